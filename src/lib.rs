@@ -23,5 +23,6 @@
 
 pub mod metrics;
 pub mod protocol;
+pub mod store;
 pub mod time;
 pub mod types;

@@ -1,0 +1,160 @@
+//! What an announce costs in the store: by peers a swarm, by peers in all, hit and miss, one
+//! thread and two, with the batched prefetch that the worker does and without.
+//!
+//! `cargo bench --bench store` builds up to 10 M peers (1.5 GB); `-- --test` keeps to small stores.
+//! A figure is for one announce, 30 peers wanted.
+#![allow(missing_docs, reason = "criterion's macros make undocumented functions")]
+#![allow(clippy::unwrap_used, reason = "a benchmark may fail by panicking")]
+
+use std::cell::LazyCell;
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use fastrand::Rng;
+use skep::store::{Change, Options, PREFETCH_STAGES, Role, Room, Store, Visit};
+use skep::time::Now;
+use skep::types::InfoHash;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Datagrams a worker prefetches at once.
+const BATCH: usize = 32;
+const NOW: Now = Now::from_s(1_800_000_000);
+
+/// A store of `peers` peers, `per_torrent` in each torrent.
+struct Filled {
+    store: Arc<Store>,
+    torrents: u32,
+    per_torrent: u32,
+}
+
+fn info_hash(torrent: u32) -> InfoHash {
+    let mut hash = [0x5a; 20];
+    hash[..4].copy_from_slice(&torrent.wrapping_mul(0x9e37_79b1).to_be_bytes());
+    InfoHash(hash)
+}
+
+fn announce(store: &Store, torrent: u32, peer: u32, out: &mut [u8], random: &mut Rng) -> usize {
+    let role = if peer.is_multiple_of(4) { Role::Leecher } else { Role::Seeder };
+    let visit = Visit {
+        info_hash: &info_hash(torrent),
+        address: Ipv4Addr::from(0x0800_0000 + peer).into(),
+        port: 6881,
+        change: Change::Present { role, completed: false },
+    };
+    store.announce(NOW, &visit, &mut Room { v4: out, v6: &mut [] }, random).bytes[0]
+}
+
+impl Filled {
+    fn new(peers: u32, per_torrent: u32) -> Self {
+        let store = Arc::new(Store::new(Options::default()));
+        let torrents = peers / per_torrent;
+        let mut random = Rng::with_seed(1);
+        for peer in 0..per_torrent {
+            for torrent in 0..torrents {
+                announce(&store, torrent, peer, &mut [], &mut random);
+            }
+        }
+        Self { store, torrents, per_torrent }
+    }
+
+    /// `count` announces of known peers in random order, in batches as the worker does them.
+    fn announces(&self, count: u64, prefetch: bool, seed: u64) -> usize {
+        let mut random = Rng::with_seed(seed);
+        let mut out = [0; 30 * 6];
+        let mut written = 0;
+        for _ in 0..count.div_ceil(BATCH as u64) {
+            let batch: [(u32, u32); BATCH] = std::array::from_fn(|_| {
+                (random.u32(..self.torrents), random.u32(..self.per_torrent))
+            });
+            if prefetch {
+                for stage in 0..PREFETCH_STAGES {
+                    for (torrent, _) in &batch {
+                        self.store.prefetch(stage, &info_hash(*torrent));
+                    }
+                }
+            }
+            for (torrent, peer) in batch {
+                written += announce(&self.store, torrent, peer, &mut out, &mut random);
+            }
+        }
+        written
+    }
+
+    fn misses(&self, count: u64) -> u32 {
+        let mut random = Rng::with_seed(3);
+        let unknown = |_| {
+            self.store
+                .scrape(&info_hash(self.torrents.wrapping_add(random.u32(..u32::MAX / 2))))
+                .seeders
+        };
+        (0..count).map(unknown).sum()
+    }
+}
+
+/// Whether criterion only checks that benchmarks run.
+fn testing() -> bool {
+    std::env::args().any(|it| it == "--test")
+}
+
+fn by_swarm(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("announce/peers_per_torrent");
+    group.throughput(Throughput::Elements(1));
+    let total = if testing() { 1000 } else { 1_000_000 };
+    for per_torrent in [1, 2, 100, 100_000] {
+        let filled = LazyCell::new(|| Filled::new(total.max(per_torrent), per_torrent));
+        let filled = &filled; // built when first used: a filter builds only what it names
+        group.bench_function(BenchmarkId::from_parameter(per_torrent), |bencher| {
+            let filled: &Filled = filled;
+            bencher.iter_custom(|count| elapsed(|| filled.announces(count, true, 2)));
+        });
+    }
+    group.finish();
+}
+
+fn by_total(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("announce/peers_in_all");
+    group.throughput(Throughput::Elements(1));
+    let totals: &[u32] =
+        if testing() { &[1000] } else { &[10_000, 100_000, 1_000_000, 10_000_000] };
+    for &total in totals {
+        let filled = LazyCell::new(|| Filled::new(total, 2));
+        let filled = &filled;
+        for (name, prefetch) in [("prefetched", true), ("plain", false)] {
+            group.bench_function(BenchmarkId::new(name, total), |bencher| {
+                let filled: &Filled = filled;
+                bencher.iter_custom(|count| elapsed(|| filled.announces(count, prefetch, 2)));
+            });
+        }
+        group.bench_function(BenchmarkId::new("miss", total), |bencher| {
+            let filled: &Filled = filled;
+            bencher.iter_custom(|count| elapsed(|| filled.misses(count)));
+        });
+        group.bench_function(BenchmarkId::new("two_threads", total), |bencher| {
+            let filled: &Filled = filled;
+            bencher.iter_custom(|count| {
+                elapsed(|| {
+                    std::thread::scope(|scope| {
+                        for seed in [5, 6] {
+                            scope.spawn(move || filled.announces(count, true, seed));
+                        }
+                    });
+                })
+            });
+        });
+    }
+    group.finish();
+}
+
+#[expect(clippy::disallowed_methods, reason = "a benchmark measures time")]
+fn elapsed<T>(work: impl FnOnce() -> T) -> Duration {
+    let start = std::time::Instant::now();
+    std::hint::black_box(work());
+    start.elapsed()
+}
+
+criterion_group!(benches, by_swarm, by_total);
+criterion_main!(benches);

@@ -1,0 +1,303 @@
+//! Forgetting peers that went silent, a bounded slice at a time.
+//!
+//! Each worker sweeps its own shards in a circle, one shard after the other at an even pace, so
+//! that a pass takes about [`Limits::pass_s`]. A slice looks at a few hundred buckets and
+//! peers under one shard's lock: nobody waits longer than microseconds, whatever the store holds.
+
+use std::ops::Range;
+
+use super::large::{Crowd, Large, Members};
+use super::record::{Address, Record};
+use super::roster::Roster;
+use super::table::{Block, Contents, Owned, SwarmCell, Visit};
+use super::{ShardTotals, Store, swarm};
+use crate::time::Now;
+use crate::types::{Family, InfoHash};
+
+/// When something is forgotten.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Seconds of silence after which a peer goes; at most [`super::PEER_AGE_S_LIMIT`].
+    pub peer_age_s_max: u32,
+    /// Seconds for which the count of an empty torrent is kept.
+    pub empty_torrent_age_s_max: u32,
+}
+
+impl Limits {
+    /// Seconds a pass over the whole store is meant to take: a 64th of the peer's life, so that
+    /// nobody is handed out much longer than promised, between one second and a minute.
+    fn pass_s(self) -> u64 {
+        u64::from(self.peer_age_s_max / 64).clamp(1, 60)
+    }
+}
+
+/// What a slice may look at, in buckets and peers: this many for each millisecond since the
+/// previous one, within the two bounds below.
+const LOOKS_PER_MS: u64 = 256;
+/// A busy worker's slice: some microseconds.
+const LOOKS_MIN: usize = 256;
+/// An idle worker's slice: below a millisecond.
+const LOOKS_MAX: usize = 16_384;
+/// The part of a slice that is done under one lock: others wait for no more than some microseconds.
+const LOOKS_PER_LOCK: usize = 1024;
+/// A worker that is further behind its pace than this starts from there instead of rushing.
+const BEHIND_NS_MAX: u64 = 200_000_000;
+
+/// One worker's place in its circle.
+pub struct Sweeper {
+    shards: Range<usize>,
+    shard: usize,
+    bucket: usize,
+    /// Where to go on inside a large swarm.
+    place: Option<Place>,
+    /// When the current shard's turn has come.
+    due: Option<Now>,
+    latest: Option<Now>,
+}
+
+/// A position inside a large swarm.
+#[derive(Clone, Copy)]
+struct Place {
+    /// The torrent; its bucket may have become another's by the next slice.
+    info_hash: InfoHash,
+    /// Which crowd, IPv4 ones first.
+    crowd: usize,
+    /// Peers from here on have been looked at.
+    end: usize,
+}
+
+impl Sweeper {
+    /// The sweeper of `worker` (from 0) of `workers`: each has its own share of the shards.
+    pub fn new(store: &Store, worker: usize, workers: usize) -> Self {
+        let shards = store.table.shards();
+        let share = worker * shards / workers..(worker + 1) * shards / workers;
+        let shard = share.start;
+        Self { shards: share, shard, bucket: 0, place: None, due: None, latest: None }
+    }
+
+    /// Does one slice, as far as something is due.
+    #[inline]
+    pub fn slice(&mut self, store: &Store, now: Now, limits: Limits) {
+        let latest = self.latest.replace(now).unwrap_or(now);
+        let due = *self.due.get_or_insert(now);
+        if now >= due && !self.shards.is_empty() {
+            let looks = now.ns_since(latest) * LOOKS_PER_MS / 1_000_000;
+            let looks = usize::try_from(looks).unwrap_or(LOOKS_MAX);
+            self.spend(store, now, limits, looks.clamp(LOOKS_MIN, LOOKS_MAX));
+        }
+    }
+
+    /// Sweeps everything at once, for tests and benchmarks.
+    pub fn pass(&mut self, store: &Store, now: Now, limits: Limits) {
+        for _ in self.shards.clone() {
+            let mut looks = LOOKS_MAX;
+            while !self.sweep(store, now, limits, &mut looks) {
+                looks = LOOKS_MAX;
+            }
+            self.next_shard(now, now, limits);
+        }
+    }
+
+    fn spend(&mut self, store: &Store, now: Now, limits: Limits, mut looks: usize) {
+        while let Some(due) = self.due.filter(|due| now >= *due) {
+            let mut part = looks.min(LOOKS_PER_LOCK);
+            if part == 0 {
+                return;
+            }
+            looks -= part;
+            let done = self.sweep(store, now, limits, &mut part);
+            looks += part;
+            if done {
+                self.next_shard(due, now, limits);
+            }
+        }
+    }
+
+    fn next_shard(&mut self, due: Now, now: Now, limits: Limits) {
+        let next = self.shard + 1;
+        self.shard = if next < self.shards.end { next } else { self.shards.start };
+        let pace_ns = limits.pass_s() * 1_000_000_000 / self.shards.len().max(1) as u64;
+        let earliest_ns = now.ns().saturating_sub(BEHIND_NS_MAX);
+        self.due = Some(Now::from_ns((due.ns() + pace_ns).max(earliest_ns)));
+    }
+
+    /// A part of the current shard; true when the shard is done.
+    fn sweep(&mut self, store: &Store, now: Now, limits: Limits, looks: &mut usize) -> bool {
+        if self.shards.is_empty() {
+            return true;
+        }
+        let totals = &store.totals[self.shard];
+        let mut place = self.place.take();
+        let next = store.table.sweep(self.shard, self.bucket, looks, |info_hash, cell, looks| {
+            let was_vacant = cell.is_vacant();
+            let from = place.take().filter(|it| it.info_hash == *info_hash);
+            let here = Expiry { store, totals, now, limits };
+            place = here.expire_cell(info_hash, cell, from, looks);
+            if place.is_some() {
+                return Visit::Pause;
+            }
+            if !was_vacant && cell.is_vacant() {
+                totals.note_entry(true, false);
+            }
+            Visit::Done
+        });
+        self.place = place;
+        self.bucket = next.unwrap_or(0);
+        next.is_none()
+    }
+}
+
+/// What a sweep of one shard goes by.
+struct Expiry<'a> {
+    store: &'a Store,
+    totals: &'a ShardTotals,
+    now: Now,
+    limits: Limits,
+}
+
+impl Expiry<'_> {
+    /// Expires one swarm; says where to go on in it if `looks` ran out.
+    fn expire_cell(
+        &self,
+        info_hash: &InfoHash,
+        cell: &mut SwarmCell,
+        from: Option<Place>,
+        looks: &mut usize,
+    ) -> Option<Place> {
+        let now = self.now;
+        let empty_age_s_max = u64::from(self.limits.empty_torrent_age_s_max);
+        cell.change(|contents| {
+            let contents = match contents {
+                Contents::Empty { since_s, .. }
+                    if now.seconds().saturating_sub(since_s.into()) > empty_age_s_max =>
+                {
+                    Contents::Empty { completed: 0, since_s: 0 }
+                }
+                Contents::One(record, completed)
+                    if record.stamp().age_s(now) > self.limits.peer_age_s_max =>
+                {
+                    self.totals.leave(Family::V4, record.stamp().role());
+                    swarm::empty(completed, now)
+                }
+                Contents::Few4(block) => self.expire_few4(block, looks),
+                Contents::Few6(mut block) => {
+                    self.expire_block(&mut block, looks);
+                    if block.records().is_empty() {
+                        swarm::empty(block.completed(), now)
+                    } else {
+                        Contents::Few6(block)
+                    }
+                }
+                Contents::Many(mut large) => {
+                    let place = self.expire_large(info_hash, &mut large, from, looks);
+                    if place.is_some() {
+                        return (Contents::Many(large), place);
+                    }
+                    self.settle(large)
+                }
+                as_it_was => as_it_was,
+            };
+            (contents, None)
+        })
+    }
+
+    fn expire_few4(&self, mut block: Block<4>, looks: &mut usize) -> Contents {
+        self.expire_block(&mut block, looks);
+        self.smallest(block)
+    }
+
+    /// The smallest layout for the peers of an IPv4 block.
+    fn smallest(&self, block: Block<4>) -> Contents {
+        match block.records() {
+            [] => swarm::empty(block.completed(), self.now),
+            [record] => swarm::one(*record, block.completed(), self.store.table.keys()),
+            _ => Contents::Few4(block),
+        }
+    }
+
+    fn expire_block<const ADDRESS: usize>(&self, block: &mut Block<ADDRESS>, looks: &mut usize)
+    where
+        Record<ADDRESS>: Address,
+    {
+        *looks = looks.saturating_sub(block.records().len());
+        let gone = |role| self.totals.leave(Record::<ADDRESS>::FAMILY, role);
+        let keys = self.store.table.keys();
+        block.expire(self.now, self.limits.peer_age_s_max, usize::MAX, usize::MAX, keys, gone);
+        if !block.records().is_empty() {
+            block.shrink(keys);
+        }
+    }
+
+    /// Expires a large swarm's crowds one after the other; says where to go on if `looks` ran out.
+    fn expire_large(
+        &self,
+        info_hash: &InfoHash,
+        large: &mut Large,
+        from: Option<Place>,
+        looks: &mut usize,
+    ) -> Option<Place> {
+        let (mut crowd, mut end) = from.map_or((0, usize::MAX), |it| (it.crowd, it.end));
+        loop {
+            let v4 = large.v4.len();
+            let rest = if let Some(it) = large.v4.get_mut(crowd) {
+                self.expire_crowd(it, end, looks)
+            } else if let Some(it) = large.v6.get_mut(crowd.wrapping_sub(v4)) {
+                self.expire_crowd(it, end, looks)
+            } else {
+                return None;
+            };
+            if let Some(end) = rest {
+                return Some(Place { info_hash: *info_hash, crowd, end });
+            }
+            (crowd, end) = (crowd + 1, usize::MAX);
+        }
+    }
+
+    fn expire_crowd<const ADDRESS: usize>(
+        &self,
+        crowd: &mut Crowd<ADDRESS>,
+        end: usize,
+        looks: &mut usize,
+    ) -> Option<usize>
+    where
+        Record<ADDRESS>: Address,
+    {
+        let end = end.min(crowd.records().len());
+        let gone = |role| self.totals.leave(Record::<ADDRESS>::FAMILY, role);
+        let (age_s_max, keys) = (self.limits.peer_age_s_max, self.store.table.keys());
+        // At least one, so that every visit gets further.
+        let budget = (*looks).max(1);
+        let rest = crowd.expire(self.now, age_s_max, end, budget, keys, gone);
+        *looks = looks.saturating_sub(end - rest.unwrap_or(0));
+        rest
+    }
+
+    /// A large swarm after a pass over it, in the smallest layout that holds it.
+    fn settle(&self, mut large: Owned) -> Contents {
+        let keys = self.store.table.keys();
+        large.v4.retain(|crowd| !crowd.records().is_empty());
+        large.v6.retain(|crowd| !crowd.records().is_empty());
+        large.v4.iter_mut().for_each(|crowd| crowd.shrink(keys));
+        large.v6.iter_mut().for_each(|crowd| crowd.shrink(keys));
+        let completed = large.completed;
+        if large.v4.len() + large.v6.len() > 1 {
+            return Contents::Many(large);
+        }
+        match (large.v4.pop(), large.v6.pop()) {
+            (Some(Crowd { members: Members::Few(mut block), .. }), _) => {
+                block.set_completed(completed);
+                self.smallest(block)
+            }
+            (_, Some(Crowd { members: Members::Few(mut block), .. })) => {
+                block.set_completed(completed);
+                Contents::Few6(block)
+            }
+            (None, None) => swarm::empty(completed, self.now),
+            (v4, v6) => {
+                large.v4.extend(v4);
+                large.v6.extend(v6);
+                Contents::Many(large)
+            }
+        }
+    }
+}

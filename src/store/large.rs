@@ -1,0 +1,230 @@
+//! Swarms that need more than a block: very many peers, both families, or several scopes.
+//!
+//! Peers of one family and one scope form a crowd: a block while it fits, beyond that an array with
+//! an index of endpoint to position, so that an announce costs the same in a swarm of two thousand
+//! and of a million.
+
+use ahash::RandomState;
+use hashbrown::HashTable;
+
+use super::record::{Endpoint, Record};
+use super::roster::{Counts, Roster};
+use super::table::{BLOCK_RECORDS_MAX, Block};
+use crate::types::Scope;
+
+/// One swarm's crowds; at most one of each family and scope.
+#[derive(Default)]
+pub(super) struct Large {
+    /// Downloads counted.
+    pub(super) completed: u32,
+    /// IPv4 peers by scope.
+    pub(super) v4: Vec<Crowd<4>>,
+    /// IPv6 peers by scope.
+    pub(super) v6: Vec<Crowd<16>>,
+}
+
+impl Large {
+    /// Whether nobody is in any crowd.
+    pub(super) fn is_empty(&self) -> bool {
+        self.v4.iter().all(|crowd| crowd.records().is_empty())
+            && self.v6.iter().all(|crowd| crowd.records().is_empty())
+    }
+}
+
+/// Peers of one family and one scope.
+pub(super) struct Crowd<const ADDRESS: usize> {
+    /// Who may be told of them.
+    pub(super) scope: Scope,
+    /// The peers.
+    pub(super) members: Members<ADDRESS>,
+}
+
+/// Where a crowd's peers are.
+pub(super) enum Members<const ADDRESS: usize> {
+    /// In a block, while they fit.
+    Few(Block<ADDRESS>),
+    /// In an array with an index.
+    Many(Box<Indexed<ADDRESS>>),
+}
+
+/// The crowd of `scope`, made if it is not there.
+pub(super) fn crowd_of<const ADDRESS: usize>(
+    crowds: &mut Vec<Crowd<ADDRESS>>,
+    scope: Scope,
+) -> &mut Crowd<ADDRESS> {
+    let at = crowds.iter().position(|crowd| crowd.scope == scope).unwrap_or_else(|| {
+        let members = Members::Few(Block::with_room(1, 0));
+        crowds.reserve_exact(1); // most swarms of both families have one crowd of each
+        crowds.push(Crowd { scope, members });
+        crowds.len() - 1
+    });
+    &mut crowds[at]
+}
+
+impl<const ADDRESS: usize> Crowd<ADDRESS> {
+    /// Gives back memory that is not needed. A crowd goes back to a block once it fills half of
+    /// one, so that it does not change back and forth.
+    pub(super) fn shrink(&mut self, keys: &RandomState) {
+        match &mut self.members {
+            Members::Few(block) => block.shrink(keys),
+            Members::Many(indexed) if indexed.records.len() <= BLOCK_RECORDS_MAX / 2 => {
+                let mut block = Block::with_room(indexed.records.len(), 0);
+                indexed.records.iter().for_each(|record| _ = block.insert(*record, keys));
+                self.members = Members::Few(block);
+            }
+            Members::Many(indexed) => indexed.shrink(keys),
+        }
+    }
+}
+
+impl<const ADDRESS: usize> Roster<ADDRESS> for Crowd<ADDRESS> {
+    #[inline]
+    fn records(&self) -> &[Record<ADDRESS>] {
+        match &self.members {
+            Members::Few(it) => it.records(),
+            Members::Many(it) => &it.records,
+        }
+    }
+
+    #[inline]
+    fn counts(&self) -> Counts {
+        match &self.members {
+            Members::Few(it) => it.counts(),
+            Members::Many(it) => it.counts,
+        }
+    }
+
+    fn set_counts(&mut self, counts: Counts) {
+        match &mut self.members {
+            Members::Few(it) => it.set_counts(counts),
+            Members::Many(it) => it.counts = counts,
+        }
+    }
+
+    #[inline]
+    fn position(&self, endpoint: &Endpoint<ADDRESS>, keys: &RandomState) -> Option<usize> {
+        match &self.members {
+            Members::Few(it) => it.position(endpoint, keys),
+            Members::Many(it) => it.position(endpoint, keys),
+        }
+    }
+
+    #[inline]
+    fn renew(&mut self, at: usize, record: Record<ADDRESS>) {
+        match &mut self.members {
+            Members::Few(it) => it.renew(at, record),
+            Members::Many(it) => it.records[at] = record,
+        }
+    }
+
+    fn swap(&mut self, a: usize, b: usize, keys: &RandomState) {
+        match &mut self.members {
+            Members::Few(it) => it.swap(a, b, keys),
+            Members::Many(it) => it.swap(a, b, keys),
+        }
+    }
+
+    fn push(&mut self, record: Record<ADDRESS>, keys: &RandomState) {
+        match &mut self.members {
+            Members::Few(it) if it.is_full() => {
+                let mut indexed = Indexed::of(it, keys);
+                indexed.push(record, keys);
+                self.members = Members::Many(Box::new(indexed));
+            }
+            Members::Few(it) => it.push(record, keys),
+            Members::Many(it) => it.push(record, keys),
+        }
+    }
+
+    fn pop(&mut self, keys: &RandomState) {
+        match &mut self.members {
+            Members::Few(it) => it.pop(keys),
+            Members::Many(it) => it.pop(keys),
+        }
+    }
+}
+
+/// Peers in an array, found through an index of endpoint to position.
+pub(super) struct Indexed<const ADDRESS: usize> {
+    records: Vec<Record<ADDRESS>>,
+    counts: Counts,
+    index: HashTable<u32>,
+}
+
+/// The index's word for a position. Four billion peers do not fit a swarm.
+#[inline]
+fn word(at: usize) -> u32 {
+    u32::try_from(at).expect("a crowd has fewer than 2^32 peers")
+}
+
+/// Stands in the index, for a moment, for a position nobody has.
+const NOWHERE: usize = u32::MAX as usize;
+
+/// Makes the index say `new` where it says `old`.
+fn repoint(index: &mut HashTable<u32>, hash: u64, old: usize, new: usize) {
+    let (old, new) = (word(old), word(new));
+    let found = index.find_mut(hash, |&at| at == old);
+    *found.expect("every position is indexed") = new;
+}
+
+impl<const ADDRESS: usize> Indexed<ADDRESS> {
+    /// The peers of a full block, indexed.
+    fn of(block: &Block<ADDRESS>, keys: &RandomState) -> Self {
+        let room = block.records().len() * 2;
+        let index = HashTable::with_capacity(room);
+        let records = Vec::with_capacity(room);
+        let mut it = Self { records, counts: block.counts(), index };
+        block.records().iter().for_each(|record| it.push(*record, keys));
+        it
+    }
+
+    /// Gives back memory once three quarters of it are unused.
+    fn shrink(&mut self, keys: &RandomState) {
+        let len = self.records.len();
+        if len < self.records.capacity() / 4 {
+            self.records.shrink_to(len + len / 4);
+            let records = &self.records;
+            self.index.shrink_to(len, |&at| keys.hash_one(records[at as usize].endpoint));
+        }
+    }
+
+    #[inline]
+    fn position(&self, endpoint: &Endpoint<ADDRESS>, keys: &RandomState) -> Option<usize> {
+        let is_it = |&at: &u32| self.records[at as usize].endpoint == *endpoint;
+        self.index.find(keys.hash_one(endpoint), is_it).map(|&at| at as usize)
+    }
+
+    fn swap(&mut self, a: usize, b: usize, keys: &RandomState) {
+        if a == b {
+            return;
+        }
+        let [hash_a, hash_b] = [a, b].map(|at| keys.hash_one(self.records[at].endpoint));
+        // Over a position nobody has, for the two may share a hash.
+        repoint(&mut self.index, hash_a, a, NOWHERE);
+        repoint(&mut self.index, hash_b, b, a);
+        repoint(&mut self.index, hash_a, NOWHERE, b);
+        self.records.swap(a, b);
+    }
+
+    fn push(&mut self, record: Record<ADDRESS>, keys: &RandomState) {
+        if self.records.len() == self.records.capacity() {
+            // A quarter at a time: half as much slack as doubling, for one more copy a peer.
+            self.records.reserve_exact(self.records.len() / 4 + 1);
+        }
+        let at = word(self.records.len());
+        self.records.push(record);
+        let records = &self.records;
+        self.index.insert_unique(keys.hash_one(record.endpoint), at, |&at| {
+            keys.hash_one(records[at as usize].endpoint)
+        });
+    }
+
+    fn pop(&mut self, keys: &RandomState) {
+        let Some(record) = self.records.pop() else { return };
+        let at = word(self.records.len());
+        let found = self.index.find_entry(keys.hash_one(record.endpoint), |&it| it == at);
+        if let Ok(entry) = found {
+            entry.remove();
+        }
+    }
+}

@@ -1,0 +1,243 @@
+//! info-hash → swarm: the one store behind every front end.
+//!
+//! `table` lays the memory out, `roster` keeps peers in an order that makes choice cheap,
+//! `large` adds an index where a scan would be slow, `select` draws the peers, `expire`
+//! forgets the silent ones in small slices. This file is the store's door: an announce goes in,
+//! counts and peers come out, under one shard lock and with nothing else held.
+
+mod expire;
+mod large;
+mod record;
+mod roster;
+mod select;
+mod swarm;
+mod table;
+
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use ahash::RandomState;
+use crossbeam_utils::CachePadded;
+use fastrand::Rng;
+
+pub use expire::{Limits, Sweeper};
+pub use record::{PEER_AGE_S_LIMIT, Role, TICK_S};
+pub use roster::Change;
+
+use crate::time::Now;
+use crate::types::{Family, InfoHash, Scope, ScrapeEntry};
+use roster::Outcome;
+use swarm::Asker;
+use table::Table;
+
+/// How many times [`Store::prefetch`] wants to see a batch.
+pub const PREFETCH_STAGES: usize = table::PREFETCH_STAGES;
+
+/// The most peers of one family that one announce may be given.
+pub const CHOICE_MAX: usize = select::CHOICE_MAX;
+
+/// How the store is built.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Lock shards, a power of two above 1. At 1024, two of 16 busy workers meet on a lock in
+    /// about one announce of a hundred.
+    pub shards: usize,
+    /// Fixes the hash keys, for reproducible tests. `None`: keys from the system's entropy, which
+    /// is what keeps an attacker from choosing colliding info-hashes.
+    pub seed: Option<u64>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { shards: 1024, seed: None }
+    }
+}
+
+/// Sums over the whole store.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Torrents held, those with only a completed count included.
+    pub torrents: u64,
+    /// Complete peers by `Family`.
+    pub seeders: [u64; 2],
+    /// Incomplete peers by `Family`.
+    pub leechers: [u64; 2],
+    /// Downloads completed, counted since start.
+    pub completed: u64,
+}
+
+/// One shard's part of the totals. Written only under the shard's write lock, so plain loads and
+/// stores are exact; read by anyone.
+#[derive(Default)]
+struct ShardTotals {
+    torrents: AtomicU64,
+    seeders: [AtomicU64; 2],
+    leechers: [AtomicU64; 2],
+    completed: AtomicU64,
+}
+
+/// Adds to a count whose shard is locked.
+fn add(count: &AtomicU64, n: u64) {
+    count.store(count.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
+}
+
+impl ShardTotals {
+    fn by_role(&self, family: Family, role: Role) -> &AtomicU64 {
+        match role {
+            Role::Seeder => &self.seeders[family as usize],
+            Role::Leecher | Role::Paused => &self.leechers[family as usize],
+        }
+    }
+
+    fn leave(&self, family: Family, role: Role) {
+        add(self.by_role(family, role), u64::MAX);
+    }
+
+    #[inline]
+    fn note(&self, family: Family, outcome: &Outcome) {
+        if outcome.before != outcome.after {
+            if let Some(role) = outcome.before {
+                self.leave(family, role);
+            }
+            if let Some(role) = outcome.after {
+                add(self.by_role(family, role), 1);
+            }
+        }
+        if outcome.completed {
+            add(&self.completed, 1);
+        }
+    }
+
+    #[inline]
+    fn note_entry(&self, before: bool, after: bool) {
+        if before != after {
+            add(&self.torrents, if after { 1 } else { u64::MAX });
+        }
+    }
+}
+
+/// One announce, as the store sees it.
+#[derive(Clone, Copy, Debug)]
+pub struct Visit<'a> {
+    /// The torrent.
+    pub info_hash: &'a InfoHash,
+    /// The peer's address, unmapped.
+    pub address: IpAddr,
+    /// The peer's port, not 0.
+    pub port: u16,
+    /// What happens to the peer.
+    pub change: Change,
+}
+
+/// Where chosen peers go, compact: how many fit is how many are wanted, up to [`CHOICE_MAX`] a
+/// family. An empty slice asks for none of that family.
+#[derive(Debug, Default)]
+pub struct Room<'a> {
+    /// For IPv4 peers, 6 bytes each.
+    pub v4: &'a mut [u8],
+    /// For IPv6 peers, 18 bytes each.
+    pub v6: &'a mut [u8],
+}
+
+/// What an announce is told.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Answer {
+    /// Complete peers of the whole swarm.
+    pub seeders: u32,
+    /// Incomplete peers of the whole swarm.
+    pub leechers: u32,
+    /// Bytes written for each family, by `Family`.
+    pub bytes: [usize; 2],
+}
+
+/// info-hash → swarm.
+pub struct Store {
+    table: Table,
+    totals: Box<[CachePadded<ShardTotals>]>,
+}
+
+impl Store {
+    /// An empty store.
+    pub fn new(options: Options) -> Self {
+        let keys = options.seed.map_or_else(RandomState::new, |seed| {
+            RandomState::with_seeds(seed, !seed, seed.rotate_left(32), 0x5eed)
+        });
+        let table = Table::new(options.shards, keys);
+        let totals = (0..table.shards()).map(|_| CachePadded::default()).collect();
+        Self { table, totals }
+    }
+
+    /// Sums; costs one read per shard.
+    pub fn totals(&self) -> Totals {
+        let mut sum = Totals::default();
+        for shard in &self.totals {
+            sum.torrents += shard.torrents.load(Ordering::Relaxed);
+            sum.completed += shard.completed.load(Ordering::Relaxed);
+            for family in Family::ALL {
+                let at = family as usize;
+                sum.seeders[at] += shard.seeders[at].load(Ordering::Relaxed);
+                sum.leechers[at] += shard.leechers[at].load(Ordering::Relaxed);
+            }
+        }
+        sum
+    }
+
+    /// Asks for the memory an announce of `info_hash` will touch; stages run over a whole batch
+    /// one after the other, 0 to [`PREFETCH_STAGES`] - 1, so that the waits overlap.
+    #[inline]
+    pub fn prefetch(&self, stage: usize, info_hash: &InfoHash) {
+        self.table.prefetch(stage, info_hash);
+    }
+
+    /// Applies one announce to its own peer, then chooses others for it.
+    #[inline]
+    pub fn announce(
+        &self,
+        now: Now,
+        visit: &Visit<'_>,
+        room: &mut Room<'_>,
+        random: &mut Rng,
+    ) -> Answer {
+        let asker = Asker {
+            now,
+            scope: Scope::of(visit.address),
+            change: visit.change,
+            keys: self.table.keys(),
+        };
+        let joins = matches!(visit.change, Change::Present { .. });
+        self.table.write(
+            visit.info_hash,
+            joins,
+            |shard, cell| {
+                cell.change(|contents| {
+                    let (family, (contents, outcome)) = asker.announce(contents, visit);
+                    self.totals[shard].note(family, &outcome);
+                    let mut answer = swarm::counts(&contents);
+                    if let Change::Present { role, .. } = visit.change {
+                        let own = (family, outcome.position);
+                        let scope = asker.scope;
+                        answer.bytes = swarm::choose(&contents, scope, role, own, room, random);
+                    }
+                    (contents, answer)
+                })
+            },
+            |shard, before, after| self.totals[shard].note_entry(before, after),
+        )
+    }
+
+    /// One torrent's counts; zeros if it is unknown.
+    pub fn scrape(&self, info_hash: &InfoHash) -> ScrapeEntry {
+        self.table
+            .read(info_hash, |cell| {
+                cell.peek(|contents| {
+                    let answer = swarm::counts(contents);
+                    ScrapeEntry {
+                        seeders: answer.seeders,
+                        completed: swarm::completed(contents),
+                        leechers: answer.leechers,
+                    }
+                })
+            })
+            .unwrap_or_default()
+    }
+}

@@ -1,0 +1,253 @@
+//! One peer as it lies in memory: its endpoint exactly as replies carry it, and two bytes about it.
+//!
+//! ```text
+//! IPv4   address (4)  | port (2) | stamp (2)  =  8 bytes, the first 6 copied into replies
+//! IPv6   address (16) | port (2) | stamp (2)  = 20 bytes, the first 18 copied into replies
+//!
+//! stamp  15..4 tick of the latest announce | 3 counted | 2 was leecher | 1 paused | 0 seeder
+//! ```
+//!
+//! A tick is 8 seconds and wraps after 4096 of them (9 hours), so the age of a peer is known as
+//! long as it is below that: [`PEER_AGE_S_LIMIT`] leaves the sweeper three hours to find it.
+
+use std::hash::{Hash, Hasher};
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+use crate::time::Now;
+use crate::types::{Family, Scope};
+
+/// Seconds in a tick: how precisely ages are known.
+pub const TICK_S: u32 = 8;
+/// Ticks after which a stamp wraps.
+const TICKS: u16 = 1 << 12;
+/// Ticks by which a stamp may be ahead of the clock that judges it: four minutes, where workers
+/// differ by the length of a turn.
+const TICKS_AHEAD: u16 = 32;
+/// The longest peer lifetime that stamps can tell from a wrapped one, in seconds.
+pub const PEER_AGE_S_LIMIT: u32 = 6 * 3600;
+
+const _: () = assert!((PEER_AGE_S_LIMIT as u64) < (TICKS as u64 * TICK_S as u64) * 2 / 3);
+
+/// Address and port, in network byte order: a peer's identity, and its compact form in replies.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,
+)]
+#[repr(C)]
+pub(super) struct Endpoint<const ADDRESS: usize> {
+    address: [u8; ADDRESS],
+    port: [u8; 2],
+}
+
+impl<const ADDRESS: usize> Hash for Endpoint<ADDRESS> {
+    /// One integer for IPv4, two for IPv6: the derived slice hash costs several times more.
+    #[inline]
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        let mut wide = [0; 16];
+        wide[..ADDRESS].copy_from_slice(&self.address);
+        let port = u16::from_ne_bytes(self.port);
+        if ADDRESS == 4 {
+            let [a, b, c, d, ..] = wide;
+            state.write_u64(u64::from(u32::from_ne_bytes([a, b, c, d])) << 16 | u64::from(port));
+        } else {
+            state.write_u128(u128::from_ne_bytes(wide));
+            state.write_u16(port);
+        }
+    }
+}
+
+/// A peer: its endpoint and its stamp.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,
+)]
+#[repr(C)]
+pub(super) struct Record<const ADDRESS: usize> {
+    /// Who.
+    pub(super) endpoint: Endpoint<ADDRESS>,
+    stamp: [u8; 2],
+}
+
+/// An IPv4 peer.
+pub(super) type Record4 = Record<4>;
+/// An IPv6 peer.
+pub(super) type Record6 = Record<16>;
+
+const _: () = assert!(size_of::<Record4>() == 8 && size_of::<Record6>() == 20);
+
+impl<const ADDRESS: usize> Endpoint<ADDRESS> {
+    /// An endpoint.
+    pub(super) fn new(address: [u8; ADDRESS], port: u16) -> Self {
+        Self { address, port: port.to_be_bytes() }
+    }
+}
+
+impl<const ADDRESS: usize> Record<ADDRESS> {
+    /// A peer that has just announced.
+    #[inline]
+    pub(super) fn new(endpoint: Endpoint<ADDRESS>, stamp: Stamp) -> Self {
+        Self { endpoint, stamp: stamp.0.to_ne_bytes() }
+    }
+
+    /// What is known of the peer besides its endpoint.
+    #[inline]
+    pub(super) fn stamp(&self) -> Stamp {
+        Stamp(u16::from_ne_bytes(self.stamp))
+    }
+}
+
+/// What the two record types tell about themselves.
+pub(super) trait Address {
+    /// The family of every such record.
+    const FAMILY: Family;
+    /// Who may be told of this peer.
+    fn scope(&self) -> Scope;
+}
+
+impl Address for Record4 {
+    const FAMILY: Family = Family::V4;
+
+    #[inline]
+    fn scope(&self) -> Scope {
+        Scope::of_v4(Ipv4Addr::from(self.endpoint.address))
+    }
+}
+
+impl Address for Record6 {
+    const FAMILY: Family = Family::V6;
+
+    #[inline]
+    fn scope(&self) -> Scope {
+        Scope::of_v6(Ipv6Addr::from(self.endpoint.address))
+    }
+}
+
+/// What a peer does in its swarm.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Role {
+    /// Incomplete, and wants data.
+    Leecher,
+    /// Incomplete, and wants nothing more (BEP 21): counted as a leecher, served like a seeder.
+    Paused,
+    /// Complete.
+    Seeder,
+}
+
+impl Role {
+    /// Whether the peer is worth handing to one that only uploads.
+    #[inline]
+    pub fn wants_data(self) -> bool {
+        self == Self::Leecher
+    }
+}
+
+/// When a peer last announced, its role, and how far its download was counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Stamp(u16);
+
+const SEEDER: u16 = 1;
+const PAUSED: u16 = 1 << 1;
+const WAS_LEECHER: u16 = 1 << 2;
+const COUNTED: u16 = 1 << 3;
+const TICK_SHIFT: u32 = 4;
+
+impl Stamp {
+    /// The stamp of a peer that announced now and was unknown before.
+    #[inline]
+    pub(super) fn new(now: Now, role: Role) -> Self {
+        let flags = match role {
+            Role::Leecher => WAS_LEECHER,
+            Role::Paused => PAUSED | WAS_LEECHER,
+            Role::Seeder => SEEDER,
+        };
+        Self((tick(now) << TICK_SHIFT) | flags)
+    }
+
+    /// The stamp after another announce, and whether that one completes a download to be counted:
+    /// once per peer, and only for a peer that was seen as a leecher.
+    #[inline]
+    pub(super) fn renewed(self, now: Now, role: Role, completed: bool) -> (Self, bool) {
+        let kept = self.0 & (WAS_LEECHER | COUNTED);
+        let counts = completed && kept == WAS_LEECHER;
+        let counted = if counts { COUNTED } else { 0 };
+        (Self(Self::new(now, role).0 | kept | counted), counts)
+    }
+
+    /// What the peer does.
+    #[inline]
+    pub(super) fn role(self) -> Role {
+        match (self.0 & SEEDER != 0, self.0 & PAUSED != 0) {
+            (true, _) => Role::Seeder,
+            (false, true) => Role::Paused,
+            (false, false) => Role::Leecher,
+        }
+    }
+
+    /// Seconds that have certainly passed since the latest announce: up to two ticks less than the
+    /// truth, never more. A stamp from a little ahead (another worker has read its clock later)
+    /// is of age 0.
+    #[inline]
+    pub(super) fn age_s(self, now: Now) -> u32 {
+        let ticks = tick(now).wrapping_sub(self.0 >> TICK_SHIFT) & (TICKS - 1);
+        if ticks >= TICKS - TICKS_AHEAD {
+            return 0;
+        }
+        u32::from(ticks).saturating_sub(1) * TICK_S
+    }
+}
+
+/// The tick of a moment, below [`TICKS`].
+#[inline]
+fn tick(now: Now) -> u16 {
+    #[expect(clippy::cast_possible_truncation, reason = "the remainder is below 2^12")]
+    let tick = (now.seconds() / u64::from(TICK_S) % u64::from(TICKS)) as u16;
+    tick
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn age_is_right_across_the_wrap() {
+        let wrap_s = u64::from(TICKS) * u64::from(TICK_S);
+        for start_s in [0, 7, 8, wrap_s - 8, wrap_s - 1, wrap_s, 1_800_000_000] {
+            let stamp = Stamp::new(Now::from_s(start_s), Role::Leecher);
+            for age_s in [0, 8, 80, 3900, u64::from(PEER_AGE_S_LIMIT), wrap_s - 264] {
+                let found = u64::from(stamp.age_s(Now::from_s(start_s + age_s)));
+                assert!(found <= age_s && age_s - found < 16, "{start_s} + {age_s}: {found}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_stamp_from_another_workers_later_clock_is_new() {
+        for now_s in [7, 8, 1_800_000_000] {
+            let stamp = Stamp::new(Now::from_s(now_s + 8), Role::Leecher);
+            assert_eq!(stamp.age_s(Now::from_s(now_s)), 0);
+        }
+    }
+
+    #[test]
+    fn completion_counts_once_and_only_after_leeching() {
+        let now = Now::from_s(1000);
+        let seeder = Stamp::new(now, Role::Seeder);
+        assert!(!seeder.renewed(now, Role::Seeder, true).1, "never seen as a leecher");
+        let leecher = Stamp::new(now, Role::Leecher);
+        let (seeder, counted) = leecher.renewed(now, Role::Seeder, true);
+        assert!(counted && seeder.role() == Role::Seeder);
+        let (again, counted) = seeder.renewed(now, Role::Seeder, true);
+        assert!(!counted, "a retransmitted announce");
+        let (back, _) = again.renewed(now, Role::Leecher, false);
+        assert_eq!(back.role(), Role::Leecher);
+        assert!(!back.renewed(now, Role::Seeder, true).1, "a second completion after a recheck");
+    }
+
+    #[test]
+    fn a_paused_leecher_still_completes() {
+        let now = Now::from_s(1000);
+        let (paused, _) = Stamp::new(now, Role::Leecher).renewed(now, Role::Paused, false);
+        assert_eq!(paused.role(), Role::Paused);
+        assert!(paused.renewed(now, Role::Seeder, true).1);
+    }
+}

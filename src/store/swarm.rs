@@ -1,0 +1,337 @@
+//! What an announce does to one swarm, whichever of the five layouts it is in.
+//!
+//! ```text
+//! Empty ─▶ One ─▶ Few4 ─▶ Many        an IPv4 swarm as it grows
+//! Empty ─────────▶ Few6 ─▶ Many       an IPv6 one; a second family or scope leads to Many at once
+//! ```
+//!
+//! Layouts only grow here; [`super::expire`] leads back to smaller ones.
+
+use std::net::IpAddr;
+
+use ahash::RandomState;
+use fastrand::Rng;
+
+use super::large::{Crowd, Large, crowd_of};
+use super::record::{Address, Endpoint, Record, Record4, Role, Stamp};
+use super::roster::{Change, Counts, Outcome, Roster};
+use super::select::{Pool, choose as choose_from};
+use super::table::{Block, Contents, ONE_COMPLETED_MAX, Owned};
+use super::{Answer, Room, Visit};
+use crate::time::Now;
+use crate::types::{Family, Scope};
+
+/// Who announces, and what.
+pub(super) struct Asker<'a> {
+    /// When.
+    pub(super) now: Now,
+    /// Who may be told of it.
+    pub(super) scope: Scope,
+    /// What happens to it.
+    pub(super) change: Change,
+    /// The keys of the store's hashes.
+    pub(super) keys: &'a RandomState,
+}
+
+/// An announce by an IPv4 peer: the swarm after it, and what it did.
+#[inline]
+fn announce_v4(
+    contents: Contents,
+    asker: &Asker<'_>,
+    endpoint: Endpoint<4>,
+) -> (Contents, Outcome) {
+    match contents {
+        Contents::Empty { completed, .. } => {
+            let Change::Present { role, .. } = asker.change else {
+                return (contents, Outcome::default());
+            };
+            let record = Record::new(endpoint, Stamp::new(asker.now, role));
+            let outcome = Outcome { after: Some(role), position: Some(0), ..Outcome::default() };
+            (one(record, completed, asker.keys), outcome)
+        }
+        Contents::One(record, completed) if record.endpoint == endpoint => {
+            renew_one(record, completed, asker)
+        }
+        Contents::One(record, completed) if asker.joins() && record.scope() == asker.scope => {
+            few4(two_of(record, completed, asker.keys), asker, endpoint)
+        }
+        Contents::Few4(block) if block.serves(asker, &endpoint) => few4(block, asker, endpoint),
+        Contents::Many(mut large) => {
+            let outcome = join_crowd(&mut large.v4, asker, endpoint);
+            large.completed = large.completed.saturating_add(u32::from(outcome.completed));
+            (settled(large, asker.now), outcome)
+        }
+        _ if !asker.joins() => (contents, Outcome::default()),
+        _ => announce_v4(Contents::Many(enlarge(contents, asker.keys)), asker, endpoint),
+    }
+}
+
+/// An announce by an IPv6 peer: the swarm after it, and what it did.
+#[inline]
+fn announce_v6(
+    contents: Contents,
+    asker: &Asker<'_>,
+    endpoint: Endpoint<16>,
+) -> (Contents, Outcome) {
+    match contents {
+        Contents::Empty { completed, .. } if asker.joins() => {
+            few6(Block::with_room(1, completed), asker, endpoint)
+        }
+        Contents::Few6(block) if block.serves(asker, &endpoint) => few6(block, asker, endpoint),
+        Contents::Many(mut large) => {
+            let outcome = join_crowd(&mut large.v6, asker, endpoint);
+            large.completed = large.completed.saturating_add(u32::from(outcome.completed));
+            (settled(large, asker.now), outcome)
+        }
+        _ if !asker.joins() => (contents, Outcome::default()),
+        _ => announce_v6(Contents::Many(enlarge(contents, asker.keys)), asker, endpoint),
+    }
+}
+
+impl Asker<'_> {
+    /// Applies an announce: the peer's family, the swarm after it, and what it did.
+    #[inline]
+    pub(super) fn announce(
+        &self,
+        contents: Contents,
+        visit: &Visit<'_>,
+    ) -> (Family, (Contents, Outcome)) {
+        match visit.address {
+            IpAddr::V4(it) => {
+                let endpoint = Endpoint::new(it.octets(), visit.port);
+                (Family::V4, announce_v4(contents, self, endpoint))
+            }
+            IpAddr::V6(it) => {
+                let endpoint = Endpoint::new(it.octets(), visit.port);
+                (Family::V6, announce_v6(contents, self, endpoint))
+            }
+        }
+    }
+
+    /// Whether the peer is to be in the swarm after this.
+    fn joins(&self) -> bool {
+        matches!(self.change, Change::Present { .. })
+    }
+}
+
+impl<const ADDRESS: usize> Block<ADDRESS>
+where
+    Record<ADDRESS>: Address,
+{
+    /// Whether this block is where the asker's peer is, or has room for it.
+    #[inline]
+    fn serves(&self, asker: &Asker<'_>, endpoint: &Endpoint<ADDRESS>) -> bool {
+        let same_scope = self.records().first().is_none_or(|it| it.scope() == asker.scope);
+        same_scope && (!self.is_full() || self.position(endpoint, asker.keys).is_some())
+    }
+
+    /// Applies the announce and counts a completed download.
+    #[inline]
+    fn announce(&mut self, asker: &Asker<'_>, endpoint: Endpoint<ADDRESS>) -> Outcome {
+        let outcome = self.apply(asker.now, endpoint, asker.change, asker.keys);
+        if outcome.completed {
+            self.set_completed(self.completed().saturating_add(1));
+        }
+        outcome
+    }
+}
+
+/// One peer, in place where its count fits beside it.
+pub(super) fn one(record: Record4, completed: u32, keys: &RandomState) -> Contents {
+    if completed <= ONE_COMPLETED_MAX {
+        Contents::One(record, completed)
+    } else {
+        let mut block = Block::with_room(1, completed);
+        block.insert(record, keys);
+        Contents::Few4(block)
+    }
+}
+
+fn renew_one(record: Record4, completed: u32, asker: &Asker<'_>) -> (Contents, Outcome) {
+    let before = Some(record.stamp().role());
+    match asker.change {
+        Change::Stopped => (empty(completed, asker.now), Outcome { before, ..Outcome::default() }),
+        Change::Present { role, completed: ended } => {
+            let (stamp, counts) = record.stamp().renewed(asker.now, role, ended);
+            let record = Record::new(record.endpoint, stamp);
+            let completed = completed + u32::from(counts);
+            let outcome =
+                Outcome { before, after: Some(role), position: Some(0), completed: counts };
+            (one(record, completed, asker.keys), outcome)
+        }
+    }
+}
+
+/// A block for the peer in place and one more.
+fn two_of(record: Record4, completed: u32, keys: &RandomState) -> Block<4> {
+    let mut block = Block::with_room(2, completed);
+    block.insert(record, keys);
+    block
+}
+
+#[inline]
+fn few4(mut block: Block<4>, asker: &Asker<'_>, endpoint: Endpoint<4>) -> (Contents, Outcome) {
+    let outcome = block.announce(asker, endpoint);
+    if block.records().is_empty() {
+        return (empty(block.completed(), asker.now), outcome);
+    }
+    (Contents::Few4(block), outcome)
+}
+
+#[inline]
+fn few6(mut block: Block<16>, asker: &Asker<'_>, endpoint: Endpoint<16>) -> (Contents, Outcome) {
+    let outcome = block.announce(asker, endpoint);
+    if block.records().is_empty() {
+        return (empty(block.completed(), asker.now), outcome);
+    }
+    (Contents::Few6(block), outcome)
+}
+
+fn join_crowd<const ADDRESS: usize>(
+    crowds: &mut Vec<Crowd<ADDRESS>>,
+    asker: &Asker<'_>,
+    endpoint: Endpoint<ADDRESS>,
+) -> Outcome {
+    if !asker.joins() && !crowds.iter().any(|crowd| crowd.scope == asker.scope) {
+        return Outcome::default();
+    }
+    let crowd = crowd_of(crowds, asker.scope);
+    crowd.apply(asker.now, endpoint, asker.change, asker.keys)
+}
+
+/// A swarm nobody is in any more, kept for its count if it has one.
+pub(super) fn empty(completed: u32, now: Now) -> Contents {
+    let since_s = u32::try_from(now.seconds()).unwrap_or(u32::MAX);
+    Contents::Empty { completed, since_s }
+}
+
+/// A large swarm, or an empty one if its last peer has left.
+fn settled(large: Owned, now: Now) -> Contents {
+    if large.is_empty() { empty(large.completed, now) } else { Contents::Many(large) }
+}
+
+/// Moves any layout into the one that holds everything.
+fn enlarge(contents: Contents, keys: &RandomState) -> Owned {
+    let mut large = Owned::new(Large::default());
+    match contents {
+        Contents::Empty { completed, .. } => large.completed = completed,
+        Contents::One(record, completed) => {
+            large.completed = completed;
+            crowd_of(&mut large.v4, record.scope()).insert(record, keys);
+        }
+        Contents::Few4(block) => {
+            large.completed = block.completed();
+            move_all(&block, &mut large.v4, keys);
+        }
+        Contents::Few6(block) => {
+            large.completed = block.completed();
+            move_all(&block, &mut large.v6, keys);
+        }
+        Contents::Many(it) => large = it,
+    }
+    large
+}
+
+fn move_all<const ADDRESS: usize>(
+    block: &Block<ADDRESS>,
+    crowds: &mut Vec<Crowd<ADDRESS>>,
+    keys: &RandomState,
+) where
+    Record<ADDRESS>: Address,
+{
+    for record in block.records() {
+        crowd_of(crowds, record.scope()).insert(*record, keys);
+    }
+}
+
+fn answer(len: usize, counts: Counts) -> Answer {
+    let seeders = counts.seeders;
+    let leechers = u32::try_from(len).unwrap_or(u32::MAX) - seeders;
+    Answer { seeders, leechers, bytes: [0; 2] }
+}
+
+/// Seeders and leechers of the whole swarm: every family, every scope.
+#[inline]
+pub(super) fn counts(contents: &Contents) -> Answer {
+    match contents {
+        Contents::Empty { .. } => Answer::default(),
+        Contents::One(record, _) => {
+            let seeders = u32::from(record.stamp().role() == Role::Seeder);
+            Answer { seeders, leechers: 1 - seeders, bytes: [0; 2] }
+        }
+        Contents::Few4(block) => answer(block.records().len(), block.counts()),
+        Contents::Few6(block) => answer(block.records().len(), block.counts()),
+        Contents::Many(large) => {
+            let v4 = large.v4.iter().map(|it| answer(it.records().len(), it.counts()));
+            let v6 = large.v6.iter().map(|it| answer(it.records().len(), it.counts()));
+            v4.chain(v6).fold(Answer::default(), |sum, it| Answer {
+                seeders: sum.seeders + it.seeders,
+                leechers: sum.leechers + it.leechers,
+                bytes: [0; 2],
+            })
+        }
+    }
+}
+
+/// Downloads counted in a swarm.
+pub(super) fn completed(contents: &Contents) -> u32 {
+    match contents {
+        Contents::Empty { completed, .. } | Contents::One(_, completed) => *completed,
+        Contents::Few4(block) => block.completed(),
+        Contents::Few6(block) => block.completed(),
+        Contents::Many(large) => large.completed,
+    }
+}
+
+/// Writes peers for an asker in `role` whose own peer is `own` (family and position in its scope);
+/// says how many bytes of each family.
+#[inline]
+pub(super) fn choose(
+    contents: &Contents,
+    scope: Scope,
+    role: Role,
+    own: (Family, Option<usize>),
+    room: &mut Room<'_>,
+    random: &mut Rng,
+) -> [usize; 2] {
+    // Who only uploads is told of those who want data; it stands behind them itself.
+    let own = if role.wants_data() { own } else { (own.0, None) };
+    let own_in = |family| own.1.filter(|_| own.0 == family);
+    match contents {
+        Contents::Empty { .. } | Contents::One(..) => [0; 2],
+        Contents::Few4(block) => {
+            let pool = Pool { runs: [run_of(block, role), &[]], own: own_in(Family::V4) };
+            [choose_from(&pool, random, room.v4), 0]
+        }
+        Contents::Few6(block) => {
+            let pool = Pool { runs: [run_of(block, role), &[]], own: own_in(Family::V6) };
+            [0, choose_from(&pool, random, room.v6)]
+        }
+        Contents::Many(large) => {
+            let v4 = pool_of(&large.v4, scope, role, own_in(Family::V4));
+            let v6 = pool_of(&large.v6, scope, role, own_in(Family::V6));
+            [choose_from(&v4, random, room.v4), choose_from(&v6, random, room.v6)]
+        }
+    }
+}
+
+/// Those of a roster whom an asker in `role` may be told of.
+#[inline]
+fn run_of<const ADDRESS: usize>(roster: &impl Roster<ADDRESS>, role: Role) -> &[Record<ADDRESS>] {
+    let records = roster.records();
+    if role.wants_data() { records } else { &records[..roster.counts().wanting as usize] }
+}
+
+fn pool_of<const ADDRESS: usize>(
+    crowds: &[Crowd<ADDRESS>],
+    scope: Scope,
+    role: Role,
+    own: Option<usize>,
+) -> Pool<'_, ADDRESS> {
+    let run = |scope: Scope| -> &[Record<ADDRESS>] {
+        let crowd = crowds.iter().find(|crowd| crowd.scope == scope);
+        crowd.map_or(&[], |crowd| run_of(crowd, role))
+    };
+    let public = if scope == Scope::Public { &[] } else { run(Scope::Public) };
+    Pool { runs: [run(scope), public], own }
+}

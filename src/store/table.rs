@@ -1,0 +1,739 @@
+//! Memory layout of the store: the raw map of info-hash to swarm, and the blocks small swarms
+//! live in. The only `unsafe` outside `sys/`, so that everything above can be plain Rust.
+//!
+//! ```text
+//! map entry  info-hash (20) | cell (12)                                      = 32 bytes
+//!   cell     tag (1) completed (3) | one IPv4 peer in place, or a pointer (8)
+//! block      completed (4) | len, capacity, wanting, seeders (2 each) | tags | record × capacity
+//! ```
+//!
+//! Three quarters of all torrents have one peer: those need nothing but their map entry.
+#![expect(unsafe_code, reason = "raw-table access with prefetch; packed pointers; thin blocks")]
+
+use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::marker::PhantomData;
+use std::mem::ManuallyDrop;
+use std::ops::{Deref, DerefMut};
+use std::ptr::{self, NonNull};
+use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
+
+use ahash::RandomState;
+use crossbeam_utils::CachePadded;
+use dashmap::{DashMap, SharedValue};
+use hashbrown::raw::RawTable;
+
+use super::large::Large;
+use super::record::{Endpoint, Record, Record4};
+use super::roster::{Counts, Roster};
+use crate::types::InfoHash;
+
+// ---------------------------------------------------------------------------------------------
+// Blocks
+
+/// What stands in front of a block's tags and records.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct BlockHead {
+    completed: u32,
+    len: u16,
+    capacity: u16,
+    wanting: u16,
+    seeders: u16,
+}
+
+const HEAD_BYTES: usize = size_of::<BlockHead>();
+
+/// The most records a block holds; a larger swarm keeps an index.
+pub(super) const BLOCK_RECORDS_MAX: usize = 1023;
+
+/// A block with room for more than this keeps a byte of each record's hash, so that finding a peer
+/// reads one cache line for every 64 of them instead of eight or twenty.
+const UNTAGGED_MAX: usize = 16;
+
+const _: () = assert!(HEAD_BYTES == 12 && align_of::<Record4>() == 1);
+const _: () = assert!(BLOCK_RECORDS_MAX <= u16::MAX as usize);
+
+/// A swarm's peers in one allocation behind a thin pointer.
+pub(super) struct Block<const ADDRESS: usize> {
+    head: NonNull<BlockHead>,
+    records: PhantomData<Record<ADDRESS>>,
+}
+
+// SAFETY: a block owns its allocation and its records are plain bytes, so it may move threads.
+unsafe impl<const ADDRESS: usize> Send for Block<ADDRESS> {}
+// SAFETY: nothing in a block changes through a shared reference.
+unsafe impl<const ADDRESS: usize> Sync for Block<ADDRESS> {}
+
+/// The allocator's size class that holds `bytes`: multiples of 16 up to 64, then four steps to
+/// each doubling (mimalloc's bins). Asking for the whole class wastes nothing.
+fn size_class(bytes: usize) -> usize {
+    let step = if bytes <= 64 { 16 } else { bytes.next_power_of_two() / 8 };
+    bytes.next_multiple_of(step)
+}
+
+/// Bytes of tags in a block of this capacity.
+#[inline]
+fn tag_bytes(capacity: usize) -> usize {
+    if capacity > UNTAGGED_MAX { capacity } else { 0 }
+}
+
+impl<const ADDRESS: usize> Block<ADDRESS> {
+    /// The capacity to ask for when `len` records must fit: what its size class has room for.
+    fn capacity_for(len: usize) -> usize {
+        let stride = size_of::<Record<ADDRESS>>();
+        let room = size_class(HEAD_BYTES + tag_bytes(len) + len * stride) - HEAD_BYTES;
+        if len <= UNTAGGED_MAX {
+            return (room / stride).min(UNTAGGED_MAX);
+        }
+        (room / (stride + 1)).min(BLOCK_RECORDS_MAX)
+    }
+
+    fn layout(capacity: usize) -> Layout {
+        let bytes = HEAD_BYTES + tag_bytes(capacity) + capacity * size_of::<Record<ADDRESS>>();
+        Layout::from_size_align(bytes, align_of::<BlockHead>()).expect("a few KiB at most")
+    }
+
+    /// An empty block with room for `len` records.
+    pub(super) fn with_room(len: usize, completed: u32) -> Self {
+        Self::with_capacity(Self::capacity_for(len), completed)
+    }
+
+    fn with_capacity(capacity: usize, completed: u32) -> Self {
+        let layout = Self::layout(capacity);
+        // SAFETY: the layout holds at least the head, so its size is not zero.
+        let memory = unsafe { alloc_zeroed(layout) };
+        let Some(head) = NonNull::new(memory.cast::<BlockHead>()) else {
+            handle_alloc_error(layout)
+        };
+        let capacity = u16::try_from(capacity).expect("capacity_for returns at most 1023");
+        // SAFETY: the allocation is new, aligned for the head and at least as large.
+        unsafe { head.write(BlockHead { completed, len: 0, capacity, wanting: 0, seeders: 0 }) };
+        Self { head, records: PhantomData }
+    }
+
+    #[inline]
+    fn head(&self) -> &BlockHead {
+        // SAFETY: the head was written at creation, and this block owns it until it is dropped.
+        unsafe { self.head.as_ref() }
+    }
+
+    #[inline]
+    fn head_mut(&mut self) -> &mut BlockHead {
+        // SAFETY: as for `head`; `&mut self` makes the borrow unique.
+        unsafe { self.head.as_mut() }
+    }
+
+    #[inline]
+    fn len(&self) -> usize {
+        usize::from(self.head().len)
+    }
+
+    #[inline]
+    fn capacity(&self) -> usize {
+        usize::from(self.head().capacity)
+    }
+
+    /// What stands behind the head: tags, then records; `capacity` of each.
+    #[inline]
+    fn body(&self) -> NonNull<u8> {
+        // SAFETY: every block has at least the head's bytes, so one head further is in bounds.
+        unsafe { self.head.add(1) }.cast()
+    }
+
+    #[inline]
+    fn first(&self) -> *mut Record<ADDRESS> {
+        let tags = tag_bytes(self.capacity());
+        // SAFETY: the allocation holds that many tags behind the head, before the records.
+        unsafe { self.body().add(tags) }.cast().as_ptr()
+    }
+
+    /// A byte of each record's hash; empty in a small block.
+    #[inline]
+    fn tags(&self) -> &[u8] {
+        let tags = tag_bytes(self.capacity()).min(self.len());
+        // SAFETY: that many bytes behind the head are tags; all were zeroed at creation.
+        unsafe { std::slice::from_raw_parts(self.body().as_ptr(), tags) }
+    }
+
+    #[inline]
+    fn tags_mut(&mut self) -> &mut [u8] {
+        let tags = tag_bytes(self.capacity()).min(self.len());
+        // SAFETY: as for `tags`; `&mut self` makes the borrow unique.
+        unsafe { std::slice::from_raw_parts_mut(self.body().as_ptr(), tags) }
+    }
+
+    #[inline]
+    fn records_mut(&mut self) -> &mut [Record<ADDRESS>] {
+        let len = self.len();
+        // SAFETY: `len` <= `capacity` records were zeroed at creation, any bytes are a record, and
+        // `&mut self` makes the borrow unique.
+        unsafe { std::slice::from_raw_parts_mut(self.first(), len) }
+    }
+
+    /// Downloads counted in this swarm.
+    pub(super) fn completed(&self) -> u32 {
+        self.head().completed
+    }
+
+    /// Replaces the count of downloads.
+    pub(super) fn set_completed(&mut self, completed: u32) {
+        self.head_mut().completed = completed;
+    }
+
+    /// Whether one more record would need an index.
+    #[inline]
+    pub(super) fn is_full(&self) -> bool {
+        self.len() == BLOCK_RECORDS_MAX
+    }
+
+    /// Cache lines worth prefetching: head and tags, or all of a small block.
+    #[inline]
+    fn lines(&self) -> u32 {
+        let small = self.capacity() * size_of::<Record<ADDRESS>>();
+        let tags = tag_bytes(self.capacity());
+        let bytes = HEAD_BYTES + if tags == 0 { small } else { tags };
+        u32::try_from(bytes.div_ceil(64)).unwrap_or(1)
+    }
+
+    /// Moves to a block of another capacity, at least as large as what is held.
+    fn resize(&mut self, capacity: usize, keys: &RandomState) {
+        let len = self.len();
+        assert!(capacity >= len && capacity <= BLOCK_RECORDS_MAX);
+        let mut other = Self::with_capacity(capacity, self.completed());
+        *other.head_mut() = BlockHead { capacity: other.head().capacity, ..*self.head() };
+        other.records_mut().copy_from_slice(self.records());
+        if tag_bytes(capacity) > 0 {
+            for at in 0..len {
+                let tag = tag(&self.records()[at].endpoint, keys);
+                other.tags_mut()[at] = tag;
+            }
+        }
+        *self = other;
+    }
+
+    /// Gives back memory that the peers who left do not need any more.
+    pub(super) fn shrink(&mut self, keys: &RandomState) {
+        let fitting = Self::capacity_for(self.len());
+        if fitting < self.capacity() {
+            self.resize(fitting, keys);
+        }
+    }
+}
+
+impl<const ADDRESS: usize> Drop for Block<ADDRESS> {
+    fn drop(&mut self) {
+        let layout = Self::layout(self.capacity());
+        // SAFETY: the memory came from this allocator with exactly this layout, and is not used
+        // after its owner is gone.
+        unsafe { dealloc(self.head.as_ptr().cast(), layout) };
+    }
+}
+
+/// The byte of an endpoint's hash that a block keeps.
+#[inline]
+fn tag<const ADDRESS: usize>(endpoint: &Endpoint<ADDRESS>, keys: &RandomState) -> u8 {
+    keys.hash_one(endpoint).to_le_bytes()[7]
+}
+
+impl<const ADDRESS: usize> Roster<ADDRESS> for Block<ADDRESS> {
+    #[inline]
+    fn records(&self) -> &[Record<ADDRESS>] {
+        // SAFETY: as for `records_mut`; a shared borrow of the block keeps it unchanged.
+        unsafe { std::slice::from_raw_parts(self.first(), self.len()) }
+    }
+
+    #[inline]
+    fn counts(&self) -> Counts {
+        let head = self.head();
+        Counts { wanting: u32::from(head.wanting), seeders: u32::from(head.seeders) }
+    }
+
+    #[inline]
+    fn set_counts(&mut self, counts: Counts) {
+        #[expect(clippy::cast_possible_truncation, reason = "never above len, which is 16 bits")]
+        let (wanting, seeders) = (counts.wanting as u16, counts.seeders as u16);
+        let head = self.head_mut();
+        (head.wanting, head.seeders) = (wanting, seeders);
+    }
+
+    #[inline]
+    fn position(&self, endpoint: &Endpoint<ADDRESS>, keys: &RandomState) -> Option<usize> {
+        let records = self.records();
+        let tags = self.tags();
+        if tags.is_empty() {
+            return records.iter().position(|record| record.endpoint == *endpoint);
+        }
+        let mut candidates = memchr::memchr_iter(tag(endpoint, keys), tags);
+        candidates.find(|&at| records[at].endpoint == *endpoint)
+    }
+
+    #[inline]
+    fn renew(&mut self, at: usize, record: Record<ADDRESS>) {
+        self.records_mut()[at] = record;
+    }
+
+    #[inline]
+    fn swap(&mut self, a: usize, b: usize, _keys: &RandomState) {
+        self.records_mut().swap(a, b);
+        let tags = self.tags_mut();
+        if !tags.is_empty() {
+            tags.swap(a, b);
+        }
+    }
+
+    fn push(&mut self, record: Record<ADDRESS>, keys: &RandomState) {
+        let len = self.len();
+        assert!(len < BLOCK_RECORDS_MAX, "a full block becomes a large swarm first");
+        if len == self.capacity() {
+            self.resize(Self::capacity_for(len + 1), keys);
+        }
+        self.head_mut().len += 1;
+        self.records_mut()[len] = record;
+        if let Some(place) = self.tags_mut().get_mut(len) {
+            *place = tag(&record.endpoint, keys);
+        }
+    }
+
+    fn pop(&mut self, _keys: &RandomState) {
+        self.head_mut().len -= 1;
+    }
+}
+
+// ---------------------------------------------------------------------------------------------
+// Cells
+
+/// What a map entry holds, unpacked.
+pub(super) enum Contents {
+    /// No peers; kept for its count of downloads. `since_s` says when the last one left.
+    Empty {
+        /// Downloads counted.
+        completed: u32,
+        /// Whole seconds since the Unix epoch.
+        since_s: u32,
+    },
+    /// One IPv4 peer; `completed` is below [`ONE_COMPLETED_MAX`].
+    One(Record4, u32),
+    /// Up to [`BLOCK_RECORDS_MAX`] IPv4 peers of one scope.
+    Few4(Block<4>),
+    /// Up to [`BLOCK_RECORDS_MAX`] IPv6 peers of one scope.
+    Few6(Block<16>),
+    /// Anything else: many peers, both families, or several scopes.
+    Many(Owned),
+}
+
+/// A large swarm on the heap, behind a pointer that may be looked through from several threads at
+/// once while the shard is locked for reading. (A `Box` may not: it promises to be the only way to
+/// what it points at.)
+pub(super) struct Owned(NonNull<Large>);
+
+impl Owned {
+    /// Moves a swarm to the heap.
+    pub(super) fn new(large: Large) -> Self {
+        Self(NonNull::from(Box::leak(Box::new(large))))
+    }
+}
+
+impl Deref for Owned {
+    type Target = Large;
+
+    #[inline]
+    fn deref(&self) -> &Large {
+        // SAFETY: the swarm lives until its owner is dropped, and changes only through `&mut self`.
+        unsafe { self.0.as_ref() }
+    }
+}
+
+impl DerefMut for Owned {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut Large {
+        // SAFETY: as for `deref`; `&mut self` makes the borrow unique.
+        unsafe { self.0.as_mut() }
+    }
+}
+
+impl Drop for Owned {
+    fn drop(&mut self) {
+        // SAFETY: the pointer came from `Box::leak`, and is not used after its owner is gone.
+        drop(unsafe { Box::from_raw(self.0.as_ptr()) });
+    }
+}
+
+// SAFETY: an owner is as good as the swarm itself, which may move threads.
+unsafe impl Send for Owned where Large: Send {}
+// SAFETY: through a shared owner only a shared swarm is reached.
+unsafe impl Sync for Owned where Large: Sync {}
+
+/// Cells are plain numbers to the compiler: what they stand for must be fit for threads as well.
+const _: () = {
+    const fn fit_for_threads<T: Send + Sync>() {}
+    fit_for_threads::<Contents>();
+};
+
+/// The largest count of downloads that fits beside a peer in place.
+pub(super) const ONE_COMPLETED_MAX: u32 = (1 << 24) - 1;
+
+const TAG_EMPTY: u32 = 0;
+const TAG_ONE: u32 = 1;
+const TAG_FEW4: u32 = 2;
+const TAG_FEW6: u32 = 3;
+const TAG_MANY: u32 = 4;
+
+/// A packed [`Contents`]: 12 bytes of alignment 4, so that a map entry is half a cache line.
+pub(super) struct SwarmCell {
+    words: [u32; 3],
+}
+
+const _: () = assert!(size_of::<(InfoHash, SwarmCell)>() == 32);
+
+impl SwarmCell {
+    /// A swarm nobody is in.
+    pub(super) const VACANT: Self = Self { words: [TAG_EMPTY, 0, 0] };
+
+    fn pack(contents: Contents) -> Self {
+        let pointer = |tag: u32, address: usize| {
+            let address = address as u64;
+            #[expect(clippy::cast_possible_truncation, reason = "split into its two halves")]
+            let halves = [address as u32, (address >> 32) as u32];
+            Self { words: [tag, halves[0], halves[1]] }
+        };
+        match contents {
+            Contents::Empty { completed, since_s } => {
+                Self { words: [TAG_EMPTY, completed, since_s] }
+            }
+            Contents::One(record, completed) => {
+                debug_assert!(completed <= ONE_COMPLETED_MAX);
+                let [low, high] = zerocopy::transmute!(record);
+                Self { words: [TAG_ONE | (completed << 8), low, high] }
+            }
+            Contents::Few4(block) => {
+                let block = ManuallyDrop::new(block);
+                pointer(TAG_FEW4 | (block.lines() << 8), block.head.as_ptr().expose_provenance())
+            }
+            Contents::Few6(block) => {
+                let block = ManuallyDrop::new(block);
+                pointer(TAG_FEW6 | (block.lines() << 8), block.head.as_ptr().expose_provenance())
+            }
+            Contents::Many(large) => {
+                let large = ManuallyDrop::new(large);
+                pointer(TAG_MANY | (1 << 8), large.0.as_ptr().expose_provenance())
+            }
+        }
+    }
+
+    #[inline]
+    fn address(&self) -> usize {
+        #[expect(clippy::cast_possible_truncation, reason = "a usize was split, 64-bit only")]
+        let address = (u64::from(self.words[2]) << 32 | u64::from(self.words[1])) as usize;
+        address
+    }
+
+    #[inline]
+    fn block<const ADDRESS: usize>(&self) -> Block<ADDRESS> {
+        let head = ptr::with_exposed_provenance_mut(self.address());
+        let head = NonNull::new(head).expect("packed from a non-null pointer");
+        Block { head, records: PhantomData }
+    }
+
+    /// A second handle on what the cell owns. Wrapped, so that it is never dropped by itself.
+    #[inline]
+    fn unpack(&self) -> ManuallyDrop<Contents> {
+        ManuallyDrop::new(match self.words[0] & 0xff {
+            TAG_ONE => {
+                let record = zerocopy::transmute!([self.words[1], self.words[2]]);
+                Contents::One(record, self.words[0] >> 8)
+            }
+            TAG_FEW4 => Contents::Few4(self.block()),
+            TAG_FEW6 => Contents::Few6(self.block()),
+            TAG_MANY => {
+                let large = ptr::with_exposed_provenance_mut(self.address());
+                let large = NonNull::new(large).expect("packed from a non-null pointer");
+                Contents::Many(Owned(large))
+            }
+            _ => Contents::Empty { completed: self.words[1], since_s: self.words[2] },
+        })
+    }
+
+    /// Replaces the contents by what `change` makes of them. The cell's memory is written only if
+    /// it has to be: most announces renew a record elsewhere, and a map entry that stays clean
+    /// need not be written back to memory.
+    #[inline]
+    pub(super) fn change<T>(&mut self, change: impl FnOnce(Contents) -> (Contents, T)) -> T {
+        // Until the new contents are back, cell and closure both own the old ones.
+        let guard = AbortOnUnwind;
+        let (contents, result) = change(ManuallyDrop::into_inner(self.unpack()));
+        let packed = ManuallyDrop::new(Self::pack(contents));
+        if packed.words != self.words {
+            self.words = packed.words;
+        }
+        std::mem::forget(guard);
+        result
+    }
+
+    /// Looks at the contents.
+    #[inline]
+    pub(super) fn peek<T>(&self, look: impl FnOnce(&Contents) -> T) -> T {
+        look(&self.unpack())
+    }
+
+    /// Whether there is neither peer nor count: the entry may go.
+    #[inline]
+    pub(super) fn is_vacant(&self) -> bool {
+        self.words[0] & 0xff == TAG_EMPTY && self.words[1] == 0
+    }
+
+    /// The cache lines worth prefetching, if the contents live elsewhere.
+    #[inline]
+    fn lines(&self) -> impl Iterator<Item = *const u8> {
+        let elsewhere = self.words[0] & 0xff >= TAG_FEW4;
+        let lines = if elsewhere { self.words[0] >> 8 } else { 0 };
+        let first: *const u8 = ptr::with_exposed_provenance(self.address());
+        (0..lines as usize).map(move |line| first.wrapping_add(line * 64))
+    }
+}
+
+impl Drop for SwarmCell {
+    #[inline]
+    fn drop(&mut self) {
+        if self.words[0] & 0xff >= TAG_FEW4 {
+            drop(ManuallyDrop::into_inner(self.unpack()));
+        }
+    }
+}
+
+/// Ends the process when dropped, which only unwinding does.
+struct AbortOnUnwind;
+
+impl Drop for AbortOnUnwind {
+    fn drop(&mut self) {
+        std::process::abort();
+    }
+}
+
+// ---------------------------------------------------------------------------------------------
+// The table
+
+type Entry = (InfoHash, SharedValue<SwarmCell>);
+
+/// Lock-sharded raw tables of info-hash to cell. `DashMap` brings shards, locks and tables; which
+/// shard a hash belongs to is decided here, see [`Table::shard_of`].
+pub(super) struct Table {
+    map: DashMap<InfoHash, SwarmCell, RandomState>,
+    hints: Box<[CachePadded<Hint>]>,
+}
+
+/// Where a shard's table lies, for prefetching without its lock. May be out of date; a prefetch of
+/// memory that was given back does nothing.
+#[derive(Default)]
+struct Hint {
+    data_end: AtomicPtr<Entry>,
+    bucket_mask: AtomicUsize,
+}
+
+impl Hint {
+    /// Notes where the table is now. Called under the shard's write lock.
+    #[inline]
+    fn note(&self, table: &RawTable<Entry>) {
+        let data_end = table.data_end().as_ptr();
+        if self.data_end.load(Ordering::Relaxed) != data_end {
+            self.data_end.store(data_end, Ordering::Relaxed);
+            self.bucket_mask.store(table.buckets() - 1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// A shard's table is given back memory when it is filled to less than this part of its buckets.
+const SHRINK_BELOW: usize = 8;
+
+/// How many times [`Table::prefetch`] wants to see a batch.
+pub(super) const PREFETCH_STAGES: usize = 2;
+
+impl Table {
+    /// An empty table of `shards` shards, a power of two above 1, hashing with `keys`.
+    pub(super) fn new(shards: usize, keys: RandomState) -> Self {
+        let map = DashMap::with_capacity_and_hasher_and_shard_amount(0, keys, shards);
+        Self { map, hints: (0..shards).map(|_| CachePadded::default()).collect() }
+    }
+
+    /// How many shards there are.
+    pub(super) fn shards(&self) -> usize {
+        self.map.shards().len()
+    }
+
+    #[inline]
+    fn hash(&self, info_hash: &InfoHash) -> u64 {
+        self.map.hasher().hash_one(info_hash)
+    }
+
+    /// The shard of a hash. Deliberately uneven: the last shard gets twice the share of the first,
+    /// with every step in between. Tables double when full; if all shards had the same share, all
+    /// would double at about the same time, and an entry would cost 38 bytes at best and 76 at
+    /// worst. Uneven, some shard is always about to double and the average never moves.
+    #[inline]
+    fn shard_of(&self, hash: u64) -> usize {
+        const BITS: u32 = 24;
+        const ONE: u64 = 1 << BITS;
+        // Hashbrown takes bucket numbers from the low bits and tags from the high 7.
+        let even = (hash >> 33) & (ONE - 1);
+        // u + u(1-u)/3: its slope falls from 4/3 to 2/3, so shares grow from 3/4 to 3/2.
+        let uneven = even + ((even * (ONE - even)) >> BITS) / 3;
+        ((uneven * self.shards() as u64) >> BITS) as usize
+    }
+
+    /// Asks for the memory that handling `info_hash` will touch: its bucket and control bytes at
+    /// stage 0, the swarm's block at stage 1. Stage 1 needs the shard's lock for a moment; a shard
+    /// that is being changed is skipped, for a missed prefetch costs less than waiting.
+    #[inline]
+    pub(super) fn prefetch(&self, stage: usize, info_hash: &InfoHash) {
+        let hash = self.hash(info_hash);
+        let shard = self.shard_of(hash);
+        if stage == 0 {
+            let hint = &self.hints[shard];
+            let end = hint.data_end.load(Ordering::Relaxed);
+            #[expect(clippy::cast_possible_truncation, reason = "only low bits choose a bucket")]
+            let bucket = hash as usize & hint.bucket_mask.load(Ordering::Relaxed);
+            prefetch(end.cast::<u8>().wrapping_add(bucket));
+            prefetch(end.wrapping_sub(bucket + 1).cast());
+            return;
+        }
+        if let Some(table) = self.map.shards()[shard].try_read()
+            && let Some((_, cell)) = table.get(hash, |entry| entry.0 == *info_hash)
+        {
+            cell.get().lines().for_each(prefetch);
+        }
+    }
+
+    /// Runs `change` on the cell of `info_hash` under its shard's lock: an empty cell if there is
+    /// none, which is stored if `create` and it is not vacant after. A cell that became vacant
+    /// is removed. Tells `on_entries` the shard, and whether there was an entry before and is one
+    /// after.
+    #[inline]
+    pub(super) fn write<T>(
+        &self,
+        info_hash: &InfoHash,
+        create: bool,
+        change: impl FnOnce(usize, &mut SwarmCell) -> T,
+        on_entries: impl FnOnce(usize, bool, bool),
+    ) -> T {
+        let hash = self.hash(info_hash);
+        let shard = self.shard_of(hash);
+        let mut table = self.map.shards()[shard].write();
+        let is_it = |entry: &Entry| entry.0 == *info_hash;
+        let found = if create {
+            let hasher = |entry: &Entry| self.hash(&entry.0);
+            let found = table.find_or_find_insert_slot(hash, is_it, hasher).map_err(Some);
+            self.hints[shard].note(&table); // it may have grown
+            found
+        } else {
+            table.find(hash, is_it).ok_or(None)
+        };
+        match found {
+            Ok(bucket) => {
+                // SAFETY: the bucket was just found in this table, whose lock is held for writing.
+                let entry = unsafe { bucket.as_mut() };
+                let result = change(shard, entry.1.get_mut());
+                let stays = !entry.1.get_mut().is_vacant();
+                if !stays {
+                    // SAFETY: the bucket is full and of this table; `entry` is not used after.
+                    unsafe { table.erase(bucket) };
+                }
+                on_entries(shard, true, stays);
+                result
+            }
+            Err(slot) => {
+                let mut cell = SwarmCell::VACANT;
+                let result = change(shard, &mut cell);
+                if let Some(slot) = slot.filter(|_| !cell.is_vacant()) {
+                    let entry = (*info_hash, SharedValue::new(cell));
+                    // SAFETY: the slot was just found in this table for this hash, and the table
+                    // has not been changed since: its lock is still held.
+                    unsafe { table.insert_in_slot(hash, slot, entry) };
+                    on_entries(shard, false, true);
+                }
+                result
+            }
+        }
+    }
+
+    /// Looks at the cell of `info_hash`, if there is one, under its shard's shared lock.
+    #[inline]
+    pub(super) fn read<T>(
+        &self,
+        info_hash: &InfoHash,
+        look: impl FnOnce(&SwarmCell) -> T,
+    ) -> Option<T> {
+        let hash = self.hash(info_hash);
+        let table = self.map.shards()[self.shard_of(hash)].read();
+        table.get(hash, |entry| entry.0 == *info_hash).map(|entry| look(entry.1.get()))
+    }
+
+    /// Runs `change` on the cells of a shard from bucket `from` on, until it answers
+    /// [`Visit::Pause`] or `budget` is spent: one for each bucket, and what `change` takes of it.
+    /// Vacant cells are removed. Says where to go on, or `None` at the shard's end.
+    pub(super) fn sweep(
+        &self,
+        shard: usize,
+        from: usize,
+        budget: &mut usize,
+        mut change: impl FnMut(&InfoHash, &mut SwarmCell, &mut usize) -> Visit,
+    ) -> Option<usize> {
+        let mut table = self.map.shards()[shard].write();
+        for index in from..table.buckets() {
+            if *budget == 0 {
+                return Some(index);
+            }
+            *budget -= 1;
+            // SAFETY: `index` is below the table's number of buckets.
+            if !unsafe { table.is_bucket_full(index) } {
+                continue;
+            }
+            // SAFETY: as above; a full bucket holds an initialised entry.
+            let bucket = unsafe { table.bucket(index) };
+            // SAFETY: the table's lock is held for writing, so this is the only reference.
+            let entry = unsafe { bucket.as_mut() };
+            if change(&entry.0, entry.1.get_mut(), budget) == Visit::Pause {
+                return Some(index);
+            }
+            if entry.1.get_mut().is_vacant() {
+                // SAFETY: the bucket is full and of this table; `entry` is not used after.
+                unsafe { table.erase(bucket) };
+            }
+        }
+        if table.buckets() > SHRINK_BELOW && table.len() < table.buckets() / SHRINK_BELOW {
+            let roomy = table.len() * 2;
+            table.shrink_to(roomy, |entry| self.hash(&entry.0));
+            self.hints[shard].note(&table);
+        }
+        None
+    }
+
+    /// The keys of every hash in the store.
+    pub(super) fn keys(&self) -> &RandomState {
+        self.map.hasher()
+    }
+}
+
+/// What a sweep does after a cell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Visit {
+    /// Goes on to the next.
+    Done,
+    /// Stops, to come back to the same one.
+    Pause,
+}
+
+/// Hints that the cache line at `address` is about to be used. Never faults, whatever the address.
+#[inline]
+fn prefetch(address: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: the instruction reads nothing that the program can observe.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(address.cast());
+    }
+    #[cfg(target_arch = "aarch64")]
+    // SAFETY: the instruction reads nothing that the program can observe.
+    unsafe {
+        std::arch::asm!("prfm pldl1keep, [{0}]", in(reg) address, options(nostack, readonly));
+    }
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    let _ = address;
+}

@@ -1,0 +1,271 @@
+//! The store against a naive model: the same million random operations on both, from one thread
+//! and from several. Seeds are printed; `SEED=n cargo test --test store` runs one again.
+#![allow(clippy::unwrap_used, reason = "helpers of a test may fail by panicking")]
+
+#[path = "models/store.rs"]
+mod model;
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
+
+use fastrand::Rng;
+use model::{LIMITS, Model, Torrent, announce_both, decode};
+use skep::store::{Change, Limits, Options, Role, Room, Store, Sweeper, Totals, Visit};
+use skep::time::Now;
+use skep::types::{InfoHash, ScrapeEntry};
+
+fn seeds(default: &[u64]) -> Vec<u64> {
+    std::env::var("SEED").map_or_else(|_| default.to_vec(), |seed| vec![seed.parse().unwrap()])
+}
+
+/// One of many addresses: both families, all scopes, mostly public.
+fn address(random: &mut Rng) -> IpAddr {
+    let low = random.u8(..);
+    match random.u8(..20) {
+        0 => Ipv4Addr::new(127, 0, 0, low).into(),
+        1 => Ipv4Addr::new(10, 0, 0, low).into(),
+        2 => Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, low.into()).into(),
+        3 => Ipv6Addr::LOCALHOST.into(),
+        4..=7 => Ipv6Addr::new(0x2001, 0x4860, 0, 0, 0, 0, 0, low.into()).into(),
+        _ => Ipv4Addr::new(8, 8, random.u8(..4), low).into(),
+    }
+}
+
+fn change(random: &mut Rng) -> Change {
+    match random.u8(..10) {
+        0 | 1 => Change::Stopped,
+        2 => Change::Present { role: Role::Seeder, completed: true },
+        3 => Change::Present { role: Role::Paused, completed: false },
+        4 | 5 => Change::Present { role: Role::Seeder, completed: false },
+        _ => Change::Present { role: Role::Leecher, completed: false },
+    }
+}
+
+#[test]
+fn a_million_operations_match_the_model() {
+    for seed in seeds(&[1, 2, 3, 4]) {
+        println!("SEED={seed}");
+        let mut random = Rng::with_seed(seed);
+        let store = Store::new(Options { shards: 8, seed: Some(seed) });
+        let mut model = Model::default();
+        let mut now = Now::from_s(1_800_000_000 + seed * 977);
+        for step in 0..260_000u32 {
+            // A few popular torrents, so that swarms grow an index and lose it again.
+            let torrent = random.u8(..30).min(random.u8(..30)).min(random.u8(..30));
+            let info_hash = InfoHash([torrent; 20]);
+            // The crowd swells and ebbs: ports from a few to many per address.
+            let ports = if step / 20_000 % 2 == 0 { 8 } else { 1 };
+            let visit = Visit {
+                info_hash: &info_hash,
+                address: address(&mut random),
+                port: 1 + random.u16(..ports),
+                change: change(&mut random),
+            };
+            match random.u16(..1000) {
+                0 => now = now.plus_s(random.u64(..600)),
+                1 => {
+                    Sweeper::new(&store, 0, 1).pass(&store, now, LIMITS);
+                    model.expire(now);
+                    assert_eq!(store.totals(), model.totals());
+                }
+                2..=300 => {
+                    let counts = model.torrents.get(&info_hash.0).map(Torrent::counts);
+                    assert_eq!(store.scrape(&info_hash), counts.unwrap_or_default());
+                }
+                _ => announce_both(&store, &mut model, now, &visit, &mut random),
+            }
+        }
+        assert_eq!(store.totals(), model.totals());
+        now = now.plus_s(10_000);
+        Sweeper::new(&store, 0, 1).pass(&store, now, LIMITS);
+        Sweeper::new(&store, 0, 1).pass(&store, now.plus_s(10_000), LIMITS);
+        let left = Totals { completed: model.completed, ..Totals::default() };
+        assert_eq!(store.totals(), left, "silence empties the store");
+    }
+}
+
+#[test]
+fn threads_see_one_store() {
+    const THREADS: u8 = 4;
+    for seed in seeds(&[5]) {
+        println!("SEED={seed}");
+        let store = Arc::new(Store::new(Options { shards: 8, seed: Some(seed) }));
+        let now = Now::from_s(1_800_000_000);
+        let run = |thread: u8, store: Arc<Store>| {
+            let mut random = Rng::with_seed(seed * 100 + u64::from(thread));
+            let mut mine = Model::default();
+            let mut v4 = vec![0; 1200];
+            for step in 0..250_000u32 {
+                let info_hash = InfoHash([random.u8(..12); 20]);
+                // Every thread has its own peers, so the end state does not depend on the order.
+                let address = Ipv4Addr::new(8, thread, 0, random.u8(..)).into();
+                let change = change(&mut random);
+                let port = 1 + random.u16(..4);
+                let visit = Visit { info_hash: &info_hash, address, port, change };
+                let mut room = Room { v4: &mut v4, v6: &mut [] };
+                let answer = store.announce(now, &visit, &mut room, &mut random);
+                mine.announce(now, &visit);
+                let handed = decode(&v4[..answer.bytes[0]], 6);
+                assert!(!handed.contains(&(address, port)), "never the asker");
+                let distinct: BTreeSet<_> = handed.iter().collect();
+                assert_eq!(distinct.len(), handed.len());
+                if step % 5000 == 0 {
+                    // Nobody is old: a sweep beside the announces must change nothing.
+                    Sweeper::new(&store, 0, 1).pass(&store, now, LIMITS);
+                }
+            }
+            mine
+        };
+        let models: Vec<Model> = std::thread::scope(|scope| {
+            let start = |thread| {
+                let store = Arc::clone(&store);
+                scope.spawn(move || run(thread, store))
+            };
+            let running: Vec<_> = (0..THREADS).map(start).collect();
+            running.into_iter().map(|it| it.join().unwrap()).collect()
+        });
+        let mut torrents = BTreeSet::new();
+        let mut sum = Totals::default();
+        for model in &models {
+            let part = model.totals();
+            sum.completed += part.completed;
+            for family in 0..2 {
+                sum.seeders[family] += part.seeders[family];
+                sum.leechers[family] += part.leechers[family];
+            }
+            torrents.extend(model.torrents.keys());
+        }
+        sum.torrents = torrents.len() as u64;
+        assert_eq!(store.totals(), sum);
+        for hash in torrents {
+            let parts = models.iter().filter_map(|model| model.torrents.get(hash));
+            let counts =
+                parts.map(Torrent::counts).fold(ScrapeEntry::default(), |a, b| ScrapeEntry {
+                    seeders: a.seeders + b.seeders,
+                    completed: a.completed + b.completed,
+                    leechers: a.leechers + b.leechers,
+                });
+            assert_eq!(store.scrape(&InfoHash(*hash)), counts);
+        }
+    }
+}
+
+/// A peer of one of two families that stays.
+fn join(store: &Store, now: Now, info_hash: InfoHash, address: IpAddr, random: &mut Rng) {
+    let change = Change::Present { role: Role::Leecher, completed: false };
+    let visit = Visit { info_hash: &info_hash, address, port: 1, change };
+    store.announce(now, &visit, &mut Room::default(), random);
+}
+
+#[test]
+fn slices_paced_by_the_clock_forget_everyone_in_time() {
+    // An idle worker turns every 50 ms, a busy one all the time; a life may be short or long.
+    for (turn_ms, peer_age_s_max) in [(50, 3900), (1, 300), (50, 64)] {
+        let store = Store::new(Options { shards: 1024, seed: Some(1) });
+        let limits = Limits { peer_age_s_max, empty_torrent_age_s_max: 7200 };
+        let mut random = Rng::with_seed(1);
+        let start = Now::from_s(1_800_000_000);
+        for peer in 0..20_000u32 {
+            // A crowd of 10 000 in one torrent; 5000 torrents with a peer of each family.
+            let torrent = if peer % 2 == 0 { 0 } else { peer / 4 };
+            let mut hash = [0; 20];
+            hash[..4].copy_from_slice(&torrent.to_be_bytes());
+            let address = match peer % 4 {
+                1 => Ipv6Addr::from(0x2001_4860_u128 << 96 | u128::from(peer)).into(),
+                _ => Ipv4Addr::from(0x0800_0000 + peer).into(),
+            };
+            join(&store, start, InfoHash(hash), address, &mut random);
+        }
+        let mut sweeper = Sweeper::new(&store, 0, 1);
+        let mut now = start;
+        let mut whole = true;
+        while store.totals() != Totals::default() {
+            now = Now::from_ns(now.ns() + turn_ms * 1_000_000);
+            sweeper.slice(&store, now, limits);
+            let age_s = now.seconds() - start.seconds();
+            whole &= store.totals().leechers.iter().sum::<u64>() == 20_000;
+            assert!(whole || age_s >= u64::from(peer_age_s_max), "nobody goes early: {age_s} s");
+            let late_s = age_s.saturating_sub(u64::from(peer_age_s_max));
+            assert!(late_s <= 16 + 2 * 60, "two passes are enough: {late_s} s");
+        }
+    }
+}
+
+#[test]
+fn a_worker_whose_clock_is_behind_forgets_nobody() {
+    let store = Store::new(Options { shards: 2, seed: Some(1) });
+    let mut random = Rng::with_seed(1);
+    let now = Now::from_s(1_800_000_000); // the first second of a tick
+    join(&store, now, InfoHash([1; 20]), Ipv4Addr::new(8, 8, 8, 8).into(), &mut random);
+    Sweeper::new(&store, 0, 1).pass(&store, Now::from_ns(now.ns() - 1), LIMITS);
+    assert_eq!(store.totals().leechers, [1, 0]);
+}
+
+#[test]
+fn a_swarm_with_an_index_matches_the_model() {
+    for seed in seeds(&[6]) {
+        println!("SEED={seed}");
+        let mut random = Rng::with_seed(seed);
+        let store = Store::new(Options { shards: 2, seed: Some(seed) });
+        let mut model = Model::default();
+        let now = Now::from_s(1_800_000_000);
+        let info_hash = InfoHash([3; 20]);
+        let (mut most, mut least) = (0, u32::MAX);
+        for step in 0..60_000u32 {
+            // It swells far beyond a block, ebbs to less than half of one, and swells again.
+            let ebbs = (20_000..40_000).contains(&step);
+            let change = match random.u8(..10) {
+                0..=8 if ebbs => Change::Stopped,
+                _ => change(&mut random),
+            };
+            let address = Ipv4Addr::from(0x0808_0000 + random.u32(..3000)).into();
+            let visit = Visit { info_hash: &info_hash, address, port: 1, change };
+            announce_both(&store, &mut model, now, &visit, &mut random);
+            let counts = store.scrape(&info_hash);
+            most = most.max(counts.seeders + counts.leechers);
+            if step == 39_999 {
+                least = counts.seeders + counts.leechers;
+            }
+            if step % 5000 == 0 {
+                Sweeper::new(&store, 0, 1).pass(&store, now, LIMITS);
+            }
+        }
+        assert!(most > 1500 && least < 500, "{most} {least}: the index came and went");
+        assert_eq!(store.totals(), model.totals());
+    }
+}
+
+#[test]
+fn a_full_store_gives_its_memory_back_to_use() {
+    // Swarms grow past the index and shrink back, twice, and stay right all along.
+    let store = Store::new(Options { shards: 2, seed: Some(9) });
+    let mut random = Rng::with_seed(9);
+    let info_hash = InfoHash([7; 20]);
+    for round in 0..2u64 {
+        let now = Now::from_s(1_800_000_000 + round * 20_000);
+        for peer in 0..100_000u32 {
+            let visit = Visit {
+                info_hash: &info_hash,
+                address: Ipv4Addr::from(0x0800_0000 + peer).into(),
+                port: 6881,
+                change: Change::Present { role: Role::Leecher, completed: false },
+            };
+            store.announce(now, &visit, &mut Room::default(), &mut random);
+        }
+        assert_eq!(store.scrape(&info_hash).leechers, 100_000);
+        for peer in 10..100_000u32 {
+            let visit = Visit {
+                info_hash: &info_hash,
+                address: Ipv4Addr::from(0x0800_0000 + peer).into(),
+                port: 6881,
+                change: Change::Stopped,
+            };
+            store.announce(now, &visit, &mut Room::default(), &mut random);
+        }
+        Sweeper::new(&store, 0, 1).pass(&store, now, LIMITS);
+        assert_eq!(store.scrape(&info_hash).leechers, 10);
+        Sweeper::new(&store, 0, 1).pass(&store, now.plus_s(4000), LIMITS);
+        assert_eq!(store.totals(), Totals::default());
+    }
+}
