@@ -21,8 +21,10 @@
     )
 )]
 
+pub mod frontend;
 pub mod metrics;
 pub mod protocol;
 pub mod store;
 pub mod time;
+pub mod tracker;
 pub mod types;

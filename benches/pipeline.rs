@@ -1,0 +1,112 @@
+//! From datagram to reply without a socket: everything a worker does except I/O, in batches of 32
+//! as it does them. One million torrents, two million peers, 30 peers wanted.
+#![allow(missing_docs, reason = "criterion's macros make undocumented functions")]
+#![allow(clippy::unwrap_used, reason = "a benchmark may fail by panicking")]
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use fastrand::Rng;
+use skep::frontend::connection_id::{Algorithm, ConnectionIds, KEY_BYTES, Keys};
+use skep::frontend::udp::UdpFrontend;
+use skep::frontend::{REPLY_BYTES_MAX, Responder};
+use skep::protocol::udp::{ANNOUNCE_BYTES, TransactionId, client};
+use skep::store::{Options, Store};
+use skep::time::Now;
+use skep::tracker::{self, Tracker};
+use skep::types::{Event, InfoHash, PeerId};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+const BATCH: usize = 32;
+const NOW: Now = Now::from_s(1_800_000_000);
+
+type Datagram = (SocketAddr, [u8; ANNOUNCE_BYTES]);
+
+fn frontend(algorithm: Algorithm) -> (UdpFrontend, ConnectionIds) {
+    let store = Arc::new(Store::new(Options::default()));
+    let options = Arc::new(ArcSwap::from_pointee(tracker::Options::default()));
+    let keys = Keys { active: [1; KEY_BYTES], staging: None, algorithm };
+    let ids = ConnectionIds::new(&keys);
+    let shared = Arc::new(ArcSwap::from_pointee(ids.clone()));
+    (UdpFrontend::new(Tracker::new(store, options, 1, 0, 1), shared), ids)
+}
+
+fn announce(ids: &ConnectionIds, torrent: u32, peer: u32) -> Datagram {
+    let mut hash = [0x5a; 20];
+    hash[..4].copy_from_slice(&torrent.wrapping_mul(0x9e37_79b1).to_be_bytes());
+    let source = SocketAddr::new(Ipv4Addr::from(0x0800_0000 + peer).into(), 6881);
+    let it = client::Announcement {
+        info_hash: InfoHash(hash),
+        peer_id: PeerId([2; 20]),
+        downloaded: 0,
+        left: u64::from(peer % 4),
+        uploaded: 0,
+        event: Event::None,
+        numwant: 30,
+        port: 6881,
+        key: [0; 4],
+    };
+    let mut out = [0; ANNOUNCE_BYTES];
+    client::encode_announce(ids.issue(NOW, source.ip()), TransactionId([1; 4]), &it, &mut out);
+    (source, out)
+}
+
+/// A torrent with the skew of public trackers: most have one or two peers, a few have hundreds.
+fn torrent(random: &mut Rng, torrents: u32) -> u32 {
+    let uniform = random.f64();
+    let skewed = if random.bool() { uniform } else { uniform.powi(6) };
+    #[expect(clippy::cast_possible_truncation, reason = "below the number of torrents")]
+    #[expect(clippy::cast_sign_loss, reason = "not negative")]
+    let torrent = (skewed * f64::from(torrents)) as u32;
+    torrent
+}
+
+fn serve(frontend: &mut UdpFrontend, batch: &[Datagram], out: &mut [u8]) -> usize {
+    for stage in 0..UdpFrontend::PREFETCH_STAGES {
+        batch.iter().for_each(|(_, datagram)| frontend.prefetch(stage, datagram));
+    }
+    let handle =
+        |(source, datagram): &Datagram| frontend.handle(NOW, *source, datagram, out).unwrap().bytes;
+    batch.iter().map(handle).sum()
+}
+
+#[expect(clippy::disallowed_methods, reason = "a benchmark measures time")]
+fn pipeline(criterion: &mut Criterion) {
+    let small = std::env::args().any(|it| it == "--test");
+    let (torrents, peers) = if small { (500, 1000) } else { (1_000_000, 2_000_000) };
+    let mut group = criterion.benchmark_group("pipeline");
+    group.throughput(Throughput::Elements(1));
+    for (name, algorithm) in
+        [("siphash", Algorithm::SipHash), ("hmac-sha256", Algorithm::HmacSha256)]
+    {
+        let (mut frontend, ids) = frontend(algorithm);
+        let mut random = Rng::with_seed(1);
+        let mut datagrams: Vec<Datagram> =
+            (0..peers).map(|peer| announce(&ids, torrent(&mut random, torrents), peer)).collect();
+        let mut out = [0; REPLY_BYTES_MAX];
+        datagrams.chunks(BATCH).for_each(|batch| _ = serve(&mut frontend, batch, &mut out));
+        random.shuffle(&mut datagrams);
+        let mut batches = datagrams.chunks_exact(BATCH).cycle();
+        group.bench_function(name, |bencher| {
+            bencher.iter_custom(|count| {
+                let mut spent = Duration::ZERO;
+                for _ in 0..count.div_ceil(BATCH as u64) {
+                    let batch = batches.next().unwrap();
+                    let start = std::time::Instant::now();
+                    std::hint::black_box(serve(&mut frontend, batch, &mut out));
+                    spent += start.elapsed();
+                }
+                spent
+            });
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(benches, pipeline);
+criterion_main!(benches);

@@ -1,0 +1,41 @@
+//! Front ends: bytes in, bytes out. They read no clock and open no socket.
+
+pub mod admin;
+pub mod connection_id;
+pub mod udp;
+
+use std::net::SocketAddr;
+
+use crate::time::Now;
+use crate::types::{Answered, Dropped};
+
+/// What a datagram worker serves: the tracker's UDP front end, or the load tester's responder that
+/// does no tracking. Sans-I/O: it reads no clock and opens no socket.
+pub trait Responder {
+    /// Told of each datagram of a batch before any of it is handled, once per stage in order
+    /// (0, 1, …, [`Self::PREFETCH_STAGES`] - 1): a chance to ask for memory that handling will
+    /// need. The datagram is unverified, so this must change nothing.
+    fn prefetch(&mut self, stage: usize, datagram: &[u8]);
+
+    /// How many times [`Self::prefetch`] wants to see each batch.
+    const PREFETCH_STAGES: usize;
+
+    /// One datagram in, at most one out, written to the front of `out` (at least
+    /// [`REPLY_BYTES_MAX`] long). `source` is unmapped.
+    ///
+    /// # Errors
+    /// [`Dropped`] where the datagram is met with silence.
+    fn handle(
+        &mut self,
+        now: Now,
+        source: SocketAddr,
+        datagram: &[u8],
+        out: &mut [u8],
+    ) -> Result<Answered, Dropped>;
+
+    /// One bounded slice of upkeep, once per turn of the worker's loop.
+    fn upkeep(&mut self, now: Now);
+}
+
+/// The longest reply: what fits an IPv6 packet that is never fragmented (RFC 8200: 1280 - 48).
+pub const REPLY_BYTES_MAX: usize = 1232;

@@ -1,0 +1,114 @@
+//! The UDP front end: one datagram in, at most one out. The function to read first is
+//! [`UdpFrontend::handle`]; every line of it is a call into the module named by its word.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+
+use crate::frontend::connection_id::ConnectionIds;
+use crate::frontend::{REPLY_BYTES_MAX, Responder};
+use crate::protocol::udp::{self, AnnounceRequest, Head, Request};
+use crate::time::Now;
+use crate::tracker::{self, Room, Tracker};
+use crate::types::{Action, Announce, Answered, Dropped, Family, Refusal};
+
+/// One worker's UDP front end.
+pub struct UdpFrontend {
+    tracker: Tracker,
+    ids: SharedIds,
+}
+
+/// Connection ids under keys that may be replaced while running.
+pub type SharedIds = arc_swap::Cache<Arc<ArcSwap<ConnectionIds>>, Arc<ConnectionIds>>;
+
+impl UdpFrontend {
+    /// A front end on one worker's tracker. Replacing what `ids` holds takes effect with the next
+    /// datagram.
+    pub fn new(tracker: Tracker, ids: Arc<ArcSwap<ConnectionIds>>) -> Self {
+        Self { tracker, ids: SharedIds::new(ids) }
+    }
+
+    fn announce(
+        &mut self,
+        now: Now,
+        source: SocketAddr,
+        request: &AnnounceRequest,
+        out: &mut [u8],
+    ) -> Answered {
+        let announce = Announce {
+            info_hash: request.info_hash,
+            source: source.ip(), // never the datagram's IP field: invariant 3
+            port: request.port.get(),
+            left: request.left.get(),
+            event: request.event(),
+            numwant: request.numwant(),
+        };
+        let end = out.len().min(REPLY_BYTES_MAX);
+        let peers = udp::peers_of(&mut out[..end]);
+        let room = match Family::of(source.ip()) {
+            Family::V4 => Room { v4: peers, v6: &mut [] },
+            Family::V6 => Room { v4: &mut [], v6: peers },
+        };
+        match self.tracker.announce(now, &announce, room) {
+            Ok((reply, bytes)) => {
+                let bytes = udp::encode_announced(&request.head, &reply, bytes.iter().sum(), out);
+                Answered { action: Action::Announce, bytes, refusal: None }
+            }
+            Err(refusal) => refused(Action::Announce, &request.head, refusal, out),
+        }
+    }
+}
+
+fn refused(action: Action, request: &Head, refusal: Refusal, out: &mut [u8]) -> Answered {
+    let bytes = udp::encode_error(request, refusal, out);
+    Answered { action, bytes, refusal: Some(refusal) }
+}
+
+impl Responder for UdpFrontend {
+    const PREFETCH_STAGES: usize = tracker::PREFETCH_STAGES;
+
+    #[inline]
+    fn prefetch(&mut self, stage: usize, datagram: &[u8]) {
+        if let Some(info_hash) = udp::peek_info_hash(datagram) {
+            self.tracker.prefetch(stage, info_hash);
+        }
+    }
+
+    #[inline]
+    fn handle(
+        &mut self,
+        now: Now,
+        source: SocketAddr,
+        datagram: &[u8],
+        out: &mut [u8],
+    ) -> Result<Answered, Dropped> {
+        let request = udp::decode(datagram)?;
+        let ids = self.ids.load();
+        match request {
+            Request::Connect(head) => {
+                let bytes = udp::encode_connected(head, ids.issue(now, source.ip()), out);
+                Ok(Answered { action: Action::Connect, bytes, refusal: None })
+            }
+            Request::Announce(it, _options) => {
+                ids.check(now, source.ip(), it.head.connection_id.get())?;
+                Ok(self.announce(now, source, it, out))
+            }
+            Request::Scrape(head, info_hashes) => {
+                ids.check(now, source.ip(), head.connection_id.get())?;
+                // Only now: a forged scrape must not buy the work of 74 look-ups.
+                for stage in 0..Self::PREFETCH_STAGES {
+                    info_hashes.iter().for_each(|it| self.tracker.prefetch(stage, it));
+                }
+                let entries = info_hashes.iter().map(|it| self.tracker.scrape(it));
+                let bytes = udp::encode_scraped(head, entries, out);
+                Ok(Answered { action: Action::Scrape, bytes, refusal: None })
+            }
+        }
+    }
+
+    #[inline]
+    fn upkeep(&mut self, now: Now) {
+        self.tracker.upkeep(now);
+    }
+}

@@ -1,0 +1,112 @@
+//! How many peers a reply holds: exactly what was asked for, what there is, or what the family's
+//! reply may carry, whichever is least.
+#![allow(clippy::unwrap_used, reason = "helpers of a test may fail by panicking")]
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use skep::frontend::connection_id::{Algorithm, ConnectionIds, KEY_BYTES, Keys};
+use skep::frontend::udp::UdpFrontend;
+use skep::frontend::{REPLY_BYTES_MAX, Responder};
+use skep::protocol::udp::client::{Announcement, Reply, decode, encode_announce};
+use skep::protocol::udp::{ANNOUNCE_BYTES, TransactionId, peer_stride};
+use skep::store::{Options, Store};
+use skep::time::Now;
+use skep::tracker::{self, Tracker};
+use skep::types::{Event, Family, InfoHash, PeerId};
+
+const NOW: Now = Now::from_s(1_800_000_000);
+
+struct World {
+    frontend: UdpFrontend,
+    ids: ConnectionIds,
+}
+
+impl World {
+    fn new() -> Self {
+        let store = Arc::new(Store::new(Options { shards: 2, seed: Some(1) }));
+        let options = Arc::new(ArcSwap::from_pointee(tracker::Options::default()));
+        let algorithm = Algorithm::SipHash;
+        let keys = Keys { active: [7; KEY_BYTES], staging: None, algorithm };
+        let ids = ConnectionIds::new(&keys);
+        let shared = Arc::new(ArcSwap::from_pointee(ids.clone()));
+        Self { frontend: UdpFrontend::new(Tracker::new(store, options, 1, 0, 1), shared), ids }
+    }
+
+    /// Announces a leecher; says how many peers it was told of, and how long the reply was.
+    fn announce(&mut self, source: IpAddr, event: Event, numwant: i32) -> (usize, usize) {
+        let it = Announcement {
+            info_hash: InfoHash([5; 20]),
+            peer_id: PeerId([6; 20]),
+            downloaded: 0,
+            left: 1 << 32, // a leecher in all 64 bits
+            uploaded: 0,
+            event,
+            numwant,
+            port: 6881,
+            key: [0; 4],
+        };
+        let mut request = [0; ANNOUNCE_BYTES];
+        let id = self.ids.issue(NOW, source);
+        encode_announce(id, TransactionId([9; 4]), &it, &mut request);
+        let mut out = [0; REPLY_BYTES_MAX];
+        let source = SocketAddr::new(source, 50_000);
+        let answered = self.frontend.handle(NOW, source, &request, &mut out).unwrap();
+        let family = Family::of(source.ip());
+        match decode(&out[..answered.bytes], family).unwrap() {
+            (TransactionId([9, 9, 9, 9]), Reply::Announced(reply, peers)) => {
+                assert_eq!(reply.seeders, 0, "2^32 bytes left make no seeder");
+                (peers.len() / peer_stride(family), answered.bytes)
+            }
+            other => panic!("no announce reply: {other:?}"),
+        }
+    }
+}
+
+fn v4(number: u8) -> IpAddr {
+    Ipv4Addr::new(8, 8, 8, number).into()
+}
+
+fn v6(number: u8) -> IpAddr {
+    Ipv6Addr::new(0x2001, 0x4860, 0, 0, 0, 0, 0, number.into()).into()
+}
+
+#[test]
+fn replies_hold_what_is_asked_for_within_the_familys_cap() {
+    let mut world = World::new();
+    for number in 0..=255 {
+        world.announce(v4(number), Event::Started, 0);
+        world.announce(v6(number), Event::Started, 0);
+    }
+    for address in [v4(0), v6(0)] {
+        let cap = if address.is_ipv4() { 200 } else { 67 };
+        for (numwant, peers) in [
+            (1, 1),
+            (3, 3),
+            (5, 5),
+            (29, 29),
+            (66, 66),
+            (-1, 50),
+            (0, 50),
+            (i32::MIN, 50),
+            (199, 199.min(cap)),
+            (200, 200.min(cap)),
+            (i32::MAX, cap),
+        ] {
+            let (told, bytes) = world.announce(address, Event::None, numwant);
+            assert_eq!(told, peers, "{address} wants {numwant}");
+            assert!(bytes <= REPLY_BYTES_MAX, "fits any path unfragmented");
+        }
+        assert_eq!(world.announce(address, Event::Stopped, 50).0, 0, "who leaves wants none");
+    }
+}
+
+#[test]
+fn few_peers_are_all_handed_out_and_a_lone_announcer_gets_nobody() {
+    let mut world = World::new();
+    assert_eq!(world.announce(v4(1), Event::Started, 50).0, 0);
+    assert_eq!(world.announce(v6(1), Event::Started, 50).0, 0, "the other family's stay away");
+    assert_eq!(world.announce(v4(2), Event::Started, 50).0, 1);
+    assert_eq!(world.announce(v4(3), Event::Started, 50).0, 2);
+}
