@@ -25,6 +25,8 @@ pub mod frontend;
 pub mod metrics;
 pub mod protocol;
 pub mod store;
+pub mod sys;
 pub mod time;
 pub mod tracker;
 pub mod types;
+pub mod worker;

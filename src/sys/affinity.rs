@@ -1,0 +1,63 @@
+//! Which CPUs this process may use, and staying on one of them.
+#![expect(unsafe_code, reason = "two system calls and the macros for their bit set")]
+
+use std::io;
+use std::mem::size_of;
+use std::thread::available_parallelism;
+
+/// The CPUs a worker may be pinned to, in ascending order, never empty: those this thread may run
+/// on (`taskset`, cpusets), and no more of them than the cgroup's quota pays for.
+///
+/// # Errors
+/// What the kernel says, e.g. on a machine with more than 1024 CPUs.
+pub fn usable_cpus() -> io::Result<Vec<usize>> {
+    let mut set = empty_set();
+    // SAFETY: the set lives during the call, which fills in at most its size.
+    let result = unsafe { libc::sched_getaffinity(0, size_of_val(&set), &raw mut set) };
+    if result == -1 {
+        return Err(io::Error::last_os_error());
+    }
+    let allowed = |cpu: &usize| {
+        // SAFETY: the range below ends with the set's last bit.
+        unsafe { libc::CPU_ISSET(*cpu, &set) }
+    };
+    let mut cpus: Vec<usize> = (0..8 * size_of::<libc::cpu_set_t>()).filter(allowed).collect();
+    // The standard library reads the quotas of both cgroup versions, parents included.
+    cpus.truncate(available_parallelism()?.get());
+    Ok(cpus)
+}
+
+/// Keeps the calling thread on one CPU.
+///
+/// # Errors
+/// `InvalidInput` where this process may not use that CPU.
+pub fn pin(cpu: usize) -> io::Result<()> {
+    let mut set = empty_set();
+    if cpu >= 8 * size_of::<libc::cpu_set_t>() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    // SAFETY: the bit has just been checked to be inside the set.
+    unsafe { libc::CPU_SET(cpu, &mut set) };
+    // SAFETY: the set lives during the call, which only reads it.
+    let result = unsafe { libc::sched_setaffinity(0, size_of_val(&set), &raw const set) };
+    if result == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+fn empty_set() -> libc::cpu_set_t {
+    // SAFETY: a bit set of plain integers, for which zero is a value.
+    unsafe { std::mem::zeroed() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pinned_thread_may_use_its_cpu_alone() {
+        let cpus = usable_cpus().unwrap();
+        let last = *cpus.last().unwrap();
+        let seen = std::thread::spawn(move || pin(last).and_then(|()| usable_cpus()));
+        assert_eq!(seen.join().unwrap().unwrap(), [last]);
+        assert!(pin(1 << 20).is_err());
+    }
+}

@@ -1,0 +1,18 @@
+//! The kernel's edge: sockets, batches of datagrams, rings, CPUs and the clock.
+//!
+//! This is the only module (beside the store's table) that may hold `unsafe`, and every API it
+//! shows is safe. It knows nothing of trackers: the workers and the load tester build on it alike.
+
+pub mod address;
+pub mod affinity;
+mod buffer_ring;
+mod buffers;
+pub mod clock;
+pub mod mmsg;
+pub mod probe;
+pub(crate) mod readiness;
+pub(crate) mod ring;
+pub(crate) mod ring_host;
+pub mod seccomp;
+pub mod segments;
+pub mod socket;

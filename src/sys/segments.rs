@@ -1,0 +1,151 @@
+//! Many datagrams of one length and to one place by a single `sendmsg`: UDP segmentation offload
+//! (`UDP_SEGMENT`, Linux 4.18). The receiver sees ordinary datagrams; the sender pays for routing,
+//! queueing and the network stack once per batch instead of once per datagram.
+//!
+//! Made for the load tester, which must outrun a server that gains nothing from it: replies go to
+//! many clients and differ in length.
+#![expect(unsafe_code, reason = "a system call with a control message")]
+
+use std::io;
+use std::mem::size_of;
+use std::os::fd::{AsFd, AsRawFd};
+
+/// The kernel's own bound on segments per call (`UDP_MAX_SEGMENTS`) in its oldest version.
+pub const SEGMENTS_MAX: usize = 64;
+
+/// The option's number, from linux/udp.h.
+const UDP_SEGMENT: libc::c_int = 103;
+
+/// A control message that holds the segment's length.
+///
+/// ```text
+/// cmsghdr (16): length, level, type | segment length (2, native) | padding (6)
+/// ```
+#[repr(C, align(8))]
+struct Control {
+    header: libc::cmsghdr,
+    segment_bytes: u16,
+}
+
+/// Datagrams of one length, waiting to be sent together.
+pub struct SegmentedBatch {
+    bytes: Vec<u8>,
+    segment_bytes: u16,
+    queued: usize,
+}
+
+impl SegmentedBatch {
+    /// Room for [`SEGMENTS_MAX`] datagrams of `segment_bytes` each, at most 1000.
+    ///
+    /// # Panics
+    /// If `segment_bytes` is 0 or above 1000: a batch must fit one IP packet of 65 535 bytes.
+    pub fn new(segment_bytes: u16) -> Self {
+        assert!((1..=1000).contains(&segment_bytes), "{segment_bytes} bytes make no segment");
+        let bytes = vec![0; usize::from(segment_bytes) * SEGMENTS_MAX];
+        Self { bytes, segment_bytes, queued: 0 }
+    }
+
+    /// How many datagrams wait.
+    pub fn len(&self) -> usize {
+        self.queued
+    }
+
+    /// Whether none waits.
+    pub fn is_empty(&self) -> bool {
+        self.queued == 0
+    }
+
+    /// The buffer of the next datagram, exactly as long as it will be; `None` when the batch is
+    /// full. Nothing is queued before [`Self::push`].
+    #[inline]
+    pub fn next_payload(&mut self) -> Option<&mut [u8]> {
+        self.bytes.chunks_exact_mut(self.segment_bytes.into()).nth(self.queued)
+    }
+
+    /// Queues what stands in [`Self::next_payload`].
+    ///
+    /// # Panics
+    /// If the batch is full.
+    #[inline]
+    pub fn push(&mut self) {
+        assert!(self.queued < SEGMENTS_MAX, "the batch is full");
+        self.queued += 1;
+    }
+
+    /// The datagrams that wait.
+    pub fn iter(&self) -> impl Iterator<Item = &[u8]> {
+        self.bytes.chunks_exact(self.segment_bytes.into()).take(self.queued)
+    }
+
+    /// Forgets the datagrams that wait.
+    pub fn clear(&mut self) {
+        self.queued = 0;
+    }
+
+    /// Sends all that wait over a connected socket, by one system call: all of them or none. They
+    /// wait on until [`Self::clear`].
+    ///
+    /// # Errors
+    /// What the kernel says: `EIO` where the network device cannot do checksums, `EINVAL` where
+    /// the kernel is too old; anything that an ordinary send may fail with.
+    pub fn send(&self, socket: impl AsFd) -> io::Result<()> {
+        if self.queued == 0 {
+            return Ok(());
+        }
+        let bytes = &self.bytes[..self.queued * usize::from(self.segment_bytes)];
+        let mut part =
+            libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+        // SAFETY: plain integers, for which zero is a value.
+        let mut control: Control = unsafe { std::mem::zeroed() };
+        control.header.cmsg_len = (size_of::<libc::cmsghdr>() + size_of::<u16>()) as _;
+        control.header.cmsg_level = libc::IPPROTO_UDP;
+        control.header.cmsg_type = UDP_SEGMENT;
+        control.segment_bytes = self.segment_bytes;
+        // SAFETY: a header is plain integers and pointers, for which zero is a value.
+        let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
+        header.msg_iov = &raw mut part;
+        header.msg_iovlen = 1;
+        if self.queued > 1 {
+            header.msg_control = (&raw mut control).cast();
+            header.msg_controllen = size_of::<Control>() as _;
+        }
+        let fd = socket.as_fd().as_raw_fd();
+        // SAFETY: the header, its one part and its control message live during the call, with
+        // their true lengths; sending writes to none of them.
+        let sent = unsafe { libc::sendmsg(fd, &raw const header, libc::MSG_DONTWAIT) };
+        if sent == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::UdpSocket;
+
+    #[test]
+    fn segments_arrive_as_datagrams_in_order() {
+        let server = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+        client.connect(server.local_addr().unwrap()).unwrap();
+        let mut batch = SegmentedBatch::new(98);
+        for count in [1, 2, SEGMENTS_MAX] {
+            for number in 0..count {
+                let payload = batch.next_payload().unwrap();
+                payload.fill(u8::try_from(number).unwrap());
+                batch.push();
+            }
+            assert_eq!(batch.next_payload().is_none(), count == SEGMENTS_MAX);
+            if let Err(error) = batch.send(&client) {
+                println!("skipped: no UDP segmentation here: {error}");
+                return;
+            }
+            for sent in batch.iter() {
+                let mut received = [0; 200];
+                let bytes = server.recv(&mut received).unwrap();
+                assert_eq!(&received[..bytes], sent);
+            }
+            batch.clear();
+            assert!(batch.is_empty() && batch.send(&client).is_ok());
+        }
+    }
+}

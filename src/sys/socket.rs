@@ -1,0 +1,327 @@
+//! UDP sockets as a tracker wants them, and what the kernel tells about them.
+//!
+//! Why each option is set:
+//! - `SO_REUSEPORT`: every worker has its own socket on the same address, so no queue is shared;
+//! - `IPV6_V6ONLY`: `0.0.0.0` and `[::]` are two sockets, and an IPv4 client is IPv4 everywhere;
+//! - a receive buffer of 8 MiB: about 19 000 datagrams, 100 ms at 200 000 a second;
+//! - `IP_MTU_DISCOVER = PROBE`: spares each reply the choice of an IP id: replies are too short to
+//!   be fragmented;
+//! - `IP_PKTINFO` on wildcard sockets alone: replies must leave from the address that was asked.
+#![expect(unsafe_code, reason = "socket options that no safe crate offers")]
+
+use std::io;
+use std::mem::size_of;
+use std::net::{SocketAddr, UdpSocket};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+
+use libc::c_int;
+use socket2::{Domain, Socket, Type};
+
+use crate::types::Family;
+
+/// The receive buffer to ask for, in bytes.
+pub const RECEIVE_BUFFER_BYTES: usize = 8 << 20;
+
+/// How to bind a socket.
+#[derive(Clone, Copy, Debug)]
+pub struct UdpOptions {
+    /// Whether several sockets may share the address, each getting a part of the datagrams.
+    pub reuse_port: bool,
+    /// The receive buffer to ask for, in bytes. The kernel may give less without a word: compare
+    /// [`BoundUdp::receive_buffer_bytes`].
+    pub receive_buffer_bytes: usize,
+}
+
+impl Default for UdpOptions {
+    fn default() -> Self {
+        Self { reuse_port: true, receive_buffer_bytes: RECEIVE_BUFFER_BYTES }
+    }
+}
+
+/// A bound, nonblocking UDP socket.
+#[derive(Debug)]
+pub struct BoundUdp {
+    socket: UdpSocket,
+    address: SocketAddr,
+    receive_buffer_bytes: usize,
+}
+
+/// What the kernel keeps for a socket (`SO_MEMINFO`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SocketMemory {
+    /// Bytes queued for us now, the kernel's own overhead included.
+    pub queued_bytes: u64,
+    /// Where it starts to drop: twice the receive buffer, in the same unit.
+    pub limit_bytes: u64,
+    /// Datagrams dropped since the socket was bound, exactly, modulo 2^32.
+    pub drops: u32,
+}
+
+/// Binds a UDP socket. Port 0 lets the kernel choose: see [`BoundUdp::address`].
+///
+/// # Errors
+/// What the kernel says: the address is in use or not ours, the port is privileged, too few
+/// descriptors.
+pub fn bind_udp(address: SocketAddr, options: &UdpOptions) -> io::Result<BoundUdp> {
+    let socket = Socket::new(Domain::for_address(address), Type::DGRAM, None)?;
+    socket.set_nonblocking(true)?;
+    socket.set_reuse_port(options.reuse_port)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    let receive_buffer_bytes = enlarge_receive_buffer(&socket, options.receive_buffer_bytes)?;
+    let (level, discover, probe, info) = match address {
+        SocketAddr::V4(_) => {
+            (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_PROBE, libc::IP_PKTINFO)
+        }
+        SocketAddr::V6(_) => (
+            libc::IPPROTO_IPV6,
+            libc::IPV6_MTU_DISCOVER,
+            libc::IPV6_PMTUDISC_PROBE,
+            libc::IPV6_RECVPKTINFO,
+        ),
+    };
+    set_option(&socket, level, discover, &probe)?;
+    if address.ip().is_unspecified() {
+        set_option(&socket, level, info, &1)?;
+    }
+    socket.bind(&address.into())?;
+    let socket = UdpSocket::from(socket);
+    let address = socket.local_addr()?;
+    Ok(BoundUdp { socket, address, receive_buffer_bytes })
+}
+
+/// Asks for a receive buffer beyond the sysctl's limit first, which takes CAP_NET_ADMIN, then
+/// within it. Says what the kernel gave, in the unit it is asked in (it keeps twice that).
+fn enlarge_receive_buffer(socket: &Socket, bytes: usize) -> io::Result<usize> {
+    let asked = c_int::try_from(bytes).unwrap_or(c_int::MAX);
+    if set_option(socket, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, &asked).is_err() {
+        socket.set_recv_buffer_size(bytes)?;
+    }
+    Ok(socket.recv_buffer_size()? / 2)
+}
+
+impl BoundUdp {
+    /// The address it is bound to, with the port the kernel chose.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The family of its clients.
+    pub fn family(&self) -> Family {
+        Family::of(self.address.ip())
+    }
+
+    /// Whether it is bound to every address of the host, so that replies must name theirs.
+    pub fn is_wildcard(&self) -> bool {
+        self.address.ip().is_unspecified()
+    }
+
+    /// The receive buffer the kernel gave, in bytes, in the unit it was asked in.
+    pub fn receive_buffer_bytes(&self) -> usize {
+        self.receive_buffer_bytes
+    }
+
+    /// The socket.
+    pub fn socket(&self) -> &UdpSocket {
+        &self.socket
+    }
+
+    /// How full the receive queue is, and what was dropped. Costs a system call: poll it about
+    /// once a second.
+    ///
+    /// # Errors
+    /// What the kernel says; it has no reason to.
+    pub fn memory(&self) -> io::Result<SocketMemory> {
+        memory_of(&self.socket)
+    }
+}
+
+impl AsFd for BoundUdp {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+/// As [`BoundUdp::memory`], for any socket.
+///
+/// # Errors
+/// What the kernel says, e.g. that this is no socket.
+pub fn memory_of(socket: impl AsFd) -> io::Result<SocketMemory> {
+    // Places in the array, see linux/sock_diag.h.
+    const RECEIVE_QUEUED: usize = 0;
+    const RECEIVE_LIMIT: usize = 1;
+    const DROPS: usize = 8;
+    let mut values = [0_u32; 9];
+    let mut length = length_of::<[u32; 9]>();
+    let fd = socket.as_fd().as_raw_fd();
+    let (level, name) = (libc::SOL_SOCKET, libc::SO_MEMINFO);
+    let values_at = values.as_mut_ptr().cast();
+    // SAFETY: `length` bytes stand at `values_at`, and the kernel writes no more than that.
+    let result = unsafe { libc::getsockopt(fd, level, name, values_at, &raw mut length) };
+    check(result)?;
+    Ok(SocketMemory {
+        queued_bytes: values[RECEIVE_QUEUED].into(),
+        limit_bytes: values[RECEIVE_LIMIT].into(),
+        drops: values[DROPS],
+    })
+}
+
+/// How the kernel chooses among the sockets of one address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Steering {
+    /// By a hash over addresses and ports: nothing better applies.
+    Hash,
+    /// Socket `cpu % n` for a datagram that is handled on `cpu` (`SO_ATTACH_REUSEPORT_CBPF`).
+    CpuModulo,
+    /// The socket whose worker runs on the CPU that handles the datagram, by hash where there is
+    /// none (`SO_INCOMING_CPU`).
+    IncomingCpu,
+}
+
+/// Makes a datagram go to the worker on the CPU that took it off the network, so that it never
+/// changes caches. `sockets` share one address, are complete and stand in bind order (which is
+/// the kernel's index); `cpus[i]` is where the worker of `sockets[i]` is pinned, if it is.
+///
+/// The modulo program spreads the datagrams of *every* CPU evenly, but socket `i` must be worker
+/// `i` on CPU `i`: so it is used for CPUs 0..n in order only. Any other pinning uses the hint,
+/// which leaves datagrams of foreign CPUs to the hash. With one socket there is nothing to choose.
+///
+/// # Errors
+/// What the kernel says, e.g. one older than 4.6. Serving without steering is slower, not wrong.
+pub fn steer(sockets: &[&BoundUdp], cpus: &[Option<usize>]) -> io::Result<Steering> {
+    let pinned: Option<Vec<usize>> = cpus.iter().copied().collect();
+    let Some(pinned) = pinned.filter(|it| sockets.len() > 1 && it.len() == sockets.len()) else {
+        return Ok(Steering::Hash);
+    };
+    if pinned.iter().copied().eq(0..sockets.len()) {
+        attach_cpu_modulo(sockets[0], sockets.len())?;
+        return Ok(Steering::CpuModulo);
+    }
+    for (socket, cpu) in sockets.iter().zip(pinned) {
+        let cpu = c_int::try_from(cpu).map_err(io::Error::other)?;
+        set_option(socket, libc::SOL_SOCKET, libc::SO_INCOMING_CPU, &cpu)?;
+    }
+    Ok(Steering::IncomingCpu)
+}
+
+/// Attaches `return cpu % n` to the group that `socket` belongs to.
+fn attach_cpu_modulo(socket: &BoundUdp, n: usize) -> io::Result<()> {
+    const INSTRUCTIONS: u16 = 3;
+    let n = u32::try_from(n).map_err(io::Error::other)?;
+    let instruction = |code, k| libc::sock_filter { code, jt: 0, jf: 0, k };
+    let mut program: [_; INSTRUCTIONS as usize] = [
+        instruction(op(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS), CPU_OFFSET),
+        instruction(op(libc::BPF_ALU | libc::BPF_MOD | libc::BPF_K), n),
+        instruction(op(libc::BPF_RET | libc::BPF_A), 0),
+    ];
+    let program = libc::sock_fprog { len: INSTRUCTIONS, filter: program.as_mut_ptr() };
+    set_option(socket, libc::SOL_SOCKET, libc::SO_ATTACH_REUSEPORT_CBPF, &program)
+}
+
+/// Where classic BPF reads the number of the CPU it runs on.
+#[expect(
+    clippy::cast_sign_loss,
+    reason = "the ABI's negative offset as the unsigned it is sent as"
+)]
+const CPU_OFFSET: u32 = (libc::SKF_AD_OFF + libc::SKF_AD_CPU) as u32;
+
+/// A BPF instruction's code; all of them fit.
+#[expect(clippy::cast_possible_truncation, reason = "codes are below 256")]
+const fn op(code: u32) -> u16 {
+    code as u16
+}
+
+/// Sets one socket option from a plain value.
+fn set_option<T>(socket: &impl AsFd, level: c_int, name: c_int, value: &T) -> io::Result<()> {
+    let fd = socket.as_fd().as_raw_fd();
+    let length = length_of::<T>();
+    // SAFETY: `length` bytes stand at `value`, and the kernel only reads them.
+    let result =
+        unsafe { libc::setsockopt(fd, level, name, std::ptr::from_ref(value).cast(), length) };
+    check(result)
+}
+
+/// A value's size as socket options want it.
+#[expect(clippy::cast_possible_truncation, reason = "option values are a few bytes")]
+const fn length_of<T>() -> libc::socklen_t {
+    size_of::<T>() as libc::socklen_t
+}
+
+/// Turns a system call's -1 into the error it left.
+fn check(result: c_int) -> io::Result<()> {
+    if result == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bind(address: &str) -> BoundUdp {
+        bind_udp(address.parse().unwrap(), &UdpOptions::default()).unwrap()
+    }
+
+    #[test]
+    fn the_kernel_says_what_it_dropped() {
+        let options = UdpOptions { reuse_port: false, receive_buffer_bytes: 4096 };
+        let it = bind_udp("127.0.0.1:0".parse().unwrap(), &options).unwrap();
+        assert_eq!(it.memory().unwrap().drops, 0);
+        let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+        for _ in 0..1000 {
+            client.send_to(&[0; 98], it.address()).unwrap();
+        }
+        let memory = it.memory().unwrap();
+        let mut kept = 0;
+        while it.socket().recv(&mut [0; 98]).is_ok() {
+            kept += 1;
+        }
+        assert_eq!(memory.drops + kept, 1000);
+        assert!(memory.queued_bytes > 0 && memory.limit_bytes < 65536, "{memory:?}");
+        assert_eq!(it.memory().unwrap().queued_bytes, 0);
+    }
+
+    #[test]
+    fn sockets_share_a_port_and_split_the_families() {
+        let first = bind("0.0.0.0:0");
+        let port = first.address().port();
+        let second = bind(&format!("0.0.0.0:{port}"));
+        assert_eq!(second.address(), first.address());
+        assert!(first.is_wildcard() && first.receive_buffer_bytes() > 0);
+        if UdpSocket::bind("[::1]:0").is_ok() {
+            assert_eq!(bind(&format!("[::]:{port}")).family(), Family::V6);
+        }
+    }
+
+    #[test]
+    fn steering_depends_on_where_the_workers_run() {
+        let first = bind("127.0.0.1:0");
+        let second = bind(&first.address().to_string());
+        let both = [&first, &second];
+        assert_eq!(steer(&both, &[Some(0), Some(1)]).unwrap(), Steering::CpuModulo);
+        assert_eq!(steer(&both, &[Some(1), Some(0)]).unwrap(), Steering::IncomingCpu);
+        assert_eq!(steer(&both, &[None, Some(1)]).unwrap(), Steering::Hash);
+        assert_eq!(steer(&both[..1], &[Some(0)]).unwrap(), Steering::Hash);
+    }
+
+    #[test]
+    fn a_datagram_goes_to_the_socket_of_the_cpu_it_came_in_by() {
+        use crate::sys::affinity::{pin, usable_cpus};
+        if !usable_cpus().unwrap().starts_with(&[0, 1]) {
+            return eprintln!("skipped: CPUs 0 and 1 are not ours");
+        }
+        let first = bind("127.0.0.1:0");
+        let target = first.address();
+        let sockets = [&first, &bind(&target.to_string())];
+        steer(&sockets, &[Some(0), Some(1)]).unwrap();
+        for (cpu, socket) in sockets.iter().enumerate() {
+            let send = move || {
+                pin(cpu).unwrap();
+                let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+                (0..20).for_each(|_| assert_eq!(client.send_to(b"here", target).unwrap(), 4));
+            };
+            std::thread::spawn(send).join().unwrap();
+            let received = std::iter::from_fn(|| socket.socket().recv(&mut [0; 8]).ok());
+            assert_eq!(received.count(), 20);
+        }
+    }
+}

@@ -1,0 +1,390 @@
+//! The datagram worker: one loop, two ways to reach the kernel.
+//!
+//! A turn: submit the last turn's replies and wait (one system call with io_uring); take a bounded
+//! batch; read the clock once; let the responder prefetch; handle each datagram; one slice of
+//! upkeep. Nothing is allocated per datagram, and a flooded socket delays neither the other
+//! sockets nor the clock by more than a batch.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use crate::metrics::{IoEvent, WorkerCounters};
+use crate::sys::clock::{Clock, thread_cpu_ns};
+use crate::sys::ring::Ring;
+use crate::sys::ring_host::{RingHost, RingOptions};
+use crate::sys::socket::BoundUdp;
+use crate::time::Now;
+use crate::types::{Dropped, Family, unmap};
+use crate::worker::{REPLY_BYTES_MAX, Responder, mmsg::Mmsg, uring::Uring};
+
+/// How datagrams travel between kernel and worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Backend {
+    /// An io_uring of the worker's own: Linux 6.0 or later, where nothing denies it.
+    Uring,
+    /// `recvmmsg` and `sendmmsg` on `poll`: works everywhere.
+    Mmsg,
+}
+
+impl Backend {
+    /// Its name in flags, logs and labels.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Uring => "uring",
+            Self::Mmsg => "mmsg",
+        }
+    }
+}
+
+/// What a worker needs to run, besides its responder.
+#[derive(Clone, Copy, Debug)]
+pub struct DatagramWorker<'a> {
+    /// How to reach the kernel.
+    pub backend: Backend,
+    /// Its sockets. Bind all workers' sockets beforehand, in order, on one thread: the order is
+    /// what steering goes by.
+    pub sockets: &'a [BoundUdp],
+    /// The clock of the process.
+    pub clock: &'a Clock,
+    /// Its own counters.
+    pub counters: &'a WorkerCounters,
+    /// Set to end it: it answers what it has received and returns, within 100 ms.
+    pub stop: &'a AtomicBool,
+}
+
+impl DatagramWorker<'_> {
+    /// Serves until told to stop, on the calling thread (pin it first).
+    ///
+    /// # Errors
+    /// Where the backend cannot start (see [`crate::sys::probe`]) or breaks; what a single
+    /// datagram can cause is counted instead, see [`IoEvent`].
+    pub fn run<R: Responder>(&self, responder: &mut R) -> io::Result<()> {
+        match self.backend {
+            Backend::Mmsg => self.drive(&mut Mmsg::new(self.sockets), responder),
+            Backend::Uring => {
+                let options = RingOptions::default();
+                let mut host = RingHost::new(&options)?;
+                let ring = Ring::start(&mut host, self.sockets, &options)?;
+                self.drive(&mut Uring(ring), responder)
+            }
+        }
+    }
+
+    fn drive(&self, io: &mut impl DatagramIo, responder: &mut impl Responder) -> io::Result<()> {
+        let mut meter = Meter::default();
+        while !self.stop.load(Ordering::Relaxed) {
+            self.turn(io, responder, &mut meter, WAIT)?;
+        }
+        io.stop_receiving();
+        for _ in 0..LAST_TURNS_MAX {
+            self.turn(io, responder, &mut meter, LAST_WAIT)?;
+            if io.is_quiet() {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    #[inline]
+    fn turn(
+        &self,
+        io: &mut impl DatagramIo,
+        responder: &mut impl Responder,
+        meter: &mut Meter,
+        wait: Duration,
+    ) -> io::Result<()> {
+        let count = io.turn(wait, self.counters)?;
+        let now = self.clock.now();
+        for first in (0..count).step_by(PREFETCHED_MAX) {
+            let last = count.min(first + PREFETCHED_MAX);
+            serve(io, responder, self.counters, now, first..last);
+        }
+        responder.upkeep(now);
+        meter.turn(self, now, count);
+        Ok(())
+    }
+}
+
+/// How long to wait for datagrams before looking at the stop flag and the clock.
+const WAIT: Duration = Duration::from_millis(50);
+
+/// How long to wait for the kernel to confirm that receiving has ended, per turn.
+const LAST_WAIT: Duration = Duration::from_millis(1);
+
+/// Turns after the stop: enough for every buffer of a full ring, far less than the 100 ms.
+const LAST_TURNS_MAX: u32 = 20;
+
+/// Datagrams prefetched for at once: their lines must survive in the first cache until used.
+const PREFETCHED_MAX: usize = 32;
+
+/// A datagram, and where its answer may be written.
+pub(crate) struct Exchange<'a> {
+    /// Where it came from; `None` for an address of no Internet family.
+    pub(crate) source: Option<SocketAddr>,
+    /// What it brought.
+    pub(crate) payload: &'a [u8],
+    /// Whether it was too long for the buffer.
+    pub(crate) truncated: bool,
+    /// At least [`REPLY_BYTES_MAX`] bytes.
+    pub(crate) out: &'a mut [u8],
+}
+
+/// What the loop asks of a backend.
+pub(crate) trait DatagramIo {
+    /// Submits the queued replies, waits at most `wait` and takes a bounded batch, whose size it
+    /// returns. Counts what goes wrong and can be survived.
+    fn turn(&mut self, wait: Duration, counters: &WorkerCounters) -> io::Result<usize>;
+
+    /// The payload of one datagram of the batch.
+    fn payload(&self, index: usize) -> &[u8];
+
+    /// One datagram of the batch, with room for its answer.
+    fn exchange(&mut self, index: usize) -> Exchange<'_>;
+
+    /// Queues the answer to a datagram, as written to the room just given for it. False where it
+    /// cannot be queued and is lost.
+    fn reply(&mut self, index: usize, bytes: usize) -> bool;
+
+    /// Receives nothing from now on but what has already left the sockets.
+    fn stop_receiving(&mut self);
+
+    /// Whether all that was received has been handed out, and all answers have been submitted.
+    fn is_quiet(&self) -> bool;
+}
+
+/// Handles a part of the batch.
+#[inline]
+fn serve<R: Responder>(
+    io: &mut impl DatagramIo,
+    responder: &mut R,
+    counters: &WorkerCounters,
+    now: Now,
+    part: std::ops::Range<usize>,
+) {
+    for stage in 0..R::PREFETCH_STAGES {
+        for index in part.clone() {
+            responder.prefetch(stage, io.payload(index));
+        }
+    }
+    for index in part {
+        let exchange = io.exchange(index);
+        let source = exchange.source.map_or(NOWHERE, unmap);
+        let bytes = exchange.payload.len();
+        let out = &mut exchange.out[..REPLY_BYTES_MAX];
+        let verdict = if source.port() == 0 {
+            Err(Dropped::SourcePortZero)
+        } else if exchange.truncated {
+            Err(Dropped::Oversized)
+        } else {
+            responder.handle(now, source, exchange.payload, out)
+        };
+        counters.count(Family::of(source.ip()), bytes, verdict);
+        if let Ok(answered) = verdict
+            && !io.reply(index, answered.bytes)
+        {
+            counters.io_event(IoEvent::SendQueueFull).add(1);
+        }
+    }
+}
+
+/// Stands for a source that no reply can reach.
+const NOWHERE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
+
+/// The worker's figures about itself.
+#[derive(Default)]
+struct Meter {
+    turns: u64,
+    cpu_read_at: Option<Now>,
+    cpu_ns: u64,
+}
+
+impl Meter {
+    /// One turn in so many is timed.
+    const SAMPLED: u64 = 64;
+
+    /// CPU time is read at most this often, as it takes a system call.
+    const CPU_EVERY_NS: u64 = 10_000_000;
+
+    #[inline]
+    fn turn(&mut self, worker: &DatagramWorker<'_>, now: Now, count: usize) {
+        let counters = worker.counters;
+        self.turns += 1;
+        counters.turns.add(1);
+        let elapsed_ns = worker.clock.elapsed_ns_at(now);
+        counters.elapsed_ns.add(elapsed_ns.saturating_sub(counters.elapsed_ns.get()));
+        if count > 0 && self.turns.is_multiple_of(Self::SAMPLED) {
+            counters.handling.record(worker.clock.now().ns_since(now));
+        }
+        if self.cpu_read_at.is_none_or(|it| now.ns_since(it) >= Self::CPU_EVERY_NS) {
+            let cpu_ns = thread_cpu_ns();
+            counters.busy_ns.add(cpu_ns.saturating_sub(self.cpu_ns));
+            (self.cpu_ns, self.cpu_read_at) = (cpu_ns, Some(now));
+        }
+    }
+}
+
+/// What a send's errno means to an operator.
+pub(crate) fn send_event(errno: Option<i32>) -> IoEvent {
+    match errno {
+        Some(libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM) => IoEvent::SendQueueFull,
+        Some(libc::EPERM | libc::EACCES) => IoEvent::SendRefused,
+        Some(libc::ENETUNREACH | libc::EHOSTUNREACH | libc::ENETDOWN | libc::EHOSTDOWN) => {
+            IoEvent::SendUnreachable
+        }
+        _ => IoEvent::SendFailed,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::{Action, Answered};
+
+    /// A backend that hands out the same batch once, and has room for some of the answers.
+    struct Script {
+        batch: Vec<(Option<SocketAddr>, Vec<u8>, bool)>,
+        room: usize,
+        replies: Vec<(usize, usize)>,
+        out: Vec<u8>,
+    }
+
+    impl DatagramIo for Script {
+        fn turn(&mut self, _wait: Duration, _counters: &WorkerCounters) -> io::Result<usize> {
+            Ok(self.batch.len())
+        }
+
+        fn payload(&self, index: usize) -> &[u8] {
+            &self.batch[index].1
+        }
+
+        fn exchange(&mut self, index: usize) -> Exchange<'_> {
+            let (source, payload, truncated) = &self.batch[index];
+            let (source, truncated) = (*source, *truncated);
+            Exchange { source, payload, truncated, out: &mut self.out }
+        }
+
+        fn reply(&mut self, index: usize, bytes: usize) -> bool {
+            self.replies.push((index, bytes));
+            self.replies.len() <= self.room
+        }
+
+        fn stop_receiving(&mut self) {}
+
+        fn is_quiet(&self) -> bool {
+            true
+        }
+    }
+
+    /// Notes what it is told, in order.
+    #[derive(Default)]
+    struct Notes {
+        prefetched: Vec<(usize, u8)>,
+        handled: Vec<(SocketAddr, u8)>,
+        prefetched_ahead_max: usize,
+        upkeeps: usize,
+    }
+
+    impl Responder for Notes {
+        const PREFETCH_STAGES: usize = 2;
+
+        fn prefetch(&mut self, stage: usize, datagram: &[u8]) {
+            self.prefetched.push((stage, datagram[0]));
+        }
+
+        fn handle(
+            &mut self,
+            _now: Now,
+            source: SocketAddr,
+            datagram: &[u8],
+            out: &mut [u8],
+        ) -> Result<Answered, Dropped> {
+            let ahead = self.prefetched.len() / 2 - self.handled.len();
+            self.prefetched_ahead_max = self.prefetched_ahead_max.max(ahead);
+            self.handled.push((source, datagram[0]));
+            assert_eq!(out.len(), REPLY_BYTES_MAX);
+            Ok(Answered { action: Action::Connect, bytes: 16, refusal: None })
+        }
+
+        fn upkeep(&mut self, _now: Now) {
+            self.upkeeps += 1;
+        }
+    }
+
+    fn one_turn(script: &mut Script) -> (Notes, WorkerCounters) {
+        let (mut notes, counters) = (Notes::default(), WorkerCounters::default());
+        let (clock, stop) = (Clock::start(), AtomicBool::new(false));
+        let worker = DatagramWorker {
+            backend: Backend::Mmsg,
+            sockets: &[],
+            clock: &clock,
+            counters: &counters,
+            stop: &stop,
+        };
+        worker.turn(script, &mut notes, &mut Meter::default(), Duration::ZERO).unwrap();
+        (notes, counters)
+    }
+
+    fn script(batch: Vec<(Option<SocketAddr>, Vec<u8>, bool)>, room: usize) -> Script {
+        Script { batch, room, replies: Vec::new(), out: vec![0; 2048] }
+    }
+
+    #[test]
+    fn each_is_prefetched_shortly_before_it_is_handled() {
+        let source: SocketAddr = "192.0.2.1:7".parse().unwrap();
+        let batch = (0..100).map(|byte| (Some(source), vec![byte], false)).collect();
+        let mut script = script(batch, 100);
+        let (notes, counters) = one_turn(&mut script);
+        assert!(notes.handled.iter().map(|it| it.1).eq(0..100));
+        assert!(notes.prefetched_ahead_max <= PREFETCHED_MAX);
+        for stage in 0..2 {
+            let seen = notes.prefetched.iter().filter(|it| it.0 == stage).map(|it| it.1);
+            assert!(seen.eq(0..100));
+        }
+        assert_eq!((notes.upkeeps, counters.turns.get()), (1, 1));
+        assert!(script.replies.iter().copied().eq((0..100).map(|index| (index, 16))));
+    }
+
+    #[test]
+    fn the_hopeless_is_dropped_and_counted_and_mapped_sources_are_ipv4() {
+        let at = |text: &str| Some(text.parse::<SocketAddr>().unwrap());
+        let batch = vec![
+            (at("192.0.2.1:0"), vec![1], false),
+            (None, vec![2], false),
+            (at("[2001:db8::1]:9"), vec![3; 2048], true),
+            (at("[::ffff:192.0.2.7]:9"), vec![4], false),
+        ];
+        let (notes, counters) = one_turn(&mut script(batch, 4));
+        assert_eq!(notes.handled, [("192.0.2.7:9".parse().unwrap(), 4)]);
+        let [v4, v6] = Family::ALL.map(|it| counters.datagrams(it));
+        assert_eq!((v4.received.get(), v6.received.get(), v6.received_bytes.get()), (3, 1, 2048));
+        assert_eq!(v4.dropped[Dropped::SourcePortZero as usize].get(), 2);
+        assert_eq!(v6.dropped[Dropped::Oversized as usize].get(), 1);
+        assert_eq!(v4.answered[Action::Connect as usize].get(), 1);
+    }
+
+    #[test]
+    fn answers_that_find_no_room_are_counted() {
+        let source: SocketAddr = "192.0.2.1:7".parse().unwrap();
+        let batch = vec![(Some(source), vec![0], false); 5];
+        let (_, counters) = one_turn(&mut script(batch, 3));
+        assert_eq!(counters.io_event(IoEvent::SendQueueFull).get(), 2);
+        assert_eq!(counters.datagrams(Family::V4).received.get(), 5);
+    }
+
+    #[test]
+    fn errors_of_sends_are_told_apart() {
+        let expected = [
+            (libc::EAGAIN, IoEvent::SendQueueFull),
+            (libc::ENOBUFS, IoEvent::SendQueueFull),
+            (libc::EPERM, IoEvent::SendRefused),
+            (libc::ENETUNREACH, IoEvent::SendUnreachable),
+            (libc::EINVAL, IoEvent::SendFailed),
+            (libc::EMSGSIZE, IoEvent::SendFailed),
+        ];
+        for (errno, event) in expected {
+            assert_eq!(send_event(Some(errno)), event);
+        }
+    }
+}

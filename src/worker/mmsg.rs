@@ -1,0 +1,106 @@
+//! The recvmmsg/sendmmsg backend of the datagram worker.
+//!
+//! Each turn serves one socket's batch. Sockets that are ready take turns, one batch each, before
+//! the kernel is asked again which are: none can starve another.
+
+use std::io;
+use std::time::Duration;
+
+use crate::metrics::{IoEvent, WorkerCounters};
+use crate::sys::mmsg::{BATCH, ReceiveBatch, SendBatch};
+use crate::sys::readiness::Readiness;
+use crate::sys::socket::BoundUdp;
+use crate::worker::datagram::{DatagramIo, Exchange, send_event};
+
+/// Sockets, and one batch each way that they share.
+pub(crate) struct Mmsg<'a> {
+    sockets: &'a [BoundUdp],
+    readiness: Readiness,
+    /// The socket of the present batch.
+    current: usize,
+    received: ReceiveBatch,
+    replies: SendBatch,
+    stopping: bool,
+}
+
+impl<'a> Mmsg<'a> {
+    pub(crate) fn new(sockets: &'a [BoundUdp]) -> Self {
+        Self {
+            sockets,
+            readiness: Readiness::new(sockets),
+            current: 0,
+            received: ReceiveBatch::new(BATCH),
+            replies: SendBatch::new(BATCH),
+            stopping: false,
+        }
+    }
+
+    /// The next socket with something to read.
+    fn next_ready(&mut self, wait: Duration) -> io::Result<Option<usize>> {
+        if let Some(ready) = self.readiness.next() {
+            return Ok(Some(ready));
+        }
+        match self.readiness.wait(wait) {
+            Err(error) if error.kind() != io::ErrorKind::Interrupted => Err(error),
+            _ => Ok(self.readiness.next()),
+        }
+    }
+}
+
+impl DatagramIo for Mmsg<'_> {
+    #[inline]
+    fn turn(&mut self, wait: Duration, counters: &WorkerCounters) -> io::Result<usize> {
+        if !self.replies.is_empty() {
+            self.replies.flush(&self.sockets[self.current], |error| {
+                counters.io_event(send_event(error.raw_os_error())).add(1);
+            });
+        }
+        if self.stopping {
+            return Ok(0);
+        }
+        let Some(ready) = self.next_ready(wait)? else { return Ok(0) };
+        self.current = ready;
+        match self.received.receive(&self.sockets[ready]) {
+            Ok(count) => Ok(count),
+            // Taken by nobody else, but a datagram with a bad checksum is found out only now.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(0),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(0),
+            Err(_) => {
+                counters.io_event(IoEvent::ReceiveFailed).add(1);
+                Ok(0)
+            }
+        }
+    }
+
+    #[inline]
+    fn payload(&self, index: usize) -> &[u8] {
+        self.received.get(index).payload
+    }
+
+    #[inline]
+    fn exchange(&mut self, index: usize) -> Exchange<'_> {
+        let it = self.received.get(index);
+        let room = "a batch of replies is as long as a batch of requests";
+        Exchange {
+            source: it.source.to_socket_addr(),
+            payload: it.payload,
+            truncated: it.truncated,
+            out: self.replies.next_payload().expect(room),
+        }
+    }
+
+    #[inline]
+    fn reply(&mut self, index: usize, bytes: usize) -> bool {
+        let it = self.received.get(index);
+        self.replies.push(bytes, it.source, it.local);
+        true
+    }
+
+    fn stop_receiving(&mut self) {
+        self.stopping = true;
+    }
+
+    fn is_quiet(&self) -> bool {
+        self.replies.is_empty()
+    }
+}

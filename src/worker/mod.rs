@@ -1,0 +1,8 @@
+//! Per-core loops. A worker owns its sockets, buffers, counters and random numbers, and drives a
+//! [`Responder`] with whatever its I/O backend received.
+
+pub mod datagram;
+mod mmsg;
+mod uring;
+
+pub use crate::frontend::{REPLY_BYTES_MAX, Responder};
