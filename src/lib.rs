@@ -21,9 +21,12 @@
     )
 )]
 
+pub mod cli;
+pub mod config;
 pub mod frontend;
 pub mod metrics;
 pub mod protocol;
+pub mod server;
 pub mod store;
 pub mod sys;
 pub mod time;

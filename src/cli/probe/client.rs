@@ -1,0 +1,273 @@
+//! A BEP 15 client that asks one address and notices everything that real clients would mind.
+
+use std::io;
+use std::net::{SocketAddr, UdpSocket};
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::protocol::udp::client::{
+    Announcement, Malformed, Reply, decode, encode_announce, encode_connect, encode_scrape,
+};
+use crate::protocol::udp::{TransactionId, peer_stride};
+use crate::sys::clock::Clock;
+use crate::types::{Event, Family, InfoHash, PeerId, ScrapeEntry};
+
+pub(super) use crate::types::AnnounceReply as Announced;
+
+/// Bytes of the longest datagram that is looked at: more than any tracker sends.
+const DATAGRAM_BYTES_MAX: usize = 4096;
+
+/// Nanoseconds in a millisecond.
+const NS_PER_MS: f64 = 1e6;
+
+/// How long to wait and how often to try.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Patience {
+    /// How long to wait for an answer at first; doubled with every further try.
+    pub(super) first_try: Duration,
+    /// How often to send a request.
+    pub(super) tries: u32,
+}
+
+/// What went wrong, and where.
+#[derive(Debug, Serialize)]
+pub(super) struct Failure {
+    /// `resolve`, `socket`, `connect`, `announce`, `scrape` or `leave`.
+    pub(super) step: &'static str,
+    /// What went wrong; holds no unescaped byte of the tracker's.
+    pub(super) problem: String,
+}
+
+/// A client of one address.
+pub(super) struct Client {
+    socket: UdpSocket,
+    family: Family,
+    clock: Clock,
+    patience: Patience,
+    /// BEP 41 options to put behind announces.
+    options: Vec<u8>,
+    connection_id: u64,
+    info_hash: InfoHash,
+    peer_id: PeerId,
+}
+
+impl Client {
+    /// A client with a torrent and an identity of its own.
+    pub(super) fn new(
+        address: SocketAddr,
+        path: &str,
+        patience: Patience,
+    ) -> Result<Self, Failure> {
+        let failed = |error: io::Error| Failure { step: "socket", problem: error.to_string() };
+        let any: SocketAddr = match address {
+            SocketAddr::V4(_) => ([0; 4], 0).into(),
+            SocketAddr::V6(_) => ([0; 16], 0).into(),
+        };
+        let socket = UdpSocket::bind(any).map_err(failed)?;
+        socket.connect(address).map_err(failed)?;
+        let mut peer_id = *b"-SK0001-000000000000";
+        fastrand::fill(&mut peer_id[8..]);
+        let mut info_hash = [0; 20];
+        fastrand::fill(&mut info_hash);
+        Ok(Self {
+            socket,
+            family: Family::of(address.ip().to_canonical()),
+            clock: Clock::start(),
+            patience,
+            options: url_data(path.as_bytes()),
+            connection_id: 0,
+            info_hash: InfoHash(info_hash),
+            peer_id: PeerId(peer_id),
+        })
+    }
+
+    /// Gets a connection id. Returns the milliseconds that took.
+    pub(super) fn connect(&mut self) -> Result<f64, Failure> {
+        let step = "connect";
+        let answer = self.ask(step, encode_connect)?;
+        match self.read(step, &answer)? {
+            Reply::Connected(id) => self.connection_id = id,
+            _ => return Err(unexpected(step)),
+        }
+        Ok(answer.duration_ms)
+    }
+
+    /// Joins the made-up torrent as a leecher. Returns the milliseconds that took, the answer and
+    /// how many peers it brought.
+    pub(super) fn announce(&self) -> Result<(f64, Announced, usize), Failure> {
+        self.announce_event("announce", Event::Started)
+    }
+
+    /// Leaves it again.
+    pub(super) fn leave(&self) -> Result<(), Failure> {
+        self.announce_event("leave", Event::Stopped).map(|_| ())
+    }
+
+    /// Asks for its counts. Returns the milliseconds that took, and the counts.
+    pub(super) fn scrape(&self) -> Result<(f64, ScrapeEntry), Failure> {
+        let step = "scrape";
+        let answer = self
+            .ask(step, |id, out| encode_scrape(self.connection_id, id, &[self.info_hash], out))?;
+        let Reply::Scraped(entries) = self.read(step, &answer)? else {
+            return Err(unexpected(step));
+        };
+        let problem = || format!("{} torrents answered, 1 asked", entries.count());
+        let entry = entries.iter().next().filter(|_| entries.count() == 1);
+        let entry = entry.ok_or_else(|| Failure { step, problem: problem() })?;
+        Ok((answer.duration_ms, entry))
+    }
+
+    fn announce_event(
+        &self,
+        step: &'static str,
+        event: Event,
+    ) -> Result<(f64, Announced, usize), Failure> {
+        let announcement = Announcement {
+            info_hash: self.info_hash,
+            peer_id: self.peer_id,
+            downloaded: 0,
+            left: 1,
+            uploaded: 0,
+            event,
+            numwant: -1,
+            port: self.socket.local_addr().map_or(1, |it| it.port()),
+            key: [0; 4],
+        };
+        let answer = self.ask(step, |id, out| {
+            let bytes = encode_announce(self.connection_id, id, &announcement, out);
+            out[bytes..bytes + self.options.len()].copy_from_slice(&self.options);
+            bytes + self.options.len()
+        })?;
+        match self.read(step, &answer)? {
+            Reply::Announced(reply, peers) => {
+                Ok((answer.duration_ms, reply, peers.len() / peer_stride(self.family)))
+            }
+            _ => Err(unexpected(step)),
+        }
+    }
+
+    /// Sends a request until something answers it.
+    fn ask(
+        &self,
+        step: &'static str,
+        encode: impl FnOnce(TransactionId, &mut [u8]) -> usize,
+    ) -> Result<Answer, Failure> {
+        let transaction_id = TransactionId(fastrand::u32(..).to_be_bytes());
+        let mut request = [0; DATAGRAM_BYTES_MAX];
+        let bytes = encode(transaction_id, &mut request);
+        let mut wait = self.patience.first_try;
+        for _ in 0..self.patience.tries {
+            let answer = self.exchange(&request[..bytes], transaction_id, wait);
+            match answer.map_err(|error| Failure { step, problem: describe(&error) })? {
+                Some(answer) => return Ok(answer),
+                None => wait *= 2,
+            }
+        }
+        let Patience { first_try, tries } = self.patience;
+        let seconds = first_try.as_secs();
+        let problem = match tries {
+            1 => format!("no answer within {seconds} s, tried once"),
+            _ => format!("no answer, tried {tries} times from {seconds} s on"),
+        };
+        Err(Failure { step, problem })
+    }
+
+    /// Sends a request once. `None`: nothing answered it in time.
+    fn exchange(
+        &self,
+        request: &[u8],
+        transaction_id: TransactionId,
+        wait: Duration,
+    ) -> io::Result<Option<Answer>> {
+        let sent = self.clock.now();
+        self.socket.send(request)?;
+        let mut datagram = vec![0; DATAGRAM_BYTES_MAX];
+        loop {
+            let waited = Duration::from_nanos(self.clock.now().ns_since(sent));
+            let Some(left) = wait.checked_sub(waited).filter(|it| !it.is_zero()) else {
+                return Ok(None);
+            };
+            self.socket.set_read_timeout(Some(left))?;
+            let bytes = match self.socket.recv(&mut datagram) {
+                Ok(bytes) => bytes,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(error),
+            };
+            // An answer to an earlier request may still be on its way.
+            if datagram[..bytes].get(4..8) == Some(&transaction_id.0) {
+                datagram.truncate(bytes);
+                let duration_ms = milliseconds(self.clock.now().ns_since(sent));
+                return Ok(Some(Answer { datagram, duration_ms }));
+            }
+        }
+    }
+
+    /// Reads an answer as strictly as the strictest clients do.
+    fn read<'a>(&self, step: &'static str, answer: &'a Answer) -> Result<Reply<'a>, Failure> {
+        let malformed = |it: Malformed| Failure { step, problem: format!("malformed: {it:?}") };
+        match decode(&answer.datagram, self.family).map_err(malformed)?.1 {
+            Reply::Error(text) => {
+                let text = text.escape_ascii();
+                Err(Failure { step, problem: format!("the tracker refuses: \"{text}\"") })
+            }
+            reply => Ok(reply),
+        }
+    }
+}
+
+/// A datagram that answers a request.
+struct Answer {
+    datagram: Vec<u8>,
+    duration_ms: f64,
+}
+
+/// An answer of another kind than was asked for.
+fn unexpected(step: &'static str) -> Failure {
+    Failure { step, problem: "malformed: an answer to another action".into() }
+}
+
+/// What an error of the socket tells.
+fn describe(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::ConnectionRefused => "nothing listens there (ICMP port unreachable)".into(),
+        _ => error.to_string(),
+    }
+}
+
+/// URLData options that carry a path, 255 bytes each, and the end (BEP 41).
+fn url_data(path: &[u8]) -> Vec<u8> {
+    const END: u8 = 0;
+    const URL_DATA: u8 = 2;
+    let mut options = Vec::new();
+    for part in path.chunks(u8::MAX.into()) {
+        options.extend([URL_DATA, u8::try_from(part.len()).unwrap_or(u8::MAX)]);
+        options.extend(part);
+    }
+    options.extend((!options.is_empty()).then_some(END));
+    options
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a duration of minutes")]
+fn milliseconds(ns: u64) -> f64 {
+    ns as f64 / NS_PER_MS
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::udp::{Request, decode as decode_request};
+
+    #[test]
+    fn a_path_goes_along_in_parts() {
+        assert_eq!(url_data(b""), b"");
+        assert_eq!(url_data(b"/a"), b"\x02\x02/a\0");
+        let path = [b'x'; 300];
+        let mut announce = vec![0; 98];
+        announce[11] = 1;
+        announce.extend(url_data(&path));
+        let Ok(Request::Announce(_, options)) = decode_request(&announce) else { panic!() };
+        assert_eq!(options.url_data(), &path[..]);
+    }
+}

@@ -1,0 +1,41 @@
+//! What is wrong with the configuration: where, which setting, how, and what would be right.
+
+use std::fmt;
+
+/// A configuration that is refused. Its text is meant for the operator.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigError {
+    /// Where it stands: `skep.toml:3:10`, a variable, or a flag. Empty for a default.
+    pub place: String,
+    /// The setting, as `section.key`, if it is about one.
+    pub setting: Option<String>,
+    /// What is wrong.
+    pub problem: String,
+    /// What is allowed instead, where that can be said.
+    pub allowed: Option<String>,
+}
+
+impl ConfigError {
+    /// An error at a place, about no setting in particular.
+    pub fn at(place: impl Into<String>, problem: impl Into<String>) -> Self {
+        Self { place: place.into(), setting: None, problem: problem.into(), allowed: None }
+    }
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !self.place.is_empty() {
+            write!(f, "{}: ", self.place)?;
+        }
+        if let Some(setting) = &self.setting {
+            write!(f, "{setting}: ")?;
+        }
+        f.write_str(&self.problem)?;
+        if let Some(allowed) = &self.allowed {
+            write!(f, "; allowed: {allowed}")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for ConfigError {}

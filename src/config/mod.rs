@@ -1,0 +1,282 @@
+//! The one configuration: every setting with its default, its bounds and its documentation.
+//!
+//! What stands here once serves thrice: the doc comment of a setting is its documentation, the
+//! comment above it in what `skep config` prints, and (with the bounds) what an error tells.
+//! Settings come from a file, the environment and flags, in rising order: see [`Source`].
+//!
+//! Only the server and the command line see [`Config`]; other modules take their own options.
+
+mod error;
+mod source;
+mod values;
+
+use std::fmt::{self, Write as _};
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+
+pub use error::ConfigError;
+pub use source::{Assignment, Source};
+pub use values::{Bytes, ConnectionIdMac, Io, LogFormat, LogLevel};
+use values::{Numeric, Value};
+
+/// What is known of a setting besides its value.
+#[derive(Clone, Debug)]
+pub struct Setting {
+    /// The section's name.
+    pub section: &'static str,
+    /// The key within the section.
+    pub key: &'static str,
+    /// Lines of documentation.
+    pub help: &'static [&'static str],
+    /// The values that are allowed, in words.
+    pub allowed: String,
+}
+
+/// A setting that two configurations disagree on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Difference {
+    /// The setting, as `section.key`.
+    pub setting: String,
+    /// The old value, as TOML.
+    pub before: String,
+    /// The new value, as TOML.
+    pub after: String,
+}
+
+impl fmt::Display for Difference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} = {} (was {})", self.setting, self.after, self.before)
+    }
+}
+
+/// Declares the sections: a type each, the defaults, and what [`settings`] and [`out_of_bounds`]
+/// tell. A setting is `name: type = default`, with bounds `in low..=high` where it is a number.
+macro_rules! sections {
+    ($(
+        $(#[doc = $about:literal])+
+        $section:ident: $name:ident {
+            $(
+                $(#[doc = $help:literal])+
+                $key:ident: $type:ty = $default:expr $(, in $low:literal ..= $high:literal)?;
+            )+
+        }
+    )+) => {
+        /// All settings.
+        #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+        #[serde(deny_unknown_fields, default)]
+        pub struct Config {
+            $( $(#[doc = $about])+ pub $section: $name, )+
+        }
+
+        $(
+            $(#[doc = $about])+
+            #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+            #[serde(deny_unknown_fields, default)]
+            pub struct $name {
+                $( $(#[doc = $help])+ pub $key: $type, )+
+            }
+
+            impl Default for $name {
+                fn default() -> Self {
+                    Self { $( $key: $default, )+ }
+                }
+            }
+        )+
+
+        /// The sections in print order, each with its documentation.
+        const SECTIONS: &[(&str, &[&str])] = &[ $( (stringify!($section), &[ $( $about, )+ ]), )+ ];
+
+        /// Every setting, in print order.
+        pub fn settings() -> Vec<Setting> {
+            vec![ $( $(
+                Setting {
+                    section: stringify!($section),
+                    key: stringify!($key),
+                    help: &[ $( $help, )+ ],
+                    allowed: <$type>::allowed(bounds!($( $low, $high )?)),
+                },
+            )+ )+ ]
+        }
+
+        /// The first setting, by section and key, whose number is outside its bounds.
+        fn out_of_bounds(config: &Config) -> Option<(&'static str, &'static str)> {
+            $( $( $(
+                if !($low..=$high).contains(&config.$section.$key.number()) {
+                    return Some((stringify!($section), stringify!($key)));
+                }
+            )? )+ )+
+            None
+        }
+    };
+}
+
+/// A pair of bounds, if there are any.
+macro_rules! bounds {
+    () => {
+        None
+    };
+    ($low:literal, $high:literal) => {
+        Some(($low, $high))
+    };
+}
+
+sections! {
+    /// What the process listens on and runs with.
+    server: Server {
+        /// Addresses to serve on. Port 0 lets the kernel choose one, which the ready line tells.
+        listen: Vec<SocketAddr> = values::addresses(&["0.0.0.0:6969", "[::]:6969"]);
+        /// Directory for what outlives a restart: the connection-id key. Created if absent.
+        /// Empty: $STATE_DIRECTORY as set by systemd, else skep/ in the XDG state folder.
+        state_dir: String = String::new();
+        /// Worker threads, each pinned to a core. 0: one for each core this process may use.
+        workers: u32 = 0, in 0..=1024;
+        /// How datagrams are moved. auto: io_uring where it works, else recvmmsg with a warning;
+        /// uring: io_uring or refuse to start; mmsg: recvmmsg and sendmmsg.
+        io: Io = Io::Auto;
+    }
+
+    /// The UDP front end (BEP 15).
+    udp: Udp {
+        /// Addresses for UDP alone. Empty: those of server.listen.
+        listen: Vec<SocketAddr> = Vec::new();
+        /// Receive buffer to ask for, for each socket. The kernel gives at most
+        /// net.core.rmem_max (without CAP_NET_ADMIN); a warning tells if it gives less.
+        receive_buffer: Bytes = Bytes(8 << 20), in 65536..=536870912;
+        /// The keyed MAC that makes connection ids. siphash is fast; hmac-sha256 is for those
+        /// whose rules name it. Every node behind one address needs the same.
+        connection_id: ConnectionIdMac = ConnectionIdMac::Siphash;
+        /// File with the connection-id key as 64 hexadecimal digits, and the staging key (accepted
+        /// as well, for a rollover) on a second line. Give several nodes the same file. Reloaded
+        /// by SIGHUP. Empty: a key of this host's own, kept in server.state_dir. The variable
+        /// SKEP_CONNECTION_ID_KEY (a key, or two with a comma between) overrides either.
+        key_file: String = String::new();
+    }
+
+    /// The tracker's rules. Reloaded by SIGHUP.
+    tracker: Tracker {
+        /// Seconds until a client's next announce.
+        interval_s: u32 = 1800, in 1..=7200;
+        /// Each reply's interval is drawn from interval_s ± this, so that clients spread out.
+        /// Must be below interval_s.
+        interval_jitter_s: u32 = 120, in 0..=3600;
+        /// Peers handed to a client that names no number. At most numwant_max.
+        numwant_default: u32 = 50, in 1..=200;
+        /// Most peers in one reply. An IPv6 reply holds at most 67, whatever this says.
+        numwant_max: u32 = 200, in 1..=200;
+        /// Seconds of silence after which a peer is forgotten. Must exceed interval_s +
+        /// interval_jitter_s; twice the interval forgives one lost announce.
+        peer_age_s_max: u32 = 3900, in 2..=21600;
+        /// Seconds for which an empty torrent's count of completed downloads is kept.
+        empty_torrent_age_s_max: u32 = 86400, in 0..=31536000;
+    }
+
+    /// The listener for operators: /metrics, /livez, /readyz, /startupz.
+    admin: Admin {
+        /// Address to serve HTTP on. Keep it off the Internet.
+        listen: SocketAddr = values::address("127.0.0.1:6970");
+    }
+
+    /// What goes to standard error.
+    log: Log {
+        /// Least severe lines to write. Reloaded by SIGHUP.
+        level: LogLevel = LogLevel::Info;
+        /// text for people, json (one object a line) for machines.
+        format: LogFormat = LogFormat::Text;
+    }
+}
+
+impl Config {
+    /// Addresses that UDP is served on.
+    pub fn udp_listen(&self) -> &[SocketAddr] {
+        if self.udp.listen.is_empty() { &self.server.listen } else { &self.udp.listen }
+    }
+
+    /// The settings as a commented TOML file.
+    pub fn to_commented_toml(&self) -> String {
+        let table = toml::Table::try_from(self).unwrap_or_default();
+        let mut out = String::from(HEAD);
+        for (section, about) in SECTIONS {
+            let _ = writeln!(out, "\n\n#{}\n[{section}]", about.join("\n#"));
+            for it in settings().iter().filter(|it| it.section == *section) {
+                let _ = writeln!(out, "\n#{}", it.help.join("\n#"));
+                let _ = writeln!(out, "# Allowed: {}", it.allowed);
+                if let Some(value) = table.get(*section).and_then(|inner| inner.get(it.key)) {
+                    let _ = writeln!(out, "{} = {value}", it.key);
+                }
+            }
+        }
+        out
+    }
+
+    /// What differs in `new`, in print order.
+    pub fn differences(&self, new: &Self) -> Vec<Difference> {
+        let before = toml::Table::try_from(self).unwrap_or_default();
+        let after = toml::Table::try_from(new).unwrap_or_default();
+        let value = |table: &toml::Table, it: &Setting| {
+            table.get(it.section)?.get(it.key).map(ToString::to_string)
+        };
+        let difference = |it: Setting| {
+            let (before, after) = (value(&before, &it)?, value(&after, &it)?);
+            let setting = format!("{}.{}", it.section, it.key);
+            (before != after).then_some(Difference { setting, before, after })
+        };
+        settings().into_iter().filter_map(difference).collect()
+    }
+
+    /// Checks what types cannot: bounds, and settings that depend on each other.
+    fn check(&self) -> Result<(), Fault> {
+        let fault = |section, key, others, problem: String| Fault { section, key, others, problem };
+        if let Some((section, key)) = out_of_bounds(self) {
+            return Err(fault(section, key, &[], "out of bounds".into()));
+        }
+        let udp = if self.udp.listen.is_empty() { "server" } else { "udp" };
+        if self.udp_listen().is_empty() {
+            return Err(fault(udp, "listen", &[], "no address to serve on".into()));
+        }
+        if let Some(twice) = repeated(self.udp_listen()) {
+            return Err(fault(udp, "listen", &[], format!("{twice} is listed twice")));
+        }
+        let it = &self.tracker;
+        if it.interval_jitter_s >= it.interval_s {
+            let problem = format!("must be below interval_s, which is {}", it.interval_s);
+            return Err(fault("tracker", "interval_jitter_s", &["interval_s"], problem));
+        }
+        if it.numwant_default > it.numwant_max {
+            let problem = format!("must not exceed numwant_max, which is {}", it.numwant_max);
+            return Err(fault("tracker", "numwant_default", &["numwant_max"], problem));
+        }
+        let longest_s = it.interval_s + it.interval_jitter_s;
+        if it.peer_age_s_max <= longest_s {
+            let problem =
+                format!("must exceed interval_s + interval_jitter_s, which is {longest_s}");
+            let others = &["interval_s", "interval_jitter_s"];
+            return Err(fault("tracker", "peer_age_s_max", others, problem));
+        }
+        Ok(())
+    }
+}
+
+/// What [`Config::check`] finds wrong.
+struct Fault {
+    section: &'static str,
+    key: &'static str,
+    /// Keys of the same section that the setting disagrees with: where it is a default itself, one
+    /// of these was set.
+    others: &'static [&'static str],
+    problem: String,
+}
+
+/// What stands at the top of a printed file.
+const HEAD: &str = "\
+# skep's settings with their defaults, as printed by `skep config`.
+# A file needs only what differs. The environment overrides it (SKEP__TRACKER__INTERVAL_S=900;
+# lists are separated by commas), and flags override both.
+";
+
+/// The first address with a port of its own that occurs again.
+fn repeated(addresses: &[SocketAddr]) -> Option<SocketAddr> {
+    let again = |(at, it): (usize, &SocketAddr)| it.port() != 0 && addresses[..at].contains(it);
+    let found = addresses.iter().enumerate().find(|&(at, it)| again((at, it)));
+    found.map(|(_, it)| *it)
+}

@@ -1,0 +1,200 @@
+//! Where settings come from: a file, over it the environment, over both the flags.
+//!
+//! Every layer is checked for itself first, so that an error names the layer it stands in; what
+//! only the whole can show (bounds, settings that depend on each other) is then traced back to
+//! the layer that set the culprit.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use toml::de::DeTable;
+
+use super::{Config, ConfigError, Fault, Setting, settings};
+
+/// One setting's value as text: what a variable or a flag says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Assignment {
+    /// Who says so, for errors: the variable's or flag's name.
+    pub place: String,
+    /// The section.
+    pub section: String,
+    /// The key.
+    pub key: String,
+    /// The value; a list's items are separated by commas.
+    pub text: String,
+}
+
+/// Where to read the settings, now and on reload.
+#[derive(Clone, Debug, Default)]
+pub struct Source {
+    /// The file, if there is one.
+    pub file: Option<PathBuf>,
+    /// Variables of the environment, all of them.
+    pub environment: Vec<(String, String)>,
+    /// What flags set.
+    pub flags: Vec<Assignment>,
+}
+
+/// Settings so far, and where each that is no default was set.
+#[derive(Default)]
+struct Layers {
+    table: toml::Table,
+    places: BTreeMap<(String, String), String>,
+}
+
+impl Source {
+    /// What variables that set a setting start with: `SKEP__SECTION__KEY`.
+    pub const VARIABLE_PREFIX: &str = "SKEP__";
+
+    /// Reads, merges and checks the settings.
+    ///
+    /// # Errors
+    /// [`ConfigError`] with the first thing that is wrong.
+    pub fn load(&self) -> Result<Config, ConfigError> {
+        let mut layers = Layers::default();
+        if let Some(path) = &self.file {
+            let text = std::fs::read_to_string(path)
+                .map_err(|error| ConfigError::at(path.display().to_string(), error.to_string()))?;
+            layers.add_file(path, &text)?;
+        }
+        for (variable, text) in &self.environment {
+            let Some(name) = variable.strip_prefix(Self::VARIABLE_PREFIX) else { continue };
+            layers.assign(&assignment(variable, name, text)?)?;
+        }
+        for flag in &self.flags {
+            layers.assign(flag)?;
+        }
+        layers.finish()
+    }
+}
+
+impl Config {
+    /// Reads and checks a file's text alone.
+    ///
+    /// # Errors
+    /// [`ConfigError`] with the first thing that is wrong.
+    pub fn from_toml(text: &str) -> Result<Self, ConfigError> {
+        let mut layers = Layers::default();
+        layers.add_file(Path::new("skep.toml"), text)?;
+        layers.finish()
+    }
+}
+
+/// Reads a variable's name.
+fn assignment(variable: &str, name: &str, text: &str) -> Result<Assignment, ConfigError> {
+    let unknown = || ConfigError::at(variable, "no such setting; `skep config` prints them all");
+    let (section, key) = name.split_once("__").ok_or_else(unknown)?;
+    let (section, key) = (section.to_ascii_lowercase(), key.to_ascii_lowercase());
+    let known = settings().iter().any(|it| it.section == section && it.key == key);
+    let (place, text) = (variable.to_owned(), text.to_owned());
+    if known { Ok(Assignment { place, section, key, text }) } else { Err(unknown()) }
+}
+
+impl Layers {
+    /// Adds a file's settings.
+    fn add_file(&mut self, path: &Path, text: &str) -> Result<(), ConfigError> {
+        let at = |offset| format!("{}:{}", path.display(), line_and_column(text, offset));
+        let syntax = |error: toml::de::Error| {
+            ConfigError::at(at(error.span().map_or(0, |it| it.start)), error.message())
+        };
+        let tree = DeTable::parse(text).map_err(syntax)?.into_inner();
+        if let Err(error) = toml::from_str::<Config>(text) {
+            let offset = error.span().map_or(0, |it| it.start);
+            return Err(refused(at(offset), &tree, offset, error.message()));
+        }
+        for (section, settings) in &tree {
+            for key in settings.get_ref().as_table().into_iter().flatten().map(|(key, _)| key) {
+                let setting = (section.get_ref().to_string(), key.get_ref().to_string());
+                self.places.insert(setting, at(key.span().start));
+            }
+        }
+        self.table = toml::from_str(text).map_err(syntax)?;
+        Ok(())
+    }
+
+    /// Sets one setting.
+    fn assign(&mut self, it: &Assignment) -> Result<(), ConfigError> {
+        let about = |problem: String| ConfigError {
+            place: it.place.clone(),
+            setting: Some(format!("{}.{}", it.section, it.key)),
+            problem,
+            allowed: allowed(&it.section, &it.key),
+        };
+        let value = typed(it).map_err(about)?;
+        let inner = toml::Table::from_iter([(it.key.clone(), value.clone())]);
+        let alone = toml::Table::from_iter([(it.section.clone(), inner.into())]);
+        alone.try_into::<Config>().map_err(|error| about(error.message().to_owned()))?;
+        let empty = || toml::Table::new().into();
+        let section = self.table.entry(it.section.clone()).or_insert_with(empty);
+        if let Some(section) = section.as_table_mut() {
+            section.insert(it.key.clone(), value);
+        }
+        self.places.insert((it.section.clone(), it.key.clone()), it.place.clone());
+        Ok(())
+    }
+
+    /// Checks the whole.
+    fn finish(self) -> Result<Config, ConfigError> {
+        let config: Config =
+            self.table.try_into().map_err(|error| ConfigError::at("", error.message()))?;
+        config.check().map_err(|Fault { section, key, others, problem }| {
+            let mut keys = std::iter::once(&key).chain(others);
+            let place = keys.find_map(|&it| self.places.get(&(section.into(), it.into())));
+            ConfigError {
+                place: place.cloned().unwrap_or_default(),
+                setting: Some(format!("{section}.{key}")),
+                problem,
+                allowed: allowed(section, key),
+            }
+        })?;
+        Ok(config)
+    }
+}
+
+/// Gives a text the type that its setting has by default.
+fn typed(it: &Assignment) -> Result<toml::Value, String> {
+    let defaults = toml::Table::try_from(Config::default()).map_err(|error| error.to_string())?;
+    let default = defaults.get(&it.section).and_then(|section| section.get(&it.key));
+    let text = it.text.trim();
+    Ok(match default {
+        Some(toml::Value::Integer(_)) => {
+            let number: Result<i64, _> = text.parse();
+            number.map_err(|_| format!("{text:?} is no whole number"))?.into()
+        }
+        Some(toml::Value::Array(_)) => {
+            let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
+            toml::Value::Array(items.map(toml::Value::from).collect())
+        }
+        _ => text.into(),
+    })
+}
+
+/// An error at an offset of a file, with the setting that stands there.
+fn refused(place: String, tree: &DeTable<'_>, offset: usize, problem: &str) -> ConfigError {
+    for (section, inner) in tree {
+        let section = section.get_ref();
+        for (key, value) in inner.get_ref().as_table().into_iter().flatten() {
+            if !key.span().contains(&offset) && !value.span().contains(&offset) {
+                continue;
+            }
+            let setting = Some(format!("{section}.{}", key.get_ref()));
+            let allowed = allowed(section, key.get_ref());
+            return ConfigError { place, setting, problem: problem.to_owned(), allowed };
+        }
+    }
+    ConfigError::at(place, problem)
+}
+
+/// What a setting allows, if it exists.
+fn allowed(section: &str, key: &str) -> Option<String> {
+    let is_it = |it: &Setting| it.section == section && it.key == key;
+    settings().into_iter().find(is_it).map(|it| it.allowed)
+}
+
+/// Line and column of an offset, both from 1, columns in characters.
+fn line_and_column(text: &str, offset: usize) -> String {
+    let before = text.get(..offset).unwrap_or(text);
+    let line = before.matches('\n').count() + 1;
+    let column = before.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
+    format!("{line}:{column}")
+}

@@ -1,0 +1,216 @@
+//! The types of settings that the standard library lacks, and how each type describes itself.
+
+use std::fmt;
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+/// How datagrams are moved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Io {
+    /// io_uring where it works.
+    Auto,
+    /// io_uring or nothing.
+    Uring,
+    /// recvmmsg and sendmmsg.
+    Mmsg,
+}
+
+/// The keyed MAC behind connection ids.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ConnectionIdMac {
+    /// SipHash-2-4.
+    Siphash,
+    /// HMAC-SHA-256, cut.
+    HmacSha256,
+}
+
+/// Severities of log lines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LogLevel {
+    /// Nothing.
+    Off,
+    /// What ends or cripples the process.
+    Error,
+    /// What an operator should change.
+    Warn,
+    /// What happened in the large.
+    Info,
+    /// What happened in the small.
+    Debug,
+    /// Everything.
+    Trace,
+}
+
+/// Forms of log lines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// For machines.
+    Json,
+}
+
+/// A number of bytes, written with or without a unit: `"8MiB"`, `65536`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bytes(pub u64);
+
+/// Units of [`Bytes`], largest first.
+const UNITS: [(&str, u64); 4] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1)];
+
+impl fmt::Display for Bytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let fits = |(_, unit): &&(&str, u64)| self.0 >= *unit && self.0.is_multiple_of(*unit);
+        let (name, unit) = UNITS.iter().find(fits).unwrap_or(&("B", 1));
+        write!(f, "{}{name}", self.0 / unit)
+    }
+}
+
+impl std::str::FromStr for Bytes {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let split = |(name, unit): &(&str, u64)| Some((text.strip_suffix(name)?.trim_end(), *unit));
+        let (digits, unit) = UNITS.iter().find_map(split).unwrap_or((text, 1));
+        let number: Option<u64> = digits.parse().ok().filter(|_| !digits.starts_with('+'));
+        let bytes = number.and_then(|it| it.checked_mul(unit));
+        bytes.map(Self).ok_or_else(|| format!("{text:?} is no number of bytes"))
+    }
+}
+
+impl Serialize for Bytes {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Bytes {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl de::Visitor<'_> for Visitor {
+            type Value = Bytes;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a number of bytes")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Bytes, E> {
+                text.parse().map_err(E::custom)
+            }
+
+            fn visit_i64<E: de::Error>(self, number: i64) -> Result<Bytes, E> {
+                let bytes = u64::try_from(number).map(Bytes);
+                bytes.map_err(|_| E::custom(format!("{number} is no number of bytes")))
+            }
+        }
+        deserializer.deserialize_any(Visitor)
+    }
+}
+
+/// A setting's type says what it allows.
+pub(super) trait Value {
+    /// The allowed values in words, within bounds where there are any.
+    fn allowed(bounds: Option<(u64, u64)>) -> String;
+}
+
+/// A setting that may have bounds.
+pub(super) trait Numeric {
+    /// The value as it is compared with the bounds.
+    fn number(&self) -> u64;
+}
+
+impl Numeric for u32 {
+    fn number(&self) -> u64 {
+        u64::from(*self)
+    }
+}
+
+impl Numeric for Bytes {
+    fn number(&self) -> u64 {
+        self.0
+    }
+}
+
+impl Value for u32 {
+    fn allowed(bounds: Option<(u64, u64)>) -> String {
+        const ALL: (u64, u64) = (0, u32::MAX as u64);
+        let (low, high) = bounds.unwrap_or(ALL);
+        format!("{low} to {high}")
+    }
+}
+
+impl Value for Bytes {
+    fn allowed(bounds: Option<(u64, u64)>) -> String {
+        let (low, high) = bounds.unwrap_or((0, u64::MAX));
+        format!("\"{}\" to \"{}\"", Self(low), Self(high))
+    }
+}
+
+impl Value for String {
+    fn allowed(_: Option<(u64, u64)>) -> String {
+        "a path".into()
+    }
+}
+
+impl Value for SocketAddr {
+    fn allowed(_: Option<(u64, u64)>) -> String {
+        "an address with a port, such as \"127.0.0.1:6970\" or \"[::1]:6970\"".into()
+    }
+}
+
+impl Value for Vec<SocketAddr> {
+    fn allowed(_: Option<(u64, u64)>) -> String {
+        "a list of addresses with ports, such as [\"0.0.0.0:6969\", \"[::]:6969\"]".into()
+    }
+}
+
+/// Lists the variants of an enum by the names they are written with.
+macro_rules! choices {
+    ($($type:ty: $($name:literal)+;)+) => {
+        $( impl Value for $type {
+            fn allowed(_: Option<(u64, u64)>) -> String {
+                [$( concat!("\"", $name, "\"") ),+].join(", ")
+            }
+        } )+
+    };
+}
+
+choices! {
+    Io: "auto" "uring" "mmsg";
+    ConnectionIdMac: "siphash" "hmac-sha256";
+    LogLevel: "off" "error" "warn" "info" "debug" "trace";
+    LogFormat: "text" "json";
+}
+
+/// A default address. Tests read every default.
+pub(super) fn address(text: &str) -> SocketAddr {
+    text.parse().unwrap_or_else(|_| unreachable!("a default is an address: {text}"))
+}
+
+/// Default addresses.
+pub(super) fn addresses(texts: &[&str]) -> Vec<SocketAddr> {
+    texts.iter().map(|it| address(it)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_are_written_as_they_are_read() {
+        for (text, bytes) in [("8MiB", 8 << 20), ("1GiB", 1 << 30), ("3KiB", 3072), ("7B", 7)] {
+            let read: Bytes = text.parse().unwrap();
+            assert_eq!(read, Bytes(bytes));
+            assert_eq!(read.to_string(), text);
+        }
+        assert_eq!("1025".parse(), Ok(Bytes(1025)));
+        assert_eq!(Bytes(0).to_string(), "0B");
+        for bad in ["", "MiB", "-1", "+1", "1.5GiB", "8 mib", "99999999999GiB"] {
+            assert!(bad.parse::<Bytes>().is_err(), "{bad}");
+        }
+    }
+}

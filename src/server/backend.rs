@@ -1,0 +1,37 @@
+//! Decides how datagrams are moved: as configured, or the better way that works here.
+
+use crate::config::Io;
+use crate::server::StartError;
+use crate::server::exporter::BackendInfo;
+use crate::sys::probe;
+use crate::worker::datagram::Backend;
+
+/// The backend and why it was chosen.
+pub(super) struct Choice {
+    /// What the workers use.
+    pub(super) backend: Backend,
+    /// What the metrics tell.
+    pub(super) info: BackendInfo,
+}
+
+/// Chooses the backend. `auto` falls back with one warning; `uring` does not.
+pub(super) fn choose(io: Io) -> Result<Choice, StartError> {
+    let choice = |backend: Backend, reason| Choice {
+        backend,
+        info: BackendInfo { backend: backend.label(), reason },
+    };
+    match io {
+        Io::Mmsg => Ok(choice(Backend::Mmsg, "configured")),
+        Io::Uring => match probe::probe() {
+            Ok(()) => Ok(choice(Backend::Uring, "configured")),
+            Err(error) => Err(StartError::Failed(format!("{error}, or choose --io auto"))),
+        },
+        Io::Auto => Ok(match probe::probe() {
+            Ok(()) => choice(Backend::Uring, "probed"),
+            Err(error) => {
+                tracing::warn!("{error}; serving with recvmmsg, at a higher cost per datagram");
+                choice(Backend::Mmsg, error.cause().label())
+            }
+        }),
+    }
+}

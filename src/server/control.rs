@@ -1,0 +1,245 @@
+//! The control thread: the admin pages, signals, figures once a second, the orderly end.
+
+use std::io::Write as _;
+use std::net::TcpListener;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::runtime::Runtime;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::oneshot;
+use tokio::task::spawn_blocking;
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+use tracing::{info, warn};
+
+use crate::frontend::admin::{self, Process};
+use crate::metrics::WorkerCounters;
+use crate::server::StartError;
+use crate::server::exporter::Exporter;
+use crate::server::log::OPERATOR;
+use crate::server::reload::Reloader;
+use crate::server::workers::{End, Shared, Workers};
+
+/// Nanoseconds without a turn after which a worker counts as stuck. It waits 50 ms at most.
+const HEARTBEAT_NS_MAX: u64 = 5_000_000_000;
+
+/// How often to look whether all workers have gone round for the first time.
+const START_POLL: Duration = Duration::from_millis(1);
+
+/// How long pages that are under way at the end may take.
+const LAST_PAGES_MAX: Duration = Duration::from_secs(1);
+
+/// What the control thread works with.
+pub(super) struct Control {
+    pub(super) workers: Workers,
+    pub(super) exporter: Exporter,
+    pub(super) reloader: Reloader,
+    pub(super) admin: TcpListener,
+    /// Written to standard output once everything answers.
+    pub(super) ready_line: String,
+}
+
+/// What comes before anything that takes time: from here on, a signal waits until it is served
+/// instead of killing the process.
+pub(super) struct Base {
+    runtime: Runtime,
+    signals: Signals,
+}
+
+impl Base {
+    /// Starts to listen for signals.
+    pub(super) fn new() -> Result<Self, StartError> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(|error| StartError::lacking("cannot start the control thread", &error))?;
+        let signals = {
+            let _within = runtime.enter();
+            Signals::new()
+        };
+        let signals =
+            signals.map_err(|error| StartError::lacking("cannot listen for signals", &error))?;
+        Ok(Self { runtime, signals })
+    }
+}
+
+/// Serves until a signal or a failure ends it. Blocks.
+pub(super) fn run(base: Base, control: Control) -> Result<(), StartError> {
+    base.runtime.block_on(serve(control, base.signals))
+}
+
+async fn serve(mut control: Control, mut signals: Signals) -> Result<(), StartError> {
+    let state = Arc::new(State {
+        shared: control.reloader.shared.clone(),
+        workers: control.workers.counters.clone(),
+        exporter: Mutex::new(control.exporter),
+        started: AtomicBool::new(false),
+        stopping: AtomicBool::new(false),
+    });
+    let pages = admin::router(state.clone());
+    let listener = tokio::net::TcpListener::from_std(control.admin)
+        .map_err(|error| StartError::lacking("cannot serve the admin pages", &error))?;
+    let (close, closed) = oneshot::channel::<()>();
+    let admin = axum::serve(listener, pages).with_graceful_shutdown(async {
+        let _ = closed.await;
+    });
+    let admin = tokio::spawn(admin.into_future());
+
+    await_first_turns(&mut control.workers).await?;
+    state.started.store(true, Ordering::Relaxed);
+    announce_ready(&control.ready_line);
+    let outcome = watch(&state, &mut control.workers, &mut control.reloader, &mut signals).await;
+    state.stopping.store(true, Ordering::Relaxed);
+    // Off this thread, so that /readyz says meanwhile that it is over.
+    let _ = spawn_blocking(move || control.workers.stop()).await;
+    drop(close);
+    let _ = timeout(LAST_PAGES_MAX, admin).await;
+    outcome
+}
+
+/// Waits until every worker serves.
+async fn await_first_turns(workers: &mut Workers) -> Result<(), StartError> {
+    loop {
+        tokio::select! {
+            Some(end) = workers.ended.recv() => return Err(broken(end)),
+            () = sleep(START_POLL) => {}
+        }
+        if workers.are_serving() {
+            return Ok(());
+        }
+    }
+}
+
+/// Writes the ready line. Whoever closed standard output does not want it.
+fn announce_ready(line: &str) {
+    let mut out = std::io::stdout().lock();
+    let _ = writeln!(out, "{line}");
+    let _ = out.flush();
+    info!(target: OPERATOR, "{line}");
+}
+
+/// Does what the clock and signals ask for, until one of them or a worker's failure says to end.
+async fn watch(
+    state: &State,
+    workers: &mut Workers,
+    reloader: &mut Reloader,
+    signals: &mut Signals,
+) -> Result<(), StartError> {
+    let mut second = interval(Duration::from_secs(1));
+    second.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut drops = 0;
+    loop {
+        tokio::select! {
+            _ = second.tick() => drops = state.tick(drops),
+            _ = signals.reload.recv() => reloader.reload(),
+            _ = signals.terminate.recv() => break info!(target: OPERATOR, "stopping on SIGTERM"),
+            _ = signals.interrupt.recv() => break info!(target: OPERATOR, "stopping on SIGINT"),
+            Some(end) = workers.ended.recv() => return Err(broken(end)),
+        }
+    }
+    Ok(())
+}
+
+/// A worker ended by itself.
+fn broken(End { worker, result }: End) -> StartError {
+    let what = format!("worker udp-{worker} cannot serve");
+    match result {
+        Err(error) => StartError::lacking(&what, &error),
+        Ok(()) => StartError::Failed(what),
+    }
+}
+
+/// The signals that mean something here.
+struct Signals {
+    reload: Signal,
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            reload: signal(SignalKind::hangup())?,
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+}
+
+/// What the admin pages show.
+struct State {
+    shared: Shared,
+    workers: Vec<Arc<WorkerCounters>>,
+    exporter: Mutex<Exporter>,
+    started: AtomicBool,
+    stopping: AtomicBool,
+}
+
+impl State {
+    /// Brings the figures up to date, once a second. Takes and returns the drops seen so far.
+    fn tick(&self, drops_before: u64) -> u64 {
+        let mut exporter = self.exporter.lock().unwrap_or_else(PoisonError::into_inner);
+        exporter.update(&self.shared.store.totals());
+        exporter.tick(self.shared.clock.now());
+        let drops = exporter.socket_drops();
+        if drops > drops_before {
+            warn!(
+                drops = drops - drops_before,
+                "the kernel drops datagrams because receive queues are full; remedy: more \
+                 workers or cores, or a larger udp.receive_buffer"
+            );
+        }
+        drops
+    }
+}
+
+impl Process for State {
+    fn metrics(&self) -> String {
+        let mut exporter = self.exporter.lock().unwrap_or_else(PoisonError::into_inner);
+        exporter.update(&self.shared.store.totals());
+        exporter.render()
+    }
+
+    fn live(&self) -> Result<(), String> {
+        going_round(&self.workers, self.shared.clock.elapsed_ns_at(self.shared.clock.now()))
+    }
+
+    fn ready(&self) -> Result<(), String> {
+        if self.stopping.load(Ordering::Relaxed) {
+            return Err("stopping".into());
+        }
+        self.started()
+    }
+
+    fn started(&self) -> Result<(), String> {
+        if self.started.load(Ordering::Relaxed) { Ok(()) } else { Err("starting".into()) }
+    }
+}
+
+/// Whether every worker has made a turn lately.
+fn going_round(workers: &[Arc<WorkerCounters>], now_ns: u64) -> Result<(), String> {
+    for (number, worker) in workers.iter().enumerate() {
+        let silent_ns = now_ns.saturating_sub(worker.elapsed_ns.get());
+        if silent_ns > HEARTBEAT_NS_MAX {
+            let silent_ms = silent_ns / 1_000_000;
+            return Err(format!("worker udp-{number} has made no turn for {silent_ms} ms"));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_worker_without_a_turn_for_five_seconds_is_stuck() {
+        let workers = [Arc::new(WorkerCounters::default()), Arc::new(WorkerCounters::default())];
+        workers[0].elapsed_ns.add(6_000_000_000);
+        workers[1].elapsed_ns.add(2_000_000_000);
+        assert_eq!(going_round(&workers, 7_000_000_000), Ok(()));
+        let said = going_round(&workers, 7_001_000_000).unwrap_err();
+        assert_eq!(said, "worker udp-1 has made no turn for 5001 ms");
+    }
+}

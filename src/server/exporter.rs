@@ -1,0 +1,466 @@
+//! What is counted, as Prometheus reads it: sums of the workers' blocks put into `metrics` handles.
+//!
+//! The control thread updates the handles once a second and right before every scrape, so a scrape
+//! is exact. Labels come from closed lists alone; a host with very many workers shares the last
+//! worker label among the rest, so that the number of series stays bounded.
+
+use std::fmt::Write as _;
+use std::net::UdpSocket;
+use std::sync::Arc;
+
+use metrics::{Counter, Gauge, counter, describe_counter, describe_gauge, gauge};
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
+
+use crate::metrics::{DurationHistogram, IoEvent, WorkerCounters};
+use crate::store::Totals;
+use crate::sys::socket::memory_of;
+use crate::time::Now;
+use crate::types::{Action, Dropped, Family, Refusal};
+
+/// Workers with a label of their own: their up to seven series each, the rest of the list and the
+/// process's own figures keep a scrape below 500 series.
+const WORKER_LABELS_MAX: usize = 32;
+
+/// Nanoseconds in a second.
+const NS_PER_S: f64 = 1e9;
+
+/// The histogram's name.
+const HANDLING: &str = "skep_handling_duration_seconds";
+
+/// The histogram's bounds, as powers of two in nanoseconds: 1 us to 134 ms.
+const HANDLING_BOUNDS: std::ops::RangeInclusive<usize> = 10..=27;
+
+/// A socket that is watched, and who serves it.
+#[derive(Debug)]
+pub(super) struct WatchedSocket {
+    /// The worker's number.
+    pub(super) worker: usize,
+    /// The family of its clients.
+    pub(super) family: Family,
+    /// A second handle on the worker's socket.
+    pub(super) socket: UdpSocket,
+}
+
+/// How datagrams are moved, and why.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct BackendInfo {
+    /// The backend's label.
+    pub(super) backend: &'static str,
+    /// Why that one: `configured`, `probed`, or what keeps the better one from working.
+    pub(super) reason: &'static str,
+}
+
+/// Puts sums into handles and writes them out.
+pub(super) struct Exporter {
+    recorder: PrometheusRecorder,
+    handle: PrometheusHandle,
+    process: metrics_process::Collector,
+    workers: Vec<Arc<WorkerCounters>>,
+    families: [FamilySeries; Family::ALL.len()],
+    io_events: [Counter; IoEvent::ALL.len()],
+    store: StoreSeries,
+    busy: Vec<BusySeries>,
+    sockets: Vec<SocketSeries>,
+}
+
+impl Exporter {
+    /// Registers every series of these workers and sockets.
+    pub(super) fn new(
+        workers: Vec<Arc<WorkerCounters>>,
+        sockets: Vec<WatchedSocket>,
+        info: BackendInfo,
+    ) -> Self {
+        let recorder = PrometheusBuilder::new().build_recorder();
+        let handle = recorder.handle();
+        let process = metrics_process::Collector::default();
+        let (families, io_events, store, busy, sockets) =
+            metrics::with_local_recorder(&recorder, || {
+                describe();
+                process.describe();
+                let BackendInfo { backend, reason } = info;
+                gauge!("skep_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1);
+                gauge!("skep_io_backend_info", "backend" => backend, "reason" => reason).set(1);
+                let io_event =
+                    |it: IoEvent| counter!("skep_io_events_total", "event" => it.label());
+                (
+                    Family::ALL.map(FamilySeries::new),
+                    IoEvent::ALL.map(io_event),
+                    StoreSeries::new(),
+                    BusySeries::of(&workers),
+                    SocketSeries::of(sockets),
+                )
+            });
+        Self { recorder, handle, process, workers, families, io_events, store, busy, sockets }
+    }
+
+    /// Brings every series up to date.
+    pub(super) fn update(&mut self, totals: &Totals) {
+        for (family, series) in Family::ALL.into_iter().zip(&self.families) {
+            series.update(family, &self.workers);
+        }
+        for (event, counter) in IoEvent::ALL.into_iter().zip(&self.io_events) {
+            counter.absolute(sum(&self.workers, |it| it.io_event(event).get()));
+        }
+        self.store.update(totals);
+        for sockets in &mut self.sockets {
+            sockets.update();
+        }
+        metrics::with_local_recorder(&self.recorder, || self.process.collect());
+    }
+
+    /// Once a second: what only makes sense over a stretch of time, and the library's own upkeep.
+    pub(super) fn tick(&mut self, now: Now) {
+        for busy in &mut self.busy {
+            busy.update(now);
+        }
+        self.handle.run_upkeep();
+    }
+
+    /// All series as text.
+    pub(super) fn render(&self) -> String {
+        let mut text = self.handle.render();
+        self.render_handling(&mut text);
+        text
+    }
+
+    /// Datagrams that the kernel has dropped because a receive queue was full.
+    pub(super) fn socket_drops(&self) -> u64 {
+        self.sockets.iter().map(|it| it.drops_total).sum()
+    }
+
+    /// Writes the histogram. The library's own keeps every sample until upkeep; the workers have
+    /// sorted them into buckets already.
+    fn render_handling(&self, text: &mut String) {
+        let bucket = |index| sum(&self.workers, |it| it.handling.bucket(index).get());
+        let _ = writeln!(text, "# HELP {HANDLING} {HANDLING_HELP}\n# TYPE {HANDLING} histogram");
+        let mut below: u64 = (0..*HANDLING_BOUNDS.start()).map(bucket).sum();
+        for index in HANDLING_BOUNDS {
+            below += bucket(index);
+            let bound_s = seconds(1 << index);
+            let _ = writeln!(text, "{HANDLING}_bucket{{le=\"{bound_s}\"}} {below}");
+        }
+        let count = below
+            + (HANDLING_BOUNDS.end() + 1..DurationHistogram::BUCKETS).map(bucket).sum::<u64>();
+        let sum_s = seconds(sum(&self.workers, |it| it.handling.sum_ns.get()));
+        let _ = writeln!(text, "{HANDLING}_bucket{{le=\"+Inf\"}} {count}");
+        let _ = writeln!(text, "{HANDLING}_sum {sum_s}\n{HANDLING}_count {count}");
+    }
+}
+
+/// One family's series.
+struct FamilySeries {
+    requests: Counter,
+    receive_bytes: Counter,
+    transmit_bytes: Counter,
+    responses: [Counter; Action::ALL.len()],
+    refused: [Counter; Refusal::ALL.len()],
+    dropped: [Counter; Dropped::ALL.len()],
+}
+
+impl FamilySeries {
+    fn new(family: Family) -> Self {
+        let labels = [("transport", "udp"), ("family", family.label())];
+        let with = |key, value| [labels[0], labels[1], (key, value)];
+        let response = |it: Action| counter!("skep_responses_total", &with("action", it.label()));
+        let refused = |it: Refusal| counter!("skep_refused_total", &with("reason", it.label()));
+        let dropped = |it: Dropped| counter!("skep_dropped_total", &with("reason", it.label()));
+        Self {
+            requests: counter!("skep_requests_total", &labels),
+            receive_bytes: counter!("skep_receive_bytes_total", &labels),
+            transmit_bytes: counter!("skep_transmit_bytes_total", &labels),
+            responses: Action::ALL.map(response),
+            refused: Refusal::ALL.map(refused),
+            dropped: Dropped::ALL.map(dropped),
+        }
+    }
+
+    /// The requests are the sum of their outcomes as just read, so that every scrape adds up while
+    /// the workers go on counting.
+    fn update(&self, family: Family, workers: &[Arc<WorkerCounters>]) {
+        let total = |of: &dyn Fn(&WorkerCounters) -> u64| sum(workers, of);
+        let mut requests = 0;
+        let mut outcome = |counter: &Counter, total: u64| {
+            counter.absolute(total);
+            requests += total;
+        };
+        for (index, counter) in self.responses.iter().enumerate() {
+            outcome(counter, total(&|it| it.datagrams(family).answered[index].get()));
+        }
+        for (index, counter) in self.refused.iter().enumerate() {
+            outcome(counter, total(&|it| it.datagrams(family).refused[index].get()));
+        }
+        for (index, counter) in self.dropped.iter().enumerate() {
+            outcome(counter, total(&|it| it.datagrams(family).dropped[index].get()));
+        }
+        self.requests.absolute(requests);
+        self.receive_bytes.absolute(total(&|it| it.datagrams(family).received_bytes.get()));
+        self.transmit_bytes.absolute(total(&|it| it.datagrams(family).sent_bytes.get()));
+    }
+}
+
+/// The store's series.
+struct StoreSeries {
+    torrents: Gauge,
+    seeders: [Gauge; Family::ALL.len()],
+    leechers: [Gauge; Family::ALL.len()],
+    completed: Counter,
+}
+
+impl StoreSeries {
+    fn new() -> Self {
+        let peers = |family: Family, state| {
+            let labels = [("family", family.label()), ("state", state)];
+            gauge!("skep_peers", &labels)
+        };
+        Self {
+            torrents: gauge!("skep_torrents"),
+            seeders: Family::ALL.map(|it| peers(it, "seeder")),
+            leechers: Family::ALL.map(|it| peers(it, "leecher")),
+            completed: counter!("skep_completed_total"),
+        }
+    }
+
+    fn update(&self, totals: &Totals) {
+        self.torrents.set(float(totals.torrents));
+        for family in Family::ALL {
+            self.seeders[family as usize].set(float(totals.seeders[family as usize]));
+            self.leechers[family as usize].set(float(totals.leechers[family as usize]));
+        }
+        self.completed.absolute(totals.completed);
+    }
+}
+
+/// How busy the workers of one label are.
+struct BusySeries {
+    ratio: Gauge,
+    workers: Vec<Arc<WorkerCounters>>,
+    last: Option<(Now, u64)>,
+}
+
+impl BusySeries {
+    fn of(workers: &[Arc<WorkerCounters>]) -> Vec<Self> {
+        let mut all: Vec<Self> = Vec::new();
+        for (number, worker) in workers.iter().enumerate() {
+            match all.get_mut(WORKER_LABELS_MAX - 1) {
+                Some(shared) => shared.workers.push(worker.clone()),
+                None => all.push(Self {
+                    ratio: gauge!("skep_worker_busy_ratio", "worker" => worker_label(number)),
+                    workers: vec![worker.clone()],
+                    last: None,
+                }),
+            }
+        }
+        all
+    }
+
+    fn update(&mut self, now: Now) {
+        let busy_ns = sum(&self.workers, |it| it.busy_ns.get());
+        if let Some((at, before_ns)) = self.last.replace((now, busy_ns))
+            && now > at
+        {
+            let available_ns = float(now.ns_since(at)) * float(self.workers.len() as u64);
+            self.ratio.set((float(busy_ns.saturating_sub(before_ns)) / available_ns).min(1.0));
+        }
+    }
+}
+
+/// The sockets of one worker label and family.
+struct SocketSeries {
+    label: (String, Family),
+    drops: Counter,
+    queue_bytes: Gauge,
+    buffer_bytes: Gauge,
+    sockets: Vec<(UdpSocket, u32)>,
+    drops_total: u64,
+}
+
+impl SocketSeries {
+    fn of(sockets: Vec<WatchedSocket>) -> Vec<Self> {
+        let mut all: Vec<Self> = Vec::new();
+        for it in sockets {
+            let label = (worker_label(it.worker), it.family);
+            match all.iter_mut().find(|series| series.label == label) {
+                Some(series) => series.sockets.push((it.socket, 0)),
+                None => all.push(Self::new(label, it.socket)),
+            }
+        }
+        all
+    }
+
+    fn new(label: (String, Family), socket: UdpSocket) -> Self {
+        let labels = [("worker", label.0.clone()), ("family", label.1.label().into())];
+        Self {
+            drops: counter!("skep_udp_socket_drops_total", &labels),
+            queue_bytes: gauge!("skep_udp_socket_queue_bytes", &labels),
+            buffer_bytes: gauge!("skep_udp_socket_buffer_bytes", &labels),
+            sockets: vec![(socket, 0)],
+            drops_total: 0,
+            label,
+        }
+    }
+
+    fn update(&mut self) {
+        let (mut queue_bytes, mut buffer_bytes) = (0, 0);
+        for (socket, drops_seen) in &mut self.sockets {
+            let Ok(memory) = memory_of(&*socket) else { continue };
+            // The kernel counts in 32 bits.
+            self.drops_total += u64::from(memory.drops.wrapping_sub(*drops_seen));
+            *drops_seen = memory.drops;
+            queue_bytes += memory.queued_bytes;
+            buffer_bytes += memory.limit_bytes;
+        }
+        self.drops.absolute(self.drops_total);
+        self.queue_bytes.set(float(queue_bytes));
+        self.buffer_bytes.set(float(buffer_bytes));
+    }
+}
+
+/// A worker's label: its number, or the shared one.
+fn worker_label(number: usize) -> String {
+    let shared = WORKER_LABELS_MAX - 1;
+    if number < shared { number.to_string() } else { format!("{shared}+") }
+}
+
+/// A figure summed over workers.
+fn sum(workers: &[Arc<WorkerCounters>], of: impl Fn(&WorkerCounters) -> u64) -> u64 {
+    workers.iter().map(|it| of(it)).sum()
+}
+
+/// A count as gauges hold it: exact below 2^53.
+#[expect(clippy::cast_precision_loss, reason = "nothing is counted up to 2^53")]
+fn float(count: u64) -> f64 {
+    count as f64
+}
+
+/// Nanoseconds as seconds.
+fn seconds(ns: u64) -> f64 {
+    float(ns) / NS_PER_S
+}
+
+/// The histogram's HELP text.
+const HANDLING_HELP: &str = "How long a batch of datagrams took from the reading of the clock \
+    until all replies were queued, sampled from one turn in 64.";
+
+/// Every series' HELP text.
+fn describe() {
+    const COUNTERS: [(&str, &str); 9] = [
+        (
+            "skep_requests_total",
+            "Datagrams handled: exactly responses, refusals and drops of the same scrape together.",
+        ),
+        ("skep_responses_total", "Requests answered, by action."),
+        ("skep_refused_total", "Well-formed requests answered with an error, by reason."),
+        ("skep_dropped_total", "Datagrams met with silence, by reason."),
+        ("skep_receive_bytes_total", "Payload bytes received."),
+        ("skep_transmit_bytes_total", "Payload bytes of all answers."),
+        (
+            "skep_io_events_total",
+            "What went wrong between kernel and worker and was survived, by event.",
+        ),
+        (
+            "skep_udp_socket_drops_total",
+            "Datagrams the kernel dropped because a receive queue was full.",
+        ),
+        ("skep_completed_total", "Downloads that completed, each peer counted once."),
+    ];
+    const GAUGES: [(&str, &str); 7] = [
+        ("skep_build_info", "Always 1; the label tells the version."),
+        ("skep_io_backend_info", "Always 1; the labels tell the I/O backend and why that one."),
+        ("skep_udp_socket_queue_bytes", "Bytes waiting in receive queues, with overhead."),
+        ("skep_udp_socket_buffer_bytes", "Bytes receive queues may hold, with overhead."),
+        ("skep_torrents", "Torrents held, those with only a completed count included."),
+        (
+            "skep_peers",
+            "Peers held, by address family and state: a seeder lacks nothing of its torrent.",
+        ),
+        ("skep_worker_busy_ratio", "Share of the last second for which a worker used its CPU."),
+    ];
+    for (name, help) in COUNTERS {
+        describe_counter!(name, help);
+    }
+    for (name, help) in GAUGES {
+        describe_gauge!(name, help);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::Answered;
+
+    const INFO: BackendInfo = BackendInfo { backend: "mmsg", reason: "configured" };
+
+    fn workers(count: usize) -> Vec<Arc<WorkerCounters>> {
+        (0..count).map(|_| Arc::default()).collect()
+    }
+
+    fn value(text: &str, series: &str) -> f64 {
+        let line = text.lines().find_map(|it| it.strip_prefix(series)?.strip_prefix(' '));
+        line.unwrap_or_else(|| panic!("no {series} in\n{text}")).parse().unwrap()
+    }
+
+    #[test]
+    fn blocks_of_all_workers_are_summed() {
+        let workers = workers(3);
+        for (n, worker) in (1..).zip(&workers) {
+            for _ in 0..n {
+                let answered = Answered { action: Action::Announce, bytes: 20, refusal: None };
+                worker.count(Family::V6, 98, Ok(answered));
+                worker.count(Family::V6, 3, Err(Dropped::TooShort));
+            }
+            worker.handling.record(2000);
+        }
+        let mut exporter = Exporter::new(workers, Vec::new(), INFO);
+        let totals = Totals { torrents: 7, completed: 2, ..Totals::default() };
+        exporter.update(&totals);
+        exporter.update(&totals);
+        let text = exporter.render();
+        let udp6 = "transport=\"udp\",family=\"ipv6\"";
+        assert_eq!(value(&text, &format!("skep_requests_total{{{udp6}}}")), 12.0);
+        let announces = format!("skep_responses_total{{{udp6},action=\"announce\"}}");
+        assert_eq!(value(&text, &announces), 6.0);
+        let short = format!("skep_dropped_total{{{udp6},reason=\"too_short\"}}");
+        assert_eq!(value(&text, &short), 6.0);
+        assert_eq!(value(&text, &format!("skep_receive_bytes_total{{{udp6}}}")), 606.0);
+        assert_eq!(value(&text, &format!("skep_transmit_bytes_total{{{udp6}}}")), 120.0);
+        assert_eq!(
+            (value(&text, "skep_torrents"), value(&text, "skep_completed_total")),
+            (7.0, 2.0)
+        );
+        assert_eq!(value(&text, &format!("{HANDLING}_bucket{{le=\"0.000001024\"}}")), 0.0);
+        assert_eq!(value(&text, &format!("{HANDLING}_bucket{{le=\"0.000002048\"}}")), 3.0);
+        assert_eq!(value(&text, &format!("{HANDLING}_sum")), 0.000_006);
+    }
+
+    #[test]
+    fn a_worker_is_as_busy_as_its_cpu_time_says() {
+        let workers = workers(40);
+        let mut exporter = Exporter::new(workers.clone(), Vec::new(), INFO);
+        exporter.tick(Now::from_s(100));
+        workers[1].busy_ns.add(500_000_000);
+        workers[31].busy_ns.add(900_000_000);
+        exporter.tick(Now::from_s(101));
+        let text = exporter.render();
+        assert_eq!(value(&text, "skep_worker_busy_ratio{worker=\"0\"}"), 0.0);
+        assert_eq!(value(&text, "skep_worker_busy_ratio{worker=\"1\"}"), 0.5);
+        assert_eq!(value(&text, "skep_worker_busy_ratio{worker=\"31+\"}"), 0.1);
+    }
+
+    #[test]
+    fn series_stay_bounded_on_the_largest_hosts() {
+        let workers = workers(200);
+        let socket = |worker, family| WatchedSocket {
+            worker,
+            family,
+            socket: UdpSocket::bind("127.0.0.1:0").unwrap(),
+        };
+        let sockets = (0..200).flat_map(|n| Family::ALL.map(|family| socket(n, family))).collect();
+        let mut exporter = Exporter::new(workers, sockets, INFO);
+        exporter.update(&Totals::default());
+        exporter.tick(Now::from_s(1));
+        exporter.tick(Now::from_s(2));
+        let text = exporter.render();
+        let series = text.lines().filter(|it| !it.starts_with('#') && !it.is_empty()).count();
+        assert!((200..=500).contains(&series), "{series}");
+    }
+}

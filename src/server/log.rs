@@ -1,0 +1,241 @@
+//! Log lines on standard error: text for people or JSON for machines.
+//!
+//! A fault that goes on must not fill a disk: each cause (place in the code) writes at most one
+//! line in ten seconds, and its next line tells how many were held back. Lines that answer an
+//! operator's own act (start, reload, stop) have the target [`OPERATOR`] and are never held back.
+//! Control characters are escaped, whatever a value holds.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use tracing::level_filters::LevelFilter;
+use tracing::{Event, Subscriber, callsite};
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::fmt::format::{Format, Json, JsonFields, Writer};
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
+use tracing_subscriber::layer::{Layer as _, SubscriberExt as _};
+use tracing_subscriber::registry::{LookupSpan, Registry};
+use tracing_subscriber::reload;
+
+/// The target of lines that answer an operator's own act.
+pub(super) const OPERATOR: &str = "skep::operator";
+
+/// How long a cause is silent after a line.
+const SILENCE: Duration = Duration::from_secs(10);
+
+/// How to log.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Options {
+    /// The least severe lines to write.
+    pub(super) level: LevelFilter,
+    /// JSON instead of text.
+    pub(super) json: bool,
+}
+
+/// Changes the level while running.
+pub(super) struct LevelHandle(reload::Handle<Targets, Registry>);
+
+impl LevelHandle {
+    /// Writes lines of this severity and worse from now on.
+    pub(super) fn set(&self, level: LevelFilter) {
+        // Fails only once the subscriber is gone, and then nothing is written anyway.
+        let _ = self.0.reload(targets(level));
+    }
+}
+
+/// Starts logging, for the whole process. A second call in one process changes nothing.
+pub(super) fn start(options: Options) -> LevelHandle {
+    let (filter, handle) = reload::Layer::new(targets(options.level));
+    let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(false);
+    let limited = Limited::new(options.json);
+    let layer = if options.json {
+        layer.fmt_fields(JsonFields::new()).event_format(limited).boxed()
+    } else {
+        layer.event_format(limited).boxed()
+    };
+    let subscriber = tracing_subscriber::registry().with(layer.with_filter(filter));
+    let _ = tracing::subscriber::set_global_default(subscriber);
+    LevelHandle(handle)
+}
+
+/// Our own lines from `level` on; those of libraries from warnings on at most.
+fn targets(level: LevelFilter) -> Targets {
+    Targets::new().with_target("skep", level).with_default(level.min(LevelFilter::WARN))
+}
+
+/// Formats events, and holds back what a cause repeats.
+struct Limited {
+    text: Format,
+    json: Option<Format<Json>>,
+    causes: Mutex<HashMap<callsite::Identifier, Cause>>,
+}
+
+/// What is remembered of a place in the code that has logged.
+struct Cause {
+    written: Instant,
+    held_back: u64,
+}
+
+impl Limited {
+    fn new(json: bool) -> Self {
+        let json = json.then(|| Format::default().with_target(false).json().flatten_event(true));
+        let text = Format::default().with_target(false).with_ansi(false);
+        Self { text, json, causes: Mutex::default() }
+    }
+
+    /// Whether an event may be written now, and how many of its cause were not.
+    fn admit(&self, event: &Event<'_>, now: Instant) -> Option<u64> {
+        if event.metadata().target() == OPERATOR {
+            return Some(0);
+        }
+        let mut causes = self.causes.lock().unwrap_or_else(|it| it.into_inner());
+        let Some(cause) = causes.get_mut(&event.metadata().callsite()) else {
+            // As many entries as there are places in the code, and never more.
+            causes.insert(event.metadata().callsite(), Cause { written: now, held_back: 0 });
+            return Some(0);
+        };
+        if now.duration_since(cause.written) < SILENCE {
+            cause.held_back += 1;
+            return None;
+        }
+        cause.written = now;
+        Some(std::mem::take(&mut cause.held_back))
+    }
+}
+
+impl<S, N> FormatEvent<S, N> for Limited
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "when a line is written is no business of the core"
+    )]
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
+        let Some(held_back) = self.admit(event, Instant::now()) else { return Ok(()) };
+        let mut line = String::new();
+        match &self.json {
+            Some(format) => format.format_event(context, Writer::new(&mut line), event)?,
+            None => self.text.format_event(context, Writer::new(&mut line), event)?,
+        }
+        let line = line.trim_end();
+        match (held_back, self.json.is_some(), line.strip_suffix('}')) {
+            (0, ..) => write_escaped(&mut writer, line)?,
+            (_, true, Some(open)) => {
+                write_escaped(&mut writer, open)?;
+                write!(writer, ",\"held_back\":{held_back}}}")?;
+            }
+            _ => {
+                write_escaped(&mut writer, line)?;
+                write!(writer, " held_back={held_back}")?;
+            }
+        }
+        writer.write_char('\n')
+    }
+}
+
+/// Writes a line without the characters that would end it or drive a terminal.
+fn write_escaped(writer: &mut Writer<'_>, line: &str) -> fmt::Result {
+    for it in line.chars() {
+        if it.is_control() {
+            write!(writer, "{}", it.escape_unicode())?;
+        } else {
+            writer.write_char(it)?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io;
+    use std::sync::Arc;
+
+    #[derive(Clone, Default)]
+    struct Memory(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Memory {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// What `act` logs.
+    fn logged(json: bool, act: impl FnOnce()) -> String {
+        let memory = Memory::default();
+        let writer = memory.clone();
+        let layer = tracing_subscriber::fmt::layer().with_writer(move || writer.clone());
+        let limited = Limited::new(json);
+        let layer = if json {
+            layer.fmt_fields(JsonFields::new()).event_format(limited).boxed()
+        } else {
+            layer.event_format(limited).boxed()
+        };
+        tracing::subscriber::with_default(Registry::default().with(layer), act);
+        String::from_utf8(memory.0.lock().unwrap().clone()).unwrap()
+    }
+
+    #[test]
+    fn a_cause_writes_one_line_in_ten_seconds() {
+        let text = logged(false, || {
+            for n in 0..1000 {
+                tracing::warn!(n, "again");
+            }
+            tracing::warn!("another");
+            for _ in 0..2 {
+                tracing::info!(target: OPERATOR, "asked for");
+            }
+        });
+        assert_eq!(text.lines().count(), 4, "{text}");
+    }
+
+    /// Asks about every event, as if four seconds passed between them.
+    struct Asker(Limited, Arc<Mutex<Vec<Option<u64>>>>, Instant);
+
+    impl tracing_subscriber::Layer<Registry> for Asker {
+        fn on_event(&self, event: &Event<'_>, _: tracing_subscriber::layer::Context<'_, Registry>) {
+            let mut answers = self.1.lock().unwrap();
+            let passed = Duration::from_secs(4) * u32::try_from(answers.len()).unwrap();
+            answers.push(self.0.admit(event, self.2 + passed));
+        }
+    }
+
+    #[test]
+    #[expect(clippy::disallowed_methods, reason = "any moment will do")]
+    fn the_next_line_tells_how_many_were_held_back() {
+        let answers = Arc::default();
+        let asker = Asker(Limited::new(false), Arc::clone(&answers), Instant::now());
+        tracing::subscriber::with_default(Registry::default().with(asker), || {
+            for _ in 0..7 {
+                tracing::warn!("again");
+            }
+        });
+        let expected = [Some(0), None, None, Some(2), None, None, Some(2)];
+        assert_eq!(*answers.lock().unwrap(), expected);
+    }
+
+    #[test]
+    fn no_value_breaks_out_of_its_line() {
+        let text = logged(false, || tracing::warn!(path = %"a\nb\x1b[31m\r", "odd"));
+        assert_eq!(text.lines().count(), 1, "{text}");
+        assert!(!text.trim_end().contains(char::is_control), "{text:?}");
+        let json = logged(true, || tracing::warn!(path = %"a\n\"b\"\x1b", "odd"));
+        let value: serde_json::Value = serde_json::from_str(&json).unwrap();
+        assert_eq!(value["path"], "a\n\"b\"\u{1b}");
+        assert_eq!((json.lines().count(), &value["message"]), (1, &"odd".into()));
+    }
+}

@@ -1,0 +1,408 @@
+//! What outlives a restart: the state directory and, in it, the connection-id key.
+//!
+//! A client holds an id for up to two minutes. If the key changed with every restart, all of them
+//! would be met with silence; if nodes behind one address had different keys, half of them would.
+//! So the key comes from where several processes can share it: the environment, a file that is
+//! named, or a file in the state directory that the first process to need it creates.
+
+use std::ffi::OsString;
+use std::fmt;
+use std::fs::{self, DirBuilder, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+
+use crate::frontend::connection_id::KEY_BYTES;
+
+/// The variable that may hold the key: 64 hexadecimal digits, or two keys and a comma between.
+pub(super) const KEY_VARIABLE: &str = "SKEP_CONNECTION_ID_KEY";
+
+/// The key's file in the state directory.
+const KEY_FILE: &str = "connection_id.key";
+
+/// The longest key file that is read, in bytes: two keys with comments.
+const KEY_FILE_BYTES_MAX: u64 = 4096;
+
+/// Permission bits that let others than the owner at a file.
+const OTHERS: u32 = 0o077;
+
+/// Where state may live and keys may come from.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Options {
+    /// The state directory as configured.
+    pub(super) directory: Option<PathBuf>,
+    /// The key file as configured.
+    pub(super) key_file: Option<PathBuf>,
+    /// What the environment says.
+    pub(super) environment: Environment,
+}
+
+/// Variables of the environment that matter here.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Environment {
+    /// `STATE_DIRECTORY`: set by systemd; several are separated by colons.
+    pub(super) state_directory: Option<OsString>,
+    /// `XDG_STATE_HOME`.
+    pub(super) xdg_state_home: Option<OsString>,
+    /// `HOME`.
+    pub(super) home: Option<OsString>,
+    /// [`KEY_VARIABLE`].
+    pub(super) key: Option<OsString>,
+}
+
+impl Environment {
+    /// That of this process.
+    pub(super) fn of_process() -> Self {
+        let variable = |name| std::env::var_os(name).filter(|it| !it.is_empty());
+        Self {
+            state_directory: variable("STATE_DIRECTORY"),
+            xdg_state_home: variable("XDG_STATE_HOME"),
+            home: variable("HOME"),
+            key: variable(KEY_VARIABLE),
+        }
+    }
+}
+
+/// The keys, and what the operator should know about them.
+#[derive(Clone)]
+pub(super) struct Loaded {
+    /// Makes new ids.
+    pub(super) active: [u8; KEY_BYTES],
+    /// Accepted as well.
+    pub(super) staging: Option<[u8; KEY_BYTES]>,
+    /// Where they came from, in words.
+    pub(super) origin: String,
+    /// Whether they are good for this run alone.
+    pub(super) made_up: bool,
+    /// Something to change, with its remedy.
+    pub(super) warning: Option<String>,
+}
+
+impl fmt::Debug for Loaded {
+    /// Never prints a key.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Loaded").field("origin", &self.origin).finish_non_exhaustive()
+    }
+}
+
+/// A key that was given and cannot be used. Says where, why, and what to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct KeyError(String);
+
+impl fmt::Display for KeyError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for KeyError {}
+
+/// Finds the connection-id keys: the variable, else the file that is named, else the file in the
+/// state directory, created when absent. Without a writable state directory the key is made up,
+/// with a warning.
+///
+/// # Errors
+/// [`KeyError`] where a key is there but cannot be read, or is none: going on with another key
+/// would silently part this node from the others.
+pub(super) fn connection_id_keys(options: &Options) -> Result<Loaded, KeyError> {
+    if let Some(text) = &options.environment.key {
+        let origin = format!("${KEY_VARIABLE}");
+        let lines = text.to_string_lossy().replace(',', "\n");
+        return parse(&lines, &origin, None);
+    }
+    if let Some(path) = &options.key_file {
+        return read(path);
+    }
+    let created = directory(options).and_then(|it| Ok((create(&it.join(KEY_FILE))?, it)));
+    match created {
+        Ok((path, directory)) => {
+            let loaded = read(&path)?;
+            Ok(Loaded { warning: loaded.warning.or_else(|| too_open(&directory)), ..loaded })
+        }
+        Err(reason) => Ok(Loaded {
+            active: random_key(),
+            staging: None,
+            origin: "made up for this run".into(),
+            made_up: true,
+            warning: Some(format!(
+                "no state is kept: {reason}; clients must connect anew after a restart; remedy: \
+                 set server.state_dir to a directory that this user may write"
+            )),
+        }),
+    }
+}
+
+/// The state directory, created when absent.
+fn directory(options: &Options) -> Result<PathBuf, String> {
+    let path = located(options).ok_or("neither STATE_DIRECTORY, XDG_STATE_HOME nor HOME is set")?;
+    let created = DirBuilder::new().recursive(true).mode(0o700).create(&path);
+    created.map_err(|error| format!("cannot create {}: {error}", path.display()))?;
+    Ok(path)
+}
+
+/// What to say of a state directory that is open to others, if it is.
+fn too_open(directory: &Path) -> Option<String> {
+    let mode = fs::metadata(directory).ok()?.permissions().mode() & 0o7777;
+    let path = directory.display();
+    (mode & OTHERS != 0).then(|| {
+        format!(
+            "the state directory {path} is open to others (mode {mode:04o}); remedy: chmod 700 \
+             {path}"
+        )
+    })
+}
+
+/// Where the state directory is: as configured, by systemd, or by the XDG rules (which ignore
+/// relative paths).
+fn located(options: &Options) -> Option<PathBuf> {
+    let first_of = |paths: &OsString| std::env::split_paths(paths).next();
+    let environment = &options.environment;
+    let absolute = |it: &OsString| Some(PathBuf::from(it)).filter(|path| path.is_absolute());
+    let xdg = || environment.xdg_state_home.as_ref().and_then(absolute);
+    let home = || environment.home.as_ref().and_then(absolute).map(|it| it.join(".local/state"));
+    let systemd = || environment.state_directory.as_ref().and_then(first_of);
+    let configured = options.directory.clone();
+    configured.or_else(systemd).or_else(|| Some(xdg().or_else(home)?.join("skep")))
+}
+
+/// Creates a key file unless there is one. Of several processes that try at once, one succeeds
+/// and all find its key: the file is complete before it has its name.
+fn create(path: &Path) -> Result<PathBuf, String> {
+    if path.exists() {
+        return Ok(path.to_owned());
+    }
+    let failed = |error: io::Error| format!("cannot create {}: {error}", path.display());
+    let unfinished = path.with_extension(hex(&random_key()[..8]));
+    let linked = write_key(&unfinished).and_then(|()| fs::hard_link(&unfinished, path));
+    let _ = fs::remove_file(&unfinished);
+    let written = match linked {
+        // A file system without hard links (FAT, some network mounts): only there, a process that
+        // starts at the same moment may find the file still empty, and says so.
+        Err(error) if lacks_hard_links(&error) => write_key(path),
+        linked => linked,
+    };
+    match written {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(failed(error)),
+        _ => {}
+    }
+    // The name outlives a power cut, too, where the file system can promise that.
+    let _ = path.parent().map(|it| fs::File::open(it)?.sync_all());
+    Ok(path.to_owned())
+}
+
+/// Writes a new key to a new file.
+fn write_key(path: &Path) -> io::Result<()> {
+    let mut options = OpenOptions::new();
+    let mut file = options.write(true).create_new(true).mode(0o600).open(path)?;
+    file.write_all(format!("{}\n", hex(&random_key())).as_bytes())?;
+    file.sync_all()
+}
+
+/// Whether an error of link(2) says that the file system has none.
+fn lacks_hard_links(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EPERM | libc::EOPNOTSUPP))
+}
+
+/// Reads a key file.
+fn read(path: &Path) -> Result<Loaded, KeyError> {
+    let origin = path.display().to_string();
+    let failed = |error: io::Error| {
+        KeyError(format!(
+            "cannot read the connection-id key in {origin}: {error}; remedy: give the file to the \
+             user that runs skep (chown, chmod 600), or set udp.key_file to another"
+        ))
+    };
+    let metadata = fs::metadata(path).map_err(failed)?;
+    if !metadata.is_file() || metadata.len() > KEY_FILE_BYTES_MAX {
+        let problem = format!("no file of at most {KEY_FILE_BYTES_MAX} bytes");
+        return Err(malformed(&origin, &problem));
+    }
+    let text = fs::read_to_string(path).map_err(failed)?;
+    let mode = metadata.permissions().mode() & 0o7777;
+    let open = mode & OTHERS != 0;
+    let warning = open.then(|| {
+        format!(
+            "others may read the connection-id key in {origin} (mode {mode:04o}) and forge ids; \
+             remedy: chmod 600 {origin}"
+        )
+    });
+    parse(&text, &origin, warning)
+}
+
+/// Reads keys from lines: the active one, then perhaps the staging one. Empty lines and those
+/// that start with `#` do not count.
+fn parse(text: &str, origin: &str, warning: Option<String>) -> Result<Loaded, KeyError> {
+    let lines = text.lines().map(str::trim).filter(|it| !it.is_empty() && !it.starts_with('#'));
+    let keys: Option<Vec<_>> = lines.map(key).collect();
+    let (active, staging) = match keys.as_deref() {
+        Some([active]) => (*active, None),
+        Some([active, staging]) => (*active, Some(*staging)),
+        Some(keys) => return Err(malformed(origin, &format!("{} keys", keys.len()))),
+        None => return Err(malformed(origin, "something that is no key")),
+    };
+    Ok(Loaded { active, staging, origin: origin.to_owned(), made_up: false, warning })
+}
+
+fn malformed(origin: &str, problem: &str) -> KeyError {
+    KeyError(format!(
+        "the connection-id key in {origin} cannot be used: found {problem}; allowed: one key, or \
+         an active and a staging one, each of {} hexadecimal digits (openssl rand -hex \
+         {KEY_BYTES})",
+        2 * KEY_BYTES
+    ))
+}
+
+/// A key from its digits.
+fn key(digits: &str) -> Option<[u8; KEY_BYTES]> {
+    let mut key = [0; KEY_BYTES];
+    if digits.len() != 2 * KEY_BYTES || !digits.bytes().all(|it| it.is_ascii_hexdigit()) {
+        return None;
+    }
+    for (byte, at) in key.iter_mut().zip((0..).step_by(2)) {
+        *byte = u8::from_str_radix(digits.get(at..at + 2)?, 16).ok()?;
+    }
+    Some(key)
+}
+
+/// A key nobody knows.
+fn random_key() -> [u8; KEY_BYTES] {
+    let mut key = [0; KEY_BYTES];
+    // Fails on no Linux that has getrandom; a known key would be worse than no tracker.
+    getrandom::fill(&mut key).unwrap_or_else(|error| unreachable!("no randomness: {error}"));
+    key
+}
+
+/// Bytes as hexadecimal digits.
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|it| format!("{it:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn within(directory: &Path) -> Options {
+        Options { directory: Some(directory.join("a/skep")), ..Options::default() }
+    }
+
+    fn mode(path: &Path) -> u32 {
+        fs::metadata(path).unwrap().permissions().mode() & 0o7777
+    }
+
+    #[test]
+    fn a_key_is_created_once_and_kept() {
+        let temporary = tempfile::tempdir().unwrap();
+        let options = within(temporary.path());
+        let first = connection_id_keys(&options).unwrap();
+        let again = connection_id_keys(&options).unwrap();
+        assert_eq!((first.active, first.staging), (again.active, None));
+        assert_eq!(first.warning, None);
+        let directory = temporary.path().join("a/skep");
+        assert_eq!((mode(&directory), mode(&directory.join(KEY_FILE))), (0o700, 0o600));
+        assert_eq!(fs::read_dir(&directory).unwrap().count(), 1, "nothing unfinished stays");
+        assert!(!format!("{first:?}").contains(&hex(&first.active)));
+    }
+
+    #[test]
+    fn a_directory_open_to_others_is_warned_of() {
+        let temporary = tempfile::tempdir().unwrap();
+        fs::set_permissions(temporary.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        let directory = Some(temporary.path().to_owned());
+        let it = connection_id_keys(&Options { directory, ..Options::default() }).unwrap();
+        let warning = it.warning.unwrap();
+        assert!(warning.contains("mode 0755") && warning.contains("chmod 700"), "{warning}");
+    }
+
+    #[test]
+    fn processes_that_race_get_the_same_key() {
+        for _ in 0..20 {
+            let temporary = tempfile::tempdir().unwrap();
+            let options = within(temporary.path());
+            let start = std::sync::Barrier::new(8);
+            let keys: Vec<_> = std::thread::scope(|scope| {
+                let racers: Vec<_> = (0..8)
+                    .map(|_| {
+                        scope.spawn(|| {
+                            start.wait();
+                            connection_id_keys(&options).unwrap().active
+                        })
+                    })
+                    .collect();
+                racers.into_iter().map(|it| it.join().unwrap()).collect()
+            });
+            assert!(keys.iter().all(|it| *it == keys[0]));
+        }
+    }
+
+    #[test]
+    fn a_file_may_hold_an_active_and_a_staging_key() {
+        let temporary = tempfile::tempdir().unwrap();
+        let path = temporary.path().join("keys");
+        fs::write(&path, format!("# active\n{}\n\n{}\n", "0A".repeat(32), "ff".repeat(32)))
+            .unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
+        let options = Options { key_file: Some(path.clone()), ..Options::default() };
+        let it = connection_id_keys(&options).unwrap();
+        assert_eq!((it.active, it.staging), ([0x0a; 32], Some([0xff; 32])));
+        let warning = it.warning.unwrap();
+        assert!(warning.contains("mode 0640") && warning.contains("chmod 600"), "{warning}");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        assert_eq!(connection_id_keys(&options).unwrap().warning, None);
+    }
+
+    #[test]
+    fn what_is_no_key_is_refused_and_not_shown() {
+        let temporary = tempfile::tempdir().unwrap();
+        let path = temporary.path().join("keys");
+        let options = Options { key_file: Some(path.clone()), ..Options::default() };
+        let text = connection_id_keys(&options).unwrap_err().to_string();
+        assert!(text.contains("cannot read") && text.contains("remedy: "), "{text}");
+        let three = format!("{}\n", "aa".repeat(32)).repeat(3);
+        let long = "a".repeat(5000);
+        for bad in ["", "ab", &"g1".repeat(32), &"+1".repeat(32), &"é".repeat(32), &three, &long] {
+            fs::write(&path, bad).unwrap();
+            let text = connection_id_keys(&options).unwrap_err().to_string();
+            assert!(text.contains("64 hexadecimal digits") && text.contains("keys"), "{text}");
+            assert!(bad.is_empty() || !text.contains(&format!("found {bad}")), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_variable_comes_before_any_file() {
+        let text = format!("{},{}", "01".repeat(32), "02".repeat(32));
+        let environment = Environment { key: Some(text.into()), ..Environment::default() };
+        let options = Options { environment, key_file: Some("/absent".into()), directory: None };
+        let it = connection_id_keys(&options).unwrap();
+        assert_eq!((it.active, it.staging), ([1; 32], Some([2; 32])));
+    }
+
+    #[test]
+    fn without_a_directory_a_key_is_made_up_with_a_warning() {
+        let it = connection_id_keys(&Options::default()).unwrap();
+        assert!(it.warning.unwrap().contains("server.state_dir"));
+        let directory = Some("/proc/nowhere".into());
+        let it = connection_id_keys(&Options { directory, ..Options::default() }).unwrap();
+        assert!(it.warning.unwrap().contains("/proc/nowhere"));
+    }
+
+    #[test]
+    fn the_directory_is_found_in_order() {
+        let all = Environment {
+            state_directory: Some("/var/lib/skep:/var/lib/other".into()),
+            xdg_state_home: Some("/xdg".into()),
+            home: Some("/users/a".into()),
+            key: None,
+        };
+        let at = |environment: &Environment, directory: Option<&str>| {
+            let directory = directory.map(PathBuf::from);
+            located(&Options { directory, environment: environment.clone(), key_file: None })
+        };
+        assert_eq!(at(&all, Some("/mine")), Some("/mine".into()));
+        assert_eq!(at(&all, None), Some("/var/lib/skep".into()));
+        let all = Environment { state_directory: None, ..all };
+        assert_eq!(at(&all, None), Some("/xdg/skep".into()));
+        let all = Environment { xdg_state_home: Some("relative".into()), ..all };
+        assert_eq!(at(&all, None), Some("/users/a/.local/state/skep".into()));
+        assert_eq!(at(&Environment::default(), None), None);
+    }
+}

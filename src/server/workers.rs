@@ -1,0 +1,144 @@
+//! Starts the workers and hears of their end.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+
+use arc_swap::ArcSwap;
+use tokio::sync::mpsc;
+
+use crate::frontend::connection_id::ConnectionIds;
+use crate::frontend::udp::UdpFrontend;
+use crate::metrics::WorkerCounters;
+use crate::server::StartError;
+use crate::store::Store;
+use crate::sys::affinity;
+use crate::sys::clock::Clock;
+use crate::sys::socket::BoundUdp;
+use crate::tracker::{self, Tracker};
+use crate::worker::datagram::{Backend, DatagramWorker};
+
+/// What all workers share.
+#[derive(Clone)]
+pub(super) struct Shared {
+    pub(super) store: Arc<Store>,
+    pub(super) tracker: Arc<ArcSwap<tracker::Options>>,
+    pub(super) ids: Arc<ArcSwap<ConnectionIds>>,
+    pub(super) clock: Clock,
+}
+
+/// The running workers.
+pub(super) struct Workers {
+    /// What each counts.
+    pub(super) counters: Vec<Arc<WorkerCounters>>,
+    /// Hears of each worker's end.
+    pub(super) ended: mpsc::UnboundedReceiver<End>,
+    threads: Vec<JoinHandle<()>>,
+    stop: Arc<AtomicBool>,
+}
+
+/// A worker's end.
+pub(super) struct End {
+    pub(super) worker: usize,
+    pub(super) result: io::Result<()>,
+}
+
+/// Where each worker runs: one for each usable core if `workers` is 0; unpinned if there are more
+/// workers than cores.
+pub(super) fn placement(workers: u32) -> Result<Vec<Option<usize>>, StartError> {
+    let cpus = affinity::usable_cpus()
+        .map_err(|error| StartError::lacking("cannot find out the usable cores", &error))?;
+    let count = if workers == 0 { cpus.len() } else { workers as usize };
+    if count > cpus.len() {
+        tracing::warn!(workers = count, cores = cpus.len(), "more workers than cores: not pinned");
+        return Ok(vec![None; count]);
+    }
+    Ok(cpus.into_iter().take(count).map(Some).collect())
+}
+
+impl Workers {
+    /// Starts one thread for each entry of `cpus` and `sockets`.
+    pub(super) fn start(
+        shared: &Shared,
+        backend: Backend,
+        cpus: &[Option<usize>],
+        sockets: Vec<Vec<BoundUdp>>,
+    ) -> Result<Self, StartError> {
+        let (ends, ended) = mpsc::unbounded_channel();
+        let stop = Arc::new(AtomicBool::new(false));
+        let mut it = Self { counters: Vec::new(), ended, threads: Vec::new(), stop };
+        for (worker, (&cpu, sockets)) in cpus.iter().zip(sockets).enumerate() {
+            let counters = Arc::new(WorkerCounters::default());
+            let job = Job {
+                shared: shared.clone(),
+                counters: counters.clone(),
+                stop: it.stop.clone(),
+                backend,
+                sockets,
+                cpu,
+                worker,
+                workers: cpus.len(),
+            };
+            let ends = ends.clone();
+            let thread = std::thread::Builder::new()
+                .name(format!("udp-{worker}"))
+                .spawn(move || {
+                    let result = job.run();
+                    // Nobody listens any more only when the process ends anyway.
+                    let _ = ends.send(End { worker, result });
+                })
+                .map_err(|error| StartError::lacking("cannot start a thread", &error))?;
+            it.counters.push(counters);
+            it.threads.push(thread);
+        }
+        Ok(it)
+    }
+
+    /// Whether every worker has gone round once.
+    pub(super) fn are_serving(&self) -> bool {
+        self.counters.iter().all(|it| it.turns.get() > 0)
+    }
+
+    /// Tells all to end, and waits for that.
+    pub(super) fn stop(self) {
+        self.stop.store(true, Ordering::Relaxed);
+        for thread in self.threads {
+            // A panic would have ended the process.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// What one worker takes to its thread.
+struct Job {
+    shared: Shared,
+    counters: Arc<WorkerCounters>,
+    stop: Arc<AtomicBool>,
+    backend: Backend,
+    sockets: Vec<BoundUdp>,
+    cpu: Option<usize>,
+    worker: usize,
+    workers: usize,
+}
+
+impl Job {
+    fn run(self) -> io::Result<()> {
+        if let Some(cpu) = self.cpu
+            && let Err(error) = affinity::pin(cpu)
+        {
+            tracing::warn!(cpu, %error, "a worker cannot be pinned to its core");
+        }
+        let Shared { store, tracker, ids, clock } = self.shared;
+        let seed = getrandom::u64().map_err(io::Error::other)?;
+        let tracker = Tracker::new(store, tracker, seed, self.worker, self.workers);
+        let worker = DatagramWorker {
+            backend: self.backend,
+            sockets: &self.sockets,
+            clock: &clock,
+            counters: &self.counters,
+            stop: &self.stop,
+        };
+        worker.run(&mut UdpFrontend::new(tracker, ids))
+    }
+}

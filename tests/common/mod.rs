@@ -1,0 +1,356 @@
+//! A real skep on ports of the kernel's choice, and the clients that talk to it.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+#![allow(dead_code, reason = "each test program uses a part")]
+#![allow(clippy::disallowed_methods, reason = "deadlines of tests are no time of the core")]
+
+use std::fmt::Write as _;
+use std::io::{BufRead as _, BufReader, Read as _, Write};
+use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::process::{Child, ChildStdout, Command, ExitStatus, Output, Stdio};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant};
+
+use skep::protocol::udp::TransactionId;
+use skep::protocol::udp::client::{
+    Announcement, Reply, decode, encode_announce, encode_connect, encode_scrape,
+};
+use skep::types::{AnnounceReply, Event, Family, InfoHash, PeerId, ScrapeEntry};
+
+/// How long anything may take before a test gives up on it.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
+
+/// Whether io_uring works here; says so where it does not.
+pub(crate) fn has_io_uring() -> bool {
+    match skep::sys::probe::probe() {
+        Ok(()) => true,
+        Err(error) => {
+            eprintln!("skipped: {error}");
+            false
+        }
+    }
+}
+
+/// Whether IPv6 works here; says so where it does not.
+pub(crate) fn has_ipv6() -> bool {
+    let has = UdpSocket::bind("[::1]:0").is_ok();
+    if !has {
+        eprintln!("skipped: IPv6 loopback");
+    }
+    has
+}
+
+/// The backends that work here.
+pub(crate) fn backends() -> Vec<&'static str> {
+    if has_io_uring() { vec!["mmsg", "uring"] } else { vec!["mmsg"] }
+}
+
+/// The program with the environment cleaned of all that it reads.
+pub(crate) fn command() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_skep"));
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("SKEP_") && name != "SKEP_REQUIRE_EXTERNAL" {
+            command.env_remove(name);
+        }
+    }
+    let unset = ["STATE_DIRECTORY", "XDG_STATE_HOME", "HOME", "NOTIFY_SOCKET"];
+    unset.iter().for_each(|it| {
+        command.env_remove(it);
+    });
+    command
+}
+
+/// Runs the program to its end.
+pub(crate) fn run(arguments: &[&str]) -> Output {
+    command().args(arguments).output().unwrap()
+}
+
+/// Standard output and error as text.
+pub(crate) fn texts(output: &Output) -> (String, String) {
+    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+    (text(&output.stdout), text(&output.stderr))
+}
+
+/// A running skep; killed when dropped.
+pub(crate) struct Skep {
+    child: Child,
+    stdout: BufReader<ChildStdout>,
+    log: Arc<Log>,
+    /// The ready line.
+    pub(crate) ready: String,
+    /// UDP addresses, in order.
+    pub(crate) udp: Vec<SocketAddr>,
+    /// The admin address.
+    pub(crate) admin: SocketAddr,
+    /// Its state directory, gone with it.
+    pub(crate) state: Option<tempfile::TempDir>,
+}
+
+/// What it has written to standard error so far.
+#[derive(Default)]
+struct Log {
+    text: Mutex<String>,
+    grown: Condvar,
+}
+
+impl Skep {
+    /// Starts on 127.0.0.1 and, where the host has it, [::1], with two workers, and further
+    /// arguments.
+    pub(crate) fn start(arguments: &[&str]) -> Self {
+        let mut command = command();
+        command.args(["--listen", "127.0.0.1:0", "--workers", "2"]);
+        if has_ipv6() {
+            command.args(["--listen", "[::1]:0"]);
+        }
+        command.args(arguments);
+        Self::spawn(command)
+    }
+
+    /// Starts a prepared command, with the admin listener on a port of the kernel's choice and,
+    /// unless the command says otherwise, a state directory of its own.
+    pub(crate) fn spawn(mut command: Command) -> Self {
+        let state = tempfile::tempdir().unwrap();
+        if command.get_envs().all(|(name, value)| name != "STATE_DIRECTORY" || value.is_none()) {
+            command.env("STATE_DIRECTORY", state.path());
+        }
+        command.args(["--admin", "127.0.0.1:0"]);
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let log = Arc::new(Log::default());
+        let (stderr, shared) = (child.stderr.take().unwrap(), log.clone());
+        std::thread::spawn(move || {
+            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                let _ = writeln!(shared.text.lock().unwrap(), "{line}");
+                shared.grown.notify_all();
+            }
+        });
+        let mut stdout = BufReader::new(child.stdout.take().unwrap());
+        let mut ready = String::new();
+        stdout.read_line(&mut ready).unwrap();
+        assert!(ready.starts_with("ready "), "{ready:?}\n{}", log.text.lock().unwrap());
+        let values = |key| ready.split_whitespace().filter_map(move |it| it.strip_prefix(key));
+        let udp = values("udp=").map(|it| it.parse().unwrap()).collect();
+        let admin = values("admin=").next().unwrap().parse().unwrap();
+        Self { child, stdout, log, udp, admin, state: Some(state), ready }
+    }
+
+    /// A value of the ready line.
+    pub(crate) fn ready_value(&self, key: &str) -> &str {
+        let mut words = self.ready.split_whitespace();
+        words.find_map(|it| it.strip_prefix(key)?.strip_prefix('=')).unwrap()
+    }
+
+    /// Sends a signal by name.
+    pub(crate) fn signal(&self, name: &str) {
+        let pid = self.child.id().to_string();
+        let done = Command::new("/bin/sh").args(["-c", &format!("kill -{name} {pid}")]).status();
+        assert!(done.unwrap().success());
+    }
+
+    /// Waits for its end.
+    pub(crate) fn wait(&mut self) -> ExitStatus {
+        let mut status = None;
+        eventually("the process ends", || {
+            status = self.child.try_wait().unwrap();
+            status.is_some()
+        });
+        status.unwrap()
+    }
+
+    /// What it wrote to standard output behind the ready line. Call after its end.
+    pub(crate) fn rest_of_stdout(&mut self) -> String {
+        let mut rest = String::new();
+        self.stdout.read_to_string(&mut rest).unwrap();
+        rest
+    }
+
+    /// Waits until the log holds `needle`, and returns all of the log.
+    pub(crate) fn log_with(&self, needle: &str) -> String {
+        let text = self.log.text.lock().unwrap();
+        let lacks = |text: &mut String| !text.contains(needle);
+        let (text, timeout) = self.log.grown.wait_timeout_while(text, DEADLINE, lacks).unwrap();
+        assert!(!timeout.timed_out(), "no {needle:?} in\n{text}");
+        text.clone()
+    }
+
+    /// The log so far.
+    pub(crate) fn log(&self) -> String {
+        self.log.text.lock().unwrap().clone()
+    }
+
+    /// A page of the admin listener: status and body.
+    pub(crate) fn get(&self, path: &str) -> (u16, String) {
+        http_get(self.admin, path)
+    }
+
+    /// The metrics, read and checked by line.
+    pub(crate) fn metrics(&self) -> Metrics {
+        let (status, text) = self.get("/metrics");
+        assert_eq!(status, 200);
+        Metrics { text }
+    }
+}
+
+impl Drop for Skep {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            eprintln!("--- {}{}", self.ready, self.log());
+        }
+    }
+}
+
+/// A scrape of /metrics.
+pub(crate) struct Metrics {
+    /// As it came.
+    pub(crate) text: String,
+}
+
+impl Metrics {
+    /// The value of one series, written as Prometheus writes it; 0 where it is absent.
+    pub(crate) fn value(&self, series: &str) -> f64 {
+        let line = self.text.lines().find_map(|it| it.strip_prefix(series)?.strip_prefix(' '));
+        line.map_or(0.0, |it| it.parse().unwrap())
+    }
+
+    /// The sum of all series of a name whose labels hold `label`.
+    pub(crate) fn sum(&self, name: &str, label: &str) -> f64 {
+        let of_name = |line: &&str| {
+            line.strip_prefix(name).is_some_and(|it| it.starts_with('{')) && line.contains(label)
+        };
+        let value = |line: &str| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap();
+        self.text.lines().filter(of_name).map(value).sum()
+    }
+
+    /// How many series there are.
+    pub(crate) fn series(&self) -> usize {
+        self.text.lines().filter(|it| !it.starts_with('#') && !it.is_empty()).count()
+    }
+}
+
+/// Fetches a page over plain HTTP/1.1.
+pub(crate) fn http_get(address: SocketAddr, path: &str) -> (u16, String) {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
+}
+
+/// Waits until something holds, without pausing longer than it takes others to run.
+#[track_caller]
+pub(crate) fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !holds() {
+        assert!(start.elapsed() < DEADLINE, "never: {what}");
+        std::thread::park_timeout(Duration::from_millis(2));
+    }
+}
+
+/// A client of one address, as BEP 15 has it.
+pub(crate) struct Client {
+    /// Its socket, connected.
+    pub(crate) socket: UdpSocket,
+    /// What connect returned.
+    pub(crate) connection_id: u64,
+    family: Family,
+    transactions: u32,
+}
+
+impl Client {
+    /// A client that has connected.
+    pub(crate) fn connect(address: SocketAddr) -> Self {
+        let mut it = Self::unconnected(address);
+        it.connection_id = it.ask_connection_id();
+        it
+    }
+
+    /// A client that has sent nothing.
+    pub(crate) fn unconnected(address: SocketAddr) -> Self {
+        let local = if address.is_ipv4() { "127.0.0.1:0" } else { "[::1]:0" };
+        let socket = UdpSocket::bind(local).unwrap();
+        socket.connect(address).unwrap();
+        socket.set_read_timeout(Some(DEADLINE)).unwrap();
+        Self { socket, connection_id: 0, family: Family::of(address.ip()), transactions: 0 }
+    }
+
+    /// Asks for a connection id.
+    pub(crate) fn ask_connection_id(&mut self) -> u64 {
+        let answer = self.ask(encode_connect);
+        let Reply::Connected(id) = self.read(&answer) else { panic!("{answer:?}") };
+        id
+    }
+
+    /// Announces; returns the answer and the compact peers.
+    pub(crate) fn announce(&mut self, it: &Announcement) -> (AnnounceReply, Vec<u8>) {
+        let id = self.connection_id;
+        let answer = self.ask(|transaction, out| encode_announce(id, transaction, it, out));
+        match self.read(&answer) {
+            Reply::Announced(reply, peers) => (reply, peers.to_vec()),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Announces what is refused; returns the text.
+    pub(crate) fn announce_refused(&mut self, it: &Announcement) -> String {
+        let id = self.connection_id;
+        let answer = self.ask(|transaction, out| encode_announce(id, transaction, it, out));
+        match self.read(&answer) {
+            Reply::Error(text) => String::from_utf8(text.to_vec()).unwrap(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Scrapes.
+    pub(crate) fn scrape(&mut self, torrents: &[InfoHash]) -> Vec<ScrapeEntry> {
+        let id = self.connection_id;
+        let answer = self.ask(|transaction, out| encode_scrape(id, transaction, torrents, out));
+        match self.read(&answer) {
+            Reply::Scraped(entries) => entries.iter().collect(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Sends bytes and waits for nothing.
+    pub(crate) fn send(&self, datagram: &[u8]) {
+        self.socket.send(datagram).unwrap();
+    }
+
+    fn ask(&mut self, encode: impl FnOnce(TransactionId, &mut [u8]) -> usize) -> Vec<u8> {
+        self.transactions += 1;
+        let transaction = TransactionId(self.transactions.to_be_bytes());
+        let mut buffer = vec![0; 2048];
+        let bytes = encode(transaction, &mut buffer);
+        self.send(&buffer[..bytes]);
+        let bytes = self.socket.recv(&mut buffer).expect("an answer");
+        buffer.truncate(bytes);
+        assert_eq!(buffer[4..8], transaction.0);
+        buffer
+    }
+
+    fn read<'a>(&self, answer: &'a [u8]) -> Reply<'a> {
+        decode(answer, self.family).unwrap().1
+    }
+}
+
+/// An announce of a newcomer that still lacks everything.
+pub(crate) fn leecher(torrent: u8, port: u16) -> Announcement {
+    Announcement {
+        info_hash: InfoHash([torrent; 20]),
+        peer_id: PeerId(*b"-XX0001-abcdefghijkl"),
+        downloaded: 0,
+        left: 1000,
+        uploaded: 0,
+        event: Event::Started,
+        numwant: -1,
+        port,
+        key: [0; 4],
+    }
+}
+
+/// The same, of one that lacks nothing.
+pub(crate) fn seeder(torrent: u8, port: u16) -> Announcement {
+    Announcement { left: 0, ..leecher(torrent, port) }
+}

@@ -1,0 +1,153 @@
+//! The configuration as operators meet it: printed, read back, overridden, refused.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+use std::fs;
+use std::path::Path;
+
+use skep::config::{Assignment, Bytes, Config, Source, settings};
+
+/// A source with nothing but this file.
+fn file(directory: &Path, text: &str) -> Source {
+    let path = directory.join("skep.toml");
+    fs::write(&path, text).unwrap();
+    Source { file: Some(path), ..Source::default() }
+}
+
+/// A source with nothing but this variable.
+fn variable(name: &str, text: &str) -> Source {
+    Source { environment: vec![(name.into(), text.into())], ..Source::default() }
+}
+
+#[test]
+fn what_is_printed_is_what_is_deployed() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/skep.toml");
+    let deployed = fs::read_to_string(&path).unwrap_or_default();
+    let printed = Config::default().to_commented_toml();
+    assert!(deployed == printed, "run: cargo run -- config > deploy/skep.toml");
+}
+
+#[test]
+fn what_is_printed_reads_back_as_it_was() {
+    let temporary = tempfile::tempdir().unwrap();
+    let printed = Config::default().to_commented_toml();
+    assert_eq!(file(temporary.path(), &printed).load().unwrap(), Config::default());
+
+    let mut config = Config::default();
+    config.server.listen = vec!["127.0.0.1:0".parse().unwrap(), "[::1]:7".parse().unwrap()];
+    config.server.state_dir = "/a \"b\" \\ c".into();
+    config.udp.receive_buffer = Bytes(100_000);
+    config.tracker.interval_s = 900;
+    let read = file(temporary.path(), &config.to_commented_toml()).load().unwrap();
+    assert_eq!(read, config);
+}
+
+#[test]
+fn every_setting_is_printed_with_help_and_bounds() {
+    let printed = Config::default().to_commented_toml();
+    for it in settings() {
+        assert!(!it.help.is_empty() && !it.allowed.is_empty(), "{it:?}");
+        assert!(printed.contains(&format!("\n{} = ", it.key)), "{it:?}");
+        assert!(printed.contains(&format!("# Allowed: {}\n{} = ", it.allowed, it.key)), "{it:?}");
+    }
+    assert!(printed.lines().all(|it| it.chars().count() <= 100));
+}
+
+#[test]
+fn nothing_needs_to_be_said() {
+    let temporary = tempfile::tempdir().unwrap();
+    assert_eq!(Source::default().load().unwrap(), Config::default());
+    assert_eq!(file(temporary.path(), "").load().unwrap(), Config::default());
+    let config = Config::default();
+    assert_eq!(config.udp_listen(), &config.server.listen[..]);
+}
+
+#[test]
+fn the_environment_overrides_the_file_and_flags_override_both() {
+    let temporary = tempfile::tempdir().unwrap();
+    let text = "[tracker]\ninterval_s = 600\ninterval_jitter_s = 10\nnumwant_max = 100\n";
+    let mut source = file(temporary.path(), text);
+    source.environment = vec![
+        ("SKEP__TRACKER__INTERVAL_S".into(), "700".into()),
+        ("SKEP__SERVER__LISTEN".into(), "127.0.0.1:1, [::1]:2".into()),
+        ("SKEP_CONNECTION_ID_KEY".into(), "not a setting".into()),
+        ("PATH".into(), "/bin".into()),
+    ];
+    let flag = |section: &str, key: &str, text: &str| Assignment {
+        place: "--flag".into(),
+        section: section.into(),
+        key: key.into(),
+        text: text.into(),
+    };
+    source.flags = vec![flag("server", "listen", "127.0.0.1:3"), flag("server", "io", "mmsg")];
+    let config = source.load().unwrap();
+    assert_eq!(config.tracker.numwant_max, 100);
+    assert_eq!(config.tracker.interval_s, 700);
+    assert_eq!(config.server.listen, ["127.0.0.1:3".parse().unwrap()]);
+}
+
+#[test]
+fn a_bad_file_is_refused_with_place_setting_and_what_is_allowed() {
+    let temporary = tempfile::tempdir().unwrap();
+    let cases = [
+        ("[tracker]\nintervall_s = 900\n", "2:1", "unknown field `intervall_s`"),
+        ("[tracker]\nintervall_s = 900\n", "2:1", "`interval_s`"),
+        ("[trackr]\n", "1:2", "unknown field `trackr`"),
+        ("bare = 1\n", "1:1", "unknown field `bare`"),
+        ("[server]\nlisten = [\"::1\"]\n", "2:11", "server.listen"),
+        ("[server]\nlisten = [\"::1\"]\n", "2:11", "allowed: a list of addresses"),
+        ("[server]\nlisten = \"0.0.0.0:1\"\n", "2:10", "server.listen"),
+        ("[server]\nlisten = []\n", "2:1", "no address to serve on"),
+        ("[udp]\nlisten = [\"[::]:1\", \"[::]:1\"]\n", "2:1", "udp.listen: [::]:1 is listed twice"),
+        ("[server]\n\n  io = \"epoll\"\n", "3:8", "`auto`, `uring`, `mmsg`"),
+        ("[server]\nworkers = -1\n", "2:11", "allowed: 0 to 1024"),
+        ("[server]\nworkers = 1025\n", "2:1", "server.workers: out of bounds; allowed: 0 to 1024"),
+        ("[server]\nworkers = \"2\"\n", "2:11", "expected u32"),
+        ("[udp]\nreceive_buffer = \"8 mib\"\n", "2:18", "\"64KiB\" to \"512MiB\""),
+        ("[udp]\nreceive_buffer = 1\n", "2:1", "\"64KiB\" to \"512MiB\""),
+        ("[udp]\nconnection_id = \"md5\"\n", "2:17", "`siphash`"),
+        ("[tracker]\ninterval_s = 0\n", "2:1", "allowed: 1 to 7200"),
+        ("[tracker]\npeer_age_s_max = 21601\n", "2:1", "allowed: 2 to 21600"),
+        ("[tracker]\npeer_age_s_max = 1920\n", "2:1", "must exceed interval_s"),
+        ("[tracker]\ninterval_s = 100\n", "2:1", "interval_jitter_s: must be below interval_s"),
+        ("[tracker]\nnumwant_max = 10\n", "2:1", "numwant_default: must not exceed numwant_max"),
+        ("[log]\nlevel = \"loud\"\n", "2:9", "`warn`"),
+        ("[log]\nlevel = \"info\"\nlevel = \"warn\"\n", "3:1", "duplicate key"),
+        ("[log\n", "1:5", "unclosed table"),
+        ("# é\n[log]\nformat = \"é\" x\n", "3:14", ""),
+    ];
+    for (text, place, said) in cases {
+        let error = file(temporary.path(), text).load().unwrap_err().to_string();
+        let place = if place.is_empty() { String::new() } else { format!("skep.toml:{place}: ") };
+        assert!(error.contains(&place) && error.contains(said), "{text}\n{error}");
+        assert_eq!(error.lines().count(), 1, "{error}");
+    }
+}
+
+#[test]
+fn a_bad_variable_is_refused_by_name() {
+    let cases = [
+        ("SKEP__TRACKER__INTERVALL_S", "900", "no such setting"),
+        ("SKEP__TRACKER", "900", "no such setting"),
+        ("SKEP__", "", "no such setting"),
+        ("SKEP__TRACKER__INTERVAL_S", "soon", "\"soon\" is no whole number; allowed: 1 to 7200"),
+        ("SKEP__TRACKER__INTERVAL_S", "0", "tracker.interval_s: out of bounds; allowed: 1 to 7200"),
+        ("SKEP__TRACKER__INTERVAL_S", "-5", "tracker.interval_s: "),
+        ("SKEP__SERVER__LISTEN", "127.0.0.1", "such as [\"0.0.0.0:6969\", \"[::]:6969\"]"),
+        ("SKEP__SERVER__LISTEN", "", "no address to serve on"),
+        ("SKEP__SERVER__IO", "epoll", "allowed: \"auto\", \"uring\", \"mmsg\""),
+        ("SKEP__LOG__FORMAT", "xml", "allowed: \"text\", \"json\""),
+        ("SKEP__TRACKER__INTERVAL_S", "4000", "tracker.peer_age_s_max: must exceed interval_s"),
+        ("SKEP__TRACKER__NUMWANT_MAX", "10", "tracker.numwant_default: must not exceed"),
+        ("SKEP__ADMIN__LISTEN", "6970", "\"127.0.0.1:6970\""),
+    ];
+    for (name, text, said) in cases {
+        let error = variable(name, text).load().unwrap_err().to_string();
+        assert!(error.starts_with(name) && error.contains(said), "{name}={text}\n{error}");
+    }
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_named() {
+    let source = Source { file: Some("/absent/skep.toml".into()), ..Source::default() };
+    assert!(source.load().unwrap_err().to_string().starts_with("/absent/skep.toml: "));
+}
