@@ -1,0 +1,301 @@
+//! Flags and subcommands, with the texts that teach them.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::contestant::Contestant;
+use crate::limit::{PEERS_MAX, ServeOptions};
+use crate::plan::{Distribution, Families, Mix, Plan, Profile};
+use crate::sources::SourceRange;
+
+/// What --help explains below the flags.
+const LESSON: &str = "\
+How to read and trust a result:
+  Closed loop (no --rate): each socket keeps --in-flight requests unanswered, so the tracker is
+  driven as fast as it answers. Read answered/s and CPU per answer; latency then is queueing.
+  Open loop (--rate): requests leave at moments fixed in advance, answered or not. Latency counts
+  from those moments, so a stall is charged to all it delays. Read latency and loss.
+  Every reply is checked: length, transaction id, action, no own address, no port 0, not more
+  peers than wanted. Whatever is wrong is counted by kind, and never as answered.
+  CPU per answer is the tracker process's own, from the kernel's scheduler, to the nanosecond. On
+  loopback each side pays for queueing its datagrams at the other.
+  `loadtest limit` is the floor: a responder without tracking over skep's own I/O.
+
+Examples:
+  loadtest                                    canonical load on the skep beside this program
+  loadtest --target 127.0.0.1:6969 --rate 50000 --plot run.svg
+  loadtest --profile public --duration 60 --json
+  loadtest compare --rounds 5 --tracker 'ot=opentracker -i {ip} -p {port} -P {port}@127.0.0.1:0'
+  loadtest memory";
+
+/// Load tester for UDP BitTorrent trackers (BEP 15): rate, latency, loss, CPU and memory.
+///
+/// Without arguments it starts a skep, makes 2 million peers in 1 million torrents resident,
+/// drives it as fast as it answers, and reports.
+#[derive(Debug, Parser)]
+#[command(version, after_long_help = LESSON, args_conflicts_with_subcommands = true)]
+pub(crate) struct Cli {
+    /// Something other than a single run.
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
+    /// A single run.
+    #[command(flatten)]
+    pub(crate) run: RunArguments,
+}
+
+/// What else there is.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Serve without tracking: the physical limit of this host. Prints a ready line; end it with
+    /// Ctrl-C.
+    Limit(LimitArguments),
+    /// Serve skep's tracker from within this program, as a stand-in for its binary.
+    #[command(hide = true)]
+    Serve(ServeOptions),
+    /// Run several trackers and the limit in turn, round by round, and print medians and ratios.
+    #[command(after_long_help = COMPARE_LESSON)]
+    Compare(CompareArguments),
+    /// Measure resident bytes per peer at several swarm sizes, for both families.
+    #[command(after_long_help = COMPARE_LESSON)]
+    Memory(MemoryArguments),
+}
+
+/// What --help of compare explains below the flags.
+const COMPARE_LESSON: &str = "\
+A --tracker is NAME=COMMAND@IP:PORT; port 0 means any free one. No shell is involved. In COMMAND,
+and in files named by {template:FILE}, these are filled in:
+  {ip} {port} {addr}   where it shall answer
+  {addr4} {addr6}      the same port on 127.0.0.1 and ::1
+  {hashes}             a file with the load's info-hashes, in hex, one per line (for allow lists)
+  {dir}                a scratch folder; also the working folder
+Each tracker is pinned to one CPU and the generator to the others, and is a fresh process in each
+round. Close other programs first, and quote the medians of at least 5 rounds.";
+
+/// Options of the workload. Each overrides what the profile says.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct PlanArguments {
+    /// Where to start from.
+    #[arg(long, value_enum)]
+    profile: Option<Profile>,
+    /// Torrents.
+    #[arg(long)]
+    torrents: Option<u32>,
+    /// Peers over all torrents.
+    #[arg(long)]
+    peers: Option<u32>,
+    /// How peers are spread over torrents.
+    #[arg(long, value_enum)]
+    distribution: Option<Distribution>,
+    /// Share of peers that are seeders from birth, 0 to 1.
+    #[arg(long)]
+    seeders: Option<f64>,
+    /// Share of announces by which a peer completes or leaves, 0 to 1.
+    #[arg(long)]
+    churn: Option<f64>,
+    /// Weights CONNECT:ANNOUNCE:SCRAPE.
+    #[arg(long)]
+    mix: Option<Mix>,
+    /// Peers asked for per announce; one that stops asks for none.
+    #[arg(long)]
+    numwant: Option<u16>,
+    /// Info-hashes per scrape, 1 to 74.
+    #[arg(long)]
+    scrape_hashes: Option<u16>,
+    /// What all random choices come from.
+    #[arg(long)]
+    seed: Option<u64>,
+    /// IP versions to use.
+    #[arg(long, value_enum)]
+    families: Option<Families>,
+    /// Sockets, each with its own source address where there are enough.
+    #[arg(long)]
+    sources: Option<u16>,
+    /// Source address or network; repeatable. [default: 127.0.0.0/8 for a loopback target]
+    #[arg(long, value_name = "IP[/PREFIX]")]
+    source: Vec<SourceRange>,
+    /// Most unanswered requests per socket (closed loop).
+    #[arg(long)]
+    in_flight: Option<u16>,
+    /// Milliseconds after which a request counts as lost.
+    #[arg(long)]
+    timeout_ms: Option<u32>,
+    /// Generator threads.
+    #[arg(long)]
+    threads: Option<u16>,
+    /// Send each announce by itself instead of as segments of one packet (UDP_SEGMENT).
+    #[arg(long)]
+    no_gso: bool,
+    /// Measure without making all peers resident first.
+    #[arg(long)]
+    no_fill: bool,
+    /// Seconds of load before measuring.
+    #[arg(long)]
+    warmup: Option<f64>,
+    /// Seconds to measure.
+    #[arg(long)]
+    duration: Option<f64>,
+    /// Requests a second (open loop). [default: closed loop, as fast as answers come]
+    #[arg(long)]
+    rate: Option<u64>,
+}
+
+impl PlanArguments {
+    /// The profile's plan with all that was given.
+    ///
+    /// # Errors
+    /// One sentence that names the option to change.
+    pub(crate) fn plan(&self) -> Result<Plan, String> {
+        /// Replaces a value where one was given.
+        fn set<T: Clone>(value: &mut T, given: &Option<T>) {
+            if let Some(given) = given {
+                value.clone_from(given);
+            }
+        }
+        let mut plan = self.profile.unwrap_or(Profile::Canonical).plan();
+        set(&mut plan.torrents, &self.torrents);
+        set(&mut plan.peers, &self.peers);
+        set(&mut plan.distribution, &self.distribution);
+        set(&mut plan.seeders, &self.seeders);
+        set(&mut plan.churn, &self.churn);
+        set(&mut plan.mix, &self.mix);
+        set(&mut plan.numwant, &self.numwant);
+        set(&mut plan.scrape_hashes, &self.scrape_hashes);
+        set(&mut plan.seed, &self.seed);
+        set(&mut plan.families, &self.families);
+        set(&mut plan.sources, &self.sources);
+        set(&mut plan.in_flight, &self.in_flight);
+        set(&mut plan.timeout_ms, &self.timeout_ms);
+        set(&mut plan.threads, &self.threads);
+        set(&mut plan.warmup_s, &self.warmup);
+        set(&mut plan.duration_s, &self.duration);
+        plan.source.clone_from(&self.source);
+        plan.rate = self.rate;
+        plan.fill &= !self.no_fill;
+        plan.gso &= !self.no_gso;
+        plan.check()?;
+        Ok(plan)
+    }
+}
+
+/// A single run.
+#[derive(Debug, Args)]
+pub(crate) struct RunArguments {
+    /// Tracker to load, HOST:PORT; one per IP version. [default: start a skep]
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(crate) target: Vec<String>,
+    /// Process of the tracker, for its CPU and memory. [default: who listens there on this host]
+    #[arg(long)]
+    pub(crate) pid: Option<u32>,
+    /// The workload.
+    #[command(flatten)]
+    pub(crate) plan: PlanArguments,
+    /// Print the result as JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Draw rate and latency over time.
+    #[arg(long, value_name = "FILE.svg")]
+    pub(crate) plot: Option<PathBuf>,
+}
+
+/// The limit responder.
+#[derive(Debug, Args)]
+pub(crate) struct LimitArguments {
+    /// How to serve.
+    #[command(flatten)]
+    pub(crate) serve: ServeOptions,
+    /// Peers in each announce reply.
+    #[arg(long, default_value_t = 10, value_parser = limit_peers())]
+    pub(crate) peers: u16,
+}
+
+/// A comparison.
+#[derive(Debug, Args)]
+pub(crate) struct CompareArguments {
+    /// Tracker to compare; repeatable. The skep beside this program takes part by itself.
+    #[arg(long, value_name = "NAME=COMMAND@IP:PORT")]
+    pub(crate) tracker: Vec<Contestant>,
+    /// Leave out the skep beside this program.
+    #[arg(long)]
+    pub(crate) no_skep: bool,
+    /// Rounds; in each, every contestant runs once, in rotated order.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    pub(crate) rounds: u16,
+    /// CPU of the trackers. [default: the first this process may use]
+    #[arg(long)]
+    pub(crate) server_cpu: Option<usize>,
+    /// Peers in each announce reply of the limit. [default: what the workload makes a tracker send]
+    #[arg(long, value_parser = limit_peers())]
+    pub(crate) limit_peers: Option<u16>,
+    /// The workload.
+    #[command(flatten)]
+    pub(crate) plan: PlanArguments,
+    /// Print the result as JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// A table of memory.
+#[derive(Debug, Args)]
+pub(crate) struct MemoryArguments {
+    /// Tracker to measure beside skep; repeatable.
+    #[arg(long, value_name = "NAME=COMMAND@IP:PORT")]
+    pub(crate) tracker: Vec<Contestant>,
+    /// Leave out the skep beside this program.
+    #[arg(long)]
+    pub(crate) no_skep: bool,
+    /// Peers to make resident in each cell.
+    #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) peers: u32,
+    /// Peers per torrent; repeatable.
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 2, 10, 100, 10_000])]
+    pub(crate) per_torrent: Vec<u32>,
+    /// Print the result as JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Numbers of peers that fit a reply of the limit.
+fn limit_peers() -> clap::builder::RangedI64ValueParser<u16> {
+    clap::value_parser!(u16).range(0..=i64::from(PEERS_MAX))
+}
+
+/// Resolves targets: a name to its first address, one target per family.
+///
+/// # Errors
+/// One sentence with the cause.
+pub(crate) fn resolve(targets: &[String]) -> Result<Vec<SocketAddr>, String> {
+    use std::net::ToSocketAddrs as _;
+    targets
+        .iter()
+        .map(|text| {
+            let found = text.to_socket_addrs().map(|mut it| it.next());
+            match found {
+                Ok(Some(address)) => Ok(address),
+                Ok(None) => Err(format!("{text} has no address")),
+                Err(error) => Err(format!("--target {text}: {error}; wanted HOST:PORT")),
+            }
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn options_override_their_profile() {
+        let it = Cli::parse_from(["loadtest", "--profile", "smoke", "--peers", "7", "--no-fill"]);
+        let plan = it.run.plan.plan().unwrap();
+        assert_eq!((plan.peers, plan.torrents, plan.fill), (7, 500, false));
+        let it = Cli::parse_from(["loadtest", "--churn", "2"]);
+        assert!(it.run.plan.plan().is_err());
+    }
+}

@@ -1,0 +1,346 @@
+//! Several trackers and the limit, run in turn, round by round, so that whatever else the host
+//! does meets all of them alike; then medians and ratios side by side.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use serde::Serialize;
+use skep::sys::affinity::usable_cpus;
+use skep::sys::clock::Clock;
+
+use crate::cli::CompareArguments;
+use crate::contestant::{Contestant, own_program, sibling_skep};
+use crate::limit::PEERS_MAX;
+use crate::machine::Machine;
+use crate::numbers::{grouped, median, real, whole};
+use crate::plan::{Families, Plan};
+use crate::population::peers_per_reply;
+use crate::report::{Figures, mib, rate};
+use crate::run::{Site, run};
+
+/// One contestant's results.
+#[derive(Clone, Debug, Serialize)]
+struct Row {
+    /// Its name.
+    name: String,
+    /// How it was started.
+    command: String,
+    /// Medians over the rounds.
+    median: Medians,
+    /// All rounds, in order.
+    rounds: Vec<Figures>,
+}
+
+/// Medians over the rounds, each figure by itself.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+struct Medians {
+    answered_per_s: f64,
+    cpu_ns_per_answer: f64,
+    server_cores: f64,
+    p50_us: f64,
+    p99_us: f64,
+    p999_us: f64,
+    lost_share: f64,
+    peers_per_reply: f64,
+    bytes_per_reply: f64,
+    rss_bytes: f64,
+    rss_peak_bytes: f64,
+    bytes_per_peer: f64,
+    generator_idle_share: f64,
+    /// Sum over the rounds, not a median: a single one matters.
+    invalid: u64,
+    /// Sum over the rounds.
+    errors: u64,
+}
+
+impl Medians {
+    fn of(rounds: &[Figures]) -> Self {
+        let over = |value: &dyn Fn(&Figures) -> f64| median(rounds.iter().map(value));
+        let server = |value: &dyn Fn(&crate::report::ServerFigures) -> f64| {
+            over(&|it| it.server.as_ref().map_or(f64::NAN, value))
+        };
+        Self {
+            answered_per_s: over(&|it| it.answered_per_s),
+            cpu_ns_per_answer: server(&|it| it.cpu_ns_per_answer),
+            server_cores: server(&|it| it.cores),
+            p50_us: over(&|it| it.latency.p50_us),
+            p99_us: over(&|it| it.latency.p99_us),
+            p999_us: over(&|it| it.latency.p999_us),
+            lost_share: over(&|it| it.lost_share),
+            peers_per_reply: over(&|it| it.peers_per_reply),
+            bytes_per_reply: over(&|it| it.bytes_per_reply),
+            rss_bytes: server(&|it| real(it.rss_bytes)),
+            rss_peak_bytes: server(&|it| real(it.rss_peak_bytes)),
+            bytes_per_peer: server(&|it| it.bytes_per_peer.unwrap_or(f64::NAN)),
+            generator_idle_share: over(&|it| it.generator_idle_share),
+            invalid: rounds.iter().flat_map(|it| it.invalid.values()).sum(),
+            errors: rounds.iter().map(|it| it.errors).sum(),
+        }
+    }
+}
+
+/// Everything a committed result carries.
+#[derive(Clone, Debug, Serialize)]
+struct Comparison {
+    machine: Machine,
+    /// CPU of the trackers, and CPUs of the generator.
+    pinned: (Option<usize>, Vec<usize>),
+    plan: Plan,
+    /// Peers in each reply of the limit.
+    limit_peers: u16,
+    rounds: u16,
+    rows: Vec<Row>,
+    /// What could be wrong with these figures, each remark with the contestant it is about.
+    warnings: Vec<String>,
+}
+
+/// Names of the limit's two contestants.
+const LIMITS: [(&str, &str); 2] = [("limit (uring)", "uring"), ("limit (mmsg)", "mmsg")];
+
+/// Runs a comparison and prints it.
+///
+/// # Errors
+/// One sentence with the cause, e.g. a tracker that does not start.
+pub(crate) fn compare(arguments: &CompareArguments) -> Result<(), String> {
+    let plan = arguments.plan.plan()?;
+    if plan.families == Families::Both {
+        return Err("compare one IP version at a time: --families v4 or v6".to_owned());
+    }
+    let limit_peers = arguments.limit_peers.unwrap_or_else(|| limit_peers(&plan));
+    let contestants = contestants(arguments, limit_peers);
+    let cpus = usable_cpus().map_err(|error| format!("cannot ask for CPUs: {error}"))?;
+    let server_cpu = arguments.server_cpu.or_else(|| cpus.first().copied());
+    let generator_cpus: Vec<usize> =
+        cpus.iter().rev().copied().filter(|it| Some(*it) != server_cpu).collect();
+    let clock = Clock::start();
+    let mut figures: Vec<Vec<Figures>> = vec![Vec::new(); contestants.len()];
+    for round in 0..usize::from(arguments.rounds) {
+        for turn in 0..contestants.len() {
+            // Each contestant comes first, second, ... in some round.
+            let place = (round + turn) % contestants.len();
+            let contestant = &contestants[place];
+            eprintln!("round {} of {}: {}", round + 1, arguments.rounds, contestant.name);
+            let started = contestant.start(&plan, server_cpu, &clock)?;
+            let pid = Some(started.server.pid());
+            let site = Site { targets: started.targets, pid, cpus: generator_cpus.clone(), clock };
+            let outcome = run(&plan, &site).map_err(|error| {
+                format!("{}: {error} {}", contestant.name, started.server.last_words())
+            })?;
+            figures[place].push(Figures::of(&plan, &outcome));
+        }
+    }
+    let row = |(contestant, rounds): (&Contestant, Vec<Figures>)| Row {
+        name: contestant.name.clone(),
+        command: contestant.command(),
+        median: Medians::of(&rounds),
+        rounds,
+    };
+    let rows: Vec<Row> = contestants.iter().zip(figures).map(row).collect();
+    let comparison = Comparison {
+        machine: Machine::look(),
+        warnings: warnings(&rows, &generator_cpus),
+        pinned: (server_cpu, generator_cpus),
+        plan,
+        limit_peers,
+        rounds: arguments.rounds,
+        rows,
+    };
+    if arguments.json {
+        crate::print_json(&comparison)
+    } else {
+        print!("{}", comparison.text());
+        Ok(())
+    }
+}
+
+/// What a tracker sends on average, so that the limit sends as much.
+fn limit_peers(plan: &Plan) -> u16 {
+    let peers = whole(peers_per_reply(plan).round());
+    u16::try_from(peers).unwrap_or(PEERS_MAX).min(PEERS_MAX)
+}
+
+/// The limit and skep by both backends, then whatever was given.
+fn contestants(arguments: &CompareArguments, limit_peers: u16) -> Vec<Contestant> {
+    let (program, peers) = (own_program(), limit_peers.to_string());
+    let limit = |(name, io)| {
+        let arguments = ["limit", "--io", io, "--listen", "{addr}", "--peers", &peers];
+        Contestant::own(name, &program, &arguments)
+    };
+    let skep = sibling_skep().filter(|_| !arguments.no_skep);
+    let skeps = skep.iter().flat_map(|program| {
+        [("skep (uring)", "uring"), ("skep (mmsg)", "mmsg")].map(|(name, io)| {
+            let admin = "127.0.0.1:0";
+            let arguments =
+                ["run", "--listen", "{addr}", "--admin", admin, "--workers", "1", "--io", io];
+            Contestant::own(name, program, &arguments)
+        })
+    });
+    let given = arguments.tracker.iter().cloned();
+    LIMITS.into_iter().map(limit).chain(skeps).chain(given).collect()
+}
+
+/// The remarks of all rounds, each once per contestant.
+fn warnings(rows: &[Row], generator_cpus: &[usize]) -> Vec<String> {
+    let mut warnings = Vec::new();
+    if generator_cpus.is_empty() {
+        warnings.push("trackers and generator share the one CPU there is".to_owned());
+    }
+    for row in rows {
+        let of = row.rounds.len();
+        for (index, round) in row.rounds.iter().enumerate() {
+            let remark = |it: &String| format!("{}, round {} of {of}: {it}", row.name, index + 1);
+            warnings.extend(round.warnings.iter().map(remark));
+        }
+    }
+    warnings
+}
+
+impl Comparison {
+    /// The tables, in Markdown, fit for a file of results.
+    fn text(&self) -> String {
+        let mut out = String::new();
+        // Writing to a string cannot fail.
+        let _ = self.write(&mut out);
+        out
+    }
+
+    fn write(&self, out: &mut String) -> std::fmt::Result {
+        let plan = &self.plan;
+        writeln!(out, "machine: {}", self.machine.line())?;
+        writeln!(
+            out,
+            "load: {:?} profile, {} torrents, {} peers ({:?}), {}, {}, numwant {}, connect {} : \
+             announce {} : scrape {}, churn {}, seed {}",
+            plan.profile,
+            rate(plan.torrents.into()),
+            rate(plan.peers.into()),
+            plan.distribution,
+            match plan.families {
+                Families::V6 => "IPv6",
+                _ => "IPv4",
+            },
+            plan.pace(),
+            plan.numwant,
+            plan.mix.connect,
+            plan.mix.announce,
+            plan.mix.scrape,
+            plan.churn,
+            plan.seed
+        )?;
+        writeln!(
+            out,
+            "medians of {} interleaved rounds of {} s each; tracker on CPU {}, generator on {}",
+            self.rounds,
+            plan.duration_s,
+            names(self.pinned.0.as_slice()),
+            names(&self.pinned.1)
+        )?;
+        self.write_medians(out)?;
+        self.write_invalid(out)?;
+        self.write_ratios(out, "CPU per answer, row ÷ column", |it| it.cpu_ns_per_answer)?;
+        self.write_ratios(out, "resident memory, row ÷ column", |it| it.rss_bytes)?;
+        writeln!(out, "\ncommands:")?;
+        for row in &self.rows {
+            writeln!(out, "- {}: `{}`", row.name, row.command)?;
+        }
+        self.warnings.iter().try_for_each(|it| writeln!(out, "\nwarning: {it}"))
+    }
+
+    fn write_medians(&self, out: &mut String) -> std::fmt::Result {
+        writeln!(
+            out,
+            "\n| tracker | answers/s | CPU ns/answer | cores | p50 us | p99 us | p99.9 us | lost % \
+             | peers/reply | bytes/reply | RSS MiB | peak MiB | bytes/peer | errors | invalid |"
+        )?;
+        writeln!(out, "|---|{}", "---:|".repeat(14))?;
+        for Row { name, median: it, .. } in &self.rows {
+            writeln!(
+                out,
+                "| {name} | {} | {} | {:.2} | {:.0} | {:.0} | {:.0} | {:.3} | {:.2} | {:.1} \
+                 | {:.1} | {:.1} | {:.1} | {} | {} |",
+                rate(it.answered_per_s),
+                rate(it.cpu_ns_per_answer),
+                it.server_cores,
+                it.p50_us,
+                it.p99_us,
+                it.p999_us,
+                it.lost_share * 100.0,
+                it.peers_per_reply,
+                it.bytes_per_reply,
+                mib(whole(it.rss_bytes)),
+                mib(whole(it.rss_peak_bytes)),
+                it.bytes_per_peer,
+                it.errors,
+                it.invalid
+            )?;
+        }
+        Ok(())
+    }
+
+    /// What was wrong with replies, by kind, over all rounds.
+    fn write_invalid(&self, out: &mut String) -> std::fmt::Result {
+        for row in &self.rows {
+            let mut sums = BTreeMap::<&str, u64>::new();
+            for (what, count) in row.rounds.iter().flat_map(|it| &it.invalid) {
+                *sums.entry(what).or_default() += count;
+            }
+            for (what, count) in sums {
+                writeln!(out, "\n{}, invalid: {what} × {}", row.name, grouped(count))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A square table of one figure's ratios.
+    fn write_ratios(
+        &self,
+        out: &mut String,
+        title: &str,
+        figure: impl Fn(&Medians) -> f64,
+    ) -> std::fmt::Result {
+        let names: Vec<&str> = self.rows.iter().map(|it| it.name.as_str()).collect();
+        writeln!(out, "\n| {title} | {} |", names.join(" | "))?;
+        writeln!(out, "|---|{}", "---:|".repeat(names.len()))?;
+        for row in &self.rows {
+            write!(out, "| {} |", row.name)?;
+            for column in &self.rows {
+                write!(out, " {:.2} |", figure(&row.median) / figure(&column.median))?;
+            }
+            writeln!(out)?;
+        }
+        Ok(())
+    }
+}
+
+/// CPUs by number; "any" where none is named.
+fn names(cpus: &[usize]) -> String {
+    let names: Vec<_> = cpus.iter().map(usize::to_string).collect();
+    if names.is_empty() { "any".to_owned() } else { names.join(", ") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::Profile;
+
+    #[test]
+    fn limits_come_by_both_backends_and_first() {
+        use clap::Parser as _;
+        let cli = crate::cli::Cli::parse_from([
+            "loadtest",
+            "compare",
+            "--no-skep",
+            "--tracker",
+            "x=cmd {addr}@127.0.0.1:0",
+        ]);
+        let Some(crate::cli::Command::Compare(arguments)) = cli.command else { panic!() };
+        let names: Vec<_> = contestants(&arguments, 5).into_iter().map(|it| it.name).collect();
+        assert_eq!(names, ["limit (uring)", "limit (mmsg)", "x"]);
+    }
+
+    #[test]
+    fn the_limit_sends_what_the_load_makes_a_tracker_send() {
+        let peers = limit_peers(&Profile::Canonical.plan());
+        assert!((1..30).contains(&peers), "{peers}");
+    }
+}

@@ -1,0 +1,301 @@
+//! Trackers by name: how each is started for a run, and where it then answers.
+//!
+//! A contestant is `NAME=COMMAND@ADDRESS`. The command is split into words as a shell would (single
+//! and double quotes), but no shell is involved. Port 0 means any free one. Placeholders:
+//!
+//! ```text
+//! {ip} {port} {addr}   where this run wants it to answer; {addr} is IP:PORT
+//! {addr4} {addr6}      the same port on 127.0.0.1 and on ::1
+//! {hashes}             a file with the info-hashes of the load, one in hex per line
+//! {dir}                this run's scratch folder, readable by everybody, also its working folder
+//! {template:PATH}      a copy of the file PATH in {dir}, its own placeholders filled in
+//! ```
+
+use std::fmt::Write as _;
+use std::fs;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use skep::sys::clock::Clock;
+
+use crate::plan::{Families, Plan};
+use crate::population::info_hash;
+use crate::process::{Scratch, Server, accepts, answers_connect, free_port};
+use crate::sources::Targets;
+
+/// A tracker that can be started.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Contestant {
+    /// Its name in tables.
+    pub(crate) name: String,
+    /// Its command, placeholders not filled in.
+    pub(crate) words: Vec<String>,
+    /// Where it shall answer.
+    pub(crate) address: SocketAddr,
+}
+
+impl FromStr for Contestant {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        const WANTED: &str = "wanted: NAME=COMMAND@IP:PORT";
+        let (name, rest) = text.split_once('=').ok_or(WANTED)?;
+        let (command, address) = rest.rsplit_once('@').ok_or(WANTED)?;
+        let address =
+            address.parse().map_err(|_| format!("{address:?} is no IP:PORT; {WANTED}"))?;
+        let words = split(command)?;
+        if name.is_empty() || words.is_empty() {
+            return Err(WANTED.to_owned());
+        }
+        Ok(Self { name: name.to_owned(), words, address })
+    }
+}
+
+/// A contestant that runs and answers.
+pub(crate) struct Started {
+    /// Its process.
+    pub(crate) server: Server,
+    /// Where it answers.
+    pub(crate) targets: Targets,
+    /// Lives as long as the process may read it.
+    _scratch: Scratch,
+}
+
+impl Contestant {
+    /// One of our own programs on any free loopback port.
+    pub(crate) fn own(name: &str, program: &Path, arguments: &[&str]) -> Self {
+        let mut words = vec![program.display().to_string()];
+        words.extend(arguments.iter().map(|it| (*it).to_owned()));
+        Self {
+            name: name.to_owned(),
+            words,
+            address: SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0),
+        }
+    }
+
+    /// The command as results name it: no folders of this host, placeholders as they were given.
+    pub(crate) fn command(&self) -> String {
+        let without_folders = |word: &String| {
+            let name = Path::new(word).file_name().and_then(|it| it.to_str());
+            match word.strip_prefix("{template:") {
+                Some(_) => format!("{{template:{}", name.unwrap_or(word)),
+                None if word.starts_with('/') => name.unwrap_or(word).to_owned(),
+                None => word.clone(),
+            }
+        };
+        self.words.iter().map(without_folders).collect::<Vec<_>>().join(" ")
+    }
+
+    /// Starts it on one CPU and waits until it answers connects, and knows the last of the hashes
+    /// if it is given them.
+    ///
+    /// # Errors
+    /// One sentence with the cause and its last words.
+    pub(crate) fn start(
+        &self,
+        plan: &Plan,
+        cpu: Option<usize>,
+        clock: &Clock,
+    ) -> Result<Started, String> {
+        let failed = |error: io::Error| format!("cannot prepare {}: {error}", self.name);
+        let scratch = Scratch::new().map_err(failed)?;
+        let address = self.address_for(plan.families).map_err(failed)?;
+        let fill = Fill { address, plan, folder: scratch.path() };
+        let words: Result<Vec<String>, String> =
+            self.words.iter().map(|it| fill.fill(it)).collect();
+        let mut server = Server::start(&words?, cpu, scratch.path(), &self.name)?;
+        let failed = |error| format!("{}: {error}", self.name);
+        server.wait_for(clock, || answers_connect(address)).map_err(failed)?;
+        if self.words.iter().any(|it| it.contains("{hashes}")) {
+            let last = info_hash(plan.seed, plan.torrents - 1);
+            server.wait_for(clock, || accepts(address, last)).map_err(failed)?;
+        }
+        let mut targets = Targets { v4: None, v6: None };
+        *(if address.is_ipv4() { &mut targets.v4 } else { &mut targets.v6 }) = Some(address);
+        Ok(Started { server, targets, _scratch: scratch })
+    }
+
+    /// Starts a program that chooses its own ports and says them in a ready line.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub(crate) fn start_by_ready_line(
+        &self,
+        cpu: Option<usize>,
+        clock: &Clock,
+    ) -> Result<Started, String> {
+        let scratch = Scratch::new().map_err(|it| format!("cannot prepare {}: {it}", self.name))?;
+        let mut server = Server::start(&self.words, cpu, scratch.path(), &self.name)?;
+        let line = server.ready_line(clock).map_err(|error| format!("{}: {error}", self.name))?;
+        Ok(Started { server, targets: targets_in(&line), _scratch: scratch })
+    }
+
+    /// The address of a run: a loopback one follows the family that the plan wants.
+    fn address_for(&self, families: Families) -> io::Result<SocketAddr> {
+        let ip: IpAddr = match (self.address.ip(), families) {
+            (ip, Families::V6) if ip == Ipv4Addr::LOCALHOST => Ipv6Addr::LOCALHOST.into(),
+            (ip, Families::V4) if ip == Ipv6Addr::LOCALHOST => Ipv4Addr::LOCALHOST.into(),
+            (ip, _) => ip,
+        };
+        let port = if self.address.port() == 0 { free_port(ip)? } else { self.address.port() };
+        Ok(SocketAddr::new(ip, port))
+    }
+}
+
+/// The skep binary beside ours, if there is one.
+pub(crate) fn sibling_skep() -> Option<PathBuf> {
+    let path = own_program().parent()?.join("skep");
+    path.is_file().then_some(path)
+}
+
+/// The path of this program.
+pub(crate) fn own_program() -> PathBuf {
+    std::env::current_exe().unwrap_or_else(|_| PathBuf::from("/proc/self/exe"))
+}
+
+/// The first UDP address of each family in a ready line: `ready udp=127.0.0.1:40001 udp=...`.
+pub(crate) fn targets_in(ready_line: &str) -> Targets {
+    let addresses = ready_line.split(' ').filter_map(|it| it.strip_prefix("udp=")?.parse().ok());
+    let addresses: Vec<SocketAddr> = addresses.collect();
+    let first = |v6| addresses.iter().copied().find(|it| it.is_ipv6() == v6);
+    Targets { v4: first(false), v6: first(true) }
+}
+
+/// Splits a command into words; quotes keep spaces together.
+fn split(command: &str) -> Result<Vec<String>, String> {
+    let mut words = Vec::new();
+    let mut word: Option<String> = None;
+    let mut quote = None;
+    for character in command.chars() {
+        match (quote, character) {
+            (Some(open), it) if it == open => quote = None,
+            (None, '\'' | '"') => {
+                quote = Some(character);
+                word.get_or_insert_default();
+            }
+            (None, it) if it.is_whitespace() => words.extend(word.take()),
+            (_, it) => word.get_or_insert_default().push(it),
+        }
+    }
+    words.extend(word);
+    if quote.is_some() { Err("a quote is not closed".to_owned()) } else { Ok(words) }
+}
+
+/// What the placeholders of one run stand for.
+struct Fill<'a> {
+    address: SocketAddr,
+    plan: &'a Plan,
+    folder: &'a Path,
+}
+
+impl Fill<'_> {
+    /// A text with its placeholders filled in. Braces around anything else stay as they are.
+    fn fill(&self, text: &str) -> Result<String, String> {
+        let mut out = String::new();
+        let mut rest = text;
+        while let Some((before, after)) = rest.split_once('{') {
+            let value = match after.split_once('}') {
+                Some((name, tail)) => self.value(name)?.map(|value| (value, tail)),
+                None => None,
+            };
+            out.push_str(before);
+            if let Some((value, tail)) = value {
+                out.push_str(&value);
+                rest = tail;
+            } else {
+                out.push('{');
+                rest = after;
+            }
+        }
+        Ok(out + rest)
+    }
+
+    fn value(&self, name: &str) -> Result<Option<String>, String> {
+        let port = self.address.port();
+        let path = |it: &Path| it.display().to_string();
+        Ok(Some(match name {
+            "ip" => self.address.ip().to_string(),
+            "port" => port.to_string(),
+            "addr" => self.address.to_string(),
+            "addr4" => SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port).to_string(),
+            "addr6" => SocketAddr::new(Ipv6Addr::LOCALHOST.into(), port).to_string(),
+            "dir" => path(self.folder),
+            "hashes" => path(&self.write_hashes().map_err(|it| format!("info-hashes: {it}"))?),
+            _ => match name.strip_prefix("template:") {
+                Some(template) => path(&self.copy(Path::new(template))?),
+                None => return Ok(None),
+            },
+        }))
+    }
+
+    fn write_hashes(&self) -> io::Result<PathBuf> {
+        let mut text = String::with_capacity(self.plan.torrents as usize * 41);
+        for torrent in 0..self.plan.torrents {
+            for byte in info_hash(self.plan.seed, torrent).0 {
+                // Writing to a string cannot fail.
+                let _ = write!(text, "{byte:02x}");
+            }
+            text.push('\n');
+        }
+        let file = self.folder.join("hashes");
+        fs::write(&file, text)?;
+        Ok(file)
+    }
+
+    fn copy(&self, template: &Path) -> Result<PathBuf, String> {
+        let failed = |error: io::Error| format!("template {}: {error}", template.display());
+        let text = self.fill(&fs::read_to_string(template).map_err(failed)?)?;
+        let file = self.folder.join(template.file_name().unwrap_or(template.as_os_str()));
+        fs::write(&file, text).map_err(failed)?;
+        Ok(file)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::Profile;
+
+    #[test]
+    fn contestants_have_a_name_a_command_and_an_address() {
+        let it: Contestant = "ot=opentracker -i {ip} -w 'a b'@127.0.0.1:0".parse().unwrap();
+        assert_eq!(it.name, "ot");
+        assert_eq!(it.words, ["opentracker", "-i", "{ip}", "-w", "a b"]);
+        assert_eq!(it.address, "127.0.0.1:0".parse().unwrap());
+        for text in ["x", "=a@127.0.0.1:1", "n=@127.0.0.1:1", "n=a@host", "n='a@127.0.0.1:1"] {
+            assert!(text.parse::<Contestant>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn ready_lines_name_both_families() {
+        let it = targets_in("ready udp=127.0.0.1:5 udp=[::1]:6 tcp=127.0.0.1:7 io=mmsg workers=1");
+        assert_eq!((it.v4, it.v6), ("127.0.0.1:5".parse().ok(), "[::1]:6".parse().ok()));
+    }
+
+    #[test]
+    fn commands_are_named_without_folders() {
+        let it: Contestant =
+            "a=/opt/bin/aquatic_udp -c {template:/etc/aquatic.toml}@127.0.0.1:3".parse().unwrap();
+        assert_eq!(it.command(), "aquatic_udp -c {template:aquatic.toml}");
+    }
+
+    #[test]
+    fn placeholders_are_filled_in_templates_too() {
+        let scratch = Scratch::new().unwrap();
+        let other = Scratch::new().unwrap();
+        let template = other.path().join("t.toml");
+        fs::write(&template, "listen = \"{addr6}\" { x }\n").unwrap();
+        let plan = Plan { torrents: 3, ..Profile::Smoke.plan() };
+        let address = "127.0.0.1:7".parse().unwrap();
+        let fill = Fill { address, plan: &plan, folder: scratch.path() };
+        assert_eq!(fill.fill("-i {ip} -P {port} {}").unwrap(), "-i 127.0.0.1 -P 7 {}");
+        let copy = fill.fill(&format!("{{template:{}}}", template.display())).unwrap();
+        assert_eq!(fs::read_to_string(copy).unwrap(), "listen = \"[::1]:7\" { x }\n");
+        let hashes = fs::read_to_string(fill.fill("{hashes}").unwrap()).unwrap();
+        assert!(hashes.lines().count() == 3 && hashes.lines().all(|it| it.len() == 40));
+        assert!(fill.fill("{template:/nonexistent}").is_err());
+    }
+}

@@ -1,0 +1,277 @@
+//! The physical limit: a responder that does no tracking, over the very workers and backends that
+//! the tracker uses. It decodes a request, writes a reply of the usual size and keeps nothing, so
+//! what it costs is what UDP on this host costs.
+//!
+//! The same entry can serve the real tracker, which stands in where no skep binary is at hand.
+
+use std::io::{self, Write as _};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use arc_swap::ArcSwap;
+use skep::frontend::connection_id::{Algorithm, ConnectionIds, KEY_BYTES, Keys};
+use skep::frontend::udp::UdpFrontend;
+use skep::metrics::WorkerCounters;
+use skep::protocol::udp::{
+    Request, decode, encode_announced, encode_connected, encode_scraped, peer_stride, peers_of,
+};
+use skep::store::Store;
+use skep::sys::affinity::{pin, usable_cpus};
+use skep::sys::clock::Clock;
+use skep::sys::probe::probe;
+use skep::sys::socket::{BoundUdp, UdpOptions, bind_udp};
+use skep::time::Now;
+use skep::tracker::{Options, Tracker};
+use skep::types::{Action, AnnounceReply, Answered, Dropped, Family, ScrapeEntry};
+use skep::worker::Responder;
+use skep::worker::datagram::{Backend, DatagramWorker};
+
+/// How to serve.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct ServeOptions {
+    /// Address to listen on; repeatable. Port 0 lets the kernel choose.
+    #[arg(long, value_name = "ADDR", default_values = ["127.0.0.1:0", "[::1]:0"])]
+    pub(crate) listen: Vec<SocketAddr>,
+    /// How to reach the kernel.
+    #[arg(long, value_enum, default_value_t = Io::Auto)]
+    pub(crate) io: Io,
+    /// Worker threads, each with sockets of its own on every address.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub(crate) workers: u16,
+}
+
+/// Which backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Io {
+    /// io_uring where this host allows it, else recvmmsg.
+    Auto,
+    /// io_uring.
+    Uring,
+    /// recvmmsg and sendmmsg.
+    Mmsg,
+}
+
+impl Io {
+    fn backend(self) -> Backend {
+        match self {
+            Self::Uring => Backend::Uring,
+            Self::Mmsg => Backend::Mmsg,
+            Self::Auto if probe().is_ok() => Backend::Uring,
+            Self::Auto => Backend::Mmsg,
+        }
+    }
+}
+
+/// Answers everything at a constant cost.
+struct NoTracker {
+    peers: [Vec<u8>; Family::ALL.len()],
+}
+
+/// The most peers whose compact form fits a reply in either family.
+pub(crate) const PEERS_MAX: u16 = 67;
+
+impl NoTracker {
+    /// Each announce is answered with the same `peers` peers.
+    fn new(peers: u16) -> Self {
+        let list = |family| {
+            let stride = peer_stride(family);
+            let mut bytes = vec![0x2a; stride * usize::from(peers.min(PEERS_MAX))];
+            for (number, peer) in (1_u16..).zip(bytes.chunks_exact_mut(stride)) {
+                peer[stride - 2..].copy_from_slice(&number.to_be_bytes());
+            }
+            bytes
+        };
+        Self { peers: Family::ALL.map(list) }
+    }
+}
+
+impl Responder for NoTracker {
+    const PREFETCH_STAGES: usize = 0;
+
+    fn prefetch(&mut self, _stage: usize, _datagram: &[u8]) {}
+
+    #[inline]
+    fn handle(
+        &mut self,
+        _now: Now,
+        source: SocketAddr,
+        datagram: &[u8],
+        out: &mut [u8],
+    ) -> Result<Answered, Dropped> {
+        let (action, bytes) = match decode(datagram)? {
+            Request::Connect(head) => (Action::Connect, encode_connected(head, 1, out)),
+            Request::Announce(request, _) => {
+                let list = &self.peers[Family::of(source.ip()) as usize];
+                let wanted = request.numwant().unwrap_or(0) as usize;
+                let stride = peer_stride(Family::of(source.ip()));
+                let list = &list[..list.len().min(wanted * stride)];
+                peers_of(out)[..list.len()].copy_from_slice(list);
+                let reply = AnnounceReply { interval_s: 1800, leechers: 1, seeders: 1 };
+                let bytes = encode_announced(&request.head, &reply, list.len(), out);
+                (Action::Announce, bytes)
+            }
+            Request::Scrape(head, hashes) => {
+                let entries = hashes.iter().map(|_| ScrapeEntry::default());
+                (Action::Scrape, encode_scraped(head, entries, out))
+            }
+        };
+        Ok(Answered { action, bytes, refusal: None })
+    }
+
+    fn upkeep(&mut self, _now: Now) {}
+}
+
+/// Serves without tracking until the process is ended.
+///
+/// # Errors
+/// One sentence with the cause.
+pub(crate) fn serve_limit(options: &ServeOptions, peers: u16) -> Result<(), String> {
+    serve(options, |_| NoTracker::new(peers))
+}
+
+/// Serves the library's tracker with default settings until the process is ended.
+///
+/// # Errors
+/// One sentence with the cause.
+pub(crate) fn serve_tracker(options: &ServeOptions) -> Result<(), String> {
+    let store = Arc::new(Store::new(skep::store::Options::default()));
+    let rules = Arc::new(ArcSwap::from_pointee(Options {
+        interval_s: 1800,
+        interval_jitter_s: 0,
+        numwant_default: 50,
+        numwant_max: 200,
+        peer_age_s_max: 3900,
+        empty_torrent_age_s_max: 3600,
+    }));
+    let key = random_key();
+    let keys = Keys { active: key, staging: None, algorithm: Algorithm::SipHash };
+    let ids = Arc::new(ArcSwap::from_pointee(ConnectionIds::new(&keys)));
+    let workers = usize::from(options.workers);
+    serve(options, |worker| {
+        let (store, rules) = (Arc::clone(&store), Arc::clone(&rules));
+        let tracker = Tracker::new(store, rules, fastrand::u64(..), worker, workers);
+        UdpFrontend::new(tracker, Arc::clone(&ids))
+    })
+}
+
+/// Good enough for a tracker that lives as long as a benchmark.
+fn random_key() -> [u8; KEY_BYTES] {
+    let mut key = [0; KEY_BYTES];
+    fastrand::fill(&mut key);
+    key
+}
+
+fn serve<R: Responder + Send>(
+    options: &ServeOptions,
+    make: impl Fn(usize) -> R,
+) -> Result<(), String> {
+    let backend = options.io.backend();
+    let workers = usize::from(options.workers);
+    let mut listen = options.listen.clone();
+    let mut sockets: Vec<Vec<BoundUdp>> = Vec::with_capacity(workers);
+    for _ in 0..workers {
+        sockets.push(bind(&mut listen).map_err(|error| format!("cannot listen: {error}"))?);
+    }
+    let clock = Clock::start();
+    let stop = AtomicBool::new(false);
+    let cpus = usable_cpus().unwrap_or_default();
+    let addresses: Vec<String> = listen.iter().map(|it| format!("udp={it}")).collect();
+    std::thread::scope(|scope| {
+        let (clock, stop) = (&clock, &stop);
+        let start = |(worker, sockets): (usize, Vec<BoundUdp>)| {
+            let mut responder = make(worker);
+            let cpu = cpus.get(worker % cpus.len().max(1)).copied();
+            scope.spawn(move || {
+                // Unpinned, it serves as well.
+                let _ = cpu.map(pin);
+                let counters = WorkerCounters::default();
+                let (sockets, counters) = (&sockets[..], &counters);
+                DatagramWorker { backend, sockets, clock, counters, stop }.run(&mut responder)
+            })
+        };
+        let threads: Vec<_> = sockets.into_iter().enumerate().map(start).collect();
+        say_ready(&addresses, backend, workers);
+        let results = threads
+            .into_iter()
+            .map(|it| it.join().unwrap_or_else(|_| Err(io::Error::other("a worker panicked"))));
+        results.collect::<io::Result<()>>()
+    })
+    .map_err(|error| format!("the {} backend failed: {error}; try --io mmsg", backend.label()))
+}
+
+/// One worker's sockets. The first fixes the ports that the kernel chose for all.
+fn bind(listen: &mut [SocketAddr]) -> io::Result<Vec<BoundUdp>> {
+    let mut sockets = Vec::with_capacity(listen.len());
+    for address in listen {
+        let socket = bind_udp(*address, &UdpOptions::default())?;
+        *address = socket.address();
+        sockets.push(socket);
+    }
+    Ok(sockets)
+}
+
+fn say_ready(addresses: &[String], backend: Backend, workers: usize) {
+    let mut out = io::stdout().lock();
+    // Nobody reads it: no reason to stop serving.
+    let _ = writeln!(out, "ready {} io={} workers={workers}", addresses.join(" "), backend.label());
+    let _ = out.flush();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use skep::protocol::udp::TransactionId;
+    use skep::protocol::udp::client;
+    use skep::types::{Event, InfoHash, PeerId};
+
+    fn ask(request: &[u8]) -> Vec<u8> {
+        let mut out = [0; 1232];
+        let source = "127.0.0.1:7".parse().unwrap();
+        let answered = NoTracker::new(12).handle(Now::from_s(0), source, request, &mut out);
+        out[..answered.unwrap().bytes].to_vec()
+    }
+
+    #[test]
+    fn the_limit_answers_every_kind_as_a_tracker_would() {
+        let id = TransactionId([1, 2, 3, 4]);
+        let mut request = [0; 2048];
+        let bytes = client::encode_connect(id, &mut request);
+        let reply = ask(&request[..bytes]);
+        assert_eq!(client::decode(&reply, Family::V4), Ok((id, client::Reply::Connected(1))));
+
+        let hashes = [InfoHash([7; 20]); 3];
+        let bytes = client::encode_scrape(1, id, &hashes, &mut request);
+        let reply = ask(&request[..bytes]);
+        let Ok((_, client::Reply::Scraped(entries))) = client::decode(&reply, Family::V4) else {
+            panic!("{reply:?}");
+        };
+        assert_eq!(entries.count(), 3);
+    }
+
+    #[test]
+    fn the_limit_hands_out_what_is_wanted_at_most() {
+        let mut request = [0; 2048];
+        for (numwant, expected) in [(30, 12), (5, 5), (-1, 0)] {
+            let announcement = client::Announcement {
+                info_hash: InfoHash([1; 20]),
+                peer_id: PeerId([2; 20]),
+                downloaded: 0,
+                left: 1,
+                uploaded: 0,
+                event: Event::Started,
+                numwant,
+                port: 1,
+                key: [0; 4],
+            };
+            let id = TransactionId([0; 4]);
+            let bytes = client::encode_announce(1, id, &announcement, &mut request);
+            let reply = ask(&request[..bytes]);
+            let Ok((_, client::Reply::Announced(_, peers))) = client::decode(&reply, Family::V4)
+            else {
+                panic!("{reply:?}");
+            };
+            assert_eq!(peers.len(), expected * 6);
+        }
+    }
+}

@@ -1,0 +1,179 @@
+//! Load tester for BitTorrent trackers. See `--help`, and the pages of each module:
+//!
+//! ```text
+//! cli ─▶ plan ─▶ run ─▶ generator (one per thread) ─▶ tally ─▶ report, plot
+//!                │        sources, population, slots, check
+//!                └─ process, contestant: the tracker's side; limit: the tracker that is none
+//! compare, memory: many runs
+//! ```
+
+mod check;
+mod cli;
+mod compare;
+mod contestant;
+mod generator;
+mod limit;
+mod machine;
+mod memory;
+mod numbers;
+mod plan;
+mod plot;
+mod population;
+mod process;
+mod report;
+mod run;
+mod slots;
+mod sources;
+mod tally;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use serde::Serialize;
+use skep::sys::affinity::usable_cpus;
+use skep::sys::clock::Clock;
+
+use cli::{Cli, Command, RunArguments, resolve};
+use contestant::{Contestant, Started, own_program, sibling_skep};
+use machine::Machine;
+use plan::{Families, Plan};
+use report::Figures;
+use run::{Site, run};
+use sources::Targets;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let done = match &cli.command {
+        None => single(&cli.run),
+        Some(Command::Limit(it)) => limit::serve_limit(&it.serve, it.peers),
+        Some(Command::Serve(it)) => limit::serve_tracker(it),
+        Some(Command::Compare(it)) => compare::compare(it),
+        Some(Command::Memory(it)) => memory::memory(it),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("loadtest: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// What a single run prints as JSON.
+#[derive(Serialize)]
+struct Printed<'a> {
+    machine: Machine,
+    tracker: &'a str,
+    plan: &'a Plan,
+    figures: &'a Figures,
+}
+
+/// One run against a given tracker, or a skep of our own.
+fn single(arguments: &RunArguments) -> Result<(), String> {
+    let plan = arguments.plan.plan()?;
+    let clock = Clock::start();
+    let cpus = usable_cpus().map_err(|error| format!("cannot ask for CPUs: {error}"))?;
+    let (started, name, targets);
+    if arguments.target.is_empty() {
+        let (own, label) = start_skep(cpus.first().copied(), &clock)?;
+        (targets, name) = (own.targets, label);
+        started = Some(own);
+    } else {
+        targets = targets_of(&resolve(&arguments.target)?)?;
+        name = arguments.target.join(" and ");
+        started = None;
+    }
+    let plan = families_of(plan, &targets, arguments);
+    let own = started.as_ref().map(|it| it.server.pid());
+    let pid = arguments.pid.or(own).or_else(|| {
+        let mut local = [targets.v4, targets.v6].into_iter().flatten();
+        local.find_map(process::listening_on)
+    });
+    // The generator takes the last CPUs, a tracker of ours the first.
+    let generator_cpus = match started {
+        Some(_) if cpus.len() > 1 => cpus.iter().rev().take(cpus.len() - 1).copied().collect(),
+        _ => Vec::new(),
+    };
+    let site = Site { targets, pid, cpus: generator_cpus, clock };
+    let outcome = run(&plan, &site)?;
+    let figures = Figures::of(&plan, &outcome);
+    if let Some(file) = &arguments.plot {
+        plot::plot(file, &format!("{name}: answers"), &outcome.tally)?;
+    }
+    print(arguments, &name, &plan, &figures)
+}
+
+fn print(
+    arguments: &RunArguments,
+    name: &str,
+    plan: &Plan,
+    figures: &Figures,
+) -> Result<(), String> {
+    let machine = Machine::look();
+    if arguments.json {
+        return print_json(&Printed { machine, tracker: name, plan, figures });
+    }
+    println!("machine     {}", machine.line());
+    println!(
+        "load        {:?} profile on {name}: {} torrents, {} peers, {}, seed {}",
+        plan.profile,
+        numbers::grouped(plan.torrents.into()),
+        numbers::grouped(plan.peers.into()),
+        plan.pace(),
+        plan.seed
+    );
+    print!("{}", figures.text());
+    Ok(())
+}
+
+/// Prints a value as JSON.
+///
+/// # Errors
+/// Where standard output is closed.
+fn print_json(value: &impl Serialize) -> Result<(), String> {
+    let text = serde_json::to_string_pretty(value).map_err(|it| format!("JSON: {it}"))?;
+    println!("{text}");
+    Ok(())
+}
+
+/// Without a word about families, they follow from the targets.
+fn families_of(plan: Plan, targets: &Targets, arguments: &RunArguments) -> Plan {
+    if arguments.target.is_empty() || targets.of(plan.families == Families::V6).is_some() {
+        return plan;
+    }
+    let families = if targets.v4.is_some() { Families::V4 } else { Families::V6 };
+    Plan { families, ..plan }
+}
+
+fn targets_of(addresses: &[std::net::SocketAddr]) -> Result<Targets, String> {
+    let mut targets = Targets { v4: None, v6: None };
+    for address in addresses {
+        let target = if address.is_ipv4() { &mut targets.v4 } else { &mut targets.v6 };
+        if target.replace(*address).is_some() {
+            return Err("give at most one --target per IP version".to_owned());
+        }
+    }
+    Ok(targets)
+}
+
+/// Starts the skep beside this program, or the one within it, on any free port.
+fn start_skep(cpu: Option<usize>, clock: &Clock) -> Result<(Started, String), String> {
+    // One CPU is the generator's; with two, the tracker has the other.
+    let beside = sibling_skep().map(|it| ("skep", it, vec!["run", "--admin", "127.0.0.1:0"]));
+    let within = ("skep (within loadtest)", own_program(), vec!["serve"]);
+    let mut failure = None;
+    for (name, program, mut arguments) in beside.into_iter().chain([within]) {
+        arguments.extend(["--listen", "127.0.0.1:0", "--listen", "[::1]:0", "--workers", "1"]);
+        match Contestant::own(name, &program, &arguments).start_by_ready_line(cpu, clock) {
+            Ok(started) => return Ok((started, name.to_owned())),
+            Err(error) => {
+                eprintln!("loadtest: {error}");
+                failure = Some(error);
+            }
+        }
+    }
+    Err(failure.unwrap_or_default())
+}

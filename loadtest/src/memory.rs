@@ -1,0 +1,180 @@
+//! Resident bytes per peer, by swarm size and family: a fresh process per cell, filled by real
+//! announces over UDP, its memory before and after.
+
+use serde::Serialize;
+use skep::sys::affinity::usable_cpus;
+use skep::sys::clock::Clock;
+
+use crate::cli::MemoryArguments;
+use crate::contestant::{Contestant, sibling_skep};
+use crate::machine::Machine;
+use crate::numbers::{grouped, per};
+use crate::plan::{Distribution, Families, Mix, Plan, Profile};
+use crate::process::usage;
+use crate::run::{Session, Site};
+
+/// One cell.
+#[derive(Clone, Copy, Debug, Serialize)]
+struct Cell {
+    /// Peers in each torrent.
+    per_torrent: u32,
+    /// `v4` or `v6`.
+    families: Families,
+    /// Peers that are resident.
+    resident: u64,
+    /// Resident memory before the first announce.
+    rss_before_bytes: u64,
+    /// Resident memory with all peers.
+    rss_after_bytes: u64,
+    /// What each peer added.
+    bytes_per_peer: f64,
+}
+
+/// One tracker's cells.
+#[derive(Clone, Debug, Serialize)]
+struct Row {
+    name: String,
+    command: String,
+    cells: Vec<Cell>,
+}
+
+/// The whole table.
+#[derive(Clone, Debug, Serialize)]
+struct Table {
+    machine: Machine,
+    peers: u32,
+    rows: Vec<Row>,
+}
+
+/// Measures and prints the table.
+///
+/// # Errors
+/// One sentence with the cause, e.g. a tracker that does not start.
+pub(crate) fn memory(arguments: &MemoryArguments) -> Result<(), String> {
+    let skep = sibling_skep().filter(|_| !arguments.no_skep).map(|program| {
+        let arguments = ["run", "--listen", "{addr}", "--admin", "127.0.0.1:0", "--workers", "1"];
+        Contestant::own("skep", &program, &arguments)
+    });
+    let contestants: Vec<_> = skep.into_iter().chain(arguments.tracker.iter().cloned()).collect();
+    if contestants.is_empty() {
+        return Err("nothing to measure: build skep beside loadtest, or give --tracker".to_owned());
+    }
+    let mut rows = Vec::new();
+    for contestant in &contestants {
+        let mut cells = Vec::new();
+        for families in [Families::V4, Families::V6] {
+            for per_torrent in &arguments.per_torrent {
+                match cell(contestant, arguments.peers, *per_torrent, families) {
+                    Ok(cell) => {
+                        eprintln!(
+                            "{}, {families:?}, {per_torrent} a torrent: {:.1} bytes a peer",
+                            contestant.name, cell.bytes_per_peer
+                        );
+                        cells.push(cell);
+                    }
+                    // Not every tracker speaks both families.
+                    Err(error) => eprintln!("warning: {error}"),
+                }
+            }
+        }
+        if cells.is_empty() {
+            return Err(format!("{} could not be measured at all", contestant.name));
+        }
+        rows.push(Row { name: contestant.name.clone(), command: contestant.command(), cells });
+    }
+    let table = Table { machine: Machine::look(), peers: arguments.peers, rows };
+    if arguments.json {
+        return crate::print_json(&table);
+    }
+    table.print(&arguments.per_torrent);
+    Ok(())
+}
+
+/// The load of one cell: announces alone, swarms of one size, as many sources as that takes.
+fn plan(peers: u32, per_torrent: u32, families: Families) -> Plan {
+    Plan {
+        torrents: (peers / per_torrent.max(1)).max(1),
+        peers,
+        distribution: Distribution::Flat,
+        mix: Mix { connect: 0, announce: 1, scrape: 0 },
+        families,
+        // A source has 32 767 peers per torrent at most.
+        sources: u16::try_from(per_torrent.div_ceil(32_000)).unwrap_or(4096).clamp(8, 4096),
+        ..Profile::Canonical.plan()
+    }
+}
+
+fn cell(
+    contestant: &Contestant,
+    peers: u32,
+    per_torrent: u32,
+    families: Families,
+) -> Result<Cell, String> {
+    let plan = plan(peers, per_torrent, families);
+    let cpus = usable_cpus().unwrap_or_default();
+    let clock = Clock::start();
+    let started = contestant.start(&plan, cpus.first().copied(), &clock)?;
+    let pid = started.server.pid();
+    let generator_cpus = cpus.iter().skip(1).rev().copied().collect();
+    let site = Site { targets: started.targets, pid: Some(pid), cpus: generator_cpus, clock };
+    let name = &contestant.name;
+    let mut session = Session::open(&plan, &site).map_err(|error| format!("{name}: {error}"))?;
+    let ended = || format!("{name} ended: {}", started.server.last_words());
+    let before = usage(pid).ok_or_else(ended)?;
+    let filled = session.fill();
+    let after = usage(pid).ok_or_else(ended)?;
+    if filled.resident < u64::from(peers) {
+        let text = filled.tally.error_text.unwrap_or_default();
+        eprintln!("warning: {name} took {} of {peers} peers in {text:?}", filled.resident);
+    }
+    let grown = after.rss_bytes.saturating_sub(before.rss_bytes);
+    Ok(Cell {
+        per_torrent,
+        families,
+        resident: filled.resident,
+        rss_before_bytes: before.rss_bytes,
+        rss_after_bytes: after.rss_bytes,
+        bytes_per_peer: per(grown, filled.resident),
+    })
+}
+
+impl Table {
+    fn print(&self, per_torrent: &[u32]) {
+        println!("machine: {}", self.machine.line());
+        println!(
+            "resident bytes per peer with {} peers, by peers a torrent\n",
+            grouped(self.peers.into())
+        );
+        let sizes: Vec<String> = per_torrent.iter().map(|it| grouped((*it).into())).collect();
+        println!("| tracker | family | {} |", sizes.join(" | "));
+        println!("|---|---|{}", "---:|".repeat(sizes.len()));
+        for row in &self.rows {
+            for families in [Families::V4, Families::V6] {
+                let bytes = per_torrent.iter().map(|size| {
+                    let wanted = |it: &&Cell| it.families == families && it.per_torrent == *size;
+                    let cell = row.cells.iter().find(wanted);
+                    cell.map_or_else(|| "–".to_owned(), |it| format!("{:.1}", it.bytes_per_peer))
+                });
+                let bytes: Vec<String> = bytes.collect();
+                println!("| {} | {families:?} | {} |", row.name, bytes.join(" | "));
+            }
+        }
+        println!("\ncommands:");
+        self.rows.iter().for_each(|it| println!("- {}: `{}`", it.name, it.command));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn plans_of_all_cells_can_be_run() {
+        for per_torrent in [1, 2, 10, 100, 10_000] {
+            let plan = plan(1_000_000, per_torrent, Families::V6);
+            plan.check().unwrap();
+            assert_eq!(plan.torrents * per_torrent, 1_000_000);
+        }
+        assert_eq!(plan(5, 10, Families::V4).torrents, 1);
+    }
+}

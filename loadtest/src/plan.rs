@@ -1,0 +1,264 @@
+//! What a run does: the workload's size and shape, how it is sent, for how long.
+//!
+//! A [`Plan`] is plain data. It is printed with every result, so that a figure can be repeated:
+//! the same plan and seed make the same torrents, peers and choices.
+
+use std::net::IpAddr;
+use std::str::FromStr;
+
+use serde::Serialize;
+
+use crate::numbers::grouped;
+use crate::sources::SourceRange;
+
+/// How peers are spread over torrents.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Distribution {
+    /// Every torrent has one peer (given at least as many peers as torrents); what is left is
+    /// spread by rank^-0.9: most swarms are tiny, a few huge, none empty.
+    Tail,
+    /// The skew of aquatic_udp_load_test: each peer joins a random torrent, torrent i of N with
+    /// weight 0.5 + exp(6.5 - 500 i/N). More than half of the
+    /// torrents get no peer.
+    Aquatic,
+    /// The same number of peers in every torrent, give or take one.
+    Flat,
+}
+
+/// Which requests are sent, by weight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct Mix {
+    /// Weight of connects beyond those that keep the connection ids fresh.
+    pub(crate) connect: u32,
+    /// Weight of announces.
+    pub(crate) announce: u32,
+    /// Weight of scrapes.
+    pub(crate) scrape: u32,
+}
+
+impl FromStr for Mix {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let weights: Result<Vec<u32>, _> = text.split(':').map(str::parse).collect();
+        match weights.as_deref() {
+            Ok(&[connect, announce, scrape]) if connect + announce + scrape > 0 => {
+                Ok(Self { connect, announce, scrape })
+            }
+            _ => Err("wanted: CONNECT:ANNOUNCE:SCRAPE, three whole weights, e.g. 10:100:1".into()),
+        }
+    }
+}
+
+/// Which families the load comes by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Families {
+    /// IPv4 alone.
+    V4,
+    /// IPv6 alone.
+    V6,
+    /// Both: every other socket is IPv6.
+    Both,
+}
+
+/// A named starting point; single options override its values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Profile {
+    /// 1 M torrents, 2 M peers, all resident before anything is measured; announces, some
+    /// connects and scrapes, a little churn. What results are compared by.
+    Canonical,
+    /// As close to aquatic's bencher as an honest load gets: its sizes, skew, 30 peers wanted, 3 of
+    /// 4 peers are seeders, announces and 1 % scrapes, no churn.
+    Aquatic,
+    /// As public trackers see it: a connect for each announce, more churn, both families.
+    Public,
+    /// Small and short: does everything work?
+    Smoke,
+}
+
+/// All of a run.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Plan {
+    /// What it started from.
+    pub(crate) profile: Profile,
+    /// Torrents, each with its own info-hash.
+    pub(crate) torrents: u32,
+    /// Peers over all torrents.
+    pub(crate) peers: u32,
+    /// How the peers are spread.
+    pub(crate) distribution: Distribution,
+    /// The share of peers that are seeders from birth, 0 to 1.
+    pub(crate) seeders: f64,
+    /// The share of announces by which a peer completes or leaves; one that left is replaced.
+    pub(crate) churn: f64,
+    /// Which requests.
+    pub(crate) mix: Mix,
+    /// Peers asked for per announce.
+    pub(crate) numwant: u16,
+    /// Info-hashes per scrape.
+    pub(crate) scrape_hashes: u16,
+    /// What all random choices come from.
+    pub(crate) seed: u64,
+    /// Which families.
+    pub(crate) families: Families,
+    /// Sockets over all threads; each has its own source address where there are enough.
+    pub(crate) sources: u16,
+    /// Where source addresses come from; chosen by the target where empty.
+    pub(crate) source: Vec<SourceRange>,
+    /// Most unanswered requests per socket in a closed loop.
+    pub(crate) in_flight: u16,
+    /// Milliseconds after which a request counts as lost.
+    pub(crate) timeout_ms: u32,
+    /// Generator threads.
+    pub(crate) threads: u16,
+    /// Whether announces leave as segments of one packet where the kernel can do that: cheaper for
+    /// the generator, and the same datagrams for the tracker.
+    pub(crate) gso: bool,
+    /// Whether every peer announces once before anything is measured.
+    pub(crate) fill: bool,
+    /// Seconds of load that are not measured.
+    pub(crate) warmup_s: f64,
+    /// Seconds of load that are.
+    pub(crate) duration_s: f64,
+    /// Requests a second over all threads (open loop); as fast as answers come where absent.
+    pub(crate) rate: Option<u64>,
+}
+
+impl Profile {
+    /// The plan it stands for.
+    pub(crate) fn plan(self) -> Plan {
+        let canonical = Plan {
+            profile: self,
+            torrents: 1_000_000,
+            peers: 2_000_000,
+            distribution: Distribution::Tail,
+            seeders: 0.6,
+            churn: 0.02,
+            mix: Mix { connect: 10, announce: 100, scrape: 1 },
+            numwant: 30,
+            scrape_hashes: 10,
+            seed: 1,
+            families: Families::V4,
+            sources: 8,
+            source: Vec::new(),
+            in_flight: 16,
+            timeout_ms: 1000,
+            threads: 1,
+            gso: true,
+            fill: true,
+            warmup_s: 1.0,
+            duration_s: 10.0,
+            rate: None,
+        };
+        match self {
+            Self::Canonical => canonical,
+            Self::Aquatic => Plan {
+                distribution: Distribution::Aquatic,
+                seeders: 0.75,
+                churn: 0.0,
+                mix: Mix { connect: 0, announce: 100, scrape: 1 },
+                ..canonical
+            },
+            Self::Public => Plan {
+                churn: 0.1,
+                mix: Mix { connect: 50, announce: 50, scrape: 2 },
+                families: Families::Both,
+                sources: 64,
+                in_flight: 4,
+                ..canonical
+            },
+            Self::Smoke => Plan {
+                torrents: 500,
+                peers: 2_000,
+                mix: Mix { connect: 10, announce: 80, scrape: 10 },
+                churn: 0.1,
+                warmup_s: 0.1,
+                duration_s: 1.0,
+                ..canonical
+            },
+        }
+    }
+}
+
+impl Plan {
+    /// Refuses what cannot be run, naming the option to change.
+    ///
+    /// # Errors
+    /// One sentence with the remedy.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        let rules = [
+            (self.torrents > 0, "--torrents must be at least 1"),
+            (self.peers > 0, "--peers must be at least 1"),
+            ((0.0..=1.0).contains(&self.seeders), "--seeders is a share from 0 to 1"),
+            ((0.0..=1.0).contains(&self.churn), "--churn is a share from 0 to 1"),
+            ((1..=74).contains(&self.scrape_hashes), "--scrape-hashes must be 1 to 74"),
+            (self.numwant > 0, "--numwant must be at least 1"),
+            (self.sources > 0 && self.threads > 0, "--sources and --threads must be at least 1"),
+            (self.sources <= 4096, "--sources can be 4096 at most"),
+            (self.threads <= self.sources, "--threads must not exceed --sources"),
+            (self.families != Families::Both || self.sources >= 2, "two families need two sources"),
+            ((1..=4096).contains(&self.in_flight), "--in-flight must be 1 to 4096"),
+            ((10..=60_000).contains(&self.timeout_ms), "--timeout-ms must be 10 to 60000"),
+            (self.rate != Some(0), "--rate must be at least 1"),
+            ((0.0..=86_400.0).contains(&self.duration_s), "--duration is 0 to 86400 seconds"),
+            ((0.0..=3_600.0).contains(&self.warmup_s), "--warmup is 0 to 3600 seconds"),
+        ];
+        match rules.iter().find(|(holds, _)| !holds) {
+            Some((_, remedy)) => Err((*remedy).to_owned()),
+            None => Ok(()),
+        }
+    }
+
+    /// How requests are paced, in words.
+    pub(crate) fn pace(&self) -> String {
+        match self.rate {
+            None => "closed loop".to_owned(),
+            Some(rate) => format!("open loop at {}/s", grouped(rate)),
+        }
+    }
+
+    /// Whether the socket at some place is an IPv6 one.
+    pub(crate) fn is_v6(&self, socket: u16) -> bool {
+        match self.families {
+            Families::V4 => false,
+            Families::V6 => true,
+            Families::Both => socket % 2 == 1,
+        }
+    }
+
+    /// The ranges of one family that were given by hand.
+    pub(crate) fn ranges(&self, v6: bool) -> impl Iterator<Item = &SourceRange> {
+        self.source.iter().filter(move |it| matches!(it.first, IpAddr::V6(_)) == v6)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_profile_can_be_run() {
+        for profile in [Profile::Canonical, Profile::Aquatic, Profile::Public, Profile::Smoke] {
+            profile.plan().check().unwrap();
+        }
+    }
+
+    #[test]
+    fn mixes_are_three_weights() {
+        assert_eq!("1:2:3".parse(), Ok(Mix { connect: 1, announce: 2, scrape: 3 }));
+        for text in ["", "1:2", "1:2:3:4", "0:0:0", "a:b:c", "-1:2:3"] {
+            assert!(text.parse::<Mix>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_run_names_its_option() {
+        let plan = Plan { churn: 1.5, ..Profile::Smoke.plan() };
+        assert!(plan.check().unwrap_err().contains("--churn"));
+        let plan = Plan { threads: 9, ..Profile::Smoke.plan() };
+        assert!(plan.check().unwrap_err().contains("--threads"));
+    }
+}

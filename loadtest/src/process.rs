@@ -1,0 +1,342 @@
+//! The tracker's process: started on CPUs of its own, found when it runs already, and what it
+//! uses, read from /proc to the nanosecond.
+
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use serde::Serialize;
+use skep::protocol::udp::TransactionId;
+use skep::protocol::udp::client::{Announcement, Reply, decode, encode_announce, encode_connect};
+use skep::sys::affinity::pin;
+use skep::sys::clock::Clock;
+use skep::types::{Event, Family, InfoHash, PeerId};
+
+/// What a process has used so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub(crate) struct Usage {
+    /// CPU time of all its threads, the kernel's work on their behalf included.
+    pub(crate) cpu_ns: u64,
+    /// Time in which its threads could have run but another program had the CPU.
+    pub(crate) wait_ns: u64,
+    /// Resident memory now.
+    pub(crate) rss_bytes: u64,
+    /// Resident memory at its highest.
+    pub(crate) rss_peak_bytes: u64,
+}
+
+/// Reads what a process has used; `None` where it is gone or not ours to look at.
+pub(crate) fn usage(pid: u32) -> Option<Usage> {
+    let (mut cpu_ns, mut wait_ns) = (0, 0);
+    for task in fs::read_dir(format!("/proc/{pid}/task")).ok()?.flatten() {
+        // A thread that ends meanwhile takes its time with it.
+        let text = fs::read_to_string(task.path().join("schedstat")).unwrap_or_default();
+        let mut fields = text.split_whitespace().map(|it| it.parse::<u64>().unwrap_or(0));
+        cpu_ns += fields.next().unwrap_or(0);
+        wait_ns += fields.next().unwrap_or(0);
+    }
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let bytes = |name: &str| {
+        let line = status.lines().find_map(|it| it.strip_prefix(name))?;
+        line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|it| it << 10)
+    };
+    let rss_bytes = bytes("VmRSS:")?;
+    let rss_peak_bytes = bytes("VmHWM:").unwrap_or(rss_bytes);
+    Some(Usage { cpu_ns, wait_ns, rss_bytes, rss_peak_bytes })
+}
+
+/// The process that has bound a local UDP address, if it can be found.
+pub(crate) fn listening_on(address: SocketAddr) -> Option<u32> {
+    let table = if address.is_ipv4() { "/proc/net/udp" } else { "/proc/net/udp6" };
+    let port = format!(":{:04X}", address.port());
+    let table = fs::read_to_string(table).ok()?;
+    let inode = table.lines().skip(1).find_map(|line| {
+        let mut fields = line.split_whitespace().skip(1);
+        let (local, remote) = (fields.next()?, fields.next()?);
+        // A connected socket is a client's.
+        (local.ends_with(&port) && remote.ends_with(":0000")).then(|| fields.nth(6)).flatten()
+    })?;
+    let socket = PathBuf::from(format!("socket:[{inode}]"));
+    let pids = fs::read_dir("/proc").ok()?.flatten();
+    pids.filter_map(|it| it.file_name().to_str()?.parse::<u32>().ok()).find(|pid| {
+        let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+        descriptors.filter_map(|it| fs::read_link(it.path()).ok()).any(|it| it == socket)
+    })
+}
+
+/// A port of an address that is free for UDP and TCP alike at this moment.
+///
+/// # Errors
+/// What the kernel says, e.g. that the address is not ours.
+pub(crate) fn free_port(ip: IpAddr) -> io::Result<u16> {
+    loop {
+        let port = UdpSocket::bind((ip, 0))?.local_addr()?.port();
+        if TcpListener::bind((ip, port)).is_ok() {
+            return Ok(port);
+        }
+    }
+}
+
+/// A process of ours. It is killed when this value goes.
+pub(crate) struct Server {
+    child: Child,
+    output: PathBuf,
+}
+
+impl Server {
+    /// Starts a command on one CPU (all of ours where `None`), its output in a file.
+    ///
+    /// # Errors
+    /// One sentence that says what could not be started.
+    pub(crate) fn start(
+        words: &[String],
+        cpu: Option<usize>,
+        folder: &Path,
+        name: &str,
+    ) -> Result<Self, String> {
+        let [program, arguments @ ..] = words else {
+            return Err(format!("the command of {name} is empty"));
+        };
+        let output = folder.join(format!("{}.log", name.replace(['/', ' '], "_")));
+        let spawn = || -> io::Result<Child> {
+            let log = File::create(&output)?;
+            let mut command = Command::new(program);
+            command.args(arguments).current_dir(folder).stdin(Stdio::null());
+            // A skep keeps its state here, not in the home of whoever measures it.
+            command.env("SKEP__SERVER__STATE_DIR", folder);
+            command.stdout(log.try_clone()?).stderr(log);
+            // Affinity is inherited: a thread that exists for this alone can take it on.
+            std::thread::scope(|scope| {
+                let starter = scope.spawn(|| {
+                    cpu.map_or(Ok(()), pin)?;
+                    command.spawn()
+                });
+                starter.join().unwrap_or_else(|_| Err(io::Error::other("the starter failed")))
+            })
+        };
+        let child = spawn().map_err(|error| format!("cannot start {program} ({name}): {error}"))?;
+        Ok(Self { child, output })
+    }
+
+    /// Its id.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The last lines it wrote, for error texts.
+    pub(crate) fn last_words(&self) -> String {
+        let mut text = String::new();
+        // A log that cannot be read only makes the error text shorter.
+        let _ = File::open(&self.output).and_then(|mut it| it.read_to_string(&mut text));
+        let lines: Vec<&str> = text.lines().rev().take(5).collect();
+        lines.into_iter().rev().collect::<Vec<_>>().join("\n")
+    }
+
+    /// The line by which skep and our own responder say that they serve, once it is there.
+    ///
+    /// # Errors
+    /// Where the process ends first or takes too long, with its last words.
+    pub(crate) fn ready_line(&mut self, clock: &Clock) -> Result<String, String> {
+        let give_up_ns = clock.elapsed_ns_at(clock.now()) + READY_NS_MAX;
+        loop {
+            let text = fs::read_to_string(&self.output).unwrap_or_default();
+            let complete = text.lines().find(|it| it.starts_with("ready "));
+            if let Some(line) = complete.filter(|_| text.ends_with('\n')) {
+                return Ok(line.to_owned());
+            }
+            self.still_running(clock, give_up_ns)?;
+            std::thread::sleep(POLL);
+        }
+    }
+
+    /// Waits until something holds, e.g. [`answers_connect`]; it is asked again and again.
+    ///
+    /// # Errors
+    /// As [`Self::ready_line`].
+    pub(crate) fn wait_for(
+        &mut self,
+        clock: &Clock,
+        holds: impl Fn() -> bool,
+    ) -> Result<(), String> {
+        let give_up_ns = clock.elapsed_ns_at(clock.now()) + READY_NS_MAX;
+        while !holds() {
+            self.still_running(clock, give_up_ns)?;
+        }
+        Ok(())
+    }
+
+    fn still_running(&mut self, clock: &Clock, give_up_ns: u64) -> Result<(), String> {
+        if let Ok(Some(status)) = self.child.try_wait() {
+            return Err(format!("the tracker ended early ({status}): {}", self.last_words()));
+        }
+        if clock.elapsed_ns_at(clock.now()) > give_up_ns {
+            let words = self.last_words();
+            return Err(format!("the tracker does not serve after 20 s: {words}"));
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // Both fail only when it has ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// How long a tracker may take to start.
+const READY_NS_MAX: u64 = 20_000_000_000;
+
+/// How often to look whether it has.
+const POLL: Duration = Duration::from_millis(20);
+
+/// Whether a connect request is answered at once.
+pub(crate) fn answers_connect(address: SocketAddr) -> bool {
+    let connected = Asking::open(address).and_then(|mut it| it.connect());
+    // Refused at once, most likely: nobody listens yet.
+    connected.inspect_err(|_| std::thread::sleep(POLL)).is_ok()
+}
+
+/// Whether an announce for a torrent is accepted: a tracker with an allow list reads it in its own
+/// time. The peer that announces leaves again.
+pub(crate) fn accepts(address: SocketAddr, info_hash: InfoHash) -> bool {
+    let announce = || -> io::Result<()> {
+        let mut asking = Asking::open(address)?;
+        let id = asking.connect()?;
+        asking.announce(id, info_hash, Event::Started)?;
+        asking.announce(id, info_hash, Event::Stopped)
+    };
+    announce().inspect_err(|_| std::thread::sleep(POLL)).is_ok()
+}
+
+/// One client with one question at a time.
+struct Asking {
+    socket: UdpSocket,
+    family: Family,
+    datagram: [u8; 2048],
+}
+
+impl Asking {
+    fn open(address: SocketAddr) -> io::Result<Self> {
+        let any = if address.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+        let socket = UdpSocket::bind(any)?;
+        socket.connect(address)?;
+        socket.set_read_timeout(Some(POLL))?;
+        Ok(Self { socket, family: Family::of(address.ip()), datagram: [0; 2048] })
+    }
+
+    /// Sends what stands in the buffer and reads the reply to it.
+    fn ask(&mut self, bytes: usize) -> io::Result<Reply<'_>> {
+        let asked = self.datagram;
+        self.socket.send(&asked[..bytes])?;
+        let received = self.socket.recv(&mut self.datagram)?;
+        match decode(&self.datagram[..received], self.family) {
+            Ok((TransactionId(id), reply)) if id == asked[12..16] => Ok(reply),
+            _ => Err(io::ErrorKind::InvalidData.into()),
+        }
+    }
+
+    fn connect(&mut self) -> io::Result<u64> {
+        let bytes = encode_connect(TransactionId(*b"conn"), &mut self.datagram);
+        match self.ask(bytes)? {
+            Reply::Connected(id) => Ok(id),
+            _ => Err(io::ErrorKind::InvalidData.into()),
+        }
+    }
+
+    fn announce(&mut self, id: u64, info_hash: InfoHash, event: Event) -> io::Result<()> {
+        let announcement = Announcement {
+            info_hash,
+            peer_id: PeerId(*b"-SL0100-is-it-ready?"),
+            downloaded: 0,
+            left: 1,
+            uploaded: 0,
+            event,
+            numwant: 1,
+            port: 1,
+            key: [0; 4],
+        };
+        let transaction_id = TransactionId(*b"anno");
+        let bytes = encode_announce(id, transaction_id, &announcement, &mut self.datagram);
+        match self.ask(bytes)? {
+            Reply::Announced(..) => Ok(()),
+            _ => Err(io::ErrorKind::PermissionDenied.into()),
+        }
+    }
+}
+
+/// A folder that lives as long as this value. Others may read it: trackers drop privileges.
+pub(crate) struct Scratch(PathBuf);
+
+impl Scratch {
+    /// A new folder under the system's temporary one.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub(crate) fn new() -> io::Result<Self> {
+        use std::os::unix::fs::PermissionsExt;
+        for attempt in 0..1000 {
+            let name = format!("loadtest-{}-{attempt}", std::process::id());
+            let path = std::env::temp_dir().join(name);
+            match fs::create_dir(&path) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(error),
+                Ok(()) => {
+                    fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
+                    return Ok(Self(path));
+                }
+            }
+        }
+        Err(io::ErrorKind::AlreadyExists.into())
+    }
+
+    /// Where it is.
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // What cannot be removed is left to the system's own cleaning.
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn our_own_usage_grows() {
+        let pid = std::process::id();
+        let before = usage(pid).unwrap();
+        assert!(before.rss_bytes > 0 && before.rss_peak_bytes >= before.rss_bytes);
+        while usage(pid).unwrap().cpu_ns == before.cpu_ns {}
+        assert_eq!(usage(u32::MAX), None);
+    }
+
+    #[test]
+    fn the_process_behind_a_port_is_found() {
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let address = socket.local_addr().unwrap();
+        assert_eq!(listening_on(address), Some(std::process::id()));
+        drop(socket);
+        assert_eq!(listening_on(address), None);
+    }
+
+    #[test]
+    fn a_command_that_ends_early_leaves_its_last_words() {
+        let scratch = Scratch::new().unwrap();
+        let words = ["sh", "-c", "echo no such thing; exit 3"].map(str::to_owned);
+        let mut server = Server::start(&words, None, scratch.path(), "x").unwrap();
+        let error = server.ready_line(&Clock::start()).unwrap_err();
+        assert!(error.contains("no such thing") && error.contains('3'), "{error}");
+        let missing = ["/nonexistent/tracker".to_owned()];
+        assert!(Server::start(&missing, None, scratch.path(), "x").is_err());
+    }
+}

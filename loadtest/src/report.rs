@@ -1,0 +1,418 @@
+//! Figures of a run: computed once, printed for people or as JSON.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use hdrhistogram::Histogram;
+use serde::Serialize;
+
+use crate::check::Invalid;
+use crate::numbers::{grouped, per, real, seconds};
+use crate::plan::Plan;
+use crate::run::Outcome;
+use crate::slots::Kind;
+
+/// Latencies in microseconds.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(crate) struct Latency {
+    /// Half of the answers took no longer.
+    pub(crate) p50_us: f64,
+    /// 90 % did not.
+    pub(crate) p90_us: f64,
+    /// 99 % did not.
+    pub(crate) p99_us: f64,
+    /// 99.9 % did not.
+    pub(crate) p999_us: f64,
+    /// The longest.
+    pub(crate) max_us: f64,
+}
+
+impl Latency {
+    /// Reads a histogram of nanoseconds.
+    pub(crate) fn of(histogram: &Histogram<u64>) -> Self {
+        let at = |quantile| real(histogram.value_at_quantile(quantile)) / 1000.0;
+        Self {
+            p50_us: at(0.5),
+            p90_us: at(0.9),
+            p99_us: at(0.99),
+            p999_us: at(0.999),
+            max_us: real(histogram.max()) / 1000.0,
+        }
+    }
+}
+
+/// What the tracker's process used in the measured phase.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(crate) struct ServerFigures {
+    /// CPU time per good reply, in nanoseconds.
+    pub(crate) cpu_ns_per_answer: f64,
+    /// CPU time per time: 1 is one whole core.
+    pub(crate) cores: f64,
+    /// Time waited for a CPU that another program had, as a share.
+    pub(crate) wait_share: f64,
+    /// Resident memory at the end.
+    pub(crate) rss_bytes: u64,
+    /// Resident memory at its highest.
+    pub(crate) rss_peak_bytes: u64,
+    /// Resident memory before the first request.
+    pub(crate) rss_start_bytes: u64,
+    /// What each resident peer added to it, in bytes, where the peers were filled in.
+    pub(crate) bytes_per_peer: Option<f64>,
+}
+
+/// What filling did.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(crate) struct FillFigures {
+    /// Seconds it took.
+    pub(crate) seconds: f64,
+    /// Peers whose announce was answered.
+    pub(crate) resident: u64,
+    /// Peers by the tracker's own scrape counts.
+    pub(crate) scraped: Option<u64>,
+    /// Error replies.
+    pub(crate) errors: u64,
+}
+
+/// All figures of one run.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Figures {
+    /// Seconds in which requests were sent.
+    pub(crate) seconds: f64,
+    /// Good replies a second, of all kinds.
+    pub(crate) answered_per_s: f64,
+    /// Requests sent, by kind.
+    pub(crate) sent: BTreeMap<&'static str, u64>,
+    /// Good replies, by kind.
+    pub(crate) answered: BTreeMap<&'static str, u64>,
+    /// Requests that were never answered.
+    pub(crate) lost: u64,
+    /// The same as a share of those sent.
+    pub(crate) lost_share: f64,
+    /// From the moment a request was due to its reply.
+    pub(crate) latency: Latency,
+    /// From the moment a request was due to the moment it left (open loop).
+    pub(crate) lag: Latency,
+    /// Peers per reply to an announce that wanted some.
+    pub(crate) peers_per_reply: f64,
+    /// Payload bytes per good reply.
+    pub(crate) bytes_per_reply: f64,
+    /// BEP 15 error replies.
+    pub(crate) errors: u64,
+    /// Text of the first.
+    pub(crate) error_text: Option<String>,
+    /// Bad replies by what is wrong with them.
+    pub(crate) invalid: BTreeMap<&'static str, u64>,
+    /// Replies after their timeout.
+    pub(crate) late: u64,
+    /// Requests this host could not send.
+    pub(crate) unsent: u64,
+    /// Requests that were due but could not be held (open loop).
+    pub(crate) held_back: u64,
+    /// The share of time in which the generator had nothing to do.
+    pub(crate) generator_idle_share: f64,
+    /// Time the generator's threads waited for a CPU that another program had, as a share.
+    pub(crate) generator_wait_share: f64,
+    /// Peers resident at the end, as far as the generator knows.
+    pub(crate) resident: u64,
+    /// The fill.
+    pub(crate) fill: Option<FillFigures>,
+    /// The tracker's process.
+    pub(crate) server: Option<ServerFigures>,
+    /// What makes these figures doubtful.
+    pub(crate) warnings: Vec<String>,
+}
+
+impl Figures {
+    /// Computes them.
+    pub(crate) fn of(plan: &Plan, outcome: &Outcome) -> Self {
+        let tally = &outcome.tally;
+        let answered = tally.answered_all();
+        let sent: u64 = tally.sent.iter().sum();
+        let by_kind =
+            |counts: &[u64; 3]| Kind::ALL.into_iter().map(|it| it.label()).zip(*counts).collect();
+        let mut it = Self {
+            seconds: seconds(tally.elapsed_ns),
+            answered_per_s: real(tally.answered_in_time) / seconds(tally.elapsed_ns).max(1e-9),
+            sent: by_kind(&tally.sent),
+            answered: by_kind(&tally.answered),
+            lost: tally.lost_all(),
+            lost_share: per(tally.lost_all(), sent),
+            latency: Latency::of(&tally.latency),
+            lag: Latency::of(&tally.lag),
+            peers_per_reply: per(tally.peers, tally.peer_replies),
+            bytes_per_reply: per(tally.received_bytes, answered),
+            errors: tally.errors,
+            error_text: tally.error_text.clone(),
+            invalid: Invalid::ALL
+                .into_iter()
+                .filter(|it| tally.invalid[*it as usize] > 0)
+                .map(|it| (it.label(), tally.invalid[it as usize]))
+                .collect(),
+            late: tally.late,
+            unsent: tally.unsent,
+            held_back: tally.held_back,
+            generator_idle_share: per(tally.idle_ns, tally.busy_and_idle_ns),
+            generator_wait_share: {
+                let [before, after] = outcome.own_usage;
+                per(after.wait_ns.saturating_sub(before.wait_ns), tally.busy_and_idle_ns)
+            },
+            resident: outcome.resident,
+            fill: outcome.filled.as_ref().map(|it| FillFigures {
+                seconds: it.seconds,
+                resident: it.resident,
+                scraped: it.scraped,
+                errors: it.tally.errors,
+            }),
+            server: server(outcome),
+            warnings: Vec::new(),
+        };
+        it.warnings = it.doubts(plan);
+        it
+    }
+
+    /// What a reader should know before believing a figure.
+    fn doubts(&self, plan: &Plan) -> Vec<String> {
+        let mut doubts = Vec::new();
+        let mut doubt = |applies: bool, text: String| {
+            if applies {
+                doubts.push(text);
+            }
+        };
+        doubt(
+            cfg!(debug_assertions),
+            "debug build: the generator is slow; use cargo run --release".to_owned(),
+        );
+        let waited = self.server.map_or(0.0, |it| it.wait_share);
+        let disturbed = waited > DISTURBED || self.generator_wait_share > DISTURBED;
+        doubt(
+            disturbed,
+            format!(
+                "other programs took CPU: the tracker waited {:.0} % of the time, the generator \
+                 {:.0} %",
+                waited * 100.0,
+                self.generator_wait_share * 100.0
+            ),
+        );
+        if let Some(rate) = plan.rate {
+            let sent = real(self.sent.values().sum()) / self.seconds.max(1e-9);
+            doubt(
+                sent < 0.99 * real(rate) || self.lag.p99_us > 1000.0,
+                format!(
+                    "the generator fell behind: {sent:.0} of {rate} requests/s left, p99 lag \
+                     {:.0} us; lower --rate or raise --threads",
+                    self.lag.p99_us
+                ),
+            );
+        } else if let Some(server) = self.server {
+            doubt(
+                server.cores < 0.9 && !disturbed,
+                format!(
+                    "the generator was the bottleneck: the tracker used only {:.0} % of a core, \
+                     so its rate is a lower bound; raise --threads or --in-flight",
+                    server.cores * 100.0
+                ),
+            );
+        }
+        doubt(self.unsent > 0, format!("{} requests could not be sent by this host", self.unsent));
+        let text = self.error_text.as_deref().unwrap_or_default();
+        doubt(self.errors > 0, format!("{} error replies, the first: {text:?}", self.errors));
+        let invalid: u64 = self.invalid.values().sum();
+        doubt(invalid > 0, format!("{invalid} replies are invalid"));
+        if let Some(fill) = self.fill {
+            let peers = u64::from(plan.peers);
+            doubt(
+                fill.resident < peers,
+                format!("only {} of {peers} peers could be filled in", fill.resident),
+            );
+            // A tracker that keeps nothing, like the limit responder, says so by counts of 0.
+            doubt(
+                fill.scraped.is_some_and(|it| it > 0 && it.abs_diff(peers) > peers / 1000),
+                format!("the tracker counts {} of {peers} peers", fill.scraped.unwrap_or(0)),
+            );
+        }
+        doubts
+    }
+
+    /// The report for people.
+    pub(crate) fn text(&self) -> String {
+        let mut out = String::new();
+        // Writing to a string cannot fail.
+        let _ = self.write(&mut out);
+        out
+    }
+
+    fn write(&self, out: &mut String) -> std::fmt::Result {
+        writeln!(
+            out,
+            "answered    {:>12} /s over {:.1} s",
+            rate(self.answered_per_s),
+            self.seconds
+        )?;
+        for (kind, answered) in &self.answered {
+            let sent = self.sent.get(kind).copied().unwrap_or(0);
+            let per_s = rate(real(*answered) / self.seconds.max(1e-9));
+            writeln!(
+                out,
+                "  {kind:<9} {per_s:>12} /s ({} of {} sent)",
+                grouped(*answered),
+                grouped(sent)
+            )?;
+        }
+        writeln!(
+            out,
+            "lost        {:>12} ({:.4} %), {} came late",
+            grouped(self.lost),
+            self.lost_share * 100.0,
+            self.late
+        )?;
+        let it = &self.latency;
+        writeln!(
+            out,
+            "latency us  p50 {:.1}  p90 {:.1}  p99 {:.1}  p99.9 {:.1}  max {:.1}",
+            it.p50_us, it.p90_us, it.p99_us, it.p999_us, it.max_us
+        )?;
+        if self.lag.max_us > 0.0 {
+            let lag = &self.lag;
+            writeln!(
+                out,
+                "sender lag  p50 {:.1}  p99 {:.1}  max {:.1}",
+                lag.p50_us, lag.p99_us, lag.max_us
+            )?;
+        }
+        writeln!(
+            out,
+            "replies     {:.2} peers each, {:.1} bytes, {} errors, {} invalid",
+            self.peers_per_reply,
+            self.bytes_per_reply,
+            grouped(self.errors),
+            grouped(self.invalid.values().sum())
+        )?;
+        for (what, count) in &self.invalid {
+            writeln!(out, "  invalid: {what} × {}", grouped(*count))?;
+        }
+        self.write_server(out)?;
+        writeln!(out, "generator   idle {:.0} % of the time", self.generator_idle_share * 100.0)?;
+        self.warnings.iter().try_for_each(|it| writeln!(out, "warning: {it}"))
+    }
+
+    /// The tracker's side: what it holds, and what that costs.
+    fn write_server(&self, out: &mut String) -> std::fmt::Result {
+        if let Some(fill) = &self.fill {
+            let scraped = fill.scraped.map_or_else(|| "not asked".to_owned(), grouped);
+            writeln!(
+                out,
+                "resident    {:>12} peers after {:.1} s of filling; scrapes count {scraped}; \
+                 {} at the end",
+                grouped(fill.resident),
+                fill.seconds,
+                grouped(self.resident)
+            )?;
+        }
+        match &self.server {
+            Some(it) => {
+                writeln!(
+                    out,
+                    "server CPU  {:>12} ns per answer, {:.2} cores",
+                    rate(it.cpu_ns_per_answer),
+                    it.cores
+                )?;
+                let per_peer = it
+                    .bytes_per_peer
+                    .map_or(String::new(), |it| format!(", {it:.1} bytes per resident peer"));
+                writeln!(
+                    out,
+                    "server RSS  {:>8.1} MiB, peak {:.1} MiB, {:.1} MiB at start{per_peer}",
+                    mib(it.rss_bytes),
+                    mib(it.rss_peak_bytes),
+                    mib(it.rss_start_bytes)
+                )?;
+            }
+            None => writeln!(out, "server      not a process of this host: no CPU, no memory")?,
+        }
+        Ok(())
+    }
+}
+
+/// The share of time that may be lost to other programs before figures are doubtful.
+const DISTURBED: f64 = 0.03;
+
+/// A rate without decimals, thousands set apart.
+pub(crate) fn rate(value: f64) -> String {
+    grouped(crate::numbers::whole(value.round()))
+}
+
+/// Bytes as MiB.
+pub(crate) fn mib(bytes: u64) -> f64 {
+    real(bytes) / real(1 << 20)
+}
+
+fn server(outcome: &Outcome) -> Option<ServerFigures> {
+    let [start, before, after] = outcome.usage?;
+    let tally = &outcome.tally;
+    let cpu_ns = after.cpu_ns.saturating_sub(before.cpu_ns);
+    let filled = outcome.filled.as_ref().map_or(0, |it| it.resident);
+    let grown = before.rss_bytes.saturating_sub(start.rss_bytes);
+    Some(ServerFigures {
+        cpu_ns_per_answer: per(cpu_ns, tally.answered_all()),
+        cores: per(cpu_ns, tally.elapsed_ns),
+        wait_share: per(after.wait_ns.saturating_sub(before.wait_ns), tally.elapsed_ns),
+        rss_bytes: after.rss_bytes,
+        rss_peak_bytes: after.rss_peak_bytes,
+        rss_start_bytes: start.rss_bytes,
+        bytes_per_peer: (filled > 0).then(|| per(grown, filled)),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::Profile;
+    use crate::process::Usage;
+    use crate::tally::Tally;
+
+    fn outcome() -> Outcome {
+        let mut tally = Tally::new(1_000_000, 4);
+        for micros in 1..=1000 {
+            tally.answered(Kind::Announce, micros, micros * 1000);
+        }
+        tally.sent = [0, 1001, 0];
+        tally.lost = [0, 1, 0];
+        tally.answered_in_time = 1000;
+        tally.elapsed_ns = 500_000_000;
+        (tally.peers, tally.peer_replies) = (12_000, 1000);
+        let at =
+            |cpu_ns, rss_bytes| Usage { cpu_ns, wait_ns: 0, rss_bytes, rss_peak_bytes: rss_bytes };
+        let usage = Some([at(0, 1 << 20), at(10, 2 << 20), at(2_000_010, 2 << 20)]);
+        let own_usage = [at(0, 0); 2];
+        Outcome { filled: None, tally, resident: 7, usage, own_usage }
+    }
+
+    #[test]
+    fn figures_follow_from_counts() {
+        let it = Figures::of(&Profile::Smoke.plan(), &outcome());
+        assert!((it.answered_per_s - 2000.0).abs() < 1e-6);
+        assert_eq!(it.lost, 1);
+        assert!((it.peers_per_reply - 12.0).abs() < 1e-9);
+        // The histogram holds three digits.
+        let near = |value: f64, wanted: f64| (value - wanted).abs() < wanted / 500.0;
+        assert!(near(it.latency.p50_us, 500.0) && near(it.latency.p99_us, 990.0));
+        assert!(near(it.latency.p999_us, 999.0) && near(it.latency.max_us, 1000.0));
+        let server = it.server.unwrap();
+        assert!((server.cpu_ns_per_answer - 2000.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn an_idle_tracker_makes_the_figures_doubtful() {
+        let it = Figures::of(&Profile::Smoke.plan(), &outcome());
+        assert!(it.warnings.iter().any(|it| it.contains("bottleneck")), "{:?}", it.warnings);
+        assert!(it.text().contains("warning: "));
+    }
+
+    #[test]
+    fn json_names_every_figure() {
+        let it = Figures::of(&Profile::Smoke.plan(), &outcome());
+        let json = serde_json::to_value(&it).unwrap();
+        assert_eq!(json["answered"]["announce"], 1000);
+        assert!(json["latency"]["p999_us"].as_f64().unwrap() > 990.0);
+    }
+}

@@ -1,0 +1,224 @@
+//! Where the load comes from: one socket per source, each bound to an address of its own where
+//! there are enough, and connected to the tracker, so that a reply from any other address or port
+//! is lost, just as strict clients lose it.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::str::FromStr;
+
+use serde::Serialize;
+use socket2::{Domain, Socket, Type};
+
+use crate::numbers::mix;
+use crate::plan::Plan;
+
+/// A network that source addresses are taken from; a single address is one of /32 or /128.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct SourceRange {
+    /// The lowest address.
+    pub(crate) first: IpAddr,
+    /// Bits that all of its addresses share.
+    pub(crate) prefix: u8,
+}
+
+impl Serialize for SourceRange {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&format_args!("{}/{}", self.first, self.prefix))
+    }
+}
+
+impl FromStr for SourceRange {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (address, prefix) = text.split_once('/').map_or((text, None), |(a, p)| (a, Some(p)));
+        let address: IpAddr =
+            address.parse().map_err(|_| format!("{address:?} is no IP address"))?;
+        let bits_max = if address.is_ipv4() { 32 } else { 128 };
+        let prefix = prefix.map_or(Ok(bits_max), str::parse);
+        match prefix {
+            Ok(prefix) if prefix <= bits_max => Ok(Self { first: address, prefix }),
+            _ => Err(format!("the prefix of {text:?} must be 0 to {bits_max}")),
+        }
+    }
+}
+
+impl SourceRange {
+    /// How many addresses it has, capped at 2^24: more are never needed.
+    fn size(self) -> u64 {
+        let bits = if self.first.is_ipv4() { 32 } else { 128 };
+        1 << (bits - self.prefix).min(24)
+    }
+
+    /// Its address at some place. Places of a large network lie far apart, so that all bytes vary;
+    /// the first address (the network's own) is left out where there are others.
+    fn address(self, place: u64) -> IpAddr {
+        // Odd, hence coprime to the power of two below: places do not meet before all are used.
+        const STEP: u64 = 0x01_0101;
+        let size = self.size();
+        let offset = if size > 65_536 { (1 + place * STEP) % size } else { (1 + place) % size };
+        match self.first {
+            IpAddr::V4(first) => {
+                let offset = u32::try_from(offset).unwrap_or(0);
+                Ipv4Addr::from_bits(first.to_bits().wrapping_add(offset)).into()
+            }
+            IpAddr::V6(first) => {
+                Ipv6Addr::from_bits(first.to_bits().wrapping_add(offset.into())).into()
+            }
+        }
+    }
+}
+
+/// A socket of the load and its place among those that share its address.
+#[derive(Debug)]
+pub(crate) struct Source {
+    /// Bound, connected, nonblocking.
+    pub(crate) socket: UdpSocket,
+    /// What the tracker sees (unless something translates addresses on the way).
+    pub(crate) ip: IpAddr,
+    /// Its place among the sockets with this address.
+    pub(crate) lane: u32,
+    /// How many those are.
+    pub(crate) lanes: u32,
+}
+
+/// The trackers under load, one per family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Targets {
+    /// Where IPv4 sockets send to.
+    pub(crate) v4: Option<SocketAddr>,
+    /// Where IPv6 sockets send to.
+    pub(crate) v6: Option<SocketAddr>,
+}
+
+impl Targets {
+    /// The address for a family.
+    pub(crate) fn of(&self, v6: bool) -> Option<SocketAddr> {
+        if v6 { self.v6 } else { self.v4 }
+    }
+}
+
+/// Opens all sockets of a plan, in order.
+///
+/// # Errors
+/// One sentence that says which address could not be used, and what to do.
+pub(crate) fn open(plan: &Plan, targets: &Targets) -> Result<Vec<Source>, String> {
+    let mut sources = Vec::with_capacity(plan.sources.into());
+    for place in 0..plan.sources {
+        let v6 = plan.is_v6(place);
+        let target = targets.of(v6).ok_or_else(|| {
+            let family = if v6 { "IPv6" } else { "IPv4" };
+            format!("no {family} target: give another --target, or choose --families")
+        })?;
+        let from = address_of(plan, target, place);
+        let opened = connect(from, target).and_then(|socket| {
+            let ip = socket.local_addr()?.ip();
+            Ok(Source { socket, ip, lane: 0, lanes: 1 })
+        });
+        sources.push(opened.map_err(|error| {
+            format!(
+                "cannot send from {from} to {target}: {error}; a source must be an address of this \
+                 host (--source), for a whole IPv6 network: ip -6 route add local NETWORK dev lo"
+            )
+        })?);
+    }
+    for place in 0..sources.len() {
+        let same = |it: &&Source| it.ip == sources[place].ip;
+        let lane = sources[..place].iter().filter(same).count();
+        let lanes = sources.iter().filter(same).count();
+        sources[place].lane = u32::try_from(lane).unwrap_or(u32::MAX);
+        sources[place].lanes = u32::try_from(lanes).unwrap_or(u32::MAX);
+    }
+    Ok(sources)
+}
+
+/// Where a socket is bound: ranges given by hand in turn; else all of 127/8 for an IPv4 loopback
+/// target, its own address for an IPv6 one, and whatever routing says for any other.
+fn address_of(plan: &Plan, target: SocketAddr, place: u16) -> IpAddr {
+    let ranges: Vec<_> = plan.ranges(target.is_ipv6()).collect();
+    let place = usize::from(place);
+    if let Some(count) = std::num::NonZero::new(ranges.len()) {
+        return ranges[place % count].address((place / count) as u64);
+    }
+    match target.ip() {
+        IpAddr::V4(ip) if ip.is_loopback() => {
+            SourceRange { first: Ipv4Addr::new(127, 0, 0, 0).into(), prefix: 8 }
+                .address(place as u64 + 1)
+        }
+        IpAddr::V6(ip) if ip.is_loopback() => ip.into(),
+        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    }
+}
+
+fn connect(from: IpAddr, target: SocketAddr) -> io::Result<UdpSocket> {
+    /// Replies that wait for the generator; as for a tracker, more would only be stale.
+    const RECEIVE_BUFFER_BYTES: usize = 4 << 20;
+    let socket = Socket::new(Domain::for_address(target), Type::DGRAM, None)?;
+    socket.set_nonblocking(true)?;
+    socket.set_recv_buffer_size(RECEIVE_BUFFER_BYTES)?;
+    if from.is_ipv6() && !from.is_unspecified() && !from.is_loopback() {
+        // Lets an address be used that only a route makes ours.
+        socket.set_freebind_v6(true)?;
+    }
+    socket.bind(&SocketAddr::new(from, 0).into())?;
+    socket.connect(&target.into())?;
+    Ok(socket.into())
+}
+
+/// The port that one peer of a torrent announces: distinct for all `index`es below 65 535, never
+/// 0, and scattered, so that no tracker profits from an order.
+pub(crate) fn peer_port(torrent: u32, index: u32) -> u16 {
+    const PORTS: u64 = 65_535;
+    // Coprime to 65535 = 3 * 5 * 17 * 257, hence a permutation.
+    const STEP: u64 = 40_501;
+    let base = mix(u64::from(torrent)) % PORTS;
+    let port = 1 + (base + u64::from(index) * STEP) % PORTS;
+    u16::try_from(port).unwrap_or(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    #[test]
+    fn ranges_are_networks_or_single_addresses() {
+        let one: SourceRange = "::1".parse().unwrap();
+        assert_eq!(one.address(5), "::1".parse::<IpAddr>().unwrap());
+        let net: SourceRange = "192.0.2.0/24".parse().unwrap();
+        assert_eq!(net.address(0), "192.0.2.1".parse::<IpAddr>().unwrap());
+        for text in ["x", "10.0.0.0/33", "::/129", "1.2.3.4/-1"] {
+            assert!(text.parse::<SourceRange>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn loopback_sources_are_distinct_and_in_127() {
+        let net: SourceRange = "127.0.0.0/8".parse().unwrap();
+        let all: HashSet<IpAddr> = (0..10_000).map(|it| net.address(it)).collect();
+        assert_eq!(all.len(), 10_000);
+        assert!(all.iter().all(IpAddr::is_loopback));
+    }
+
+    #[test]
+    fn ports_of_a_torrent_never_repeat_and_are_never_zero() {
+        for torrent in [0, 7, u32::MAX] {
+            let ports: HashSet<u16> = (0..65_535).map(|it| peer_port(torrent, it)).collect();
+            assert_eq!(ports.len(), 65_535);
+            assert!(!ports.contains(&0));
+        }
+    }
+
+    #[test]
+    fn sockets_of_one_address_take_different_lanes() {
+        let tracker = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let targets = Targets { v4: tracker.local_addr().ok(), v6: None };
+        let mut plan = crate::plan::Profile::Smoke.plan();
+        plan.source = vec!["127.0.0.9".parse().unwrap()];
+        plan.sources = 3;
+        let lanes: Vec<_> = open(&plan, &targets).unwrap();
+        let lanes: Vec<_> = lanes.iter().map(|it| (it.lane, it.lanes)).collect();
+        assert_eq!(lanes, [(0, 3), (1, 3), (2, 3)]);
+    }
+}

@@ -1,0 +1,208 @@
+//! What a generator thread counts during one phase, and how the threads' counts are merged.
+
+use hdrhistogram::Histogram;
+
+use crate::check::Invalid;
+use crate::numbers::NS_PER_S;
+use crate::slots::Kind;
+
+/// Longest latency told apart from longer ones.
+const LATENCY_NS_MAX: u64 = 60 * NS_PER_S;
+/// Shortest: below this, the generator's own loop is what would be measured.
+const LATENCY_NS_MIN: u64 = 128;
+
+/// One interval of the timeline.
+#[derive(Clone, Debug)]
+pub(crate) struct Interval {
+    /// Answers that came in it.
+    pub(crate) answered: u64,
+    /// Their latencies, to two digits.
+    pub(crate) latency: Histogram<u32>,
+}
+
+/// Everything counted.
+#[derive(Clone, Debug)]
+pub(crate) struct Tally {
+    /// Requests handed to the kernel, by [`Kind`].
+    pub(crate) sent: [u64; Kind::ALL.len()],
+    /// Good replies, by [`Kind`].
+    pub(crate) answered: [u64; Kind::ALL.len()],
+    /// Good replies that came while requests were being sent: what rates are computed from.
+    pub(crate) answered_in_time: u64,
+    /// Requests without a reply, by [`Kind`]; those that never left included, see `unsent`.
+    pub(crate) lost: [u64; Kind::ALL.len()],
+    /// Requests that this host could not send.
+    pub(crate) unsent: u64,
+    /// Requests that were due but had no place in the table.
+    pub(crate) held_back: u64,
+    /// BEP 15 error replies.
+    pub(crate) errors: u64,
+    /// Text of the first error reply, printable ASCII.
+    pub(crate) error_text: Option<String>,
+    /// Replies to what had been given up.
+    pub(crate) late: u64,
+    /// Bad replies, by [`Invalid`].
+    pub(crate) invalid: [u64; Invalid::ALL.len()],
+    /// Times the kernel said that nobody listens there (ICMP port unreachable).
+    pub(crate) unreachable: u64,
+    /// Peers in all announce replies.
+    pub(crate) peers: u64,
+    /// Announce replies to requests that wanted peers.
+    pub(crate) peer_replies: u64,
+    /// Payload bytes sent.
+    pub(crate) sent_bytes: u64,
+    /// Payload bytes received.
+    pub(crate) received_bytes: u64,
+    /// Seeders and leechers that scrapes named.
+    pub(crate) scraped_peers: u64,
+    /// From the intended moment to the reply.
+    pub(crate) latency: Histogram<u64>,
+    /// From the intended moment to the actual one.
+    pub(crate) lag: Histogram<u64>,
+    /// Nanoseconds of turns that neither sent nor received anything, over all threads.
+    pub(crate) idle_ns: u64,
+    /// Nanoseconds of all turns, over all threads.
+    pub(crate) busy_and_idle_ns: u64,
+    /// Nanoseconds in which requests were sent.
+    pub(crate) elapsed_ns: u64,
+    /// Length of an interval of the timeline.
+    pub(crate) interval_ns: u64,
+    /// The timeline.
+    pub(crate) timeline: Vec<Interval>,
+}
+
+fn histogram() -> Histogram<u64> {
+    #[expect(clippy::expect_used, reason = "constant bounds that the type's rules allow")]
+    Histogram::new_with_bounds(LATENCY_NS_MIN, LATENCY_NS_MAX, 3).expect("valid bounds")
+}
+
+fn interval() -> Interval {
+    #[expect(clippy::expect_used, reason = "constant bounds that the type's rules allow")]
+    let latency = Histogram::new_with_bounds(1024, LATENCY_NS_MAX, 2).expect("valid bounds");
+    Interval { answered: 0, latency }
+}
+
+impl Tally {
+    /// Nothing counted yet. `interval_ns` is the timeline's resolution, of `intervals` at most, so
+    /// that nothing is allocated while datagrams fly.
+    pub(crate) fn new(interval_ns: u64, intervals: usize) -> Self {
+        Self {
+            sent: [0; 3],
+            answered: [0; 3],
+            answered_in_time: 0,
+            lost: [0; 3],
+            unsent: 0,
+            held_back: 0,
+            errors: 0,
+            error_text: None,
+            late: 0,
+            invalid: [0; Invalid::ALL.len()],
+            unreachable: 0,
+            peers: 0,
+            peer_replies: 0,
+            sent_bytes: 0,
+            received_bytes: 0,
+            scraped_peers: 0,
+            latency: histogram(),
+            lag: histogram(),
+            idle_ns: 0,
+            busy_and_idle_ns: 0,
+            elapsed_ns: 0,
+            interval_ns,
+            timeline: vec![interval(); intervals],
+        }
+    }
+
+    /// Counts one good reply: when it came, after the phase's start, and how long it took.
+    #[inline]
+    pub(crate) fn answered(&mut self, kind: Kind, at_ns: u64, latency_ns: u64) {
+        self.answered[kind as usize] += 1;
+        self.latency.saturating_record(latency_ns);
+        let place = usize::try_from(at_ns / self.interval_ns).unwrap_or(usize::MAX);
+        if let Some(interval) = self.timeline.get_mut(place) {
+            interval.answered += 1;
+            interval.latency.saturating_record(latency_ns);
+        }
+    }
+
+    /// Keeps the first error text.
+    pub(crate) fn error(&mut self, text: &[u8]) {
+        self.errors += 1;
+        if self.error_text.is_none() {
+            let printable = |it: &u8| if (32..127).contains(it) { char::from(*it) } else { '?' };
+            self.error_text = Some(text.iter().take(80).map(printable).collect());
+        }
+    }
+
+    /// Good replies of all kinds.
+    pub(crate) fn answered_all(&self) -> u64 {
+        self.answered.iter().sum()
+    }
+
+    /// Requests that left and were never answered.
+    pub(crate) fn lost_all(&self) -> u64 {
+        self.lost.iter().sum::<u64>().saturating_sub(self.unsent)
+    }
+
+    /// Adds what another thread counted in the same phase.
+    pub(crate) fn merge(&mut self, other: &Self) {
+        let sums = |mine: &mut [u64], theirs: &[u64]| {
+            mine.iter_mut().zip(theirs).for_each(|(mine, theirs)| *mine += theirs);
+        };
+        sums(&mut self.sent, &other.sent);
+        sums(&mut self.answered, &other.answered);
+        sums(&mut self.lost, &other.lost);
+        sums(&mut self.invalid, &other.invalid);
+        self.answered_in_time += other.answered_in_time;
+        self.unsent += other.unsent;
+        self.held_back += other.held_back;
+        self.errors += other.errors;
+        self.error_text = self.error_text.take().or_else(|| other.error_text.clone());
+        self.late += other.late;
+        self.unreachable += other.unreachable;
+        self.peers += other.peers;
+        self.peer_replies += other.peer_replies;
+        self.sent_bytes += other.sent_bytes;
+        self.received_bytes += other.received_bytes;
+        self.scraped_peers += other.scraped_peers;
+        self.idle_ns += other.idle_ns;
+        self.busy_and_idle_ns += other.busy_and_idle_ns;
+        self.elapsed_ns = self.elapsed_ns.max(other.elapsed_ns);
+        // Same bounds on both sides: adding cannot fail.
+        self.latency.add(&other.latency).unwrap_or_default();
+        self.lag.add(&other.lag).unwrap_or_default();
+        for (mine, theirs) in self.timeline.iter_mut().zip(&other.timeline) {
+            mine.answered += theirs.answered;
+            mine.latency.add(&theirs.latency).unwrap_or_default();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn merged_tallies_hold_both() {
+        let mut one = Tally::new(1000, 2);
+        let mut two = one.clone();
+        one.answered(Kind::Announce, 10, 5_000);
+        two.answered(Kind::Announce, 1500, 9_000);
+        two.answered(Kind::Scrape, 99_999, 1_000_000);
+        two.error(b"no\nway");
+        one.merge(&two);
+        assert_eq!(one.answered, [0, 2, 1]);
+        assert_eq!(one.timeline.iter().map(|it| it.answered).collect::<Vec<_>>(), [1, 1]);
+        assert_eq!(one.latency.len(), 3);
+        assert!(one.latency.max() >= 1_000_000);
+        assert_eq!(one.error_text.as_deref(), Some("no?way"));
+    }
+
+    #[test]
+    fn what_never_left_is_not_the_trackers_loss() {
+        let mut it = Tally::new(1000, 0);
+        it.lost = [1, 5, 0];
+        it.unsent = 2;
+        assert_eq!(it.lost_all(), 4);
+    }
+}
