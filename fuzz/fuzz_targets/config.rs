@@ -1,0 +1,46 @@
+//! Configuration from a file and from the environment, both arbitrary.
+//!
+//! ```text
+//! input   the file's text | 0 | VARIABLE=value | 0 | VARIABLE=value | …
+//! ```
+//!
+//! Invariants checked: nothing panics; a refusal has a text, in one line; what is accepted can be
+//! printed, and is the same when read back.
+#![no_main]
+
+use std::path::PathBuf;
+use std::sync::LazyLock;
+
+use libfuzzer_sys::fuzz_target;
+use skep::config::{Config, Source};
+
+/// Where the text is put to be read: a file of this process.
+static FILE: LazyLock<PathBuf> = LazyLock::new(|| {
+    std::env::temp_dir().join(format!("skep-fuzz-config-{}.toml", std::process::id()))
+});
+
+fn load(text: &str, environment: Vec<(String, String)>) -> Option<Config> {
+    std::fs::write(&*FILE, text).expect("the temporary folder can be written to");
+    let source = Source { file: Some(FILE.clone()), environment, flags: Vec::new() };
+    match source.load() {
+        Ok(config) => Some(config),
+        Err(error) => {
+            let error = error.to_string();
+            assert!(!error.is_empty() && !error.trim_end().contains('\n'), "{error:?}");
+            None
+        }
+    }
+}
+
+fuzz_target!(|input: &str| {
+    let mut parts = input.split('\0');
+    let text = parts.next().unwrap_or_default();
+    // Other names cannot be set by a shell, and end in no log of anybody but who set them.
+    let word = |it: &&str| it.bytes().all(|it| it.is_ascii_alphanumeric() || it == b'_');
+    let pairs = parts.filter_map(|it| it.split_once('=').filter(|(name, _)| word(name)));
+    let environment = pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+    if let Some(config) = load(text, environment) {
+        let printed = config.to_commented_toml();
+        assert_eq!(load(&printed, Vec::new()).as_ref(), Some(&config), "{printed}");
+    }
+});

@@ -1,0 +1,96 @@
+//! Operations on the store and on the naive model of `tests/models/store.rs`: both must tell the
+//! same at every step.
+//!
+//! ```text
+//! input      { torrent (1) | address (1) | port (1) | operation (1) } × n
+//! operation  2..0 what the peer does, or: 5 time passes, 6 a sweep, 7 a scrape
+//! ```
+#![no_main]
+
+#[path = "../../tests/models/store.rs"]
+mod model;
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use fastrand::Rng;
+use libfuzzer_sys::fuzz_target;
+use model::{LIMITS, Model, Torrent, announce_both};
+use skep::store::{Change, Options, Role, Store, Sweeper, Visit};
+use skep::time::Now;
+use skep::types::InfoHash;
+
+/// The address a byte stands for: both families, every scope.
+fn address(byte: u8) -> IpAddr {
+    let low = byte & 0x1f;
+    match byte >> 5 {
+        0 => Ipv4Addr::new(127, 0, 0, low).into(),
+        1 => Ipv4Addr::new(10, 0, 0, low).into(),
+        2 => Ipv6Addr::LOCALHOST.into(),
+        3 => Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, low.into()).into(),
+        4 => Ipv6Addr::new(0x2600, 0, 0, 0, 0, 0, 0, low.into()).into(),
+        _ => Ipv4Addr::new(8, 8, byte >> 5, low).into(),
+    }
+}
+
+fn change(operation: u8) -> Option<Change> {
+    let present = |role, completed| Some(Change::Present { role, completed });
+    match operation & 7 {
+        0 => present(Role::Leecher, false),
+        1 => present(Role::Seeder, false),
+        2 => present(Role::Seeder, true),
+        3 => present(Role::Paused, false),
+        4 => Some(Change::Stopped),
+        _ => None,
+    }
+}
+
+/// Seconds without a sweep after which there is one: stamps wrap after nine hours, and the server
+/// sweeps every minute.
+const SWEEP_S: u64 = 3 * 3600;
+
+/// Both stores at one moment.
+struct Pair {
+    store: Store,
+    model: Model,
+    now: Now,
+    swept: Now,
+}
+
+impl Pair {
+    fn sweep(&mut self) {
+        Sweeper::new(&self.store, 0, 1).pass(&self.store, self.now, LIMITS);
+        self.model.expire(self.now);
+        self.swept = self.now;
+        assert_eq!(self.store.totals(), self.model.totals());
+    }
+
+    fn pass_time(&mut self, seconds: u64) {
+        self.now = self.now.plus_s(seconds);
+        if self.now.seconds() - self.swept.seconds() > SWEEP_S {
+            self.sweep();
+        }
+    }
+}
+
+fuzz_target!(|input: &[u8]| {
+    let store = Store::new(Options { shards: 2, seed: Some(1) });
+    let now = Now::from_s(1_800_000_000);
+    let mut pair = Pair { store, model: Model::default(), now, swept: now };
+    let mut random = Rng::with_seed(1);
+    for &[torrent, from, port, operation] in input.as_chunks::<4>().0 {
+        let info_hash = InfoHash([torrent & 3; 20]);
+        match (change(operation), operation & 7) {
+            (Some(change), _) => {
+                let (address, port) = (address(from), 1 + u16::from(port));
+                let visit = Visit { info_hash: &info_hash, address, port, change };
+                announce_both(&pair.store, &mut pair.model, pair.now, &visit, &mut random);
+            }
+            (None, 5) => pair.pass_time(u64::from(port) * 16),
+            (None, 6) => pair.sweep(),
+            (None, _) => {
+                let counts = pair.model.torrents.get(&info_hash.0).map(Torrent::counts);
+                assert_eq!(pair.store.scrape(&info_hash), counts.unwrap_or_default());
+            }
+        }
+    }
+});
