@@ -15,7 +15,7 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use fastrand::Rng;
 use skep::store::{Change, Options, PREFETCH_STAGES, Role, Room, Store, Visit};
 use skep::time::Now;
-use skep::types::InfoHash;
+use skep::types::{Contact, InfoHash};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -42,10 +42,10 @@ fn announce(store: &Store, torrent: u32, peer: u32, out: &mut [u8], random: &mut
     let visit = Visit {
         info_hash: &info_hash(torrent),
         address: Ipv4Addr::from(0x0800_0000 + peer).into(),
-        port: 6881,
+        contact: Contact::Port(6881),
         change: Change::Present { role, completed: false },
     };
-    store.announce(NOW, &visit, &mut Room { v4: out, v6: &mut [] }, random).bytes[0]
+    store.announce(NOW, &visit, &mut Room { v4: out, v6: &mut [], web: &mut [] }, random).bytes[0]
 }
 
 impl Filled {

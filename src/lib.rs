@@ -22,6 +22,7 @@
 )]
 
 pub mod cli;
+pub mod client;
 pub mod config;
 pub mod frontend;
 pub mod metrics;

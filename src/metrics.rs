@@ -4,11 +4,13 @@
 //! instruction, no lookup, no cache line that another worker writes. The control thread sums all
 //! blocks about once a second into the exporter's handles.
 //!
-//! The sums add up: received = answered + refused + dropped, for each family.
+//! The sums add up: datagrams received = answered + refused + dropped, requests received =
+//! answered + refused + rejected, for each family.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::types::{Action, Answered, Dropped, Family, Refusal};
+pub use crate::types::Transport;
+use crate::types::{Action, Answered, Dropped, Family, Refusal, Rejected};
 
 /// A count with one writer and any number of readers.
 #[derive(Debug, Default)]
@@ -168,5 +170,200 @@ impl WorkerCounters {
             }
             Err(dropped) => it.dropped[dropped as usize].add(1),
         }
+    }
+}
+
+/// A number that rises and falls, with one writer and any number of readers.
+#[derive(Debug, Default)]
+pub struct Gauge(AtomicU64);
+
+impl Gauge {
+    /// One more. Only the owning worker may call this.
+    #[inline]
+    pub fn rise(&self) {
+        self.0.store(self.get().wrapping_add(1), Ordering::Relaxed);
+    }
+
+    /// One less. Only the owning worker may call this.
+    #[inline]
+    pub fn fall(&self) {
+        debug_assert!(self.get() > 0, "what falls rose before");
+        self.0.store(self.get().wrapping_sub(1), Ordering::Relaxed);
+    }
+
+    /// The number now.
+    #[inline]
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Why a connection ended. Each accepted connection ends for exactly one of these reasons.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Closed {
+    /// The client closed it.
+    ByClient,
+    /// It was answered, and was not to be kept open.
+    Done,
+    /// The head of a request did not arrive in time, or a PROXY header or TLS handshake before it.
+    HeadTimeout,
+    /// No request came for too long; of a WebSocket: no pong, or half a message.
+    IdleTimeout,
+    /// The client did not take what was written to it.
+    WriteStalled,
+    /// More waited to be sent to a WebSocket than may wait.
+    SendQueueFull,
+    /// Its source has as many connections as it may have.
+    PerSourceCap,
+    /// There are as many connections as there may be.
+    GlobalCap,
+    /// A PROXY header that cannot be read, or no TLS where it is expected.
+    BadPreamble,
+    /// A WebSocket frame that breaks RFC 6455.
+    BadFrame,
+    /// The TLS handshake, or a TLS record, failed.
+    TlsFailed,
+    /// The kernel reported an error, most often a reset by the client.
+    IoError,
+    /// The tracker stopped.
+    Stopped,
+}
+
+impl Closed {
+    /// Every reason, in index order.
+    pub const ALL: [Self; 13] = [
+        Self::ByClient,
+        Self::Done,
+        Self::HeadTimeout,
+        Self::IdleTimeout,
+        Self::WriteStalled,
+        Self::SendQueueFull,
+        Self::PerSourceCap,
+        Self::GlobalCap,
+        Self::BadPreamble,
+        Self::BadFrame,
+        Self::TlsFailed,
+        Self::IoError,
+        Self::Stopped,
+    ];
+
+    /// The label used in metrics.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::ByClient => "by_client",
+            Self::Done => "done",
+            Self::HeadTimeout => "head_timeout",
+            Self::IdleTimeout => "idle_timeout",
+            Self::WriteStalled => "write_stalled",
+            Self::SendQueueFull => "send_queue_full",
+            Self::PerSourceCap => "per_source_cap",
+            Self::GlobalCap => "global_cap",
+            Self::BadPreamble => "bad_preamble",
+            Self::BadFrame => "bad_frame",
+            Self::TlsFailed => "tls_failed",
+            Self::IoError => "io_error",
+            Self::Stopped => "stopped",
+        }
+    }
+}
+
+/// How a TLS handshake ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Handshake {
+    /// With the whole exchange of keys and certificates.
+    Full,
+    /// By resuming an earlier session.
+    Resumed,
+    /// Not at all.
+    Failed,
+}
+
+impl Handshake {
+    /// Every way, in index order.
+    pub const ALL: [Self; 3] = [Self::Full, Self::Resumed, Self::Failed];
+
+    /// The label used in metrics.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Full => "full",
+            Self::Resumed => "resumed",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// One family's requests over one transport as one worker saw them: HTTP requests, or the messages
+/// of WebSockets.
+#[derive(Debug, Default)]
+pub struct RequestCounters {
+    /// Requests that were complete, or wrong for certain.
+    pub received: Counter,
+    /// Those given what they asked for, by [`Action`].
+    pub answered: [Counter; Action::ALL.len()],
+    /// Those refused in words that the client can read, by [`Refusal`].
+    pub refused: [Counter; Refusal::ALL.len()],
+    /// Those met with an HTTP error, an error message or an end, by [`Rejected`].
+    pub rejected: [Counter; Rejected::ALL.len()],
+}
+
+/// Everything one stream worker counts. Written by that worker alone; aligned as
+/// [`WorkerCounters`].
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub struct StreamCounters {
+    requests: [[RequestCounters; Family::ALL.len()]; Transport::ALL.len()],
+    open: [Gauge; Transport::ALL.len()],
+    received_bytes: [Counter; Transport::ALL.len()],
+    sent_bytes: [Counter; Transport::ALL.len()],
+    closed: [Counter; Closed::ALL.len()],
+    handshakes: [Counter; Handshake::ALL.len()],
+    /// Connections accepted. Those that still live are `open`, the others `closed`.
+    pub accepted: Counter,
+    /// Accepts that failed: most often because the process has no descriptor left.
+    pub accept_errors: Counter,
+    /// Of the open connections, those over TLS.
+    pub open_tls: Gauge,
+    /// Connections that became WebSockets.
+    pub upgrades: Counter,
+    /// Offers and answers handed from one WebSocket to another.
+    pub mail_delivered: Counter,
+    /// Those that were lost: the receiver had gone, or its worker had too many waiting.
+    pub mail_dropped: Counter,
+    /// Nanoseconds of CPU time the worker has used, the kernel's work for it included.
+    pub busy_ns: Counter,
+    /// Nanoseconds since start at the latest look at the clock, ten a second: the heartbeat.
+    pub elapsed_ns: Counter,
+}
+
+impl StreamCounters {
+    /// One family's requests over one transport.
+    pub fn requests(&self, transport: Transport, family: Family) -> &RequestCounters {
+        &self.requests[transport as usize][family as usize]
+    }
+
+    /// Connections that are open, by what is spoken on them. A connection is HTTP until it is
+    /// upgraded.
+    pub fn open(&self, transport: Transport) -> &Gauge {
+        &self.open[transport as usize]
+    }
+
+    /// Bytes read from connections, without what TLS adds.
+    pub fn received_bytes(&self, transport: Transport) -> &Counter {
+        &self.received_bytes[transport as usize]
+    }
+
+    /// Bytes written to connections, without what TLS adds.
+    pub fn sent_bytes(&self, transport: Transport) -> &Counter {
+        &self.sent_bytes[transport as usize]
+    }
+
+    /// How many connections ended for this reason.
+    pub fn closed(&self, reason: Closed) -> &Counter {
+        &self.closed[reason as usize]
+    }
+
+    /// How many TLS handshakes ended so.
+    pub fn handshakes(&self, how: Handshake) -> &Counter {
+        &self.handshakes[how as usize]
     }
 }

@@ -145,6 +145,45 @@ impl Scope {
     }
 }
 
+/// A WebRTC peer's name inside skep: a keyed hash of torrent, peer id and source address. It is
+/// handed out to no client; the directory of WebTorrent sockets says where its socket is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct WebPeer(pub [u8; 16]);
+
+/// How a peer is reached, and by whom: WebRTC peers are handed to WebRTC peers only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// TCP or uTP over IPv4.
+    V4,
+    /// TCP or uTP over IPv6.
+    V6,
+    /// WebRTC, brokered through its WebTorrent socket.
+    Web,
+}
+
+impl Kind {
+    /// Every kind, in index order.
+    pub const ALL: [Self; 3] = [Self::V4, Self::V6, Self::Web];
+
+    /// The label used in metrics.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::V4 => "ipv4",
+            Self::V6 => "ipv6",
+            Self::Web => "webrtc",
+        }
+    }
+}
+
+/// Where an announcing peer is reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Contact {
+    /// At its source address and this port. 0 is refused, except on a stop.
+    Port(u16),
+    /// Through its WebTorrent socket.
+    Web(WebPeer),
+}
+
 /// What a client says happened since its last announce.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
@@ -165,10 +204,12 @@ pub enum Event {
 pub struct Announce {
     /// The torrent.
     pub info_hash: InfoHash,
-    /// Where the announce came from, unmapped. The peer is this address and `port`.
+    /// Where the announce came from, unmapped.
     pub source: IpAddr,
-    /// The port the client listens on. 0 is refused, except on a stop.
-    pub port: u16,
+    /// Where the peer is reached: with `source`, its identity.
+    pub contact: Contact,
+    /// What the client calls itself. Its software is counted by it; nothing else is.
+    pub peer_id: PeerId,
     /// Bytes the client still lacks. Unsigned: 2^64-1 means "unknown", and is a leecher.
     pub left: u64,
     /// What happened.
@@ -182,6 +223,8 @@ pub struct Announce {
 pub struct AnnounceReply {
     /// Seconds until the next announce.
     pub interval_s: u32,
+    /// Seconds before which a client should not come back; never above `interval_s`.
+    pub min_interval_s: u32,
     /// Incomplete peers of the whole swarm, partial seeds included.
     pub leechers: u32,
     /// Complete peers of the whole swarm.
@@ -197,6 +240,8 @@ pub struct ScrapeEntry {
     pub completed: u32,
     /// Incomplete peers.
     pub leechers: u32,
+    /// Incomplete peers that want data: leechers without partial seeds (BEP 21 `downloaders`).
+    pub downloaders: u32,
 }
 
 /// Why a well-formed request is refused. The text goes to the client and never changes with input.
@@ -204,17 +249,35 @@ pub struct ScrapeEntry {
 pub enum Refusal {
     /// The client wants to be a peer but names port 0.
     PortZero,
+    /// A parameter that an announce or scrape needs is missing or makes no sense (HTTP).
+    Malformed,
+    /// A trusted proxy does not say whom it speaks for (HTTP).
+    NoSource,
+    /// A scrape of everything, which the operator has not allowed (HTTP).
+    NoFullScrape,
+    /// A socket that is in as many swarms as it may be (WebTorrent).
+    TooManyTorrents,
 }
 
 impl Refusal {
     /// Every reason, in index order.
-    pub const ALL: [Self; 1] = [Self::PortZero];
+    pub const ALL: [Self; 5] = [
+        Self::PortZero,
+        Self::Malformed,
+        Self::NoSource,
+        Self::NoFullScrape,
+        Self::TooManyTorrents,
+    ];
 
     /// What the client is told: at most [`REFUSAL_BYTES_MAX`] bytes, so that the error never
     /// outgrows the announce or scrape that it answers.
     pub const fn text(self) -> &'static str {
         match self {
             Self::PortZero => "port 0 is no peer",
+            Self::Malformed => "malformed request",
+            Self::NoSource => "proxy names no client",
+            Self::NoFullScrape => "full scrape is off",
+            Self::TooManyTorrents => "too many torrents",
         }
     }
 
@@ -222,6 +285,10 @@ impl Refusal {
     pub fn label(self) -> &'static str {
         match self {
             Self::PortZero => "port_zero",
+            Self::Malformed => "malformed",
+            Self::NoSource => "no_source",
+            Self::NoFullScrape => "no_full_scrape",
+            Self::TooManyTorrents => "too_many_torrents",
         }
     }
 }
@@ -284,6 +351,71 @@ impl Dropped {
     }
 }
 
+/// Why a request over TCP is met with an HTTP error or an error message, or a connection closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rejected {
+    /// No HTTP request: 400.
+    BadRequest,
+    /// No such page: 404.
+    NotFound,
+    /// A method other than GET and HEAD: 405.
+    BadMethod,
+    /// A request target of more than 2 KiB: 414.
+    LongTarget,
+    /// A head of more than 8 KiB or 64 headers: 431.
+    LongHead,
+    /// A full scrape too soon after another: 429.
+    TooSoon,
+    /// A WebSocket upgrade that asks for a version we do not speak: 426.
+    BadUpgrade,
+    /// A PROXY header that cannot be read, or no TLS where it is expected.
+    BadPreamble,
+    /// A WebSocket frame that breaks RFC 6455.
+    BadFrame,
+    /// A WebTorrent message that is no valid one: told, and the socket stays.
+    BadMessage,
+}
+
+impl Rejected {
+    /// Every reason, in index order.
+    pub const ALL: [Self; 10] = [
+        Self::BadRequest,
+        Self::NotFound,
+        Self::BadMethod,
+        Self::LongTarget,
+        Self::LongHead,
+        Self::TooSoon,
+        Self::BadUpgrade,
+        Self::BadPreamble,
+        Self::BadFrame,
+        Self::BadMessage,
+    ];
+
+    /// The transport it can happen on.
+    pub fn transport(self) -> Transport {
+        match self {
+            Self::BadFrame | Self::BadMessage => Transport::Ws,
+            _ => Transport::Http,
+        }
+    }
+
+    /// The label used in metrics.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::BadRequest => "bad_request",
+            Self::NotFound => "not_found",
+            Self::BadMethod => "bad_method",
+            Self::LongTarget => "long_target",
+            Self::LongHead => "long_head",
+            Self::TooSoon => "too_soon",
+            Self::BadUpgrade => "bad_upgrade",
+            Self::BadPreamble => "bad_preamble",
+            Self::BadFrame => "bad_frame",
+            Self::BadMessage => "bad_message",
+        }
+    }
+}
+
 /// What a request asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
@@ -293,11 +425,16 @@ pub enum Action {
     Announce,
     /// A scrape.
     Scrape,
+    /// A WebRTC answer to be handed on (WebTorrent).
+    Answer,
+    /// A page for people or their tools: statistics.
+    Page,
 }
 
 impl Action {
     /// Every action, in index order.
-    pub const ALL: [Self; 3] = [Self::Connect, Self::Announce, Self::Scrape];
+    pub const ALL: [Self; 5] =
+        [Self::Connect, Self::Announce, Self::Scrape, Self::Answer, Self::Page];
 
     /// The label used in metrics.
     pub fn label(self) -> &'static str {
@@ -305,6 +442,41 @@ impl Action {
             Self::Connect => "connect",
             Self::Announce => "announce",
             Self::Scrape => "scrape",
+            Self::Answer => "answer",
+            Self::Page => "page",
+        }
+    }
+}
+
+/// How a request over TCP ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// What was asked for was given.
+    Answered(Action),
+    /// A failure that the client can read.
+    Refused(Refusal),
+    /// An HTTP error, an error message, or a closed connection.
+    Rejected(Rejected),
+}
+
+/// The protocols over TCP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transport {
+    /// HTTP, with or without TLS.
+    Http,
+    /// WebTorrent, with or without TLS.
+    Ws,
+}
+
+impl Transport {
+    /// Both, in index order.
+    pub const ALL: [Self; 2] = [Self::Http, Self::Ws];
+
+    /// The label used in metrics.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Http => "http",
+            Self::Ws => "ws",
         }
     }
 }

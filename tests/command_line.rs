@@ -16,6 +16,10 @@ fn help_teaches_with_examples() {
         assert!(stdout.contains(said), "{said} is not in\n{stdout}");
     }
     assert!(stdout.lines().all(|it| it.chars().count() <= 100), "{stdout}");
+    let (probe, _) = texts(&run(&["probe", "--help"]));
+    for said in ["skep probe ws://", "--ca ca.pem https://", "--insecure", "Exit codes: 0 every"] {
+        assert!(probe.contains(said), "{said} is not in\n{probe}");
+    }
     for command in ["run", "config", "check", "probe"] {
         let output = run(&[command, "--help"]);
         assert_eq!(output.status.code(), Some(0));
@@ -57,7 +61,7 @@ fn bad_usage_ends_with_2() {
         (&["--config", path], ":2:1: server.workers: out of bounds; allowed: 0 to 1024"),
         (&["check", "--config", path], ":2:1: server.workers: out of bounds"),
         (&["check", "--config", "/absent"], "/absent: "),
-        (&["probe", "http://a:1"], "udp://HOST:PORT"),
+        (&["probe", "ftp://a:1"], "http[s]://HOST[:PORT][/PATH]"),
     ];
     for (arguments, said) in cases {
         let output = run(arguments);

@@ -108,6 +108,7 @@ fn a_bad_file_is_refused_with_place_setting_and_what_is_allowed() {
         ("[tracker]\ninterval_s = 0\n", "2:1", "allowed: 1 to 7200"),
         ("[tracker]\npeer_age_s_max = 21601\n", "2:1", "allowed: 2 to 21600"),
         ("[tracker]\npeer_age_s_max = 1920\n", "2:1", "must exceed interval_s"),
+        ("[websocket]\ninterval_s = 3900\n", "2:1", "peer_age_s_max: must exceed websocket."),
         ("[tracker]\ninterval_s = 100\n", "2:1", "interval_jitter_s: must be below interval_s"),
         ("[tracker]\nnumwant_max = 10\n", "2:1", "numwant_default: must not exceed numwant_max"),
         ("[log]\nlevel = \"loud\"\n", "2:9", "`warn`"),

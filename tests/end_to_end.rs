@@ -27,7 +27,8 @@ fn the_ready_line_tells_what_is_served() {
     for io in backends() {
         let skep = Skep::start(&["--io", io]);
         let udp: String = skep.udp.iter().map(|it| format!(" udp={it}")).collect();
-        let expected = format!("ready{udp} admin={} io={io} workers=2\n", skep.admin);
+        let tcp = udp.replace(" udp=", " tcp=");
+        let expected = format!("ready{udp}{tcp} admin={} io={io} workers=2\n", skep.admin);
         assert_eq!(skep.ready, expected);
         assert!(skep.udp[0].is_ipv4() && skep.udp[1..].iter().all(|it| it.is_ipv6()));
         assert_eq!(skep.udp.len(), if has_ipv6() { 2 } else { 1 });

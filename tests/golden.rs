@@ -257,7 +257,8 @@ fn every_reason_to_refuse_or_drop_has_a_case() {
     let mut missing: BTreeSet<&str> = Dropped::ALL.iter().map(|it| it.label()).collect();
     missing.remove(Dropped::SourcePortZero.label());
     missing.remove(Dropped::Oversized.label());
-    let mut texts: BTreeSet<&str> = Refusal::ALL.iter().map(|it| it.text()).collect();
+    // The other reasons to refuse are those of front ends that know more than a datagram says.
+    let mut texts = BTreeSet::from([Refusal::PortZero.text()]);
     for (_, step) in cases().iter().flat_map(|it| &it.steps) {
         match step {
             Step::Silence(reason) => drop(missing.remove(reason.as_str())),

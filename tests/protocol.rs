@@ -42,7 +42,7 @@ prop_compose! {
 
 prop_compose! {
     fn entry()((seeders, completed, leechers) in any::<(u32, u32, u32)>()) -> ScrapeEntry {
-        ScrapeEntry { seeders, completed, leechers }
+        ScrapeEntry { seeders, completed, leechers, downloaders: leechers }
     }
 }
 
@@ -222,7 +222,7 @@ proptest! {
 
         let peers = &peers[..peers.len() - peers.len() % peer_stride(family)];
         udp::peers_of(&mut out)[..peers.len()].copy_from_slice(peers);
-        let reply = AnnounceReply { interval_s, leechers, seeders };
+        let reply = AnnounceReply { interval_s, min_interval_s: 0, leechers, seeders };
         let bytes = udp::encode_announced(&request, &reply, peers.len(), &mut out);
         prop_assert_eq!(bytes, ANNOUNCED_BYTES + peers.len());
         let announced = Reply::Announced(reply, peers);
@@ -242,7 +242,7 @@ proptest! {
         let mut out = [0; 1232];
         let request = head(TransactionId([7; 4]));
         let stride = peer_stride(family);
-        let reply = AnnounceReply { interval_s: 1, leechers: 2, seeders: 3 };
+        let reply = AnnounceReply { interval_s: 1, min_interval_s: 0, leechers: 2, seeders: 3 };
         let whole = udp::encode_announced(&request, &reply, peers * stride, &mut out);
         for bytes in 0..whole {
             match client::decode(&out[..bytes], family) {

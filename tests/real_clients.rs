@@ -8,82 +8,126 @@
 
 mod clients;
 mod common;
+#[path = "common/streams.rs"]
+mod streams;
 
-use clients::{
-    LIBTORRENT, Meeting, Role, Start, aria2, libtorrent, present, transmission_cli,
-    transmission_daemon,
-};
-use skep::types::Family;
+use clients::meeting::Via::{Http, Https, Udp};
+use clients::programs::{ARIA2, LIBTORRENT, TRANSMISSION_CLI, TRANSMISSION_DAEMON};
+use clients::{leecher_calls, seeder_calls};
+use skep::types::Family::{V4, V6};
 
-/// The seeder is known to the tracker before the leecher asks.
-fn leecher_calls(programs: &[&str], family: Family, seeder: Start, leecher: Start) {
-    if !present(programs) {
-        return;
-    }
-    let meeting = Meeting::over(family);
-    let _seeder = seeder(&meeting, Role::Seeder);
-    meeting.wait_for(1, 0);
-    let _leecher = leecher(&meeting, Role::Leecher);
-    meeting.wait_for_transfer();
-}
-
-/// The leecher is known to the tracker before the seeder asks.
-fn seeder_calls(programs: &[&str], family: Family, seeder: Start, leecher: Start) {
-    if !present(programs) {
-        return;
-    }
-    let meeting = Meeting::over(family);
-    let _leecher = leecher(&meeting, Role::Leecher);
-    meeting.wait_for(0, 1);
-    let _seeder = seeder(&meeting, Role::Seeder);
-    meeting.wait_for_transfer();
-}
+// ---- over UDP ----
 
 #[test]
 fn aria2_finds_aria2() {
-    leecher_calls(&["aria2c"], Family::V4, aria2, aria2);
+    leecher_calls(V4, ARIA2.via(Udp), ARIA2.via(Udp));
 }
 
 #[test]
 fn aria2_finds_transmission_daemon() {
-    let programs = ["aria2c", "transmission-daemon"];
-    leecher_calls(&programs, Family::V4, transmission_daemon, aria2);
+    leecher_calls(V4, TRANSMISSION_DAEMON.via(Udp), ARIA2.via(Udp));
 }
 
 #[test]
 fn libtorrent_finds_aria2() {
-    leecher_calls(&["aria2c", LIBTORRENT], Family::V4, aria2, libtorrent);
+    leecher_calls(V4, ARIA2.via(Udp), LIBTORRENT.via(Udp));
 }
 
 #[test]
 fn libtorrent_finds_transmission_cli() {
-    let programs = ["transmission-cli", LIBTORRENT];
-    leecher_calls(&programs, Family::V4, transmission_cli, libtorrent);
+    leecher_calls(V4, TRANSMISSION_CLI.via(Udp), LIBTORRENT.via(Udp));
 }
 
 #[test]
 fn libtorrent_seeds_to_transmission_cli() {
-    let programs = ["transmission-cli", LIBTORRENT];
-    seeder_calls(&programs, Family::V4, libtorrent, transmission_cli);
+    seeder_calls(V4, LIBTORRENT.via(Udp), TRANSMISSION_CLI.via(Udp));
 }
 
 #[test]
 fn libtorrent_seeds_to_transmission_daemon() {
-    let programs = ["transmission-daemon", LIBTORRENT];
-    seeder_calls(&programs, Family::V4, libtorrent, transmission_daemon);
+    seeder_calls(V4, LIBTORRENT.via(Udp), TRANSMISSION_DAEMON.via(Udp));
 }
 
 #[test]
 fn libtorrent_finds_libtorrent() {
-    leecher_calls(&[LIBTORRENT], Family::V4, libtorrent, libtorrent);
+    leecher_calls(V4, LIBTORRENT.via(Udp), LIBTORRENT.via(Udp));
 }
 
 #[test]
 fn libtorrent_finds_libtorrent_over_ipv6() {
-    leecher_calls(&[LIBTORRENT], Family::V6, libtorrent, libtorrent);
+    leecher_calls(V6, LIBTORRENT.via(Udp), LIBTORRENT.via(Udp));
 }
 
 #[test]
 fn libtorrent_seeds_to_libtorrent_over_ipv6() {
-    seeder_calls(&[LIBTORRENT], Family::V6, libtorrent, libtorrent);
+    seeder_calls(V6, LIBTORRENT.via(Udp), LIBTORRENT.via(Udp));
+}
+
+// ---- over HTTP ----
+
+#[test]
+fn http_libtorrent_finds_aria2() {
+    leecher_calls(V4, ARIA2.via(Http), LIBTORRENT.via(Http));
+}
+
+#[test]
+fn http_libtorrent_seeds_to_transmission_cli() {
+    seeder_calls(V4, LIBTORRENT.via(Http), TRANSMISSION_CLI.via(Http));
+}
+
+#[test]
+fn http_libtorrent_finds_libtorrent_over_ipv6() {
+    leecher_calls(V6, LIBTORRENT.via(Http), LIBTORRENT.via(Http));
+}
+
+// ---- over HTTPS ----
+
+#[test]
+fn https_libtorrent_finds_transmission_daemon() {
+    leecher_calls(V4, TRANSMISSION_DAEMON.via(Https), LIBTORRENT.via(Https));
+}
+
+#[test]
+fn https_aria2_finds_libtorrent() {
+    leecher_calls(V4, LIBTORRENT.via(Https), ARIA2.via(Https));
+}
+
+// ---- over one and another ----
+
+#[test]
+fn libtorrent_over_http_finds_aria2_over_udp() {
+    leecher_calls(V4, ARIA2.via(Udp), LIBTORRENT.via(Http));
+}
+
+#[test]
+fn aria2_over_udp_finds_transmission_over_https() {
+    leecher_calls(V4, TRANSMISSION_CLI.via(Https), ARIA2.via(Udp));
+}
+
+#[test]
+fn libtorrent_over_https_finds_libtorrent_over_http() {
+    leecher_calls(V4, LIBTORRENT.via(Http), LIBTORRENT.via(Https));
+}
+
+// ---- the test of the public lists ----
+
+/// What newTrackon asks of a tracker before and while it lists it: a random torrent, an address it
+/// does not know written as `None`, and a reply that says 200, `peers`, and made-up peers of none.
+#[test]
+fn newtrackon_lists_it() {
+    let skep = common::Skep::start(&[]);
+    let hash: String = (0..20).map(|_| format!("%{:02X}", fastrand::u8(..))).collect();
+    let target = format!(
+        "/announce?info_hash={hash}&peer_id=-qB5230-abcdefghijkl&port=6881&uploaded=0\
+         &downloaded=0&left=0&compact=1&ipv6=None&ipv4=None"
+    );
+    let headers = "User-Agent: qBittorrent/4.3.9\r\nAccept-Encoding: gzip\r\nConnection: close\r\n";
+    let reply = streams::ask_with(skep.tcp[0], None, &target, headers);
+    assert_eq!(reply.status, 200, "{reply:?}");
+    let answer = reply.bencoded();
+    let number = |key: &str| answer[key.as_bytes()].as_u64().unwrap();
+    assert!(!answer.contains_key(b"failure reason".as_slice()), "{answer:?}");
+    assert!(answer[b"peers".as_slice()].as_byte_str().unwrap().is_empty(), "{answer:?}");
+    assert!(number("interval") > 0);
+    assert_eq!((number("complete"), number("incomplete")), (1, 0));
 }

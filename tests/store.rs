@@ -10,10 +10,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use fastrand::Rng;
-use model::{LIMITS, Model, Torrent, announce_both, decode};
-use skep::store::{Change, Limits, Options, Role, Room, Store, Sweeper, Totals, Visit};
+use model::{LIMITS, Model, Torrent, Who, announce_both, compare_lists, decode};
+use skep::store::{Change, Limits, Options, Order, Role, Room, Store, Sweeper, Totals, Visit};
 use skep::time::Now;
-use skep::types::{InfoHash, ScrapeEntry};
+use skep::types::{Contact, InfoHash, Kind, ScrapeEntry, WebPeer};
 
 fn seeds(default: &[u64]) -> Vec<u64> {
     std::env::var("SEED").map_or_else(|_| default.to_vec(), |seed| vec![seed.parse().unwrap()])
@@ -29,6 +29,18 @@ fn address(random: &mut Rng) -> IpAddr {
         3 => Ipv6Addr::LOCALHOST.into(),
         4..=7 => Ipv6Addr::new(0x2001, 0x4860, 0, 0, 0, 0, 0, low.into()).into(),
         _ => Ipv4Addr::new(8, 8, random.u8(..4), low).into(),
+    }
+}
+
+/// A port, or one of a few hundred WebRTC peers: one in eight.
+fn contact(random: &mut Rng, ports: u16) -> Contact {
+    match random.u8(..8) {
+        0 => {
+            let mut name = [0x77; 16];
+            name[random.usize(..16)] = random.u8(..32); // they differ in any one byte
+            Contact::Web(WebPeer(name))
+        }
+        _ => Contact::Port(1 + random.u16(..ports)),
     }
 }
 
@@ -59,7 +71,7 @@ fn a_million_operations_match_the_model() {
             let visit = Visit {
                 info_hash: &info_hash,
                 address: address(&mut random),
-                port: 1 + random.u16(..ports),
+                contact: contact(&mut random, ports),
                 change: change(&mut random),
             };
             match random.u16(..1000) {
@@ -69,8 +81,9 @@ fn a_million_operations_match_the_model() {
                     model.expire(now);
                     assert_eq!(store.totals(), model.totals());
                 }
-                2..=300 => {
-                    let counts = model.torrents.get(&info_hash.0).map(Torrent::counts);
+                2 => compare_lists(&store, &model, now, &mut random),
+                3..=300 => {
+                    let counts = model.torrents.get(&info_hash).map(Torrent::counts);
                     assert_eq!(store.scrape(&info_hash), counts.unwrap_or_default());
                 }
                 _ => announce_both(&store, &mut model, now, &visit, &mut random),
@@ -85,6 +98,40 @@ fn a_million_operations_match_the_model() {
     }
 }
 
+/// One thread's announces to the store and to a model of its own.
+fn announce_alone(seed: u64, thread: u8, now: Now, store: &Store) -> Model {
+    let mut random = Rng::with_seed(seed * 100 + u64::from(thread));
+    let mut mine = Model::default();
+    let (mut v4, mut web) = (vec![0; 1200], vec![0; 480]);
+    for step in 0..250_000u32 {
+        let info_hash = InfoHash([random.u8(..12); 20]);
+        // Every thread has its own peers, so the end state does not depend on the order.
+        let address = Ipv4Addr::new(8, thread, 0, random.u8(..)).into();
+        let change = change(&mut random);
+        let contact = match random.u8(..8) {
+            0 => Contact::Web(WebPeer([thread, random.u8(..), 0, 0].repeat(4).try_into().unwrap())),
+            _ => Contact::Port(1 + random.u16(..4)),
+        };
+        let visit = Visit { info_hash: &info_hash, address, contact, change };
+        let mut room = Room { v4: &mut v4, v6: &mut [], web: &mut web };
+        let answer = store.announce(now, &visit, &mut room, &mut random);
+        mine.announce(now, &visit);
+        let mut handed = decode(&v4[..answer.bytes[0]], Kind::V4);
+        handed.extend(decode(&web[..answer.bytes[2]], Kind::Web));
+        assert!(!handed.contains(&Who::of(&visit)), "never the asker");
+        let distinct: BTreeSet<_> = handed.iter().collect();
+        assert_eq!(distinct.len(), handed.len());
+        if step % 5000 == 0 {
+            // Nobody is old: a sweep beside the announces must change nothing.
+            Sweeper::new(store, 0, 1).pass(store, now, LIMITS);
+        }
+        if step % 5000 == 1 {
+            look_meanwhile(store, now);
+        }
+    }
+    mine
+}
+
 #[test]
 fn threads_see_one_store() {
     const THREADS: u8 = 4;
@@ -92,51 +139,28 @@ fn threads_see_one_store() {
         println!("SEED={seed}");
         let store = Arc::new(Store::new(Options { shards: 8, seed: Some(seed) }));
         let now = Now::from_s(1_800_000_000);
-        let run = |thread: u8, store: Arc<Store>| {
-            let mut random = Rng::with_seed(seed * 100 + u64::from(thread));
-            let mut mine = Model::default();
-            let mut v4 = vec![0; 1200];
-            for step in 0..250_000u32 {
-                let info_hash = InfoHash([random.u8(..12); 20]);
-                // Every thread has its own peers, so the end state does not depend on the order.
-                let address = Ipv4Addr::new(8, thread, 0, random.u8(..)).into();
-                let change = change(&mut random);
-                let port = 1 + random.u16(..4);
-                let visit = Visit { info_hash: &info_hash, address, port, change };
-                let mut room = Room { v4: &mut v4, v6: &mut [] };
-                let answer = store.announce(now, &visit, &mut room, &mut random);
-                mine.announce(now, &visit);
-                let handed = decode(&v4[..answer.bytes[0]], 6);
-                assert!(!handed.contains(&(address, port)), "never the asker");
-                let distinct: BTreeSet<_> = handed.iter().collect();
-                assert_eq!(distinct.len(), handed.len());
-                if step % 5000 == 0 {
-                    // Nobody is old: a sweep beside the announces must change nothing.
-                    Sweeper::new(&store, 0, 1).pass(&store, now, LIMITS);
-                }
-            }
-            mine
-        };
         let models: Vec<Model> = std::thread::scope(|scope| {
             let start = |thread| {
                 let store = Arc::clone(&store);
-                scope.spawn(move || run(thread, store))
+                scope.spawn(move || announce_alone(seed, thread, now, &store))
             };
             let running: Vec<_> = (0..THREADS).map(start).collect();
             running.into_iter().map(|it| it.join().unwrap()).collect()
         });
-        let mut torrents = BTreeSet::new();
+        let (mut torrents, mut active) = (BTreeSet::new(), BTreeSet::<InfoHash>::new());
         let mut sum = Totals::default();
         for model in &models {
             let part = model.totals();
             sum.completed += part.completed;
-            for family in 0..2 {
-                sum.seeders[family] += part.seeders[family];
-                sum.leechers[family] += part.leechers[family];
+            for kind in 0..Kind::ALL.len() {
+                sum.seeders[kind] += part.seeders[kind];
+                sum.leechers[kind] += part.leechers[kind];
             }
             torrents.extend(model.torrents.keys());
+            let with_peers = model.torrents.iter().filter(|it| !it.1.peers.is_empty());
+            active.extend(with_peers.map(|it| it.0));
         }
-        sum.torrents = torrents.len() as u64;
+        (sum.torrents, sum.active_torrents) = (torrents.len() as u64, active.len() as u64);
         assert_eq!(store.totals(), sum);
         for hash in torrents {
             let parts = models.iter().filter_map(|model| model.torrents.get(hash));
@@ -145,16 +169,42 @@ fn threads_see_one_store() {
                     seeders: a.seeders + b.seeders,
                     completed: a.completed + b.completed,
                     leechers: a.leechers + b.leechers,
+                    downloaders: a.downloaders + b.downloaders,
                 });
-            assert_eq!(store.scrape(&InfoHash(*hash)), counts);
+            assert_eq!(store.scrape(hash), counts);
         }
     }
 }
 
-/// A peer of one of two families that stays.
-fn join(store: &Store, now: Now, info_hash: InfoHash, address: IpAddr, random: &mut Rng) {
+/// Lists hold together while others announce: in order, nothing twice, no more than asked for.
+fn look_meanwhile(store: &Store, now: Now) {
+    let after = InfoHash([2; 20]);
+    let page = store.torrents_after(Some(&after), 7);
+    assert!(page.len() <= 7 && page.iter().all(|it| it.info_hash > after));
+    assert!(page.is_sorted_by(|a, b| a.info_hash < b.info_hash));
+    let largest = store.torrents_by(Order::Peers, 5);
+    assert!(largest.len() <= 5);
+    let peers = |it: &skep::store::Listed| it.counts.seeders + it.counts.leechers;
+    assert!(largest.is_sorted_by(|a, b| peers(a) >= peers(b)));
+    let distinct: BTreeSet<_> = largest.iter().map(|it| it.info_hash).collect();
+    assert_eq!(distinct.len(), largest.len());
+    if let Some((listed, some)) = store.torrent(&after, now, 3, 50) {
+        assert!(some.len() <= 50 && some.len() + 3 <= peers(&listed).max(3) as usize);
+        let places: Vec<_> = some.iter().filter_map(|it| it.address).collect();
+        assert_eq!(places.iter().collect::<BTreeSet<_>>().len(), places.len());
+    }
+}
+
+/// A peer that stays.
+fn join(
+    store: &Store,
+    now: Now,
+    info_hash: InfoHash,
+    (address, contact): (IpAddr, Contact),
+    random: &mut Rng,
+) {
     let change = Change::Present { role: Role::Leecher, completed: false };
-    let visit = Visit { info_hash: &info_hash, address, port: 1, change };
+    let visit = Visit { info_hash: &info_hash, address, contact, change };
     store.announce(now, &visit, &mut Room::default(), random);
 }
 
@@ -167,7 +217,8 @@ fn slices_paced_by_the_clock_forget_everyone_in_time() {
         let mut random = Rng::with_seed(1);
         let start = Now::from_s(1_800_000_000);
         for peer in 0..20_000u32 {
-            // A crowd of 10 000 in one torrent; 5000 torrents with a peer of each family.
+            // A crowd of 10 000 in one torrent, half of them browsers; 5000 torrents with a peer of
+            // each family.
             let torrent = if peer % 2 == 0 { 0 } else { peer / 4 };
             let mut hash = [0; 20];
             hash[..4].copy_from_slice(&torrent.to_be_bytes());
@@ -175,7 +226,11 @@ fn slices_paced_by_the_clock_forget_everyone_in_time() {
                 1 => Ipv6Addr::from(0x2001_4860_u128 << 96 | u128::from(peer)).into(),
                 _ => Ipv4Addr::from(0x0800_0000 + peer).into(),
             };
-            join(&store, start, InfoHash(hash), address, &mut random);
+            let contact = match peer % 4 {
+                0 => Contact::Web(WebPeer(u128::from(peer).to_ne_bytes())),
+                _ => Contact::Port(1),
+            };
+            join(&store, start, InfoHash(hash), (address, contact), &mut random);
         }
         let mut sweeper = Sweeper::new(&store, 0, 1);
         let mut now = start;
@@ -197,37 +252,43 @@ fn a_worker_whose_clock_is_behind_forgets_nobody() {
     let store = Store::new(Options { shards: 2, seed: Some(1) });
     let mut random = Rng::with_seed(1);
     let now = Now::from_s(1_800_000_000); // the first second of a tick
-    join(&store, now, InfoHash([1; 20]), Ipv4Addr::new(8, 8, 8, 8).into(), &mut random);
+    let peer = (Ipv4Addr::new(8, 8, 8, 8).into(), Contact::Port(1));
+    join(&store, now, InfoHash([1; 20]), peer, &mut random);
     Sweeper::new(&store, 0, 1).pass(&store, Now::from_ns(now.ns() - 1), LIMITS);
-    assert_eq!(store.totals().leechers, [1, 0]);
+    assert_eq!(store.totals().leechers, [1, 0, 0]);
 }
 
 #[test]
 fn a_swarm_with_an_index_matches_the_model() {
-    for seed in seeds(&[6]) {
-        println!("SEED={seed}");
+    for (seed, web) in seeds(&[6]).into_iter().flat_map(|seed| [(seed, false), (seed, true)]) {
+        println!("SEED={seed} web={web}");
         let mut random = Rng::with_seed(seed);
         let store = Store::new(Options { shards: 2, seed: Some(seed) });
         let mut model = Model::default();
         let now = Now::from_s(1_800_000_000);
         let info_hash = InfoHash([3; 20]);
         let (mut most, mut least) = (0, u32::MAX);
-        for step in 0..60_000u32 {
+        for step in 0..24_000u32 {
             // It swells far beyond a block, ebbs to less than half of one, and swells again.
-            let ebbs = (20_000..40_000).contains(&step);
+            let ebbs = (8_000..16_000).contains(&step);
             let change = match random.u8(..10) {
                 0..=8 if ebbs => Change::Stopped,
                 _ => change(&mut random),
             };
-            let address = Ipv4Addr::from(0x0808_0000 + random.u32(..3000)).into();
-            let visit = Visit { info_hash: &info_hash, address, port: 1, change };
+            let peer = random.u32(..3000);
+            let address = Ipv4Addr::from(0x0808_0000 + peer).into();
+            let contact = match web {
+                true => Contact::Web(WebPeer(u128::from(peer).to_be_bytes())),
+                false => Contact::Port(1),
+            };
+            let visit = Visit { info_hash: &info_hash, address, contact, change };
             announce_both(&store, &mut model, now, &visit, &mut random);
             let counts = store.scrape(&info_hash);
             most = most.max(counts.seeders + counts.leechers);
-            if step == 39_999 {
+            if step == 15_999 {
                 least = counts.seeders + counts.leechers;
             }
-            if step % 5000 == 0 {
+            if step % 2000 == 0 {
                 Sweeper::new(&store, 0, 1).pass(&store, now, LIMITS);
             }
         }
@@ -248,7 +309,7 @@ fn a_full_store_gives_its_memory_back_to_use() {
             let visit = Visit {
                 info_hash: &info_hash,
                 address: Ipv4Addr::from(0x0800_0000 + peer).into(),
-                port: 6881,
+                contact: Contact::Port(6881),
                 change: Change::Present { role: Role::Leecher, completed: false },
             };
             store.announce(now, &visit, &mut Room::default(), &mut random);
@@ -258,7 +319,7 @@ fn a_full_store_gives_its_memory_back_to_use() {
             let visit = Visit {
                 info_hash: &info_hash,
                 address: Ipv4Addr::from(0x0800_0000 + peer).into(),
-                port: 6881,
+                contact: Contact::Port(6881),
                 change: Change::Stopped,
             };
             store.announce(now, &visit, &mut Room::default(), &mut random);

@@ -21,7 +21,7 @@ pub(crate) enum Invalid {
     UnknownAction,
     /// The answer to another kind of request.
     WrongAction,
-    /// Longer than 2048 bytes.
+    /// Longer than 2048 bytes over UDP, 1 MiB over TCP.
     Oversized,
     /// The asker among the peers.
     OwnAddress,
@@ -37,11 +37,33 @@ pub(crate) enum Invalid {
     UnknownTransaction,
     /// A second reply to one request.
     SecondReply,
+    /// No HTTP reply.
+    NotHttp,
+    /// A status other than 200.
+    HttpStatus,
+    /// No bencoded dictionary.
+    NotBencode,
+    /// Keys of a dictionary out of order.
+    UnsortedKeys,
+    /// A reply without what every client needs.
+    KeysMissing,
+    /// A count below 0 or beyond 32 bits.
+    BadCount,
+    /// A reply about a torrent that was not asked about.
+    WrongTorrent,
+    /// A connection that outlives `Connection: close`.
+    KeptOpen,
+    /// No WebSocket frame that a server may send.
+    NotWebSocket,
+    /// A message that is no JSON object of WebTorrent's.
+    NotJson,
+    /// An offer or answer that is not for this peer.
+    Misrouted,
 }
 
 impl Invalid {
     /// All, in index order.
-    pub(crate) const ALL: [Self; 13] = [
+    pub(crate) const ALL: [Self; 24] = [
         Self::TooShort,
         Self::ConnectLength,
         Self::RaggedTail,
@@ -55,6 +77,17 @@ impl Invalid {
         Self::ScrapeCount,
         Self::UnknownTransaction,
         Self::SecondReply,
+        Self::NotHttp,
+        Self::HttpStatus,
+        Self::NotBencode,
+        Self::UnsortedKeys,
+        Self::KeysMissing,
+        Self::BadCount,
+        Self::WrongTorrent,
+        Self::KeptOpen,
+        Self::NotWebSocket,
+        Self::NotJson,
+        Self::Misrouted,
     ];
 
     /// The name in reports.
@@ -65,7 +98,7 @@ impl Invalid {
             Self::RaggedTail => "ragged tail",
             Self::UnknownAction => "unknown action",
             Self::WrongAction => "answer to another action",
-            Self::Oversized => "longer than 2048 bytes",
+            Self::Oversized => "too long",
             Self::OwnAddress => "asker handed to itself",
             Self::PortZero => "peer with port 0",
             Self::TooManyPeers => "more peers than wanted",
@@ -73,6 +106,17 @@ impl Invalid {
             Self::ScrapeCount => "scrape entries missing",
             Self::UnknownTransaction => "unknown transaction id",
             Self::SecondReply => "second reply",
+            Self::NotHttp => "no HTTP reply",
+            Self::HttpStatus => "HTTP status other than 200",
+            Self::NotBencode => "no bencode",
+            Self::UnsortedKeys => "keys not sorted",
+            Self::KeysMissing => "keys missing",
+            Self::BadCount => "count out of bounds",
+            Self::WrongTorrent => "about another torrent",
+            Self::KeptOpen => "connection kept open after close",
+            Self::NotWebSocket => "no WebSocket frame",
+            Self::NotJson => "no WebTorrent message",
+            Self::Misrouted => "offer or answer for another peer",
         }
     }
 }
@@ -121,7 +165,8 @@ pub(crate) fn check<'a>(
     Ok((reply, flaw))
 }
 
-fn flaw_of_peers(
+/// What is wrong with compact peers of the asker's own family.
+pub(crate) fn flaw_of_peers(
     peers: &[u8],
     pending: &Pending,
     own: IpAddr,

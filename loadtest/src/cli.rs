@@ -1,13 +1,13 @@
 //! Flags and subcommands, with the texts that teach them.
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
 use crate::contestant::Contestant;
+use crate::endpoint::TlsArguments;
 use crate::limit::{PEERS_MAX, ServeOptions};
-use crate::plan::{Distribution, Families, Mix, Plan, Profile};
+use crate::plan::{Distribution, Families, Mix, Plan, Profile, Protocol, Transport};
 use crate::sources::SourceRange;
 
 /// What --help explains below the flags.
@@ -23,14 +23,25 @@ How to read and trust a result:
   loopback each side pays for queueing its datagrams at the other.
   `loadtest limit` is the floor: a responder without tracking over skep's own I/O.
 
+  Over TCP a closed loop keeps one request unanswered on each of --connections, 1024 a
+  thread at most.
+  An open loop's request that finds no idle connection leaves late, and that lateness is counted.
+  WebTorrent: a socket is one peer in each of its torrents, so no swarm is larger than the number of
+  connections. Offers are answered; offers and answers that came through are counted beside.
+
 Examples:
   loadtest                                    canonical load on the skep beside this program
   loadtest --target 127.0.0.1:6969 --rate 50000 --plot run.svg
   loadtest --profile public --duration 60 --json
+  loadtest --target http://127.0.0.1:6969/announce --one-shot --torrents 10000 --peers 20000
+  loadtest --target wss://[::1]:6443 --insecure --profile smoke --offers 2
   loadtest compare --rounds 5 --tracker 'ot=opentracker -i {ip} -p {port} -P {port}@127.0.0.1:0'
+  loadtest compare --protocol http --torrents 100000 --peers 200000
+  loadtest hold ws://127.0.0.1:6969 --connections 50000
   loadtest memory";
 
-/// Load tester for UDP BitTorrent trackers (BEP 15): rate, latency, loss, CPU and memory.
+/// Load tester for BitTorrent trackers over UDP, HTTP and WebSocket: rate, latency, loss, CPU,
+/// memory.
 ///
 /// Without arguments it starts a skep, makes 2 million peers in 1 million torrents resident,
 /// drives it as fast as it answers, and reports.
@@ -56,7 +67,10 @@ pub(crate) enum Command {
     Serve(ServeOptions),
     /// Run several trackers and the limit in turn, round by round, and print medians and ratios.
     #[command(after_long_help = COMPARE_LESSON)]
-    Compare(CompareArguments),
+    Compare(Box<CompareArguments>),
+    /// Hold many WebSocket connections open, and measure what each costs the tracker.
+    #[command(after_long_help = HOLD_LESSON)]
+    Hold(HoldArguments),
     /// Measure resident bytes per peer at several swarm sizes, for both families.
     #[command(after_long_help = COMPARE_LESSON)]
     Memory(MemoryArguments),
@@ -136,6 +150,19 @@ pub(crate) struct PlanArguments {
     /// Seconds to measure.
     #[arg(long)]
     duration: Option<f64>,
+    /// Connections (HTTP, WebSocket), each with its own source address where there are enough.
+    /// [default: 512 for HTTP, by the peers for WebSocket]
+    #[arg(long)]
+    connections: Option<u16>,
+    /// A connection for each request, with Connection: close (HTTP).
+    #[arg(long)]
+    pub(crate) one_shot: bool,
+    /// A full TLS handshake for each connection.
+    #[arg(long)]
+    no_resumption: bool,
+    /// WebRTC offers that go along with an announce (WebSocket). [default: 5]
+    #[arg(long, value_name = "N")]
+    offers: Option<u16>,
     /// Requests a second (open loop). [default: closed loop, as fast as answers come]
     #[arg(long)]
     rate: Option<u64>,
@@ -171,9 +198,45 @@ impl PlanArguments {
         set(&mut plan.warmup_s, &self.warmup);
         set(&mut plan.duration_s, &self.duration);
         plan.source.clone_from(&self.source);
+        set(&mut plan.transport.offers, &self.offers);
+        plan.transport.one_shot = self.one_shot;
+        plan.transport.resumption = !self.no_resumption;
         plan.rate = self.rate;
         plan.fill &= !self.no_fill;
         plan.gso &= !self.no_gso;
+        plan.check()?;
+        Ok(plan)
+    }
+
+    /// A plan of [`Self::plan`]'s, carried by a protocol: what only that decides.
+    ///
+    /// # Errors
+    /// As [`Self::plan`].
+    pub(crate) fn carried_by(
+        &self,
+        plan: Plan,
+        protocol: Protocol,
+        tls: bool,
+    ) -> Result<Plan, String> {
+        let transport = Transport { protocol, tls, ..plan.transport };
+        if protocol == Protocol::Udp {
+            return Ok(Plan { transport, ..plan });
+        }
+        let connections = match protocol {
+            // A tracker may refuse a socket that is in more than 1000 swarms.
+            Protocol::Ws => (plan.peers / 100).clamp(64, 1000).max(plan.peers / 900),
+            // Some trackers are at their best with many.
+            _ => 512,
+        };
+        let connections = u16::try_from(connections).unwrap_or(u16::MAX);
+        let plan = Plan {
+            transport,
+            // Connecting is no request here.
+            mix: Mix { connect: 0, ..plan.mix },
+            sources: self.connections.or(self.sources).unwrap_or(connections),
+            timeout_ms: self.timeout_ms.unwrap_or(5000),
+            ..plan
+        };
         plan.check()?;
         Ok(plan)
     }
@@ -182,9 +245,13 @@ impl PlanArguments {
 /// A single run.
 #[derive(Debug, Args)]
 pub(crate) struct RunArguments {
-    /// Tracker to load, HOST:PORT; one per IP version. [default: start a skep]
-    #[arg(long, value_name = "HOST:PORT")]
+    /// Tracker to load, HOST:PORT for UDP, or an http, https, ws or wss URL; one per IP version.
+    /// [default: start a skep]
+    #[arg(long, value_name = "HOST:PORT|URL")]
     pub(crate) target: Vec<String>,
+    /// Whose certificates are believed.
+    #[command(flatten)]
+    pub(crate) tls: TlsArguments,
     /// Process of the tracker, for its CPU and memory. [default: who listens there on this host]
     #[arg(long)]
     pub(crate) pid: Option<u32>,
@@ -213,6 +280,19 @@ pub(crate) struct LimitArguments {
 /// A comparison.
 #[derive(Debug, Args)]
 pub(crate) struct CompareArguments {
+    /// What carries the load. Over HTTP and WebSocket the peers found on PATH take part by
+    /// themselves, and there is no limit responder.
+    #[arg(long, value_enum, default_value_t = Protocol::Udp)]
+    pub(crate) protocol: Protocol,
+    /// The aquatic_http program. [default: from PATH]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) aquatic_http: Option<PathBuf>,
+    /// The aquatic_ws program. [default: from PATH]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) aquatic_ws: Option<PathBuf>,
+    /// The opentracker program, for HTTP. [default: from PATH]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) opentracker: Option<PathBuf>,
     /// Tracker to compare; repeatable. The skep beside this program takes part by itself.
     #[arg(long, value_name = "NAME=COMMAND@IP:PORT")]
     pub(crate) tracker: Vec<Contestant>,
@@ -231,6 +311,40 @@ pub(crate) struct CompareArguments {
     /// The workload.
     #[command(flatten)]
     pub(crate) plan: PlanArguments,
+    /// Print the result as JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// What --help of hold explains below the flags.
+const HOLD_LESSON: &str = "\
+Each connection announces once, without offers, in a torrent that it shares with one other, and
+answers pings. On loopback every 25 000 connections have another source address (127.0.0.2, ...).
+Bytes per connection are the growth of the tracker's resident memory; what the kernel keeps for
+sockets is not in it. Both sides need a descriptor for each connection (ulimit -n).
+
+Example:
+  loadtest hold ws://127.0.0.1:6969 --connections 50000";
+
+/// Many connections.
+#[derive(Debug, Args)]
+pub(crate) struct HoldArguments {
+    /// The tracker, a ws or wss URL.
+    #[arg(value_name = "URL")]
+    pub(crate) url: String,
+    /// Connections to open.
+    #[arg(long, default_value_t = 10_000,
+          value_parser = clap::value_parser!(u16).range(1..=60_000))]
+    pub(crate) connections: u16,
+    /// Seconds to stay.
+    #[arg(long, default_value_t = 10.0)]
+    pub(crate) duration: f64,
+    /// Process of the tracker, for its memory. [default: who listens there on this host]
+    #[arg(long)]
+    pub(crate) pid: Option<u32>,
+    /// Whose certificates are believed.
+    #[command(flatten)]
+    pub(crate) tls: TlsArguments,
     /// Print the result as JSON.
     #[arg(long)]
     pub(crate) json: bool,
@@ -259,25 +373,6 @@ pub(crate) struct MemoryArguments {
 /// Numbers of peers that fit a reply of the limit.
 fn limit_peers() -> clap::builder::RangedI64ValueParser<u16> {
     clap::value_parser!(u16).range(0..=i64::from(PEERS_MAX))
-}
-
-/// Resolves targets: a name to its first address, one target per family.
-///
-/// # Errors
-/// One sentence with the cause.
-pub(crate) fn resolve(targets: &[String]) -> Result<Vec<SocketAddr>, String> {
-    use std::net::ToSocketAddrs as _;
-    targets
-        .iter()
-        .map(|text| {
-            let found = text.to_socket_addrs().map(|mut it| it.next());
-            match found {
-                Ok(Some(address)) => Ok(address),
-                Ok(None) => Err(format!("{text} has no address")),
-                Err(error) => Err(format!("--target {text}: {error}; wanted HOST:PORT")),
-            }
-        })
-        .collect()
 }
 
 #[cfg(test)]

@@ -12,10 +12,11 @@ use crate::cli::CompareArguments;
 use crate::contestant::{Contestant, own_program, sibling_skep};
 use crate::limit::PEERS_MAX;
 use crate::machine::Machine;
-use crate::numbers::{grouped, median, real, whole};
-use crate::plan::{Families, Plan};
+use crate::numbers::{grouped, median, per, real, whole};
+use crate::peers;
+use crate::plan::{Families, Plan, Protocol};
 use crate::population::peers_per_reply;
-use crate::report::{Figures, mib, rate};
+use crate::report::{Figures, StreamFigures, mib, rate};
 use crate::run::{Site, run};
 
 /// One contestant's results.
@@ -102,12 +103,12 @@ const LIMITS: [(&str, &str); 2] = [("limit (uring)", "uring"), ("limit (mmsg)", 
 /// # Errors
 /// One sentence with the cause, e.g. a tracker that does not start.
 pub(crate) fn compare(arguments: &CompareArguments) -> Result<(), String> {
-    let plan = arguments.plan.plan()?;
+    let plan = arguments.plan.carried_by(arguments.plan.plan()?, arguments.protocol, false)?;
     if plan.families == Families::Both {
         return Err("compare one IP version at a time: --families v4 or v6".to_owned());
     }
     let limit_peers = arguments.limit_peers.unwrap_or_else(|| limit_peers(&plan));
-    let contestants = contestants(arguments, limit_peers);
+    let contestants = contestants(arguments, &plan, limit_peers);
     let cpus = usable_cpus().map_err(|error| format!("cannot ask for CPUs: {error}"))?;
     let server_cpu = arguments.server_cpu.or_else(|| cpus.first().copied());
     let generator_cpus: Vec<usize> =
@@ -118,18 +119,25 @@ pub(crate) fn compare(arguments: &CompareArguments) -> Result<(), String> {
         for turn in 0..contestants.len() {
             // Each contestant comes first, second, ... in some round.
             let place = (round + turn) % contestants.len();
-            let contestant = &contestants[place];
+            let (contestant, one_shot) = &contestants[place];
+            let mut plan = plan.clone();
+            plan.transport.one_shot = *one_shot;
             eprintln!("round {} of {}: {}", round + 1, arguments.rounds, contestant.name);
             let started = contestant.start(&plan, server_cpu, &clock)?;
-            let pid = Some(started.server.pid());
-            let site = Site { targets: started.targets, pid, cpus: generator_cpus.clone(), clock };
+            let site = Site {
+                targets: started.targets,
+                endpoint: started.endpoint(plan.transport.protocol),
+                pid: Some(started.server.pid()),
+                cpus: generator_cpus.clone(),
+                clock,
+            };
             let outcome = run(&plan, &site).map_err(|error| {
                 format!("{}: {error} {}", contestant.name, started.server.last_words())
             })?;
-            figures[place].push(Figures::of(&plan, &outcome));
+            figures[place].push(Figures::of(&outcome));
         }
     }
-    let row = |(contestant, rounds): (&Contestant, Vec<Figures>)| Row {
+    let row = |((contestant, _), rounds): (&(Contestant, bool), Vec<Figures>)| Row {
         name: contestant.name.clone(),
         command: contestant.command(),
         median: Medians::of(&rounds),
@@ -159,24 +167,78 @@ fn limit_peers(plan: &Plan) -> u16 {
     u16::try_from(peers).unwrap_or(PEERS_MAX).min(PEERS_MAX)
 }
 
-/// The limit and skep by both backends, then whatever was given.
-fn contestants(arguments: &CompareArguments, limit_peers: u16) -> Vec<Contestant> {
-    let (program, peers) = (own_program(), limit_peers.to_string());
+/// Who takes part, and whether each of its requests has a connection to itself: the limit (UDP) and
+/// skep by both backends, the peers that are found (over TCP), then whatever was given.
+fn contestants(
+    arguments: &CompareArguments,
+    plan: &Plan,
+    limit_peers: u16,
+) -> Vec<(Contestant, bool)> {
+    let protocol = plan.transport.protocol;
+    let skeps = || skeps(arguments, protocol);
+    let mut all = Vec::new();
+    let mut add = |some: Vec<Contestant>, one_shot| {
+        all.extend(some.into_iter().map(|it| (it, one_shot)));
+    };
+    match protocol {
+        Protocol::Udp => {
+            add(limits(limit_peers), false);
+            add(skeps(), false);
+        }
+        Protocol::Ws => {
+            add(skeps(), false);
+            add(peers::aquatic_ws(arguments.aquatic_ws.as_deref()), false);
+        }
+        Protocol::Http => {
+            let aquatic = arguments.aquatic_http.as_deref();
+            if !arguments.plan.one_shot {
+                add(skeps(), false);
+                add(peers::aquatic_http(aquatic, false), false);
+                add(arguments.tracker.clone(), false);
+            }
+            add(skeps().into_iter().map(renamed_one_shot).collect(), true);
+            add(peers::aquatic_http(aquatic, true), true);
+            add(peers::opentracker(arguments.opentracker.as_deref()), true);
+            add(arguments.tracker.iter().cloned().map(renamed_one_shot).collect(), true);
+            return all;
+        }
+    }
+    add(arguments.tracker.clone(), false);
+    all
+}
+
+fn renamed_one_shot(it: Contestant) -> Contestant {
+    Contestant { name: format!("{}, one-shot", it.name), ..it }
+}
+
+/// The limit by both backends.
+fn limits(peers: u16) -> Vec<Contestant> {
+    let (program, peers) = (own_program(), peers.to_string());
     let limit = |(name, io)| {
         let arguments = ["limit", "--io", io, "--listen", "{addr}", "--peers", &peers];
         Contestant::own(name, &program, &arguments)
     };
-    let skep = sibling_skep().filter(|_| !arguments.no_skep);
-    let skeps = skep.iter().flat_map(|program| {
-        [("skep (uring)", "uring"), ("skep (mmsg)", "mmsg")].map(|(name, io)| {
-            let admin = "127.0.0.1:0";
-            let arguments =
-                ["run", "--listen", "{addr}", "--admin", admin, "--workers", "1", "--io", io];
-            Contestant::own(name, program, &arguments)
-        })
-    });
-    let given = arguments.tracker.iter().cloned();
-    LIMITS.into_iter().map(limit).chain(skeps).chain(given).collect()
+    LIMITS.into_iter().map(limit).collect()
+}
+
+/// The skep beside this program by both backends.
+fn skeps(arguments: &CompareArguments, protocol: Protocol) -> Vec<Contestant> {
+    let Some(program) = sibling_skep().filter(|_| !arguments.no_skep) else { return Vec::new() };
+    let backends = [("skep (uring)", "uring"), ("skep (mmsg)", "mmsg")];
+    let skep = |(name, io)| {
+        let mut it = Contestant::own(
+            name,
+            &program,
+            &["run", "--listen", "{addr}", "--admin", "127.0.0.1:0", "--workers", "1", "--io", io],
+        );
+        if protocol == Protocol::Ws {
+            // No other tracker spares its clients offers: the same work for all.
+            let unsparing = "SKEP__WEBSOCKET__OFFERS_PER_MINUTE_MAX=10000";
+            it.words.splice(0..0, ["env".to_owned(), unsparing.to_owned()]);
+        }
+        it
+    };
+    backends.into_iter().map(skep).collect()
 }
 
 /// The remarks of all rounds, each once per contestant.
@@ -206,11 +268,16 @@ impl Comparison {
 
     fn write(&self, out: &mut String) -> std::fmt::Result {
         let plan = &self.plan;
+        let carrier = match plan.transport.protocol {
+            Protocol::Udp => "UDP".to_owned(),
+            Protocol::Http => format!("HTTP by {} connections", plan.sources),
+            Protocol::Ws => format!("{} by {} sockets", plan.transport.text(), plan.sources),
+        };
         writeln!(out, "machine: {}", self.machine.line())?;
         writeln!(
             out,
-            "load: {:?} profile, {} torrents, {} peers ({:?}), {}, {}, numwant {}, connect {} : \
-             announce {} : scrape {}, churn {}, seed {}",
+            "load: {:?} profile over {carrier}, {} torrents, {} peers ({:?}), {}, {}, numwant {}, \
+             connect {} : announce {} : scrape {}, churn {}, seed {}",
             plan.profile,
             rate(plan.torrents.into()),
             rate(plan.peers.into()),
@@ -236,6 +303,9 @@ impl Comparison {
             names(&self.pinned.1)
         )?;
         self.write_medians(out)?;
+        if self.plan.transport.protocol == Protocol::Ws {
+            self.write_relayed(out)?;
+        }
         self.write_invalid(out)?;
         self.write_ratios(out, "CPU per answer, row ÷ column", |it| it.cpu_ns_per_answer)?;
         self.write_ratios(out, "resident memory, row ÷ column", |it| it.rss_bytes)?;
@@ -272,6 +342,27 @@ impl Comparison {
                 it.bytes_per_peer,
                 it.errors,
                 it.invalid
+            )?;
+        }
+        Ok(())
+    }
+
+    /// What WebTorrent's peers got from each other.
+    fn write_relayed(&self, out: &mut String) -> std::fmt::Result {
+        writeln!(out, "\n| tracker | offers relayed/s | of those sent % | answers relayed/s |")?;
+        writeln!(out, "|---|---:|---:|---:|")?;
+        for row in &self.rows {
+            let over = |value: &dyn Fn(&Figures, &StreamFigures) -> f64| {
+                let streams = row.rounds.iter().filter_map(|it| Some((it, it.stream.as_ref()?)));
+                median(streams.map(|(it, stream)| value(it, stream)))
+            };
+            writeln!(
+                out,
+                "| {} | {} | {:.1} | {} |",
+                row.name,
+                rate(over(&|it, stream| real(stream.offers_relayed) / it.seconds)),
+                over(&|_, stream| per(stream.offers_relayed, stream.offers_sent) * 100.0),
+                rate(over(&|it, stream| real(stream.answers_relayed) / it.seconds))
             )?;
         }
         Ok(())
@@ -323,19 +414,37 @@ mod tests {
     use super::*;
     use crate::plan::Profile;
 
+    fn names(protocol: &str, more: &[&str]) -> Vec<(String, bool)> {
+        use clap::Parser as _;
+        let fixed = ["loadtest", "compare", "--no-skep", "--protocol", protocol];
+        let given = ["--tracker", "x=cmd {addr}@127.0.0.1:0"];
+        let cli = crate::cli::Cli::parse_from([&fixed[..], &given[..], more].concat());
+        let Some(crate::cli::Command::Compare(arguments)) = cli.command else { panic!() };
+        let plan = arguments.plan.plan().unwrap();
+        let plan = arguments.plan.carried_by(plan, arguments.protocol, false).unwrap();
+        let all = contestants(&arguments, &plan, 5).into_iter();
+        all.map(|(it, one_shot)| (it.name, one_shot)).collect()
+    }
+
     #[test]
     fn limits_come_by_both_backends_and_first() {
-        use clap::Parser as _;
-        let cli = crate::cli::Cli::parse_from([
-            "loadtest",
-            "compare",
-            "--no-skep",
-            "--tracker",
-            "x=cmd {addr}@127.0.0.1:0",
-        ]);
-        let Some(crate::cli::Command::Compare(arguments)) = cli.command else { panic!() };
-        let names: Vec<_> = contestants(&arguments, 5).into_iter().map(|it| it.name).collect();
+        let names: Vec<_> = names("udp", &[]).into_iter().map(|it| it.0).collect();
         assert_eq!(names, ["limit (uring)", "limit (mmsg)", "x"]);
+    }
+
+    #[test]
+    fn peers_take_part_by_what_they_can_do() {
+        let program = own_program().display().to_string();
+        let given = ["--opentracker", &program, "--aquatic-http", &program];
+        let names = names("http", &given);
+        let find =
+            |name: &'static str| names.iter().filter(move |it| it.0.starts_with(name)).cloned();
+        assert_eq!(
+            find("opentracker").collect::<Vec<_>>(),
+            [("opentracker, one-shot".into(), true)]
+        );
+        assert_eq!(find("aquatic_http").count(), 2);
+        assert_eq!(find("x").map(|it| it.1).collect::<Vec<_>>(), [false, true]);
     }
 
     #[test]

@@ -9,6 +9,7 @@
 //! {hashes}             a file with the info-hashes of the load, one in hex per line
 //! {dir}                this run's scratch folder, readable by everybody, also its working folder
 //! {template:PATH}      a copy of the file PATH in {dir}, its own placeholders filled in
+//! {config}             the settings that this program brings along for a peer, likewise
 //! ```
 
 use std::fmt::Write as _;
@@ -20,9 +21,10 @@ use std::str::FromStr;
 
 use skep::sys::clock::Clock;
 
-use crate::plan::{Families, Plan};
+use crate::endpoint::Endpoint;
+use crate::plan::{Families, Plan, Protocol};
 use crate::population::info_hash;
-use crate::process::{Scratch, Server, accepts, answers_connect, free_port};
+use crate::process::{Scratch, Server, accepts, answers_connect, free_port, takes_connections};
 use crate::sources::Targets;
 
 /// A tracker that can be started.
@@ -34,6 +36,8 @@ pub(crate) struct Contestant {
     pub(crate) words: Vec<String>,
     /// Where it shall answer.
     pub(crate) address: SocketAddr,
+    /// What `{config}` stands for a copy of.
+    pub(crate) config: &'static str,
 }
 
 impl FromStr for Contestant {
@@ -49,7 +53,7 @@ impl FromStr for Contestant {
         if name.is_empty() || words.is_empty() {
             return Err(WANTED.to_owned());
         }
-        Ok(Self { name: name.to_owned(), words, address })
+        Ok(Self { name: name.to_owned(), words, address, config: "" })
     }
 }
 
@@ -63,6 +67,14 @@ pub(crate) struct Started {
     _scratch: Scratch,
 }
 
+impl Started {
+    /// How it is spoken to over TCP; `None` for UDP.
+    pub(crate) fn endpoint(&self, protocol: Protocol) -> Option<Endpoint> {
+        let address = self.targets.v4.or(self.targets.v6)?;
+        (protocol != Protocol::Udp).then(|| Endpoint::local(address, protocol))
+    }
+}
+
 impl Contestant {
     /// One of our own programs on any free loopback port.
     pub(crate) fn own(name: &str, program: &Path, arguments: &[&str]) -> Self {
@@ -72,6 +84,7 @@ impl Contestant {
             name: name.to_owned(),
             words,
             address: SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0),
+            config: "",
         }
     }
 
@@ -88,8 +101,8 @@ impl Contestant {
         self.words.iter().map(without_folders).collect::<Vec<_>>().join(" ")
     }
 
-    /// Starts it on one CPU and waits until it answers connects, and knows the last of the hashes
-    /// if it is given them.
+    /// Starts it on one CPU and waits until it answers connects or takes connections, and knows the
+    /// last of the hashes if it is given them (asked over UDP, whatever carries the load).
     ///
     /// # Errors
     /// One sentence with the cause and its last words.
@@ -102,12 +115,16 @@ impl Contestant {
         let failed = |error: io::Error| format!("cannot prepare {}: {error}", self.name);
         let scratch = Scratch::new().map_err(failed)?;
         let address = self.address_for(plan.families).map_err(failed)?;
-        let fill = Fill { address, plan, folder: scratch.path() };
+        let fill = Fill { address, plan, folder: scratch.path(), config: self.config };
         let words: Result<Vec<String>, String> =
             self.words.iter().map(|it| fill.fill(it)).collect();
         let mut server = Server::start(&words?, cpu, scratch.path(), &self.name)?;
         let failed = |error| format!("{}: {error}", self.name);
-        server.wait_for(clock, || answers_connect(address)).map_err(failed)?;
+        let serves = || match plan.transport.protocol {
+            Protocol::Udp => answers_connect(address),
+            Protocol::Http | Protocol::Ws => takes_connections(address),
+        };
+        server.wait_for(clock, serves).map_err(failed)?;
         if self.words.iter().any(|it| it.contains("{hashes}")) {
             let last = info_hash(plan.seed, plan.torrents - 1);
             server.wait_for(clock, || accepts(address, last)).map_err(failed)?;
@@ -188,6 +205,7 @@ struct Fill<'a> {
     address: SocketAddr,
     plan: &'a Plan,
     folder: &'a Path,
+    config: &'static str,
 }
 
 impl Fill<'_> {
@@ -222,12 +240,20 @@ impl Fill<'_> {
             "addr4" => SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port).to_string(),
             "addr6" => SocketAddr::new(Ipv6Addr::LOCALHOST.into(), port).to_string(),
             "dir" => path(self.folder),
+            "config" => path(&self.write_config()?),
             "hashes" => path(&self.write_hashes().map_err(|it| format!("info-hashes: {it}"))?),
             _ => match name.strip_prefix("template:") {
                 Some(template) => path(&self.copy(Path::new(template))?),
                 None => return Ok(None),
             },
         }))
+    }
+
+    fn write_config(&self) -> Result<PathBuf, String> {
+        let text = self.fill(self.config)?;
+        let file = self.folder.join("config.toml");
+        fs::write(&file, text).map_err(|error| format!("{}: {error}", file.display()))?;
+        Ok(file)
     }
 
     fn write_hashes(&self) -> io::Result<PathBuf> {
@@ -290,10 +316,12 @@ mod tests {
         fs::write(&template, "listen = \"{addr6}\" { x }\n").unwrap();
         let plan = Plan { torrents: 3, ..Profile::Smoke.plan() };
         let address = "127.0.0.1:7".parse().unwrap();
-        let fill = Fill { address, plan: &plan, folder: scratch.path() };
+        let fill = Fill { address, plan: &plan, folder: scratch.path(), config: "a = \"{addr}\"" };
         assert_eq!(fill.fill("-i {ip} -P {port} {}").unwrap(), "-i 127.0.0.1 -P 7 {}");
         let copy = fill.fill(&format!("{{template:{}}}", template.display())).unwrap();
         assert_eq!(fs::read_to_string(copy).unwrap(), "listen = \"[::1]:7\" { x }\n");
+        let config = fs::read_to_string(fill.fill("{config}").unwrap()).unwrap();
+        assert_eq!(config, "a = \"127.0.0.1:7\"");
         let hashes = fs::read_to_string(fill.fill("{hashes}").unwrap()).unwrap();
         assert!(hashes.lines().count() == 3 && hashes.lines().all(|it| it.len() == 40));
         assert!(fill.fill("{template:/nonexistent}").is_err());

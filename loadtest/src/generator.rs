@@ -19,12 +19,14 @@ use skep::sys::address::RawAddress;
 use skep::sys::clock::Clock;
 use skep::sys::mmsg::{BATCH, ReceiveBatch, SendBatch};
 use skep::sys::segments::SegmentedBatch;
-use skep::types::{Event, Family, InfoHash};
+use skep::types::{Family, InfoHash};
 
 use crate::check::{Invalid, check};
 use crate::numbers::{NS_PER_S, mix, real, whole};
+use crate::phase::{Run, Task};
 use crate::plan::Plan;
 use crate::population::{Peer, info_hash};
+use crate::requests::{Members, Request};
 use crate::slots::{Kind, Pending, Settled, SlotTable};
 use crate::sources::Source;
 use crate::tally::Tally;
@@ -37,24 +39,6 @@ const RENEW_AFTER_NS: u64 = 55 * NS_PER_S;
 const SWEEPS_PER_TIMEOUT: u64 = 10;
 const SWEEP_PARTS: usize = 32;
 
-/// What a phase does.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) enum Task {
-    /// Every socket gets a connection id.
-    Connect,
-    /// Every peer that is not resident announces, until its announce is answered.
-    Fill,
-    /// Every torrent is scraped once.
-    Verify,
-    /// The plan's mix, for a time.
-    Load {
-        /// For how long.
-        duration_ns: u64,
-        /// Requests a second of this thread; as fast as answers come where absent.
-        rate: Option<f64>,
-    },
-}
-
 /// A socket of the load.
 struct Client {
     source: Source,
@@ -64,11 +48,7 @@ struct Client {
     renew_at_ns: u64,
     connecting: bool,
     in_flight: usize,
-    peers: Vec<Peer>,
-    /// Next peer to fill.
-    cursor: usize,
-    /// Peers whose filling announce was lost.
-    retry: Vec<u32>,
+    members: Members,
 }
 
 /// One thread's load.
@@ -94,34 +74,8 @@ pub(crate) struct Generator {
 const ANNOUNCE_BYTES: u16 = 98;
 const _: () = assert!(ANNOUNCE_BYTES as usize == skep::protocol::udp::ANNOUNCE_BYTES);
 
-/// Moments at which requests are due.
-struct Pace {
-    next_ns: f64,
-    step_ns: f64,
-}
-
-impl Pace {
-    /// How many requests are due at a moment; a full batch at most.
-    fn due(&self, now_ns: u64) -> usize {
-        let late_ns = real(now_ns) - self.next_ns;
-        let due = if late_ns < 0.0 { 0 } else { whole(late_ns / self.step_ns) + 1 };
-        usize::try_from(due).unwrap_or(BATCH).min(BATCH)
-    }
-}
-
-/// One phase under way.
-struct Run {
-    task: Task,
-    tally: Tally,
-    start_ns: u64,
-    deadline_ns: u64,
-    pace: Option<Pace>,
-}
-
-/// The timeline has at most this many intervals...
-const INTERVALS_MAX: u64 = 100;
-/// ... of at least this length.
-const INTERVAL_NS_MIN: u64 = 50_000_000;
+/// How long to wait for connection ids before giving up.
+const CONNECT_NS_MAX: u64 = 5 * NS_PER_S;
 
 impl Generator {
     /// A thread's share: its sockets (with their places among all) and their peers.
@@ -141,9 +95,7 @@ impl Generator {
                 renew_at_ns: 0,
                 connecting: false,
                 in_flight: 0,
-                peers,
-                cursor: 0,
-                retry: Vec::new(),
+                members: Members::new(peers),
             })
             .collect();
         let rate = real(plan.rate.unwrap_or(0)) / f64::from(plan.threads);
@@ -166,8 +118,7 @@ impl Generator {
 
     /// Peers the tracker has been told of, and not of their leaving.
     pub(crate) fn resident(&self) -> u64 {
-        let present = |it: &Client| it.peers.iter().filter(|peer| peer.is_present()).count() as u64;
-        self.clients.iter().map(present).sum()
+        self.clients.iter().map(|it| it.members.resident()).sum()
     }
 
     /// Runs one phase to its end, lost requests included. `progress` is raised by each answer.
@@ -200,31 +151,9 @@ impl Generator {
     }
 
     fn start(&mut self, task: Task) -> Run {
-        let start_ns = self.now_ns();
-        let (duration_ns, rate) = match task {
-            Task::Load { duration_ns, rate } => (duration_ns, rate),
-            // Against a tracker that answers nothing, these would never end.
-            Task::Connect => (5 * NS_PER_S, None),
-            Task::Fill | Task::Verify => (600 * NS_PER_S, None),
-        };
         self.verify = self.torrents.clone();
-        for client in &mut self.clients {
-            client.cursor = 0;
-            client.retry.clear();
-        }
-        let interval_ns = (duration_ns / INTERVALS_MAX).max(INTERVAL_NS_MIN);
-        let intervals = match task {
-            Task::Load { .. } => usize::try_from(duration_ns.div_ceil(interval_ns)).unwrap_or(0),
-            _ => 0,
-        };
-        let step_ns = |rate: f64| real(NS_PER_S) / rate;
-        Run {
-            task,
-            tally: Tally::new(interval_ns, intervals),
-            start_ns,
-            deadline_ns: start_ns + duration_ns,
-            pace: rate.map(|it| Pace { next_ns: real(start_ns), step_ns: step_ns(it) }),
-        }
+        self.clients.iter_mut().for_each(|it| it.members.restart());
+        Run::new(task, self.now_ns(), CONNECT_NS_MAX)
     }
 
     /// Visits every socket once. Says whether anything was done.
@@ -253,7 +182,7 @@ impl Generator {
         loop {
             let now_ns = self.now_ns();
             let Some(pace) = &run.pace else { return worked };
-            let count = pace.due(now_ns.min(run.deadline_ns));
+            let count = pace.due(now_ns.min(run.deadline_ns), BATCH);
             if count == 0 {
                 return worked;
             }
@@ -408,31 +337,12 @@ impl Generator {
         }
         let done = match run.task {
             Task::Connect => self.clients.iter().all(|it| it.connection_id.is_some()),
-            Task::Fill => {
-                self.clients.iter().all(|it| it.cursor == it.peers.len() && it.retry.is_empty())
-            }
+            Task::Fill => self.clients.iter().all(|it| it.members.are_filled()),
             Task::Verify => self.verify.is_empty(),
-            Task::Load { .. } => false,
+            Task::Load { .. } | Task::Rest { .. } => false,
         };
         done || now_ns >= run.deadline_ns
     }
-}
-
-/// A request before it is encoded.
-#[derive(Clone, Copy)]
-struct Request {
-    kind: Kind,
-    item: u32,
-    count: u16,
-    port: u16,
-    event: Event,
-    /// The announcing peer as it is at that moment.
-    peer: Option<Peer>,
-}
-
-impl Request {
-    const CONNECT: Self =
-        Self { kind: Kind::Connect, item: 0, count: 0, port: 0, event: Event::None, peer: None };
 }
 
 impl Client {
@@ -450,55 +360,7 @@ impl Client {
             return Some(Request::CONNECT);
         }
         self.connection_id?;
-        match task {
-            Task::Connect => None,
-            Task::Fill => self.next_to_fill(plan),
-            Task::Verify => {
-                let count = verify.len().min(plan.scrape_hashes.into());
-                let first = verify.next()?;
-                verify.start = first + u32::try_from(count).unwrap_or(1);
-                Some(scrape(first, count))
-            }
-            Task::Load { .. } => Some(self.draw(plan, random)),
-        }
-    }
-
-    fn next_to_fill(&mut self, plan: &Plan) -> Option<Request> {
-        let index = self.retry.pop().map_or_else(
-            || {
-                let left = self.peers.get(self.cursor..)?;
-                let skipped = left.iter().position(|it| !it.is_present());
-                self.cursor += skipped.unwrap_or(left.len());
-                skipped?;
-                self.cursor += 1;
-                u32::try_from(self.cursor - 1).ok()
-            },
-            Some,
-        )?;
-        let peer = self.peers[index as usize];
-        Some(announce(index, peer, Event::Started, plan))
-    }
-
-    /// A request of the plan's mix. The peer lives on as if its announce had arrived.
-    fn draw(&mut self, plan: &Plan, random: &mut fastrand::Rng) -> Request {
-        let mix = plan.mix;
-        let drawn = random.u32(0..mix.connect + mix.announce + mix.scrape);
-        if drawn < mix.connect || self.peers.is_empty() {
-            return Request::CONNECT;
-        }
-        let index = random.usize(0..self.peers.len());
-        let peer = &mut self.peers[index];
-        if drawn >= mix.connect + mix.announce {
-            let count = u32::from(plan.scrape_hashes).min(plan.torrents);
-            let first = peer.torrent.min(plan.torrents - count);
-            return scrape(first, count as usize);
-        }
-        let event = peer.next_event(plan.churn, random.f64());
-        let before = *peer;
-        peer.live(event);
-        // It announces with what it lacks now, but the port it had: a stop replaces the peer.
-        let announced = if event == Event::Stopped { before } else { *peer };
-        announce(u32::try_from(index).unwrap_or(0), announced, event, plan)
+        self.members.next(task, plan, random, verify)
     }
 
     fn encode(&self, request: &Request, id: TransactionId, plan: &Plan, out: &mut [u8]) -> usize {
@@ -564,10 +426,8 @@ impl Client {
                 let stride = peer_stride(Family::of(self.source.ip));
                 tally.peers += (peers.len() / stride) as u64;
                 tally.peer_replies += u64::from(pending.count > 0);
-                if run.task == Task::Fill
-                    && let Some(peer) = self.peers.get_mut(pending.item as usize)
-                {
-                    peer.live(Event::Started);
+                if run.task == Task::Fill {
+                    self.members.filled(pending.item);
                 }
             }
             Reply::Scraped(entries) => {
@@ -588,37 +448,8 @@ impl Client {
         self.in_flight -= 1;
         match pending.kind {
             Kind::Connect => self.connecting = false,
-            Kind::Announce => {
-                let peer = self.peers.get(pending.item as usize);
-                if peer.is_some_and(|it| !it.is_present()) {
-                    self.retry.push(pending.item);
-                }
-            }
+            Kind::Announce => self.members.lost(pending.item),
             Kind::Scrape => {}
         }
-    }
-}
-
-fn scrape(first: u32, count: usize) -> Request {
-    let count = u16::try_from(count).unwrap_or(1);
-    Request { kind: Kind::Scrape, item: first, count, port: 0, event: Event::None, peer: None }
-}
-
-/// One that stops wants no peers.
-fn announce(index: u32, peer: Peer, event: Event, plan: &Plan) -> Request {
-    let count = if event == Event::Stopped { 0 } else { plan.numwant };
-    let port = peer.port();
-    Request { kind: Kind::Announce, item: index, count, port, event, peer: Some(peer) }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn requests_are_due_at_their_moment_and_not_before() {
-        let pace = Pace { next_ns: 1000.0, step_ns: 100.0 };
-        let due = [0, 999, 1000, 1099, 1100, 1_000_000].map(|it| pace.due(it));
-        assert_eq!(due, [0, 0, 1, 1, 2, BATCH]);
     }
 }

@@ -107,7 +107,12 @@ impl Responder for NoTracker {
                 let stride = peer_stride(Family::of(source.ip()));
                 let list = &list[..list.len().min(wanted * stride)];
                 peers_of(out)[..list.len()].copy_from_slice(list);
-                let reply = AnnounceReply { interval_s: 1800, leechers: 1, seeders: 1 };
+                let reply = AnnounceReply {
+                    interval_s: 1800,
+                    min_interval_s: 900,
+                    leechers: 1,
+                    seeders: 1,
+                };
                 let bytes = encode_announced(&request.head, &reply, list.len(), out);
                 (Action::Announce, bytes)
             }
@@ -139,6 +144,7 @@ pub(crate) fn serve_tracker(options: &ServeOptions) -> Result<(), String> {
     let rules = Arc::new(ArcSwap::from_pointee(Options {
         interval_s: 1800,
         interval_jitter_s: 0,
+        min_interval_s: 900,
         numwant_default: 50,
         numwant_max: 200,
         peer_age_s_max: 3900,

@@ -1,29 +1,36 @@
 //! Load tester for BitTorrent trackers. See `--help`, and the pages of each module:
 //!
 //! ```text
-//! cli ─▶ plan ─▶ run ─▶ generator (one per thread) ─▶ tally ─▶ report, plot
-//!                │        sources, population, slots, check
+//! cli ─▶ plan ─▶ run ─▶ generator (UDP) or stream (TCP), one per thread ─▶ tally ─▶ report, plot
+//!                │        phase, requests, sources, population, slots, check
 //!                └─ process, contestant: the tracker's side; limit: the tracker that is none
-//! compare, memory: many runs
+//! compare, memory: many runs; hold: many connections
 //! ```
 
 mod check;
 mod cli;
 mod compare;
 mod contestant;
+mod descriptors;
+mod endpoint;
 mod generator;
+mod hold;
 mod limit;
 mod machine;
 mod memory;
 mod numbers;
+mod peers;
+mod phase;
 mod plan;
 mod plot;
 mod population;
 mod process;
 mod report;
+mod requests;
 mod run;
 mod slots;
 mod sources;
+mod stream;
 mod tally;
 
 use std::process::ExitCode;
@@ -33,10 +40,11 @@ use serde::Serialize;
 use skep::sys::affinity::usable_cpus;
 use skep::sys::clock::Clock;
 
-use cli::{Cli, Command, RunArguments, resolve};
+use cli::{Cli, Command, RunArguments};
 use contestant::{Contestant, Started, own_program, sibling_skep};
+use endpoint::Aim;
 use machine::Machine;
-use plan::{Families, Plan};
+use plan::{Families, Plan, Protocol};
 use report::Figures;
 use run::{Site, run};
 use sources::Targets;
@@ -51,6 +59,7 @@ fn main() -> ExitCode {
         Some(Command::Limit(it)) => limit::serve_limit(&it.serve, it.peers),
         Some(Command::Serve(it)) => limit::serve_tracker(it),
         Some(Command::Compare(it)) => compare::compare(it),
+        Some(Command::Hold(it)) => hold::hold(it),
         Some(Command::Memory(it)) => memory::memory(it),
     };
     match done {
@@ -76,34 +85,38 @@ fn single(arguments: &RunArguments) -> Result<(), String> {
     let plan = arguments.plan.plan()?;
     let clock = Clock::start();
     let cpus = usable_cpus().map_err(|error| format!("cannot ask for CPUs: {error}"))?;
-    let (started, name, targets);
+    let (started, name, aim);
     if arguments.target.is_empty() {
         let (own, label) = start_skep(cpus.first().copied(), &clock)?;
-        (targets, name) = (own.targets, label);
+        aim = Aim { targets: own.targets, protocol: Protocol::Udp, endpoint: None };
+        name = label;
         started = Some(own);
     } else {
-        targets = targets_of(&resolve(&arguments.target)?)?;
+        aim = Aim::of(&arguments.target, &arguments.tls, &plan.transport)?;
         name = arguments.target.join(" and ");
         started = None;
     }
+    let Aim { targets, protocol, endpoint } = aim;
+    let tls = endpoint.as_ref().is_some_and(|it| it.tls.is_some());
+    let plan = arguments.plan.carried_by(plan, protocol, tls)?;
     let plan = families_of(plan, &targets, arguments);
     let own = started.as_ref().map(|it| it.server.pid());
     let pid = arguments.pid.or(own).or_else(|| {
         let mut local = [targets.v4, targets.v6].into_iter().flatten();
-        local.find_map(process::listening_on)
+        local.find_map(|it| process::listening_on(it, protocol))
     });
     // The generator takes the last CPUs, a tracker of ours the first.
     let generator_cpus = match started {
         Some(_) if cpus.len() > 1 => cpus.iter().rev().take(cpus.len() - 1).copied().collect(),
         _ => Vec::new(),
     };
-    let site = Site { targets, pid, cpus: generator_cpus, clock };
+    let site = Site { targets, endpoint, pid, cpus: generator_cpus, clock };
     let outcome = run(&plan, &site)?;
-    let figures = Figures::of(&plan, &outcome);
+    let figures = Figures::of(&outcome);
     if let Some(file) = &arguments.plot {
         plot::plot(file, &format!("{name}: answers"), &outcome.tally)?;
     }
-    print(arguments, &name, &plan, &figures)
+    print(arguments, &name, &outcome.plan, &figures)
 }
 
 fn print(
@@ -118,8 +131,9 @@ fn print(
     }
     println!("machine     {}", machine.line());
     println!(
-        "load        {:?} profile on {name}: {} torrents, {} peers, {}, seed {}",
+        "load        {:?} profile over {} on {name}: {} torrents, {} peers, {}, seed {}",
         plan.profile,
+        plan.transport.text(),
         numbers::grouped(plan.torrents.into()),
         numbers::grouped(plan.peers.into()),
         plan.pace(),
@@ -146,17 +160,6 @@ fn families_of(plan: Plan, targets: &Targets, arguments: &RunArguments) -> Plan 
     }
     let families = if targets.v4.is_some() { Families::V4 } else { Families::V6 };
     Plan { families, ..plan }
-}
-
-fn targets_of(addresses: &[std::net::SocketAddr]) -> Result<Targets, String> {
-    let mut targets = Targets { v4: None, v6: None };
-    for address in addresses {
-        let target = if address.is_ipv4() { &mut targets.v4 } else { &mut targets.v6 };
-        if target.replace(*address).is_some() {
-            return Err("give at most one --target per IP version".to_owned());
-        }
-    }
-    Ok(targets)
 }
 
 /// Starts the skep beside this program, or the one within it, on any free port.

@@ -116,7 +116,8 @@ fn cell(
     let started = contestant.start(&plan, cpus.first().copied(), &clock)?;
     let pid = started.server.pid();
     let generator_cpus = cpus.iter().skip(1).rev().copied().collect();
-    let site = Site { targets: started.targets, pid: Some(pid), cpus: generator_cpus, clock };
+    let (targets, endpoint) = (started.targets, None);
+    let site = Site { targets, endpoint, pid: Some(pid), cpus: generator_cpus, clock };
     let name = &contestant.name;
     let mut session = Session::open(&plan, &site).map_err(|error| format!("{name}: {error}"))?;
     let ended = || format!("{name} ended: {}", started.server.last_words());

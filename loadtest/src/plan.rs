@@ -63,6 +63,54 @@ pub(crate) enum Families {
     Both,
 }
 
+/// What carries the load.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Protocol {
+    /// BEP 15.
+    Udp,
+    /// BEP 3 and its followers.
+    Http,
+    /// WebTorrent over WebSocket.
+    Ws,
+}
+
+/// How it is carried. What does not belong to the protocol means nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct Transport {
+    /// The protocol.
+    pub(crate) protocol: Protocol,
+    /// Whether it is spoken through TLS.
+    pub(crate) tls: bool,
+    /// Whether TLS sessions are resumed where the tracker allows it.
+    pub(crate) resumption: bool,
+    /// HTTP: whether each request has a connection of its own.
+    pub(crate) one_shot: bool,
+    /// WebTorrent: offers that go along with an announce.
+    pub(crate) offers: u16,
+}
+
+impl Transport {
+    /// Datagrams.
+    pub(crate) const UDP: Self =
+        Self { protocol: Protocol::Udp, tls: false, resumption: true, one_shot: false, offers: 5 };
+
+    /// In words, as results name it.
+    pub(crate) fn text(&self) -> String {
+        let tls = match (self.tls, self.resumption) {
+            (false, _) => "",
+            (true, true) => " over TLS",
+            (true, false) => " over TLS without resumption",
+        };
+        match self.protocol {
+            Protocol::Udp => "UDP".to_owned(),
+            Protocol::Http if self.one_shot => format!("HTTP{tls}, a connection a request"),
+            Protocol::Http => format!("HTTP{tls}, keep-alive"),
+            Protocol::Ws => format!("WebTorrent{tls}, {} offers an announce", self.offers),
+        }
+    }
+}
+
 /// A named starting point; single options override its values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
@@ -84,6 +132,8 @@ pub(crate) enum Profile {
 pub(crate) struct Plan {
     /// What it started from.
     pub(crate) profile: Profile,
+    /// What carries it.
+    pub(crate) transport: Transport,
     /// Torrents, each with its own info-hash.
     pub(crate) torrents: u32,
     /// Peers over all torrents.
@@ -104,7 +154,8 @@ pub(crate) struct Plan {
     pub(crate) seed: u64,
     /// Which families.
     pub(crate) families: Families,
-    /// Sockets over all threads; each has its own source address where there are enough.
+    /// Sockets, or connections, over all threads; each has its own source address where there are
+    /// enough.
     pub(crate) sources: u16,
     /// Where source addresses come from; chosen by the target where empty.
     pub(crate) source: Vec<SourceRange>,
@@ -132,6 +183,7 @@ impl Profile {
     pub(crate) fn plan(self) -> Plan {
         let canonical = Plan {
             profile: self,
+            transport: Transport::UDP,
             torrents: 1_000_000,
             peers: 2_000_000,
             distribution: Distribution::Tail,
@@ -197,8 +249,12 @@ impl Plan {
             ((1..=74).contains(&self.scrape_hashes), "--scrape-hashes must be 1 to 74"),
             (self.numwant > 0, "--numwant must be at least 1"),
             (self.sources > 0 && self.threads > 0, "--sources and --threads must be at least 1"),
-            (self.sources <= 4096, "--sources can be 4096 at most"),
-            (self.threads <= self.sources, "--threads must not exceed --sources"),
+            (
+                self.sources <= 4096 || self.transport.protocol != Protocol::Udp,
+                "--sources can be 4096 at most",
+            ),
+            (self.transport.offers <= 50, "--offers can be 50 at most"),
+            (self.threads <= self.sources, "--threads must not exceed --sources or --connections"),
             (self.families != Families::Both || self.sources >= 2, "two families need two sources"),
             ((1..=4096).contains(&self.in_flight), "--in-flight must be 1 to 4096"),
             ((10..=60_000).contains(&self.timeout_ms), "--timeout-ms must be 10 to 60000"),

@@ -32,6 +32,16 @@ const COMPLETED: u8 = 2;
 const PRESENT: u8 = 4;
 
 impl Peer {
+    /// The first peer of a torrent at its address.
+    pub(crate) fn leecher(torrent: u32) -> Self {
+        Self { torrent, place: 0, life: 0, state: 0 }
+    }
+
+    /// The tracker knows nothing of it any more.
+    pub(crate) fn forget(&mut self) {
+        self.state &= !PRESENT;
+    }
+
     /// Whether the tracker has been told of it, and not of its leaving.
     pub(crate) fn is_present(self) -> bool {
         self.state & PRESENT != 0

@@ -3,7 +3,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read};
-use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -14,6 +14,8 @@ use skep::protocol::udp::client::{Announcement, Reply, decode, encode_announce, 
 use skep::sys::affinity::pin;
 use skep::sys::clock::Clock;
 use skep::types::{Event, Family, InfoHash, PeerId};
+
+use crate::plan::Protocol;
 
 /// What a process has used so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -48,17 +50,37 @@ pub(crate) fn usage(pid: u32) -> Option<Usage> {
     Some(Usage { cpu_ns, wait_ns, rss_bytes, rss_peak_bytes })
 }
 
-/// The process that has bound a local UDP address, if it can be found.
-pub(crate) fn listening_on(address: SocketAddr) -> Option<u32> {
-    let table = if address.is_ipv4() { "/proc/net/udp" } else { "/proc/net/udp6" };
-    let port = format!(":{:04X}", address.port());
-    let table = fs::read_to_string(table).ok()?;
-    let inode = table.lines().skip(1).find_map(|line| {
+/// The process that has bound a local address, if it can be found.
+pub(crate) fn listening_on(address: SocketAddr, protocol: Protocol) -> Option<u32> {
+    // A wildcard IPv6 socket serves IPv4 as well.
+    let mut names: &[&str] = match protocol {
+        Protocol::Udp => &["/proc/net/udp", "/proc/net/udp6"],
+        Protocol::Http | Protocol::Ws => &["/proc/net/tcp", "/proc/net/tcp6"],
+    };
+    if address.is_ipv6() {
+        names = &names[1..];
+    }
+    let tables = names.iter().filter_map(|it| fs::read_to_string(it).ok());
+    let inodes: Vec<String> =
+        tables.filter_map(|table| bound_inode(&table, address.port(), protocol)).collect();
+    inodes.iter().find_map(|it| owner(it))
+}
+
+/// The inode of the socket that has bound a port, by one of the kernel's tables.
+fn bound_inode(table: &str, port: u16, protocol: Protocol) -> Option<String> {
+    const LISTEN: &str = "0A";
+    let port = format!(":{port:04X}");
+    table.lines().skip(1).find_map(|line| {
         let mut fields = line.split_whitespace().skip(1);
-        let (local, remote) = (fields.next()?, fields.next()?);
+        let (local, remote, state) = (fields.next()?, fields.next()?, fields.next()?);
         // A connected socket is a client's.
-        (local.ends_with(&port) && remote.ends_with(":0000")).then(|| fields.nth(6)).flatten()
-    })?;
+        let free = remote.ends_with(":0000") && (protocol == Protocol::Udp || state == LISTEN);
+        (local.ends_with(&port) && free).then(|| fields.nth(5).map(str::to_owned)).flatten()
+    })
+}
+
+/// The process that holds a socket.
+fn owner(inode: &str) -> Option<u32> {
     let socket = PathBuf::from(format!("socket:[{inode}]"));
     let pids = fs::read_dir("/proc").ok()?.flatten();
     pids.filter_map(|it| it.file_name().to_str()?.parse::<u32>().ok()).find(|pid| {
@@ -201,6 +223,13 @@ pub(crate) fn answers_connect(address: SocketAddr) -> bool {
     connected.inspect_err(|_| std::thread::sleep(POLL)).is_ok()
 }
 
+/// Whether connections are taken.
+pub(crate) fn takes_connections(address: SocketAddr) -> bool {
+    TcpStream::connect_timeout(&address, Duration::from_secs(1))
+        .inspect_err(|_| std::thread::sleep(POLL))
+        .is_ok()
+}
+
 /// Whether an announce for a torrent is accepted: a tracker with an allow list reads it in its own
 /// time. The peer that announces leaves again.
 pub(crate) fn accepts(address: SocketAddr, info_hash: InfoHash) -> bool {
@@ -324,9 +353,13 @@ mod tests {
     fn the_process_behind_a_port_is_found() {
         let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
         let address = socket.local_addr().unwrap();
-        assert_eq!(listening_on(address), Some(std::process::id()));
+        assert_eq!(listening_on(address, Protocol::Udp), Some(std::process::id()));
+        assert_eq!(listening_on(address, Protocol::Http), None);
         drop(socket);
-        assert_eq!(listening_on(address), None);
+        assert_eq!(listening_on(address, Protocol::Udp), None);
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        assert_eq!(listening_on(address, Protocol::Ws), Some(std::process::id()));
     }
 
     #[test]

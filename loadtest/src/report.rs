@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::check::Invalid;
 use crate::numbers::{grouped, per, real, seconds};
-use crate::plan::Plan;
+use crate::plan::{Plan, Protocol};
 use crate::run::Outcome;
 use crate::slots::Kind;
 
@@ -54,7 +54,7 @@ pub(crate) struct ServerFigures {
     pub(crate) rss_bytes: u64,
     /// Resident memory at its highest.
     pub(crate) rss_peak_bytes: u64,
-    /// Resident memory before the first request.
+    /// Resident memory before the first request, connections already open.
     pub(crate) rss_start_bytes: u64,
     /// What each resident peer added to it, in bytes, where the peers were filled in.
     pub(crate) bytes_per_peer: Option<f64>,
@@ -71,6 +71,25 @@ pub(crate) struct FillFigures {
     pub(crate) scraped: Option<u64>,
     /// Error replies.
     pub(crate) errors: u64,
+}
+
+/// What only connections have.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(crate) struct StreamFigures {
+    /// Connections that were begun in the measured phase.
+    pub(crate) connections: u64,
+    /// WebSockets that the tracker closed in it.
+    pub(crate) closed_by_tracker: u64,
+    /// WebRTC offers that went along with announces.
+    pub(crate) offers_sent: u64,
+    /// Those that reached another peer.
+    pub(crate) offers_relayed: u64,
+    /// Answers that peers gave to offers.
+    pub(crate) answers_sent: u64,
+    /// Those that came back.
+    pub(crate) answers_relayed: u64,
+    /// Those the tracker had no taker for: an offer had expired, or its peer had left.
+    pub(crate) answers_refused: u64,
 }
 
 /// All figures of one run.
@@ -96,7 +115,7 @@ pub(crate) struct Figures {
     pub(crate) peers_per_reply: f64,
     /// Payload bytes per good reply.
     pub(crate) bytes_per_reply: f64,
-    /// BEP 15 error replies.
+    /// Error replies.
     pub(crate) errors: u64,
     /// Text of the first.
     pub(crate) error_text: Option<String>,
@@ -116,6 +135,8 @@ pub(crate) struct Figures {
     pub(crate) resident: u64,
     /// The fill.
     pub(crate) fill: Option<FillFigures>,
+    /// What only connections have; absent over UDP.
+    pub(crate) stream: Option<StreamFigures>,
     /// The tracker's process.
     pub(crate) server: Option<ServerFigures>,
     /// What makes these figures doubtful.
@@ -124,8 +145,8 @@ pub(crate) struct Figures {
 
 impl Figures {
     /// Computes them.
-    pub(crate) fn of(plan: &Plan, outcome: &Outcome) -> Self {
-        let tally = &outcome.tally;
+    pub(crate) fn of(outcome: &Outcome) -> Self {
+        let (plan, tally) = (&outcome.plan, &outcome.tally);
         let answered = tally.answered_all();
         let sent: u64 = tally.sent.iter().sum();
         let by_kind =
@@ -162,6 +183,15 @@ impl Figures {
                 resident: it.resident,
                 scraped: it.scraped,
                 errors: it.tally.errors,
+            }),
+            stream: (plan.transport.protocol != Protocol::Udp).then_some(StreamFigures {
+                connections: tally.connections,
+                closed_by_tracker: tally.closed_by_tracker,
+                offers_sent: tally.offers_sent,
+                offers_relayed: tally.offers_relayed,
+                answers_sent: tally.answers_sent,
+                answers_relayed: tally.answers_relayed,
+                answers_refused: tally.answers_refused,
             }),
             server: server(outcome),
             warnings: Vec::new(),
@@ -208,7 +238,8 @@ impl Figures {
                 server.cores < 0.9 && !disturbed,
                 format!(
                     "the generator was the bottleneck: the tracker used only {:.0} % of a core, \
-                     so its rate is a lower bound; raise --threads or --in-flight",
+                     so its rate is a lower bound; raise --threads, --in-flight or \
+                     --connections",
                     server.cores * 100.0
                 ),
             );
@@ -250,6 +281,9 @@ impl Figures {
         )?;
         for (kind, answered) in &self.answered {
             let sent = self.sent.get(kind).copied().unwrap_or(0);
+            if sent == 0 {
+                continue;
+            }
             let per_s = rate(real(*answered) / self.seconds.max(1e-9));
             writeln!(
                 out,
@@ -290,9 +324,33 @@ impl Figures {
         for (what, count) in &self.invalid {
             writeln!(out, "  invalid: {what} × {}", grouped(*count))?;
         }
+        self.write_stream(out)?;
         self.write_server(out)?;
         writeln!(out, "generator   idle {:.0} % of the time", self.generator_idle_share * 100.0)?;
         self.warnings.iter().try_for_each(|it| writeln!(out, "warning: {it}"))
+    }
+
+    /// What only connections have.
+    fn write_stream(&self, out: &mut String) -> std::fmt::Result {
+        let Some(it) = &self.stream else { return Ok(()) };
+        writeln!(
+            out,
+            "connections {:>12} opened, {} WebSockets closed by the tracker",
+            grouped(it.connections),
+            grouped(it.closed_by_tracker)
+        )?;
+        if it.offers_sent > 0 {
+            writeln!(
+                out,
+                "WebRTC      {:>12} offers relayed of {} sent, {} answers of {}, {} too late",
+                grouped(it.offers_relayed),
+                grouped(it.offers_sent),
+                grouped(it.answers_relayed),
+                grouped(it.answers_sent),
+                grouped(it.answers_refused)
+            )?;
+        }
+        Ok(())
     }
 
     /// The tracker's side: what it holds, and what that costs.
@@ -384,12 +442,13 @@ mod tests {
             |cpu_ns, rss_bytes| Usage { cpu_ns, wait_ns: 0, rss_bytes, rss_peak_bytes: rss_bytes };
         let usage = Some([at(0, 1 << 20), at(10, 2 << 20), at(2_000_010, 2 << 20)]);
         let own_usage = [at(0, 0); 2];
-        Outcome { filled: None, tally, resident: 7, usage, own_usage }
+        let plan = Profile::Smoke.plan();
+        Outcome { plan, filled: None, tally, resident: 7, usage, own_usage }
     }
 
     #[test]
     fn figures_follow_from_counts() {
-        let it = Figures::of(&Profile::Smoke.plan(), &outcome());
+        let it = Figures::of(&outcome());
         assert!((it.answered_per_s - 2000.0).abs() < 1e-6);
         assert_eq!(it.lost, 1);
         assert!((it.peers_per_reply - 12.0).abs() < 1e-9);
@@ -403,14 +462,14 @@ mod tests {
 
     #[test]
     fn an_idle_tracker_makes_the_figures_doubtful() {
-        let it = Figures::of(&Profile::Smoke.plan(), &outcome());
+        let it = Figures::of(&outcome());
         assert!(it.warnings.iter().any(|it| it.contains("bottleneck")), "{:?}", it.warnings);
         assert!(it.text().contains("warning: "));
     }
 
     #[test]
     fn json_names_every_figure() {
-        let it = Figures::of(&Profile::Smoke.plan(), &outcome());
+        let it = Figures::of(&outcome());
         let json = serde_json::to_value(&it).unwrap();
         assert_eq!(json["answered"]["announce"], 1000);
         assert!(json["latency"]["p999_us"].as_f64().unwrap() > 990.0);

@@ -1,6 +1,7 @@
 //! A run from end to end: sockets and peers, connection ids, fill, warm-up, the measured phase; one
 //! generator thread per CPU given, and what the tracker's process used meanwhile.
 
+use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,12 +11,17 @@ use indicatif::{ProgressBar, ProgressStyle};
 use skep::sys::affinity::pin;
 use skep::sys::clock::Clock;
 
-use crate::generator::{Generator, Task};
+use crate::check::Invalid;
+use crate::descriptors;
+use crate::endpoint::Endpoint;
+use crate::generator::Generator;
 use crate::numbers::{ns, real, seconds, whole};
-use crate::plan::{Families, Plan};
+use crate::phase::Task;
+use crate::plan::{Families, Plan, Protocol};
 use crate::population::{Peer, Seat, populate};
 use crate::process::{Usage, usage};
-use crate::sources::{Source, Targets, open};
+use crate::sources::{Targets, open, origins};
+use crate::stream;
 use crate::tally::Tally;
 
 /// Where and with what a run happens.
@@ -23,6 +29,8 @@ use crate::tally::Tally;
 pub(crate) struct Site {
     /// The trackers.
     pub(crate) targets: Targets,
+    /// How they are spoken to, set for all but UDP.
+    pub(crate) endpoint: Option<Endpoint>,
     /// The tracker's process, where it runs on this host.
     pub(crate) pid: Option<u32>,
     /// CPUs of the generator's threads, in order; threads beyond them are not pinned.
@@ -48,6 +56,8 @@ pub(crate) struct Filled {
 /// A finished run.
 #[derive(Clone, Debug)]
 pub(crate) struct Outcome {
+    /// The plan as it was run: WebTorrent's swarms may have been cut.
+    pub(crate) plan: Plan,
     /// The fill, where the plan has one.
     pub(crate) filled: Option<Filled>,
     /// Counts of the measured phase.
@@ -64,7 +74,29 @@ pub(crate) struct Outcome {
 pub(crate) struct Session {
     plan: Arc<Plan>,
     site: Site,
-    generators: Vec<Generator>,
+    generators: Vec<Load>,
+}
+
+/// One thread's load.
+enum Load {
+    Udp(Box<Generator>),
+    Stream(Box<stream::Generator>),
+}
+
+impl Load {
+    fn run(&mut self, task: Task, progress: &AtomicU64) -> Tally {
+        match self {
+            Self::Udp(it) => it.run(task, progress),
+            Self::Stream(it) => it.run(task, progress),
+        }
+    }
+
+    fn resident(&self) -> u64 {
+        match self {
+            Self::Udp(it) => it.resident(),
+            Self::Stream(it) => it.resident(),
+        }
+    }
 }
 
 impl Session {
@@ -74,34 +106,42 @@ impl Session {
     /// One sentence with the cause: a source that cannot be used, a tracker that does not answer.
     pub(crate) fn open(plan: &Plan, site: &Site) -> Result<Self, String> {
         plan.check()?;
-        let sources = open(plan, &site.targets)?;
-        let seats: Vec<Seat> =
-            sources.iter().map(|it| Seat { lane: it.lane, lanes: it.lanes }).collect();
-        let peers = populate(plan, &seats)?;
-        let plan = Arc::new(plan.clone());
-        let clients: Vec<(u16, Source, Vec<Peer>)> =
-            (0..).zip(sources).zip(peers).map(|((at, source), it)| (at, source, it)).collect();
-        let mut clients = clients.into_iter();
-        let threads = plan.threads;
-        let generators = (0..threads).map(|thread| {
-            let count = share(plan.sources.into(), thread, threads).len();
-            let torrents = share(plan.torrents, thread, threads);
-            let clients = clients.by_ref().take(count).collect();
-            Generator::new(&plan, site.clock, clients, torrents)
-        });
-        let generators = generators.collect();
-        let mut session = Self { plan: Arc::clone(&plan), site: site.clone(), generators };
+        let mut plan = plan.clone();
+        let generators = match &site.endpoint {
+            None => datagram_load(&plan, site)?,
+            Some(endpoint) => stream_load(&mut plan, site, endpoint)?,
+        };
+        let mut session = Self { plan: Arc::new(plan), site: site.clone(), generators };
         let tally = session.phase("connecting", Task::Connect, None);
-        if tally.answered[0] < u64::from(plan.sources) {
-            let refused = if tally.unreachable > 0 { " (nothing listens there)" } else { "" };
-            return Err(format!(
-                "{} of {} sockets got no connection id within 5 s{refused}: is it a UDP tracker, \
-                 and does it accept these sources?",
-                u64::from(plan.sources) - tally.answered[0],
-                plan.sources
-            ));
+        let missing = u64::from(session.plan.sources).saturating_sub(tally.answered[0]);
+        if missing > 0 {
+            return Err(session.unconnected(missing, &tally));
         }
         Ok(session)
+    }
+
+    /// What to say where sockets or connections could not be used.
+    fn unconnected(&self, missing: u64, tally: &Tally) -> String {
+        let sources = self.plan.sources;
+        let protocol = match self.plan.transport.protocol {
+            Protocol::Udp => {
+                let refused = if tally.unreachable > 0 { " (nothing listens there)" } else { "" };
+                return format!(
+                    "{missing} of {sources} sockets got no connection id within 5 s{refused}: is \
+                     it a UDP tracker, and does it accept these sources?"
+                );
+            }
+            Protocol::Http => "an HTTP tracker",
+            Protocol::Ws => "a WebTorrent tracker on this path",
+        };
+        let wrong = Invalid::ALL.into_iter().find(|it| tally.invalid[*it as usize] > 0);
+        let wrong = wrong.map(|it| it.label().to_owned());
+        let cause = tally.failure.clone().or(wrong);
+        let cause = cause.unwrap_or_else(|| "no answer, or closed at once".to_owned());
+        format!(
+            "{missing} of {sources} connections could not be opened ({cause}): is it {protocol}, \
+             and does it take so many?"
+        )
     }
 
     /// Announces every peer once and asks the tracker how many it holds.
@@ -109,16 +149,17 @@ impl Session {
         let peers = u64::from(self.plan.peers);
         let tally = self.phase("filling", Task::Fill, Some(peers));
         let both = self.plan.families == Families::Both;
-        let scraped = (!both).then(|| {
+        let has_scrape = self.site.endpoint.as_ref().is_none_or(|it| scrapes(&self.plan, it));
+        let scraped = (!both && has_scrape).then(|| {
             let torrents = u64::from(self.plan.torrents) / u64::from(self.plan.scrape_hashes);
             self.phase("counting", Task::Verify, Some(torrents)).scraped_peers
         });
-        let resident = self.generators.iter().map(Generator::resident).sum();
+        let resident = self.generators.iter().map(Load::resident).sum();
         Filled { seconds: seconds(tally.elapsed_ns), resident, scraped, tally }
     }
 
     /// The plan's mix for some time.
-    pub(crate) fn load(&mut self, name: &'static str, duration_s: f64) -> Tally {
+    fn load(&mut self, name: &'static str, duration_s: f64) -> Tally {
         let threads = f64::from(self.plan.threads);
         let rate = self.plan.rate.map(|it| real(it) / threads);
         let expected = rate.map(|it| whole(it * threads * duration_s));
@@ -164,6 +205,69 @@ impl Session {
     }
 }
 
+/// Whether the tracker can be asked for counts.
+fn scrapes(plan: &Plan, endpoint: &Endpoint) -> bool {
+    plan.transport.protocol == Protocol::Ws || endpoint.scrape_target.is_some()
+}
+
+/// Sockets and their peers, by thread.
+fn datagram_load(plan: &Plan, site: &Site) -> Result<Vec<Load>, String> {
+    let sources = open(plan, &site.targets)?;
+    let seats: Vec<Seat> =
+        sources.iter().map(|it| Seat { lane: it.lane, lanes: it.lanes }).collect();
+    let plan = Arc::new(plan.clone());
+    let clients = (0..).zip(sources).zip(populate(&plan, &seats)?);
+    let clients = clients.map(|((at, source), peers)| (at, source, peers)).collect();
+    let loads = by_thread(&plan, clients).into_iter().map(|(clients, torrents)| {
+        Load::Udp(Box::new(Generator::new(&plan, site.clock, clients, torrents)))
+    });
+    Ok(loads.collect())
+}
+
+/// Connections and their peers, by thread. The plan is cut to what they can hold.
+fn stream_load(plan: &mut Plan, site: &Site, endpoint: &Endpoint) -> Result<Vec<Load>, String> {
+    descriptors::raise(plan.sources.into())?;
+    let origins = origins(plan, &site.targets)?;
+    let seats: Vec<Seat> =
+        origins.iter().map(|it| Seat { lane: it.lane, lanes: it.lanes }).collect();
+    let mut peers = populate(plan, &seats)?;
+    if plan.transport.protocol == Protocol::Ws {
+        // A socket is one peer of a torrent, whatever the ports of others.
+        peers.iter_mut().for_each(keep_one_a_torrent);
+        let left: usize = peers.iter().map(Vec::len).sum();
+        plan.peers = u32::try_from(left).unwrap_or(plan.peers);
+    }
+    if !scrapes(plan, endpoint) {
+        plan.mix.scrape = 0;
+    }
+    let plan = Arc::new(plan.clone());
+    let clients = (0..).zip(origins).zip(peers);
+    let clients = clients.map(|((at, origin), peers)| (at, origin, peers)).collect();
+    by_thread(&plan, clients)
+        .into_iter()
+        .map(|(clients, torrents)| {
+            let made = stream::Generator::new(&plan, endpoint, site.clock, clients, torrents);
+            made.map(|it| Load::Stream(Box::new(it))).map_err(|error| format!("no epoll: {error}"))
+        })
+        .collect()
+}
+
+fn keep_one_a_torrent(peers: &mut Vec<Peer>) {
+    let mut seen = HashSet::new();
+    peers.retain(|it| seen.insert(it.torrent));
+}
+
+/// Deals things out to threads, with each thread's part of the torrents.
+fn by_thread<T>(plan: &Plan, things: Vec<T>) -> Vec<(Vec<T>, Range<u32>)> {
+    let mut things = things.into_iter();
+    let part = |thread| {
+        let count = share(plan.sources.into(), thread, plan.threads).len();
+        let torrents = share(plan.torrents, thread, plan.threads);
+        (things.by_ref().take(count).collect(), torrents)
+    };
+    (0..plan.threads).map(part).collect()
+}
+
 /// Runs a plan against a tracker that answers already.
 ///
 /// # Errors
@@ -171,6 +275,8 @@ impl Session {
 pub(crate) fn run(plan: &Plan, site: &Site) -> Result<Outcome, String> {
     let start = site.pid.and_then(usage);
     let mut session = Session::open(plan, site)?;
+    // What open connections cost is no cost of peers; `hold` measures it.
+    let start = if site.endpoint.is_some() { session.usage() } else { start };
     let filled = plan.fill.then(|| session.fill());
     if plan.warmup_s > 0.0 {
         session.load("warming up", plan.warmup_s);
@@ -180,8 +286,9 @@ pub(crate) fn run(plan: &Plan, site: &Site) -> Result<Outcome, String> {
     let tally = session.load("measuring", plan.duration_s);
     let (after, own_usage) = (session.usage(), [own_before, own()]);
     let usage = start.zip(before).zip(after).map(|((start, before), after)| [start, before, after]);
-    let resident = session.generators.iter().map(Generator::resident).sum();
-    Ok(Outcome { filled, tally, resident, usage, own_usage })
+    let resident = session.generators.iter().map(Load::resident).sum();
+    let plan = Plan::clone(&session.plan);
+    Ok(Outcome { plan, filled, tally, resident, usage, own_usage })
 }
 
 /// One thread's part of `count` things.

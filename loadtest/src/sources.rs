@@ -2,6 +2,7 @@
 //! there are enough, and connected to the tracker, so that a reply from any other address or port
 //! is lost, just as strict clients lose it.
 
+use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::str::FromStr;
@@ -98,6 +99,48 @@ impl Targets {
     }
 }
 
+/// Where one connection comes from, and where it goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Origin {
+    /// Bound to before connecting; unspecified where routing decides.
+    pub(crate) from: IpAddr,
+    /// The tracker.
+    pub(crate) to: SocketAddr,
+    /// Its place among the connections with this address.
+    pub(crate) lane: u32,
+    /// How many those are.
+    pub(crate) lanes: u32,
+}
+
+/// Where all connections of a plan come from, in order.
+///
+/// # Errors
+/// Where a family is wanted that has no target.
+pub(crate) fn origins(plan: &Plan, targets: &Targets) -> Result<Vec<Origin>, String> {
+    let mut shared = HashMap::<IpAddr, u32>::new();
+    let mut origins = Vec::with_capacity(plan.sources.into());
+    for place in 0..plan.sources {
+        let to = target_of(plan, targets, place)?;
+        let from = address_of(plan, to, place);
+        let lanes = shared.entry(from).or_default();
+        origins.push(Origin { from, to, lane: *lanes, lanes: 0 });
+        *lanes += 1;
+    }
+    for origin in &mut origins {
+        origin.lanes = shared.get(&origin.from).copied().unwrap_or(1);
+    }
+    Ok(origins)
+}
+
+/// The tracker that the socket at some place talks to.
+fn target_of(plan: &Plan, targets: &Targets, place: u16) -> Result<SocketAddr, String> {
+    let v6 = plan.is_v6(place);
+    targets.of(v6).ok_or_else(|| {
+        let family = if v6 { "IPv6" } else { "IPv4" };
+        format!("no {family} target: give another --target, or choose --families")
+    })
+}
+
 /// Opens all sockets of a plan, in order.
 ///
 /// # Errors
@@ -105,11 +148,7 @@ impl Targets {
 pub(crate) fn open(plan: &Plan, targets: &Targets) -> Result<Vec<Source>, String> {
     let mut sources = Vec::with_capacity(plan.sources.into());
     for place in 0..plan.sources {
-        let v6 = plan.is_v6(place);
-        let target = targets.of(v6).ok_or_else(|| {
-            let family = if v6 { "IPv6" } else { "IPv4" };
-            format!("no {family} target: give another --target, or choose --families")
-        })?;
+        let target = target_of(plan, targets, place)?;
         let from = address_of(plan, target, place);
         let opened = connect(from, target).and_then(|socket| {
             let ip = socket.local_addr()?.ip();

@@ -43,8 +43,21 @@ pub(crate) struct Tally {
     pub(crate) late: u64,
     /// Bad replies, by [`Invalid`].
     pub(crate) invalid: [u64; Invalid::ALL.len()],
-    /// Times the kernel said that nobody listens there (ICMP port unreachable).
+    /// Times the kernel said that nobody listens there, or that a connection broke.
     pub(crate) unreachable: u64,
+    /// What the kernel or TLS first said against a connection.
+    pub(crate) failure: Option<String>,
+    /// Connections that were begun.
+    pub(crate) connections: u64,
+    /// WebSockets that the tracker closed.
+    pub(crate) closed_by_tracker: u64,
+    /// WebRTC offers and answers that were sent, and those that came through to us.
+    pub(crate) offers_sent: u64,
+    pub(crate) offers_relayed: u64,
+    pub(crate) answers_sent: u64,
+    pub(crate) answers_relayed: u64,
+    /// Answers that the tracker had no taker for.
+    pub(crate) answers_refused: u64,
     /// Peers in all announce replies.
     pub(crate) peers: u64,
     /// Announce replies to requests that wanted peers.
@@ -98,6 +111,14 @@ impl Tally {
             late: 0,
             invalid: [0; Invalid::ALL.len()],
             unreachable: 0,
+            failure: None,
+            connections: 0,
+            closed_by_tracker: 0,
+            offers_sent: 0,
+            offers_relayed: 0,
+            answers_sent: 0,
+            answers_relayed: 0,
+            answers_refused: 0,
             peers: 0,
             peer_replies: 0,
             sent_bytes: 0,
@@ -134,6 +155,12 @@ impl Tally {
         }
     }
 
+    /// Counts a connection that broke, and keeps the first reason.
+    pub(crate) fn note_failure(&mut self, error: &std::io::Error) {
+        self.unreachable += 1;
+        self.failure.get_or_insert_with(|| error.to_string());
+    }
+
     /// Good replies of all kinds.
     pub(crate) fn answered_all(&self) -> u64 {
         self.answered.iter().sum()
@@ -160,6 +187,14 @@ impl Tally {
         self.error_text = self.error_text.take().or_else(|| other.error_text.clone());
         self.late += other.late;
         self.unreachable += other.unreachable;
+        self.failure = self.failure.take().or_else(|| other.failure.clone());
+        self.connections += other.connections;
+        self.closed_by_tracker += other.closed_by_tracker;
+        self.offers_sent += other.offers_sent;
+        self.offers_relayed += other.offers_relayed;
+        self.answers_sent += other.answers_sent;
+        self.answers_relayed += other.answers_relayed;
+        self.answers_refused += other.answers_refused;
         self.peers += other.peers;
         self.peer_replies += other.peer_replies;
         self.sent_bytes += other.sent_bytes;

@@ -34,30 +34,61 @@ impl Drop for Ended {
 /// Starts a server on port 0 and reads its IPv4 and IPv6 addresses from the ready line; `None`
 /// where it ends without one.
 fn serve(program: &str, arguments: &[&str]) -> Option<(Ended, Vec<String>)> {
+    let (child, line) = start(program, arguments, &[])?;
+    Some((child, values(&line, "udp=")))
+}
+
+/// The values of a key in a ready line.
+fn values(line: &str, key: &str) -> Vec<String> {
+    line.split_whitespace().filter_map(|it| it.strip_prefix(key).map(str::to_owned)).collect()
+}
+
+/// Starts a server and reads its ready line; `None` where it ends without one.
+fn start(program: &str, arguments: &[&str], settings: &[(&str, &str)]) -> Option<(Ended, String)> {
     let mut command = Command::new(program);
+    command.envs(settings.iter().copied());
     // A skep keeps its state in the build's folder, not in the home of whoever runs the tests.
     let state = Path::new(env!("CARGO_TARGET_TMPDIR")).join("state");
     command.env("SKEP__SERVER__STATE_DIR", state).env("SKEP__LOG__LEVEL", "warn");
     let mut child = Ended(command.args(arguments).stdout(Stdio::piped()).spawn().unwrap());
     let mut line = String::new();
     BufReader::new(child.0.stdout.take().unwrap()).read_line(&mut line).unwrap();
-    let addresses: Vec<String> = line
-        .strip_prefix("ready ")?
-        .split_whitespace()
-        .filter_map(|it| it.strip_prefix("udp=").map(str::to_owned))
-        .collect();
-    Some((child, addresses))
+    line.starts_with("ready ").then_some((child, line))
+}
+
+/// The skep beside the load tester on ports of the kernel's choice, and its ready line; says so
+/// where there is none.
+fn skep(settings: &[(&str, &str)]) -> Option<(Ended, String)> {
+    let program = Path::new(env!("CARGO_BIN_EXE_loadtest")).with_file_name("skep");
+    let arguments = ["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--workers", "1"];
+    let program = program.to_str().filter(|_| program.is_file());
+    let started = program.and_then(|it| start(it, &arguments, settings));
+    if started.is_none() {
+        println!("skipped: skep not found beside loadtest");
+    }
+    started
+}
+
+/// The address of a skep's TCP side.
+fn tcp(line: &str) -> String {
+    values(line, "tcp=").remove(0)
+}
+
+/// What holds of every healthy run over UDP.
+fn assert_healthy(result: &Value) {
+    let figures = &result["figures"];
+    assert!(figures["answered"]["connect"].as_u64().unwrap() > 0, "{figures}");
+    assert_eq!(figures["fill"]["resident"], 2000, "{figures}");
+    assert_sound(result);
 }
 
 /// What holds of every healthy run.
-fn assert_healthy(result: &Value) {
+fn assert_sound(result: &Value) {
     let figures = &result["figures"];
     assert!(figures["answered"]["announce"].as_u64().unwrap() > 100, "{figures}");
-    assert!(figures["answered"]["connect"].as_u64().unwrap() > 0, "{figures}");
     assert!(figures["answered"]["scrape"].as_u64().unwrap() > 0, "{figures}");
     assert_eq!(figures["invalid"], serde_json::json!({}), "{figures}");
     assert_eq!(figures["errors"], 0, "{figures}");
-    assert_eq!(figures["fill"]["resident"], 2000, "{figures}");
     assert!(figures["latency"]["p50_us"].as_f64().unwrap() > 0.0, "{figures}");
     assert!(figures["server"]["cpu_ns_per_answer"].as_f64().unwrap() > 0.0, "{figures}");
     assert!(result["machine"]["kernel"].as_str().unwrap().contains('.'));
@@ -104,16 +135,133 @@ fn without_a_target_it_starts_a_tracker_of_its_own() {
 
 #[test]
 fn skep_answers_with_every_peer_it_was_told_of() {
-    let skep = Path::new(env!("CARGO_BIN_EXE_loadtest")).with_file_name("skep");
-    let listen = ["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--workers", "1"];
-    let started = skep.to_str().filter(|_| skep.is_file()).and_then(|it| serve(it, &listen));
-    let Some((_process, addresses)) = started else {
-        println!("skipped: skep not found beside loadtest");
-        return;
-    };
+    let Some((_process, ready)) = skep(&[]) else { return };
+    let addresses = values(&ready, "udp=");
     let result = json(&["--target", &addresses[0]]);
     assert_healthy(&result);
     assert_eq!(result["figures"]["fill"]["scraped"], 2000);
+}
+
+#[test]
+fn http_is_loaded_over_kept_connections_and_a_connection_a_request() {
+    let Some((_process, ready)) = skep(&[]) else { return };
+    let url = format!("http://{}/announce", tcp(&ready));
+    let kept = json(&["--target", &url]);
+    assert_sound(&kept);
+    let figures = &kept["figures"];
+    assert_eq!(
+        (&figures["fill"]["resident"], &figures["fill"]["scraped"]),
+        (&2000.into(), &2000.into())
+    );
+    assert!(figures["peers_per_reply"].as_f64().unwrap() > 1.0, "{figures}");
+    assert_eq!((&figures["stream"]["connections"], &figures["lost"]), (&0.into(), &0.into()));
+    let one_shot = json(&["--target", &url, "--one-shot"]);
+    assert_sound(&one_shot);
+    let figures = &one_shot["figures"];
+    let requests: u64 =
+        ["announce", "scrape"].iter().map(|it| figures["sent"][it].as_u64().unwrap()).sum();
+    let connections = figures["stream"]["connections"].as_u64().unwrap();
+    // Those that were open before serve one request each.
+    assert!((requests.saturating_sub(512)..=requests).contains(&connections), "{figures}");
+}
+
+#[test]
+fn an_open_loop_over_http_keeps_its_rate() {
+    let Some((_process, ready)) = skep(&[]) else { return };
+    let url = format!("http://{}", tcp(&ready));
+    let result = json(&["--target", &url, "--rate", "1000"]);
+    assert_sound(&result);
+    let figures = &result["figures"];
+    let count = |it: &str| figures["sent"][it].as_u64().unwrap();
+    let sent = count("announce") + count("scrape") + figures["held_back"].as_u64().unwrap();
+    assert!((395..=405).contains(&sent), "{figures}");
+}
+
+#[test]
+fn webtorrent_offers_and_answers_come_through() {
+    let Some((_process, ready)) = skep(&[]) else { return };
+    let url = format!("ws://{}", tcp(&ready));
+    let result = json(&["--target", &url, "--torrents", "50", "--offers", "2"]);
+    assert_sound(&result);
+    let figures = &result["figures"];
+    assert_eq!(figures["fill"]["resident"], figures["fill"]["scraped"], "{figures}");
+    let stream = &figures["stream"];
+    assert!(stream["offers_relayed"].as_u64().unwrap() > 100, "{figures}");
+    assert!(stream["answers_relayed"].as_u64().unwrap() > 100, "{figures}");
+    assert_eq!(stream["closed_by_tracker"], 0, "{figures}");
+}
+
+#[test]
+fn tls_is_spoken_with_and_without_resumption() {
+    let temporary = tempfile::tempdir().unwrap();
+    let [certificate, key] = ["certificate.pem", "key.pem"].map(|it| temporary.path().join(it));
+    let made = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned()]).unwrap();
+    std::fs::write(&certificate, made.cert.pem()).unwrap();
+    std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
+    let [certificate, key] = [&certificate, &key].map(|it| it.to_str().unwrap());
+    let settings = [
+        ("SKEP__TLS__LISTEN", "127.0.0.1:0"),
+        ("SKEP__TLS__CERTIFICATE", certificate),
+        ("SKEP__TLS__KEY", key),
+    ];
+    let Some((_process, ready)) = skep(&settings) else { return };
+    let address = values(&ready, "tls=").remove(0);
+    let https = format!("https://{address}/announce");
+    for more in [&["--ca", certificate][..], &["--insecure", "--one-shot", "--no-resumption"]] {
+        assert_sound(&json(&[&["--target", &https], more].concat()));
+    }
+    assert_sound(&json(&["--target", &format!("wss://{address}/"), "--ca", certificate]));
+    let small = ["--profile", "smoke", "--target", &https];
+    let untrusted = loadtest(&small);
+    assert_eq!(untrusted.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&untrusted.stderr).into_owned();
+    assert!(said.contains("UnknownIssuer"), "{said}");
+}
+
+#[test]
+fn connections_are_held_and_measured() {
+    let Some((_process, ready)) = skep(&[]) else { return };
+    let url = format!("ws://{}", tcp(&ready));
+    let output = loadtest(&["hold", &url, "--connections", "200", "--duration", "0.1", "--json"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let held: Value = serde_json::from_slice(&output.stdout).unwrap();
+    for key in ["connections", "opened", "announced", "open_at_end"] {
+        assert_eq!(held[key], 200, "{held}");
+    }
+    assert!(held["memory"]["before_bytes"].as_u64().unwrap() > 0, "{held}");
+    let output = loadtest(&["hold", &url.replace("ws:", "http:")]);
+    assert!(String::from_utf8_lossy(&output.stderr).contains("ws or wss"), "{output:?}");
+}
+
+#[test]
+fn comparisons_over_tcp_have_a_row_for_each_contestant() {
+    if skep(&[]).is_none() {
+        return;
+    }
+    let short = ["--rounds", "1", "--profile", "smoke", "--duration", "0.2", "--warmup", "0"];
+    for (protocol, rows) in [
+        ("http", ["| skep (mmsg) |", "| skep (mmsg), one-shot |"]),
+        ("ws", ["| skep (mmsg) |", "| offers relayed/s |"]),
+    ] {
+        let output = loadtest(&[&["compare", "--protocol", protocol], &short[..]].concat());
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        assert!(!text.contains("limit ("), "{text}");
+        for row in rows {
+            assert!(text.contains(row), "no {row} in:\n{text}");
+        }
+    }
+}
+
+#[test]
+fn what_is_no_tracker_is_an_error_in_words() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    drop(listener);
+    let output = loadtest(&["--profile", "smoke", "--target", &format!("http://{address}")]);
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.contains("could not be opened") && said.contains("refused"), "{said}");
 }
 
 #[test]

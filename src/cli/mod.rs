@@ -25,7 +25,7 @@ Examples:
   curl http://127.0.0.1:6970/metrics         figures; /livez and /readyz for probes
 
 Once every socket answers, one line goes to standard output:
-  ready udp=0.0.0.0:6969 udp=[::]:6969 admin=127.0.0.1:6970 io=uring workers=2
+  ready udp=0.0.0.0:6969 tcp=0.0.0.0:6969 admin=127.0.0.1:6970 io=uring workers=2
 Logs go to standard error.
 
 Exit codes: 0 done, 1 failed at run time, 2 bad usage or configuration.";

@@ -13,6 +13,7 @@ mod values;
 use std::fmt::{self, Write as _};
 use std::net::SocketAddr;
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 pub use error::ConfigError;
@@ -153,6 +154,71 @@ sections! {
         key_file: String = String::new();
     }
 
+    /// The HTTP front end (BEP 3, 7, 21, 23, 24, 31, 48), and what WebSockets share with it: one
+    /// TCP port, connections, source addresses.
+    http: Http {
+        /// Addresses for HTTP and WebSocket alone. Empty: those of server.listen.
+        listen: Vec<SocketAddr> = Vec::new();
+        /// Unix socket to serve HTTP and WebSocket on, for a reverse proxy on this host: what
+        /// connects there is trusted to name the client's address, so whoever may connect can name
+        /// any. Empty: none.
+        unix_socket: String = String::new();
+        /// Networks whose PROXY protocol, Forwarded, X-Forwarded-For and X-Real-IP headers are
+        /// believed: your reverse proxies. Reloaded by SIGHUP.
+        trusted_proxies: Vec<IpNet> = Vec::new();
+        /// Most connections at once, over all of TCP. 0: nine tenths of the limit on open files.
+        connections_max: u32 = 0, in 0..=10000000;
+        /// Most connections of one source (an IPv4 address, an IPv6 /64) at once. Trusted proxies
+        /// and limits.exempt are not counted. Reloaded by SIGHUP.
+        connections_per_source_max: u32 = 32, in 1..=1000000;
+        /// Seconds in which the head of a request has to arrive. Reloaded by SIGHUP.
+        head_timeout_s: u32 = 5, in 1..=60;
+        /// Seconds after which a connection without a request is closed. Reloaded by SIGHUP.
+        idle_timeout_s: u32 = 30, in 1..=3600;
+        /// Whether a scrape that names no torrent is answered with all of them. It costs a walk
+        /// over the whole store, and tells everyone what is here. Reloaded by SIGHUP.
+        full_scrape: bool = false;
+        /// Seconds a source has to wait between two full scrapes. Reloaded by SIGHUP.
+        full_scrape_interval_s: u32 = 300, in 0..=86400;
+        /// Whether /stats and /stats.json are served to the public as well. Reloaded by SIGHUP.
+        public_stats: bool = false;
+        /// A message that clients show their users with every announce (`warning message`).
+        /// Empty: none. Reloaded by SIGHUP.
+        warning: String = String::new();
+    }
+
+    /// WebTorrent: browsers find each other through WebSockets on HTTP's ports, on any path.
+    websocket: Websocket {
+        /// Seconds until a WebTorrent client's next announce. Reloaded by SIGHUP.
+        interval_s: u32 = 120, in 10..=7200;
+        /// Seconds between pings: proxies cut sockets that are silent for 60 to 100 seconds.
+        /// Reloaded by SIGHUP.
+        ping_interval_s: u32 = 50, in 1..=3600;
+        /// Most offers taken from one announce. Reloaded by SIGHUP.
+        offers_max: u32 = 10, in 0..=50;
+        /// Most offers handed to one socket in a minute: each makes a browser open a connection.
+        /// Reloaded by SIGHUP.
+        offers_per_minute_max: u32 = 60, in 1..=10000;
+        /// Most swarms that one socket may be in. Reloaded by SIGHUP.
+        torrents_max: u32 = 1000, in 1..=100000;
+    }
+
+    /// HTTPS and wss. The certificate is read again on SIGHUP, and when a file changes.
+    tls: Tls {
+        /// Addresses to serve TLS on, for example "0.0.0.0:443". Empty: none.
+        listen: Vec<SocketAddr> = Vec::new();
+        /// PEM file with the certificate and its chain.
+        certificate: String = String::new();
+        /// PEM file with the certificate's private key.
+        key: String = String::new();
+    }
+
+    /// Limits on what one source may ask for.
+    limits: Limits {
+        /// Networks under no limit. Reloaded by SIGHUP.
+        exempt: Vec<IpNet> = values::networks(&["127.0.0.0/8", "::1/128"]);
+    }
+
     /// The tracker's rules. Reloaded by SIGHUP.
     tracker: Tracker {
         /// Seconds until a client's next announce.
@@ -160,21 +226,28 @@ sections! {
         /// Each reply's interval is drawn from interval_s ± this, so that clients spread out.
         /// Must be below interval_s.
         interval_jitter_s: u32 = 120, in 0..=3600;
+        /// Seconds before which a client should not come back, told over HTTP (`min interval`).
+        /// Where it exceeds a reply's interval, that is told instead.
+        min_interval_s: u32 = 900, in 1..=7200;
         /// Peers handed to a client that names no number. At most numwant_max.
         numwant_default: u32 = 50, in 1..=200;
         /// Most peers in one reply. An IPv6 reply holds at most 67, whatever this says.
         numwant_max: u32 = 200, in 1..=200;
         /// Seconds of silence after which a peer is forgotten. Must exceed interval_s +
-        /// interval_jitter_s; twice the interval forgives one lost announce.
+        /// interval_jitter_s, and websocket.interval_s; twice the interval forgives one lost
+        /// announce.
         peer_age_s_max: u32 = 3900, in 2..=21600;
         /// Seconds for which an empty torrent's count of completed downloads is kept.
         empty_torrent_age_s_max: u32 = 86400, in 0..=31536000;
     }
 
-    /// The listener for operators: /metrics, /livez, /readyz, /startupz.
+    /// The listener for operators: /metrics, /livez, /readyz, /startupz, /stats, /api/v1.
     admin: Admin {
         /// Address to serve HTTP on. Keep it off the Internet.
         listen: SocketAddr = values::address("127.0.0.1:6970");
+        /// What `Authorization: Bearer …` has to say under /api/v1. Empty: only this host may ask,
+        /// and no reverse proxy: one on this host needs a token. Reloaded by SIGHUP.
+        token: String = String::new();
     }
 
     /// What goes to standard error.
@@ -190,6 +263,11 @@ impl Config {
     /// Addresses that UDP is served on.
     pub fn udp_listen(&self) -> &[SocketAddr] {
         if self.udp.listen.is_empty() { &self.server.listen } else { &self.udp.listen }
+    }
+
+    /// Addresses that HTTP and WebSocket are served on.
+    pub fn http_listen(&self) -> &[SocketAddr] {
+        if self.http.listen.is_empty() { &self.server.listen } else { &self.http.listen }
     }
 
     /// The settings as a commented TOML file.
@@ -237,21 +315,59 @@ impl Config {
         if let Some(twice) = repeated(self.udp_listen()) {
             return Err(fault(udp, "listen", &[], format!("{twice} is listed twice")));
         }
+        self.check_streams()?;
         let it = &self.tracker;
         if it.interval_jitter_s >= it.interval_s {
             let problem = format!("must be below interval_s, which is {}", it.interval_s);
-            return Err(fault("tracker", "interval_jitter_s", &["interval_s"], problem));
+            return Err(fault(
+                "tracker",
+                "interval_jitter_s",
+                &[("tracker", "interval_s")],
+                problem,
+            ));
         }
         if it.numwant_default > it.numwant_max {
             let problem = format!("must not exceed numwant_max, which is {}", it.numwant_max);
-            return Err(fault("tracker", "numwant_default", &["numwant_max"], problem));
+            return Err(fault(
+                "tracker",
+                "numwant_default",
+                &[("tracker", "numwant_max")],
+                problem,
+            ));
         }
         let longest_s = it.interval_s + it.interval_jitter_s;
         if it.peer_age_s_max <= longest_s {
             let problem =
                 format!("must exceed interval_s + interval_jitter_s, which is {longest_s}");
-            let others = &["interval_s", "interval_jitter_s"];
+            let others = &[("tracker", "interval_s"), ("tracker", "interval_jitter_s")];
             return Err(fault("tracker", "peer_age_s_max", others, problem));
+        }
+        let web_interval_s = self.websocket.interval_s;
+        if it.peer_age_s_max <= web_interval_s {
+            let problem = format!("must exceed websocket.interval_s, which is {web_interval_s}");
+            let others = &[("websocket", "interval_s")];
+            return Err(fault("tracker", "peer_age_s_max", others, problem));
+        }
+        Ok(())
+    }
+
+    /// Checks what TCP is served on.
+    fn check_streams(&self) -> Result<(), Fault> {
+        let fault = |section, key, others, problem: String| Fault { section, key, others, problem };
+        let http = if self.http.listen.is_empty() { "server" } else { "http" };
+        if let Some(twice) = repeated(self.http_listen()) {
+            return Err(fault(http, "listen", &[], format!("{twice} is listed twice")));
+        }
+        let all: Vec<_> = self.http_listen().iter().chain(&self.tls.listen).copied().collect();
+        if let Some(twice) = repeated(&all) {
+            let problem = format!("{twice} is served without TLS already, or listed twice");
+            return Err(fault("tls", "listen", &[], problem));
+        }
+        let it = &self.tls;
+        for (key, file) in [("certificate", &it.certificate), ("key", &it.key)] {
+            if !it.listen.is_empty() && file.is_empty() {
+                return Err(fault("tls", key, &[("tls", "listen")], "TLS needs one".into()));
+            }
         }
         Ok(())
     }
@@ -261,9 +377,9 @@ impl Config {
 struct Fault {
     section: &'static str,
     key: &'static str,
-    /// Keys of the same section that the setting disagrees with: where it is a default itself, one
-    /// of these was set.
-    others: &'static [&'static str],
+    /// Sections and keys that the setting disagrees with: where it is a default itself, one of
+    /// these was set.
+    others: &'static [(&'static str, &'static str)],
     problem: String,
 }
 

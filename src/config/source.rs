@@ -138,8 +138,8 @@ impl Layers {
         let config: Config =
             self.table.try_into().map_err(|error| ConfigError::at("", error.message()))?;
         config.check().map_err(|Fault { section, key, others, problem }| {
-            let mut keys = std::iter::once(&key).chain(others);
-            let place = keys.find_map(|&it| self.places.get(&(section.into(), it.into())));
+            let mut settings = std::iter::once((section, key)).chain(others.iter().copied());
+            let place = settings.find_map(|it| self.places.get(&(it.0.into(), it.1.into())));
             ConfigError {
                 place: place.cloned().unwrap_or_default(),
                 setting: Some(format!("{section}.{key}")),
@@ -160,6 +160,10 @@ fn typed(it: &Assignment) -> Result<toml::Value, String> {
         Some(toml::Value::Integer(_)) => {
             let number: Result<i64, _> = text.parse();
             number.map_err(|_| format!("{text:?} is no whole number"))?.into()
+        }
+        Some(toml::Value::Boolean(_)) => {
+            let truth: Result<bool, _> = text.parse();
+            truth.map_err(|_| format!("{text:?} is neither true nor false"))?.into()
         }
         Some(toml::Value::Array(_)) => {
             let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::net::SocketAddr;
 
+use ipnet::IpNet;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 /// How datagrams are moved.
@@ -152,7 +153,19 @@ impl Value for Bytes {
 
 impl Value for String {
     fn allowed(_: Option<(u64, u64)>) -> String {
-        "a path".into()
+        "a text".into()
+    }
+}
+
+impl Value for bool {
+    fn allowed(_: Option<(u64, u64)>) -> String {
+        "true, false".into()
+    }
+}
+
+impl Value for Vec<IpNet> {
+    fn allowed(_: Option<(u64, u64)>) -> String {
+        "a list of networks, such as [\"192.0.2.0/24\", \"2001:db8::/32\"]".into()
     }
 }
 
@@ -189,6 +202,13 @@ choices! {
 /// A default address. Tests read every default.
 pub(super) fn address(text: &str) -> SocketAddr {
     text.parse().unwrap_or_else(|_| unreachable!("a default is an address: {text}"))
+}
+
+/// Default networks.
+pub(super) fn networks(texts: &[&str]) -> Vec<IpNet> {
+    let network =
+        |it: &&str| it.parse().unwrap_or_else(|_| unreachable!("a default is a network: {it}"));
+    texts.iter().map(network).collect()
 }
 
 /// Default addresses.

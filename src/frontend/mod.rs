@@ -2,12 +2,27 @@
 
 pub mod admin;
 pub mod connection_id;
+pub mod http;
+pub mod origin;
+pub mod stats;
 pub mod udp;
+pub mod ws;
 
 use std::net::SocketAddr;
 
 use crate::time::Now;
+use crate::tracker::Tracker;
 use crate::types::{Answered, Dropped};
+
+/// The front ends of a stream worker, and the tracker they share.
+pub struct FrontEnds {
+    /// The rules.
+    pub tracker: Tracker,
+    /// HTTP.
+    pub http: http::HttpFrontend,
+    /// WebTorrent.
+    pub ws: ws::WsFrontend,
+}
 
 /// What a datagram worker serves: the tracker's UDP front end, or the load tester's responder that
 /// does no tracking. Sans-I/O: it reads no clock and opens no socket.

@@ -11,7 +11,7 @@ use crate::frontend::{REPLY_BYTES_MAX, Responder};
 use crate::protocol::udp::{self, AnnounceRequest, Head, Request};
 use crate::time::Now;
 use crate::tracker::{self, Room, Tracker};
-use crate::types::{Action, Announce, Answered, Dropped, Family, Refusal};
+use crate::types::{Action, Announce, Answered, Contact, Dropped, Family, Refusal};
 
 /// One worker's UDP front end.
 pub struct UdpFrontend {
@@ -39,7 +39,8 @@ impl UdpFrontend {
         let announce = Announce {
             info_hash: request.info_hash,
             source: source.ip(), // never the datagram's IP field: invariant 3
-            port: request.port.get(),
+            contact: Contact::Port(request.port.get()),
+            peer_id: request.peer_id,
             left: request.left.get(),
             event: request.event(),
             numwant: request.numwant(),
@@ -47,8 +48,8 @@ impl UdpFrontend {
         let end = out.len().min(REPLY_BYTES_MAX);
         let peers = udp::peers_of(&mut out[..end]);
         let room = match Family::of(source.ip()) {
-            Family::V4 => Room { v4: peers, v6: &mut [] },
-            Family::V6 => Room { v4: &mut [], v6: peers },
+            Family::V4 => Room { v4: peers, ..Room::default() },
+            Family::V6 => Room { v6: peers, ..Room::default() },
         };
         match self.tracker.announce(now, &announce, room) {
             Ok((reply, bytes)) => {

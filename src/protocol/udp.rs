@@ -434,6 +434,7 @@ pub mod client {
                     seeders: it.seeders.get(),
                     completed: it.completed.get(),
                     leechers: it.leechers.get(),
+                    downloaders: it.leechers.get(), // BEP 15 does not tell them apart
                 })
             })
         }
@@ -480,6 +481,7 @@ pub mod client {
                 }
                 let reply = AnnounceReply {
                     interval_s: it.interval_s.get(),
+                    min_interval_s: 0, // BEP 15 has none
                     leechers: it.leechers.get(),
                     seeders: it.seeders.get(),
                 };

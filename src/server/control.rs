@@ -6,20 +6,25 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use arc_swap::ArcSwapOption;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::spawn_blocking;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tracing::{info, warn};
 
 use crate::frontend::admin::{self, Process};
-use crate::metrics::WorkerCounters;
+use crate::frontend::stats::{Pages, Stats};
+use crate::metrics::{StreamCounters, WorkerCounters};
 use crate::server::StartError;
 use crate::server::exporter::Exporter;
 use crate::server::log::OPERATOR;
 use crate::server::reload::Reloader;
+use crate::server::streams::Streams;
 use crate::server::workers::{End, Shared, Workers};
+use crate::time::Now;
+use crate::tracker::Census;
 
 /// Nanoseconds without a turn after which a worker counts as stuck. It waits 50 ms at most.
 const HEARTBEAT_NS_MAX: u64 = 5_000_000_000;
@@ -33,6 +38,9 @@ const LAST_PAGES_MAX: Duration = Duration::from_secs(1);
 /// What the control thread works with.
 pub(super) struct Control {
     pub(super) workers: Workers,
+    pub(super) streams: Streams,
+    /// Hears of each worker's end.
+    pub(super) ended: mpsc::UnboundedReceiver<End>,
     pub(super) exporter: Exporter,
     pub(super) reloader: Reloader,
     pub(super) admin: TcpListener,
@@ -69,43 +77,55 @@ pub(super) fn run(base: Base, control: Control) -> Result<(), StartError> {
     base.runtime.block_on(serve(control, base.signals))
 }
 
-async fn serve(mut control: Control, mut signals: Signals) -> Result<(), StartError> {
+async fn serve(control: Control, mut signals: Signals) -> Result<(), StartError> {
+    let Control { workers, streams, mut ended, exporter, mut reloader, admin, ready_line } =
+        control;
     let state = Arc::new(State {
-        shared: control.reloader.shared.clone(),
-        workers: control.workers.counters.clone(),
-        exporter: Mutex::new(control.exporter),
+        shared: reloader.shared.clone(),
+        workers: workers.counters.clone(),
+        streams: streams.counters.clone(),
+        exporter: Mutex::new(exporter),
         started: AtomicBool::new(false),
         stopping: AtomicBool::new(false),
+        token: ArcSwapOption::empty(),
+        asked_to_stop: Notify::new(),
     });
+    state.set_token(&reloader.config.admin.token);
     let pages = admin::router(state.clone());
-    let listener = tokio::net::TcpListener::from_std(control.admin)
+    let listener = tokio::net::TcpListener::from_std(admin)
         .map_err(|error| StartError::lacking("cannot serve the admin pages", &error))?;
     let (close, closed) = oneshot::channel::<()>();
-    let admin = axum::serve(listener, pages).with_graceful_shutdown(async {
-        let _ = closed.await;
-    });
-    let admin = tokio::spawn(admin.into_future());
+    let admin = tokio::spawn(super::admin::serve(listener, pages, closed));
 
-    await_first_turns(&mut control.workers).await?;
+    await_first_turns(&workers, &streams, &mut ended).await?;
+    state.renew_pages();
     state.started.store(true, Ordering::Relaxed);
-    announce_ready(&control.ready_line);
-    let outcome = watch(&state, &mut control.workers, &mut control.reloader, &mut signals).await;
+    announce_ready(&ready_line);
+    let outcome = watch(&state, &mut ended, &mut reloader, &mut signals).await;
     state.stopping.store(true, Ordering::Relaxed);
     // Off this thread, so that /readyz says meanwhile that it is over.
-    let _ = spawn_blocking(move || control.workers.stop()).await;
+    let _ = spawn_blocking(move || {
+        streams.stop();
+        workers.stop();
+    })
+    .await;
     drop(close);
     let _ = timeout(LAST_PAGES_MAX, admin).await;
     outcome
 }
 
 /// Waits until every worker serves.
-async fn await_first_turns(workers: &mut Workers) -> Result<(), StartError> {
+async fn await_first_turns(
+    workers: &Workers,
+    streams: &Streams,
+    ended: &mut mpsc::UnboundedReceiver<End>,
+) -> Result<(), StartError> {
     loop {
         tokio::select! {
-            Some(end) = workers.ended.recv() => return Err(broken(end)),
+            Some(end) = ended.recv() => return Err(broken(end)),
             () = sleep(START_POLL) => {}
         }
-        if workers.are_serving() {
+        if workers.are_serving() && streams.are_serving() {
             return Ok(());
         }
     }
@@ -122,7 +142,7 @@ fn announce_ready(line: &str) {
 /// Does what the clock and signals ask for, until one of them or a worker's failure says to end.
 async fn watch(
     state: &State,
-    workers: &mut Workers,
+    ended: &mut mpsc::UnboundedReceiver<End>,
     reloader: &mut Reloader,
     signals: &mut Signals,
 ) -> Result<(), StartError> {
@@ -131,11 +151,24 @@ async fn watch(
     let mut drops = 0;
     loop {
         tokio::select! {
-            _ = second.tick() => drops = state.tick(drops),
-            _ = signals.reload.recv() => reloader.reload(),
+            _ = second.tick() => {
+                drops = state.tick(drops);
+                state.renew_pages();
+                if let Some(tls) = &mut reloader.tls {
+                    tls.follow();
+                }
+            }
+            _ = signals.reload.recv() => {
+                reloader.reload();
+                state.renew_pages();
+                state.set_token(&reloader.config.admin.token);
+            }
             _ = signals.terminate.recv() => break info!(target: OPERATOR, "stopping on SIGTERM"),
             _ = signals.interrupt.recv() => break info!(target: OPERATOR, "stopping on SIGINT"),
-            Some(end) = workers.ended.recv() => return Err(broken(end)),
+            () = state.asked_to_stop.notified() => {
+                break info!(target: OPERATOR, "stopping as the API was told to");
+            }
+            Some(end) = ended.recv() => return Err(broken(end)),
         }
     }
     Ok(())
@@ -143,7 +176,7 @@ async fn watch(
 
 /// A worker ended by itself.
 fn broken(End { worker, result }: End) -> StartError {
-    let what = format!("worker udp-{worker} cannot serve");
+    let what = format!("worker {worker} cannot serve");
     match result {
         Err(error) => StartError::lacking(&what, &error),
         Ok(()) => StartError::Failed(what),
@@ -171,12 +204,27 @@ impl Signals {
 struct State {
     shared: Shared,
     workers: Vec<Arc<WorkerCounters>>,
+    streams: Vec<Arc<StreamCounters>>,
     exporter: Mutex<Exporter>,
     started: AtomicBool,
     stopping: AtomicBool,
+    token: ArcSwapOption<Arc<str>>,
+    asked_to_stop: Notify,
 }
 
 impl State {
+    /// Writes the public statistics anew, if they are public.
+    fn renew_pages(&self) {
+        if self.shared.http.load().public_stats {
+            self.shared.pages.store(Arc::new(Pages::of(&self.stats())));
+        }
+    }
+
+    /// Puts another token in force; an empty one is none.
+    fn set_token(&self, token: &str) {
+        self.token.store((!token.is_empty()).then(|| Arc::new(token.into())));
+    }
+
     /// Brings the figures up to date, once a second. Takes and returns the drops seen so far.
     fn tick(&self, drops_before: u64) -> u64 {
         let mut exporter = self.exporter.lock().unwrap_or_else(PoisonError::into_inner);
@@ -202,7 +250,9 @@ impl Process for State {
     }
 
     fn live(&self) -> Result<(), String> {
-        going_round(&self.workers, self.shared.clock.elapsed_ns_at(self.shared.clock.now()))
+        let now_ns = self.shared.clock.elapsed_ns_at(self.shared.clock.now());
+        going_round("udp", self.workers.iter().map(|it| it.elapsed_ns.get()), now_ns)?;
+        going_round("tcp", self.streams.iter().map(|it| it.elapsed_ns.get()), now_ns)
     }
 
     fn ready(&self) -> Result<(), String> {
@@ -215,15 +265,47 @@ impl Process for State {
     fn started(&self) -> Result<(), String> {
         if self.started.load(Ordering::Relaxed) { Ok(()) } else { Err("starting".into()) }
     }
+
+    fn stats(&self) -> Stats {
+        let totals = self.shared.store.totals();
+        Stats {
+            torrents: totals.torrents,
+            active_torrents: totals.active_torrents,
+            seeders: totals.seeders,
+            leechers: totals.leechers,
+            completed: totals.completed,
+            clients: self.shared.clients.estimate(self.now(), &totals),
+        }
+    }
+
+    fn census(&self) -> Census {
+        Census::new(self.shared.store.clone())
+    }
+
+    fn now(&self) -> Now {
+        self.shared.clock.now()
+    }
+
+    fn token(&self) -> Option<Arc<str>> {
+        self.token.load().as_deref().cloned()
+    }
+
+    fn shut_down(&self) {
+        self.asked_to_stop.notify_one();
+    }
 }
 
-/// Whether every worker has made a turn lately.
-fn going_round(workers: &[Arc<WorkerCounters>], now_ns: u64) -> Result<(), String> {
-    for (number, worker) in workers.iter().enumerate() {
-        let silent_ns = now_ns.saturating_sub(worker.elapsed_ns.get());
+/// Whether every worker of a kind has made a turn lately.
+fn going_round(
+    kind: &str,
+    latest_ns: impl Iterator<Item = u64>,
+    now_ns: u64,
+) -> Result<(), String> {
+    for (number, latest_ns) in latest_ns.enumerate() {
+        let silent_ns = now_ns.saturating_sub(latest_ns);
         if silent_ns > HEARTBEAT_NS_MAX {
             let silent_ms = silent_ns / 1_000_000;
-            return Err(format!("worker udp-{number} has made no turn for {silent_ms} ms"));
+            return Err(format!("worker {kind}-{number} has made no turn for {silent_ms} ms"));
         }
     }
     Ok(())
@@ -235,11 +317,9 @@ mod tests {
 
     #[test]
     fn a_worker_without_a_turn_for_five_seconds_is_stuck() {
-        let workers = [Arc::new(WorkerCounters::default()), Arc::new(WorkerCounters::default())];
-        workers[0].elapsed_ns.add(6_000_000_000);
-        workers[1].elapsed_ns.add(2_000_000_000);
-        assert_eq!(going_round(&workers, 7_000_000_000), Ok(()));
-        let said = going_round(&workers, 7_001_000_000).unwrap_err();
+        let latest_ns = [6_000_000_000, 2_000_000_000];
+        assert_eq!(going_round("udp", latest_ns.into_iter(), 7_000_000_000), Ok(()));
+        let said = going_round("udp", latest_ns.into_iter(), 7_001_000_000).unwrap_err();
         assert_eq!(said, "worker udp-1 has made no turn for 5001 ms");
     }
 }

@@ -1,33 +1,44 @@
 //! Builds everything, in the order in which it can fail, and runs it until it is told to stop.
 //!
 //! ```text
-//! settings ─▶ log ─▶ keys ─▶ backend ─▶ sockets ─▶ workers udp-0 … udp-N ─▶ control ─▶ ready
+//! settings ─▶ log ─▶ keys ─▶ backend ─▶ sockets ─▶ workers ─▶ control ─▶ ready
+//!                                                  udp-0 … udp-N
+//!                                                  tcp-0 … tcp-N
 //! ```
 //!
 //! All sockets are bound before any worker starts, so a start that fails has served nobody. From
 //! the ready line on, a worker that fails ends the process: it is never half alive.
 
+mod admin;
 mod backend;
 mod control;
 mod error;
 mod exporter;
+mod listeners;
 mod log;
 mod options;
 mod reload;
 mod sockets;
 mod state;
+mod streams;
+mod tls;
 mod workers;
 
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use tokio::sync::mpsc;
 
 use crate::config::{Config, Source};
 use crate::store::{self, Store};
 use crate::sys::clock::Clock;
 use crate::sys::socket::BoundUdp;
 use exporter::{Exporter, WatchedSocket};
+use listeners::Bound;
+use sockets::Sockets;
+use streams::{Listeners, Streams};
+use workers::Workers;
 
 pub use error::StartError;
 
@@ -51,9 +62,16 @@ pub fn run(source: Source) -> Result<(), StartError> {
         store: Arc::new(Store::new(store::Options::default())),
         tracker: Arc::new(ArcSwap::from_pointee(options::tracker(&config))),
         ids: Arc::new(ArcSwap::from_pointee(options::connection_ids(&config, &keys))),
+        clients: Arc::default(),
+        http: Arc::new(ArcSwap::from_pointee(options::http(&config))),
+        ws: Arc::new(ArcSwap::from_pointee(options::ws(&config))),
+        stream: Arc::new(ArcSwap::from_pointee(options::stream(&config))),
+        pages: Arc::default(),
+        full_scrapes: Arc::default(),
         clock: Clock::start(),
     };
-    let reloader = reload::Reloader { source, config, keys, level, shared };
+    let tls = options::tls(&config).map(tls::Tls::start).transpose()?;
+    let reloader = reload::Reloader { source, config, keys, level, shared, tls };
     let control = assemble(reloader)?;
     let thread = std::thread::Builder::new().name("control".into());
     let thread = thread
@@ -73,7 +91,7 @@ pub fn check(source: &Source) -> Result<(), StartError> {
     if in_environment || !config.udp.key_file.is_empty() {
         options::keys(&config)?;
     }
-    Ok(())
+    options::tls(&config).map_or(Ok(()), |it| it.check()).map_err(StartError::Config)
 }
 
 /// Binds sockets and starts workers.
@@ -81,20 +99,37 @@ fn assemble(reloader: reload::Reloader) -> Result<control::Control, StartError> 
     let config = &reloader.config;
     let choice = backend::choose(config.server.io)?;
     let cpus = workers::placement(config.server.workers)?;
-    let buffer_bytes = usize::try_from(config.udp.receive_buffer.0).unwrap_or(usize::MAX);
     let (admin, admin_address) = bind_admin(config)?;
-    let sockets = sockets::bind(config.udp_listen(), &cpus, buffer_bytes)?;
+    let (sockets, listeners) = bind(config, &cpus)?;
     let watched = watch(&sockets.by_worker)?;
     let mut ready_line = String::from("ready");
-    for address in &sockets.addresses {
-        ready_line += &format!(" udp={address}");
+    let streams = |of: &[Bound]| of.iter().map(|it| it.address).collect::<Vec<_>>();
+    let (tcp, tls) = (streams(&listeners.plain), streams(&listeners.tls));
+    for (kind, addresses) in [("udp", &sockets.addresses), ("tcp", &tcp), ("tls", &tls)] {
+        addresses.iter().for_each(|it| ready_line += &format!(" {kind}={it}"));
     }
-    let (io, workers) = (choice.backend.label(), cpus.len());
-    ready_line += &format!(" admin={admin_address} io={io} workers={workers}");
-    let workers =
-        workers::Workers::start(&reloader.shared, choice.backend, &cpus, sockets.by_worker)?;
-    let exporter = Exporter::new(workers.counters.clone(), watched, choice.info);
-    Ok(control::Control { workers, exporter, reloader, admin, ready_line })
+    let (io, count) = (choice.backend.label(), cpus.len());
+    ready_line += &format!(" admin={admin_address} io={io} workers={count}");
+    let (ends, ended) = mpsc::unbounded_channel();
+    let (backend, shared) = (choice.backend, &reloader.shared);
+    let workers = Workers::start(shared, backend, &cpus, sockets.by_worker, &ends)?;
+    let tls = reloader.tls.as_ref().map(|it| it.config.clone());
+    let streams = Streams::start(config, shared, backend, listeners, tls, &ends, count)?;
+    let counters = (workers.counters.clone(), streams.counters.clone());
+    let exporter = Exporter::new(counters.0, counters.1, watched, choice.info);
+    Ok(control::Control { workers, streams, ended, exporter, reloader, admin, ready_line })
+}
+
+/// Binds what is served: UDP and TCP on the same addresses, unless one has its own.
+fn bind(config: &Config, cpus: &[Option<usize>]) -> Result<(Sockets, Listeners), StartError> {
+    let buffer_bytes = usize::try_from(config.udp.receive_buffer.0).unwrap_or(usize::MAX);
+    let (sockets, plain) = if config.udp.listen.is_empty() && config.http.listen.is_empty() {
+        sockets::bind_both(&config.server.listen, cpus, buffer_bytes)?
+    } else {
+        let sockets = sockets::bind(config.udp_listen(), cpus, buffer_bytes)?;
+        (sockets, sockets::bind_streams(config.http_listen(), cpus.len())?)
+    };
+    Ok((sockets, Listeners::bind(config, plain, cpus.len())?))
 }
 
 /// Second handles on all sockets, to read the kernel's figures from.

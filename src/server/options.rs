@@ -6,9 +6,12 @@ use tracing::level_filters::LevelFilter;
 
 use crate::config::{Config, ConnectionIdMac, LogFormat, LogLevel};
 use crate::frontend::connection_id::{Algorithm, ConnectionIds, Keys};
+use crate::frontend::{http, ws};
 use crate::server::log;
 use crate::server::state::{self, Environment, KeyError, Loaded};
+use crate::server::tls;
 use crate::tracker;
+use crate::worker::stream;
 
 /// The tracker's options.
 pub(super) fn tracker(config: &Config) -> tracker::Options {
@@ -16,11 +19,56 @@ pub(super) fn tracker(config: &Config) -> tracker::Options {
     tracker::Options {
         interval_s: it.interval_s,
         interval_jitter_s: it.interval_jitter_s,
+        min_interval_s: it.min_interval_s,
         numwant_default: it.numwant_default,
         numwant_max: it.numwant_max,
         peer_age_s_max: it.peer_age_s_max,
         empty_torrent_age_s_max: it.empty_torrent_age_s_max,
     }
+}
+
+/// The HTTP front end's options.
+pub(super) fn http(config: &Config) -> http::Options {
+    let it = &config.http;
+    http::Options {
+        trusted_proxies: it.trusted_proxies.clone(),
+        full_scrape: it.full_scrape,
+        full_scrape_interval_s: it.full_scrape_interval_s,
+        public_stats: it.public_stats,
+        warning: it.warning.clone(),
+    }
+}
+
+/// The WebTorrent front end's options.
+pub(super) fn ws(config: &Config) -> ws::Options {
+    let it = &config.websocket;
+    ws::Options {
+        interval_s: it.interval_s,
+        offers_max: it.offers_max,
+        offers_per_minute_max: it.offers_per_minute_max,
+        torrents_max: it.torrents_max,
+    }
+}
+
+/// The stream workers' options.
+pub(super) fn stream(config: &Config) -> stream::Options {
+    let it = &config.http;
+    stream::Options {
+        head_timeout_s: it.head_timeout_s,
+        idle_timeout_s: it.idle_timeout_s,
+        ping_interval_s: config.websocket.ping_interval_s,
+        connections_per_source_max: it.connections_per_source_max,
+        exempt: config.limits.exempt.clone(),
+        trusted_proxies: it.trusted_proxies.clone(),
+    }
+}
+
+/// Where the certificate is, if TLS is served.
+pub(super) fn tls(config: &Config) -> Option<tls::Files> {
+    let it = &config.tls;
+    let path = |text: &str| PathBuf::from(text);
+    (!it.listen.is_empty())
+        .then(|| tls::Files { certificate: path(&it.certificate), key: path(&it.key) })
 }
 
 /// How to log.

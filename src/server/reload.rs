@@ -4,14 +4,30 @@ use std::sync::Arc;
 
 use tracing::{error, info, warn};
 
-use crate::config::{Config, Source};
+use crate::config::{Config, Difference, Http, Source};
 use crate::server::log::{LevelHandle, OPERATOR};
 use crate::server::options;
 use crate::server::state::Loaded;
+use crate::server::tls::Tls;
 use crate::server::workers::Shared;
 
 /// Sections and settings that can change while serving.
-const LIVE: [&str; 3] = ["tracker.", "log.level", "udp.key_file"];
+const LIVE: [&str; 14] = [
+    "tracker.",
+    "log.level",
+    "udp.key_file",
+    "admin.token",
+    "limits.exempt",
+    "http.trusted_proxies",
+    "http.connections_per_source_max",
+    "http.head_timeout_s",
+    "http.idle_timeout_s",
+    "http.full_scrape",
+    "http.full_scrape_interval_s",
+    "http.public_stats",
+    "http.warning",
+    "websocket.",
+];
 
 /// What is needed to reload, and what is in force.
 pub(super) struct Reloader {
@@ -20,6 +36,7 @@ pub(super) struct Reloader {
     pub(super) keys: Loaded,
     pub(super) level: LevelHandle,
     pub(super) shared: Shared,
+    pub(super) tls: Option<Tls>,
 }
 
 impl Reloader {
@@ -45,18 +62,24 @@ impl Reloader {
             .differences(&new)
             .into_iter()
             .partition(|it| LIVE.iter().any(|live| it.setting.starts_with(live)));
-        self.shared.tracker.store(Arc::new(options::tracker(&new)));
+        self.shared.tracker.store(Arc::new(options::tracker(&live_config)));
+        self.shared.http.store(Arc::new(options::http(&live_config)));
+        self.shared.ws.store(Arc::new(options::ws(&live_config)));
+        self.shared.stream.store(Arc::new(options::stream(&live_config)));
+        if let Some(tls) = &mut self.tls {
+            tls.renew();
+        }
         self.level.set(options::log(&new).level);
         let changed = self.renew_keys(keys);
         self.config = live_config;
-        let mut applied: Vec<_> = live.iter().map(ToString::to_string).collect();
+        let mut applied: Vec<_> = live.iter().map(told).collect();
         applied.extend(changed.then(|| "the connection-id keys".to_owned()));
         match applied.as_slice() {
             [] => info!(target: OPERATOR, "reloaded: nothing has changed"),
             applied => info!(target: OPERATOR, "reloaded: {}", applied.join(", ")),
         }
         if !fixed.is_empty() {
-            let fixed: Vec<_> = fixed.iter().map(ToString::to_string).collect();
+            let fixed: Vec<_> = fixed.iter().map(told).collect();
             warn!(target: OPERATOR, "takes effect with a restart only: {}", fixed.join(", "));
         }
     }
@@ -68,6 +91,15 @@ impl Reloader {
         live.tracker = new.tracker.clone();
         live.log.level = new.log.level;
         live.udp.key_file.clone_from(&new.udp.key_file);
+        live.admin.token.clone_from(&new.admin.token);
+        live.limits = new.limits.clone();
+        live.websocket = new.websocket.clone();
+        live.http = Http {
+            listen: live.http.listen,
+            unix_socket: live.http.unix_socket,
+            connections_max: live.http.connections_max,
+            ..new.http.clone()
+        };
         live
     }
 
@@ -90,4 +122,9 @@ impl Reloader {
         self.keys = keys;
         true
     }
+}
+
+/// A difference as the log tells it: of a secret, only that there is one.
+fn told(it: &Difference) -> String {
+    if it.setting == "admin.token" { format!("{} (not shown)", it.setting) } else { it.to_string() }
 }

@@ -7,6 +7,7 @@ use std::io;
 use std::net::SocketAddr;
 
 use crate::server::StartError;
+use crate::server::listeners::{self, Bound};
 use crate::sys::socket::{BoundUdp, UdpOptions, bind_udp, steer};
 
 /// All sockets, bound.
@@ -50,6 +51,68 @@ pub(super) fn bind(
     Ok(sockets)
 }
 
+/// How often to try for a port that is free for UDP and TCP alike, where the kernel chooses it.
+const PORT_TRIES: usize = 16;
+
+/// Binds what is served on both transports: `addresses` for UDP as in [`bind`], and the same ones
+/// for TCP, with the same ports also where the kernel chooses them.
+pub(super) fn bind_both(
+    addresses: &[SocketAddr],
+    cpus: &[Option<usize>],
+    receive_buffer_bytes: usize,
+) -> Result<(Sockets, Vec<Bound>), StartError> {
+    let chosen = addresses.iter().any(|it| it.port() == 0);
+    let mut tries = if chosen { PORT_TRIES } else { 1 };
+    loop {
+        let sockets = bind(addresses, cpus, receive_buffer_bytes)?;
+        tries -= 1;
+        match bind_tcp(&sockets.addresses, |at| listeners::bind(at, cpus.len())) {
+            Ok(listeners) => return Ok((sockets, listeners)),
+            Err((_, error)) if tries > 0 && error.kind() == io::ErrorKind::AddrInUse => {}
+            Err((at, error)) => return Err(StartError::listening("tcp", at, &error)),
+        }
+    }
+}
+
+/// Binds `addresses` for TCP, those of a family that the host lacks left out as in [`bind`].
+pub(super) fn bind_streams(
+    addresses: &[SocketAddr],
+    workers: usize,
+) -> Result<Vec<Bound>, StartError> {
+    bind_tcp(addresses, |at| listeners::bind(at, workers))
+        .map_err(|(at, error)| StartError::listening("tcp", at, &error))
+}
+
+/// Binds `addresses` with `bind`. An error if nothing of them can be had.
+fn bind_tcp(
+    addresses: &[SocketAddr],
+    bind: impl Fn(SocketAddr) -> io::Result<Bound>,
+) -> Result<Vec<Bound>, (SocketAddr, io::Error)> {
+    let mut all = Vec::with_capacity(addresses.len());
+    let mut missing = None;
+    for &address in addresses {
+        match bind(address) {
+            Ok(bound) => all.push(bound),
+            Err(error) if lacks_family(address, &error) => missing = Some((address, error)),
+            Err(error) => return Err((address, error)),
+        }
+    }
+    left_out(missing, all)
+}
+
+/// What is served after `missing` was left out for want of its family, if anything remains.
+fn left_out<T>(
+    missing: Option<(SocketAddr, io::Error)>,
+    served: Vec<T>,
+) -> Result<Vec<T>, (SocketAddr, io::Error)> {
+    match missing {
+        Some(missing) if served.is_empty() => return Err(missing),
+        Some((address, _)) => tracing::warn!(%address, "not served: this host has no IPv6"),
+        None => {}
+    }
+    Ok(served)
+}
+
 /// The addresses that can be had. Tries each alone, without sharing it: a second skep of the same
 /// user could share our addresses, and would silently be sent half of the datagrams.
 fn usable(addresses: &[SocketAddr]) -> Result<Vec<SocketAddr>, StartError> {
@@ -63,14 +126,7 @@ fn usable(addresses: &[SocketAddr]) -> Result<Vec<SocketAddr>, StartError> {
             Err(error) => return Err(StartError::listening("udp", address, &error)),
         }
     }
-    match missing {
-        Some((address, error)) if usable.is_empty() => {
-            return Err(StartError::listening("udp", address, &error));
-        }
-        Some((address, _)) => tracing::warn!(%address, "not served: this host has no IPv6"),
-        None => {}
-    }
-    Ok(usable)
+    left_out(missing, usable).map_err(|(at, error)| StartError::listening("udp", at, &error))
 }
 
 /// Whether an address cannot be had because the host lacks its family, as opposed to that address.
@@ -118,6 +174,17 @@ mod tests {
     }
 
     #[test]
+    fn both_transports_have_the_port_that_the_kernel_chose() {
+        let asked = [at("127.0.0.1:0"), at("127.0.0.2:0")];
+        let (sockets, listeners) = bind_both(&asked, &[None, None], 1 << 16).unwrap();
+        let tcp: Vec<_> = listeners.iter().map(|it| it.address).collect();
+        assert_eq!(tcp, sockets.addresses);
+        assert!(listeners.iter().all(|it| it.by_worker.len() == 2));
+        let again = bind_both(&sockets.addresses, &[None], 1 << 16).err().unwrap();
+        assert!(again.to_string().contains("ss -lnp"));
+    }
+
+    #[test]
     fn a_shared_address_still_counts_as_in_use() {
         let first = bind(&[at("127.0.0.1:0")], &[None], 1 << 16).unwrap();
         let again = bind(&first.addresses, &[None], 1 << 16);
@@ -140,6 +207,21 @@ mod tests {
         let warning = small_buffers(212_992, 8 << 20).unwrap();
         assert!(warning.contains("hold 212992 bytes"), "{warning}");
         assert!(warning.contains("sysctl -w net.core.rmem_max=8388608"), "{warning}");
+    }
+
+    #[test]
+    fn a_wildcard_is_left_out_only_where_something_else_is_served() {
+        let bind = |at: SocketAddr| {
+            if at.is_ipv6() {
+                return Err(io::Error::from_raw_os_error(libc::EAFNOSUPPORT));
+            }
+            listeners::bind(at, 1)
+        };
+        let served = bind_tcp(&[at("[::]:0"), at("127.0.0.1:0")], bind).unwrap();
+        assert_eq!(served.len(), 1);
+        let both = [at("[::]:6969"), at("[::]:6970")];
+        assert_eq!(bind_tcp(&both, bind).err().unwrap().0, both[1]);
+        assert!(bind_tcp(&[], bind).unwrap().is_empty());
     }
 
     #[test]

@@ -9,15 +9,19 @@ use arc_swap::ArcSwap;
 use tokio::sync::mpsc;
 
 use crate::frontend::connection_id::ConnectionIds;
+use crate::frontend::http::{self, FullScrapeLimits};
+use crate::frontend::stats::Pages;
 use crate::frontend::udp::UdpFrontend;
+use crate::frontend::ws;
 use crate::metrics::WorkerCounters;
 use crate::server::StartError;
 use crate::store::Store;
 use crate::sys::affinity;
 use crate::sys::clock::Clock;
 use crate::sys::socket::BoundUdp;
-use crate::tracker::{self, Tracker};
+use crate::tracker::{self, Clients, Tracker};
 use crate::worker::datagram::{Backend, DatagramWorker};
+use crate::worker::stream;
 
 /// What all workers share.
 #[derive(Clone)]
@@ -25,6 +29,12 @@ pub(super) struct Shared {
     pub(super) store: Arc<Store>,
     pub(super) tracker: Arc<ArcSwap<tracker::Options>>,
     pub(super) ids: Arc<ArcSwap<ConnectionIds>>,
+    pub(super) clients: Arc<Clients>,
+    pub(super) http: Arc<ArcSwap<http::Options>>,
+    pub(super) ws: Arc<ArcSwap<ws::Options>>,
+    pub(super) stream: Arc<ArcSwap<stream::Options>>,
+    pub(super) pages: Arc<ArcSwap<Pages>>,
+    pub(super) full_scrapes: Arc<FullScrapeLimits>,
     pub(super) clock: Clock,
 }
 
@@ -32,15 +42,13 @@ pub(super) struct Shared {
 pub(super) struct Workers {
     /// What each counts.
     pub(super) counters: Vec<Arc<WorkerCounters>>,
-    /// Hears of each worker's end.
-    pub(super) ended: mpsc::UnboundedReceiver<End>,
     threads: Vec<JoinHandle<()>>,
     stop: Arc<AtomicBool>,
 }
 
 /// A worker's end.
 pub(super) struct End {
-    pub(super) worker: usize,
+    pub(super) worker: String,
     pub(super) result: io::Result<()>,
 }
 
@@ -58,16 +66,16 @@ pub(super) fn placement(workers: u32) -> Result<Vec<Option<usize>>, StartError> 
 }
 
 impl Workers {
-    /// Starts one thread for each entry of `cpus` and `sockets`.
+    /// Starts one thread for each entry of `cpus` and `sockets`; tells `ends` of each one's end.
     pub(super) fn start(
         shared: &Shared,
         backend: Backend,
         cpus: &[Option<usize>],
         sockets: Vec<Vec<BoundUdp>>,
+        ends: &mpsc::UnboundedSender<End>,
     ) -> Result<Self, StartError> {
-        let (ends, ended) = mpsc::unbounded_channel();
         let stop = Arc::new(AtomicBool::new(false));
-        let mut it = Self { counters: Vec::new(), ended, threads: Vec::new(), stop };
+        let mut it = Self { counters: Vec::new(), threads: Vec::new(), stop };
         for (worker, (&cpu, sockets)) in cpus.iter().zip(sockets).enumerate() {
             let counters = Arc::new(WorkerCounters::default());
             let job = Job {
@@ -86,7 +94,7 @@ impl Workers {
                 .spawn(move || {
                     let result = job.run();
                     // Nobody listens any more only when the process ends anyway.
-                    let _ = ends.send(End { worker, result });
+                    let _ = ends.send(End { worker: format!("udp-{worker}"), result });
                 })
                 .map_err(|error| StartError::lacking("cannot start a thread", &error))?;
             it.counters.push(counters);
@@ -129,9 +137,10 @@ impl Job {
         {
             tracing::warn!(cpu, %error, "a worker cannot be pinned to its core");
         }
-        let Shared { store, tracker, ids, clock } = self.shared;
+        let Shared { store, tracker, ids, clients, clock, .. } = self.shared;
         let seed = getrandom::u64().map_err(io::Error::other)?;
         let tracker = Tracker::new(store, tracker, seed, self.worker, self.workers);
+        let tracker = tracker.counting_in(&clients);
         let worker = DatagramWorker {
             backend: self.backend,
             sockets: &self.sockets,

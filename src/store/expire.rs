@@ -12,7 +12,7 @@ use super::roster::Roster;
 use super::table::{Block, Contents, Owned, SwarmCell, Visit};
 use super::{ShardTotals, Store, swarm};
 use crate::time::Now;
-use crate::types::{Family, InfoHash};
+use crate::types::{InfoHash, Kind};
 
 /// When something is forgotten.
 #[derive(Clone, Copy, Debug)]
@@ -60,7 +60,7 @@ pub struct Sweeper {
 struct Place {
     /// The torrent; its bucket may have become another's by the next slice.
     info_hash: InfoHash,
-    /// Which crowd, IPv4 ones first.
+    /// Which crowd: IPv4 ones first, then IPv6, then WebRTC.
     crowd: usize,
     /// Peers from here on have been looked at.
     end: usize,
@@ -129,10 +129,11 @@ impl Sweeper {
         let totals = &store.totals[self.shard];
         let mut place = self.place.take();
         let next = store.table.sweep(self.shard, self.bucket, looks, |info_hash, cell, looks| {
-            let was_vacant = cell.is_vacant();
+            let (was_vacant, had_peers) = (cell.is_vacant(), cell.has_peers());
             let from = place.take().filter(|it| it.info_hash == *info_hash);
             let here = Expiry { store, totals, now, limits };
             place = here.expire_cell(info_hash, cell, from, looks);
+            totals.note_peers(had_peers, cell.has_peers());
             if place.is_some() {
                 return Visit::Pause;
             }
@@ -176,7 +177,7 @@ impl Expiry<'_> {
                 Contents::One(record, completed)
                     if record.stamp().age_s(now) > self.limits.peer_age_s_max =>
                 {
-                    self.totals.leave(Family::V4, record.stamp().role());
+                    self.totals.leave(Kind::V4, record.stamp().role());
                     swarm::empty(completed, now)
                 }
                 Contents::Few4(block) => self.expire_few4(block, looks),
@@ -220,7 +221,7 @@ impl Expiry<'_> {
         Record<ADDRESS>: Address,
     {
         *looks = looks.saturating_sub(block.records().len());
-        let gone = |role| self.totals.leave(Record::<ADDRESS>::FAMILY, role);
+        let gone = |role| self.totals.leave(Record::<ADDRESS>::KIND, role);
         let keys = self.store.table.keys();
         block.expire(self.now, self.limits.peer_age_s_max, usize::MAX, usize::MAX, keys, gone);
         if !block.records().is_empty() {
@@ -237,11 +238,13 @@ impl Expiry<'_> {
         looks: &mut usize,
     ) -> Option<Place> {
         let (mut crowd, mut end) = from.map_or((0, usize::MAX), |it| (it.crowd, it.end));
+        let (v6_from, web_at) = (large.v4.len(), large.v4.len() + large.v6.len());
         loop {
-            let v4 = large.v4.len();
             let rest = if let Some(it) = large.v4.get_mut(crowd) {
                 self.expire_crowd(it, end, looks)
-            } else if let Some(it) = large.v6.get_mut(crowd.wrapping_sub(v4)) {
+            } else if let Some(it) = large.v6.get_mut(crowd - v6_from) {
+                self.expire_crowd(it, end, looks)
+            } else if let Some(it) = large.web.as_mut().filter(|_| crowd == web_at) {
                 self.expire_crowd(it, end, looks)
             } else {
                 return None;
@@ -263,7 +266,7 @@ impl Expiry<'_> {
         Record<ADDRESS>: Address,
     {
         let end = end.min(crowd.records().len());
-        let gone = |role| self.totals.leave(Record::<ADDRESS>::FAMILY, role);
+        let gone = |role| self.totals.leave(Record::<ADDRESS>::KIND, role);
         let (age_s_max, keys) = (self.limits.peer_age_s_max, self.store.table.keys());
         // At least one, so that every visit gets further.
         let budget = (*looks).max(1);
@@ -279,8 +282,10 @@ impl Expiry<'_> {
         large.v6.retain(|crowd| !crowd.records().is_empty());
         large.v4.iter_mut().for_each(|crowd| crowd.shrink(keys));
         large.v6.iter_mut().for_each(|crowd| crowd.shrink(keys));
+        large.web = large.web.take().filter(|crowd| !crowd.records().is_empty());
+        large.web.iter_mut().for_each(|crowd| crowd.shrink(keys));
         let completed = large.completed;
-        if large.v4.len() + large.v6.len() > 1 {
+        if large.v4.len() + large.v6.len() > 1 || large.web.is_some() {
             return Contents::Many(large);
         }
         match (large.v4.pop(), large.v6.pop()) {

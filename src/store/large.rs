@@ -1,6 +1,6 @@
-//! Swarms that need more than a block: very many peers, both families, or several scopes.
+//! Swarms that need more than a block: very many peers, several kinds, or several scopes.
 //!
-//! Peers of one family and one scope form a crowd: a block while it fits, beyond that an array with
+//! Peers of one kind and one scope form a crowd: a block while it fits, beyond that an array with
 //! an index of endpoint to position, so that an announce costs the same in a swarm of two thousand
 //! and of a million.
 
@@ -12,7 +12,7 @@ use super::roster::{Counts, Roster};
 use super::table::{BLOCK_RECORDS_MAX, Block};
 use crate::types::Scope;
 
-/// One swarm's crowds; at most one of each family and scope.
+/// One swarm's crowds; at most one of each kind and scope.
 #[derive(Default)]
 pub(super) struct Large {
     /// Downloads counted.
@@ -21,17 +21,23 @@ pub(super) struct Large {
     pub(super) v4: Vec<Crowd<4>>,
     /// IPv6 peers by scope.
     pub(super) v6: Vec<Crowd<16>>,
+    /// WebRTC peers, who are all of one scope. Boxed, so that a swarm without them is no larger
+    /// than a cache line.
+    pub(super) web: Option<Box<Crowd<14>>>,
 }
+
+const _: () = assert!(size_of::<Large>() <= 64);
 
 impl Large {
     /// Whether nobody is in any crowd.
     pub(super) fn is_empty(&self) -> bool {
         self.v4.iter().all(|crowd| crowd.records().is_empty())
             && self.v6.iter().all(|crowd| crowd.records().is_empty())
+            && self.web.iter().all(|crowd| crowd.records().is_empty())
     }
 }
 
-/// Peers of one family and one scope.
+/// Peers of one kind and one scope.
 pub(super) struct Crowd<const ADDRESS: usize> {
     /// Who may be told of them.
     pub(super) scope: Scope,
@@ -53,15 +59,19 @@ pub(super) fn crowd_of<const ADDRESS: usize>(
     scope: Scope,
 ) -> &mut Crowd<ADDRESS> {
     let at = crowds.iter().position(|crowd| crowd.scope == scope).unwrap_or_else(|| {
-        let members = Members::Few(Block::with_room(1, 0));
         crowds.reserve_exact(1); // most swarms of both families have one crowd of each
-        crowds.push(Crowd { scope, members });
+        crowds.push(Crowd::new(scope));
         crowds.len() - 1
     });
     &mut crowds[at]
 }
 
 impl<const ADDRESS: usize> Crowd<ADDRESS> {
+    /// A crowd of nobody yet.
+    pub(super) fn new(scope: Scope) -> Self {
+        Self { scope, members: Members::Few(Block::with_room(1, 0)) }
+    }
+
     /// Gives back memory that is not needed. A crowd goes back to a block once it fills half of
     /// one, so that it does not change back and forth.
     pub(super) fn shrink(&mut self, keys: &RandomState) {

@@ -2,11 +2,13 @@
 //!
 //! `table` lays the memory out, `roster` keeps peers in an order that makes choice cheap,
 //! `large` adds an index where a scan would be slow, `select` draws the peers, `expire`
-//! forgets the silent ones in small slices. This file is the store's door: an announce goes in,
-//! counts and peers come out, under one shard lock and with nothing else held.
+//! forgets the silent ones in small slices, `list` shows operators what there is. This file is the
+//! store's door: an announce goes in, counts and peers come out, under one shard lock and with
+//! nothing else held.
 
 mod expire;
 mod large;
+mod list;
 mod record;
 mod roster;
 mod select;
@@ -21,13 +23,14 @@ use crossbeam_utils::CachePadded;
 use fastrand::Rng;
 
 pub use expire::{Limits, Sweeper};
+pub use list::{Listed, ListedPeer, Order};
 pub use record::{PEER_AGE_S_LIMIT, Role, TICK_S};
 pub use roster::Change;
 
 use crate::time::Now;
-use crate::types::{Family, InfoHash, Scope, ScrapeEntry};
+use crate::types::{Contact, InfoHash, Kind, Scope, ScrapeEntry};
 use roster::Outcome;
-use swarm::Asker;
+use swarm::{Asker, Tally};
 use table::Table;
 
 /// How many times [`Store::prefetch`] wants to see a batch.
@@ -58,10 +61,12 @@ impl Default for Options {
 pub struct Totals {
     /// Torrents held, those with only a completed count included.
     pub torrents: u64,
-    /// Complete peers by `Family`.
-    pub seeders: [u64; 2],
-    /// Incomplete peers by `Family`.
-    pub leechers: [u64; 2],
+    /// Torrents that have peers.
+    pub active_torrents: u64,
+    /// Complete peers by [`Kind`].
+    pub seeders: [u64; Kind::ALL.len()],
+    /// Incomplete peers by [`Kind`].
+    pub leechers: [u64; Kind::ALL.len()],
     /// Downloads completed, counted since start.
     pub completed: u64,
 }
@@ -71,8 +76,9 @@ pub struct Totals {
 #[derive(Default)]
 struct ShardTotals {
     torrents: AtomicU64,
-    seeders: [AtomicU64; 2],
-    leechers: [AtomicU64; 2],
+    active_torrents: AtomicU64,
+    seeders: [AtomicU64; Kind::ALL.len()],
+    leechers: [AtomicU64; Kind::ALL.len()],
     completed: AtomicU64,
 }
 
@@ -82,29 +88,43 @@ fn add(count: &AtomicU64, n: u64) {
 }
 
 impl ShardTotals {
-    fn by_role(&self, family: Family, role: Role) -> &AtomicU64 {
+    fn by_role(&self, kind: Kind, role: Role) -> &AtomicU64 {
         match role {
-            Role::Seeder => &self.seeders[family as usize],
-            Role::Leecher | Role::Paused => &self.leechers[family as usize],
+            Role::Seeder => &self.seeders[kind as usize],
+            Role::Leecher | Role::Paused => &self.leechers[kind as usize],
         }
     }
 
-    fn leave(&self, family: Family, role: Role) {
-        add(self.by_role(family, role), u64::MAX);
+    fn leave(&self, kind: Kind, role: Role) {
+        add(self.by_role(kind, role), u64::MAX);
     }
 
+    /// Notes what an announce did to a swarm that has `peers` peers after it.
     #[inline]
-    fn note(&self, family: Family, outcome: &Outcome) {
+    fn note(&self, kind: Kind, outcome: &Outcome, peers: u32) {
         if outcome.before != outcome.after {
             if let Some(role) = outcome.before {
-                self.leave(family, role);
+                self.leave(kind, role);
             }
             if let Some(role) = outcome.after {
-                add(self.by_role(family, role), 1);
+                add(self.by_role(kind, role), 1);
+            }
+            match (outcome.before, outcome.after) {
+                (None, Some(_)) => self.note_peers(peers > 1, true),
+                (Some(_), None) => self.note_peers(true, peers > 0),
+                _ => {}
             }
         }
         if outcome.completed {
             add(&self.completed, 1);
+        }
+    }
+
+    /// Notes whether a swarm had peers before, and has some after.
+    #[inline]
+    fn note_peers(&self, before: bool, after: bool) {
+        if before != after {
+            add(&self.active_torrents, if after { 1 } else { u64::MAX });
         }
     }
 
@@ -123,8 +143,8 @@ pub struct Visit<'a> {
     pub info_hash: &'a InfoHash,
     /// The peer's address, unmapped.
     pub address: IpAddr,
-    /// The peer's port, not 0.
-    pub port: u16,
+    /// Where the peer is reached; a port is not 0.
+    pub contact: Contact,
     /// What happens to the peer.
     pub change: Change,
 }
@@ -137,6 +157,8 @@ pub struct Room<'a> {
     pub v4: &'a mut [u8],
     /// For IPv6 peers, 18 bytes each.
     pub v6: &'a mut [u8],
+    /// For WebRTC peers, 16 bytes each: their [`crate::types::WebPeer`].
+    pub web: &'a mut [u8],
 }
 
 /// What an announce is told.
@@ -146,8 +168,10 @@ pub struct Answer {
     pub seeders: u32,
     /// Incomplete peers of the whole swarm.
     pub leechers: u32,
-    /// Bytes written for each family, by `Family`.
-    pub bytes: [usize; 2],
+    /// Bytes written for each kind of peer, by [`Kind`].
+    pub bytes: [usize; Kind::ALL.len()],
+    /// How many peers of each kind were chosen from, by [`Kind`].
+    pub available: [usize; Kind::ALL.len()],
 }
 
 /// info-hash → swarm.
@@ -173,8 +197,8 @@ impl Store {
         for shard in &self.totals {
             sum.torrents += shard.torrents.load(Ordering::Relaxed);
             sum.completed += shard.completed.load(Ordering::Relaxed);
-            for family in Family::ALL {
-                let at = family as usize;
+            sum.active_torrents += shard.active_torrents.load(Ordering::Relaxed);
+            for at in 0..Kind::ALL.len() {
                 sum.seeders[at] += shard.seeders[at].load(Ordering::Relaxed);
                 sum.leechers[at] += shard.leechers[at].load(Ordering::Relaxed);
             }
@@ -198,25 +222,24 @@ impl Store {
         room: &mut Room<'_>,
         random: &mut Rng,
     ) -> Answer {
-        let asker = Asker {
-            now,
-            scope: Scope::of(visit.address),
-            change: visit.change,
-            keys: self.table.keys(),
+        let scope = match visit.contact {
+            Contact::Port(_) => Scope::of(visit.address),
+            Contact::Web(_) => Scope::Public,
         };
+        let asker = Asker { now, scope, change: visit.change, keys: self.table.keys() };
         let joins = matches!(visit.change, Change::Present { .. });
         self.table.write(
             visit.info_hash,
             joins,
             |shard, cell| {
                 cell.change(|contents| {
-                    let (family, (contents, outcome)) = asker.announce(contents, visit);
-                    self.totals[shard].note(family, &outcome);
-                    let mut answer = swarm::counts(&contents);
+                    let (kind, (contents, outcome)) = asker.announce(contents, visit);
+                    let mut answer = Tally::of(&contents).answer();
+                    self.totals[shard].note(kind, &outcome, answer.seeders + answer.leechers);
                     if let Change::Present { role, .. } = visit.change {
-                        let own = (family, outcome.position);
-                        let scope = asker.scope;
-                        answer.bytes = swarm::choose(&contents, scope, role, own, room, random);
+                        let own = (kind, outcome.position);
+                        [answer.bytes, answer.available] =
+                            swarm::choose(&contents, scope, role, own, room, random);
                     }
                     (contents, answer)
                 })
@@ -227,17 +250,6 @@ impl Store {
 
     /// One torrent's counts; zeros if it is unknown.
     pub fn scrape(&self, info_hash: &InfoHash) -> ScrapeEntry {
-        self.table
-            .read(info_hash, |cell| {
-                cell.peek(|contents| {
-                    let answer = swarm::counts(contents);
-                    ScrapeEntry {
-                        seeders: answer.seeders,
-                        completed: swarm::completed(contents),
-                        leechers: answer.leechers,
-                    }
-                })
-            })
-            .unwrap_or_default()
+        self.table.read(info_hash, |cell| cell.peek(swarm::scrape)).unwrap_or_default()
     }
 }

@@ -3,6 +3,7 @@
 //! ```text
 //! IPv4   address (4)  | port (2) | stamp (2)  =  8 bytes, the first 6 copied into replies
 //! IPv6   address (16) | port (2) | stamp (2)  = 20 bytes, the first 18 copied into replies
+//! WebRTC hash (14 + 2)           | stamp (2)  = 18 bytes, the first 16 name the peer's socket
 //!
 //! stamp  15..4 tick of the latest announce | 3 counted | 2 was leecher | 1 paused | 0 seeder
 //! ```
@@ -11,12 +12,12 @@
 //! long as it is below that: [`PEER_AGE_S_LIMIT`] leaves the sweeper three hours to find it.
 
 use std::hash::{Hash, Hasher};
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::time::Now;
-use crate::types::{Family, Scope};
+use crate::types::{Kind, Scope, WebPeer};
 
 /// Seconds in a tick: how precisely ages are known.
 pub const TICK_S: u32 = 8;
@@ -31,6 +32,7 @@ pub const PEER_AGE_S_LIMIT: u32 = 6 * 3600;
 const _: () = assert!((PEER_AGE_S_LIMIT as u64) < (TICKS as u64 * TICK_S as u64) * 2 / 3);
 
 /// Address and port, in network byte order: a peer's identity, and its compact form in replies.
+/// A WebRTC peer has neither; the 16 bytes of its [`WebPeer`] are split the same way.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,
 )]
@@ -41,7 +43,8 @@ pub(super) struct Endpoint<const ADDRESS: usize> {
 }
 
 impl<const ADDRESS: usize> Hash for Endpoint<ADDRESS> {
-    /// One integer for IPv4, two for IPv6: the derived slice hash costs several times more.
+    /// One integer for IPv4 and WebRTC, two for IPv6: the derived slice hash costs several times
+    /// more.
     #[inline]
     fn hash<H: Hasher>(&self, state: &mut H) {
         let mut wide = [0; 16];
@@ -50,6 +53,9 @@ impl<const ADDRESS: usize> Hash for Endpoint<ADDRESS> {
         if ADDRESS == 4 {
             let [a, b, c, d, ..] = wide;
             state.write_u64(u64::from(u32::from_ne_bytes([a, b, c, d])) << 16 | u64::from(port));
+        } else if ADDRESS == 14 {
+            [wide[14], wide[15]] = self.port;
+            state.write_u128(u128::from_ne_bytes(wide));
         } else {
             state.write_u128(u128::from_ne_bytes(wide));
             state.write_u16(port);
@@ -72,13 +78,23 @@ pub(super) struct Record<const ADDRESS: usize> {
 pub(super) type Record4 = Record<4>;
 /// An IPv6 peer.
 pub(super) type Record6 = Record<16>;
+/// A WebRTC peer.
+pub(super) type RecordWeb = Record<14>;
 
 const _: () = assert!(size_of::<Record4>() == 8 && size_of::<Record6>() == 20);
+const _: () = assert!(size_of::<RecordWeb>() == 18);
 
 impl<const ADDRESS: usize> Endpoint<ADDRESS> {
     /// An endpoint.
     pub(super) fn new(address: [u8; ADDRESS], port: u16) -> Self {
         Self { address, port: port.to_be_bytes() }
+    }
+}
+
+impl Endpoint<14> {
+    /// The endpoint of a WebRTC peer: its name, and nothing else.
+    pub(super) fn of_web(WebPeer([address @ .., high, low]): WebPeer) -> Self {
+        Self { address, port: [high, low] }
     }
 }
 
@@ -96,29 +112,52 @@ impl<const ADDRESS: usize> Record<ADDRESS> {
     }
 }
 
-/// What the two record types tell about themselves.
+/// What the record types tell about themselves.
 pub(super) trait Address {
-    /// The family of every such record.
-    const FAMILY: Family;
+    /// The kind of every such record.
+    const KIND: Kind;
     /// Who may be told of this peer.
     fn scope(&self) -> Scope;
+    /// Where the peer is, if it has an address.
+    fn socket_address(&self) -> Option<SocketAddr>;
 }
 
 impl Address for Record4 {
-    const FAMILY: Family = Family::V4;
+    const KIND: Kind = Kind::V4;
 
     #[inline]
     fn scope(&self) -> Scope {
         Scope::of_v4(Ipv4Addr::from(self.endpoint.address))
     }
+
+    fn socket_address(&self) -> Option<SocketAddr> {
+        Some((self.endpoint.address, u16::from_be_bytes(self.endpoint.port)).into())
+    }
 }
 
 impl Address for Record6 {
-    const FAMILY: Family = Family::V6;
+    const KIND: Kind = Kind::V6;
 
     #[inline]
     fn scope(&self) -> Scope {
         Scope::of_v6(Ipv6Addr::from(self.endpoint.address))
+    }
+
+    fn socket_address(&self) -> Option<SocketAddr> {
+        Some((self.endpoint.address, u16::from_be_bytes(self.endpoint.port)).into())
+    }
+}
+
+impl Address for RecordWeb {
+    const KIND: Kind = Kind::Web;
+
+    /// Two browsers find their way to each other themselves (ICE, RFC 8445): all may meet.
+    fn scope(&self) -> Scope {
+        Scope::Public
+    }
+
+    fn socket_address(&self) -> Option<SocketAddr> {
+        None
     }
 }
 

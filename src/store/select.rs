@@ -18,6 +18,15 @@ pub(super) struct Pool<'a, const ADDRESS: usize> {
     pub(super) own: Option<usize>,
 }
 
+impl<const ADDRESS: usize> Pool<'_, ADDRESS> {
+    /// How many peers the asker may be told of.
+    #[inline]
+    pub(super) fn available(&self) -> usize {
+        let [first, second] = self.runs;
+        first.len() + second.len() - usize::from(self.own.is_some())
+    }
+}
+
 /// Up to this many candidates, the chosen are marked in a bit map on the stack.
 const MARKED_MAX: usize = 2048;
 
@@ -31,7 +40,7 @@ pub(super) fn choose<const ADDRESS: usize>(
 ) -> usize {
     let stride = size_of::<Endpoint<ADDRESS>>();
     let [first, second] = pool.runs;
-    let available = first.len() + second.len() - usize::from(pool.own.is_some());
+    let available = pool.available();
     let count = (out.len() / stride).min(CHOICE_MAX).min(available);
     let places = <[Endpoint<ADDRESS>]>::mut_from_prefix_with_elems(out, count);
     let Ok((places, _)) = places else { return 0 };

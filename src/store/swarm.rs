@@ -2,10 +2,11 @@
 //!
 //! ```text
 //! Empty ─▶ One ─▶ Few4 ─▶ Many        an IPv4 swarm as it grows
-//! Empty ─────────▶ Few6 ─▶ Many       an IPv6 one; a second family or scope leads to Many at once
+//! Empty ─────────▶ Few6 ─▶ Many       an IPv6 one
 //! ```
 //!
-//! Layouts only grow here; [`super::expire`] leads back to smaller ones.
+//! A second family or scope leads to Many at once, and so does a WebRTC peer. Layouts only grow
+//! here; [`super::expire`] leads back to smaller ones.
 
 use std::net::IpAddr;
 
@@ -19,7 +20,7 @@ use super::select::{Pool, choose as choose_from};
 use super::table::{Block, Contents, ONE_COMPLETED_MAX, Owned};
 use super::{Answer, Room, Visit};
 use crate::time::Now;
-use crate::types::{Family, Scope};
+use crate::types::{Contact, Kind, Scope, ScrapeEntry};
 
 /// Who announces, and what.
 pub(super) struct Asker<'a> {
@@ -88,22 +89,45 @@ fn announce_v6(
     }
 }
 
+/// An announce by a WebRTC peer: the swarm after it, and what it did.
+fn announce_web(
+    contents: Contents,
+    asker: &Asker<'_>,
+    endpoint: Endpoint<14>,
+) -> (Contents, Outcome) {
+    let known = matches!(&contents, Contents::Many(large) if large.web.is_some());
+    if !known && !asker.joins() {
+        return (contents, Outcome::default());
+    }
+    let mut large = match contents {
+        Contents::Many(large) => large,
+        smaller => enlarge(smaller, asker.keys),
+    };
+    let crowd = large.web.get_or_insert_with(|| Box::new(Crowd::new(asker.scope)));
+    let outcome = crowd.apply(asker.now, endpoint, asker.change, asker.keys);
+    large.completed = large.completed.saturating_add(u32::from(outcome.completed));
+    (settled(large, asker.now), outcome)
+}
+
 impl Asker<'_> {
-    /// Applies an announce: the peer's family, the swarm after it, and what it did.
+    /// Applies an announce: the peer's kind, the swarm after it, and what it did.
     #[inline]
     pub(super) fn announce(
         &self,
         contents: Contents,
         visit: &Visit<'_>,
-    ) -> (Family, (Contents, Outcome)) {
-        match visit.address {
-            IpAddr::V4(it) => {
-                let endpoint = Endpoint::new(it.octets(), visit.port);
-                (Family::V4, announce_v4(contents, self, endpoint))
+    ) -> (Kind, (Contents, Outcome)) {
+        match (visit.contact, visit.address) {
+            (Contact::Port(port), IpAddr::V4(it)) => {
+                let endpoint = Endpoint::new(it.octets(), port);
+                (Kind::V4, announce_v4(contents, self, endpoint))
             }
-            IpAddr::V6(it) => {
-                let endpoint = Endpoint::new(it.octets(), visit.port);
-                (Family::V6, announce_v6(contents, self, endpoint))
+            (Contact::Port(port), IpAddr::V6(it)) => {
+                let endpoint = Endpoint::new(it.octets(), port);
+                (Kind::V6, announce_v6(contents, self, endpoint))
+            }
+            (Contact::Web(peer), _) => {
+                (Kind::Web, announce_web(contents, self, Endpoint::of_web(peer)))
             }
         }
     }
@@ -244,37 +268,72 @@ fn move_all<const ADDRESS: usize>(
     }
 }
 
-fn answer(len: usize, counts: Counts) -> Answer {
-    let seeders = counts.seeders;
-    let leechers = u32::try_from(len).unwrap_or(u32::MAX) - seeders;
-    Answer { seeders, leechers, bytes: [0; 2] }
+/// How many are in a swarm: every kind, every scope.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Tally {
+    peers: u32,
+    seeders: u32,
+    wanting: u32,
 }
 
-/// Seeders and leechers of the whole swarm: every family, every scope.
-#[inline]
-pub(super) fn counts(contents: &Contents) -> Answer {
-    match contents {
-        Contents::Empty { .. } => Answer::default(),
-        Contents::One(record, _) => {
-            let seeders = u32::from(record.stamp().role() == Role::Seeder);
-            Answer { seeders, leechers: 1 - seeders, bytes: [0; 2] }
+impl Tally {
+    /// The swarm's.
+    #[inline]
+    pub(super) fn of(contents: &Contents) -> Self {
+        match contents {
+            Contents::Empty { .. } => Self::default(),
+            Contents::One(record, _) => {
+                let role = record.stamp().role();
+                let (seeders, wanting) = (role == Role::Seeder, role.wants_data());
+                Self { peers: 1, seeders: seeders.into(), wanting: wanting.into() }
+            }
+            Contents::Few4(block) => Self::of_roster(block),
+            Contents::Few6(block) => Self::of_roster(block),
+            Contents::Many(large) => {
+                let v4 = large.v4.iter().map(Self::of_roster);
+                let v6 = large.v6.iter().map(Self::of_roster);
+                let web = large.web.as_deref().map(Self::of_roster);
+                v4.chain(v6).chain(web).fold(Self::default(), Self::plus)
+            }
         }
-        Contents::Few4(block) => answer(block.records().len(), block.counts()),
-        Contents::Few6(block) => answer(block.records().len(), block.counts()),
-        Contents::Many(large) => {
-            let v4 = large.v4.iter().map(|it| answer(it.records().len(), it.counts()));
-            let v6 = large.v6.iter().map(|it| answer(it.records().len(), it.counts()));
-            v4.chain(v6).fold(Answer::default(), |sum, it| Answer {
-                seeders: sum.seeders + it.seeders,
-                leechers: sum.leechers + it.leechers,
-                bytes: [0; 2],
-            })
+    }
+
+    #[inline]
+    fn of_roster<const ADDRESS: usize>(roster: &impl Roster<ADDRESS>) -> Self {
+        let Counts { wanting, seeders } = roster.counts();
+        let peers = u32::try_from(roster.records().len()).unwrap_or(u32::MAX);
+        Self { peers, seeders, wanting }
+    }
+
+    fn plus(self, other: Self) -> Self {
+        Self {
+            peers: self.peers + other.peers,
+            seeders: self.seeders + other.seeders,
+            wanting: self.wanting + other.wanting,
         }
+    }
+
+    /// As an announce is told.
+    #[inline]
+    pub(super) fn answer(self) -> Answer {
+        let (seeders, leechers) = (self.seeders, self.peers - self.seeders);
+        Answer { seeders, leechers, ..Answer::default() }
+    }
+
+    /// As a scrape is told, with the downloads counted.
+    pub(super) fn entry(self, completed: u32) -> ScrapeEntry {
+        let (seeders, leechers) = (self.seeders, self.peers - self.seeders);
+        ScrapeEntry { seeders, completed, leechers, downloaders: self.wanting }
     }
 }
 
+/// The swarm's counts, as a scrape is told.
+pub(super) fn scrape(contents: &Contents) -> ScrapeEntry {
+    Tally::of(contents).entry(completed(contents))
+}
+
 /// Downloads counted in a swarm.
-pub(super) fn completed(contents: &Contents) -> u32 {
+fn completed(contents: &Contents) -> u32 {
     match contents {
         Contents::Empty { completed, .. } | Contents::One(_, completed) => *completed,
         Contents::Few4(block) => block.completed(),
@@ -283,34 +342,41 @@ pub(super) fn completed(contents: &Contents) -> u32 {
     }
 }
 
-/// Writes peers for an asker in `role` whose own peer is `own` (family and position in its scope);
-/// says how many bytes of each family.
+/// Writes peers for an asker in `role` whose own peer is `own` (kind and position in its scope);
+/// says how many bytes of each kind, and how many peers of each they were chosen from.
 #[inline]
 pub(super) fn choose(
     contents: &Contents,
     scope: Scope,
     role: Role,
-    own: (Family, Option<usize>),
+    own: (Kind, Option<usize>),
     room: &mut Room<'_>,
     random: &mut Rng,
-) -> [usize; 2] {
+) -> [[usize; Kind::ALL.len()]; 2] {
     // Who only uploads is told of those who want data; it stands behind them itself.
     let own = if role.wants_data() { own } else { (own.0, None) };
-    let own_in = |family| own.1.filter(|_| own.0 == family);
+    let own_in = |kind| own.1.filter(|_| own.0 == kind);
     match contents {
-        Contents::Empty { .. } | Contents::One(..) => [0; 2],
+        Contents::Empty { .. } | Contents::One(..) => [[0; 3]; 2],
         Contents::Few4(block) => {
-            let pool = Pool { runs: [run_of(block, role), &[]], own: own_in(Family::V4) };
-            [choose_from(&pool, random, room.v4), 0]
+            let pool = Pool { runs: [run_of(block, role), &[]], own: own_in(Kind::V4) };
+            [[choose_from(&pool, random, room.v4), 0, 0], [pool.available(), 0, 0]]
         }
         Contents::Few6(block) => {
-            let pool = Pool { runs: [run_of(block, role), &[]], own: own_in(Family::V6) };
-            [0, choose_from(&pool, random, room.v6)]
+            let pool = Pool { runs: [run_of(block, role), &[]], own: own_in(Kind::V6) };
+            [[0, choose_from(&pool, random, room.v6), 0], [0, pool.available(), 0]]
         }
         Contents::Many(large) => {
-            let v4 = pool_of(&large.v4, scope, role, own_in(Family::V4));
-            let v6 = pool_of(&large.v6, scope, role, own_in(Family::V6));
-            [choose_from(&v4, random, room.v4), choose_from(&v6, random, room.v6)]
+            let v4 = pool_of(&large.v4, scope, role, own_in(Kind::V4));
+            let v6 = pool_of(&large.v6, scope, role, own_in(Kind::V6));
+            let web = large.web.as_deref().map_or(&[][..], std::slice::from_ref);
+            let web = pool_of(web, Scope::Public, role, own_in(Kind::Web));
+            let bytes = [
+                choose_from(&v4, random, room.v4),
+                choose_from(&v6, random, room.v6),
+                choose_from(&web, random, room.web),
+            ];
+            [bytes, [v4.available(), v6.available(), web.available()]]
         }
     }
 }

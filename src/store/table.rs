@@ -317,7 +317,7 @@ pub(super) enum Contents {
     Few4(Block<4>),
     /// Up to [`BLOCK_RECORDS_MAX`] IPv6 peers of one scope.
     Few6(Block<16>),
-    /// Anything else: many peers, both families, or several scopes.
+    /// Anything else: many peers, several kinds, or several scopes.
     Many(Owned),
 }
 
@@ -481,6 +481,12 @@ impl SwarmCell {
         self.words[0] & 0xff == TAG_EMPTY && self.words[1] == 0
     }
 
+    /// Whether anybody is in the swarm: a layout that can hold peers always holds one.
+    #[inline]
+    pub(super) fn has_peers(&self) -> bool {
+        self.words[0] & 0xff != TAG_EMPTY
+    }
+
     /// The cache lines worth prefetching, if the contents live elsewhere.
     #[inline]
     fn lines(&self) -> impl Iterator<Item = *const u8> {
@@ -527,6 +533,8 @@ pub(super) struct Table {
 struct Hint {
     data_end: AtomicPtr<Entry>,
     bucket_mask: AtomicUsize,
+    /// How often entries have changed their buckets. Exact, under the shard's lock.
+    moves: AtomicUsize,
 }
 
 impl Hint {
@@ -620,8 +628,12 @@ impl Table {
         let is_it = |entry: &Entry| entry.0 == *info_hash;
         let found = if create {
             let hasher = |entry: &Entry| self.hash(&entry.0);
+            let capacity = table.capacity();
             let found = table.find_or_find_insert_slot(hash, is_it, hasher).map_err(Some);
             self.hints[shard].note(&table); // it may have grown
+            if table.capacity() != capacity {
+                self.hints[shard].moves.fetch_add(1, Ordering::Relaxed); // or been tidied in place
+            }
             found
         } else {
             table.find(hash, is_it).ok_or(None)
@@ -702,13 +714,62 @@ impl Table {
             let roomy = table.len() * 2;
             table.shrink_to(roomy, |entry| self.hash(&entry.0));
             self.hints[shard].note(&table);
+            self.hints[shard].moves.fetch_add(1, Ordering::Relaxed);
         }
         None
+    }
+
+    /// Shows a walk's next slice of entries to `look`, under the shard's shared lock; says whether
+    /// there are more. If entries have changed their buckets since the last slice, it begins anew:
+    /// one may be shown twice, but none that is there all the time is left out.
+    pub(super) fn look_on<L>(&self, walk: &mut Walk, mut look: L) -> bool
+    where
+        L: FnMut(&InfoHash, &SwarmCell),
+    {
+        let table = self.map.shards()[walk.shard].read();
+        let moves = self.hints[walk.shard].moves.load(Ordering::Relaxed);
+        if walk.moves.replace(moves).is_some_and(|before| before != moves) {
+            (walk.from, walk.restarts) = (0, walk.restarts + 1);
+        }
+        let slice = if walk.restarts < RESTARTS_MAX { SLICE_BUCKETS } else { usize::MAX };
+        let end = table.buckets().min(walk.from.saturating_add(slice));
+        for index in walk.from..end {
+            // SAFETY: `index` is below the table's number of buckets.
+            if unsafe { table.is_bucket_full(index) } {
+                // SAFETY: as above.
+                let bucket = unsafe { table.bucket(index) };
+                // SAFETY: it holds an entry, and nobody writes while it is locked.
+                let (info_hash, cell) = unsafe { bucket.as_ref() };
+                look(info_hash, cell.get());
+            }
+        }
+        walk.from = end;
+        end < table.buckets()
     }
 
     /// The keys of every hash in the store.
     pub(super) fn keys(&self) -> &RandomState {
         self.map.hasher()
+    }
+}
+
+/// Buckets looked at before a shard's lock is given back.
+pub(super) const SLICE_BUCKETS: usize = 1024;
+
+/// A walk that was disturbed so often keeps the lock to the shard's end.
+const RESTARTS_MAX: u32 = 4;
+
+/// A walk through a shard in slices, between which others may change it.
+pub(super) struct Walk {
+    shard: usize,
+    from: usize,
+    moves: Option<usize>,
+    restarts: u32,
+}
+
+impl Walk {
+    pub(super) fn of(shard: usize) -> Self {
+        Self { shard, from: 0, moves: None, restarts: 0 }
     }
 }
 

@@ -16,3 +16,4 @@ pub(crate) mod ring_host;
 pub mod seccomp;
 pub mod segments;
 pub mod socket;
+pub(crate) mod stream;

@@ -9,10 +9,18 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use fastrand::Rng;
 
+mod census;
+mod clients;
+mod share;
+mod software;
+
 pub use crate::store::Room;
-use crate::store::{CHOICE_MAX, Change, Limits, Role, Store, Sweeper, Visit};
+use crate::store::{CHOICE_MAX, Change, Limits, Store, Sweeper, Visit};
 use crate::time::Now;
-use crate::types::{Announce, AnnounceReply, Event, InfoHash, Refusal, ScrapeEntry};
+use crate::types::{Announce, AnnounceReply, Contact, Event, InfoHash, Kind, Refusal, ScrapeEntry};
+pub use census::{Census, Listed, ListedPeer, Order, Role, Totals};
+use clients::Counting;
+pub use clients::{Clients, Share};
 
 /// How many times [`Tracker::prefetch`] wants to see a batch.
 pub const PREFETCH_STAGES: usize = crate::store::PREFETCH_STAGES;
@@ -25,6 +33,8 @@ pub struct Options {
     /// Each client's interval is drawn from `interval_s` ± this, so that clients which came at
     /// once do not come back at once.
     pub interval_jitter_s: u32,
+    /// Seconds before which a client should not come back.
+    pub min_interval_s: u32,
     /// Peers handed out where the client leaves it to us.
     pub numwant_default: u32,
     /// Most peers in one reply.
@@ -40,6 +50,7 @@ impl Default for Options {
         Self {
             interval_s: 1800,
             interval_jitter_s: 120,
+            min_interval_s: 900,
             numwant_default: 50,
             numwant_max: 200,
             peer_age_s_max: 3900, // two intervals and five minutes: one missed announce is forgiven
@@ -54,6 +65,7 @@ pub struct Tracker {
     options: arc_swap::Cache<Arc<ArcSwap<Options>>, Arc<Options>>,
     random: Rng,
     sweeper: Sweeper,
+    counting: Counting,
 }
 
 impl Tracker {
@@ -68,7 +80,19 @@ impl Tracker {
     ) -> Self {
         let sweeper = Sweeper::new(&store, worker, workers);
         let options = arc_swap::Cache::new(options);
-        Self { store, options, random: Rng::with_seed(seed), sweeper }
+        let counting = Counting::default();
+        Self { store, options, random: Rng::with_seed(seed), sweeper, counting }
+    }
+
+    /// The tracker of a stream worker: it leaves upkeep to the datagram workers.
+    pub fn without_upkeep(store: Arc<Store>, options: Arc<ArcSwap<Options>>, seed: u64) -> Self {
+        Self::new(store, options, seed, 0, usize::MAX)
+    }
+
+    /// This tracker, with the software of its clients counted among those of `clients`.
+    #[must_use]
+    pub fn counting_in(self, clients: &Clients) -> Self {
+        Self { counting: clients.join(), ..self }
     }
 
     /// Asks for the memory an announce of `info_hash` will need; see [`Store::prefetch`].
@@ -78,7 +102,7 @@ impl Tracker {
     }
 
     /// Applies an announce and writes chosen peers to `room`; says what to tell the client, and how
-    /// many bytes of peers of each family stand there.
+    /// many bytes of peers of each family stand there: all families together, no more than wanted.
     ///
     /// # Errors
     /// [`Refusal::PortZero`] if the client wants to be a peer that nobody could reach.
@@ -88,32 +112,43 @@ impl Tracker {
         now: Now,
         announce: &Announce,
         mut room: Room<'_>,
-    ) -> Result<(AnnounceReply, [usize; 2]), Refusal> {
+    ) -> Result<(AnnounceReply, [usize; Kind::ALL.len()]), Refusal> {
         let options = self.options.load();
         let change = change_of(announce);
-        if announce.port == 0 && change != Change::Stopped {
+        if announce.contact == Contact::Port(0) && change != Change::Stopped {
             return Err(Refusal::PortZero);
+        }
+        if change != Change::Stopped {
+            self.counting.count(now, options.interval_s, announce.contact, &announce.peer_id);
         }
         let numwant = announce.numwant.unwrap_or(options.numwant_default).min(options.numwant_max);
         let numwant = (numwant as usize).min(CHOICE_MAX);
         let interval_s = interval_s(options, &mut self.random);
+        let min_interval_s = options.min_interval_s.min(interval_s);
         limit(&mut room.v4, numwant * 6);
         limit(&mut room.v6, numwant * 18);
+        limit(&mut room.web, numwant * 16);
         let visit = Visit {
             info_hash: &announce.info_hash,
             address: announce.source,
-            port: announce.port,
+            contact: announce.contact,
             change,
         };
-        let answer = self.store.announce(now, &visit, &mut room, &mut self.random);
+        let mut answer = self.store.announce(now, &visit, &mut room, &mut self.random);
+        share::fit(&mut room, &mut answer, numwant, announce.source, &mut self.random);
         let (seeders, leechers) = (answer.seeders, answer.leechers);
-        Ok((AnnounceReply { interval_s, leechers, seeders }, answer.bytes))
+        Ok((AnnounceReply { interval_s, min_interval_s, leechers, seeders }, answer.bytes))
     }
 
     /// One torrent's counts; zeros if it is unknown.
     #[inline]
     pub fn scrape(&self, info_hash: &InfoHash) -> ScrapeEntry {
         self.store.scrape(info_hash)
+    }
+
+    /// A handle for lists of torrents, to be used away from the workers.
+    pub fn census(&self) -> Census {
+        Census::new(self.store.clone())
     }
 
     /// One bounded slice of forgetting silent peers.

@@ -3,6 +3,7 @@
 
 pub mod datagram;
 mod mmsg;
+pub mod stream;
 mod uring;
 
 pub use crate::frontend::{REPLY_BYTES_MAX, Responder};

@@ -79,6 +79,10 @@ pub(crate) struct Skep {
     pub(crate) ready: String,
     /// UDP addresses, in order.
     pub(crate) udp: Vec<SocketAddr>,
+    /// Addresses of HTTP and WebSocket, in order.
+    pub(crate) tcp: Vec<SocketAddr>,
+    /// Addresses of HTTPS and wss, in order.
+    pub(crate) tls: Vec<SocketAddr>,
     /// The admin address.
     pub(crate) admin: SocketAddr,
     /// Its state directory, gone with it.
@@ -127,9 +131,10 @@ impl Skep {
         stdout.read_line(&mut ready).unwrap();
         assert!(ready.starts_with("ready "), "{ready:?}\n{}", log.text.lock().unwrap());
         let values = |key| ready.split_whitespace().filter_map(move |it| it.strip_prefix(key));
-        let udp = values("udp=").map(|it| it.parse().unwrap()).collect();
+        let addresses = |key| values(key).map(|it| it.parse().unwrap()).collect();
+        let [udp, tcp, tls] = ["udp=", "tcp=", "tls="].map(addresses);
         let admin = values("admin=").next().unwrap().parse().unwrap();
-        Self { child, stdout, log, udp, admin, state: Some(state), ready }
+        Self { child, stdout, log, udp, tcp, tls, admin, state: Some(state), ready }
     }
 
     /// A value of the ready line.

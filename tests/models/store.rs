@@ -1,16 +1,55 @@
 //! The store in the plainest terms, and an announce applied to both it and the real one. Shared by
 //! the test of random operations and the fuzz target of chosen ones.
 
-use std::collections::{BTreeMap, HashMap};
-use std::net::IpAddr;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
 
 use fastrand::Rng;
-use skep::store::{Change, Limits, Role, Room, Store, TICK_S, Totals, Visit};
+use skep::store::{Change, Limits, Listed, Order, Role, Room, Store, TICK_S, Totals, Visit};
 use skep::time::Now;
-use skep::types::{Family, Scope, ScrapeEntry};
+use skep::types::{Contact, Family, InfoHash, Kind, Scope, ScrapeEntry};
 
 /// When both forget.
 pub(crate) const LIMITS: Limits = Limits { peer_age_s_max: 3900, empty_torrent_age_s_max: 7200 };
+
+/// A peer's identity.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Who {
+    At(IpAddr, u16),
+    Web([u8; 16]),
+}
+
+impl Who {
+    pub(crate) fn of(visit: &Visit<'_>) -> Self {
+        match visit.contact {
+            Contact::Port(port) => Self::At(visit.address, port),
+            Contact::Web(peer) => Self::Web(peer.0),
+        }
+    }
+
+    fn kind(self) -> Kind {
+        match self {
+            Self::At(address, _) if Family::of(address) == Family::V4 => Kind::V4,
+            Self::At(..) => Kind::V6,
+            Self::Web(_) => Kind::Web,
+        }
+    }
+
+    fn scope(self) -> Scope {
+        match self {
+            Self::At(address, _) => Scope::of(address),
+            Self::Web(_) => Scope::Public,
+        }
+    }
+
+    fn address(self) -> Option<SocketAddr> {
+        match self {
+            Self::At(address, port) => Some((address, port).into()),
+            Self::Web(_) => None,
+        }
+    }
+}
 
 /// A peer as the model knows it.
 #[derive(Clone, Copy, Debug)]
@@ -23,35 +62,38 @@ pub(crate) struct Known {
 
 #[derive(Default)]
 pub(crate) struct Torrent {
-    pub(crate) peers: BTreeMap<(IpAddr, u16), Known>,
+    pub(crate) peers: BTreeMap<Who, Known>,
     pub(crate) completed: u32,
     pub(crate) empty_since_s: u64,
 }
 
 impl Torrent {
     pub(crate) fn counts(&self) -> ScrapeEntry {
-        let count = |it: usize| u32::try_from(it).expect("a model is small");
-        let seeders = self.peers.values().filter(|it| it.role == Role::Seeder).count();
-        let (seeders, leechers) = (count(seeders), count(self.peers.len() - seeders));
-        ScrapeEntry { seeders, leechers, completed: self.completed }
+        let mut counts = ScrapeEntry { completed: self.completed, ..ScrapeEntry::default() };
+        for known in self.peers.values() {
+            counts.seeders += u32::from(known.role == Role::Seeder);
+            counts.leechers += u32::from(known.role != Role::Seeder);
+            counts.downloaders += u32::from(known.role == Role::Leecher);
+        }
+        counts
     }
 }
 
 /// What the store should do, in the plainest terms.
 #[derive(Default)]
 pub(crate) struct Model {
-    pub(crate) torrents: HashMap<[u8; 20], Torrent>,
+    pub(crate) torrents: BTreeMap<InfoHash, Torrent>,
     pub(crate) completed: u64,
 }
 
 impl Model {
     pub(crate) fn announce(&mut self, now: Now, visit: &Visit<'_>) -> ScrapeEntry {
-        let torrent = self.torrents.entry(visit.info_hash.0).or_default();
-        let key = (visit.address, visit.port);
-        let before = torrent.peers.get(&key).copied();
+        let torrent = self.torrents.entry(*visit.info_hash).or_default();
+        let who = Who::of(visit);
+        let before = torrent.peers.get(&who).copied();
         match visit.change {
             Change::Stopped => {
-                torrent.peers.remove(&key);
+                torrent.peers.remove(&who);
             }
             Change::Present { role, completed } => {
                 let was = before.is_some_and(|it| it.was_leecher);
@@ -63,7 +105,7 @@ impl Model {
                 }
                 let was_leecher = was || role != Role::Seeder;
                 let announced_s = now.seconds();
-                torrent.peers.insert(key, Known { role, was_leecher, counted, announced_s });
+                torrent.peers.insert(who, Known { role, was_leecher, counted, announced_s });
             }
         }
         if before.is_some() && torrent.peers.is_empty() {
@@ -71,23 +113,17 @@ impl Model {
         }
         let counts = torrent.counts();
         if torrent.peers.is_empty() && torrent.completed == 0 {
-            self.torrents.remove(&visit.info_hash.0);
+            self.torrents.remove(visit.info_hash);
         }
         counts
     }
 
     /// Whether a peer may be handed out: of the asker's scope or public, not the asker itself, and
     /// one who wants data if the asker does not.
-    pub(crate) fn may_be_handed(
-        visit: &Visit<'_>,
-        role: Role,
-        key: (IpAddr, u16),
-        known: &Known,
-    ) -> bool {
-        let theirs = Scope::of(key.0);
-        let shown = theirs == Scope::Public || theirs == Scope::of(visit.address);
+    pub(crate) fn may_be_handed(visit: &Visit<'_>, role: Role, who: Who, known: &Known) -> bool {
+        let shown = who.scope() == Scope::Public || who.scope() == Who::of(visit).scope();
         let useful = role == Role::Leecher || known.role == Role::Leecher;
-        shown && useful && key != (visit.address, visit.port)
+        shown && useful && who != Who::of(visit)
     }
 
     pub(crate) fn expire(&mut self, now: Now) {
@@ -112,25 +148,66 @@ impl Model {
     pub(crate) fn totals(&self) -> Totals {
         let mut sum = Totals { torrents: self.torrents.len() as u64, ..Totals::default() };
         sum.completed = self.completed;
-        for (key, known) in self.torrents.values().flat_map(|it| &it.peers) {
-            let family = Family::of(key.0) as usize;
-            match known.role {
-                Role::Seeder => sum.seeders[family] += 1,
-                Role::Leecher | Role::Paused => sum.leechers[family] += 1,
+        for torrent in self.torrents.values().filter(|it| !it.peers.is_empty()) {
+            sum.active_torrents += 1;
+            for (who, known) in &torrent.peers {
+                match known.role {
+                    Role::Seeder => sum.seeders[who.kind() as usize] += 1,
+                    Role::Leecher | Role::Paused => sum.leechers[who.kind() as usize] += 1,
+                }
             }
         }
         sum
     }
+
+    /// Every torrent, by info-hash.
+    pub(crate) fn listed(&self) -> Vec<Listed> {
+        let listed = |(info_hash, torrent): (&InfoHash, &Torrent)| Listed {
+            info_hash: *info_hash,
+            counts: torrent.counts(),
+        };
+        self.torrents.iter().map(listed).collect()
+    }
+
+    /// Every torrent, the largest first.
+    fn listed_by(&self, order: Order) -> Vec<Listed> {
+        let mut all = self.listed();
+        all.sort_by_key(|it| {
+            Reverse(match order {
+                Order::Peers => it.counts.seeders + it.counts.leechers,
+                Order::Seeders => it.counts.seeders,
+                Order::Completed => it.counts.completed,
+            })
+        });
+        all
+    }
 }
 
 /// Peers in compact form, decoded.
-pub(crate) fn decode(bytes: &[u8], stride: usize) -> Vec<(IpAddr, u16)> {
-    let address = |bytes: &[u8]| match stride {
-        6 => IpAddr::from(<[u8; 4]>::try_from(bytes).unwrap()),
-        _ => IpAddr::from(<[u8; 16]>::try_from(bytes).unwrap()),
-    };
+pub(crate) fn decode(bytes: &[u8], kind: Kind) -> Vec<Who> {
     let port = |bytes: &[u8]| u16::from_be_bytes([bytes[0], bytes[1]]);
-    bytes.chunks(stride).map(|it| (address(&it[..stride - 2]), port(&it[stride - 2..]))).collect()
+    let at = |address: IpAddr, bytes: &[u8]| Who::At(address, port(bytes));
+    match kind {
+        Kind::V4 => bytes
+            .as_chunks::<6>()
+            .0
+            .iter()
+            .map(|it| {
+                let [a, b, c, d, port @ ..] = it;
+                at([*a, *b, *c, *d].into(), port)
+            })
+            .collect(),
+        Kind::V6 => bytes
+            .as_chunks::<18>()
+            .0
+            .iter()
+            .map(|it| {
+                let (address, port) = it.split_first_chunk::<16>().unwrap();
+                at((*address).into(), port)
+            })
+            .collect(),
+        Kind::Web => bytes.as_chunks::<16>().0.iter().map(|it| Who::Web(*it)).collect(),
+    }
 }
 
 /// Announces to both and compares everything that is told.
@@ -141,31 +218,77 @@ pub(crate) fn announce_both(
     visit: &Visit<'_>,
     random: &mut Rng,
 ) {
-    let (want_v4, want_v6) = (random.usize(..=200), random.usize(..=67));
-    let (mut v4, mut v6) = (vec![0; want_v4 * 6], vec![0; want_v6 * 18]);
-    let mut room = Room { v4: &mut v4, v6: &mut v6 };
+    let want = [random.usize(..=200), random.usize(..=67), random.usize(..=50)];
+    let mut v4 = vec![0; want[0] * 6];
+    let mut v6 = vec![0; want[1] * 18];
+    let mut web = vec![0; want[2] * 16];
+    let mut room = Room { v4: &mut v4, v6: &mut v6, web: &mut web };
     let answer = store.announce(now, visit, &mut room, random);
     let counts = model.announce(now, visit);
     assert_eq!((answer.seeders, answer.leechers), (counts.seeders, counts.leechers));
     let Change::Present { role, .. } = visit.change else {
-        assert_eq!(answer.bytes, [0, 0], "a stop gets no peers");
+        assert_eq!(answer.bytes, [0, 0, 0], "a stop gets no peers");
         return;
     };
-    for (family, bytes, want, stride) in [
-        (Family::V4, &v4[..answer.bytes[0]], want_v4, 6),
-        (Family::V6, &v6[..answer.bytes[1]], want_v6, 18),
-    ] {
-        let peers = model.torrents.get(&visit.info_hash.0).map(|it| &it.peers).unwrap();
-        let fits = |(key, known): &(&(IpAddr, u16), &Known)| {
-            Family::of(key.0) == family && Model::may_be_handed(visit, role, **key, known)
+    let peers = &model.torrents[visit.info_hash].peers;
+    for (kind, room) in Kind::ALL.into_iter().zip([v4, v6, web]) {
+        let fits = |(who, known): &(&Who, &Known)| {
+            who.kind() == kind && Model::may_be_handed(visit, role, **who, known)
         };
         let available = peers.iter().filter(fits).count();
-        let mut handed = decode(bytes, stride);
+        let handed = decode(&room[..answer.bytes[kind as usize]], kind);
         assert!(handed.iter().all(|it| Model::may_be_handed(visit, role, *it, &peers[it])));
-        assert!(handed.iter().all(|it| Family::of(it.0) == family));
-        assert_eq!(handed.len(), want.min(available), "exactly as many as there are");
-        handed.sort_unstable();
-        handed.dedup();
-        assert_eq!(handed.len(), want.min(available), "distinct");
+        let expected = want[kind as usize].min(available);
+        assert_eq!(handed.len(), expected, "exactly as many as there are");
+        assert_eq!(handed.into_iter().collect::<BTreeSet<_>>().len(), expected, "distinct");
     }
+}
+
+/// Compares every kind of list, page by page, and one torrent's peers with their ages.
+pub(crate) fn compare_lists(store: &Store, model: &Model, now: Now, random: &mut Rng) {
+    let count = random.usize(1..40);
+    let mut paged: Vec<Listed> = Vec::new();
+    loop {
+        let page = store.torrents_after(paged.last().map(|it| &it.info_hash), count);
+        assert!(page.len() <= count);
+        if page.is_empty() {
+            break;
+        }
+        paged.extend(page);
+    }
+    assert_eq!(paged, model.listed());
+    for order in [Order::Peers, Order::Seeders, Order::Completed] {
+        let mut expected = model.listed_by(order);
+        expected.truncate(count);
+        assert_eq!(store.torrents_by(order, count), expected);
+    }
+    for (info_hash, torrent) in &model.torrents {
+        compare_peers(store, info_hash, torrent, now, count);
+    }
+}
+
+fn compare_peers(store: &Store, info_hash: &InfoHash, torrent: &Torrent, now: Now, count: usize) {
+    let mut found = Vec::new();
+    loop {
+        let (listed, page) = store.torrent(info_hash, now, found.len(), count).unwrap();
+        assert_eq!(listed, Listed { info_hash: *info_hash, counts: torrent.counts() });
+        assert!(page.len() <= count);
+        if page.is_empty() {
+            break;
+        }
+        found.extend(page.iter().map(|it| (it.address, it.role as u8, it.age_s)));
+    }
+    let age_s = |known: &Known| {
+        let tick = |seconds: u64| seconds / u64::from(TICK_S);
+        let ticks = tick(now.seconds()) - tick(known.announced_s);
+        u32::try_from(ticks).unwrap().saturating_sub(1) * TICK_S
+    };
+    let mut expected: Vec<_> = torrent
+        .peers
+        .iter()
+        .map(|(who, known)| (who.address(), known.role as u8, age_s(known)))
+        .collect();
+    expected.sort_unstable();
+    found.sort_unstable();
+    assert_eq!(found, expected);
 }

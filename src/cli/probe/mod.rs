@@ -2,24 +2,45 @@
 //!
 //! The torrent is made up and left again, so a probe leaves nothing behind but an empty swarm.
 
-mod client;
+mod http;
+mod stream;
+mod udp;
+mod websocket;
 
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::net::{SocketAddr, ToSocketAddrs as _};
+use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
+use rustls::ClientConfig;
 use serde::Serialize;
 
-use client::{Client, Failure, Patience};
+use crate::client::tls::{self, Trust};
+use crate::client::url::{Scheme, Url};
+use crate::sys::clock::Clock;
+use crate::types::{InfoHash, PeerId, ScrapeEntry};
+
+use stream::Route;
 
 const EXAMPLES: &str = "\
 Examples:
   skep probe udp://127.0.0.1:6969            the tracker on this host
   skep probe --json udp://[::1]:6969/x?key=1 for scripts; the path goes along as BEP 41 has it
   skep probe -4 udp://a.example:6969 udp://b.example:6969
+  skep probe http://127.0.0.1:6969/announce  over HTTP: announce, scrape, leave
+  skep probe --ca ca.pem https://tracker.example/announce
+  skep probe ws://127.0.0.1:6969             as a WebTorrent browser, without offers
+  skep probe --insecure wss://[::1]:6443     whatever its certificate says
+
+What each step means:
+  connect   UDP: a connection id. TCP: connecting, the TLS handshake, the WebSocket upgrade.
+  announce  joins a torrent that nobody has, as a leecher.
+  scrape    its counts. HTTP has one only where the path's last part begins with \"announce\".
+  leave     says so, even if a reply before got lost, so that no peer is left behind.
 
 Exit codes: 0 every address answered everything, 1 one did not, 2 bad usage.";
 
@@ -27,8 +48,8 @@ Exit codes: 0 every address answered everything, 1 one did not, 2 bad usage.";
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct Options {
-    /// Trackers, as udp://HOST:PORT[/PATH]
-    #[arg(required = true, value_name = "URL", value_parser = parse)]
+    /// Trackers, as udp://HOST:PORT, https://HOST/announce or wss://HOST; all six schemes will do
+    #[arg(required = true, value_name = "URL")]
     urls: Vec<Url>,
     /// Print one JSON object instead of text
     #[arg(long)]
@@ -39,6 +60,12 @@ pub(super) struct Options {
     /// Ask IPv6 addresses alone
     #[arg(short = '6', long)]
     ipv6: bool,
+    /// Trust the authorities in this PEM file, and no others (https, wss)
+    #[arg(long, value_name = "FILE", conflicts_with = "insecure")]
+    ca: Option<PathBuf>,
+    /// Trust any certificate (https, wss)
+    #[arg(long)]
+    insecure: bool,
     /// Seconds to wait for the first answer; every further try waits twice as long (BEP 15)
     #[arg(long, value_name = "SECONDS", default_value_t = 5,
           value_parser = clap::value_parser!(u64).range(1..=3840))]
@@ -47,35 +74,6 @@ pub(super) struct Options {
     #[arg(long, value_name = "N", default_value_t = 2,
           value_parser = clap::value_parser!(u32).range(1..=9))]
     tries: u32,
-}
-
-/// A tracker's URL.
-#[derive(Clone, Debug)]
-struct Url {
-    text: String,
-    /// Host and port.
-    authority: String,
-    /// Path and query; often empty.
-    path: String,
-}
-
-/// The longest path that is sent, in bytes, so that the request stays one packet.
-const PATH_BYTES_MAX: usize = 1024;
-
-/// Reads a URL.
-fn parse(text: &str) -> Result<Url, String> {
-    let wrong = || "allowed: udp://HOST:PORT[/PATH]".to_owned();
-    let rest = text.strip_prefix("udp://").ok_or_else(wrong)?;
-    let (authority, path) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
-    let (host, port) = authority.rsplit_once(':').ok_or_else(wrong)?;
-    let port: Result<u16, _> = port.parse();
-    if path.len() > PATH_BYTES_MAX {
-        return Err(format!("a path of more than {PATH_BYTES_MAX} bytes"));
-    }
-    if host.is_empty() || port.unwrap_or(0) == 0 {
-        return Err(wrong());
-    }
-    Ok(Url { text: text.to_owned(), authority: authority.to_owned(), path: path.to_owned() })
 }
 
 /// Everything that was found out.
@@ -110,7 +108,8 @@ struct Announce {
     interval_s: u32,
     seeders: u32,
     leechers: u32,
-    peers: usize,
+    /// How many came along; WebTorrent's come later, as offers and answers.
+    peers: Option<usize>,
 }
 
 /// A scrape's answer.
@@ -120,6 +119,67 @@ struct Scrape {
     seeders: u32,
     leechers: u32,
     completed: u32,
+}
+
+impl Scrape {
+    fn of(duration_ms: f64, it: ScrapeEntry) -> Self {
+        let ScrapeEntry { seeders, leechers, completed, .. } = it;
+        Self { duration_ms, seeders, leechers, completed }
+    }
+}
+
+/// What went wrong, and where.
+#[derive(Debug, Serialize)]
+struct Failure {
+    /// `resolve`, `socket`, `tls`, `connect`, `announce`, `scrape` or `leave`.
+    step: &'static str,
+    /// What went wrong; holds no unescaped byte of the tracker's.
+    problem: String,
+}
+
+/// How long to wait and how often to try.
+#[derive(Clone, Copy, Debug)]
+struct Patience {
+    /// How long to wait for an answer at first; doubled with every further try.
+    first_try: Duration,
+    /// How often to send a request.
+    tries: u32,
+}
+
+/// Who asks, about what.
+#[derive(Clone, Copy)]
+struct Identity {
+    info_hash: InfoHash,
+    peer_id: PeerId,
+    /// Where it claims to listen.
+    port: u16,
+}
+
+impl Identity {
+    /// A torrent and a peer that nobody has met before.
+    fn new() -> Self {
+        let mut peer_id = *b"-SK0001-000000000000";
+        // Letters and digits, as browsers make them: their trackers take nothing else for granted.
+        peer_id[8..].fill_with(|| fastrand::alphanumeric() as u8);
+        let mut info_hash = [0; 20];
+        fastrand::fill(&mut info_hash);
+        let port = fastrand::u16(1024..);
+        Self { info_hash: InfoHash(info_hash), peer_id: PeerId(peer_id), port }
+    }
+}
+
+/// A client of one address, by whatever protocol.
+trait Conversation {
+    /// Gets as far as a first request can be sent. Returns the milliseconds that took.
+    fn connect(&mut self) -> Result<f64, Failure>;
+    /// Joins the made-up torrent as a leecher.
+    fn announce(&mut self) -> Result<Announce, Failure>;
+    /// Asks for its counts; `None` where this URL has no scrape.
+    fn scrape(&mut self) -> Result<Option<Scrape>, Failure>;
+    /// Leaves it again.
+    fn leave(&mut self) -> Result<(), Failure>;
+    /// From now on, one try has to do.
+    fn hurry(&mut self);
 }
 
 /// Asks them all and prints what they answer.
@@ -142,7 +202,7 @@ fn probe_url(options: &Options, url: &Url) -> Vec<Verdict> {
         let error = Some(Failure { step: "resolve", problem });
         vec![Verdict { url: url.text.clone(), error, ..Verdict::default() }]
     };
-    let mut addresses: Vec<_> = match url.authority.to_socket_addrs() {
+    let mut addresses: Vec<_> = match (&*url.host, url.port).to_socket_addrs() {
         Ok(addresses) => addresses.collect(),
         Err(error) => return unresolved(error.to_string()),
     };
@@ -152,46 +212,103 @@ fn probe_url(options: &Options, url: &Url) -> Vec<Verdict> {
     if addresses.is_empty() {
         return unresolved("no address of the family asked for".into());
     }
-    addresses.into_iter().map(|it| probe_address(options, url, it)).collect()
+    let tls = match trust(options, url) {
+        Ok(tls) => tls,
+        Err(problem) => {
+            let error = Some(Failure { step: "tls", problem });
+            return vec![Verdict { url: url.text.clone(), error, ..Verdict::default() }];
+        }
+    };
+    let tls = tls.as_ref();
+    addresses.into_iter().map(|it| probe_address(options, url, it, tls.cloned())).collect()
+}
+
+/// TLS settings, where the URL wants them.
+fn trust(options: &Options, url: &Url) -> Result<Option<Arc<ClientConfig>>, String> {
+    if !url.scheme.has_tls() {
+        return Ok(None);
+    }
+    let trust = match &options.ca {
+        _ if options.insecure => Trust::Anyone,
+        Some(file) => Trust::File(file),
+        None => Trust::System,
+    };
+    tls::config(trust, true).map(Some)
 }
 
 /// Asks one address.
-fn probe_address(options: &Options, url: &Url, address: SocketAddr) -> Verdict {
+fn probe_address(
+    options: &Options,
+    url: &Url,
+    address: SocketAddr,
+    tls: Option<Arc<ClientConfig>>,
+) -> Verdict {
     let patience =
         Patience { first_try: Duration::from_secs(options.timeout), tries: options.tries };
     let mut verdict =
         Verdict { url: url.text.clone(), address: Some(address), ..Verdict::default() };
-    match converse(&mut verdict, url, address, patience) {
+    let done = client(url, address, tls, patience)
+        .and_then(|mut client| converse(&mut verdict, client.as_mut()));
+    match done {
         Ok(()) => verdict.ok = true,
         Err(failure) => verdict.error = Some(failure),
     }
     verdict
 }
 
-/// The conversation, noted as it goes.
-fn converse(
-    verdict: &mut Verdict,
+/// A client that speaks what the URL names.
+fn client(
     url: &Url,
     address: SocketAddr,
+    tls: Option<Arc<ClientConfig>>,
     patience: Patience,
-) -> Result<(), Failure> {
-    let mut client = Client::new(address, &url.path, patience)?;
+) -> Result<Box<dyn Conversation>, Failure> {
+    let identity = Identity::new();
+    let route = Route { address, host: url.host.clone(), tls, clock: Clock::start() };
+    Ok(match url.scheme {
+        Scheme::Udp => Box::new(udp::Client::new(address, &url.path, patience, identity)?),
+        Scheme::Http | Scheme::Https => Box::new(http::Client::new(url, route, patience, identity)),
+        Scheme::Ws | Scheme::Wss => {
+            Box::new(websocket::Client::new(url, route, patience, identity))
+        }
+    })
+}
+
+/// The conversation, noted as it goes.
+fn converse(verdict: &mut Verdict, client: &mut dyn Conversation) -> Result<(), Failure> {
     let duration_ms = client.connect()?;
     verdict.connect = Some(Connect { duration_ms });
-    let (duration_ms, reply, peers) = client.announce()?;
-    let client::Announced { interval_s, seeders, leechers } = reply;
-    verdict.announce = Some(Announce { duration_ms, interval_s, seeders, leechers, peers });
+    match client.announce() {
+        Ok(announce) => verdict.announce = Some(announce),
+        Err(failure) => {
+            // The tracker may have heard of the peer although we did not hear from the tracker.
+            client.hurry();
+            let _ = client.leave();
+            return Err(failure);
+        }
+    }
     let scraped = client.scrape();
     // Whatever the scrape brought: an announce that succeeded must not leave a peer behind.
     let left = client.leave();
-    let (duration_ms, it) = scraped?;
-    verdict.scrape = Some(Scrape {
-        duration_ms,
-        seeders: it.seeders,
-        leechers: it.leechers,
-        completed: it.completed,
-    });
+    verdict.scrape = scraped?;
     left
+}
+
+/// What silence is called.
+fn no_answer(step: &'static str, patience: Patience) -> Failure {
+    let Patience { first_try, tries } = patience;
+    let seconds = first_try.as_secs();
+    let problem = match tries {
+        1 => format!("no answer within {seconds} s, tried once"),
+        _ => format!("no answer, tried {tries} times from {seconds} s on"),
+    };
+    Failure { step, problem }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a duration of minutes")]
+fn milliseconds(ns: u64) -> f64 {
+    const NS_PER_MS: f64 = 1e6;
+    ns as f64 / NS_PER_MS
 }
 
 /// A verdict for people.
@@ -206,11 +323,15 @@ fn to_text(it: &Verdict) -> String {
     }
     if let Some(it) = &it.announce {
         let Announce { duration_ms, interval_s, seeders, leechers, peers } = it;
-        let _ = writeln!(
+        let _ = write!(
             text,
             "  announce  {duration_ms:.3} ms: interval {interval_s} s, seeders {seeders}, \
-             leechers {leechers}, peers {peers}"
+             leechers {leechers}"
         );
+        let _ = match peers {
+            Some(peers) => writeln!(text, ", peers {peers}"),
+            None => writeln!(text),
+        };
     }
     if let Some(it) = &it.scrape {
         let Scrape { duration_ms, seeders, leechers, completed } = it;
@@ -225,20 +346,4 @@ fn to_text(it: &Verdict) -> String {
         Some(error) => writeln!(text, "  failed at {}: {}", error.step, error.problem),
     };
     text
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn urls_are_told_apart() {
-        let it = parse("udp://tracker.example:6969/announce?key=1").unwrap();
-        assert_eq!((&*it.authority, &*it.path), ("tracker.example:6969", "/announce?key=1"));
-        let it = parse("udp://[::1]:6969").unwrap();
-        assert_eq!((&*it.authority, &*it.path), ("[::1]:6969", ""));
-        for bad in ["127.0.0.1:1", "http://a:1", "udp://a", "udp://a:0", "udp://:1", "udp://a:x"] {
-            assert!(parse(bad).is_err(), "{bad}");
-        }
-    }
 }

@@ -4,40 +4,17 @@ use std::io;
 use std::net::{SocketAddr, UdpSocket};
 use std::time::Duration;
 
-use serde::Serialize;
-
 use crate::protocol::udp::client::{
     Announcement, Malformed, Reply, decode, encode_announce, encode_connect, encode_scrape,
 };
 use crate::protocol::udp::{TransactionId, peer_stride};
 use crate::sys::clock::Clock;
-use crate::types::{Event, Family, InfoHash, PeerId, ScrapeEntry};
+use crate::types::{Event, Family};
 
-pub(super) use crate::types::AnnounceReply as Announced;
+use super::{Announce, Conversation, Failure, Identity, Patience, Scrape, milliseconds, no_answer};
 
 /// Bytes of the longest datagram that is looked at: more than any tracker sends.
 const DATAGRAM_BYTES_MAX: usize = 4096;
-
-/// Nanoseconds in a millisecond.
-const NS_PER_MS: f64 = 1e6;
-
-/// How long to wait and how often to try.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Patience {
-    /// How long to wait for an answer at first; doubled with every further try.
-    pub(super) first_try: Duration,
-    /// How often to send a request.
-    pub(super) tries: u32,
-}
-
-/// What went wrong, and where.
-#[derive(Debug, Serialize)]
-pub(super) struct Failure {
-    /// `resolve`, `socket`, `connect`, `announce`, `scrape` or `leave`.
-    pub(super) step: &'static str,
-    /// What went wrong; holds no unescaped byte of the tracker's.
-    pub(super) problem: String,
-}
 
 /// A client of one address.
 pub(super) struct Client {
@@ -48,16 +25,16 @@ pub(super) struct Client {
     /// BEP 41 options to put behind announces.
     options: Vec<u8>,
     connection_id: u64,
-    info_hash: InfoHash,
-    peer_id: PeerId,
+    identity: Identity,
 }
 
 impl Client {
-    /// A client with a torrent and an identity of its own.
+    /// A client that has sent nothing yet.
     pub(super) fn new(
         address: SocketAddr,
         path: &str,
         patience: Patience,
+        identity: Identity,
     ) -> Result<Self, Failure> {
         let failed = |error: io::Error| Failure { step: "socket", problem: error.to_string() };
         let any: SocketAddr = match address {
@@ -66,10 +43,6 @@ impl Client {
         };
         let socket = UdpSocket::bind(any).map_err(failed)?;
         socket.connect(address).map_err(failed)?;
-        let mut peer_id = *b"-SK0001-000000000000";
-        fastrand::fill(&mut peer_id[8..]);
-        let mut info_hash = [0; 20];
-        fastrand::fill(&mut info_hash);
         Ok(Self {
             socket,
             family: Family::of(address.ip().to_canonical()),
@@ -77,55 +50,14 @@ impl Client {
             patience,
             options: url_data(path.as_bytes()),
             connection_id: 0,
-            info_hash: InfoHash(info_hash),
-            peer_id: PeerId(peer_id),
+            identity,
         })
     }
 
-    /// Gets a connection id. Returns the milliseconds that took.
-    pub(super) fn connect(&mut self) -> Result<f64, Failure> {
-        let step = "connect";
-        let answer = self.ask(step, encode_connect)?;
-        match self.read(step, &answer)? {
-            Reply::Connected(id) => self.connection_id = id,
-            _ => return Err(unexpected(step)),
-        }
-        Ok(answer.duration_ms)
-    }
-
-    /// Joins the made-up torrent as a leecher. Returns the milliseconds that took, the answer and
-    /// how many peers it brought.
-    pub(super) fn announce(&self) -> Result<(f64, Announced, usize), Failure> {
-        self.announce_event("announce", Event::Started)
-    }
-
-    /// Leaves it again.
-    pub(super) fn leave(&self) -> Result<(), Failure> {
-        self.announce_event("leave", Event::Stopped).map(|_| ())
-    }
-
-    /// Asks for its counts. Returns the milliseconds that took, and the counts.
-    pub(super) fn scrape(&self) -> Result<(f64, ScrapeEntry), Failure> {
-        let step = "scrape";
-        let answer = self
-            .ask(step, |id, out| encode_scrape(self.connection_id, id, &[self.info_hash], out))?;
-        let Reply::Scraped(entries) = self.read(step, &answer)? else {
-            return Err(unexpected(step));
-        };
-        let problem = || format!("{} torrents answered, 1 asked", entries.count());
-        let entry = entries.iter().next().filter(|_| entries.count() == 1);
-        let entry = entry.ok_or_else(|| Failure { step, problem: problem() })?;
-        Ok((answer.duration_ms, entry))
-    }
-
-    fn announce_event(
-        &self,
-        step: &'static str,
-        event: Event,
-    ) -> Result<(f64, Announced, usize), Failure> {
+    fn announce_event(&self, step: &'static str, event: Event) -> Result<Announce, Failure> {
         let announcement = Announcement {
-            info_hash: self.info_hash,
-            peer_id: self.peer_id,
+            info_hash: self.identity.info_hash,
+            peer_id: self.identity.peer_id,
             downloaded: 0,
             left: 1,
             uploaded: 0,
@@ -140,9 +72,13 @@ impl Client {
             bytes + self.options.len()
         })?;
         match self.read(step, &answer)? {
-            Reply::Announced(reply, peers) => {
-                Ok((answer.duration_ms, reply, peers.len() / peer_stride(self.family)))
-            }
+            Reply::Announced(it, peers) => Ok(Announce {
+                duration_ms: answer.duration_ms,
+                interval_s: it.interval_s,
+                seeders: it.seeders,
+                leechers: it.leechers,
+                peers: Some(peers.len() / peer_stride(self.family)),
+            }),
             _ => Err(unexpected(step)),
         }
     }
@@ -164,13 +100,7 @@ impl Client {
                 None => wait *= 2,
             }
         }
-        let Patience { first_try, tries } = self.patience;
-        let seconds = first_try.as_secs();
-        let problem = match tries {
-            1 => format!("no answer within {seconds} s, tried once"),
-            _ => format!("no answer, tried {tries} times from {seconds} s on"),
-        };
-        Err(Failure { step, problem })
+        Err(no_answer(step, self.patience))
     }
 
     /// Sends a request once. `None`: nothing answered it in time.
@@ -217,6 +147,44 @@ impl Client {
     }
 }
 
+impl Conversation for Client {
+    fn connect(&mut self) -> Result<f64, Failure> {
+        let step = "connect";
+        let answer = self.ask(step, encode_connect)?;
+        match self.read(step, &answer)? {
+            Reply::Connected(id) => self.connection_id = id,
+            _ => return Err(unexpected(step)),
+        }
+        Ok(answer.duration_ms)
+    }
+
+    fn announce(&mut self) -> Result<Announce, Failure> {
+        self.announce_event("announce", Event::Started)
+    }
+
+    fn scrape(&mut self) -> Result<Option<Scrape>, Failure> {
+        let step = "scrape";
+        let torrents = [self.identity.info_hash];
+        let answer =
+            self.ask(step, |id, out| encode_scrape(self.connection_id, id, &torrents, out))?;
+        let Reply::Scraped(entries) = self.read(step, &answer)? else {
+            return Err(unexpected(step));
+        };
+        let problem = || format!("{} torrents answered, 1 asked", entries.count());
+        let entry = entries.iter().next().filter(|_| entries.count() == 1);
+        let entry = entry.ok_or_else(|| Failure { step, problem: problem() })?;
+        Ok(Some(Scrape::of(answer.duration_ms, entry)))
+    }
+
+    fn leave(&mut self) -> Result<(), Failure> {
+        self.announce_event("leave", Event::Stopped).map(|_| ())
+    }
+
+    fn hurry(&mut self) {
+        self.patience.tries = 1;
+    }
+}
+
 /// A datagram that answers a request.
 struct Answer {
     datagram: Vec<u8>,
@@ -247,11 +215,6 @@ fn url_data(path: &[u8]) -> Vec<u8> {
     }
     options.extend((!options.is_empty()).then_some(END));
     options
-}
-
-#[expect(clippy::cast_precision_loss, reason = "a duration of minutes")]
-fn milliseconds(ns: u64) -> f64 {
-    ns as f64 / NS_PER_MS
 }
 
 #[cfg(test)]

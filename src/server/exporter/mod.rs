@@ -4,6 +4,8 @@
 //! is exact. Labels come from closed lists alone; a host with very many workers shares the last
 //! worker label among the rest, so that the number of series stays bounded.
 
+mod streams;
+
 use std::fmt::Write as _;
 use std::net::UdpSocket;
 use std::sync::Arc;
@@ -11,11 +13,12 @@ use std::sync::Arc;
 use metrics::{Counter, Gauge, counter, describe_counter, describe_gauge, gauge};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 
-use crate::metrics::{DurationHistogram, IoEvent, WorkerCounters};
+use crate::metrics::{DurationHistogram, IoEvent, StreamCounters, WorkerCounters};
 use crate::store::Totals;
 use crate::sys::socket::memory_of;
 use crate::time::Now;
-use crate::types::{Action, Dropped, Family, Refusal};
+use crate::types::{Action, Dropped, Family, Kind, Refusal};
+use streams::StreamSeries;
 
 /// Workers with a label of their own: their up to seven series each, the rest of the list and the
 /// process's own figures keep a scrape below 500 series.
@@ -61,36 +64,50 @@ pub(super) struct Exporter {
     store: StoreSeries,
     busy: Vec<BusySeries>,
     sockets: Vec<SocketSeries>,
+    streams: StreamSeries,
 }
 
 impl Exporter {
     /// Registers every series of these workers and sockets.
     pub(super) fn new(
         workers: Vec<Arc<WorkerCounters>>,
+        streams: Vec<Arc<StreamCounters>>,
         sockets: Vec<WatchedSocket>,
         info: BackendInfo,
     ) -> Self {
         let recorder = PrometheusBuilder::new().build_recorder();
         let handle = recorder.handle();
         let process = metrics_process::Collector::default();
-        let (families, io_events, store, busy, sockets) =
-            metrics::with_local_recorder(&recorder, || {
-                describe();
-                process.describe();
-                let BackendInfo { backend, reason } = info;
-                gauge!("skep_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1);
-                gauge!("skep_io_backend_info", "backend" => backend, "reason" => reason).set(1);
-                let io_event =
-                    |it: IoEvent| counter!("skep_io_events_total", "event" => it.label());
-                (
-                    Family::ALL.map(FamilySeries::new),
-                    IoEvent::ALL.map(io_event),
-                    StoreSeries::new(),
-                    BusySeries::of(&workers),
-                    SocketSeries::of(sockets),
-                )
-            });
-        Self { recorder, handle, process, workers, families, io_events, store, busy, sockets }
+        let register = || {
+            describe();
+            process.describe();
+            let BackendInfo { backend, reason } = info;
+            gauge!("skep_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1);
+            gauge!("skep_io_backend_info", "backend" => backend, "reason" => reason).set(1);
+            let io_event = |it: IoEvent| counter!("skep_io_events_total", "event" => it.label());
+            (
+                Family::ALL.map(FamilySeries::new),
+                IoEvent::ALL.map(io_event),
+                StoreSeries::new(),
+                BusySeries::of(&workers),
+                SocketSeries::of(sockets),
+                StreamSeries::new(streams),
+            )
+        };
+        let series = metrics::with_local_recorder(&recorder, register);
+        let (families, io_events, store, busy, sockets, streams) = series;
+        Self {
+            recorder,
+            handle,
+            process,
+            workers,
+            families,
+            io_events,
+            store,
+            busy,
+            sockets,
+            streams,
+        }
     }
 
     /// Brings every series up to date.
@@ -102,6 +119,7 @@ impl Exporter {
             counter.absolute(sum(&self.workers, |it| it.io_event(event).get()));
         }
         self.store.update(totals);
+        self.streams.update();
         for sockets in &mut self.sockets {
             sockets.update();
         }
@@ -147,13 +165,19 @@ impl Exporter {
     }
 }
 
+/// What can be asked for over UDP.
+const ACTIONS: [Action; 3] = [Action::Connect, Action::Announce, Action::Scrape];
+
+/// What is refused over UDP.
+const REFUSALS: [Refusal; 1] = [Refusal::PortZero];
+
 /// One family's series.
 struct FamilySeries {
     requests: Counter,
     receive_bytes: Counter,
     transmit_bytes: Counter,
-    responses: [Counter; Action::ALL.len()],
-    refused: [Counter; Refusal::ALL.len()],
+    responses: [Counter; ACTIONS.len()],
+    refused: [Counter; REFUSALS.len()],
     dropped: [Counter; Dropped::ALL.len()],
 }
 
@@ -168,8 +192,8 @@ impl FamilySeries {
             requests: counter!("skep_requests_total", &labels),
             receive_bytes: counter!("skep_receive_bytes_total", &labels),
             transmit_bytes: counter!("skep_transmit_bytes_total", &labels),
-            responses: Action::ALL.map(response),
-            refused: Refusal::ALL.map(refused),
+            responses: ACTIONS.map(response),
+            refused: REFUSALS.map(refused),
             dropped: Dropped::ALL.map(dropped),
         }
     }
@@ -183,11 +207,11 @@ impl FamilySeries {
             counter.absolute(total);
             requests += total;
         };
-        for (index, counter) in self.responses.iter().enumerate() {
-            outcome(counter, total(&|it| it.datagrams(family).answered[index].get()));
+        for (action, counter) in ACTIONS.into_iter().zip(&self.responses) {
+            outcome(counter, total(&|it| it.datagrams(family).answered[action as usize].get()));
         }
-        for (index, counter) in self.refused.iter().enumerate() {
-            outcome(counter, total(&|it| it.datagrams(family).refused[index].get()));
+        for (refusal, counter) in REFUSALS.into_iter().zip(&self.refused) {
+            outcome(counter, total(&|it| it.datagrams(family).refused[refusal as usize].get()));
         }
         for (index, counter) in self.dropped.iter().enumerate() {
             outcome(counter, total(&|it| it.datagrams(family).dropped[index].get()));
@@ -201,30 +225,33 @@ impl FamilySeries {
 /// The store's series.
 struct StoreSeries {
     torrents: Gauge,
-    seeders: [Gauge; Family::ALL.len()],
-    leechers: [Gauge; Family::ALL.len()],
+    active_torrents: Gauge,
+    seeders: [Gauge; Kind::ALL.len()],
+    leechers: [Gauge; Kind::ALL.len()],
     completed: Counter,
 }
 
 impl StoreSeries {
     fn new() -> Self {
-        let peers = |family: Family, state| {
-            let labels = [("family", family.label()), ("state", state)];
+        let peers = |kind: Kind, state| {
+            let labels = [("family", kind.label()), ("state", state)];
             gauge!("skep_peers", &labels)
         };
         Self {
             torrents: gauge!("skep_torrents"),
-            seeders: Family::ALL.map(|it| peers(it, "seeder")),
-            leechers: Family::ALL.map(|it| peers(it, "leecher")),
+            active_torrents: gauge!("skep_active_torrents"),
+            seeders: Kind::ALL.map(|it| peers(it, "seeder")),
+            leechers: Kind::ALL.map(|it| peers(it, "leecher")),
             completed: counter!("skep_completed_total"),
         }
     }
 
     fn update(&self, totals: &Totals) {
         self.torrents.set(float(totals.torrents));
-        for family in Family::ALL {
-            self.seeders[family as usize].set(float(totals.seeders[family as usize]));
-            self.leechers[family as usize].set(float(totals.leechers[family as usize]));
+        self.active_torrents.set(float(totals.active_torrents));
+        for kind in Kind::ALL {
+            self.seeders[kind as usize].set(float(totals.seeders[kind as usize]));
+            self.leechers[kind as usize].set(float(totals.leechers[kind as usize]));
         }
         self.completed.absolute(totals.completed);
     }
@@ -346,7 +373,7 @@ fn describe() {
     const COUNTERS: [(&str, &str); 9] = [
         (
             "skep_requests_total",
-            "Datagrams handled: exactly responses, refusals and drops of the same scrape together.",
+            "Requests handled: exactly what was answered, refused, dropped and rejected together.",
         ),
         ("skep_responses_total", "Requests answered, by action."),
         ("skep_refused_total", "Well-formed requests answered with an error, by reason."),
@@ -363,15 +390,17 @@ fn describe() {
         ),
         ("skep_completed_total", "Downloads that completed, each peer counted once."),
     ];
-    const GAUGES: [(&str, &str); 7] = [
+    const GAUGES: [(&str, &str); 8] = [
         ("skep_build_info", "Always 1; the label tells the version."),
         ("skep_io_backend_info", "Always 1; the labels tell the I/O backend and why that one."),
         ("skep_udp_socket_queue_bytes", "Bytes waiting in receive queues, with overhead."),
         ("skep_udp_socket_buffer_bytes", "Bytes receive queues may hold, with overhead."),
         ("skep_torrents", "Torrents held, those with only a completed count included."),
+        ("skep_active_torrents", "Torrents that have peers."),
         (
             "skep_peers",
-            "Peers held, by address family and state: a seeder lacks nothing of its torrent.",
+            "Peers held, by kind (ipv4, ipv6, webrtc) and state: a seeder lacks nothing of its \
+             torrent.",
         ),
         ("skep_worker_busy_ratio", "Share of the last second for which a worker used its CPU."),
     ];
@@ -410,7 +439,7 @@ mod tests {
             }
             worker.handling.record(2000);
         }
-        let mut exporter = Exporter::new(workers, Vec::new(), INFO);
+        let mut exporter = Exporter::new(workers, Vec::new(), Vec::new(), INFO);
         let totals = Totals { torrents: 7, completed: 2, ..Totals::default() };
         exporter.update(&totals);
         exporter.update(&totals);
@@ -435,7 +464,7 @@ mod tests {
     #[test]
     fn a_worker_is_as_busy_as_its_cpu_time_says() {
         let workers = workers(40);
-        let mut exporter = Exporter::new(workers.clone(), Vec::new(), INFO);
+        let mut exporter = Exporter::new(workers.clone(), Vec::new(), Vec::new(), INFO);
         exporter.tick(Now::from_s(100));
         workers[1].busy_ns.add(500_000_000);
         workers[31].busy_ns.add(900_000_000);
@@ -455,7 +484,7 @@ mod tests {
             socket: UdpSocket::bind("127.0.0.1:0").unwrap(),
         };
         let sockets = (0..200).flat_map(|n| Family::ALL.map(|family| socket(n, family))).collect();
-        let mut exporter = Exporter::new(workers, sockets, INFO);
+        let mut exporter = Exporter::new(workers, Vec::new(), sockets, INFO);
         exporter.update(&Totals::default());
         exporter.tick(Now::from_s(1));
         exporter.tick(Now::from_s(2));

@@ -1,0 +1,148 @@
+//! RFC 6455 as a client needs it: the upgrade, text frames out, any frames of a tracker in.
+
+use std::ops::Range;
+
+use skep::client::http::head;
+
+use crate::check::Invalid;
+
+/// The nonce of RFC 6455's example, so that what has to come back is known beforehand.
+const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
+const ACCEPT: &[u8] = b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
+
+/// The longest message that is taken.
+const MESSAGE_BYTES_MAX: usize = 1 << 20;
+
+/// Frames' opcodes.
+pub(crate) const TEXT: u8 = 1;
+pub(crate) const BINARY: u8 = 2;
+pub(crate) const CLOSE: u8 = 8;
+pub(crate) const PING: u8 = 9;
+pub(crate) const PONG: u8 = 10;
+
+/// The request that opens a WebSocket.
+pub(crate) fn upgrade(target: &str, authority: &str) -> Vec<u8> {
+    format!(
+        "GET {target} HTTP/1.1\r\nHost: {authority}\r\nUpgrade: websocket\r\n\
+         Connection: Upgrade\r\nSec-WebSocket-Key: {KEY}\r\nSec-WebSocket-Version: 13\r\n\r\n"
+    )
+    .into_bytes()
+}
+
+/// The length of the reply to it; `None` where more has to come.
+pub(crate) fn upgraded(input: &[u8]) -> Result<Option<usize>, Invalid> {
+    let Some(head) = head(input).map_err(|_| Invalid::NotHttp)? else { return Ok(None) };
+    if head.status != 101 {
+        return Err(Invalid::HttpStatus);
+    }
+    let accepted = input[..head.bytes].windows(ACCEPT.len()).any(|it| it == ACCEPT);
+    if accepted { Ok(Some(head.bytes)) } else { Err(Invalid::NotWebSocket) }
+}
+
+/// Appends a frame, masked as a client's must be.
+pub(crate) fn push_frame(out: &mut Vec<u8>, opcode: u8, payload: &[u8], mask: [u8; 4]) {
+    const FINAL: u8 = 0x80;
+    const MASKED: u8 = 0x80;
+    out.push(FINAL | opcode);
+    match u16::try_from(payload.len()) {
+        Ok(length) if length < 126 => out.push(MASKED | u8::try_from(length).unwrap_or(0)),
+        Ok(length) => {
+            out.push(MASKED | 126);
+            out.extend(length.to_be_bytes());
+        }
+        Err(_) => {
+            out.push(MASKED | 127);
+            out.extend((payload.len() as u64).to_be_bytes());
+        }
+    }
+    out.extend(mask);
+    let start = out.len();
+    out.extend_from_slice(payload);
+    for chunk in out[start..].chunks_mut(4) {
+        chunk.iter_mut().zip(mask).for_each(|(byte, mask)| *byte ^= mask);
+    }
+}
+
+/// A whole frame at the start of the input.
+pub(crate) struct Frame {
+    pub(crate) opcode: u8,
+    pub(crate) payload: Range<usize>,
+}
+
+/// Finds the end of the first frame; `None` where more has to come. Fragments are not expected: no
+/// tracker has a reason to cut its short messages.
+pub(crate) fn frame(input: &[u8]) -> Result<Option<Frame>, Invalid> {
+    let [first, second, rest @ ..] = input else { return Ok(None) };
+    let is_whole = first & 0xf0 == 0x80;
+    let is_masked = second & 0x80 != 0;
+    if !is_whole || is_masked {
+        return Err(Invalid::NotWebSocket);
+    }
+    let (start, length) = match second {
+        126 => match rest.first_chunk() {
+            Some(it) => (4, usize::from(u16::from_be_bytes(*it))),
+            None => return Ok(None),
+        },
+        127 => match rest.first_chunk() {
+            Some(it) => {
+                let length = usize::try_from(u64::from_be_bytes(*it));
+                (10, length.map_err(|_| Invalid::Oversized)?)
+            }
+            None => return Ok(None),
+        },
+        length => (2, usize::from(*length)),
+    };
+    if length > MESSAGE_BYTES_MAX {
+        return Err(Invalid::Oversized);
+    }
+    let payload = start..start + length;
+    Ok((payload.end <= input.len()).then_some(Frame { opcode: first & 0x0f, payload }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames_survive_masking_and_every_length() {
+        for length in [0, 1, 125, 126, 65_535, 65_536] {
+            let payload: Vec<u8> = (0..length).map(|it: usize| it.to_le_bytes()[0]).collect();
+            let mut out = Vec::new();
+            push_frame(&mut out, TEXT, &payload, [0; 4]);
+            // A mask of zeros leaves the payload as it is; a tracker's frame has none.
+            let head = out.len() - length - 4;
+            out.drain(head..head + 4);
+            out[1] &= 0x7f;
+            for cut in [0, 1, head - 1, out.len() - 1] {
+                let partial = frame(&out[..cut.min(out.len() - 1)]).unwrap();
+                assert!(partial.is_none(), "{length} cut at {cut}");
+            }
+            let it = frame(&out).unwrap().unwrap();
+            assert_eq!((it.opcode, &out[it.payload]), (TEXT, &payload[..]));
+        }
+        let mut masked = Vec::new();
+        push_frame(&mut masked, PONG, b"abcde", [1, 2, 3, 4]);
+        assert_eq!(
+            masked,
+            [0x8a, 0x85, 1, 2, 3, 4, b'a' ^ 1, b'b' ^ 2, b'c' ^ 3, b'd' ^ 4, b'e' ^ 1]
+        );
+    }
+
+    #[test]
+    fn what_no_server_may_send_is_refused() {
+        for bad in [&[0x81, 0x80][..], &[0x01, 0], &[0xc1, 0], &[0x81, 127, 1, 0, 0, 0, 0, 0, 0, 0]]
+        {
+            assert!(frame(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn upgrades_prove_themselves() {
+        let good = b"HTTP/1.1 101 X\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
+        assert_eq!(upgraded(good), Ok(Some(good.len())));
+        assert_eq!(upgraded(&good[..20]), Ok(None));
+        assert_eq!(upgraded(b"HTTP/1.1 101 X\r\n\r\n"), Err(Invalid::NotWebSocket));
+        assert_eq!(upgraded(b"HTTP/1.1 404 X\r\n\r\n"), Err(Invalid::HttpStatus));
+        assert!(upgrade("/x", "a:1").starts_with(b"GET /x HTTP/1.1\r\nHost: a:1\r\n"));
+    }
+}

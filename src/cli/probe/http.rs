@@ -1,0 +1,311 @@
+//! An HTTP client of one address: announce, scrape and leave over a connection that is kept as long
+//! as the tracker keeps it.
+
+use std::io::{self, Read as _, Write as _};
+use std::time::Duration;
+
+use crate::client::http::{
+    Body, head, push_announce, push_scrape, push_separator, scrape_target, unchunk,
+};
+use crate::client::reply::{self, Flaw, Reply};
+use crate::client::url::Url;
+use crate::protocol::udp::client::Announcement;
+use crate::types::{Event, ScrapeEntry};
+
+use super::stream::{Route, Stream, Unopened, describe};
+use super::{Announce, Conversation, Failure, Identity, Patience, Scrape, milliseconds, no_answer};
+
+/// The longest reply that is taken, in bytes: what the keepers of public lists take.
+const REPLY_BYTES_MAX: usize = 1 << 20;
+
+/// How much of a reply that is none is shown.
+const SHOWN_BYTES_MAX: usize = 60;
+
+/// A client of one address.
+pub(super) struct Client {
+    route: Route,
+    authority: String,
+    target: String,
+    patience: Patience,
+    identity: Identity,
+    stream: Option<Stream>,
+}
+
+/// Why a request brought no reply.
+enum Trouble {
+    TimedOut,
+    /// A kept connection was closed before the request was read.
+    Stale,
+    Failed(String),
+}
+
+impl From<Unopened> for Trouble {
+    fn from(it: Unopened) -> Self {
+        match it {
+            Unopened::TimedOut => Self::TimedOut,
+            Unopened::Failed(problem) => Self::Failed(problem),
+        }
+    }
+}
+
+impl Client {
+    /// A client that has not connected yet.
+    pub(super) fn new(url: &Url, route: Route, patience: Patience, identity: Identity) -> Self {
+        let (authority, target) = (url.authority(), url.target());
+        Self { route, authority, target, patience, identity, stream: None }
+    }
+
+    fn announce_event(&mut self, step: &'static str, event: Event) -> Result<Announce, Failure> {
+        let mut target = self.target.clone().into_bytes();
+        push_separator(&mut target);
+        let Identity { info_hash, peer_id, port } = self.identity;
+        let announcement = Announcement {
+            info_hash,
+            peer_id,
+            downloaded: 0,
+            left: 1,
+            uploaded: 0,
+            event,
+            numwant: -1,
+            port,
+            key: [0; 4],
+        };
+        push_announce(&mut target, &announcement);
+        let (body, duration_ms) = self.ask(step, &target)?;
+        let it = granted(step, &body, reply::announced(&body))?;
+        Ok(Announce {
+            duration_ms,
+            interval_s: it.interval_s,
+            seeders: it.complete.unwrap_or(0),
+            leechers: it.incomplete.unwrap_or(0),
+            peers: Some(it.peer_count()),
+        })
+    }
+
+    /// Sends a request until something answers it. Returns the body and the milliseconds it took.
+    fn ask(&mut self, step: &'static str, target: &[u8]) -> Result<(Vec<u8>, f64), Failure> {
+        let mut request = b"GET ".to_vec();
+        request.extend(target);
+        request.extend(b" HTTP/1.1\r\nHost: ");
+        request.extend(self.authority.as_bytes());
+        request.extend(concat!("\r\nUser-Agent: skep/", env!("CARGO_PKG_VERSION")).as_bytes());
+        request.extend(b"\r\nAccept: */*\r\n\r\n");
+        let mut wait = self.patience.first_try;
+        let mut tries = 0;
+        loop {
+            let kept = self.stream.is_some();
+            match self.exchange(&request, wait) {
+                Ok(answer) => return Ok(answer),
+                // It closed while idle: no try of ours.
+                Err(Trouble::Stale) if kept => {}
+                Err(Trouble::Stale) => {
+                    let problem = "closed without a reply: not a tracker, or not on this path";
+                    return Err(Failure { step, problem: problem.into() });
+                }
+                Err(Trouble::Failed(problem)) => return Err(Failure { step, problem }),
+                Err(Trouble::TimedOut) => {
+                    wait *= 2;
+                    tries += 1;
+                    if tries == self.patience.tries {
+                        return Err(no_answer(step, self.patience));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Sends a request once, over the connection there is or a new one, which is kept if it may.
+    fn exchange(&mut self, request: &[u8], wait: Duration) -> Result<(Vec<u8>, f64), Trouble> {
+        let mut stream = match self.stream.take() {
+            Some(stream) => stream,
+            None => self.route.open(wait)?,
+        };
+        let clock = self.route.clock;
+        let sent = clock.now();
+        stream.allow(wait);
+        let written = stream.write_all(request).and_then(|()| stream.flush());
+        written.map_err(|error| trouble(&error, true))?;
+        let (body, keep_alive) = read_reply(&mut stream)?;
+        let duration_ms = milliseconds(clock.now().ns_since(sent));
+        self.stream = keep_alive.then_some(stream);
+        Ok((body, duration_ms))
+    }
+}
+
+impl Conversation for Client {
+    fn connect(&mut self) -> Result<f64, Failure> {
+        let step = "connect";
+        let (start, mut wait) = (self.route.clock.now(), self.patience.first_try);
+        for _ in 0..self.patience.tries {
+            match self.route.open(wait) {
+                Ok(stream) => {
+                    self.stream = Some(stream);
+                    return Ok(milliseconds(self.route.clock.now().ns_since(start)));
+                }
+                Err(Unopened::TimedOut) => wait *= 2,
+                Err(Unopened::Failed(problem)) => return Err(Failure { step, problem }),
+            }
+        }
+        Err(no_answer(step, self.patience))
+    }
+
+    fn announce(&mut self) -> Result<Announce, Failure> {
+        self.announce_event("announce", Event::Started)
+    }
+
+    fn scrape(&mut self) -> Result<Option<Scrape>, Failure> {
+        let step = "scrape";
+        let Some(target) = scrape_target(&self.target) else { return Ok(None) };
+        let mut target = target.into_bytes();
+        push_separator(&mut target);
+        let info_hash = self.identity.info_hash;
+        push_scrape(&mut target, std::iter::once(info_hash));
+        let (body, duration_ms) = self.ask(step, &target)?;
+        let mut found: Option<ScrapeEntry> = None;
+        let scraped = reply::scraped(&body, |torrent, entry| {
+            found = found.or_else(|| (torrent == info_hash.0).then_some(entry));
+        });
+        let torrents = granted(step, &body, scraped)?;
+        let problem = || format!("{torrents} torrents answered, but not the one asked for");
+        let it = found.ok_or_else(|| Failure { step, problem: problem() })?;
+        Ok(Some(Scrape::of(duration_ms, it)))
+    }
+
+    fn leave(&mut self) -> Result<(), Failure> {
+        self.announce_event("leave", Event::Stopped).map(|_| ())
+    }
+
+    fn hurry(&mut self) {
+        self.patience.tries = 1;
+    }
+}
+
+/// Reads one reply to its end. Returns its body, and whether the connection may be used again.
+fn read_reply(stream: &mut Stream) -> Result<(Vec<u8>, bool), Trouble> {
+    let mut bytes = Vec::new();
+    let mut chunk = [0; 4096];
+    loop {
+        let received =
+            stream.read(&mut chunk).map_err(|error| trouble(&error, bytes.is_empty()))?;
+        bytes.extend_from_slice(&chunk[..received]);
+        if bytes.len() > REPLY_BYTES_MAX {
+            return Err(Trouble::Failed(format!("a reply of more than {REPLY_BYTES_MAX} bytes")));
+        }
+        if let Some(reply) = reply_in(&bytes, received == 0)? {
+            return Ok(reply);
+        }
+        if received == 0 {
+            return Err(match bytes.len() {
+                0 => Trouble::Stale,
+                _ => Trouble::Failed("malformed: closed in the middle of the reply".into()),
+            });
+        }
+    }
+}
+
+/// The body of a reply once it is complete.
+fn reply_in(bytes: &[u8], closed: bool) -> Result<Option<(Vec<u8>, bool)>, Trouble> {
+    let not_http = |_| match bytes.first() {
+        Some(0x15) => Trouble::Failed("TLS is spoken there: use https://".into()),
+        _ => Trouble::Failed(format!("not a tracker: no HTTP reply, but {}", shown(bytes))),
+    };
+    let Some(head) = head(bytes).map_err(not_http)? else { return Ok(None) };
+    if head.status != 200 {
+        return Err(Trouble::Failed(about_status(head.status)));
+    }
+    if head.encoded {
+        let problem = "malformed: a compressed reply, which was not asked for";
+        return Err(Trouble::Failed(problem.into()));
+    }
+    let rest = &bytes[head.bytes..];
+    let body = match head.body {
+        Body::Length(length) => rest.get(..length).map(<[u8]>::to_vec),
+        Body::Chunked => unchunk(rest).map_err(not_http)?,
+        Body::UntilClose => closed.then(|| rest.to_vec()),
+    };
+    Ok(body.map(|it| (it, head.keep_alive && !closed)))
+}
+
+/// What a status other than 200 tells.
+fn about_status(status: u16) -> String {
+    let remedy = match status {
+        300..400 => "a redirect, which clients do not follow: use the URL that it leads to",
+        400 => "it does not take this request: is it a tracker's announce URL?",
+        401 | 403 => "it refuses this client: is a passkey missing in the URL?",
+        404 | 405 => "no tracker on this path: try /announce",
+        429 | 503 => "too busy now: try again later",
+        502 | 504 => "a proxy that does not reach its tracker",
+        _ => "clients take 200 alone",
+    };
+    format!("HTTP status {status}: {remedy}")
+}
+
+/// The first bytes of something, escaped.
+fn shown(bytes: &[u8]) -> String {
+    format!("\"{}\"", bytes[..bytes.len().min(SHOWN_BYTES_MAX)].escape_ascii())
+}
+
+fn trouble(error: &io::Error, nothing_read: bool) -> Trouble {
+    match error.kind() {
+        io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => Trouble::TimedOut,
+        io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe if nothing_read => {
+            Trouble::Stale
+        }
+        _ => Trouble::Failed(describe(error)),
+    }
+}
+
+/// What a body grants, or why it does not.
+fn granted<T>(
+    step: &'static str,
+    body: &[u8],
+    reply: Result<Reply<'_, T>, Flaw>,
+) -> Result<T, Failure> {
+    let problem = match reply {
+        Ok(Reply::Granted(it)) => return Ok(it),
+        Ok(Reply::Failure(reason)) => {
+            let reason = reason[..reason.len().min(512)].escape_ascii();
+            format!("the tracker refuses: \"{reason}\"")
+        }
+        Err(Flaw::NotBencode) => {
+            format!("not a tracker: the reply is no bencoded dictionary, but {}", shown(body))
+        }
+        Err(flaw) => format!("malformed: {}", flaw.text()),
+    };
+    Err(Failure { step, problem })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn complete(bytes: &[u8], closed: bool) -> Option<(Vec<u8>, bool)> {
+        reply_in(bytes, closed).unwrap_or_else(|_| panic!("{}", bytes.escape_ascii()))
+    }
+
+    #[test]
+    fn replies_are_complete_by_their_own_frame() {
+        let length = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nde";
+        assert_eq!(complete(length, false), Some((b"de".to_vec(), true)));
+        assert_eq!(complete(&length[..length.len() - 1], true), None);
+        let chunks = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nde\r\n0\r\n\r\n";
+        assert_eq!(complete(chunks, false), Some((b"de".to_vec(), true)));
+        let open = b"HTTP/1.0 200 OK\r\n\r\nde";
+        assert_eq!(complete(open, false), None);
+        assert_eq!(complete(open, true), Some((b"de".to_vec(), false)));
+    }
+
+    #[test]
+    fn what_is_no_tracker_is_named() {
+        for (bytes, said) in [
+            (&b"\x15\x03\x01\0\x02\x02\x46"[..], "https://"),
+            (b"220 \x1b[2Jmail\r\n", r#"no HTTP reply, but "220 \x1b[2Jmail\r\n""#),
+            (b"HTTP/1.1 301 Moved\r\nLocation: x\r\n\r\n", "redirect"),
+            (b"HTTP/1.1 404 No\r\n\r\n", "HTTP status 404"),
+            (b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\n", "compressed"),
+        ] {
+            let Err(Trouble::Failed(problem)) = reply_in(bytes, false) else { panic!("{said}") };
+            assert!(problem.contains(said), "{problem}");
+        }
+    }
+}

@@ -1,0 +1,185 @@
+//! A TCP connection, through TLS where the URL wants it, every operation of which ends by a
+//! deadline: a tracker that drips bytes cannot hold a probe up.
+
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, ClientConnection, StreamOwned};
+
+use crate::client::tls;
+use crate::sys::clock::Clock;
+use crate::time::Now;
+
+/// Where to connect to, and how.
+#[derive(Clone)]
+pub(super) struct Route {
+    pub(super) address: SocketAddr,
+    /// The name that a certificate must hold.
+    pub(super) host: String,
+    /// Set where TLS is spoken.
+    pub(super) tls: Option<Arc<ClientConfig>>,
+    pub(super) clock: Clock,
+}
+
+/// An open connection.
+pub(super) enum Stream {
+    Plain(Timed),
+    Tls(Box<StreamOwned<ClientConnection, Timed>>),
+}
+
+/// A socket with a deadline.
+pub(super) struct Timed {
+    socket: TcpStream,
+    clock: Clock,
+    deadline: Now,
+}
+
+/// Why there is no connection.
+pub(super) enum Unopened {
+    /// It takes too long.
+    TimedOut,
+    /// What is wrong, with the remedy.
+    Failed(String),
+}
+
+impl Route {
+    /// Connects, TLS handshake included, within `wait`.
+    pub(super) fn open(&self, wait: Duration) -> Result<Stream, Unopened> {
+        let deadline = later(&self.clock, wait);
+        let socket = TcpStream::connect_timeout(&self.address, wait).map_err(|it| unopened(&it))?;
+        // Requests are whole when they are written: nothing is gained by waiting for more.
+        socket.set_nodelay(true).map_err(|it| unopened(&it))?;
+        let mut timed = Timed { socket, clock: self.clock, deadline };
+        let Some(config) = &self.tls else { return Ok(Stream::Plain(timed)) };
+        let failed = |problem: String| Unopened::Failed(problem);
+        let name = ServerName::try_from(self.host.clone())
+            .map_err(|_| failed(format!("{} is no name for TLS", self.host)))?;
+        let mut session = ClientConnection::new(Arc::clone(config), name)
+            .map_err(|it| failed(tls::explain(&it, &self.host)))?;
+        while session.is_handshaking() {
+            session.complete_io(&mut timed).map_err(|error| self.handshake_failed(&error))?;
+        }
+        Ok(Stream::Tls(Box::new(StreamOwned::new(session, timed))))
+    }
+
+    fn handshake_failed(&self, error: &io::Error) -> Unopened {
+        let cause = error.get_ref().and_then(|it| it.downcast_ref::<rustls::Error>());
+        match cause {
+            Some(cause) => Unopened::Failed(tls::explain(cause, &self.host)),
+            None if error.kind() == io::ErrorKind::UnexpectedEof => Unopened::Failed(
+                "closed during the TLS handshake: is it a TLS port? try http:// or ws://".into(),
+            ),
+            None => unopened(error),
+        }
+    }
+}
+
+fn unopened(error: &io::Error) -> Unopened {
+    match error.kind() {
+        io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => Unopened::TimedOut,
+        _ => Unopened::Failed(describe(error)),
+    }
+}
+
+/// What an error of a connection tells.
+pub(super) fn describe(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::ConnectionRefused => {
+            "nothing listens there (connection refused): is the tracker running, is the port right?"
+                .into()
+        }
+        io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => {
+            "the connection was reset: no tracker there, or it refuses this client".into()
+        }
+        io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => {
+            format!("{error}: no route to that address from here")
+        }
+        _ => error.to_string().escape_debug().to_string(),
+    }
+}
+
+impl Stream {
+    /// Allows everything from now on to take so long, together.
+    pub(super) fn allow(&mut self, wait: Duration) {
+        let timed = match self {
+            Self::Plain(timed) => timed,
+            Self::Tls(stream) => &mut stream.sock,
+        };
+        timed.deadline = later(&timed.clock, wait);
+    }
+}
+
+/// The moment until which to wait.
+fn later(clock: &Clock, wait: Duration) -> Now {
+    let wait_ns = u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX);
+    Now::from_ns(clock.now().ns().saturating_add(wait_ns))
+}
+
+impl Timed {
+    /// What is left of the time.
+    fn left(&self) -> io::Result<Duration> {
+        let left_ns = self.deadline.ns_since(self.clock.now());
+        if left_ns == 0 {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        Ok(Duration::from_nanos(left_ns))
+    }
+
+    /// A socket says "would block" where its time is over.
+    fn in_time<T>(result: io::Result<T>) -> io::Result<T> {
+        result.map_err(|it| match it.kind() {
+            io::ErrorKind::WouldBlock => io::ErrorKind::TimedOut.into(),
+            _ => it,
+        })
+    }
+}
+
+impl Read for Timed {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        self.socket.set_read_timeout(Some(self.left()?))?;
+        Self::in_time(self.socket.read(bytes))
+    }
+}
+
+impl Write for Timed {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.socket.set_write_timeout(Some(self.left()?))?;
+        Self::in_time(self.socket.write(bytes))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Read for Stream {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Plain(it) => it.read(bytes),
+            // Many servers close without TLS's own goodbye; lengths are checked further in.
+            Self::Tls(it) => match it.read(bytes) {
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(0),
+                other => other,
+            },
+        }
+    }
+}
+
+impl Write for Stream {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Plain(it) => it.write(bytes),
+            Self::Tls(it) => it.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Self::Plain(it) => it.flush(),
+            Self::Tls(it) => it.flush(),
+        }
+    }
+}

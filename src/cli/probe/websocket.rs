@@ -1,0 +1,276 @@
+//! A WebTorrent client of one address: announce without offers, scrape and leave over one socket.
+
+use std::io;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tungstenite::handshake::HandshakeError;
+use tungstenite::protocol::WebSocketConfig;
+use tungstenite::{Error, Message, WebSocket};
+
+use crate::client::url::Url;
+use crate::types::ScrapeEntry;
+
+use super::stream::{Route, Stream, Unopened, describe};
+use super::{Announce, Conversation, Failure, Identity, Patience, Scrape, milliseconds, no_answer};
+
+/// The longest message that is taken, in bytes.
+const MESSAGE_BYTES_MAX: usize = 256 * 1024;
+
+/// The most messages, others' offers for instance, that an answer is looked for among.
+const MESSAGES_MAX: usize = 1000;
+
+/// A client of one address.
+pub(super) struct Client {
+    route: Route,
+    url: String,
+    patience: Patience,
+    identity: Identity,
+    socket: Option<WebSocket<Stream>>,
+}
+
+/// Why there is no socket, or no answer.
+enum Trouble {
+    TimedOut,
+    Failed(String),
+}
+
+impl Client {
+    /// A client that has not connected yet.
+    pub(super) fn new(url: &Url, route: Route, patience: Patience, identity: Identity) -> Self {
+        // TLS is underneath: the upgrade itself is the same.
+        let url = format!("ws://{}{}", url.authority(), url.target());
+        Self { route, url, patience, identity, socket: None }
+    }
+
+    fn open(&self, wait: Duration) -> Result<WebSocket<Stream>, Trouble> {
+        let stream = self.route.open(wait).map_err(|it| match it {
+            Unopened::TimedOut => Trouble::TimedOut,
+            Unopened::Failed(problem) => Trouble::Failed(problem),
+        })?;
+        let config = WebSocketConfig::default()
+            .max_message_size(Some(MESSAGE_BYTES_MAX))
+            .max_frame_size(Some(MESSAGE_BYTES_MAX));
+        match tungstenite::client::client_with_config(self.url.as_str(), stream, Some(config)) {
+            Ok((socket, _)) => Ok(socket),
+            Err(HandshakeError::Interrupted(_)) => Err(Trouble::TimedOut),
+            Err(HandshakeError::Failure(error)) => Err(not_upgraded(&error)),
+        }
+    }
+
+    fn announce_event(&mut self, step: &'static str, event: &str) -> Result<Announce, Failure> {
+        let message = json!({
+            "action": "announce",
+            "info_hash": latin1(&self.identity.info_hash.0),
+            "peer_id": latin1(&self.identity.peer_id.0),
+            "numwant": 0,
+            "uploaded": 0,
+            "downloaded": 0,
+            "left": 1,
+            "event": event,
+            "offers": [],
+        });
+        let (answer, duration_ms) = self.ask(step, &message, |it| is_announced(it, &message))?;
+        let count = |key: &str| answer[key].as_u64().and_then(|it| u32::try_from(it).ok());
+        let malformed =
+            |key| Failure { step, problem: format!("malformed: no {key} in the reply") };
+        Ok(Announce {
+            duration_ms,
+            interval_s: count("interval").ok_or_else(|| malformed("interval"))?,
+            seeders: count("complete").unwrap_or(0),
+            leechers: count("incomplete").unwrap_or(0),
+            peers: None,
+        })
+    }
+
+    /// Sends a message until something answers it. Returns the answer and the milliseconds it took.
+    fn ask(
+        &mut self,
+        step: &'static str,
+        message: &Value,
+        answers: impl Fn(&Value) -> bool,
+    ) -> Result<(Value, f64), Failure> {
+        let clock = self.route.clock;
+        let mut wait = self.patience.first_try;
+        for _ in 0..self.patience.tries {
+            let failed = |problem| Failure { step, problem };
+            if self.socket.is_none() {
+                self.socket = match self.open(wait) {
+                    Ok(socket) => Some(socket),
+                    Err(Trouble::TimedOut) => None,
+                    Err(Trouble::Failed(problem)) => return Err(failed(problem)),
+                };
+            }
+            if let Some(socket) = &mut self.socket {
+                let sent = clock.now();
+                socket.get_mut().allow(wait);
+                match exchange(socket, message, &answers) {
+                    Ok(answer) => return Ok((answer, milliseconds(clock.now().ns_since(sent)))),
+                    Err(Trouble::TimedOut) => {}
+                    Err(Trouble::Failed(problem)) => {
+                        self.socket = None;
+                        return Err(failed(problem));
+                    }
+                }
+            }
+            wait *= 2;
+        }
+        Err(no_answer(step, self.patience))
+    }
+}
+
+impl Conversation for Client {
+    fn connect(&mut self) -> Result<f64, Failure> {
+        let step = "connect";
+        let (start, mut wait) = (self.route.clock.now(), self.patience.first_try);
+        for _ in 0..self.patience.tries {
+            match self.open(wait) {
+                Ok(socket) => {
+                    self.socket = Some(socket);
+                    return Ok(milliseconds(self.route.clock.now().ns_since(start)));
+                }
+                Err(Trouble::TimedOut) => wait *= 2,
+                Err(Trouble::Failed(problem)) => return Err(Failure { step, problem }),
+            }
+        }
+        Err(no_answer(step, self.patience))
+    }
+
+    fn announce(&mut self) -> Result<Announce, Failure> {
+        self.announce_event("announce", "started")
+    }
+
+    fn scrape(&mut self) -> Result<Option<Scrape>, Failure> {
+        let step = "scrape";
+        let info_hash = latin1(&self.identity.info_hash.0);
+        let message = json!({ "action": "scrape", "info_hash": info_hash });
+        let (answer, duration_ms) = self.ask(step, &message, |it| it["action"] == "scrape")?;
+        let entry = &answer["files"][&info_hash];
+        let count = |key: &str| entry[key].as_u64().and_then(|it| u32::try_from(it).ok());
+        let entry = count("complete").zip(count("incomplete")).map(|(seeders, leechers)| {
+            let completed = count("downloaded").unwrap_or(0);
+            ScrapeEntry { seeders, leechers, completed, downloaders: 0 }
+        });
+        let problem = || "malformed: the reply lacks the torrent asked for".to_owned();
+        let entry = entry.ok_or_else(|| Failure { step, problem: problem() })?;
+        Ok(Some(Scrape::of(duration_ms, entry)))
+    }
+
+    fn leave(&mut self) -> Result<(), Failure> {
+        let left = self.announce_event("leave", "stopped").map(|_| ());
+        if let Some(mut socket) = self.socket.take() {
+            // A tracker forgets the peers of a socket that closes, politely or not.
+            let _ = socket.close(None).and_then(|()| socket.flush());
+        }
+        left
+    }
+
+    fn hurry(&mut self) {
+        self.patience.tries = 1;
+    }
+}
+
+/// Whether a message answers an announce: relayed offers and answers look much alike.
+fn is_announced(message: &Value, announce: &Value) -> bool {
+    message["action"] == "announce"
+        && message["info_hash"] == announce["info_hash"]
+        && message.get("offer").is_none()
+        && message.get("answer").is_none()
+}
+
+/// Sends one message and waits for what answers it.
+fn exchange(
+    socket: &mut WebSocket<Stream>,
+    message: &Value,
+    answers: impl Fn(&Value) -> bool,
+) -> Result<Value, Trouble> {
+    socket.send(Message::text(message.to_string())).map_err(|it| broken(&it))?;
+    for _ in 0..MESSAGES_MAX {
+        let message = socket.read().map_err(|it| broken(&it))?;
+        if !message.is_text() && !message.is_binary() {
+            continue;
+        }
+        let bytes = message.into_data();
+        let Ok(value) = serde_json::from_slice::<Value>(&bytes) else {
+            let shown = bytes[..bytes.len().min(60)].escape_ascii();
+            let problem = format!("not a tracker: the message is no JSON, but \"{shown}\"");
+            return Err(Trouble::Failed(problem));
+        };
+        if let Some(reason) = value.get("failure reason") {
+            let reason = reason.as_str().unwrap_or_default();
+            let reason: String = reason.chars().take(512).collect();
+            let problem = format!("the tracker refuses: \"{}\"", reason.escape_default());
+            return Err(Trouble::Failed(problem));
+        }
+        if answers(&value) {
+            return Ok(value);
+        }
+    }
+    Err(Trouble::Failed(format!("no answer among {MESSAGES_MAX} messages")))
+}
+
+/// Why an upgrade failed.
+fn not_upgraded(error: &Error) -> Trouble {
+    match error {
+        Error::Http(response) => {
+            let status = response.status().as_u16();
+            Trouble::Failed(format!(
+                "HTTP status {status} instead of an upgrade: no WebTorrent tracker on this path"
+            ))
+        }
+        Error::Io(error) => about(error),
+        Error::Protocol(_) => {
+            Trouble::Failed("no WebSocket is spoken there: not a WebTorrent tracker".into())
+        }
+        other => broken(other),
+    }
+}
+
+/// Why a socket is of no more use.
+fn broken(error: &Error) -> Trouble {
+    match error {
+        Error::Io(error) => about(error),
+        Error::ConnectionClosed | Error::AlreadyClosed => {
+            Trouble::Failed("the tracker closed the socket".into())
+        }
+        other => Trouble::Failed(format!("WebSocket: {}", other.to_string().escape_default())),
+    }
+}
+
+fn about(error: &io::Error) -> Trouble {
+    match error.kind() {
+        io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => Trouble::TimedOut,
+        _ => Trouble::Failed(describe(error)),
+    }
+}
+
+/// Bytes as WebTorrent writes them: each is the code point of its own value.
+fn latin1(bytes: &[u8]) -> String {
+    bytes.iter().map(|it| char::from(*it)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn relayed_messages_are_no_answers() {
+        let announce = json!({ "info_hash": "\u{ff}x" });
+        let answer = json!({ "action": "announce", "info_hash": "\u{ff}x", "interval": 1 });
+        assert!(is_announced(&answer, &announce));
+        for other in [
+            json!({ "action": "announce", "info_hash": "\u{ff}x", "offer": {} }),
+            json!({ "action": "announce", "info_hash": "\u{ff}x", "answer": {} }),
+            json!({ "action": "announce", "info_hash": "other", "interval": 1 }),
+            json!({ "action": "scrape", "info_hash": "\u{ff}x" }),
+            json!([]),
+        ] {
+            assert!(!is_announced(&other, &announce), "{other}");
+        }
+    }
+
+    #[test]
+    fn bytes_become_code_points() {
+        assert_eq!(latin1(b"a\x80\xff"), "a\u{80}\u{ff}");
+    }
+}

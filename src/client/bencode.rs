@@ -1,0 +1,156 @@
+//! A reader of bencode (BEP 3) that borrows from its input, allocates nothing and never recurses.
+
+/// The bytes are no bencode, or no value of the kind that was asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unreadable;
+
+/// A place in some bencode.
+#[derive(Clone, Copy, Debug)]
+pub struct Reader<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> Reader<'a> {
+    /// Starts at the first byte.
+    pub fn new(bytes: &'a [u8]) -> Self {
+        Self { rest: bytes }
+    }
+
+    /// What follows.
+    pub fn rest(&self) -> &'a [u8] {
+        self.rest
+    }
+
+    /// The first byte of the next value: `i`, `l`, `d`, a digit, or `e` where a list ends.
+    pub fn peek(&self) -> Option<u8> {
+        self.rest.first().copied()
+    }
+
+    /// Takes one byte if it is the next: `d` or `l` to enter, `e` to leave.
+    #[inline]
+    pub fn take(&mut self, byte: u8) -> bool {
+        let Some(rest) = self.rest.strip_prefix(&[byte]) else { return false };
+        self.rest = rest;
+        true
+    }
+
+    /// Reads a string.
+    ///
+    /// # Errors
+    /// Where there is none, or it is cut.
+    #[inline]
+    pub fn string(&mut self) -> Result<&'a [u8], Unreadable> {
+        let length = usize::try_from(self.digits()?).map_err(|_| Unreadable)?;
+        if !self.take(b':') || length > self.rest.len() {
+            return Err(Unreadable);
+        }
+        let (string, rest) = self.rest.split_at(length);
+        self.rest = rest;
+        Ok(string)
+    }
+
+    /// Reads an integer.
+    ///
+    /// # Errors
+    /// Where there is none, or it does not fit.
+    pub fn integer(&mut self) -> Result<i64, Unreadable> {
+        if !self.take(b'i') {
+            return Err(Unreadable);
+        }
+        let negative = self.take(b'-');
+        let value = i64::try_from(self.digits()?).map_err(|_| Unreadable)?;
+        let is_minus_zero = negative && value == 0;
+        if is_minus_zero || !self.take(b'e') {
+            return Err(Unreadable);
+        }
+        Ok(if negative { -value } else { value })
+    }
+
+    /// Reads over one value of any kind.
+    ///
+    /// # Errors
+    /// Where it is no bencode.
+    pub fn skip(&mut self) -> Result<(), Unreadable> {
+        let mut open: usize = 0;
+        loop {
+            match self.peek().ok_or(Unreadable)? {
+                b'i' => {
+                    self.integer()?;
+                }
+                byte @ (b'l' | b'd') => {
+                    self.take(byte);
+                    open += 1;
+                }
+                b'e' => {
+                    open = open.checked_sub(1).ok_or(Unreadable)?;
+                    self.take(b'e');
+                }
+                _ => {
+                    self.string()?;
+                }
+            }
+            if open == 0 {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Decimal digits, without leading zeros.
+    #[inline]
+    fn digits(&mut self) -> Result<u64, Unreadable> {
+        let digits = self.rest.iter().take_while(|it| it.is_ascii_digit()).count();
+        let (number, rest) = self.rest.split_at(digits);
+        if digits == 0 || digits > 18 || (digits > 1 && number[0] == b'0') {
+            return Err(Unreadable);
+        }
+        self.rest = rest;
+        Ok(number.iter().fold(0, |sum, it| sum * 10 + u64::from(it - b'0')))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_are_read() {
+        let mut it = Reader::new(b"d1:ai-42e3:abcl4:spami0eee");
+        assert!(it.take(b'd'));
+        assert_eq!((it.string(), it.integer()), (Ok(&b"a"[..]), Ok(-42)));
+        assert_eq!(it.string(), Ok(&b"abc"[..]));
+        assert!(it.skip().is_ok() && it.take(b'e') && it.rest().is_empty());
+    }
+
+    #[test]
+    fn what_is_no_bencode_is_refused() {
+        for bad in [
+            &b""[..],
+            b"i",
+            b"ie",
+            b"i-e",
+            b"i-0e",
+            b"i01e",
+            b"i1",
+            b"3:ab",
+            b"01:a",
+            b":",
+            b"l",
+            b"d1:a",
+            b"e",
+            b"i9999999999999999999e",
+            b"99999999999999999999:",
+            b"x",
+            b"lle",
+        ] {
+            assert_eq!(Reader::new(bad).skip(), Err(Unreadable), "{}", bad.escape_ascii());
+        }
+    }
+
+    #[test]
+    fn depth_costs_no_stack() {
+        let mut deep = vec![b'l'; 1_000_000];
+        assert_eq!(Reader::new(&deep).skip(), Err(Unreadable));
+        deep.extend(vec![b'e'; 1_000_000]);
+        assert_eq!(Reader::new(&deep).skip(), Ok(()));
+    }
+}

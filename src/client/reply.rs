@@ -1,0 +1,260 @@
+//! Trackers' HTTP replies, read as strictly as the strictest clients do.
+
+use crate::client::bencode::{Reader, Unreadable};
+use crate::types::ScrapeEntry;
+
+/// What is wrong with a reply.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flaw {
+    /// No bencoded dictionary.
+    NotBencode,
+    /// Bytes behind the dictionary other than white space, which clients overlook.
+    TrailingBytes,
+    /// Keys that are not sorted bytewise, or come twice.
+    UnsortedKeys,
+    /// An announce's reply without `interval`, or with one that makes no sense.
+    NoInterval,
+    /// Neither `peers` nor `peers6`.
+    NoPeers,
+    /// Compact peers whose length is no multiple of 6, or of 18 for IPv6.
+    RaggedPeers,
+    /// A count that is negative or beyond 32 bits.
+    BadCount,
+    /// A scrape's reply without `files`, or with a key in it that is no info-hash.
+    NoFiles,
+}
+
+impl Flaw {
+    /// It in words.
+    pub fn text(self) -> &'static str {
+        match self {
+            Self::NotBencode => "no bencoded dictionary",
+            Self::TrailingBytes => "bytes behind the dictionary",
+            Self::UnsortedKeys => "keys not sorted",
+            Self::NoInterval => "no interval",
+            Self::NoPeers => "neither peers nor peers6",
+            Self::RaggedPeers => "compact peers of a wrong length",
+            Self::BadCount => "a count out of bounds",
+            Self::NoFiles => "no files",
+        }
+    }
+}
+
+impl From<Unreadable> for Flaw {
+    fn from(_: Unreadable) -> Self {
+        Self::NotBencode
+    }
+}
+
+/// A reply that can be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reply<'a, T> {
+    /// What was asked for.
+    Granted(T),
+    /// The `failure reason`.
+    Failure(&'a [u8]),
+}
+
+/// What an announce is told.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Announced<'a> {
+    /// Seconds until the next announce.
+    pub interval_s: u32,
+    /// Seeders, if told.
+    pub complete: Option<u32>,
+    /// Leechers, if told.
+    pub incomplete: Option<u32>,
+    /// IPv4 peers of 6 bytes each.
+    pub peers: &'a [u8],
+    /// IPv6 peers of 18 bytes each.
+    pub peers6: &'a [u8],
+    /// Peers that came as a list of dictionaries, which only `compact=0` asks for.
+    pub listed: usize,
+}
+
+impl Announced<'_> {
+    /// All peers.
+    pub fn peer_count(&self) -> usize {
+        self.peers.len() / 6 + self.peers6.len() / 18 + self.listed
+    }
+}
+
+/// Reads the body of an announce's reply.
+///
+/// # Errors
+/// Why clients would not take it.
+#[inline]
+pub fn announced(body: &[u8]) -> Result<Reply<'_, Announced<'_>>, Flaw> {
+    let mut it = Announced::default();
+    let (mut interval, mut has_peers, mut failure) = (None, false, None);
+    let rest = dictionary(Reader::new(body), |key, reader| {
+        match key {
+            b"complete" => it.complete = Some(count(reader)?),
+            b"incomplete" => it.incomplete = Some(count(reader)?),
+            b"interval" => interval = Some(reader.integer()?),
+            b"failure reason" => failure = Some(reader.string()?),
+            b"peers" => {
+                has_peers = true;
+                if reader.peek() == Some(b'l') {
+                    it.listed = list(reader)?;
+                } else {
+                    it.peers = strides(reader.string()?, 6)?;
+                }
+            }
+            b"peers6" => {
+                has_peers = true;
+                it.peers6 = strides(reader.string()?, 18)?;
+            }
+            _ => reader.skip()?,
+        }
+        Ok(())
+    })?;
+    if !rest.trim_ascii().is_empty() {
+        return Err(Flaw::TrailingBytes);
+    }
+    if let Some(reason) = failure {
+        return Ok(Reply::Failure(reason));
+    }
+    it.interval_s = interval.and_then(|it| u32::try_from(it).ok()).ok_or(Flaw::NoInterval)?;
+    if has_peers { Ok(Reply::Granted(it)) } else { Err(Flaw::NoPeers) }
+}
+
+/// Reads the body of a scrape's reply; hands every torrent in it to `entry`. Says how many.
+///
+/// # Errors
+/// Why clients would not take it.
+pub fn scraped(
+    body: &[u8],
+    mut entry: impl FnMut([u8; 20], ScrapeEntry),
+) -> Result<Reply<'_, usize>, Flaw> {
+    let (mut files, mut failure) = (None, None);
+    let rest = dictionary(Reader::new(body), |key, reader| {
+        match key {
+            b"failure reason" => failure = Some(reader.string()?),
+            b"files" => {
+                let mut torrents = 0;
+                let rest = dictionary(*reader, |key, reader| {
+                    let info_hash = key.try_into().map_err(|_| Flaw::NoFiles)?;
+                    torrents += 1;
+                    entry(info_hash, counts(reader)?);
+                    Ok(())
+                })?;
+                *reader = Reader::new(rest);
+                files = Some(torrents);
+            }
+            _ => reader.skip()?,
+        }
+        Ok(())
+    })?;
+    match (failure, files) {
+        _ if !rest.trim_ascii().is_empty() => Err(Flaw::TrailingBytes),
+        (Some(reason), _) => Ok(Reply::Failure(reason)),
+        (None, Some(torrents)) => Ok(Reply::Granted(torrents)),
+        (None, None) => Err(Flaw::NoFiles),
+    }
+}
+
+/// One torrent's counts.
+fn counts(reader: &mut Reader<'_>) -> Result<ScrapeEntry, Flaw> {
+    let mut it = ScrapeEntry::default();
+    let rest = dictionary(*reader, |key, reader| {
+        match key {
+            b"complete" => it.seeders = count(reader)?,
+            b"downloaded" => it.completed = count(reader)?,
+            b"downloaders" => it.downloaders = count(reader)?,
+            b"incomplete" => it.leechers = count(reader)?,
+            _ => reader.skip()?,
+        }
+        Ok(())
+    })?;
+    *reader = Reader::new(rest);
+    Ok(it)
+}
+
+/// Walks a dictionary; `value` reads the value of each key. Returns what follows it.
+fn dictionary<'a>(
+    mut reader: Reader<'a>,
+    mut value: impl FnMut(&'a [u8], &mut Reader<'a>) -> Result<(), Flaw>,
+) -> Result<&'a [u8], Flaw> {
+    if !reader.take(b'd') {
+        return Err(Flaw::NotBencode);
+    }
+    let mut before: Option<&[u8]> = None;
+    while !reader.take(b'e') {
+        let key = reader.string()?;
+        if before.is_some_and(|before| before >= key) {
+            return Err(Flaw::UnsortedKeys);
+        }
+        before = Some(key);
+        value(key, &mut reader)?;
+    }
+    Ok(reader.rest())
+}
+
+/// How many values a list has.
+fn list(reader: &mut Reader<'_>) -> Result<usize, Flaw> {
+    let mut values = 0;
+    reader.take(b'l');
+    while !reader.take(b'e') {
+        reader.skip()?;
+        values += 1;
+    }
+    Ok(values)
+}
+
+fn count(reader: &mut Reader<'_>) -> Result<u32, Flaw> {
+    u32::try_from(reader.integer()?).map_err(|_| Flaw::BadCount)
+}
+
+fn strides(peers: &[u8], stride: usize) -> Result<&[u8], Flaw> {
+    if peers.len().is_multiple_of(stride) { Ok(peers) } else { Err(Flaw::RaggedPeers) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn announces_are_read() {
+        let body = b"d8:completei1e10:incompletei2e8:intervali1800e5:peers6:abcdef6:peers60:e\r\n";
+        let Ok(Reply::Granted(it)) = announced(body) else { panic!() };
+        assert_eq!((it.interval_s, it.complete, it.incomplete), (1800, Some(1), Some(2)));
+        assert_eq!((it.peers, it.peer_count()), (&b"abcdef"[..], 1));
+        let listed = b"d8:intervali9e5:peersld2:ip9:127.0.0.14:porti1eed2:ip3:::14:porti2eeee";
+        let Ok(Reply::Granted(it)) = announced(listed) else { panic!() };
+        assert_eq!(it.peer_count(), 2);
+        assert_eq!(announced(b"d14:failure reason2:noe"), Ok(Reply::Failure(b"no")));
+    }
+
+    #[test]
+    fn what_clients_would_not_take_is_told_apart() {
+        for (body, flaw) in [
+            (&b"<html>"[..], Flaw::NotBencode),
+            (b"d8:intervali1e5:peers0:", Flaw::NotBencode),
+            (b"d8:intervali1e5:peers0:ex", Flaw::TrailingBytes),
+            (b"d5:peers0:8:intervali1ee", Flaw::UnsortedKeys),
+            (b"d8:intervali1e8:intervali1e5:peers0:e", Flaw::UnsortedKeys),
+            (b"d5:peers0:e", Flaw::NoInterval),
+            (b"d8:intervali-1e5:peers0:e", Flaw::NoInterval),
+            (b"d8:intervali1ee", Flaw::NoPeers),
+            (b"d8:intervali1e5:peers5:abcdee", Flaw::RaggedPeers),
+            (b"d8:intervali1e5:peers0:6:peers66:abcdefe", Flaw::RaggedPeers),
+            (b"d8:completei-1e8:intervali1e5:peers0:e", Flaw::BadCount),
+        ] {
+            assert_eq!(announced(body), Err(flaw), "{}", body.escape_ascii());
+        }
+    }
+
+    #[test]
+    fn scrapes_are_read() {
+        let mut body = b"d5:filesd20:aaaaaaaaaaaaaaaaaaaad8:completei1e10:downloadedi2e".to_vec();
+        body.extend(b"10:incompletei3eeee");
+        let mut entries = Vec::new();
+        let count = scraped(&body, |hash, entry| entries.push((hash, entry)));
+        let wanted = ScrapeEntry { seeders: 1, completed: 2, leechers: 3, downloaders: 0 };
+        assert_eq!((count, entries), (Ok(Reply::Granted(1)), vec![([b'a'; 20], wanted)]));
+        assert_eq!(scraped(b"d5:filesdee", |_, _| {}), Ok(Reply::Granted(0)));
+        assert_eq!(scraped(b"de", |_, _| {}), Err(Flaw::NoFiles));
+        assert_eq!(scraped(b"d5:filesd1:adeee", |_, _| {}), Err(Flaw::NoFiles));
+    }
+}

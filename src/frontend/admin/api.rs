@@ -1,0 +1,241 @@
+//! `/api/v1`: what the tracker holds, for operators' tools, and its orderly end.
+//!
+//! A look over the whole store takes milliseconds for each million torrents. It is done on a thread
+//! of its own, one at a time: others wait, and the rest of the listener goes on.
+
+use axum::Json;
+use axum::extract::rejection::PathRejection;
+use axum::extract::{Path, Query, State};
+use axum::http::{StatusCode, Uri};
+use axum::response::IntoResponse;
+use axum::routing::{get, post};
+use serde::Serialize;
+use tokio::task::spawn_blocking;
+
+use super::problem::Problem;
+use super::{Admin, JSON, NOT_KEPT, Process, Routes};
+use crate::time::Now;
+use crate::tracker::{Census, Listed, ListedPeer, Order, Role};
+use crate::types::{InfoHash, Kind};
+
+/// Entries in one reply, at most.
+const LIMIT_MAX: usize = 1000;
+/// Entries in one reply, if nobody says how many.
+const LIMIT_DEFAULT: usize = 100;
+
+/// The API's description.
+const OPENAPI: &str = include_str!("openapi.json");
+
+/// The API.
+pub(super) fn routes<P: Process>() -> Routes<P> {
+    vec![
+        ("/api/v1/openapi.json", get(async || (JSON, OPENAPI))),
+        ("/api/v1/torrents", get(torrents::<P>)),
+        ("/api/v1/torrents/{info_hash}", get(torrent::<P>)),
+        ("/api/v1/shutdown", post(shutdown::<P>)),
+    ]
+}
+
+/// A torrent in a reply.
+#[derive(Serialize)]
+struct Torrent {
+    info_hash: String,
+    seeders: u32,
+    leechers: u32,
+    downloaders: u32,
+    completed: u32,
+}
+
+impl From<&Listed> for Torrent {
+    fn from(it: &Listed) -> Self {
+        Self {
+            info_hash: hexadecimal(&it.info_hash),
+            seeders: it.counts.seeders,
+            leechers: it.counts.leechers,
+            downloaders: it.counts.downloaders,
+            completed: it.counts.completed,
+        }
+    }
+}
+
+/// A peer in a reply.
+#[derive(Serialize)]
+struct Peer {
+    address: Option<String>,
+    kind: &'static str,
+    role: &'static str,
+    age_s: u32,
+}
+
+impl From<&ListedPeer> for Peer {
+    fn from(it: &ListedPeer) -> Self {
+        let kind = match it.address {
+            Some(address) if address.is_ipv4() => Kind::V4,
+            Some(_) => Kind::V6,
+            None => Kind::Web,
+        };
+        let role = match it.role {
+            Role::Leecher => "leecher",
+            Role::Paused => "paused",
+            Role::Seeder => "seeder",
+        };
+        let address = it.address.map(|it| it.to_string());
+        Self { address, kind: kind.label(), role, age_s: it.age_s }
+    }
+}
+
+#[derive(Serialize)]
+struct TorrentsReply {
+    torrents: Vec<Torrent>,
+    /// `after` of the next page, if there is one.
+    next: Option<String>,
+}
+
+/// The largest torrents, or a page of all of them in order.
+async fn torrents<P: Process>(
+    State(admin): State<Admin<P>>,
+    uri: Uri,
+) -> Result<impl IntoResponse, Problem> {
+    let mut parameters = Parameters::of(&uri)?;
+    let limit = parameters.limit()?;
+    let order = parameters.take("sort")?.map(|it| order(&it)).transpose()?;
+    let after = parameters.take("after")?;
+    let after = after.map(|it| info_hash("after", &it)).transpose()?;
+    parameters.end()?;
+    if order.is_some() && after.is_some() {
+        return Err(Problem::bad_parameter("after", "goes with no sort: pages are in order"));
+    }
+    let mut listed = walk(&admin, move |census| match order {
+        Some(order) => census.torrents_by(order, limit),
+        // One more, to know whether there is another page.
+        None => census.torrents_after(after.as_ref(), limit + 1),
+    })
+    .await?;
+    let is_last = listed.len() <= limit;
+    listed.truncate(limit);
+    let next = listed.last().filter(|_| !is_last).map(|it| hexadecimal(&it.info_hash));
+    let torrents = listed.iter().map(Torrent::from).collect();
+    Ok(([NOT_KEPT], Json(TorrentsReply { torrents, next })))
+}
+
+#[derive(Serialize)]
+struct TorrentReply {
+    #[serde(flatten)]
+    torrent: Torrent,
+    peers: Vec<Peer>,
+    /// `skip` of the next page, if there is one.
+    next: Option<usize>,
+}
+
+/// One torrent with a page of its peers.
+async fn torrent<P: Process>(
+    State(admin): State<Admin<P>>,
+    digits: Result<Path<String>, PathRejection>,
+    uri: Uri,
+) -> Result<impl IntoResponse, Problem> {
+    // What cannot be decoded is no hash either.
+    let info_hash = info_hash("info_hash", digits.as_deref().map_or("", String::as_str))?;
+    let mut parameters = Parameters::of(&uri)?;
+    let limit = parameters.limit()?;
+    let skip = parameters.number("skip", "a number from 0 on")?.unwrap_or(0);
+    parameters.end()?;
+    let now: Now = admin.process.now();
+    let found = walk(&admin, move |census| census.torrent(&info_hash, now, skip, limit)).await?;
+    let (listed, peers) = found.ok_or_else(Problem::unknown_torrent)?;
+    let all = u64::from(listed.counts.seeders) + u64::from(listed.counts.leechers);
+    let behind = skip.saturating_add(peers.len());
+    let next = (!peers.is_empty() && (behind as u64) < all).then_some(behind);
+    let peers = peers.iter().map(Peer::from).collect();
+    Ok(([NOT_KEPT], Json(TorrentReply { torrent: (&listed).into(), peers, next })))
+}
+
+#[derive(Serialize)]
+struct ShutdownReply {
+    status: &'static str,
+}
+
+/// Begins the orderly stop.
+async fn shutdown<P: Process>(State(admin): State<Admin<P>>) -> impl IntoResponse {
+    admin.process.shut_down();
+    (StatusCode::ACCEPTED, [NOT_KEPT], Json(ShutdownReply { status: "stopping" }))
+}
+
+/// Looks over the store as soon as nobody else does.
+async fn walk<P: Process, T: Send + 'static>(
+    admin: &Admin<P>,
+    look: impl FnOnce(&Census) -> T + Send + 'static,
+) -> Result<T, Problem> {
+    let permit = admin.walk.clone().acquire_owned().await.map_err(|_| Problem::broken())?;
+    let process = admin.process.clone();
+    let done = spawn_blocking(move || {
+        let found = look(&process.census());
+        drop(permit); // here, so that it is held even where nobody waits for the answer any more
+        found
+    });
+    done.await.map_err(|_| Problem::broken())
+}
+
+/// A query's parameters, each of them taken once.
+struct Parameters(Vec<(String, String)>);
+
+impl Parameters {
+    fn of(uri: &Uri) -> Result<Self, Problem> {
+        Query::try_from_uri(uri).map(|Query(it)| Self(it)).map_err(|_| Problem::bad_query())
+    }
+
+    fn take(&mut self, name: &'static str) -> Result<Option<String>, Problem> {
+        let Some(at) = self.0.iter().position(|it| it.0 == name) else { return Ok(None) };
+        let (_, value) = self.0.swap_remove(at);
+        if self.0.iter().any(|it| it.0 == name) {
+            return Err(Problem::bad_parameter(name, "must be given once"));
+        }
+        Ok(Some(value))
+    }
+
+    fn number(&mut self, name: &'static str, what: &'static str) -> Result<Option<usize>, Problem> {
+        let number = |it: String| it.parse().map_err(|_| Problem::bad_parameter(name, what));
+        self.take(name)?.map(number).transpose()
+    }
+
+    fn limit(&mut self) -> Result<usize, Problem> {
+        const WHAT: &str = "a number from 1 to 1000";
+        let limit = self.number("limit", WHAT)?.unwrap_or(LIMIT_DEFAULT);
+        let fits = (1..=LIMIT_MAX).contains(&limit);
+        if fits { Ok(limit) } else { Err(Problem::bad_parameter("limit", WHAT)) }
+    }
+
+    /// Whatever was not taken was meant to do something, and does nothing.
+    fn end(self) -> Result<(), Problem> {
+        if self.0.is_empty() { Ok(()) } else { Err(Problem::bad_query()) }
+    }
+}
+
+fn order(text: &str) -> Result<Order, Problem> {
+    match text {
+        "peers" => Ok(Order::Peers),
+        "seeders" => Ok(Order::Seeders),
+        "completed" => Ok(Order::Completed),
+        _ => Err(Problem::bad_parameter("sort", "must be peers, seeders or completed")),
+    }
+}
+
+fn info_hash(field: &'static str, digits: &str) -> Result<InfoHash, Problem> {
+    let problem = || Problem::bad_parameter(field, "must be 40 hexadecimal digits");
+    let nibble = |digit: u8| {
+        let value = char::from(digit).to_digit(16).and_then(|it| u8::try_from(it).ok());
+        value.ok_or_else(problem)
+    };
+    let (pairs, rest) = digits.as_bytes().as_chunks::<2>();
+    let mut hash = [0; 20];
+    if pairs.len() != hash.len() || !rest.is_empty() {
+        return Err(problem());
+    }
+    for (byte, &[high, low]) in hash.iter_mut().zip(pairs) {
+        *byte = nibble(high)? << 4 | nibble(low)?;
+    }
+    Ok(InfoHash(hash))
+}
+
+fn hexadecimal(InfoHash(bytes): &InfoHash) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

@@ -1,0 +1,117 @@
+//! What the API says when it cannot do what it was asked:
+//! `{"error":{"code":"…","message":"…","field":"…"}}`.
+//!
+//! The code never changes, for programs; the message says what to do, for people. Neither holds
+//! anything that the request held.
+
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+
+use super::JSON;
+
+/// An error reply.
+#[derive(Debug)]
+pub(super) struct Problem {
+    status: StatusCode,
+    error: Error,
+}
+
+#[derive(Debug, Serialize)]
+struct Error {
+    code: &'static str,
+    message: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    field: Option<&'static str>,
+}
+
+impl Problem {
+    fn new(status: StatusCode, code: &'static str, message: &'static str) -> Self {
+        Self { status, error: Error { code, message, field: None } }
+    }
+
+    /// A parameter that cannot be used: 400. `message` says what it must be.
+    pub(super) fn bad_parameter(field: &'static str, message: &'static str) -> Self {
+        let it = Self::new(StatusCode::BAD_REQUEST, "bad_parameter", message);
+        Self { error: Error { field: Some(field), ..it.error }, ..it }
+    }
+
+    /// A parameter that nobody knows, or a query that cannot be read: 400.
+    pub(super) fn bad_query() -> Self {
+        let message = "the query cannot be read, or holds a parameter that this page does not have";
+        Self::new(StatusCode::BAD_REQUEST, "bad_query", message)
+    }
+
+    /// No token, or a wrong one: 401.
+    pub(super) fn no_token() -> Self {
+        let message = "this needs the header `Authorization: Bearer` with the token that the \
+                       setting admin.token holds";
+        Self::new(StatusCode::UNAUTHORIZED, "no_token", message)
+    }
+
+    /// Asked from elsewhere while there is no token: 403.
+    pub(super) fn only_local() -> Self {
+        let message = "only this host may ask, for no token is configured; remedy: set admin.token";
+        Self::new(StatusCode::FORBIDDEN, "only_local", message)
+    }
+
+    /// Asked through a reverse proxy while there is no token: 403.
+    pub(super) fn forwarded() -> Self {
+        let message = "a reverse proxy passed this on, so it may come from anywhere, and no token \
+                       is configured; remedy: set admin.token";
+        Self::new(StatusCode::FORBIDDEN, "forwarded", message)
+    }
+
+    /// Asked under a name that may have been pointed here by somebody else: 403.
+    pub(super) fn bad_host() -> Self {
+        let message = "without a token, the header Host must name an IP address or localhost; \
+                       remedy: ask that way, or set admin.token";
+        Self::new(StatusCode::FORBIDDEN, "bad_host", message)
+    }
+
+    /// A page in a browser wants to change something: 403.
+    pub(super) fn from_browser() -> Self {
+        let message = "nothing is changed for a page in a browser (header Origin)";
+        Self::new(StatusCode::FORBIDDEN, "from_browser", message)
+    }
+
+    /// No such page: 404.
+    pub(super) fn no_such_page() -> Self {
+        let message = "there is no such page; /api/v1/openapi.json describes those there are";
+        Self::new(StatusCode::NOT_FOUND, "no_such_page", message)
+    }
+
+    /// A torrent that nobody has announced: 404.
+    pub(super) fn unknown_torrent() -> Self {
+        Self::new(StatusCode::NOT_FOUND, "unknown_torrent", "nobody has announced this torrent")
+    }
+
+    /// A method that the page does not have: 405. The header Allow names those it has.
+    pub(super) fn bad_method() -> Self {
+        let message = "this page does not have this method; the header Allow names those it has";
+        Self::new(StatusCode::METHOD_NOT_ALLOWED, "bad_method", message)
+    }
+
+    /// The work broke off: 500.
+    pub(super) fn broken() -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "broken", "the work broke off; see the log")
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        #[derive(Serialize)]
+        struct Body {
+            error: Error,
+        }
+        let status = self.status;
+        // The body is made of strings alone, which are always JSON.
+        let body = serde_json::to_string(&Body { error: self.error }).unwrap_or_default();
+        let mut response = (status, JSON, body).into_response();
+        if status == StatusCode::UNAUTHORIZED {
+            let scheme = HeaderValue::from_static("Bearer");
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, scheme);
+        }
+        response
+    }
+}

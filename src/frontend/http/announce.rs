@@ -1,0 +1,115 @@
+//! An announce: what it asks, and the bencode it is told (BEP 3, 7, 23, 24).
+
+use std::fmt::Write as _;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use super::exchange::{Exchange, Failure};
+use crate::protocol::bencode::{Dict, List};
+use crate::protocol::http;
+use crate::time::Now;
+use crate::tracker::{Room, Tracker};
+use crate::types::{Announce, AnnounceReply, Contact, Kind, Refusal};
+
+/// Most peers of one family in a reply: what `tracker.numwant_max` allows at most.
+const PEERS_MAX: usize = 200;
+
+/// Reads an announce, and whether peers are wanted compact.
+pub(super) fn read(exchange: &Exchange<'_>) -> Result<(Announce, bool), Failure> {
+    let query = http::announce(exchange.head.query)?;
+    let announce = Announce {
+        info_hash: query.info_hash,
+        source: exchange.source.ok_or(Refusal::NoSource)?,
+        contact: Contact::Port(query.port),
+        peer_id: query.peer_id,
+        left: query.left,
+        event: query.event,
+        numwant: query.numwant,
+    };
+    Ok((announce, query.compact))
+}
+
+/// Room for the peers of a reply, kept from one request to the next: clearing it would cost more
+/// than most announces do.
+pub(super) struct Peers {
+    v4: Box<[u8; PEERS_MAX * 6]>,
+    v6: Box<[u8; PEERS_MAX * 18]>,
+}
+
+impl Default for Peers {
+    fn default() -> Self {
+        Self { v4: Box::new([0; PEERS_MAX * 6]), v6: Box::new([0; PEERS_MAX * 18]) }
+    }
+}
+
+/// What an announce is told.
+pub(super) struct Told<'a> {
+    reply: AnnounceReply,
+    v4: &'a [u8],
+    v6: &'a [u8],
+}
+
+impl Peers {
+    /// Announces; the peers chosen are of both families.
+    pub(super) fn announce(
+        &mut self,
+        tracker: &mut Tracker,
+        now: Now,
+        announce: &Announce,
+    ) -> Result<Told<'_>, Failure> {
+        let room = Room { v4: &mut self.v4[..], v6: &mut self.v6[..], web: &mut [] };
+        let (reply, bytes) = tracker.announce(now, announce, room)?;
+        let v4 = &self.v4[..bytes[Kind::V4 as usize]];
+        let v6 = &self.v6[..bytes[Kind::V6 as usize]];
+        Ok(Told { reply, v4, v6 })
+    }
+}
+
+/// Writes the reply. `peers` and `peers6` are always there: some clients fail a reply that lacks
+/// the one, and take the other for a sign of IPv6. Peers as dictionaries (BEP 3) are in one list,
+/// without ids, which the tracker does not keep.
+pub(super) fn write(
+    announce: &Announce,
+    told: &Told<'_>,
+    compact: bool,
+    warning: &str,
+    out: &mut Vec<u8>,
+) {
+    let reply = &told.reply;
+    let mut dict = Dict::new(out);
+    dict.integer(b"complete", reply.seeders.into());
+    match announce.source {
+        IpAddr::V4(it) => dict.bytes(b"external ip", &it.octets()),
+        IpAddr::V6(it) => dict.bytes(b"external ip", &it.octets()),
+    }
+    dict.integer(b"incomplete", reply.leechers.into());
+    dict.integer(b"interval", reply.interval_s.into());
+    dict.integer(b"min interval", reply.min_interval_s.into());
+    if compact {
+        dict.bytes(b"peers", told.v4);
+        dict.bytes(b"peers6", told.v6);
+    } else {
+        write_list(told, dict.list(b"peers"));
+    }
+    if !warning.is_empty() {
+        dict.bytes(b"warning message", warning.as_bytes());
+    }
+}
+
+fn write_list(told: &Told<'_>, mut list: List<'_>) {
+    let mut text = String::new();
+    let (v4, _) = told.v4.as_chunks::<6>();
+    let (v6, _) = told.v6.as_chunks::<18>();
+    let v4 = v4.iter().map(|&[a, b, c, d, port @ ..]| {
+        (IpAddr::from(Ipv4Addr::new(a, b, c, d)), u16::from_be_bytes(port))
+    });
+    let v6 = v6.iter().map(|&[ref address @ .., high, low]| {
+        (IpAddr::from(Ipv6Addr::from(*address)), u16::from_be_bytes([high, low]))
+    });
+    for (address, port) in v4.chain(v6) {
+        text.clear();
+        let _ = write!(text, "{address}"); // a string takes all
+        let mut peer = list.dict();
+        peer.bytes(b"ip", text.as_bytes());
+        peer.integer(b"port", port.into());
+    }
+}

@@ -1,0 +1,252 @@
+//! One request and the forms its reply can take.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use super::scrape_all::encoding_of;
+use super::{Encoding, Flow, Outcome};
+use crate::frontend::origin::Origin;
+use crate::protocol::bencode::Dict;
+use crate::protocol::http::{Fields, Head, Malformed, Method, ReplyHead};
+use crate::types::{Action, Refusal, Rejected};
+
+/// A request whose head was read.
+pub(super) struct Exchange<'a> {
+    /// The head.
+    pub(super) head: Head<'a>,
+    /// What its fields come down to.
+    pub(super) fields: Fields<'a>,
+    /// Who asks; `None` if a trusted proxy does not say.
+    pub(super) source: Option<IpAddr>,
+    /// Whether the client wants to use the connection again (RFC 9112, 9.3).
+    pub(super) keep_alive: bool,
+}
+
+/// A reply of a known length.
+struct Reply<'a> {
+    status: &'static str,
+    content_type: &'static str,
+    fields: &'a str,
+    body: &'a [u8],
+    outcome: Outcome,
+}
+
+impl<'a> Exchange<'a> {
+    pub(super) fn new(head: Head<'a>, origin: Origin, proxies: &[IpNet]) -> Self {
+        let fields = Fields::of(head.headers);
+        let keep_alive = !fields.close && (head.http_1_1 || fields.keep_alive);
+        let source = origin.source(head.headers, proxies);
+        Self { head, fields, source, keep_alive }
+    }
+
+    /// Only HTTP/1.1 can be upgraded (RFC 9110, 7.8), and only by a GET (RFC 6455, 4.2.1).
+    pub(super) fn wants_websocket(&self) -> bool {
+        self.fields.websocket && self.head.http_1_1 && self.head.method == Method::Get
+    }
+
+    /// A page for people or their tools; `fields` are further ones, each with its line's end.
+    pub(super) fn page(
+        &self,
+        content_type: &'static str,
+        fields: &str,
+        body: &[u8],
+        out: &mut Vec<u8>,
+    ) -> Flow {
+        let outcome = Outcome::Answered(Action::Page);
+        let reply = Reply { status: "200 OK", content_type, fields, body, outcome };
+        self.reply(&reply, self.keep_alive, out)
+    }
+
+    /// What was asked for.
+    pub(super) fn bencoded(&self, action: Action, body: &[u8], out: &mut Vec<u8>) -> Flow {
+        self.reply(&ok(body, Outcome::Answered(action)), self.keep_alive, out)
+    }
+
+    /// A `failure reason`, and when trying again makes sense (BEP 31). `body` is memory to use.
+    pub(super) fn fail(&self, failure: Failure, body: &mut Vec<u8>, out: &mut Vec<u8>) -> Flow {
+        body.clear();
+        let mut dict = Dict::new(body);
+        dict.bytes(b"failure reason", failure.text.as_bytes());
+        dict.bytes(b"retry in", retry_in(failure.refusal));
+        drop(dict);
+        self.reply(&ok(body, Outcome::Refused(failure.refusal)), self.keep_alive, out)
+    }
+
+    /// An HTTP error after which the connection can be used again.
+    pub(super) fn reject(&self, rejected: Rejected, out: &mut Vec<u8>) -> Flow {
+        self.reply(&Reply::of(rejected), self.keep_alive, out)
+    }
+
+    /// An HTTP error that will be none after so many seconds.
+    pub(super) fn reject_for(&self, rejected: Rejected, wait_s: u32, out: &mut Vec<u8>) -> Flow {
+        let fields = format!("Retry-After: {wait_s}\r\n");
+        let reply = Reply { fields: &fields, ..Reply::of(rejected) };
+        self.reply(&reply, self.keep_alive, out)
+    }
+
+    /// An HTTP error after which it is not certain where the next request begins.
+    pub(super) fn reject_and_close(&self, rejected: Rejected, out: &mut Vec<u8>) -> Flow {
+        self.reply(&Reply::of(rejected), false, out)
+    }
+
+    /// A request that is none, in words that say why; the connection ends.
+    pub(super) fn reject_because(&self, text: &'static str, out: &mut Vec<u8>) -> Flow {
+        let reply = Reply { body: text.as_bytes(), ..Reply::of(Rejected::BadRequest) };
+        self.reply(&reply, false, out)
+    }
+
+    /// An upgrade whose source is not known: what asks for a WebSocket cannot read bencode.
+    pub(super) fn refuse_upgrade(&self, refusal: Refusal, out: &mut Vec<u8>) -> Flow {
+        let outcome = Outcome::Refused(refusal);
+        let body = refusal.text().as_bytes();
+        let reply = Reply { body, outcome, ..Reply::of(Rejected::BadRequest) };
+        self.reply(&reply, false, out)
+    }
+
+    fn reply(&self, reply: &Reply<'_>, keep_alive: bool, out: &mut Vec<u8>) -> Flow {
+        reply.write_head(self.connection(keep_alive), out);
+        if self.head.method != Method::Head {
+            out.extend_from_slice(reply.body);
+        }
+        self.replied(keep_alive, reply.outcome)
+    }
+
+    /// The end of a request whose reply was written.
+    pub(super) fn replied(&self, keep_alive: bool, outcome: Outcome) -> Flow {
+        Flow::Replied { consumed: self.head.bytes, keep_alive, source: self.source, outcome }
+    }
+
+    /// Writes the head of a full scrape, and hands over to who writes the rest.
+    pub(super) fn full_scrape(&self, source: IpAddr, out: &mut Vec<u8>) -> Flow {
+        self.write_full_scrape_head(out);
+        Flow::FullScrape {
+            consumed: self.head.bytes,
+            keep_alive: self.keeps_alive_after_stream(),
+            source,
+            encoding: self.encoding(),
+            chunked: self.head.http_1_1,
+        }
+    }
+
+    /// Writes the head of a full scrape.
+    pub(super) fn write_full_scrape_head(&self, out: &mut Vec<u8>) {
+        let coding = match self.encoding() {
+            Encoding::Identity => "",
+            Encoding::Gzip => "Content-Encoding: gzip\r\n",
+            Encoding::Zstd => "Content-Encoding: zstd\r\n",
+        };
+        let chunks = if self.head.http_1_1 { "Transfer-Encoding: chunked\r\n" } else { "" };
+        let head = ReplyHead {
+            status: "200 OK",
+            content_type: "text/plain",
+            fields: &[coding, "Vary: Accept-Encoding\r\n", chunks].concat(),
+            body_bytes: None,
+            connection: self.connection(self.keeps_alive_after_stream()),
+        };
+        head.write(out);
+    }
+
+    /// HTTP/1.0 knows no chunks: the end of the connection is the end of the body.
+    fn keeps_alive_after_stream(&self) -> bool {
+        self.keep_alive && self.head.http_1_1
+    }
+
+    fn encoding(&self) -> Encoding {
+        encoding_of(self.head.values("accept-encoding"))
+    }
+
+    fn connection(&self, keep_alive: bool) -> &'static str {
+        match (keep_alive, self.head.http_1_1) {
+            (true, true) => "",
+            (true, false) => "keep-alive",
+            (false, _) => "close",
+        }
+    }
+}
+
+/// Answers what is no request; the connection cannot go on.
+pub(super) fn give_up(rejected: Rejected, consumed: usize, out: &mut Vec<u8>) -> Flow {
+    let reply = Reply::of(rejected);
+    reply.write_head("close", out);
+    out.extend_from_slice(reply.body);
+    Flow::Replied { consumed, keep_alive: false, source: None, outcome: reply.outcome }
+}
+
+fn ok(body: &[u8], outcome: Outcome) -> Reply<'_> {
+    Reply { status: "200 OK", content_type: "text/plain", fields: "", body, outcome }
+}
+
+impl Reply<'static> {
+    /// An HTTP error with a short text.
+    fn of(rejected: Rejected) -> Self {
+        let (status, fields, body) = match rejected {
+            Rejected::NotFound => {
+                ("404 Not Found", "", "Nothing is here. Announces go to /announce.\n")
+            }
+            Rejected::BadMethod => {
+                ("405 Method Not Allowed", "Allow: GET, HEAD\r\n", "Only GET and HEAD.\n")
+            }
+            Rejected::LongTarget => ("414 URI Too Long", "", "The address is too long.\n"),
+            Rejected::LongHead => {
+                ("431 Request Header Fields Too Large", "", "The head is too long.\n")
+            }
+            Rejected::TooSoon => ("429 Too Many Requests", "", "Too soon for all torrents.\n"),
+            Rejected::BadUpgrade => (
+                "426 Upgrade Required",
+                "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n",
+                "WebSockets of version 13 only.\n",
+            ),
+            Rejected::BadRequest
+            | Rejected::BadPreamble
+            | Rejected::BadFrame
+            | Rejected::BadMessage => ("400 Bad Request", "", "This is no HTTP request.\n"),
+        };
+        let outcome = Outcome::Rejected(rejected);
+        Self { status, content_type: "text/plain", fields, body: body.as_bytes(), outcome }
+    }
+}
+
+impl Reply<'_> {
+    fn write_head(&self, connection: &'static str, out: &mut Vec<u8>) {
+        let head = ReplyHead {
+            status: self.status,
+            content_type: self.content_type,
+            fields: self.fields,
+            body_bytes: Some(self.body.len()),
+            connection,
+        };
+        head.write(out);
+    }
+}
+
+/// Why a client does not get what it asked for, in words that name what is wrong.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Failure {
+    refusal: Refusal,
+    text: &'static str,
+}
+
+impl From<Refusal> for Failure {
+    fn from(refusal: Refusal) -> Self {
+        Self { refusal, text: refusal.text() }
+    }
+}
+
+impl From<Malformed> for Failure {
+    fn from(malformed: Malformed) -> Self {
+        Self { refusal: Refusal::Malformed, text: malformed.text() }
+    }
+}
+
+/// Minutes after which a client may try again, as text (BEP 31). The same request will never be
+/// right; a proxy's configuration is mended by somebody.
+fn retry_in(refusal: Refusal) -> &'static [u8] {
+    match refusal {
+        Refusal::NoSource => b"30",
+        Refusal::PortZero
+        | Refusal::Malformed
+        | Refusal::NoFullScrape
+        | Refusal::TooManyTorrents => b"never",
+    }
+}

@@ -1,0 +1,349 @@
+//! The HTTP front end: the bytes of a connection in, the bytes of its replies out. Sans-I/O; the
+//! stream worker reads, writes and keeps the deadlines.
+//!
+//! ```text
+//! announce   / /announce /announce/PASSKEY /PASSKEY/announce      with info_hash
+//! scrape     /scrape /scrape/PASSKEY /PASSKEY/scrape
+//! pages      / without info_hash, /stats, /stats.json
+//! WebSocket  an upgrade on any path
+//! ```
+//!
+//! A passkey is ignored: announce URLs of other trackers go on working. What a client can read is
+//! answered with 200 and bencode even if it is refused, because clients show `failure reason` and
+//! lose the body of an error. Nothing a client sent is ever sent back.
+
+mod announce;
+mod exchange;
+mod scrape;
+mod scrape_all;
+mod upgrade;
+
+use std::io;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use ipnet::IpNet;
+
+use crate::frontend::origin::Origin;
+use crate::frontend::stats::{HTML_POLICY, Pages};
+use crate::protocol::http::{self, Head, Headers, Method};
+use crate::time::Now;
+use crate::tracker::{Census, Tracker};
+pub use crate::types::Outcome;
+use crate::types::{Action, InfoHash, Refusal, Rejected};
+use exchange::Exchange;
+pub use scrape_all::{FullScrape, FullScrapeLimits, PIECE_BYTES_MAX};
+
+pub use crate::protocol::http::HEAD_BYTES_MAX;
+
+/// What the operator may set; swapped whole on reload.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Whose headers about the source are believed.
+    pub trusted_proxies: Vec<IpNet>,
+    /// Whether a scrape of no torrent is answered with all of them.
+    pub full_scrape: bool,
+    /// Seconds a source has to wait between two full scrapes.
+    pub full_scrape_interval_s: u32,
+    /// Whether the statistics are for everyone.
+    pub public_stats: bool,
+    /// `warning message` of every announce; empty: none.
+    pub warning: String,
+}
+
+/// One worker's HTTP front end.
+pub struct HttpFrontend {
+    options: arc_swap::Cache<Arc<ArcSwap<Options>>, Arc<Options>>,
+    pages: Arc<ArcSwap<Pages>>,
+    full_scrapes: Arc<FullScrapeLimits>,
+    scratch: Scratch,
+}
+
+/// Memory that every request uses anew.
+#[derive(Default)]
+struct Scratch {
+    /// The body of the reply: its length stands in front of it.
+    body: Vec<u8>,
+    /// Where peers are chosen into.
+    peers: announce::Peers,
+    /// What a scrape asks for.
+    info_hashes: Vec<InfoHash>,
+}
+
+/// What became of the bytes received so far.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flow {
+    /// The head is not complete: read on. Never said of [`HEAD_BYTES_MAX`] bytes or more.
+    More,
+    /// `consumed` bytes were a request, and its reply was appended to the output.
+    Replied {
+        /// Bytes to take away from the front of the input.
+        consumed: usize,
+        /// Whether the connection may be used again.
+        keep_alive: bool,
+        /// Who asked, if that became known.
+        source: Option<IpAddr>,
+        /// What is counted.
+        outcome: Outcome,
+    },
+    /// A WebSocket from here on: the 101 was appended to the output. What stands behind `consumed`
+    /// is the first frame.
+    Upgraded {
+        /// Bytes to take away from the front of the input.
+        consumed: usize,
+        /// Who asked.
+        source: IpAddr,
+    },
+    /// The reply is longer than memory should hold: its head was appended to the output, and
+    /// [`HttpFrontend::full_scrape`], which has to be called, makes the rest.
+    FullScrape {
+        /// Bytes to take away from the front of the input.
+        consumed: usize,
+        /// Whether the connection may be used again.
+        keep_alive: bool,
+        /// Who asked.
+        source: IpAddr,
+        /// How to write it.
+        encoding: Encoding,
+        /// Whether the body is to be sent in chunks (HTTP/1.1), or ended by closing (HTTP/1.0).
+        chunked: bool,
+    },
+}
+
+/// Content codings of a full scrape.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Encoding {
+    /// As it is.
+    Identity,
+    /// RFC 1952.
+    Gzip,
+    /// RFC 8878.
+    Zstd,
+}
+
+impl HttpFrontend {
+    /// A front end; what `options` and `pages` hold may be replaced at any time.
+    pub fn new(options: Arc<ArcSwap<Options>>, pages: Arc<ArcSwap<Pages>>) -> Self {
+        let options = arc_swap::Cache::new(options);
+        Self { options, pages, full_scrapes: Arc::default(), scratch: Scratch::default() }
+    }
+
+    /// The same, under limits on full scrapes that all workers share.
+    #[must_use]
+    pub fn with_full_scrapes(mut self, limits: Arc<FullScrapeLimits>) -> Self {
+        self.full_scrapes = limits;
+        self
+    }
+
+    /// Handles the first request in `bytes`, which came from `origin`; appends to `out`.
+    pub fn handle(
+        &mut self,
+        tracker: &mut Tracker,
+        now: Now,
+        origin: Origin,
+        bytes: &[u8],
+        out: &mut Vec<u8>,
+    ) -> Flow {
+        let mut headers = Headers::default();
+        let head = match Head::parse(bytes, &mut headers) {
+            Ok(Some(head)) => head,
+            Ok(None) => return Flow::More,
+            Err(rejected) => return exchange::give_up(rejected, bytes.len(), out),
+        };
+        let options = self.options.load();
+        let exchange = Exchange::new(head, origin, &options.trusted_proxies);
+        let mut turn = Turn {
+            options,
+            pages: &self.pages,
+            full_scrapes: &self.full_scrapes,
+            scratch: &mut self.scratch,
+            tracker,
+            now,
+        };
+        turn.answer(&exchange, out)
+    }
+
+    /// The body of a [`Flow::FullScrape`] with this encoding and framing, to be written on a
+    /// thread of its own. Until it is dropped, no other full scrape starts.
+    ///
+    /// # Errors
+    /// If there is no memory for the encoder: the connection has to be closed.
+    pub fn full_scrape(
+        &self,
+        census: Census,
+        encoding: Encoding,
+        chunked: bool,
+    ) -> io::Result<FullScrape> {
+        let pages = move |after: Option<&InfoHash>, count| census.torrents_after(after, count);
+        FullScrape::new(self.full_scrapes.clone(), Box::new(pages), encoding, chunked)
+    }
+}
+
+/// What a request is answered with.
+struct Turn<'a> {
+    options: &'a Options,
+    pages: &'a ArcSwap<Pages>,
+    full_scrapes: &'a FullScrapeLimits,
+    scratch: &'a mut Scratch,
+    tracker: &'a mut Tracker,
+    now: Now,
+}
+
+/// What a path leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Route {
+    Announce,
+    Scrape,
+    /// What the tracker says of itself where somebody looks at its address.
+    Front,
+    StatsPage,
+    StatsJson,
+    Nowhere,
+}
+
+impl Turn<'_> {
+    fn answer(&mut self, exchange: &Exchange<'_>, out: &mut Vec<u8>) -> Flow {
+        let head = &exchange.head;
+        if head.method == Method::Other {
+            return exchange.reject_and_close(Rejected::BadMethod, out);
+        }
+        if exchange.fields.body {
+            return exchange.reject_because("A request to a tracker has no body.\n", out);
+        }
+        if exchange.wants_websocket() {
+            return upgrade::answer(exchange, out);
+        }
+        match route(head.path, head.query) {
+            Route::Announce => self.announce(exchange, out),
+            Route::Scrape => self.scrape(exchange, out),
+            Route::Front => exchange.page("text/plain", "", FRONT_PAGE.as_bytes(), out),
+            Route::StatsPage if self.options.public_stats => {
+                let fields = format!("Content-Security-Policy: {HTML_POLICY}\r\n{NOT_GUESSED}");
+                let page = &self.pages.load().html;
+                exchange.page("text/html; charset=utf-8", &fields, page.as_bytes(), out)
+            }
+            Route::StatsJson if self.options.public_stats => {
+                let page = &self.pages.load().json;
+                exchange.page("application/json", NOT_GUESSED, page.as_bytes(), out)
+            }
+            Route::StatsPage | Route::StatsJson | Route::Nowhere => {
+                exchange.reject(Rejected::NotFound, out)
+            }
+        }
+    }
+
+    fn announce(&mut self, exchange: &Exchange<'_>, out: &mut Vec<u8>) -> Flow {
+        let Scratch { body, peers, .. } = &mut *self.scratch;
+        body.clear();
+        let asked = announce::read(exchange);
+        let done = asked.and_then(|(announce, compact)| {
+            let told = peers.announce(self.tracker, self.now, &announce)?;
+            announce::write(&announce, &told, compact, &self.options.warning, body);
+            Ok(())
+        });
+        match done {
+            Ok(()) => exchange.bencoded(Action::Announce, body, out),
+            Err(failure) => exchange.fail(failure, body, out),
+        }
+    }
+
+    fn scrape(&mut self, exchange: &Exchange<'_>, out: &mut Vec<u8>) -> Flow {
+        let Scratch { body, info_hashes, .. } = &mut *self.scratch;
+        body.clear();
+        match http::scrape(exchange.head.query, info_hashes) {
+            Err(malformed) => exchange.fail(malformed.into(), body, out),
+            Ok(()) if info_hashes.is_empty() => self.scrape_all(exchange, out),
+            Ok(()) => {
+                scrape::write(self.tracker, info_hashes, body);
+                exchange.bencoded(Action::Scrape, body, out)
+            }
+        }
+    }
+
+    fn scrape_all(&mut self, exchange: &Exchange<'_>, out: &mut Vec<u8>) -> Flow {
+        let body = &mut self.scratch.body;
+        if !self.options.full_scrape {
+            return exchange.fail(Refusal::NoFullScrape.into(), body, out);
+        }
+        let Some(source) = exchange.source else {
+            return exchange.fail(Refusal::NoSource.into(), body, out);
+        };
+        if exchange.head.method == Method::Head {
+            exchange.write_full_scrape_head(out);
+            return exchange.replied(exchange.keep_alive, Outcome::Answered(Action::Scrape));
+        }
+        let interval_s = self.options.full_scrape_interval_s;
+        match self.full_scrapes.start(self.now, source, interval_s) {
+            Ok(()) => exchange.full_scrape(source, out),
+            Err(wait_s) => exchange.reject_for(Rejected::TooSoon, wait_s, out),
+        }
+    }
+}
+
+/// The last segment decides before the first: clients make a scrape URL by putting `scrape` in
+/// place of a last `announce` (BEP 48). Empty segments do not count: some clients send
+/// `//announce`.
+fn route(path: &[u8], query: &[u8]) -> Route {
+    let mut segments = path.split(|it| *it == b'/').filter(|it| !it.is_empty());
+    let (first, second) = (segments.next(), segments.next());
+    if segments.next().is_some() {
+        return Route::Nowhere;
+    }
+    let Some(first) = first else {
+        return if http::has(query, b"info_hash") { Route::Announce } else { Route::Front };
+    };
+    match (first, second.unwrap_or(first)) {
+        (_, b"announce") => Route::Announce,
+        (_, b"scrape") => Route::Scrape,
+        (b"announce", _) => Route::Announce,
+        (b"scrape", _) => Route::Scrape,
+        (b"stats", _) if second.is_none() => Route::StatsPage,
+        (b"stats.json", _) if second.is_none() => Route::StatsJson,
+        _ => Route::Nowhere,
+    }
+}
+
+/// A page is what it says it is, whatever a browser makes of its bytes.
+const NOT_GUESSED: &str = "X-Content-Type-Options: nosniff\r\n";
+
+/// What `/` shows.
+const FRONT_PAGE: &str = "\
+This is a BitTorrent tracker. To use it, put its address with /announce behind it into a torrent's
+list of trackers.
+";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_lead_where_clients_expect() {
+        for (path, expected) in [
+            ("/announce", Route::Announce),
+            ("//announce", Route::Announce),
+            ("/announce/", Route::Announce),
+            ("/announce/0123456789abcdef", Route::Announce),
+            ("/0123456789abcdef/announce", Route::Announce),
+            ("/scrape/announce", Route::Announce),
+            ("/scrape", Route::Scrape),
+            ("/scrape/0123456789abcdef", Route::Scrape),
+            ("/0123456789abcdef/scrape", Route::Scrape),
+            ("/announce/scrape", Route::Scrape),
+            ("/stats", Route::StatsPage),
+            ("/stats.json", Route::StatsJson),
+            ("/stats/x", Route::Nowhere),
+            ("/x/stats", Route::Nowhere),
+            ("/a/b/announce", Route::Nowhere),
+            ("/announce.php", Route::Nowhere),
+            ("/Announce", Route::Nowhere),
+            ("/favicon.ico", Route::Nowhere),
+            ("/", Route::Front),
+            ("", Route::Front),
+        ] {
+            assert_eq!(route(path.as_bytes(), b"x=1"), expected, "{path}");
+        }
+        assert_eq!(route(b"/", b"a=b&info_hash=x"), Route::Announce);
+        assert_eq!(route(b"/scrape", b""), Route::Scrape);
+    }
+}

@@ -1,0 +1,279 @@
+//! A scrape of all torrents: its body is made piece by piece, on a thread of its own, in memory
+//! that does not grow with the store; and how often anyone may have one.
+
+use std::collections::HashMap;
+use std::io::{self, Write};
+use std::net::{IpAddr, Ipv6Addr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::vec;
+
+use flate2::Compression;
+use flate2::write::GzEncoder;
+
+use super::Encoding;
+use super::scrape::write_counts;
+use crate::protocol::bencode::{self, Dict};
+use crate::protocol::http::tokens;
+use crate::time::Now;
+use crate::tracker::Listed;
+use crate::types::InfoHash;
+
+/// The longest piece, without the frame of its chunk.
+pub const PIECE_BYTES_MAX: usize = 64 * 1024;
+
+/// Torrents taken from the store at a time. Each time costs a walk over all of it; finding them
+/// takes up to twice as many entries of 36 bytes.
+const PAGE_TORRENTS: usize = 512 * 1024;
+
+/// Bencode handed to the encoder at a time, more or less.
+const STEP_BYTES: usize = 16 * 1024;
+
+/// Sources remembered; while all of them have to wait, so has everyone else.
+const SOURCES_MAX: usize = 4096;
+
+/// What is said to be the wait while another full scrape runs.
+const BUSY_S: u32 = 10;
+
+/// zstd's own default: a third of gzip's time for less output.
+const ZSTD_LEVEL: i32 = 3;
+
+/// How often full scrapes may start: one runs at a time, and a source (an IPv4 address, an
+/// IPv6 /64) has to wait. Shared by all workers.
+#[derive(Debug, Default)]
+pub struct FullScrapeLimits {
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    running: bool,
+    /// When each source may have the next, in seconds since the epoch.
+    next_s: HashMap<IpAddr, u64>,
+}
+
+impl FullScrapeLimits {
+    /// Lets a full scrape start, which has to be ended.
+    ///
+    /// # Errors
+    /// Seconds to wait.
+    pub(super) fn start(&self, now: Now, source: IpAddr, interval_s: u32) -> Result<(), u32> {
+        let mut state = self.lock();
+        if state.running {
+            return Err(BUSY_S);
+        }
+        let (source, now_s) = (prefix_of(source), now.seconds());
+        if let Some(next_s) = state.next_s.get(&source).filter(|it| **it > now_s) {
+            // The interval may have been shortened since.
+            return Err(u32::try_from(next_s - now_s).unwrap_or(u32::MAX).min(interval_s.max(1)));
+        }
+        if state.next_s.len() >= SOURCES_MAX {
+            state.next_s.retain(|_, next_s| *next_s > now_s);
+            if state.next_s.len() >= SOURCES_MAX {
+                return Err(interval_s.max(1));
+            }
+        }
+        state.next_s.insert(source, now_s + u64::from(interval_s));
+        state.running = true;
+        Ok(())
+    }
+
+    fn end(&self) {
+        self.lock().running = false;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What counts as one source: whoever has one IPv6 address has 2^64 of them.
+fn prefix_of(source: IpAddr) -> IpAddr {
+    match source {
+        IpAddr::V4(_) => source,
+        IpAddr::V6(it) => Ipv6Addr::from_bits(it.to_bits() >> 64 << 64).into(),
+    }
+}
+
+/// Ends a full scrape when it is dropped.
+struct Permit(Arc<FullScrapeLimits>);
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.0.end();
+    }
+}
+
+/// Where torrents come from: so many above an info-hash, ascending.
+pub(super) type Source = Box<dyn FnMut(Option<&InfoHash>, usize) -> Vec<Listed> + Send>;
+
+/// The body of a full scrape being made.
+pub struct FullScrape {
+    _permit: Permit,
+    source: Source,
+    page: vec::IntoIter<Listed>,
+    latest: Option<InfoHash>,
+    step: Vec<u8>,
+    progress: Progress,
+    encoder: Encoder,
+    chunked: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Progress {
+    /// Nothing was written.
+    New,
+    /// Torrents are being written.
+    Torrents,
+    /// All is in the encoder.
+    Done,
+}
+
+impl FullScrape {
+    /// A body in `encoding`, of a scrape that `limits` let start.
+    pub(super) fn new(
+        limits: Arc<FullScrapeLimits>,
+        source: Source,
+        encoding: Encoding,
+        chunked: bool,
+    ) -> io::Result<Self> {
+        let permit = Permit(limits);
+        Ok(Self {
+            _permit: permit,
+            source,
+            page: Vec::new().into_iter(),
+            latest: None,
+            step: Vec::new(),
+            progress: Progress::New,
+            encoder: Encoder::new(encoding)?,
+            chunked,
+        })
+    }
+
+    /// Appends the next piece to `out`: at most [`PIECE_BYTES_MAX`] bytes, framed as a chunk (RFC
+    /// 9112, 7.1) where that was agreed. Says whether there are more.
+    ///
+    /// # Errors
+    /// If the encoder runs out of memory: the connection has to be closed.
+    pub fn write_piece(&mut self, out: &mut Vec<u8>) -> io::Result<bool> {
+        while self.progress != Progress::Done && self.encoder.ready().len() < PIECE_BYTES_MAX {
+            self.make_step();
+            self.encoder.write(&self.step)?;
+            if self.progress == Progress::Done {
+                self.encoder.finish()?;
+            }
+        }
+        let ready = self.encoder.ready();
+        let piece = ready.drain(..ready.len().min(PIECE_BYTES_MAX));
+        if self.chunked {
+            write!(out, "{:x}\r\n", piece.len())?;
+            out.extend(piece);
+            out.extend_from_slice(b"\r\n");
+        } else {
+            out.extend(piece);
+        }
+        let more = self.progress != Progress::Done || !self.encoder.ready().is_empty();
+        if !more && self.chunked {
+            out.extend_from_slice(b"0\r\n\r\n");
+        }
+        Ok(more)
+    }
+
+    /// Makes the next bencode, into `step`.
+    fn make_step(&mut self) {
+        self.step.clear();
+        if self.progress == Progress::New {
+            self.step.extend_from_slice(b"d5:filesd");
+            self.progress = Progress::Torrents;
+        }
+        while self.step.len() < STEP_BYTES {
+            let Some(torrent) = self.next_torrent() else {
+                self.step.extend_from_slice(b"ee");
+                self.progress = Progress::Done;
+                return;
+            };
+            bencode::bytes(&mut self.step, &torrent.info_hash.0);
+            write_counts(torrent.counts, Dict::new(&mut self.step));
+        }
+    }
+
+    fn next_torrent(&mut self) -> Option<Listed> {
+        if self.page.as_slice().is_empty() {
+            self.page = (self.source)(self.latest.as_ref(), PAGE_TORRENTS).into_iter();
+        }
+        let torrent = self.page.next()?;
+        debug_assert!(self.latest.is_none_or(|it| it < torrent.info_hash), "torrents ascend");
+        self.latest = Some(torrent.info_hash);
+        Some(torrent)
+    }
+}
+
+/// Bytes in, bytes of a content coding out.
+enum Encoder {
+    Identity(Vec<u8>),
+    Gzip(GzEncoder<Vec<u8>>),
+    Zstd(zstd::Encoder<'static, Vec<u8>>),
+}
+
+impl Encoder {
+    fn new(encoding: Encoding) -> io::Result<Self> {
+        Ok(match encoding {
+            Encoding::Identity => Self::Identity(Vec::new()),
+            Encoding::Gzip => Self::Gzip(GzEncoder::new(Vec::new(), Compression::fast())),
+            Encoding::Zstd => Self::Zstd(zstd::Encoder::new(Vec::new(), ZSTD_LEVEL)?),
+        })
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        match self {
+            Self::Identity(it) => it.write_all(bytes),
+            Self::Gzip(it) => it.write_all(bytes),
+            Self::Zstd(it) => it.write_all(bytes),
+        }
+    }
+
+    fn finish(&mut self) -> io::Result<()> {
+        match self {
+            Self::Identity(_) => Ok(()),
+            Self::Gzip(it) => it.try_finish(),
+            Self::Zstd(it) => it.do_finish(),
+        }
+    }
+
+    /// What came out and was not taken.
+    fn ready(&mut self) -> &mut Vec<u8> {
+        match self {
+            Self::Identity(it) => it,
+            Self::Gzip(it) => it.get_mut(),
+            Self::Zstd(it) => it.get_mut(),
+        }
+    }
+}
+
+/// The coding that a client likes best of those we have (RFC 9110, 12.5.3); of those it likes
+/// alike, the one that costs least.
+pub(super) fn encoding_of<'a>(accepted: impl Iterator<Item = &'a [u8]>) -> Encoding {
+    let mut best = (0.0, 0, Encoding::Identity);
+    for element in accepted.flat_map(tokens) {
+        let mut parts = element.split(|it| *it == b';').map(<[u8]>::trim_ascii);
+        let (cheapness, encoding) = match parts.next().map(<[u8]>::to_ascii_lowercase).as_deref() {
+            Some(b"zstd") => (3, Encoding::Zstd),
+            Some(b"gzip" | b"x-gzip") => (2, Encoding::Gzip),
+            Some(b"identity") => (1, Encoding::Identity),
+            _ => continue,
+        };
+        let weight = parts.find_map(|it| it.strip_prefix(b"q=")).map_or(1.0, weight_of);
+        if weight > best.0 || (weight == best.0 && weight > 0.0 && cheapness > best.1) {
+            best = (weight, cheapness, encoding);
+        }
+    }
+    best.2
+}
+
+/// A weight; what is none counts as unwanted.
+fn weight_of(text: &[u8]) -> f32 {
+    let weight = std::str::from_utf8(text).ok().and_then(|it| it.parse::<f32>().ok());
+    weight.filter(|it| (0.0..=1.0).contains(it)).unwrap_or(0.0)
+}
+
+#[cfg(test)]
+mod tests;

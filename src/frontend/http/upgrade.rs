@@ -1,0 +1,34 @@
+//! The opening handshake of a WebSocket (RFC 6455, 4.2), on any path: browsers are given tracker
+//! addresses with and without one.
+
+use tungstenite::handshake::derive_accept_key;
+
+use super::Flow;
+use super::exchange::Exchange;
+use crate::types::{Refusal, Rejected};
+
+/// Bytes of a `Sec-WebSocket-Key`: 16 in base64.
+const KEY_BYTES: usize = 24;
+
+/// Answers a request that wants a WebSocket. No extension and no subprotocol is agreed to.
+pub(super) fn answer(exchange: &Exchange<'_>, out: &mut Vec<u8>) -> Flow {
+    if exchange.fields.websocket_version != Some(b"13") {
+        return exchange.reject_and_close(Rejected::BadUpgrade, out);
+    }
+    let Some(key) = exchange.fields.websocket_key.filter(|it| is_key(it)) else {
+        return exchange.reject_because("Sec-WebSocket-Key is not 16 bytes in base64.\n", out);
+    };
+    let Some(source) = exchange.source else {
+        return exchange.refuse_upgrade(Refusal::NoSource, out);
+    };
+    out.extend_from_slice(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n");
+    out.extend_from_slice(b"Connection: Upgrade\r\nSec-WebSocket-Accept: ");
+    out.extend_from_slice(derive_accept_key(key).as_bytes());
+    out.extend_from_slice(b"\r\n\r\n");
+    Flow::Upgraded { consumed: exchange.head.bytes, source }
+}
+
+fn is_key(key: &[u8]) -> bool {
+    let is_digit = |it: &u8| it.is_ascii_alphanumeric() || matches!(it, b'+' | b'/');
+    key.len() == KEY_BYTES && key.ends_with(b"==") && key[..KEY_BYTES - 2].iter().all(is_digit)
+}

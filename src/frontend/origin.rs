@@ -1,0 +1,220 @@
+//! Where a connection comes from, and whose word about that counts.
+
+use std::net::IpAddr;
+
+use httparse::Header;
+use ipnet::IpNet;
+
+use crate::protocol::http::forwarded::HopField;
+pub use crate::protocol::proxy;
+
+/// The far end of a connection, before any header was read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// The socket's address, or what a trusted PROXY header said; unmapped.
+    Address(IpAddr),
+    /// A Unix socket: a reverse proxy of this host, which is trusted and has to name the client.
+    Local,
+    /// Whoever a trusted PROXY header speaks for without an address (UNKNOWN, UNSPEC, a Unix
+    /// socket): somebody, but not the proxy itself, so nothing that comes from there is believed.
+    Nobody,
+}
+
+impl Origin {
+    /// Whether headers that name another source are believed.
+    pub fn is_trusted(self, proxies: &[IpNet]) -> bool {
+        match self {
+            Self::Address(address) => is_in(proxies, address),
+            Self::Local => true,
+            Self::Nobody => false,
+        }
+    }
+
+    /// The address, if it is one.
+    pub fn address(self) -> Option<IpAddr> {
+        match self {
+            Self::Address(address) => Some(address),
+            Self::Local | Self::Nobody => None,
+        }
+    }
+
+    /// Who asks, unmapped. Of an origin that is not trusted, no header is looked at. A trusted one
+    /// is never the source itself: `None` if it does not say whom it speaks for, because a client
+    /// whose address got lost must not be handed out under the proxy's.
+    ///
+    /// In each field the hops are walked from the nearest to the farthest, and the first that is
+    /// not a trusted proxy is the client; where all are, it is the farthest, which a trusted one
+    /// vouches for. A hop that cannot be read ends the walk: what stands beyond may be forged.
+    ///
+    /// Proxies commonly write one field and pass on the others as the client sent them. So where
+    /// fields name different clients, none is believed; only a trusted proxy's own address, as the
+    /// inner of two proxies puts it into X-Real-IP, gives way.
+    pub fn source(self, headers: &[Header<'_>], proxies: &[IpNet]) -> Option<IpAddr> {
+        match self {
+            Self::Nobody => None,
+            Self::Address(address) if !is_in(proxies, address) => Some(address.to_canonical()),
+            Self::Address(_) | Self::Local => named_source(headers, proxies),
+        }
+    }
+}
+
+fn is_in(proxies: &[IpNet], address: IpAddr) -> bool {
+    proxies.iter().any(|it| it.contains(&address))
+}
+
+fn named_source(headers: &[Header<'_>], proxies: &[IpNet]) -> Option<IpAddr> {
+    let mut source = None;
+    for field in HopField::ALL {
+        let address = match client_in(field, headers, proxies) {
+            Client::Unnamed => continue,
+            Client::Unreadable => return None,
+            Client::At(address) => address,
+        };
+        source = match source {
+            None => Some(address),
+            Some(before) if before == address || is_in(proxies, address) => Some(before),
+            Some(before) if is_in(proxies, before) => Some(address),
+            Some(_) => return None,
+        };
+    }
+    source
+}
+
+/// What one header field says of the client.
+enum Client {
+    /// It is not there, or empty.
+    Unnamed,
+    /// A hop that cannot be read stands before any client.
+    Unreadable,
+    /// It names one.
+    At(IpAddr),
+}
+
+/// The walk, done from the farthest hop on: each that is not a trusted proxy replaces what was
+/// found beyond it.
+fn client_in(field: HopField, headers: &[Header<'_>], proxies: &[IpNet]) -> Client {
+    let mut client = Client::Unnamed;
+    field.for_each_hop(headers, |hop| match hop {
+        None => client = Client::Unreadable,
+        Some(address) if !is_in(proxies, address) || matches!(client, Client::Unnamed) => {
+            client = Client::At(address);
+        }
+        Some(_) => {}
+    });
+    client
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PROXY: Origin = Origin::Address(IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 1)));
+
+    /// The source that lines of `name: value` lead to, with 10/8 and fd00::/8 trusted.
+    fn source(origin: Origin, lines: &[&str]) -> Option<String> {
+        let proxies = ["10.0.0.0/8".parse().unwrap(), "fd00::/8".parse().unwrap()];
+        let split = |line: &&'static str| {
+            let (name, value) = line.split_once(": ").unwrap();
+            Header { name, value: value.as_bytes() }
+        };
+        let lines: Vec<&'static str> =
+            lines.iter().map(|it| &*Box::leak(it.to_string().into_boxed_str())).collect();
+        let headers: Vec<_> = lines.iter().map(split).collect();
+        origin.source(&headers, &proxies).map(|it| it.to_string())
+    }
+
+    fn is(address: &str) -> Option<String> {
+        Some(address.to_owned())
+    }
+
+    #[test]
+    fn headers_of_strangers_are_not_looked_at() {
+        let stranger = Origin::Address("198.51.100.7".parse().unwrap());
+        let forged = ["X-Forwarded-For: 6.6.6.6", "Forwarded: for=x", "X-Real-IP: 6.6.6.6"];
+        assert_eq!(source(stranger, &forged), is("198.51.100.7"));
+        let mapped = Origin::Address("::ffff:198.51.100.7".parse().unwrap());
+        assert_eq!(source(mapped, &[]), is("198.51.100.7"));
+    }
+
+    #[test]
+    fn nobody_is_not_believed_and_has_no_address() {
+        let forged = ["X-Forwarded-For: 6.6.6.6", "Forwarded: for=6.6.6.6", "X-Real-IP: 6.6.6.6"];
+        for count in 0..=forged.len() {
+            assert_eq!(source(Origin::Nobody, &forged[..count]), None);
+        }
+        let everyone = ["0.0.0.0/0".parse().unwrap(), "::/0".parse().unwrap()];
+        assert!(!Origin::Nobody.is_trusted(&everyone));
+        assert_eq!(Origin::Nobody.address(), None);
+    }
+
+    #[test]
+    fn the_nearest_hop_that_is_no_proxy_is_the_client() {
+        for origin in [PROXY, Origin::Local] {
+            for lines in [
+                &["X-Forwarded-For: 6.6.6.6, 1.2.3.4"][..],
+                &["X-Forwarded-For: 6.6.6.6, 1.2.3.4, 10.0.0.9, 10.0.0.8"],
+                &[
+                    "X-Forwarded-For: 6.6.6.6",
+                    "x-forwarded-for: 1.2.3.4",
+                    "X-FORWARDED-FOR: fd00::1",
+                ],
+                &["X-Forwarded-For: garbage, 1.2.3.4"],
+                &["X-Forwarded-For: 6.6.6.6, ::ffff:1.2.3.4, ::ffff:10.0.0.1"],
+                &["X-Real-IP: 1.2.3.4"],
+                &[
+                    "Forwarded: for=6.6.6.6, for=1.2.3.4;proto=https",
+                    "Forwarded: for=\"[fd00::9]:1\"",
+                ],
+            ] {
+                assert_eq!(source(origin, lines), is("1.2.3.4"), "{lines:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_client_inside_the_trusted_networks_is_the_farthest_hop() {
+        assert_eq!(source(PROXY, &["X-Forwarded-For: 10.7.7.7, 10.0.0.2"]), is("10.7.7.7"));
+    }
+
+    #[test]
+    fn a_proxy_that_names_nobody_is_not_the_client() {
+        for lines in [
+            &[][..],
+            &["X-Forwarded-For: "],
+            &["X-Forwarded-For: ,"],
+            &["X-Forwarded-For: 1.2.3.4, unknown"],
+            &["X-Forwarded-For: 1.2.3.4, garbage, 10.0.0.2"],
+            &["Forwarded: for=_hidden"],
+            &["Forwarded: proto=https"],
+            &["X-Real-IP: none"],
+        ] {
+            assert_eq!(source(PROXY, lines), None, "{lines:?}");
+            assert_eq!(source(Origin::Local, lines), None, "{lines:?}");
+        }
+    }
+
+    #[test]
+    fn fields_that_disagree_are_not_believed() {
+        for lines in [
+            // The proxy writes one field, and passes on what the client put into the other.
+            ["Forwarded: for=6.6.6.6", "X-Forwarded-For: 1.2.3.4"],
+            ["X-Forwarded-For: 6.6.6.6", "X-Real-IP: 1.2.3.4"],
+            ["X-Forwarded-For: unknown", "X-Real-IP: 1.2.3.4"],
+            ["Forwarded: for=1.2.3.4", "X-Real-IP: garbage"],
+        ] {
+            assert_eq!(source(PROXY, &lines), None, "{lines:?}");
+        }
+    }
+
+    #[test]
+    fn fields_that_agree_or_name_the_inner_proxys_peer_are_believed() {
+        for lines in [
+            ["X-Forwarded-For: 6.6.6.6, 1.2.3.4", "X-Real-IP: 1.2.3.4"],
+            ["X-Forwarded-For: 1.2.3.4, 10.0.0.2", "X-Real-IP: 10.0.0.2"],
+            ["Forwarded: for=10.0.0.2", "X-Forwarded-For: 1.2.3.4"],
+            ["Forwarded: for=1.2.3.4", "X-Forwarded-For: ::ffff:1.2.3.4"],
+        ] {
+            assert_eq!(source(PROXY, &lines), is("1.2.3.4"), "{lines:?}");
+        }
+    }
+}

@@ -1,0 +1,336 @@
+//! The WebTorrent front end: a text message of a WebSocket in, messages for it and for others out.
+//! Sans-I/O; frames, queues and threads are the stream worker's.
+//!
+//! ```text
+//! announce ─▶ tracker ─▶ reply, and a few WebRTC peers ─▶ directory ─▶ one offer each, as mail
+//! mail     ─▶ the receiver's session remembers the offer ─▶ its client
+//! answer   ─▶ the session finds that offer ─▶ directory ─▶ mail to whoever made it
+//! ```
+//!
+//! Nobody is found by a peer id that a client names: offers go to peers that the store chose from
+//! their swarm, answers to where a remembered offer came from. So nothing gets into another swarm.
+
+mod directory;
+mod session;
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+
+pub use directory::{Directory, Route};
+pub use session::{OFFER_AGE_S_MAX, Session};
+
+use crate::frontend::http::Outcome;
+use crate::protocol::webtorrent::{self, AnnounceRequest, AnswerRequest, Method, Request};
+use crate::time::Now;
+use crate::tracker::{Room, Tracker};
+use crate::types::{Action, Announce, Contact, Event, InfoHash, Refusal, Rejected, WebPeer};
+use directory::{OfferKey, Offerer};
+use session::Peer;
+
+/// The longest message taken from a client, in bytes.
+pub const MESSAGE_BYTES_MAX: usize = 64 * 1024;
+
+/// Most offers of one announce that are handed on, whatever the options say.
+pub const OFFERS_LIMIT: usize = 64;
+
+const WEB_PEER_BYTES: usize = size_of::<WebPeer>();
+
+/// What the operator may set; swapped whole on reload.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Seconds until the next announce.
+    pub interval_s: u32,
+    /// Most offers taken from one announce.
+    pub offers_max: u32,
+    /// Most offers handed to one socket in a minute.
+    pub offers_per_minute_max: u32,
+    /// Most swarms that one socket may be in.
+    pub torrents_max: u32,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { interval_s: 120, offers_max: 10, offers_per_minute_max: 60, torrents_max: 1000 }
+    }
+}
+
+/// What one socket sends to another.
+#[derive(Clone, Debug)]
+pub struct Mail {
+    /// The peer that it is for: it may have left while the mail was on its way.
+    to: WebPeer,
+    /// Of an offer: what its receiver remembers.
+    offer: Option<Offer>,
+    /// The message for the client.
+    text: Vec<u8>,
+}
+
+/// An offer on its way.
+#[derive(Clone, Copy, Debug)]
+struct Offer {
+    /// How its answer will name it.
+    key: OfferKey,
+    /// The peer that made it.
+    offerer: WebPeer,
+    /// Whose peer that is.
+    source: Offerer,
+}
+
+impl Mail {
+    /// The length of the message for the client, in bytes.
+    pub fn bytes(&self) -> usize {
+        self.text.len()
+    }
+}
+
+/// What a message led to.
+#[derive(Debug, Default)]
+pub struct Outbox {
+    /// Text messages for the socket itself, in order.
+    pub replies: Vec<Vec<u8>>,
+    /// What goes to other sockets, and maybe to this one under another of its peer ids.
+    pub mail: Vec<(Route, Mail)>,
+}
+
+/// One worker's WebTorrent front end.
+pub struct WsFrontend {
+    directory: Arc<Directory>,
+    options: arc_swap::Cache<Arc<ArcSwap<Options>>, Arc<Options>>,
+}
+
+impl WsFrontend {
+    /// A front end; what `options` holds may be replaced at any time.
+    pub fn new(directory: Arc<Directory>, options: Arc<ArcSwap<Options>>) -> Self {
+        Self { directory, options: arc_swap::Cache::new(options) }
+    }
+
+    /// A new socket at `route`, of a client at `source`.
+    pub fn open(&mut self, route: Route, source: IpAddr) -> Session {
+        Session::new(route, source)
+    }
+
+    /// Handles one message of at most [`MESSAGE_BYTES_MAX`] bytes; appends to `outbox`.
+    ///
+    /// There is one reply to every message but an answer, which gets none: also not where it
+    /// answers nothing that was offered, for clients race with each other and with time. That is
+    /// counted as [`Rejected::BadMessage`].
+    pub fn handle(
+        &mut self,
+        tracker: &mut Tracker,
+        now: Now,
+        session: &mut Session,
+        message: &[u8],
+        outbox: &mut Outbox,
+    ) -> Outcome {
+        let options = Options::clone(self.options.load());
+        let offers_max = (options.offers_max as usize).min(OFFERS_LIMIT);
+        match webtorrent::decode(message, offers_max) {
+            Ok(Request::Announce(it)) if it.event == Event::Stopped => {
+                self.stop(tracker, now, session, &it, &options, outbox)
+            }
+            Ok(Request::Announce(it)) => {
+                self.announce(tracker, now, session, &it, &options, outbox)
+            }
+            Ok(Request::Answer(it)) => self.answer(now, session, &it, outbox),
+            Ok(Request::Scrape(hashes)) => {
+                let entries = hashes.iter().map(|it| (*it, tracker.scrape(it)));
+                outbox.reply(|out| webtorrent::encode_scraped(entries, out));
+                Outcome::Answered(Action::Scrape)
+            }
+            Err(invalid) => {
+                outbox.reply(|out| webtorrent::encode_invalid(&invalid, out));
+                Outcome::Rejected(Rejected::BadMessage)
+            }
+        }
+    }
+
+    /// Takes mail from another socket; appends what the client is to be told to `outbox`. Says
+    /// whether that is anything: the peer may have left, or have been offered enough.
+    pub fn receive(
+        &mut self,
+        now: Now,
+        session: &mut Session,
+        mail: Mail,
+        outbox: &mut Outbox,
+    ) -> bool {
+        let per_minute_max = self.options.load().offers_per_minute_max;
+        let Mail { to, offer, text } = mail;
+        let is_welcome = session.speaks_for(&to)
+            && offer.is_none_or(|it| session.take_offer(now, it, per_minute_max));
+        if is_welcome {
+            outbox.replies.push(text);
+        }
+        is_welcome
+    }
+
+    /// The socket has closed: its peers leave, unless they are on another socket by now.
+    pub fn close(&mut self, tracker: &mut Tracker, now: Now, session: Session) {
+        for peer in session.peers() {
+            self.directory.leave(&peer.name, session.route, || {
+                let announce = Announce {
+                    info_hash: peer.info_hash,
+                    source: session.source,
+                    contact: Contact::Web(peer.name),
+                    peer_id: peer.peer_id,
+                    left: u64::MAX,
+                    event: Event::Stopped,
+                    numwant: None,
+                };
+                let left = tracker.announce(now, &announce, Room::default());
+                debug_assert!(left.is_ok(), "leaving is not refused");
+            });
+        }
+    }
+
+    fn announce(
+        &mut self,
+        tracker: &mut Tracker,
+        now: Now,
+        session: &mut Session,
+        request: &AnnounceRequest<'_>,
+        options: &Options,
+        outbox: &mut Outbox,
+    ) -> Outcome {
+        let (announce, name) = self.announce_of(session, request);
+        let is_new = !session.speaks_for(&name);
+        if is_new && session.torrents() >= options.torrents_max as usize {
+            return refuse(&request.info_hash, Refusal::TooManyTorrents, outbox);
+        }
+        let mut room = [0; OFFERS_LIMIT * WEB_PEER_BYTES];
+        let offers = request.offers.len().min(OFFERS_LIMIT);
+        let web = &mut room[..offers * WEB_PEER_BYTES];
+        self.directory.enter(name, session.route); // before the peer joins: see there
+        match tracker.announce(now, &announce, Room { web, ..Room::default() }) {
+            Ok((reply, bytes)) => {
+                let Announce { info_hash, peer_id, .. } = announce;
+                session.join(Peer { name, info_hash, peer_id });
+                announced(&info_hash, options, reply.seeders, reply.leechers, outbox);
+                let chosen = &room[..bytes.iter().sum()];
+                self.hand_offers(request, name, session.source, chosen, outbox);
+                Outcome::Answered(Action::Announce)
+            }
+            Err(refusal) => {
+                if is_new {
+                    self.directory.leave(&name, session.route, || {});
+                }
+                refuse(&request.info_hash, refusal, outbox)
+            }
+        }
+    }
+
+    /// Hands one offer to each peer that was chosen. A peer whose socket has just gone is passed
+    /// over: its offer will not be answered, as clients expect of most.
+    fn hand_offers(
+        &self,
+        request: &AnnounceRequest<'_>,
+        offerer: WebPeer,
+        source: IpAddr,
+        chosen: &[u8],
+        outbox: &mut Outbox,
+    ) {
+        let (chosen, []) = chosen.as_chunks::<WEB_PEER_BYTES>() else {
+            unreachable!("only WebRTC peers were asked for");
+        };
+        let AnnounceRequest { info_hash, peer_id, offers, .. } = request;
+        let source = self.directory.offerer(source);
+        for (offer, to) in offers.iter().zip(chosen.iter().map(|it| WebPeer(*it))) {
+            let Some(route) = self.directory.route(&to) else { continue };
+            let mut text = Vec::with_capacity(offer.text.len() + 256);
+            webtorrent::encode_offer(info_hash, peer_id, offer, &mut text);
+            let key = self.directory.offer_key(info_hash, &offer.id, peer_id);
+            outbox
+                .mail
+                .push((route, Mail { to, offer: Some(Offer { key, offerer, source }), text }));
+        }
+    }
+
+    /// A peer leaves on its own word, which counts also where its socket is another one.
+    fn stop(
+        &mut self,
+        tracker: &mut Tracker,
+        now: Now,
+        session: &mut Session,
+        request: &AnnounceRequest<'_>,
+        options: &Options,
+        outbox: &mut Outbox,
+    ) -> Outcome {
+        let (announce, name) = self.announce_of(session, request);
+        match tracker.announce(now, &announce, Room::default()) {
+            Ok((reply, _)) => {
+                session.leave(&name);
+                self.directory.leave(&name, session.route, || {});
+                announced(&announce.info_hash, options, reply.seeders, reply.leechers, outbox);
+                Outcome::Answered(Action::Announce)
+            }
+            Err(refusal) => refuse(&announce.info_hash, refusal, outbox),
+        }
+    }
+
+    fn answer(
+        &mut self,
+        now: Now,
+        session: &mut Session,
+        request: &AnswerRequest<'_>,
+        outbox: &mut Outbox,
+    ) -> Outcome {
+        let AnswerRequest { info_hash, peer_id, to_peer_id, offer_id, .. } = request;
+        let own = self.directory.web_peer(info_hash, peer_id, session.source);
+        if !session.speaks_for(&own) {
+            return Outcome::Rejected(Rejected::BadMessage);
+        }
+        let key = self.directory.offer_key(info_hash, offer_id, to_peer_id);
+        let Some(to) = session.answer_offer(now, key) else {
+            return Outcome::Rejected(Rejected::BadMessage);
+        };
+        // Where the offerer is now, which may be a newer socket; nowhere, if it left.
+        if let Some(route) = self.directory.route(&to) {
+            let mut text = Vec::with_capacity(request.text.len() + 256);
+            webtorrent::encode_answer(request, &mut text);
+            outbox.mail.push((route, Mail { to, offer: None, text }));
+        }
+        Outcome::Answered(Action::Answer)
+    }
+
+    fn announce_of(&self, session: &Session, request: &AnnounceRequest<'_>) -> (Announce, WebPeer) {
+        let AnnounceRequest { info_hash, peer_id, .. } = *request;
+        let name = self.directory.web_peer(&info_hash, &peer_id, session.source);
+        let announce = Announce {
+            info_hash,
+            source: session.source,
+            contact: Contact::Web(name),
+            peer_id,
+            left: request.left,
+            event: request.event,
+            numwant: request.numwant,
+        };
+        (announce, name)
+    }
+}
+
+impl Outbox {
+    fn reply(&mut self, encode: impl FnOnce(&mut Vec<u8>)) {
+        let mut text = Vec::with_capacity(160);
+        encode(&mut text);
+        self.replies.push(text);
+    }
+}
+
+fn announced(
+    info_hash: &InfoHash,
+    options: &Options,
+    seeders: u32,
+    leechers: u32,
+    outbox: &mut Outbox,
+) {
+    outbox.reply(|out| {
+        webtorrent::encode_announced(info_hash, options.interval_s, seeders, leechers, out);
+    });
+}
+
+fn refuse(info_hash: &InfoHash, refusal: Refusal, outbox: &mut Outbox) -> Outcome {
+    let (method, reason) = (Some(Method::Announce), refusal.text());
+    outbox.reply(|out| webtorrent::encode_failure(method, Some(info_hash), reason, out));
+    Outcome::Refused(refusal)
+}

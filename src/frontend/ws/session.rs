@@ -1,0 +1,128 @@
+//! What one socket has going on: the peers it speaks for, and the offers that were handed to it.
+//!
+//! Idle sockets are many, so a session is a hundred bytes and grows by what it holds: 56 bytes a
+//! swarm, 48 bytes an offer of the last minute.
+
+use std::collections::VecDeque;
+use std::net::IpAddr;
+
+use super::Offer;
+use super::directory::{OfferKey, Offerer, Route};
+use crate::time::Now;
+use crate::types::{InfoHash, PeerId, WebPeer};
+
+/// How long an offer waits for its answer: clients give up after 50 seconds. It is also the time
+/// over which offers to a socket are limited, so that one list serves both.
+pub const OFFER_AGE_S_MAX: u64 = 60;
+
+/// The part of a socket's quota of offers that one source may use.
+const SOURCE_PART: usize = 4;
+
+/// One socket's part: the swarms it is in, the offers that wait for its answers.
+#[derive(Debug)]
+pub struct Session {
+    pub(super) route: Route,
+    pub(super) source: IpAddr,
+    /// In order of their names, which are random: found by halving, whatever clients choose.
+    peers: Vec<Peer>,
+    /// Oldest first.
+    offers: VecDeque<HandedOffer>,
+}
+
+/// A peer that a socket speaks for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Peer {
+    pub(super) name: WebPeer,
+    pub(super) info_hash: InfoHash,
+    pub(super) peer_id: PeerId,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct HandedOffer {
+    key: OfferKey,
+    offerer: WebPeer,
+    at: Now,
+    source: Offerer,
+    is_open: bool,
+}
+
+impl Session {
+    pub(super) fn new(route: Route, source: IpAddr) -> Self {
+        Self { route, source, peers: Vec::new(), offers: VecDeque::new() }
+    }
+
+    /// Where mail for this socket goes.
+    pub fn route(&self) -> Route {
+        self.route
+    }
+
+    /// Whose socket it is.
+    pub fn source(&self) -> IpAddr {
+        self.source
+    }
+
+    /// Swarms that the socket is in, once for each of its peer ids there.
+    pub fn torrents(&self) -> usize {
+        self.peers.len()
+    }
+
+    pub(super) fn peers(&self) -> &[Peer] {
+        &self.peers
+    }
+
+    pub(super) fn speaks_for(&self, name: &WebPeer) -> bool {
+        self.position(name).is_ok()
+    }
+
+    pub(super) fn join(&mut self, peer: Peer) {
+        if let Err(at) = self.position(&peer.name) {
+            if self.peers.is_empty() {
+                self.peers.reserve_exact(1); // most sockets are in one swarm
+            }
+            self.peers.insert(at, peer);
+        }
+    }
+
+    pub(super) fn leave(&mut self, name: &WebPeer) {
+        if let Ok(at) = self.position(name) {
+            self.peers.remove(at);
+        }
+    }
+
+    fn position(&self, name: &WebPeer) -> Result<usize, usize> {
+        self.peers.binary_search_by(|it| it.name.0.cmp(&name.0))
+    }
+
+    /// Remembers an offer that is handed to this socket, unless `per_minute_max` were within the
+    /// last minute, or one source would use more than a quarter of them: it may not keep all others
+    /// from the socket. Says whether it may be handed over.
+    pub(super) fn take_offer(&mut self, now: Now, offer: Offer, per_minute_max: u32) -> bool {
+        self.forget_offers(now);
+        let Offer { key, offerer, source } = offer;
+        let quota = per_minute_max as usize;
+        let used = self.offers.iter().filter(|it| it.source == source).count();
+        if self.offers.len() >= quota || used >= (quota / SOURCE_PART).max(1) {
+            return false;
+        }
+        self.offers.push_back(HandedOffer { key, offerer, at: now, source, is_open: true });
+        true
+    }
+
+    /// Who made the offer that is answered; an offer is answered once.
+    pub(super) fn answer_offer(&mut self, now: Now, key: OfferKey) -> Option<WebPeer> {
+        self.forget_offers(now);
+        let mut newest_first = self.offers.iter_mut().rev();
+        let offer = newest_first.find(|it| it.key == key && it.is_open)?;
+        offer.is_open = false;
+        Some(offer.offerer)
+    }
+
+    fn forget_offers(&mut self, now: Now) {
+        while self.offers.front().is_some_and(|it| it.at.plus_s(OFFER_AGE_S_MAX) <= now) {
+            self.offers.pop_front();
+        }
+        if self.offers.capacity() > 8 + 4 * self.offers.len() {
+            self.offers.shrink_to(2 * self.offers.len());
+        }
+    }
+}

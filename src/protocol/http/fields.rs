@@ -1,0 +1,101 @@
+//! The header fields that say how a request is framed and what becomes of its connection.
+
+use httparse::Header;
+
+/// What the header fields of a request come down to.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Fields<'a> {
+    /// `Connection: close`.
+    pub close: bool,
+    /// `Connection: keep-alive`.
+    pub keep_alive: bool,
+    /// `Connection: upgrade` and `Upgrade: websocket` (RFC 6455, 4.2.1).
+    pub websocket: bool,
+    /// The version of the WebSocket protocol that is asked for.
+    pub websocket_version: Option<&'a [u8]>,
+    /// What the reply to an upgrade is derived from.
+    pub websocket_key: Option<&'a [u8]>,
+    /// Whether a body follows, or may: where it ends is of no interest here.
+    pub body: bool,
+}
+
+impl<'a> Fields<'a> {
+    /// Looks at every field once. Names and tokens are case-insensitive, fields may be repeated.
+    pub fn of(headers: &'a [Header<'a>]) -> Self {
+        let mut it = Self::default();
+        let (mut upgrade, mut websocket) = (false, false);
+        for header in headers {
+            let is = |name: &str| header.name.eq_ignore_ascii_case(name);
+            match header.name.len() {
+                7 if is("upgrade") => websocket |= has_token(header.value, "websocket"),
+                10 if is("connection") => {
+                    it.close |= has_token(header.value, "close");
+                    it.keep_alive |= has_token(header.value, "keep-alive");
+                    upgrade |= has_token(header.value, "upgrade");
+                }
+                14 if is("content-length") => {
+                    it.body |= !matches!(header.value, [b'0', rest @ ..] if is_nought(rest));
+                }
+                17 if is("transfer-encoding") => it.body = true,
+                17 if is("sec-websocket-key") => it.websocket_key = Some(header.value),
+                21 if is("sec-websocket-version") => it.websocket_version = Some(header.value),
+                _ => {}
+            }
+        }
+        it.websocket = upgrade && websocket;
+        it
+    }
+}
+
+/// The elements of a list that holds no quoted strings (RFC 9110, 5.6.1); empty ones are skipped.
+pub fn tokens(value: &[u8]) -> impl Iterator<Item = &[u8]> {
+    value.split(|it| *it == b',').map(<[u8]>::trim_ascii).filter(|it| !it.is_empty())
+}
+
+fn is_nought(digits: &[u8]) -> bool {
+    digits.iter().all(|it| *it == b'0')
+}
+
+fn has_token(value: &[u8], token: &str) -> bool {
+    tokens(value).any(|it| it.eq_ignore_ascii_case(token.as_bytes()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fields<'a>(headers: &'a [Header<'a>]) -> Fields<'a> {
+        Fields::of(headers)
+    }
+
+    fn header<'a>(name: &'a str, value: &'a str) -> Header<'a> {
+        Header { name, value: value.as_bytes() }
+    }
+
+    #[test]
+    fn connection_is_a_list_in_any_case_and_may_be_repeated() {
+        let it = [header("cOnnection", "foo ,\tUPGRADE,, close"), header("Connection", "x")];
+        assert!(fields(&it).close && !fields(&it).keep_alive && !fields(&it).websocket);
+        let it = [header("connection", "Keep-Alive")];
+        assert!(fields(&it).keep_alive && !fields(&it).close);
+        let it = [header("connection", "closed, keep-alives")];
+        assert!(!fields(&it).keep_alive && !fields(&it).close);
+    }
+
+    #[test]
+    fn a_websocket_needs_both_fields() {
+        let both = [header("Upgrade", "h2c, WebSocket"), header("Connection", "Upgrade")];
+        assert!(fields(&both).websocket);
+        assert!(!fields(&both[..1]).websocket);
+        assert!(!fields(&both[1..]).websocket);
+    }
+
+    #[test]
+    fn a_body_is_any_length_but_nought_and_any_coding() {
+        for value in ["1", "00", "0", "", "+0", "18446744073709551616", "0, 0", "x"] {
+            let it = [header("Content-Length", value)];
+            assert_eq!(fields(&it).body, !matches!(value, "0" | "00"), "{value}");
+        }
+        assert!(fields(&[header("transfer-encoding", "identity")]).body);
+    }
+}

@@ -1,0 +1,225 @@
+//! HTTP/1.0 and 1.1 (RFC 9112), as far as a tracker needs them: the head of a request, borrowed
+//! from the connection's bytes, and the head of a reply. Requests have no body.
+//!
+//! The request line is taken apart here, because clients send targets that a strict parser refuses
+//! (`GET /announce ?info_hash=…`); the header fields are httparse's.
+
+mod fields;
+pub mod forwarded;
+mod query;
+mod reply;
+
+use httparse::{EMPTY_HEADER, Header, Status};
+use memchr::{memchr, memrchr};
+
+pub use fields::{Fields, tokens};
+pub use query::{AnnounceQuery, BadBytes, Malformed, SCRAPE_HASHES_MAX, decode_20, has, pairs};
+pub use query::{announce, scrape};
+pub use reply::ReplyHead;
+
+use crate::types::Rejected;
+
+/// The longest head of a request, request line included.
+pub const HEAD_BYTES_MAX: usize = 8 * 1024;
+
+/// Most header fields of a request.
+pub const HEADERS_MAX: usize = 64;
+
+/// The longest target of a request that is no scrape.
+pub const TARGET_BYTES_MAX: usize = 2 * 1024;
+
+/// The longest target of a scrape: [`SCRAPE_HASHES_MAX`] info-hashes with every byte escaped.
+pub const SCRAPE_TARGET_BYTES_MAX: usize = 5 * 1024;
+
+/// Longer than any registered method.
+const METHOD_BYTES_MAX: usize = 32;
+
+/// What a request wants done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Method {
+    /// The reply, whole.
+    Get,
+    /// The reply without its body.
+    Head,
+    /// Anything else; not served.
+    Other,
+}
+
+/// Room for the header fields of one request.
+pub struct Headers<'a>([Header<'a>; HEADERS_MAX]);
+
+impl Default for Headers<'_> {
+    fn default() -> Self {
+        Self([EMPTY_HEADER; HEADERS_MAX])
+    }
+}
+
+/// The head of a request, borrowed.
+#[derive(Clone, Copy, Debug)]
+pub struct Head<'a> {
+    /// What is to be done.
+    pub method: Method,
+    /// The target up to the first `?`, without scheme and host. Empty for [`Method::Other`].
+    pub path: &'a [u8],
+    /// The target behind the first `?`.
+    pub query: &'a [u8],
+    /// Whether this is HTTP/1.1, not 1.0.
+    pub http_1_1: bool,
+    /// The header fields, in order.
+    pub headers: &'a [Header<'a>],
+    /// How many bytes the head takes.
+    pub bytes: usize,
+}
+
+impl<'a> Head<'a> {
+    /// Reads the first head in `bytes`. `None`: it is not complete yet, and still may be.
+    ///
+    /// # Errors
+    /// [`Rejected::BadRequest`], [`Rejected::LongTarget`] or [`Rejected::LongHead`], as soon as no
+    /// further bytes could mend it.
+    pub fn parse<'b: 'a>(
+        bytes: &'b [u8],
+        headers: &'a mut Headers<'b>,
+    ) -> Result<Option<Self>, Rejected> {
+        let bytes = &bytes[..bytes.len().min(HEAD_BYTES_MAX)];
+        let incomplete = || match bytes.len() {
+            HEAD_BYTES_MAX => Err(Rejected::LongHead),
+            _ => Ok(None),
+        };
+        // RFC 9112, 2.2: empty lines before a request are ignored.
+        let blank = bytes.iter().take_while(|it| matches!(it, b'\r' | b'\n')).count();
+        let Some(line) = memchr(b'\n', &bytes[blank..]) else {
+            judge_beginning(&bytes[blank..])?;
+            return incomplete();
+        };
+        let end = blank + line + 1;
+        let line = RequestLine::parse(&bytes[blank..end])?;
+        match httparse::parse_headers(&bytes[end..], &mut headers.0) {
+            Ok(Status::Partial) => incomplete(),
+            Ok(Status::Complete((length, headers))) => Ok(Some(Self {
+                method: line.method,
+                path: line.path,
+                query: line.query,
+                http_1_1: line.http_1_1,
+                headers,
+                bytes: end + length,
+            })),
+            Err(httparse::Error::TooManyHeaders) => Err(Rejected::LongHead),
+            Err(_) => Err(Rejected::BadRequest),
+        }
+    }
+
+    /// The values of every header field of this name, in order.
+    pub fn values(&self, name: &'static str) -> impl Iterator<Item = &'a [u8]> + use<'a> {
+        values(self.headers, name)
+    }
+}
+
+/// The values of every header field of this name, in order.
+pub fn values<'a>(
+    headers: &'a [Header<'a>],
+    name: &'static str,
+) -> impl Iterator<Item = &'a [u8]> + use<'a> {
+    headers.iter().filter(|it| it.name.eq_ignore_ascii_case(name)).map(|it| it.value)
+}
+
+/// Judges a request line that has no end yet.
+fn judge_beginning(line: &[u8]) -> Result<(), Rejected> {
+    let (method, target) = match memchr(b' ', line) {
+        Some(at) => (&line[..at], &line[at + 1..]),
+        None => (line, &[][..]),
+    };
+    judge_method(method)?;
+    judge_target(target.strip_suffix(b"\r").unwrap_or(target))
+}
+
+/// Judges the length of what follows the method, to the line's end: a target, a blank, a version.
+fn judge_target(rest: &[u8]) -> Result<(), Rejected> {
+    match rest.len() <= target_bytes_max(rest) + " HTTP/1.1".len() {
+        true => Ok(()),
+        false => Err(Rejected::LongTarget),
+    }
+}
+
+/// RFC 9110, 9.1: a method is a token.
+fn judge_method(method: &[u8]) -> Result<(), Rejected> {
+    let is_token = |it: &u8| it.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(it);
+    match method.len() <= METHOD_BYTES_MAX && method.iter().all(is_token) {
+        true => Ok(()),
+        false => Err(Rejected::BadRequest),
+    }
+}
+
+/// Scrapes name many torrents at once; nothing else needs as much.
+fn target_bytes_max(target: &[u8]) -> usize {
+    if target.len() <= TARGET_BYTES_MAX {
+        return TARGET_BYTES_MAX;
+    }
+    // Judged by the part that is there in any case when a target is seen to be long.
+    let path = &target[..memchr(b'?', &target[..TARGET_BYTES_MAX]).unwrap_or(0)];
+    let scrape = memchr::memmem::find(path, b"/scrape").is_some();
+    if scrape { SCRAPE_TARGET_BYTES_MAX } else { TARGET_BYTES_MAX }
+}
+
+/// The first line of a request.
+struct RequestLine<'a> {
+    method: Method,
+    path: &'a [u8],
+    query: &'a [u8],
+    http_1_1: bool,
+}
+
+impl<'a> RequestLine<'a> {
+    /// Takes a whole line apart. The target is all between the first blank and the last: some
+    /// clients leave blanks in it.
+    fn parse(line: &'a [u8]) -> Result<Self, Rejected> {
+        let line = line.strip_suffix(b"\n").unwrap_or(line);
+        let line = line.strip_suffix(b"\r").unwrap_or(line);
+        let first = memchr(b' ', line).ok_or(Rejected::BadRequest)?;
+        let (method, rest) = (&line[..first], &line[first + 1..]);
+        judge_method(method)?;
+        judge_target(rest)?;
+        let last = memrchr(b' ', rest).unwrap_or(rest.len());
+        let target = rest[..last].trim_ascii();
+        let http_1_1 = match rest.get(last + 1..) {
+            Some(b"HTTP/1.1") => true,
+            Some(b"HTTP/1.0") => false,
+            _ => return Err(Rejected::BadRequest),
+        };
+        let method = match method {
+            b"GET" => Method::Get,
+            b"HEAD" => Method::Head,
+            _ => Method::Other,
+        };
+        if method == Method::Other {
+            return Ok(Self { method, path: b"", query: b"", http_1_1 });
+        }
+        let target = origin_form(target).ok_or(Rejected::BadRequest)?;
+        let (path, query) = match memchr(b'?', target) {
+            Some(at) => (target[..at].trim_ascii_end(), &target[at + 1..]),
+            None => (target, &[][..]),
+        };
+        Ok(Self { method, path, query, http_1_1 })
+    }
+}
+
+/// Path and query of a target; of an absolute one (RFC 9112, 3.2.2), scheme and host are dropped.
+/// `None` if it is neither, or holds control characters.
+fn origin_form(target: &[u8]) -> Option<&[u8]> {
+    // All of it is looked at, whatever is found: without a way out the loop is vectorised.
+    if target.iter().fold(false, |found, it| found | it.is_ascii_control()) {
+        return None;
+    }
+    if target.starts_with(b"/") {
+        return Some(target);
+    }
+    let scheme = ["http://", "https://"].into_iter().find(|it| {
+        target.get(..it.len()).is_some_and(|start| start.eq_ignore_ascii_case(it.as_bytes()))
+    })?;
+    let rest = &target[scheme.len()..];
+    let host = rest.iter().position(|it| matches!(it, b'/' | b'?')).unwrap_or(rest.len());
+    (host > 0).then(|| &rest[host..])
+}
+
+#[cfg(test)]
+mod tests;

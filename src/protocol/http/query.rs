@@ -1,0 +1,423 @@
+//! The query of an announce or scrape (BEP 3, 7, 23, 48): parameters, and the percent coding of 20
+//! raw bytes.
+//!
+//! Clients vary, so whatever can be understood is: parameters are parted by `&` alone, a `+` is a
+//! plus, every byte that is no escape is itself, unknown parameters are skipped, and of repeated
+//! ones the last counts, because clients append theirs to what the announce URL already holds.
+
+use memchr::memchr;
+
+use crate::types::{Event, InfoHash, PeerId};
+
+/// Info-hashes answered per scrape; more are ignored, as over UDP.
+pub const SCRAPE_HASHES_MAX: usize = 64;
+
+/// What an announce says. `uploaded`, `downloaded`, `key`, `trackerid`, `no_peer_id`, `ip`, `ipv4`,
+/// `ipv6` and all others are ignored, whatever they hold: nothing is kept of totals, peers are
+/// handed out without ids, addresses are taken from the connection alone, and no tracker id is ever
+/// given out, for there is no state of a client that it could name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AnnounceQuery {
+    /// The torrent.
+    pub info_hash: InfoHash,
+    /// The client's own name.
+    pub peer_id: PeerId,
+    /// The port the client listens on.
+    pub port: u16,
+    /// Bytes still missing. Where the client names no number, it does not know (magnet links): all
+    /// ones, which is a leecher.
+    pub left: u64,
+    /// What happened; none where the name is unknown.
+    pub event: Event,
+    /// How many peers are wanted, read as over UDP: 0, a negative and nonsense leave it to us.
+    pub numwant: Option<u32>,
+    /// Whether peers are wanted as bytes (BEP 23), not as dictionaries.
+    pub compact: bool,
+}
+
+/// Why a query cannot be answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Malformed {
+    /// An announce without a torrent.
+    NoInfoHash,
+    /// An info-hash of another length.
+    InfoHashLength,
+    /// An info-hash with a `%` that two hexadecimal digits do not follow.
+    InfoHashEscape,
+    /// An announce of more than one torrent.
+    InfoHashTwice,
+    /// An announce without a peer id.
+    NoPeerId,
+    /// A peer id that is not 20 bytes, or is badly escaped.
+    PeerId,
+    /// An announce without a port.
+    NoPort,
+    /// A port that is no 16-bit number.
+    Port,
+}
+
+impl Malformed {
+    /// Every reason.
+    pub const ALL: [Self; 8] = [
+        Self::NoInfoHash,
+        Self::InfoHashLength,
+        Self::InfoHashEscape,
+        Self::InfoHashTwice,
+        Self::NoPeerId,
+        Self::PeerId,
+        Self::NoPort,
+        Self::Port,
+    ];
+
+    /// What the client is told.
+    pub const fn text(self) -> &'static str {
+        match self {
+            Self::NoInfoHash => "info_hash is missing",
+            Self::InfoHashLength => "info_hash is not 20 bytes",
+            Self::InfoHashEscape => "info_hash has a bad escape",
+            Self::InfoHashTwice => "info_hash is there twice",
+            Self::NoPeerId => "peer_id is missing",
+            Self::PeerId => "peer_id is not 20 bytes",
+            Self::NoPort => "port is missing",
+            Self::Port => "port is no port number",
+        }
+    }
+}
+
+/// Reads the query of an announce.
+///
+/// # Errors
+/// The first thing that is wrong, or else missing.
+pub fn announce(query: &[u8]) -> Result<AnnounceQuery, Malformed> {
+    let (mut info_hash, mut peer_id, mut port) = (None, None, None);
+    let (mut left, mut event, mut numwant, mut compact) = (u64::MAX, Event::None, None, true);
+    for (name, value) in pairs(query) {
+        match name {
+            b"info_hash" if info_hash.is_some() => return Err(Malformed::InfoHashTwice),
+            b"info_hash" => info_hash = Some(info_hash_of(value)?),
+            b"peer_id" => {
+                peer_id = Some(PeerId(decode_20(value).map_err(|_| Malformed::PeerId)?));
+            }
+            b"port" => {
+                let number = decimal(value).and_then(|it| u16::try_from(it).ok());
+                port = Some(number.ok_or(Malformed::Port)?);
+            }
+            b"left" => left = decimal(value).unwrap_or(u64::MAX),
+            b"event" => event = event_of(value),
+            b"numwant" => numwant = numwant_of(value),
+            b"compact" => compact = value != b"0",
+            _ => {}
+        }
+    }
+    Ok(AnnounceQuery {
+        info_hash: info_hash.ok_or(Malformed::NoInfoHash)?,
+        peer_id: peer_id.ok_or(Malformed::NoPeerId)?,
+        port: port.ok_or(Malformed::NoPort)?,
+        left,
+        event,
+        numwant,
+        compact,
+    })
+}
+
+/// Reads the query of a scrape: sets `info_hashes` to the torrents asked for, in order, each once.
+/// None means all of them.
+///
+/// # Errors
+/// [`Malformed::InfoHashLength`] or [`Malformed::InfoHashEscape`] if any of them is.
+pub fn scrape(query: &[u8], info_hashes: &mut Vec<InfoHash>) -> Result<(), Malformed> {
+    info_hashes.clear();
+    let named = pairs(query).filter(|(name, _)| *name == b"info_hash");
+    for (_, value) in named.take(SCRAPE_HASHES_MAX) {
+        info_hashes.push(info_hash_of(value)?);
+    }
+    info_hashes.sort_unstable();
+    info_hashes.dedup();
+    Ok(())
+}
+
+/// Whether a parameter of this name is there.
+pub fn has(query: &[u8], name: &[u8]) -> bool {
+    pairs(query).any(|(it, _)| it == name)
+}
+
+/// The parameters of a query: names, and values as they came. One without `=` has an empty value.
+pub fn pairs(query: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
+    let mut rest = query;
+    std::iter::from_fn(move || {
+        if rest.is_empty() {
+            return None;
+        }
+        // Names are short: a search that pays from some dozen bytes on is for values.
+        let end = rest.iter().position(|it| matches!(it, b'=' | b'&')).unwrap_or(rest.len());
+        let (name, tail) = rest.split_at(end);
+        let [b'=', value @ ..] = tail else {
+            rest = tail.get(1..).unwrap_or_default();
+            return Some((name, &[][..]));
+        };
+        let end = memchr(b'&', value).unwrap_or(value.len());
+        rest = value.get(end + 1..).unwrap_or_default();
+        Some((name, &value[..end]))
+    })
+}
+
+/// What is wrong with 20 bytes in percent coding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BadBytes {
+    /// They are not 20.
+    Length,
+    /// A `%` that two hexadecimal digits do not follow.
+    Escape,
+}
+
+/// Decodes exactly 20 bytes.
+///
+/// # Errors
+/// What is wrong with it.
+#[inline]
+pub fn decode_20(value: &[u8]) -> Result<[u8; 20], BadBytes> {
+    let mut out = [0; 20];
+    let mut rest = value;
+    for place in &mut out {
+        match rest {
+            [b'%', high, low, tail @ ..] => {
+                let (high, low) = (DIGITS[usize::from(*high)], DIGITS[usize::from(*low)]);
+                if (high | low) > 0xf {
+                    return Err(BadBytes::Escape);
+                }
+                *place = high << 4 | low;
+                rest = tail;
+            }
+            [b'%', ..] => return Err(BadBytes::Escape),
+            [byte, tail @ ..] => {
+                *place = *byte;
+                rest = tail;
+            }
+            [] => return Err(BadBytes::Length),
+        }
+    }
+    if rest.is_empty() { Ok(out) } else { Err(BadBytes::Length) }
+}
+
+/// What every byte is worth as a hexadecimal digit; 0xff: it is none.
+static DIGITS: [u8; 256] = {
+    let mut digits = [0xff; 256];
+    let mut value: u8 = 0;
+    while value < 16 {
+        digits[b"0123456789abcdef"[value as usize] as usize] = value;
+        digits[b"0123456789ABCDEF"[value as usize] as usize] = value;
+        value += 1;
+    }
+    digits
+};
+
+fn info_hash_of(value: &[u8]) -> Result<InfoHash, Malformed> {
+    decode_20(value).map(InfoHash).map_err(|it| match it {
+        BadBytes::Length => Malformed::InfoHashLength,
+        BadBytes::Escape => Malformed::InfoHashEscape,
+    })
+}
+
+/// A number of digits alone, the largest one there is if it is larger.
+fn decimal(value: &[u8]) -> Option<u64> {
+    if value.is_empty() {
+        return None;
+    }
+    value.iter().try_fold(0_u64, |sum, digit| {
+        let digit = u64::from(digit.wrapping_sub(b'0'));
+        (digit < 10).then(|| sum.saturating_mul(10).saturating_add(digit))
+    })
+}
+
+fn event_of(value: &[u8]) -> Event {
+    match value {
+        b"started" => Event::Started,
+        b"completed" => Event::Completed,
+        b"stopped" => Event::Stopped,
+        b"paused" => Event::Paused,
+        _ => Event::None,
+    }
+}
+
+fn numwant_of(value: &[u8]) -> Option<u32> {
+    let wanted = decimal(value).filter(|wanted| *wanted > 0)?;
+    Some(u32::try_from(wanted).unwrap_or(u32::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const RIGHT: &str = "info_hash=aaaaaaaaaaaaaaaaaaaa&peer_id=-AA0000-bbbbbbbbbbbb&port=6881";
+
+    fn with(more: &str) -> Result<AnnounceQuery, Malformed> {
+        announce(format!("{RIGHT}&{more}").as_bytes())
+    }
+
+    #[test]
+    fn what_is_missing_has_a_meaning() {
+        let it = with("").unwrap();
+        assert_eq!(it.info_hash, InfoHash(*b"aaaaaaaaaaaaaaaaaaaa"));
+        assert_eq!(it.peer_id, PeerId(*b"-AA0000-bbbbbbbbbbbb"));
+        assert_eq!((it.port, it.left, it.event), (6881, u64::MAX, Event::None));
+        assert_eq!((it.numwant, it.compact), (None, true));
+    }
+
+    #[test]
+    fn nonsense_that_nothing_depends_on_is_tolerated() {
+        let plain = with("").unwrap();
+        for more in [
+            "ipv4=None&ipv6=None",
+            "ip=999.1.1.1",
+            "ip=%zz&localip=",
+            "uploaded=-5&downloaded=x",
+            "key=0xZZ%",
+            "trackerid=abc",
+            "no_peer_id=1&supportcrypto=1&requirecrypto&corrupt=0",
+            "&&&=&==&=x&info_hash_=1",
+            "event=",
+            "event=sTarted",
+            "event=unknown",
+            "numwant=-1",
+            "numwant=0",
+            "numwant=",
+            "numwant=1e3",
+            "left=",
+            "left=-1",
+            "left=x",
+            "compact=",
+            "compact=1",
+            "compact=yes",
+            "left=99999999999999999999999",
+        ] {
+            assert_eq!(with(more), Ok(plain), "{more}");
+        }
+    }
+
+    #[test]
+    fn what_means_something_is_read() {
+        assert_eq!(with("left=0").unwrap().left, 0);
+        assert_eq!(with("left=16384").unwrap().left, 16384);
+        assert_eq!(with("numwant=80").unwrap().numwant, Some(80));
+        assert_eq!(with("numwant=99999999999999999999").unwrap().numwant, Some(u32::MAX));
+        assert!(!with("compact=0").unwrap().compact);
+        for (name, event) in [
+            ("started", Event::Started),
+            ("completed", Event::Completed),
+            ("stopped", Event::Stopped),
+            ("paused", Event::Paused),
+        ] {
+            assert_eq!(with(&format!("event={name}")).unwrap().event, event);
+        }
+        // The URL's own parameters come first, the client's count.
+        let twice = with("port=7000&left=5&left=0").unwrap();
+        assert_eq!((twice.port, twice.left), (7000, 0));
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        let hash = "info_hash=aaaaaaaaaaaaaaaaaaaa";
+        let id = "peer_id=-AA0000-bbbbbbbbbbbb";
+        for (query, expected) in [
+            (String::new(), Malformed::NoInfoHash),
+            ("info_hash".into(), Malformed::InfoHashLength),
+            (format!("{id}&port=1"), Malformed::NoInfoHash),
+            (format!("{hash}a&{id}&port=1"), Malformed::InfoHashLength),
+            (format!("{id}&port=1&info_hash=aaaaaaaaaaaaaaaaaaa"), Malformed::InfoHashLength),
+            (format!("{id}&port=1&info_hash=aaaaaaaaaaaaaaaaaaa%4"), Malformed::InfoHashEscape),
+            (format!("{id}&port=1&info_hash=%g0aaaaaaaaaaaaaaaaaaa"), Malformed::InfoHashEscape),
+            (format!("{id}&port=1&info_hash=%0%aaaaaaaaaaaaaaaaaaa"), Malformed::InfoHashEscape),
+            (format!("{hash}&{hash}&{id}&port=1"), Malformed::InfoHashTwice),
+            (format!("{hash}&port=1"), Malformed::NoPeerId),
+            (format!("{hash}&peer_id=short&port=1"), Malformed::PeerId),
+            (format!("{hash}&peer_id=%&port=1"), Malformed::PeerId),
+            (format!("{hash}&{id}"), Malformed::NoPort),
+            (format!("{hash}&{id}&port="), Malformed::Port),
+            (format!("{hash}&{id}&port=65536"), Malformed::Port),
+            (format!("{hash}&{id}&port=-1"), Malformed::Port),
+            (format!("{hash}&{id}&port=0x1"), Malformed::Port),
+        ] {
+            assert_eq!(announce(query.as_bytes()), Err(expected), "{query}");
+        }
+    }
+
+    #[test]
+    fn reserved_characters_are_themselves() {
+        let raw = b"+,/;<>:@!$'()*~ =?\"\xff";
+        assert_eq!(raw.len(), 20);
+        assert_eq!(decode_20(raw), Ok(*raw));
+        let query = [b"info_hash=", &raw[..]].concat();
+        let mut all = Vec::new();
+        scrape(&query, &mut all).unwrap();
+        assert_eq!(all, [InfoHash(*raw)]);
+    }
+
+    #[test]
+    fn a_scrape_takes_64_in_order_and_each_once() {
+        let mut all = Vec::new();
+        let name = |at: usize| format!("info_hash={at:020}&");
+        scrape([name(3), name(1), name(3)].concat().as_bytes(), &mut all).unwrap();
+        assert_eq!(all.len(), 2);
+        assert!(all[0] < all[1]);
+        let many: String = (0..70).rev().map(name).collect();
+        scrape(many.as_bytes(), &mut all).unwrap();
+        assert_eq!(all.len(), SCRAPE_HASHES_MAX);
+        assert_eq!(all[0], InfoHash(*b"00000000000000000006"));
+        assert_eq!(scrape(b"info_hash=1", &mut all), Err(Malformed::InfoHashLength));
+        scrape(b"x=1", &mut all).unwrap();
+        assert!(all.is_empty());
+    }
+
+    #[test]
+    fn parameters_are_parted_by_ampersands_alone() {
+        let all: Vec<_> = pairs(b"a=b;c&d&=e&f==g&&h=").collect();
+        let expected: [(&[u8], &[u8]); 6] =
+            [(b"a", b"b;c"), (b"d", b""), (b"", b"e"), (b"f", b"=g"), (b"", b""), (b"h", b"")];
+        assert_eq!(all, expected);
+        assert!(has(b"a=1&info_hash", b"info_hash") && !has(b"x=info_hash", b"info_hash"));
+    }
+
+    /// One byte in one of the forms that clients use.
+    fn coded(byte: u8, form: u8) -> Vec<u8> {
+        let plain = !matches!(byte, b'%' | b'&');
+        match form {
+            0 => format!("%{byte:02x}").into_bytes(),
+            1 => format!("%{byte:02X}").into_bytes(),
+            2 => {
+                let [high, low]: [u8; 2] = format!("{byte:02x}").into_bytes().try_into().unwrap();
+                vec![b'%', high.to_ascii_uppercase(), low]
+            }
+            _ if plain => vec![byte],
+            _ => format!("%{byte:02x}").into_bytes(),
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_20_bytes_survive_in_every_mix(
+            bytes in any::<[u8; 20]>(),
+            forms in any::<[u8; 20]>(),
+        ) {
+            let forms = forms.iter().map(|it| it % 4);
+            let text: Vec<u8> =
+                bytes.iter().zip(forms).flat_map(|(byte, form)| coded(*byte, form)).collect();
+            prop_assert_eq!(decode_20(&text), Ok(bytes));
+            let query = [b"x=1&info_hash=", &text[..], b"&y"].concat();
+            let mut all = Vec::new();
+            prop_assert_eq!(scrape(&query, &mut all), Ok(()));
+            prop_assert_eq!(all, [InfoHash(bytes)]);
+        }
+
+        #[test]
+        fn no_query_is_too_strange(query in vec(any::<u8>(), 0..400)) {
+            let mut all = Vec::new();
+            let _ = (announce(&query), scrape(&query, &mut all));
+            prop_assert!(all.len() <= SCRAPE_HASHES_MAX);
+            let bytes: usize = pairs(&query).map(|(name, value)| name.len() + value.len()).sum();
+            prop_assert!(bytes <= query.len());
+        }
+    }
+}

@@ -1,0 +1,595 @@
+//! From text to request. Clients disagree about types, so each field is read for what it may be and
+//! anything else is noted, not failed on: the message is judged once all of it has been seen.
+
+use std::fmt;
+use std::marker::PhantomData;
+
+use serde::Deserialize;
+use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde_json::value::RawValue;
+
+use super::{
+    AnnounceRequest, AnswerRequest, DESCRIPTION_BYTES_MAX, DESCRIPTION_DEPTH_MAX, Fault, Invalid,
+    Method, Offer, OfferId, Request, SCRAPE_HASHES_MAX,
+};
+use crate::types::{Event, InfoHash, PeerId};
+
+/// Decodes a message; offers beyond `offers_max` are ignored.
+///
+/// # Errors
+/// [`Invalid`]: what the client is to be told.
+pub fn decode(message: &[u8], offers_max: usize) -> Result<Request<'_>, Invalid> {
+    let mut fields = Fields { offers_max, ..Fields::default() };
+    let read = std::str::from_utf8(message).map_err(|_| Fault::Json).and_then(|text| {
+        let mut json = serde_json::Deserializer::from_str(text);
+        let whole = (&mut fields).deserialize(&mut json).and_then(|()| json.end());
+        whole.map_err(|_| Fault::Json)
+    });
+    let (method, info_hash) = (fields.method(), fields.info_hash().ok());
+    read.and_then(|()| fields.judge()).map_err(|fault| Invalid { fault, method, info_hash })
+}
+
+/// What a message says, as far as it makes sense.
+#[derive(Default)]
+struct Fields<'a> {
+    action: Action,
+    info_hash: Hashes,
+    peer_id: Name,
+    to_peer_id: Name,
+    offer_id: Name,
+    left: Option<Left>,
+    numwant: Numwant,
+    event: Happened,
+    offers: Vec<Offer<'a>>,
+    offers_fault: Option<Fault>,
+    offers_max: usize,
+    answer: Option<&'a RawValue>,
+}
+
+#[derive(Deserialize)]
+#[serde(field_identifier, rename_all = "snake_case")]
+enum Field {
+    Action,
+    InfoHash,
+    PeerId,
+    ToPeerId,
+    OfferId,
+    Left,
+    Numwant,
+    Event,
+    Offers,
+    Answer,
+    #[serde(other)]
+    Other,
+}
+
+impl<'a> Fields<'a> {
+    fn method(&self) -> Option<Method> {
+        self.action.0
+    }
+
+    fn info_hash(&self) -> Result<InfoHash, Fault> {
+        match self.info_hash {
+            Hashes::One(hash) => Ok(hash),
+            _ => Err(Fault::InfoHash),
+        }
+    }
+
+    fn judge(self) -> Result<Request<'a>, Fault> {
+        match self.method().ok_or(Fault::Action)? {
+            Method::Scrape => self.scrape(),
+            Method::Announce if self.answer.is_some() => self.answer(),
+            Method::Announce => self.announce(),
+        }
+    }
+
+    fn scrape(self) -> Result<Request<'a>, Fault> {
+        match self.info_hash {
+            Hashes::One(hash) => Ok(Request::Scrape(vec![hash])),
+            Hashes::Many(mut hashes) => {
+                // Keys of one JSON object: no client could read the second of two.
+                hashes.sort_unstable();
+                hashes.dedup();
+                Ok(Request::Scrape(hashes))
+            }
+            Hashes::Absent => Err(Fault::FullScrape),
+            Hashes::Wrong => Err(Fault::InfoHash),
+        }
+    }
+
+    fn announce(self) -> Result<Request<'a>, Fault> {
+        let request = AnnounceRequest {
+            info_hash: self.info_hash()?,
+            peer_id: PeerId(self.peer_id.bytes(Fault::PeerId)?),
+            left: self.left.map_or(u64::MAX, |it| it.0),
+            event: self.event.0,
+            numwant: self.numwant.0,
+            offers: self.offers,
+        };
+        self.offers_fault.map_or(Ok(Request::Announce(request)), Err)
+    }
+
+    fn answer(self) -> Result<Request<'a>, Fault> {
+        Ok(Request::Answer(AnswerRequest {
+            info_hash: self.info_hash()?,
+            peer_id: PeerId(self.peer_id.bytes(Fault::PeerId)?),
+            to_peer_id: PeerId(self.to_peer_id.bytes(Fault::ToPeerId)?),
+            offer_id: OfferId(self.offer_id.bytes(Fault::OfferId)?),
+            text: self.answer.and_then(description).ok_or(Fault::Answer)?,
+        }))
+    }
+}
+
+/// Fills the fields in place, so that what stands before an error is known all the same.
+impl<'de> DeserializeSeed<'de> for &mut Fields<'de> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for &mut Fields<'de> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a message")
+    }
+
+    /// Of a name that stands twice the last counts, as in browsers.
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        while let Some(field) = map.next_key()? {
+            match field {
+                Field::Action => self.action = map.next_value_seed(Lenient::new())?,
+                Field::InfoHash => self.info_hash = map.next_value_seed(Lenient::new())?,
+                Field::PeerId => self.peer_id = map.next_value_seed(Lenient::new())?,
+                Field::ToPeerId => self.to_peer_id = map.next_value_seed(Lenient::new())?,
+                Field::OfferId => self.offer_id = map.next_value_seed(Lenient::new())?,
+                Field::Left => self.left = Some(map.next_value_seed(Lenient::new())?),
+                Field::Numwant => self.numwant = map.next_value_seed(Lenient::new())?,
+                Field::Event => self.event = map.next_value_seed(Lenient::new())?,
+                Field::Offers => {
+                    let offers_max = self.offers_max;
+                    let list = map.next_value_seed(Lenient::<List<'de>>::up_to(offers_max))?;
+                    (self.offers, self.offers_fault) = (list.offers, list.fault);
+                }
+                Field::Answer => self.answer = map.next_value()?,
+                Field::Other => _ = map.next_value::<IgnoredAny>()?,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What a field may be. All that is not overridden is a value of a wrong type.
+trait Read<'de>: Sized {
+    fn wrong() -> Self;
+
+    fn null() -> Self {
+        Self::wrong()
+    }
+
+    fn text(_: &str) -> Self {
+        Self::wrong()
+    }
+
+    fn number(_: u64) -> Self {
+        Self::wrong()
+    }
+
+    fn list<A: SeqAccess<'de>>(list: A, _items_max: usize) -> Result<Self, A::Error> {
+        drain(list)?;
+        Ok(Self::wrong())
+    }
+
+    fn object<A: MapAccess<'de>>(mut object: A) -> Result<Self, A::Error> {
+        while object.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+        Ok(Self::wrong())
+    }
+}
+
+fn drain<'de, A: SeqAccess<'de>>(mut list: A) -> Result<(), A::Error> {
+    while list.next_element::<IgnoredAny>()?.is_some() {}
+    Ok(())
+}
+
+/// Reads a `T` from any value at all: only broken JSON is an error.
+struct Lenient<T> {
+    items_max: usize,
+    read: PhantomData<T>,
+}
+
+impl<T> Lenient<T> {
+    fn new() -> Self {
+        Self::up_to(0)
+    }
+
+    fn up_to(items_max: usize) -> Self {
+        Self { items_max, read: PhantomData }
+    }
+}
+
+impl<'de, T: Read<'de>> DeserializeSeed<'de> for Lenient<T> {
+    type Value = T;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<T, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de, T: Read<'de>> Visitor<'de> for Lenient<T> {
+    type Value = T;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("anything")
+    }
+
+    fn visit_unit<E: Error>(self) -> Result<T, E> {
+        Ok(T::null())
+    }
+
+    fn visit_bool<E: Error>(self, _: bool) -> Result<T, E> {
+        Ok(T::wrong())
+    }
+
+    fn visit_u64<E: Error>(self, number: u64) -> Result<T, E> {
+        Ok(T::number(number))
+    }
+
+    fn visit_i64<E: Error>(self, _: i64) -> Result<T, E> {
+        Ok(T::wrong())
+    }
+
+    fn visit_f64<E: Error>(self, _: f64) -> Result<T, E> {
+        Ok(T::wrong())
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<T, E> {
+        Ok(T::text(text))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, list: A) -> Result<T, A::Error> {
+        T::list(list, self.items_max)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, object: A) -> Result<T, A::Error> {
+        T::object(object)
+    }
+}
+
+#[derive(Default)]
+struct Action(Option<Method>);
+
+impl Read<'_> for Action {
+    fn wrong() -> Self {
+        Self(None)
+    }
+
+    fn text(text: &str) -> Self {
+        Self([Method::Announce, Method::Scrape].into_iter().find(|it| it.name() == text))
+    }
+}
+
+/// 20 bytes as latin-1 text.
+#[derive(Default)]
+enum Name {
+    Bytes([u8; 20]),
+    #[default]
+    Wrong,
+}
+
+impl Name {
+    fn bytes(&self, fault: Fault) -> Result<[u8; 20], Fault> {
+        match self {
+            Self::Bytes(bytes) => Ok(*bytes),
+            Self::Wrong => Err(fault),
+        }
+    }
+}
+
+impl Read<'_> for Name {
+    fn wrong() -> Self {
+        Self::Wrong
+    }
+
+    fn text(text: &str) -> Self {
+        latin1(text).map_or(Self::Wrong, Self::Bytes)
+    }
+}
+
+fn latin1(text: &str) -> Option<[u8; 20]> {
+    if let Ok(bytes) = <[u8; 20]>::try_from(text.as_bytes())
+        && bytes.is_ascii()
+    {
+        return Some(bytes);
+    }
+    let mut bytes = [0; 20];
+    let mut characters = text.chars();
+    for byte in &mut bytes {
+        *byte = u8::try_from(characters.next()?).ok()?;
+    }
+    characters.next().is_none().then_some(bytes)
+}
+
+/// One name, or for a scrape a list of them.
+#[derive(Default)]
+enum Hashes {
+    #[default]
+    Absent,
+    One(InfoHash),
+    Many(Vec<InfoHash>),
+    Wrong,
+}
+
+impl<'de> Read<'de> for Hashes {
+    fn wrong() -> Self {
+        Self::Wrong
+    }
+
+    fn null() -> Self {
+        Self::Absent
+    }
+
+    fn text(text: &str) -> Self {
+        latin1(text).map_or(Self::Wrong, |it| Self::One(InfoHash(it)))
+    }
+
+    fn list<A: SeqAccess<'de>>(mut list: A, _: usize) -> Result<Self, A::Error> {
+        let mut hashes = Vec::new();
+        while hashes.len() < SCRAPE_HASHES_MAX {
+            match list.next_element_seed(Lenient::new())? {
+                Some(Name::Bytes(bytes)) => hashes.push(InfoHash(bytes)),
+                Some(Name::Wrong) => {
+                    drain(list)?;
+                    return Ok(Self::Wrong);
+                }
+                None => return Ok(Self::Many(hashes)),
+            }
+        }
+        drain(list)?;
+        Ok(Self::Many(hashes))
+    }
+}
+
+/// Browsers send null, or nothing, as long as they do not know.
+struct Left(u64);
+
+impl Read<'_> for Left {
+    fn wrong() -> Self {
+        Self(u64::MAX)
+    }
+
+    fn number(number: u64) -> Self {
+        Self(number)
+    }
+}
+
+#[derive(Default)]
+struct Numwant(Option<u32>);
+
+impl Read<'_> for Numwant {
+    fn wrong() -> Self {
+        Self(None)
+    }
+
+    fn number(number: u64) -> Self {
+        let wanted = u32::try_from(number).unwrap_or(u32::MAX);
+        Self(Some(wanted).filter(|&it| it > 0))
+    }
+}
+
+struct Happened(Event);
+
+impl Default for Happened {
+    fn default() -> Self {
+        Self(Event::None)
+    }
+}
+
+impl Read<'_> for Happened {
+    fn wrong() -> Self {
+        Self::default()
+    }
+
+    fn text(text: &str) -> Self {
+        Self(match text {
+            "started" => Event::Started,
+            "completed" => Event::Completed,
+            "stopped" => Event::Stopped,
+            "paused" => Event::Paused,
+            _ => Event::None,
+        })
+    }
+}
+
+/// The offers of an announce, up to the first that is wrong.
+#[derive(Default)]
+struct List<'a> {
+    offers: Vec<Offer<'a>>,
+    fault: Option<Fault>,
+}
+
+impl<'de> Read<'de> for List<'de> {
+    fn wrong() -> Self {
+        Self { offers: Vec::new(), fault: Some(Fault::Offers) }
+    }
+
+    fn null() -> Self {
+        Self::default()
+    }
+
+    fn list<A: SeqAccess<'de>>(mut list: A, items_max: usize) -> Result<Self, A::Error> {
+        let mut read = Self::default();
+        while read.offers.len() < items_max && read.fault.is_none() {
+            match list.next_element_seed(Lenient::<Item<'de>>::new())? {
+                Some(Item(Ok(offer))) => read.offers.push(offer),
+                Some(Item(Err(fault))) => read.fault = Some(fault),
+                None => return Ok(read),
+            }
+        }
+        drain(list)?;
+        Ok(read)
+    }
+}
+
+struct Item<'a>(Result<Offer<'a>, Fault>);
+
+#[derive(Deserialize)]
+#[serde(field_identifier, rename_all = "snake_case")]
+enum ItemField {
+    Offer,
+    OfferId,
+    #[serde(other)]
+    Other,
+}
+
+impl<'de> Read<'de> for Item<'de> {
+    fn wrong() -> Self {
+        Self(Err(Fault::Offers))
+    }
+
+    fn object<A: MapAccess<'de>>(mut object: A) -> Result<Self, A::Error> {
+        let mut id = Name::Wrong;
+        let mut text: Option<&'de RawValue> = None;
+        while let Some(field) = object.next_key()? {
+            match field {
+                ItemField::Offer => text = Some(object.next_value()?),
+                ItemField::OfferId => id = object.next_value_seed(Lenient::new())?,
+                ItemField::Other => _ = object.next_value::<IgnoredAny>()?,
+            }
+        }
+        Ok(Self(id.bytes(Fault::OfferId).and_then(|id| {
+            let text = text.and_then(description).ok_or(Fault::Offer)?;
+            Ok(Offer { id: OfferId(id), text })
+        })))
+    }
+}
+
+/// The text of a session description that every client can read: an object with a text `sdp`, of
+/// bounded length and depth, without numbers or escapes that only some readers take.
+fn description(raw: &RawValue) -> Option<&str> {
+    let text = raw.get();
+    if text.len() > DESCRIPTION_BYTES_MAX {
+        return None;
+    }
+    let mut json = serde_json::Deserializer::from_str(text);
+    json.deserialize_map(Description).ok().filter(|has_sdp| *has_sdp).map(|_| text)
+}
+
+/// Whether an object has a text `sdp`.
+struct Description;
+
+impl<'de> Visitor<'de> for Description {
+    type Value = bool;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a session description")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut object: A) -> Result<bool, A::Error> {
+        let mut has_sdp = false;
+        while let Some(Key { is_sdp }) = object.next_key()? {
+            let kind = object.next_value_seed(Readable { depth_max: DESCRIPTION_DEPTH_MAX - 1 })?;
+            if is_sdp {
+                has_sdp = kind == Shape::Text;
+            }
+        }
+        Ok(has_sdp)
+    }
+}
+
+/// The name of a member, read in full and not kept.
+struct Key {
+    is_sdp: bool,
+}
+
+impl<'de> Deserialize<'de> for Key {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Compare;
+        impl Visitor<'_> for Compare {
+            type Value = Key;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a name")
+            }
+
+            fn visit_str<E: Error>(self, name: &str) -> Result<Key, E> {
+                Ok(Key { is_sdp: name == "sdp" })
+            }
+        }
+        deserializer.deserialize_str(Compare)
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Shape {
+    Text,
+    Other,
+}
+
+/// Reads any value in full, strictly, down to a depth.
+#[derive(Clone, Copy)]
+struct Readable {
+    depth_max: u32,
+}
+
+impl Readable {
+    fn deeper<E: Error>(self) -> Result<Self, E> {
+        let depth_max = self.depth_max.checked_sub(1).ok_or_else(|| E::custom("too deep"))?;
+        Ok(Self { depth_max })
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for Readable {
+    type Value = Shape;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Shape, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Readable {
+    type Value = Shape;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("anything")
+    }
+
+    fn visit_unit<E: Error>(self) -> Result<Shape, E> {
+        Ok(Shape::Other)
+    }
+
+    fn visit_bool<E: Error>(self, _: bool) -> Result<Shape, E> {
+        Ok(Shape::Other)
+    }
+
+    fn visit_u64<E: Error>(self, _: u64) -> Result<Shape, E> {
+        Ok(Shape::Other)
+    }
+
+    fn visit_i64<E: Error>(self, _: i64) -> Result<Shape, E> {
+        Ok(Shape::Other)
+    }
+
+    fn visit_f64<E: Error>(self, _: f64) -> Result<Shape, E> {
+        Ok(Shape::Other)
+    }
+
+    fn visit_str<E: Error>(self, _: &str) -> Result<Shape, E> {
+        Ok(Shape::Text)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Shape, A::Error> {
+        let deeper = self.deeper()?;
+        while list.next_element_seed(deeper)?.is_some() {}
+        Ok(Shape::Other)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut object: A) -> Result<Shape, A::Error> {
+        let deeper = self.deeper()?;
+        while object.next_key::<Key>()?.is_some() {
+            object.next_value_seed(deeper)?;
+        }
+        Ok(Shape::Other)
+    }
+}

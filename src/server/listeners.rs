@@ -1,0 +1,148 @@
+//! Binds what TCP is served on: each address once for each worker, and the Unix socket once.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+
+use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::server::StartError;
+
+/// Connections that wait to be accepted; the kernel cuts it to net.core.somaxconn.
+const BACKLOG: i32 = 4096;
+
+/// Who may connect to the Unix socket: its owner and its group, where the proxy belongs.
+const UNIX_MODE: u32 = 0o660;
+
+/// One address, bound once for each worker.
+pub(super) struct Bound {
+    /// With the port the kernel chose.
+    pub(super) address: SocketAddr,
+    /// One listener a worker.
+    pub(super) by_worker: Vec<TcpListener>,
+}
+
+/// Binds `address` for that many workers.
+///
+/// # Errors
+/// The kernel's.
+pub(super) fn bind(address: SocketAddr, workers: usize) -> io::Result<Bound> {
+    // Alone first: a second skep of the same user could share the address with us, and would
+    // silently be sent half of the connections.
+    drop(listener(address, false)?);
+    let mut at = address;
+    let mut by_worker = Vec::with_capacity(workers);
+    for _ in 0..workers {
+        let listener = listener(at, true)?;
+        at = listener.local_addr()?;
+        by_worker.push(listener);
+    }
+    Ok(Bound { address: at, by_worker })
+}
+
+fn listener(address: SocketAddr, share: bool) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?; // over connections of a predecessor that are still closing
+    socket.set_reuse_port(share)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    socket.set_tcp_nodelay(true)?; // inherited by every connection
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// A Unix socket in the file system, which goes with its owner.
+pub(super) struct UnixSocket {
+    /// The listener.
+    pub(super) listener: UnixListener,
+    path: PathBuf,
+}
+
+impl UnixSocket {
+    /// Binds `path`, over a socket that nobody listens on any more. This user and its group may
+    /// connect, for whoever does is believed what it says of the client.
+    ///
+    /// # Errors
+    /// [`StartError`] with a remedy.
+    pub(super) fn bind(path: &Path) -> Result<Self, StartError> {
+        let bind = || {
+            if is_left_behind(path)? {
+                std::fs::remove_file(path)?;
+            }
+            let listener = UnixListener::bind(path)?;
+            listener.set_nonblocking(true)?;
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(UNIX_MODE))?;
+            Ok(listener)
+        };
+        let listener = bind().map_err(|error: io::Error| {
+            let path = path.display();
+            StartError::Failed(format!(
+                "cannot listen on the Unix socket {path}: {error}; remedy: choose a path in a \
+                 folder that this user may write to, and that no other program uses; the proxy \
+                 has to run in this user's group"
+            ))
+        })?;
+        Ok(Self { listener, path: path.to_owned() })
+    }
+}
+
+impl Drop for UnixSocket {
+    fn drop(&mut self) {
+        // Whoever has replaced it meanwhile keeps theirs only if we cannot remove it: harmless.
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+/// Whether a socket is there that a program which has ended left behind.
+fn is_left_behind(path: &Path) -> io::Result<bool> {
+    match path.symlink_metadata() {
+        Ok(it) if it.file_type().is_socket() => match UnixStream::connect(path) {
+            Ok(_) => Err(io::ErrorKind::AddrInUse.into()),
+            Err(error) => Ok(error.kind() == io::ErrorKind::ConnectionRefused),
+        },
+        Ok(_) => Err(io::ErrorKind::AlreadyExists.into()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(text: &str) -> SocketAddr {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn workers_share_the_port_that_the_kernel_chose() {
+        let bound = bind(at("127.0.0.1:0"), 3).unwrap();
+        assert_ne!(bound.address.port(), 0);
+        for listener in &bound.by_worker {
+            assert_eq!(listener.local_addr().unwrap(), bound.address);
+        }
+        assert_eq!(bind(bound.address, 1).err().unwrap().kind(), io::ErrorKind::AddrInUse);
+    }
+
+    #[test]
+    fn a_socket_left_behind_is_replaced_and_one_in_use_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("skep.sock");
+        drop(UnixListener::bind(&path).unwrap()); // leaves its file
+        let bound = UnixSocket::bind(&path).unwrap();
+        let text = UnixSocket::bind(&path).err().unwrap().to_string();
+        assert!(text.contains("skep.sock") && text.contains("remedy"), "{text}");
+        assert!(UnixStream::connect(&path).is_ok(), "the first one still serves");
+        assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, UNIX_MODE);
+        drop(bound);
+        assert!(!path.exists());
+        std::fs::write(&path, "not ours").unwrap();
+        assert!(UnixSocket::bind(&path).is_err());
+        assert_eq!(std::fs::read(&path).unwrap(), b"not ours");
+    }
+}

@@ -1,0 +1,204 @@
+//! Starts the stream workers: as many as there are datagram workers, not pinned, for what they do
+//! is bounded by connections and not by cores.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+
+use arc_swap::ArcSwap;
+use rustls::ServerConfig;
+use tokio::sync::mpsc;
+
+use crate::config::Config;
+use crate::frontend::FrontEnds;
+use crate::frontend::http::HttpFrontend;
+use crate::frontend::ws::{Directory, WsFrontend};
+use crate::metrics::StreamCounters;
+use crate::server::StartError;
+use crate::server::listeners::{Bound, UnixSocket};
+use crate::server::workers::{End, Shared};
+use crate::tracker::Tracker;
+use crate::worker::datagram;
+use crate::worker::stream::{Backend, Listener, Shared as SharedByStreams, StreamWorker};
+
+/// The running stream workers.
+pub(super) struct Streams {
+    /// What each counts.
+    pub(super) counters: Vec<Arc<StreamCounters>>,
+    threads: Vec<JoinHandle<()>>,
+    stop: Arc<AtomicBool>,
+    /// Removed when everything has ended.
+    _unix: Option<UnixSocket>,
+}
+
+/// What the workers listen on.
+pub(super) struct Listeners {
+    /// HTTP and WebSocket.
+    pub(super) plain: Vec<Bound>,
+    /// The same behind TLS.
+    pub(super) tls: Vec<Bound>,
+    /// The same from this host's reverse proxies.
+    pub(super) unix: Option<UnixSocket>,
+}
+
+impl Listeners {
+    /// Binds what is configured besides `plain`.
+    pub(super) fn bind(
+        config: &Config,
+        plain: Vec<Bound>,
+        workers: usize,
+    ) -> Result<Self, StartError> {
+        let tls = super::sockets::bind_streams(&config.tls.listen, workers)?;
+        let path = &config.http.unix_socket;
+        let unix = if path.is_empty() { None } else { Some(UnixSocket::bind(Path::new(path))?) };
+        Ok(Self { plain, tls, unix })
+    }
+
+    /// Deals each worker its own.
+    fn deal(&mut self, workers: usize) -> io::Result<Vec<Vec<Listener>>> {
+        let mut hands: Vec<Vec<Listener>> = (0..workers).map(|_| Vec::new()).collect();
+        for (bound, kind) in
+            [(&mut self.plain, Listener::Plain as fn(_) -> _), (&mut self.tls, Listener::Tls)]
+        {
+            for it in bound.drain(..) {
+                hands.iter_mut().zip(it.by_worker).for_each(|(hand, it)| hand.push(kind(it)));
+            }
+        }
+        // There is no SO_REUSEPORT for Unix sockets: all accept from the one queue.
+        if let Some(unix) = &self.unix {
+            for hand in &mut hands {
+                hand.push(Listener::Unix(unix.listener.try_clone()?));
+            }
+        }
+        Ok(hands)
+    }
+}
+
+impl Streams {
+    /// Starts `workers` of them.
+    pub(super) fn start(
+        config: &Config,
+        shared: &Shared,
+        backend: datagram::Backend,
+        mut listeners: Listeners,
+        tls: Option<Arc<ArcSwap<ServerConfig>>>,
+        ends: &mpsc::UnboundedSender<End>,
+        workers: usize,
+    ) -> Result<Self, StartError> {
+        let lacking = |error| StartError::lacking("cannot start the stream workers", &error);
+        let hands = listeners.deal(workers).map_err(lacking)?;
+        let by_streams =
+            SharedByStreams::new(workers, seats_max(config), shared.stream.clone(), tls);
+        let backend = match backend {
+            datagram::Backend::Uring => Backend::Uring,
+            datagram::Backend::Mmsg => Backend::Tokio,
+        };
+        let directory = Arc::new(Directory::default());
+        let stop = Arc::new(AtomicBool::new(false));
+        let mut it = Self { counters: Vec::new(), threads: Vec::new(), stop, _unix: None };
+        for (worker, listeners) in hands.into_iter().enumerate() {
+            let counters = Arc::new(StreamCounters::default());
+            it.counters.push(counters.clone());
+            let job = Job {
+                worker,
+                listeners,
+                counters,
+                shared: shared.clone(),
+                by_streams: by_streams.clone(),
+                directory: directory.clone(),
+                stop: it.stop.clone(),
+                backend,
+            };
+            let ends = ends.clone();
+            let thread = std::thread::Builder::new().name(format!("tcp-{worker}"));
+            let thread = thread.spawn(move || {
+                let result = job.run();
+                // Nobody listens any more only when the process ends anyway.
+                let _ = ends.send(End { worker: format!("tcp-{worker}"), result });
+            });
+            it.threads.push(thread.map_err(lacking)?);
+        }
+        it._unix = listeners.unix;
+        Ok(it)
+    }
+
+    /// Whether every worker accepts connections.
+    pub(super) fn are_serving(&self) -> bool {
+        self.counters.iter().all(|it| it.elapsed_ns.get() > 0)
+    }
+
+    /// Tells all to end, and waits for that.
+    pub(super) fn stop(self) {
+        self.stop.store(true, Ordering::Relaxed);
+        for thread in self.threads {
+            // A panic would have ended the process.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Most connections: as configured, else nine tenths of the descriptors, so that the admin
+/// listener, files and datagram sockets have theirs.
+fn seats_max(config: &Config) -> u32 {
+    if config.http.connections_max > 0 {
+        return config.http.connections_max;
+    }
+    let (soft, _) = rlimit::Resource::NOFILE.get().unwrap_or((1024, 1024));
+    u32::try_from(soft / 10 * 9).unwrap_or(u32::MAX)
+}
+
+/// What one worker takes to its thread.
+struct Job {
+    worker: usize,
+    listeners: Vec<Listener>,
+    counters: Arc<StreamCounters>,
+    shared: Shared,
+    by_streams: Arc<SharedByStreams>,
+    directory: Arc<Directory>,
+    stop: Arc<AtomicBool>,
+    backend: Backend,
+}
+
+impl Job {
+    fn run(self) -> io::Result<()> {
+        let shared = self.shared;
+        let seed = getrandom::u64().map_err(io::Error::other)?;
+        let tracker = Tracker::without_upkeep(shared.store, shared.tracker, seed);
+        let tracker = tracker.counting_in(&shared.clients);
+        let http = HttpFrontend::new(shared.http, shared.pages)
+            .with_full_scrapes(shared.full_scrapes.clone());
+        let ws = WsFrontend::new(self.directory, shared.ws);
+        let worker = StreamWorker {
+            worker: u16::try_from(self.worker).unwrap_or(u16::MAX),
+            shared: self.by_streams,
+            listeners: self.listeners,
+            front_ends: FrontEnds { tracker, http, ws },
+            clock: shared.clock,
+            counters: self.counters,
+        };
+        worker.run(self.backend, &self.stop)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_worker_is_dealt_each_address_and_the_unix_socket() {
+        let folder = tempfile::tempdir().unwrap();
+        let bind = || super::super::listeners::bind("127.0.0.1:0".parse().unwrap(), 3).unwrap();
+        let unix = UnixSocket::bind(&folder.path().join("skep.sock")).unwrap();
+        let mut listeners = Listeners { plain: vec![bind()], tls: vec![bind()], unix: Some(unix) };
+        let hands = listeners.deal(3).unwrap();
+        assert_eq!(hands.len(), 3);
+        for hand in hands {
+            assert!(matches!(
+                hand.as_slice(),
+                [Listener::Plain(_), Listener::Tls(_), Listener::Unix(_)]
+            ));
+        }
+    }
+}

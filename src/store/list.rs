@@ -1,0 +1,353 @@
+//! What operators and full scrapes see: torrents in order, the largest torrents, one torrent's
+//! peers.
+//!
+//! Each walk looks at every torrent, in slices short enough that nobody waits long for a shard's
+//! lock, and keeps no more than a small multiple of what it was asked for. Announces go on
+//! meanwhile: a torrent that comes or goes during a walk may be in the list or not. One may be met
+//! twice, because entries move when a shard grows, but none is in the list twice.
+
+use std::cmp::{Ordering, Reverse};
+use std::collections::BinaryHeap;
+use std::net::SocketAddr;
+
+use super::record::{Address, Record, Role};
+use super::roster::Roster;
+use super::table::{Contents, SwarmCell, Walk};
+use super::{Store, swarm};
+use crate::time::Now;
+use crate::types::{InfoHash, ScrapeEntry};
+
+/// A torrent as lists show it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Listed {
+    /// The torrent.
+    pub info_hash: InfoHash,
+    /// Its counts.
+    pub counts: ScrapeEntry,
+}
+
+/// What lists of torrents can be ordered by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// Peers of both roles.
+    Peers,
+    /// Complete peers.
+    Seeders,
+    /// Downloads counted.
+    Completed,
+}
+
+/// A peer as lists show it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ListedPeer {
+    /// Where it is; `None` for a WebRTC peer.
+    pub address: Option<SocketAddr>,
+    /// What it does.
+    pub role: Role,
+    /// Seconds since its latest announce: up to two ticks of [`super::TICK_S`] less than the truth.
+    pub age_s: u32,
+}
+
+impl Store {
+    /// The `count` torrents with the smallest info-hashes above `after`, in order. Looks at every
+    /// torrent: not for a worker's loop.
+    pub fn torrents_after(&self, after: Option<&InfoHash>, count: usize) -> Vec<Listed> {
+        let mut smallest = Smallest { count, listed: Vec::new(), below: None };
+        self.look_through(|info_hash, cell| {
+            if after.is_none_or(|after| info_hash > after) && smallest.wants(info_hash) {
+                let counts = cell.peek(swarm::scrape);
+                smallest.add(Listed { info_hash: *info_hash, counts });
+            }
+        });
+        smallest.sorted()
+    }
+
+    /// The `count` largest torrents, largest first; of equal ones, those with smaller info-hashes.
+    /// Looks at every torrent: not for a worker's loop.
+    pub fn torrents_by(&self, order: Order, count: usize) -> Vec<Listed> {
+        let mut largest = Largest { count, ranked: BinaryHeap::new() };
+        self.look_through(|info_hash, cell| {
+            let counts = cell.peek(swarm::scrape);
+            let listed = Listed { info_hash: *info_hash, counts };
+            largest.add(Ranked { size: order.size(&counts), listed });
+        });
+        largest.sorted()
+    }
+
+    /// One torrent with `count` of its peers from the `skip`th on, in no particular order: an
+    /// announce meanwhile may move a peer from one page to another.
+    pub fn torrent(
+        &self,
+        info_hash: &InfoHash,
+        now: Now,
+        skip: usize,
+        count: usize,
+    ) -> Option<(Listed, Vec<ListedPeer>)> {
+        self.table.read(info_hash, |cell| {
+            cell.peek(|contents| {
+                let listed = Listed { info_hash: *info_hash, counts: swarm::scrape(contents) };
+                (listed, Page { now, skip, count, peers: Vec::new() }.of(contents))
+            })
+        })
+    }
+}
+
+impl Store {
+    /// Shows every torrent to `look`, in no particular order, and maybe some more than once.
+    fn look_through(&self, mut look: impl FnMut(&InfoHash, &SwarmCell)) {
+        for shard in 0..self.table.shards() {
+            let mut walk = Walk::of(shard);
+            while self.table.look_on(&mut walk, &mut look) {}
+        }
+    }
+}
+
+/// The torrents with the smallest info-hashes seen so far: between `count` and twice as many, of
+/// which those that are too large go all at once.
+struct Smallest {
+    count: usize,
+    listed: Vec<Listed>,
+    /// Only smaller info-hashes have a chance; known once there are `count`.
+    below: Option<InfoHash>,
+}
+
+impl Smallest {
+    fn wants(&self, info_hash: &InfoHash) -> bool {
+        self.count > 0 && self.below.is_none_or(|below| *info_hash < below)
+    }
+
+    fn add(&mut self, listed: Listed) {
+        self.listed.push(listed);
+        if self.listed.len() > self.count.saturating_mul(2) {
+            self.tidy();
+            if self.listed.len() == self.count {
+                self.below = self.listed.last().map(|it| it.info_hash);
+            }
+        }
+    }
+
+    /// Leaves the smallest, in order, each once.
+    fn tidy(&mut self) {
+        self.listed.sort_unstable_by_key(|it| it.info_hash);
+        self.listed.dedup_by_key(|it| it.info_hash);
+        self.listed.truncate(self.count);
+    }
+
+    fn sorted(mut self) -> Vec<Listed> {
+        self.tidy();
+        self.listed
+    }
+}
+
+/// The largest torrents seen so far. The least of them is on top, to make room for what is larger.
+struct Largest {
+    count: usize,
+    ranked: BinaryHeap<Reverse<Ranked>>,
+}
+
+impl Largest {
+    fn add(&mut self, ranked: Ranked) {
+        let is_full = self.ranked.len() >= self.count;
+        if is_full && self.ranked.peek().is_none_or(|Reverse(least)| ranked <= *least) {
+            return;
+        }
+        // Few torrents come so far, so looking at all that are there costs little.
+        let info_hash = ranked.listed.info_hash;
+        if self.ranked.iter().any(|Reverse(it)| it.listed.info_hash == info_hash) {
+            return;
+        }
+        if is_full {
+            self.ranked.pop();
+        }
+        self.ranked.push(Reverse(ranked));
+    }
+
+    fn sorted(self) -> Vec<Listed> {
+        self.ranked.into_sorted_vec().into_iter().map(|Reverse(it)| it.listed).collect()
+    }
+}
+
+impl Order {
+    fn size(self, counts: &ScrapeEntry) -> u64 {
+        match self {
+            Self::Peers => u64::from(counts.seeders) + u64::from(counts.leechers),
+            Self::Seeders => counts.seeders.into(),
+            Self::Completed => counts.completed.into(),
+        }
+    }
+}
+
+/// A torrent that is greater than another if it comes before it in the list of the largest.
+struct Ranked {
+    size: u64,
+    listed: Listed,
+}
+
+impl Ranked {
+    fn key(&self) -> (u64, Reverse<InfoHash>) {
+        (self.size, Reverse(self.listed.info_hash))
+    }
+}
+
+impl Ord for Ranked {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.key().cmp(&other.key())
+    }
+}
+
+impl PartialOrd for Ranked {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Ranked {
+    fn eq(&self, other: &Self) -> bool {
+        self.key() == other.key()
+    }
+}
+
+impl Eq for Ranked {}
+
+/// A page of a swarm's peers in the making.
+struct Page {
+    now: Now,
+    /// How many peers are still to be passed over.
+    skip: usize,
+    /// How many peers the page holds at most.
+    count: usize,
+    peers: Vec<ListedPeer>,
+}
+
+impl Page {
+    fn of(mut self, contents: &Contents) -> Vec<ListedPeer> {
+        match contents {
+            Contents::Empty { .. } => {}
+            Contents::One(record, _) => self.add(std::slice::from_ref(record)),
+            Contents::Few4(block) => self.add(block.records()),
+            Contents::Few6(block) => self.add(block.records()),
+            Contents::Many(large) => {
+                large.v4.iter().for_each(|crowd| self.add(crowd.records()));
+                large.v6.iter().for_each(|crowd| self.add(crowd.records()));
+                large.web.iter().for_each(|crowd| self.add(crowd.records()));
+            }
+        }
+        self.peers
+    }
+
+    fn add<const ADDRESS: usize>(&mut self, records: &[Record<ADDRESS>])
+    where
+        Record<ADDRESS>: Address,
+    {
+        let passed_over = self.skip.min(records.len());
+        self.skip -= passed_over;
+        let wanted = self.count - self.peers.len();
+        self.peers.extend(records[passed_over..].iter().take(wanted).map(|record| ListedPeer {
+            address: record.socket_address(),
+            role: record.stamp().role(),
+            age_s: record.stamp().age_s(self.now),
+        }));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use fastrand::Rng;
+
+    use super::super::table::SLICE_BUCKETS;
+    use super::super::{Change, Options, Room, Visit};
+    use super::*;
+    use crate::types::Contact;
+
+    const COUNT: u32 = 20_000;
+
+    fn hash(number: u32) -> InfoHash {
+        let mut info_hash = [0; 20];
+        info_hash[..4].copy_from_slice(&number.to_be_bytes());
+        InfoHash(info_hash)
+    }
+
+    fn announce(store: &Store, number: u32, change: Change) {
+        let visit = Visit {
+            info_hash: &hash(number),
+            address: [8, 8, 8, 8].into(),
+            contact: Contact::Port(1),
+            change,
+        };
+        store.announce(Now::from_s(9), &visit, &mut Room::default(), &mut Rng::with_seed(1));
+    }
+
+    const JOIN: Change = Change::Present { role: Role::Leecher, completed: false };
+
+    /// Walks through all shards, letting `meanwhile` change the store after every slice.
+    fn walk(store: &Store, mut meanwhile: impl FnMut()) -> Vec<InfoHash> {
+        let mut seen = Vec::new();
+        for shard in 0..store.table.shards() {
+            let mut walk = Walk::of(shard);
+            while store.table.look_on(&mut walk, |info_hash, _| seen.push(*info_hash)) {
+                meanwhile();
+            }
+        }
+        seen
+    }
+
+    #[test]
+    fn the_lock_is_held_for_a_slice_at_a_time() {
+        let store = Store::new(Options { shards: 2, seed: Some(1) });
+        (0..COUNT).for_each(|it| announce(&store, it, JOIN));
+        let mut slices = 0;
+        let seen = walk(&store, || {
+            slices += 1;
+            announce(&store, 0, JOIN); // gets the shard's lock
+        });
+        assert_eq!(seen.len(), COUNT as usize, "each once");
+        assert!(slices > seen.len() / SLICE_BUCKETS, "{slices}");
+    }
+
+    #[test]
+    fn what_stays_is_seen_although_a_shard_grows_or_is_tidied_meanwhile() {
+        // Newcomers make tables double; those who come and go leave marks that are tidied up.
+        for stays in [true, false] {
+            let store = Store::new(Options { shards: 2, seed: Some(1) });
+            (0..COUNT).for_each(|it| announce(&store, it, JOIN));
+            let mut next = COUNT;
+            let seen = walk(&store, || {
+                for number in next..next + 2000 {
+                    announce(&store, number, JOIN);
+                    if !stays {
+                        announce(&store, number, Change::Stopped);
+                    }
+                }
+                next += 2000;
+            });
+            let seen: BTreeSet<_> = seen.into_iter().collect();
+            let missing = (0..COUNT).filter(|it| !seen.contains(&hash(*it))).count();
+            assert_eq!(missing, 0, "{stays}");
+        }
+    }
+
+    #[test]
+    fn what_is_seen_twice_is_listed_once() {
+        let listed = |number: u32| Listed {
+            info_hash: hash(number),
+            counts: ScrapeEntry { seeders: number % 7, ..ScrapeEntry::default() },
+        };
+        let mut smallest = Smallest { count: 10, listed: Vec::new(), below: None };
+        let mut largest = Largest { count: 10, ranked: BinaryHeap::new() };
+        for number in (0..50).chain(0..50).chain((0..50).rev()) {
+            let it = listed(number);
+            if smallest.wants(&it.info_hash) {
+                smallest.add(it);
+            }
+            largest.add(Ranked { size: it.counts.seeders.into(), listed: it });
+        }
+        assert_eq!(smallest.sorted(), (0..10).map(listed).collect::<Vec<_>>());
+        let expected = [6, 13, 20, 27, 34, 41, 48, 5, 12, 19].map(listed);
+        assert_eq!(largest.sorted(), expected);
+        let mut none = Largest { count: 0, ranked: BinaryHeap::new() };
+        none.add(Ranked { size: 1, listed: listed(1) });
+        assert!(none.sorted().is_empty());
+    }
+}

@@ -1,0 +1,114 @@
+//! Streams on plain tokio: works everywhere.
+
+use std::future::Future;
+use std::io::{self, ErrorKind};
+use std::net::{self, Shutdown, SocketAddr};
+
+use socket2::SockRef;
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::runtime::Builder;
+use tokio::task::LocalSet;
+use tokio::task::coop::consume_budget;
+
+use super::{Either, Listening, Network, Stream, UnixStop, prepare, stop_tcp};
+
+/// Readiness from epoll, then reads and writes as system calls of their own.
+#[derive(Debug)]
+pub(crate) struct Epoll;
+
+impl Network for Epoll {
+    type Socket = Either<TcpStream, UnixStream>;
+    type Acceptor = Acceptor;
+
+    fn run<F: Future>(main: F) -> io::Result<F::Output> {
+        let runtime = Builder::new_current_thread().enable_io().enable_time().build()?;
+        Ok(LocalSet::new().block_on(&runtime, main))
+    }
+
+    fn acceptor(listener: Listening) -> io::Result<Acceptor> {
+        Ok(Acceptor(match listener {
+            Listening::Tcp(it) => {
+                prepare(&it)?;
+                it.set_nonblocking(true)?;
+                let twin = it.try_clone()?;
+                Either::Tcp((TcpListener::from_std(it)?, twin))
+            }
+            Listening::Unix(it) => {
+                it.set_nonblocking(true)?;
+                Either::Unix((UnixListener::from_std(it)?, UnixStop::default()))
+            }
+        }))
+    }
+}
+
+/// A listening socket, and what stops it.
+#[derive(Debug)]
+pub(crate) struct Acceptor(Either<(TcpListener, net::TcpListener), (UnixListener, UnixStop)>);
+
+impl super::Acceptor for Acceptor {
+    type Socket = Either<TcpStream, UnixStream>;
+
+    async fn accept(&self) -> io::Result<(Self::Socket, Option<SocketAddr>)> {
+        Ok(match &self.0 {
+            Either::Tcp((it, _)) => {
+                let (socket, source) = it.accept().await?;
+                (Either::Tcp(socket), Some(source))
+            }
+            Either::Unix((it, stop)) => (Either::Unix(stop.accept(it).await?), None),
+        })
+    }
+
+    fn stop(&self) {
+        match &self.0 {
+            Either::Tcp((_, twin)) => stop_tcp(twin),
+            Either::Unix((_, stop)) => stop.stop(),
+        }
+    }
+}
+
+/// Both kinds of socket have the same methods, but no trait that holds them.
+macro_rules! stream {
+    ($socket:ty) => {
+        impl Stream for $socket {
+            async fn read(&self, mut buffer: Vec<u8>) -> (io::Result<usize>, Vec<u8>) {
+                // Trying never yields: who always has more to say would keep the thread.
+                consume_budget().await;
+                loop {
+                    match self.try_read_buf(&mut buffer) {
+                        Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                        result => return (result, buffer),
+                    }
+                    if let Err(error) = self.readable().await {
+                        return (Err(error), buffer);
+                    }
+                }
+            }
+
+            async fn write_all(&self, bytes: Vec<u8>) -> (io::Result<()>, Vec<u8>) {
+                consume_budget().await;
+                let mut written = 0;
+                while written < bytes.len() {
+                    match self.try_write(&bytes[written..]) {
+                        Ok(0) => return (Err(ErrorKind::WriteZero.into()), bytes),
+                        Ok(count) => written += count,
+                        Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                            if let Err(error) = self.writable().await {
+                                return (Err(error), bytes);
+                            }
+                        }
+                        Err(error) => return (Err(error), bytes),
+                    }
+                }
+                (Ok(()), bytes)
+            }
+
+            fn shutdown(&self, how: Shutdown) {
+                // It fails where the other side has ended the connection, which is as good.
+                let _ = SockRef::from(self).shutdown(how);
+            }
+        }
+    };
+}
+
+stream!(TcpStream);
+stream!(UnixStream);

@@ -1,0 +1,152 @@
+//! Both networks through one suite, on real sockets.
+
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
+
+use super::epoll::Epoll;
+use super::uring::Uring;
+use super::*;
+use crate::sys::probe::probe;
+
+fn tcp() -> (Listening, SocketAddr) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    (Listening::Tcp(listener), address)
+}
+
+/// Runs a test on each network that this host allows.
+macro_rules! on_each_network {
+    ($($test:ident)+) => { $(
+        #[test]
+        fn $test() {
+            cases::$test::<Epoll>();
+            match probe() {
+                Ok(()) => cases::$test::<Uring>(),
+                Err(error) => eprintln!("skipped: {error}"),
+            }
+        }
+    )+ };
+}
+
+on_each_network! {
+    bytes_go_both_ways_and_reads_append
+    a_long_write_arrives_whole
+    shutting_down_ends_a_read_under_way
+    stopping_ends_an_accept_under_way
+    connections_send_small_replies_at_once
+    unix_sockets_work_alike
+}
+
+mod cases {
+    use super::*;
+
+    pub(super) fn bytes_go_both_ways_and_reads_append<N: Network>() {
+        let (listener, address) = tcp();
+        let client = std::thread::spawn(move || {
+            let mut client = TcpStream::connect(address).unwrap();
+            client.write_all(b"one").unwrap();
+            let mut reply = [0; 3];
+            client.read_exact(&mut reply).unwrap();
+            (reply, client.local_addr().unwrap())
+        });
+        let source = N::run(async {
+            let acceptor = N::acceptor(listener).unwrap();
+            let (socket, source) = acceptor.accept().await.unwrap();
+            let mut buffer = Vec::with_capacity(64);
+            buffer.extend_from_slice(b"zero ");
+            let (count, buffer) = socket.read(buffer).await;
+            assert_eq!((count.unwrap(), &buffer[..]), (3, &b"zero one"[..]));
+            socket.write_all(b"two".to_vec()).await.0.unwrap();
+            let (end, _) = socket.read(buffer).await;
+            assert_eq!(end.unwrap(), 0);
+            source
+        });
+        let (reply, address) = client.join().unwrap();
+        assert_eq!((&reply, source.unwrap()), (b"two", Some(address)));
+    }
+
+    pub(super) fn a_long_write_arrives_whole<N: Network>() {
+        let (listener, address) = tcp();
+        let sent: Vec<u8> = (0..1 << 22).map(|it: u32| it.to_le_bytes()[1]).collect();
+        let client = std::thread::spawn(move || {
+            let mut received = Vec::new();
+            TcpStream::connect(address).unwrap().read_to_end(&mut received).unwrap();
+            received
+        });
+        let (result, back) = N::run(async {
+            let acceptor = N::acceptor(listener).unwrap();
+            let (socket, _) = acceptor.accept().await.unwrap();
+            socket.write_all(sent.clone()).await
+        })
+        .unwrap();
+        result.unwrap();
+        assert!(client.join().unwrap() == sent && back == sent);
+    }
+
+    pub(super) fn shutting_down_ends_a_read_under_way<N: Network>() {
+        let (listener, address) = tcp();
+        let mut client = TcpStream::connect(address).unwrap();
+        let count = N::run(async {
+            let acceptor = N::acceptor(listener).unwrap();
+            let socket = std::rc::Rc::new(acceptor.accept().await.unwrap().0);
+            let reader = socket.clone();
+            let read = async move { reader.read(Vec::with_capacity(1)).await.0 };
+            let reading = tokio::task::spawn_local(read);
+            tokio::task::yield_now().await;
+            socket.shutdown(Shutdown::Both);
+            reading.await.unwrap()
+        });
+        assert_eq!(count.unwrap().unwrap(), 0);
+        assert_eq!(client.read(&mut [0; 1]).unwrap(), 0);
+    }
+
+    pub(super) fn stopping_ends_an_accept_under_way<N: Network>() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("socket");
+        for listener in [tcp().0, Listening::Unix(UnixListener::bind(path).unwrap())] {
+            let accepted = N::run(async {
+                let acceptor = std::rc::Rc::new(N::acceptor(listener).unwrap());
+                let waiting = acceptor.clone();
+                let accept = async move { waiting.accept().await.map(|_| ()) };
+                let accepting = tokio::task::spawn_local(accept);
+                tokio::task::yield_now().await;
+                acceptor.stop();
+                accepting.await.unwrap()
+            });
+            assert!(accepted.unwrap().is_err());
+        }
+    }
+
+    pub(super) fn connections_send_small_replies_at_once<N: Network>() {
+        let (listener, address) = tcp();
+        let Listening::Tcp(listener) = listener else { unreachable!() };
+        let twin = listener.try_clone().unwrap();
+        drop(N::run(async { N::acceptor(Listening::Tcp(listener)).map(drop) }));
+        twin.set_nonblocking(false).unwrap();
+        let _client = TcpStream::connect(address).unwrap();
+        assert!(twin.accept().unwrap().0.nodelay().unwrap(), "inherited");
+    }
+
+    pub(super) fn unix_sockets_work_alike<N: Network>() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("socket");
+        let listener = Listening::Unix(UnixListener::bind(&path).unwrap());
+        let client = std::thread::spawn(move || {
+            let mut client = UnixStream::connect(path).unwrap();
+            client.write_all(b"ping").unwrap();
+            let mut reply = String::new();
+            client.read_to_string(&mut reply).unwrap();
+            reply
+        });
+        let source = N::run(async {
+            let acceptor = N::acceptor(listener).unwrap();
+            let (socket, source) = acceptor.accept().await.unwrap();
+            let (count, buffer) = socket.read(Vec::with_capacity(4)).await;
+            assert_eq!((count.unwrap(), &buffer[..]), (4, &b"ping"[..]));
+            socket.write_all(b"pong".to_vec()).await.0.unwrap();
+            source
+        });
+        assert_eq!((client.join().unwrap().as_str(), source.unwrap()), ("pong", None));
+    }
+}

@@ -1,0 +1,103 @@
+//! Streams on tokio-uring: one submission for all reads and writes of a turn.
+
+use std::future::Future;
+use std::io;
+use std::net::{self, Shutdown, SocketAddr};
+
+use tokio::net::UnixListener;
+use tokio_uring::buf::BoundedBuf as _;
+use tokio_uring::net::{TcpListener, TcpStream, UnixStream};
+
+use super::{Either, Listening, Network, Stream, UnixStop, prepare, stop_tcp};
+
+/// Operations queued before they are submitted at the latest.
+const SUBMISSIONS: u32 = 1024;
+
+/// Results the kernel can hand over without setting some aside.
+const COMPLETIONS: u32 = 4096;
+
+/// An io_uring of the runtime's own. It submits when it has nothing else to do, so nothing that
+/// runs on it may keep busy.
+#[derive(Debug)]
+pub(crate) struct Uring;
+
+impl Network for Uring {
+    type Socket = Either<TcpStream, UnixStream>;
+    type Acceptor = Acceptor;
+
+    fn run<F: Future>(main: F) -> io::Result<F::Output> {
+        let mut builder = tokio_uring::builder();
+        let mut ring = tokio_uring::uring_builder();
+        builder.entries(SUBMISSIONS).uring_builder(ring.setup_cqsize(COMPLETIONS));
+        Ok(tokio_uring::Runtime::new(&builder)?.block_on(main))
+    }
+
+    fn acceptor(listener: Listening) -> io::Result<Acceptor> {
+        Ok(Acceptor(match listener {
+            Listening::Tcp(it) => {
+                prepare(&it)?;
+                it.set_nonblocking(false)?;
+                let twin = it.try_clone()?;
+                Either::Tcp((TcpListener::from_std(it), twin))
+            }
+            Listening::Unix(it) => {
+                it.set_nonblocking(true)?;
+                Either::Unix((UnixListener::from_std(it)?, UnixStop::default()))
+            }
+        }))
+    }
+}
+
+/// A listening socket, and what stops it. tokio-uring cannot be handed a Unix socket that is bound
+/// already, so connections are accepted from those by way of epoll.
+pub(crate) struct Acceptor(Either<(TcpListener, net::TcpListener), (UnixListener, UnixStop)>);
+
+impl super::Acceptor for Acceptor {
+    type Socket = Either<TcpStream, UnixStream>;
+
+    async fn accept(&self) -> io::Result<(Self::Socket, Option<SocketAddr>)> {
+        Ok(match &self.0 {
+            Either::Tcp((it, _)) => {
+                let (socket, source) = it.accept().await?;
+                (Either::Tcp(socket), Some(source))
+            }
+            Either::Unix((it, stop)) => {
+                let socket = stop.accept(it).await?.into_std()?;
+                socket.set_nonblocking(false)?;
+                (Either::Unix(UnixStream::from_std(socket)), None)
+            }
+        })
+    }
+
+    fn stop(&self) {
+        match &self.0 {
+            Either::Tcp((_, twin)) => stop_tcp(twin),
+            Either::Unix((_, stop)) => stop.stop(),
+        }
+    }
+}
+
+/// Both kinds of socket have the same methods, but no trait that holds them.
+macro_rules! stream {
+    ($socket:ty) => {
+        impl Stream for $socket {
+            async fn read(&self, buffer: Vec<u8>) -> (io::Result<usize>, Vec<u8>) {
+                let end = buffer.len();
+                let (result, spare) = self.read(buffer.slice(end..)).await;
+                (result, spare.into_inner())
+            }
+
+            async fn write_all(&self, bytes: Vec<u8>) -> (io::Result<()>, Vec<u8>) {
+                self.write_all(bytes).await
+            }
+
+            fn shutdown(&self, how: Shutdown) {
+                // It fails where the other side has ended the connection, which is as good.
+                let _ = self.shutdown(how);
+            }
+        }
+    };
+}
+
+stream!(TcpStream);
+stream!(UnixStream);

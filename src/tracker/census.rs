@@ -1,0 +1,51 @@
+//! Lists of torrents and peers, for full scrapes and for operators.
+//!
+//! A census walks the whole store, one shard's lock at a time, and costs milliseconds for each
+//! million torrents: it belongs on a thread of its own, never in a worker's loop.
+
+use std::sync::Arc;
+
+use crate::store::Store;
+pub use crate::store::{Listed, ListedPeer, Order, Role, Totals};
+use crate::time::Now;
+use crate::types::InfoHash;
+
+/// A handle on the store that can only look.
+#[derive(Clone)]
+pub struct Census {
+    store: Arc<Store>,
+}
+
+impl Census {
+    /// A handle on `store`.
+    pub fn new(store: Arc<Store>) -> Self {
+        Self { store }
+    }
+
+    /// Sums over the whole store; cheap.
+    pub fn totals(&self) -> Totals {
+        self.store.totals()
+    }
+
+    /// The `count` torrents with the smallest info-hashes above `after`, in order: page by page,
+    /// everything.
+    pub fn torrents_after(&self, after: Option<&InfoHash>, count: usize) -> Vec<Listed> {
+        self.store.torrents_after(after, count)
+    }
+
+    /// The `count` largest torrents, largest first.
+    pub fn torrents_by(&self, order: Order, count: usize) -> Vec<Listed> {
+        self.store.torrents_by(order, count)
+    }
+
+    /// One torrent with `count` of its peers from the `skip`th on, in no particular order.
+    pub fn torrent(
+        &self,
+        info_hash: &InfoHash,
+        now: Now,
+        skip: usize,
+        count: usize,
+    ) -> Option<(Listed, Vec<ListedPeer>)> {
+        self.store.torrent(info_hash, now, skip, count)
+    }
+}

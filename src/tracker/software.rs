@@ -1,0 +1,269 @@
+//! Which software a peer id speaks of: a closed table, so that nothing a client makes up becomes
+//! a name on a page.
+//!
+//! ```text
+//! -qB5010-…   Azureus style: two letters, four places of a version (BEP 20)
+//! M7-4-3--…   mainline style: a letter or two, numbers between dashes
+//! T03I--…     Shadow style: a letter, a place for each number, dashes to fill up
+//! ```
+
+use std::fmt::Write as _;
+
+/// The first bytes of a peer id: all that tells software and version.
+pub(super) type Prefix = [u8; 8];
+
+/// How a client writes its version.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Style {
+    /// Azureus style, each of the four places a number.
+    Places,
+    /// Azureus style, two numbers of two digits.
+    Pairs,
+    /// Numbers between dashes.
+    Dashes,
+    /// A place for each number, filled up with dashes.
+    Shadow,
+}
+
+use Style::{Dashes, Pairs, Places, Shadow};
+
+/// Software we know: its code, its name, how it writes its version.
+const KNOWN: [(&[u8], &str, Style); SOFTWARE] = [
+    (b"qB", "qBittorrent", Places),
+    (b"TR", "Transmission", Places),
+    (b"UT", "µTorrent", Places),
+    (b"UM", "µTorrent Mac", Places),
+    (b"UW", "µTorrent Web", Places),
+    (b"BT", "BitTorrent", Places),
+    (b"LT", "libtorrent", Places),
+    (b"lt", "rTorrent", Places),
+    (b"DE", "Deluge", Places),
+    (b"WW", "WebTorrent", Pairs),
+    (b"WD", "WebTorrent Desktop", Pairs),
+    (b"BI", "BiglyBT", Places),
+    (b"AZ", "Vuze", Places),
+    (b"BC", "BitComet", Pairs),
+    (b"BL", "BitLord", Places),
+    (b"BP", "BitTorrent Pro", Places),
+    (b"BB", "BitBuddy", Places),
+    (b"TX", "Tixati", Pairs),
+    (b"KT", "KTorrent", Places),
+    (b"KG", "KGet", Places),
+    (b"FD", "Free Download Manager", Places),
+    (b"FL", "Flud", Places),
+    (b"FW", "FrostWire", Places),
+    (b"FG", "FlashGet", Pairs),
+    (b"XL", "Xunlei", Places),
+    (b"SD", "Thunder", Places),
+    (b"XF", "Xfplay", Places),
+    (b"QD", "QQDownload", Places),
+    (b"PI", "PicoTorrent", Places),
+    (b"MO", "MonoTorrent", Places),
+    (b"GT", "anacrolix torrent", Places),
+    (b"rQ", "rqbit", Places),
+    (b"TL", "Tribler", Places),
+    (b"HL", "Halite", Places),
+    (b"CT", "CTorrent", Places),
+    (b"CD", "Enhanced CTorrent", Places),
+    (b"SZ", "Shareaza", Places),
+    (b"MR", "Miro", Places),
+    (b"FX", "Freebox", Places),
+    (b"AG", "Ares", Places),
+    (b"TB", "Torch", Places),
+    (b"A2", "aria2", Dashes),
+    (b"M", "BitTorrent Mainline", Dashes),
+    (b"T", "BitTornado", Shadow),
+    (b"S", "Shadow", Shadow),
+    (b"R", "Tribler", Shadow),
+];
+
+/// How many lines the table has.
+pub(super) const SOFTWARE: usize = 46;
+
+/// What a peer id says of its client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Software {
+    /// Its line in the table.
+    pub(super) index: usize,
+    /// Whether its version can be read.
+    pub(super) has_version: bool,
+}
+
+/// The software that a peer id of these first bytes speaks of.
+pub(super) fn of(prefix: &Prefix) -> Option<Software> {
+    let index = KNOWN.iter().position(|&(code, _, style)| is_of(prefix, code, style))?;
+    Some(Software { index, has_version: version(index, prefix).is_some() })
+}
+
+/// The name of a line of the table.
+pub(super) fn name(index: usize) -> &'static str {
+    KNOWN[index].1
+}
+
+/// The version, as people write it: ASCII letters, digits and points.
+pub(super) fn version(index: usize, prefix: &Prefix) -> Option<String> {
+    let (code, _, style) = KNOWN[index];
+    match (style, prefix) {
+        (Pairs, [_, _, _, a, b, c, d, b'-']) => pairs([*a, *b, *c, *d]),
+        (Places, [_, _, _, a, b, c, d, b'-']) => places([*a, *b, *c, *d]),
+        (Places | Pairs, _) => None,
+        (Dashes, _) => dashes(&prefix[code.len()..]),
+        (Shadow, [_, places @ .., b'-', b'-']) => shadow(places),
+        (Shadow, _) => None,
+    }
+}
+
+fn is_of(prefix: &Prefix, code: &[u8], style: Style) -> bool {
+    match style {
+        Places | Pairs => prefix[0] == b'-' && prefix[1..].starts_with(code),
+        // The code is short: that the rest looks like a version is part of it.
+        Dashes => prefix.strip_prefix(code).is_some_and(|it| dashes(it).is_some()),
+        Shadow => matches!(prefix, [letter, places @ .., b'-', b'-']
+            if [*letter] == *code && shadow(places).is_some()),
+    }
+}
+
+/// `5010` is 5.0.1, `20A0` is 2.0.10, `355W` is 3.5.5W: an upper-case letter counts on from 9, but
+/// in the last place it is a mark of the edition; a last 0 is left out.
+fn places([a, b, c, d]: [u8; 4]) -> Option<String> {
+    let mut text = numbers(&[a, b, c])?;
+    match d {
+        b'0' => {}
+        b'1'..=b'9' => _ = write!(text, ".{}", char::from(d)),
+        _ if d.is_ascii_alphabetic() => text.push(d.into()),
+        _ => return None,
+    }
+    Some(text)
+}
+
+/// `0123` is 1.23.
+fn pairs(digits: [u8; 4]) -> Option<String> {
+    if !digits.iter().all(u8::is_ascii_digit) {
+        return places(digits);
+    }
+    let [a, b, c, d] = digits.map(|digit| u32::from(digit - b'0'));
+    Some(format!("{}.{}", a * 10 + b, c * 10 + d))
+}
+
+/// `7-4-3--` is 7.4.3, `-1-36-` is 1.36.
+fn dashes(text: &[u8]) -> Option<String> {
+    let text = text.strip_prefix(b"-").unwrap_or(text);
+    let mut version = String::new();
+    for number in text.split(|&byte| byte == b'-').take_while(|it| !it.is_empty()) {
+        if !number.iter().all(u8::is_ascii_digit) {
+            return None;
+        }
+        let point = if version.is_empty() { "" } else { "." };
+        version += point;
+        version.extend(number.iter().map(|&digit| char::from(digit)));
+    }
+    version.contains('.').then_some(version)
+}
+
+/// `03I--` is 0.3.18.
+fn shadow(text: &[u8]) -> Option<String> {
+    let end = text.iter().position(|&byte| byte == b'-').unwrap_or(text.len());
+    let (places, rest) = text.split_at(end);
+    let filled_up = rest.iter().all(|&byte| byte == b'-');
+    let looks_so = filled_up && places.len() > 1 && places[0].is_ascii_digit();
+    if looks_so { numbers(places) } else { None }
+}
+
+/// A number for each place, with points between.
+fn numbers(places: &[u8]) -> Option<String> {
+    let mut text = String::new();
+    for (at, &place) in places.iter().enumerate() {
+        let point = if at == 0 { "" } else { "." };
+        let _ = match place {
+            b'0'..=b'9' | b'a'..=b'z' => write!(text, "{point}{}", char::from(place)),
+            b'A'..=b'Z' => write!(text, "{point}{}", place - b'A' + 10),
+            _ => return None,
+        };
+    }
+    Some(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(prefix: &Prefix) -> Option<(&'static str, Option<String>)> {
+        let software = of(prefix)?;
+        Some((name(software.index), version(software.index, prefix)))
+    }
+
+    #[test]
+    fn versions_read_as_people_write_them() {
+        for (prefix, software, text) in [
+            (b"-qB5010-", "qBittorrent", "5.0.1"),
+            (b"-qB4640-", "qBittorrent", "4.6.4"),
+            (b"-TR4060-", "Transmission", "4.0.6"),
+            (b"-TR411Z-", "Transmission", "4.1.1Z"),
+            (b"-UT355W-", "µTorrent", "3.5.5W"),
+            (b"-LT20A0-", "libtorrent", "2.0.10"),
+            (b"-lt0D60-", "rTorrent", "0.13.6"),
+            (b"-DE211s-", "Deluge", "2.1.1s"),
+            (b"-DE13F0-", "Deluge", "1.3.15"),
+            (b"-AZ5771-", "Vuze", "5.7.7.1"),
+            (b"-WW0123-", "WebTorrent", "1.23"),
+            (b"-WW0206-", "WebTorrent", "2.6"),
+            (b"-BC0180-", "BitComet", "1.80"),
+            (b"M7-4-3--", "BitTorrent Mainline", "7.4.3"),
+            (b"M7-10-3-", "BitTorrent Mainline", "7.10.3"),
+            (b"A2-1-36-", "aria2", "1.36"),
+            (b"T03I----", "BitTornado", "0.3.18"),
+            (b"R300----", "Tribler", "3.0.0"),
+        ] {
+            assert_eq!(read(prefix), Some((software, Some(text.to_owned()))));
+        }
+    }
+
+    #[test]
+    fn what_is_made_up_becomes_no_name_and_no_version() {
+        for prefix in [b"-ZZ0100-", b"\0\0\0\0\0\0\0\0", b"TEST----", b"Mozilla/", b"A2______"] {
+            assert_eq!(read(prefix), None, "{prefix:?}");
+        }
+        for prefix in [b"-qB<b>-x", b"-qB\xff000-", b"-qB5010x", b"-WW01\n3-"] {
+            let (_, version) = read(prefix).unwrap();
+            assert_eq!(version, None, "{prefix:?}");
+        }
+    }
+
+    #[test]
+    fn whatever_comes_only_letters_digits_and_points_pass() {
+        let mut random = fastrand::Rng::with_seed(1);
+        for _ in 0..200_000 {
+            let mut prefix = [0; 8];
+            random.fill(&mut prefix);
+            let (code, ..) = KNOWN[random.usize(..KNOWN.len())];
+            let from = usize::from(code.len() == 2 && code != b"A2");
+            prefix[0] = b'-';
+            prefix[from..from + code.len()].copy_from_slice(code);
+            if random.bool() {
+                prefix[6..].fill(b'-');
+            }
+            if let Some((_, Some(version))) = read(&prefix) {
+                let passes = |it: u8| it.is_ascii_alphanumeric() || it == b'.';
+                assert!(version.bytes().all(passes) && version.len() <= 16, "{prefix:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_code_leads_to_its_own_line() {
+        for (index, &(code, _, style)) in KNOWN.iter().enumerate() {
+            let mut prefix = *b"-??1234-";
+            match style {
+                Places | Pairs => prefix[1..3].copy_from_slice(code),
+                Dashes | Shadow => {
+                    prefix = *if style == Dashes { b"??1-2---" } else { b"?123----" };
+                    prefix[..code.len()].copy_from_slice(code);
+                    if code.len() == 1 && style == Dashes {
+                        prefix = *b"M1-2----";
+                    }
+                }
+            }
+            assert_eq!(of(&prefix), Some(Software { index, has_version: true }), "{prefix:?}");
+        }
+    }
+}

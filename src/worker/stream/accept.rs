@@ -1,0 +1,118 @@
+//! Accepts connections, within the limits on their number.
+
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use rustls::ServerConfig;
+use tokio::task::spawn_local;
+
+use super::connection::{self, Connection, Start};
+use super::slots::Deadlines;
+use super::thread::Worker;
+use crate::frontend::origin::Origin;
+use crate::metrics::{Closed, Transport};
+use crate::sys::stream::{Acceptor, Network};
+use crate::types::unmap;
+
+/// How long nothing is accepted where the process has no descriptor, or the host no memory, left:
+/// the kernel would say so again at once.
+const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
+
+/// What a listener's connections begin with.
+#[derive(Clone)]
+pub(super) enum Security {
+    /// HTTP.
+    Plain,
+    /// A TLS handshake.
+    Tls(Arc<ArcSwap<ServerConfig>>),
+}
+
+/// Accepts from one listener until the worker stops.
+pub(super) async fn serve<N: Network>(
+    worker: Rc<Worker<N>>,
+    acceptor: Rc<N::Acceptor>,
+    security: Security,
+) {
+    loop {
+        match acceptor.accept().await {
+            Ok((socket, source)) => admit(&worker, socket, source, &security),
+            Err(_) if worker.is_stopping() => return,
+            Err(error) => {
+                worker.counters.accept_errors.add(1);
+                if !is_of_the_connection(&error) {
+                    tokio::time::sleep(EXHAUSTED_PAUSE).await;
+                }
+            }
+        }
+    }
+}
+
+/// Whether an accept failed because of the connection it was to return, so that the next may
+/// succeed (accept(2) on Linux passes on errors that are pending on the new socket).
+fn is_of_the_connection(error: &io::Error) -> bool {
+    use libc::{
+        ECONNABORTED, EHOSTDOWN, EHOSTUNREACH, EINTR, ENETDOWN, ENETUNREACH, ENOPROTOOPT,
+        EOPNOTSUPP, EPERM, EPROTO,
+    };
+    let codes = [
+        ECONNABORTED,
+        EHOSTDOWN,
+        EHOSTUNREACH,
+        EINTR,
+        ENETDOWN,
+        ENETUNREACH,
+        ENOPROTOOPT,
+        EOPNOTSUPP,
+        EPERM,
+        EPROTO,
+    ];
+    error.raw_os_error().is_some_and(|it| codes.contains(&it))
+}
+
+/// Starts a connection's task, or closes it at once.
+fn admit<N: Network>(
+    worker: &Rc<Worker<N>>,
+    socket: N::Socket,
+    source: Option<SocketAddr>,
+    security: &Security,
+) {
+    let counters = &worker.counters;
+    counters.accepted.add(1);
+    if worker.is_stopping() {
+        counters.closed(Closed::Stopped).add(1);
+        return;
+    }
+    let address = source.map(|it| unmap(it).ip());
+    let (limit, is_trusted, head_timeout_s) = worker.with_options(|it| {
+        let counted = address.filter(|address| it.counts(*address));
+        let limit = counted.map(|address| (address, it.connections_per_source_max));
+        let is_trusted = address.is_none_or(|address| it.trusts(address));
+        (limit, is_trusted, u64::from(it.head_timeout_s))
+    });
+    let admission = match worker.shared.connections.admit(limit) {
+        Ok(admission) => admission,
+        Err(reason) => {
+            counters.closed(reason).add(1);
+            return;
+        }
+    };
+    counters.open(Transport::Http).rise();
+    let start = Start {
+        reads_proxy_header: is_trusted,
+        tls: match security {
+            Security::Plain => None,
+            Security::Tls(config) => Some(config.load_full()),
+        },
+    };
+    let head_by = worker.now().plus_s(head_timeout_s);
+    let deadlines = Deadlines::until(head_by, Closed::HeadTimeout);
+    let connection = worker.slots.borrow_mut().insert(deadlines, |place| {
+        let origin = address.map_or(Origin::Local, Origin::Address);
+        Connection::new(worker.clone(), place, socket, origin, admission)
+    });
+    spawn_local(connection::run(connection, start));
+}

@@ -1,0 +1,337 @@
+//! One connection: what it holds, how it reads and writes within its deadlines, how it ends.
+
+use std::cell::{Cell, OnceCell, RefCell};
+use std::io::ErrorKind;
+use std::net::{IpAddr, Shutdown};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use rustls::ServerConfig;
+
+use super::admission::Admission;
+use super::http::{self, Next};
+use super::slots::{Deadlines, NEVER, Place};
+use super::thread::Worker;
+use super::tls::{self, TlsSession};
+use super::ws::{self, Web};
+use crate::frontend::http::Outcome;
+use crate::frontend::origin::{Origin, proxy};
+use crate::metrics::{Closed, Handshake, Transport};
+use crate::sys::stream::{Network, Stream as _};
+use crate::types::{Family, Rejected};
+
+/// What is read into at first, and kept while nothing is received.
+pub(super) const HEAD_BYTES_USUAL: usize = 1024;
+
+/// Most bytes written at a time: what a client has to take before the write's deadline.
+const WRITE_BYTES_MAX: usize = 64 * 1024;
+
+/// How long a client may go on sending after its connection was given up: closing at once would
+/// reset it, and the client might never read why.
+const LINGER_S: u64 = 2;
+
+/// A connection, shared by its own task, the writer of its WebSocket, and the worker.
+pub(super) struct Connection<N: Network> {
+    pub(super) worker: Rc<Worker<N>>,
+    pub(super) place: Place,
+    pub(super) origin: Cell<Origin>,
+    /// What it is once it has been upgraded.
+    pub(super) web: RefCell<Option<Box<Web>>>,
+    socket: N::Socket,
+    tls: OnceCell<Box<TlsSession>>,
+    /// Why it ends, where that was decided elsewhere than in its task.
+    ending: Cell<Option<Closed>>,
+    /// Whether it waits for a request of which nothing has come.
+    is_idle: Cell<bool>,
+    admission: RefCell<Admission>,
+}
+
+/// How a connection begins.
+pub(super) struct Start {
+    /// Whether a PROXY header may come first.
+    pub(super) reads_proxy_header: bool,
+    /// What the TLS handshake that comes then goes by.
+    pub(super) tls: Option<Arc<ServerConfig>>,
+}
+
+/// A connection's task.
+pub(super) async fn run<N: Network>(connection: Rc<Connection<N>>, start: Start) {
+    let reason = match open(&connection, start).await {
+        Ok(input) => match http::serve(&connection, input).await {
+            Next::Ended(reason) => reason,
+            Next::Upgraded { source, input } => match connection.count_upgrade(source) {
+                Ok(()) => {
+                    connection.upgrade(source);
+                    ws::serve(&connection, input).await
+                }
+                Err(reason) => reason,
+            },
+        },
+        Err(reason) => reason,
+    };
+    connection.finish(reason);
+}
+
+/// What comes before HTTP; gives what was received of that already.
+async fn open<N: Network>(it: &Connection<N>, start: Start) -> Result<Vec<u8>, Closed> {
+    let input = Vec::new();
+    if !start.reads_proxy_header && start.tls.is_none() {
+        return Ok(input);
+    }
+    Box::pin(async move {
+        let input =
+            if start.reads_proxy_header { it.read_proxy_header(input).await? } else { input };
+        match start.tls {
+            None => Ok(input),
+            Some(config) => it.shake_hands(config, input).await.map(|()| Vec::new()),
+        }
+    })
+    .await
+}
+
+impl<N: Network> Connection<N> {
+    /// A connection that was just accepted.
+    pub(super) fn new(
+        worker: Rc<Worker<N>>,
+        place: Place,
+        socket: N::Socket,
+        origin: Origin,
+        admission: Admission,
+    ) -> Self {
+        Self {
+            worker,
+            place,
+            origin: Cell::new(origin),
+            web: RefCell::new(None),
+            socket,
+            tls: OnceCell::new(),
+            ending: Cell::new(None),
+            is_idle: Cell::new(true),
+            admission: RefCell::new(admission),
+        }
+    }
+
+    /// Reads what a trusted proxy says of the connection's source, if it says something.
+    async fn read_proxy_header(&self, mut input: Vec<u8>) -> Result<Vec<u8>, Closed> {
+        loop {
+            match proxy::parse(&input) {
+                Ok(proxy::Preamble::More) => input = self.read_more(input).await?,
+                Ok(proxy::Preamble::Absent) => return Ok(input),
+                Ok(proxy::Preamble::Header { bytes, source }) => {
+                    let origin = source.map_or(Origin::Nobody, |it| Origin::Address(it.ip()));
+                    self.origin.set(origin);
+                    if let Some(source) = source {
+                        self.count_for(source.ip())?;
+                    }
+                    input.drain(..bytes);
+                    return Ok(input);
+                }
+                Err(proxy::BadHeader) => return Err(self.bad_preamble()),
+            }
+        }
+    }
+
+    /// Counts it for the client that a trusted proxy speaks for.
+    fn count_for(&self, source: IpAddr) -> Result<(), Closed> {
+        let max = self
+            .worker
+            .with_options(|it| it.counts(source).then_some(it.connections_per_source_max));
+        max.map_or(Ok(()), |max| self.admission.borrow_mut().count_for(source, max))
+    }
+
+    /// Counts a WebSocket, which stays, for its client; a request of HTTP is soon over.
+    fn count_upgrade(&self, source: IpAddr) -> Result<(), Closed> {
+        if self.origin.get() == Origin::Address(source) { Ok(()) } else { self.count_for(source) }
+    }
+
+    async fn shake_hands(
+        &self,
+        config: Arc<ServerConfig>,
+        mut input: Vec<u8>,
+    ) -> Result<(), Closed> {
+        if input.is_empty() {
+            input = self.read_more(input).await?;
+        }
+        if input.first() != Some(&tls::HANDSHAKE) {
+            return Err(self.bad_preamble());
+        }
+        let counters = &self.worker.counters;
+        let shaken = match TlsSession::new(config) {
+            Ok(session) => {
+                counters.open_tls.rise();
+                let session = self.tls.get_or_init(|| Box::new(session));
+                session.shake_hands(&self.socket, input).await
+            }
+            Err(error) => Err(error),
+        };
+        match shaken {
+            Ok(how) => {
+                counters.handshakes(how).add(1);
+                Ok(())
+            }
+            Err(error) => {
+                counters.handshakes(Handshake::Failed).add(1);
+                Err(match error.kind() {
+                    ErrorKind::UnexpectedEof => Closed::ByClient,
+                    ErrorKind::InvalidData => Closed::TlsFailed,
+                    _ => Closed::IoError,
+                })
+            }
+        }
+    }
+
+    fn bad_preamble(&self) -> Closed {
+        let outcome = Outcome::Rejected(Rejected::BadPreamble);
+        self.count(Transport::Http, self.family(), outcome);
+        Closed::BadPreamble
+    }
+
+    /// Counts one request: the single place where outcomes become counts.
+    pub(super) fn count(&self, transport: Transport, family: Family, outcome: Outcome) {
+        let counters = self.worker.counters.requests(transport, family);
+        counters.received.add(1);
+        match outcome {
+            Outcome::Answered(action) => counters.answered[action as usize].add(1),
+            Outcome::Refused(refusal) => counters.refused[refusal as usize].add(1),
+            Outcome::Rejected(rejected) => counters.rejected[rejected as usize].add(1),
+        }
+    }
+
+    /// The family of a source that has not become known otherwise. That of a Unix socket counts as
+    /// IPv4.
+    pub(super) fn family(&self) -> Family {
+        match self.origin.get() {
+            Origin::Address(address) => Family::of(address),
+            Origin::Local | Origin::Nobody => Family::V4,
+        }
+    }
+
+    /// What is spoken.
+    fn transport(&self) -> Transport {
+        if self.web.borrow().is_some() { Transport::Ws } else { Transport::Http }
+    }
+
+    /// Reads what comes, into the spare capacity or, where there is none, into some more.
+    pub(super) async fn read_more(&self, mut buffer: Vec<u8>) -> Result<Vec<u8>, Closed> {
+        if buffer.capacity() == buffer.len() {
+            buffer.reserve_exact(buffer.len().max(HEAD_BYTES_USUAL));
+        }
+        let (result, buffer) = match self.tls.get() {
+            None => self.socket.read(buffer).await,
+            Some(session) => Box::pin(session.read(&self.socket, buffer)).await,
+        };
+        match result {
+            Ok(0) => Err(Closed::ByClient),
+            Ok(count) => {
+                self.worker.counters.received_bytes(self.transport()).add(count as u64);
+                Ok(buffer)
+            }
+            Err(error) if error.kind() == ErrorKind::InvalidData => Err(Closed::TlsFailed),
+            Err(_) => Err(Closed::IoError),
+        }
+    }
+
+    /// Writes everything, piece by piece; each has to be taken in time.
+    pub(super) async fn write(&self, mut bytes: Vec<u8>) -> Result<(), Closed> {
+        loop {
+            let rest = bytes.split_off(bytes.len().min(WRITE_BYTES_MAX));
+            let count = bytes.len() as u64;
+            let limit_s = self.worker.with_options(|it| it.idle_timeout_s);
+            let write_by = self.worker.now().plus_s(u64::from(limit_s));
+            self.with_deadlines(|it| it.write = write_by);
+            let result = match self.tls.get() {
+                None => self.socket.write_all(bytes).await.0,
+                Some(session) => Box::pin(session.write_all(&self.socket, bytes)).await,
+            };
+            self.with_deadlines(|it| it.write = NEVER);
+            result.map_err(|_| Closed::IoError)?;
+            self.worker.counters.sent_bytes(self.transport()).add(count);
+            if rest.is_empty() {
+                return Ok(());
+            }
+            bytes = rest;
+        }
+    }
+
+    /// Changes the deadlines. Where the connection has ended, and only its writer does not know
+    /// yet, there are none any more.
+    pub(super) fn with_deadlines(&self, change: impl FnOnce(&mut Deadlines)) {
+        if let Some(deadlines) = self.worker.slots.borrow_mut().deadlines(self.place) {
+            change(deadlines);
+        }
+    }
+
+    /// Whether it waits for a request of which nothing has come.
+    pub(super) fn is_idle(&self) -> bool {
+        self.is_idle.get()
+    }
+
+    /// Says whether it waits for a request of which nothing has come.
+    pub(super) fn set_idle(&self, is_idle: bool) {
+        self.is_idle.set(is_idle);
+    }
+
+    /// Decides why it ends, unless that is decided.
+    pub(super) fn decide_ending(&self, reason: Closed) {
+        self.ending.set(self.ending.get().or(Some(reason)));
+    }
+
+    /// Ends it now, for this reason unless there was one before. Its task comes to its end soon
+    /// after.
+    pub(super) fn end(&self, reason: Closed) {
+        self.decide_ending(reason);
+        self.socket.shutdown(Shutdown::Both);
+    }
+
+    /// Ends it without losing a reply that is under way: the worker stops.
+    pub(super) fn retire(self: &Rc<Self>) {
+        if self.web.borrow().is_some() {
+            self.say_goodbye(ws::GOING_AWAY, Closed::Stopped);
+        } else if self.is_idle() {
+            self.end(Closed::Stopped);
+        }
+    }
+
+    /// Whether it is over TLS.
+    pub(super) fn is_secure(&self) -> bool {
+        self.tls.get().is_some()
+    }
+
+    /// Says that nothing more will be sent. From here on, the end is near whatever comes.
+    pub(super) async fn end_writing(&self) {
+        let end_by = self.worker.now().plus_s(LINGER_S);
+        self.with_deadlines(|it| *it = Deadlines::until(end_by, Closed::Done));
+        if let Some(session) = self.tls.get() {
+            Box::pin(session.say_goodbye(&self.socket)).await;
+        }
+        self.socket.shutdown(Shutdown::Write);
+    }
+
+    /// Reads, and ignores, what the client still sends after [`Self::end_writing`].
+    pub(super) async fn linger(&self, mut buffer: Vec<u8>) {
+        loop {
+            buffer.clear();
+            match self.read_more(buffer).await {
+                Ok(it) => buffer = it,
+                Err(_) => return,
+            }
+        }
+    }
+
+    /// Gives back what it held.
+    fn finish(&self, reason: Closed) {
+        let worker = &self.worker;
+        let transport = self.transport();
+        self.end_session();
+        if self.web.take().is_some() {
+            // Its writer, if it is at work, is told, and lets go of the socket.
+            self.socket.shutdown(Shutdown::Both);
+        }
+        worker.remove(self.place);
+        worker.counters.open(transport).fall();
+        if self.is_secure() {
+            worker.counters.open_tls.fall();
+        }
+        worker.counters.closed(self.ending.get().unwrap_or(reason)).add(1);
+    }
+}

@@ -1,0 +1,203 @@
+//! HTTP on a connection: as many requests as one read brought are answered with one write, and
+//! nothing is read before that was taken.
+
+use std::io;
+use std::net::IpAddr;
+
+use tokio::sync::mpsc;
+
+use super::FrontEnds;
+use super::connection::{Connection, HEAD_BYTES_USUAL};
+use super::slots::{Deadlines, NEVER};
+use crate::frontend::http::{Flow, FullScrape, HEAD_BYTES_MAX, Outcome, PIECE_BYTES_MAX};
+use crate::metrics::{Closed, Transport};
+use crate::sys::stream::Network;
+use crate::types::{Action, Family};
+
+/// Replies to pipelined requests that are gathered before they are written.
+const REPLIES_BYTES_MAX: usize = 32 * 1024;
+
+/// The largest buffer that is kept between two requests.
+const KEPT_BYTES_MAX: usize = 4 * HEAD_BYTES_USUAL;
+
+/// Pieces of a full scrape that wait to be written.
+const PIECES_MAX: usize = 2;
+
+/// What comes after HTTP.
+pub(super) enum Next {
+    /// Nothing.
+    Ended(Closed),
+    /// A WebSocket of a client at `source`; `input` was received of it already.
+    Upgraded { source: IpAddr, input: Vec<u8> },
+}
+
+/// What to do once the replies so far have been written.
+enum Step {
+    /// Read on.
+    Read,
+    /// Go on with what was received.
+    GoOn,
+    /// Close, after hearing the client out if it may not expect that.
+    Close { linger: bool },
+    /// Speak WebSocket.
+    Upgrade(IpAddr),
+    /// Send a body that is made meanwhile.
+    FullScrape(Box<FullScrape>, bool),
+}
+
+/// Answers requests until the connection ends or becomes something else.
+pub(super) async fn serve<N: Network>(it: &Connection<N>, mut input: Vec<u8>) -> Next {
+    loop {
+        let mut out = Vec::new();
+        it.set_idle(input.is_empty());
+        let (consumed, step) = it.answer(&input, &mut out);
+        input.drain(..consumed);
+        if consumed > 0 {
+            it.with_deadlines(|it| it.read = NEVER); // while a reply is written, that counts
+        }
+        if !out.is_empty()
+            && let Err(reason) = it.write(out).await
+        {
+            return Next::Ended(reason);
+        }
+        match step {
+            Step::Read => it.expect_request(&mut input),
+            Step::GoOn => continue,
+            Step::Close { linger } => return Next::Ended(it.close(linger, input).await),
+            Step::Upgrade(source) => return Next::Upgraded { source, input },
+            Step::FullScrape(body, keep_alive) => match Box::pin(it.send_full_scrape(body)).await {
+                Ok(()) if keep_alive => continue,
+                Ok(()) => return Next::Ended(it.close(false, input).await),
+                Err(reason) => return Next::Ended(reason),
+            },
+        }
+        match it.read_more(input).await {
+            Ok(more) => input = more,
+            Err(reason) => return Next::Ended(reason),
+        }
+    }
+}
+
+impl<N: Network> Connection<N> {
+    /// Answers the requests that are complete. Says how many bytes of `input` they were.
+    fn answer(&self, input: &[u8], out: &mut Vec<u8>) -> (usize, Step) {
+        let worker = &*self.worker;
+        let mut front_ends = worker.front_ends.borrow_mut();
+        let FrontEnds { tracker, http, .. } = &mut *front_ends;
+        let now = worker.now();
+        let mut done = 0;
+        while done < input.len() {
+            if out.len() >= REPLIES_BYTES_MAX {
+                return (done, Step::GoOn);
+            }
+            match http.handle(tracker, now, self.origin.get(), &input[done..], out) {
+                Flow::More => break,
+                Flow::Replied { consumed, keep_alive, source, outcome } => {
+                    assert!(consumed > 0, "a request is not nothing");
+                    done += consumed;
+                    self.count(Transport::Http, self.family_of(source), outcome);
+                    if !keep_alive || worker.is_stopping() {
+                        let linger = matches!(outcome, Outcome::Rejected(_));
+                        return (done, Step::Close { linger });
+                    }
+                }
+                Flow::Upgraded { consumed, source } => {
+                    return (done + consumed, Step::Upgrade(source));
+                }
+                Flow::FullScrape { consumed, keep_alive, source, encoding, chunked } => {
+                    let outcome = Outcome::Answered(Action::Scrape);
+                    self.count(Transport::Http, Family::of(source), outcome);
+                    let body = http.full_scrape(tracker.census(), encoding, chunked);
+                    let keep_alive = keep_alive && !worker.is_stopping();
+                    return (done + consumed, full_scrape(body, keep_alive));
+                }
+            }
+        }
+        (done, Step::Read)
+    }
+
+    fn family_of(&self, source: Option<IpAddr>) -> Family {
+        source.map_or_else(|| self.family(), Family::of)
+    }
+
+    /// Makes room for the next request, or the rest of one, and sets its deadline.
+    fn expect_request(&self, input: &mut Vec<u8>) {
+        let is_idle = input.is_empty();
+        self.set_idle(is_idle);
+        if !is_idle && input.capacity() == input.len() {
+            input.reserve_exact(input.len().min(HEAD_BYTES_MAX.saturating_sub(input.len())).max(1));
+        } else if is_idle && !(1..=KEPT_BYTES_MAX).contains(&input.capacity()) {
+            *input = Vec::with_capacity(HEAD_BYTES_USUAL);
+        }
+        let (seconds, missed) = self.worker.with_options(|it| match is_idle {
+            true => (it.idle_timeout_s, Closed::IdleTimeout),
+            false => (it.head_timeout_s, Closed::HeadTimeout),
+        });
+        let deadlines = Deadlines::until(self.worker.now().plus_s(u64::from(seconds)), missed);
+        self.with_deadlines(|it| {
+            let was_idle = it.missed == Closed::IdleTimeout;
+            if it.read == NEVER || (was_idle && !is_idle) {
+                *it = deadlines;
+            }
+        });
+    }
+
+    async fn close(&self, linger: bool, input: Vec<u8>) -> Closed {
+        self.decide_ending(Closed::Done);
+        if linger || self.is_secure() {
+            self.end_writing().await;
+        }
+        if linger {
+            self.linger(input).await;
+        }
+        Closed::Done
+    }
+
+    /// Writes a body as fast as it is taken. It is made on a thread of its own, as that costs
+    /// milliseconds for each million torrents, and stops where nobody takes it any more.
+    async fn send_full_scrape(&self, mut body: Box<FullScrape>) -> Result<(), Closed> {
+        let (pieces, mut ready) = mpsc::channel::<io::Result<Vec<u8>>>(PIECES_MAX);
+        let make = move || {
+            loop {
+                let mut piece = Vec::with_capacity(PIECE_BYTES_MAX + CHUNK_FRAME_BYTES_MAX);
+                let made = body.write_piece(&mut piece);
+                let more = *made.as_ref().unwrap_or(&false);
+                if pieces.blocking_send(made.map(|_| piece)).is_err() || !more {
+                    return;
+                }
+            }
+        };
+        // Until the first piece is there, the client is not waited for.
+        let thread = std::thread::Builder::new().name("full-scrape".into()).spawn(make);
+        thread.map_err(|_| Closed::IoError)?;
+        let begun = self.worker.now();
+        let mut sent = 0;
+        while let Some(piece) = ready.recv().await {
+            let piece = piece.map_err(|_| Closed::IoError)?;
+            sent += piece.len() as u64;
+            if self.worker.now() > begun.plus_s(SLOW_S_MAX + sent / SLOW_BYTES_PER_S) {
+                return Err(Closed::WriteStalled);
+            }
+            self.write(piece).await?;
+        }
+        Ok(())
+    }
+}
+
+/// How slowly a full scrape may be taken, in bytes a second: one runs at a time in the process, and
+/// nobody may keep that for himself.
+const SLOW_BYTES_PER_S: u64 = 64 * 1024;
+
+/// Seconds by which it may be behind.
+const SLOW_S_MAX: u64 = 30;
+
+/// What stands around a chunk, and the last chunk of all.
+const CHUNK_FRAME_BYTES_MAX: usize = 16;
+
+fn full_scrape(body: io::Result<FullScrape>, keep_alive: bool) -> Step {
+    match body {
+        Ok(body) => Step::FullScrape(Box::new(body), keep_alive),
+        // Its head says that something follows: only an end tells the client otherwise.
+        Err(_) => Step::Close { linger: false },
+    }
+}

@@ -1,0 +1,176 @@
+//! The stream worker: HTTP, HTTPS, WebSocket and wss on one thread, one task for each connection.
+//!
+//! ```text
+//! listener ─▶ accept ─▶ [PROXY header] ─▶ [TLS] ─▶ http ─▶ frontend::http ─▶ one write a read
+//!             limits                                └─ upgrade ─▶ ws ─▶ frontend::ws
+//!                 late ones are ended                  queue ◀─ replies, mail of other sockets
+//! ```
+//!
+//! The code is the same on io_uring and on epoll (`sys::stream`). Everything a connection holds is
+//! bounded, and is given back at a deadline that the client cannot put off: the head of a request
+//! has 5 seconds from its first byte, a reply has to be taken, a WebSocket has to answer pings.
+
+mod accept;
+mod admission;
+mod connection;
+mod frames;
+mod http;
+mod mailbox;
+mod slots;
+mod thread;
+mod tls;
+mod ws;
+
+use std::io;
+use std::net::{IpAddr, TcpListener};
+use std::os::unix::net::UnixListener;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use arc_swap::ArcSwap;
+use ipnet::IpNet;
+use rustls::ServerConfig;
+
+pub use crate::frontend::FrontEnds;
+use crate::metrics::StreamCounters;
+use crate::sys::clock::Clock;
+use crate::sys::stream::Network;
+use crate::sys::stream::epoll::Epoll;
+use crate::sys::stream::uring::Uring;
+use admission::Connections;
+use mailbox::Mailbox;
+
+/// How bytes travel between kernel and worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Backend {
+    /// An io_uring of the worker's own, by way of tokio-uring.
+    Uring,
+    /// epoll, by way of tokio: works everywhere.
+    Tokio,
+}
+
+impl Backend {
+    /// Its name in flags, logs and labels.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Uring => "uring",
+            Self::Tokio => "tokio",
+        }
+    }
+}
+
+/// A socket that is bound and listens. One for TCP should have had TCP_NODELAY set before: those
+/// that connect inherit it, and without it a second small reply waits for the client's delayed
+/// acknowledgement. The worker sets it too, which is too late for who has connected already.
+#[derive(Debug)]
+pub enum Listener {
+    /// HTTP and WebSocket.
+    Plain(TcpListener),
+    /// The same over TLS.
+    Tls(TcpListener),
+    /// HTTP and WebSocket of a reverse proxy on this host, which names its clients.
+    Unix(UnixListener),
+}
+
+/// What the operator may set; swapped whole on reload.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Seconds in which the head of a request has to arrive, counted from its first byte or, of
+    /// the first one, from the accept: a PROXY header and the TLS handshake included.
+    pub head_timeout_s: u32,
+    /// Seconds between two requests. Also what a client has for taking 64 KiB, and for sending the
+    /// rest of a WebSocket message.
+    pub idle_timeout_s: u32,
+    /// Seconds between two pings to a WebSocket. It is closed after twice that without a sign of
+    /// life.
+    pub ping_interval_s: u32,
+    /// Most connections of one source: an IPv4 address, or an IPv6 /64.
+    pub connections_per_source_max: u32,
+    /// Sources that are not counted.
+    pub exempt: Vec<IpNet>,
+    /// Sources that are not counted, and whose PROXY headers are believed.
+    pub trusted_proxies: Vec<IpNet>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            head_timeout_s: 5,
+            idle_timeout_s: 30,
+            ping_interval_s: 50,
+            connections_per_source_max: 32,
+            exempt: Vec::new(),
+            trusted_proxies: Vec::new(),
+        }
+    }
+}
+
+impl Options {
+    fn trusts(&self, address: IpAddr) -> bool {
+        self.trusted_proxies.iter().any(|it| it.contains(&address))
+    }
+
+    fn counts(&self, address: IpAddr) -> bool {
+        !self.trusts(address) && !self.exempt.iter().any(|it| it.contains(&address))
+    }
+}
+
+/// What all stream workers share.
+#[derive(Debug)]
+pub struct Shared {
+    connections: Arc<Connections>,
+    mailboxes: Vec<Mailbox>,
+    options: Arc<ArcSwap<Options>>,
+    tls: Option<Arc<ArcSwap<ServerConfig>>>,
+}
+
+impl Shared {
+    /// For so many workers, and so many connections over all of them. What `options` and `tls`
+    /// hold may be replaced at any time: it is used from the next request or connection on.
+    pub fn new(
+        workers: usize,
+        connections_max: u32,
+        options: Arc<ArcSwap<Options>>,
+        tls: Option<Arc<ArcSwap<ServerConfig>>>,
+    ) -> Arc<Self> {
+        let connections = Arc::new(Connections::new(connections_max));
+        let mailboxes = (0..workers).map(|_| Mailbox::new()).collect();
+        Arc::new(Self { connections, mailboxes, options, tls })
+    }
+
+    /// How many connections are open.
+    pub fn connections_open(&self) -> u32 {
+        self.connections.open()
+    }
+}
+
+/// A stream worker, ready to run.
+pub struct StreamWorker {
+    /// Which of the workers it is, from 0.
+    pub worker: u16,
+    /// What it shares with the others.
+    pub shared: Arc<Shared>,
+    /// Its own sockets, each bound once for every worker (SO_REUSEPORT).
+    pub listeners: Vec<Listener>,
+    /// What it answers with.
+    pub front_ends: FrontEnds,
+    /// The clock of the process.
+    pub clock: Clock,
+    /// Its own counters.
+    pub counters: Arc<StreamCounters>,
+}
+
+impl StreamWorker {
+    /// Serves on the calling thread (pin it first) until `stop` is set, which is looked at ten
+    /// times a second. Then no connection is accepted, those that wait are closed, and the others
+    /// have 2 seconds.
+    ///
+    /// # Errors
+    /// Where the backend cannot start, or TLS is listened for without a configuration.
+    pub fn run(self, backend: Backend, stop: &AtomicBool) -> io::Result<()> {
+        match backend {
+            Backend::Uring => Uring::run(thread::main::<Uring>(self, stop))?,
+            Backend::Tokio => Epoll::run(thread::main::<Epoll>(self, stop))?,
+        }
+    }
+}

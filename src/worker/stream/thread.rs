@@ -1,0 +1,225 @@
+//! What a worker's thread does beside its connections: the clock's ticks, deadlines, mail, the end.
+
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use tokio::sync::mpsc::Receiver;
+use tokio::task::spawn_local;
+use tokio::time::{MissedTickBehavior, interval};
+
+use super::accept::{self, Security};
+use super::connection::Connection;
+use super::mailbox::{LETTERS_TAKEN_MAX, Letter};
+use super::slots::{Due, Place, Slots};
+use super::{FrontEnds, Listener, Options, Shared, StreamWorker};
+use crate::frontend::ws::{Mail, Outbox, Route};
+use crate::metrics::{Closed, StreamCounters};
+use crate::sys::clock::{Clock, thread_cpu_ns};
+use crate::sys::stream::{Acceptor as _, Listening, Network};
+use crate::time::Now;
+
+/// How often the thread looks at the stop flag, and shows that it lives.
+const TICK: Duration = Duration::from_millis(100);
+
+/// Deadlines are looked at once in so many ticks.
+const TICKS_PER_LOOK: u64 = 5;
+
+/// How long connections may take to end once the worker stops.
+const DRAIN_TICKS_MAX: u32 = 200;
+
+/// How often it is looked at whether all have ended.
+const DRAIN_TICK: Duration = Duration::from_millis(10);
+
+/// How long they may take once they have been cut off.
+const CUT_TICKS_MAX: u32 = 20;
+
+/// What all tasks of a worker share. They run on one thread and borrow it between two awaits.
+pub(super) struct Worker<N: Network> {
+    pub(super) index: u16,
+    pub(super) shared: Arc<Shared>,
+    pub(super) front_ends: RefCell<FrontEnds>,
+    pub(super) counters: Arc<StreamCounters>,
+    pub(super) slots: RefCell<Slots<Connection<N>>>,
+    options: RefCell<arc_swap::Cache<Arc<arc_swap::ArcSwap<Options>>, Arc<Options>>>,
+    clock: Clock,
+    is_stopping: Cell<bool>,
+}
+
+/// Runs a worker to its end.
+pub(super) async fn main<N: Network>(parts: StreamWorker, stop: &AtomicBool) -> io::Result<()> {
+    let StreamWorker { worker: index, shared, listeners, front_ends, clock, counters } = parts;
+    let mail = shared.mailboxes.get(usize::from(index)).and_then(|it| it.open());
+    let Some(mail) = mail else {
+        return Err(io::Error::other("there is no such worker, or it runs already"));
+    };
+    let worker = Rc::new(Worker::<N> {
+        index,
+        front_ends: RefCell::new(front_ends),
+        counters,
+        slots: RefCell::new(Slots::new()),
+        options: RefCell::new(arc_swap::Cache::new(shared.options.clone())),
+        clock,
+        is_stopping: Cell::new(false),
+        shared,
+    });
+    let acceptors = listen(&worker, listeners)?;
+    spawn_local(take_mail(worker.clone(), mail));
+    serve(&worker, stop).await;
+    worker.is_stopping.set(true);
+    acceptors.iter().for_each(|it| it.stop());
+    drain(&worker).await;
+    Ok(())
+}
+
+/// Starts to accept.
+fn listen<N: Network>(
+    worker: &Rc<Worker<N>>,
+    listeners: Vec<Listener>,
+) -> io::Result<Vec<Rc<N::Acceptor>>> {
+    let mut acceptors = Vec::with_capacity(listeners.len());
+    for listener in listeners {
+        let (listening, security) = match listener {
+            Listener::Plain(it) => (Listening::Tcp(it), Security::Plain),
+            Listener::Tls(it) => {
+                let lacking = || io::Error::other("TLS is listened for, but not configured");
+                let config = worker.shared.tls.clone().ok_or_else(lacking)?;
+                (Listening::Tcp(it), Security::Tls(config))
+            }
+            Listener::Unix(it) => (Listening::Unix(it), Security::Plain),
+        };
+        let acceptor = Rc::new(N::acceptor(listening)?);
+        spawn_local(accept::serve(worker.clone(), acceptor.clone(), security));
+        acceptors.push(acceptor);
+    }
+    Ok(acceptors)
+}
+
+async fn serve<N: Network>(worker: &Rc<Worker<N>>, stop: &AtomicBool) {
+    let mut ticks = interval(TICK);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut count: u64 = 0;
+    while !stop.load(Ordering::Relaxed) {
+        ticks.tick().await;
+        let now = worker.beat();
+        if count.is_multiple_of(TICKS_PER_LOOK) {
+            worker.look_at_deadlines(now);
+        }
+        count += 1;
+    }
+}
+
+/// Lets connections end, then cuts off those that have not.
+async fn drain<N: Network>(worker: &Rc<Worker<N>>) {
+    let open = worker.connections();
+    open.iter().for_each(Connection::retire);
+    drop(open);
+    if wait_for_all(worker, DRAIN_TICKS_MAX).await {
+        return;
+    }
+    worker.connections().iter().for_each(|it| it.end(Closed::Stopped));
+    wait_for_all(worker, CUT_TICKS_MAX).await;
+}
+
+/// Whether all connections ended in time.
+async fn wait_for_all<N: Network>(worker: &Worker<N>, ticks_max: u32) -> bool {
+    for _ in 0..ticks_max {
+        if worker.slots.borrow().len() == 0 {
+            return true;
+        }
+        tokio::time::sleep(DRAIN_TICK).await;
+        worker.beat();
+    }
+    worker.slots.borrow().len() == 0
+}
+
+async fn take_mail<N: Network>(worker: Rc<Worker<N>>, mut mail: Receiver<Letter>) {
+    let mut letters = Vec::with_capacity(LETTERS_TAKEN_MAX);
+    while mail.recv_many(&mut letters, LETTERS_TAKEN_MAX).await > 0 {
+        for letter in letters.drain(..) {
+            worker.shared.mailboxes[usize::from(worker.index)].took(&letter);
+            let (route, mail) = letter;
+            worker.receive(route, mail);
+        }
+    }
+}
+
+impl<N: Network> Worker<N> {
+    /// The moment.
+    pub(super) fn now(&self) -> Now {
+        self.clock.now()
+    }
+
+    /// What the operator has set.
+    pub(super) fn with_options<T>(&self, look: impl FnOnce(&Options) -> T) -> T {
+        look(self.options.borrow_mut().load())
+    }
+
+    /// Whether no connection is to be kept open.
+    pub(super) fn is_stopping(&self) -> bool {
+        self.is_stopping.get()
+    }
+
+    /// Hands on what a socket said to others.
+    pub(super) fn post(&self, route: Route, mail: Mail) {
+        if route.worker == self.index {
+            self.receive(route, mail);
+            return;
+        }
+        let mailbox = self.shared.mailboxes.get(usize::from(route.worker));
+        if !mailbox.is_some_and(|it| it.post((route, mail))) {
+            self.counters.mail_dropped.add(1);
+        }
+    }
+
+    /// Takes mail for a socket of this worker.
+    fn receive(&self, route: Route, mail: Mail) {
+        let Some(connection) = self.connection(route) else {
+            self.counters.mail_dropped.add(1);
+            return;
+        };
+        self.counters.mail_delivered.add(1);
+        let mut outbox = Outbox::default();
+        connection.receive(mail, &mut outbox);
+        debug_assert!(outbox.mail.is_empty(), "mail leads to no mail");
+    }
+
+    fn connection(&self, route: Route) -> Option<Rc<Connection<N>>> {
+        self.slots.borrow().get(route.slot, route.generation).cloned()
+    }
+
+    /// All connections, which may then change.
+    fn connections(&self) -> Vec<Rc<Connection<N>>> {
+        self.slots.borrow().all().cloned().collect()
+    }
+
+    /// Removes a connection that has ended.
+    pub(super) fn remove(&self, place: Place) {
+        self.slots.borrow_mut().remove(place);
+    }
+
+    /// Shows that the thread lives.
+    fn beat(&self) -> Now {
+        let now = self.now();
+        let counters = &self.counters;
+        let elapsed_ns = self.clock.elapsed_ns_at(now);
+        counters.elapsed_ns.add(elapsed_ns.saturating_sub(counters.elapsed_ns.get()));
+        counters.busy_ns.add(thread_cpu_ns().saturating_sub(counters.busy_ns.get()));
+        now
+    }
+
+    /// Ends what is late, and pings who is silent.
+    fn look_at_deadlines(&self, now: Now) {
+        let ping_s = self.with_options(|it| it.ping_interval_s);
+        let due = self.slots.borrow_mut().due(now, ping_s);
+        for (connection, due) in due {
+            match due {
+                Due::End(reason) => connection.end(reason),
+                Due::Ping => connection.ping(),
+            }
+        }
+    }
+}

@@ -1,0 +1,108 @@
+//! A little HTTP server for the page that a browser runs WebTorrent in: what the page needs, and
+//! where it posts what it says and what it has downloaded.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::Write as _;
+use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
+
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::DefaultBodyLimit;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use tokio::sync::oneshot;
+
+use super::meeting::PAYLOAD_NAME;
+
+/// More than any download of these tests.
+const BODY_BYTES_MAX: usize = 16 << 20;
+
+/// What a page is made of.
+pub(super) struct Parts {
+    /// The page, which is served as `/`.
+    pub(super) page: PathBuf,
+    /// WebTorrent's bundle.
+    pub(super) bundle: PathBuf,
+    /// The torrent.
+    pub(super) torrent: PathBuf,
+    /// The folder of the file, there or to come.
+    pub(super) downloads: PathBuf,
+    /// Where to write what the page says.
+    pub(super) log: PathBuf,
+}
+
+/// Serves on loopback until dropped.
+pub(crate) struct PageServer {
+    address: SocketAddr,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl PageServer {
+    /// Begins to serve.
+    pub(super) fn start(parts: Parts) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let address = listener.local_addr().unwrap();
+        let (stop, stopped) = oneshot::channel();
+        let router = router(parts);
+        let thread = thread::spawn(|| serve(listener, router, stopped));
+        Self { address, stop: Some(stop), thread: Some(thread) }
+    }
+
+    /// Where the page is.
+    pub(super) fn url(&self) -> String {
+        format!("http://{}/", self.address)
+    }
+}
+
+impl Drop for PageServer {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        let _ = self.thread.take().map(JoinHandle::join);
+    }
+}
+
+fn serve(listener: TcpListener, router: Router, stopped: oneshot::Receiver<()>) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+        tokio::select! {
+            it = axum::serve(listener, router).into_future() => it.unwrap(),
+            _ = stopped => {}
+        }
+    });
+}
+
+fn router(parts: Parts) -> Router {
+    let payload = parts.downloads.join(PAYLOAD_NAME);
+    let arrived = payload.clone();
+    let store = |body: Bytes| async move { fs::write(arrived, body).unwrap() };
+    let log = Arc::new(Mutex::new(open_log(&parts.log)));
+    let write = |line: String| async move {
+        writeln!(log.lock().unwrap(), "{line}").unwrap();
+    };
+    let file = |kind: &'static str, path: PathBuf| get(move || async move { send(kind, &path) });
+    Router::new()
+        .route("/", file("text/html", parts.page))
+        .route("/webtorrent.min.js", file("text/javascript", parts.bundle))
+        .route("/a.torrent", file("application/x-bittorrent", parts.torrent))
+        .route("/payload.bin", file("application/octet-stream", payload).post(store))
+        .route("/log", axum::routing::post(write))
+        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+}
+
+fn open_log(path: &Path) -> File {
+    OpenOptions::new().create(true).append(true).open(path).unwrap()
+}
+
+fn send(kind: &'static str, path: &Path) -> Response {
+    match fs::read(path) {
+        Ok(bytes) => ([(header::CONTENT_TYPE, kind)], bytes).into_response(),
+        Err(_) => StatusCode::NOT_FOUND.into_response(),
+    }
+}
