@@ -3,7 +3,8 @@
 //!
 //! ```text
 //! input      { torrent (1) | address (1) | port (1) | operation (1) } × n
-//! operation  2..0 what the peer does, or: 5 time passes, 6 a sweep, 7 a scrape
+//! operation  2..0 what the peer does, or: 5 time passes, 6 a sweep, 7 a scrape and all lists
+//!            7 the peer is a WebRTC one, named by address and port
 //! ```
 #![no_main]
 
@@ -14,10 +15,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use fastrand::Rng;
 use libfuzzer_sys::fuzz_target;
-use model::{LIMITS, Model, Torrent, announce_both};
+use model::{LIMITS, Model, Torrent, announce_both, compare_lists};
 use skep::store::{Change, Options, Role, Store, Sweeper, Visit};
 use skep::time::Now;
-use skep::types::InfoHash;
+use skep::types::{Contact, InfoHash, WebPeer};
 
 /// The address a byte stands for: both families, every scope.
 fn address(byte: u8) -> IpAddr {
@@ -30,6 +31,16 @@ fn address(byte: u8) -> IpAddr {
         4 => Ipv6Addr::new(0x2600, 0, 0, 0, 0, 0, 0, low.into()).into(),
         _ => Ipv4Addr::new(8, 8, byte >> 5, low).into(),
     }
+}
+
+/// How the peer is reached.
+fn contact(from: u8, port: u8, operation: u8) -> Contact {
+    if operation & 0x80 == 0 {
+        return Contact::Port(1 + u16::from(port));
+    }
+    let mut name = [0; 16];
+    (name[0], name[15]) = (from, port);
+    Contact::Web(WebPeer(name))
 }
 
 fn change(operation: u8) -> Option<Change> {
@@ -81,15 +92,17 @@ fuzz_target!(|input: &[u8]| {
         let info_hash = InfoHash([torrent & 3; 20]);
         match (change(operation), operation & 7) {
             (Some(change), _) => {
-                let (address, port) = (address(from), 1 + u16::from(port));
-                let visit = Visit { info_hash: &info_hash, address, port, change };
+                let contact = contact(from, port, operation);
+                let visit =
+                    Visit { info_hash: &info_hash, address: address(from), contact, change };
                 announce_both(&pair.store, &mut pair.model, pair.now, &visit, &mut random);
             }
             (None, 5) => pair.pass_time(u64::from(port) * 16),
             (None, 6) => pair.sweep(),
             (None, _) => {
-                let counts = pair.model.torrents.get(&info_hash.0).map(Torrent::counts);
+                let counts = pair.model.torrents.get(&info_hash).map(Torrent::counts);
                 assert_eq!(pair.store.scrape(&info_hash), counts.unwrap_or_default());
+                compare_lists(&pair.store, &pair.model, pair.now, &mut random);
             }
         }
     }

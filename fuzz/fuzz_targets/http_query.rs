@@ -1,0 +1,44 @@
+//! Queries of announces and scrapes, straight into their decoder.
+//!
+//! ```text
+//! input  a query; its first 20 bytes are also tried as an info-hash in percent coding
+//! ```
+//!
+//! Invariants checked: nothing panics; 20 bytes survive percent coding; a query is read the same
+//! with parameters appended that mean nothing; a scrape never has too many torrents, and has them
+//! in order; where an announce is read, a scrape of the same query finds the same torrent.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use skep::protocol::http::{self, SCRAPE_HASHES_MAX};
+use skep::types::InfoHash;
+
+/// Percent coding: whatever bytes a digit's case and a plain byte allow, chosen by the byte itself.
+fn coded(bytes: &[u8; 20]) -> Vec<u8> {
+    let code = |byte: &u8| match byte {
+        b'a'..=b'z' | b'0'..=b'9' => vec![*byte],
+        it if it % 2 == 0 => format!("%{it:02x}").into_bytes(),
+        it => format!("%{it:02X}").into_bytes(),
+    };
+    bytes.iter().flat_map(code).collect()
+}
+
+fuzz_target!(|query: &[u8]| {
+    let mut all = Vec::new();
+    let scraped = http::scrape(query, &mut all);
+    assert!(all.len() <= SCRAPE_HASHES_MAX);
+    assert!(scraped.is_err() || all.windows(2).all(|it| it[0] < it[1]), "ascending, distinct");
+    let announced = http::announce(query);
+    if let Ok(it) = announced {
+        assert_eq!(scraped, Ok(()));
+        assert_eq!(all, [it.info_hash]);
+        let more = [query, b"&ipv4=None&key=%zz&&=&corrupt=0"].concat();
+        assert_eq!(http::announce(&more), Ok(it));
+    }
+    if let Some(bytes) = query.first_chunk::<20>() {
+        assert_eq!(http::decode_20(&coded(bytes)), Ok(*bytes));
+        let query = [b"info_hash=", &coded(bytes)[..]].concat();
+        assert_eq!(http::scrape(&query, &mut all), Ok(()));
+        assert_eq!(all, [InfoHash(*bytes)]);
+    }
+});
