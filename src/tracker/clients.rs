@@ -119,11 +119,27 @@ pub(super) struct Counting {
     window: Arc<Window>,
     /// When the window is over; the first was over before anybody came.
     ends: Now,
+    /// What was found out in this window of prefixes without a slot, in whichever table it was: to
+    /// find it out takes an allocation or two, which is too much for every announce.
+    slotless: [Option<(u64, Slotless)>; SLOTLESS],
+}
+
+/// Prefixes without a slot that are remembered; a power of two.
+const SLOTLESS: usize = 64;
+
+/// Where a prefix without a slot is counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Slotless {
+    /// Among the other versions of known software, by its index.
+    OtherVersion(usize),
+    /// Among all others.
+    Other,
 }
 
 impl Default for Counting {
     fn default() -> Self {
-        Self { tally: Arc::default(), window: Arc::default(), ends: Now::from_s(0) }
+        let (tally, window) = Default::default();
+        Self { tally, window, ends: Now::from_s(0), slotless: [None; SLOTLESS] }
     }
 }
 
@@ -135,9 +151,18 @@ impl Counting {
             self.start_window(now, interval_s.into());
         }
         let PeerId([prefix @ .., _, _, _, _, _, _, _, _, _, _, _, _]) = peer_id;
-        match contact {
-            Contact::Port(_) => self.window.by_port.count(prefix),
-            Contact::Web(_) => self.window.by_socket.count(prefix),
+        let table = match contact {
+            Contact::Port(_) => &self.window.by_port,
+            Contact::Web(_) => &self.window.by_socket,
+        };
+        let key = u64::from_ne_bytes(*prefix);
+        if table.count(key) {
+            return;
+        }
+        let place = &mut self.slotless[hash(key, SLOTLESS)];
+        match *place {
+            Some((it, slotless)) if it == key => table.count_slotless(slotless),
+            _ => *place = table.count_unseen(prefix, key).map(|it| (key, it)).or(*place),
         }
     }
 
@@ -149,6 +174,7 @@ impl Counting {
         let previous = if is_recent { previous } else { Arc::default() };
         let current = self.window.clone();
         self.ends = now.plus_s(length_s);
+        self.slotless = [None; SLOTLESS]; // there is room again
         self.tally.windows.store(Arc::new(Windows {
             since: Some(now),
             length_s,
@@ -197,40 +223,63 @@ impl Default for Table {
     }
 }
 
+/// A place for a key among `places`, a power of two.
+#[inline]
+fn hash(key: u64, places: usize) -> usize {
+    let hash = key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (u64::BITS - places.ilog2());
+    #[expect(clippy::cast_possible_truncation, reason = "a few bits")]
+    let hash = hash as usize;
+    hash
+}
+
 impl Table {
+    /// Counts a prefix that has a slot; says whether it has.
     #[inline]
-    fn count(&self, prefix: &Prefix) {
-        let key = u64::from_ne_bytes(*prefix);
+    fn count(&self, key: u64) -> bool {
         for slot in self.places(key) {
             match slot.key.load(Ordering::Relaxed) {
                 0 => break,
-                it if it == key => return slot.announces.add(1),
+                it if it == key => {
+                    slot.announces.add(1);
+                    return true;
+                }
                 _ => {}
             }
         }
-        self.count_unseen(prefix, key);
+        false
     }
 
     /// Where a key may be.
     #[inline]
     fn places(&self, key: u64) -> impl Iterator<Item = &Slot> {
-        let hash = key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - SLOTS.ilog2());
-        #[expect(clippy::cast_possible_truncation, reason = "nine bits")]
-        let first = hash as usize;
+        let first = hash(key, SLOTS);
         (first..first + PROBES).map(|at| &self.slots[at % SLOTS])
     }
 
-    /// Counts what has no slot, and gives it one if it deserves it.
+    /// Counts what has no slot, and gives it one if it deserves it; where it does not, says as
+    /// what it was counted.
     #[cold]
-    fn count_unseen(&self, prefix: &Prefix, key: u64) {
-        let Some(software) = software::of(prefix) else { return self.others.add(1) };
+    fn count_unseen(&self, prefix: &Prefix, key: u64) -> Option<Slotless> {
+        let software = software::of(prefix);
         let free = self.places(key).find(|slot| slot.key.load(Ordering::Relaxed) == 0);
-        match free.filter(|_| software.has_version) {
-            Some(slot) => {
+        let slotless = match (software, free) {
+            (Some(it), Some(slot)) if it.has_version => {
                 slot.announces.add(1);
                 slot.key.store(key, Ordering::Relaxed);
+                return None;
             }
-            None => self.other_versions[software.index].add(1),
+            (Some(it), _) => Slotless::OtherVersion(it.index),
+            (None, _) => Slotless::Other,
+        };
+        self.count_slotless(slotless);
+        Some(slotless)
+    }
+
+    #[inline]
+    fn count_slotless(&self, slotless: Slotless) {
+        match slotless {
+            Slotless::OtherVersion(index) => self.other_versions[index].add(1),
+            Slotless::Other => self.others.add(1),
         }
     }
 
