@@ -1,8 +1,10 @@
 //! The clients that Debian has, and how each is told to meet others through the tracker alone.
 
 use std::fs;
+use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use skep::types::Family;
 
@@ -95,6 +97,25 @@ fn aria2(meeting: &Meeting, role: Role, via: Via) -> Client {
     Client::spawn(meeting, role, &mut command)
 }
 
+/// A port for a client that takes one number and does not try a second (Transmission does not
+/// start listening at all where its port is taken). It is below the range the kernel gives out
+/// (`ip_local_port_range`), so no passing connection can hold it; two clients of this process
+/// never get the same one, and those of another process begin elsewhere.
+fn peer_port() -> u16 {
+    const FIRST: u16 = 10_000;
+    const COUNT: u32 = 10_000; // aria2's begin behind them
+    static TAKEN: AtomicU32 = AtomicU32::new(0);
+    let begin = std::process::id().wrapping_mul(257); // far from the next process's
+    let free = (0..COUNT).find_map(|_| {
+        let taken = TAKEN.fetch_add(1, Ordering::Relaxed);
+        let port = FIRST + u16::try_from(begin.wrapping_add(taken) % COUNT).unwrap();
+        let address = (Ipv4Addr::LOCALHOST, port);
+        let free = TcpListener::bind(address).is_ok() && UdpSocket::bind(address).is_ok();
+        free.then_some(port)
+    });
+    free.expect("a free port below the kernel's range")
+}
+
 /// Writes the settings Transmission starts with; says in which folder.
 fn transmission_settings(meeting: &Meeting, role: Role) -> PathBuf {
     let folder = meeting.file(role, "settings");
@@ -108,7 +129,7 @@ fn transmission_settings(meeting: &Meeting, role: Role) -> PathBuf {
         "pex-enabled": false,
         "utp-enabled": false,
         "port-forwarding-enabled": false,
-        "peer-port-random-on-start": true,
+        "peer-port": peer_port(),
         "rpc-enabled": false,
     });
     fs::write(folder.join("settings.json"), settings.to_string()).unwrap();
