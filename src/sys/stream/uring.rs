@@ -28,7 +28,11 @@ impl Network for Uring {
     fn run<F: Future>(main: F) -> io::Result<F::Output> {
         let mut builder = tokio_uring::builder();
         let mut ring = tokio_uring::uring_builder();
-        builder.entries(SUBMISSIONS).uring_builder(ring.setup_cqsize(COMPLETIONS));
+        // Without cooperative task work the kernel interrupts this thread for every packet and
+        // retries the read at once, against the sender that still holds the socket's lock.
+        builder
+            .entries(SUBMISSIONS)
+            .uring_builder(ring.setup_cqsize(COMPLETIONS).setup_coop_taskrun());
         Ok(tokio_uring::Runtime::new(&builder)?.block_on(main))
     }
 
