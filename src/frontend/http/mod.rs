@@ -27,7 +27,7 @@ use ipnet::IpNet;
 
 use crate::frontend::origin::Origin;
 use crate::frontend::stats::{HTML_POLICY, Pages};
-use crate::protocol::http::{self, Head, Headers, Method};
+use crate::protocol::http::{self, Head, Headers, Malformed, Method};
 use crate::time::Now;
 use crate::tracker::{Census, Tracker};
 pub use crate::types::Outcome;
@@ -211,10 +211,19 @@ impl Turn<'_> {
         if exchange.fields.body {
             return exchange.reject_because("A request to a tracker has no body.\n", out);
         }
+        let route = route(head.path, head.query);
+        if head.has_controls {
+            return match route {
+                Route::Announce | Route::Scrape if !exchange.wants_websocket() => {
+                    exchange.fail(Malformed::Controls.into(), &mut self.scratch.body, out)
+                }
+                _ => exchange.reject_and_close(Rejected::BadRequest, out),
+            };
+        }
         if exchange.wants_websocket() {
             return upgrade::answer(exchange, out);
         }
-        match route(head.path, head.query) {
+        match route {
             Route::Announce => self.announce(exchange, out),
             Route::Scrape => self.scrape(exchange, out),
             Route::Front => exchange.page("text/plain", "", FRONT_PAGE.as_bytes(), out),

@@ -10,7 +10,7 @@ mod query;
 mod reply;
 
 use httparse::{EMPTY_HEADER, Header, Status};
-use memchr::{memchr, memrchr};
+use memchr::{memchr, memchr2, memrchr};
 
 pub use fields::{Fields, tokens};
 pub use query::{AnnounceQuery, BadBytes, Malformed, SCRAPE_HASHES_MAX, decode_20, has, pairs};
@@ -63,6 +63,9 @@ pub struct Head<'a> {
     pub path: &'a [u8],
     /// The target behind the first `?`.
     pub query: &'a [u8],
+    /// Whether the target holds control characters, which no target may (RFC 9112, 3.2). Where
+    /// they leave no doubt about what is asked, the client can still be told so in its own words.
+    pub has_controls: bool,
     /// Whether this is HTTP/1.1, not 1.0.
     pub http_1_1: bool,
     /// The header fields, in order.
@@ -100,6 +103,7 @@ impl<'a> Head<'a> {
                 method: line.method,
                 path: line.path,
                 query: line.query,
+                has_controls: line.has_controls,
                 http_1_1: line.http_1_1,
                 headers,
                 bytes: end + length,
@@ -166,6 +170,7 @@ struct RequestLine<'a> {
     method: Method,
     path: &'a [u8],
     query: &'a [u8],
+    has_controls: bool,
     http_1_1: bool,
 }
 
@@ -192,24 +197,32 @@ impl<'a> RequestLine<'a> {
             _ => Method::Other,
         };
         if method == Method::Other {
-            return Ok(Self { method, path: b"", query: b"", http_1_1 });
+            return Ok(Self { method, path: b"", query: b"", has_controls: false, http_1_1 });
         }
+        let has_controls = has_controls(target)?;
         let target = origin_form(target).ok_or(Rejected::BadRequest)?;
         let (path, query) = match memchr(b'?', target) {
             Some(at) => (target[..at].trim_ascii_end(), &target[at + 1..]),
             None => (target, &[][..]),
         };
-        Ok(Self { method, path, query, http_1_1 })
+        Ok(Self { method, path, query, has_controls, http_1_1 })
+    }
+}
+
+/// Whether a target holds control characters. NUL and CR are refused, because a proxy before us may
+/// have seen a line end there (RFC 9112, 2.2).
+fn has_controls(target: &[u8]) -> Result<bool, Rejected> {
+    // All of it is looked at, whatever is found: without a way out the loop is vectorised.
+    let found = target.iter().fold(false, |found, it| found | it.is_ascii_control());
+    match found && memchr2(b'\0', b'\r', target).is_some() {
+        true => Err(Rejected::BadRequest),
+        false => Ok(found),
     }
 }
 
 /// Path and query of a target; of an absolute one (RFC 9112, 3.2.2), scheme and host are dropped.
-/// `None` if it is neither, or holds control characters.
+/// `None` if it is neither.
 fn origin_form(target: &[u8]) -> Option<&[u8]> {
-    // All of it is looked at, whatever is found: without a way out the loop is vectorised.
-    if target.iter().fold(false, |found, it| found | it.is_ascii_control()) {
-        return None;
-    }
     if target.starts_with(b"/") {
         return Some(target);
     }

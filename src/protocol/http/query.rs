@@ -54,11 +54,13 @@ pub enum Malformed {
     NoPort,
     /// A port that is no 16-bit number.
     Port,
+    /// Control characters that are not escaped.
+    Controls,
 }
 
 impl Malformed {
     /// Every reason.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::NoInfoHash,
         Self::InfoHashLength,
         Self::InfoHashEscape,
@@ -67,6 +69,7 @@ impl Malformed {
         Self::PeerId,
         Self::NoPort,
         Self::Port,
+        Self::Controls,
     ];
 
     /// What the client is told.
@@ -80,6 +83,7 @@ impl Malformed {
             Self::PeerId => "peer_id is not 20 bytes",
             Self::NoPort => "port is missing",
             Self::Port => "port is no port number",
+            Self::Controls => "control characters have to be escaped",
         }
     }
 }

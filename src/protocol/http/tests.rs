@@ -71,7 +71,6 @@ fn other_methods_are_told_apart_from_no_request() {
         "GET announce HTTP/1.1",
         "GET http:// HTTP/1.1",
         "GET ftp://a/ HTTP/1.1",
-        "GET /\ta HTTP/1.1",
         "GET /\0 HTTP/1.1",
         "GET /a\rb HTTP/1.1",
         "G\u{e9}T / HTTP/1.1",
@@ -82,6 +81,24 @@ fn other_methods_are_told_apart_from_no_request() {
     ] {
         assert_eq!(line(text), Err(Rejected::BadRequest), "{text:?}");
     }
+}
+
+#[test]
+fn control_characters_that_end_no_line_are_told_of() {
+    let has_controls = |text: &str| {
+        let mut headers = Headers::default();
+        Head::parse(text.as_bytes(), &mut headers).map(|it| it.expect("a head").has_controls)
+    };
+    for byte in (1..=b' ').chain([b'~', 0x7f]).filter(|it| !b"\n\r".contains(it)) {
+        let byte = char::from(byte);
+        let text = format!("GET /announce?x={byte}y HTTP/1.1\r\n\r\n");
+        assert_eq!(has_controls(&text), Ok(byte.is_ascii_control()), "{text:?}");
+    }
+    for byte in ['\0', '\r'] {
+        let text = format!("GET /announce?x=\x01{byte}y HTTP/1.1\r\n\r\n");
+        assert_eq!(has_controls(&text), Err(Rejected::BadRequest), "{text:?}");
+    }
+    assert_eq!(has_controls("POST /\x01 HTTP/1.1\r\n\r\n"), Ok(false), "refused in any case");
 }
 
 #[test]
