@@ -202,7 +202,7 @@ fn a_proxy_names_the_client_only_where_it_is_trusted() {
     // The network of a proxy can be named while serving.
     let trusted = format!("{text}trusted_proxies = [\"127.0.0.1\"]\n")
         .replace("127.0.0.1\"", "127.0.0.1/32\"");
-    std::fs::write(folder.path().join("skep.toml"), trusted).unwrap();
+    std::fs::write(folder.path().join("skep.toml"), &trusted).unwrap();
     skep.signal("HUP");
     skep.log_with("reloaded: http.trusted_proxies");
     let headers = "X-Forwarded-For: 10.0.0.1, 127.0.0.8\r\n";
@@ -210,6 +210,17 @@ fn a_proxy_names_the_client_only_where_it_is_trusted() {
     let reply =
         ask_with(skep.tcp[0], None, &announce(1, 1005, "&left=1"), "X-Real-IP: 127.0.0.7\r\n");
     assert!(peers(&reply).contains(&(8, 1004)), "{reply:?}");
+    // And so can be the header that it writes: what it passes on of others does not count then.
+    let named = format!("{trusted}source_header = \"x-real-ip\"\n");
+    std::fs::write(folder.path().join("skep.toml"), named).unwrap();
+    skep.signal("HUP");
+    skep.log_with("reloaded: http.source_header");
+    let headers = "X-Real-IP: 127.0.0.7\r\nForwarded: for=127.0.0.6\r\n";
+    let reply = ask_with(skep.tcp[0], None, &announce(1, 1006, "&left=1"), headers);
+    assert!(peers(&reply).contains(&(7, 1005)), "{reply:?}");
+    let headers = "X-Forwarded-For: 127.0.0.7\r\n";
+    let reply = ask_with(skep.tcp[0], None, &announce(1, 1007, "&left=1"), headers);
+    assert!(reply.bencoded().contains_key(&b"failure reason"[..]), "{reply:?}");
 }
 
 #[test]

@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! option full_scrape          a setting that differs; also public_stats, warning TEXT,
-//!                             trusted NETWORK, full_scrape_interval_s N
+//!                             trusted NETWORK, header NAME, full_scrape_interval_s N
 //! from 198.51.100.1           the socket's address; `from unix`: a Unix socket
 //! > GET / HTTP/1.1            a line of a request: CRLF is added
 //! >+ GE                       a piece of a request, nothing added
@@ -32,7 +32,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use bt_bencode::Value;
 use skep::frontend::http::{Encoding, Flow, HttpFrontend, Options, Outcome};
-use skep::frontend::origin::Origin;
+use skep::frontend::origin::{HopField, Origin};
 use skep::frontend::stats::Pages;
 use skep::protocol::http::Malformed;
 use skep::store::{self, Store};
@@ -91,6 +91,15 @@ impl Conversation {
             "full_scrape_interval_s" => options.full_scrape_interval_s = value.parse().unwrap(),
             "public_stats" => options.public_stats = true,
             "warning" => options.warning = value.into(),
+            "header" => {
+                let named = [
+                    ("forwarded", HopField::Forwarded),
+                    ("x-forwarded-for", HopField::XForwardedFor),
+                    ("x-real-ip", HopField::XRealIp),
+                ];
+                let (_, field) = named.into_iter().find(|it| it.0 == value).unwrap();
+                options.source_header = Some(field);
+            }
             "trusted" => options.trusted_proxies.push(value.parse().unwrap()),
             _ => panic!("what is `{name}`?"),
         }

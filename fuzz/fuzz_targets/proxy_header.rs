@@ -32,7 +32,7 @@ fn check_preamble(input: &[u8]) {
 fn check_hops(input: &[u8]) {
     for name in ["Forwarded", "X-Forwarded-For", "X-Real-IP"] {
         let headers = [httparse::Header { name, value: input }];
-        let named = Origin::Address(PROXY).source(&headers, &[PROXY.into()]);
+        let named = Origin::Address(PROXY).source(&headers, &[PROXY.into()], None);
         assert!(named.is_none_or(|it| it == it.to_canonical()));
         let says_so = input.windows(8).any(|it| it == b"10.0.0.1")
             || input.iter().filter(|it| **it == b':').count() >= 2;

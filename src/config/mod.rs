@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 pub use error::ConfigError;
 pub use source::{Assignment, Source};
-pub use values::{Bytes, ConnectionIdMac, Io, LogFormat, LogLevel};
+pub use values::{Bytes, ConnectionIdMac, Io, LogFormat, LogLevel, SourceHeader};
 use values::{Numeric, Value};
 
 /// What is known of a setting besides its value.
@@ -166,6 +166,10 @@ sections! {
         /// Networks whose PROXY protocol, Forwarded, X-Forwarded-For and X-Real-IP headers are
         /// believed: your reverse proxies. Reloaded by SIGHUP.
         trusted_proxies: Vec<IpNet> = Vec::new();
+        /// The one header your reverse proxies write the client's address into; the others, which
+        /// they may pass on as the client sent them, are ignored. Empty: all three are read, and a
+        /// request in which they disagree is refused. Reloaded by SIGHUP.
+        source_header: SourceHeader = SourceHeader::Any;
         /// Most connections at once, over all of TCP. 0: nine tenths of the limit on open files.
         connections_max: u32 = 0, in 0..=10000000;
         /// Most connections of one source (an IPv4 address, an IPv6 /64) at once. Trusted proxies

@@ -28,6 +28,21 @@ pub enum ConnectionIdMac {
     HmacSha256,
 }
 
+/// Headers in which reverse proxies name clients.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SourceHeader {
+    /// Whichever are there.
+    #[serde(rename = "")]
+    Any,
+    /// RFC 7239.
+    Forwarded,
+    /// A list of addresses.
+    XForwardedFor,
+    /// One address.
+    XRealIp,
+}
+
 /// Severities of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -195,6 +210,7 @@ macro_rules! choices {
 choices! {
     Io: "auto" "uring" "mmsg";
     ConnectionIdMac: "siphash" "hmac-sha256";
+    SourceHeader: "" "forwarded" "x-forwarded-for" "x-real-ip";
     LogLevel: "off" "error" "warn" "info" "debug" "trace";
     LogFormat: "text" "json";
 }

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use httparse::Header;
 use ipnet::IpNet;
 
-use crate::protocol::http::forwarded::HopField;
+pub use crate::protocol::http::forwarded::HopField;
 pub use crate::protocol::proxy;
 
 /// The far end of a connection, before any header was read.
@@ -48,12 +48,18 @@ impl Origin {
     ///
     /// Proxies commonly write one field and pass on the others as the client sent them. So where
     /// fields name different clients, none is believed; only a trusted proxy's own address, as the
-    /// inner of two proxies puts it into X-Real-IP, gives way.
-    pub fn source(self, headers: &[Header<'_>], proxies: &[IpNet]) -> Option<IpAddr> {
+    /// inner of two proxies puts it into X-Real-IP, gives way. Where it is known which one the
+    /// proxies write, `only` that one is looked at.
+    pub fn source(
+        self,
+        headers: &[Header<'_>],
+        proxies: &[IpNet],
+        only: Option<HopField>,
+    ) -> Option<IpAddr> {
         match self {
             Self::Nobody => None,
             Self::Address(address) if !is_in(proxies, address) => Some(address.to_canonical()),
-            Self::Address(_) | Self::Local => named_source(headers, proxies),
+            Self::Address(_) | Self::Local => named_source(headers, proxies, only),
         }
     }
 }
@@ -62,9 +68,13 @@ fn is_in(proxies: &[IpNet], address: IpAddr) -> bool {
     proxies.iter().any(|it| it.contains(&address))
 }
 
-fn named_source(headers: &[Header<'_>], proxies: &[IpNet]) -> Option<IpAddr> {
+fn named_source(
+    headers: &[Header<'_>],
+    proxies: &[IpNet],
+    only: Option<HopField>,
+) -> Option<IpAddr> {
     let mut source = None;
-    for field in HopField::ALL {
+    for field in HopField::ALL.into_iter().filter(|it| only.is_none_or(|only| only == *it)) {
         let address = match client_in(field, headers, proxies) {
             Client::Unnamed => continue,
             Client::Unreadable => return None,
@@ -112,6 +122,11 @@ mod tests {
 
     /// The source that lines of `name: value` lead to, with 10/8 and fd00::/8 trusted.
     fn source(origin: Origin, lines: &[&str]) -> Option<String> {
+        source_by(None, origin, lines)
+    }
+
+    /// The same where only one header is believed.
+    fn source_by(only: Option<HopField>, origin: Origin, lines: &[&str]) -> Option<String> {
         let proxies = ["10.0.0.0/8".parse().unwrap(), "fd00::/8".parse().unwrap()];
         let split = |line: &&'static str| {
             let (name, value) = line.split_once(": ").unwrap();
@@ -120,7 +135,7 @@ mod tests {
         let lines: Vec<&'static str> =
             lines.iter().map(|it| &*Box::leak(it.to_string().into_boxed_str())).collect();
         let headers: Vec<_> = lines.iter().map(split).collect();
-        origin.source(&headers, &proxies).map(|it| it.to_string())
+        origin.source(&headers, &proxies, only).map(|it| it.to_string())
     }
 
     fn is(address: &str) -> Option<String> {
@@ -203,6 +218,22 @@ mod tests {
             ["Forwarded: for=1.2.3.4", "X-Real-IP: garbage"],
         ] {
             assert_eq!(source(PROXY, &lines), None, "{lines:?}");
+        }
+    }
+
+    #[test]
+    fn where_one_field_is_named_the_others_do_not_count() {
+        let lines = ["Forwarded: for=1.1.1.1", "X-Forwarded-For: 2.2.2.2", "X-Real-IP: 3.3.3.3"];
+        for (field, at) in HopField::ALL.into_iter().zip(0..) {
+            for origin in [PROXY, Origin::Local] {
+                let expected = format!("{0}.{0}.{0}.{0}", at + 1);
+                assert_eq!(source_by(Some(field), origin, &lines), Some(expected), "{field:?}");
+                let others = [lines[(at + 1) % 3], lines[(at + 2) % 3]];
+                assert_eq!(source_by(Some(field), origin, &others), None, "{field:?}");
+            }
+            let stranger = Origin::Address("198.51.100.7".parse().unwrap());
+            assert_eq!(source_by(Some(field), stranger, &lines), is("198.51.100.7"));
+            assert_eq!(source_by(Some(field), Origin::Nobody, &lines), None);
         }
     }
 

@@ -4,8 +4,9 @@ use std::path::PathBuf;
 
 use tracing::level_filters::LevelFilter;
 
-use crate::config::{Config, ConnectionIdMac, LogFormat, LogLevel};
+use crate::config::{Config, ConnectionIdMac, LogFormat, LogLevel, SourceHeader};
 use crate::frontend::connection_id::{Algorithm, ConnectionIds, Keys};
+use crate::frontend::origin::HopField;
 use crate::frontend::{http, ws};
 use crate::server::log;
 use crate::server::state::{self, Environment, KeyError, Loaded};
@@ -32,6 +33,12 @@ pub(super) fn http(config: &Config) -> http::Options {
     let it = &config.http;
     http::Options {
         trusted_proxies: it.trusted_proxies.clone(),
+        source_header: match it.source_header {
+            SourceHeader::Any => None,
+            SourceHeader::Forwarded => Some(HopField::Forwarded),
+            SourceHeader::XForwardedFor => Some(HopField::XForwardedFor),
+            SourceHeader::XRealIp => Some(HopField::XRealIp),
+        },
         full_scrape: it.full_scrape,
         full_scrape_interval_s: it.full_scrape_interval_s,
         public_stats: it.public_stats,

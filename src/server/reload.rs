@@ -12,13 +12,14 @@ use crate::server::tls::Tls;
 use crate::server::workers::Shared;
 
 /// Sections and settings that can change while serving.
-const LIVE: [&str; 14] = [
+const LIVE: [&str; 15] = [
     "tracker.",
     "log.level",
     "udp.key_file",
     "admin.token",
     "limits.exempt",
     "http.trusted_proxies",
+    "http.source_header",
     "http.connections_per_source_max",
     "http.head_timeout_s",
     "http.idle_timeout_s",

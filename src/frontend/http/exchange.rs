@@ -2,10 +2,8 @@
 
 use std::net::IpAddr;
 
-use ipnet::IpNet;
-
 use super::scrape_all::encoding_of;
-use super::{Encoding, Flow, Outcome};
+use super::{Encoding, Flow, Options, Outcome};
 use crate::frontend::origin::Origin;
 use crate::protocol::bencode::Dict;
 use crate::protocol::http::{Fields, Head, Malformed, Method, ReplyHead};
@@ -33,10 +31,10 @@ struct Reply<'a> {
 }
 
 impl<'a> Exchange<'a> {
-    pub(super) fn new(head: Head<'a>, origin: Origin, proxies: &[IpNet]) -> Self {
+    pub(super) fn new(head: Head<'a>, origin: Origin, options: &Options) -> Self {
         let fields = Fields::of(head.headers);
         let keep_alive = !fields.close && (head.http_1_1 || fields.keep_alive);
-        let source = origin.source(head.headers, proxies);
+        let source = origin.source(head.headers, &options.trusted_proxies, options.source_header);
         Self { head, fields, source, keep_alive }
     }
 

@@ -25,7 +25,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use ipnet::IpNet;
 
-use crate::frontend::origin::Origin;
+use crate::frontend::origin::{HopField, Origin};
 use crate::frontend::stats::{HTML_POLICY, Pages};
 use crate::protocol::http::{self, Head, Headers, Malformed, Method};
 use crate::time::Now;
@@ -42,6 +42,8 @@ pub use crate::protocol::http::HEAD_BYTES_MAX;
 pub struct Options {
     /// Whose headers about the source are believed.
     pub trusted_proxies: Vec<IpNet>,
+    /// The one header that is believed, if there is but one.
+    pub source_header: Option<HopField>,
     /// Whether a scrape of no torrent is answered with all of them.
     pub full_scrape: bool,
     /// Seconds a source has to wait between two full scrapes.
@@ -152,7 +154,7 @@ impl HttpFrontend {
             Err(rejected) => return exchange::give_up(rejected, bytes.len(), out),
         };
         let options = self.options.load();
-        let exchange = Exchange::new(head, origin, &options.trusted_proxies);
+        let exchange = Exchange::new(head, origin, options);
         let mut turn = Turn {
             options,
             pages: &self.pages,
