@@ -161,7 +161,8 @@ sections! {
         listen: Vec<SocketAddr> = Vec::new();
         /// Unix socket to serve HTTP and WebSocket on, for a reverse proxy on this host: what
         /// connects there is trusted to name the client's address, so whoever may connect can name
-        /// any. Empty: none.
+        /// any. That is this process's user and its group (mode 0660), which the proxy has to be
+        /// in. Empty: none.
         unix_socket: String = String::new();
         /// Networks whose PROXY protocol, Forwarded, X-Forwarded-For and X-Real-IP headers are
         /// believed: your reverse proxies. Reloaded by SIGHUP.
