@@ -432,6 +432,31 @@ fn a_closed_socket_takes_its_peers_along() {
 }
 
 #[test]
+fn peers_that_went_silent_leave_while_their_socket_stays() {
+    for_each_backend(|backend| {
+        let mut plan = quick(|it| it.ping_interval_s = 1);
+        plan.rules.peer_age_s_max = 1;
+        let server = Server::start(backend, plan);
+        let mut socket = server.web_socket(0);
+        ask(&mut socket, &announce(TORRENT, "bob", "", ""));
+        assert_eq!((server.web_peers.peers(), server.peers()), (1, 1));
+        let mut pings = 0;
+        while server.web_peers.peers() > 0 {
+            assert!(matches!(socket.read(), Ok(Message::Ping(_)))); // to which there is a pong
+            socket.flush().unwrap();
+            pings += 1;
+            assert!(pings < 10, "it has not left");
+        }
+        assert_eq!(server.peers(), 0);
+        let reply = ask(&mut socket, &announce(TORRENT, "bob", "", ""));
+        assert!(reply.contains(r#""incomplete":1"#), "{reply}");
+        drop(socket);
+        server.expect_closed(Closed::ByClient, 1);
+        server.finish();
+    });
+}
+
+#[test]
 fn bad_messages_are_told_and_the_socket_stays() {
     for_each_backend(|backend| {
         let server = patient(backend);

@@ -32,6 +32,8 @@ use skep::types::{Action, Refusal, Rejected};
 
 const RELAYED: Outcome = Outcome::Answered(Action::Answer);
 const IGNORED: Outcome = Outcome::Rejected(Rejected::BadMessage);
+/// After how many seconds of silence the tracker forgets a peer.
+const AGE_S: u64 = 3900;
 
 #[test]
 fn conversations_go_as_written() {
@@ -210,6 +212,75 @@ fn a_socket_is_in_no_more_torrents_than_allowed_and_stays() {
     hive.next("bob").unwrap();
     hive.join("bob", &third);
     assert_eq!(hive.counts(&third), (0, 1), "there is room again");
+}
+
+#[test]
+fn peers_that_went_silent_are_no_longer_the_sockets() {
+    let mut hive = Hive::new(Options::default());
+    hive.join("bob", TORRENT);
+    hive.now = hive.now.plus_s(AGE_S - 100);
+    hive.tend("bob");
+    hive.join("bob", OTHER_TORRENT);
+    hive.now = hive.now.plus_s(99);
+    hive.tend("bob");
+    assert_eq!((hive.session("bob").torrents(), hive.directory.peers()), (2, 2), "not yet");
+    hive.now = hive.now.plus_s(1);
+    hive.tend("bob");
+    assert_eq!((hive.session("bob").torrents(), hive.directory.peers()), (1, 1));
+    assert_eq!((hive.counts(TORRENT), hive.counts(OTHER_TORRENT)), ((0, 0), (0, 1)));
+    hive.now = hive.now.plus_s(AGE_S - 101);
+    hive.join("bob", OTHER_TORRENT); // is still there, and says so
+    hive.now = hive.now.plus_s(AGE_S - 1);
+    hive.tend("bob");
+    assert_eq!(hive.directory.peers(), 1, "its latest announce counts");
+    hive.now = hive.now.plus_s(1);
+    hive.tend("bob");
+    assert_eq!((hive.session("bob").torrents(), hive.directory.peers()), (0, 0));
+    hive.join("bob", TORRENT);
+    assert_eq!(hive.counts(TORRENT), (0, 1), "it may come back");
+}
+
+#[test]
+fn a_full_socket_gives_the_places_of_silent_peers_to_others() {
+    let mut hive = Hive::new(Options { torrents_max: 3, ..Options::default() });
+    let names: Vec<String> = (0..9).map(|it| format!("peer {it}")).collect();
+    let announce_as = |hive: &mut Hive, name: &str| {
+        let outcome = hive.say("bob", &announce(TORRENT, name, "", ""));
+        hive.next("bob").unwrap();
+        outcome
+    };
+    hive.open("bob", "198.51.100.2");
+    let (joined, refused) =
+        (Outcome::Answered(Action::Announce), Outcome::Refused(Refusal::TooManyTorrents));
+    for name in &names[..3] {
+        assert_eq!(announce_as(&mut hive, name), joined, "{name}");
+        hive.now = hive.now.plus_s(10);
+    }
+    assert_eq!(announce_as(&mut hive, &names[3]), refused);
+    hive.now = hive.now.plus_s(AGE_S - 31);
+    assert_eq!(announce_as(&mut hive, &names[3]), refused);
+    for name in &names[3..6] {
+        hive.now = hive.now.plus_s(10);
+        assert_eq!(announce_as(&mut hive, name), joined, "{name}: the oldest has made room");
+        assert_eq!(announce_as(&mut hive, &names[7]), refused, "and only the oldest");
+    }
+    assert_eq!((hive.session("bob").torrents(), hive.directory.peers()), (3, 3));
+    assert_eq!(hive.counts(TORRENT), (0, 3));
+}
+
+#[test]
+fn a_peer_that_went_silent_on_an_old_socket_stays_on_its_new_one() {
+    let mut hive = Hive::new(Options::default());
+    hive.join("bob", TORRENT);
+    hive.now = hive.now.plus_s(100);
+    hive.open("new bob", "198.51.100.2");
+    hive.say("new bob", &announce(TORRENT, "bob", "", ""));
+    hive.next("new bob").unwrap();
+    hive.now = hive.now.plus_s(AGE_S - 100);
+    hive.tend("bob");
+    hive.tend("new bob");
+    assert_eq!((hive.session("bob").torrents(), hive.session("new bob").torrents()), (0, 1));
+    assert_eq!((hive.counts(TORRENT), hive.directory.peers()), ((0, 1), 1));
 }
 
 #[test]

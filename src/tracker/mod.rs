@@ -146,6 +146,11 @@ impl Tracker {
         self.store.scrape(info_hash)
     }
 
+    /// Seconds of silence after which a peer is forgotten.
+    pub fn peer_age_s_max(&mut self) -> u32 {
+        self.options.load().peer_age_s_max
+    }
+
     /// A handle for lists of torrents, to be used away from the workers.
     pub fn census(&self) -> Census {
         Census::new(self.store.clone())

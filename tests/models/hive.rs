@@ -124,6 +124,13 @@ impl Hive {
         worker.frontend.close(&mut worker.tracker, self.now, session);
     }
 
+    /// What a worker does for a socket when it pings its client.
+    pub(crate) fn tend(&mut self, name: &str) {
+        let session = &mut self.sockets.get_mut(name).unwrap().session;
+        let Worker { frontend, tracker } = &mut self.workers[usize::from(session.route().worker)];
+        frontend.tend(tracker, self.now, session);
+    }
+
     /// A client says something, and what it leads to happens.
     pub(crate) fn say(&mut self, name: &str, message: &str) -> Outcome {
         self.say_bytes(name, message.as_bytes())

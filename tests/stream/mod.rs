@@ -59,6 +59,7 @@ pub(crate) struct Plan {
     pub(crate) options: Options,
     pub(crate) http: http::Options,
     pub(crate) ws: ws::Options,
+    pub(crate) rules: tracker::Options,
 }
 
 impl Default for Plan {
@@ -66,7 +67,8 @@ impl Default for Plan {
         let options =
             Options { exempt: vec!["127.0.0.0/8".parse().unwrap()], ..Options::default() };
         let ws = ws::Options { offers_per_minute_max: 10_000, ..ws::Options::default() };
-        Self { workers: 1, connections_max: 20_000, options, http: http::Options::default(), ws }
+        let (http, rules) = (http::Options::default(), tracker::Options::default());
+        Self { workers: 1, connections_max: 20_000, options, http, ws, rules }
     }
 }
 
@@ -78,6 +80,7 @@ pub(crate) struct Server {
     pub(crate) options: Arc<ArcSwap<Options>>,
     pub(crate) shared: Arc<Shared>,
     pub(crate) store: Arc<Store>,
+    pub(crate) web_peers: Arc<ws::Directory>,
     pub(crate) counters: Vec<Arc<StreamCounters>>,
     certificate: CertificateDer<'static>,
     directory: TempDir,
@@ -101,6 +104,7 @@ impl Server {
             options,
             shared,
             store: store.clone(),
+            web_peers: Arc::new(ws::Directory::new(&[7; 16])),
             counters: Vec::new(),
             certificate,
             directory,
@@ -110,14 +114,14 @@ impl Server {
         let http = Arc::new(ArcSwap::from_pointee(plan.http));
         let ws = Arc::new(ArcSwap::from_pointee(plan.ws));
         let pages = Arc::new(ArcSwap::from_pointee(stats::Pages::default()));
-        let rules = Arc::new(ArcSwap::from_pointee(tracker::Options::default()));
-        let directory = Arc::new(ws::Directory::new(&[7; 16]));
+        let rules = Arc::new(ArcSwap::from_pointee(plan.rules));
+        let web_peers = server.web_peers.clone();
         let clock = Clock::start();
         for worker in 0..plan.workers {
             let front_ends = FrontEnds {
                 tracker: Tracker::without_upkeep(store.clone(), rules.clone(), worker as u64),
                 http: HttpFrontend::new(http.clone(), pages.clone()),
-                ws: ws::WsFrontend::new(directory.clone(), ws.clone()),
+                ws: ws::WsFrontend::new(web_peers.clone(), ws.clone()),
             };
             server.start_worker(backend, worker, front_ends, clock);
         }

@@ -165,23 +165,37 @@ impl WsFrontend {
         is_welcome
     }
 
-    /// The socket has closed: its peers leave, unless they are on another socket by now.
+    /// What a socket needs now and then, whatever its client says: peers that the tracker forgets,
+    /// because they have not announced for too long, leave. A client that has lost count of its
+    /// torrents would else hold their places until its socket closes.
+    pub fn tend(&mut self, tracker: &mut Tracker, now: Now, session: &mut Session) {
+        let age_s = u64::from(tracker.peer_age_s_max());
+        let (route, source) = (session.route, session.source);
+        session.drop_silent(now, age_s, |peer| self.leave(tracker, now, route, source, peer));
+    }
+
+    /// The socket has closed: its peers leave.
     pub fn close(&mut self, tracker: &mut Tracker, now: Now, session: Session) {
         for peer in session.peers() {
-            self.directory.leave(&peer.name, session.route, || {
-                let announce = Announce {
-                    info_hash: peer.info_hash,
-                    source: session.source,
-                    contact: Contact::Web(peer.name),
-                    peer_id: peer.peer_id,
-                    left: u64::MAX,
-                    event: Event::Stopped,
-                    numwant: None,
-                };
-                let left = tracker.announce(now, &announce, Room::default());
-                debug_assert!(left.is_ok(), "leaving is not refused");
-            });
+            self.leave(tracker, now, session.route, session.source, peer);
         }
+    }
+
+    /// A peer leaves, unless it is on another socket by now.
+    fn leave(&self, tracker: &mut Tracker, now: Now, route: Route, source: IpAddr, peer: &Peer) {
+        self.directory.leave(&peer.name, route, || {
+            let announce = Announce {
+                info_hash: peer.info_hash,
+                source,
+                contact: Contact::Web(peer.name),
+                peer_id: peer.peer_id,
+                left: u64::MAX,
+                event: Event::Stopped,
+                numwant: None,
+            };
+            let left = tracker.announce(now, &announce, Room::default());
+            debug_assert!(left.is_ok(), "leaving is not refused");
+        });
     }
 
     fn announce(
@@ -195,7 +209,11 @@ impl WsFrontend {
     ) -> Outcome {
         let (announce, name) = self.announce_of(session, request);
         let is_new = !session.speaks_for(&name);
-        if is_new && session.torrents() >= options.torrents_max as usize {
+        let torrents_max = options.torrents_max as usize;
+        if is_new && session.torrents() >= torrents_max {
+            self.tend(tracker, now, session);
+        }
+        if is_new && session.torrents() >= torrents_max {
             return refuse(&request.info_hash, Refusal::TooManyTorrents, outbox);
         }
         let mut room = [0; OFFERS_LIMIT * WEB_PEER_BYTES];
@@ -205,7 +223,7 @@ impl WsFrontend {
         match tracker.announce(now, &announce, Room { web, ..Room::default() }) {
             Ok((reply, bytes)) => {
                 let Announce { info_hash, peer_id, .. } = announce;
-                session.join(Peer { name, info_hash, peer_id });
+                session.join(Peer { name, info_hash, peer_id, latest: now });
                 announced(&info_hash, options, reply.seeders, reply.leechers, outbox);
                 let chosen = &room[..bytes.iter().sum()];
                 self.hand_offers(request, name, session.source, chosen, outbox);

@@ -1,6 +1,6 @@
 //! What one socket has going on: the peers it speaks for, and the offers that were handed to it.
 //!
-//! Idle sockets are many, so a session is a hundred bytes and grows by what it holds: 56 bytes a
+//! Idle sockets are many, so a session is a hundred bytes and grows by what it holds: 64 bytes a
 //! swarm, 48 bytes an offer of the last minute.
 
 use std::collections::VecDeque;
@@ -15,6 +15,10 @@ use crate::types::{InfoHash, PeerId, WebPeer};
 /// over which offers to a socket are limited, so that one list serves both.
 pub const OFFER_AGE_S_MAX: u64 = 60;
 
+/// Seconds between two looks over a session's peers at least: whoever has many of them and asks for
+/// one too many again and again makes us look once a second.
+const LOOK_INTERVAL_S: u64 = 1;
+
 /// The part of a socket's quota of offers that one source may use.
 const SOURCE_PART: usize = 4;
 
@@ -25,6 +29,8 @@ pub struct Session {
     pub(super) source: IpAddr,
     /// In order of their names, which are random: found by halving, whatever clients choose.
     peers: Vec<Peer>,
+    /// Before this moment, none of the peers has been silent for too long.
+    look_at: Now,
     /// Oldest first.
     offers: VecDeque<HandedOffer>,
 }
@@ -35,6 +41,8 @@ pub(super) struct Peer {
     pub(super) name: WebPeer,
     pub(super) info_hash: InfoHash,
     pub(super) peer_id: PeerId,
+    /// When it announced last, on this socket.
+    pub(super) latest: Now,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -48,7 +56,8 @@ struct HandedOffer {
 
 impl Session {
     pub(super) fn new(route: Route, source: IpAddr) -> Self {
-        Self { route, source, peers: Vec::new(), offers: VecDeque::new() }
+        let look_at = Now::from_s(0);
+        Self { route, source, peers: Vec::new(), look_at, offers: VecDeque::new() }
     }
 
     /// Where mail for this socket goes.
@@ -75,11 +84,35 @@ impl Session {
     }
 
     pub(super) fn join(&mut self, peer: Peer) {
-        if let Err(at) = self.position(&peer.name) {
-            if self.peers.is_empty() {
-                self.peers.reserve_exact(1); // most sockets are in one swarm
+        match self.position(&peer.name) {
+            Ok(at) => self.peers[at] = peer,
+            Err(at) => {
+                if self.peers.is_empty() {
+                    self.peers.reserve_exact(1); // most sockets are in one swarm
+                }
+                self.peers.insert(at, peer);
             }
-            self.peers.insert(at, peer);
+        }
+    }
+
+    /// Drops the peers that have not announced for `age_s`, telling `leave` of each.
+    pub(super) fn drop_silent(&mut self, now: Now, age_s: u64, mut leave: impl FnMut(&Peer)) {
+        if now < self.look_at {
+            return;
+        }
+        let mut look_at = now.plus_s(age_s);
+        self.peers.retain(|it| {
+            let silent_at = it.latest.plus_s(age_s);
+            if silent_at <= now {
+                leave(it);
+                return false;
+            }
+            look_at = look_at.min(silent_at);
+            true
+        });
+        self.look_at = look_at.max(now.plus_s(LOOK_INTERVAL_S));
+        if self.peers.capacity() > 8 + 4 * self.peers.len() {
+            self.peers.shrink_to(2 * self.peers.len());
         }
     }
 

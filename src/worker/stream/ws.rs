@@ -223,8 +223,13 @@ impl<N: Network> Connection<N> {
         self.start_writing();
     }
 
-    /// Asks whether the client is still there.
+    /// Asks whether the client is still there, and lets go of what it holds no more.
     pub(super) fn ping(self: &Rc<Self>) {
+        if let Some(Web { session: Some(session), .. }) = self.web.borrow_mut().as_deref_mut() {
+            let mut front_ends = self.worker.front_ends.borrow_mut();
+            let FrontEnds { tracker, ws, .. } = &mut *front_ends;
+            ws.tend(tracker, self.worker.now(), session);
+        }
         self.enqueue(0, frames::write_ping);
         self.start_writing();
     }
