@@ -95,7 +95,8 @@ async fn serve(control: Control, mut signals: Signals) -> Result<(), StartError>
     let listener = tokio::net::TcpListener::from_std(admin)
         .map_err(|error| StartError::lacking("cannot serve the admin pages", &error))?;
     let (close, closed) = oneshot::channel::<()>();
-    let admin = tokio::spawn(super::admin::serve(listener, pages, closed));
+    let admin =
+        tokio::spawn(super::admin::serve(listener, pages, super::admin::WRITE_TIMEOUT, closed));
 
     await_first_turns(&workers, &streams, &mut ended).await?;
     state.renew_pages();

@@ -63,8 +63,8 @@ pub trait Process: Send + Sync + 'static {
     fn shut_down(&self);
 }
 
-/// The pages and the API. To be served with the connecting address:
-/// `into_make_service_with_connect_info::<SocketAddr>()`.
+/// The pages and the API. To be served with the connecting address, as an extension
+/// `ConnectInfo<SocketAddr>` of each request.
 pub fn router<P: Process>(process: Arc<P>) -> Router {
     let admin = Admin { process, walk: Arc::new(Semaphore::new(1)) };
     let open = routed(pages());
