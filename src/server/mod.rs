@@ -24,6 +24,7 @@ mod streams;
 mod tls;
 mod workers;
 
+use std::io::Write as _;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 
@@ -34,6 +35,7 @@ use crate::config::{Config, Source};
 use crate::store::{self, Store};
 use crate::sys::clock::Clock;
 use crate::sys::socket::BoundUdp;
+use crate::sys::stream::uring;
 use exporter::{Exporter, WatchedSocket};
 use listeners::Bound;
 use sockets::Sockets;
@@ -161,6 +163,9 @@ fn end_with_any_panic() {
     let print = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
         print(panic);
+        if let Some(remedy) = panic.location().and_then(|it| uring::remedy(it.file())) {
+            let _ = writeln!(std::io::stderr(), "skep: {remedy}");
+        }
         std::process::abort();
     }));
 }

@@ -15,6 +15,29 @@ fn tcp() -> (Listening, SocketAddr) {
     (Listening::Tcp(listener), address)
 }
 
+#[test]
+fn a_panic_of_tokio_uring_comes_with_a_remedy_and_ours_does_not() {
+    let (tell, told) = std::sync::mpsc::channel();
+    let here = std::thread::current().id();
+    let print = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| match panic.location() {
+        Some(it) if std::thread::current().id() == here => tell.send(it.file().into()).unwrap(),
+        _ => print(panic), // another test's
+    }));
+    // Outside of a runtime it is as helpless as without memory.
+    let (socket, _far) = UnixStream::pair().unwrap();
+    let broken = std::panic::catch_unwind(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let socket = tokio_uring::net::UnixStream::from_std(socket);
+        runtime.block_on(async { Stream::read(&socket, Vec::with_capacity(1)).await.0 })
+    });
+    drop(std::panic::take_hook());
+    assert!(broken.is_err());
+    let file: String = told.recv().unwrap();
+    assert!(uring::remedy(&file).is_some(), "{file}");
+    assert!(uring::remedy(file!()).is_none());
+}
+
 /// Runs a test on each network that this host allows.
 macro_rules! on_each_network {
     ($($test:ident)+) => { $(

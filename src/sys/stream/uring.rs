@@ -16,6 +16,20 @@ const SUBMISSIONS: u32 = 1024;
 /// Results the kernel can hand over without setting some aside.
 const COMPLETIONS: u32 = 4096;
 
+/// What an operator can do about a panic in this source file; `None` where it is not tokio-uring's.
+///
+/// When its queue is full and io_uring_enter(2) takes nothing, tokio-uring has nobody to tell: it
+/// panics, be it on the error itself or on giving the operation up. The kernel says EAGAIN so where
+/// it has no memory for a request, or where a control group's limit leaves it none. While there is
+/// room in the queue such an error costs nothing: the next turn submits again.
+pub(crate) fn remedy(file: &str) -> Option<&'static str> {
+    file.contains("/tokio-uring").then_some(
+        "the kernel took no more requests from an io_uring, most likely for lack of memory \
+         (EAGAIN); remedy: more memory for this process, also in its control group, or \
+         server.io = \"mmsg\", which does without io_uring",
+    )
+}
+
 /// An io_uring of the runtime's own. It submits when it has nothing else to do, so nothing that
 /// runs on it may keep busy.
 #[derive(Debug)]
