@@ -9,12 +9,30 @@
 mod clients;
 mod common;
 
+use std::time::Duration;
+
 use clients::meeting::Via::{Http, Https, Udp, UdpAndWs, Ws, Wss};
 use clients::meeting::{Meeting, Role};
+use clients::page::{Loading, start_browser};
 use clients::programs::LIBTORRENT;
 use clients::webtorrent::{NODE, PAGE, scrapes};
 use clients::{leecher_calls, seeder_calls};
 use skep::types::Family::V4;
+
+#[test]
+fn a_browser_that_does_not_load_its_page_is_started_once_more() {
+    for loads_at in 1..=3 {
+        let page = Loading::default();
+        let start = |attempt| {
+            if attempt == loads_at {
+                page.begin();
+            }
+            attempt
+        };
+        let attempts = start_browser(&page, Duration::from_millis(10), start);
+        assert_eq!(attempts, loads_at.min(2));
+    }
+}
 
 #[test]
 fn page_finds_node() {

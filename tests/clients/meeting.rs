@@ -1,6 +1,6 @@
 //! A file, a torrent of it for each side, and a tracker for both.
 
-use std::fs::{self, File};
+use std::fs::{self, OpenOptions};
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::os::unix::process::CommandExt as _;
@@ -294,7 +294,9 @@ pub(crate) struct Client {
 impl Client {
     /// Starts a program in the meeting's folder. Its standard input stays open.
     pub(super) fn spawn(meeting: &Meeting, role: Role, command: &mut Command) -> Self {
-        let log = File::create(meeting.file(role, "log")).unwrap();
+        // What an attempt before this one has said stays.
+        let log = meeting.file(role, "log");
+        let log = OpenOptions::new().create(true).append(true).open(log).unwrap();
         for proxy in PROXY_VARIABLES {
             command.env_remove(proxy).env_remove(proxy.to_uppercase());
         }

@@ -4,7 +4,7 @@
 
 mod authority;
 pub(crate) mod meeting;
-mod page;
+pub(crate) mod page;
 pub(crate) mod programs;
 pub(crate) mod webtorrent;
 

@@ -1,12 +1,14 @@
 //! A little HTTP server for the page that a browser runs WebTorrent in: what the page needs, and
-//! where it posts what it says and what it has downloaded.
+//! where it posts what it says and what it has downloaded. It also tells a browser that never gets
+//! as far as the page from a page that fails.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write as _;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Bytes;
@@ -35,8 +37,46 @@ pub(super) struct Parts {
     pub(super) log: PathBuf,
 }
 
+/// How long a browser may take until the page's script runs. It takes a second or two.
+pub(super) const LOADING_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Starts a browser that is to load a page in this time, and, if it does not, once more. About one
+/// headless Chromium in a hundred never loads anything, which is nothing against the tracker.
+pub(crate) fn start_browser<B>(
+    page: &Loading,
+    time: Duration,
+    mut start: impl FnMut(u8) -> B,
+) -> B {
+    let browser = start(1);
+    if page.has_begun_within(time) {
+        return browser;
+    }
+    println!("the browser has not loaded its page within {time:?}: once more");
+    drop(browser);
+    start(2)
+}
+
+/// Whether the script of a page runs.
+#[derive(Clone, Default)]
+pub(crate) struct Loading(Arc<(Mutex<bool>, Condvar)>);
+
+impl Loading {
+    /// The script asks for something.
+    pub(crate) fn begin(&self) {
+        *self.0.0.lock().unwrap() = true;
+        self.0.1.notify_all();
+    }
+
+    fn has_begun_within(&self, time: Duration) -> bool {
+        let (has_begun, news) = &*self.0;
+        *news.wait_timeout_while(has_begun.lock().unwrap(), time, |it| !*it).unwrap().0
+    }
+}
+
 /// Serves on loopback until dropped.
 pub(crate) struct PageServer {
+    /// What the page's script has been seen to do.
+    pub(super) loading: Loading,
     address: SocketAddr,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
@@ -49,9 +89,10 @@ impl PageServer {
         listener.set_nonblocking(true).unwrap();
         let address = listener.local_addr().unwrap();
         let (stop, stopped) = oneshot::channel();
-        let router = router(parts);
+        let loading = Loading::default();
+        let router = router(parts, loading.clone());
         let thread = thread::spawn(|| serve(listener, router, stopped));
-        Self { address, stop: Some(stop), thread: Some(thread) }
+        Self { loading, address, stop: Some(stop), thread: Some(thread) }
     }
 
     /// Where the page is.
@@ -78,7 +119,7 @@ fn serve(listener: TcpListener, router: Router, stopped: oneshot::Receiver<()>) 
     });
 }
 
-fn router(parts: Parts) -> Router {
+fn router(parts: Parts, loading: Loading) -> Router {
     let payload = parts.downloads.join(PAYLOAD_NAME);
     let arrived = payload.clone();
     let store = |body: Bytes| async move { fs::write(arrived, body).unwrap() };
@@ -86,12 +127,17 @@ fn router(parts: Parts) -> Router {
     let write = |line: String| async move {
         writeln!(log.lock().unwrap(), "{line}").unwrap();
     };
+    let sent = payload.clone();
+    let payload = get(move || async move {
+        loading.begin(); // what the script asks for first, whoever has the file
+        send("application/octet-stream", &sent)
+    });
     let file = |kind: &'static str, path: PathBuf| get(move || async move { send(kind, &path) });
     Router::new()
         .route("/", file("text/html", parts.page))
         .route("/webtorrent.min.js", file("text/javascript", parts.bundle))
         .route("/a.torrent", file("application/x-bittorrent", parts.torrent))
-        .route("/payload.bin", file("application/octet-stream", payload).post(store))
+        .route("/payload.bin", payload.post(store))
         .route("/log", axum::routing::post(write))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
 }

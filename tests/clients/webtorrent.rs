@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
 use super::meeting::{Client, Meeting, PIECE_BYTES, Role, Via};
-use super::page::{PageServer, Parts};
+use super::page::{LOADING_TIMEOUT, PageServer, Parts, start_browser};
 use super::programs::Program;
 
 /// WebTorrent in Node, which also speaks to trackers over UDP and HTTP, and to peers over TCP.
@@ -115,6 +115,15 @@ fn page(meeting: &Meeting, role: Role, via: Via) -> Client {
     });
     let announce = &meeting.urls(via)[0];
     let url = format!("{}?announce={announce}&piece={PIECE_BYTES}", server.url());
+    let start = |attempt| {
+        let mut command = chromium(meeting, &meeting.file(role, &format!("profile{attempt}")));
+        Client::spawn_polite(meeting, role, command.arg(&url))
+    };
+    start_browser(&server.loading, LOADING_TIMEOUT, start).with_page(server)
+}
+
+/// Headless, with its profile in this folder.
+fn chromium(meeting: &Meeting, profile: &Path) -> Command {
     let mut command = Command::new("/bin/sh");
     command
         .args(["-c", "exec chromium \"$@\" 3<&0 4>/dev/null", "chromium"])
@@ -126,10 +135,9 @@ fn page(meeting: &Meeting, role: Role, via: Via) -> Client {
         .arg("--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1")
         .args(["--disable-features=WebRtcHideLocalIpsWithMdns,MediaRouter,OptimizationHints"])
         .arg("--allow-loopback-in-peer-connection")
-        .arg(format!("--user-data-dir={}", meeting.file(role, "profile").display()));
+        .arg(format!("--user-data-dir={}", profile.display()));
     if meeting.root_certificate().is_some() {
         command.arg("--ignore-certificate-errors");
     }
-    command.arg(url);
-    Client::spawn_polite(meeting, role, &mut command).with_page(server)
+    command
 }
