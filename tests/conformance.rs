@@ -1,6 +1,7 @@
 //! One tracker behind three protocols: each scenario below is played over UDP, over HTTP and over
-//! WebSocket, over both families, and with its peers on different protocols. What it says holds
-//! each time: the counts always, and the peers handed out as far as their kinds can meet.
+//! WebSocket, over each family and over both at once, and with its peers on different protocols.
+//! What it says holds each time: the counts always, and the peers handed out as far as their kinds
+//! can meet, and over UDP, whose replies hold one family, as far as it is the asker's.
 //!
 //! ```text
 //! PEER EVENT LEFT [numwant=N] = SEEDERS/LEECHERS [PEER… | any N]   an announce, what it is told
@@ -17,7 +18,7 @@ mod world;
 use std::collections::BTreeSet;
 
 use skep::types::{Event, Family};
-use world::{Ask, Protocol, World};
+use world::{Ask, FamilyOf, Protocol, World};
 
 /// Name, steps.
 const SCENARIOS: [(&str, &str); 14] = [
@@ -173,21 +174,77 @@ fn in_turn(peer: u8, protocols: u8) -> usize {
     usize::from(peer % protocols)
 }
 
+/// Which family a peer has an address of.
+const FAMILIES: [(&str, FamilyOf); 4] = [
+    ("IPv4", |_| Family::V4),
+    ("IPv6", |_| Family::V6),
+    ("odd ones IPv4, even ones IPv6", |peer| [Family::V6, Family::V4][in_turn(peer, 2)]),
+    // Whatever turns the protocols take, they meet both families.
+    ("1 IPv6, 2 and 3 IPv4, 4 and 5 IPv6", |peer| [Family::V6, Family::V4][in_turn(peer / 2, 2)]),
+];
+
 #[test]
 fn every_protocol_tells_the_same() {
     for (name, steps) in SCENARIOS {
-        for family in Family::ALL {
+        for (families, family_of) in FAMILIES {
             for (cast, protocol_of) in CASTS {
-                let world = World::new(family);
-                play(world, steps, protocol_of, &format!("{name}: {cast}, {}", family.label()));
+                let place = format!("{name}: {cast}, {families}");
+                play(&Play { protocol_of, family_of, place: &place }, steps);
             }
         }
     }
 }
 
-fn play(mut world: World, steps: &str, protocol_of: Cast, place: &str) {
+/// How, who, event, what is left; seeders and leechers, and who is handed out.
+type Told = (Protocol, u8, Event, u64, &'static str, &'static [u8]);
+
+/// The same as every scenario over both families, with each reply spelled out.
+#[test]
+fn one_swarm_holds_both_families() {
+    use Protocol::{Http, Udp};
+    // Odd ones are IPv4, even ones IPv6.
+    let mut world = World::new(FAMILIES[2].1);
+    let steps: [Told; 10] = [
+        (Udp, 1, Event::Started, 9, "0/1", &[]),
+        (Udp, 2, Event::Started, 9, "0/2", &[]),
+        (Udp, 3, Event::Started, 9, "0/3", &[1]),
+        (Http, 4, Event::Started, 9, "0/4", &[1, 2, 3]),
+        (Http, 5, Event::Started, 0, "1/4", &[1, 2, 3, 4]),
+        (Udp, 1, Event::None, 9, "1/4", &[3, 5]),
+        (Udp, 2, Event::None, 9, "1/4", &[4]),
+        (Udp, 3, Event::Stopped, 9, "1/3", &[]),
+        (Http, 4, Event::Completed, 0, "2/2", &[1, 2]),
+        (Http, 2, Event::None, 9, "2/2", &[1, 4, 5]),
+    ];
+    for (protocol, peer, event, left, counts, handed) in steps {
+        let ask = Ask { peer, event, left, numwant: None };
+        let told = world.announce(protocol, &ask, |_| Http);
+        assert_eq!(format!("{}/{}", told.seeders, told.leechers), counts, "{protocol:?} {ask:?}");
+        assert!(told.peers.iter().eq(handed), "{protocol:?} {ask:?}: {:?}", told.peers);
+    }
+    assert_eq!(Protocol::ALL.map(|it| world.scrape(it)), [(2, 1, 2); 3]);
+}
+
+/// How a scenario is played.
+struct Play<'a> {
+    protocol_of: Cast,
+    family_of: FamilyOf,
+    place: &'a str,
+}
+
+impl Play<'_> {
+    /// Whether a peer can be handed to another.
+    fn can_meet(&self, asker: u8, peer: u8) -> bool {
+        let protocol = (self.protocol_of)(asker);
+        let same_family = (self.family_of)(asker) == (self.family_of)(peer);
+        (self.protocol_of)(peer).meets(protocol) && (protocol != Protocol::Udp || same_family)
+    }
+}
+
+fn play(how: &Play<'_>, steps: &str) {
+    let mut world = World::new(how.family_of);
     for step in steps.lines().map(str::trim) {
-        let place = format!("{place}: {step}");
+        let place = format!("{}: {step}", how.place);
         let (question, answer) = step.split_once(" = ").unwrap_or((step, ""));
         match question.split_whitespace().collect::<Vec<_>>()[..] {
             ["wait", seconds] => world.wait(seconds.parse().unwrap()),
@@ -200,7 +257,7 @@ fn play(mut world: World, steps: &str, protocol_of: Cast, place: &str) {
             }
             [peer, event, left, ref numwant @ ..] => {
                 let ask = ask(peer, event, left, numwant);
-                check(&mut world, &ask, answer, protocol_of, &place);
+                check(&mut world, &ask, answer, how, &place);
             }
             _ => panic!("{place}?"),
         }
@@ -221,14 +278,13 @@ fn ask(peer: &str, event: &str, left: &str, numwant: &[&str]) -> Ask {
     Ask { peer: peer.parse().unwrap(), event, left, numwant }
 }
 
-fn check(world: &mut World, ask: &Ask, answer: &str, protocol_of: Cast, place: &str) {
-    let protocol = protocol_of(ask.peer);
-    let told = world.announce(protocol, ask, protocol_of);
+fn check(world: &mut World, ask: &Ask, answer: &str, how: &Play<'_>, place: &str) {
+    let told = world.announce((how.protocol_of)(ask.peer), ask, how.protocol_of);
     let mut words = answer.split_whitespace();
     let counts = format!("{}/{}", told.seeders, told.leechers);
     assert_eq!(Some(counts.as_str()), words.next(), "{place}");
     let expected: Vec<&str> = words.collect();
-    let can_meet = |peer: &u8| protocol_of(*peer).meets(protocol);
+    let can_meet = |peer: &u8| how.can_meet(ask.peer, *peer);
     if let ["any", count] = expected[..] {
         let others: BTreeSet<u8> = (1..ask.peer).filter(can_meet).collect();
         let count = count.parse::<usize>().unwrap().min(others.len());

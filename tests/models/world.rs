@@ -60,8 +60,11 @@ pub(crate) struct Told {
     pub(crate) peers: BTreeSet<u8>,
 }
 
+/// Which family a client has an address of.
+pub(crate) type FamilyOf = fn(u8) -> Family;
+
 pub(crate) struct World {
-    family: Family,
+    family_of: FamilyOf,
     udp: UdpFrontend,
     ids: ConnectionIds,
     http: HttpFrontend,
@@ -70,8 +73,8 @@ pub(crate) struct World {
 }
 
 impl World {
-    /// One whose clients have addresses of this family.
-    pub(crate) fn new(family: Family) -> Self {
+    /// One whose clients have addresses of these families.
+    pub(crate) fn new(family_of: FamilyOf) -> Self {
         let store = Arc::new(Store::new(store::Options { shards: 2, seed: Some(1) }));
         let rules = Arc::new(ArcSwap::from_pointee(tracker::Options::default()));
         let keys = Keys { active: [7; KEY_BYTES], staging: None, algorithm: Algorithm::SipHash };
@@ -83,7 +86,7 @@ impl World {
         let http_tracker = Tracker::without_upkeep(store.clone(), rules, 2);
         let options = ws::Options { offers_max: 50, ..ws::Options::default() };
         let hive = Hive::on(store, options);
-        Self { family, udp, ids, http, http_tracker, hive }
+        Self { family_of, udp, ids, http, http_tracker, hive }
     }
 
     fn now(&self) -> Now {
@@ -91,7 +94,7 @@ impl World {
     }
 
     fn address(&self, peer: u8) -> IpAddr {
-        match self.family {
+        match (self.family_of)(peer) {
             Family::V4 => Ipv4Addr::new(8, 8, 8, peer).into(),
             Family::V6 => Ipv6Addr::new(0x2600, 0, 0, 0, 0, 0, 0, peer.into()).into(),
         }
@@ -152,11 +155,11 @@ impl World {
         let id = self.ids.issue(self.now(), source);
         client::encode_announce(id, TRANSACTION, &announcement, &mut request);
         let reply = self.send_udp(source, &request);
-        let (_, Reply::Announced(reply, peers)) = client::decode(&reply, self.family).unwrap()
-        else {
+        let family = (self.family_of)(ask.peer);
+        let (_, Reply::Announced(reply, peers)) = client::decode(&reply, family).unwrap() else {
             panic!("no announce reply");
         };
-        let peers = numbers(self.family, peers);
+        let peers = numbers(family, peers);
         Told { seeders: reply.seeders, leechers: reply.leechers, peers }
     }
 
@@ -165,7 +168,8 @@ impl World {
         let id = self.ids.issue(self.now(), source);
         client::encode_scrape(id, TRANSACTION, &[torrent()], &mut request);
         let reply = self.send_udp(source, &request);
-        let (_, Reply::Scraped(entries)) = client::decode(&reply, self.family).unwrap() else {
+        let (_, Reply::Scraped(entries)) = client::decode(&reply, Family::of(source)).unwrap()
+        else {
             panic!("no scrape reply");
         };
         let entry = entries.iter().next().unwrap();
