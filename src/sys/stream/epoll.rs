@@ -5,64 +5,38 @@ use std::io::{self, ErrorKind};
 use std::net::{self, Shutdown, SocketAddr};
 
 use socket2::SockRef;
-use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::runtime::Builder;
 use tokio::task::LocalSet;
 use tokio::task::coop::consume_budget;
 
-use super::{Either, Listening, Network, Stream, UnixStop, prepare, stop_tcp};
+use super::{Network, Stream};
 
 /// Readiness from epoll, then reads and writes as system calls of their own.
 #[derive(Debug)]
 pub(crate) struct Epoll;
 
 impl Network for Epoll {
-    type Socket = Either<TcpStream, UnixStream>;
-    type Acceptor = Acceptor;
+    type Tcp = TcpStream;
+    type Unix = UnixStream;
+    type TcpListener = TcpListener;
 
     fn run<F: Future>(main: F) -> io::Result<F::Output> {
         let runtime = Builder::new_current_thread().enable_io().enable_time().build()?;
         Ok(LocalSet::new().block_on(&runtime, main))
     }
 
-    fn acceptor(listener: Listening) -> io::Result<Acceptor> {
-        Ok(Acceptor(match listener {
-            Listening::Tcp(it) => {
-                prepare(&it)?;
-                it.set_nonblocking(true)?;
-                let twin = it.try_clone()?;
-                Either::Tcp((TcpListener::from_std(it)?, twin))
-            }
-            Listening::Unix(it) => {
-                it.set_nonblocking(true)?;
-                Either::Unix((UnixListener::from_std(it)?, UnixStop::default()))
-            }
-        }))
-    }
-}
-
-/// A listening socket, and what stops it.
-#[derive(Debug)]
-pub(crate) struct Acceptor(Either<(TcpListener, net::TcpListener), (UnixListener, UnixStop)>);
-
-impl super::Acceptor for Acceptor {
-    type Socket = Either<TcpStream, UnixStream>;
-
-    async fn accept(&self) -> io::Result<(Self::Socket, Option<SocketAddr>)> {
-        Ok(match &self.0 {
-            Either::Tcp((it, _)) => {
-                let (socket, source) = it.accept().await?;
-                (Either::Tcp(socket), Some(source))
-            }
-            Either::Unix((it, stop)) => (Either::Unix(stop.accept(it).await?), None),
-        })
+    fn listen(listener: net::TcpListener) -> io::Result<TcpListener> {
+        listener.set_nonblocking(true)?;
+        TcpListener::from_std(listener)
     }
 
-    fn stop(&self) {
-        match &self.0 {
-            Either::Tcp((_, twin)) => stop_tcp(twin),
-            Either::Unix((_, stop)) => stop.stop(),
-        }
+    async fn accept(listener: &TcpListener) -> io::Result<(TcpStream, SocketAddr)> {
+        listener.accept().await
+    }
+
+    fn adopt(socket: UnixStream) -> io::Result<UnixStream> {
+        Ok(socket)
     }
 }
 

@@ -9,27 +9,40 @@ pub(crate) mod uring;
 use std::future::Future;
 use std::io;
 use std::net::{Shutdown, SocketAddr, TcpListener};
-use std::os::unix::net::UnixListener;
+use std::os::unix;
 
 use socket2::SockRef;
-use tokio::net::UnixStream;
+use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Notify;
 
 /// One way to reach the kernel.
 pub(crate) trait Network: Sized + 'static {
-    /// A connection.
-    type Socket: Stream;
+    /// A connection by TCP.
+    type Tcp: Stream;
 
-    /// Where connections come from.
-    type Acceptor: Acceptor<Socket = Self::Socket>;
+    /// A connection by a Unix socket.
+    type Unix: Stream;
+
+    /// A socket that listens for TCP.
+    type TcpListener: 'static;
 
     /// Runs `main` on the calling thread, and what it spawns with [`tokio::task::spawn_local`]
     /// for as long.
     fn run<F: Future>(main: F) -> io::Result<F::Output>;
 
     /// Makes use of a listening socket. To be called inside [`Self::run`].
-    fn acceptor(listener: Listening) -> io::Result<Self::Acceptor>;
+    fn listen(listener: TcpListener) -> io::Result<Self::TcpListener>;
+
+    /// The next connection and its source. Like a read, it has to be awaited to its end.
+    async fn accept(listener: &Self::TcpListener) -> io::Result<(Self::Tcp, SocketAddr)>;
+
+    /// Makes use of a connection that was accepted by way of epoll, as those by Unix sockets are:
+    /// tokio-uring cannot be handed one that is bound already.
+    fn adopt(socket: UnixStream) -> io::Result<Self::Unix>;
 }
+
+/// A connection.
+pub(crate) type Socket<N> = Either<<N as Network>::Tcp, <N as Network>::Unix>;
 
 /// Bytes in order, both ways. Reads and writes take `&self`: one of each may be under way.
 ///
@@ -47,26 +60,55 @@ pub(crate) trait Stream: 'static {
     fn shutdown(&self, how: Shutdown);
 }
 
-/// Takes connections from a listening socket.
-pub(crate) trait Acceptor: 'static {
-    /// A connection.
-    type Socket: Stream;
-
-    /// The next connection and, unless it comes by a Unix socket, its source. Like a read, it has
-    /// to be awaited to its end, which [`Self::stop`] brings about.
-    async fn accept(&self) -> io::Result<(Self::Socket, Option<SocketAddr>)>;
-
-    /// Takes no more connections: the accept that is under way fails.
-    fn stop(&self);
-}
-
 /// A socket that listens.
 #[derive(Debug)]
 pub(crate) enum Listening {
     /// For TCP.
     Tcp(TcpListener),
     /// On a path.
-    Unix(UnixListener),
+    Unix(unix::net::UnixListener),
+}
+
+/// Takes connections from a listening socket, which stands beside what stops it.
+pub(crate) struct Acceptor<N: Network>(
+    Either<(N::TcpListener, TcpListener), (UnixListener, UnixStop)>,
+);
+
+impl<N: Network> Acceptor<N> {
+    /// Makes use of a listening socket. To be called inside [`Network::run`].
+    pub(crate) fn new(listener: Listening) -> io::Result<Self> {
+        Ok(Self(match listener {
+            Listening::Tcp(it) => {
+                prepare(&it)?;
+                let twin = it.try_clone()?;
+                Either::Tcp((N::listen(it)?, twin))
+            }
+            Listening::Unix(it) => {
+                it.set_nonblocking(true)?;
+                Either::Unix((UnixListener::from_std(it)?, UnixStop::default()))
+            }
+        }))
+    }
+
+    /// The next connection and, unless it comes by a Unix socket, its source. Like a read, it has
+    /// to be awaited to its end, which [`Self::stop`] brings about.
+    pub(crate) async fn accept(&self) -> io::Result<(Socket<N>, Option<SocketAddr>)> {
+        Ok(match &self.0 {
+            Either::Tcp((it, _)) => {
+                let (socket, source) = N::accept(it).await?;
+                (Either::Tcp(socket), Some(source))
+            }
+            Either::Unix((it, stop)) => (Either::Unix(N::adopt(stop.accept(it).await?)?), None),
+        })
+    }
+
+    /// Takes no more connections: the accept that is under way fails.
+    pub(crate) fn stop(&self) {
+        match &self.0 {
+            Either::Tcp((_, twin)) => stop_tcp(twin),
+            Either::Unix((_, stop)) => stop.stop(),
+        }
+    }
 }
 
 /// Ends the accept that is under way on a Unix socket. Shutting the socket down would not: Linux
@@ -76,7 +118,7 @@ struct UnixStop(Notify);
 
 impl UnixStop {
     /// The next connection, unless there are to be none. Giving up tokio's accept loses nothing.
-    async fn accept(&self, listener: &tokio::net::UnixListener) -> io::Result<UnixStream> {
+    async fn accept(&self, listener: &UnixListener) -> io::Result<UnixStream> {
         tokio::select! {
             accepted = listener.accept() => accepted.map(|(socket, _)| socket),
             () = self.0.notified() => Err(io::Error::other("stopped")),

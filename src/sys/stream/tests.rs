@@ -2,7 +2,7 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 
 use super::epoll::Epoll;
 use super::uring::Uring;
@@ -74,7 +74,7 @@ mod cases {
             (reply, client.local_addr().unwrap())
         });
         let source = N::run(async {
-            let acceptor = N::acceptor(listener).unwrap();
+            let acceptor = Acceptor::<N>::new(listener).unwrap();
             let (socket, source) = acceptor.accept().await.unwrap();
             let mut buffer = Vec::with_capacity(64);
             buffer.extend_from_slice(b"zero ");
@@ -98,7 +98,7 @@ mod cases {
             received
         });
         let (result, back) = N::run(async {
-            let acceptor = N::acceptor(listener).unwrap();
+            let acceptor = Acceptor::<N>::new(listener).unwrap();
             let (socket, _) = acceptor.accept().await.unwrap();
             socket.write_all(sent.clone()).await
         })
@@ -111,7 +111,7 @@ mod cases {
         let (listener, address) = tcp();
         let mut client = TcpStream::connect(address).unwrap();
         let count = N::run(async {
-            let acceptor = N::acceptor(listener).unwrap();
+            let acceptor = Acceptor::<N>::new(listener).unwrap();
             let socket = std::rc::Rc::new(acceptor.accept().await.unwrap().0);
             let reader = socket.clone();
             let read = async move { reader.read(Vec::with_capacity(1)).await.0 };
@@ -129,7 +129,7 @@ mod cases {
         let path = directory.path().join("socket");
         for listener in [tcp().0, Listening::Unix(UnixListener::bind(path).unwrap())] {
             let accepted = N::run(async {
-                let acceptor = std::rc::Rc::new(N::acceptor(listener).unwrap());
+                let acceptor = std::rc::Rc::new(Acceptor::<N>::new(listener).unwrap());
                 let waiting = acceptor.clone();
                 let accept = async move { waiting.accept().await.map(|_| ()) };
                 let accepting = tokio::task::spawn_local(accept);
@@ -145,7 +145,7 @@ mod cases {
         let (listener, address) = tcp();
         let Listening::Tcp(listener) = listener else { unreachable!() };
         let twin = listener.try_clone().unwrap();
-        drop(N::run(async { N::acceptor(Listening::Tcp(listener)).map(drop) }));
+        drop(N::run(async { Acceptor::<N>::new(Listening::Tcp(listener)).map(drop) }));
         twin.set_nonblocking(false).unwrap();
         let _client = TcpStream::connect(address).unwrap();
         assert!(twin.accept().unwrap().0.nodelay().unwrap(), "inherited");
@@ -163,7 +163,7 @@ mod cases {
             reply
         });
         let source = N::run(async {
-            let acceptor = N::acceptor(listener).unwrap();
+            let acceptor = Acceptor::<N>::new(listener).unwrap();
             let (socket, source) = acceptor.accept().await.unwrap();
             let (count, buffer) = socket.read(Vec::with_capacity(4)).await;
             assert_eq!((count.unwrap(), &buffer[..]), (4, &b"ping"[..]));

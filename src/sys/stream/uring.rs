@@ -4,11 +4,10 @@ use std::future::Future;
 use std::io;
 use std::net::{self, Shutdown, SocketAddr};
 
-use tokio::net::UnixListener;
 use tokio_uring::buf::BoundedBuf as _;
 use tokio_uring::net::{TcpListener, TcpStream, UnixStream};
 
-use super::{Either, Listening, Network, Stream, UnixStop, prepare, stop_tcp};
+use super::{Network, Stream};
 
 /// Operations queued before they are submitted at the latest.
 const SUBMISSIONS: u32 = 1024;
@@ -36,8 +35,9 @@ pub(crate) fn remedy(file: &str) -> Option<&'static str> {
 pub(crate) struct Uring;
 
 impl Network for Uring {
-    type Socket = Either<TcpStream, UnixStream>;
-    type Acceptor = Acceptor;
+    type Tcp = TcpStream;
+    type Unix = UnixStream;
+    type TcpListener = TcpListener;
 
     fn run<F: Future>(main: F) -> io::Result<F::Output> {
         let mut builder = tokio_uring::builder();
@@ -50,48 +50,19 @@ impl Network for Uring {
         Ok(tokio_uring::Runtime::new(&builder)?.block_on(main))
     }
 
-    fn acceptor(listener: Listening) -> io::Result<Acceptor> {
-        Ok(Acceptor(match listener {
-            Listening::Tcp(it) => {
-                prepare(&it)?;
-                it.set_nonblocking(false)?;
-                let twin = it.try_clone()?;
-                Either::Tcp((TcpListener::from_std(it), twin))
-            }
-            Listening::Unix(it) => {
-                it.set_nonblocking(true)?;
-                Either::Unix((UnixListener::from_std(it)?, UnixStop::default()))
-            }
-        }))
-    }
-}
-
-/// A listening socket, and what stops it. tokio-uring cannot be handed a Unix socket that is bound
-/// already, so connections are accepted from those by way of epoll.
-pub(crate) struct Acceptor(Either<(TcpListener, net::TcpListener), (UnixListener, UnixStop)>);
-
-impl super::Acceptor for Acceptor {
-    type Socket = Either<TcpStream, UnixStream>;
-
-    async fn accept(&self) -> io::Result<(Self::Socket, Option<SocketAddr>)> {
-        Ok(match &self.0 {
-            Either::Tcp((it, _)) => {
-                let (socket, source) = it.accept().await?;
-                (Either::Tcp(socket), Some(source))
-            }
-            Either::Unix((it, stop)) => {
-                let socket = stop.accept(it).await?.into_std()?;
-                socket.set_nonblocking(false)?;
-                (Either::Unix(UnixStream::from_std(socket)), None)
-            }
-        })
+    fn listen(listener: net::TcpListener) -> io::Result<TcpListener> {
+        listener.set_nonblocking(false)?;
+        Ok(TcpListener::from_std(listener))
     }
 
-    fn stop(&self) {
-        match &self.0 {
-            Either::Tcp((_, twin)) => stop_tcp(twin),
-            Either::Unix((_, stop)) => stop.stop(),
-        }
+    async fn accept(listener: &TcpListener) -> io::Result<(TcpStream, SocketAddr)> {
+        listener.accept().await
+    }
+
+    fn adopt(socket: tokio::net::UnixStream) -> io::Result<UnixStream> {
+        let socket = socket.into_std()?;
+        socket.set_nonblocking(false)?;
+        Ok(UnixStream::from_std(socket))
     }
 }
 

@@ -15,7 +15,7 @@ use super::slots::Deadlines;
 use super::thread::Worker;
 use crate::frontend::origin::Origin;
 use crate::metrics::{Closed, Transport};
-use crate::sys::stream::{Acceptor, Network};
+use crate::sys::stream::{Acceptor, Network, Socket};
 use crate::types::unmap;
 
 /// How long nothing is accepted where the process has no descriptor, or the host no memory, left:
@@ -34,7 +34,7 @@ pub(super) enum Security {
 /// Accepts from one listener until the worker stops.
 pub(super) async fn serve<N: Network>(
     worker: Rc<Worker<N>>,
-    acceptor: Rc<N::Acceptor>,
+    acceptor: Rc<Acceptor<N>>,
     security: Security,
 ) {
     loop {
@@ -76,7 +76,7 @@ fn is_of_the_connection(error: &io::Error) -> bool {
 /// Starts a connection's task, or closes it at once.
 fn admit<N: Network>(
     worker: &Rc<Worker<N>>,
-    socket: N::Socket,
+    socket: Socket<N>,
     source: Option<SocketAddr>,
     security: &Security,
 ) {

@@ -17,7 +17,7 @@ use super::ws::{self, Web};
 use crate::frontend::http::Outcome;
 use crate::frontend::origin::{Origin, proxy};
 use crate::metrics::{Closed, Handshake, Transport};
-use crate::sys::stream::{Network, Stream as _};
+use crate::sys::stream::{Network, Socket, Stream as _};
 use crate::types::{Family, Rejected};
 
 /// What is read into at first, and kept while nothing is received.
@@ -37,7 +37,7 @@ pub(super) struct Connection<N: Network> {
     pub(super) origin: Cell<Origin>,
     /// What it is once it has been upgraded.
     pub(super) web: RefCell<Option<Box<Web>>>,
-    socket: N::Socket,
+    socket: Socket<N>,
     tls: OnceCell<Box<TlsSession>>,
     /// Why it ends, where that was decided elsewhere than in its task.
     ending: Cell<Option<Closed>>,
@@ -94,7 +94,7 @@ impl<N: Network> Connection<N> {
     pub(super) fn new(
         worker: Rc<Worker<N>>,
         place: Place,
-        socket: N::Socket,
+        socket: Socket<N>,
         origin: Origin,
         admission: Admission,
     ) -> Self {

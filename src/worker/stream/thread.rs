@@ -19,7 +19,7 @@ use super::{FrontEnds, Listener, Options, Shared, StreamWorker};
 use crate::frontend::ws::{Mail, Outbox, Route};
 use crate::metrics::{Closed, StreamCounters};
 use crate::sys::clock::{Clock, thread_cpu_ns};
-use crate::sys::stream::{Acceptor as _, Listening, Network};
+use crate::sys::stream::{Acceptor, Listening, Network};
 use crate::time::Now;
 
 /// How often the thread looks at the stop flag, and shows that it lives.
@@ -79,7 +79,7 @@ pub(super) async fn main<N: Network>(parts: StreamWorker, stop: &AtomicBool) -> 
 fn listen<N: Network>(
     worker: &Rc<Worker<N>>,
     listeners: Vec<Listener>,
-) -> io::Result<Vec<Rc<N::Acceptor>>> {
+) -> io::Result<Vec<Rc<Acceptor<N>>>> {
     let mut acceptors = Vec::with_capacity(listeners.len());
     for listener in listeners {
         let (listening, security) = match listener {
@@ -91,7 +91,7 @@ fn listen<N: Network>(
             }
             Listener::Unix(it) => (Listening::Unix(it), Security::Plain),
         };
-        let acceptor = Rc::new(N::acceptor(listening)?);
+        let acceptor = Rc::new(Acceptor::<N>::new(listening)?);
         spawn_local(accept::serve(worker.clone(), acceptor.clone(), security));
         acceptors.push(acceptor);
     }
