@@ -124,26 +124,8 @@ impl WsFrontend {
         message: &[u8],
         outbox: &mut Outbox,
     ) -> Outcome {
-        let options = Options::clone(self.options.load());
-        let offers_max = (options.offers_max as usize).min(OFFERS_LIMIT);
-        match webtorrent::decode(message, offers_max) {
-            Ok(Request::Announce(it)) if it.event == Event::Stopped => {
-                self.stop(tracker, now, session, &it, &options, outbox)
-            }
-            Ok(Request::Announce(it)) => {
-                self.announce(tracker, now, session, &it, &options, outbox)
-            }
-            Ok(Request::Answer(it)) => self.answer(now, session, &it, outbox),
-            Ok(Request::Scrape(hashes)) => {
-                let entries = hashes.iter().map(|it| (*it, tracker.scrape(it)));
-                outbox.reply(|out| webtorrent::encode_scraped(entries, out));
-                Outcome::Answered(Action::Scrape)
-            }
-            Err(invalid) => {
-                outbox.reply(|out| webtorrent::encode_invalid(&invalid, out));
-                Outcome::Rejected(Rejected::BadMessage)
-            }
-        }
+        let (directory, options) = (&*self.directory, &**self.options.load());
+        Turn { directory, options, tracker, now, session, outbox }.answer(message)
     }
 
     /// Takes mail from another socket; appends what the client is to be told to `outbox`. Says
@@ -169,154 +151,136 @@ impl WsFrontend {
     /// because they have not announced for too long, leave. A client that has lost count of its
     /// torrents would else hold their places until its socket closes.
     pub fn tend(&mut self, tracker: &mut Tracker, now: Now, session: &mut Session) {
-        let age_s = u64::from(tracker.peer_age_s_max());
-        let (route, source) = (session.route, session.source);
-        session.drop_silent(now, age_s, |peer| self.leave(tracker, now, route, source, peer));
+        drop_silent(&self.directory, tracker, now, session);
     }
 
     /// The socket has closed: its peers leave.
     pub fn close(&mut self, tracker: &mut Tracker, now: Now, session: Session) {
         for peer in session.peers() {
-            self.leave(tracker, now, session.route, session.source, peer);
+            leave(&self.directory, tracker, now, session.route, session.source, peer);
+        }
+    }
+}
+
+/// What a message is answered with.
+struct Turn<'a> {
+    directory: &'a Directory,
+    options: &'a Options,
+    tracker: &'a mut Tracker,
+    now: Now,
+    session: &'a mut Session,
+    outbox: &'a mut Outbox,
+}
+
+impl Turn<'_> {
+    fn answer(&mut self, message: &[u8]) -> Outcome {
+        let offers_max = (self.options.offers_max as usize).min(OFFERS_LIMIT);
+        match webtorrent::decode(message, offers_max) {
+            Ok(Request::Announce(it)) if it.event == Event::Stopped => self.stop(&it),
+            Ok(Request::Announce(it)) => self.announce(&it),
+            Ok(Request::Answer(it)) => self.relay(&it),
+            Ok(Request::Scrape(hashes)) => {
+                let entries = hashes.iter().map(|it| (*it, self.tracker.scrape(it)));
+                self.outbox.reply(|out| webtorrent::encode_scraped(entries, out));
+                Outcome::Answered(Action::Scrape)
+            }
+            Err(invalid) => {
+                self.outbox.reply(|out| webtorrent::encode_invalid(&invalid, out));
+                Outcome::Rejected(Rejected::BadMessage)
+            }
         }
     }
 
-    /// A peer leaves, unless it is on another socket by now.
-    fn leave(&self, tracker: &mut Tracker, now: Now, route: Route, source: IpAddr, peer: &Peer) {
-        self.directory.leave(&peer.name, route, || {
-            let announce = Announce {
-                info_hash: peer.info_hash,
-                source,
-                contact: Contact::Web(peer.name),
-                peer_id: peer.peer_id,
-                left: u64::MAX,
-                event: Event::Stopped,
-                numwant: None,
-            };
-            let left = tracker.announce(now, &announce, Room::default());
-            debug_assert!(left.is_ok(), "leaving is not refused");
-        });
-    }
-
-    fn announce(
-        &mut self,
-        tracker: &mut Tracker,
-        now: Now,
-        session: &mut Session,
-        request: &AnnounceRequest<'_>,
-        options: &Options,
-        outbox: &mut Outbox,
-    ) -> Outcome {
-        let (announce, name) = self.announce_of(session, request);
-        let is_new = !session.speaks_for(&name);
-        let torrents_max = options.torrents_max as usize;
-        if is_new && session.torrents() >= torrents_max {
-            self.tend(tracker, now, session);
+    fn announce(&mut self, request: &AnnounceRequest<'_>) -> Outcome {
+        let (announce, name) = self.announce_of(request);
+        let is_new = !self.session.speaks_for(&name);
+        let torrents_max = self.options.torrents_max as usize;
+        if is_new && self.session.torrents() >= torrents_max {
+            drop_silent(self.directory, self.tracker, self.now, self.session);
         }
-        if is_new && session.torrents() >= torrents_max {
-            return refuse(&request.info_hash, Refusal::TooManyTorrents, outbox);
+        if is_new && self.session.torrents() >= torrents_max {
+            return self.refuse(&request.info_hash, Refusal::TooManyTorrents);
         }
         let mut room = [0; OFFERS_LIMIT * WEB_PEER_BYTES];
         let offers = request.offers.len().min(OFFERS_LIMIT);
         let web = &mut room[..offers * WEB_PEER_BYTES];
-        self.directory.enter(name, session.route); // before the peer joins: see there
-        match tracker.announce(now, &announce, Room { web, ..Room::default() }) {
+        self.directory.enter(name, self.session.route); // before the peer joins: see there
+        match self.tracker.announce(self.now, &announce, Room { web, ..Room::default() }) {
             Ok((reply, bytes)) => {
                 let Announce { info_hash, peer_id, .. } = announce;
-                session.join(Peer { name, info_hash, peer_id, latest: now });
-                announced(&info_hash, options, reply.seeders, reply.leechers, outbox);
+                self.session.join(Peer { name, info_hash, peer_id, latest: self.now });
+                self.announced(&info_hash, reply.seeders, reply.leechers);
                 let chosen = &room[..bytes.iter().sum()];
-                self.hand_offers(request, name, session.source, chosen, outbox);
+                self.hand_offers(request, name, chosen);
                 Outcome::Answered(Action::Announce)
             }
             Err(refusal) => {
                 if is_new {
-                    self.directory.leave(&name, session.route, || {});
+                    self.directory.leave(&name, self.session.route, || {});
                 }
-                refuse(&request.info_hash, refusal, outbox)
+                self.refuse(&request.info_hash, refusal)
             }
         }
     }
 
     /// Hands one offer to each peer that was chosen. A peer whose socket has just gone is passed
     /// over: its offer will not be answered, as clients expect of most.
-    fn hand_offers(
-        &self,
-        request: &AnnounceRequest<'_>,
-        offerer: WebPeer,
-        source: IpAddr,
-        chosen: &[u8],
-        outbox: &mut Outbox,
-    ) {
+    fn hand_offers(&mut self, request: &AnnounceRequest<'_>, offerer: WebPeer, chosen: &[u8]) {
         let (chosen, []) = chosen.as_chunks::<WEB_PEER_BYTES>() else {
             unreachable!("only WebRTC peers were asked for");
         };
         let AnnounceRequest { info_hash, peer_id, offers, .. } = request;
-        let source = self.directory.offerer(source);
+        let source = self.directory.offerer(self.session.source);
         for (offer, to) in offers.iter().zip(chosen.iter().map(|it| WebPeer(*it))) {
             let Some(route) = self.directory.route(&to) else { continue };
             let mut text = Vec::with_capacity(offer.text.len() + 256);
             webtorrent::encode_offer(info_hash, peer_id, offer, &mut text);
             let key = self.directory.offer_key(info_hash, &offer.id, peer_id);
-            outbox
-                .mail
-                .push((route, Mail { to, offer: Some(Offer { key, offerer, source }), text }));
+            let offer = Some(Offer { key, offerer, source });
+            self.outbox.mail.push((route, Mail { to, offer, text }));
         }
     }
 
     /// A peer leaves on its own word, which counts also where its socket is another one.
-    fn stop(
-        &mut self,
-        tracker: &mut Tracker,
-        now: Now,
-        session: &mut Session,
-        request: &AnnounceRequest<'_>,
-        options: &Options,
-        outbox: &mut Outbox,
-    ) -> Outcome {
-        let (announce, name) = self.announce_of(session, request);
-        match tracker.announce(now, &announce, Room::default()) {
+    fn stop(&mut self, request: &AnnounceRequest<'_>) -> Outcome {
+        let (announce, name) = self.announce_of(request);
+        match self.tracker.announce(self.now, &announce, Room::default()) {
             Ok((reply, _)) => {
-                session.leave(&name);
-                self.directory.leave(&name, session.route, || {});
-                announced(&announce.info_hash, options, reply.seeders, reply.leechers, outbox);
+                self.session.leave(&name);
+                self.directory.leave(&name, self.session.route, || {});
+                self.announced(&announce.info_hash, reply.seeders, reply.leechers);
                 Outcome::Answered(Action::Announce)
             }
-            Err(refusal) => refuse(&announce.info_hash, refusal, outbox),
+            Err(refusal) => self.refuse(&announce.info_hash, refusal),
         }
     }
 
-    fn answer(
-        &mut self,
-        now: Now,
-        session: &mut Session,
-        request: &AnswerRequest<'_>,
-        outbox: &mut Outbox,
-    ) -> Outcome {
+    /// Hands an answer to who made the offer.
+    fn relay(&mut self, request: &AnswerRequest<'_>) -> Outcome {
         let AnswerRequest { info_hash, peer_id, to_peer_id, offer_id, .. } = request;
-        let own = self.directory.web_peer(info_hash, peer_id, session.source);
-        if !session.speaks_for(&own) {
+        let own = self.directory.web_peer(info_hash, peer_id, self.session.source);
+        if !self.session.speaks_for(&own) {
             return Outcome::Rejected(Rejected::BadMessage);
         }
         let key = self.directory.offer_key(info_hash, offer_id, to_peer_id);
-        let Some(to) = session.answer_offer(now, key) else {
+        let Some(to) = self.session.answer_offer(self.now, key) else {
             return Outcome::Rejected(Rejected::BadMessage);
         };
         // Where the offerer is now, which may be a newer socket; nowhere, if it left.
         if let Some(route) = self.directory.route(&to) {
             let mut text = Vec::with_capacity(request.text.len() + 256);
             webtorrent::encode_answer(request, &mut text);
-            outbox.mail.push((route, Mail { to, offer: None, text }));
+            self.outbox.mail.push((route, Mail { to, offer: None, text }));
         }
         Outcome::Answered(Action::Answer)
     }
 
-    fn announce_of(&self, session: &Session, request: &AnnounceRequest<'_>) -> (Announce, WebPeer) {
+    fn announce_of(&self, request: &AnnounceRequest<'_>) -> (Announce, WebPeer) {
         let AnnounceRequest { info_hash, peer_id, .. } = *request;
-        let name = self.directory.web_peer(&info_hash, &peer_id, session.source);
+        let name = self.directory.web_peer(&info_hash, &peer_id, self.session.source);
         let announce = Announce {
             info_hash,
-            source: session.source,
+            source: self.session.source,
             contact: Contact::Web(name),
             peer_id,
             left: request.left,
@@ -325,6 +289,51 @@ impl WsFrontend {
         };
         (announce, name)
     }
+
+    fn announced(&mut self, info_hash: &InfoHash, seeders: u32, leechers: u32) {
+        let interval_s = self.options.interval_s;
+        self.outbox.reply(|out| {
+            webtorrent::encode_announced(info_hash, interval_s, seeders, leechers, out);
+        });
+    }
+
+    fn refuse(&mut self, info_hash: &InfoHash, refusal: Refusal) -> Outcome {
+        let (method, reason) = (Some(Method::Announce), refusal.text());
+        let hash = Some(info_hash);
+        self.outbox.reply(|out| webtorrent::encode_failure(method, hash, reason, out));
+        Outcome::Refused(refusal)
+    }
+}
+
+/// Lets a socket's peers leave that the tracker forgets.
+fn drop_silent(directory: &Directory, tracker: &mut Tracker, now: Now, session: &mut Session) {
+    let age_s = u64::from(tracker.peer_age_s_max());
+    let (route, source) = (session.route, session.source);
+    session.drop_silent(now, age_s, |it| leave(directory, tracker, now, route, source, it));
+}
+
+/// A peer leaves, unless it is on another socket by now.
+fn leave(
+    directory: &Directory,
+    tracker: &mut Tracker,
+    now: Now,
+    route: Route,
+    source: IpAddr,
+    peer: &Peer,
+) {
+    directory.leave(&peer.name, route, || {
+        let announce = Announce {
+            info_hash: peer.info_hash,
+            source,
+            contact: Contact::Web(peer.name),
+            peer_id: peer.peer_id,
+            left: u64::MAX,
+            event: Event::Stopped,
+            numwant: None,
+        };
+        let left = tracker.announce(now, &announce, Room::default());
+        debug_assert!(left.is_ok(), "leaving is not refused");
+    });
 }
 
 impl Outbox {
@@ -333,22 +342,4 @@ impl Outbox {
         encode(&mut text);
         self.replies.push(text);
     }
-}
-
-fn announced(
-    info_hash: &InfoHash,
-    options: &Options,
-    seeders: u32,
-    leechers: u32,
-    outbox: &mut Outbox,
-) {
-    outbox.reply(|out| {
-        webtorrent::encode_announced(info_hash, options.interval_s, seeders, leechers, out);
-    });
-}
-
-fn refuse(info_hash: &InfoHash, refusal: Refusal, outbox: &mut Outbox) -> Outcome {
-    let (method, reason) = (Some(Method::Announce), refusal.text());
-    outbox.reply(|out| webtorrent::encode_failure(method, Some(info_hash), reason, out));
-    Outcome::Refused(refusal)
 }
