@@ -91,14 +91,8 @@ impl Endpoint {
             url.target()
         };
         let tls = url.scheme.has_tls().then(|| {
-            let whom = match &trust.ca {
-                _ if trust.insecure => Trust::Anyone,
-                Some(file) => Trust::File(file),
-                None => Trust::System,
-            };
-            let name = ServerName::try_from(url.host.clone());
-            let name = name.map_err(|_| format!("{} is no name for TLS", url.host))?;
-            Ok::<_, String>((tls::config(whom, resumption)?, name))
+            let trust = Trust::of(trust.ca.as_deref(), trust.insecure);
+            Ok::<_, String>((tls::config(trust, resumption)?, tls::server_name(&url.host)?))
         });
         Ok(Self {
             authority: url.authority(),

@@ -23,6 +23,25 @@ pub enum Trust<'a> {
     Anyone,
 }
 
+impl<'a> Trust<'a> {
+    /// As command lines say it: `insecure` before all, then a file, then this host's authorities.
+    pub fn of(file: Option<&'a Path>, insecure: bool) -> Self {
+        match file {
+            _ if insecure => Self::Anyone,
+            Some(file) => Self::File(file),
+            None => Self::System,
+        }
+    }
+}
+
+/// The name that a certificate has to hold.
+///
+/// # Errors
+/// One sentence where the host cannot stand in a certificate.
+pub fn server_name(host: &str) -> Result<ServerName<'static>, String> {
+    ServerName::try_from(host.to_owned()).map_err(|_| format!("{host} is no name for TLS"))
+}
+
 /// A client's settings. Without `resumption` every handshake is a full one.
 ///
 /// # Errors
@@ -138,6 +157,20 @@ impl ServerCertVerifier for Credulous {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_is_insecure_names_no_authorities() {
+        let file = Path::new("ca.pem");
+        assert!(matches!(Trust::of(Some(file), true), Trust::Anyone));
+        assert!(matches!(Trust::of(Some(file), false), Trust::File(it) if it == file));
+        assert!(matches!(Trust::of(None, false), Trust::System));
+    }
+
+    #[test]
+    fn certificates_hold_names_and_addresses() {
+        assert!(server_name("tracker.example").is_ok() && server_name("::1").is_ok());
+        assert_eq!(server_name("a b").unwrap_err(), "a b is no name for TLS");
+    }
 
     #[test]
     fn a_file_without_certificates_is_named() {

@@ -228,12 +228,7 @@ fn trust(options: &Options, url: &Url) -> Result<Option<Arc<ClientConfig>>, Stri
     if !url.scheme.has_tls() {
         return Ok(None);
     }
-    let trust = match &options.ca {
-        _ if options.insecure => Trust::Anyone,
-        Some(file) => Trust::File(file),
-        None => Trust::System,
-    };
-    tls::config(trust, true).map(Some)
+    tls::config(Trust::of(options.ca.as_deref(), options.insecure), true).map(Some)
 }
 
 /// Asks one address.

@@ -6,7 +6,6 @@ use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, StreamOwned};
 
 use crate::client::tls;
@@ -55,8 +54,7 @@ impl Route {
         let mut timed = Timed { socket, clock: self.clock, deadline };
         let Some(config) = &self.tls else { return Ok(Stream::Plain(timed)) };
         let failed = |problem: String| Unopened::Failed(problem);
-        let name = ServerName::try_from(self.host.clone())
-            .map_err(|_| failed(format!("{} is no name for TLS", self.host)))?;
+        let name = tls::server_name(&self.host).map_err(failed)?;
         let mut session = ClientConnection::new(Arc::clone(config), name)
             .map_err(|it| failed(tls::explain(&it, &self.host)))?;
         while session.is_handshaking() {
