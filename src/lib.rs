@@ -25,6 +25,7 @@ pub mod cli;
 pub mod client;
 pub mod config;
 pub mod frontend;
+pub mod limiter;
 pub mod metrics;
 pub mod protocol;
 pub mod server;

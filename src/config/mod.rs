@@ -218,9 +218,29 @@ sections! {
         key: String = String::new();
     }
 
-    /// Limits on what one source may ask for.
+    /// Limits on what one source may ask for, on every front end. They count by address and by the
+    /// networks around it: an IPv4 /24 may do 32 times as much as an address, a /20 256 times, a
+    /// /18 768 times; an IPv6 /64 twice, a /56 3, a /48 4, a /32 64 times. Reloaded by SIGHUP.
     limits: Limits {
-        /// Networks under no limit. Reloaded by SIGHUP.
+        /// Whether sources are limited at all.
+        enabled: bool = true;
+        /// Whether what is over a limit is served all the same, and counted only: to try limits
+        /// out. See skep_limited_total.
+        dry_run: bool = false;
+        /// Units of work a second for an address that has proved to be its own. An announce is 1,
+        /// one of a torrent that is new 4, a scrape of n torrents 1 + n/8. Over UDP, what is over
+        /// the limit is dropped, but every 16th announce is told to come back much later.
+        rate: u32 = 100, in 1..=1000000;
+        /// Units at once after a silence: what a client with many torrents asks when it starts.
+        burst: u32 = 400, in 16..=1000000;
+        /// Connection ids and errors a second for an address that has proved nothing yet, and as
+        /// many at once. It may be forged: over the limit, every 4th is sent still.
+        unverified_rate: u32 = 1000, in 1..=1000000;
+        /// New torrents a second for an address. More are answered, but not stored.
+        new_torrent_rate: u32 = 5, in 1..=1000000;
+        /// New torrents at once: all those of a seedbox when the tracker has started empty.
+        new_torrent_burst: u32 = 10000, in 16..=10000000;
+        /// Networks under no limit.
         exempt: Vec<IpNet> = values::networks(&["127.0.0.0/8", "::1/128"]);
     }
 

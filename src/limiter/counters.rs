@@ -1,0 +1,71 @@
+//! What the limiter counts: for each table, what came of each request. A worker's own, as all that
+//! [`crate::metrics`] has.
+
+use crate::metrics::Counter;
+
+/// What is limited.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LimitTable {
+    /// Work for sources that have proved their address.
+    Verified,
+    /// Replies to sources that have not.
+    Unverified,
+    /// Torrents that the store does not know yet.
+    NewTorrent,
+}
+
+impl LimitTable {
+    /// Every table, in index order.
+    pub const ALL: [Self; 3] = [Self::Verified, Self::Unverified, Self::NewTorrent];
+
+    /// The label used in metrics.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Verified => "verified",
+            Self::Unverified => "unverified",
+            Self::NewTorrent => "new_torrent",
+        }
+    }
+}
+
+/// What came of a request. Each that is asked about is counted as exactly one of these.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LimitAction {
+    /// Within the limit.
+    Passed,
+    /// Over the limit. In a dry run it passed all the same.
+    Limited,
+    /// Over the limit, and the one in some that is answered in spite of it.
+    Slipped,
+    /// From a network under no limit.
+    Exempt,
+}
+
+impl LimitAction {
+    /// Every action, in index order.
+    pub const ALL: [Self; 4] = [Self::Passed, Self::Limited, Self::Slipped, Self::Exempt];
+
+    /// The label used in metrics.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Passed => "passed",
+            Self::Limited => "limited",
+            Self::Slipped => "slipped",
+            Self::Exempt => "exempt",
+        }
+    }
+}
+
+/// What one worker's gate counts. Written by that worker alone; aligned so that no worker's
+/// counting takes a cache line from another's core.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub struct LimitCounters([[Counter; LimitAction::ALL.len()]; LimitTable::ALL.len()]);
+
+impl LimitCounters {
+    /// How often this came of a request to this table.
+    #[inline]
+    pub fn of(&self, table: LimitTable, action: LimitAction) -> &Counter {
+        &self.0[table as usize][action as usize]
+    }
+}

@@ -1,0 +1,147 @@
+//! A worker's door to the limiter: the settings in force, what is exempt, what is counted.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use fastrand::Rng;
+
+use crate::limiter::bucket::Bucket;
+use crate::limiter::exempt::Exempt;
+use crate::limiter::prefix::FIRST_V6;
+use crate::limiter::{
+    CALM_ONE_IN, LimitAction, LimitCounters, LimitTable, Limiter, Options, Price, SLIP_ONE_IN,
+    Verdict,
+};
+use crate::time::Now;
+
+/// One worker's way to ask a [`Limiter`] that all workers share. Addresses have been unmapped.
+#[derive(Debug)]
+pub struct Gate {
+    limiter: Arc<Limiter>,
+    options: arc_swap::Cache<Arc<ArcSwap<Options>>, Arc<Options>>,
+    /// What the fields below follow from.
+    obeyed: Arc<Options>,
+    exempt: Exempt,
+    buckets: [Bucket; LimitTable::ALL.len()],
+    counters: Arc<LimitCounters>,
+    random: Rng,
+}
+
+impl Gate {
+    /// A gate that counts in `counters`, which are its alone. Replacing what `options` holds takes
+    /// effect with the next request. `seed` feeds the rounding of prices.
+    pub fn new(
+        limiter: Arc<Limiter>,
+        options: Arc<ArcSwap<Options>>,
+        counters: Arc<LimitCounters>,
+        seed: u64,
+    ) -> Self {
+        let options = arc_swap::Cache::new(options);
+        let obeyed = options.arc_swap().load_full();
+        let buckets = limits(&obeyed).map(|(rate, burst)| Bucket::new(rate, burst));
+        let exempt = Exempt::new(&obeyed.exempt);
+        let random = Rng::with_seed(seed);
+        Self { limiter, options, obeyed, exempt, buckets, counters, random }
+    }
+
+    /// Whether verified work is to be done; if so, it has been paid for.
+    #[inline]
+    pub fn admit(&mut self, now: Now, source: IpAddr, price: Price) -> Verdict {
+        self.ask(LimitTable::Verified, now, source, price)
+    }
+
+    /// Charges verified work for what showed only when it was done.
+    #[inline]
+    pub fn charge(&mut self, now: Now, source: IpAddr, price: Price) {
+        if !self.limits(source) {
+            return;
+        }
+        let dither = self.random.u64(..);
+        let Limiter { keys, tables } = &*self.limiter;
+        let bucket = &mut self.buckets[LimitTable::Verified as usize];
+        let table = &tables[LimitTable::Verified as usize];
+        match source {
+            IpAddr::V4(it) => bucket.charge(table, now, keys.of_v4(it), 0, price, dither),
+            IpAddr::V6(it) => bucket.charge(table, now, keys.of_v6(it), FIRST_V6, price, dither),
+        }
+    }
+
+    /// Whether a torrent that the store does not know may be stored for a verified source.
+    #[inline]
+    pub fn admit_new_torrent(&mut self, now: Now, source: IpAddr) -> bool {
+        self.ask(LimitTable::NewTorrent, now, source, Price::ANNOUNCE) == Verdict::Pass
+    }
+
+    /// Whether a reply may be sent to a source that has proved nothing.
+    #[inline]
+    pub fn admit_reply(&mut self, now: Now, source: IpAddr) -> bool {
+        self.ask(LimitTable::Unverified, now, source, Price::ANNOUNCE) != Verdict::Drop
+    }
+
+    #[inline]
+    fn ask(&mut self, which: LimitTable, now: Now, source: IpAddr, price: Price) -> Verdict {
+        if !self.limits(source) {
+            let action =
+                if self.obeyed.enabled { LimitAction::Exempt } else { LimitAction::Passed };
+            self.counters.of(which, action).add(1);
+            return Verdict::Pass;
+        }
+        let dither = self.random.u64(..);
+        let Limiter { keys, tables } = &*self.limiter;
+        let bucket = &mut self.buckets[which as usize];
+        let table = &tables[which as usize];
+        let answer = match source {
+            IpAddr::V4(it) => bucket.ask(table, now, keys.of_v4(it), 0, price, dither),
+            IpAddr::V6(it) => bucket.ask(table, now, keys.of_v6(it), FIRST_V6, price, dither),
+        };
+        let (action, verdict) = match answer {
+            Ok(()) => (LimitAction::Passed, Verdict::Pass),
+            Err(nth) if slips(which, nth) => (LimitAction::Slipped, Verdict::Calm),
+            Err(_) => (LimitAction::Limited, Verdict::Drop),
+        };
+        self.counters.of(which, action).add(1);
+        if self.obeyed.dry_run { Verdict::Pass } else { verdict }
+    }
+
+    /// Whether a source is under any limit, by the options that are in force now.
+    #[inline]
+    fn limits(&mut self, source: IpAddr) -> bool {
+        let options = self.options.load();
+        if !Arc::ptr_eq(options, &self.obeyed) {
+            let options = options.clone();
+            self.obey(options);
+        }
+        self.obeyed.enabled && !self.exempt.contains(source)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn obey(&mut self, options: Arc<Options>) {
+        for (bucket, (rate, burst)) in self.buckets.iter_mut().zip(limits(&options)) {
+            bucket.set(rate, burst);
+        }
+        self.exempt = Exempt::new(&options.exempt);
+        self.obeyed = options;
+    }
+}
+
+/// Rate and burst of each table. Unverified replies come at once as many as in a second: a resolver
+/// of many clients behind one address asks in bursts, and a forged address cannot be told from it.
+fn limits(options: &Options) -> [(u32, u32); LimitTable::ALL.len()] {
+    [
+        (options.rate, options.burst),
+        (options.unverified_rate, options.unverified_rate),
+        (options.new_torrent_rate, options.new_torrent_burst),
+    ]
+}
+
+/// Whether the `nth` request over the limit is answered in spite of it.
+#[inline]
+fn slips(which: LimitTable, nth: u32) -> bool {
+    match which {
+        LimitTable::Verified => nth.is_multiple_of(CALM_ONE_IN),
+        LimitTable::Unverified => nth.is_multiple_of(SLIP_ONE_IN),
+        LimitTable::NewTorrent => false,
+    }
+}

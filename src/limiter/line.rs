@@ -1,0 +1,372 @@
+//! One cache line of the table: fifteen slots, each a 16-bit id and a 16-bit load, and the line's
+//! own time. Shared by all workers without a lock.
+//!
+//! ```text
+//! ids    i0  i4  i8  i12 | i1  i5  … four words of four lanes; the last lane is spare
+//! loads  l0  l4  l8  l12 | l1  l5  … the same; the last lane is the line's epoch
+//! ```
+//!
+//! Words are compared four lanes at a time. Every change is one compare-and-swap of one word, so a
+//! charge is never lost to a neighbour's. An id and its load stand in two words: between the two
+//! swaps that give a slot away, another worker may charge one of the two for the other. That is one
+//! price, once; nothing else can come of it, and it spares a word of twice the size.
+
+#[cfg(all(test, skep_loom))]
+use loom::sync::atomic::AtomicU64;
+#[cfg(not(all(test, skep_loom)))]
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
+
+/// Words of four lanes.
+const WORDS: usize = 4;
+/// Bits of a lane.
+const LANE: u32 = 16;
+/// A one in every lane.
+const ONES: u64 = 0x0001_0001_0001_0001;
+/// The highest bit of every lane.
+const HIGHS: u64 = ONES << 15;
+/// Where the epoch starts in the last word of loads.
+const EPOCH_SHIFT: u32 = 48;
+/// How far a line may be ahead of who looks at it: workers read their clocks once a batch. Further
+/// ahead is far behind: the epoch has gone round, or the settings that make it have changed.
+const AHEAD_MAX: u16 = 2;
+
+/// Fifteen slots and their time.
+#[derive(Debug, Default)]
+#[repr(align(64))]
+pub(super) struct Line {
+    ids: [AtomicU64; WORDS],
+    loads: [AtomicU64; WORDS],
+}
+
+#[cfg(not(all(test, skep_loom)))]
+const _: () = assert!(size_of::<Line>() == 64);
+
+/// A slot's place in its line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Slot {
+    word: u8,
+    shift: u8,
+}
+
+impl Slot {
+    /// The slots of a line.
+    #[cfg(test)]
+    pub(super) const COUNT: usize = 15;
+
+    #[inline]
+    fn of(self, words: &[AtomicU64; WORDS]) -> &AtomicU64 {
+        &words[usize::from(self.word) % WORDS]
+    }
+
+    #[inline]
+    fn get(self, word: u64) -> u16 {
+        lane(word, u32::from(self.shift))
+    }
+
+    #[inline]
+    fn set(self, word: u64, value: u16) -> u64 {
+        word & !(0xffff << self.shift) | u64::from(value) << self.shift
+    }
+}
+
+impl Line {
+    /// Halves every load once for each epoch that has begun since the line was last seen.
+    #[inline]
+    pub(super) fn refresh(&self, epoch: u16) {
+        let last = self.loads[WORDS - 1].load(Relaxed);
+        if epochs_since(last, epoch).is_some() {
+            self.decay(last, epoch);
+        }
+    }
+
+    /// Who moves the epoch on halves the line, so that it is halved once. Who comes by meanwhile
+    /// finds some loads too high, for some nanoseconds.
+    #[cold]
+    #[inline(never)]
+    fn decay(&self, mut last: u64, epoch: u16) {
+        let age = loop {
+            let Some(age) = epochs_since(last, epoch) else { return };
+            let next = halved(last, age) << LANE >> LANE | u64::from(epoch) << EPOCH_SHIFT;
+            match self.loads[WORDS - 1].compare_exchange_weak(last, next, Relaxed, Relaxed) {
+                Ok(_) => break age,
+                Err(now) => last = now,
+            }
+        };
+        for word in &self.loads[..WORDS - 1] {
+            change(word, |it| halved(it, age));
+        }
+    }
+
+    /// Where this id stands.
+    #[inline]
+    pub(super) fn find(&self, id: u16) -> Option<Slot> {
+        let ids = self.ids.each_ref().map(|it| it.load(Relaxed));
+        first_lane(ids, id)
+    }
+
+    /// The slot with the least load, and that load. A slot that never was used has none.
+    #[inline]
+    pub(super) fn lightest(&self) -> (Slot, u16) {
+        let mut loads = self.loads.each_ref().map(|it| it.load(Relaxed));
+        loads[WORDS - 1] |= 0xffff << EPOCH_SHIFT;
+        let [mut a, mut b] = [[0_u16; 8]; 2];
+        for at in 0..8 {
+            let shift = [0, LANE, 2 * LANE, 3 * LANE][at % 4];
+            a[at] = lane(loads[at / 4], shift);
+            b[at] = lane(loads[2 + at / 4], shift);
+        }
+        for at in 0..8 {
+            a[at] = a[at].min(b[at]);
+        }
+        for half in [4, 2, 1] {
+            for at in 0..half {
+                a[at] = a[at].min(a[at + half]);
+            }
+        }
+        let least = a[0];
+        (first_lane(loads, least).unwrap_or_else(|| slot(0, 0)), least)
+    }
+
+    /// A slot's load.
+    #[inline]
+    pub(super) fn load(&self, slot: Slot) -> u16 {
+        slot.get(slot.of(&self.loads).load(Relaxed))
+    }
+
+    /// Gives a slot to `id`. Its load stays: see [`Table`](super::table::Table).
+    #[inline]
+    pub(super) fn give(&self, slot: Slot, id: u16) {
+        change(slot.of(&self.ids), |it| slot.set(it, id));
+    }
+
+    /// Adds to a slot's load, which stops at its largest value.
+    #[inline]
+    pub(super) fn add(&self, slot: Slot, load: u16) {
+        change(slot.of(&self.loads), |it| slot.set(it, slot.get(it).saturating_add(load)));
+    }
+}
+
+/// The first of the lanes but the last that has this value.
+#[inline]
+fn first_lane(words: [u64; WORDS], value: u16) -> Option<Slot> {
+    let wanted = ONES * u64::from(value);
+    let mut flags = 0;
+    for (at, word) in words.into_iter().enumerate() {
+        let differs = word ^ wanted;
+        // The lowest lane that is zero is flagged for certain; those above it by mistake at
+        // times. Only the lowest is looked at.
+        let zero = differs.wrapping_sub(ONES) & !differs & HIGHS;
+        flags |= zero >> (WORDS - 1 - at);
+    }
+    flags &= u64::MAX >> 1; // not the last
+    if flags == 0 {
+        return None;
+    }
+    let at = flags.trailing_zeros();
+    Some(slot(at % LANE - (LANE - 4), at / LANE * LANE))
+}
+
+/// How many epochs ago this last word of loads was refreshed; `None` if it is up to date.
+#[inline]
+fn epochs_since(last: u64, epoch: u16) -> Option<u16> {
+    let age = epoch.wrapping_sub(lane(last, EPOCH_SHIFT));
+    (age != 0 && age < AHEAD_MAX.wrapping_neg()).then_some(age)
+}
+
+/// All four lanes, halved so many times.
+#[inline]
+fn halved(word: u64, times: u16) -> u64 {
+    if u32::from(times) >= LANE {
+        return 0;
+    }
+    (word >> times) & (ONES * (0xffff >> times))
+}
+
+#[inline]
+fn change(word: &AtomicU64, to: impl Fn(u64) -> u64) {
+    word.store(to(word.load(Relaxed)), Relaxed);
+}
+
+#[inline]
+#[expect(clippy::cast_possible_truncation, reason = "a lane is 16 bits")]
+fn lane(word: u64, shift: u32) -> u16 {
+    (word >> shift) as u16
+}
+
+#[inline]
+#[expect(clippy::cast_possible_truncation, reason = "at most 3 and 48")]
+fn slot(word: u32, shift: u32) -> Slot {
+    Slot { word: word as u8, shift: shift as u8 }
+}
+
+#[cfg(all(test, not(skep_loom)))]
+mod tests {
+    use super::*;
+
+    /// Every slot of a line, as `lightest` hands them out.
+    fn slots(line: &Line) -> Vec<Slot> {
+        let mut slots = Vec::new();
+        for _ in 0..Slot::COUNT {
+            let (slot, load) = line.lightest();
+            assert_eq!(load, 0);
+            line.add(slot, 9);
+            slots.push(slot);
+        }
+        assert_eq!(line.lightest().1, 9, "no slot is left");
+        slots
+    }
+
+    #[test]
+    fn a_line_has_fifteen_slots_that_do_not_touch_each_other() {
+        let line = Line::default();
+        let slots = slots(&line);
+        for (at, slot) in slots.iter().enumerate() {
+            line.give(*slot, 1000 + at as u16);
+            line.add(*slot, at as u16);
+        }
+        for (at, slot) in slots.iter().enumerate() {
+            assert_eq!(line.find(1000 + at as u16), Some(*slot));
+            assert_eq!(line.load(*slot), 9 + at as u16);
+        }
+        assert_eq!(line.lightest(), (slots[0], 9));
+        assert_eq!(line.find(999), None);
+        assert_eq!(epochs_since(line.loads[3].load(Relaxed), 0), None, "the epoch is untouched");
+    }
+
+    #[test]
+    fn an_id_is_found_where_it_stands_and_nowhere_else() {
+        let line = Line::default();
+        let slots = slots(&line);
+        let mut random = fastrand::Rng::with_seed(1);
+        for _ in 0..20_000 {
+            let ids: Vec<u16> = slots.iter().map(|_| random.u16(..) & 0x8003).collect();
+            for (slot, id) in slots.iter().zip(&ids) {
+                line.give(*slot, *id);
+            }
+            for id in [0, 1, 2, 3, 0x8000, 0x8001, 0x8002, 0x8003, 4, 0x7fff] {
+                let found = line.find(id);
+                let stands = |slot: Slot| ids[slots.iter().position(|it| *it == slot).unwrap()];
+                assert_eq!(found.map(stands), ids.contains(&id).then_some(id), "{ids:x?}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_spare_lane_is_no_slot() {
+        let line = Line::default();
+        for slot in slots(&line) {
+            line.give(slot, 7);
+        }
+        assert_eq!(line.find(0), None, "the spare lane is zero");
+    }
+
+    #[test]
+    fn loads_halve_with_every_epoch_and_stop_at_their_largest_value() {
+        let line = Line::default();
+        let slots = slots(&line);
+        for slot in &slots {
+            line.add(*slot, 40_000 - 9);
+        }
+        line.add(slots[2], 60_000);
+        line.refresh(1);
+        assert_eq!(line.load(slots[0]), 20_000);
+        assert_eq!(line.load(slots[2]), u16::MAX / 2);
+        line.refresh(1);
+        line.refresh(0); // a worker whose clock is a little late
+        assert_eq!(line.load(slots[0]), 20_000);
+        line.refresh(5);
+        assert!(slots.iter().all(|it| line.load(*it) == if *it == slots[2] { 2047 } else { 1250 }));
+        line.refresh(21);
+        assert!(slots.iter().all(|it| line.load(*it) == 0));
+    }
+
+    #[test]
+    fn every_age_halves_as_arithmetic_has_it() {
+        for age in 0..=u16::MAX {
+            for (last, epoch) in [(0, age), (65_000, age.wrapping_add(65_000))] {
+                let word = u64::from(u16::to_le(last)) << EPOCH_SHIFT | 0xffff_8001_0400;
+                let expected = if age >= 65_534 { None } else { Some(age).filter(|it| *it > 0) };
+                assert_eq!(epochs_since(word, epoch), expected);
+            }
+            let halves = |load: u64| load.checked_shr(age.into()).unwrap_or(0);
+            let expected = halves(0xffff) << 32 | halves(0x8001) << 16 | halves(0x0400);
+            assert_eq!(halved(0xffff_8001_0400, age), expected);
+        }
+    }
+}
+
+/// `RUSTFLAGS="--cfg skep_loom" cargo test --lib limiter::line::interleavings`: every interleaving
+/// of two workers on one line.
+#[cfg(all(test, skep_loom))]
+mod interleavings {
+    use loom::sync::Arc;
+    use loom::thread;
+
+    use super::*;
+
+    fn both(line: &Arc<Line>, one: fn(&Line), other: fn(&Line)) {
+        let shared = line.clone();
+        let thread = thread::spawn(move || one(&shared));
+        other(line);
+        thread.join().unwrap();
+    }
+
+    #[test]
+    fn no_charge_is_lost() {
+        loom::model(|| {
+            let line = Arc::new(Line::default());
+            let add = |line: &Line| {
+                line.add(slot(1, 16), 5);
+                line.add(slot(1, 32), 60_000);
+            };
+            both(&line, add, add);
+            assert_eq!(line.load(slot(1, 16)), 10);
+            assert_eq!(line.load(slot(1, 32)), u16::MAX);
+        });
+    }
+
+    #[test]
+    fn a_line_is_halved_once_and_charges_beside_that_count_whole_or_half() {
+        loom::model(|| {
+            let line = Arc::new(Line::default());
+            for word in 0..4 {
+                line.add(slot(word, 0), 800);
+            }
+            let visit = |line: &Line| {
+                line.refresh(1);
+                line.add(slot(3, 16), 8);
+                line.add(slot(2, 0), 8);
+            };
+            both(&line, visit, visit);
+            assert_eq!([0, 1, 3].map(|word| line.load(slot(word, 0))), [400; 3]);
+            assert_eq!(line.load(slot(3, 16)), 16, "charged after the epoch has moved on");
+            // The later worker may charge word 2 before the earlier has halved it.
+            assert!([412, 416].contains(&line.load(slot(2, 0))));
+            assert_eq!(epochs_since(line.loads[3].load(Relaxed), 1), None);
+        });
+    }
+
+    #[test]
+    fn a_slot_given_to_two_is_one_of_theirs_and_keeps_both_charges() {
+        loom::model(|| {
+            let line = Arc::new(Line::default());
+            line.give(slot(0, 16), 3);
+            line.add(slot(0, 0), 50);
+            let take = |id| {
+                move |line: &Line| {
+                    line.give(slot(0, 0), id);
+                    line.add(slot(0, 0), 8);
+                }
+            };
+            let shared = line.clone();
+            let thread = thread::spawn(move || take(1)(&shared));
+            take(2)(&line);
+            thread.join().unwrap();
+            let [one, two] = [1, 2].map(|id| line.find(id));
+            assert!(one.xor(two) == Some(slot(0, 0)));
+            assert_eq!(line.find(3), Some(slot(0, 16)), "the neighbour stays");
+            assert_eq!(line.load(slot(0, 0)), 66);
+        });
+    }
+}

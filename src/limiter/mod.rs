@@ -1,0 +1,161 @@
+//! How much one source may ask for: a fixed table of loads that all workers share, after the idea
+//! of Knot DNS's KRU.
+//!
+//! ```text
+//! source ─▶ exempt? ─▶ limited just now? ─▶ a hash per prefix ─▶ all below? ─▶ charge all
+//!           ranges     worker's own cache   /32 /24 /20 /18      limit × 1 32 256 768
+//! ```
+//!
+//! Memory is fixed at the start and no sender can make it grow. A load falls exponentially, so that
+//! there is no window to be exploited at its edges: `burst` units at once, `rate` for ever. Three
+//! tables, as three things are limited: work for sources that have proved their address, replies
+//! to those that have not, and new torrents. **No source is charged for a datagram it may not have
+//! sent**: what is unverified touches the second table only, and what is verified never does.
+//!
+//! [`Limiter`] is shared; each worker has a [`Gate`] to it.
+
+mod bucket;
+mod counters;
+mod exempt;
+mod gate;
+mod line;
+mod prefix;
+mod recent;
+mod table;
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+pub use counters::{LimitAction, LimitCounters, LimitTable};
+pub use gate::Gate;
+use prefix::Keys;
+use table::Table;
+
+/// What the operator may set; swapped whole on reload. Where a rate or a burst changes, the loads
+/// of its table start anew.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// Whether anything is limited.
+    pub enabled: bool,
+    /// Whether what is over a limit passes all the same, and is counted only.
+    pub dry_run: bool,
+    /// Units a second for verified work, for each IPv4 address (IPv6: each address).
+    pub rate: u32,
+    /// Units at once after a silence.
+    pub burst: u32,
+    /// Replies a second to an address that has proved nothing, and as many at once.
+    pub unverified_rate: u32,
+    /// New torrents a second, for each address.
+    pub new_torrent_rate: u32,
+    /// New torrents at once after a silence.
+    pub new_torrent_burst: u32,
+    /// Networks under no limit.
+    pub exempt: Vec<IpNet>,
+}
+
+impl Default for Options {
+    /// The rates of the reference: the largest honest sources known, a VPN exit with 5 000 users
+    /// and a seedbox, need 55 and 6 announces a second; floods come with 1 000.
+    ///
+    /// New torrents are few once a tracker has run for an interval, but all at once when it has
+    /// started empty: a seedbox's 10 000 torrents are let in at once, in as far as `rate` does,
+    /// and 5 a second from then on: at most 30 000 torrents live by the word of one address alone.
+    fn default() -> Self {
+        let loopback_v4 = Ipv4Net::new_assert([127, 0, 0, 0].into(), 8);
+        let loopback_v6 = Ipv6Net::new_assert(std::net::Ipv6Addr::LOCALHOST, 128);
+        Self {
+            enabled: true,
+            dry_run: false,
+            rate: 100,
+            burst: 400,
+            unverified_rate: 1000,
+            new_torrent_rate: 5,
+            new_torrent_burst: 10_000,
+            exempt: vec![loopback_v4.into(), loopback_v6.into()],
+        }
+    }
+}
+
+/// Bytes of the tables, each a power of two from 64 on. They are asked for once, at the start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sizes {
+    /// Verified work. A source takes up to four or five slots of 4.3 bytes.
+    pub verified: usize,
+    /// Replies to unverified sources: an attacker can forge any number, so a smaller table loses
+    /// nothing.
+    pub unverified: usize,
+    /// New torrents.
+    pub new_torrent: usize,
+}
+
+impl Default for Sizes {
+    /// 6 MiB in all: what a second-level cache holds, or nearly. 4 MiB have 983 040 slots.
+    fn default() -> Self {
+        Self { verified: 4 << 20, unverified: 1 << 20, new_torrent: 1 << 20 }
+    }
+}
+
+/// The loads of all sources, shared by all workers.
+#[derive(Debug)]
+pub struct Limiter {
+    keys: Keys,
+    tables: [Table; LimitTable::ALL.len()],
+}
+
+impl Limiter {
+    /// Empty tables. Without a seed, which is for tests, the hash has keys that nobody knows.
+    ///
+    /// # Panics
+    /// Where a size is none of those allowed.
+    pub fn new(sizes: Sizes, seed: Option<u64>) -> Self {
+        let Sizes { verified, unverified, new_torrent } = sizes;
+        let tables = [verified, unverified, new_torrent].map(Table::new);
+        Self { keys: Keys::new(seed), tables }
+    }
+
+    /// Bytes of all tables: the same for ever.
+    pub fn bytes(&self) -> usize {
+        self.tables.iter().map(Table::bytes).sum()
+    }
+}
+
+/// What verified work costs, in eighths of an announce.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Price {
+    eighths: u32,
+}
+
+impl Price {
+    /// An announce: the unit of rates and bursts.
+    pub const ANNOUNCE: Self = Self { eighths: 8 };
+    /// What an announce costs beyond [`Price::ANNOUNCE`] where its torrent is new: 4 in all, as it
+    /// takes memory that lasts.
+    pub const NEW_TORRENT: Self = Self { eighths: 24 };
+
+    /// A scrape of so many torrents: 1 + n/8.
+    pub const fn scrape(torrents: usize) -> Self {
+        let most = u32::MAX as usize - 8;
+        #[expect(clippy::cast_possible_truncation, reason = "cut to what fits")]
+        let torrents = if torrents < most { torrents as u32 } else { most as u32 };
+        Self { eighths: 8 + torrents }
+    }
+}
+
+/// What is to become of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Serve it.
+    Pass,
+    /// Over the limit, and one in [`CALM_ONE_IN`]: answer an announce with no peers and a long
+    /// interval, which honest clients obey.
+    Calm,
+    /// Over the limit: say nothing over UDP, where silence makes clients wait longer than an
+    /// error does; refuse over HTTP.
+    Drop,
+}
+
+/// Of so many requests over the limit of verified work, the last is answered.
+pub const CALM_ONE_IN: u32 = 16;
+
+/// Of so many replies over the limit to an unverified source, the last is sent: someone whose
+/// address is forged still gets through.
+pub const SLIP_ONE_IN: u32 = 4;

@@ -1,0 +1,124 @@
+//! What a source is counted by: its address, and the networks around it, each of which may do some
+//! times as much as an address. Who has a network to send from gains little by it.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use ahash::RandomState;
+use fastrand::Rng;
+
+/// A length of prefix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Prefix {
+    /// Leading bits that count.
+    pub(super) bits: u32,
+    /// How many times the limit of one IPv4 address holds for all of it.
+    pub(super) times: u32,
+}
+
+const fn prefix(bits: u32, times: u32) -> Prefix {
+    Prefix { bits, times }
+}
+
+/// Prefixes of an IPv4 address, the address first. Knot DNS has found these factors to let shared
+/// addresses (carrier-grade NAT, universities) pass and rented networks not.
+pub(super) const V4: [Prefix; 4] =
+    [prefix(32, 1), prefix(24, 32), prefix(20, 256), prefix(18, 768)];
+
+/// Prefixes of an IPv6 address. A customer is given a /64 to a /48, so they stay close to one.
+pub(super) const V6: [Prefix; 5] =
+    [prefix(128, 1), prefix(64, 2), prefix(56, 3), prefix(48, 4), prefix(32, 64)];
+
+/// Prefixes in all: those of IPv4 come first.
+pub(super) const PREFIXES: usize = V4.len() + V6.len();
+
+/// Where IPv6's start among all.
+pub(super) const FIRST_V6: usize = V4.len();
+
+/// The keys of the hash, one for each prefix: nobody outside can tell which sources share a slot.
+#[derive(Debug)]
+pub(super) struct Keys([RandomState; PREFIXES]);
+
+impl Keys {
+    /// Keys nobody knows, or (for tests) those that follow from a seed.
+    pub(super) fn new(seed: Option<u64>) -> Self {
+        let Some(seed) = seed else { return Self(std::array::from_fn(|_| RandomState::new())) };
+        let mut random = Rng::with_seed(seed);
+        let mut key = || random.u64(..);
+        Self(std::array::from_fn(|_| RandomState::with_seeds(key(), key(), key(), key())))
+    }
+
+    /// One hash for each of [`V4`].
+    #[inline]
+    pub(super) fn of_v4(&self, address: Ipv4Addr) -> [u64; V4.len()] {
+        let bits = u32::from(address);
+        std::array::from_fn(|at| self.0[at].hash_one(bits >> (32 - V4[at].bits)))
+    }
+
+    /// One hash for each of [`V6`].
+    #[inline]
+    pub(super) fn of_v6(&self, address: Ipv6Addr) -> [u64; V6.len()] {
+        let bits = u128::from(address);
+        std::array::from_fn(|at| {
+            let keys = &self.0[FIRST_V6 + at];
+            match V6[at].bits {
+                128 => keys.hash_one(bits),
+                // What is left of a shift by 64 or more fits.
+                length => keys.hash_one((bits >> 64) as u64 >> (64 - length)),
+            }
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// How many prefixes two addresses have in common.
+    fn common<const N: usize>(one: [u64; N], other: [u64; N]) -> usize {
+        one.iter().zip(&other).filter(|(one, other)| one == other).count()
+    }
+
+    #[test]
+    fn neighbours_share_prefixes_and_strangers_none() {
+        let keys = Keys::new(Some(1));
+        let v4 = |text: &str| keys.of_v4(text.parse().unwrap());
+        let base = v4("198.51.100.1");
+        for (other, shared) in [
+            ("198.51.100.1", 4),
+            ("198.51.100.255", 3),
+            ("198.51.111.1", 2),
+            ("198.51.127.1", 1),
+            ("198.51.128.1", 0),
+            ("198.51.96.1", 2),
+            ("198.51.95.1", 1),
+            ("6.51.100.1", 0),
+        ] {
+            assert_eq!(common(base, v4(other)), shared, "{other}");
+        }
+        let v6 = |text: &str| keys.of_v6(text.parse().unwrap());
+        let base = v6("2001:db8:aabb:ccdd::1");
+        for (other, shared) in [
+            ("2001:db8:aabb:ccdd::1", 5),
+            ("2001:db8:aabb:ccdd:8000::1", 4),
+            ("2001:db8:aabb:cc00::1", 3),
+            ("2001:db8:aabb:dd00::1", 2),
+            ("2001:db8:aaba:ccdd::1", 1),
+            ("2001:db9:aabb:ccdd::1", 0),
+        ] {
+            assert_eq!(common(base, v6(other)), shared, "{other}");
+        }
+    }
+
+    #[test]
+    fn keys_differ_by_prefix_seed_and_process() {
+        let address = Ipv4Addr::new(1, 1, 1, 1);
+        let all: Vec<_> =
+            [Keys::new(Some(1)), Keys::new(Some(2)), Keys::new(None), Keys::new(None)]
+                .iter()
+                .flat_map(|it| it.of_v4(address).into_iter().chain(it.of_v4(Ipv4Addr::UNSPECIFIED)))
+                .collect();
+        let distinct: std::collections::HashSet<_> = all.iter().collect();
+        assert_eq!(distinct.len(), all.len());
+        assert_eq!(Keys::new(Some(1)).of_v4(address), Keys::new(Some(1)).of_v4(address));
+    }
+}

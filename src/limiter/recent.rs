@@ -1,0 +1,95 @@
+//! Who was found over the limit just now: the second packet of a flood is turned away by a look
+//! into the worker's own 6 KiB, without the table, whose lines other workers may be writing.
+//!
+//! The table says how long at least it will have no room for the source, as loads fall at a known
+//! pace; until then, its answer is known. So the cache changes no verdict.
+
+use crate::time::Now;
+
+/// Sources remembered. More than these at once, and a flood costs a few reads of the table.
+const CELLS: usize = 256;
+
+/// A worker's memory of limited sources.
+#[derive(Debug)]
+pub(super) struct Recent {
+    cells: Box<[Cell; CELLS]>,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Cell {
+    /// The hash of the source.
+    source: u64,
+    /// Until when it is over the limit.
+    until_ns: u64,
+    /// How many requests over the limit this cell has seen, whosever they were: starting anew with
+    /// every source would let two that alternate be the first each time.
+    limited: u32,
+}
+
+impl Recent {
+    /// Remembers nobody.
+    pub(super) fn new() -> Self {
+        Self { cells: Box::new([Cell::default(); CELLS]) }
+    }
+
+    /// Whether the source with this hash is over the limit for certain.
+    #[inline]
+    pub(super) fn holds(&self, source: u64, now: Now) -> bool {
+        let cell = &self.cells[index(source)];
+        cell.source == source && now.ns() < cell.until_ns
+    }
+
+    /// Remembers that a source is over the limit until then.
+    #[inline]
+    pub(super) fn remember(&mut self, source: u64, until_ns: u64) {
+        let cell = &mut self.cells[index(source)];
+        (cell.source, cell.until_ns) = (source, until_ns);
+    }
+
+    /// Counts one more request over the limit; says the how manieth it is, from 1.
+    #[inline]
+    pub(super) fn count(&mut self, source: u64) -> u32 {
+        let cell = &mut self.cells[index(source)];
+        cell.limited = cell.limited.wrapping_add(1);
+        cell.limited
+    }
+
+    /// Forgets who is over the limit, not how many requests were.
+    pub(super) fn forget(&mut self) {
+        self.cells.iter_mut().for_each(|it| it.until_ns = 0);
+    }
+}
+
+#[inline]
+fn index(source: u64) -> usize {
+    (source >> 32) as usize % CELLS
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_source_is_held_until_its_moment_or_until_another_takes_its_cell() {
+        let mut recent = Recent::new();
+        let [one, other] = [7, 7 | 1 << 40];
+        assert!(!recent.holds(0, Now::from_ns(0)), "an empty cell holds nobody");
+        recent.remember(one, 1_000);
+        assert!(recent.holds(one, Now::from_ns(999)));
+        assert!(!recent.holds(one, Now::from_ns(1_000)));
+        assert!(!recent.holds(other, Now::from_ns(999)));
+        recent.remember(other, 1_000);
+        assert!(!recent.holds(one, Now::from_ns(999)));
+        recent.forget();
+        assert!(!recent.holds(other, Now::from_ns(999)));
+    }
+
+    #[test]
+    fn counts_go_on_whoever_has_the_cell() {
+        let mut recent = Recent::new();
+        let counts = [7, 7 | 1 << 40, 7, 8 | 1 << 32, 7].map(|it| recent.count(it));
+        assert_eq!(counts, [1, 2, 3, 1, 4]);
+        recent.forget();
+        assert_eq!(recent.count(7), 5);
+    }
+}
