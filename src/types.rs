@@ -257,16 +257,22 @@ pub enum Refusal {
     NoFullScrape,
     /// A socket that is in as many swarms as it may be (WebTorrent).
     TooManyTorrents,
+    /// A peer at an address other than its announce's, which is believed, at a port below 1024.
+    LowPort,
+    /// A source that asks for too much (HTTP, WebTorrent; over UDP it is met with silence).
+    Limited,
 }
 
 impl Refusal {
     /// Every reason, in index order.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 7] = [
         Self::PortZero,
         Self::Malformed,
         Self::NoSource,
         Self::NoFullScrape,
         Self::TooManyTorrents,
+        Self::LowPort,
+        Self::Limited,
     ];
 
     /// What the client is told: at most [`REFUSAL_BYTES_MAX`] bytes, so that the error never
@@ -278,6 +284,8 @@ impl Refusal {
             Self::NoSource => "proxy names no client",
             Self::NoFullScrape => "full scrape is off",
             Self::TooManyTorrents => "too many torrents",
+            Self::LowPort => "port must be above 1023",
+            Self::Limited => "too many requests",
         }
     }
 
@@ -289,6 +297,8 @@ impl Refusal {
             Self::NoSource => "no_source",
             Self::NoFullScrape => "no_full_scrape",
             Self::TooManyTorrents => "too_many_torrents",
+            Self::LowPort => "low_port",
+            Self::Limited => "limited",
         }
     }
 }
@@ -323,11 +333,19 @@ pub enum Dropped {
     SourcePortZero,
     /// More bytes than the receive buffer holds.
     Oversized,
+    /// A connect from a source that nobody has verified and that asks for too many.
+    LimitedConnect,
+    /// A verified source that asks for too much.
+    Limited,
+    /// A scrape that came while the worker could not keep up.
+    ShedScrape,
+    /// A connect that came while the worker could not keep up.
+    ShedConnect,
 }
 
 impl Dropped {
     /// Every reason, in index order.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 11] = [
         Self::TooShort,
         Self::BadMagic,
         Self::UnknownAction,
@@ -335,6 +353,10 @@ impl Dropped {
         Self::ExpiredId,
         Self::SourcePortZero,
         Self::Oversized,
+        Self::LimitedConnect,
+        Self::Limited,
+        Self::ShedScrape,
+        Self::ShedConnect,
     ];
 
     /// The label used in metrics.
@@ -347,6 +369,10 @@ impl Dropped {
             Self::ExpiredId => "expired_id",
             Self::SourcePortZero => "source_port_zero",
             Self::Oversized => "oversized",
+            Self::LimitedConnect => "limited_connect",
+            Self::Limited => "limited",
+            Self::ShedScrape => "shed_scrape",
+            Self::ShedConnect => "shed_connect",
         }
     }
 }

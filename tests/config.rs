@@ -107,7 +107,8 @@ fn a_bad_file_is_refused_with_place_setting_and_what_is_allowed() {
         ("[udp]\nconnection_id = \"md5\"\n", "2:17", "`siphash`"),
         ("[tracker]\ninterval_s = 0\n", "2:1", "allowed: 1 to 7200"),
         ("[tracker]\npeer_age_s_max = 21601\n", "2:1", "allowed: 2 to 21600"),
-        ("[tracker]\npeer_age_s_max = 1920\n", "2:1", "must exceed interval_s"),
+        ("[tracker]\npeer_age_s_max = 1920\n", "2:1", "must exceed the longest of interval_s"),
+        ("[tracker]\ninterval_s_max = 3780\n", "2:1", "tracker.peer_age_s_max: must exceed"),
         ("[websocket]\ninterval_s = 3900\n", "2:1", "peer_age_s_max: must exceed websocket."),
         ("[tracker]\ninterval_s = 100\n", "2:1", "interval_jitter_s: must be below interval_s"),
         ("[tracker]\nnumwant_max = 10\n", "2:1", "numwant_default: must not exceed numwant_max"),
@@ -139,7 +140,7 @@ fn a_bad_variable_is_refused_by_name() {
         ("SKEP__SERVER__IO", "epoll", "allowed: \"auto\", \"uring\", \"mmsg\""),
         ("SKEP__HTTP__SOURCE_HEADER", "via", "allowed: \"\", \"forwarded\", \"x-forwarded-for\""),
         ("SKEP__LOG__FORMAT", "xml", "allowed: \"text\", \"json\""),
-        ("SKEP__TRACKER__INTERVAL_S", "4000", "tracker.peer_age_s_max: must exceed interval_s"),
+        ("SKEP__TRACKER__INTERVAL_S", "4000", "tracker.peer_age_s_max: must exceed the longest"),
         ("SKEP__TRACKER__NUMWANT_MAX", "10", "tracker.numwant_default: must not exceed"),
         ("SKEP__ADMIN__LISTEN", "6970", "\"127.0.0.1:6970\""),
     ];

@@ -47,6 +47,7 @@ const START: Now = Now::from_s(1_800_000_000);
 struct Conversation {
     frontend: HttpFrontend,
     options: Arc<ArcSwap<Options>>,
+    rules: Arc<ArcSwap<tracker::Options>>,
     tracker: Tracker,
     now: Now,
     origin: Origin,
@@ -64,13 +65,15 @@ impl Conversation {
     fn new() -> Self {
         let store = Arc::new(Store::new(store::Options { shards: 4, seed: Some(1) }));
         let rules = tracker::Options { interval_jitter_s: 0, ..Default::default() };
-        let tracker = Tracker::without_upkeep(store, Arc::new(ArcSwap::from_pointee(rules)), 1);
+        let rules = Arc::new(ArcSwap::from_pointee(rules));
+        let tracker = Tracker::without_upkeep(store, rules.clone(), 1);
         let options = Arc::new(ArcSwap::from_pointee(Options::default()));
         let pages = Pages { html: "<p>seven bees\n".into(), json: "{\"bees\":7}".into() };
         let frontend = HttpFrontend::new(options.clone(), Arc::new(ArcSwap::from_pointee(pages)));
         Self {
             frontend,
             options,
+            rules,
             tracker,
             now: START,
             origin: Origin::Address("198.51.100.254".parse().unwrap()),
@@ -99,6 +102,11 @@ impl Conversation {
                 ];
                 let (_, field) = named.into_iter().find(|it| it.0 == value).unwrap();
                 options.source_header = Some(field);
+            }
+            "ip_override_from" => {
+                let mut rules = (**self.rules.load()).clone();
+                rules.ip_override_from.push(value.parse().unwrap());
+                self.rules.store(Arc::new(rules));
             }
             "trusted" => options.trusted_proxies.push(value.parse().unwrap()),
             _ => panic!("what is `{name}`?"),
@@ -398,8 +406,9 @@ fn families_share_the_peers_wanted() {
 fn every_reason_to_refuse_or_reject_has_a_case() {
     let mut missing: BTreeSet<&str> = Refusal::ALL.iter().map(|it| it.label()).collect();
     missing.extend(Rejected::ALL.iter().map(|it| it.label()));
-    // These are the WebTorrent front end's and the stream worker's.
-    for elsewhere in ["too_many_torrents", "bad_preamble", "bad_frame", "bad_message"] {
+    // These are the WebTorrent front end's and the stream worker's, and in tests/flood.rs.
+    let elsewhere = ["too_many_torrents", "bad_preamble", "bad_frame", "bad_message", "limited"];
+    for elsewhere in elsewhere {
         assert!(missing.remove(elsewhere));
     }
     let mut texts: BTreeSet<&str> = Malformed::ALL.iter().map(|it| it.text()).collect();

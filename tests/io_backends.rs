@@ -61,6 +61,8 @@ impl Responder for Echo {
     fn upkeep(&mut self, _now: Now) {
         self.upkeeps.fetch_add(1, Ordering::Relaxed);
     }
+
+    fn set_queue(&mut self, _queue_permille: u32) {}
 }
 
 fn digest(datagram: &[u8]) -> [u8; 12] {

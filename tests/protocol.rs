@@ -110,7 +110,7 @@ proptest! {
         prop_assert_eq!(read.downloaded.get(), it.downloaded);
         prop_assert_eq!((read.left.get(), read.uploaded.get()), (it.left, it.uploaded));
         prop_assert_eq!((read.event(), read.port.get()), (it.event, it.port));
-        prop_assert_eq!((read.ip, read.key), ([0; 4], it.key));
+        prop_assert_eq!((read.claimed_address(), read.key), (None, it.key));
         let numwant = u32::try_from(it.numwant).ok().filter(|&it| it > 0);
         prop_assert_eq!(read.numwant(), numwant);
         prop_assert!(options.url_data().is_empty());

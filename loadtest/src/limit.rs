@@ -125,6 +125,8 @@ impl Responder for NoTracker {
     }
 
     fn upkeep(&mut self, _now: Now) {}
+
+    fn set_queue(&mut self, _queue_permille: u32) {}
 }
 
 /// Serves without tracking until the process is ended.

@@ -248,6 +248,13 @@ sections! {
     tracker: Tracker {
         /// Seconds until a client's next announce.
         interval_s: u32 = 1800, in 1..=7200;
+        /// Seconds to which that grows while the busiest UDP worker is busy for more than 60 % of
+        /// its time, in full at 90 %. 0: twice interval_s, or less where peer_age_s_max demands it.
+        /// As interval_s, or below: it never grows.
+        interval_s_max: u32 = 0, in 0..=14400;
+        /// Whether clients in swarms much larger than a reply (256 to 8192 peers) are told to come
+        /// back later as well, up to interval_s_max: they would only hear of yet other peers.
+        interval_by_swarm: bool = false;
         /// Each reply's interval is drawn from interval_s ± this, so that clients spread out.
         /// Must be below interval_s.
         interval_jitter_s: u32 = 120, in 0..=3600;
@@ -258,12 +265,17 @@ sections! {
         numwant_default: u32 = 50, in 1..=200;
         /// Most peers in one reply. An IPv6 reply holds at most 67, whatever this says.
         numwant_max: u32 = 200, in 1..=200;
-        /// Seconds of silence after which a peer is forgotten. Must exceed interval_s +
-        /// interval_jitter_s, and websocket.interval_s; twice the interval forgives one lost
-        /// announce.
+        /// Seconds of silence after which a peer is forgotten. Must exceed interval_s (or
+        /// interval_s_max) + interval_jitter_s, and websocket.interval_s; twice the interval
+        /// forgives one lost announce.
         peer_age_s_max: u32 = 3900, in 2..=21600;
         /// Seconds for which an empty torrent's count of completed downloads is kept.
         empty_torrent_age_s_max: u32 = 86400, in 0..=31536000;
+        /// Networks whose announces may name another address for their peer (ip, ipv4, ipv6 over
+        /// HTTP, the IP field over UDP), with a port from 1024 on: for a seeder behind the same
+        /// NAT as the tracker. From everywhere else such names are ignored, for anyone could name
+        /// a victim.
+        ip_override_from: Vec<IpNet> = Vec::new();
     }
 
     /// The listener for operators: /metrics, /livez, /readyz, /startupz, /stats, /api/v1.
@@ -360,11 +372,17 @@ impl Config {
                 problem,
             ));
         }
-        let longest_s = it.interval_s + it.interval_jitter_s;
+        let longest_s = it.interval_s.max(it.interval_s_max) + it.interval_jitter_s;
         if it.peer_age_s_max <= longest_s {
-            let problem =
-                format!("must exceed interval_s + interval_jitter_s, which is {longest_s}");
-            let others = &[("tracker", "interval_s"), ("tracker", "interval_jitter_s")];
+            let problem = format!(
+                "must exceed the longest of interval_s and interval_s_max, and interval_jitter_s: \
+                 {longest_s}"
+            );
+            let others = &[
+                ("tracker", "interval_s"),
+                ("tracker", "interval_s_max"),
+                ("tracker", "interval_jitter_s"),
+            ];
             return Err(fault("tracker", "peer_age_s_max", others, problem));
         }
         let web_interval_s = self.websocket.interval_s;

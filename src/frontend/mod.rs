@@ -50,6 +50,10 @@ pub trait Responder {
 
     /// One bounded slice of upkeep, once per turn of the worker's loop.
     fn upkeep(&mut self, now: Now);
+
+    /// Told, about a hundred times a second, how full the fullest receive queue of the worker is,
+    /// in thousandths: what to leave undone goes by that.
+    fn set_queue(&mut self, queue_permille: u32);
 }
 
 /// The longest reply: what fits an IPv6 packet that is never fragmented (RFC 8200: 1280 - 48).

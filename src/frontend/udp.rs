@@ -1,7 +1,7 @@
 //! The UDP front end: one datagram in, at most one out. The function to read first is
 //! [`UdpFrontend::handle`]; every line of it is a call into the module named by its word.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
@@ -10,7 +10,7 @@ use crate::frontend::connection_id::ConnectionIds;
 use crate::frontend::{REPLY_BYTES_MAX, Responder};
 use crate::protocol::udp::{self, AnnounceRequest, Head, Request};
 use crate::time::Now;
-use crate::tracker::{self, Room, Tracker};
+use crate::tracker::{self, Admission, Room, Tracker, Work};
 use crate::types::{Action, Announce, Answered, Contact, Dropped, Family, Refusal};
 
 /// One worker's UDP front end.
@@ -36,9 +36,14 @@ impl UdpFrontend {
         request: &AnnounceRequest,
         out: &mut [u8],
     ) -> Answered {
+        let claimed = || request.claimed_address().map(IpAddr::V4);
+        let address = match self.tracker.peer_address(source.ip(), request.port.get(), claimed) {
+            Ok(it) => it,
+            Err(refusal) => return refused(Action::Announce, &request.head, refusal, out),
+        };
         let announce = Announce {
             info_hash: request.info_hash,
-            source: source.ip(), // never the datagram's IP field: invariant 3
+            source: address,
             contact: Contact::Port(request.port.get()),
             peer_id: request.peer_id,
             left: request.left.get(),
@@ -58,6 +63,12 @@ impl UdpFrontend {
             }
             Err(refusal) => refused(Action::Announce, &request.head, refusal, out),
         }
+    }
+
+    #[cold]
+    fn calm(&mut self, request: &AnnounceRequest, out: &mut [u8]) -> Answered {
+        let bytes = udp::encode_announced(&request.head, &self.tracker.calm(), 0, out);
+        Answered { action: Action::Announce, bytes, refusal: None }
     }
 }
 
@@ -88,15 +99,20 @@ impl Responder for UdpFrontend {
         let ids = self.ids.load();
         match request {
             Request::Connect(head) => {
+                self.tracker.admit_connect(now, source.ip())?;
                 let bytes = udp::encode_connected(head, ids.issue(now, source.ip()), out);
                 Ok(Answered { action: Action::Connect, bytes, refusal: None })
             }
             Request::Announce(it, _options) => {
                 ids.check(now, source.ip(), it.head.connection_id.get())?;
-                Ok(self.announce(now, source, it, out))
+                match self.tracker.admit(now, source.ip(), Work::Announce)? {
+                    Admission::Served => Ok(self.announce(now, source, it, out)),
+                    Admission::Calmed => Ok(self.calm(it, out)),
+                }
             }
             Request::Scrape(head, info_hashes) => {
                 ids.check(now, source.ip(), head.connection_id.get())?;
+                self.tracker.admit(now, source.ip(), Work::Scrape(info_hashes.len()))?;
                 // Only now: a forged scrape must not buy the work of 74 look-ups.
                 for stage in 0..Self::PREFETCH_STAGES {
                     info_hashes.iter().for_each(|it| self.tracker.prefetch(stage, it));
@@ -111,5 +127,9 @@ impl Responder for UdpFrontend {
     #[inline]
     fn upkeep(&mut self, now: Now) {
         self.tracker.upkeep(now);
+    }
+
+    fn set_queue(&mut self, queue_permille: u32) {
+        self.tracker.set_queue(queue_permille);
     }
 }

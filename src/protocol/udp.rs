@@ -25,6 +25,7 @@
 #![warn(clippy::indexing_slicing)]
 
 use std::borrow::Cow;
+use std::net::Ipv4Addr;
 
 use zerocopy::byteorder::big_endian::{I32, U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -101,8 +102,7 @@ pub struct AnnounceRequest {
     /// Bytes uploaded since `started`; not kept.
     pub uploaded: U64,
     event: U32,
-    /// "Use this address instead of mine": ignored, see design invariant 3.
-    pub ip: [u8; 4],
+    ip: [u8; 4],
     /// Lets a client prove itself across address changes; not used, the peer is its address.
     pub key: [u8; 4],
     numwant: I32,
@@ -120,6 +120,12 @@ impl AnnounceRequest {
             4 => Event::Paused,
             _ => Event::None,
         }
+    }
+
+    /// "Use this address instead of mine". It is a claim, to be believed from the operator's own
+    /// networks at most.
+    pub fn claimed_address(&self) -> Option<Ipv4Addr> {
+        (self.ip != [0; 4]).then(|| self.ip.into())
     }
 
     /// How many peers are wanted. BEP 15 says -1 for "your default"; 0, which clients send and

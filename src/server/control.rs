@@ -24,13 +24,16 @@ use crate::server::reload::Reloader;
 use crate::server::streams::Streams;
 use crate::server::workers::{End, Shared, Workers};
 use crate::time::Now;
-use crate::tracker::Census;
+use crate::tracker::{Census, Oddity};
 
 /// Nanoseconds without a turn after which a worker counts as stuck. It waits 50 ms at most.
 const HEARTBEAT_NS_MAX: u64 = 5_000_000_000;
 
 /// How often to look whether all workers have gone round for the first time.
 const START_POLL: Duration = Duration::from_millis(1);
+
+/// Seconds between two warnings that clients' addresses do not reach us.
+const ODDITY_EVERY_S: u64 = 600;
 
 /// How long pages that are under way at the end may take.
 const LAST_PAGES_MAX: Duration = Duration::from_secs(1);
@@ -89,6 +92,7 @@ async fn serve(control: Control, mut signals: Signals) -> Result<(), StartError>
         stopping: AtomicBool::new(false),
         token: ArcSwapOption::empty(),
         asked_to_stop: Notify::new(),
+        warned_of_sources: Mutex::new(None),
     });
     state.set_token(&reloader.config.admin.token);
     let pages = admin::router(state.clone());
@@ -211,6 +215,8 @@ struct State {
     stopping: AtomicBool,
     token: ArcSwapOption<Arc<str>>,
     asked_to_stop: Notify,
+    /// When it was last said that clients' addresses do not reach us.
+    warned_of_sources: Mutex<Option<Now>>,
 }
 
 impl State {
@@ -230,7 +236,13 @@ impl State {
     fn tick(&self, drops_before: u64) -> u64 {
         let mut exporter = self.exporter.lock().unwrap_or_else(PoisonError::into_inner);
         exporter.update(&self.shared.store.totals());
-        exporter.tick(self.shared.clock.now());
+        let now = self.shared.clock.now();
+        if let Some((elapsed_s, busy_ratio)) = exporter.tick(now) {
+            self.shared.load.observe(elapsed_s, busy_ratio);
+        }
+        let oddity = self.shared.sources.oddity(now);
+        exporter.update_load(self.shared.load.ratio(), &self.shared.tracker.load(), oddity);
+        self.warn_of(oddity, now);
         let drops = exporter.socket_drops();
         if drops > drops_before {
             warn!(
@@ -240,6 +252,31 @@ impl State {
             );
         }
         drops
+    }
+
+    /// Says now and then that clients' addresses do not reach us.
+    fn warn_of(&self, oddity: Option<Oddity>, now: Now) {
+        let Some(oddity) = oddity else { return };
+        let mut warned = self.warned_of_sources.lock().unwrap_or_else(PoisonError::into_inner);
+        if warned.is_some_and(|it| now < it.plus_s(ODDITY_EVERY_S)) {
+            return;
+        }
+        *warned = Some(now);
+        let found = match oddity {
+            Oddity::One(address, share) => {
+                format!("{:.0} % of all announces come from {address}", share * 100.0)
+            }
+            Oddity::Unroutable(share) => {
+                let percent = share * 100.0;
+                format!("{percent:.0} % of all announces come from addresses of no public network")
+            }
+        };
+        warn!(
+            target: OPERATOR,
+            "{found}: something hides the clients' addresses, and peers that nobody can reach are \
+             handed out; remedy: hostNetwork or externalTrafficPolicy: Local for a Kubernetes \
+             service, host networking for a container, http.trusted_proxies for a reverse proxy"
+        );
     }
 }
 

@@ -32,6 +32,7 @@ use arc_swap::ArcSwap;
 use tokio::sync::mpsc;
 
 use crate::config::{Config, Source};
+use crate::limiter::{self, Limiter};
 use crate::store::{self, Store};
 use crate::sys::clock::Clock;
 use crate::sys::socket::BoundUdp;
@@ -65,6 +66,10 @@ pub fn run(source: Source) -> Result<(), StartError> {
         tracker: Arc::new(ArcSwap::from_pointee(options::tracker(&config))),
         ids: Arc::new(ArcSwap::from_pointee(options::connection_ids(&config, &keys))),
         clients: Arc::default(),
+        sources: Arc::default(),
+        load: Arc::default(),
+        limiter: Arc::new(Limiter::new(limiter::Sizes::default(), None)),
+        limits: Arc::new(ArcSwap::from_pointee(options::limits(&config))),
         http: Arc::new(ArcSwap::from_pointee(options::http(&config))),
         ws: Arc::new(ArcSwap::from_pointee(options::ws(&config))),
         stream: Arc::new(ArcSwap::from_pointee(options::stream(&config))),
@@ -118,7 +123,8 @@ fn assemble(reloader: reload::Reloader) -> Result<control::Control, StartError> 
     let tls = reloader.tls.as_ref().map(|it| it.config.clone());
     let streams = Streams::start(config, shared, backend, listeners, tls, &ends, count)?;
     let counters = (workers.counters.clone(), streams.counters.clone());
-    let exporter = Exporter::new(counters.0, counters.1, watched, choice.info);
+    let gates = workers.gates.iter().chain(&streams.gates).cloned().collect();
+    let exporter = Exporter::new(counters.0, counters.1, watched, gates, choice.info);
     Ok(control::Control { workers, streams, ended, exporter, reloader, admin, ready_line })
 }
 

@@ -8,6 +8,7 @@ use crate::config::{Config, ConnectionIdMac, LogFormat, LogLevel, SourceHeader};
 use crate::frontend::connection_id::{Algorithm, ConnectionIds, Keys};
 use crate::frontend::origin::HopField;
 use crate::frontend::{http, ws};
+use crate::limiter;
 use crate::server::log;
 use crate::server::state::{self, Environment, KeyError, Loaded};
 use crate::server::tls;
@@ -19,12 +20,36 @@ pub(super) fn tracker(config: &Config) -> tracker::Options {
     let it = &config.tracker;
     tracker::Options {
         interval_s: it.interval_s,
+        interval_s_max: match it.interval_s_max {
+            0 => {
+                let room_s = it.peer_age_s_max.saturating_sub(it.interval_jitter_s + 1);
+                room_s.min(it.interval_s.saturating_mul(2))
+            }
+            longest_s => longest_s,
+        },
+        interval_by_swarm: it.interval_by_swarm,
         interval_jitter_s: it.interval_jitter_s,
         min_interval_s: it.min_interval_s,
         numwant_default: it.numwant_default,
         numwant_max: it.numwant_max,
         peer_age_s_max: it.peer_age_s_max,
         empty_torrent_age_s_max: it.empty_torrent_age_s_max,
+        ip_override_from: it.ip_override_from.clone(),
+    }
+}
+
+/// The limits of sources.
+pub(super) fn limits(config: &Config) -> limiter::Options {
+    let it = &config.limits;
+    limiter::Options {
+        enabled: it.enabled,
+        dry_run: it.dry_run,
+        rate: it.rate,
+        burst: it.burst,
+        unverified_rate: it.unverified_rate,
+        new_torrent_rate: it.new_torrent_rate,
+        new_torrent_burst: it.new_torrent_burst,
+        exempt: it.exempt.clone(),
     }
 }
 

@@ -17,7 +17,7 @@ const LIVE: [&str; 15] = [
     "log.level",
     "udp.key_file",
     "admin.token",
-    "limits.exempt",
+    "limits.",
     "http.trusted_proxies",
     "http.source_header",
     "http.connections_per_source_max",
@@ -64,6 +64,7 @@ impl Reloader {
             .into_iter()
             .partition(|it| LIVE.iter().any(|live| it.setting.starts_with(live)));
         self.shared.tracker.store(Arc::new(options::tracker(&live_config)));
+        self.shared.limits.store(Arc::new(options::limits(&live_config)));
         self.shared.http.store(Arc::new(options::http(&live_config)));
         self.shared.ws.store(Arc::new(options::ws(&live_config)));
         self.shared.stream.store(Arc::new(options::stream(&live_config)));

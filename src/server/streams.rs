@@ -15,6 +15,7 @@ use crate::config::Config;
 use crate::frontend::FrontEnds;
 use crate::frontend::http::HttpFrontend;
 use crate::frontend::ws::{Directory, WsFrontend};
+use crate::limiter::LimitCounters;
 use crate::metrics::StreamCounters;
 use crate::server::StartError;
 use crate::server::listeners::{Bound, UnixSocket};
@@ -27,6 +28,8 @@ use crate::worker::stream::{Backend, Listener, Shared as SharedByStreams, Stream
 pub(super) struct Streams {
     /// What each counts.
     pub(super) counters: Vec<Arc<StreamCounters>>,
+    /// What the gate of each counts.
+    pub(super) gates: Vec<Arc<LimitCounters>>,
     threads: Vec<JoinHandle<()>>,
     stop: Arc<AtomicBool>,
     /// Removed when everything has ended.
@@ -97,14 +100,18 @@ impl Streams {
         };
         let directory = Arc::new(Directory::default());
         let stop = Arc::new(AtomicBool::new(false));
-        let mut it = Self { counters: Vec::new(), threads: Vec::new(), stop, _unix: None };
+        let (counters, gates, threads) = Default::default();
+        let mut it = Self { counters, gates, threads, stop, _unix: None };
         for (worker, listeners) in hands.into_iter().enumerate() {
             let counters = Arc::new(StreamCounters::default());
+            let gate = Arc::new(LimitCounters::default());
             it.counters.push(counters.clone());
+            it.gates.push(gate.clone());
             let job = Job {
                 worker,
                 listeners,
                 counters,
+                gate,
                 shared: shared.clone(),
                 by_streams: by_streams.clone(),
                 directory: directory.clone(),
@@ -154,6 +161,7 @@ struct Job {
     worker: usize,
     listeners: Vec<Listener>,
     counters: Arc<StreamCounters>,
+    gate: Arc<LimitCounters>,
     shared: Shared,
     by_streams: Arc<SharedByStreams>,
     directory: Arc<Directory>,
@@ -164,9 +172,9 @@ struct Job {
 impl Job {
     fn run(self) -> io::Result<()> {
         let shared = self.shared;
-        let seed = getrandom::u64().map_err(io::Error::other)?;
-        let tracker = Tracker::without_upkeep(shared.store, shared.tracker, seed);
-        let tracker = tracker.counting_in(&shared.clients);
+        let tracker = shared.tracker_of(self.gate, |seed| {
+            Tracker::without_upkeep(shared.store.clone(), shared.tracker.clone(), seed)
+        })?;
         let http = HttpFrontend::new(shared.http, shared.pages)
             .with_full_scrapes(shared.full_scrapes.clone());
         let ws = WsFrontend::new(self.directory, shared.ws);

@@ -13,13 +13,14 @@ use crate::frontend::http::{self, FullScrapeLimits};
 use crate::frontend::stats::Pages;
 use crate::frontend::udp::UdpFrontend;
 use crate::frontend::ws;
+use crate::limiter::{self, Gate, LimitCounters, Limiter};
 use crate::metrics::WorkerCounters;
 use crate::server::StartError;
 use crate::store::Store;
 use crate::sys::affinity;
 use crate::sys::clock::Clock;
 use crate::sys::socket::BoundUdp;
-use crate::tracker::{self, Clients, Tracker};
+use crate::tracker::{self, Clients, Load, Sources, Tracker};
 use crate::worker::datagram::{Backend, DatagramWorker};
 use crate::worker::stream;
 
@@ -30,6 +31,10 @@ pub(super) struct Shared {
     pub(super) tracker: Arc<ArcSwap<tracker::Options>>,
     pub(super) ids: Arc<ArcSwap<ConnectionIds>>,
     pub(super) clients: Arc<Clients>,
+    pub(super) sources: Arc<Sources>,
+    pub(super) load: Arc<Load>,
+    pub(super) limiter: Arc<Limiter>,
+    pub(super) limits: Arc<ArcSwap<limiter::Options>>,
     pub(super) http: Arc<ArcSwap<http::Options>>,
     pub(super) ws: Arc<ArcSwap<ws::Options>>,
     pub(super) stream: Arc<ArcSwap<stream::Options>>,
@@ -38,10 +43,32 @@ pub(super) struct Shared {
     pub(super) clock: Clock,
 }
 
+impl Shared {
+    /// The rules of one worker, with all that they go by; `counters` are its gate's own.
+    ///
+    /// # Errors
+    /// Where the kernel has no random numbers.
+    pub(super) fn tracker_of(
+        &self,
+        counters: Arc<LimitCounters>,
+        build: impl FnOnce(u64) -> Tracker,
+    ) -> io::Result<Tracker> {
+        let [seed, dither] = [(); 2].map(|()| getrandom::u64().map_err(io::Error::other));
+        let gate = Gate::new(self.limiter.clone(), self.limits.clone(), counters, dither?);
+        Ok(build(seed?)
+            .counting_in(&self.clients)
+            .watched_in(&self.sources)
+            .under_load(self.load.clone())
+            .behind(gate))
+    }
+}
+
 /// The running workers.
 pub(super) struct Workers {
     /// What each counts.
     pub(super) counters: Vec<Arc<WorkerCounters>>,
+    /// What the gate of each counts.
+    pub(super) gates: Vec<Arc<LimitCounters>>,
     threads: Vec<JoinHandle<()>>,
     stop: Arc<AtomicBool>,
 }
@@ -75,12 +102,14 @@ impl Workers {
         ends: &mpsc::UnboundedSender<End>,
     ) -> Result<Self, StartError> {
         let stop = Arc::new(AtomicBool::new(false));
-        let mut it = Self { counters: Vec::new(), threads: Vec::new(), stop };
+        let mut it = Self { counters: Vec::new(), gates: Vec::new(), threads: Vec::new(), stop };
         for (worker, (&cpu, sockets)) in cpus.iter().zip(sockets).enumerate() {
             let counters = Arc::new(WorkerCounters::default());
+            let gate = Arc::new(LimitCounters::default());
             let job = Job {
                 shared: shared.clone(),
                 counters: counters.clone(),
+                gate: gate.clone(),
                 stop: it.stop.clone(),
                 backend,
                 sockets,
@@ -98,6 +127,7 @@ impl Workers {
                 })
                 .map_err(|error| StartError::lacking("cannot start a thread", &error))?;
             it.counters.push(counters);
+            it.gates.push(gate);
             it.threads.push(thread);
         }
         Ok(it)
@@ -122,6 +152,7 @@ impl Workers {
 struct Job {
     shared: Shared,
     counters: Arc<WorkerCounters>,
+    gate: Arc<LimitCounters>,
     stop: Arc<AtomicBool>,
     backend: Backend,
     sockets: Vec<BoundUdp>,
@@ -137,10 +168,11 @@ impl Job {
         {
             tracing::warn!(cpu, %error, "a worker cannot be pinned to its core");
         }
-        let Shared { store, tracker, ids, clients, clock, .. } = self.shared;
-        let seed = getrandom::u64().map_err(io::Error::other)?;
-        let tracker = Tracker::new(store, tracker, seed, self.worker, self.workers);
-        let tracker = tracker.counting_in(&clients);
+        let tracker = self.shared.tracker_of(self.gate, |seed| {
+            let Shared { store, tracker, .. } = &self.shared;
+            Tracker::new(store.clone(), tracker.clone(), seed, self.worker, self.workers)
+        })?;
+        let Shared { ids, clock, .. } = self.shared;
         let worker = DatagramWorker {
             backend: self.backend,
             sockets: &self.sockets,

@@ -4,23 +4,37 @@
 //! Knows the store; knows neither bytes nor sockets. One [`Tracker`] per worker: it owns the
 //! worker's random numbers and its place in the upkeep of the store they share.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use fastrand::Rng;
+use ipnet::IpNet;
 
+mod admit;
 mod census;
 mod clients;
+mod load;
 mod share;
+mod shedding;
 mod software;
+mod sources;
 
+use crate::limiter::Gate;
 pub use crate::store::Room;
 use crate::store::{CHOICE_MAX, Change, Limits, Store, Sweeper, Visit};
 use crate::time::Now;
-use crate::types::{Announce, AnnounceReply, Contact, Event, InfoHash, Kind, Refusal, ScrapeEntry};
+use crate::types::{
+    Announce, AnnounceReply, Contact, Event, InfoHash, Kind, Refusal, Scope, ScrapeEntry,
+};
+pub use admit::{Admission, Withheld, Work};
 pub use census::{Census, Listed, ListedPeer, Order, Role, Totals};
 use clients::Counting;
 pub use clients::{Clients, Share};
+pub use load::{BUSY_RATIO_CALM, BUSY_RATIO_FULL, Load};
+pub use shedding::Shedding;
+use sources::Watch;
+pub use sources::{Oddity, Sources};
 
 /// How many times [`Tracker::prefetch`] wants to see a batch.
 pub const PREFETCH_STAGES: usize = crate::store::PREFETCH_STAGES;
@@ -28,8 +42,12 @@ pub const PREFETCH_STAGES: usize = crate::store::PREFETCH_STAGES;
 /// What the operator may set; swapped whole on reload.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
-    /// Seconds until the next announce.
+    /// Seconds until the next announce, where there is time for it.
     pub interval_s: u32,
+    /// Seconds until the next announce under full load; as `interval_s` where it is below.
+    pub interval_s_max: u32,
+    /// Whether swarms much larger than a reply get longer intervals too.
+    pub interval_by_swarm: bool,
     /// Each client's interval is drawn from `interval_s` ± this, so that clients which came at
     /// once do not come back at once.
     pub interval_jitter_s: u32,
@@ -43,21 +61,29 @@ pub struct Options {
     pub peer_age_s_max: u32,
     /// Seconds for which the completed count of an empty torrent is kept.
     pub empty_torrent_age_s_max: u32,
+    /// Networks that may name another address for their peers.
+    pub ip_override_from: Vec<IpNet>,
 }
 
 impl Default for Options {
     fn default() -> Self {
         Self {
             interval_s: 1800,
+            interval_s_max: 3600,
+            interval_by_swarm: false,
             interval_jitter_s: 120,
             min_interval_s: 900,
             numwant_default: 50,
             numwant_max: 200,
             peer_age_s_max: 3900, // two intervals and five minutes: one missed announce is forgiven
             empty_torrent_age_s_max: 24 * 3600,
+            ip_override_from: Vec::new(),
         }
     }
 }
+
+/// The lowest port at an address that the announce did not come from.
+const PORT_ELSEWHERE_MIN: u16 = 1024;
 
 /// One worker's view of the tracker.
 pub struct Tracker {
@@ -66,6 +92,12 @@ pub struct Tracker {
     random: Rng,
     sweeper: Sweeper,
     counting: Counting,
+    watch: Watch,
+    load: Arc<Load>,
+    gate: Option<Gate>,
+    shedding: Shedding,
+    /// Connects that came while connects are shed: one in four is answered.
+    connects_shed: u32,
 }
 
 impl Tracker {
@@ -80,8 +112,18 @@ impl Tracker {
     ) -> Self {
         let sweeper = Sweeper::new(&store, worker, workers);
         let options = arc_swap::Cache::new(options);
-        let counting = Counting::default();
-        Self { store, options, random: Rng::with_seed(seed), sweeper, counting }
+        Self {
+            store,
+            options,
+            random: Rng::with_seed(seed),
+            sweeper,
+            counting: Counting::default(),
+            watch: Watch::default(),
+            load: Arc::default(),
+            gate: None,
+            shedding: Shedding::Nothing,
+            connects_shed: 0,
+        }
     }
 
     /// The tracker of a stream worker: it leaves upkeep to the datagram workers.
@@ -95,10 +137,48 @@ impl Tracker {
         Self { counting: clients.join(), ..self }
     }
 
+    /// This tracker, with the sources of its announces watched among those of `sources`.
+    #[must_use]
+    pub fn watched_in(self, sources: &Sources) -> Self {
+        Self { watch: sources.join(), ..self }
+    }
+
+    /// This tracker, with intervals that follow `load`.
+    #[must_use]
+    pub fn under_load(self, load: Arc<Load>) -> Self {
+        Self { load, ..self }
+    }
+
     /// Asks for the memory an announce of `info_hash` will need; see [`Store::prefetch`].
     #[inline]
     pub fn prefetch(&self, stage: usize, info_hash: &InfoHash) {
         self.store.prefetch(stage, info_hash);
+    }
+
+    /// The address of a peer whose announce came from `source` and may name another one: what it
+    /// names counts from the operator's own networks alone, for instance of a seeder behind the
+    /// same translator of addresses as the tracker.
+    ///
+    /// # Errors
+    /// [`Refusal::LowPort`] where another address counts and the port is below 1024: whatever
+    /// listens there is no BitTorrent client, and has not asked to be called.
+    #[inline]
+    pub fn peer_address(
+        &mut self,
+        source: IpAddr,
+        port: u16,
+        claimed: impl FnOnce() -> Option<IpAddr>,
+    ) -> Result<IpAddr, Refusal> {
+        let networks = &self.options.load().ip_override_from;
+        if networks.is_empty() || !networks.iter().any(|it| it.contains(&source)) {
+            return Ok(source);
+        }
+        match claimed() {
+            Some(it) if it.is_unspecified() || it.is_multicast() => Ok(source),
+            Some(it) if it != source && port < PORT_ELSEWHERE_MIN => Err(Refusal::LowPort),
+            Some(it) => Ok(it),
+            None => Ok(source),
+        }
     }
 
     /// Applies an announce and writes chosen peers to `room`; says what to tell the client, and how
@@ -121,10 +201,11 @@ impl Tracker {
         if change != Change::Stopped {
             self.counting.count(now, options.interval_s, announce.contact, &announce.peer_id);
         }
+        if Scope::of(announce.source) != Scope::Loopback {
+            self.watch.note(now, announce.source);
+        }
         let numwant = announce.numwant.unwrap_or(options.numwant_default).min(options.numwant_max);
         let numwant = (numwant as usize).min(CHOICE_MAX);
-        let interval_s = interval_s(options, &mut self.random);
-        let min_interval_s = options.min_interval_s.min(interval_s);
         limit(&mut room.v4, numwant * 6);
         limit(&mut room.v6, numwant * 18);
         limit(&mut room.web, numwant * 16);
@@ -137,6 +218,9 @@ impl Tracker {
         let mut answer = self.store.announce(now, &visit, &mut room, &mut self.random);
         share::fit(&mut room, &mut answer, numwant, announce.source, &mut self.random);
         let (seeders, leechers) = (answer.seeders, answer.leechers);
+        let stretch = self.load.stretch();
+        let interval_s = interval_s(options, stretch, seeders + leechers, &mut self.random);
+        let min_interval_s = options.min_interval_s.min(interval_s);
         Ok((AnnounceReply { interval_s, min_interval_s, leechers, seeders }, answer.bytes))
     }
 
@@ -183,9 +267,11 @@ fn change_of(announce: &Announce) -> Change {
 }
 
 #[inline]
-fn interval_s(options: &Options, random: &mut Rng) -> u32 {
-    let jitter = options.interval_jitter_s.min(options.interval_s);
-    options.interval_s - jitter + random.u32(..=jitter * 2)
+fn interval_s(options: &Options, stretch: u32, peers: u32, random: &mut Rng) -> u32 {
+    let (usual_s, longest_s) = (options.interval_s, options.interval_s_max);
+    let middle_s = load::interval_s(usual_s, longest_s, stretch, options.interval_by_swarm, peers);
+    let jitter = options.interval_jitter_s.min(usual_s);
+    middle_s - jitter + random.u32(..=jitter * 2)
 }
 
 fn limit(room: &mut &mut [u8], bytes: usize) {

@@ -102,7 +102,9 @@ impl DatagramWorker<'_> {
             serve(io, responder, self.counters, now, first..last);
         }
         responder.upkeep(now);
-        meter.turn(self, now, count);
+        if meter.turn(self, now, count) {
+            responder.set_queue(fullest_queue_permille(self.sockets));
+        }
         Ok(())
     }
 }
@@ -204,11 +206,12 @@ impl Meter {
     /// One turn in so many is timed.
     const SAMPLED: u64 = 64;
 
-    /// CPU time is read at most this often, as it takes a system call.
-    const CPU_EVERY_NS: u64 = 10_000_000;
+    /// What takes a system call is read at most this often: CPU time, and how full queues are.
+    const CALLS_EVERY_NS: u64 = 10_000_000;
 
+    /// Notes a turn; says whether it is time to look at the queues.
     #[inline]
-    fn turn(&mut self, worker: &DatagramWorker<'_>, now: Now, count: usize) {
+    fn turn(&mut self, worker: &DatagramWorker<'_>, now: Now, count: usize) -> bool {
         let counters = worker.counters;
         self.turns += 1;
         counters.turns.add(1);
@@ -217,12 +220,25 @@ impl Meter {
         if count > 0 && self.turns.is_multiple_of(Self::SAMPLED) {
             counters.handling.record(worker.clock.now().ns_since(now));
         }
-        if self.cpu_read_at.is_none_or(|it| now.ns_since(it) >= Self::CPU_EVERY_NS) {
-            let cpu_ns = thread_cpu_ns();
-            counters.busy_ns.add(cpu_ns.saturating_sub(self.cpu_ns));
-            (self.cpu_ns, self.cpu_read_at) = (cpu_ns, Some(now));
+        if self.cpu_read_at.is_some_and(|it| now.ns_since(it) < Self::CALLS_EVERY_NS) {
+            return false;
         }
+        let cpu_ns = thread_cpu_ns();
+        counters.busy_ns.add(cpu_ns.saturating_sub(self.cpu_ns));
+        (self.cpu_ns, self.cpu_read_at) = (cpu_ns, Some(now));
+        true
     }
+}
+
+/// How full the fullest receive queue is, in thousandths. One that cannot be asked counts as empty.
+#[cold]
+fn fullest_queue_permille(sockets: &[BoundUdp]) -> u32 {
+    let fill = |it: &BoundUdp| {
+        let memory = it.memory().ok()?;
+        memory.queued_bytes.saturating_mul(1000).checked_div(memory.limit_bytes)
+    };
+    let fullest = sockets.iter().filter_map(fill).max().unwrap_or(0);
+    u32::try_from(fullest).unwrap_or(u32::MAX)
 }
 
 /// What a send's errno means to an operator.
@@ -284,6 +300,7 @@ mod tests {
         handled: Vec<(SocketAddr, u8)>,
         prefetched_ahead_max: usize,
         upkeeps: usize,
+        queues: usize,
     }
 
     impl Responder for Notes {
@@ -309,6 +326,11 @@ mod tests {
 
         fn upkeep(&mut self, _now: Now) {
             self.upkeeps += 1;
+        }
+
+        fn set_queue(&mut self, queue_permille: u32) {
+            assert_eq!(queue_permille, 0, "there is no socket");
+            self.queues += 1;
         }
     }
 
@@ -342,7 +364,7 @@ mod tests {
             let seen = notes.prefetched.iter().filter(|it| it.0 == stage).map(|it| it.1);
             assert!(seen.eq(0..100));
         }
-        assert_eq!((notes.upkeeps, counters.turns.get()), (1, 1));
+        assert_eq!((notes.upkeeps, notes.queues, counters.turns.get()), (1, 1, 1));
         assert!(script.replies.iter().copied().eq((0..100).map(|index| (index, 16))));
     }
 

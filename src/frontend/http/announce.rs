@@ -14,11 +14,16 @@ use crate::types::{Announce, AnnounceReply, Contact, Kind, Refusal};
 const PEERS_MAX: usize = 200;
 
 /// Reads an announce, and whether peers are wanted compact.
-pub(super) fn read(exchange: &Exchange<'_>) -> Result<(Announce, bool), Failure> {
+pub(super) fn read(
+    exchange: &Exchange<'_>,
+    tracker: &mut Tracker,
+) -> Result<(Announce, bool), Failure> {
     let query = http::announce(exchange.head.query)?;
+    let source = exchange.source.ok_or(Refusal::NoSource)?;
+    let claimed = || http::claimed_address(exchange.head.query);
     let announce = Announce {
         info_hash: query.info_hash,
-        source: exchange.source.ok_or(Refusal::NoSource)?,
+        source: tracker.peer_address(source, query.port, claimed)?,
         contact: Contact::Port(query.port),
         peer_id: query.peer_id,
         left: query.left,

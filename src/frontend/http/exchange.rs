@@ -241,10 +241,11 @@ impl From<Malformed> for Failure {
 /// right; a proxy's configuration is mended by somebody.
 fn retry_in(refusal: Refusal) -> &'static [u8] {
     match refusal {
-        Refusal::NoSource => b"30",
+        Refusal::NoSource | Refusal::Limited => b"30",
         Refusal::PortZero
         | Refusal::Malformed
         | Refusal::NoFullScrape
-        | Refusal::TooManyTorrents => b"never",
+        | Refusal::TooManyTorrents
+        | Refusal::LowPort => b"never",
     }
 }

@@ -29,10 +29,10 @@ use crate::frontend::origin::{HopField, Origin};
 use crate::frontend::stats::{HTML_POLICY, Pages};
 use crate::protocol::http::{self, Head, Headers, Malformed, Method};
 use crate::time::Now;
-use crate::tracker::{Census, Tracker};
+use crate::tracker::{Admission, Census, Tracker, Withheld, Work};
 pub use crate::types::Outcome;
 use crate::types::{Action, InfoHash, Refusal, Rejected};
-use exchange::Exchange;
+use exchange::{Exchange, Failure};
 pub use scrape_all::{FullScrape, FullScrapeLimits, PIECE_BYTES_MAX};
 
 pub use crate::protocol::http::HEAD_BYTES_MAX;
@@ -244,10 +244,24 @@ impl Turn<'_> {
         }
     }
 
+    /// Lets the source pay, if it is known: where it has to be, what comes next sees to that.
+    fn admit(&mut self, exchange: &Exchange<'_>, work: Work) -> Result<(), Failure> {
+        let Some(source) = exchange.source else { return Ok(()) };
+        match self.tracker.admit(self.now, source, work) {
+            Ok(Admission::Served) => Ok(()),
+            // A failure is as short as an empty reply, and says more.
+            Ok(Admission::Calmed) | Err(Withheld::Limited | Withheld::Shed) => {
+                Err(Refusal::Limited.into())
+            }
+        }
+    }
+
     fn announce(&mut self, exchange: &Exchange<'_>, out: &mut Vec<u8>) -> Flow {
+        let asked = self
+            .admit(exchange, Work::Announce)
+            .and_then(|()| announce::read(exchange, self.tracker));
         let Scratch { body, peers, .. } = &mut *self.scratch;
         body.clear();
-        let asked = announce::read(exchange);
         let done = asked.and_then(|(announce, compact)| {
             let told = peers.announce(self.tracker, self.now, &announce)?;
             announce::write(&announce, &told, compact, &self.options.warning, body);
@@ -266,6 +280,11 @@ impl Turn<'_> {
             Err(malformed) => exchange.fail(malformed.into(), body, out),
             Ok(()) if info_hashes.is_empty() => self.scrape_all(exchange, out),
             Ok(()) => {
+                let work = Work::Scrape(info_hashes.len());
+                if let Err(failure) = self.admit(exchange, work) {
+                    return exchange.fail(failure, &mut self.scratch.body, out);
+                }
+                let Scratch { body, info_hashes, .. } = &mut *self.scratch;
                 scrape::write(self.tracker, info_hashes, body);
                 exchange.bencoded(Action::Scrape, body, out)
             }

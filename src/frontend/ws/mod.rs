@@ -24,7 +24,7 @@ pub use session::{OFFER_AGE_S_MAX, Session};
 use crate::frontend::http::Outcome;
 use crate::protocol::webtorrent::{self, AnnounceRequest, AnswerRequest, Method, Request};
 use crate::time::Now;
-use crate::tracker::{Room, Tracker};
+use crate::tracker::{Admission, Room, Tracker, Work};
 use crate::types::{Action, Announce, Contact, Event, InfoHash, Refusal, Rejected, WebPeer};
 use directory::{OfferKey, Offerer};
 use session::Peer;
@@ -175,7 +175,13 @@ struct Turn<'a> {
 impl Turn<'_> {
     fn answer(&mut self, message: &[u8]) -> Outcome {
         let offers_max = (self.options.offers_max as usize).min(OFFERS_LIMIT);
-        match webtorrent::decode(message, offers_max) {
+        let request = webtorrent::decode(message, offers_max);
+        if let Ok(request) = &request
+            && let Some(outcome) = self.refuse_if_over_limit(request)
+        {
+            return outcome;
+        }
+        match request {
             Ok(Request::Announce(it)) if it.event == Event::Stopped => self.stop(&it),
             Ok(Request::Announce(it)) => self.announce(&it),
             Ok(Request::Answer(it)) => self.relay(&it),
@@ -189,6 +195,22 @@ impl Turn<'_> {
                 Outcome::Rejected(Rejected::BadMessage)
             }
         }
+    }
+
+    /// Lets the source pay for what it asks. Answers are free: offers bound them.
+    fn refuse_if_over_limit(&mut self, request: &Request<'_>) -> Option<Outcome> {
+        let (work, method, info_hash) = match request {
+            Request::Announce(it) => (Work::Announce, Method::Announce, Some(it.info_hash)),
+            Request::Scrape(hashes) => (Work::Scrape(hashes.len()), Method::Scrape, None),
+            Request::Answer(_) => return None,
+        };
+        if self.tracker.admit(self.now, self.session.source, work) == Ok(Admission::Served) {
+            return None;
+        }
+        let (method, reason) = (Some(method), Refusal::Limited.text());
+        let info_hash = info_hash.as_ref();
+        self.outbox.reply(|out| webtorrent::encode_failure(method, info_hash, reason, out));
+        Some(Outcome::Refused(Refusal::Limited))
     }
 
     fn announce(&mut self, request: &AnnounceRequest<'_>) -> Outcome {

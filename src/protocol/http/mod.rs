@@ -14,7 +14,7 @@ use memchr::{memchr, memchr2, memrchr};
 
 pub use fields::{Fields, tokens};
 pub use query::{AnnounceQuery, BadBytes, Malformed, SCRAPE_HASHES_MAX, decode_20, has, pairs};
-pub use query::{announce, scrape};
+pub use query::{announce, claimed_address, scrape};
 pub use reply::ReplyHead;
 
 use crate::types::Rejected;

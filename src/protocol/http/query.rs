@@ -5,6 +5,8 @@
 //! plus, every byte that is no escape is itself, unknown parameters are skipped, and of repeated
 //! ones the last counts, because clients append theirs to what the announce URL already holds.
 
+use std::net::IpAddr;
+
 use memchr::memchr;
 
 use crate::types::{Event, InfoHash, PeerId};
@@ -12,10 +14,10 @@ use crate::types::{Event, InfoHash, PeerId};
 /// Info-hashes answered per scrape; more are ignored, as over UDP.
 pub const SCRAPE_HASHES_MAX: usize = 64;
 
-/// What an announce says. `uploaded`, `downloaded`, `key`, `trackerid`, `no_peer_id`, `ip`, `ipv4`,
-/// `ipv6` and all others are ignored, whatever they hold: nothing is kept of totals, peers are
-/// handed out without ids, addresses are taken from the connection alone, and no tracker id is ever
-/// given out, for there is no state of a client that it could name.
+/// What an announce says. `uploaded`, `downloaded`, `key`, `trackerid`, `no_peer_id` and all others
+/// are ignored, whatever they hold: nothing is kept of totals, peers are handed out without ids,
+/// and no tracker id is ever given out, for there is no state of a client that it could name. For
+/// `ip`, `ipv4` and `ipv6` see [`claimed_address`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AnnounceQuery {
     /// The torrent.
@@ -140,6 +142,39 @@ pub fn scrape(query: &[u8], info_hashes: &mut Vec<InfoHash>) -> Result<(), Malfo
     Ok(())
 }
 
+/// The address an announce names for its peer (`ip`, else `ipv4`, else `ipv6`; BEP 3 and 7), if it
+/// is one. It is a claim, to be believed from the operator's own networks at most. A port behind
+/// it, which BEP 7 allows for, makes it no address.
+pub fn claimed_address(query: &[u8]) -> Option<IpAddr> {
+    let last = |name: &[u8]| {
+        let named = pairs(query).filter(|(it, _)| *it == name);
+        named.filter_map(|(_, value)| address_of(value)).last()
+    };
+    last(b"ip").or_else(|| last(b"ipv4")).or_else(|| last(b"ipv6"))
+}
+
+/// Reads an address whose colons may be escaped.
+fn address_of(value: &[u8]) -> Option<IpAddr> {
+    const LONGEST: usize = 45; // an IPv6 address that ends in an IPv4 one
+    let mut text = [0; LONGEST];
+    let mut length = 0;
+    let mut rest = value;
+    while let [first, tail @ ..] = rest {
+        let (byte, tail) = match (first, tail) {
+            (b'%', [high, low, tail @ ..]) => {
+                let (high, low) = (DIGITS[usize::from(*high)], DIGITS[usize::from(*low)]);
+                ((high | low) <= 0xf).then_some((high << 4 | low, tail))?
+            }
+            (byte, tail) => (*byte, tail),
+        };
+        *text.get_mut(length)? = byte;
+        length += 1;
+        rest = tail;
+    }
+    let address: IpAddr = std::str::from_utf8(&text[..length]).ok()?.parse().ok()?;
+    Some(address.to_canonical())
+}
+
 /// Whether a parameter of this name is there.
 pub fn has(query: &[u8], name: &[u8]) -> bool {
     pairs(query).any(|(it, _)| it == name)
@@ -259,6 +294,27 @@ mod tests {
 
     fn with(more: &str) -> Result<AnnounceQuery, Malformed> {
         announce(format!("{RIGHT}&{more}").as_bytes())
+    }
+
+    #[test]
+    fn claimed_addresses_are_read_where_they_are_some() {
+        let of = |query: &str| claimed_address(query.as_bytes()).map(|it| it.to_string());
+        for (query, expected) in [
+            ("ip=9.8.7.6", Some("9.8.7.6")),
+            ("ip=::ffff:9.8.7.6", Some("9.8.7.6")),
+            ("ipv6=2001%3Adb8%3a%3A9", Some("2001:db8::9")),
+            ("ipv4=1.2.3.4&ip=9.8.7.6", Some("9.8.7.6")),
+            ("ip=None&ipv4=1.2.3.4", Some("1.2.3.4")),
+            ("ip=1.1.1.1&ip=2.2.2.2", Some("2.2.2.2")),
+            ("ipv4=1.2.3.4:6881&ipv6=None", None),
+            ("ip=%zz&ipv4=%3&ipv6=%", None),
+            ("ip=&ipv4&x=1.2.3.4", None),
+            ("ip=0000:0000:0000:0000:0000:0000:0000:0000:0000:0000", None),
+            ("ip=\u{e4}", None),
+            ("", None),
+        ] {
+            assert_eq!(of(query).as_deref(), expected, "{query}");
+        }
     }
 
     #[test]

@@ -4,6 +4,8 @@
 //! is exact. Labels come from closed lists alone; a host with very many workers shares the last
 //! worker label among the rest, so that the number of series stays bounded.
 
+mod limits;
+mod load;
 mod streams;
 
 use std::fmt::Write as _;
@@ -13,11 +15,15 @@ use std::sync::Arc;
 use metrics::{Counter, Gauge, counter, describe_counter, describe_gauge, gauge};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 
+use crate::limiter::LimitCounters;
 use crate::metrics::{DurationHistogram, IoEvent, StreamCounters, WorkerCounters};
 use crate::store::Totals;
 use crate::sys::socket::memory_of;
 use crate::time::Now;
+use crate::tracker::{Oddity, Options};
 use crate::types::{Action, Dropped, Family, Kind, Refusal};
+use limits::LimitSeries;
+use load::LoadSeries;
 use streams::StreamSeries;
 
 /// Workers with a label of their own: their up to seven series each, the rest of the list and the
@@ -65,6 +71,8 @@ pub(super) struct Exporter {
     busy: Vec<BusySeries>,
     sockets: Vec<SocketSeries>,
     streams: StreamSeries,
+    limits: LimitSeries,
+    load: LoadSeries,
 }
 
 impl Exporter {
@@ -73,6 +81,7 @@ impl Exporter {
         workers: Vec<Arc<WorkerCounters>>,
         streams: Vec<Arc<StreamCounters>>,
         sockets: Vec<WatchedSocket>,
+        gates: Vec<Arc<LimitCounters>>,
         info: BackendInfo,
     ) -> Self {
         let recorder = PrometheusBuilder::new().build_recorder();
@@ -92,10 +101,12 @@ impl Exporter {
                 BusySeries::of(&workers),
                 SocketSeries::of(sockets),
                 StreamSeries::new(streams),
+                LimitSeries::new(gates),
+                LoadSeries::new(),
             )
         };
         let series = metrics::with_local_recorder(&recorder, register);
-        let (families, io_events, store, busy, sockets, streams) = series;
+        let (families, io_events, store, busy, sockets, streams, limits, load) = series;
         Self {
             recorder,
             handle,
@@ -107,6 +118,8 @@ impl Exporter {
             busy,
             sockets,
             streams,
+            limits,
+            load,
         }
     }
 
@@ -120,6 +133,7 @@ impl Exporter {
         }
         self.store.update(totals);
         self.streams.update();
+        self.limits.update();
         for sockets in &mut self.sockets {
             sockets.update();
         }
@@ -127,11 +141,18 @@ impl Exporter {
     }
 
     /// Once a second: what only makes sense over a stretch of time, and the library's own upkeep.
-    pub(super) fn tick(&mut self, now: Now) {
-        for busy in &mut self.busy {
-            busy.update(now);
-        }
+    /// Returns how many seconds have passed since, and the busy ratio of the busiest worker in
+    /// them.
+    pub(super) fn tick(&mut self, now: Now) -> Option<(f64, f64)> {
+        let stretches = self.busy.iter_mut().filter_map(|it| it.update(now));
+        let busiest = stretches.max_by(|a, b| a.1.total_cmp(&b.1));
         self.handle.run_upkeep();
+        busiest
+    }
+
+    /// Brings what the load is answered with up to date.
+    pub(super) fn update_load(&self, ratio: f64, options: &Options, oddity: Option<Oddity>) {
+        self.load.update(ratio, options, oddity);
     }
 
     /// All series as text.
@@ -169,7 +190,7 @@ impl Exporter {
 const ACTIONS: [Action; 3] = [Action::Connect, Action::Announce, Action::Scrape];
 
 /// What is refused over UDP.
-const REFUSALS: [Refusal; 1] = [Refusal::PortZero];
+const REFUSALS: [Refusal; 2] = [Refusal::PortZero, Refusal::LowPort];
 
 /// One family's series.
 struct FamilySeries {
@@ -280,14 +301,15 @@ impl BusySeries {
         all
     }
 
-    fn update(&mut self, now: Now) {
+    /// Returns seconds since the last time, and the share of them that was worked.
+    fn update(&mut self, now: Now) -> Option<(f64, f64)> {
         let busy_ns = sum(&self.workers, |it| it.busy_ns.get());
-        if let Some((at, before_ns)) = self.last.replace((now, busy_ns))
-            && now > at
-        {
-            let available_ns = float(now.ns_since(at)) * float(self.workers.len() as u64);
-            self.ratio.set((float(busy_ns.saturating_sub(before_ns)) / available_ns).min(1.0));
-        }
+        let (at, before_ns) = self.last.replace((now, busy_ns)).filter(|it| now > it.0)?;
+        let elapsed_ns = now.ns_since(at);
+        let available_ns = float(elapsed_ns) * float(self.workers.len() as u64);
+        let ratio = (float(busy_ns.saturating_sub(before_ns)) / available_ns).min(1.0);
+        self.ratio.set(ratio);
+        Some((seconds(elapsed_ns), ratio))
     }
 }
 
@@ -439,7 +461,7 @@ mod tests {
             }
             worker.handling.record(2000);
         }
-        let mut exporter = Exporter::new(workers, Vec::new(), Vec::new(), INFO);
+        let mut exporter = Exporter::new(workers, Vec::new(), Vec::new(), Vec::new(), INFO);
         let totals = Totals { torrents: 7, completed: 2, ..Totals::default() };
         exporter.update(&totals);
         exporter.update(&totals);
@@ -464,7 +486,7 @@ mod tests {
     #[test]
     fn a_worker_is_as_busy_as_its_cpu_time_says() {
         let workers = workers(40);
-        let mut exporter = Exporter::new(workers.clone(), Vec::new(), Vec::new(), INFO);
+        let mut exporter = Exporter::new(workers.clone(), Vec::new(), Vec::new(), Vec::new(), INFO);
         exporter.tick(Now::from_s(100));
         workers[1].busy_ns.add(500_000_000);
         workers[31].busy_ns.add(900_000_000);
@@ -484,7 +506,7 @@ mod tests {
             socket: UdpSocket::bind("127.0.0.1:0").unwrap(),
         };
         let sockets = (0..200).flat_map(|n| Family::ALL.map(|family| socket(n, family))).collect();
-        let mut exporter = Exporter::new(workers, Vec::new(), sockets, INFO);
+        let mut exporter = Exporter::new(workers, Vec::new(), sockets, Vec::new(), INFO);
         exporter.update(&Totals::default());
         exporter.tick(Now::from_s(1));
         exporter.tick(Now::from_s(2));

@@ -1,0 +1,111 @@
+//! Who is served at all: the limits of a source, and what a worker sheds that cannot keep up.
+//!
+//! ```text
+//! connect           shedding ─▶ replies to unverified sources ─▶ one in four all the same
+//! announce, scrape  (verified) shedding ─▶ work of a source ─▶ one announce in 16 is calmed
+//! ```
+//!
+//! Nothing that a forged datagram brings is charged to a source: unverified requests touch a table
+//! of their own, which limits replies and nothing else.
+
+use std::net::IpAddr;
+
+use super::{Shedding, Tracker};
+use crate::limiter::{Gate, Price, Verdict};
+use crate::time::Now;
+use crate::types::{AnnounceReply, Dropped};
+
+/// Work that a verified source asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Work {
+    /// An announce.
+    Announce,
+    /// A scrape of so many torrents.
+    Scrape(usize),
+}
+
+/// How a request is served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Admission {
+    /// As it asks.
+    Served,
+    /// An announce over the limit: told [`Tracker::calm`], and nothing else is done for it.
+    Calmed,
+}
+
+/// Why a request is not served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Withheld {
+    /// Its source, or the network around it, asks for too much.
+    Limited,
+    /// The worker cannot keep up.
+    Shed,
+}
+
+impl Tracker {
+    /// This tracker, with sources limited by `gate`. Without one, nobody is.
+    #[must_use]
+    pub fn behind(self, gate: Gate) -> Self {
+        Self { gate: Some(gate), ..self }
+    }
+
+    /// Takes into account how full the worker's receive queue is, in thousandths.
+    pub fn set_queue(&mut self, queue_permille: u32) {
+        self.shedding = self.shedding.next(queue_permille);
+    }
+
+    /// Whether a connect is to be answered, from wherever it really came.
+    ///
+    /// # Errors
+    /// What it is dropped as.
+    #[inline]
+    pub fn admit_connect(&mut self, now: Now, source: IpAddr) -> Result<(), Dropped> {
+        if self.shedding >= Shedding::Connects {
+            // Clients try again, and who is in luck once needs no other for minutes.
+            self.connects_shed = self.connects_shed.wrapping_add(1);
+            if !self.connects_shed.is_multiple_of(4) {
+                return Err(Dropped::ShedConnect);
+            }
+        }
+        let admitted = self.gate.as_mut().is_none_or(|gate| gate.admit_reply(now, source));
+        if admitted { Ok(()) } else { Err(Dropped::LimitedConnect) }
+    }
+
+    /// Whether, and how, work for a source that has proved its address is to be done. Where it is,
+    /// it has been paid for.
+    ///
+    /// # Errors
+    /// Why it is not to be done.
+    #[inline]
+    pub fn admit(&mut self, now: Now, source: IpAddr, work: Work) -> Result<Admission, Withheld> {
+        let price = match work {
+            Work::Scrape(_) if self.shedding >= Shedding::Scrapes => return Err(Withheld::Shed),
+            Work::Scrape(torrents) => Price::scrape(torrents),
+            Work::Announce => Price::ANNOUNCE,
+        };
+        let Some(gate) = &mut self.gate else { return Ok(Admission::Served) };
+        match (gate.admit(now, source, price), work) {
+            (Verdict::Pass, _) => Ok(Admission::Served),
+            (Verdict::Calm, Work::Announce) => Ok(Admission::Calmed),
+            (Verdict::Calm, Work::Scrape(_)) | (Verdict::Drop, _) => Err(Withheld::Limited),
+        }
+    }
+
+    /// What an announce over the limit is told: to come back as late as anybody is told to. It is
+    /// not looked up: the counts are zeros.
+    #[cold]
+    pub fn calm(&mut self) -> AnnounceReply {
+        let options = self.options.load();
+        let interval_s = options.interval_s.max(options.interval_s_max);
+        AnnounceReply { interval_s, min_interval_s: interval_s, leechers: 0, seeders: 0 }
+    }
+}
+
+impl From<Withheld> for Dropped {
+    fn from(withheld: Withheld) -> Self {
+        match withheld {
+            Withheld::Limited => Self::Limited,
+            Withheld::Shed => Self::ShedScrape,
+        }
+    }
+}

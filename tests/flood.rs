@@ -1,0 +1,258 @@
+//! Floods against all three front ends, without sockets and on a clock of the test's own: who asks
+//! for too much is stopped, and nobody else is.
+#![allow(clippy::unwrap_used, reason = "helpers of a test may fail by panicking")]
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use skep::frontend::connection_id::{Algorithm, ConnectionIds, KEY_BYTES, Keys};
+use skep::frontend::http::{Flow, HttpFrontend, Outcome};
+use skep::frontend::origin::Origin;
+use skep::frontend::udp::UdpFrontend;
+use skep::frontend::ws::{Outbox, Route, WsFrontend};
+use skep::frontend::{REPLY_BYTES_MAX, Responder};
+use skep::limiter::{self, Gate, LimitAction, LimitCounters, LimitTable, Limiter, Sizes};
+use skep::protocol::udp::client::{
+    Announcement, Reply, decode, encode_announce, encode_connect, encode_scrape,
+};
+use skep::protocol::udp::{ANNOUNCE_BYTES, TransactionId};
+use skep::store::{self, Store};
+use skep::time::Now;
+use skep::tracker::Tracker;
+use skep::types::{AnnounceReply, Answered, Dropped, Event, Family, InfoHash, PeerId, Refusal};
+
+const START: Now = Now::from_s(1_800_000_000);
+
+/// A tracker whose limits are low enough to be reached soon.
+struct Flooded {
+    udp: UdpFrontend,
+    ids: ConnectionIds,
+    limiter: Arc<Limiter>,
+    limits: Arc<ArcSwap<limiter::Options>>,
+    store: Arc<Store>,
+    counters: Arc<LimitCounters>,
+    now: Now,
+}
+
+impl Flooded {
+    fn new() -> Self {
+        let options = limiter::Options { rate: 10, burst: 40, ..Default::default() };
+        let limits = Arc::new(ArcSwap::from_pointee(options));
+        let limiter = Arc::new(Limiter::new(Sizes::default(), Some(1)));
+        let store = Arc::new(Store::new(store::Options { shards: 4, seed: Some(1) }));
+        let counters = Arc::new(LimitCounters::default());
+        let gate = Gate::new(limiter.clone(), limits.clone(), counters.clone(), 1);
+        let tracker = Tracker::new(store.clone(), Arc::default(), 1, 0, 1).behind(gate);
+        let keys = Keys { active: [7; KEY_BYTES], staging: None, algorithm: Algorithm::SipHash };
+        let ids = ConnectionIds::new(&keys);
+        let udp = UdpFrontend::new(tracker, Arc::new(ArcSwap::from_pointee(ids.clone())));
+        Self { udp, ids, limiter, limits, store, counters, now: START }
+    }
+
+    /// A stream worker's tracker behind the same limiter.
+    fn tracker(&self) -> Tracker {
+        let gate = Gate::new(self.limiter.clone(), self.limits.clone(), Arc::default(), 2);
+        Tracker::without_upkeep(self.store.clone(), Arc::default(), 2).behind(gate)
+    }
+
+    fn set(&self, change: impl FnOnce(&mut limiter::Options)) {
+        let mut options = (**self.limits.load()).clone();
+        change(&mut options);
+        self.limits.store(Arc::new(options));
+    }
+
+    fn send(&mut self, source: IpAddr, request: &[u8]) -> Result<Vec<u8>, Dropped> {
+        let mut out = [0; REPLY_BYTES_MAX];
+        let source = SocketAddr::new(source, 50_000);
+        let answered = self.udp.handle(self.now, source, request, &mut out)?;
+        let Answered { bytes, .. } = answered;
+        Ok(out[..bytes].to_vec())
+    }
+
+    fn connect(&mut self, source: IpAddr) -> Result<(), Dropped> {
+        let mut request = [0; 16];
+        encode_connect(TransactionId([1; 4]), &mut request);
+        self.send(source, &request).map(drop)
+    }
+
+    /// With an id that is valid, or off by this.
+    fn announce(&mut self, source: IpAddr, forged: u64) -> Result<(AnnounceReply, usize), Dropped> {
+        let it = Announcement {
+            info_hash: InfoHash([5; 20]),
+            peer_id: PeerId([6; 20]),
+            downloaded: 0,
+            left: 1,
+            uploaded: 0,
+            event: Event::None,
+            numwant: 50,
+            port: 6881,
+            key: [0; 4],
+        };
+        let mut request = [0; ANNOUNCE_BYTES];
+        let id = self.ids.issue(self.now, source) ^ forged;
+        encode_announce(id, TransactionId([9; 4]), &it, &mut request);
+        let reply = self.send(source, &request)?;
+        match decode(&reply, Family::V4).unwrap() {
+            (_, Reply::Announced(reply, peers)) => Ok((reply, peers.len())),
+            other => panic!("no announce reply: {other:?}"),
+        }
+    }
+
+    fn scrape(&mut self, source: IpAddr, torrents: usize) -> Result<(), Dropped> {
+        let mut request = [0; 16 + 20 * 74];
+        let id = self.ids.issue(self.now, source);
+        let hashes = [InfoHash([5; 20]); 74];
+        let bytes = encode_scrape(id, TransactionId([1; 4]), &hashes[..torrents], &mut request);
+        self.send(source, &request[..bytes]).map(drop)
+    }
+}
+
+/// Hosts far apart: no two share a limited network.
+fn host(number: u32) -> IpAddr {
+    Ipv4Addr::from(0x0800_0001 + (number << 16)).into()
+}
+
+#[test]
+fn over_the_limit_udp_is_silent_but_for_one_announce_in_sixteen() {
+    let mut flooded = Flooded::new();
+    flooded.announce(host(2), 0).unwrap();
+    let (mut served, mut calmed, mut dropped) = (0, 0, 0);
+    for _ in 0..1000 {
+        match flooded.announce(host(1), 0) {
+            Ok((reply, peers)) if reply.leechers == 0 => {
+                calmed += 1;
+                assert_eq!((reply.interval_s, peers), (3600, 0), "told to stay away");
+            }
+            Ok(_) => served += 1,
+            Err(Dropped::Limited) => dropped += 1,
+            Err(other) => panic!("{other:?}"),
+        }
+    }
+    assert!((39..=41).contains(&served), "{served} of a burst of 40");
+    assert_eq!(calmed, (1000 - served) / 16);
+    assert_eq!(served + calmed + dropped, 1000);
+    assert_eq!(flooded.announce(host(2), 0).unwrap().0.leechers, 2, "others are served");
+    flooded.now = flooded.now.plus_s(60);
+    assert_eq!(flooded.announce(host(1), 0).unwrap().0.leechers, 2, "so is he, a minute later");
+}
+
+#[test]
+fn scrapes_pay_by_their_torrents() {
+    let mut flooded = Flooded::new();
+    let small = (0..1000).filter(|_| flooded.scrape(host(1), 1).is_ok()).count();
+    let large = (0..1000).filter(|_| flooded.scrape(host(2), 74).is_ok()).count();
+    assert!((34..=37).contains(&small), "{small} of 40 units at 9/8");
+    assert!((3..=5).contains(&large), "{large} of 40 units at 82/8");
+}
+
+#[test]
+fn forging_a_victims_address_costs_the_victim_nothing_that_is_verified() {
+    let mut flooded = Flooded::new();
+    let victim = host(1);
+    for _ in 0..100_000 {
+        assert_eq!(flooded.announce(victim, 1 << 40), Err(Dropped::ForgedId));
+        let _ = flooded.connect(victim);
+    }
+    let tries = (0..4).position(|_| flooded.connect(victim).is_ok());
+    assert!(tries.is_some(), "an id within four tries");
+    for second in 1..=100 {
+        flooded.now = START.plus_s(second);
+        let _ = (0..1000).filter(|_| flooded.connect(victim).is_ok()).count();
+        assert!(flooded.announce(victim, 0).is_ok(), "at second {second}");
+    }
+    let limited = |table, action| flooded.counters.of(table, action).get();
+    assert_eq!(limited(LimitTable::Verified, LimitAction::Limited), 0);
+    assert!(limited(LimitTable::Unverified, LimitAction::Limited) > 50_000);
+}
+
+#[test]
+fn beside_a_thousand_loud_sources_quiet_ones_are_served() {
+    let mut flooded = Flooded::new();
+    flooded.set(|it| (it.rate, it.burst) = (100, 400));
+    let (loud, quiet) = (200, 1000);
+    let (mut loud_served, mut quiet_served) = (0_u32, 0_u32);
+    for tick in 0..40_u64 {
+        flooded.now = Now::from_ns(START.ns() + tick * 50_000_000);
+        for source in 0..loud {
+            let answers = (0..50).filter(|_| flooded.announce(host(source), 0).is_ok()).count();
+            loud_served += u32::try_from(answers).unwrap();
+        }
+        // Each asks once in two seconds.
+        for source in (0..quiet).filter(|it| u64::from(it % 40) == tick) {
+            let address = Ipv4Addr::from(0x5000_0001 + (source << 16));
+            quiet_served += u32::from(flooded.announce(address.into(), 0).is_ok());
+        }
+    }
+    assert_eq!(quiet_served, quiet, "all of them");
+    // Within a prefix of /18 there is one each: 400 at once, then 100 a second; and one of 16.
+    let asked = loud * 2000;
+    assert!((asked / 4..asked / 3).contains(&loud_served), "{loud_served} of {asked}");
+}
+
+#[test]
+fn http_clients_over_the_limit_are_told_when_to_come_back() {
+    let flooded = Flooded::new();
+    let mut tracker = flooded.tracker();
+    let mut http = HttpFrontend::new(Arc::default(), Arc::default());
+    let mut ask = |target: &str, host: IpAddr| {
+        let request = format!("GET {target} HTTP/1.1\r\nHost: x\r\n\r\n");
+        let mut out = Vec::new();
+        let flow =
+            http.handle(&mut tracker, START, Origin::Address(host), request.as_bytes(), &mut out);
+        let Flow::Replied { outcome, keep_alive: true, .. } = flow else { panic!("{flow:?}") };
+        (outcome, String::from_utf8_lossy(&out).into_owned())
+    };
+    let announce = "/announce?info_hash=aaaaaaaaaaaaaaaaaaaa&peer_id=-AA0000-aaaaaaaaaaaa&port=1";
+    let limited = Outcome::Refused(Refusal::Limited);
+    let refused = (0..100).filter(|_| ask(announce, host(1)).0 == limited).count();
+    assert!((58..=61).contains(&refused), "{refused} beyond a burst of 40");
+    for target in [announce, "/scrape?info_hash=aaaaaaaaaaaaaaaaaaaa"] {
+        let (outcome, reply) = ask(target, host(1));
+        assert_eq!(outcome, limited);
+        assert!(reply.starts_with("HTTP/1.1 200 "), "{reply}");
+        assert!(
+            reply.ends_with("d14:failure reason17:too many requests8:retry in2:30e"),
+            "{reply}"
+        );
+    }
+    assert_ne!(ask(announce, host(2)).0, limited, "others are served");
+}
+
+#[test]
+fn websockets_over_the_limit_are_told_and_stay() {
+    let flooded = Flooded::new();
+    let mut tracker = flooded.tracker();
+    let mut frontend = WsFrontend::new(Arc::default(), Arc::default());
+    let mut session = frontend.open(Route { worker: 0, slot: 0, generation: 0 }, host(1));
+    let announce = r#"{"action":"announce","info_hash":"aaaaaaaaaaaaaaaaaaaa",
+        "peer_id":"-WW0000-aaaaaaaaaaaa","left":1,"numwant":1,"offers":[]}"#;
+    let mut send = |message: &str, now: Now| {
+        let mut outbox = Outbox::default();
+        let outcome =
+            frontend.handle(&mut tracker, now, &mut session, message.as_bytes(), &mut outbox);
+        (outcome, String::from_utf8(outbox.replies.concat()).unwrap())
+    };
+    let limited = Outcome::Refused(Refusal::Limited);
+    let refused = (0..100).filter(|_| send(announce, START).0 == limited).count();
+    assert!((58..=61).contains(&refused), "{refused} beyond a burst of 40");
+    let (_, told) = send(announce, START);
+    assert!(told.contains("too many requests") && told.contains("aaaaaaaaaaaaaaaaaaaa"), "{told}");
+    let (outcome, told) = send(r#"{"action":"scrape","info_hash":[]}"#, START);
+    assert_eq!(outcome, limited);
+    assert!(told.contains("too many requests") && told.contains("scrape"), "{told}");
+    assert_ne!(send(announce, START.plus_s(60)).0, limited);
+}
+
+#[test]
+fn exempt_networks_and_dry_runs_are_under_no_limit() {
+    let mut flooded = Flooded::new();
+    let loopback = IpAddr::from([127, 3, 2, 1]);
+    assert!((0..1000).all(|_| flooded.announce(loopback, 0).is_ok()));
+    flooded.set(|it| it.dry_run = true);
+    assert!((0..1000).all(|_| flooded.announce(host(1), 0).is_ok_and(|it| it.0.leechers > 0)));
+    let limited = flooded.counters.of(LimitTable::Verified, LimitAction::Limited).get();
+    assert!(limited > 850, "{limited} would have been");
+    flooded.set(|it| *it = limiter::Options { enabled: false, ..Default::default() });
+    assert!((0..1000).all(|_| flooded.announce(host(1), 0).is_ok()));
+}
