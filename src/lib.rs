@@ -21,6 +21,7 @@
     )
 )]
 
+pub mod access;
 pub mod cli;
 pub mod client;
 pub mod config;

@@ -2,6 +2,7 @@
 //!
 //! No behaviour beyond invariants lives here, and nothing here knows a protocol's byte layout.
 
+use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -25,6 +26,29 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 )]
 #[repr(transparent)]
 pub struct InfoHash(pub [u8; 20]);
+
+impl InfoHash {
+    /// The info-hash that 40 hexadecimal digits, of either case, stand for.
+    pub fn from_hex(digits: &str) -> Option<Self> {
+        let (pairs, rest) = digits.as_bytes().as_chunks::<2>();
+        let mut hash = [0; 20];
+        if pairs.len() != hash.len() || !rest.is_empty() {
+            return None;
+        }
+        let nibble = |digit: u8| u8::try_from(char::from(digit).to_digit(16)?).ok();
+        for (byte, &[high, low]) in hash.iter_mut().zip(pairs) {
+            *byte = nibble(high)? << 4 | nibble(low)?;
+        }
+        Some(Self(hash))
+    }
+}
+
+impl fmt::Display for InfoHash {
+    /// 40 hexadecimal digits, lower case.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
 
 impl Hash for InfoHash {
     /// Feeds all 20 bytes as two integers: six times faster than the derived slice hash, and an
@@ -261,11 +285,27 @@ pub enum Refusal {
     LowPort,
     /// A source that asks for too much (HTTP, WebTorrent; over UDP it is met with silence).
     Limited,
+    /// A torrent that is denied, or not among those allowed.
+    TorrentDenied,
+    /// A source whose network is denied, or not among those allowed.
+    NetworkDenied,
+    /// A peer id whose prefix is denied, or not among those allowed.
+    ClientDenied,
+    /// A peer that listens on a port that is denied.
+    PortDenied,
+    /// A torrent that nobody has registered, where only registered ones are served.
+    Unregistered,
+    /// The same, of a torrent whose info-hash resembles a registered one.
+    SimilarTorrent,
+    /// No passkey, or one that was never issued or is revoked.
+    UnknownPasskey,
+    /// A passkey that is used more often, for more torrents or by more peers than it may be.
+    PasskeyLimit,
 }
 
 impl Refusal {
     /// Every reason, in index order.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 15] = [
         Self::PortZero,
         Self::Malformed,
         Self::NoSource,
@@ -273,6 +313,14 @@ impl Refusal {
         Self::TooManyTorrents,
         Self::LowPort,
         Self::Limited,
+        Self::TorrentDenied,
+        Self::NetworkDenied,
+        Self::ClientDenied,
+        Self::PortDenied,
+        Self::Unregistered,
+        Self::SimilarTorrent,
+        Self::UnknownPasskey,
+        Self::PasskeyLimit,
     ];
 
     /// What the client is told: at most [`REFUSAL_BYTES_MAX`] bytes, so that the error never
@@ -286,6 +334,14 @@ impl Refusal {
             Self::TooManyTorrents => "too many torrents",
             Self::LowPort => "port must be above 1023",
             Self::Limited => "too many requests",
+            Self::TorrentDenied => "torrent is not allowed",
+            Self::NetworkDenied => "network is not allowed",
+            Self::ClientDenied => "client is not allowed",
+            Self::PortDenied => "port is not allowed",
+            Self::Unregistered => "torrent not registered",
+            Self::SimilarTorrent => "similar to known torrent",
+            Self::UnknownPasskey => "unknown passkey",
+            Self::PasskeyLimit => "passkey limit reached",
         }
     }
 
@@ -299,6 +355,14 @@ impl Refusal {
             Self::TooManyTorrents => "too_many_torrents",
             Self::LowPort => "low_port",
             Self::Limited => "limited",
+            Self::TorrentDenied => "torrent_denied",
+            Self::NetworkDenied => "network_denied",
+            Self::ClientDenied => "client_denied",
+            Self::PortDenied => "port_denied",
+            Self::Unregistered => "unregistered",
+            Self::SimilarTorrent => "similar_torrent",
+            Self::UnknownPasskey => "unknown_passkey",
+            Self::PasskeyLimit => "passkey_limit",
         }
     }
 }

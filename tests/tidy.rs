@@ -26,12 +26,13 @@ const MAY_NAME: [(&str, &[&str]); 18] = [
     ("metrics", &["types"]),
     ("sys", &["types", "time"]),
     ("protocol", &["types"]),
+    ("access", &["types", "time", "random"]),
     ("store", &["types", "time", "random"]),
     ("limiter", &["types", "time", "random", "metrics"]),
-    ("tracker", &["types", "time", "random", "metrics", "store", "limiter"]),
+    ("tracker", &["types", "time", "random", "metrics", "store", "limiter", "access"]),
     ("snapshot", &["types", "time", "store"]),
     ("cluster", &["types", "time", "random", "metrics", "store"]),
-    ("frontend", &["types", "time", "random", "metrics", "protocol", "tracker"]),
+    ("frontend", &["types", "time", "random", "metrics", "protocol", "access", "tracker"]),
     ("worker", &["types", "time", "random", "metrics", "frontend", "cluster", "sys"]),
     ("client", &["types", "protocol"]),
     ("config", &["types"]),
@@ -41,14 +42,14 @@ const MAY_NAME: [(&str, &[&str]); 18] = [
 ];
 
 /// Every module that can be named.
-const ALL: [&str; 17] = [
-    "types", "time", "random", "metrics", "sys", "protocol", "store", "tracker", "snapshot",
-    "cluster", "frontend", "worker", "config", "server", "cli", "client", "limiter",
+const ALL: [&str; 18] = [
+    "limiter", "types", "time", "random", "metrics", "sys", "protocol", "access", "store",
+    "tracker", "snapshot", "cluster", "frontend", "worker", "config", "server", "cli", "client",
 ];
 
 /// Modules that are told the time: design invariant 5.
-const CLOCKLESS: [&str; 7] =
-    ["protocol", "store", "limiter", "tracker", "frontend", "snapshot", "cluster"];
+const CLOCKLESS: [&str; 8] =
+    ["protocol", "access", "store", "limiter", "tracker", "frontend", "snapshot", "cluster"];
 
 /// Where `unsafe` may stand.
 const UNSAFE_HOMES: [&str; 3] = ["src/sys/", "src/sys.rs", "src/store/table.rs"];

@@ -49,7 +49,7 @@ struct Torrent {
 impl From<&Listed> for Torrent {
     fn from(it: &Listed) -> Self {
         Self {
-            info_hash: hexadecimal(&it.info_hash),
+            info_hash: it.info_hash.to_string(),
             seeders: it.counts.seeders,
             leechers: it.counts.leechers,
             downloaders: it.counts.downloaders,
@@ -113,7 +113,7 @@ async fn torrents<P: Process>(
     .await?;
     let is_last = listed.len() <= limit;
     listed.truncate(limit);
-    let next = listed.last().filter(|_| !is_last).map(|it| hexadecimal(&it.info_hash));
+    let next = listed.last().filter(|_| !is_last).map(|it| it.info_hash.to_string());
     let torrents = listed.iter().map(Torrent::from).collect();
     Ok(([NOT_KEPT], Json(TorrentsReply { torrents, next })))
 }
@@ -219,23 +219,8 @@ fn order(text: &str) -> Result<Order, Problem> {
     }
 }
 
-fn info_hash(field: &'static str, digits: &str) -> Result<InfoHash, Problem> {
+/// An info-hash from what a parameter says.
+pub(super) fn info_hash(field: &'static str, digits: &str) -> Result<InfoHash, Problem> {
     let problem = || Problem::bad_parameter(field, "must be 40 hexadecimal digits");
-    let nibble = |digit: u8| {
-        let value = char::from(digit).to_digit(16).and_then(|it| u8::try_from(it).ok());
-        value.ok_or_else(problem)
-    };
-    let (pairs, rest) = digits.as_bytes().as_chunks::<2>();
-    let mut hash = [0; 20];
-    if pairs.len() != hash.len() || !rest.is_empty() {
-        return Err(problem());
-    }
-    for (byte, &[high, low]) in hash.iter_mut().zip(pairs) {
-        *byte = nibble(high)? << 4 | nibble(low)?;
-    }
-    Ok(InfoHash(hash))
-}
-
-fn hexadecimal(InfoHash(bytes): &InfoHash) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    InfoHash::from_hex(digits).ok_or_else(problem)
 }

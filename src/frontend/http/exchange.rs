@@ -238,14 +238,21 @@ impl From<Malformed> for Failure {
 }
 
 /// Minutes after which a client may try again, as text (BEP 31). The same request will never be
-/// right; a proxy's configuration is mended by somebody.
+/// right; a proxy's configuration is mended by somebody; lists, registrations and passkeys change.
 fn retry_in(refusal: Refusal) -> &'static [u8] {
     match refusal {
-        Refusal::NoSource | Refusal::Limited => b"30",
+        Refusal::NoSource | Refusal::Limited | Refusal::PasskeyLimit => b"30",
+        Refusal::TorrentDenied
+        | Refusal::NetworkDenied
+        | Refusal::Unregistered
+        | Refusal::UnknownPasskey => b"1440",
         Refusal::PortZero
         | Refusal::Malformed
         | Refusal::NoFullScrape
         | Refusal::TooManyTorrents
-        | Refusal::LowPort => b"never",
+        | Refusal::LowPort
+        | Refusal::ClientDenied
+        | Refusal::PortDenied
+        | Refusal::SimilarTorrent => b"never",
     }
 }

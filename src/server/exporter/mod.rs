@@ -190,7 +190,18 @@ impl Exporter {
 const ACTIONS: [Action; 3] = [Action::Connect, Action::Announce, Action::Scrape];
 
 /// What is refused over UDP.
-const REFUSALS: [Refusal; 2] = [Refusal::PortZero, Refusal::LowPort];
+const REFUSALS: [Refusal; 10] = [
+    Refusal::PortZero,
+    Refusal::LowPort,
+    Refusal::TorrentDenied,
+    Refusal::NetworkDenied,
+    Refusal::ClientDenied,
+    Refusal::PortDenied,
+    Refusal::Unregistered,
+    Refusal::SimilarTorrent,
+    Refusal::UnknownPasskey,
+    Refusal::PasskeyLimit,
+];
 
 /// One family's series.
 struct FamilySeries {

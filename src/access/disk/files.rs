@@ -1,0 +1,233 @@
+//! Files that lists are kept in: read whole, changed line by line, replaced at once.
+//!
+//! An edit keeps what it is not about, comments included, so that people and programs can share a
+//! file. It works on the file as it is now, not as it was when it was loaded: after an edit, what
+//! is in force is what stands there.
+
+use std::collections::HashMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+
+use ahash::RandomState;
+
+use crate::access::lists::{Kind, Line, LineError, List, Name, Value, line};
+
+/// The largest file that is read, in bytes: every entry a list may have, with a reason or a link.
+const FILE_BYTES_MAX: u64 = 512 << 20;
+
+/// Mode of files that we make.
+const MODE: u32 = 0o600;
+
+/// Where a list is kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct ListFile {
+    pub(super) path: PathBuf,
+    /// Whether a setting names it. Then it has to be there; a file of ours is made when needed.
+    pub(super) configured: bool,
+}
+
+/// What to change on a list. What is to be removed and to be added is added.
+#[derive(Clone, Debug, Default)]
+pub struct Edit {
+    /// To be there from now on, with this reason or none.
+    pub add: Vec<(Value, Option<String>)>,
+    /// Not to be there any more.
+    pub remove: Vec<Value>,
+}
+
+impl ListFile {
+    /// Reads the list.
+    ///
+    /// # Errors
+    /// The file and, where it is about one, the line; what is wrong; what to do.
+    pub(super) fn load(&self, name: Name) -> Result<List, String> {
+        let text = self.text().map_err(|error| self.unreadable(&error))?;
+        List::parse(name.kind(), &text).map_err(|error| self.bad_line(error))
+    }
+
+    /// Changes the list, in the file and then as it is returned.
+    ///
+    /// # Errors
+    /// As [`ListFile::load`]; or why the file cannot be written.
+    pub(super) fn edit(&self, name: Name, edit: &Edit) -> Result<List, String> {
+        let before = self.text().map_err(|error| self.unreadable(&error))?;
+        let after = edited(name.kind(), &before, edit).map_err(|error| self.bad_line(error))?;
+        let list = List::parse(name.kind(), &after).map_err(|error| self.bad_line(error))?;
+        if after != before {
+            self.replace(&after).map_err(|error| {
+                let path = self.path.display();
+                format!("cannot write {path}: {error}; remedy: let skep's user write the folder")
+            })?;
+        }
+        Ok(list)
+    }
+
+    fn text(&self) -> io::Result<Vec<u8>> {
+        let metadata = match fs::metadata(&self.path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound && !self.configured => {
+                return Ok(Vec::new());
+            }
+            metadata => metadata?,
+        };
+        if !metadata.is_file() || metadata.len() > FILE_BYTES_MAX {
+            return Err(io::Error::other(format!("no file of at most {FILE_BYTES_MAX} bytes")));
+        }
+        fs::read(&self.path)
+    }
+
+    /// Writes a new file beside the old one and gives it its name: whoever reads sees all of the
+    /// one or all of the other, also after a power cut.
+    fn replace(&self, text: &[u8]) -> io::Result<()> {
+        let real = fs::canonicalize(&self.path).unwrap_or_else(|_| self.path.clone());
+        let mode = fs::metadata(&real).map_or(MODE, |it| it.permissions().mode() & 0o777);
+        let folder = real.parent().unwrap_or(Path::new("."));
+        fs::create_dir_all(folder)?;
+        let mut random = [0; 8];
+        getrandom::fill(&mut random).map_err(io::Error::other)?;
+        let unfinished = real.with_extension(format!("{:016x}", u64::from_ne_bytes(random)));
+        let written = write_new(&unfinished, mode, text).and_then(|()| {
+            fs::rename(&unfinished, &real)?;
+            File::open(folder)?.sync_all()
+        });
+        if written.is_err() {
+            let _ = fs::remove_file(&unfinished);
+        }
+        written
+    }
+
+    fn unreadable(&self, error: &io::Error) -> String {
+        let path = self.path.display();
+        format!("cannot read {path}: {error}; remedy: let skep's user read it")
+    }
+
+    fn bad_line(&self, LineError { line, problem }: LineError) -> String {
+        format!("{}:{line}: cannot be used; expected: {problem}", self.path.display())
+    }
+}
+
+fn write_new(path: &Path, mode: u32, text: &[u8]) -> io::Result<()> {
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
+    file.set_permissions(fs::Permissions::from_mode(mode))?; // whatever the umask says
+    file.write_all(text)?;
+    file.sync_all()
+}
+
+/// A list's text with an edit made.
+fn edited(kind: Kind, text: &[u8], edit: &Edit) -> Result<Vec<u8>, LineError> {
+    let mut touched: HashMap<Value, (), RandomState> = HashMap::default();
+    let values = edit.remove.iter().chain(edit.add.iter().map(|it| &it.0));
+    touched.extend(values.map(|it| (*it, ())));
+    let mut out = Vec::with_capacity(text.len());
+    for (number, bytes) in (1..).zip(text.split_inclusive(|it| *it == b'\n')) {
+        let parsed = line(kind, bytes).map_err(|problem| LineError { line: number, problem })?;
+        let Line::Entry(first, second, reason) = parsed else {
+            out.extend_from_slice(bytes);
+            continue;
+        };
+        let kept = [Some(first), second].map(|it| it.filter(|it| !touched.contains_key(it)));
+        if kept == [Some(first), second] {
+            out.extend_from_slice(bytes);
+            continue;
+        }
+        // Of a hybrid's magnet link, one half may be left.
+        kept.into_iter().flatten().for_each(|it| push(&mut out, &it, reason));
+    }
+    if out.last().is_some_and(|it| *it != b'\n') {
+        out.push(b'\n');
+    }
+    for (value, reason) in &edit.add {
+        push(&mut out, value, reason.as_deref());
+    }
+    Ok(out)
+}
+
+fn push(out: &mut Vec<u8>, value: &Value, reason: Option<&str>) {
+    out.extend_from_slice(value.to_string().as_bytes());
+    if let Some(reason) = reason {
+        out.push(b' ');
+        out.extend_from_slice(reason.as_bytes());
+    }
+    out.push(b'\n');
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::access::lists::parse_value;
+
+    fn value(kind: Kind, text: &str) -> Value {
+        parse_value(kind, text).unwrap().0
+    }
+
+    fn file(folder: &Path) -> ListFile {
+        ListFile { path: folder.join("a/ports_deny.list"), configured: false }
+    }
+
+    #[test]
+    fn an_edit_keeps_everything_it_is_not_about() {
+        let text = b"# ours\r\n25 mail\n\n  6881-6889  worn out\n# end";
+        let edit = Edit {
+            add: vec![
+                (value(Kind::Ports, "25"), None),
+                (value(Kind::Ports, "80"), Some("w b".into())),
+            ],
+            remove: vec![value(Kind::Ports, "443")],
+        };
+        let after = edited(Kind::Ports, text, &edit).unwrap();
+        let expected = "# ours\r\n\n  6881-6889  worn out\n# end\n25\n80 w b\n";
+        assert_eq!(String::from_utf8(after).unwrap(), expected);
+        let nothing = edited(Kind::Ports, text, &Edit::default()).unwrap();
+        assert_eq!(nothing, [&text[..], b"\n"].concat());
+    }
+
+    #[test]
+    fn half_a_hybrid_stays_when_the_other_half_goes() {
+        let (v1, v2) = ("11".repeat(20), "22".repeat(32));
+        let text = format!("magnet:?xt=urn:btih:{v1}&xt=urn:btmh:1220{v2} why\n");
+        let remove = vec![value(Kind::Torrents, &v1)];
+        let edit = Edit { add: Vec::new(), remove };
+        let after = edited(Kind::Torrents, text.as_bytes(), &edit).unwrap();
+        assert_eq!(String::from_utf8(after).unwrap(), format!("{} why\n", &v2[..40]));
+    }
+
+    #[test]
+    fn a_file_of_ours_is_made_when_needed_and_changes_keep_mode_and_links() {
+        let folder = tempfile::tempdir().unwrap();
+        let it = file(folder.path());
+        assert!(it.load(Name::PortsDeny).unwrap().is_empty());
+        let add = vec![(value(Kind::Ports, "25"), Some("mail".to_owned()))];
+        let list = it.edit(Name::PortsDeny, &Edit { add, remove: Vec::new() }).unwrap();
+        assert_eq!(list.len(), 1);
+        assert_eq!(fs::read_to_string(&it.path).unwrap(), "25 mail\n");
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode(&it.path), MODE);
+        let link = folder.path().join("link");
+        std::os::unix::fs::symlink(&it.path, &link).unwrap();
+        fs::set_permissions(&it.path, fs::Permissions::from_mode(0o640)).unwrap();
+        let linked = ListFile { path: link.clone(), configured: true };
+        let remove = vec![value(Kind::Ports, "25")];
+        linked.edit(Name::PortsDeny, &Edit { add: Vec::new(), remove }).unwrap();
+        assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+        assert_eq!((fs::read(&it.path).unwrap().len(), mode(&it.path)), (0, 0o640));
+        assert_eq!(fs::read_dir(it.path.parent().unwrap()).unwrap().count(), 1, "nothing is left");
+    }
+
+    #[test]
+    fn what_is_wrong_is_said_with_file_and_line() {
+        let folder = tempfile::tempdir().unwrap();
+        let it = ListFile { path: folder.path().join("list"), configured: true };
+        let error = it.load(Name::PortsDeny).unwrap_err();
+        assert!(error.contains("cannot read") && error.contains("/list: "), "{error}");
+        fs::write(&it.path, "25\nhttp\n").unwrap();
+        let error = it.load(Name::PortsDeny).unwrap_err();
+        assert!(error.contains("/list:2: ") && error.contains("6881-6889"), "{error}");
+        let add = vec![(value(Kind::Ports, "80"), None)];
+        let error = it.edit(Name::PortsDeny, &Edit { add, remove: Vec::new() }).unwrap_err();
+        assert!(error.contains("/list:2: "), "{error}");
+        assert_eq!(fs::read_to_string(&it.path).unwrap(), "25\nhttp\n", "nothing is lost");
+        let folder = ListFile { path: folder.path().to_owned(), configured: true };
+        assert!(folder.load(Name::PortsDeny).is_err());
+    }
+}

@@ -1,0 +1,390 @@
+//! One list: what stands on it, with reasons, found in a few steps however long it is.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+
+use ahash::RandomState;
+
+use super::ranges::Ranges;
+use super::value::{self, Kind, Prefix, Value};
+use crate::types::{InfoHash, PeerId};
+
+/// The longest reason, in bytes: a client shows it in one line.
+pub const REASON_BYTES_MAX: usize = 200;
+
+/// The longest line, in bytes: a magnet link with a few dozen trackers.
+const LINE_BYTES_MAX: usize = 8192;
+
+/// Entries of one list, at most: 2 Mi torrents take about 100 MB.
+pub const ENTRIES_MAX: usize = 2 << 20;
+
+/// Where a value's reason is among the reasons, from 1; 0: it has none.
+type ReasonAt = u32;
+
+/// A line that is none, and what it should be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LineError {
+    /// Its number, from 1.
+    pub line: usize,
+    /// What is wrong, in words.
+    pub problem: &'static str,
+}
+
+/// What one line says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Line<'a> {
+    /// Nothing, or a comment.
+    Blank,
+    /// One value, or two, and a reason.
+    Entry(Value, Option<Value>, Option<&'a str>),
+}
+
+/// Values of one kind, each with or without a reason.
+#[derive(Clone, Debug)]
+pub struct List {
+    kind: Kind,
+    table: Table,
+    /// Those in use, each once.
+    reasons: Vec<Box<str>>,
+}
+
+#[derive(Clone, Debug)]
+enum Table {
+    /// Hundreds of thousands: a hash table and nothing else.
+    Torrents(HashMap<InfoHash, ReasonAt, RandomState>),
+    /// Some hundreds or thousands: sorted, and beside it what finds them fast.
+    Others(Vec<(Value, ReasonAt)>, Index),
+}
+
+#[derive(Clone, Debug)]
+enum Index {
+    Networks(Ranges),
+    /// For each length in use, longest first, the prefixes of that length.
+    Clients(Vec<(usize, HashMap<Prefix, ReasonAt, RandomState>)>),
+    /// One entry for each port: 0 where it is not listed, else its reason's place + 1.
+    Ports(Vec<u32>),
+}
+
+impl List {
+    /// A list with nothing on it.
+    pub fn empty(kind: Kind) -> Self {
+        Self::new(kind, HashMap::default(), Vec::new())
+    }
+
+    /// Reads a list's text: a value a line, then perhaps blanks and a reason. Where a value is there
+    /// twice, its last reason counts.
+    ///
+    /// # Errors
+    /// [`LineError`] with the first line that cannot be read.
+    pub fn parse(kind: Kind, text: &[u8]) -> Result<Self, LineError> {
+        let mut values = HashMap::default();
+        let mut reasons = Reasons::default();
+        for (line, bytes) in (1..).zip(text.split(|it| *it == b'\n')) {
+            let error = |problem| LineError { line, problem };
+            let Line::Entry(value, second, reason) = self::line(kind, bytes).map_err(error)? else {
+                continue;
+            };
+            let reason = reasons.place(reason);
+            for value in [Some(value), second].into_iter().flatten() {
+                values.insert(value, reason);
+            }
+            if values.len() > ENTRIES_MAX {
+                return Err(error("more entries than a list may have"));
+            }
+        }
+        Ok(Self::new(kind, values, reasons.texts))
+    }
+
+    fn new(
+        kind: Kind,
+        values: HashMap<Value, ReasonAt, RandomState>,
+        reasons: Vec<Box<str>>,
+    ) -> Self {
+        let table = if kind == Kind::Torrents {
+            let torrent = |(value, reason): (Value, ReasonAt)| match value {
+                Value::Torrent(it) => Some((it, reason)),
+                _ => None,
+            };
+            Table::Torrents(values.into_iter().filter_map(torrent).collect())
+        } else {
+            let mut values: Vec<_> = values.into_iter().collect();
+            values.sort_unstable();
+            let index = Index::new(kind, &values);
+            Table::Others(values, index)
+        };
+        Self { kind, table, reasons }
+    }
+
+    /// What it holds.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// How many values there are.
+    pub fn len(&self) -> usize {
+        match &self.table {
+            Table::Torrents(them) => them.len(),
+            Table::Others(them, _) => them.len(),
+        }
+    }
+
+    /// Whether there is nothing on it.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Whether a value is there just so, and its reason.
+    pub fn get(&self, value: &Value) -> Option<Option<&str>> {
+        let at = match (&self.table, value) {
+            (Table::Torrents(them), Value::Torrent(it)) => *them.get(it)?,
+            (Table::Others(them, _), _) => {
+                them[them.binary_search_by_key(value, |it| it.0).ok()?].1
+            }
+            _ => return None,
+        };
+        Some(self.reason(at))
+    }
+
+    /// The entries behind `after` in order, `limit` at most.
+    pub fn page(&self, after: Option<&Value>, limit: usize) -> Vec<(Value, Option<&str>)> {
+        let behind = |it: &Value| after.is_none_or(|after| it > after);
+        let mut page: Vec<_> = match &self.table {
+            Table::Torrents(them) => {
+                let mut all: Vec<_> = them
+                    .iter()
+                    .map(|(hash, at)| (Value::Torrent(*hash), *at))
+                    .filter(|it| behind(&it.0))
+                    .collect();
+                if limit < all.len() {
+                    all.select_nth_unstable(limit);
+                    all.truncate(limit);
+                }
+                all
+            }
+            Table::Others(them, _) => {
+                let start = them.partition_point(|it| !behind(&it.0));
+                them[start..].iter().take(limit).copied().collect()
+            }
+        };
+        page.sort_unstable();
+        page.into_iter().map(|(value, at)| (value, self.reason(at))).collect()
+    }
+
+    /// How many values of this list are not on `other`.
+    pub fn beyond(&self, other: &Self) -> usize {
+        let is_new = |it: Value| other.get(&it).is_none();
+        match &self.table {
+            Table::Torrents(them) => them.keys().filter(|it| is_new(Value::Torrent(**it))).count(),
+            Table::Others(them, _) => them.iter().filter(|it| is_new(it.0)).count(),
+        }
+    }
+
+    /// Whether a torrent is listed, and why.
+    #[inline]
+    pub(super) fn torrent(&self, info_hash: &InfoHash) -> Option<Option<&str>> {
+        match &self.table {
+            Table::Torrents(them) => them.get(info_hash).map(|it| self.reason(*it)),
+            Table::Others(..) => None,
+        }
+    }
+
+    /// Whether a network with this address is listed, and why.
+    #[inline]
+    pub(super) fn address(&self, address: IpAddr) -> Option<Option<&str>> {
+        match &self.table {
+            Table::Others(_, Index::Networks(them)) => them.find(address).map(|it| self.reason(it)),
+            _ => None,
+        }
+    }
+
+    /// Whether a beginning of this peer id is listed, and why.
+    #[inline]
+    pub(super) fn peer_id(&self, peer_id: &PeerId) -> Option<Option<&str>> {
+        let Table::Others(_, Index::Clients(by_length)) = &self.table else { return None };
+        let find = |(length, them): &(usize, HashMap<Prefix, _, _>)| {
+            them.get(&Prefix::of(&peer_id.0, *length)).copied()
+        };
+        by_length.iter().find_map(find).map(|it| self.reason(it))
+    }
+
+    /// Whether a port is listed, and why.
+    #[inline]
+    pub(super) fn port(&self, port: u16) -> Option<Option<&str>> {
+        let Table::Others(_, Index::Ports(them)) = &self.table else { return None };
+        let at = them.get(usize::from(port)).copied().unwrap_or(0);
+        at.checked_sub(1).map(|it| self.reason(it))
+    }
+
+    fn reason(&self, at: ReasonAt) -> Option<&str> {
+        let index = usize::try_from(at.checked_sub(1)?).ok()?;
+        self.reasons.get(index).map(|it| &**it)
+    }
+}
+
+impl Index {
+    fn new(kind: Kind, values: &[(Value, ReasonAt)]) -> Self {
+        match kind {
+            Kind::Clients => Self::clients(values),
+            Kind::Ports => Self::ports(values),
+            Kind::Networks | Kind::Torrents => {
+                let network = |(value, at): &(Value, ReasonAt)| match value {
+                    Value::Network(it) => Some((*it, *at)),
+                    _ => None,
+                };
+                Self::Networks(Ranges::new(values.iter().filter_map(network)))
+            }
+        }
+    }
+
+    fn clients(values: &[(Value, ReasonAt)]) -> Self {
+        let mut by_length: Vec<(usize, HashMap<_, _, _>)> = Vec::new();
+        for (value, at) in values {
+            let Value::Client(prefix) = value else { continue };
+            let length = prefix.length();
+            let place = by_length.iter().position(|it| it.0 == length).unwrap_or_else(|| {
+                by_length.push((length, HashMap::default()));
+                by_length.len() - 1
+            });
+            by_length[place].1.insert(*prefix, *at);
+        }
+        by_length.sort_unstable_by_key(|it| std::cmp::Reverse(it.0));
+        Self::Clients(by_length)
+    }
+
+    fn ports(values: &[(Value, ReasonAt)]) -> Self {
+        if values.is_empty() {
+            return Self::Ports(Vec::new());
+        }
+        let mut all = vec![0; usize::from(u16::MAX) + 1];
+        for (value, at) in values {
+            let Value::Ports(first, last) = value else { continue };
+            all[usize::from(*first)..=usize::from(*last)].fill(at + 1);
+        }
+        Self::Ports(all)
+    }
+}
+
+/// Reads one line, its end perhaps included.
+///
+/// # Errors
+/// What is wrong, in words.
+pub fn line(kind: Kind, bytes: &[u8]) -> Result<Line<'_>, &'static str> {
+    if bytes.len() > LINE_BYTES_MAX {
+        return Err("a line of more than 8192 bytes");
+    }
+    let text = std::str::from_utf8(bytes).map_err(|_| "no UTF-8")?.trim();
+    if text.is_empty() || text.starts_with('#') {
+        return Ok(Line::Blank);
+    }
+    let (word, reason) = text.split_once(char::is_whitespace).unwrap_or((text, ""));
+    let (value, second) = value::parse(kind, word).ok_or(kind.allowed())?;
+    let reason = self::reason(reason.trim_start())?;
+    Ok(Line::Entry(value, second, reason))
+}
+
+/// Judges a reason; an empty one is none.
+///
+/// # Errors
+/// What is wrong, in words.
+pub fn reason(text: &str) -> Result<Option<&str>, &'static str> {
+    if text.len() > REASON_BYTES_MAX {
+        return Err("a reason of more than 200 bytes");
+    }
+    if text.chars().any(char::is_control) {
+        return Err("a reason with a control character");
+    }
+    Ok(Some(text).filter(|it| !it.is_empty()))
+}
+
+/// Texts that many entries share.
+#[derive(Default)]
+struct Reasons {
+    texts: Vec<Box<str>>,
+    places: HashMap<Box<str>, ReasonAt, RandomState>,
+}
+
+impl Reasons {
+    fn place(&mut self, reason: Option<&str>) -> ReasonAt {
+        let Some(text) = reason else { return 0 };
+        if let Some(at) = self.places.get(text) {
+            return *at;
+        }
+        self.texts.push(text.into());
+        let at = ReasonAt::try_from(self.texts.len()).unwrap_or(0);
+        self.places.insert(text.into(), at);
+        at
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn list(kind: Kind, text: &str) -> List {
+        List::parse(kind, text.as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn lines_hold_a_value_and_a_reason() {
+        let text = "# whom we know\n\n10.0.0.0/8\r\n  192.0.2.0/24\t a flood, see #12  \n::1";
+        let it = list(Kind::Networks, text);
+        assert_eq!(it.len(), 3);
+        assert_eq!(it.address("10.1.2.3".parse().unwrap()), Some(None));
+        let reason = "a flood, see #12";
+        assert_eq!(it.address("192.0.2.9".parse().unwrap()), Some(Some(reason)));
+        assert_eq!(it.address("192.0.3.0".parse().unwrap()), None);
+    }
+
+    #[test]
+    fn a_bad_line_is_named() {
+        let error = |text: &[u8]| List::parse(Kind::Ports, text).unwrap_err();
+        let it = error(b"1\n# x\nhttp\n2");
+        assert_eq!((it.line, it.problem), (3, Kind::Ports.allowed()));
+        assert_eq!(error(b"1 \xff").line, 1);
+        assert_eq!(error(format!("\n1 {}", "x".repeat(201)).as_bytes()).line, 2);
+        assert_eq!(error(b"1 a\x1bb").problem, "a reason with a control character");
+        assert_eq!(error(&vec![b' '; LINE_BYTES_MAX + 1]).line, 1);
+    }
+
+    #[test]
+    fn the_longest_prefix_of_a_peer_id_counts() {
+        let it = list(Kind::Clients, "-XL wastes\n-XL0012-\n%00%01 broken");
+        let find = |id: &[u8; 20]| it.peer_id(&PeerId(*id));
+        assert_eq!(find(b"-XL0012-abcdefghijkl"), Some(None));
+        assert_eq!(find(b"-XL0013-abcdefghijkl"), Some(Some("wastes")));
+        assert_eq!(find(b"\x00\x01-----------------@"), Some(Some("broken")));
+        assert_eq!(find(b"-XM0012-abcdefghijkl"), None);
+    }
+
+    #[test]
+    fn ports_are_found_in_ranges() {
+        let it = list(Kind::Ports, "6881-6889 worn out\n25\n65535");
+        assert_eq!(it.port(6881), Some(Some("worn out")));
+        assert_eq!((it.port(25), it.port(65535), it.port(6890)), (Some(None), Some(None), None));
+        assert_eq!(list(Kind::Ports, "").port(0), None);
+    }
+
+    #[test]
+    fn pages_are_in_order_and_differences_are_counted() {
+        let hash = |it: u8| format!("{it:02x}").repeat(20);
+        let lines: String = (0..9).rev().map(|it| hash(it) + " r\n").collect();
+        let it = list(Kind::Torrents, &lines);
+        let page = it.page(None, 4);
+        assert_eq!(page.len(), 4);
+        assert_eq!((page[0].0.to_string(), page[3].0.to_string()), (hash(0), hash(3)));
+        let rest = it.page(Some(&page[3].0), 100);
+        assert_eq!((rest.len(), rest[0].0.to_string(), rest[0].1), (5, hash(4), Some("r")));
+        let other = list(Kind::Torrents, &format!("{}\n{}", hash(8), hash(200)));
+        assert_eq!((it.beyond(&other), other.beyond(&it)), (8, 1));
+        let ports = list(Kind::Ports, "1\n2\n3-9");
+        let texts: Vec<_> = ports.page(None, 2).iter().map(|it| it.0.to_string()).collect();
+        assert_eq!(texts, ["1", "2"]);
+        assert_eq!(ports.page(Some(&Value::Ports(2, 2)), 9).len(), 1);
+    }
+
+    #[test]
+    fn the_last_reason_of_a_value_counts() {
+        let it = list(Kind::Ports, "1 a\n1 b");
+        assert_eq!((it.len(), it.port(1)), (1, Some(Some("b"))));
+    }
+}

@@ -1,0 +1,275 @@
+//! Lists of who and what is served: immutable, swapped whole, read by every worker without a lock.
+//!
+//! What is on a deny list is refused. Where an allow list is in force, what is not on it is refused
+//! as well; what is on both is refused. A list of its own for each kind keeps files simple:
+//! whatever makes them needs to know of nothing else.
+
+mod list;
+mod ranges;
+mod value;
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+pub use list::{ENTRIES_MAX, Line, LineError, List, REASON_BYTES_MAX, line, reason};
+pub use value::{Kind, Prefix, Value, Values, parse as parse_value};
+
+use crate::types::{InfoHash, PeerId, Refusal};
+
+/// Which list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Name {
+    /// Torrents that are served; no others.
+    TorrentsAllow,
+    /// Torrents that are not served.
+    TorrentsDeny,
+    /// Networks that are served; no others.
+    NetworksAllow,
+    /// Networks that are not served.
+    NetworksDeny,
+    /// Clients that are served; no others.
+    ClientsAllow,
+    /// Clients that are not served.
+    ClientsDeny,
+    /// Ports that no peer may listen on.
+    PortsDeny,
+}
+
+impl Name {
+    /// Every list, in index order.
+    pub const ALL: [Self; 7] = [
+        Self::TorrentsAllow,
+        Self::TorrentsDeny,
+        Self::NetworksAllow,
+        Self::NetworksDeny,
+        Self::ClientsAllow,
+        Self::ClientsDeny,
+        Self::PortsDeny,
+    ];
+
+    /// What it holds.
+    pub const fn kind(self) -> Kind {
+        match self {
+            Self::TorrentsAllow | Self::TorrentsDeny => Kind::Torrents,
+            Self::NetworksAllow | Self::NetworksDeny => Kind::Networks,
+            Self::ClientsAllow | Self::ClientsDeny => Kind::Clients,
+            Self::PortsDeny => Kind::Ports,
+        }
+    }
+
+    /// Whether what is not on it is refused.
+    pub const fn allows(self) -> bool {
+        matches!(self, Self::TorrentsAllow | Self::NetworksAllow | Self::ClientsAllow)
+    }
+
+    /// The setting's name, and the label used in metrics.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::TorrentsAllow => "torrents_allow",
+            Self::TorrentsDeny => "torrents_deny",
+            Self::NetworksAllow => "networks_allow",
+            Self::NetworksDeny => "networks_deny",
+            Self::ClientsAllow => "clients_allow",
+            Self::ClientsDeny => "clients_deny",
+            Self::PortsDeny => "ports_deny",
+        }
+    }
+}
+
+/// What an announce or a scrape shows. A scrape has neither peer id nor port.
+#[derive(Clone, Copy, Debug)]
+pub struct Question<'a> {
+    /// The torrent.
+    pub info_hash: &'a InfoHash,
+    /// Where it comes from, unmapped.
+    pub source: IpAddr,
+    /// What the client calls itself.
+    pub peer_id: Option<&'a PeerId>,
+    /// The port it listens on, if it listens on one.
+    pub port: Option<u16>,
+}
+
+/// All lists as they are at one moment.
+#[derive(Clone, Debug)]
+pub struct Lists {
+    lists: [Arc<List>; Name::ALL.len()],
+    in_force: [bool; Name::ALL.len()],
+    any: bool,
+}
+
+impl Default for Lists {
+    fn default() -> Self {
+        let lists = Name::ALL.map(|it| Arc::new(List::empty(it.kind())));
+        Self { lists, in_force: [false; Name::ALL.len()], any: false }
+    }
+}
+
+impl Lists {
+    /// These, with one replaced. `required`: it is in force even while it is empty, so that an
+    /// allow list that lost its entries allows nothing instead of everything.
+    #[must_use]
+    pub fn with(mut self, name: Name, list: Arc<List>, required: bool) -> Self {
+        debug_assert_eq!(list.kind(), name.kind(), "a list of the right kind");
+        self.in_force[name as usize] = !list.is_empty() || (required && name.allows());
+        self.lists[name as usize] = list;
+        self.any = self.in_force.contains(&true);
+        self
+    }
+
+    /// One list.
+    pub fn get(&self, name: Name) -> &Arc<List> {
+        &self.lists[name as usize]
+    }
+
+    /// Whether a list refuses anything.
+    pub fn is_in_force(&self, name: Name) -> bool {
+        self.in_force[name as usize]
+    }
+
+    /// Whether any list refuses anything.
+    #[inline]
+    pub fn any_in_force(&self) -> bool {
+        self.any
+    }
+
+    /// Why not to serve this, if so. One branch where no list is in force.
+    #[inline]
+    pub fn judge(&self, question: &Question<'_>) -> Option<Refusal> {
+        if !self.any {
+            return None;
+        }
+        self.judge_source(question.source)
+            .or_else(|| self.judge_port(question.port))
+            .or_else(|| self.judge_client(question.peer_id))
+            .or_else(|| self.judge_torrent(question.info_hash))
+    }
+
+    /// Why not to serve a source at all, if so.
+    #[inline]
+    pub fn judge_source(&self, source: IpAddr) -> Option<Refusal> {
+        let listed = |it: &List| it.address(source).is_some();
+        let refused = self.refuses(Name::NetworksDeny, Name::NetworksAllow, listed);
+        refused.then_some(Refusal::NetworkDenied)
+    }
+
+    /// Why not to serve a torrent to anybody, if so.
+    #[inline]
+    pub fn judge_torrent(&self, info_hash: &InfoHash) -> Option<Refusal> {
+        let listed = |it: &List| it.torrent(info_hash).is_some();
+        let refused = self.refuses(Name::TorrentsDeny, Name::TorrentsAllow, listed);
+        refused.then_some(Refusal::TorrentDenied)
+    }
+
+    /// What the operator says about a refusal, for protocols that have room for it.
+    pub fn reason(&self, refusal: Refusal, question: &Question<'_>) -> Option<&str> {
+        let list = |name: Name| &*self.lists[name as usize];
+        match refusal {
+            Refusal::TorrentDenied => list(Name::TorrentsDeny).torrent(question.info_hash),
+            Refusal::NetworkDenied => list(Name::NetworksDeny).address(question.source),
+            Refusal::ClientDenied => list(Name::ClientsDeny).peer_id(question.peer_id?),
+            Refusal::PortDenied => list(Name::PortsDeny).port(question.port?),
+            _ => None,
+        }
+        .flatten()
+    }
+
+    fn judge_client(&self, peer_id: Option<&PeerId>) -> Option<Refusal> {
+        let peer_id = peer_id?;
+        let listed = |it: &List| it.peer_id(peer_id).is_some();
+        let refused = self.refuses(Name::ClientsDeny, Name::ClientsAllow, listed);
+        refused.then_some(Refusal::ClientDenied)
+    }
+
+    fn judge_port(&self, port: Option<u16>) -> Option<Refusal> {
+        let denied =
+            self.is_in_force(Name::PortsDeny) && self.get(Name::PortsDeny).port(port?).is_some();
+        denied.then_some(Refusal::PortDenied)
+    }
+
+    #[inline]
+    fn refuses(&self, deny: Name, allow: Name, listed: impl Fn(&List) -> bool) -> bool {
+        (self.in_force[deny as usize] && listed(&self.lists[deny as usize]))
+            || (self.in_force[allow as usize] && !listed(&self.lists[allow as usize]))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HASH: InfoHash = InfoHash([7; 20]);
+    const PEER: PeerId = PeerId(*b"-XL0012-abcdefghijkl");
+
+    fn lists(texts: &[(Name, &str, bool)]) -> Lists {
+        texts.iter().fold(Lists::default(), |lists, (name, text, required)| {
+            let list = List::parse(name.kind(), text.as_bytes()).unwrap();
+            lists.with(*name, Arc::new(list), *required)
+        })
+    }
+
+    fn question(source: &str) -> Question<'static> {
+        let peer_id = Some(&PEER);
+        Question { info_hash: &HASH, source: source.parse().unwrap(), peer_id, port: Some(6881) }
+    }
+
+    #[test]
+    fn nothing_is_refused_where_no_list_says_so() {
+        assert_eq!(Lists::default().judge(&question("192.0.2.1")), None);
+        assert!(!Lists::default().any_in_force());
+        let other = lists(&[
+            (Name::TorrentsDeny, &"08".repeat(20), true),
+            (Name::PortsDeny, "6880", false),
+            (Name::NetworksDeny, "", true),
+        ]);
+        assert_eq!(other.judge(&question("192.0.2.1")), None);
+        assert!(!other.is_in_force(Name::NetworksDeny), "a deny list without entries does nothing");
+    }
+
+    #[test]
+    fn each_list_refuses_what_it_is_for() {
+        let hash = "07".repeat(20);
+        for (name, text, refusal) in [
+            (Name::TorrentsDeny, hash.as_str(), Refusal::TorrentDenied),
+            (Name::NetworksDeny, "192.0.2.0/24", Refusal::NetworkDenied),
+            (Name::ClientsDeny, "-XL", Refusal::ClientDenied),
+            (Name::PortsDeny, "6881-6889", Refusal::PortDenied),
+            (Name::TorrentsAllow, &"08".repeat(20), Refusal::TorrentDenied),
+            (Name::NetworksAllow, "192.0.3.0/24", Refusal::NetworkDenied),
+            (Name::ClientsAllow, "-XM", Refusal::ClientDenied),
+        ] {
+            let it = lists(&[(name, &format!("{text} because"), false)]);
+            let asked = question("192.0.2.1");
+            assert_eq!(it.judge(&asked), Some(refusal), "{name:?}");
+            let reason = (!name.allows()).then_some("because");
+            assert_eq!(it.reason(refusal, &asked), reason, "{name:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_on_both_lists_is_refused() {
+        let it = lists(&[
+            (Name::NetworksAllow, "192.0.2.0/24", false),
+            (Name::NetworksDeny, "192.0.2.128/25", false),
+        ]);
+        assert_eq!(it.judge(&question("192.0.2.1")), None);
+        assert_eq!(it.judge(&question("192.0.2.129")), Some(Refusal::NetworkDenied));
+        assert_eq!(it.judge(&question("192.0.3.1")), Some(Refusal::NetworkDenied));
+    }
+
+    #[test]
+    fn a_required_allow_list_without_entries_allows_nothing() {
+        let it = lists(&[(Name::TorrentsAllow, "# none yet", true)]);
+        assert_eq!(it.judge(&question("192.0.2.1")), Some(Refusal::TorrentDenied));
+        let it = lists(&[(Name::TorrentsAllow, "", false)]);
+        assert_eq!(it.judge(&question("192.0.2.1")), None);
+    }
+
+    #[test]
+    fn a_scrape_is_judged_by_source_and_torrent_alone() {
+        let it = lists(&[(Name::ClientsAllow, "-XM", false), (Name::PortsDeny, "6881", false)]);
+        let scrape = Question { peer_id: None, port: None, ..question("192.0.2.1") };
+        assert_eq!(it.judge(&scrape), None);
+        let denied = lists(&[(Name::TorrentsDeny, &"07".repeat(20), false)]);
+        assert_eq!(denied.judge(&scrape), Some(Refusal::TorrentDenied));
+    }
+}

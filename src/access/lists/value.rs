@@ -1,0 +1,315 @@
+//! What stands on a list: torrents, networks, clients, ports, each in the one form it is written in.
+//!
+//! | kind | written as |
+//! |---|---|
+//! | torrents | 40 hexadecimal digits (v1, or v2 cut), 64 (v2), a magnet link (both hashes of a hybrid) |
+//! | networks | `192.0.2.0/24`, `2001:db8::/32`, an address |
+//! | clients | how peer ids begin: `-XY` or `-XY0123-`; other bytes as `%1f` |
+//! | ports | `25`, `6881-6889` |
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr};
+
+use ipnet::{IpNet, Ipv4Net};
+
+use crate::types::InfoHash;
+
+/// What a list holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Info-hashes.
+    Torrents,
+    /// Networks of sources.
+    Networks,
+    /// Beginnings of peer ids.
+    Clients,
+    /// Ports that peers listen on.
+    Ports,
+}
+
+impl Kind {
+    /// What a value of this kind must be, in words.
+    pub const fn allowed(self) -> &'static str {
+        match self {
+            Self::Torrents => "an info-hash (40 or 64 hexadecimal digits) or a magnet link",
+            Self::Networks => "a network (192.0.2.0/24, 2001:db8::/32) or an address",
+            Self::Clients => "how peer ids begin, 1 to 20 bytes; bytes outside ASCII as %1f",
+            Self::Ports => "a port or a range of ports (6881-6889)",
+        }
+    }
+}
+
+/// One thing on a list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Value {
+    /// A torrent.
+    Torrent(InfoHash),
+    /// A network, no bit set behind its prefix; IPv4 is never written as mapped IPv6.
+    Network(IpNet),
+    /// How peer ids begin.
+    Client(Prefix),
+    /// Ports from the first to the last.
+    Ports(u16, u16),
+}
+
+/// The first bytes of a peer id.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Prefix {
+    /// Those, then zeros.
+    bytes: [u8; 20],
+    length: u8,
+}
+
+impl Prefix {
+    /// The first `length` bytes of a peer id; all of them where that is more than there are.
+    pub fn of(peer_id: &[u8; 20], length: usize) -> Self {
+        let length = length.min(peer_id.len());
+        let mut bytes = [0; 20];
+        bytes[..length].copy_from_slice(&peer_id[..length]);
+        Self { bytes, length: u8::try_from(length).unwrap_or(20) }
+    }
+
+    /// How many bytes there are.
+    pub fn length(&self) -> usize {
+        usize::from(self.length)
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        let mut rest = text.as_bytes();
+        let mut it = Self { bytes: [0; 20], length: 0 };
+        while let Some((&first, behind)) = rest.split_first() {
+            let (byte, behind) = match first {
+                b'%' => {
+                    let (digits, behind) = behind.split_first_chunk::<2>()?;
+                    (byte_of_hex(*digits)?, behind)
+                }
+                _ if first.is_ascii_graphic() => (first, behind),
+                _ => return None,
+            };
+            let at = it.length();
+            *it.bytes.get_mut(at)? = byte;
+            it.length += 1;
+            rest = behind;
+        }
+        (it.length > 0).then_some(it)
+    }
+}
+
+impl fmt::Display for Prefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for byte in &self.bytes[..self.length()] {
+            // `#` would begin a comment, `/` would end a part of a path.
+            match byte {
+                b'%' | b'#' | b'/' => write!(f, "%{byte:02x}")?,
+                _ if byte.is_ascii_graphic() => write!(f, "{}", char::from(*byte))?,
+                _ => write!(f, "%{byte:02x}")?,
+            }
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Prefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self}")
+    }
+}
+
+impl fmt::Display for Value {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Torrent(it) => it.fmt(f),
+            Self::Network(it) => it.fmt(f),
+            Self::Client(it) => it.fmt(f),
+            Self::Ports(first, last) if first == last => first.fmt(f),
+            Self::Ports(first, last) => write!(f, "{first}-{last}"),
+        }
+    }
+}
+
+/// What one word of a list stands for: mostly one value, two for the magnet link of a hybrid.
+pub type Values = (Value, Option<Value>);
+
+/// Reads one value without blanks in it; `None` where it is none of this kind.
+pub fn parse(kind: Kind, text: &str) -> Option<Values> {
+    let one = |it: Option<Value>| it.map(|it| (it, None));
+    match kind {
+        Kind::Torrents => torrents(text),
+        Kind::Networks => one(network(text).map(Value::Network)),
+        Kind::Clients => one(Prefix::parse(text).map(Value::Client)),
+        Kind::Ports => one(ports(text)),
+    }
+}
+
+fn network(text: &str) -> Option<IpNet> {
+    let address = |text: &str| Some(IpNet::from(text.parse::<IpAddr>().ok()?));
+    let network: IpNet = text.parse().ok().or_else(|| address(text))?;
+    if network.addr() != network.network() {
+        return None; // a slip of the pen would deny or allow another network than was meant
+    }
+    Some(match network {
+        IpNet::V6(it) if it.prefix_len() >= 96 => match it.addr().to_ipv4_mapped() {
+            Some(mapped) => v4(mapped, it.prefix_len() - 96).unwrap_or(network),
+            None => network,
+        },
+        _ => network,
+    })
+}
+
+fn v4(address: Ipv4Addr, length: u8) -> Option<IpNet> {
+    Ipv4Net::new(address, length).ok().map(IpNet::V4)
+}
+
+fn ports(text: &str) -> Option<Value> {
+    let port = |text: &str| {
+        let digits = text.bytes().all(|it| it.is_ascii_digit());
+        text.parse::<u16>().ok().filter(|_| digits)
+    };
+    let (first, last) = text.split_once('-').unwrap_or((text, text));
+    let (first, last) = (port(first)?, port(last)?);
+    (first <= last).then_some(Value::Ports(first, last))
+}
+
+fn torrents(text: &str) -> Option<Values> {
+    let torrent = |it: InfoHash| (Value::Torrent(it), None);
+    let magnet = "magnet:?";
+    match text.get(..magnet.len()).filter(|it| it.eq_ignore_ascii_case(magnet)) {
+        Some(_) => of_magnet(&text[magnet.len()..]),
+        None => InfoHash::from_hex(text).or_else(|| cut(text)).map(torrent),
+    }
+}
+
+/// The first 20 bytes of a v2 info-hash (BEP 52): that is what is announced.
+fn cut(digits: &str) -> Option<InfoHash> {
+    let rest = digits.get(40..).filter(|it| it.len() == 24)?;
+    let sound = rest.bytes().all(|it| it.is_ascii_hexdigit());
+    InfoHash::from_hex(digits.get(..40)?).filter(|_| sound)
+}
+
+/// The torrents that the parameters of a magnet link name (BEP 9, 52): at most one of each version.
+fn of_magnet(parameters: &str) -> Option<Values> {
+    let (mut v1, mut v2) = (None, None);
+    for (name, value) in parameters.split('&').filter_map(|it| it.split_once('=')) {
+        if name != "xt" && !name.starts_with("xt.") {
+            continue;
+        }
+        let value = value.replace("%3A", ":").replace("%3a", ":").to_ascii_lowercase();
+        if let Some(hash) = value.strip_prefix("urn:btih:") {
+            v1 = Some(InfoHash::from_hex(hash).or_else(|| of_base32(hash))?);
+        } else if let Some(hash) = value.strip_prefix("urn:btmh:1220") {
+            v2 = Some(cut(hash)?); // a multihash: SHA-256, 32 bytes
+        }
+    }
+    let second = v2.filter(|it| v1.is_some() && v1 != Some(*it)).map(Value::Torrent);
+    Some((Value::Torrent(v1.or(v2)?), second))
+}
+
+/// RFC 4648, lower case: 32 digits of five bits each.
+fn of_base32(digits: &str) -> Option<InfoHash> {
+    if digits.len() != 32 {
+        return None;
+    }
+    let mut hash = [0; 20];
+    let (mut bits, mut held, mut at) = (0_u32, 0, 0);
+    for digit in digits.bytes() {
+        let value = match digit {
+            b'a'..=b'z' => digit - b'a',
+            b'2'..=b'7' => digit - b'2' + 26,
+            _ => return None,
+        };
+        bits = bits << 5 | u32::from(value);
+        held += 5;
+        if held >= 8 {
+            held -= 8;
+            *hash.get_mut(at)? = (bits >> held).to_le_bytes()[0];
+            at += 1;
+        }
+    }
+    Some(InfoHash(hash))
+}
+
+fn byte_of_hex([high, low]: [u8; 2]) -> Option<u8> {
+    let nibble = |digit: u8| u8::try_from(char::from(digit).to_digit(16)?).ok();
+    Some(nibble(high)? << 4 | nibble(low)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn texts(kind: Kind, text: &str) -> Vec<String> {
+        let (first, second) = parse(kind, text).unwrap_or_else(|| panic!("{text}"));
+        [Some(first), second].into_iter().flatten().map(|it| it.to_string()).collect()
+    }
+
+    #[test]
+    fn torrents_are_named_in_any_way_that_is_in_use() {
+        let hash = "0123456789abcdef0123456789abcdef01234567";
+        let v2 = "f1c2000000000000000000000000000000000000000000000000000000000001";
+        for text in [
+            hash.to_owned(),
+            hash.to_uppercase(),
+            format!("magnet:?xt=urn:btih:{hash}"),
+            format!("MAGNET:?dn=a+b&xt.1=urn:BTIH:{}&tr=udp%3A%2F%2Fx", hash.to_uppercase()),
+            format!("magnet:?xt=urn%3Abtih%3A{hash}"),
+            "magnet:?xt=urn:btih:AERUKZ4JVPG66AJDIVTYTK6N54ASGRLH".to_owned(),
+        ] {
+            assert_eq!(texts(Kind::Torrents, &text), [hash], "{text}");
+        }
+        assert_eq!(texts(Kind::Torrents, v2), [&v2[..40]]);
+        let hybrid = format!("magnet:?xt=urn:btmh:1220{v2}&xt=urn:btih:{hash}");
+        assert_eq!(texts(Kind::Torrents, &hybrid), [hash, &v2[..40]]);
+        let alone = format!("magnet:?xt=urn:btmh:1220{v2}");
+        assert_eq!(texts(Kind::Torrents, &alone), [&v2[..40]]);
+    }
+
+    #[test]
+    fn values_are_written_as_they_are_read() {
+        for (kind, text) in [
+            (Kind::Networks, "192.0.2.0/24"),
+            (Kind::Networks, "::/0"),
+            (Kind::Networks, "2001:db8::/32"),
+            (Kind::Clients, "-XL0012-"),
+            (Kind::Clients, "%00%ff%25%23%2fa"),
+            (Kind::Clients, "abcdefghijklmnopqrst"),
+            (Kind::Ports, "0"),
+            (Kind::Ports, "6881-6889"),
+        ] {
+            assert_eq!(texts(kind, text), [text]);
+        }
+        assert_eq!(texts(Kind::Networks, "192.0.2.7"), ["192.0.2.7/32"]);
+        assert_eq!(texts(Kind::Networks, "::1"), ["::1/128"]);
+        assert_eq!(texts(Kind::Networks, "::ffff:192.0.2.0/120"), ["192.0.2.0/24"]);
+        assert_eq!(texts(Kind::Ports, "7-7"), ["7"]);
+    }
+
+    #[test]
+    fn what_is_no_value_is_refused() {
+        let digits = "0".repeat(40);
+        for (kind, bad) in [
+            (Kind::Torrents, ""),
+            (Kind::Torrents, &digits[1..]),
+            (Kind::Torrents, &format!("{digits}0")),
+            (Kind::Torrents, &format!("{}g", &digits[1..])),
+            (Kind::Torrents, &format!("{digits}{}", "g".repeat(24))),
+            (Kind::Torrents, "magnet:?dn=x"),
+            (Kind::Torrents, "magnet:?xt=urn:btih:xyz"),
+            (Kind::Torrents, &format!("magnet:?xt=urn:btmh:1114{digits}")),
+            (Kind::Torrents, "\u{e9}\u{e9}\u{e9}\u{e9}\u{e9}"),
+            (Kind::Networks, "192.0.2.1/24"),
+            (Kind::Networks, "192.0.2.0/33"),
+            (Kind::Networks, "localhost"),
+            (Kind::Clients, ""),
+            (Kind::Clients, "%"),
+            (Kind::Clients, "%0g"),
+            (Kind::Clients, "abcdefghijklmnopqrstu"),
+            (Kind::Clients, "\u{e9}"),
+            (Kind::Ports, "65536"),
+            (Kind::Ports, "+1"),
+            (Kind::Ports, "2-1"),
+            (Kind::Ports, "-"),
+        ] {
+            assert_eq!(parse(kind, bad), None, "{bad:?}");
+        }
+    }
+}
