@@ -69,6 +69,13 @@ impl Hash for InfoHash {
 #[repr(transparent)]
 pub struct PeerId(pub [u8; 20]);
 
+impl Hash for PeerId {
+    #[inline]
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        InfoHash(self.0).hash(state);
+    }
+}
+
 /// IPv4 or IPv6: which socket a datagram came by, and which addresses its reply may hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Family {

@@ -1,39 +1,63 @@
-//! Who and what is served: lists of torrents, networks, clients and ports.
+//! Who and what is served: lists of torrents, networks, clients and ports; torrents that have to be
+//! registered; passkeys of a private tracker.
 //!
 //! ```text
-//! files ─▶ disk::Office ─▶ Access ─▶ Gate, one a worker ─▶ admitted, or a refusal
-//!   ▲          ▲
-//!   └── API ───┘
+//! files ──────▶ disk::Office ─▶ Access ─▶ Gate, one a worker ─▶ admitted, or a refusal
+//! database ───▶     ▲
+//! API ──────────────┘
 //! ```
 //!
-//! [`Access`] is what is in force, shared by all; [`Gate`] is one worker's look at it, which takes
-//! no lock. Only `disk` touches files; nothing here reads a clock.
+//! [`Access`] is what is in force, shared by all; [`Gate`] is one worker's look at it. Nothing in
+//! it waits for a disk: what is changed is written down first, then put in force. Only `disk`
+//! touches files; nothing here reads a clock.
 
 pub mod disk;
 pub mod lists;
+pub mod mode;
+pub mod passkey;
+pub mod registry;
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use arc_swap::ArcSwap;
 
 use lists::{Lists, Question};
+use mode::Mode;
+use passkey::{Key, Keys, Report};
+use registry::Registry;
 
-use crate::types::Refusal;
+use crate::time::Now;
+use crate::types::{Announce, Contact, InfoHash, Refusal};
 
 /// What is in force.
 pub struct Access {
+    mode: Mode,
     lists: Arc<ArcSwap<Lists>>,
+    registry: Registry,
+    keys: Keys,
     /// Whether anything can be refused at all: one look says so where nothing is set up.
     guarded: AtomicBool,
 }
 
 impl Access {
-    /// Under these lists.
-    pub fn new(lists: Lists) -> Self {
-        let it = Self { lists: Arc::default(), guarded: AtomicBool::new(false) };
+    /// In this mode, under these lists, with nothing registered and no key issued.
+    pub fn new(mode: Mode, lists: Lists) -> Self {
+        let it = Self {
+            mode,
+            lists: Arc::default(),
+            registry: Registry::new(),
+            keys: Keys::default(),
+            guarded: AtomicBool::new(true),
+        };
         it.set_lists(lists);
         it
+    }
+
+    /// Whom the tracker is for. A restart alone changes it.
+    pub fn mode(&self) -> Mode {
+        self.mode
     }
 
     /// The lists as they are now.
@@ -43,10 +67,38 @@ impl Access {
 
     /// Replaces all lists at once.
     pub fn set_lists(&self, lists: Lists) {
-        let guarded = lists.any_in_force();
+        let guarded = lists.any_in_force() || self.mode.needs_registration();
         self.lists.store(Arc::new(lists));
         self.guarded.store(guarded, Ordering::Release);
     }
+
+    /// Which torrents are registered.
+    pub fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
+    /// Which passkeys are valid.
+    pub fn keys(&self) -> &Keys {
+        &self.keys
+    }
+}
+
+impl Default for Access {
+    /// Everybody and everything.
+    fn default() -> Self {
+        Self::new(Mode::Open, Lists::default())
+    }
+}
+
+/// What a request shows besides what every tracker needs.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Shown<'a> {
+    /// The passkey in the path, as it came.
+    pub passkey: Option<&'a [u8]>,
+    /// Bytes uploaded since the session began.
+    pub uploaded: u64,
+    /// Bytes downloaded since the session began.
+    pub downloaded: u64,
 }
 
 /// One worker's look at what is in force.
@@ -62,15 +114,103 @@ impl Gate {
         Self { access, lists }
     }
 
-    /// Lets a request in.
+    /// Lets an announce in, and says which swarm it is for: not always that of the hash it names.
     ///
     /// # Errors
     /// Why it is refused.
     #[inline]
-    pub fn admit(&mut self, question: &Question<'_>) -> Result<(), Refusal> {
+    pub fn announce(
+        &mut self,
+        now: Now,
+        announce: &Announce,
+        shown: &Shown<'_>,
+    ) -> Result<InfoHash, Refusal> {
         if !self.access.guarded.load(Ordering::Acquire) {
-            return Ok(());
+            return Ok(announce.info_hash);
         }
+        self.judge_announce(now, announce, shown)
+    }
+
+    /// Lets a scrape of one torrent in, and says which swarm it is about.
+    ///
+    /// # Errors
+    /// Why it is refused.
+    #[inline]
+    pub fn scrape(
+        &mut self,
+        now: Now,
+        source: IpAddr,
+        info_hash: &InfoHash,
+        passkey: Option<&[u8]>,
+    ) -> Result<InfoHash, Refusal> {
+        if !self.access.guarded.load(Ordering::Acquire) {
+            return Ok(*info_hash);
+        }
+        let question = Question { info_hash, source, peer_id: None, port: None };
+        self.judge(&question)?;
+        self.judge_passkey(passkey)?;
+        self.judge_torrent(now, info_hash)
+    }
+
+    /// What the operator says about a refusal of this announce, for protocols with room for it.
+    pub fn reason(&mut self, refusal: Refusal, announce: &Announce) -> Option<&str> {
+        self.lists.load().reason(refusal, &question_of(announce))
+    }
+
+    fn judge_announce(
+        &mut self,
+        now: Now,
+        announce: &Announce,
+        shown: &Shown<'_>,
+    ) -> Result<InfoHash, Refusal> {
+        self.judge(&question_of(announce))?;
+        let key = self.judge_passkey(shown.passkey)?;
+        let canonical = self.judge_torrent(now, &announce.info_hash)?;
+        if let Some(key) = key {
+            key.count(
+                now,
+                &Report {
+                    info_hash: &canonical,
+                    peer_id: &announce.peer_id,
+                    event: announce.event,
+                    uploaded: shown.uploaded,
+                    downloaded: shown.downloaded,
+                    left: announce.left,
+                },
+            )?;
+        }
+        Ok(canonical)
+    }
+
+    fn judge(&mut self, question: &Question<'_>) -> Result<(), Refusal> {
         self.lists.load().judge(question).map_or(Ok(()), Err)
     }
+
+    fn judge_passkey(&self, passkey: Option<&[u8]>) -> Result<Option<Arc<Key>>, Refusal> {
+        if self.access.mode != Mode::Private {
+            return Ok(None);
+        }
+        let key = passkey.and_then(|it| self.access.keys.check(it));
+        key.map(Some).ok_or(Refusal::UnknownPasskey)
+    }
+
+    fn judge_torrent(&self, now: Now, info_hash: &InfoHash) -> Result<InfoHash, Refusal> {
+        if !self.access.mode.needs_registration() {
+            return Ok(*info_hash);
+        }
+        self.access.registry.judge(now, info_hash)
+    }
 }
+
+/// What lists are asked about an announce.
+fn question_of(announce: &Announce) -> Question<'_> {
+    let port = match announce.contact {
+        Contact::Port(port) => Some(port),
+        Contact::Web(_) => None,
+    };
+    let Announce { info_hash, source, peer_id, .. } = announce;
+    Question { info_hash, source: *source, peer_id: Some(peer_id), port }
+}
+
+#[cfg(test)]
+mod tests;

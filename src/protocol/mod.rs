@@ -2,6 +2,7 @@
 
 pub mod bencode;
 pub mod http;
+pub mod passkey;
 pub mod proxy;
 pub mod udp;
 pub mod webtorrent;

@@ -5,9 +5,9 @@
 //! is in force is what stands there.
 
 use std::collections::HashMap;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write as _};
-use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use ahash::RandomState;
@@ -19,6 +19,9 @@ const FILE_BYTES_MAX: u64 = 512 << 20;
 
 /// Mode of files that we make.
 const MODE: u32 = 0o600;
+
+/// Mode of the folder that we make for them.
+const FOLDER_MODE: u32 = 0o700;
 
 /// Where a list is kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -82,8 +85,9 @@ impl ListFile {
     fn replace(&self, text: &[u8]) -> io::Result<()> {
         let real = fs::canonicalize(&self.path).unwrap_or_else(|_| self.path.clone());
         let mode = fs::metadata(&real).map_or(MODE, |it| it.permissions().mode() & 0o777);
-        let folder = real.parent().unwrap_or(Path::new("."));
-        fs::create_dir_all(folder)?;
+        let folder = real.parent().filter(|it| !it.as_os_str().is_empty());
+        let folder = folder.unwrap_or_else(|| Path::new("."));
+        DirBuilder::new().recursive(true).mode(FOLDER_MODE).create(folder)?;
         let mut random = [0; 8];
         getrandom::fill(&mut random).map_err(io::Error::other)?;
         let unfinished = real.with_extension(format!("{:016x}", u64::from_ne_bytes(random)));

@@ -1,9 +1,12 @@
 //! The side of access control that writes: lists in files, registrations and passkeys in a
 //! database, and what is in force changed after them.
 //!
-//! Nothing here is called by a worker. An operator's act waits for the disk; an announce never does.
+//! Nothing here is called by a worker: an operator's act waits for the disk, an announce never.
 
+mod database;
 mod files;
+mod registrations;
+mod torrent;
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -13,11 +16,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tracing::{error, info};
 
+use database::Database;
 pub use files::Edit;
 use files::ListFile;
+pub use registrations::{Issued, Registered};
+pub use torrent::Torrent;
 
 use super::Access;
 use super::lists::{List, Lists, Name};
+use super::mode::Mode;
 
 /// The log's target of lines that answer an operator's own act: they are never held back.
 pub const OPERATOR: &str = "skep::operator";
@@ -25,9 +32,13 @@ pub const OPERATOR: &str = "skep::operator";
 /// Values of an edit that the log names one by one, at most; of more, it tells how many.
 const NAMED_MAX: usize = 8;
 
-/// Where things are kept.
+/// What the operator may set.
 #[derive(Clone, Debug)]
 pub struct Options {
+    /// Whom the tracker is for.
+    pub mode: Mode,
+    /// Digits in which an unknown hash may differ from a registered one to be similar to it.
+    pub similar_digits_max: u32,
     /// The list files that settings name.
     pub files: [Option<PathBuf>; Name::ALL.len()],
     /// The state directory, or why there is none.
@@ -63,12 +74,29 @@ pub enum Trouble {
     List(String),
     /// There is nowhere to keep it.
     NoState(String),
+    /// The database cannot be read or written; the text names the file and the remedy.
+    Database(String),
+    /// The tracker is open: it has neither registrations nor passkeys.
+    Open,
+    /// The tracker has no passkeys.
+    NotPrivate,
+    /// No such torrent or passkey.
+    Unknown,
+    /// One of a torrent's hashes is another torrent's already.
+    Taken,
+    /// As many torrents or passkeys as there may be.
+    Full,
 }
 
 impl fmt::Display for Trouble {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::List(text) => f.write_str(text),
+            Self::List(text) | Self::Database(text) => f.write_str(text),
+            Self::Open => f.write_str("access.mode is open: nothing is registered"),
+            Self::NotPrivate => f.write_str("access.mode is not private: there are no passkeys"),
+            Self::Unknown => f.write_str("there is none"),
+            Self::Taken => f.write_str("one of the hashes is another torrent's already"),
+            Self::Full => f.write_str("there are as many as there may be"),
             Self::NoState(reason) => write!(
                 f,
                 "there is nowhere to keep this: {reason}; remedy: set server.state_dir to a \
@@ -98,6 +126,8 @@ pub struct Office {
     access: Arc<Access>,
     /// Held through every change, so that files and what is in force change in the same order.
     home: Mutex<Home>,
+    /// Where torrents have to be registered.
+    database: Option<Database>,
     reload_failures: AtomicU64,
 }
 
@@ -122,8 +152,28 @@ impl Office {
             }
             lists = lists.with(name, Arc::new(list), file.configured);
         }
-        let access = Arc::new(Access::new(lists));
-        Ok(Self { access, home: Mutex::new(home), reload_failures: AtomicU64::new(0) })
+        let access = Arc::new(Access::new(options.mode, lists));
+        access.registry().set_similar_digits_max(options.similar_digits_max);
+        let database = options.mode.needs_registration().then(|| open_database(options));
+        let (home, reload_failures) = (Mutex::new(home), AtomicU64::new(0));
+        let it = Self { access, home, database: database.transpose()?, reload_failures };
+        it.load_database()?;
+        Ok(it)
+    }
+
+    /// Reads the list files that settings name, and changes nothing.
+    ///
+    /// # Errors
+    /// [`Trouble`] with the first thing that cannot be read.
+    pub fn check(options: &Options) -> Result<(), Trouble> {
+        for (name, file) in Name::ALL.into_iter().zip(places(options)) {
+            if let Ok(file) = file.as_ref()
+                && file.configured
+            {
+                file.load(name).map_err(Trouble::List)?;
+            }
+        }
+        Ok(())
     }
 
     /// What is in force.
@@ -141,8 +191,9 @@ impl Office {
         self.home().file(name).ok().map(|it| it.path.clone())
     }
 
-    /// Puts other files in force. They are read with the next reload.
-    pub fn set_files(&self, options: &Options) {
+    /// Takes other settings over; files are read with the next reload. The mode stays as it is.
+    pub fn set_options(&self, options: &Options) {
+        self.access.registry().set_similar_digits_max(options.similar_digits_max);
         self.home().files = places(options);
     }
 
@@ -208,6 +259,11 @@ impl Home {
     fn file(&self, name: Name) -> Result<&ListFile, Trouble> {
         self.files[name as usize].as_ref().map_err(|it| Trouble::NoState(it.clone()))
     }
+}
+
+fn open_database(options: &Options) -> Result<Database, Trouble> {
+    let folder = options.state.as_ref().map_err(|it| Trouble::NoState(it.clone()))?;
+    Database::open(folder).map_err(Trouble::Database)
 }
 
 /// Where each list is kept: where a setting says, or in the state directory.

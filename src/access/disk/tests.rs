@@ -5,13 +5,16 @@ use std::path::Path;
 
 use super::*;
 use crate::access::Gate;
-use crate::access::lists::{Question, parse_value};
-use crate::types::{InfoHash, Refusal};
+use crate::access::lists::parse_value;
+use crate::access::passkey::{Limits, Report};
+use crate::time::Now;
+use crate::types::{Event, InfoHash, PeerId, Refusal};
 
 fn options(folder: &Path) -> Options {
     let mut files = [const { None }; Name::ALL.len()];
     files[Name::NetworksDeny as usize] = Some(folder.join("networks"));
-    Options { files, state: Ok(folder.join("state")) }
+    let state = Ok(folder.join("state"));
+    Options { mode: Mode::Open, similar_digits_max: 0, files, state }
 }
 
 fn edit(name: Name, add: &[&str], remove: &[&str]) -> Edit {
@@ -24,8 +27,8 @@ fn edit(name: Name, add: &[&str], remove: &[&str]) -> Edit {
 
 fn verdict(office: &Office, source: &str) -> Result<(), Refusal> {
     let (info_hash, source) = (&InfoHash([1; 20]), source.parse().unwrap());
-    let question = Question { info_hash, source, peer_id: None, port: None };
-    Gate::new(office.access().clone()).admit(&question)
+    let now = Now::from_s(1_800_000_000);
+    Gate::new(office.access().clone()).scrape(now, source, info_hash, None).map(|_| ())
 }
 
 #[test]
@@ -100,4 +103,111 @@ fn without_a_state_directory_nothing_is_edited() {
     let trouble = office.edit(Name::PortsDeny, &added, Who::Api(None)).unwrap_err();
     assert!(trouble.to_string().contains("it is read-only"), "{trouble}");
     assert!(trouble.to_string().contains("server.state_dir"), "{trouble}");
+}
+
+const NOW: Now = Now::from_s(1_800_000_000);
+
+fn office(folder: &Path, mode: Mode) -> Result<Office, Trouble> {
+    let files = [const { None }; Name::ALL.len()];
+    Office::open(&Options { mode, similar_digits_max: 0, files, state: Ok(folder.to_owned()) })
+}
+
+fn torrent(number: u8, second: Option<u8>) -> Torrent {
+    let hash = |it| InfoHash([it; 20]);
+    Torrent {
+        info_hash: hash(number),
+        info_hash_v2: second.map(hash),
+        name: Some(format!("torrent {number}")),
+        ..Torrent::default()
+    }
+}
+
+#[test]
+fn registrations_outlive_the_office() {
+    let folder = tempfile::tempdir().unwrap();
+    let first = office(folder.path(), Mode::Registered).unwrap();
+    let created = |it: Torrent| first.register(it, NOW, Who::Api(None)).map(|it| it.created);
+    assert_eq!(created(torrent(1, Some(2))), Ok(true));
+    assert_eq!(created(torrent(3, None)), Ok(true));
+    assert_eq!(created(torrent(3, Some(4))), Ok(false), "it turns out to be a hybrid");
+    assert_eq!(created(torrent(2, None)), Err(Trouble::Taken));
+    assert_eq!(created(torrent(5, Some(1))), Err(Trouble::Taken));
+    drop(first);
+    let again = office(folder.path(), Mode::Registered).unwrap();
+    let canonical = |it: u8| again.access().registry().canonical(&InfoHash([it; 20]));
+    for (hash, swarm) in [(1, 1), (2, 1), (3, 3), (4, 3)] {
+        assert_eq!(canonical(hash), Some(InfoHash([swarm; 20])), "{hash}");
+    }
+    let told = again.registered(&InfoHash([2; 20])).unwrap();
+    assert_eq!((told.name.as_deref(), told.registered_s), (Some("torrent 1"), NOW.seconds()));
+    again.unregister(&InfoHash([2; 20]), Who::Api(None)).unwrap();
+    assert_eq!((canonical(1), canonical(2)), (None, None));
+    assert_eq!(again.unregister(&InfoHash([1; 20]), Who::Api(None)), Err(Trouble::Unknown));
+    drop(again);
+    let last = office(folder.path(), Mode::Registered).unwrap();
+    assert_eq!(last.access().registry().len(), 2);
+    let plain = last.register(torrent(3, None), NOW.plus_s(9), Who::Api(None)).unwrap();
+    assert_eq!(plain.torrent.registered_s, NOW.seconds(), "since the first time");
+    assert_eq!(last.access().registry().len(), 1, "it is no hybrid after all");
+}
+
+#[test]
+fn a_damaged_database_opens_no_tracker() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("access.redb"), "no database").unwrap();
+    for mode in [Mode::Registered, Mode::Private] {
+        let trouble = office(folder.path(), mode).err().unwrap().to_string();
+        assert!(trouble.contains("access.redb") && trouble.contains("remedy"), "{trouble}");
+    }
+    assert!(office(folder.path(), Mode::Open).is_ok(), "which needs none");
+    let state = Err("it is read-only".to_owned());
+    let files = [const { None }; Name::ALL.len()];
+    let nowhere = Options { mode: Mode::Private, similar_digits_max: 0, files, state };
+    let trouble = Office::open(&nowhere).err().unwrap().to_string();
+    assert!(trouble.contains("server.state_dir"), "{trouble}");
+}
+
+#[test]
+fn an_open_tracker_registers_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let office = office(folder.path(), Mode::Open).unwrap();
+    assert_eq!(office.register(torrent(1, None), NOW, Who::Api(None)), Err(Trouble::Open));
+    let issued = office.issue("ann", Limits::default(), NOW, Who::Api(None));
+    assert_eq!(issued.err(), Some(Trouble::NotPrivate));
+    assert!(fs::read_dir(folder.path()).unwrap().next().is_none(), "and makes no database");
+}
+
+#[test]
+fn passkeys_and_their_totals_outlive_the_office_and_are_kept_hashed() {
+    let folder = tempfile::tempdir().unwrap();
+    let first = office(folder.path(), Mode::Private).unwrap();
+    let limits = Limits { peers: 5, ..Limits::default() };
+    let issued = first.issue("ann", limits, NOW, Who::Api(None)).unwrap();
+    let other = first.issue("bob", limits, NOW, Who::Api(None)).unwrap();
+    let digits = issued.passkey.as_bytes();
+    let key = first.access().keys().check(digits).unwrap();
+    for uploaded in [0, 700] {
+        let report = Report {
+            info_hash: &InfoHash([1; 20]),
+            peer_id: &PeerId([1; 20]),
+            event: Event::None,
+            uploaded,
+            downloaded: 0,
+            left: 0,
+        };
+        key.count(NOW, &report).unwrap();
+    }
+    first.flush(NOW, 3600).unwrap();
+    first.revoke(&other.id, Who::Api(None)).unwrap();
+    assert_eq!(first.revoke(&other.id, Who::Api(None)), Err(Trouble::Unknown));
+    drop(first);
+    let again = office(folder.path(), Mode::Private).unwrap();
+    let key = again.access().keys().check(digits).unwrap();
+    let record = key.record();
+    assert_eq!((record.name.as_str(), record.limits), ("ann", limits));
+    assert_eq!((record.totals.uploaded, record.totals.announces), (700, 2));
+    assert!(again.access().keys().check(other.passkey.as_bytes()).is_none());
+    let file = fs::read(folder.path().join("access.redb")).unwrap();
+    let holds = |needle: &[u8]| file.windows(needle.len()).any(|it| it == needle);
+    assert!(!holds(digits) && holds(b"ann"), "the key itself is nowhere");
 }

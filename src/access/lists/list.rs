@@ -71,8 +71,8 @@ impl List {
         Self::new(kind, HashMap::default(), Vec::new())
     }
 
-    /// Reads a list's text: a value a line, then perhaps blanks and a reason. Where a value is there
-    /// twice, its last reason counts.
+    /// Reads a list's text: a value a line, then perhaps blanks and a reason. Where a value is
+    /// there twice, its last reason counts.
     ///
     /// # Errors
     /// [`LineError`] with the first line that cannot be read.
@@ -168,6 +168,11 @@ impl List {
         };
         page.sort_unstable();
         page.into_iter().map(|(value, at)| (value, self.reason(at))).collect()
+    }
+
+    /// Whether the values are the same.
+    pub fn is_same(&self, other: &Self) -> bool {
+        self.len() == other.len() && self.beyond(other) == 0
     }
 
     /// How many values of this list are not on `other`.
@@ -277,7 +282,7 @@ pub fn line(kind: Kind, bytes: &[u8]) -> Result<Line<'_>, &'static str> {
         return Ok(Line::Blank);
     }
     let (word, reason) = text.split_once(char::is_whitespace).unwrap_or((text, ""));
-    let (value, second) = value::parse(kind, word).ok_or(kind.allowed())?;
+    let (value, second) = value::parse(kind, word).ok_or_else(|| kind.allowed())?;
     let reason = self::reason(reason.trim_start())?;
     Ok(Line::Entry(value, second, reason))
 }

@@ -1,8 +1,8 @@
-//! What stands on a list: torrents, networks, clients, ports, each in the one form it is written in.
+//! What stands on a list: torrents, networks, clients, ports, each in the form it is written in.
 //!
 //! | kind | written as |
 //! |---|---|
-//! | torrents | 40 hexadecimal digits (v1, or v2 cut), 64 (v2), a magnet link (both hashes of a hybrid) |
+//! | torrents | 40 hexadecimal digits (v1, or v2 cut), 64 (v2), a magnet link (one hash or two) |
 //! | networks | `192.0.2.0/24`, `2001:db8::/32`, an address |
 //! | clients | how peer ids begin: `-XY` or `-XY0123-`; other bytes as `%1f` |
 //! | ports | `25`, `6881-6889` |
@@ -69,6 +69,11 @@ impl Prefix {
         Self { bytes, length: u8::try_from(length).unwrap_or(20) }
     }
 
+    /// Those bytes.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes[..self.length()]
+    }
+
     /// How many bytes there are.
     pub fn length(&self) -> usize {
         usize::from(self.length)
@@ -97,7 +102,7 @@ impl Prefix {
 
 impl fmt::Display for Prefix {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for byte in &self.bytes[..self.length()] {
+        for byte in self.bytes() {
             // `#` would begin a comment, `/` would end a part of a path.
             match byte {
                 b'%' | b'#' | b'/' => write!(f, "%{byte:02x}")?,

@@ -1,0 +1,292 @@
+//! Registered torrents and passkeys in the state directory: an embedded database in one file.
+//!
+//! A file that is damaged is never opened, nor replaced by an empty one: an operator has to decide.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use redb::{ReadableDatabase as _, ReadableTable as _, TableDefinition};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::torrent::Torrent;
+use crate::access::passkey::{Digest, Record};
+use crate::types::InfoHash;
+
+/// The file's name in the state directory.
+const FILE: &str = "access.redb";
+
+/// Memory for pages, in bytes. Everything that has to be fast is held elsewhere.
+const CACHE_BYTES: usize = 8 << 20;
+
+/// Torrents by the hash of their swarm, as JSON.
+const TORRENTS: TableDefinition<'_, &[u8; 20], &[u8]> = TableDefinition::new("torrents");
+
+/// Passkeys by their digest, as JSON.
+const PASSKEYS: TableDefinition<'_, &[u8; 32], &[u8]> = TableDefinition::new("passkeys");
+
+/// The open database.
+pub(super) struct Database {
+    path: PathBuf,
+    database: redb::Database,
+}
+
+impl Database {
+    /// Opens the database in this folder; makes one where there is none.
+    ///
+    /// # Errors
+    /// Which file cannot be opened, why, and what to do.
+    pub(super) fn open(folder: &Path) -> Result<Self, String> {
+        let path = folder.join(FILE);
+        if fs::symlink_metadata(&path).is_err_and(|it| it.kind() == io::ErrorKind::NotFound) {
+            make(&path).map_err(|error| {
+                format!(
+                    "cannot make {}: {error}; remedy: let skep's user write the folder, or set \
+                     server.state_dir to one that it may write",
+                    path.display()
+                )
+            })?;
+        }
+        let database = builder().open(&path).map_err(|error| unusable(&path, &error))?;
+        let it = Self { path, database };
+        it.make_tables().map_err(|error| unusable(&it.path, &error))?;
+        Ok(it)
+    }
+
+    /// Every registered torrent.
+    ///
+    /// # Errors
+    /// As [`Database::open`].
+    pub(super) fn torrents(&self) -> Result<Vec<Torrent>, String> {
+        let read = || -> Result<Vec<Torrent>, Failure> {
+            let read = self.database.begin_read()?;
+            let mut all = Vec::new();
+            for entry in read.open_table(TORRENTS)?.iter()? {
+                let (key, value) = entry?;
+                let torrent: Torrent = decode(value.value())?;
+                if torrent.info_hash != InfoHash(*key.value()) {
+                    return Err("a torrent under another's hash".into());
+                }
+                all.push(torrent);
+            }
+            Ok(all)
+        };
+        read().map_err(|error| unusable(&self.path, &error))
+    }
+
+    /// Every passkey.
+    ///
+    /// # Errors
+    /// As [`Database::open`].
+    pub(super) fn passkeys(&self) -> Result<Vec<(Digest, Record)>, String> {
+        let read = || -> Result<Vec<(Digest, Record)>, Failure> {
+            let read = self.database.begin_read()?;
+            let mut all = Vec::new();
+            for entry in read.open_table(PASSKEYS)?.iter()? {
+                let (key, value) = entry?;
+                all.push((*key.value(), decode(value.value())?));
+            }
+            Ok(all)
+        };
+        read().map_err(|error| unusable(&self.path, &error))
+    }
+
+    /// One registered torrent.
+    ///
+    /// # Errors
+    /// Where the file cannot be read any more.
+    pub(super) fn torrent(&self, info_hash: &InfoHash) -> Result<Option<Torrent>, String> {
+        let read = || -> Result<Option<Torrent>, Failure> {
+            let table = self.database.begin_read()?.open_table(TORRENTS)?;
+            table.get(&info_hash.0)?.map(|it| decode(it.value())).transpose()
+        };
+        read().map_err(|error| unusable(&self.path, &error))
+    }
+
+    /// Keeps a torrent. On disk when it returns.
+    ///
+    /// # Errors
+    /// Where the file cannot be written.
+    pub(super) fn put_torrent(&self, torrent: &Torrent) -> Result<(), String> {
+        let value = encode(torrent)?;
+        self.write(|write| {
+            write.open_table(TORRENTS)?.insert(&torrent.info_hash.0, &*value)?;
+            Ok(())
+        })
+    }
+
+    /// Forgets a torrent.
+    ///
+    /// # Errors
+    /// Where the file cannot be written.
+    pub(super) fn remove_torrent(&self, info_hash: &InfoHash) -> Result<(), String> {
+        self.write(|write| {
+            write.open_table(TORRENTS)?.remove(&info_hash.0)?;
+            Ok(())
+        })
+    }
+
+    /// Keeps passkeys, new ones and such with new totals.
+    ///
+    /// # Errors
+    /// Where the file cannot be written.
+    pub(super) fn put_passkeys(&self, them: &[(Digest, Record)]) -> Result<(), String> {
+        let mut values = Vec::with_capacity(them.len());
+        for (digest, record) in them {
+            values.push((digest, encode(record)?));
+        }
+        self.write(|write| {
+            let mut table = write.open_table(PASSKEYS)?;
+            for (digest, value) in &values {
+                table.insert(*digest, &**value)?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Forgets a passkey.
+    ///
+    /// # Errors
+    /// Where the file cannot be written.
+    pub(super) fn remove_passkey(&self, digest: &Digest) -> Result<(), String> {
+        self.write(|write| {
+            write.open_table(PASSKEYS)?.remove(digest)?;
+            Ok(())
+        })
+    }
+
+    fn make_tables(&self) -> Result<(), Failure> {
+        let write = self.database.begin_write()?;
+        write.open_table(TORRENTS)?;
+        write.open_table(PASSKEYS)?;
+        Ok(write.commit()?)
+    }
+
+    fn write(
+        &self,
+        change: impl FnOnce(&redb::WriteTransaction) -> Result<(), redb::Error>,
+    ) -> Result<(), String> {
+        let write = || -> Result<(), redb::Error> {
+            let write = self.database.begin_write()?;
+            change(&write)?;
+            Ok(write.commit()?)
+        };
+        write().map_err(|error| {
+            let path = self.path.display();
+            format!("cannot write {path}: {error}; remedy: see that its disk has room and works")
+        })
+    }
+}
+
+/// What can go wrong on reading.
+type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+/// Every page is checked when a file is opened: what somebody else altered is noticed then.
+fn builder() -> redb::Builder {
+    let mut builder = redb::Builder::new();
+    builder.set_cache_size(CACHE_BYTES).set_check_integrity_on_open(true);
+    builder
+}
+
+/// Makes an empty database. It gets its name when it is whole, so that a file of that name which is
+/// none has been damaged.
+fn make(path: &Path) -> Result<(), Failure> {
+    let unfinished = path.with_extension("unfinished");
+    let _ = fs::remove_file(&unfinished);
+    drop(builder().create(&unfinished)?);
+    fs::rename(&unfinished, path)?;
+    let folder = path.parent().unwrap_or_else(|| Path::new("."));
+    Ok(fs::File::open(folder)?.sync_all()?)
+}
+
+fn encode(value: &impl Serialize) -> Result<Vec<u8>, String> {
+    serde_json::to_vec(value).map_err(|error| error.to_string())
+}
+
+fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Failure> {
+    Ok(serde_json::from_slice(bytes)?)
+}
+
+fn unusable(path: &Path, error: &dyn std::fmt::Display) -> String {
+    let path = path.display();
+    format!(
+        "cannot use {path}, which holds registered torrents and passkeys: {error}; remedy: stop \
+         whatever else uses it, let skep's user read and write it, or put a copy in its place; if \
+         it is damaged and there is no copy, move it away, and start with nothing registered"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::access::passkey::{Limits, Totals};
+
+    fn torrent(number: u8) -> Torrent {
+        Torrent { info_hash: InfoHash([number; 20]), ..Torrent::default() }
+    }
+
+    fn record(uploaded: u64) -> Record {
+        let totals = Totals { uploaded, ..Totals::default() };
+        Record { name: "ann".into(), limits: Limits::default(), issued_s: 7, totals }
+    }
+
+    #[test]
+    fn what_is_put_in_is_there_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let it = Database::open(folder.path()).unwrap();
+        it.put_torrent(&torrent(1)).unwrap();
+        it.put_torrent(&torrent(2)).unwrap();
+        it.put_torrent(&Torrent { name: Some("x".into()), ..torrent(1) }).unwrap();
+        it.remove_torrent(&InfoHash([2; 20])).unwrap();
+        it.put_passkeys(&[([1; 32], record(1)), ([2; 32], record(2))]).unwrap();
+        it.put_passkeys(&[([1; 32], record(3))]).unwrap();
+        it.remove_passkey(&[2; 32]).unwrap();
+        drop(it);
+        let it = Database::open(folder.path()).unwrap();
+        let named = Torrent { name: Some("x".into()), ..torrent(1) };
+        assert_eq!(it.torrents().unwrap(), std::slice::from_ref(&named));
+        assert_eq!(it.torrent(&InfoHash([1; 20])).unwrap(), Some(named));
+        assert_eq!(it.torrent(&InfoHash([2; 20])).unwrap(), None);
+        assert_eq!(it.passkeys().unwrap(), [([1; 32], record(3))]);
+    }
+
+    #[test]
+    fn no_two_have_it_open() {
+        let folder = tempfile::tempdir().unwrap();
+        let _held = Database::open(folder.path()).unwrap();
+        let error = Database::open(folder.path()).err().unwrap();
+        assert!(error.contains(FILE) && error.contains("remedy"), "{error}");
+    }
+
+    #[test]
+    fn a_file_that_is_no_database_is_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(FILE);
+        for text in ["", "no database", &"x".repeat(100_000)] {
+            fs::write(&path, text).unwrap();
+            let error = Database::open(folder.path()).err().unwrap();
+            assert!(error.contains(FILE) && error.contains("remedy"), "{error}");
+            assert_eq!(fs::read_to_string(&path).unwrap(), text);
+        }
+    }
+
+    #[test]
+    fn a_cut_file_is_not_opened() {
+        let folder = tempfile::tempdir().unwrap();
+        let it = Database::open(folder.path()).unwrap();
+        (0..100).for_each(|number| it.put_torrent(&torrent(number)).unwrap());
+        drop(it);
+        let path = folder.path().join(FILE);
+        let bytes = fs::read(&path).unwrap();
+        fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
+        assert!(Database::open(folder.path()).is_err());
+    }
+
+    #[test]
+    fn without_a_folder_none_is_made() {
+        let folder = tempfile::tempdir().unwrap();
+        let error = Database::open(&folder.path().join("absent")).err().unwrap();
+        assert!(error.contains("server.state_dir"), "{error}");
+    }
+}

@@ -1,0 +1,184 @@
+//! Registering torrents and issuing passkeys: into the database, then into force.
+
+use tracing::{info, warn};
+
+use super::{Database, OPERATOR, Office, Torrent, Trouble, Who};
+use crate::access::mode::Mode;
+use crate::access::passkey::{self, KEYS_MAX, Limits, Record, Totals};
+use crate::access::registry::REGISTERED_MAX;
+use crate::time::Now;
+use crate::types::InfoHash;
+
+/// Passkeys whose totals are written down in one transaction.
+const FLUSHED_MAX: usize = 4096;
+
+/// A torrent as it is registered now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Registered {
+    /// Whether it was not before.
+    pub created: bool,
+    /// What is known of it.
+    pub torrent: Torrent,
+}
+
+/// A new passkey. Nobody is told it again.
+pub struct Issued {
+    /// 32 hexadecimal digits.
+    pub passkey: String,
+    /// What operators call it.
+    pub id: String,
+    /// What is kept of it.
+    pub record: Record,
+}
+
+impl Office {
+    /// Puts in force what the database holds.
+    pub(super) fn load_database(&self) -> Result<(), Trouble> {
+        let Some(database) = &self.database else { return Ok(()) };
+        let torrents = database.torrents().map_err(Trouble::Database)?;
+        for torrent in &torrents {
+            torrent.hashes().for_each(|it| self.access.registry.insert(it, torrent.info_hash));
+        }
+        let mode = self.access.mode.label();
+        let mut passkeys = Vec::new();
+        if self.access.mode == Mode::Private {
+            passkeys = database.passkeys().map_err(Trouble::Database)?;
+        }
+        for (digest, record) in &passkeys {
+            self.access.keys.insert(*digest, record);
+        }
+        let (torrents, passkeys) = (torrents.len(), passkeys.len());
+        info!(target: OPERATOR, "access.mode is {mode}: {torrents} torrents, {passkeys} passkeys");
+        Ok(())
+    }
+
+    /// Registers a torrent, or tells more of one that is registered.
+    ///
+    /// # Errors
+    /// [`Trouble`]: the tracker is open, a hash is taken, or the database fails.
+    pub fn register(&self, torrent: Torrent, now: Now, who: Who) -> Result<Registered, Trouble> {
+        let database = self.database()?;
+        let _home = self.home();
+        let registry = &self.access.registry;
+        let is_taken = |it: InfoHash| {
+            registry.canonical(&it).is_some_and(|canonical| canonical != torrent.info_hash)
+        };
+        if torrent.hashes().any(is_taken) {
+            return Err(Trouble::Taken);
+        }
+        let before = database.torrent(&torrent.info_hash).map_err(Trouble::Database)?;
+        if before.is_none() && registry.len() >= REGISTERED_MAX {
+            return Err(Trouble::Full);
+        }
+        let registered_s = before.as_ref().map_or_else(|| now.seconds(), |it| it.registered_s);
+        let torrent = Torrent { registered_s, ..torrent };
+        database.put_torrent(&torrent).map_err(Trouble::Database)?;
+        let gone = before.iter().flat_map(Torrent::hashes);
+        gone.filter(|it| torrent.hashes().all(|kept| kept != *it)).for_each(|it| {
+            registry.remove(&it);
+        });
+        torrent.hashes().for_each(|it| registry.insert(it, torrent.info_hash));
+        let created = before.is_none();
+        if created {
+            info!(target: OPERATOR, "torrent {} registered {who}", torrent.info_hash);
+        }
+        Ok(Registered { created, torrent })
+    }
+
+    /// Serves a torrent no more.
+    ///
+    /// # Errors
+    /// [`Trouble`]: the tracker is open, the torrent is unknown, or the database fails.
+    pub fn unregister(&self, info_hash: &InfoHash, who: Who) -> Result<(), Trouble> {
+        let database = self.database()?;
+        let _home = self.home();
+        let torrent = self.registered(info_hash)?;
+        database.remove_torrent(&torrent.info_hash).map_err(Trouble::Database)?;
+        torrent.hashes().for_each(|it| self.access.registry.remove(&it));
+        info!(target: OPERATOR, "torrent {} unregistered {who}", torrent.info_hash);
+        Ok(())
+    }
+
+    /// What is known of a registered torrent, by any of its hashes.
+    ///
+    /// # Errors
+    /// As [`Office::unregister`].
+    pub fn registered(&self, info_hash: &InfoHash) -> Result<Torrent, Trouble> {
+        let database = self.database()?;
+        let canonical = self.access.registry.canonical(info_hash).ok_or(Trouble::Unknown)?;
+        let torrent = database.torrent(&canonical).map_err(Trouble::Database)?;
+        torrent.ok_or(Trouble::Unknown)
+    }
+
+    /// Makes a passkey for somebody.
+    ///
+    /// # Errors
+    /// [`Trouble`]: the tracker is not private, there are too many, or the database fails.
+    pub fn issue(&self, name: &str, limits: Limits, now: Now, who: Who) -> Result<Issued, Trouble> {
+        let database = self.passkeys()?;
+        let _home = self.home();
+        if self.access.keys.len() >= KEYS_MAX {
+            return Err(Trouble::Full);
+        }
+        let (passkey, digest) = passkey::generate();
+        let (name, issued_s) = (name.to_owned(), now.seconds());
+        let record = Record { name, limits, issued_s, totals: Totals::default() };
+        database.put_passkeys(&[(digest, record.clone())]).map_err(Trouble::Database)?;
+        let id = self.access.keys.insert(digest, &record).id();
+        info!(target: OPERATOR, "passkey {id} issued {who}");
+        Ok(Issued { passkey, id, record })
+    }
+
+    /// Makes a passkey invalid.
+    ///
+    /// # Errors
+    /// [`Trouble`]: the tracker is not private, there is no such key, or the database fails.
+    pub fn revoke(&self, id: &str, who: Who) -> Result<(), Trouble> {
+        let database = self.passkeys()?;
+        let _home = self.home();
+        let key = self.access.keys.with_id(id).ok_or(Trouble::Unknown)?;
+        database.remove_passkey(key.digest()).map_err(Trouble::Database)?;
+        self.access.keys.remove(key.digest());
+        info!(target: OPERATOR, "passkey {} revoked {who}", key.id());
+        Ok(())
+    }
+
+    /// Writes down the totals of passkeys that have changed, and forgets peers of theirs that have
+    /// been silent for longer than this. To be called once a minute, and at the end.
+    ///
+    /// # Errors
+    /// [`Trouble`] where the database fails; the totals are kept for the next time.
+    pub fn flush(&self, now: Now, peer_age_s_max: u32) -> Result<(), Trouble> {
+        let Ok(database) = self.passkeys() else { return Ok(()) };
+        let all = self.access.keys.all();
+        for some in all.chunks(FLUSHED_MAX) {
+            // A key that is revoked meanwhile must not come back.
+            let _home = self.home();
+            some.iter().for_each(|it| it.sweep(now, peer_age_s_max));
+            let valid = some.iter().filter(|it| self.access.keys.contains(it.digest()));
+            let changed: Vec<_> = valid.filter(|it| it.take_changed()).collect();
+            if changed.is_empty() {
+                continue;
+            }
+            let records: Vec<_> = changed.iter().map(|it| (*it.digest(), it.record())).collect();
+            if let Err(text) = database.put_passkeys(&records) {
+                changed.iter().for_each(|it| it.set_changed());
+                warn!("the totals of {} passkeys are not written down: {text}", records.len());
+                return Err(Trouble::Database(text));
+            }
+        }
+        Ok(())
+    }
+
+    fn database(&self) -> Result<&Database, Trouble> {
+        self.database.as_ref().ok_or(Trouble::Open)
+    }
+
+    /// The database of a private tracker.
+    fn passkeys(&self) -> Result<&Database, Trouble> {
+        if self.access.mode != Mode::Private {
+            return Err(Trouble::NotPrivate);
+        }
+        self.database()
+    }
+}

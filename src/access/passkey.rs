@@ -1,0 +1,446 @@
+//! Passkeys: what holders show with every announce of a private tracker, and what they did with it.
+//!
+//! A key is 16 random bytes, told once, as 32 hexadecimal digits; only its SHA-256 is kept. So a
+//! copy of the database lets nobody in, and the time a look-up takes tells nothing about keys.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use ahash::RandomState;
+use dashmap::DashMap;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use crate::time::Now;
+use crate::types::{Event, InfoHash, PeerId, Refusal};
+
+/// Keys that may be issued.
+pub const KEYS_MAX: usize = 1 << 20;
+
+/// Peers of one key, at most, whatever is set: each takes some 80 bytes.
+pub const PEERS_MAX: u32 = 100_000;
+
+/// The longest name of a key, in bytes.
+pub const NAME_BYTES_MAX: usize = 100;
+
+/// A passkey's bytes.
+const KEY_BYTES: usize = 16;
+
+/// What a key is found by: SHA-256 of it.
+pub type Digest = [u8; 32];
+
+/// What a key's holder may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// Announces in a minute.
+    pub announces_per_minute: u32,
+    /// Torrents at once.
+    pub torrents: u32,
+    /// Peers at once, over all torrents.
+    pub peers: u32,
+}
+
+impl Default for Limits {
+    /// Room for a seedbox: a client announces each of its torrents every half an hour.
+    fn default() -> Self {
+        Self { announces_per_minute: 600, torrents: 5000, peers: 10_000 }
+    }
+}
+
+/// What is known of a key and outlives a restart.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// Whose it is, in the operator's words.
+    pub name: String,
+    /// What its holder may do.
+    pub limits: Limits,
+    /// When it was issued, in seconds since the Unix epoch.
+    pub issued_s: u64,
+    /// What its holder did.
+    pub totals: Totals,
+}
+
+/// What a key's holder did, as clients say: bytes, summed over torrents and sessions.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Totals {
+    /// Bytes uploaded.
+    pub uploaded: u64,
+    /// Bytes downloaded.
+    pub downloaded: u64,
+    /// Announces that were served.
+    pub announces: u64,
+}
+
+/// What an announce says about its session.
+#[derive(Clone, Copy, Debug)]
+pub struct Report<'a> {
+    /// The torrent.
+    pub info_hash: &'a InfoHash,
+    /// The session: a client keeps its peer id while it runs, over whichever protocol it announces.
+    pub peer_id: &'a PeerId,
+    /// What happened.
+    pub event: Event,
+    /// Bytes uploaded since the session began.
+    pub uploaded: u64,
+    /// Bytes downloaded since the session began.
+    pub downloaded: u64,
+    /// Bytes still missing; all ones: unknown.
+    pub left: u64,
+}
+
+/// Every key that is valid.
+#[derive(Default)]
+pub struct Keys(DashMap<Digest, Arc<Key>, RandomState>);
+
+/// A valid key.
+pub struct Key {
+    digest: Digest,
+    name: String,
+    limits: Limits,
+    issued_s: u64,
+    uploaded: AtomicU64,
+    downloaded: AtomicU64,
+    announces: AtomicU64,
+    /// Whether the totals have changed since they were written down.
+    changed: AtomicBool,
+    sessions: Mutex<Sessions>,
+}
+
+/// What a key is used for now.
+#[derive(Default)]
+struct Sessions {
+    torrents: HashMap<InfoHash, HashMap<PeerId, Session, RandomState>, RandomState>,
+    peers: u32,
+    minute: u64,
+    announces: u32,
+}
+
+/// One peer's latest announce.
+struct Session {
+    at: Now,
+    uploaded: u64,
+    downloaded: u64,
+    left: u64,
+}
+
+/// What a key is used for at a moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Torrents it announces.
+    pub torrents: u32,
+    /// Peers it announces.
+    pub peers: u32,
+    /// Bytes those lack, as far as they know.
+    pub left: u64,
+}
+
+/// A new key, as its holder is told, and what is kept of it.
+pub fn generate() -> (String, Digest) {
+    let mut bytes = [0; KEY_BYTES];
+    // Fails on no Linux that has getrandom; a known key would be worse than no tracker.
+    getrandom::fill(&mut bytes).unwrap_or_else(|error| unreachable!("no randomness: {error}"));
+    (bytes.iter().map(|it| format!("{it:02x}")).collect(), digest(&bytes))
+}
+
+fn digest(bytes: &[u8; KEY_BYTES]) -> Digest {
+    Sha256::digest(bytes).into()
+}
+
+/// The key that 32 hexadecimal digits stand for.
+fn parse(digits: &[u8]) -> Option<[u8; KEY_BYTES]> {
+    let (pairs, rest) = digits.as_chunks::<2>();
+    let mut key = [0; KEY_BYTES];
+    if pairs.len() != key.len() || !rest.is_empty() {
+        return None;
+    }
+    let nibble = |digit: u8| u8::try_from(char::from(digit).to_digit(16)?).ok();
+    for (byte, &[high, low]) in key.iter_mut().zip(pairs) {
+        *byte = nibble(high)? << 4 | nibble(low)?;
+    }
+    Some(key)
+}
+
+impl Keys {
+    /// The valid key that these digits are.
+    #[inline]
+    pub fn check(&self, digits: &[u8]) -> Option<Arc<Key>> {
+        let key = parse(digits)?;
+        self.0.get(&digest(&key)).map(|it| it.clone())
+    }
+
+    /// Makes a key valid.
+    pub fn insert(&self, digest: Digest, record: &Record) -> Arc<Key> {
+        let key = Arc::new(Key::new(digest, record));
+        self.0.insert(digest, key.clone());
+        key
+    }
+
+    /// Makes a key invalid.
+    pub fn remove(&self, digest: &Digest) {
+        self.0.remove(digest);
+    }
+
+    /// Whether the key with this digest is valid.
+    pub fn contains(&self, digest: &Digest) -> bool {
+        self.0.contains_key(digest)
+    }
+
+    /// How many keys are valid.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether none is.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// All keys in the order of their ids.
+    pub fn all(&self) -> Vec<Arc<Key>> {
+        let mut all: Vec<_> = self.0.iter().map(|it| it.value().clone()).collect();
+        all.sort_unstable_by_key(|it| it.digest);
+        all
+    }
+
+    /// The key with this id.
+    pub fn with_id(&self, id: &str) -> Option<Arc<Key>> {
+        self.0.iter().find(|it| it.id() == id).map(|it| it.value().clone())
+    }
+}
+
+impl Key {
+    fn new(digest: Digest, record: &Record) -> Self {
+        Self {
+            digest,
+            name: record.name.clone(),
+            limits: record.limits,
+            issued_s: record.issued_s,
+            uploaded: AtomicU64::new(record.totals.uploaded),
+            downloaded: AtomicU64::new(record.totals.downloaded),
+            announces: AtomicU64::new(record.totals.announces),
+            changed: AtomicBool::new(false),
+            sessions: Mutex::default(),
+        }
+    }
+
+    /// What the key is called by operators: the first 16 digits of its digest. It opens nothing.
+    pub fn id(&self) -> String {
+        self.digest[..8].iter().map(|it| format!("{it:02x}")).collect()
+    }
+
+    /// What it is found by.
+    pub fn digest(&self) -> &Digest {
+        &self.digest
+    }
+
+    /// What is to be written down.
+    pub fn record(&self) -> Record {
+        let totals = Totals {
+            uploaded: self.uploaded.load(Ordering::Relaxed),
+            downloaded: self.downloaded.load(Ordering::Relaxed),
+            announces: self.announces.load(Ordering::Relaxed),
+        };
+        Record { name: self.name.clone(), limits: self.limits, issued_s: self.issued_s, totals }
+    }
+
+    /// Whether the totals have changed since this was asked last.
+    pub fn take_changed(&self) -> bool {
+        self.changed.swap(false, Ordering::AcqRel)
+    }
+
+    /// Says that the totals are not written down after all.
+    pub fn set_changed(&self) {
+        self.changed.store(true, Ordering::Release);
+    }
+
+    /// Counts an announce. Of a session that is new here, only what comes from now on counts.
+    ///
+    /// # Errors
+    /// [`Refusal::PasskeyLimit`]: more announces, torrents or peers than the key may have.
+    pub fn count(&self, now: Now, report: &Report<'_>) -> Result<(), Refusal> {
+        let mut sessions = self.sessions();
+        let moved = sessions.count(now, report, &self.limits).ok_or(Refusal::PasskeyLimit)?;
+        // Nobody else writes while the sessions are held.
+        let add = |total: &AtomicU64, bytes: u64| {
+            let sum = total.load(Ordering::Relaxed).saturating_add(bytes);
+            total.store(sum, Ordering::Relaxed);
+        };
+        add(&self.uploaded, moved.0);
+        add(&self.downloaded, moved.1);
+        add(&self.announces, 1);
+        drop(sessions);
+        self.set_changed();
+        Ok(())
+    }
+
+    /// Forgets peers that have been silent for longer than this.
+    pub fn sweep(&self, now: Now, age_s_max: u32) {
+        let mut sessions = self.sessions();
+        sessions.torrents.retain(|_, them| {
+            them.retain(|_, it| it.at.plus_s(u64::from(age_s_max)) > now);
+            !them.is_empty()
+        });
+        let peers = sessions.torrents.values().map(HashMap::len).sum::<usize>();
+        sessions.peers = u32::try_from(peers).unwrap_or(u32::MAX);
+    }
+
+    /// What it is used for.
+    pub fn usage(&self) -> Usage {
+        let sessions = self.sessions();
+        let all = sessions.torrents.values().flat_map(HashMap::values);
+        let lacks = all.map(|it| it.left).filter(|it| *it != u64::MAX);
+        Usage {
+            torrents: u32::try_from(sessions.torrents.len()).unwrap_or(u32::MAX),
+            peers: sessions.peers,
+            left: lacks.fold(0, u64::saturating_add),
+        }
+    }
+
+    fn sessions(&self) -> MutexGuard<'_, Sessions> {
+        self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Sessions {
+    /// Bytes uploaded and downloaded since the session's announce before; `None`: over a limit.
+    fn count(&mut self, now: Now, it: &Report<'_>, limits: &Limits) -> Option<(u64, u64)> {
+        if !self.may_announce(now, limits) {
+            return None;
+        }
+        let known = self.torrents.get_mut(it.info_hash);
+        let is_new_torrent = known.is_none();
+        let before = known.and_then(|them| them.get_mut(it.peer_id));
+        let moved = match &before {
+            // Less than before: the client has begun anew under its old id.
+            Some(before) if it.event != Event::Started => (
+                it.uploaded.saturating_sub(before.uploaded),
+                it.downloaded.saturating_sub(before.downloaded),
+            ),
+            _ => (0, 0),
+        };
+        let after =
+            Session { at: now, uploaded: it.uploaded, downloaded: it.downloaded, left: it.left };
+        if it.event == Event::Stopped {
+            self.leave(it.info_hash, it.peer_id);
+        } else if let Some(before) = before {
+            *before = after;
+        } else {
+            let torrents = u32::try_from(self.torrents.len()).unwrap_or(u32::MAX);
+            let full = self.peers >= limits.peers.min(PEERS_MAX)
+                || (is_new_torrent && torrents >= limits.torrents);
+            if full {
+                return None;
+            }
+            self.torrents.entry(*it.info_hash).or_default().insert(*it.peer_id, after);
+            self.peers += 1;
+        }
+        Some(moved)
+    }
+
+    fn may_announce(&mut self, now: Now, limits: &Limits) -> bool {
+        let minute = now.seconds() / 60;
+        if self.minute != minute {
+            (self.minute, self.announces) = (minute, 0);
+        }
+        self.announces = self.announces.saturating_add(1);
+        self.announces <= limits.announces_per_minute
+    }
+
+    fn leave(&mut self, info_hash: &InfoHash, peer_id: &PeerId) {
+        let Some(them) = self.torrents.get_mut(info_hash) else { return };
+        if them.remove(peer_id).is_some() {
+            self.peers -= 1;
+        }
+        if them.is_empty() {
+            self.torrents.remove(info_hash);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: Now = Now::from_s(1_800_000_000);
+    const TORRENTS: [InfoHash; 3] = [InfoHash([1; 20]), InfoHash([2; 20]), InfoHash([3; 20])];
+    const PEERS: [PeerId; 3] = [PeerId([1; 20]), PeerId([2; 20]), PeerId([3; 20])];
+
+    fn record(limits: Limits) -> Record {
+        Record { name: "ann".into(), limits, issued_s: 1, totals: Totals::default() }
+    }
+
+    fn key(limits: Limits) -> Key {
+        Key::new([7; 32], &record(limits))
+    }
+
+    fn report(torrent: usize, peer: usize, event: Event, moved: (u64, u64)) -> Report<'static> {
+        let (uploaded, downloaded) = moved;
+        let (info_hash, peer_id) = (&TORRENTS[torrent], &PEERS[peer]);
+        Report { info_hash, peer_id, event, uploaded, downloaded, left: 5 }
+    }
+
+    #[test]
+    fn only_issued_keys_are_valid_and_only_until_they_are_revoked() {
+        let keys = Keys::default();
+        let (digits, digest) = generate();
+        assert!(digits.len() == 32 && keys.check(digits.as_bytes()).is_none());
+        let key = keys.insert(digest, &record(Limits::default()));
+        assert_eq!(keys.check(digits.as_bytes()).unwrap().id(), key.id());
+        assert!(keys.check(digits.to_uppercase().as_bytes()).is_some());
+        assert_eq!(keys.with_id(&key.id()).unwrap().digest(), &digest);
+        let bad = ["", &digits[1..], &format!("{digits}0"), &"g".repeat(32), &"0".repeat(32)];
+        assert!(bad.iter().all(|it| keys.check(it.as_bytes()).is_none()));
+        assert_ne!(generate().0, digits);
+        keys.remove(&digest);
+        assert!(keys.check(digits.as_bytes()).is_none() && keys.is_empty());
+    }
+
+    #[test]
+    fn totals_are_sums_of_what_sessions_moved_here() {
+        let key = key(Limits::default());
+        let count = |torrent, peer, event, moved| {
+            key.count(NOW, &report(torrent, peer, event, moved)).unwrap();
+        };
+        count(0, 0, Event::Started, (0, 0));
+        count(0, 0, Event::None, (100, 10));
+        count(0, 1, Event::None, (1000, 1000)); // joined elsewhere: nobody saw it move that
+        count(0, 1, Event::None, (1001, 1002));
+        count(0, 0, Event::None, (50, 20)); // began anew
+        count(0, 0, Event::Started, (70, 70));
+        count(0, 0, Event::Stopped, (75, 71));
+        let totals = key.record().totals;
+        assert_eq!((totals.uploaded, totals.downloaded, totals.announces), (106, 23, 7));
+        assert!(key.take_changed() && !key.take_changed());
+        let usage = Usage { torrents: 1, peers: 1, left: 5 };
+        assert_eq!(key.usage(), usage);
+        key.sweep(NOW.plus_s(59), 60);
+        assert_eq!(key.usage(), usage);
+        key.sweep(NOW.plus_s(60), 60);
+        assert_eq!(key.usage(), Usage::default());
+    }
+
+    #[test]
+    fn limits_hold_exactly() {
+        let limits = Limits { announces_per_minute: 9, torrents: 2, peers: 3 };
+        let key = key(limits);
+        let count =
+            |torrent, peer, event| key.count(NOW, &report(torrent, peer, event, (0, 0))).is_ok();
+        assert!(count(0, 0, Event::None) && count(1, 0, Event::None));
+        assert!(!count(2, 0, Event::None), "a third torrent");
+        assert!(count(0, 1, Event::None));
+        assert!(!count(0, 2, Event::None), "a fourth peer");
+        assert!(count(1, 0, Event::Stopped) && count(0, 2, Event::None));
+        assert!(count(0, 2, Event::None) && count(0, 2, Event::None), "nine announces");
+        assert!(!count(0, 2, Event::None), "the tenth");
+    }
+
+    #[test]
+    fn a_new_minute_brings_new_announces() {
+        let key = key(Limits { announces_per_minute: 1, ..Limits::default() });
+        let again = |now| key.count(now, &report(0, 0, Event::None, (0, 0)));
+        assert_eq!((again(NOW), again(NOW)), (Ok(()), Err(Refusal::PasskeyLimit)));
+        assert_eq!(again(NOW.plus_s(60)), Ok(()));
+    }
+}

@@ -1,0 +1,51 @@
+//! The passkey in an announce URL's path: `/announce/PASSKEY`, `/PASSKEY/announce`, and the same
+//! with `scrape`. Over HTTP the path is the request's; over UDP it is in the URL data of BEP 41.
+
+/// The longest passkey that is looked at, in bytes.
+pub const PASSKEY_BYTES_MAX: usize = 64;
+
+/// The passkey in a path; a query behind it does not matter. `None`: there is none.
+pub fn of_path(path: &[u8]) -> Option<&[u8]> {
+    let end = path.iter().position(|it| *it == b'?').unwrap_or(path.len());
+    let mut segments = path[..end].split(|it| *it == b'/').filter(|it| !it.is_empty());
+    let (first, second) = (segments.next()?, segments.next()?);
+    if segments.next().is_some() {
+        return None;
+    }
+    let is_action = |it: &[u8]| matches!(it, b"announce" | b"scrape");
+    let passkey = match (is_action(first), is_action(second)) {
+        (true, false) => second,
+        (false, true) => first,
+        _ => return None,
+    };
+    (passkey.len() <= PASSKEY_BYTES_MAX).then_some(passkey)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_passkey_stands_before_or_behind_what_is_asked() {
+        for (path, expected) in [
+            ("/announce/abc", Some("abc")),
+            ("/abc/announce", Some("abc")),
+            ("/scrape/abc", Some("abc")),
+            ("/abc/scrape", Some("abc")),
+            ("//announce//abc/", Some("abc")),
+            ("/announce/abc?x=/y", Some("abc")),
+            ("announce/abc", Some("abc")),
+            ("/announce", None),
+            ("/announce?passkey=abc", None),
+            ("/announce/scrape", None),
+            ("/abc/def", None),
+            ("/a/announce/b", None),
+            ("/", None),
+            ("", None),
+        ] {
+            let found = of_path(path.as_bytes()).map(|it| std::str::from_utf8(it).unwrap());
+            assert_eq!(found, expected, "{path}");
+        }
+        assert_eq!(of_path(format!("/announce/{}", "x".repeat(65)).as_bytes()), None);
+    }
+}
