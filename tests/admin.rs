@@ -10,12 +10,16 @@ mod openapi;
 use std::collections::BTreeSet;
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 
 use axum::extract::connect_info::MockConnectInfo;
 use openapi::Description;
 use serde_json::{Value, json};
+use skep::access::disk::{self, Office};
+use skep::access::lists::Name;
+use skep::access::mode::Mode;
 use skep::frontend::admin::{Process, router};
 use skep::frontend::stats::Stats;
 use skep::store::{Change, Options, Role, Room, Store, Visit};
@@ -35,6 +39,16 @@ struct Fake {
     broken: AtomicBool,
     stopping: AtomicBool,
     token: Mutex<Option<Arc<str>>>,
+    office: Mutex<Arc<Office>>,
+    folder: tempfile::TempDir,
+}
+
+/// An office that keeps everything in a folder.
+fn office(folder: &Path, mode: Mode) -> Arc<Office> {
+    let files = [const { None }; Name::ALL.len()];
+    let state = Ok(folder.to_owned());
+    let options = disk::Options { mode, similar_digits_max: 0, files, state };
+    Arc::new(Office::open(&options).unwrap())
 }
 
 impl Fake {
@@ -56,7 +70,23 @@ impl Fake {
         announce(25, v6, Contact::Port(6881), Role::Seeder);
         announce(25, v4, Contact::Web(WebPeer([1; 16])), Role::Paused);
         let [well, broken, stopping] = [true, false, false].map(AtomicBool::new);
-        Arc::new(Self { store, well, broken, stopping, token: Mutex::default() })
+        let folder = tempfile::tempdir().unwrap();
+        let office = Mutex::new(office(folder.path(), Mode::Open));
+        Arc::new(Self { store, well, broken, stopping, token: Mutex::default(), office, folder })
+    }
+
+    /// Opens an office in another mode.
+    fn set_office(&self, mode: Mode) {
+        *self.office.lock().unwrap() = office(self.folder.path(), mode);
+    }
+
+    /// Puts a bad line into every list.
+    fn damage_lists(&self) {
+        for name in Name::ALL {
+            let path = self.office().path(name).unwrap();
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, "no such thing here\n").unwrap();
+        }
     }
 
     fn verdict(&self) -> Result<(), String> {
@@ -89,6 +119,11 @@ impl Process for Fake {
     fn census(&self) -> Census {
         assert!(!self.broken.load(Ordering::Relaxed), "as the test wants it");
         Census::new(self.store.clone())
+    }
+
+    fn office(&self) -> Arc<Office> {
+        assert!(!self.broken.load(Ordering::Relaxed), "as the test wants it");
+        self.office.lock().unwrap().clone()
     }
 
     fn now(&self) -> Now {
@@ -142,11 +177,23 @@ impl Reply {
 
 /// Asks; `headers` are lines without their ends.
 fn ask(address: SocketAddr, method: &str, target: &str, headers: &[&str]) -> Reply {
+    ask_with(address, (method, target), headers, "")
+}
+
+/// Asks with a body.
+fn ask_with(
+    address: SocketAddr,
+    (method, target): (&str, &str),
+    headers: &[&str],
+    body: &str,
+) -> Reply {
     let mut stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(common::DEADLINE)).unwrap();
     let headers: String = headers.iter().map(|it| format!("{it}\r\n")).collect();
+    let length = body.len();
     let request = format!(
-        "{method} {target} HTTP/1.1\r\n{headers}Content-Length: 0\r\nConnection: close\r\n\r\n"
+        "{method} {target} HTTP/1.1\r\n{headers}Content-Length: {length}\r\n\
+         Connection: close\r\n\r\n{body}"
     );
     stream.write_all(request.as_bytes()).unwrap();
     let mut reply = String::new();
@@ -172,7 +219,20 @@ fn description(address: SocketAddr) -> Description {
 
 /// A target that a described path stands for.
 fn target_of(path: &str) -> String {
-    path.replace("{info_hash}", &"19".repeat(20))
+    let places = [("{kind}", "ports"), ("{side}", "deny"), ("{value}", "25"), ("{id}", "00")];
+    let path = path.replace("{info_hash}", &"19".repeat(20));
+    places.iter().fold(path, |path, (place, value)| path.replace(place, value))
+}
+
+/// A body that suits a described request.
+fn body_of(path: &str, method: &str) -> String {
+    match (path, method) {
+        ("/api/v1/torrents" | "/add_torrent_info", "POST") => {
+            format!(r#"{{"info_hash":"{}"}}"#, "19".repeat(20))
+        }
+        ("/api/v1/access/{kind}/{side}", "POST") => r#"{"add":["25"]}"#.to_owned(),
+        _ => String::new(),
+    }
 }
 
 /// Asks for every described path by every method, in a situation that `seen` hears of.
@@ -185,20 +245,79 @@ fn ask_everything(
     for path in described.0["paths"].as_object().unwrap().keys() {
         let methods = described.methods(path);
         for method in ["GET", "POST", "PUT", "PATCH", "DELETE"] {
-            let reply = ask(address, method, &target_of(path), headers);
+            let request = (method, &*target_of(path));
+            let reply = ask_with(address, request, headers, &body_of(path, method));
             if methods.iter().any(|it| it == method) {
                 described.check((path, method, reply.status), &reply.headers, &reply.body);
                 seen.insert((path.clone(), method.to_owned(), reply.status));
             } else if reply.status == 405 {
-                let method = &methods[0];
-                described.check((path, method, 405), &reply.headers, &reply.body);
-                seen.insert((path.clone(), method.clone(), 405));
+                for method in &methods {
+                    described.check((path, method, 405), &reply.headers, &reply.body);
+                    seen.insert((path.clone(), method.clone(), 405));
+                }
             } else {
                 assert!([401, 403].contains(&reply.status), "{method} {path}: {}", reply.status);
             }
         }
     }
 }
+
+/// Requests about lists: the described path and method, the target, the body.
+const LISTS: &[(&str, &str, &str, &str)] = &[
+    ("/api/v1/access", "GET", "/api/v1/access?x=1", ""),
+    (LIST, "GET", "/api/v1/access/ports/deny?limit=1", ""),
+    (LIST, "GET", "/api/v1/access/ports/deny?limit=0", ""),
+    (LIST, "GET", "/api/v1/access/ports/allow", ""),
+    (LIST, "POST", "/api/v1/access/networks/deny", r#"{"add":["10.0.0.0/8",{"value":"::1"}]}"#),
+    (LIST, "POST", "/api/v1/access/networks/deny", r#"{"add":["10.0.0.1/8"]}"#),
+    (LIST, "POST", "/api/v1/access/networks/refuse", "{}"),
+    (LIST, "POST", "/api/v1/access/networks/deny", "LONG{}"),
+    (ENTRY, "PUT", "/api/v1/access/networks/deny/192.0.2.0%2F24", r#"{"reason":"a flood"}"#),
+    (ENTRY, "PUT", "/api/v1/access/networks/deny/192.0.2.0%2F24", "LONG{}"),
+    (ENTRY, "PUT", "/api/v1/access/networks/deny/192.0.2.0%2F33", ""),
+    (ENTRY, "PUT", "/api/v1/access/ports/allow/25", ""),
+    (ENTRY, "GET", "/api/v1/access/networks/deny/192.0.2.0%2F24", ""),
+    (ENTRY, "GET", "/api/v1/access/networks/deny/192.0.3.0%2F24", ""),
+    (ENTRY, "GET", "/api/v1/access/networks/deny/%ff", ""),
+    (ENTRY, "GET", "/api/v1/access/networks/deny/x", ""),
+    (ENTRY, "DELETE", "/api/v1/access/networks/deny/192.0.2.0%2F24", ""),
+    (ENTRY, "DELETE", "/api/v1/access/networks/deny/192.0.2.0%2F24", ""),
+    (ENTRY, "DELETE", "/api/v1/access/networks/deny/x", ""),
+];
+
+const LIST: &str = "/api/v1/access/{kind}/{side}";
+const ENTRY: &str = "/api/v1/access/{kind}/{side}/{value}";
+
+/// The same, about registered torrents and passkeys.
+const REGISTERED: &[(&str, &str, &str, &str)] = &[
+    ("/api/v1/torrents", "POST", "/api/v1/torrents", r#"{"info_hash":"HASH"}"#),
+    ("/api/v1/torrents", "POST", "/api/v1/torrents", r#"{"info_hash":"HASH","size":7}"#),
+    ("/api/v1/torrents", "POST", "/api/v1/torrents", "{}"),
+    ("/api/v1/torrents", "POST", "/api/v1/torrents", "LONG{}"),
+    (REGISTRATION, "GET", "/api/v1/torrents/HASH/registration", ""),
+    (REGISTRATION, "GET", "/api/v1/torrents/HASHx/registration", ""),
+    ("/api/v1/torrents/{info_hash}/similar", "GET", "/api/v1/torrents/HASH/similar", ""),
+    ("/api/v1/torrents/{info_hash}/similar", "GET", "/api/v1/torrents/x/similar", ""),
+    (TORRENT, "DELETE", "/api/v1/torrents/HASH", ""),
+    (TORRENT, "DELETE", "/api/v1/torrents/HASH", ""),
+    (TORRENT, "DELETE", "/api/v1/torrents/x", ""),
+    (REGISTRATION, "GET", "/api/v1/torrents/HASH/registration", ""),
+    (ADD, "POST", "/add_torrent_info", r#"{"info_hash":"HASH","info_hash_v2":"HYBRID"}"#),
+    (ADD, "POST", "/add_torrent_info", r#"{"info_hash":"HASH","name":"x"}"#),
+    (ADD, "POST", "/add_torrent_info", r#"{"info_hash":"HASH","name":7}"#),
+    (ADD, "POST", "/add_torrent_info", "LONG{}"),
+    ("/api/v1/passkeys", "POST", "/api/v1/passkeys", r#"{"name":"ann","peers":3}"#),
+    ("/api/v1/passkeys", "POST", "/api/v1/passkeys", r#"{"peers":"3"}"#),
+    ("/api/v1/passkeys", "POST", "/api/v1/passkeys", "LONG{}"),
+    ("/api/v1/passkeys", "GET", "/api/v1/passkeys?limit=5", ""),
+    ("/api/v1/passkeys", "GET", "/api/v1/passkeys?limit=x", ""),
+    ("/api/v1/passkeys/{id}", "GET", "/api/v1/passkeys/0011", ""),
+    ("/api/v1/passkeys/{id}", "DELETE", "/api/v1/passkeys/0011", ""),
+];
+
+const TORRENT: &str = "/api/v1/torrents/{info_hash}";
+const REGISTRATION: &str = "/api/v1/torrents/{info_hash}/registration";
+const ADD: &str = "/add_torrent_info";
 
 #[test]
 fn every_described_reply_comes_as_described() {
@@ -230,6 +349,26 @@ fn every_described_reply_comes_as_described() {
         "/api/v1/torrents/{info_hash}",
         &format!("{}?limit=5", target_of("/api/v1/torrents/{info_hash}")),
     );
+    for (mode, requests) in [(Mode::Open, LISTS), (Mode::Private, REGISTERED)] {
+        process.set_office(mode);
+        for (path, method, target, body) in requests {
+            let target = target.replace("HASH", &"19".repeat(20));
+            let body = body.replace("HASH", &"19".repeat(20)).replace("LONG", &" ".repeat(2 << 20));
+            let body = body.replace("HYBRID", &"33".repeat(32));
+            let reply = ask_with(here, (method, &target), &[LOCALHOST], &body);
+            described.check((path, method, reply.status), &reply.headers, &reply.body);
+            seen.insert(((*path).to_owned(), (*method).to_owned(), reply.status));
+        }
+    }
+    let id = process.office().access().keys().all()[0].id();
+    for method in ["GET", "DELETE"] {
+        let path = "/api/v1/passkeys/{id}";
+        let reply = ask(here, method, &path.replace("{id}", &id), &[LOCALHOST]);
+        described.check((path, method, reply.status), &reply.headers, &reply.body);
+        seen.insert((path.to_owned(), method.to_owned(), reply.status));
+    }
+    process.damage_lists();
+    ask_everything(here, &described, &[LOCALHOST], &mut seen);
     let all: BTreeSet<_> = described.replies().into_iter().collect();
     let missing: Vec<_> = all.difference(&seen).collect();
     assert!(missing.is_empty(), "described, but never seen: {missing:?}");

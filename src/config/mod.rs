@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 pub use error::ConfigError;
 pub use source::{Assignment, Source};
-pub use values::{Bytes, ConnectionIdMac, Io, LogFormat, LogLevel, SourceHeader};
+pub use values::{AccessMode, Bytes, ConnectionIdMac, Io, LogFormat, LogLevel, SourceHeader};
 use values::{Numeric, Value};
 
 /// What is known of a setting besides its value.
@@ -216,6 +216,42 @@ sections! {
         certificate: String = String::new();
         /// PEM file with the certificate's private key.
         key: String = String::new();
+    }
+
+    /// Who and what is served. A list is a file: a value a line, then perhaps blanks and a reason,
+    /// which clients over TCP are told (200 bytes at most); empty lines and those that begin with #
+    /// do not count. What is on a deny list is refused, whatever allows it; where an allow list is
+    /// in force, so is what is not on it. The API (/api/v1/access) edits the files; SIGHUP reads
+    /// them again, and a list with a bad line stays as it was. Without a file of its own a list is
+    /// kept in server.state_dir, under access/. All but mode is reloaded by SIGHUP.
+    access: Access {
+        /// open: any torrent, for anybody. registered: torrents that were registered with `skep
+        /// torrent add` or /api/v1/torrents. private: the same, for whoever has a passkey
+        /// (/api/v1/passkeys) in the path of the announce URL, such as /announce/PASSKEY. Both
+        /// need a server.state_dir that can be written: torrents and passkeys are kept there.
+        mode: AccessMode = AccessMode::Open;
+        /// Where torrents are registered: an unknown info-hash that differs from a registered one
+        /// in at most this many of its 40 digits is refused as similar, not as unknown. One with
+        /// the same first ten and last five digits is in any case.
+        similar_digits_max: u32 = 0, in 0..=3;
+        /// File with the torrents that are served, as info-hashes of 40 or 64 digits or as magnet
+        /// links. While it names none, none is. Empty: server.state_dir, in force with an entry.
+        torrents_allow: String = String::new();
+        /// File with torrents that are not served.
+        torrents_deny: String = String::new();
+        /// File with the networks that are served, such as 192.0.2.0/24, or addresses. While it
+        /// names none, none is. Empty: server.state_dir, in force with an entry.
+        networks_allow: String = String::new();
+        /// File with networks that are not served.
+        networks_deny: String = String::new();
+        /// File with the clients that are served, as beginnings of peer ids such as -TR; bytes
+        /// outside ASCII as %1f. While it names none, none is. Empty: server.state_dir, in force
+        /// with an entry.
+        clients_allow: String = String::new();
+        /// File with clients that are not served.
+        clients_deny: String = String::new();
+        /// File with ports that no peer may listen on: 25, or 6881-6889.
+        ports_deny: String = String::new();
     }
 
     /// Limits on what one source may ask for, on every front end. They count by address and by the

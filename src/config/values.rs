@@ -43,6 +43,18 @@ pub enum SourceHeader {
     XRealIp,
 }
 
+/// Whom the tracker is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum AccessMode {
+    /// Any torrent, anybody.
+    Open,
+    /// Registered torrents, anybody.
+    Registered,
+    /// Registered torrents, holders of a passkey.
+    Private,
+}
+
 /// Severities of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -211,6 +223,7 @@ choices! {
     Io: "auto" "uring" "mmsg";
     ConnectionIdMac: "siphash" "hmac-sha256";
     SourceHeader: "" "forwarded" "x-forwarded-for" "x-real-ip";
+    AccessMode: "open" "registered" "private";
     LogLevel: "off" "error" "warn" "info" "debug" "trace";
     LogFormat: "text" "json";
 }

@@ -14,6 +14,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tracing::{info, warn};
 
+use crate::access::disk::Office;
 use crate::frontend::admin::{self, Process};
 use crate::frontend::stats::{Pages, Stats};
 use crate::metrics::{StreamCounters, WorkerCounters};
@@ -109,9 +110,11 @@ async fn serve(control: Control, mut signals: Signals) -> Result<(), StartError>
     let outcome = watch(&state, &mut ended, &mut reloader, &mut signals).await;
     state.stopping.store(true, Ordering::Relaxed);
     // Off this thread, so that /readyz says meanwhile that it is over.
+    let last = state.clone();
     let _ = spawn_blocking(move || {
         streams.stop();
         workers.stop();
+        last.flush();
     })
     .await;
     drop(close);
@@ -146,16 +149,22 @@ fn announce_ready(line: &str) {
 
 /// Does what the clock and signals ask for, until one of them or a worker's failure says to end.
 async fn watch(
-    state: &State,
+    state: &Arc<State>,
     ended: &mut mpsc::UnboundedReceiver<End>,
     reloader: &mut Reloader,
     signals: &mut Signals,
 ) -> Result<(), StartError> {
     let mut second = interval(Duration::from_secs(1));
     second.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut minute = interval(Duration::from_secs(60));
+    minute.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut drops = 0;
     loop {
         tokio::select! {
+            _ = minute.tick() => {
+                let state = state.clone();
+                spawn_blocking(move || state.flush());
+            }
             _ = second.tick() => {
                 drops = state.tick(drops);
                 state.renew_pages();
@@ -232,6 +241,12 @@ impl State {
         self.token.store((!token.is_empty()).then(|| Arc::new(token.into())));
     }
 
+    /// Writes down what passkeys were used for. What goes wrong is in the log, and kept.
+    fn flush(&self) {
+        let age_s_max = self.shared.tracker.load().peer_age_s_max;
+        let _ = self.shared.office.flush(self.shared.clock.now(), age_s_max);
+    }
+
     /// Brings the figures up to date, once a second. Takes and returns the drops seen so far.
     fn tick(&self, drops_before: u64) -> u64 {
         let mut exporter = self.exporter.lock().unwrap_or_else(PoisonError::into_inner);
@@ -243,6 +258,7 @@ impl State {
         let oddity = self.shared.sources.oddity(now);
         exporter.update_load(self.shared.load.ratio(), &self.shared.tracker.load(), oddity);
         self.warn_of(oddity, now);
+        exporter.update_access(&self.shared.office);
         let drops = exporter.socket_drops();
         if drops > drops_before {
             warn!(
@@ -284,6 +300,7 @@ impl Process for State {
     fn metrics(&self) -> String {
         let mut exporter = self.exporter.lock().unwrap_or_else(PoisonError::into_inner);
         exporter.update(&self.shared.store.totals());
+        exporter.update_access(&self.shared.office);
         exporter.render()
     }
 
@@ -318,6 +335,10 @@ impl Process for State {
 
     fn census(&self) -> Census {
         Census::new(self.shared.store.clone())
+    }
+
+    fn office(&self) -> Arc<Office> {
+        self.shared.office.clone()
     }
 
     fn now(&self) -> Now {

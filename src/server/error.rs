@@ -4,6 +4,7 @@ use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 
+use crate::access::disk::Trouble;
 use crate::config::ConfigError;
 use crate::server::state::KeyError;
 
@@ -61,6 +62,16 @@ fn remedy(error: &io::Error) -> &'static str {
 impl From<ConfigError> for StartError {
     fn from(error: ConfigError) -> Self {
         Self::Config(error)
+    }
+}
+
+impl From<Trouble> for StartError {
+    /// A list that was given is configuration, wherever it stands.
+    fn from(trouble: Trouble) -> Self {
+        match trouble {
+            Trouble::List(text) => Self::Config(ConfigError::at("", text)),
+            other => Self::Failed(other.to_string()),
+        }
     }
 }
 

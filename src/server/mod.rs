@@ -31,6 +31,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use tokio::sync::mpsc;
 
+use crate::access::disk::Office;
 use crate::config::{Config, Source};
 use crate::limiter::{self, Limiter};
 use crate::store::{self, Store};
@@ -62,6 +63,7 @@ pub fn run(source: Source) -> Result<(), StartError> {
     }
     tracing::info!(target: log::OPERATOR, origin = keys.origin, "connection-id key");
     let shared = workers::Shared {
+        office: Arc::new(Office::open(&options::access(&config))?),
         store: Arc::new(Store::new(store::Options::default())),
         tracker: Arc::new(ArcSwap::from_pointee(options::tracker(&config))),
         ids: Arc::new(ArcSwap::from_pointee(options::connection_ids(&config, &keys))),
@@ -87,8 +89,8 @@ pub fn run(source: Source) -> Result<(), StartError> {
     thread.join().unwrap_or_else(|_| Err(StartError::Failed("the control thread broke".into())))
 }
 
-/// Checks what a start would check without binding or creating anything: settings, and the key
-/// that the environment or they name.
+/// Checks what a start would check without binding or creating anything: settings, the key that the
+/// environment or they name, and the lists they name.
 ///
 /// # Errors
 /// [`StartError`] with the first thing that is wrong.
@@ -98,6 +100,7 @@ pub fn check(source: &Source) -> Result<(), StartError> {
     if in_environment || !config.udp.key_file.is_empty() {
         options::keys(&config)?;
     }
+    Office::check(&options::lists(&config))?;
     options::tls(&config).map_or(Ok(()), |it| it.check()).map_err(StartError::Config)
 }
 

@@ -4,7 +4,9 @@ use std::path::PathBuf;
 
 use tracing::level_filters::LevelFilter;
 
-use crate::config::{Config, ConnectionIdMac, LogFormat, LogLevel, SourceHeader};
+use crate::access::disk as access;
+use crate::access::mode::Mode;
+use crate::config::{AccessMode, Config, ConnectionIdMac, LogFormat, LogLevel, SourceHeader};
 use crate::frontend::connection_id::{Algorithm, ConnectionIds, Keys};
 use crate::frontend::origin::HopField;
 use crate::frontend::{http, ws};
@@ -51,6 +53,36 @@ pub(super) fn limits(config: &Config) -> limiter::Options {
         new_torrent_burst: it.new_torrent_burst,
         exempt: it.exempt.clone(),
     }
+}
+
+/// Access control's options for a look at the lists that settings name, and nothing else.
+pub(super) fn lists(config: &Config) -> access::Options {
+    let mut open = config.clone();
+    open.access.mode = AccessMode::Open;
+    access(&open)
+}
+
+/// Access control's options. Where torrents are registered, makes the state directory.
+pub(super) fn access(config: &Config) -> access::Options {
+    let it = &config.access;
+    let mode = match it.mode {
+        AccessMode::Open => Mode::Open,
+        AccessMode::Registered => Mode::Registered,
+        AccessMode::Private => Mode::Private,
+    };
+    // In the order of `Name::ALL`.
+    let files = [
+        &it.torrents_allow,
+        &it.torrents_deny,
+        &it.networks_allow,
+        &it.networks_deny,
+        &it.clients_allow,
+        &it.clients_deny,
+        &it.ports_deny,
+    ];
+    let files = files.map(|it| (!it.is_empty()).then(|| PathBuf::from(it)));
+    let state = state::home(&state_options(config), mode.needs_registration());
+    access::Options { mode, similar_digits_max: it.similar_digits_max, files, state }
 }
 
 /// The HTTP front end's options.
@@ -118,12 +150,17 @@ pub(super) fn log(config: &Config) -> log::Options {
 
 /// The connection-id keys: read, or created.
 pub(super) fn keys(config: &Config) -> Result<Loaded, KeyError> {
+    state::connection_id_keys(&state_options(config))
+}
+
+/// Where state may live.
+fn state_options(config: &Config) -> state::Options {
     let path = |text: &str| (!text.is_empty()).then(|| PathBuf::from(text));
-    state::connection_id_keys(&state::Options {
+    state::Options {
         directory: path(&config.server.state_dir),
         key_file: path(&config.udp.key_file),
         environment: Environment::of_process(),
-    })
+    }
 }
 
 /// Connection ids under these keys.

@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use tracing::{error, info, warn};
 
-use crate::config::{Config, Difference, Http, Source};
+use crate::access::disk::Who;
+use crate::access::lists::Name;
+use crate::config::{Access, Config, Difference, Http, Source};
 use crate::server::log::{LevelHandle, OPERATOR};
 use crate::server::options;
 use crate::server::state::Loaded;
@@ -12,7 +14,12 @@ use crate::server::tls::Tls;
 use crate::server::workers::Shared;
 
 /// Sections and settings that can change while serving.
-const LIVE: [&str; 15] = [
+const LIVE: [&str; 20] = [
+    "access.similar_digits_max",
+    "access.torrents_",
+    "access.networks_",
+    "access.clients_",
+    "access.ports_",
     "tracker.",
     "log.level",
     "udp.key_file",
@@ -73,9 +80,11 @@ impl Reloader {
         }
         self.level.set(options::log(&new).level);
         let changed = self.renew_keys(keys);
+        let lists_changed = self.renew_lists(&live_config);
         self.config = live_config;
         let mut applied: Vec<_> = live.iter().map(told).collect();
         applied.extend(changed.then(|| "the connection-id keys".to_owned()));
+        applied.extend(lists_changed.then(|| "access lists".to_owned()));
         match applied.as_slice() {
             [] => info!(target: OPERATOR, "reloaded: nothing has changed"),
             applied => info!(target: OPERATOR, "reloaded: {}", applied.join(", ")),
@@ -96,6 +105,7 @@ impl Reloader {
         live.admin.token.clone_from(&new.admin.token);
         live.limits = new.limits.clone();
         live.websocket = new.websocket.clone();
+        live.access = Access { mode: live.access.mode, ..new.access.clone() };
         live.http = Http {
             listen: live.http.listen,
             unix_socket: live.http.unix_socket,
@@ -103,6 +113,17 @@ impl Reloader {
             ..new.http.clone()
         };
         live
+    }
+
+    /// Reads the access lists again; says whether any has changed. One that cannot be read stays as
+    /// it was, which the office says in the log.
+    fn renew_lists(&self, config: &Config) -> bool {
+        let office = &self.shared.office;
+        office.set_options(&options::access(config));
+        let before = office.access().lists();
+        let _ = office.reload(Who::Reload);
+        let after = office.access().lists();
+        Name::ALL.iter().any(|it| !after.get(*it).is_same(before.get(*it)))
     }
 
     /// Puts new keys in force; says whether they are new. Keys that are made up now never replace

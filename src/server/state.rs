@@ -132,9 +132,20 @@ pub(super) fn connection_id_keys(options: &Options) -> Result<Loaded, KeyError> 
     }
 }
 
+/// The state directory, created when absent if it is `needed`; or why there is none.
+pub(super) fn home(options: &Options, needed: bool) -> Result<PathBuf, String> {
+    if needed {
+        return directory(options);
+    }
+    located(options).ok_or_else(|| NOWHERE.to_owned())
+}
+
+/// Why there is no state directory where nothing names one.
+const NOWHERE: &str = "neither STATE_DIRECTORY, XDG_STATE_HOME nor HOME is set";
+
 /// The state directory, created when absent.
 fn directory(options: &Options) -> Result<PathBuf, String> {
-    let path = located(options).ok_or("neither STATE_DIRECTORY, XDG_STATE_HOME nor HOME is set")?;
+    let path = located(options).ok_or(NOWHERE)?;
     let created = DirBuilder::new().recursive(true).mode(0o700).create(&path);
     created.map_err(|error| format!("cannot create {}: {error}", path.display()))?;
     Ok(path)

@@ -8,6 +8,7 @@ use std::thread::JoinHandle;
 use arc_swap::ArcSwap;
 use tokio::sync::mpsc;
 
+use crate::access::disk::Office;
 use crate::frontend::connection_id::ConnectionIds;
 use crate::frontend::http::{self, FullScrapeLimits};
 use crate::frontend::stats::Pages;
@@ -27,6 +28,7 @@ use crate::worker::stream;
 /// What all workers share.
 #[derive(Clone)]
 pub(super) struct Shared {
+    pub(super) office: Arc<Office>,
     pub(super) store: Arc<Store>,
     pub(super) tracker: Arc<ArcSwap<tracker::Options>>,
     pub(super) ids: Arc<ArcSwap<ConnectionIds>>,

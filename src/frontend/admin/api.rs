@@ -1,11 +1,16 @@
-//! `/api/v1`: what the tracker holds, for operators' tools, and its orderly end.
+//! `/api/v1`: what the tracker holds, for operators' tools, and its orderly end. What it may serve
+//! is the matter of `lists`, `registrations` and `passkeys`.
 //!
 //! A look over the whole store takes milliseconds for each million torrents. It is done on a thread
 //! of its own, one at a time: others wait, and the rest of the listener goes on.
 
+use std::convert::Infallible;
+use std::net::SocketAddr;
+
 use axum::Json;
 use axum::extract::rejection::PathRejection;
-use axum::extract::{Path, Query, State};
+use axum::extract::{ConnectInfo, FromRequestParts, Path, Query, State};
+use axum::http::request::Parts;
 use axum::http::{StatusCode, Uri};
 use axum::response::IntoResponse;
 use axum::routing::{get, post};
@@ -13,7 +18,8 @@ use serde::Serialize;
 use tokio::task::spawn_blocking;
 
 use super::problem::Problem;
-use super::{Admin, JSON, NOT_KEPT, Process, Routes};
+use super::{Admin, JSON, NOT_KEPT, Process, Routes, lists, passkeys, registrations};
+use crate::access::disk::{Office, Trouble, Who};
 use crate::time::Now;
 use crate::tracker::{Census, Listed, ListedPeer, Order, Role};
 use crate::types::{InfoHash, Kind};
@@ -28,12 +34,38 @@ const OPENAPI: &str = include_str!("openapi.json");
 
 /// The API.
 pub(super) fn routes<P: Process>() -> Routes<P> {
-    vec![
+    let mut routes: Routes<P> = vec![
         ("/api/v1/openapi.json", get(async || (JSON, OPENAPI))),
-        ("/api/v1/torrents", get(torrents::<P>)),
-        ("/api/v1/torrents/{info_hash}", get(torrent::<P>)),
+        ("/api/v1/torrents", get(torrents::<P>).post(registrations::register::<P>)),
+        ("/api/v1/torrents/{info_hash}", get(torrent::<P>).delete(registrations::unregister::<P>)),
         ("/api/v1/shutdown", post(shutdown::<P>)),
-    ]
+    ];
+    routes.extend(lists::routes());
+    routes.extend(registrations::routes());
+    routes.extend(passkeys::routes());
+    routes
+}
+
+/// Who asks, for the log.
+pub(super) struct Caller(pub(super) Who);
+
+impl<S: Send + Sync> FromRequestParts<S> for Caller {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Infallible> {
+        let from = ConnectInfo::<SocketAddr>::from_request_parts(parts, state).await;
+        Ok(Self(Who::Api(from.ok().map(|ConnectInfo(it)| it))))
+    }
+}
+
+/// Does what may wait for a disk, away from the thread that serves everyone.
+pub(super) async fn work<P: Process, T: Send + 'static>(
+    admin: &Admin<P>,
+    act: impl FnOnce(&Office, Now) -> Result<T, Trouble> + Send + 'static,
+) -> Result<T, Problem> {
+    let process = admin.process.clone();
+    let done = spawn_blocking(move || act(&process.office(), process.now()));
+    Ok(done.await.map_err(|_| Problem::broken())??)
 }
 
 /// A torrent in a reply.
@@ -176,14 +208,14 @@ async fn walk<P: Process, T: Send + 'static>(
 }
 
 /// A query's parameters, each of them taken once.
-struct Parameters(Vec<(String, String)>);
+pub(super) struct Parameters(Vec<(String, String)>);
 
 impl Parameters {
-    fn of(uri: &Uri) -> Result<Self, Problem> {
+    pub(super) fn of(uri: &Uri) -> Result<Self, Problem> {
         Query::try_from_uri(uri).map(|Query(it)| Self(it)).map_err(|_| Problem::bad_query())
     }
 
-    fn take(&mut self, name: &'static str) -> Result<Option<String>, Problem> {
+    pub(super) fn take(&mut self, name: &'static str) -> Result<Option<String>, Problem> {
         let Some(at) = self.0.iter().position(|it| it.0 == name) else { return Ok(None) };
         let (_, value) = self.0.swap_remove(at);
         if self.0.iter().any(|it| it.0 == name) {
@@ -197,7 +229,7 @@ impl Parameters {
         self.take(name)?.map(number).transpose()
     }
 
-    fn limit(&mut self) -> Result<usize, Problem> {
+    pub(super) fn limit(&mut self) -> Result<usize, Problem> {
         const WHAT: &str = "a number from 1 to 1000";
         let limit = self.number("limit", WHAT)?.unwrap_or(LIMIT_DEFAULT);
         let fits = (1..=LIMIT_MAX).contains(&limit);
@@ -205,7 +237,7 @@ impl Parameters {
     }
 
     /// Whatever was not taken was meant to do something, and does nothing.
-    fn end(self) -> Result<(), Problem> {
+    pub(super) fn end(self) -> Result<(), Problem> {
         if self.0.is_empty() { Ok(()) } else { Err(Problem::bad_query()) }
     }
 }

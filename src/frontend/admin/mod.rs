@@ -7,7 +7,11 @@
 
 mod access;
 mod api;
+mod body;
+mod lists;
+mod passkeys;
 mod problem;
+mod registrations;
 
 use std::sync::Arc;
 
@@ -18,6 +22,7 @@ use axum::routing::{MethodRouter, get};
 use axum::{Router, middleware};
 use tokio::sync::Semaphore;
 
+use crate::access::disk::Office;
 use crate::frontend::stats::{HTML_POLICY, Pages, Stats};
 use crate::time::Now;
 use crate::tracker::Census;
@@ -51,6 +56,9 @@ pub trait Process: Send + Sync + 'static {
 
     /// A handle for lists of torrents.
     fn census(&self) -> Census;
+
+    /// What keeps lists, registrations and passkeys.
+    fn office(&self) -> Arc<Office>;
 
     /// The time, for the ages of peers.
     fn now(&self) -> Now;
@@ -176,6 +184,10 @@ mod tests {
         }
 
         fn census(&self) -> Census {
+            match *self {}
+        }
+
+        fn office(&self) -> Arc<Office> {
             match *self {}
         }
 

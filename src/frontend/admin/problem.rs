@@ -4,11 +4,14 @@
 //! The code never changes, for programs; the message says what to do, for people. Neither holds
 //! anything that the request held.
 
+use std::borrow::Cow;
+
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
 use super::JSON;
+use crate::access::disk::Trouble;
 
 /// An error reply.
 #[derive(Debug)]
@@ -20,14 +23,14 @@ pub(super) struct Problem {
 #[derive(Debug, Serialize)]
 struct Error {
     code: &'static str,
-    message: &'static str,
+    message: Cow<'static, str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     field: Option<&'static str>,
 }
 
 impl Problem {
-    fn new(status: StatusCode, code: &'static str, message: &'static str) -> Self {
-        Self { status, error: Error { code, message, field: None } }
+    fn new(status: StatusCode, code: &'static str, message: impl Into<Cow<'static, str>>) -> Self {
+        Self { status, error: Error { code, message: message.into(), field: None } }
     }
 
     /// A parameter that cannot be used: 400. `message` says what it must be.
@@ -40,6 +43,19 @@ impl Problem {
     pub(super) fn bad_query() -> Self {
         let message = "the query cannot be read, or holds a parameter that this page does not have";
         Self::new(StatusCode::BAD_REQUEST, "bad_query", message)
+    }
+
+    /// A body that is no JSON object with the fields of this page: 400.
+    pub(super) fn bad_body() -> Self {
+        let message = "the body must be a JSON object with fields that this page has; \
+                       /api/v1/openapi.json describes them";
+        Self::new(StatusCode::BAD_REQUEST, "bad_body", message)
+    }
+
+    /// A body of more than 2 MB: 413.
+    pub(super) fn long_body() -> Self {
+        let message = "the body is longer than 2 MB; remedy: send less at once";
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, "long_body", message)
     }
 
     /// No token, or a wrong one: 401.
@@ -86,6 +102,23 @@ impl Problem {
         Self::new(StatusCode::NOT_FOUND, "unknown_torrent", "nobody has announced this torrent")
     }
 
+    /// A passkey that was never issued, or is revoked: 404.
+    pub(super) fn unknown_passkey() -> Self {
+        Self::new(StatusCode::NOT_FOUND, "unknown_passkey", "there is no passkey with this id")
+    }
+
+    /// A list that there is not: 404.
+    pub(super) fn no_such_list() -> Self {
+        let message = "the lists are torrents, networks and clients, each with allow and deny, and \
+                       ports with deny";
+        Self::new(StatusCode::NOT_FOUND, "no_such_list", message)
+    }
+
+    /// A value that is not on the list: 404.
+    pub(super) fn not_listed() -> Self {
+        Self::new(StatusCode::NOT_FOUND, "not_listed", "this value is not on the list just so")
+    }
+
     /// A method that the page does not have: 405. The header Allow names those it has.
     pub(super) fn bad_method() -> Self {
         let message = "this page does not have this method; the header Allow names those it has";
@@ -95,6 +128,27 @@ impl Problem {
     /// The work broke off: 500.
     pub(super) fn broken() -> Self {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "broken", "the work broke off; see the log")
+    }
+}
+
+impl From<Trouble> for Problem {
+    fn from(trouble: Trouble) -> Self {
+        let conflict =
+            |code, trouble: &Trouble| Self::new(StatusCode::CONFLICT, code, trouble.to_string());
+        match &trouble {
+            Trouble::List(_) => conflict("bad_list", &trouble),
+            Trouble::NoState(_) => conflict("no_state", &trouble),
+            Trouble::Open | Trouble::NotPrivate => conflict("wrong_mode", &trouble),
+            Trouble::Taken => conflict("hash_taken", &trouble),
+            Trouble::Full => conflict("full", &trouble),
+            Trouble::Unknown => {
+                let message = "this torrent is not registered";
+                Self::new(StatusCode::NOT_FOUND, "unregistered", message)
+            }
+            Trouble::Database(text) => {
+                Self::new(StatusCode::INTERNAL_SERVER_ERROR, "database", text.clone())
+            }
+        }
     }
 }
 

@@ -4,6 +4,7 @@
 //! is exact. Labels come from closed lists alone; a host with very many workers shares the last
 //! worker label among the rest, so that the number of series stays bounded.
 
+mod access;
 mod limits;
 mod load;
 mod streams;
@@ -15,6 +16,7 @@ use std::sync::Arc;
 use metrics::{Counter, Gauge, counter, describe_counter, describe_gauge, gauge};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 
+use crate::access::disk::Office;
 use crate::limiter::LimitCounters;
 use crate::metrics::{DurationHistogram, IoEvent, StreamCounters, WorkerCounters};
 use crate::store::Totals;
@@ -22,6 +24,7 @@ use crate::sys::socket::memory_of;
 use crate::time::Now;
 use crate::tracker::{Oddity, Options};
 use crate::types::{Action, Dropped, Family, Kind, Refusal};
+use access::AccessSeries;
 use limits::LimitSeries;
 use load::LoadSeries;
 use streams::StreamSeries;
@@ -68,6 +71,7 @@ pub(super) struct Exporter {
     families: [FamilySeries; Family::ALL.len()],
     io_events: [Counter; IoEvent::ALL.len()],
     store: StoreSeries,
+    access: AccessSeries,
     busy: Vec<BusySeries>,
     sockets: Vec<SocketSeries>,
     streams: StreamSeries,
@@ -98,6 +102,7 @@ impl Exporter {
                 Family::ALL.map(FamilySeries::new),
                 IoEvent::ALL.map(io_event),
                 StoreSeries::new(),
+                AccessSeries::new(),
                 BusySeries::of(&workers),
                 SocketSeries::of(sockets),
                 StreamSeries::new(streams),
@@ -106,7 +111,7 @@ impl Exporter {
             )
         };
         let series = metrics::with_local_recorder(&recorder, register);
-        let (families, io_events, store, busy, sockets, streams, limits, load) = series;
+        let (families, io_events, store, access, busy, sockets, streams, limits, load) = series;
         Self {
             recorder,
             handle,
@@ -115,6 +120,7 @@ impl Exporter {
             families,
             io_events,
             store,
+            access,
             busy,
             sockets,
             streams,
@@ -138,6 +144,11 @@ impl Exporter {
             sockets.update();
         }
         metrics::with_local_recorder(&self.recorder, || self.process.collect());
+    }
+
+    /// Brings the series about access control up to date.
+    pub(super) fn update_access(&self, office: &Office) {
+        self.access.update(office);
     }
 
     /// Once a second: what only makes sense over a stretch of time, and the library's own upkeep.

@@ -1,0 +1,71 @@
+//! What a request's body says: one JSON object, each field of which is taken once.
+
+use axum::body::Bytes;
+use axum::extract::rejection::BytesRejection;
+use axum::http::StatusCode;
+use serde_json::{Map, Value};
+
+use super::problem::Problem;
+
+/// The fields of a body.
+pub(super) struct Fields(Map<String, Value>);
+
+impl Fields {
+    /// Reads a body; an empty one has no fields.
+    pub(super) fn of(body: Result<Bytes, BytesRejection>) -> Result<Self, Problem> {
+        let body = body.map_err(|error| match error.status() {
+            StatusCode::PAYLOAD_TOO_LARGE => Problem::long_body(),
+            _ => Problem::bad_body(),
+        })?;
+        if body.is_empty() {
+            return Ok(Self(Map::new()));
+        }
+        serde_json::from_slice(&body).map(Self).map_err(|_| Problem::bad_body())
+    }
+
+    /// A field, if it is there and not null.
+    pub(super) fn take(&mut self, name: &'static str) -> Option<Value> {
+        self.0.remove(name).filter(|it| !it.is_null())
+    }
+
+    /// A text.
+    pub(super) fn text(&mut self, name: &'static str) -> Result<Option<String>, Problem> {
+        match self.take(name) {
+            None => Ok(None),
+            Some(Value::String(it)) => Ok(Some(it)),
+            Some(_) => Err(Problem::bad_parameter(name, "must be a text")),
+        }
+    }
+
+    /// A whole number.
+    pub(super) fn number(&mut self, name: &'static str) -> Result<Option<u64>, Problem> {
+        let problem = || Problem::bad_parameter(name, "must be a whole number from 0 on");
+        self.take(name).map(|it| it.as_u64().ok_or_else(problem)).transpose()
+    }
+
+    /// A number of 32 bits.
+    pub(super) fn short(&mut self, name: &'static str) -> Result<Option<u32>, Problem> {
+        let problem = |_| Problem::bad_parameter(name, "must be a whole number below 4294967296");
+        self.number(name)?.map(|it| u32::try_from(it).map_err(problem)).transpose()
+    }
+
+    /// A list.
+    pub(super) fn list(&mut self, name: &'static str) -> Result<Vec<Value>, Problem> {
+        match self.take(name) {
+            None => Ok(Vec::new()),
+            Some(Value::Array(them)) => Ok(them),
+            Some(_) => Err(Problem::bad_parameter(name, "must be a list")),
+        }
+    }
+
+    /// Whatever was not taken was meant to do something, and does nothing.
+    pub(super) fn end(self) -> Result<(), Problem> {
+        if self.0.is_empty() { Ok(()) } else { Err(Problem::bad_body()) }
+    }
+}
+
+impl From<Map<String, Value>> for Fields {
+    fn from(them: Map<String, Value>) -> Self {
+        Self(them)
+    }
+}

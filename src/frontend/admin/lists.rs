@@ -1,0 +1,307 @@
+//! `/api/v1/access`: the lists of who and what is served. What is changed here is changed in the
+//! files as well; who changes files by hand asks for a reload.
+
+use axum::Json;
+use axum::body::Bytes;
+use axum::extract::rejection::{BytesRejection, PathRejection};
+use axum::extract::{Path, State};
+use axum::http::Uri;
+use axum::response::IntoResponse;
+use axum::routing::{get, post};
+use serde::Serialize;
+use serde_json::Value as Field;
+
+use super::api::{Caller, Parameters, work};
+use super::body::Fields;
+use super::problem::Problem;
+use super::{Admin, NOT_KEPT, Process, Routes};
+use crate::access::disk::{Change, Edit, Office, Trouble};
+use crate::access::lists::{Name, Value, parse_value, reason};
+
+/// Values of one edit, at most.
+const EDITED_MAX: usize = 10_000;
+
+/// What an edit's values are called.
+const ADD: &str = "add";
+const REMOVE: &str = "remove";
+
+/// The lists' routes.
+pub(super) fn routes<P: Process>() -> Routes<P> {
+    vec![
+        ("/api/v1/access", get(overview::<P>)),
+        ("/api/v1/access/reload", post(reload::<P>)),
+        ("/api/v1/access/{kind}/{side}", get(page::<P>).post(edit::<P>)),
+        ("/api/v1/access/{kind}/{side}/{value}", get(look::<P>).put(add::<P>).delete(remove::<P>)),
+    ]
+}
+
+/// A list in a reply.
+#[derive(Serialize)]
+struct Summary {
+    list: &'static str,
+    entries: usize,
+    /// Whether it refuses anything.
+    in_force: bool,
+    /// Where it is kept.
+    file: Option<String>,
+}
+
+#[derive(Serialize)]
+struct Overview {
+    mode: &'static str,
+    lists: Vec<Summary>,
+}
+
+/// What is in force.
+async fn overview<P: Process>(
+    State(admin): State<Admin<P>>,
+    uri: Uri,
+) -> Result<impl IntoResponse, Problem> {
+    Parameters::of(&uri)?.end()?;
+    let look = |office: &Office| {
+        let lists = office.access().lists();
+        let summary = |name: Name| Summary {
+            list: name.label(),
+            entries: lists.get(name).len(),
+            in_force: lists.is_in_force(name),
+            file: office.path(name).map(|it| it.display().to_string()),
+        };
+        let mode = office.access().mode().label();
+        Ok(Overview { mode, lists: Name::ALL.map(summary).into() })
+    };
+    Ok(([NOT_KEPT], Json(work(&admin, move |office, _| look(office)).await?)))
+}
+
+/// A change in a reply.
+#[derive(Serialize)]
+struct Changed {
+    list: &'static str,
+    added: usize,
+    removed: usize,
+    entries: usize,
+}
+
+impl From<Change> for Changed {
+    fn from(it: Change) -> Self {
+        let Change { name, added, removed, entries } = it;
+        Self { list: name.label(), added, removed, entries }
+    }
+}
+
+#[derive(Serialize)]
+struct Reloaded {
+    lists: Vec<Changed>,
+}
+
+/// Reads all files again.
+async fn reload<P: Process>(
+    State(admin): State<Admin<P>>,
+    Caller(who): Caller,
+) -> Result<impl IntoResponse, Problem> {
+    let reload = move |office: &Office| {
+        let first = |them: Vec<Trouble>| them.into_iter().next().unwrap_or(Trouble::Unknown);
+        let changes = office.reload(who).map_err(first)?;
+        Ok(changes.into_iter().map(Changed::from).collect())
+    };
+    let lists = work(&admin, move |office, _| reload(office)).await?;
+    Ok(([NOT_KEPT], Json(Reloaded { lists })))
+}
+
+/// An entry in a reply.
+#[derive(Serialize)]
+struct Entry {
+    value: String,
+    reason: Option<String>,
+}
+
+impl Entry {
+    fn new((value, reason): (Value, Option<&str>)) -> Self {
+        Self { value: value.to_string(), reason: reason.map(str::to_owned) }
+    }
+}
+
+#[derive(Serialize)]
+struct Page {
+    entries: Vec<Entry>,
+    /// `after` of the next page, if there is one.
+    next: Option<String>,
+}
+
+/// A page of a list.
+async fn page<P: Process>(
+    State(admin): State<Admin<P>>,
+    path: Result<Path<(String, String)>, PathRejection>,
+    uri: Uri,
+) -> Result<impl IntoResponse, Problem> {
+    let name = path.map(|Path((kind, side))| name(&kind, &side)).unwrap_or(None);
+    let name = name.ok_or_else(Problem::no_such_list)?;
+    let mut parameters = Parameters::of(&uri)?;
+    let limit = parameters.limit()?;
+    let after = parameters.take("after")?;
+    let after = after.map(|it| value("after", name, &it)).transpose()?;
+    parameters.end()?;
+    let look = move |office: &Office| {
+        let lists = office.access().lists();
+        // One more, to know whether there is another page.
+        let found = lists.get(name).page(after.as_ref(), limit + 1);
+        let is_last = found.len() <= limit;
+        let entries: Vec<_> = found.into_iter().take(limit).map(Entry::new).collect();
+        let next = entries.last().filter(|_| !is_last).map(|it| it.value.clone());
+        Ok(Page { entries, next })
+    };
+    Ok(([NOT_KEPT], Json(work(&admin, move |office, _| look(office)).await?)))
+}
+
+/// Changes many values at once.
+async fn edit<P: Process>(
+    State(admin): State<Admin<P>>,
+    Caller(who): Caller,
+    path: Result<Path<(String, String)>, PathRejection>,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<impl IntoResponse, Problem> {
+    let name = path.map(|Path((kind, side))| name(&kind, &side)).unwrap_or(None);
+    let name = name.ok_or_else(Problem::no_such_list)?;
+    let mut fields = Fields::of(body)?;
+    let (add, remove) = (fields.list(ADD)?, fields.list(REMOVE)?);
+    fields.end()?;
+    if add.len() + remove.len() > EDITED_MAX {
+        return Err(Problem::bad_parameter(ADD, "at most 10000 values at once, with remove"));
+    }
+    let mut edit = Edit::default();
+    for it in add {
+        push_added(&mut edit, name, it)?;
+    }
+    for it in remove {
+        let text = it.as_str().ok_or_else(|| not_one(REMOVE, name))?;
+        edit.remove.extend(values(REMOVE, name, text)?);
+    }
+    let change = work(&admin, move |office, _| office.edit(name, &edit, who)).await?;
+    Ok(([NOT_KEPT], Json(Changed::from(change))))
+}
+
+/// Takes what `add` holds: a value, or an object with a value and perhaps a reason.
+fn push_added(edit: &mut Edit, name: Name, it: Field) -> Result<(), Problem> {
+    let (text, reason) = match it {
+        Field::String(text) => (Some(text), None),
+        Field::Object(fields) => {
+            let mut fields = Fields::from(fields);
+            let taken = (fields.text("value")?, fields.text("reason")?);
+            fields.end()?;
+            taken
+        }
+        _ => (None, None),
+    };
+    let text = text.ok_or_else(|| not_one(ADD, name))?;
+    let reason = sound(reason)?;
+    edit.add.extend(values(ADD, name, &text)?.map(|it| (it, reason.clone())));
+    Ok(())
+}
+
+/// Whether a value is listed just so.
+async fn look<P: Process>(
+    State(admin): State<Admin<P>>,
+    place: Place,
+) -> Result<impl IntoResponse, Problem> {
+    let Place { name, first, .. } = place;
+    let look = move |office: &Office| {
+        let lists = office.access().lists();
+        Ok(lists.get(name).get(&first).map(|reason| Entry::new((first, reason))))
+    };
+    let found = work(&admin, move |office, _| look(office)).await?;
+    Ok(([NOT_KEPT], Json(found.ok_or_else(Problem::not_listed)?)))
+}
+
+/// Lists a value, with a reason or without.
+async fn add<P: Process>(
+    State(admin): State<Admin<P>>,
+    Caller(who): Caller,
+    place: Place,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<impl IntoResponse, Problem> {
+    let mut fields = Fields::of(body)?;
+    let reason = sound(fields.text("reason")?)?;
+    fields.end()?;
+    let add = place.values().map(|it| (it, reason.clone())).collect();
+    let edit = Edit { add, remove: Vec::new() };
+    let change = work(&admin, move |office, _| office.edit(place.name, &edit, who)).await?;
+    Ok(([NOT_KEPT], Json(Changed::from(change))))
+}
+
+/// Lists a value no more.
+async fn remove<P: Process>(
+    State(admin): State<Admin<P>>,
+    Caller(who): Caller,
+    place: Place,
+) -> Result<impl IntoResponse, Problem> {
+    let edit = Edit { add: Vec::new(), remove: place.values().collect() };
+    let change = work(&admin, move |office, _| office.edit(place.name, &edit, who)).await?;
+    if change.removed == 0 {
+        return Err(Problem::not_listed());
+    }
+    Ok(([NOT_KEPT], Json(Changed::from(change))))
+}
+
+/// A list and a value, as a path names them.
+struct Place {
+    name: Name,
+    first: Value,
+    second: Option<Value>,
+}
+
+impl Place {
+    fn values(&self) -> impl Iterator<Item = Value> + use<> {
+        [Some(self.first), self.second].into_iter().flatten()
+    }
+}
+
+impl<S: Send + Sync> axum::extract::FromRequestParts<S> for Place {
+    type Rejection = Problem;
+
+    async fn from_request_parts(
+        parts: &mut axum::http::request::Parts,
+        state: &S,
+    ) -> Result<Self, Problem> {
+        type Parts = (String, String, String);
+        let path = Path::<Parts>::from_request_parts(parts, state).await;
+        // What cannot be decoded is no value either.
+        let Path((kind, side, text)) = path.map_err(|_| Problem::no_such_list())?;
+        let name = name(&kind, &side).ok_or_else(Problem::no_such_list)?;
+        let found = parse_value(name.kind(), &text).ok_or_else(|| not_one("value", name))?;
+        Ok(Self { name, first: found.0, second: found.1 })
+    }
+}
+
+/// The list that two parts of a path name.
+fn name(kind: &str, side: &str) -> Option<Name> {
+    let is_it = |it: &&Name| {
+        it.label().strip_prefix(kind).and_then(|rest| rest.strip_prefix('_')) == Some(side)
+    };
+    Name::ALL.iter().find(is_it).copied()
+}
+
+/// One value, from a parameter.
+fn value(field: &'static str, name: Name, text: &str) -> Result<Value, Problem> {
+    parse_value(name.kind(), text).map(|it| it.0).ok_or_else(|| not_one(field, name))
+}
+
+/// A value, or the two of a hybrid torrent's magnet link.
+fn values(
+    field: &'static str,
+    name: Name,
+    text: &str,
+) -> Result<impl Iterator<Item = Value> + use<>, Problem> {
+    let found = parse_value(name.kind(), text).ok_or_else(|| not_one(field, name))?;
+    Ok([Some(found.0), found.1].into_iter().flatten())
+}
+
+fn not_one(field: &'static str, name: Name) -> Problem {
+    Problem::bad_parameter(field, name.kind().allowed())
+}
+
+/// A reason that can stand in a file's line.
+fn sound(text: Option<String>) -> Result<Option<String>, Problem> {
+    let Some(text) = text else { return Ok(None) };
+    let text = text.trim();
+    let found = reason(text).map_err(|problem| Problem::bad_parameter("reason", problem))?;
+    Ok(found.map(str::to_owned))
+}

@@ -1,0 +1,158 @@
+//! `/api/v1/passkeys`: who may use a private tracker, how much, and what they did.
+
+use axum::Json;
+use axum::body::Bytes;
+use axum::extract::rejection::{BytesRejection, PathRejection};
+use axum::extract::{Path, State};
+use axum::http::{StatusCode, Uri};
+use axum::response::IntoResponse;
+use axum::routing::get;
+use serde::Serialize;
+
+use super::api::{Caller, Parameters, work};
+use super::body::Fields;
+use super::problem::Problem;
+use super::{Admin, NOT_KEPT, Process, Routes};
+use crate::access::disk::{Office, Trouble};
+use crate::access::mode::Mode;
+use crate::access::passkey::{Key, Limits, NAME_BYTES_MAX, PEERS_MAX, Record, Totals, Usage};
+
+/// The routes.
+pub(super) fn routes<P: Process>() -> Routes<P> {
+    vec![
+        ("/api/v1/passkeys", get(list::<P>).post(issue::<P>)),
+        ("/api/v1/passkeys/{id}", get(look::<P>).delete(revoke::<P>)),
+    ]
+}
+
+/// A passkey in a reply: never the key itself.
+#[derive(Serialize)]
+struct Listed {
+    id: String,
+    name: String,
+    limits: Limits,
+    issued_s: u64,
+    #[serde(flatten)]
+    totals: Totals,
+    torrents: u32,
+    peers: u32,
+    left: u64,
+}
+
+impl Listed {
+    fn new(id: String, record: Record, usage: Usage) -> Self {
+        let Record { name, limits, issued_s, totals } = record;
+        let Usage { torrents, peers, left } = usage;
+        Self { id, name, limits, issued_s, totals, torrents, peers, left }
+    }
+
+    fn of(key: &Key) -> Self {
+        Self::new(key.id(), key.record(), key.usage())
+    }
+}
+
+#[derive(Serialize)]
+struct Page {
+    passkeys: Vec<Listed>,
+    /// `after` of the next page, if there is one.
+    next: Option<String>,
+}
+
+/// A page of passkeys.
+async fn list<P: Process>(
+    State(admin): State<Admin<P>>,
+    uri: Uri,
+) -> Result<impl IntoResponse, Problem> {
+    let mut parameters = Parameters::of(&uri)?;
+    let limit = parameters.limit()?;
+    let after = parameters.take("after")?.unwrap_or_default();
+    parameters.end()?;
+    let look = move |office: &Office| {
+        let all = private(office)?.keys().all();
+        let mut rest = all.iter().filter(|it| it.id() > after);
+        let passkeys: Vec<_> = rest.by_ref().take(limit).map(|it| Listed::of(it)).collect();
+        let more = rest.next().is_some();
+        let next = passkeys.last().filter(|_| more).map(|it| it.id.clone());
+        Ok(Page { passkeys, next })
+    };
+    Ok(([NOT_KEPT], Json(work(&admin, move |office, _| look(office)).await?)))
+}
+
+#[derive(Serialize)]
+struct New {
+    /// Told this once.
+    passkey: String,
+    #[serde(flatten)]
+    listed: Listed,
+}
+
+/// Makes a passkey.
+async fn issue<P: Process>(
+    State(admin): State<Admin<P>>,
+    Caller(who): Caller,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<impl IntoResponse, Problem> {
+    let mut fields = Fields::of(body)?;
+    let name = fields.text("name")?.unwrap_or_default();
+    let usual = Limits::default();
+    let limits = Limits {
+        announces_per_minute: fields
+            .short("announces_per_minute")?
+            .unwrap_or(usual.announces_per_minute),
+        torrents: fields.short("torrents")?.unwrap_or(usual.torrents),
+        peers: fields.short("peers")?.unwrap_or(usual.peers),
+    };
+    fields.end()?;
+    if name.len() > NAME_BYTES_MAX || name.chars().any(char::is_control) {
+        let problem = "must be at most 100 bytes without control characters";
+        return Err(Problem::bad_parameter("name", problem));
+    }
+    if limits.peers > PEERS_MAX {
+        return Err(Problem::bad_parameter("peers", "must be at most 100000"));
+    }
+    let issued = work(&admin, move |office, now| office.issue(&name, limits, now, who)).await?;
+    let listed = Listed::new(issued.id, issued.record, Usage::default());
+    let new = New { passkey: issued.passkey, listed };
+    Ok((StatusCode::CREATED, [NOT_KEPT], Json(new)))
+}
+
+/// One passkey.
+async fn look<P: Process>(
+    State(admin): State<Admin<P>>,
+    id: Result<Path<String>, PathRejection>,
+) -> Result<impl IntoResponse, Problem> {
+    let id = id.map(|Path(it)| it).unwrap_or_default();
+    let look = move |office: &Office| {
+        let key = private(office)?.keys().with_id(&id);
+        Ok(key.map(|it| Listed::of(&it)))
+    };
+    let found = work(&admin, move |office, _| look(office)).await?;
+    Ok(([NOT_KEPT], Json(found.ok_or_else(Problem::unknown_passkey)?)))
+}
+
+/// Makes a passkey invalid.
+async fn revoke<P: Process>(
+    State(admin): State<Admin<P>>,
+    Caller(who): Caller,
+    id: Result<Path<String>, PathRejection>,
+) -> Result<impl IntoResponse, Problem> {
+    #[derive(Serialize)]
+    struct Reply {
+        status: &'static str,
+    }
+    let id = id.map(|Path(it)| it).unwrap_or_default();
+    let revoke = move |office: &Office| match office.revoke(&id, who) {
+        Err(Trouble::Unknown) => Ok(false),
+        done => done.map(|()| true),
+    };
+    let done = work(&admin, move |office, _| revoke(office)).await?;
+    if !done {
+        return Err(Problem::unknown_passkey());
+    }
+    Ok(([NOT_KEPT], Json(Reply { status: "revoked" })))
+}
+
+fn private(office: &Office) -> Result<&crate::access::Access, Trouble> {
+    let access = office.access();
+    if access.mode() == Mode::Private { Ok(access) } else { Err(Trouble::NotPrivate) }
+}

@@ -1,0 +1,148 @@
+//! Torrents of a tracker that serves registered ones alone, and what resembles them.
+
+use axum::Json;
+use axum::body::Bytes;
+use axum::extract::rejection::{BytesRejection, PathRejection};
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use axum::response::IntoResponse;
+use axum::routing::{get, post};
+use serde::Serialize;
+
+use super::api::{Caller, info_hash, work};
+use super::body::Fields;
+use super::problem::Problem;
+use super::{Admin, NOT_KEPT, Process, Routes};
+use crate::access::disk::{Office, Torrent, Trouble};
+use crate::access::lists::{Kind, Value, parse_value};
+use crate::access::registry::Similar;
+use crate::types::InfoHash;
+
+/// Similar hashes in one reply, at most.
+const SIMILAR_MAX: usize = 1000;
+
+/// The routes that are not shared with the torrents that are announced.
+pub(super) fn routes<P: Process>() -> Routes<P> {
+    vec![
+        ("/add_torrent_info", post(register::<P>)),
+        ("/api/v1/torrents/{info_hash}/registration", get(registration::<P>)),
+        ("/api/v1/torrents/{info_hash}/similar", get(similar::<P>)),
+    ]
+}
+
+/// Registers a torrent.
+pub(super) async fn register<P: Process>(
+    State(admin): State<Admin<P>>,
+    Caller(who): Caller,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<impl IntoResponse, Problem> {
+    let torrent = torrent(Fields::of(body)?)?;
+    let register = move |office: &Office, now| office.register(torrent, now, who);
+    let done = work(&admin, register).await?;
+    let status = if done.created { StatusCode::CREATED } else { StatusCode::OK };
+    Ok((status, [NOT_KEPT], Json(done.torrent)))
+}
+
+/// Unregisters a torrent.
+pub(super) async fn unregister<P: Process>(
+    State(admin): State<Admin<P>>,
+    Caller(who): Caller,
+    digits: Result<Path<String>, PathRejection>,
+) -> Result<impl IntoResponse, Problem> {
+    #[derive(Serialize)]
+    struct Reply {
+        status: &'static str,
+    }
+    let info_hash = info_hash("info_hash", digits.as_deref().map_or("", String::as_str))?;
+    let unregister = move |office: &Office| office.unregister(&info_hash, who);
+    work(&admin, move |office, _| unregister(office)).await?;
+    Ok(([NOT_KEPT], Json(Reply { status: "unregistered" })))
+}
+
+/// What is known of a registered torrent.
+async fn registration<P: Process>(
+    State(admin): State<Admin<P>>,
+    digits: Result<Path<String>, PathRejection>,
+) -> Result<impl IntoResponse, Problem> {
+    let info_hash = info_hash("info_hash", digits.as_deref().map_or("", String::as_str))?;
+    let torrent = work(&admin, move |office, _| office.registered(&info_hash)).await?;
+    Ok(([NOT_KEPT], Json(torrent)))
+}
+
+/// A hash that was refused.
+#[derive(Serialize)]
+struct Refused {
+    info_hash: String,
+    refused: u64,
+    age_s: u64,
+}
+
+#[derive(Serialize)]
+struct SimilarReply {
+    info_hash: String,
+    registered: bool,
+    /// Registered torrents that it resembles.
+    resembles: Vec<String>,
+    /// What was refused because it resembles this one.
+    refused: Vec<Refused>,
+}
+
+/// What a hash resembles, and what resembles it.
+async fn similar<P: Process>(
+    State(admin): State<Admin<P>>,
+    digits: Result<Path<String>, PathRejection>,
+) -> Result<impl IntoResponse, Problem> {
+    let info_hash = info_hash("info_hash", digits.as_deref().map_or("", String::as_str))?;
+    let look = move |office: &Office, now: crate::time::Now| {
+        let access = office.access();
+        if !access.mode().needs_registration() {
+            return Err(Trouble::Open);
+        }
+        let registry = access.registry();
+        let refused = |it: Similar| Refused {
+            info_hash: it.info_hash.to_string(),
+            refused: it.refused,
+            age_s: now.ns_since(it.last) / 1_000_000_000,
+        };
+        let seen = registry.similar_to(&info_hash);
+        let resembled = registry.resembled(&info_hash);
+        Ok(SimilarReply {
+            info_hash: info_hash.to_string(),
+            registered: registry.canonical(&info_hash).is_some(),
+            resembles: resembled.iter().take(SIMILAR_MAX).map(ToString::to_string).collect(),
+            refused: seen.into_iter().take(SIMILAR_MAX).map(refused).collect(),
+        })
+    };
+    Ok(([NOT_KEPT], Json(work(&admin, look).await?)))
+}
+
+/// A torrent from the fields of a body.
+fn torrent(mut fields: Fields) -> Result<Torrent, Problem> {
+    const HASH: &str = "must be 40 or 64 hexadecimal digits";
+    let mut hash = |name: &'static str| -> Result<Option<InfoHash>, Problem> {
+        let Some(text) = fields.text(name)? else { return Ok(None) };
+        match parse_value(Kind::Torrents, &text) {
+            Some((Value::Torrent(it), None)) => Ok(Some(it)),
+            _ => Err(Problem::bad_parameter(name, HASH)),
+        }
+    };
+    let info_hash = hash("info_hash")?;
+    let info_hash = info_hash.ok_or_else(|| Problem::bad_parameter("info_hash", HASH))?;
+    let info_hash_v2 = hash("info_hash_v2")?;
+    let torrent = Torrent {
+        info_hash,
+        info_hash_v2,
+        name: fields.text("name")?,
+        size: fields.number("size")?,
+        piece_length: fields.number("piece_length")?,
+        comment: fields.text("comment")?,
+        created_by: fields.text("created_by")?,
+        created_s: fields.number("created_s")?,
+        registered_s: 0,
+    };
+    fields.end()?;
+    match torrent.fault() {
+        Some((field, message)) => Err(Problem::bad_parameter(field, message)),
+        None => Ok(torrent),
+    }
+}
