@@ -20,7 +20,7 @@ fn help_teaches_with_examples() {
     for said in ["skep probe ws://", "--ca ca.pem https://", "--insecure", "Exit codes: 0 every"] {
         assert!(probe.contains(said), "{said} is not in\n{probe}");
     }
-    for command in ["run", "config", "check", "probe"] {
+    for command in ["run", "config", "check", "probe", "torrent"] {
         let output = run(&[command, "--help"]);
         assert_eq!(output.status.code(), Some(0));
         assert!(texts(&output).0.contains("Usage: skep"));

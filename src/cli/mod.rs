@@ -3,6 +3,7 @@
 //! Exit codes: 0 done, 1 failed at run time, 2 bad usage or configuration.
 
 mod probe;
+mod torrent;
 
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -22,6 +23,7 @@ Examples:
   skep --config skep.toml                    serve with it; SIGHUP reloads it, SIGTERM stops
   SKEP__TRACKER__INTERVAL_S=900 skep         every setting has a variable, too
   skep probe udp://127.0.0.1:6969            ask it as a client would
+  skep torrent add DIR                       register .torrent files with a running tracker
   curl http://127.0.0.1:6970/metrics         figures; /livez and /readyz for probes
 
 Once every socket answers, one line goes to standard output:
@@ -50,6 +52,9 @@ enum Command {
     Check(Settings),
     /// Ask trackers as a client would: connect, announce, scrape
     Probe(probe::Options),
+    /// Register .torrent files with a running tracker
+    #[command(subcommand)]
+    Torrent(torrent::Command),
 }
 
 /// What is set on the command line; overrides the environment, which overrides the file.
@@ -80,6 +85,7 @@ pub fn main() -> ExitCode {
         Command::Check(settings) => check(&settings),
         Command::Config => print(&Config::default().to_commented_toml()),
         Command::Probe(options) => return probe::run(&options),
+        Command::Torrent(command) => return torrent::run(command),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

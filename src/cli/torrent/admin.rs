@@ -1,0 +1,144 @@
+//! Asks a tracker's admin listener to register a torrent, again where it does not answer.
+
+use std::io::{self, Read as _, Write as _};
+use std::net::{TcpStream, ToSocketAddrs as _};
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::client::http::{Body, HEAD_BYTES_MAX, head, unchunk};
+use crate::client::url::Url;
+
+/// How often a request is sent again where there is no answer, or one that says to.
+const RETRIES: u32 = 3;
+
+/// How long to wait before the first of those; twice as long before each further one.
+const PAUSE: Duration = Duration::from_millis(250);
+
+/// How long connecting, or a byte, may take.
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The longest reply that is read, in bytes.
+const REPLY_BYTES_MAX: usize = HEAD_BYTES_MAX + 64 * 1024;
+
+/// What the tracker says of a torrent that it now serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Reply {
+    /// It is new to it.
+    Created,
+    /// It was registered before.
+    Known,
+}
+
+/// A tracker's admin listener.
+pub(super) struct Admin {
+    url: Url,
+    token: Option<String>,
+    /// Why it cannot be used, once that is known: further files need not wait for the same.
+    broken: Option<String>,
+}
+
+/// What went wrong with one request.
+enum Failure {
+    /// It may go better next time.
+    Passing(String),
+    /// It will not; the same is true of every other file.
+    Lasting(String),
+    /// It will not, because of this file.
+    Refused(String),
+}
+
+impl Admin {
+    pub(super) fn new(url: Url, token: Option<String>) -> Self {
+        Self { url, token, broken: None }
+    }
+
+    /// Registers what a JSON body describes.
+    pub(super) fn register(&mut self, body: &[u8]) -> Result<Reply, String> {
+        if let Some(problem) = &self.broken {
+            return Err(problem.clone());
+        }
+        let mut pause = PAUSE;
+        for retry in 0..=RETRIES {
+            let (problem, is_last) = match self.ask(body) {
+                Ok(reply) => return Ok(reply),
+                Err(Failure::Refused(problem)) => return Err(problem),
+                Err(Failure::Lasting(problem)) => (problem, true),
+                Err(Failure::Passing(problem)) => (problem, retry == RETRIES),
+            };
+            if is_last {
+                self.broken = Some(problem.clone());
+                return Err(problem);
+            }
+            std::thread::sleep(pause);
+            pause *= 2;
+        }
+        unreachable!("the last try returns")
+    }
+
+    fn ask(&self, body: &[u8]) -> Result<Reply, Failure> {
+        let url = &self.url;
+        let passing = |error: io::Error| {
+            Failure::Passing(format!(
+                "cannot ask {url}: {error}; remedy: start skep, or name its admin listener with \
+                 --admin"
+            ))
+        };
+        let bytes = self.exchange(body).map_err(passing)?;
+        let no_http = || Failure::Lasting(format!("what answers at {url} is no tracker"));
+        let reply = head(&bytes).ok().flatten().ok_or_else(no_http)?;
+        let rest = &bytes[reply.bytes..];
+        let said = match reply.body {
+            Body::Chunked => unchunk(rest).ok().flatten().unwrap_or_default(),
+            Body::Length(length) => rest[..length.min(rest.len())].to_vec(),
+            Body::UntilClose => rest.to_vec(),
+        };
+        let said: Value = serde_json::from_slice(&said).map_err(|_| no_http())?;
+        let code = said["error"]["code"].as_str().unwrap_or_default();
+        let message = || {
+            let field = said["error"]["field"].as_str().map(|it| format!("{it}: "));
+            let message = said["error"]["message"].as_str().unwrap_or("no reason");
+            field.unwrap_or_default() + message
+        };
+        match (reply.status, code) {
+            (201, _) => Ok(Reply::Created),
+            (200, _) => Ok(Reply::Known),
+            (401 | 403, _) => Err(Failure::Lasting(message())),
+            (404, _) => Err(no_http()),
+            (409, "wrong_mode" | "full") => Err(Failure::Lasting(message())),
+            (500..=599 | 429, _) => Err(Failure::Passing(message())),
+            _ => Err(Failure::Refused(message())),
+        }
+    }
+
+    /// Sends a request and reads all that comes back.
+    fn exchange(&self, body: &[u8]) -> io::Result<Vec<u8>> {
+        let mut refused = io::Error::other("its name has no address");
+        for address in (self.url.host.as_str(), self.url.port).to_socket_addrs()? {
+            match TcpStream::connect_timeout(&address, TIMEOUT) {
+                Ok(stream) => return self.converse(stream, body),
+                Err(error) => refused = error,
+            }
+        }
+        Err(refused)
+    }
+
+    fn converse(&self, mut stream: TcpStream, body: &[u8]) -> io::Result<Vec<u8>> {
+        stream.set_read_timeout(Some(TIMEOUT))?;
+        stream.set_write_timeout(Some(TIMEOUT))?;
+        let mut request = format!(
+            "POST /api/v1/torrents HTTP/1.1\r\nHost: {}\r\nContent-Type: application/json\r\n\
+             Content-Length: {}\r\nConnection: close\r\n",
+            self.url.authority(),
+            body.len()
+        );
+        if let Some(token) = &self.token {
+            request += &format!("Authorization: Bearer {token}\r\n");
+        }
+        stream.write_all((request + "\r\n").as_bytes())?;
+        stream.write_all(body)?;
+        let mut reply = Vec::new();
+        stream.take(REPLY_BYTES_MAX as u64).read_to_end(&mut reply)?;
+        Ok(reply)
+    }
+}

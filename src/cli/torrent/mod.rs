@@ -1,0 +1,321 @@
+//! `skep torrent add`: registers `.torrent` files, or folders of them, with a running tracker.
+//!
+//! Every file gets a line of its own, whatever becomes of the others: what is wrong with one is
+//! said, and the rest go on. A tracker that does not answer is asked again: it may be restarting.
+
+mod admin;
+
+use std::fmt::Write as _;
+use std::fs::{self, File};
+use std::io::{IsTerminal as _, Read as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Args, Subcommand};
+use serde::Serialize;
+
+use crate::client::metainfo::Metainfo;
+use crate::client::url::{Scheme, Url};
+use admin::{Admin, Reply};
+
+const EXAMPLES: &str = "\
+Examples:
+  skep torrent add ubuntu.torrent            with the tracker on this host
+  skep torrent add /srv/torrents             every .torrent file in this folder and those below
+  skep torrent add --admin http://10.0.0.1:6970 --token-file token FILE
+  skep torrent add --json DIR                for scripts: an object a line
+
+The tracker has to run with access.mode = \"registered\" or \"private\". The token is what
+admin.token says; SKEP__ADMIN__TOKEN is read where no file is named. Both hashes of a hybrid
+torrent lead to one swarm. A torrent that is registered already is told as known.
+
+Exit codes: 0 every file is registered, 1 one is not, 2 bad usage.";
+
+/// The largest `.torrent` file that is read, in bytes.
+const FILE_BYTES_MAX: u64 = 64 << 20;
+
+/// The deepest folder that is looked into.
+const DEPTH_MAX: usize = 32;
+
+/// What can be done with torrents.
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Register .torrent files, or folders of them
+    Add(Options),
+}
+
+/// What to register, and where.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct Options {
+    /// .torrent files, or folders that hold some
+    #[arg(required = true, value_name = "PATH")]
+    paths: Vec<PathBuf>,
+    /// The tracker's admin listener
+    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:6970")]
+    admin: Url,
+    /// Read the token from the first line of this file
+    #[arg(long, value_name = "FILE", conflicts_with = "token")]
+    token_file: Option<PathBuf>,
+    /// The token; others on this host may see it while this runs
+    #[arg(long, value_name = "TOKEN")]
+    token: Option<String>,
+    /// Print a JSON object for each file instead of text
+    #[arg(long)]
+    json: bool,
+}
+
+/// What became of a file.
+#[derive(Debug, Serialize)]
+struct Verdict {
+    file: String,
+    status: Status,
+    info_hash: Option<String>,
+    info_hash_v2: Option<String>,
+    name: Option<String>,
+    error: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Status {
+    /// It was not, and is now.
+    Registered,
+    /// It was before.
+    Known,
+    /// It is not.
+    Failed,
+}
+
+/// How a torrent is told to the tracker.
+#[derive(Debug, Serialize)]
+struct Body<'a> {
+    info_hash: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    info_hash_v2: Option<&'a str>,
+    name: &'a str,
+    size: u64,
+    piece_length: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    comment: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    created_by: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    created_s: Option<u64>,
+}
+
+/// Does what the command line says, and tells how it went.
+pub(super) fn run(command: Command) -> ExitCode {
+    let Command::Add(options) = command;
+    let mut admin = match connect(&options) {
+        Ok(admin) => admin,
+        Err(problem) => {
+            super::complain(&problem);
+            return ExitCode::from(2);
+        }
+    };
+    let mut files = Vec::new();
+    for path in &options.paths {
+        collect(path, 0, &mut files);
+    }
+    let mut progress = Progress::new(files.len(), options.json);
+    let mut counts = [0_usize; 3];
+    for found in files {
+        let verdict = match found {
+            Ok(path) => add(&mut admin, &path),
+            Err((path, problem)) => Verdict::failed(&path, problem),
+        };
+        counts[verdict.status as usize] += 1;
+        progress.tell(&verdict);
+    }
+    progress.end(&counts);
+    ExitCode::from(u8::from(counts[Status::Failed as usize] > 0))
+}
+
+/// The tracker that is meant.
+fn connect(options: &Options) -> Result<Admin, String> {
+    if options.admin.scheme != Scheme::Http || !["", "/"].contains(&options.admin.path.as_str()) {
+        return Err("--admin: allowed: http://HOST:PORT".into());
+    }
+    let token = match (&options.token, &options.token_file) {
+        (Some(token), _) => Some(token.clone()),
+        (None, Some(path)) => {
+            let text = fs::read_to_string(path)
+                .map_err(|error| format!("cannot read {}: {error}", path.display()))?;
+            text.lines().next().map(|it| it.trim().to_owned())
+        }
+        (None, None) => std::env::var("SKEP__ADMIN__TOKEN").ok(),
+    };
+    let token = token.filter(|it| !it.is_empty());
+    if token.as_ref().is_some_and(|it| it.bytes().any(|byte| !(0x20..0x7f).contains(&byte))) {
+        return Err("the token holds something that cannot stand in a header".into());
+    }
+    Ok(Admin::new(options.admin.clone(), token))
+}
+
+/// A file to register, or what cannot be looked at, and why.
+type Found = Result<PathBuf, (PathBuf, String)>;
+
+/// Adds a file, or the `.torrent` files of a folder, in order. A file that is named is taken
+/// whatever it is called; links to folders are not followed.
+fn collect(path: &Path, depth: usize, files: &mut Vec<Found>) {
+    let failed = |problem: String| Err((path.to_owned(), problem));
+    let is_folder = match fs::symlink_metadata(path) {
+        Ok(it) if it.is_symlink() && depth == 0 => path.is_dir(),
+        Ok(it) => it.is_dir(),
+        Err(error) => return files.push(failed(error.to_string())),
+    };
+    if !is_folder {
+        if depth == 0 || path.extension().is_some_and(|it| it.eq_ignore_ascii_case("torrent")) {
+            files.push(Ok(path.to_owned()));
+        }
+        return;
+    }
+    if depth > DEPTH_MAX {
+        return files.push(failed(format!("more than {DEPTH_MAX} folders within each other")));
+    }
+    let entries = fs::read_dir(path).and_then(|them| {
+        let paths = them.map(|it| Ok(it?.path()));
+        paths.collect::<std::io::Result<Vec<_>>>()
+    });
+    match entries {
+        Err(error) => files.push(failed(error.to_string())),
+        Ok(mut paths) => {
+            paths.sort();
+            paths.iter().for_each(|it| collect(it, depth + 1, files));
+        }
+    }
+}
+
+/// Registers one file.
+fn add(admin: &mut Admin, path: &Path) -> Verdict {
+    let bytes = match read(path) {
+        Ok(bytes) => bytes,
+        Err(problem) => return Verdict::failed(path, problem),
+    };
+    let torrent = match Metainfo::parse(&bytes) {
+        Ok(torrent) => torrent,
+        Err(error) => return Verdict::failed(path, format!("is no torrent: {error}")),
+    };
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let info_hash = torrent.info_hash().map(|it| it.to_string());
+    let second = torrent.v2.filter(|_| torrent.v1.is_some());
+    let second: Option<String> =
+        second.map(|it| it.iter().map(|byte| format!("{byte:02x}")).collect());
+    let name = text(torrent.name);
+    let body = Body {
+        info_hash: info_hash.as_deref().unwrap_or_default(),
+        info_hash_v2: second.as_deref(),
+        name: &cut(name.clone(), 1024),
+        size: torrent.size,
+        piece_length: torrent.piece_length,
+        comment: torrent.comment.map(|it| cut(text(it), 4096)),
+        created_by: torrent.created_by.map(|it| cut(text(it), 4096)),
+        created_s: torrent.created_s,
+    };
+    let told = serde_json::to_vec(&body).map_err(|error| error.to_string());
+    let (status, error) = match told.and_then(|body| admin.register(&body)) {
+        Ok(Reply::Created) => (Status::Registered, None),
+        Ok(Reply::Known) => (Status::Known, None),
+        Err(problem) => (Status::Failed, Some(problem)),
+    };
+    let file = path.display().to_string();
+    Verdict { file, status, info_hash, info_hash_v2: second, name: Some(name), error }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, String> {
+    let mut bytes = Vec::new();
+    let file = File::open(path).map_err(|error| error.to_string())?;
+    let metadata = file.metadata().map_err(|error| error.to_string())?;
+    if !metadata.is_file() || metadata.len() > FILE_BYTES_MAX {
+        return Err(format!("is no file of at most {FILE_BYTES_MAX} bytes"));
+    }
+    file.take(FILE_BYTES_MAX).read_to_end(&mut bytes).map_err(|error| error.to_string())?;
+    Ok(bytes)
+}
+
+/// A text's beginning: at most so many bytes, no character cut.
+fn cut(mut text: String, bytes_max: usize) -> String {
+    text.truncate(text.floor_char_boundary(bytes_max));
+    text
+}
+
+impl Verdict {
+    fn failed(path: &Path, problem: String) -> Self {
+        Self {
+            file: path.display().to_string(),
+            status: Status::Failed,
+            info_hash: None,
+            info_hash_v2: None,
+            name: None,
+            error: Some(problem),
+        }
+    }
+
+    /// A line for people. Names are strangers' words: what would move a terminal's cursor is shown
+    /// escaped.
+    fn line(&self) -> String {
+        let safe = |text: &str| text.escape_debug().to_string().replace("\\'", "'");
+        let mut line = match self.status {
+            Status::Registered => "registered ".to_owned(),
+            Status::Known => "known      ".to_owned(),
+            Status::Failed => "failed     ".to_owned(),
+        };
+        if let Some(hash) = &self.info_hash {
+            let _ = write!(line, "{hash}  ");
+        }
+        let _ = write!(line, "{}", safe(&self.file));
+        if let Some(error) = &self.error {
+            let _ = write!(line, ": {}", safe(error));
+        }
+        line
+    }
+}
+
+/// Tells what became of files, and how far it is.
+struct Progress {
+    total: usize,
+    done: usize,
+    json: bool,
+    /// Whether somebody looks on.
+    shown: bool,
+}
+
+impl Progress {
+    fn new(total: usize, json: bool) -> Self {
+        Self { total, done: 0, json, shown: std::io::stderr().is_terminal() }
+    }
+
+    fn tell(&mut self, verdict: &Verdict) {
+        self.done += 1;
+        let line = if self.json {
+            serde_json::to_string(verdict).unwrap_or_default()
+        } else {
+            verdict.line()
+        };
+        self.wipe();
+        let _ = writeln!(std::io::stdout().lock(), "{line}");
+        if self.shown && self.done < self.total {
+            let _ = write!(std::io::stderr().lock(), "{} of {}", self.done, self.total);
+        }
+    }
+
+    /// Takes the count away from the line it stands in.
+    fn wipe(&self) {
+        if self.shown {
+            let _ = write!(std::io::stderr().lock(), "\r\x1b[K");
+        }
+    }
+
+    fn end(&self, counts: &[usize; 3]) {
+        self.wipe();
+        let [registered, known, failed] = counts;
+        let sum = format!("{registered} registered, {known} known, {failed} failed");
+        if self.total == 0 {
+            super::complain("there is no .torrent file");
+        }
+        if !self.json {
+            let _ = writeln!(std::io::stdout().lock(), "{sum}");
+        }
+    }
+}

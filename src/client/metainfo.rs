@@ -1,0 +1,325 @@
+//! Reads `.torrent` files (BEP 3, 52): which hashes a torrent is announced under, and what to tell
+//! people of it. Borrowing, without recursion, and bounded by the file.
+//!
+//! The info-hash is a hash of bytes as they stand in the file. So the info dictionary is not read
+//! and written again; its span is found, and hashed as it is.
+
+use std::fmt;
+
+use sha1::Sha1;
+use sha2::{Digest as _, Sha256};
+
+use crate::client::bencode::{Reader, Unreadable};
+use crate::types::InfoHash;
+
+/// The deepest folder in a v2 torrent.
+const DEPTH_MAX: usize = 100;
+
+/// What a `.torrent` file says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Metainfo<'a> {
+    /// SHA-1 of the info dictionary, if the torrent has v1 pieces.
+    pub v1: Option<InfoHash>,
+    /// SHA-256 of it, if the torrent has a v2 file tree.
+    pub v2: Option<[u8; 32]>,
+    /// The torrent's name; mostly UTF-8.
+    pub name: &'a [u8],
+    /// Bytes of all its files.
+    pub size: u64,
+    /// Bytes of a piece.
+    pub piece_length: u64,
+    /// What its maker says of it.
+    pub comment: Option<&'a [u8]>,
+    /// With what it was made.
+    pub created_by: Option<&'a [u8]>,
+    /// When it was made, in seconds since the Unix epoch.
+    pub created_s: Option<u64>,
+}
+
+/// Why a file is no torrent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoTorrent {
+    /// It is no bencoded dictionary, or cut, or something follows it.
+    NotBencode,
+    /// It has no info dictionary, or two.
+    Info,
+    /// The info dictionary has neither v1 pieces nor a v2 file tree.
+    NeitherVersion,
+    /// The info dictionary has no name or piece length, or files without a length.
+    Incomplete,
+    /// Folders in folders without end.
+    TooDeep,
+}
+
+impl fmt::Display for NoTorrent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NotBencode => "no bencoded dictionary, or not all of it",
+            Self::Info => "no info dictionary, or more than one",
+            Self::NeitherVersion => "neither v1 pieces nor a v2 file tree",
+            Self::Incomplete => "no name, no piece length, or files without a length",
+            Self::TooDeep => "more than 100 folders within each other",
+        })
+    }
+}
+
+impl std::error::Error for NoTorrent {}
+
+impl From<Unreadable> for NoTorrent {
+    fn from(_: Unreadable) -> Self {
+        Self::NotBencode
+    }
+}
+
+impl<'a> Metainfo<'a> {
+    /// Reads a whole file.
+    ///
+    /// # Errors
+    /// [`NoTorrent`], with the first thing that is wrong.
+    pub fn parse(file: &'a [u8]) -> Result<Self, NoTorrent> {
+        let (mut info, mut comment, mut created_by, mut created_s) = (None, None, None, None);
+        let mut it = Reader::new(file);
+        enter(&mut it)?;
+        while !it.take(b'e') {
+            match it.string()? {
+                b"info" if info.is_some() => return Err(NoTorrent::Info),
+                b"info" => info = Some(span(&mut it)?),
+                b"comment" => comment = text(&mut it)?,
+                b"created by" => created_by = text(&mut it)?,
+                b"creation date" => created_s = number(&mut it)?,
+                _ => it.skip()?,
+            }
+        }
+        if !it.rest().trim_ascii().is_empty() {
+            return Err(NoTorrent::NotBencode);
+        }
+        let info = info.ok_or(NoTorrent::Info)?;
+        let Info { name, piece_length, v1_size, v2_size } = Info::parse(info)?;
+        let v1 = v1_size.map(|_| InfoHash(Sha1::digest(info).into()));
+        let v2 = v2_size.map(|_| Sha256::digest(info).into());
+        let size = v2_size.or(v1_size).ok_or(NoTorrent::NeitherVersion)?;
+        Ok(Self { v1, v2, name, size, piece_length, comment, created_by, created_s })
+    }
+
+    /// The hash that the torrent is announced under: of a hybrid, the v1 hash.
+    pub fn info_hash(&self) -> Option<InfoHash> {
+        self.v1.or_else(|| self.v2_cut())
+    }
+
+    /// The v2 hash as it is announced: its first 20 bytes.
+    pub fn v2_cut(&self) -> Option<InfoHash> {
+        self.v2?.first_chunk().copied().map(InfoHash)
+    }
+}
+
+/// What matters of an info dictionary.
+struct Info<'a> {
+    name: &'a [u8],
+    piece_length: u64,
+    /// Bytes of all files, where there are v1 pieces.
+    v1_size: Option<u64>,
+    /// The same, where there is a v2 file tree.
+    v2_size: Option<u64>,
+}
+
+impl<'a> Info<'a> {
+    fn parse(info: &'a [u8]) -> Result<Self, NoTorrent> {
+        let (mut name, mut utf8_name, mut piece_length) = (None, None, None);
+        let (mut length, mut files, mut tree) = (None, None, None);
+        let (mut has_pieces, mut version) = (false, None);
+        let mut it = Reader::new(info);
+        enter(&mut it)?;
+        while !it.take(b'e') {
+            match it.string()? {
+                b"name" => name = text(&mut it)?,
+                b"name.utf-8" => utf8_name = text(&mut it)?,
+                b"piece length" => piece_length = number(&mut it)?,
+                b"pieces" => has_pieces = text(&mut it)?.is_some(),
+                b"length" => length = number(&mut it)?,
+                b"files" => files = Some(span(&mut it)?),
+                b"file tree" => tree = Some(span(&mut it)?),
+                b"meta version" => version = number(&mut it)?,
+                _ => it.skip()?,
+            }
+        }
+        let v2_size = tree.filter(|_| version == Some(2)).map(size_of_tree).transpose()?;
+        let v1_size = match (has_pieces, length, files) {
+            (false, ..) => None,
+            (true, Some(length), _) => Some(length),
+            (true, None, Some(files)) => Some(size_of_files(files)?),
+            (true, None, None) => return Err(NoTorrent::Incomplete),
+        };
+        Ok(Self {
+            name: utf8_name.or(name).ok_or(NoTorrent::Incomplete)?,
+            piece_length: piece_length.filter(|it| *it > 0).ok_or(NoTorrent::Incomplete)?,
+            v1_size,
+            v2_size,
+        })
+    }
+}
+
+/// The sum of `length` over a list of dictionaries.
+fn size_of_files(files: &[u8]) -> Result<u64, NoTorrent> {
+    let mut it = Reader::new(files);
+    if !it.take(b'l') {
+        return Err(NoTorrent::Incomplete);
+    }
+    let mut size: u64 = 0;
+    while !it.take(b'e') {
+        enter(&mut it)?;
+        let mut length = None;
+        while !it.take(b'e') {
+            match it.string()? {
+                b"length" => length = number(&mut it)?,
+                _ => it.skip()?,
+            }
+        }
+        size = size.saturating_add(length.ok_or(NoTorrent::Incomplete)?);
+    }
+    Ok(size)
+}
+
+/// The sum of `length` over the leaves of a file tree. A name leads to a dictionary: of further
+/// names, or of one empty name, whose dictionary describes a file.
+fn size_of_tree(tree: &[u8]) -> Result<u64, NoTorrent> {
+    let mut it = Reader::new(tree);
+    let (mut depth, mut size) = (0, 0_u64);
+    enter(&mut it)?;
+    loop {
+        if it.take(b'e') {
+            if depth == 0 {
+                return Ok(size);
+            }
+            depth -= 1;
+            continue;
+        }
+        let name = it.string()?;
+        enter(&mut it)?;
+        if !name.is_empty() {
+            depth += 1;
+            if depth > DEPTH_MAX {
+                return Err(NoTorrent::TooDeep);
+            }
+            continue;
+        }
+        let mut length = None;
+        while !it.take(b'e') {
+            match it.string()? {
+                b"length" => length = number(&mut it)?,
+                _ => it.skip()?,
+            }
+        }
+        size = size.saturating_add(length.ok_or(NoTorrent::Incomplete)?);
+    }
+}
+
+/// Enters a dictionary.
+fn enter(it: &mut Reader<'_>) -> Result<(), NoTorrent> {
+    if it.take(b'd') { Ok(()) } else { Err(NoTorrent::NotBencode) }
+}
+
+/// The bytes of the next value.
+fn span<'a>(it: &mut Reader<'a>) -> Result<&'a [u8], NoTorrent> {
+    let from = it.rest();
+    it.skip()?;
+    Ok(&from[..from.len() - it.rest().len()])
+}
+
+/// The next value, if it is a string.
+fn text<'a>(it: &mut Reader<'a>) -> Result<Option<&'a [u8]>, NoTorrent> {
+    if it.peek().is_some_and(|it| it.is_ascii_digit()) {
+        return Ok(Some(it.string()?));
+    }
+    it.skip()?;
+    Ok(None)
+}
+
+/// The next value, if it is a number from 0 on.
+fn number(it: &mut Reader<'_>) -> Result<Option<u64>, NoTorrent> {
+    if it.peek() == Some(b'i') {
+        return Ok(u64::try_from(it.integer()?).ok());
+    }
+    it.skip()?;
+    Ok(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const V1: &str = "d6:lengthi7e4:name1:a12:piece lengthi16384e6:pieces20:aaaaaaaaaaaaaaaaaaaae";
+    const TREE: &str =
+        "9:file treed1:ad0:d6:lengthi5e11:pieces root4:rootee1:bd1:cd0:d6:lengthi2eeeee";
+
+    fn file(info: &str) -> String {
+        format!("d8:announce3:x:y7:comment2:hi10:created by4:skep13:creation datei9e4:info{info}e")
+    }
+
+    fn v2_info(pieces: &str) -> String {
+        format!("d{TREE}12:meta versioni2e4:name1:a12:piece lengthi16384e{pieces}e")
+    }
+
+    fn parse(text: &str) -> Result<Metainfo<'_>, NoTorrent> {
+        Metainfo::parse(text.as_bytes())
+    }
+
+    #[test]
+    fn a_v1_torrent_is_hashed_as_it_stands() {
+        let file = file(V1);
+        let it = parse(&file).unwrap();
+        assert_eq!(it.v1, Some(InfoHash(Sha1::digest(V1).into())));
+        assert_eq!((it.v2, it.info_hash()), (None, it.v1));
+        assert_eq!((it.name, it.size, it.piece_length), (&b"a"[..], 7, 16384));
+        assert_eq!((it.comment, it.created_by), (Some(&b"hi"[..]), Some(&b"skep"[..])));
+        assert_eq!(it.created_s, Some(9));
+    }
+
+    #[test]
+    fn a_v2_torrent_has_the_sum_of_its_tree() {
+        let (info, file) = (v2_info(""), file(&v2_info("")));
+        let it = parse(&file).unwrap();
+        let whole: [u8; 32] = Sha256::digest(&info).into();
+        assert_eq!((it.v1, it.v2, it.size), (None, Some(whole), 7));
+        assert_eq!(it.info_hash().unwrap().0, whole[..20]);
+    }
+
+    #[test]
+    fn a_hybrid_has_both_hashes() {
+        let info = v2_info("6:pieces0:").replace("4:name", "6:lengthi7e4:name");
+        let file = file(&info);
+        let it = parse(&file).unwrap();
+        assert_eq!(it.v1, Some(InfoHash(Sha1::digest(&info).into())));
+        assert!(it.v2.is_some() && it.info_hash() == it.v1 && it.v2_cut() != it.v1);
+    }
+
+    #[test]
+    fn files_are_summed_up() {
+        let several = "d5:filesld6:lengthi1e4:pathl1:aeed4:pathl1:be6:lengthi2eee4:name1:x\
+                       12:piece lengthi1e6:pieces0:e";
+        assert_eq!(parse(&file(several)).unwrap().size, 3);
+    }
+
+    #[test]
+    fn what_is_no_torrent_is_refused() {
+        let deep = format!("d9:file tree{}de{}", "d1:a".repeat(101), "e".repeat(101));
+        let deep = deep + "12:meta versioni2e";
+        for (text, expected) in [
+            (String::new(), NoTorrent::NotBencode),
+            ("<html>".into(), NoTorrent::NotBencode),
+            ("de".into(), NoTorrent::Info),
+            (file(V1)[..90].to_owned(), NoTorrent::NotBencode),
+            (file(V1) + "x", NoTorrent::NotBencode),
+            (format!("d4:info{V1}4:info{V1}e"), NoTorrent::Info),
+            ("d4:info3:abce".into(), NoTorrent::NotBencode),
+            (file(&V1.replace("6:pieces", "6:piecez")), NoTorrent::NeitherVersion),
+            (file(&V1.replace("4:name", "4:nama")), NoTorrent::Incomplete),
+            (file(&V1.replace("i16384e", "i0e")), NoTorrent::Incomplete),
+            (file(&V1.replace("6:length", "6:lengtg")), NoTorrent::Incomplete),
+            (file(&v2_info("").replace("versioni2e", "versioni3e")), NoTorrent::NeitherVersion),
+            (file(&format!("{deep}4:name1:a12:piece lengthi1ee")), NoTorrent::TooDeep),
+        ] {
+            assert_eq!(parse(&text), Err(expected), "{text}");
+        }
+        assert_eq!(parse(&(file(V1) + "\r\n")).map(|it| it.size), Ok(7), "a line end is no harm");
+    }
+}
