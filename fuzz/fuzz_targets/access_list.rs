@@ -1,0 +1,57 @@
+//! Lists of torrents, networks, clients and ports, as arbitrary bytes.
+//!
+//! ```text
+//! input   the kind of list (1) | the file's bytes
+//! ```
+//!
+//! Invariants checked: nothing panics; an error names a line that is there; every value that was
+//! read is found again, is judged as a denied one, and reads back from the text it is written as.
+#![no_main]
+
+use std::sync::Arc;
+
+use libfuzzer_sys::fuzz_target;
+use skep::access::lists::{List, Lists, Name, Question, Value, parse_value};
+use skep::types::{InfoHash, PeerId};
+
+const NAMES: [Name; 4] =
+    [Name::TorrentsDeny, Name::NetworksDeny, Name::ClientsDeny, Name::PortsDeny];
+
+/// Whether something that the value describes is refused.
+fn is_refused(lists: &Lists, value: &Value) -> bool {
+    let (other, source) = (InfoHash([0; 20]), std::net::Ipv4Addr::UNSPECIFIED.into());
+    let asked = Question { info_hash: &other, source, peer_id: None, port: None };
+    match value {
+        Value::Torrent(it) => lists.judge(&Question { info_hash: it, ..asked }),
+        Value::Network(it) => lists.judge(&Question { source: it.network(), ..asked }),
+        Value::Client(it) => {
+            let mut id = PeerId([0; 20]);
+            id.0[..it.length()].copy_from_slice(it.bytes());
+            return lists.judge(&Question { peer_id: Some(&id), ..asked }).is_some();
+        }
+        Value::Ports(_, last) => lists.judge(&Question { port: Some(*last), ..asked }),
+    }
+    .is_some()
+}
+
+fuzz_target!(|input: &[u8]| {
+    let Some((kind, text)) = input.split_first() else { return };
+    let name = NAMES[usize::from(*kind) % NAMES.len()];
+    let list = match List::parse(name.kind(), text) {
+        Ok(list) => Arc::new(list),
+        Err(error) => {
+            assert!((1..=text.split(|it| *it == b'\n').count()).contains(&error.line));
+            return;
+        }
+    };
+    let lists = Lists::default().with(name, list.clone(), false);
+    let page = list.page(None, 100);
+    assert_eq!(page.len(), list.len().min(100));
+    assert!(page.is_sorted_by(|a, b| a.0 < b.0));
+    for (value, reason) in page {
+        assert_eq!(list.get(&value), Some(reason));
+        assert_eq!(parse_value(name.kind(), &value.to_string()), Some((value, None)));
+        assert!(is_refused(&lists, &value), "{value}");
+    }
+    assert_eq!(list.beyond(&list), 0);
+});
