@@ -140,7 +140,7 @@ impl Conversation {
                 self.source = source;
                 (consumed, keep_alive, label(outcome).to_owned())
             }
-            Flow::Upgraded { consumed, source } => {
+            Flow::Upgraded { consumed, source, .. } => {
                 self.source = Some(source);
                 self.open = false;
                 self.ends.push("upgraded".into());
@@ -406,8 +406,15 @@ fn families_share_the_peers_wanted() {
 fn every_reason_to_refuse_or_reject_has_a_case() {
     let mut missing: BTreeSet<&str> = Refusal::ALL.iter().map(|it| it.label()).collect();
     missing.extend(Rejected::ALL.iter().map(|it| it.label()));
-    // These are the WebTorrent front end's and the stream worker's, and in tests/flood.rs.
-    let elsewhere = ["too_many_torrents", "bad_preamble", "bad_frame", "bad_message", "limited"];
+    // These are the WebTorrent front end's and the stream worker's, and those in tests/flood.rs
+    // and tests/gatekeeping.rs.
+    let elsewhere = [
+        ["too_many_torrents", "bad_preamble", "bad_frame", "bad_message"],
+        ["limited", "torrent_denied", "network_denied", "client_denied"],
+        ["port_denied", "unregistered", "similar_torrent", "unknown_passkey"],
+        ["passkey_limit"; 4],
+    ];
+    let elsewhere: BTreeSet<&str> = elsewhere.into_iter().flatten().collect();
     for elsewhere in elsewhere {
         assert!(missing.remove(elsewhere));
     }

@@ -152,6 +152,14 @@ impl Gate {
         self.judge_torrent(now, info_hash)
     }
 
+    /// Lets somebody see the list of all torrents.
+    ///
+    /// # Errors
+    /// [`Refusal::UnknownPasskey`] in private mode.
+    pub fn list(&self, passkey: Option<&[u8]>) -> Result<(), Refusal> {
+        self.judge_passkey(passkey).map(drop)
+    }
+
     /// What the operator says about a refusal of this announce, for protocols with room for it.
     pub fn reason(&mut self, refusal: Refusal, announce: &Announce) -> Option<&str> {
         self.lists.load().reason(refusal, &question_of(announce))

@@ -10,6 +10,7 @@ pub mod ws;
 
 use std::net::SocketAddr;
 
+pub use crate::protocol::passkey::Passkey;
 use crate::time::Now;
 use crate::tracker::Tracker;
 use crate::types::{Answered, Dropped};

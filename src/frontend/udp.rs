@@ -8,10 +8,13 @@ use arc_swap::ArcSwap;
 
 use crate::frontend::connection_id::ConnectionIds;
 use crate::frontend::{REPLY_BYTES_MAX, Responder};
-use crate::protocol::udp::{self, AnnounceRequest, Head, Request};
+use crate::protocol::passkey;
+use crate::protocol::udp::{self, AnnounceRequest, Head, Options, Request};
 use crate::time::Now;
-use crate::tracker::{self, Admission, Room, Tracker, Work};
-use crate::types::{Action, Announce, Answered, Contact, Dropped, Family, Refusal};
+use crate::tracker::{self, Admission, Room, Shown, Tracker, Work};
+use crate::types::{
+    Action, Announce, Answered, Contact, Dropped, Family, InfoHash, Refusal, ScrapeEntry,
+};
 
 /// One worker's UDP front end.
 pub struct UdpFrontend {
@@ -34,6 +37,7 @@ impl UdpFrontend {
         now: Now,
         source: SocketAddr,
         request: &AnnounceRequest,
+        options: Options<'_>,
         out: &mut [u8],
     ) -> Answered {
         let claimed = || request.claimed_address().map(IpAddr::V4);
@@ -41,7 +45,7 @@ impl UdpFrontend {
             Ok(it) => it,
             Err(refusal) => return refused(Action::Announce, &request.head, refusal, out),
         };
-        let announce = Announce {
+        let mut announce = Announce {
             info_hash: request.info_hash,
             source: address,
             contact: Contact::Port(request.port.get()),
@@ -50,6 +54,16 @@ impl UdpFrontend {
             event: request.event(),
             numwant: request.numwant(),
         };
+        let url = options.url_data();
+        let shown = Shown {
+            passkey: passkey::of_path(&url),
+            uploaded: request.uploaded.get(),
+            downloaded: request.downloaded.get(),
+        };
+        match self.tracker.enter(now, &announce, &shown) {
+            Ok(swarm) => announce.info_hash = swarm,
+            Err(refusal) => return refused(Action::Announce, &request.head, refusal, out),
+        }
         let end = out.len().min(REPLY_BYTES_MAX);
         let peers = udp::peers_of(&mut out[..end]);
         let room = match Family::of(source.ip()) {
@@ -62,6 +76,32 @@ impl UdpFrontend {
                 Answered { action: Action::Announce, bytes, refusal: None }
             }
             Err(refusal) => refused(Action::Announce, &request.head, refusal, out),
+        }
+    }
+
+    /// Zeros stand for torrents that may not be scraped, unless none of them may. There is no
+    /// passkey: BEP 41 has no options for scrapes.
+    fn scrape(
+        &mut self,
+        now: Now,
+        source: SocketAddr,
+        head: &Head,
+        info_hashes: &[InfoHash],
+        out: &mut [u8],
+    ) -> Answered {
+        let (mut refusal, mut served) = (None, info_hashes.is_empty());
+        let entries = info_hashes.iter().map(|it| {
+            let entry = self.tracker.scrape_for(now, source.ip(), it, None);
+            served |= entry.is_ok();
+            entry.unwrap_or_else(|it| {
+                refusal = Some(it);
+                ScrapeEntry::default()
+            })
+        });
+        let bytes = udp::encode_scraped(head, entries, out);
+        match refusal {
+            Some(refusal) if !served => refused(Action::Scrape, head, refusal, out),
+            _ => Answered { action: Action::Scrape, bytes, refusal: None },
         }
     }
 
@@ -103,10 +143,10 @@ impl Responder for UdpFrontend {
                 let bytes = udp::encode_connected(head, ids.issue(now, source.ip()), out);
                 Ok(Answered { action: Action::Connect, bytes, refusal: None })
             }
-            Request::Announce(it, _options) => {
+            Request::Announce(it, options) => {
                 ids.check(now, source.ip(), it.head.connection_id.get())?;
                 match self.tracker.admit(now, source.ip(), Work::Announce)? {
-                    Admission::Served => Ok(self.announce(now, source, it, out)),
+                    Admission::Served => Ok(self.announce(now, source, it, options, out)),
                     Admission::Calmed => Ok(self.calm(it, out)),
                 }
             }
@@ -117,9 +157,7 @@ impl Responder for UdpFrontend {
                 for stage in 0..Self::PREFETCH_STAGES {
                     info_hashes.iter().for_each(|it| self.tracker.prefetch(stage, it));
                 }
-                let entries = info_hashes.iter().map(|it| self.tracker.scrape(it));
-                let bytes = udp::encode_scraped(head, entries, out);
-                Ok(Answered { action: Action::Scrape, bytes, refusal: None })
+                Ok(self.scrape(now, source, head, info_hashes, out))
             }
         }
     }

@@ -1,8 +1,37 @@
 //! The passkey in an announce URL's path: `/announce/PASSKEY`, `/PASSKEY/announce`, and the same
 //! with `scrape`. Over HTTP the path is the request's; over UDP it is in the URL data of BEP 41.
 
+use std::fmt;
+
 /// The longest passkey that is looked at, in bytes.
 pub const PASSKEY_BYTES_MAX: usize = 64;
+
+/// A passkey as it came, kept for as long as a connection. Printed, it shows nothing of itself.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Passkey {
+    bytes: [u8; PASSKEY_BYTES_MAX],
+    length: usize,
+}
+
+impl Passkey {
+    /// A copy of it. `None`: it is longer than a passkey can be.
+    pub fn new(bytes: &[u8]) -> Option<Self> {
+        let mut it = Self { bytes: [0; PASSKEY_BYTES_MAX], length: bytes.len() };
+        it.bytes.get_mut(..bytes.len())?.copy_from_slice(bytes);
+        Some(it)
+    }
+
+    /// As it came.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.bytes[..self.length]
+    }
+}
+
+impl fmt::Debug for Passkey {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str("Passkey(_)")
+    }
+}
 
 /// The passkey in a path; a query behind it does not matter. `None`: there is none.
 pub fn of_path(path: &[u8]) -> Option<&[u8]> {
@@ -24,6 +53,14 @@ pub fn of_path(path: &[u8]) -> Option<&[u8]> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_kept_passkey_is_what_came_and_stays_secret() {
+        let kept = Passkey::new(b"abc").unwrap();
+        assert_eq!(kept.as_bytes(), b"abc");
+        assert_eq!(format!("{kept:?}"), "Passkey(_)");
+        assert!(Passkey::new(&[b'x'; 64]).is_some() && Passkey::new(&[b'x'; 65]).is_none());
+    }
 
     #[test]
     fn the_passkey_stands_before_or_behind_what_is_asked() {

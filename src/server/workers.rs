@@ -8,6 +8,7 @@ use std::thread::JoinHandle;
 use arc_swap::ArcSwap;
 use tokio::sync::mpsc;
 
+use crate::access;
 use crate::access::disk::Office;
 use crate::frontend::connection_id::ConnectionIds;
 use crate::frontend::http::{self, FullScrapeLimits};
@@ -61,7 +62,8 @@ impl Shared {
             .counting_in(&self.clients)
             .watched_in(&self.sources)
             .under_load(self.load.clone())
-            .behind(gate))
+            .behind(gate)
+            .admitting(access::Gate::new(self.office.access().clone())))
     }
 }
 

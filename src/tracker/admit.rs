@@ -1,8 +1,10 @@
-//! Who is served at all: the limits of a source, and what a worker sheds that cannot keep up.
+//! Who is served at all: the limits of a source, what a worker sheds that cannot keep up, and what
+//! the operator's lists, registrations and passkeys allow.
 //!
 //! ```text
 //! connect           shedding ─▶ replies to unverified sources ─▶ one in four all the same
 //! announce, scrape  (verified) shedding ─▶ work of a source ─▶ one announce in 16 is calmed
+//!                                                           ─▶ access: lists, registry, passkey
 //! ```
 //!
 //! Nothing that a forged datagram brings is charged to a source: unverified requests touch a table
@@ -11,9 +13,10 @@
 use std::net::IpAddr;
 
 use super::{Shedding, Tracker};
+use crate::access::{self, Shown};
 use crate::limiter::{Gate, Price, Verdict};
 use crate::time::Now;
-use crate::types::{AnnounceReply, Dropped};
+use crate::types::{Announce, AnnounceReply, Dropped, InfoHash, Refusal, ScrapeEntry};
 
 /// Work that a verified source asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +50,62 @@ impl Tracker {
     #[must_use]
     pub fn behind(self, gate: Gate) -> Self {
         Self { gate: Some(gate), ..self }
+    }
+
+    /// This tracker, for those alone whom `access` lets in. Without it, that is everybody.
+    #[must_use]
+    pub fn admitting(self, access: access::Gate) -> Self {
+        Self { access: Some(access), ..self }
+    }
+
+    /// Whether an announce is allowed, and which swarm it is for: not always that of the hash it
+    /// names, for a torrent may have two.
+    ///
+    /// # Errors
+    /// Why it is refused.
+    #[inline]
+    pub fn enter(
+        &mut self,
+        now: Now,
+        announce: &Announce,
+        shown: &Shown<'_>,
+    ) -> Result<InfoHash, Refusal> {
+        match &mut self.access {
+            None => Ok(announce.info_hash),
+            Some(access) => access.announce(now, announce, shown),
+        }
+    }
+
+    /// One torrent's counts for whoever may know them; zeros if it is unknown.
+    ///
+    /// # Errors
+    /// Why it is refused.
+    #[inline]
+    pub fn scrape_for(
+        &mut self,
+        now: Now,
+        source: IpAddr,
+        info_hash: &InfoHash,
+        passkey: Option<&[u8]>,
+    ) -> Result<ScrapeEntry, Refusal> {
+        let swarm = match &mut self.access {
+            None => *info_hash,
+            Some(access) => access.scrape(now, source, info_hash, passkey)?,
+        };
+        Ok(self.scrape(&swarm))
+    }
+
+    /// Whether everybody may be told of all torrents.
+    ///
+    /// # Errors
+    /// Why this one may not.
+    pub fn enter_list(&self, passkey: Option<&[u8]>) -> Result<(), Refusal> {
+        self.access.as_ref().map_or(Ok(()), |it| it.list(passkey))
+    }
+
+    /// What the operator says about a refusal of this announce, where the client can be told.
+    pub fn reason(&mut self, refusal: Refusal, announce: &Announce) -> Option<&str> {
+        self.access.as_mut()?.reason(refusal, announce)
     }
 
     /// Takes into account how full the worker's receive queue is, in thousandths.

@@ -20,6 +20,8 @@ mod shedding;
 mod software;
 mod sources;
 
+use crate::access;
+pub use crate::access::Shown;
 use crate::limiter::Gate;
 pub use crate::store::Room;
 use crate::store::{CHOICE_MAX, Change, Limits, Store, Sweeper, Visit};
@@ -95,6 +97,7 @@ pub struct Tracker {
     watch: Watch,
     load: Arc<Load>,
     gate: Option<Gate>,
+    access: Option<access::Gate>,
     shedding: Shedding,
     /// Connects that came while connects are shed: one in four is answered.
     connects_shed: u32,
@@ -121,6 +124,7 @@ impl Tracker {
             watch: Watch::default(),
             load: Arc::default(),
             gate: None,
+            access: None,
             shedding: Shedding::Nothing,
             connects_shed: 0,
         }

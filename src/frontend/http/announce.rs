@@ -5,23 +5,24 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::exchange::{Exchange, Failure};
 use crate::protocol::bencode::{Dict, List};
-use crate::protocol::http;
+use crate::protocol::{http, passkey};
 use crate::time::Now;
-use crate::tracker::{Room, Tracker};
+use crate::tracker::{Room, Shown, Tracker};
 use crate::types::{Announce, AnnounceReply, Contact, Kind, Refusal};
 
 /// Most peers of one family in a reply: what `tracker.numwant_max` allows at most.
 const PEERS_MAX: usize = 200;
 
-/// Reads an announce, and whether peers are wanted compact.
+/// Reads an announce, and whether peers are wanted compact, and sees that it is allowed.
 pub(super) fn read(
     exchange: &Exchange<'_>,
     tracker: &mut Tracker,
+    now: Now,
 ) -> Result<(Announce, bool), Failure> {
     let query = http::announce(exchange.head.query)?;
     let source = exchange.source.ok_or(Refusal::NoSource)?;
     let claimed = || http::claimed_address(exchange.head.query);
-    let announce = Announce {
+    let mut announce = Announce {
         info_hash: query.info_hash,
         source: tracker.peer_address(source, query.port, claimed)?,
         contact: Contact::Port(query.port),
@@ -30,6 +31,20 @@ pub(super) fn read(
         event: query.event,
         numwant: query.numwant,
     };
+    let shown = Shown {
+        passkey: passkey::of_path(exchange.head.path),
+        uploaded: query.uploaded,
+        downloaded: query.downloaded,
+    };
+    match tracker.enter(now, &announce, &shown) {
+        Ok(swarm) => announce.info_hash = swarm,
+        Err(refusal) => {
+            return Err(match tracker.reason(refusal, &announce) {
+                Some(reason) => Failure::because(refusal, reason),
+                None => refusal.into(),
+            });
+        }
+    }
     Ok((announce, query.compact))
 }
 

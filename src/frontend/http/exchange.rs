@@ -1,5 +1,6 @@
 //! One request and the forms its reply can take.
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 
 use super::scrape_all::encoding_of;
@@ -219,21 +220,28 @@ impl Reply<'_> {
 }
 
 /// Why a client does not get what it asked for, in words that name what is wrong.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Failure {
     refusal: Refusal,
-    text: &'static str,
+    text: Cow<'static, str>,
+}
+
+impl Failure {
+    /// With a text of the operator's.
+    pub(super) fn because(refusal: Refusal, text: &str) -> Self {
+        Self { refusal, text: Cow::Owned(text.to_owned()) }
+    }
 }
 
 impl From<Refusal> for Failure {
     fn from(refusal: Refusal) -> Self {
-        Self { refusal, text: refusal.text() }
+        Self { refusal, text: Cow::Borrowed(refusal.text()) }
     }
 }
 
 impl From<Malformed> for Failure {
     fn from(malformed: Malformed) -> Self {
-        Self { refusal: Refusal::Malformed, text: malformed.text() }
+        Self { refusal: Refusal::Malformed, text: Cow::Borrowed(malformed.text()) }
     }
 }
 

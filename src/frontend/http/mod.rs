@@ -8,9 +8,9 @@
 //! WebSocket  an upgrade on any path
 //! ```
 //!
-//! A passkey is ignored: announce URLs of other trackers go on working. What a client can read is
-//! answered with 200 and bencode even if it is refused, because clients show `failure reason` and
-//! lose the body of an error. Nothing a client sent is ever sent back.
+//! Where none is needed, a passkey is ignored: announce URLs of other trackers go on working. What
+//! a client can read is answered with 200 and bencode even if it is refused, because clients show
+//! `failure reason` and lose the body of an error. Nothing a client sent is ever sent back.
 
 mod announce;
 mod exchange;
@@ -19,7 +19,7 @@ mod scrape_all;
 mod upgrade;
 
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
@@ -28,6 +28,7 @@ use ipnet::IpNet;
 use crate::frontend::origin::{HopField, Origin};
 use crate::frontend::stats::{HTML_POLICY, Pages};
 use crate::protocol::http::{self, Head, Headers, Malformed, Method};
+use crate::protocol::passkey::{self, Passkey};
 use crate::time::Now;
 use crate::tracker::{Admission, Census, Tracker, Withheld, Work};
 pub use crate::types::Outcome;
@@ -96,6 +97,8 @@ pub enum Flow {
         consumed: usize,
         /// Who asked.
         source: IpAddr,
+        /// The passkey in the path.
+        passkey: Option<Passkey>,
     },
     /// The reply is longer than memory should hold: its head was appended to the output, and
     /// [`HttpFrontend::full_scrape`], which has to be called, makes the rest.
@@ -192,6 +195,9 @@ struct Turn<'a> {
     now: Now,
 }
 
+/// Stands for a source that a trusted proxy does not name: on no list.
+const NOBODY: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+
 /// What a path leads to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Route {
@@ -259,7 +265,7 @@ impl Turn<'_> {
     fn announce(&mut self, exchange: &Exchange<'_>, out: &mut Vec<u8>) -> Flow {
         let asked = self
             .admit(exchange, Work::Announce)
-            .and_then(|()| announce::read(exchange, self.tracker));
+            .and_then(|()| announce::read(exchange, self.tracker, self.now));
         let Scratch { body, peers, .. } = &mut *self.scratch;
         body.clear();
         let done = asked.and_then(|(announce, compact)| {
@@ -285,8 +291,15 @@ impl Turn<'_> {
                     return exchange.fail(failure, &mut self.scratch.body, out);
                 }
                 let Scratch { body, info_hashes, .. } = &mut *self.scratch;
-                scrape::write(self.tracker, info_hashes, body);
-                exchange.bencoded(Action::Scrape, body, out)
+                let who = scrape::Who {
+                    now: self.now,
+                    source: exchange.source.unwrap_or(NOBODY),
+                    passkey: passkey::of_path(exchange.head.path),
+                };
+                match scrape::write(self.tracker, &who, info_hashes, body) {
+                    Ok(()) => exchange.bencoded(Action::Scrape, body, out),
+                    Err(refusal) => exchange.fail(refusal.into(), body, out),
+                }
             }
         }
     }
@@ -295,6 +308,9 @@ impl Turn<'_> {
         let body = &mut self.scratch.body;
         if !self.options.full_scrape {
             return exchange.fail(Refusal::NoFullScrape.into(), body, out);
+        }
+        if let Err(refusal) = self.tracker.enter_list(passkey::of_path(exchange.head.path)) {
+            return exchange.fail(refusal.into(), body, out);
         }
         let Some(source) = exchange.source else {
             return exchange.fail(Refusal::NoSource.into(), body, out);

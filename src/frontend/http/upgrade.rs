@@ -5,6 +5,7 @@ use tungstenite::handshake::derive_accept_key;
 
 use super::Flow;
 use super::exchange::Exchange;
+use crate::protocol::passkey::{self, Passkey};
 use crate::types::{Refusal, Rejected};
 
 /// Bytes of a `Sec-WebSocket-Key`: 16 in base64.
@@ -25,7 +26,8 @@ pub(super) fn answer(exchange: &Exchange<'_>, out: &mut Vec<u8>) -> Flow {
     out.extend_from_slice(b"Connection: Upgrade\r\nSec-WebSocket-Accept: ");
     out.extend_from_slice(derive_accept_key(key).as_bytes());
     out.extend_from_slice(b"\r\n\r\n");
-    Flow::Upgraded { consumed: exchange.head.bytes, source }
+    let passkey = passkey::of_path(exchange.head.path).and_then(Passkey::new);
+    Flow::Upgraded { consumed: exchange.head.bytes, source, passkey }
 }
 
 fn is_key(key: &[u8]) -> bool {

@@ -22,9 +22,10 @@ pub use directory::{Directory, Route};
 pub use session::{OFFER_AGE_S_MAX, Session};
 
 use crate::frontend::http::Outcome;
+use crate::protocol::passkey::Passkey;
 use crate::protocol::webtorrent::{self, AnnounceRequest, AnswerRequest, Method, Request};
 use crate::time::Now;
-use crate::tracker::{Admission, Room, Tracker, Work};
+use crate::tracker::{Admission, Room, Shown, Tracker, Work};
 use crate::types::{Action, Announce, Contact, Event, InfoHash, Refusal, Rejected, WebPeer};
 use directory::{OfferKey, Offerer};
 use session::Peer;
@@ -111,6 +112,18 @@ impl WsFrontend {
         Session::new(route, source)
     }
 
+    /// The same, of a client that showed a passkey in the path of its upgrade.
+    pub fn open_with(
+        &mut self,
+        route: Route,
+        source: IpAddr,
+        passkey: Option<Box<Passkey>>,
+    ) -> Session {
+        let mut session = Session::new(route, source);
+        session.passkey = passkey;
+        session
+    }
+
     /// Handles one message of at most [`MESSAGE_BYTES_MAX`] bytes; appends to `outbox`.
     ///
     /// There is one reply to every message but an answer, which gets none: also not where it
@@ -185,11 +198,7 @@ impl Turn<'_> {
             Ok(Request::Announce(it)) if it.event == Event::Stopped => self.stop(&it),
             Ok(Request::Announce(it)) => self.announce(&it),
             Ok(Request::Answer(it)) => self.relay(&it),
-            Ok(Request::Scrape(hashes)) => {
-                let entries = hashes.iter().map(|it| (*it, self.tracker.scrape(it)));
-                self.outbox.reply(|out| webtorrent::encode_scraped(entries, out));
-                Outcome::Answered(Action::Scrape)
-            }
+            Ok(Request::Scrape(hashes)) => self.scrape(&hashes),
             Err(invalid) => {
                 self.outbox.reply(|out| webtorrent::encode_invalid(&invalid, out));
                 Outcome::Rejected(Rejected::BadMessage)
@@ -223,6 +232,9 @@ impl Turn<'_> {
         if is_new && self.session.torrents() >= torrents_max {
             return self.refuse(&request.info_hash, Refusal::TooManyTorrents);
         }
+        if let Err(refusal) = self.enter(&announce, request) {
+            return self.refuse_for(&announce, refusal);
+        }
         let mut room = [0; OFFERS_LIMIT * WEB_PEER_BYTES];
         let offers = request.offers.len().min(OFFERS_LIMIT);
         let web = &mut room[..offers * WEB_PEER_BYTES];
@@ -243,6 +255,44 @@ impl Turn<'_> {
                 self.refuse(&request.info_hash, refusal)
             }
         }
+    }
+
+    /// Whether the announce is allowed. A torrent's second hash leads to no other swarm here: the
+    /// messages between its peers name the hash they know.
+    fn enter(&mut self, announce: &Announce, request: &AnnounceRequest<'_>) -> Result<(), Refusal> {
+        let passkey = self.session.passkey.as_deref().map(Passkey::as_bytes);
+        let (uploaded, downloaded) = (request.uploaded, request.downloaded);
+        let shown = Shown { passkey, uploaded, downloaded };
+        self.tracker.enter(self.now, announce, &shown).map(drop)
+    }
+
+    /// Zeros stand for torrents that may not be scraped, unless none of them may.
+    fn scrape(&mut self, hashes: &[InfoHash]) -> Outcome {
+        let Session { source, passkey, .. } = &*self.session;
+        let passkey = passkey.as_deref().map(Passkey::as_bytes);
+        let (mut refusal, mut served) = (None, hashes.is_empty());
+        let mut entries = Vec::with_capacity(hashes.len());
+        for info_hash in hashes {
+            let counts = self.tracker.scrape_for(self.now, *source, info_hash, passkey);
+            served |= counts.is_ok();
+            entries.push((*info_hash, counts.unwrap_or_default()));
+            refusal = counts.err().or(refusal);
+        }
+        if let Some(refusal) = refusal.filter(|_| !served) {
+            let (method, reason) = (Some(Method::Scrape), refusal.text());
+            self.outbox.reply(|out| webtorrent::encode_failure(method, None, reason, out));
+            return Outcome::Refused(refusal);
+        }
+        self.outbox.reply(|out| webtorrent::encode_scraped(entries.into_iter(), out));
+        Outcome::Answered(Action::Scrape)
+    }
+
+    /// Refuses with what the operator says about it, if anything.
+    fn refuse_for(&mut self, announce: &Announce, refusal: Refusal) -> Outcome {
+        let reason = self.tracker.reason(refusal, announce).unwrap_or_else(|| refusal.text());
+        let (method, hash) = (Some(Method::Announce), Some(&announce.info_hash));
+        self.outbox.reply(|out| webtorrent::encode_failure(method, hash, reason, out));
+        Outcome::Refused(refusal)
     }
 
     /// Hands one offer to each peer that was chosen. A peer whose socket has just gone is passed
@@ -266,6 +316,9 @@ impl Turn<'_> {
     /// A peer leaves on its own word, which counts also where its socket is another one.
     fn stop(&mut self, request: &AnnounceRequest<'_>) -> Outcome {
         let (announce, name) = self.announce_of(request);
+        if let Err(refusal) = self.enter(&announce, request) {
+            return self.refuse_for(&announce, refusal);
+        }
         match self.tracker.announce(self.now, &announce, Room::default()) {
             Ok((reply, _)) => {
                 self.session.leave(&name);

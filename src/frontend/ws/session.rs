@@ -8,6 +8,7 @@ use std::net::IpAddr;
 
 use super::Offer;
 use super::directory::{OfferKey, Offerer, Route};
+use crate::protocol::passkey::Passkey;
 use crate::time::Now;
 use crate::types::{InfoHash, PeerId, WebPeer};
 
@@ -27,6 +28,8 @@ const SOURCE_PART: usize = 4;
 pub struct Session {
     pub(super) route: Route,
     pub(super) source: IpAddr,
+    /// The passkey it was opened with.
+    pub(super) passkey: Option<Box<Passkey>>,
     /// In order of their names, which are random: found by halving, whatever clients choose.
     peers: Vec<Peer>,
     /// Before this moment, none of the peers has been silent for too long.
@@ -57,7 +60,8 @@ struct HandedOffer {
 impl Session {
     pub(super) fn new(route: Route, source: IpAddr) -> Self {
         let look_at = Now::from_s(0);
-        Self { route, source, peers: Vec::new(), look_at, offers: VecDeque::new() }
+        let (peers, offers) = Default::default();
+        Self { route, source, passkey: None, peers, look_at, offers }
     }
 
     /// Where mail for this socket goes.

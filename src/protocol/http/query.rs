@@ -14,10 +14,9 @@ use crate::types::{Event, InfoHash, PeerId};
 /// Info-hashes answered per scrape; more are ignored, as over UDP.
 pub const SCRAPE_HASHES_MAX: usize = 64;
 
-/// What an announce says. `uploaded`, `downloaded`, `key`, `trackerid`, `no_peer_id` and all others
-/// are ignored, whatever they hold: nothing is kept of totals, peers are handed out without ids,
-/// and no tracker id is ever given out, for there is no state of a client that it could name. For
-/// `ip`, `ipv4` and `ipv6` see [`claimed_address`].
+/// What an announce says. `key`, `trackerid`, `no_peer_id` and all others are ignored, whatever
+/// they hold: peers are handed out without ids, and no tracker id is ever given out, for there is no
+/// state of a client that it could name. For `ip`, `ipv4` and `ipv6` see [`claimed_address`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AnnounceQuery {
     /// The torrent.
@@ -26,6 +25,10 @@ pub struct AnnounceQuery {
     pub peer_id: PeerId,
     /// The port the client listens on.
     pub port: u16,
+    /// Bytes uploaded since `started`; 0 where the client names no number.
+    pub uploaded: u64,
+    /// Bytes downloaded since `started`; 0 where the client names no number.
+    pub downloaded: u64,
     /// Bytes still missing. Where the client names no number, it does not know (magnet links): all
     /// ones, which is a leecher.
     pub left: u64,
@@ -96,6 +99,7 @@ impl Malformed {
 /// The first thing that is wrong, or else missing.
 pub fn announce(query: &[u8]) -> Result<AnnounceQuery, Malformed> {
     let (mut info_hash, mut peer_id, mut port) = (None, None, None);
+    let (mut uploaded, mut downloaded) = (0, 0);
     let (mut left, mut event, mut numwant, mut compact) = (u64::MAX, Event::None, None, true);
     for (name, value) in pairs(query) {
         match name {
@@ -108,6 +112,8 @@ pub fn announce(query: &[u8]) -> Result<AnnounceQuery, Malformed> {
                 let number = decimal(value).and_then(|it| u16::try_from(it).ok());
                 port = Some(number.ok_or(Malformed::Port)?);
             }
+            b"uploaded" => uploaded = decimal(value).unwrap_or(0),
+            b"downloaded" => downloaded = decimal(value).unwrap_or(0),
             b"left" => left = decimal(value).unwrap_or(u64::MAX),
             b"event" => event = event_of(value),
             b"numwant" => numwant = numwant_of(value),
@@ -119,6 +125,8 @@ pub fn announce(query: &[u8]) -> Result<AnnounceQuery, Malformed> {
         info_hash: info_hash.ok_or(Malformed::NoInfoHash)?,
         peer_id: peer_id.ok_or(Malformed::NoPeerId)?,
         port: port.ok_or(Malformed::NoPort)?,
+        uploaded,
+        downloaded,
         left,
         event,
         numwant,

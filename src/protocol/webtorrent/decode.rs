@@ -38,6 +38,8 @@ struct Fields<'a> {
     to_peer_id: Name,
     offer_id: Name,
     left: Option<Left>,
+    uploaded: Option<Left>,
+    downloaded: Option<Left>,
     numwant: Numwant,
     event: Happened,
     offers: Vec<Offer<'a>>,
@@ -55,6 +57,8 @@ enum Field {
     ToPeerId,
     OfferId,
     Left,
+    Uploaded,
+    Downloaded,
     Numwant,
     Event,
     Offers,
@@ -101,6 +105,8 @@ impl<'a> Fields<'a> {
         let request = AnnounceRequest {
             info_hash: self.info_hash()?,
             peer_id: PeerId(self.peer_id.bytes(Fault::PeerId)?),
+            uploaded: moved(self.uploaded),
+            downloaded: moved(self.downloaded),
             left: self.left.map_or(u64::MAX, |it| it.0),
             event: self.event.0,
             numwant: self.numwant.0,
@@ -146,6 +152,8 @@ impl<'de> Visitor<'de> for &mut Fields<'de> {
                 Field::ToPeerId => self.to_peer_id = map.next_value_seed(Lenient::new())?,
                 Field::OfferId => self.offer_id = map.next_value_seed(Lenient::new())?,
                 Field::Left => self.left = Some(map.next_value_seed(Lenient::new())?),
+                Field::Uploaded => self.uploaded = Some(map.next_value_seed(Lenient::new())?),
+                Field::Downloaded => self.downloaded = Some(map.next_value_seed(Lenient::new())?),
                 Field::Numwant => self.numwant = map.next_value_seed(Lenient::new())?,
                 Field::Event => self.event = map.next_value_seed(Lenient::new())?,
                 Field::Offers => {
@@ -353,6 +361,11 @@ impl<'de> Read<'de> for Hashes {
 
 /// Browsers send null, or nothing, as long as they do not know.
 struct Left(u64);
+
+/// A total; none where it makes no sense.
+fn moved(total: Option<Left>) -> u64 {
+    total.map_or(0, |it| if it.0 == u64::MAX { 0 } else { it.0 })
+}
 
 impl Read<'_> for Left {
     fn wrong() -> Self {

@@ -70,23 +70,22 @@ pub fn encode_scraped(entries: impl Iterator<Item = (InfoHash, ScrapeEntry)>, ou
     out.extend_from_slice(b"}}");
 }
 
-/// Writes why a request is refused. `reason` is one of our own texts.
+/// Writes why a request is refused, in our words or in the operator's.
 pub fn encode_failure(
     method: Option<Method>,
     info_hash: Option<&InfoHash>,
-    reason: &'static str,
+    reason: &str,
     out: &mut Vec<u8>,
 ) {
-    debug_assert!(reason.bytes().all(|it| matches!(it, b' '..=b'~') && it != b'"' && it != b'\\'));
     out.push(b'{');
     if let Some(method) = method {
         out.extend_from_slice(br#""action":""#);
         out.extend_from_slice(method.name().as_bytes());
         out.extend_from_slice(br#"","#);
     }
-    out.extend_from_slice(br#""failure reason":""#);
-    out.extend_from_slice(reason.as_bytes());
-    out.push(b'"');
+    out.extend_from_slice(br#""failure reason":"#);
+    let written = serde_json::to_writer(&mut *out, reason);
+    debug_assert!(written.is_ok(), "memory takes what is written");
     if let Some(info_hash) = info_hash {
         out.extend_from_slice(br#","info_hash":"#);
         put_name(&info_hash.0, out);

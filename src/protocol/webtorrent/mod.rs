@@ -51,13 +51,17 @@ pub enum Request<'a> {
     Scrape(Vec<InfoHash>),
 }
 
-/// An announce. Totals are not read.
+/// An announce.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AnnounceRequest<'a> {
     /// The torrent.
     pub info_hash: InfoHash,
     /// The client's own name.
     pub peer_id: PeerId,
+    /// Bytes uploaded since `started`; 0 where the client does not say.
+    pub uploaded: u64,
+    /// Bytes downloaded since `started`; 0 where the client does not say.
+    pub downloaded: u64,
     /// Bytes still missing; 2^64-1 where the client does not say or know.
     pub left: u64,
     /// What happened.

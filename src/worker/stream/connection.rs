@@ -59,9 +59,9 @@ pub(super) async fn run<N: Network>(connection: Rc<Connection<N>>, start: Start)
     let reason = match open(&connection, start).await {
         Ok(input) => match http::serve(&connection, input).await {
             Next::Ended(reason) => reason,
-            Next::Upgraded { source, input } => match connection.count_upgrade(source) {
+            Next::Upgraded { source, passkey, input } => match connection.count_upgrade(source) {
                 Ok(()) => {
-                    connection.upgrade(source);
+                    connection.upgrade(source, passkey);
                     ws::serve(&connection, input).await
                 }
                 Err(reason) => reason,

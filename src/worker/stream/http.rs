@@ -9,6 +9,7 @@ use tokio::sync::mpsc;
 use super::FrontEnds;
 use super::connection::{Connection, HEAD_BYTES_USUAL};
 use super::slots::{Deadlines, NEVER};
+use crate::frontend::Passkey;
 use crate::frontend::http::{Flow, FullScrape, HEAD_BYTES_MAX, Outcome, PIECE_BYTES_MAX};
 use crate::metrics::{Closed, Transport};
 use crate::sys::stream::Network;
@@ -27,8 +28,9 @@ const PIECES_MAX: usize = 2;
 pub(super) enum Next {
     /// Nothing.
     Ended(Closed),
-    /// A WebSocket of a client at `source`; `input` was received of it already.
-    Upgraded { source: IpAddr, input: Vec<u8> },
+    /// A WebSocket of a client at `source`, which may have shown a passkey; `input` was received
+    /// of it already.
+    Upgraded { source: IpAddr, passkey: Option<Box<Passkey>>, input: Vec<u8> },
 }
 
 /// What to do once the replies so far have been written.
@@ -40,7 +42,7 @@ enum Step {
     /// Close, after hearing the client out if it may not expect that.
     Close { linger: bool },
     /// Speak WebSocket.
-    Upgrade(IpAddr),
+    Upgrade(IpAddr, Option<Box<Passkey>>),
     /// Send a body that is made meanwhile.
     FullScrape(Box<FullScrape>, bool),
 }
@@ -64,7 +66,9 @@ pub(super) async fn serve<N: Network>(it: &Connection<N>, mut input: Vec<u8>) ->
             Step::Read => it.expect_request(&mut input),
             Step::GoOn => continue,
             Step::Close { linger } => return Next::Ended(it.close(linger, input).await),
-            Step::Upgrade(source) => return Next::Upgraded { source, input },
+            Step::Upgrade(source, passkey) => {
+                return Next::Upgraded { source, passkey, input };
+            }
             Step::FullScrape(body, keep_alive) => match Box::pin(it.send_full_scrape(body)).await {
                 Ok(()) if keep_alive => continue,
                 Ok(()) => return Next::Ended(it.close(false, input).await),
@@ -101,8 +105,8 @@ impl<N: Network> Connection<N> {
                         return (done, Step::Close { linger });
                     }
                 }
-                Flow::Upgraded { consumed, source } => {
-                    return (done + consumed, Step::Upgrade(source));
+                Flow::Upgraded { consumed, source, passkey } => {
+                    return (done + consumed, Step::Upgrade(source, passkey.map(Box::new)));
                 }
                 Flow::FullScrape { consumed, keep_alive, source, encoding, chunked } => {
                     let outcome = Outcome::Answered(Action::Scrape);

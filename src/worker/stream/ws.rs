@@ -10,6 +10,7 @@ use super::FrontEnds;
 use super::connection::Connection;
 use super::frames::{self, Event, Fragments, HEAD_BYTES_MAX, Step};
 use super::slots::Deadlines;
+use crate::frontend::Passkey;
 use crate::frontend::http::Outcome;
 use crate::frontend::ws::{MESSAGE_BYTES_MAX, Mail, Outbox, Session};
 use crate::metrics::{Closed, Transport};
@@ -100,10 +101,10 @@ fn make_room(input: &mut Vec<u8>, bytes: usize, usual: usize) {
 
 impl<N: Network> Connection<N> {
     /// Becomes a WebSocket.
-    pub(super) fn upgrade(&self, source: IpAddr) {
+    pub(super) fn upgrade(&self, source: IpAddr, passkey: Option<Box<Passkey>>) {
         let worker = &self.worker;
         let route = self.place.route(worker.index);
-        let session = worker.front_ends.borrow_mut().ws.open(route, source);
+        let session = worker.front_ends.borrow_mut().ws.open_with(route, source, passkey);
         *self.web.borrow_mut() = Some(Box::new(Web {
             session: Some(session),
             family: Family::of(source),
