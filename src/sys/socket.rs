@@ -167,6 +167,16 @@ pub fn memory_of(socket: impl AsFd) -> io::Result<SocketMemory> {
     })
 }
 
+/// Puts off the choice of a local port from `bind` to `connect` (`IP_BIND_ADDRESS_NO_PORT`), when
+/// the other side is known too: then ports run out for each pair of addresses by itself, and not
+/// for a source as a whole. For TCP clients that bind an address and port 0.
+///
+/// # Errors
+/// What the kernel says, e.g. one older than 4.2.
+pub fn choose_port_at_connect(socket: impl AsFd) -> io::Result<()> {
+    set_option(&socket, libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT, &1)
+}
+
 /// How the kernel chooses among the sockets of one address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Steering {
@@ -290,6 +300,27 @@ mod tests {
         if UdpSocket::bind("[::1]:0").is_ok() {
             assert_eq!(bind(&format!("[::]:{port}")).family(), Family::V6);
         }
+    }
+
+    #[test]
+    fn a_bound_address_gets_its_port_when_it_connects() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let to = listener.local_addr().unwrap();
+        let port = |it: &Socket| it.local_addr().unwrap().as_socket().unwrap().port();
+        let bound = |late: bool| {
+            let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+            if late {
+                choose_port_at_connect(&socket).unwrap();
+            }
+            socket.bind(&SocketAddr::from(([127, 0, 0, 9], 0)).into()).unwrap();
+            socket
+        };
+        assert_ne!(port(&bound(false)), 0);
+        let late = bound(true);
+        assert_eq!(port(&late), 0);
+        late.connect(&to.into()).unwrap();
+        assert_ne!(port(&late), 0);
+        assert_eq!(listener.accept().unwrap().1, late.local_addr().unwrap().as_socket().unwrap());
     }
 
     #[test]

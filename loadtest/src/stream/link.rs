@@ -7,6 +7,7 @@ use std::sync::Arc;
 use mio::net::TcpStream;
 use mio::{Interest, Registry, Token};
 use rustls::ClientConnection;
+use skep::sys::socket::choose_port_at_connect;
 use socket2::{Domain, Socket, Type};
 
 use crate::endpoint::Endpoint;
@@ -40,6 +41,8 @@ impl Link {
             // Lets an address be used that only a route makes ours.
             socket.set_freebind_v6(true)?;
         }
+        // Else a source had ports for some 28 000 connections, those in TIME_WAIT included.
+        choose_port_at_connect(&socket)?;
         socket.bind(&SocketAddr::new(from, 0).into())?;
         match socket.connect(&to.into()) {
             Err(error) if error.raw_os_error() != Some(IN_PROGRESS) => return Err(error),
