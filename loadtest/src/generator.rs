@@ -8,7 +8,6 @@
 //! moments: a tracker that stalls is charged for everyone who would have come meanwhile.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use skep::protocol::udp::TransactionId;
 use skep::protocol::udp::client::{
@@ -23,7 +22,7 @@ use skep::types::{Family, InfoHash};
 
 use crate::check::{Invalid, check};
 use crate::numbers::{NS_PER_S, mix, real, whole};
-use crate::phase::{Run, Task};
+use crate::phase::{Driver, Run, Task};
 use crate::plan::Plan;
 use crate::population::{Peer, info_hash};
 use crate::requests::{Members, Request};
@@ -114,66 +113,6 @@ impl Generator {
             torrents,
             turn: 0,
         }
-    }
-
-    /// Peers the tracker has been told of, and not of their leaving.
-    pub(crate) fn resident(&self) -> u64 {
-        self.clients.iter().map(|it| it.members.resident()).sum()
-    }
-
-    /// Runs one phase to its end, lost requests included. `progress` is raised by each answer.
-    pub(crate) fn run(&mut self, task: Task, progress: &AtomicU64) -> Tally {
-        let mut run = self.start(task);
-        let chore_every_ns = self.timeout_ns() / (SWEEPS_PER_TIMEOUT * SWEEP_PARTS as u64);
-        let mut chore_at_ns = run.start_ns;
-        let mut last_ns = run.start_ns;
-        let mut reported = 0;
-        loop {
-            let worked = self.turn(&mut run);
-            let now_ns = self.now_ns();
-            let turn_ns = now_ns - last_ns;
-            last_ns = now_ns;
-            run.tally.busy_and_idle_ns += turn_ns;
-            run.tally.idle_ns += if worked { 0 } else { turn_ns };
-            if now_ns < chore_at_ns {
-                continue;
-            }
-            chore_at_ns = now_ns + chore_every_ns;
-            self.expire(now_ns, &mut run.tally);
-            let answered = run.tally.answered_all();
-            progress.fetch_add(answered - reported, Ordering::Relaxed);
-            reported = answered;
-            if self.is_over(&run, now_ns) {
-                run.tally.elapsed_ns = now_ns.min(run.deadline_ns) - run.start_ns;
-                return run.tally;
-            }
-        }
-    }
-
-    fn start(&mut self, task: Task) -> Run {
-        self.verify = self.torrents.clone();
-        self.clients.iter_mut().for_each(|it| it.members.restart());
-        Run::new(task, self.now_ns(), CONNECT_NS_MAX)
-    }
-
-    /// Visits every socket once. Says whether anything was done.
-    fn turn(&mut self, run: &mut Run) -> bool {
-        let mut worked = false;
-        let closed = run.pace.is_none();
-        for index in 0..self.clients.len() {
-            worked |= self.receive(index, run);
-            let now_ns = self.now_ns();
-            if closed && now_ns < run.deadline_ns {
-                let room = usize::from(self.plan.in_flight)
-                    .saturating_sub(self.clients[index].in_flight)
-                    .min(BATCH);
-                worked |= room > 0 && self.send(index, room, now_ns, run) > 0;
-            }
-        }
-        if !closed {
-            worked |= self.send_due(run);
-        }
-        worked
     }
 
     /// Sends what has become due, in batches over the sockets in turn.
@@ -310,25 +249,50 @@ impl Generator {
             segments.clear();
         }
     }
+}
 
-    /// Gives up what was not answered in time.
-    fn expire(&mut self, now_ns: u64, tally: &mut Tally) {
+impl Driver for Generator {
+    fn start(&mut self, task: Task) -> Run {
+        self.verify = self.torrents.clone();
+        self.clients.iter_mut().for_each(|it| it.members.restart());
+        Run::new(task, self.now_ns(), CONNECT_NS_MAX)
+    }
+
+    /// Visits every socket once.
+    fn turn(&mut self, run: &mut Run) -> bool {
+        let mut worked = false;
+        let closed = run.pace.is_none();
+        for index in 0..self.clients.len() {
+            worked |= self.receive(index, run);
+            let now_ns = self.now_ns();
+            if closed && now_ns < run.deadline_ns {
+                let room = usize::from(self.plan.in_flight)
+                    .saturating_sub(self.clients[index].in_flight)
+                    .min(BATCH);
+                worked |= room > 0 && self.send(index, room, now_ns, run) > 0;
+            }
+        }
+        if !closed {
+            worked |= self.send_due(run);
+        }
+        worked
+    }
+
+    fn expire(&mut self, now_ns: u64, run: &mut Run) {
         let before_ns = now_ns.saturating_sub(self.timeout_ns());
         let clients = &mut self.clients;
         self.slots.expire(before_ns, SWEEP_PARTS, |pending| {
-            tally.lost[pending.kind as usize] += 1;
+            run.tally.lost[pending.kind as usize] += 1;
             clients[usize::from(pending.client)].lost(&pending);
         });
     }
 
-    /// Nanoseconds on this process's clock.
-    #[inline]
-    fn now_ns(&self) -> u64 {
-        self.clock.elapsed_ns_at(self.clock.now())
-    }
-
     fn timeout_ns(&self) -> u64 {
         u64::from(self.plan.timeout_ms) * 1_000_000
+    }
+
+    fn expiries_per_timeout(&self) -> u64 {
+        SWEEPS_PER_TIMEOUT * SWEEP_PARTS as u64
     }
 
     fn is_over(&self, run: &Run, now_ns: u64) -> bool {
@@ -342,6 +306,19 @@ impl Generator {
             Task::Load { .. } | Task::Rest { .. } => false,
         };
         done || now_ns >= run.deadline_ns
+    }
+
+    fn waiting(&self) -> usize {
+        self.slots.waiting()
+    }
+
+    #[inline]
+    fn now_ns(&self) -> u64 {
+        self.clock.elapsed_ns_at(self.clock.now())
+    }
+
+    fn resident(&self) -> u64 {
+        self.clients.iter().map(|it| it.members.resident()).sum()
     }
 }
 

@@ -12,7 +12,7 @@ use crate::descriptors;
 use crate::endpoint::Aim;
 use crate::machine::Machine;
 use crate::numbers::{grouped, ns, per, seconds};
-use crate::phase::Task;
+use crate::phase::{Driver as _, Task};
 use crate::plan::{Plan, Profile, Protocol, Transport};
 use crate::population::Peer;
 use crate::process::{listening_on, usage};
@@ -77,17 +77,20 @@ pub(crate) fn hold(arguments: &HoldArguments) -> Result<(), String> {
         Generator::new(&plan, &endpoint, Clock::start(), clients.collect(), 0..plan.torrents)
             .map_err(|error| format!("no epoll: {error}"))?;
     let mut phase = |task| {
-        let tally = generator.run(task, &AtomicU64::new(0));
-        (tally, rss_bytes(), generator.open_connections())
+        let run = generator.run(task, &AtomicU64::new(0));
+        if run.silent {
+            return Err(format!("{target} fell silent: {}", cause(&run.tally)));
+        }
+        Ok((run.tally, rss_bytes(), generator.open_connections()))
     };
     let before = rss_bytes();
-    let (connecting, connected, opened) = phase(Task::Connect);
+    let (connecting, connected, opened) = phase(Task::Connect)?;
     if opened == 0 {
-        return Err(format!("no connection could be opened: {}", cause(&connecting)));
+        return Err(format!("{target}: no connection could be opened: {}", cause(&connecting)));
     }
-    let (filling, announced, _) = phase(Task::Fill);
+    let (filling, announced, _) = phase(Task::Fill)?;
     let duration_ns = ns(arguments.duration);
-    let (_, end, open_at_end) = phase(Task::Rest { duration_ns });
+    let (_, end, open_at_end) = phase(Task::Rest { duration_ns })?;
     let memory = before.zip(connected).zip(announced.zip(end));
     let memory = memory.map(|((before, connected), (announced, end))| Memory {
         before_bytes: before,
@@ -113,7 +116,7 @@ pub(crate) fn hold(arguments: &HoldArguments) -> Result<(), String> {
         held.print();
     }
     if opened < arguments.connections.into() {
-        return Err(format!("only {opened} could be opened: {}", cause(&connecting)));
+        return Err(format!("{target}: only {opened} could be opened: {}", cause(&connecting)));
     }
     Ok(())
 }
@@ -125,7 +128,7 @@ fn plan(arguments: &HoldArguments) -> Plan {
         torrents: u32::from(arguments.connections).div_ceil(2),
         peers: arguments.connections.into(),
         sources: arguments.connections,
-        timeout_ms: 20_000,
+        timeout_ms: 5000,
         ..Profile::Smoke.plan()
     }
 }

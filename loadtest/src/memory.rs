@@ -122,7 +122,7 @@ fn cell(
     let mut session = Session::open(&plan, &site).map_err(|error| format!("{name}: {error}"))?;
     let ended = || format!("{name} ended: {}", started.server.last_words());
     let before = usage(pid).ok_or_else(ended)?;
-    let filled = session.fill();
+    let filled = session.fill().map_err(|error| format!("{name}: {error}"))?;
     let after = usage(pid).ok_or_else(ended)?;
     if filled.resident < u64::from(peers) {
         let text = filled.tally.error_text.unwrap_or_default();

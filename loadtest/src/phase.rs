@@ -1,5 +1,7 @@
 //! One phase of a run on one thread: what it does, when it ends, and at which moments requests are
-//! due. UDP and stream generators share it.
+//! due. UDP and stream generators share it, and the loop around it.
+
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::numbers::{NS_PER_S, real, whole};
 use crate::tally::Tally;
@@ -56,6 +58,110 @@ pub(crate) struct Run {
     pub(crate) deadline_ns: u64,
     /// Set in the open loop.
     pub(crate) pace: Option<Pace>,
+    /// Whether it was given up because the tracker had fallen silent.
+    pub(crate) silent: bool,
+}
+
+/// How long a tracker may say nothing at all, and take no connection, while something waits for
+/// it: beyond any pause of one in working order. A longer timeout of requests is waited for.
+const SILENCE_NS_MAX: u64 = 5 * NS_PER_S;
+
+/// The same where the kernel says that nobody listens: long enough for one that restarts.
+const ABSENCE_NS_MAX: u64 = 2 * NS_PER_S;
+
+/// What makes load: the sockets or connections of one thread.
+pub(crate) trait Driver: Send {
+    /// A phase begins.
+    fn start(&mut self, task: Task) -> Run;
+
+    /// Receives and sends what can be. Says whether anything was done.
+    fn turn(&mut self, run: &mut Run) -> bool;
+
+    /// Gives up what was not answered in time.
+    fn expire(&mut self, now_ns: u64, run: &mut Run);
+
+    /// When requests are given up.
+    fn timeout_ns(&self) -> u64;
+
+    /// How often that is looked for, per timeout.
+    fn expiries_per_timeout(&self) -> u64;
+
+    /// Whether all is sent, and answered or given up.
+    fn is_over(&self, run: &Run, now_ns: u64) -> bool;
+
+    /// Requests, or connections, that wait for the tracker.
+    fn waiting(&self) -> usize;
+
+    /// What is left to count when a phase is over.
+    fn finish(&self, _run: &mut Run) {}
+
+    /// Nanoseconds on this process's clock.
+    fn now_ns(&self) -> u64;
+
+    /// Peers the tracker has been told of, and not of their leaving.
+    fn resident(&self) -> u64;
+
+    /// Runs one phase to its end, lost requests included, or until the tracker has been silent for
+    /// too long. `progress` is raised by each answer.
+    fn run(&mut self, task: Task, progress: &AtomicU64) -> Run {
+        let mut run = self.start(task);
+        let expire_every_ns = self.timeout_ns() / self.expiries_per_timeout();
+        let (mut expire_at_ns, mut last_ns) = (run.start_ns, run.start_ns);
+        let mut silence = Silence::new(&run.tally, run.start_ns);
+        let mut reported = 0;
+        loop {
+            let worked = self.turn(&mut run);
+            let now_ns = self.now_ns();
+            let turn_ns = now_ns - last_ns;
+            last_ns = now_ns;
+            run.tally.busy_and_idle_ns += turn_ns;
+            run.tally.idle_ns += if worked { 0 } else { turn_ns };
+            if now_ns >= expire_at_ns {
+                expire_at_ns = now_ns + expire_every_ns;
+                let waits = self.waiting() > 0;
+                self.expire(now_ns, &mut run);
+                let answered = run.tally.answered_all();
+                progress.fetch_add(answered - reported, Ordering::Relaxed);
+                reported = answered;
+                let patience_ns = SILENCE_NS_MAX.max(self.timeout_ns() + NS_PER_S);
+                let too_long = silence.is_too_long(&run.tally, waits, now_ns, patience_ns);
+                run.silent = too_long && now_ns < run.deadline_ns;
+            }
+            if run.silent || self.is_over(&run, now_ns) {
+                run.tally.elapsed_ns = now_ns.min(run.deadline_ns) - run.start_ns;
+                self.finish(&mut run);
+                return run;
+            }
+        }
+    }
+}
+
+/// For how long nothing has been heard, though it was waited for.
+struct Silence {
+    since_ns: u64,
+    /// The counts when it began.
+    heard: u64,
+    lost: u64,
+    unreachable: u64,
+}
+
+impl Silence {
+    fn new(tally: &Tally, since_ns: u64) -> Self {
+        let lost = tally.lost.iter().sum();
+        Self { since_ns, heard: tally.heard(), lost, unreachable: tally.unreachable }
+    }
+
+    /// Looks again. Where nothing waits for the tracker, and nothing was lost, its silence means
+    /// nothing.
+    fn is_too_long(&mut self, tally: &Tally, waits: bool, now_ns: u64, patience_ns: u64) -> bool {
+        let lost: u64 = tally.lost.iter().sum();
+        if tally.heard() != self.heard || (!waits && lost == self.lost) {
+            *self = Self::new(tally, now_ns);
+        }
+        let absent = tally.unreachable > self.unreachable;
+        let patience_ns = if absent { patience_ns.min(ABSENCE_NS_MAX) } else { patience_ns };
+        now_ns - self.since_ns > patience_ns
+    }
 }
 
 /// The timeline has at most this many intervals...
@@ -85,6 +191,7 @@ impl Run {
             start_ns,
             deadline_ns: start_ns + duration_ns,
             pace: rate.map(|it| Pace { next_ns: real(start_ns), step_ns: step_ns(it) }),
+            silent: false,
         }
     }
 }
@@ -92,6 +199,26 @@ impl Run {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn silence_counts_while_something_waits_or_is_lost() {
+        let mut tally = Tally::new(1000, 0);
+        let mut silence = Silence::new(&tally, 0);
+        let patience_ns = 5 * NS_PER_S;
+        let mut look = |tally: &Tally, waits, at_s: u64| {
+            silence.is_too_long(tally, waits, at_s * NS_PER_S, patience_ns)
+        };
+        assert!(!look(&tally, false, 100), "nothing was asked");
+        assert!(!look(&tally, true, 105) && look(&tally, true, 106));
+        tally.received_bytes += 16;
+        assert!(!look(&tally, true, 106) && !look(&tally, true, 111));
+        tally.lost[0] += 1;
+        assert!(look(&tally, false, 112), "what was asked meanwhile is lost");
+        tally.received_bytes += 16;
+        assert!(!look(&tally, true, 112) && !look(&tally, true, 115));
+        tally.unreachable += 1;
+        assert!(look(&tally, true, 115), "nobody listens");
+    }
 
     #[test]
     fn requests_are_due_at_their_moment_and_not_before() {

@@ -16,7 +16,7 @@ use crate::descriptors;
 use crate::endpoint::Endpoint;
 use crate::generator::Generator;
 use crate::numbers::{ns, real, seconds, whole};
-use crate::phase::Task;
+use crate::phase::{Driver, Run, Task};
 use crate::plan::{Families, Plan, Protocol};
 use crate::population::{Peer, Seat, populate};
 use crate::process::{Usage, usage};
@@ -74,30 +74,11 @@ pub(crate) struct Outcome {
 pub(crate) struct Session {
     plan: Arc<Plan>,
     site: Site,
+    /// One for each thread.
     generators: Vec<Load>,
 }
 
-/// One thread's load.
-enum Load {
-    Udp(Box<Generator>),
-    Stream(Box<stream::Generator>),
-}
-
-impl Load {
-    fn run(&mut self, task: Task, progress: &AtomicU64) -> Tally {
-        match self {
-            Self::Udp(it) => it.run(task, progress),
-            Self::Stream(it) => it.run(task, progress),
-        }
-    }
-
-    fn resident(&self) -> u64 {
-        match self {
-            Self::Udp(it) => it.resident(),
-            Self::Stream(it) => it.resident(),
-        }
-    }
-}
+type Load = Box<dyn Driver>;
 
 impl Session {
     /// Opens the sockets, makes the peers, and gets a connection id for every socket.
@@ -112,7 +93,7 @@ impl Session {
             Some(endpoint) => stream_load(&mut plan, site, endpoint)?,
         };
         let mut session = Self { plan: Arc::new(plan), site: site.clone(), generators };
-        let tally = session.phase("connecting", Task::Connect, None);
+        let (tally, _) = session.phase("connecting", Task::Connect, None);
         let missing = u64::from(session.plan.sources).saturating_sub(tally.answered[0]);
         if missing > 0 {
             return Err(session.unconnected(missing, &tally));
@@ -122,49 +103,57 @@ impl Session {
 
     /// What to say where sockets or connections could not be used.
     fn unconnected(&self, missing: u64, tally: &Tally) -> String {
-        let sources = self.plan.sources;
+        let (sources, tracker) = (self.plan.sources, self.site.targets);
         let protocol = match self.plan.transport.protocol {
             Protocol::Udp => {
-                let refused = if tally.unreachable > 0 { " (nothing listens there)" } else { "" };
                 return format!(
-                    "{missing} of {sources} sockets got no connection id within 5 s{refused}: is \
-                     it a UDP tracker, and does it accept these sources?"
+                    "{tracker}: {missing} of {sources} sockets got no connection id ({}): is it a \
+                     UDP tracker, and does it accept these sources?",
+                    cause(tally)
                 );
             }
             Protocol::Http => "an HTTP tracker",
             Protocol::Ws => "a WebTorrent tracker on this path",
         };
-        let wrong = Invalid::ALL.into_iter().find(|it| tally.invalid[*it as usize] > 0);
-        let wrong = wrong.map(|it| it.label().to_owned());
-        let cause = tally.failure.clone().or(wrong);
-        let cause = cause.unwrap_or_else(|| "no answer, or closed at once".to_owned());
         format!(
-            "{missing} of {sources} connections could not be opened ({cause}): is it {protocol}, \
-             and does it take so many?"
+            "{tracker}: {missing} of {sources} connections could not be opened ({}): is it \
+             {protocol}, and does it take so many?",
+            cause(tally)
         )
     }
 
     /// Announces every peer once and asks the tracker how many it holds.
-    pub(crate) fn fill(&mut self) -> Filled {
+    ///
+    /// # Errors
+    /// Where the tracker falls silent.
+    pub(crate) fn fill(&mut self) -> Result<Filled, String> {
         let peers = u64::from(self.plan.peers);
-        let tally = self.phase("filling", Task::Fill, Some(peers));
+        let tally = self.heard_phase("filling", Task::Fill, Some(peers))?;
         let both = self.plan.families == Families::Both;
         let has_scrape = self.site.endpoint.as_ref().is_none_or(|it| scrapes(&self.plan, it));
-        let scraped = (!both && has_scrape).then(|| {
+        let mut scraped = None;
+        if !both && has_scrape {
             let torrents = u64::from(self.plan.torrents) / u64::from(self.plan.scrape_hashes);
-            self.phase("counting", Task::Verify, Some(torrents)).scraped_peers
-        });
-        let resident = self.generators.iter().map(Load::resident).sum();
-        Filled { seconds: seconds(tally.elapsed_ns), resident, scraped, tally }
+            let counted = self.heard_phase("counting", Task::Verify, Some(torrents))?;
+            scraped = Some(counted.scraped_peers);
+        }
+        Ok(Filled { seconds: seconds(tally.elapsed_ns), resident: self.resident(), scraped, tally })
+    }
+
+    fn resident(&self) -> u64 {
+        self.generators.iter().map(|it| it.resident()).sum()
     }
 
     /// The plan's mix for some time.
-    fn load(&mut self, name: &'static str, duration_s: f64) -> Tally {
+    ///
+    /// # Errors
+    /// Where the tracker falls silent.
+    pub(crate) fn load(&mut self, name: &'static str, duration_s: f64) -> Result<Tally, String> {
         let threads = f64::from(self.plan.threads);
         let rate = self.plan.rate.map(|it| real(it) / threads);
         let expected = rate.map(|it| whole(it * threads * duration_s));
         let task = Task::Load { duration_ns: ns(duration_s), rate };
-        self.phase(name, task, expected)
+        self.heard_phase(name, task, expected)
     }
 
     /// What the tracker's process has used so far.
@@ -172,12 +161,33 @@ impl Session {
         self.site.pid.and_then(usage)
     }
 
-    /// One phase on all threads, with a progress bar where somebody watches.
-    fn phase(&mut self, name: &'static str, task: Task, expected: Option<u64>) -> Tally {
+    /// A phase that a tracker must live through.
+    fn heard_phase(
+        &mut self,
+        name: &'static str,
+        task: Task,
+        expected: Option<u64>,
+    ) -> Result<Tally, String> {
+        let (tally, silent) = self.phase(name, task, expected);
+        if !silent {
+            return Ok(tally);
+        }
+        Err(format!(
+            "{} fell silent while {name}, after {} answers ({}): has it ended, does it hang, or \
+             does it refuse these sources?",
+            self.site.targets,
+            tally.answered_all(),
+            cause(&tally)
+        ))
+    }
+
+    /// One phase on all threads, with a progress bar where somebody watches. Says whether the
+    /// tracker was given up for its silence.
+    fn phase(&mut self, name: &'static str, task: Task, expected: Option<u64>) -> (Tally, bool) {
         let progress = AtomicU64::new(0);
         let bar = progress_bar(name, expected);
         let cpus = &self.site.cpus;
-        let tallies: Vec<Tally> = std::thread::scope(|scope| {
+        let runs: Vec<Run> = std::thread::scope(|scope| {
             let threads: Vec<_> = self
                 .generators
                 .iter_mut()
@@ -198,10 +208,25 @@ impl Session {
             threads.into_iter().filter_map(|it| it.join().ok()).collect()
         });
         bar.finish_and_clear();
-        let mut tallies = tallies.into_iter();
+        let silent = runs.iter().any(|it| it.silent);
+        let mut tallies = runs.into_iter().map(|it| it.tally);
         let mut sum = tallies.next().unwrap_or_else(|| Tally::new(1, 0));
         tallies.for_each(|it| sum.merge(&it));
-        sum
+        (sum, silent)
+    }
+}
+
+/// What the kernel, or the replies, say about a tracker that does not answer.
+fn cause(tally: &Tally) -> String {
+    let wrong = || Invalid::ALL.into_iter().find(|it| tally.invalid[*it as usize] > 0);
+    if let Some(failure) = &tally.failure {
+        failure.clone()
+    } else if tally.unreachable > 0 {
+        "connection refused: nothing listens there".to_owned()
+    } else if let Some(wrong) = wrong() {
+        wrong.label().to_owned()
+    } else {
+        "no reply".to_owned()
     }
 }
 
@@ -219,7 +244,7 @@ fn datagram_load(plan: &Plan, site: &Site) -> Result<Vec<Load>, String> {
     let clients = (0..).zip(sources).zip(populate(&plan, &seats)?);
     let clients = clients.map(|((at, source), peers)| (at, source, peers)).collect();
     let loads = by_thread(&plan, clients).into_iter().map(|(clients, torrents)| {
-        Load::Udp(Box::new(Generator::new(&plan, site.clock, clients, torrents)))
+        Box::new(Generator::new(&plan, site.clock, clients, torrents)) as Load
     });
     Ok(loads.collect())
 }
@@ -247,7 +272,7 @@ fn stream_load(plan: &mut Plan, site: &Site, endpoint: &Endpoint) -> Result<Vec<
         .into_iter()
         .map(|(clients, torrents)| {
             let made = stream::Generator::new(&plan, endpoint, site.clock, clients, torrents);
-            made.map(|it| Load::Stream(Box::new(it))).map_err(|error| format!("no epoll: {error}"))
+            made.map(|it| Box::new(it) as Load).map_err(|error| format!("no epoll: {error}"))
         })
         .collect()
 }
@@ -277,16 +302,16 @@ pub(crate) fn run(plan: &Plan, site: &Site) -> Result<Outcome, String> {
     let mut session = Session::open(plan, site)?;
     // What open connections cost is no cost of peers; `hold` measures it.
     let start = if site.endpoint.is_some() { session.usage() } else { start };
-    let filled = plan.fill.then(|| session.fill());
+    let filled = plan.fill.then(|| session.fill()).transpose()?;
     if plan.warmup_s > 0.0 {
-        session.load("warming up", plan.warmup_s);
+        session.load("warming up", plan.warmup_s)?;
     }
     let own = || usage(std::process::id()).unwrap_or_default();
     let (before, own_before) = (session.usage(), own());
-    let tally = session.load("measuring", plan.duration_s);
+    let tally = session.load("measuring", plan.duration_s)?;
     let (after, own_usage) = (session.usage(), [own_before, own()]);
     let usage = start.zip(before).zip(after).map(|((start, before), after)| [start, before, after]);
-    let resident = session.generators.iter().map(Load::resident).sum();
+    let resident = session.resident();
     let plan = Plan::clone(&session.plan);
     Ok(Outcome { plan, filled, tally, resident, usage, own_usage })
 }

@@ -3,6 +3,7 @@
 //! is lost, just as strict clients lose it.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::str::FromStr;
@@ -96,6 +97,16 @@ impl Targets {
     /// The address for a family.
     pub(crate) fn of(&self, v6: bool) -> Option<SocketAddr> {
         if v6 { self.v6 } else { self.v4 }
+    }
+}
+
+impl fmt::Display for Targets {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.v4, self.v6) {
+            (Some(v4), Some(v6)) => write!(f, "{v4} and {v6}"),
+            (Some(one), None) | (None, Some(one)) => write!(f, "{one}"),
+            (None, None) => f.write_str("no tracker"),
+        }
     }
 }
 

@@ -166,6 +166,11 @@ impl Tally {
         self.answered.iter().sum()
     }
 
+    /// Grows with all that the tracker says, be it right or wrong.
+    pub(crate) fn heard(&self) -> u64 {
+        self.received_bytes + self.answered_all()
+    }
+
     /// Requests that left and were never answered.
     pub(crate) fn lost_all(&self) -> u64 {
         self.lost.iter().sum::<u64>().saturating_sub(self.unsent)

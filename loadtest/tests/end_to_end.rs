@@ -262,6 +262,59 @@ fn what_is_no_tracker_is_an_error_in_words() {
     assert_eq!(output.status.code(), Some(1));
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(said.contains("could not be opened") && said.contains("refused"), "{said}");
+    assert!(said.contains(&address.to_string()), "{said}");
+}
+
+#[test]
+fn a_target_that_takes_connections_and_says_nothing_is_given_up() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let few = ["--torrents", "2", "--peers", "2", "--connections", "2", "--timeout-ms", "100"];
+    let url = format!("http://{address}");
+    let output = loadtest(&[&["--target", &url], &few[..]].concat());
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    let wanted = format!("{address} fell silent while filling, after 0 answers (no reply)");
+    assert!(said.contains(&wanted), "{said}");
+    let output = loadtest(&["hold", &url.replace("http", "ws"), "--connections", "2"]);
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.contains(&address.to_string()), "{said}");
+}
+
+/// Answers some announces as a tracker does, then closes its socket.
+fn short_lived(announces: usize) -> (String, std::thread::JoinHandle<()>) {
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let address = socket.local_addr().unwrap().to_string();
+    let answer = move || {
+        let (mut datagram, mut answered) = ([0; 2048], 0);
+        while answered < announces {
+            let (_, from) = socket.recv_from(&mut datagram).unwrap();
+            let (action, transaction) = (&datagram[8..12], &datagram[12..16]);
+            let announce = action == [0, 0, 0, 1];
+            let rest = if announce { 12 } else { 8 };
+            let reply = [action, transaction, &vec![0; rest]].concat();
+            socket.send_to(&reply, from).unwrap();
+            answered += usize::from(announce);
+        }
+    };
+    (address, std::thread::spawn(answer))
+}
+
+#[test]
+fn a_tracker_that_ends_in_mid_run_ends_the_run() {
+    // The first ends while peers are filled in, the other while its load is measured.
+    for (announces, phase) in [(100, "filling"), (300, "measuring")] {
+        let (address, tracker) = short_lived(announces);
+        let small = ["--torrents", "50", "--peers", "200", "--warmup", "0", "--mix", "0:1:0"];
+        let more = ["--duration", "600", "--families", "v4", "--target", &address];
+        let output = loadtest(&[&small[..], &more].concat());
+        tracker.join().unwrap();
+        assert_eq!(output.status.code(), Some(1));
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        let wanted = format!("{address} fell silent while {phase}, after ");
+        assert!(said.contains(&wanted) && said.contains("connection refused"), "{said}");
+    }
 }
 
 #[test]
@@ -324,6 +377,7 @@ fn a_target_that_does_not_answer_is_an_error_in_words() {
     let small = ["--torrents", "2", "--peers", "2", "--timeout-ms", "100"];
     let output = loadtest(&[&["--target", &address], &small[..]].concat());
     assert_eq!(output.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&output.stderr).contains("no connection id"));
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.contains("no connection id") && said.contains(&address), "{said}");
     assert_eq!(loadtest(&["--mix", "nonsense"]).status.code(), Some(2));
 }

@@ -16,7 +16,6 @@ use std::collections::VecDeque;
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use mio::{Events, Poll};
@@ -24,11 +23,10 @@ use skep::sys::clock::Clock;
 
 use crate::endpoint::Endpoint;
 use crate::numbers::{NS_PER_S, mix, whole};
-use crate::phase::{Run, Task};
+use crate::phase::{Driver, Run, Task};
 use crate::plan::{Plan, Protocol};
 use crate::population::Peer;
 use crate::sources::Origin;
-use crate::tally::Tally;
 
 use connection::{Connection, Dialect, Shared, Step};
 
@@ -114,72 +112,6 @@ impl Generator {
         })
     }
 
-    /// Peers the tracker has been told of, and not of their leaving.
-    pub(crate) fn resident(&self) -> u64 {
-        self.connections.iter().map(|it| it.members.resident()).sum()
-    }
-
-    /// Runs one phase to its end, lost requests included. `progress` is raised by each answer.
-    pub(crate) fn run(&mut self, task: Task, progress: &AtomicU64) -> Tally {
-        let mut run = self.start(task);
-        let chore_every_ns = self.timeout_ns() / SWEEPS_PER_TIMEOUT;
-        let mut chore_at_ns = run.start_ns;
-        let mut last_ns = run.start_ns;
-        let mut reported = 0;
-        loop {
-            let worked = self.turn(&mut run);
-            let now_ns = self.now_ns();
-            let turn_ns = now_ns - last_ns;
-            last_ns = now_ns;
-            run.tally.busy_and_idle_ns += turn_ns;
-            run.tally.idle_ns += if worked { 0 } else { turn_ns };
-            if now_ns >= chore_at_ns {
-                chore_at_ns = now_ns + chore_every_ns;
-                self.expire(now_ns, &mut run);
-                let answered = run.tally.answered_all();
-                progress.fetch_add(answered - reported, Ordering::Relaxed);
-                reported = answered;
-            }
-            if self.is_over(&run, now_ns) {
-                run.tally.elapsed_ns = now_ns.min(run.deadline_ns) - run.start_ns;
-                if let Some(pace) = &run.pace {
-                    run.tally.held_back = pace.due(run.deadline_ns, usize::MAX) as u64;
-                }
-                return run.tally;
-            }
-        }
-    }
-
-    fn start(&mut self, task: Task) -> Run {
-        self.shared.verify = self.torrents.clone();
-        self.connections.iter_mut().for_each(|it| it.members.restart());
-        self.idle = (0..self.connections.len()).collect();
-        Run::new(task, self.now_ns(), CONNECT_NS_MAX)
-    }
-
-    /// Takes what has come, then sends. Says whether anything was done.
-    fn turn(&mut self, run: &mut Run) -> bool {
-        let patience = if matches!(run.task, Task::Rest { .. }) { REST } else { Duration::ZERO };
-        // Interrupted at most: the next turn is soon.
-        let _ = self.poll.poll(&mut self.events, Some(patience));
-        let now_ns = self.now_ns();
-        let mut worked = false;
-        for event in &self.events {
-            worked = true;
-            let token = event.token().0;
-            let Some(connection) = self.connections.get_mut(token) else { continue };
-            match connection.on_event(event, now_ns, &mut self.shared, run) {
-                Step::Waits => {}
-                Step::Done => {
-                    self.active -= 1;
-                    self.idle.push_back(token);
-                }
-                Step::GivenUp => self.active -= 1,
-            }
-        }
-        self.send(run) || worked
-    }
-
     /// Lets idle connections ask.
     fn send(&mut self, run: &mut Run) -> bool {
         let now_ns = self.now_ns();
@@ -217,7 +149,43 @@ impl Generator {
         worked
     }
 
-    /// Gives up what was not answered in time.
+    /// Connections that are open.
+    pub(crate) fn open_connections(&self) -> u64 {
+        self.connections.iter().filter(|it| it.is_open()).count() as u64
+    }
+}
+
+impl Driver for Generator {
+    fn start(&mut self, task: Task) -> Run {
+        self.shared.verify = self.torrents.clone();
+        self.connections.iter_mut().for_each(|it| it.members.restart());
+        self.idle = (0..self.connections.len()).collect();
+        Run::new(task, self.now_ns(), CONNECT_NS_MAX)
+    }
+
+    /// Takes what has come, then sends.
+    fn turn(&mut self, run: &mut Run) -> bool {
+        let patience = if matches!(run.task, Task::Rest { .. }) { REST } else { Duration::ZERO };
+        // Interrupted at most: the next turn is soon.
+        let _ = self.poll.poll(&mut self.events, Some(patience));
+        let now_ns = self.now_ns();
+        let mut worked = false;
+        for event in &self.events {
+            worked = true;
+            let token = event.token().0;
+            let Some(connection) = self.connections.get_mut(token) else { continue };
+            match connection.on_event(event, now_ns, &mut self.shared, run) {
+                Step::Waits => {}
+                Step::Done => {
+                    self.active -= 1;
+                    self.idle.push_back(token);
+                }
+                Step::GivenUp => self.active -= 1,
+            }
+        }
+        self.send(run) || worked
+    }
+
     fn expire(&mut self, now_ns: u64, run: &mut Run) {
         let before_ns = now_ns.saturating_sub(self.timeout_ns());
         for (token, connection) in self.connections.iter_mut().enumerate() {
@@ -232,12 +200,12 @@ impl Generator {
         }
     }
 
-    fn now_ns(&self) -> u64 {
-        self.clock.elapsed_ns_at(self.clock.now())
-    }
-
     fn timeout_ns(&self) -> u64 {
         u64::from(self.shared.plan.timeout_ms) * 1_000_000
+    }
+
+    fn expiries_per_timeout(&self) -> u64 {
+        SWEEPS_PER_TIMEOUT
     }
 
     fn is_over(&self, run: &Run, now_ns: u64) -> bool {
@@ -253,9 +221,22 @@ impl Generator {
         done || now_ns >= run.deadline_ns
     }
 
-    /// Connections that are open.
-    pub(crate) fn open_connections(&self) -> u64 {
-        self.connections.iter().filter(|it| it.is_open()).count() as u64
+    fn waiting(&self) -> usize {
+        self.active
+    }
+
+    fn finish(&self, run: &mut Run) {
+        if let Some(pace) = &run.pace {
+            run.tally.held_back = pace.due(run.deadline_ns, usize::MAX) as u64;
+        }
+    }
+
+    fn now_ns(&self) -> u64 {
+        self.clock.elapsed_ns_at(self.clock.now())
+    }
+
+    fn resident(&self) -> u64 {
+        self.connections.iter().map(|it| it.members.resident()).sum()
     }
 }
 
@@ -263,6 +244,7 @@ impl Generator {
 mod tests {
     use super::*;
     use crate::plan::Profile;
+    use std::sync::atomic::AtomicU64;
 
     #[test]
     fn a_generator_without_connections_ends_at_once() {
@@ -270,7 +252,7 @@ mod tests {
         let endpoint = Endpoint::local("127.0.0.1:1".parse().unwrap(), Protocol::Http);
         let clock = Clock::start();
         let mut it = Generator::new(&plan, &endpoint, clock, Vec::new(), 0..0).unwrap();
-        let tally = it.run(Task::Fill, &AtomicU64::new(0));
+        let tally = it.run(Task::Fill, &AtomicU64::new(0)).tally;
         assert_eq!((tally.answered_all(), it.resident(), it.open_connections()), (0, 0, 0));
         assert!(tally.elapsed_ns < NS_PER_S);
     }
