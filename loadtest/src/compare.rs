@@ -16,8 +16,9 @@ use crate::numbers::{grouped, median, per, real, whole};
 use crate::peers;
 use crate::plan::{Families, Plan, Protocol};
 use crate::population::peers_per_reply;
-use crate::report::{Figures, StreamFigures, mib, rate};
+use crate::report::{Figures, mib, rate};
 use crate::run::{Site, run};
+use crate::tally::StreamCounts;
 
 /// One contestant's results.
 #[derive(Clone, Debug, Serialize)]
@@ -352,7 +353,7 @@ impl Comparison {
         writeln!(out, "\n| tracker | offers relayed/s | of those sent % | answers relayed/s |")?;
         writeln!(out, "|---|---:|---:|---:|")?;
         for row in &self.rows {
-            let over = |value: &dyn Fn(&Figures, &StreamFigures) -> f64| {
+            let over = |value: &dyn Fn(&Figures, &StreamCounts) -> f64| {
                 let streams = row.rounds.iter().filter_map(|it| Some((it, it.stream.as_ref()?)));
                 median(streams.map(|(it, stream)| value(it, stream)))
             };

@@ -11,6 +11,7 @@ use crate::numbers::{grouped, per, real, seconds};
 use crate::plan::{Plan, Protocol};
 use crate::run::Outcome;
 use crate::slots::Kind;
+use crate::tally::StreamCounts;
 
 /// Latencies in microseconds.
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -73,25 +74,6 @@ pub(crate) struct FillFigures {
     pub(crate) errors: u64,
 }
 
-/// What only connections have.
-#[derive(Clone, Copy, Debug, Serialize)]
-pub(crate) struct StreamFigures {
-    /// Connections that were begun in the measured phase.
-    pub(crate) connections: u64,
-    /// WebSockets that the tracker closed in it.
-    pub(crate) closed_by_tracker: u64,
-    /// WebRTC offers that went along with announces.
-    pub(crate) offers_sent: u64,
-    /// Those that reached another peer.
-    pub(crate) offers_relayed: u64,
-    /// Answers that peers gave to offers.
-    pub(crate) answers_sent: u64,
-    /// Those that came back.
-    pub(crate) answers_relayed: u64,
-    /// Those the tracker had no taker for: an offer had expired, or its peer had left.
-    pub(crate) answers_refused: u64,
-}
-
 /// All figures of one run.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Figures {
@@ -136,7 +118,7 @@ pub(crate) struct Figures {
     /// The fill.
     pub(crate) fill: Option<FillFigures>,
     /// What only connections have; absent over UDP.
-    pub(crate) stream: Option<StreamFigures>,
+    pub(crate) stream: Option<StreamCounts>,
     /// The tracker's process.
     pub(crate) server: Option<ServerFigures>,
     /// What makes these figures doubtful.
@@ -184,15 +166,7 @@ impl Figures {
                 scraped: it.scraped,
                 errors: it.tally.errors,
             }),
-            stream: (plan.transport.protocol != Protocol::Udp).then_some(StreamFigures {
-                connections: tally.connections,
-                closed_by_tracker: tally.closed_by_tracker,
-                offers_sent: tally.offers_sent,
-                offers_relayed: tally.offers_relayed,
-                answers_sent: tally.answers_sent,
-                answers_relayed: tally.answers_relayed,
-                answers_refused: tally.answers_refused,
-            }),
+            stream: (plan.transport.protocol != Protocol::Udp).then_some(tally.stream),
             server: server(outcome),
             warnings: Vec::new(),
         };

@@ -1,6 +1,7 @@
 //! What a generator thread counts during one phase, and how the threads' counts are merged.
 
 use hdrhistogram::Histogram;
+use serde::Serialize;
 
 use crate::check::Invalid;
 use crate::numbers::NS_PER_S;
@@ -18,6 +19,37 @@ pub(crate) struct Interval {
     pub(crate) answered: u64,
     /// Their latencies, to two digits.
     pub(crate) latency: Histogram<u32>,
+}
+
+/// What only connections have, as it is counted and reported.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub(crate) struct StreamCounts {
+    /// Connections that were begun.
+    pub(crate) connections: u64,
+    /// WebSockets that the tracker closed.
+    pub(crate) closed_by_tracker: u64,
+    /// WebRTC offers that went along with announces.
+    pub(crate) offers_sent: u64,
+    /// Those that reached another peer.
+    pub(crate) offers_relayed: u64,
+    /// Answers that peers gave to offers.
+    pub(crate) answers_sent: u64,
+    /// Those that came back.
+    pub(crate) answers_relayed: u64,
+    /// Those the tracker had no taker for: an offer had expired, or its peer had left.
+    pub(crate) answers_refused: u64,
+}
+
+impl StreamCounts {
+    fn merge(&mut self, other: &Self) {
+        self.connections += other.connections;
+        self.closed_by_tracker += other.closed_by_tracker;
+        self.offers_sent += other.offers_sent;
+        self.offers_relayed += other.offers_relayed;
+        self.answers_sent += other.answers_sent;
+        self.answers_relayed += other.answers_relayed;
+        self.answers_refused += other.answers_refused;
+    }
 }
 
 /// Everything counted.
@@ -47,17 +79,8 @@ pub(crate) struct Tally {
     pub(crate) unreachable: u64,
     /// What the kernel or TLS first said against a connection.
     pub(crate) failure: Option<String>,
-    /// Connections that were begun.
-    pub(crate) connections: u64,
-    /// WebSockets that the tracker closed.
-    pub(crate) closed_by_tracker: u64,
-    /// WebRTC offers and answers that were sent, and those that came through to us.
-    pub(crate) offers_sent: u64,
-    pub(crate) offers_relayed: u64,
-    pub(crate) answers_sent: u64,
-    pub(crate) answers_relayed: u64,
-    /// Answers that the tracker had no taker for.
-    pub(crate) answers_refused: u64,
+    /// What only connections have.
+    pub(crate) stream: StreamCounts,
     /// Peers in all announce replies.
     pub(crate) peers: u64,
     /// Announce replies to requests that wanted peers.
@@ -112,13 +135,7 @@ impl Tally {
             invalid: [0; Invalid::ALL.len()],
             unreachable: 0,
             failure: None,
-            connections: 0,
-            closed_by_tracker: 0,
-            offers_sent: 0,
-            offers_relayed: 0,
-            answers_sent: 0,
-            answers_relayed: 0,
-            answers_refused: 0,
+            stream: StreamCounts::default(),
             peers: 0,
             peer_replies: 0,
             sent_bytes: 0,
@@ -193,13 +210,7 @@ impl Tally {
         self.late += other.late;
         self.unreachable += other.unreachable;
         self.failure = self.failure.take().or_else(|| other.failure.clone());
-        self.connections += other.connections;
-        self.closed_by_tracker += other.closed_by_tracker;
-        self.offers_sent += other.offers_sent;
-        self.offers_relayed += other.offers_relayed;
-        self.answers_sent += other.answers_sent;
-        self.answers_relayed += other.answers_relayed;
-        self.answers_refused += other.answers_refused;
+        self.stream.merge(&other.stream);
         self.peers += other.peers;
         self.peer_replies += other.peer_replies;
         self.sent_bytes += other.sent_bytes;

@@ -193,7 +193,7 @@ impl Connection {
         self.ip = link.ip()?;
         self.link = Some(link);
         (self.reused, self.upgrade) = (false, (false, false));
-        run.tally.connections += 1;
+        run.tally.stream.connections += 1;
         Ok(())
     }
 
@@ -216,7 +216,7 @@ impl Connection {
                     let offers = offers_of(request, plan, run);
                     writer.announce(message, request, self.peer, plan, (offers, self.offers));
                     self.offers = self.offers.wrapping_add(offers.into());
-                    run.tally.offers_sent += u64::from(offers);
+                    run.tally.stream.offers_sent += u64::from(offers);
                 }
                 frames::push_frame(out, TEXT, message, random.u32(..).to_ne_bytes());
             }
@@ -399,8 +399,8 @@ impl Connection {
             Heard::Offered(offer) => {
                 let mine = self.torrents.binary_search(&offer.torrent).is_ok();
                 run.tally.invalid[Invalid::Misrouted as usize] += u64::from(!mine);
-                run.tally.offers_relayed += 1;
-                run.tally.answers_sent += 1;
+                run.tally.stream.offers_relayed += 1;
+                run.tally.stream.answers_sent += 1;
                 self.answers = self.answers.saturating_add(1);
                 let Dialect::Ws(writer) = &shared.dialect else { return Ok(()) };
                 let mut message = std::mem::take(&mut shared.message);
@@ -409,7 +409,7 @@ impl Connection {
                 self.send_frame(TEXT, &message, shared);
                 shared.message = message;
             }
-            Heard::Answered => run.tally.answers_relayed += 1,
+            Heard::Answered => run.tally.stream.answers_relayed += 1,
             heard => self.answered(&heard, now_ns, shared, run),
         }
         Ok(())
@@ -422,7 +422,7 @@ impl Connection {
             let hash = wanted.map(|it| info_hash(shared.plan.seed, it));
             // An offer may have expired, or its peer have left, before our answer came.
             if self.answers > 0 && about.is_some() && *about != hash {
-                run.tally.answers_refused += 1;
+                run.tally.stream.answers_refused += 1;
                 return;
             }
             run.tally.error(reason.as_bytes());
@@ -476,7 +476,7 @@ impl Connection {
         self.link = None;
         if matches!(shared.dialect, Dialect::Ws(_)) && self.upgrade.1 {
             // With its socket, a tracker forgets a WebRTC peer.
-            run.tally.closed_by_tracker += 1;
+            run.tally.stream.closed_by_tracker += 1;
             self.members.forget();
         }
         match self.state {
