@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::attack::AttackArguments;
 use crate::contestant::Contestant;
 use crate::endpoint::TlsArguments;
 use crate::limit::{PEERS_MAX, ServeOptions};
@@ -29,7 +30,18 @@ How to read and trust a result:
   WebTorrent: a socket is one peer in each of its torrents, so no swarm is larger than the number of
   connections. Offers are answered; offers and answers that came through are counted beside.
 
+Attack profiles (flood, forged, random-hashes, sybil, scrape-storm, overload):
+  They need a --target, over UDP and IPv4, and say what honest clients got meanwhile. A tracker in
+  127.0.0.0/8 sees every source as an address of its own; elsewhere give a network as --source. skep
+  limits sources on loopback only where [limits] exempt is empty. Of the options above they heed
+  --torrents, --peers, --numwant, --seed, --source, --timeout-ms, --threads (those of the attack),
+  --warmup and --duration; overload heeds all. An --expect-... that is not met ends the run with
+  code 1, after its report. A reply of a limiter counts as an answer, an error reply does not.
+
 Examples:
+  loadtest --profile flood --target 127.0.0.1:6969 --duration 60 --expect-honest 0.95
+  loadtest --profile random-hashes --requests 50000000 --memory-cap 1GiB --expect-kept 0.99 \
+    --target 127.0.0.1:6969
   loadtest                                    canonical load on the skep beside this program
   loadtest --target 127.0.0.1:6969 --rate 50000 --plot run.svg
   loadtest --profile public --duration 60 --json
@@ -53,12 +65,15 @@ pub(crate) struct Cli {
     pub(crate) command: Option<Command>,
     /// A single run.
     #[command(flatten)]
-    pub(crate) run: RunArguments,
+    pub(crate) run: Box<RunArguments>,
 }
 
 /// What else there is.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    /// A single run, the same as without a subcommand.
+    #[command(after_long_help = LESSON)]
+    Run(Box<RunArguments>),
     /// Serve without tracking: the physical limit of this host. Prints a ready line; end it with
     /// Ctrl-C.
     Limit(LimitArguments),
@@ -264,6 +279,9 @@ pub(crate) struct RunArguments {
     /// Draw rate and latency over time.
     #[arg(long, value_name = "FILE.svg")]
     pub(crate) plot: Option<PathBuf>,
+    /// What only attacks have.
+    #[command(flatten)]
+    pub(crate) attack: AttackArguments,
 }
 
 /// The limit responder.

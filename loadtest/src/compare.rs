@@ -105,6 +105,9 @@ const LIMITS: [(&str, &str); 2] = [("limit (uring)", "uring"), ("limit (mmsg)", 
 /// One sentence with the cause, e.g. a tracker that does not start.
 pub(crate) fn compare(arguments: &CompareArguments) -> Result<(), String> {
     let plan = arguments.plan.carried_by(arguments.plan.plan()?, arguments.protocol, false)?;
+    if plan.profile.is_attack() {
+        return Err("an attack profile is a single run: leave out compare".to_owned());
+    }
     if plan.families == Families::Both {
         return Err("compare one IP version at a time: --families v4 or v6".to_owned());
     }

@@ -4,9 +4,10 @@
 //! cli ─▶ plan ─▶ run ─▶ generator (UDP) or stream (TCP), one per thread ─▶ tally ─▶ report, plot
 //!                │        phase, requests, sources, population, slots, check
 //!                └─ process, contestant: the tracker's side; limit: the tracker that is none
-//! compare, memory: many runs; hold: many connections
+//! attack: what is no honest load; compare, memory: many runs; hold: many connections
 //! ```
 
+mod attack;
 mod check;
 mod cli;
 mod compare;
@@ -56,6 +57,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let done = match &cli.command {
         None => single(&cli.run),
+        Some(Command::Run(it)) => single(it),
         Some(Command::Limit(it)) => limit::serve_limit(&it.serve, it.peers),
         Some(Command::Serve(it)) => limit::serve_tracker(it),
         Some(Command::Compare(it)) => compare::compare(it),
@@ -83,6 +85,12 @@ struct Printed<'a> {
 /// One run against a given tracker, or a skep of our own.
 fn single(arguments: &RunArguments) -> Result<(), String> {
     let plan = arguments.plan.plan()?;
+    if plan.profile.is_attack() {
+        return attack::attack(arguments, &plan);
+    }
+    if arguments.attack.are_given() {
+        return Err("options of the attack profiles mean nothing to this --profile".to_owned());
+    }
     let clock = Clock::start();
     let cpus = usable_cpus().map_err(|error| format!("cannot ask for CPUs: {error}"))?;
     let (started, name, aim);

@@ -113,7 +113,7 @@ impl Transport {
 
 /// A named starting point; single options override its values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, clap::ValueEnum)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 pub(crate) enum Profile {
     /// 1 M torrents, 2 M peers, all resident before anything is measured; announces, some
     /// connects and scrapes, a little churn. What results are compared by.
@@ -125,6 +125,26 @@ pub(crate) enum Profile {
     Public,
     /// Small and short: does everything work?
     Smoke,
+    /// Attack: a thousand addresses with valid connection ids announce without end, as those who
+    /// watch swarms for rights holders do; beside them many honest clients. Shows the share of
+    /// honest requests answered.
+    Flood,
+    /// Attack: connects, and announces with made-up connection ids, in the name of a victim, as
+    /// spoofed traffic does. Shows whether the victim gets an id and is served, and how many bytes
+    /// it is sent for each forged one.
+    Forged,
+    /// Attack: ever new info-hashes from many addresses, to fill the tracker's memory. Shows what
+    /// is left of the peers that were there before, and the memory it took.
+    RandomHashes,
+    /// Attack: one address with tens of thousands of ports in one swarm, to be all that others get
+    /// to see. Shows how often it is in their replies.
+    Sybil,
+    /// Attack: scrapes of 74 info-hashes from a few addresses, the dearest request there is; beside
+    /// them many honest clients. Shows the share of honest requests answered.
+    ScrapeStorm,
+    /// Attack: three times as many requests as are answered at best, as after an outage. Shows what
+    /// is answered meanwhile, and in the second after it.
+    Overload,
 }
 
 /// All of a run.
@@ -231,7 +251,16 @@ impl Profile {
                 duration_s: 1.0,
                 ..canonical
             },
+            Self::RandomHashes => Plan { torrents: 50_000, peers: 100_000, ..canonical },
+            Self::Flood | Self::Forged | Self::Sybil | Self::ScrapeStorm | Self::Overload => {
+                Plan { torrents: 10_000, peers: 20_000, numwant: 50, ..canonical }
+            }
         }
+    }
+
+    /// Whether it is an attack, which only a single run can make.
+    pub(crate) fn is_attack(self) -> bool {
+        !matches!(self, Self::Canonical | Self::Aquatic | Self::Public | Self::Smoke)
     }
 }
 
@@ -297,7 +326,7 @@ mod tests {
 
     #[test]
     fn every_profile_can_be_run() {
-        for profile in [Profile::Canonical, Profile::Aquatic, Profile::Public, Profile::Smoke] {
+        for profile in <Profile as clap::ValueEnum>::value_variants() {
             profile.plan().check().unwrap();
         }
     }

@@ -132,7 +132,7 @@ pub(crate) fn origins(plan: &Plan, targets: &Targets) -> Result<Vec<Origin>, Str
     let mut origins = Vec::with_capacity(plan.sources.into());
     for place in 0..plan.sources {
         let to = target_of(plan, targets, place)?;
-        let from = address_of(plan, to, place);
+        let from = address_of(plan, to, place.into());
         let lanes = shared.entry(from).or_default();
         origins.push(Origin { from, to, lane: *lanes, lanes: 0 });
         *lanes += 1;
@@ -160,7 +160,7 @@ pub(crate) fn open(plan: &Plan, targets: &Targets) -> Result<Vec<Source>, String
     let mut sources = Vec::with_capacity(plan.sources.into());
     for place in 0..plan.sources {
         let target = target_of(plan, targets, place)?;
-        let from = address_of(plan, target, place);
+        let from = address_of(plan, target, place.into());
         let opened = connect(from, target).and_then(|socket| {
             let ip = socket.local_addr()?.ip();
             Ok(Source { socket, ip, lane: 0, lanes: 1 })
@@ -184,9 +184,8 @@ pub(crate) fn open(plan: &Plan, targets: &Targets) -> Result<Vec<Source>, String
 
 /// Where a socket is bound: ranges given by hand in turn; else all of 127/8 for an IPv4 loopback
 /// target, its own address for an IPv6 one, and whatever routing says for any other.
-fn address_of(plan: &Plan, target: SocketAddr, place: u16) -> IpAddr {
+pub(crate) fn address_of(plan: &Plan, target: SocketAddr, place: usize) -> IpAddr {
     let ranges: Vec<_> = plan.ranges(target.is_ipv6()).collect();
-    let place = usize::from(place);
     if let Some(count) = std::num::NonZero::new(ranges.len()) {
         return ranges[place % count].address((place / count) as u64);
     }

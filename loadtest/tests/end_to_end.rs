@@ -381,3 +381,145 @@ fn a_target_that_does_not_answer_is_an_error_in_words() {
     assert!(said.contains("no connection id") && said.contains(&address), "{said}");
     assert_eq!(loadtest(&["--mix", "nonsense"]).status.code(), Some(2));
 }
+
+/// A small attack's JSON, whose parties' counts must add up.
+fn attack(profile: &str, target: &str, more: &[&str]) -> Value {
+    let small = ["run", "--json", "--profile", profile, "--target", target];
+    let output = loadtest(&[&small[..], more].concat());
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let result: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(result["plan"]["profile"], profile);
+    for party in ["honest", "attack"] {
+        let traffic = &result["figures"][party];
+        let count = |it: &str| traffic[it].as_u64().unwrap();
+        let by_kind = |it: &str| -> u64 {
+            traffic[it].as_object().unwrap().values().map(|it| it.as_u64().unwrap()).sum()
+        };
+        let accounted =
+            by_kind("answered") + count("refused") + count("malformed") + count("unanswered");
+        assert_eq!(by_kind("sent"), accounted, "{party}: {traffic}");
+        assert!(by_kind("sent") > 0, "{party}: {traffic}");
+        assert_eq!((count("malformed"), count("stray"), count("flawed")), (0, 0, 0), "{traffic}");
+    }
+    result["figures"].clone()
+}
+
+/// A measure of an attack.
+fn measure(figures: &Value, name: &str) -> f64 {
+    figures["measures"][name].as_f64().unwrap_or_else(|| panic!("no {name} in {figures}"))
+}
+
+/// The address of a skep's UDP side.
+fn udp(line: &str) -> String {
+    values(line, "udp=").remove(0)
+}
+
+const BRIEF: [&str; 4] = ["--duration", "1", "--warmup", "0.2"];
+
+#[test]
+fn floods_and_scrape_storms_leave_honest_clients_their_share() {
+    let Some((_process, ready)) = skep(&[]) else { return };
+    let parties = ["--honest", "200", "--honest-interval", "0.2", "--attackers", "20"];
+    for (profile, kind) in [("flood", "announce"), ("scrape-storm", "scrape")] {
+        let more = [&BRIEF[..], &parties, &["--attack-rate", "100", "--threads", "2"]].concat();
+        let figures = attack(profile, &udp(&ready), &more);
+        let (honest, attackers) = (&figures["honest"], &figures["attack"]);
+        assert_eq!((&honest["sources"], &attackers["sources"]), (&200.into(), &20.into()));
+        let [sent, overdue] = [&honest["sent"]["announce"], &honest["overdue"]];
+        let due = sent.as_u64().unwrap() + overdue.as_u64().unwrap();
+        assert!((999..=1001).contains(&due) && sent.as_u64() > Some(0), "{figures}");
+        assert!(attackers["sent"][kind].as_u64().unwrap() > 0, "{figures}");
+        for name in ["honest_share", "honest_share_before", "attack_share"] {
+            assert!((0.0..=1.0).contains(&measure(&figures, name)), "{figures}");
+        }
+        assert!(measure(&figures, "honest_share_before") > 0.0, "{figures}");
+        assert!(figures["server"]["rss_bytes"].as_u64().unwrap() > 0, "{figures}");
+    }
+}
+
+#[test]
+fn victims_of_forgers_are_served_once_verified() {
+    let Some((_process, ready)) = skep(&[]) else { return };
+    let more = ["--attack-rate", "2000", "--honest", "3", "--timeout-ms", "300"];
+    let figures = attack("forged", &udp(&ready), &[&BRIEF[..], &more].concat());
+    let forged = &figures["attack"];
+    assert_eq!(forged["answered"]["announce"], 0, "{figures}");
+    assert!(forged["sent"]["announce"].as_u64().unwrap() > 100, "{figures}");
+    assert!(measure(&figures, "reflected_bytes") <= 1.0, "{figures}");
+    assert!(measure(&figures, "id_share") > 0.0, "{figures}");
+    assert!(measure(&figures, "honest_share") > 0.0, "{figures}");
+    assert!(figures["honest"]["answered"]["connect"].as_u64().unwrap() > 0, "{figures}");
+}
+
+#[test]
+fn random_hashes_come_on_top_of_peers_that_are_counted_before_and_after() {
+    let Some((_process, ready)) = skep(&[]) else { return };
+    let population = ["--torrents", "300", "--peers", "900", "--honest", "100"];
+    let more = ["--attackers", "50", "--requests", "5000", "--memory-cap", "64GiB"];
+    let figures = attack("random-hashes", &udp(&ready), &[&population[..], &more].concat());
+    assert_eq!(figures["attack"]["sent"]["announce"], 5000, "{figures}");
+    let [before, after] = ["peers_before", "peers_after"].map(|it| measure(&figures, it));
+    assert!((before - 900.0).abs() < 0.5 && after > 0.0, "{figures}");
+    assert!((measure(&figures, "kept_share") - after / before).abs() < 1e-9, "{figures}");
+    assert!((0.0..0.5).contains(&measure(&figures, "rss_of_cap")), "{figures}");
+}
+
+#[test]
+fn a_sybil_address_is_looked_for_in_every_reply() {
+    let Some((_process, ready)) = skep(&[]) else { return };
+    let more = ["--honest", "40", "--ports", "300", "--numwant", "50"];
+    let figures = attack("sybil", &udp(&ready), &more);
+    assert!((measure(&figures, "swarm_honest") - 40.0).abs() < 0.5, "{figures}");
+    assert!(measure(&figures, "swarm_sybil") > 0.0, "{figures}");
+    assert!(measure(&figures, "peers_per_reply") > 1.0, "{figures}");
+    let [most, mean] = ["per_reply_max", "per_reply_mean"].map(|it| measure(&figures, it));
+    assert!(most <= 50.0 && mean <= most, "{figures}");
+}
+
+#[test]
+fn overload_is_thrice_the_peak_and_ends() {
+    let Some((_process, ready)) = skep(&[]) else { return };
+    let target = udp(&ready);
+    let more = ["--duration", "0.5", "--warmup", "0", "--torrents", "200", "--peers", "400"];
+    let small = ["--json", "--profile", "overload", "--target", &target];
+    let output = loadtest(&[&small[..], &more].concat());
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let result: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let figures = &result["figures"];
+    for name in ["peak_per_s", "offered_per_s", "goodput_per_s", "recovery_per_s"] {
+        assert!(measure(figures, name) > 100.0, "{name}: {figures}");
+    }
+    let accounted: f64 =
+        ["answered", "unanswered", "refused"].iter().map(|it| measure(figures, it)).sum();
+    assert!((measure(figures, "sent") - accounted).abs() < 0.5, "{figures}");
+    let share = measure(figures, "goodput_per_s") / measure(figures, "peak_per_s");
+    assert!((measure(figures, "goodput_share") - share).abs() < 1e-9, "{figures}");
+}
+
+#[test]
+fn expectations_of_attacks_decide_the_exit_code() {
+    let Some((_process, ready)) = skep(&[]) else { return };
+    let target = udp(&ready);
+    let small = ["--profile", "sybil", "--target", &target, "--honest", "30", "--ports", "200"];
+    let met = loadtest(&[&small[..], &["--expect-per-reply", "50"]].concat());
+    assert!(met.status.success(), "{}", String::from_utf8_lossy(&met.stderr));
+    let report = String::from_utf8_lossy(&met.stdout).into_owned();
+    assert!(report.contains("per_reply_max") && report.contains("honest"), "{report}");
+    // Not one of 30 honest peers can be handed nobody of 229 others but themselves.
+    let missed = loadtest(&[&small[..], &["--expect-per-reply", "0"]].concat());
+    assert_eq!(missed.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&missed.stderr).into_owned();
+    assert!(said.contains("per_reply_max is") && said.contains("expected at most 0"), "{said}");
+    for (arguments, wanted) in [
+        (&["--profile", "flood"][..], "--target"),
+        (&["--profile", "flood", "--target", "http://127.0.0.1:1"], "UDP"),
+        (&["--profile", "sybil", "--requests", "7", "--target", &target], "--requests"),
+        (&["--expect-honest", "0.5"], "--profile"),
+        (&["compare", "--profile", "flood"], "compare"),
+    ] {
+        let output = loadtest(arguments);
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(said.contains(wanted), "{said}");
+    }
+}

@@ -1,0 +1,176 @@
+//! What an attack has shown: the parties' traffic, a few measures with names that expectations
+//! refer to, and what the tracker's process used.
+
+use serde::{Serialize, Serializer};
+
+use crate::numbers::{grouped, per, real, seconds};
+use crate::process::Usage;
+use crate::report::mib;
+
+use super::options::Bound;
+use super::traffic::Traffic;
+
+/// One figure.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Measure {
+    /// Its name in JSON.
+    pub(crate) name: &'static str,
+    /// The figure; `None` where it cannot be told.
+    pub(crate) value: Option<f64>,
+    /// What it means.
+    pub(crate) meaning: &'static str,
+}
+
+impl Measure {
+    /// A figure that is known.
+    pub(crate) fn new(name: &'static str, value: f64, meaning: &'static str) -> Self {
+        Self { name, value: Some(value), meaning }
+    }
+}
+
+/// What the tracker's process used from the first request to the last.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(crate) struct ServerUse {
+    /// CPU time per time: 1 is one whole core.
+    pub(crate) cores: f64,
+    /// Resident memory before.
+    pub(crate) rss_start_bytes: u64,
+    /// Resident memory after.
+    pub(crate) rss_bytes: u64,
+    /// Resident memory at its highest since the process began.
+    pub(crate) rss_peak_bytes: u64,
+}
+
+impl ServerUse {
+    /// What it used between two looks at it, so many nanoseconds apart.
+    pub(crate) fn between(before: &Usage, after: &Usage, elapsed_ns: u64) -> Self {
+        Self {
+            cores: per(after.cpu_ns.saturating_sub(before.cpu_ns), elapsed_ns),
+            rss_start_bytes: before.rss_bytes,
+            rss_bytes: after.rss_bytes,
+            rss_peak_bytes: after.rss_peak_bytes,
+        }
+    }
+}
+
+/// All of it.
+#[derive(Clone, Debug, Default, Serialize)]
+pub(crate) struct Figures {
+    /// From the first request to the last.
+    pub(crate) seconds: f64,
+    /// The honest clients, or victims, while the attack went on.
+    pub(crate) honest: Option<Traffic>,
+    /// The attackers.
+    pub(crate) attack: Option<Traffic>,
+    /// What the profile is for.
+    #[serde(serialize_with = "by_name")]
+    pub(crate) measures: Vec<Measure>,
+    /// The tracker's process; absent where it is not on this host.
+    pub(crate) server: Option<ServerUse>,
+    /// What makes these figures doubtful.
+    pub(crate) warnings: Vec<String>,
+    /// Expectations that were not met.
+    pub(crate) missed: Vec<String>,
+}
+
+fn by_name<S: Serializer>(measures: &[Measure], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(measures.iter().map(|it| (it.name, it.value)))
+}
+
+impl Figures {
+    /// Adds what the process used, where it can be looked at.
+    pub(crate) fn used(&mut self, before: Option<Usage>, after: Option<Usage>, elapsed_ns: u64) {
+        self.seconds = seconds(elapsed_ns);
+        let both = before.zip(after);
+        self.server = both.map(|(before, after)| ServerUse::between(&before, &after, elapsed_ns));
+    }
+
+    /// Notes which expectations were missed.
+    pub(crate) fn judge(&mut self, expected: &[(&'static str, Bound)]) {
+        for (name, bound) in expected {
+            let measure = self.measures.iter().find(|it| it.name == *name);
+            let value = measure.and_then(|it| it.value);
+            let (met, wanted) = match bound {
+                Bound::AtLeast(least) => {
+                    (value.is_some_and(|it| it >= *least), format!("at least {least}"))
+                }
+                Bound::AtMost(most) => {
+                    (value.is_some_and(|it| it <= *most), format!("at most {most}"))
+                }
+            };
+            if !met {
+                let value = value.map_or_else(|| "not known".to_owned(), |it| format!("{it:.4}"));
+                self.missed.push(format!("{name} is {value}, expected {wanted}"));
+            }
+        }
+    }
+
+    /// The report for people.
+    pub(crate) fn text(&self) -> String {
+        let mut out = String::new();
+        for (name, traffic) in [("honest", &self.honest), ("attack", &self.attack)] {
+            out.extend(traffic.as_ref().map(|it| it.text(name)));
+        }
+        for it in &self.measures {
+            let value = it.value.map_or_else(|| "not known".to_owned(), short);
+            out.push_str(&format!("{:<24} {value:>12}  {}\n", it.name, it.meaning));
+        }
+        match &self.server {
+            Some(it) => out.push_str(&format!(
+                "server      {:.2} cores; RSS {:.1} MiB before, {:.1} MiB after, peak {:.1} MiB\n",
+                it.cores,
+                mib(it.rss_start_bytes),
+                mib(it.rss_bytes),
+                mib(it.rss_peak_bytes)
+            )),
+            None => out.push_str("server      not a process of this host: no CPU, no memory\n"),
+        }
+        out.extend(self.warnings.iter().map(|it| format!("warning: {it}\n")));
+        out
+    }
+}
+
+/// A figure in as many digits as it deserves.
+fn short(value: f64) -> String {
+    if value >= 1000.0 {
+        grouped(crate::numbers::whole(value.round()))
+    } else {
+        format!("{value:.4}")
+    }
+}
+
+/// Where the attackers sent less than they should have, the reason to doubt the rest.
+pub(crate) fn too_slow(attack: &Traffic, wanted_per_s: u64) -> Option<String> {
+    let offered = attack.offered_per_s();
+    (offered < 0.9 * real(wanted_per_s)).then(|| {
+        format!(
+            "this host sent {} of {} attacking requests a second: raise --threads, or lower \
+             --attack-rate",
+            short(offered),
+            grouped(wanted_per_s)
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn expectations_that_are_missed_are_named() {
+        let mut it = Figures::default();
+        it.measures.push(Measure::new("honest_share", 0.9, "share of honest requests answered"));
+        it.measures.push(Measure { name: "rss_of_cap", value: None, meaning: "memory" });
+        it.judge(&[("honest_share", Bound::AtLeast(0.9)), ("honest_share", Bound::AtMost(1.0))]);
+        assert_eq!(it.missed, [""; 0]);
+        it.judge(&[("honest_share", Bound::AtLeast(0.95)), ("rss_of_cap", Bound::AtMost(1.05))]);
+        let wanted = [
+            "honest_share is 0.9000, expected at least 0.95",
+            "rss_of_cap is not known, expected at most 1.05",
+        ];
+        assert_eq!(it.missed, wanted);
+        let json = serde_json::to_value(&it).unwrap();
+        assert_eq!(json["measures"], serde_json::json!({"honest_share": 0.9, "rss_of_cap": null}));
+        assert!(it.text().contains("honest_share") && it.text().contains("not known"));
+    }
+}

@@ -1,0 +1,222 @@
+//! What `--help` lists under "Attack profiles", with the defaults of each profile.
+
+use serde::Serialize;
+
+use crate::plan::Profile;
+
+/// Options of the attack profiles. One that means nothing to the profile is refused.
+#[derive(Clone, Debug, Default, clap::Args)]
+#[command(next_help_heading = "Attack profiles")]
+pub(crate) struct AttackArguments {
+    /// Attacking source addresses. [default: flood 1000, random-hashes 10000, scrape-storm 10]
+    #[arg(long, value_name = "N")]
+    attackers: Option<u16>,
+    /// Requests a second of each of them, as far as this host can send them; 0 for random-hashes
+    /// means as fast as they are answered. [default: flood 1000, forged 100000, scrape-storm 2000,
+    /// random-hashes 0]
+    #[arg(long, value_name = "PER_S")]
+    attack_rate: Option<u32>,
+    /// Honest source addresses beside the attack; victims of forged; peers in sybil's swarm.
+    /// [default: 10000; forged 1, sybil 1000]
+    #[arg(long, value_name = "N")]
+    honest: Option<u16>,
+    /// Seconds between the announces of each. [default: 5; forged 0.1]
+    #[arg(long, value_name = "S")]
+    honest_interval: Option<f64>,
+    /// random-hashes: announces, each with an info-hash of its own; 50000000 in a full run.
+    /// [default: 1000000]
+    #[arg(long, value_name = "N")]
+    requests: Option<u32>,
+    /// sybil: ports of the one address. [default: 60000]
+    #[arg(long, value_name = "N")]
+    ports: Option<u16>,
+    /// random-hashes: what the tracker may use, e.g. 1GiB; 5 % more of resident memory fail.
+    #[arg(long, value_name = "SIZE", value_parser = bytes)]
+    memory_cap: Option<u64>,
+    /// flood, scrape-storm, forged: the least share of honest requests answered, 0 to 1.
+    #[arg(long, value_name = "SHARE")]
+    expect_honest: Option<f64>,
+    /// random-hashes: the least share of the earlier peers that are still there.
+    #[arg(long, value_name = "SHARE")]
+    expect_kept: Option<f64>,
+    /// sybil: the most peers of the one address in any reply.
+    #[arg(long, value_name = "N")]
+    expect_per_reply: Option<u16>,
+    /// overload: the least goodput as a share of the peak, while it lasts.
+    #[arg(long, value_name = "SHARE")]
+    expect_goodput: Option<f64>,
+    /// overload: the least share of requests answered in the second after it.
+    #[arg(long, value_name = "SHARE")]
+    expect_recovery: Option<f64>,
+}
+
+/// What an attack does; what does not belong to its profile means nothing.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(crate) struct Attack {
+    /// Attacking sources.
+    pub(crate) attackers: u16,
+    /// Requests a second of each.
+    pub(crate) attack_rate: u32,
+    /// Honest sources.
+    pub(crate) honest: u16,
+    /// Seconds between announces of each.
+    pub(crate) honest_interval_s: f64,
+    /// Requests in all.
+    pub(crate) requests: u32,
+    /// Ports of one address.
+    pub(crate) ports: u16,
+    /// What the tracker may use, in bytes.
+    pub(crate) memory_cap_bytes: Option<u64>,
+}
+
+/// A bound that a measure must keep.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Bound {
+    /// No less.
+    AtLeast(f64),
+    /// No more.
+    AtMost(f64),
+}
+
+impl AttackArguments {
+    /// Whether any was given.
+    pub(crate) fn are_given(&self) -> bool {
+        self.given().iter().any(|(_, given, _)| *given)
+    }
+
+    /// What a profile does with what was given.
+    ///
+    /// # Errors
+    /// One sentence that names the option to change.
+    pub(crate) fn attack(&self, profile: Profile) -> Result<Attack, String> {
+        for (option, given, profiles) in self.given() {
+            if given && !profiles.contains(&profile) {
+                return Err(format!("{option} means nothing to this --profile"));
+            }
+        }
+        let (attackers, attack_rate, honest, honest_interval_s) = match profile {
+            Profile::Forged => (1, 100_000, 1, 0.1),
+            Profile::Sybil => (1, 0, 1000, 5.0),
+            Profile::ScrapeStorm => (10, 2000, 10_000, 5.0),
+            Profile::RandomHashes => (10_000, 0, 10_000, 5.0),
+            _ => (1000, 1000, 10_000, 5.0),
+        };
+        let it = Attack {
+            attackers: self.attackers.unwrap_or(attackers),
+            attack_rate: self.attack_rate.unwrap_or(attack_rate),
+            honest: self.honest.unwrap_or(honest),
+            honest_interval_s: self.honest_interval.unwrap_or(honest_interval_s),
+            requests: self.requests.unwrap_or(1_000_000),
+            ports: self.ports.unwrap_or(60_000),
+            memory_cap_bytes: self.memory_cap,
+        };
+        let shares =
+            [self.expect_honest, self.expect_kept, self.expect_goodput, self.expect_recovery];
+        let rules = [
+            (it.attackers > 0, "--attackers must be at least 1"),
+            (it.honest > 0, "--honest must be at least 1"),
+            (it.attack_rate > 0 || attack_rate == 0, "--attack-rate must be at least 1"),
+            (it.honest_interval_s >= 0.001, "--honest-interval must be at least 0.001"),
+            (it.requests > 0, "--requests must be at least 1"),
+            (it.ports > 0, "--ports must be at least 1"),
+            (
+                shares.iter().flatten().all(|it| (0.0..=1.0).contains(it)),
+                "--expect-... is a share from 0 to 1",
+            ),
+        ];
+        match rules.iter().find(|(holds, _)| !holds) {
+            Some((_, remedy)) => Err((*remedy).to_owned()),
+            None => Ok(it),
+        }
+    }
+
+    /// What was expected of the measures, by their names.
+    pub(crate) fn expected(&self) -> Vec<(&'static str, Bound)> {
+        let at_least = [
+            ("honest_share", self.expect_honest),
+            ("kept_share", self.expect_kept),
+            ("goodput_share", self.expect_goodput),
+            ("recovery_share", self.expect_recovery),
+        ];
+        let at_most = [
+            ("per_reply_max", self.expect_per_reply.map(f64::from)),
+            ("rss_of_cap", self.memory_cap.map(|_| 1.05)),
+        ];
+        let at_least = at_least.iter().map(|(name, it)| (*name, it.map(Bound::AtLeast)));
+        let at_most = at_most.iter().map(|(name, it)| (*name, it.map(Bound::AtMost)));
+        at_least.chain(at_most).filter_map(|(name, it)| Some((name, it?))).collect()
+    }
+
+    /// Every option: whether it was given, and to which profiles it means something.
+    fn given(&self) -> [(&'static str, bool, &'static [Profile]); 12] {
+        use Profile::{Flood, Forged, Overload, RandomHashes, ScrapeStorm, Sybil};
+        [
+            ("--attackers", self.attackers.is_some(), &[Flood, RandomHashes, ScrapeStorm]),
+            (
+                "--attack-rate",
+                self.attack_rate.is_some(),
+                &[Flood, Forged, RandomHashes, ScrapeStorm],
+            ),
+            ("--honest", self.honest.is_some(), &[Flood, Forged, RandomHashes, ScrapeStorm, Sybil]),
+            ("--honest-interval", self.honest_interval.is_some(), &[Flood, Forged, ScrapeStorm]),
+            ("--requests", self.requests.is_some(), &[RandomHashes]),
+            ("--ports", self.ports.is_some(), &[Sybil]),
+            ("--memory-cap", self.memory_cap.is_some(), &[RandomHashes]),
+            ("--expect-honest", self.expect_honest.is_some(), &[Flood, Forged, ScrapeStorm]),
+            ("--expect-kept", self.expect_kept.is_some(), &[RandomHashes]),
+            ("--expect-per-reply", self.expect_per_reply.is_some(), &[Sybil]),
+            ("--expect-goodput", self.expect_goodput.is_some(), &[Overload]),
+            ("--expect-recovery", self.expect_recovery.is_some(), &[Overload]),
+        ]
+    }
+}
+
+/// Reads a size: bytes, or with one of the units KiB, MiB and GiB.
+fn bytes(text: &str) -> Result<u64, String> {
+    let digits = text.trim_end_matches(|it: char| !it.is_ascii_digit());
+    let shift = match text[digits.len()..].trim() {
+        "" => 0,
+        "KiB" => 10,
+        "MiB" => 20,
+        "GiB" => 30,
+        _ => return Err("wanted: a number of bytes, or one of KiB, MiB or GiB, e.g. 1GiB".into()),
+    };
+    let count: u64 = digits.parse().map_err(|error| format!("{digits:?}: {error}"))?;
+    let most = u64::MAX >> shift;
+    if count == 0 || count > most { Err("must be above 0".into()) } else { Ok(count << shift) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_have_units() {
+        let sizes = ["7", "2KiB", "512MiB", "1 GiB"].map(bytes);
+        assert_eq!(sizes, [Ok(7), Ok(2048), Ok(512 << 20), Ok(1 << 30)]);
+        for text in ["", "MiB", "0", "-1", "1GB", "99999999999GiB"] {
+            assert!(bytes(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn options_of_other_profiles_are_refused() {
+        let it = AttackArguments { ports: Some(7), ..AttackArguments::default() };
+        assert!(it.are_given());
+        assert_eq!(it.attack(Profile::Sybil).unwrap().ports, 7);
+        assert!(it.attack(Profile::Flood).unwrap_err().contains("--ports"));
+        let it = AttackArguments { expect_honest: Some(1.5), ..AttackArguments::default() };
+        assert!(it.attack(Profile::Flood).unwrap_err().contains("--expect"));
+    }
+
+    #[test]
+    fn expectations_are_bounds_of_measures() {
+        let it = AttackArguments {
+            expect_kept: Some(0.99),
+            memory_cap: Some(1 << 30),
+            ..AttackArguments::default()
+        };
+        let wanted = [("kept_share", Bound::AtLeast(0.99)), ("rss_of_cap", Bound::AtMost(1.05))];
+        assert_eq!(it.expected(), wanted);
+    }
+}

@@ -1,0 +1,161 @@
+//! One address that pretends to be a crowd: it announces to a swarm with tens of thousands of
+//! ports. Then every honest peer of the swarm asks: how often is that address in what they get?
+
+use std::net::IpAddr;
+
+use skep::protocol::udp::client::Reply;
+
+use crate::numbers::{per, real};
+use crate::plan::Plan;
+use crate::slots::{Kind, Pending};
+use crate::sources::peer_port;
+
+use super::Arena;
+use super::crowd::{Ask, Crowd, Pacing, Work};
+use super::figures::{Figures, Measure};
+use super::works::Filling;
+
+/// Runs it.
+///
+/// # Errors
+/// One sentence with the cause.
+pub(crate) fn run(arena: &Arena<'_>) -> Result<Figures, String> {
+    let attack = arena.attack;
+    let honest_count = u32::from(attack.honest);
+    let plan = Plan { torrents: 1, peers: honest_count, ..arena.plan.clone() };
+    let addresses = arena.addresses(0..honest_count + 1)?;
+    let (honest_addresses, sybil_address) = addresses.split_at(honest_count as usize);
+    let mut honest = Crowd::open(arena, honest_addresses, 4096)?;
+    honest.connect()?;
+    let closed = |window| Pacing::Closed { window, most_s: 3600.0 };
+    let mut filling = Filling::new(&plan, attack.honest);
+    honest.run(&mut filling, closed(512));
+
+    let mut sybil = Crowd::open(arena, sybil_address, 4096)?;
+    sybil.connect()?;
+    let mut pretending = Pretending { seed: plan.seed, left: attack.ports };
+    let attacked = sybil.run(&mut pretending, closed(512));
+
+    let mut asking = Asking::new(&plan, sybil_address[0], attack.honest);
+    let served = honest.run(&mut asking, closed(64));
+    if asking.replies == 0 {
+        return Err(format!("{}: no honest peer of the swarm was answered", arena.target));
+    }
+    Ok(Figures {
+        measures: vec![
+            Measure::new(
+                "per_reply_max",
+                real(asking.most),
+                "the most peers of the one address in any reply",
+            ),
+            Measure::new("per_reply_mean", per(asking.found, asking.replies), "their mean"),
+            Measure::new("peers_per_reply", per(asking.peers, asking.replies), "of all addresses"),
+            Measure::new("swarm_honest", real(filling.answered), "honest peers announced"),
+            Measure::new(
+                "swarm_sybil",
+                real(attacked.answered.of(Kind::Announce)),
+                "ports of the one address announced with success",
+            ),
+        ],
+        honest: Some(served),
+        attack: Some(attacked),
+        ..Figures::default()
+    })
+}
+
+/// One port after the other, in the one torrent there is.
+struct Pretending {
+    seed: u64,
+    left: u16,
+}
+
+impl Work for Pretending {
+    fn next(&mut self, turn: u16) -> Option<Ask> {
+        let port = self.left;
+        self.left = self.left.checked_sub(1)?;
+        Some(Ask {
+            kind: Kind::Announce,
+            torrent: (self.seed, 0),
+            count: 1,
+            port,
+            ..Ask::connect(turn)
+        })
+    }
+}
+
+/// Every honest peer asks once more, and looks for one address in what it gets.
+struct Asking {
+    seed: u64,
+    numwant: u16,
+    next: u16,
+    peers_left: u16,
+    wanted: [u8; 4],
+    replies: u64,
+    peers: u64,
+    found: u64,
+    most: u64,
+}
+
+impl Asking {
+    fn new(plan: &Plan, wanted: IpAddr, honest: u16) -> Self {
+        let wanted = match wanted {
+            IpAddr::V4(it) => it.octets(),
+            IpAddr::V6(_) => [0; 4],
+        };
+        let (seed, numwant) = (plan.seed, plan.numwant);
+        let (replies, peers, found, most) = (0, 0, 0, 0);
+        Self { seed, numwant, next: 0, peers_left: honest, wanted, replies, peers, found, most }
+    }
+}
+
+impl Work for Asking {
+    fn next(&mut self, _turn: u16) -> Option<Ask> {
+        self.peers_left = self.peers_left.checked_sub(1)?;
+        let source = self.next;
+        self.next += 1;
+        Some(Ask {
+            kind: Kind::Announce,
+            torrent: (self.seed, 0),
+            count: self.numwant,
+            port: peer_port(0, source.into()),
+            ..Ask::connect(source)
+        })
+    }
+
+    fn answered(&mut self, _asked: &Pending, reply: &Reply<'_>) {
+        let Reply::Announced(_, peers) = reply else { return };
+        let found = peers.chunks_exact(6).filter(|it| it.starts_with(&self.wanted)).count() as u64;
+        self.replies += 1;
+        self.peers += (peers.len() / 6) as u64;
+        self.found += found;
+        self.most = self.most.max(found);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::Profile;
+    use skep::types::AnnounceReply;
+
+    #[test]
+    fn addresses_in_replies_are_counted() {
+        let plan = Profile::Smoke.plan();
+        let mut it = Asking::new(&plan, [127, 0, 0, 9].into(), 2);
+        let pending = Pending {
+            intended_ns: 0,
+            sent_ns: 0,
+            item: 0,
+            client: 0,
+            kind: Kind::Announce,
+            count: 30,
+            port: 1,
+        };
+        let head = AnnounceReply { interval_s: 1, min_interval_s: 1, leechers: 1, seeders: 1 };
+        let (sybil, other) = ([127, 0, 0, 9, 0, 1], [127, 0, 9, 9, 0, 1]);
+        it.answered(&pending, &Reply::Announced(head, &[sybil, other, sybil].concat()));
+        it.answered(&pending, &Reply::Announced(head, &other));
+        assert_eq!((it.replies, it.peers, it.found, it.most), (2, 4, 2, 2));
+        assert_eq!(std::iter::from_fn(|| it.next(0)).count(), 2);
+    }
+}

@@ -1,0 +1,192 @@
+//! What one party of an attack has sent, and what became of it. The counts add up:
+//! sent = answered + refused + malformed + unanswered.
+
+use hdrhistogram::Histogram;
+use serde::{Serialize, Serializer};
+
+use crate::numbers::{NS_PER_S, grouped, per, real};
+use crate::report::Latency;
+use crate::slots::Kind;
+
+/// Counts by kind of request.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct ByKind([u64; Kind::ALL.len()]);
+
+impl ByKind {
+    /// One more.
+    pub(crate) fn add(&mut self, kind: Kind) {
+        self.0[kind as usize] += 1;
+    }
+
+    /// Those of one kind.
+    pub(crate) fn of(&self, kind: Kind) -> u64 {
+        self.0[kind as usize]
+    }
+
+    /// Those of all kinds.
+    pub(crate) fn all(&self) -> u64 {
+        self.0.iter().sum()
+    }
+}
+
+impl Serialize for ByKind {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(Kind::ALL.into_iter().map(|it| (it.label(), self.of(it))))
+    }
+}
+
+/// One party's requests in one phase.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Traffic {
+    /// Source addresses.
+    pub(crate) sources: u64,
+    /// Seconds in which requests were sent.
+    pub(crate) seconds: f64,
+    /// Requests, those that this host could not send included.
+    pub(crate) sent: ByKind,
+    /// Good replies.
+    pub(crate) answered: ByKind,
+    /// Error replies.
+    pub(crate) refused: u64,
+    /// Replies that are no answer.
+    pub(crate) malformed: u64,
+    /// Requests without any reply within the timeout.
+    pub(crate) unanswered: u64,
+    /// Those among them that this host could not send.
+    pub(crate) unsent: u64,
+    /// Requests that were due and not made: the source still waited for a connection id, or was
+    /// never given one.
+    pub(crate) held_back: u64,
+    /// Requests that were due and not made when time was up: this host was too slow.
+    pub(crate) overdue: u64,
+    /// Replies after the timeout.
+    pub(crate) late: u64,
+    /// Datagrams that answer nothing.
+    pub(crate) stray: u64,
+    /// Usable replies with a flaw, e.g. the asker handed to itself.
+    pub(crate) flawed: u64,
+    /// Payload bytes.
+    pub(crate) sent_bytes: u64,
+    /// Payload bytes.
+    pub(crate) received_bytes: u64,
+    /// From the moment a request was due to its good reply.
+    #[serde(serialize_with = "quantiles")]
+    pub(crate) latency: Histogram<u64>,
+}
+
+fn quantiles<S: Serializer>(it: &Histogram<u64>, serializer: S) -> Result<S::Ok, S::Error> {
+    Latency::of(it).serialize(serializer)
+}
+
+impl Traffic {
+    /// Nothing yet.
+    pub(crate) fn new(sources: usize) -> Self {
+        #[expect(clippy::expect_used, reason = "constant bounds that the type's rules allow")]
+        let latency = Histogram::new_with_bounds(1024, 60 * NS_PER_S, 3).expect("valid bounds");
+        Self {
+            sources: sources as u64,
+            seconds: 0.0,
+            sent: ByKind::default(),
+            answered: ByKind::default(),
+            refused: 0,
+            malformed: 0,
+            unanswered: 0,
+            unsent: 0,
+            held_back: 0,
+            overdue: 0,
+            late: 0,
+            stray: 0,
+            flawed: 0,
+            sent_bytes: 0,
+            received_bytes: 0,
+            latency,
+        }
+    }
+
+    /// The share of requests with a good reply.
+    pub(crate) fn answered_share(&self) -> f64 {
+        per(self.answered.all(), self.sent.all())
+    }
+
+    /// Requests that left, a second.
+    pub(crate) fn offered_per_s(&self) -> f64 {
+        real(self.sent.all().saturating_sub(self.unsent)) / self.seconds.max(1e-9)
+    }
+
+    /// Adds what another thread of the same party counted in the same phase.
+    pub(crate) fn merge(&mut self, other: &Self) {
+        for kind in 0..Kind::ALL.len() {
+            self.sent.0[kind] += other.sent.0[kind];
+            self.answered.0[kind] += other.answered.0[kind];
+        }
+        self.sources += other.sources;
+        self.seconds = self.seconds.max(other.seconds);
+        self.refused += other.refused;
+        self.malformed += other.malformed;
+        self.unanswered += other.unanswered;
+        self.unsent += other.unsent;
+        self.held_back += other.held_back;
+        self.overdue += other.overdue;
+        self.late += other.late;
+        self.stray += other.stray;
+        self.flawed += other.flawed;
+        self.sent_bytes += other.sent_bytes;
+        self.received_bytes += other.received_bytes;
+        // Same bounds on both sides: adding cannot fail.
+        self.latency.add(&other.latency).unwrap_or_default();
+    }
+
+    /// A line or two for people.
+    pub(crate) fn text(&self, name: &str) -> String {
+        let by_kind: Vec<String> = Kind::ALL
+            .into_iter()
+            .filter(|it| self.sent.of(*it) > 0)
+            .map(|it| {
+                let (answered, sent) = (self.answered.of(it), self.sent.of(it));
+                format!("{} of {} {}s", grouped(answered), grouped(sent), it.label())
+            })
+            .collect();
+        let latency = Latency::of(&self.latency);
+        format!(
+            "{name:<11} {:>11.2} % answered: {} from {} sources in {:.1} s\n{:12}{} refused, {} \
+             malformed, {} unanswered, {} held back, {} overdue, {} late; p50 {:.0} us, p99 {:.0} \
+             us\n",
+            self.answered_share() * 100.0,
+            by_kind.join(", "),
+            grouped(self.sources),
+            self.seconds,
+            "",
+            grouped(self.refused),
+            grouped(self.malformed),
+            grouped(self.unanswered),
+            grouped(self.held_back),
+            grouped(self.overdue),
+            grouped(self.late),
+            latency.p50_us,
+            latency.p99_us,
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parties_of_several_threads_add_up() {
+        let mut one = Traffic::new(3);
+        one.sent.add(Kind::Announce);
+        one.answered.add(Kind::Announce);
+        let mut two = Traffic::new(2);
+        two.sent.add(Kind::Scrape);
+        two.unanswered = 1;
+        two.seconds = 2.0;
+        one.merge(&two);
+        assert_eq!((one.sources, one.sent.all(), one.unanswered), (5, 2, 1));
+        assert!((one.answered_share() - 0.5).abs() < 1e-9);
+        assert!((one.offered_per_s() - 1.0).abs() < 1e-9);
+        let json = serde_json::to_value(&one).unwrap();
+        assert_eq!(json["sent"]["scrape"], 1);
+        assert!(one.text("honest").contains("1 of 1 announces, 0 of 1 scrapes"));
+    }
+}
