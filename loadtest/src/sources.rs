@@ -52,13 +52,16 @@ impl SourceRange {
         1 << (bits - self.prefix).min(24)
     }
 
-    /// Its address at some place. Places of a large network lie far apart, so that all bytes vary;
-    /// the first address (the network's own) is left out where there are others.
+    /// Its address at some place. Places of a large network lie far apart, so that all bytes vary
+    /// and no /24 has many; its first and last address (the network's own, and the one for all)
+    /// come only when half of the others are used up.
     fn address(self, place: u64) -> IpAddr {
-        // Odd, hence coprime to the power of two below: places do not meet before all are used.
-        const STEP: u64 = 0x01_0101;
+        // Odd, hence coprime to the power of two below: places do not meet before all are used. The
+        // inverse of 65 521, so places that far apart are neighbours, and none that are nearer.
+        const STEP: u64 = 0xf0_1111;
         let size = self.size();
-        let offset = if size > 65_536 { (1 + place * STEP) % size } else { (1 + place) % size };
+        let step = if size > 65_536 { STEP } else { 1 };
+        let offset = (1 + place) * step % size;
         match self.first {
             IpAddr::V4(first) => {
                 let offset = u32::try_from(offset).unwrap_or(0);
@@ -248,6 +251,23 @@ mod tests {
         let all: HashSet<IpAddr> = (0..10_000).map(|it| net.address(it)).collect();
         assert_eq!(all.len(), 10_000);
         assert!(all.iter().all(IpAddr::is_loopback));
+    }
+
+    #[test]
+    fn large_networks_are_used_evenly_and_without_their_ends() {
+        for (text, bits) in [("127.0.0.0/8", 24), ("10.0.0.0/12", 20), ("10.0.0.0/15", 17)] {
+            let net: SourceRange = text.parse().unwrap();
+            let IpAddr::V4(first) = net.first else { panic!() };
+            let size = 1_u32 << bits;
+            let mut prefixes = HashSet::new();
+            for place in 0..u64::from(size / 2).min(65_000) {
+                let IpAddr::V4(ip) = net.address(place) else { panic!() };
+                let offset = ip.to_bits() - first.to_bits();
+                assert!((1..size - 1).contains(&offset), "{text}: {place} is {ip}");
+                prefixes.insert(offset >> 8);
+            }
+            assert!(prefixes.len() > (size as usize >> 8).min(65_000) * 9 / 10, "{text}");
+        }
     }
 
     #[test]
