@@ -143,15 +143,8 @@ pub(crate) fn serve_limit(options: &ServeOptions, peers: u16) -> Result<(), Stri
 /// One sentence with the cause.
 pub(crate) fn serve_tracker(options: &ServeOptions) -> Result<(), String> {
     let store = Arc::new(Store::new(skep::store::Options::default()));
-    let rules = Arc::new(ArcSwap::from_pointee(Options {
-        interval_s: 1800,
-        interval_jitter_s: 0,
-        min_interval_s: 900,
-        numwant_default: 50,
-        numwant_max: 200,
-        peer_age_s_max: 3900,
-        empty_torrent_age_s_max: 3600,
-    }));
+    let rules =
+        Arc::new(ArcSwap::from_pointee(Options { interval_jitter_s: 0, ..Default::default() }));
     let key = random_key();
     let keys = Keys { active: key, staging: None, algorithm: Algorithm::SipHash };
     let ids = Arc::new(ArcSwap::from_pointee(ConnectionIds::new(&keys)));
