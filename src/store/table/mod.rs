@@ -1,0 +1,306 @@
+//! Memory layout of the store: the raw map of info-hash to swarm, and the blocks small swarms
+//! live in. The only `unsafe` outside `sys/`, so that everything above can be plain Rust.
+//!
+//! ```text
+//! map entry  info-hash (20) | cell (12)                                      = 32 bytes
+//!   cell     tag (1) completed (3) | one IPv4 peer in place, or a pointer (8)
+//! block      completed (4) | len, capacity, wanting, seeders (2 each) | tags | record × capacity
+//! ```
+//!
+//! Three quarters of all torrents have one peer: those need nothing but their map entry.
+#![expect(unsafe_code, reason = "raw-table access with prefetch")]
+
+mod block;
+mod cell;
+
+use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
+
+use ahash::RandomState;
+use crossbeam_utils::CachePadded;
+use dashmap::{DashMap, SharedValue};
+use hashbrown::raw::RawTable;
+
+use crate::types::InfoHash;
+pub(super) use block::{BLOCK_RECORDS_MAX, Block};
+pub(super) use cell::{Contents, ONE_COMPLETED_MAX, Owned, SwarmCell};
+
+type Entry = (InfoHash, SharedValue<SwarmCell>);
+
+/// Lock-sharded raw tables of info-hash to cell. `DashMap` brings shards, locks and tables; which
+/// shard a hash belongs to is decided here, see [`Table::shard_of`].
+pub(super) struct Table {
+    map: DashMap<InfoHash, SwarmCell, RandomState>,
+    hints: Box<[CachePadded<Hint>]>,
+}
+
+/// Where a shard's table lies, for prefetching without its lock. May be out of date; a prefetch of
+/// memory that was given back does nothing.
+#[derive(Default)]
+struct Hint {
+    data_end: AtomicPtr<Entry>,
+    bucket_mask: AtomicUsize,
+    /// How often entries have changed their buckets. Exact, under the shard's lock.
+    moves: AtomicUsize,
+}
+
+impl Hint {
+    /// Notes where the table is now. Called under the shard's write lock.
+    #[inline]
+    fn note(&self, table: &RawTable<Entry>) {
+        let data_end = table.data_end().as_ptr();
+        if self.data_end.load(Ordering::Relaxed) != data_end {
+            self.data_end.store(data_end, Ordering::Relaxed);
+            self.bucket_mask.store(table.buckets() - 1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// A shard's table is given back memory when it is filled to less than this part of its buckets.
+const SHRINK_BELOW: usize = 8;
+
+/// How many times [`Table::prefetch`] wants to see a batch.
+pub(super) const PREFETCH_STAGES: usize = 2;
+
+impl Table {
+    /// An empty table of `shards` shards, a power of two above 1, hashing with `keys`.
+    pub(super) fn new(shards: usize, keys: RandomState) -> Self {
+        let map = DashMap::with_capacity_and_hasher_and_shard_amount(0, keys, shards);
+        Self { map, hints: (0..shards).map(|_| CachePadded::default()).collect() }
+    }
+
+    /// How many shards there are.
+    pub(super) fn shards(&self) -> usize {
+        self.map.shards().len()
+    }
+
+    #[inline]
+    fn hash(&self, info_hash: &InfoHash) -> u64 {
+        self.map.hasher().hash_one(info_hash)
+    }
+
+    /// The shard of a hash. Deliberately uneven: the last shard gets twice the share of the first,
+    /// with every step in between. Tables double when full; if all shards had the same share, all
+    /// would double at about the same time, and an entry would cost 38 bytes at best and 76 at
+    /// worst. Uneven, some shard is always about to double and the average never moves.
+    #[inline]
+    fn shard_of(&self, hash: u64) -> usize {
+        const BITS: u32 = 24;
+        const ONE: u64 = 1 << BITS;
+        // Hashbrown takes bucket numbers from the low bits and tags from the high 7.
+        let even = (hash >> 33) & (ONE - 1);
+        // u + u(1-u)/3: its slope falls from 4/3 to 2/3, so shares grow from 3/4 to 3/2.
+        let uneven = even + ((even * (ONE - even)) >> BITS) / 3;
+        ((uneven * self.shards() as u64) >> BITS) as usize
+    }
+
+    /// Asks for the memory that handling `info_hash` will touch: its bucket and control bytes at
+    /// stage 0, the swarm's block at stage 1. Stage 1 needs the shard's lock for a moment; a shard
+    /// that is being changed is skipped, for a missed prefetch costs less than waiting.
+    #[inline]
+    pub(super) fn prefetch(&self, stage: usize, info_hash: &InfoHash) {
+        let hash = self.hash(info_hash);
+        let shard = self.shard_of(hash);
+        if stage == 0 {
+            let hint = &self.hints[shard];
+            let end = hint.data_end.load(Ordering::Relaxed);
+            #[expect(clippy::cast_possible_truncation, reason = "only low bits choose a bucket")]
+            let bucket = hash as usize & hint.bucket_mask.load(Ordering::Relaxed);
+            prefetch(end.cast::<u8>().wrapping_add(bucket));
+            prefetch(end.wrapping_sub(bucket + 1).cast());
+            return;
+        }
+        if let Some(table) = self.map.shards()[shard].try_read()
+            && let Some((_, cell)) = table.get(hash, |entry| entry.0 == *info_hash)
+        {
+            cell.get().lines().for_each(prefetch);
+        }
+    }
+
+    /// Runs `change` on the cell of `info_hash` under its shard's lock: an empty cell if there is
+    /// none, which is stored if `create` and it is not vacant after. A cell that became vacant
+    /// is removed. Tells `on_entries` the shard, and whether there was an entry before and is one
+    /// after.
+    #[inline]
+    pub(super) fn write<T>(
+        &self,
+        info_hash: &InfoHash,
+        create: bool,
+        change: impl FnOnce(usize, &mut SwarmCell) -> T,
+        on_entries: impl FnOnce(usize, bool, bool),
+    ) -> T {
+        let hash = self.hash(info_hash);
+        let shard = self.shard_of(hash);
+        let mut table = self.map.shards()[shard].write();
+        let is_it = |entry: &Entry| entry.0 == *info_hash;
+        let found = if create {
+            let hasher = |entry: &Entry| self.hash(&entry.0);
+            let capacity = table.capacity();
+            let found = table.find_or_find_insert_slot(hash, is_it, hasher).map_err(Some);
+            self.hints[shard].note(&table); // it may have grown
+            if table.capacity() != capacity {
+                self.hints[shard].moves.fetch_add(1, Ordering::Relaxed); // or been tidied in place
+            }
+            found
+        } else {
+            table.find(hash, is_it).ok_or(None)
+        };
+        match found {
+            Ok(bucket) => {
+                // SAFETY: the bucket was just found in this table, whose lock is held for writing.
+                let entry = unsafe { bucket.as_mut() };
+                let result = change(shard, entry.1.get_mut());
+                let stays = !entry.1.get_mut().is_vacant();
+                if !stays {
+                    // SAFETY: the bucket is full and of this table; `entry` is not used after.
+                    unsafe { table.erase(bucket) };
+                }
+                on_entries(shard, true, stays);
+                result
+            }
+            Err(slot) => {
+                let mut cell = SwarmCell::VACANT;
+                let result = change(shard, &mut cell);
+                if let Some(slot) = slot.filter(|_| !cell.is_vacant()) {
+                    let entry = (*info_hash, SharedValue::new(cell));
+                    // SAFETY: the slot was just found in this table for this hash, and the table
+                    // has not been changed since: its lock is still held.
+                    unsafe { table.insert_in_slot(hash, slot, entry) };
+                    on_entries(shard, false, true);
+                }
+                result
+            }
+        }
+    }
+
+    /// Looks at the cell of `info_hash`, if there is one, under its shard's shared lock.
+    #[inline]
+    pub(super) fn read<T>(
+        &self,
+        info_hash: &InfoHash,
+        look: impl FnOnce(&SwarmCell) -> T,
+    ) -> Option<T> {
+        let hash = self.hash(info_hash);
+        let table = self.map.shards()[self.shard_of(hash)].read();
+        table.get(hash, |entry| entry.0 == *info_hash).map(|entry| look(entry.1.get()))
+    }
+
+    /// Runs `change` on the cells of a shard from bucket `from` on, until it answers
+    /// [`Visit::Pause`] or `budget` is spent: one for each bucket, and what `change` takes of it.
+    /// Vacant cells are removed. Says where to go on, or `None` at the shard's end.
+    pub(super) fn sweep(
+        &self,
+        shard: usize,
+        from: usize,
+        budget: &mut usize,
+        mut change: impl FnMut(&InfoHash, &mut SwarmCell, &mut usize) -> Visit,
+    ) -> Option<usize> {
+        let mut table = self.map.shards()[shard].write();
+        for index in from..table.buckets() {
+            if *budget == 0 {
+                return Some(index);
+            }
+            *budget -= 1;
+            // SAFETY: `index` is below the table's number of buckets.
+            if !unsafe { table.is_bucket_full(index) } {
+                continue;
+            }
+            // SAFETY: as above; a full bucket holds an initialised entry.
+            let bucket = unsafe { table.bucket(index) };
+            // SAFETY: the table's lock is held for writing, so this is the only reference.
+            let entry = unsafe { bucket.as_mut() };
+            if change(&entry.0, entry.1.get_mut(), budget) == Visit::Pause {
+                return Some(index);
+            }
+            if entry.1.get_mut().is_vacant() {
+                // SAFETY: the bucket is full and of this table; `entry` is not used after.
+                unsafe { table.erase(bucket) };
+            }
+        }
+        if table.buckets() > SHRINK_BELOW && table.len() < table.buckets() / SHRINK_BELOW {
+            let roomy = table.len() * 2;
+            table.shrink_to(roomy, |entry| self.hash(&entry.0));
+            self.hints[shard].note(&table);
+            self.hints[shard].moves.fetch_add(1, Ordering::Relaxed);
+        }
+        None
+    }
+
+    /// Shows a walk's next slice of entries to `look`, under the shard's shared lock; says whether
+    /// there are more. If entries have changed their buckets since the last slice, it begins anew:
+    /// one may be shown twice, but none that is there all the time is left out.
+    pub(super) fn look_on<L>(&self, walk: &mut Walk, mut look: L) -> bool
+    where
+        L: FnMut(&InfoHash, &SwarmCell),
+    {
+        let table = self.map.shards()[walk.shard].read();
+        let moves = self.hints[walk.shard].moves.load(Ordering::Relaxed);
+        if walk.moves.replace(moves).is_some_and(|before| before != moves) {
+            (walk.from, walk.restarts) = (0, walk.restarts + 1);
+        }
+        let slice = if walk.restarts < RESTARTS_MAX { SLICE_BUCKETS } else { usize::MAX };
+        let end = table.buckets().min(walk.from.saturating_add(slice));
+        for index in walk.from..end {
+            // SAFETY: `index` is below the table's number of buckets.
+            if unsafe { table.is_bucket_full(index) } {
+                // SAFETY: as above.
+                let bucket = unsafe { table.bucket(index) };
+                // SAFETY: it holds an entry, and nobody writes while it is locked.
+                let (info_hash, cell) = unsafe { bucket.as_ref() };
+                look(info_hash, cell.get());
+            }
+        }
+        walk.from = end;
+        end < table.buckets()
+    }
+
+    /// The keys of every hash in the store.
+    pub(super) fn keys(&self) -> &RandomState {
+        self.map.hasher()
+    }
+}
+
+/// Buckets looked at before a shard's lock is given back.
+pub(super) const SLICE_BUCKETS: usize = 1024;
+
+/// A walk that was disturbed so often keeps the lock to the shard's end.
+const RESTARTS_MAX: u32 = 4;
+
+/// A walk through a shard in slices, between which others may change it.
+pub(super) struct Walk {
+    shard: usize,
+    from: usize,
+    moves: Option<usize>,
+    restarts: u32,
+}
+
+impl Walk {
+    pub(super) fn of(shard: usize) -> Self {
+        Self { shard, from: 0, moves: None, restarts: 0 }
+    }
+}
+
+/// What a sweep does after a cell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Visit {
+    /// Goes on to the next.
+    Done,
+    /// Stops, to come back to the same one.
+    Pause,
+}
+
+/// Hints that the cache line at `address` is about to be used. Never faults, whatever the address.
+#[inline]
+fn prefetch(address: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: the instruction reads nothing that the program can observe.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(address.cast());
+    }
+    #[cfg(target_arch = "aarch64")]
+    // SAFETY: the instruction reads nothing that the program can observe.
+    unsafe {
+        std::arch::asm!("prfm pldl1keep, [{0}]", in(reg) address, options(nostack, readonly));
+    }
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    let _ = address;
+}
