@@ -1,10 +1,10 @@
 //! info-hash → swarm: the one store behind every front end.
 //!
-//! `table` lays the memory out, `roster` keeps peers in an order that makes choice cheap,
-//! `large` adds an index where a scan would be slow, `select` draws the peers, `expire`
-//! forgets the silent ones in small slices, `list` shows operators what there is. This file is the
-//! store's door: an announce goes in, counts and peers come out, under one shard lock and with
-//! nothing else held.
+//! `table` lays the memory out, `roster` keeps peers in an order that makes choice cheap, `large`
+//! adds an index where a scan would be slow, `select` draws the peers, `spread` lets no network fill
+//! a reply, `expire` forgets the silent ones in small slices, `list` shows operators what there is.
+//! This file is the store's door: an announce goes in, counts and peers come out, under one shard
+//! lock and with nothing else held.
 
 mod expire;
 mod large;
@@ -12,6 +12,7 @@ mod list;
 mod record;
 mod roster;
 mod select;
+mod spread;
 mod swarm;
 mod table;
 

@@ -89,6 +89,38 @@ impl<const ADDRESS: usize> Endpoint<ADDRESS> {
     pub(super) fn new(address: [u8; ADDRESS], port: u16) -> Self {
         Self { address, port: port.to_be_bytes() }
     }
+
+    /// Whether hosts and networks can be told apart by the address: not those of WebRTC peers.
+    pub(super) const HAS_PREFIX: bool = ADDRESS != 14;
+
+    /// What is taken for one host: an IPv4 address, an IPv6 /64.
+    #[inline]
+    pub(super) fn host(&self) -> u64 {
+        let mut wide = [0; 8];
+        let bytes = if ADDRESS < 8 { ADDRESS } else { 8 };
+        wide[..bytes].copy_from_slice(&self.address[..bytes]);
+        u64::from_be_bytes(wide)
+    }
+
+    /// What is taken for one network: an IPv4 /24, an IPv6 /48.
+    #[inline]
+    pub(super) fn network(&self) -> u64 {
+        let bits = if ADDRESS == 4 { 24 } else { 48 };
+        self.host() & (u64::MAX << (u64::BITS - bits))
+    }
+
+    /// Whether everybody may be told of it.
+    #[inline]
+    pub(super) fn is_public(&self) -> bool {
+        let mut wide = [0; 16];
+        wide[..ADDRESS].copy_from_slice(&self.address);
+        let [a, b, c, d, ..] = wide;
+        match ADDRESS {
+            4 => Scope::of_v4(Ipv4Addr::new(a, b, c, d)) == Scope::Public,
+            16 => Scope::of_v6(Ipv6Addr::from(wide)) == Scope::Public,
+            _ => true,
+        }
+    }
 }
 
 impl Endpoint<14> {

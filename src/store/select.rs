@@ -2,12 +2,13 @@
 //!
 //! Robert Floyd's sampling draws k of n in k steps whatever n is, and every set of k is equally
 //! likely. Numbers come from an exact bounded draw (Lemire's, with rejection), so no peer is
-//! favoured by rounding.
+//! favoured by rounding. A reply that one network would fill is mended, see [`super::spread`].
 
 use fastrand::Rng;
 use zerocopy::FromBytes;
 
 use super::record::{Endpoint, Record};
+use super::spread::{Caps, Further};
 
 /// The peers an asker may be told of: up to two runs of records (its own scope, and the public
 /// one), and where in their concatenation it stands itself, if it does.
@@ -16,6 +17,19 @@ pub(super) struct Pool<'a, const ADDRESS: usize> {
     pub(super) runs: [&'a [Record<ADDRESS>]; 2],
     /// The asker's own position.
     pub(super) own: Option<usize>,
+    /// Which of them are under caps.
+    pub(super) capped: Capped,
+}
+
+/// Which candidates no network may have too large a part of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Capped {
+    /// All: they are public.
+    All,
+    /// The public ones.
+    Public,
+    /// None: they are local.
+    None,
 }
 
 impl<const ADDRESS: usize> Pool<'_, ADDRESS> {
@@ -54,10 +68,25 @@ pub(super) fn choose<const ADDRESS: usize>(
     };
     if count == available {
         (0..count).zip(places).for_each(|(number, place)| *place = candidate(number));
-    } else if available <= MARKED_MAX {
-        sample(available, places, random, Marks::default(), candidate);
+        return count * stride;
+    }
+    let caps = match pool.capped {
+        Capped::None => None,
+        capped => Caps::of::<ADDRESS>(count, capped == Capped::Public),
+    };
+    let fails = |places: &[_]| caps.filter(|caps| !caps.hold(places));
+    if available <= MARKED_MAX {
+        let mut marks = Marks::default();
+        sample(available, places, random, &mut marks, candidate);
+        if let Some(caps) = fails(places) {
+            caps.mend(places, random, Unmarked::new(&marks, available, count), candidate);
+        }
     } else {
-        sample(available, places, random, Scattered::new(count), candidate);
+        let mut scattered = Scattered::<{ CHOICE_MAX * 2 }>::new(count);
+        sample(available, places, random, &mut scattered, candidate);
+        if let Some(caps) = fails(places) {
+            caps.mend(places, random, Redrawn::new(&scattered, available, count), candidate);
+        }
     }
     count * stride
 }
@@ -68,7 +97,7 @@ fn sample<T>(
     n: usize,
     places: &mut [T],
     random: &mut Rng,
-    mut chosen: impl Chosen,
+    chosen: &mut impl Chosen,
     candidate: impl Fn(usize) -> T,
 ) {
     let first = word(n - places.len());
@@ -115,33 +144,38 @@ pub(super) const CHOICE_MAX: usize = 256;
 
 /// An open-addressed set for few numbers of a wide range. Slots hold the number plus one; 0 is
 /// free. Numbers are random already, so their low bits spread well enough.
-struct Scattered {
-    slots: [u32; CHOICE_MAX * 2],
+struct Scattered<const SLOTS: usize> {
+    slots: [u32; SLOTS],
     mask: usize,
 }
 
-impl Scattered {
+impl<const SLOTS: usize> Scattered<SLOTS> {
     fn new(numbers: usize) -> Self {
-        let slots = (numbers.min(CHOICE_MAX) * 2).next_power_of_two();
-        Self { slots: [0; CHOICE_MAX * 2], mask: slots - 1 }
+        let slots = (numbers * 2).next_power_of_two().min(SLOTS);
+        Self { slots: [0; SLOTS], mask: slots - 1 }
     }
 
     /// Adds a number; says whether it is new.
     #[inline]
     fn add(&mut self, number: u32) -> bool {
+        let at = self.slot_of(number);
+        let is_new = self.slots[at] == 0;
+        self.slots[at] = number + 1;
+        is_new
+    }
+
+    /// The slot that holds a number, or would.
+    #[inline]
+    fn slot_of(&self, number: u32) -> usize {
         let mut at = number as usize & self.mask;
-        while self.slots[at] != 0 {
-            if self.slots[at] == number + 1 {
-                return false;
-            }
+        while self.slots[at] != 0 && self.slots[at] != number + 1 {
             at = (at + 1) & self.mask;
         }
-        self.slots[at] = number + 1;
-        true
+        at
     }
 }
 
-impl Chosen for Scattered {
+impl<const SLOTS: usize> Chosen for Scattered<SLOTS> {
     #[inline]
     fn insert(&mut self, drawn: u32, instead: u32) -> u32 {
         if self.add(drawn) {
@@ -149,6 +183,79 @@ impl Chosen for Scattered {
         }
         self.add(instead);
         instead
+    }
+}
+
+/// Up to so many candidates a reply is mended with certainty: every one of them is tried.
+const TRIED_ALL_MAX: usize = 1024;
+/// Of more, so many times the peers wanted are tried.
+const TRIES_PER_PEER: usize = 4;
+
+/// How many candidates are tried in place of those above a cap.
+fn tries(available: usize, count: usize) -> usize {
+    if available <= TRIED_ALL_MAX { available } else { count * TRIES_PER_PEER }
+}
+
+/// The candidates that are not marked, in random order.
+struct Unmarked {
+    numbers: [u16; MARKED_MAX],
+    left: usize,
+    tries: usize,
+}
+
+impl Unmarked {
+    fn new(marks: &Marks, available: usize, count: usize) -> Self {
+        let mut it = Self { numbers: [0; MARKED_MAX], left: 0, tries: tries(available, count) };
+        for number in 0..u16::try_from(available).unwrap_or(u16::MAX) {
+            let at = usize::from(number);
+            it.numbers[it.left] = number;
+            it.left += usize::from(marks.0[at / 64] >> (at % 64) & 1 == 0);
+        }
+        it
+    }
+}
+
+impl Further for Unmarked {
+    fn next(&mut self, random: &mut Rng) -> Option<u32> {
+        self.tries = self.tries.checked_sub(1)?;
+        self.left = self.left.checked_sub(1)?;
+        self.numbers.swap(random.usize(..=self.left), self.left);
+        Some(self.numbers[self.left].into())
+    }
+
+    fn take(&mut self, _number: u32) {}
+}
+
+/// Candidates of a large pool, drawn once more. One that was turned down may come again.
+struct Redrawn {
+    chosen: Scattered<{ CHOICE_MAX * 4 }>,
+    available: u32,
+    tries: usize,
+}
+
+impl Redrawn {
+    fn new(scattered: &Scattered<{ CHOICE_MAX * 2 }>, available: usize, count: usize) -> Self {
+        // Of those chosen at first all stay in the set, and as many may come.
+        let mut chosen = Scattered::new(count * 2);
+        let numbers = scattered.slots.iter().filter_map(|slot| slot.checked_sub(1));
+        numbers.for_each(|number| _ = chosen.add(number));
+        Self { chosen, available: word(available), tries: tries(available, count) }
+    }
+}
+
+impl Further for Redrawn {
+    fn next(&mut self, random: &mut Rng) -> Option<u32> {
+        loop {
+            self.tries = self.tries.checked_sub(1)?;
+            let number = random.u32(..self.available);
+            if self.chosen.slots[self.chosen.slot_of(number)] == 0 {
+                return Some(number);
+            }
+        }
+    }
+
+    fn take(&mut self, number: u32) {
+        self.chosen.add(number);
     }
 }
 
@@ -160,7 +267,12 @@ mod tests {
 
     fn records(count: u16) -> Vec<Record<4>> {
         let stamp = Stamp::new(Now::from_s(0), Role::Leecher);
-        (0..count).map(|at| Record::new(Endpoint::new([10, 0, 0, 1], at + 1), stamp)).collect()
+        let address = |at: u16| [20, (at >> 8) as u8, at as u8, 1];
+        (0..count).map(|at| Record::new(Endpoint::new(address(at), at + 1), stamp)).collect()
+    }
+
+    fn pool<'a>(runs: [&'a [Record<4>]; 2], own: Option<usize>) -> Pool<'a, 4> {
+        Pool { runs, own, capped: Capped::All }
     }
 
     /// How often each port was handed out in `rounds` choices.
@@ -170,7 +282,7 @@ mod tests {
         let mut hits = vec![0; total + 1];
         let mut out = vec![0; want * 6];
         for _ in 0..rounds {
-            let written = choose(&Pool { runs, own }, &mut random, &mut out);
+            let written = choose(&pool(runs, own), &mut random, &mut out);
             let mut ports: Vec<usize> = out[..written]
                 .chunks_exact(6)
                 .map(|peer| usize::from(u16::from_be_bytes([peer[4], peer[5]])))
@@ -226,7 +338,7 @@ mod tests {
         let mut pairs = vec![0; 64];
         for _ in 0..200_000 {
             let mut out = [0; 12];
-            choose(&Pool { runs: [&all, &[]], own: None }, &mut random, &mut out);
+            choose(&pool([&all, &[]], None), &mut random, &mut out);
             let (a, b) = (usize::from(out[5]) - 1, usize::from(out[11]) - 1);
             pairs[a.min(b) * 8 + a.max(b)] += 1;
         }
@@ -240,10 +352,10 @@ mod tests {
     fn the_buffer_bounds_the_choice() {
         let all = records(10);
         let mut out = [0; 20];
-        let pool = Pool { runs: [&all, &[]], own: None };
-        assert_eq!(choose(&pool, &mut Rng::with_seed(1), &mut out), 18);
-        assert_eq!(choose(&pool, &mut Rng::with_seed(1), &mut out[..5]), 0);
-        let nobody = Pool { runs: [&all[..1], &[]], own: Some(0) };
+        let ten = pool([&all, &[]], None);
+        assert_eq!(choose(&ten, &mut Rng::with_seed(1), &mut out), 18);
+        assert_eq!(choose(&ten, &mut Rng::with_seed(1), &mut out[..5]), 0);
+        let nobody = pool([&all[..1], &[]], Some(0));
         assert_eq!(choose(&nobody, &mut Rng::with_seed(1), &mut out), 0);
     }
 }

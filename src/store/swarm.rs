@@ -16,7 +16,7 @@ use fastrand::Rng;
 use super::large::{Crowd, Large, crowd_of};
 use super::record::{Address, Endpoint, Record, Record4, Role, Stamp};
 use super::roster::{Change, Counts, Outcome, Roster};
-use super::select::{Pool, choose as choose_from};
+use super::select::{Capped, Pool, choose as choose_from};
 use super::table::{Block, Contents, ONE_COMPLETED_MAX, Owned};
 use super::{Answer, Room, Visit};
 use crate::time::Now;
@@ -359,11 +359,13 @@ pub(super) fn choose(
     match contents {
         Contents::Empty { .. } | Contents::One(..) => [[0; 3]; 2],
         Contents::Few4(block) => {
-            let pool = Pool { runs: [run_of(block, role), &[]], own: own_in(Kind::V4) };
+            let runs = [run_of(block, role), &[]];
+            let pool = Pool { runs, own: own_in(Kind::V4), capped: capped(scope, false) };
             [[choose_from(&pool, random, room.v4), 0, 0], [pool.available(), 0, 0]]
         }
         Contents::Few6(block) => {
-            let pool = Pool { runs: [run_of(block, role), &[]], own: own_in(Kind::V6) };
+            let runs = [run_of(block, role), &[]];
+            let pool = Pool { runs, own: own_in(Kind::V6), capped: capped(scope, false) };
             [[0, choose_from(&pool, random, room.v6), 0], [0, pool.available(), 0]]
         }
         Contents::Many(large) => {
@@ -399,5 +401,16 @@ fn pool_of<const ADDRESS: usize>(
         crowd.map_or(&[], |crowd| run_of(crowd, role))
     };
     let public = if scope == Scope::Public { &[] } else { run(Scope::Public) };
-    Pool { runs: [run(scope), public], own }
+    Pool { runs: [run(scope), public], own, capped: capped(scope, !public.is_empty()) }
+}
+
+/// Which candidates of an asker of `scope` are under caps, `public` telling whether there are
+/// public ones beside its own.
+#[inline]
+fn capped(scope: Scope, public: bool) -> Capped {
+    match (scope, public) {
+        (Scope::Public, _) => Capped::All,
+        (_, true) => Capped::Public,
+        (_, false) => Capped::None,
+    }
 }

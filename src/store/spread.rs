@@ -1,0 +1,311 @@
+//! No network fills a reply, where the swarm has others to offer.
+//!
+//! Whoever owns one address can announce sixty thousand ports of it. So a reply carries at most two
+//! peers of one IPv4 address and one of an IPv6 /64, and at most an eighth of it (or as many as of
+//! one host) from one /24 or /48. Public addresses only: in a local network many peers share one.
+//! The store does not remember who was exempt from limits; nobody misses a peer by that, for where
+//! there are no others the reply is filled with those above the cap.
+//!
+//! Replies are short and nearly always fine, so that is what is cheap to see: a table of small
+//! counts, each for many networks, and an exact look only at those whose count is suspicious.
+
+use fastrand::Rng;
+
+use super::record::Endpoint;
+use super::select::CHOICE_MAX;
+
+/// The most peers of a reply that may come from the same place.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Caps {
+    /// From one IPv4 address or IPv6 /64.
+    host: usize,
+    /// From one /24 or /48.
+    network: usize,
+    /// Whether some of the candidates are not public, and under no cap.
+    mixed: bool,
+}
+
+impl Caps {
+    /// The caps of a reply of `count` peers; `None` where nothing can exceed them.
+    #[inline]
+    pub(super) fn of<const ADDRESS: usize>(count: usize, mixed: bool) -> Option<Self> {
+        let host = if ADDRESS == 4 { 2 } else { 1 };
+        let capped = Endpoint::<ADDRESS>::HAS_PREFIX && count > host;
+        capped.then(|| Self { host, network: host.max(count / 8), mixed })
+    }
+
+    /// Whether an endpoint is under no cap.
+    #[inline]
+    fn passes<const ADDRESS: usize>(self, endpoint: &Endpoint<ADDRESS>) -> bool {
+        self.mixed && !endpoint.is_public()
+    }
+
+    /// Whether `places` keep the caps. May say no of what does, rarely.
+    #[inline]
+    pub(super) fn hold<const ADDRESS: usize>(self, places: &[Endpoint<ADDRESS>]) -> bool {
+        // By chance a count of the small table misleads in one reply of sixteen, at 30 peers.
+        if ADDRESS == 4 && places.len() <= 32 {
+            self.hold_by::<ADDRESS, 256>(places)
+        } else {
+            self.hold_by::<ADDRESS, 2048>(places)
+        }
+    }
+
+    #[inline]
+    fn hold_by<const ADDRESS: usize, const BINS: usize>(
+        self,
+        places: &[Endpoint<ADDRESS>],
+    ) -> bool {
+        let mut counts = [0_u8; BINS];
+        let mut looks = LOOKS_MAX;
+        for (at, place) in places.iter().enumerate() {
+            if self.passes(place) {
+                continue;
+            }
+            let count = &mut counts[slot(place.network(), SPREADING, BINS)];
+            *count += 1; // ends with the looks, long before it is full
+            if usize::from(*count) > self.host {
+                if looks == 0 || !self.admits_after(&places[..at], place) {
+                    return false;
+                }
+                looks -= 1;
+            }
+        }
+        true
+    }
+
+    /// Whether `place` keeps the caps beside those before it.
+    #[cold]
+    fn admits_after<const ADDRESS: usize>(
+        self,
+        before: &[Endpoint<ADDRESS>],
+        place: &Endpoint<ADDRESS>,
+    ) -> bool {
+        let of_host = before.iter().filter(|it| it.host() == place.host()).count();
+        let of_network = before.iter().filter(|it| it.network() == place.network()).count();
+        of_host < self.host && of_network < self.network
+    }
+
+    /// Replaces what exceeds the caps by what `further` offers, as far as it does.
+    #[cold]
+    pub(super) fn mend<const ADDRESS: usize>(
+        self,
+        places: &mut [Endpoint<ADDRESS>],
+        random: &mut Rng,
+        mut further: impl Further,
+        candidate: impl Fn(usize) -> Endpoint<ADDRESS>,
+    ) {
+        let key = random.u64(..) | 1;
+        let [mut hosts, mut networks] = [(); 2].map(|()| Counted::new(key));
+        let mut admits = |it: &Endpoint<ADDRESS>| {
+            if self.passes(it) {
+                return true;
+            }
+            let counts = [hosts.of(it.host()), networks.of(it.network())];
+            let admitted =
+                usize::from(*counts[0]) < self.host && usize::from(*counts[1]) < self.network;
+            counts.into_iter().for_each(|count| *count += u16::from(admitted));
+            admitted
+        };
+        let mut kept = 0;
+        for at in 0..places.len() {
+            if admits(&places[at]) {
+                places.swap(kept, at);
+                kept += 1;
+            }
+        }
+        while kept < places.len() {
+            let Some(number) = further.next(random) else { return };
+            let it = candidate(number as usize);
+            if admits(&it) {
+                further.take(number);
+                places[kept] = it;
+                kept += 1;
+            }
+        }
+    }
+}
+
+/// Candidates beyond those that were chosen.
+pub(super) trait Further {
+    /// The number of another candidate, which is not in the reply.
+    fn next(&mut self, random: &mut Rng) -> Option<u32>;
+    /// Notes that the candidate is in the reply now.
+    fn take(&mut self, number: u32);
+}
+
+/// Suspicious counts that are looked into before the exact way is taken: it is the cheaper one for
+/// a reply that is full of them.
+const LOOKS_MAX: u32 = 4;
+
+/// An odd number without pattern: the golden ratio's fraction, as Knuth has it.
+const SPREADING: u64 = 0x9e37_79b9_7f4a_7c15;
+
+/// One of `slots` slots, a power of two, for a prefix.
+#[inline]
+fn slot(prefix: u64, key: u64, slots: usize) -> usize {
+    #[expect(clippy::cast_possible_truncation, reason = "the slot has as many bits as there are")]
+    let slot = (prefix.wrapping_mul(key) >> (u64::BITS - slots.ilog2())) as usize;
+    slot
+}
+
+/// Twice as many as there can be prefixes in a reply.
+const COUNTED_SLOTS: usize = CHOICE_MAX * 2;
+
+/// How often each prefix is in the reply: an open-addressed table. Every call has its own key, so
+/// nobody can choose addresses that meet in it.
+struct Counted {
+    key: u64,
+    prefixes: [u64; COUNTED_SLOTS],
+    counts: [u16; COUNTED_SLOTS],
+}
+
+impl Counted {
+    fn new(key: u64) -> Self {
+        Self { key, prefixes: [0; COUNTED_SLOTS], counts: [0; COUNTED_SLOTS] }
+    }
+
+    /// The count of a prefix. It has a slot from when its count is not 0 any more.
+    fn of(&mut self, prefix: u64) -> &mut u16 {
+        let mut at = slot(prefix, self.key, COUNTED_SLOTS);
+        while self.counts[at] != 0 && self.prefixes[at] != prefix {
+            at = (at + 1) % COUNTED_SLOTS;
+        }
+        self.prefixes[at] = prefix;
+        &mut self.counts[at]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use super::super::record::{Record, Role, Stamp};
+    use super::super::select::{Capped, Pool, choose};
+    use super::*;
+    use crate::time::Now;
+
+    fn record<const ADDRESS: usize>(address: [u8; ADDRESS], port: u16) -> Record<ADDRESS> {
+        Record::new(Endpoint::new(address, port), Stamp::new(Now::from_s(0), Role::Leecher))
+    }
+
+    /// The replies that `rounds` choices of `want` from the pool give.
+    fn replies<const ADDRESS: usize>(
+        runs: [&[Record<ADDRESS>]; 2],
+        capped: Capped,
+        want: usize,
+        rounds: u64,
+    ) -> Vec<Vec<Endpoint<ADDRESS>>> {
+        let reply = |seed| {
+            let mut out = vec![0; want * (ADDRESS + 2)];
+            let pool = Pool { runs, own: None, capped };
+            let written = choose(&pool, &mut Rng::with_seed(seed), &mut out);
+            let peers = out[..written].chunks_exact(ADDRESS + 2).map(|it| {
+                let (address, port) = it.split_at(ADDRESS);
+                Endpoint::new(address.try_into().unwrap(), u16::from_be_bytes([port[0], port[1]]))
+            });
+            peers.collect()
+        };
+        (0..rounds).map(reply).collect()
+    }
+
+    /// How many of a reply the host and the network have that have most of it.
+    fn most<const ADDRESS: usize>(reply: &[Endpoint<ADDRESS>]) -> [usize; 2] {
+        let [mut hosts, mut networks] = [(); 2].map(|()| BTreeMap::<u64, usize>::new());
+        for it in reply.iter().filter(|it| it.is_public()) {
+            *hosts.entry(it.host()).or_default() += 1;
+            *networks.entry(it.network()).or_default() += 1;
+        }
+        [hosts, networks].map(|it| it.into_values().max().unwrap_or(0))
+    }
+
+    /// Every reply is full, of distinct peers, and has at most so many of one host and network.
+    fn check<const ADDRESS: usize>(
+        replies: &[Vec<Endpoint<ADDRESS>>],
+        want: usize,
+        caps: [usize; 2],
+    ) {
+        for reply in replies {
+            let bytes = |it: &Endpoint<ADDRESS>| zerocopy::IntoBytes::as_bytes(it).to_vec();
+            let distinct: BTreeSet<_> = reply.iter().map(bytes).collect();
+            assert_eq!([reply.len(), distinct.len()], [want; 2]);
+            let [host, network] = most(reply);
+            assert!(host <= caps[0] && network <= caps[1], "{host} {network}");
+        }
+    }
+
+    #[test]
+    fn one_address_with_many_ports_gets_two_places() {
+        let mut all: Vec<_> = (0..900).map(|port| record([20, 0, 0, 1], port + 1)).collect();
+        all.extend((0..60).map(|at| record([30, 0, at, 1], 1)));
+        check(&replies([&all, &[]], Capped::All, 30, 200), 30, [2, 3]);
+        check(&replies([&all, &[]], Capped::All, 50, 200), 50, [2, 6]);
+        check(&replies([&all, &[]], Capped::All, 3, 200), 3, [2, 2]);
+        // Of a large swarm not everyone is tried; here a third are others.
+        let mut all: Vec<_> = (0..20_000).map(|port| record([20, 0, 0, 1], port + 1)).collect();
+        all.extend((0..10_000_u16).map(|at| record([30, (at >> 8) as u8, at as u8, 1], 1)));
+        check(&replies([&all, &[]], Capped::All, 50, 200), 50, [2, 6]);
+        check(&replies([&all, &[]], Capped::All, 200, 50), 200, [2, 25]);
+    }
+
+    #[test]
+    fn one_network_with_many_hosts_gets_an_eighth() {
+        let mut all: Vec<_> = (0..=255).map(|host| record([20, 0, 0, host], 1)).collect();
+        all.extend((0..100).map(|at| record([30, 0, at, 1], 1)));
+        check(&replies([&all, &[]], Capped::All, 50, 200), 50, [1, 6]);
+        let other = |at: u8| {
+            let mut address = [0x20; 16];
+            address[5] = at;
+            record(address, 1)
+        };
+        let host = |at: u8| {
+            let mut address = [0x21; 16];
+            (address[7], address[15]) = (at / 8, at); // 8 addresses in each /64 of a /48
+            record(address, 1)
+        };
+        let all: Vec<_> = (0..240).map(host).chain((0..80).map(other)).collect();
+        check(&replies([&all, &[]], Capped::All, 40, 200), 40, [1, 5]);
+        check(&replies([&all, &[]], Capped::All, 7, 200), 7, [1, 1]);
+    }
+
+    #[test]
+    fn where_there_are_no_others_replies_are_full_all_the_same() {
+        let all: Vec<_> = (0..1000).map(|port| record([20, 0, 0, 1], port + 1)).collect();
+        check(&replies([&all, &[]], Capped::All, 50, 100), 50, [50, 50]);
+        let some = [record([30, 0, 0, 1], 1), record([40, 0, 0, 1], 1)];
+        for reply in replies([&all, &some], Capped::All, 50, 100) {
+            let others = reply.iter().filter(|it| it.host() >> 56 != 20).count();
+            assert_eq!((reply.len(), others), (50, 2), "whoever else there is comes in");
+        }
+    }
+
+    #[test]
+    fn local_peers_are_under_no_cap() {
+        let local: Vec<_> = (0..900).map(|port| record([10, 0, 0, 1], port + 1)).collect();
+        let public: Vec<_> = (0..900).map(|port| record([20, 0, 0, 1], port + 1)).collect();
+        let alone = replies([&local, &[]], Capped::None, 30, 10);
+        assert!(alone.iter().all(|it| it.len() == 30));
+        check(&replies([&local, &public], Capped::Public, 30, 100), 30, [2, 2]);
+    }
+
+    #[test]
+    fn whatever_breaks_a_cap_is_seen() {
+        let mut random = Rng::with_seed(1);
+        let mut seen = [0; 2];
+        for round in 0..20_000 {
+            let count = random.usize(3..=CHOICE_MAX);
+            let shift = random.u8(3..14);
+            let peer = |_| {
+                let network = random.u16(..) >> shift;
+                Endpoint::new([20, (network >> 8) as u8, network as u8, random.u8(..4)], 1)
+            };
+            let reply: Vec<Endpoint<4>> = (0..count).map(peer).collect();
+            let [host, network] = most(&reply);
+            let keeps = host <= 2 && network <= 2.max(count / 8);
+            let holds = Caps::of::<4>(count, round % 2 == 0).unwrap().hold(&reply);
+            assert!(keeps || !holds, "{host} {network} of {count}");
+            seen[usize::from(keeps)] += 1;
+        }
+        assert!(seen[0] > 1000 && seen[1] > 1000, "{seen:?}");
+    }
+}
