@@ -128,11 +128,14 @@ impl Sweeper {
         }
         let totals = &store.totals[self.shard];
         let mut place = self.place.take();
-        let next = store.table.sweep(self.shard, self.bucket, looks, |info_hash, cell, looks| {
+        let shard = self.shard;
+        let visit = |info_hash: &InfoHash, cell: &mut SwarmCell, looks: &mut usize| {
             let (was_vacant, had_peers) = (cell.is_vacant(), cell.has_peers());
             let from = place.take().filter(|it| it.info_hash == *info_hash);
             let here = Expiry { store, totals, now, limits };
+            let before = cell.peek(Contents::bytes);
             place = here.expire_cell(info_hash, cell, from, looks);
+            store.note_bytes(shard, before, cell.peek(Contents::bytes));
             totals.note_peers(had_peers, cell.has_peers());
             if place.is_some() {
                 return Visit::Pause;
@@ -141,7 +144,9 @@ impl Sweeper {
                 totals.note_entry(true, false);
             }
             Visit::Done
-        });
+        };
+        let resized = |before, after| store.note_bytes(shard, before, after);
+        let next = store.table.sweep(shard, self.bucket, looks, visit, resized);
         self.place = place;
         self.bucket = next.unwrap_or(0);
         next.is_none()

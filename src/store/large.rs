@@ -5,7 +5,7 @@
 //! and of a million.
 
 use ahash::RandomState;
-use hashbrown::HashTable;
+use hashbrown::raw::RawTable;
 
 use super::record::{Endpoint, Record};
 use super::roster::{Counts, Roster};
@@ -35,6 +35,20 @@ impl Large {
             && self.v6.iter().all(|crowd| crowd.records().is_empty())
             && self.web.iter().all(|crowd| crowd.records().is_empty())
     }
+
+    /// Bytes of memory the crowds take.
+    #[inline]
+    pub(super) fn bytes(&self) -> usize {
+        let web = self.web.as_deref().map_or(0, |it| size_of_val(it) + it.bytes());
+        bytes_of(&self.v4) + bytes_of(&self.v6) + web
+    }
+}
+
+/// Bytes of memory that crowds of one kind take.
+#[inline]
+fn bytes_of<const ADDRESS: usize>(crowds: &Vec<Crowd<ADDRESS>>) -> usize {
+    let each: usize = crowds.iter().map(Crowd::bytes).sum();
+    crowds.capacity() * size_of::<Crowd<ADDRESS>>() + each
 }
 
 /// Peers of one kind and one scope.
@@ -70,6 +84,15 @@ impl<const ADDRESS: usize> Crowd<ADDRESS> {
     /// A crowd of nobody yet.
     pub(super) fn new(scope: Scope) -> Self {
         Self { scope, members: Members::Few(Block::with_room(1, 0)) }
+    }
+
+    /// Bytes of memory the crowd takes beside its own fields.
+    #[inline]
+    fn bytes(&self) -> usize {
+        match &self.members {
+            Members::Few(block) => block.bytes(),
+            Members::Many(indexed) => size_of::<Indexed<ADDRESS>>() + indexed.bytes(),
+        }
     }
 
     /// Gives back memory that is not needed. A crowd goes back to a block once it fills half of
@@ -158,7 +181,7 @@ impl<const ADDRESS: usize> Roster<ADDRESS> for Crowd<ADDRESS> {
 pub(super) struct Indexed<const ADDRESS: usize> {
     records: Vec<Record<ADDRESS>>,
     counts: Counts,
-    index: HashTable<u32>,
+    index: RawTable<u32>,
 }
 
 /// The index's word for a position. Four billion peers do not fit a swarm.
@@ -171,9 +194,9 @@ fn word(at: usize) -> u32 {
 const NOWHERE: usize = u32::MAX as usize;
 
 /// Makes the index say `new` where it says `old`.
-fn repoint(index: &mut HashTable<u32>, hash: u64, old: usize, new: usize) {
+fn repoint(index: &mut RawTable<u32>, hash: u64, old: usize, new: usize) {
     let (old, new) = (word(old), word(new));
-    let found = index.find_mut(hash, |&at| at == old);
+    let found = index.get_mut(hash, |&at| at == old);
     *found.expect("every position is indexed") = new;
 }
 
@@ -181,11 +204,18 @@ impl<const ADDRESS: usize> Indexed<ADDRESS> {
     /// The peers of a full block, indexed.
     fn of(block: &Block<ADDRESS>, keys: &RandomState) -> Self {
         let room = block.records().len() * 2;
-        let index = HashTable::with_capacity(room);
+        let index = RawTable::with_capacity(room);
         let records = Vec::with_capacity(room);
         let mut it = Self { records, counts: block.counts(), index };
         block.records().iter().for_each(|record| it.push(*record, keys));
         it
+    }
+
+    /// Bytes of memory that array and index take.
+    #[inline]
+    fn bytes(&self) -> usize {
+        let index = self.index.allocation_info().1.size();
+        self.records.capacity() * size_of::<Record<ADDRESS>>() + index
     }
 
     /// Gives back memory once three quarters of it are unused.
@@ -201,7 +231,7 @@ impl<const ADDRESS: usize> Indexed<ADDRESS> {
     #[inline]
     fn position(&self, endpoint: &Endpoint<ADDRESS>, keys: &RandomState) -> Option<usize> {
         let is_it = |&at: &u32| self.records[at as usize].endpoint == *endpoint;
-        self.index.find(keys.hash_one(endpoint), is_it).map(|&at| at as usize)
+        self.index.get(keys.hash_one(endpoint), is_it).map(|&at| at as usize)
     }
 
     fn swap(&mut self, a: usize, b: usize, keys: &RandomState) {
@@ -224,7 +254,7 @@ impl<const ADDRESS: usize> Indexed<ADDRESS> {
         let at = word(self.records.len());
         self.records.push(record);
         let records = &self.records;
-        self.index.insert_unique(keys.hash_one(record.endpoint), at, |&at| {
+        self.index.insert(keys.hash_one(record.endpoint), at, |&at| {
             keys.hash_one(records[at as usize].endpoint)
         });
     }
@@ -232,9 +262,6 @@ impl<const ADDRESS: usize> Indexed<ADDRESS> {
     fn pop(&mut self, keys: &RandomState) {
         let Some(record) = self.records.pop() else { return };
         let at = word(self.records.len());
-        let found = self.index.find_entry(keys.hash_one(record.endpoint), |&it| it == at);
-        if let Ok(entry) = found {
-            entry.remove();
-        }
+        self.index.erase_entry(keys.hash_one(record.endpoint), |&it| it == at);
     }
 }

@@ -6,9 +6,11 @@
 //! This file is the store's door: an announce goes in, counts and peers come out, under one shard
 //! lock and with nothing else held.
 
+mod announce;
 mod expire;
 mod large;
 mod list;
+mod memory;
 mod record;
 mod roster;
 mod select;
@@ -30,8 +32,10 @@ pub use roster::Change;
 
 use crate::time::Now;
 use crate::types::{Contact, InfoHash, Kind, Scope, ScrapeEntry};
+use announce::Announcing;
+use memory::{Account, Memory};
 use roster::Outcome;
-use swarm::{Asker, Tally};
+use swarm::Asker;
 use table::Table;
 
 /// How many times [`Store::prefetch`] wants to see a batch.
@@ -81,6 +85,7 @@ struct ShardTotals {
     seeders: [AtomicU64; Kind::ALL.len()],
     leechers: [AtomicU64; Kind::ALL.len()],
     completed: AtomicU64,
+    account: Account,
 }
 
 /// Adds to a count whose shard is locked.
@@ -179,6 +184,7 @@ pub struct Answer {
 pub struct Store {
     table: Table,
     totals: Box<[CachePadded<ShardTotals>]>,
+    memory: CachePadded<Memory>,
 }
 
 impl Store {
@@ -189,7 +195,7 @@ impl Store {
         });
         let table = Table::new(options.shards, keys);
         let totals = (0..table.shards()).map(|_| CachePadded::default()).collect();
-        Self { table, totals }
+        Self { table, totals, memory: CachePadded::default() }
     }
 
     /// Sums; costs one read per shard.
@@ -205,6 +211,17 @@ impl Store {
             }
         }
         sum
+    }
+
+    /// Bytes that torrents and peers take, as asked of the allocator; costs one read per shard.
+    pub fn used_bytes(&self) -> u64 {
+        self.totals.iter().map(|shard| shard.account.taken()).sum()
+    }
+
+    /// Notes that something in a shard, whose lock is held, takes `after` bytes instead of `before`.
+    #[inline]
+    fn note_bytes(&self, shard: usize, before: usize, after: usize) {
+        self.memory.note(&self.totals[shard].account, before, after);
     }
 
     /// Asks for the memory an announce of `info_hash` will touch; stages run over a whole batch
@@ -229,24 +246,8 @@ impl Store {
         };
         let asker = Asker { now, scope, change: visit.change, keys: self.table.keys() };
         let joins = matches!(visit.change, Change::Present { .. });
-        self.table.write(
-            visit.info_hash,
-            joins,
-            |shard, cell| {
-                cell.change(|contents| {
-                    let (kind, (contents, outcome)) = asker.announce(contents, visit);
-                    let mut answer = Tally::of(&contents).answer();
-                    self.totals[shard].note(kind, &outcome, answer.seeders + answer.leechers);
-                    if let Change::Present { role, .. } = visit.change {
-                        let own = (kind, outcome.position);
-                        [answer.bytes, answer.available] =
-                            swarm::choose(&contents, scope, role, own, room, random);
-                    }
-                    (contents, answer)
-                })
-            },
-            |shard, before, after| self.totals[shard].note_entry(before, after),
-        )
+        let mut announcing = Announcing { store: self, visit, asker, room, random };
+        self.table.write(visit.info_hash, joins, &mut announcing)
     }
 
     /// One torrent's counts; zeros if it is unknown.

@@ -51,6 +51,7 @@ unsafe impl<const ADDRESS: usize> Sync for Block<ADDRESS> {}
 
 /// The allocator's size class that holds `bytes`: multiples of 16 up to 64, then four steps to
 /// each doubling (mimalloc's bins). Asking for the whole class wastes nothing.
+#[inline]
 fn size_class(bytes: usize) -> usize {
     let step = if bytes <= 64 { 16 } else { bytes.next_power_of_two() / 8 };
     bytes.next_multiple_of(step)
@@ -73,9 +74,21 @@ impl<const ADDRESS: usize> Block<ADDRESS> {
         (room / (stride + 1)).min(BLOCK_RECORDS_MAX)
     }
 
+    /// The whole size class that a block of this capacity needs.
+    #[inline]
+    fn bytes_of(capacity: usize) -> usize {
+        size_class(HEAD_BYTES + tag_bytes(capacity) + capacity * size_of::<Record<ADDRESS>>())
+    }
+
     fn layout(capacity: usize) -> Layout {
-        let bytes = HEAD_BYTES + tag_bytes(capacity) + capacity * size_of::<Record<ADDRESS>>();
+        let bytes = Self::bytes_of(capacity);
         Layout::from_size_align(bytes, align_of::<BlockHead>()).expect("a few KiB at most")
+    }
+
+    /// Bytes of memory the block takes.
+    #[inline]
+    pub(in crate::store) fn bytes(&self) -> usize {
+        Self::bytes_of(self.capacity())
     }
 
     /// An empty block with room for `len` records.

@@ -33,6 +33,19 @@ pub(in crate::store) enum Contents {
     Many(Owned),
 }
 
+impl Contents {
+    /// Bytes of memory beyond the map entry.
+    #[inline]
+    pub(in crate::store) fn bytes(&self) -> usize {
+        match self {
+            Self::Empty { .. } | Self::One(..) => 0,
+            Self::Few4(block) => block.bytes(),
+            Self::Few6(block) => block.bytes(),
+            Self::Many(large) => size_of::<Large>() + large.bytes(),
+        }
+    }
+}
+
 /// A large swarm on the heap, behind a pointer that may be looked through from several threads at
 /// once while the shard is locked for reading. (A `Box` may not: it promises to be the only way to
 /// what it points at.)

@@ -55,6 +55,24 @@ impl Hint {
     }
 }
 
+/// What is done with an entry, and who hears of what becomes of the table. Every call is under the
+/// shard's write lock.
+pub(super) trait Keeper {
+    /// What a change has to tell.
+    type Told;
+    /// Changes a cell.
+    fn change(&mut self, shard: usize, cell: &mut SwarmCell) -> Self::Told;
+    /// Hears whether there was an entry before the change, and is one after.
+    fn entry(&mut self, shard: usize, before: bool, after: bool);
+    /// Hears of how many bytes the shard's table was and is.
+    fn resized(&mut self, shard: usize, before: usize, after: usize);
+}
+
+/// Bytes of memory a table takes.
+fn bytes_of(table: &RawTable<Entry>) -> usize {
+    table.allocation_info().1.size()
+}
+
 /// A shard's table is given back memory when it is filled to less than this part of its buckets.
 const SHRINK_BELOW: usize = 8;
 
@@ -116,60 +134,64 @@ impl Table {
         }
     }
 
-    /// Runs `change` on the cell of `info_hash` under its shard's lock: an empty cell if there is
-    /// none, which is stored if `create` and it is not vacant after. A cell that became vacant
-    /// is removed. Tells `on_entries` the shard, and whether there was an entry before and is one
-    /// after.
+    /// Lets `keeper` change the cell of `info_hash` under its shard's lock: an empty cell if there
+    /// is none, which is stored if `create` and it is not vacant after. A cell that became vacant
+    /// is removed.
     #[inline]
-    pub(super) fn write<T>(
+    pub(super) fn write<K: Keeper>(
         &self,
         info_hash: &InfoHash,
         create: bool,
-        change: impl FnOnce(usize, &mut SwarmCell) -> T,
-        on_entries: impl FnOnce(usize, bool, bool),
-    ) -> T {
+        keeper: &mut K,
+    ) -> K::Told {
         let hash = self.hash(info_hash);
         let shard = self.shard_of(hash);
         let mut table = self.map.shards()[shard].write();
         let is_it = |entry: &Entry| entry.0 == *info_hash;
-        let found = if create {
-            let hasher = |entry: &Entry| self.hash(&entry.0);
-            let capacity = table.capacity();
-            let found = table.find_or_find_insert_slot(hash, is_it, hasher).map_err(Some);
-            self.hints[shard].note(&table); // it may have grown
-            if table.capacity() != capacity {
-                self.hints[shard].moves.fetch_add(1, Ordering::Relaxed); // or been tidied in place
+        let mut found = table.find(hash, is_it).ok_or(None);
+        if create && found.is_err() {
+            if table.len() == table.capacity() {
+                self.grow(&mut table, shard, keeper);
             }
-            found
-        } else {
-            table.find(hash, is_it).ok_or(None)
-        };
+            let hasher = |entry: &Entry| self.hash(&entry.0);
+            found = table.find_or_find_insert_slot(hash, is_it, hasher).map_err(Some);
+        }
         match found {
             Ok(bucket) => {
                 // SAFETY: the bucket was just found in this table, whose lock is held for writing.
                 let entry = unsafe { bucket.as_mut() };
-                let result = change(shard, entry.1.get_mut());
+                let told = keeper.change(shard, entry.1.get_mut());
                 let stays = !entry.1.get_mut().is_vacant();
                 if !stays {
                     // SAFETY: the bucket is full and of this table; `entry` is not used after.
                     unsafe { table.erase(bucket) };
                 }
-                on_entries(shard, true, stays);
-                result
+                keeper.entry(shard, true, stays);
+                told
             }
             Err(slot) => {
                 let mut cell = SwarmCell::VACANT;
-                let result = change(shard, &mut cell);
+                let told = keeper.change(shard, &mut cell);
                 if let Some(slot) = slot.filter(|_| !cell.is_vacant()) {
                     let entry = (*info_hash, SharedValue::new(cell));
                     // SAFETY: the slot was just found in this table for this hash, and the table
                     // has not been changed since: its lock is still held.
                     unsafe { table.insert_in_slot(hash, slot, entry) };
-                    on_entries(shard, false, true);
+                    keeper.entry(shard, false, true);
                 }
-                result
+                told
             }
         }
+    }
+
+    /// Makes room for one more entry: the table grows, or is tidied in place.
+    #[cold]
+    fn grow(&self, table: &mut RawTable<Entry>, shard: usize, keeper: &mut impl Keeper) {
+        let before = bytes_of(table);
+        table.reserve(1, |entry| self.hash(&entry.0));
+        keeper.resized(shard, before, bytes_of(table));
+        self.hints[shard].note(table);
+        self.hints[shard].moves.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Looks at the cell of `info_hash`, if there is one, under its shard's shared lock.
@@ -186,13 +208,15 @@ impl Table {
 
     /// Runs `change` on the cells of a shard from bucket `from` on, until it answers
     /// [`Visit::Pause`] or `budget` is spent: one for each bucket, and what `change` takes of it.
-    /// Vacant cells are removed. Says where to go on, or `None` at the shard's end.
+    /// Vacant cells are removed. Says where to go on, or `None` at the shard's end. Tells `resized`
+    /// of how many bytes the table was and is, if it shrinks.
     pub(super) fn sweep(
         &self,
         shard: usize,
         from: usize,
         budget: &mut usize,
         mut change: impl FnMut(&InfoHash, &mut SwarmCell, &mut usize) -> Visit,
+        resized: impl FnOnce(usize, usize),
     ) -> Option<usize> {
         let mut table = self.map.shards()[shard].write();
         for index in from..table.buckets() {
@@ -217,8 +241,9 @@ impl Table {
             }
         }
         if table.buckets() > SHRINK_BELOW && table.len() < table.buckets() / SHRINK_BELOW {
-            let roomy = table.len() * 2;
+            let (roomy, before) = (table.len() * 2, bytes_of(&table));
             table.shrink_to(roomy, |entry| self.hash(&entry.0));
+            resized(before, bytes_of(&table));
             self.hints[shard].note(&table);
             self.hints[shard].moves.fetch_add(1, Ordering::Relaxed);
         }
