@@ -44,6 +44,7 @@ fn announce(store: &Store, torrent: u32, peer: u32, out: &mut [u8], random: &mut
         address: Ipv4Addr::from(0x0800_0000 + peer).into(),
         contact: Contact::Port(6881),
         change: Change::Present { role, completed: false },
+        capped: false,
     };
     store.announce(NOW, &visit, &mut Room { v4: out, v6: &mut [], web: &mut [] }, random).bytes[0]
 }

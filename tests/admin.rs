@@ -57,7 +57,13 @@ impl Fake {
         let store = Arc::new(Store::new(Options { shards: 4, seed: Some(1) }));
         let announce = |torrent: u8, address: IpAddr, contact, role| {
             let change = Change::Present { role, completed: false };
-            let visit = Visit { info_hash: &InfoHash([torrent; 20]), address, contact, change };
+            let visit = Visit {
+                info_hash: &InfoHash([torrent; 20]),
+                address,
+                contact,
+                change,
+                capped: false,
+            };
             store.announce(NOW, &visit, &mut Room::default(), &mut fastrand::Rng::new());
         };
         let v4 = Ipv4Addr::new(8, 8, 8, 8).into();

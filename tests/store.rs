@@ -73,6 +73,7 @@ fn a_million_operations_match_the_model() {
                 address: address(&mut random),
                 contact: contact(&mut random, ports),
                 change: change(&mut random),
+                capped: false,
             };
             match random.u16(..1000) {
                 0 => now = now.plus_s(random.u64(..600)),
@@ -112,7 +113,7 @@ fn announce_alone(seed: u64, thread: u8, now: Now, store: &Store) -> Model {
             0 => Contact::Web(WebPeer([thread, random.u8(..), 0, 0].repeat(4).try_into().unwrap())),
             _ => Contact::Port(1 + random.u16(..4)),
         };
-        let visit = Visit { info_hash: &info_hash, address, contact, change };
+        let visit = Visit { info_hash: &info_hash, address, contact, change, capped: false };
         let mut room = Room { v4: &mut v4, v6: &mut [], web: &mut web };
         let answer = store.announce(now, &visit, &mut room, &mut random);
         mine.announce(now, &visit);
@@ -204,7 +205,7 @@ fn join(
     random: &mut Rng,
 ) {
     let change = Change::Present { role: Role::Leecher, completed: false };
-    let visit = Visit { info_hash: &info_hash, address, contact, change };
+    let visit = Visit { info_hash: &info_hash, address, contact, change, capped: false };
     store.announce(now, &visit, &mut Room::default(), random);
 }
 
@@ -281,7 +282,7 @@ fn a_swarm_with_an_index_matches_the_model() {
                 true => Contact::Web(WebPeer(u128::from(peer).to_be_bytes())),
                 false => Contact::Port(1),
             };
-            let visit = Visit { info_hash: &info_hash, address, contact, change };
+            let visit = Visit { info_hash: &info_hash, address, contact, change, capped: false };
             announce_both(&store, &mut model, now, &visit, &mut random);
             let counts = store.scrape(&info_hash);
             most = most.max(counts.seeders + counts.leechers);
@@ -311,6 +312,7 @@ fn a_full_store_gives_its_memory_back_to_use() {
                 address: Ipv4Addr::from(0x0800_0000 + peer).into(),
                 contact: Contact::Port(6881),
                 change: Change::Present { role: Role::Leecher, completed: false },
+                capped: false,
             };
             store.announce(now, &visit, &mut Room::default(), &mut random);
         }
@@ -321,6 +323,7 @@ fn a_full_store_gives_its_memory_back_to_use() {
                 address: Ipv4Addr::from(0x0800_0000 + peer).into(),
                 contact: Contact::Port(6881),
                 change: Change::Stopped,
+                capped: false,
             };
             store.announce(now, &visit, &mut Room::default(), &mut random);
         }

@@ -94,7 +94,7 @@ fuzz_target!(|input: &[u8]| {
             (Some(change), _) => {
                 let contact = contact(from, port, operation);
                 let visit =
-                    Visit { info_hash: &info_hash, address: address(from), contact, change };
+                    Visit { info_hash: &info_hash, address: address(from), contact, change, capped: false };
                 announce_both(&pair.store, &mut pair.model, pair.now, &visit, &mut random);
             }
             (None, 5) => pair.pass_time(u64::from(port) * 16),

@@ -1,19 +1,41 @@
-//! One announce under its shard's lock: the swarm changes, the sums follow, peers are chosen.
+//! One announce under its shard's lock: the swarm changes, the sums follow, peers are chosen. And
+//! where there is no memory for a newcomer, torrents on probation go to make room.
 
 use fastrand::Rng;
 
-use super::roster::Change;
-use super::swarm::{self, Asker, Tally};
+use super::asker::{Asker, all_on_probation};
+use super::record::{Address, Record};
+use super::roster::{Change, Roster};
+use super::swarm::{self, Reader, Tally};
 use super::table::{Contents, Keeper, SwarmCell};
-use super::{Answer, Room, Store, Visit};
+use super::{Answer, Room, Store, Stored, Visit, add};
+use crate::time::Now;
+use crate::types::{Kind, Scope};
 
 /// An announce on its way through the table.
 pub(super) struct Announcing<'a, 'r> {
     pub(super) store: &'a Store,
+    pub(super) now: Now,
     pub(super) visit: &'a Visit<'a>,
-    pub(super) asker: Asker<'a>,
+    pub(super) scope: Scope,
     pub(super) room: &'a mut Room<'r>,
     pub(super) random: &'a mut Rng,
+    /// Whether a torrent has come into being.
+    pub(super) created: bool,
+    /// What it takes, if anything, to store the newcomer.
+    lack: Lack,
+    /// Whether room was made already: what there is now has to do.
+    made_room: bool,
+}
+
+/// What a newcomer cannot be stored for want of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Lack {
+    Nothing,
+    /// A bucket of the table, which may not grow.
+    Bucket,
+    /// Bytes.
+    Bytes,
 }
 
 impl Keeper for Announcing<'_, '_> {
@@ -24,8 +46,46 @@ impl Keeper for Announcing<'_, '_> {
         cell.change(|contents| self.announce(shard, contents))
     }
 
+    fn may_grow(&mut self, shard: usize, bytes: usize) -> bool {
+        self.store.memory.admits(&self.store.totals[shard].account, bytes as u64)
+    }
+
+    fn without_bucket(&mut self) -> Answer {
+        self.lack = Lack::Bucket;
+        Answer { stored: Stored::NoMemory, ..Answer::default() }
+    }
+
+    #[inline]
+    fn wants_room(&mut self) -> bool {
+        let wants = self.lack != Lack::Nothing && !self.made_room;
+        self.made_room = wants;
+        wants
+    }
+
+    fn gives_way(&mut self, shard: usize, cell: &mut SwarmCell) -> bool {
+        if !cell.peek(|contents| self.may_go(contents)) {
+            return false;
+        }
+        let totals = &self.store.totals[shard];
+        let before = cell.change(|contents| {
+            match &contents {
+                Contents::One(record, _) => totals.leave_all(std::slice::from_ref(record)),
+                Contents::Few4(block) => totals.leave_all(block.records()),
+                Contents::Few6(block) => totals.leave_all(block.records()),
+                Contents::Empty { .. } | Contents::Many(_) => {}
+            }
+            (Contents::VACANT, contents.bytes())
+        });
+        self.store.note_bytes(shard, before, 0);
+        totals.note_peers(true, false);
+        totals.note_entry(true, false);
+        add(&totals.evicted, 1);
+        true
+    }
+
     #[inline]
     fn entry(&mut self, shard: usize, before: bool, after: bool) {
+        self.created = after && !before;
         self.store.totals[shard].note_entry(before, after);
     }
 
@@ -34,19 +94,68 @@ impl Keeper for Announcing<'_, '_> {
     }
 }
 
-impl Announcing<'_, '_> {
+impl<'a, 'r> Announcing<'a, 'r> {
+    #[inline]
+    pub(super) fn new(
+        store: &'a Store,
+        (now, scope): (Now, Scope),
+        visit: &'a Visit<'a>,
+        room: &'a mut Room<'r>,
+        random: &'a mut Rng,
+    ) -> Self {
+        let (created, lack, made_room) = (false, Lack::Nothing, false);
+        Self { store, now, visit, scope, room, random, created, lack, made_room }
+    }
+
     #[inline]
     fn announce(&mut self, shard: usize, contents: Contents) -> (Contents, Answer) {
+        let totals = &self.store.totals[shard];
         let bytes = contents.bytes();
-        let (kind, (contents, outcome)) = self.asker.announce(contents, self.visit);
+        let mut asker = Asker::new(
+            (self.now, self.scope, self.visit.change),
+            self.store.table.keys(),
+            self.random,
+            self.visit.capped,
+            (&self.store.memory, &totals.account),
+        );
+        let (kind, (contents, outcome)) = asker.announce(contents, self.visit);
         self.store.note_bytes(shard, bytes, contents.bytes());
         let mut answer = Tally::of(&contents).answer();
-        self.store.totals[shard].note(kind, &outcome, answer.seeders + answer.leechers);
+        totals.note(kind, &outcome, answer.seeders + answer.leechers);
+        answer.stored = outcome.stored;
+        let lacks = outcome.stored == Stored::NoMemory;
+        self.lack = if lacks { Lack::Bytes } else { Lack::Nothing };
+        if lacks && !self.made_room {
+            return (contents, answer); // for now
+        }
         if let Change::Present { role, .. } = self.visit.change {
-            let (scope, own) = (self.asker.scope, (kind, outcome.position));
+            let reader = Reader { scope: self.scope, role, kind, position: outcome.position };
             [answer.bytes, answer.available] =
-                swarm::choose(&contents, scope, role, own, self.room, self.random);
+                swarm::choose(&contents, reader, self.room, self.random);
         }
         (contents, answer)
+    }
+
+    /// Whether a torrent may go, and that would help. One peer in place takes a bucket only.
+    fn may_go(&self, contents: &Contents) -> bool {
+        match contents {
+            Contents::One(record, _) => {
+                self.lack == Lack::Bucket && record.stamp().is_on_probation()
+            }
+            Contents::Few4(block) => all_on_probation(block.records()),
+            Contents::Few6(block) => all_on_probation(block.records()),
+            Contents::Empty { .. } | Contents::Many(_) => false,
+        }
+    }
+}
+
+impl super::ShardTotals {
+    /// Notes that all of them have left.
+    fn leave_all<const ADDRESS: usize>(&self, records: &[Record<ADDRESS>])
+    where
+        Record<ADDRESS>: Address,
+    {
+        let kind: Kind = Record::<ADDRESS>::KIND;
+        records.iter().for_each(|record| self.leave(kind, record.stamp().role()));
     }
 }

@@ -6,6 +6,7 @@
 
 use std::ops::Range;
 
+use super::asker::all_on_probation;
 use super::large::{Crowd, Large, Members};
 use super::record::{Address, Record};
 use super::roster::Roster;
@@ -183,7 +184,7 @@ impl Expiry<'_> {
                     if record.stamp().age_s(now) > self.limits.peer_age_s_max =>
                 {
                     self.totals.leave(Kind::V4, record.stamp().role());
-                    swarm::empty(completed, now)
+                    swarm::left_by(record.stamp(), completed, now)
                 }
                 Contents::Few4(block) => self.expire_few4(block, looks),
                 Contents::Few6(mut block) => {
@@ -226,11 +227,14 @@ impl Expiry<'_> {
         Record<ADDRESS>: Address,
     {
         *looks = looks.saturating_sub(block.records().len());
+        let on_probation = all_on_probation(block.records());
         let gone = |role| self.totals.leave(Record::<ADDRESS>::KIND, role);
         let keys = self.store.table.keys();
         block.expire(self.now, self.limits.peer_age_s_max, usize::MAX, usize::MAX, keys, gone);
         if !block.records().is_empty() {
             block.shrink(keys);
+        } else if on_probation {
+            block.set_completed(0); // as `swarm::left_by` has it
         }
     }
 

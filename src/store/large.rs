@@ -2,14 +2,17 @@
 //!
 //! Peers of one kind and one scope form a crowd: a block while it fits, beyond that an array with
 //! an index of endpoint to position, so that an announce costs the same in a swarm of two thousand
-//! and of a million.
+//! and of a million. Beside the index stands how many peers each host has, in a table of small
+//! counts: a host with too many is turned away without a look at the others, see [`HostCounts`].
 
 use ahash::RandomState;
 use hashbrown::raw::RawTable;
 
+use super::hosts::HostCounts;
 use super::record::{Endpoint, Record};
-use super::roster::{Counts, Roster};
+use super::roster::{Counts, Place, Roster};
 use super::table::{BLOCK_RECORDS_MAX, Block};
+use crate::time::Now;
 use crate::types::Scope;
 
 /// One swarm's crowds; at most one of each kind and scope.
@@ -36,12 +39,22 @@ impl Large {
             && self.web.iter().all(|crowd| crowd.records().is_empty())
     }
 
+    /// How many are in all crowds.
+    pub(super) fn len(&self) -> usize {
+        let [v4, v6] = [len_of(&self.v4), len_of(&self.v6)];
+        v4 + v6 + self.web.as_ref().map_or(0, |crowd| crowd.records().len())
+    }
+
     /// Bytes of memory the crowds take.
     #[inline]
     pub(super) fn bytes(&self) -> usize {
         let web = self.web.as_deref().map_or(0, |it| size_of_val(it) + it.bytes());
         bytes_of(&self.v4) + bytes_of(&self.v6) + web
     }
+}
+
+fn len_of<const ADDRESS: usize>(crowds: &[Crowd<ADDRESS>]) -> usize {
+    crowds.iter().map(|crowd| crowd.records().len()).sum()
 }
 
 /// Bytes of memory that crowds of one kind take.
@@ -84,6 +97,11 @@ impl<const ADDRESS: usize> Crowd<ADDRESS> {
     /// A crowd of nobody yet.
     pub(super) fn new(scope: Scope) -> Self {
         Self { scope, members: Members::Few(Block::with_room(1, 0)) }
+    }
+
+    /// Bytes that a crowd of nobody takes with its own fields.
+    pub(super) fn bytes_when_new() -> usize {
+        size_of::<Self>() + Block::<ADDRESS>::bytes_with_room(1)
     }
 
     /// Bytes of memory the crowd takes beside its own fields.
@@ -160,7 +178,7 @@ impl<const ADDRESS: usize> Roster<ADDRESS> for Crowd<ADDRESS> {
     fn push(&mut self, record: Record<ADDRESS>, keys: &RandomState) {
         match &mut self.members {
             Members::Few(it) if it.is_full() => {
-                let mut indexed = Indexed::of(it, keys);
+                let mut indexed = Indexed::of(it, self.scope, keys);
                 indexed.push(record, keys);
                 self.members = Members::Many(Box::new(indexed));
             }
@@ -175,6 +193,25 @@ impl<const ADDRESS: usize> Roster<ADDRESS> for Crowd<ADDRESS> {
             Members::Many(it) => it.pop(keys),
         }
     }
+
+    fn growth(&self, more: usize) -> usize {
+        match &self.members {
+            Members::Few(it) if more > 0 && it.is_full() => {
+                Indexed::<ADDRESS>::bytes_of(it.records().len() * 2, self.scope) - it.bytes()
+            }
+            Members::Few(it) => it.growth(more),
+            Members::Many(it) => it.growth(more),
+        }
+    }
+
+    fn place_by_host(&self, endpoint: &Endpoint<ADDRESS>, now: Now, keys: &RandomState) -> Place {
+        match &self.members {
+            Members::Few(it) => it.place_by_host(endpoint, now, keys),
+            // To find which of its peers has been silent longest would take a look at all.
+            Members::Many(it) if it.hosts.is_full(endpoint, keys) => Place::None,
+            Members::Many(_) => Place::Own,
+        }
+    }
 }
 
 /// Peers in an array, found through an index of endpoint to position.
@@ -182,6 +219,15 @@ pub(super) struct Indexed<const ADDRESS: usize> {
     records: Vec<Record<ADDRESS>>,
     counts: Counts,
     index: RawTable<u32>,
+    hosts: HostCounts<ADDRESS>,
+}
+
+/// Bytes of an index with room for `len` positions.
+fn index_bytes(len: usize) -> usize {
+    // Buckets are a power of two and filled to seven eighths; each has a byte of its own, and a
+    // group of such bytes follows the last.
+    let buckets = (len * 8 / 7).next_power_of_two();
+    buckets * (size_of::<u32>() + 1) + 16
 }
 
 /// The index's word for a position. Four billion peers do not fit a swarm.
@@ -202,20 +248,49 @@ fn repoint(index: &mut RawTable<u32>, hash: u64, old: usize, new: usize) {
 
 impl<const ADDRESS: usize> Indexed<ADDRESS> {
     /// The peers of a full block, indexed.
-    fn of(block: &Block<ADDRESS>, keys: &RandomState) -> Self {
+    fn of(block: &Block<ADDRESS>, scope: Scope, keys: &RandomState) -> Self {
         let room = block.records().len() * 2;
         let index = RawTable::with_capacity(room);
         let records = Vec::with_capacity(room);
-        let mut it = Self { records, counts: block.counts(), index };
+        let hosts = HostCounts::new(scope, room);
+        let mut it = Self { records, counts: block.counts(), index, hosts };
         block.records().iter().for_each(|record| it.push(*record, keys));
         it
     }
 
-    /// Bytes of memory that array and index take.
+    /// Bytes that one with room for `len` peers takes with its own fields.
+    fn bytes_of(len: usize, scope: Scope) -> usize {
+        let hosts = HostCounts::<ADDRESS>::bytes_of(scope, len);
+        size_of::<Self>() + len * size_of::<Record<ADDRESS>>() + index_bytes(len) + hosts
+    }
+
+    /// Bytes of memory that array, index and counts take.
     #[inline]
     fn bytes(&self) -> usize {
         let index = self.index.allocation_info().1.size();
-        self.records.capacity() * size_of::<Record<ADDRESS>>() + index
+        let records = self.records.capacity() * size_of::<Record<ADDRESS>>();
+        records + index + self.hosts.bytes()
+    }
+
+    /// Bytes more that it takes for `more` records more, 0 or 1. The index may grow without: its
+    /// removed positions leave marks.
+    fn growth(&self, more: usize) -> usize {
+        let len = self.records.len() + more;
+        let room =
+            if len <= self.records.capacity() { self.records.capacity() } else { self.room() };
+        let records = (room - self.records.capacity()) * size_of::<Record<ADDRESS>>();
+        let hosts = self.hosts.growth(room);
+        let buckets = self.index.buckets();
+        let tidies = len <= buckets / 8 * 7 / 2;
+        let is_full = self.index.len() == self.index.capacity();
+        let index = if is_full && !tidies { buckets * (size_of::<u32>() + 1) } else { 0 };
+        records + hosts + index
+    }
+
+    /// For how many records there is room once the array has grown: a quarter at a time, half as
+    /// much slack as doubling, for one more copy a peer.
+    fn room(&self) -> usize {
+        self.records.len() + self.records.len() / 4 + 1
     }
 
     /// Gives back memory once three quarters of it are unused.
@@ -225,6 +300,7 @@ impl<const ADDRESS: usize> Indexed<ADDRESS> {
             self.records.shrink_to(len + len / 4);
             let records = &self.records;
             self.index.shrink_to(len, |&at| keys.hash_one(records[at as usize].endpoint));
+            self.hosts.fit(self.records.capacity(), &self.records, keys);
         }
     }
 
@@ -248,11 +324,12 @@ impl<const ADDRESS: usize> Indexed<ADDRESS> {
 
     fn push(&mut self, record: Record<ADDRESS>, keys: &RandomState) {
         if self.records.len() == self.records.capacity() {
-            // A quarter at a time: half as much slack as doubling, for one more copy a peer.
-            self.records.reserve_exact(self.records.len() / 4 + 1);
+            self.records.reserve_exact(self.room() - self.records.len());
+            self.hosts.fit(self.records.capacity(), &self.records, keys);
         }
         let at = word(self.records.len());
         self.records.push(record);
+        self.hosts.add(&record.endpoint, keys);
         let records = &self.records;
         self.index.insert(keys.hash_one(record.endpoint), at, |&at| {
             keys.hash_one(records[at as usize].endpoint)
@@ -261,6 +338,7 @@ impl<const ADDRESS: usize> Indexed<ADDRESS> {
 
     fn pop(&mut self, keys: &RandomState) {
         let Some(record) = self.records.pop() else { return };
+        self.hosts.remove(&record.endpoint, keys);
         let at = word(self.records.len());
         self.index.erase_entry(keys.hash_one(record.endpoint), |&it| it == at);
     }

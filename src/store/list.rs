@@ -275,6 +275,7 @@ mod tests {
             address: [8, 8, 8, 8].into(),
             contact: Contact::Port(1),
             change,
+            capped: false,
         };
         store.announce(Now::from_s(9), &visit, &mut Room::default(), &mut Rng::with_seed(1));
     }

@@ -4,17 +4,53 @@
 //! whole in chunks, ahead of their needs and only as far as the budget goes: so the sum of what is
 //! taken never exceeds what is reserved, that never exceeds the budget, and the one line all
 //! workers share is written once in a few kilobytes.
+//!
+//! From four fifths of the budget on, new torrents are on probation: stored, but the first to go
+//! once all of it is reserved. What was there before stays whatever comes.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+
+/// What the store may take. May change while it is in use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Budget {
+    /// Bytes for torrents and peers, as asked of the allocator; 0: no bound.
+    pub bytes_max: u64,
+    /// Peers of one torrent, of all kinds together; 0: no bound.
+    pub peers_per_torrent_max: u32,
+}
+
+/// What the store takes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Bytes of torrents and peers, as asked of the allocator.
+    pub bytes: u64,
+    /// Bytes it may take; 0: no bound.
+    pub bytes_max: u64,
+    /// Torrents on probation that made room for others, counted since start.
+    pub evicted: u64,
+}
 
 /// What a shard reserves at once: some seventy torrents. Large enough that the shared line rests,
 /// small enough that what 1024 shards hold back unused is a few MiB.
 pub(super) const CHUNK_BYTES: u64 = 4096;
 
-/// What all accounts have reserved together.
-#[derive(Default)]
+/// What all accounts have reserved together, and how far they may go.
 pub(super) struct Memory {
     reserved: AtomicU64,
+    /// No more than this is reserved; all there is without a bound.
+    reserved_max: AtomicU64,
+    /// Above this, new torrents are on probation.
+    pressed_above: AtomicU64,
+    /// Peers of one torrent; 0: no bound.
+    peers_max: AtomicU64,
+}
+
+impl Default for Memory {
+    fn default() -> Self {
+        let [reserved_max, pressed_above] = [(); 2].map(|()| AtomicU64::new(u64::MAX));
+        let [reserved, peers_max] = [(); 2].map(|()| AtomicU64::new(0));
+        Self { reserved, reserved_max, pressed_above, peers_max }
+    }
 }
 
 /// One shard's account. Written only under the shard's write lock; read by anyone.
@@ -32,6 +68,62 @@ impl Account {
 }
 
 impl Memory {
+    /// Sets what the store may take. What it takes already stays.
+    pub(super) fn allow(&self, budget: Budget) {
+        let (reserved_max, pressed_above) = match budget.bytes_max {
+            0 => (u64::MAX, u64::MAX),
+            bytes => (bytes, bytes / 5 * 4),
+        };
+        self.reserved_max.store(reserved_max, Ordering::Relaxed);
+        self.pressed_above.store(pressed_above, Ordering::Relaxed);
+        self.peers_max.store(budget.peers_per_torrent_max.into(), Ordering::Relaxed);
+    }
+
+    /// Bytes the store may take; 0: no bound.
+    pub(super) fn bytes_max(&self) -> u64 {
+        match self.reserved_max.load(Ordering::Relaxed) {
+            u64::MAX => 0,
+            bytes => bytes,
+        }
+    }
+
+    /// Whether memory is so short that new torrents are on probation.
+    #[inline]
+    pub(super) fn is_short(&self) -> bool {
+        self.reserved.load(Ordering::Relaxed) > self.pressed_above.load(Ordering::Relaxed)
+    }
+
+    /// The most peers of one torrent.
+    #[inline]
+    pub(super) fn peers_max(&self) -> usize {
+        match self.peers_max.load(Ordering::Relaxed) {
+            0 => usize::MAX,
+            peers => usize::try_from(peers).unwrap_or(usize::MAX),
+        }
+    }
+
+    /// Whether a shard may take `bytes` more than it does; they are reserved then.
+    #[inline]
+    pub(super) fn admits(&self, account: &Account, bytes: u64) -> bool {
+        let needed = account.taken() + bytes;
+        let reserved = account.reserved.load(Ordering::Relaxed);
+        needed <= reserved
+            || self.reserve(account, ahead_of(needed), reserved)
+            || self.reserve(account, needed, reserved)
+    }
+
+    /// Reserves up to `wanted` bytes for a shard that has reserved fewer, if the budget allows.
+    #[cold]
+    fn reserve(&self, account: &Account, wanted: u64, reserved: u64) -> bool {
+        let max = self.reserved_max.load(Ordering::Relaxed);
+        let more = |all: u64| all.checked_add(wanted - reserved).filter(|all| *all <= max);
+        let done = self.reserved.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
+        if done.is_ok() {
+            account.reserved.store(wanted, Ordering::Relaxed);
+        }
+        done.is_ok()
+    }
+
     /// Notes that something of `before` bytes takes `after` now.
     #[inline]
     pub(super) fn note(&self, account: &Account, before: usize, after: usize) {
@@ -44,11 +136,64 @@ impl Memory {
         let taken = account.taken() + after - before;
         account.taken.store(taken, Ordering::Relaxed);
         let reserved = account.reserved.load(Ordering::Relaxed);
-        // One chunk ahead, so that a shard that takes and gives the same bytes does not come back.
-        let fitting = taken.next_multiple_of(CHUNK_BYTES) + CHUNK_BYTES;
-        if taken > reserved || reserved > fitting {
-            account.reserved.store(fitting, Ordering::Relaxed);
-            self.reserved.fetch_add(fitting.wrapping_sub(reserved), Ordering::Relaxed);
+        let ahead = ahead_of(taken);
+        // The first is for the few bytes nobody is asked for, such as a count that outgrows its
+        // place; the second gives back.
+        if taken > reserved || reserved > ahead {
+            account.reserved.store(ahead, Ordering::Relaxed);
+            self.reserved.fetch_add(ahead.wrapping_sub(reserved), Ordering::Relaxed);
         }
+    }
+}
+
+/// What is reserved for so many bytes: one chunk ahead, so that a shard which takes and gives the
+/// same bytes does not come back each time.
+fn ahead_of(bytes: u64) -> u64 {
+    bytes.next_multiple_of(CHUNK_BYTES) + CHUNK_BYTES
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_reserved_covers_what_is_taken_and_keeps_the_budget() {
+        let (memory, accounts) = (Memory::default(), [(); 4].map(|()| Account::default()));
+        let bytes_max = 100_000;
+        memory.allow(Budget { bytes_max, peers_per_torrent_max: 0 });
+        let mut random = fastrand::Rng::with_seed(1);
+        let mut refused = 0;
+        for _ in 0..100_000 {
+            let account = random.choice(&accounts).unwrap();
+            let taken = usize::try_from(account.taken()).unwrap();
+            if random.bool() && memory.admits(account, 700) {
+                memory.note(account, 0, random.usize(..=700));
+            } else if random.u8(..3) == 0 {
+                memory.note(account, random.usize(..=taken), 0);
+            } else {
+                refused += 1;
+            }
+            let sum = |of: fn(&Account) -> &AtomicU64| -> u64 {
+                accounts.iter().map(|it| of(it).load(Ordering::Relaxed)).sum()
+            };
+            let reserved = memory.reserved.load(Ordering::Relaxed);
+            assert_eq!(sum(|it| &it.reserved), reserved);
+            assert!(sum(|it| &it.taken) <= reserved && reserved <= bytes_max);
+        }
+        assert!(refused > 0);
+        accounts.iter().for_each(|it| memory.note(it, usize::try_from(it.taken()).unwrap(), 0));
+        assert!(memory.reserved.load(Ordering::Relaxed) <= 4 * CHUNK_BYTES, "it is given back");
+    }
+
+    #[test]
+    fn without_a_bound_everything_is_admitted() {
+        let (memory, account) = (Memory::default(), Account::default());
+        assert!(memory.admits(&account, 1 << 50) && !memory.is_short());
+        memory.allow(Budget { bytes_max: 1000, peers_per_torrent_max: 7 });
+        assert!(memory.is_short() && !memory.admits(&account, 1 << 51));
+        assert_eq!((memory.bytes_max(), memory.peers_max()), (1000, 7));
+        memory.allow(Budget::default());
+        assert!(!memory.is_short() && memory.admits(&account, 1 << 51));
+        assert_eq!((memory.bytes_max(), memory.peers_max()), (0, usize::MAX));
     }
 }

@@ -7,7 +7,9 @@
 //! lock and with nothing else held.
 
 mod announce;
+mod asker;
 mod expire;
+mod hosts;
 mod large;
 mod list;
 mod memory;
@@ -27,6 +29,7 @@ use fastrand::Rng;
 
 pub use expire::{Limits, Sweeper};
 pub use list::{Listed, ListedPeer, Order};
+pub use memory::{Budget, Usage};
 pub use record::{PEER_AGE_S_LIMIT, Role, TICK_S};
 pub use roster::Change;
 
@@ -35,7 +38,6 @@ use crate::types::{Contact, InfoHash, Kind, Scope, ScrapeEntry};
 use announce::Announcing;
 use memory::{Account, Memory};
 use roster::Outcome;
-use swarm::Asker;
 use table::Table;
 
 /// How many times [`Store::prefetch`] wants to see a batch.
@@ -85,6 +87,7 @@ struct ShardTotals {
     seeders: [AtomicU64; Kind::ALL.len()],
     leechers: [AtomicU64; Kind::ALL.len()],
     completed: AtomicU64,
+    evicted: AtomicU64,
     account: Account,
 }
 
@@ -115,8 +118,11 @@ impl ShardTotals {
             if let Some(role) = outcome.after {
                 add(self.by_role(kind, role), 1);
             }
+            if let Some(role) = outcome.replaced {
+                self.leave(kind, role);
+            }
             match (outcome.before, outcome.after) {
-                (None, Some(_)) => self.note_peers(peers > 1, true),
+                (None, Some(_)) => self.note_peers(peers > 1 || outcome.replaced.is_some(), true),
                 (Some(_), None) => self.note_peers(true, peers > 0),
                 _ => {}
             }
@@ -153,6 +159,21 @@ pub struct Visit<'a> {
     pub contact: Contact,
     /// What happens to the peer.
     pub change: Change,
+    /// Whether the peer's host is under the cap on its part of a large swarm: not where the source
+    /// is exempt from limits. Local addresses and WebRTC peers never are.
+    pub capped: bool,
+}
+
+/// What became of a peer that announced.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Stored {
+    /// It is in the swarm, or has left it.
+    #[default]
+    Yes,
+    /// It is not in the swarm: the store is full, and nothing in reach was on probation.
+    NoMemory,
+    /// It is not in the swarm: its host has as many peers there as it may have.
+    NetworkFull,
 }
 
 /// Where chosen peers go, compact: how many fit is how many are wanted, up to [`CHOICE_MAX`] a
@@ -178,6 +199,10 @@ pub struct Answer {
     pub bytes: [usize; Kind::ALL.len()],
     /// How many peers of each kind were chosen from, by [`Kind`].
     pub available: [usize; Kind::ALL.len()],
+    /// Whether the peer is in the swarm, if it was to be.
+    pub stored: Stored,
+    /// Whether the torrent is new here.
+    pub created: bool,
 }
 
 /// info-hash → swarm.
@@ -213,9 +238,27 @@ impl Store {
         sum
     }
 
-    /// Bytes that torrents and peers take, as asked of the allocator; costs one read per shard.
-    pub fn used_bytes(&self) -> u64 {
-        self.totals.iter().map(|shard| shard.account.taken()).sum()
+    /// Sets what the store may take, now and from now on. What is there stays: a store that takes
+    /// more than it may just takes in no more.
+    pub fn allow(&self, budget: Budget) {
+        self.memory.allow(budget);
+    }
+
+    /// Whether memory is so short (four fifths of the budget are reserved) that new torrents are on
+    /// probation: the first to go when the rest is used up as well.
+    #[inline]
+    pub fn is_short_of_memory(&self) -> bool {
+        self.memory.is_short()
+    }
+
+    /// What the store takes; costs one read per shard.
+    pub fn usage(&self) -> Usage {
+        let mut usage = Usage { bytes_max: self.memory.bytes_max(), ..Usage::default() };
+        for shard in &self.totals {
+            usage.bytes += shard.account.taken();
+            usage.evicted += shard.evicted.load(Ordering::Relaxed);
+        }
+        usage
     }
 
     /// Notes that something in a shard, whose lock is held, takes `after` bytes instead of `before`.
@@ -244,10 +287,10 @@ impl Store {
             Contact::Port(_) => Scope::of(visit.address),
             Contact::Web(_) => Scope::Public,
         };
-        let asker = Asker { now, scope, change: visit.change, keys: self.table.keys() };
+        let mut announcing = Announcing::new(self, (now, scope), visit, room, random);
         let joins = matches!(visit.change, Change::Present { .. });
-        let mut announcing = Announcing { store: self, visit, asker, room, random };
-        self.table.write(visit.info_hash, joins, &mut announcing)
+        let answer = self.table.write(visit.info_hash, joins, &mut announcing);
+        Answer { created: announcing.created, ..answer }
     }
 
     /// One torrent's counts; zeros if it is unknown.

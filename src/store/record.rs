@@ -5,7 +5,9 @@
 //! IPv6   address (16) | port (2) | stamp (2)  = 20 bytes, the first 18 copied into replies
 //! WebRTC hash (14 + 2)           | stamp (2)  = 18 bytes, the first 16 name the peer's socket
 //!
-//! stamp  15..4 tick of the latest announce | 3 counted | 2 was leecher | 1 paused | 0 seeder
+//! stamp  15..4 tick of the latest announce | 3 on probation | 2..0 state
+//! state  0 leecher   2 paused   4 seeder that was a leecher   6 seeder from the start
+//!        1, 3, 5     the same, its download counted
 //! ```
 //!
 //! A tick is 8 seconds and wraps after 4096 of them (9 hours), so the age of a peer is known as
@@ -92,6 +94,10 @@ impl<const ADDRESS: usize> Endpoint<ADDRESS> {
 
     /// Whether hosts and networks can be told apart by the address: not those of WebRTC peers.
     pub(super) const HAS_PREFIX: bool = ADDRESS != 14;
+
+    /// The most ports of one host that a large swarm keeps: many users share an IPv4 address, while
+    /// an IPv6 /64 is at most a household.
+    pub(super) const STORED_PER_HOST_MAX: usize = if ADDRESS == 4 { 16 } else { 4 };
 
     /// What is taken for one host: an IPv4 address, an IPv6 /64.
     #[inline]
@@ -212,42 +218,60 @@ impl Role {
     }
 }
 
-/// When a peer last announced, its role, and how far its download was counted.
+/// When a peer last announced, its role, how far its download was counted, and whether it came
+/// when memory was short and has yet to prove itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Stamp(u16);
 
-const SEEDER: u16 = 1;
-const PAUSED: u16 = 1 << 1;
-const WAS_LEECHER: u16 = 1 << 2;
-const COUNTED: u16 = 1 << 3;
+const COUNTED: u16 = 1;
+/// Of a peer that is no seeder: that it is paused. Of a seeder: that it never was a leecher.
+const PAUSED_OR_BORN: u16 = 1 << 1;
+const SEEDER: u16 = 1 << 2;
+const PROBATION: u16 = 1 << 3;
 const TICK_SHIFT: u32 = 4;
 
 impl Stamp {
     /// The stamp of a peer that announced now and was unknown before.
     #[inline]
     pub(super) fn new(now: Now, role: Role) -> Self {
-        let flags = match role {
-            Role::Leecher => WAS_LEECHER,
-            Role::Paused => PAUSED | WAS_LEECHER,
-            Role::Seeder => SEEDER,
+        let state = match role {
+            Role::Leecher => 0,
+            Role::Paused => PAUSED_OR_BORN,
+            Role::Seeder => SEEDER | PAUSED_OR_BORN,
         };
-        Self((tick(now) << TICK_SHIFT) | flags)
+        Self((tick(now) << TICK_SHIFT) | state)
+    }
+
+    /// The same, on probation if so.
+    #[inline]
+    pub(super) fn probed(self, on_probation: bool) -> Self {
+        Self(self.0 & !PROBATION | if on_probation { PROBATION } else { 0 })
+    }
+
+    /// Whether the peer is on probation.
+    #[inline]
+    pub(super) fn is_on_probation(self) -> bool {
+        self.0 & PROBATION != 0
     }
 
     /// The stamp after another announce, and whether that one completes a download to be counted:
-    /// once per peer, and only for a peer that was seen as a leecher.
+    /// once per peer, and only for a peer that was seen as a leecher. Probation goes on.
     #[inline]
     pub(super) fn renewed(self, now: Now, role: Role, completed: bool) -> (Self, bool) {
-        let kept = self.0 & (WAS_LEECHER | COUNTED);
-        let counts = completed && kept == WAS_LEECHER;
-        let counted = if counts { COUNTED } else { 0 };
-        (Self(Self::new(now, role).0 | kept | counted), counts)
+        let born = SEEDER | PAUSED_OR_BORN;
+        let was_leecher = self.0 & born != born;
+        let counts = completed && was_leecher && self.0 & COUNTED == 0;
+        let kept = self.0 & (COUNTED | PROBATION) | if counts { COUNTED } else { 0 };
+        let fresh = Self::new(now, role).0;
+        let fresh =
+            if role == Role::Seeder && was_leecher { fresh & !PAUSED_OR_BORN } else { fresh };
+        (Self(fresh | kept), counts)
     }
 
     /// What the peer does.
     #[inline]
     pub(super) fn role(self) -> Role {
-        match (self.0 & SEEDER != 0, self.0 & PAUSED != 0) {
+        match (self.0 & SEEDER != 0, self.0 & PAUSED_OR_BORN != 0) {
             (true, _) => Role::Seeder,
             (false, true) => Role::Paused,
             (false, false) => Role::Leecher,
@@ -312,6 +336,28 @@ mod tests {
         let (back, _) = again.renewed(now, Role::Leecher, false);
         assert_eq!(back.role(), Role::Leecher);
         assert!(!back.renewed(now, Role::Seeder, true).1, "a second completion after a recheck");
+    }
+
+    #[test]
+    fn probation_changes_nothing_else_and_lasts_until_it_is_lifted() {
+        let now = Now::from_s(1000);
+        let later = now.plus_s(80);
+        for role in [Role::Leecher, Role::Paused, Role::Seeder] {
+            let mut stamp = Stamp::new(now, role);
+            for next in [Role::Seeder, Role::Leecher, Role::Paused, Role::Seeder, Role::Seeder] {
+                let probed = stamp.probed(true);
+                assert!(probed.is_on_probation() && !stamp.is_on_probation());
+                assert_eq!(
+                    (probed.role(), probed.age_s(later)),
+                    (stamp.role(), stamp.age_s(later))
+                );
+                let completed = next == Role::Seeder;
+                let (renewed, counts) = stamp.renewed(later, next, completed);
+                assert_eq!(probed.renewed(later, next, completed), (renewed.probed(true), counts));
+                assert_eq!(renewed.role(), next);
+                stamp = renewed;
+            }
+        }
     }
 
     #[test]

@@ -11,7 +11,9 @@
 
 use ahash::RandomState;
 
-use super::record::{Endpoint, Record, Role, Stamp};
+use super::Stored;
+use super::asker::{Asker, joins_probation, refused};
+use super::record::{Endpoint, Record, Role};
 use crate::time::Now;
 
 /// How many of each role a roster holds.
@@ -66,7 +68,38 @@ pub(super) struct Outcome {
     pub(super) position: Option<usize>,
     /// Whether a download was counted.
     pub(super) completed: bool,
+    /// The role of a peer that had to go for it.
+    pub(super) replaced: Option<Role>,
+    /// Whether a peer that was to join did.
+    pub(super) stored: Stored,
 }
+
+/// What there is of a swarm beside a roster.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Beside {
+    /// Peers in its other rosters.
+    pub(super) peers: usize,
+    /// Whether the torrent is beyond probation, whoever is in the roster.
+    pub(super) is_settled: bool,
+}
+
+/// Where a newcomer's record goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    /// Beside all others.
+    Own,
+    /// That of another, who has to go.
+    Of(usize),
+    /// Nowhere.
+    None,
+}
+
+/// A roster of fewer peers counts nobody's ports: what one host has of it, replies do not show.
+pub(super) const HOSTS_COUNTED_FROM: usize = 256;
+
+/// How many are looked at to find one that has been silent for long. On average, 3 in a hundred
+/// have been silent for longer than the longest silent of so many.
+const SILENT_SAMPLE: usize = 32;
 
 /// Storage of the peers of one swarm that share family and scope.
 pub(super) trait Roster<const ADDRESS: usize> {
@@ -87,40 +120,82 @@ pub(super) trait Roster<const ADDRESS: usize> {
     /// Takes the last record away.
     fn pop(&mut self, keys: &RandomState);
 
+    /// Bytes more that it takes for `more` records more, 0 or 1, and to move records about.
+    fn growth(&self, more: usize) -> usize;
+    /// Where a newcomer goes who may have a share of a large roster and no more.
+    fn place_by_host(&self, endpoint: &Endpoint<ADDRESS>, now: Now, keys: &RandomState) -> Place;
+
     /// Applies one announce to its own peer.
     #[inline]
     fn apply(
         &mut self,
-        now: Now,
+        asker: &mut Asker<'_>,
         endpoint: Endpoint<ADDRESS>,
-        change: Change,
-        keys: &RandomState,
+        beside: Beside,
     ) -> Outcome {
-        let at = self.position(&endpoint, keys);
-        match (at, change) {
+        let at = self.position(&endpoint, asker.keys);
+        match (at, asker.change) {
             (None, Change::Stopped) => Outcome::default(),
-            (None, Change::Present { role, .. }) => {
-                let position = self.insert(Record::new(endpoint, Stamp::new(now, role)), keys);
-                Outcome { after: Some(role), position: Some(position), ..Outcome::default() }
-            }
+            (None, Change::Present { role, .. }) => self.join(asker, endpoint, role, beside),
             (Some(at), Change::Stopped) => {
-                Outcome { before: Some(self.remove(at, keys)), ..Outcome::default() }
+                Outcome { before: Some(self.remove(at, asker.keys)), ..Outcome::default() }
             }
             (Some(at), Change::Present { role, completed }) => {
                 let before = self.records()[at].stamp();
-                let (stamp, completed) = before.renewed(now, role, completed);
+                let (stamp, completed) = asker.renewed(before, role, completed);
                 self.renew(at, Record::new(endpoint, stamp));
                 let before = before.role();
                 let position =
-                    if before == role { at } else { self.recast(at, before, role, keys) };
+                    if before == role { at } else { self.recast(at, before, role, asker.keys) };
                 Outcome {
                     before: Some(before),
                     after: Some(role),
                     position: Some(position),
                     completed,
+                    ..Outcome::default()
                 }
             }
         }
+    }
+
+    /// Lets a newcomer in, if there is a place and memory for it.
+    fn join(
+        &mut self,
+        asker: &mut Asker<'_>,
+        endpoint: Endpoint<ADDRESS>,
+        role: Role,
+        beside: Beside,
+    ) -> Outcome {
+        let on_probation =
+            asker.is_short && !beside.is_settled && joins_probation(self.records(), &endpoint);
+        let place = self.place(asker, &endpoint, beside.peers);
+        let replaced = match place {
+            Place::None => return refused(Stored::NetworkFull),
+            Place::Own if !asker.admits(self.growth(1)) => return refused(Stored::NoMemory),
+            Place::Of(_) if !asker.admits(self.growth(0)) => return refused(Stored::NoMemory),
+            Place::Own => None,
+            Place::Of(at) => Some(self.remove(at, asker.keys)),
+        };
+        let record = asker.record(endpoint, role, on_probation);
+        let position = self.insert(record, asker.keys);
+        Outcome { after: Some(role), position: Some(position), replaced, ..Outcome::default() }
+    }
+
+    /// Where a newcomer goes, `others` being in the swarm's other rosters.
+    fn place(&self, asker: &mut Asker<'_>, endpoint: &Endpoint<ADDRESS>, others: usize) -> Place {
+        let len = self.records().len();
+        if asker.capped && len >= HOSTS_COUNTED_FROM && Endpoint::<ADDRESS>::HAS_PREFIX {
+            let place = self.place_by_host(endpoint, asker.now, asker.keys);
+            if place != Place::Own {
+                return place;
+            }
+        }
+        if len + others < asker.peers_max || len == 0 {
+            return Place::Own; // the first of its kind costs nobody his place
+        }
+        let drawn = (0..SILENT_SAMPLE).map(|_| asker.random.usize(..len));
+        let silent_s = |at: &usize| self.records()[*at].stamp().age_s(asker.now);
+        drawn.max_by_key(silent_s).map_or(Place::Own, Place::Of)
     }
 
     /// Adds a peer; says where it stands.

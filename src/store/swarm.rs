@@ -13,32 +13,29 @@ use std::net::IpAddr;
 use ahash::RandomState;
 use fastrand::Rng;
 
+use super::asker::{Asker, all_on_probation, refused};
 use super::large::{Crowd, Large, crowd_of};
 use super::record::{Address, Endpoint, Record, Record4, Role, Stamp};
-use super::roster::{Change, Counts, Outcome, Roster};
+use super::roster::{Beside, Change, Counts, Outcome, Roster};
 use super::select::{Capped, Pool, choose as choose_from};
 use super::table::{Block, Contents, ONE_COMPLETED_MAX, Owned};
-use super::{Answer, Room, Visit};
+use super::{Answer, Room, Stored, Visit};
 use crate::time::Now;
 use crate::types::{Contact, Kind, Scope, ScrapeEntry};
 
-/// Who announces, and what.
-pub(super) struct Asker<'a> {
-    /// When.
-    pub(super) now: Now,
-    /// Who may be told of it.
-    pub(super) scope: Scope,
-    /// What happens to it.
-    pub(super) change: Change,
-    /// The keys of the store's hashes.
-    pub(super) keys: &'a RandomState,
-}
+/// Bytes that the layout which holds everything takes more than any other for the same peers, and
+/// a newcomer of any kind: heads and new crowds.
+const ENLARGED_BYTES: usize =
+    size_of::<Large>() + 2 * (size_of::<Crowd<16>>() + size_of::<Crowd<14>>() + SMALLEST_BYTES);
+
+/// Bytes of the largest block for one peer.
+const SMALLEST_BYTES: usize = 32;
 
 /// An announce by an IPv4 peer: the swarm after it, and what it did.
 #[inline]
 fn announce_v4(
     contents: Contents,
-    asker: &Asker<'_>,
+    asker: &mut Asker<'_>,
     endpoint: Endpoint<4>,
 ) -> (Contents, Outcome) {
     match contents {
@@ -46,7 +43,9 @@ fn announce_v4(
             let Change::Present { role, .. } = asker.change else {
                 return (contents, Outcome::default());
             };
-            let record = Record::new(endpoint, Stamp::new(asker.now, role));
+            // A count that was there before is not to go with a newcomer.
+            let on_probation = asker.is_short && completed == 0;
+            let record = asker.record(endpoint, role, on_probation);
             let outcome = Outcome { after: Some(role), position: Some(0), ..Outcome::default() };
             (one(record, completed, asker.keys), outcome)
         }
@@ -54,15 +53,20 @@ fn announce_v4(
             renew_one(record, completed, asker)
         }
         Contents::One(record, completed) if asker.joins() && record.scope() == asker.scope => {
+            if !asker.admits(Block::<4>::bytes_with_room(2)) {
+                return (contents, refused(Stored::NoMemory));
+            }
             few4(two_of(record, completed, asker.keys), asker, endpoint)
         }
         Contents::Few4(block) if block.serves(asker, &endpoint) => few4(block, asker, endpoint),
         Contents::Many(mut large) => {
-            let outcome = join_crowd(&mut large.v4, asker, endpoint);
+            let all = large.len();
+            let outcome = join_crowd(&mut large.v4, asker, endpoint, all);
             large.completed = large.completed.saturating_add(u32::from(outcome.completed));
             (settled(large, asker.now), outcome)
         }
         _ if !asker.joins() => (contents, Outcome::default()),
+        _ if !asker.admits(ENLARGED_BYTES) => (contents, refused(Stored::NoMemory)),
         _ => announce_v4(Contents::Many(enlarge(contents, asker.keys)), asker, endpoint),
     }
 }
@@ -71,20 +75,25 @@ fn announce_v4(
 #[inline]
 fn announce_v6(
     contents: Contents,
-    asker: &Asker<'_>,
+    asker: &mut Asker<'_>,
     endpoint: Endpoint<16>,
 ) -> (Contents, Outcome) {
     match contents {
         Contents::Empty { completed, .. } if asker.joins() => {
+            if !asker.admits(Block::<16>::bytes_with_room(1)) {
+                return (contents, refused(Stored::NoMemory));
+            }
             few6(Block::with_room(1, completed), asker, endpoint)
         }
         Contents::Few6(block) if block.serves(asker, &endpoint) => few6(block, asker, endpoint),
         Contents::Many(mut large) => {
-            let outcome = join_crowd(&mut large.v6, asker, endpoint);
+            let all = large.len();
+            let outcome = join_crowd(&mut large.v6, asker, endpoint, all);
             large.completed = large.completed.saturating_add(u32::from(outcome.completed));
             (settled(large, asker.now), outcome)
         }
         _ if !asker.joins() => (contents, Outcome::default()),
+        _ if !asker.admits(ENLARGED_BYTES) => (contents, refused(Stored::NoMemory)),
         _ => announce_v6(Contents::Many(enlarge(contents, asker.keys)), asker, endpoint),
     }
 }
@@ -92,19 +101,24 @@ fn announce_v6(
 /// An announce by a WebRTC peer: the swarm after it, and what it did.
 fn announce_web(
     contents: Contents,
-    asker: &Asker<'_>,
+    asker: &mut Asker<'_>,
     endpoint: Endpoint<14>,
 ) -> (Contents, Outcome) {
     let known = matches!(&contents, Contents::Many(large) if large.web.is_some());
     if !known && !asker.joins() {
         return (contents, Outcome::default());
     }
+    if !known && !asker.admits(ENLARGED_BYTES) {
+        return (contents, refused(Stored::NoMemory));
+    }
     let mut large = match contents {
         Contents::Many(large) => large,
         smaller => enlarge(smaller, asker.keys),
     };
+    let all = large.len();
     let crowd = large.web.get_or_insert_with(|| Box::new(Crowd::new(asker.scope)));
-    let outcome = crowd.apply(asker.now, endpoint, asker.change, asker.keys);
+    let beside = Beside { peers: all - crowd.records().len(), is_settled: true };
+    let outcome = crowd.apply(asker, endpoint, beside);
     large.completed = large.completed.saturating_add(u32::from(outcome.completed));
     (settled(large, asker.now), outcome)
 }
@@ -113,7 +127,7 @@ impl Asker<'_> {
     /// Applies an announce: the peer's kind, the swarm after it, and what it did.
     #[inline]
     pub(super) fn announce(
-        &self,
+        &mut self,
         contents: Contents,
         visit: &Visit<'_>,
     ) -> (Kind, (Contents, Outcome)) {
@@ -131,11 +145,6 @@ impl Asker<'_> {
             }
         }
     }
-
-    /// Whether the peer is to be in the swarm after this.
-    fn joins(&self) -> bool {
-        matches!(self.change, Change::Present { .. })
-    }
 }
 
 impl<const ADDRESS: usize> Block<ADDRESS>
@@ -151,10 +160,16 @@ where
 
     /// Applies the announce and counts a completed download.
     #[inline]
-    fn announce(&mut self, asker: &Asker<'_>, endpoint: Endpoint<ADDRESS>) -> Outcome {
-        let outcome = self.apply(asker.now, endpoint, asker.change, asker.keys);
+    fn announce(&mut self, asker: &mut Asker<'_>, endpoint: Endpoint<ADDRESS>) -> Outcome {
+        let is_last_on_probation = self.records().len() == 1 && all_on_probation(self.records());
+        // A count that was there before is not to go with a newcomer.
+        let is_settled = self.records().is_empty() && self.completed() > 0;
+        let outcome = self.apply(asker, endpoint, Beside { peers: 0, is_settled });
         if outcome.completed {
             self.set_completed(self.completed().saturating_add(1));
+        }
+        if is_last_on_probation && self.records().is_empty() {
+            self.set_completed(0);
         }
         outcome
     }
@@ -174,13 +189,21 @@ pub(super) fn one(record: Record4, completed: u32, keys: &RandomState) -> Conten
 fn renew_one(record: Record4, completed: u32, asker: &Asker<'_>) -> (Contents, Outcome) {
     let before = Some(record.stamp().role());
     match asker.change {
-        Change::Stopped => (empty(completed, asker.now), Outcome { before, ..Outcome::default() }),
+        Change::Stopped => {
+            let outcome = Outcome { before, ..Outcome::default() };
+            (left_by(record.stamp(), completed, asker.now), outcome)
+        }
         Change::Present { role, completed: ended } => {
-            let (stamp, counts) = record.stamp().renewed(asker.now, role, ended);
+            let (stamp, counts) = asker.renewed(record.stamp(), role, ended);
             let record = Record::new(record.endpoint, stamp);
             let completed = completed + u32::from(counts);
-            let outcome =
-                Outcome { before, after: Some(role), position: Some(0), completed: counts };
+            let outcome = Outcome {
+                before,
+                after: Some(role),
+                position: Some(0),
+                completed: counts,
+                ..Outcome::default()
+            };
             (one(record, completed, asker.keys), outcome)
         }
     }
@@ -194,7 +217,7 @@ fn two_of(record: Record4, completed: u32, keys: &RandomState) -> Block<4> {
 }
 
 #[inline]
-fn few4(mut block: Block<4>, asker: &Asker<'_>, endpoint: Endpoint<4>) -> (Contents, Outcome) {
+fn few4(mut block: Block<4>, asker: &mut Asker<'_>, endpoint: Endpoint<4>) -> (Contents, Outcome) {
     let outcome = block.announce(asker, endpoint);
     if block.records().is_empty() {
         return (empty(block.completed(), asker.now), outcome);
@@ -203,7 +226,11 @@ fn few4(mut block: Block<4>, asker: &Asker<'_>, endpoint: Endpoint<4>) -> (Conte
 }
 
 #[inline]
-fn few6(mut block: Block<16>, asker: &Asker<'_>, endpoint: Endpoint<16>) -> (Contents, Outcome) {
+fn few6(
+    mut block: Block<16>,
+    asker: &mut Asker<'_>,
+    endpoint: Endpoint<16>,
+) -> (Contents, Outcome) {
     let outcome = block.announce(asker, endpoint);
     if block.records().is_empty() {
         return (empty(block.completed(), asker.now), outcome);
@@ -211,16 +238,30 @@ fn few6(mut block: Block<16>, asker: &Asker<'_>, endpoint: Endpoint<16>) -> (Con
     (Contents::Few6(block), outcome)
 }
 
+/// An announce by one of a swarm of `all` peers.
 fn join_crowd<const ADDRESS: usize>(
     crowds: &mut Vec<Crowd<ADDRESS>>,
-    asker: &Asker<'_>,
+    asker: &mut Asker<'_>,
     endpoint: Endpoint<ADDRESS>,
+    all: usize,
 ) -> Outcome {
-    if !asker.joins() && !crowds.iter().any(|crowd| crowd.scope == asker.scope) {
-        return Outcome::default();
+    if !crowds.iter().any(|crowd| crowd.scope == asker.scope) {
+        if !asker.joins() {
+            return Outcome::default();
+        }
+        if !asker.admits(Crowd::<ADDRESS>::bytes_when_new()) {
+            return refused(Stored::NoMemory);
+        }
     }
     let crowd = crowd_of(crowds, asker.scope);
-    crowd.apply(asker.now, endpoint, asker.change, asker.keys)
+    let peers = all - crowd.records().len();
+    crowd.apply(asker, endpoint, Beside { peers, is_settled: true })
+}
+
+/// A swarm whose last peer has left. The count of a torrent on probation goes with it: else three
+/// announces would leave an entry that is there to stay.
+pub(super) fn left_by(last: Stamp, completed: u32, now: Now) -> Contents {
+    empty(if last.is_on_probation() { 0 } else { completed }, now)
 }
 
 /// A swarm nobody is in any more, kept for its count if it has one.
@@ -342,37 +383,73 @@ fn completed(contents: &Contents) -> u32 {
     }
 }
 
-/// Writes peers for an asker in `role` whose own peer is `own` (kind and position in its scope);
-/// says how many bytes of each kind, and how many peers of each they were chosen from.
+/// Who is to be told of peers.
+#[derive(Clone, Copy)]
+pub(super) struct Reader {
+    /// Who may be told of it.
+    pub(super) scope: Scope,
+    /// What it does.
+    pub(super) role: Role,
+    /// Its kind.
+    pub(super) kind: Kind,
+    /// Where it stands among those of its kind and scope, unless it is not stored.
+    pub(super) position: Option<usize>,
+}
+
+impl Reader {
+    /// Where the reader stands among those of a kind that it may be told of.
+    #[inline]
+    fn own_in(self, kind: Kind) -> Option<usize> {
+        // Who only uploads is told of those who want data; it stands behind them itself.
+        self.position.filter(|_| self.role.wants_data() && self.kind == kind)
+    }
+
+    /// The records of a small swarm that the reader may be told of: of one scope, which is that of
+    /// a reader who is among them.
+    #[inline]
+    fn pool_of<const ADDRESS: usize>(self, run: &[Record<ADDRESS>]) -> Pool<'_, ADDRESS>
+    where
+        Record<ADDRESS>: Address,
+    {
+        let first = run.first().filter(|_| self.position.is_none());
+        let scope = first.map_or(self.scope, Address::scope);
+        let is_shown = scope == self.scope || scope == Scope::Public;
+        let runs = [if is_shown { run } else { &[] }, &[]];
+        Pool { runs, own: self.own_in(Record::<ADDRESS>::KIND), capped: capped(scope, false) }
+    }
+}
+
+/// Writes peers for a reader; says how many bytes of each kind, and how many peers of each they
+/// were chosen from.
 #[inline]
 pub(super) fn choose(
     contents: &Contents,
-    scope: Scope,
-    role: Role,
-    own: (Kind, Option<usize>),
+    reader: Reader,
     room: &mut Room<'_>,
     random: &mut Rng,
 ) -> [[usize; Kind::ALL.len()]; 2] {
-    // Who only uploads is told of those who want data; it stands behind them itself.
-    let own = if role.wants_data() { own } else { (own.0, None) };
-    let own_in = |kind| own.1.filter(|_| own.0 == kind);
+    let Reader { scope, role, .. } = reader;
     match contents {
+        Contents::One(record, _) if reader.position.is_none() => {
+            let is_wanted = role.wants_data() || record.stamp().role().wants_data();
+            let run = if is_wanted { std::slice::from_ref(record) } else { &[] };
+            let pool = reader.pool_of(run);
+            [[choose_from(&pool, random, room.v4), 0, 0], [pool.available(), 0, 0]]
+        }
         Contents::Empty { .. } | Contents::One(..) => [[0; 3]; 2],
         Contents::Few4(block) => {
-            let runs = [run_of(block, role), &[]];
-            let pool = Pool { runs, own: own_in(Kind::V4), capped: capped(scope, false) };
+            let pool = reader.pool_of(run_of(block, role));
             [[choose_from(&pool, random, room.v4), 0, 0], [pool.available(), 0, 0]]
         }
         Contents::Few6(block) => {
-            let runs = [run_of(block, role), &[]];
-            let pool = Pool { runs, own: own_in(Kind::V6), capped: capped(scope, false) };
+            let pool = reader.pool_of(run_of(block, role));
             [[0, choose_from(&pool, random, room.v6), 0], [0, pool.available(), 0]]
         }
         Contents::Many(large) => {
-            let v4 = pool_of(&large.v4, scope, role, own_in(Kind::V4));
-            let v6 = pool_of(&large.v6, scope, role, own_in(Kind::V6));
+            let v4 = pool_of(&large.v4, scope, role, reader.own_in(Kind::V4));
+            let v6 = pool_of(&large.v6, scope, role, reader.own_in(Kind::V6));
             let web = large.web.as_deref().map_or(&[][..], std::slice::from_ref);
-            let web = pool_of(web, Scope::Public, role, own_in(Kind::Web));
+            let web = pool_of(web, Scope::Public, role, reader.own_in(Kind::Web));
             let bytes = [
                 choose_from(&v4, random, room.v4),
                 choose_from(&v6, random, room.v6),

@@ -218,6 +218,7 @@ impl Tracker {
             address: announce.source,
             contact: announce.contact,
             change,
+            capped: true,
         };
         let mut answer = self.store.announce(now, &visit, &mut room, &mut self.random);
         share::fit(&mut room, &mut answer, numwant, announce.source, &mut self.random);

@@ -13,7 +13,8 @@ use std::ptr::{self, NonNull};
 use ahash::RandomState;
 
 use crate::store::record::{Endpoint, Record, Record4};
-use crate::store::roster::{Counts, Roster};
+use crate::store::roster::{Counts, Place, Roster};
+use crate::time::Now;
 
 /// What stands in front of a block's tags and records.
 #[derive(Clone, Copy)]
@@ -89,6 +90,12 @@ impl<const ADDRESS: usize> Block<ADDRESS> {
     #[inline]
     pub(in crate::store) fn bytes(&self) -> usize {
         Self::bytes_of(self.capacity())
+    }
+
+    /// Bytes of a block with room for `len` records.
+    #[inline]
+    pub(in crate::store) fn bytes_with_room(len: usize) -> usize {
+        Self::bytes_of(Self::capacity_for(len))
     }
 
     /// An empty block with room for `len` records.
@@ -311,5 +318,22 @@ impl<const ADDRESS: usize> Roster<ADDRESS> for Block<ADDRESS> {
 
     fn pop(&mut self, _keys: &RandomState) {
         self.head_mut().len -= 1;
+    }
+
+    fn growth(&self, more: usize) -> usize {
+        let len = self.len() + more;
+        if len <= self.capacity() { 0 } else { Self::bytes_with_room(len) - self.bytes() }
+    }
+
+    fn place_by_host(&self, endpoint: &Endpoint<ADDRESS>, now: Now, _keys: &RandomState) -> Place {
+        let host = endpoint.host();
+        let is_of_host = |it: &Record<ADDRESS>| it.endpoint.host() == host;
+        let of_host = self.records().iter().filter(|it| is_of_host(it)).count();
+        if of_host < Endpoint::<ADDRESS>::STORED_PER_HOST_MAX {
+            return Place::Own;
+        }
+        let of_host = self.records().iter().enumerate().filter(|(_, it)| is_of_host(it));
+        let silent = of_host.max_by_key(|(_, it)| it.stamp().age_s(now));
+        silent.map_or(Place::Own, |(at, _)| Place::Of(at))
     }
 }

@@ -34,6 +34,9 @@ pub(in crate::store) enum Contents {
 }
 
 impl Contents {
+    /// Neither peers nor a count.
+    pub(in crate::store) const VACANT: Self = Self::Empty { completed: 0, since_s: 0 };
+
     /// Bytes of memory beyond the map entry.
     #[inline]
     pub(in crate::store) fn bytes(&self) -> usize {

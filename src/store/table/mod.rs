@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 use ahash::RandomState;
 use crossbeam_utils::CachePadded;
 use dashmap::{DashMap, SharedValue};
-use hashbrown::raw::RawTable;
+use hashbrown::raw::{Bucket, RawTable};
 
 use crate::types::InfoHash;
 pub(super) use block::{BLOCK_RECORDS_MAX, Block};
@@ -41,6 +41,8 @@ struct Hint {
     bucket_mask: AtomicUsize,
     /// How often entries have changed their buckets. Exact, under the shard's lock.
     moves: AtomicUsize,
+    /// The bucket that was last asked to give way. Exact, under the shard's lock.
+    hand: AtomicUsize,
 }
 
 impl Hint {
@@ -62,10 +64,50 @@ pub(super) trait Keeper {
     type Told;
     /// Changes a cell.
     fn change(&mut self, shard: usize, cell: &mut SwarmCell) -> Self::Told;
+    /// Whether the shard's table may take so many bytes more, for a new entry.
+    fn may_grow(&mut self, shard: usize, bytes: usize) -> bool;
+    /// Hears that there is no bucket for a new entry.
+    fn without_bucket(&mut self) -> Self::Told;
+    /// Whether others should give way, to try once more.
+    fn wants_room(&mut self) -> bool;
+    /// Whether the swarm in a cell gives way; the cell is vacant then.
+    fn gives_way(&mut self, shard: usize, cell: &mut SwarmCell) -> bool;
     /// Hears whether there was an entry before the change, and is one after.
     fn entry(&mut self, shard: usize, before: bool, after: bool);
     /// Hears of how many bytes the shard's table was and is.
     fn resized(&mut self, shard: usize, before: usize, after: usize);
+}
+
+/// Where an entry is or would be.
+struct Spot<'a> {
+    info_hash: &'a InfoHash,
+    hash: u64,
+    shard: usize,
+}
+
+/// Buckets that are looked at for those who may give way: some microseconds under the lock, where
+/// many of them lead to a block elsewhere.
+const LOOKS_FOR_ROOM: usize = 64;
+
+/// How many give way at most for one. One would do, but for buckets which, left amid full ones, can
+/// be used again only by who happens to come by.
+const GONE_MAX: usize = 4;
+
+/// Bytes more that a full table takes once it has grown for another entry; 0 where it is full of
+/// marks that removed entries have left, and is tidied in place.
+fn growth_of(table: &RawTable<Entry>) -> usize {
+    let buckets = table.buckets();
+    if buckets > 1 && table.len() < buckets_capacity(buckets) / 2 {
+        return 0;
+    }
+    let doubled = (buckets * 2).max(4);
+    // An entry and a control byte for each, and a group of such bytes behind the last.
+    doubled * (size_of::<Entry>() + 1) + 16 - bytes_of(table)
+}
+
+/// How many entries a table of so many buckets holds: seven eighths, or all but one of the fewest.
+fn buckets_capacity(buckets: usize) -> usize {
+    if buckets < 8 { buckets - 1 } else { buckets / 8 * 7 }
 }
 
 /// Bytes of memory a table takes.
@@ -136,7 +178,7 @@ impl Table {
 
     /// Lets `keeper` change the cell of `info_hash` under its shard's lock: an empty cell if there
     /// is none, which is stored if `create` and it is not vacant after. A cell that became vacant
-    /// is removed.
+    /// is removed. Where the keeper wants room, others give way, and it is asked once more.
     #[inline]
     pub(super) fn write<K: Keeper>(
         &self,
@@ -147,51 +189,114 @@ impl Table {
         let hash = self.hash(info_hash);
         let shard = self.shard_of(hash);
         let mut table = self.map.shards()[shard].write();
-        let is_it = |entry: &Entry| entry.0 == *info_hash;
-        let mut found = table.find(hash, is_it).ok_or(None);
-        if create && found.is_err() {
-            if table.len() == table.capacity() {
-                self.grow(&mut table, shard, keeper);
-            }
-            let hasher = |entry: &Entry| self.hash(&entry.0);
-            found = table.find_or_find_insert_slot(hash, is_it, hasher).map_err(Some);
+        let at = Spot { info_hash, hash, shard };
+        let told = self.change(&mut table, &at, create, keeper);
+        if keeper.wants_room() {
+            self.make_room(&mut table, &at, keeper);
+            return self.change(&mut table, &at, create, keeper);
         }
-        match found {
-            Ok(bucket) => {
-                // SAFETY: the bucket was just found in this table, whose lock is held for writing.
-                let entry = unsafe { bucket.as_mut() };
-                let told = keeper.change(shard, entry.1.get_mut());
-                let stays = !entry.1.get_mut().is_vacant();
-                if !stays {
-                    // SAFETY: the bucket is full and of this table; `entry` is not used after.
-                    unsafe { table.erase(bucket) };
-                }
-                keeper.entry(shard, true, stays);
-                told
-            }
-            Err(slot) => {
-                let mut cell = SwarmCell::VACANT;
-                let told = keeper.change(shard, &mut cell);
-                if let Some(slot) = slot.filter(|_| !cell.is_vacant()) {
-                    let entry = (*info_hash, SharedValue::new(cell));
-                    // SAFETY: the slot was just found in this table for this hash, and the table
-                    // has not been changed since: its lock is still held.
-                    unsafe { table.insert_in_slot(hash, slot, entry) };
-                    keeper.entry(shard, false, true);
-                }
-                told
-            }
-        }
+        told
     }
 
-    /// Makes room for one more entry: the table grows, or is tidied in place.
+    #[inline]
+    fn change<K: Keeper>(
+        &self,
+        table: &mut RawTable<Entry>,
+        at: &Spot<'_>,
+        create: bool,
+        keeper: &mut K,
+    ) -> K::Told {
+        let (hash, shard) = (at.hash, at.shard);
+        let is_it = |entry: &Entry| entry.0 == *at.info_hash;
+        if let Some(bucket) = table.find(hash, is_it) {
+            return Self::change_in(table, bucket, shard, true, keeper);
+        }
+        let mut cell = SwarmCell::VACANT;
+        if !create {
+            return keeper.change(shard, &mut cell);
+        }
+        if table.len() == table.capacity() && !self.grow(table, shard, keeper) {
+            // A bucket that someone has left may do.
+            let vacant = (*at.info_hash, SharedValue::new(SwarmCell::VACANT));
+            return match table.try_insert_no_grow(hash, vacant) {
+                Ok(bucket) => Self::change_in(table, bucket, shard, false, keeper),
+                Err(_) => keeper.without_bucket(),
+            };
+        }
+        let told = keeper.change(shard, &mut cell);
+        if !cell.is_vacant() {
+            let entry = (*at.info_hash, SharedValue::new(cell));
+            table.insert(hash, entry, |entry| self.hash(&entry.0));
+            keeper.entry(shard, false, true);
+        }
+        told
+    }
+
+    /// Changes the cell in a bucket, which was not `there` before if it was made for this.
+    #[inline]
+    fn change_in<K: Keeper>(
+        table: &mut RawTable<Entry>,
+        bucket: Bucket<Entry>,
+        shard: usize,
+        there: bool,
+        keeper: &mut K,
+    ) -> K::Told {
+        // SAFETY: the bucket was just found in this table, whose lock is held for writing.
+        let entry = unsafe { bucket.as_mut() };
+        let told = keeper.change(shard, entry.1.get_mut());
+        let stays = !entry.1.get_mut().is_vacant();
+        if !stays {
+            // SAFETY: the bucket is full and of this table; `entry` is not used after.
+            unsafe { table.erase(bucket) };
+        }
+        keeper.entry(shard, there, stays);
+        told
+    }
+
+    /// Makes room for one more entry, if the keeper lets the table grow or it can be tidied in
+    /// place; says whether.
     #[cold]
-    fn grow(&self, table: &mut RawTable<Entry>, shard: usize, keeper: &mut impl Keeper) {
+    fn grow(&self, table: &mut RawTable<Entry>, shard: usize, keeper: &mut impl Keeper) -> bool {
         let before = bytes_of(table);
+        let (growth, buckets) = (growth_of(table), table.buckets());
+        if growth > 0 && !keeper.may_grow(shard, growth) {
+            return false;
+        }
         table.reserve(1, |entry| self.hash(&entry.0));
+        debug_assert_eq!(growth > 0, table.buckets() > buckets);
         keeper.resized(shard, before, bytes_of(table));
         self.hints[shard].note(table);
         self.hints[shard].moves.fetch_add(1, Ordering::Relaxed);
+        true
+    }
+
+    /// Lets others than the one at `spot` give way, from where the shard's hand was left.
+    #[cold]
+    fn make_room(&self, table: &mut RawTable<Entry>, spot: &Spot<'_>, keeper: &mut impl Keeper) {
+        let hand = &self.hints[spot.shard].hand;
+        let mut at = hand.load(Ordering::Relaxed);
+        let mut gone = 0;
+        for _ in 0..LOOKS_FOR_ROOM.min(table.buckets()) {
+            at = (at + 1) & (table.buckets() - 1);
+            // SAFETY: `at` is below the table's number of buckets, a power of two.
+            if !unsafe { table.is_bucket_full(at) } {
+                continue;
+            }
+            // SAFETY: as above; a full bucket holds an initialised entry.
+            let bucket = unsafe { table.bucket(at) };
+            // SAFETY: the table's lock is held for writing, so this is the only reference.
+            let entry = unsafe { bucket.as_mut() };
+            if entry.0 == *spot.info_hash || !keeper.gives_way(spot.shard, entry.1.get_mut()) {
+                continue;
+            }
+            // SAFETY: the bucket is full and of this table; `entry` is not used after.
+            unsafe { table.erase(bucket) };
+            gone += 1;
+            if gone == GONE_MAX {
+                break;
+            }
+        }
+        hand.store(at, Ordering::Relaxed);
     }
 
     /// Looks at the cell of `info_hash`, if there is one, under its shard's shared lock.

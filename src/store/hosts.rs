@@ -1,0 +1,172 @@
+//! How many peers of a large crowd each host has, in a byte for many hosts.
+//!
+//! A count is that of all hosts whose keyed hash leads to it, so it is never too low. There are one
+//! to two for each IPv4 peer that room is made for, and eight to sixteen for IPv6, whose cap is
+//! lower: so strangers fill a count for less than one newcomer in ten thousand, unless hosts at the
+//! cap abound. A count of 255 stays until the counts are made anew, which growth and shrinking do.
+
+use std::marker::PhantomData;
+
+use ahash::RandomState;
+
+use super::record::{Endpoint, Record};
+use crate::types::Scope;
+
+/// Peers by host. Empty where nobody's are counted: of local peers, and of WebRTC ones.
+pub(super) struct HostCounts<const ADDRESS: usize> {
+    counts: Box<[u8]>,
+    of: PhantomData<Endpoint<ADDRESS>>,
+}
+
+/// A count that has lost track.
+const LOST: u8 = u8::MAX;
+
+impl<const ADDRESS: usize> HostCounts<ADDRESS> {
+    /// Counts for a crowd of one scope with room for `room` peers.
+    pub(super) fn new(scope: Scope, room: usize) -> Self {
+        Self { counts: vec![0; Self::bytes_of(scope, room)].into(), of: PhantomData }
+    }
+
+    /// Bytes of the counts of such a crowd.
+    pub(super) fn bytes_of(scope: Scope, room: usize) -> usize {
+        let counted = Endpoint::<ADDRESS>::HAS_PREFIX && scope == Scope::Public;
+        if counted { Self::fitting(room) } else { 0 }
+    }
+
+    fn fitting(room: usize) -> usize {
+        let each = if ADDRESS == 4 { 1 } else { 8 };
+        room.next_power_of_two() * each
+    }
+
+    /// Bytes of memory the counts take.
+    #[inline]
+    pub(super) fn bytes(&self) -> usize {
+        self.counts.len()
+    }
+
+    /// Bytes more for room for `room` peers.
+    pub(super) fn growth(&self, room: usize) -> usize {
+        if self.counts.is_empty() { 0 } else { Self::fitting(room).saturating_sub(self.bytes()) }
+    }
+
+    /// Counts all peers anew where the room for them has changed.
+    pub(super) fn fit(&mut self, room: usize, records: &[Record<ADDRESS>], keys: &RandomState) {
+        let fitting = Self::fitting(room);
+        if !self.counts.is_empty() && fitting != self.counts.len() {
+            self.counts = vec![0; fitting].into();
+            records.iter().for_each(|record| self.add(&record.endpoint, keys));
+        }
+    }
+
+    /// Whether a host has as many peers as it may have.
+    pub(super) fn is_full(&self, endpoint: &Endpoint<ADDRESS>, keys: &RandomState) -> bool {
+        let count = self.slot(endpoint, keys).map_or(0, |at| self.counts[at]);
+        usize::from(count) >= Endpoint::<ADDRESS>::STORED_PER_HOST_MAX
+    }
+
+    /// Counts one peer more.
+    #[inline]
+    pub(super) fn add(&mut self, endpoint: &Endpoint<ADDRESS>, keys: &RandomState) {
+        if let Some(at) = self.slot(endpoint, keys) {
+            self.counts[at] = self.counts[at].saturating_add(1);
+        }
+    }
+
+    /// Counts one peer less.
+    #[inline]
+    pub(super) fn remove(&mut self, endpoint: &Endpoint<ADDRESS>, keys: &RandomState) {
+        if let Some(at) = self.slot(endpoint, keys)
+            && self.counts[at] != LOST
+        {
+            self.counts[at] -= 1;
+        }
+    }
+
+    #[inline]
+    fn slot(&self, endpoint: &Endpoint<ADDRESS>, keys: &RandomState) -> Option<usize> {
+        let mask = self.counts.len().checked_sub(1)?; // their number is a power of two
+        #[expect(clippy::cast_possible_truncation, reason = "only low bits choose a count")]
+        let hash = keys.hash_one(endpoint.host()) as usize;
+        Some(hash & mask)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::record::{Role, Stamp};
+    use super::*;
+    use crate::time::Now;
+
+    fn keys() -> RandomState {
+        RandomState::with_seeds(1, 2, 3, 4)
+    }
+
+    fn v4(number: u32, port: u16) -> Endpoint<4> {
+        Endpoint::new(number.to_be_bytes(), port)
+    }
+
+    #[test]
+    fn a_host_is_full_at_its_cap_and_not_below() {
+        let keys = keys();
+        let mut hosts = HostCounts::new(Scope::Public, 2000);
+        for port in 0..16 {
+            assert!(!hosts.is_full(&v4(1, port), &keys));
+            hosts.add(&v4(1, port), &keys);
+        }
+        assert!(hosts.is_full(&v4(1, 99), &keys) && !hosts.is_full(&v4(2, 99), &keys));
+        hosts.remove(&v4(1, 3), &keys);
+        assert!(!hosts.is_full(&v4(1, 99), &keys));
+        let mut hosts = HostCounts::<16>::new(Scope::Public, 2000);
+        for host in 0..4 {
+            let mut address = [0x20; 16];
+            address[15] = host; // of one /64
+            assert!(!hosts.is_full(&Endpoint::new(address, 1), &keys));
+            hosts.add(&Endpoint::new(address, 1), &keys);
+        }
+        assert!(hosts.is_full(&Endpoint::new([0x20; 16], 1), &keys));
+    }
+
+    #[test]
+    fn a_count_that_was_full_is_right_again_once_made_anew() {
+        let keys = keys();
+        let mut hosts = HostCounts::new(Scope::Public, 2000);
+        (0..300).for_each(|port| hosts.add(&v4(1, port), &keys));
+        (0..300).for_each(|port| hosts.remove(&v4(1, port), &keys));
+        assert!(hosts.is_full(&v4(1, 1), &keys), "it has lost track, and must not go below");
+        let stamp = Stamp::new(Now::from_s(0), Role::Leecher);
+        let record = Record::new(v4(1, 1), stamp);
+        hosts.fit(5000, &[record], &keys);
+        assert!(!hosts.is_full(&v4(1, 1), &keys));
+        assert_eq!(hosts.bytes(), 8192);
+    }
+
+    #[test]
+    fn strangers_hardly_ever_fill_a_count() {
+        let keys = keys();
+        let mut random = fastrand::Rng::with_seed(1);
+        let (mut v4s, mut v6s) =
+            (HostCounts::new(Scope::Public, 16_384), HostCounts::new(Scope::Public, 16_384));
+        let v6 = |host: u64| {
+            let mut address = [0; 16];
+            address[..8].copy_from_slice(&host.to_be_bytes());
+            Endpoint::<16>::new(address, 1)
+        };
+        for _ in 0..16_384 {
+            v4s.add(&v4(random.u32(..), 1), &keys);
+            v6s.add(&v6(random.u64(..)), &keys);
+        }
+        let fills = |_| v4s.is_full(&v4(random.u32(..), 1), &keys);
+        assert_eq!((0..100_000).map(fills).filter(|it| *it).count(), 0);
+        let fills = |_| v6s.is_full(&v6(random.u64(..)), &keys);
+        let filled = (0..100_000).map(fills).filter(|it| *it).count();
+        assert!(filled <= 10, "{filled} of 100 000");
+    }
+
+    #[test]
+    fn local_and_browser_peers_are_not_counted() {
+        let mut local = HostCounts::new(Scope::Private, 2000);
+        (0..100).for_each(|port| local.add(&v4(0x0a00_0001, port), &keys()));
+        assert!(!local.is_full(&v4(0x0a00_0001, 1), &keys()) && local.bytes() == 0);
+        assert_eq!(HostCounts::<14>::new(Scope::Public, 2000).bytes(), 0);
+    }
+}
