@@ -10,7 +10,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 pub use crate::types::Transport;
-use crate::types::{Action, Answered, Dropped, Family, Refusal, Rejected};
+use crate::types::{Action, Answered, Dropped, Family, NotStored, Refusal, Rejected};
 
 /// A count with one writer and any number of readers.
 #[derive(Debug, Default)]
@@ -27,6 +27,19 @@ impl Counter {
     #[inline]
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Announces of one worker that were answered though their peers were not stored, by reason. Each
+/// is among the answered as well.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub struct NotStoredCounters([Counter; NotStored::ALL.len()]);
+
+impl NotStoredCounters {
+    /// How often for this reason.
+    pub fn of(&self, reason: NotStored) -> &Counter {
+        &self.0[reason as usize]
     }
 }
 

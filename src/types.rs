@@ -545,6 +545,34 @@ impl Action {
     }
 }
 
+/// Why a peer that announced, and was answered, is not in its swarm.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NotStored {
+    /// There is no memory left, and nothing on probation in reach.
+    Memory,
+    /// Its host has as many peers in the swarm as it may have.
+    HostFull,
+    /// The torrent is new, and its source brings too many new ones.
+    NewTorrentLimit,
+    /// The torrent is new, and the worker cannot keep up.
+    Shed,
+}
+
+impl NotStored {
+    /// Every reason, in index order.
+    pub const ALL: [Self; 4] = [Self::Memory, Self::HostFull, Self::NewTorrentLimit, Self::Shed];
+
+    /// The label used in metrics.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Memory => "memory",
+            Self::HostFull => "host_full",
+            Self::NewTorrentLimit => "new_torrent_limit",
+            Self::Shed => "shed",
+        }
+    }
+}
+
 /// How a request over TCP ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {

@@ -51,6 +51,12 @@ impl Gate {
         self.ask(LimitTable::Verified, now, source, price)
     }
 
+    /// Whether a source is in a network under no limit, or nothing is limited.
+    #[inline]
+    pub fn is_exempt(&mut self, source: IpAddr) -> bool {
+        !self.limits(source)
+    }
+
     /// Charges verified work for what showed only when it was done.
     #[inline]
     pub fn charge(&mut self, now: Now, source: IpAddr, price: Price) {

@@ -126,8 +126,8 @@ fn assemble(reloader: reload::Reloader) -> Result<control::Control, StartError> 
     let tls = reloader.tls.as_ref().map(|it| it.config.clone());
     let streams = Streams::start(config, shared, backend, listeners, tls, &ends, count)?;
     let counters = (workers.counters.clone(), streams.counters.clone());
-    let gates = workers.gates.iter().chain(&streams.gates).cloned().collect();
-    let exporter = Exporter::new(counters.0, counters.1, watched, gates, choice.info);
+    let tallies = workers.tallies.iter().chain(&streams.tallies).cloned().collect();
+    let exporter = Exporter::new(counters.0, counters.1, watched, tallies, choice.info);
     Ok(control::Control { workers, streams, ended, exporter, reloader, admin, ready_line })
 }
 

@@ -15,11 +15,10 @@ use crate::config::Config;
 use crate::frontend::FrontEnds;
 use crate::frontend::http::HttpFrontend;
 use crate::frontend::ws::{Directory, WsFrontend};
-use crate::limiter::LimitCounters;
 use crate::metrics::StreamCounters;
 use crate::server::StartError;
 use crate::server::listeners::{Bound, UnixSocket};
-use crate::server::workers::{End, Shared};
+use crate::server::workers::{End, Shared, Tallies};
 use crate::tracker::Tracker;
 use crate::worker::datagram;
 use crate::worker::stream::{Backend, Listener, Shared as SharedByStreams, StreamWorker};
@@ -28,8 +27,8 @@ use crate::worker::stream::{Backend, Listener, Shared as SharedByStreams, Stream
 pub(super) struct Streams {
     /// What each counts.
     pub(super) counters: Vec<Arc<StreamCounters>>,
-    /// What the gate of each counts.
-    pub(super) gates: Vec<Arc<LimitCounters>>,
+    /// What the rules of each count.
+    pub(super) tallies: Vec<Tallies>,
     threads: Vec<JoinHandle<()>>,
     stop: Arc<AtomicBool>,
     /// Removed when everything has ended.
@@ -100,18 +99,18 @@ impl Streams {
         };
         let directory = Arc::new(Directory::default());
         let stop = Arc::new(AtomicBool::new(false));
-        let (counters, gates, threads) = Default::default();
-        let mut it = Self { counters, gates, threads, stop, _unix: None };
+        let (counters, tallies, threads) = Default::default();
+        let mut it = Self { counters, tallies, threads, stop, _unix: None };
         for (worker, listeners) in hands.into_iter().enumerate() {
             let counters = Arc::new(StreamCounters::default());
-            let gate = Arc::new(LimitCounters::default());
+            let tallies = Tallies::default();
             it.counters.push(counters.clone());
-            it.gates.push(gate.clone());
+            it.tallies.push(tallies.clone());
             let job = Job {
                 worker,
                 listeners,
                 counters,
-                gate,
+                tallies,
                 shared: shared.clone(),
                 by_streams: by_streams.clone(),
                 directory: directory.clone(),
@@ -161,7 +160,7 @@ struct Job {
     worker: usize,
     listeners: Vec<Listener>,
     counters: Arc<StreamCounters>,
-    gate: Arc<LimitCounters>,
+    tallies: Tallies,
     shared: Shared,
     by_streams: Arc<SharedByStreams>,
     directory: Arc<Directory>,
@@ -172,7 +171,7 @@ struct Job {
 impl Job {
     fn run(self) -> io::Result<()> {
         let shared = self.shared;
-        let tracker = shared.tracker_of(self.gate, |seed| {
+        let tracker = shared.tracker_of(self.tallies, |seed| {
             Tracker::without_upkeep(shared.store.clone(), shared.tracker.clone(), seed)
         })?;
         let http = HttpFrontend::new(shared.http, shared.pages)

@@ -16,7 +16,7 @@ use crate::frontend::stats::Pages;
 use crate::frontend::udp::UdpFrontend;
 use crate::frontend::ws;
 use crate::limiter::{self, Gate, LimitCounters, Limiter};
-use crate::metrics::WorkerCounters;
+use crate::metrics::{NotStoredCounters, WorkerCounters};
 use crate::server::StartError;
 use crate::store::Store;
 use crate::sys::affinity;
@@ -47,32 +47,40 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    /// The rules of one worker, with all that they go by; `counters` are its gate's own.
+    /// The rules of one worker, with all that they go by; `tallies` are its own.
     ///
     /// # Errors
     /// Where the kernel has no random numbers.
     pub(super) fn tracker_of(
         &self,
-        counters: Arc<LimitCounters>,
+        tallies: Tallies,
         build: impl FnOnce(u64) -> Tracker,
     ) -> io::Result<Tracker> {
         let [seed, dither] = [(); 2].map(|()| getrandom::u64().map_err(io::Error::other));
-        let gate = Gate::new(self.limiter.clone(), self.limits.clone(), counters, dither?);
+        let gate = Gate::new(self.limiter.clone(), self.limits.clone(), tallies.limits, dither?);
         Ok(build(seed?)
             .counting_in(&self.clients)
             .watched_in(&self.sources)
             .under_load(self.load.clone())
             .behind(gate)
+            .counting_not_stored(tallies.not_stored)
             .admitting(access::Gate::new(self.office.access().clone())))
     }
+}
+
+/// What one worker's rules count.
+#[derive(Clone, Default)]
+pub(super) struct Tallies {
+    pub(super) limits: Arc<LimitCounters>,
+    pub(super) not_stored: Arc<NotStoredCounters>,
 }
 
 /// The running workers.
 pub(super) struct Workers {
     /// What each counts.
     pub(super) counters: Vec<Arc<WorkerCounters>>,
-    /// What the gate of each counts.
-    pub(super) gates: Vec<Arc<LimitCounters>>,
+    /// What the rules of each count.
+    pub(super) tallies: Vec<Tallies>,
     threads: Vec<JoinHandle<()>>,
     stop: Arc<AtomicBool>,
 }
@@ -106,14 +114,14 @@ impl Workers {
         ends: &mpsc::UnboundedSender<End>,
     ) -> Result<Self, StartError> {
         let stop = Arc::new(AtomicBool::new(false));
-        let mut it = Self { counters: Vec::new(), gates: Vec::new(), threads: Vec::new(), stop };
+        let mut it = Self { counters: Vec::new(), tallies: Vec::new(), threads: Vec::new(), stop };
         for (worker, (&cpu, sockets)) in cpus.iter().zip(sockets).enumerate() {
             let counters = Arc::new(WorkerCounters::default());
-            let gate = Arc::new(LimitCounters::default());
+            let tallies = Tallies::default();
             let job = Job {
                 shared: shared.clone(),
                 counters: counters.clone(),
-                gate: gate.clone(),
+                tallies: tallies.clone(),
                 stop: it.stop.clone(),
                 backend,
                 sockets,
@@ -131,7 +139,7 @@ impl Workers {
                 })
                 .map_err(|error| StartError::lacking("cannot start a thread", &error))?;
             it.counters.push(counters);
-            it.gates.push(gate);
+            it.tallies.push(tallies);
             it.threads.push(thread);
         }
         Ok(it)
@@ -156,7 +164,7 @@ impl Workers {
 struct Job {
     shared: Shared,
     counters: Arc<WorkerCounters>,
-    gate: Arc<LimitCounters>,
+    tallies: Tallies,
     stop: Arc<AtomicBool>,
     backend: Backend,
     sockets: Vec<BoundUdp>,
@@ -172,7 +180,7 @@ impl Job {
         {
             tracing::warn!(cpu, %error, "a worker cannot be pinned to its core");
         }
-        let tracker = self.shared.tracker_of(self.gate, |seed| {
+        let tracker = self.shared.tracker_of(self.tallies, |seed| {
             let Shared { store, tracker, .. } = &self.shared;
             Tracker::new(store.clone(), tracker.clone(), seed, self.worker, self.workers)
         })?;

@@ -22,6 +22,10 @@ pub(super) struct Announcing<'a, 'r> {
     pub(super) random: &'a mut Rng,
     /// Whether a torrent has come into being.
     pub(super) created: bool,
+    /// Whether a torrent that is new may be stored; asked once at most, under the shard's lock.
+    admits_new: &'a mut dyn FnMut() -> bool,
+    /// Whether it was let in.
+    admitted: bool,
     /// What it takes, if anything, to store the newcomer.
     lack: Lack,
     /// Whether room was made already: what there is now has to do.
@@ -44,6 +48,18 @@ impl Keeper for Announcing<'_, '_> {
     #[inline]
     fn change(&mut self, shard: usize, cell: &mut SwarmCell) -> Answer {
         cell.change(|contents| self.announce(shard, contents))
+    }
+
+    #[inline]
+    fn may_create(&mut self) -> bool {
+        // Asked twice where room was made, but charged once.
+        self.admitted = self.admitted || (self.admits_new)();
+        self.admitted
+    }
+
+    fn turned_away(&mut self) -> Answer {
+        self.lack = Lack::Nothing;
+        Answer { stored: Stored::NotAdmitted, ..Answer::default() }
     }
 
     fn may_grow(&mut self, shard: usize, bytes: usize) -> bool {
@@ -102,9 +118,21 @@ impl<'a, 'r> Announcing<'a, 'r> {
         visit: &'a Visit<'a>,
         room: &'a mut Room<'r>,
         random: &'a mut Rng,
+        admits_new: &'a mut dyn FnMut() -> bool,
     ) -> Self {
-        let (created, lack, made_room) = (false, Lack::Nothing, false);
-        Self { store, now, visit, scope, room, random, created, lack, made_room }
+        Self {
+            store,
+            now,
+            visit,
+            scope,
+            room,
+            random,
+            created: false,
+            admits_new,
+            admitted: false,
+            lack: Lack::Nothing,
+            made_room: false,
+        }
     }
 
     #[inline]

@@ -174,6 +174,8 @@ pub enum Stored {
     NoMemory,
     /// It is not in the swarm: its host has as many peers there as it may have.
     NetworkFull,
+    /// It is not in the swarm: there is none, and the caller did not want a new one.
+    NotAdmitted,
 }
 
 /// Where chosen peers go, compact: how many fit is how many are wanted, up to [`CHOICE_MAX`] a
@@ -283,11 +285,25 @@ impl Store {
         room: &mut Room<'_>,
         random: &mut Rng,
     ) -> Answer {
+        self.announce_if(now, visit, room, random, &mut || true)
+    }
+
+    /// The same, but a torrent that is not known is stored only if `admits_new` says so. It is
+    /// asked once at most, under a lock: it must be quick, and stay away from the store.
+    #[inline]
+    pub fn announce_if(
+        &self,
+        now: Now,
+        visit: &Visit<'_>,
+        room: &mut Room<'_>,
+        random: &mut Rng,
+        admits_new: &mut dyn FnMut() -> bool,
+    ) -> Answer {
         let scope = match visit.contact {
             Contact::Port(_) => Scope::of(visit.address),
             Contact::Web(_) => Scope::Public,
         };
-        let mut announcing = Announcing::new(self, (now, scope), visit, room, random);
+        let mut announcing = Announcing::new(self, (now, scope), visit, room, random, admits_new);
         let joins = matches!(visit.change, Change::Present { .. });
         let answer = self.table.write(visit.info_hash, joins, &mut announcing);
         Answer { created: announcing.created, ..answer }

@@ -22,12 +22,13 @@ mod sources;
 
 use crate::access;
 pub use crate::access::Shown;
-use crate::limiter::Gate;
+use crate::limiter::{Gate, Price};
+use crate::metrics::NotStoredCounters;
 pub use crate::store::Room;
-use crate::store::{CHOICE_MAX, Change, Limits, Store, Sweeper, Visit};
+use crate::store::{CHOICE_MAX, Change, Limits, Store, Stored, Sweeper, Visit};
 use crate::time::Now;
 use crate::types::{
-    Announce, AnnounceReply, Contact, Event, InfoHash, Kind, Refusal, Scope, ScrapeEntry,
+    Announce, AnnounceReply, Contact, Event, InfoHash, Kind, NotStored, Refusal, Scope, ScrapeEntry,
 };
 pub use admit::{Admission, Withheld, Work};
 pub use census::{Census, Listed, ListedPeer, Order, Role, Totals};
@@ -97,6 +98,7 @@ pub struct Tracker {
     watch: Watch,
     load: Arc<Load>,
     gate: Option<Gate>,
+    not_stored: Arc<NotStoredCounters>,
     access: Option<access::Gate>,
     shedding: Shedding,
     /// Connects that came while connects are shed: one in four is answered.
@@ -124,6 +126,7 @@ impl Tracker {
             watch: Watch::default(),
             load: Arc::default(),
             gate: None,
+            not_stored: Arc::default(),
             access: None,
             shedding: Shedding::Nothing,
             connects_shed: 0,
@@ -145,6 +148,12 @@ impl Tracker {
     #[must_use]
     pub fn watched_in(self, sources: &Sources) -> Self {
         Self { watch: sources.join(), ..self }
+    }
+
+    /// This tracker, counting in `not_stored`, which are its alone, what it does not store.
+    #[must_use]
+    pub fn counting_not_stored(self, not_stored: Arc<NotStoredCounters>) -> Self {
+        Self { not_stored, ..self }
     }
 
     /// This tracker, with intervals that follow `load`.
@@ -213,18 +222,34 @@ impl Tracker {
         limit(&mut room.v4, numwant * 6);
         limit(&mut room.v6, numwant * 18);
         limit(&mut room.web, numwant * 16);
+        let source = announce.source;
         let visit = Visit {
             info_hash: &announce.info_hash,
-            address: announce.source,
+            address: source,
             contact: announce.contact,
             change,
-            capped: true,
+            capped: self.gate.as_mut().is_some_and(|gate| !gate.is_exempt(source)),
         };
-        let mut answer = self.store.announce(now, &visit, &mut room, &mut self.random);
+        let (gate, shedding) = (&mut self.gate, self.shedding);
+        let mut admits_new = || {
+            shedding < Shedding::NewTorrents
+                && gate.as_mut().is_none_or(|it| it.admit_new_torrent(now, source))
+        };
+        let random = &mut self.random;
+        let mut answer = self.store.announce_if(now, &visit, &mut room, random, &mut admits_new);
+        if answer.created
+            && let Some(gate) = &mut self.gate
+        {
+            gate.charge(now, source, Price::NEW_TORRENT);
+        }
         share::fit(&mut room, &mut answer, numwant, announce.source, &mut self.random);
         let (seeders, leechers) = (answer.seeders, answer.leechers);
         let stretch = self.load.stretch();
-        let interval_s = interval_s(options, stretch, seeders + leechers, &mut self.random);
+        let mut interval_s = interval_s(options, stretch, seeders + leechers, &mut self.random);
+        if answer.stored != Stored::Yes {
+            interval_s = interval_s.saturating_mul(2);
+            self.not_stored.of(not_stored(answer.stored, shedding)).add(1);
+        }
         let min_interval_s = options.min_interval_s.min(interval_s);
         Ok((AnnounceReply { interval_s, min_interval_s, leechers, seeders }, answer.bytes))
     }
@@ -254,6 +279,17 @@ impl Tracker {
             empty_torrent_age_s_max: options.empty_torrent_age_s_max,
         };
         self.sweeper.slice(&self.store, now, limits);
+    }
+}
+
+/// Why a peer was not stored.
+#[cold]
+fn not_stored(stored: Stored, shedding: Shedding) -> NotStored {
+    match stored {
+        Stored::NetworkFull => NotStored::HostFull,
+        Stored::NotAdmitted if shedding >= Shedding::NewTorrents => NotStored::Shed,
+        Stored::NotAdmitted => NotStored::NewTorrentLimit,
+        Stored::NoMemory | Stored::Yes => NotStored::Memory,
     }
 }
 

@@ -1,36 +1,47 @@
-//! What the limiter counts, as Prometheus reads it.
-
-use std::sync::Arc;
+//! What the rules count, as Prometheus reads it: limits of sources, and peers that were not stored.
 
 use metrics::{Counter, counter, describe_counter};
 
-use crate::limiter::{LimitAction, LimitCounters, LimitTable};
+use crate::limiter::{LimitAction, LimitTable};
+use crate::server::workers::Tallies;
+use crate::types::NotStored;
 
-/// Series over the gates of all workers.
+/// Series over the rules of all workers.
 pub(super) struct LimitSeries {
-    gates: Vec<Arc<LimitCounters>>,
-    series: Vec<(LimitTable, LimitAction, Counter)>,
+    tallies: Vec<Tallies>,
+    limited: Vec<(LimitTable, LimitAction, Counter)>,
+    not_stored: [Counter; NotStored::ALL.len()],
 }
 
 impl LimitSeries {
-    pub(super) fn new(gates: Vec<Arc<LimitCounters>>) -> Self {
+    pub(super) fn new(tallies: Vec<Tallies>) -> Self {
         describe_counter!(
             "skep_limited_total",
             "What came of requests at the limits of their source: passed, limited, slipped (over \
              the limit, and answered all the same), exempt. In a dry run all passed."
         );
+        describe_counter!(
+            "skep_announces_not_stored_total",
+            "Announces that were answered though their peer was not stored."
+        );
         let all = LimitTable::ALL.into_iter();
         let all = all.flat_map(|table| LimitAction::ALL.map(|action| (table, action)));
-        let series = all.map(|(table, action)| {
+        let limited = all.map(|(table, action)| {
             let labels = [("table", table.label()), ("action", action.label())];
             (table, action, counter!("skep_limited_total", &labels))
         });
-        Self { gates, series: series.collect() }
+        let not_stored =
+            |it: NotStored| counter!("skep_announces_not_stored_total", "reason" => it.label());
+        Self { tallies, limited: limited.collect(), not_stored: NotStored::ALL.map(not_stored) }
     }
 
     pub(super) fn update(&self) {
-        for (table, action, counter) in &self.series {
-            counter.absolute(self.gates.iter().map(|it| it.of(*table, *action).get()).sum());
+        for (table, action, counter) in &self.limited {
+            let sum = self.tallies.iter().map(|it| it.limits.of(*table, *action).get()).sum();
+            counter.absolute(sum);
+        }
+        for (reason, counter) in NotStored::ALL.into_iter().zip(&self.not_stored) {
+            counter.absolute(self.tallies.iter().map(|it| it.not_stored.of(reason).get()).sum());
         }
     }
 }

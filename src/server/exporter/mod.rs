@@ -17,8 +17,8 @@ use metrics::{Counter, Gauge, counter, describe_counter, describe_gauge, gauge};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 
 use crate::access::disk::Office;
-use crate::limiter::LimitCounters;
 use crate::metrics::{DurationHistogram, IoEvent, StreamCounters, WorkerCounters};
+use crate::server::workers::Tallies;
 use crate::store::Totals;
 use crate::sys::socket::memory_of;
 use crate::time::Now;
@@ -85,7 +85,7 @@ impl Exporter {
         workers: Vec<Arc<WorkerCounters>>,
         streams: Vec<Arc<StreamCounters>>,
         sockets: Vec<WatchedSocket>,
-        gates: Vec<Arc<LimitCounters>>,
+        tallies: Vec<Tallies>,
         info: BackendInfo,
     ) -> Self {
         let recorder = PrometheusBuilder::new().build_recorder();
@@ -106,7 +106,7 @@ impl Exporter {
                 BusySeries::of(&workers),
                 SocketSeries::of(sockets),
                 StreamSeries::new(streams),
-                LimitSeries::new(gates),
+                LimitSeries::new(tallies),
                 LoadSeries::new(),
             )
         };

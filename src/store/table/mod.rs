@@ -64,6 +64,10 @@ pub(super) trait Keeper {
     type Told;
     /// Changes a cell.
     fn change(&mut self, shard: usize, cell: &mut SwarmCell) -> Self::Told;
+    /// Whether there may be a new entry at all.
+    fn may_create(&mut self) -> bool;
+    /// Hears that there may not, and is not.
+    fn turned_away(&mut self) -> Self::Told;
     /// Whether the shard's table may take so many bytes more, for a new entry.
     fn may_grow(&mut self, shard: usize, bytes: usize) -> bool;
     /// Hears that there is no bucket for a new entry.
@@ -214,6 +218,9 @@ impl Table {
         let mut cell = SwarmCell::VACANT;
         if !create {
             return keeper.change(shard, &mut cell);
+        }
+        if !keeper.may_create() {
+            return keeper.turned_away();
         }
         if table.len() == table.capacity() && !self.grow(table, shard, keeper) {
             // A bucket that someone has left may do.
