@@ -12,7 +12,7 @@
 use crate::limiter::Price;
 use crate::limiter::prefix::{PREFIXES, V4, V6};
 use crate::limiter::recent::Recent;
-use crate::limiter::table::Table;
+use crate::limiter::table::{Place, Table};
 use crate::time::Now;
 
 /// Steps of a half-life. A step is 0.07 % of the limit: less than one announce.
@@ -55,30 +55,31 @@ impl Bucket {
         &mut self,
         table: &Table,
         now: Now,
-        hashes: [u64; N],
+        hashes: impl Fn(usize) -> u64,
         first: usize,
         price: Price,
         dither: u64,
     ) -> Result<(), u32> {
-        if self.recent.holds(hashes[0], now) {
-            return Err(self.recent.count(hashes[0]));
+        let source = hashes(0);
+        if self.recent.holds(source, now) {
+            return Err(self.recent.count(source));
         }
         self.turn_to(now);
         let eighths = self.scale.clamp(price);
-        let places = hashes.map(|hash| table.place(hash, self.moment.epoch));
+        let places = table.places(std::array::from_fn(hashes), self.moment.epoch);
         let loads: [u16; N] =
             std::array::from_fn(|at| self.moment.load(first + at, eighths, dither, at));
-        let over = (0..N).any(|at| {
+        let mut over = false;
+        for at in 0..N {
             // What costs nothing by chance must not pass where there is no room.
-            u32::from(places[at].load) + u32::from(loads[at].max(1)) > self.moment.limit
-        });
+            let load = u32::from(places[at].load) + u32::from(loads[at].max(1));
+            over |= load > self.moment.limit;
+        }
         if over {
-            self.remember(hashes[0], places.map(|it| it.load), first);
-            return Err(self.recent.count(hashes[0]));
+            self.remember(source, places.map(|it| it.load), first);
+            return Err(self.recent.count(source));
         }
-        for (place, load) in places.iter().zip(loads) {
-            place.charge(load);
-        }
+        pay(&places, loads);
         Ok(())
     }
 
@@ -88,17 +89,16 @@ impl Bucket {
         &mut self,
         table: &Table,
         now: Now,
-        hashes: [u64; N],
+        hashes: impl Fn(usize) -> u64,
         first: usize,
         price: Price,
         dither: u64,
     ) {
         self.turn_to(now);
         let eighths = self.scale.clamp(price);
-        for (at, hash) in hashes.into_iter().enumerate() {
-            let load = self.moment.load(first + at, eighths, dither, at);
-            table.place(hash, self.moment.epoch).charge(load);
-        }
+        let places = table.places(std::array::from_fn(hashes), self.moment.epoch);
+        let loads = std::array::from_fn(|at| self.moment.load(first + at, eighths, dither, at));
+        pay::<N>(&places, loads);
     }
 
     #[inline]
@@ -113,15 +113,24 @@ impl Bucket {
     #[cold]
     #[inline(never)]
     fn remember<const N: usize>(&mut self, source: u64, loads: [u16; N], first: usize) {
-        let half_life_ns = self.scale.half_life_ns;
-        let wait_ns = (0..N).map(|at| {
-            let least = u64::from(self.moment.load(first + at, Price::ANNOUNCE.eighths, 0, at));
-            let room = u64::from(self.moment.limit).saturating_sub(least.max(1)).max(1);
-            (half_life_ns / room) * u64::from(loads[at]).saturating_sub(room)
+        let limit = u64::from(self.moment.limit);
+        let excess = (0..N).map(|at| {
+            let least = self.moment.load(first + at, Price::ANNOUNCE.eighths, 0, at).max(1);
+            (u64::from(loads[at]) + u64::from(least)).saturating_sub(limit)
         });
-        if let Some(wait_ns) = wait_ns.max().filter(|it| *it > 0) {
+        if let Some(excess) = excess.max().filter(|it| *it > 0) {
+            let wait_ns = self.scale.half_life_ns / limit * excess;
             self.recent.remember(source, self.moment.start_ns.saturating_add(wait_ns));
         }
+    }
+}
+
+/// Charges an address for certain, networks roughly: an address may be asked for by all workers at
+/// once, where it matters; of a network's many requests, a few go uncounted.
+#[inline]
+fn pay<const N: usize>(places: &[Place<'_>; N], loads: [u16; N]) {
+    for (at, place) in places.iter().enumerate() {
+        place.charge(loads[at], at > 0);
     }
 }
 
@@ -238,7 +247,7 @@ mod tests {
     #[test]
     fn moments_cover_time_without_gaps() {
         let mut random = fastrand::Rng::with_seed(1);
-        for _ in 0..20_000 {
+        for _ in 0..if cfg!(miri) { 200 } else { 20_000 } {
             let scale = Scale::new(random.u32(..1_000_000), random.u32(..10_000_000));
             let now = Now::from_ns(random.u64(1..2 << 60));
             let it = scale.at(now);
@@ -253,7 +262,7 @@ mod tests {
     fn the_whole_burst_fits_below_the_limit_at_any_time_and_no_announce_more() {
         for (rate, burst) in [(0, 0), (1, 16), (100, 400), (1000, 1000), (5, 10_000)] {
             let scale = Scale::new(rate, burst);
-            for step in 0..STEPS {
+            for step in (0..STEPS).step_by(if cfg!(miri) { 37 } else { 1 }) {
                 let it = scale.at(Now::from_ns(scale.half_life_ns * step / STEPS));
                 for (at, prefix) in V4.iter().chain(&V6).enumerate() {
                     let whole = it.prices[at] * u64::from(burst.max(1)) * u64::from(prefix.times);
@@ -272,10 +281,12 @@ mod tests {
         let moment = scale.at(Now::from_ns(0));
         let mut random = fastrand::Rng::with_seed(1);
         for (at, prefix) in V4.iter().enumerate() {
-            let loads = (0..100_000).map(|_| moment.load(at, 8_u32, random.u64(..), at));
-            let mean = loads.map(f64::from).sum::<f64>() / 100_000.0;
+            let count = if cfg!(miri) { 2_000 } else { 100_000 };
+            let loads = (0..count).map(|_| moment.load(at, 8_u32, random.u64(..), at));
+            let mean = loads.map(f64::from).sum::<f64>() / f64::from(count);
             let exact = 65535.0 / (800.0 * f64::from(prefix.times) + 1.0);
-            assert!((mean - exact).abs() < 0.01, "{mean} {exact}");
+            let deviations = (mean - exact).abs() * f64::from(count).sqrt() * 2.0;
+            assert!(deviations < 6.0, "{mean} {exact}");
         }
     }
 }

@@ -8,7 +8,7 @@ use fastrand::Rng;
 
 use crate::limiter::bucket::Bucket;
 use crate::limiter::exempt::Exempt;
-use crate::limiter::prefix::FIRST_V6;
+use crate::limiter::prefix::{FIRST_V6, V4, V6};
 use crate::limiter::{
     CALM_ONE_IN, LimitAction, LimitCounters, LimitTable, Limiter, Options, Price, SLIP_ONE_IN,
     Verdict,
@@ -68,8 +68,14 @@ impl Gate {
         let bucket = &mut self.buckets[LimitTable::Verified as usize];
         let table = &tables[LimitTable::Verified as usize];
         match source {
-            IpAddr::V4(it) => bucket.charge(table, now, keys.of_v4(it), 0, price, dither),
-            IpAddr::V6(it) => bucket.charge(table, now, keys.of_v6(it), FIRST_V6, price, dither),
+            IpAddr::V4(it) => {
+                let hash = |at| keys.of_v4(it, at);
+                bucket.charge::<{ V4.len() }>(table, now, hash, 0, price, dither);
+            }
+            IpAddr::V6(it) => {
+                let hash = |at| keys.of_v6(it, at);
+                bucket.charge::<{ V6.len() }>(table, now, hash, FIRST_V6, price, dither);
+            }
         }
     }
 
@@ -98,8 +104,13 @@ impl Gate {
         let bucket = &mut self.buckets[which as usize];
         let table = &tables[which as usize];
         let answer = match source {
-            IpAddr::V4(it) => bucket.ask(table, now, keys.of_v4(it), 0, price, dither),
-            IpAddr::V6(it) => bucket.ask(table, now, keys.of_v6(it), FIRST_V6, price, dither),
+            IpAddr::V4(it) => {
+                bucket.ask::<{ V4.len() }>(table, now, |at| keys.of_v4(it, at), 0, price, dither)
+            }
+            IpAddr::V6(it) => {
+                let hash = |at| keys.of_v6(it, at);
+                bucket.ask::<{ V6.len() }>(table, now, hash, FIRST_V6, price, dither)
+            }
         };
         let (action, verdict) = match answer {
             Ok(()) => (LimitAction::Passed, Verdict::Pass),

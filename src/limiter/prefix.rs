@@ -47,31 +47,32 @@ impl Keys {
         Self(std::array::from_fn(|_| RandomState::with_seeds(key(), key(), key(), key())))
     }
 
-    /// One hash for each of [`V4`].
+    /// The hash of the `at`th of [`V4`].
     #[inline]
-    pub(super) fn of_v4(&self, address: Ipv4Addr) -> [u64; V4.len()] {
-        let bits = u32::from(address);
-        std::array::from_fn(|at| self.0[at].hash_one(bits >> (32 - V4[at].bits)))
+    pub(super) fn of_v4(&self, address: Ipv4Addr, at: usize) -> u64 {
+        self.0[at].hash_one(u32::from(address) >> (32 - V4[at].bits))
     }
 
-    /// One hash for each of [`V6`].
+    /// The hash of the `at`th of [`V6`].
     #[inline]
-    pub(super) fn of_v6(&self, address: Ipv6Addr) -> [u64; V6.len()] {
+    pub(super) fn of_v6(&self, address: Ipv6Addr, at: usize) -> u64 {
         let bits = u128::from(address);
-        std::array::from_fn(|at| {
-            let keys = &self.0[FIRST_V6 + at];
-            match V6[at].bits {
-                128 => keys.hash_one(bits),
-                // What is left of a shift by 64 or more fits.
-                length => keys.hash_one((bits >> 64) as u64 >> (64 - length)),
-            }
-        })
+        let keys = &self.0[FIRST_V6 + at];
+        match V6[at].bits {
+            128 => keys.hash_one(bits),
+            // What is left of a shift by 64 or more fits.
+            length => keys.hash_one((bits >> 64) as u64 >> (64 - length)),
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn all<const N: usize>(hash: impl Fn(usize) -> u64) -> [u64; N] {
+        std::array::from_fn(hash)
+    }
 
     /// How many prefixes two addresses have in common.
     fn common<const N: usize>(one: [u64; N], other: [u64; N]) -> usize {
@@ -81,7 +82,7 @@ mod tests {
     #[test]
     fn neighbours_share_prefixes_and_strangers_none() {
         let keys = Keys::new(Some(1));
-        let v4 = |text: &str| keys.of_v4(text.parse().unwrap());
+        let v4 = |text: &str| all::<4>(|at| keys.of_v4(text.parse().unwrap(), at));
         let base = v4("198.51.100.1");
         for (other, shared) in [
             ("198.51.100.1", 4),
@@ -95,7 +96,7 @@ mod tests {
         ] {
             assert_eq!(common(base, v4(other)), shared, "{other}");
         }
-        let v6 = |text: &str| keys.of_v6(text.parse().unwrap());
+        let v6 = |text: &str| all::<5>(|at| keys.of_v6(text.parse().unwrap(), at));
         let base = v6("2001:db8:aabb:ccdd::1");
         for (other, shared) in [
             ("2001:db8:aabb:ccdd::1", 5),
@@ -115,10 +116,13 @@ mod tests {
         let all: Vec<_> =
             [Keys::new(Some(1)), Keys::new(Some(2)), Keys::new(None), Keys::new(None)]
                 .iter()
-                .flat_map(|it| it.of_v4(address).into_iter().chain(it.of_v4(Ipv4Addr::UNSPECIFIED)))
+                .flat_map(|it| {
+                    (0..4)
+                        .flat_map(|at| [address, Ipv4Addr::UNSPECIFIED].map(|of| it.of_v4(of, at)))
+                })
                 .collect();
         let distinct: std::collections::HashSet<_> = all.iter().collect();
         assert_eq!(distinct.len(), all.len());
-        assert_eq!(Keys::new(Some(1)).of_v4(address), Keys::new(Some(1)).of_v4(address));
+        assert_eq!(Keys::new(Some(1)).of_v4(address, 0), Keys::new(Some(1)).of_v4(address, 0));
     }
 }

@@ -39,31 +39,63 @@ impl Table {
         self.lines.len() * LINE_BYTES
     }
 
-    /// The place of the key with this hash.
+    /// The places of the keys with these hashes. All lines are asked for before any is waited for.
     #[inline]
-    pub(super) fn place(&self, hash: u64, epoch: u16) -> Place<'_> {
-        let id = (hash >> 48) as u16;
-        let first = self.line(hash);
-        first.refresh(epoch);
-        if let Some(slot) = first.find(id) {
-            return Place { line: first, slot, id, known: true, load: first.load(slot) };
+    pub(super) fn places<const N: usize>(&self, hashes: [u64; N], epoch: u16) -> [Place<'_>; N] {
+        let lines = hashes.map(|it| self.line(it));
+        refresh(&lines, epoch);
+        let mut known = true;
+        let mut places = std::array::from_fn(|at| {
+            let (line, id) = (lines[at], id(hashes[at]));
+            let found = line.find(id);
+            known &= found.is_some();
+            let slot = found.slot();
+            Place { line, slot, id, known: found.is_some(), load: line.load(slot) }
+        });
+        if !known {
+            self.settle(&mut places, hashes, epoch);
         }
-        let (slot, load) = first.lightest();
-        let place = Place { line: first, slot, id, known: false, load };
-        self.place_in_second(hash, epoch, place)
+        places
     }
 
+    /// Finds places for keys that are not in their first lines.
     #[inline]
-    fn place_in_second<'a>(&'a self, hash: u64, epoch: u16, first: Place<'a>) -> Place<'a> {
-        let line = self.line(hash >> 22);
-        line.refresh(epoch);
-        if let Some(slot) = line.find(first.id) {
-            return Place { line, slot, known: true, load: line.load(slot), ..first };
+    fn settle<'a, const N: usize>(
+        &'a self,
+        places: &mut [Place<'a>; N],
+        hashes: [u64; N],
+        epoch: u16,
+    ) {
+        let mut crowded = false;
+        for place in places.iter_mut().filter(|it| !it.known) {
+            (place.slot, place.load) = place.line.lightest();
+            crowded |= place.load > 0;
         }
-        let (slot, load) = line.lightest();
-        // Full lines only are left for the second choice: a key that stands in its first line
-        // costs one line of cache.
-        if load < first.load { Place { line, slot, load, ..first } } else { first }
+        if crowded {
+            self.settle_crowded(places, hashes, epoch);
+        }
+    }
+
+    /// Looks into the second lines of keys whose first are full.
+    #[inline(never)]
+    fn settle_crowded<'a, const N: usize>(
+        &'a self,
+        places: &mut [Place<'a>; N],
+        hashes: [u64; N],
+        epoch: u16,
+    ) {
+        let lines = hashes.map(|it| self.line(it >> 22));
+        refresh(&lines, epoch);
+        let crowded = |it: &(&mut Place<'_>, &Line)| !it.0.known && it.0.load > 0;
+        for (place, line) in places.iter_mut().zip(lines).filter(crowded) {
+            let found = line.find(place.id);
+            let known = found.is_some();
+            let (slot, load) =
+                if known { (found.slot(), line.load(found.slot())) } else { line.lightest() };
+            if known || load < place.load {
+                *place = Place { line, slot, load, known, ..*place };
+            }
+        }
     }
 
     #[inline]
@@ -73,17 +105,35 @@ impl Table {
     }
 }
 
+/// Reads the time of all lines before waiting for any.
+#[inline]
+fn refresh(lines: &[&Line], epoch: u16) {
+    if lines.iter().fold(false, |stale, it| stale | it.is_stale(epoch)) {
+        lines.iter().for_each(|it| it.refresh(epoch));
+    }
+}
+
+/// What tells a key from others in its lines.
+#[inline]
+fn id(hash: u64) -> u16 {
+    (hash >> 48) as u16
+}
+
 impl Place<'_> {
-    /// Adds to the load.
+    /// Adds to the load: for certain, or (where `rough`) with [`Line::add_roughly`].
     #[inline]
-    pub(super) fn charge(&self, load: u16) {
+    pub(super) fn charge(&self, load: u16, rough: bool) {
         if load == 0 {
             return; // a share below one was rounded down: nothing to remember
         }
         if !self.known {
             self.line.give(self.slot, self.id);
         }
-        self.line.add(self.slot, load);
+        if rough {
+            self.line.add_roughly(self.slot, load);
+        } else {
+            self.line.add(self.slot, load);
+        }
     }
 }
 
@@ -91,8 +141,9 @@ impl Place<'_> {
 mod tests {
     use super::*;
 
-    fn hash(key: u64) -> u64 {
-        ahash::RandomState::with_seeds(1, 2, 3, 4).hash_one(key)
+    fn place(table: &Table, key: u64) -> Place<'_> {
+        let hash = ahash::RandomState::with_seeds(1, 2, 3, 4).hash_one(key);
+        table.places([hash], 0)[0]
     }
 
     #[test]
@@ -100,35 +151,37 @@ mod tests {
         let table = Table::new(64 << 10);
         let keys = 1024 * 15 / 2;
         for key in 0..keys {
-            table.place(hash(key), 0).charge(100);
+            place(&table, key).charge(100, false);
         }
         let found = (0..keys).filter(|key| {
-            let place = table.place(hash(*key), 0);
+            let place = place(&table, *key);
             place.known && place.load >= 100
         });
         assert_eq!(found.count() as u64, keys);
-        let shared = (0..keys).filter(|key| table.place(hash(*key), 0).load > 100).count();
+        let shared = (0..keys).filter(|key| place(&table, *key).load > 100).count();
         assert!(shared < 10, "{shared} keys share lines and an id with another");
     }
 
     #[test]
     fn whoever_is_near_the_limit_is_never_forgotten() {
         let table = Table::new(64 << 10);
-        table.place(hash(u64::MAX), 0).charge(30_000);
-        for key in 0..1_000_000 {
-            table.place(hash(key), 0).charge(1);
+        place(&table, u64::MAX).charge(30_000, false);
+        let keys = if cfg!(miri) { 20_000 } else { 1_000_000 };
+        for key in 0..keys {
+            place(&table, key).charge(1, true);
         }
-        assert!(table.place(hash(u64::MAX), 0).load >= 30_000);
+        assert!(place(&table, u64::MAX).load >= 30_000);
         // What was charged to all others is shared by the slots.
-        let newcomer = table.place(hash(u64::MAX - 1), 0).load;
-        assert!((40..=70).contains(&newcomer), "{newcomer} of a mean of 65");
+        let newcomer = place(&table, u64::MAX - 1).load;
+        let mean = keys / (1024 * 15);
+        assert!((mean / 2..=mean).contains(&newcomer.into()), "{newcomer} of a mean of {mean}");
     }
 
     #[test]
     fn a_charge_of_nothing_takes_no_slot() {
         let table = Table::new(64);
-        table.place(hash(1), 0).charge(0);
-        assert!(!table.place(hash(1), 0).known);
+        place(&table, 1).charge(0, false);
+        assert!(!place(&table, 1).known);
         assert_eq!(table.bytes(), 64);
     }
 }
