@@ -251,6 +251,7 @@ impl State {
     fn tick(&self, drops_before: u64) -> u64 {
         let mut exporter = self.exporter.lock().unwrap_or_else(PoisonError::into_inner);
         exporter.update(&self.shared.store.totals());
+        exporter.update_memory(&self.shared.store.usage());
         let now = self.shared.clock.now();
         if let Some((elapsed_s, busy_ratio)) = exporter.tick(now) {
             self.shared.load.observe(elapsed_s, busy_ratio);
@@ -300,6 +301,7 @@ impl Process for State {
     fn metrics(&self) -> String {
         let mut exporter = self.exporter.lock().unwrap_or_else(PoisonError::into_inner);
         exporter.update(&self.shared.store.totals());
+        exporter.update_memory(&self.shared.store.usage());
         exporter.update_access(&self.shared.office);
         exporter.render()
     }

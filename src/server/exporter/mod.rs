@@ -19,7 +19,7 @@ use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, Prometheu
 use crate::access::disk::Office;
 use crate::metrics::{DurationHistogram, IoEvent, StreamCounters, WorkerCounters};
 use crate::server::workers::Tallies;
-use crate::store::Totals;
+use crate::store::{Totals, Usage};
 use crate::sys::socket::memory_of;
 use crate::time::Now;
 use crate::tracker::{Oddity, Options};
@@ -144,6 +144,11 @@ impl Exporter {
             sockets.update();
         }
         metrics::with_local_recorder(&self.recorder, || self.process.collect());
+    }
+
+    /// Brings the series about the store's memory up to date.
+    pub(super) fn update_memory(&self, usage: &Usage) {
+        self.store.update_usage(usage);
     }
 
     /// Brings the series about access control up to date.
@@ -272,6 +277,9 @@ struct StoreSeries {
     seeders: [Gauge; Kind::ALL.len()],
     leechers: [Gauge; Kind::ALL.len()],
     completed: Counter,
+    used_bytes: Gauge,
+    limit_bytes: Gauge,
+    evicted: Counter,
 }
 
 impl StoreSeries {
@@ -286,7 +294,16 @@ impl StoreSeries {
             seeders: Kind::ALL.map(|it| peers(it, "seeder")),
             leechers: Kind::ALL.map(|it| peers(it, "leecher")),
             completed: counter!("skep_completed_total"),
+            used_bytes: gauge!("skep_store_used_bytes"),
+            limit_bytes: gauge!("skep_store_limit_bytes"),
+            evicted: counter!("skep_torrents_evicted_total"),
         }
+    }
+
+    fn update_usage(&self, usage: &Usage) {
+        self.used_bytes.set(float(usage.bytes));
+        self.limit_bytes.set(float(usage.bytes_max));
+        self.evicted.absolute(usage.evicted);
     }
 
     fn update(&self, totals: &Totals) {
@@ -414,7 +431,7 @@ const HANDLING_HELP: &str = "How long a batch of datagrams took from the reading
 
 /// Every series' HELP text.
 fn describe() {
-    const COUNTERS: [(&str, &str); 9] = [
+    const COUNTERS: [(&str, &str); 10] = [
         (
             "skep_requests_total",
             "Requests handled: exactly what was answered, refused, dropped and rejected together.",
@@ -433,12 +450,15 @@ fn describe() {
             "Datagrams the kernel dropped because a receive queue was full.",
         ),
         ("skep_completed_total", "Downloads that completed, each peer counted once."),
+        ("skep_torrents_evicted_total", "Torrents on probation that gave way to others."),
     ];
-    const GAUGES: [(&str, &str); 8] = [
+    const GAUGES: [(&str, &str); 10] = [
         ("skep_build_info", "Always 1; the label tells the version."),
         ("skep_io_backend_info", "Always 1; the labels tell the I/O backend and why that one."),
         ("skep_udp_socket_queue_bytes", "Bytes waiting in receive queues, with overhead."),
         ("skep_udp_socket_buffer_bytes", "Bytes receive queues may hold, with overhead."),
+        ("skep_store_used_bytes", "Bytes that torrents and peers take, as asked of the allocator."),
+        ("skep_store_limit_bytes", "Bytes that torrents and peers may take; 0: no limit."),
         ("skep_torrents", "Torrents held, those with only a completed count included."),
         ("skep_active_torrents", "Torrents that have peers."),
         (
