@@ -18,7 +18,9 @@ use serde::{Deserialize, Serialize};
 
 pub use error::ConfigError;
 pub use source::{Assignment, Source};
-pub use values::{AccessMode, Bytes, ConnectionIdMac, Io, LogFormat, LogLevel, SourceHeader};
+pub use values::{
+    AccessMode, Bytes, ConnectionIdMac, Io, LogFormat, LogLevel, MemoryCap, SourceHeader,
+};
 use values::{Numeric, Value};
 
 /// What is known of a setting besides its value.
@@ -314,6 +316,19 @@ sections! {
         ip_override_from: Vec<IpNet> = Vec::new();
     }
 
+    /// Bounds on memory. Reloaded by SIGHUP.
+    memory: Memory {
+        /// What the process should keep to. Where torrents and peers have used it up, announces
+        /// are answered but not stored; from four fifths on, torrents that come newly are the
+        /// first to go. auto: three quarters of what this process may use, by its control group
+        /// or the host's memory; a size such as "1GiB"; 0: no cap.
+        max_memory: MemoryCap = MemoryCap::Auto;
+        /// Most peers of one torrent; 0: no cap. Beyond it, a newcomer takes the place of one that
+        /// has been silent for long. Five times the largest swarms known, so that only a flood
+        /// meets it; such a swarm takes some 25 MiB.
+        max_peers_per_torrent: u32 = 1000000, in 0..=100000000;
+    }
+
     /// The listener for operators: /metrics, /livez, /readyz, /startupz, /stats, /api/v1.
     admin: Admin {
         /// Address to serve HTTP on. Keep it off the Internet.
@@ -389,6 +404,7 @@ impl Config {
             return Err(fault(udp, "listen", &[], format!("{twice} is listed twice")));
         }
         self.check_streams()?;
+        self.check_memory()?;
         let it = &self.tracker;
         if it.interval_jitter_s >= it.interval_s {
             let problem = format!("must be below interval_s, which is {}", it.interval_s);
@@ -428,6 +444,17 @@ impl Config {
             return Err(fault("tracker", "peer_age_s_max", others, problem));
         }
         Ok(())
+    }
+
+    /// Checks that a cap on memory leaves room for something.
+    fn check_memory(&self) -> Result<(), Fault> {
+        match self.memory.max_memory {
+            MemoryCap::Bytes(bytes) if bytes.0 > 0 && bytes.0 < values::MEMORY_CAP_MIN.0 => {
+                let problem = format!("too little: the least is {}", values::MEMORY_CAP_MIN);
+                Err(Fault { section: "memory", key: "max_memory", others: &[], problem })
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Checks what TCP is served on.

@@ -139,6 +139,56 @@ impl<'de> Deserialize<'de> for Bytes {
     }
 }
 
+/// How much memory the process should keep to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MemoryCap {
+    /// Three quarters of what it may use.
+    Auto,
+    /// So many bytes; 0: no cap.
+    Bytes(Bytes),
+}
+
+/// The lowest cap: below it, there would be little more than the program itself.
+pub(super) const MEMORY_CAP_MIN: Bytes = Bytes(64 << 20);
+
+impl std::str::FromStr for MemoryCap {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "auto" { Ok(Self::Auto) } else { text.parse().map(Self::Bytes) }
+    }
+}
+
+impl Serialize for MemoryCap {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Auto => serializer.serialize_str("auto"),
+            Self::Bytes(bytes) => bytes.serialize(serializer),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for MemoryCap {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged, expecting = "expected \"auto\" or a number of bytes")]
+        enum Written {
+            Number(u64),
+            Text(String),
+        }
+        match Written::deserialize(deserializer)? {
+            Written::Number(bytes) => Ok(Self::Bytes(Bytes(bytes))),
+            Written::Text(text) => text.parse().map_err(de::Error::custom),
+        }
+    }
+}
+
+impl Value for MemoryCap {
+    fn allowed(_: Option<(u64, u64)>) -> String {
+        format!("\"auto\", \"{MEMORY_CAP_MIN}\" or more, 0")
+    }
+}
+
 /// A setting's type says what it allows.
 pub(super) trait Value {
     /// The allowed values in words, within bounds where there are any.
@@ -248,6 +298,21 @@ pub(super) fn addresses(texts: &[&str]) -> Vec<SocketAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_cap_on_memory_is_a_word_or_a_number_of_bytes() {
+        for (text, cap) in [("auto", MemoryCap::Auto), ("1GiB", MemoryCap::Bytes(Bytes(1 << 30)))] {
+            assert_eq!(text.parse(), Ok(cap));
+            let written = toml::Value::try_from(cap).unwrap();
+            assert_eq!(written.as_str(), Some(text));
+            assert_eq!(written.try_into(), Ok(cap));
+        }
+        assert_eq!(toml::Value::Integer(0).try_into(), Ok(MemoryCap::Bytes(Bytes(0))));
+        for bad in ["", "Auto", "half", "-1"] {
+            assert!(bad.parse::<MemoryCap>().is_err(), "{bad}");
+        }
+        assert!(toml::Value::Integer(-1).try_into::<MemoryCap>().is_err());
+    }
 
     #[test]
     fn bytes_are_written_as_they_are_read() {

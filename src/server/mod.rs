@@ -79,6 +79,7 @@ pub fn run(source: Source) -> Result<(), StartError> {
         full_scrapes: Arc::default(),
         clock: Clock::start(),
     };
+    shared.store.allow(options::budget(&config));
     let tls = options::tls(&config).map(tls::Tls::start).transpose()?;
     let reloader = reload::Reloader { source, config, keys, level, shared, tls };
     let control = assemble(reloader)?;

@@ -6,7 +6,9 @@ use tracing::level_filters::LevelFilter;
 
 use crate::access::disk as access;
 use crate::access::mode::Mode;
-use crate::config::{AccessMode, Config, ConnectionIdMac, LogFormat, LogLevel, SourceHeader};
+use crate::config::{
+    AccessMode, Bytes, Config, ConnectionIdMac, LogFormat, LogLevel, MemoryCap, SourceHeader,
+};
 use crate::frontend::connection_id::{Algorithm, ConnectionIds, Keys};
 use crate::frontend::origin::HopField;
 use crate::frontend::{http, ws};
@@ -14,6 +16,8 @@ use crate::limiter;
 use crate::server::log;
 use crate::server::state::{self, Environment, KeyError, Loaded};
 use crate::server::tls;
+use crate::store;
+use crate::sys::memory;
 use crate::tracker;
 use crate::worker::stream;
 
@@ -135,6 +139,39 @@ pub(super) fn tls(config: &Config) -> Option<tls::Files> {
         .then(|| tls::Files { certificate: path(&it.certificate), key: path(&it.key) })
 }
 
+/// What the process takes before it holds a torrent: program, stacks, buffers of some workers, the
+/// store's locks. An idle one has 12 to 14 MiB; the rest is for connections.
+const FIXED_BYTES: u64 = 24 << 20;
+
+/// Resident bytes for each hundred that the store asks for: the allocator's pages are not all full,
+/// and tables that grow are there twice for a moment.
+const RESIDENT_PER_100_BYTES: u64 = 115;
+
+/// The least the store is given, however little the host has.
+const STORE_BYTES_MIN: u64 = 8 << 20;
+
+/// What the store may take for the whole process to keep to `bytes`.
+fn store_bytes(bytes: u64) -> u64 {
+    let asked = bytes.saturating_sub(FIXED_BYTES) / RESIDENT_PER_100_BYTES * 100;
+    asked.max(STORE_BYTES_MIN)
+}
+
+/// What the store may take.
+pub(super) fn budget(config: &Config) -> store::Budget {
+    let peers_per_torrent_max = config.memory.max_peers_per_torrent;
+    let process_bytes = match config.memory.max_memory {
+        MemoryCap::Bytes(Bytes(bytes)) => bytes,
+        MemoryCap::Auto => {
+            memory::usable_bytes().map(|bytes| bytes / 4 * 3).unwrap_or_else(|error| {
+                tracing::warn!("memory.max_memory = \"auto\" sets no cap: {error}");
+                0
+            })
+        }
+    };
+    let bytes_max = if process_bytes == 0 { 0 } else { store_bytes(process_bytes) };
+    store::Budget { bytes_max, peers_per_torrent_max }
+}
+
 /// How to log.
 pub(super) fn log(config: &Config) -> log::Options {
     let level = match config.log.level {
@@ -170,4 +207,27 @@ pub(super) fn connection_ids(config: &Config, keys: &Loaded) -> ConnectionIds {
         ConnectionIdMac::HmacSha256 => Algorithm::HmacSha256,
     };
     ConnectionIds::new(&Keys { active: keys.active, staging: keys.staging, algorithm })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn budget_of(max_memory: MemoryCap) -> u64 {
+        let mut config = Config::default();
+        config.memory.max_memory = max_memory;
+        budget(&config).bytes_max
+    }
+
+    #[test]
+    fn the_store_gets_what_the_process_leaves() {
+        assert_eq!(budget_of(MemoryCap::Bytes(Bytes(0))), 0);
+        let gib = budget_of(MemoryCap::Bytes(Bytes(1 << 30)));
+        assert!(gib > 800 << 20 && gib * RESIDENT_PER_100_BYTES / 100 + FIXED_BYTES <= 1 << 30);
+        let least = budget_of(MemoryCap::Bytes(Bytes(64 << 20)));
+        assert!(least > 32 << 20 && least < 40 << 20, "{least}");
+        assert_eq!(store_bytes(1 << 20), STORE_BYTES_MIN);
+        let auto = budget_of(MemoryCap::Auto);
+        assert!(auto < memory::usable_bytes().unwrap() / 4 * 3);
+    }
 }

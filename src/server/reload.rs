@@ -14,13 +14,14 @@ use crate::server::tls::Tls;
 use crate::server::workers::Shared;
 
 /// Sections and settings that can change while serving.
-const LIVE: [&str; 20] = [
+const LIVE: [&str; 21] = [
     "access.similar_digits_max",
     "access.torrents_",
     "access.networks_",
     "access.clients_",
     "access.ports_",
     "tracker.",
+    "memory.",
     "log.level",
     "udp.key_file",
     "admin.token",
@@ -75,6 +76,7 @@ impl Reloader {
         self.shared.http.store(Arc::new(options::http(&live_config)));
         self.shared.ws.store(Arc::new(options::ws(&live_config)));
         self.shared.stream.store(Arc::new(options::stream(&live_config)));
+        self.shared.store.allow(options::budget(&live_config));
         if let Some(tls) = &mut self.tls {
             tls.renew();
         }
@@ -104,6 +106,7 @@ impl Reloader {
         live.udp.key_file.clone_from(&new.udp.key_file);
         live.admin.token.clone_from(&new.admin.token);
         live.limits = new.limits.clone();
+        live.memory = new.memory.clone();
         live.websocket = new.websocket.clone();
         live.access = Access { mode: live.access.mode, ..new.access.clone() };
         live.http = Http {
