@@ -11,7 +11,9 @@ use std::sync::Arc;
 
 use fastrand::Rng;
 use model::{LIMITS, Model, Torrent, Who, announce_both, compare_lists, decode};
-use skep::store::{Change, Limits, Options, Order, Role, Room, Store, Sweeper, Totals, Visit};
+use skep::store::{
+    Budget, Change, Limits, Options, Order, Role, Room, Store, Sweeper, Totals, Visit,
+};
 use skep::time::Now;
 use skep::types::{Contact, InfoHash, Kind, ScrapeEntry, WebPeer};
 
@@ -79,7 +81,7 @@ fn a_million_operations_match_the_model() {
                 0 => now = now.plus_s(random.u64(..600)),
                 1 => {
                     Sweeper::new(&store, 0, 1).pass(&store, now, LIMITS);
-                    model.expire(now);
+                    model.expire(&store, now);
                     assert_eq!(store.totals(), model.totals());
                 }
                 2 => compare_lists(&store, &model, now, &mut random),
@@ -207,6 +209,87 @@ fn join(
     let change = Change::Present { role: Role::Leecher, completed: false };
     let visit = Visit { info_hash: &info_hash, address, contact, change, capped: false };
     store.announce(now, &visit, &mut Room::default(), random);
+}
+
+/// Announces under a budget too small for what comes, which is lifted for a while.
+#[test]
+fn a_store_with_a_budget_keeps_to_it_and_to_the_model() {
+    for seed in seeds(&[11, 12]) {
+        println!("SEED={seed}");
+        let mut random = Rng::with_seed(seed);
+        let store = Store::new(Options { shards: 2, seed: Some(seed) });
+        let mut model = Model::default();
+        let mut now = Now::from_s(1_800_000_000);
+        let [mut full, mut bounded] = [0; 2];
+        for step in 0..100_000u32 {
+            if step % 20_000 == 0 {
+                let bytes_max = if step == 60_000 { 0 } else { 96 << 10 };
+                store.allow(Budget { bytes_max, ..Budget::default() });
+            }
+            let mut info_hash = InfoHash([random.u8(..); 20]);
+            info_hash.0[0] = random.u8(..).min(random.u8(..)) / 16;
+            let address = match random.u8(..3) {
+                0 => address(&mut random),
+                _ => Ipv4Addr::new(9, random.u8(..8), random.u8(..4), random.u8(..3)).into(),
+            };
+            let (contact, change) = (contact(&mut random, 1), change(&mut random));
+            let visit =
+                Visit { info_hash: &info_hash, address, contact, change, capped: random.bool() };
+            match random.u16(..2000) {
+                0 => now = now.plus_s(random.u64(..900)),
+                1 => {
+                    Sweeper::new(&store, 0, 1).pass(&store, now, LIMITS);
+                    model.expire(&store, now);
+                    assert_eq!(store.totals(), model.totals());
+                }
+                2 => compare_lists(&store, &model, now, &mut random),
+                _ => announce_both(&store, &mut model, now, &visit, &mut random),
+            }
+            let usage = store.usage();
+            assert!(step >= 60_000 || usage.bytes <= usage.bytes_max, "{usage:?}");
+            full += u32::from(usage.bytes + 4096 > usage.bytes_max);
+            bounded += u32::from(usage.bytes_max > 0);
+        }
+        assert_eq!(store.totals(), model.totals());
+        let evicted = store.usage().evicted;
+        assert!(full > bounded / 2 && evicted > 1000, "{full} {evicted}: it was full");
+    }
+}
+
+#[test]
+fn a_store_with_caps_replaces_whom_the_model_says() {
+    for seed in seeds(&[13]) {
+        println!("SEED={seed}");
+        let mut random = Rng::with_seed(seed);
+        let store = Store::new(Options { shards: 2, seed: Some(seed) });
+        store.allow(Budget { bytes_max: 0, peers_per_torrent_max: 700 });
+        let mut model = Model { peers_max: 700, ..Model::default() };
+        let mut now = Now::from_s(1_800_000_000);
+        for step in 0..60_000u32 {
+            let info_hash = InfoHash([random.u8(..2); 20]);
+            let contact = Contact::Port(1 + random.u16(..400).min(random.u16(..400)));
+            let address = match random.u8(..4) {
+                0 => Ipv6Addr::new(0x2600, 0, 0, random.u16(..200), 0, 0, 0, 1).into(),
+                1 => Ipv4Addr::new(9, 9, 9, random.u8(..3)).into(),
+                _ => Ipv4Addr::from(0x0800_0000 + random.u32(..2000)).into(),
+            };
+            let change = match random.u8(..40) {
+                0 => Change::Stopped,
+                1 => Change::Present { role: Role::Seeder, completed: true },
+                _ => Change::Present { role: Role::Leecher, completed: false },
+            };
+            let visit = Visit { info_hash: &info_hash, address, contact, change, capped: true };
+            announce_both(&store, &mut model, now, &visit, &mut random);
+            now = Now::from_ns(now.ns() + 20_000_000 * random.u64(..10));
+            if step % 20_000 == 0 {
+                Sweeper::new(&store, 0, 1).pass(&store, now, LIMITS);
+                model.expire(&store, now);
+            }
+        }
+        assert_eq!(store.totals(), model.totals());
+        let counts = model.torrents.values().map(Torrent::counts);
+        assert!(counts.into_iter().all(|it| it.seeders + it.leechers >= 700), "they were full");
+    }
 }
 
 #[test]

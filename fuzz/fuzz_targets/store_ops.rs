@@ -4,6 +4,7 @@
 //! ```text
 //! input      { torrent (1) | address (1) | port (1) | operation (1) } × n
 //! operation  2..0 what the peer does, or: 5 time passes, 6 a sweep, 7 a scrape and all lists
+//!            6 the peer's host is under the cap; a sweep: the budget is `port` KiB from now on
 //!            7 the peer is a WebRTC one, named by address and port
 //! ```
 #![no_main]
@@ -16,7 +17,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use fastrand::Rng;
 use libfuzzer_sys::fuzz_target;
 use model::{LIMITS, Model, Torrent, announce_both, compare_lists};
-use skep::store::{Change, Options, Role, Store, Sweeper, Visit};
+use skep::store::{Budget, Change, Options, Role, Store, Sweeper, Visit};
 use skep::time::Now;
 use skep::types::{Contact, InfoHash, WebPeer};
 
@@ -70,7 +71,7 @@ struct Pair {
 impl Pair {
     fn sweep(&mut self) {
         Sweeper::new(&self.store, 0, 1).pass(&self.store, self.now, LIMITS);
-        self.model.expire(self.now);
+        self.model.expire(&self.store, self.now);
         self.swept = self.now;
         assert_eq!(self.store.totals(), self.model.totals());
     }
@@ -93,12 +94,19 @@ fuzz_target!(|input: &[u8]| {
         match (change(operation), operation & 7) {
             (Some(change), _) => {
                 let contact = contact(from, port, operation);
-                let visit =
-                    Visit { info_hash: &info_hash, address: address(from), contact, change, capped: false };
+                let (info_hash, address) = (&info_hash, address(from));
+                let capped = operation & 0x40 != 0;
+                let visit = Visit { info_hash, address, contact, change, capped };
                 announce_both(&pair.store, &mut pair.model, pair.now, &visit, &mut random);
             }
             (None, 5) => pair.pass_time(u64::from(port) * 16),
-            (None, 6) => pair.sweep(),
+            (None, 6) => {
+                if operation & 0x40 != 0 {
+                    let bytes_max = u64::from(port) * 1024;
+                    pair.store.allow(Budget { bytes_max, ..Budget::default() });
+                }
+                pair.sweep();
+            }
             (None, _) => {
                 let counts = pair.model.torrents.get(&info_hash).map(Torrent::counts);
                 assert_eq!(pair.store.scrape(&info_hash), counts.unwrap_or_default());

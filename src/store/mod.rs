@@ -1,10 +1,11 @@
 //! info-hash → swarm: the one store behind every front end.
 //!
 //! `table` lays the memory out, `roster` keeps peers in an order that makes choice cheap, `large`
-//! adds an index where a scan would be slow, `select` draws the peers, `spread` lets no network fill
-//! a reply, `expire` forgets the silent ones in small slices, `list` shows operators what there is.
-//! This file is the store's door: an announce goes in, counts and peers come out, under one shard
-//! lock and with nothing else held.
+//! adds an index where a scan would be slow, and `hosts` what each host has there; `memory` keeps
+//! account of every byte, and an `asker` is refused where there are none left. `select` draws the
+//! peers, `spread` lets no network fill a reply, `expire` forgets the silent ones in small slices, `list`
+//! shows operators what there is. This file is the store's door: an announce goes in, counts and
+//! peers come out, under one shard lock and with nothing else held.
 
 mod announce;
 mod asker;
@@ -263,7 +264,7 @@ impl Store {
         usage
     }
 
-    /// Notes that something in a shard, whose lock is held, takes `after` bytes instead of `before`.
+    /// Notes that something in a shard, whose lock is held, takes `after` bytes for `before`.
     #[inline]
     fn note_bytes(&self, shard: usize, before: usize, after: usize) {
         self.memory.note(&self.totals[shard].account, before, after);

@@ -6,7 +6,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use fastrand::Rng;
-use skep::store::{Change, Limits, Listed, Order, Role, Room, Store, TICK_S, Totals, Visit};
+use skep::store::{
+    Answer, Change, Limits, Listed, Order, Role, Room, Store, Stored, TICK_S, Totals, Visit,
+};
 use skep::time::Now;
 use skep::types::{Contact, Family, InfoHash, Kind, Scope, ScrapeEntry};
 
@@ -43,6 +45,26 @@ impl Who {
         }
     }
 
+    /// Which roster it is in.
+    fn roster(self) -> (u8, u8) {
+        (self.kind() as u8, self.scope() as u8)
+    }
+
+    /// What is taken for one host and one network, and how many of the host a large swarm keeps.
+    fn prefixes(self) -> Option<(u128, u128, usize)> {
+        match self {
+            Self::At(IpAddr::V4(it), _) => {
+                let bits = u128::from(u32::from(it));
+                Some((bits, bits >> 8, 16))
+            }
+            Self::At(IpAddr::V6(it), _) => {
+                let bits = u128::from(it);
+                Some((bits >> 64, bits >> 80, 4))
+            }
+            Self::Web(_) => None,
+        }
+    }
+
     fn address(self) -> Option<SocketAddr> {
         match self {
             Self::At(address, port) => Some((address, port).into()),
@@ -58,6 +80,8 @@ pub(crate) struct Known {
     pub(crate) was_leecher: bool,
     pub(crate) counted: bool,
     pub(crate) announced_s: u64,
+    /// Whether it joined while memory was short, and has not come back in better times.
+    pub(crate) unproven: bool,
 }
 
 #[derive(Default)]
@@ -68,6 +92,16 @@ pub(crate) struct Torrent {
 }
 
 impl Torrent {
+    /// Whether the store may take it for one on probation: few peers of one network, none of whom
+    /// has proved itself. (Not all of them are: the model knows no layouts.)
+    fn may_go(&self) -> bool {
+        let network = |who: &Who| who.prefixes().map(|it| it.1);
+        let mut networks: Vec<_> = self.peers.keys().map(network).collect();
+        networks.dedup();
+        let unproven = self.peers.values().all(|it| it.unproven);
+        self.peers.len() <= 16 && networks.len() == 1 && unproven
+    }
+
     pub(crate) fn counts(&self) -> ScrapeEntry {
         let mut counts = ScrapeEntry { completed: self.completed, ..ScrapeEntry::default() };
         for known in self.peers.values() {
@@ -84,10 +118,18 @@ impl Torrent {
 pub(crate) struct Model {
     pub(crate) torrents: BTreeMap<InfoHash, Torrent>,
     pub(crate) completed: u64,
+    /// From so many peers on, one of a torrent goes for a newcomer.
+    pub(crate) peers_max: usize,
 }
 
 impl Model {
+    /// Applies an announce as a store without bounds would.
     pub(crate) fn announce(&mut self, now: Now, visit: &Visit<'_>) -> ScrapeEntry {
+        self.announce_when(false, now, visit)
+    }
+
+    /// Applies an announce of a peer that is stored; `is_short` tells whether memory is.
+    fn announce_when(&mut self, is_short: bool, now: Now, visit: &Visit<'_>) -> ScrapeEntry {
         let torrent = self.torrents.entry(*visit.info_hash).or_default();
         let who = Who::of(visit);
         let before = torrent.peers.get(&who).copied();
@@ -105,7 +147,9 @@ impl Model {
                 }
                 let was_leecher = was || role != Role::Seeder;
                 let announced_s = now.seconds();
-                torrent.peers.insert(who, Known { role, was_leecher, counted, announced_s });
+                let unproven = is_short && before.is_none_or(|it| it.unproven);
+                let known = Known { role, was_leecher, counted, announced_s, unproven };
+                torrent.peers.insert(who, known);
             }
         }
         if before.is_some() && torrent.peers.is_empty() {
@@ -118,6 +162,89 @@ impl Model {
         counts
     }
 
+    /// Applies an announce as the store did, which may have made room for it: but only in ways it
+    /// may.
+    fn follow(
+        &mut self,
+        store: &Store,
+        (now, is_short): (Now, bool),
+        visit: &Visit<'_>,
+        answer: &Answer,
+        evicted: u64,
+    ) -> ScrapeEntry {
+        self.follow_evicted(store, evicted, visit.info_hash);
+        if answer.stored != Stored::Yes {
+            assert!(answer.stored != Stored::NoMemory || store.usage().bytes_max > 0);
+            assert!(answer.stored != Stored::NetworkFull || visit.capped);
+            let torrent = self.torrents.get(visit.info_hash);
+            assert!(torrent.is_none_or(|it| !it.peers.contains_key(&Who::of(visit))));
+            return torrent.map(Torrent::counts).unwrap_or_default();
+        }
+        let is_new = !self.torrents.contains_key(visit.info_hash);
+        let leaves_unproven = self.torrents.get(visit.info_hash).is_some_and(Torrent::may_go);
+        let mut counts = self.announce_when(is_short, now, visit);
+        assert_eq!(answer.created, is_new && self.torrents.contains_key(visit.info_hash));
+        let told = answer.seeders + answer.leechers;
+        if counts.seeders + counts.leechers == told + 1 {
+            counts = self.follow_replaced(store, now, visit);
+        }
+        if told == 0 && leaves_unproven {
+            self.forget_count(store, visit.info_hash);
+        }
+        counts
+    }
+
+    /// Takes out the torrents that went to make room.
+    fn follow_evicted(&mut self, store: &Store, evicted: u64, spared: &InfoHash) {
+        let evicted = store.usage().evicted - evicted;
+        if evicted > 0 {
+            let known = self.torrents.len();
+            self.torrents.retain(|info_hash, torrent| {
+                let gone = !torrent.peers.is_empty()
+                    && info_hash != spared
+                    && store.torrent(info_hash, Now::from_s(0), 0, 0).is_none();
+                assert!(!gone || torrent.may_go(), "it was beyond probation");
+                !gone
+            });
+            assert_eq!((known - self.torrents.len()) as u64, evicted);
+        }
+    }
+
+    /// Takes out the peer whose place the newcomer has got.
+    fn follow_replaced(&mut self, store: &Store, now: Now, visit: &Visit<'_>) -> ScrapeEntry {
+        let newcomer = Who::of(visit);
+        let torrent = self.torrents.get_mut(visit.info_hash).unwrap();
+        let (_, listed) = store.torrent(visit.info_hash, now, 0, usize::MAX >> 1).unwrap();
+        let left: BTreeSet<_> = listed.iter().map(|it| it.address).collect();
+        let gone: Vec<_> =
+            torrent.peers.keys().copied().filter(|it| !left.contains(&it.address())).collect();
+        let [gone] = gone[..] else { panic!("one goes for one: {gone:?}") };
+        assert_eq!(gone.roster(), newcomer.roster());
+        let others = torrent.peers.iter().filter(|it| *it.0 != newcomer);
+        let roster = others.clone().filter(|it| it.0.roster() == newcomer.roster());
+        let host = |who: Who| who.prefixes().map(|it| it.0);
+        let of_host: Vec<_> = roster.clone().filter(|it| host(*it.0) == host(newcomer)).collect();
+        let host_max = newcomer.prefixes().map_or(usize::MAX, |it| it.2);
+        if visit.capped && roster.count() >= 256 && of_host.len() >= host_max {
+            let tick = |known: &Known| known.announced_s / u64::from(TICK_S);
+            let silent = of_host.iter().map(|it| tick(it.1)).min();
+            assert_eq!(host(gone), host(newcomer));
+            let age_s = |tick: u64| (now.seconds() / u64::from(TICK_S) - tick).max(1);
+            assert_eq!(silent.map(age_s), Some(age_s(tick(&torrent.peers[&gone]))));
+        } else {
+            assert!(others.count() >= self.peers_max, "nobody had to go");
+        }
+        torrent.peers.remove(&gone);
+        torrent.counts()
+    }
+
+    /// Forgets a count with the last peer where the store did, which it may where none was proven.
+    fn forget_count(&mut self, store: &Store, info_hash: &InfoHash) {
+        if store.torrent(info_hash, Now::from_s(0), 0, 0).is_none() {
+            self.torrents.remove(info_hash);
+        }
+    }
+
     /// Whether a peer may be handed out: of the asker's scope or public, not the asker itself, and
     /// one who wants data if the asker does not.
     pub(crate) fn may_be_handed(visit: &Visit<'_>, role: Role, who: Who, known: &Known) -> bool {
@@ -126,10 +253,12 @@ impl Model {
         shown && useful && who != Who::of(visit)
     }
 
-    pub(crate) fn expire(&mut self, now: Now) {
+    /// Forgets who has been silent for long, as the store has just done.
+    pub(crate) fn expire(&mut self, store: &Store, now: Now) {
         let tick = |seconds: u64| seconds / u64::from(TICK_S);
-        self.torrents.retain(|_, torrent| {
+        self.torrents.retain(|info_hash, torrent| {
             let had = !torrent.peers.is_empty();
+            let unproven = had && torrent.may_go();
             torrent.peers.retain(|_, known| {
                 let ticks = tick(now.seconds()) - tick(known.announced_s);
                 ticks.saturating_sub(1) * u64::from(TICK_S) <= u64::from(LIMITS.peer_age_s_max)
@@ -139,6 +268,9 @@ impl Model {
             }
             if had {
                 torrent.empty_since_s = now.seconds();
+            }
+            if unproven && store.torrent(info_hash, now, 0, 0).is_none() {
+                return false;
             }
             let kept_s = now.seconds() - torrent.empty_since_s;
             torrent.completed > 0 && kept_s <= u64::from(LIMITS.empty_torrent_age_s_max)
@@ -223,14 +355,18 @@ pub(crate) fn announce_both(
     let mut v6 = vec![0; want[1] * 18];
     let mut web = vec![0; want[2] * 16];
     let mut room = Room { v4: &mut v4, v6: &mut v6, web: &mut web };
+    let (is_short, evicted) = (store.is_short_of_memory(), store.usage().evicted);
     let answer = store.announce(now, visit, &mut room, random);
-    let counts = model.announce(now, visit);
+    // The announce itself may make it so.
+    let is_short = is_short || store.is_short_of_memory();
+    let counts = model.follow(store, (now, is_short), visit, &answer, evicted);
     assert_eq!((answer.seeders, answer.leechers), (counts.seeders, counts.leechers));
     let Change::Present { role, .. } = visit.change else {
         assert_eq!(answer.bytes, [0, 0, 0], "a stop gets no peers");
         return;
     };
-    let peers = &model.torrents[visit.info_hash].peers;
+    let none = BTreeMap::new();
+    let peers = model.torrents.get(visit.info_hash).map_or(&none, |it| &it.peers);
     for (kind, room) in Kind::ALL.into_iter().zip([v4, v6, web]) {
         let fits = |(who, known): &(&Who, &Known)| {
             who.kind() == kind && Model::may_be_handed(visit, role, **who, known)
