@@ -13,14 +13,17 @@ use skep::frontend::udp::UdpFrontend;
 use skep::frontend::ws::{Outbox, Route, WsFrontend};
 use skep::frontend::{REPLY_BYTES_MAX, Responder};
 use skep::limiter::{self, Gate, LimitAction, LimitCounters, LimitTable, Limiter, Sizes};
+use skep::metrics::NotStoredCounters;
 use skep::protocol::udp::client::{
     Announcement, Reply, decode, encode_announce, encode_connect, encode_scrape,
 };
 use skep::protocol::udp::{ANNOUNCE_BYTES, TransactionId};
-use skep::store::{self, Store};
+use skep::store::{self, Budget, Store};
 use skep::time::Now;
 use skep::tracker::Tracker;
-use skep::types::{AnnounceReply, Answered, Dropped, Event, Family, InfoHash, PeerId, Refusal};
+use skep::types::{
+    AnnounceReply, Answered, Dropped, Event, Family, InfoHash, NotStored, PeerId, Refusal,
+};
 
 const START: Now = Now::from_s(1_800_000_000);
 
@@ -32,6 +35,9 @@ struct Flooded {
     limits: Arc<ArcSwap<limiter::Options>>,
     store: Arc<Store>,
     counters: Arc<LimitCounters>,
+    not_stored: Arc<NotStoredCounters>,
+    /// What is announced.
+    torrent: InfoHash,
     now: Now,
 }
 
@@ -43,11 +49,15 @@ impl Flooded {
         let store = Arc::new(Store::new(store::Options { shards: 4, seed: Some(1) }));
         let counters = Arc::new(LimitCounters::default());
         let gate = Gate::new(limiter.clone(), limits.clone(), counters.clone(), 1);
-        let tracker = Tracker::new(store.clone(), Arc::default(), 1, 0, 1).behind(gate);
+        let not_stored = Arc::new(NotStoredCounters::default());
+        let tracker = Tracker::new(store.clone(), Arc::default(), 1, 0, 1)
+            .behind(gate)
+            .counting_not_stored(not_stored.clone());
         let keys = Keys { active: [7; KEY_BYTES], staging: None, algorithm: Algorithm::SipHash };
         let ids = ConnectionIds::new(&keys);
         let udp = UdpFrontend::new(tracker, Arc::new(ArcSwap::from_pointee(ids.clone())));
-        Self { udp, ids, limiter, limits, store, counters, now: START }
+        let torrent = InfoHash([5; 20]);
+        Self { udp, ids, limiter, limits, store, counters, not_stored, torrent, now: START }
     }
 
     /// A stream worker's tracker behind the same limiter.
@@ -79,7 +89,7 @@ impl Flooded {
     /// With an id that is valid, or off by this.
     fn announce(&mut self, source: IpAddr, forged: u64) -> Result<(AnnounceReply, usize), Dropped> {
         let it = Announcement {
-            info_hash: InfoHash([5; 20]),
+            info_hash: self.torrent,
             peer_id: PeerId([6; 20]),
             downloaded: 0,
             left: 1,
@@ -191,6 +201,44 @@ fn beside_a_thousand_loud_sources_quiet_ones_are_served() {
 }
 
 #[test]
+fn new_torrents_over_their_limit_are_answered_but_not_stored() {
+    let mut flooded = Flooded::new();
+    flooded.set(|it| {
+        (it.rate, it.burst) = (1_000_000, 1_000_000);
+        (it.new_torrent_rate, it.new_torrent_burst) = (5, 20);
+    });
+    let intervals: Vec<u32> = (0..100)
+        .map(|number| {
+            flooded.torrent = InfoHash([number; 20]);
+            flooded.announce(host(1), 0).unwrap().0.interval_s
+        })
+        .collect();
+    let doubled = intervals.iter().filter(|it| **it > 2 * 1500).count();
+    assert!((79..=81).contains(&doubled), "{doubled} of 100, 20 are let in");
+    assert_eq!(flooded.not_stored.of(NotStored::NewTorrentLimit).get(), doubled as u64);
+    assert_eq!(flooded.store.totals().torrents, 100 - doubled as u64);
+    flooded.torrent = InfoHash([0; 20]);
+    assert_eq!(flooded.announce(host(1), 0).unwrap().0.leechers, 1, "known ones are served");
+}
+
+#[test]
+fn a_full_store_answers_and_sends_clients_away_for_longer() {
+    let mut flooded = Flooded::new();
+    flooded.set(|it| it.enabled = false);
+    flooded.store.allow(Budget { bytes_max: 256 * 1024, peers_per_torrent_max: 0 });
+    for number in 0..20_000_u32 {
+        let [a, b, c, d] = number.to_be_bytes();
+        flooded.torrent = InfoHash([a, b, c, d, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        let (reply, _) = flooded.announce(host(number % 5000), 0).unwrap();
+        assert!(reply.interval_s >= 1680, "at {number}");
+    }
+    let usage = flooded.store.usage();
+    assert!(usage.bytes <= 256 * 1024, "{usage:?}");
+    let refused = flooded.not_stored.of(NotStored::Memory).get();
+    assert!(refused + usage.evicted > 10_000, "{refused} and {usage:?}");
+}
+
+#[test]
 fn http_clients_over_the_limit_are_told_when_to_come_back() {
     let flooded = Flooded::new();
     let mut tracker = flooded.tracker();
@@ -206,7 +254,7 @@ fn http_clients_over_the_limit_are_told_when_to_come_back() {
     let announce = "/announce?info_hash=aaaaaaaaaaaaaaaaaaaa&peer_id=-AA0000-aaaaaaaaaaaa&port=1";
     let limited = Outcome::Refused(Refusal::Limited);
     let refused = (0..100).filter(|_| ask(announce, host(1)).0 == limited).count();
-    assert!((58..=61).contains(&refused), "{refused} beyond a burst of 40");
+    assert!((61..=64).contains(&refused), "{refused} beyond a burst of 40: it is new, and costs 4");
     for target in [announce, "/scrape?info_hash=aaaaaaaaaaaaaaaaaaaa"] {
         let (outcome, reply) = ask(target, host(1));
         assert_eq!(outcome, limited);
@@ -235,7 +283,7 @@ fn websockets_over_the_limit_are_told_and_stay() {
     };
     let limited = Outcome::Refused(Refusal::Limited);
     let refused = (0..100).filter(|_| send(announce, START).0 == limited).count();
-    assert!((58..=61).contains(&refused), "{refused} beyond a burst of 40");
+    assert!((61..=64).contains(&refused), "{refused} beyond a burst of 40: it is new, and costs 4");
     let (_, told) = send(announce, START);
     assert!(told.contains("too many requests") && told.contains("aaaaaaaaaaaaaaaaaaaa"), "{told}");
     let (outcome, told) = send(r#"{"action":"scrape","info_hash":[]}"#, START);
