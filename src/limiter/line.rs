@@ -45,7 +45,8 @@ pub(super) struct Line {
 #[cfg(not(all(test, skep_loom)))]
 const _: () = assert!(size_of::<Line>() == 64);
 
-/// A slot's place in its line: the word in the lowest two bits, the lane in the next but two.
+/// A slot's place in its line, as [`Found`] has it: the word in the lowest two bits, the lane in
+/// bits 4 and 5. Bits 2 and 3 are set, and say nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Slot(u8);
 
@@ -388,12 +389,12 @@ mod interleavings {
     fn a_slot_given_to_two_is_one_of_theirs_and_keeps_both_charges() {
         loom::model(|| {
             let line = Arc::new(Line::default());
-            line.give(Slot(16), 3);
-            line.add(Slot(0), 50);
+            line.give(Slot(12 + 16), 3);
+            line.add(Slot(12), 50);
             let take = |id| {
                 move |line: &Line| {
-                    line.give(Slot(0), id);
-                    line.add(Slot(0), 8);
+                    line.give(Slot(12), id);
+                    line.add(Slot(12), 8);
                 }
             };
             let shared = line.clone();
@@ -401,9 +402,9 @@ mod interleavings {
             take(2)(&line);
             thread.join().unwrap();
             let found = [1, 2].map(|id| line.find(id)).into_iter().find(|it| it.is_some());
-            assert_eq!(found.map(Found::slot), Some(Slot(0)));
-            assert_eq!(line.find(3).slot(), Slot(16), "the neighbour stays");
-            assert_eq!(line.load(Slot(0)), 66);
+            assert_eq!(found.map(Found::slot), Some(Slot(12)));
+            assert_eq!(line.find(3).slot(), Slot(12 + 16), "the neighbour stays");
+            assert_eq!(line.load(Slot(12)), 66);
         });
     }
 }
