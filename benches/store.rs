@@ -1,8 +1,9 @@
 //! What an announce costs in the store: by peers a swarm, by peers in all, hit and miss, one
-//! thread and two, with the batched prefetch that the worker does and without.
+//! thread and two, with the batched prefetch that the worker does and without; with no memory left,
+//! and when a large swarm's index grows.
 //!
 //! `cargo bench --bench store` builds up to 10 M peers (1.5 GB); `-- --test` keeps to small stores.
-//! A figure is for one announce, 30 peers wanted.
+//! A figure is for one announce, 30 peers wanted; growth is one announce, the slowest there is.
 #![allow(missing_docs, reason = "criterion's macros make undocumented functions")]
 #![allow(clippy::unwrap_used, reason = "a benchmark may fail by panicking")]
 
@@ -13,7 +14,7 @@ use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use fastrand::Rng;
-use skep::store::{Change, Options, PREFETCH_STAGES, Role, Room, Store, Visit};
+use skep::store::{Budget, Change, Options, PREFETCH_STAGES, Role, Room, Store, Visit};
 use skep::time::Now;
 use skep::types::{Contact, InfoHash};
 
@@ -44,7 +45,7 @@ fn announce(store: &Store, torrent: u32, peer: u32, out: &mut [u8], random: &mut
         address: Ipv4Addr::from(0x0800_0000 + peer).into(),
         contact: Contact::Port(6881),
         change: Change::Present { role, completed: false },
-        capped: false,
+        capped: true,
     };
     store.announce(NOW, &visit, &mut Room { v4: out, v6: &mut [], web: &mut [] }, random).bytes[0]
 }
@@ -150,6 +151,57 @@ fn by_total(criterion: &mut Criterion) {
     group.finish();
 }
 
+/// Announces to a store whose memory is used up: of those who are there, of new torrents from one
+/// network after the other, and of newcomers to torrents that are there.
+fn when_full(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("announce/memory_used_up");
+    group.throughput(Throughput::Elements(1));
+    let filled = LazyCell::new(|| {
+        let filled = Filled::new(if testing() { 1000 } else { 1_000_000 }, 2);
+        let bytes_max = filled.store.usage().bytes;
+        filled.store.allow(Budget { bytes_max, ..Budget::default() });
+        filled
+    });
+    let filled = &filled;
+    group.bench_function("known", |bencher| {
+        let filled: &Filled = filled;
+        bencher.iter_custom(|count| elapsed(|| filled.announces(count, true, 2)));
+    });
+    for (name, torrents) in [("new_torrent", u32::MAX), ("newcomer", filled.torrents)] {
+        group.bench_function(name, |bencher| {
+            let mut random = Rng::with_seed(4);
+            let mut out = [0; 30 * 6];
+            bencher.iter(|| {
+                let torrent = random.u32(..torrents);
+                let peer = 0x1000_0000 + random.u32(..1 << 20);
+                announce(&filled.store, torrent, peer, &mut out, &mut random)
+            });
+        });
+    }
+    group.finish();
+}
+
+/// The one announce that makes a swarm's index double, under its shard's lock.
+fn growth(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("announce/index_doubles");
+    group.sample_size(10).warm_up_time(Duration::from_millis(1));
+    group.measurement_time(Duration::from_millis(100));
+    let sizes: &[u32] = if testing() { &[3584] } else { &[14_336, 114_688, 917_504] };
+    for &size in sizes {
+        group.bench_function(BenchmarkId::from_parameter(size), |bencher| {
+            bencher.iter_custom(|count| {
+                let grow = |_| {
+                    let filled = Filled::new(size, size); // seven eighths of a power of two
+                    let mut random = Rng::with_seed(1);
+                    elapsed(|| announce(&filled.store, 0, size, &mut [], &mut random))
+                };
+                (0..count).map(grow).sum()
+            });
+        });
+    }
+    group.finish();
+}
+
 #[expect(clippy::disallowed_methods, reason = "a benchmark measures time")]
 fn elapsed<T>(work: impl FnOnce() -> T) -> Duration {
     let start = std::time::Instant::now();
@@ -157,5 +209,5 @@ fn elapsed<T>(work: impl FnOnce() -> T) -> Duration {
     start.elapsed()
 }
 
-criterion_group!(benches, by_swarm, by_total);
+criterion_group!(benches, by_swarm, by_total, when_full, growth);
 criterion_main!(benches);
