@@ -10,7 +10,7 @@
 //! id and its load stand in two words: between the writes that give a slot away, another worker may
 //! charge one of the two for the other. And what is written [roughly](Line::add_roughly) may undo
 //! what another worker writes to the same word within the same nanoseconds. Both are worth a charge
-//! or two of thousands; locked instructions for all of it would cost more than all the rest.
+//! or two of thousands, and locked instructions for all of it about a twentieth of the whole.
 
 use std::array::from_fn;
 #[cfg(not(all(test, skep_loom)))]

@@ -88,7 +88,7 @@ pub struct Sizes {
 }
 
 impl Default for Sizes {
-    /// 6 MiB in all: what a second-level cache holds, or nearly. 4 MiB have 983 040 slots.
+    /// 6 MiB in all: a part of a third-level cache. 4 MiB have 983 040 slots.
     fn default() -> Self {
         Self { verified: 4 << 20, unverified: 1 << 20, new_torrent: 1 << 20 }
     }

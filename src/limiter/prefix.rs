@@ -19,8 +19,8 @@ const fn prefix(bits: u32, times: u32) -> Prefix {
     Prefix { bits, times }
 }
 
-/// Prefixes of an IPv4 address, the address first. Knot DNS has found these factors to let shared
-/// addresses (carrier-grade NAT, universities) pass and rented networks not.
+/// Prefixes of an IPv4 address, the address first, with the factors that Knot DNS uses: shared
+/// addresses (carrier-grade NAT, universities) should pass, and rented networks should not.
 pub(super) const V4: [Prefix; 4] =
     [prefix(32, 1), prefix(24, 32), prefix(20, 256), prefix(18, 768)];
 

@@ -2,7 +2,8 @@
 //! into the worker's own 6 KiB, without the table, whose lines other workers may be writing.
 //!
 //! The table says how long at least it will have no room for the source, as loads fall at a known
-//! pace; until then, its answer is known. So the cache changes no verdict.
+//! pace; until then, its answer is known. So the cache changes
+//! verdicts by rounding at most, or where the slot has gone to another source meanwhile.
 
 use crate::time::Now;
 

@@ -1,7 +1,8 @@
 //! The table: as many lines as at the start for ever, and for each key two lines it may stand in.
 //!
 //! A key that stands in neither takes over the slot with the least load, *with* that load
-//! (Space-Saving): a source near its limit is never forgotten, however many others come by. The
+//! (Space-Saving): a source near its limit keeps its load, however many others come by, but for a
+//! source in its second line whose first has a free slot again, which gets one more burst. The
 //! price is that a newcomer to a crowded table starts with what the least busy had: nothing, until
 //! the sources charged within a time constant outnumber the slots, and then little.
 
