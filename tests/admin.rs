@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex, mpsc};
 use axum::extract::connect_info::MockConnectInfo;
 use openapi::Description;
 use serde_json::{Value, json};
-use skep::access::disk::{self, Office};
+use skep::access::disk::{self, Office, Trouble};
 use skep::access::lists::Name;
 use skep::access::mode::Mode;
 use skep::frontend::admin::{Process, router};
@@ -138,6 +138,10 @@ impl Process for Fake {
 
     fn token(&self) -> Option<Arc<str>> {
         self.token.lock().unwrap().clone()
+    }
+
+    fn save(&self) -> Result<(), Trouble> {
+        self.office().flush(NOW, 3900)
     }
 
     fn shut_down(&self) {
@@ -394,7 +398,7 @@ fn pages_outside_the_api_need_no_token() {
     assert!(policy.1.starts_with("default-src 'none'"));
     assert!(page.body.contains("Transmission"));
     assert_eq!(get(address, "/").error().1, "no_such_page");
-    assert_eq!(get(address, "/api/v1/save").error().1, "no_such_page");
+    assert_eq!(get(address, "/api/v1/nothing").error().1, "no_such_page");
 }
 
 #[test]

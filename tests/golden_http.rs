@@ -94,6 +94,7 @@ impl Conversation {
             "full_scrape_interval_s" => options.full_scrape_interval_s = value.parse().unwrap(),
             "public_stats" => options.public_stats = true,
             "warning" => options.warning = value.into(),
+            "tracker_id" => options.tracker_id = value.into(),
             "header" => {
                 let named = [
                     ("forwarded", HopField::Forwarded),

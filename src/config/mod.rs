@@ -192,6 +192,9 @@ sections! {
         /// A message that clients show their users with every announce (`warning message`).
         /// Empty: none. Reloaded by SIGHUP.
         warning: String = String::new();
+        /// What clients are to send back with every announce (`tracker id`). skep has no use for
+        /// it; what stands before it may. Empty: none. Reloaded by SIGHUP.
+        tracker_id: String = String::new();
     }
 
     /// WebTorrent: browsers find each other through WebSockets on HTTP's ports, on any path.

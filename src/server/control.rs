@@ -14,7 +14,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tracing::{info, warn};
 
-use crate::access::disk::Office;
+use crate::access::disk::{Office, Trouble};
 use crate::frontend::admin::{self, Process};
 use crate::frontend::stats::{Pages, Stats};
 use crate::metrics::{StreamCounters, WorkerCounters};
@@ -243,8 +243,7 @@ impl State {
 
     /// Writes down what passkeys were used for. What goes wrong is in the log, and kept.
     fn flush(&self) {
-        let age_s_max = self.shared.tracker.load().peer_age_s_max;
-        let _ = self.shared.office.flush(self.shared.clock.now(), age_s_max);
+        let _ = self.save();
     }
 
     /// Brings the figures up to date, once a second. Takes and returns the drops seen so far.
@@ -349,6 +348,11 @@ impl Process for State {
 
     fn token(&self) -> Option<Arc<str>> {
         self.token.load().as_deref().cloned()
+    }
+
+    fn save(&self) -> Result<(), Trouble> {
+        let age_s_max = self.shared.tracker.load().peer_age_s_max;
+        self.shared.office.flush(self.shared.clock.now(), age_s_max)
     }
 
     fn shut_down(&self) {

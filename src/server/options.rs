@@ -104,6 +104,7 @@ pub(super) fn http(config: &Config) -> http::Options {
         full_scrape_interval_s: it.full_scrape_interval_s,
         public_stats: it.public_stats,
         warning: it.warning.clone(),
+        tracker_id: it.tracker_id.clone(),
     }
 }
 

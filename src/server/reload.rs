@@ -14,7 +14,7 @@ use crate::server::tls::Tls;
 use crate::server::workers::Shared;
 
 /// Sections and settings that can change while serving.
-const LIVE: [&str; 21] = [
+const LIVE: [&str; 22] = [
     "access.similar_digits_max",
     "access.torrents_",
     "access.networks_",
@@ -35,6 +35,7 @@ const LIVE: [&str; 21] = [
     "http.full_scrape_interval_s",
     "http.public_stats",
     "http.warning",
+    "http.tracker_id",
     "websocket.",
 ];
 

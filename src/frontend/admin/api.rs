@@ -38,6 +38,7 @@ pub(super) fn routes<P: Process>() -> Routes<P> {
         ("/api/v1/openapi.json", get(async || (JSON, OPENAPI))),
         ("/api/v1/torrents", get(torrents::<P>).post(registrations::register::<P>)),
         ("/api/v1/torrents/{info_hash}", get(torrent::<P>).delete(registrations::unregister::<P>)),
+        ("/api/v1/save", post(save::<P>)),
         ("/api/v1/shutdown", post(shutdown::<P>)),
     ];
     routes.extend(lists::routes());
@@ -179,6 +180,18 @@ async fn torrent<P: Process>(
     let next = (!peers.is_empty() && (behind as u64) < all).then_some(behind);
     let peers = peers.iter().map(Peer::from).collect();
     Ok(([NOT_KEPT], Json(TorrentReply { torrent: (&listed).into(), peers, next })))
+}
+
+#[derive(Serialize)]
+struct SaveReply {
+    status: &'static str,
+}
+
+/// Writes down what is kept in memory and would be written down later.
+async fn save<P: Process>(State(admin): State<Admin<P>>) -> Result<impl IntoResponse, Problem> {
+    let process = admin.process.clone();
+    spawn_blocking(move || process.save()).await.map_err(|_| Problem::broken())??;
+    Ok(([NOT_KEPT], Json(SaveReply { status: "saved" })))
 }
 
 #[derive(Serialize)]

@@ -22,7 +22,7 @@ use axum::routing::{MethodRouter, get};
 use axum::{Router, middleware};
 use tokio::sync::Semaphore;
 
-use crate::access::disk::Office;
+use crate::access::disk::{Office, Trouble};
 use crate::frontend::stats::{HTML_POLICY, Pages, Stats};
 use crate::time::Now;
 use crate::tracker::Census;
@@ -66,6 +66,12 @@ pub trait Process: Send + Sync + 'static {
     /// What `Authorization: Bearer …` has to say under `/api/v1`; `None`: nobody but this host may
     /// ask.
     fn token(&self) -> Option<Arc<str>>;
+
+    /// Writes down what is kept in memory and would be written down later; waits for the disk.
+    ///
+    /// # Errors
+    /// [`Trouble`] where it cannot; nothing is lost by that.
+    fn save(&self) -> Result<(), Trouble>;
 
     /// Begins the orderly stop, as SIGTERM does; returns at once.
     fn shut_down(&self);
@@ -196,6 +202,10 @@ mod tests {
         }
 
         fn token(&self) -> Option<Arc<str>> {
+            match *self {}
+        }
+
+        fn save(&self) -> Result<(), Trouble> {
             match *self {}
         }
 

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use super::Options;
 use super::exchange::{Exchange, Failure};
 use crate::protocol::bencode::{Dict, List};
 use crate::protocol::{http, passkey};
@@ -91,7 +92,7 @@ pub(super) fn write(
     announce: &Announce,
     told: &Told<'_>,
     compact: bool,
-    warning: &str,
+    options: &Options,
     out: &mut Vec<u8>,
 ) {
     let reply = &told.reply;
@@ -110,8 +111,10 @@ pub(super) fn write(
     } else {
         write_list(told, dict.list(b"peers"));
     }
-    if !warning.is_empty() {
-        dict.bytes(b"warning message", warning.as_bytes());
+    let texts: [(&[u8], &str); 2] =
+        [(b"tracker id", &options.tracker_id), (b"warning message", &options.warning)];
+    for (key, text) in texts.into_iter().filter(|it| !it.1.is_empty()) {
+        dict.bytes(key, text.as_bytes());
     }
 }
 

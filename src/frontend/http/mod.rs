@@ -53,6 +53,8 @@ pub struct Options {
     pub public_stats: bool,
     /// `warning message` of every announce; empty: none.
     pub warning: String,
+    /// `tracker id` of every announce; empty: none.
+    pub tracker_id: String,
 }
 
 /// One worker's HTTP front end.
@@ -270,7 +272,7 @@ impl Turn<'_> {
         body.clear();
         let done = asked.and_then(|(announce, compact)| {
             let told = peers.announce(self.tracker, self.now, &announce)?;
-            announce::write(&announce, &told, compact, &self.options.warning, body);
+            announce::write(&announce, &told, compact, self.options, body);
             Ok(())
         });
         match done {

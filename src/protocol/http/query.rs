@@ -15,8 +15,8 @@ use crate::types::{Event, InfoHash, PeerId};
 pub const SCRAPE_HASHES_MAX: usize = 64;
 
 /// What an announce says. `key`, `trackerid`, `no_peer_id` and all others are ignored, whatever
-/// they hold: peers are handed out without ids, and no tracker id is ever given out, for there is no
-/// state of a client that it could name. For `ip`, `ipv4` and `ipv6` see [`claimed_address`].
+/// they hold: peers are handed out without ids, and of a tracker id nothing depends here. For `ip`,
+/// `ipv4` and `ipv6` see [`claimed_address`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AnnounceQuery {
     /// The torrent.

@@ -25,9 +25,9 @@ pub(in crate::store) enum Contents {
     },
     /// One IPv4 peer; `completed` is below [`ONE_COMPLETED_MAX`].
     One(Record4, u32),
-    /// Up to [`BLOCK_RECORDS_MAX`] IPv4 peers of one scope.
+    /// Up to [`BLOCK_RECORDS_MAX`](super::BLOCK_RECORDS_MAX) IPv4 peers of one scope.
     Few4(Block<4>),
-    /// Up to [`BLOCK_RECORDS_MAX`] IPv6 peers of one scope.
+    /// Up to [`BLOCK_RECORDS_MAX`](super::BLOCK_RECORDS_MAX) IPv6 peers of one scope.
     Few6(Block<16>),
     /// Anything else: many peers, several kinds, or several scopes.
     Many(Owned),
