@@ -237,7 +237,9 @@ pub struct Announce {
     pub info_hash: InfoHash,
     /// Where the announce came from, unmapped.
     pub source: IpAddr,
-    /// Where the peer is reached: with `source`, its identity.
+    /// The peer's own address, where it is another than that of its announce and is believed.
+    pub elsewhere: Option<IpAddr>,
+    /// Where the peer is reached: with its address, its identity.
     pub contact: Contact,
     /// What the client calls itself. Its software is counted by it; nothing else is.
     pub peer_id: PeerId,

@@ -18,6 +18,15 @@ fn variable(name: &str, text: &str) -> Source {
     Source { environment: vec![(name.into(), text.into())], ..Source::default() }
 }
 
+/// 129 bytes.
+const LONG_TRACKER_ID: &str = concat!(
+    "[http]\ntracker_id = \"",
+    "0123456789012345678901234567890123456789012",
+    "0123456789012345678901234567890123456789012",
+    "0123456789012345678901234567890123456789012",
+    "\"\n"
+);
+
 #[test]
 fn what_is_printed_is_what_is_deployed() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/skep.toml");
@@ -112,6 +121,7 @@ fn a_bad_file_is_refused_with_place_setting_and_what_is_allowed() {
         ("[tracker]\npeer_age_s_max = 21601\n", "2:1", "allowed: 2 to 21600"),
         ("[tracker]\npeer_age_s_max = 1920\n", "2:1", "must exceed the longest of interval_s"),
         ("[tracker]\ninterval_s_max = 3780\n", "2:1", "tracker.peer_age_s_max: must exceed"),
+        (LONG_TRACKER_ID, "2:1", "http.tracker_id: longer than 128 bytes"),
         ("[websocket]\ninterval_s = 3900\n", "2:1", "peer_age_s_max: must exceed websocket."),
         ("[tracker]\ninterval_s = 100\n", "2:1", "interval_jitter_s: must be below interval_s"),
         ("[tracker]\nnumwant_max = 10\n", "2:1", "numwant_default: must not exceed numwant_max"),

@@ -37,6 +37,8 @@ struct Doors {
     tracker: Tracker,
     /// How often as much was moved.
     moved: u64,
+    /// What happened, as told over UDP.
+    event: Event,
 }
 
 /// What a request came to: the failure that was told, or none.
@@ -56,7 +58,7 @@ impl Doors {
         let udp = UdpFrontend::new(by_datagrams, shared);
         let http = HttpFrontend::new(Arc::default(), Arc::default());
         let ws = WsFrontend::new(Arc::default(), Arc::default());
-        Self { access, udp, ids, http, ws, tracker, moved: 1 }
+        Self { access, udp, ids, http, ws, tracker, moved: 1, event: Event::None }
     }
 
     fn with_list(name: Name, text: &str) -> Self {
@@ -82,7 +84,7 @@ impl Doors {
             downloaded: 70 * self.moved,
             left: 1,
             uploaded: 30 * self.moved,
-            event: Event::None,
+            event: self.event,
             numwant: 50,
             port: 6881,
             key: [0; 4],
@@ -211,6 +213,14 @@ fn only_registered_torrents_are_served_and_both_hashes_are_one_swarm() {
     assert_eq!(doors.http_announce(OTHER, "/announce"), None);
     let (known, other) = (doors.tracker.scrape(&KNOWN), doors.tracker.scrape(&OTHER));
     assert_eq!((known.leechers, other.leechers), (1, 0), "one peer, by whichever hash");
+    let list = List::parse(Name::TorrentsDeny.kind(), "61".repeat(20).as_bytes()).unwrap();
+    doors.access.set_lists(Lists::default().with(Name::TorrentsDeny, Arc::new(list), false));
+    let denied = Some("torrent is not allowed".to_owned());
+    assert_eq!(doors.udp(OTHER, "/announce"), denied, "the other hash is no way around");
+    assert_eq!(doors.udp_scrape(&[OTHER]), denied);
+    doors.event = Event::Stopped;
+    assert_eq!(doors.udp(OTHER, "/announce"), denied);
+    assert_eq!(doors.tracker.scrape(&KNOWN).leechers, 0, "who is denied may leave all the same");
 }
 
 #[test]
@@ -224,9 +234,11 @@ fn a_private_tracker_knows_its_users_by_the_path() {
     assert_eq!(doors.announces(KNOWN), everywhere("unknown passkey"));
     assert_eq!(doors.scrapes(KNOWN), everywhere("unknown passkey"));
     let path = format!("/announce/{passkey}");
+    assert_eq!(doors.web_announce(KNOWN, Some(&passkey)), None);
+    assert_eq!(key.usage().peers, 0, "its socket is closed again");
     assert_eq!(doors.udp(KNOWN, &path), None);
     assert_eq!(doors.http_announce(KNOWN, &path), None);
-    assert_eq!(doors.web_announce(KNOWN, Some(&passkey)), None);
+    assert_eq!(key.usage().peers, 1);
     assert_eq!(doors.udp(KNOWN, "/announce/0123"), Some("unknown passkey".into()));
     assert_eq!(doors.http(&format!("/scrape/{passkey}?info_hash=aaaaaaaaaaaaaaaaaaaa")), None);
     let totals = |moved: u64| {

@@ -29,7 +29,7 @@ use passkey::{Key, Keys, Report};
 use registry::Registry;
 
 use crate::time::Now;
-use crate::types::{Announce, Contact, InfoHash, Refusal};
+use crate::types::{Announce, Contact, InfoHash, PeerId, Refusal};
 
 /// What is in force.
 pub struct Access {
@@ -155,9 +155,24 @@ impl Gate {
     /// Lets somebody see the list of all torrents.
     ///
     /// # Errors
-    /// [`Refusal::UnknownPasskey`] in private mode.
-    pub fn list(&self, passkey: Option<&[u8]>) -> Result<(), Refusal> {
+    /// [`Refusal::NetworkDenied`], or in private mode [`Refusal::UnknownPasskey`].
+    pub fn list(&mut self, source: IpAddr, passkey: Option<&[u8]>) -> Result<(), Refusal> {
+        self.lists.load().judge_source(source).map_or(Ok(()), Err)?;
         self.judge_passkey(passkey).map(drop)
+    }
+
+    /// The swarm that an info-hash leads to, allowed or not.
+    pub fn swarm_of(&self, info_hash: &InfoHash) -> InfoHash {
+        let canonical = self.access.registry.canonical(info_hash);
+        let registered = canonical.filter(|_| self.access.mode.needs_registration());
+        registered.unwrap_or(*info_hash)
+    }
+
+    /// A passkey's peer is gone without a word of its own.
+    pub fn release(&self, passkey: Option<&[u8]>, info_hash: &InfoHash, peer_id: &PeerId) {
+        if let Ok(Some(key)) = self.judge_passkey(passkey) {
+            key.release(&self.swarm_of(info_hash), peer_id);
+        }
     }
 
     /// What the operator says about a refusal of this announce, for protocols with room for it.
@@ -202,11 +217,14 @@ impl Gate {
         key.map(Some).ok_or(Refusal::UnknownPasskey)
     }
 
-    fn judge_torrent(&self, now: Now, info_hash: &InfoHash) -> Result<InfoHash, Refusal> {
+    fn judge_torrent(&mut self, now: Now, info_hash: &InfoHash) -> Result<InfoHash, Refusal> {
         if !self.access.mode.needs_registration() {
             return Ok(*info_hash);
         }
-        self.access.registry.judge(now, info_hash)
+        let canonical = self.access.registry.judge(now, info_hash)?;
+        // The swarm's other hash may be on a list as well.
+        let denied = (canonical != *info_hash).then(|| self.lists.load().judge_torrent(&canonical));
+        denied.flatten().map_or(Ok(canonical), Err)
     }
 }
 

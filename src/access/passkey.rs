@@ -286,6 +286,11 @@ impl Key {
         sessions.peers = u32::try_from(peers).unwrap_or(u32::MAX);
     }
 
+    /// A peer of its is gone.
+    pub fn release(&self, info_hash: &InfoHash, peer_id: &PeerId) {
+        self.sessions().leave(info_hash, peer_id);
+    }
+
     /// What it is used for.
     pub fn usage(&self) -> Usage {
         let sessions = self.sessions();
@@ -306,7 +311,8 @@ impl Key {
 impl Sessions {
     /// Bytes uploaded and downloaded since the session's announce before; `None`: over a limit.
     fn count(&mut self, now: Now, it: &Report<'_>, limits: &Limits) -> Option<(u64, u64)> {
-        if !self.may_announce(now, limits) {
+        // Who leaves takes nothing, and frees what he had.
+        if !self.may_announce(now, limits) && it.event != Event::Stopped {
             return None;
         }
         let known = self.torrents.get_mut(it.info_hash);

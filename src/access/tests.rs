@@ -16,6 +16,7 @@ fn announce(info_hash: InfoHash) -> Announce {
     Announce {
         info_hash,
         source: "192.0.2.1".parse().unwrap(),
+        elsewhere: None,
         contact: Contact::Port(6881),
         peer_id: PeerId(*b"-XL0012-abcdefghijkl"),
         left: 7,

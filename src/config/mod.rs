@@ -193,7 +193,8 @@ sections! {
         /// Empty: none. Reloaded by SIGHUP.
         warning: String = String::new();
         /// What clients are to send back with every announce (`tracker id`). skep has no use for
-        /// it; what stands before it may. Empty: none. Reloaded by SIGHUP.
+        /// it; what stands before it may. At most 128 bytes: a request has 2 KiB for everything.
+        /// Empty: none. Reloaded by SIGHUP.
         tracker_id: String = String::new();
     }
 
@@ -471,6 +472,10 @@ impl Config {
         if let Some(twice) = repeated(&all) {
             let problem = format!("{twice} is served without TLS already, or listed twice");
             return Err(fault("tls", "listen", &[], problem));
+        }
+        if self.http.tracker_id.len() > values::TRACKER_ID_BYTES_MAX {
+            let max = values::TRACKER_ID_BYTES_MAX;
+            return Err(fault("http", "tracker_id", &[], format!("longer than {max} bytes")));
         }
         let it = &self.tls;
         for (key, file) in [("certificate", &it.certificate), ("key", &it.key)] {

@@ -139,6 +139,9 @@ impl<'de> Deserialize<'de> for Bytes {
     }
 }
 
+/// The longest `tracker id`: clients send it back, escaped, in every request.
+pub(super) const TRACKER_ID_BYTES_MAX: usize = 128;
+
 /// How much memory the process should keep to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MemoryCap {

@@ -41,13 +41,14 @@ impl UdpFrontend {
         out: &mut [u8],
     ) -> Answered {
         let claimed = || request.claimed_address().map(IpAddr::V4);
-        let address = match self.tracker.peer_address(source.ip(), request.port.get(), claimed) {
+        let elsewhere = match self.tracker.peer_address(source.ip(), request.port.get(), claimed) {
             Ok(it) => it,
             Err(refusal) => return refused(Action::Announce, &request.head, refusal, out),
         };
         let mut announce = Announce {
             info_hash: request.info_hash,
-            source: address,
+            source: source.ip(),
+            elsewhere,
             contact: Contact::Port(request.port.get()),
             peer_id: request.peer_id,
             left: request.left.get(),

@@ -1,4 +1,5 @@
-//! Serves the admin pages: to few at once, and to nobody who dawdles over asking or listening.
+//! Serves the admin pages: to few at once, and to nobody who dawdles over asking or takes nothing
+//! of a reply for long.
 //!
 //! The pages share the thread with signals and figures, so neither connections nor memory may
 //! grow with what others open.

@@ -12,11 +12,13 @@
 
 use std::net::IpAddr;
 
-use super::{Shedding, Tracker};
+use super::{Room, Shedding, Tracker};
 use crate::access::{self, Shown};
 use crate::limiter::{Gate, Price, Verdict};
 use crate::time::Now;
-use crate::types::{Announce, AnnounceReply, Dropped, InfoHash, Refusal, ScrapeEntry};
+use crate::types::{
+    Announce, AnnounceReply, Dropped, Event, InfoHash, PeerId, Refusal, ScrapeEntry,
+};
 
 /// Work that a verified source asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,10 +72,16 @@ impl Tracker {
         announce: &Announce,
         shown: &Shown<'_>,
     ) -> Result<InfoHash, Refusal> {
-        match &mut self.access {
-            None => Ok(announce.info_hash),
-            Some(access) => access.announce(now, announce, shown),
+        let Some(access) = &mut self.access else { return Ok(announce.info_hash) };
+        let entered = access.announce(now, announce, shown);
+        if entered.is_err() && announce.event == Event::Stopped {
+            // Who may not be served may leave: nobody else should be sent there.
+            let info_hash = access.swarm_of(&announce.info_hash);
+            let leaving = Announce { info_hash, ..*announce };
+            let left = self.announce(now, &leaving, Room::default());
+            debug_assert!(left.is_ok(), "leaving is not refused");
         }
+        entered
     }
 
     /// One torrent's counts for whoever may know them; zeros if it is unknown.
@@ -99,8 +107,15 @@ impl Tracker {
     ///
     /// # Errors
     /// Why this one may not.
-    pub fn enter_list(&self, passkey: Option<&[u8]>) -> Result<(), Refusal> {
-        self.access.as_ref().map_or(Ok(()), |it| it.list(passkey))
+    pub fn enter_list(&mut self, source: IpAddr, passkey: Option<&[u8]>) -> Result<(), Refusal> {
+        self.access.as_mut().map_or(Ok(()), |it| it.list(source, passkey))
+    }
+
+    /// Frees what a passkey held for a peer whose connection is gone.
+    pub fn release(&self, passkey: Option<&[u8]>, info_hash: &InfoHash, peer_id: &PeerId) {
+        if let Some(access) = &self.access {
+            access.release(passkey, info_hash, peer_id);
+        }
     }
 
     /// What the operator says about a refusal of this announce, where the client can be told.

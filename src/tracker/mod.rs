@@ -162,14 +162,21 @@ impl Tracker {
         Self { load, ..self }
     }
 
+    /// An interval of another kind of client, which grows with the load as announces' do: to twice
+    /// as much, for a socket shows that its peers are alive.
+    pub fn stretched(&self, interval_s: u32) -> u32 {
+        let longest_s = interval_s.saturating_mul(2);
+        load::interval_s(interval_s, longest_s, self.load.stretch(), false, 0)
+    }
+
     /// Asks for the memory an announce of `info_hash` will need; see [`Store::prefetch`].
     #[inline]
     pub fn prefetch(&self, stage: usize, info_hash: &InfoHash) {
         self.store.prefetch(stage, info_hash);
     }
 
-    /// The address of a peer whose announce came from `source` and may name another one: what it
-    /// names counts from the operator's own networks alone, for instance of a seeder behind the
+    /// The other address of a peer whose announce came from `source`, if it names one that counts:
+    /// it counts from the operator's own networks alone, for instance of a seeder behind the
     /// same translator of addresses as the tracker.
     ///
     /// # Errors
@@ -181,16 +188,15 @@ impl Tracker {
         source: IpAddr,
         port: u16,
         claimed: impl FnOnce() -> Option<IpAddr>,
-    ) -> Result<IpAddr, Refusal> {
+    ) -> Result<Option<IpAddr>, Refusal> {
         let networks = &self.options.load().ip_override_from;
         if networks.is_empty() || !networks.iter().any(|it| it.contains(&source)) {
-            return Ok(source);
+            return Ok(None);
         }
-        match claimed() {
-            Some(it) if it.is_unspecified() || it.is_multicast() => Ok(source),
-            Some(it) if it != source && port < PORT_ELSEWHERE_MIN => Err(Refusal::LowPort),
-            Some(it) => Ok(it),
-            None => Ok(source),
+        match claimed().filter(|it| *it != source) {
+            Some(it) if it.is_unspecified() || it.is_multicast() => Ok(None),
+            Some(_) if port < PORT_ELSEWHERE_MIN => Err(Refusal::LowPort),
+            other => Ok(other),
         }
     }
 
@@ -225,7 +231,7 @@ impl Tracker {
         let source = announce.source;
         let visit = Visit {
             info_hash: &announce.info_hash,
-            address: source,
+            address: announce.elsewhere.unwrap_or(source),
             contact: announce.contact,
             change,
             capped: self.gate.as_mut().is_some_and(|gate| !gate.is_exempt(source)),

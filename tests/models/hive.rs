@@ -217,6 +217,7 @@ impl Hive {
         let announce = Announce {
             info_hash: InfoHash(torrent.as_bytes().try_into().unwrap()),
             source,
+            elsewhere: None,
             contact: Contact::Port(port),
             peer_id: PeerId([1; 20]),
             left,

@@ -25,7 +25,8 @@ pub(super) fn read(
     let claimed = || http::claimed_address(exchange.head.query);
     let mut announce = Announce {
         info_hash: query.info_hash,
-        source: tracker.peer_address(source, query.port, claimed)?,
+        source,
+        elsewhere: tracker.peer_address(source, query.port, claimed)?,
         contact: Contact::Port(query.port),
         peer_id: query.peer_id,
         left: query.left,

@@ -225,7 +225,9 @@ impl Turn<'_> {
         if head.has_controls {
             return match route {
                 Route::Announce | Route::Scrape if !exchange.wants_websocket() => {
-                    exchange.fail(Malformed::Controls.into(), &mut self.scratch.body, out)
+                    let limited = self.admit(exchange, Work::Announce).err();
+                    let failure = limited.unwrap_or_else(|| Malformed::Controls.into());
+                    exchange.fail(failure, &mut self.scratch.body, out)
                 }
                 _ => exchange.reject_and_close(Rejected::BadRequest, out),
             };
@@ -311,12 +313,16 @@ impl Turn<'_> {
         if !self.options.full_scrape {
             return exchange.fail(Refusal::NoFullScrape.into(), body, out);
         }
-        if let Err(refusal) = self.tracker.enter_list(passkey::of_path(exchange.head.path)) {
-            return exchange.fail(refusal.into(), body, out);
-        }
         let Some(source) = exchange.source else {
             return exchange.fail(Refusal::NoSource.into(), body, out);
         };
+        let passkey = passkey::of_path(exchange.head.path);
+        if let Err(refusal) = self.tracker.enter_list(source, passkey) {
+            return exchange.fail(refusal.into(), body, out);
+        }
+        if let Err(failure) = self.admit(exchange, Work::Scrape(0)) {
+            return exchange.fail(failure, &mut self.scratch.body, out);
+        }
         if exchange.head.method == Method::Head {
             exchange.write_full_scrape_head(out);
             return exchange.replied(exchange.keep_alive, Outcome::Answered(Action::Scrape));

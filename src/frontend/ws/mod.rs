@@ -170,6 +170,8 @@ impl WsFrontend {
     /// The socket has closed: its peers leave.
     pub fn close(&mut self, tracker: &mut Tracker, now: Now, session: Session) {
         for peer in session.peers() {
+            let passkey = session.passkey.as_deref().map(Passkey::as_bytes);
+            tracker.release(passkey, &peer.info_hash, &peer.peer_id);
             leave(&self.directory, tracker, now, session.route, session.source, peer);
         }
     }
@@ -356,6 +358,7 @@ impl Turn<'_> {
         let announce = Announce {
             info_hash,
             source: self.session.source,
+            elsewhere: None,
             contact: Contact::Web(name),
             peer_id,
             left: request.left,
@@ -366,7 +369,7 @@ impl Turn<'_> {
     }
 
     fn announced(&mut self, info_hash: &InfoHash, seeders: u32, leechers: u32) {
-        let interval_s = self.options.interval_s;
+        let interval_s = self.tracker.stretched(self.options.interval_s);
         self.outbox.reply(|out| {
             webtorrent::encode_announced(info_hash, interval_s, seeders, leechers, out);
         });
@@ -400,6 +403,7 @@ fn leave(
         let announce = Announce {
             info_hash: peer.info_hash,
             source,
+            elsewhere: None,
             contact: Contact::Web(peer.name),
             peer_id: peer.peer_id,
             left: u64::MAX,

@@ -32,8 +32,10 @@ pub struct Session {
     pub(super) passkey: Option<Box<Passkey>>,
     /// In order of their names, which are random: found by halving, whatever clients choose.
     peers: Vec<Peer>,
-    /// Before this moment, none of the peers has been silent for too long.
-    look_at: Now,
+    /// None of the peers announced before this moment, and stayed.
+    oldest: Now,
+    /// When they were last looked over.
+    looked_at: Now,
     /// Oldest first.
     offers: VecDeque<HandedOffer>,
 }
@@ -59,9 +61,9 @@ struct HandedOffer {
 
 impl Session {
     pub(super) fn new(route: Route, source: IpAddr) -> Self {
-        let look_at = Now::from_s(0);
+        let (oldest, looked_at) = (Now::from_s(0), Now::from_s(0));
         let (peers, offers) = Default::default();
-        Self { route, source, passkey: None, peers, look_at, offers }
+        Self { route, source, passkey: None, peers, oldest, looked_at, offers }
     }
 
     /// Where mail for this socket goes.
@@ -101,20 +103,20 @@ impl Session {
 
     /// Drops the peers that have not announced for `age_s`, telling `leave` of each.
     pub(super) fn drop_silent(&mut self, now: Now, age_s: u64, mut leave: impl FnMut(&Peer)) {
-        if now < self.look_at {
+        // The age is asked for anew each time: a reload may have changed it.
+        if now < self.oldest.plus_s(age_s) || now < self.looked_at.plus_s(LOOK_INTERVAL_S) {
             return;
         }
-        let mut look_at = now.plus_s(age_s);
+        let mut oldest = now;
         self.peers.retain(|it| {
-            let silent_at = it.latest.plus_s(age_s);
-            if silent_at <= now {
+            if it.latest.plus_s(age_s) <= now {
                 leave(it);
                 return false;
             }
-            look_at = look_at.min(silent_at);
+            oldest = oldest.min(it.latest);
             true
         });
-        self.look_at = look_at.max(now.plus_s(LOOK_INTERVAL_S));
+        (self.oldest, self.looked_at) = (oldest, now);
         if self.peers.capacity() > 8 + 4 * self.peers.len() {
             self.peers.shrink_to(2 * self.peers.len());
         }

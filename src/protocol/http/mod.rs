@@ -185,7 +185,7 @@ impl<'a> RequestLine<'a> {
         judge_method(method)?;
         judge_target(rest)?;
         let last = memrchr(b' ', rest).unwrap_or(rest.len());
-        let target = rest[..last].trim_ascii();
+        let target = &rest[..last];
         let http_1_1 = match rest.get(last + 1..) {
             Some(b"HTTP/1.1") => true,
             Some(b"HTTP/1.0") => false,
@@ -199,8 +199,8 @@ impl<'a> RequestLine<'a> {
         if method == Method::Other {
             return Ok(Self { method, path: b"", query: b"", has_controls: false, http_1_1 });
         }
-        let has_controls = has_controls(target)?;
-        let target = origin_form(target).ok_or(Rejected::BadRequest)?;
+        let has_controls = has_controls(target)?; // before anything is trimmed from it
+        let target = origin_form(target.trim_ascii()).ok_or(Rejected::BadRequest)?;
         let (path, query) = match memchr(b'?', target) {
             Some(at) => (target[..at].trim_ascii_end(), &target[at + 1..]),
             None => (target, &[][..]),

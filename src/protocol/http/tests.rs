@@ -95,9 +95,15 @@ fn control_characters_that_end_no_line_are_told_of() {
         assert_eq!(has_controls(&text), Ok(byte.is_ascii_control()), "{text:?}");
     }
     for byte in ['\0', '\r'] {
-        let text = format!("GET /announce?x=\x01{byte}y HTTP/1.1\r\n\r\n");
-        assert_eq!(has_controls(&text), Err(Rejected::BadRequest), "{text:?}");
+        for text in [
+            format!("GET /announce?x=\x01{byte}y HTTP/1.1\r\n\r\n"),
+            format!("GET /announce?x=y{byte} HTTP/1.1\r\n\r\n"),
+            format!("GET {byte}/announce?x=y HTTP/1.1\r\n\r\n"),
+        ] {
+            assert_eq!(has_controls(&text), Err(Rejected::BadRequest), "{text:?}");
+        }
     }
+    assert_eq!(has_controls("GET \t/announce?x=y\x0c HTTP/1.1\r\n\r\n"), Ok(true));
     assert_eq!(has_controls("POST /\x01 HTTP/1.1\r\n\r\n"), Ok(false), "refused in any case");
 }
 
