@@ -141,12 +141,13 @@ pub(super) fn tls(config: &Config) -> Option<tls::Files> {
 }
 
 /// What the process takes before it holds a torrent: program, stacks, buffers of some workers, the
-/// store's locks. An idle one has 12 to 14 MiB; the rest is for connections.
-const FIXED_BYTES: u64 = 24 << 20;
+/// limiter's tables, the store's locks. An idle one has 29 MiB; the rest is for connections.
+const FIXED_BYTES: u64 = 32 << 20;
 
 /// Resident bytes for each hundred that the store asks for: the allocator's pages are not all full,
-/// and tables that grow are there twice for a moment.
-const RESIDENT_PER_100_BYTES: u64 = 115;
+/// and tables that grow are there twice for a moment, in memory that is not given back at once. Ten
+/// million random info-hashes against a cap made it 136.
+const RESIDENT_PER_100_BYTES: u64 = 140;
 
 /// The least the store is given, however little the host has.
 const STORE_BYTES_MIN: u64 = 8 << 20;
@@ -224,9 +225,9 @@ mod tests {
     fn the_store_gets_what_the_process_leaves() {
         assert_eq!(budget_of(MemoryCap::Bytes(Bytes(0))), 0);
         let gib = budget_of(MemoryCap::Bytes(Bytes(1 << 30)));
-        assert!(gib > 800 << 20 && gib * RESIDENT_PER_100_BYTES / 100 + FIXED_BYTES <= 1 << 30);
+        assert!(gib > 700 << 20 && gib * RESIDENT_PER_100_BYTES / 100 + FIXED_BYTES <= 1 << 30);
         let least = budget_of(MemoryCap::Bytes(Bytes(64 << 20)));
-        assert!(least > 32 << 20 && least < 40 << 20, "{least}");
+        assert!(least > 20 << 20 && least < 24 << 20, "{least}");
         assert_eq!(store_bytes(1 << 20), STORE_BYTES_MIN);
         let auto = budget_of(MemoryCap::Auto);
         assert!(auto < memory::usable_bytes().unwrap() / 4 * 3);
