@@ -4,10 +4,12 @@
 use fastrand::Rng;
 
 use super::asker::{Asker, all_on_probation};
+use super::contents::Contents;
+use super::keeper::Keeper;
 use super::record::{Address, Record};
 use super::roster::{Change, Roster};
 use super::swarm::{self, Reader, Tally};
-use super::table::{Contents, Keeper, SwarmCell};
+use super::table::SwarmCell;
 use super::{Answer, Room, Store, Stored, Visit, add};
 use crate::time::Now;
 use crate::types::{Kind, Scope};

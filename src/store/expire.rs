@@ -7,10 +7,12 @@
 use std::ops::Range;
 
 use super::asker::all_on_probation;
+use super::contents::Contents;
+use super::keeper::Visit;
 use super::large::{Crowd, Large, Members};
 use super::record::{Address, Record};
 use super::roster::Roster;
-use super::table::{Block, Contents, Owned, SwarmCell, Visit};
+use super::table::{Block, Owned, SwarmCell};
 use super::{ShardTotals, Store, swarm};
 use crate::time::Now;
 use crate::types::{InfoHash, Kind};

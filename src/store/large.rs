@@ -8,10 +8,11 @@
 use ahash::RandomState;
 use hashbrown::raw::RawTable;
 
+use super::block::BLOCK_RECORDS_MAX;
 use super::hosts::HostCounts;
 use super::record::{Endpoint, Record};
 use super::roster::{Counts, Place, Roster};
-use super::table::{BLOCK_RECORDS_MAX, Block};
+use super::table::Block;
 use crate::time::Now;
 use crate::types::Scope;
 

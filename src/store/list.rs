@@ -10,9 +10,11 @@ use std::cmp::{Ordering, Reverse};
 use std::collections::BinaryHeap;
 use std::net::SocketAddr;
 
+use super::contents::Contents;
+use super::keeper::Walk;
 use super::record::{Address, Record, Role};
 use super::roster::Roster;
-use super::table::{Contents, SwarmCell, Walk};
+use super::table::SwarmCell;
 use super::{Store, swarm};
 use crate::time::Now;
 use crate::types::{InfoHash, ScrapeEntry};

@@ -1,16 +1,21 @@
 //! info-hash → swarm: the one store behind every front end.
 //!
-//! `table` lays the memory out, `roster` keeps peers in an order that makes choice cheap, `large`
-//! adds an index where a scan would be slow, and `hosts` what each host has there; `memory` keeps
-//! account of every byte, and an `asker` is refused where there are none left. `select` draws the
-//! peers, `spread` lets no network fill a reply, `expire` forgets the silent ones in small slices,
-//! `list` shows operators what there is. This file is the store's door: an announce goes in, counts
-//! and peers come out, under one shard lock and with nothing else held.
+//! `table` finds a swarm's cell (`contents` says what a cell holds, `block` how a small swarm lies
+//! in memory, `keeper` what may be done under a shard's lock), `roster` keeps peers in an order
+//! that makes choice cheap, `large` adds an index where a scan would be slow, and `hosts` what
+//! each host has there; `memory` keeps account of every byte, and an `asker` is refused where
+//! there are none left. `select` draws the peers, `spread` lets no network fill a reply, `expire`
+//! forgets the silent ones in small slices, `list` shows operators what there is. This file is the
+//! store's door: an announce goes in, counts and peers come out, under one shard lock and with
+//! nothing else held.
 
 mod announce;
 mod asker;
+mod block;
+mod contents;
 mod expire;
 mod hosts;
+mod keeper;
 mod large;
 mod list;
 mod memory;

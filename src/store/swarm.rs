@@ -14,11 +14,12 @@ use ahash::RandomState;
 use fastrand::Rng;
 
 use super::asker::{Asker, all_on_probation, refused};
+use super::contents::{Contents, ONE_COMPLETED_MAX};
 use super::large::{Crowd, Large, crowd_of};
 use super::record::{Address, Endpoint, Record, Record4, Role, Stamp};
 use super::roster::{Beside, Change, Counts, Outcome, Roster};
 use super::select::{Capped, Pool, choose as choose_from};
-use super::table::{Block, Contents, ONE_COMPLETED_MAX, Owned};
+use super::table::{Block, Owned};
 use super::{Answer, Room, Stored, Visit};
 use crate::time::Now;
 use crate::types::{Contact, Kind, Scope, ScrapeEntry};

@@ -8,11 +8,13 @@
 //! ```
 //!
 //! Three quarters of all torrents have one peer: those need nothing but their map entry.
-#![expect(unsafe_code, reason = "raw-table access with prefetch")]
+#![expect(unsafe_code, reason = "raw-table access with prefetch; packed pointers; thin blocks")]
 
-mod block;
-mod cell;
-
+use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::marker::PhantomData;
+use std::mem::ManuallyDrop;
+use std::ops::{Deref, DerefMut};
+use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 
 use ahash::RandomState;
@@ -20,9 +22,329 @@ use crossbeam_utils::CachePadded;
 use dashmap::{DashMap, SharedValue};
 use hashbrown::raw::{Bucket, RawTable};
 
+use super::block::{BlockHead, tag_bytes};
+use super::contents::{Contents, ONE_COMPLETED_MAX};
+use super::keeper::{Keeper, Visit, Walk};
+use super::large::Large;
+use super::record::Record;
 use crate::types::InfoHash;
-pub(super) use block::{BLOCK_RECORDS_MAX, Block};
-pub(super) use cell::{Contents, ONE_COMPLETED_MAX, Owned, SwarmCell};
+
+// ---------------------------------------------------------------------------------------------
+// Blocks
+
+/// A swarm's peers in one allocation behind a thin pointer.
+pub(super) struct Block<const ADDRESS: usize> {
+    head: NonNull<BlockHead>,
+    records: PhantomData<Record<ADDRESS>>,
+}
+
+// SAFETY: a block owns its allocation and its records are plain bytes, so it may move threads.
+unsafe impl<const ADDRESS: usize> Send for Block<ADDRESS> {}
+// SAFETY: nothing in a block changes through a shared reference.
+unsafe impl<const ADDRESS: usize> Sync for Block<ADDRESS> {}
+
+impl<const ADDRESS: usize> Block<ADDRESS> {
+    fn layout(capacity: usize) -> Layout {
+        let bytes = Self::bytes_of(capacity);
+        Layout::from_size_align(bytes, align_of::<BlockHead>()).expect("a few KiB at most")
+    }
+
+    /// An empty block with room for `capacity` records.
+    pub(super) fn with_capacity(capacity: usize, completed: u32) -> Self {
+        let layout = Self::layout(capacity);
+        // SAFETY: the layout holds at least the head, so its size is not zero.
+        let memory = unsafe { alloc_zeroed(layout) };
+        let Some(head) = NonNull::new(memory.cast::<BlockHead>()) else {
+            handle_alloc_error(layout)
+        };
+        let capacity = u16::try_from(capacity).expect("capacity_for returns at most 1023");
+        // SAFETY: the allocation is new, aligned for the head and at least as large.
+        unsafe { head.write(BlockHead { completed, len: 0, capacity, wanting: 0, seeders: 0 }) };
+        Self { head, records: PhantomData }
+    }
+
+    /// Gives the block up for an address that [`Self::at`] takes back.
+    #[inline]
+    fn into_address(self) -> usize {
+        ManuallyDrop::new(self).head.as_ptr().expose_provenance()
+    }
+
+    /// The block that was given up for this address.
+    ///
+    /// # Safety
+    /// The address came from [`Self::into_address`] of the same kind of block. The block returned
+    /// is a second handle on the same memory for as long as another is about.
+    #[inline]
+    unsafe fn at(address: usize) -> Self {
+        let head = NonNull::new(ptr::with_exposed_provenance_mut(address));
+        Self { head: head.expect("packed from a non-null pointer"), records: PhantomData }
+    }
+
+    #[inline]
+    pub(super) fn head(&self) -> &BlockHead {
+        // SAFETY: the head was written at creation, and this block owns it until it is dropped.
+        unsafe { self.head.as_ref() }
+    }
+
+    #[inline]
+    pub(super) fn head_mut(&mut self) -> &mut BlockHead {
+        // SAFETY: as for `head`; `&mut self` makes the borrow unique.
+        unsafe { self.head.as_mut() }
+    }
+
+    #[inline]
+    pub(super) fn len(&self) -> usize {
+        usize::from(self.head().len)
+    }
+
+    #[inline]
+    pub(super) fn capacity(&self) -> usize {
+        usize::from(self.head().capacity)
+    }
+
+    /// What stands behind the head: tags, then records; `capacity` of each.
+    #[inline]
+    fn body(&self) -> NonNull<u8> {
+        // SAFETY: every block has at least the head's bytes, so one head further is in bounds.
+        unsafe { self.head.add(1) }.cast()
+    }
+
+    #[inline]
+    fn first(&self) -> *mut Record<ADDRESS> {
+        let tags = tag_bytes(self.capacity());
+        // SAFETY: the allocation holds that many tags behind the head, before the records.
+        unsafe { self.body().add(tags) }.cast().as_ptr()
+    }
+
+    /// A byte of each record's hash; empty in a small block.
+    #[inline]
+    pub(super) fn tags(&self) -> &[u8] {
+        let tags = tag_bytes(self.capacity()).min(self.len());
+        // SAFETY: that many bytes behind the head are tags; all were zeroed at creation.
+        unsafe { std::slice::from_raw_parts(self.body().as_ptr(), tags) }
+    }
+
+    #[inline]
+    pub(super) fn tags_mut(&mut self) -> &mut [u8] {
+        let tags = tag_bytes(self.capacity()).min(self.len());
+        // SAFETY: as for `tags`; `&mut self` makes the borrow unique.
+        unsafe { std::slice::from_raw_parts_mut(self.body().as_ptr(), tags) }
+    }
+
+    /// The records.
+    #[inline]
+    pub(super) fn slice(&self) -> &[Record<ADDRESS>] {
+        // SAFETY: as for `records_mut`; a shared borrow of the block keeps it unchanged.
+        unsafe { std::slice::from_raw_parts(self.first(), self.len()) }
+    }
+
+    #[inline]
+    pub(super) fn records_mut(&mut self) -> &mut [Record<ADDRESS>] {
+        let len = self.len();
+        // SAFETY: `len` <= `capacity` records were zeroed at creation, any bytes are a record, and
+        // `&mut self` makes the borrow unique.
+        unsafe { std::slice::from_raw_parts_mut(self.first(), len) }
+    }
+}
+
+impl<const ADDRESS: usize> Drop for Block<ADDRESS> {
+    fn drop(&mut self) {
+        let layout = Self::layout(self.capacity());
+        // SAFETY: the memory came from this allocator with exactly this layout, and is not used
+        // after its owner is gone.
+        unsafe { dealloc(self.head.as_ptr().cast(), layout) };
+    }
+}
+
+// ---------------------------------------------------------------------------------------------
+// Cells
+
+/// A large swarm on the heap, behind a pointer that may be looked through from several threads at
+/// once while the shard is locked for reading. (A `Box` may not: it promises to be the only way to
+/// what it points at.)
+pub(super) struct Owned(NonNull<Large>);
+
+impl Owned {
+    /// Moves a swarm to the heap.
+    pub(super) fn new(large: Large) -> Self {
+        Self(NonNull::from(Box::leak(Box::new(large))))
+    }
+}
+
+impl Deref for Owned {
+    type Target = Large;
+
+    #[inline]
+    fn deref(&self) -> &Large {
+        // SAFETY: the swarm lives until its owner is dropped, and changes only through `&mut self`.
+        unsafe { self.0.as_ref() }
+    }
+}
+
+impl DerefMut for Owned {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut Large {
+        // SAFETY: as for `deref`; `&mut self` makes the borrow unique.
+        unsafe { self.0.as_mut() }
+    }
+}
+
+impl Drop for Owned {
+    fn drop(&mut self) {
+        // SAFETY: the pointer came from `Box::leak`, and is not used after its owner is gone.
+        drop(unsafe { Box::from_raw(self.0.as_ptr()) });
+    }
+}
+
+// SAFETY: an owner is as good as the swarm itself, which may move threads.
+unsafe impl Send for Owned where Large: Send {}
+// SAFETY: through a shared owner only a shared swarm is reached.
+unsafe impl Sync for Owned where Large: Sync {}
+
+/// Cells are plain numbers to the compiler: what they stand for must be fit for threads as well.
+const _: () = {
+    const fn fit_for_threads<T: Send + Sync>() {}
+    fit_for_threads::<Contents>();
+};
+
+const TAG_EMPTY: u32 = 0;
+const TAG_ONE: u32 = 1;
+const TAG_FEW4: u32 = 2;
+const TAG_FEW6: u32 = 3;
+const TAG_MANY: u32 = 4;
+
+/// A packed [`Contents`]: 12 bytes of alignment 4, so that a map entry is half a cache line.
+pub(super) struct SwarmCell {
+    words: [u32; 3],
+}
+
+const _: () = assert!(size_of::<(InfoHash, SwarmCell)>() == 32);
+
+impl SwarmCell {
+    /// A swarm nobody is in.
+    pub(super) const VACANT: Self = Self { words: [TAG_EMPTY, 0, 0] };
+
+    fn pack(contents: Contents) -> Self {
+        let pointer = |tag: u32, address: usize| {
+            let address = address as u64;
+            #[expect(clippy::cast_possible_truncation, reason = "split into its two halves")]
+            let halves = [address as u32, (address >> 32) as u32];
+            Self { words: [tag, halves[0], halves[1]] }
+        };
+        match contents {
+            Contents::Empty { completed, since_s } => {
+                Self { words: [TAG_EMPTY, completed, since_s] }
+            }
+            Contents::One(record, completed) => {
+                debug_assert!(completed <= ONE_COMPLETED_MAX);
+                let [low, high] = zerocopy::transmute!(record);
+                Self { words: [TAG_ONE | (completed << 8), low, high] }
+            }
+            Contents::Few4(block) => pointer(TAG_FEW4 | (block.lines() << 8), block.into_address()),
+            Contents::Few6(block) => pointer(TAG_FEW6 | (block.lines() << 8), block.into_address()),
+            Contents::Many(large) => {
+                let large = ManuallyDrop::new(large);
+                pointer(TAG_MANY | (1 << 8), large.0.as_ptr().expose_provenance())
+            }
+        }
+    }
+
+    #[inline]
+    fn address(&self) -> usize {
+        #[expect(clippy::cast_possible_truncation, reason = "a usize was split, 64-bit only")]
+        let address = (u64::from(self.words[2]) << 32 | u64::from(self.words[1])) as usize;
+        address
+    }
+
+    #[inline]
+    fn block<const ADDRESS: usize>(&self) -> Block<ADDRESS> {
+        // SAFETY: only called for the tag under which such a block was packed.
+        unsafe { Block::at(self.address()) }
+    }
+
+    /// A second handle on what the cell owns. Wrapped, so that it is never dropped by itself.
+    #[inline]
+    fn unpack(&self) -> ManuallyDrop<Contents> {
+        ManuallyDrop::new(match self.words[0] & 0xff {
+            TAG_ONE => {
+                let record = zerocopy::transmute!([self.words[1], self.words[2]]);
+                Contents::One(record, self.words[0] >> 8)
+            }
+            TAG_FEW4 => Contents::Few4(self.block()),
+            TAG_FEW6 => Contents::Few6(self.block()),
+            TAG_MANY => {
+                let large = ptr::with_exposed_provenance_mut(self.address());
+                let large = NonNull::new(large).expect("packed from a non-null pointer");
+                Contents::Many(Owned(large))
+            }
+            _ => Contents::Empty { completed: self.words[1], since_s: self.words[2] },
+        })
+    }
+
+    /// Replaces the contents by what `change` makes of them. The cell's memory is written only if
+    /// it has to be: most announces renew a record elsewhere, and a map entry that stays clean
+    /// need not be written back to memory.
+    #[inline]
+    pub(super) fn change<T>(&mut self, change: impl FnOnce(Contents) -> (Contents, T)) -> T {
+        // Until the new contents are back, cell and closure both own the old ones.
+        let guard = AbortOnUnwind;
+        let (contents, result) = change(ManuallyDrop::into_inner(self.unpack()));
+        let packed = ManuallyDrop::new(Self::pack(contents));
+        if packed.words != self.words {
+            self.words = packed.words;
+        }
+        std::mem::forget(guard);
+        result
+    }
+
+    /// Looks at the contents.
+    #[inline]
+    pub(super) fn peek<T>(&self, look: impl FnOnce(&Contents) -> T) -> T {
+        look(&self.unpack())
+    }
+
+    /// Whether there is neither peer nor count: the entry may go.
+    #[inline]
+    pub(super) fn is_vacant(&self) -> bool {
+        self.words[0] & 0xff == TAG_EMPTY && self.words[1] == 0
+    }
+
+    /// Whether anybody is in the swarm: a layout that can hold peers always holds one.
+    #[inline]
+    pub(super) fn has_peers(&self) -> bool {
+        self.words[0] & 0xff != TAG_EMPTY
+    }
+
+    /// The cache lines worth prefetching, if the contents live elsewhere.
+    #[inline]
+    fn lines(&self) -> impl Iterator<Item = *const u8> {
+        let elsewhere = self.words[0] & 0xff >= TAG_FEW4;
+        let lines = if elsewhere { self.words[0] >> 8 } else { 0 };
+        let first: *const u8 = ptr::with_exposed_provenance(self.address());
+        (0..lines as usize).map(move |line| first.wrapping_add(line * 64))
+    }
+}
+
+impl Drop for SwarmCell {
+    #[inline]
+    fn drop(&mut self) {
+        if self.words[0] & 0xff >= TAG_FEW4 {
+            drop(ManuallyDrop::into_inner(self.unpack()));
+        }
+    }
+}
+
+/// Ends the process when dropped, which only unwinding does.
+struct AbortOnUnwind;
+
+impl Drop for AbortOnUnwind {
+    fn drop(&mut self) {
+        std::process::abort();
+    }
+}
+
+// ---------------------------------------------------------------------------------------------
+// The table
 
 type Entry = (InfoHash, SharedValue<SwarmCell>);
 
@@ -55,31 +377,6 @@ impl Hint {
             self.bucket_mask.store(table.buckets() - 1, Ordering::Relaxed);
         }
     }
-}
-
-/// What is done with an entry, and who hears of what becomes of the table. Every call is under the
-/// shard's write lock.
-pub(super) trait Keeper {
-    /// What a change has to tell.
-    type Told;
-    /// Changes a cell.
-    fn change(&mut self, shard: usize, cell: &mut SwarmCell) -> Self::Told;
-    /// Whether there may be a new entry at all.
-    fn may_create(&mut self) -> bool;
-    /// Hears that there may not, and is not.
-    fn turned_away(&mut self) -> Self::Told;
-    /// Whether the shard's table may take so many bytes more, for a new entry.
-    fn may_grow(&mut self, shard: usize, bytes: usize) -> bool;
-    /// Hears that there is no bucket for a new entry.
-    fn without_bucket(&mut self) -> Self::Told;
-    /// Whether others should give way, to try once more.
-    fn wants_room(&mut self) -> bool;
-    /// Whether the swarm in a cell gives way; the cell is vacant then.
-    fn gives_way(&mut self, shard: usize, cell: &mut SwarmCell) -> bool;
-    /// Hears whether there was an entry before the change, and is one after.
-    fn entry(&mut self, shard: usize, before: bool, after: bool);
-    /// Hears of how many bytes the shard's table was and is.
-    fn resized(&mut self, shard: usize, before: usize, after: usize);
 }
 
 /// Where an entry is or would be.
@@ -401,29 +698,6 @@ pub(super) const SLICE_BUCKETS: usize = 1024;
 
 /// A walk that was disturbed so often keeps the lock to the shard's end.
 const RESTARTS_MAX: u32 = 4;
-
-/// A walk through a shard in slices, between which others may change it.
-pub(super) struct Walk {
-    shard: usize,
-    from: usize,
-    moves: Option<usize>,
-    restarts: u32,
-}
-
-impl Walk {
-    pub(super) fn of(shard: usize) -> Self {
-        Self { shard, from: 0, moves: None, restarts: 0 }
-    }
-}
-
-/// What a sweep does after a cell.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Visit {
-    /// Goes on to the next.
-    Done,
-    /// Stops, to come back to the same one.
-    Pause,
-}
 
 /// Hints that the cache line at `address` is about to be used. Never faults, whatever the address.
 #[inline]
