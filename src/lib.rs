@@ -28,6 +28,7 @@ pub mod config;
 pub mod frontend;
 pub mod limiter;
 pub mod metrics;
+pub mod networks;
 pub mod protocol;
 pub mod server;
 pub mod store;

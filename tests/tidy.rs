@@ -19,16 +19,17 @@ const ROOTS: [&str; 5] = ["src", "benches", "tests", "loadtest", "fuzz"];
 
 /// Who may import whom: a module of `src/`, then the others it may name. ARCHITECTURE.md shows the
 /// same table. `lib` declares modules and `main` starts the program: both are exempt.
-const MAY_NAME: [(&str, &[&str]); 19] = [
+const MAY_NAME: [(&str, &[&str]); 20] = [
     ("types", &[]),
     ("time", &[]),
     ("random", &[]),
+    ("networks", &[]),
     ("metrics", &["types"]),
     ("sys", &["types", "time"]),
     ("protocol", &["types"]),
-    ("access", &["types", "time", "random"]),
+    ("access", &["types", "time", "random", "networks"]),
     ("store", &["types", "time", "random"]),
-    ("limiter", &["types", "time", "random", "metrics"]),
+    ("limiter", &["types", "time", "random", "metrics", "networks"]),
     ("tracker", &["types", "time", "random", "metrics", "store", "limiter", "access"]),
     ("snapshot", &["types", "time", "store"]),
     ("cluster", &["types", "time", "random", "metrics", "store"]),
@@ -42,14 +43,17 @@ const MAY_NAME: [(&str, &[&str]); 19] = [
 ];
 
 /// Every module that can be named.
-const ALL: [&str; 18] = [
-    "limiter", "types", "time", "random", "metrics", "sys", "protocol", "access", "store",
-    "tracker", "snapshot", "cluster", "frontend", "worker", "config", "server", "cli", "client",
+const ALL: [&str; 19] = [
+    "networks", "limiter", "types", "time", "random", "metrics", "sys", "protocol", "access",
+    "store", "tracker", "snapshot", "cluster", "frontend", "worker", "config", "server", "cli",
+    "client",
 ];
 
 /// Modules that are told the time: design invariant 5.
-const CLOCKLESS: [&str; 8] =
-    ["protocol", "access", "store", "limiter", "tracker", "frontend", "snapshot", "cluster"];
+const CLOCKLESS: [&str; 9] = [
+    "networks", "protocol", "access", "store", "limiter", "tracker", "frontend", "snapshot",
+    "cluster",
+];
 
 /// Where `unsafe` may stand.
 const UNSAFE_HOMES: [&str; 3] = ["src/sys/", "src/sys.rs", "src/store/table.rs"];

@@ -7,12 +7,12 @@ use arc_swap::ArcSwap;
 use fastrand::Rng;
 
 use crate::limiter::bucket::Bucket;
-use crate::limiter::exempt::Exempt;
 use crate::limiter::prefix::{FIRST_V6, V4, V6};
 use crate::limiter::{
     CALM_ONE_IN, LimitAction, LimitCounters, LimitTable, Limiter, Options, Price, SLIP_ONE_IN,
     Verdict,
 };
+use crate::networks::Networks;
 use crate::time::Now;
 
 /// One worker's way to ask a [`Limiter`] that all workers share. Addresses have been unmapped.
@@ -22,7 +22,7 @@ pub struct Gate {
     options: arc_swap::Cache<Arc<ArcSwap<Options>>, Arc<Options>>,
     /// What the fields below follow from.
     obeyed: Arc<Options>,
-    exempt: Exempt,
+    exempt: Networks,
     buckets: [Bucket; LimitTable::ALL.len()],
     counters: Arc<LimitCounters>,
     random: Rng,
@@ -40,7 +40,7 @@ impl Gate {
         let options = arc_swap::Cache::new(options);
         let obeyed = options.arc_swap().load_full();
         let buckets = limits(&obeyed).map(|(rate, burst)| Bucket::new(rate, burst));
-        let exempt = Exempt::new(&obeyed.exempt);
+        let exempt = obeyed.exempt.iter().collect();
         let random = Rng::with_seed(seed);
         Self { limiter, options, obeyed, exempt, buckets, counters, random }
     }
@@ -138,7 +138,7 @@ impl Gate {
         for (bucket, (rate, burst)) in self.buckets.iter_mut().zip(limits(&options)) {
             bucket.set(rate, burst);
         }
-        self.exempt = Exempt::new(&options.exempt);
+        self.exempt = options.exempt.iter().collect();
         self.obeyed = options;
     }
 }

@@ -16,7 +16,6 @@
 
 mod bucket;
 mod counters;
-mod exempt;
 mod gate;
 mod line;
 mod prefix;

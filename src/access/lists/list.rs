@@ -5,8 +5,8 @@ use std::net::IpAddr;
 
 use ahash::RandomState;
 
-use super::ranges::Ranges;
 use super::value::{self, Kind, Prefix, Value};
+use crate::networks::Networks;
 use crate::types::{InfoHash, PeerId};
 
 /// The longest reason, in bytes: a client shows it in one line.
@@ -58,7 +58,7 @@ enum Table {
 
 #[derive(Clone, Debug)]
 enum Index {
-    Networks(Ranges),
+    Networks(Networks),
     /// For each length in use, longest first, the prefixes of that length.
     Clients(Vec<(usize, HashMap<Prefix, ReasonAt, RandomState>)>),
     /// One entry for each port: 0 where it is not listed, else its reason's place + 1.
@@ -236,7 +236,7 @@ impl Index {
                     Value::Network(it) => Some((*it, *at)),
                     _ => None,
                 };
-                Self::Networks(Ranges::new(values.iter().filter_map(network)))
+                Self::Networks(Networks::new(values.iter().filter_map(network)))
             }
         }
     }

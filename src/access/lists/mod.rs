@@ -5,7 +5,6 @@
 //! whatever makes them needs to know of nothing else.
 
 mod list;
-mod ranges;
 mod value;
 
 use std::net::IpAddr;

@@ -1,0 +1,208 @@
+//! Which of many networks an address is in: sorted boundaries and one binary search, behind a
+//! comparison that settles the common case, where none or only loopback is listed.
+//!
+//! Networks are nested or apart, never half of each. So all of them cut the space of addresses into
+//! stretches, each of which belongs to its innermost network or to none.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+/// What a stretch belongs to: a mark, or nothing.
+type Owner = Option<u32>;
+
+/// Networks, each with a mark. Those of v4-mapped addresses are networks of IPv4 addresses, as
+/// sources have been unmapped.
+#[derive(Clone, Debug, Default)]
+pub struct Networks {
+    v4: Stretches,
+    v6: Stretches,
+}
+
+/// One family's stretches, in order.
+#[derive(Clone, Debug, Default)]
+struct Stretches {
+    /// From the first address that is in any network to the last.
+    hull: Option<(u128, u128)>,
+    /// Where each begins.
+    starts: Vec<u128>,
+    owners: Vec<Owner>,
+}
+
+/// A network of one family: first and last address, and mark.
+type Marked = (u128, u128, u32);
+
+impl Networks {
+    /// Networks with their marks; of the same network twice, the last mark counts.
+    pub fn new(networks: impl IntoIterator<Item = (IpNet, u32)>) -> Self {
+        let (mut v4, mut v6) = (Vec::new(), Vec::new());
+        for (network, mark) in networks {
+            let ends = (network.network(), network.broadcast());
+            match (ends.0.to_canonical(), ends.1.to_canonical()) {
+                (IpAddr::V4(first), IpAddr::V4(last)) => {
+                    v4.push((first.to_bits().into(), last.to_bits().into(), mark));
+                }
+                // Also an IPv6 network around all mapped addresses, such as ::/0: no IPv4 is meant.
+                _ => v6.push((bits(ends.0), bits(ends.1), mark)),
+            }
+        }
+        Self { v4: Stretches::new(v4), v6: Stretches::new(v6) }
+    }
+
+    /// The mark of the innermost network that an address, which has been unmapped, is in.
+    #[inline]
+    pub fn find(&self, address: IpAddr) -> Option<u32> {
+        match address {
+            IpAddr::V4(it) => self.v4.find(it.to_bits().into()),
+            IpAddr::V6(it) => self.v6.find(it.to_bits()),
+        }
+    }
+
+    /// Whether an address, which has been unmapped, is in any of them.
+    #[inline]
+    pub fn contains(&self, address: IpAddr) -> bool {
+        self.find(address).is_some()
+    }
+}
+
+impl<'a> FromIterator<&'a IpNet> for Networks {
+    /// Networks with nothing to tell them apart.
+    fn from_iter<I: IntoIterator<Item = &'a IpNet>>(networks: I) -> Self {
+        Self::new(networks.into_iter().map(|it| (*it, 0)))
+    }
+}
+
+fn bits(address: IpAddr) -> u128 {
+    match address {
+        IpAddr::V4(it) => it.to_bits().into(),
+        IpAddr::V6(it) => it.to_bits(),
+    }
+}
+
+impl Stretches {
+    fn new(mut networks: Vec<Marked>) -> Self {
+        networks.sort_by_key(|&(first, last, _)| (first, std::cmp::Reverse(last)));
+        let end = networks.iter().map(|it| it.1).max();
+        let mut it = Self { hull: networks.first().map(|it| it.0).zip(end), ..Self::default() };
+        let mut around: Vec<(u128, u32)> = Vec::new();
+        for (first, last, mark) in networks {
+            it.leave(&mut around, first);
+            it.begin(first, Some(mark));
+            around.push((last, mark));
+        }
+        it.leave(&mut around, u128::MAX);
+        it
+    }
+
+    /// Ends the networks that end before `until`.
+    fn leave(&mut self, around: &mut Vec<(u128, u32)>, until: u128) {
+        while let Some(&(last, _)) = around.last().filter(|it| it.0 < until) {
+            around.pop();
+            self.begin(last + 1, around.last().map(|it| it.1));
+        }
+    }
+
+    fn begin(&mut self, at: u128, owner: Owner) {
+        if self.starts.last() == Some(&at) {
+            self.starts.pop();
+            self.owners.pop();
+        }
+        self.starts.push(at);
+        self.owners.push(owner);
+    }
+
+    #[inline]
+    fn find(&self, address: u128) -> Owner {
+        let (first, last) = self.hull?;
+        if address < first || address > last {
+            return None;
+        }
+        let behind = self.starts.partition_point(|it| *it <= address);
+        self.owners[..behind].last().copied().flatten()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn networks(of: &[&str]) -> Networks {
+        Networks::new(of.iter().map(|it| it.parse().unwrap()).zip(1..))
+    }
+
+    fn find(networks: &Networks, address: &str) -> Owner {
+        networks.find(address.parse().unwrap())
+    }
+
+    #[test]
+    fn the_innermost_network_counts() {
+        let it = networks(&["10.0.0.0/8", "10.1.0.0/16", "10.1.255.255/32", "0.0.0.0/0", "::/0"]);
+        for (address, expected) in [
+            ("10.0.0.0", 1),
+            ("10.0.255.255", 1),
+            ("10.1.0.0", 2),
+            ("10.1.255.254", 2),
+            ("10.1.255.255", 3),
+            ("10.2.0.0", 1),
+            ("10.255.255.255", 1),
+            ("11.0.0.0", 4),
+            ("255.255.255.255", 4),
+            ("ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff", 5),
+        ] {
+            assert_eq!(find(&it, address), Some(expected), "{address}");
+        }
+        assert_eq!(find(&networks(&["::/0"]), "10.0.0.0"), None, "IPv6 is no IPv4");
+        assert_eq!(find(&networks(&[]), "::"), None);
+        assert_eq!(find(&networks(&["::1/128", "::1/128"]), "::1"), Some(2));
+    }
+
+    #[test]
+    fn loopback_is_found_and_its_neighbours_are_not() {
+        let it = networks(&["127.0.0.0/8", "::1/128"]);
+        for (address, expected) in [
+            ("127.0.0.0", true),
+            ("127.255.255.255", true),
+            ("126.255.255.255", false),
+            ("128.0.0.0", false),
+            ("::1", true),
+            ("::", false),
+            ("::2", false),
+        ] {
+            assert_eq!(it.contains(address.parse().unwrap()), expected, "{address}");
+        }
+    }
+
+    #[test]
+    fn a_mapped_network_is_an_ipv4_network() {
+        let it = networks(&["::ffff:10.0.0.0/104", "::/0"]);
+        assert_eq!(find(&it, "10.1.2.3"), Some(1));
+        assert_eq!(find(&it, "11.1.2.3"), None);
+        assert_eq!(find(&it, "2001:db8::1"), Some(2));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig {
+            cases: if cfg!(miri) { 5 } else { 256 },
+            failure_persistence: None,
+            ..ProptestConfig::default()
+        })]
+
+        /// Against a look at every network.
+        #[test]
+        fn as_a_naive_search_finds_it(
+            networks in prop::collection::vec((0_u32..256, 24_u8..=32), 0..12),
+            address in 0_u32..256,
+        ) {
+            let network = |(low, length): (u32, u8)| {
+                ipnet::Ipv4Net::new((0x0a00_0000 + low).into(), length).unwrap().trunc()
+            };
+            let networks: Vec<_> = networks.into_iter().map(network).collect();
+            let address = std::net::Ipv4Addr::from(0x0a00_0000 + address);
+            let around = networks.iter().zip(1_u32..).filter(|(it, _)| it.contains(&address));
+            let expected = around.max_by_key(|(it, mark)| (it.prefix_len(), *mark));
+            let all = Networks::new(networks.iter().map(|it| IpNet::V4(*it)).zip(1..));
+            prop_assert_eq!(all.find(address.into()), expected.map(|(_, mark)| mark));
+        }
+    }
+}
