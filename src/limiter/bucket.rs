@@ -64,11 +64,7 @@ impl Bucket {
         if self.recent.holds(source, now) {
             return Err(self.recent.count(source));
         }
-        self.turn_to(now);
-        let eighths = self.scale.clamp(price);
-        let places = table.places(std::array::from_fn(hashes), self.moment.epoch);
-        let loads: [u16; N] =
-            std::array::from_fn(|at| self.moment.load(first + at, eighths, dither, at));
+        let (places, loads) = self.weigh::<N>(table, now, hashes, first, price, dither);
         let mut over = false;
         for at in 0..N {
             // What costs nothing by chance must not pass where there is no room.
@@ -94,11 +90,26 @@ impl Bucket {
         price: Price,
         dither: u64,
     ) {
+        let (places, loads) = self.weigh::<N>(table, now, hashes, first, price, dither);
+        pay(&places, loads);
+    }
+
+    /// Where the loads of all prefixes are, and what the price adds to each.
+    #[inline]
+    fn weigh<'a, const N: usize>(
+        &mut self,
+        table: &'a Table,
+        now: Now,
+        hashes: impl Fn(usize) -> u64,
+        first: usize,
+        price: Price,
+        dither: u64,
+    ) -> ([Place<'a>; N], [u16; N]) {
         self.turn_to(now);
         let eighths = self.scale.clamp(price);
         let places = table.places(std::array::from_fn(hashes), self.moment.epoch);
         let loads = std::array::from_fn(|at| self.moment.load(first + at, eighths, dither, at));
-        pay::<N>(&places, loads);
+        (places, loads)
     }
 
     #[inline]
