@@ -19,7 +19,7 @@ mod scrape_all;
 mod upgrade;
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
@@ -197,9 +197,6 @@ struct Turn<'a> {
     now: Now,
 }
 
-/// Stands for a source that a trusted proxy does not name: on no list.
-const NOBODY: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
-
 /// What a path leads to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Route {
@@ -295,9 +292,12 @@ impl Turn<'_> {
                     return exchange.fail(failure, &mut self.scratch.body, out);
                 }
                 let Scratch { body, info_hashes, .. } = &mut *self.scratch;
+                let Some(source) = exchange.source else {
+                    return exchange.fail(Refusal::NoSource.into(), body, out);
+                };
                 let who = scrape::Who {
                     now: self.now,
-                    source: exchange.source.unwrap_or(NOBODY),
+                    source,
                     passkey: passkey::of_path(exchange.head.path),
                 };
                 match scrape::write(self.tracker, &who, info_hashes, body) {
