@@ -61,6 +61,12 @@ impl Doors {
         Self { access, udp, ids, http, ws, tracker, moved: 1, event: Event::None }
     }
 
+    /// What a full scrape lists.
+    fn listed(&self) -> Vec<InfoHash> {
+        let page = self.tracker.census().torrents_after(None, 10);
+        page.iter().map(|it| it.info_hash).collect()
+    }
+
     fn with_list(name: Name, text: &str) -> Self {
         let list = Arc::new(List::parse(name.kind(), text.as_bytes()).unwrap());
         Self::new(Access::new(Mode::Open, Lists::default().with(name, list, false)))
@@ -183,8 +189,12 @@ fn denied_torrents_are_refused_everywhere_with_the_operators_reason_where_there_
     assert_eq!(doors.announces(OTHER), NOWHERE);
     assert_eq!(doors.scrapes(OTHER), NOWHERE);
     assert_eq!(doors.udp_scrape(&[KNOWN, OTHER]), None, "zeros stand for the one");
+    assert_eq!(doors.listed(), [OTHER]);
+    let denied = (*doors.access.lists()).clone();
     doors.access.set_lists(Lists::default());
     assert_eq!(doors.announces(KNOWN), NOWHERE, "a new list counts at once");
+    doors.access.set_lists(denied);
+    assert_eq!(doors.listed(), [OTHER], "what was stored before is not shown");
 }
 
 #[test]

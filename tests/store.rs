@@ -182,7 +182,7 @@ fn threads_see_one_store() {
 /// Lists hold together while others announce: in order, nothing twice, no more than asked for.
 fn look_meanwhile(store: &Store, now: Now) {
     let after = InfoHash([2; 20]);
-    let page = store.torrents_after(Some(&after), 7);
+    let page = store.torrents_after(Some(&after), 7, |_| true);
     assert!(page.len() <= 7 && page.iter().all(|it| it.info_hash > after));
     assert!(page.is_sorted_by(|a, b| a.info_hash < b.info_hash));
     let largest = store.torrents_by(Order::Peers, 5);

@@ -27,6 +27,7 @@ use skep::frontend::http::Outcome;
 use skep::frontend::ws::{
     MESSAGE_BYTES_MAX, OFFER_AGE_S_MAX, Options, Outbox, Route, Session, WsFrontend,
 };
+use skep::store::Budget;
 use skep::tracker::Tracker;
 use skep::types::{Action, Refusal, Rejected};
 
@@ -392,6 +393,22 @@ fn closing_and_stopping_leave_nothing_behind() {
     assert_eq!((hive.counts(TORRENT), hive.counts(OTHER_TORRENT)), ((0, 0), (0, 1)));
     hive.close("bob");
     assert_eq!((hive.counts(OTHER_TORRENT), hive.directory.peers()), ((0, 0), 0));
+}
+
+#[test]
+fn a_peer_that_is_not_stored_holds_nothing_and_comes_back_late() {
+    let mut hive = Hive::new(Options::default());
+    hive.join("bob", TORRENT);
+    hive.store.allow(Budget { bytes_max: 1, peers_per_torrent_max: 0 });
+    hive.open("carol", "198.51.100.9");
+    hive.say("carol", &announce(OTHER_TORRENT, "carol", &offer("1"), ""));
+    let reply = hive.next("carol").unwrap();
+    assert!(reply.contains(r#""interval":240"#), "{reply}");
+    assert_eq!((hive.directory.peers(), hive.session("carol").torrents()), (1, 0));
+    hive.say("bob", &announce(TORRENT, "bob", "", ""));
+    let reply = hive.next("bob").unwrap();
+    assert!(reply.contains(r#""interval":120"#), "who is there stays there: {reply}");
+    assert_eq!((hive.directory.peers(), hive.session("bob").torrents()), (1, 1));
 }
 
 #[test]

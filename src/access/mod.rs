@@ -77,6 +77,13 @@ impl Access {
         &self.registry
     }
 
+    /// Whether a torrent is one of those that are served at all, under these lists.
+    pub fn shows(&self, lists: &Lists, info_hash: &InfoHash) -> bool {
+        let is_known =
+            !self.mode.needs_registration() || self.registry.canonical(info_hash).is_some();
+        is_known && lists.judge_torrent(info_hash).is_none()
+    }
+
     /// Which passkeys are valid.
     pub fn keys(&self) -> &Keys {
         &self.keys
@@ -115,20 +122,26 @@ impl Gate {
     }
 
     /// Lets an announce in, and says which swarm it is for: not always that of the hash it names.
+    /// `shown` is asked only where something can be refused.
     ///
     /// # Errors
     /// Why it is refused.
     #[inline]
-    pub fn announce(
+    pub fn announce<'a>(
         &mut self,
         now: Now,
         announce: &Announce,
-        shown: &Shown<'_>,
+        shown: impl FnOnce() -> Shown<'a>,
     ) -> Result<InfoHash, Refusal> {
         if !self.access.guarded.load(Ordering::Acquire) {
             return Ok(announce.info_hash);
         }
-        self.judge_announce(now, announce, shown)
+        self.judge_announce(now, announce, &shown())
+    }
+
+    /// What it looks at.
+    pub fn access(&self) -> &Arc<Access> {
+        &self.access
     }
 
     /// Lets a scrape of one torrent in, and says which swarm it is about.

@@ -11,7 +11,7 @@ use crate::frontend::{REPLY_BYTES_MAX, Responder};
 use crate::protocol::passkey;
 use crate::protocol::udp::{self, AnnounceRequest, Head, Options, Request};
 use crate::time::Now;
-use crate::tracker::{self, Admission, Room, Shown, Tracker, Work};
+use crate::tracker::{self, Admission, Announced, Room, Shown, Tracker, Work};
 use crate::types::{
     Action, Announce, Answered, Contact, Dropped, Family, InfoHash, Refusal, ScrapeEntry,
 };
@@ -55,13 +55,13 @@ impl UdpFrontend {
             event: request.event(),
             numwant: request.numwant(),
         };
-        let url = options.url_data();
-        let shown = Shown {
-            passkey: passkey::of_path(&url),
+        let mut url = None;
+        let entered = self.tracker.enter(now, &announce, || Shown {
+            passkey: passkey::of_path(url.insert(options.url_data())),
             uploaded: request.uploaded.get(),
             downloaded: request.downloaded.get(),
-        };
-        match self.tracker.enter(now, &announce, &shown) {
+        });
+        match entered {
             Ok(swarm) => announce.info_hash = swarm,
             Err(refusal) => return refused(Action::Announce, &request.head, refusal, out),
         }
@@ -72,7 +72,7 @@ impl UdpFrontend {
             Family::V6 => Room { v6: peers, ..Room::default() },
         };
         match self.tracker.announce(now, &announce, room) {
-            Ok((reply, bytes)) => {
+            Ok(Announced { reply, bytes, .. }) => {
                 let bytes = udp::encode_announced(&request.head, &reply, bytes.iter().sum(), out);
                 Answered { action: Action::Announce, bytes, refusal: None }
             }

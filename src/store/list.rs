@@ -51,12 +51,18 @@ pub struct ListedPeer {
 }
 
 impl Store {
-    /// The `count` torrents with the smallest info-hashes above `after`, in order. Looks at every
-    /// torrent: not for a worker's loop.
-    pub fn torrents_after(&self, after: Option<&InfoHash>, count: usize) -> Vec<Listed> {
+    /// The `count` torrents with the smallest info-hashes above `after` that are `shown`, in order.
+    /// Looks at every torrent: not for a worker's loop. `shown` is asked under a shard's lock.
+    pub fn torrents_after(
+        &self,
+        after: Option<&InfoHash>,
+        count: usize,
+        shown: impl Fn(&InfoHash) -> bool,
+    ) -> Vec<Listed> {
         let mut smallest = Smallest { count, listed: Vec::new(), below: None };
         self.look_through(|info_hash, cell| {
-            if after.is_none_or(|after| info_hash > after) && smallest.wants(info_hash) {
+            let is_next = after.is_none_or(|after| info_hash > after);
+            if is_next && smallest.wants(info_hash) && shown(info_hash) {
                 let counts = cell.peek(swarm::scrape);
                 smallest.add(Listed { info_hash: *info_hash, counts });
             }

@@ -61,16 +61,16 @@ impl Tracker {
     }
 
     /// Whether an announce is allowed, and which swarm it is for: not always that of the hash it
-    /// names, for a torrent may have two.
+    /// names, for a torrent may have two. `shown` is asked only where something can be refused.
     ///
     /// # Errors
     /// Why it is refused.
     #[inline]
-    pub fn enter(
+    pub fn enter<'a>(
         &mut self,
         now: Now,
         announce: &Announce,
-        shown: &Shown<'_>,
+        shown: impl FnOnce() -> Shown<'a>,
     ) -> Result<InfoHash, Refusal> {
         let Some(access) = &mut self.access else { return Ok(announce.info_hash) };
         let entered = access.announce(now, announce, shown);

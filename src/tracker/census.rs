@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use crate::access::Access;
 use crate::store::Store;
 pub use crate::store::{Listed, ListedPeer, Order, Role, Totals};
 use crate::time::Now;
@@ -14,12 +15,20 @@ use crate::types::InfoHash;
 #[derive(Clone)]
 pub struct Census {
     store: Arc<Store>,
+    /// What decides which torrents are listed; without it, all are.
+    access: Option<Arc<Access>>,
 }
 
 impl Census {
-    /// A handle on `store`.
+    /// A handle on `store`, for those who may see everything.
     pub fn new(store: Arc<Store>) -> Self {
-        Self { store }
+        Self { store, access: None }
+    }
+
+    /// A handle on `store` for clients: torrents that `access` lets nobody scrape are not listed
+    /// page by page.
+    pub(super) fn for_clients(store: Arc<Store>, access: Option<Arc<Access>>) -> Self {
+        Self { store, access }
     }
 
     /// Sums over the whole store; cheap.
@@ -28,9 +37,15 @@ impl Census {
     }
 
     /// The `count` torrents with the smallest info-hashes above `after`, in order: page by page,
-    /// everything.
+    /// everything that may be seen.
     pub fn torrents_after(&self, after: Option<&InfoHash>, count: usize) -> Vec<Listed> {
-        self.store.torrents_after(after, count)
+        match &self.access {
+            None => self.store.torrents_after(after, count, |_| true),
+            Some(access) => {
+                let lists = access.lists();
+                self.store.torrents_after(after, count, |it| access.shows(&lists, it))
+            }
+        }
     }
 
     /// The `count` largest torrents, largest first.

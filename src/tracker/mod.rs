@@ -28,7 +28,7 @@ pub use crate::store::Room;
 use crate::store::{CHOICE_MAX, Change, Limits, Store, Stored, Sweeper, Visit};
 use crate::time::Now;
 use crate::types::{
-    Announce, AnnounceReply, Contact, Event, InfoHash, Kind, NotStored, Refusal, Scope, ScrapeEntry,
+    Announce, AnnounceReply, Contact, Event, InfoHash, Kind, NotStored, Refusal, ScrapeEntry,
 };
 pub use admit::{Admission, Withheld, Work};
 pub use census::{Census, Listed, ListedPeer, Order, Role, Totals};
@@ -87,6 +87,18 @@ impl Default for Options {
 
 /// The lowest port at an address that the announce did not come from.
 const PORT_ELSEWHERE_MIN: u16 = 1024;
+
+/// What an announce led to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Announced {
+    /// What to tell the client.
+    pub reply: AnnounceReply,
+    /// How many bytes of peers were written, by [`Kind`].
+    pub bytes: [usize; Kind::ALL.len()],
+    /// Whether the swarm holds the peer now, if it was to: where it does not, the interval is twice
+    /// as long as it would be.
+    pub is_stored: bool,
+}
 
 /// One worker's view of the tracker.
 pub struct Tracker {
@@ -200,8 +212,8 @@ impl Tracker {
         }
     }
 
-    /// Applies an announce and writes chosen peers to `room`; says what to tell the client, and how
-    /// many bytes of peers of each family stand there: all families together, no more than wanted.
+    /// Applies an announce and writes chosen peers to `room`: all families together, no more than
+    /// wanted.
     ///
     /// # Errors
     /// [`Refusal::PortZero`] if the client wants to be a peer that nobody could reach.
@@ -211,7 +223,7 @@ impl Tracker {
         now: Now,
         announce: &Announce,
         mut room: Room<'_>,
-    ) -> Result<(AnnounceReply, [usize; Kind::ALL.len()]), Refusal> {
+    ) -> Result<Announced, Refusal> {
         let options = self.options.load();
         let change = change_of(announce);
         if announce.contact == Contact::Port(0) && change != Change::Stopped {
@@ -220,9 +232,7 @@ impl Tracker {
         if change != Change::Stopped {
             self.counting.count(now, options.interval_s, announce.contact, &announce.peer_id);
         }
-        if Scope::of(announce.source) != Scope::Loopback {
-            self.watch.note(now, announce.source);
-        }
+        self.watch.note(now, announce.source);
         let numwant = announce.numwant.unwrap_or(options.numwant_default).min(options.numwant_max);
         let numwant = (numwant as usize).min(CHOICE_MAX);
         limit(&mut room.v4, numwant * 6);
@@ -252,12 +262,14 @@ impl Tracker {
         let (seeders, leechers) = (answer.seeders, answer.leechers);
         let stretch = self.load.stretch();
         let mut interval_s = interval_s(options, stretch, seeders + leechers, &mut self.random);
-        if answer.stored != Stored::Yes {
+        let is_stored = answer.stored == Stored::Yes;
+        if !is_stored {
             interval_s = interval_s.saturating_mul(2);
             self.not_stored.of(not_stored(answer.stored, shedding)).add(1);
         }
         let min_interval_s = options.min_interval_s.min(interval_s);
-        Ok((AnnounceReply { interval_s, min_interval_s, leechers, seeders }, answer.bytes))
+        let reply = AnnounceReply { interval_s, min_interval_s, leechers, seeders };
+        Ok(Announced { reply, bytes: answer.bytes, is_stored })
     }
 
     /// One torrent's counts; zeros if it is unknown.
@@ -271,9 +283,10 @@ impl Tracker {
         self.options.load().peer_age_s_max
     }
 
-    /// A handle for lists of torrents, to be used away from the workers.
+    /// A handle for lists of torrents that clients may see, to be used away from the workers.
     pub fn census(&self) -> Census {
-        Census::new(self.store.clone())
+        let access = self.access.as_ref().map(|it| it.access().clone());
+        Census::for_clients(self.store.clone(), access)
     }
 
     /// One bounded slice of forgetting silent peers.

@@ -102,14 +102,18 @@ pub(super) struct Watch {
 }
 
 impl Watch {
-    /// Notes one announce.
+    /// Notes one announce. Those from the host itself say nothing about what stands in front.
     #[inline]
     pub(super) fn note(&mut self, now: Now, source: IpAddr) {
+        let scope = Scope::of(source);
+        if scope == Scope::Loopback {
+            return;
+        }
         if self.ends.is_none_or(|ends| now >= ends) {
             self.turn(now);
         }
         self.announces += 1;
-        self.unroutable += u64::from(Scope::of(source) == Scope::Private);
+        self.unroutable += u64::from(scope == Scope::Private);
         if let Some((address, count)) = &mut self.counted
             && *address == source
         {

@@ -11,7 +11,7 @@ use skep::frontend::http::Outcome;
 use skep::frontend::ws::{Directory, Mail, Options, Outbox, Route, Session, WsFrontend};
 use skep::store::{self, Store};
 use skep::time::Now;
-use skep::tracker::{self, Room, Tracker};
+use skep::tracker::{self, Announced, Room, Tracker};
 use skep::types::{Announce, Contact, Event, InfoHash, PeerId};
 
 /// Two names of torrents.
@@ -227,7 +227,7 @@ impl Hive {
         let (mut v4, mut v6) = ([0; 600], [0; 1800]);
         let room = Room { v4: &mut v4, v6: &mut v6, ..Room::default() };
         let tracker = &mut self.workers[0].tracker;
-        let (reply, bytes) = tracker.announce(self.now, &announce, room).unwrap();
+        let Announced { reply, bytes, .. } = tracker.announce(self.now, &announce, room).unwrap();
         (reply.seeders, reply.leechers, bytes.iter().sum())
     }
 }

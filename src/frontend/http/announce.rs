@@ -8,7 +8,7 @@ use super::exchange::{Exchange, Failure};
 use crate::protocol::bencode::{Dict, List};
 use crate::protocol::{http, passkey};
 use crate::time::Now;
-use crate::tracker::{Room, Shown, Tracker};
+use crate::tracker::{Announced, Room, Shown, Tracker};
 use crate::types::{Announce, AnnounceReply, Contact, Kind, Refusal};
 
 /// Most peers of one family in a reply: what `tracker.numwant_max` allows at most.
@@ -33,12 +33,12 @@ pub(super) fn read(
         event: query.event,
         numwant: query.numwant,
     };
-    let shown = Shown {
+    let shown = || Shown {
         passkey: passkey::of_path(exchange.head.path),
         uploaded: query.uploaded,
         downloaded: query.downloaded,
     };
-    match tracker.enter(now, &announce, &shown) {
+    match tracker.enter(now, &announce, shown) {
         Ok(swarm) => announce.info_hash = swarm,
         Err(refusal) => {
             return Err(match tracker.reason(refusal, &announce) {
@@ -79,7 +79,7 @@ impl Peers {
         announce: &Announce,
     ) -> Result<Told<'_>, Failure> {
         let room = Room { v4: &mut self.v4[..], v6: &mut self.v6[..], web: &mut [] };
-        let (reply, bytes) = tracker.announce(now, announce, room)?;
+        let Announced { reply, bytes, .. } = tracker.announce(now, announce, room)?;
         let v4 = &self.v4[..bytes[Kind::V4 as usize]];
         let v6 = &self.v6[..bytes[Kind::V6 as usize]];
         Ok(Told { reply, v4, v6 })

@@ -25,8 +25,10 @@ use crate::frontend::http::Outcome;
 use crate::protocol::passkey::Passkey;
 use crate::protocol::webtorrent::{self, AnnounceRequest, AnswerRequest, Method, Request};
 use crate::time::Now;
-use crate::tracker::{Admission, Room, Shown, Tracker, Work};
-use crate::types::{Action, Announce, Contact, Event, InfoHash, Refusal, Rejected, WebPeer};
+use crate::tracker::{Admission, Announced, Room, Shown, Tracker, Work};
+use crate::types::{
+    Action, Announce, AnnounceReply, Contact, Event, InfoHash, Refusal, Rejected, WebPeer,
+};
 use directory::{OfferKey, Offerer};
 use session::Peer;
 
@@ -242,12 +244,18 @@ impl Turn<'_> {
         let web = &mut room[..offers * WEB_PEER_BYTES];
         self.directory.enter(name, self.session.route); // before the peer joins: see there
         match self.tracker.announce(self.now, &announce, Room { web, ..Room::default() }) {
-            Ok((reply, bytes)) => {
+            Ok(told) => {
                 let Announce { info_hash, peer_id, .. } = announce;
-                self.session.join(Peer { name, info_hash, peer_id, latest: self.now });
-                self.announced(&info_hash, reply.seeders, reply.leechers);
-                let chosen = &room[..bytes.iter().sum()];
-                self.hand_offers(request, name, chosen);
+                self.announced(&info_hash, &told);
+                if told.is_stored {
+                    self.session.join(Peer { name, info_hash, peer_id, latest: self.now });
+                    let chosen = &room[..told.bytes.iter().sum()];
+                    self.hand_offers(request, name, chosen);
+                } else {
+                    // Nor is it anywhere else: memory is short here as well.
+                    self.session.leave(&name);
+                    self.directory.leave(&name, self.session.route, || {});
+                }
                 Outcome::Answered(Action::Announce)
             }
             Err(refusal) => {
@@ -264,8 +272,8 @@ impl Turn<'_> {
     fn enter(&mut self, announce: &Announce, request: &AnnounceRequest<'_>) -> Result<(), Refusal> {
         let passkey = self.session.passkey.as_deref().map(Passkey::as_bytes);
         let (uploaded, downloaded) = (request.uploaded, request.downloaded);
-        let shown = Shown { passkey, uploaded, downloaded };
-        self.tracker.enter(self.now, announce, &shown).map(drop)
+        let shown = || Shown { passkey, uploaded, downloaded };
+        self.tracker.enter(self.now, announce, shown).map(drop)
     }
 
     /// Zeros stand for torrents that may not be scraped, unless none of them may.
@@ -322,10 +330,10 @@ impl Turn<'_> {
             return self.refuse_for(&announce, refusal);
         }
         match self.tracker.announce(self.now, &announce, Room::default()) {
-            Ok((reply, _)) => {
+            Ok(told) => {
                 self.session.leave(&name);
                 self.directory.leave(&name, self.session.route, || {});
-                self.announced(&announce.info_hash, reply.seeders, reply.leechers);
+                self.announced(&announce.info_hash, &told);
                 Outcome::Answered(Action::Announce)
             }
             Err(refusal) => self.refuse(&announce.info_hash, refusal),
@@ -368,8 +376,10 @@ impl Turn<'_> {
         (announce, name)
     }
 
-    fn announced(&mut self, info_hash: &InfoHash, seeders: u32, leechers: u32) {
-        let interval_s = self.tracker.stretched(self.options.interval_s);
+    fn announced(&mut self, info_hash: &InfoHash, told: &Announced) {
+        let AnnounceReply { seeders, leechers, .. } = told.reply;
+        let times = if told.is_stored { 1 } else { 2 };
+        let interval_s = self.tracker.stretched(self.options.interval_s).saturating_mul(times);
         self.outbox.reply(|out| {
             webtorrent::encode_announced(info_hash, interval_s, seeders, leechers, out);
         });
