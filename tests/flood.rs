@@ -6,6 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use fastrand::Rng;
 use skep::frontend::connection_id::{Algorithm, ConnectionIds, KEY_BYTES, Keys};
 use skep::frontend::http::{Flow, HttpFrontend, Outcome};
 use skep::frontend::origin::Origin;
@@ -73,17 +74,24 @@ impl Flooded {
     }
 
     fn send(&mut self, source: IpAddr, request: &[u8]) -> Result<Vec<u8>, Dropped> {
+        self.send_from(SocketAddr::new(source, 50_000), request)
+    }
+
+    fn send_from(&mut self, source: SocketAddr, request: &[u8]) -> Result<Vec<u8>, Dropped> {
         let mut out = [0; REPLY_BYTES_MAX];
-        let source = SocketAddr::new(source, 50_000);
         let answered = self.udp.handle(self.now, source, request, &mut out)?;
         let Answered { bytes, .. } = answered;
         Ok(out[..bytes].to_vec())
     }
 
     fn connect(&mut self, source: IpAddr) -> Result<(), Dropped> {
+        self.connect_from(SocketAddr::new(source, 50_000))
+    }
+
+    fn connect_from(&mut self, source: SocketAddr) -> Result<(), Dropped> {
         let mut request = [0; 16];
         encode_connect(TransactionId([1; 4]), &mut request);
-        self.send(source, &request).map(drop)
+        self.send_from(source, &request).map(drop)
     }
 
     /// With an id that is valid, or off by this.
@@ -164,8 +172,6 @@ fn forging_a_victims_address_costs_the_victim_nothing_that_is_verified() {
         assert_eq!(flooded.announce(victim, 1 << 40), Err(Dropped::ForgedId));
         let _ = flooded.connect(victim);
     }
-    let tries = (0..4).position(|_| flooded.connect(victim).is_ok());
-    assert!(tries.is_some(), "an id within four tries");
     for second in 1..=100 {
         flooded.now = START.plus_s(second);
         let _ = (0..1000).filter(|_| flooded.connect(victim).is_ok()).count();
@@ -174,6 +180,30 @@ fn forging_a_victims_address_costs_the_victim_nothing_that_is_verified() {
     let limited = |table, action| flooded.counters.of(table, action).get();
     assert_eq!(limited(LimitTable::Verified, LimitAction::Limited), 0);
     assert!(limited(LimitTable::Unverified, LimitAction::Limited) > 50_000);
+}
+
+/// 100 000 forged connects a second, all the while; the victim tries again every five seconds.
+#[test]
+fn a_victim_gets_an_id_within_four_tries_unless_its_own_port_is_forged() {
+    let (mut flooded, mut random) = (Flooded::new(), Rng::with_seed(1));
+    let victim = host(1);
+    let visit = |flooded: &mut Flooded, random: &mut Rng, forged: &dyn Fn(&mut Rng) -> u16| {
+        let own = SocketAddr::new(victim, random.u16(32_768..));
+        (0..4).any(|_| {
+            for _ in 0..1000 {
+                flooded.now = Now::from_ns(flooded.now.ns() + 10_000);
+                let _ = flooded.connect_from(SocketAddr::new(victim, forged(random)));
+            }
+            flooded.connect_from(own).is_ok()
+        })
+    };
+    for visit_nth in 0..100 {
+        assert!(visit(&mut flooded, &mut random, &|_| 7), "visit {visit_nth}");
+    }
+    // Every port at once: one in four each time. 1 - 0.75^4 is two of three.
+    let any_port = |random: &mut Rng| random.u16(1024..);
+    let got = (0..200).filter(|_| visit(&mut flooded, &mut random, &any_port)).count();
+    assert!((110..=160).contains(&got), "{got} of 200");
 }
 
 #[test]

@@ -215,7 +215,7 @@ fn an_exempt_source_is_under_no_limit() {
     let mut worker = Worker::new(Options { exempt, ..Options::default() });
     for source in [v4(0x7f00_0001), v6(0x2001_0db8 << 96 | 7)] {
         assert_eq!(worker.flood(START, 20_000, 0, &[source]), 20_000);
-        assert!((0..20_000).all(|_| worker.gate.admit_reply(START, source)));
+        assert!((0..20_000).all(|_| worker.gate.admit_reply(START, source, || false)));
         assert!((0..20_000).all(|_| worker.gate.admit_new_torrent(START, source)));
         worker.gate.charge(START, source, Price::NEW_TORRENT);
     }
@@ -231,7 +231,7 @@ fn a_dry_run_lets_all_pass_and_counts_as_if_it_did_not() {
     let counts = |dry_run| {
         let mut worker = Worker::new(Options { dry_run, ..Options::default() });
         let passed = worker.flood(START, 10_000, 1_000_000, &[SOURCE]);
-        (0..5_000).for_each(|_| _ = worker.gate.admit_reply(START, SOURCE));
+        (0..5_000).for_each(|_| _ = worker.gate.admit_reply(START, SOURCE, || false));
         let new = (0..20_000).filter(|_| worker.gate.admit_new_torrent(START, SOURCE)).count();
         let counts = LimitTable::ALL.map(|it| LimitAction::ALL.map(|at| worker.count(it, at)));
         (passed, new, counts)
@@ -245,7 +245,7 @@ fn a_dry_run_lets_all_pass_and_counts_as_if_it_did_not() {
 }
 
 #[test]
-fn of_what_is_over_the_limit_one_in_sixteen_is_calmed_and_one_in_four_slips() {
+fn of_what_is_over_the_limit_one_in_sixteen_is_calmed_and_what_may_slips() {
     let mut worker = Worker::new(Options::default());
     assert_eq!(worker.flood(START, 400, 0, &[SOURCE]), 400);
     for nth in 1..=1600 {
@@ -255,33 +255,14 @@ fn of_what_is_over_the_limit_one_in_sixteen_is_calmed_and_one_in_four_slips() {
     assert_eq!(worker.verified(), [400, 1500, 100, 0]);
 
     let victim = v4(0x0909_0909);
-    assert!((0..1000).all(|_| worker.gate.admit_reply(START, victim)));
+    assert!((0..1000).all(|_| worker.gate.admit_reply(START, victim, || unreachable!())));
     for nth in 1..=400 {
-        assert_eq!(worker.gate.admit_reply(START, victim), nth % 4 == 0, "{nth}");
+        let slips = nth % 4 == 0;
+        assert_eq!(worker.gate.admit_reply(START, victim, || slips), slips, "{nth}");
     }
     assert_eq!(worker.count(LimitTable::Unverified, LimitAction::Passed), 1000);
     assert_eq!(worker.count(LimitTable::Unverified, LimitAction::Limited), 300);
     assert_eq!(worker.count(LimitTable::Unverified, LimitAction::Slipped), 100);
-}
-
-#[test]
-fn a_forged_address_still_gets_replies_and_all_its_verified_work_done() {
-    let mut worker = Worker::new(Options::default());
-    let mut random = Rng::with_seed(5);
-    let (mut tries, mut replies) = (0, 0);
-    // 100 000 forged connects a second for 10 s; the victim connects about every 20 ms and
-    // announces twice a second.
-    for nth in 0..1_000_000 {
-        let now = Now::from_ns(START.ns() + nth * 10_000);
-        worker.gate.admit_reply(now, SOURCE);
-        if random.u32(..2000) == 0 {
-            tries += 1;
-            replies += u32::from(worker.gate.admit_reply(now, SOURCE));
-        }
-        assert!(nth % 50_000 != 0 || worker.passes(now, SOURCE));
-    }
-    let share = f64::from(replies) / f64::from(tries);
-    assert!(tries > 400 && (0.2..0.35).contains(&share), "{replies} of {tries}");
 }
 
 #[test]
@@ -331,7 +312,7 @@ fn a_seedbox_starts_with_all_its_torrents_and_a_flood_of_hashes_does_not() {
 #[test]
 fn tables_do_not_touch_each_other() {
     let mut worker = Worker::new(Options::default());
-    (0..100_000).for_each(|_| _ = worker.gate.admit_reply(START, SOURCE));
+    (0..100_000).for_each(|_| _ = worker.gate.admit_reply(START, SOURCE, || false));
     (0..100_000).for_each(|_| _ = worker.gate.admit_new_torrent(START, SOURCE));
     assert_eq!(worker.flood(START, 1000, 0, &[SOURCE]), 400);
 }

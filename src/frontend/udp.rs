@@ -140,7 +140,7 @@ impl Responder for UdpFrontend {
         let ids = self.ids.load();
         match request {
             Request::Connect(head) => {
-                self.tracker.admit_connect(now, source.ip())?;
+                self.tracker.admit_connect(now, source)?;
                 let bytes = udp::encode_connected(head, ids.issue(now, source.ip()), out);
                 Ok(Answered { action: Action::Connect, bytes, refusal: None })
             }

@@ -9,8 +9,7 @@ use fastrand::Rng;
 use crate::limiter::bucket::Bucket;
 use crate::limiter::prefix::{FIRST_V6, V4, V6};
 use crate::limiter::{
-    CALM_ONE_IN, LimitAction, LimitCounters, LimitTable, Limiter, Options, Price, SLIP_ONE_IN,
-    Verdict,
+    CALM_ONE_IN, LimitAction, LimitCounters, LimitTable, Limiter, Options, Price, Verdict,
 };
 use crate::networks::Networks;
 use crate::time::Now;
@@ -48,7 +47,7 @@ impl Gate {
     /// Whether verified work is to be done; if so, it has been paid for.
     #[inline]
     pub fn admit(&mut self, now: Now, source: IpAddr, price: Price) -> Verdict {
-        self.ask(LimitTable::Verified, now, source, price)
+        self.ask(LimitTable::Verified, now, source, price, |nth| nth.is_multiple_of(CALM_ONE_IN))
     }
 
     /// Whether a source is in a network under no limit, or nothing is limited.
@@ -82,17 +81,27 @@ impl Gate {
     /// Whether a torrent that the store does not know may be stored for a verified source.
     #[inline]
     pub fn admit_new_torrent(&mut self, now: Now, source: IpAddr) -> bool {
-        self.ask(LimitTable::NewTorrent, now, source, Price::ANNOUNCE) == Verdict::Pass
+        self.ask(LimitTable::NewTorrent, now, source, Price::ANNOUNCE, |_| false) == Verdict::Pass
     }
 
-    /// Whether a reply may be sent to a source that has proved nothing.
+    /// Whether a reply may be sent to a source that has proved nothing. Over the limit, one is sent
+    /// all the same if it `slips`: someone whose address is forged still has to get through.
     #[inline]
-    pub fn admit_reply(&mut self, now: Now, source: IpAddr) -> bool {
-        self.ask(LimitTable::Unverified, now, source, Price::ANNOUNCE) != Verdict::Drop
+    pub fn admit_reply(&mut self, now: Now, source: IpAddr, slips: impl FnOnce() -> bool) -> bool {
+        let unverified = LimitTable::Unverified;
+        self.ask(unverified, now, source, Price::ANNOUNCE, |_| slips()) != Verdict::Drop
     }
 
+    /// `slips`: whether the nth request over the limit is answered in spite of it.
     #[inline]
-    fn ask(&mut self, which: LimitTable, now: Now, source: IpAddr, price: Price) -> Verdict {
+    fn ask(
+        &mut self,
+        which: LimitTable,
+        now: Now,
+        source: IpAddr,
+        price: Price,
+        slips: impl FnOnce(u32) -> bool,
+    ) -> Verdict {
         if !self.limits(source) {
             let action =
                 if self.obeyed.enabled { LimitAction::Exempt } else { LimitAction::Passed };
@@ -114,7 +123,7 @@ impl Gate {
         };
         let (action, verdict) = match answer {
             Ok(()) => (LimitAction::Passed, Verdict::Pass),
-            Err(nth) if slips(which, nth) => (LimitAction::Slipped, Verdict::Calm),
+            Err(nth) if slips(nth) => (LimitAction::Slipped, Verdict::Calm),
             Err(_) => (LimitAction::Limited, Verdict::Drop),
         };
         self.counters.of(which, action).add(1);
@@ -151,14 +160,4 @@ fn limits(options: &Options) -> [(u32, u32); LimitTable::ALL.len()] {
         (options.unverified_rate, options.unverified_rate),
         (options.new_torrent_rate, options.new_torrent_burst),
     ]
-}
-
-/// Whether the `nth` request over the limit is answered in spite of it.
-#[inline]
-fn slips(which: LimitTable, nth: u32) -> bool {
-    match which {
-        LimitTable::Verified => nth.is_multiple_of(CALM_ONE_IN),
-        LimitTable::Unverified => nth.is_multiple_of(SLIP_ONE_IN),
-        LimitTable::NewTorrent => false,
-    }
 }

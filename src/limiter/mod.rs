@@ -154,7 +154,3 @@ pub enum Verdict {
 
 /// Of so many requests over the limit of verified work, the last is answered.
 pub const CALM_ONE_IN: u32 = 16;
-
-/// Of so many replies over the limit to an unverified source, the last is sent: someone whose
-/// address is forged still gets through.
-pub const SLIP_ONE_IN: u32 = 4;

@@ -10,7 +10,7 @@
 //! Nothing that a forged datagram brings is charged to a source: unverified requests touch a table
 //! of their own, which limits replies and nothing else.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use super::{Room, Shedding, Tracker};
 use crate::access::{self, Shown};
@@ -133,15 +133,15 @@ impl Tracker {
     /// # Errors
     /// What it is dropped as.
     #[inline]
-    pub fn admit_connect(&mut self, now: Now, source: IpAddr) -> Result<(), Dropped> {
-        if self.shedding >= Shedding::Connects {
-            // Clients try again, and who is in luck once needs no other for minutes.
-            self.connects_shed = self.connects_shed.wrapping_add(1);
-            if !self.connects_shed.is_multiple_of(4) {
-                return Err(Dropped::ShedConnect);
-            }
+    pub fn admit_connect(&mut self, now: Now, source: SocketAddr) -> Result<(), Dropped> {
+        // Clients try again, and who got through once needs no other for minutes.
+        let (turns, mut is_turn) = (&mut self.turns, None);
+        let mut is_turn = || *is_turn.get_or_insert_with(|| turns.comes(source));
+        if self.shedding >= Shedding::Connects && !is_turn() {
+            return Err(Dropped::ShedConnect);
         }
-        let admitted = self.gate.as_mut().is_none_or(|gate| gate.admit_reply(now, source));
+        let gate = self.gate.as_mut();
+        let admitted = gate.is_none_or(|it| it.admit_reply(now, source.ip(), is_turn));
         if admitted { Ok(()) } else { Err(Dropped::LimitedConnect) }
     }
 

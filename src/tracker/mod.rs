@@ -19,6 +19,7 @@ mod share;
 mod shedding;
 mod software;
 mod sources;
+mod turns;
 
 use crate::access;
 pub use crate::access::Shown;
@@ -38,6 +39,7 @@ pub use load::{BUSY_RATIO_CALM, BUSY_RATIO_FULL, Load};
 pub use shedding::Shedding;
 use sources::Watch;
 pub use sources::{Oddity, Sources};
+use turns::Turns;
 
 /// How many times [`Tracker::prefetch`] wants to see a batch.
 pub const PREFETCH_STAGES: usize = crate::store::PREFETCH_STAGES;
@@ -113,8 +115,7 @@ pub struct Tracker {
     not_stored: Arc<NotStoredCounters>,
     access: Option<access::Gate>,
     shedding: Shedding,
-    /// Connects that came while connects are shed: one in four is answered.
-    connects_shed: u32,
+    turns: Turns,
 }
 
 impl Tracker {
@@ -141,7 +142,7 @@ impl Tracker {
             not_stored: Arc::default(),
             access: None,
             shedding: Shedding::Nothing,
-            connects_shed: 0,
+            turns: Turns::default(),
         }
     }
 
