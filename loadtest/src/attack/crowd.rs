@@ -421,6 +421,7 @@ impl Source {
             self.tries = 0;
             if let Some((ask, _)) = self.wants.take() {
                 phase.traffic.held_back += 1;
+                phase.traffic.gave_up += 1;
                 let never_sent = Pending { kind: ask.kind, item: ask.item, ..*asked };
                 phase.work.failed(&never_sent);
                 return;

@@ -53,12 +53,12 @@ pub(crate) fn run(arena: &Arena<'_>) -> Result<Figures, String> {
             ),
             Measure::new(
                 "id_share",
-                per(announces, announces + served.held_back),
+                per(announces, announces + served.gave_up),
                 "share of visits in which a victim got an id within 4 tries",
             ),
             Measure::new(
                 "tries_mean",
-                per(served.sent.of(Kind::Connect), announces + served.held_back),
+                per(served.sent.of(Kind::Connect), announces + served.gave_up),
                 "connects of a victim per visit",
             ),
             Measure::new(

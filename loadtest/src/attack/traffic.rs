@@ -57,6 +57,8 @@ pub(crate) struct Traffic {
     /// Requests that were due and not made: the source still waited for a connection id, or was
     /// never given one.
     pub(crate) held_back: u64,
+    /// Those among them that were never given one, with as many connects as a source may try.
+    pub(crate) gave_up: u64,
     /// Requests that were due and not made when time was up: this host was too slow.
     pub(crate) overdue: u64,
     /// Replies after the timeout.
@@ -93,6 +95,7 @@ impl Traffic {
             unanswered: 0,
             unsent: 0,
             held_back: 0,
+            gave_up: 0,
             overdue: 0,
             late: 0,
             stray: 0,
