@@ -14,7 +14,8 @@ use common::{
     Client, Metrics, Skep, backends, command, eventually, has_io_uring, has_ipv6, leecher, run,
     seeder, texts,
 };
-use skep::protocol::udp::client::Announcement;
+use skep::protocol::udp::client::{Announcement, encode_announce};
+use skep::protocol::udp::{ANNOUNCE_BYTES, TransactionId};
 use skep::sys::seccomp::command_without_io_uring;
 use skep::types::{Event, Family, InfoHash};
 
@@ -261,19 +262,26 @@ fn sighup_reloads_what_can_change_and_names_what_cannot() {
         let text = format!("[udp]\nkey_file = {key_path:?}\n{rest}");
         fs::write(&path, text).unwrap();
     };
-    write("[tracker]\ninterval_jitter_s = 0\n");
+    write("[tracker]\ninterval_jitter_s = 0\n[memory]\nmax_memory = \"1GiB\"\n");
     let skep = Skep::start(&["--config", path.to_str().unwrap()]);
     let mut client = Client::connect(skep.udp[0]);
     assert_eq!(client.announce(&leecher(6, 1)).0.interval_s, 1800);
 
-    write("[tracker]\ninterval_jitter_s = 0\ninterval_s = 900\n[server]\nio = \"mmsg\"\n");
+    let budget = |skep: &Skep| skep.metrics().value("skep_store_limit_bytes");
+    let before = budget(&skep);
+    write(
+        "[tracker]\ninterval_jitter_s = 0\ninterval_s = 900\n[server]\nio = \"mmsg\"\n\
+         [memory]\nmax_memory = \"512MiB\"\n",
+    );
     fs::write(&key_path, format!("{new}\n{old}\n")).unwrap();
     skep.signal("HUP");
     let log = skep.log_with("takes effect with a restart only");
-    assert!(log.contains("tracker.interval_s = 900 (was 1800), the connection-id keys"), "{log}");
+    assert!(log.contains("tracker.interval_s = 900 (was 1800), memory.max_memory"), "{log}");
+    assert!(log.contains("(was \"1GiB\"), the connection-id keys"), "{log}");
     assert!(log.contains("server.io = \"mmsg\" (was \"auto\")"), "{log}");
     assert_eq!(client.announce(&leecher(6, 1)).0.interval_s, 900, "the old key is still accepted");
     assert_ne!(client.ask_connection_id(), client.connection_id, "the new key makes ids");
+    assert!(budget(&skep) < before * 0.6, "{} of {before}", budget(&skep));
 
     write("[tracker]\ninterval_s = 0\n");
     skep.signal("HUP");
@@ -456,6 +464,36 @@ fn a_stop_is_orderly_under_load() {
 /// Sends garbage until nobody listens any more.
 fn flood_until_gone(socket: &UdpSocket) {
     while socket.send(&[9; 16]).is_ok() {}
+}
+
+#[test]
+fn a_source_far_over_its_limit_is_denied_by_the_kernel_and_nobody_else() {
+    let mut command = command();
+    command.args(["--listen", "127.0.0.1:0"]).env("SKEP__LIMITS__EXEMPT", "");
+    command.env("SKEP__LIMITS__BURST", "16").env("SKEP__LIMITS__KERNEL_DENY_RATE", "100");
+    let skep = Skep::spawn(command);
+    let from = |source: &str| {
+        let socket = UdpSocket::bind((source, 0)).unwrap();
+        socket.connect(skep.udp[0]).unwrap();
+        Client::over(socket)
+    };
+    let (mut loud, mut quiet) = (from("127.0.1.1"), from("127.0.2.1"));
+    loud.connection_id = loud.ask_connection_id();
+    quiet.connection_id = quiet.ask_connection_id();
+    let mut announce = [0; ANNOUNCE_BYTES];
+    let it = leecher(1, 1);
+    encode_announce(loud.connection_id, TransactionId([0; 4]), &it, &mut announce);
+    eventually("it is denied", || {
+        (0..100).for_each(|_| _ = loud.socket.send(&announce));
+        skep.metrics().value("skep_kernel_denied_sources") > 0.5
+    });
+    assert!(skep.log().contains("the kernel drops what 127.0.1.1 and others"), "{}", skep.log());
+    quiet.announce(&leecher(1, 2));
+    let received = |skep: &Skep| skep.metrics().sum("skep_requests_total", "");
+    let before = received(&skep);
+    (0..1000).for_each(|_| _ = loud.socket.send(&announce));
+    quiet.announce(&leecher(1, 2));
+    assert!(received(&skep) - before < 500.0, "most was dropped before it was received");
 }
 
 #[test]

@@ -282,6 +282,11 @@ sections! {
         new_torrent_rate: u32 = 5, in 1..=1000000;
         /// New torrents at once: all those of a seedbox when the tracker has started empty.
         new_torrent_burst: u32 = 10000, in 16..=10000000;
+        /// Requests a second over the limit from which on the kernel drops what a source sends over
+        /// UDP, for 30 s at a time: half the cost of a flood that comes from few addresses. The
+        /// worst 128 at most. 0: never. Behind an address over its limit there may be many users,
+        /// of whom rate still serves some: so this should be well above it, such as 1000.
+        kernel_deny_rate: u32 = 0, in 0..=10000000;
         /// Networks under no limit.
         exempt: Vec<IpNet> = values::networks(&["127.0.0.0/8", "::1/128"]);
     }

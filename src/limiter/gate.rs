@@ -1,12 +1,13 @@
 //! A worker's door to the limiter: the settings in force, what is exempt, what is counted.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use fastrand::Rng;
 
 use crate::limiter::bucket::Bucket;
+use crate::limiter::offenders::Places;
 use crate::limiter::prefix::{FIRST_V6, V4, V6};
 use crate::limiter::{
     CALM_ONE_IN, LimitAction, LimitCounters, LimitTable, Limiter, Options, Price, Verdict,
@@ -24,6 +25,7 @@ pub struct Gate {
     exempt: Networks,
     buckets: [Bucket; LimitTable::ALL.len()],
     counters: Arc<LimitCounters>,
+    offenders: Places,
     random: Rng,
 }
 
@@ -40,8 +42,8 @@ impl Gate {
         let obeyed = options.arc_swap().load_full();
         let buckets = limits(&obeyed).map(|(rate, burst)| Bucket::new(rate, burst));
         let exempt = obeyed.exempt.iter().collect();
-        let random = Rng::with_seed(seed);
-        Self { limiter, options, obeyed, exempt, buckets, counters, random }
+        let (offenders, random) = (limiter.offenders.join(), Rng::with_seed(seed));
+        Self { limiter, options, obeyed, exempt, buckets, counters, offenders, random }
     }
 
     /// Whether verified work is to be done; if so, it has been paid for.
@@ -63,7 +65,7 @@ impl Gate {
             return;
         }
         let dither = self.random.u64(..);
-        let Limiter { keys, tables } = &*self.limiter;
+        let Limiter { keys, tables, .. } = &*self.limiter;
         let bucket = &mut self.buckets[LimitTable::Verified as usize];
         let table = &tables[LimitTable::Verified as usize];
         match source {
@@ -109,7 +111,7 @@ impl Gate {
             return Verdict::Pass;
         }
         let dither = self.random.u64(..);
-        let Limiter { keys, tables } = &*self.limiter;
+        let Limiter { keys, tables, .. } = &*self.limiter;
         let bucket = &mut self.buckets[which as usize];
         let table = &tables[which as usize];
         let answer = match source {
@@ -126,8 +128,23 @@ impl Gate {
             Err(nth) if slips(nth) => (LimitAction::Slipped, Verdict::Calm),
             Err(_) => (LimitAction::Limited, Verdict::Drop),
         };
+        if answer.is_err() && which == LimitTable::Verified {
+            self.note_offender(now, source);
+        }
         self.counters.of(which, action).add(1);
         if self.obeyed.dry_run { Verdict::Pass } else { verdict }
+    }
+
+    fn note_offender(&mut self, now: Now, source: IpAddr) {
+        let keys = &self.limiter.keys;
+        let (source, hash) = match source {
+            IpAddr::V4(it) => (source, keys.of_v4(it, 0)),
+            IpAddr::V6(it) => {
+                let network = Ipv6Addr::from_bits(it.to_bits() >> 64 << 64);
+                (network.into(), keys.of_v6(network, 0))
+            }
+        };
+        self.offenders.note(now, source, hash);
     }
 
     /// Whether a source is under any limit, by the options that are in force now.

@@ -18,16 +18,22 @@ mod bucket;
 mod counters;
 mod gate;
 mod line;
+mod offenders;
 mod prefix;
 mod recent;
 mod table;
+
+use std::net::IpAddr;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 pub use counters::{LimitAction, LimitCounters, LimitTable};
 pub use gate::Gate;
+use offenders::Offenders;
 use prefix::Keys;
 use table::Table;
+
+use crate::time::Now;
 
 /// What the operator may set; swapped whole on reload. Where a rate or a burst changes, the loads
 /// of its table start anew.
@@ -47,6 +53,9 @@ pub struct Options {
     pub new_torrent_rate: u32,
     /// New torrents at once after a silence.
     pub new_torrent_burst: u32,
+    /// Verified requests a second over the limit from which on the kernel is to deny a source; 0:
+    /// never. For whoever asks [`Limiter::offenders`].
+    pub kernel_deny_rate: u32,
     /// Networks under no limit.
     pub exempt: Vec<IpNet>,
 }
@@ -69,6 +78,7 @@ impl Default for Options {
             unverified_rate: 1000,
             new_torrent_rate: 5,
             new_torrent_burst: 10_000,
+            kernel_deny_rate: 0,
             exempt: vec![loopback_v4.into(), loopback_v6.into()],
         }
     }
@@ -98,6 +108,7 @@ impl Default for Sizes {
 pub struct Limiter {
     keys: Keys,
     tables: [Table; LimitTable::ALL.len()],
+    offenders: Offenders,
 }
 
 impl Limiter {
@@ -108,7 +119,13 @@ impl Limiter {
     pub fn new(sizes: Sizes, seed: Option<u64>) -> Self {
         let Sizes { verified, unverified, new_torrent } = sizes;
         let tables = [verified, unverified, new_torrent].map(Table::new);
-        Self { keys: Keys::new(seed), tables }
+        Self { keys: Keys::new(seed), tables, offenders: Offenders::default() }
+    }
+
+    /// Sources whose verified work was over the limit `rate_min` times in the last second or more,
+    /// the worst first, with how often at least. An IPv6 source is one address of its /64.
+    pub fn offenders(&self, now: Now, rate_min: u32) -> Vec<(IpAddr, u32)> {
+        self.offenders.worst(now, rate_min)
     }
 
     /// Bytes of all tables: the same for ever.

@@ -19,6 +19,7 @@ use crate::frontend::admin::{self, Process};
 use crate::frontend::stats::{Pages, Stats};
 use crate::metrics::{StreamCounters, WorkerCounters};
 use crate::server::StartError;
+use crate::server::bouncer::Bouncer;
 use crate::server::exporter::Exporter;
 use crate::server::log::OPERATOR;
 use crate::server::reload::Reloader;
@@ -94,6 +95,7 @@ async fn serve(control: Control, mut signals: Signals) -> Result<(), StartError>
         token: ArcSwapOption::empty(),
         asked_to_stop: Notify::new(),
         warned_of_sources: Mutex::new(None),
+        bouncer: Mutex::new(Bouncer::new()),
     });
     state.set_token(&reloader.config.admin.token);
     let pages = admin::router(state.clone());
@@ -226,6 +228,7 @@ struct State {
     asked_to_stop: Notify,
     /// When it was last said that clients' addresses do not reach us.
     warned_of_sources: Mutex<Option<Now>>,
+    bouncer: Mutex<Bouncer>,
 }
 
 impl State {
@@ -259,8 +262,10 @@ impl State {
         exporter.update_load(self.shared.load.ratio(), &self.shared.tracker.load(), oddity);
         self.warn_of(oddity, now);
         exporter.update_access(&self.shared.office);
+        let denied = self.bounce(&exporter, now);
         let drops = exporter.socket_drops();
-        if drops > drops_before {
+        // The kernel counts what it was told to drop among what it had to.
+        if drops > drops_before && denied == 0 {
             warn!(
                 drops = drops - drops_before,
                 "the kernel drops datagrams because receive queues are full; remedy: more \
@@ -268,6 +273,19 @@ impl State {
             );
         }
         drops
+    }
+
+    /// Denies the worst offenders in the kernel, if that is asked for; says how many are denied.
+    fn bounce(&self, exporter: &Exporter, now: Now) -> usize {
+        let limits = self.shared.limits.load();
+        let rate = limits.kernel_deny_rate;
+        let is_wanted = rate > 0 && limits.enabled && !limits.dry_run;
+        let offenders =
+            if is_wanted { self.shared.limiter.offenders(now, rate) } else { Vec::new() };
+        let mut bouncer = self.bouncer.lock().unwrap_or_else(PoisonError::into_inner);
+        bouncer.tick(now, &offenders, exporter.sockets());
+        exporter.update_denied(bouncer.denied());
+        bouncer.denied()
     }
 
     /// Says now and then that clients' addresses do not reach us.

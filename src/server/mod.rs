@@ -11,6 +11,7 @@
 
 mod admin;
 mod backend;
+mod bouncer;
 mod control;
 mod error;
 mod exporter;

@@ -55,6 +55,7 @@ pub(super) fn limits(config: &Config) -> limiter::Options {
         unverified_rate: it.unverified_rate,
         new_torrent_rate: it.new_torrent_rate,
         new_torrent_burst: it.new_torrent_burst,
+        kernel_deny_rate: it.kernel_deny_rate,
         exempt: it.exempt.clone(),
     }
 }

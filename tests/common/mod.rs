@@ -297,8 +297,14 @@ impl Client {
         let local = if address.is_ipv4() { "127.0.0.1:0" } else { "[::1]:0" };
         let socket = UdpSocket::bind(local).unwrap();
         socket.connect(address).unwrap();
+        Self::over(socket)
+    }
+
+    /// A client that has sent nothing, on a connected socket.
+    pub(crate) fn over(socket: UdpSocket) -> Self {
+        let family = Family::of(socket.peer_addr().unwrap().ip());
         socket.set_read_timeout(Some(DEADLINE)).unwrap();
-        Self { socket, connection_id: 0, family: Family::of(address.ip()), transactions: 0 }
+        Self { socket, connection_id: 0, family, transactions: 0 }
     }
 
     /// Asks for a connection id.

@@ -1,6 +1,6 @@
 //! What the rules count, as Prometheus reads it: limits of sources, and peers that were not stored.
 
-use metrics::{Counter, counter, describe_counter};
+use metrics::{Counter, Gauge, counter, describe_counter, describe_gauge, gauge};
 
 use crate::limiter::{LimitAction, LimitTable};
 use crate::server::workers::Tallies;
@@ -11,6 +11,7 @@ pub(super) struct LimitSeries {
     tallies: Vec<Tallies>,
     limited: Vec<(LimitTable, LimitAction, Counter)>,
     not_stored: [Counter; NotStored::ALL.len()],
+    denied: Gauge,
 }
 
 impl LimitSeries {
@@ -32,7 +33,21 @@ impl LimitSeries {
         });
         let not_stored =
             |it: NotStored| counter!("skep_announces_not_stored_total", "reason" => it.label());
-        Self { tallies, limited: limited.collect(), not_stored: NotStored::ALL.map(not_stored) }
+        describe_gauge!(
+            "skep_kernel_denied_sources",
+            "Sources whose datagrams the kernel drops, see limits.kernel_deny_rate. What it drops \
+             counts in skep_udp_socket_drops_total."
+        );
+        Self {
+            tallies,
+            limited: limited.collect(),
+            not_stored: NotStored::ALL.map(not_stored),
+            denied: gauge!("skep_kernel_denied_sources"),
+        }
+    }
+
+    pub(super) fn update_denied(&self, sources: usize) {
+        self.denied.set(u32::try_from(sources).unwrap_or(u32::MAX));
     }
 
     pub(super) fn update(&self) {

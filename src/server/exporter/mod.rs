@@ -166,6 +166,16 @@ impl Exporter {
         busiest
     }
 
+    /// The UDP sockets, with the family of their clients.
+    pub(super) fn sockets(&self) -> impl Iterator<Item = (Family, &UdpSocket)> {
+        self.sockets.iter().flat_map(|it| it.sockets.iter().map(|socket| (it.label.1, &socket.0)))
+    }
+
+    /// Brings up to date how many sources the kernel denies.
+    pub(super) fn update_denied(&self, sources: usize) {
+        self.limits.update_denied(sources);
+    }
+
     /// Brings what the load is answered with up to date.
     pub(super) fn update_load(&self, ratio: f64, options: &Options, oddity: Option<Oddity>) {
         self.load.update(ratio, options, oddity);

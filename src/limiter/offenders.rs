@@ -1,0 +1,160 @@
+//! Who is over the limit most often, so that the kernel can be asked to drop what they send.
+//!
+//! Each worker has a few places. Who is over the limit takes the place that its hash leads to, if
+//! that is free; whoever holds it keeps it for as long as it comes more often than all others that
+//! are led there (a vote after Boyer and Moore). So the loud ones stay, at the price of a
+//! comparison for each request over the limit. Only verified work counts: nobody gets in here by
+//! what another forges.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::time::Now;
+
+/// Places of a worker.
+const PLACES: usize = 256;
+
+/// Seconds for which a worker counts before it shows what it has.
+const WINDOW_S: u64 = 1;
+
+/// Requests over the limit of one source in a window below which it is not worth showing.
+const COUNT_MIN: u32 = 16;
+
+/// What a worker has shown: when, and who was how often over the limit.
+#[derive(Debug, Default)]
+struct Shown {
+    at: Option<Now>,
+    sources: Vec<(IpAddr, u32)>,
+}
+
+/// What all workers have shown.
+#[derive(Debug, Default)]
+pub(super) struct Offenders {
+    workers: Mutex<Vec<Arc<Mutex<Shown>>>>,
+}
+
+impl Offenders {
+    /// A worker's places, from now on part of the whole.
+    pub(super) fn join(&self) -> Places {
+        let places = Places::default();
+        self.workers.lock().unwrap_or_else(PoisonError::into_inner).push(places.shown.clone());
+        places
+    }
+
+    /// Sources that were over the limit `rate_min` times a second or more, in the last windows of
+    /// all workers, the worst first.
+    pub(super) fn worst(&self, now: Now, rate_min: u32) -> Vec<(IpAddr, u32)> {
+        let mut sums: HashMap<IpAddr, u32> = HashMap::new();
+        for worker in &*self.workers.lock().unwrap_or_else(PoisonError::into_inner) {
+            let shown = worker.lock().unwrap_or_else(PoisonError::into_inner);
+            if shown.at.is_some_and(|it| now <= it.plus_s(2 * WINDOW_S)) {
+                for (source, count) in &shown.sources {
+                    let sum = sums.entry(*source).or_default();
+                    *sum = sum.saturating_add(*count);
+                }
+            }
+        }
+        let mut worst: Vec<_> = sums.into_iter().filter(|it| it.1 >= rate_min).collect();
+        worst.sort_unstable_by_key(|it| (std::cmp::Reverse(it.1), it.0));
+        worst
+    }
+}
+
+/// One worker's places.
+#[derive(Debug)]
+pub(super) struct Places {
+    shown: Arc<Mutex<Shown>>,
+    ends: Option<Now>,
+    places: Box<[Place; PLACES]>,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Place {
+    source: Option<IpAddr>,
+    /// How much more often it came than others.
+    lead: u32,
+    /// How often it came since it has the place.
+    count: u32,
+}
+
+impl Default for Places {
+    fn default() -> Self {
+        let places = Box::new([Place::default(); PLACES]);
+        Self { shown: Arc::default(), ends: None, places }
+    }
+}
+
+impl Places {
+    /// Notes that a source was over the limit once more; `hash` is that of its address.
+    #[inline]
+    pub(super) fn note(&mut self, now: Now, source: IpAddr, hash: u64) {
+        if self.ends.is_none_or(|ends| now >= ends) {
+            self.show(now);
+        }
+        let place = &mut self.places[(hash >> 40) as usize % PLACES];
+        if place.source == Some(source) {
+            place.lead = place.lead.saturating_add(1);
+            place.count = place.count.saturating_add(1);
+        } else if place.lead > 0 {
+            place.lead -= 1;
+        } else {
+            *place = Place { source: Some(source), lead: 1, count: 1 };
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn show(&mut self, now: Now) {
+        // A window that began long ago says nothing of a second.
+        let is_recent = self.ends.is_some_and(|ends| now < ends.plus_s(WINDOW_S));
+        let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
+        shown.at = self.ends;
+        shown.sources.clear();
+        let loud = self.places.iter().filter(|it| is_recent && it.count >= COUNT_MIN);
+        shown.sources.extend(loud.filter_map(|it| Some((it.source?, it.count))));
+        drop(shown);
+        self.places.fill(Place::default());
+        self.ends = Some(now.plus_s(WINDOW_S));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::Ipv4Addr;
+
+    const START: Now = Now::from_s(1_800_000_000);
+
+    fn address(number: u32) -> IpAddr {
+        Ipv4Addr::from(0x0808_0000 + number).into()
+    }
+
+    /// Two workers see this many requests of each source in a second, in turn.
+    fn worst(requests: &[(u32, u32)], rate_min: u32) -> Vec<(IpAddr, u32)> {
+        let offenders = Offenders::default();
+        let mut workers = [offenders.join(), offenders.join()];
+        let most = requests.iter().map(|it| it.1).max().unwrap();
+        for round in 0..most {
+            let now = Now::from_ns(START.ns() + u64::from(round) * 900_000_000 / u64::from(most));
+            for (source, _) in requests.iter().filter(|it| round < it.1) {
+                let hash = u64::from(*source) << 40;
+                workers.iter_mut().for_each(|it| it.note(now, address(*source), hash));
+            }
+        }
+        let end = START.plus_s(1);
+        workers.iter_mut().for_each(|it| it.note(end, address(99), 99 << 40));
+        assert_eq!(offenders.worst(end.plus_s(4), 1), [], "old news is none");
+        offenders.worst(end, rate_min)
+    }
+
+    #[test]
+    fn the_loud_are_found_whatever_others_share_their_place() {
+        let collides = 7 + 256;
+        let found = worst(&[(7, 1000), (collides, 200), (8, 500), (9, 15)], 1);
+        assert_eq!(found.iter().map(|it| it.0).collect::<Vec<_>>(), [address(7), address(8)]);
+        assert!(found[0].1 >= 1600, "{found:?}");
+        assert_eq!(found[1].1, 1000);
+        assert_eq!(worst(&[(7, 1000), (8, 500)], 1001), [(address(7), 2000)]);
+    }
+}

@@ -1,0 +1,117 @@
+//! Has the kernel drop what the worst offenders send, before it is queued: a source whose verified
+//! work is over its limit so often costs a worker most of a microsecond each time, and says nothing
+//! new with it.
+//!
+//! While its datagrams are dropped nothing is known of a source. So it comes back after a while,
+//! and is denied again within two seconds if it goes on as before.
+
+use std::net::{IpAddr, UdpSocket};
+
+use tracing::{info, warn};
+
+use crate::server::log::OPERATOR;
+use crate::sys::filter::{self, SOURCES_MAX};
+use crate::time::Now;
+use crate::types::Family;
+
+/// Seconds for which a source is denied.
+const DENIED_S: u64 = 30;
+
+/// Who is denied, on all UDP sockets.
+pub(super) struct Bouncer {
+    denied: Vec<(IpAddr, Now)>,
+    /// What the sockets were told last; `None` before anything is known: a socket that was handed
+    /// over may deny somebody.
+    told: Option<Vec<IpAddr>>,
+}
+
+impl Bouncer {
+    /// Denies nobody.
+    pub(super) fn new() -> Self {
+        Self { denied: Vec::new(), told: None }
+    }
+
+    /// How many sources are denied.
+    pub(super) fn denied(&self) -> usize {
+        self.denied.len()
+    }
+
+    /// Lets those in whose time is over, denies `offenders`, which are the worst first, with their
+    /// requests a second over the limit; tells the sockets if that changes anything.
+    pub(super) fn tick<'a>(
+        &mut self,
+        now: Now,
+        offenders: &[(IpAddr, u32)],
+        sockets: impl Iterator<Item = (Family, &'a UdpSocket)>,
+    ) {
+        self.denied.retain(|it| now < it.1);
+        let mut new = Vec::new();
+        for (source, rate) in offenders {
+            let is_new = self.denied.iter().all(|it| it.0 != *source);
+            if is_new && self.denied.len() < SOURCES_MAX {
+                self.denied.push((*source, now.plus_s(DENIED_S)));
+                new.push((*source, *rate));
+            }
+        }
+        if let Some((worst, rate)) = new.first() {
+            info!(
+                target: OPERATOR,
+                sources = new.len(),
+                "the kernel drops what {worst} and others at most as bad send over UDP, for \
+                 {DENIED_S} s: {rate} requests a second over the limit"
+            );
+        }
+        let denied: Vec<IpAddr> = self.denied.iter().map(|it| it.0).collect();
+        if self.told.as_ref() != Some(&denied) {
+            for (family, socket) in sockets {
+                if let Err(error) = filter::deny(socket, family, &denied) {
+                    warn!(
+                        %error,
+                        "cannot deny sources in the kernel: they are limited as before; remedy: a \
+                         larger net.core.optmem_max, or limits.kernel_deny_rate = 0"
+                    );
+                }
+            }
+            self.told = Some(denied);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const START: Now = Now::from_s(1_800_000_000);
+
+    #[test]
+    fn who_is_denied_comes_back_in_half_a_minute() {
+        let deaf = UdpSocket::bind("127.0.0.1:0").unwrap();
+        deaf.set_nonblocking(true).unwrap();
+        let sender = UdpSocket::bind("127.0.0.2:0").unwrap();
+        let offender = [(sender.local_addr().unwrap().ip(), 5000)];
+        let hears = || {
+            sender.send_to(b"denied?", deaf.local_addr().unwrap()).unwrap();
+            deaf.recv(&mut [0; 16]).is_ok()
+        };
+        let mut bouncer = Bouncer::new();
+        let sockets = || std::iter::once((Family::V4, &deaf));
+        // A predecessor's socket, which still denies somebody.
+        filter::deny(&deaf, Family::V4, &[offender[0].0]).unwrap();
+        bouncer.tick(START, &[], sockets());
+        assert!(hears());
+        bouncer.tick(START.plus_s(1), &offender, sockets());
+        assert_eq!((bouncer.denied(), hears()), (1, false));
+        bouncer.tick(START.plus_s(30), &[], sockets());
+        assert!(!hears());
+        bouncer.tick(START.plus_s(31), &[], sockets());
+        assert_eq!((bouncer.denied(), hears()), (0, true));
+    }
+
+    #[test]
+    fn no_more_are_denied_than_a_program_holds() {
+        let offenders: Vec<_> = (0..200).map(|it| (IpAddr::from([8, 8, 8, it]), 9)).collect();
+        let mut bouncer = Bouncer::new();
+        bouncer.tick(START, &offenders, std::iter::empty());
+        assert_eq!(bouncer.denied(), SOURCES_MAX);
+    }
+}
