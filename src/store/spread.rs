@@ -86,7 +86,8 @@ impl Caps {
         of_host < self.host && of_network < self.network
     }
 
-    /// Replaces what exceeds the caps by what `further` offers, as far as it does.
+    /// Replaces what exceeds the caps by what `further` offers, as far as it does; where it offers
+    /// too little, networks are handed out beyond their cap before hosts are.
     #[cold]
     pub(super) fn mend<const ADDRESS: usize>(
         self,
@@ -95,34 +96,75 @@ impl Caps {
         mut further: impl Further,
         candidate: impl Fn(usize) -> Endpoint<ADDRESS>,
     ) {
-        let key = random.u64(..) | 1;
-        let [mut hosts, mut networks] = [(); 2].map(|()| Counted::new(key));
-        let mut admits = |it: &Endpoint<ADDRESS>| {
-            if self.passes(it) {
-                return true;
-            }
-            let counts = [hosts.of(it.host()), networks.of(it.network())];
-            let admitted =
-                usize::from(*counts[0]) < self.host && usize::from(*counts[1]) < self.network;
-            counts.into_iter().for_each(|count| *count += u16::from(admitted));
-            admitted
-        };
-        let mut kept = 0;
-        for at in 0..places.len() {
-            if admits(&places[at]) {
-                places.swap(kept, at);
-                kept += 1;
-            }
-        }
+        let mut handed = Handed::new(self, random);
+        let mut kept = partition(places, |it| handed.admits(it));
+        // Whose network is full, but not whose host: they fill what is empty in the end.
+        let (mut spares, mut spare) = ([0; CHOICE_MAX], 0);
         while kept < places.len() {
-            let Some(number) = further.next(random) else { return };
+            let Some(number) = further.next(random) else { break };
             let it = candidate(number as usize);
-            if admits(&it) {
+            if handed.admits(&it) {
                 further.take(number);
                 places[kept] = it;
                 kept += 1;
+            } else if spare < places.len() - kept
+                && !spares[..spare].contains(&number)
+                && handed.admits_host(&it)
+            {
+                spares[spare] = number;
+                spare += 1;
             }
         }
+        kept += partition(&mut places[kept..], |it| handed.admits_host(it));
+        for (place, number) in places[kept..].iter_mut().zip(&spares[..spare]) {
+            *place = candidate(*number as usize);
+        }
+    }
+}
+
+/// Moves what passes to the front; says how much that is.
+fn partition<T>(all: &mut [T], mut passes: impl FnMut(&T) -> bool) -> usize {
+    let mut front = 0;
+    for at in 0..all.len() {
+        if passes(&all[at]) {
+            all.swap(front, at);
+            front += 1;
+        }
+    }
+    front
+}
+
+/// How much a reply holds of each host and network.
+struct Handed {
+    caps: Caps,
+    hosts: Counted,
+    networks: Counted,
+}
+
+impl Handed {
+    fn new(caps: Caps, random: &mut Rng) -> Self {
+        let key = random.u64(..) | 1;
+        let [hosts, networks] = [(); 2].map(|()| Counted::new(key));
+        Self { caps, hosts, networks }
+    }
+
+    /// Counts one more peer, if that keeps both caps.
+    fn admits<const ADDRESS: usize>(&mut self, it: &Endpoint<ADDRESS>) -> bool {
+        if self.caps.passes(it) {
+            return true;
+        }
+        let admitted = usize::from(*self.networks.of(it.network())) < self.caps.network
+            && self.admits_host(it);
+        *self.networks.of(it.network()) += u16::from(admitted);
+        admitted
+    }
+
+    /// Counts one more peer, if that keeps the cap of its host.
+    fn admits_host<const ADDRESS: usize>(&mut self, it: &Endpoint<ADDRESS>) -> bool {
+        let host = self.hosts.of(it.host());
+        let admitted = usize::from(*host) < self.caps.host;
+        *host += u16::from(admitted);
+        admitted
     }
 }
 
@@ -149,8 +191,8 @@ fn slot(prefix: u64, key: u64, slots: usize) -> usize {
     slot
 }
 
-/// Twice as many as there can be prefixes in a reply.
-const COUNTED_SLOTS: usize = CHOICE_MAX * 2;
+/// Twice as many as there can be prefixes: those of a reply, and of as many that replace them.
+const COUNTED_SLOTS: usize = CHOICE_MAX * 4;
 
 /// How often each prefix is in the reply: an open-addressed table. Every call has its own key, so
 /// nobody can choose addresses that meet in it.
@@ -266,6 +308,16 @@ mod tests {
         let all: Vec<_> = (0..240).map(host).chain((0..80).map(other)).collect();
         check(&replies([&all, &[]], Capped::All, 40, 200), 40, [1, 5]);
         check(&replies([&all, &[]], Capped::All, 7, 200), 7, [1, 1]);
+    }
+
+    #[test]
+    fn where_all_are_of_few_networks_no_host_gets_more_for_it() {
+        let honest = |at: u16| record([20, 0, (at >> 8) as u8, at as u8], 1);
+        let mut all: Vec<_> = (0..1000).map(honest).collect();
+        all.extend((0..600).map(|port| record([20, 0, 0, 7], port + 2)));
+        check(&replies([&all, &[]], Capped::All, 50, 200), 50, [2, 50]);
+        check(&replies([&all, &[]], Capped::All, 200, 50), 200, [2, 200]);
+        check(&replies([&all[..200], &all[1000..1100]], Capped::All, 50, 200), 50, [2, 50]);
     }
 
     #[test]
