@@ -21,6 +21,7 @@ Examples:
   skep config > skep.toml                    every setting with its default, to edit
   skep check --config skep.toml              judge it without starting
   skep --config skep.toml                    serve with it; SIGHUP reloads it, SIGTERM stops
+  skep run --take-over --config skep.toml    replace the running one without losing a packet
   SKEP__TRACKER__INTERVAL_S=900 skep         every setting has a variable, too
   skep probe udp://127.0.0.1:6969            ask it as a client would
   skep torrent add DIR                       register .torrent files with a running tracker
@@ -39,13 +40,13 @@ struct Arguments {
     #[command(subcommand)]
     command: Option<Command>,
     #[command(flatten)]
-    settings: Settings,
+    run: Run,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Serve until SIGTERM (the default)
-    Run(Settings),
+    Run(Run),
     /// Print every setting, commented, with its default
     Config,
     /// Judge the configuration that `run` would use, without starting
@@ -55,6 +56,16 @@ enum Command {
     /// Register .torrent files with a running tracker
     #[command(subcommand)]
     Torrent(torrent::Command),
+}
+
+/// How to serve.
+#[derive(Debug, Args)]
+struct Run {
+    /// Replace the running tracker, on its own sockets: nothing is lost
+    #[arg(long)]
+    take_over: bool,
+    #[command(flatten)]
+    settings: Settings,
 }
 
 /// What is set on the command line; overrides the environment, which overrides the file.
@@ -80,8 +91,10 @@ struct Settings {
 /// Reads the command line, does what it says, and tells how that went.
 pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let done = match arguments.command.unwrap_or(Command::Run(arguments.settings)) {
-        Command::Run(settings) => settings.source().and_then(server::run),
+    let done = match arguments.command.unwrap_or(Command::Run(arguments.run)) {
+        Command::Run(Run { take_over, settings }) => {
+            settings.source().and_then(|it| server::run(it, take_over))
+        }
         Command::Check(settings) => check(&settings),
         Command::Config => print(&Config::default().to_commented_toml()),
         Command::Probe(options) => return probe::run(&options),

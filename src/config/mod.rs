@@ -137,6 +137,13 @@ sections! {
         /// How datagrams are moved. auto: io_uring where it works, else recvmmsg with a warning;
         /// uring: io_uring or refuse to start; mmsg: recvmmsg and sendmmsg.
         io: Io = Io::Auto;
+        /// Unix socket by which `skep run --take-over` asks the running tracker for its sockets;
+        /// only its own user and root are answered. Empty: handover.sock in server.state_dir.
+        handover_socket: String = String::new();
+        /// Seconds for which everything is still answered after SIGTERM, while /readyz says 503 and
+        /// WebSockets are told to reconnect, one after the other: as long as a balancer takes to
+        /// notice, 15 in Kubernetes. A second signal ends it. 0: there is none. Reloaded by SIGHUP.
+        drain_s: u32 = 0, in 0..=3600;
     }
 
     /// The UDP front end (BEP 15).

@@ -2,7 +2,7 @@
 
 use std::io::Write as _;
 use std::net::TcpListener;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -20,8 +20,13 @@ use crate::frontend::stats::{Pages, Stats};
 use crate::metrics::{StreamCounters, WorkerCounters};
 use crate::server::StartError;
 use crate::server::bouncer::Bouncer;
+use crate::server::drain::{self, Reason, Running};
 use crate::server::exporter::Exporter;
+use crate::server::handover::{self, Offer, Predecessor, Successor};
+use crate::server::inheritance::Estate;
 use crate::server::log::OPERATOR;
+use crate::server::notify::Manager;
+use crate::server::options;
 use crate::server::reload::Reloader;
 use crate::server::streams::Streams;
 use crate::server::workers::{End, Shared, Workers};
@@ -51,7 +56,15 @@ pub(super) struct Control {
     pub(super) admin: TcpListener,
     /// Written to standard output once everything answers.
     pub(super) ready_line: String,
+    pub(super) manager: Manager,
+    /// Serves until this process does.
+    pub(super) predecessor: Option<Predecessor>,
+    /// All sockets, to pass on.
+    pub(super) estate: Arc<Estate>,
 }
+
+/// Where workers tell of their end.
+pub(super) type Ends = mpsc::UnboundedReceiver<End>;
 
 /// What comes before anything that takes time: from here on, a signal waits until it is served
 /// instead of killing the process.
@@ -83,8 +96,8 @@ pub(super) fn run(base: Base, control: Control) -> Result<(), StartError> {
 }
 
 async fn serve(control: Control, mut signals: Signals) -> Result<(), StartError> {
-    let Control { workers, streams, mut ended, exporter, mut reloader, admin, ready_line } =
-        control;
+    let Control { workers, streams, mut ended, exporter, mut reloader, admin, .. } = control;
+    let Control { ready_line, manager, predecessor, estate, .. } = control;
     let state = Arc::new(State {
         shared: reloader.shared.clone(),
         workers: workers.counters.clone(),
@@ -96,32 +109,79 @@ async fn serve(control: Control, mut signals: Signals) -> Result<(), StartError>
         asked_to_stop: Notify::new(),
         warned_of_sources: Mutex::new(None),
         bouncer: Mutex::new(Bouncer::new()),
+        drops_told: AtomicU64::new(0),
     });
     state.set_token(&reloader.config.admin.token);
+    let mut relieved = None;
+    let has_predecessor = predecessor.is_some();
+    if let Some(predecessor) = predecessor {
+        await_first_turns(&workers, &streams, &mut ended).await?;
+        relieved = drain::relieve(predecessor, &streams).await;
+    }
     let pages = admin::router(state.clone());
     let listener = tokio::net::TcpListener::from_std(admin)
         .map_err(|error| StartError::lacking("cannot serve the admin pages", &error))?;
-    let (close, closed) = oneshot::channel::<()>();
+    let (close_admin, closed) = oneshot::channel::<()>();
     let admin =
         tokio::spawn(super::admin::serve(listener, pages, super::admin::WRITE_TIMEOUT, closed));
 
     await_first_turns(&workers, &streams, &mut ended).await?;
     state.renew_pages();
     state.started.store(true, Ordering::Relaxed);
+    let (successors, mut successor) = mpsc::unbounded_channel();
+    let offer = offer(&state, &reloader, estate, successors, has_predecessor);
     announce_ready(&ready_line);
-    let outcome = watch(&state, &mut ended, &mut reloader, &mut signals).await;
-    state.stopping.store(true, Ordering::Relaxed);
-    // Off this thread, so that /readyz says meanwhile that it is over.
-    let last = state.clone();
-    let _ = spawn_blocking(move || {
-        streams.stop();
-        workers.stop();
-        last.flush();
-    })
-    .await;
-    drop(close);
+    manager.ready(&ready_line);
+    if let Some(predecessor) = relieved {
+        drain::await_saved(predecessor);
+    }
+    feed_watchdog(&state, &manager);
+    let heard = (&mut ended, &mut successor);
+    let outcome = watch(&state, heard, &mut reloader, &mut signals, &manager).await;
+    let drain_s = reloader.config.server.drain_s;
+    let running = Running { workers, streams, close_admin, drain_s };
+    let ears = (&mut signals, &mut ended);
+    let outcome = drain::wind_down(&state, outcome, running, &manager, ears).await;
+    drop(offer);
     let _ = timeout(LAST_PAGES_MAX, admin).await;
     outcome
+}
+
+/// Offers the sockets to a successor. Where that cannot be done, everything else goes on.
+fn offer(
+    state: &Arc<State>,
+    reloader: &Reloader,
+    estate: Arc<Estate>,
+    successors: mpsc::UnboundedSender<Successor>,
+    has_predecessor: bool,
+) -> Option<Offer> {
+    let (office, flush) = (state.shared.office.clone(), state.clone());
+    let flush = Box::new(move || flush.flush());
+    let own = handover::Own { estate, office, flush, successors };
+    let made = options::handover_path(&reloader.config).and_then(|path| {
+        let made = Offer::make(&path, own, has_predecessor);
+        made.map_err(|error| format!("cannot listen on {}: {error}", path.display()))
+    });
+    made.inspect_err(|reason| {
+        info!("`skep run --take-over` cannot replace this tracker: {reason}");
+    })
+    .ok()
+}
+
+/// Tells the service manager that this process lives, for as long as every worker goes round.
+fn feed_watchdog(state: &Arc<State>, manager: &Manager) {
+    let Some((every, feed)) = manager.watchdog() else { return };
+    let state = state.clone();
+    tokio::spawn(async move {
+        let mut feeding = interval(every);
+        feeding.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            feeding.tick().await;
+            if state.live().is_ok() {
+                feed.alive();
+            }
+        }
+    });
 }
 
 /// Waits until every worker serves.
@@ -152,46 +212,50 @@ fn announce_ready(line: &str) {
 /// Does what the clock and signals ask for, until one of them or a worker's failure says to end.
 async fn watch(
     state: &Arc<State>,
-    ended: &mut mpsc::UnboundedReceiver<End>,
+    (ended, successor): (&mut Ends, &mut mpsc::UnboundedReceiver<Successor>),
     reloader: &mut Reloader,
     signals: &mut Signals,
-) -> Result<(), StartError> {
+    manager: &Manager,
+) -> Result<Reason, StartError> {
     let mut second = interval(Duration::from_secs(1));
     second.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut minute = interval(Duration::from_secs(60));
     minute.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut drops = 0;
+    minute.reset(); // at the start there is nothing to flush, and the status was just told
     loop {
         tokio::select! {
             _ = minute.tick() => {
+                manager.status(&state.in_short());
                 let state = state.clone();
                 spawn_blocking(move || state.flush());
             }
             _ = second.tick() => {
-                drops = state.tick(drops);
-                state.renew_pages();
+                state.tick_and_renew();
                 if let Some(tls) = &mut reloader.tls {
                     tls.follow();
                 }
             }
             _ = signals.reload.recv() => {
+                manager.reloading();
                 reloader.reload();
                 state.renew_pages();
                 state.set_token(&reloader.config.admin.token);
+                manager.ready("reloaded");
             }
             _ = signals.terminate.recv() => break info!(target: OPERATOR, "stopping on SIGTERM"),
             _ = signals.interrupt.recv() => break info!(target: OPERATOR, "stopping on SIGINT"),
             () = state.asked_to_stop.notified() => {
                 break info!(target: OPERATOR, "stopping as the API was told to");
             }
+            Some(it) = successor.recv() => return Ok(Reason::Relieved(it)),
             Some(end) = ended.recv() => return Err(broken(end)),
         }
     }
-    Ok(())
+    Ok(Reason::Told)
 }
 
 /// A worker ended by itself.
-fn broken(End { worker, result }: End) -> StartError {
+pub(super) fn broken(End { worker, result }: End) -> StartError {
     let what = format!("worker {worker} cannot serve");
     match result {
         Err(error) => StartError::lacking(&what, &error),
@@ -200,7 +264,7 @@ fn broken(End { worker, result }: End) -> StartError {
 }
 
 /// The signals that mean something here.
-struct Signals {
+pub(super) struct Signals {
     reload: Signal,
     terminate: Signal,
     interrupt: Signal,
@@ -214,21 +278,31 @@ impl Signals {
             interrupt: signal(SignalKind::interrupt())?,
         })
     }
+
+    /// Waits for one that says to end.
+    pub(super) async fn second(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
 }
 
 /// What the admin pages show.
-struct State {
+pub(super) struct State {
     shared: Shared,
     workers: Vec<Arc<WorkerCounters>>,
     streams: Vec<Arc<StreamCounters>>,
     exporter: Mutex<Exporter>,
     started: AtomicBool,
-    stopping: AtomicBool,
+    pub(super) stopping: AtomicBool,
     token: ArcSwapOption<Arc<str>>,
     asked_to_stop: Notify,
     /// When it was last said that clients' addresses do not reach us.
     warned_of_sources: Mutex<Option<Now>>,
     bouncer: Mutex<Bouncer>,
+    /// Datagrams that the kernel had dropped when it was last said.
+    drops_told: AtomicU64,
 }
 
 impl State {
@@ -239,13 +313,32 @@ impl State {
         }
     }
 
+    /// What is held, in a few words.
+    fn in_short(&self) -> String {
+        let totals = self.shared.store.totals();
+        let peers: u64 = totals.seeders.iter().chain(&totals.leechers).sum();
+        format!("serving: {} torrents, {peers} peers", totals.torrents)
+    }
+
     /// Puts another token in force; an empty one is none.
     fn set_token(&self, token: &str) {
         self.token.store((!token.is_empty()).then(|| Arc::new(token.into())));
     }
 
+    /// Does what is due once a second.
+    pub(super) fn tick_and_renew(&self) {
+        let drops = self.tick(self.drops_told.load(Ordering::Relaxed));
+        self.drops_told.store(drops, Ordering::Relaxed);
+        self.renew_pages();
+    }
+
+    /// The moment after some time from now.
+    pub(super) fn now_and(&self, time: Duration) -> Now {
+        self.now().plus_s(time.as_secs())
+    }
+
     /// Writes down what passkeys were used for. What goes wrong is in the log, and kept.
-    fn flush(&self) {
+    pub(super) fn flush(&self) {
         let _ = self.save();
     }
 

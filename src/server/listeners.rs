@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -9,6 +10,7 @@ use std::path::{Path, PathBuf};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::server::StartError;
+use crate::server::inheritance::{Inheritance, Kind};
 
 /// Connections that wait to be accepted; the kernel cuts it to net.core.somaxconn.
 const BACKLOG: i32 = 4096;
@@ -16,28 +18,49 @@ const BACKLOG: i32 = 4096;
 /// Who may connect to the Unix socket: its owner and its group, where the proxy belongs.
 const UNIX_MODE: u32 = 0o660;
 
-/// One address, bound once for each worker.
+/// One address, bound at least once for each worker.
 pub(super) struct Bound {
     /// With the port the kernel chose.
     pub(super) address: SocketAddr,
-    /// One listener a worker.
+    /// The listeners in the order of their group: one a worker, or more where more were inherited.
     pub(super) by_worker: Vec<TcpListener>,
 }
 
-/// Binds `address` for that many workers.
+/// Binds `address` for that many workers, or takes what was inherited of it.
 ///
 /// # Errors
 /// The kernel's.
-pub(super) fn bind(address: SocketAddr, workers: usize) -> io::Result<Bound> {
-    // Alone first: a second skep of the same user could share the address with us, and would
-    // silently be sent half of the connections.
-    drop(listener(address, false)?);
-    let mut at = address;
-    let mut by_worker = Vec::with_capacity(workers);
-    for _ in 0..workers {
-        let listener = listener(at, true)?;
-        at = listener.local_addr()?;
-        by_worker.push(listener);
+pub(super) fn bind(
+    address: SocketAddr,
+    workers: usize,
+    kind: Kind,
+    inheritance: &mut Inheritance,
+) -> io::Result<Bound> {
+    let inherited = inheritance.take(kind, address);
+    let mut by_worker: Vec<_> = inherited.into_iter().map(TcpListener::from).collect();
+    let mut at = match by_worker.first() {
+        Some(listener) => listener.local_addr()?,
+        None => {
+            // Alone first: a second skep of the same user could share the address with us, and
+            // would silently be sent half of the connections.
+            if !inheritance.has_port(address.port()) {
+                drop(listener(address, false)?);
+            }
+            address
+        }
+    };
+    while by_worker.len() < workers {
+        match listener(at, true) {
+            Ok(listener) => {
+                at = listener.local_addr()?;
+                by_worker.push(listener);
+            }
+            // Whoever bound what was inherited does not share it: the workers that have one serve.
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && !by_worker.is_empty() => {
+                break;
+            }
+            Err(error) => return Err(error),
+        }
     }
     Ok(Bound { address: at, by_worker })
 }
@@ -60,7 +83,10 @@ fn listener(address: SocketAddr, share: bool) -> io::Result<TcpListener> {
 pub(super) struct UnixSocket {
     /// The listener.
     pub(super) listener: UnixListener,
-    path: PathBuf,
+    /// Where it is.
+    pub(super) path: PathBuf,
+    /// Whether it is somebody else's by now.
+    pub(super) is_passed_on: bool,
 }
 
 impl UnixSocket {
@@ -87,14 +113,21 @@ impl UnixSocket {
                  has to run in this user's group"
             ))
         })?;
-        Ok(Self { listener, path: path.to_owned() })
+        Ok(Self { listener, path: path.to_owned(), is_passed_on: false })
+    }
+
+    /// One that a predecessor has bound.
+    pub(super) fn adopt(path: &Path, socket: OwnedFd) -> Self {
+        Self { listener: socket.into(), path: path.to_owned(), is_passed_on: false }
     }
 }
 
 impl Drop for UnixSocket {
     fn drop(&mut self) {
-        // Whoever has replaced it meanwhile keeps theirs only if we cannot remove it: harmless.
-        let _ = std::fs::remove_file(&self.path);
+        if !self.is_passed_on {
+            // Whoever has replaced it keeps theirs only if we cannot remove it: harmless.
+            let _ = std::fs::remove_file(&self.path);
+        }
     }
 }
 
@@ -119,14 +152,18 @@ mod tests {
         text.parse().unwrap()
     }
 
+    fn bind_new(address: SocketAddr, workers: usize) -> io::Result<Bound> {
+        bind(address, workers, Kind::Tcp, &mut Inheritance::default())
+    }
+
     #[test]
     fn workers_share_the_port_that_the_kernel_chose() {
-        let bound = bind(at("127.0.0.1:0"), 3).unwrap();
+        let bound = bind_new(at("127.0.0.1:0"), 3).unwrap();
         assert_ne!(bound.address.port(), 0);
         for listener in &bound.by_worker {
             assert_eq!(listener.local_addr().unwrap(), bound.address);
         }
-        assert_eq!(bind(bound.address, 1).err().unwrap().kind(), io::ErrorKind::AddrInUse);
+        assert_eq!(bind_new(bound.address, 1).err().unwrap().kind(), io::ErrorKind::AddrInUse);
     }
 
     #[test]
@@ -139,6 +176,11 @@ mod tests {
         assert!(text.contains("skep.sock") && text.contains("remedy"), "{text}");
         assert!(UnixStream::connect(&path).is_ok(), "the first one still serves");
         assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, UNIX_MODE);
+        let twin = bound.listener.try_clone().unwrap();
+        let mut passed_on = UnixSocket::adopt(&path, twin.into());
+        passed_on.is_passed_on = true;
+        drop(passed_on);
+        assert!(path.exists());
         drop(bound);
         assert!(!path.exists());
         std::fs::write(&path, "not ours").unwrap();

@@ -13,12 +13,17 @@ mod admin;
 mod backend;
 mod bouncer;
 mod control;
+mod drain;
 mod error;
 mod exporter;
+mod handover;
+mod inheritance;
 mod listeners;
 mod log;
+mod notify;
 mod options;
 mod reload;
+mod socket_file;
 mod sockets;
 mod state;
 mod streams;
@@ -40,22 +45,28 @@ use crate::sys::clock::Clock;
 use crate::sys::socket::BoundUdp;
 use crate::sys::stream::uring;
 use exporter::{Exporter, WatchedSocket};
+use handover::Predecessor;
+use inheritance::{Estate, Inheritance, Kind, Place};
 use listeners::Bound;
+use notify::Manager;
 use sockets::Sockets;
 use streams::{Listeners, Streams};
 use workers::Workers;
 
 pub use error::StartError;
 
-/// Serves until SIGTERM or SIGINT. Blocks.
+/// Serves until SIGTERM or SIGINT, or until a successor has taken over. Blocks. With `take_over`
+/// the sockets are those of the tracker that runs with the same state directory.
 ///
 /// # Errors
-/// [`StartError`] where the configuration is wrong, the host does not grant what it asks for, or a
-/// worker breaks later.
-pub fn run(source: Source) -> Result<(), StartError> {
+/// [`StartError`] where the configuration is wrong, the host does not grant what it asks for, there
+/// is nobody to take over from, or a worker breaks later.
+pub fn run(source: Source, take_over: bool) -> Result<(), StartError> {
+    let mut inheritance = Inheritance::of_process();
     let base = control::Base::new()?;
     let config = source.load()?;
     let level = log::start(options::log(&config));
+    let manager = Manager::of_process();
     end_with_any_panic();
     raise_descriptor_limit();
     let keys = options::keys(&config)?;
@@ -63,6 +74,15 @@ pub fn run(source: Source) -> Result<(), StartError> {
         tracing::warn!("{warning}");
     }
     tracing::info!(target: log::OPERATOR, origin = keys.origin, "connection-id key");
+    let choice = backend::choose(config.server.io)?;
+    let tls = options::tls(&config).map(tls::Tls::start).transpose()?;
+    let mut predecessor = None;
+    if take_over {
+        // From here on it waits for us, and only one of both has the database.
+        let path = options::handover_path(&config).map_err(StartError::Failed)?;
+        let (found, sockets) = Predecessor::ask(&path)?;
+        (predecessor, inheritance) = (Some(found), sockets);
+    }
     let shared = workers::Shared {
         office: Arc::new(Office::open(&options::access(&config))?),
         store: Arc::new(Store::new(store::Options::default())),
@@ -81,9 +101,8 @@ pub fn run(source: Source) -> Result<(), StartError> {
         clock: Clock::start(),
     };
     shared.store.allow(options::budget(&config));
-    let tls = options::tls(&config).map(tls::Tls::start).transpose()?;
     let reloader = reload::Reloader { source, config, keys, level, shared, tls };
-    let control = assemble(reloader)?;
+    let control = assemble(reloader, choice, inheritance, Outside { manager, predecessor })?;
     let thread = std::thread::Builder::new().name("control".into());
     let thread = thread
         .spawn(move || control::run(base, control))
@@ -106,13 +125,26 @@ pub fn check(source: &Source) -> Result<(), StartError> {
     options::tls(&config).map_or(Ok(()), |it| it.check()).map_err(StartError::Config)
 }
 
+/// Who else has to do with the sockets of this process.
+struct Outside {
+    manager: Manager,
+    predecessor: Option<Predecessor>,
+}
+
 /// Binds sockets and starts workers.
-fn assemble(reloader: reload::Reloader) -> Result<control::Control, StartError> {
+fn assemble(
+    reloader: reload::Reloader,
+    choice: backend::Choice,
+    mut inheritance: Inheritance,
+    outside: Outside,
+) -> Result<control::Control, StartError> {
     let config = &reloader.config;
-    let choice = backend::choose(config.server.io)?;
     let cpus = workers::placement(config.server.workers)?;
-    let (admin, admin_address) = bind_admin(config)?;
-    let (sockets, listeners) = bind(config, &cpus)?;
+    let (admin, admin_address) = bind_admin(config, &mut inheritance)?;
+    let (sockets, listeners) = bind(config, &cpus, &mut inheritance)?;
+    let estate = list(&sockets, &listeners, &admin)
+        .map_err(|error| StartError::lacking("cannot duplicate a socket", &error))?;
+    let gone = close(inheritance);
     let watched = watch(&sockets.by_worker)?;
     let mut ready_line = String::from("ready");
     let streams = |of: &[Bound]| of.iter().map(|it| it.address).collect::<Vec<_>>();
@@ -126,23 +158,67 @@ fn assemble(reloader: reload::Reloader) -> Result<control::Control, StartError> 
     let (backend, shared) = (choice.backend, &reloader.shared);
     let workers = Workers::start(shared, backend, &cpus, sockets.by_worker, &ends)?;
     let tls = reloader.tls.as_ref().map(|it| it.config.clone());
-    let streams = Streams::start(config, shared, backend, listeners, tls, &ends, count)?;
+    let how = (count, outside.predecessor.is_some());
+    let streams = Streams::start(config, shared, backend, listeners, tls, &ends, how)?;
     let counters = (workers.counters.clone(), streams.counters.clone());
     let tallies = workers.tallies.iter().chain(&streams.tallies).cloned().collect();
     let exporter = Exporter::new(counters.0, counters.1, watched, tallies, choice.info);
-    Ok(control::Control { workers, streams, ended, exporter, reloader, admin, ready_line })
+    let Outside { manager, predecessor } = outside;
+    manager.keep(&estate, &gone);
+    let estate = Arc::new(estate);
+    Ok(control::Control {
+        workers,
+        streams,
+        ended,
+        exporter,
+        reloader,
+        admin,
+        ready_line,
+        manager,
+        predecessor,
+        estate,
+    })
+}
+
+/// Closes what was inherited and is not configured any more. Gives the names it has in the service
+/// manager's store.
+fn close(inheritance: Inheritance) -> Vec<String> {
+    let (places, names) = inheritance.close();
+    for place in places {
+        tracing::warn!(
+            target: log::OPERATOR,
+            "{place} was passed to this process, but is not configured: it is closed"
+        );
+    }
+    names
+}
+
+/// Second handles on all sockets, to pass them on.
+fn list(sockets: &Sockets, listeners: &Listeners, admin: &TcpListener) -> std::io::Result<Estate> {
+    let mut estate = Estate::default();
+    for &address in &sockets.addresses {
+        estate.add(Kind::Udp, &Place::At(address), sockets.of(address))?;
+    }
+    listeners.list_in(&mut estate)?;
+    estate.add_tcp(Kind::Admin, admin.local_addr()?, std::slice::from_ref(admin))?;
+    Ok(estate)
 }
 
 /// Binds what is served: UDP and TCP on the same addresses, unless one has its own.
-fn bind(config: &Config, cpus: &[Option<usize>]) -> Result<(Sockets, Listeners), StartError> {
+fn bind(
+    config: &Config,
+    cpus: &[Option<usize>],
+    inheritance: &mut Inheritance,
+) -> Result<(Sockets, Listeners), StartError> {
     let buffer_bytes = usize::try_from(config.udp.receive_buffer.0).unwrap_or(usize::MAX);
     let (sockets, plain) = if config.udp.listen.is_empty() && config.http.listen.is_empty() {
-        sockets::bind_both(&config.server.listen, cpus, buffer_bytes)?
+        sockets::bind_both(&config.server.listen, cpus, buffer_bytes, inheritance)?
     } else {
-        let sockets = sockets::bind(config.udp_listen(), cpus, buffer_bytes)?;
-        (sockets, sockets::bind_streams(config.http_listen(), cpus.len())?)
+        let sockets = sockets::bind(config.udp_listen(), cpus, buffer_bytes, inheritance)?;
+        let plain = config.http_listen();
+        (sockets, sockets::bind_streams(plain, cpus.len(), Kind::Tcp, inheritance)?)
     };
-    Ok((sockets, Listeners::bind(config, plain, cpus.len())?))
+    Ok((sockets, Listeners::bind(config, plain, cpus.len(), inheritance)?))
 }
 
 /// Second handles on all sockets, to read the kernel's figures from.
@@ -157,11 +233,17 @@ fn watch(by_worker: &[Vec<BoundUdp>]) -> Result<Vec<WatchedSocket>, StartError> 
     .collect()
 }
 
-/// Binds the admin listener.
-fn bind_admin(config: &Config) -> Result<(TcpListener, SocketAddr), StartError> {
+/// Binds the admin listener, or takes the one that was inherited.
+fn bind_admin(
+    config: &Config,
+    inheritance: &mut Inheritance,
+) -> Result<(TcpListener, SocketAddr), StartError> {
     let asked = config.admin.listen;
-    let bind = || {
-        let listener = TcpListener::bind(asked)?;
+    let mut bind = || {
+        let listener = match inheritance.take(Kind::Admin, asked).pop() {
+            Some(inherited) => inherited.into(),
+            None => TcpListener::bind(asked)?,
+        };
         listener.set_nonblocking(true)?;
         let address = listener.local_addr()?;
         Ok((listener, address))

@@ -13,9 +13,9 @@ use crate::frontend::connection_id::{Algorithm, ConnectionIds, Keys};
 use crate::frontend::origin::HopField;
 use crate::frontend::{http, ws};
 use crate::limiter;
-use crate::server::log;
 use crate::server::state::{self, Environment, KeyError, Loaded};
 use crate::server::tls;
+use crate::server::{handover, log};
 use crate::store;
 use crate::sys::memory;
 use crate::tracker;
@@ -201,6 +201,16 @@ fn state_options(config: &Config) -> state::Options {
         key_file: path(&config.udp.key_file),
         environment: Environment::of_process(),
     }
+}
+
+/// The state directory, which may not be there yet, or why there is none.
+pub(super) fn state_home(config: &Config) -> Result<PathBuf, String> {
+    state::home(&state_options(config), false)
+}
+
+/// Where this tracker can be taken over, or why it cannot.
+pub(super) fn handover_path(config: &Config) -> Result<PathBuf, String> {
+    handover::path(&config.server.handover_socket, state_home(config))
 }
 
 /// Connection ids under these keys.

@@ -14,7 +14,8 @@ use crate::server::tls::Tls;
 use crate::server::workers::Shared;
 
 /// Sections and settings that can change while serving.
-const LIVE: [&str; 22] = [
+const LIVE: [&str; 23] = [
+    "server.drain_s",
     "access.similar_digits_max",
     "access.torrents_",
     "access.networks_",
@@ -102,6 +103,7 @@ impl Reloader {
     /// restart must not act before: another state directory would bring another key.
     fn with_live_settings_of(&self, new: &Config) -> Config {
         let mut live = self.config.clone();
+        live.server.drain_s = new.server.drain_s;
         live.tracker = new.tracker.clone();
         live.log.level = new.log.level;
         live.udp.key_file.clone_from(&new.udp.key_file);

@@ -5,20 +5,37 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 
 use crate::server::StartError;
+use crate::server::inheritance::{Inheritance, Kind};
 use crate::server::listeners::{self, Bound};
-use crate::sys::socket::{BoundUdp, UdpOptions, bind_udp, steer};
+use crate::sys::socket::{BoundUdp, UdpOptions, adopt_udp, bind_udp, steer};
 
 /// All sockets, bound.
 pub(super) struct Sockets {
-    /// Each worker's sockets, one for each address.
+    /// Each worker's sockets: of each address one, or as many as were inherited beyond that.
     pub(super) by_worker: Vec<Vec<BoundUdp>>,
     /// The addresses, with the ports the kernel chose.
     pub(super) addresses: Vec<SocketAddr>,
 }
 
-/// Binds `addresses` for as many workers as there are `cpus`.
+impl Sockets {
+    /// The sockets of an address in the order of their group, which is the kernel's index.
+    pub(super) fn of(&self, address: SocketAddr) -> impl Iterator<Item = &BoundUdp> {
+        let rounds = self.by_worker.iter().map(Vec::len).max().unwrap_or(0);
+        let in_round = move |round| {
+            let its_own = move |worker: &'_ Vec<BoundUdp>| -> Option<usize> {
+                let mut places = (0..worker.len()).filter(|it| worker[*it].address() == address);
+                places.nth(round)
+            };
+            self.by_worker.iter().filter_map(move |it| Some(&it[its_own(it)?]))
+        };
+        (0..rounds).flat_map(in_round)
+    }
+}
+
+/// Binds `addresses` for as many workers as there are `cpus`, or takes what was inherited of them.
 ///
 /// An IPv6 wildcard is left out with a warning where the host has no IPv6 and something else to
 /// listen on remains: the default must work there as well.
@@ -26,29 +43,63 @@ pub(super) fn bind(
     addresses: &[SocketAddr],
     cpus: &[Option<usize>],
     receive_buffer_bytes: usize,
+    inheritance: &mut Inheritance,
 ) -> Result<Sockets, StartError> {
-    let usable = usable(addresses)?;
-    let options = UdpOptions { reuse_port: true, receive_buffer_bytes };
+    let shares: Vec<_> =
+        addresses.iter().map(|it| (*it, inheritance.take(Kind::Udp, *it))).collect();
+    let usable = usable(&shares, inheritance)?;
     let mut sockets = Sockets {
         by_worker: cpus.iter().map(|_| Vec::with_capacity(usable.len())).collect(),
         addresses: Vec::with_capacity(usable.len()),
     };
-    for address in usable {
-        let mut at = address;
-        for worker in &mut sockets.by_worker {
-            let socket =
-                bind_udp(at, &options).map_err(|it| StartError::listening("udp", at, &it))?;
-            at = socket.address();
-            worker.push(socket);
-        }
-        sockets.addresses.push(at);
-        let group: Vec<_> = sockets.by_worker.iter().filter_map(|it| it.last()).collect();
-        if let Err(error) = steer(&group, cpus) {
+    for (address, inherited) in shares.into_iter().filter(|it| usable.contains(&it.0)) {
+        let group = bind_group(address, inherited, cpus.len(), receive_buffer_bytes)?;
+        let order: Vec<_> = group.iter().collect();
+        if let Err(error) = steer(&order, cpus) {
             tracing::warn!(%error, "datagrams change cores: the kernel does not let us steer them");
+        }
+        sockets.addresses.extend(group.first().map(BoundUdp::address));
+        for (index, socket) in group.into_iter().enumerate() {
+            sockets.by_worker[index % cpus.len()].push(socket);
         }
     }
     warn_of_small_buffers(&sockets, receive_buffer_bytes);
     Ok(sockets)
+}
+
+/// All sockets of an address, at least one for each worker. What was inherited beyond that is
+/// served, too: a socket that is closed takes what waits in it along, and shifts the others' index.
+fn bind_group(
+    mut at: SocketAddr,
+    inherited: Vec<OwnedFd>,
+    workers: usize,
+    receive_buffer_bytes: usize,
+) -> Result<Vec<BoundUdp>, StartError> {
+    let options = UdpOptions { reuse_port: true, receive_buffer_bytes };
+    let listening = |at, error: io::Error| StartError::listening("udp", at, &error);
+    let mut group = Vec::with_capacity(workers);
+    for socket in inherited {
+        let socket =
+            adopt_udp(socket, receive_buffer_bytes).map_err(|error| listening(at, error))?;
+        at = socket.address();
+        group.push(socket);
+    }
+    while group.len() < workers {
+        match bind_udp(at, &options) {
+            Ok(socket) => {
+                at = socket.address();
+                group.push(socket);
+            }
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && !group.is_empty() => {
+                let (sockets, address) = (group.len(), at);
+                tracing::warn!(%address, sockets, workers, "fewer sockets than workers: \
+                    whoever bound those that were passed to us does not share their address");
+                break;
+            }
+            Err(error) => return Err(listening(at, error)),
+        }
+    }
+    Ok(group)
 }
 
 /// How often to try for a port that is free for UDP and TCP alike, where the kernel chooses it.
@@ -60,13 +111,15 @@ pub(super) fn bind_both(
     addresses: &[SocketAddr],
     cpus: &[Option<usize>],
     receive_buffer_bytes: usize,
+    inheritance: &mut Inheritance,
 ) -> Result<(Sockets, Vec<Bound>), StartError> {
-    let chosen = addresses.iter().any(|it| it.port() == 0);
+    let chosen = addresses.iter().any(|it| it.port() == 0) && inheritance.is_empty();
     let mut tries = if chosen { PORT_TRIES } else { 1 };
     loop {
-        let sockets = bind(addresses, cpus, receive_buffer_bytes)?;
+        let sockets = bind(addresses, cpus, receive_buffer_bytes, inheritance)?;
         tries -= 1;
-        match bind_tcp(&sockets.addresses, |at| listeners::bind(at, cpus.len())) {
+        let bind = |at| listeners::bind(at, cpus.len(), Kind::Tcp, inheritance);
+        match bind_tcp(&sockets.addresses, bind) {
             Ok(listeners) => return Ok((sockets, listeners)),
             Err((_, error)) if tries > 0 && error.kind() == io::ErrorKind::AddrInUse => {}
             Err((at, error)) => return Err(StartError::listening("tcp", at, &error)),
@@ -78,15 +131,17 @@ pub(super) fn bind_both(
 pub(super) fn bind_streams(
     addresses: &[SocketAddr],
     workers: usize,
+    kind: Kind,
+    inheritance: &mut Inheritance,
 ) -> Result<Vec<Bound>, StartError> {
-    bind_tcp(addresses, |at| listeners::bind(at, workers))
+    bind_tcp(addresses, |at| listeners::bind(at, workers, kind, inheritance))
         .map_err(|(at, error)| StartError::listening("tcp", at, &error))
 }
 
 /// Binds `addresses` with `bind`. An error if nothing of them can be had.
 fn bind_tcp(
     addresses: &[SocketAddr],
-    bind: impl Fn(SocketAddr) -> io::Result<Bound>,
+    mut bind: impl FnMut(SocketAddr) -> io::Result<Bound>,
 ) -> Result<Vec<Bound>, (SocketAddr, io::Error)> {
     let mut all = Vec::with_capacity(addresses.len());
     let mut missing = None;
@@ -113,15 +168,21 @@ fn left_out<T>(
     Ok(served)
 }
 
-/// The addresses that can be had. Tries each alone, without sharing it: a second skep of the same
-/// user could share our addresses, and would silently be sent half of the datagrams.
-fn usable(addresses: &[SocketAddr]) -> Result<Vec<SocketAddr>, StartError> {
+/// The addresses that can be had. Tries each alone that was not inherited, without sharing it: a
+/// second skep of the same user could share our addresses, and would silently be sent half of the
+/// datagrams.
+fn usable(
+    shares: &[(SocketAddr, Vec<OwnedFd>)],
+    inheritance: &Inheritance,
+) -> Result<Vec<SocketAddr>, StartError> {
     let options = UdpOptions { reuse_port: false, receive_buffer_bytes: 1 << 16 };
-    let mut usable = Vec::with_capacity(addresses.len());
+    let mut usable = Vec::with_capacity(shares.len());
     let mut missing = None;
-    for &address in addresses {
-        match bind_udp(address, &options) {
-            Ok(_) => usable.push(address),
+    for (address, inherited) in shares {
+        let address = *address;
+        let is_ours = !inherited.is_empty() || inheritance.has_port(address.port());
+        match if is_ours { Ok(()) } else { bind_udp(address, &options).map(drop) } {
+            Ok(()) => usable.push(address),
             Err(error) if lacks_family(address, &error) => missing = Some((address, error)),
             Err(error) => return Err(StartError::listening("udp", address, &error)),
         }
@@ -156,15 +217,88 @@ fn small_buffers(given: usize, asked: usize) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::server::inheritance::{Description, Place};
+    use crate::sys::descriptors;
 
     fn at(text: &str) -> SocketAddr {
         text.parse().unwrap()
     }
 
+    fn bind_new(addresses: &[SocketAddr], cpus: &[Option<usize>]) -> Result<Sockets, StartError> {
+        bind(addresses, cpus, 1 << 16, &mut Inheritance::default())
+    }
+
+    fn bind_both_new(
+        addresses: &[SocketAddr],
+        cpus: &[Option<usize>],
+    ) -> Result<(Sockets, Vec<Bound>), StartError> {
+        bind_both(addresses, cpus, 1 << 16, &mut Inheritance::default())
+    }
+
+    /// All sockets and listeners of a tracker as its successor gets them.
+    fn passed_on(sockets: &Sockets, listeners: &[Bound]) -> Inheritance {
+        let mut given = Inheritance::default();
+        let mut add = |kind, address, index, socket: OwnedFd| {
+            let (kind, place) = (Some(kind), Place::At(address));
+            given.receive(Description { kind, place, index }, socket);
+        };
+        for &address in &sockets.addresses {
+            for (index, it) in (0..).zip(sockets.of(address)) {
+                add(Kind::Udp, address, index, it.socket().try_clone().unwrap().into());
+            }
+        }
+        for bound in listeners {
+            for (index, it) in (0..).zip(&bound.by_worker) {
+                add(Kind::Tcp, bound.address, index, it.try_clone().unwrap().into());
+            }
+        }
+        given
+    }
+
+    fn cookies<'a>(them: impl Iterator<Item = &'a BoundUdp>) -> Vec<u64> {
+        them.map(|it| descriptors::cookie(it).unwrap()).collect()
+    }
+
+    #[test]
+    fn inherited_sockets_keep_their_order_whatever_the_number_of_workers() {
+        let asked = [at("127.0.0.1:0"), at("127.0.0.2:0")];
+        let (first, listeners) = bind_both_new(&asked, &[None; 3]).unwrap();
+        for workers in [1, 2, 3, 5] {
+            let mut given = passed_on(&first, &listeners);
+            let cpus = vec![None; workers];
+            let (sockets, again) = bind_both(&asked, &cpus, 1 << 16, &mut given).unwrap();
+            assert!(given.is_empty() && sockets.addresses == first.addresses);
+            for &address in &first.addresses {
+                let (old, new) = (cookies(first.of(address)), cookies(sockets.of(address)));
+                assert_eq!((&new[..3], new.len()), (&old[..], workers.max(3)));
+            }
+            assert!(sockets.by_worker.iter().all(|it| it.len() >= 2), "each serves each address");
+            let listened: Vec<_> = again.iter().map(|it| it.address).collect();
+            assert_eq!(listened, first.addresses);
+            assert!(again.iter().all(|it| it.by_worker.len() == workers.max(3)));
+        }
+    }
+
+    #[test]
+    fn addresses_that_are_new_are_bound_and_old_ones_are_left() {
+        let (first, listeners) = bind_both_new(&[at("127.0.0.1:0")], &[None; 2]).unwrap();
+        let mut given = passed_on(&first, &listeners);
+        let asked = [at("127.0.0.4:0")];
+        let (sockets, _) = bind_both(&asked, &[None; 2], 1 << 16, &mut given).unwrap();
+        assert_eq!(sockets.addresses[0].ip(), asked[0].ip());
+        let (left, _) = given.close();
+        let old = first.addresses[0];
+        assert_eq!(left, [format!("udp {old}"), format!("tcp {old}")]);
+        let mut given = passed_on(&first, &listeners);
+        let wider = SocketAddr::new(at("0.0.0.0:0").ip(), old.port());
+        let (sockets, _) = bind_both(&[old, wider], &[None], 1 << 16, &mut given).unwrap();
+        assert_eq!(sockets.addresses, [old, wider], "what we have ourselves is no obstacle");
+    }
+
     #[test]
     fn workers_share_the_port_that_the_kernel_chose() {
         let sockets =
-            bind(&[at("127.0.0.1:0"), at("127.0.0.2:0")], &[None, None, None], 1 << 16).unwrap();
+            bind_new(&[at("127.0.0.1:0"), at("127.0.0.2:0")], &[None, None, None]).unwrap();
         assert_eq!(sockets.by_worker.len(), 3);
         for worker in &sockets.by_worker {
             let bound: Vec<_> = worker.iter().map(BoundUdp::address).collect();
@@ -176,28 +310,28 @@ mod tests {
     #[test]
     fn both_transports_have_the_port_that_the_kernel_chose() {
         let asked = [at("127.0.0.1:0"), at("127.0.0.2:0")];
-        let (sockets, listeners) = bind_both(&asked, &[None, None], 1 << 16).unwrap();
+        let (sockets, listeners) = bind_both_new(&asked, &[None, None]).unwrap();
         let tcp: Vec<_> = listeners.iter().map(|it| it.address).collect();
         assert_eq!(tcp, sockets.addresses);
         assert!(listeners.iter().all(|it| it.by_worker.len() == 2));
-        let again = bind_both(&sockets.addresses, &[None], 1 << 16).err().unwrap();
+        let again = bind_both_new(&sockets.addresses, &[None]).err().unwrap();
         assert!(again.to_string().contains("ss -lnp"));
     }
 
     #[test]
     fn a_shared_address_still_counts_as_in_use() {
-        let first = bind(&[at("127.0.0.1:0")], &[None], 1 << 16).unwrap();
-        let again = bind(&first.addresses, &[None], 1 << 16);
+        let first = bind_new(&[at("127.0.0.1:0")], &[None]).unwrap();
+        let again = bind_new(&first.addresses, &[None]);
         assert!(again.err().unwrap().to_string().contains("ss -lnp"));
         let wildcard = SocketAddr::new(at("0.0.0.0:0").ip(), first.addresses[0].port());
-        assert!(bind(&[wildcard], &[None], 1 << 16).is_err());
+        assert!(bind_new(&[wildcard], &[None]).is_err());
     }
 
     #[test]
     fn a_wildcard_and_one_of_its_addresses_may_both_be_listed() {
-        let free = bind(&[at("127.0.0.1:0")], &[None], 1 << 16).unwrap().addresses[0];
+        let free = bind_new(&[at("127.0.0.1:0")], &[None]).unwrap().addresses[0];
         let wildcard = SocketAddr::new(at("0.0.0.0:0").ip(), free.port());
-        assert!(bind(&[wildcard, free], &[None, None], 1 << 16).is_ok());
+        assert!(bind_new(&[wildcard, free], &[None, None]).is_ok());
     }
 
     #[test]
@@ -215,7 +349,7 @@ mod tests {
             if at.is_ipv6() {
                 return Err(io::Error::from_raw_os_error(libc::EAFNOSUPPORT));
             }
-            listeners::bind(at, 1)
+            listeners::bind(at, 1, Kind::Tcp, &mut Inheritance::default())
         };
         let served = bind_tcp(&[at("[::]:0"), at("127.0.0.1:0")], bind).unwrap();
         assert_eq!(served.len(), 1);

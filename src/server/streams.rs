@@ -17,8 +17,10 @@ use crate::frontend::http::HttpFrontend;
 use crate::frontend::ws::{Directory, WsFrontend};
 use crate::metrics::StreamCounters;
 use crate::server::StartError;
+use crate::server::inheritance::{Estate, Inheritance, Kind, Place};
 use crate::server::listeners::{Bound, UnixSocket};
 use crate::server::workers::{End, Shared, Tallies};
+use crate::time::Now;
 use crate::tracker::Tracker;
 use crate::worker::datagram;
 use crate::worker::stream::{Backend, Listener, Shared as SharedByStreams, StreamWorker};
@@ -31,8 +33,9 @@ pub(super) struct Streams {
     pub(super) tallies: Vec<Tallies>,
     threads: Vec<JoinHandle<()>>,
     stop: Arc<AtomicBool>,
+    shared: Arc<SharedByStreams>,
     /// Removed when everything has ended.
-    _unix: Option<UnixSocket>,
+    unix: Option<UnixSocket>,
 }
 
 /// What the workers listen on.
@@ -51,11 +54,33 @@ impl Listeners {
         config: &Config,
         plain: Vec<Bound>,
         workers: usize,
+        inheritance: &mut Inheritance,
     ) -> Result<Self, StartError> {
-        let tls = super::sockets::bind_streams(&config.tls.listen, workers)?;
-        let path = &config.http.unix_socket;
-        let unix = if path.is_empty() { None } else { Some(UnixSocket::bind(Path::new(path))?) };
+        let tls = &config.tls.listen;
+        let tls = super::sockets::bind_streams(tls, workers, Kind::Tls, inheritance)?;
+        let path = Path::new(&config.http.unix_socket);
+        let unix = match inheritance.take_path(path) {
+            _ if config.http.unix_socket.is_empty() => None,
+            Some(socket) => Some(UnixSocket::adopt(path, socket)),
+            None => Some(UnixSocket::bind(path)?),
+        };
         Ok(Self { plain, tls, unix })
+    }
+
+    /// Adds second handles on all of them to what can be passed on.
+    ///
+    /// # Errors
+    /// Where no more descriptors are to be had.
+    pub(super) fn list_in(&self, estate: &mut Estate) -> io::Result<()> {
+        for (kind, all) in [(Kind::Tcp, &self.plain), (Kind::Tls, &self.tls)] {
+            for it in all {
+                estate.add_tcp(kind, it.address, &it.by_worker)?;
+            }
+        }
+        if let Some(it) = &self.unix {
+            estate.add(Kind::Unix, &Place::Path(it.path.clone()), [&it.listener])?;
+        }
+        Ok(())
     }
 
     /// Deals each worker its own.
@@ -65,7 +90,9 @@ impl Listeners {
             [(&mut self.plain, Listener::Plain as fn(_) -> _), (&mut self.tls, Listener::Tls)]
         {
             for it in bound.drain(..) {
-                hands.iter_mut().zip(it.by_worker).for_each(|(hand, it)| hand.push(kind(it)));
+                for (index, listener) in it.by_worker.into_iter().enumerate() {
+                    hands[index % workers].push(kind(listener));
+                }
             }
         }
         // There is no SO_REUSEPORT for Unix sockets: all accept from the one queue.
@@ -79,7 +106,7 @@ impl Listeners {
 }
 
 impl Streams {
-    /// Starts `workers` of them.
+    /// Starts `workers` of them. Where they are `held`, they accept only after [`Self::release`].
     pub(super) fn start(
         config: &Config,
         shared: &Shared,
@@ -87,12 +114,15 @@ impl Streams {
         mut listeners: Listeners,
         tls: Option<Arc<ArcSwap<ServerConfig>>>,
         ends: &mpsc::UnboundedSender<End>,
-        workers: usize,
+        (workers, held): (usize, bool),
     ) -> Result<Self, StartError> {
         let lacking = |error| StartError::lacking("cannot start the stream workers", &error);
         let hands = listeners.deal(workers).map_err(lacking)?;
         let by_streams =
             SharedByStreams::new(workers, seats_max(config), shared.stream.clone(), tls);
+        if held {
+            by_streams.hold();
+        }
         let backend = match backend {
             datagram::Backend::Uring => Backend::Uring,
             datagram::Backend::Mmsg => Backend::Tokio,
@@ -100,7 +130,9 @@ impl Streams {
         let directory = Arc::new(Directory::default());
         let stop = Arc::new(AtomicBool::new(false));
         let (counters, tallies, threads) = Default::default();
-        let mut it = Self { counters, tallies, threads, stop, _unix: None };
+        let shared_by_streams = by_streams.clone();
+        let mut it =
+            Self { counters, tallies, threads, stop, shared: shared_by_streams, unix: None };
         for (worker, listeners) in hands.into_iter().enumerate() {
             let counters = Arc::new(StreamCounters::default());
             let tallies = Tallies::default();
@@ -126,13 +158,46 @@ impl Streams {
             });
             it.threads.push(thread.map_err(lacking)?);
         }
-        it._unix = listeners.unix;
+        it.unix = listeners.unix;
         Ok(it)
     }
 
     /// Whether every worker accepts connections.
     pub(super) fn are_serving(&self) -> bool {
         self.counters.iter().all(|it| it.elapsed_ns.get() > 0)
+    }
+
+    /// Lets them accept.
+    pub(super) fn release(&self) {
+        self.shared.release();
+    }
+
+    /// Says that the listeners go on without this process.
+    pub(super) fn keep_listeners(&self) {
+        self.shared.keep_listeners();
+    }
+
+    /// Tells WebSockets to reconnect, one after the other until then.
+    pub(super) fn drain(&self, until: Now) {
+        self.shared.drain(until);
+    }
+
+    /// Makes them accept no more, as a successor does: what is open ends over the time until then.
+    pub(super) fn leave(&mut self, until: Now) {
+        self.shared.leave(until);
+        if let Some(unix) = &mut self.unix {
+            unix.is_passed_on = true;
+        }
+    }
+
+    /// Whether all have ceased to accept.
+    pub(super) fn have_left(&self) -> bool {
+        self.shared.workers_left() >= self.threads.len()
+    }
+
+    /// Whether any connection is open.
+    pub(super) fn are_connected(&self) -> bool {
+        self.shared.connections_open() > 0
     }
 
     /// Tells all to end, and waits for that.
@@ -196,7 +261,10 @@ mod tests {
     #[test]
     fn every_worker_is_dealt_each_address_and_the_unix_socket() {
         let folder = tempfile::tempdir().unwrap();
-        let bind = || super::super::listeners::bind("127.0.0.1:0".parse().unwrap(), 3).unwrap();
+        let bind = || {
+            let at = "127.0.0.1:0".parse().unwrap();
+            super::super::listeners::bind(at, 3, Kind::Tcp, &mut Inheritance::default()).unwrap()
+        };
         let unix = UnixSocket::bind(&folder.path().join("skep.sock")).unwrap();
         let mut listeners = Listeners { plain: vec![bind()], tls: vec![bind()], unix: Some(unix) };
         let hands = listeners.deal(3).unwrap();

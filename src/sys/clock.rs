@@ -48,6 +48,13 @@ pub fn thread_cpu_ns() -> u64 {
     seconds * 1_000_000_000 + ns
 }
 
+/// Microseconds of the monotonic clock, as the service manager counts them.
+pub fn monotonic_us() -> u64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    let [seconds, ns] = [time.tv_sec, time.tv_nsec].map(|it| u64::try_from(it).unwrap_or(0));
+    seconds * 1_000_000 + ns / 1000
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

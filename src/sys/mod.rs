@@ -8,6 +8,7 @@ pub mod affinity;
 mod buffer_ring;
 mod buffers;
 pub mod clock;
+pub mod descriptors;
 pub mod filter;
 pub mod memory;
 pub mod mmsg;

@@ -12,7 +12,7 @@
 use std::io;
 use std::mem::size_of;
 use std::net::{SocketAddr, UdpSocket};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use libc::c_int;
 use socket2::{Domain, Socket, Type};
@@ -69,7 +69,34 @@ pub fn bind_udp(address: SocketAddr, options: &UdpOptions) -> io::Result<BoundUd
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
     }
-    let receive_buffer_bytes = enlarge_receive_buffer(&socket, options.receive_buffer_bytes)?;
+    let receive_buffer_bytes = prepare(&socket, address, options.receive_buffer_bytes)?;
+    socket.bind(&address.into())?;
+    let socket = UdpSocket::from(socket);
+    let address = socket.local_addr()?;
+    Ok(BoundUdp { socket, address, receive_buffer_bytes })
+}
+
+/// Takes over a UDP socket that somebody else has bound, with what waits in it, and sets all that
+/// can still be set.
+///
+/// # Errors
+/// What the kernel says; a socket of another kind.
+pub fn adopt_udp(socket: OwnedFd, receive_buffer_bytes: usize) -> io::Result<BoundUdp> {
+    let socket = Socket::from(socket);
+    let address = socket.local_addr()?.as_socket();
+    let Some(address) = address.filter(|_| socket.r#type().is_ok_and(|it| it == Type::DGRAM))
+    else {
+        return Err(io::ErrorKind::InvalidInput.into());
+    };
+    socket.set_nonblocking(true)?;
+    socket.set_reuse_port(true)?;
+    let receive_buffer_bytes = prepare(&socket, address, receive_buffer_bytes)?;
+    Ok(BoundUdp { socket: socket.into(), address, receive_buffer_bytes })
+}
+
+/// Sets what a socket needs that is, or will be, bound to `address`. Says what receive buffer the
+/// kernel gave.
+fn prepare(socket: &Socket, address: SocketAddr, receive_buffer_bytes: usize) -> io::Result<usize> {
     let (level, discover, probe, info) = match address {
         SocketAddr::V4(_) => {
             (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_PROBE, libc::IP_PKTINFO)
@@ -81,14 +108,11 @@ pub fn bind_udp(address: SocketAddr, options: &UdpOptions) -> io::Result<BoundUd
             libc::IPV6_RECVPKTINFO,
         ),
     };
-    set_option(&socket, level, discover, &probe)?;
+    set_option(socket, level, discover, &probe)?;
     if address.ip().is_unspecified() {
-        set_option(&socket, level, info, &1)?;
+        set_option(socket, level, info, &1)?;
     }
-    socket.bind(&address.into())?;
-    let socket = UdpSocket::from(socket);
-    let address = socket.local_addr()?;
-    Ok(BoundUdp { socket, address, receive_buffer_bytes })
+    enlarge_receive_buffer(socket, receive_buffer_bytes)
 }
 
 /// Asks for a receive buffer beyond the sysctl's limit first, which takes CAP_NET_ADMIN, then
@@ -288,6 +312,21 @@ mod tests {
         assert_eq!(memory.drops + kept, 1000);
         assert!(memory.queued_bytes > 0 && memory.limit_bytes < 65536, "{memory:?}");
         assert_eq!(it.memory().unwrap().queued_bytes, 0);
+    }
+
+    #[test]
+    fn an_adopted_socket_brings_what_waits_in_it() {
+        let first = bind("127.0.0.1:0");
+        let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+        client.send_to(b"waits", first.address()).unwrap();
+        let adopted = adopt_udp(first.socket().try_clone().unwrap().into(), 1 << 16).unwrap();
+        let address = first.address();
+        drop(first);
+        let mut buffer = [0; 8];
+        assert_eq!(adopted.socket().recv(&mut buffer).unwrap(), 5);
+        assert_eq!((adopted.address(), adopted.receive_buffer_bytes() > 0), (address, true));
+        let stream = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        assert!(adopt_udp(stream.into(), 1 << 16).is_err());
     }
 
     #[test]

@@ -52,7 +52,17 @@ pub(crate) fn command() -> Command {
             command.env_remove(name);
         }
     }
-    let unset = ["STATE_DIRECTORY", "XDG_STATE_HOME", "HOME", "NOTIFY_SOCKET"];
+    let unset = [
+        "STATE_DIRECTORY",
+        "XDG_STATE_HOME",
+        "HOME",
+        "NOTIFY_SOCKET",
+        "WATCHDOG_USEC",
+        "WATCHDOG_PID",
+        "LISTEN_PID",
+        "LISTEN_FDS",
+        "LISTEN_FDNAMES",
+    ];
     unset.iter().for_each(|it| {
         command.env_remove(it);
     });
@@ -109,14 +119,16 @@ impl Skep {
         Self::spawn(command)
     }
 
-    /// Starts a prepared command, with the admin listener on a port of the kernel's choice and,
-    /// unless the command says otherwise, a state directory of its own.
+    /// Starts a prepared command, unless it says otherwise with the admin listener on a port of the
+    /// kernel's choice and a state directory of its own.
     pub(crate) fn spawn(mut command: Command) -> Self {
         let state = tempfile::tempdir().unwrap();
         if command.get_envs().all(|(name, value)| name != "STATE_DIRECTORY" || value.is_none()) {
             command.env("STATE_DIRECTORY", state.path());
         }
-        command.args(["--admin", "127.0.0.1:0"]);
+        if command.get_args().all(|it| it != "--admin") {
+            command.args(["--admin", "127.0.0.1:0"]);
+        }
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let log = Arc::new(Log::default());
         let (stderr, shared) = (child.stderr.take().unwrap(), log.clone());
@@ -141,6 +153,11 @@ impl Skep {
     pub(crate) fn ready_value(&self, key: &str) -> &str {
         let mut words = self.ready.split_whitespace();
         words.find_map(|it| it.strip_prefix(key)?.strip_prefix('=')).unwrap()
+    }
+
+    /// The number of its process.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
     }
 
     /// Sends a signal by name.

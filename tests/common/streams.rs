@@ -48,8 +48,8 @@ impl Certificate {
 }
 
 /// Bytes both ways, with or without TLS.
-pub(crate) trait Duplex: Read + Write {}
-impl<T: Read + Write> Duplex for T {}
+pub(crate) trait Duplex: Read + Write + Send {}
+impl<T: Read + Write + Send> Duplex for T {}
 
 /// Connects to `address`, with TLS where a configuration is given.
 pub(crate) fn connect(address: SocketAddr, tls: Option<&Arc<ClientConfig>>) -> Box<dyn Duplex> {
@@ -188,6 +188,19 @@ impl Browser {
                     return error.kind() != io::ErrorKind::WouldBlock;
                 }
                 Err(_) => return true,
+            }
+        }
+    }
+}
+
+impl Browser {
+    /// Waits until the far end closes the socket, and gives the status it named.
+    pub(crate) fn closed_with(&mut self) -> Option<u16> {
+        loop {
+            match self.socket.read() {
+                Ok(Message::Close(frame)) => return frame.map(|it| it.code.into()),
+                Ok(_) => {}
+                Err(_) => return None,
             }
         }
     }

@@ -5,6 +5,7 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::{PoisonError, RwLock};
 
 use redb::{ReadableDatabase as _, ReadableTable as _, TableDefinition};
 use serde::Serialize;
@@ -29,7 +30,8 @@ const PASSKEYS: TableDefinition<'_, &[u8; 32], &[u8]> = TableDefinition::new("pa
 /// The open database.
 pub(super) struct Database {
     path: PathBuf,
-    database: redb::Database,
+    /// `None` while it is lent: only one process may have it open.
+    database: RwLock<Option<redb::Database>>,
 }
 
 impl Database {
@@ -49,9 +51,36 @@ impl Database {
             })?;
         }
         let database = builder().open(&path).map_err(|error| unusable(&path, &error))?;
-        let it = Self { path, database };
+        let it = Self { path, database: RwLock::new(Some(database)) };
         it.make_tables().map_err(|error| unusable(&it.path, &error))?;
         Ok(it)
+    }
+
+    /// Closes the file, so that another process can open it.
+    pub(super) fn lend(&self) {
+        *self.database.write().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// Opens it again.
+    ///
+    /// # Errors
+    /// As [`Database::open`].
+    pub(super) fn take_back(&self) -> Result<(), String> {
+        let mut place = self.database.write().unwrap_or_else(PoisonError::into_inner);
+        if place.is_none() {
+            let opened = builder().open(&self.path);
+            *place = Some(opened.map_err(|error| unusable(&self.path, &error))?);
+        }
+        Ok(())
+    }
+
+    /// Begins what `begin` does, unless the file is lent.
+    fn begin<T, E>(&self, begin: impl FnOnce(&redb::Database) -> Result<T, E>) -> Result<T, Failure>
+    where
+        Failure: From<E>,
+    {
+        let place = self.database.read().unwrap_or_else(PoisonError::into_inner);
+        Ok(begin(place.as_ref().ok_or("another process is taking over, and has it")?)?)
     }
 
     /// Every registered torrent.
@@ -60,7 +89,7 @@ impl Database {
     /// As [`Database::open`].
     pub(super) fn torrents(&self) -> Result<Vec<Torrent>, String> {
         let read = || -> Result<Vec<Torrent>, Failure> {
-            let read = self.database.begin_read()?;
+            let read = self.begin(redb::Database::begin_read)?;
             let mut all = Vec::new();
             for entry in read.open_table(TORRENTS)?.iter()? {
                 let (key, value) = entry?;
@@ -81,7 +110,7 @@ impl Database {
     /// As [`Database::open`].
     pub(super) fn passkeys(&self) -> Result<Vec<(Digest, Record)>, String> {
         let read = || -> Result<Vec<(Digest, Record)>, Failure> {
-            let read = self.database.begin_read()?;
+            let read = self.begin(redb::Database::begin_read)?;
             let mut all = Vec::new();
             for entry in read.open_table(PASSKEYS)?.iter()? {
                 let (key, value) = entry?;
@@ -98,7 +127,7 @@ impl Database {
     /// Where the file cannot be read any more.
     pub(super) fn torrent(&self, info_hash: &InfoHash) -> Result<Option<Torrent>, String> {
         let read = || -> Result<Option<Torrent>, Failure> {
-            let table = self.database.begin_read()?.open_table(TORRENTS)?;
+            let table = self.begin(redb::Database::begin_read)?.open_table(TORRENTS)?;
             table.get(&info_hash.0)?.map(|it| decode(it.value())).transpose()
         };
         read().map_err(|error| unusable(&self.path, &error))
@@ -157,7 +186,7 @@ impl Database {
     }
 
     fn make_tables(&self) -> Result<(), Failure> {
-        let write = self.database.begin_write()?;
+        let write = self.begin(redb::Database::begin_write)?;
         write.open_table(TORRENTS)?;
         write.open_table(PASSKEYS)?;
         Ok(write.commit()?)
@@ -167,8 +196,8 @@ impl Database {
         &self,
         change: impl FnOnce(&redb::WriteTransaction) -> Result<(), redb::Error>,
     ) -> Result<(), String> {
-        let write = || -> Result<(), redb::Error> {
-            let write = self.database.begin_write()?;
+        let write = || -> Result<(), Failure> {
+            let write = self.begin(redb::Database::begin_write)?;
             change(&write)?;
             Ok(write.commit()?)
         };
@@ -257,6 +286,23 @@ mod tests {
         let _held = Database::open(folder.path()).unwrap();
         let error = Database::open(folder.path()).err().unwrap();
         assert!(error.contains(FILE) && error.contains("remedy"), "{error}");
+    }
+
+    #[test]
+    fn what_is_lent_is_open_elsewhere_and_comes_back_as_it_is_then() {
+        let folder = tempfile::tempdir().unwrap();
+        let it = Database::open(folder.path()).unwrap();
+        it.put_torrent(&torrent(1)).unwrap();
+        it.lend();
+        assert!(it.put_torrent(&torrent(2)).unwrap_err().contains("taking over"));
+        assert!(it.torrents().unwrap_err().contains("taking over"));
+        let other = Database::open(folder.path()).unwrap();
+        other.put_torrent(&torrent(3)).unwrap();
+        assert!(it.take_back().is_err());
+        drop(other);
+        it.take_back().unwrap();
+        it.take_back().unwrap();
+        assert_eq!(it.torrents().unwrap(), [torrent(1), torrent(3)]);
     }
 
     #[test]

@@ -176,6 +176,22 @@ impl Office {
         Ok(())
     }
 
+    /// Lets another process open the database of registrations, if there is one: until
+    /// [`Office::take_back`], changes are refused, and what is in force stays so.
+    pub fn lend(&self) {
+        if let Some(database) = &self.database {
+            database.lend();
+        }
+    }
+
+    /// Opens the database again.
+    ///
+    /// # Errors
+    /// [`Trouble::Database`] where that cannot be done, for instance not yet.
+    pub fn take_back(&self) -> Result<(), Trouble> {
+        self.database.as_ref().map_or(Ok(()), |it| it.take_back().map_err(Trouble::Database))
+    }
+
     /// What is in force.
     pub fn access(&self) -> &Arc<Access> {
         &self.access

@@ -10,7 +10,7 @@ use tokio::runtime::Builder;
 use tokio::task::LocalSet;
 use tokio::task::coop::consume_budget;
 
-use super::{Network, Stream};
+use super::{Network, Stop, Stream};
 
 /// Readiness from epoll, then reads and writes as system calls of their own.
 #[derive(Debug)]
@@ -31,8 +31,12 @@ impl Network for Epoll {
         TcpListener::from_std(listener)
     }
 
-    async fn accept(listener: &TcpListener) -> io::Result<(TcpStream, SocketAddr)> {
-        listener.accept().await
+    async fn accept(listener: &TcpListener, stop: &Stop) -> io::Result<(TcpStream, SocketAddr)> {
+        stop.or(listener.accept()).await
+    }
+
+    async fn cancel_accept(_twin: &net::TcpListener, stop: &Stop) {
+        stop.notify();
     }
 
     fn adopt(socket: UnixStream) -> io::Result<UnixStream> {

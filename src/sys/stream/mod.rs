@@ -33,8 +33,16 @@ pub(crate) trait Network: Sized + 'static {
     /// Makes use of a listening socket. To be called inside [`Self::run`].
     fn listen(listener: TcpListener) -> io::Result<Self::TcpListener>;
 
-    /// The next connection and its source. Like a read, it has to be awaited to its end.
-    async fn accept(listener: &Self::TcpListener) -> io::Result<(Self::Tcp, SocketAddr)>;
+    /// The next connection and its source. Like a read, it has to be awaited to its end, which
+    /// [`Self::cancel_accept`] brings about.
+    async fn accept(
+        listener: &Self::TcpListener,
+        stop: &Stop,
+    ) -> io::Result<(Self::Tcp, SocketAddr)>;
+
+    /// Ends the accept that is under way, if one is, without losing a connection. `twin` is another
+    /// descriptor of the listener.
+    async fn cancel_accept(twin: &TcpListener, stop: &Stop);
 
     /// Makes use of a connection that was accepted by way of epoll, as those by Unix sockets are:
     /// tokio-uring cannot be handed one that is bound already.
@@ -70,14 +78,15 @@ pub(crate) enum Listening {
 }
 
 /// Takes connections from a listening socket, which stands beside what stops it.
-pub(crate) struct Acceptor<N: Network>(
-    Either<(N::TcpListener, TcpListener), (UnixListener, UnixStop)>,
-);
+pub(crate) struct Acceptor<N: Network> {
+    listener: Either<(N::TcpListener, TcpListener), UnixListener>,
+    stop: Stop,
+}
 
 impl<N: Network> Acceptor<N> {
     /// Makes use of a listening socket. To be called inside [`Network::run`].
     pub(crate) fn new(listener: Listening) -> io::Result<Self> {
-        Ok(Self(match listener {
+        let listener = match listener {
             Listening::Tcp(it) => {
                 prepare(&it)?;
                 let twin = it.try_clone()?;
@@ -85,47 +94,62 @@ impl<N: Network> Acceptor<N> {
             }
             Listening::Unix(it) => {
                 it.set_nonblocking(true)?;
-                Either::Unix((UnixListener::from_std(it)?, UnixStop::default()))
+                Either::Unix(UnixListener::from_std(it)?)
             }
-        }))
+        };
+        Ok(Self { listener, stop: Stop::default() })
     }
 
     /// The next connection and, unless it comes by a Unix socket, its source. Like a read, it has
-    /// to be awaited to its end, which [`Self::stop`] brings about.
+    /// to be awaited to its end, which [`Self::stop`] and [`Self::leave`] bring about.
     pub(crate) async fn accept(&self) -> io::Result<(Socket<N>, Option<SocketAddr>)> {
-        Ok(match &self.0 {
+        Ok(match &self.listener {
             Either::Tcp((it, _)) => {
-                let (socket, source) = N::accept(it).await?;
+                let (socket, source) = N::accept(it, &self.stop).await?;
                 (Either::Tcp(socket), Some(source))
             }
-            Either::Unix((it, stop)) => (Either::Unix(N::adopt(stop.accept(it).await?)?), None),
+            Either::Unix(it) => {
+                let (socket, _) = self.stop.or(it.accept()).await?;
+                (Either::Unix(N::adopt(socket)?), None)
+            }
         })
     }
 
-    /// Takes no more connections: the accept that is under way fails.
+    /// Takes no more connections: the accept that is under way fails, and those that wait are
+    /// closed.
     pub(crate) fn stop(&self) {
-        match &self.0 {
+        match &self.listener {
             Either::Tcp((_, twin)) => stop_tcp(twin),
-            Either::Unix((_, stop)) => stop.stop(),
+            Either::Unix(_) => self.stop.notify(),
+        }
+    }
+
+    /// Takes no more connections: the accept that is under way fails or brings the last one. Those
+    /// that wait are for whoever else has the socket.
+    pub(crate) async fn leave(&self) {
+        match &self.listener {
+            Either::Tcp((_, twin)) => N::cancel_accept(twin, &self.stop).await,
+            Either::Unix(_) => self.stop.notify(),
         }
     }
 }
 
-/// Ends the accept that is under way on a Unix socket. Shutting the socket down would not: Linux
-/// goes on calling it ready, and says at every accept that there is nothing yet.
+/// Ends an accept that may be given up, as tokio's may: nothing is lost. (Shutting a Unix socket
+/// down would not do: Linux goes on calling it ready, and says at every accept that there is
+/// nothing yet.)
 #[derive(Debug, Default)]
-struct UnixStop(Notify);
+pub(crate) struct Stop(Notify);
 
-impl UnixStop {
-    /// The next connection, unless there are to be none. Giving up tokio's accept loses nothing.
-    async fn accept(&self, listener: &UnixListener) -> io::Result<UnixStream> {
+impl Stop {
+    /// What `accept` brings, unless there is to be nothing any more.
+    async fn or<T>(&self, accept: impl Future<Output = io::Result<T>>) -> io::Result<T> {
         tokio::select! {
-            accepted = listener.accept() => accepted.map(|(socket, _)| socket),
+            accepted = accept => accepted,
             () = self.0.notified() => Err(io::Error::other("stopped")),
         }
     }
 
-    fn stop(&self) {
+    fn notify(&self) {
         self.0.notify_one();
     }
 }

@@ -57,6 +57,7 @@ on_each_network! {
     a_long_write_arrives_whole
     shutting_down_ends_a_read_under_way
     stopping_ends_an_accept_under_way
+    leaving_ends_an_accept_and_not_the_listener
     connections_send_small_replies_at_once
     unix_sockets_work_alike
 }
@@ -139,6 +140,29 @@ mod cases {
             });
             assert!(accepted.unwrap().is_err());
         }
+    }
+
+    pub(super) fn leaving_ends_an_accept_and_not_the_listener<N: Network>() {
+        let (listener, address) = tcp();
+        let Listening::Tcp(listener) = listener else { unreachable!() };
+        let twin = listener.try_clone().unwrap();
+        let (first, second) = N::run(async {
+            let acceptor = std::rc::Rc::new(Acceptor::<N>::new(Listening::Tcp(listener)).unwrap());
+            let _client = TcpStream::connect(address).unwrap();
+            let first = acceptor.accept().await.map(|_| ());
+            let waiting = acceptor.clone();
+            let accept = async move { waiting.accept().await.map(|_| ()) };
+            let accepting = tokio::task::spawn_local(accept);
+            tokio::task::yield_now().await;
+            acceptor.leave().await;
+            (first, accepting.await.unwrap())
+        })
+        .unwrap();
+        assert!(first.is_ok() && second.is_err());
+        let late = TcpStream::connect(address).unwrap();
+        twin.set_nonblocking(false).unwrap();
+        let source = twin.accept().unwrap().1;
+        assert_eq!(source, late.local_addr().unwrap(), "nobody has taken it away");
     }
 
     pub(super) fn connections_send_small_replies_at_once<N: Network>() {

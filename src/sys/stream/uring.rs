@@ -3,11 +3,15 @@
 use std::future::Future;
 use std::io;
 use std::net::{self, Shutdown, SocketAddr};
+use std::os::fd::AsRawFd as _;
 
+use io_uring_of_tokio::types::{CancelBuilder, Fd};
+use io_uring_of_tokio::{cqueue, opcode};
 use tokio_uring::buf::BoundedBuf as _;
 use tokio_uring::net::{TcpListener, TcpStream, UnixStream};
+use tokio_uring::{OneshotOutputTransform, UnsubmittedOneshot};
 
-use super::{Network, Stream};
+use super::{Network, Stop, Stream};
 
 /// Operations queued before they are submitted at the latest.
 const SUBMISSIONS: u32 = 1024;
@@ -55,8 +59,15 @@ impl Network for Uring {
         Ok(TcpListener::from_std(listener))
     }
 
-    async fn accept(listener: &TcpListener) -> io::Result<(TcpStream, SocketAddr)> {
+    async fn accept(listener: &TcpListener, _stop: &Stop) -> io::Result<(TcpStream, SocketAddr)> {
         listener.accept().await
+    }
+
+    async fn cancel_accept(twin: &net::TcpListener, _stop: &Stop) {
+        // The kernel knows the request by the socket, whichever descriptor names it (Linux 5.19).
+        let all_of_it = CancelBuilder::fd(Fd(twin.as_raw_fd())).all();
+        let request = opcode::AsyncCancel2::new(all_of_it).build();
+        UnsubmittedOneshot::new((), Ignored, request).submit().await;
     }
 
     fn adopt(socket: tokio::net::UnixStream) -> io::Result<UnixStream> {
@@ -64,6 +75,16 @@ impl Network for Uring {
         socket.set_nonblocking(false)?;
         Ok(UnixStream::from_std(socket))
     }
+}
+
+/// The outcome of a request that says nothing new: the accept itself tells how it ended.
+struct Ignored;
+
+impl OneshotOutputTransform for Ignored {
+    type Output = ();
+    type StoredData = ();
+
+    fn transform_oneshot_output(self, (): (), _outcome: cqueue::Entry) {}
 }
 
 /// Both kinds of socket have the same methods, but no trait that holds them.

@@ -31,16 +31,16 @@ pub(super) enum Security {
     Tls(Arc<ArcSwap<ServerConfig>>),
 }
 
-/// Accepts from one listener until the worker stops.
+/// Accepts from one listener until the worker stops or leaves.
 pub(super) async fn serve<N: Network>(
     worker: Rc<Worker<N>>,
     acceptor: Rc<Acceptor<N>>,
     security: Security,
 ) {
-    loop {
+    while !worker.is_leaving() {
         match acceptor.accept().await {
             Ok((socket, source)) => admit(&worker, socket, source, &security),
-            Err(_) if worker.is_stopping() => return,
+            Err(_) if worker.is_stopping() || worker.is_leaving() => return,
             Err(error) => {
                 worker.counters.accept_errors.add(1);
                 if !is_of_the_connection(&error) {

@@ -43,6 +43,8 @@ pub(super) struct Connection<N: Network> {
     ending: Cell<Option<Closed>>,
     /// Whether it waits for a request of which nothing has come.
     is_idle: Cell<bool>,
+    /// Whether it has been answered once.
+    is_served: Cell<bool>,
     admission: RefCell<Admission>,
 }
 
@@ -107,6 +109,7 @@ impl<N: Network> Connection<N> {
             tls: OnceCell::new(),
             ending: Cell::new(None),
             is_idle: Cell::new(true),
+            is_served: Cell::new(false),
             admission: RefCell::new(admission),
         }
     }
@@ -271,6 +274,11 @@ impl<N: Network> Connection<N> {
         self.is_idle.set(is_idle);
     }
 
+    /// Says that it has been answered once.
+    pub(super) fn set_served(&self) {
+        self.is_served.set(true);
+    }
+
     /// Decides why it ends, unless that is decided.
     pub(super) fn decide_ending(&self, reason: Closed) {
         self.ending.set(self.ending.get().or(Some(reason)));
@@ -288,6 +296,14 @@ impl<N: Network> Connection<N> {
         if self.web.borrow().is_some() {
             self.say_goodbye(ws::GOING_AWAY, Closed::Stopped);
         } else if self.is_idle() {
+            self.end(Closed::Stopped);
+        }
+    }
+
+    /// Ends it if it waits for another request over HTTP: whoever has sent one meanwhile knows
+    /// from the others that a server may close then, and asks again.
+    pub(super) fn leave(&self) {
+        if self.web.borrow().is_none() && self.is_idle() && self.is_served.get() {
             self.end(Closed::Stopped);
         }
     }

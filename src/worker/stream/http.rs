@@ -100,7 +100,8 @@ impl<N: Network> Connection<N> {
                     assert!(consumed > 0, "a request is not nothing");
                     done += consumed;
                     self.count(Transport::Http, self.family_of(source), outcome);
-                    if !keep_alive || worker.is_stopping() {
+                    self.set_served();
+                    if !keep_alive || worker.is_leaving() || worker.is_stopping() {
                         let linger = matches!(outcome, Outcome::Rejected(_));
                         return (done, Step::Close { linger });
                     }
@@ -112,7 +113,8 @@ impl<N: Network> Connection<N> {
                     let outcome = Outcome::Answered(Action::Scrape);
                     self.count(Transport::Http, Family::of(source), outcome);
                     let body = http.full_scrape(tracker.census(), encoding, chunked);
-                    let keep_alive = keep_alive && !worker.is_stopping();
+                    let is_ending = worker.is_leaving() || worker.is_stopping();
+                    let keep_alive = keep_alive && !is_ending;
                     return (done + consumed, full_scrape(body, keep_alive));
                 }
             }

@@ -13,6 +13,7 @@
 mod accept;
 mod admission;
 mod connection;
+mod ending;
 mod frames;
 mod http;
 mod mailbox;
@@ -37,7 +38,9 @@ use crate::sys::clock::Clock;
 use crate::sys::stream::Network;
 use crate::sys::stream::epoll::Epoll;
 use crate::sys::stream::uring::Uring;
+use crate::time::Now;
 use admission::Connections;
+use ending::{Ending, Stage};
 use mailbox::Mailbox;
 
 /// How bytes travel between kernel and worker.
@@ -122,6 +125,7 @@ pub struct Shared {
     mailboxes: Vec<Mailbox>,
     options: Arc<ArcSwap<Options>>,
     tls: Option<Arc<ArcSwap<ServerConfig>>>,
+    ending: Ending,
 }
 
 impl Shared {
@@ -135,7 +139,42 @@ impl Shared {
     ) -> Arc<Self> {
         let connections = Arc::new(Connections::new(connections_max));
         let mailboxes = (0..workers).map(|_| Mailbox::new()).collect();
-        Arc::new(Self { connections, mailboxes, options, tls })
+        Arc::new(Self { connections, mailboxes, options, tls, ending: Ending::default() })
+    }
+
+    /// Makes workers that start wait until [`Self::release`] before they touch their listeners:
+    /// somebody else accepts from them still.
+    pub fn hold(&self) {
+        self.ending.set_held(true);
+    }
+
+    /// Lets workers accept.
+    pub fn release(&self) {
+        self.ending.set_held(false);
+    }
+
+    /// Says that the listeners go on without this process, and must not be shut down when workers
+    /// stop: what waits in them is for whoever has them then.
+    pub fn keep_listeners(&self) {
+        self.ending.keep_listeners();
+    }
+
+    /// Tells all WebSockets to reconnect, spread over the time until then. Everything is served
+    /// meanwhile.
+    pub fn drain(&self, until: Now) {
+        self.ending.enter(Stage::Draining, until);
+    }
+
+    /// The same, but connections are accepted no more, and those over HTTP end once they were
+    /// answered. The listeners are kept.
+    pub fn leave(&self, until: Now) {
+        self.ending.keep_listeners();
+        self.ending.enter(Stage::Leaving, until);
+    }
+
+    /// Workers that have ceased to accept after [`Self::leave`].
+    pub fn workers_left(&self) -> usize {
+        self.ending.left()
     }
 
     /// How many connections are open.

@@ -8,11 +8,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::sync::mpsc::Receiver;
-use tokio::task::spawn_local;
+use tokio::task::{JoinHandle, spawn_local};
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::accept::{self, Security};
 use super::connection::Connection;
+use super::ending::{Stage, share};
 use super::mailbox::{LETTERS_TAKEN_MAX, Letter};
 use super::slots::{Due, Place, Slots};
 use super::{FrontEnds, Listener, Options, Shared, StreamWorker};
@@ -24,6 +25,9 @@ use crate::time::Now;
 
 /// How often the thread looks at the stop flag, and shows that it lives.
 const TICK: Duration = Duration::from_millis(100);
+
+/// How often a worker that has to wait before it accepts looks whether it may.
+const HELD_TICK: Duration = Duration::from_millis(1);
 
 /// Deadlines are looked at once in so many ticks.
 const TICKS_PER_LOOK: u64 = 5;
@@ -47,7 +51,11 @@ pub(super) struct Worker<N: Network> {
     options: RefCell<arc_swap::Cache<Arc<arc_swap::ArcSwap<Options>>, Arc<Options>>>,
     clock: Clock,
     is_stopping: Cell<bool>,
+    is_leaving: Cell<bool>,
 }
+
+/// What accepts from a listener, and the task that does so.
+type Accepting<N> = (Rc<Acceptor<N>>, JoinHandle<()>);
 
 /// Runs a worker to its end.
 pub(super) async fn main<N: Network>(parts: StreamWorker, stop: &AtomicBool) -> io::Result<()> {
@@ -64,13 +72,21 @@ pub(super) async fn main<N: Network>(parts: StreamWorker, stop: &AtomicBool) -> 
         options: RefCell::new(arc_swap::Cache::new(shared.options.clone())),
         clock,
         is_stopping: Cell::new(false),
+        is_leaving: Cell::new(false),
         shared,
     });
-    let acceptors = listen(&worker, listeners)?;
+    while worker.shared.ending.is_held() && !stop.load(Ordering::Relaxed) {
+        worker.beat();
+        tokio::time::sleep(HELD_TICK).await;
+    }
+    let mut acceptors = listen(&worker, listeners)?;
     spawn_local(take_mail(worker.clone(), mail));
-    serve(&worker, stop).await;
+    serve(&worker, stop, &mut acceptors).await;
+    if worker.shared.ending.keeps_listeners() {
+        leave(&worker, &mut acceptors).await;
+    }
     worker.is_stopping.set(true);
-    acceptors.iter().for_each(|it| it.stop());
+    acceptors.iter().for_each(|it| it.0.stop());
     drain(&worker).await;
     Ok(())
 }
@@ -79,7 +95,7 @@ pub(super) async fn main<N: Network>(parts: StreamWorker, stop: &AtomicBool) -> 
 fn listen<N: Network>(
     worker: &Rc<Worker<N>>,
     listeners: Vec<Listener>,
-) -> io::Result<Vec<Rc<Acceptor<N>>>> {
+) -> io::Result<Vec<Accepting<N>>> {
     let mut acceptors = Vec::with_capacity(listeners.len());
     for listener in listeners {
         let (listening, security) = match listener {
@@ -92,13 +108,17 @@ fn listen<N: Network>(
             Listener::Unix(it) => (Listening::Unix(it), Security::Plain),
         };
         let acceptor = Rc::new(Acceptor::<N>::new(listening)?);
-        spawn_local(accept::serve(worker.clone(), acceptor.clone(), security));
-        acceptors.push(acceptor);
+        let task = spawn_local(accept::serve(worker.clone(), acceptor.clone(), security));
+        acceptors.push((acceptor, task));
     }
     Ok(acceptors)
 }
 
-async fn serve<N: Network>(worker: &Rc<Worker<N>>, stop: &AtomicBool) {
+async fn serve<N: Network>(
+    worker: &Rc<Worker<N>>,
+    stop: &AtomicBool,
+    acceptors: &mut Vec<Accepting<N>>,
+) {
     let mut ticks = interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut count: u64 = 0;
@@ -109,7 +129,27 @@ async fn serve<N: Network>(worker: &Rc<Worker<N>>, stop: &AtomicBool) {
             worker.look_at_deadlines(now);
         }
         count += 1;
+        let (stage, until) = worker.shared.ending.stage();
+        if stage >= Stage::Draining {
+            worker.see_off(now, until);
+        }
+        if stage == Stage::Leaving && !worker.is_leaving() {
+            leave(worker, acceptors).await;
+            worker.shared.ending.note_left();
+        }
     }
+}
+
+/// Ceases to accept without shutting the listeners down, and ends the HTTP connections that wait
+/// for another request. One that has just been accepted may still bring its first.
+async fn leave<N: Network>(worker: &Rc<Worker<N>>, acceptors: &mut Vec<Accepting<N>>) {
+    worker.is_leaving.set(true);
+    for (acceptor, task) in acceptors.drain(..) {
+        acceptor.leave().await;
+        // It ends by itself, having admitted who was accepted meanwhile; a panic ends the process.
+        let _ = task.await;
+    }
+    worker.connections().iter().for_each(|it| it.leave());
 }
 
 /// Lets connections end, then cuts off those that have not.
@@ -161,6 +201,20 @@ impl<N: Network> Worker<N> {
     /// Whether no connection is to be kept open.
     pub(super) fn is_stopping(&self) -> bool {
         self.is_stopping.get()
+    }
+
+    /// Whether others accept what comes from now on.
+    pub(super) fn is_leaving(&self) -> bool {
+        self.is_leaving.get()
+    }
+
+    /// Tells as many WebSockets to reconnect as is their share of the time until then.
+    fn see_off(&self, now: Now, until: Now) {
+        let mut open = self.connections();
+        open.retain(|it| it.is_open_web());
+        let every_ns = u64::try_from(TICK.as_nanos()).unwrap_or(u64::MAX);
+        let count = share(open.len(), now, until, every_ns);
+        open.iter().take(count).for_each(Connection::retire);
     }
 
     /// Hands on what a socket said to others.

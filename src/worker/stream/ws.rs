@@ -241,6 +241,11 @@ impl<N: Network> Connection<N> {
         self.start_writing();
     }
 
+    /// Whether it is a WebSocket that nobody has closed.
+    pub(super) fn is_open_web(&self) -> bool {
+        self.web.borrow().as_deref().is_some_and(|it| !it.is_closing)
+    }
+
     fn enqueue_texts(&self, texts: &[Vec<u8>]) {
         for text in texts {
             self.enqueue(text.len(), |queue| frames::write_text(queue, text));

@@ -1,0 +1,178 @@
+//! How serving begins after a predecessor, and how it ends: at once, over a while, or in favour of
+//! a successor. In each case whatever was taken from a socket is answered.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+use tokio::task::spawn_blocking;
+use tokio::time::{MissedTickBehavior, interval, sleep};
+use tracing::{info, warn};
+
+use crate::server::StartError;
+use crate::server::control::{Ends, Signals, State, broken};
+use crate::server::handover::{Predecessor, Successor};
+use crate::server::log::OPERATOR;
+use crate::server::notify::Manager;
+use crate::server::streams::Streams;
+use crate::server::workers::Workers;
+
+/// What the end takes besides the drain: connections, the last pages, the last snapshot.
+const END_MAX: Duration = Duration::from_secs(60);
+
+/// How long stream workers may take to cease to accept: they look ten times a second.
+const LEAVE_MAX: Duration = Duration::from_secs(2);
+
+/// How often it is looked at whether something has ended.
+const POLL: Duration = Duration::from_millis(2);
+
+/// Why serving ends.
+pub(super) enum Reason {
+    /// A signal or the API said so.
+    Told,
+    /// A successor serves.
+    Relieved(Successor),
+}
+
+/// What there is to end.
+pub(super) struct Running {
+    pub(super) workers: Workers,
+    pub(super) streams: Streams,
+    /// Closes the admin listener.
+    pub(super) close_admin: oneshot::Sender<()>,
+    pub(super) drain_s: u32,
+}
+
+/// Tells the predecessor that this process serves, waits until that one accepts no more, and lets
+/// the stream workers accept.
+pub(super) async fn relieve(predecessor: Predecessor, streams: &Streams) -> Option<Predecessor> {
+    let relieved = spawn_blocking(move || predecessor.relieve().map(|()| predecessor)).await;
+    streams.release();
+    match relieved {
+        Ok(Ok(predecessor)) => Some(predecessor),
+        Ok(Err(error)) => {
+            warn!(target: OPERATOR, "the predecessor ended out of turn: {error}");
+            None
+        }
+        Err(_) => None,
+    }
+}
+
+/// Ends everything in order.
+pub(super) async fn wind_down(
+    state: &Arc<State>,
+    outcome: Result<Reason, StartError>,
+    running: Running,
+    manager: &Manager,
+    (signals, ended): (&mut Signals, &mut Ends),
+) -> Result<(), StartError> {
+    state.stopping.store(true, Ordering::Relaxed);
+    let drain = Duration::from_secs(u64::from(running.drain_s));
+    manager.stopping("stopping", drain + END_MAX);
+    if manager.is_there() {
+        running.streams.keep_listeners(); // it keeps them for the next one
+    }
+    match outcome {
+        Ok(Reason::Relieved(successor)) => {
+            hand_on(state, running, successor, (signals, ended)).await;
+            Ok(())
+        }
+        Ok(Reason::Told) => {
+            let drained = serve_on(state, &running, drain, (signals, ended)).await;
+            stop(state, running).await;
+            drained
+        }
+        Err(error) => {
+            stop(state, running).await;
+            Err(error)
+        }
+    }
+}
+
+/// Serves for the time of the drain, or until a second signal.
+async fn serve_on(
+    state: &Arc<State>,
+    running: &Running,
+    drain: Duration,
+    (signals, ended): (&mut Signals, &mut Ends),
+) -> Result<(), StartError> {
+    if drain.is_zero() {
+        return Ok(());
+    }
+    info!(target: OPERATOR, "everything is answered for another {} s", drain.as_secs());
+    running.streams.drain(state.now_and(drain));
+    let mut second = interval(Duration::from_secs(1));
+    second.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let over = sleep(drain);
+    tokio::pin!(over);
+    loop {
+        tokio::select! {
+            _ = second.tick() => state.tick_and_renew(),
+            () = &mut over => return Ok(()),
+            () = signals.second() => {
+                info!(target: OPERATOR, "a second signal: stopping now");
+                return Ok(());
+            }
+            Some(end) = ended.recv() => return Err(broken(end)),
+        }
+    }
+}
+
+/// Stops everything. Off this thread, so that /readyz says meanwhile that it is over.
+async fn stop(state: &Arc<State>, running: Running) {
+    let last = state.clone();
+    let _ = spawn_blocking(move || {
+        running.streams.stop();
+        running.workers.stop();
+        last.flush();
+    })
+    .await;
+    drop(running.close_admin);
+}
+
+/// Leaves the sockets to a successor: what waits in them is for it, what was taken is answered.
+async fn hand_on(
+    state: &Arc<State>,
+    running: Running,
+    successor: Successor,
+    (signals, ended): (&mut Signals, &mut Ends),
+) {
+    let Running { workers, mut streams, close_admin, drain_s } = running;
+    let drain = Duration::from_secs(u64::from(drain_s));
+    streams.leave(state.now_and(drain));
+    drop(close_admin);
+    let _ = spawn_blocking(move || workers.stop()).await;
+    let left = async {
+        while !streams.have_left() {
+            sleep(POLL).await;
+        }
+    };
+    let _ = tokio::time::timeout(LEAVE_MAX, left).await;
+    successor.tell_left();
+    info!(target: OPERATOR, "the successor serves; what is open here ends");
+    successor.tell_saved(); // the passkeys' totals were, when the database was lent
+    let closed = async {
+        while streams.are_connected() {
+            sleep(POLL * 10).await;
+        }
+    };
+    tokio::select! {
+        () = closed => {}
+        () = sleep(drain) => {}
+        () = signals.second() => {}
+        Some(_) = ended.recv() => {}
+    }
+    let _ = spawn_blocking(move || streams.stop()).await;
+}
+
+/// Waits until the predecessor has written down all it knows, and says so.
+pub(super) fn await_saved(predecessor: Predecessor) {
+    spawn_blocking(move || match predecessor.wait_until_saved() {
+        Ok(()) => info!(target: OPERATOR, "the predecessor has handed everything over"),
+        Err(error) => warn!(
+            target: OPERATOR,
+            "the predecessor ended before it had written everything down: {error}"
+        ),
+    });
+}

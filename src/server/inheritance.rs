@@ -1,0 +1,371 @@
+//! Sockets that outlive a process: what this one was given at its start, and what it can pass on.
+//!
+//! They come from a predecessor that still runs (`server::handover`), or from the service manager:
+//! its own (socket activation) or those that a predecessor left with it (the descriptor store). In
+//! each case the sockets are the same objects, with what waits in them, in the same order of their
+//! SO_REUSEPORT group.
+
+use std::fmt;
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use socket2::{Domain, SockRef, Type};
+
+use crate::sys::descriptors;
+
+/// Sockets that are taken over at most.
+pub(super) const SOCKETS_MAX: usize = 8192;
+
+/// What a socket is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Kind {
+    /// BEP 15.
+    Udp,
+    /// HTTP and WebSocket.
+    Tcp,
+    /// The same over TLS.
+    Tls,
+    /// HTTP and WebSocket of a reverse proxy on this host.
+    Unix,
+    /// The pages for operators.
+    Admin,
+}
+
+impl Kind {
+    const ALL: [Self; 5] = [Self::Udp, Self::Tcp, Self::Tls, Self::Unix, Self::Admin];
+
+    /// Its name in logs and in the service manager's store.
+    pub(super) fn label(self) -> &'static str {
+        match self {
+            Self::Udp => "udp",
+            Self::Tcp => "tcp",
+            Self::Tls => "tls",
+            Self::Unix => "unix",
+            Self::Admin => "admin",
+        }
+    }
+}
+
+/// Where a socket is bound.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Place {
+    /// On the network.
+    At(SocketAddr),
+    /// In the file system.
+    Path(PathBuf),
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::At(address) => address.fmt(f),
+            Self::Path(path) => path.display().fmt(f),
+        }
+    }
+}
+
+/// What is said of a socket that is passed on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Description {
+    /// What for; `None`: any TCP, as its address says.
+    pub(super) kind: Option<Kind>,
+    /// Where it is bound.
+    pub(super) place: Place,
+    /// Which it is of those that share the place, from 0.
+    pub(super) index: u16,
+}
+
+/// What this process was given and has not taken yet. Closed with it.
+#[derive(Debug, Default)]
+pub(super) struct Inheritance {
+    left: Vec<Heirloom>,
+    /// Ports of all that ever was here.
+    ports: Vec<u16>,
+}
+
+#[derive(Debug)]
+struct Heirloom {
+    description: Description,
+    /// The name it has in the service manager's store, if it comes from there.
+    name: Option<String>,
+    socket: OwnedFd,
+}
+
+impl Inheritance {
+    /// What the service manager has passed (sd_listen_fds(3)). To be called before anything else
+    /// opens descriptors.
+    pub(super) fn of_process() -> Self {
+        let number = |name| std::env::var(name).ok()?.parse::<usize>().ok();
+        let ours = usize::try_from(std::process::id()).ok();
+        if number("LISTEN_PID").filter(|it| Some(*it) == ours).is_none() {
+            return Self::default();
+        }
+        let count = number("LISTEN_FDS").unwrap_or(0).min(SOCKETS_MAX);
+        let names = std::env::var("LISTEN_FDNAMES").unwrap_or_default();
+        let names: Vec<_> = names.split(':').collect();
+        let mut it = Self::default();
+        for (place, socket) in descriptors::inherited(count) {
+            it.add(names.get(place).copied().unwrap_or_default(), socket);
+        }
+        it
+    }
+
+    /// Adds a socket that the service manager has passed under this name; what is none of ours, or
+    /// here twice (from a socket unit and from the store), is closed.
+    fn add(&mut self, name: &str, socket: OwnedFd) {
+        let Ok(description) = describe(name, &socket) else { return };
+        let cookie = descriptors::cookie(&socket).ok();
+        let same =
+            |it: &Heirloom| cookie.is_some() && descriptors::cookie(&it.socket).ok() == cookie;
+        if !self.left.iter().any(same) {
+            self.push(Heirloom { description, name: Some(name.to_owned()), socket });
+        }
+    }
+
+    /// Adds a socket of which a predecessor says this.
+    pub(super) fn receive(&mut self, description: Description, socket: OwnedFd) {
+        self.push(Heirloom { description, name: None, socket });
+    }
+
+    fn push(&mut self, it: Heirloom) {
+        if let Place::At(at) = it.description.place {
+            self.ports.push(at.port());
+        }
+        self.left.push(it);
+    }
+
+    /// Whether there is nothing.
+    pub(super) fn is_empty(&self) -> bool {
+        self.left.is_empty()
+    }
+
+    /// Takes the sockets of a kind that are bound to `asked`, in the order of their group. Where
+    /// that leaves the port to the kernel, those of the first address with its IP address.
+    pub(super) fn take(&mut self, kind: Kind, asked: SocketAddr) -> Vec<OwnedFd> {
+        let is_asked = |it: &Description| match &it.place {
+            Place::At(at) if asked.port() == 0 => at.ip() == asked.ip(),
+            Place::At(at) => *at == asked,
+            Place::Path(_) => false,
+        };
+        let is_of_kind = |it: &Description| match it.kind {
+            Some(known) => known == kind,
+            None => matches!(kind, Kind::Tcp | Kind::Tls | Kind::Admin),
+        };
+        let fits = |it: &Heirloom| is_of_kind(&it.description) && is_asked(&it.description);
+        let Some(place) =
+            self.left.iter().find(|it| fits(it)).map(|it| it.description.place.clone())
+        else {
+            return Vec::new();
+        };
+        self.take_all(|it| is_of_kind(it) && it.place == place)
+    }
+
+    /// Takes the Unix socket at a path.
+    pub(super) fn take_path(&mut self, path: &Path) -> Option<OwnedFd> {
+        self.take_all(|it| matches!(&it.place, Place::Path(at) if at == path)).pop()
+    }
+
+    fn take_all(&mut self, mut is_taken: impl FnMut(&Description) -> bool) -> Vec<OwnedFd> {
+        let (mut taken, rest): (Vec<_>, Vec<_>) =
+            self.left.drain(..).partition(|it| is_taken(&it.description));
+        self.left = rest;
+        taken.sort_by_key(|it| it.description.index);
+        taken.into_iter().map(|it| it.socket).collect()
+    }
+
+    /// Whether something on this port was inherited, taken or not: a trial bind would then fail for
+    /// no reason.
+    pub(super) fn has_port(&self, port: u16) -> bool {
+        self.ports.contains(&port)
+    }
+
+    /// Closes what nobody has taken, and says what it was: places, and names in the store.
+    pub(super) fn close(self) -> (Vec<String>, Vec<String>) {
+        let mut places = Vec::new();
+        for it in &self.left {
+            let kind = it.description.kind.map_or("tcp", Kind::label);
+            let place = format!("{kind} {}", it.description.place);
+            if !places.contains(&place) {
+                places.push(place);
+            }
+        }
+        (places, self.left.into_iter().filter_map(|it| it.name).collect())
+    }
+}
+
+/// What can be told of a socket from itself and from the name it was passed under.
+fn describe(name: &str, socket: &OwnedFd) -> io::Result<Description> {
+    let it = SockRef::from(socket);
+    let (kind, index) = parse_name(name);
+    let address = it.local_addr()?;
+    let is_stream = it.r#type()? == Type::STREAM;
+    if is_stream && !it.is_listener()? {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let is_unix = it.domain()? == Domain::UNIX;
+    let place = match (address.as_socket(), address.as_pathname()) {
+        (Some(at), _) => Place::At(at),
+        (None, Some(path)) => Place::Path(path.to_owned()),
+        (None, None) => return Err(io::ErrorKind::InvalidInput.into()),
+    };
+    let kind = match (is_stream, is_unix) {
+        (true, true) => Some(Kind::Unix),
+        (true, false) => kind.filter(|it| !matches!(it, Kind::Udp | Kind::Unix)),
+        (false, false) if it.r#type()? == Type::DGRAM => Some(Kind::Udp),
+        (false, _) => return Err(io::ErrorKind::InvalidInput.into()),
+    };
+    Ok(Description { kind, place, index })
+}
+
+/// What a name of ours says; another program's says nothing.
+fn parse_name(name: &str) -> (Option<Kind>, u16) {
+    let mut parts = name.split('-');
+    let kind = parts.next().and_then(|it| Kind::ALL.into_iter().find(|kind| kind.label() == it));
+    let index = parts.next_back().and_then(|it| it.parse().ok());
+    (kind, kind.and(index).unwrap_or(0))
+}
+
+/// Second handles on every socket of this process, to pass on.
+#[derive(Debug, Default)]
+pub(super) struct Estate(Vec<(Description, OwnedFd)>);
+
+impl Estate {
+    /// Adds the sockets of one place, in the order of their group.
+    ///
+    /// # Errors
+    /// Where no more descriptors are to be had.
+    pub(super) fn add<'a, S: AsFd + 'a>(
+        &mut self,
+        kind: Kind,
+        place: &Place,
+        sockets: impl IntoIterator<Item = &'a S>,
+    ) -> io::Result<()> {
+        for (index, socket) in (0..=u16::MAX).zip(sockets) {
+            let description = Description { kind: Some(kind), place: place.clone(), index };
+            self.0.push((description, socket.as_fd().try_clone_to_owned()?));
+        }
+        Ok(())
+    }
+
+    /// Adds the listeners of one address.
+    ///
+    /// # Errors
+    /// As [`Self::add`].
+    pub(super) fn add_tcp(
+        &mut self,
+        kind: Kind,
+        address: SocketAddr,
+        listeners: &[TcpListener],
+    ) -> io::Result<()> {
+        self.add(kind, &Place::At(address), listeners)
+    }
+
+    /// Every socket and what is to be said of it.
+    pub(super) fn all(&self) -> impl Iterator<Item = (&Description, BorrowedFd<'_>)> {
+        self.0.iter().map(|(description, socket)| (description, socket.as_fd()))
+    }
+
+    /// Every socket on the network, under the name that it is to have in the service manager's
+    /// store: its kind, which of the kind's addresses it has, and which of that address it is. (A
+    /// Unix socket's file goes with us: it is made anew.)
+    pub(super) fn named(&self) -> Vec<(String, BorrowedFd<'_>)> {
+        let mut places: Vec<(Option<Kind>, &Place)> = Vec::new();
+        let mut named = Vec::new();
+        for (Description { kind, place, index }, socket) in self.all() {
+            if !places.contains(&(*kind, place)) {
+                places.push((*kind, place));
+            }
+            let of_kind = places.iter().filter(|it| it.0 == *kind);
+            let nth = of_kind.into_iter().position(|it| it.1 == place).unwrap_or(0);
+            if let (Some(kind), Place::At(_)) = (kind, place) {
+                named.push((format!("{}-{nth}-{index}", kind.label()), socket));
+            }
+        }
+        named
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::UdpSocket;
+
+    fn udp(at: &str) -> UdpSocket {
+        UdpSocket::bind(at).unwrap()
+    }
+
+    fn at(kind: Kind, socket: &UdpSocket, index: u16) -> Description {
+        let place = Place::At(socket.local_addr().unwrap());
+        Description { kind: Some(kind), place, index }
+    }
+
+    #[test]
+    fn sockets_of_an_address_come_in_the_order_of_their_group() {
+        let (first, other) = (udp("127.0.0.1:0"), udp("127.0.0.2:0"));
+        let mut given = Inheritance::default();
+        let twin = |it: &UdpSocket| OwnedFd::from(it.try_clone().unwrap());
+        let cookies = [0, 1, 2].map(|index| {
+            let socket = udp("127.0.0.3:0");
+            let cookie = descriptors::cookie(&socket).unwrap();
+            let place = Place::At("127.0.0.1:7".parse().unwrap());
+            let description = Description { kind: Some(Kind::Udp), place, index: 2 - index };
+            given.receive(description, socket.into());
+            cookie
+        });
+        given.receive(at(Kind::Udp, &other, 0), twin(&other));
+        given.receive(at(Kind::Tcp, &first, 0), twin(&first));
+        assert!(given.take(Kind::Udp, "127.0.0.1:8".parse().unwrap()).is_empty());
+        assert!(given.take(Kind::Tls, first.local_addr().unwrap()).is_empty());
+        let taken = given.take(Kind::Udp, "127.0.0.1:0".parse().unwrap());
+        let taken: Vec<_> = taken.iter().map(|it| descriptors::cookie(it).unwrap()).collect();
+        assert!(taken.into_iter().eq(cookies.into_iter().rev()));
+        assert!(given.has_port(7) && !given.has_port(8));
+        let (places, names) = given.close();
+        assert_eq!((places.len(), names.len()), (2, 0));
+    }
+
+    #[test]
+    fn names_in_the_store_say_what_a_socket_is() {
+        let (one, two) = (udp("127.0.0.1:0"), udp("127.0.0.1:0"));
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut estate = Estate::default();
+        for it in [&one, &two] {
+            let place = Place::At(it.local_addr().unwrap());
+            estate.add(Kind::Udp, &place, [it, it]).unwrap();
+        }
+        let address = listener.local_addr().unwrap();
+        estate.add_tcp(Kind::Tls, address, std::slice::from_ref(&listener)).unwrap();
+        let named = estate.named();
+        let names: Vec<_> = named.iter().map(|it| it.0.as_str()).collect();
+        assert_eq!(names, ["udp-0-0", "udp-0-1", "udp-1-0", "udp-1-1", "tls-0-0"]);
+        let mut given = Inheritance::default();
+        for (name, socket) in &named {
+            given.add(name, socket.try_clone_to_owned().unwrap());
+        }
+        given.add("http", listener.try_clone().unwrap().into());
+        assert!(given.take(Kind::Tcp, address).is_empty());
+        assert_eq!(given.take(Kind::Tls, address).len(), 1);
+        assert_eq!(given.take(Kind::Udp, two.local_addr().unwrap()).len(), 1, "known already");
+        assert_eq!(given.close().1, ["udp-0-0"]);
+    }
+
+    #[test]
+    fn what_a_socket_unit_passes_is_known_by_its_address() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let connected = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let mut given = Inheritance::default();
+        given.add("skep.socket", listener.try_clone().unwrap().into());
+        given.add("skep.socket", udp("127.0.0.1:0").into());
+        given.add("skep.socket", connected.into());
+        given.add("skep.socket", std::fs::File::open("/dev/null").unwrap().into());
+        assert_eq!(given.left.len(), 2);
+        assert_eq!(given.take(Kind::Admin, listener.local_addr().unwrap()).len(), 1);
+        assert_eq!(given.take(Kind::Udp, "127.0.0.1:0".parse().unwrap()).len(), 1);
+        assert!(given.is_empty());
+    }
+}

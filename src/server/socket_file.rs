@@ -1,0 +1,103 @@
+//! A Unix socket's file whose owner changes without a moment in which it is absent.
+
+use std::io;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+
+use socket2::Socket;
+
+use crate::sys::descriptors;
+
+/// Who may connect: its owner.
+const MODE: u32 = 0o600;
+
+/// The file, removed when dropped, unless it is somebody else's by then.
+#[derive(Debug)]
+pub(super) struct SocketFile {
+    path: PathBuf,
+    identity: (u64, u64),
+}
+
+impl SocketFile {
+    /// Listens at `path`, in the place of a socket on which nobody does. It gets its name when it
+    /// is complete.
+    ///
+    /// # Errors
+    /// The kernel's; `AddrInUse` where somebody listens there.
+    pub(super) fn listen(path: &Path) -> io::Result<(Self, Socket)> {
+        match descriptors::connect(path) {
+            Ok(_) => return Err(io::ErrorKind::AddrInUse.into()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(_) if std::fs::symlink_metadata(path)?.file_type().is_socket() => {}
+            Err(_) => return Err(io::ErrorKind::AlreadyExists.into()),
+        }
+        Self::replace(path)
+    }
+
+    /// Listens at `path`, in the place of whatever socket is there.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub(super) fn replace(path: &Path) -> io::Result<(Self, Socket)> {
+        let mut unfinished = path.as_os_str().to_owned();
+        unfinished.push(format!(".{}", std::process::id()));
+        let unfinished = PathBuf::from(unfinished);
+        let _ = std::fs::remove_file(&unfinished);
+        let listener = descriptors::listen(&unfinished)?;
+        let make = || {
+            std::fs::set_permissions(&unfinished, std::fs::Permissions::from_mode(MODE))?;
+            let identity = identity(&unfinished)?;
+            std::fs::rename(&unfinished, path)?;
+            Ok(Self { path: path.to_owned(), identity })
+        };
+        let made = make();
+        if made.is_err() {
+            let _ = std::fs::remove_file(&unfinished);
+        }
+        made.map(|it| (it, listener))
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        if identity(&self.path).is_ok_and(|it| it == self.identity) {
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+fn identity(path: &Path) -> io::Result<(u64, u64)> {
+    let it = std::fs::symlink_metadata(path)?;
+    Ok((it.dev(), it.ino()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_socket_in_use_stays_and_one_left_behind_is_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        let (file, listener) = SocketFile::listen(&path).unwrap();
+        assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, MODE);
+        let again = SocketFile::listen(&path).err().unwrap();
+        assert_eq!(again.kind(), io::ErrorKind::AddrInUse);
+        drop(listener);
+        let (second, listener) = SocketFile::listen(&path).unwrap();
+        drop(file);
+        assert!(descriptors::connect(&path).is_ok(), "the first owner leaves the second's");
+        drop((second, listener));
+        assert_eq!(folder.path().read_dir().unwrap().count(), 0);
+    }
+
+    #[test]
+    fn what_is_no_socket_is_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        std::fs::write(&path, "a text").unwrap();
+        assert!(SocketFile::listen(&path).is_err());
+        assert_eq!(std::fs::read(&path).unwrap(), b"a text");
+        assert_eq!(folder.path().read_dir().unwrap().count(), 1);
+    }
+}

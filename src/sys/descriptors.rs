@@ -1,0 +1,217 @@
+//! Descriptors that travel: to another process over a Unix socket, or from the one that started us.
+//!
+//! A socket outlives every process as long as one of them, or the kernel's queue of a message on
+//! its way, holds a descriptor of it. So what clients have sent waits, and none of it is lost.
+#![expect(unsafe_code, reason = "inherited descriptors are known by number alone")]
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
+use std::os::unix::process::CommandExt as _;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recvmsg, sendmsg, sockopt,
+};
+use socket2::{Domain, SockAddr, Socket, Type};
+
+/// Most descriptors in one message; the kernel allows 253.
+pub const DESCRIPTORS_MAX: usize = 64;
+
+/// Room for as many.
+const CONTROL_BYTES: usize = rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX));
+
+/// Sends one message with descriptors, which stay open here as well.
+///
+/// # Errors
+/// The kernel's; more than [`DESCRIPTORS_MAX`] descriptors.
+pub fn send(socket: impl AsFd, bytes: &[u8], them: &[BorrowedFd<'_>]) -> io::Result<()> {
+    if them.len() > DESCRIPTORS_MAX {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let mut space = [MaybeUninit::uninit(); CONTROL_BYTES];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !them.is_empty() && !control.push(SendAncillaryMessage::ScmRights(them)) {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let sent = sendmsg(socket, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL)?;
+    if sent == bytes.len() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
+}
+
+/// Takes one message into `buffer`: its length, and the descriptors that came with it, which no
+/// child will inherit. No bytes: the other side has gone.
+///
+/// # Errors
+/// The kernel's; a message that is longer than the buffer or has more descriptors than
+/// [`DESCRIPTORS_MAX`]. Those that came are closed then.
+pub fn receive(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
+    let mut space = [MaybeUninit::uninit(); CONTROL_BYTES];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut parts = [IoSliceMut::new(buffer)];
+    let received = recvmsg(socket, &mut parts, &mut control, RecvFlags::CMSG_CLOEXEC)?;
+    let mut descriptors = Vec::new();
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(them) = message {
+            descriptors.extend(them);
+        }
+    }
+    if received.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC) {
+        return Err(io::ErrorKind::InvalidData.into());
+    }
+    Ok((received.bytes, descriptors))
+}
+
+/// A Unix socket of whole messages, on which connections wait. Nothing may be there.
+///
+/// # Errors
+/// The kernel's; a path of more than 107 bytes.
+pub fn listen(path: &Path) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::UNIX, Type::SEQPACKET, None)?;
+    socket.bind(&SockAddr::unix(path)?)?;
+    socket.listen(4)?;
+    Ok(socket)
+}
+
+/// Connects to what [`listen`]s there.
+///
+/// # Errors
+/// The kernel's.
+pub fn connect(path: &Path) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::UNIX, Type::SEQPACKET, None)?;
+    socket.connect(&SockAddr::unix(path)?)?;
+    Ok(socket)
+}
+
+/// Bounds every wait for the other side of a connection.
+///
+/// # Errors
+/// The kernel's; it has no reason to.
+pub fn be_impatient(socket: &Socket, wait: Duration) -> io::Result<()> {
+    socket.set_read_timeout(Some(wait))?;
+    socket.set_write_timeout(Some(wait))
+}
+
+/// The user who made the other end of a Unix socket.
+///
+/// # Errors
+/// The kernel's.
+pub fn peer_user(socket: impl AsFd) -> io::Result<u32> {
+    Ok(sockopt::socket_peercred(socket)?.uid.as_raw())
+}
+
+/// The user this process acts as.
+pub fn own_user() -> u32 {
+    // SAFETY: it has no conditions and cannot fail.
+    unsafe { libc::geteuid() }
+}
+
+/// What tells a socket from all others since the host's start, however many descriptors it has.
+///
+/// # Errors
+/// The kernel's; what is no socket.
+pub fn cookie(socket: impl AsFd) -> io::Result<u64> {
+    Ok(sockopt::socket_cookie(socket)?)
+}
+
+/// The first descriptor that a service manager passes.
+const FIRST: RawFd = 3;
+
+/// Takes over `count` descriptors that the service manager has passed (sd_listen_fds(3)): those
+/// from 3 on that are open. No child will inherit them. To be called once, before this process
+/// opens anything: whatever is open there counts as passed.
+#[must_use]
+pub fn inherited(count: usize) -> Vec<(usize, OwnedFd)> {
+    let mut them = Vec::new();
+    for (place, fd) in (FIRST..).take(count).enumerate() {
+        // SAFETY: a number that is no descriptor is refused with EBADF.
+        if unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) } == 0 {
+            // SAFETY: it is open, and its owner was whoever started us, who meant it for us.
+            them.push((place, unsafe { OwnedFd::from_raw_fd(fd) }));
+        }
+    }
+    them
+}
+
+/// Lets a child process start with these descriptors from 3 on, as a service manager does.
+#[doc(hidden)]
+pub fn command_with(command: &mut Command, them: Vec<OwnedFd>) -> &mut Command {
+    // Beyond all that are to be replaced, so that none is overwritten before it was copied.
+    const HIGH: RawFd = 200;
+    let place = move || {
+        let mut copies = [0; DESCRIPTORS_MAX];
+        for (copy, fd) in copies.iter_mut().zip(&them) {
+            // SAFETY: the descriptor is open.
+            *copy = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, HIGH) };
+        }
+        for (number, copy) in (FIRST..).zip(&copies[..them.len().min(DESCRIPTORS_MAX)]) {
+            // SAFETY: nothing in this process uses the number before it becomes another program.
+            if unsafe { libc::dup2(*copy, number) } == -1 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        Ok(())
+    };
+    // SAFETY: the hook makes system calls and allocates nothing, as is required after fork.
+    unsafe { command.pre_exec(place) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read as _, Write as _};
+    use std::os::unix::net::UnixStream;
+
+    fn pair() -> (Socket, Socket) {
+        Socket::pair(Domain::UNIX, Type::SEQPACKET, None).unwrap()
+    }
+
+    #[test]
+    fn what_is_sent_along_is_the_same_socket() {
+        let (here, there) = pair();
+        let (mut kept, given) = UnixStream::pair().unwrap();
+        send(&here, b"one", &[given.as_fd()]).unwrap();
+        let mut buffer = [0; 16];
+        let (bytes, mut descriptors) = receive(&there, &mut buffer).unwrap();
+        assert_eq!((&buffer[..bytes], descriptors.len()), (&b"one"[..], 1));
+        assert_eq!(cookie(&descriptors[0]).unwrap(), cookie(&given).unwrap());
+        assert_ne!(cookie(&descriptors[0]).unwrap(), cookie(&kept).unwrap());
+        drop(given);
+        UnixStream::from(descriptors.pop().unwrap()).write_all(b"still here").unwrap();
+        let mut text = String::new();
+        kept.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "still here");
+    }
+
+    #[test]
+    fn the_end_is_an_empty_message_and_a_long_one_an_error() {
+        let (here, there) = pair();
+        send(&here, b"much too long", &[]).unwrap();
+        assert!(receive(&there, &mut [0; 4]).is_err());
+        drop(here);
+        assert_eq!(receive(&there, &mut [0; 4]).unwrap().0, 0);
+    }
+
+    #[test]
+    fn more_than_fit_are_not_sent() {
+        let (here, _there) = pair();
+        let too_many = vec![here.as_fd(); DESCRIPTORS_MAX + 1];
+        assert!(send(&here, b"many", &too_many).is_err());
+        assert!(send(&here, b"many", &too_many[1..]).is_ok());
+    }
+
+    #[test]
+    fn the_other_side_is_known_and_waits_are_bounded() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        let listener = listen(&path).unwrap();
+        let client = connect(&path).unwrap();
+        let (server, _) = listener.accept().unwrap();
+        assert_eq!(peer_user(&server).unwrap(), own_user());
+        be_impatient(&client, Duration::from_millis(1)).unwrap();
+        assert!(receive(&client, &mut [0; 4]).is_err());
+        assert!(listen(&path).is_err());
+    }
+}

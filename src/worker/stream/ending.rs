@@ -1,0 +1,129 @@
+//! What stream workers are told, all at once, about their beginning and their end.
+//!
+//! A tracker that stops may go on serving for a while, so that a balancer notices, and one that
+//! hands its sockets on must neither accept nor shut them down: the successor does the former, and
+//! would suffer from the latter. In both cases WebSockets are told to reconnect one after the
+//! other, as all at once would be a flood elsewhere.
+
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
+
+use crate::time::Now;
+
+/// How far the end has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub(super) enum Stage {
+    /// It has not.
+    Serving,
+    /// Everything is served; WebSockets are told to reconnect.
+    Draining,
+    /// The same, but nothing is accepted, and HTTP connections close once they were answered.
+    Leaving,
+}
+
+/// The word to all workers.
+#[derive(Debug, Default)]
+pub(super) struct Ending {
+    is_held: AtomicBool,
+    keeps_listeners: AtomicBool,
+    stage: AtomicU8,
+    until_ns: AtomicU64,
+    left: AtomicUsize,
+}
+
+impl Ending {
+    /// Says whether workers are to wait before they accept.
+    pub(super) fn set_held(&self, is_held: bool) {
+        self.is_held.store(is_held, Ordering::Release);
+    }
+
+    /// Whether workers are to wait before they accept.
+    pub(super) fn is_held(&self) -> bool {
+        self.is_held.load(Ordering::Acquire)
+    }
+
+    /// Says that listeners go on without this process.
+    pub(super) fn keep_listeners(&self) {
+        self.keeps_listeners.store(true, Ordering::Release);
+    }
+
+    /// Whether they do.
+    pub(super) fn keeps_listeners(&self) -> bool {
+        self.keeps_listeners.load(Ordering::Acquire)
+    }
+
+    /// Goes on to a later stage, which is over at `until`.
+    pub(super) fn enter(&self, stage: Stage, until: Now) {
+        self.until_ns.store(until.ns(), Ordering::Release);
+        self.stage.fetch_max(stage as u8, Ordering::AcqRel);
+    }
+
+    /// The stage, and when it is over.
+    pub(super) fn stage(&self) -> (Stage, Now) {
+        let stage = match self.stage.load(Ordering::Acquire) {
+            0 => Stage::Serving,
+            1 => Stage::Draining,
+            _ => Stage::Leaving,
+        };
+        (stage, Now::from_ns(self.until_ns.load(Ordering::Acquire)))
+    }
+
+    /// Notes that a worker accepts no more.
+    pub(super) fn note_left(&self) {
+        self.left.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// How many workers accept no more.
+    pub(super) fn left(&self) -> usize {
+        self.left.load(Ordering::Acquire)
+    }
+}
+
+/// How many of `open` sockets to tell now to reconnect, of all until the end, where that is done
+/// every `every_ns`.
+pub(super) fn share(open: usize, now: Now, until: Now, every_ns: u64) -> usize {
+    let rounds = until.ns_since(now) / every_ns.max(1) + 1;
+    let rounds = usize::try_from(rounds).unwrap_or(usize::MAX);
+    // Rounded to the nearest, few sockets are spread as evenly as many.
+    open.saturating_add(rounds / 2) / rounds
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sockets_are_told_evenly_and_all_of_them_in_time() {
+        const EVERY_NS: u64 = 100_000_000;
+        let (start, until) = (Now::from_s(100), Now::from_s(110));
+        let (mut open, mut told) = (1000, Vec::new());
+        for round in 0..=100 {
+            let now = Now::from_ns(start.ns() + round * EVERY_NS);
+            let count = share(open, now, until, EVERY_NS);
+            open -= count;
+            told.push(count);
+        }
+        assert_eq!(open, 0);
+        assert!(told.iter().all(|it| *it <= 10), "{told:?}");
+        let (mut open, mut told) = (4, Vec::new());
+        for round in 0..=100 {
+            let now = Now::from_ns(start.ns() + round * EVERY_NS);
+            let count = share(open, now, until, EVERY_NS);
+            open -= count;
+            told.extend((0..count).map(|_| round));
+        }
+        let gaps: Vec<_> = told.windows(2).map(|it| it[1] - it[0]).collect();
+        assert!(gaps.iter().all(|it| (20..30).contains(it)), "{told:?}");
+        assert_eq!(share(7, until.plus_s(1), until, EVERY_NS), 7, "late is at once");
+        assert_eq!(share(0, start, until, EVERY_NS), 0);
+    }
+
+    #[test]
+    fn an_end_goes_one_way() {
+        let it = Ending::default();
+        assert_eq!(it.stage().0, Stage::Serving);
+        it.enter(Stage::Leaving, Now::from_s(9));
+        it.enter(Stage::Draining, Now::from_s(5));
+        assert_eq!(it.stage(), (Stage::Leaving, Now::from_s(5)));
+    }
+}

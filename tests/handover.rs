@@ -1,0 +1,323 @@
+//! Restart without a lost packet: the real program, replaced under load by itself.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod common;
+#[path = "common/stream.rs"]
+mod stream;
+#[path = "common/streams.rs"]
+mod streams;
+
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::path::Path;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use common::{
+    Client, DEADLINE, Skep, backends, command, eventually, http_get, leecher, run, seeder, texts,
+};
+use skep::types::InfoHash;
+use stream::Steady;
+use streams::{Browser, announce, exchange};
+
+/// Announces a second: what a development build of both takes on two cores with room to spare.
+const RATE: u32 = 8_000;
+
+/// A tracker on one address, its port chosen by the kernel.
+fn first(io: &str, arguments: &[&str]) -> Skep {
+    let mut command = command();
+    command.args(["--listen", "127.0.0.1:0", "--workers", "2", "--io", io]).args(arguments);
+    Skep::spawn(command)
+}
+
+/// What is to take over from the tracker with this state directory.
+fn successor_command(state: &Path, arguments: &[&str]) -> Command {
+    let mut command = command();
+    command.args(["run", "--take-over", "--listen", "127.0.0.1:0"]).args(arguments);
+    command.env("STATE_DIRECTORY", state);
+    command
+}
+
+fn successor(state: &Path, arguments: &[&str]) -> Skep {
+    Skep::spawn(successor_command(state, arguments))
+}
+
+#[test]
+fn every_datagram_is_answered_while_one_tracker_takes_over_from_the_other_and_a_third_from_it() {
+    let backends = backends();
+    for (number, io) in backends.iter().enumerate() {
+        let other = backends[(number + 1) % backends.len()];
+        let mut first = first(io, &[]);
+        let state = first.state.take().unwrap();
+        let address = first.udp[0];
+        let load = Steady::start(address, RATE);
+        load.wait_for(2_000);
+        let mut second = successor(state.path(), &["--workers", "2", "--io", other]);
+        assert_eq!((&second.udp, &second.tcp), (&first.udp, &first.tcp));
+        assert_eq!(first.wait().code(), Some(0), "{}", first.log());
+        load.wait_for(2_000);
+        let third = successor(state.path(), &["--workers", "2", "--io", io]);
+        assert_eq!(second.wait().code(), Some(0), "{}", second.log());
+        load.wait_for(2_000);
+        let (sent, lost) = load.finish();
+        assert!(sent > 6_000);
+        assert_eq!(lost, 0, "of {sent}, {io} to {other} and back\n{}", third.log());
+        third.log_with("the predecessor has handed everything over");
+        assert!(third.state.is_some() && state.path().join("handover.sock").exists());
+    }
+}
+
+#[test]
+fn sockets_are_served_by_however_many_workers_there_are() {
+    for workers in ["1", "3"] {
+        let mut first = first("auto", &[]);
+        let state = first.state.take().unwrap();
+        let load = Steady::start(first.udp[0], RATE);
+        load.wait_for(1_000);
+        let second = successor(state.path(), &["--workers", workers]);
+        assert_eq!(second.ready_value("workers"), workers);
+        assert_eq!(first.wait().code(), Some(0));
+        load.wait_for(2_000);
+        let (sent, lost) = load.finish();
+        assert_eq!(lost, 0, "of {sent}, with {workers} workers\n{}", second.log());
+        for port in 1..=50 {
+            Client::connect(second.udp[0]).announce(&leecher(7, port));
+            assert_eq!(streams::ask(second.tcp[0], &announce(8, port, "")).status, 200);
+        }
+    }
+}
+
+#[test]
+fn ids_stay_valid_and_swarms_go_on_growing() {
+    let mut first = first("auto", &[]);
+    let state = first.state.take().unwrap();
+    let mut client = Client::connect(first.udp[0]);
+    client.announce(&seeder(1, 1));
+    let second = successor(state.path(), &[]);
+    first.wait();
+    client.announce(&leecher(1, 2));
+    assert_eq!(client.scrape(&[InfoHash([1; 20])])[0].leechers, 1);
+    assert_eq!(second.metrics().sum("skep_dropped_total", ""), 0.0);
+}
+
+#[test]
+fn requests_over_http_are_answered_or_can_be_asked_again() {
+    for io in backends() {
+        let mut first = first(io, &[]);
+        let state = first.state.take().unwrap();
+        let address = first.tcp[0];
+        let (asking, answered, again) =
+            (AtomicBool::new(true), AtomicU64::new(0), AtomicU64::new(0));
+        let second = std::thread::scope(|scope| {
+            for number in 0..4 {
+                let counts = (&asking, &answered, &again);
+                scope.spawn(move || keep_asking(address, number, counts));
+            }
+            let _stop = Lower(&asking);
+            let wait_for = |more| {
+                let enough = answered.load(Ordering::Relaxed) + more;
+                eventually("answers", || answered.load(Ordering::Relaxed) >= enough);
+            };
+            wait_for(200);
+            let second = successor(state.path(), &["--io", io]);
+            assert_eq!(first.wait().code(), Some(0), "{}", first.log());
+            wait_for(200);
+            second
+        });
+        // A connection each, perhaps another that had just been opened.
+        assert!(again.load(Ordering::Relaxed) <= 8, "{again:?} retries");
+        drop(second);
+    }
+}
+
+/// Lowers a flag, however the scope ends.
+struct Lower<'a>(&'a AtomicBool);
+
+impl Drop for Lower<'_> {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Relaxed);
+    }
+}
+
+/// Announces over HTTP, on connections that are kept and on new ones in turn. What is cut off while
+/// a reply is waited for is asked again on another connection, once.
+fn keep_asking(
+    address: SocketAddr,
+    number: u16,
+    (asking, answered, again): (&AtomicBool, &AtomicU64, &AtomicU64),
+) {
+    let mut kept: Option<TcpStream> = None;
+    let mut port = 1;
+    while asking.load(Ordering::Relaxed) {
+        port = port % 60_000 + 1;
+        let target = announce(u8::try_from(number).unwrap(), port, "");
+        let is_kept = kept.is_some();
+        let mut stream = kept.take().unwrap_or_else(|| TcpStream::connect(address).unwrap());
+        if let Some(is_open) = ask(&mut stream, &target) {
+            answered.fetch_add(1, Ordering::Relaxed);
+            kept = Some(stream).filter(|_| is_open && port % 4 != 0);
+        } else {
+            assert!(is_kept, "the first request of a connection is answered");
+            again.fetch_add(1, Ordering::Relaxed);
+            let mut other = TcpStream::connect(address).unwrap();
+            assert!(ask(&mut other, &target).is_some(), "asked again in vain");
+        }
+    }
+}
+
+/// One request: whether the connection stays open; `None` where it was cut off.
+fn ask(stream: &mut TcpStream, target: &str) -> Option<bool> {
+    stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    let request = format!("GET {target} HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    stream.write_all(request.as_bytes()).ok()?;
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        stream.read_exact(&mut byte).ok()?;
+        head.push(byte[0]);
+    }
+    let head = String::from_utf8(head).unwrap().to_ascii_lowercase();
+    let length = head.lines().find_map(|it| it.strip_prefix("content-length: ")).unwrap();
+    let mut body = vec![0; length.parse().unwrap()];
+    stream.read_exact(&mut body).ok()?;
+    Some(!head.contains("connection: close"))
+}
+
+#[test]
+fn web_sockets_are_told_to_reconnect_over_the_drain() {
+    let mut first = first("auto", &[]);
+    let state = first.state.take().unwrap();
+    let mut browsers: Vec<_> = (0..20).map(|_| Browser::open(first.tcp[0], None)).collect();
+    first.signal("HUP");
+    first.log_with("reloaded");
+    let second = successor(state.path(), &[]);
+    for browser in &mut browsers {
+        assert!(browser.is_closed());
+    }
+    assert_eq!(first.wait().code(), Some(0));
+    let mut again = Browser::open(first.tcp[0], None);
+    let reply = again.ask(&streams::web_announce(1, 1, 0, 0));
+    assert_eq!(reply["complete"], 1);
+    drop(second);
+}
+
+#[test]
+fn a_successor_that_fails_leaves_the_tracker_as_it_was() {
+    let first = first("auto", &[]);
+    let state = first.state.as_ref().unwrap().path().to_owned();
+    let load = Steady::start(first.udp[0], RATE / 4);
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let udp = UdpSocket::bind(taken).unwrap();
+    let busy = udp.local_addr().unwrap().to_string();
+    for (arguments, code, said) in [
+        (vec!["--workers", "nine"], 2, "--workers"),
+        (vec!["--listen", &busy], 1, "ss -lnp"),
+        (vec!["--admin", "192.0.2.1:1"], 1, "remedy"),
+    ] {
+        let mut command = successor_command(&state, &arguments);
+        let output = command.output().unwrap();
+        let (_, log) = texts(&output);
+        assert_eq!(output.status.code(), Some(code), "{log}");
+        assert!(log.contains(said), "{log}");
+        assert_eq!(first.get("/readyz").0, 200);
+        load.wait_for(100);
+    }
+    first.log_with("not taken over, this tracker goes on");
+    let (sent, lost) = load.finish();
+    assert_eq!(lost, 0, "of {sent}");
+    assert_eq!(streams::ask(first.tcp[0], &announce(1, 1, "")).status, 200);
+    let second = successor(&state, &[]);
+    assert_eq!(second.udp, first.udp);
+}
+
+#[test]
+fn where_nobody_is_to_be_replaced_the_remedy_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = successor_command(folder.path(), &["--admin", "127.0.0.1:0"]).output().unwrap();
+    let (stdout, log) = texts(&output);
+    assert_eq!((output.status.code(), stdout.as_str()), (Some(1), ""));
+    assert!(log.contains("handover.sock") && log.contains("start without --take-over"), "{log}");
+    let stateless = run(&["run", "--take-over", "--listen", "127.0.0.1:0"]);
+    assert_eq!(stateless.status.code(), Some(1), "{}", texts(&stateless).1);
+}
+
+#[test]
+fn addresses_may_change_with_a_take_over() {
+    let mut first = first("auto", &["--listen", "127.0.0.2:0"]);
+    let state = first.state.take().unwrap();
+    let second = successor(state.path(), &["--listen", "127.0.0.3:0"]);
+    assert_eq!(first.wait().code(), Some(0));
+    assert_eq!(second.udp[0], first.udp[0]);
+    assert_eq!(second.udp[1].ip().to_string(), "127.0.0.3");
+    second.log_with(&format!("udp {} was passed to this process", first.udp[1]));
+    Client::connect(second.udp[1]).announce(&leecher(1, 1));
+    assert!(TcpStream::connect(first.tcp[1]).is_err());
+    assert!(UdpSocket::bind(first.udp[1]).is_ok(), "nobody has it any more");
+}
+
+#[test]
+fn registrations_go_over_and_can_be_changed_afterwards() {
+    let registered = ["SKEP__ACCESS__MODE", "registered"];
+    let start = |mut command: Command| {
+        command.env(registered[0], registered[1]);
+        Skep::spawn(command)
+    };
+    let mut old = command();
+    old.args(["--listen", "127.0.0.1:0", "--workers", "1"]);
+    let mut first = start(old);
+    let state = first.state.take().unwrap();
+    let register = |skep: &Skep, torrent: &str| {
+        let hash = torrent.repeat(20);
+        let body = format!("{{\"info_hash\":\"{hash}\"}}");
+        common::http_ask(skep.admin, ("POST", "/api/v1/torrents"), &body).0
+    };
+    assert_eq!(register(&first, "01"), 201);
+    // One that fails gives the database back.
+    let mut failing = successor_command(state.path(), &["--admin", "192.0.2.1:1"]);
+    assert_eq!(failing.env(registered[0], registered[1]).output().unwrap().status.code(), Some(1));
+    eventually("the database is back", || register(&first, "02") == 201);
+    let second = start(successor_command(state.path(), &[]));
+    assert_eq!(first.wait().code(), Some(0), "{}", first.log());
+    let mut client = Client::connect(second.udp[0]);
+    for torrent in [1, 2] {
+        client.announce(&leecher(torrent, 1));
+    }
+    assert!(!client.announce_refused(&leecher(3, 1)).is_empty());
+    assert_eq!(register(&second, "03"), 201);
+    client.announce(&leecher(3, 1));
+}
+
+#[test]
+fn the_unix_socket_goes_over_and_stays() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("http.sock");
+    let start = |mut command: Command| {
+        command.env("SKEP__HTTP__UNIX_SOCKET", &path);
+        Skep::spawn(command)
+    };
+    let mut old = command();
+    old.args(["--listen", "127.0.0.1:0"]);
+    let mut first = start(old);
+    let state = first.state.take().unwrap();
+    let second = start(successor_command(state.path(), &[]));
+    assert_eq!(first.wait().code(), Some(0));
+    let mut stream = std::os::unix::net::UnixStream::connect(&path).unwrap();
+    let target = announce(1, 1, "");
+    let request = format!("GET {target} HTTP/1.1\r\nHost: x\r\nX-Forwarded-For: 192.0.2.1\r\n\r\n");
+    assert_eq!(exchange(&mut stream, &request).status, 200);
+    let mut second = second;
+    second.signal("TERM");
+    second.wait();
+    assert!(!path.exists(), "it goes with its last owner");
+}
+
+#[test]
+fn while_it_is_taken_over_the_admin_pages_are_one_or_the_others() {
+    let mut first = first("auto", &[]);
+    let state = first.state.take().unwrap();
+    let second = successor(state.path(), &[]);
+    assert_eq!(second.admin, first.admin);
+    assert_eq!(first.wait().code(), Some(0));
+    assert_eq!(http_get(first.admin, "/readyz").0, 200);
+    assert_eq!(http_get(first.admin, "/livez").0, 200);
+}
