@@ -348,6 +348,7 @@ impl State {
         exporter.update(&self.shared.store.totals());
         exporter.update_memory(&self.shared.store.usage());
         let now = self.shared.clock.now();
+        exporter.update_heartbeats(self.shared.clock.elapsed_ns_at(now));
         if let Some((elapsed_s, busy_ratio)) = exporter.tick(now) {
             self.shared.load.observe(elapsed_s, busy_ratio);
         }
@@ -413,6 +414,7 @@ impl Process for State {
         exporter.update(&self.shared.store.totals());
         exporter.update_memory(&self.shared.store.usage());
         exporter.update_access(&self.shared.office);
+        exporter.update_heartbeats(self.shared.clock.elapsed_ns_at(self.now()));
         exporter.render()
     }
 

@@ -5,6 +5,7 @@
 //! worker label among the rest, so that the number of series stays bounded.
 
 mod access;
+mod heartbeats;
 mod limits;
 mod load;
 mod streams;
@@ -25,6 +26,7 @@ use crate::time::Now;
 use crate::tracker::{Oddity, Options};
 use crate::types::{Action, Dropped, Family, Kind, Refusal};
 use access::AccessSeries;
+use heartbeats::HeartbeatSeries;
 use limits::LimitSeries;
 use load::LoadSeries;
 use streams::StreamSeries;
@@ -68,6 +70,8 @@ pub(super) struct Exporter {
     handle: PrometheusHandle,
     process: metrics_process::Collector,
     workers: Vec<Arc<WorkerCounters>>,
+    stream_workers: Vec<Arc<StreamCounters>>,
+    heartbeats: HeartbeatSeries,
     families: [FamilySeries; Family::ALL.len()],
     io_events: [Counter; IoEvent::ALL.len()],
     store: StoreSeries,
@@ -91,6 +95,7 @@ impl Exporter {
         let recorder = PrometheusBuilder::new().build_recorder();
         let handle = recorder.handle();
         let process = metrics_process::Collector::default();
+        let stream_workers = streams.clone();
         let register = || {
             describe();
             process.describe();
@@ -108,15 +113,19 @@ impl Exporter {
                 StreamSeries::new(streams),
                 LimitSeries::new(tallies),
                 LoadSeries::new(),
+                HeartbeatSeries::new(),
             )
         };
         let series = metrics::with_local_recorder(&recorder, register);
-        let (families, io_events, store, access, busy, sockets, streams, limits, load) = series;
+        let (families, io_events, store, access, busy, sockets, streams, limits, load, heartbeats) =
+            series;
         Self {
             recorder,
             handle,
             process,
             workers,
+            stream_workers,
+            heartbeats,
             families,
             io_events,
             store,
@@ -144,6 +153,11 @@ impl Exporter {
             sockets.update();
         }
         metrics::with_local_recorder(&self.recorder, || self.process.collect());
+    }
+
+    /// Brings the ages of the workers' last turns up to date, in nanoseconds from the start.
+    pub(super) fn update_heartbeats(&self, now_ns: u64) {
+        self.heartbeats.update(&self.workers, &self.stream_workers, now_ns);
     }
 
     /// Brings the series about the store's memory up to date.
@@ -550,6 +564,23 @@ mod tests {
     }
 
     #[test]
+    fn the_age_of_workers_is_that_of_the_longest_ago_turn() {
+        let workers = workers(40);
+        for (worker, at_ns) in workers.iter().zip(1_u64..) {
+            worker.elapsed_ns.add(at_ns * 100_000_000);
+        }
+        let streams = vec![Arc::new(StreamCounters::default())];
+        let exporter = Exporter::new(workers, streams, Vec::new(), Vec::new(), INFO);
+        exporter.update_heartbeats(4_000_000_000);
+        let text = exporter.render();
+        let age = |transport| {
+            let series = "skep_worker_last_turn_age_seconds";
+            value(&text, &format!("{series}{{transport=\"{transport}\"}}"))
+        };
+        assert_eq!((age("udp"), age("tcp")), (3.9, 4.0));
+    }
+
+    #[test]
     fn series_stay_bounded_on_the_largest_hosts() {
         let workers = workers(200);
         let socket = |worker, family| WatchedSocket {
@@ -558,8 +589,10 @@ mod tests {
             socket: UdpSocket::bind("127.0.0.1:0").unwrap(),
         };
         let sockets = (0..200).flat_map(|n| Family::ALL.map(|family| socket(n, family))).collect();
-        let mut exporter = Exporter::new(workers, Vec::new(), sockets, Vec::new(), INFO);
+        let streams = (0..200).map(|_| Arc::default()).collect();
+        let mut exporter = Exporter::new(workers, streams, sockets, Vec::new(), INFO);
         exporter.update(&Totals::default());
+        exporter.update_heartbeats(1);
         exporter.tick(Now::from_s(1));
         exporter.tick(Now::from_s(2));
         let text = exporter.render();
