@@ -12,6 +12,7 @@
 mod admin;
 mod backend;
 mod bouncer;
+mod confine;
 mod control;
 mod drain;
 mod error;
@@ -145,6 +146,8 @@ fn assemble(
     let estate = list(&sockets, &listeners, &admin)
         .map_err(|error| StartError::lacking("cannot duplicate a socket", &error))?;
     let gone = close(inheritance);
+    let state = options::state_home(config);
+    confine::confine(config, state.as_deref().ok())?;
     let watched = watch(&sockets.by_worker)?;
     let mut ready_line = String::from("ready");
     let streams = |of: &[Bound]| of.iter().map(|it| it.address).collect::<Vec<_>>();
@@ -251,8 +254,9 @@ fn bind_admin(
     bind().map_err(|error| StartError::listening("tcp (admin)", asked, &error))
 }
 
-/// A panic anywhere ends the process, whatever the build profile says.
-fn end_with_any_panic() {
+/// From now on a panic anywhere ends the process, whatever the build profile says.
+#[doc(hidden)]
+pub fn end_with_any_panic() {
     let print = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
         print(panic);

@@ -1,0 +1,147 @@
+//! Rights that are given up once every socket is bound and every file was opened: those of root,
+//! and that to write elsewhere or run programs.
+
+use std::path::{Path, PathBuf};
+
+use landlock::{
+    ABI, AccessFs, Ruleset, RulesetAttr as _, RulesetCreatedAttr as _, RulesetStatus,
+    path_beneath_rules,
+};
+use tracing::{info, warn};
+
+use crate::config::Config;
+use crate::server::StartError;
+use crate::server::log::OPERATOR;
+use crate::sys::identity::Identity;
+
+/// What the rules are written for; older kernels keep as many of them as they know.
+const RULES: ABI = ABI::V5;
+
+/// Gives up what is not needed. Every thread that starts later is bound by it.
+///
+/// # Errors
+/// [`StartError`] where the settings name a user that this process cannot become: to stay root then
+/// would be no answer.
+pub(super) fn confine(config: &Config, state: Option<&Path>) -> Result<(), StartError> {
+    drop_root(&config.server.user, state)?;
+    if config.server.confine {
+        restrict(&writable(config, state));
+    }
+    Ok(())
+}
+
+fn drop_root(user: &str, state: Option<&Path>) -> Result<(), StartError> {
+    if user.is_empty() {
+        if Identity::can_change() {
+            info!("running as root; remedy: server.user, or a service manager that sets one");
+        }
+        return Ok(());
+    }
+    let failed = |error: std::io::Error| {
+        StartError::Failed(format!(
+            "cannot become user {user} (server.user): {error}; remedy: name an existing user, and \
+             start skep as root, or leave it empty"
+        ))
+    };
+    if !Identity::can_change() {
+        info!("server.user is not needed: skep was not started as root");
+        return Ok(());
+    }
+    let identity = Identity::find(user).map_err(failed)?;
+    if let Some(state) = state.filter(|it| it.exists()) {
+        identity.own(state).map_err(failed)?;
+    }
+    identity.assume().map_err(failed)?;
+    info!(target: OPERATOR, "running as user {user} from now on");
+    Ok(())
+}
+
+/// The folders in which something may have to be written: not the files, because they are replaced
+/// by others of the same name.
+fn writable(config: &Config, state: Option<&Path>) -> Vec<PathBuf> {
+    let it = &config.access;
+    let files = [
+        &it.torrents_allow,
+        &it.torrents_deny,
+        &it.networks_allow,
+        &it.networks_deny,
+        &it.clients_allow,
+        &it.clients_deny,
+        &it.ports_deny,
+        &config.http.unix_socket,
+        &config.server.handover_socket,
+    ];
+    let folder_of = |file: &String| {
+        let folder = Path::new(file).parent()?;
+        Some(if folder.as_os_str().is_empty() { Path::new(".") } else { folder }.to_owned())
+    };
+    let folders = files.into_iter().filter(|it| !it.is_empty()).filter_map(folder_of);
+    let mut all: Vec<_> = state.map(Path::to_owned).into_iter().chain(folders).collect();
+    all.sort();
+    all.dedup();
+    all
+}
+
+/// Allows writing in these folders alone, and running nothing. What is read is not restricted:
+/// settings, certificates and lists may be anywhere, and move.
+fn restrict(writable: &[PathBuf]) {
+    let writing = AccessFs::from_write(RULES);
+    let restricted = Ruleset::default()
+        .handle_access(writing | AccessFs::Execute)
+        .and_then(Ruleset::create)
+        .and_then(|it| it.add_rules(path_beneath_rules(writable, writing)))
+        .and_then(landlock::RulesetCreated::restrict_self);
+    let folders: Vec<_> = writable.iter().map(|it| it.display().to_string()).collect();
+    let folders = folders.join(", ");
+    match restricted.map(|it| it.ruleset) {
+        Ok(RulesetStatus::FullyEnforced) => {
+            info!("confined: writes in [{folders}] only, runs nothing");
+        }
+        Ok(RulesetStatus::PartiallyEnforced) => {
+            info!("confined as far as this kernel can: writes in [{folders}] only");
+        }
+        Ok(RulesetStatus::NotEnforced) => info!("not confined: this kernel has no Landlock"),
+        Err(error) => warn!("not confined: {error}; remedy: server.confine = false"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn folders_of_all_that_is_written_are_writable() {
+        let mut config = Config::default();
+        assert!(writable(&config, None).is_empty());
+        config.access.ports_deny = "/etc/skep/ports".into();
+        config.access.networks_deny = "/etc/skep/networks".into();
+        config.http.unix_socket = "http.sock".into();
+        let all = writable(&config, Some(Path::new("/var/lib/skep")));
+        let all: Vec<_> = all.iter().map(|it| it.to_str().unwrap()).collect();
+        assert_eq!(all, ["/etc/skep", "/var/lib/skep", "."]);
+    }
+
+    #[test]
+    fn what_is_confined_writes_where_it_may_and_nowhere_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let (inside, outside) = (folder.path().join("in"), folder.path().join("out"));
+        std::fs::create_dir_all(&inside).unwrap();
+        std::fs::create_dir_all(&outside).unwrap();
+        std::fs::write(outside.join("text"), "text").unwrap();
+        // Of this thread alone, and of no other test.
+        let thread = std::thread::spawn(move || {
+            restrict(std::slice::from_ref(&inside));
+            let written = [&inside, &outside].map(|it| std::fs::write(it.join("new"), "").is_ok());
+            let renamed = std::fs::rename(inside.join("new"), inside.join("newer")).is_ok();
+            let read = std::fs::read(outside.join("text")).is_ok();
+            let ran = std::process::Command::new("/bin/true").status().is_ok();
+            (written, renamed, read, ran)
+        });
+        let (written, renamed, read, ran) = thread.join().unwrap();
+        assert!(written[0] && renamed && read);
+        if written[1] && ran {
+            return eprintln!("skipped: this kernel has no Landlock");
+        }
+        assert!(!written[1] && !ran);
+    }
+}
