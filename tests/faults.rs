@@ -1,0 +1,284 @@
+//! What the host withholds or breaks: descriptors, locked memory, system calls, a worker.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+#![allow(clippy::disallowed_methods, reason = "how long something took is what is tested")]
+
+mod common;
+#[path = "common/stream.rs"]
+mod stream;
+#[path = "common/streams.rs"]
+mod streams;
+
+use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::os::unix::process::ExitStatusExt as _;
+use std::process::{Command, Stdio};
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
+
+use common::{Client, Skep, backends, command, eventually, leecher};
+use skep::metrics::WorkerCounters;
+use skep::sys::clock::Clock;
+use skep::sys::socket::{UdpOptions, bind_udp};
+use skep::time::Now;
+use skep::types::{Answered, Dropped};
+use skep::worker::Responder;
+use skep::worker::datagram::{Backend, DatagramWorker};
+use stream::Steady;
+use streams::announce;
+
+/// The program behind another one, such as a shell that sets limits first; the arguments of the
+/// program follow those given.
+fn behind(program: &str, arguments: &[&str], io: &str) -> Command {
+    let skep = command();
+    let mut command = Command::new(program);
+    command.args(arguments).arg(skep.get_program());
+    for (name, value) in skep.get_envs() {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    command.args(["--listen", "127.0.0.1:0", "--workers", "2", "--io", io]);
+    command
+}
+
+/// The program under limits that a shell sets.
+fn limited(limits: &str, io: &str) -> Command {
+    behind("/bin/sh", &["-c", &format!("{limits}; exec \"$0\" \"$@\"")], io)
+}
+
+#[test]
+fn without_descriptors_udp_goes_on_and_http_comes_back() {
+    for io in backends() {
+        let skep = Skep::spawn(limited("ulimit -n 120", io));
+        let load = Steady::start(skep.udp[0], 2_000);
+        let errors = |skep: &Skep| skep.metrics().value("skep_accept_failed_total");
+        assert_eq!(errors(&skep), 0.0);
+        // More than there can be; those that are not accepted wait in the kernel.
+        let held: Vec<_> = (0..150).map(|_| TcpStream::connect(skep.tcp[0]).unwrap()).collect();
+        load.wait_for(1_000);
+        let (sent, lost) = load.finish();
+        assert_eq!(lost, 0, "of {sent} with {io}");
+        drop(held);
+        let freed = Instant::now();
+        assert_eq!(streams::ask(skep.tcp[0], &announce(1, 1, "")).status, 200);
+        assert!(freed.elapsed() < Duration::from_secs(1), "{:?}", freed.elapsed());
+        assert!(errors(&skep) > 0.0, "there was a shortage");
+        assert_eq!(skep.get("/livez").0, 200);
+    }
+}
+
+#[test]
+fn without_locked_memory_it_starts_and_serves() {
+    let skep = Skep::spawn(limited("ulimit -l 0", "auto"));
+    Client::connect(skep.udp[0]).announce(&leecher(1, 1));
+    assert_eq!(streams::ask(skep.tcp[0], &announce(1, 1, "")).status, 200);
+    if skep.ready_value("io") == "mmsg" && common::has_io_uring() {
+        assert!(skep.log().contains("memlock"), "{}", skep.log());
+    }
+}
+
+/// The program under strace, which makes some of its system calls fail; `None` where there is no
+/// strace, or it may not trace.
+fn injected(faults: &[&str], io: &str) -> Option<Skep> {
+    let works = Command::new("strace").args(["-D", "-e", "trace=none", "/bin/true"]).status();
+    if !works.is_ok_and(|it| it.success()) {
+        eprintln!("skipped: no strace here");
+        return None;
+    }
+    // With -D it is the tracer that is somebody's child, and the program stays ours.
+    let mut arguments = vec!["-D", "-f", "--seccomp-bpf", "-qq", "-o", "/dev/null"];
+    for fault in faults {
+        arguments.extend(["-e", fault]);
+    }
+    Some(Skep::spawn(behind("strace", &arguments, io)))
+}
+
+#[test]
+fn system_calls_that_fail_for_a_moment_lose_nothing() {
+    for io in backends() {
+        let faults: &[&[&str]] = match io {
+            "uring" => &[
+                &["trace=io_uring_enter", "inject=io_uring_enter:error=EINTR:when=50+7"],
+                &["trace=io_uring_enter", "inject=io_uring_enter:error=EAGAIN:when=50+7"],
+                &["trace=io_uring_enter", "inject=io_uring_enter:error=EBUSY:when=50+7"],
+            ],
+            _ => &[
+                &["trace=recvmmsg", "inject=recvmmsg:error=EINTR:when=3+7"],
+                &["trace=recvmmsg", "inject=recvmmsg:error=ENOMEM:when=3+7"],
+                &["trace=poll", "inject=poll:error=EINTR:when=3+7"],
+            ],
+        };
+        for fault in faults {
+            let Some(skep) = injected(fault, io) else { return };
+            let load = Steady::start(skep.udp[0], 400);
+            load.wait_for(400);
+            let (sent, lost) = load.finish();
+            assert_eq!(lost, 0, "of {sent}: {fault:?}\n{}", skep.log());
+            assert_eq!(skep.get("/livez").0, 200);
+        }
+    }
+}
+
+#[test]
+fn replies_that_cannot_be_sent_are_counted_by_cause_and_the_next_ones_leave() {
+    let causes = [
+        ("EAGAIN", "send_queue_full"),
+        ("ENOBUFS", "send_queue_full"),
+        ("EPERM", "send_refused"),
+        ("EMSGSIZE", "send_failed"),
+        ("ENETUNREACH", "send_unreachable"),
+    ];
+    for (error, event) in causes {
+        let fault = format!("inject=sendmmsg:error={error}:when=3+5");
+        let Some(skep) = injected(&["trace=sendmmsg", &fault], "mmsg") else { return };
+        let event = format!("skep_io_events_total{{event=\"{event}\"}}");
+        eventually("a reply is lost, and counted", || {
+            assert!(try_connect(skep.udp[0]), "within five tries one arrives");
+            skep.metrics().value(&event) >= 2.0
+        });
+        let metrics = skep.metrics();
+        let answered = metrics.sum("skep_responses_total", "family=\"ipv4\"");
+        assert_eq!(answered, metrics.sum("skep_requests_total", "family=\"ipv4\""));
+    }
+}
+
+/// Asks for a connection id up to five times.
+fn try_connect(address: SocketAddr) -> bool {
+    let client = Client::unconnected(address);
+    client.socket.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+    let request = [0, 0, 4, 23, 39, 16, 25, 128, 0, 0, 0, 0, 1, 2, 3, 4];
+    (0..5).any(|_| {
+        client.send(&request);
+        client.socket.recv(&mut [0; 16]).is_ok()
+    })
+}
+
+/// Breaks at the first datagram.
+struct Broken;
+
+impl Responder for Broken {
+    const PREFETCH_STAGES: usize = 0;
+
+    fn prefetch(&mut self, _stage: usize, _datagram: &[u8]) {}
+
+    fn handle(
+        &mut self,
+        _now: Now,
+        _source: SocketAddr,
+        _datagram: &[u8],
+        _out: &mut [u8],
+    ) -> Result<Answered, Dropped> {
+        panic!("a bug")
+    }
+
+    fn upkeep(&mut self, _now: Now) {}
+
+    fn set_queue(&mut self, _queue_permille: u32) {}
+}
+
+/// What tells this program that it is the process that is to break.
+const BREAKS: &str = "SKEP_TEST_WORKER_BREAKS";
+
+#[test]
+fn a_panic_in_one_worker_ends_the_process_within_a_second() {
+    if std::env::var_os(BREAKS).is_some() {
+        return break_a_worker();
+    }
+    let name = "a_panic_in_one_worker_ends_the_process_within_a_second";
+    let begun = Instant::now();
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", name, "--nocapture"])
+        .env(BREAKS, "1")
+        .stderr(Stdio::piped())
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.signal(), Some(6), "{text}");
+    assert!(text.contains("a bug"), "{text}");
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+}
+
+/// Serves with a worker that breaks, as the program does, beside a thread that would go on.
+fn break_a_worker() {
+    skep::server::end_with_any_panic();
+    let socket = bind_udp("127.0.0.1:0".parse().unwrap(), &UdpOptions::default()).unwrap();
+    let address = socket.address();
+    let worker = std::thread::spawn(move || {
+        DatagramWorker {
+            backend: Backend::Mmsg,
+            sockets: &[socket],
+            clock: &Clock::start(),
+            counters: &WorkerCounters::default(),
+            stop: &AtomicBool::new(false),
+        }
+        .run(&mut Broken)
+    });
+    UdpSocket::bind("127.0.0.1:0").unwrap().send_to(b"break", address).unwrap();
+    std::thread::sleep(Duration::from_secs(20));
+    drop(worker);
+    std::process::exit(0);
+}
+
+#[test]
+fn what_is_confined_still_reloads_and_edits_its_lists() {
+    let folder = tempfile::tempdir().unwrap();
+    let list = folder.path().join("ports");
+    std::fs::write(&list, "25\n").unwrap();
+    let mut command = command();
+    command.args(["--listen", "127.0.0.1:0"]).env("SKEP__ACCESS__PORTS_DENY", &list);
+    let skep = Skep::spawn(command);
+    if skep.log().contains("no Landlock") {
+        return eprintln!("skipped: this kernel has no Landlock");
+    }
+    skep.log_with("confined");
+    let edited = common::http_ask(
+        skep.admin,
+        ("PUT", "/api/v1/access/ports/deny/26"),
+        "{\"reason\":\"mail\"}",
+    );
+    assert_eq!(edited.0, 200, "{edited:?}");
+    assert!(std::fs::read_to_string(&list).unwrap().contains("26"));
+    std::fs::write(&list, "25\n26\n27\n").unwrap();
+    skep.signal("HUP");
+    skep.log_with("reloaded");
+    for port in [25, 26, 27] {
+        assert!(!Client::connect(skep.udp[0]).announce_refused(&leecher(1, port)).is_empty());
+    }
+}
+
+#[test]
+fn started_as_root_it_becomes_the_user_that_is_named() {
+    if !skep::sys::identity::Identity::can_change() {
+        return eprintln!("skipped: this is not root");
+    }
+    let start = || {
+        let mut command = command();
+        command.args(["--listen", "127.0.0.1:0"]).env("SKEP__SERVER__USER", "65534");
+        command
+    };
+    let mut skep = Skep::spawn(start());
+    let status = std::fs::read_to_string(format!("/proc/{}/status", skep.id())).unwrap();
+    let line = |key: &str| status.lines().find_map(|it| it.strip_prefix(key)).unwrap().to_owned();
+    for key in ["Uid:", "Gid:"] {
+        assert!(line(key).split_whitespace().all(|it| it == "65534"), "{key}{}", line(key));
+    }
+    assert_eq!(u64::from_str_radix(line("CapEff:").trim(), 16).unwrap(), 0);
+    let mut client = Client::connect(skep.udp[0]);
+    client.announce(&leecher(1, 1));
+    skep.signal("HUP");
+    skep.log_with("reloaded: nothing has changed");
+    // Root replaces it, and becomes the same user.
+    let state = skep.state.take().unwrap();
+    let mut next = start();
+    next.args(["--take-over"]).env("STATE_DIRECTORY", state.path());
+    let second = Skep::spawn(next);
+    assert_eq!(skep.wait().code(), Some(0), "{}", skep.log());
+    client.announce(&leecher(1, 1));
+    assert_eq!(second.get("/readyz").0, 200);
+    let mut unknown = command();
+    unknown.args(["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]);
+    let output = unknown.env("SKEP__SERVER__USER", "no-such-user").output().unwrap();
+    let (_, log) = common::texts(&output);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(log.contains("there is no user no-such-user; remedy"), "{log}");
+}
