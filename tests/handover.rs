@@ -1,5 +1,6 @@
 //! Restart without a lost packet: the real program, replaced under load by itself.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+#![allow(clippy::disallowed_methods, reason = "how long something took is what is tested")]
 
 mod common;
 #[path = "common/stream.rs"]
@@ -12,6 +13,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use common::{
     Client, DEADLINE, Skep, backends, command, eventually, http_get, leecher, run, seeder, texts,
@@ -185,15 +187,21 @@ fn ask(stream: &mut TcpStream, target: &str) -> Option<bool> {
 
 #[test]
 fn web_sockets_are_told_to_reconnect_over_the_drain() {
-    let mut first = first("auto", &[]);
+    let mut old = command();
+    old.args(["--listen", "127.0.0.1:0"]).env("SKEP__SERVER__DRAIN_S", "2");
+    let mut first = Skep::spawn(old);
     let state = first.state.take().unwrap();
-    let mut browsers: Vec<_> = (0..20).map(|_| Browser::open(first.tcp[0], None)).collect();
-    first.signal("HUP");
-    first.log_with("reloaded");
+    let browsers: Vec<_> = (0..20).map(|_| Browser::open(first.tcp[0], None)).collect();
+    let waiting = browsers
+        .into_iter()
+        .map(|mut it| std::thread::spawn(move || (it.closed_with(), Instant::now())));
+    let waiting: Vec<_> = waiting.collect();
     let second = successor(state.path(), &[]);
-    for browser in &mut browsers {
-        assert!(browser.is_closed());
-    }
+    let ends: Vec<_> = waiting.into_iter().map(|it| it.join().unwrap()).collect();
+    assert!(ends.iter().all(|it| it.0 == Some(1001)), "{ends:?}");
+    let times = || ends.iter().map(|it| it.1);
+    let spread = times().max().unwrap() - times().min().unwrap();
+    assert!(spread >= Duration::from_secs(1), "{spread:?}");
     assert_eq!(first.wait().code(), Some(0));
     let mut again = Browser::open(first.tcp[0], None);
     let reply = again.ask(&streams::web_announce(1, 1, 0, 0));

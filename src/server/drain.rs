@@ -75,7 +75,7 @@ pub(super) async fn wind_down(
     }
     match outcome {
         Ok(Reason::Relieved(successor)) => {
-            hand_on(state, running, successor, (signals, ended)).await;
+            hand_on(state, running, successor, signals).await;
             Ok(())
         }
         Ok(Reason::Told) => {
@@ -136,7 +136,7 @@ async fn hand_on(
     state: &Arc<State>,
     running: Running,
     successor: Successor,
-    (signals, ended): (&mut Signals, &mut Ends),
+    signals: &mut Signals,
 ) {
     let Running { workers, mut streams, close_admin, drain_s } = running;
     let drain = Duration::from_secs(u64::from(drain_s));
@@ -161,7 +161,6 @@ async fn hand_on(
         () = closed => {}
         () = sleep(drain) => {}
         () = signals.second() => {}
-        Some(_) = ended.recv() => {}
     }
     let _ = spawn_blocking(move || streams.stop()).await;
 }
