@@ -79,13 +79,26 @@ impl Ending {
     }
 }
 
-/// How many of `open` sockets to tell now to reconnect, of all until the end, where that is done
-/// every `every_ns`.
-pub(super) fn share(open: usize, now: Now, until: Now, every_ns: u64) -> usize {
-    let rounds = until.ns_since(now) / every_ns.max(1) + 1;
-    let rounds = usize::try_from(rounds).unwrap_or(usize::MAX);
-    // Rounded to the nearest, few sockets are spread as evenly as many.
-    open.saturating_add(rounds / 2) / rounds
+/// Tells sockets to reconnect evenly over a stretch of time.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Farewell {
+    open_at_first: usize,
+    since: Now,
+}
+
+impl Farewell {
+    /// One that begins now.
+    pub(super) fn new(open: usize, since: Now) -> Self {
+        Self { open_at_first: open, since }
+    }
+
+    /// How many of `open` sockets to tell now, where the end is at `until`: those beyond the part
+    /// that is left of the time.
+    pub(super) fn share(self, open: usize, now: Now, until: Now) -> usize {
+        let (left_ns, all_ns) = (until.ns_since(now), until.ns_since(self.since).max(1));
+        let kept = self.open_at_first as u128 * u128::from(left_ns) / u128::from(all_ns);
+        open.saturating_sub(usize::try_from(kept).unwrap_or(usize::MAX))
+    }
 }
 
 #[cfg(test)]
@@ -93,29 +106,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sockets_are_told_evenly_and_all_of_them_in_time() {
-        const EVERY_NS: u64 = 100_000_000;
+    fn sockets_are_told_evenly_however_few_and_all_of_them_in_time() {
         let (start, until) = (Now::from_s(100), Now::from_s(110));
-        let (mut open, mut told) = (1000, Vec::new());
-        for round in 0..=100 {
-            let now = Now::from_ns(start.ns() + round * EVERY_NS);
-            let count = share(open, now, until, EVERY_NS);
-            open -= count;
-            told.push(count);
+        for (first, in_a_round_max, gap_max) in [(1000, 10, 1), (20, 1, 5), (4, 1, 25)] {
+            let farewell = Farewell::new(first, start);
+            let (mut open, mut told) = (first, Vec::new());
+            for round in 0..=100 {
+                let now = Now::from_ns(start.ns() + round * 100_000_000);
+                let count = farewell.share(open, now, until);
+                assert!(count <= in_a_round_max, "{count} of {first} in round {round}");
+                open -= count;
+                told.extend((0..count).map(|_| round));
+            }
+            assert_eq!(open, 0);
+            assert!(told.windows(2).all(|it| it[1] - it[0] <= gap_max), "{told:?}");
         }
-        assert_eq!(open, 0);
-        assert!(told.iter().all(|it| *it <= 10), "{told:?}");
-        let (mut open, mut told) = (4, Vec::new());
-        for round in 0..=100 {
-            let now = Now::from_ns(start.ns() + round * EVERY_NS);
-            let count = share(open, now, until, EVERY_NS);
-            open -= count;
-            told.extend((0..count).map(|_| round));
-        }
-        let gaps: Vec<_> = told.windows(2).map(|it| it[1] - it[0]).collect();
-        assert!(gaps.iter().all(|it| (20..30).contains(it)), "{told:?}");
-        assert_eq!(share(7, until.plus_s(1), until, EVERY_NS), 7, "late is at once");
-        assert_eq!(share(0, start, until, EVERY_NS), 0);
+        let late = Farewell::new(3, until).share(7, until.plus_s(1), until);
+        assert_eq!(late, 7, "whoever came meanwhile goes, too");
     }
 
     #[test]

@@ -13,7 +13,7 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use super::accept::{self, Security};
 use super::connection::Connection;
-use super::ending::{Stage, share};
+use super::ending::{Farewell, Stage};
 use super::mailbox::{LETTERS_TAKEN_MAX, Letter};
 use super::slots::{Due, Place, Slots};
 use super::{FrontEnds, Listener, Options, Shared, StreamWorker};
@@ -52,6 +52,8 @@ pub(super) struct Worker<N: Network> {
     clock: Clock,
     is_stopping: Cell<bool>,
     is_leaving: Cell<bool>,
+    /// Once it has begun.
+    farewell: Cell<Option<Farewell>>,
 }
 
 /// What accepts from a listener, and the task that does so.
@@ -73,6 +75,7 @@ pub(super) async fn main<N: Network>(parts: StreamWorker, stop: &AtomicBool) -> 
         clock,
         is_stopping: Cell::new(false),
         is_leaving: Cell::new(false),
+        farewell: Cell::new(None),
         shared,
     });
     while worker.shared.ending.is_held() && !stop.load(Ordering::Relaxed) {
@@ -212,8 +215,9 @@ impl<N: Network> Worker<N> {
     fn see_off(&self, now: Now, until: Now) {
         let mut open = self.connections();
         open.retain(|it| it.is_open_web());
-        let every_ns = u64::try_from(TICK.as_nanos()).unwrap_or(u64::MAX);
-        let count = share(open.len(), now, until, every_ns);
+        let farewell = self.farewell.get().unwrap_or_else(|| Farewell::new(open.len(), now));
+        self.farewell.set(Some(farewell));
+        let count = farewell.share(open.len(), now, until);
         open.iter().take(count).for_each(Connection::retire);
     }
 
