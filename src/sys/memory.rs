@@ -1,7 +1,9 @@
 //! How much memory this process may use: the host's, or less where a control group says so.
+#![expect(unsafe_code, reason = "one system call that no safe crate in use offers")]
 
 use std::fs;
 use std::io;
+use std::mem::MaybeUninit;
 use std::path::{Path, PathBuf};
 
 /// Bytes this process may use: all the host has, unless its control group (version 2) or one above
@@ -10,11 +12,25 @@ use std::path::{Path, PathBuf};
 /// # Errors
 /// Where the kernel does not tell how much memory there is.
 pub fn usable_bytes() -> io::Result<u64> {
-    let total = fs::read_to_string("/proc/meminfo")?;
-    let total = total_bytes(&total)
-        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "/proc/meminfo has no total"))?;
+    let told = fs::read_to_string("/proc/meminfo").ok();
+    // systemd's ProcSubset=pid hides the file. It comes first, as containers may have their own.
+    let total = told.and_then(|text| total_bytes(&text)).map_or_else(host_bytes, Ok)?;
     let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     Ok(group_limit(Path::new("/sys/fs/cgroup"), &groups).map_or(total, |limit| limit.min(total)))
+}
+
+/// All the host's memory, as sysinfo(2) has it.
+fn host_bytes() -> io::Result<u64> {
+    let mut host = MaybeUninit::<libc::sysinfo>::zeroed();
+    // SAFETY: the pointer is to a structure of ours, which the kernel only writes to.
+    if unsafe { libc::sysinfo(host.as_mut_ptr()) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: zeros are valid in all its fields, which are integers, and so is what was written.
+    let host = unsafe { host.assume_init() };
+    host.totalram
+        .checked_mul(u64::from(host.mem_unit))
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "sysinfo(2) tells too much"))
 }
 
 /// The total that the text of /proc/meminfo tells.
@@ -55,6 +71,8 @@ mod tests {
             assert_eq!(total_bytes(text), None, "{text}");
         }
         assert!(usable_bytes().unwrap() > 1 << 20);
+        let told = total_bytes(&fs::read_to_string("/proc/meminfo").unwrap()).unwrap();
+        assert_eq!(host_bytes().unwrap() / 1024, told / 1024, "both ask the kernel");
     }
 
     #[test]
