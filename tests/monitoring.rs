@@ -1,0 +1,215 @@
+//! What watches skep, against a skep that is watched: alerts, dashboard, and the metrics they name.
+//!
+//! Needs promtool and prometheus (Debian's package prometheus), and Python's YAML (`.ci/run`). What
+//! is missing is said; with `SKEP_REQUIRE_EXTERNAL=1`, a failure.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod common;
+#[path = "common/streams.rs"]
+mod streams;
+
+mod deployment;
+
+use std::collections::BTreeSet;
+
+use common::{Skep, command, eventually, has_ipv6};
+use deployment::prometheus::Prometheus;
+use deployment::traffic::Traffic;
+use deployment::{agrees, deployed, document, have, have_yaml, list, text, text_of};
+use serde_json::Value;
+use streams::{Certificate, announce, connect, exchange};
+
+/// Metrics of others that we name: Prometheus' own, and node_exporter's.
+const OF_OTHERS: [&str; 3] = ["up", "node_nf_conntrack_entries", "node_nf_conntrack_entries_limit"];
+
+/// What may stay zero while all is well, and what the test cannot or should not bring about. Every
+/// other query has to find something above zero.
+const QUIET: [&str; 7] = [
+    "skep_accept_failed_total",
+    "skep_announces_not_stored_total",
+    "skep_io_events_total",
+    "skep_snapshot_errors_total",
+    "skep_torrents_evicted_total",
+    "skep_udp_socket_drops_total",
+    "skep_udp_socket_queue_bytes",
+];
+
+#[test]
+fn alerts_fire_and_keep_silent() {
+    if !have(&["promtool"]) {
+        return;
+    }
+    let file = |name: &str| deployed("prometheus").join(name).display().to_string();
+    agrees("promtool", &["check", "rules", &file("rules.yml")]);
+    agrees("promtool", &["check", "config", &file("prometheus.yml")]);
+    agrees("promtool", &["test", "rules", &file("rules.test.yml")]);
+}
+
+#[test]
+fn every_alert_is_tried_both_ways_and_explained() {
+    if !have_yaml() {
+        return;
+    }
+    let tests = document("deploy/prometheus/rules.test.yml");
+    let cases = list(&tests["tests"]).iter().flat_map(|it| list(&it["alert_rule_test"]));
+    let tried = |alert: &str, fires: bool| {
+        cases
+            .clone()
+            .any(|it| it["alertname"] == alert && list(&it["exp_alerts"]).is_empty() != fires)
+    };
+    let page = text_of("docs/operating.md");
+    let explained: BTreeSet<_> = page
+        .lines()
+        .filter_map(|it| it.strip_prefix("### "))
+        .filter(|it| it.starts_with("Skep"))
+        .collect();
+    for rule in rules() {
+        let alert = text(&rule["alert"]);
+        assert!(tried(alert, true) && tried(alert, false), "{alert}: rules.test.yml");
+        assert!(explained.contains(alert), "{alert}: docs/operating.md");
+        let anchor = format!("docs/operating.md#{}", alert.to_lowercase());
+        assert_eq!(rule["annotations"]["runbook_url"], anchor);
+        let severity = text(&rule["labels"]["severity"]);
+        assert!(["critical", "warning", "info"].contains(&severity), "{alert}: {severity}");
+    }
+    assert_eq!(explained.len(), rules().len(), "an alert is explained that is no more");
+}
+
+#[test]
+fn the_prometheus_operator_gets_the_same_rules() {
+    if !have_yaml() {
+        return;
+    }
+    let path = "deploy/kubernetes/components/monitoring/prometheusrule.yaml";
+    let ours = document("deploy/prometheus/rules.yml");
+    assert!(
+        document(path)["spec"]["groups"] == ours["groups"],
+        "put `sed -n '/^groups:/,$p' deploy/prometheus/rules.yml | sed 's/^./  &/'` behind `spec:` in {path}"
+    );
+}
+
+#[test]
+fn every_metric_that_is_named_is_exported() {
+    if !have_yaml() {
+        return;
+    }
+    let skep = Skep::start(&[]);
+    let metrics = skep.metrics().text;
+    let exported: BTreeSet<_> = metrics
+        .lines()
+        .filter(|it| !it.starts_with('#'))
+        .filter_map(|it| it.split(['{', ' ']).next())
+        .chain(OF_OTHERS)
+        .collect();
+    let mut expressions: Vec<String> =
+        rules().iter().map(|it| text(&it["expr"]).to_owned()).collect();
+    expressions.extend(queries().into_iter().map(|(_, expression)| expression));
+    let mut named = BTreeSet::new();
+    for it in &expressions {
+        named.extend(metrics_in(it));
+    }
+    assert!(named.len() > 30, "{named:?}");
+    let missing: Vec<_> = named.iter().filter(|it| !exported.contains(it.as_str())).collect();
+    assert!(missing.is_empty(), "named but not exported: {missing:?}");
+}
+
+#[test]
+fn metrics_are_found_in_expressions() {
+    let found = metrics_in(
+        "sum by (job, skep_by) (rate(skep_a_total{reason=~\"skep_no|up\"}[5m])) / on (instance) \
+         (process_b > 0) and up{job=\"skep\"} == 1 or node_c",
+    );
+    let found: Vec<_> = found.iter().map(String::as_str).collect();
+    assert_eq!(found, ["node_c", "process_b", "skep_a_total", "skep_by", "up"]);
+}
+
+#[test]
+fn every_query_of_the_dashboard_finds_something() {
+    if !have(&["prometheus"]) {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let certificate = Certificate::write(folder.path());
+    let skep = watched(&certificate);
+    let prometheus = Prometheus::start(skep.admin);
+    let traffic = Traffic::start(&skep, &certificate.certificate);
+    let mut secure = connect(skep.tls[0], Some(&certificate.client()));
+    let request = format!("GET {} HTTP/1.1\r\nHost: localhost\r\n\r\n", announce(1, 1, ""));
+    assert_eq!(exchange(&mut *secure, &request).status, 200);
+    for (panel, expression) in queries() {
+        let is_quiet = QUIET.iter().any(|it| expression.contains(it));
+        let shows = |it: &(Value, f64)| it.1.is_finite() && (it.1 > 0.0 || is_quiet);
+        eventually(&format!("{panel} shows something of {expression}"), || {
+            prometheus.query(&expression).iter().any(shows)
+        });
+    }
+    drop((traffic, secure));
+    healthy(&prometheus);
+}
+
+/// A skep that traffic brings to use all it has: TLS, limits, snapshots.
+fn watched(certificate: &Certificate) -> Skep {
+    let mut command = command();
+    command
+        .args(["--workers", "2", "--listen", "127.0.0.1:0"])
+        .env("SKEP__TLS__LISTEN", "127.0.0.1:0")
+        .env("SKEP__TLS__CERTIFICATE", &certificate.certificate)
+        .env("SKEP__TLS__KEY", &certificate.key)
+        // IPv4 meets its limits, and IPv6 does not.
+        .env("SKEP__LIMITS__EXEMPT", "::1/128")
+        .env("SKEP__LOG__LEVEL", "info");
+    if has_ipv6() {
+        command.args(["--listen", "[::1]:0"]);
+    }
+    Skep::spawn(command)
+}
+
+/// Every rule can be evaluated, and none finds fault with a skep that is merely busy.
+fn healthy(prometheus: &Prometheus) {
+    let answer = prometheus.get("rules");
+    let groups = list(&answer["data"]["groups"]);
+    let rules: Vec<_> = groups.iter().flat_map(|it| list(&it["rules"])).collect();
+    assert_eq!(rules.len(), rules_count());
+    for rule in rules {
+        assert_eq!(rule["health"], "ok", "{rule}");
+        assert_ne!(rule["state"], "firing", "{rule}");
+    }
+}
+
+/// How many alerts rules.yml has, counted without reading YAML.
+fn rules_count() -> usize {
+    text_of("deploy/prometheus/rules.yml").matches("- alert: ").count()
+}
+
+fn rules() -> Vec<Value> {
+    let page = document("deploy/prometheus/rules.yml");
+    let groups = list(&page["groups"]);
+    let rules: Vec<_> = groups.iter().flat_map(|it| list(&it["rules"])).cloned().collect();
+    assert_eq!(rules.len(), rules_count());
+    rules
+}
+
+/// Every query of the dashboard, with the title of its panel.
+fn queries() -> Vec<(String, String)> {
+    let dashboard: Value = serde_json::from_str(&text_of("deploy/grafana/skep.json")).unwrap();
+    let mut queries = Vec::new();
+    for panel in list(&dashboard["panels"]) {
+        for target in list(&panel["targets"]) {
+            assert_eq!(target["datasource"]["uid"], "${datasource}", "{target}");
+            queries.push((text(&panel["title"]).to_owned(), text(&target["expr"]).to_owned()));
+        }
+    }
+    assert!(queries.len() > 30, "{}", queries.len());
+    queries
+}
+
+/// The words of an expression that can only be metrics: outside of quotes, and named like ours, a
+/// process's or a node's.
+fn metrics_in(expression: &str) -> BTreeSet<String> {
+    let outside = expression.split('"').step_by(2).collect::<Vec<_>>().join(" ");
+    let is_word = |it: char| it.is_ascii_alphanumeric() || it == '_';
+    let is_metric = |it: &&str| {
+        *it == "up" || ["skep_", "process_", "node_"].iter().any(|start| it.starts_with(start))
+    };
+    outside.split(|it| !is_word(it)).filter(is_metric).map(str::to_owned).collect()
+}
