@@ -80,7 +80,7 @@ fn pods_are_as_the_program_needs_them() {
     }
     for (overlay, rendered) in overlays() {
         let all = documents(&rendered);
-        let of_kind = |kind: &str| all.iter().filter(move |it| it["kind"] == kind);
+        let of_kind = |kind: &'static str| all.iter().filter(move |it| it["kind"] == kind);
         let is_ours = |it: &&Value| it["metadata"]["name"] == "skep";
         let mut pods = of_kind("Deployment").chain(of_kind("DaemonSet")).filter(is_ours);
         let pod = &pods.next().unwrap()["spec"]["template"];

@@ -8,7 +8,7 @@ use std::sync::mpsc;
 use serde_json::Value;
 
 use super::{deployed, program};
-use crate::common::{DEADLINE, http_get};
+use crate::common::{DEADLINE, eventually, http_get};
 
 /// How often it scrapes. Often, as the test waits for some of it.
 const INTERVAL: &str = "200ms";
@@ -55,6 +55,7 @@ impl Prometheus {
             eprintln!("--- Prometheus\n{log}");
         });
         let address = address.recv_timeout(DEADLINE).expect("Prometheus listens");
+        eventually("Prometheus is ready", || http_get(address, "/-/ready").0 == 200);
         Self { child, address, _folder: folder }
     }
 

@@ -11,10 +11,10 @@ use skep::protocol::udp::TransactionId;
 use skep::protocol::udp::client::{Announcement, encode_announce, encode_connect, encode_scrape};
 use skep::types::{Event, InfoHash};
 
-use crate::common::{Client, Skep, command, leecher, seeder};
+use crate::common::{Client, Skep, command, http_get, leecher, seeder};
 
-/// Datagrams of one burst: many bursts a second, as handling times are sampled once in 64 turns.
-const BURST: u16 = 32;
+/// Clients of one burst: many bursts a second, as handling times are sampled once in 64 turns.
+const BURST: u8 = 32;
 
 /// Traffic that ends when dropped.
 pub(crate) struct Traffic {
@@ -31,9 +31,9 @@ impl Traffic {
             let ended = ended.clone();
             threads.push(std::thread::spawn(move || datagrams(address, &ended)));
         }
-        let urls = urls(skep);
+        let (urls, page) = (urls(skep), *skep.tcp.last().unwrap());
         let (authority, shared) = (authority.to_owned(), ended.clone());
-        threads.push(std::thread::spawn(move || probes(&urls, &authority, &shared)));
+        threads.push(std::thread::spawn(move || probes(&urls, page, &authority, &shared)));
         Self { ended, threads }
     }
 }
@@ -47,7 +47,7 @@ impl Drop for Traffic {
     }
 }
 
-/// What probes ask, and what is refused and rejected.
+/// What probes ask.
 fn urls(skep: &Skep) -> Vec<String> {
     let mut urls = Vec::new();
     for it in &skep.udp {
@@ -56,7 +56,6 @@ fn urls(skep: &Skep) -> Vec<String> {
     for it in &skep.tcp {
         urls.push(format!("http://{it}/announce"));
         urls.push(format!("ws://{it}"));
-        urls.push(format!("http://{it}/nowhere/announce"));
     }
     for it in &skep.tls {
         let port = it.port();
@@ -65,8 +64,9 @@ fn urls(skep: &Skep) -> Vec<String> {
     urls
 }
 
-fn probes(urls: &[String], authority: &Path, ended: &AtomicBool) {
+fn probes(urls: &[String], page: SocketAddr, authority: &Path, ended: &AtomicBool) {
     while !ended.load(Ordering::Relaxed) {
+        assert_eq!(http_get(page, "/nowhere").0, 404);
         // Whether they succeed is the matter of other tests.
         let mut probe = command();
         probe.args(["probe", "--timeout=1", "--tries=1", "--ca"]).arg(authority).args(urls);
@@ -75,26 +75,26 @@ fn probes(urls: &[String], authority: &Path, ended: &AtomicBool) {
 }
 
 fn datagrams(address: SocketAddr, ended: &AtomicBool) {
-    let mut client = Client::connect(address);
+    let client = Client::connect(address);
     let silent = Duration::from_millis(1);
     client.socket.set_read_timeout(Some(silent)).unwrap();
     let mut buffer = [0; 2048];
+    let mut port = 0; // ever new ones: a peer completes but once
     while !ended.load(Ordering::Relaxed) {
-        for port in 1..=BURST {
-            burst(&client.socket, client.connection_id, port, &mut buffer);
+        for torrent in 0..BURST {
+            port = port % 60_000 + 1;
+            client_of(&client.socket, client.connection_id, (torrent, port), &mut buffer);
         }
         while client.socket.recv(&mut buffer).is_ok() {}
     }
 }
 
-/// An announce of a leecher that soon completes, of a seeder, a connect, a scrape, a forged id, and
-/// what is too short.
-fn burst(socket: &UdpSocket, id: u64, port: u16, buffer: &mut [u8]) {
-    let torrent = u8::try_from(port).unwrap();
+/// An announce of a leecher that completes, a connect, a scrape, a forged id, and what is too short.
+fn client_of(socket: &UdpSocket, id: u64, (torrent, port): (u8, u16), buffer: &mut [u8]) {
     let finished = Announcement { event: Event::Completed, ..seeder(torrent, port) };
     let transaction = TransactionId([torrent; 4]);
-    let mut send = |bytes: usize, buffer: &[u8]| drop(socket.send(&buffer[..bytes]));
-    for it in [leecher(torrent, port), finished, seeder(torrent, port + 1000)] {
+    let send = |bytes: usize, buffer: &[u8]| drop(socket.send(&buffer[..bytes]));
+    for it in [leecher(torrent, port), finished] {
         send(encode_announce(id, transaction, &it, buffer), buffer);
     }
     send(encode_connect(transaction, buffer), buffer);
