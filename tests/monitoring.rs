@@ -86,7 +86,8 @@ fn the_prometheus_operator_gets_the_same_rules() {
     let ours = document("deploy/prometheus/rules.yml");
     assert!(
         document(path)["spec"]["groups"] == ours["groups"],
-        "put `sed -n '/^groups:/,$p' deploy/prometheus/rules.yml | sed 's/^./  &/'` behind `spec:` in {path}"
+        "behind `spec:` in {path} belongs: \
+         sed -n '/^groups:/,$p' deploy/prometheus/rules.yml | sed 's/^./  &/'"
     );
 }
 
@@ -163,7 +164,7 @@ fn watched(certificate: &Certificate) -> Skep {
         .env("SKEP__TLS__KEY", &certificate.key)
         // IPv4 meets its limits, and IPv6 does not.
         .env("SKEP__LIMITS__EXEMPT", "::1/128")
-        .env("SKEP__LOG__LEVEL", "info");
+        .env("SKEP__SNAPSHOT__INTERVAL_S", "1");
     if has_ipv6() {
         command.args(["--listen", "[::1]:0"]);
     }

@@ -29,7 +29,8 @@ impl Prometheus {
         let config = format!(
             "global:\n  scrape_interval: {INTERVAL}\n  evaluation_interval: {INTERVAL}\n\
              rule_files: [{}]\n\
-             scrape_configs:\n  - job_name: skep\n    static_configs:\n      - targets: [\"{target}\"]\n",
+             scrape_configs:\n  - job_name: skep\n    static_configs:\n\
+             \x20     - targets: [\"{target}\"]\n",
             deployed("prometheus/rules.yml").display(),
         );
         let file = folder.path().join("prometheus.yml");

@@ -89,7 +89,7 @@ fn datagrams(address: SocketAddr, ended: &AtomicBool) {
     }
 }
 
-/// An announce of a leecher that completes, a connect, a scrape, a forged id, and what is too short.
+/// A leecher's announce, its completion, a connect, a scrape, a forged id, and what is too short.
 fn client_of(socket: &UdpSocket, id: u64, (torrent, port): (u8, u16), buffer: &mut [u8]) {
     let finished = Announcement { event: Event::Completed, ..seeder(torrent, port) };
     let transaction = TransactionId([torrent; 4]);
