@@ -31,6 +31,7 @@ pub mod metrics;
 pub mod networks;
 pub mod protocol;
 pub mod server;
+pub mod snapshot;
 pub mod store;
 pub mod sys;
 pub mod time;

@@ -28,6 +28,8 @@ pub(super) struct Asker<'a> {
     pub(super) peers_max: usize,
     /// Whether its network's share of a swarm is capped.
     pub(super) capped: bool,
+    /// What a snapshot says of the peer: it does not announce now.
+    restored: Option<Stamp>,
     budget: &'a Memory,
     account: &'a Account,
     /// Bytes admitted for this announce.
@@ -54,10 +56,22 @@ impl<'a> Asker<'a> {
             is_short,
             peers_max,
             capped: capped && scope == Scope::Public,
+            restored: None,
             budget,
             account,
             admitted: 0,
         }
+    }
+
+    /// The same, for a peer that does not announce but comes from a snapshot, with this stamp.
+    pub(super) fn restoring(self, stamp: Stamp) -> Self {
+        Self { restored: Some(stamp), ..self }
+    }
+
+    /// Whether the peer comes from a snapshot.
+    #[inline]
+    pub(super) fn is_restored(&self) -> bool {
+        self.restored.is_some()
     }
 
     /// Whether the peer is to be in the swarm after this.
@@ -84,6 +98,9 @@ impl<'a> Asker<'a> {
         role: Role,
         on_probation: bool,
     ) -> Record<ADDRESS> {
+        if let Some(stamp) = self.restored {
+            return Record::new(endpoint, stamp.probed(stamp.is_on_probation() && self.is_short));
+        }
         Record::new(endpoint, Stamp::new(self.now, role).probed(on_probation))
     }
 
@@ -91,7 +108,10 @@ impl<'a> Asker<'a> {
     /// memory is not short is not on probation any more.
     #[inline]
     pub(super) fn renewed(&self, stamp: Stamp, role: Role, completed: bool) -> (Stamp, bool) {
-        let (stamp, counts) = stamp.renewed(self.now, role, completed);
+        let (stamp, counts) = match self.restored {
+            Some(restored) => (stamp.merged(restored, self.now), false),
+            None => stamp.renewed(self.now, role, completed),
+        };
         (stamp.probed(stamp.is_on_probation() && self.is_short), counts)
     }
 }

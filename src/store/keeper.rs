@@ -46,11 +46,11 @@ impl Walk {
     }
 }
 
-/// What a sweep does after a cell.
+/// What a sweep or a walk does after a cell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Visit {
     /// Goes on to the next.
     Done,
-    /// Stops, to come back to the same one.
+    /// Stops: a sweep, to come back to the same one; a walk, to go on behind it.
     Pause,
 }

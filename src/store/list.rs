@@ -11,7 +11,7 @@ use std::collections::BinaryHeap;
 use std::net::SocketAddr;
 
 use super::contents::Contents;
-use super::keeper::Walk;
+use super::keeper::{Visit, Walk};
 use super::record::{Address, Record, Role};
 use super::roster::Roster;
 use super::table::SwarmCell;
@@ -105,6 +105,10 @@ impl Store {
     fn look_through(&self, mut look: impl FnMut(&InfoHash, &SwarmCell)) {
         for shard in 0..self.table.shards() {
             let mut walk = Walk::of(shard);
+            let mut look = |_, info_hash: &InfoHash, cell: &SwarmCell| {
+                look(info_hash, cell);
+                Visit::Done
+            };
             while self.table.look_on(&mut walk, &mut look) {}
         }
     }
@@ -265,7 +269,7 @@ mod tests {
     use fastrand::Rng;
 
     use super::super::table::SLICE_BUCKETS;
-    use super::super::{Change, Options, Room, Visit};
+    use super::super::{Change, Options, Room, Visit, keeper};
     use super::*;
     use crate::types::Contact;
 
@@ -295,7 +299,11 @@ mod tests {
         let mut seen = Vec::new();
         for shard in 0..store.table.shards() {
             let mut walk = Walk::of(shard);
-            while store.table.look_on(&mut walk, |info_hash, _| seen.push(*info_hash)) {
+            let mut look = |_, info_hash: &InfoHash, _: &SwarmCell| {
+                seen.push(*info_hash);
+                keeper::Visit::Done
+            };
+            while store.table.look_on(&mut walk, &mut look) {
                 meanwhile();
             }
         }

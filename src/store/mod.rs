@@ -5,9 +5,9 @@
 //! that makes choice cheap, `large` adds an index where a scan would be slow, and `hosts` what
 //! each host has there; `memory` keeps account of every byte, and an `asker` is refused where
 //! there are none left. `select` draws the peers, `spread` lets no network fill a reply, `expire`
-//! forgets the silent ones in small slices, `list` shows operators what there is. This file is the
-//! store's door: an announce goes in, counts and peers come out, under one shard lock and with
-//! nothing else held.
+//! forgets the silent ones in small slices, `list` shows operators what there is, `persist` lets
+//! snapshots take it and bring it back. This file is the store's door: an announce goes in, counts
+//! and peers come out, under one shard lock and with nothing else held.
 
 mod announce;
 mod asker;
@@ -19,6 +19,7 @@ mod keeper;
 mod large;
 mod list;
 mod memory;
+mod persist;
 mod record;
 mod roster;
 mod select;
@@ -36,6 +37,9 @@ use fastrand::Rng;
 pub use expire::{Limits, Sweeper};
 pub use list::{Listed, ListedPeer, Order};
 pub use memory::{Budget, Usage};
+pub use persist::{
+    Arrival, Batch, Export, Restored, Saved4, Saved6, SavedPeer, SavedTorrent, Terms,
+};
 pub use record::{PEER_AGE_S_LIMIT, Role, TICK_S};
 pub use roster::Change;
 
@@ -80,7 +84,7 @@ pub struct Totals {
     pub seeders: [u64; Kind::ALL.len()],
     /// Incomplete peers by [`Kind`].
     pub leechers: [u64; Kind::ALL.len()],
-    /// Downloads completed, counted since start.
+    /// Downloads completed, counted since start and before what was restored.
     pub completed: u64,
 }
 
@@ -218,6 +222,8 @@ pub struct Store {
     table: Table,
     totals: Box<[CachePadded<ShardTotals>]>,
     memory: CachePadded<Memory>,
+    /// Downloads counted before the snapshot that was restored.
+    completed_before: AtomicU64,
 }
 
 impl Store {
@@ -228,15 +234,18 @@ impl Store {
         });
         let table = Table::new(options.shards, keys);
         let totals = (0..table.shards()).map(|_| CachePadded::default()).collect();
-        Self { table, totals, memory: CachePadded::default() }
+        let completed_before = AtomicU64::new(0);
+        Self { table, totals, memory: CachePadded::default(), completed_before }
     }
 
     /// Sums; costs one read per shard.
     pub fn totals(&self) -> Totals {
-        let mut sum = Totals::default();
+        let completed = self.completed_before.load(Ordering::Relaxed);
+        let mut sum = Totals { completed, ..Totals::default() };
         for shard in &self.totals {
             sum.torrents += shard.torrents.load(Ordering::Relaxed);
-            sum.completed += shard.completed.load(Ordering::Relaxed);
+            let completed = shard.completed.load(Ordering::Relaxed);
+            sum.completed = sum.completed.saturating_add(completed);
             sum.active_torrents += shard.active_torrents.load(Ordering::Relaxed);
             for at in 0..Kind::ALL.len() {
                 sum.seeders[at] += shard.seeders[at].load(Ordering::Relaxed);

@@ -229,6 +229,8 @@ const PAUSED_OR_BORN: u16 = 1 << 1;
 const SEEDER: u16 = 1 << 2;
 const PROBATION: u16 = 1 << 3;
 const TICK_SHIFT: u32 = 4;
+/// All that is no tick.
+const STATE: u16 = (1 << TICK_SHIFT) - 1;
 
 impl Stamp {
     /// The stamp of a peer that announced now and was unknown before.
@@ -268,6 +270,44 @@ impl Stamp {
         (Self(fresh | kept), counts)
     }
 
+    /// The stamp of a peer of which another copy says `other`: what the fresher of the two says,
+    /// with what the other remembers of its download.
+    pub(super) fn merged(self, other: Self, now: Now) -> Self {
+        let is_fresher = self.ticks_since(now) <= other.ticks_since(now);
+        let (fresher, older) = if is_fresher { (self, other) } else { (other, self) };
+        let born = SEEDER | PAUSED_OR_BORN;
+        let counted = fresher.0 | older.0 & COUNTED;
+        let was_leecher = older.0 & born != born;
+        if fresher.role() == Role::Seeder && was_leecher {
+            return Self(counted & !PAUSED_OR_BORN);
+        }
+        Self(counted)
+    }
+
+    /// The stamp as a snapshot of the moment `at` holds it: its state, and its age then, whole
+    /// ticks in seconds.
+    pub(super) fn saved(self, at: Now) -> (u8, u16) {
+        let [_, state] = (self.0 & STATE).to_be_bytes();
+        let age_s = u32::from(self.ticks_since(at)) * TICK_S;
+        (state, u16::try_from(age_s).unwrap_or(u16::MAX))
+    }
+
+    /// What a peer in such a state does.
+    pub(super) fn role_of_saved(state: u8) -> Role {
+        Self(state.into()).role()
+    }
+
+    /// The stamp that such a state and age stand for; `None` where that is too long ago for a
+    /// stamp. Seconds of which no clock knows, as it was set back meanwhile, are none.
+    pub(super) fn of_saved((state, age_s): (u8, u16), at: Now, now: Now) -> Option<Self> {
+        let tick_s = u64::from(TICK_S);
+        let passed = (now.seconds() / tick_s).saturating_sub(at.seconds() / tick_s);
+        let ticks = passed.saturating_add(u64::from(age_s) / tick_s);
+        let ticks = u16::try_from(ticks).ok().filter(|it| *it < TICKS - TICKS_AHEAD)?;
+        let tick = tick(now).wrapping_sub(ticks) & (TICKS - 1);
+        Some(Self(tick << TICK_SHIFT | u16::from(state) & STATE))
+    }
+
     /// What the peer does.
     #[inline]
     pub(super) fn role(self) -> Role {
@@ -283,11 +323,14 @@ impl Stamp {
     /// is of age 0.
     #[inline]
     pub(super) fn age_s(self, now: Now) -> u32 {
+        u32::from(self.ticks_since(now)).saturating_sub(1) * TICK_S
+    }
+
+    /// Ticks from the latest announce to this moment.
+    #[inline]
+    fn ticks_since(self, now: Now) -> u16 {
         let ticks = tick(now).wrapping_sub(self.0 >> TICK_SHIFT) & (TICKS - 1);
-        if ticks >= TICKS - TICKS_AHEAD {
-            return 0;
-        }
-        u32::from(ticks).saturating_sub(1) * TICK_S
+        if ticks >= TICKS - TICKS_AHEAD { 0 } else { ticks }
     }
 }
 
@@ -358,6 +401,43 @@ mod tests {
                 stamp = renewed;
             }
         }
+    }
+
+    #[test]
+    fn what_is_saved_comes_back_with_the_same_tick_or_older_by_the_time_between() {
+        let role = |state: u8| Stamp(u16::from(state)).role();
+        for saved_s in [8_u64, 1_800_000_000, 1_800_000_007] {
+            let at = Now::from_s(saved_s + 30_000);
+            for (state, age_s) in [(0, 0), (5, 8), (6, 3904), (15, 21_600)] {
+                let stamp = Stamp::of_saved((state, age_s), at, at).unwrap();
+                assert_eq!((stamp.saved(at), stamp.role()), ((state, age_s), role(state)));
+                let later = at.plus_s(800);
+                let stamp = Stamp::of_saved((state, age_s), at, later).unwrap();
+                assert_eq!(stamp.saved(later), (state, age_s + 800));
+                let set_back = Now::from_s(saved_s);
+                let stamp = Stamp::of_saved((state, age_s), at, set_back).unwrap();
+                assert_eq!(stamp.saved(set_back), (state, age_s));
+            }
+            assert_eq!(Stamp::of_saved((0, 8), at, at.plus_s(32_768)), None);
+            assert_eq!(Stamp::of_saved((0, u16::MAX), at, at), None);
+        }
+    }
+
+    #[test]
+    fn of_two_copies_the_fresher_counts_and_what_the_other_remembers() {
+        let (before, now) = (Now::from_s(1000), Now::from_s(1800));
+        let leecher = Stamp::new(before, Role::Leecher);
+        let (counted, _) = leecher.renewed(before, Role::Seeder, true);
+        let born = Stamp::new(now, Role::Seeder);
+        for merged in [born.merged(leecher, now), leecher.merged(born, now)] {
+            assert_eq!((merged.role(), merged.age_s(now)), (Role::Seeder, 0));
+            assert!(merged.renewed(now, Role::Seeder, true).1, "it was a leecher once");
+        }
+        let again = Stamp::new(now, Role::Leecher).merged(counted, now);
+        assert_eq!(again.role(), Role::Leecher);
+        assert!(!again.renewed(now, Role::Seeder, true).1, "its download was counted");
+        let paused = Stamp::new(now, Role::Paused).merged(leecher, now);
+        assert_eq!(paused.role(), Role::Paused);
     }
 
     #[test]

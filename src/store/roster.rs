@@ -144,6 +144,7 @@ pub(super) trait Roster<const ADDRESS: usize> {
                 let before = self.records()[at].stamp();
                 let (stamp, completed) = asker.renewed(before, role, completed);
                 self.renew(at, Record::new(endpoint, stamp));
+                let role = stamp.role();
                 let before = before.role();
                 let position =
                     if before == role { at } else { self.recast(at, before, role, asker.keys) };
@@ -192,6 +193,9 @@ pub(super) trait Roster<const ADDRESS: usize> {
         }
         if len + others < asker.peers_max || len == 0 {
             return Place::Own; // the first of its kind costs nobody his place
+        }
+        if asker.is_restored() {
+            return Place::None; // whoever is there may have announced since
         }
         let drawn = (0..SILENT_SAMPLE).map(|_| asker.random.usize(..len));
         let silent_s = |at: &usize| self.records()[*at].stamp().age_s(asker.now);

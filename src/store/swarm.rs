@@ -203,7 +203,7 @@ fn renew_one(record: Record4, completed: u32, asker: &Asker<'_>) -> (Contents, O
             let completed = completed + u32::from(counts);
             let outcome = Outcome {
                 before,
-                after: Some(role),
+                after: Some(stamp.role()),
                 position: Some(0),
                 completed: counts,
                 ..Outcome::default()
@@ -262,6 +262,28 @@ fn join_crowd<const ADDRESS: usize>(
     crowd.apply(asker, endpoint, Beside { peers, is_settled: true })
 }
 
+/// A swarm with `more` downloads counted.
+pub(super) fn with_completed(contents: Contents, more: u32, keys: &RandomState) -> Contents {
+    match contents {
+        Contents::Empty { completed, since_s } => {
+            Contents::Empty { completed: completed.saturating_add(more), since_s }
+        }
+        Contents::One(record, completed) => one(record, completed.saturating_add(more), keys),
+        Contents::Few4(mut block) => {
+            block.set_completed(block.completed().saturating_add(more));
+            Contents::Few4(block)
+        }
+        Contents::Few6(mut block) => {
+            block.set_completed(block.completed().saturating_add(more));
+            Contents::Few6(block)
+        }
+        Contents::Many(mut large) => {
+            large.completed = large.completed.saturating_add(more);
+            Contents::Many(large)
+        }
+    }
+}
+
 /// A swarm whose last peer has left. The count of a torrent on probation goes with it: else three
 /// announces would leave an entry that is there to stay.
 pub(super) fn left_by(last: Stamp, completed: u32, now: Now) -> Contents {
@@ -316,7 +338,8 @@ fn move_all<const ADDRESS: usize>(
 /// How many are in a swarm: every kind, every scope.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Tally {
-    peers: u32,
+    /// All of them.
+    pub(super) peers: u32,
     seeders: u32,
     wanting: u32,
 }

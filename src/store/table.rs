@@ -659,12 +659,13 @@ impl Table {
         None
     }
 
-    /// Shows a walk's next slice of entries to `look`, under the shard's shared lock; says whether
-    /// there are more. If entries have changed their buckets since the last slice, it begins anew:
-    /// one may be shown twice, but none that is there all the time is left out.
+    /// Shows a walk's next slice of entries to `look`, under the shard's shared lock, each with how
+    /// often the walk began anew; says whether there are more. It begins anew if entries have
+    /// changed their buckets since the last slice: one may be shown twice, but none that is there
+    /// all the time is left out. [`Visit::Pause`] ends the slice behind the entry.
     pub(super) fn look_on<L>(&self, walk: &mut Walk, mut look: L) -> bool
     where
-        L: FnMut(&InfoHash, &SwarmCell),
+        L: FnMut(u32, &InfoHash, &SwarmCell) -> Visit,
     {
         let table = self.map.shards()[walk.shard].read();
         let moves = self.hints[walk.shard].moves.load(Ordering::Relaxed);
@@ -680,7 +681,10 @@ impl Table {
                 let bucket = unsafe { table.bucket(index) };
                 // SAFETY: it holds an entry, and nobody writes while it is locked.
                 let (info_hash, cell) = unsafe { bucket.as_ref() };
-                look(info_hash, cell.get());
+                if look(walk.restarts, info_hash, cell.get()) == Visit::Pause {
+                    walk.from = index + 1;
+                    return walk.from < table.buckets();
+                }
             }
         }
         walk.from = end;

@@ -1,0 +1,378 @@
+//! The folder that snapshots are kept in, and the disk beneath it.
+//!
+//! ```text
+//! swarms.snapshot            the latest
+//! swarms.snapshot.previous   the one before it
+//! swarms.snapshot.tmp        one that is being written
+//! swarms.snapshot.damaged-…  what was found instead of one, with the moment it was found; also
+//!                            .unreadable-…, .foreign-…, .unknown-version-N-…
+//! ```
+//!
+//! A snapshot is written to the temporary file and synced, the latest becomes the previous one, the
+//! temporary file the latest, and the folder is synced. So whenever the process or the host ends,
+//! one of the two is whole; between the two renames it is the previous one. An error ends the
+//! attempt for good: after a failed fsync(2) a kernel may call pages clean that never reached the
+//! disk, so the file is given up and never synced again.
+
+use std::fmt;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, ErrorKind, Read, Seek, Write};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+
+use super::format::{Contents, Header, Identity, VERSION};
+use super::reader::{Fault, Snapshot};
+use super::writer::Writer;
+use crate::store::{Batch, Export, Store};
+use crate::time::Now;
+
+/// The latest snapshot.
+pub const CURRENT: &str = "swarms.snapshot";
+/// The one before it.
+pub const PREVIOUS: &str = "swarms.snapshot.previous";
+/// One that is being written.
+pub const TEMPORARY: &str = "swarms.snapshot.tmp";
+
+/// How many names are tried for a file that is set aside.
+const ASIDE_NAMES_MAX: u32 = 100;
+
+/// What is asked of a disk; a test double makes it fail.
+pub trait Disk {
+    /// A file to be read.
+    type Input: Read + Seek;
+    /// A file to be written.
+    type Output: Write;
+
+    /// Opens a file.
+    ///
+    /// # Errors
+    /// Those of the operating system, as with all others here.
+    fn open(&self, path: &Path) -> io::Result<Self::Input>;
+
+    /// Creates a file that must not be there yet, for its owner alone.
+    ///
+    /// # Errors
+    /// Above.
+    fn create(&self, path: &Path) -> io::Result<Self::Output>;
+
+    /// Waits until a file's contents are on the disk.
+    ///
+    /// # Errors
+    /// Above.
+    fn sync(&self, file: &Self::Output) -> io::Result<()>;
+
+    /// Waits until a folder's names are on the disk.
+    ///
+    /// # Errors
+    /// Above.
+    fn sync_folder(&self, path: &Path) -> io::Result<()>;
+
+    /// Gives a file a second name, which must not be there yet.
+    ///
+    /// # Errors
+    /// Above.
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()>;
+
+    /// Gives a file another name, in place of the file that has it.
+    ///
+    /// # Errors
+    /// Above.
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+
+    /// Removes a name.
+    ///
+    /// # Errors
+    /// Above.
+    fn remove(&self, path: &Path) -> io::Result<()>;
+}
+
+/// The operating system's.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Os;
+
+impl Disk for Os {
+    type Input = io::BufReader<File>;
+    type Output = File;
+
+    fn open(&self, path: &Path) -> io::Result<Self::Input> {
+        let file = File::open(path)?;
+        if !file.metadata()?.is_file() {
+            return Err(io::Error::new(ErrorKind::InvalidInput, "it is no file"));
+        }
+        Ok(io::BufReader::with_capacity(READ_BYTES, file))
+    }
+
+    fn create(&self, path: &Path) -> io::Result<File> {
+        OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
+    }
+
+    fn sync(&self, file: &File) -> io::Result<()> {
+        file.sync_all()
+    }
+
+    fn sync_folder(&self, path: &Path) -> io::Result<()> {
+        File::open(path)?.sync_all()
+    }
+
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        fs::hard_link(from, to)
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        fs::rename(from, to)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        fs::remove_file(path)
+    }
+}
+
+/// Bytes that are read at once.
+const READ_BYTES: usize = 256 << 10;
+
+/// What an attempt to save was about when it failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Making the temporary file.
+    Create,
+    /// Writing it.
+    Write,
+    /// Waiting for the disk, for the file or the folder.
+    Sync,
+    /// Giving files their names.
+    Commit,
+}
+
+impl Step {
+    /// Every step, in order.
+    pub const ALL: [Self; 4] = [Self::Create, Self::Write, Self::Sync, Self::Commit];
+
+    /// The label used in metrics.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Create => "create",
+            Self::Write => "write",
+            Self::Sync => "sync",
+            Self::Commit => "commit",
+        }
+    }
+}
+
+/// A snapshot that could not be saved. Those before it are as they were.
+#[derive(Debug)]
+pub struct SaveError {
+    /// What failed.
+    pub step: Step,
+    /// With which file.
+    pub path: PathBuf,
+    /// Why.
+    pub error: io::Error,
+}
+
+impl fmt::Display for SaveError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let path = self.path.display();
+        write!(f, "cannot {} {path}: {}", self.step.label(), self.error)
+    }
+}
+
+impl std::error::Error for SaveError {}
+
+/// A snapshot that was saved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Saved {
+    /// As of when.
+    pub at: Now,
+    /// What is in it.
+    pub contents: Contents,
+}
+
+/// A file that was of no use.
+#[derive(Debug)]
+pub struct Aside {
+    /// What it was called.
+    pub path: PathBuf,
+    /// Why it is of no use, in words.
+    pub reason: String,
+    /// The same in a word: `damaged`, `unreadable`, `foreign`, `unknown-version-2`.
+    pub kind: String,
+    /// What it is called now.
+    pub name: io::Result<PathBuf>,
+}
+
+/// What there was to restore.
+pub struct Found<D: Disk> {
+    /// The latest snapshot of this tracker that is whole, and its name.
+    pub snapshot: Option<(Snapshot<D::Input>, PathBuf)>,
+    /// What was tried before it.
+    pub aside: Vec<Aside>,
+}
+
+/// The folder of a tracker's snapshots.
+#[derive(Clone, Debug)]
+pub struct Folder<D> {
+    disk: D,
+    path: PathBuf,
+    tracker: Identity,
+}
+
+impl<D: Disk> Folder<D> {
+    /// The folder at `path`, for the snapshots of `tracker`.
+    pub fn new(disk: D, path: PathBuf, tracker: Identity) -> Self {
+        Self { disk, path, tracker }
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Saves a snapshot as of `at`. `between` is called between two slices, with no lock held.
+    ///
+    /// # Errors
+    /// [`SaveError`] with the first thing that fails.
+    pub fn save(
+        &self,
+        store: &Store,
+        at: Now,
+        between: &mut dyn FnMut(),
+    ) -> Result<Saved, SaveError> {
+        let temporary = self.path.join(TEMPORARY);
+        let written = self.write(&temporary, store, at, between);
+        let saved = written.and_then(|it| self.commit(&temporary).map(|()| it));
+        let contents = saved.inspect_err(|_| {
+            // What is not removed now is removed before the next one.
+            let _ = self.disk.remove(&temporary);
+        })?;
+        Ok(Saved { at, contents })
+    }
+
+    /// Writes a snapshot to a new file, and waits for the disk.
+    fn write(
+        &self,
+        path: &Path,
+        store: &Store,
+        at: Now,
+        between: &mut dyn FnMut(),
+    ) -> Result<Contents, SaveError> {
+        let failed = |step: Step| {
+            let path = path.to_owned();
+            move |error| SaveError { step, path, error }
+        };
+        self.remove_if_there(path).map_err(failed(Step::Create))?;
+        let file = self.disk.create(path).map_err(failed(Step::Create))?;
+        let header = Header {
+            version: VERSION,
+            at_s: at.seconds(),
+            tracker: self.tracker,
+            build: env!("CARGO_PKG_VERSION").to_owned(),
+        };
+        let written = write_all(file, &header, store, between);
+        let (file, contents) = written.map_err(failed(Step::Write))?;
+        self.disk.sync(&file).map_err(failed(Step::Sync))?;
+        Ok(contents)
+    }
+
+    /// Makes the temporary file the latest snapshot, and the latest the previous one.
+    fn commit(&self, temporary: &Path) -> Result<(), SaveError> {
+        let [current, previous] = [CURRENT, PREVIOUS].map(|name| self.path.join(name));
+        let failed = |step: Step, path: &Path| {
+            let path = path.to_owned();
+            move |error| SaveError { step, path, error }
+        };
+        match self.disk.rename(&current, &previous) {
+            // The first of all, or an attempt before this one ended right here.
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            renamed => renamed.map_err(failed(Step::Commit, &current))?,
+        }
+        self.disk.rename(temporary, &current).map_err(failed(Step::Commit, temporary))?;
+        self.disk.sync_folder(&self.path).map_err(failed(Step::Sync, &self.path))
+    }
+
+    /// Finds the latest snapshot that is whole and this tracker's own. What is not, is set aside
+    /// under a name with `now` in it; what was never finished is removed.
+    pub fn find(&self, now: Now) -> Found<D> {
+        // If it cannot be removed, the next save says so.
+        let _ = self.remove_if_there(&self.path.join(TEMPORARY));
+        let mut aside = Vec::new();
+        for name in [CURRENT, PREVIOUS] {
+            let path = self.path.join(name);
+            let input = match self.disk.open(&path) {
+                Err(error) if error.kind() == ErrorKind::NotFound => continue,
+                input => input,
+            };
+            let (kind, reason) = match input.map_err(Fault::Io).and_then(Snapshot::open) {
+                Ok(it) if it.header().tracker == self.tracker => {
+                    return Found { snapshot: Some((it, path)), aside };
+                }
+                Ok(_) => ("foreign".to_owned(), OF_ANOTHER.to_owned()),
+                Err(fault) => (kind_of(&fault), fault.to_string()),
+            };
+            let name = self.set_aside(&path, &kind, now);
+            aside.push(Aside { path, reason, kind, name });
+        }
+        Found { snapshot: None, aside }
+    }
+
+    /// Gives a file that is of no use a name under which it stays.
+    ///
+    /// # Errors
+    /// Those of the disk. The file then has its name still.
+    pub fn set_aside(&self, path: &Path, kind: &str, now: Now) -> io::Result<PathBuf> {
+        let stem = format!("{CURRENT}.{kind}-{}", now.seconds());
+        for number in 0..ASIDE_NAMES_MAX {
+            let name = if number == 0 { stem.clone() } else { format!("{stem}-{number}") };
+            let name = self.path.join(name);
+            match self.disk.link(path, &name) {
+                Ok(()) => {
+                    self.disk.remove(path)?;
+                    return Ok(name);
+                }
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+                // A file system without hard links, or a folder where a file should be.
+                Err(_) => {
+                    self.disk.rename(path, &name)?;
+                    return Ok(name);
+                }
+            }
+        }
+        Err(io::Error::new(ErrorKind::AlreadyExists, "too many files are set aside"))
+    }
+
+    fn remove_if_there(&self, path: &Path) -> io::Result<()> {
+        match self.disk.remove(path) {
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// What is said of a snapshot with another tracker's identity.
+const OF_ANOTHER: &str = "it was written by another tracker: its identity is not the one in \
+                          tracker.id beside it";
+
+/// In a word what is wrong with a file, for its new name.
+fn kind_of(fault: &Fault) -> String {
+    match fault {
+        Fault::Io(_) => "unreadable".into(),
+        Fault::Version(it) => format!("unknown-version-{it}"),
+        Fault::Damaged { .. } => "damaged".into(),
+    }
+}
+
+/// Writes all that a store exports.
+fn write_all<W: Write>(
+    file: W,
+    header: &Header,
+    store: &Store,
+    between: &mut dyn FnMut(),
+) -> io::Result<(W, Contents)> {
+    let completed = store.totals().completed;
+    let mut export = Export::new(Now::from_s(header.at_s));
+    let (mut batch, mut writer) = (Batch::default(), Writer::new(file, header)?);
+    while store.export(&mut export, &mut batch) {
+        writer.add(&batch)?;
+        between();
+    }
+    writer.finish(completed)
+}

@@ -1,0 +1,392 @@
+//! Reads a snapshot: all of it is judged before the first torrent is shown, in two passes over the
+//! input with one block in memory. Nothing a file says is believed before a checksum has covered
+//! it, and no length leads to an allocation beyond [`BLOCK_BYTES_MAX`].
+
+use std::fmt;
+use std::io::{self, ErrorKind, Read, Seek, SeekFrom};
+
+use zerocopy::byteorder::little_endian::U32;
+use zerocopy::{FromBytes, FromZeros as _, IntoBytes};
+
+use super::format::{
+    BLOCK_BYTES_MAX, BlockHead, Contents, END, ENTRY_BYTES, FOOTER_BYTES, Footer, HEAD_BYTES,
+    HEADER_BYTES, Header, KIND_SWARMS, MAGIC, RawHeader, TableEntry, TorrentHead, VERSION,
+    VERSION_MIN,
+};
+use crate::store::{Arrival, Saved4, SavedPeer};
+
+/// Why a file is of no use.
+#[derive(Debug)]
+pub enum Fault {
+    /// It cannot be read.
+    Io(io::Error),
+    /// It is whole as far as can be told, but of a version that this skep does not know.
+    Version(u32),
+    /// It is no snapshot, or not what was once written.
+    Damaged {
+        /// What is wrong.
+        what: &'static str,
+        /// Where in the file.
+        offset: u64,
+    },
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Io(error) => write!(f, "it cannot be read: {error}"),
+            Self::Version(it) if *it < VERSION_MIN => {
+                write!(f, "it is of version {it}; this skep reads {VERSION_MIN} to {VERSION}")
+            }
+            Self::Version(it) => {
+                write!(f, "it is of version {it}, which is newer than this skep's {VERSION}")
+            }
+            Self::Damaged { what, offset } => write!(f, "{what} (at byte {offset})"),
+        }
+    }
+}
+
+impl std::error::Error for Fault {}
+
+impl From<io::Error> for Fault {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+fn damaged(what: &'static str, offset: u64) -> Fault {
+    Fault::Damaged { what, offset }
+}
+
+/// A snapshot that is whole.
+#[derive(Debug)]
+pub struct Snapshot<R> {
+    input: R,
+    header: Header,
+    contents: Contents,
+    /// Where the next block begins.
+    offset: u64,
+    /// Where blocks end.
+    table: u64,
+}
+
+/// A block of a snapshot.
+#[derive(Debug, Default)]
+pub struct Block {
+    kind: u32,
+    torrents: u32,
+    crc: u32,
+    offset: u64,
+    payload: Vec<u8>,
+}
+
+impl<R: Read + Seek> Snapshot<R> {
+    /// Reads a snapshot from its first byte to its last.
+    ///
+    /// # Errors
+    /// [`Fault`] with the first thing that is wrong.
+    pub fn open(mut input: R) -> Result<Self, Fault> {
+        let bytes = input.seek(SeekFrom::End(0))?;
+        if bytes < (HEADER_BYTES + FOOTER_BYTES) as u64 {
+            return Err(damaged("too short for a snapshot", bytes));
+        }
+        input.rewind()?;
+        let header = read_header(&mut input)?;
+        let offset = bytes - FOOTER_BYTES as u64;
+        input.seek(SeekFrom::Start(offset))?;
+        let footer = read_footer(&mut input, offset)?;
+        let contents = Contents {
+            bytes,
+            blocks: footer.blocks.get(),
+            torrents: footer.torrents.get(),
+            peers: footer.peers.get(),
+            completed: footer.completed.get(),
+        };
+        let table = footer.table.get();
+        let mut it = Self { input, header, contents, offset: 0, table };
+        it.verify(&footer)?;
+        it.rewind()?;
+        Ok(it)
+    }
+
+    /// What it says at its beginning.
+    pub fn header(&self) -> &Header {
+        &self.header
+    }
+
+    /// How much is in it.
+    pub fn contents(&self) -> &Contents {
+        &self.contents
+    }
+
+    /// Goes back to the first block.
+    ///
+    /// # Errors
+    /// Those of the input.
+    pub fn rewind(&mut self) -> Result<(), Fault> {
+        self.offset = HEADER_BYTES as u64;
+        self.input.seek(SeekFrom::Start(self.offset))?;
+        Ok(())
+    }
+
+    /// Reads the next block, in place of what is there; false once there is no more.
+    ///
+    /// # Errors
+    /// [`Fault`] where the input is not what it was any more.
+    pub fn next(&mut self, block: &mut Block) -> Result<bool, Fault> {
+        let left = self.table.saturating_sub(self.offset);
+        if left == 0 {
+            return Ok(false);
+        }
+        if left < HEAD_BYTES as u64 {
+            return Err(damaged("a block's head is cut off", self.offset));
+        }
+        let mut head = BlockHead::new_zeroed();
+        read(&mut self.input, head.as_mut_bytes(), self.offset)?;
+        let bytes = head.bytes.get() as usize;
+        if bytes > BLOCK_BYTES_MAX || (HEAD_BYTES + bytes) as u64 > left {
+            return Err(damaged("a block is longer than it may be", self.offset));
+        }
+        block.payload.resize(bytes, 0);
+        read(&mut self.input, &mut block.payload, self.offset)?;
+        if head.checksum(&block.payload) != head.crc.get() {
+            return Err(damaged("a block's checksum is wrong", self.offset));
+        }
+        (block.kind, block.torrents) = (head.kind.get(), head.torrents.get());
+        (block.crc, block.offset) = (head.crc.get(), self.offset);
+        self.offset += (HEAD_BYTES + bytes) as u64;
+        Ok(true)
+    }
+
+    /// Compares blocks, table and footer with each other.
+    fn verify(&mut self, footer: &Footer) -> Result<(), Fault> {
+        let blocks = self.contents.blocks;
+        let table_bytes = blocks.checked_mul(ENTRY_BYTES as u64);
+        let ends = [HEADER_BYTES as u64 + FOOTER_BYTES as u64, self.table];
+        let whole = table_bytes.and_then(|it| it.checked_add(self.table)?.checked_add(ends[0]));
+        let whole = whole.map(|it| it - HEADER_BYTES as u64);
+        if whole != Some(self.contents.bytes) || ends[1] < HEADER_BYTES as u64 {
+            return Err(damaged("its parts do not add up to its length", self.contents.bytes));
+        }
+        self.rewind()?;
+        let (mut block, mut expected) = (Block::default(), 0);
+        let mut found = Contents { bytes: self.contents.bytes, ..Contents::default() };
+        while self.next(&mut block)? {
+            let (torrents, peers) = block.count()?;
+            found.blocks += 1;
+            found.torrents += torrents;
+            found.peers += peers;
+            expected = crc32c::crc32c_append(expected, block.entry().as_bytes());
+        }
+        found.completed = self.contents.completed;
+        if found != self.contents {
+            return Err(damaged("its footer does not tell what is in it", self.table));
+        }
+        let actual = self.table_checksum()?;
+        if actual != expected || actual != footer.table_crc.get() {
+            return Err(damaged("its table of blocks is wrong", self.table));
+        }
+        Ok(())
+    }
+
+    /// The checksum of the table, which the input is at.
+    fn table_checksum(&mut self) -> Result<u32, Fault> {
+        let mut checksum = 0;
+        for at in 0..self.contents.blocks {
+            let mut entry = TableEntry::new_zeroed();
+            let offset = self.table + at * ENTRY_BYTES as u64;
+            read(&mut self.input, entry.as_mut_bytes(), offset)?;
+            checksum = crc32c::crc32c_append(checksum, entry.as_bytes());
+        }
+        Ok(checksum)
+    }
+}
+
+fn read_header(input: &mut impl Read) -> Result<Header, Fault> {
+    let mut raw = RawHeader::new_zeroed();
+    read(input, raw.as_mut_bytes(), 0)?;
+    if raw.magic != MAGIC {
+        return Err(damaged("it does not begin as snapshots do", 0));
+    }
+    if raw.checksum() != raw.crc.get() {
+        return Err(damaged("its header's checksum is wrong", 0));
+    }
+    let version = raw.version.get();
+    if !(VERSION_MIN..=VERSION).contains(&version) {
+        return Err(Fault::Version(version));
+    }
+    let build = raw.build.iter().copied().take_while(u8::is_ascii_graphic);
+    let build = build.map(char::from).collect();
+    Ok(Header { version, at_s: raw.at_s.get(), tracker: raw.tracker, build })
+}
+
+fn read_footer(input: &mut impl Read, offset: u64) -> Result<Footer, Fault> {
+    let mut footer = Footer::new_zeroed();
+    read(input, footer.as_mut_bytes(), offset)?;
+    if footer.end != END {
+        return Err(damaged("it does not end as snapshots do: it is cut off", offset));
+    }
+    if footer.checksum() != footer.crc.get() {
+        return Err(damaged("its footer's checksum is wrong", offset));
+    }
+    Ok(footer)
+}
+
+/// Fills `bytes` from what was there a moment ago.
+fn read(input: &mut impl Read, bytes: &mut [u8], offset: u64) -> Result<(), Fault> {
+    input.read_exact(bytes).map_err(|error| match error.kind() {
+        ErrorKind::UnexpectedEof => damaged("it ends too early", offset),
+        _ => Fault::Io(error),
+    })
+}
+
+impl Block {
+    /// Its torrents and parts of torrents, in the order they were written; none of a block of a
+    /// kind that is unknown.
+    pub fn torrents(&self) -> Torrents<'_> {
+        let is_known = self.kind == KIND_SWARMS;
+        Torrents { rest: if is_known { &self.payload } else { &[] }, block: self }
+    }
+
+    /// How many torrents and peers there are, if all of them can be read.
+    fn count(&self) -> Result<(u64, u64), Fault> {
+        let (mut torrents, mut peers) = (0, 0);
+        for torrent in self.torrents() {
+            let torrent = torrent?;
+            torrents += 1;
+            peers += (torrent.v4.len() + torrent.v6.len()) as u64;
+        }
+        if self.kind == KIND_SWARMS && torrents != u64::from(self.torrents) {
+            return Err(damaged("a block holds more or fewer torrents than it says", self.offset));
+        }
+        Ok((torrents, peers))
+    }
+
+    fn entry(&self) -> TableEntry {
+        let bytes = u32::try_from(self.payload.len()).unwrap_or(u32::MAX); // at most 64 KiB
+        TableEntry { offset: self.offset.into(), bytes: bytes.into(), crc: self.crc.into() }
+    }
+}
+
+/// The torrents of a block.
+#[derive(Debug)]
+pub struct Torrents<'a> {
+    rest: &'a [u8],
+    block: &'a Block,
+}
+
+impl<'a> Iterator for Torrents<'a> {
+    type Item = Result<Arrival<'a>, Fault>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.rest.is_empty() {
+            return None;
+        }
+        let read = torrent(self.rest);
+        self.rest = read.as_ref().map_or(&[], |(_, rest)| rest);
+        let fault = || damaged("a torrent cannot be read", self.block.offset);
+        Some(read.map(|(torrent, _)| torrent).ok_or_else(fault))
+    }
+}
+
+/// A torrent from the front of these bytes, and what is behind it.
+fn torrent(bytes: &[u8]) -> Option<(Arrival<'_>, &[u8])> {
+    let (head, mut rest) = TorrentHead::ref_from_prefix(bytes).ok()?;
+    let (v4, v6) = (usize::from(head.v4.get()), usize::from(head.v6.get()));
+    let mut empty_s = 0;
+    if v4 + v6 == 0 {
+        let (seconds, behind) = U32::read_from_prefix(rest).ok()?;
+        (empty_s, rest) = (seconds.get(), behind);
+    }
+    let (v4, rest) = <[Saved4]>::ref_from_prefix_with_elems(rest, v4).ok()?;
+    let (v6, rest) = <[_]>::ref_from_prefix_with_elems(rest, v6).ok()?;
+    let sound = v4.iter().all(is_sound) && v6.iter().all(is_sound);
+    let (info_hash, completed) = (head.info_hash, head.completed.get());
+    sound.then_some((Arrival { info_hash, completed, empty_s, v4, v6 }, rest))
+}
+
+fn is_sound<const ENDPOINT: usize>(peer: &SavedPeer<ENDPOINT>) -> bool {
+    peer.state < SavedPeer::<ENDPOINT>::STATES
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Cursor;
+
+    use super::super::Writer;
+    use super::*;
+    use crate::store::{Batch, SavedTorrent};
+    use crate::types::InfoHash;
+
+    const HEADER: Header =
+        Header { version: VERSION, at_s: 1_800_000_000, tracker: [1; 16], build: String::new() };
+
+    fn one_torrent() -> Batch {
+        let info_hash = InfoHash([3; 20]);
+        let torrent = SavedTorrent { info_hash, completed: 5, empty_s: 0, v4: 1, v6: 0 };
+        let v4 = vec![Saved4::new([8, 8, 8, 8, 0, 1], 4, 16)];
+        Batch { torrents: vec![torrent], v4, v6: Vec::new() }
+    }
+
+    fn open(bytes: &[u8]) -> Result<Snapshot<Cursor<&[u8]>>, Fault> {
+        Snapshot::open(Cursor::new(bytes))
+    }
+
+    #[test]
+    fn blocks_of_unknown_kinds_are_skipped() {
+        let mut writer = Writer::new(Vec::new(), &HEADER).unwrap();
+        writer.add_block_of(7, b"something newer").unwrap();
+        writer.add(&one_torrent()).unwrap();
+        writer.add_block_of(u32::MAX, &[0xff; BLOCK_BYTES_MAX]).unwrap();
+        let bytes = writer.finish(9).unwrap().0;
+        let mut snapshot = open(&bytes).unwrap();
+        let contents = snapshot.contents();
+        assert_eq!((contents.blocks, contents.torrents, contents.peers), (3, 1, 1));
+        let (mut block, mut torrents) = (Block::default(), 0);
+        while snapshot.next(&mut block).unwrap() {
+            for torrent in block.torrents().map(Result::unwrap) {
+                torrents += 1;
+                assert_eq!((torrent.completed, torrent.v4[0].age_s()), (5, 16));
+            }
+        }
+        assert_eq!(torrents, 1);
+    }
+
+    #[test]
+    fn an_empty_snapshot_is_one() {
+        let (bytes, contents) = Writer::new(Vec::new(), &HEADER).unwrap().finish(4).unwrap();
+        let mut snapshot = open(&bytes).unwrap();
+        assert_eq!(*snapshot.contents(), contents);
+        assert_eq!((contents.bytes as usize, contents.completed), (bytes.len(), 4));
+        assert!(!snapshot.next(&mut Block::default()).unwrap());
+    }
+
+    /// What a file says with right checksums is bounded nevertheless.
+    #[test]
+    fn lengths_and_counts_are_not_believed() {
+        for (payload, torrents) in [
+            (&[0xff; 28][..], 1), // 65,535 peers of each family in no bytes
+            (&[0; 27], 1),        // a head that is cut off
+            (&[0; 28], 1),        // no peers, and no age either
+            (&[0; 32], 2),        // one torrent for two
+        ] {
+            let mut writer = Writer::new(Vec::new(), &HEADER).unwrap();
+            writer.add_torrents_of(payload, torrents).unwrap();
+            let bytes = writer.finish(0).unwrap().0;
+            let fault = open(&bytes).unwrap_err();
+            assert!(matches!(fault, Fault::Damaged { offset: 64, .. }), "{fault}");
+        }
+        let mut batch = one_torrent();
+        batch.v4[0].state = 16;
+        let mut writer = Writer::new(Vec::new(), &HEADER).unwrap();
+        writer.add(&batch).unwrap();
+        let bytes = writer.finish(0).unwrap().0;
+        assert!(open(&bytes).is_err(), "a state that there is not");
+
+        let mut writer = Writer::new(Vec::new(), &HEADER).unwrap();
+        writer.add_block_of(7, &[0; BLOCK_BYTES_MAX + 1]).unwrap();
+        let bytes = writer.finish(0).unwrap().0;
+        let said = open(&bytes).unwrap_err().to_string();
+        assert!(said.contains("longer than it may be"), "{said}");
+    }
+}

@@ -1,0 +1,59 @@
+//! Brings a snapshot back into a store that serves meanwhile: a block at a time, so that whoever
+//! runs it can go on with other things between two of them.
+
+use std::io::{Read, Seek};
+
+use fastrand::Rng;
+
+use super::reader::{Block, Fault, Snapshot};
+use crate::store::{Restored, Store, Terms};
+use crate::time::Now;
+
+/// A restore under way.
+pub struct Restore<R> {
+    snapshot: Snapshot<R>,
+    block: Block,
+    random: Rng,
+    peer_age_s_max: u32,
+    restored: Restored,
+}
+
+impl<R: Read + Seek> Restore<R> {
+    /// A restore of a snapshot that was found whole. Peers that have been silent for more than
+    /// `peer_age_s_max` stay away.
+    pub fn new(snapshot: Snapshot<R>, peer_age_s_max: u32) -> Self {
+        let (block, random) = (Block::default(), Rng::with_seed(0)); // which nothing depends on
+        Self { snapshot, block, random, peer_age_s_max, restored: Restored::default() }
+    }
+
+    /// Restores the next block; false once there is no more.
+    ///
+    /// # Errors
+    /// [`Fault`] where the file is not any more what it was when it was judged. What was restored
+    /// before stays: it was right.
+    pub fn step(&mut self, store: &Store, now: Now) -> Result<bool, Fault> {
+        if !self.snapshot.next(&mut self.block)? {
+            store.restore_completed(self.snapshot.contents().completed);
+            return Ok(false);
+        }
+        let at = Now::from_s(self.snapshot.header().at_s.min(MOMENT_S_MAX));
+        let terms = Terms { at, now, peer_age_s_max: self.peer_age_s_max };
+        for torrent in self.block.torrents() {
+            store.restore(terms, &torrent?, &mut self.random, &mut self.restored);
+        }
+        Ok(true)
+    }
+
+    /// What has come of it so far.
+    pub fn restored(&self) -> &Restored {
+        &self.restored
+    }
+
+    /// The snapshot.
+    pub fn snapshot(&self) -> &Snapshot<R> {
+        &self.snapshot
+    }
+}
+
+/// The last second that a [`Now`] can hold.
+const MOMENT_S_MAX: u64 = u64::MAX / 1_000_000_000;

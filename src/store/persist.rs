@@ -1,0 +1,499 @@
+//! What a snapshot takes of the store, and how it comes back.
+//!
+//! An export walks the shards in slices: what a slice copies under a shard's shared lock goes into
+//! a [`Batch`], and is encoded and written with no lock held. A slice ends with the peers it may
+//! copy, in the middle of a swarm if that is larger. Every torrent is exported once, even if its
+//! shard grows meanwhile. A swarm that takes several slices is copied from its back, as peers move
+//! towards it when others leave; who joins or changes its role in those milliseconds may move one
+//! of the others out of sight, and a snapshot then lacks that one until it announces again.
+//!
+//! WebRTC peers are not exported: each is the name of an open socket, which ends with the process.
+//!
+//! What is restored is merged with what has announced since: of a peer that is there already, the
+//! fresher word counts; counts of downloads add up. Restored peers obey the budget and the cap of
+//! their torrent, and make nobody go.
+
+use std::collections::HashSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::atomic::Ordering;
+
+use ahash::RandomState;
+use fastrand::Rng;
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+use super::asker::Asker;
+use super::contents::Contents;
+use super::keeper::{self, Keeper, Walk};
+use super::large::Large;
+use super::record::{Record, Role, Stamp};
+use super::roster::{Change, Roster};
+use super::swarm::{self, Tally};
+use super::table::SwarmCell;
+use super::{Store, Stored, Visit};
+use crate::time::Now;
+use crate::types::{Contact, InfoHash, Scope};
+
+/// Peers that are copied under a shard's lock at once: some 100 us, and 350 KiB of a batch if all
+/// of them are IPv6 peers.
+const PEERS_PER_SLICE: usize = 16_384;
+
+/// A peer as it is saved.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    FromBytes,
+    IntoBytes,
+    KnownLayout,
+    Immutable,
+    Unaligned,
+)]
+#[repr(C)]
+pub struct SavedPeer<const ENDPOINT: usize> {
+    /// Address and port, as replies carry them.
+    pub endpoint: [u8; ENDPOINT],
+    /// What the peer does and how far its download was counted: 0 leecher, 2 paused, 4 seeder that
+    /// was a leecher, 6 seeder from the start; 1 more where its download was counted, 8 more while
+    /// it is on probation. Below [`SavedPeer::STATES`].
+    pub state: u8,
+    /// Seconds from the latest announce to the snapshot, little-endian.
+    age_s: [u8; 2],
+}
+
+/// An IPv4 peer as it is saved: 9 bytes.
+pub type Saved4 = SavedPeer<6>;
+/// An IPv6 peer as it is saved: 21 bytes.
+pub type Saved6 = SavedPeer<18>;
+
+const _: () = assert!(size_of::<Saved4>() == 9 && size_of::<Saved6>() == 21);
+
+impl<const ENDPOINT: usize> SavedPeer<ENDPOINT> {
+    /// How many states there are.
+    pub const STATES: u8 = 16;
+
+    /// A peer.
+    pub fn new(endpoint: [u8; ENDPOINT], state: u8, age_s: u16) -> Self {
+        Self { endpoint, state, age_s: age_s.to_le_bytes() }
+    }
+
+    /// Seconds from the latest announce to the snapshot.
+    pub fn age_s(&self) -> u16 {
+        u16::from_le_bytes(self.age_s)
+    }
+
+    /// What the peer does.
+    pub fn role(&self) -> Role {
+        Stamp::role_of_saved(self.state)
+    }
+
+    fn of<const ADDRESS: usize>(record: &Record<ADDRESS>, at: Now) -> Self {
+        let mut endpoint = [0; ENDPOINT];
+        endpoint.copy_from_slice(record.endpoint.as_bytes());
+        let (state, age_s) = record.stamp().saved(at);
+        Self::new(endpoint, state, age_s)
+    }
+
+    fn port(&self) -> u16 {
+        let port = self.endpoint.last_chunk().copied();
+        port.map_or(0, u16::from_be_bytes)
+    }
+}
+
+/// A torrent as it is saved, or a part of one: a large swarm comes in several.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct SavedTorrent {
+    /// The torrent.
+    pub info_hash: InfoHash,
+    /// Downloads counted; 0 in all parts but one.
+    pub completed: u32,
+    /// Of a torrent without peers, seconds since the last one left.
+    pub empty_s: u32,
+    /// How many IPv4 peers there are of it in the batch, behind those of the torrents before it.
+    pub v4: usize,
+    /// How many IPv6 peers there are of it, likewise.
+    pub v6: usize,
+}
+
+/// What one slice of an export has copied.
+#[derive(Debug, Default)]
+pub struct Batch {
+    /// Torrents and parts of torrents.
+    pub torrents: Vec<SavedTorrent>,
+    /// Their IPv4 peers.
+    pub v4: Vec<Saved4>,
+    /// Their IPv6 peers.
+    pub v6: Vec<Saved6>,
+}
+
+/// An export in the making.
+pub struct Export {
+    at: Now,
+    walk: Walk,
+    seen: Seen,
+    /// The large swarm that is not copied to its end yet.
+    rest: Option<Rest>,
+}
+
+impl Export {
+    /// An export as of this moment: it is what ages are counted from.
+    pub fn new(at: Now) -> Self {
+        Self { at, walk: Walk::of(0), seen: Seen::default(), rest: None }
+    }
+}
+
+impl Store {
+    /// Puts the next slice into `batch`, in place of what is there; false once there was no more.
+    pub fn export(&self, export: &mut Export, batch: &mut Batch) -> bool {
+        batch.clear();
+        let Export { at, walk, seen, rest } = export;
+        if let Some(from) = rest.take() {
+            let go_on = |cell: &SwarmCell| cell.peek(|contents| batch.go_on(*at, &from, contents));
+            *rest = self.table.read(&from.info_hash, go_on).flatten();
+            return true;
+        }
+        if walk.shard == self.table.shards() {
+            return false;
+        }
+        let more = self.table.look_on(walk, |restarts, info_hash, cell| {
+            if seen.has(info_hash, restarts) {
+                return keeper::Visit::Done;
+            }
+            *rest = cell.peek(|contents| batch.add(*at, info_hash, contents));
+            let pauses = rest.is_some() || batch.peers() >= PEERS_PER_SLICE;
+            if pauses { keeper::Visit::Pause } else { keeper::Visit::Done }
+        });
+        if !more {
+            *walk = Walk::of(walk.shard + 1);
+            seen.clear();
+        }
+        true
+    }
+}
+
+/// Torrents of the current shard that the export has come by.
+#[derive(Default)]
+struct Seen {
+    /// In the order they came; nobody asks before the walk begins anew.
+    first: Vec<InfoHash>,
+    /// All of them, once somebody does.
+    all: HashSet<InfoHash, RandomState>,
+}
+
+impl Seen {
+    /// Whether a torrent was seen before in this shard, in which the walk began anew so many times.
+    fn has(&mut self, info_hash: &InfoHash, restarts: u32) -> bool {
+        if restarts == 0 {
+            self.first.push(*info_hash);
+            return false;
+        }
+        self.all.extend(self.first.drain(..));
+        !self.all.insert(*info_hash)
+    }
+
+    fn clear(&mut self) {
+        self.first.clear();
+        self.all.clear();
+    }
+}
+
+/// Where to go on in a large swarm.
+struct Rest {
+    info_hash: InfoHash,
+    /// Which crowd: IPv4 ones first, then IPv6.
+    crowd: usize,
+    /// Peers from here on are copied.
+    end: usize,
+    /// Whether nothing of it is copied yet, its count of downloads included.
+    is_whole: bool,
+}
+
+impl Batch {
+    fn clear(&mut self) {
+        self.torrents.clear();
+        self.v4.clear();
+        self.v6.clear();
+    }
+
+    fn peers(&self) -> usize {
+        self.v4.len() + self.v6.len()
+    }
+
+    /// Copies a torrent, or puts it off if its peers are too many for this batch.
+    fn add(&mut self, at: Now, info_hash: &InfoHash, contents: &Contents) -> Option<Rest> {
+        let mut torrent =
+            SavedTorrent { info_hash: *info_hash, completed: 0, empty_s: 0, v4: 0, v6: 0 };
+        match contents {
+            Contents::Empty { completed, since_s } => {
+                let empty_s = at.seconds().saturating_sub(u64::from(*since_s));
+                torrent.empty_s = u32::try_from(empty_s).unwrap_or(u32::MAX);
+                torrent.completed = *completed;
+            }
+            Contents::One(record, completed) => {
+                self.v4.push(Saved4::of(record, at));
+                (torrent.completed, torrent.v4) = (*completed, 1);
+            }
+            Contents::Few4(block) => {
+                self.v4.extend(block.records().iter().map(|it| Saved4::of(it, at)));
+                (torrent.completed, torrent.v4) = (block.completed(), block.records().len());
+            }
+            Contents::Few6(block) => {
+                self.v6.extend(block.records().iter().map(|it| Saved6::of(it, at)));
+                (torrent.completed, torrent.v6) = (block.completed(), block.records().len());
+            }
+            Contents::Many(large) => {
+                let info_hash = *info_hash;
+                let whole = Rest { info_hash, crowd: 0, end: usize::MAX, is_whole: true };
+                let puts_off = self.peers() > 0 && self.peers() + large.len() > PEERS_PER_SLICE;
+                return if puts_off { Some(whole) } else { self.add_part(at, &whole, large) };
+            }
+        }
+        self.push(torrent);
+        None
+    }
+
+    /// Goes on with a torrent that was too large for the batch before.
+    fn go_on(&mut self, at: Now, from: &Rest, contents: &Contents) -> Option<Rest> {
+        match contents {
+            Contents::Many(large) => self.add_part(at, from, large),
+            smaller if from.is_whole => self.add(at, &from.info_hash, smaller),
+            _ => None,
+        }
+    }
+
+    /// Copies as much of a large swarm as there is room for; says where to go on.
+    fn add_part(&mut self, at: Now, from: &Rest, large: &Large) -> Option<Rest> {
+        let before = (self.v4.len(), self.v6.len());
+        let (mut crowd, mut end) = (from.crowd, from.end);
+        let rest = loop {
+            let room = PEERS_PER_SLICE.saturating_sub(self.peers());
+            let left = if let Some(it) = large.v4.get(crowd) {
+                copy(it.records(), end, room, |it| self.v4.push(Saved4::of(it, at)))
+            } else if let Some(it) = large.v6.get(crowd - large.v4.len()) {
+                copy(it.records(), end, room, |it| self.v6.push(Saved6::of(it, at)))
+            } else {
+                break None;
+            };
+            if left > 0 {
+                let info_hash = from.info_hash;
+                break Some(Rest { info_hash, crowd, end: left, is_whole: false });
+            }
+            (crowd, end) = (crowd + 1, usize::MAX);
+        };
+        self.push(SavedTorrent {
+            info_hash: from.info_hash,
+            completed: if from.is_whole { large.completed } else { 0 },
+            empty_s: 0,
+            v4: self.v4.len() - before.0,
+            v6: self.v6.len() - before.1,
+        });
+        rest
+    }
+
+    /// Adds a torrent, unless there is nothing to say of it.
+    fn push(&mut self, torrent: SavedTorrent) {
+        if torrent.v4 + torrent.v6 > 0 || torrent.completed > 0 {
+            self.torrents.push(torrent);
+        }
+    }
+}
+
+/// Shows up to `room` peers to `take`, those just below `end`; says below which others are left.
+fn copy<const ADDRESS: usize>(
+    records: &[Record<ADDRESS>],
+    end: usize,
+    room: usize,
+    take: impl FnMut(&Record<ADDRESS>),
+) -> usize {
+    let end = end.min(records.len());
+    let start = end.saturating_sub(room);
+    records[start..end].iter().for_each(take);
+    start
+}
+
+/// A torrent, or a part of one, on its way back.
+#[derive(Clone, Copy, Debug)]
+pub struct Arrival<'a> {
+    /// The torrent.
+    pub info_hash: InfoHash,
+    /// Downloads to be added to its count.
+    pub completed: u32,
+    /// Of a torrent without peers, seconds from when the last one left to the snapshot.
+    pub empty_s: u32,
+    /// Its IPv4 peers.
+    pub v4: &'a [Saved4],
+    /// Its IPv6 peers.
+    pub v6: &'a [Saved6],
+}
+
+/// What a restore goes by.
+#[derive(Clone, Copy, Debug)]
+pub struct Terms {
+    /// When the snapshot was taken.
+    pub at: Now,
+    /// When it is restored. A clock that was set back between the two has stood still.
+    pub now: Now,
+    /// Peers that have been silent for more seconds than this stay away.
+    pub peer_age_s_max: u32,
+}
+
+/// What has become of what was to be restored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Restored {
+    /// Torrents, or parts of torrents, with a count or with peers that are not expired.
+    pub torrents: u64,
+    /// Peers that are in their swarms again.
+    pub peers: u64,
+    /// Peers that were there already, as they have announced since.
+    pub known: u64,
+    /// Peers that have been silent for too long.
+    pub expired: u64,
+    /// Peers that were not stored: no memory, a torrent at its cap, an address that is none.
+    pub refused: u64,
+}
+
+impl Store {
+    /// Merges a torrent, or a part of one, under its shard's lock: some 100 ns for each peer.
+    pub fn restore(
+        &self,
+        terms: Terms,
+        torrent: &Arrival<'_>,
+        random: &mut Rng,
+        restored: &mut Restored,
+    ) {
+        let mut restoring = Restoring { store: self, terms, torrent, random, restored };
+        self.table.write(&torrent.info_hash, true, &mut restoring);
+    }
+
+    /// Adds what was counted before a snapshot to [`super::Totals::completed`].
+    pub fn restore_completed(&self, completed: u64) {
+        let add = |before: u64| Some(before.saturating_add(completed));
+        let _ = self.completed_before.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add);
+    }
+}
+
+/// A torrent on its way through the table.
+struct Restoring<'a, 't> {
+    store: &'a Store,
+    terms: Terms,
+    torrent: &'a Arrival<'t>,
+    random: &'a mut Rng,
+    restored: &'a mut Restored,
+}
+
+impl Keeper for Restoring<'_, '_> {
+    type Told = ();
+
+    fn change(&mut self, shard: usize, cell: &mut SwarmCell) {
+        cell.change(|contents| (self.merge(shard, contents), ()));
+        self.restored.torrents += u64::from(!cell.is_vacant());
+    }
+
+    fn may_create(&mut self) -> bool {
+        true
+    }
+
+    fn turned_away(&mut self) {}
+
+    fn may_grow(&mut self, shard: usize, bytes: usize) -> bool {
+        self.store.memory.admits(&self.store.totals[shard].account, bytes as u64)
+    }
+
+    fn without_bucket(&mut self) {
+        let peers = self.torrent.v4.len() + self.torrent.v6.len();
+        self.restored.refused += peers as u64;
+    }
+
+    fn wants_room(&mut self) -> bool {
+        false
+    }
+
+    fn gives_way(&mut self, _: usize, _: &mut SwarmCell) -> bool {
+        false
+    }
+
+    fn entry(&mut self, shard: usize, before: bool, after: bool) {
+        self.store.totals[shard].note_entry(before, after);
+    }
+
+    fn resized(&mut self, shard: usize, before: usize, after: usize) {
+        self.store.note_bytes(shard, before, after);
+    }
+}
+
+impl Restoring<'_, '_> {
+    fn merge(&mut self, shard: usize, contents: Contents) -> Contents {
+        let before = contents.bytes();
+        let keys = self.store.table.keys();
+        let mut contents = match contents {
+            Contents::Empty { completed: 0, .. } => self.emptied(),
+            other => swarm::with_completed(other, self.torrent.completed, keys),
+        };
+        self.store.note_bytes(shard, before, contents.bytes());
+        let torrent = self.torrent;
+        for peer in torrent.v4 {
+            let [a, b, c, d, ..] = peer.endpoint;
+            contents = self.add(shard, contents, Ipv4Addr::new(a, b, c, d).into(), peer);
+        }
+        for peer in torrent.v6 {
+            let mut octets = [0; 16];
+            octets.copy_from_slice(&peer.endpoint[..16]);
+            contents = self.add(shard, contents, Ipv6Addr::from(octets).into(), peer);
+        }
+        contents
+    }
+
+    /// The torrent before its peers are back.
+    fn emptied(&self) -> Contents {
+        let Terms { at, now, .. } = self.terms;
+        let since = match (self.torrent.v4, self.torrent.v6) {
+            ([], []) => at.seconds().saturating_sub(self.torrent.empty_s.into()),
+            _ => now.seconds(),
+        };
+        let since_s = u32::try_from(since.min(now.seconds())).unwrap_or(u32::MAX);
+        Contents::Empty { completed: self.torrent.completed, since_s }
+    }
+
+    /// Merges a peer.
+    fn add<const ENDPOINT: usize>(
+        &mut self,
+        shard: usize,
+        contents: Contents,
+        address: IpAddr,
+        peer: &SavedPeer<ENDPOINT>,
+    ) -> Contents {
+        let Terms { at, now, peer_age_s_max } = self.terms;
+        let stamp = Stamp::of_saved((peer.state, peer.age_s()), at, now);
+        let Some(stamp) = stamp.filter(|it| it.age_s(now) <= peer_age_s_max) else {
+            self.restored.expired += 1;
+            return contents;
+        };
+        // As the front ends have it: nobody is at port 0, and IPv4 addresses come as such.
+        if peer.port() == 0 || address.to_canonical() != address {
+            self.restored.refused += 1;
+            return contents;
+        }
+        let (contact, scope) = (Contact::Port(peer.port()), Scope::of(address));
+        let change = Change::Present { role: stamp.role(), completed: false };
+        let info_hash = &self.torrent.info_hash;
+        let visit = Visit { info_hash, address, contact, change, capped: false };
+        let totals = &self.store.totals[shard];
+        let account = (&*self.store.memory, &totals.account);
+        let keys = self.store.table.keys();
+        let asker = Asker::new((now, scope, change), keys, self.random, false, account);
+        let before = contents.bytes();
+        let (kind, (contents, outcome)) = asker.restoring(stamp).announce(contents, &visit);
+        self.store.note_bytes(shard, before, contents.bytes());
+        let Tally { peers, .. } = Tally::of(&contents);
+        totals.note(kind, &outcome, peers);
+        match (outcome.stored, outcome.before) {
+            (Stored::Yes, Some(_)) => self.restored.known += 1,
+            (Stored::Yes, None) => self.restored.peers += 1,
+            _ => self.restored.refused += 1,
+        }
+        contents
+    }
+}
