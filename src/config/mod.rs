@@ -19,7 +19,8 @@ use serde::{Deserialize, Serialize};
 pub use error::ConfigError;
 pub use source::{Assignment, Source};
 pub use values::{
-    AccessMode, Bytes, ConnectionIdMac, Io, LogFormat, LogLevel, MemoryCap, SourceHeader,
+    AccessMode, Bytes, ConnectionIdMac, Io, LogFormat, LogLevel, MemoryCap, SnapshotMode,
+    SourceHeader,
 };
 use values::{Numeric, Value};
 
@@ -129,7 +130,8 @@ sections! {
     server: Server {
         /// Addresses to serve on. Port 0 lets the kernel choose one, which the ready line tells.
         listen: Vec<SocketAddr> = values::addresses(&["0.0.0.0:6969", "[::]:6969"]);
-        /// Directory for what outlives a restart: the connection-id key. Created if absent.
+        /// Directory for what outlives a restart: the connection-id key, snapshots of the swarms,
+        /// registered torrents, access lists. Created if absent.
         /// Empty: $STATE_DIRECTORY as set by systemd, else skep/ in the XDG state folder.
         state_dir: String = String::new();
         /// Worker threads, each pinned to a core. 0: one for each core this process may use.
@@ -351,6 +353,18 @@ sections! {
         /// has been silent for long. Five times the largest swarms known, so that only a flood
         /// meets it; such a swarm takes some 25 MiB.
         max_peers_per_torrent: u32 = 1000000, in 0..=100000000;
+    }
+
+    /// Snapshots of the swarms in server.state_dir: peers with their ages, counts of downloads. One
+    /// is written on a clean stop and when POST /api/v1/save asks for it, too. At start the latest
+    /// is restored while the tracker serves already; /readyz tells when that is done.
+    snapshot: Snapshot {
+        /// auto: snapshots where server.state_dir can be written, else a warning, and empty swarms
+        /// after a restart; on: refuse to start where it cannot; off: none, and none restored.
+        mode: SnapshotMode = SnapshotMode::Auto;
+        /// Seconds between two snapshots: what a crash loses at most. 0: none but those above.
+        /// Reloaded by SIGHUP.
+        interval_s: u32 = 60, in 0..=86400;
     }
 
     /// The listener for operators: /metrics, /livez, /readyz, /startupz, /stats, /api/v1.

@@ -55,6 +55,18 @@ pub enum AccessMode {
     Private,
 }
 
+/// Whether swarms outlive a restart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SnapshotMode {
+    /// Where the state directory can be written.
+    Auto,
+    /// They must.
+    On,
+    /// They do not.
+    Off,
+}
+
 /// Severities of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -277,6 +289,7 @@ choices! {
     ConnectionIdMac: "siphash" "hmac-sha256";
     SourceHeader: "" "forwarded" "x-forwarded-for" "x-real-ip";
     AccessMode: "open" "registered" "private";
+    SnapshotMode: "auto" "on" "off";
     LogLevel: "off" "error" "warn" "info" "debug" "trace";
     LogFormat: "text" "json";
 }

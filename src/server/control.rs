@@ -28,6 +28,7 @@ use crate::server::log::OPERATOR;
 use crate::server::notify::Manager;
 use crate::server::options;
 use crate::server::reload::Reloader;
+use crate::server::snapshots::Snapshots;
 use crate::server::streams::Streams;
 use crate::server::workers::{End, Shared, Workers};
 use crate::time::Now;
@@ -135,6 +136,7 @@ async fn serve(control: Control, mut signals: Signals) -> Result<(), StartError>
     if let Some(predecessor) = relieved {
         drain::await_saved(predecessor);
     }
+    Snapshots::start(&state.shared)?;
     feed_watchdog(&state, &manager);
     let heard = (&mut ended, &mut successor);
     let outcome = watch(&state, heard, &mut reloader, &mut signals, &manager).await;
@@ -339,7 +341,23 @@ impl State {
 
     /// Writes down what passkeys were used for. What goes wrong is in the log, and kept.
     pub(super) fn flush(&self) {
-        let _ = self.save();
+        let _ = self.write_down();
+    }
+
+    /// Writes down all there is, for the last time. Blocks.
+    pub(super) fn write_last(&self) {
+        self.flush();
+        self.save_last();
+    }
+
+    /// Takes the last snapshot. Blocks.
+    pub(super) fn save_last(&self) {
+        self.shared.snapshots.stop();
+    }
+
+    fn write_down(&self) -> Result<(), Trouble> {
+        let age_s_max = self.shared.tracker.load().peer_age_s_max;
+        self.shared.office.flush(self.shared.clock.now(), age_s_max)
     }
 
     /// Brings the figures up to date, once a second. Takes and returns the drops seen so far.
@@ -357,6 +375,7 @@ impl State {
         self.warn_of(oddity, now);
         exporter.update_access(&self.shared.office);
         let denied = self.bounce(&exporter, now);
+        exporter.update_snapshots(&self.shared.snapshots.figures);
         let drops = exporter.socket_drops();
         // The kernel counts what it was told to drop among what it had to.
         if drops > drops_before && denied == 0 {
@@ -415,6 +434,7 @@ impl Process for State {
         exporter.update_memory(&self.shared.store.usage());
         exporter.update_access(&self.shared.office);
         exporter.update_heartbeats(self.shared.clock.elapsed_ns_at(self.now()));
+        exporter.update_snapshots(&self.shared.snapshots.figures);
         exporter.render()
     }
 
@@ -427,6 +447,9 @@ impl Process for State {
     fn ready(&self) -> Result<(), String> {
         if self.stopping.load(Ordering::Relaxed) {
             return Err("stopping".into());
+        }
+        if self.shared.snapshots.is_restoring() {
+            return Err("restoring".into());
         }
         self.started()
     }
@@ -464,8 +487,8 @@ impl Process for State {
     }
 
     fn save(&self) -> Result<(), Trouble> {
-        let age_s_max = self.shared.tracker.load().peer_age_s_max;
-        self.shared.office.flush(self.shared.clock.now(), age_s_max)
+        self.write_down()?;
+        self.shared.snapshots.save().map_err(Trouble::Snapshot)
     }
 
     fn shut_down(&self) {

@@ -125,7 +125,7 @@ async fn stop(state: &Arc<State>, running: Running) {
     let _ = spawn_blocking(move || {
         running.streams.stop();
         running.workers.stop();
-        last.flush();
+        last.write_last();
     })
     .await;
     drop(running.close_admin);
@@ -151,7 +151,11 @@ async fn hand_on(
     let _ = tokio::time::timeout(LEAVE_MAX, left).await;
     successor.tell_left();
     info!(target: OPERATOR, "the successor serves; what is open here ends");
-    successor.tell_saved(); // the passkeys' totals were, when the database was lent
+    // The passkeys' totals were written when the database was lent. The successor restores what is
+    // saved here as soon as the snapshots' lock is free.
+    let last = state.clone();
+    let _ = spawn_blocking(move || last.save_last()).await;
+    successor.tell_saved();
     let closed = async {
         while streams.are_connected() {
             sleep(POLL * 10).await;

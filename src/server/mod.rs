@@ -24,6 +24,7 @@ mod log;
 mod notify;
 mod options;
 mod reload;
+mod snapshots;
 mod socket_file;
 mod sockets;
 mod state;
@@ -77,6 +78,7 @@ pub fn run(source: Source, take_over: bool) -> Result<(), StartError> {
     tracing::info!(target: log::OPERATOR, origin = keys.origin, "connection-id key");
     let choice = backend::choose(config.server.io)?;
     let tls = options::tls(&config).map(tls::Tls::start).transpose()?;
+    let snapshots = Arc::new(options::snapshots(&config, keys.made_up)?);
     let mut predecessor = None;
     if take_over {
         // From here on it waits for us, and only one of both has the database.
@@ -99,6 +101,7 @@ pub fn run(source: Source, take_over: bool) -> Result<(), StartError> {
         stream: Arc::new(ArcSwap::from_pointee(options::stream(&config))),
         pages: Arc::default(),
         full_scrapes: Arc::default(),
+        snapshots,
         clock: Clock::start(),
     };
     shared.store.allow(options::budget(&config));

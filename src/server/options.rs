@@ -7,12 +7,15 @@ use tracing::level_filters::LevelFilter;
 use crate::access::disk as access;
 use crate::access::mode::Mode;
 use crate::config::{
-    AccessMode, Bytes, Config, ConnectionIdMac, LogFormat, LogLevel, MemoryCap, SourceHeader,
+    AccessMode, Bytes, Config, ConnectionIdMac, LogFormat, LogLevel, MemoryCap, SnapshotMode,
+    SourceHeader,
 };
 use crate::frontend::connection_id::{Algorithm, ConnectionIds, Keys};
 use crate::frontend::origin::HopField;
 use crate::frontend::{http, ws};
 use crate::limiter;
+use crate::server::StartError;
+use crate::server::snapshots::Snapshots;
 use crate::server::state::{self, Environment, KeyError, Loaded};
 use crate::server::tls;
 use crate::server::{handover, log};
@@ -191,6 +194,37 @@ pub(super) fn log(config: &Config) -> log::Options {
 /// The connection-id keys: read, or created.
 pub(super) fn keys(config: &Config) -> Result<Loaded, KeyError> {
     state::connection_id_keys(&state_options(config))
+}
+
+/// Where snapshots are kept, if they are; makes the state directory. What goes wrong ends the start
+/// only if the settings ask for snapshots by name; else it is told once, `told` saying whether it
+/// has been.
+pub(super) fn snapshots(config: &Config, told: bool) -> Result<Snapshots, StartError> {
+    let it = &config.snapshot;
+    let kept = match it.mode {
+        SnapshotMode::Off => return Ok(Snapshots::off()),
+        SnapshotMode::Auto | SnapshotMode::On => state::tracker_id(&state_options(config)),
+    };
+    match kept.and_then(|(directory, tracker)| Snapshots::kept_in(directory, tracker)) {
+        Ok(snapshots) => {
+            snapshots.set_interval(it.interval_s);
+            Ok(snapshots)
+        }
+        Err(reason) if it.mode == SnapshotMode::On => Err(StartError::Failed(format!(
+            "snapshot.mode is \"on\", and snapshots cannot be kept: {reason}; remedy: set \
+             server.state_dir to a directory that this user may write, or snapshot.mode to \"auto\""
+        ))),
+        Err(reason) => {
+            if !told {
+                tracing::warn!(
+                    "no snapshots are kept, so swarms are empty after a restart: {reason}; \
+                     remedy: set server.state_dir to a directory that this user may write, or \
+                     snapshot.mode to \"off\""
+                );
+            }
+            Ok(Snapshots::off())
+        }
+    }
 }
 
 /// Where state may live.

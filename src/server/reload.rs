@@ -14,7 +14,7 @@ use crate::server::tls::Tls;
 use crate::server::workers::Shared;
 
 /// Sections and settings that can change while serving.
-const LIVE: [&str; 23] = [
+const LIVE: [&str; 24] = [
     "server.drain_s",
     "access.similar_digits_max",
     "access.torrents_",
@@ -23,6 +23,7 @@ const LIVE: [&str; 23] = [
     "access.ports_",
     "tracker.",
     "memory.",
+    "snapshot.interval_s",
     "log.level",
     "udp.key_file",
     "admin.token",
@@ -79,6 +80,7 @@ impl Reloader {
         self.shared.ws.store(Arc::new(options::ws(&live_config)));
         self.shared.stream.store(Arc::new(options::stream(&live_config)));
         self.shared.store.allow(options::budget(&live_config));
+        self.shared.snapshots.set_interval(live_config.snapshot.interval_s);
         if let Some(tls) = &mut self.tls {
             tls.renew();
         }
@@ -110,6 +112,7 @@ impl Reloader {
         live.admin.token.clone_from(&new.admin.token);
         live.limits = new.limits.clone();
         live.memory = new.memory.clone();
+        live.snapshot.interval_s = new.snapshot.interval_s;
         live.websocket = new.websocket.clone();
         live.access = Access { mode: live.access.mode, ..new.access.clone() };
         live.http = Http {

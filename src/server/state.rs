@@ -13,9 +13,13 @@ use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt 
 use std::path::{Path, PathBuf};
 
 use crate::frontend::connection_id::KEY_BYTES;
+use crate::snapshot::Identity;
 
 /// The variable that may hold the key: 64 hexadecimal digits, or two keys and a comma between.
 pub(super) const KEY_VARIABLE: &str = "SKEP_CONNECTION_ID_KEY";
+
+/// The tracker's name in the state directory, which its snapshots carry.
+const IDENTITY_FILE: &str = "tracker.id";
 
 /// The key's file in the state directory.
 const KEY_FILE: &str = "connection_id.key";
@@ -125,11 +129,24 @@ pub(super) fn connection_id_keys(options: &Options) -> Result<Loaded, KeyError> 
             origin: "made up for this run".into(),
             made_up: true,
             warning: Some(format!(
-                "no state is kept: {reason}; clients must connect anew after a restart; remedy: \
-                 set server.state_dir to a directory that this user may write"
+                "no state is kept: {reason}; after a restart swarms are empty and clients must \
+                 connect anew; remedy: set server.state_dir to a directory that this user may \
+                 write"
             )),
         }),
     }
+}
+
+/// The state directory and the identity of the tracker whose state it is; both are created when
+/// absent. Or why there are none.
+pub(super) fn tracker_id(options: &Options) -> Result<(PathBuf, Identity), String> {
+    let directory = directory(options)?;
+    let path = create(&directory.join(IDENTITY_FILE))?;
+    let failed = |error: io::Error| format!("cannot read {}: {error}", path.display());
+    let text = fs::read_to_string(&path).map_err(failed)?;
+    let identity = key(text.trim()).and_then(|key| key.first_chunk().copied());
+    let malformed = || format!("{} is not as skep writes it: remove it", path.display());
+    identity.map(|it| (directory, it)).ok_or_else(malformed)
 }
 
 /// The state directory, created when absent if it is `needed`; or why there is none.
@@ -322,6 +339,17 @@ mod tests {
         let it = connection_id_keys(&Options { directory, ..Options::default() }).unwrap();
         let warning = it.warning.unwrap();
         assert!(warning.contains("mode 0755") && warning.contains("chmod 700"), "{warning}");
+    }
+
+    #[test]
+    fn a_tracker_keeps_its_identity_and_two_have_different_ones() {
+        let [ours, theirs] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+        let (directory, identity) = tracker_id(&within(ours.path())).unwrap();
+        assert_eq!(tracker_id(&within(ours.path())).unwrap().1, identity);
+        assert_ne!(tracker_id(&within(theirs.path())).unwrap().1, identity);
+        fs::write(directory.join(IDENTITY_FILE), "mine").unwrap();
+        let said = tracker_id(&within(ours.path())).unwrap_err();
+        assert!(said.contains("tracker.id") && said.contains("remove it"), "{said}");
     }
 
     #[test]

@@ -18,6 +18,7 @@ use crate::frontend::ws;
 use crate::limiter::{self, Gate, LimitCounters, Limiter};
 use crate::metrics::{NotStoredCounters, WorkerCounters};
 use crate::server::StartError;
+use crate::server::snapshots::Snapshots;
 use crate::store::Store;
 use crate::sys::affinity;
 use crate::sys::clock::Clock;
@@ -43,6 +44,7 @@ pub(super) struct Shared {
     pub(super) stream: Arc<ArcSwap<stream::Options>>,
     pub(super) pages: Arc<ArcSwap<Pages>>,
     pub(super) full_scrapes: Arc<FullScrapeLimits>,
+    pub(super) snapshots: Arc<Snapshots>,
     pub(super) clock: Clock,
 }
 

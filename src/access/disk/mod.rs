@@ -76,6 +76,8 @@ pub enum Trouble {
     NoState(String),
     /// The database cannot be read or written; the text names the file and the remedy.
     Database(String),
+    /// A snapshot cannot be written; the text names the file and the cause.
+    Snapshot(String),
     /// The tracker is open: it has neither registrations nor passkeys.
     Open,
     /// The tracker has no passkeys.
@@ -91,7 +93,7 @@ pub enum Trouble {
 impl fmt::Display for Trouble {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::List(text) | Self::Database(text) => f.write_str(text),
+            Self::List(text) | Self::Database(text) | Self::Snapshot(text) => f.write_str(text),
             Self::Open => f.write_str("access.mode is open: nothing is registered"),
             Self::NotPrivate => f.write_str("access.mode is not private: there are no passkeys"),
             Self::Unknown => f.write_str("there is none"),

@@ -67,7 +67,8 @@ pub trait Process: Send + Sync + 'static {
     /// ask.
     fn token(&self) -> Option<Arc<str>>;
 
-    /// Writes down what is kept in memory and would be written down later; waits for the disk.
+    /// Writes down what is kept in memory and would be written down later, swarms included; waits
+    /// for the disk.
     ///
     /// # Errors
     /// [`Trouble`] where it cannot; nothing is lost by that.

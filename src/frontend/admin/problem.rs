@@ -148,6 +148,9 @@ impl From<Trouble> for Problem {
             Trouble::Database(text) => {
                 Self::new(StatusCode::INTERNAL_SERVER_ERROR, "database", text.clone())
             }
+            Trouble::Snapshot(text) => {
+                Self::new(StatusCode::INTERNAL_SERVER_ERROR, "snapshot", text.clone())
+            }
         }
     }
 }

@@ -8,6 +8,7 @@ mod access;
 mod heartbeats;
 mod limits;
 mod load;
+mod snapshots;
 mod streams;
 
 use std::fmt::Write as _;
@@ -19,6 +20,7 @@ use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, Prometheu
 
 use crate::access::disk::Office;
 use crate::metrics::{DurationHistogram, IoEvent, StreamCounters, WorkerCounters};
+use crate::server::snapshots::Figures;
 use crate::server::workers::Tallies;
 use crate::store::{Totals, Usage};
 use crate::sys::socket::memory_of;
@@ -29,11 +31,12 @@ use access::AccessSeries;
 use heartbeats::HeartbeatSeries;
 use limits::LimitSeries;
 use load::LoadSeries;
+use snapshots::SnapshotSeries;
 use streams::StreamSeries;
 
 /// Workers with a label of their own: their up to seven series each, the rest of the list and the
 /// process's own figures keep a scrape below 500 series.
-const WORKER_LABELS_MAX: usize = 32;
+const WORKER_LABELS_MAX: usize = 24;
 
 /// Nanoseconds in a second.
 const NS_PER_S: f64 = 1e9;
@@ -81,6 +84,7 @@ pub(super) struct Exporter {
     streams: StreamSeries,
     limits: LimitSeries,
     load: LoadSeries,
+    snapshots: SnapshotSeries,
 }
 
 impl Exporter {
@@ -112,13 +116,12 @@ impl Exporter {
                 SocketSeries::of(sockets),
                 StreamSeries::new(streams),
                 LimitSeries::new(tallies),
-                LoadSeries::new(),
-                HeartbeatSeries::new(),
+                (LoadSeries::new(), SnapshotSeries::new(), HeartbeatSeries::new()),
             )
         };
         let series = metrics::with_local_recorder(&recorder, register);
-        let (families, io_events, store, access, busy, sockets, streams, limits, load, heartbeats) =
-            series;
+        let (families, io_events, store, access, busy, sockets, streams, limits, rest) = series;
+        let (load, snapshots, heartbeats) = rest;
         Self {
             recorder,
             handle,
@@ -135,6 +138,7 @@ impl Exporter {
             streams,
             limits,
             load,
+            snapshots,
         }
     }
 
@@ -168,6 +172,11 @@ impl Exporter {
     /// Brings the series about access control up to date.
     pub(super) fn update_access(&self, office: &Office) {
         self.access.update(office);
+    }
+
+    /// Brings the series about snapshots up to date.
+    pub(super) fn update_snapshots(&self, figures: &Figures) {
+        self.snapshots.update(figures);
     }
 
     /// Once a second: what only makes sense over a stretch of time, and the library's own upkeep.
@@ -555,12 +564,12 @@ mod tests {
         let mut exporter = Exporter::new(workers.clone(), Vec::new(), Vec::new(), Vec::new(), INFO);
         exporter.tick(Now::from_s(100));
         workers[1].busy_ns.add(500_000_000);
-        workers[31].busy_ns.add(900_000_000);
+        workers[31].busy_ns.add(850_000_000);
         exporter.tick(Now::from_s(101));
         let text = exporter.render();
         assert_eq!(value(&text, "skep_worker_busy_ratio{worker=\"0\"}"), 0.0);
         assert_eq!(value(&text, "skep_worker_busy_ratio{worker=\"1\"}"), 0.5);
-        assert_eq!(value(&text, "skep_worker_busy_ratio{worker=\"31+\"}"), 0.1);
+        assert_eq!(value(&text, "skep_worker_busy_ratio{worker=\"23+\"}"), 0.05);
     }
 
     #[test]

@@ -1,0 +1,456 @@
+//! Snapshots of the running tracker: a thread that restores at start, then saves when the interval
+//! is over, when it is asked to, and when all workers have stopped.
+//!
+//! The thread takes one thing after the other, so nothing is saved before all is restored, and who
+//! asks for a snapshot while one is being written gets the next. What fails is told once in the log
+//! and in the figures, and tried again after the interval; nobody is served worse for it.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use tracing::{debug, info, warn};
+
+use crate::server::StartError;
+use crate::server::log::OPERATOR;
+use crate::server::workers::Shared;
+use crate::snapshot::{
+    Aside, CURRENT, Disk, Folder, Found, Identity, Os, PREVIOUS, Restore, SaveError, Saved,
+    Snapshot, Step,
+};
+use crate::store::{Restored, Store};
+use crate::sys::clock::Clock;
+use crate::time::Now;
+use crate::tracker;
+
+/// The longest rest between two slices of a save.
+const REST_MAX: Duration = Duration::from_millis(2);
+
+/// What has come of restoring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Outcome {
+    /// No snapshots are kept.
+    Off,
+    /// Another process has the state directory still.
+    Waiting,
+    /// It goes on.
+    Running,
+    /// A snapshot is restored.
+    Restored,
+    /// There was none.
+    Empty,
+    /// There was something, of no use.
+    Lost,
+    /// The file could not be read to its end, though it could a moment before.
+    BrokenOff,
+}
+
+impl Outcome {
+    /// Every outcome, in index order.
+    pub(super) const ALL: [Self; 7] = [
+        Self::Off,
+        Self::Waiting,
+        Self::Running,
+        Self::Restored,
+        Self::Empty,
+        Self::Lost,
+        Self::BrokenOff,
+    ];
+
+    /// The label used in metrics.
+    pub(super) fn label(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::Waiting => "waiting",
+            Self::Running => "running",
+            Self::Restored => "restored",
+            Self::Empty => "empty",
+            Self::Lost => "lost",
+            Self::BrokenOff => "broken_off",
+        }
+    }
+}
+
+/// What is told of snapshots: written by the thread, read by the exporter.
+#[derive(Debug, Default)]
+pub(super) struct Figures {
+    pub(super) last_success_s: AtomicU64,
+    pub(super) duration_us: AtomicU64,
+    pub(super) bytes: AtomicU64,
+    pub(super) torrents: AtomicU64,
+    pub(super) peers: AtomicU64,
+    /// By [`Step`].
+    pub(super) errors: [AtomicU64; Step::ALL.len()],
+    outcome: AtomicU8,
+    pub(super) restore_duration_us: AtomicU64,
+    pub(super) restored_torrents: AtomicU64,
+    pub(super) restored_peers: AtomicU64,
+    pub(super) expired_peers: AtomicU64,
+    pub(super) refused_peers: AtomicU64,
+    pub(super) set_aside: AtomicU64,
+}
+
+impl Figures {
+    /// What has come of restoring so far.
+    pub(super) fn outcome(&self) -> Outcome {
+        let index = usize::from(self.outcome.load(Ordering::Acquire));
+        Outcome::ALL.get(index).copied().unwrap_or(Outcome::Off)
+    }
+
+    fn set_outcome(&self, outcome: Outcome) {
+        self.outcome.store(outcome as u8, Ordering::Release);
+    }
+
+    fn note_error(&self, step: Step) {
+        self.errors[step as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn note_saved(&self, saved: &Saved, took_ns: u64) {
+        let contents = &saved.contents;
+        self.last_success_s.store(saved.at.seconds(), Ordering::Relaxed);
+        self.duration_us.store(took_ns / 1000, Ordering::Relaxed);
+        self.bytes.store(contents.bytes, Ordering::Relaxed);
+        self.torrents.store(contents.torrents, Ordering::Relaxed);
+        self.peers.store(contents.peers, Ordering::Relaxed);
+    }
+
+    fn note_restored(&self, restored: &Restored, took_ns: u64) {
+        self.restore_duration_us.store(took_ns / 1000, Ordering::Relaxed);
+        self.restored_torrents.store(restored.torrents, Ordering::Relaxed);
+        self.restored_peers.store(restored.peers, Ordering::Relaxed);
+        self.expired_peers.store(restored.expired, Ordering::Relaxed);
+        self.refused_peers.store(restored.refused, Ordering::Relaxed);
+    }
+}
+
+/// What the thread is asked for.
+enum Order {
+    /// To save, and say how that went.
+    Save(Sender<Result<(), String>>),
+    /// To save a last time, and end.
+    Stop,
+}
+
+/// The handle on the thread and its figures.
+#[derive(Default)]
+pub(super) struct Snapshots {
+    folder: Option<Folder<Os>>,
+    pub(super) figures: Figures,
+    /// Seconds between two; 0: none.
+    interval_s: AtomicU32,
+    thread: Mutex<Option<(Sender<Order>, JoinHandle<()>)>>,
+}
+
+impl Snapshots {
+    /// None are kept.
+    pub(super) fn off() -> Self {
+        Self::default()
+    }
+
+    /// They are kept in this directory, which is tried out.
+    ///
+    /// # Errors
+    /// Why the directory cannot be written.
+    pub(super) fn kept_in(directory: PathBuf, tracker: Identity) -> Result<Self, String> {
+        let path = directory.join(format!("{TRIAL}-{}", std::process::id()));
+        let failed = |error| format!("cannot write {}: {error}", path.display());
+        let _ = Os.remove(&path);
+        Os.create(&path).and_then(|_| Os.remove(&path)).map_err(failed)?;
+        let has = |name| directory.join(name).symlink_metadata().is_ok();
+        let outcome = if has(CURRENT) || has(PREVIOUS) { Outcome::Running } else { Outcome::Empty };
+        let folder = Some(Folder::new(Os, directory, tracker));
+        let it = Self { folder, ..Self::default() };
+        it.figures.set_outcome(outcome);
+        Ok(it)
+    }
+
+    /// Sets how many seconds there are between two; 0: none are written by themselves.
+    pub(super) fn set_interval(&self, interval_s: u32) {
+        self.interval_s.store(interval_s, Ordering::Relaxed);
+    }
+
+    /// Whether the store does not hold yet what it held before the start.
+    pub(super) fn is_restoring(&self) -> bool {
+        self.figures.outcome() == Outcome::Running
+    }
+
+    /// Starts the thread, if snapshots are kept.
+    pub(super) fn start(shared: &Shared) -> Result<(), StartError> {
+        let it = &shared.snapshots;
+        let Some(folder) = it.folder.clone() else { return Ok(()) };
+        let (orders, asked) = channel();
+        let keeper = SnapshotKeeper {
+            folder,
+            snapshots: it.clone(),
+            store: shared.store.clone(),
+            tracker: shared.tracker.clone(),
+            clock: shared.clock,
+            in_the_way: Vec::new(),
+        };
+        let thread = thread::Builder::new().name("snapshot".into());
+        let thread = thread
+            .spawn(move || keeper.run(&asked))
+            .map_err(|error| StartError::lacking("cannot start a thread", &error))?;
+        *it.thread.lock().unwrap_or_else(PoisonError::into_inner) = Some((orders, thread));
+        Ok(())
+    }
+
+    /// Saves now, and waits for the disk. Does nothing where no snapshots are kept.
+    ///
+    /// # Errors
+    /// Why it cannot.
+    pub(super) fn save(&self) -> Result<(), String> {
+        let (tell, told) = channel();
+        {
+            let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
+            let Some((orders, _)) = thread.as_ref() else { return Ok(()) };
+            let _ = orders.send(Order::Save(tell));
+        }
+        told.recv().unwrap_or_else(|_| Err("the tracker is stopping".into()))
+    }
+
+    /// Saves a last time, if snapshots are kept, and waits for that.
+    pub(super) fn stop(&self) {
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some((orders, thread)) = thread {
+            let _ = orders.send(Order::Stop);
+            // A panic would have ended the process.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// The file that shows whether the state directory can be written; the process's number follows.
+const TRIAL: &str = "swarms.snapshot.trial";
+
+/// The file whose lock belongs to the process that keeps snapshots in the state directory.
+const LOCK: &str = "swarms.snapshot.lock";
+
+/// How often to look whether another process has let go of the lock, and for a new interval.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+
+/// What the thread works with.
+struct SnapshotKeeper {
+    folder: Folder<Os>,
+    snapshots: Arc<Snapshots>,
+    store: Arc<Store>,
+    tracker: Arc<ArcSwap<tracker::Options>>,
+    clock: Clock,
+    /// Files that are of no use and could not be set aside: a save would remove them.
+    in_the_way: Vec<(PathBuf, String)>,
+}
+
+impl SnapshotKeeper {
+    fn run(mut self, asked: &Receiver<Order>) {
+        let Some(_lock) = self.lock(asked) else { return };
+        self.restore();
+        loop {
+            let (waiting, is_last) = self.wait(asked);
+            // At the end nobody is served any more: there is nobody to be kind to.
+            let saved = self.save(!is_last);
+            waiting.iter().for_each(|tell| _ = tell.send(saved.clone()));
+            if is_last {
+                return;
+            }
+        }
+    }
+
+    /// Waits until no other process keeps snapshots here, or until the end. The process before this
+    /// one may have handed over its sockets, and then saves what this one is to restore.
+    fn lock(&self, asked: &Receiver<Order>) -> Option<File> {
+        let path = self.folder.path().join(LOCK);
+        let mut has_told = false;
+        loop {
+            match try_lock(&path) {
+                Ok(Some(file)) => return Some(file),
+                Ok(None) => self.snapshots.figures.set_outcome(Outcome::Waiting),
+                Err(error) => {
+                    let path = path.display();
+                    warn!(target: OPERATOR, "no snapshots are kept: cannot lock {path}: {error}");
+                    self.snapshots.figures.set_outcome(Outcome::Off);
+                    return None;
+                }
+            }
+            if !std::mem::replace(&mut has_told, true) {
+                let path = self.folder.path().display();
+                info!(
+                    target: OPERATOR,
+                    "another skep keeps snapshots in {path}: until it has ended, none are restored \
+                     or written"
+                );
+            }
+            match asked.recv_timeout(LOOK_EVERY) {
+                Ok(Order::Save(tell)) => {
+                    let _ = tell.send(Err("another skep keeps snapshots there".into()));
+                }
+                Ok(Order::Stop) | Err(RecvTimeoutError::Disconnected) => return None,
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+        }
+    }
+
+    /// Waits until there is something to save for: who is to be told of it, and whether it is for
+    /// the last time. Whoever asks meanwhile shares one snapshot.
+    fn wait(&self, asked: &Receiver<Order>) -> (Vec<Sender<Result<(), String>>>, bool) {
+        let since = self.clock.now();
+        loop {
+            let interval_s = self.snapshots.interval_s.load(Ordering::Relaxed);
+            if interval_s > 0 && self.clock.now() >= since.plus_s(interval_s.into()) {
+                return (Vec::new(), false);
+            }
+            let first = match asked.recv_timeout(LOOK_EVERY) {
+                Ok(order) => order,
+                Err(RecvTimeoutError::Timeout) => continue,
+                Err(RecvTimeoutError::Disconnected) => return (Vec::new(), true),
+            };
+            let (mut waiting, mut is_last) = (Vec::new(), false);
+            for order in std::iter::once(first).chain(asked.try_iter()) {
+                match order {
+                    Order::Save(tell) => waiting.push(tell),
+                    Order::Stop => is_last = true,
+                }
+            }
+            return (waiting, is_last);
+        }
+    }
+
+    /// Restores the latest snapshot that is of use, if there is one.
+    fn restore(&mut self) {
+        let begun = self.clock.now();
+        if self.snapshots.figures.outcome() == Outcome::Waiting {
+            self.snapshots.figures.set_outcome(Outcome::Running);
+        }
+        let Found { snapshot, aside } = self.folder.find(begun);
+        let is_lost = !aside.is_empty();
+        for it in aside {
+            self.tell_aside(it);
+        }
+        let outcome = match snapshot {
+            Some((snapshot, path)) => self.bring_back(snapshot, path, begun),
+            None if is_lost => {
+                warn!(target: OPERATOR, "no snapshot is of use: swarms are empty");
+                Outcome::Lost
+            }
+            None => Outcome::Empty,
+        };
+        self.snapshots.figures.set_outcome(outcome);
+    }
+
+    /// Says what was wrong with a file, and where it is now.
+    fn tell_aside(&mut self, it: Aside) {
+        self.snapshots.figures.set_aside.fetch_add(1, Ordering::Relaxed);
+        let path = it.path.display();
+        match it.name {
+            Ok(name) => warn!(
+                target: OPERATOR,
+                "{path} is of no use: {}; it is kept as {}", it.reason, name.display()
+            ),
+            Err(error) => {
+                warn!(
+                    target: OPERATOR,
+                    "{path} is of no use: {}; it cannot be set aside ({error}), and no snapshot is \
+                     written until it can", it.reason
+                );
+                self.in_the_way.push((it.path, it.kind));
+            }
+        }
+    }
+
+    fn bring_back(&mut self, snapshot: Stored, path: PathBuf, begun: Now) -> Outcome {
+        let at_s = snapshot.header().at_s;
+        let peer_age_s_max = self.tracker.load().peer_age_s_max;
+        let mut restore = Restore::new(snapshot, peer_age_s_max);
+        let ended = loop {
+            match restore.step(&self.store, self.clock.now()) {
+                Ok(true) => {}
+                Ok(false) => break Ok(()),
+                Err(fault) => break Err(fault),
+            }
+        };
+        let now = self.clock.now();
+        let (restored, took_ns) = (*restore.restored(), now.ns_since(begun));
+        let figures = &self.snapshots.figures;
+        figures.note_restored(&restored, took_ns);
+        let Restored { peers, known, expired, refused, .. } = restored;
+        let (name, age_s) = (path.display(), begun.seconds().saturating_sub(at_s));
+        let took_ms = took_ns / 1_000_000;
+        let told = format!(
+            "{peers} peers of {name}, which is {age_s} s old, are restored in {took_ms} ms \
+             ({expired} were too old, {known} have announced since, {refused} have no place)"
+        );
+        match ended {
+            Ok(()) => {
+                figures.last_success_s.store(at_s, Ordering::Relaxed);
+                info!(target: OPERATOR, "{told}");
+                Outcome::Restored
+            }
+            Err(fault) => {
+                warn!(target: OPERATOR, "{told}, and no more can be");
+                let name = self.folder.set_aside(&path, "damaged", now);
+                let (reason, kind) = (fault.to_string(), "damaged".to_owned());
+                self.tell_aside(Aside { path, reason, kind, name });
+                Outcome::BrokenOff
+            }
+        }
+    }
+
+    /// Saves; says why it could not, to the log and to who has asked. `rests` between slices, as
+    /// long as they take, so that at most half a core is taken.
+    fn save(&mut self, rests: bool) -> Result<(), String> {
+        let (clock, begun) = (self.clock, self.clock.now());
+        let mut since = begun;
+        let mut between = || {
+            if rests {
+                let took = Duration::from_nanos(clock.now().ns_since(since));
+                thread::sleep(took.min(REST_MAX));
+                since = clock.now();
+            }
+        };
+        let cleared = self.clear_the_way(begun);
+        let saved = cleared.and_then(|()| self.folder.save(&self.store, begun, &mut between));
+        match saved {
+            Ok(saved) => {
+                let took_ns = self.clock.now().ns_since(begun);
+                self.snapshots.figures.note_saved(&saved, took_ns);
+                debug!(took_ms = took_ns / 1_000_000, ?saved, "a snapshot is saved");
+                Ok(())
+            }
+            Err(error) => {
+                self.snapshots.figures.note_error(error.step);
+                warn!(target: OPERATOR, "no snapshot is saved, those before it stay: {error}");
+                Err(error.to_string())
+            }
+        }
+    }
+
+    /// Sets aside what could not be before.
+    fn clear_the_way(&mut self, now: Now) -> Result<(), SaveError> {
+        while let Some((path, kind)) = self.in_the_way.pop() {
+            if let Err(error) = self.folder.set_aside(&path, &kind, now) {
+                self.in_the_way.push((path.clone(), kind));
+                return Err(SaveError { step: Step::Commit, path, error });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A snapshot on the disk.
+type Stored = Snapshot<<Os as Disk>::Input>;
+
+/// The lock, unless another process has it.
+fn try_lock(path: &Path) -> io::Result<Option<File>> {
+    let file = OpenOptions::new().create(true).append(true).mode(0o600).open(path)?;
+    match file.try_lock() {
+        Ok(()) => Ok(Some(file)),
+        Err(TryLockError::WouldBlock) => Ok(None),
+        Err(TryLockError::Error(error)) => Err(error),
+    }
+}
