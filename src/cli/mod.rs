@@ -3,6 +3,7 @@
 //! Exit codes: 0 done, 1 failed at run time, 2 bad usage or configuration.
 
 mod probe;
+mod snapshot;
 mod torrent;
 
 use std::io::Write as _;
@@ -25,6 +26,7 @@ Examples:
   SKEP__TRACKER__INTERVAL_S=900 skep         every setting has a variable, too
   skep probe udp://127.0.0.1:6969            ask it as a client would
   skep torrent add DIR                       register .torrent files with a running tracker
+  skep snapshot inspect FILE                 what a snapshot of the swarms holds
   curl http://127.0.0.1:6970/metrics         figures; /livez and /readyz for probes
 
 Once every socket answers, one line goes to standard output:
@@ -56,6 +58,9 @@ enum Command {
     /// Register .torrent files with a running tracker
     #[command(subcommand)]
     Torrent(torrent::Command),
+    /// Look into a snapshot of the swarms
+    #[command(subcommand)]
+    Snapshot(snapshot::Command),
 }
 
 /// How to serve.
@@ -99,6 +104,7 @@ pub fn main() -> ExitCode {
         Command::Config => print(&Config::default().to_commented_toml()),
         Command::Probe(options) => return probe::run(&options),
         Command::Torrent(command) => return torrent::run(command),
+        Command::Snapshot(command) => return snapshot::run(command),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

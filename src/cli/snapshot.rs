@@ -1,0 +1,246 @@
+//! `skep snapshot`: what is in a snapshot, whether it is whole, all of it as JSON.
+//!
+//! Every command judges the whole file first, so nothing is ever shown of one that is damaged.
+
+use std::fmt;
+use std::fs::File;
+use std::io::{self, BufReader, BufWriter, ErrorKind, Write};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Args, Subcommand};
+use serde::Serialize;
+
+use crate::snapshot::{Block, Fault, Snapshot};
+use crate::store::{Arrival, Role, SavedPeer};
+
+const EXAMPLES: &str = "\
+Examples:
+  skep snapshot inspect swarms.snapshot          when it was written, by whom, what is in it
+  skep snapshot verify /backup/swarms.snapshot   exit code 0 if all of it is whole
+  skep snapshot export --json swarms.snapshot | head -1
+  skep snapshot export --json swarms.snapshot | jq -c 'select(.completed > 1000)'
+
+Snapshots are in server.state_dir: swarms.snapshot, and swarms.snapshot.previous before it. A
+tracker that runs writes one at once when POST /api/v1/save asks for it on the admin listener.
+
+Exit codes: 0 done, 1 the file is of no use or cannot be read, 2 bad usage.";
+
+/// What can be done with snapshots.
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Tell when a snapshot was written, by whom, and what is in it
+    #[command(after_help = EXAMPLES)]
+    Inspect(Named),
+    /// Tell whether a snapshot is whole: every checksum, every length
+    #[command(after_help = EXAMPLES)]
+    Verify(Named),
+    /// Print every torrent with its peers
+    #[command(after_help = EXAMPLES)]
+    Export(Export),
+}
+
+/// A file.
+#[derive(Debug, Args)]
+pub(super) struct Named {
+    /// The snapshot
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+}
+
+/// A file, and how to print it.
+#[derive(Debug, Args)]
+pub(super) struct Export {
+    /// As JSON, an object a line; there is no other form yet. A torrent with very many peers comes
+    /// in several lines, whose counts of downloads add up
+    #[arg(long, required = true)]
+    json: bool,
+    /// The snapshot
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+}
+
+/// Why there is nothing more to print.
+enum Failure {
+    File(Fault),
+    Output(io::Error),
+}
+
+impl From<Fault> for Failure {
+    fn from(fault: Fault) -> Self {
+        Self::File(fault)
+    }
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        Self::Output(error)
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(fault) => fault.fmt(f),
+            Self::Output(error) => write!(f, "cannot write to standard output: {error}"),
+        }
+    }
+}
+
+/// Does what the command line says, and tells how it went.
+pub(super) fn run(command: Command) -> ExitCode {
+    let mut out = BufWriter::new(io::stdout().lock());
+    let (file, done) = match &command {
+        Command::Inspect(it) => (&it.file, inspect(&it.file, &mut out)),
+        Command::Verify(it) => (&it.file, verify(&it.file, &mut out)),
+        Command::Export(it) => (&it.file, export(&it.file, &mut out)),
+    };
+    match done.and_then(|()| Ok(out.flush()?)) {
+        Ok(()) => ExitCode::SUCCESS,
+        // A reader that has had enough, such as `head`, is no failure.
+        Err(Failure::Output(error)) if error.kind() == ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(failure) => {
+            super::complain(&format!("{}: {failure}", file.display()));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn open(path: &Path) -> Result<Snapshot<BufReader<File>>, Fault> {
+    Snapshot::open(BufReader::with_capacity(1 << 18, File::open(path)?))
+}
+
+fn inspect(path: &Path, out: &mut impl Write) -> Result<(), Failure> {
+    let mut snapshot = open(path)?;
+    let header = snapshot.header().clone();
+    let contents = *snapshot.contents();
+    let mut sums = Sums::default();
+    let mut block = Block::default();
+    while snapshot.next(&mut block)? {
+        for torrent in block.torrents() {
+            sums.add(&torrent?);
+        }
+    }
+    let tracker: String = header.tracker.iter().map(|it| format!("{it:02x}")).collect();
+    let lines = [
+        ("version", header.version.to_string()),
+        ("written by", format!("skep {}", header.build)),
+        ("tracker", tracker),
+        ("written at", format!("{} s since the Unix epoch", header.at_s)),
+        ("bytes", format!("{} in {} blocks", contents.bytes, contents.blocks)),
+        ("torrents", format!("{}, of which {} have peers", sums.torrents, sums.active)),
+        ("peers", format!("{} over IPv4, {} over IPv6", sums.v4, sums.v6)),
+        ("seeders", format!("{} of them", sums.seeders)),
+        ("oldest peer", format!("{} s", sums.oldest_s)),
+        (
+            "completed",
+            format!("{} ever counted, {} in these torrents", contents.completed, sums.completed),
+        ),
+    ];
+    for (name, value) in lines {
+        writeln!(out, "{name:<12} {value}")?;
+    }
+    Ok(())
+}
+
+/// What `inspect` adds up.
+#[derive(Default)]
+struct Sums {
+    latest: Option<[u8; 20]>,
+    torrents: u64,
+    active: u64,
+    v4: u64,
+    v6: u64,
+    seeders: u64,
+    oldest_s: u16,
+    completed: u64,
+}
+
+impl Sums {
+    fn add(&mut self, it: &Arrival<'_>) {
+        // The parts of a large torrent follow each other.
+        if self.latest.replace(it.info_hash.0) != Some(it.info_hash.0) {
+            self.torrents += 1;
+            self.active += u64::from(!it.v4.is_empty() || !it.v6.is_empty());
+        }
+        self.completed += u64::from(it.completed);
+        self.v4 += it.v4.len() as u64;
+        self.v6 += it.v6.len() as u64;
+        it.v4.iter().for_each(|peer| self.add_peer(peer));
+        it.v6.iter().for_each(|peer| self.add_peer(peer));
+    }
+
+    fn add_peer<const ENDPOINT: usize>(&mut self, peer: &SavedPeer<ENDPOINT>) {
+        self.seeders += u64::from(role(peer) == "seeder");
+        self.oldest_s = self.oldest_s.max(peer.age_s());
+    }
+}
+
+fn verify(path: &Path, out: &mut impl Write) -> Result<(), Failure> {
+    let snapshot = open(path)?;
+    let it = snapshot.contents();
+    writeln!(out, "{}: whole, {} blocks, {} peers", path.display(), it.blocks, it.peers)?;
+    Ok(())
+}
+
+/// A torrent, or a part of one, as a line of JSON.
+#[derive(Serialize)]
+struct TorrentLine {
+    info_hash: String,
+    completed: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    empty_s: Option<u32>,
+    peers: Vec<PeerLine>,
+}
+
+#[derive(Serialize)]
+struct PeerLine {
+    address: SocketAddr,
+    role: &'static str,
+    age_s: u16,
+}
+
+fn export(path: &Path, out: &mut impl Write) -> Result<(), Failure> {
+    let mut snapshot = open(path)?;
+    let mut block = Block::default();
+    while snapshot.next(&mut block)? {
+        for torrent in block.torrents() {
+            serde_json::to_writer(&mut *out, &TorrentLine::of(&torrent?))
+                .map_err(io::Error::from)?;
+            out.write_all(b"\n")?;
+        }
+    }
+    Ok(())
+}
+
+impl TorrentLine {
+    fn of(it: &Arrival<'_>) -> Self {
+        let v4 = it.v4.iter().map(|peer| {
+            let [a, b, c, d, high, low] = peer.endpoint;
+            PeerLine::of(peer, (Ipv4Addr::new(a, b, c, d), u16::from_be_bytes([high, low])).into())
+        });
+        let v6 = it.v6.iter().map(|peer| {
+            let [octets @ .., high, low] = peer.endpoint;
+            PeerLine::of(peer, (Ipv6Addr::from(octets), u16::from_be_bytes([high, low])).into())
+        });
+        let peers: Vec<_> = v4.chain(v6).collect();
+        let empty_s = peers.is_empty().then_some(it.empty_s);
+        Self { info_hash: it.info_hash.to_string(), completed: it.completed, empty_s, peers }
+    }
+}
+
+impl PeerLine {
+    fn of<const ENDPOINT: usize>(peer: &SavedPeer<ENDPOINT>, address: SocketAddr) -> Self {
+        Self { address, role: role(peer), age_s: peer.age_s() }
+    }
+}
+
+/// What a peer does, in the words of the admin API.
+fn role<const ENDPOINT: usize>(peer: &SavedPeer<ENDPOINT>) -> &'static str {
+    match peer.role() {
+        Role::Leecher => "leecher",
+        Role::Paused => "paused",
+        Role::Seeder => "seeder",
+    }
+}
