@@ -148,7 +148,7 @@ pub(crate) fn exported(store: &Store, at: Now) -> BTreeMap<InfoHash, Whole> {
 
 /// What operators see of a store: counts and peers of each torrent.
 pub(crate) fn shown(store: &Store, now: Now) -> Vec<(InfoHash, ScrapeEntry, Vec<ListedPeer>)> {
-    let all = store.torrents_after(None, usize::MAX / 4).into_iter();
+    let all = store.torrents_after(None, usize::MAX / 4, |_| true).into_iter();
     all.map(|listed| {
         let (_, mut peers) = store.torrent(&listed.info_hash, now, 0, usize::MAX / 4).unwrap();
         peers.sort_unstable_by_key(|it| it.address);
