@@ -182,28 +182,29 @@ fn forging_a_victims_address_costs_the_victim_nothing_that_is_verified() {
     assert!(limited(LimitTable::Unverified, LimitAction::Limited) > 50_000);
 }
 
-/// 100 000 forged connects a second, all the while; the victim tries again every five seconds.
+/// 100 000 forged connects a second, all the while.
 #[test]
 fn a_victim_gets_an_id_within_four_tries_unless_its_own_port_is_forged() {
     let (mut flooded, mut random) = (Flooded::new(), Rng::with_seed(1));
     let victim = host(1);
-    let visit = |flooded: &mut Flooded, random: &mut Rng, forged: &dyn Fn(&mut Rng) -> u16| {
-        let own = SocketAddr::new(victim, random.u16(32_768..));
-        (0..4).any(|_| {
-            for _ in 0..1000 {
-                flooded.now = Now::from_ns(flooded.now.ns() + 10_000);
-                let _ = flooded.connect_from(SocketAddr::new(victim, forged(random)));
-            }
-            flooded.connect_from(own).is_ok()
-        })
-    };
+    let visit =
+        |flooded: &mut Flooded, random: &mut Rng, between, forged: &dyn Fn(&mut Rng) -> u16| {
+            let own = SocketAddr::new(victim, random.u16(32_768..));
+            (0..4).any(|_| {
+                for _ in 0..between {
+                    flooded.now = Now::from_ns(flooded.now.ns() + 10_000);
+                    let _ = flooded.connect_from(SocketAddr::new(victim, forged(random)));
+                }
+                flooded.connect_from(own).is_ok()
+            })
+        };
     for visit_nth in 0..100 {
-        assert!(visit(&mut flooded, &mut random, &|_| 7), "visit {visit_nth}");
+        assert!(visit(&mut flooded, &mut random, 1000, &|_| 7), "visit {visit_nth}");
     }
     // Every port at once: one in four each time. 1 - 0.75^4 is two of three.
     let any_port = |random: &mut Rng| random.u16(1024..);
-    let got = (0..200).filter(|_| visit(&mut flooded, &mut random, &any_port)).count();
-    assert!((110..=160).contains(&got), "{got} of 200");
+    let got = (0..100).filter(|_| visit(&mut flooded, &mut random, 20_000, &any_port)).count();
+    assert!((50..=86).contains(&got), "{got} of 100");
 }
 
 #[test]

@@ -569,15 +569,13 @@ fn mail_for_who_does_not_read_is_lost_and_the_deadline_ends_it() {
         let mut sender = server.web_socket(1);
         let offer = offer("1").replace("v=0", &"x".repeat(15_000));
         let message = announce(TORRENT, "sender", &offer, "");
-        for round in 0.. {
-            assert!(round < 4_000, "60 MB wait for somebody who does not read");
+        // The kernel's buffers take what the queue could not for a while.
+        eventually("it is stalled", || {
             ask(&mut sender, &message);
-            if server.sum(|it| it.mail_dropped.get()) > 0 {
-                break;
-            }
-        }
+            server.closed(Closed::WriteStalled) > 0
+        });
+        assert!(server.sum(|it| it.mail_dropped.get()) > 0);
         assert_eq!(server.closed(Closed::SendQueueFull), 0, "others cannot fill its queue");
-        server.expect_closed(Closed::WriteStalled, 1);
         eventually("it has left", || server.peers() == 1);
         assert!(ask(&mut sender, &announce(TORRENT, "sender", "", "")).contains("interval"));
         drop((stalled, sender));

@@ -152,7 +152,8 @@ sections! {
         user: String = String::new();
         /// Whether to give up, where the kernel can (Landlock, Linux 5.13), the right to run
         /// programs, and to write anywhere but in server.state_dir and the folders of lists and
-        /// sockets that settings name.
+        /// sockets that settings name. A folder that is replaced while skep runs is another one: it
+        /// can be written to after a restart.
         confine: bool = true;
     }
 

@@ -258,7 +258,23 @@ pub(crate) fn http_get(address: SocketAddr, path: &str) -> (u16, String) {
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
     let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-    (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
+    let is_chunked = head.to_ascii_lowercase().contains("\r\ntransfer-encoding: chunked");
+    let body = if is_chunked { unchunked(body) } else { body.to_owned() };
+    (head.split(' ').nth(1).unwrap().parse().unwrap(), body)
+}
+
+/// What came in chunks (RFC 9112, 7.1).
+fn unchunked(mut text: &str) -> String {
+    let mut body = String::new();
+    loop {
+        let (length, rest) = text.split_once("\r\n").unwrap();
+        let length = usize::from_str_radix(length, 16).unwrap();
+        body += &rest[..length];
+        if length == 0 {
+            return body;
+        }
+        text = &rest[length + 2..];
+    }
 }
 
 /// Asks the admin listener for something, with a body: status and body of the reply.
