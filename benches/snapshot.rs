@@ -134,7 +134,7 @@ fn once(torrents: u32, peers: u32, crowd: u32) {
                 since = Instant::now();
             }
         };
-        let saved = folder.save(&store, NOW, &mut between).unwrap();
+        let saved = folder.save(&store, NOW, NOW.seconds(), &mut between).unwrap();
         let (bytes, ms) = (saved.contents.bytes, start.elapsed().as_millis());
         println!("saved: {bytes} bytes in {ms} ms, the disk included (rests: {rests})");
     }

@@ -147,8 +147,8 @@ sections! {
         /// notice, 15 in Kubernetes. A second signal ends it. 0: there is none. Reloaded by SIGHUP.
         drain_s: u32 = 0, in 0..=3600;
         /// User to become once every socket is bound, by name or number, where skep was started as
-        /// root; the state directory is given to it. Certificates and lists have to be readable for
-        /// it. Empty: stay.
+        /// root; the state directory is given to it, and certificates, lists and the key file have
+        /// to be readable for it. Empty: stay.
         user: String = String::new();
         /// Whether to give up, where the kernel can (Landlock, Linux 5.13), the right to run
         /// programs, and to write anywhere but in server.state_dir and the folders of lists and

@@ -65,6 +65,7 @@ impl Bouncer {
         if self.told.as_ref() != Some(&denied) {
             for (family, socket) in sockets {
                 if let Err(error) = filter::deny(socket, family, &denied) {
+                    let _ = filter::deny(socket, family, &[]); // nor for longer than was said
                     warn!(
                         %error,
                         "cannot deny sources in the kernel: they are limited as before; remedy: a \

@@ -97,7 +97,7 @@ pub(super) fn run(base: Base, control: Control) -> Result<(), StartError> {
 }
 
 async fn serve(control: Control, mut signals: Signals) -> Result<(), StartError> {
-    let Control { workers, streams, mut ended, exporter, mut reloader, admin, .. } = control;
+    let Control { workers, mut streams, mut ended, exporter, mut reloader, admin, .. } = control;
     let Control { ready_line, manager, predecessor, estate, .. } = control;
     let state = Arc::new(State {
         shared: reloader.shared.clone(),
@@ -116,8 +116,13 @@ async fn serve(control: Control, mut signals: Signals) -> Result<(), StartError>
     let mut relieved = None;
     let has_predecessor = predecessor.is_some();
     if let Some(predecessor) = predecessor {
-        await_first_turns(&workers, &streams, &mut ended).await?;
-        relieved = drain::relieve(predecessor, &streams).await;
+        // Who is told to end before it serves leaves the predecessor where it is.
+        tokio::select! {
+            biased;
+            () = signals.second() => return Ok(()),
+            started = await_first_turns(&workers, &streams, &mut ended) => started?,
+        }
+        relieved = drain::relieve(predecessor, &mut streams).await;
     }
     let pages = admin::router(state.clone());
     let listener = tokio::net::TcpListener::from_std(admin)
@@ -130,7 +135,8 @@ async fn serve(control: Control, mut signals: Signals) -> Result<(), StartError>
     state.renew_pages();
     state.started.store(true, Ordering::Relaxed);
     let (successors, mut successor) = mpsc::unbounded_channel();
-    let offer = offer(&state, &reloader, estate, successors, has_predecessor);
+    let keep = streams.keeper();
+    let offer = offer(&state, &reloader, (estate, keep), successors, has_predecessor);
     announce_ready(&ready_line);
     manager.ready(&ready_line);
     if let Some(predecessor) = relieved {
@@ -153,13 +159,21 @@ async fn serve(control: Control, mut signals: Signals) -> Result<(), StartError>
 fn offer(
     state: &Arc<State>,
     reloader: &Reloader,
-    estate: Arc<Estate>,
+    (estate, keep): (Arc<Estate>, impl Fn() + Send + 'static),
     successors: mpsc::UnboundedSender<Successor>,
     has_predecessor: bool,
 ) -> Option<Offer> {
-    let (office, flush) = (state.shared.office.clone(), state.clone());
-    let flush = Box::new(move || flush.flush());
-    let own = handover::Own { estate, office, flush, successors };
+    let (office, offering) = (state.shared.office.clone(), state.clone());
+    let prepare = Box::new(move || {
+        if offering.stopping.load(Ordering::Relaxed) {
+            return Err("it is stopping: wait for its end, then start without --take-over".into());
+        }
+        offering.flush();
+        // From now on they may be the successor's as well, whatever becomes of this process.
+        keep();
+        Ok(())
+    });
+    let own = handover::Own { estate, office, prepare, successors };
     let made = options::handover_path(&reloader.config).and_then(|path| {
         let made = Offer::make(&path, own, has_predecessor);
         made.map_err(|error| format!("cannot listen on {}: {error}", path.display()))
@@ -388,7 +402,8 @@ impl State {
         drops
     }
 
-    /// Denies the worst offenders in the kernel, if that is asked for; says how many are denied.
+    /// Denies the worst offenders in the kernel, if that is asked for; says how many are denied, or
+    /// were until now.
     fn bounce(&self, exporter: &Exporter, now: Now) -> usize {
         let limits = self.shared.limits.load();
         let rate = limits.kernel_deny_rate;
@@ -396,9 +411,10 @@ impl State {
         let offenders =
             if is_wanted { self.shared.limiter.offenders(now, rate) } else { Vec::new() };
         let mut bouncer = self.bouncer.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = bouncer.denied();
         bouncer.tick(now, &offenders, exporter.sockets());
         exporter.update_denied(bouncer.denied());
-        bouncer.denied()
+        bouncer.denied().max(before)
     }
 
     /// Says now and then that clients' addresses do not reach us.
@@ -487,8 +503,9 @@ impl Process for State {
     }
 
     fn save(&self) -> Result<(), Trouble> {
-        self.write_down()?;
-        self.shared.snapshots.save().map_err(Trouble::Snapshot)
+        // Neither waits for the other's trouble to end.
+        let written = self.write_down();
+        self.shared.snapshots.save().map_err(Trouble::Snapshot).and(written)
     }
 
     fn shut_down(&self) {

@@ -46,8 +46,12 @@ pub(super) struct Running {
 
 /// Tells the predecessor that this process serves, waits until that one accepts no more, and lets
 /// the stream workers accept.
-pub(super) async fn relieve(predecessor: Predecessor, streams: &Streams) -> Option<Predecessor> {
+pub(super) async fn relieve(
+    predecessor: Predecessor,
+    streams: &mut Streams,
+) -> Option<Predecessor> {
     let relieved = spawn_blocking(move || predecessor.relieve().map(|()| predecessor)).await;
+    streams.own_unix();
     streams.release();
     match relieved {
         Ok(Ok(predecessor)) => Some(predecessor),
@@ -69,7 +73,9 @@ pub(super) async fn wind_down(
 ) -> Result<(), StartError> {
     state.stopping.store(true, Ordering::Relaxed);
     let drain = Duration::from_secs(u64::from(running.drain_s));
-    manager.stopping("stopping", drain + END_MAX);
+    if !matches!(outcome, Ok(Reason::Relieved(_))) {
+        manager.stopping("stopping", drain + END_MAX);
+    }
     if manager.is_there() {
         running.streams.keep_listeners(); // it keeps them for the next one
     }

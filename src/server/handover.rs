@@ -241,8 +241,9 @@ pub(super) struct Own {
     pub(super) estate: Arc<Estate>,
     /// Registrations, whose database only one process may have open.
     pub(super) office: Arc<Office>,
-    /// Writes down what the database is to hold before it is lent.
-    pub(super) flush: Box<dyn Fn() + Send>,
+    /// Writes down what the database is to hold before it is lent, and sees that listeners are
+    /// kept; or says why nothing is handed over now.
+    pub(super) prepare: Box<dyn Fn() -> Result<(), String> + Send>,
     /// Hears of the one that takes over.
     pub(super) successors: UnboundedSender<Successor>,
 }
@@ -269,7 +270,7 @@ impl Clerk {
                     continue;
                 }
             };
-            if let Err(reason) = may_ask(&line) {
+            if let Err(reason) = may_ask(&line).and_then(|()| (self.own.prepare)()) {
                 warn!(target: OPERATOR, "not taken over: {reason}");
                 let _ = line.say(&Message::Refused { reason });
                 continue;
@@ -291,7 +292,6 @@ impl Clerk {
 
     /// Gives copies of all sockets, and waits until the successor serves with them.
     fn hand_over(&self, line: &Line) -> io::Result<()> {
-        (self.own.flush)();
         self.own.office.lend();
         let all: Vec<_> = self.own.estate.all().collect();
         let count = all.len().div_ceil(SOCKETS_PER_MESSAGE);
@@ -364,8 +364,8 @@ mod tests {
         let place = Place::At("127.0.0.1:7".parse().unwrap());
         estate.add(Kind::Udp, &place, &sockets).unwrap();
         let (successors, heard) = tokio::sync::mpsc::unbounded_channel();
-        let (estate, flush) = (Arc::new(estate), Box::new(|| ()));
-        let own = Own { estate, office, flush, successors };
+        let (estate, prepare) = (Arc::new(estate), Box::new(|| Ok(())));
+        let own = Own { estate, office, prepare, successors };
         (Offer::make(path, own, false).unwrap(), heard)
     }
 

@@ -116,9 +116,9 @@ impl UnixSocket {
         Ok(Self { listener, path: path.to_owned(), is_passed_on: false })
     }
 
-    /// One that a predecessor has bound.
+    /// One that somebody else has bound, whose file it is for now.
     pub(super) fn adopt(path: &Path, socket: OwnedFd) -> Self {
-        Self { listener: socket.into(), path: path.to_owned(), is_passed_on: false }
+        Self { listener: socket.into(), path: path.to_owned(), is_passed_on: true }
     }
 }
 

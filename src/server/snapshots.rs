@@ -157,12 +157,14 @@ impl Snapshots {
     /// They are kept in this directory, which is tried out.
     ///
     /// # Errors
-    /// Why the directory cannot be written.
+    /// Why the directory cannot be written, or its lock not be asked for.
     pub(super) fn kept_in(directory: PathBuf, tracker: Identity) -> Result<Self, String> {
         let path = directory.join(format!("{TRIAL}-{}", std::process::id()));
         let failed = |error| format!("cannot write {}: {error}", path.display());
         let _ = Os.remove(&path);
         Os.create(&path).and_then(|_| Os.remove(&path)).map_err(failed)?;
+        let lock = directory.join(LOCK);
+        try_lock(&lock).map_err(|error| format!("cannot lock {}: {error}", lock.display()))?;
         let has = |name| directory.join(name).symlink_metadata().is_ok();
         let outcome = if has(CURRENT) || has(PREVIOUS) { Outcome::Running } else { Outcome::Empty };
         let folder = Some(Folder::new(Os, directory, tracker));
@@ -210,7 +212,10 @@ impl Snapshots {
         let (tell, told) = channel();
         {
             let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
-            let Some((orders, _)) = thread.as_ref() else { return Ok(()) };
+            let Some((orders, _)) = thread.as_ref() else {
+                let has_folder = self.folder.is_some();
+                return if has_folder { Err("the tracker starts or stops".into()) } else { Ok(()) };
+            };
             let _ = orders.send(Order::Save(tell));
         }
         told.recv().unwrap_or_else(|_| Err("the tracker is stopping".into()))
@@ -235,6 +240,12 @@ const LOCK: &str = "swarms.snapshot.lock";
 
 /// How often to look whether another process has let go of the lock, and for a new interval.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
+
+/// Seconds of the wall clock. The process's own clock goes on evenly from the start on, whatever is
+/// done to the wall clock; but who reads a snapshot knows only the wall clock.
+fn wall_s() -> u64 {
+    Clock::start().now().seconds()
+}
 
 /// What the thread works with.
 struct SnapshotKeeper {
@@ -393,11 +404,21 @@ impl SnapshotKeeper {
             }
             Err(fault) => {
                 warn!(target: OPERATOR, "{told}, and no more can be");
+                self.keep_previous();
                 let name = self.folder.set_aside(&path, "damaged", now);
                 let (reason, kind) = (fault.to_string(), "damaged".to_owned());
                 self.tell_aside(Aside { path, reason, kind, name });
                 Outcome::BrokenOff
             }
+        }
+    }
+
+    /// Sees that the snapshot before the one that broke off is not replaced by the next ones: it
+    /// may hold what is missing now.
+    fn keep_previous(&mut self) {
+        let previous = self.folder.path().join(PREVIOUS);
+        if previous.symlink_metadata().is_ok() {
+            self.in_the_way.push((previous, "unused".to_owned()));
         }
     }
 
@@ -414,7 +435,8 @@ impl SnapshotKeeper {
             }
         };
         let cleared = self.clear_the_way(begun);
-        let saved = cleared.and_then(|()| self.folder.save(&self.store, begun, &mut between));
+        let saved =
+            cleared.and_then(|()| self.folder.save(&self.store, begun, wall_s(), &mut between));
         match saved {
             Ok(saved) => {
                 let took_ns = self.clock.now().ns_since(begun);

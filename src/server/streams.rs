@@ -177,6 +177,19 @@ impl Streams {
         self.shared.keep_listeners();
     }
 
+    /// What says so from elsewhere.
+    pub(super) fn keeper(&self) -> impl Fn() + Send + 'static {
+        let shared = self.shared.clone();
+        move || shared.keep_listeners()
+    }
+
+    /// Takes over the Unix socket's file, which was a predecessor's.
+    pub(super) fn own_unix(&mut self) {
+        if let Some(unix) = &mut self.unix {
+            unix.is_passed_on = false;
+        }
+    }
+
     /// Tells WebSockets to reconnect, one after the other until then.
     pub(super) fn drain(&self, until: Now) {
         self.shared.drain(until);

@@ -227,7 +227,8 @@ impl<D: Disk> Folder<D> {
         &self.path
     }
 
-    /// Saves a snapshot as of `at`. `between` is called between two slices, with no lock held.
+    /// Saves a snapshot as of `at`, dated `dated_s` seconds by the wall clock, which is what a
+    /// reader can compare it with. `between` is called between two slices, with no lock held.
     ///
     /// # Errors
     /// [`SaveError`] with the first thing that fails.
@@ -235,10 +236,11 @@ impl<D: Disk> Folder<D> {
         &self,
         store: &Store,
         at: Now,
+        dated_s: u64,
         between: &mut dyn FnMut(),
     ) -> Result<Saved, SaveError> {
         let temporary = self.path.join(TEMPORARY);
-        let written = self.write(&temporary, store, at, between);
+        let written = self.write(&temporary, store, (at, dated_s), between);
         let saved = written.and_then(|it| self.commit(&temporary).map(|()| it));
         let contents = saved.inspect_err(|_| {
             // What is not removed now is removed before the next one.
@@ -252,7 +254,7 @@ impl<D: Disk> Folder<D> {
         &self,
         path: &Path,
         store: &Store,
-        at: Now,
+        (at, dated_s): (Now, u64),
         between: &mut dyn FnMut(),
     ) -> Result<Contents, SaveError> {
         let failed = |step: Step| {
@@ -263,11 +265,11 @@ impl<D: Disk> Folder<D> {
         let file = self.disk.create(path).map_err(failed(Step::Create))?;
         let header = Header {
             version: VERSION,
-            at_s: at.seconds(),
+            at_s: dated_s,
             tracker: self.tracker,
             build: env!("CARGO_PKG_VERSION").to_owned(),
         };
-        let written = write_all(file, &header, store, between);
+        let written = write_all(file, &header, (store, at), between);
         let (file, contents) = written.map_err(failed(Step::Write))?;
         self.disk.sync(&file).map_err(failed(Step::Sync))?;
         Ok(contents)
@@ -364,11 +366,11 @@ fn kind_of(fault: &Fault) -> String {
 fn write_all<W: Write>(
     file: W,
     header: &Header,
-    store: &Store,
+    (store, at): (&Store, Now),
     between: &mut dyn FnMut(),
 ) -> io::Result<(W, Contents)> {
     let completed = store.totals().completed;
-    let mut export = Export::new(Now::from_s(header.at_s));
+    let mut export = Export::new(at);
     let (mut batch, mut writer) = (Batch::default(), Writer::new(file, header)?);
     while store.export(&mut export, &mut batch) {
         writer.add(&batch)?;

@@ -99,7 +99,7 @@ impl<'a> Asker<'a> {
         on_probation: bool,
     ) -> Record<ADDRESS> {
         if let Some(stamp) = self.restored {
-            return Record::new(endpoint, stamp.probed(stamp.is_on_probation() && self.is_short));
+            return Record::new(endpoint, stamp);
         }
         Record::new(endpoint, Stamp::new(self.now, role).probed(on_probation))
     }

@@ -288,7 +288,9 @@ impl Stamp {
     /// ticks in seconds.
     pub(super) fn saved(self, at: Now) -> (u8, u16) {
         let [_, state] = (self.0 & STATE).to_be_bytes();
-        let age_s = u32::from(self.ticks_since(at)) * TICK_S;
+        // A save may take minutes: who announced meanwhile is ahead of it, and of age 0.
+        let ticks = self.ticks_since(at);
+        let age_s = if ticks < TICKS / 4 * 3 { u32::from(ticks) * TICK_S } else { 0 };
         (state, u16::try_from(age_s).unwrap_or(u16::MAX))
     }
 

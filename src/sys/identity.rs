@@ -1,9 +1,11 @@
 //! Who the process acts as: giving up the rights of root for good.
 
 use std::ffi::CString;
+use std::fs::OpenOptions;
 use std::io;
-use std::os::unix::fs::lchown;
-use std::path::Path;
+use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, fchown};
+use std::path::{Path, PathBuf};
 
 use nix::unistd::{
     Gid, Uid, User, geteuid, getresgid, getresuid, initgroups, setgid, setgroups, setuid,
@@ -58,15 +60,24 @@ impl Identity {
         self.own_to(directory, DEPTH_MAX)
     }
 
+    /// By descriptors, not by names: whoever the directory belongs to may put a link in the
+    /// place of a file between two looks at it. Sockets stay root's, and files with other names
+    /// elsewhere.
     fn own_to(&self, path: &Path, depth: u32) -> io::Result<()> {
-        use std::os::unix::fs::MetadataExt as _;
-        let metadata = std::fs::symlink_metadata(path)?;
-        if metadata.uid() == 0 {
-            lchown(path, Some(self.uid.as_raw()), Some(self.gid.as_raw()))?;
+        let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+        let file = match OpenOptions::new().read(true).custom_flags(flags).open(path) {
+            Err(error) if is_no_file(&error) => return Ok(()),
+            opened => opened?,
+        };
+        let metadata = file.metadata()?;
+        if metadata.uid() == 0 && (metadata.is_dir() || metadata.nlink() == 1) {
+            fchown(&file, Some(self.uid.as_raw()), Some(self.gid.as_raw()))?;
         }
         if metadata.is_dir() && depth > 0 {
-            for entry in std::fs::read_dir(path)? {
-                self.own_to(&entry?.path(), depth - 1)?;
+            // The directory that is open, wherever its name leads by now.
+            let opened = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
+            for entry in std::fs::read_dir(&opened)? {
+                self.own_to(&opened.join(entry?.file_name()), depth - 1)?;
             }
         }
         Ok(())
@@ -97,6 +108,11 @@ impl Identity {
             Err(io::Error::other("some right of root is left"))
         }
     }
+}
+
+/// Whether there is a link or a socket, or nothing any more.
+fn is_no_file(error: &io::Error) -> bool {
+    [libc::ELOOP, libc::ENXIO, libc::ENOENT].map(Some).contains(&error.raw_os_error())
 }
 
 #[cfg(test)]
@@ -130,7 +146,7 @@ mod tests {
         symlink(&other, state.join("link")).unwrap();
         Identity::find("65534").unwrap().own(&state).unwrap();
         let owner = |path: &Path| path.symlink_metadata().unwrap().uid();
-        assert_eq!([&state, &list, &state.join("link")].map(|it| owner(it)), [65534; 3]);
-        assert_eq!(owner(&other), 0);
+        assert_eq!([&state, &list].map(|it| owner(it)), [65534; 2]);
+        assert_eq!([&other, &state.join("link")].map(|it| owner(it)), [0; 2]);
     }
 }

@@ -69,7 +69,8 @@ pub fn bind_udp(address: SocketAddr, options: &UdpOptions) -> io::Result<BoundUd
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
     }
-    let receive_buffer_bytes = prepare(&socket, address, options.receive_buffer_bytes)?;
+    prepare(&socket, address)?;
+    let receive_buffer_bytes = enlarge_receive_buffer(&socket, options.receive_buffer_bytes)?;
     socket.bind(&address.into())?;
     let socket = UdpSocket::from(socket);
     let address = socket.local_addr()?;
@@ -90,13 +91,18 @@ pub fn adopt_udp(socket: OwnedFd, receive_buffer_bytes: usize) -> io::Result<Bou
     };
     socket.set_nonblocking(true)?;
     socket.set_reuse_port(true)?;
-    let receive_buffer_bytes = prepare(&socket, address, receive_buffer_bytes)?;
+    prepare(&socket, address)?;
+    // Whoever bound it may have been allowed more than this process is: it is not made smaller.
+    let kept = socket.recv_buffer_size()? / 2;
+    let fresh = Socket::new(Domain::for_address(address), Type::DGRAM, None)?;
+    let has_less = kept < enlarge_receive_buffer(&fresh, receive_buffer_bytes)?;
+    let receive_buffer_bytes =
+        if has_less { enlarge_receive_buffer(&socket, receive_buffer_bytes)? } else { kept };
     Ok(BoundUdp { socket: socket.into(), address, receive_buffer_bytes })
 }
 
-/// Sets what a socket needs that is, or will be, bound to `address`. Says what receive buffer the
-/// kernel gave.
-fn prepare(socket: &Socket, address: SocketAddr, receive_buffer_bytes: usize) -> io::Result<usize> {
+/// Sets what a socket needs that is, or will be, bound to `address`, but for its receive buffer.
+fn prepare(socket: &Socket, address: SocketAddr) -> io::Result<()> {
     let (level, discover, probe, info) = match address {
         SocketAddr::V4(_) => {
             (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_PROBE, libc::IP_PKTINFO)
@@ -112,7 +118,7 @@ fn prepare(socket: &Socket, address: SocketAddr, receive_buffer_bytes: usize) ->
     if address.ip().is_unspecified() {
         set_option(socket, level, info, &1)?;
     }
-    enlarge_receive_buffer(socket, receive_buffer_bytes)
+    Ok(())
 }
 
 /// Asks for a receive buffer beyond the sysctl's limit first, which takes CAP_NET_ADMIN, then
