@@ -9,6 +9,7 @@ use crate::contestant::Contestant;
 use crate::endpoint::TlsArguments;
 use crate::limit::{PEERS_MAX, ServeOptions};
 use crate::plan::{Distribution, Families, Mix, Plan, Profile, Protocol, Transport};
+use crate::soak::SoakArguments;
 use crate::sources::SourceRange;
 
 /// What --help explains below the flags.
@@ -38,7 +39,14 @@ Attack profiles (flood, forged, random-hashes, sybil, scrape-storm, overload):
   --warmup and --duration; overload heeds all. An --expect-... that is not met ends the run with
   code 1, after its report. A reply of a limiter counts as an answer, an error reply does not.
 
+Soak profile:
+  An open loop at --rate, or at half of what a short closed loop measures first, for --for (1h) after a
+  warm-up. A line a minute; at the end the slope of resident memory (least squares), open descriptors,
+  p99 of the last quarter over that of the first, and loss. The first two need the tracker's process on
+  this host. An --expect-... that is not met ends the run with code 1.
+
 Examples:
+  loadtest --profile soak --for 1h --target 127.0.0.1:6969 --expect-slope 1 --expect-descriptors 0
   loadtest --profile flood --target 127.0.0.1:6969 --duration 60 --expect-honest 0.95
   loadtest --profile random-hashes --requests 50000000 --memory-cap 1GiB --expect-kept 0.99 \
     --target 127.0.0.1:6969
@@ -282,6 +290,9 @@ pub(crate) struct RunArguments {
     /// What only attacks have.
     #[command(flatten)]
     pub(crate) attack: AttackArguments,
+    /// What only a soak has.
+    #[command(flatten)]
+    pub(crate) soak: SoakArguments,
 }
 
 /// The limit responder.

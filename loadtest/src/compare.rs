@@ -14,7 +14,7 @@ use crate::limit::PEERS_MAX;
 use crate::machine::Machine;
 use crate::numbers::{grouped, median, per, real, whole};
 use crate::peers;
-use crate::plan::{Families, Plan, Protocol};
+use crate::plan::{Families, Plan, Profile, Protocol};
 use crate::population::peers_per_reply;
 use crate::report::{Figures, mib, rate};
 use crate::run::{Site, run};
@@ -105,8 +105,8 @@ const LIMITS: [(&str, &str); 2] = [("limit (uring)", "uring"), ("limit (mmsg)", 
 /// One sentence with the cause, e.g. a tracker that does not start.
 pub(crate) fn compare(arguments: &CompareArguments) -> Result<(), String> {
     let plan = arguments.plan.carried_by(arguments.plan.plan()?, arguments.protocol, false)?;
-    if plan.profile.is_attack() {
-        return Err("an attack profile is a single run: leave out compare".to_owned());
+    if plan.profile.is_attack() || plan.profile == Profile::Soak {
+        return Err("this profile is a single run: leave out compare".to_owned());
     }
     if plan.families == Families::Both {
         return Err("compare one IP version at a time: --families v4 or v6".to_owned());

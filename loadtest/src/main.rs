@@ -4,7 +4,7 @@
 //! cli ─▶ plan ─▶ run ─▶ generator (UDP) or stream (TCP), one per thread ─▶ tally ─▶ report, plot
 //!                │        phase, requests, sources, population, slots, check
 //!                └─ process, contestant: the tracker's side; limit: the tracker that is none
-//! attack: what is no honest load; compare, memory: many runs; hold: many connections
+//! attack: what is no honest load; soak: for long; compare, memory: many runs; hold: many connections
 //! ```
 
 mod attack;
@@ -30,6 +30,7 @@ mod report;
 mod requests;
 mod run;
 mod slots;
+mod soak;
 mod sources;
 mod stream;
 mod tally;
@@ -45,7 +46,7 @@ use cli::{Cli, Command, RunArguments};
 use contestant::{Contestant, Started, own_program, sibling_skep};
 use endpoint::Aim;
 use machine::Machine;
-use plan::{Families, Plan, Protocol};
+use plan::{Families, Plan, Profile, Protocol};
 use report::Figures;
 use run::{Site, run};
 use sources::Targets;
@@ -84,7 +85,7 @@ struct Printed<'a> {
 
 /// One run against a given tracker, or a skep of our own.
 fn single(arguments: &RunArguments) -> Result<(), String> {
-    let plan = arguments.plan.plan()?;
+    let plan = arguments.soak.plan(arguments.plan.plan()?)?;
     if plan.profile.is_attack() {
         return attack::attack(arguments, &plan);
     }
@@ -119,6 +120,9 @@ fn single(arguments: &RunArguments) -> Result<(), String> {
         _ => Vec::new(),
     };
     let site = Site { targets, endpoint, pid, cpus: generator_cpus, clock };
+    if plan.profile == Profile::Soak {
+        return soak::soak(arguments, &name, &plan, &site);
+    }
     let outcome = run(&plan, &site)?;
     let figures = Figures::of(&outcome);
     if let Some(file) = &arguments.plot {

@@ -125,6 +125,9 @@ pub(crate) enum Profile {
     Public,
     /// Small and short: does everything work?
     Smoke,
+    /// Steady load at half the peak, for long: does memory grow, do descriptors leak, does latency
+    /// drift? Takes --for and --expect-....
+    Soak,
     /// Attack: a thousand addresses with valid connection ids announce without end, as those who
     /// watch swarms for rights holders do; beside them many honest clients. Shows the share of
     /// honest requests answered.
@@ -251,6 +254,14 @@ impl Profile {
                 duration_s: 1.0,
                 ..canonical
             },
+            Self::Soak => Plan {
+                torrents: 50_000,
+                peers: 100_000,
+                churn: 0.1,
+                warmup_s: 60.0,
+                duration_s: 3600.0,
+                ..canonical
+            },
             Self::RandomHashes => Plan { torrents: 50_000, peers: 100_000, ..canonical },
             Self::Flood | Self::Forged | Self::Sybil | Self::ScrapeStorm | Self::Overload => {
                 Plan { torrents: 10_000, peers: 20_000, numwant: 50, ..canonical }
@@ -260,7 +271,7 @@ impl Profile {
 
     /// Whether it is an attack, which only a single run can make.
     pub(crate) fn is_attack(self) -> bool {
-        !matches!(self, Self::Canonical | Self::Aquatic | Self::Public | Self::Smoke)
+        !matches!(self, Self::Canonical | Self::Aquatic | Self::Public | Self::Smoke | Self::Soak)
     }
 }
 

@@ -50,6 +50,11 @@ pub(crate) fn usage(pid: u32) -> Option<Usage> {
     Some(Usage { cpu_ns, wait_ns, rss_bytes, rss_peak_bytes })
 }
 
+/// Descriptors that a process has open; `None` where it is gone or not ours to look at.
+pub(crate) fn descriptors(pid: u32) -> Option<u64> {
+    Some(fs::read_dir(format!("/proc/{pid}/fd")).ok()?.flatten().count() as u64)
+}
+
 /// The process that has bound a local address, if it can be found.
 pub(crate) fn listening_on(address: SocketAddr, protocol: Protocol) -> Option<u32> {
     // A wildcard IPv6 socket serves IPv4 as well.

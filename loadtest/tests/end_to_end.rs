@@ -497,6 +497,36 @@ fn overload_is_thrice_the_peak_and_ends() {
 }
 
 #[test]
+fn a_soak_reports_what_creeps_and_keeps_its_bounds() {
+    let Some((process, ready)) = skep(&[]) else { return };
+    let (target, pid) = (udp(&ready), process.0.id().to_string());
+    let small = ["--profile", "soak", "--for", "3s", "--target", &target, "--pid", &pid];
+    let size = ["--torrents", "500", "--peers", "1000"];
+    let loose = ["--json", "--expect-loss", "0.5", "--expect-descriptors", "0"];
+    let output = loadtest(&[&small[..], &size, &loose].concat());
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let result: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(result["windows"].as_array().unwrap().len(), 8, "{result}");
+    let figures = &result["figures"];
+    assert!(measure(figures, "rate_per_s") >= 1.0 && measure(figures, "sent") > 0.0, "{figures}");
+    assert!(measure(figures, "p99_drift") > 0.0, "{figures}");
+    assert!(measure(figures, "rss_slope_mib_per_h").is_finite(), "{figures}");
+    assert!(measure(figures, "descriptors_max") > 3.0, "{figures}");
+    assert!(figures["warnings"].to_string().contains("minutes"), "{figures}");
+    // A bound that nothing can keep, at a given rate, as text.
+    let strict = ["--rate", "500", "--expect-p99-drift", "0.000001"];
+    let output = loadtest(&[&small[..], &size, &strict].concat());
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.contains("p99_drift is") && said.contains("expected at most"), "{said}");
+    let report = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(report.matches("descriptors\n").count() >= 8 && report.contains("500/s"), "{report}");
+    for arguments in [&["--for", "3s"][..], &["--profile", "smoke", "--expect-slope", "1"]] {
+        assert_eq!(loadtest(arguments).status.code(), Some(1), "{arguments:?}");
+    }
+}
+
+#[test]
 fn expectations_of_attacks_decide_the_exit_code() {
     let Some((_process, ready)) = skep(&[]) else { return };
     let target = udp(&ready);

@@ -30,9 +30,9 @@ use crate::plan::{Plan, Profile, Protocol};
 use crate::process::{Usage, listening_on, usage};
 use crate::sources::{Targets, address_of};
 
-use figures::Figures;
+pub(crate) use figures::{Figures, Measure};
 use options::Attack;
-pub(crate) use options::AttackArguments;
+pub(crate) use options::{AttackArguments, Bound};
 
 /// Where an attack happens, and what it does.
 pub(crate) struct Arena<'a> {
