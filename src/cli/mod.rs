@@ -2,6 +2,7 @@
 //!
 //! Exit codes: 0 done, 1 failed at run time, 2 bad usage or configuration.
 
+pub mod doctor;
 mod probe;
 mod snapshot;
 mod torrent;
@@ -24,6 +25,7 @@ Examples:
   skep --config skep.toml                    serve with it; SIGHUP reloads it, SIGTERM stops
   skep run --take-over --config skep.toml    replace the running one without losing a packet
   SKEP__TRACKER__INTERVAL_S=900 skep         every setting has a variable, too
+  skep doctor                                judge this host: each finding with its remedy
   skep probe udp://127.0.0.1:6969            ask it as a client would
   skep torrent add DIR                       register .torrent files with a running tracker
   skep snapshot inspect FILE                 what a snapshot of the swarms holds
@@ -53,6 +55,8 @@ enum Command {
     Config,
     /// Judge the configuration that `run` would use, without starting
     Check(Settings),
+    /// Judge this host: kernel, buffers, connection tracking, limits, each with its remedy
+    Doctor(doctor::Options),
     /// Ask trackers as a client would: connect, announce, scrape
     Probe(probe::Options),
     /// Register .torrent files with a running tracker
@@ -102,6 +106,7 @@ pub fn main() -> ExitCode {
         }
         Command::Check(settings) => check(&settings),
         Command::Config => print(&Config::default().to_commented_toml()),
+        Command::Doctor(options) => return doctor::run(&options),
         Command::Probe(options) => return probe::run(&options),
         Command::Torrent(command) => return torrent::run(command),
         Command::Snapshot(command) => return snapshot::run(command),

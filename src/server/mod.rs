@@ -34,6 +34,7 @@ mod workers;
 
 use std::io::Write as _;
 use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
@@ -127,6 +128,11 @@ pub fn check(source: &Source) -> Result<(), StartError> {
     }
     Office::check(&options::lists(&config))?;
     options::tls(&config).map_or(Ok(()), |it| it.check()).map_err(StartError::Config)
+}
+
+/// The state directory that a start would use, which may not be there yet, or why there is none.
+pub(crate) fn state_directory(config: &Config) -> Result<PathBuf, String> {
+    options::state_home(config)
 }
 
 /// Who else has to do with the sockets of this process.

@@ -1,0 +1,239 @@
+//! Findings on addresses: what can be bound, what IPv6 reaches, and whether clients' own addresses
+//! reach the tracker.
+
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+
+use super::Patient;
+use super::finding::{Check, Finding};
+use super::host::{Host, Unread};
+
+const BIND: Check = Check::new(
+    "addresses.bind",
+    "skep does not start unless it can listen on every address (an IPv6 wildcard is left out where \
+     there is no IPv6).",
+);
+const IPV6: Check = Check::new(
+    "addresses.ipv6",
+    "Clients on IPv6 alone, and IPv6 peers of the others, are found over IPv6 only. That takes a \
+     global address and a default route.",
+);
+const SCOPE: Check = Check::new(
+    "addresses.scope",
+    "The source address is the peer. Behind a translator of addresses (a container bridge, \
+     externalTrafficPolicy: Cluster, an unlisted proxy) every peer that is handed out is useless.",
+);
+
+pub(super) fn examine(it: &Patient) -> Vec<Finding> {
+    vec![bind(it), ipv6(it), scope(it)]
+}
+
+fn bind(it: &Patient) -> Finding {
+    // What no IPv6 means for a wildcard is said below.
+    let matters = |it: &&(SocketAddr, String)| !(it.0.is_ipv6() && it.0.ip().is_unspecified());
+    let refused: Vec<_> = it.answers.unbindable.iter().filter(matters).collect();
+    if refused.is_empty() {
+        return BIND.ok("every address of the settings is this host's");
+    }
+    let texts: Vec<_> = refused.iter().map(|(at, why)| format!("{at}: {why}")).collect();
+    BIND.problem(
+        texts.join("; "),
+        "set server.listen (udp.listen, http.listen, tls.listen, admin.listen) to addresses that \
+         this host has, or allow others with net.ipv4.ip_nonlocal_bind and its like of IPv6\n\
+         $ ip -brief address",
+    )
+}
+
+fn ipv6(it: &Patient) -> Finding {
+    let config = &it.config;
+    let all = [config.udp_listen(), config.http_listen(), &config.tls.listen].concat();
+    let outward = |it: &&SocketAddr| it.is_ipv6() && !it.ip().is_loopback();
+    let listens = all.iter().find(outward);
+    let addresses = global_addresses(&it.host);
+    let routed = has_default_route(&it.host);
+    let (Some(at), addresses) = (listens, addresses) else {
+        return IPV6
+            .info("no setting has an outward IPv6 address: IPv6 is not served")
+            .remedied("server.listen = [\"0.0.0.0:6969\", \"[::]:6969\"]");
+    };
+    let addresses = match addresses {
+        Ok(addresses) => addresses,
+        Err(unread) if unread.is_missing && it.host.has("/proc/net/dev") => {
+            return IPV6.warning(
+                format!("{at} cannot be served: this host has no IPv6"),
+                "have the provider route IPv6 and enable it, or listen on IPv4 alone\n\
+                 $ sysctl -w net.ipv6.conf.all.disable_ipv6=0",
+            );
+        }
+        Err(unread) => return IPV6.unread(&unread),
+    };
+    let Some(first) = addresses.first() else {
+        return IPV6.warning(
+            format!("{at} is served, but this host has no global IPv6 address"),
+            "have the provider route IPv6, and give this host an address of it\n\
+             $ ip -6 address show scope global",
+        );
+    };
+    match routed {
+        Ok(true) => IPV6.ok(format!("{first} is this host's, and there is a default route")),
+        Ok(false) => IPV6.warning(
+            format!("{first} is this host's, but IPv6 has no default route"),
+            "add the router's address\n$ ip -6 route add default via ROUTER dev INTERFACE",
+        ),
+        Err(unread) => IPV6.unread(&unread),
+    }
+}
+
+/// This host's addresses that the IPv6 Internet can route to (2000::/3, RFC 4291).
+fn global_addresses(host: &Host) -> Result<Vec<IpAddr>, Unread> {
+    let text = host.text("/proc/net/if_inet6")?;
+    let addresses = text.lines().filter_map(|line| {
+        let bits = u128::from_str_radix(line.split_whitespace().next()?, 16).ok()?;
+        (bits >> 125 == 0b001).then(|| IpAddr::V6(Ipv6Addr::from_bits(bits)))
+    });
+    Ok(addresses.collect())
+}
+
+/// Whether IPv6 has a default route that leads anywhere.
+fn has_default_route(host: &Host) -> Result<bool, Unread> {
+    const REJECT: u32 = 0x200; // RTF_REJECT
+    let text = host.text("/proc/net/ipv6_route")?;
+    // Destination, its prefix, source, its prefix, next hop, metric, references, use, flags, device.
+    let leads = |line: &str| {
+        let fields: Vec<_> = line.split_whitespace().collect();
+        let [destination, prefix, .., flags, device] = fields[..] else { return false };
+        let flags = u32::from_str_radix(flags, 16).unwrap_or(REJECT);
+        let is_default = prefix == "00" && destination.bytes().all(|it| it == b'0');
+        is_default && device != "lo" && flags & REJECT == 0
+    };
+    Ok(text.lines().any(leads))
+}
+
+fn scope(it: &Patient) -> Finding {
+    let admin = it.config.admin.listen;
+    let metrics = match &it.answers.metrics {
+        Ok(metrics) => metrics,
+        Err(error) => {
+            return SCOPE
+                .info(format!("not known: no skep answers at {admin} ({error})"))
+                .remedied("run `skep doctor` again, with the same settings, while skep serves");
+        }
+    };
+    let ratio = |kind: &str| {
+        let name = format!("skep_odd_sources_ratio{{kind=\"{kind}\"}} ");
+        let value = metrics.lines().find_map(|it| it.strip_prefix(&name))?;
+        value.trim().parse::<f64>().ok().filter(|it| it.is_finite())
+    };
+    let (Some(one), Some(unroutable)) = (ratio("one_address"), ratio("unroutable")) else {
+        return SCOPE.info(format!("not known: what answers at {admin} does not tell"));
+    };
+    let remedy = "let clients' addresses through: the host's network instead of a bridge, \
+                  externalTrafficPolicy: Local, or http.trusted_proxies for the reverse proxy in \
+                  front";
+    if one > 0.0 {
+        let fact = format!("{:.0} % of the announces come from one address", one * 100.0);
+        SCOPE.problem(fact, remedy)
+    } else if unroutable > 0.0 {
+        let fact =
+            format!("{:.0} % of the announces come from private addresses", unroutable * 100.0);
+        SCOPE.warning(fact, format!("{remedy}; on a private network it is as it should be"))
+    } else {
+        SCOPE.ok("the running tracker sees nothing odd in where announces come from")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Severity;
+    use super::super::fake::{Fake, found};
+    use super::*;
+
+    const GLOBAL: &str = "20010db8000000000000000000000002 02 40 00 80     eth0\n";
+    const LOCAL: &str = "00000000000000000000000000000001 01 80 10 80       lo\n\
+                         fe8000000000000000fc00fffe000001 04 40 20 80     eth0\n\
+                         fd000000000000000000000000000002 04 40 00 82     eth0\n";
+
+    fn route(prefix: &str, flags: &str, device: &str) -> String {
+        let zeros = "0".repeat(32);
+        format!("{zeros} {prefix} {zeros} 00 {zeros} 00000400 00000003 00000000 {flags} {device}\n")
+    }
+
+    fn judge(fake: &Fake, id: &str) -> (Severity, String) {
+        found(&examine(&fake.it), id)
+    }
+
+    #[test]
+    fn addresses_of_other_hosts_keep_skep_from_starting() {
+        let mut fake = Fake::new();
+        assert_eq!(judge(&fake, "addresses.bind").0, Severity::Ok);
+        let wildcard = "[::]:6969".parse().unwrap();
+        fake.it.answers.unbindable = vec![(wildcard, "no IPv6".into())];
+        assert_eq!(judge(&fake, "addresses.bind").0, Severity::Ok, "it is left out");
+        let other = "203.0.113.7:6969".parse().unwrap();
+        fake.it.answers.unbindable.push((other, "Cannot assign requested address".into()));
+        let (severity, text) = judge(&fake, "addresses.bind");
+        assert_eq!(severity, Severity::Problem);
+        assert!(text.starts_with("203.0.113.7:6969: Cannot assign"), "{text}");
+    }
+
+    #[test]
+    fn ipv6_takes_a_global_address_and_a_route() {
+        let judge = |addresses: &str, routes: &str| {
+            let fake = Fake::new()
+                .with("/proc/net/if_inet6", addresses)
+                .with("/proc/net/ipv6_route", routes);
+            judge(&fake, "addresses.ipv6")
+        };
+        let default = route("00", "00000003", "eth0");
+        let (severity, text) = judge(&format!("{LOCAL}{GLOBAL}"), &default);
+        assert_eq!(severity, Severity::Ok);
+        assert!(text.starts_with("2001:db8::2 "), "{text}");
+        let (severity, text) = judge(LOCAL, &default);
+        assert_eq!(severity, Severity::Warning);
+        assert!(text.contains("no global IPv6 address"), "{text}");
+        let rejected = route("00", "00200200", "lo") + &route("40", "00000001", "eth0");
+        let (severity, text) = judge(&format!("{LOCAL}{GLOBAL}"), &rejected);
+        assert_eq!(severity, Severity::Warning);
+        assert!(text.contains("no default route"), "{text}");
+        assert_eq!(judge(GLOBAL, &route("00", "00000203", "eth0")).0, Severity::Warning);
+    }
+
+    #[test]
+    fn a_host_without_ipv6_is_told_from_one_that_hides_it() {
+        let without = Fake::new().with("/proc/net/dev", "");
+        let (severity, text) = judge(&without, "addresses.ipv6");
+        assert_eq!(severity, Severity::Warning);
+        assert!(text.contains("[::]:6969 cannot be served"), "{text}");
+        assert_eq!(judge(&Fake::new(), "addresses.ipv6").0, Severity::Info);
+        let hidden = Fake::new().with("/proc/net/if_inet6", GLOBAL);
+        assert_eq!(judge(&hidden, "addresses.ipv6").0, Severity::Info, "its routes are");
+        let loopback = Fake::new().configured("[server]\nlisten = [\"0.0.0.0:1\", \"[::1]:1\"]");
+        let (severity, text) = judge(&loopback, "addresses.ipv6");
+        assert!(severity == Severity::Info && text.contains("not served"), "{text}");
+    }
+
+    #[test]
+    fn the_running_tracker_is_asked_where_announces_come_from() {
+        let judge = |metrics: Result<&str, &str>| {
+            let mut fake = Fake::new();
+            fake.it.answers.metrics = metrics.map(str::to_owned).map_err(str::to_owned);
+            judge(&fake, "addresses.scope")
+        };
+        let metrics = |one, unroutable| {
+            format!(
+                "# TYPE skep_odd_sources_ratio gauge\n\
+                 skep_odd_sources_ratio{{kind=\"one_address\"}} {one}\n\
+                 skep_odd_sources_ratio{{kind=\"unroutable\"}} {unroutable}\n"
+            )
+        };
+        assert_eq!(judge(Ok(&metrics("0", "0"))).0, Severity::Ok);
+        let (severity, text) = judge(Ok(&metrics("0.97", "0")));
+        assert!(severity == Severity::Problem && text.starts_with("97 %"), "{text}");
+        let (severity, text) = judge(Ok(&metrics("0", "0.8")));
+        assert!(severity == Severity::Warning && text.contains("private addresses"), "{text}");
+        assert_eq!(judge(Ok(&metrics("NaN", "0"))).0, Severity::Info);
+        assert_eq!(judge(Ok("")).0, Severity::Info);
+        let (severity, text) = judge(Err("Connection refused"));
+        assert_eq!(severity, Severity::Info);
+        assert!(text.contains("127.0.0.1:6970 (Connection refused)"), "{text}");
+    }
+}

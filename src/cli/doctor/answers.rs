@@ -1,0 +1,200 @@
+//! What the host answers when it is asked: system calls, and the running tracker's metrics.
+//!
+//! Plain values, asked for once, so that every judgement of them can be tested. Sockets are bound to
+//! ports of the kernel's choice and closed again; nothing is left behind, and no file is made.
+
+use std::io::{self, Read as _, Write as _};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rlimit::Resource;
+use rustix::fs::{Access, AtFlags, CWD, accessat, statvfs};
+
+use crate::client::http::{Body, head, unchunk};
+use crate::config::Config;
+use crate::server;
+use crate::sys::clock::Clock;
+use crate::sys::filter::{self, SOURCES_MAX};
+use crate::sys::socket::{BoundUdp, UdpOptions, bind_udp};
+use crate::sys::{affinity, memory, probe};
+
+/// How long the tracker may take to answer, and each step of that.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// The most that is read of the tracker's metrics, in bytes.
+const METRICS_BYTES_MAX: usize = 4 << 20;
+
+/// What the host answers.
+#[derive(Clone, Debug)]
+pub struct Answers {
+    /// Whether io_uring works, tried as the workers use it.
+    pub io_uring: Result<(), Denial>,
+    /// The receive buffer that a socket was given, in bytes.
+    pub receive_buffer: Result<usize, String>,
+    /// Whether a socket takes a filter with as many sources as there may be.
+    pub deny_filter: Result<(), String>,
+    /// Addresses of listeners that cannot be bound, whatever the port, and why.
+    pub unbindable: Vec<(SocketAddr, String)>,
+    /// The limit on open files, as it could be raised to.
+    pub open_files: Result<u64, String>,
+    /// The limit on locked memory, in bytes.
+    pub locked_memory: Result<u64, String>,
+    /// How many cores this process may use.
+    pub cores: Result<usize, String>,
+    /// Bytes of memory this process may use, as `memory.max_memory = "auto"` has it.
+    pub memory: Result<u64, String>,
+    /// What the running tracker says of itself, or why it says nothing.
+    pub metrics: Result<String, String>,
+    /// The state directory, or why there is none.
+    pub state: Result<StateHome, String>,
+    /// Whether Kubernetes has started this process.
+    pub in_kubernetes: bool,
+}
+
+/// Why io_uring does not work.
+#[derive(Clone, Debug)]
+pub struct Denial {
+    /// What is wrong.
+    pub problem: String,
+    /// What to do.
+    pub remedy: String,
+}
+
+/// Where state is kept.
+#[derive(Clone, Debug)]
+pub struct StateHome {
+    /// The directory.
+    pub path: PathBuf,
+    /// Its permission bits, if it exists.
+    pub mode: Option<u32>,
+    /// Whether this user may write in it, or, where it does not exist, create it.
+    pub writable: Result<(), String>,
+    /// Bytes free for this user, and files that can still be made, on its file system.
+    pub free: Result<(u64, u64), String>,
+}
+
+impl Answers {
+    /// Asks the host this process runs on about what a configuration needs.
+    pub fn gather(config: &Config) -> Self {
+        Self {
+            io_uring: probe::probe().map_err(|error| Denial::of(&error.to_string())),
+            receive_buffer: bind(config).map(|it| it.receive_buffer_bytes()).map_err(text),
+            deny_filter: bind(config).and_then(|it| fill_filter(&it)).map_err(text),
+            unbindable: unbindable(config),
+            open_files: Resource::NOFILE.get().map(|it| it.1).map_err(text),
+            locked_memory: Resource::MEMLOCK.get().map(|it| it.0).map_err(text),
+            cores: affinity::usable_cpus().map(|it| it.len()).map_err(text),
+            memory: memory::usable_bytes().map_err(text),
+            metrics: metrics(reachable(config.admin.listen)).map_err(text),
+            state: server::state_directory(config).map(StateHome::look),
+            in_kubernetes: std::env::var_os("KUBERNETES_SERVICE_HOST").is_some(),
+        }
+    }
+}
+
+impl Denial {
+    fn of(error: &str) -> Self {
+        let (problem, remedy) = error.split_once("; remedy: ").unwrap_or((error, ""));
+        Self { problem: problem.to_owned(), remedy: remedy.to_owned() }
+    }
+}
+
+impl StateHome {
+    /// Looks at a directory, which may not be there yet.
+    pub fn look(path: PathBuf) -> Self {
+        let mode = std::fs::metadata(&path).ok().map(|it| it.permissions().mode() & 0o7777);
+        let there = path.ancestors().find(|it| it.exists()).unwrap_or_else(|| Path::new("/"));
+        let free = statvfs(there).map(|it| (it.f_bavail.saturating_mul(it.f_frsize), it.f_favail));
+        // Some file systems make files as they go, and have no number of them.
+        let free = free.map(|(bytes, files)| (bytes, if files == 0 { u64::MAX } else { files }));
+        let writable = if there.is_dir() {
+            accessat(CWD, there, Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS)
+                .map_err(|error| format!("{}: {error}", there.display()))
+        } else {
+            Err(format!("{} is no directory", there.display()))
+        };
+        Self { writable, free: free.map_err(text), mode, path }
+    }
+}
+
+/// A socket as a worker has it, on loopback.
+fn bind(config: &Config) -> io::Result<BoundUdp> {
+    let bytes = usize::try_from(config.udp.receive_buffer.0).unwrap_or(usize::MAX);
+    let options = UdpOptions { reuse_port: false, receive_buffer_bytes: bytes };
+    bind_udp((Ipv4Addr::LOCALHOST, 0).into(), &options)
+        .or_else(|_| bind_udp((Ipv6Addr::LOCALHOST, 0).into(), &options))
+}
+
+/// Has a socket deny as many sources as it may come to.
+fn fill_filter(socket: &BoundUdp) -> io::Result<()> {
+    // Documentation addresses (RFC 5737, RFC 3849): nobody's.
+    let v4 = |it| Ipv4Addr::from_bits(Ipv4Addr::new(198, 51, 100, 0).to_bits() + it).into();
+    let v6 = |it: u32| Ipv6Addr::from_bits(0x2001_0db8 << 96 | u128::from(it) << 64).into();
+    let count = u32::try_from(SOURCES_MAX).unwrap_or(u32::MAX);
+    let sources: Vec<_> = if socket.address().is_ipv4() {
+        (0..count).map(v4).collect()
+    } else {
+        (0..count).map(v6).collect()
+    };
+    filter::deny(socket.socket(), socket.family(), &sources)
+}
+
+/// The listeners' addresses that cannot be bound. The port is of the kernel's choice: a running
+/// tracker must not lose a datagram to us.
+fn unbindable(config: &Config) -> Vec<(SocketAddr, String)> {
+    let options = UdpOptions { reuse_port: false, ..UdpOptions::default() };
+    let mut addresses: Vec<SocketAddr> =
+        [config.udp_listen(), config.http_listen(), &config.tls.listen].concat();
+    addresses.push(config.admin.listen);
+    addresses.sort_unstable();
+    addresses.dedup();
+    let refused = |it: SocketAddr| Some((it, text(bind_udp((it.ip(), 0).into(), &options).err()?)));
+    addresses.into_iter().filter_map(refused).collect()
+}
+
+/// Where a listener can be reached from this host.
+fn reachable(listen: SocketAddr) -> SocketAddr {
+    let loopback =
+        if listen.is_ipv4() { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() };
+    let ip = if listen.ip().is_unspecified() { loopback } else { listen.ip() };
+    SocketAddr::new(ip, listen.port())
+}
+
+/// Asks the tracker for its metrics.
+fn metrics(admin: SocketAddr) -> io::Result<String> {
+    let clock = Clock::start();
+    let late_ns = clock.now().ns() + u64::try_from(2 * PATIENCE.as_nanos()).unwrap_or(u64::MAX / 2);
+    let mut stream = TcpStream::connect_timeout(&admin, PATIENCE)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    let request = format!("GET /metrics HTTP/1.1\r\nHost: {admin}\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes())?;
+    let mut bytes = Vec::new();
+    let mut part = [0; 16 * 1024];
+    loop {
+        let count = stream.read(&mut part)?;
+        bytes.extend_from_slice(&part[..count]);
+        if count == 0 {
+            break;
+        }
+        if bytes.len() > METRICS_BYTES_MAX || clock.now().ns() > late_ns {
+            return Err(io::Error::other("its answer does not end"));
+        }
+    }
+    let stranger = || io::Error::other("what answers there is no skep");
+    let head = head(&bytes).ok().flatten().filter(|it| it.status == 200).ok_or_else(stranger)?;
+    let rest = &bytes[head.bytes..];
+    let body = match head.body {
+        Body::Chunked => unchunk(rest).ok().flatten().unwrap_or_default(),
+        Body::Length(length) => rest[..length.min(rest.len())].to_vec(),
+        Body::UntilClose => rest.to_vec(),
+    };
+    let body = String::from_utf8(body).map_err(|_| stranger())?;
+    if body.contains("skep_") { Ok(body) } else { Err(stranger()) }
+}
+
+fn text(error: impl std::fmt::Display) -> String {
+    error.to_string()
+}

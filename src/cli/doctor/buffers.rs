@@ -1,0 +1,262 @@
+//! Findings on buffers of sockets, and on datagrams that were lost for want of them.
+
+use super::finding::{Check, Finding};
+use super::host::{Host, Unread};
+use super::{Patient, size};
+
+const RECEIVE: Check = Check::new(
+    "network.receive_buffer",
+    "A burst that does not fit is lost. The usual 208 KiB hold 512 announces: 5 ms at 100 000 a \
+     second. Asking for more than net.core.rmem_max takes CAP_NET_ADMIN.",
+);
+const SEND: Check = Check::new(
+    "network.send_buffer",
+    "Replies wait there while the network card is busy. skep leaves the size to the kernel \
+     (net.core.wmem_default).",
+);
+const ERRORS: Check = Check::new(
+    "network.udp_errors",
+    "What the kernel could not queue, for all programs of this network namespace since it exists. \
+     skep_udp_socket_drops_total has the tracker's own part.",
+);
+const FILTER: Check = Check::new(
+    "network.optmem",
+    "limits.kernel_deny_rate attaches a filter to each socket, whose memory counts against \
+     net.core.optmem_max (20 KiB on older hosts). If it does not fit, nobody is denied.",
+);
+const BACKLOG: Check = Check::new(
+    "network.backlog",
+    "Packets wait there between network card and socket, where they are passed from core to core; \
+     what finds it full (net.core.netdev_max_backlog) is lost before skep could count it.",
+);
+
+/// The kernel's own default; less was set by somebody.
+const SEND_BUFFER_USUAL: u64 = 212_992;
+
+pub(super) fn examine(it: &Patient) -> Vec<Finding> {
+    vec![receive(it), send(it), errors(it), backlog(it), filter(it)]
+}
+
+fn receive(it: &Patient) -> Finding {
+    let asked = it.config.udp.receive_buffer.0;
+    let given = match &it.answers.receive_buffer {
+        Ok(given) => *given as u64,
+        Err(error) => {
+            return RECEIVE.info(format!("cannot tell: no socket could be made: {error}"));
+        }
+    };
+    let remedy = format!(
+        "$ sysctl -w net.core.rmem_max={asked}\nand the same in /etc/sysctl.d \
+         (deploy/systemd/99-skep.conf), then restart skep"
+    );
+    let max = it.host.number("/proc/sys/net/core/rmem_max");
+    let told = match &max {
+        Ok(max) => format!("net.core.rmem_max is {}", size(*max)),
+        Err(unread) => format!("net.core.rmem_max is not known ({unread})"),
+    };
+    let fact = format!("{} of the {} asked for; {told}", size(given), size(asked));
+    match max {
+        _ if given < asked => RECEIVE.warning(fact, remedy),
+        Ok(max) if max < asked => RECEIVE
+            .info(format!("{fact}; this user may exceed it, the tracker's may not"))
+            .remedied(remedy),
+        _ => RECEIVE.ok(fact),
+    }
+}
+
+fn send(it: &Patient) -> Finding {
+    let read = |name: &str| it.host.number(&format!("/proc/sys/net/core/wmem_{name}"));
+    let (given, max) = match (read("default"), read("max")) {
+        (Ok(given), Ok(max)) => (given, max),
+        (Err(unread), _) | (_, Err(unread)) => return SEND.unread(&unread),
+    };
+    let fact = format!("{} (net.core.wmem_default), at most {}", size(given), size(max));
+    if given < SEND_BUFFER_USUAL {
+        let remedy = format!("$ sysctl -w net.core.wmem_default={SEND_BUFFER_USUAL}");
+        return SEND.warning(fact, remedy);
+    }
+    SEND.ok(fact)
+}
+
+/// Datagrams taken and lost, over both families.
+#[derive(Default)]
+struct Counts {
+    taken: u64,
+    receive_full: u64,
+    send_full: u64,
+    no_memory: u64,
+}
+
+fn counts(host: &Host) -> Result<Counts, Unread> {
+    const V4: &str = "/proc/net/snmp";
+    let text = host.text(V4)?;
+    let mut lines = text.lines().filter_map(|it| it.strip_prefix("Udp:"));
+    let (Some(names), Some(values)) = (lines.next(), lines.next()) else {
+        return Err(Unread::odd(V4, "holds no counts of UDP"));
+    };
+    let pairs = names.split_whitespace().zip(values.split_whitespace());
+    let mut pairs: Vec<(&str, &str)> = pairs.collect();
+    // A host without IPv6 has no such file.
+    let v6 = host.text("/proc/net/snmp6").unwrap_or_default();
+    let of_v6 =
+        v6.lines().filter_map(|it| it.strip_prefix("Udp6")?.split_once(char::is_whitespace));
+    pairs.extend(of_v6);
+    let mut it = Counts::default();
+    for (name, value) in pairs {
+        let value = value.trim().parse().unwrap_or(0);
+        match name {
+            "InDatagrams" => it.taken += value,
+            "RcvbufErrors" => it.receive_full += value,
+            "SndbufErrors" => it.send_full += value,
+            "MemErrors" => it.no_memory += value,
+            _ => {}
+        }
+    }
+    Ok(it)
+}
+
+fn errors(it: &Patient) -> Finding {
+    let counts = match counts(&it.host) {
+        Ok(counts) => counts,
+        Err(unread) => return ERRORS.unread(&unread),
+    };
+    let Counts { taken, receive_full, send_full, no_memory } = counts;
+    let lost = receive_full + send_full + no_memory;
+    let fact = format!(
+        "of {} datagrams {receive_full} found a receive buffer full, {no_memory} no memory; \
+         {send_full} replies found a send buffer full",
+        taken + receive_full + no_memory
+    );
+    let remedy = "if it grows while skep serves: more workers or cores, larger buffers \
+                  (network.receive_buffer), datagrams spread over cores (network.rps); without \
+                  memory: net.ipv4.udp_mem\n$ nstat -az | grep -E 'Udp6?(Rcvbuf|Sndbuf|Mem)Errors'";
+    match lost {
+        0 => ERRORS.ok(format!("none of {taken} datagrams was lost")),
+        // More than one in a thousand, as the alert has it.
+        _ if lost > (taken + lost) / 1000 => ERRORS.warning(fact, remedy),
+        _ => ERRORS.info(fact).remedied(remedy),
+    }
+}
+
+/// The second column of /proc/net/softnet_stat: packets dropped by each core, in hexadecimal.
+fn backlog(it: &Patient) -> Finding {
+    let text = match it.host.text("/proc/net/softnet_stat") {
+        Ok(text) => text,
+        Err(unread) => return BACKLOG.unread(&unread),
+    };
+    let of_core = |line: &str| u64::from_str_radix(line.split_whitespace().nth(1)?, 16).ok();
+    let dropped: u64 = text.lines().filter_map(of_core).sum();
+    match dropped {
+        0 => BACKLOG.ok("no packet was dropped"),
+        _ => BACKLOG.warning(
+            format!("{dropped} packets were dropped since boot"),
+            "$ sysctl -w net.core.netdev_max_backlog=40000\nand the same in /etc/sysctl.d \
+             (deploy/systemd/99-skep.conf)",
+        ),
+    }
+}
+
+fn filter(it: &Patient) -> Finding {
+    let max = it.host.number("/proc/sys/net/core/optmem_max");
+    let told = max.map_or_else(|it| it.to_string(), |it| format!("{it} bytes"));
+    let is_wanted = it.config.limits.kernel_deny_rate > 0;
+    match &it.answers.deny_filter {
+        Ok(()) => FILTER.ok(format!("the largest filter fits (net.core.optmem_max: {told})")),
+        Err(_) if !is_wanted => FILTER.ok("of no importance: limits.kernel_deny_rate is 0"),
+        Err(error) => FILTER.warning(
+            format!("no filter can be attached: {error} (net.core.optmem_max: {told})"),
+            "$ sysctl -w net.core.optmem_max=131072\nor set limits.kernel_deny_rate = 0",
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Severity;
+    use super::super::fake::{Fake, found};
+    use super::*;
+
+    #[test]
+    fn small_receive_buffers_are_warned_of_with_the_command() {
+        let judge = |given, max: &str| {
+            let mut fake = Fake::new().with("/proc/sys/net/core/rmem_max", max);
+            fake.it.answers.receive_buffer = Ok(given);
+            found(&examine(&fake.it), "network.receive_buffer")
+        };
+        assert_eq!(judge(8 << 20, "16777216\n").0, Severity::Ok);
+        let (severity, text) = judge(212_992, "212992\n");
+        assert_eq!(severity, Severity::Warning);
+        assert!(text.contains("208 KiB of the 8 MiB") && text.contains("rmem_max=8388608"));
+        let (severity, text) = judge(8 << 20, "212992\n");
+        assert_eq!(severity, Severity::Info, "CAP_NET_ADMIN");
+        assert!(text.contains("the tracker's may not"), "{text}");
+        let mut fake = Fake::new();
+        fake.it.answers.receive_buffer = Ok(8 << 20);
+        assert_eq!(found(&examine(&fake.it), "network.receive_buffer").0, Severity::Ok);
+        fake.it.answers.receive_buffer = Err("Too many open files".into());
+        assert_eq!(found(&examine(&fake.it), "network.receive_buffer").0, Severity::Info);
+    }
+
+    #[test]
+    fn a_send_buffer_smaller_than_usual_is_warned_of() {
+        let judge = |given: &str| {
+            let fake = Fake::new()
+                .with("/proc/sys/net/core/wmem_default", given)
+                .with("/proc/sys/net/core/wmem_max", "4194304\n");
+            found(&examine(&fake.it), "network.send_buffer").0
+        };
+        assert_eq!(judge("212992\n"), Severity::Ok);
+        assert_eq!(judge("4096\n"), Severity::Warning);
+        assert_eq!(judge("many\n"), Severity::Info);
+    }
+
+    #[test]
+    fn lost_datagrams_of_both_families_are_counted() {
+        let judge = |v4: &str, v6: &str| {
+            let names = "Udp: InDatagrams NoPorts InErrors RcvbufErrors SndbufErrors MemErrors";
+            let text =
+                format!("Ip: Forwarding\nIp: 1\n{names}\nUdp: {v4}\nUdpLite: RcvbufErrors\n");
+            let fake = Fake::new().with("/proc/net/snmp", &text).with("/proc/net/snmp6", v6);
+            found(&examine(&fake.it), "network.udp_errors")
+        };
+        assert_eq!(judge("1000000 5 0 0 0 0", "Udp6RcvbufErrors \t0\n").0, Severity::Ok);
+        let (severity, text) = judge("1000000 5 9 9 0 0", "");
+        assert_eq!(severity, Severity::Info);
+        assert!(text.contains("of 1000009 datagrams 9 found"), "{text}");
+        let (severity, text) =
+            judge("1000000 5 0 0 0 0", "Udp6InDatagrams 1000\nUdp6RcvbufErrors  5000\n");
+        assert_eq!(severity, Severity::Warning);
+        assert!(text.contains("5000 found a receive buffer full"), "{text}");
+        let fake = Fake::new().with("/proc/net/snmp", "Ip: 1\n");
+        let (severity, text) = found(&examine(&fake.it), "network.udp_errors");
+        assert!(severity == Severity::Info && text.contains("no counts of UDP"), "{text}");
+    }
+
+    #[test]
+    fn packets_dropped_before_the_sockets_are_warned_of() {
+        let judge = |text: &str| {
+            let fake = Fake::new().with("/proc/net/softnet_stat", text);
+            found(&examine(&fake.it), "network.backlog")
+        };
+        assert_eq!(judge("00ff 00000000 00000001\n00ff 00000000 00000001\n").0, Severity::Ok);
+        let (severity, text) = judge("00ff 00000010 00000001\n00ff 00000001 00000001\n");
+        assert_eq!(severity, Severity::Warning);
+        assert!(text.starts_with("17 packets"), "{text}");
+    }
+
+    #[test]
+    fn a_filter_that_does_not_fit_matters_where_one_is_wanted() {
+        let judge = |settings: &str, fits| {
+            let mut fake =
+                Fake::new().configured(settings).with("/proc/sys/net/core/optmem_max", "20480\n");
+            fake.it.answers.deny_filter = fits;
+            found(&examine(&fake.it), "network.optmem")
+        };
+        let denied = || Err("Cannot allocate memory".to_owned());
+        assert_eq!(judge("[limits]\nkernel_deny_rate = 1000", Ok(())).0, Severity::Ok);
+        assert_eq!(judge("", denied()).0, Severity::Ok);
+        let (severity, text) = judge("[limits]\nkernel_deny_rate = 1000", denied());
+        assert_eq!(severity, Severity::Warning);
+        assert!(text.contains("20480 bytes") && text.contains("optmem_max=131072"), "{text}");
+    }
+}

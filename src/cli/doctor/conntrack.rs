@@ -1,0 +1,270 @@
+//! Findings on connection tracking: whether it is in the way of datagrams, and how full it is.
+
+use super::Patient;
+use super::finding::{Check, Finding};
+use super::host::{Host, Unread};
+
+const TRACKED: Check = Check::new(
+    "conntrack.tracked",
+    "Every client is a new \"connection\" that takes an entry for half a minute or more, and each \
+     datagram a look-up. For a tracker's UDP there is nothing to be gained by it.",
+);
+const FILL: Check = Check::new(
+    "conntrack.fill",
+    "When the table is full, the kernel drops what comes from new clients, and no counter of skep's \
+     shows it.",
+);
+const TIMEOUTS: Check = Check::new(
+    "conntrack.timeouts",
+    "Entries times timeout is how many new clients a second the table holds: 262 144 entries of 30 s \
+     are full at 8 700 a second.",
+);
+const DROPS: Check = Check::new(
+    "conntrack.drops",
+    "Packets that connection tracking has dropped, and entries it gave up early, since boot: the \
+     table was full then.",
+);
+
+const SYSCTLS: &str = "/proc/sys/net/netfilter";
+
+/// How connection tracking is used.
+struct Use {
+    count: u64,
+    max: u64,
+}
+
+pub(super) fn examine(it: &Patient) -> Vec<Finding> {
+    let used = match used(&it.host) {
+        Ok(used) => used,
+        Err(unread) => {
+            return [TRACKED, FILL, TIMEOUTS, DROPS].iter().map(|it| it.unread(&unread)).collect();
+        }
+    };
+    let Some(used) = used else { return vec![TRACKED.ok("connection tracking is not loaded")] };
+    if used.count == 0 {
+        return vec![TRACKED.ok("connection tracking is loaded, and tracks nothing")];
+    }
+    vec![tracked(it), fill(&used), timeouts(it, &used), drops(it)]
+}
+
+/// How much of the table is in use; `None` where there is no connection tracking.
+fn used(host: &Host) -> Result<Option<Use>, Unread> {
+    let read = |name: &str| host.number(&format!("{SYSCTLS}/nf_conntrack_{name}"));
+    match (read("count"), read("max")) {
+        (Ok(count), Ok(max)) => Ok(Some(Use { count, max })),
+        (Err(unread), _) | (_, Err(unread)) => {
+            // Where the other sysctls of the network are to be seen, its absence is a fact.
+            let is_absent = unread.is_missing && host.has("/proc/sys/net/core");
+            if is_absent { Ok(None) } else { Err(unread) }
+        }
+    }
+}
+
+fn tracked(it: &Patient) -> Finding {
+    let ports = ports(it);
+    let list = match it.host.text("/proc/net/nf_conntrack") {
+        Ok(list) => list,
+        Err(unread) => {
+            return TRACKED
+                .info(format!("in use; whether for the tracker's port cannot be told: {unread}"))
+                .remedied(format!("if it is (first command)\n{}", {
+                    let port = ports.first().copied().unwrap_or_default();
+                    format!("$ conntrack -L -p udp | grep -c port={port}\n{}", rules(&ports))
+                }));
+        }
+    };
+    let is_ours = |line: &&str| {
+        let names = |field: &str| {
+            let port = field.strip_prefix("dport=").or_else(|| field.strip_prefix("sport="));
+            port.and_then(|it| it.parse().ok()).is_some_and(|it: u16| ports.contains(&it))
+        };
+        line.contains(" udp ") && line.split_whitespace().any(names)
+    };
+    match list.lines().filter(is_ours).count() {
+        0 => TRACKED.ok(format!("in use, with no entry of UDP port {}", joined(&ports))),
+        count => TRACKED.warning(
+            format!("{count} entries of UDP port {}", joined(&ports)),
+            format!("deploy/systemd/skep.nft, or\n{}", rules(&ports)),
+        ),
+    }
+}
+
+fn fill(used: &Use) -> Finding {
+    let Use { count, max } = *used;
+    let percent = count.saturating_mul(100) / max.max(1);
+    let fact = format!("{count} of {max} entries, {percent} %");
+    let remedy = format!(
+        "leave UDP untracked (conntrack.tracked); at once:\n\
+         $ sysctl -w net.netfilter.nf_conntrack_max={}",
+        max.saturating_mul(4).max(1 << 20)
+    );
+    match percent {
+        0..70 => FILL.ok(fact),
+        70..95 => FILL.warning(fact, remedy),
+        _ => FILL.problem(fact, remedy),
+    }
+}
+
+fn timeouts(it: &Patient, used: &Use) -> Finding {
+    let read = |name: &str| it.host.number(&format!("{SYSCTLS}/nf_conntrack_udp_timeout{name}"));
+    let (one_way, both_ways) = match (read(""), read("_stream")) {
+        (Ok(one_way), Ok(both_ways)) => (one_way, both_ways),
+        (Err(unread), _) | (_, Err(unread)) => return TIMEOUTS.unread(&unread),
+    };
+    let rate = used.max / one_way.max(both_ways).max(1);
+    let fact = format!(
+        "UDP entries live {one_way} s, answered ones {both_ways} s: full at {rate} new clients a \
+         second"
+    );
+    if rate >= RATE_GOOD {
+        return TIMEOUTS.ok(fact);
+    }
+    TIMEOUTS.info(fact).remedied(
+        "where UDP has to be tracked\n$ sysctl -w net.netfilter.nf_conntrack_udp_timeout=10\n\
+         $ sysctl -w net.netfilter.nf_conntrack_udp_timeout_stream=15",
+    )
+}
+
+/// New clients a second that a large public tracker has.
+const RATE_GOOD: u64 = 10_000;
+
+fn drops(it: &Patient) -> Finding {
+    const PATH: &str = "/proc/net/stat/nf_conntrack";
+    let text = match it.host.text(PATH) {
+        Ok(text) => text,
+        Err(unread) => return DROPS.unread(&unread),
+    };
+    let mut lines = text.lines();
+    let names: Vec<_> = lines.next().unwrap_or_default().split_whitespace().collect();
+    if !names.contains(&"drop") {
+        return DROPS.unread(&Unread::odd(PATH, "names no column `drop`"));
+    }
+    let mut sums = [("drop", 0_u64), ("early_drop", 0), ("insert_failed", 0)];
+    for line in lines {
+        for (name, value) in names.iter().zip(line.split_whitespace()) {
+            let value = u64::from_str_radix(value, 16).unwrap_or(0);
+            sums.iter_mut().filter(|it| it.0 == *name).for_each(|it| it.1 += value);
+        }
+    }
+    let list: Vec<_> = sums.iter().map(|(name, count)| format!("{name} {count}")).collect();
+    if sums.iter().all(|it| it.1 == 0) {
+        return DROPS.ok("none");
+    }
+    DROPS.warning(
+        list.join(", "),
+        "leave UDP untracked (conntrack.tracked), or make the table larger (conntrack.fill)",
+    )
+}
+
+/// The ports UDP is served on.
+fn ports(it: &Patient) -> Vec<u16> {
+    let mut ports: Vec<_> = it.config.udp_listen().iter().map(|it| it.port()).collect();
+    ports.sort_unstable();
+    ports.dedup();
+    ports.retain(|it| *it != 0);
+    ports
+}
+
+fn joined(ports: &[u16]) -> String {
+    let texts: Vec<_> = ports.iter().map(u16::to_string).collect();
+    texts.join(", ")
+}
+
+/// Commands that leave these ports untracked.
+fn rules(ports: &[u16]) -> String {
+    let ports = joined(ports);
+    format!(
+        "$ nft add table inet skep\n\
+         $ nft 'add chain inet skep pre {{ type filter hook prerouting priority raw; }}'\n\
+         $ nft 'add chain inet skep out {{ type filter hook output priority raw; }}'\n\
+         $ nft 'add rule inet skep pre udp dport {{ {ports} }} notrack'\n\
+         $ nft 'add rule inet skep out udp sport {{ {ports} }} notrack'"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Severity;
+    use super::super::fake::{Fake, found};
+    use super::*;
+
+    const OTHERS: &str = "ipv4 2 tcp 6 431999 ESTABLISHED src=192.0.2.1 dst=192.0.2.2 sport=6969 \
+                          dport=22 src=192.0.2.2 dst=192.0.2.1 sport=22 dport=6969 [ASSURED]\n";
+    const OURS: &str = "ipv4 2 udp 17 29 src=192.0.2.1 dst=192.0.2.2 sport=4000 dport=6969 \
+                        src=192.0.2.2 dst=192.0.2.1 sport=6969 dport=4000 mark=0 use=1\n";
+
+    fn with_table(count: &str, max: &str) -> Fake {
+        Fake::new()
+            .with("/proc/sys/net/netfilter/nf_conntrack_count", count)
+            .with("/proc/sys/net/netfilter/nf_conntrack_max", max)
+    }
+
+    fn judge(fake: &Fake, id: &str) -> (Severity, String) {
+        found(&examine(&fake.it), id)
+    }
+
+    #[test]
+    fn no_connection_tracking_is_best() {
+        let absent = Fake::new().with("/proc/sys/net/core/rmem_max", "1\n");
+        assert_eq!(judge(&absent, "conntrack.tracked").0, Severity::Ok);
+        assert_eq!(judge(&with_table("0\n", "262144\n"), "conntrack.tracked").0, Severity::Ok);
+        assert_eq!(judge(&Fake::new(), "conntrack.tracked").0, Severity::Info);
+        assert_eq!(judge(&Fake::new(), "conntrack.fill").0, Severity::Info);
+    }
+
+    #[test]
+    fn tracked_datagrams_of_the_port_are_warned_of_with_rules() {
+        const PATH: &str = "/proc/net/nf_conntrack";
+        let fake = with_table("5\n", "262144\n").with(PATH, OTHERS);
+        assert_eq!(judge(&fake, "conntrack.tracked").0, Severity::Ok, "TCP is none of ours");
+        let fake = fake.with(PATH, &format!("{OTHERS}{OURS}{OURS}"));
+        let (severity, text) = judge(&fake, "conntrack.tracked");
+        assert_eq!(severity, Severity::Warning);
+        assert!(text.starts_with("2 entries of UDP port 6969"), "{text}");
+        assert!(text.contains("pre udp dport { 6969 } notrack'"), "{text}");
+        let elsewhere = fake.configured("[server]\nlisten = [\"0.0.0.0:7000\", \"0.0.0.0:80\"]");
+        let (severity, text) = judge(&elsewhere, "conntrack.tracked");
+        assert!(severity == Severity::Ok && text.contains("80, 7000"), "{text}");
+        let (severity, text) = judge(&with_table("5\n", "262144\n"), "conntrack.tracked");
+        assert_eq!(severity, Severity::Info);
+        assert!(text.contains("cannot be told") && text.contains("conntrack -L"), "{text}");
+    }
+
+    #[test]
+    fn a_table_is_judged_by_how_full_it_is() {
+        let fill = |count: &str| judge(&with_table(count, "1000\n"), "conntrack.fill");
+        assert_eq!(fill("699").0, Severity::Ok);
+        assert_eq!(fill("700").0, Severity::Warning);
+        let (severity, text) = fill("1000");
+        assert_eq!(severity, Severity::Problem);
+        assert!(text.contains("100 %") && text.contains("nf_conntrack_max=1048576"), "{text}");
+    }
+
+    #[test]
+    fn long_timeouts_are_told() {
+        let judge = |one_way: &str, both_ways: &str| {
+            let fake = with_table("5\n", "262144\n")
+                .with("/proc/sys/net/netfilter/nf_conntrack_udp_timeout", one_way)
+                .with("/proc/sys/net/netfilter/nf_conntrack_udp_timeout_stream", both_ways);
+            judge(&fake, "conntrack.timeouts")
+        };
+        assert_eq!(judge("10\n", "15\n").0, Severity::Ok);
+        let (severity, text) = judge("30\n", "120\n");
+        assert!(severity == Severity::Info && text.contains("full at 2184"), "{text}");
+        assert_eq!(judge("30\n", "soon\n").0, Severity::Info);
+    }
+
+    #[test]
+    fn drops_of_all_cores_are_summed() {
+        let judge = |text: &str| {
+            let fake = with_table("5\n", "262144\n").with("/proc/net/stat/nf_conntrack", text);
+            judge(&fake, "conntrack.drops")
+        };
+        let head = "entries  found insert_failed drop early_drop icmp_error\n";
+        assert_eq!(judge(&format!("{head}05 ff 00 00 00 07\n")).0, Severity::Ok);
+        let (severity, text) = judge(&format!("{head}05 ff 00 0a 01 00\n05 ff 00 10 00 00\n"));
+        assert_eq!(severity, Severity::Warning);
+        assert!(text.starts_with("drop 26, early_drop 1, insert_failed 0"), "{text}");
+        assert_eq!(judge("nothing\n").0, Severity::Info);
+    }
+}

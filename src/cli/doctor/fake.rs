@@ -1,0 +1,89 @@
+//! A host made up for tests: files below a folder of its own, answers as of a good host.
+
+use std::fs;
+
+use tempfile::TempDir;
+
+use super::{Answers, Denial, Finding, Host, Patient, Severity, StateHome};
+use crate::config::Config;
+
+/// A host that shows no file until it is given some, and answers well.
+pub(super) struct Fake {
+    root: TempDir,
+    pub(super) it: Patient,
+}
+
+impl Fake {
+    pub(super) fn new() -> Self {
+        let root = tempfile::tempdir().unwrap();
+        let state = StateHome {
+            path: "/var/lib/skep".into(),
+            mode: Some(0o700),
+            writable: Ok(()),
+            free: Ok((100 << 30, 1_000_000)),
+        };
+        let answers = Answers {
+            io_uring: Ok(()),
+            receive_buffer: Ok(8 << 20),
+            deny_filter: Ok(()),
+            unbindable: Vec::new(),
+            open_files: Ok(1 << 20),
+            locked_memory: Ok(8 << 20),
+            cores: Ok(2),
+            memory: Ok(16 << 30),
+            metrics: Err("Connection refused".into()),
+            state: Ok(state),
+            in_kubernetes: false,
+        };
+        let host = Host::at(root.path());
+        Self { root, it: Patient { host, answers, config: Config::default() } }
+    }
+
+    /// A host on which hardly anything is well.
+    pub(super) fn ill() -> Self {
+        let mut it = Self::new()
+            .configured("[server]\nio = \"uring\"\nworkers = 8\n[limits]\nkernel_deny_rate = 9")
+            .with("/proc/sys/kernel/osrelease", "5.4.0\n")
+            .with("/proc/sys/kernel/io_uring_disabled", "2\n")
+            .with("/proc/self/status", "Seccomp:\t2\n")
+            .with("/proc/self/cgroup", "0::/docker/a\n")
+            .with("/sys/fs/cgroup/docker/a/cpu.max", "50000 100000\n")
+            .with("/sys/fs/cgroup/docker/a/memory.max", "100000000\n")
+            .with("/proc/sys/net/netfilter/nf_conntrack_count", "100\n")
+            .with("/proc/sys/net/netfilter/nf_conntrack_max", "100\n");
+        it.deny_io_uring();
+        it.it.answers.receive_buffer = Ok(1 << 17);
+        it.it.answers.deny_filter = Err("Cannot allocate memory".into());
+        it.it.answers.open_files = Ok(10);
+        it.it.answers.state = Err("HOME is not set".into());
+        it
+    }
+
+    /// With a file.
+    pub(super) fn with(self, path: &str, text: &str) -> Self {
+        let path = self.root.path().join(path.trim_start_matches('/'));
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+        self
+    }
+
+    /// With settings.
+    pub(super) fn configured(mut self, toml: &str) -> Self {
+        self.it.config = Config::from_toml(toml).unwrap();
+        self
+    }
+
+    /// With a runtime that denies io_uring.
+    pub(super) fn deny_io_uring(&mut self) {
+        self.it.answers.io_uring = Err(Denial {
+            problem: "io_uring is not usable: a seccomp profile denies it".into(),
+            remedy: "allow io_uring_setup in the profile".into(),
+        });
+    }
+}
+
+/// The finding of a name: how bad it is, and its fact and remedy in one text.
+pub(super) fn found(findings: &[Finding], id: &str) -> (Severity, String) {
+    let it = findings.iter().find(|it| it.id == id).unwrap();
+    (it.severity, format!("{}\n{}", it.fact, it.remedy.as_deref().unwrap_or_default()))
+}

@@ -1,0 +1,101 @@
+//! What a finding is: one fact about the host, judged, with why it matters and what to do.
+
+use serde::Serialize;
+
+use super::host::Unread;
+
+/// How bad a finding is, from good to bad.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Severity {
+    /// As it should be.
+    Ok,
+    /// Worth knowing, or could not be found out.
+    Info,
+    /// Some clients are served worse, or will be under load.
+    Warning,
+    /// skep does not start, or clients are not served.
+    Problem,
+}
+
+impl Severity {
+    /// All of them, from good to bad.
+    pub const ALL: [Self; 4] = [Self::Ok, Self::Info, Self::Warning, Self::Problem];
+
+    /// Its name in the report.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Info => "info",
+            Self::Warning => "warning",
+            Self::Problem => "problem",
+        }
+    }
+}
+
+/// One fact about the host, judged.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// What was looked at, as `group.name`: stays the same from version to version.
+    pub id: &'static str,
+    /// How bad it is.
+    pub severity: Severity,
+    /// What was found.
+    pub fact: String,
+    /// Why it matters.
+    pub why: &'static str,
+    /// What to do. A line that begins with `$ ` is a command.
+    pub remedy: Option<String>,
+}
+
+impl Finding {
+    /// The part of the host it is about: what stands before the dot.
+    pub fn group(&self) -> &'static str {
+        self.id.split_once('.').map_or(self.id, |it| it.0)
+    }
+
+    /// With something that can be done about it.
+    pub(super) fn remedied(self, remedy: impl Into<String>) -> Self {
+        Self { remedy: Some(remedy.into()), ..self }
+    }
+}
+
+/// Something to be looked at.
+pub(super) struct Check {
+    id: &'static str,
+    why: &'static str,
+}
+
+impl Check {
+    pub(super) const fn new(id: &'static str, why: &'static str) -> Self {
+        Self { id, why }
+    }
+
+    pub(super) fn ok(&self, fact: impl Into<String>) -> Finding {
+        self.found(Severity::Ok, fact.into())
+    }
+
+    pub(super) fn info(&self, fact: impl Into<String>) -> Finding {
+        self.found(Severity::Info, fact.into())
+    }
+
+    pub(super) fn warning(&self, fact: impl Into<String>, remedy: impl Into<String>) -> Finding {
+        self.found(Severity::Warning, fact.into()).remedied(remedy)
+    }
+
+    pub(super) fn problem(&self, fact: impl Into<String>, remedy: impl Into<String>) -> Finding {
+        self.found(Severity::Problem, fact.into()).remedied(remedy)
+    }
+
+    /// It cannot be told, as a file could not be read.
+    pub(super) fn unread(&self, it: &Unread) -> Finding {
+        self.info(format!("cannot tell: {it}")).remedied(format!(
+            "let this user read {}, or run `skep doctor` as root, outside of a sandbox",
+            it.path
+        ))
+    }
+
+    fn found(&self, severity: Severity, fact: String) -> Finding {
+        Finding { id: self.id, severity, fact, why: self.why, remedy: None }
+    }
+}

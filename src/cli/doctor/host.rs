@@ -1,0 +1,133 @@
+//! What the host's files say: /proc, /sys and /run, below a root that tests make up.
+
+use std::fmt;
+use std::fs::{self, File};
+use std::io::{self, Read as _};
+use std::path::{Path, PathBuf};
+
+/// The most that is read of a file, in bytes: a router's table of routes has no end.
+const BYTES_MAX: u64 = 4 << 20;
+
+/// The files of a host. Nothing is written.
+#[derive(Clone, Debug)]
+pub struct Host {
+    root: PathBuf,
+}
+
+/// A file that could not be read, or holds what nobody expects.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unread {
+    /// The file, as it is called on the host.
+    pub path: String,
+    /// Why.
+    pub reason: String,
+    /// Whether it is not there.
+    pub is_missing: bool,
+}
+
+impl Host {
+    /// The host this process runs on.
+    pub fn here() -> Self {
+        Self::at("/")
+    }
+
+    /// A host whose files lie below a folder.
+    pub fn at(root: impl Into<PathBuf>) -> Self {
+        Self { root: root.into() }
+    }
+
+    /// A file's text, without blanks around it.
+    ///
+    /// # Errors
+    /// Where it cannot be read.
+    pub fn text(&self, path: &str) -> Result<String, Unread> {
+        let read = || {
+            let mut bytes = Vec::new();
+            File::open(self.real(path))?.take(BYTES_MAX).read_to_end(&mut bytes)?;
+            Ok(String::from_utf8_lossy(&bytes).trim().to_owned())
+        };
+        read().map_err(|error| Unread::new(path, &error))
+    }
+
+    /// The number a file holds.
+    ///
+    /// # Errors
+    /// Where it cannot be read, or holds something else.
+    pub fn number(&self, path: &str) -> Result<u64, Unread> {
+        let text = self.text(path)?;
+        text.parse().map_err(|_| Unread::odd(path, "holds no number"))
+    }
+
+    /// Whether there is such a file or folder.
+    pub fn has(&self, path: &str) -> bool {
+        self.real(path).exists()
+    }
+
+    /// The names in a folder, sorted.
+    ///
+    /// # Errors
+    /// Where it cannot be read.
+    pub fn names(&self, path: &str) -> Result<Vec<String>, Unread> {
+        let read = || {
+            let name = |it: io::Result<fs::DirEntry>| it.map(|it| it.file_name());
+            fs::read_dir(self.real(path))?.map(name).collect::<io::Result<Vec<_>>>()
+        };
+        let names = read().map_err(|error| Unread::new(path, &error))?;
+        let mut names: Vec<_> = names.into_iter().filter_map(|it| it.into_string().ok()).collect();
+        names.sort();
+        Ok(names)
+    }
+
+    fn real(&self, path: &str) -> PathBuf {
+        self.root.join(Path::new(path.trim_start_matches('/')))
+    }
+}
+
+impl Unread {
+    fn new(path: &str, error: &io::Error) -> Self {
+        let is_missing = error.kind() == io::ErrorKind::NotFound;
+        Self { path: path.to_owned(), reason: error.to_string(), is_missing }
+    }
+
+    /// A file that was read, and says something odd.
+    pub(super) fn odd(path: &str, reason: &str) -> Self {
+        Self { path: path.to_owned(), reason: reason.to_owned(), is_missing: false }
+    }
+}
+
+impl fmt::Display for Unread {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.path, self.reason)
+    }
+}
+
+impl std::error::Error for Unread {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_are_read_below_the_root_and_what_is_missing_is_told_by_its_own_name() {
+        let root = tempfile::tempdir().unwrap();
+        fs::create_dir_all(root.path().join("proc/sys")).unwrap();
+        fs::write(root.path().join("proc/sys/number"), " 12\n").unwrap();
+        fs::write(root.path().join("proc/sys/odd"), b"\xff1").unwrap();
+        let host = Host::at(root.path());
+        assert_eq!(host.number("/proc/sys/number"), Ok(12));
+        assert_eq!(host.names("/proc/sys").unwrap(), ["number", "odd"]);
+        assert!(host.has("/proc/sys/odd") && !host.has("/proc/sys/none"));
+        assert_eq!(host.number("/proc/sys/odd").unwrap_err().reason, "holds no number");
+        let missing = host.text("/proc/sys/none").unwrap_err();
+        assert!(missing.is_missing);
+        assert!(missing.to_string().starts_with("/proc/sys/none: No such file"), "{missing}");
+        // A folder is no file: another error, and no end of the program.
+        assert!(!host.text("/proc/sys").unwrap_err().is_missing);
+        assert!(host.names("/proc/none").unwrap_err().is_missing);
+    }
+
+    #[test]
+    fn no_file_is_read_without_end() {
+        assert_eq!(Host::here().text("/dev/zero").unwrap().len() as u64, BYTES_MAX);
+    }
+}

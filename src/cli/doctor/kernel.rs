@@ -1,0 +1,187 @@
+//! Findings on the kernel: its version, and whether and why not io_uring works.
+
+use super::Patient;
+use super::finding::{Check, Finding};
+use super::host::{Host, Unread};
+use crate::config::Io;
+
+const VERSION: Check = Check::new(
+    "kernel.version",
+    "io_uring as skep uses it (multishot receives into rings of buffers) came with Linux 6.1. On \
+     older kernels skep moves datagrams with recvmmsg.",
+);
+const IO_URING: Check = Check::new(
+    "kernel.io_uring",
+    "Without it skep serves through recvmmsg and epoll, and says so in its log and its metrics \
+     (skep_io_backend_info); with server.io = \"uring\" it does not start.",
+);
+const SYSCTL: Check = Check::new(
+    "kernel.io_uring_sysctl",
+    "kernel.io_uring_disabled (Linux 6.6): 0 allows io_uring to all, 1 to privileged processes and \
+     the group kernel.io_uring_group, 2 to nobody.",
+);
+const SECCOMP: Check = Check::new(
+    "kernel.seccomp",
+    "Container runtimes deny io_uring by a seccomp filter: Docker from 25.0 on, containerd from 2.0 \
+     on, Podman.",
+);
+
+/// The first version with all that is used.
+const RELEASE_MIN: (u32, u32) = (6, 1);
+
+const RELEASE_PATH: &str = "/proc/sys/kernel/osrelease";
+
+pub(super) fn examine(it: &Patient) -> Vec<Finding> {
+    vec![version(it), io_uring(it), sysctl(it), seccomp(it)]
+}
+
+/// The kernel's version.
+pub(super) fn release(host: &Host) -> Result<(u32, u32), Unread> {
+    let text = host.text(RELEASE_PATH)?;
+    let mut numbers = text.split(|it: char| !it.is_ascii_digit()).map(str::parse);
+    match (numbers.next(), numbers.next()) {
+        (Some(Ok(major)), Some(Ok(minor))) => Ok((major, minor)),
+        _ => Err(Unread::odd(RELEASE_PATH, "holds no version")),
+    }
+}
+
+fn version(it: &Patient) -> Finding {
+    match release(&it.host) {
+        Err(unread) => VERSION.unread(&unread),
+        Ok(release) => {
+            let fact = format!("Linux {}.{}", release.0, release.1);
+            if release >= RELEASE_MIN {
+                VERSION.ok(fact)
+            } else {
+                let remedy = "run a kernel from 6.1 on (Debian 12, Ubuntu 24.04, RHEL 10)";
+                VERSION.warning(fact, remedy)
+            }
+        }
+    }
+}
+
+fn io_uring(it: &Patient) -> Finding {
+    match (&it.answers.io_uring, it.config.server.io) {
+        (Ok(()), Io::Mmsg) => IO_URING.ok("it works; server.io = \"mmsg\" does without"),
+        (Ok(()), _) => IO_URING.ok("a datagram went through a ring, to ourselves and back"),
+        (Err(denial), Io::Mmsg) => {
+            IO_URING.ok(format!("{}; server.io = \"mmsg\" does without", denial.problem))
+        }
+        (Err(denial), Io::Auto) => IO_URING.warning(
+            &denial.problem,
+            format!("{}; or set server.io = \"mmsg\", if it is to stay so", denial.remedy),
+        ),
+        (Err(denial), Io::Uring) => IO_URING.problem(
+            format!("{}, and server.io = \"uring\" insists on it", denial.problem),
+            format!("{}; or set server.io = \"auto\"", denial.remedy),
+        ),
+    }
+}
+
+fn sysctl(it: &Patient) -> Finding {
+    let works = it.answers.io_uring.is_ok();
+    match it.host.number("/proc/sys/kernel/io_uring_disabled") {
+        Ok(0) => SYSCTL.ok("kernel.io_uring_disabled = 0"),
+        Ok(value) if works => SYSCTL
+            .info(format!("kernel.io_uring_disabled = {value}, but this user may"))
+            .remedied("see that the tracker's own user may as well: sudo -u USER skep doctor"),
+        Ok(value) => SYSCTL.warning(
+            format!("kernel.io_uring_disabled = {value}"),
+            "$ sysctl -w kernel.io_uring_disabled=0\nand the same line in /etc/sysctl.d/99-skep.conf",
+        ),
+        Err(unread) if unread.is_missing && it.host.has("/proc/sys/kernel") => {
+            SYSCTL.ok("the kernel has no such switch")
+        }
+        Err(unread) => SYSCTL.unread(&unread),
+    }
+}
+
+fn seccomp(it: &Patient) -> Finding {
+    const PATH: &str = "/proc/self/status";
+    let status = match it.host.text(PATH) {
+        Ok(status) => status,
+        Err(unread) => return SECCOMP.unread(&unread),
+    };
+    let mode = status.lines().find_map(|it| it.strip_prefix("Seccomp:")).map(str::trim);
+    match (mode, it.answers.io_uring.is_ok()) {
+        (Some("0"), _) => SECCOMP.ok("no filter is in force"),
+        (Some("1" | "2"), true) => SECCOMP.ok("a filter is in force, and lets io_uring through"),
+        (Some("1" | "2"), false) => SECCOMP.warning(
+            "a filter is in force, and io_uring does not work",
+            "allow io_uring_setup, io_uring_enter and io_uring_register in the profile: for \
+             Kubernetes deploy/kubernetes/components/io-uring-seccomp, for Docker \
+             --security-opt seccomp=skep-io-uring.json from the same folder",
+        ),
+        _ => SECCOMP.ok("the kernel has no seccomp"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Severity;
+    use super::super::fake::{Fake, found};
+    use super::*;
+
+    fn judge(fake: &Fake, id: &str) -> (Severity, String) {
+        found(&examine(&fake.it), id)
+    }
+
+    #[test]
+    fn kernels_from_6_1_on_are_well() {
+        let version = |text| {
+            let fake = Fake::new().with(RELEASE_PATH, text);
+            judge(&fake, "kernel.version").0
+        };
+        assert_eq!(version("6.18.44-fc\n"), Severity::Ok);
+        assert_eq!(version("6.1.0-13-amd64\n"), Severity::Ok);
+        assert_eq!(version("5.15.0\n"), Severity::Warning);
+        assert_eq!(version("10.0-rc1\n"), Severity::Ok);
+        assert_eq!(version("plan 9\n"), Severity::Info);
+    }
+
+    #[test]
+    fn denied_io_uring_is_as_bad_as_the_settings_make_it() {
+        let judge = |settings: &str| {
+            let mut fake = Fake::new().configured(settings);
+            fake.deny_io_uring();
+            judge(&fake, "kernel.io_uring")
+        };
+        let (severity, text) = judge("");
+        assert_eq!(severity, Severity::Warning);
+        assert!(text.contains("seccomp profile denies") && text.contains("server.io = \"mmsg\""));
+        let (severity, text) = judge("[server]\nio = \"uring\"");
+        assert_eq!(severity, Severity::Problem);
+        assert!(text.contains("allow io_uring_setup"), "{text}");
+        assert_eq!(judge("[server]\nio = \"mmsg\"").0, Severity::Ok);
+        assert_eq!(found(&examine(&Fake::new().it), "kernel.io_uring").0, Severity::Ok);
+    }
+
+    #[test]
+    fn the_sysctl_is_judged_by_what_it_does() {
+        const PATH: &str = "/proc/sys/kernel/io_uring_disabled";
+        let id = "kernel.io_uring_sysctl";
+        assert_eq!(judge(&Fake::new().with(PATH, "0\n"), id).0, Severity::Ok);
+        let mut fake = Fake::new().with(PATH, "2\n");
+        assert_eq!(judge(&fake, id).0, Severity::Info, "a privileged user may");
+        fake.deny_io_uring();
+        let (severity, text) = judge(&fake, id);
+        assert_eq!(severity, Severity::Warning);
+        assert!(text.contains("$ sysctl -w kernel.io_uring_disabled=0"), "{text}");
+        assert_eq!(judge(&Fake::new().with(RELEASE_PATH, "6.1"), id).0, Severity::Ok);
+        assert_eq!(judge(&Fake::new(), id).0, Severity::Info);
+    }
+
+    #[test]
+    fn a_filter_is_told_where_io_uring_does_not_work() {
+        const PATH: &str = "/proc/self/status";
+        let id = "kernel.seccomp";
+        assert_eq!(judge(&Fake::new().with(PATH, "Seccomp:\t0\n"), id).0, Severity::Ok);
+        let mut fake = Fake::new().with(PATH, "Name:\tskep\nSeccomp:\t2\n");
+        assert_eq!(judge(&fake, id).0, Severity::Ok);
+        fake.deny_io_uring();
+        let (severity, text) = judge(&fake, id);
+        assert_eq!(severity, Severity::Warning);
+        assert!(text.contains("io_uring_setup"), "{text}");
+        assert_eq!(judge(&Fake::new(), id).0, Severity::Info);
+    }
+}

@@ -1,0 +1,160 @@
+//! Findings on the state directory: whether it can be written, who can read it, what room it has.
+
+use super::answers::StateHome;
+use super::finding::{Check, Finding};
+use super::{Patient, size};
+use crate::config::AccessMode;
+
+const DIRECTORY: Check = Check::new(
+    "state.directory",
+    "The connection-id key, registered torrents and passkeys are kept there. Without it skep serves, \
+     but clients must connect anew after each restart; modes that register torrents do not start.",
+);
+const PERMISSIONS: Check = Check::new(
+    "state.permissions",
+    "Who can read the connection-id key can forge ids, and have replies sent to others.",
+);
+const SPACE: Check =
+    Check::new("state.space", "What cannot be written is lost with the next restart.");
+
+/// Permission bits that let others than the owner at a directory.
+const OTHERS: u32 = 0o077;
+
+/// Less than this is as good as nothing.
+const SPACE_MIN: u64 = 64 << 20;
+
+/// Enough for a large tracker's state, twice.
+const SPACE_GOOD: u64 = 1 << 30;
+
+/// Files that are made at once, with some to spare.
+const FILES_MIN: u64 = 100;
+
+pub(super) fn examine(it: &Patient) -> Vec<Finding> {
+    let is_needed = it.config.access.mode != AccessMode::Open;
+    match &it.answers.state {
+        Ok(home) => vec![directory(home, is_needed), permissions(home), space(home)],
+        Err(reason) => vec![missing(format!("there is none: {reason}"), is_needed)],
+    }
+}
+
+fn directory(home: &StateHome, is_needed: bool) -> Finding {
+    let path = home.path.display();
+    match (&home.writable, home.mode) {
+        (Ok(()), Some(_)) => DIRECTORY.ok(format!("{path} can be written by this user")),
+        (Ok(()), None) => DIRECTORY.ok(format!("{path} is not there yet, and can be made")),
+        (Err(reason), Some(_)) => missing(format!("{path} cannot be written: {reason}"), is_needed),
+        (Err(reason), None) => missing(format!("{path} cannot be made: {reason}"), is_needed),
+    }
+}
+
+fn missing(fact: String, is_needed: bool) -> Finding {
+    let remedy = "server.state_dir = a directory that the tracker's user may write, or \
+                  StateDirectory=skep in the unit\n\
+                  $ install -d -m 0700 -o skep /var/lib/skep";
+    if is_needed { DIRECTORY.problem(fact, remedy) } else { DIRECTORY.warning(fact, remedy) }
+}
+
+fn permissions(home: &StateHome) -> Finding {
+    let path = home.path.display();
+    match home.mode {
+        None => PERMISSIONS.ok("it would be made with mode 0700"),
+        Some(mode) if mode & OTHERS == 0 => PERMISSIONS.ok(format!("mode {mode:04o}")),
+        Some(mode) => PERMISSIONS.warning(
+            format!("{path} is open to others (mode {mode:04o})"),
+            format!("$ chmod 700 {path}"),
+        ),
+    }
+}
+
+fn space(home: &StateHome) -> Finding {
+    let (bytes, files) = match &home.free {
+        Ok(free) => *free,
+        Err(error) => return SPACE.info(format!("cannot tell: {error}")),
+    };
+    let remedy = format!(
+        "free some, or set server.state_dir elsewhere\n$ df -hi {0}\n$ df -h {0}",
+        home.path.display()
+    );
+    if files < FILES_MIN {
+        return SPACE.problem(format!("{files} more files can be made"), remedy);
+    }
+    let fact = format!("{} are free", size(bytes));
+    match bytes {
+        ..SPACE_MIN => SPACE.problem(fact, remedy),
+        SPACE_MIN..SPACE_GOOD => SPACE.warning(fact, remedy),
+        _ => SPACE.ok(fact),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::super::Severity;
+    use super::super::fake::{Fake, found};
+    use super::*;
+
+    fn judge(state: Result<StateHome, String>, settings: &str, id: &str) -> (Severity, String) {
+        let mut fake = Fake::new().configured(settings);
+        fake.it.answers.state = state;
+        found(&examine(&fake.it), id)
+    }
+
+    fn home() -> StateHome {
+        Fake::new().it.answers.state.unwrap()
+    }
+
+    #[test]
+    fn a_directory_that_cannot_be_written_is_as_bad_as_the_mode_makes_it() {
+        let id = "state.directory";
+        assert_eq!(judge(Ok(home()), "", id).0, Severity::Ok);
+        let denied = || Ok(StateHome { writable: Err("Permission denied".into()), ..home() });
+        let (severity, text) = judge(denied(), "", id);
+        assert_eq!(severity, Severity::Warning);
+        assert!(text.contains("cannot be written: Permission denied"), "{text}");
+        assert_eq!(judge(denied(), "[access]\nmode = \"private\"", id).0, Severity::Problem);
+        let (severity, text) = judge(Err("HOME is not set".into()), "", id);
+        assert!(severity == Severity::Warning && text.contains("HOME is not set"), "{text}");
+        let new = StateHome { mode: None, ..home() };
+        assert_eq!(judge(Ok(new), "", id).0, Severity::Ok);
+    }
+
+    #[test]
+    fn a_directory_open_to_others_is_warned_of() {
+        let id = "state.permissions";
+        assert_eq!(judge(Ok(home()), "", id).0, Severity::Ok);
+        let open = StateHome { mode: Some(0o755), ..home() };
+        let (severity, text) = judge(Ok(open), "", id);
+        assert_eq!(severity, Severity::Warning);
+        assert!(text.contains("mode 0755") && text.contains("$ chmod 700 /var/lib/skep"));
+    }
+
+    #[test]
+    fn a_full_disk_is_a_problem() {
+        let space = |free| judge(Ok(StateHome { free, ..home() }), "", "state.space");
+        assert_eq!(space(Ok((2 << 30, 1000))).0, Severity::Ok);
+        assert_eq!(space(Ok((500 << 20, 1000))).0, Severity::Warning);
+        let (severity, text) = space(Ok((1 << 20, 1000)));
+        assert!(severity == Severity::Problem && text.contains("1 MiB are free"), "{text}");
+        assert_eq!(space(Ok((2 << 30, 9))).0, Severity::Problem);
+        assert_eq!(space(Err("no such device".into())).0, Severity::Info);
+    }
+
+    #[test]
+    fn a_directory_is_looked_at_and_not_made() {
+        let temporary = tempfile::tempdir().unwrap();
+        fs::set_permissions(temporary.path(), fs::Permissions::from_mode(0o750)).unwrap();
+        let it = StateHome::look(temporary.path().to_owned());
+        assert_eq!((it.mode, it.writable), (Some(0o750), Ok(())));
+        assert!(it.free.unwrap().0 > 0);
+        let absent = temporary.path().join("a/b");
+        let it = StateHome::look(absent.clone());
+        assert_eq!((it.mode, it.writable), (None, Ok(())));
+        assert!(!absent.exists() && !temporary.path().join("a").exists());
+        let file = temporary.path().join("file");
+        fs::write(&file, "").unwrap();
+        let it = StateHome::look(file.join("skep"));
+        assert!(it.writable.unwrap_err().ends_with("is no directory"));
+    }
+}
