@@ -162,10 +162,17 @@ fn a_silent_or_strange_admin_listener_is_no_failure() {
     let (found, _) = findings(&mut doctor(&state, &["--json", "--admin", &admin]));
     assert_eq!(finding(&found, "addresses.scope")["severity"], "info");
     let answering = std::thread::spawn(move || {
-        use std::io::Write as _;
+        use std::io::{Read as _, Write as _};
         // The first one is the connection from before, closed by now.
         let (_first, _) = listener.accept().unwrap();
         let (mut stream, _) = listener.accept().unwrap();
+        // To close with something unread would reset the connection.
+        let mut request = Vec::new();
+        while !request.ends_with(b"\r\n\r\n") {
+            let mut byte = [0];
+            stream.read_exact(&mut byte).unwrap();
+            request.extend(byte);
+        }
         stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nhi\x1b").unwrap();
     });
     let (found, _) = findings(&mut doctor(&state, &["--json", "--admin", &admin]));

@@ -97,7 +97,7 @@ fn global_addresses(host: &Host) -> Result<Vec<IpAddr>, Unread> {
 fn has_default_route(host: &Host) -> Result<bool, Unread> {
     const REJECT: u32 = 0x200; // RTF_REJECT
     let text = host.text("/proc/net/ipv6_route")?;
-    // Destination, its prefix, source, its prefix, next hop, metric, references, use, flags, device.
+    // Destination, its prefix, source, its prefix, next hop, metric, references, use, flags, name.
     let leads = |line: &str| {
         let fields: Vec<_> = line.split_whitespace().collect();
         let [destination, prefix, .., flags, device] = fields[..] else { return false };

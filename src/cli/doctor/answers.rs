@@ -1,7 +1,7 @@
 //! What the host answers when it is asked: system calls, and the running tracker's metrics.
 //!
-//! Plain values, asked for once, so that every judgement of them can be tested. Sockets are bound to
-//! ports of the kernel's choice and closed again; nothing is left behind, and no file is made.
+//! Plain values, asked for once, so that every judgement of them can be tested. Sockets are bound
+//! to ports of the kernel's choice and closed again; nothing is left behind, and no file is made.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};

@@ -5,8 +5,8 @@ use super::finding::{Check, Finding};
 
 const SOURCE: Check = Check::new(
     "time.clock_source",
-    "Every turn of every worker reads the clock. From these sources that takes some 20 ns without a \
-     system call; from hpet or acpi_pm a microsecond or more.",
+    "Every turn of every worker reads the clock. From these sources that takes some 20 ns without \
+     a system call; from hpet or acpi_pm a microsecond or more.",
 );
 const SYNCHRONISED: Check = Check::new(
     "time.synchronised",
@@ -55,7 +55,7 @@ fn synchronised(it: &Patient) -> Finding {
         return SYNCHRONISED.ok("systemd-timesyncd has set the clock since boot");
     }
     SYNCHRONISED.info("systemd-timesyncd has not set the clock; another service may have").remedied(
-        "see that it says yes, else install chrony\n$ timedatectl show -p NTPSynchronized",
+        "see that this says yes, else install chrony\n$ timedatectl show -p NTPSynchronized",
     )
 }
 

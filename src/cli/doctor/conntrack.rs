@@ -11,13 +11,13 @@ const TRACKED: Check = Check::new(
 );
 const FILL: Check = Check::new(
     "conntrack.fill",
-    "When the table is full, the kernel drops what comes from new clients, and no counter of skep's \
-     shows it.",
+    "When the table is full, the kernel drops what comes from new clients, and no counter of \
+     skep's shows it.",
 );
 const TIMEOUTS: Check = Check::new(
     "conntrack.timeouts",
-    "Entries times timeout is how many new clients a second the table holds: 262 144 entries of 30 s \
-     are full at 8 700 a second.",
+    "Entries times timeout is how many new clients a second the table holds: 262 144 entries of 30 \
+     s are full at 8 700 a second.",
 );
 const DROPS: Check = Check::new(
     "conntrack.drops",

@@ -17,8 +17,8 @@ const CPU: Check = Check::new(
 );
 const MEMORY: Check = Check::new(
     "container.memory",
-    "Where the process takes more than its limit, the kernel ends it. It should have a quarter more \
-     than memory.max_memory.",
+    "Where the process takes more than its limit, the kernel ends it. It should have a quarter \
+     more than memory.max_memory.",
 );
 
 /// What version 1 calls no limit is close to this.
@@ -66,8 +66,8 @@ fn cpu(it: &Patient) -> Finding {
         tenths / 10,
         tenths % 10
     );
-    let remedy = "no quota: CPUQuota= out of the unit, no --cpus, no resources.limits.cpu (requests \
-                  are enough); or fewer workers (server.workers), and cores of their own \
+    let remedy = "no quota: CPUQuota= out of the unit, no --cpus, no resources.limits.cpu \
+                  (requests are enough); or fewer workers (server.workers), and cores of their own \
                   (AllowedCPUs=, --cpuset-cpus, the static CPU manager)";
     if workers as u64 * 10 > tenths || throttled > 0 {
         CPU.warning(fact, remedy)

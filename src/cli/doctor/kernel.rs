@@ -22,8 +22,8 @@ const SYSCTL: Check = Check::new(
 );
 const SECCOMP: Check = Check::new(
     "kernel.seccomp",
-    "Container runtimes deny io_uring by a seccomp filter: Docker from 25.0 on, containerd from 2.0 \
-     on, Podman.",
+    "Container runtimes deny io_uring by a seccomp filter: Docker from 25.0 on, containerd from \
+     2.0 on, Podman.",
 );
 
 /// The first version with all that is used.
@@ -87,7 +87,7 @@ fn sysctl(it: &Patient) -> Finding {
             .remedied("see that the tracker's own user may as well: sudo -u USER skep doctor"),
         Ok(value) => SYSCTL.warning(
             format!("kernel.io_uring_disabled = {value}"),
-            "$ sysctl -w kernel.io_uring_disabled=0\nand the same line in /etc/sysctl.d/99-skep.conf",
+            "$ sysctl -w kernel.io_uring_disabled=0\nand the same in /etc/sysctl.d/99-skep.conf",
         ),
         Err(unread) if unread.is_missing && it.host.has("/proc/sys/kernel") => {
             SYSCTL.ok("the kernel has no such switch")

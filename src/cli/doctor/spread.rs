@@ -6,18 +6,18 @@ use super::host::{Host, Unread};
 
 const SOFTIRQ: Check = Check::new(
     "network.softirq",
-    "The kernel's part of receiving costs more than skep's. Where one core does it all, that core is \
-     the host's limit, and the others wait.",
+    "The kernel's part of receiving costs more than skep's. Where one core does it all, that core \
+     is the host's limit, and the others wait.",
 );
 const QUEUES: Check = Check::new(
     "network.queues",
-    "A network card raises one interrupt for each queue, and one core serves it. With as many queues \
-     as workers, each core receives its own datagrams (RSS).",
+    "A network card raises one interrupt for each queue, and one core serves it. With as many \
+     queues as workers, each core receives its own datagrams (RSS).",
 );
 const RPS: Check = Check::new(
     "network.rps",
-    "Where a card has too few queues, the kernel can hand packets on to other cores (RPS). It costs \
-     an interrupt between cores, so it only pays where queues are too few.",
+    "Where a card has too few queues, the kernel can hand packets on to other cores (RPS). It \
+     costs an interrupt between cores, so it only pays where queues are too few.",
 );
 
 /// Packets below which a spread tells nothing.
@@ -57,8 +57,8 @@ fn softirq(it: &Patient) -> Finding {
     if is_uneven {
         return SOFTIRQ.warning(
             fact,
-            "see network.queues and network.rps; and let irqbalance, or the card's own script, give \
-             each interrupt a core of its own\n$ grep . /proc/irq/*/smp_affinity_list",
+            "see network.queues and network.rps; and let irqbalance, or the card's own script, \
+             give each interrupt a core of its own\n$ grep . /proc/irq/*/smp_affinity_list",
         );
     }
     SOFTIRQ.ok(fact)
@@ -111,8 +111,8 @@ fn rps(it: &Patient, cards: &Result<Vec<Card>, Unread>) -> Finding {
         return RPS.warning(
             format!("off on {name}, which has fewer queues ({queues}) than workers ({workers})"),
             format!(
-                "$ for q in /sys/class/net/{name}/queues/rx-*; do echo {} > $q/rps_cpus; done\nas a \
-                 unit or a udev rule, to have it after a restart",
+                "$ for q in /sys/class/net/{name}/queues/rx-*; do echo {} > $q/rps_cpus; done\nas \
+                 a unit or a udev rule, to have it after a restart",
                 mask_of(it.cores())
             ),
         );

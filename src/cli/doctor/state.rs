@@ -7,8 +7,9 @@ use crate::config::AccessMode;
 
 const DIRECTORY: Check = Check::new(
     "state.directory",
-    "The connection-id key, registered torrents and passkeys are kept there. Without it skep serves, \
-     but clients must connect anew after each restart; modes that register torrents do not start.",
+    "The connection-id key, registered torrents and passkeys are kept there. Without it skep \
+     serves, but clients must connect anew after each restart; modes that register torrents do not \
+     start.",
 );
 const PERMISSIONS: Check = Check::new(
     "state.permissions",
