@@ -40,10 +40,10 @@ Attack profiles (flood, forged, random-hashes, sybil, scrape-storm, overload):
   code 1, after its report. A reply of a limiter counts as an answer, an error reply does not.
 
 Soak profile:
-  An open loop at --rate, or at half of what a short closed loop measures first, for --for (1h) after a
-  warm-up. A line a minute; at the end the slope of resident memory (least squares), open descriptors,
-  p99 of the last quarter over that of the first, and loss. The first two need the tracker's process on
-  this host. An --expect-... that is not met ends the run with code 1.
+  An open loop at --rate, or at half of what a short closed loop measures first, for --for (1h)
+  after a warm-up. A line a minute; at the end the slope of resident memory (least squares), open
+  descriptors, p99 of the last quarter over that of the first, and loss. Memory and descriptors
+  need the tracker's process on this host. An --expect-... that is not met ends it with code 1.
 
 Examples:
   loadtest --profile soak --for 1h --target 127.0.0.1:6969 --expect-slope 1 --expect-descriptors 0

@@ -4,7 +4,7 @@
 //! cli ─▶ plan ─▶ run ─▶ generator (UDP) or stream (TCP), one per thread ─▶ tally ─▶ report, plot
 //!                │        phase, requests, sources, population, slots, check
 //!                └─ process, contestant: the tracker's side; limit: the tracker that is none
-//! attack: what is no honest load; soak: for long; compare, memory: many runs; hold: many connections
+//! attack: what is no honest load; soak: what lasts; compare, memory: many runs; hold: connections
 //! ```
 
 mod attack;
