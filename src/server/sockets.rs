@@ -289,10 +289,35 @@ mod tests {
         let (left, _) = given.close();
         let old = first.addresses[0];
         assert_eq!(left, [format!("udp {old}"), format!("tcp {old}")]);
-        let mut given = passed_on(&first, &listeners);
-        let wider = SocketAddr::new(at("0.0.0.0:0").ip(), old.port());
-        let (sockets, _) = bind_both(&[old, wider], &[None], 1 << 16, &mut given).unwrap();
-        assert_eq!(sockets.addresses, [old, wider], "what we have ourselves is no obstacle");
+    }
+
+    /// Of the ports that the kernel chooses on one address, some are in use on another: `serve` is
+    /// tried with new ones until it binds a wider address as well.
+    fn with_a_port_that_is_free_everywhere(serve: impl Fn() -> Result<(), StartError>) {
+        let served = (0..100).any(|_| match serve() {
+            Ok(()) => true,
+            Err(error) => {
+                assert!(error.to_string().contains("in use"), "{error}");
+                false
+            }
+        });
+        assert!(served, "no port of a hundred was free on all addresses");
+    }
+
+    fn wildcard(port: u16) -> SocketAddr {
+        SocketAddr::new(at("0.0.0.0:0").ip(), port)
+    }
+
+    #[test]
+    fn what_we_have_ourselves_is_no_obstacle() {
+        with_a_port_that_is_free_everywhere(|| {
+            let (first, listeners) = bind_both_new(&[at("127.0.0.1:0")], &[None; 2])?;
+            let mut given = passed_on(&first, &listeners);
+            let asked = [first.addresses[0], wildcard(first.addresses[0].port())];
+            let (sockets, _) = bind_both(&asked, &[None], 1 << 16, &mut given)?;
+            assert_eq!(sockets.addresses, asked);
+            Ok(())
+        });
     }
 
     #[test]
@@ -323,15 +348,15 @@ mod tests {
         let first = bind_new(&[at("127.0.0.1:0")], &[None]).unwrap();
         let again = bind_new(&first.addresses, &[None]);
         assert!(again.err().unwrap().to_string().contains("ss -lnp"));
-        let wildcard = SocketAddr::new(at("0.0.0.0:0").ip(), first.addresses[0].port());
-        assert!(bind_new(&[wildcard], &[None]).is_err());
+        assert!(bind_new(&[wildcard(first.addresses[0].port())], &[None]).is_err());
     }
 
     #[test]
     fn a_wildcard_and_one_of_its_addresses_may_both_be_listed() {
-        let free = bind_new(&[at("127.0.0.1:0")], &[None]).unwrap().addresses[0];
-        let wildcard = SocketAddr::new(at("0.0.0.0:0").ip(), free.port());
-        assert!(bind_new(&[wildcard, free], &[None, None]).is_ok());
+        with_a_port_that_is_free_everywhere(|| {
+            let free = bind_new(&[at("127.0.0.1:0")], &[None])?.addresses[0];
+            bind_new(&[wildcard(free.port()), free], &[None, None]).map(drop)
+        });
     }
 
     #[test]
