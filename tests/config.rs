@@ -152,6 +152,7 @@ fn a_bad_variable_is_refused_by_name() {
         ("SKEP__SERVER__LISTEN", "", "no address to serve on"),
         ("SKEP__SERVER__IO", "epoll", "allowed: \"auto\", \"uring\", \"mmsg\""),
         ("SKEP__HTTP__SOURCE_HEADER", "via", "allowed: \"\", \"forwarded\", \"x-forwarded-for\""),
+        ("SKEP__LOG__LEVEL", "in\nfo\u{1b}[1m", "`in\\nfo\\u{1b}[1m`"),
         ("SKEP__LOG__FORMAT", "xml", "allowed: \"text\", \"json\""),
         ("SKEP__TRACKER__INTERVAL_S", "4000", "tracker.peer_age_s_max: must exceed the longest"),
         ("SKEP__TRACKER__NUMWANT_MAX", "10", "tracker.numwant_default: must not exceed"),
@@ -160,6 +161,7 @@ fn a_bad_variable_is_refused_by_name() {
     for (name, text, said) in cases {
         let error = variable(name, text).load().unwrap_err().to_string();
         assert!(error.starts_with(name) && error.contains(said), "{name}={text}\n{error}");
+        assert!(!error.contains(char::is_control), "{error:?}");
     }
 }
 

@@ -1,6 +1,6 @@
 //! What is wrong with the configuration: where, which setting, how, and what would be right.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 
 /// A configuration that is refused. Its text is meant for the operator.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,16 +25,27 @@ impl ConfigError {
 impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if !self.place.is_empty() {
-            write!(f, "{}: ", self.place)?;
+            write!(f, "{}: ", OneLine(&self.place))?;
         }
         if let Some(setting) = &self.setting {
-            write!(f, "{setting}: ")?;
+            write!(f, "{}: ", OneLine(setting))?;
         }
-        f.write_str(&self.problem)?;
+        OneLine(&self.problem).fmt(f)?;
         if let Some(allowed) = &self.allowed {
-            write!(f, "; allowed: {allowed}")?;
+            write!(f, "; allowed: {}", OneLine(allowed))?;
         }
         Ok(())
+    }
+}
+
+/// Text that may quote what somebody wrote: an error is one line, and steers no terminal.
+struct OneLine<'a>(&'a str);
+
+impl fmt::Display for OneLine<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.trim_end().chars().try_for_each(|it| {
+            if it.is_control() { it.escape_debug().fmt(f) } else { f.write_char(it) }
+        })
     }
 }
 
