@@ -72,7 +72,12 @@ impl DatagramWorker<'_> {
         }
     }
 
-    fn drive(&self, io: &mut impl DatagramIo, responder: &mut impl Responder) -> io::Result<()> {
+    /// Serves on a backend until told to stop.
+    pub(super) fn drive(
+        &self,
+        io: &mut impl DatagramIo,
+        responder: &mut impl Responder,
+    ) -> io::Result<()> {
         let mut meter = Meter::default();
         while !self.stop.load(Ordering::Relaxed) {
             self.turn(io, responder, &mut meter, WAIT)?;
