@@ -52,7 +52,7 @@ enum Command {
     /// Serve until SIGTERM (the default)
     Run(Run),
     /// Print every setting, commented, with its default
-    Config,
+    Config(Print),
     /// Judge the configuration that `run` would use, without starting
     Check(Settings),
     /// Judge this host: kernel, buffers, connection tracking, limits, each with its remedy
@@ -75,6 +75,14 @@ struct Run {
     take_over: bool,
     #[command(flatten)]
     settings: Settings,
+}
+
+/// How to print the settings.
+#[derive(Debug, Args)]
+struct Print {
+    /// A file to edit, or docs/configuration.md
+    #[arg(long, default_value = "toml", value_parser = ["toml", "markdown"])]
+    format: String,
 }
 
 /// What is set on the command line; overrides the environment, which overrides the file.
@@ -105,7 +113,10 @@ pub fn main() -> ExitCode {
             settings.source().and_then(|it| server::run(it, take_over))
         }
         Command::Check(settings) => check(&settings),
-        Command::Config => print(&Config::default().to_commented_toml()),
+        Command::Config(Print { format }) => print(&match format.as_str() {
+            "markdown" => Config::to_markdown(),
+            _ => Config::default().to_commented_toml(),
+        }),
         Command::Doctor(options) => return doctor::run(&options),
         Command::Probe(options) => return probe::run(&options),
         Command::Torrent(command) => return torrent::run(command),

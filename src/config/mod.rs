@@ -7,6 +7,8 @@
 //! Only the server and the command line see [`Config`]; other modules take their own options.
 
 mod error;
+mod live;
+mod markdown;
 mod source;
 mod values;
 
@@ -35,6 +37,8 @@ pub struct Setting {
     pub help: &'static [&'static str],
     /// The values that are allowed, in words.
     pub allowed: String,
+    /// Whether a reload (SIGHUP) makes a new value act; else a restart does.
+    pub is_live: bool,
 }
 
 /// A setting that two configurations disagree on.
@@ -46,6 +50,8 @@ pub struct Difference {
     pub before: String,
     /// The new value, as TOML.
     pub after: String,
+    /// Whether a reload makes the new value act.
+    pub is_live: bool,
 }
 
 impl fmt::Display for Difference {
@@ -99,8 +105,22 @@ macro_rules! sections {
                     key: stringify!($key),
                     help: &[ $( $help, )+ ],
                     allowed: <$type>::allowed(bounds!($( $low, $high )?)),
+                    is_live: live::is_live(stringify!($section), stringify!($key)),
                 },
             )+ )+ ]
+        }
+
+        impl Config {
+            /// These settings, with those of `new` that can change while serving.
+            pub fn reloaded(&self, new: &Self) -> Self {
+                let mut all = self.clone();
+                $( $(
+                    if live::is_live(stringify!($section), stringify!($key)) {
+                        all.$section.$key.clone_from(&new.$section.$key);
+                    }
+                )+ )+
+                all
+            }
         }
 
         /// The first setting, by section and key, whose number is outside its bounds.
@@ -424,7 +444,8 @@ impl Config {
         let difference = |it: Setting| {
             let (before, after) = (value(&before, &it)?, value(&after, &it)?);
             let setting = format!("{}.{}", it.section, it.key);
-            (before != after).then_some(Difference { setting, before, after })
+            let is_live = it.is_live;
+            (before != after).then_some(Difference { setting, before, after, is_live })
         };
         settings().into_iter().filter_map(difference).collect()
     }

@@ -6,40 +6,12 @@ use tracing::{error, info, warn};
 
 use crate::access::disk::Who;
 use crate::access::lists::Name;
-use crate::config::{Access, Config, Difference, Http, Source};
+use crate::config::{Config, Difference, Source};
 use crate::server::log::{LevelHandle, OPERATOR};
 use crate::server::options;
 use crate::server::state::Loaded;
 use crate::server::tls::Tls;
 use crate::server::workers::Shared;
-
-/// Sections and settings that can change while serving.
-const LIVE: [&str; 24] = [
-    "server.drain_s",
-    "access.similar_digits_max",
-    "access.torrents_",
-    "access.networks_",
-    "access.clients_",
-    "access.ports_",
-    "tracker.",
-    "memory.",
-    "snapshot.interval_s",
-    "log.level",
-    "udp.key_file",
-    "admin.token",
-    "limits.",
-    "http.trusted_proxies",
-    "http.source_header",
-    "http.connections_per_source_max",
-    "http.head_timeout_s",
-    "http.idle_timeout_s",
-    "http.full_scrape",
-    "http.full_scrape_interval_s",
-    "http.public_stats",
-    "http.warning",
-    "http.tracker_id",
-    "websocket.",
-];
 
 /// What is needed to reload, and what is in force.
 pub(super) struct Reloader {
@@ -61,7 +33,9 @@ impl Reloader {
                 return;
             }
         };
-        let live_config = self.with_live_settings_of(&new);
+        // What takes a restart must not act before: another state directory would bring another
+        // key.
+        let live_config = self.config.reloaded(&new);
         let keys = match options::keys(&live_config) {
             Ok(keys) => keys,
             Err(error) => {
@@ -69,11 +43,8 @@ impl Reloader {
                 return;
             }
         };
-        let (live, fixed): (Vec<_>, Vec<_>) = self
-            .config
-            .differences(&new)
-            .into_iter()
-            .partition(|it| LIVE.iter().any(|live| it.setting.starts_with(live)));
+        let (live, fixed): (Vec<_>, Vec<_>) =
+            self.config.differences(&new).into_iter().partition(|it| it.is_live);
         self.shared.tracker.store(Arc::new(options::tracker(&live_config)));
         self.shared.limits.store(Arc::new(options::limits(&live_config)));
         self.shared.http.store(Arc::new(options::http(&live_config)));
@@ -99,29 +70,6 @@ impl Reloader {
             let fixed: Vec<_> = fixed.iter().map(told).collect();
             warn!(target: OPERATOR, "takes effect with a restart only: {}", fixed.join(", "));
         }
-    }
-
-    /// The settings in force, with those of `new` that can change while serving. What takes a
-    /// restart must not act before: another state directory would bring another key.
-    fn with_live_settings_of(&self, new: &Config) -> Config {
-        let mut live = self.config.clone();
-        live.server.drain_s = new.server.drain_s;
-        live.tracker = new.tracker.clone();
-        live.log.level = new.log.level;
-        live.udp.key_file.clone_from(&new.udp.key_file);
-        live.admin.token.clone_from(&new.admin.token);
-        live.limits = new.limits.clone();
-        live.memory = new.memory.clone();
-        live.snapshot.interval_s = new.snapshot.interval_s;
-        live.websocket = new.websocket.clone();
-        live.access = Access { mode: live.access.mode, ..new.access.clone() };
-        live.http = Http {
-            listen: live.http.listen,
-            unix_socket: live.http.unix_socket,
-            connections_max: live.http.connections_max,
-            ..new.http.clone()
-        };
-        live
     }
 
     /// Reads the access lists again; says whether any has changed. One that cannot be read stays as
