@@ -75,8 +75,7 @@ fn paragraph(lines: &[&str], all: &[Setting]) -> String {
 
 /// A word, as a link where it is a setting's name.
 fn linked(word: &str, all: &[Setting]) -> String {
-    let is_part = |it: char| it.is_ascii_lowercase() || it.is_ascii_digit() || "._".contains(it);
-    let name = word.trim_matches(|it| !is_part(it)).trim_end_matches('.');
+    let name = word.trim_matches(|it: char| !it.is_ascii_alphanumeric());
     let is_it = |it: &Setting| name == format!("{}.{}", it.section, it.key);
     if all.iter().any(is_it) {
         let anchor = name.replace('.', "");

@@ -61,9 +61,17 @@ fn version(it: &Patient) -> Finding {
 }
 
 fn io_uring(it: &Patient) -> Finding {
+    const WORKS: &str = "a datagram went through a ring, to ourselves and back";
     match (&it.answers.io_uring, it.config.server.io) {
         (Ok(()), Io::Mmsg) => IO_URING.ok("it works; server.io = \"mmsg\" does without"),
-        (Ok(()), _) => IO_URING.ok("a datagram went through a ring, to ourselves and back"),
+        (Ok(()), Io::Uring) => IO_URING.ok(WORKS),
+        (Ok(()), Io::Auto) => match fallback(it) {
+            None => IO_URING.ok(WORKS),
+            Some(reason) => IO_URING.warning(
+                format!("it works from here, but the running tracker does without ({reason})"),
+                "see the line \"io_uring is not usable\" in the tracker's log: it names the remedy",
+            ),
+        },
         (Err(denial), Io::Mmsg) => {
             IO_URING.ok(format!("{}; server.io = \"mmsg\" does without", denial.problem))
         }
@@ -76,6 +84,15 @@ fn io_uring(it: &Patient) -> Finding {
             format!("{}; or set server.io = \"auto\"", denial.remedy),
         ),
     }
+}
+
+/// Why the running tracker, if there is one, went without io_uring: what denies it there may not
+/// bind this process.
+fn fallback(it: &Patient) -> Option<&str> {
+    const SERIES: &str = "skep_io_backend_info{backend=\"mmsg\",reason=\"";
+    let metrics = it.answers.metrics.as_ref().ok()?;
+    let reason = metrics.lines().find_map(|it| it.strip_prefix(SERIES))?.strip_suffix("\"} 1")?;
+    (reason != "configured").then_some(reason)
 }
 
 fn sysctl(it: &Patient) -> Finding {
@@ -154,6 +171,22 @@ mod tests {
         assert!(text.contains("allow io_uring_setup"), "{text}");
         assert_eq!(judge("[server]\nio = \"mmsg\"").0, Severity::Ok);
         assert_eq!(found(&examine(&Fake::new().it), "kernel.io_uring").0, Severity::Ok);
+    }
+
+    #[test]
+    fn a_running_tracker_that_was_denied_io_uring_is_told() {
+        let judge = |backend: &str, reason: &str, settings: &str| {
+            let mut fake = Fake::new().configured(settings);
+            let labels = format!("backend=\"{backend}\",reason=\"{reason}\"");
+            fake.it.answers.metrics = Ok(format!("a 1\nskep_io_backend_info{{{labels}}} 1\nb 2\n"));
+            judge(&fake, "kernel.io_uring")
+        };
+        let (severity, text) = judge("mmsg", "seccomp", "");
+        assert_eq!(severity, Severity::Warning);
+        assert!(text.contains("the running tracker does without (seccomp)"), "{text}");
+        assert_eq!(judge("uring", "probed", "").0, Severity::Ok);
+        assert_eq!(judge("mmsg", "configured", "").0, Severity::Ok);
+        assert_eq!(judge("mmsg", "seccomp", "[server]\nio = \"mmsg\"").0, Severity::Ok);
     }
 
     #[test]
