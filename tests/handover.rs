@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use common::{
     Client, DEADLINE, Skep, backends, command, eventually, http_get, leecher, run, seeder, texts,
 };
+use skep::sys::descriptors;
 use skep::types::InfoHash;
 use stream::Steady;
 use streams::{Browser, announce, exchange};
@@ -236,6 +237,71 @@ fn a_successor_that_fails_leaves_the_tracker_as_it_was() {
     assert_eq!(streams::ask(first.tcp[0], &announce(1, 1, "")).status, 200);
     let second = successor(&state, &[]);
     assert_eq!(second.udp, first.udp);
+}
+
+/// A predecessor of our own making, without sockets.
+struct Puppet {
+    listener: Option<socket2::Socket>,
+    line: Option<socket2::Socket>,
+}
+
+impl Puppet {
+    /// One that is asked for its sockets by what `start` starts, and then does what `act` does.
+    fn asked<T: Send>(
+        state: &Path,
+        start: impl FnOnce() -> T + Send,
+        act: impl FnOnce(&mut Self),
+    ) -> (Self, T) {
+        let listener = descriptors::listen(&state.join("handover.sock")).unwrap();
+        std::thread::scope(|scope| {
+            let started = scope.spawn(start);
+            let line = listener.accept().unwrap().0;
+            let mut it = Self { listener: Some(listener), line: Some(line) };
+            assert!(it.hear().contains("ask"));
+            it.say(r#"{"say":"sockets","sockets":[],"last":true}"#);
+            act(&mut it);
+            (it, started.join().unwrap())
+        })
+    }
+
+    /// Gives the successor up, and goes on.
+    fn give_up(&mut self) {
+        self.line = None;
+    }
+
+    fn end(&mut self) {
+        (self.listener, self.line) = (None, None);
+    }
+
+    fn hear(&self) -> String {
+        let mut text = [0; 1024];
+        let (bytes, _) = descriptors::receive(self.line.as_ref().unwrap(), &mut text).unwrap();
+        String::from_utf8(text[..bytes].to_vec()).unwrap()
+    }
+
+    fn say(&self, text: &str) {
+        descriptors::send(self.line.as_ref().unwrap(), text.as_bytes(), &[]).unwrap();
+    }
+}
+
+#[test]
+fn a_successor_whose_predecessor_serves_on_ends_and_says_why() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = successor_command(folder.path(), &["--admin", "127.0.0.1:0"]);
+    let (_predecessor, output) =
+        Puppet::asked(folder.path(), || command.output().unwrap(), Puppet::give_up);
+    let (stdout, log) = texts(&output);
+    assert_eq!((output.status.code(), stdout.as_str()), (Some(1), ""), "{log}");
+    assert!(log.contains("the running tracker goes on") && log.contains("remedy"), "{log}");
+}
+
+#[test]
+fn a_successor_whose_predecessor_has_ended_serves() {
+    let folder = tempfile::tempdir().unwrap();
+    let start = || successor(folder.path(), &[]);
+    let (_predecessor, second) = Puppet::asked(folder.path(), start, Puppet::end);
+    second.log_with("the predecessor ended out of turn");
+    Client::connect(second.udp[0]).announce(&leecher(1, 1));
 }
 
 #[test]

@@ -122,7 +122,14 @@ async fn serve(control: Control, mut signals: Signals) -> Result<(), StartError>
             () = signals.second() => return Ok(()),
             started = await_first_turns(&workers, &streams, &mut ended) => started?,
         }
-        relieved = drain::relieve(predecessor, &mut streams).await;
+        relieved = match drain::relieve(predecessor, &mut streams).await {
+            Ok(relieved) => relieved,
+            Err(error) => {
+                // What its UDP workers have taken they answer.
+                let _ = spawn_blocking(move || workers.stop()).await;
+                return Err(error);
+            }
+        };
     }
     let pages = admin::router(state.clone());
     let listener = tokio::net::TcpListener::from_std(admin)

@@ -12,7 +12,7 @@ use tracing::{info, warn};
 
 use crate::server::StartError;
 use crate::server::control::{Ends, Signals, State, broken};
-use crate::server::handover::{Predecessor, Successor};
+use crate::server::handover::{Predecessor, Successor, Unrelieved};
 use crate::server::log::OPERATOR;
 use crate::server::notify::Manager;
 use crate::server::streams::Streams;
@@ -46,21 +46,27 @@ pub(super) struct Running {
 
 /// Tells the predecessor that this process serves, waits until that one accepts no more, and lets
 /// the stream workers accept.
+///
+/// # Errors
+/// [`StartError`] where the predecessor serves on: this process must not, for neither would know
+/// what the other is told.
 pub(super) async fn relieve(
     predecessor: Predecessor,
     streams: &mut Streams,
-) -> Option<Predecessor> {
+) -> Result<Option<Predecessor>, StartError> {
     let relieved = spawn_blocking(move || predecessor.relieve().map(|()| predecessor)).await;
-    streams.own_unix();
-    streams.release();
-    match relieved {
+    let relieved = match relieved {
         Ok(Ok(predecessor)) => Some(predecessor),
-        Ok(Err(error)) => {
+        Ok(Err(Unrelieved::GoesOn(error))) => return Err(Unrelieved::into_start_error(&error)),
+        Ok(Err(Unrelieved::Gone(error))) => {
             warn!(target: OPERATOR, "the predecessor ended out of turn: {error}");
             None
         }
-        Err(_) => None,
-    }
+        Err(_) => None, // a panic ends the process
+    };
+    streams.own_unix();
+    streams.release();
+    Ok(relieved)
 }
 
 /// Ends everything in order.

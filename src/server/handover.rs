@@ -15,7 +15,8 @@
 //! For UDP there is no gap at all: until it has left, the predecessor receives from the same
 //! sockets as the successor, each datagram goes to one of them, and both answer under the same key.
 //! A successor that fails before it says Serving, or falls silent, costs nothing: the predecessor
-//! has never stopped. Connections wait in the listeners' queues meanwhile, because the two backends
+//! has never stopped. One that was too slow finds the predecessor still there to be taken over, and
+//! ends: two that serve would not know of each other's peers. Connections wait in the listeners' queues meanwhile, because the two backends
 //! want listeners in different modes, and the mode is the socket's, not the process's.
 
 use std::io;
@@ -35,6 +36,7 @@ use crate::server::inheritance::{Description, Estate, Inheritance, SOCKETS_MAX};
 use crate::server::log::OPERATOR;
 use crate::server::socket_file::SocketFile;
 use crate::sys::descriptors::{self, DESCRIPTORS_MAX};
+use crate::sys::identity::Identity;
 
 /// What both sides have to speak alike. Fields may be added without another number.
 const PROTOCOL: u32 = 1;
@@ -57,6 +59,9 @@ const SAVE_MAX: Duration = Duration::from_secs(600);
 
 /// How long the database of a successor that has failed may be busy.
 const TAKE_BACK_MAX: Duration = Duration::from_secs(5);
+
+/// How often it is tried to open the database afterwards.
+const TAKE_BACK_EVERY: Duration = Duration::from_secs(1);
 
 /// What is said, as JSON, one to a message.
 #[derive(Debug, Serialize, Deserialize)]
@@ -112,14 +117,39 @@ impl Line {
 }
 
 /// The running tracker, as its successor sees it.
-pub(super) struct Predecessor(Line);
+pub(super) struct Predecessor {
+    line: Line,
+    path: PathBuf,
+}
+
+/// Why a predecessor has not said that it leaves.
+#[derive(Debug)]
+pub(super) enum Unrelieved {
+    /// It has ended: this process serves alone.
+    Gone(io::Error),
+    /// It serves on, and can be taken over still.
+    GoesOn(io::Error),
+}
+
+impl Unrelieved {
+    /// What ends a successor whose predecessor goes on.
+    pub(super) fn into_start_error(error: &io::Error) -> StartError {
+        StartError::Failed(format!(
+            "not taken over: the running tracker goes on, as this one was not ready within {} s \
+             or the two did not understand each other ({error}); remedy: start it again with \
+             --take-over; see both logs for what took so long",
+            START_MAX.as_secs()
+        ))
+    }
+}
 
 impl Predecessor {
-    /// Asks whoever listens at `path` for its sockets.
+    /// Asks whoever listens at `path` for its sockets, provided that it is one of `users`: others
+    /// could pass sockets of their own for the tracker's.
     ///
     /// # Errors
-    /// [`StartError`] with a remedy: nobody is there, or it says no.
-    pub(super) fn ask(path: &Path) -> Result<(Self, Inheritance), StartError> {
+    /// [`StartError`] with a remedy: nobody is there, it is somebody else's, or it says no.
+    pub(super) fn ask(path: &Path, users: &[u32]) -> Result<(Self, Inheritance), StartError> {
         let failed = |error: &dyn std::fmt::Display, remedy: &str| {
             let path = path.display();
             StartError::Failed(format!("cannot take over by way of {path}: {error}; {remedy}"))
@@ -135,19 +165,31 @@ impl Predecessor {
             failed(&error, remedy)
         })?;
         let line = Line(connected);
+        is_of(&line, users).map_err(|reason| {
+            let remedy = "remedy: name another server.handover_socket in a folder that only the \
+                          tracker's user may write to, or set server.user to that user";
+            failed(&reason, remedy)
+        })?;
         let remedy = "remedy: the tracker there goes on; see its log";
-        line.receive_sockets().map(|it| (Self(line), it)).map_err(|error| failed(&error, remedy))
+        let asked = line.receive_sockets().map_err(|error| failed(&error, remedy))?;
+        Ok((Self { line, path: path.to_owned() }, asked))
     }
 
     /// Says that this process receives, and waits until the other does so no more.
     ///
     /// # Errors
-    /// Where the other one has gone: this one serves alone then.
-    pub(super) fn relieve(&self) -> io::Result<()> {
-        self.0.say(&Message::Serving)?;
-        match self.0.hear(START_MAX)?.0 {
-            Message::Left => Ok(()),
-            _ => Err(out_of_turn()),
+    /// [`Unrelieved`]: where the other one has not said so, whether it is there still.
+    pub(super) fn relieve(&self) -> Result<(), Unrelieved> {
+        let said = self.line.say(&Message::Serving).and_then(|()| self.line.hear(START_MAX));
+        let error = match said {
+            Ok((Message::Left, _)) => return Ok(()),
+            Ok(_) => out_of_turn(),
+            Err(error) => error,
+        };
+        // Who leaves, or has ended, listens for no further successor.
+        match descriptors::connect(&self.path) {
+            Ok(_) => Err(Unrelieved::GoesOn(error)),
+            Err(_) => Err(Unrelieved::Gone(error)),
         }
     }
 
@@ -156,7 +198,7 @@ impl Predecessor {
     /// # Errors
     /// Where it has gone without doing so.
     pub(super) fn wait_until_saved(self) -> io::Result<()> {
-        match self.0.hear(SAVE_MAX)?.0 {
+        match self.line.hear(SAVE_MAX)?.0 {
             Message::Saved => Ok(()),
             _ => Err(out_of_turn()),
         }
@@ -188,6 +230,21 @@ impl Line {
             }
         }
     }
+}
+
+/// Whether the one that listens at the other end is one of `users`; otherwise why not.
+fn is_of(line: &Line, users: &[u32]) -> Result<(), String> {
+    let user = descriptors::peer_user(line.0.as_fd()).map_err(|error| error.to_string())?;
+    if users.contains(&user) {
+        return Ok(());
+    }
+    Err(format!("it is user {user}'s, who is neither root, this process's user nor server.user"))
+}
+
+/// Whom a successor trusts with sockets: root, itself, and the user that it will become.
+pub(super) fn trusted_users(configured: &str) -> Vec<u32> {
+    let configured = (!configured.is_empty()).then(|| Identity::find(configured).ok()).flatten();
+    [0, descriptors::own_user()].into_iter().chain(configured.map(|it| it.user())).collect()
 }
 
 fn out_of_turn() -> io::Error {
@@ -262,9 +319,14 @@ struct Clerk {
 impl Clerk {
     /// Until a successor has taken over, or the process ends.
     fn serve(self) {
+        let mut is_lent = false;
         loop {
-            let line = match self.listener.accept() {
-                Ok((socket, _)) => Line(socket),
+            let line = match self.next(is_lent) {
+                Ok(socket) => Line(socket),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    is_lent = is_lent && self.own.office.take_back().is_err();
+                    continue;
+                }
                 Err(_) => {
                     std::thread::sleep(Duration::from_millis(100)); // no descriptor is left
                     continue;
@@ -278,16 +340,25 @@ impl Clerk {
             info!(target: OPERATOR, "a successor has asked for the sockets");
             match self.hand_over(&line) {
                 Ok(()) => {
-                    let _ = self.own.successors.send(Successor(line));
+                    let Self { listener, own } = self;
+                    drop(listener); // first: whoever can connect has nobody to take over from
+                    let _ = own.successors.send(Successor(line));
                     return;
                 }
                 Err(error) => {
                     warn!(target: OPERATOR, "not taken over, this tracker goes on: {error}");
                     drop(line);
-                    self.take_back();
+                    is_lent = !self.take_back();
                 }
             }
         }
+    }
+
+    /// The next one that asks. As long as the database is lent, `WouldBlock` now and then: a
+    /// successor that was given up may hold it for longer than anybody waits.
+    fn next(&self, is_lent: bool) -> io::Result<Socket> {
+        self.listener.set_read_timeout(is_lent.then_some(TAKE_BACK_EVERY))?;
+        Ok(self.listener.accept()?.0)
     }
 
     /// Gives copies of all sockets, and waits until the successor serves with them.
@@ -306,16 +377,17 @@ impl Clerk {
         }
     }
 
-    /// Opens the database again; the successor's end may take a moment to free it.
+    /// Opens the database again; the successor's end may take a moment to free it. Says whether it
+    /// is open.
     #[expect(clippy::disallowed_methods, reason = "this is the edge")]
-    fn take_back(&self) {
+    fn take_back(&self) -> bool {
         let begun = Instant::now();
         loop {
             match self.own.office.take_back() {
-                Ok(()) => return,
+                Ok(()) => return true,
                 Err(trouble) if begun.elapsed() > TAKE_BACK_MAX => {
-                    warn!(target: OPERATOR, "registrations cannot be changed any more: {trouble}");
-                    return;
+                    warn!(target: OPERATOR, "registrations cannot be changed for now: {trouble}");
+                    return false;
                 }
                 Err(_) => std::thread::sleep(Duration::from_millis(20)),
             }
@@ -347,6 +419,10 @@ mod tests {
     use crate::server::inheritance::{Kind, Place};
     use std::net::UdpSocket;
 
+    fn us() -> Vec<u32> {
+        trusted_users("")
+    }
+
     /// An offer of `count` sockets on one address, and who hears of successors.
     fn offer(
         path: &Path,
@@ -375,7 +451,7 @@ mod tests {
         let path = folder.path().join("handover.sock");
         let (offer, mut heard) = offer(&path, 2 * DESCRIPTORS_MAX + 1);
         let (predecessor, mut given) =
-            Predecessor::ask(&path).map_err(|it| it.to_string()).unwrap();
+            Predecessor::ask(&path, &us()).map_err(|it| it.to_string()).unwrap();
         let taken = given.take(Kind::Udp, "127.0.0.1:7".parse().unwrap());
         assert_eq!(taken.len(), 2 * DESCRIPTORS_MAX + 1);
         let thread = std::thread::spawn(move || {
@@ -395,17 +471,63 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("handover.sock");
         let (_offer, mut heard) = offer(&path, 1);
-        let failing = Predecessor::ask(&path).map_err(|it| it.to_string()).unwrap();
+        let failing = Predecessor::ask(&path, &us()).map_err(|it| it.to_string()).unwrap();
         drop(failing);
         for text in ["", "no message", "{\"say\":\"serving\"}"] {
             let stranger = descriptors::connect(&path).unwrap();
             descriptors::send(&stranger, text.as_bytes(), &[]).unwrap();
         }
-        let (predecessor, _given) = Predecessor::ask(&path).map_err(|it| it.to_string()).unwrap();
+        let (predecessor, _given) =
+            Predecessor::ask(&path, &us()).map_err(|it| it.to_string()).unwrap();
         assert!(heard.try_recv().is_err());
         let thread = std::thread::spawn(move || predecessor.relieve());
         heard.blocking_recv().unwrap().tell_left();
         thread.join().unwrap().unwrap();
+    }
+
+    #[test]
+    fn a_predecessor_that_has_given_up_waiting_goes_on_and_one_that_has_ended_does_not() {
+        let folder = tempfile::tempdir().unwrap();
+        for goes_on in [true, false] {
+            let path = folder.path().join("handover.sock");
+            let listener = descriptors::listen(&path).unwrap();
+            let other = std::thread::spawn(move || {
+                let line = Line(listener.accept().unwrap().0);
+                line.hear(PROMPT).unwrap();
+                line.say(&Message::Sockets { sockets: Vec::new(), last: true }).unwrap();
+                let listener = goes_on.then_some(listener);
+                drop(line);
+                listener
+            });
+            let (predecessor, _) =
+                Predecessor::ask(&path, &us()).map_err(|it| it.to_string()).unwrap();
+            let listener = other.join().unwrap();
+            match predecessor.relieve().unwrap_err() {
+                Unrelieved::GoesOn(error) => {
+                    assert!(goes_on);
+                    let text = Unrelieved::into_start_error(&error).to_string();
+                    assert!(text.contains("goes on") && text.contains("remedy"), "{text}");
+                }
+                Unrelieved::Gone(_) => assert!(!goes_on),
+            }
+            drop(listener);
+            std::fs::remove_file(&path).unwrap();
+        }
+    }
+
+    #[test]
+    fn sockets_are_taken_from_trusted_users_only() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("handover.sock");
+        let (_offer, _heard) = offer(&path, 1);
+        let strangers = [descriptors::own_user() + 1];
+        let text = Predecessor::ask(&path, &strangers).err().unwrap().to_string();
+        let user = format!("it is user {}'s", descriptors::own_user());
+        assert!(text.contains(&user) && text.contains("remedy: name another"), "{text}");
+        assert!(Predecessor::ask(&path, &us()).is_ok());
+        assert_eq!(trusted_users(""), us());
+        assert_eq!(trusted_users("4711"), [us(), vec![4711]].concat());
+        assert_eq!(trusted_users("no-such-user"), us());
     }
 
     #[test]
@@ -424,7 +546,7 @@ mod tests {
     fn where_nobody_is_the_remedy_is_named() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("handover.sock");
-        let error = Predecessor::ask(&path).err().unwrap();
+        let error = Predecessor::ask(&path, &us()).err().unwrap();
         let text = error.to_string();
         assert!(text.contains("handover.sock") && text.contains("remedy: no tracker"), "{text}");
         assert_eq!(error.exit_code(), 1);

@@ -84,7 +84,8 @@ pub fn run(source: Source, take_over: bool) -> Result<(), StartError> {
     if take_over {
         // From here on it waits for us, and only one of both has the database.
         let path = options::handover_path(&config).map_err(StartError::Failed)?;
-        let (found, sockets) = Predecessor::ask(&path)?;
+        let users = handover::trusted_users(&config.server.user);
+        let (found, sockets) = Predecessor::ask(&path, &users)?;
         (predecessor, inheritance) = (Some(found), sockets);
     }
     let shared = workers::Shared {

@@ -47,6 +47,11 @@ impl Identity {
         }
     }
 
+    /// The user's number.
+    pub fn user(&self) -> u32 {
+        self.uid.as_raw()
+    }
+
     /// Whether this process is root, and so can become anybody.
     pub fn can_change() -> bool {
         geteuid().is_root()
