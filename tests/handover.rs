@@ -8,6 +8,7 @@ mod stream;
 #[path = "common/streams.rs"]
 mod streams;
 
+use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::Path;
@@ -273,6 +274,12 @@ impl Puppet {
         (self.listener, self.line) = (None, None);
     }
 
+    fn leave(&mut self) {
+        assert!(self.hear().contains("serving"));
+        self.listener = None;
+        self.say(r#"{"say":"left"}"#);
+    }
+
     fn hear(&self) -> String {
         let mut text = [0; 1024];
         let (bytes, _) = descriptors::receive(self.line.as_ref().unwrap(), &mut text).unwrap();
@@ -302,6 +309,38 @@ fn a_successor_whose_predecessor_has_ended_serves() {
     let (_predecessor, second) = Puppet::asked(folder.path(), start, Puppet::end);
     second.log_with("the predecessor ended out of turn");
     Client::connect(second.udp[0]).announce(&leecher(1, 1));
+}
+
+#[test]
+fn a_successor_is_ready_once_it_has_what_its_predecessor_saves_last() {
+    let folder = tempfile::tempdir().unwrap();
+    let lock = lock_snapshots(folder.path());
+    let start = || successor(folder.path(), &[]);
+    let (predecessor, second) = Puppet::asked(folder.path(), start, Puppet::leave);
+    second.log_with("until it has ended, none are restored");
+    let (status, text) = second.get("/readyz");
+    assert!(status == 503 && text.contains("restoring"), "{status} {text}");
+    drop(lock);
+    predecessor.say(r#"{"say":"saved"}"#);
+    eventually("it is ready", || second.get("/readyz").0 == 200);
+}
+
+#[test]
+fn a_successor_waits_for_nobody_but_its_predecessor() {
+    let folder = tempfile::tempdir().unwrap();
+    let _lock = lock_snapshots(folder.path());
+    let start = || successor(folder.path(), &[]);
+    let (predecessor, second) = Puppet::asked(folder.path(), start, Puppet::leave);
+    assert_eq!(second.get("/readyz").0, 503);
+    predecessor.say(r#"{"say":"saved"}"#);
+    eventually("it is ready", || second.get("/readyz").0 == 200);
+}
+
+/// Keeps snapshots in this directory, as another process would.
+fn lock_snapshots(state: &Path) -> File {
+    let file = File::create(state.join("swarms.snapshot.lock")).unwrap();
+    file.lock().unwrap();
+    file
 }
 
 #[test]

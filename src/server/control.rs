@@ -146,9 +146,7 @@ async fn serve(control: Control, mut signals: Signals) -> Result<(), StartError>
     let offer = offer(&state, &reloader, (estate, keep), successors, has_predecessor);
     announce_ready(&ready_line);
     manager.ready(&ready_line);
-    if let Some(predecessor) = relieved {
-        drain::await_saved(predecessor);
-    }
+    drain::await_saved(relieved, state.shared.snapshots.clone());
     Snapshots::start(&state.shared)?;
     feed_watchdog(&state, &manager);
     let heard = (&mut ended, &mut successor);

@@ -15,6 +15,7 @@ use crate::server::control::{Ends, Signals, State, broken};
 use crate::server::handover::{Predecessor, Successor, Unrelieved};
 use crate::server::log::OPERATOR;
 use crate::server::notify::Manager;
+use crate::server::snapshots::Snapshots;
 use crate::server::streams::Streams;
 use crate::server::workers::Workers;
 
@@ -181,13 +182,17 @@ async fn hand_on(
     let _ = spawn_blocking(move || streams.stop()).await;
 }
 
-/// Waits until the predecessor has written down all it knows, and says so.
-pub(super) fn await_saved(predecessor: Predecessor) {
-    spawn_blocking(move || match predecessor.wait_until_saved() {
-        Ok(()) => info!(target: OPERATOR, "the predecessor has handed everything over"),
-        Err(error) => warn!(
-            target: OPERATOR,
-            "the predecessor ended before it had written everything down: {error}"
-        ),
+/// Waits until the predecessor, if it is there still, has written down all it knows, and says so.
+pub(super) fn await_saved(predecessor: Option<Predecessor>, snapshots: Arc<Snapshots>) {
+    let Some(predecessor) = predecessor else { return snapshots.leave_alone() };
+    spawn_blocking(move || {
+        match predecessor.wait_until_saved() {
+            Ok(()) => info!(target: OPERATOR, "the predecessor has handed everything over"),
+            Err(error) => warn!(
+                target: OPERATOR,
+                "the predecessor ended before it had written everything down: {error}"
+            ),
+        }
+        snapshots.leave_alone();
     });
 }

@@ -87,6 +87,7 @@ pub fn run(source: Source, take_over: bool) -> Result<(), StartError> {
         let users = handover::trusted_users(&config.server.user);
         let (found, sockets) = Predecessor::ask(&path, &users)?;
         (predecessor, inheritance) = (Some(found), sockets);
+        snapshots.follow();
     }
     let shared = workers::Shared {
         office: Arc::new(Office::open(&options::access(&config))?),

@@ -9,7 +9,7 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -145,6 +145,10 @@ pub(super) struct Snapshots {
     pub(super) figures: Figures,
     /// Seconds between two; 0: none.
     interval_s: AtomicU32,
+    /// Whether a predecessor may write still what this process is to restore.
+    is_following: AtomicBool,
+    /// Whether it has ended, or said that it writes no more.
+    is_left_alone: AtomicBool,
     thread: Mutex<Option<(Sender<Order>, JoinHandle<()>)>>,
 }
 
@@ -178,9 +182,26 @@ impl Snapshots {
         self.interval_s.store(interval_s, Ordering::Relaxed);
     }
 
-    /// Whether the store does not hold yet what it held before the start.
+    /// Says that a predecessor writes a last snapshot before there is something to restore.
+    pub(super) fn follow(&self) {
+        if self.folder.is_some() {
+            self.is_following.store(true, Ordering::Release);
+            self.figures.set_outcome(Outcome::Waiting);
+        }
+    }
+
+    /// Says that the predecessor writes no more: who has the directory then is somebody else.
+    pub(super) fn leave_alone(&self) {
+        self.is_left_alone.store(true, Ordering::Release);
+    }
+
+    /// Whether the store does not hold yet what it held before the start, and will hold it soon.
     pub(super) fn is_restoring(&self) -> bool {
-        self.figures.outcome() == Outcome::Running
+        match self.figures.outcome() {
+            Outcome::Running => true,
+            Outcome::Waiting => self.is_following.load(Ordering::Acquire),
+            _ => false,
+        }
     }
 
     /// Starts the thread, if snapshots are kept.
@@ -279,9 +300,16 @@ impl SnapshotKeeper {
         let path = self.folder.path().join(LOCK);
         let mut has_told = false;
         loop {
+            // Before the look at the lock, which a predecessor frees before it says anything.
+            let is_left_alone = self.snapshots.is_left_alone.load(Ordering::Acquire);
             match try_lock(&path) {
                 Ok(Some(file)) => return Some(file),
-                Ok(None) => self.snapshots.figures.set_outcome(Outcome::Waiting),
+                Ok(None) => {
+                    if is_left_alone {
+                        self.snapshots.is_following.store(false, Ordering::Release);
+                    }
+                    self.snapshots.figures.set_outcome(Outcome::Waiting);
+                }
                 Err(error) => {
                     let path = path.display();
                     warn!(target: OPERATOR, "no snapshots are kept: cannot lock {path}: {error}");
