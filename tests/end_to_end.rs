@@ -331,11 +331,50 @@ fn keys_that_are_made_up_never_replace_others() {
     client.announce(&leecher(6, 1));
 }
 
+/// Puts a pipe in the place of a file, whose reader waits for what is written.
+fn put_pipe(path: &Path) {
+    let pipe = path.with_extension("pipe");
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    fs::rename(&pipe, path).unwrap();
+}
+
+#[test]
+fn reloads_go_on_in_order_while_probes_and_pages_are_answered() {
+    let temporary = tempfile::tempdir().unwrap();
+    let path = temporary.path().join("skep.toml");
+    let settings = |interval_s: u32| format!("[tracker]\ninterval_s = {interval_s}\n");
+    fs::write(&path, settings(1000)).unwrap();
+    let mut skep = start_with(&path, temporary.path());
+    put_pipe(&path);
+    skep.signal("HUP");
+    // Opening waits for the reader: a reload goes on from here on.
+    let open = || fs::OpenOptions::new().write(true).open(&path).unwrap();
+    let mut writer = open();
+    skep.signal("HUP");
+    for page in ["/livez", "/readyz", "/metrics", "/api/v1/access/networks/deny"] {
+        assert_eq!(skep.get(page).0, 200, "{page}");
+    }
+    writer.write_all(settings(1100).as_bytes()).unwrap();
+    put_pipe(&path);
+    drop(writer);
+    skep.log_with("reloaded: tracker.interval_s = 1100 (was 1000)");
+    let mut writer = open();
+    writer.write_all(settings(1200).as_bytes()).unwrap();
+    put_pipe(&path);
+    drop(writer);
+    skep.log_with("reloaded: tracker.interval_s = 1200 (was 1100)");
+    // One that never ends keeps nobody from stopping.
+    skep.signal("HUP");
+    let _writer = open();
+    skep.signal("TERM");
+    assert_eq!(skep.wait().code(), Some(0));
+}
+
 #[test]
 fn a_signal_during_the_start_waits_for_its_end() {
     let temporary = tempfile::tempdir().unwrap();
-    let path = temporary.path().join("fifo");
-    assert!(Command::new("mkfifo").arg(&path).status().unwrap().success());
+    let path = temporary.path().join("pipe");
+    put_pipe(&path);
     let mut command = command();
     command.args(["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--config"]).arg(&path);
     command.stdout(Stdio::piped()).stderr(Stdio::piped());

@@ -2,7 +2,7 @@
 
 use std::io::Write as _;
 use std::net::TcpListener;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -15,6 +15,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tracing::{info, warn};
 
 use crate::access::disk::{Office, Trouble};
+use crate::config::Config;
 use crate::frontend::admin::{self, Process};
 use crate::frontend::stats::{Pages, Stats};
 use crate::metrics::{StreamCounters, WorkerCounters};
@@ -27,7 +28,7 @@ use crate::server::inheritance::Estate;
 use crate::server::log::OPERATOR;
 use crate::server::notify::Manager;
 use crate::server::options;
-use crate::server::reload::Reloader;
+use crate::server::reload::{Errand, Reloader, Reloads};
 use crate::server::snapshots::Snapshots;
 use crate::server::streams::Streams;
 use crate::server::workers::{End, Shared, Workers};
@@ -93,11 +94,14 @@ impl Base {
 
 /// Serves until a signal or a failure ends it. Blocks.
 pub(super) fn run(base: Base, control: Control) -> Result<(), StartError> {
-    base.runtime.block_on(serve(control, base.signals))
+    let outcome = base.runtime.block_on(serve(control, base.signals));
+    // All that matters has ended; a disk that hangs, or a predecessor, must not be waited for.
+    base.runtime.shutdown_timeout(LAST_PAGES_MAX);
+    outcome
 }
 
 async fn serve(control: Control, mut signals: Signals) -> Result<(), StartError> {
-    let Control { workers, mut streams, mut ended, exporter, mut reloader, admin, .. } = control;
+    let Control { workers, mut streams, mut ended, exporter, reloader, admin, .. } = control;
     let Control { ready_line, manager, predecessor, estate, .. } = control;
     let state = Arc::new(State {
         shared: reloader.shared.clone(),
@@ -111,8 +115,9 @@ async fn serve(control: Control, mut signals: Signals) -> Result<(), StartError>
         warned_of_sources: Mutex::new(None),
         bouncer: Mutex::new(Bouncer::new()),
         drops_told: AtomicU64::new(0),
+        drain_s: AtomicU32::new(0),
     });
-    state.set_token(&reloader.config.admin.token);
+    state.apply(&reloader.config);
     let mut relieved = None;
     let has_predecessor = predecessor.is_some();
     if let Some(predecessor) = predecessor {
@@ -150,8 +155,9 @@ async fn serve(control: Control, mut signals: Signals) -> Result<(), StartError>
     Snapshots::start(&state.shared)?;
     feed_watchdog(&state, &manager);
     let heard = (&mut ended, &mut successor);
-    let outcome = watch(&state, heard, &mut reloader, &mut signals, &manager).await;
-    let drain_s = reloader.config.server.drain_s;
+    let mut reloads = Reloads::new(reloader, state.clone());
+    let outcome = watch(&state, heard, &mut reloads, &mut signals, &manager).await;
+    let drain_s = state.drain_s.load(Ordering::Relaxed);
     let running = Running { workers, streams, close_admin, drain_s };
     let ears = (&mut signals, &mut ended);
     let outcome = drain::wind_down(&state, outcome, running, &manager, ears).await;
@@ -234,7 +240,7 @@ fn announce_ready(line: &str) {
 async fn watch(
     state: &Arc<State>,
     (ended, successor): (&mut Ends, &mut mpsc::UnboundedReceiver<Successor>),
-    reloader: &mut Reloader,
+    reloads: &mut Reloads,
     signals: &mut Signals,
     manager: &Manager,
 ) -> Result<Reason, StartError> {
@@ -252,17 +258,16 @@ async fn watch(
             }
             _ = second.tick() => {
                 state.tick_and_renew();
-                if let Some(tls) = &mut reloader.tls {
-                    tls.follow();
-                }
+                reloads.begin(Errand::FollowCertificate);
             }
-            _ = signals.reload.recv() => {
+            _ = signals.reload.recv(), if reloads.are_over() => {
                 manager.reloading();
-                reloader.reload();
-                state.renew_pages();
-                state.set_token(&reloader.config.admin.token);
-                manager.ready("reloaded");
+                reloads.begin(Errand::Reload);
             }
+            errand = reloads.over() => if errand == Errand::Reload {
+                state.renew_pages();
+                manager.ready("reloaded");
+            },
             _ = signals.terminate.recv() => break info!(target: OPERATOR, "stopping on SIGTERM"),
             _ = signals.interrupt.recv() => break info!(target: OPERATOR, "stopping on SIGINT"),
             () = state.asked_to_stop.notified() => {
@@ -324,6 +329,8 @@ pub(super) struct State {
     bouncer: Mutex<Bouncer>,
     /// Datagrams that the kernel had dropped when it was last said.
     drops_told: AtomicU64,
+    /// How long to serve on once told to end.
+    drain_s: AtomicU32,
 }
 
 impl State {
@@ -341,9 +348,11 @@ impl State {
         format!("serving: {} torrents, {peers} peers", totals.torrents)
     }
 
-    /// Puts another token in force; an empty one is none.
-    fn set_token(&self, token: &str) {
+    /// Puts in force what settings say of the end and of the API's token; an empty one is none.
+    pub(super) fn apply(&self, config: &Config) {
+        let token = config.admin.token.as_str();
         self.token.store((!token.is_empty()).then(|| Arc::new(token.into())));
+        self.drain_s.store(config.server.drain_s, Ordering::Relaxed);
     }
 
     /// Does what is due once a second.

@@ -1,12 +1,18 @@
 //! SIGHUP: reads the settings again, applies what can change while serving, and says what cannot.
+//!
+//! Files are read on a thread of their own: lists may be large and disks may hang, while the control
+//! thread answers probes and feeds the watchdog.
 
+use std::future::pending;
 use std::sync::Arc;
 
+use tokio::task::{JoinHandle, spawn_blocking};
 use tracing::{error, info, warn};
 
 use crate::access::disk::Who;
 use crate::access::lists::Name;
 use crate::config::{Config, Difference, Source};
+use crate::server::control::State;
 use crate::server::log::{LevelHandle, OPERATOR};
 use crate::server::options;
 use crate::server::state::Loaded;
@@ -23,9 +29,62 @@ pub(super) struct Reloader {
     pub(super) tls: Option<Tls>,
 }
 
+/// What a reloader is sent for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Errand {
+    /// To read everything again.
+    Reload,
+    /// To read the certificate again if it has changed.
+    FollowCertificate,
+}
+
+/// A reloader that is either here or on one errand.
+pub(super) struct Reloads {
+    here: Option<Reloader>,
+    away: Option<(Errand, JoinHandle<Reloader>)>,
+    state: Arc<State>,
+}
+
+impl Reloads {
+    /// A reloader that is here.
+    pub(super) fn new(reloader: Reloader, state: Arc<State>) -> Self {
+        Self { here: Some(reloader), away: None, state }
+    }
+
+    /// Whether it is here: one errand ends before the next one begins.
+    pub(super) fn are_over(&self) -> bool {
+        self.here.is_some()
+    }
+
+    /// Sends the reloader, if it is here and there is something to do.
+    pub(super) fn begin(&mut self, errand: Errand) {
+        let has_work = |it: &mut Reloader| errand == Errand::Reload || it.tls.is_some();
+        let Some(mut reloader) = self.here.take_if(has_work) else { return };
+        let state = self.state.clone();
+        let work = move || {
+            match (errand, &mut reloader.tls) {
+                (Errand::Reload, _) => reloader.reload(&state),
+                (Errand::FollowCertificate, tls) => tls.iter_mut().for_each(Tls::follow),
+            }
+            reloader
+        };
+        self.away = Some((errand, spawn_blocking(work)));
+    }
+
+    /// Waits for the end of an errand, for ever if there is none; may be given up at any time. Says
+    /// which it was.
+    pub(super) async fn over(&mut self) -> Errand {
+        let Some((errand, work)) = &mut self.away else { return pending().await };
+        let errand = *errand;
+        let Ok(reloader) = work.await else { return pending().await }; // a panic ends the process
+        (self.here, self.away) = (Some(reloader), None);
+        errand
+    }
+}
+
 impl Reloader {
     /// Reloads. What is wrong now leaves everything as it was.
-    pub(super) fn reload(&mut self) {
+    fn reload(&mut self, state: &State) {
         let new = match self.source.load() {
             Ok(new) => new,
             Err(error) => {
@@ -59,6 +118,7 @@ impl Reloader {
         let changed = self.renew_keys(keys);
         let lists_changed = self.renew_lists(&live_config);
         self.config = live_config;
+        state.apply(&self.config);
         let mut applied: Vec<_> = live.iter().map(told).collect();
         applied.extend(changed.then(|| "the connection-id keys".to_owned()));
         applied.extend(lists_changed.then(|| "access lists".to_owned()));
