@@ -8,9 +8,9 @@ mod stream;
 #[path = "common/streams.rs"]
 mod streams;
 
-use std::net::{TcpListener, UdpSocket};
+use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixDatagram;
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
@@ -169,6 +169,44 @@ fn sockets_of_a_socket_unit_are_served() {
 }
 
 #[test]
+fn what_a_socket_unit_listens_on_outlives_every_process_that_serves_it() {
+    // One that passes sockets, and wants to hear nothing.
+    let manager = Manager::new();
+    let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let address = udp.local_addr().unwrap();
+    let tcp = TcpListener::bind(address).unwrap();
+    let path = manager.state.path().join("http.sock");
+    let unix = UnixListener::bind(&path).unwrap();
+    let state = tempfile::tempdir().unwrap();
+    let set = |command: &mut Command| {
+        command.env_remove("NOTIFY_SOCKET").env("SKEP__HTTP__UNIX_SOCKET", &path);
+        command.env("STATE_DIRECTORY", state.path());
+    };
+    let unit = |it: OwnedFd| ("skep.socket".to_owned(), it);
+    let (tcp_twin, unix_twin) = (tcp.try_clone().unwrap(), unix.try_clone().unwrap());
+    let them = vec![unit(udp.into()), unit(tcp_twin.into()), unit(unix_twin.into())];
+    let mut activated = manager.service_with(them);
+    set(&mut activated);
+    // Any port of an address would be any socket of it.
+    activated.args(["--admin", "127.0.0.2:0"]);
+    let mut first = Skep::spawn(activated);
+    assert_eq!(first.tcp[0], address);
+    // It goes over to a process that the manager has not started, and stays the manager's.
+    let mut command = command();
+    command.args(["run", "--take-over", "--listen", "127.0.0.1:0"]);
+    command.args(["--admin", "127.0.0.2:0"]);
+    set(&mut command);
+    let mut second = Skep::spawn(command);
+    assert_eq!(first.wait().code(), Some(0), "{}", first.log());
+    second.signal("TERM");
+    assert_eq!(second.wait().code(), Some(0), "{}", second.log());
+    assert!(path.exists(), "the socket unit's file");
+    for listens in [TcpStream::connect(address).map(drop), UnixStream::connect(&path).map(drop)] {
+        listens.unwrap();
+    }
+}
+
+#[test]
 fn sockets_that_are_kept_bridge_a_restart_without_loss() {
     for io in common::backends() {
         let mut manager = Manager::new();
@@ -183,7 +221,7 @@ fn sockets_that_are_kept_bridge_a_restart_without_loss() {
         load.wait_for(500);
         first.signal("TERM");
         assert_eq!(first.wait().code(), Some(0));
-        let waiting = std::net::TcpStream::connect(first.tcp[0]).unwrap();
+        let waiting = TcpStream::connect(first.tcp[0]).unwrap();
         let kept = std::mem::take(&mut manager.kept);
         let mut command = manager.service_with(kept);
         command.args(["--io", io]);

@@ -147,7 +147,7 @@ async fn serve(control: Control, mut signals: Signals) -> Result<(), StartError>
     state.renew_pages();
     state.started.store(true, Ordering::Relaxed);
     let (successors, mut successor) = mpsc::unbounded_channel();
-    let keep = streams.keeper();
+    let (keep, is_managed) = (streams.keeper(), estate.is_managed());
     let offer = offer(&state, &reloader, (estate, keep), successors, has_predecessor);
     announce_ready(&ready_line);
     manager.ready(&ready_line);
@@ -158,7 +158,7 @@ async fn serve(control: Control, mut signals: Signals) -> Result<(), StartError>
     let mut reloads = Reloads::new(reloader, state.clone());
     let outcome = watch(&state, heard, &mut reloads, &mut signals, &manager).await;
     let drain_s = state.drain_s.load(Ordering::Relaxed);
-    let running = Running { workers, streams, close_admin, drain_s };
+    let running = Running { workers, streams, close_admin, drain_s, is_managed };
     let ears = (&mut signals, &mut ended);
     let outcome = drain::wind_down(&state, outcome, running, &manager, ears).await;
     drop(offer);

@@ -43,6 +43,8 @@ pub(super) struct Running {
     /// Closes the admin listener.
     pub(super) close_admin: oneshot::Sender<()>,
     pub(super) drain_s: u32,
+    /// Whether the service manager goes on listening.
+    pub(super) is_managed: bool,
 }
 
 /// Tells the predecessor that this process serves, waits until that one accepts no more, and lets
@@ -83,8 +85,8 @@ pub(super) async fn wind_down(
     if !matches!(outcome, Ok(Reason::Relieved(_))) {
         manager.stopping("stopping", drain + END_MAX);
     }
-    if manager.is_there() {
-        running.streams.keep_listeners(); // it keeps them for the next one
+    if running.is_managed {
+        running.streams.keep_listeners(); // the service manager has them for the next one
     }
     match outcome {
         Ok(Reason::Relieved(successor)) => {
@@ -151,7 +153,7 @@ async fn hand_on(
     successor: Successor,
     signals: &mut Signals,
 ) {
-    let Running { workers, mut streams, close_admin, drain_s } = running;
+    let Running { workers, mut streams, close_admin, drain_s, .. } = running;
     let drain = Duration::from_secs(u64::from(drain_s));
     streams.leave(state.now_and(drain));
     drop(close_admin);

@@ -78,6 +78,10 @@ pub(super) struct Description {
     pub(super) place: Place,
     /// Which it is of those that share the place, from 0.
     pub(super) index: u16,
+    /// Whether the service manager has it, too: it listens, and its file stays, when all of us have
+    /// ended.
+    #[serde(default)]
+    pub(super) is_managed: bool,
 }
 
 /// What this process was given and has not taken yet. Closed with it.
@@ -86,6 +90,8 @@ pub(super) struct Inheritance {
     left: Vec<Heirloom>,
     /// Ports of all that ever was here.
     ports: Vec<u16>,
+    /// Places of all that ever was here and that the service manager has, too.
+    managed: Vec<Place>,
 }
 
 #[derive(Debug)]
@@ -133,10 +139,18 @@ impl Inheritance {
     }
 
     fn push(&mut self, it: Heirloom) {
+        if it.description.is_managed {
+            self.managed.push(it.description.place.clone());
+        }
         if let Place::At(at) = it.description.place {
             self.ports.push(at.port());
         }
         self.left.push(it);
+    }
+
+    /// Places of what the service manager has, too, taken or not.
+    pub(super) fn managed(&self) -> &[Place] {
+        &self.managed
     }
 
     /// Whether there is nothing.
@@ -219,7 +233,7 @@ fn describe(name: &str, socket: &OwnedFd) -> io::Result<Description> {
         (false, false) if it.r#type()? == Type::DGRAM => Some(Kind::Udp),
         (false, _) => return Err(io::ErrorKind::InvalidInput.into()),
     };
-    Ok(Description { kind, place, index })
+    Ok(Description { kind, place, index, is_managed: true })
 }
 
 /// What a name of ours says; another program's says nothing.
@@ -232,9 +246,26 @@ fn parse_name(name: &str) -> (Option<Kind>, u16) {
 
 /// Second handles on every socket of this process, to pass on.
 #[derive(Debug, Default)]
-pub(super) struct Estate(Vec<(Description, OwnedFd)>);
+pub(super) struct Estate {
+    all: Vec<(Description, OwnedFd)>,
+    /// Places of which the service manager has a descriptor, too.
+    managed: Vec<Place>,
+    /// Whether it gets one of every socket on the network.
+    is_stored: bool,
+}
 
 impl Estate {
+    /// An empty one. The service manager has what is at these places, and gets all that is on the
+    /// network if it `is_stored`.
+    pub(super) fn new(managed: &[Place], is_stored: bool) -> Self {
+        Self { all: Vec::new(), managed: managed.to_vec(), is_stored }
+    }
+
+    /// Whether the service manager listens on any of it when this process has ended.
+    pub(super) fn is_managed(&self) -> bool {
+        self.all.iter().any(|it| it.0.is_managed)
+    }
+
     /// Adds the sockets of one place, in the order of their group.
     ///
     /// # Errors
@@ -246,8 +277,11 @@ impl Estate {
         sockets: impl IntoIterator<Item = &'a S>,
     ) -> io::Result<()> {
         for (index, socket) in (0..=u16::MAX).zip(sockets) {
-            let description = Description { kind: Some(kind), place: place.clone(), index };
-            self.0.push((description, socket.as_fd().try_clone_to_owned()?));
+            let is_stored = self.is_stored && matches!(place, Place::At(_));
+            let is_managed = is_stored || self.managed.contains(place);
+            let place = place.clone();
+            let description = Description { kind: Some(kind), place, index, is_managed };
+            self.all.push((description, socket.as_fd().try_clone_to_owned()?));
         }
         Ok(())
     }
@@ -267,7 +301,7 @@ impl Estate {
 
     /// Every socket and what is to be said of it.
     pub(super) fn all(&self) -> impl Iterator<Item = (&Description, BorrowedFd<'_>)> {
-        self.0.iter().map(|(description, socket)| (description, socket.as_fd()))
+        self.all.iter().map(|(description, socket)| (description, socket.as_fd()))
     }
 
     /// Every socket on the network, under the name that it is to have in the service manager's
@@ -276,7 +310,7 @@ impl Estate {
     pub(super) fn named(&self) -> Vec<(String, BorrowedFd<'_>)> {
         let mut places: Vec<(Option<Kind>, &Place)> = Vec::new();
         let mut named = Vec::new();
-        for (Description { kind, place, index }, socket) in self.all() {
+        for (Description { kind, place, index, .. }, socket) in self.all() {
             if !places.contains(&(*kind, place)) {
                 places.push((*kind, place));
             }
@@ -301,7 +335,7 @@ mod tests {
 
     fn at(kind: Kind, socket: &UdpSocket, index: u16) -> Description {
         let place = Place::At(socket.local_addr().unwrap());
-        Description { kind: Some(kind), place, index }
+        Description { kind: Some(kind), place, index, is_managed: false }
     }
 
     #[test]
@@ -313,7 +347,8 @@ mod tests {
             let socket = udp("127.0.0.3:0");
             let cookie = descriptors::cookie(&socket).unwrap();
             let place = Place::At("127.0.0.1:7".parse().unwrap());
-            let description = Description { kind: Some(Kind::Udp), place, index: 2 - index };
+            let (kind, index, is_managed) = (Some(Kind::Udp), 2 - index, false);
+            let description = Description { kind, place, index, is_managed };
             given.receive(description, socket.into());
             cookie
         });
@@ -352,6 +387,34 @@ mod tests {
         assert_eq!(given.take(Kind::Tls, address).len(), 1);
         assert_eq!(given.take(Kind::Udp, two.local_addr().unwrap()).len(), 1, "known already");
         assert_eq!(given.close().1, ["udp-0-0"]);
+    }
+
+    #[test]
+    fn what_the_service_manager_has_is_known_to_every_successor() {
+        let (unit, ours) = (udp("127.0.0.1:0"), udp("127.0.0.1:0"));
+        let mut given = Inheritance::default();
+        given.add("skep.socket", unit.try_clone().unwrap().into());
+        let place = |it: &UdpSocket| Place::At(it.local_addr().unwrap());
+        let file = Place::Path("/run/skep.sock".into());
+        for is_stored in [false, true] {
+            let mut estate = Estate::new(given.managed(), is_stored);
+            estate.add(Kind::Udp, &place(&ours), [&ours]).unwrap();
+            assert_eq!(estate.is_managed(), is_stored);
+            estate.add(Kind::Udp, &place(&unit), [&unit]).unwrap();
+            estate.add(Kind::Unix, &file, [&ours]).unwrap();
+            let mut next = Inheritance::default();
+            for (description, socket) in estate.all() {
+                // As it is told by one process to the other.
+                let told = serde_json::to_string(description).unwrap();
+                let heard = serde_json::from_str(&told).unwrap();
+                next.receive(heard, socket.try_clone_to_owned().unwrap());
+            }
+            let stored = is_stored.then(|| place(&ours));
+            let expected: Vec<_> = stored.into_iter().chain([place(&unit)]).collect();
+            assert_eq!(next.managed(), expected);
+        }
+        let old = r#"{"kind":"unix","place":{"path":"/run/skep.sock"},"index":0}"#;
+        assert!(!serde_json::from_str::<Description>(old).unwrap().is_managed);
     }
 
     #[test]

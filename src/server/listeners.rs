@@ -85,8 +85,10 @@ pub(super) struct UnixSocket {
     pub(super) listener: UnixListener,
     /// Where it is.
     pub(super) path: PathBuf,
-    /// Whether it is somebody else's by now.
+    /// Whether its file is somebody else's by now.
     pub(super) is_passed_on: bool,
+    /// Whether the service manager made it, and listens on it when no process of ours runs.
+    is_managed: bool,
 }
 
 impl UnixSocket {
@@ -113,12 +115,17 @@ impl UnixSocket {
                  has to run in this user's group"
             ))
         })?;
-        Ok(Self { listener, path: path.to_owned(), is_passed_on: false })
+        Ok(Self { listener, path: path.to_owned(), is_passed_on: false, is_managed: false })
     }
 
-    /// One that somebody else has bound, whose file it is for now.
-    pub(super) fn adopt(path: &Path, socket: OwnedFd) -> Self {
-        Self { listener: socket.into(), path: path.to_owned(), is_passed_on: true }
+    /// One that somebody else has bound, whose file it is for now; if it `is_managed`, for good.
+    pub(super) fn adopt(path: &Path, socket: OwnedFd, is_managed: bool) -> Self {
+        Self { listener: socket.into(), path: path.to_owned(), is_passed_on: true, is_managed }
+    }
+
+    /// Takes the file over from a predecessor, who does not remove it any more.
+    pub(super) fn own(&mut self) {
+        self.is_passed_on = self.is_managed;
     }
 }
 
@@ -177,14 +184,26 @@ mod tests {
         assert!(UnixStream::connect(&path).is_ok(), "the first one still serves");
         assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, UNIX_MODE);
         let twin = bound.listener.try_clone().unwrap();
-        let mut passed_on = UnixSocket::adopt(&path, twin.into());
-        passed_on.is_passed_on = true;
-        drop(passed_on);
+        drop(UnixSocket::adopt(&path, twin.into(), false));
         assert!(path.exists());
         drop(bound);
         assert!(!path.exists());
         std::fs::write(&path, "not ours").unwrap();
         assert!(UnixSocket::bind(&path).is_err());
         assert_eq!(std::fs::read(&path).unwrap(), b"not ours");
+    }
+
+    #[test]
+    fn a_file_goes_with_its_last_owner_unless_the_service_manager_made_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("skep.sock");
+        for is_managed in [true, false] {
+            let _ = std::fs::remove_file(&path);
+            let listener = UnixListener::bind(&path).unwrap();
+            let mut adopted = UnixSocket::adopt(&path, listener.into(), is_managed);
+            adopted.own();
+            drop(adopted);
+            assert_eq!(path.exists(), is_managed);
+        }
     }
 }

@@ -154,7 +154,8 @@ fn assemble(
     let cpus = workers::placement(config.server.workers)?;
     let (admin, admin_address) = bind_admin(config, &mut inheritance)?;
     let (sockets, listeners) = bind(config, &cpus, &mut inheritance)?;
-    let estate = list(&sockets, &listeners, &admin)
+    let mut estate = Estate::new(inheritance.managed(), outside.manager.is_there());
+    list(&mut estate, &sockets, &listeners, &admin)
         .map_err(|error| StartError::lacking("cannot duplicate a socket", &error))?;
     let gone = close(inheritance);
     let state = options::state_home(config);
@@ -208,14 +209,17 @@ fn close(inheritance: Inheritance) -> Vec<String> {
 }
 
 /// Second handles on all sockets, to pass them on.
-fn list(sockets: &Sockets, listeners: &Listeners, admin: &TcpListener) -> std::io::Result<Estate> {
-    let mut estate = Estate::default();
+fn list(
+    estate: &mut Estate,
+    sockets: &Sockets,
+    listeners: &Listeners,
+    admin: &TcpListener,
+) -> std::io::Result<()> {
     for &address in &sockets.addresses {
         estate.add(Kind::Udp, &Place::At(address), sockets.of(address))?;
     }
-    listeners.list_in(&mut estate)?;
-    estate.add_tcp(Kind::Admin, admin.local_addr()?, std::slice::from_ref(admin))?;
-    Ok(estate)
+    listeners.list_in(estate)?;
+    estate.add_tcp(Kind::Admin, admin.local_addr()?, std::slice::from_ref(admin))
 }
 
 /// Binds what is served: UDP and TCP on the same addresses, unless one has its own.

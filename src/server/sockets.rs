@@ -240,7 +240,8 @@ mod tests {
         let mut given = Inheritance::default();
         let mut add = |kind, address, index, socket: OwnedFd| {
             let (kind, place) = (Some(kind), Place::At(address));
-            given.receive(Description { kind, place, index }, socket);
+            let is_managed = false;
+            given.receive(Description { kind, place, index, is_managed }, socket);
         };
         for &address in &sockets.addresses {
             for (index, it) in (0..).zip(sockets.of(address)) {

@@ -59,9 +59,10 @@ impl Listeners {
         let tls = &config.tls.listen;
         let tls = super::sockets::bind_streams(tls, workers, Kind::Tls, inheritance)?;
         let path = Path::new(&config.http.unix_socket);
+        let is_managed = inheritance.managed().contains(&Place::Path(path.to_owned()));
         let unix = match inheritance.take_path(path) {
             _ if config.http.unix_socket.is_empty() => None,
-            Some(socket) => Some(UnixSocket::adopt(path, socket)),
+            Some(socket) => Some(UnixSocket::adopt(path, socket, is_managed)),
             None => Some(UnixSocket::bind(path)?),
         };
         Ok(Self { plain, tls, unix })
@@ -183,10 +184,10 @@ impl Streams {
         move || shared.keep_listeners()
     }
 
-    /// Takes over the Unix socket's file, which was a predecessor's.
+    /// Takes over the Unix socket's file, if it was a predecessor's.
     pub(super) fn own_unix(&mut self) {
         if let Some(unix) = &mut self.unix {
-            unix.is_passed_on = false;
+            unix.own();
         }
     }
 
