@@ -391,6 +391,7 @@ struct SocketSeries {
     drops: Counter,
     queue_bytes: Gauge,
     buffer_bytes: Gauge,
+    /// Each with the drops that are counted or were before this process had it.
     sockets: Vec<(UdpSocket, u32)>,
     drops_total: u64,
 }
@@ -400,21 +401,24 @@ impl SocketSeries {
         let mut all: Vec<Self> = Vec::new();
         for it in sockets {
             let label = (worker_label(it.worker), it.family);
+            // One that was inherited has a past.
+            let drops_seen = memory_of(&it.socket).map_or(0, |it| it.drops);
+            let socket = (it.socket, drops_seen);
             match all.iter_mut().find(|series| series.label == label) {
-                Some(series) => series.sockets.push((it.socket, 0)),
-                None => all.push(Self::new(label, it.socket)),
+                Some(series) => series.sockets.push(socket),
+                None => all.push(Self::new(label, socket)),
             }
         }
         all
     }
 
-    fn new(label: (String, Family), socket: UdpSocket) -> Self {
+    fn new(label: (String, Family), socket: (UdpSocket, u32)) -> Self {
         let labels = [("worker", label.0.clone()), ("family", label.1.label().into())];
         Self {
             drops: counter!("skep_udp_socket_drops_total", &labels),
             queue_bytes: gauge!("skep_udp_socket_queue_bytes", &labels),
             buffer_bytes: gauge!("skep_udp_socket_buffer_bytes", &labels),
-            sockets: vec![(socket, 0)],
+            sockets: vec![socket],
             drops_total: 0,
             label,
         }
@@ -587,6 +591,30 @@ mod tests {
             value(&text, &format!("{series}{{transport=\"{transport}\"}}"))
         };
         assert_eq!((age("udp"), age("tcp")), (3.9, 4.0));
+    }
+
+    #[test]
+    fn what_the_kernel_dropped_before_a_socket_was_inherited_is_not_new() {
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let address = socket.local_addr().unwrap();
+        let dropped = || memory_of(&socket).unwrap().drops;
+        let overflow = || {
+            let before = dropped();
+            while dropped() == before {
+                sender.send_to(&[0; 1024], address).unwrap();
+            }
+        };
+        overflow();
+        let family = Family::V4;
+        let watched = WatchedSocket { worker: 0, family, socket: socket.try_clone().unwrap() };
+        let mut exporter = Exporter::new(workers(1), Vec::new(), vec![watched], Vec::new(), INFO);
+        exporter.update(&Totals::default());
+        assert_eq!(exporter.socket_drops(), 0);
+        let before = dropped();
+        overflow();
+        exporter.update(&Totals::default());
+        assert_eq!(exporter.socket_drops(), u64::from(dropped() - before));
     }
 
     #[test]
