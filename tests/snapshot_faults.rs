@@ -189,7 +189,13 @@ fn whatever_fails_while_saving_the_last_one_stays_and_the_next_attempt_succeeds(
             assert!(failed.to_string().contains("swarms.snapshot") || failed.step == Step::Sync);
             // Both what was there and the new one are whole snapshots, if the failure came late.
             let survives = found(&whole.find(START)).unwrap();
-            assert!(survives == 2 || survives == 3 && failed.step == Step::Sync, "{survives}");
+            assert_eq!(survives, if failed.is_in_place { 3 } else { 2 });
+            let text = failed.to_string();
+            assert_eq!(text.contains("in its place, but may not survive"), failed.is_in_place);
+            assert!(!failed.is_in_place || failed.step == Step::Sync, "{text}");
+            if !for_good {
+                assert!(directory.path().join(CURRENT).exists(), "it has its name: {text}");
+            }
             save(&whole, 4).unwrap();
             assert_eq!(found(&whole.find(START)), Some(4));
             let names = names(directory.path());

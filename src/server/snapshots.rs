@@ -433,8 +433,8 @@ impl SnapshotKeeper {
             Err(fault) => {
                 warn!(target: OPERATOR, "{told}, and no more can be");
                 self.keep_previous();
-                let name = self.folder.set_aside(&path, "damaged", now);
-                let (reason, kind) = (fault.to_string(), "damaged".to_owned());
+                let (reason, kind) = (fault.to_string(), fault.kind());
+                let name = self.folder.set_aside(&path, &kind, now);
                 self.tell_aside(Aside { path, reason, kind, name });
                 Outcome::BrokenOff
             }
@@ -474,7 +474,11 @@ impl SnapshotKeeper {
             }
             Err(error) => {
                 self.snapshots.figures.note_error(error.step);
-                warn!(target: OPERATOR, "no snapshot is saved, those before it stay: {error}");
+                if error.is_in_place {
+                    warn!(target: OPERATOR, "{error}");
+                } else {
+                    warn!(target: OPERATOR, "no snapshot is saved, the latest one stays: {error}");
+                }
                 Err(error.to_string())
             }
         }
@@ -485,7 +489,7 @@ impl SnapshotKeeper {
         while let Some((path, kind)) = self.in_the_way.pop() {
             if let Err(error) = self.folder.set_aside(&path, &kind, now) {
                 self.in_the_way.push((path.clone(), kind));
-                return Err(SaveError { step: Step::Commit, path, error });
+                return Err(SaveError::at(Step::Commit, &path)(error));
             }
         }
         Ok(())

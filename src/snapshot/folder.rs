@@ -10,8 +10,8 @@
 //!
 //! A snapshot is written to the temporary file and synced, the latest becomes the previous one, the
 //! temporary file the latest, and the folder is synced. So whenever the process or the host ends,
-//! one of the two is whole; between the two renames it is the previous one. An error ends the
-//! attempt for good: after a failed fsync(2) a kernel may call pages clean that never reached the
+//! one of the two is whole; between the two renames it is the previous one. If the second rename
+//! fails, the first one is undone. An error ends the attempt for good: after a failed fsync(2) a kernel may call pages clean that never reached the
 //! disk, so the file is given up and never synced again.
 
 use std::fmt;
@@ -158,9 +158,12 @@ impl Step {
     }
 }
 
-/// A snapshot that could not be saved. Those before it are as they were.
+/// A snapshot that could not be saved. The latest one before it is there still: as the latest, or as
+/// the previous one where it could not even have its name back.
 #[derive(Debug)]
 pub struct SaveError {
+    /// Whether the new snapshot is in its place all the same, if not for certain on the disk.
+    pub is_in_place: bool,
     /// What failed.
     pub step: Step,
     /// With which file.
@@ -172,11 +175,22 @@ pub struct SaveError {
 impl fmt::Display for SaveError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let path = self.path.display();
+        if self.is_in_place {
+            f.write_str("the snapshot is in its place, but may not survive a power cut: ")?;
+        }
         write!(f, "cannot {} {path}: {}", self.step.label(), self.error)
     }
 }
 
 impl std::error::Error for SaveError {}
+
+impl SaveError {
+    /// What ends an attempt at this step, for this file.
+    pub fn at(step: Step, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_owned();
+        move |error| Self { is_in_place: false, step, path, error }
+    }
+}
 
 /// A snapshot that was saved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -257,10 +271,7 @@ impl<D: Disk> Folder<D> {
         (at, dated_s): (Now, u64),
         between: &mut dyn FnMut(),
     ) -> Result<Contents, SaveError> {
-        let failed = |step: Step| {
-            let path = path.to_owned();
-            move |error| SaveError { step, path, error }
-        };
+        let failed = |step: Step| SaveError::at(step, path);
         self.remove_if_there(path).map_err(failed(Step::Create))?;
         let file = self.disk.create(path).map_err(failed(Step::Create))?;
         let header = Header {
@@ -278,17 +289,22 @@ impl<D: Disk> Folder<D> {
     /// Makes the temporary file the latest snapshot, and the latest the previous one.
     fn commit(&self, temporary: &Path) -> Result<(), SaveError> {
         let [current, previous] = [CURRENT, PREVIOUS].map(|name| self.path.join(name));
-        let failed = |step: Step, path: &Path| {
-            let path = path.to_owned();
-            move |error| SaveError { step, path, error }
-        };
-        match self.disk.rename(&current, &previous) {
+        let is_first = match self.disk.rename(&current, &previous) {
             // The first of all, or an attempt before this one ended right here.
-            Err(error) if error.kind() == ErrorKind::NotFound => {}
-            renamed => renamed.map_err(failed(Step::Commit, &current))?,
+            Err(error) if error.kind() == ErrorKind::NotFound => true,
+            renamed => renamed.map(|()| false).map_err(SaveError::at(Step::Commit, &current))?,
+        };
+        if let Err(error) = self.disk.rename(temporary, &current) {
+            if !is_first {
+                // Where this fails as well, a start finds it under the other name.
+                let _ = self.disk.rename(&previous, &current);
+            }
+            return Err(SaveError::at(Step::Commit, temporary)(error));
         }
-        self.disk.rename(temporary, &current).map_err(failed(Step::Commit, temporary))?;
-        self.disk.sync_folder(&self.path).map_err(failed(Step::Sync, &self.path))
+        self.disk.sync_folder(&self.path).map_err(|error| SaveError {
+            is_in_place: true,
+            ..SaveError::at(Step::Sync, &self.path)(error)
+        })
     }
 
     /// Finds the latest snapshot that is whole and this tracker's own. What is not, is set aside
@@ -308,7 +324,7 @@ impl<D: Disk> Folder<D> {
                     return Found { snapshot: Some((it, path)), aside };
                 }
                 Ok(_) => ("foreign".to_owned(), OF_ANOTHER.to_owned()),
-                Err(fault) => (kind_of(&fault), fault.to_string()),
+                Err(fault) => (fault.kind(), fault.to_string()),
             };
             let name = self.set_aside(&path, &kind, now);
             aside.push(Aside { path, reason, kind, name });
@@ -352,15 +368,6 @@ impl<D: Disk> Folder<D> {
 /// What is said of a snapshot with another tracker's identity.
 const OF_ANOTHER: &str = "it was written by another tracker: its identity is not the one in \
                           tracker.id beside it";
-
-/// In a word what is wrong with a file, for its new name.
-fn kind_of(fault: &Fault) -> String {
-    match fault {
-        Fault::Io(_) => "unreadable".into(),
-        Fault::Version(it) => format!("unknown-version-{it}"),
-        Fault::Damaged { .. } => "damaged".into(),
-    }
-}
 
 /// Writes all that a store exports.
 fn write_all<W: Write>(

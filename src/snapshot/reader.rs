@@ -48,6 +48,17 @@ impl fmt::Display for Fault {
 
 impl std::error::Error for Fault {}
 
+impl Fault {
+    /// The same in a word, for the name under which the file is kept.
+    pub fn kind(&self) -> String {
+        match self {
+            Self::Io(_) => "unreadable".into(),
+            Self::Version(it) => format!("unknown-version-{it}"),
+            Self::Damaged { .. } => "damaged".into(),
+        }
+    }
+}
+
 impl From<io::Error> for Fault {
     fn from(error: io::Error) -> Self {
         Self::Io(error)
