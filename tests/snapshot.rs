@@ -5,9 +5,9 @@
 #[path = "models/snapshots.rs"]
 mod model;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Cursor;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use fastrand::Rng;
 use model::{
@@ -159,6 +159,65 @@ fn announces_between_slices_lose_nobody_who_stays_and_count_nothing_twice() {
         let wrong = (0..count).filter(|it| seen.get(&hash(*it)) != Some(&1)).count();
         assert_eq!(wrong, 0, "each of those that were there is saved once");
     }
+}
+
+/// Exports a store, `change` being made once the first part of torrent 0 is there: its downloads,
+/// and who of it is saved.
+fn exported_with(store: &Store, change: impl FnOnce()) -> (u32, BTreeSet<IpAddr>) {
+    let (mut export, mut batch) = (Export::new(START), Batch::default());
+    let (mut completed, mut seen) = (0, BTreeSet::new());
+    let mut change = Some(change);
+    while store.export(&mut export, &mut batch) {
+        assert!(batch.torrents.iter().all(|it| it.info_hash == hash(0)), "there is no other");
+        completed += batch.torrents.iter().map(|it| it.completed).sum::<u32>();
+        let address = |it: &Saved4| IpAddr::from(*it.endpoint.first_chunk::<4>().unwrap());
+        seen.extend(batch.v4.iter().map(address));
+        if let Some(change) = change.take_if(|_| !batch.torrents.is_empty()) {
+            change();
+        }
+    }
+    (completed, seen)
+}
+
+/// A peer leaves torrent 0.
+fn leave(store: &Store, address: IpAddr) {
+    let (contact, change) = (Contact::Port(6881), Change::Stopped);
+    announce(store, START, Said { torrent: 0, address, contact, change });
+}
+
+/// Gives back what memory torrents do not need; nobody is too old.
+fn sweep(store: &Store) {
+    let limits = Limits { peer_age_s_max: AGE_S_MAX, empty_torrent_age_s_max: u32::MAX };
+    Sweeper::new(store, 0, 1).pass(store, START, limits);
+}
+
+#[test]
+fn a_crowd_that_goes_between_slices_hides_no_other() {
+    let store = empty_store(1);
+    let local = IpAddr::from([10, 0, 0, 1]);
+    join(&store, START, 0, local, Role::Leecher);
+    (0..40_000).for_each(|it| join(&store, START, 0, v4(it), Role::Leecher));
+    let change = || {
+        leave(&store, local);
+        sweep(&store);
+    };
+    let (_, seen) = exported_with(&store, change);
+    assert_eq!((0..40_000).filter(|it| !seen.contains(&v4(*it))).count(), 0);
+}
+
+#[test]
+fn a_swarm_that_becomes_small_between_slices_is_saved_to_its_end() {
+    let store = empty_store(1);
+    (0..20_000).for_each(|it| join(&store, START, 0, v4(it), Role::Leecher));
+    let change = Change::Present { role: Role::Seeder, completed: true };
+    let (address, contact) = (v4(19_999), Contact::Port(6881));
+    announce(&store, START, Said { torrent: 0, address, contact, change });
+    let (completed, seen) = exported_with(&store, || {
+        (100..20_000).for_each(|it| leave(&store, v4(it)));
+        sweep(&store);
+    });
+    assert_eq!((0..100).filter(|it| !seen.contains(&v4(*it))).count(), 0);
+    assert_eq!(completed, 1);
 }
 
 #[test]

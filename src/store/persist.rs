@@ -3,9 +3,17 @@
 //! An export walks the shards in slices: what a slice copies under a shard's shared lock goes into
 //! a [`Batch`], and is encoded and written with no lock held. A slice ends with the peers it may
 //! copy, in the middle of a swarm if that is larger. Every torrent is exported once, even if its
-//! shard grows meanwhile. A swarm that takes several slices is copied from its back, as peers move
-//! towards it when others leave; who joins or changes its role in those milliseconds may move one
-//! of the others out of sight, and a snapshot then lacks that one until it announces again.
+//! shard grows meanwhile.
+//!
+//! A swarm that takes several slices changes between them. Its crowds are gone through by kind and
+//! scope, which outlive any change of its layout, and each from its back: who leaves makes others
+//! move to the front, where they are copied again. One that shrinks to a block is copied whole. So
+//! some peers may be in a snapshot twice, which restoring makes good. What a snapshot may lack: a
+//! leecher that joins, or a seeder that becomes one, moves the peer at the border between the two
+//! from the part that is not copied yet to the back; and who completes moves there by itself. Each
+//! such announce hides one peer at most, until that announces again, and only if it comes in the
+//! milliseconds in which the border is not copied and others are. To follow them would cost every
+//! announce to a large swarm something.
 //!
 //! WebRTC peers are not exported: each is the name of an open socket, which ends with the process.
 //!
@@ -24,7 +32,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 use super::asker::Asker;
 use super::contents::Contents;
 use super::keeper::{self, Keeper, Walk};
-use super::large::Large;
+use super::large::{Crowd, Large};
 use super::record::{Record, Role, Stamp};
 use super::roster::{Change, Roster};
 use super::swarm::{self, Tally};
@@ -203,7 +211,7 @@ impl Seen {
 /// Where to go on in a large swarm.
 struct Rest {
     info_hash: InfoHash,
-    /// Which crowd: IPv4 ones first, then IPv6.
+    /// Which crowd: of IPv4 the scopes in the order of [`SCOPES`], then of IPv6.
     crowd: usize,
     /// Peers from here on are copied.
     end: usize,
@@ -260,7 +268,13 @@ impl Batch {
         match contents {
             Contents::Many(large) => self.add_part(at, from, large),
             smaller if from.is_whole => self.add(at, &from.info_hash, smaller),
-            _ => None,
+            Contents::Empty { .. } => None,
+            smaller => {
+                // Who is copied already and who is not have become one.
+                let rest = self.add(at, &from.info_hash, smaller);
+                self.torrents.iter_mut().for_each(|it| it.completed = 0);
+                rest
+            }
         }
     }
 
@@ -270,12 +284,11 @@ impl Batch {
         let (mut crowd, mut end) = (from.crowd, from.end);
         let rest = loop {
             let room = PEERS_PER_SLICE.saturating_sub(self.peers());
-            let left = if let Some(it) = large.v4.get(crowd) {
-                copy(it.records(), end, room, |it| self.v4.push(Saved4::of(it, at)))
-            } else if let Some(it) = large.v6.get(crowd - large.v4.len()) {
-                copy(it.records(), end, room, |it| self.v6.push(Saved6::of(it, at)))
-            } else {
-                break None;
+            let scope = SCOPES[crowd % SCOPES.len()];
+            let left = match crowd / SCOPES.len() {
+                0 => copy(&large.v4, scope, (end, room), |it| self.v4.push(Saved4::of(it, at))),
+                1 => copy(&large.v6, scope, (end, room), |it| self.v6.push(Saved6::of(it, at))),
+                _ => break None,
             };
             if left > 0 {
                 let info_hash = from.info_hash;
@@ -301,13 +314,19 @@ impl Batch {
     }
 }
 
-/// Shows up to `room` peers to `take`, those just below `end`; says below which others are left.
+/// The order in which crowds are copied.
+const SCOPES: [Scope; 3] = [Scope::Public, Scope::Private, Scope::Loopback];
+
+/// Shows up to `room` peers of the crowd of `scope` to `take`, those just below `end`; says below
+/// which others are left.
 fn copy<const ADDRESS: usize>(
-    records: &[Record<ADDRESS>],
-    end: usize,
-    room: usize,
+    crowds: &[Crowd<ADDRESS>],
+    scope: Scope,
+    (end, room): (usize, usize),
     take: impl FnMut(&Record<ADDRESS>),
 ) -> usize {
+    let crowd = crowds.iter().find(|it| it.scope == scope);
+    let records = crowd.map_or(&[][..], Roster::records);
     let end = end.min(records.len());
     let start = end.saturating_sub(room);
     records[start..end].iter().for_each(take);
