@@ -336,6 +336,19 @@ fn new_options_hold_from_the_next_request_on() {
 }
 
 #[test]
+fn a_request_is_exempt_by_the_options_that_it_was_admitted_by() {
+    let mut worker = Worker::new(Options::default());
+    assert!(!worker.gate.is_exempt(SOURCE));
+    let exempt = vec!["8.8.8.0/24".parse().unwrap()];
+    worker.options.store(Arc::new(Options { exempt, ..Options::default() }));
+    assert!(!worker.gate.is_exempt(SOURCE), "the request that goes on");
+    assert!(worker.passes(START, SOURCE));
+    assert!(worker.gate.is_exempt(SOURCE) && !worker.gate.is_exempt(v4(0x0909_0909)));
+    worker.options.store(Arc::new(Options { enabled: false, ..Options::default() }));
+    assert!(worker.passes(START, SOURCE) && worker.gate.is_exempt(v4(0x0909_0909)));
+}
+
+#[test]
 fn time_may_go_on_for_years() {
     const HALF_LIFE_NS: u64 = 2_772_588_722;
     let mut worker = Worker::new(Options::default());

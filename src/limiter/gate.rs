@@ -52,10 +52,11 @@ impl Gate {
         self.ask(LimitTable::Verified, now, source, price, |nth| nth.is_multiple_of(CALM_ONE_IN))
     }
 
-    /// Whether a source is in a network under no limit, or nothing is limited.
+    /// Whether a source is in a network under no limit, or nothing is limited: as of the latest
+    /// request that was admitted or not, so that one request is judged by one set of options.
     #[inline]
-    pub fn is_exempt(&mut self, source: IpAddr) -> bool {
-        !self.limits(source)
+    pub fn is_exempt(&self, source: IpAddr) -> bool {
+        !self.obeys_limits(source)
     }
 
     /// Charges verified work for what showed only when it was done.
@@ -155,6 +156,11 @@ impl Gate {
             let options = options.clone();
             self.obey(options);
         }
+        self.obeys_limits(source)
+    }
+
+    #[inline]
+    fn obeys_limits(&self, source: IpAddr) -> bool {
         self.obeyed.enabled && !self.exempt.contains(source)
     }
 

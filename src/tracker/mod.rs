@@ -245,7 +245,7 @@ impl Tracker {
             address: announce.elsewhere.unwrap_or(source),
             contact: announce.contact,
             change,
-            capped: self.gate.as_mut().is_some_and(|gate| !gate.is_exempt(source)),
+            capped: self.gate.as_ref().is_some_and(|gate| !gate.is_exempt(source)),
         };
         let (gate, shedding) = (&mut self.gate, self.shedding);
         let mut admits_new = || {
