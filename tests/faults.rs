@@ -11,6 +11,7 @@ mod streams;
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::os::unix::process::ExitStatusExt as _;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
@@ -256,6 +257,33 @@ fn what_is_confined_still_reloads_and_edits_its_lists() {
     for port in [25, 26, 27] {
         assert!(!Client::connect(skep.udp[0]).announce_refused(&leecher(1, port)).is_empty());
     }
+}
+
+#[test]
+fn a_reload_says_which_lists_it_cannot_write_before_a_restart() {
+    let [folder, other] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let settings = folder.path().join("skep.toml");
+    let name = |list: &Path| {
+        std::fs::write(list, "25\n").unwrap();
+        std::fs::write(&settings, format!("[access]\nports_deny = {list:?}\n")).unwrap();
+    };
+    name(&folder.path().join("ports"));
+    let mut command = command();
+    command.args(["--listen", "127.0.0.1:0", "--config"]).arg(&settings);
+    let skep = Skep::spawn(command);
+    if skep.log().contains("no Landlock") {
+        return eprintln!("skipped: this kernel has no Landlock");
+    }
+    let edit = || common::http_ask(skep.admin, ("PUT", "/api/v1/access/ports/deny/26"), "").0;
+    assert_eq!(edit(), 200);
+    name(&other.path().join("ports"));
+    skep.signal("HUP");
+    let closed = format!("lists in {} are read, but cannot be edited", other.path().display());
+    assert!(skep.log_with(&closed).contains("reloaded: access.ports_deny"));
+    assert_ne!(edit(), 200);
+    skep.signal("HUP");
+    let log = skep.log_with("reloaded: nothing has changed");
+    assert_eq!(log.matches(&closed).count(), 1, "told once: {log}");
 }
 
 #[test]

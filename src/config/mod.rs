@@ -14,6 +14,7 @@ mod values;
 
 use std::fmt::{self, Write as _};
 use std::net::SocketAddr;
+use std::path::Path;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -403,6 +404,23 @@ sections! {
         level: LogLevel = LogLevel::Info;
         /// text for people, json (one object a line) for machines.
         format: LogFormat = LogFormat::Text;
+    }
+}
+
+impl Access {
+    /// The files of lists, as far as they are named: which torrents, networks and clients are
+    /// served and which are not, and the ports that are not.
+    pub fn files(&self) -> [Option<&Path>; 7] {
+        [
+            &self.torrents_allow,
+            &self.torrents_deny,
+            &self.networks_allow,
+            &self.networks_deny,
+            &self.clients_allow,
+            &self.clients_deny,
+            &self.ports_deny,
+        ]
+        .map(|it| (!it.is_empty()).then(|| Path::new(it)))
     }
 }
 

@@ -17,17 +17,40 @@ use crate::sys::identity::Identity;
 /// What the rules are written for; older kernels keep as many of them as they know.
 const RULES: ABI = ABI::V5;
 
+/// Where this process may write.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Confinement {
+    /// Below these folders, or anywhere.
+    folders: Option<Vec<PathBuf>>,
+}
+
+impl Confinement {
+    /// The folders of lists that `config` names and in which nothing can be written: rules that
+    /// were made at the start can only become stricter, so one that a reload names first is closed
+    /// until a restart.
+    pub(super) fn closed_to(&self, config: &Config) -> Vec<PathBuf> {
+        let Some(open) = &self.folders else { return Vec::new() };
+        let is_open = |it: &PathBuf| {
+            let real = it.canonicalize().unwrap_or_else(|_| it.clone());
+            open.iter().any(|open| real.starts_with(open))
+        };
+        let mut closed = folders_of(config.access.files().into_iter().flatten());
+        closed.retain(|it| !is_open(it));
+        closed
+    }
+}
+
 /// Gives up what is not needed. Every thread that starts later is bound by it.
 ///
 /// # Errors
 /// [`StartError`] where the settings name a user that this process cannot become: to stay root then
 /// would be no answer.
-pub(super) fn confine(config: &Config, state: Option<&Path>) -> Result<(), StartError> {
+pub(super) fn confine(config: &Config, state: Option<&Path>) -> Result<Confinement, StartError> {
     drop_root(&config.server.user, state)?;
-    if config.server.confine {
-        restrict(&writable(config, state));
+    if !config.server.confine {
+        return Ok(Confinement::default());
     }
-    Ok(())
+    Ok(restrict(&writable(config, state)))
 }
 
 fn drop_root(user: &str, state: Option<&Path>) -> Result<(), StartError> {
@@ -57,26 +80,24 @@ fn drop_root(user: &str, state: Option<&Path>) -> Result<(), StartError> {
 }
 
 /// The folders in which something may have to be written: not the files, because they are replaced
-/// by others of the same name.
+/// by others of the same name. Those of lists only as far as they are named at the start.
 fn writable(config: &Config, state: Option<&Path>) -> Vec<PathBuf> {
-    let it = &config.access;
-    let files = [
-        &it.torrents_allow,
-        &it.torrents_deny,
-        &it.networks_allow,
-        &it.networks_deny,
-        &it.clients_allow,
-        &it.clients_deny,
-        &it.ports_deny,
-        &config.http.unix_socket,
-        &config.server.handover_socket,
-    ];
-    let folder_of = |file: &String| {
-        let folder = Path::new(file).parent()?;
+    let sockets = [&config.http.unix_socket, &config.server.handover_socket];
+    let sockets = sockets.into_iter().filter(|it| !it.is_empty()).map(Path::new);
+    let mut all = folders_of(config.access.files().into_iter().flatten().chain(sockets));
+    all.extend(state.map(Path::to_owned));
+    all.sort();
+    all.dedup();
+    all
+}
+
+/// The folders that these files are in, each once.
+fn folders_of<'a>(files: impl Iterator<Item = &'a Path>) -> Vec<PathBuf> {
+    let folder_of = |file: &Path| {
+        let folder = file.parent()?;
         Some(if folder.as_os_str().is_empty() { Path::new(".") } else { folder }.to_owned())
     };
-    let folders = files.into_iter().filter(|it| !it.is_empty()).filter_map(folder_of);
-    let mut all: Vec<_> = state.map(Path::to_owned).into_iter().chain(folders).collect();
+    let mut all: Vec<_> = files.filter_map(folder_of).collect();
     all.sort();
     all.dedup();
     all
@@ -84,8 +105,10 @@ fn writable(config: &Config, state: Option<&Path>) -> Vec<PathBuf> {
 
 /// Allows writing in these folders alone, and running nothing. What is read is not restricted:
 /// settings, certificates and lists may be anywhere, and move.
-fn restrict(writable: &[PathBuf]) {
+fn restrict(writable: &[PathBuf]) -> Confinement {
     let writing = AccessFs::from_write(RULES);
+    // Of those that are not there, a rule cannot be made.
+    let open = writable.iter().filter_map(|it| it.canonicalize().ok()).collect();
     let restricted = Ruleset::default()
         .handle_access(writing | AccessFs::Execute)
         .and_then(Ruleset::create)
@@ -96,13 +119,16 @@ fn restrict(writable: &[PathBuf]) {
     match restricted.map(|it| it.ruleset) {
         Ok(RulesetStatus::FullyEnforced) => {
             info!("confined: writes in [{folders}] only, runs nothing");
+            return Confinement { folders: Some(open) };
         }
         Ok(RulesetStatus::PartiallyEnforced) => {
             info!("confined as far as this kernel can: writes in [{folders}] only");
+            return Confinement { folders: Some(open) };
         }
         Ok(RulesetStatus::NotEnforced) => info!("not confined: this kernel has no Landlock"),
         Err(error) => warn!("not confined: {error}; remedy: server.confine = false"),
     }
+    Confinement::default()
 }
 
 #[cfg(test)]
@@ -119,6 +145,19 @@ mod tests {
         let all = writable(&config, Some(Path::new("/var/lib/skep")));
         let all: Vec<_> = all.iter().map(|it| it.to_str().unwrap()).collect();
         assert_eq!(all, ["/etc/skep", "/var/lib/skep", "."]);
+    }
+
+    #[test]
+    fn folders_that_were_not_named_at_the_start_are_closed() {
+        let folder = tempfile::tempdir().unwrap();
+        let open = folder.path().canonicalize().unwrap();
+        let mut config = Config::default();
+        config.access.ports_deny = open.join("deeper/ports").display().to_string();
+        config.access.networks_deny = "/etc/skep/networks".into();
+        let confinement = Confinement { folders: Some(vec![open.clone()]) };
+        std::fs::create_dir(open.join("deeper")).unwrap();
+        assert_eq!(confinement.closed_to(&config), [Path::new("/etc/skep")]);
+        assert!(Confinement::default().closed_to(&config).is_empty());
     }
 
     #[test]

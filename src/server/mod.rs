@@ -108,7 +108,8 @@ pub fn run(source: Source, take_over: bool) -> Result<(), StartError> {
         clock: Clock::start(),
     };
     shared.store.allow(options::budget(&config));
-    let reloader = reload::Reloader { source, config, keys, level, shared, tls };
+    let confinement = Default::default();
+    let reloader = reload::Reloader { source, config, keys, level, shared, tls, confinement };
     let control = assemble(reloader, choice, inheritance, Outside { manager, predecessor })?;
     let thread = std::thread::Builder::new().name("control".into());
     let thread = thread
@@ -145,7 +146,7 @@ struct Outside {
 
 /// Binds sockets and starts workers.
 fn assemble(
-    reloader: reload::Reloader,
+    mut reloader: reload::Reloader,
     choice: backend::Choice,
     mut inheritance: Inheritance,
     outside: Outside,
@@ -159,7 +160,7 @@ fn assemble(
         .map_err(|error| StartError::lacking("cannot duplicate a socket", &error))?;
     let gone = close(inheritance);
     let state = options::state_home(config);
-    confine::confine(config, state.as_deref().ok())?;
+    reloader.confinement = confine::confine(config, state.as_deref().ok())?;
     let watched = watch(&sockets.by_worker)?;
     let mut ready_line = String::from("ready");
     let streams = |of: &[Bound]| of.iter().map(|it| it.address).collect::<Vec<_>>();

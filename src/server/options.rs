@@ -1,6 +1,6 @@
 //! The one place that turns settings into the options of each module.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use tracing::level_filters::LevelFilter;
 
@@ -78,17 +78,8 @@ pub(super) fn access(config: &Config) -> access::Options {
         AccessMode::Registered => Mode::Registered,
         AccessMode::Private => Mode::Private,
     };
-    // In the order of `Name::ALL`.
-    let files = [
-        &it.torrents_allow,
-        &it.torrents_deny,
-        &it.networks_allow,
-        &it.networks_deny,
-        &it.clients_allow,
-        &it.clients_deny,
-        &it.ports_deny,
-    ];
-    let files = files.map(|it| (!it.is_empty()).then(|| PathBuf::from(it)));
+    // In the order of `Name::ALL`, as the compiler cannot see.
+    let files = it.files().map(|it| it.map(Path::to_owned));
     let state = state::home(&state_options(config), mode.needs_registration());
     access::Options { mode, similar_digits_max: it.similar_digits_max, files, state }
 }
@@ -259,6 +250,27 @@ pub(super) fn connection_ids(config: &Config, keys: &Loaded) -> ConnectionIds {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::access::lists::Name;
+
+    #[test]
+    fn every_list_is_kept_in_the_file_that_its_setting_names() {
+        let mut config = Config::default();
+        let it = &mut config.access;
+        let settings = [
+            (Name::TorrentsAllow, &mut it.torrents_allow),
+            (Name::TorrentsDeny, &mut it.torrents_deny),
+            (Name::NetworksAllow, &mut it.networks_allow),
+            (Name::NetworksDeny, &mut it.networks_deny),
+            (Name::ClientsAllow, &mut it.clients_allow),
+            (Name::ClientsDeny, &mut it.clients_deny),
+            (Name::PortsDeny, &mut it.ports_deny),
+        ];
+        settings.into_iter().for_each(|(name, file)| *file = name.label().to_owned());
+        let files = access(&config).files;
+        for name in Name::ALL {
+            assert_eq!(files[name as usize].as_deref(), Some(Path::new(name.label())));
+        }
+    }
 
     fn budget_of(max_memory: MemoryCap) -> u64 {
         let mut config = Config::default();

@@ -4,6 +4,7 @@
 //! thread answers probes and feeds the watchdog.
 
 use std::future::pending;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use tokio::task::{JoinHandle, spawn_blocking};
@@ -12,6 +13,7 @@ use tracing::{error, info, warn};
 use crate::access::disk::Who;
 use crate::access::lists::Name;
 use crate::config::{Config, Difference, Source};
+use crate::server::confine::Confinement;
 use crate::server::control::State;
 use crate::server::log::{LevelHandle, OPERATOR};
 use crate::server::options;
@@ -27,6 +29,7 @@ pub(super) struct Reloader {
     pub(super) level: LevelHandle,
     pub(super) shared: Shared,
     pub(super) tls: Option<Tls>,
+    pub(super) confinement: Confinement,
 }
 
 /// What a reloader is sent for.
@@ -117,6 +120,7 @@ impl Reloader {
         self.level.set(options::log(&new).level);
         let changed = self.renew_keys(keys);
         let lists_changed = self.renew_lists(&live_config);
+        let closed_before = self.confinement.closed_to(&self.config);
         self.config = live_config;
         state.apply(&self.config);
         let mut applied: Vec<_> = live.iter().map(told).collect();
@@ -129,6 +133,21 @@ impl Reloader {
         if !fixed.is_empty() {
             let fixed: Vec<_> = fixed.iter().map(told).collect();
             warn!(target: OPERATOR, "takes effect with a restart only: {}", fixed.join(", "));
+        }
+        self.tell_closed(&closed_before);
+    }
+
+    /// Says which lists cannot be edited from now on, unless that was so `before`.
+    fn tell_closed(&self, before: &[PathBuf]) {
+        let mut closed = self.confinement.closed_to(&self.config);
+        closed.retain(|it| !before.contains(it));
+        for folder in closed {
+            let folder = folder.display();
+            warn!(
+                target: OPERATOR,
+                "lists in {folder} are read, but cannot be edited through the API before a \
+                 restart: server.confine allows writing only where the settings at the start said"
+            );
         }
     }
 
