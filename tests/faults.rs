@@ -10,6 +10,7 @@ mod streams;
 
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -284,6 +285,35 @@ fn a_reload_says_which_lists_it_cannot_write_before_a_restart() {
     skep.signal("HUP");
     let log = skep.log_with("reloaded: nothing has changed");
     assert_eq!(log.matches(&closed).count(), 1, "told once: {log}");
+}
+
+#[test]
+fn a_key_that_the_new_user_may_not_read_keeps_no_other_setting_from_being_reloaded() {
+    if !skep::sys::identity::Identity::can_change() {
+        return eprintln!("skipped: this is not root");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(folder.path(), PermissionsExt::from_mode(0o755)).unwrap();
+    let [settings, key] = ["skep.toml", "key"].map(|it| folder.path().join(it));
+    let set = |interval_s: u32| {
+        let rest = format!("[tracker]\ninterval_s = {interval_s}\n");
+        std::fs::write(&settings, format!("[udp]\nkey_file = {key:?}\n{rest}")).unwrap();
+    };
+    set(1000);
+    std::fs::write(&key, "0e".repeat(32)).unwrap();
+    std::fs::set_permissions(&key, PermissionsExt::from_mode(0o600)).unwrap();
+    let mut command = command();
+    command.args(["--listen", "127.0.0.1:0", "--config"]).arg(&settings);
+    let skep = Skep::spawn({
+        command.env("SKEP__SERVER__USER", "65534");
+        command
+    });
+    let mut client = Client::connect(skep.udp[0]);
+    set(1100);
+    skep.signal("HUP");
+    let log = skep.log_with("reloaded: tracker.interval_s = 1100 (was 1000)");
+    assert!(log.contains("the connection-id keys stay as they were: cannot read"), "{log}");
+    client.announce(&leecher(1, 1)); // met with silence if the key were another
 }
 
 #[test]

@@ -17,7 +17,7 @@ use crate::server::confine::Confinement;
 use crate::server::control::State;
 use crate::server::log::{LevelHandle, OPERATOR};
 use crate::server::options;
-use crate::server::state::Loaded;
+use crate::server::state::{KeyError, Loaded};
 use crate::server::tls::Tls;
 use crate::server::workers::Shared;
 
@@ -98,7 +98,7 @@ impl Reloader {
         // What takes a restart must not act before: another state directory would bring another
         // key.
         let live_config = self.config.reloaded(&new);
-        let keys = match options::keys(&live_config) {
+        let keys = match self.keys(&live_config) {
             Ok(keys) => keys,
             Err(error) => {
                 error!(target: OPERATOR, "not reloaded, nothing has changed: {error}");
@@ -148,6 +148,18 @@ impl Reloader {
                 "lists in {folder} are read, but cannot be edited through the API before a \
                  restart: server.confine allows writing only where the settings at the start said"
             );
+        }
+    }
+
+    /// The keys by these settings. Those in force stay where the user that this process has become
+    /// may not read them any more: that is no reason to leave all else as it was.
+    fn keys(&self, config: &Config) -> Result<Loaded, KeyError> {
+        match options::keys(config) {
+            Err(error) if error.is_denied() => {
+                warn!(target: OPERATOR, "the connection-id keys stay as they were: {error}");
+                Ok(Loaded { warning: None, ..self.keys.clone() })
+            }
+            loaded => loaded,
         }
     }
 

@@ -91,11 +91,21 @@ impl fmt::Debug for Loaded {
 
 /// A key that was given and cannot be used. Says where, why, and what to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct KeyError(String);
+pub(super) struct KeyError {
+    text: String,
+    is_denied: bool,
+}
+
+impl KeyError {
+    /// Whether this user may not read it.
+    pub(super) fn is_denied(&self) -> bool {
+        self.is_denied
+    }
+}
 
 impl fmt::Display for KeyError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(&self.text)
     }
 }
 
@@ -234,11 +244,12 @@ fn lacks_hard_links(error: &io::Error) -> bool {
 /// Reads a key file.
 fn read(path: &Path) -> Result<Loaded, KeyError> {
     let origin = path.display().to_string();
-    let failed = |error: io::Error| {
-        KeyError(format!(
+    let failed = |error: io::Error| KeyError {
+        text: format!(
             "cannot read the connection-id key in {origin}: {error}; remedy: give the file to the \
              user that runs skep (chown, chmod 600), or set udp.key_file to another"
-        ))
+        ),
+        is_denied: error.kind() == io::ErrorKind::PermissionDenied,
     };
     let metadata = fs::metadata(path).map_err(failed)?;
     if !metadata.is_file() || metadata.len() > KEY_FILE_BYTES_MAX {
@@ -272,12 +283,13 @@ fn parse(text: &str, origin: &str, warning: Option<String>) -> Result<Loaded, Ke
 }
 
 fn malformed(origin: &str, problem: &str) -> KeyError {
-    KeyError(format!(
+    let text = format!(
         "the connection-id key in {origin} cannot be used: found {problem}; allowed: one key, or \
          an active and a staging one, each of {} hexadecimal digits (openssl rand -hex \
          {KEY_BYTES})",
         2 * KEY_BYTES
-    ))
+    );
+    KeyError { text, is_denied: false }
 }
 
 /// A key from its digits.
