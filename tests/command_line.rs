@@ -7,7 +7,7 @@ use std::fs;
 use std::net::{TcpListener, UdpSocket};
 use std::process::Command;
 
-use common::{command, run, texts};
+use common::{assert_bad_usage, command, run, texts};
 
 #[test]
 fn help_teaches_with_examples() {
@@ -51,7 +51,7 @@ fn bad_usage_ends_with_2() {
     let path = temporary.path().join("skep.toml");
     fs::write(&path, "[server]\nworkers = 1025\n").unwrap();
     let path = path.to_str().unwrap();
-    let cases: [(&[&str], &str); 10] = [
+    assert_bad_usage(&[
         (&["--bogus"], "--bogus"),
         (&["serve"], "serve"),
         (&["--io", "epoll"], "auto, uring, mmsg"),
@@ -62,13 +62,7 @@ fn bad_usage_ends_with_2() {
         (&["check", "--config", path], ":2:1: server.workers: out of bounds"),
         (&["check", "--config", "/absent"], "/absent: "),
         (&["probe", "ftp://a:1"], "http[s]://HOST[:PORT][/PATH]"),
-    ];
-    for (arguments, said) in cases {
-        let output = run(arguments);
-        let (stdout, stderr) = texts(&output);
-        assert_eq!(output.status.code(), Some(2), "{arguments:?} {stderr}");
-        assert!(stdout.is_empty() && stderr.contains(said), "{arguments:?}\n{stderr}");
-    }
+    ]);
 }
 
 #[test]

@@ -12,6 +12,8 @@
 
 #[path = "models/hive.rs"]
 mod hive;
+#[path = "models/words.rs"]
+mod words;
 #[path = "models/world.rs"]
 mod world;
 

@@ -6,7 +6,7 @@ mod common;
 use std::fs;
 use std::process::Command;
 
-use common::{Skep, command, run, texts};
+use common::{Skep, assert_bad_usage, command, run, texts};
 use serde_json::Value;
 use skep::cli::doctor::{Answers, Host, Patient, Severity, examine};
 use skep::config::Config;
@@ -188,17 +188,11 @@ fn bad_usage_and_settings_end_with_2() {
     let path = folder.path().join("skep.toml");
     fs::write(&path, "[server]\nworkers = 1025\n").unwrap();
     let path = path.to_str().unwrap();
-    let cases: [(&[&str], &str); 3] = [
+    assert_bad_usage(&[
         (&["doctor", "--config", path], ":2:1: server.workers: out of bounds"),
         (&["doctor", "--config", "/absent"], "/absent: "),
         (&["doctor", "--bogus"], "--bogus"),
-    ];
-    for (arguments, said) in cases {
-        let output = run(arguments);
-        let (stdout, stderr) = texts(&output);
-        assert_eq!(output.status.code(), Some(2), "{arguments:?} {stderr}");
-        assert!(stdout.is_empty() && stderr.contains(said), "{arguments:?}\n{stderr}");
-    }
+    ]);
 }
 
 #[test]

@@ -6,6 +6,8 @@
 mod hive;
 #[path = "models/sim/mod.rs"]
 mod simulation;
+#[path = "models/words.rs"]
+mod words;
 
 use std::collections::BTreeMap;
 use std::panic::catch_unwind;

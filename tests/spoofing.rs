@@ -10,10 +10,10 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use common::{DEADLINE, Skep, command};
-use skep::protocol::udp::client::{Announcement, Reply, decode, encode_announce, encode_connect};
+use common::{DEADLINE, Skep, command, leecher};
+use skep::protocol::udp::client::{Reply, decode, encode_announce, encode_connect};
 use skep::protocol::udp::{ANNOUNCE_BYTES, TransactionId};
-use skep::types::{Event, Family, InfoHash, PeerId};
+use skep::types::Family;
 use socket2::{Domain, Protocol, Socket, Type};
 
 /// Set for the copy of this program that runs within the namespace.
@@ -133,7 +133,7 @@ impl Victim {
 
     /// Announces once; says whether that was answered.
     fn announce(&mut self) -> bool {
-        let it = announcement();
+        let it = leecher(5, 6881);
         let mut request = [0; ANNOUNCE_BYTES];
         encode_announce(self.connection_id, self.transaction(), &it, &mut request);
         self.socket.send(&request).unwrap();
@@ -155,20 +155,6 @@ impl Victim {
     }
 }
 
-fn announcement() -> Announcement {
-    Announcement {
-        info_hash: InfoHash([5; 20]),
-        peer_id: PeerId([6; 20]),
-        downloaded: 0,
-        left: 1,
-        uploaded: 0,
-        event: Event::None,
-        numwant: 50,
-        port: 6881,
-        key: [0; 4],
-    }
-}
-
 /// Sends connects, and announces with ids that nobody gave out, in the victim's name: some ten
 /// thousand a second, until told to stop or too long has passed.
 fn forge(tracker: SocketAddrV4, stop: &AtomicBool, bytes: &AtomicU64) {
@@ -179,7 +165,7 @@ fn forge(tracker: SocketAddrV4, stop: &AtomicBool, bytes: &AtomicU64) {
     let mut connect = [0; CONNECT_BYTES];
     encode_connect(TransactionId([7; 4]), &mut connect);
     let mut announce = [0; ANNOUNCE_BYTES];
-    encode_announce(0x0123_4567_89ab_cdef, TransactionId([8; 4]), &announcement(), &mut announce);
+    encode_announce(0x0123_4567_89ab_cdef, TransactionId([8; 4]), &leecher(5, 6881), &mut announce);
     let datagrams = [forged(tracker, &connect), forged(tracker, &announce)];
     let begun = Instant::now();
     for round in 1.. {

@@ -74,6 +74,16 @@ pub(crate) fn run(arguments: &[&str]) -> Output {
     command().args(arguments).output().unwrap()
 }
 
+/// Holds that the program ends at once with 2 for each of these arguments, and says why.
+pub(crate) fn assert_bad_usage(cases: &[(&[&str], &str)]) {
+    for (arguments, said) in cases {
+        let output = run(arguments);
+        let (stdout, stderr) = texts(&output);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?} {stderr}");
+        assert!(stdout.is_empty() && stderr.contains(said), "{arguments:?}\n{stderr}");
+    }
+}
+
 /// Standard output and error as text.
 pub(crate) fn texts(output: &Output) -> (String, String) {
     let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();

@@ -12,6 +12,9 @@ use skep::store::{
 use skep::time::Now;
 use skep::types::{Contact, Family, InfoHash, Kind, Scope, ScrapeEntry};
 
+#[path = "sums.rs"]
+mod sums;
+
 /// When both forget.
 pub(crate) const LIMITS: Limits = Limits { peer_age_s_max: 3900, empty_torrent_age_s_max: 7200 };
 
@@ -103,13 +106,7 @@ impl Torrent {
     }
 
     pub(crate) fn counts(&self) -> ScrapeEntry {
-        let mut counts = ScrapeEntry { completed: self.completed, ..ScrapeEntry::default() };
-        for known in self.peers.values() {
-            counts.seeders += u32::from(known.role == Role::Seeder);
-            counts.leechers += u32::from(known.role != Role::Seeder);
-            counts.downloaders += u32::from(known.role == Role::Leecher);
-        }
-        counts
+        sums::counts(self.completed, self.peers.values().map(|it| it.role))
     }
 }
 
@@ -278,18 +275,9 @@ impl Model {
     }
 
     pub(crate) fn totals(&self) -> Totals {
-        let mut sum = Totals { torrents: self.torrents.len() as u64, ..Totals::default() };
-        sum.completed = self.completed;
-        for torrent in self.torrents.values().filter(|it| !it.peers.is_empty()) {
-            sum.active_torrents += 1;
-            for (who, known) in &torrent.peers {
-                match known.role {
-                    Role::Seeder => sum.seeders[who.kind() as usize] += 1,
-                    Role::Leecher | Role::Paused => sum.leechers[who.kind() as usize] += 1,
-                }
-            }
-        }
-        sum
+        let torrents = self.torrents.values();
+        let peers = torrents.map(|it| it.peers.iter().map(|it| (it.0.kind(), it.1.role)));
+        sums::totals(self.completed, peers)
     }
 
     /// Every torrent, by info-hash.

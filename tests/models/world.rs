@@ -21,6 +21,7 @@ use skep::tracker::{self, Tracker};
 use skep::types::{Event, Family, InfoHash, PeerId};
 
 use crate::hive::{Hive, TORRENT, announce, offer, scrape};
+use crate::words::{encoded, event};
 
 const PORT: u16 = 6881;
 const TRANSACTION: TransactionId = TransactionId([1, 2, 3, 4]);
@@ -263,20 +264,6 @@ impl World {
 
 fn torrent() -> InfoHash {
     InfoHash(TORRENT.as_bytes().try_into().unwrap())
-}
-
-fn event(event: Event) -> &'static str {
-    match event {
-        Event::None => "",
-        Event::Completed => "completed",
-        Event::Started => "started",
-        Event::Stopped => "stopped",
-        Event::Paused => "paused",
-    }
-}
-
-fn encoded(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::new(), |text, byte| text + &format!("%{byte:02x}"))
 }
 
 fn number(reply: &Value, key: &str) -> u32 {

@@ -17,21 +17,7 @@ use super::swarms::{Said, Who};
 use super::udp::compact;
 use super::{Happening, World};
 use crate::hive;
-
-/// What an event is called.
-fn name(event: Event) -> &'static str {
-    match event {
-        Event::None => "",
-        Event::Completed => "completed",
-        Event::Started => "started",
-        Event::Stopped => "stopped",
-        Event::Paused => "paused",
-    }
-}
-
-fn encoded(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::new(), |text, byte| text + &format!("%{byte:02x}"))
-}
+use crate::words::{encoded, event};
 
 fn text_of(torrent: &InfoHash) -> &str {
     std::str::from_utf8(&torrent.0).unwrap()
@@ -85,7 +71,7 @@ impl World {
             encoded(b"-XX0000-cccccccccccc"),
             address.port(),
             said.left,
-            name(said.event),
+            event(said.event),
             u8::from(is_compact),
         );
         if let Some(wanted) = said.wanted {
@@ -166,7 +152,7 @@ impl World {
     pub(crate) fn announce_ws(&mut self, slot: u32, said: &Said, offers: usize) -> Judged {
         let Who::Web(client) = said.who else { unreachable!("a socket is a WebRTC peer's") };
         self.compare(&said.torrent)?;
-        let mut more = format!(r#","event":"{}","left":{}"#, name(said.event), said.left);
+        let mut more = format!(r#","event":"{}","left":{}"#, event(said.event), said.left);
         if let Some(wanted) = said.wanted {
             write!(more, r#","numwant":{wanted}"#).unwrap();
         }

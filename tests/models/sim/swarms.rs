@@ -13,6 +13,9 @@ use skep::types::{Event, Family, InfoHash, Kind, ScrapeEntry};
 
 use super::judge::{Invariant, Judged, hold};
 
+#[path = "../sums.rs"]
+mod sums;
+
 /// Seconds of silence after which a peer is forgotten.
 pub(crate) const PEER_AGE_S_MAX: u32 = 1500;
 /// Seconds for which the count of an empty torrent is kept.
@@ -126,13 +129,7 @@ pub(crate) struct Torrent {
 
 impl Torrent {
     pub(crate) fn counts(&self) -> ScrapeEntry {
-        let mut counts = ScrapeEntry { completed: self.completed, ..ScrapeEntry::default() };
-        for known in self.peers.values() {
-            counts.seeders += u32::from(known.role == Role::Seeder);
-            counts.leechers += u32::from(known.role != Role::Seeder);
-            counts.downloaders += u32::from(known.role == Role::Leecher);
-        }
-        counts
+        sums::counts(self.completed, self.peers.values().map(|it| it.role))
     }
 
     /// Whether a snapshot has anything to say of it.
@@ -259,18 +256,9 @@ impl Swarms {
     }
 
     fn totals(&self) -> Totals {
-        let mut sum = Totals { torrents: self.torrents.len() as u64, ..Totals::default() };
-        sum.completed = self.completed;
-        for torrent in self.torrents.values().filter(|it| !it.peers.is_empty()) {
-            sum.active_torrents += 1;
-            for (who, known) in &torrent.peers {
-                match known.role {
-                    Role::Seeder => sum.seeders[who.kind() as usize] += 1,
-                    Role::Leecher | Role::Paused => sum.leechers[who.kind() as usize] += 1,
-                }
-            }
-        }
-        sum
+        let torrents = self.torrents.values();
+        let peers = torrents.map(|it| it.peers.iter().map(|it| (it.0.kind(), it.1.role)));
+        sums::totals(self.completed, peers)
     }
 
     /// An announce that was answered.
