@@ -109,7 +109,8 @@ impl Line {
             Ok((0, _)) => Err(io::Error::other("it has gone")),
             Ok((bytes, sockets)) => Ok((serde_json::from_slice(&text[..bytes])?, sockets)),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                Err(io::Error::other(format!("it said nothing for {} s", wait.as_secs())))
+                let text = format!("it said nothing for {} s", wait.as_secs());
+                Err(io::Error::new(io::ErrorKind::TimedOut, text))
             }
             Err(error) => Err(error),
         }
@@ -154,24 +155,14 @@ impl Predecessor {
             let path = path.display();
             StartError::Failed(format!("cannot take over by way of {path}: {error}; {remedy}"))
         };
-        let connected = descriptors::connect(path).map_err(|error| {
-            let remedy = match error.kind() {
-                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
-                    "remedy: no tracker runs there: start without --take-over, or name the running \
-                     one's server.state_dir or server.handover_socket"
-                }
-                _ => "remedy: run as the user that the running tracker runs as",
-            };
-            failed(&error, remedy)
-        })?;
+        let connected = descriptors::connect(path).map_err(|it| failed(&it, remedy_of(&it)))?;
         let line = Line(connected);
         is_of(&line, users).map_err(|reason| {
             let remedy = "remedy: name another server.handover_socket in a folder that only the \
                           tracker's user may write to, or set server.user to that user";
             failed(&reason, remedy)
         })?;
-        let remedy = "remedy: the tracker there goes on; see its log";
-        let asked = line.receive_sockets().map_err(|error| failed(&error, remedy))?;
+        let asked = line.receive_sockets().map_err(|it| failed(&it, remedy_of(&it)))?;
         Ok((Self { line, path: path.to_owned() }, asked))
     }
 
@@ -188,8 +179,8 @@ impl Predecessor {
         };
         // Who leaves, or has ended, listens for no further successor.
         match descriptors::connect(&self.path) {
-            Ok(_) => Err(Unrelieved::GoesOn(error)),
-            Err(_) => Err(Unrelieved::Gone(error)),
+            Err(it) if it.kind() != io::ErrorKind::WouldBlock => Err(Unrelieved::Gone(error)),
+            _ => Err(Unrelieved::GoesOn(error)),
         }
     }
 
@@ -229,6 +220,26 @@ impl Line {
                 return Ok(given);
             }
         }
+    }
+}
+
+/// What to do where nobody can be taken over from.
+fn remedy_of(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+            "remedy: no tracker runs there: start without --take-over, or name the running one's \
+             server.state_dir or server.handover_socket"
+        }
+        io::ErrorKind::PermissionDenied => {
+            "remedy: run as the user that the running tracker runs as"
+        }
+        io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => {
+            "remedy: another successor may be starting: try again; if the tracker there hangs, stop \
+             it, then start without --take-over"
+        }
+        // The other one's own words, among others.
+        io::ErrorKind::Other => "remedy: the tracker there goes on; see its log",
+        _ => "remedy: see that server.handover_socket names the running tracker's socket",
     }
 }
 
@@ -543,12 +554,24 @@ mod tests {
     }
 
     #[test]
-    fn where_nobody_is_the_remedy_is_named() {
+    fn where_nobody_is_or_somebody_else_the_remedy_is_named() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("handover.sock");
         let error = Predecessor::ask(&path, &us()).err().unwrap();
         let text = error.to_string();
         assert!(text.contains("handover.sock") && text.contains("remedy: no tracker"), "{text}");
         assert_eq!(error.exit_code(), 1);
+        let _other = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let text = Predecessor::ask(&path, &us()).err().unwrap().to_string();
+        assert!(text.contains("remedy: see that server.handover_socket names"), "{text}");
+    }
+
+    #[test]
+    fn silence_has_a_remedy_of_its_own() {
+        let (here, _there) = Socket::pair(socket2::Domain::UNIX, socket2::Type::SEQPACKET, None)
+            .map(|(here, there)| (Line(here), there))
+            .unwrap();
+        let error = here.hear(Duration::from_millis(1)).unwrap_err();
+        assert!(remedy_of(&error).contains("if the tracker there hangs"), "{error}");
     }
 }

@@ -27,6 +27,9 @@ impl SocketFile {
     pub(super) fn listen(path: &Path) -> io::Result<(Self, Socket)> {
         match descriptors::connect(path) {
             Ok(_) => return Err(io::ErrorKind::AddrInUse.into()),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                return Err(io::ErrorKind::AddrInUse.into());
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(_) if std::fs::symlink_metadata(path)?.file_type().is_socket() => {}
             Err(_) => return Err(io::ErrorKind::AlreadyExists.into()),

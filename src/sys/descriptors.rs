@@ -75,12 +75,16 @@ pub fn listen(path: &Path) -> io::Result<Socket> {
     Ok(socket)
 }
 
+/// How long a listener may leave its queue full.
+const QUEUED_MAX: Duration = Duration::from_secs(5);
+
 /// Connects to what [`listen`]s there.
 ///
 /// # Errors
-/// The kernel's.
+/// The kernel's; `WouldBlock` where somebody listens who accepts nobody.
 pub fn connect(path: &Path) -> io::Result<Socket> {
     let socket = Socket::new(Domain::UNIX, Type::SEQPACKET, None)?;
+    socket.set_write_timeout(Some(QUEUED_MAX))?;
     socket.connect(&SockAddr::unix(path)?)?;
     Ok(socket)
 }
