@@ -1,9 +1,10 @@
 //! What an announce costs in the store: by peers a swarm, by peers in all, hit and miss, one
-//! thread and two, with the batched prefetch that the worker does and without; with no memory left,
-//! and when a large swarm's index grows.
+//! thread and two, with the batched prefetch that the worker does and without; with a budget of
+//! memory, without one, and with none left; and when a large swarm's index grows.
 //!
 //! `cargo bench --bench store` builds up to 10 M peers (1.5 GB); `-- --test` keeps to small stores.
-//! A figure is for one announce, 30 peers wanted; growth is one announce, the slowest there is.
+//! A figure is for one announce, 30 peers wanted; growth is one announce, the slowest there is, and
+//! so is the longest of a swarm that grows to a million peers.
 #![allow(missing_docs, reason = "criterion's macros make undocumented functions")]
 #![allow(clippy::unwrap_used, reason = "a benchmark may fail by panicking")]
 
@@ -181,6 +182,62 @@ fn when_full(criterion: &mut Criterion) {
     group.finish();
 }
 
+/// What keeping account of memory costs where it is never short: announces of those who are there,
+/// and of newcomers, who take some.
+fn by_budget(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("announce/memory_budget");
+    group.throughput(Throughput::Elements(1));
+    let total = if testing() { 1000 } else { 1_000_000 };
+    for (name, bytes_max) in [("none", 0), ("ample", 1 << 40)] {
+        let filled = LazyCell::new(|| {
+            let filled = Filled::new(total, 2);
+            filled.store.allow(Budget { bytes_max, ..Budget::default() });
+            filled
+        });
+        let filled = &filled;
+        group.bench_function(BenchmarkId::new("known", name), |bencher| {
+            let filled: &Filled = filled;
+            bencher.iter_custom(|count| elapsed(|| filled.announces(count, true, 2)));
+        });
+        group.bench_function(BenchmarkId::new("newcomers", name), |bencher| {
+            bencher.iter_custom(|count| {
+                let store = Store::new(Options::default());
+                store.allow(Budget { bytes_max, ..Budget::default() });
+                let mut random = Rng::with_seed(1);
+                let newcomers = (0..u32::try_from(count).unwrap()).map(|it| (it / 16, it));
+                elapsed(|| {
+                    for (torrent, peer) in newcomers {
+                        announce(&store, torrent, peer, &mut [], &mut random);
+                    }
+                })
+            });
+        });
+    }
+    group.finish();
+}
+
+/// The longest announce of a swarm that grows from nobody to a million peers: every doubling of its
+/// arrays and of its index is one of them.
+fn longest(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("announce/longest_while_growing");
+    group.sample_size(10).warm_up_time(Duration::from_millis(1));
+    group.measurement_time(Duration::from_secs(1));
+    let size = if testing() { 3000 } else { 1_000_000 };
+    group.bench_function(BenchmarkId::from_parameter(size), |bencher| {
+        bencher.iter_custom(|count| {
+            let longest = |_| {
+                let store = Store::new(Options::default());
+                let mut random = Rng::with_seed(1);
+                let joins =
+                    (0..size).map(|it| elapsed(|| announce(&store, 0, it, &mut [], &mut random)));
+                joins.max().unwrap_or_default()
+            };
+            (0..count).map(longest).sum()
+        });
+    });
+    group.finish();
+}
+
 /// The one announce that makes a swarm's index double, under its shard's lock.
 fn growth(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("announce/index_doubles");
@@ -209,5 +266,5 @@ fn elapsed<T>(work: impl FnOnce() -> T) -> Duration {
     start.elapsed()
 }
 
-criterion_group!(benches, by_swarm, by_total, when_full, growth);
+criterion_group!(benches, by_swarm, by_total, by_budget, when_full, growth, longest);
 criterion_main!(benches);
