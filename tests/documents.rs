@@ -270,3 +270,36 @@ fn every_link_between_the_documents_leads_somewhere() {
         }
     }
 }
+
+#[test]
+fn every_test_that_the_page_on_faults_names_exists() {
+    let page = documents().into_iter().find(|it| it.path == "docs/faults.md").unwrap();
+    let mut texts = Vec::new();
+    for folder in ["tests", "src"] {
+        let files = rust_files(&Path::new(ROOT).join(folder));
+        texts.extend(files.into_iter().map(|it| fs::read_to_string(it).unwrap()));
+    }
+    let is_test = |it: &&str| it.matches('_').count() >= 3 && !it.contains(['/', '.']);
+    let is_test = |it: &&str| is_test(it) && !it.starts_with("skep_");
+    let named: BTreeSet<_> = page.spans().into_iter().filter(is_test).collect();
+    assert!(named.len() > 20, "{named:?}");
+    for name in named {
+        let is_there = |it: &String| it.contains(&format!("#[test]\nfn {name}()"));
+        let is_inside = |it: &String| it.contains(&format!("#[test]\n    fn {name}()"));
+        assert!(texts.iter().any(|it| is_there(it) || is_inside(it)), "no test {name}");
+    }
+}
+
+/// The Rust files below a folder.
+fn rust_files(folder: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(rust_files(&path));
+        } else if path.extension().is_some_and(|it| it == "rs") {
+            found.push(path);
+        }
+    }
+    found
+}
