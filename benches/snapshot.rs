@@ -133,6 +133,7 @@ fn once(torrents: u32, peers: u32, crowd: u32) {
                 std::thread::sleep(since.elapsed()); // as the server does
                 since = Instant::now();
             }
+            Ok(())
         };
         let saved = folder.save(&store, NOW, NOW.seconds(), &mut between).unwrap();
         let (bytes, ms) = (saved.contents.bytes, start.elapsed().as_millis());

@@ -352,3 +352,24 @@ fn started_as_root_it_becomes_the_user_that_is_named() {
     assert_eq!(output.status.code(), Some(1));
     assert!(log.contains("there is no user no-such-user; remedy"), "{log}");
 }
+
+#[test]
+fn a_snapshot_that_is_being_written_gives_way_and_does_not_delay_the_end() {
+    // The disk takes long: the thread can be looked at, and the end comes meanwhile.
+    let delays = ["trace=fsync", "inject=fsync:delay_enter=500000:when=1"];
+    let Some(mut skep) = injected(&delays, "mmsg") else { return };
+    let admin = skep.admin;
+    let asked = std::thread::spawn(move || common::http_ask(admin, ("POST", "/api/v1/save"), ""));
+    let tasks = format!("/proc/{}/task", skep.id());
+    eventually("a thread saves, and gives way", || {
+        let tasks = std::fs::read_dir(&tasks).unwrap();
+        let stats = tasks.filter_map(|it| std::fs::read_to_string(it.ok()?.path().join("stat")).ok());
+        // The name is in parentheses; niceness is the 17th field behind it (proc_pid_stat(5)).
+        let mut saving = stats.filter(|it| it.contains("(snapshot-save)"));
+        saving.any(|it| it.rsplit(") ").next().unwrap().split(' ').nth(16) == Some("19"))
+    });
+    skep.signal("TERM");
+    assert_eq!(skep.wait().code(), Some(0));
+    assert!(skep.log().contains("the last snapshot is saved"), "{}", skep.log());
+    drop(asked.join());
+}

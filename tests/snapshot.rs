@@ -150,10 +150,10 @@ fn announces_between_slices_lose_nobody_who_stays_and_count_nothing_twice() {
             for torrent in &batch.torrents {
                 *seen.entry(torrent.info_hash).or_default() += torrent.completed;
             }
-            for torrent in next..next + 300 {
+            for torrent in next..next + 75 {
                 join(&store, START, torrent, v4(torrent), Role::Leecher);
             }
-            next += 300;
+            next += 75;
             assert!(next < 4 * count, "it comes to an end");
         }
         let wrong = (0..count).filter(|it| seen.get(&hash(*it)) != Some(&1)).count();

@@ -31,7 +31,7 @@ fn marked(number: u32) -> Store {
 }
 
 fn save<D: Disk>(folder: &Folder<D>, number: u32) -> Result<(), skep::snapshot::SaveError> {
-    folder.save(&marked(number), START, START.seconds(), &mut || {}).map(|_| ())
+    folder.save(&marked(number), START, START.seconds(), &mut || Ok(())).map(|_| ())
 }
 
 /// Which snapshot a start would restore, if any: its mark, once its contents agree with it.
@@ -364,7 +364,7 @@ fn moments_are_kept() {
     let directory = tempfile::tempdir().unwrap();
     let folder = Folder::new(Os, directory.path().to_owned(), TRACKER);
     let at = Now::from_s(1_900_000_000);
-    folder.save(&marked(3), at, at.seconds(), &mut || {}).unwrap();
+    folder.save(&marked(3), at, at.seconds(), &mut || Ok(())).unwrap();
     let it = folder.find(at);
     let header = it.snapshot.as_ref().unwrap().0.header();
     assert_eq!((header.at_s, header.build.as_str()), (at.seconds(), env!("CARGO_PKG_VERSION")));

@@ -6,8 +6,9 @@
 //! and in the figures, and tried again after the interval; nobody is served worse for it.
 
 use std::fs::{File, OpenOptions, TryLockError};
-use std::io;
+use std::io::{self, ErrorKind};
 use std::os::unix::fs::OpenOptionsExt as _;
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -26,6 +27,7 @@ use crate::snapshot::{
     Snapshot, Step,
 };
 use crate::store::{Restored, Store};
+use crate::sys::affinity;
 use crate::sys::clock::Clock;
 use crate::time::Now;
 use crate::tracker;
@@ -150,6 +152,8 @@ pub(super) struct Snapshots {
     /// Whether it has ended, or said that it writes no more.
     is_left_alone: AtomicBool,
     thread: Mutex<Option<(Sender<Order>, JoinHandle<()>)>>,
+    /// Whether only the last snapshot matters any more: one that is being written is given up.
+    is_ending: AtomicBool,
 }
 
 impl Snapshots {
@@ -242,8 +246,10 @@ impl Snapshots {
         told.recv().unwrap_or_else(|_| Err("the tracker is stopping".into()))
     }
 
-    /// Saves a last time, if snapshots are kept, and waits for that.
+    /// Saves a last time, if snapshots are kept, and waits for that. One that is being written is
+    /// given up: it has rested for those who were served, and says less than the last one.
     pub(super) fn stop(&self) {
+        self.is_ending.store(true, Ordering::Relaxed);
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some((orders, thread)) = thread {
             let _ = orders.send(Order::Stop);
@@ -285,8 +291,7 @@ impl SnapshotKeeper {
         self.restore();
         loop {
             let (waiting, is_last) = self.wait(asked);
-            // At the end nobody is served any more: there is nobody to be kind to.
-            let saved = self.save(!is_last);
+            let saved = if is_last { self.save(false) } else { self.save_beside_load() };
             waiting.iter().for_each(|tell| _ = tell.send(saved.clone()));
             if is_last {
                 return;
@@ -450,17 +455,42 @@ impl SnapshotKeeper {
         }
     }
 
+    /// Saves on a thread that gives way to whoever serves, which is for good: the thread ends with
+    /// the snapshot.
+    fn save_beside_load(&mut self) -> Result<(), String> {
+        let saved = thread::scope(|scope| {
+            let thread = thread::Builder::new().name("snapshot-save".into());
+            let thread = thread.spawn_scoped(scope, || {
+                if let Err(error) = affinity::give_way() {
+                    debug!("a snapshot is saved without giving way: {error}");
+                }
+                self.save(true)
+            });
+            thread.map(|it| it.join().unwrap_or_else(|panic| resume_unwind(panic)))
+        });
+        saved.unwrap_or_else(|error| {
+            debug!("no thread to save on that gives way: {error}");
+            self.save(true)
+        })
+    }
+
     /// Saves; says why it could not, to the log and to who has asked. `rests` between slices, as
-    /// long as they take, so that at most half a core is taken.
+    /// long as they take and at most [`REST_MAX`], and gives up when the last one is asked for. (At
+    /// the end nobody is served any more, and nobody to be kind to.)
     fn save(&mut self, rests: bool) -> Result<(), String> {
         let (clock, begun) = (self.clock, self.clock.now());
-        let mut since = begun;
+        let (mut since, snapshots) = (begun, self.snapshots.clone());
         let mut between = || {
-            if rests {
-                let took = Duration::from_nanos(clock.now().ns_since(since));
-                thread::sleep(took.min(REST_MAX));
-                since = clock.now();
+            if !rests {
+                return Ok(());
             }
+            if snapshots.is_ending.load(Ordering::Relaxed) {
+                return Err(ErrorKind::Interrupted.into());
+            }
+            let took = Duration::from_nanos(clock.now().ns_since(since));
+            thread::sleep(took.min(REST_MAX));
+            since = clock.now();
+            Ok(())
         };
         let cleared = self.clear_the_way(begun);
         let saved =
@@ -469,8 +499,21 @@ impl SnapshotKeeper {
             Ok(saved) => {
                 let took_ns = self.clock.now().ns_since(begun);
                 self.snapshots.figures.note_saved(&saved, took_ns);
-                debug!(took_ms = took_ns / 1_000_000, ?saved, "a snapshot is saved");
+                let (contents, took_ms) = (&saved.contents, took_ns / 1_000_000);
+                let (torrents, peers) = (contents.torrents, contents.peers);
+                if rests {
+                    debug!("a snapshot is saved: {torrents} torrents, {peers} peers, {took_ms} ms");
+                } else {
+                    info!(
+                        target: OPERATOR,
+                        "the last snapshot is saved: {torrents} torrents, {peers} peers, \
+                         {took_ms} ms"
+                    );
+                }
                 Ok(())
+            }
+            Err(error) if error.error.kind() == ErrorKind::Interrupted => {
+                Err("the tracker is stopping".into())
             }
             Err(error) => {
                 self.snapshots.figures.note_error(error.step);

@@ -11,8 +11,9 @@
 //! A snapshot is written to the temporary file and synced, the latest becomes the previous one, the
 //! temporary file the latest, and the folder is synced. So whenever the process or the host ends,
 //! one of the two is whole; between the two renames it is the previous one. If the second rename
-//! fails, the first one is undone. An error ends the attempt for good: after a failed fsync(2) a kernel may call pages clean that never reached the
-//! disk, so the file is given up and never synced again.
+//! fails, the first one is undone. An error ends the attempt for good: after a failed fsync(2) a
+//! kernel may call pages clean that never reached the disk, so the file is given up and never synced
+//! again.
 
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
@@ -242,7 +243,8 @@ impl<D: Disk> Folder<D> {
     }
 
     /// Saves a snapshot as of `at`, dated `dated_s` seconds by the wall clock, which is what a
-    /// reader can compare it with. `between` is called between two slices, with no lock held.
+    /// reader can compare it with. `between` is called between two slices, with no lock held; its
+    /// error ends the attempt.
     ///
     /// # Errors
     /// [`SaveError`] with the first thing that fails.
@@ -251,7 +253,7 @@ impl<D: Disk> Folder<D> {
         store: &Store,
         at: Now,
         dated_s: u64,
-        between: &mut dyn FnMut(),
+        between: &mut dyn FnMut() -> io::Result<()>,
     ) -> Result<Saved, SaveError> {
         let temporary = self.path.join(TEMPORARY);
         let written = self.write(&temporary, store, (at, dated_s), between);
@@ -269,7 +271,7 @@ impl<D: Disk> Folder<D> {
         path: &Path,
         store: &Store,
         (at, dated_s): (Now, u64),
-        between: &mut dyn FnMut(),
+        between: &mut dyn FnMut() -> io::Result<()>,
     ) -> Result<Contents, SaveError> {
         let failed = |step: Step| SaveError::at(step, path);
         self.remove_if_there(path).map_err(failed(Step::Create))?;
@@ -374,14 +376,14 @@ fn write_all<W: Write>(
     file: W,
     header: &Header,
     (store, at): (&Store, Now),
-    between: &mut dyn FnMut(),
+    between: &mut dyn FnMut() -> io::Result<()>,
 ) -> io::Result<(W, Contents)> {
     let completed = store.totals().completed;
     let mut export = Export::new(at);
     let (mut batch, mut writer) = (Batch::default(), Writer::new(file, header)?);
     while store.export(&mut export, &mut batch) {
         writer.add(&batch)?;
-        between();
+        between()?;
     }
     writer.finish(completed)
 }

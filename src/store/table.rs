@@ -698,7 +698,7 @@ impl Table {
 }
 
 /// Buckets looked at before a shard's lock is given back.
-pub(super) const SLICE_BUCKETS: usize = 1024;
+pub(super) const SLICE_BUCKETS: usize = 256;
 
 /// A walk that was disturbed so often keeps the lock to the shard's end.
 const RESTARTS_MAX: u32 = 4;

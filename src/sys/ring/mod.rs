@@ -11,8 +11,8 @@
 //! Nothing can stall it: a send may not block (MSG_DONTWAIT), so its slot is free once submitted.
 //!
 //! [`Ring`] keeps the books: which receives are armed, whose a buffer is, which slots are free. The
-//! kernel is behind [`Kernel`]: the real one is [`linux::Linux`], and tests have a double that fails
-//! in every way a kernel may.
+//! kernel is behind [`Kernel`]: the real one is [`Linux`], and tests have a double that fails in
+//! every way a kernel may.
 
 #[cfg(test)]
 pub(crate) mod double;
