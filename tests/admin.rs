@@ -20,6 +20,7 @@ use serde_json::{Value, json};
 use skep::access::disk::{self, Office, Trouble};
 use skep::access::lists::Name;
 use skep::access::mode::Mode;
+use skep::frontend::admin::live::Board;
 use skep::frontend::admin::{Process, router};
 use skep::frontend::stats::Stats;
 use skep::store::{Change, Options, Role, Room, Store, Visit};
@@ -41,6 +42,7 @@ struct Fake {
     token: Mutex<Option<Arc<str>>>,
     office: Mutex<Arc<Office>>,
     folder: tempfile::TempDir,
+    board: Arc<Board>,
 }
 
 /// An office that keeps everything in a folder.
@@ -78,7 +80,8 @@ impl Fake {
         let [well, broken, stopping] = [true, false, false].map(AtomicBool::new);
         let folder = tempfile::tempdir().unwrap();
         let office = Mutex::new(office(folder.path(), Mode::Open));
-        Arc::new(Self { store, well, broken, stopping, token: Mutex::default(), office, folder })
+        let (token, board) = (Mutex::default(), Arc::default());
+        Arc::new(Self { store, well, broken, stopping, token, office, folder, board })
     }
 
     /// Opens an office in another mode.
@@ -120,6 +123,10 @@ impl Process for Fake {
     fn stats(&self) -> Stats {
         let clients = vec![("Transmission".into(), "4.0.6".into(), 9)];
         Stats { torrents: 25, active_torrents: 25, clients, ..Stats::default() }
+    }
+
+    fn board(&self) -> Arc<Board> {
+        self.board.clone()
     }
 
     fn census(&self) -> Census {
@@ -378,6 +385,21 @@ fn every_described_reply_comes_as_described() {
         seen.insert((path.to_owned(), method.to_owned(), reply.status));
     }
     process.damage_lists();
+    process.board.close(); // whoever wants to see live figures is told so
+    let handshake = [
+        LOCALHOST,
+        "Upgrade: websocket",
+        "Connection: Upgrade",
+        "Sec-WebSocket-Version: 13",
+        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+        "Origin: http://localhost:6970",
+    ];
+    let foreign = [&handshake[..5], &["Origin: http://tracker.example"]].concat();
+    for (headers, status) in [(&handshake[..], 503), (&foreign, 403)] {
+        let reply = ask(here, "GET", "/stats/live", headers);
+        described.check(("/stats/live", "GET", status), &reply.headers, &reply.body);
+        seen.insert(("/stats/live".to_owned(), "GET".to_owned(), reply.status));
+    }
     ask_everything(here, &described, &[LOCALHOST], &mut seen);
     let all: BTreeSet<_> = described.replies().into_iter().collect();
     let missing: Vec<_> = all.difference(&seen).collect();
@@ -397,6 +419,10 @@ fn pages_outside_the_api_need_no_token() {
     let policy = page.headers.iter().find(|it| it.0 == "content-security-policy").unwrap();
     assert!(policy.1.starts_with("default-src 'none'"));
     assert!(page.body.contains("Transmission"));
+    assert!(page.body.contains("whom the API serves") && !page.body.contains("1919191919"));
+    let token = "Authorization: Bearer open sesame";
+    let page = ask(address, "GET", "/stats", &["Host: tracker.example", token]).body;
+    assert!(!page.contains("whom the API serves") && page.contains(&"19".repeat(20)));
     assert_eq!(get(address, "/").error().1, "no_such_page");
     assert_eq!(get(address, "/api/v1/nothing").error().1, "no_such_page");
 }

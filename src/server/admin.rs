@@ -6,7 +6,7 @@
 
 use std::io::{self, ErrorKind, IoSlice};
 use std::net::SocketAddr;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -15,11 +15,10 @@ use axum::extract::ConnectInfo;
 use axum::{Extension, Router};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 use tokio::time::{Sleep, sleep};
 
 /// Connections served at once. Others wait in the kernel's queue.
@@ -43,7 +42,7 @@ pub(super) async fn serve(
     mut closed: oneshot::Receiver<()>,
 ) {
     let seats = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    let graceful = GracefulShutdown::new();
+    let (end, ending) = watch::channel(());
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
     loop {
@@ -54,15 +53,25 @@ pub(super) async fn serve(
         let pages = pages.clone().layer(Extension(ConnectInfo(from)));
         let service = TowerToHyperService::new(pages);
         let stream = TokioIo::new(Impatient::new(stream, write_timeout));
-        let connection = graceful.watch(http.serve_connection(stream, service));
+        let connection = http.serve_connection(stream, service).with_upgrades();
+        let mut ending = ending.clone();
         tokio::spawn(async move {
-            // Who goes away in the middle is no concern of ours.
-            let _ = connection.await;
-            drop(seat);
+            let mut connection = pin!(connection);
+            // Who goes away in the middle is no concern of ours. What became a WebSocket is over
+            // here, and sits elsewhere.
+            tokio::select! {
+                _ = connection.as_mut() => {}
+                _ = ending.changed() => {
+                    connection.as_mut().graceful_shutdown();
+                    let _ = connection.await;
+                }
+            }
+            drop((seat, ending));
         });
     }
-    drop(listener);
-    graceful.shutdown().await;
+    drop((listener, ending));
+    let _ = end.send(());
+    end.closed().await;
 }
 
 /// The next connection for which there is a seat.

@@ -16,6 +16,7 @@ use tracing::{info, warn};
 
 use crate::access::disk::{Office, Trouble};
 use crate::config::Config;
+use crate::frontend::admin::live::Board;
 use crate::frontend::admin::{self, Process};
 use crate::frontend::stats::{Pages, Stats};
 use crate::metrics::{StreamCounters, WorkerCounters};
@@ -30,6 +31,7 @@ use crate::server::notify::Manager;
 use crate::server::options;
 use crate::server::reload::{Errand, Reloader, Reloads};
 use crate::server::snapshots::Snapshots;
+use crate::server::statistics::{Counters, Found, Statistics};
 use crate::server::streams::Streams;
 use crate::server::workers::{End, Shared, Workers};
 use crate::time::Now;
@@ -63,6 +65,8 @@ pub(super) struct Control {
     pub(super) predecessor: Option<Predecessor>,
     /// All sockets, to pass on.
     pub(super) estate: Arc<Estate>,
+    /// How datagrams are moved.
+    pub(super) backend: &'static str,
 }
 
 /// Where workers tell of their end.
@@ -102,7 +106,14 @@ pub(super) fn run(base: Base, control: Control) -> Result<(), StartError> {
 
 async fn serve(control: Control, mut signals: Signals) -> Result<(), StartError> {
     let Control { workers, mut streams, mut ended, exporter, reloader, admin, .. } = control;
-    let Control { ready_line, manager, predecessor, estate, .. } = control;
+    let Control { ready_line, manager, predecessor, estate, backend, .. } = control;
+    let tallies = workers.tallies.iter().chain(&streams.tallies).cloned().collect();
+    let statistics = Statistics::new(Counters {
+        workers: workers.counters.clone(),
+        streams: streams.counters.clone(),
+        tallies,
+        backend,
+    });
     let state = Arc::new(State {
         shared: reloader.shared.clone(),
         workers: workers.counters.clone(),
@@ -116,6 +127,7 @@ async fn serve(control: Control, mut signals: Signals) -> Result<(), StartError>
         bouncer: Mutex::new(Bouncer::new()),
         drops_told: AtomicU64::new(0),
         drain_s: AtomicU32::new(0),
+        statistics,
     });
     state.apply(&reloader.config);
     let mut relieved = None;
@@ -162,7 +174,8 @@ async fn serve(control: Control, mut signals: Signals) -> Result<(), StartError>
     let ears = (&mut signals, &mut ended);
     let outcome = drain::wind_down(&state, outcome, running, &manager, ears).await;
     drop(offer);
-    let _ = timeout(LAST_PAGES_MAX, admin).await;
+    let last = async { tokio::join!(admin, state.statistics.board.emptied()) };
+    let _ = timeout(LAST_PAGES_MAX, last).await;
     outcome
 }
 
@@ -331,6 +344,7 @@ pub(super) struct State {
     drops_told: AtomicU64,
     /// How long to serve on once told to end.
     drain_s: AtomicU32,
+    statistics: Statistics,
 }
 
 impl State {
@@ -360,6 +374,34 @@ impl State {
         let drops = self.tick(self.drops_told.load(Ordering::Relaxed));
         self.drops_told.store(drops, Ordering::Relaxed);
         self.renew_pages();
+        self.show_figures(drops);
+    }
+
+    /// Puts up what the statistics page shows.
+    fn show_figures(&self, socket_drops: u64) {
+        let denied = self.bouncer.lock().unwrap_or_else(PoisonError::into_inner).denied();
+        let state = self.ready().err().unwrap_or_else(|| "serving".into());
+        let is_watched = self.statistics.board.viewers() > 0;
+        let store = if is_watched { self.stats() } else { self.stats_without_clients() };
+        let found = Found { socket_drops, denied, state, store };
+        self.statistics.show(self.now(), &self.shared, found);
+    }
+
+    /// Tells everyone who has the statistics page open that there will be no more figures.
+    pub(super) fn close_board(&self) {
+        self.statistics.board.close();
+    }
+
+    fn stats_without_clients(&self) -> Stats {
+        let totals = self.shared.store.totals();
+        Stats {
+            torrents: totals.torrents,
+            active_torrents: totals.active_torrents,
+            seeders: totals.seeders,
+            leechers: totals.leechers,
+            completed: totals.completed,
+            clients: Vec::new(),
+        }
     }
 
     /// The moment after some time from now.
@@ -404,6 +446,7 @@ impl State {
         exporter.update_access(&self.shared.office);
         let denied = self.bounce(&exporter, now);
         exporter.update_snapshots(&self.shared.snapshots.figures);
+        exporter.update_viewers(&self.statistics.board);
         let drops = exporter.socket_drops();
         // The kernel counts what it was told to drop among what it had to.
         if drops > drops_before && denied == 0 {
@@ -465,6 +508,7 @@ impl Process for State {
         exporter.update_access(&self.shared.office);
         exporter.update_heartbeats(self.shared.clock.elapsed_ns_at(self.now()));
         exporter.update_snapshots(&self.shared.snapshots.figures);
+        exporter.update_viewers(&self.statistics.board);
         exporter.render()
     }
 
@@ -489,15 +533,12 @@ impl Process for State {
     }
 
     fn stats(&self) -> Stats {
-        let totals = self.shared.store.totals();
-        Stats {
-            torrents: totals.torrents,
-            active_torrents: totals.active_torrents,
-            seeders: totals.seeders,
-            leechers: totals.leechers,
-            completed: totals.completed,
-            clients: self.shared.clients.estimate(self.now(), &totals),
-        }
+        let clients = self.shared.clients.estimate(self.now(), &self.shared.store.totals());
+        Stats { clients, ..self.stats_without_clients() }
+    }
+
+    fn board(&self) -> Arc<Board> {
+        self.statistics.board.clone()
     }
 
     fn census(&self) -> Census {

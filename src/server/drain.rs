@@ -143,6 +143,7 @@ async fn stop(state: &Arc<State>, running: Running) {
         last.write_last();
     })
     .await;
+    state.close_board();
     drop(running.close_admin);
 }
 
@@ -156,6 +157,7 @@ async fn hand_on(
     let Running { workers, mut streams, close_admin, drain_s, .. } = running;
     let drain = Duration::from_secs(u64::from(drain_s));
     streams.leave(state.now_and(drain));
+    state.close_board(); // their pages turn to the successor
     drop(close_admin);
     let _ = spawn_blocking(move || workers.stop()).await;
     let left = async {

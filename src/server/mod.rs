@@ -28,6 +28,7 @@ mod snapshots;
 mod socket_file;
 mod sockets;
 mod state;
+mod statistics;
 mod streams;
 mod tls;
 mod workers;
@@ -193,6 +194,7 @@ fn assemble(
         manager,
         predecessor,
         estate,
+        backend: choice.backend.label(),
     })
 }
 

@@ -32,13 +32,29 @@ pub(super) async fn guard<P: Process>(
     request: Request,
     next: Next,
 ) -> Response {
-    // Where nobody says whence a request comes, it comes from elsewhere.
-    let is_local = from.is_ok_and(|ConnectInfo(it)| it.ip().to_canonical().is_loopback());
-    let token = admin.process.token();
-    match check(is_local, token.as_deref(), &request) {
+    match judge(&admin, from.ok(), &request) {
         Ok(()) => next.run(request).await,
         Err(problem) => problem.into_response(),
     }
+}
+
+/// Whether the API would serve whoever sends this: for pages that show part of what it tells.
+pub(super) fn admits<P: Process>(
+    admin: &Admin<P>,
+    from: Option<ConnectInfo<SocketAddr>>,
+    request: &Request,
+) -> bool {
+    judge(admin, from, request).is_ok()
+}
+
+fn judge<P: Process>(
+    admin: &Admin<P>,
+    from: Option<ConnectInfo<SocketAddr>>,
+    request: &Request,
+) -> Result<(), Problem> {
+    // Where nobody says whence a request comes, it comes from elsewhere.
+    let is_local = from.is_some_and(|ConnectInfo(it)| it.ip().to_canonical().is_loopback());
+    check(is_local, admin.process.token().as_deref(), request)
 }
 
 fn check(is_local: bool, token: Option<&str>, request: &Request) -> Result<(), Problem> {

@@ -219,7 +219,7 @@ async fn shutdown<P: Process>(State(admin): State<Admin<P>>) -> impl IntoRespons
 }
 
 /// Looks over the store as soon as nobody else does.
-async fn walk<P: Process, T: Send + 'static>(
+pub(super) async fn walk<P: Process, T: Send + 'static>(
     admin: &Admin<P>,
     look: impl FnOnce(&Census) -> T + Send + 'static,
 ) -> Result<T, Problem> {

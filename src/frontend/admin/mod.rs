@@ -9,6 +9,7 @@ mod access;
 mod api;
 mod body;
 mod lists;
+pub mod live;
 mod passkeys;
 mod problem;
 mod registrations;
@@ -23,9 +24,10 @@ use axum::{Router, middleware};
 use tokio::sync::Semaphore;
 
 use crate::access::disk::{Office, Trouble};
-use crate::frontend::stats::{HTML_POLICY, Pages, Stats};
+use crate::frontend::stats::{Pages, Stats};
 use crate::time::Now;
 use crate::tracker::Census;
+use live::{Board, Top};
 use problem::Problem;
 
 /// What the process says of itself.
@@ -54,6 +56,9 @@ pub trait Process: Send + Sync + 'static {
     /// The figures of the statistics pages, as of now.
     fn stats(&self) -> Stats;
 
+    /// Where the statistics page has its figures from.
+    fn board(&self) -> Arc<Board>;
+
     /// A handle for lists of torrents.
     fn census(&self) -> Census;
 
@@ -81,7 +86,7 @@ pub trait Process: Send + Sync + 'static {
 /// The pages and the API. To be served with the connecting address, as an extension
 /// `ConnectInfo<SocketAddr>` of each request.
 pub fn router<P: Process>(process: Arc<P>) -> Router {
-    let admin = Admin { process, walk: Arc::new(Semaphore::new(1)) };
+    let admin = Admin { process, walk: Arc::new(Semaphore::new(1)), top: Top::default() };
     let open = routed(pages());
     let guard = middleware::from_fn_with_state(admin.clone(), access::guard::<P>);
     let guarded = routed(api::routes()).layer(guard);
@@ -93,11 +98,13 @@ struct Admin<P> {
     process: Arc<P>,
     /// Held by the one walk over the store that may be under way.
     walk: Arc<Semaphore>,
+    /// The largest torrents, for the statistics page.
+    top: Top,
 }
 
 impl<P> Clone for Admin<P> {
     fn clone(&self) -> Self {
-        Self { process: self.process.clone(), walk: self.walk.clone() }
+        Self { process: self.process.clone(), walk: self.walk.clone(), top: self.top.clone() }
     }
 }
 
@@ -120,7 +127,8 @@ fn pages<P: Process>() -> Routes<P> {
         ("/livez", get(live)),
         ("/readyz", get(ready)),
         ("/startupz", get(started)),
-        ("/stats", get(stats_page::<P>)),
+        ("/stats", get(live::page::<P>)),
+        ("/stats/live", get(live::socket::<P>)),
         ("/stats.json", get(stats_json::<P>)),
     ]
 }
@@ -128,15 +136,6 @@ fn pages<P: Process>() -> Routes<P> {
 async fn metrics<P: Process>(State(admin): State<Admin<P>>) -> impl IntoResponse {
     let text = (header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8");
     ([text], admin.process.metrics())
-}
-
-async fn stats_page<P: Process>(State(admin): State<Admin<P>>) -> impl IntoResponse {
-    let head = [
-        (header::CONTENT_TYPE, "text/html; charset=utf-8"),
-        (header::CONTENT_SECURITY_POLICY, HTML_POLICY),
-        NOT_KEPT,
-    ];
-    (head, Pages::of(&admin.process.stats()).html)
 }
 
 async fn stats_json<P: Process>(State(admin): State<Admin<P>>) -> impl IntoResponse {
@@ -187,6 +186,10 @@ mod tests {
         }
 
         fn stats(&self) -> Stats {
+            match *self {}
+        }
+
+        fn board(&self) -> Arc<Board> {
             match *self {}
         }
 

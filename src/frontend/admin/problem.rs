@@ -11,6 +11,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
 use super::JSON;
+use super::live::VIEWERS_MAX;
 use crate::access::disk::Trouble;
 
 /// An error reply.
@@ -91,6 +92,32 @@ impl Problem {
         Self::new(StatusCode::FORBIDDEN, "from_browser", message)
     }
 
+    /// No opening handshake of a WebSocket: 426.
+    pub(super) fn no_socket() -> Self {
+        let message = "this is a WebSocket (RFC 6455, version 13), which the page /stats opens";
+        Self::new(StatusCode::UPGRADE_REQUIRED, "no_socket", message)
+    }
+
+    /// A page of another host or port wants to read: 403.
+    pub(super) fn foreign_page() -> Self {
+        let message = "only a page that this host and port have served may read this; behind a \
+                       reverse proxy, have it pass on the header Host";
+        Self::new(StatusCode::FORBIDDEN, "foreign_page", message)
+    }
+
+    /// As many statistics pages are open as may be: 503.
+    pub(super) fn too_many_viewers() -> Self {
+        let message = format!(
+            "{VIEWERS_MAX} statistics pages are open, and no more may be; remedy: close one"
+        );
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "too_many_viewers", message)
+    }
+
+    /// There will be no more figures: 503.
+    pub(super) fn stopping() -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "stopping", "the tracker stops")
+    }
+
     /// No such page: 404.
     pub(super) fn no_such_page() -> Self {
         let message = "there is no such page; /api/v1/openapi.json describes those there are";
@@ -168,6 +195,11 @@ impl IntoResponse for Problem {
         if status == StatusCode::UNAUTHORIZED {
             let scheme = HeaderValue::from_static("Bearer");
             response.headers_mut().insert(header::WWW_AUTHENTICATE, scheme);
+        }
+        if status == StatusCode::UPGRADE_REQUIRED {
+            let wanted = [(header::UPGRADE, "websocket"), (header::SEC_WEBSOCKET_VERSION, "13")];
+            let wanted = wanted.map(|(name, value)| (name, HeaderValue::from_static(value)));
+            response.headers_mut().extend(wanted);
         }
         response
     }

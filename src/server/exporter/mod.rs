@@ -10,6 +10,7 @@ mod limits;
 mod load;
 mod snapshots;
 mod streams;
+mod viewers;
 
 use std::fmt::Write as _;
 use std::net::UdpSocket;
@@ -19,6 +20,7 @@ use metrics::{Counter, Gauge, counter, describe_counter, describe_gauge, gauge};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 
 use crate::access::disk::Office;
+use crate::frontend::admin::live::Board;
 use crate::metrics::{DurationHistogram, IoEvent, StreamCounters, WorkerCounters};
 use crate::server::snapshots::Figures;
 use crate::server::workers::Tallies;
@@ -33,6 +35,7 @@ use limits::LimitSeries;
 use load::LoadSeries;
 use snapshots::SnapshotSeries;
 use streams::StreamSeries;
+use viewers::ViewerSeries;
 
 /// Workers with a label of their own: their up to seven series each, the rest of the list and the
 /// process's own figures keep a scrape below 500 series.
@@ -85,6 +88,7 @@ pub(super) struct Exporter {
     limits: LimitSeries,
     load: LoadSeries,
     snapshots: SnapshotSeries,
+    viewers: ViewerSeries,
 }
 
 impl Exporter {
@@ -117,10 +121,12 @@ impl Exporter {
                 StreamSeries::new(streams),
                 LimitSeries::new(tallies),
                 (LoadSeries::new(), SnapshotSeries::new(), HeartbeatSeries::new()),
+                ViewerSeries::new(),
             )
         };
         let series = metrics::with_local_recorder(&recorder, register);
-        let (families, io_events, store, access, busy, sockets, streams, limits, rest) = series;
+        let (families, io_events, store, access, busy, sockets, streams, limits, rest, viewers) =
+            series;
         let (load, snapshots, heartbeats) = rest;
         Self {
             recorder,
@@ -139,6 +145,7 @@ impl Exporter {
             limits,
             load,
             snapshots,
+            viewers,
         }
     }
 
@@ -177,6 +184,11 @@ impl Exporter {
     /// Brings the series about snapshots up to date.
     pub(super) fn update_snapshots(&self, figures: &Figures) {
         self.snapshots.update(figures);
+    }
+
+    /// Brings the series about the statistics page up to date.
+    pub(super) fn update_viewers(&self, board: &Board) {
+        self.viewers.update(board);
     }
 
     /// Once a second: what only makes sense over a stretch of time, and the library's own upkeep.

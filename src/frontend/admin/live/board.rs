@@ -1,0 +1,325 @@
+//! Where the latest figures hang: the process puts a sample up once a second, whoever has the page
+//! open looks at it.
+//!
+//! A ring keeps one short row for each of the last five minutes' seconds, so its memory is fixed:
+//! about 60 KiB. What is sent is written once for all who look, and not at all while nobody does.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use serde_json::json;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tungstenite::Utf8Bytes;
+
+use super::sample::{Cause, Protocol, Sample, Subject, float};
+use super::tables;
+use crate::types::{Action, Kind};
+
+/// Seconds that a page which has just been opened can look back: as long as something takes to be
+/// noticed, and a row for each is wide enough on a telephone.
+pub const HISTORY_S: usize = 300;
+
+/// Pages that may be open at once: everybody on duty, and a screen on the wall. Each costs the
+/// thread that also scrapes and reloads some 10 KB a second.
+pub const VIEWERS_MAX: usize = ALL_SEATS as usize;
+
+/// [`VIEWERS_MAX`] as the semaphore counts.
+const ALL_SEATS: u32 = 16;
+
+/// The latest figures, the last minutes, and who looks at them.
+pub struct Board {
+    shown: Mutex<Shown>,
+    beat: watch::Sender<Beat>,
+    seats: Arc<Semaphore>,
+    refused: AtomicU64,
+}
+
+#[derive(Default)]
+struct Shown {
+    latest: Option<Arc<Sample>>,
+    /// The rows of the last samples, oldest first.
+    rows: VecDeque<[f64; COLUMNS.len()]>,
+    /// How many samples there have been.
+    samples: u64,
+    /// The latest sample as it is sent, if somebody looked when it came.
+    message: Option<Utf8Bytes>,
+}
+
+impl Shown {
+    /// The last minutes, as they are sent.
+    fn history(&self) -> Utf8Bytes {
+        let message = json!({ "type": "history", "every_s": 1, "history_s": HISTORY_S,
+            "columns": COLUMNS, "rows": self.rows });
+        message.to_string().into()
+    }
+}
+
+/// What viewers wait for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Beat {
+    /// How many samples there have been.
+    pub(super) samples: u64,
+    /// Whether there will be no more.
+    pub(super) is_over: bool,
+}
+
+impl Default for Board {
+    fn default() -> Self {
+        Self {
+            shown: Mutex::default(),
+            beat: watch::Sender::default(),
+            seats: Arc::new(Semaphore::new(VIEWERS_MAX)),
+            refused: AtomicU64::new(0),
+        }
+    }
+}
+
+impl Board {
+    /// Puts up what is true now. To be called once a second.
+    pub fn show(&self, sample: Sample) {
+        let row = row_of(&sample);
+        let message = (self.viewers() > 0).then(|| message_of(&row, &sample));
+        let mut shown = self.shown();
+        if shown.rows.len() == HISTORY_S {
+            shown.rows.pop_front();
+        }
+        shown.rows.push_back(row);
+        shown.latest = Some(Arc::new(sample));
+        shown.message = message;
+        shown.samples += 1;
+        let samples = shown.samples;
+        drop(shown);
+        self.beat.send_modify(|it| it.samples = samples);
+    }
+
+    /// The latest sample.
+    pub fn latest(&self) -> Option<Arc<Sample>> {
+        self.shown().latest.clone()
+    }
+
+    /// How many have the page open.
+    pub fn viewers(&self) -> usize {
+        VIEWERS_MAX - self.seats.available_permits()
+    }
+
+    /// How many were turned away because too many have it open.
+    pub fn refused(&self) -> u64 {
+        self.refused.load(Ordering::Relaxed)
+    }
+
+    /// Tells all viewers that there will be no more, and takes no new ones.
+    pub fn close(&self) {
+        self.beat.send_modify(|it| it.is_over = true);
+    }
+
+    /// Waits until all viewers have been told so.
+    pub async fn emptied(&self) {
+        // Fails only if the semaphore were closed, which nobody does.
+        let _ = self.seats.acquire_many(ALL_SEATS).await;
+    }
+
+    /// A seat for a viewer, for as long as it is held.
+    pub(super) fn seat(&self) -> Result<OwnedSemaphorePermit, NoSeat> {
+        if self.beat.borrow().is_over {
+            return Err(NoSeat::Over);
+        }
+        self.seats.clone().try_acquire_owned().map_err(|_| {
+            self.refused.fetch_add(1, Ordering::Relaxed);
+            NoSeat::Full
+        })
+    }
+
+    /// What to wait for.
+    pub(super) fn beats(&self) -> watch::Receiver<Beat> {
+        self.beat.subscribe()
+    }
+
+    /// What to send to a viewer that has seen so many samples, and how many it has seen then: the
+    /// latest sample if that is all it lacks, else the last minutes.
+    pub(super) fn after(&self, seen: Option<u64>) -> (u64, Utf8Bytes) {
+        let shown = self.shown();
+        let lacks_one = seen.is_some_and(|it| it + 1 == shown.samples);
+        let message = shown.message.clone().filter(|_| lacks_one);
+        (shown.samples, message.unwrap_or_else(|| shown.history()))
+    }
+
+    fn shown(&self) -> MutexGuard<'_, Shown> {
+        self.shown.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Why nobody can be let in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum NoSeat {
+    /// As many look as may.
+    Full,
+    /// The process ends.
+    Over,
+}
+
+/// What charts can show: a row has a number for each.
+pub(super) const COLUMNS: [&str; 23] = [
+    "at_s",
+    "span_s",
+    "connects_per_s",
+    "announces_per_s",
+    "scrapes_per_s",
+    "udp_per_s",
+    "http_per_s",
+    "ws_per_s",
+    "errors_per_s",
+    "queue_full_per_s",
+    "limited_per_s",
+    "shed_per_s",
+    "bad_per_s",
+    "peers_ipv4",
+    "peers_ipv6",
+    "peers_webrtc",
+    "seeders",
+    "leechers",
+    "torrents",
+    "store_bytes",
+    "store_bytes_max",
+    "resident_bytes",
+    "busy_ratio",
+];
+
+/// A sample's row.
+fn row_of(sample: &Sample) -> [f64; COLUMNS.len()] {
+    let action = |it| thousandths(sample.answered(it).per_s);
+    let protocol = |protocol: Protocol| {
+        let flow = sample.sum(|it| matches!(it, Subject::Answered(of, _) if of == protocol));
+        thousandths(flow.per_s)
+    };
+    let cause = |it| thousandths(sample.silenced(it).per_s);
+    let store = &sample.store;
+    let peers = |kind: Kind| float(store.seeders[kind as usize] + store.leechers[kind as usize]);
+    let [connects, announces, scrapes] =
+        [Action::Connect, Action::Announce, Action::Scrape].map(action);
+    let [udp, http, ws] = Protocol::ALL.map(protocol);
+    let [queue_full, limited, shed, bad] = Cause::ALL.map(cause);
+    let memory = &sample.memory;
+    [
+        thousandths(sample.at_s),
+        sample.span_s,
+        connects,
+        announces,
+        scrapes,
+        udp,
+        http,
+        ws,
+        thousandths(sample.errors().per_s),
+        queue_full,
+        limited,
+        shed,
+        bad,
+        peers(Kind::V4),
+        peers(Kind::V6),
+        peers(Kind::Web),
+        float(store.seeders.iter().sum()),
+        float(store.leechers.iter().sum()),
+        float(store.torrents),
+        float(memory.store_bytes),
+        float(memory.store_bytes_max),
+        float(memory.resident_bytes.unwrap_or(0)),
+        thousandths(sample.busiest_ratio()),
+    ]
+}
+
+/// Rounded: more digits say nothing and take bytes.
+fn thousandths(number: f64) -> f64 {
+    (number * 1000.0).round() / 1000.0
+}
+
+/// A sample as it is sent.
+fn message_of(row: &[f64; COLUMNS.len()], sample: &Sample) -> Utf8Bytes {
+    let figures = tables::figures(sample);
+    let tables = tables::tables(sample);
+    let message = json!({ "type": "sample", "row": row, "figures": figures, "tables": tables });
+    message.to_string().into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::sample::Flow;
+    use super::*;
+
+    fn column(name: &str) -> usize {
+        COLUMNS.iter().position(|it| *it == name).unwrap()
+    }
+
+    fn sample(at_s: u32) -> Sample {
+        Sample { at_s: at_s.into(), span_s: 1.0, ..Sample::default() }
+    }
+
+    #[test]
+    fn the_ring_keeps_the_last_five_minutes_and_no_more() {
+        let board = Board::default();
+        (0..400).for_each(|it| board.show(sample(it)));
+        let (samples, history) = board.after(None);
+        let history: serde_json::Value = serde_json::from_str(&history).unwrap();
+        let rows = history["rows"].as_array().unwrap();
+        assert_eq!((samples, rows.len()), (400, HISTORY_S));
+        assert_eq!((&rows[0][0], &rows[HISTORY_S - 1][0]), (&json!(100.0), &json!(399.0)));
+        assert_eq!(history["columns"].as_array().unwrap().len(), rows[0].as_array().unwrap().len());
+    }
+
+    #[tokio::test]
+    async fn who_lacks_one_sample_gets_it_and_who_lacks_more_gets_the_last_minutes() {
+        let board = Board::default();
+        let is_history = |(seen, message): (u64, Utf8Bytes)| {
+            (seen, message.starts_with(r#"{"columns""#) && message.contains(r#""history""#))
+        };
+        board.show(sample(1));
+        assert_eq!(is_history(board.after(Some(0))), (1, true), "nobody looked when it came");
+        let _seat = board.seat().unwrap();
+        board.show(sample(2));
+        assert_eq!(is_history(board.after(Some(1))), (2, false));
+        assert_eq!(is_history(board.after(Some(0))), (2, true));
+        assert_eq!(is_history(board.after(None)), (2, true));
+        let row = serde_json::from_str::<serde_json::Value>(&board.after(Some(1)).1).unwrap();
+        assert_eq!(row["row"][0], json!(2.0));
+    }
+
+    #[test]
+    fn a_row_has_each_figure_in_its_column() {
+        let flow = |per_s| Flow { total: 9, per_s };
+        let flows = vec![
+            (Subject::Answered(Protocol::Udp, Action::Connect), flow(1.0)),
+            (Subject::Answered(Protocol::Udp, Action::Announce), flow(20.0)),
+            (Subject::Answered(Protocol::Http, Action::Announce), flow(300.0)),
+            (Subject::Answered(Protocol::Ws, Action::Scrape), flow(4000.0)),
+            (Subject::QueueFull, flow(0.123_456)),
+        ];
+        let row = row_of(&Sample { flows, ..sample(7) });
+        for (name, expected) in [
+            ("at_s", 7.0),
+            ("connects_per_s", 1.0),
+            ("announces_per_s", 320.0),
+            ("scrapes_per_s", 4000.0),
+            ("udp_per_s", 21.0),
+            ("http_per_s", 300.0),
+            ("ws_per_s", 4000.0),
+            ("queue_full_per_s", 0.123),
+            ("bad_per_s", 0.0),
+        ] {
+            assert_eq!(row[column(name)], expected, "{name}");
+        }
+    }
+
+    #[tokio::test]
+    async fn seats_are_counted_and_none_is_given_at_the_end() {
+        let board = Board::default();
+        let mut seats: Vec<_> = (0..VIEWERS_MAX).map(|_| board.seat().unwrap()).collect();
+        assert_eq!(board.seat().err(), Some(NoSeat::Full));
+        assert_eq!((board.viewers(), board.refused()), (VIEWERS_MAX, 1));
+        seats.pop();
+        drop(board.seat().unwrap());
+        board.close();
+        assert_eq!(board.seat().err(), Some(NoSeat::Over));
+        drop(seats);
+        board.emptied().await;
+        assert_eq!(board.viewers(), 0);
+    }
+}

@@ -1,0 +1,217 @@
+//! `/stats` for operators: all figures in tables, and the script that keeps them up to date.
+//!
+//! The page is one file, `page.html`, with places for figures and tables. It needs nothing from
+//! elsewhere, and the policy that comes with it allows nothing else: the one style sheet and the
+//! one script by their hashes, and a connection to where the page comes from.
+
+use std::fmt::Write as _;
+use std::net::SocketAddr;
+use std::sync::OnceLock;
+
+use axum::extract::rejection::ExtensionRejection;
+use axum::extract::{ConnectInfo, Request, State};
+use axum::http::header;
+use axum::response::IntoResponse;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use sha2::{Digest as _, Sha256};
+
+use super::sample::Sample;
+use super::tables::{self, Column, LAYOUTS, Layout, Rows};
+use crate::frontend::admin::{Admin, NOT_KEPT, Process, access};
+use crate::frontend::stats::escaped;
+
+/// The page, with `{{…}}` where something is filled in.
+const PAGE: &str = include_str!("page.html");
+
+/// Said in place of the largest torrents to those who may not see them.
+const NO_TORRENTS: &str = "Shown to those whom the API serves: from this host, or with the token.";
+
+/// Serves the page.
+pub(in crate::frontend::admin) async fn page<P: Process>(
+    State(admin): State<Admin<P>>,
+    from: Result<ConnectInfo<SocketAddr>, ExtensionRejection>,
+    request: Request,
+) -> impl IntoResponse {
+    let mut sample = admin.process.board().latest().map(|it| (*it).clone()).unwrap_or_default();
+    // As of now: what was counted for viewers may be a second old.
+    sample.store = admin.process.stats();
+    let top = if access::admits(&admin, from.ok(), &request) {
+        Some(tables::top(&admin.top.latest(&admin).await))
+    } else {
+        None
+    };
+    let head = [
+        (header::CONTENT_TYPE, "text/html; charset=utf-8"),
+        (header::CONTENT_SECURITY_POLICY, policy()),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::REFERRER_POLICY, "no-referrer"),
+        NOT_KEPT,
+    ];
+    (head, html(&sample, top))
+}
+
+/// What the browser may do with the page.
+fn policy() -> &'static str {
+    static POLICY: OnceLock<String> = OnceLock::new();
+    POLICY.get_or_init(|| {
+        let hash = |tag| STANDARD.encode(Sha256::digest(inside(PAGE, tag)));
+        let (style, script) = (hash("style"), hash("script"));
+        format!(
+            "default-src 'none'; style-src 'sha256-{style}'; script-src 'sha256-{script}'; \
+             connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        )
+    })
+}
+
+/// What stands in the one element of this name.
+fn inside<'a>(page: &'a str, tag: &str) -> &'a str {
+    let begin = page.find(&format!("<{tag}>")).map(|at| at + tag.len() + 2);
+    let end = page.find(&format!("</{tag}>"));
+    begin.zip(end).and_then(|(begin, end)| page.get(begin..end)).unwrap_or_default()
+}
+
+/// The page with its figures; without `top`, one that says who may see the largest torrents.
+fn html(sample: &Sample, top: Option<Rows>) -> String {
+    let mut figures = String::new();
+    for it in tables::figures(sample) {
+        let (id, name, value) = (it.id, it.name, escaped(&it.value));
+        let _ = write!(figures, "<div><dt>{name}</dt><dd id=\"figure-{id}\">{value}</dd></div>");
+    }
+    let mut of = tables::tables(sample);
+    let mut all = String::new();
+    for layout in &LAYOUTS {
+        let rows = match layout.id {
+            "top" => top.clone(),
+            id => of.remove(id),
+        };
+        section(&mut all, layout, rows.as_deref());
+    }
+    PAGE.replacen("{{figures}}", &figures, 1).replacen("{{tables}}", &all, 1)
+}
+
+fn section(page: &mut String, layout: &Layout, rows: Option<&[Vec<String>]>) {
+    let Layout { id, title, note, columns, empty } = layout;
+    let _ = write!(page, "\n<section id=\"{id}\" aria-labelledby=\"{id}-title\">");
+    let _ = write!(page, "<h2 id=\"{id}-title\">{title}</h2>");
+    let note = if rows.is_some() { note } else { NO_TORRENTS };
+    if !note.is_empty() {
+        let _ = write!(page, "<p>{note}</p>");
+    }
+    if let Some(rows) = rows {
+        let class = if columns.len() == 2 { " class=\"pairs\"" } else { "" };
+        let _ = write!(page, "<table{class} aria-labelledby=\"{id}-title\"><thead><tr>");
+        for column in *columns {
+            let (class, name) = class_and_name(column);
+            let _ = write!(page, "<th scope=\"col\"{class}>{name}</th>");
+        }
+        let _ = write!(page, "</tr></thead><tbody data-empty=\"{empty}\">");
+        for row in rows {
+            cells(page, columns, row);
+        }
+        if rows.is_empty() {
+            let _ = write!(page, "<tr><td colspan=\"{}\">{empty}</td></tr>", columns.len());
+        }
+        *page += "</tbody></table>";
+    }
+    *page += "</section>";
+}
+
+fn cells(page: &mut String, columns: &[Column], row: &[String]) {
+    *page += "<tr>";
+    for (at, (column, text)) in columns.iter().zip(row).enumerate() {
+        let (class, _) = class_and_name(column);
+        let text = escaped(text);
+        let _ = match at {
+            0 => write!(page, "<th scope=\"row\"{class}>{text}</th>"),
+            _ => write!(page, "<td{class}>{text}</td>"),
+        };
+    }
+    *page += "</tr>";
+}
+
+fn class_and_name(column: &Column) -> (&'static str, &'static str) {
+    match column {
+        Column::Text(name) => ("", name),
+        Column::Number(name) => (" class=\"n\"", name),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::frontend::stats::Stats;
+
+    fn sample() -> Sample {
+        let clients = vec![("<b>\"'&".into(), "<script>alert(1)</script>".into(), 4)];
+        Sample {
+            state: "</th><img src=x onerror=alert(1)>".into(),
+            store: Stats {
+                torrents: 1_234_567,
+                seeders: [100, 20, 3],
+                clients,
+                ..Stats::default()
+            },
+            ..Sample::default()
+        }
+    }
+
+    #[test]
+    fn the_page_shows_what_there_is_and_escapes_all_of_it() {
+        let page =
+            html(&sample(), Some(vec![vec!["ab".repeat(20), "7".into(), "8".into(), "9".into()]]));
+        for part in [
+            "<dd id=\"figure-torrents\">1,234,567</dd>",
+            "IPv4</th><td class=\"n\">100</td><td class=\"n\">0</td><td class=\"n\">100</td>",
+            "&lt;b&gt;&quot;&#39;&amp;</th><td>&lt;script&gt;alert(1)&lt;/script&gt;</td>",
+            "&lt;/th&gt;&lt;img src=x onerror=alert(1)&gt;",
+            "abababab</th><td class=\"n\">7</td>",
+            "<td colspan=\"4\">Nothing was refused.</td>",
+        ] {
+            assert!(page.contains(part), "no {part} in\n{page}");
+        }
+        assert_eq!(page.matches("<script").count(), 1);
+        assert!(!page.contains("<img") && !page.contains("{{"));
+    }
+
+    #[test]
+    fn who_may_not_see_torrents_is_told_who_may() {
+        let page = html(&sample(), None);
+        assert!(page.contains(NO_TORRENTS) && !page.contains("Info-hash"));
+        assert!(html(&sample(), Some(Rows::new())).contains("There is no torrent."));
+    }
+
+    #[test]
+    fn the_policy_allows_the_one_style_sheet_and_the_one_script() {
+        let hash = |text: &str| STANDARD.encode(Sha256::digest(text));
+        let page = html(&sample(), None);
+        for (tag, directive) in [("style", "style-src"), ("script", "script-src")] {
+            let text = inside(&page, tag);
+            assert!(text.len() > 500, "{tag}");
+            assert_eq!(page.matches(&format!("<{tag}")).count(), 1);
+            let allowed = format!("{directive} 'sha256-{}';", hash(text));
+            assert!(policy().contains(&allowed), "no {allowed} in {}", policy());
+        }
+        assert!(policy().starts_with("default-src 'none';"));
+        assert!(!page.contains("style=") && !page.contains("http://") || page.contains("w3.org"));
+        assert_eq!(inside("<p>", "p"), "", "never closed");
+    }
+
+    #[test]
+    fn every_element_of_the_page_is_closed() {
+        let page = html(&sample(), Some(Rows::new()));
+        let (before, rest) = page.split_once("<script>").unwrap();
+        let (_, after) = rest.split_once("</script>").unwrap();
+        let page = format!("{before}{after}");
+        let mut open = Vec::new();
+        for tag in page.split('<').skip(1).filter_map(|it| it.split('>').next()) {
+            let name = tag.split(' ').next().unwrap();
+            match name.strip_prefix('/') {
+                Some(name) => assert_eq!(open.pop(), Some(name), "{tag}"),
+                None if ["!doctype", "meta"].contains(&name) => {}
+                None => open.push(name),
+            }
+        }
+        assert_eq!(open, Vec::<&str>::new());
+    }
+}

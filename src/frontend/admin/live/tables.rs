@@ -1,0 +1,434 @@
+//! A sample as people read it: figures, and tables of text.
+//!
+//! The page is written from them and a script only puts newer text in the same places, so what is
+//! seen with and without scripts is the same.
+
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use super::sample::{Cause, Flow, Protocol, Sample, Subject, float};
+use crate::frontend::stats::grouped;
+use crate::tracker::Listed;
+use crate::types::{Action, Dropped, Kind, NotStored, Refusal, Rejected};
+
+/// Rows of clients with a name; the rest is summed up.
+const CLIENT_ROWS_MAX: usize = 15;
+
+/// Workers with a row; the rest is left out, the busiest come first.
+const WORKER_ROWS_MAX: usize = 32;
+
+/// What a table is called, and what stands above its columns.
+pub(super) struct Layout {
+    pub(super) id: &'static str,
+    pub(super) title: &'static str,
+    /// What one has to know to read it.
+    pub(super) note: &'static str,
+    /// The first names the row, the others say something of it.
+    pub(super) columns: &'static [Column],
+    /// What to say where there is no row.
+    pub(super) empty: &'static str,
+}
+
+/// A column's head.
+pub(super) enum Column {
+    /// With text.
+    Text(&'static str),
+    /// With numbers.
+    Number(&'static str),
+}
+
+use Column::{Number, Text};
+
+/// Rows of text.
+pub(super) type Rows = Vec<Vec<String>>;
+
+/// Every table, in the order of the page.
+pub(super) const LAYOUTS: [Layout; 10] = [
+    Layout {
+        id: "requests",
+        title: "Requests answered",
+        note: "A second; the total counts answers between browsers and pages too.",
+        columns: &[
+            Text("Protocol"),
+            Number("Connects"),
+            Number("Announces"),
+            Number("Scrapes"),
+            Number("Total"),
+        ],
+        empty: "",
+    },
+    Layout {
+        id: "peers",
+        title: "Peers",
+        note: "Counted once for each torrent they are in.",
+        columns: &[Text("Reached by"), Number("Seeders"), Number("Leechers"), Number("Peers")],
+        empty: "",
+    },
+    Layout {
+        id: "top",
+        title: "Largest torrents",
+        note: "Looked for every ten seconds while this page is open.",
+        columns: &[Text("Info-hash"), Number("Seeders"), Number("Leechers"), Number("Completed")],
+        empty: "There is no torrent.",
+    },
+    Layout {
+        id: "clients",
+        title: "Clients",
+        note: "Estimated from the announces of the last interval.",
+        columns: &[Text("Client"), Text("Version"), Number("Peers"), Number("Share")],
+        empty: "No client has announced yet.",
+    },
+    Layout {
+        id: "drops",
+        title: "No answer",
+        note: "Datagrams met with silence.",
+        columns: &[Text("Cause"), Text("Reason"), Number("A second"), Number("Total")],
+        empty: "Nothing was dropped.",
+    },
+    Layout {
+        id: "errors",
+        title: "Refused",
+        note: "Requests answered with an error, and announces whose peer was not stored.",
+        columns: &[Text("What"), Text("Reason"), Number("A second"), Number("Total")],
+        empty: "Nothing was refused.",
+    },
+    Layout {
+        id: "limits",
+        title: "Limits",
+        note: "",
+        columns: &[Text("Limit"), Number("Now")],
+        empty: "",
+    },
+    Layout {
+        id: "memory",
+        title: "Memory",
+        note: "",
+        columns: &[Text("Memory"), Number("Now")],
+        empty: "",
+    },
+    Layout {
+        id: "workers",
+        title: "Workers",
+        note: "",
+        columns: &[
+            Text("Worker"),
+            Number("Busy"),
+            Number("Requests a second"),
+            Number("Last turn"),
+        ],
+        empty: "",
+    },
+    Layout {
+        id: "tracker",
+        title: "Tracker",
+        note: "",
+        columns: &[Text("Tracker"), Number("Now")],
+        empty: "",
+    },
+];
+
+/// A figure that most people come for.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+pub(super) struct Figure {
+    pub(super) id: &'static str,
+    pub(super) name: &'static str,
+    pub(super) value: String,
+}
+
+/// The figures at the top of the page.
+pub(super) fn figures(sample: &Sample) -> Vec<Figure> {
+    let store = &sample.store;
+    let figure = |id, name, value| Figure { id, name, value };
+    let peers = store.seeders.iter().chain(&store.leechers).sum();
+    let dropped: Flow = Cause::ALL.into_iter().map(|it| sample.silenced(it)).sum();
+    vec![
+        figure("announces", "Announces a second", rate(sample.answered(Action::Announce).per_s)),
+        figure("scrapes", "Scrapes a second", rate(sample.answered(Action::Scrape).per_s)),
+        figure("dropped", "Dropped a second", rate(dropped.per_s)),
+        figure("peers", "Peers", grouped(peers)),
+        figure("torrents", "Torrents", grouped(store.torrents)),
+        figure("memory", "Memory of the store", bytes(sample.memory.store_bytes)),
+    ]
+}
+
+/// The rows of every table but the largest torrents', by the table's id.
+pub(super) fn tables(sample: &Sample) -> BTreeMap<&'static str, Rows> {
+    BTreeMap::from([
+        ("requests", requests(sample)),
+        ("peers", peers(sample)),
+        ("clients", clients(sample)),
+        ("drops", drops(sample)),
+        ("errors", errors(sample)),
+        ("limits", limits(sample)),
+        ("memory", memory(sample)),
+        ("workers", workers(sample)),
+        ("tracker", tracker(sample)),
+    ])
+}
+
+/// The rows of the largest torrents' table.
+pub(super) fn top(listed: &[Listed]) -> Rows {
+    let row = |it: &Listed| {
+        let counts = [it.counts.seeders, it.counts.leechers, it.counts.completed];
+        let counts = counts.map(|it| grouped(it.into()));
+        [vec![it.info_hash.to_string()], counts.into()].concat()
+    };
+    listed.iter().map(row).collect()
+}
+
+fn requests(sample: &Sample) -> Rows {
+    let row = |name: &str, protocols: &[Protocol]| {
+        let of = |action: Option<Action>| {
+            sample.sum(|it| {
+                matches!(it, Subject::Answered(protocol, what)
+                    if protocols.contains(&protocol) && action.is_none_or(|it| it == what))
+            })
+        };
+        let rates = [Action::Connect, Action::Announce, Action::Scrape];
+        let rates = rates.map(|it| rate(of(Some(it)).per_s));
+        [vec![name.to_owned()], rates.into(), vec![grouped(of(None).total)]].concat()
+    };
+    let each = Protocol::ALL.into_iter().map(|it| row(it.name(), &[it]));
+    each.chain([row("All", &Protocol::ALL)]).collect()
+}
+
+fn peers(sample: &Sample) -> Rows {
+    let (seeders, leechers) = (&sample.store.seeders, &sample.store.leechers);
+    let row = |name: &str, seeders: u64, leechers: u64| {
+        [vec![name.to_owned()], [seeders, leechers, seeders + leechers].map(grouped).into()]
+            .concat()
+    };
+    let of = |kind: Kind, name| row(name, seeders[kind as usize], leechers[kind as usize]);
+    vec![
+        of(Kind::V4, "IPv4"),
+        of(Kind::V6, "IPv6"),
+        of(Kind::Web, "WebRTC"),
+        row("All", seeders.iter().sum(), leechers.iter().sum()),
+    ]
+}
+
+fn clients(sample: &Sample) -> Rows {
+    let mut clients: Vec<_> = sample.store.clients.iter().collect();
+    clients.sort_by_key(|(name, version, peers)| (Reverse(*peers), name, version));
+    let all: u64 = clients.iter().map(|it| it.2).sum();
+    let row = |name: &str, version: String, peers: u64| {
+        let share = float(peers) / float(all.max(1));
+        vec![name.to_owned(), version, grouped(peers), percent(share)]
+    };
+    let (named, rest) = clients.split_at(clients.len().min(CLIENT_ROWS_MAX));
+    let mut rows: Rows =
+        named.iter().map(|(name, version, peers)| row(name, version.clone(), *peers)).collect();
+    if !rest.is_empty() {
+        let peers = rest.iter().map(|it| it.2).sum();
+        rows.push(row("All others", format!("{} more", grouped(rest.len() as u64)), peers));
+    }
+    rows
+}
+
+/// Sums by cause, and each reason that there was.
+fn drops(sample: &Sample) -> Rows {
+    let mut rows = Rows::new();
+    for cause in Cause::ALL {
+        rows.push(counted(cause.name(), "all", sample.silenced(cause)));
+        for reason in Dropped::ALL.into_iter().filter(|it| super::sample::cause_of(*it) == cause) {
+            let flow = sample.flow(Subject::Dropped(reason));
+            rows.extend((flow.total > 0).then(|| counted(cause.name(), reason.label(), flow)));
+        }
+    }
+    rows
+}
+
+/// Each reason that there was.
+fn errors(sample: &Sample) -> Rows {
+    let refused = Refusal::ALL.map(|it| ("Refused", it.label(), Subject::Refused(it)));
+    let rejected = Rejected::ALL.map(|it| ("Error over TCP", it.label(), Subject::Rejected(it)));
+    let not_stored = NotStored::ALL.map(|it| ("Not stored", it.label(), Subject::NotStored(it)));
+    let all = refused.into_iter().chain(rejected).chain(not_stored);
+    let all = all.map(|(what, reason, subject)| (what, reason, sample.flow(subject)));
+    let happened = all.filter(|it| it.2.total > 0);
+    happened.map(|(what, reason, flow)| counted(what, reason, flow)).collect()
+}
+
+fn counted(what: &str, reason: &str, flow: Flow) -> Vec<String> {
+    vec![what.to_owned(), reason.replace('_', " "), rate(flow.per_s), grouped(flow.total)]
+}
+
+fn limits(sample: &Sample) -> Rows {
+    let mut rows = vec![
+        row("Sources are limited", sample.limits.to_owned()),
+        row("Sources over their limit", at_least(sample.limited_sources)),
+        row("Sources denied in the kernel", grouped(sample.denied_sources)),
+    ];
+    for &(subject, flow) in &sample.flows {
+        let (label, what) = match subject {
+            Subject::Limited(label) => (label, "held back"),
+            Subject::Slipped(label) => (label, "answered all the same"),
+            _ => continue,
+        };
+        let label = label.replace('_', " ");
+        rows.push(row(&format!("Over the limit, {label}: {what}"), grouped(flow.total)));
+    }
+    rows
+}
+
+fn memory(sample: &Sample) -> Rows {
+    let it = &sample.memory;
+    let peers: u64 = sample.store.seeders.iter().chain(&sample.store.leechers).sum();
+    let (max, share) = match it.store_bytes_max {
+        0 => ("no bound".to_owned(), "–".to_owned()),
+        max => (bytes(max), percent(float(it.store_bytes) / float(max))),
+    };
+    vec![
+        row("Torrents and peers", bytes(it.store_bytes)),
+        row("They may take", max),
+        row("Used of that", share),
+        row("For each peer", it.store_bytes.checked_div(peers).map_or_else(|| "–".into(), bytes)),
+        row("The whole process", it.resident_bytes.map_or_else(|| "–".into(), bytes)),
+        row("Torrents that made room", grouped(it.evicted)),
+    ]
+}
+
+fn workers(sample: &Sample) -> Rows {
+    let mut workers: Vec<_> = sample.workers.iter().collect();
+    if workers.len() > WORKER_ROWS_MAX {
+        workers.sort_by(|a, b| b.busy_ratio.total_cmp(&a.busy_ratio));
+    }
+    let row = |it: &&super::WorkerLoad| {
+        let silent = format!("{:.0} ms ago", it.silent_s * 1000.0);
+        vec![it.name.clone(), percent(it.busy_ratio), rate(it.requests_per_s), silent]
+    };
+    workers.iter().take(WORKER_ROWS_MAX).map(row).collect()
+}
+
+fn tracker(sample: &Sample) -> Rows {
+    let store = &sample.store;
+    let traffic = |it| format!("{}/s", bytes(rounded(sample.flow(it).per_s)));
+    let snapshot = sample.snapshot_age_s.map_or_else(|| "none".into(), |it| duration(it) + " ago");
+    vec![
+        row("State", sample.state.clone()),
+        row("Version", sample.version.to_owned()),
+        row("Datagrams by", sample.backend.to_owned()),
+        row("Running for", duration(sample.uptime_s)),
+        row("Serves", sample.access.to_owned()),
+        row("Announce interval", duration(sample.interval_s)),
+        row("On its way to the longest", percent(sample.load_ratio)),
+        row("Active torrents", grouped(store.active_torrents)),
+        row("Downloads completed", grouped(store.completed)),
+        row("Received", traffic(Subject::ReceivedBytes)),
+        row("Sent", traffic(Subject::SentBytes)),
+        row("HTTP connections", grouped(sample.connections[0])),
+        row("WebSockets", grouped(sample.connections[1])),
+        row("Latest snapshot", snapshot),
+        row("Open pages like this", grouped(sample.viewers)),
+    ]
+}
+
+fn row(name: &str, value: String) -> Vec<String> {
+    vec![name.to_owned(), value]
+}
+
+/// How many there are at least: more are not counted.
+fn at_least(count: u64) -> String {
+    if count > 0 { format!("{} or more", grouped(count)) } else { "0".into() }
+}
+
+/// A rate: tenths where they say something.
+fn rate(per_s: f64) -> String {
+    if per_s > 0.0 && per_s < 100.0 { format!("{per_s:.1}") } else { grouped(rounded(per_s)) }
+}
+
+/// The nearest whole number.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "casts of floats stay in range, and nothing negative is shown"
+)]
+fn rounded(number: f64) -> u64 {
+    number.round() as u64
+}
+
+fn percent(ratio: f64) -> String {
+    format!("{:.1} %", ratio * 100.0)
+}
+
+/// A number of bytes in the unit that suits it.
+fn bytes(count: u64) -> String {
+    let mut amount = float(count);
+    let mut units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"].into_iter();
+    let mut unit = units.next().unwrap_or_default();
+    for larger in units {
+        if amount < 1024.0 {
+            break;
+        }
+        amount /= 1024.0;
+        unit = larger;
+    }
+    if unit == "B" { format!("{count} B") } else { format!("{amount:.1} {unit}") }
+}
+
+/// Seconds as people say them: the two largest units.
+fn duration(seconds: u64) -> String {
+    let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
+    match () {
+        () if days > 0 => format!("{days} d {} h", hours % 24),
+        () if hours > 0 => format!("{hours} h {} min", minutes % 60),
+        () if minutes > 0 => format!("{minutes} min {} s", seconds % 60),
+        () => format!("{seconds} s"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::frontend::stats::Stats;
+
+    #[test]
+    fn every_table_has_rows_as_wide_as_its_columns() {
+        let flow = Flow { total: 3, per_s: 0.5 };
+        let flows = [
+            Subject::Dropped(Dropped::BadMagic),
+            Subject::Refused(Refusal::PortZero),
+            Subject::Limited("verified"),
+            Subject::Slipped("new_torrent"),
+        ];
+        let sample = Sample {
+            flows: flows.map(|it| (it, flow)).into(),
+            workers: vec![super::super::WorkerLoad::default(); 99],
+            store: Stats {
+                clients: (0..40).map(|it| ("x".into(), it.to_string(), it)).collect(),
+                ..Stats::default()
+            },
+            ..Sample::default()
+        };
+        let tables = tables(&sample);
+        for layout in LAYOUTS.iter().filter(|it| it.id != "top") {
+            let rows = &tables[layout.id];
+            let width = layout.columns.len();
+            assert!(!rows.is_empty() && rows.iter().all(|it| it.len() == width), "{}", layout.id);
+        }
+        assert_eq!(tables.len(), LAYOUTS.len() - 1);
+        assert_eq!(tables["workers"].len(), WORKER_ROWS_MAX);
+        assert_eq!(tables["clients"].len(), CLIENT_ROWS_MAX + 1);
+        assert_eq!(tables["errors"], [["Refused", "port zero", "0.5", "3"]]);
+        assert!(
+            tables["drops"]
+                .contains(&["Not valid", "bad magic", "0.5", "3"].map(str::to_owned).into())
+        );
+    }
+
+    #[test]
+    fn numbers_read_as_people_write_them() {
+        assert_eq!(
+            [0.0, 0.04, 12.34, 99.99, 100.2, 1_234_567.8].map(rate),
+            ["0", "0.0", "12.3", "100.0", "100", "1,234,568"]
+        );
+        assert_eq!([0, 1023, 1536, 5 << 30].map(bytes), ["0 B", "1023 B", "1.5 KiB", "5.0 GiB"]);
+        assert_eq!(
+            [59, 61, 7260, 90_000].map(duration),
+            ["59 s", "1 min 1 s", "2 h 1 min", "1 d 1 h"]
+        );
+        assert_eq!(percent(0.123_45), "12.3 %");
+    }
+}
