@@ -15,9 +15,14 @@
 //! For UDP there is no gap at all: until it has left, the predecessor receives from the same
 //! sockets as the successor, each datagram goes to one of them, and both answer under the same key.
 //! A successor that fails before it says Serving, or falls silent, costs nothing: the predecessor
-//! has never stopped. One that was too slow finds the predecessor still there to be taken over, and
-//! ends: two that serve would not know of each other's peers. Connections wait in the listeners' queues meanwhile, because the two backends
-//! want listeners in different modes, and the mode is the socket's, not the process's.
+//! has never stopped. One that was too slow finds the predecessor still there to be taken over, or
+//! another successor in its place, and ends: two that serve would not know of each other's peers.
+//! Between the two nobody listens for a moment, so it looks for three seconds before it takes the
+//! place for deserted. What remains is one that comes too late just while another needs longer than
+//! that from Serving to its own offer.
+//!
+//! Connections wait in the listeners' queues meanwhile, because the two backends want listeners in
+//! different modes, and the mode is the socket's, not the process's.
 
 use std::io;
 use std::os::fd::AsFd as _;
@@ -62,6 +67,13 @@ const TAKE_BACK_MAX: Duration = Duration::from_secs(5);
 
 /// How often it is tried to open the database afterwards.
 const TAKE_BACK_EVERY: Duration = Duration::from_secs(1);
+
+/// How often a successor that its predecessor did not answer asks whether anybody listens: over
+/// three seconds, longer than it takes to leave, after which the next one listens.
+const DESERTED_ASKS: u32 = 60;
+
+/// How long it waits in between.
+const DESERTED_EVERY: Duration = Duration::from_millis(50);
 
 /// What is said, as JSON, one to a message.
 #[derive(Debug, Serialize, Deserialize)]
@@ -177,11 +189,10 @@ impl Predecessor {
             Ok(_) => out_of_turn(),
             Err(error) => error,
         };
-        // Who leaves, or has ended, listens for no further successor.
-        match descriptors::connect(&self.path) {
-            Err(it) if it.kind() != io::ErrorKind::WouldBlock => Err(Unrelieved::Gone(error)),
-            _ => Err(Unrelieved::GoesOn(error)),
+        if is_deserted(&self.path, || std::thread::sleep(DESERTED_EVERY)) {
+            return Err(Unrelieved::Gone(error));
         }
+        Err(Unrelieved::GoesOn(error))
     }
 
     /// Waits until the other has written down all it knows.
@@ -223,10 +234,28 @@ impl Line {
     }
 }
 
+/// Whether nobody listens there for a successor: neither the predecessor, which has ended, nor one
+/// that it leaves to, which listens soon. `wait` is called between two looks.
+fn is_deserted(path: &Path, mut wait: impl FnMut()) -> bool {
+    for _ in 0..DESERTED_ASKS {
+        match descriptors::connect(path) {
+            Err(error) if is_nobody(&error) => wait(),
+            _ => return false,
+        }
+    }
+    true
+}
+
+/// Whether this says that nobody listens. Whoever may not connect, or has no descriptor to do it
+/// with, has not learned that.
+fn is_nobody(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
+}
+
 /// What to do where nobody can be taken over from.
 fn remedy_of(error: &io::Error) -> &'static str {
     match error.kind() {
-        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+        _ if is_nobody(error) => {
             "remedy: no tracker runs there: start without --take-over, or name the running one's \
              server.state_dir or server.handover_socket"
         }
@@ -234,8 +263,8 @@ fn remedy_of(error: &io::Error) -> &'static str {
             "remedy: run as the user that the running tracker runs as"
         }
         io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => {
-            "remedy: another successor may be starting: try again; if the tracker there hangs, stop \
-             it, then start without --take-over"
+            "remedy: another successor may be starting: try again; if the tracker there hangs, \
+             stop it, then start without --take-over"
         }
         // The other one's own words, among others.
         io::ErrorKind::Other => "remedy: the tracker there goes on; see its log",
@@ -524,6 +553,39 @@ mod tests {
             drop(listener);
             std::fs::remove_file(&path).unwrap();
         }
+    }
+
+    #[test]
+    fn a_place_where_it_cannot_be_found_out_who_listens_is_not_deserted() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("handover.sock");
+        let mut waits = 0;
+        assert!(is_deserted(&path, || waits += 1));
+        assert_eq!(waits, DESERTED_ASKS);
+        std::os::unix::fs::symlink(&path, &path).unwrap(); // ELOOP
+        assert!(!is_deserted(&path, || unreachable!()));
+        std::fs::remove_file(&path).unwrap();
+        let _other = std::os::unix::net::UnixListener::bind(&path).unwrap(); // EPROTOTYPE
+        assert!(!is_deserted(&path, || unreachable!()));
+        let is_nobody = |number| is_nobody(&io::Error::from_raw_os_error(number));
+        assert!([libc::ENOENT, libc::ECONNREFUSED].into_iter().all(is_nobody));
+        let others = [libc::EACCES, libc::EPERM, libc::EMFILE, libc::ENFILE, libc::EAGAIN];
+        assert!(!others.into_iter().any(is_nobody));
+    }
+
+    #[test]
+    fn a_place_to_which_the_next_one_comes_is_not_deserted() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("handover.sock");
+        drop(descriptors::listen(&path).unwrap());
+        let (mut waits, mut next) = (0, None);
+        let is_deserted = is_deserted(&path, || {
+            waits += 1;
+            if waits == 3 {
+                next = Some(SocketFile::replace(&path).unwrap());
+            }
+        });
+        assert!(!is_deserted && next.is_some());
     }
 
     #[test]
