@@ -1,7 +1,7 @@
 //! SIGHUP: reads the settings again, applies what can change while serving, and says what cannot.
 //!
-//! Files are read on a thread of their own: lists may be large and disks may hang, while the control
-//! thread answers probes and feeds the watchdog.
+//! Files are read on a thread of their own: lists may be large and disks may hang, while the
+//! control thread answers probes and feeds the watchdog.
 
 use std::future::pending;
 use std::path::PathBuf;
