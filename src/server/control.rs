@@ -2,6 +2,7 @@
 
 use std::io::Write as _;
 use std::net::TcpListener;
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -48,6 +49,9 @@ const ODDITY_EVERY_S: u64 = 600;
 
 /// How long pages that are under way at the end may take.
 const LAST_PAGES_MAX: Duration = Duration::from_secs(1);
+
+/// How long a successor that is told to end waits for the predecessor's word that it has left.
+const RELIEF_MAX: Duration = Duration::from_secs(5);
 
 /// What the control thread works with.
 pub(super) struct Control {
@@ -107,45 +111,14 @@ pub(super) fn run(base: Base, control: Control) -> Result<(), StartError> {
 async fn serve(control: Control, mut signals: Signals) -> Result<(), StartError> {
     let Control { workers, mut streams, mut ended, exporter, reloader, admin, .. } = control;
     let Control { ready_line, manager, predecessor, estate, backend, .. } = control;
-    let tallies = workers.tallies.iter().chain(&streams.tallies).cloned().collect();
-    let statistics = Statistics::new(Counters {
-        workers: workers.counters.clone(),
-        streams: streams.counters.clone(),
-        tallies,
-        backend,
-    });
-    let state = Arc::new(State {
-        shared: reloader.shared.clone(),
-        workers: workers.counters.clone(),
-        streams: streams.counters.clone(),
-        exporter: Mutex::new(exporter),
-        started: AtomicBool::new(false),
-        stopping: AtomicBool::new(false),
-        token: ArcSwapOption::empty(),
-        asked_to_stop: Notify::new(),
-        warned_of_sources: Mutex::new(None),
-        bouncer: Mutex::new(Bouncer::new()),
-        drops_told: AtomicU64::new(0),
-        drain_s: AtomicU32::new(0),
-        statistics,
-    });
-    state.apply(&reloader.config);
+    let state = Arc::new(State::new(&reloader, exporter, (&workers, &streams), backend));
     let mut relieved = None;
     let has_predecessor = predecessor.is_some();
     if let Some(predecessor) = predecessor {
-        // Who is told to end before it serves leaves the predecessor where it is.
-        tokio::select! {
-            biased;
-            () = signals.second() => return Ok(()),
-            started = await_first_turns(&workers, &streams, &mut ended) => started?,
-        }
-        relieved = match drain::relieve(predecessor, &mut streams).await {
-            Ok(relieved) => relieved,
-            Err(error) => {
-                // What its UDP workers have taken they answer.
-                let _ = spawn_blocking(move || workers.stop()).await;
-                return Err(error);
-            }
+        let (running, ears) = ((&workers, &mut streams), (&mut signals, &mut ended));
+        relieved = match succeed(&state, predecessor, running, ears).await? {
+            Succession::Serves(relieved) => relieved,
+            Succession::Ends => return Ok(()),
         };
     }
     let pages = admin::router(state.clone());
@@ -177,6 +150,46 @@ async fn serve(control: Control, mut signals: Signals) -> Result<(), StartError>
     let last = async { tokio::join!(admin, state.statistics.board.emptied()) };
     let _ = timeout(LAST_PAGES_MAX, last).await;
     outcome
+}
+
+/// What becomes of a successor.
+enum Succession {
+    /// It serves, and the predecessor, if it is there still, has yet to write down what it knows.
+    Serves(Option<Predecessor>),
+    /// It was told to end before.
+    Ends,
+}
+
+/// Takes the predecessor's place as soon as all workers serve.
+async fn succeed(
+    state: &State,
+    predecessor: Predecessor,
+    (workers, streams): (&Workers, &mut Streams),
+    (signals, ended): (&mut Signals, &mut Ends),
+) -> Result<Succession, StartError> {
+    // Who is told to end before it serves leaves the predecessor where it is.
+    tokio::select! {
+        biased;
+        () = signals.second() => return Ok(Succession::Ends),
+        started = await_first_turns(workers, streams, ended) => started?,
+    }
+    let mut relief = pin!(drain::relieve(predecessor, streams));
+    tokio::select! {
+        relieved = &mut relief => return Ok(Succession::Serves(relieved?)),
+        () = signals.second() => {}
+    }
+    // The predecessor is about to leave. If it does, this one has all to end in order.
+    info!(target: OPERATOR, "told to stop: as soon as the predecessor has left");
+    match timeout(RELIEF_MAX, relief).await {
+        Ok(relieved) => {
+            state.asked_to_stop.notify_one();
+            Ok(Succession::Serves(relieved?))
+        }
+        Err(_) => {
+            warn!(target: OPERATOR, "the predecessor has not said that it leaves: see its log");
+            Ok(Succession::Ends)
+        }
+    }
 }
 
 /// Offers the sockets to a successor. Where that cannot be done, everything else goes on.
@@ -284,7 +297,7 @@ async fn watch(
             _ = signals.terminate.recv() => break info!(target: OPERATOR, "stopping on SIGTERM"),
             _ = signals.interrupt.recv() => break info!(target: OPERATOR, "stopping on SIGINT"),
             () = state.asked_to_stop.notified() => {
-                break info!(target: OPERATOR, "stopping as the API was told to");
+                break info!(target: OPERATOR, "stopping as it was asked to");
             }
             Some(it) = successor.recv() => return Ok(Reason::Relieved(it)),
             Some(end) = ended.recv() => return Err(broken(end)),
@@ -336,6 +349,7 @@ pub(super) struct State {
     started: AtomicBool,
     pub(super) stopping: AtomicBool,
     token: ArcSwapOption<Arc<str>>,
+    /// By the API, or by a signal that came before anybody could obey it.
     asked_to_stop: Notify,
     /// When it was last said that clients' addresses do not reach us.
     warned_of_sources: Mutex<Option<Now>>,
@@ -348,6 +362,36 @@ pub(super) struct State {
 }
 
 impl State {
+    fn new(
+        reloader: &Reloader,
+        exporter: Exporter,
+        (workers, streams): (&Workers, &Streams),
+        backend: &'static str,
+    ) -> Self {
+        let it = Self {
+            shared: reloader.shared.clone(),
+            workers: workers.counters.clone(),
+            streams: streams.counters.clone(),
+            exporter: Mutex::new(exporter),
+            started: AtomicBool::new(false),
+            stopping: AtomicBool::new(false),
+            token: ArcSwapOption::empty(),
+            asked_to_stop: Notify::new(),
+            warned_of_sources: Mutex::new(None),
+            bouncer: Mutex::new(Bouncer::new()),
+            drops_told: AtomicU64::new(0),
+            drain_s: AtomicU32::new(0),
+            statistics: Statistics::new(Counters {
+                workers: workers.counters.clone(),
+                streams: streams.counters.clone(),
+                tallies: workers.tallies.iter().chain(&streams.tallies).cloned().collect(),
+                backend,
+            }),
+        };
+        it.apply(&reloader.config);
+        it
+    }
+
     /// Writes the public statistics anew, if they are public.
     fn renew_pages(&self) {
         if self.shared.http.load().public_stats {

@@ -154,8 +154,16 @@ impl Workers {
 
     /// Tells all to end, and waits for that.
     pub(super) fn stop(self) {
+        drop(self);
+    }
+}
+
+/// However a start or the serving ends: sockets may be shared with another process, which does not
+/// answer what was taken from them here.
+impl Drop for Workers {
+    fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
-        for thread in self.threads {
+        for thread in self.threads.drain(..) {
             // A panic would have ended the process.
             let _ = thread.join();
         }
