@@ -214,6 +214,10 @@ const ABOUT_TO_BREAK: &str = "about to break";
 
 /// Serves with a worker that breaks, as the program does, beside a thread that would go on.
 fn break_a_worker() {
+    // A core dump would count as part of the end. One byte prevents it where it would be a file,
+    // and 1 is what the kernel takes for "none" where it would go to a program, unlike 0.
+    let bytes_max = rlimit::Resource::CORE.get_hard().unwrap().min(1);
+    rlimit::Resource::CORE.set(bytes_max, bytes_max).unwrap();
     skep::server::end_with_any_panic();
     let socket = bind_udp("127.0.0.1:0".parse().unwrap(), &UdpOptions::default()).unwrap();
     let address = socket.address();
@@ -229,7 +233,7 @@ fn break_a_worker() {
     });
     eprintln!("{ABOUT_TO_BREAK}");
     UdpSocket::bind("127.0.0.1:0").unwrap().send_to(b"break", address).unwrap();
-    let _ = worker.join();
+    eventually("the worker breaks", || worker.is_finished());
     std::process::exit(0); // the panic has ended a thread, and not the process
 }
 

@@ -254,9 +254,11 @@ impl Puppet {
         act: impl FnOnce(&mut Self),
     ) -> (Self, T) {
         let listener = descriptors::listen(&state.join("handover.sock")).unwrap();
+        descriptors::be_impatient(&listener, DEADLINE).unwrap();
         std::thread::scope(|scope| {
             let started = scope.spawn(start);
-            let line = listener.accept().unwrap().0;
+            let line = listener.accept().expect("a successor").0;
+            descriptors::be_impatient(&line, DEADLINE).unwrap();
             let mut it = Self { listener: Some(listener), line: Some(line) };
             assert!(it.hear().contains("ask"));
             it.say(r#"{"say":"sockets","sockets":[],"last":true}"#);
