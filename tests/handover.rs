@@ -9,10 +9,11 @@ mod stream;
 mod streams;
 
 use std::fs::File;
-use std::io::{Read as _, Write as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Child, ChildStderr, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -276,8 +277,16 @@ impl Puppet {
         (self.listener, self.line) = (None, None);
     }
 
-    fn leave(&mut self) {
+    fn hear_serving(&mut self) {
         assert!(self.hear().contains("serving"));
+    }
+
+    fn leave(&mut self) {
+        self.hear_serving();
+        self.say_left();
+    }
+
+    fn say_left(&mut self) {
         self.listener = None;
         self.say(r#"{"say":"left"}"#);
     }
@@ -311,6 +320,107 @@ fn a_successor_whose_predecessor_has_ended_serves() {
     let (_predecessor, second) = Puppet::asked(folder.path(), start, Puppet::end);
     second.log_with("the predecessor ended out of turn");
     Client::connect(second.udp[0]).announce(&leecher(1, 1));
+}
+
+/// A process that may never be ready; killed when dropped.
+struct Unready {
+    child: Child,
+    log: BufReader<ChildStderr>,
+}
+
+impl Unready {
+    fn spawn(mut command: Command) -> Self {
+        command.args(["--admin", "127.0.0.1:0"]);
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let log = BufReader::new(child.stderr.take().unwrap());
+        Self { child, log }
+    }
+
+    fn terminate(&self) {
+        let kill = format!("kill -TERM {}", self.child.id());
+        assert!(Command::new("/bin/sh").args(["-c", &kill]).status().unwrap().success());
+    }
+
+    /// Reads its log until it holds `needle`, or to its end.
+    fn log_with(&mut self, needle: &str) {
+        let mut text = String::new();
+        while !text.contains(needle) {
+            assert!(self.log.read_line(&mut text).unwrap() > 0, "no {needle:?} in\n{text}");
+        }
+    }
+
+    /// How it ended, and what it wrote to standard output.
+    fn wait(mut self) -> (Option<i32>, String) {
+        let mut status = None;
+        eventually("the process ends", || {
+            status = self.child.try_wait().unwrap();
+            status.is_some()
+        });
+        let mut text = String::new();
+        self.child.stdout.take().unwrap().read_to_string(&mut text).unwrap();
+        (status.unwrap().code(), text)
+    }
+}
+
+impl Drop for Unready {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn a_successor_that_is_told_to_end_before_it_serves_loses_no_datagram() {
+    for io in backends() {
+        let first = first(io, &[]);
+        let state = first.state.as_ref().unwrap().path();
+        let settings = state.join("settings");
+        assert!(Command::new("mkfifo").arg(&settings).status().unwrap().success());
+        let load = Steady::start(first.udp[0], RATE);
+        for _ in 0..5 {
+            let arguments = ["--io", io, "--config", settings.to_str().unwrap()];
+            let successor = Unready::spawn(successor_command(state, &arguments));
+            let mut pipe = None;
+            eventually("it reads its settings", || {
+                let mut writing = File::options();
+                writing.write(true).custom_flags(libc::O_NONBLOCK);
+                pipe = writing.open(&settings).ok();
+                pipe.is_some()
+            });
+            successor.terminate();
+            drop(pipe); // no settings: it goes on
+            assert_eq!(successor.wait(), (Some(0), String::new()));
+            load.wait_for(500);
+        }
+        first.log_with("not taken over, this tracker goes on");
+        assert_eq!(first.get("/readyz").0, 200);
+        let (sent, lost) = load.finish();
+        assert_eq!(lost, 0, "of {sent} with {io}");
+    }
+}
+
+/// A successor that has said that it serves, and was told to end then.
+fn told_while_relieving(state: &Path) -> (Puppet, Unready) {
+    let start = || Unready::spawn(successor_command(state, &[]));
+    let (predecessor, mut successor) = Puppet::asked(state, start, Puppet::hear_serving);
+    successor.terminate();
+    successor.log_with("told to stop: as soon as the predecessor has left");
+    (predecessor, successor)
+}
+
+#[test]
+fn a_successor_that_is_told_to_end_waits_for_its_predecessor_but_not_for_long() {
+    let folder = tempfile::tempdir().unwrap();
+    let (predecessor, mut successor) = told_while_relieving(folder.path());
+    successor.log_with("the predecessor has not said that it leaves");
+    assert_eq!(successor.wait(), (Some(0), String::new()));
+    drop(predecessor);
+    let folder = tempfile::tempdir().unwrap();
+    let (mut predecessor, successor) = told_while_relieving(folder.path());
+    predecessor.say_left();
+    predecessor.say(r#"{"say":"saved"}"#);
+    let (code, ready) = successor.wait();
+    assert!(code == Some(0) && ready.starts_with("ready "), "{code:?} {ready}");
 }
 
 #[test]
