@@ -216,9 +216,9 @@ impl Exporter {
         self.load.update(ratio, options, oddity);
     }
 
-    /// All series as text.
+    /// All series as text, in the same order each time.
     pub(super) fn render(&self) -> String {
-        let mut text = self.handle.render();
+        let mut text = ordered(&self.handle.render());
         self.render_handling(&mut text);
         text
     }
@@ -245,6 +245,27 @@ impl Exporter {
         let _ = writeln!(text, "{HANDLING}_bucket{{le=\"+Inf\"}} {count}");
         let _ = writeln!(text, "{HANDLING}_sum {sum_s}\n{HANDLING}_count {count}");
     }
+}
+
+/// The library keeps families and series in hash maps, and writes them as they come: puts families
+/// in the order of their names, and series in that of their labels, so that two scrapes can be
+/// compared line by line. A family is its comments and its series, a line each, up to an empty line
+/// (line breaks within labels and help are escaped).
+fn ordered(text: &str) -> String {
+    let families = text.split("\n\n").filter(|it| !it.is_empty());
+    let mut families: Vec<Vec<&str>> = families.map(|it| it.lines().collect()).collect();
+    for lines in &mut families {
+        // `# HELP` stands before `# TYPE`, and a number sign before every letter.
+        lines.sort_unstable();
+    }
+    // The name is the third word of either comment.
+    families.sort_by_key(|lines| lines[0].split(' ').nth(2));
+    let mut ordered = String::with_capacity(text.len() + families.len());
+    for line in families.iter().flat_map(|lines| lines.iter().chain([&""])) {
+        ordered.push_str(line);
+        ordered.push('\n');
+    }
+    ordered
 }
 
 /// What can be asked for over UDP.
@@ -627,6 +648,37 @@ mod tests {
         overflow();
         exporter.update(&Totals::default());
         assert_eq!(exporter.socket_drops(), u64::from(dropped() - before));
+    }
+
+    #[test]
+    fn families_and_series_are_in_order_and_complete() {
+        let exporter = || {
+            let mut it = Exporter::new(workers(3), Vec::new(), Vec::new(), Vec::new(), INFO);
+            it.update(&Totals::default());
+            it
+        };
+        let names = |text: &str| -> Vec<String> {
+            text.lines().map(|it| it.rsplit_once(' ').map_or("", |it| it.0).to_owned()).collect()
+        };
+        let first = exporter();
+        let text = first.render();
+        // Hash maps of two exporters are not of the same order, nor those of two renderings.
+        assert_eq!(names(&text), names(&exporter().render()));
+        assert_eq!(names(&text), names(&first.render()));
+        let types = |it: &str| {
+            let types = it.lines().filter_map(|it| it.strip_prefix("# TYPE "));
+            types.map(str::to_owned).collect::<Vec<_>>()
+        };
+        assert!(types(&text).len() > 50, "{text}");
+        assert!(types(&ordered(&first.handle.render())).is_sorted(), "{text}");
+        let lines = |it: &str| {
+            let mut lines = names(it);
+            lines.sort();
+            lines
+        };
+        let unordered = first.handle.render();
+        assert_eq!(lines(&ordered(&unordered)), lines(&unordered), "nothing is lost");
+        assert_eq!(ordered(""), "");
     }
 
     #[test]
