@@ -10,10 +10,12 @@ use common::{Skep, assert_bad_usage, command, run, texts};
 use serde_json::Value;
 use skep::cli::doctor::{Answers, Host, Patient, Severity, examine};
 use skep::config::Config;
-use skep::sys::seccomp::command_without_io_uring;
+use skep::snapshot::{CURRENT, Header, VERSION, Writer};
+use skep::sys::clock::synchronisation;
+use skep::sys::seccomp::{command_without_clock, command_without_io_uring};
 
 /// Every name there is on a host with connection tracking in use.
-const IDS: [&str; 26] = [
+const IDS: [&str; 27] = [
     "addresses.bind",
     "addresses.ipv6",
     "addresses.scope",
@@ -39,6 +41,7 @@ const IDS: [&str; 26] = [
     "state.permissions",
     "state.space",
     "time.clock_source",
+    "time.jumps",
     "time.synchronised",
 ];
 
@@ -135,6 +138,47 @@ fn denied_io_uring_is_told_with_its_remedy() {
     let mut denied = doctor(&state, &["--json", "--io", "auto"]);
     let (found, code) = findings(command_without_io_uring(&mut denied, libc::EPERM));
     assert_eq!(finding(&found, "kernel.io_uring")["severity"], "warning");
+    assert_eq!(code, Some(code_of(&found)));
+}
+
+#[test]
+fn the_kernel_is_asked_whether_the_clock_is_kept_right() {
+    let state = tempfile::tempdir().unwrap();
+    let (found, _) = findings(&mut doctor(&state, &["--json"]));
+    let fact = finding(&found, "time.synchronised")["fact"].as_str().unwrap();
+    let said = match synchronisation() {
+        Ok(it) if it.is_synchronised => "calls it synchronised; estimated error ",
+        Ok(_) => "calls it not synchronised (STA_UNSYNC); estimated error ",
+        Err(_) => "systemd-timesyncd",
+    };
+    assert!(fact.contains(said) || fact.starts_with("cannot tell"), "{fact}");
+    assert_eq!(fact.starts_with("cannot tell"), fact.contains("adjtimex: "), "{fact}");
+    let mut denied = doctor(&state, &["--json"]);
+    let (found, code) = findings(command_without_clock(&mut denied, libc::EPERM));
+    let fact = finding(&found, "time.synchronised")["fact"].as_str().unwrap();
+    let is_left_a_file = fs::exists("/run/systemd/timesync/synchronized").unwrap();
+    let said = if is_left_a_file { "systemd-timesyncd" } else { "(adjtimex: Operation not perm" };
+    assert!(fact.contains(said), "{fact}");
+    assert_eq!(code, Some(code_of(&found)));
+}
+
+#[test]
+fn a_snapshot_of_the_future_tells_that_the_clock_was_set_back() {
+    let state = tempfile::tempdir().unwrap();
+    let (found, _) = findings(&mut doctor(&state, &["--json"]));
+    let it = finding(&found, "time.jumps");
+    assert_eq!(it["severity"], "ok", "{it}");
+    let now_s = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs();
+    let header =
+        Header { version: VERSION, at_s: now_s + 7200, tracker: [1; 16], build: "0".into() };
+    let (bytes, _) = Writer::new(Vec::new(), &header).unwrap().finish(0).unwrap();
+    fs::write(state.path().join(CURRENT), bytes).unwrap();
+    let (found, code) = findings(&mut doctor(&state, &["--json"]));
+    let it = finding(&found, "time.jumps");
+    assert_eq!(it["severity"], "warning", "{it}");
+    let fact = it["fact"].as_str().unwrap();
+    assert!(fact.starts_with("swarms.snapshot is of 7") && fact.ends_with(" s in the future"));
+    assert!(it["remedy"].as_str().unwrap().contains("$ systemctl restart skep"), "{it}");
     assert_eq!(code, Some(code_of(&found)));
 }
 

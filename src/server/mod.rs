@@ -58,6 +58,7 @@ use streams::{Listeners, Streams};
 use workers::Workers;
 
 pub use error::StartError;
+pub(crate) use state::KEY_VARIABLE;
 
 /// Serves until SIGTERM or SIGINT, or until a successor has taken over. Blocks. With `take_over`
 /// the sockets are those of the tracker that runs with the same state directory.

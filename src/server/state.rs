@@ -16,7 +16,7 @@ use crate::frontend::connection_id::KEY_BYTES;
 use crate::snapshot::Identity;
 
 /// The variable that may hold the key: 64 hexadecimal digits, or two keys and a comma between.
-pub(super) const KEY_VARIABLE: &str = "SKEP_CONNECTION_ID_KEY";
+pub(crate) const KEY_VARIABLE: &str = "SKEP_CONNECTION_ID_KEY";
 
 /// The tracker's name in the state directory, which its snapshots carry.
 const IDENTITY_FILE: &str = "tracker.id";

@@ -17,6 +17,6 @@ pub use folder::{
     Aside, CURRENT, Disk, Folder, Found, Os, PREVIOUS, SaveError, Saved, Step, TEMPORARY,
 };
 pub use format::{BLOCK_BYTES_MAX, Contents, Header, Identity, VERSION};
-pub use reader::{Block, Fault, Snapshot};
+pub use reader::{Block, Fault, Snapshot, read_header};
 pub use restore::Restore;
 pub use writer::Writer;

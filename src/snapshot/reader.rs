@@ -213,7 +213,12 @@ impl<R: Read + Seek> Snapshot<R> {
     }
 }
 
-fn read_header(input: &mut impl Read) -> Result<Header, Fault> {
+/// Reads what a snapshot says at its beginning, and that alone: whether the rest is whole is not
+/// looked at.
+///
+/// # Errors
+/// [`Fault`] where it does not begin as snapshots do.
+pub fn read_header(input: &mut impl Read) -> Result<Header, Fault> {
     let mut raw = RawHeader::new_zeroed();
     read(input, raw.as_mut_bytes(), 0)?;
     if raw.magic != MAGIC {

@@ -1,7 +1,10 @@
 //! The clock at the edge: everything further in is told the time.
-#![expect(unsafe_code, reason = "one system call that no safe crate in use offers")]
+#![expect(unsafe_code, reason = "two system calls that no safe crate in use offers")]
 
+use std::io;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use rustix::time::{ClockId, clock_gettime};
 
 use crate::time::Now;
 
@@ -48,9 +51,76 @@ pub fn thread_cpu_ns() -> u64 {
     seconds * 1_000_000_000 + ns
 }
 
+/// What the kernel has been told of the system clock by whoever keeps it right.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Synchronisation {
+    /// Whether anybody keeps it right: neither STA_UNSYNC nor TIME_ERROR.
+    pub is_synchronised: bool,
+    /// How wrong it probably is, in microseconds.
+    pub error_us: u64,
+    /// How wrong it is at most, in microseconds; from 16 s on the kernel calls it unsynchronised.
+    pub error_us_max: u64,
+}
+
+/// Asks the kernel whether the system clock is kept right: adjtimex(2), by which nothing is set.
+///
+/// # Errors
+/// Those of the system call: sandboxes deny it together with the setting of clocks.
+pub fn synchronisation() -> io::Result<Synchronisation> {
+    // SAFETY: integers alone, for each of which zero is a value. `modes` of zero sets nothing.
+    let mut told: libc::timex = unsafe { std::mem::zeroed() };
+    // SAFETY: the value is ours alone and lives during the call, which fills it in.
+    let state = unsafe { libc::adjtimex(&raw mut told) };
+    if state == -1 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(Synchronisation {
+        is_synchronised: state != libc::TIME_ERROR && told.status & libc::STA_UNSYNC == 0,
+        error_us: u64::try_from(told.esterror).unwrap_or(0),
+        error_us_max: u64::try_from(told.maxerror).unwrap_or(0),
+    })
+}
+
+/// Whether the system clock is set while somebody watches: held against a clock that nobody can
+/// set, and that goes on while the host sleeps.
+#[derive(Clone, Copy, Debug)]
+pub struct Watch {
+    lead_ns: i64,
+}
+
+impl Watch {
+    /// Begins to watch.
+    pub fn start() -> Self {
+        Self { lead_ns: lead_ns() }
+    }
+
+    /// By how many nanoseconds the system clock was set forward since; below zero: back. Both
+    /// clocks are sped up and slowed down alike, so that is not seen.
+    pub fn set_ns(&self) -> i64 {
+        lead_ns() - self.lead_ns
+    }
+}
+
+/// How far the system clock is ahead of the one since boot, in nanoseconds.
+fn lead_ns() -> i64 {
+    // Between two readings another thread may have its turn: the closest pair counts.
+    const TRIES: usize = 8;
+    let read_ns = |id| {
+        let time = clock_gettime(id);
+        time.tv_sec * 1_000_000_000 + time.tv_nsec
+    };
+    let pair = || {
+        let before_ns = read_ns(ClockId::Boottime);
+        let wall_ns = read_ns(ClockId::Realtime);
+        let passed_ns = read_ns(ClockId::Boottime) - before_ns;
+        (passed_ns, wall_ns - before_ns)
+    };
+    std::iter::repeat_with(pair).take(TRIES).min().map_or(0, |it| it.1)
+}
+
 /// Microseconds of the monotonic clock, as the service manager counts them.
 pub fn monotonic_us() -> u64 {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    let time = clock_gettime(ClockId::Monotonic);
     let [seconds, ns] = [time.tv_sec, time.tv_nsec].map(|it| u64::try_from(it).unwrap_or(0));
     seconds * 1_000_000 + ns / 1000
 }
@@ -67,6 +137,27 @@ mod tests {
         assert!(first.seconds().abs_diff(wall) <= 1);
         while clock.now() == first {}
         assert!(clock.now() > first);
+    }
+
+    #[test]
+    fn the_kernel_tells_of_the_clock_or_why_it_does_not() {
+        match synchronisation() {
+            // Where nobody keeps it right, the kernel lets the error grow up to 16 s.
+            Ok(it) => assert!(!it.is_synchronised || it.error_us_max < 16_000_000, "{it:?}"),
+            Err(error) => assert_eq!(error.kind(), io::ErrorKind::PermissionDenied),
+        }
+    }
+
+    #[test]
+    fn a_clock_that_nobody_sets_is_not_seen_to_be_set() {
+        let watch = Watch::start();
+        let until_ns = thread_cpu_ns() + 20_000_000;
+        while thread_cpu_ns() < until_ns {}
+        assert!(watch.set_ns().abs() < 10_000_000, "{}", watch.set_ns());
+        let since_epoch = Clock::start().now().ns();
+        let earlier = Watch { lead_ns: watch.lead_ns - 3_600_000_000_000 };
+        assert!(earlier.set_ns() > 3_599_000_000_000, "an hour forward");
+        assert!(watch.lead_ns > 0 && watch.lead_ns.unsigned_abs() < since_epoch);
     }
 
     #[test]

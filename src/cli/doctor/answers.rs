@@ -3,7 +3,8 @@
 //! Plain values, asked for once, so that every judgement of them can be tested. Sockets are bound
 //! to ports of the kernel's choice and closed again; nothing is left behind, and no file is made.
 
-use std::io::{self, Read as _, Write as _};
+use std::fs::File;
+use std::io::{self, ErrorKind, Read as _, Write as _};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -14,8 +15,9 @@ use rustix::fs::{Access, AtFlags, CWD, accessat, statvfs};
 
 use crate::client::http::{Body, head, unchunk};
 use crate::config::Config;
-use crate::server;
-use crate::sys::clock::Clock;
+use crate::server::{self, KEY_VARIABLE};
+use crate::snapshot::{CURRENT, PREVIOUS, read_header};
+use crate::sys::clock::{Clock, Synchronisation, Watch, synchronisation};
 use crate::sys::filter::{self, SOURCES_MAX};
 use crate::sys::socket::{BoundUdp, UdpOptions, bind_udp};
 use crate::sys::{affinity, memory, probe};
@@ -51,6 +53,21 @@ pub struct Answers {
     pub state: Result<StateHome, String>,
     /// Whether Kubernetes has started this process.
     pub in_kubernetes: bool,
+    /// Whether the environment has a connection-id key, as several nodes share one.
+    pub has_key_variable: bool,
+    /// The system clock.
+    pub clock: WallClock,
+}
+
+/// The system clock, as it was while the questions were asked.
+#[derive(Clone, Debug)]
+pub struct WallClock {
+    /// What the kernel says of who keeps it right.
+    pub synchronisation: Result<Synchronisation, String>,
+    /// What it shows, in seconds since the Unix epoch.
+    pub now_s: u64,
+    /// By how many nanoseconds it was set forward meanwhile; below zero: back.
+    pub set_ns: i64,
 }
 
 /// Why io_uring does not work.
@@ -73,11 +90,14 @@ pub struct StateHome {
     pub writable: Result<(), String>,
     /// Bytes free for this user, and files that can still be made, on its file system.
     pub free: Result<(u64, u64), String>,
+    /// The snapshots there are, by name: when each was taken, in seconds since the Unix epoch.
+    pub snapshots: Vec<(&'static str, Result<u64, String>)>,
 }
 
 impl Answers {
     /// Asks the host this process runs on about what a configuration needs.
     pub fn gather(config: &Config) -> Self {
+        let watch = Watch::start();
         Self {
             io_uring: probe::probe().map_err(|error| Denial::of(&error.to_string())),
             receive_buffer: bind(config).map(|it| it.receive_buffer_bytes()).map_err(text),
@@ -90,6 +110,13 @@ impl Answers {
             metrics: metrics(reachable(config.admin.listen)).map_err(text),
             state: server::state_directory(config).map(StateHome::look),
             in_kubernetes: std::env::var_os("KUBERNETES_SERVICE_HOST").is_some(),
+            has_key_variable: std::env::var_os(KEY_VARIABLE).is_some(),
+            // The last one: the clock is watched for as long as anything is asked.
+            clock: WallClock {
+                synchronisation: synchronisation().map_err(text),
+                now_s: Clock::start().now().seconds(),
+                set_ns: watch.set_ns(),
+            },
         }
     }
 }
@@ -115,7 +142,20 @@ impl StateHome {
         } else {
             Err(format!("{} is no directory", there.display()))
         };
-        Self { writable, free: free.map_err(text), mode, path }
+        let dated = |name| Some((name, dated(&path.join(name))?));
+        let snapshots = [CURRENT, PREVIOUS].into_iter().filter_map(dated).collect();
+        Self { writable, free: free.map_err(text), mode, snapshots, path }
+    }
+}
+
+/// When a snapshot was taken, in seconds since the Unix epoch; `None` where there is none.
+fn dated(path: &Path) -> Option<Result<u64, String>> {
+    match File::open(path) {
+        Ok(mut file) => Some(read_header(&mut file).map(|it| it.at_s).map_err(text)),
+        Err(error) if [ErrorKind::NotFound, ErrorKind::NotADirectory].contains(&error.kind()) => {
+            None
+        }
+        Err(error) => Some(Err(text(error))),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::finding::{Check, Finding};
 use super::host::{Host, Unread};
-use super::{Patient, size};
+use super::{Patient, container, size};
 
 const RECEIVE: Check = Check::new(
     "network.receive_buffer",
@@ -146,14 +146,32 @@ fn backlog(it: &Patient) -> Finding {
     };
     let of_core = |line: &str| u64::from_str_radix(line.split_whitespace().nth(1)?, 16).ok();
     let dropped: u64 = text.lines().filter_map(of_core).sum();
+    let elsewhere = elsewhere(it);
+    // The file counts by core, and knows no namespaces; the sysctl is not to be found in others.
+    let (whose, at) = match &elsewhere {
+        Some(place) => (format!(", for the whole host, not this {place} alone"), "on the host: "),
+        None => (String::new(), ""),
+    };
     match dropped {
-        0 => BACKLOG.ok("no packet was dropped"),
+        0 => BACKLOG.ok(format!("no packet was dropped{whose}")),
         _ => BACKLOG.warning(
-            format!("{dropped} packets were dropped since boot"),
-            "$ sysctl -w net.core.netdev_max_backlog=40000\nand the same in /etc/sysctl.d \
-             (deploy/systemd/99-skep.conf)",
+            format!("{dropped} packets were dropped since boot{whose}"),
+            format!(
+                "{at}the queue longer, there and in /etc/sysctl.d (deploy/systemd/99-skep.conf)\n\
+                 $ sysctl -w net.core.netdev_max_backlog=40000"
+            ),
         ),
     }
+}
+
+/// Where this is, if not in the host's own network, as far as can be seen from here.
+fn elsewhere(it: &Patient) -> Option<String> {
+    let network = |process: &str| it.host.link(&format!("/proc/{process}/ns/net")).ok();
+    if let Some(name) = container::runtime_name(it) {
+        return Some(format!("container ({name})"));
+    }
+    let (ours, first) = (network("self")?, network("1")?);
+    (ours != first).then(|| format!("network namespace ({})", ours.display()))
 }
 
 fn filter(it: &Patient) -> Finding {
@@ -241,7 +259,29 @@ mod tests {
         assert_eq!(judge("00ff 00000000 00000001\n00ff 00000000 00000001\n").0, Severity::Ok);
         let (severity, text) = judge("00ff 00000010 00000001\n00ff 00000001 00000001\n");
         assert_eq!(severity, Severity::Warning);
-        assert!(text.starts_with("17 packets"), "{text}");
+        assert!(text.starts_with("17 packets were dropped since boot\n"), "{text}");
+    }
+
+    #[test]
+    fn drops_of_the_whole_host_are_called_that_where_it_is_not_all_ours() {
+        let judge = |fake: Fake, drops: &str| {
+            let fake = fake.with("/proc/net/softnet_stat", &format!("00ff {drops} 00000001\n"));
+            found(&examine(&fake.it), "network.backlog")
+        };
+        let spaces = |first: &str| {
+            Fake::new().linked("/proc/self/ns/net", "net:[2]").linked("/proc/1/ns/net", first)
+        };
+        let (severity, text) = judge(spaces("net:[1]"), "00000003");
+        assert_eq!(severity, Severity::Warning);
+        let whose = "for the whole host, not this network namespace (net:[2]) alone";
+        assert!(text.contains(whose) && text.contains("on the host: "), "{text}");
+        let (severity, text) = judge(Fake::new().with("/.dockerenv", ""), "00000000");
+        assert_eq!(severity, Severity::Ok);
+        assert!(text.contains("whole host, not this container (Docker) alone"), "{text}");
+        let own = [spaces("net:[2]"), Fake::new().linked("/proc/self/ns/net", "net:[2]")];
+        for fake in own {
+            assert!(!judge(fake, "00000003").1.contains("whole host"));
+        }
     }
 
     #[test]

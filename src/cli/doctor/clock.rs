@@ -1,7 +1,9 @@
-//! Findings on time: what it costs to read the clock, and whether somebody sets it.
+//! Findings on time: what it costs to read the clock, whether somebody keeps it right, and whether
+//! it jumps.
 
 use super::Patient;
 use super::finding::{Check, Finding};
+use crate::sys::clock::Synchronisation;
 
 const SOURCE: Check = Check::new(
     "time.clock_source",
@@ -10,8 +12,15 @@ const SOURCE: Check = Check::new(
 );
 const SYNCHRONISED: Check = Check::new(
     "time.synchronised",
-    "skep's own time never jumps: it starts with the system clock and goes on by itself. But nodes \
-     that share a connection-id key, certificates and the log need the true time.",
+    "skep's time starts with the system clock and goes on by itself. Nodes that share a \
+     connection-id key refuse each other's ids once they are a minute apart; snapshots, \
+     certificates and the log go by the true time.",
+);
+const JUMPS: Check = Check::new(
+    "time.jumps",
+    "A running tracker does not notice (its time never jumps), and is off from then on: its nodes \
+     may refuse each other's ids, and after a restart peers of a snapshot from the future do not \
+     age by the time that passed.",
 );
 
 const FOLDER: &str = "/sys/devices/system/clocksource/clocksource0";
@@ -20,8 +29,14 @@ const FOLDER: &str = "/sys/devices/system/clocksource/clocksource0";
 const FAST: [&str; 5] =
     ["tsc", "kvm-clock", "hyperv_clocksource_tsc_page", "arch_sys_counter", "riscv_clocksource"];
 
+/// By how many seconds a date may lie ahead: dates are whole seconds, asked for one after another.
+const AHEAD_S_MAX: u64 = 2;
+
+/// From here on the clock was set, in nanoseconds: a crowded host delays a reading by less.
+const SET_NS_MIN: u64 = 100_000_000;
+
 pub(super) fn examine(it: &Patient) -> Vec<Finding> {
-    vec![source(it), synchronised(it)]
+    vec![source(it), synchronised(it), jumps(it)]
 }
 
 fn source(it: &Patient) -> Finding {
@@ -48,21 +63,106 @@ fn source(it: &Patient) -> Finding {
     )
 }
 
-/// The kernel tells by adjtimex(2) alone, which no safe crate in use offers; systemd-timesyncd
-/// leaves a file.
 fn synchronised(it: &Patient) -> Finding {
-    if it.host.has("/run/systemd/timesync/synchronized") {
-        return SYNCHRONISED.ok("systemd-timesyncd has set the clock since boot");
+    const REMEDY: &str = "let chrony or systemd-timesyncd keep it right (of a container: on its \
+                          host)\n$ apt-get install chrony\n$ chronyc tracking";
+    match &it.answers.clock.synchronisation {
+        Ok(told) if told.is_synchronised => {
+            SYNCHRONISED.ok(format!("the kernel calls it synchronised; {}", errors(told)))
+        }
+        Ok(told) => {
+            let fact = format!(
+                "the kernel calls it not synchronised (STA_UNSYNC); {}: nobody keeps it right",
+                errors(told)
+            );
+            let is_shared = it.answers.has_key_variable || !it.config.udp.key_file.is_empty();
+            if is_shared {
+                let fact = format!("{fact}, and this node's connection-id key may be shared");
+                SYNCHRONISED.warning(fact, REMEDY)
+            } else {
+                SYNCHRONISED.info(fact).remedied(REMEDY)
+            }
+        }
+        // The service that has set it leaves a file, which says as much for as long as it is up.
+        Err(_) if it.host.has("/run/systemd/timesync/synchronized") => {
+            SYNCHRONISED.ok("systemd-timesyncd has set the clock since boot")
+        }
+        Err(error) => SYNCHRONISED
+            .info(format!("cannot tell: the kernel was not to be asked (adjtimex: {error})"))
+            .remedied(
+                "run `skep doctor` outside of the container or sandbox, or ask there\n\
+                 $ timedatectl show -p NTPSynchronized",
+            ),
     }
-    SYNCHRONISED.info("systemd-timesyncd has not set the clock; another service may have").remedied(
-        "see that this says yes, else install chrony\n$ timedatectl show -p NTPSynchronized",
-    )
+}
+
+fn errors(it: &Synchronisation) -> String {
+    let [probable, most] = [it.error_us, it.error_us_max].map(|us| {
+        let tenths = us / 100; // of a millisecond
+        format!("{}.{} ms", tenths / 10, tenths % 10)
+    });
+    format!("estimated error {probable}, at most {most}")
+}
+
+fn jumps(it: &Patient) -> Finding {
+    let mut signs = ahead(it);
+    let set_ns = it.answers.clock.set_ns;
+    if set_ns.unsigned_abs() >= SET_NS_MIN {
+        let (tenths, way) =
+            (set_ns.unsigned_abs() / 100_000_000, if set_ns < 0 { "back" } else { "forward" });
+        signs.push(format!(
+            "the clock was set {way} by {}.{} s while this was found out",
+            tenths / 10,
+            tenths % 10
+        ));
+    }
+    if !signs.is_empty() {
+        return JUMPS.warning(
+            signs.join("; "),
+            "have it set before skep starts (After=time-sync.target, with chrony-wait or \
+             systemd-time-wait-sync), and from then on only sped up or slowed down (chrony: \
+             makestep 1 3); then let the tracker start anew, which takes up the time as it is\n\
+             $ systemctl restart skep",
+        );
+    }
+    let snapshots = it.answers.state.iter().flat_map(|it| &it.snapshots);
+    let unread = snapshots.filter_map(|(name, at_s)| Some((name, at_s.as_ref().err()?)));
+    match unread.into_iter().next() {
+        Some((name, reason)) => JUMPS
+            .info(format!("cannot tell when {name} was taken: {reason}"))
+            .remedied("look again as the tracker's user, or as root\n$ sudo -u skep skep doctor"),
+        None => JUMPS.ok("it was not set while this was found out, and nothing is of the future"),
+    }
+}
+
+/// What is dated later than now: when it was written, the clock was ahead of what it is.
+fn ahead(it: &Patient) -> Vec<String> {
+    let by = |at_s: u64| {
+        let ahead_s = at_s.saturating_sub(it.answers.clock.now_s);
+        (ahead_s > AHEAD_S_MAX).then(|| format!("is of {ahead_s} s in the future"))
+    };
+    let snapshots = it.answers.state.iter().flat_map(|it| &it.snapshots);
+    let dated = |it: &(&str, Result<u64, String>)| {
+        Some(format!("{} {}", it.0, by(it.1.as_ref().ok().copied()?)?))
+    };
+    let mut signs: Vec<_> = snapshots.filter_map(dated).collect();
+    let latest = last_success_s(it).and_then(by);
+    signs.extend(latest.map(|it| format!("the running tracker's latest snapshot {it}")));
+    signs
+}
+
+/// When the running tracker, if there is one, last took a snapshot.
+fn last_success_s(it: &Patient) -> Option<u64> {
+    const SERIES: &str = "skep_snapshot_last_success_timestamp_seconds ";
+    let metrics = it.answers.metrics.as_ref().ok()?;
+    let value = metrics.lines().find_map(|it| it.strip_prefix(SERIES))?;
+    value.trim().parse().ok()
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::Severity;
-    use super::super::fake::{Fake, found};
+    use super::super::fake::{Fake, NOW_S, found};
     use super::*;
 
     fn judge(current: &str, available: &str) -> (Severity, String) {
@@ -86,11 +186,91 @@ mod tests {
         assert_eq!(unread.0, Severity::Info);
     }
 
+    fn told(is_synchronised: bool, error_us_max: u64) -> Synchronisation {
+        Synchronisation { is_synchronised, error_us: 1_250, error_us_max }
+    }
+
     #[test]
-    fn a_clock_that_timesyncd_has_set_is_well() {
-        let id = "time.synchronised";
-        let fake = Fake::new().with("/run/systemd/timesync/synchronized", "");
-        assert_eq!(found(&examine(&fake.it), id).0, Severity::Ok);
-        assert_eq!(found(&examine(&Fake::new().it), id).0, Severity::Info);
+    fn a_clock_that_nobody_keeps_right_matters_most_where_nodes_share_a_key() {
+        let judge = |it: &Fake| found(&examine(&it.it), "time.synchronised");
+        let mut fake = Fake::new();
+        fake.it.answers.clock.synchronisation = Ok(told(true, 12_000));
+        let (severity, text) = judge(&fake);
+        assert_eq!(severity, Severity::Ok);
+        assert!(text.contains("estimated error 1.2 ms, at most 12.0 ms"), "{text}");
+        fake.it.answers.clock.synchronisation = Ok(told(false, 16_000_000));
+        let (severity, text) = judge(&fake);
+        assert_eq!(severity, Severity::Info);
+        assert!(text.contains("STA_UNSYNC") && text.contains("$ apt-get install chrony"), "{text}");
+        let shared = fake.configured("[udp]\nkey_file = \"/etc/skep/connection_id.key\"");
+        let (severity, text) = judge(&shared);
+        assert_eq!(severity, Severity::Warning);
+        assert!(text.contains("key may be shared"), "{text}");
+        let mut variable = shared.configured("");
+        assert_eq!(judge(&variable).0, Severity::Info);
+        variable.it.answers.has_key_variable = true;
+        assert_eq!(judge(&variable).0, Severity::Warning);
+    }
+
+    #[test]
+    fn where_the_kernel_is_not_to_be_asked_the_file_of_timesyncd_is_looked_for() {
+        let judge = |mut fake: Fake| {
+            fake.it.answers.clock.synchronisation = Err("Operation not permitted".into());
+            found(&examine(&fake.it), "time.synchronised")
+        };
+        let (severity, text) = judge(Fake::new());
+        assert_eq!(severity, Severity::Info);
+        assert!(text.contains("cannot tell") && text.contains("adjtimex: Operation not"), "{text}");
+        let (severity, text) = judge(Fake::new().with("/run/systemd/timesync/synchronized", ""));
+        assert!(severity == Severity::Ok && text.contains("timesyncd"), "{text}");
+    }
+
+    fn jumps_of(change: impl FnOnce(&mut Fake)) -> (Severity, String) {
+        let mut fake = Fake::new();
+        change(&mut fake);
+        found(&examine(&fake.it), "time.jumps")
+    }
+
+    #[test]
+    fn snapshots_of_the_future_tell_that_the_clock_was_set_back() {
+        let judge = |dates: Vec<(&'static str, Result<u64, String>)>| {
+            jumps_of(|it| it.it.answers.state.as_mut().unwrap().snapshots = dates)
+        };
+        assert_eq!(judge(Vec::new()).0, Severity::Ok);
+        assert_eq!(judge(vec![("a", Ok(NOW_S + 2)), ("b", Ok(0))]).0, Severity::Ok);
+        let (severity, text) = judge(vec![("a", Ok(NOW_S + 3600)), ("b", Ok(NOW_S + 3000))]);
+        assert_eq!(severity, Severity::Warning);
+        assert!(text.starts_with("a is of 3600 s in the future; b is of 3000 s in"), "{text}");
+        assert!(text.contains("time-sync.target"), "{text}");
+        let unread = || ("b", Err("Permission denied".to_owned()));
+        let (severity, text) = judge(vec![("a", Ok(NOW_S)), unread()]);
+        assert_eq!(severity, Severity::Info);
+        assert!(text.starts_with("cannot tell when b was taken: Permission denied"), "{text}");
+        assert_eq!(judge(vec![unread(), ("a", Ok(NOW_S + 9))]).0, Severity::Warning);
+        assert_eq!(jumps_of(|it| it.it.answers.state = Err(String::new())).0, Severity::Ok);
+    }
+
+    #[test]
+    fn the_running_tracker_may_be_ahead_of_the_clock() {
+        let judge = |at_s: &str| {
+            let text = format!("# HELP x\nskep_snapshot_last_success_timestamp_seconds {at_s}\n");
+            jumps_of(|it| it.it.answers.metrics = Ok(text))
+        };
+        for at_s in ["0", "1800000000", "1800000002", "NaN"] {
+            assert_eq!(judge(at_s).0, Severity::Ok, "{at_s}");
+        }
+        let (severity, text) = judge("1800000090");
+        assert_eq!(severity, Severity::Warning);
+        assert!(text.starts_with("the running tracker's latest snapshot is of 90 s"), "{text}");
+    }
+
+    #[test]
+    fn a_clock_that_is_set_meanwhile_is_seen() {
+        let judge = |set_ns| jumps_of(|it| it.it.answers.clock.set_ns = set_ns);
+        assert_eq!([99_999_999, -99_999_999].map(|it| judge(it).0), [Severity::Ok; 2]);
+        let (severity, text) = judge(-3_600_000_000_000);
+        assert_eq!(severity, Severity::Warning);
+        assert!(text.starts_with("the clock was set back by 3600.0 s while"), "{text}");
+        assert!(judge(100_000_000).1.starts_with("the clock was set forward by 0.1 s"));
     }
 }

@@ -29,24 +29,29 @@ pub(super) fn examine(it: &Patient) -> Vec<Finding> {
 }
 
 fn runtime(it: &Patient) -> Finding {
-    let host = &it.host;
-    let groups = host.text("/proc/self/cgroup").unwrap_or_default();
-    let grouped = |names: &[&str]| names.iter().any(|it| groups.contains(it));
-    let name = if it.answers.in_kubernetes || grouped(&["kubepods"]) {
-        "Kubernetes"
-    } else if host.has("/run/.containerenv") || grouped(&["libpod"]) {
-        "Podman"
-    } else if host.has("/.dockerenv") || grouped(&["/docker"]) {
-        "Docker"
-    } else if host.has("/run/systemd/container") || grouped(&["/lxc", "containerd"]) {
-        "another runtime"
-    } else {
-        return RUNTIME.ok("no sign of one");
-    };
+    let Some(name) = runtime_name(it) else { return RUNTIME.ok("no sign of one") };
     RUNTIME.info(format!("in a container ({name})")).remedied(
         "give it the host's network (--network host, hostNetwork: true) and the seccomp profile \
          with io_uring (deploy/kubernetes/components/io-uring-seccomp), if it lacks them",
     )
+}
+
+/// What runs the container that this is in, if it is.
+pub(super) fn runtime_name(it: &Patient) -> Option<&'static str> {
+    let host = &it.host;
+    let groups = host.text("/proc/self/cgroup").unwrap_or_default();
+    let grouped = |names: &[&str]| names.iter().any(|it| groups.contains(it));
+    if it.answers.in_kubernetes || grouped(&["kubepods"]) {
+        Some("Kubernetes")
+    } else if host.has("/run/.containerenv") || grouped(&["libpod"]) {
+        Some("Podman")
+    } else if host.has("/.dockerenv") || grouped(&["/docker"]) {
+        Some("Docker")
+    } else if host.has("/run/systemd/container") || grouped(&["/lxc", "containerd"]) {
+        Some("another runtime")
+    } else {
+        None
+    }
 }
 
 fn cpu(it: &Patient) -> Finding {

@@ -1,11 +1,16 @@
 //! A host made up for tests: files below a folder of its own, answers as of a good host.
 
 use std::fs;
+use std::os::unix::fs::symlink;
 
 use tempfile::TempDir;
 
-use super::{Answers, Denial, Finding, Host, Patient, Severity, StateHome};
+use super::{Answers, Denial, Finding, Host, Patient, Severity, StateHome, WallClock};
 use crate::config::Config;
+use crate::sys::clock::Synchronisation;
+
+/// What the system clock of a made-up host shows.
+pub(super) const NOW_S: u64 = 1_800_000_000;
 
 /// A host that shows no file until it is given some, and answers well.
 pub(super) struct Fake {
@@ -21,7 +26,10 @@ impl Fake {
             mode: Some(0o700),
             writable: Ok(()),
             free: Ok((100 << 30, 1_000_000)),
+            snapshots: Vec::new(),
         };
+        let synchronisation =
+            Ok(Synchronisation { is_synchronised: true, error_us: 300, error_us_max: 12_000 });
         let answers = Answers {
             io_uring: Ok(()),
             receive_buffer: Ok(8 << 20),
@@ -34,6 +42,8 @@ impl Fake {
             metrics: Err("Connection refused".into()),
             state: Ok(state),
             in_kubernetes: false,
+            has_key_variable: false,
+            clock: WallClock { synchronisation, now_s: NOW_S, set_ns: 0 },
         };
         let host = Host::at(root.path());
         Self { root, it: Patient { host, answers, config: Config::default() } }
@@ -56,6 +66,10 @@ impl Fake {
         it.it.answers.deny_filter = Err("Cannot allocate memory".into());
         it.it.answers.open_files = Ok(10);
         it.it.answers.state = Err("HOME is not set".into());
+        it.it.answers.has_key_variable = true;
+        it.it.answers.clock.set_ns = -3_600_000_000_000;
+        it.it.answers.clock.synchronisation =
+            Ok(Synchronisation { is_synchronised: false, error_us: 0, error_us_max: 16_000_000 });
         it
     }
 
@@ -64,6 +78,14 @@ impl Fake {
         let path = self.root.path().join(path.trim_start_matches('/'));
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(path, text).unwrap();
+        self
+    }
+
+    /// With a symbolic link.
+    pub(super) fn linked(self, path: &str, target: &str) -> Self {
+        let path = self.root.path().join(path.trim_start_matches('/'));
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        symlink(target, path).unwrap();
         self
     }
 

@@ -63,6 +63,14 @@ impl Host {
         self.real(path).exists()
     }
 
+    /// Where a symbolic link leads, or what the kernel calls what it stands for.
+    ///
+    /// # Errors
+    /// Where it cannot be read.
+    pub fn link(&self, path: &str) -> Result<PathBuf, Unread> {
+        fs::read_link(self.real(path)).map_err(|error| Unread::new(path, &error))
+    }
+
     /// The names in a folder, sorted.
     ///
     /// # Errors
@@ -118,6 +126,9 @@ mod tests {
         assert_eq!(host.names("/proc/sys").unwrap(), ["number", "odd"]);
         assert!(host.has("/proc/sys/odd") && !host.has("/proc/sys/none"));
         assert_eq!(host.number("/proc/sys/odd").unwrap_err().reason, "holds no number");
+        std::os::unix::fs::symlink("net:[7]", root.path().join("proc/net")).unwrap();
+        assert_eq!(host.link("/proc/net"), Ok("net:[7]".into()));
+        assert!(host.link("/proc/none").unwrap_err().is_missing);
         let missing = host.text("/proc/sys/none").unwrap_err();
         assert!(missing.is_missing);
         assert!(missing.to_string().starts_with("/proc/sys/none: No such file"), "{missing}");

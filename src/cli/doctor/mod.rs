@@ -34,7 +34,7 @@ use super::{Settings, complain, print};
 use crate::config::Config;
 use crate::server::StartError;
 
-pub use answers::{Answers, Denial, StateHome};
+pub use answers::{Answers, Denial, StateHome, WallClock};
 pub use finding::{Finding, Severity};
 pub use host::{Host, Unread};
 

@@ -95,6 +95,7 @@ mod tests {
     use super::super::Severity;
     use super::super::fake::{Fake, found};
     use super::*;
+    use crate::snapshot::{CURRENT, Header, PREVIOUS, VERSION, Writer};
 
     fn judge(state: Result<StateHome, String>, settings: &str, id: &str) -> (Severity, String) {
         let mut fake = Fake::new().configured(settings);
@@ -156,6 +157,25 @@ mod tests {
         let file = temporary.path().join("file");
         fs::write(&file, "").unwrap();
         let it = StateHome::look(file.join("skep"));
+        assert!(it.snapshots.is_empty());
         assert!(it.writable.unwrap_err().ends_with("is no directory"));
+    }
+
+    #[test]
+    fn snapshots_are_looked_at_for_their_dates_alone() {
+        let temporary = tempfile::tempdir().unwrap();
+        let look = || StateHome::look(temporary.path().to_owned()).snapshots;
+        assert!(look().is_empty());
+        let header = Header { version: VERSION, at_s: 77, tracker: [1; 16], build: "1".into() };
+        let (mut bytes, _) = Writer::new(Vec::new(), &header).unwrap().finish(0).unwrap();
+        // What comes behind the header is none of our business.
+        bytes.truncate(bytes.len() - 1);
+        fs::write(temporary.path().join(PREVIOUS), bytes).unwrap();
+        assert_eq!(look(), [(PREVIOUS, Ok(77))]);
+        fs::write(temporary.path().join(CURRENT), [0; 200]).unwrap();
+        let it = look();
+        assert_eq!((it.len(), it[0].0), (2, CURRENT));
+        let reason = it[0].1.as_ref().unwrap_err();
+        assert!(reason.contains("does not begin as snapshots do"), "{reason}");
     }
 }
