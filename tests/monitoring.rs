@@ -1,7 +1,8 @@
 //! What watches skep, against a skep that is watched: alerts, dashboard, and the metrics they name.
 //!
 //! Needs promtool and prometheus (Debian's package prometheus), and Python's YAML (`.ci/run`). What
-//! is missing is said; with `SKEP_REQUIRE_EXTERNAL=1`, a failure.
+//! is missing is said; with `SKEP_REQUIRE_EXTERNAL=1`, a failure. With `SKEP_PANELS=FILE` what the
+//! dashboard's panels show is written to that file, below the repository.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 #![allow(clippy::disallowed_methods, reason = "deadlines of tests are no time of the core")]
 
@@ -12,12 +13,15 @@ mod streams;
 mod deployment;
 
 use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
 use std::time::Instant;
 
 use common::{DEADLINE, Skep, command, has_ipv6};
+use deployment::panels::{self, queries};
 use deployment::prometheus::Prometheus;
 use deployment::traffic::Traffic;
-use deployment::{agrees, deployed, document, have, have_yaml, list, text, text_of};
+use deployment::{ROOT, agrees, deployed, document, have, have_yaml, list, text, text_of};
 use serde_json::Value;
 use streams::{Certificate, announce, connect, exchange};
 
@@ -107,7 +111,7 @@ fn every_metric_that_is_named_is_exported() {
         .collect();
     let mut expressions: Vec<String> =
         rules().iter().map(|it| text(&it["expr"]).to_owned()).collect();
-    expressions.extend(queries().into_iter().map(|(_, expression)| expression));
+    expressions.extend(queries().into_iter().map(|it| it.expression));
     let mut named = BTreeSet::new();
     for it in &expressions {
         named.extend(metrics_in(it));
@@ -128,6 +132,14 @@ fn metrics_are_found_in_expressions() {
 }
 
 #[test]
+fn values_of_panels_are_written_in_their_units() {
+    panels::assert_units();
+    let units: BTreeSet<_> = queries().into_iter().map(|it| (it.panel, it.unit)).collect();
+    let has = |panel: &str, unit: &str| units.contains(&(panel.into(), unit.into()));
+    assert!(has("Snapshot age", "s") && has("Snapshot age", "short"), "{units:?}");
+}
+
+#[test]
 fn every_query_of_the_dashboard_finds_something() {
     if !have(&["prometheus"]) {
         return;
@@ -140,7 +152,8 @@ fn every_query_of_the_dashboard_finds_something() {
     let mut secure = connect(skep.tls[0], Some(&certificate.client()));
     let request = format!("GET {} HTTP/1.1\r\nHost: localhost\r\n\r\n", announce(1, 1, ""));
     assert_eq!(exchange(&mut *secure, &request).status, 200);
-    let mut empty = queries();
+    let queries = queries();
+    let mut empty: Vec<_> = queries.iter().collect();
     let finds = |expression: &str| {
         let is_quiet = QUIET.iter().any(|it| expression.contains(it));
         let found = prometheus.query(expression);
@@ -149,7 +162,14 @@ fn every_query_of_the_dashboard_finds_something() {
     let begun = Instant::now();
     while !empty.is_empty() {
         assert!(begun.elapsed() < DEADLINE, "nothing is found by {empty:#?}");
-        empty.retain(|(_, expression)| !finds(expression));
+        empty.retain(|it| !finds(&it.expression));
+    }
+    let page = panels::page(&prometheus, &queries);
+    for it in &queries {
+        assert!(page.contains(&format!("| {} |", it.panel)), "{} is not in\n{page}", it.panel);
+    }
+    if let Some(file) = std::env::var_os("SKEP_PANELS") {
+        fs::write(Path::new(ROOT).join(file), page).unwrap();
     }
     drop((traffic, secure));
     healthy(&prometheus);
@@ -195,20 +215,6 @@ fn rules() -> Vec<Value> {
     let rules: Vec<_> = groups.iter().flat_map(|it| list(&it["rules"])).cloned().collect();
     assert_eq!(rules.len(), rules_count());
     rules
-}
-
-/// Every query of the dashboard, with the title of its panel.
-fn queries() -> Vec<(String, String)> {
-    let dashboard: Value = serde_json::from_str(&text_of("deploy/grafana/skep.json")).unwrap();
-    let mut queries = Vec::new();
-    for panel in list(&dashboard["panels"]) {
-        for target in list(&panel["targets"]) {
-            assert_eq!(target["datasource"]["uid"], "${datasource}", "{target}");
-            queries.push((text(&panel["title"]).to_owned(), text(&target["expr"]).to_owned()));
-        }
-    }
-    assert!(queries.len() > 30, "{}", queries.len());
-    queries
 }
 
 /// The words of an expression that can only be metrics: outside of quotes, and named like ours, a

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 #![allow(dead_code, reason = "each test program uses a part")]
 
+pub(crate) mod panels;
 pub(crate) mod prometheus;
 pub(crate) mod traffic;
 
