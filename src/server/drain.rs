@@ -136,6 +136,9 @@ async fn serve_on(
 
 /// Stops everything. Off this thread, so that /readyz says meanwhile that it is over.
 async fn stop(state: &Arc<State>, running: Running) {
+    // Nobody takes samples from here on, and the last snapshot may take long: a page would think
+    // the tracker away.
+    state.close_board();
     let last = state.clone();
     let _ = spawn_blocking(move || {
         running.streams.stop();
@@ -143,7 +146,6 @@ async fn stop(state: &Arc<State>, running: Running) {
         last.write_last();
     })
     .await;
-    state.close_board();
     drop(running.close_admin);
 }
 
