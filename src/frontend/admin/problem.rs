@@ -197,10 +197,32 @@ impl IntoResponse for Problem {
             response.headers_mut().insert(header::WWW_AUTHENTICATE, scheme);
         }
         if status == StatusCode::UPGRADE_REQUIRED {
-            let wanted = [(header::UPGRADE, "websocket"), (header::SEC_WEBSOCKET_VERSION, "13")];
+            let wanted = [
+                (header::UPGRADE, "websocket"),
+                (header::CONNECTION, "Upgrade"), // as RFC 9110, 7.8, wants it beside the other
+                (header::SEC_WEBSOCKET_VERSION, "13"),
+            ];
             let wanted = wanted.map(|(name, value)| (name, HeaderValue::from_static(value)));
             response.headers_mut().extend(wanted);
         }
         response
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_has_to_upgrade_is_told_to_what() {
+        let response = Problem::no_socket().into_response();
+        assert_eq!(response.status(), StatusCode::UPGRADE_REQUIRED);
+        for (name, value) in [
+            (header::UPGRADE, "websocket"),
+            (header::CONNECTION, "Upgrade"),
+            (header::SEC_WEBSOCKET_VERSION, "13"),
+        ] {
+            assert_eq!(response.headers()[&name], value, "{name}");
+        }
     }
 }
