@@ -32,55 +32,71 @@ pub(super) async fn guard<P: Process>(
     request: Request,
     next: Next,
 ) -> Response {
-    match judge(&admin, from.ok(), &request) {
+    let verdict = match Asker::of(from.ok(), &request).check(admin.process.token().as_deref()) {
+        Ok(()) if changes_for_a_page(&request) => Err(Problem::from_browser()),
+        verdict => verdict,
+    };
+    match verdict {
         Ok(()) => next.run(request).await,
         Err(problem) => problem.into_response(),
     }
 }
 
-/// Whether the API would serve whoever sends this: for pages that show part of what it tells.
-pub(super) fn admits<P: Process>(
-    admin: &Admin<P>,
-    from: Option<ConnectInfo<SocketAddr>>,
-    request: &Request,
-) -> bool {
-    judge(admin, from, request).is_ok()
+/// What a request says of its sender: for pages that show part of what the API tells, and for
+/// those on which the right to it has to be judged again later.
+#[derive(Debug)]
+pub(super) struct Asker {
+    is_local: bool,
+    is_forwarded: bool,
+    names_an_address: bool,
+    /// The token that it shows.
+    shown: Option<Box<[u8]>>,
 }
 
-fn judge<P: Process>(
-    admin: &Admin<P>,
-    from: Option<ConnectInfo<SocketAddr>>,
-    request: &Request,
-) -> Result<(), Problem> {
-    // Where nobody says whence a request comes, it comes from elsewhere.
-    let is_local = from.is_some_and(|ConnectInfo(it)| it.ip().to_canonical().is_loopback());
-    check(is_local, admin.process.token().as_deref(), request)
-}
-
-fn check(is_local: bool, token: Option<&str>, request: &Request) -> Result<(), Problem> {
-    let headers = request.headers();
-    match token {
-        Some(token) if !has_token(headers, token) => return Err(Problem::no_token()),
-        Some(_) => {}
-        None if !is_local => return Err(Problem::only_local()),
-        None if is_forwarded(headers) => return Err(Problem::forwarded()),
-        None if !names_an_address(request) => return Err(Problem::bad_host()),
-        None => {}
+impl Asker {
+    pub(super) fn of(from: Option<ConnectInfo<SocketAddr>>, request: &Request) -> Self {
+        Self {
+            // Where nobody says whence a request comes, it comes from elsewhere.
+            is_local: from.is_some_and(|ConnectInfo(it)| it.ip().to_canonical().is_loopback()),
+            is_forwarded: is_forwarded(request.headers()),
+            names_an_address: names_an_address(request),
+            shown: shown(request.headers()).map(Into::into),
+        }
     }
-    if !request.method().is_safe() && headers.contains_key(header::ORIGIN) {
-        return Err(Problem::from_browser());
+
+    /// Whether the API would serve the sender now: the token may have changed since it asked.
+    pub(super) fn is_served<P: Process>(&self, admin: &Admin<P>) -> bool {
+        self.check(admin.process.token().as_deref()).is_ok()
     }
-    Ok(())
+
+    fn check(&self, token: Option<&str>) -> Result<(), Problem> {
+        match token {
+            Some(token) if self.has(token) => Ok(()),
+            Some(_) => Err(Problem::no_token()),
+            None if !self.is_local => Err(Problem::only_local()),
+            None if self.is_forwarded => Err(Problem::forwarded()),
+            None if !self.names_an_address => Err(Problem::bad_host()),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether it shows the token, compared in constant time: how long a wrong one takes tells
+    /// nothing about the right one but its length.
+    fn has(&self, token: &str) -> bool {
+        self.shown.as_deref().is_some_and(|it| it.ct_eq(token.as_bytes()).into())
+    }
 }
 
-/// Whether the request shows the token (RFC 6750), compared in constant time: how long a wrong one
-/// takes tells nothing about the right one but its length.
-fn has_token(headers: &HeaderMap, token: &str) -> bool {
-    let shown = headers.get(header::AUTHORIZATION).map(|it| it.as_bytes());
-    let Some((scheme, shown)) = shown.and_then(|it| it.split_at_checked(b"Bearer ".len())) else {
-        return false;
-    };
-    scheme.eq_ignore_ascii_case(b"Bearer ") && bool::from(shown.ct_eq(token.as_bytes()))
+/// Whether a page in a browser wants to change something.
+fn changes_for_a_page(request: &Request) -> bool {
+    !request.method().is_safe() && request.headers().contains_key(header::ORIGIN)
+}
+
+/// The token that a request shows (RFC 6750).
+fn shown(headers: &HeaderMap) -> Option<&[u8]> {
+    let field = headers.get(header::AUTHORIZATION)?.as_bytes();
+    let (scheme, token) = field.split_at_checked(b"Bearer ".len())?;
+    scheme.eq_ignore_ascii_case(b"Bearer ").then_some(token)
 }
 
 /// Whether a reverse proxy passed the request on: it comes from this host, its sender may not.
@@ -100,4 +116,31 @@ fn names_an_address(request: &Request) -> bool {
             host.eq_ignore_ascii_case("localhost") || host.parse::<IpAddr>().is_ok()
         })
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::body::Body;
+
+    use super::*;
+
+    fn asker(from: [u8; 4], fields: &[(&str, &str)]) -> Asker {
+        let mut request = Request::builder().uri("/stats/live");
+        for (name, value) in fields {
+            request = request.header(*name, *value);
+        }
+        let from = ConnectInfo(SocketAddr::from((from, 50_000)));
+        Asker::of(Some(from), &request.body(Body::empty()).unwrap())
+    }
+
+    #[test]
+    fn what_an_asker_may_changes_with_the_token() {
+        let here = asker([127, 0, 0, 1], &[("host", "127.0.0.1:6970")]);
+        assert!(here.check(None).is_ok());
+        assert!(here.check(Some("open sesame")).is_err(), "set since it asked");
+        let knowing = asker([192, 0, 2, 7], &[("authorization", "bearer open sesame")]);
+        assert!(knowing.check(Some("open sesame")).is_ok());
+        assert!(knowing.check(Some("open barley")).is_err(), "another since it asked");
+        assert!(knowing.check(None).is_err(), "none since it asked, from elsewhere");
+    }
 }

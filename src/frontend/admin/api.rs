@@ -15,6 +15,7 @@ use axum::http::{HeaderMap, StatusCode, Uri};
 use axum::response::IntoResponse;
 use axum::routing::{get, post};
 use serde::Serialize;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::spawn_blocking;
 
 use super::problem::Problem;
@@ -224,6 +225,15 @@ pub(super) async fn walk<P: Process, T: Send + 'static>(
     look: impl FnOnce(&Census) -> T + Send + 'static,
 ) -> Result<T, Problem> {
     let permit = admin.walk.clone().acquire_owned().await.map_err(|_| Problem::broken())?;
+    walk_with(permit, admin, look).await
+}
+
+/// Looks over the store with the permit to do so.
+pub(super) async fn walk_with<P: Process, T: Send + 'static>(
+    permit: OwnedSemaphorePermit,
+    admin: &Admin<P>,
+    look: impl FnOnce(&Census) -> T + Send + 'static,
+) -> Result<T, Problem> {
     let process = admin.process.clone();
     let done = spawn_blocking(move || {
         let found = look(&process.census());

@@ -1,12 +1,16 @@
 //! `/stats/live`: a WebSocket on which the page first gets the last minutes and then each second's
 //! figures.
 //!
-//! Only pages from here may read it: a browser says which page asks (Origin), and it must be one
-//! that the same host and port have served. A viewer has nothing to say: one that sends messages,
-//! takes nothing, or answers no ping is cut off, so a viewer costs a seat and little memory.
+//! A browser says which page asks (Origin), and it must be one of the host and port that it asks
+//! (Host). So no page of another name reads it; one whose own name was pointed here (DNS rebinding)
+//! does, and gets figures, as it would from `/stats` and `/metrics`, which are for whoever reaches
+//! the listener: a proxy may serve all three under any name. It gets no torrents: `access` decides
+//! that, before each list anew, for the token may have changed since.
+//!
+//! A viewer has nothing to say: one that sends messages, takes nothing, or answers no ping is cut
+//! off, so a viewer costs a seat and little memory.
 
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -30,8 +34,10 @@ use tungstenite::{Bytes, Message};
 
 use super::board::{Board, NoSeat};
 use super::tables;
+use crate::frontend::admin::access::Asker;
 use crate::frontend::admin::problem::Problem;
-use crate::frontend::admin::{Admin, Process, access};
+use crate::frontend::admin::{Admin, Process};
+use crate::time::Now;
 
 /// How long to bear with a viewer.
 #[derive(Clone, Copy, Debug)]
@@ -46,14 +52,15 @@ struct Patience {
 const PATIENCE: Patience =
     Patience { write: Duration::from_secs(10), silence: Duration::from_secs(60) };
 
-/// Samples between two pings, and between two lists of the largest torrents.
+/// Samples between two pings.
 const PING_EVERY: u64 = 10;
 
 /// The longest message a viewer may send. It has no reason to send any.
 const MESSAGE_BYTES_MAX: usize = 1024;
 
-/// Makes the message with the largest torrents, for those who may see them.
-type Top = Box<dyn Fn() -> Pin<Box<dyn Future<Output = String> + Send>> + Send + Sync>;
+/// Gives the message with the largest torrents, and since when it is known, if the viewer may see
+/// them now and has not seen those of then. Waits for nothing.
+type Top = Box<dyn Fn(Option<Now>) -> Option<(Now, Message)> + Send + Sync>;
 
 /// Opens the socket, or says why not.
 pub(in crate::frontend::admin) async fn socket<P: Process>(
@@ -66,7 +73,7 @@ pub(in crate::frontend::admin) async fn socket<P: Process>(
     if !is_from_here(request.headers(), request.uri()) {
         return Err(Problem::foreign_page());
     }
-    let top = access::admits(&admin, from.ok(), &request).then(|| top_of(&admin));
+    let top = top_of(&admin, Asker::of(from.ok(), &request));
     let upgrade = request.extensions_mut().remove::<OnUpgrade>();
     let upgrade = upgrade.ok_or_else(Problem::no_socket)?;
     let board = admin.process.board();
@@ -114,23 +121,21 @@ fn is_from_here(headers: &HeaderMap, target: &Uri) -> bool {
     origin.is_some() && origin == host
 }
 
-/// What makes the message with the largest torrents.
-fn top_of<P: Process>(admin: &Admin<P>) -> Top {
+/// What gives the message with the largest torrents.
+fn top_of<P: Process>(admin: &Admin<P>, asker: Asker) -> Top {
     let admin = admin.clone();
-    Box::new(move || {
-        let admin = admin.clone();
-        Box::pin(async move {
-            let rows = tables::top(&admin.top.latest(&admin).await);
-            json!({ "type": "top", "rows": rows }).to_string()
-        })
+    Box::new(move |seen| {
+        let listed = asker.is_served(&admin).then(|| admin.top.at_hand(&admin)).flatten();
+        let (since, listed) = listed.filter(|it| Some(it.0) != seen)?;
+        let rows = tables::top(&listed);
+        Some((since, Message::text(json!({ "type": "top", "rows": rows }).to_string())))
     })
 }
 
 /// One who looks.
 struct Viewer {
     board: Arc<Board>,
-    /// `None` for those who may not see torrents.
-    top: Option<Top>,
+    top: Top,
     patience: Patience,
     _seat: OwnedSemaphorePermit,
 }
@@ -159,7 +164,7 @@ impl Viewer {
         let mut beats = self.board.beats();
         let (mut seen, history) = self.board.after(None);
         self.say(out, Message::Text(history)).await?;
-        let mut sent = 0_u64;
+        let (mut sent, mut top_since) = (0_u64, None);
         loop {
             let beat = *beats.wait_for(|it| it.is_over || it.samples > seen).await.ok()?;
             if beat.is_over {
@@ -170,9 +175,10 @@ impl Viewer {
             self.say(out, Message::Text(message)).await?;
             if sent.is_multiple_of(PING_EVERY) {
                 self.say(out, Message::Ping(Bytes::new())).await?;
-                if let Some(top) = &self.top {
-                    self.say(out, Message::text(top().await)).await?;
-                }
+            }
+            if let Some((since, top)) = (self.top)(top_since) {
+                top_since = Some(since);
+                self.say(out, top).await?;
             }
             sent += 1;
         }
@@ -202,6 +208,9 @@ async fn listen(
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex;
+
+    use serde_json::Value;
     use tokio::io::{AsyncReadExt as _, DuplexStream, duplex};
     use tokio::task::JoinHandle;
 
@@ -214,20 +223,67 @@ mod tests {
     /// Someone who looks, through a pipe of so many bytes.
     fn looking(
         board: &Arc<Board>,
+        top: Top,
         patience: Patience,
         bytes: usize,
     ) -> (DuplexStream, JoinHandle<()>) {
         let (far, near) = duplex(bytes);
         let seat = board.seat().unwrap();
-        let viewer = Viewer { board: board.clone(), top: None, patience, _seat: seat };
+        let viewer = Viewer { board: board.clone(), top, patience, _seat: seat };
         (far, tokio::spawn(viewer.serve(near)))
+    }
+
+    /// What lists no torrents.
+    fn no_top() -> Top {
+        Box::new(|_| None)
+    }
+
+    #[tokio::test]
+    async fn each_list_of_torrents_is_sent_once() {
+        let board = Arc::new(Board::default());
+        let seen_when_asked = Arc::new(Mutex::new(Vec::new()));
+        let noted = seen_when_asked.clone();
+        let top: Top = Box::new(move |seen| {
+            let mut noted = noted.lock().unwrap();
+            let since = Now::from_s([5, 5, 6, 6][noted.len()]);
+            noted.push(seen);
+            (Some(since) != seen).then(|| (since, Message::text(r#"{"type":"top"}"#)))
+        });
+        let (far, serving) = looking(&board, top, PATIENCE, 1 << 20);
+        let mut far = WebSocketStream::from_raw_socket(far, Role::Client, None).await;
+        let mut kinds = Vec::new();
+        let mut read_to = async |awaited: Option<&str>| loop {
+            let message = timeout(LONG, far.next()).await.unwrap();
+            let kind = match message.unwrap().unwrap() {
+                Message::Text(text) => {
+                    serde_json::from_str::<Value>(&text).unwrap()["type"].clone()
+                }
+                Message::Close(_) => break,
+                _ => continue,
+            };
+            kinds.push(kind.as_str().unwrap().to_owned());
+            if kinds.last().map(String::as_str) == awaited {
+                break;
+            }
+        };
+        read_to(Some("history")).await;
+        for _ in 0..4 {
+            board.show(Sample::default());
+            read_to(Some("sample")).await;
+        }
+        board.close();
+        read_to(None).await;
+        assert_eq!(kinds, ["history", "sample", "top", "sample", "sample", "top", "sample"]);
+        let [five, six] = [5, 6].map(Now::from_s);
+        assert_eq!(*seen_when_asked.lock().unwrap(), [None, Some(five), Some(five), Some(six)]);
+        timeout(LONG, serving).await.unwrap().unwrap();
     }
 
     #[tokio::test]
     async fn who_takes_nothing_is_cut_off() {
         let board = Arc::new(Board::default());
         let patience = Patience { write: SHORT, silence: LONG };
-        let (far, serving) = looking(&board, patience, 64);
+        let (far, serving) = looking(&board, no_top(), patience, 64);
         timeout(LONG, serving).await.unwrap().unwrap();
         assert_eq!(board.viewers(), 0, "the seat is free");
         drop(far);
@@ -237,7 +293,7 @@ mod tests {
     async fn who_answers_no_ping_is_cut_off() {
         let board = Arc::new(Board::default());
         let patience = Patience { write: LONG, silence: SHORT };
-        let (mut far, serving) = looking(&board, patience, 1 << 20);
+        let (mut far, serving) = looking(&board, no_top(), patience, 1 << 20);
         board.show(Sample::default());
         let mut received = Vec::new();
         timeout(LONG, far.read_to_end(&mut received)).await.unwrap().unwrap();
@@ -248,7 +304,7 @@ mod tests {
     #[tokio::test]
     async fn all_are_told_when_there_is_no_more() {
         let board = Arc::new(Board::default());
-        let (far, serving) = looking(&board, PATIENCE, 1 << 20);
+        let (far, serving) = looking(&board, no_top(), PATIENCE, 1 << 20);
         board.close();
         let mut far = WebSocketStream::from_raw_socket(far, Role::Client, None).await;
         let mut last = None;

@@ -1,9 +1,9 @@
 //! The largest torrents: found by a walk over the whole store, so only while somebody looks, ten
-//! seconds apart at least, and never beside another walk.
+//! seconds apart at least, and never beside another walk. Open pages do not wait for it.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::Mutex;
+use tokio::sync::OwnedSemaphorePermit;
 
 use crate::frontend::admin::{Admin, Process, api};
 use crate::time::Now;
@@ -15,7 +15,7 @@ pub(in crate::frontend::admin) const COUNT: usize = 20;
 /// Seconds for which a list is shown before there is another.
 const AGE_S_MAX: u64 = 10;
 
-/// The latest list. Who comes while it is made anew waits for it.
+/// The latest list.
 #[derive(Clone, Default)]
 pub(in crate::frontend::admin) struct Top(Arc<Mutex<Option<List>>>);
 
@@ -23,17 +23,50 @@ pub(in crate::frontend::admin) struct Top(Arc<Mutex<Option<List>>>);
 type List = (Now, Arc<[Listed]>);
 
 impl Top {
-    /// The largest torrents as of some seconds ago; those before where they cannot be found.
-    pub(super) async fn latest<P: Process>(&self, admin: &Admin<P>) -> Arc<[Listed]> {
-        let mut latest = self.0.lock().await;
-        let now = admin.process.now();
-        let (since, listed) = latest.clone().unwrap_or_else(|| (now, Arc::default()));
-        if latest.is_some() && now < since.plus_s(AGE_S_MAX) {
-            return listed;
+    /// The largest torrents as of some seconds ago; waits until they have been looked for. None
+    /// where they cannot be found.
+    pub(super) async fn awaited<P: Process>(&self, admin: &Admin<P>) -> Arc<[Listed]> {
+        if self.fresh(admin).is_none() {
+            // Fails only if the semaphore were closed, which nobody does.
+            let permit = admin.walk.clone().acquire_owned().await.ok();
+            // Who held it before may have made the list.
+            if let Some(permit) = permit.filter(|_| self.fresh(admin).is_none()) {
+                self.renew(permit, admin).await;
+            }
         }
-        let found = api::walk(admin, |census| census.torrents_by(Order::Peers, COUNT)).await;
-        let listed = found.map_or(listed, Arc::from);
-        *latest = Some((now, listed.clone()));
-        listed
+        self.fresh(admin).map(|it| it.1).unwrap_or_default()
+    }
+
+    /// The same at once, if there is a list that is not too old. If there is none, has one made,
+    /// unless somebody looks over the store already: whoever asks again gets it then.
+    pub(super) fn at_hand<P: Process>(&self, admin: &Admin<P>) -> Option<List> {
+        let fresh = self.fresh(admin);
+        if fresh.is_none()
+            && let Ok(permit) = admin.walk.clone().try_acquire_owned()
+        {
+            let (top, admin) = (self.clone(), admin.clone());
+            tokio::spawn(async move { top.renew(permit, &admin).await });
+        }
+        fresh
+    }
+
+    fn fresh<P: Process>(&self, admin: &Admin<P>) -> Option<List> {
+        let now = admin.process.now();
+        self.kept().clone().filter(|it| now < it.0.plus_s(AGE_S_MAX))
+    }
+
+    async fn renew<P: Process>(&self, permit: OwnedSemaphorePermit, admin: &Admin<P>) {
+        let (top, process) = (self.clone(), admin.process.clone());
+        // Kept before the permit is free again, so that nobody looks once more. A walk that broke
+        // off leaves nothing behind.
+        let _ = api::walk_with(permit, admin, move |census| {
+            let found = census.torrents_by(Order::Peers, COUNT);
+            *top.kept() = Some((process.now(), found.into()));
+        })
+        .await;
+    }
+
+    fn kept(&self) -> MutexGuard<'_, Option<List>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
