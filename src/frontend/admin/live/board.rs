@@ -27,6 +27,9 @@ pub const VIEWERS_MAX: usize = ALL_SEATS as usize;
 /// [`VIEWERS_MAX`] as the semaphore counts.
 const ALL_SEATS: u32 = 16;
 
+/// What serves, so that a page of another version notices.
+pub(super) const VERSION: &str = env!("CARGO_PKG_VERSION");
+
 /// The latest figures, the last minutes, and who looks at them.
 pub struct Board {
     shown: Mutex<Shown>,
@@ -49,8 +52,8 @@ struct Shown {
 impl Shown {
     /// The last minutes, as they are sent.
     fn history(&self) -> Utf8Bytes {
-        let message = json!({ "type": "history", "every_s": 1, "history_s": HISTORY_S,
-            "columns": COLUMNS, "rows": self.rows });
+        let message = json!({ "type": "history", "version": VERSION, "every_s": 1,
+            "history_s": HISTORY_S, "columns": COLUMNS, "rows": self.rows });
         message.to_string().into()
     }
 }
@@ -262,6 +265,7 @@ mod tests {
         let rows = history["rows"].as_array().unwrap();
         assert_eq!((samples, rows.len()), (400, HISTORY_S));
         assert_eq!((&rows[0][0], &rows[HISTORY_S - 1][0]), (&json!(100.0), &json!(399.0)));
+        assert_eq!(history["version"], VERSION);
         assert_eq!(history["columns"].as_array().unwrap().len(), rows[0].as_array().unwrap().len());
     }
 

@@ -16,6 +16,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use sha2::{Digest as _, Sha256};
 
+use super::board::VERSION;
 use super::sample::Sample;
 use super::tables::{self, Column, LAYOUTS, Layout, Rows};
 use crate::frontend::admin::access::Asker;
@@ -88,7 +89,8 @@ fn html(sample: &Sample, top: Option<Rows>) -> String {
         };
         section(&mut all, layout, rows.as_deref());
     }
-    PAGE.replacen("{{figures}}", &figures, 1).replacen("{{tables}}", &all, 1)
+    let page = PAGE.replacen("{{version}}", VERSION, 1);
+    page.replacen("{{figures}}", &figures, 1).replacen("{{tables}}", &all, 1)
 }
 
 fn section(page: &mut String, layout: &Layout, rows: Option<&[Vec<String>]>) {
@@ -172,6 +174,7 @@ mod tests {
             assert!(page.contains(part), "no {part} in\n{page}");
         }
         assert_eq!(page.matches("<script").count(), 1);
+        assert!(page.contains(&format!("data-version=\"{VERSION}\"")));
         assert!(!page.contains("<img") && !page.contains("{{"));
     }
 
