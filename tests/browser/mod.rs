@@ -17,8 +17,12 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tungstenite::{Message, WebSocket};
 
-/// How long Chromium may take to start, and anything on a page to come about.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// How long Chromium may take to start.
+const START_PATIENCE: Duration = Duration::from_secs(20);
+
+/// How long anything on a page may take to come about. A page that was disconnected may pause for
+/// a good half minute.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Whether Chromium is here. Says that it is not; where CI asks for it, fails instead.
 pub(crate) fn has_chromium() -> bool {
@@ -179,7 +183,7 @@ fn chromium(profile: &Path) -> Command {
 /// Where Chromium listens, once it does: address and path.
 fn devtools(profile: &Path) -> Option<(String, String)> {
     let start = Instant::now();
-    while start.elapsed() < PATIENCE {
+    while start.elapsed() < START_PATIENCE {
         let said = std::fs::read_to_string(profile.join("DevToolsActivePort")).unwrap_or_default();
         if let Some((port, path)) = said.split_once('\n').filter(|it| it.1.starts_with('/')) {
             return Some((format!("127.0.0.1:{port}"), path.trim_end().to_owned()));
