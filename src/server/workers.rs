@@ -205,3 +205,23 @@ impl Job {
         worker.run(&mut UdpFrontend::new(tracker, ids))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn workers_that_go_out_of_scope_are_told_to_end_and_waited_for() {
+        let [stop, ended] = [(); 2].map(|()| Arc::new(AtomicBool::new(false)));
+        let (told, last) = (stop.clone(), ended.clone());
+        let thread = std::thread::spawn(move || {
+            while !told.load(Ordering::Relaxed) {
+                std::thread::yield_now();
+            }
+            last.store(true, Ordering::Relaxed);
+        });
+        let (counters, tallies) = (Vec::new(), Vec::new());
+        drop(Workers { counters, tallies, threads: vec![thread], stop });
+        assert!(ended.load(Ordering::Relaxed));
+    }
+}
