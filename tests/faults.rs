@@ -367,7 +367,8 @@ fn a_snapshot_that_is_being_written_gives_way_and_does_not_delay_the_end() {
     let tasks = format!("/proc/{}/task", skep.id());
     eventually("a thread saves, and gives way", || {
         let tasks = std::fs::read_dir(&tasks).unwrap();
-        let stats = tasks.filter_map(|it| std::fs::read_to_string(it.ok()?.path().join("stat")).ok());
+        let stats =
+            tasks.filter_map(|it| std::fs::read_to_string(it.ok()?.path().join("stat")).ok());
         // The name is in parentheses; niceness is the 17th field behind it (proc_pid_stat(5)).
         let mut saving = stats.filter(|it| it.contains("(snapshot-save)"));
         saving.any(|it| it.rsplit(") ").next().unwrap().split(' ').nth(16) == Some("19"))

@@ -10,7 +10,7 @@ mod streams;
 
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::process::{Child, ChildStderr, Command, Stdio};
@@ -217,8 +217,7 @@ fn a_successor_that_fails_leaves_the_tracker_as_it_was() {
     let first = first("auto", &[]);
     let state = first.state.as_ref().unwrap().path().to_owned();
     let load = Steady::start(first.udp[0], RATE / 4);
-    let taken = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let udp = UdpSocket::bind(taken).unwrap();
+    let (udp, _) = common::udp_and_tcp();
     let busy = udp.local_addr().unwrap().to_string();
     for (arguments, code, said) in [
         (vec!["--workers", "nine"], 2, "--workers"),
@@ -543,6 +542,8 @@ fn while_it_is_taken_over_the_admin_pages_are_one_or_the_others() {
     let second = successor(state.path(), &[]);
     assert_eq!(second.admin, first.admin);
     assert_eq!(first.wait().code(), Some(0));
-    assert_eq!(http_get(first.admin, "/readyz").0, 200);
     assert_eq!(http_get(first.admin, "/livez").0, 200);
+    eventually("what the first has saved last is restored", || {
+        http_get(first.admin, "/readyz").0 == 200
+    });
 }

@@ -15,7 +15,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
-use common::{Client, DEADLINE, Skep, command, leecher};
+use common::{Client, DEADLINE, Skep, command, leecher, udp_and_tcp};
 use skep::sys::descriptors;
 use stream::Steady;
 use streams::announce;
@@ -142,9 +142,8 @@ fn the_watchdog_is_fed_while_workers_go_round_and_starves_when_one_is_stuck() {
 #[test]
 fn sockets_of_a_socket_unit_are_served() {
     let manager = Manager::new();
-    let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let (udp, tcp) = udp_and_tcp();
     let address = udp.local_addr().unwrap();
-    let tcp = TcpListener::bind(address).unwrap();
     let admin = TcpListener::bind("127.0.0.1:0").unwrap();
     let pages = admin.local_addr().unwrap();
     let stray = UdpSocket::bind("127.0.0.9:0").unwrap();
@@ -172,9 +171,8 @@ fn sockets_of_a_socket_unit_are_served() {
 fn what_a_socket_unit_listens_on_outlives_every_process_that_serves_it() {
     // One that passes sockets, and wants to hear nothing.
     let manager = Manager::new();
-    let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let (udp, tcp) = udp_and_tcp();
     let address = udp.local_addr().unwrap();
-    let tcp = TcpListener::bind(address).unwrap();
     let path = manager.state.path().join("http.sock");
     let unix = UnixListener::bind(&path).unwrap();
     let state = tempfile::tempdir().unwrap();

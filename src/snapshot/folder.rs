@@ -12,8 +12,8 @@
 //! temporary file the latest, and the folder is synced. So whenever the process or the host ends,
 //! one of the two is whole; between the two renames it is the previous one. If the second rename
 //! fails, the first one is undone. An error ends the attempt for good: after a failed fsync(2) a
-//! kernel may call pages clean that never reached the disk, so the file is given up and never synced
-//! again.
+//! kernel may call pages clean that never reached the disk, so the file is given up and never
+//! synced again.
 
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
@@ -159,8 +159,8 @@ impl Step {
     }
 }
 
-/// A snapshot that could not be saved. The latest one before it is there still: as the latest, or as
-/// the previous one where it could not even have its name back.
+/// A snapshot that could not be saved. The latest one before it is there still: as the latest, or
+/// as the previous one where it could not even have its name back.
 #[derive(Debug)]
 pub struct SaveError {
     /// Whether the new snapshot is in its place all the same, if not for certain on the disk.

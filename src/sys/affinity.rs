@@ -44,8 +44,8 @@ pub fn pin(cpu: usize) -> io::Result<()> {
 }
 
 /// Has the calling thread give way to others that want its CPU, for good: it gets the weight of
-/// nice 19 (sched(7)), some 1.5 % beside one busy thread. SCHED_IDLE would leave it a fifth of that,
-/// which is too little for who holds a lock now and then.
+/// nice 19 (sched(7)), some 1.5 % beside one busy thread. SCHED_IDLE would leave it a fifth of
+/// that, which is too little for who holds a lock now and then.
 ///
 /// # Errors
 /// Where a filter denies the call.

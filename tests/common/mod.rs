@@ -5,7 +5,7 @@
 
 use std::fmt::Write as _;
 use std::io::{BufRead as _, BufReader, Read as _, Write};
-use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::{Child, ChildStdout, Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
@@ -305,6 +305,17 @@ pub(crate) fn http_ask(
     stream.read_to_string(&mut answer).unwrap();
     let (head, body) = answer.split_once("\r\n\r\n").unwrap();
     (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
+}
+
+/// Sockets of both transports on one port of 127.0.0.1. One that is free for one of them may be in
+/// use by the other: then another is tried.
+pub(crate) fn udp_and_tcp() -> (UdpSocket, TcpListener) {
+    let tried = std::iter::repeat_with(|| {
+        let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let tcp = TcpListener::bind(udp.local_addr().unwrap());
+        tcp.map(|tcp| (udp, tcp))
+    });
+    tried.take(100).find_map(Result::ok).expect("a port that both may have")
 }
 
 /// Waits until something holds, without pausing longer than it takes others to run.
