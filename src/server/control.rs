@@ -35,6 +35,7 @@ use crate::server::snapshots::Snapshots;
 use crate::server::statistics::{Counters, Found, Statistics};
 use crate::server::streams::Streams;
 use crate::server::workers::{End, Shared, Workers};
+use crate::store::Totals;
 use crate::time::Now;
 use crate::tracker::{Census, Oddity};
 
@@ -426,7 +427,10 @@ impl State {
         let denied = self.bouncer.lock().unwrap_or_else(PoisonError::into_inner).denied();
         let state = self.ready().err().unwrap_or_else(|| "serving".into());
         let is_watched = self.statistics.board.viewers() > 0;
-        let store = if is_watched { self.stats() } else { self.stats_without_clients() };
+        let totals = self.shared.store.totals();
+        let estimate = || self.shared.clients.estimate(self.now(), &totals);
+        let clients = if is_watched { estimate() } else { Vec::new() };
+        let store = stats_of(&totals, clients);
         let found = Found { socket_drops, denied, state, store };
         self.statistics.show(self.now(), &self.shared, found);
     }
@@ -434,18 +438,6 @@ impl State {
     /// Tells everyone who has the statistics page open that there will be no more figures.
     pub(super) fn close_board(&self) {
         self.statistics.board.close();
-    }
-
-    fn stats_without_clients(&self) -> Stats {
-        let totals = self.shared.store.totals();
-        Stats {
-            torrents: totals.torrents,
-            active_torrents: totals.active_torrents,
-            seeders: totals.seeders,
-            leechers: totals.leechers,
-            completed: totals.completed,
-            clients: Vec::new(),
-        }
     }
 
     /// The moment after some time from now.
@@ -544,6 +536,18 @@ impl State {
     }
 }
 
+/// What is held, as statistics have it.
+fn stats_of(totals: &Totals, clients: Vec<(String, String, u64)>) -> Stats {
+    Stats {
+        torrents: totals.torrents,
+        active_torrents: totals.active_torrents,
+        seeders: totals.seeders,
+        leechers: totals.leechers,
+        completed: totals.completed,
+        clients,
+    }
+}
+
 impl Process for State {
     fn metrics(&self) -> String {
         let mut exporter = self.exporter.lock().unwrap_or_else(PoisonError::into_inner);
@@ -577,8 +581,8 @@ impl Process for State {
     }
 
     fn stats(&self) -> Stats {
-        let clients = self.shared.clients.estimate(self.now(), &self.shared.store.totals());
-        Stats { clients, ..self.stats_without_clients() }
+        let totals = self.shared.store.totals();
+        stats_of(&totals, self.shared.clients.estimate(self.now(), &totals))
     }
 
     fn board(&self) -> Arc<Board> {

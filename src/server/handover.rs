@@ -25,6 +25,7 @@
 //! different modes, and the mode is the socket's, not the process's.
 
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -126,6 +127,14 @@ impl Line {
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// Whether the other side has not gone.
+    fn is_open(&self) -> bool {
+        let peeked = self
+            .0
+            .recv_with_flags(&mut [MaybeUninit::uninit()], libc::MSG_PEEK | libc::MSG_DONTWAIT);
+        peeked.map_or_else(|error| error.kind() == io::ErrorKind::WouldBlock, |bytes| bytes > 0)
     }
 }
 
@@ -412,7 +421,9 @@ impl Clerk {
             line.say_with(&Message::Sockets { sockets, last: number == count }, &descriptors)?;
         }
         match line.hear(START_MAX)?.0 {
-            Message::Serving => Ok(()),
+            // What was said may have waited here for longer than who said it.
+            Message::Serving if line.is_open() => Ok(()),
+            Message::Serving => Err(io::Error::other("it has gone")),
             _ => Err(out_of_turn()),
         }
     }
@@ -626,6 +637,24 @@ mod tests {
         let _other = std::os::unix::net::UnixListener::bind(&path).unwrap();
         let text = Predecessor::ask(&path, &us()).err().unwrap().to_string();
         assert!(text.contains("remedy: see that server.handover_socket names"), "{text}");
+    }
+
+    #[test]
+    fn what_the_dead_have_said_is_heard_but_they_are_known_to_have_gone() {
+        let (here, there) = Socket::pair(socket2::Domain::UNIX, socket2::Type::SEQPACKET, None)
+            .map(|(here, there)| (Line(here), Line(there)))
+            .unwrap();
+        assert!(here.is_open(), "nothing was said yet");
+        there.say(&Message::Serving).unwrap();
+        there.say(&Message::Saved).unwrap();
+        assert!(here.is_open(), "and nothing of it is taken by asking");
+        assert!(matches!(here.hear(PROMPT).unwrap().0, Message::Serving));
+        assert!(matches!(here.hear(PROMPT).unwrap().0, Message::Saved));
+        assert!(here.is_open());
+        there.say(&Message::Serving).unwrap();
+        drop(there);
+        assert!(matches!(here.hear(PROMPT).unwrap().0, Message::Serving));
+        assert!(!here.is_open());
     }
 
     #[test]
