@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use crate::access::disk::Trouble;
 use crate::config::ConfigError;
 use crate::server::state::KeyError;
+use crate::sys::holder::{Holder, Transport, holder};
 
 /// A start that failed. Its text is meant for the operator.
 #[derive(Debug)]
@@ -28,9 +29,12 @@ impl StartError {
 
     /// Something could not be listened on.
     pub(super) fn listening(kind: &str, address: SocketAddr, error: &io::Error) -> Self {
+        let failed = format!("cannot listen on {kind} {address}: {error}");
         let remedy = match error.kind() {
             io::ErrorKind::AddrInUse => {
-                "stop the program that has it (see `ss -lnp`), or choose another address"
+                let transport = if kind == "udp" { Transport::Udp } else { Transport::Tcp };
+                let (who, remedy) = in_use(&holder(transport, address));
+                return Self::Failed(format!("{failed}: {who}; remedy: {remedy}"));
             }
             io::ErrorKind::AddrNotAvailable => "choose an address that this host has (see `ip a`)",
             io::ErrorKind::PermissionDenied => {
@@ -38,7 +42,7 @@ impl StartError {
             }
             _ => remedy(error),
         };
-        Self::Failed(format!("cannot listen on {kind} {address}: {error}; remedy: {remedy}"))
+        Self::Failed(format!("{failed}; remedy: {remedy}"))
     }
 
     /// Something else that takes descriptors, memory or threads could not be had.
@@ -46,6 +50,38 @@ impl StartError {
         Self::Failed(format!("{what}: {error}; remedy: {}", remedy(error)))
     }
 }
+
+/// Who has an address, and what to do about that.
+fn in_use(holder: &Holder) -> (String, String) {
+    let other = "or choose another address";
+    match holder {
+        Holder::Process { id, .. } if *id == std::process::id() => {
+            ("the settings name it twice".into(), "leave out one of the two".into())
+        }
+        Holder::Process { id, program } if program == NAME => (
+            format!("process {id} has it, which is another {NAME}"),
+            format!(
+                "stop that one (`kill {id}`, `systemctl stop {NAME}`), or replace it while it \
+                 serves (`{NAME} run --take-over`), {other}"
+            ),
+        ),
+        Holder::Process { id, program } => (
+            format!("process {id} ({program}) has it"),
+            format!("stop that one (see `ss -lnp`), {other}"),
+        ),
+        Holder::User(user) => (
+            format!("a process of user {user} has it, which cannot be seen from here"),
+            format!("find it as root, outside of containers (`ss -lnp`), and stop it, {other}"),
+        ),
+        Holder::Nobody => (
+            "no process that can be seen from here has it".into(),
+            format!("stop the program that has it (see `ss -lnp` as root), {other}"),
+        ),
+    }
+}
+
+/// The name of our own program.
+const NAME: &str = env!("CARGO_PKG_NAME");
 
 /// What to do about an error that may come from anywhere.
 fn remedy(error: &io::Error) -> &'static str {
@@ -96,6 +132,22 @@ impl std::error::Error for StartError {}
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_has_an_address_is_named_with_a_remedy_that_fits() {
+        let process = |id, program: &str| Holder::Process { id, program: program.into() };
+        let cases = [
+            (process(4711, "nginx"), "4711 (nginx)", "ss -lnp"),
+            (process(4711, "skep"), "another skep", "--take-over"),
+            (process(std::process::id(), "skep"), "name it twice", "leave out"),
+            (Holder::User(33), "user 33", "as root"),
+            (Holder::Nobody, "no process", "ss -lnp"),
+        ];
+        for (holder, who, remedy) in cases {
+            let said = in_use(&holder);
+            assert!(said.0.contains(who) && said.1.contains(remedy), "{said:?}");
+        }
+    }
 
     #[test]
     fn every_likely_error_has_a_remedy_of_its_own() {

@@ -11,6 +11,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::server::StartError;
 use crate::server::inheritance::{Inheritance, Kind};
+use crate::server::patience::Patience;
 
 /// Connections that wait to be accepted; the kernel cuts it to net.core.somaxconn.
 const BACKLOG: i32 = 4096;
@@ -26,31 +27,35 @@ pub(super) struct Bound {
     pub(super) by_worker: Vec<TcpListener>,
 }
 
-/// Binds `address` for that many workers, or takes what was inherited of it.
+/// Binds `address` for that many workers, or takes what was inherited of it. `is_ours` says that
+/// something of ours on the same port is in the way of binding it alone.
 ///
 /// # Errors
-/// The kernel's.
+/// The kernel's; `AddrInUse` where it stays so for longer than there is `patience` for.
 pub(super) fn bind(
     address: SocketAddr,
     workers: usize,
     kind: Kind,
+    is_ours: bool,
     inheritance: &mut Inheritance,
+    patience: &mut Patience,
 ) -> io::Result<Bound> {
     let inherited = inheritance.take(kind, address);
     let mut by_worker: Vec<_> = inherited.into_iter().map(TcpListener::from).collect();
     let mut at = match by_worker.first() {
         Some(listener) => listener.local_addr()?,
-        None => {
-            // Alone first: a second skep of the same user could share the address with us, and
-            // would silently be sent half of the connections.
-            if !inheritance.has_port(address.port()) {
-                drop(listener(address, false)?);
-            }
-            address
-        }
+        None => address,
     };
     while by_worker.len() < workers {
-        match listener(at, true) {
+        // The first one alone: a second skep of the same user could share the address with us, and
+        // would silently be sent half of the connections.
+        let is_shared = !by_worker.is_empty() || is_ours || inheritance.has_port(address.port());
+        let bound = if is_shared {
+            listener(at, true)
+        } else {
+            patience.bind(|| format!("tcp {at}"), || listener(at, false))
+        };
+        match bound {
             Ok(listener) => {
                 at = listener.local_addr()?;
                 by_worker.push(listener);
@@ -65,16 +70,19 @@ pub(super) fn bind(
     Ok(Bound { address: at, by_worker })
 }
 
-fn listener(address: SocketAddr, share: bool) -> io::Result<TcpListener> {
+/// Binds an address that is shared already, or nobody's; further ones of this user may share it
+/// afterwards.
+fn listener(address: SocketAddr, is_shared: bool) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?; // over connections of a predecessor that are still closing
-    socket.set_reuse_port(share)?;
+    socket.set_reuse_port(is_shared)?;
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
     }
     socket.set_tcp_nodelay(true)?; // inherited by every connection
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
+    socket.set_reuse_port(true)?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
 }
@@ -97,7 +105,7 @@ impl UnixSocket {
     ///
     /// # Errors
     /// [`StartError`] with a remedy.
-    pub(super) fn bind(path: &Path) -> Result<Self, StartError> {
+    pub(super) fn bind(path: &Path, patience: &mut Patience) -> Result<Self, StartError> {
         let bind = || {
             if is_left_behind(path)? {
                 std::fs::remove_file(path)?;
@@ -107,7 +115,8 @@ impl UnixSocket {
             std::fs::set_permissions(path, std::fs::Permissions::from_mode(UNIX_MODE))?;
             Ok(listener)
         };
-        let listener = bind().map_err(|error: io::Error| {
+        let bound = patience.bind(|| path.display().to_string(), bind);
+        let listener = bound.map_err(|error: io::Error| {
             let path = path.display();
             StartError::Failed(format!(
                 "cannot listen on the Unix socket {path}: {error}; remedy: choose a path in a \
@@ -160,7 +169,8 @@ mod tests {
     }
 
     fn bind_new(address: SocketAddr, workers: usize) -> io::Result<Bound> {
-        bind(address, workers, Kind::Tcp, &mut Inheritance::default())
+        let (mut inheritance, mut patience) = (Inheritance::default(), Patience::none());
+        bind(address, workers, Kind::Tcp, false, &mut inheritance, &mut patience)
     }
 
     #[test]
@@ -178,8 +188,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("skep.sock");
         drop(UnixListener::bind(&path).unwrap()); // leaves its file
-        let bound = UnixSocket::bind(&path).unwrap();
-        let text = UnixSocket::bind(&path).err().unwrap().to_string();
+        let bound = UnixSocket::bind(&path, &mut Patience::none()).unwrap();
+        let text = UnixSocket::bind(&path, &mut Patience::none()).err().unwrap().to_string();
         assert!(text.contains("skep.sock") && text.contains("remedy"), "{text}");
         assert!(UnixStream::connect(&path).is_ok(), "the first one still serves");
         assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, UNIX_MODE);
@@ -189,7 +199,7 @@ mod tests {
         drop(bound);
         assert!(!path.exists());
         std::fs::write(&path, "not ours").unwrap();
-        assert!(UnixSocket::bind(&path).is_err());
+        assert!(UnixSocket::bind(&path, &mut Patience::none()).is_err());
         assert_eq!(std::fs::read(&path).unwrap(), b"not ours");
     }
 

@@ -23,6 +23,7 @@ mod listeners;
 mod log;
 mod notify;
 mod options;
+mod patience;
 mod reload;
 mod snapshots;
 mod socket_file;
@@ -53,6 +54,7 @@ use handover::Predecessor;
 use inheritance::{Estate, Inheritance, Kind, Place};
 use listeners::Bound;
 use notify::Manager;
+use patience::Patience;
 use sockets::Sockets;
 use streams::{Listeners, Streams};
 use workers::Workers;
@@ -155,8 +157,9 @@ fn assemble(
 ) -> Result<control::Control, StartError> {
     let config = &reloader.config;
     let cpus = workers::placement(config.server.workers)?;
-    let (admin, admin_address) = bind_admin(config, &mut inheritance)?;
-    let (sockets, listeners) = bind(config, &cpus, &mut inheritance)?;
+    let mut patience = Patience::new();
+    let (admin, admin_address) = bind_admin(config, &mut inheritance, &mut patience)?;
+    let (sockets, listeners) = bind(config, &cpus, &mut inheritance, &mut patience)?;
     let mut estate = Estate::new(inheritance.managed(), outside.manager.is_there());
     list(&mut estate, &sockets, &listeners, &admin)
         .map_err(|error| StartError::lacking("cannot duplicate a socket", &error))?;
@@ -231,16 +234,18 @@ fn bind(
     config: &Config,
     cpus: &[Option<usize>],
     inheritance: &mut Inheritance,
+    patience: &mut Patience,
 ) -> Result<(Sockets, Listeners), StartError> {
     let buffer_bytes = usize::try_from(config.udp.receive_buffer.0).unwrap_or(usize::MAX);
     let (sockets, plain) = if config.udp.listen.is_empty() && config.http.listen.is_empty() {
-        sockets::bind_both(&config.server.listen, cpus, buffer_bytes, inheritance)?
+        sockets::bind_both(&config.server.listen, cpus, buffer_bytes, inheritance, patience)?
     } else {
-        let sockets = sockets::bind(config.udp_listen(), cpus, buffer_bytes, inheritance)?;
+        let udp = config.udp_listen();
+        let sockets = sockets::bind(udp, cpus, buffer_bytes, inheritance, patience)?;
         let plain = config.http_listen();
-        (sockets, sockets::bind_streams(plain, cpus.len(), Kind::Tcp, inheritance)?)
+        (sockets, sockets::bind_streams(plain, cpus.len(), Kind::Tcp, inheritance, patience)?)
     };
-    Ok((sockets, Listeners::bind(config, plain, cpus.len(), inheritance)?))
+    Ok((sockets, Listeners::bind(config, plain, cpus.len(), inheritance, patience)?))
 }
 
 /// Second handles on all sockets, to read the kernel's figures from.
@@ -259,9 +264,10 @@ fn watch(by_worker: &[Vec<BoundUdp>]) -> Result<Vec<WatchedSocket>, StartError> 
 fn bind_admin(
     config: &Config,
     inheritance: &mut Inheritance,
+    patience: &mut Patience,
 ) -> Result<(TcpListener, SocketAddr), StartError> {
     let asked = config.admin.listen;
-    let mut bind = || {
+    let bind = || {
         let listener = match inheritance.take(Kind::Admin, asked).pop() {
             Some(inherited) => inherited.into(),
             None => TcpListener::bind(asked)?,
@@ -270,7 +276,8 @@ fn bind_admin(
         let address = listener.local_addr()?;
         Ok((listener, address))
     };
-    bind().map_err(|error| StartError::listening("tcp (admin)", asked, &error))
+    let bound = patience.bind(|| format!("tcp (admin) {asked}"), bind);
+    bound.map_err(|error| StartError::listening("tcp (admin)", asked, &error))
 }
 
 /// From now on a panic anywhere ends the process, whatever the build profile says.

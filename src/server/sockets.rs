@@ -10,6 +10,7 @@ use std::os::fd::OwnedFd;
 use crate::server::StartError;
 use crate::server::inheritance::{Inheritance, Kind};
 use crate::server::listeners::{self, Bound};
+use crate::server::patience::Patience;
 use crate::sys::socket::{BoundUdp, UdpOptions, adopt_udp, bind_udp, steer};
 
 /// All sockets, bound.
@@ -44,16 +45,19 @@ pub(super) fn bind(
     cpus: &[Option<usize>],
     receive_buffer_bytes: usize,
     inheritance: &mut Inheritance,
+    patience: &mut Patience,
 ) -> Result<Sockets, StartError> {
     let shares: Vec<_> =
         addresses.iter().map(|it| (*it, inheritance.take(Kind::Udp, *it))).collect();
-    let usable = usable(&shares, inheritance)?;
+    let usable = usable(&shares, inheritance, patience)?;
     let mut sockets = Sockets {
         by_worker: cpus.iter().map(|_| Vec::with_capacity(usable.len())).collect(),
         addresses: Vec::with_capacity(usable.len()),
     };
     for (address, inherited) in shares.into_iter().filter(|it| usable.contains(&it.0)) {
-        let group = bind_group(address, inherited, cpus.len(), receive_buffer_bytes)?;
+        let is_ours = inheritance.has_port(address.port()) || overlaps(address, &sockets.addresses);
+        let share = (address, is_ours, inherited);
+        let group = bind_group(share, cpus.len(), receive_buffer_bytes, patience)?;
         let order: Vec<_> = group.iter().collect();
         if let Err(error) = steer(&order, cpus) {
             tracing::warn!(%error, "datagrams change cores: the kernel does not let us steer them");
@@ -69,13 +73,17 @@ pub(super) fn bind(
 
 /// All sockets of an address, at least one for each worker. What was inherited beyond that is
 /// served, too: a socket that is closed takes what waits in it along, and shifts the others' index.
+///
+/// The first one is bound alone, unless something that `is_ours` would be in its way: two that
+/// start at the same time must not both have the address.
 fn bind_group(
-    mut at: SocketAddr,
-    inherited: Vec<OwnedFd>,
+    (mut at, is_ours, inherited): (SocketAddr, bool, Vec<OwnedFd>),
     workers: usize,
     receive_buffer_bytes: usize,
+    patience: &mut Patience,
 ) -> Result<Vec<BoundUdp>, StartError> {
     let options = UdpOptions { reuse_port: true, receive_buffer_bytes };
+    let alone = UdpOptions { reuse_port: false, receive_buffer_bytes };
     let listening = |at, error: io::Error| StartError::listening("udp", at, &error);
     let mut group = Vec::with_capacity(workers);
     for socket in inherited {
@@ -85,7 +93,13 @@ fn bind_group(
         group.push(socket);
     }
     while group.len() < workers {
-        match bind_udp(at, &options) {
+        let bound = if group.is_empty() && !is_ours {
+            let first = patience.bind(|| format!("udp {at}"), || bind_udp(at, &alone));
+            first.and_then(|it| it.share().map(|()| it))
+        } else {
+            bind_udp(at, &options)
+        };
+        match bound {
             Ok(socket) => {
                 at = socket.address();
                 group.push(socket);
@@ -112,13 +126,18 @@ pub(super) fn bind_both(
     cpus: &[Option<usize>],
     receive_buffer_bytes: usize,
     inheritance: &mut Inheritance,
+    patience: &mut Patience,
 ) -> Result<(Sockets, Vec<Bound>), StartError> {
     let chosen = addresses.iter().any(|it| it.port() == 0) && inheritance.is_empty();
     let mut tries = if chosen { PORT_TRIES } else { 1 };
+    let mut none = Patience::none(); // another port is to be had at once
+    let patience = if chosen { &mut none } else { patience };
     loop {
-        let sockets = bind(addresses, cpus, receive_buffer_bytes, inheritance)?;
+        let sockets = bind(addresses, cpus, receive_buffer_bytes, inheritance, patience)?;
         tries -= 1;
-        let bind = |at| listeners::bind(at, cpus.len(), Kind::Tcp, inheritance);
+        let bind = |at, is_ours| {
+            listeners::bind(at, cpus.len(), Kind::Tcp, is_ours, inheritance, patience)
+        };
         match bind_tcp(&sockets.addresses, bind) {
             Ok(listeners) => return Ok((sockets, listeners)),
             Err((_, error)) if tries > 0 && error.kind() == io::ErrorKind::AddrInUse => {}
@@ -133,26 +152,40 @@ pub(super) fn bind_streams(
     workers: usize,
     kind: Kind,
     inheritance: &mut Inheritance,
+    patience: &mut Patience,
 ) -> Result<Vec<Bound>, StartError> {
-    bind_tcp(addresses, |at| listeners::bind(at, workers, kind, inheritance))
-        .map_err(|(at, error)| StartError::listening("tcp", at, &error))
+    let bind = |at, is_ours| listeners::bind(at, workers, kind, is_ours, inheritance, patience);
+    bind_tcp(addresses, bind).map_err(|(at, error)| StartError::listening("tcp", at, &error))
 }
 
-/// Binds `addresses` with `bind`. An error if nothing of them can be had.
+/// Binds `addresses` with `bind`, which is told whether one of them is in the other's way. An error
+/// if nothing of them can be had.
 fn bind_tcp(
     addresses: &[SocketAddr],
-    mut bind: impl FnMut(SocketAddr) -> io::Result<Bound>,
+    mut bind: impl FnMut(SocketAddr, bool) -> io::Result<Bound>,
 ) -> Result<Vec<Bound>, (SocketAddr, io::Error)> {
     let mut all = Vec::with_capacity(addresses.len());
-    let mut missing = None;
+    let (mut ours, mut missing) = (Vec::new(), None);
     for &address in addresses {
-        match bind(address) {
-            Ok(bound) => all.push(bound),
+        match bind(address, overlaps(address, &ours)) {
+            Ok(bound) => {
+                ours.push(bound.address);
+                all.push(bound);
+            }
             Err(error) if lacks_family(address, &error) => missing = Some((address, error)),
             Err(error) => return Err((address, error)),
         }
     }
     left_out(missing, all)
+}
+
+/// Whether one of the sockets that are bound there keeps another from being bound alone.
+fn overlaps(address: SocketAddr, bound: &[SocketAddr]) -> bool {
+    bound.iter().any(|it| {
+        let is_one_a_wildcard = it.ip().is_unspecified() || address.ip().is_unspecified();
+        let is_same = it.ip() == address.ip() || is_one_a_wildcard;
+        it.port() == address.port() && it.is_ipv4() == address.is_ipv4() && is_same
+    })
 }
 
 /// What is served after `missing` was left out for want of its family, if anything remains.
@@ -174,6 +207,7 @@ fn left_out<T>(
 fn usable(
     shares: &[(SocketAddr, Vec<OwnedFd>)],
     inheritance: &Inheritance,
+    patience: &mut Patience,
 ) -> Result<Vec<SocketAddr>, StartError> {
     let options = UdpOptions { reuse_port: false, receive_buffer_bytes: 1 << 16 };
     let mut usable = Vec::with_capacity(shares.len());
@@ -181,7 +215,9 @@ fn usable(
     for (address, inherited) in shares {
         let address = *address;
         let is_ours = !inherited.is_empty() || inheritance.has_port(address.port());
-        match if is_ours { Ok(()) } else { bind_udp(address, &options).map(drop) } {
+        let mut alone =
+            || patience.bind(|| format!("udp {address}"), || bind_udp(address, &options).map(drop));
+        match if is_ours { Ok(()) } else { alone() } {
             Ok(()) => usable.push(address),
             Err(error) if lacks_family(address, &error) => missing = Some((address, error)),
             Err(error) => return Err(StartError::listening("udp", address, &error)),
@@ -225,14 +261,14 @@ mod tests {
     }
 
     fn bind_new(addresses: &[SocketAddr], cpus: &[Option<usize>]) -> Result<Sockets, StartError> {
-        bind(addresses, cpus, 1 << 16, &mut Inheritance::default())
+        bind(addresses, cpus, 1 << 16, &mut Inheritance::default(), &mut Patience::none())
     }
 
     fn bind_both_new(
         addresses: &[SocketAddr],
         cpus: &[Option<usize>],
     ) -> Result<(Sockets, Vec<Bound>), StartError> {
-        bind_both(addresses, cpus, 1 << 16, &mut Inheritance::default())
+        bind_both(addresses, cpus, 1 << 16, &mut Inheritance::default(), &mut Patience::none())
     }
 
     /// All sockets and listeners of a tracker as its successor gets them.
@@ -267,7 +303,8 @@ mod tests {
         for workers in [1, 2, 3, 5] {
             let mut given = passed_on(&first, &listeners);
             let cpus = vec![None; workers];
-            let (sockets, again) = bind_both(&asked, &cpus, 1 << 16, &mut given).unwrap();
+            let none = &mut Patience::none();
+            let (sockets, again) = bind_both(&asked, &cpus, 1 << 16, &mut given, none).unwrap();
             assert!(given.is_empty() && sockets.addresses == first.addresses);
             for &address in &first.addresses {
                 let (old, new) = (cookies(first.of(address)), cookies(sockets.of(address)));
@@ -285,7 +322,8 @@ mod tests {
         let (first, listeners) = bind_both_new(&[at("127.0.0.1:0")], &[None; 2]).unwrap();
         let mut given = passed_on(&first, &listeners);
         let asked = [at("127.0.0.4:0")];
-        let (sockets, _) = bind_both(&asked, &[None; 2], 1 << 16, &mut given).unwrap();
+        let none = &mut Patience::none();
+        let (sockets, _) = bind_both(&asked, &[None; 2], 1 << 16, &mut given, none).unwrap();
         assert_eq!(sockets.addresses[0].ip(), asked[0].ip());
         let (left, _) = given.close();
         let old = first.addresses[0];
@@ -315,7 +353,8 @@ mod tests {
             let (first, listeners) = bind_both_new(&[at("127.0.0.1:0")], &[None; 2])?;
             let mut given = passed_on(&first, &listeners);
             let asked = [first.addresses[0], wildcard(first.addresses[0].port())];
-            let (sockets, _) = bind_both(&asked, &[None], 1 << 16, &mut given)?;
+            let none = &mut Patience::none();
+            let (sockets, _) = bind_both(&asked, &[None], 1 << 16, &mut given, none)?;
             assert_eq!(sockets.addresses, asked);
             Ok(())
         });
@@ -341,14 +380,14 @@ mod tests {
         assert_eq!(tcp, sockets.addresses);
         assert!(listeners.iter().all(|it| it.by_worker.len() == 2));
         let again = bind_both_new(&sockets.addresses, &[None]).err().unwrap();
-        assert!(again.to_string().contains("ss -lnp"));
+        assert!(again.to_string().contains("the settings name it twice"));
     }
 
     #[test]
     fn a_shared_address_still_counts_as_in_use() {
         let first = bind_new(&[at("127.0.0.1:0")], &[None]).unwrap();
         let again = bind_new(&first.addresses, &[None]);
-        assert!(again.err().unwrap().to_string().contains("ss -lnp"));
+        assert!(again.err().unwrap().to_string().contains("the settings name it twice"));
         assert!(bind_new(&[wildcard(first.addresses[0].port())], &[None]).is_err());
     }
 
@@ -356,7 +395,7 @@ mod tests {
     fn a_wildcard_and_one_of_its_addresses_may_both_be_listed() {
         with_a_port_that_is_free_everywhere(|| {
             let free = bind_new(&[at("127.0.0.1:0")], &[None])?.addresses[0];
-            bind_new(&[wildcard(free.port()), free], &[None, None]).map(drop)
+            bind_both_new(&[wildcard(free.port()), free], &[None, None]).map(drop)
         });
     }
 
@@ -371,11 +410,12 @@ mod tests {
 
     #[test]
     fn a_wildcard_is_left_out_only_where_something_else_is_served() {
-        let bind = |at: SocketAddr| {
+        let bind = |at: SocketAddr, _| {
             if at.is_ipv6() {
                 return Err(io::Error::from_raw_os_error(libc::EAFNOSUPPORT));
             }
-            listeners::bind(at, 1, Kind::Tcp, &mut Inheritance::default())
+            let (mut inheritance, mut patience) = (Inheritance::default(), Patience::none());
+            listeners::bind(at, 1, Kind::Tcp, false, &mut inheritance, &mut patience)
         };
         let served = bind_tcp(&[at("[::]:0"), at("127.0.0.1:0")], bind).unwrap();
         assert_eq!(served.len(), 1);

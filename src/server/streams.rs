@@ -19,6 +19,7 @@ use crate::metrics::StreamCounters;
 use crate::server::StartError;
 use crate::server::inheritance::{Estate, Inheritance, Kind, Place};
 use crate::server::listeners::{Bound, UnixSocket};
+use crate::server::patience::Patience;
 use crate::server::workers::{End, Shared, Tallies};
 use crate::time::Now;
 use crate::tracker::Tracker;
@@ -55,15 +56,16 @@ impl Listeners {
         plain: Vec<Bound>,
         workers: usize,
         inheritance: &mut Inheritance,
+        patience: &mut Patience,
     ) -> Result<Self, StartError> {
         let tls = &config.tls.listen;
-        let tls = super::sockets::bind_streams(tls, workers, Kind::Tls, inheritance)?;
+        let tls = super::sockets::bind_streams(tls, workers, Kind::Tls, inheritance, patience)?;
         let path = Path::new(&config.http.unix_socket);
         let is_managed = inheritance.managed().contains(&Place::Path(path.to_owned()));
         let unix = match inheritance.take_path(path) {
             _ if config.http.unix_socket.is_empty() => None,
             Some(socket) => Some(UnixSocket::adopt(path, socket, is_managed)),
-            None => Some(UnixSocket::bind(path)?),
+            None => Some(UnixSocket::bind(path, patience)?),
         };
         Ok(Self { plain, tls, unix })
     }
@@ -277,9 +279,12 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let bind = || {
             let at = "127.0.0.1:0".parse().unwrap();
-            super::super::listeners::bind(at, 3, Kind::Tcp, &mut Inheritance::default()).unwrap()
+            let (mut inheritance, mut patience) = (Inheritance::default(), Patience::none());
+            let bind = super::super::listeners::bind;
+            bind(at, 3, Kind::Tcp, false, &mut inheritance, &mut patience).unwrap()
         };
-        let unix = UnixSocket::bind(&folder.path().join("skep.sock")).unwrap();
+        let unix =
+            UnixSocket::bind(&folder.path().join("skep.sock"), &mut Patience::none()).unwrap();
         let mut listeners = Listeners { plain: vec![bind()], tls: vec![bind()], unix: Some(unix) };
         let hands = listeners.deal(3).unwrap();
         assert_eq!(hands.len(), 3);

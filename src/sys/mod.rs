@@ -10,6 +10,7 @@ mod buffers;
 pub mod clock;
 pub mod descriptors;
 pub mod filter;
+pub mod holder;
 pub mod identity;
 pub mod memory;
 pub mod mmsg;

@@ -62,6 +62,7 @@ fn since_6_0(builder: &mut io_uring::Builder) {
 /// of what goes through a ring.)
 pub(super) fn restrict(submitter: &Submitter<'_>) -> io::Result<()> {
     // From linux/io_uring.h; the crate keeps its names to itself.
+    const UNREGISTER_FILES: u8 = 3;
     const UNREGISTER_RING_FDS: u8 = 21;
     let flags = Flags::FIXED_FILE | Flags::BUFFER_SELECT | Flags::SKIP_SUCCESS;
     submitter.register_restrictions(&mut [
@@ -70,6 +71,7 @@ pub(super) fn restrict(submitter: &Submitter<'_>) -> io::Result<()> {
         Restriction::sqe_op(opcode::SendMsg::CODE),
         Restriction::sqe_op(opcode::AsyncCancel2::CODE),
         Restriction::sqe_flags_allowed(flags.bits()),
+        Restriction::register_op(UNREGISTER_FILES),
         Restriction::register_op(UNREGISTER_RING_FDS),
     ])
 }

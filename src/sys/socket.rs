@@ -15,7 +15,7 @@ use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use libc::c_int;
-use socket2::{Domain, Socket, Type};
+use socket2::{Domain, SockRef, Socket, Type};
 
 use crate::types::Family;
 
@@ -132,6 +132,15 @@ fn enlarge_receive_buffer(socket: &Socket, bytes: usize) -> io::Result<usize> {
 }
 
 impl BoundUdp {
+    /// Lets further sockets of this user share the address of one that was bound alone: whoever
+    /// had it before would have kept this one from being bound.
+    ///
+    /// # Errors
+    /// What the kernel says; it has no reason to.
+    pub fn share(&self) -> io::Result<()> {
+        SockRef::from(&self.socket).set_reuse_port(true)
+    }
+
     /// The address it is bound to, with the port the kernel chose.
     pub fn address(&self) -> SocketAddr {
         self.address

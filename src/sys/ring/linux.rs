@@ -222,6 +222,10 @@ impl Drop for Linux<'_> {
             // only; this is the only place that drops it, and nothing after it looks inside.
             unsafe { ManuallyDrop::drop(&mut self.lent) };
         }
+        // The kernel takes a ring apart some time after it was closed, and would keep registered
+        // sockets bound until then: who starts next could not have their addresses. Where it fails
+        // they are free a little later.
+        let _ = self.submitter.unregister_files();
         // The registration keeps the whole ring alive until the thread ends; the one failure is
         // that there is none.
         let _ = self.submitter.unregister_ring_fd();

@@ -1,0 +1,174 @@
+//! Who has an address that cannot be bound: the kernel's tables of sockets (proc_net_tcp(5)) and
+//! the processes that hold them, as far as /proc shows them to this one.
+
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::Path;
+
+/// What an address is bound for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transport {
+    /// Datagrams.
+    Udp,
+    /// Listening for connections.
+    Tcp,
+}
+
+/// Who has an address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Holder {
+    /// A process.
+    Process {
+        /// Its number.
+        id: u32,
+        /// The name of its program, up to 15 bytes, as the kernel keeps it.
+        program: String,
+    },
+    /// Some process of this user: it may not be looked at, runs in another container, or has just
+    /// ended.
+    User(u32),
+    /// No socket that is in the tables.
+    Nobody,
+}
+
+/// A line of one of the tables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Entry {
+    address: SocketAddr,
+    user: u32,
+    inode: u64,
+}
+
+/// The state of a socket that listens (TCP_LISTEN).
+const LISTENS: &str = "0A";
+
+/// Looks for who keeps `address` from being bound. Reads all of /proc: for a start that fails.
+#[must_use]
+pub fn holder(transport: Transport, address: SocketAddr) -> Holder {
+    let (name, state) = match transport {
+        Transport::Udp => ("udp", None),
+        Transport::Tcp => ("tcp", Some(LISTENS)),
+    };
+    let mut entries = Vec::new();
+    for suffix in ["", "6"] {
+        let table = fs::read_to_string(format!("/proc/net/{name}{suffix}")).unwrap_or_default();
+        entries.extend(table.lines().skip(1).filter_map(|it| parse(it, state)));
+    }
+    entries.retain(|it| is_in_the_way(address, it.address));
+    // Of two families, the one that is asked for: the other may not be in the way at all.
+    entries.sort_by_key(|it| it.address.is_ipv4() != address.is_ipv4());
+    let found = entries.iter().find_map(|it| process_with(it.inode));
+    match (found, entries.first()) {
+        (Some((id, program)), _) => Holder::Process { id, program },
+        (None, Some(it)) => Holder::User(it.user),
+        (None, None) => Holder::Nobody,
+    }
+}
+
+/// Reads a line of a table, if its socket is in `state`.
+fn parse(line: &str, state: Option<&str>) -> Option<Entry> {
+    let fields: Vec<_> = line.split_ascii_whitespace().collect();
+    if state.is_some_and(|it| fields.get(3) != Some(&it)) {
+        return None;
+    }
+    let (ip, port) = fields.get(1)?.split_once(':')?;
+    let port = u16::from_str_radix(port, 16).ok()?;
+    // Words of 32 bits, each as this host's byte order reads what stands in network order.
+    let words = ip.len() / 8;
+    let word = |n: usize| u32::from_str_radix(ip.get(8 * n..8 * n + 8)?, 16).ok();
+    let mut bytes = [0; 16];
+    for n in 0..words.min(4) {
+        bytes[4 * n..4 * n + 4].copy_from_slice(&word(n)?.to_ne_bytes());
+    }
+    let ip = match words {
+        1 => IpAddr::V4(Ipv4Addr::new(bytes[0], bytes[1], bytes[2], bytes[3])),
+        4 => IpAddr::V6(Ipv6Addr::from(bytes)),
+        _ => return None,
+    };
+    let address = SocketAddr::new(ip, port);
+    let (user, inode) = (fields.get(7)?.parse().ok()?, fields.get(9)?.parse().ok()?);
+    Some(Entry { address, user, inode })
+}
+
+/// Whether a socket that is bound to `bound` may keep another from being bound to `asked`. One on
+/// [::] may take IPv4 as well.
+fn is_in_the_way(asked: SocketAddr, bound: SocketAddr) -> bool {
+    let overlaps =
+        |one: IpAddr, other: IpAddr| one == other || one.is_unspecified() || other.is_unspecified();
+    asked.port() == bound.port()
+        && match (asked.ip(), bound.ip()) {
+            (IpAddr::V4(_), IpAddr::V6(it)) => {
+                it.is_unspecified()
+                    || it.to_ipv4_mapped().is_some_and(|it| overlaps(asked.ip(), it.into()))
+            }
+            (IpAddr::V6(_), IpAddr::V4(_)) => false,
+            (one, other) => overlaps(one, other),
+        }
+}
+
+/// The process that has a descriptor of this socket, and its program.
+fn process_with(inode: u64) -> Option<(u32, String)> {
+    let link = format!("socket:[{inode}]");
+    let mut ids = fs::read_dir("/proc")
+        .ok()?
+        .filter_map(|it| it.ok()?.file_name().to_str()?.parse::<u32>().ok());
+    ids.find_map(|id| {
+        let mut all = fs::read_dir(format!("/proc/{id}/fd")).ok()?;
+        let is_it = |path: &Path| fs::read_link(path).is_ok_and(|it| it == Path::new(&link));
+        if !all.any(|it| it.is_ok_and(|it| is_it(&it.path()))) {
+            return None;
+        }
+        let program = fs::read_to_string(format!("/proc/{id}/comm")).ok()?;
+        Some((id, program.trim_end().to_owned()))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::{TcpListener, UdpSocket};
+
+    fn at(text: &str) -> SocketAddr {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn lines_are_read_as_the_kernel_writes_them() {
+        let udp = "  812: 0100007F:1B39 00000000:0000 07 00000000:00000000 00:00000000 00000000 \
+                   1000        0 4711 2 0000000000000000 0";
+        let read = parse(udp, None).unwrap();
+        let address =
+            if cfg!(target_endian = "little") { "127.0.0.1:6969" } else { "1.0.0.127:6969" };
+        assert_eq!(read, Entry { address: at(address), user: 1000, inode: 4711 });
+        assert_eq!(parse(udp, Some(LISTENS)), None);
+        for line in ["", "a b c d", "1: 0100007F 0 07 0 0 0 0 0 0", "1: 01:02 0 07 0 0 0 1 0 1"] {
+            assert_eq!(parse(line, None), None, "{line}");
+        }
+    }
+
+    #[test]
+    fn addresses_that_overlap_are_in_the_way() {
+        let is = |asked, bound| is_in_the_way(at(asked), at(bound));
+        assert!(is("127.0.0.1:7", "127.0.0.1:7") && !is("127.0.0.1:7", "127.0.0.1:8"));
+        assert!(is("0.0.0.0:7", "127.0.0.1:7") && is("127.0.0.1:7", "0.0.0.0:7"));
+        assert!(is("127.0.0.1:7", "[::]:7") && is("127.0.0.1:7", "[::ffff:127.0.0.1]:7"));
+        assert!(!is("127.0.0.1:7", "[::1]:7") && !is("[::]:7", "0.0.0.0:7"));
+        assert!(is("[::1]:7", "[::]:7") && !is("127.0.0.2:7", "127.0.0.1:7"));
+    }
+
+    #[test]
+    fn this_process_is_found_by_what_it_has_bound() {
+        let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
+        let addresses = [udp.local_addr().unwrap(), tcp.local_addr().unwrap()];
+        for (transport, address) in [Transport::Udp, Transport::Tcp].into_iter().zip(addresses) {
+            let Holder::Process { id, program } = holder(transport, address) else {
+                panic!("not found: {transport:?} {address}");
+            };
+            assert_eq!(id, std::process::id());
+            assert!(!program.is_empty());
+        }
+        drop(udp);
+        assert_eq!(holder(Transport::Udp, addresses[0]), Holder::Nobody);
+    }
+}
