@@ -6,7 +6,9 @@ mod common;
 use std::fs;
 use std::io::Write as _;
 use std::net::UdpSocket;
-use std::path::Path;
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -248,6 +250,60 @@ fn it_serves_without_a_state_directory_and_says_so_once() {
     let log = skep.log_with("ready ");
     assert_eq!(log.matches("no state is kept").count(), 1, "{log}");
     assert!(log.contains("server.state_dir"), "{log}");
+}
+
+/// State directories that cannot be entered: one below a file, and, where this test may become
+/// another user, one of a third user.
+fn closed_directories(folder: &Path) -> Vec<(PathBuf, Option<u32>)> {
+    const NOBODY: u32 = 65534;
+    fs::write(folder.join("file"), "").unwrap();
+    let mut closed = vec![(folder.join("file/skep"), None)];
+    fs::set_permissions(folder, fs::Permissions::from_mode(0o755)).unwrap();
+    let theirs = folder.join("theirs");
+    fs::create_dir(&theirs).unwrap();
+    fs::set_permissions(&theirs, fs::Permissions::from_mode(0o700)).unwrap();
+    match command().uid(NOBODY).arg("--version").output() {
+        Ok(output) if output.status.success() => closed.push((theirs, Some(NOBODY))),
+        _ => eprintln!("skipped: a directory of another user; this user cannot become one"),
+    }
+    closed
+}
+
+#[test]
+fn a_state_directory_that_cannot_be_entered_costs_what_is_kept_there_and_nothing_else() {
+    let folder = tempfile::tempdir().unwrap();
+    for (directory, user) in closed_directories(folder.path()) {
+        let command = |variables: &[(&str, &str)]| {
+            let mut command = command();
+            command.env("SKEP__SERVER__STATE_DIR", &directory).args(["--listen", "127.0.0.1:0"]);
+            command.envs(variables.iter().copied()).args(["--admin", "127.0.0.1:0"]);
+            if let Some(user) = user {
+                command.uid(user);
+            }
+            command
+        };
+        let key = ("SKEP_CONNECTION_ID_KEY", "0e".repeat(32));
+        for variables in [
+            &[][..],
+            &[(key.0, key.1.as_str())],
+            &[(key.0, key.1.as_str()), ("SKEP__SNAPSHOT__MODE", "off")],
+        ] {
+            let skep = Skep::spawn(command(variables));
+            Client::connect(skep.udp[0]);
+            let log = skep.log_with("ready ");
+            let warnings: Vec<_> = log.lines().filter(|it| it.contains(" WARN ")).collect();
+            let about = |it: &&&str| it.contains(&directory.display().to_string());
+            let warned: Vec<_> = warnings.iter().filter(about).collect();
+            assert_eq!(warned.len(), 1, "{log}");
+            assert!(warned[0].contains("remedy: set server.state_dir to a directory"), "{log}");
+        }
+        let output = command(&[("SKEP__SNAPSHOT__MODE", "on")]).output().unwrap();
+        let (_, stderr) = texts(&output);
+        assert_eq!(output.status.code(), Some(1), "{stderr}");
+        let last = stderr.lines().last().unwrap();
+        assert!(last.contains(&directory.display().to_string()), "{stderr}");
+        assert!(last.contains("remedy: set server.state_dir to a directory"), "{stderr}");
+    }
 }
 
 #[test]

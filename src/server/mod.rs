@@ -43,7 +43,7 @@ use arc_swap::ArcSwap;
 use tokio::sync::mpsc;
 
 use crate::access::disk::Office;
-use crate::config::{Config, Source};
+use crate::config::{Config, SnapshotMode, Source};
 use crate::limiter::{self, Limiter};
 use crate::store::{self, Store};
 use crate::sys::clock::Clock;
@@ -76,6 +76,7 @@ pub fn run(source: Source, take_over: bool) -> Result<(), StartError> {
     let manager = Manager::of_process();
     end_with_any_panic();
     raise_descriptor_limit();
+    source.warnings(&config).iter().for_each(|it| tracing::warn!("{it}"));
     let keys = options::keys(&config)?;
     if let Some(warning) = &keys.warning {
         tracing::warn!("{warning}");
@@ -93,8 +94,16 @@ pub fn run(source: Source, take_over: bool) -> Result<(), StartError> {
         (predecessor, inheritance) = (Some(found), sockets);
         snapshots.follow();
     }
+    let access = options::access(&config);
+    let told = keys.made_up || config.snapshot.mode != SnapshotMode::Off;
+    if let Some(reason) = access.state.as_ref().err().filter(|_| !told) {
+        tracing::warn!(
+            "access lists without a file of their own are empty: {reason}; remedy: set \
+             server.state_dir to a directory that this user may write"
+        );
+    }
     let shared = workers::Shared {
-        office: Arc::new(Office::open(&options::access(&config))?),
+        office: Arc::new(Office::open(&access)?),
         store: Arc::new(Store::new(store::Options::default())),
         tracker: Arc::new(ArcSwap::from_pointee(options::tracker(&config))),
         ids: Arc::new(ArcSwap::from_pointee(options::connection_ids(&config, &keys))),
@@ -126,15 +135,16 @@ pub fn run(source: Source, take_over: bool) -> Result<(), StartError> {
 /// environment or they name, and the lists they name.
 ///
 /// # Errors
-/// [`StartError`] with the first thing that is wrong.
-pub fn check(source: &Source) -> Result<(), StartError> {
+/// [`StartError`] with the first thing that is wrong. Else warnings, each with its remedy.
+pub fn check(source: &Source) -> Result<Vec<String>, StartError> {
     let config = source.load()?;
     let in_environment = state::Environment::of_process().key.is_some();
     if in_environment || !config.udp.key_file.is_empty() {
         options::keys(&config)?;
     }
     Office::check(&options::lists(&config))?;
-    options::tls(&config).map_or(Ok(()), |it| it.check()).map_err(StartError::Config)
+    options::tls(&config).map_or(Ok(()), |it| it.check()).map_err(StartError::Config)?;
+    Ok(source.warnings(&config))
 }
 
 /// The state directory that a start would use, which may not be there yet, or why there is none.

@@ -139,9 +139,9 @@ pub(super) fn connection_id_keys(options: &Options) -> Result<Loaded, KeyError> 
             origin: "made up for this run".into(),
             made_up: true,
             warning: Some(format!(
-                "no state is kept: {reason}; after a restart swarms are empty and clients must \
-                 connect anew; remedy: set server.state_dir to a directory that this user may \
-                 write"
+                "no state is kept: {reason}; after a restart swarms are empty, clients must \
+                 connect anew, and access lists without a file of their own are empty; remedy: set \
+                 server.state_dir to a directory that this user may write"
             )),
         }),
     }
@@ -159,12 +159,20 @@ pub(super) fn tracker_id(options: &Options) -> Result<(PathBuf, Identity), Strin
     identity.map(|it| (directory, it)).ok_or_else(malformed)
 }
 
-/// The state directory, created when absent if it is `needed`; or why there is none.
+/// The state directory, created when absent if it is `needed`; or why there is none, or none that
+/// this user may enter.
 pub(super) fn home(options: &Options, needed: bool) -> Result<PathBuf, String> {
     if needed {
         return directory(options);
     }
-    located(options).ok_or_else(|| NOWHERE.to_owned())
+    let path = located(options).ok_or(NOWHERE)?;
+    // Looking at what is in a directory takes the right to enter it; at itself, that of its parent.
+    match fs::metadata(path.join(".")) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(format!("cannot enter {}: {error}", path.display()))
+        }
+        _ => Ok(path),
+    }
 }
 
 /// Why there is no state directory where nothing names one.
