@@ -4,9 +4,69 @@
 //! Networks are nested or apart, never half of each. So all of them cut the space of addresses into
 //! stretches, each of which belongs to its innermost network or to none.
 
+use std::fmt;
 use std::net::IpAddr;
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
+
+/// Why a text does not name a network. Its text is meant for the operator.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NetworkError {
+    /// Neither an address nor a network.
+    Malformed(String),
+    /// An address within a network, followed by the length of that network's prefix.
+    BitsBeyondPrefix {
+        /// What was written.
+        text: String,
+        /// The address in front of the prefix length.
+        address: IpAddr,
+        /// The network around that address.
+        network: IpNet,
+    },
+}
+
+impl fmt::Display for NetworkError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Malformed(text) => {
+                write!(f, "{text:?} is not a network (192.0.2.0/24, 2001:db8::/32) or an address")
+            }
+            Self::BitsBeyondPrefix { text, address, network } => write!(
+                f,
+                "{text:?} has bits set beyond its prefix; write {network} for the whole network, \
+                 or {address} for that address alone"
+            ),
+        }
+    }
+}
+
+impl std::error::Error for NetworkError {}
+
+/// Reads a network as settings, access lists and the API have it: `192.0.2.0/24`, `2001:db8::/32`,
+/// or an address, which is a network of its own. A network of v4-mapped addresses is the IPv4
+/// network, as sources are compared after they have been unmapped.
+///
+/// # Errors
+/// [`NetworkError`] where the text is neither, or has bits set beyond the prefix: such a slip would
+/// name another network than was meant.
+pub fn parse(text: &str) -> Result<IpNet, NetworkError> {
+    let address = || text.parse::<IpAddr>().ok().map(IpNet::from);
+    let network = text.parse::<IpNet>().ok().or_else(address);
+    let network = unmapped(network.ok_or_else(|| NetworkError::Malformed(text.to_owned()))?);
+    if network.addr() == network.network() {
+        return Ok(network);
+    }
+    let (text, address) = (text.to_owned(), network.addr());
+    Err(NetworkError::BitsBeyondPrefix { text, address, network: network.trunc() })
+}
+
+/// A network of v4-mapped addresses as the IPv4 network it stands for; any other as it is.
+fn unmapped(network: IpNet) -> IpNet {
+    let IpNet::V6(v6) = network else { return network };
+    let mapped = v6.addr().to_ipv4_mapped().zip(v6.prefix_len().checked_sub(96));
+    let v4 = mapped.and_then(|(address, length)| Ipv4Net::new(address, length).ok());
+    v4.map_or(network, IpNet::V4)
+}
 
 /// What a stretch belongs to: a mark, or nothing.
 type Owner = Option<u32>;
@@ -136,6 +196,35 @@ mod tests {
     }
 
     #[test]
+    fn a_network_is_read_as_it_is_meant() {
+        for (text, expected) in [
+            ("192.0.2.0/24", "192.0.2.0/24"),
+            ("10.0.0.1", "10.0.0.1/32"),
+            ("::1", "::1/128"),
+            ("0.0.0.0/0", "0.0.0.0/0"),
+            ("::/0", "::/0"),
+            ("2001:DB8::/32", "2001:db8::/32"),
+            ("::ffff:10.0.0.0/104", "10.0.0.0/8"),
+            ("::ffff:192.0.2.7", "192.0.2.7/32"),
+            ("::ffff:0:0/96", "0.0.0.0/0"),
+        ] {
+            assert_eq!(parse(text).map(|it| it.to_string()), Ok(expected.to_owned()), "{text}");
+        }
+        for (text, said) in [
+            ("10.0.0.5/24", "write 10.0.0.0/24 for the whole network, or 10.0.0.5 for"),
+            ("2001:db8::1/32", "write 2001:db8::/32 for the whole network, or 2001:db8::1 for"),
+            ("::ffff:10.0.0.5/120", "write 10.0.0.0/24 for the whole network, or 10.0.0.5 for"),
+            ("192.0.2.0/33", "\"192.0.2.0/33\" is not a network"),
+            ("localhost", "\"localhost\" is not a network"),
+            ("", "\"\" is not a network"),
+            ("10.0.0.1:80", "is not a network"),
+        ] {
+            let error = parse(text).unwrap_err().to_string();
+            assert!(error.contains(said), "{text}: {error}");
+        }
+    }
+
+    #[test]
     fn the_innermost_network_counts() {
         let it = networks(&["10.0.0.0/8", "10.1.0.0/16", "10.1.255.255/32", "0.0.0.0/0", "::/0"]);
         for (address, expected) in [
@@ -195,7 +284,7 @@ mod tests {
             address in 0_u32..256,
         ) {
             let network = |(low, length): (u32, u8)| {
-                ipnet::Ipv4Net::new((0x0a00_0000 + low).into(), length).unwrap().trunc()
+                Ipv4Net::new((0x0a00_0000 + low).into(), length).unwrap().trunc()
             };
             let networks: Vec<_> = networks.into_iter().map(network).collect();
             let address = std::net::Ipv4Addr::from(0x0a00_0000 + address);

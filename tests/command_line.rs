@@ -46,6 +46,15 @@ fn config_prints_what_check_accepts() {
 }
 
 #[test]
+fn check_warns_of_what_may_have_been_meant_otherwise() {
+    let output = command().env("SKEP_TRACKER_INTERVAL_S", "9").arg("check").output().unwrap();
+    let (stdout, stderr) = texts(&output);
+    assert_eq!((output.status.code(), stdout.as_str()), (Some(0), "the configuration is fine\n"));
+    let said = "skep: warning: the variable SKEP_TRACKER_INTERVAL_S is ignored; remedy: call it";
+    assert!(stderr.starts_with(said), "{stderr}");
+}
+
+#[test]
 fn bad_usage_ends_with_2() {
     let temporary = tempfile::tempdir().unwrap();
     let path = temporary.path().join("skep.toml");

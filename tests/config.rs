@@ -144,6 +144,7 @@ fn a_bad_variable_is_refused_by_name() {
     let cases = [
         ("SKEP__TRACKER__INTERVALL_S", "900", "no such setting"),
         ("SKEP__TRACKER", "900", "no such setting"),
+        ("SKEP__TRACKER_INTERVAL_S", "900", "did you mean SKEP__TRACKER__INTERVAL_S?"),
         ("SKEP__", "", "no such setting"),
         ("SKEP__TRACKER__INTERVAL_S", "soon", "\"soon\" is no whole number; allowed: 1 to 7200"),
         ("SKEP__TRACKER__INTERVAL_S", "0", "tracker.interval_s: out of bounds; allowed: 1 to 7200"),
@@ -162,6 +163,78 @@ fn a_bad_variable_is_refused_by_name() {
         let error = variable(name, text).load().unwrap_err().to_string();
         assert!(error.starts_with(name) && error.contains(said), "{name}={text}\n{error}");
         assert!(!error.contains(char::is_control), "{error:?}");
+    }
+}
+
+#[test]
+fn networks_are_written_with_or_without_a_prefix_length() {
+    let networks = |text: &str| variable("SKEP__HTTP__TRUSTED_PROXIES", text).load();
+    let read = |text: &str| {
+        let list = networks(text).unwrap().http.trusted_proxies.0;
+        list.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    assert_eq!(read("10.0.0.1, 192.0.2.0/24"), ["10.0.0.1/32", "192.0.2.0/24"]);
+    assert_eq!(read("2001:db8::1"), ["2001:db8::1/128"]);
+    assert_eq!(read("::ffff:10.0.0.0/104"), ["10.0.0.0/8"]);
+    assert_eq!(read("[\"10.0.0.1\", \"::1\"]"), ["10.0.0.1/32", "::1/128"]);
+    for empty in ["", "[]", " [ ] ", ","] {
+        assert_eq!(read(empty), [""; 0], "{empty:?}");
+    }
+    let error = networks("10.0.0.5/24").unwrap_err().to_string();
+    assert!(error.contains("write 10.0.0.0/24 for the whole network"), "{error}");
+    let temporary = tempfile::tempdir().unwrap();
+    for setting in ["http.trusted_proxies", "limits.exempt", "tracker.ip_override_from"] {
+        let (section, key) = setting.split_once('.').unwrap();
+        let text = format!("[{section}]\n{key} = [\"10.0.0.1\", \"::ffff:192.0.2.0/120\"]\n");
+        let printed = file(temporary.path(), &text).load().unwrap().to_commented_toml();
+        assert!(printed.contains(&format!("{key} = [\"10.0.0.1/32\", \"192.0.2.0/24\"]")));
+        let text = format!("[{section}]\n{key} = [\"10.0.0.1\", \"10.0.0.5/24\"]\n");
+        let error = file(temporary.path(), &text).load().unwrap_err().to_string();
+        assert!(error.contains(&format!(": {setting}: \"10.0.0.5/24\" has bits")), "{error}");
+    }
+}
+
+#[test]
+fn names_are_read_in_any_case() {
+    for (name, text) in [
+        ("SKEP__HTTP__SOURCE_HEADER", "X-Forwarded-For"),
+        ("SKEP__LOG__LEVEL", "DEBUG"),
+        ("SKEP__LOG__FORMAT", "Json"),
+        ("SKEP__SERVER__IO", "MMSG"),
+        ("SKEP__UDP__CONNECTION_ID", "HMAC-SHA256"),
+        ("SKEP__ACCESS__MODE", "Open"),
+        ("SKEP__SNAPSHOT__MODE", "Off"),
+    ] {
+        let printed = variable(name, text).load().unwrap().to_commented_toml();
+        let lower = format!("= {:?}", text.to_ascii_lowercase());
+        assert!(printed.contains(&lower), "{name}={text}");
+    }
+}
+
+#[test]
+fn what_may_have_been_meant_otherwise_is_warned_of() {
+    let warnings = |source: &Source| source.warnings(&source.load().unwrap());
+    assert_eq!(warnings(&Source::default()), [""; 0]);
+    for (name, text, said) in [
+        ("SKEP_TRACKER_INTERVAL_S", "1", "ignored; remedy: call it SKEP__TRACKER__INTERVAL_S"),
+        ("SKEP_TRACKER__INTERVAL_S", "1", "ignored; remedy: call it SKEP__TRACKER__INTERVAL_S"),
+        ("SKEP__TLS__CERTIFICATE", "/x.pem", "TLS is not served: tls.listen is empty; remedy:"),
+        ("SKEP__TLS__KEY", "/x.pem", "TLS is not served: tls.listen is empty; remedy:"),
+        ("SKEP__UDP__LISTEN", "[::]:7", "UDP is served over IPv6 alone: [::]:7 does not include"),
+        ("SKEP__UDP__LISTEN", "[::]:7", "remedy: listen on \"0.0.0.0:7\" as well"),
+        ("SKEP__HTTP__LISTEN", "[::]:7,[::1]:7", "HTTP is served over IPv6 alone: [::]:7 does"),
+    ] {
+        let all = warnings(&variable(name, text));
+        assert!(all.len() == 1 && all[0].contains(said), "{name}={text}: {all:?}");
+    }
+    for (name, text) in [
+        ("SKEP_PORT", "tcp://10.0.0.1:6969"),
+        ("SKEP_SERVICE_HOST", "10.0.0.1"),
+        ("SKEP_CONNECTION_ID_KEY", "x"),
+        ("SKEP__UDP__LISTEN", "[::1]:7"),
+        ("SKEP__SERVER__LISTEN", "[::]:7,192.0.2.1:7"),
+    ] {
+        assert_eq!(warnings(&variable(name, text)), [""; 0], "{name}={text}");
     }
 }
 

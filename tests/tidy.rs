@@ -36,7 +36,7 @@ const MAY_NAME: [(&str, &[&str]); 20] = [
     ("frontend", &["types", "time", "random", "metrics", "protocol", "access", "tracker"]),
     ("worker", &["types", "time", "random", "metrics", "frontend", "cluster", "sys"]),
     ("client", &["types", "protocol"]),
-    ("config", &["types"]),
+    ("config", &["types", "networks"]),
     ("server", &ALL),
     ("cli", &ALL),
     ("main", &ALL),

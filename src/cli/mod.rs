@@ -101,7 +101,7 @@ struct Settings {
     #[arg(long, value_name = "N")]
     workers: Option<String>,
     /// How datagrams are moved
-    #[arg(long, value_parser = ["auto", "uring", "mmsg"])]
+    #[arg(long, value_parser = ["auto", "uring", "mmsg"], ignore_case = true)]
     io: Option<String>,
 }
 
@@ -132,7 +132,8 @@ pub fn main() -> ExitCode {
 }
 
 fn check(settings: &Settings) -> Result<(), StartError> {
-    server::check(&settings.source()?)?;
+    let warnings = server::check(&settings.source()?)?;
+    warnings.iter().for_each(|it| complain(&format!("warning: {it}")));
     print("the configuration is fine\n")
 }
 
@@ -177,16 +178,21 @@ impl Settings {
     }
 }
 
-/// The variables that set settings.
+/// The variables that set settings, or look as if they were meant to.
 fn environment() -> Result<Vec<(String, String)>, ConfigError> {
     let mut all = Vec::new();
     for (name, value) in std::env::vars_os() {
         let Ok(name) = name.into_string() else { continue };
-        if !name.starts_with(Source::VARIABLE_PREFIX) {
+        if !Source::is_about(&name) {
             continue;
         }
-        let value = value.into_string();
-        all.push((name.clone(), value.map_err(|_| ConfigError::at(name, "is not UTF-8"))?));
+        match value.into_string() {
+            Ok(value) => all.push((name, value)),
+            Err(_) if name.starts_with(Source::VARIABLE_PREFIX) => {
+                return Err(ConfigError::at(name, "is not UTF-8"));
+            }
+            Err(_) => {}
+        }
     }
     all.sort();
     Ok(all)

@@ -16,14 +16,13 @@ use std::fmt::{self, Write as _};
 use std::net::SocketAddr;
 use std::path::Path;
 
-use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 pub use error::ConfigError;
 pub use source::{Assignment, Source};
 pub use values::{
-    AccessMode, Bytes, ConnectionIdMac, Io, LogFormat, LogLevel, MemoryCap, SnapshotMode,
-    SourceHeader,
+    AccessMode, Bytes, ConnectionIdMac, Io, LogFormat, LogLevel, MemoryCap, NetworkList,
+    SnapshotMode, SourceHeader,
 };
 use values::{Numeric, Value};
 
@@ -149,7 +148,8 @@ macro_rules! bounds {
 sections! {
     /// What the process listens on and runs with.
     server: Server {
-        /// Addresses to serve on. Port 0 lets the kernel choose one, which the ready line tells.
+        /// Addresses to serve on. Port 0 lets the kernel choose one, which the ready line names.
+        /// "[::]" is IPv6 alone: IPv4 clients need "0.0.0.0" beside it.
         listen: Vec<SocketAddr> = values::addresses(&["0.0.0.0:6969", "[::]:6969"]);
         /// Directory for what outlives a restart: the connection-id key, snapshots of the swarms,
         /// registered torrents, access lists. Created if absent.
@@ -207,7 +207,7 @@ sections! {
         unix_socket: String = String::new();
         /// Networks whose PROXY protocol, Forwarded, X-Forwarded-For and X-Real-IP headers are
         /// believed: your reverse proxies. Reloaded by SIGHUP.
-        trusted_proxies: Vec<IpNet> = Vec::new();
+        trusted_proxies: NetworkList = NetworkList::default();
         /// The one header your reverse proxies write the client's address into; the others, which
         /// they may pass on as the client sent them, are ignored. Empty: all three are read, and a
         /// request in which they disagree is refused. Reloaded by SIGHUP.
@@ -327,7 +327,7 @@ sections! {
         /// of whom rate still serves some: so this should be well above it, such as 1000.
         kernel_deny_rate: u32 = 0, in 0..=10000000;
         /// Networks under no limit.
-        exempt: Vec<IpNet> = values::networks(&["127.0.0.0/8", "::1/128"]);
+        exempt: NetworkList = values::networks(&["127.0.0.0/8", "::1/128"]);
     }
 
     /// The tracker's rules. Reloaded by SIGHUP.
@@ -361,7 +361,7 @@ sections! {
         /// HTTP, the IP field over UDP), with a port from 1024 on: for a seeder behind the same
         /// NAT as the tracker. From everywhere else such names are ignored, for anyone could name
         /// a victim.
-        ip_override_from: Vec<IpNet> = Vec::new();
+        ip_override_from: NetworkList = NetworkList::default();
     }
 
     /// Bounds on memory. Reloaded by SIGHUP.
@@ -466,6 +466,34 @@ impl Config {
             (before != after).then_some(Difference { setting, before, after, is_live })
         };
         settings().into_iter().filter_map(difference).collect()
+    }
+
+    /// What is allowed, but may have been meant otherwise: a sentence each, with its remedy.
+    fn warnings(&self) -> Vec<String> {
+        let mut warnings = Vec::new();
+        if self.tls.listen.is_empty() && (self.tls.certificate.len() + self.tls.key.len()) > 0 {
+            warnings.push(
+                "tls.certificate or tls.key is set, but TLS is not served: tls.listen is empty; \
+                 remedy: set tls.listen, for example to [\"0.0.0.0:443\", \"[::]:443\"]"
+                    .to_owned(),
+            );
+        }
+        for (kind, addresses) in [
+            ("UDP", self.udp_listen()),
+            ("HTTP", self.http_listen()),
+            ("TLS", self.tls.listen.as_slice()),
+        ] {
+            let is_wildcard = |it: &&SocketAddr| it.ip().is_unspecified() && it.is_ipv6();
+            let alone = addresses.iter().all(SocketAddr::is_ipv6);
+            if let Some(wildcard) = addresses.iter().find(is_wildcard).filter(|_| alone) {
+                let port = wildcard.port();
+                warnings.push(format!(
+                    "{kind} is served over IPv6 alone: {wildcard} does not include IPv4; remedy: \
+                     listen on \"0.0.0.0:{port}\" as well, unless that is meant"
+                ));
+            }
+        }
+        warnings
     }
 
     /// Checks what types cannot: bounds, and settings that depend on each other.

@@ -29,7 +29,7 @@ pub struct Assignment {
 pub struct Source {
     /// The file, if there is one.
     pub file: Option<PathBuf>,
-    /// Variables of the environment, all of them.
+    /// Variables of the environment: all of them, or those [`Source::is_about`] picks.
     pub environment: Vec<(String, String)>,
     /// What flags set.
     pub flags: Vec<Assignment>,
@@ -45,6 +45,32 @@ struct Layers {
 impl Source {
     /// What variables that set a setting start with: `SKEP__SECTION__KEY`.
     pub const VARIABLE_PREFIX: &str = "SKEP__";
+
+    /// What all variables of ours start with. Those that no setting is named after (Kubernetes sets
+    /// `SKEP_PORT` and its like for a service of that name) are ignored.
+    const COMMON_PREFIX: &str = "SKEP_";
+
+    /// Whether a variable of the environment is to be looked at: one that sets a setting, or looks
+    /// as if it was meant to.
+    pub fn is_about(variable: &str) -> bool {
+        variable.starts_with(Self::COMMON_PREFIX)
+    }
+
+    /// What may have been meant otherwise than the settings say, a sentence each with its remedy:
+    /// settings of `config`, and variables that are ignored for want of a second underscore.
+    pub fn warnings(&self, config: &Config) -> Vec<String> {
+        let names = self.environment.iter().map(|it| it.0.as_str());
+        let ignored = names.filter(|it| !it.starts_with(Self::VARIABLE_PREFIX));
+        let misspelt = |name| Some((name, variable_meant_by(name)?));
+        let mut warnings: Vec<_> = ignored
+            .filter_map(misspelt)
+            .map(|(name, meant)| {
+                format!("the variable {name} is ignored; remedy: call it {meant}, or remove it")
+            })
+            .collect();
+        warnings.extend(config.warnings());
+        warnings
+    }
 
     /// Reads, merges and checks the settings.
     ///
@@ -82,7 +108,11 @@ impl Config {
 
 /// Reads a variable's name.
 fn assignment(variable: &str, name: &str, text: &str) -> Result<Assignment, ConfigError> {
-    let unknown = || ConfigError::at(variable, "no such setting; `skep config` prints them all");
+    let unknown = || {
+        let meant = variable_meant_by(variable).map(|it| format!("; did you mean {it}?"));
+        let meant = meant.unwrap_or_default();
+        ConfigError::at(variable, format!("no such setting{meant}; `skep config` prints them all"))
+    };
     let (section, key) = name.split_once("__").ok_or_else(unknown)?;
     let (section, key) = (section.to_ascii_lowercase(), key.to_ascii_lowercase());
     let known = settings().iter().any(|it| it.section == section && it.key == key);
@@ -165,12 +195,34 @@ fn typed(it: &Assignment) -> Result<toml::Value, String> {
             let truth: Result<bool, _> = text.parse();
             truth.map_err(|_| format!("{text:?} is neither true nor false"))?.into()
         }
-        Some(toml::Value::Array(_)) => {
-            let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
-            toml::Value::Array(items.map(toml::Value::from).collect())
-        }
+        Some(toml::Value::Array(_)) => toml::Value::Array(items(text)),
         _ => text.into(),
     })
+}
+
+/// The items of a list: as TOML writes them (`["a", "b"]`, `[]`), else separated by commas.
+fn items(text: &str) -> Vec<toml::Value> {
+    // An IPv6 address may begin with a bracket as well, and is not TOML then.
+    if let Ok(toml::Value::Array(items)) = text.parse() {
+        return items;
+    }
+    let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
+    items.map(toml::Value::from).collect()
+}
+
+/// The variable that sets a setting.
+fn variable(setting: &Setting) -> String {
+    let (prefix, section, key) = (Source::VARIABLE_PREFIX, setting.section, setting.key);
+    format!("{prefix}{section}__{key}").to_ascii_uppercase()
+}
+
+/// The variable that was meant by `name`, if that has as many underscores as it should have nowhere
+/// but between its words.
+fn variable_meant_by(name: &str) -> Option<String> {
+    let words = |name: &str| name.to_ascii_uppercase().replace("__", "_");
+    let all = settings();
+    let mut variables = all.iter().map(variable);
+    variables.find(|it| it != name && words(it) == words(name))
 }
 
 /// An error at an offset of a file, with the setting that stands there.

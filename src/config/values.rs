@@ -6,9 +6,10 @@ use std::net::SocketAddr;
 use ipnet::IpNet;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
+use crate::networks;
+
 /// How datagrams are moved.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Io {
     /// io_uring where it works.
     Auto,
@@ -19,8 +20,7 @@ pub enum Io {
 }
 
 /// The keyed MAC behind connection ids.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ConnectionIdMac {
     /// SipHash-2-4.
     Siphash,
@@ -29,11 +29,9 @@ pub enum ConnectionIdMac {
 }
 
 /// Headers in which reverse proxies name clients.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SourceHeader {
     /// Whichever are there.
-    #[serde(rename = "")]
     Any,
     /// RFC 7239.
     Forwarded,
@@ -44,8 +42,7 @@ pub enum SourceHeader {
 }
 
 /// Whom the tracker is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AccessMode {
     /// Any torrent, anybody.
     Open,
@@ -56,8 +53,7 @@ pub enum AccessMode {
 }
 
 /// Whether swarms outlive a restart.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SnapshotMode {
     /// Where the state directory can be written.
     Auto,
@@ -68,8 +64,7 @@ pub enum SnapshotMode {
 }
 
 /// Severities of log lines.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogLevel {
     /// Nothing.
     Off,
@@ -86,8 +81,7 @@ pub enum LogLevel {
 }
 
 /// Forms of log lines.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {
     /// For people.
     Text,
@@ -148,6 +142,30 @@ impl<'de> Deserialize<'de> for Bytes {
             }
         }
         deserializer.deserialize_any(Visitor)
+    }
+}
+
+/// Networks, each written as [`networks::parse`] reads them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NetworkList(pub Vec<IpNet>);
+
+impl Serialize for NetworkList {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.0.serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for NetworkList {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Network(IpNet);
+        impl<'de> Deserialize<'de> for Network {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                let text = String::deserialize(deserializer)?;
+                networks::parse(&text).map(Self).map_err(de::Error::custom)
+            }
+        }
+        let networks = Vec::<Network>::deserialize(deserializer)?;
+        Ok(Self(networks.into_iter().map(|it| it.0).collect()))
     }
 }
 
@@ -255,9 +273,9 @@ impl Value for bool {
     }
 }
 
-impl Value for Vec<IpNet> {
+impl Value for NetworkList {
     fn allowed(_: Option<(u64, u64)>) -> String {
-        "a list of networks, such as [\"192.0.2.0/24\", \"2001:db8::/32\"]".into()
+        "a list of networks or addresses, such as [\"192.0.2.0/24\", \"2001:db8::1\"]".into()
     }
 }
 
@@ -273,25 +291,48 @@ impl Value for Vec<SocketAddr> {
     }
 }
 
-/// Lists the variants of an enum by the names they are written with.
+/// Names the variants of enums, as settings write them: in lower case, read in any case.
 macro_rules! choices {
-    ($($type:ty: $($name:literal)+;)+) => {
-        $( impl Value for $type {
-            fn allowed(_: Option<(u64, u64)>) -> String {
-                [$( concat!("\"", $name, "\"") ),+].join(", ")
+    ($($type:ident: $($variant:ident $name:literal)+;)+) => {
+        $(
+            impl $type {
+                /// The names of all variants, in order.
+                const NAMES: &[&str] = &[$($name),+];
             }
-        } )+
+
+            impl Value for $type {
+                fn allowed(_: Option<(u64, u64)>) -> String {
+                    [$( concat!("\"", $name, "\"") ),+].join(", ")
+                }
+            }
+
+            impl Serialize for $type {
+                fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                    serializer.serialize_str(match self { $( Self::$variant => $name, )+ })
+                }
+            }
+
+            impl<'de> Deserialize<'de> for $type {
+                fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                    let text = String::deserialize(deserializer)?;
+                    match text.to_ascii_lowercase().as_str() {
+                        $( $name => Ok(Self::$variant), )+
+                        _ => Err(de::Error::unknown_variant(&text, Self::NAMES)),
+                    }
+                }
+            }
+        )+
     };
 }
 
 choices! {
-    Io: "auto" "uring" "mmsg";
-    ConnectionIdMac: "siphash" "hmac-sha256";
-    SourceHeader: "" "forwarded" "x-forwarded-for" "x-real-ip";
-    AccessMode: "open" "registered" "private";
-    SnapshotMode: "auto" "on" "off";
-    LogLevel: "off" "error" "warn" "info" "debug" "trace";
-    LogFormat: "text" "json";
+    Io: Auto "auto" Uring "uring" Mmsg "mmsg";
+    ConnectionIdMac: Siphash "siphash" HmacSha256 "hmac-sha256";
+    SourceHeader: Any "" Forwarded "forwarded" XForwardedFor "x-forwarded-for" XRealIp "x-real-ip";
+    AccessMode: Open "open" Registered "registered" Private "private";
+    SnapshotMode: Auto "auto" On "on" Off "off";
+    LogLevel: Off "off" Error "error" Warn "warn" Info "info" Debug "debug" Trace "trace";
+    LogFormat: Text "text" Json "json";
 }
 
 /// A default address. Tests read every default.
@@ -300,10 +341,9 @@ pub(super) fn address(text: &str) -> SocketAddr {
 }
 
 /// Default networks.
-pub(super) fn networks(texts: &[&str]) -> Vec<IpNet> {
-    let network =
-        |it: &&str| it.parse().unwrap_or_else(|_| unreachable!("a default is a network: {it}"));
-    texts.iter().map(network).collect()
+pub(super) fn networks(texts: &[&str]) -> NetworkList {
+    let network = |it: &&str| networks::parse(it).unwrap_or_else(|it| unreachable!("{it}"));
+    NetworkList(texts.iter().map(network).collect())
 }
 
 /// Default addresses.

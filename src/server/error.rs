@@ -40,6 +40,9 @@ impl StartError {
             io::ErrorKind::PermissionDenied => {
                 "choose a port above 1023, or grant CAP_NET_BIND_SERVICE"
             }
+            _ if address.is_ipv4() && error.raw_os_error() == Some(libc::EAFNOSUPPORT) => {
+                "this host has no IPv4: listen on IPv6 alone, such as \"[::]:6969\""
+            }
             _ => remedy(error),
         };
         Self::Failed(format!("{failed}; remedy: {remedy}"))
@@ -158,7 +161,7 @@ mod tests {
             (libc::EMFILE, "ulimit -n"),
             (libc::ENFILE, "fs.file-max"),
             (libc::ENOMEM, "memory"),
-            (libc::EAFNOSUPPORT, "IPv6"),
+            (libc::EAFNOSUPPORT, "listen on IPv6 alone"),
         ];
         for (errno, said) in cases {
             let error = io::Error::from_raw_os_error(errno);
@@ -168,5 +171,8 @@ mod tests {
             assert!(text.split("remedy: ").nth(1).unwrap().contains(said), "{text}");
             assert_eq!((it.exit_code(), text.lines().count()), (1, 1));
         }
+        let error = io::Error::from_raw_os_error(libc::EAFNOSUPPORT);
+        let text = StartError::listening("udp", ([0; 16], 69).into(), &error).to_string();
+        assert!(text.ends_with("enable IPv6 on this host, or listen on IPv4 alone"), "{text}");
     }
 }

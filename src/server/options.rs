@@ -43,7 +43,7 @@ pub(super) fn tracker(config: &Config) -> tracker::Options {
         numwant_max: it.numwant_max,
         peer_age_s_max: it.peer_age_s_max,
         empty_torrent_age_s_max: it.empty_torrent_age_s_max,
-        ip_override_from: it.ip_override_from.clone(),
+        ip_override_from: it.ip_override_from.0.clone(),
     }
 }
 
@@ -59,7 +59,7 @@ pub(super) fn limits(config: &Config) -> limiter::Options {
         new_torrent_rate: it.new_torrent_rate,
         new_torrent_burst: it.new_torrent_burst,
         kernel_deny_rate: it.kernel_deny_rate,
-        exempt: it.exempt.clone(),
+        exempt: it.exempt.0.clone(),
     }
 }
 
@@ -88,7 +88,7 @@ pub(super) fn access(config: &Config) -> access::Options {
 pub(super) fn http(config: &Config) -> http::Options {
     let it = &config.http;
     http::Options {
-        trusted_proxies: it.trusted_proxies.clone(),
+        trusted_proxies: it.trusted_proxies.0.clone(),
         source_header: match it.source_header {
             SourceHeader::Any => None,
             SourceHeader::Forwarded => Some(HopField::Forwarded),
@@ -122,8 +122,8 @@ pub(super) fn stream(config: &Config) -> stream::Options {
         idle_timeout_s: it.idle_timeout_s,
         ping_interval_s: config.websocket.ping_interval_s,
         connections_per_source_max: it.connections_per_source_max,
-        exempt: config.limits.exempt.clone(),
-        trusted_proxies: it.trusted_proxies.clone(),
+        exempt: config.limits.exempt.0.clone(),
+        trusted_proxies: it.trusted_proxies.0.clone(),
     }
 }
 

@@ -8,10 +8,10 @@
 //! | ports | `25`, `6881-6889` |
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr};
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
 
+use crate::networks;
 use crate::types::InfoHash;
 
 /// What a list holds.
@@ -32,7 +32,9 @@ impl Kind {
     pub const fn allowed(self) -> &'static str {
         match self {
             Self::Torrents => "an info-hash (40 or 64 hexadecimal digits) or a magnet link",
-            Self::Networks => "a network (192.0.2.0/24, 2001:db8::/32) or an address",
+            Self::Networks => {
+                "a network (192.0.2.0/24, 2001:db8::/32; no bits beyond the prefix) or an address"
+            }
             Self::Clients => "how peer ids begin, 1 to 20 bytes; bytes outside ASCII as %1f",
             Self::Ports => "a port or a range of ports (6881-6889)",
         }
@@ -140,29 +142,10 @@ pub fn parse(kind: Kind, text: &str) -> Option<Values> {
     let one = |it: Option<Value>| it.map(|it| (it, None));
     match kind {
         Kind::Torrents => torrents(text),
-        Kind::Networks => one(network(text).map(Value::Network)),
+        Kind::Networks => one(networks::parse(text).ok().map(Value::Network)),
         Kind::Clients => one(Prefix::parse(text).map(Value::Client)),
         Kind::Ports => one(ports(text)),
     }
-}
-
-fn network(text: &str) -> Option<IpNet> {
-    let address = |text: &str| Some(IpNet::from(text.parse::<IpAddr>().ok()?));
-    let network: IpNet = text.parse().ok().or_else(|| address(text))?;
-    if network.addr() != network.network() {
-        return None; // a slip of the pen would deny or allow another network than was meant
-    }
-    Some(match network {
-        IpNet::V6(it) if it.prefix_len() >= 96 => match it.addr().to_ipv4_mapped() {
-            Some(mapped) => v4(mapped, it.prefix_len() - 96).unwrap_or(network),
-            None => network,
-        },
-        _ => network,
-    })
-}
-
-fn v4(address: Ipv4Addr, length: u8) -> Option<IpNet> {
-    Ipv4Net::new(address, length).ok().map(IpNet::V4)
 }
 
 fn ports(text: &str) -> Option<Value> {
