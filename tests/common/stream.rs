@@ -18,6 +18,11 @@ use crate::common::{Client, DEADLINE, leecher};
 /// Sockets that send, so that all workers get some.
 const SENDERS: u16 = 4;
 
+/// Announces of one sender that may be on their way at once. Those of all senders fit into one
+/// receive buffer of the least size (`net.core.rmem_default`), so that none is lost in the kernel
+/// however long a busy host keeps the tracker waiting: a loss is the tracker's.
+const ON_THEIR_WAY_MAX: u64 = 40;
+
 /// How often a sender sends what is due.
 const TICK: Duration = Duration::from_millis(2);
 
@@ -82,15 +87,16 @@ fn send(
     answered: &AtomicU64,
 ) -> Outcome {
     let receiver = socket.try_clone().unwrap();
-    let total = AtomicU64::new(u64::MAX);
+    let (total, here) = (AtomicU64::new(u64::MAX), AtomicU64::new(0));
     std::thread::scope(|scope| {
-        let receiving = scope.spawn(|| receive(&receiver, &total, answered));
+        let receiving = scope.spawn(|| receive(&receiver, &total, [&here, answered]));
         let start = Instant::now();
         let mut sent: u32 = 0;
         let mut buffer = [0; 128];
         while sending.load(Ordering::Relaxed) {
             let due = start.elapsed().as_secs_f64() * f64::from(pace);
-            while f64::from(sent) < due {
+            let on_their_way = |sent: u32| u64::from(sent) - here.load(Ordering::Relaxed);
+            while f64::from(sent) < due && on_their_way(sent) < ON_THEIR_WAY_MAX {
                 let torrent = u8::try_from(sent % 50).unwrap();
                 let it = leecher(torrent, 1000 + number);
                 let transaction = TransactionId(sent.to_be_bytes());
@@ -109,7 +115,8 @@ fn send(
 }
 
 /// Notes which are answered, until all are or none has been for a while.
-fn receive(socket: &UdpSocket, total: &AtomicU64, answered: &AtomicU64) -> Vec<bool> {
+/// Counts them in each of `answered`.
+fn receive(socket: &UdpSocket, total: &AtomicU64, answered: [&AtomicU64; 2]) -> Vec<bool> {
     socket.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
     let (mut seen, mut count, mut latest) = (Vec::new(), 0, Instant::now());
     let mut buffer = [0; 2048];
@@ -120,8 +127,9 @@ fn receive(socket: &UdpSocket, total: &AtomicU64, answered: &AtomicU64) -> Vec<b
         if seen.len() <= number {
             seen.resize(number + 1, false);
         }
-        count += u64::from(!std::mem::replace(&mut seen[number], true));
-        answered.fetch_add(1, Ordering::Relaxed);
+        let is_new = u64::from(!std::mem::replace(&mut seen[number], true));
+        count += is_new;
+        answered.iter().for_each(|it| drop(it.fetch_add(is_new, Ordering::Relaxed)));
         latest = Instant::now();
     }
     seen
