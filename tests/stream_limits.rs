@@ -55,9 +55,11 @@ fn ten_thousand_half_open_heads_keep_nobody_out_and_end_at_their_deadline() {
         let mut child = child(name, ADDRESS, &server.plain[0].to_string());
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         assert!(lines.any(|it| it.unwrap().ends_with("holding")));
-        // They are connected; the last of them may wait to be accepted still.
-        eventually("all are open", || server.shared.connections_open() > u32::from(HEADS));
-        assert_eq!(server.closed(Closed::HeadTimeout), 0, "too slow for the deadline");
+        // They are connected; the last of them may wait to be accepted still, and on a busy host
+        // the first may have reached their deadline before.
+        let late = || server.closed(Closed::HeadTimeout);
+        let open = || u64::from(server.shared.connections_open());
+        eventually("all were open", || late() + open() > u64::from(HEADS));
         let mut served = 0;
         for port in 1..=500 {
             served += u32::from(kept.get(&announce_path("a", port)).status == 200);

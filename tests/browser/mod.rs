@@ -18,7 +18,7 @@ use tempfile::TempDir;
 use tungstenite::{Message, WebSocket};
 
 /// How long Chromium may take to start.
-const START_PATIENCE: Duration = Duration::from_secs(20);
+const START_PATIENCE: Duration = Duration::from_secs(60);
 
 /// How long anything on a page may take to come about. A page that was disconnected may pause for
 /// a good half minute.

@@ -38,7 +38,7 @@ pub(super) struct Parts {
 }
 
 /// How long a browser may take until the page's script runs. It takes a second or two.
-pub(super) const LOADING_TIMEOUT: Duration = Duration::from_secs(20);
+pub(super) const LOADING_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Starts a browser that is to load a page in this time, and, if it does not, once more. About one
 /// headless Chromium in a hundred never loads anything, which is nothing against the tracker.

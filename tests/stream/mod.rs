@@ -29,7 +29,7 @@ use tungstenite::protocol::WebSocketConfig;
 use tungstenite::{Message, WebSocket};
 
 /// How long anything may take before a test gives up on it.
-pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 
 /// Runs a test on each backend that this host allows.
 pub(crate) fn for_each_backend(test: impl Fn(Backend)) {
