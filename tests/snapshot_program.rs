@@ -249,7 +249,7 @@ fn snapshots_that_were_asked_for_by_name_must_be_possible() {
     // Otherwise it is said once, and it serves.
     let skep = start(Path::new("/proc/nowhere"), &[]);
     assert_eq!((skep.get("/readyz").0, save(&skep).0), (200, 200));
-    let log = skep.log();
+    let log = skep.log_with("ready ");
     let told = log.matches("swarms are empty").count();
     assert_eq!((told, log.matches("WARN").count()), (1, 1), "{log}");
     let metrics = skep.metrics();

@@ -8,6 +8,7 @@ use std::io::{BufRead as _, BufReader, Read as _, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::{Child, ChildStdout, Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use skep::protocol::udp::TransactionId;
@@ -95,6 +96,8 @@ pub(crate) struct Skep {
     child: Child,
     stdout: BufReader<ChildStdout>,
     log: Arc<Log>,
+    /// Fills the log.
+    reader: JoinHandle<()>,
     /// The ready line.
     pub(crate) ready: String,
     /// UDP addresses, in order.
@@ -142,7 +145,7 @@ impl Skep {
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let log = Arc::new(Log::default());
         let (stderr, shared) = (child.stderr.take().unwrap(), log.clone());
-        std::thread::spawn(move || {
+        let reader = std::thread::spawn(move || {
             for line in BufReader::new(stderr).lines().map_while(Result::ok) {
                 let _ = writeln!(shared.text.lock().unwrap(), "{line}");
                 shared.grown.notify_all();
@@ -151,12 +154,16 @@ impl Skep {
         let mut stdout = BufReader::new(child.stdout.take().unwrap());
         let mut ready = String::new();
         stdout.read_line(&mut ready).unwrap();
-        assert!(ready.starts_with("ready "), "{ready:?}\n{}", log.text.lock().unwrap());
+        if !ready.starts_with("ready ") {
+            let _ = child.kill();
+            let _ = reader.join();
+            panic!("{ready:?}\n{}", log.text.lock().unwrap());
+        }
         let values = |key| ready.split_whitespace().filter_map(move |it| it.strip_prefix(key));
         let addresses = |key| values(key).map(|it| it.parse().unwrap()).collect();
         let [udp, tcp, tls] = ["udp=", "tcp=", "tls="].map(addresses);
         let admin = values("admin=").next().unwrap().parse().unwrap();
-        Self { child, stdout, log, udp, tcp, tls, admin, state: Some(state), ready }
+        Self { child, stdout, log, reader, udp, tcp, tls, admin, state: Some(state), ready }
     }
 
     /// A value of the ready line.
@@ -177,13 +184,14 @@ impl Skep {
         assert!(done.unwrap().success());
     }
 
-    /// Waits for its end.
+    /// Waits for its end, and for the end of its log.
     pub(crate) fn wait(&mut self) -> ExitStatus {
         let mut status = None;
         eventually("the process ends", || {
             status = self.child.try_wait().unwrap();
             status.is_some()
         });
+        eventually("the log ends", || self.reader.is_finished());
         status.unwrap()
     }
 
@@ -203,7 +211,7 @@ impl Skep {
         text.clone()
     }
 
-    /// The log so far.
+    /// The log so far: all of it after [`Skep::wait`]; else what has just been written may lack.
     pub(crate) fn log(&self) -> String {
         self.log.text.lock().unwrap().clone()
     }
