@@ -65,12 +65,15 @@ pub(super) fn restrict(submitter: &Submitter<'_>) -> io::Result<()> {
     const UNREGISTER_FILES: u8 = 3;
     const UNREGISTER_RING_FDS: u8 = 21;
     let flags = Flags::FIXED_FILE | Flags::BUFFER_SELECT | Flags::SKIP_SUCCESS;
+    // On registered files alone: an entry without the flag could name any descriptor.
+    let required = Flags::FIXED_FILE;
     submitter.register_restrictions(&mut [
         Restriction::sqe_op(opcode::RecvMsgMulti::CODE),
         Restriction::sqe_op(opcode::Send::CODE),
         Restriction::sqe_op(opcode::SendMsg::CODE),
         Restriction::sqe_op(opcode::AsyncCancel2::CODE),
         Restriction::sqe_flags_allowed(flags.bits()),
+        Restriction::sqe_flags_required(required.bits()),
         Restriction::register_op(UNREGISTER_FILES),
         Restriction::register_op(UNREGISTER_RING_FDS),
     ])

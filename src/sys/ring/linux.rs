@@ -102,11 +102,14 @@ impl<'r> Linux<'r> {
         opcode::SendMsg::new(Fixed(socket.into()), header).flags(libc::MSG_DONTWAIT as u32).build()
     }
 
-    /// An operation that is not among those allowed: whether it was queued. And what came of a
-    /// registration that is not allowed.
+    /// An operation that is not among those allowed, and one on a descriptor that is not
+    /// registered: whether both were queued. And what came of a registration that is not allowed.
     #[cfg(test)]
     pub(super) fn does_what_it_may_not(&mut self) -> (bool, Option<i32>) {
-        let pushed = self.queue(&opcode::Nop::new().build().user_data(SEND));
+        let stderr = io_uring::types::Fd(2);
+        let message = opcode::Send::new(stderr, ptr::null(), 0).build();
+        let pushed = self.queue(&opcode::Nop::new().build().user_data(SEND))
+            && self.queue(&message.user_data(SEND));
         let error = self.submitter.register_files(&[0]).err();
         (pushed, error.and_then(|it| it.raw_os_error()))
     }
@@ -137,8 +140,9 @@ impl Kernel for Linux<'_> {
                 self.queue(&entry.flags(Flags::SKIP_SUCCESS).user_data(SEND | u64::from(socket)))
             }
             Operation::Cancel => {
+                // It names no file; the ring's restrictions want the flag of every entry.
                 let entry = opcode::AsyncCancel2::new(CancelBuilder::any()).build();
-                self.queue(&entry.user_data(CANCEL))
+                self.queue(&entry.flags(Flags::FIXED_FILE).user_data(CANCEL))
             }
         }
     }
