@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use tracing::{debug, info, warn};
@@ -154,6 +154,8 @@ pub(super) struct Snapshots {
     thread: Mutex<Option<(Sender<Order>, JoinHandle<()>)>>,
     /// Whether only the last snapshot matters any more: one that is being written is given up.
     is_ending: AtomicBool,
+    /// Grows with each piece that the thread has read or written.
+    progress: AtomicU64,
 }
 
 impl Snapshots {
@@ -246,18 +248,51 @@ impl Snapshots {
         told.recv().unwrap_or_else(|_| Err("the tracker is stopping".into()))
     }
 
-    /// Saves a last time, if snapshots are kept, and waits for that. One that is being written is
-    /// given up: it has rested for those who were served, and says less than the last one.
+    /// Saves a last time, if snapshots are kept, and waits for that as long as something is read or
+    /// written now and then: a disk that hangs keeps nobody from ending. One that is being written
+    /// is given up: it has rested for those who were served, and says less than the last one.
     pub(super) fn stop(&self) {
         self.is_ending.store(true, Ordering::Relaxed);
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some((orders, thread)) = thread {
             let _ = orders.send(Order::Stop);
-            // A panic would have ended the process.
-            let _ = thread.join();
+            self.await_end(&thread, STALLED_MAX);
         }
     }
+
+    /// Waits for the thread's end, for as long as it gets on.
+    #[expect(clippy::disallowed_methods, reason = "this is the edge")]
+    fn await_end(&self, thread: &JoinHandle<()>, stalled_max: Duration) {
+        let (mut seen, mut since) = (self.progress.load(Ordering::Relaxed), Instant::now());
+        while !thread.is_finished() {
+            thread::sleep(END_POLL);
+            let now = self.progress.load(Ordering::Relaxed);
+            if now != seen {
+                (seen, since) = (now, Instant::now());
+            } else if since.elapsed() > stalled_max {
+                let after_s = stalled_max.as_secs();
+                warn!(
+                    target: OPERATOR,
+                    "the last snapshot is given up, the latest one stays: nothing was read or \
+                     written for {after_s} s; remedy: see to the disk that server.state_dir is on"
+                );
+                return;
+            }
+        }
+    }
+
+    /// Says that the thread gets on.
+    fn get_on(&self) {
+        self.progress.fetch_add(1, Ordering::Relaxed);
+    }
 }
+
+/// How long the thread may read and write nothing while its end is waited for: longer than a busy
+/// disk takes for one call, and less than supervisors wait before they kill.
+const STALLED_MAX: Duration = Duration::from_secs(20);
+
+/// How often to look whether it has ended.
+const END_POLL: Duration = Duration::from_millis(1);
 
 /// The file that shows whether the state directory can be written; the process's number follows.
 const TRIAL: &str = "swarms.snapshot.trial";
@@ -412,6 +447,7 @@ impl SnapshotKeeper {
         let peer_age_s_max = self.tracker.load().peer_age_s_max;
         let mut restore = Restore::new(snapshot, peer_age_s_max);
         let ended = loop {
+            self.snapshots.get_on();
             match restore.step(&self.store, self.clock.now()) {
                 Ok(true) => {}
                 Ok(false) => break Ok(()),
@@ -481,6 +517,7 @@ impl SnapshotKeeper {
         let (clock, begun) = (self.clock, self.clock.now());
         let (mut since, snapshots) = (begun, self.snapshots.clone());
         let mut between = || {
+            snapshots.get_on();
             if !rests {
                 return Ok(());
             }
@@ -544,10 +581,39 @@ type Stored = Snapshot<<Os as Disk>::Input>;
 
 /// The lock, unless another process has it.
 fn try_lock(path: &Path) -> io::Result<Option<File>> {
-    let file = OpenOptions::new().create(true).append(true).mode(0o600).open(path)?;
+    let mut options = OpenOptions::new();
+    options.create(true).append(true).mode(0o600);
+    // Through a link that somebody has put there, a file would be made elsewhere.
+    let file = options.custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path)?;
     match file.try_lock() {
         Ok(()) => Ok(Some(file)),
         Err(TryLockError::WouldBlock) => Ok(None),
         Err(TryLockError::Error(error)) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_that_hangs_is_not_waited_for_and_one_that_gets_on_is() {
+        const SHORT: Duration = Duration::from_millis(100);
+        let it = Arc::new(Snapshots::off());
+        let (release, held) = channel::<()>();
+        let hanging = thread::spawn(move || _ = held.recv());
+        it.await_end(&hanging, SHORT);
+        assert!(!hanging.is_finished());
+        drop(release);
+        hanging.join().unwrap();
+        let working = it.clone();
+        let working = thread::spawn(move || {
+            for _ in 0..10 {
+                thread::sleep(SHORT / 10);
+                working.get_on();
+            }
+        });
+        it.await_end(&working, SHORT * 100);
+        assert!(working.is_finished());
     }
 }

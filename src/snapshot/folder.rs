@@ -96,7 +96,9 @@ impl Disk for Os {
     type Output = File;
 
     fn open(&self, path: &Path) -> io::Result<Self::Input> {
-        let file = File::open(path)?;
+        // Neither is a link followed that somebody has put there, nor a pipe's writer waited for.
+        let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+        let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
         if !file.metadata()?.is_file() {
             return Err(io::Error::new(ErrorKind::InvalidInput, "it is no file"));
         }

@@ -2,11 +2,13 @@
 //!
 //! A file that is damaged is never opened, nor replaced by an empty one: an operator has to decide.
 
-use std::fs;
+use std::fs::{self, OpenOptions};
 use std::io;
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{PoisonError, RwLock};
 
+use redb::backends::FileBackend;
 use redb::{ReadableDatabase as _, ReadableTable as _, TableDefinition};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -17,6 +19,12 @@ use crate::types::InfoHash;
 
 /// The file's name in the state directory.
 const FILE: &str = "access.redb";
+
+/// Its mode: hashes of passkeys and what they are called are nobody else's business.
+const MODE: u32 = 0o600;
+
+/// Permission bits that let others than the owner at a file.
+const OTHERS: u32 = 0o077;
 
 /// Memory for pages, in bytes. Everything that has to be fast is held elsewhere.
 const CACHE_BYTES: usize = 8 << 20;
@@ -50,7 +58,7 @@ impl Database {
                 )
             })?;
         }
-        let database = builder().open(&path).map_err(|error| unusable(&path, &error))?;
+        let database = reopened(&path).map_err(|error| unusable(&path, &error))?;
         let it = Self { path, database: RwLock::new(Some(database)) };
         it.make_tables().map_err(|error| unusable(&it.path, &error))?;
         Ok(it)
@@ -68,7 +76,7 @@ impl Database {
     pub(super) fn take_back(&self) -> Result<(), String> {
         let mut place = self.database.write().unwrap_or_else(PoisonError::into_inner);
         if place.is_none() {
-            let opened = builder().open(&self.path);
+            let opened = reopened(&self.path);
             *place = Some(opened.map_err(|error| unusable(&self.path, &error))?);
         }
         Ok(())
@@ -223,10 +231,27 @@ fn builder() -> redb::Builder {
 fn make(path: &Path) -> Result<(), Failure> {
     let unfinished = path.with_extension("unfinished");
     let _ = fs::remove_file(&unfinished);
-    drop(builder().create(&unfinished)?);
+    let mut new = OpenOptions::new();
+    let new = new.read(true).write(true).create_new(true).mode(MODE).open(&unfinished)?;
+    drop(builder().create_with_backend(FileBackend::new(new)?)?);
     fs::rename(&unfinished, path)?;
     let folder = path.parent().unwrap_or_else(|| Path::new("."));
     Ok(fs::File::open(folder)?.sync_all()?)
+}
+
+/// Opens a database that is there: no link, and nobody else's to read from now on.
+fn reopened(path: &Path) -> Result<redb::Database, Failure> {
+    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+    let file = OpenOptions::new().read(true).write(true).custom_flags(flags).open(path)?;
+    let metadata = file.metadata()?;
+    if !metadata.is_file() || metadata.len() == 0 {
+        return Err("it is no file, or an empty one".into()); // which redb would fill
+    }
+    if metadata.permissions().mode() & OTHERS != 0 {
+        // As an earlier version made it. Of another owner's file, that is the owner's matter.
+        let _ = file.set_permissions(fs::Permissions::from_mode(MODE));
+    }
+    Ok(builder().create_with_backend(FileBackend::new(file)?)?)
 }
 
 fn encode(value: &impl Serialize) -> Result<Vec<u8>, String> {
@@ -278,6 +303,30 @@ mod tests {
         assert_eq!(it.torrent(&InfoHash([1; 20])).unwrap(), Some(named));
         assert_eq!(it.torrent(&InfoHash([2; 20])).unwrap(), None);
         assert_eq!(it.passkeys().unwrap(), [([1; 32], record(3))]);
+    }
+
+    #[test]
+    fn it_is_its_owners_alone_also_one_that_was_made_open_to_others() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(FILE);
+        let mode = || path.metadata().unwrap().permissions().mode() & 0o777;
+        drop(Database::open(folder.path()).unwrap());
+        assert_eq!(mode(), MODE);
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+        drop(Database::open(folder.path()).unwrap());
+        assert_eq!(mode(), MODE);
+    }
+
+    #[test]
+    fn a_link_and_a_pipe_are_not_opened() {
+        let [folder, elsewhere] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+        drop(Database::open(elsewhere.path()).unwrap());
+        let path = folder.path().join(FILE);
+        std::os::unix::fs::symlink(elsewhere.path().join(FILE), &path).unwrap();
+        assert!(Database::open(folder.path()).is_err());
+        fs::remove_file(&path).unwrap();
+        assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());
+        assert!(Database::open(folder.path()).is_err());
     }
 
     #[test]

@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
@@ -68,22 +68,30 @@ impl ListFile {
     }
 
     fn text(&self) -> io::Result<Vec<u8>> {
-        let metadata = match fs::metadata(&self.path) {
+        // A setting may name a link. In a folder of ours there is none that we have made.
+        let flags = if self.configured { 0 } else { libc::O_NOFOLLOW };
+        let flags = flags | libc::O_NONBLOCK; // nobody waits for a pipe
+        let file = match OpenOptions::new().read(true).custom_flags(flags).open(&self.path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound && !self.configured => {
                 return Ok(Vec::new());
             }
-            metadata => metadata?,
+            file => file?,
         };
+        let metadata = file.metadata()?;
         if !metadata.is_file() || metadata.len() > FILE_BYTES_MAX {
             return Err(io::Error::other(format!("no file of at most {FILE_BYTES_MAX} bytes")));
         }
-        fs::read(&self.path)
+        let mut text = Vec::with_capacity(usize::try_from(metadata.len()).unwrap_or(0));
+        file.take(FILE_BYTES_MAX).read_to_end(&mut text)?;
+        Ok(text)
     }
 
     /// Writes a new file beside the old one and gives it its name: whoever reads sees all of the
     /// one or all of the other, also after a power cut.
     fn replace(&self, text: &[u8]) -> io::Result<()> {
-        let real = fs::canonicalize(&self.path).unwrap_or_else(|_| self.path.clone());
+        let real =
+            Some(&self.path).filter(|_| self.configured).and_then(|it| it.canonicalize().ok());
+        let real = real.unwrap_or_else(|| self.path.clone());
         let mode = fs::metadata(&real).map_or(MODE, |it| it.permissions().mode() & 0o777);
         let folder = real.parent().filter(|it| !it.as_os_str().is_empty());
         let folder = folder.unwrap_or_else(|| Path::new("."));
@@ -231,6 +239,10 @@ mod tests {
         let error = it.edit(Name::PortsDeny, &Edit { add, remove: Vec::new() }).unwrap_err();
         assert!(error.contains("/list:2: "), "{error}");
         assert_eq!(fs::read_to_string(&it.path).unwrap(), "25\nhttp\n", "nothing is lost");
+        let list = folder.path().join("list");
+        let link = folder.path().join("link");
+        std::os::unix::fs::symlink(&list, &link).unwrap();
+        assert!(ListFile { path: link, configured: false }.text().is_err(), "nobody made it");
         let folder = ListFile { path: folder.path().to_owned(), configured: true };
         assert!(folder.load(Name::PortsDeny).is_err());
     }
