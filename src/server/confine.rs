@@ -1,5 +1,5 @@
-//! Rights that are given up once every socket is bound and every file was opened: those of root,
-//! and that to write elsewhere or run programs.
+//! Rights that are given up once every socket is bound: those of root, and that to write elsewhere
+//! or run programs. What is in the state directory is opened without those of root from the start on.
 
 use std::path::{Path, PathBuf};
 
@@ -12,7 +12,7 @@ use tracing::{info, warn};
 use crate::config::Config;
 use crate::server::StartError;
 use crate::server::log::OPERATOR;
-use crate::sys::identity::Identity;
+use crate::sys::identity::{Acting, Identity};
 
 /// What the rules are written for; older kernels keep as many of them as they know.
 const RULES: ABI = ABI::V5;
@@ -46,37 +46,66 @@ impl Confinement {
 /// [`StartError`] where the settings name a user that this process cannot become: to stay root then
 /// would be no answer.
 pub(super) fn confine(config: &Config, state: Option<&Path>) -> Result<Confinement, StartError> {
-    drop_root(&config.server.user, state)?;
+    drop_root(config)?;
     if !config.server.confine {
         return Ok(Confinement::default());
     }
     Ok(restrict(&writable(config, state)))
 }
 
-fn drop_root(user: &str, state: Option<&Path>) -> Result<(), StartError> {
-    if user.is_empty() {
+/// The user to become, if the settings name one and this process can become anybody.
+///
+/// # Errors
+/// [`StartError`] where there is no such user.
+pub(super) fn user_of(config: &Config) -> Result<Option<Identity>, StartError> {
+    let name = &config.server.user;
+    if name.is_empty() || !Identity::can_change() {
+        return Ok(None);
+    }
+    Identity::find(name).map(Some).map_err(|error| cannot_become(name, &error))
+}
+
+/// Acts as the user to become, if there is one, for as long as the returned value lives: what is
+/// done with the user's own files is done with the user's rights. A link that the user has put there
+/// leads nowhere then where the user could not go as well.
+///
+/// # Errors
+/// [`StartError`] where this process cannot.
+pub(super) fn act_as(user: Option<&Identity>) -> Result<Option<Acting>, StartError> {
+    let acting = user.map(Identity::act).transpose();
+    acting.map_err(|error| cannot_become("of server.user", &error))
+}
+
+/// Sees that the user to become has the state directory. Where that cannot be, what is kept there
+/// finds that out, and says what follows from it.
+pub(super) fn provide(user: Option<&Identity>, state: Option<&Path>) {
+    let (Some(user), Some(state)) = (user, state) else { return };
+    if let Err(error) = user.provide(state) {
+        let state = state.display();
+        info!(target: OPERATOR, "{state} is not made or given to the user in server.user: {error}");
+    }
+}
+
+fn drop_root(config: &Config) -> Result<(), StartError> {
+    let user = &config.server.user;
+    let Some(identity) = user_of(config)? else {
         if Identity::can_change() {
             info!("running as root; remedy: server.user, or a service manager that sets one");
+        } else if !user.is_empty() {
+            info!("server.user is not needed: skep was not started as root");
         }
         return Ok(());
-    }
-    let failed = |error: std::io::Error| {
-        StartError::Failed(format!(
-            "cannot become user {user} (server.user): {error}; remedy: name an existing user, and \
-             start skep as root, or leave it empty"
-        ))
     };
-    if !Identity::can_change() {
-        info!("server.user is not needed: skep was not started as root");
-        return Ok(());
-    }
-    let identity = Identity::find(user).map_err(failed)?;
-    if let Some(state) = state.filter(|it| it.exists()) {
-        identity.own(state).map_err(failed)?;
-    }
-    identity.assume().map_err(failed)?;
+    identity.assume().map_err(|error| cannot_become(user, &error))?;
     info!(target: OPERATOR, "running as user {user} from now on");
     Ok(())
+}
+
+fn cannot_become(user: &str, error: &std::io::Error) -> StartError {
+    StartError::Failed(format!(
+        "cannot become user {user} (server.user): {error}; remedy: name an existing user, and \
+         start skep as root, or leave it empty"
+    ))
 }
 
 /// The folders in which something may have to be written: not the files, because they are replaced

@@ -12,6 +12,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use crate::server::StartError;
 use crate::server::inheritance::{Inheritance, Kind};
 use crate::server::patience::Patience;
+use crate::sys::identity::{self, Identity};
 
 /// Connections that wait to be accepted; the kernel cuts it to net.core.somaxconn.
 const BACKLOG: i32 = 4096;
@@ -100,22 +101,18 @@ pub(super) struct UnixSocket {
 }
 
 impl UnixSocket {
-    /// Binds `path`, over a socket that nobody listens on any more. This user and its group may
-    /// connect, for whoever does is believed what it says of the client.
+    /// Binds `path`, over a socket that nobody listens on any more. This user, or the one that this
+    /// process is going to be, and its group may connect, for whoever does is believed what it says
+    /// of the client.
     ///
     /// # Errors
     /// [`StartError`] with a remedy.
-    pub(super) fn bind(path: &Path, patience: &mut Patience) -> Result<Self, StartError> {
-        let bind = || {
-            if is_left_behind(path)? {
-                std::fs::remove_file(path)?;
-            }
-            let listener = UnixListener::bind(path)?;
-            listener.set_nonblocking(true)?;
-            std::fs::set_permissions(path, std::fs::Permissions::from_mode(UNIX_MODE))?;
-            Ok(listener)
-        };
-        let bound = patience.bind(|| path.display().to_string(), bind);
+    pub(super) fn bind(
+        path: &Path,
+        user: Option<&Identity>,
+        patience: &mut Patience,
+    ) -> Result<Self, StartError> {
+        let bound = patience.bind(|| path.display().to_string(), || bind_as(path, user));
         let listener = bound.map_err(|error: io::Error| {
             let path = path.display();
             StartError::Failed(format!(
@@ -145,6 +142,36 @@ impl Drop for UnixSocket {
             let _ = std::fs::remove_file(&self.path);
         }
     }
+}
+
+/// Binds a Unix socket that is `user`'s: with its rights, or where it may not write the folder, as
+/// root, provided that nobody but root has a say in where the path leads.
+fn bind_as(path: &Path, user: Option<&Identity>) -> io::Result<UnixListener> {
+    let Some(user) = user else { return bind_path(path) };
+    let bound = {
+        let _acting = user.act()?;
+        bind_path(path)
+    };
+    match bound {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            let absolute = std::path::absolute(path)?;
+            identity::is_of_root_throughout(absolute.parent().unwrap_or_else(|| Path::new("/")))?;
+            let listener = bind_path(path)?;
+            user.own_socket(path, UNIX_MODE)?;
+            Ok(listener)
+        }
+        bound => bound,
+    }
+}
+
+fn bind_path(path: &Path) -> io::Result<UnixListener> {
+    if is_left_behind(path)? {
+        std::fs::remove_file(path)?;
+    }
+    let listener = UnixListener::bind(path)?;
+    listener.set_nonblocking(true)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(UNIX_MODE))?;
+    Ok(listener)
 }
 
 /// Whether a socket is there that a program which has ended left behind.
@@ -188,8 +215,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("skep.sock");
         drop(UnixListener::bind(&path).unwrap()); // leaves its file
-        let bound = UnixSocket::bind(&path, &mut Patience::none()).unwrap();
-        let text = UnixSocket::bind(&path, &mut Patience::none()).err().unwrap().to_string();
+        let bound = UnixSocket::bind(&path, None, &mut Patience::none()).unwrap();
+        let text = UnixSocket::bind(&path, None, &mut Patience::none()).err().unwrap().to_string();
         assert!(text.contains("skep.sock") && text.contains("remedy"), "{text}");
         assert!(UnixStream::connect(&path).is_ok(), "the first one still serves");
         assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, UNIX_MODE);
@@ -199,7 +226,7 @@ mod tests {
         drop(bound);
         assert!(!path.exists());
         std::fs::write(&path, "not ours").unwrap();
-        assert!(UnixSocket::bind(&path, &mut Patience::none()).is_err());
+        assert!(UnixSocket::bind(&path, None, &mut Patience::none()).is_err());
         assert_eq!(std::fs::read(&path).unwrap(), b"not ours");
     }
 

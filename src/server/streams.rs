@@ -17,6 +17,7 @@ use crate::frontend::http::HttpFrontend;
 use crate::frontend::ws::{Directory, WsFrontend};
 use crate::metrics::StreamCounters;
 use crate::server::StartError;
+use crate::server::confine;
 use crate::server::inheritance::{Estate, Inheritance, Kind, Place};
 use crate::server::listeners::{Bound, UnixSocket};
 use crate::server::patience::Patience;
@@ -65,7 +66,10 @@ impl Listeners {
         let unix = match inheritance.take_path(path) {
             _ if config.http.unix_socket.is_empty() => None,
             Some(socket) => Some(UnixSocket::adopt(path, socket, is_managed)),
-            None => Some(UnixSocket::bind(path, patience)?),
+            None => {
+                let user = confine::user_of(config)?;
+                Some(UnixSocket::bind(path, user.as_ref(), patience)?)
+            }
         };
         Ok(Self { plain, tls, unix })
     }
@@ -283,8 +287,8 @@ mod tests {
             let bind = super::super::listeners::bind;
             bind(at, 3, Kind::Tcp, false, &mut inheritance, &mut patience).unwrap()
         };
-        let unix =
-            UnixSocket::bind(&folder.path().join("skep.sock"), &mut Patience::none()).unwrap();
+        let path = folder.path().join("skep.sock");
+        let unix = UnixSocket::bind(&path, None, &mut Patience::none()).unwrap();
         let mut listeners = Listeners { plain: vec![bind()], tls: vec![bind()], unix: Some(unix) };
         let hands = listeners.deal(3).unwrap();
         assert_eq!(hands.len(), 3);

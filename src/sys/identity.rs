@@ -1,15 +1,20 @@
-//! Who the process acts as: giving up the rights of root for good.
+//! Who the process acts as: the rights of root, put aside for a while or given up for good.
 
 use std::ffi::CString;
-use std::fs::OpenOptions;
+use std::fs::{DirBuilder, OpenOptions, Permissions, set_permissions};
 use std::io;
-use std::os::fd::AsRawFd as _;
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, fchown};
+use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
+use std::os::unix::fs::{
+    DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _,
+    PermissionsExt as _,
+};
 use std::path::{Path, PathBuf};
 
 use nix::unistd::{
-    Gid, Uid, User, geteuid, getresgid, getresuid, initgroups, setgid, setgroups, setuid,
+    Gid, Uid, User, getegid, geteuid, getgroups, getresgid, getresuid, initgroups, setegid,
+    seteuid, setgid, setgroups, setuid,
 };
+use rustix::fs::{AtFlags, Mode, chownat};
 
 /// A user to become.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,6 +28,30 @@ pub struct Identity {
 
 /// How deep a directory is given away: the state directory's lists lie one folder down.
 const DEPTH_MAX: u32 = 2;
+
+/// Files that this process makes from now on are its user's alone, whatever mode the code that
+/// makes them asks for.
+pub fn keep_files_private() {
+    rustix::process::umask(Mode::RWXG | Mode::RWXO);
+}
+
+/// The rights of root, put aside: this process, all its threads included, acts as a user until this
+/// is dropped.
+#[derive(Debug)]
+#[must_use]
+pub struct Acting {
+    gid: Gid,
+    groups: Vec<Gid>,
+}
+
+impl Drop for Acting {
+    /// Where a step fails, less is allowed than before, not more; [`Identity::assume`] sees it.
+    fn drop(&mut self) {
+        let _ = seteuid(Uid::from_raw(0));
+        let _ = setegid(self.gid);
+        let _ = setgroups(&self.groups);
+    }
+}
 
 impl Identity {
     /// Looks a user up by name or number. A number that the user database does not know is its own
@@ -57,35 +86,97 @@ impl Identity {
         geteuid().is_root()
     }
 
-    /// Gives a directory, and what root owns in it, to this user. Links are not followed.
+    /// Acts as this user until the returned value is dropped: whatever is opened, made or removed
+    /// meanwhile is so with the user's rights, wherever names lead.
     ///
     /// # Errors
-    /// The kernel's.
-    pub fn own(&self, directory: &Path) -> io::Result<()> {
-        self.own_to(directory, DEPTH_MAX)
+    /// Where the process is not root.
+    pub fn act(&self) -> io::Result<Acting> {
+        let before = Acting { gid: getegid(), groups: getgroups()? };
+        self.set_groups()?;
+        setegid(self.gid)?;
+        seteuid(self.uid)?;
+        Ok(before)
     }
 
-    /// By descriptors, not by names: whoever the directory belongs to may put a link in the
-    /// place of a file between two looks at it. Sockets stay root's, and files with other names
-    /// elsewhere.
-    fn own_to(&self, path: &Path, depth: u32) -> io::Result<()> {
-        let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
-        let file = match OpenOptions::new().read(true).custom_flags(flags).open(path) {
-            Err(error) if is_no_file(&error) => return Ok(()),
-            opened => opened?,
+    /// Sees that the user has this directory: as the user, or where the user may not make or enter
+    /// it, as root, provided that nobody but root has a say in where its name leads. Then it is
+    /// given to the user with what root owns in it, unless it is somebody else's. No file in it is
+    /// opened.
+    ///
+    /// # Errors
+    /// The kernel's; `PermissionDenied` where the name leads through what is not root's.
+    pub fn provide(&self, directory: &Path) -> io::Result<()> {
+        let may_enter = {
+            let _acting = self.act()?;
+            let made = DirBuilder::new().recursive(true).mode(0o700).create(directory);
+            made.and_then(|()| std::fs::metadata(directory.join(".")))
         };
-        let metadata = file.metadata()?;
-        if metadata.uid() == 0 && (metadata.is_dir() || metadata.nlink() == 1) {
-            fchown(&file, Some(self.uid.as_raw()), Some(self.gid.as_raw()))?;
+        match may_enter {
+            Ok(it) if it.uid() != 0 => return Ok(()), // whoever may enter it could have put links there
+            Err(error) if error.kind() != io::ErrorKind::PermissionDenied => return Err(error),
+            _ => {}
         }
+        let real = self.make(directory)?;
+        self.own_to(&inspect(&real)?, DEPTH_MAX)
+    }
+
+    /// Makes what is missing of a directory as root, for the user; where it is, without links.
+    fn make(&self, directory: &Path) -> io::Result<PathBuf> {
+        let directory = std::path::absolute(directory)?;
+        let is_missing = |it: &&Path| it.symlink_metadata().is_err();
+        let missing: Vec<_> = directory.ancestors().take_while(is_missing).collect();
+        let there = directory.ancestors().nth(missing.len()).unwrap_or_else(|| Path::new("/"));
+        is_of_root_throughout(there)?;
+        for path in missing.into_iter().rev() {
+            DirBuilder::new().mode(0o700).create(path)?;
+            self.take(&inspect(path)?)?;
+        }
+        directory.canonicalize()
+    }
+
+    /// By descriptors, not by names: whoever the directory belongs to may put a link in the place
+    /// of a file between two looks at it. Sockets stay root's, and files with other names elsewhere.
+    fn own_to(&self, it: &OwnedFd, depth: u32) -> io::Result<()> {
+        // What is open, wherever its name leads by now.
+        let opened = path_of(it);
+        let metadata = std::fs::metadata(&opened)?;
+        let is_lone_file = metadata.is_file() && metadata.nlink() == 1;
+        if metadata.uid() != 0 || !(metadata.is_dir() || is_lone_file) {
+            return Ok(());
+        }
+        self.take(it)?;
         if metadata.is_dir() && depth > 0 {
-            // The directory that is open, wherever its name leads by now.
-            let opened = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
             for entry in std::fs::read_dir(&opened)? {
-                self.own_to(&opened.join(entry?.file_name()), depth - 1)?;
+                match inspect(&opened.join(entry?.file_name())) {
+                    Ok(it) => self.own_to(&it, depth - 1)?,
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                    Err(error) => return Err(error),
+                }
             }
         }
         Ok(())
+    }
+
+    /// Gives what a descriptor stands for to this user.
+    fn take(&self, it: &OwnedFd) -> io::Result<()> {
+        let (uid, gid) = (self.uid.as_raw(), self.gid.as_raw());
+        let (uid, gid) = (rustix::fs::Uid::from_raw(uid), rustix::fs::Gid::from_raw(gid));
+        Ok(chownat(it.as_fd(), "", Some(uid), Some(gid), AtFlags::EMPTY_PATH)?)
+    }
+
+    /// Gives a socket's file that root has bound to this user and its group, with this mode.
+    ///
+    /// # Errors
+    /// The kernel's; `AlreadyExists` where something else is there by now.
+    pub fn own_socket(&self, path: &Path, mode: u32) -> io::Result<()> {
+        let it = inspect(path)?;
+        let metadata = std::fs::metadata(path_of(&it))?;
+        if !metadata.file_type().is_socket() || metadata.uid() != 0 || metadata.nlink() != 1 {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        set_permissions(path_of(&it), Permissions::from_mode(mode))?;
+        self.take(&it)
     }
 
     /// Makes this process, all its threads included, act as the user from now on, with no way back,
@@ -94,12 +185,7 @@ impl Identity {
     /// # Errors
     /// Where the process is not root, or something of root is left.
     pub fn assume(&self) -> io::Result<()> {
-        let groups = if self.is_known {
-            initgroups(&CString::new(self.name.as_str())?, self.gid)
-        } else {
-            setgroups(&[self.gid])
-        };
-        groups?;
+        self.set_groups()?;
         setgid(self.gid)?;
         setuid(self.uid)?;
         let (users, groups) = (getresuid()?, getresgid()?);
@@ -113,11 +199,46 @@ impl Identity {
             Err(io::Error::other("some right of root is left"))
         }
     }
+
+    fn set_groups(&self) -> io::Result<()> {
+        if self.is_known {
+            initgroups(&CString::new(self.name.as_str())?, self.gid)?;
+        } else {
+            setgroups(&[self.gid])?;
+        }
+        Ok(())
+    }
 }
 
-/// Whether there is a link or a socket, or nothing any more.
-fn is_no_file(error: &io::Error) -> bool {
-    [libc::ELOOP, libc::ENXIO, libc::ENOENT].map(Some).contains(&error.raw_os_error())
+/// What a name stands for, links themselves included: for looks at it and changes of its owner. Not
+/// opened: nobody waits for a pipe, and no device learns of it.
+fn inspect(path: &Path) -> io::Result<OwnedFd> {
+    let flags = libc::O_PATH | libc::O_NOFOLLOW;
+    Ok(OpenOptions::new().read(true).custom_flags(flags).open(path)?.into())
+}
+
+/// A name of what is open, which nobody can lead elsewhere.
+fn path_of(it: &OwnedFd) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", it.as_raw_fd()))
+}
+
+/// Sees that every folder on the way to a path, and every link, is root's: nobody else decides then
+/// where it leads.
+///
+/// # Errors
+/// `PermissionDenied` with the part that is not; the kernel's.
+pub fn is_of_root_throughout(path: &Path) -> io::Result<()> {
+    let real = path.canonicalize()?;
+    for part in path.ancestors().chain(real.ancestors()) {
+        if part.symlink_metadata()?.uid() != 0 {
+            let text = format!(
+                "{} is not root's, who would have to make or give away what is below it",
+                part.display()
+            );
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, text));
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -136,22 +257,102 @@ mod tests {
         assert!(Identity::find("a\0b").is_err());
     }
 
-    #[test]
-    fn a_directory_is_given_away_with_what_is_in_it_and_links_are_not_followed() {
-        use std::os::unix::fs::{MetadataExt as _, symlink};
+    fn owner(path: &Path) -> u32 {
+        path.symlink_metadata().unwrap().uid()
+    }
+
+    fn nobody() -> Identity {
+        Identity::find("65534").unwrap()
+    }
+
+    /// A folder that others may enter; `None`, with a sentence, where this is not root.
+    fn folder() -> Option<tempfile::TempDir> {
         if !Identity::can_change() {
-            return eprintln!("skipped: this is not root");
+            eprintln!("skipped: this is not root");
+            return None;
         }
         let folder = tempfile::tempdir().unwrap();
-        let state = folder.path().join("state");
-        std::fs::create_dir_all(state.join("access")).unwrap();
-        let (list, other) = (state.join("access/a.list"), folder.path().join("other"));
-        std::fs::write(&list, "").unwrap();
-        std::fs::write(&other, "").unwrap();
-        symlink(&other, state.join("link")).unwrap();
-        Identity::find("65534").unwrap().own(&state).unwrap();
-        let owner = |path: &Path| path.symlink_metadata().unwrap().uid();
-        assert_eq!([&state, &list].map(|it| owner(it)), [65534; 2]);
-        assert_eq!([&other, &state.join("link")].map(|it| owner(it)), [0; 2]);
+        set_permissions(folder.path(), Permissions::from_mode(0o755)).unwrap();
+        Some(folder)
+    }
+
+    /// In a process of its own, as rights are the process's: this test program once more.
+    fn alone(test: &str, act: impl FnOnce()) {
+        if std::env::var_os("SKEP_TEST_ALONE").is_some() {
+            return act();
+        }
+        let name = format!("sys::identity::tests::{test}");
+        let mut command = std::process::Command::new(std::env::current_exe().unwrap());
+        command.args(["--exact", &name, "--test-threads=1"]).env("SKEP_TEST_ALONE", "1");
+        let output = command.output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success() && said.contains("1 passed"), "{said}");
+    }
+
+    #[test]
+    fn a_directory_is_given_away_with_what_is_in_it_and_links_are_not_followed() {
+        let Some(folder) = folder() else { return };
+        alone("a_directory_is_given_away_with_what_is_in_it_and_links_are_not_followed", || {
+            use std::os::unix::fs::symlink;
+            let state = folder.path().join("state");
+            std::fs::create_dir_all(state.join("access")).unwrap();
+            set_permissions(&state, Permissions::from_mode(0o700)).unwrap();
+            let (list, other) = (state.join("access/a.list"), folder.path().join("other"));
+            std::fs::write(&list, "").unwrap();
+            std::fs::write(&other, "").unwrap();
+            symlink(&other, state.join("link")).unwrap();
+            std::fs::hard_link(&other, state.join("twin")).unwrap();
+            let mut mkfifo = std::process::Command::new("mkfifo");
+            assert!(mkfifo.arg(state.join("pipe")).status().unwrap().success());
+            nobody().provide(&state).unwrap();
+            assert_eq!([&state, &list].map(|it| owner(it)), [65534; 2]);
+            let left = ["link", "twin", "pipe"].map(|it| owner(&state.join(it)));
+            assert_eq!((owner(&other), left), (0, [0; 3]));
+            // It is the user's from now on: what root has there by chance stays root's.
+            std::fs::write(state.join("later"), "").unwrap();
+            nobody().provide(&state).unwrap();
+            assert_eq!(owner(&state.join("later")), 0);
+        });
+    }
+
+    #[test]
+    fn a_directory_is_made_for_the_user_unless_the_way_there_is_not_roots() {
+        let Some(folder) = folder() else { return };
+        alone("a_directory_is_made_for_the_user_unless_the_way_there_is_not_roots", || {
+            let deep = folder.path().join("a/b/skep");
+            nobody().provide(&deep).unwrap();
+            assert_eq!([&deep, &folder.path().join("a")].map(|it| owner(it)), [65534; 2]);
+            assert_eq!(deep.metadata().unwrap().mode() & 0o777, 0o700);
+            // The user has put a link to a folder of root's on the way.
+            let roots = folder.path().join("roots");
+            std::fs::create_dir_all(roots.join("skep")).unwrap();
+            set_permissions(&roots, Permissions::from_mode(0o700)).unwrap();
+            std::os::unix::fs::symlink(&roots, folder.path().join("a/link")).unwrap();
+            for name in ["skep", "new"] {
+                let error = nobody().provide(&folder.path().join("a/link").join(name)).unwrap_err();
+                assert_eq!(error.kind(), io::ErrorKind::PermissionDenied, "{error}");
+            }
+            assert_eq!(owner(&roots.join("skep")), 0);
+            assert!(!roots.join("new").exists());
+        });
+    }
+
+    #[test]
+    fn what_is_done_as_a_user_is_done_with_its_rights_and_root_is_back_afterwards() {
+        let Some(folder) = folder() else { return };
+        alone("what_is_done_as_a_user_is_done_with_its_rights_and_root_is_back_afterwards", || {
+            let secret = folder.path().join("secret");
+            std::fs::write(&secret, "root's").unwrap();
+            set_permissions(&secret, Permissions::from_mode(0o600)).unwrap();
+            let acting = nobody().act().unwrap();
+            assert!(std::fs::read(&secret).is_err());
+            assert!(std::fs::write(folder.path().join("new"), "").is_err());
+            assert_eq!(getgroups().unwrap(), [Gid::from_raw(65534)]);
+            let elsewhere = std::thread::spawn(|| geteuid().as_raw());
+            assert_eq!(elsewhere.join().unwrap(), 65534);
+            drop(acting);
+            assert!(std::fs::read(&secret).is_ok() && geteuid().is_root());
+            assert!(getegid().as_raw() == 0);
+        });
     }
 }
