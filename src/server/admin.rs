@@ -2,57 +2,73 @@
 //! of a reply for long.
 //!
 //! The pages share the thread with signals and figures, so neither connections nor memory may
-//! grow with what others open.
+//! grow with what others open. Who sits where, and who is closed for others, is `seats`'s matter.
 
+use std::convert::Infallible;
+use std::error::Error;
 use std::io::{self, ErrorKind, IoSlice};
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use axum::Router;
 use axum::extract::ConnectInfo;
-use axum::{Extension, Router};
+use axum::http::{HeaderValue, Request, Response, StatusCode, header};
+use axum::response::IntoResponse;
+use hyper::body::{Body, Bytes, Frame, Incoming, SizeHint};
 use hyper::server::conn::http1;
+use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
+use tokio::sync::{oneshot, watch};
+use tokio::task::yield_now;
 use tokio::time::{Sleep, sleep};
 
-/// Connections served at once. Others wait in the kernel's queue.
-const CONNECTIONS_MAX: usize = 64;
+use crate::server::seats::{Kind, Seat, Seats};
 
 /// How long a request's head may take, from the connection or the reply before it.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long a client may take nothing of a reply that the kernel has no more room for.
-pub(super) const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long to bear with a client that has said what it wants.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Patience {
+    /// How long a request's body may take in all: 2 MB at 100 kB/s.
+    body: Duration,
+    /// How long a client may take nothing of a reply that the kernel has no more room for.
+    write: Duration,
+}
+
+pub(super) const PATIENCE: Patience =
+    Patience { body: Duration::from_secs(20), write: Duration::from_secs(30) };
 
 /// How long not to accept where the kernel has nothing to accept with.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Serves `pages` until `closed`, then what is under way. Who takes nothing of a reply for
-/// `write_timeout` is cut off.
+/// Serves `pages` until `closed`, then what is under way.
 pub(super) async fn serve(
     listener: TcpListener,
     pages: Router,
-    write_timeout: Duration,
+    seats: Arc<Seats>,
+    patience: Patience,
     mut closed: oneshot::Receiver<()>,
 ) {
-    let seats = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let (end, ending) = watch::channel(());
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
     loop {
-        let (stream, from, seat) = tokio::select! {
-            it = next(&listener, &seats) => it,
+        let (stream, from) = tokio::select! {
+            it = accept(&listener) => it,
             _ = &mut closed => break,
         };
-        let pages = pages.clone().layer(Extension(ConnectInfo(from)));
-        let service = TowerToHyperService::new(pages);
-        let stream = TokioIo::new(Impatient::new(stream, write_timeout));
+        let seat = Arc::new(seats.enter(from));
+        let sitting = Sitting { pages: pages.clone(), from, seat: seat.clone(), patience };
+        let service = service_fn(move |request| sitting.clone().answer(request));
+        let stream = TokioIo::new(Impatient::new(stream, patience.write));
         let connection = http.serve_connection(stream, service).with_upgrades();
         let mut ending = ending.clone();
         tokio::spawn(async move {
@@ -61,6 +77,7 @@ pub(super) async fn serve(
             // here, and sits elsewhere.
             tokio::select! {
                 _ = connection.as_mut() => {}
+                () = seat.lost() => {}
                 _ = ending.changed() => {
                     connection.as_mut().graceful_shutdown();
                     let _ = connection.await;
@@ -68,24 +85,102 @@ pub(super) async fn serve(
             }
             drop((seat, ending));
         });
+        // It reads what has come already before another may want its seat.
+        yield_now().await;
     }
     drop((listener, ending));
     let _ = end.send(());
     end.closed().await;
 }
 
-/// The next connection for which there is a seat.
-async fn next(
-    listener: &TcpListener,
-    seats: &Arc<Semaphore>,
-) -> (TcpStream, SocketAddr, Option<OwnedSemaphorePermit>) {
-    // None only if the semaphore were closed, which nobody does.
-    let seat = seats.clone().acquire_owned().await.ok();
+/// The next connection.
+async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
     loop {
         match listener.accept().await {
-            Ok((stream, from)) => return (stream, from, seat),
+            Ok(it) => return it,
             Err(_) => sleep(ACCEPT_PAUSE).await,
         }
+    }
+}
+
+/// A connection with its seat.
+#[derive(Clone)]
+struct Sitting {
+    pages: Router,
+    from: SocketAddr,
+    seat: Arc<Seat>,
+    patience: Patience,
+}
+
+impl Sitting {
+    async fn answer(
+        self,
+        request: Request<Incoming>,
+    ) -> Result<Response<axum::body::Body>, Infallible> {
+        let Self { pages, from, seat, patience } = self;
+        if !seat.take(Kind::of(request.uri().path())) {
+            let text = "as many requests are under way as may be\n";
+            return Ok(last((StatusCode::SERVICE_UNAVAILABLE, text)));
+        }
+        let (head, body) = request.into_parts();
+        if !body.is_end_stream() {
+            seat.wait();
+        }
+        let is_late = Arc::new(AtomicBool::new(false));
+        let deadline = Box::pin(sleep(patience.body));
+        let body = Timely { body, deadline, seat: seat.clone(), is_late: is_late.clone() };
+        let mut request = Request::from_parts(head, body);
+        request.extensions_mut().insert(ConnectInfo(from));
+        let Ok(reply) = TowerToHyperService::new(pages).call(request).await;
+        seat.wait();
+        if is_late.load(Ordering::Relaxed) {
+            let text = format!("the body did not come within {} s\n", patience.body.as_secs());
+            return Ok(last((StatusCode::REQUEST_TIMEOUT, text)));
+        }
+        Ok(reply)
+    }
+}
+
+/// A reply behind which the connection is closed.
+fn last(reply: impl IntoResponse) -> Response<axum::body::Body> {
+    let mut reply = reply.into_response();
+    reply.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    reply
+}
+
+/// A request's body that has to come in time.
+struct Timely {
+    body: Incoming,
+    deadline: Pin<Box<Sleep>>,
+    seat: Arc<Seat>,
+    is_late: Arc<AtomicBool>,
+}
+
+impl Body for Timely {
+    type Data = Bytes;
+    type Error = Box<dyn Error + Send + Sync>;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(context) {
+            if frame.is_none() || self.body.is_end_stream() {
+                self.seat.work();
+            }
+            return Poll::Ready(frame.map(|it| it.map_err(Into::into)));
+        }
+        ready!(self.deadline.as_mut().poll(context));
+        self.is_late.store(true, Ordering::Relaxed);
+        Poll::Ready(Some(Err(io::Error::from(ErrorKind::TimedOut).into())))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 
@@ -165,9 +260,9 @@ mod tests {
     use std::future::poll_fn;
 
     use super::*;
-    use axum::body::Bytes;
-    use axum::routing::get;
+    use axum::routing::{get, post};
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::sync::Semaphore;
     use tokio::time::{Instant, timeout};
 
     const LONG: Duration = Duration::from_secs(10);
@@ -175,47 +270,79 @@ mod tests {
     /// More than the kernel takes for a client that does not read.
     const LONG_PAGE_BYTES: usize = 32 << 20;
 
-    async fn serving() -> (SocketAddr, oneshot::Sender<()>) {
+    /// More connections than there are seats of any kind.
+    const MANY: usize = 100;
+
+    /// What is served, and what lets those end who ask for `/slow`.
+    struct Served {
+        at: SocketAddr,
+        _close: oneshot::Sender<()>,
+        release: Arc<Semaphore>,
+    }
+
+    async fn serving() -> Served {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let at = listener.local_addr().unwrap();
         let page = |ConnectInfo(from): ConnectInfo<SocketAddr>| async move { from.to_string() };
         let (close, closed) = oneshot::channel();
         let long = Bytes::from(vec![0; LONG_PAGE_BYTES]); // shared by all who ask
-        let long = get(|| async { long });
-        let pages = Router::new().route("/", get(page)).route("/long", long);
-        tokio::spawn(serve(listener, pages, Duration::from_millis(300), closed));
-        (at, close)
+        let release = Arc::new(Semaphore::new(0));
+        let held = release.clone();
+        let slow = move || {
+            let held = held.clone();
+            async move { drop(held.acquire().await) }
+        };
+        let pages = Router::new()
+            .route("/", get(page).post(|body: Bytes| async move { body.len().to_string() }))
+            .route("/livez", get(|| async { "ok" }))
+            .route("/slow", post(slow))
+            .route("/long", get(|| async { long }));
+        let patience =
+            Patience { body: Duration::from_millis(300), write: Duration::from_millis(300) };
+        tokio::spawn(serve(listener, pages, Arc::default(), patience, closed));
+        Served { at, _close: close, release }
     }
 
-    async fn ask(stream: &mut TcpStream) -> String {
-        stream.write_all(b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n").await.unwrap();
-        let mut reply = String::new();
-        timeout(LONG, stream.read_to_string(&mut reply)).await.unwrap().unwrap();
-        reply
+    /// Connections that have sent this.
+    async fn sent(at: SocketAddr, count: usize, text: &str) -> Vec<TcpStream> {
+        let mut all = Vec::new();
+        for _ in 0..count {
+            let mut stream = TcpStream::connect(at).await.unwrap();
+            let _ = stream.write_all(text.as_bytes()).await; // it may be closed for another already
+            all.push(stream);
+        }
+        all
+    }
+
+    /// Asks and reads all that comes.
+    async fn ask(at: SocketAddr, path: &str) -> String {
+        let request = format!("GET {path} HTTP/1.1\r\nConnection: close\r\n\r\n");
+        rest(&mut sent(at, 1, &request).await[0]).await
+    }
+
+    async fn rest(stream: &mut TcpStream) -> String {
+        let mut reply = Vec::new();
+        let _ = timeout(LONG, stream.read_to_end(&mut reply)).await.expect("it is closed");
+        String::from_utf8_lossy(&reply).into_owned()
     }
 
     #[tokio::test]
     async fn pages_know_who_asks() {
-        let (at, _close) = serving().await;
-        let mut stream = TcpStream::connect(at).await.unwrap();
+        let served = serving().await;
+        let mut stream = TcpStream::connect(served.at).await.unwrap();
         let from = stream.local_addr().unwrap().to_string();
-        let reply = ask(&mut stream).await;
+        stream.write_all(b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n").await.unwrap();
+        let reply = rest(&mut stream).await;
         assert!(reply.ends_with(&from), "{reply}");
     }
 
     #[tokio::test]
     async fn replies_that_nobody_takes_hold_no_seat_beyond_their_deadline() {
-        let (at, _close) = serving().await;
-        let mut deaf = Vec::new();
-        for _ in 0..CONNECTIONS_MAX {
-            let mut stream = TcpStream::connect(at).await.unwrap();
-            stream.write_all(b"GET /long HTTP/1.1\r\n\r\n").await.unwrap();
-            deaf.push(stream);
-        }
-        let mut late = TcpStream::connect(at).await.unwrap();
-        assert!(ask(&mut late).await.starts_with("HTTP/1.1 200"));
-        let mut stream = deaf.swap_remove(0);
+        let served = serving().await;
+        let mut deaf = sent(served.at, MANY, "GET /long HTTP/1.1\r\n\r\n").await;
+        assert!(ask(served.at, "/").await.starts_with("HTTP/1.1 200"));
         let mut received = Vec::new();
+        let mut stream = deaf.pop().unwrap(); // the last one, for whom nobody else was let in
         let _ = timeout(LONG, stream.read_to_end(&mut received)).await.unwrap(); // maybe a reset
         assert!(received.len() < LONG_PAGE_BYTES, "it was cut off");
     }
@@ -223,8 +350,8 @@ mod tests {
     #[tokio::test]
     async fn a_client_that_takes_something_has_its_time_again() {
         const PATIENCE: Duration = Duration::from_millis(100);
-        let (at, _close) = serving().await;
-        let stream = TcpStream::connect(at).await.unwrap();
+        let served = serving().await;
+        let stream = TcpStream::connect(served.at).await.unwrap();
         let mut it = Impatient::new(stream, PATIENCE);
         let mut judge = async |written| {
             let mut written = Some(written);
@@ -240,21 +367,52 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn half_heads_are_closed_and_hold_no_seat_beyond_their_deadline() {
-        let (at, _close) = serving().await;
-        let mut slow = Vec::new();
-        for _ in 0..CONNECTIONS_MAX {
-            let mut stream = TcpStream::connect(at).await.unwrap();
-            stream.write_all(b"GET / HT").await.unwrap();
-            slow.push(stream);
+    async fn half_heads_are_closed_in_time_and_keep_nobody_waiting() {
+        let served = serving().await;
+        for text in ["", "GET / HT"] {
+            let slow = sent(served.at, MANY, text).await;
+            let begun = Instant::now();
+            for path in ["/", "/livez"] {
+                assert!(ask(served.at, path).await.starts_with("HTTP/1.1 200"), "{path}");
+            }
+            assert!(begun.elapsed() < HEAD_TIMEOUT, "waited for those before");
+            for mut stream in slow {
+                rest(&mut stream).await;
+            }
         }
-        let mut late = TcpStream::connect(at).await.unwrap();
-        let begun = Instant::now();
-        assert!(ask(&mut late).await.starts_with("HTTP/1.1 200"));
-        assert!(begun.elapsed() > HEAD_TIMEOUT / 2, "it had to wait for a seat");
-        for mut stream in slow {
-            let closed = timeout(LONG, stream.read_to_end(&mut Vec::new())).await;
-            assert!(closed.is_ok(), "still open");
+    }
+
+    #[tokio::test]
+    async fn bodies_that_do_not_come_are_waited_for_in_vain_and_keep_nobody_waiting() {
+        let served = serving().await;
+        let head = "POST / HTTP/1.1\r\nContent-Length: 5\r\n\r\n12";
+        let mut waiting = sent(served.at, MANY, head).await;
+        for path in ["/", "/livez"] {
+            assert!(ask(served.at, path).await.starts_with("HTTP/1.1 200"), "{path}");
         }
+        let reply = rest(&mut waiting.pop().unwrap()).await;
+        assert!(reply.starts_with("HTTP/1.1 408") && reply.contains("body"), "{reply}");
+        for mut stream in waiting {
+            rest(&mut stream).await;
+        }
+        let whole = format!("{head}345").replace("\r\n\r\n", "\r\nConnection: close\r\n\r\n");
+        let reply = rest(&mut sent(served.at, 1, &whole).await[0]).await;
+        assert!(reply.starts_with("HTTP/1.1 200") && reply.ends_with('5'), "{reply}");
+    }
+
+    #[tokio::test]
+    async fn where_all_are_worked_for_the_next_is_turned_away_but_no_probe() {
+        let served = serving().await;
+        let head = "POST /slow HTTP/1.1\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+        let mut slow = sent(served.at, 32, head).await;
+        // Those that were sent are read before what is sent later.
+        assert!(ask(served.at, "/livez").await.starts_with("HTTP/1.1 200"));
+        assert!(ask(served.at, "/").await.starts_with("HTTP/1.1 503"));
+        assert!(ask(served.at, "/livez").await.starts_with("HTTP/1.1 200"));
+        served.release.close();
+        for stream in &mut slow {
+            assert!(rest(stream).await.starts_with("HTTP/1.1 200"));
+        }
+        assert!(ask(served.at, "/").await.starts_with("HTTP/1.1 200"));
     }
 }

@@ -187,8 +187,8 @@ impl Exporter {
     }
 
     /// Brings the series about the statistics page up to date.
-    pub(super) fn update_viewers(&self, board: &Board) {
-        self.viewers.update(board);
+    pub(super) fn update_viewers(&self, board: &Board, closed: u64) {
+        self.viewers.update(board, closed);
     }
 
     /// Once a second: what only makes sense over a stretch of time, and the library's own upkeep.

@@ -1,0 +1,263 @@
+//! Seats at the admin listener, and who loses one where there are not enough.
+//!
+//! | kind | who | seats | of one source |
+//! |---|---|---|---|
+//! | newcomer | has sent no complete head | 64 | 32 |
+//! | probe | asked for /livez, /readyz or /startupz last | 16 | 16 |
+//! | guest | asked for anything else | 64 | 32 |
+//!
+//! Nobody waits for a seat: a connection is accepted at once, and where its kind or its source has
+//! no seat left, the one of them that has kept us waiting longest (for a head, a body, or to take a
+//! reply) is closed for it. One that is being worked for is not; a request that finds only such is
+//! turned away. So a flood of silent connections, of requests without their bodies, or of whole
+//! requests costs those of its own kind and, up to the half, of its own source; a supervisor's probe
+//! finds a seat whatever the others do.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::Notify;
+
+/// What a connection is there for, as far as it has said so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// It has not said so yet.
+    Newcomer,
+    /// A supervisor's question.
+    Probe,
+    /// Anything else.
+    Guest,
+}
+
+impl Kind {
+    /// What a request for this path is.
+    pub(super) fn of(path: &str) -> Self {
+        let is_probe = ["/livez", "/readyz", "/startupz"].contains(&path);
+        if is_probe { Self::Probe } else { Self::Guest }
+    }
+
+    /// Connections of this kind at once: in all, and of one source.
+    fn seats(self) -> (usize, usize) {
+        match self {
+            Self::Newcomer | Self::Guest => (64, 32),
+            Self::Probe => (16, 16),
+        }
+    }
+}
+
+/// All seats.
+#[derive(Default)]
+pub(super) struct Seats {
+    places: Mutex<Places>,
+    closed: AtomicU64,
+}
+
+#[derive(Default)]
+struct Places {
+    taken: HashMap<u64, Place>,
+    /// Counts what happens, to tell what was before what.
+    moment: u64,
+}
+
+struct Place {
+    kind: Kind,
+    source: IpAddr,
+    /// The moment since which the client is waited for; `None` while it is worked for.
+    waited_for: Option<u64>,
+    leave: Arc<Notify>,
+}
+
+impl Seats {
+    /// A seat for a connection that was just accepted.
+    pub(super) fn enter(self: &Arc<Self>, from: SocketAddr) -> Seat {
+        let source = source_of(from.ip());
+        let mut places = self.places();
+        // There is always one to close: all newcomers are waited for.
+        self.make_room(&mut places, Kind::Newcomer, source);
+        let id = places.next_moment();
+        let leave = Arc::new(Notify::new());
+        let place =
+            Place { kind: Kind::Newcomer, source, waited_for: Some(id), leave: leave.clone() };
+        places.taken.insert(id, place);
+        drop(places);
+        Seat { seats: self.clone(), id, leave }
+    }
+
+    /// Connections that were closed for others, and requests that were turned away, so far.
+    pub(super) fn closed(&self) -> u64 {
+        self.closed.load(Ordering::Relaxed)
+    }
+
+    /// Sees that there is room for one more of a kind and source; says whether there is.
+    fn make_room(&self, places: &mut Places, kind: Kind, source: IpAddr) -> bool {
+        let (seats, of_source) = kind.seats();
+        let is_alike = |it: &Place| it.kind == kind;
+        let alike = places.taken.values().filter(|it| is_alike(it)).count();
+        let of_this = places.taken.values().filter(|it| is_alike(it) && it.source == source);
+        let is_greedy = of_this.count() >= of_source;
+        if alike < seats && !is_greedy {
+            return true;
+        }
+        self.closed.fetch_add(1, Ordering::Relaxed);
+        let may_go = |it: &Place| is_alike(it) && (!is_greedy || it.source == source);
+        let waited_for = places.taken.iter().filter(|(_, it)| may_go(it));
+        let waited_for = waited_for.filter_map(|(id, it)| Some((it.waited_for?, *id)));
+        let Some((_, longest)) = waited_for.min() else { return false };
+        if let Some(it) = places.taken.remove(&longest) {
+            it.leave.notify_one();
+        }
+        true
+    }
+
+    fn places(&self) -> MutexGuard<'_, Places> {
+        self.places.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Places {
+    fn next_moment(&mut self) -> u64 {
+        self.moment += 1;
+        self.moment
+    }
+}
+
+/// A connection's seat, free again when this is dropped.
+pub(super) struct Seat {
+    seats: Arc<Seats>,
+    id: u64,
+    leave: Arc<Notify>,
+}
+
+impl Seat {
+    /// Takes a seat for a request of this kind, which is worked for from now on. Says whether there
+    /// is one.
+    pub(super) fn take(&self, kind: Kind) -> bool {
+        let mut places = self.seats.places();
+        // Closed already: the connection ends at its next look.
+        let Some(mut place) = places.taken.remove(&self.id) else { return false };
+        let has_room = place.kind == kind || self.seats.make_room(&mut places, kind, place.source);
+        if has_room {
+            (place.kind, place.waited_for) = (kind, None);
+        }
+        places.taken.insert(self.id, place);
+        has_room
+    }
+
+    /// From now on the client is waited for.
+    pub(super) fn wait(&self) {
+        let mut places = self.seats.places();
+        let now = places.next_moment();
+        if let Some(place) = places.taken.get_mut(&self.id) {
+            place.waited_for = Some(now);
+        }
+    }
+
+    /// From now on the client waits for us.
+    pub(super) fn work(&self) {
+        if let Some(place) = self.seats.places().taken.get_mut(&self.id) {
+            place.waited_for = None;
+        }
+    }
+
+    /// Returns when the connection has to be closed for another.
+    pub(super) async fn lost(&self) {
+        self.leave.notified().await;
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.seats.places().taken.remove(&self.id);
+    }
+}
+
+/// What counts as one source: an IPv4 address, an IPv6 /64.
+fn source_of(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(it) => Ipv6Addr::from_bits(it.to_bits() >> 64 << 64).into(),
+        v4 @ IpAddr::V4(_) => v4,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn from(source: u8) -> SocketAddr {
+        ([192, 0, 2, source], 1000).into()
+    }
+
+    fn has_lost(seat: &Seat) -> bool {
+        !seat.seats.places().taken.contains_key(&seat.id)
+    }
+
+    #[test]
+    fn a_source_that_floods_loses_its_own_connections_first() {
+        let seats = Arc::new(Seats::default());
+        let other = seats.enter(from(2));
+        let flood: Vec<_> = (0..100).map(|_| seats.enter(from(1))).collect();
+        assert!(!has_lost(&other));
+        let left: Vec<_> = flood.iter().filter(|it| !has_lost(it)).collect();
+        assert_eq!((left.len(), seats.closed()), (32, 68));
+        assert!(std::ptr::eq(left[0], &raw const flood[68]), "the latest ones stay");
+    }
+
+    #[test]
+    fn of_many_sources_the_one_that_is_silent_for_longest_goes() {
+        let seats = Arc::new(Seats::default());
+        let all: Vec<_> = (0..64).map(|it| seats.enter(from(it))).collect();
+        assert!(all.iter().all(|it| !has_lost(it)));
+        let _newcomer = seats.enter(from(99));
+        assert!(has_lost(&all[0]) && all[1..].iter().all(|it| !has_lost(it)));
+        drop(all);
+        assert_eq!(seats.places().taken.len(), 1);
+    }
+
+    #[test]
+    fn whoever_is_worked_for_stays_and_the_next_is_turned_away_but_no_probe() {
+        let seats = Arc::new(Seats::default());
+        let guests: Vec<_> = (0..32).map(|_| seats.enter(from(1))).collect();
+        assert!(guests.iter().all(|it| it.take(Kind::Guest)));
+        let (late, probe) = (seats.enter(from(1)), seats.enter(from(1)));
+        assert!(!late.take(Kind::Guest) && probe.take(Kind::Probe));
+        assert!(guests.iter().all(|it| !has_lost(it)) && !has_lost(&late));
+        assert!(seats.enter(from(2)).take(Kind::Guest), "another source has the other half");
+        guests[7].wait();
+        guests[3].wait();
+        guests[9].wait();
+        guests[7].work();
+        assert!(late.take(Kind::Guest));
+        assert!(has_lost(&guests[3]) && !has_lost(&guests[9]) && !has_lost(&guests[7]));
+        assert!(!guests[3].take(Kind::Guest), "it is closed");
+    }
+
+    #[test]
+    fn probes_have_seats_of_their_own_and_close_each_other() {
+        let seats = Arc::new(Seats::default());
+        let idle: Vec<_> = (0..16).map(|_| seats.enter(from(1))).collect();
+        for it in &idle {
+            assert!(it.take(Kind::Probe));
+            it.wait();
+        }
+        assert!(seats.enter(from(1)).take(Kind::Probe));
+        assert!(has_lost(&idle[0]) && idle[1..].iter().all(|it| !has_lost(it)));
+    }
+
+    #[test]
+    fn an_ipv6_network_is_one_source() {
+        let parse = |it: &str| source_of(it.parse().unwrap());
+        assert_eq!(parse("2001:db8::1"), parse("2001:db8::2:0:0:1"));
+        assert_ne!(parse("2001:db8::1"), parse("2001:db8:0:1::1"));
+        assert_eq!(parse("::ffff:192.0.2.1"), parse("192.0.2.1"));
+    }
+
+    #[test]
+    fn kinds_are_by_path() {
+        for path in ["/livez", "/readyz", "/startupz"] {
+            assert_eq!(Kind::of(path), Kind::Probe);
+        }
+        assert_eq!((Kind::of("/metrics"), Kind::of("/livez/")), (Kind::Guest, Kind::Guest));
+    }
+}
