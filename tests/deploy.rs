@@ -117,6 +117,7 @@ fn obeys(overlay: &str, pod: &Value, settings: &str) {
         assert_eq!(container[probe]["httpGet"]["path"], page, "{overlay}");
         assert_eq!(container[probe]["httpGet"]["port"], "admin", "{overlay}");
     }
+    is_out_of_reach(overlay, &pod["spec"]);
     let (outer, inner) = (&pod["spec"]["securityContext"], &container["securityContext"]);
     assert_eq!(outer["runAsNonRoot"], true, "{overlay}");
     assert_ne!(outer["seccompProfile"]["type"], "Unconfined", "{overlay}");
@@ -128,6 +129,23 @@ fn obeys(overlay: &str, pod: &Value, settings: &str) {
         (text(&it["name"]), value)
     });
     accepts(variables.filter(|(name, _)| name.starts_with("SKEP__")));
+}
+
+/// On the host's network, where no network policy applies, the admin listener is on loopback unless
+/// the component for that is asked for; probes ask where it is, and a variable is made of those
+/// before it.
+fn is_out_of_reach(overlay: &str, pod: &Value) {
+    let container = &pod["containers"][0];
+    let variables = list(&container["env"]);
+    let at = |name: &str| variables.iter().position(|it| it["name"] == name).unwrap();
+    let listen = text(&variables[at("SKEP__ADMIN__LISTEN")]["value"]);
+    let is_local = pod["hostNetwork"] == true && overlay != "monitoring";
+    assert_eq!(listen, if is_local { "127.0.0.1:6970" } else { "$(POD_IP):6970" }, "{overlay}");
+    assert!(is_local || at("POD_IP") < at("SKEP__ADMIN__LISTEN"), "{overlay}: {variables:?}");
+    for probe in ["startupProbe", "livenessProbe", "readinessProbe"] {
+        let host = container[probe]["httpGet"]["host"].as_str();
+        assert_eq!(host, is_local.then_some("127.0.0.1"), "{overlay} {probe}");
+    }
 }
 
 /// Checks that variables name settings, and with values they can have.
@@ -318,7 +336,7 @@ fn overlays() -> Vec<(String, String)> {
     let ours = format!("{up}{}", deployed("kubernetes").display()).replace("//", "/");
     let text = format!(
         "resources: [{ours}/overlays/hostnetwork-daemonset]\n\
-         components: [{ours}/components/monitoring]\n"
+         components: [{ours}/components/monitoring, {ours}/components/hostnetwork-metrics]\n"
     );
     fs::write(own.path().join("kustomization.yaml"), text).unwrap();
     let text = agrees("kubectl", &["kustomize".as_ref(), own.path().as_os_str()]);
