@@ -8,7 +8,7 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
 
-use common::{Skep, command, eventually, http_ask, run, texts};
+use common::{Skep, command, eventually, run, texts};
 use serde_json::{Value, json};
 use sha1::{Digest as _, Sha1};
 use sha2::Sha256;
@@ -34,7 +34,7 @@ fn refused(state: &Path, variables: &[(&str, &str)]) -> Output {
 
 /// Asks the admin listener; a status and what the body says.
 fn ask(skep: &Skep, method: &str, target: &str, body: &str) -> (u16, Value) {
-    let (status, body) = http_ask(skep.admin, (method, target), body);
+    let (status, body) = skep.ask((method, target), body);
     (status, serde_json::from_str(&body).unwrap())
 }
 
@@ -286,16 +286,17 @@ fn torrent_add_says_what_keeps_it_from_registering() {
     let file = state.path().join("a.torrent");
     fs::write(&file, format!("d4:info{}e", info("one", true, false))).unwrap();
     let file = file.to_str().unwrap();
-    let token = [("SKEP__ADMIN__TOKEN", "open sesame"), ("SKEP__ACCESS__MODE", "registered")];
+    let token =
+        [("SKEP__ADMIN__TOKEN", "open sesame, please"), ("SKEP__ACCESS__MODE", "registered")];
     let mut skep = start(state.path(), &token);
     let (code, said) = add(&skep, &[file]);
     assert_eq!(code, Some(1), "{said}");
     assert!(said.contains("admin.token"), "{said}");
     let secret = state.path().join("token");
-    fs::write(&secret, "open sesame\n").unwrap();
+    fs::write(&secret, "open sesame, please\n").unwrap();
     let (code, said) = add(&skep, &["--token-file", secret.to_str().unwrap(), file]);
     assert_eq!(code, Some(0), "{said}");
-    assert_eq!(add(&skep, &["--token", "open sesame", file]).0, Some(0));
+    assert_eq!(add(&skep, &["--token", "open sesame, please", file]).0, Some(0));
     skep.signal("TERM");
     assert!(skep.wait().success());
     let (code, said) = add(&skep, &[file, file]);

@@ -21,7 +21,7 @@ use skep::access::disk::{self, Office, Trouble};
 use skep::access::lists::Name;
 use skep::access::mode::Mode;
 use skep::frontend::admin::live::Board;
-use skep::frontend::admin::{Process, router};
+use skep::frontend::admin::{Process, Token, router};
 use skep::frontend::stats::Stats;
 use skep::store::{Change, Options, Role, Room, Store, Visit};
 use skep::time::Now;
@@ -31,7 +31,8 @@ use skep::types::{Contact, InfoHash, WebPeer};
 const NOW: Now = Now::from_s(1_800_000_000);
 const HERE: &str = "127.0.0.1:50000";
 const ELSEWHERE: &str = "192.0.2.7:50000";
-const TOKEN: &str = "open sesame";
+const TOKEN: &str = "open sesame, please";
+const AUTHORIZED: &str = "Authorization: Bearer open sesame, please";
 
 /// A process that says what it is told to say.
 struct Fake {
@@ -39,7 +40,7 @@ struct Fake {
     well: AtomicBool,
     broken: AtomicBool,
     stopping: AtomicBool,
-    token: Mutex<Option<Arc<str>>>,
+    token: Mutex<Token>,
     office: Mutex<Arc<Office>>,
     folder: tempfile::TempDir,
     board: Arc<Board>,
@@ -80,7 +81,7 @@ impl Fake {
         let [well, broken, stopping] = [true, false, false].map(AtomicBool::new);
         let folder = tempfile::tempdir().unwrap();
         let office = Mutex::new(office(folder.path(), Mode::Open));
-        let (token, board) = (Mutex::default(), Arc::default());
+        let (token, board) = (Mutex::new(Token::Kept(TOKEN.into())), Arc::default());
         Arc::new(Self { store, well, broken, stopping, token, office, folder, board })
     }
 
@@ -96,6 +97,11 @@ impl Fake {
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
             std::fs::write(path, "no such thing here\n").unwrap();
         }
+    }
+
+    /// Has it ask for another token.
+    fn set_token(&self, token: Token) {
+        *self.token.lock().unwrap() = token;
     }
 
     fn verdict(&self) -> Result<(), String> {
@@ -143,7 +149,7 @@ impl Process for Fake {
         NOW.plus_s(100)
     }
 
-    fn token(&self) -> Option<Arc<str>> {
+    fn token(&self) -> Token {
         self.token.lock().unwrap().clone()
     }
 
@@ -342,16 +348,19 @@ fn every_described_reply_comes_as_described() {
     let (here, elsewhere) = (serve(&process, HERE), serve(&process, ELSEWHERE));
     let described = description(here);
     let mut seen = BTreeSet::new();
-    ask_everything(here, &described, &[LOCALHOST], &mut seen);
+    let authorized = [LOCALHOST, AUTHORIZED];
+    ask_everything(here, &described, &authorized, &mut seen);
     assert!(process.stopping.load(Ordering::Relaxed));
     ask_everything(elsewhere, &described, &[LOCALHOST], &mut seen);
     process.well.store(false, Ordering::Relaxed);
     process.broken.store(true, Ordering::Relaxed);
-    ask_everything(here, &described, &[LOCALHOST], &mut seen);
+    ask_everything(here, &described, &authorized, &mut seen);
     process.broken.store(false, Ordering::Relaxed);
-    *process.token.lock().unwrap() = Some(TOKEN.into());
+    process.set_token(Token::Configured(TOKEN.into()));
     ask_everything(here, &described, &[LOCALHOST], &mut seen);
-    *process.token.lock().unwrap() = None;
+    process.set_token(Token::Absent);
+    ask_everything(elsewhere, &described, &[LOCALHOST], &mut seen);
+    process.set_token(Token::Kept(TOKEN.into()));
     let mut look = |path: &str, target: &str| {
         let reply = get(here, target);
         described.check((path, "GET", reply.status), &reply.headers, &reply.body);
@@ -372,7 +381,7 @@ fn every_described_reply_comes_as_described() {
             let target = target.replace("HASH", &"19".repeat(20));
             let body = body.replace("HASH", &"19".repeat(20)).replace("LONG", &" ".repeat(2 << 20));
             let body = body.replace("HYBRID", &"33".repeat(32));
-            let reply = ask_with(here, (method, &target), &[LOCALHOST], &body);
+            let reply = ask_with(here, (method, &target), &authorized, &body);
             described.check((path, method, reply.status), &reply.headers, &reply.body);
             seen.insert(((*path).to_owned(), (*method).to_owned(), reply.status));
         }
@@ -380,7 +389,7 @@ fn every_described_reply_comes_as_described() {
     let id = process.office().access().keys().all()[0].id();
     for method in ["GET", "DELETE"] {
         let path = "/api/v1/passkeys/{id}";
-        let reply = ask(here, method, &path.replace("{id}", &id), &[LOCALHOST]);
+        let reply = ask(here, method, &path.replace("{id}", &id), &authorized);
         described.check((path, method, reply.status), &reply.headers, &reply.body);
         seen.insert((path.to_owned(), method.to_owned(), reply.status));
     }
@@ -400,7 +409,7 @@ fn every_described_reply_comes_as_described() {
         described.check(("/stats/live", "GET", status), &reply.headers, &reply.body);
         seen.insert(("/stats/live".to_owned(), "GET".to_owned(), reply.status));
     }
-    ask_everything(here, &described, &[LOCALHOST], &mut seen);
+    ask_everything(here, &described, &authorized, &mut seen);
     let all: BTreeSet<_> = described.replies().into_iter().collect();
     let missing: Vec<_> = all.difference(&seen).collect();
     assert!(missing.is_empty(), "described, but never seen: {missing:?}");
@@ -409,7 +418,7 @@ fn every_described_reply_comes_as_described() {
 #[test]
 fn pages_outside_the_api_need_no_token() {
     let process = Fake::new();
-    *process.token.lock().unwrap() = Some(TOKEN.into());
+    process.set_token(Token::Configured(TOKEN.into()));
     let address = serve(&process, ELSEWHERE);
     for page in ["/metrics", "/livez", "/readyz", "/startupz", "/stats", "/stats.json"] {
         let reply = ask(address, "GET", page, &["Host: tracker.example"]);
@@ -420,7 +429,7 @@ fn pages_outside_the_api_need_no_token() {
     assert!(policy.1.starts_with("default-src 'none'"));
     assert!(page.body.contains("Transmission"));
     assert!(page.body.contains("whom the API serves") && !page.body.contains("1919191919"));
-    let token = "Authorization: Bearer open sesame";
+    let token = "Authorization: Bearer open sesame, please";
     let page = ask(address, "GET", "/stats", &["Host: tracker.example", token]).body;
     assert!(!page.contains("whom the API serves") && page.contains(&"19".repeat(20)));
     assert_eq!(get(address, "/").error().1, "no_such_page");
@@ -430,23 +439,35 @@ fn pages_outside_the_api_need_no_token() {
 #[test]
 fn a_token_is_needed_where_there_is_one() {
     let process = Fake::new();
-    *process.token.lock().unwrap() = Some(TOKEN.into());
+    process.set_token(Token::Configured(TOKEN.into()));
     for from in [HERE, ELSEWHERE, "[::1]:50000", "[::ffff:127.0.0.1]:50000"] {
         let address = serve(&process, from);
         let with = |headers: &[&str]| ask(address, "GET", "/api/v1/torrents", headers).status;
         assert_eq!(with(&[LOCALHOST]), 401);
-        for wrong in ["Bearer open sesam", "Bearer open sesamee", "Bearer ", "Bearer", "Basic x"] {
+        for wrong in
+            ["Bearer open sesam", "Bearer open sesame, please!", "Bearer ", "Bearer", "Basic x"]
+        {
             assert_eq!(with(&[LOCALHOST, &format!("Authorization: {wrong}")]), 401, "{wrong}");
         }
-        for right in ["Bearer open sesame", "bearer open sesame"] {
+        for right in ["Bearer open sesame, please", "bearer open sesame, please"] {
             let right = format!("Authorization: {right}");
             assert_eq!(with(&["Host: tracker.example", &right]), 200);
         }
     }
 }
 
+/// Requests that change something, one of them by being fetched.
+const EFFECTS: [(&str, &str); 6] = [
+    ("POST", "/api/v1/save"),
+    ("GET", "/save_state"),
+    ("HEAD", "/save_state"),
+    ("PUT", "/api/v1/access/ports/deny/25"),
+    ("DELETE", "/api/v1/access/ports/deny/25"),
+    ("POST", "/api/v1/shutdown"),
+];
+
 #[test]
-fn without_a_token_only_this_host_may_ask() {
+fn without_the_token_only_this_host_may_look_and_nobody_change_anything() {
     let process = Fake::new();
     for (from, expected) in [
         (HERE, 200),
@@ -457,29 +478,67 @@ fn without_a_token_only_this_host_may_ask() {
         ("10.0.0.1:1", 403),
         ("[2001:db8::1]:1", 403),
     ] {
-        let reply = get(serve(&process, from), "/api/v1/torrents");
-        assert_eq!(reply.status, expected, "{from}");
-        if expected == 403 {
-            assert_eq!(reply.error().1, "only_local");
-            assert!(reply.body.contains("admin.token"), "{}", reply.body);
+        let address = serve(&process, from);
+        for token in [Token::Absent, Token::Kept(TOKEN.into())] {
+            let is_absent = matches!(token, Token::Absent);
+            process.set_token(token);
+            let reply = get(address, "/api/v1/torrents");
+            assert_eq!(reply.status, expected, "{from}");
+            if expected == 403 {
+                assert_eq!(reply.error().1, "only_local");
+                assert!(reply.body.contains("admin.token"), "{}", reply.body);
+            }
+            for (method, target) in EFFECTS {
+                let reply = ask(address, method, target, &[LOCALHOST]);
+                assert_eq!(reply.status, if is_absent { 403 } else { 401 }, "{method} {target}");
+                if method != "HEAD" {
+                    let code = if is_absent { "token_absent" } else { "no_token" };
+                    assert_eq!(reply.error().1, code, "{method} {target} from {from}");
+                    assert!(reply.body.contains("admin.token"), "{}", reply.body);
+                }
+            }
         }
+        let with = |method, target| ask(address, method, target, &[LOCALHOST, AUTHORIZED]).status;
+        assert_eq!(with("GET", "/api/v1/torrents"), 200, "{from}");
+        assert_eq!(with("POST", "/api/v1/save"), 200, "{from}");
     }
+    assert!(!process.stopping.load(Ordering::Relaxed));
 }
 
 #[test]
-fn without_a_token_what_a_proxy_passes_on_is_refused() {
+fn without_the_token_what_a_proxy_may_have_passed_on_is_refused() {
     let process = Fake::new();
     let address = serve(&process, HERE);
-    let token = format!("Authorization: Bearer {TOKEN}");
-    for field in ["Forwarded: for=x", "X-Forwarded-For: 127.0.0.1", "X-Real-IP: ::1", "Via: 1.1 x"]
-    {
-        let ask = || ask(address, "GET", "/api/v1/torrents", &[LOCALHOST, field, &token]);
-        *process.token.lock().unwrap() = None;
-        let reply = ask();
-        assert_eq!((reply.status, reply.error().1.as_str()), (403, "forwarded"), "{field}");
-        assert!(reply.body.contains("admin.token"), "{}", reply.body);
-        *process.token.lock().unwrap() = Some(TOKEN.into());
-        assert_eq!(ask().status, 200, "{field}");
+    let target = "/api/v1/torrents";
+    for field in [
+        "Forwarded: for=x",
+        "X-Forwarded-For: 127.0.0.1",
+        "X-Forwarded-Host: tracker.example",
+        "x-forwarded-proto: https",
+        "X-Forwarded-Prefix: /",
+        "X-Real-IP: ::1",
+        "Via: 1.1 x",
+    ] {
+        for token in [Token::Absent, Token::Kept(TOKEN.into())] {
+            process.set_token(token);
+            let reply = ask(address, "GET", target, &[LOCALHOST, field]);
+            assert_eq!((reply.status, reply.error().1.as_str()), (403, "forwarded"), "{field}");
+            assert!(reply.body.contains("admin.token"), "{}", reply.body);
+        }
+        assert_eq!(ask(address, "GET", target, &[LOCALHOST, field, AUTHORIZED]).status, 200);
+        process.set_token(Token::Configured(TOKEN.into()));
+        assert_eq!(ask(address, "GET", target, &[LOCALHOST, field, AUTHORIZED]).status, 200);
+    }
+    // What nginx sends to what is behind it unless it is told otherwise.
+    process.set_token(Token::Kept(TOKEN.into()));
+    for (target, expected) in [("/api/v1/torrents", " 403 "), ("/livez", " 200 ")] {
+        let mut stream = TcpStream::connect(address).unwrap();
+        stream.set_read_timeout(Some(common::DEADLINE)).unwrap();
+        let request = format!("GET {target} HTTP/1.0\r\nHost: 127.0.0.1:6970\r\n\r\n");
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut reply = String::new();
+        stream.read_to_string(&mut reply).unwrap();
+        assert!(reply.lines().next().unwrap().contains(expected), "{target}: {reply}");
     }
 }
 
@@ -495,6 +554,10 @@ fn another_name_for_this_host_is_refused() {
         ("attacker.example", 403),
         ("localhost.attacker.example", 403),
         ("127.0.0.1.attacker.example:6970", 403),
+        ("evil@localhost", 403),
+        ("0.0.0.0:6970", 403),
+        ("[::]:6970", 403),
+        ("[::ffff:0.0.0.0]", 403),
         ("", 403),
     ] {
         let reply = ask(address, "GET", "/api/v1/torrents", &[&format!("Host: {host}")]);
@@ -508,16 +571,32 @@ fn another_name_for_this_host_is_refused() {
 fn a_page_in_a_browser_changes_nothing() {
     let process = Fake::new();
     let address = serve(&process, HERE);
-    let origin = "Origin: http://localhost:6970";
-    let stop = |headers: &[&str]| ask(address, "POST", "/api/v1/shutdown", headers);
-    assert_eq!(stop(&[LOCALHOST, origin]).error().1, "from_browser");
-    *process.token.lock().unwrap() = Some(TOKEN.into());
-    let token = format!("Authorization: Bearer {TOKEN}");
-    assert_eq!(stop(&[LOCALHOST, "Origin: null", &token]).error().1, "from_browser");
+    let refused = |headers: &[&str]| {
+        for (method, target) in EFFECTS {
+            for token in [Token::Configured(TOKEN.into()), Token::Kept(TOKEN.into())] {
+                process.set_token(token);
+                let headers = [headers, &[AUTHORIZED]].concat();
+                let reply = ask(address, method, target, &headers);
+                assert_eq!(reply.status, 403, "{method} {target} {headers:?}");
+            }
+        }
+    };
+    refused(&[LOCALHOST, "Origin: http://localhost:6970"]);
+    refused(&[LOCALHOST, "Origin: null"]);
+    for page in ["http://evil.example/", "http://localhost/", "about:blank", "x", ""] {
+        refused(&[LOCALHOST, &format!("Referer: {page}")]);
+    }
+    refused(&["Host: localhost:6970", "Referer: http://evil.example/localhost:6970"]);
+    for host in ["0.0.0.0:6970", "[::]:6970", "[::ffff:0.0.0.0]:6970", "evil@localhost", "a b"] {
+        refused(&[&format!("Host: {host}")]);
+    }
     assert!(!process.stopping.load(Ordering::Relaxed));
-    let look = ask(address, "GET", "/api/v1/torrents", &[LOCALHOST, origin, &token]);
+    let origin = "Origin: http://localhost:6970";
+    let look = ask(address, "GET", "/api/v1/torrents", &[LOCALHOST, origin, AUTHORIZED]);
     assert_eq!(look.status, 200, "looking changes nothing");
-    assert_eq!(stop(&[LOCALHOST, &token]).json(), json!({ "status": "stopping" }));
+    let stop = |headers: &[&str]| ask(address, "POST", "/api/v1/shutdown", headers);
+    let own = "Referer: http://localhost:6970/stats";
+    assert_eq!(stop(&[LOCALHOST, own, AUTHORIZED]).json(), json!({ "status": "stopping" }));
     assert!(process.stopping.load(Ordering::Relaxed));
 }
 
@@ -641,7 +720,7 @@ fn a_new_token_takes_effect_with_a_reload_and_is_shown_nowhere() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("skep.toml");
     let set = |token: &str| std::fs::write(&file, format!("[admin]\ntoken = \"{token}\"\n"));
-    set("first secret").unwrap();
+    set("the first secret").unwrap();
     let mut command = common::command();
     command.args(["--listen", "127.0.0.1:0", "--workers", "1", "--config"]).arg(&file);
     let skep = common::Skep::spawn(command);
@@ -649,11 +728,11 @@ fn a_new_token_takes_effect_with_a_reload_and_is_shown_nowhere() {
         let token = format!("Authorization: Bearer {token}");
         ask(skep.admin, "GET", "/api/v1/torrents", &[LOCALHOST, &token]).status
     };
-    assert_eq!((status("first secret"), status("second secret")), (200, 401));
-    set("second secret").unwrap();
+    assert_eq!((status("the first secret"), status("the second secret")), (200, 401));
+    set("the second secret").unwrap();
     skep.signal("HUP");
     let log = skep.log_with("reloaded: admin.token");
-    common::eventually("the new token is in force", || status("second secret") == 200);
-    assert_eq!(status("first secret"), 401);
+    common::eventually("the new token is in force", || status("the second secret") == 200);
+    assert_eq!(status("the first secret"), 401);
     assert!(!log.contains("secret"), "{log}");
 }

@@ -295,12 +295,12 @@ fn statistics_are_for_operators_until_they_are_public() {
 #[test]
 fn operators_see_and_stop_it_through_the_api() {
     let folder = tempfile::tempdir().unwrap();
-    let mut skep = with_config(folder.path(), "[admin]\ntoken = \"open sesame\"\n", &[]);
+    let mut skep = with_config(folder.path(), "[admin]\ntoken = \"open sesame, please\"\n", &[]);
     Client::connect(skep.udp[0]).announce(&seeder(1, 1001));
     let hash = "01".repeat(20);
     let refused = skep.get("/api/v1/torrents");
     assert_eq!(refused.0, 401, "{}", refused.1);
-    let token = "Authorization: Bearer open sesame\r\nConnection: close\r\n";
+    let token = "Authorization: Bearer open sesame, please\r\nConnection: close\r\n";
     let reply = ask_with(skep.admin, None, &format!("/api/v1/torrents/{hash}"), token);
     let it: Value = serde_json::from_slice(&reply.body).unwrap();
     assert_eq!(it["peers"][0]["address"], json!("127.0.0.1:1001"), "{it}");

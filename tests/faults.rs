@@ -243,11 +243,7 @@ fn what_is_confined_still_reloads_and_edits_its_lists() {
         return eprintln!("skipped: this kernel has no Landlock");
     }
     skep.log_with("confined");
-    let edited = common::http_ask(
-        skep.admin,
-        ("PUT", "/api/v1/access/ports/deny/26"),
-        "{\"reason\":\"mail\"}",
-    );
+    let edited = skep.ask(("PUT", "/api/v1/access/ports/deny/26"), "{\"reason\":\"mail\"}");
     assert_eq!(edited.0, 200, "{edited:?}");
     assert!(std::fs::read_to_string(&list).unwrap().contains("26"));
     std::fs::write(&list, "25\n26\n27\n").unwrap();
@@ -273,7 +269,7 @@ fn a_reload_says_which_lists_it_cannot_write_before_a_restart() {
     if skep.log_with("ready ").contains("no Landlock") {
         return eprintln!("skipped: this kernel has no Landlock");
     }
-    let edit = || common::http_ask(skep.admin, ("PUT", "/api/v1/access/ports/deny/26"), "").0;
+    let edit = || skep.ask(("PUT", "/api/v1/access/ports/deny/26"), "").0;
     assert_eq!(edit(), 200);
     name(&other.path().join("ports"));
     skep.signal("HUP");
@@ -342,7 +338,7 @@ fn started_as_root_it_becomes_the_user_that_is_named() {
     let second = Skep::spawn(next);
     assert_eq!(skep.wait().code(), Some(0), "{}", skep.log());
     client.announce(&leecher(1, 1));
-    assert_eq!(second.get("/readyz").0, 200);
+    eventually("it is ready", || second.get("/readyz").0 == 200);
     let mut unknown = command();
     unknown.args(["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]);
     let output = unknown.env("SKEP__SERVER__USER", "no-such-user").output().unwrap();
@@ -356,8 +352,9 @@ fn a_snapshot_that_is_being_written_gives_way_and_does_not_delay_the_end() {
     // The disk takes long: the thread can be looked at, and the end comes meanwhile.
     let delays = ["trace=fsync", "inject=fsync:delay_enter=500000:when=1"];
     let Some(mut skep) = injected(&delays, "mmsg") else { return };
-    let admin = skep.admin;
-    let asked = std::thread::spawn(move || common::http_ask(admin, ("POST", "/api/v1/save"), ""));
+    let (admin, token) = (skep.admin, skep.token());
+    let save = ("POST", "/api/v1/save");
+    let asked = std::thread::spawn(move || common::http_ask(admin, &token, save, ""));
     let tasks = format!("/proc/{}/task", skep.id());
     eventually("a thread saves, and gives way", || {
         let tasks = std::fs::read_dir(&tasks).unwrap();

@@ -493,7 +493,9 @@ fn registrations_go_over_and_can_be_changed_afterwards() {
     let register = |skep: &Skep, torrent: &str| {
         let hash = torrent.repeat(20);
         let body = format!("{{\"info_hash\":\"{hash}\"}}");
-        common::http_ask(skep.admin, ("POST", "/api/v1/torrents"), &body).0
+        // The successor has the predecessor's token: both are asked with the one file's.
+        let token = std::fs::read_to_string(state.path().join("admin.token")).unwrap();
+        common::http_ask(skep.admin, token.trim(), ("POST", "/api/v1/torrents"), &body).0
     };
     assert_eq!(register(&first, "01"), 201);
     // One that fails gives the database back.

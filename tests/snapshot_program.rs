@@ -10,7 +10,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::Command;
 
-use common::{Client, Skep, command, eventually, http_ask, leecher, run, seeder, texts};
+use common::{Client, Skep, command, eventually, leecher, run, seeder, texts};
 use skep::protocol::udp::client::Announcement;
 use skep::types::{Event, InfoHash, ScrapeEntry};
 
@@ -33,7 +33,7 @@ fn start_restored(state: &Path) -> Skep {
 }
 
 fn save(skep: &Skep) -> (u16, String) {
-    http_ask(skep.admin, ("POST", "/api/v1/save"), "")
+    skep.ask(("POST", "/api/v1/save"), "")
 }
 
 fn announce(skep: &Skep, announcements: &[Announcement]) {
@@ -294,10 +294,15 @@ fn get_with(address: SocketAddr, path: &str, header: &str) -> String {
 fn save_state_saves_and_is_for_no_page_in_a_browser() {
     let state = tempfile::tempdir().unwrap();
     let skep = start_restored(state.path());
-    let reply = get_with(skep.admin, "/save_state", "Sec-Fetch-Site: cross-site");
-    assert!(reply.starts_with("HTTP/1.1 403"), "{reply}");
-    assert!(!state.path().join(CURRENT).exists());
-    let reply = get_with(skep.admin, "/save_state", "Sec-Fetch-Site: none");
+    let token = format!("Authorization: Bearer {}", skep.token());
+    let foreign = ["Sec-Fetch-Site: cross-site", "Origin: null", "Referer: http://evil.example/"];
+    for header in foreign.map(|it| format!("{token}\r\n{it}")).into_iter().chain([String::new()]) {
+        let reply = get_with(skep.admin, "/save_state", &header);
+        let is_refused = reply.starts_with("HTTP/1.1 403") || reply.starts_with("HTTP/1.1 401");
+        assert!(is_refused, "{header}: {reply}");
+        assert!(!state.path().join(CURRENT).exists(), "{header}");
+    }
+    let reply = get_with(skep.admin, "/save_state", &format!("{token}\r\nSec-Fetch-Site: none"));
     assert!(reply.starts_with("HTTP/1.1 200"), "{reply}");
     assert!(state.path().join(CURRENT).exists());
 }

@@ -222,12 +222,12 @@ fn pages_from_elsewhere_may_not_read_it() {
 fn torrents_are_shown_to_those_whom_the_api_serves() {
     let folder = tempfile::tempdir().unwrap();
     let config = folder.path().join("skep.toml");
-    std::fs::write(&config, "[admin]\ntoken = \"open sesame\"\n").unwrap();
+    std::fs::write(&config, "[admin]\ntoken = \"open sesame, please\"\n").unwrap();
     let skep = Skep::start(&["--config", config.to_str().unwrap()]);
     Client::connect(skep.udp[0]).announce(&leecher(9, 1001));
     let page = skep.get("/stats").1;
     assert!(page.contains("whom the API serves") && !page.contains(&"09".repeat(20)));
-    let token = ("authorization", "Bearer open sesame");
+    let token = ("authorization", "Bearer open sesame, please");
     let mut knowing = Viewer::try_open(skep.admin, &[token]).unwrap();
     assert_eq!(knowing.next("top")["rows"][0][0], "09".repeat(20));
     let mut other = Viewer::open(skep.admin);
@@ -247,12 +247,12 @@ fn a_token_that_is_set_later_ends_the_list_on_open_pages() {
     let skep = Skep::start(&["--config", config.to_str().unwrap()]);
     let mut before = Viewer::open(skep.admin);
     before.next("top");
-    std::fs::write(&config, "[admin]\ntoken = \"open sesame\"\n").unwrap();
+    std::fs::write(&config, "[admin]\ntoken = \"open sesame, please\"\n").unwrap();
     skep.signal("HUP");
     eventually("the token is in force", || skep.get("/api/v1/torrents").0 == 401);
     // Lists follow each other with ten seconds or so between them. One that was on its way when
     // the token came may still arrive; of two that another viewer gets later, none does.
-    let token = ("authorization", "Bearer open sesame");
+    let token = ("authorization", "Bearer open sesame, please");
     let mut knowing = Viewer::try_open(skep.admin, &[token]).unwrap();
     knowing.next("top");
     let known_s = knowing.newest_s;

@@ -393,8 +393,11 @@ sections! {
     admin: Admin {
         /// Address to serve HTTP on. Keep it off the Internet.
         listen: SocketAddr = values::address("127.0.0.1:6970");
-        /// What `Authorization: Bearer …` has to say under /api/v1. Empty: only this host may ask,
-        /// and no reverse proxy: one on this host needs a token. Reloaded by SIGHUP.
+        /// What `Authorization: Bearer …` has to say under /api/v1, to look and to change: 16 to
+        /// 512 printable ASCII characters. Empty: a token that is made at the first start and kept
+        /// in the file `admin.token` in server.state_dir, where `skep torrent` finds it; whatever
+        /// changes something needs it, and looking from elsewhere than this host, or by a reverse
+        /// proxy. Reloaded by SIGHUP, as is that file.
         token: String = String::new();
     }
 
@@ -511,6 +514,10 @@ impl Config {
         }
         self.check_streams()?;
         self.check_memory()?;
+        let token = Some(&self.admin.token).filter(|it| !it.is_empty());
+        if let Some(problem) = token.and_then(|it| token_fault(it)) {
+            return Err(fault("admin", "token", &[], problem));
+        }
         let it = &self.tracker;
         if it.interval_jitter_s >= it.interval_s {
             let problem = format!("must be below interval_s, which is {}", it.interval_s);
@@ -587,6 +594,24 @@ impl Config {
         }
         Ok(())
     }
+}
+
+/// The shortest token, in bytes: fewer could be found by trying.
+const TOKEN_BYTES_MIN: usize = 16;
+
+/// The longest, in bytes: it has to fit into a request's head with all else.
+const TOKEN_BYTES_MAX: usize = 512;
+
+/// What keeps a text from being a token of the API, if anything does.
+pub fn token_fault(token: &str) -> Option<String> {
+    let is_printable = token.bytes().all(|it| matches!(it, b' '..=b'~'));
+    let is_fit = (TOKEN_BYTES_MIN..=TOKEN_BYTES_MAX).contains(&token.len());
+    (!is_fit || !is_printable || token.trim() != token).then(|| {
+        format!(
+            "needs {TOKEN_BYTES_MIN} to {TOKEN_BYTES_MAX} printable ASCII characters, no blank at \
+             either end (openssl rand -hex 24 makes one)"
+        )
+    })
 }
 
 /// What [`Config::check`] finds wrong.

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use arc_swap::ArcSwapOption;
+use arc_swap::ArcSwap;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Notify, mpsc, oneshot};
@@ -18,7 +18,7 @@ use tracing::{info, warn};
 use crate::access::disk::{Office, Trouble};
 use crate::config::Config;
 use crate::frontend::admin::live::Board;
-use crate::frontend::admin::{self, Process};
+use crate::frontend::admin::{self, Process, Token};
 use crate::frontend::stats::{Pages, Stats};
 use crate::metrics::{StreamCounters, WorkerCounters};
 use crate::server::StartError;
@@ -31,6 +31,7 @@ use crate::server::log::OPERATOR;
 use crate::server::notify::Manager;
 use crate::server::options;
 use crate::server::reload::{Errand, Reloader, Reloads};
+use crate::server::seats::Seats;
 use crate::server::snapshots::Snapshots;
 use crate::server::statistics::{Counters, Found, Statistics};
 use crate::server::streams::Streams;
@@ -126,8 +127,8 @@ async fn serve(control: Control, mut signals: Signals) -> Result<(), StartError>
     let listener = tokio::net::TcpListener::from_std(admin)
         .map_err(|error| StartError::lacking("cannot serve the admin pages", &error))?;
     let (close_admin, closed) = oneshot::channel::<()>();
-    let admin =
-        tokio::spawn(super::admin::serve(listener, pages, super::admin::WRITE_TIMEOUT, closed));
+    let (seats, patience) = (state.seats.clone(), super::admin::PATIENCE);
+    let admin = tokio::spawn(super::admin::serve(listener, pages, seats, patience, closed));
 
     await_first_turns(&workers, &streams, &mut ended).await?;
     state.renew_pages();
@@ -349,7 +350,7 @@ pub(super) struct State {
     exporter: Mutex<Exporter>,
     started: AtomicBool,
     pub(super) stopping: AtomicBool,
-    token: ArcSwapOption<Arc<str>>,
+    token: ArcSwap<Token>,
     /// By the API, or by a signal that came before anybody could obey it.
     asked_to_stop: Notify,
     /// When it was last said that clients' addresses do not reach us.
@@ -360,6 +361,8 @@ pub(super) struct State {
     /// How long to serve on once told to end.
     drain_s: AtomicU32,
     statistics: Statistics,
+    /// Those at the admin listener.
+    seats: Arc<Seats>,
 }
 
 impl State {
@@ -376,12 +379,13 @@ impl State {
             exporter: Mutex::new(exporter),
             started: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
-            token: ArcSwapOption::empty(),
+            token: ArcSwap::default(),
             asked_to_stop: Notify::new(),
             warned_of_sources: Mutex::new(None),
             bouncer: Mutex::new(Bouncer::new()),
             drops_told: AtomicU64::new(0),
             drain_s: AtomicU32::new(0),
+            seats: Arc::default(),
             statistics: Statistics::new(Counters {
                 workers: workers.counters.clone(),
                 streams: streams.counters.clone(),
@@ -389,7 +393,7 @@ impl State {
                 backend,
             }),
         };
-        it.apply(&reloader.config);
+        it.apply(&reloader.config, reloader.token.clone());
         it
     }
 
@@ -407,10 +411,9 @@ impl State {
         format!("serving: {} torrents, {peers} peers", totals.torrents)
     }
 
-    /// Puts in force what settings say of the end and of the API's token; an empty one is none.
-    pub(super) fn apply(&self, config: &Config) {
-        let token = config.admin.token.as_str();
-        self.token.store((!token.is_empty()).then(|| Arc::new(token.into())));
+    /// Puts in force what settings say of the end, and the API's token.
+    pub(super) fn apply(&self, config: &Config, token: Token) {
+        self.token.store(Arc::new(token));
         self.drain_s.store(config.server.drain_s, Ordering::Relaxed);
     }
 
@@ -482,7 +485,7 @@ impl State {
         exporter.update_access(&self.shared.office);
         let denied = self.bounce(&exporter, now);
         exporter.update_snapshots(&self.shared.snapshots.figures);
-        exporter.update_viewers(&self.statistics.board);
+        exporter.update_viewers(&self.statistics.board, self.seats.closed());
         let drops = exporter.socket_drops();
         // The kernel counts what it was told to drop among what it had to.
         if drops > drops_before && denied == 0 {
@@ -556,7 +559,7 @@ impl Process for State {
         exporter.update_access(&self.shared.office);
         exporter.update_heartbeats(self.shared.clock.elapsed_ns_at(self.now()));
         exporter.update_snapshots(&self.shared.snapshots.figures);
-        exporter.update_viewers(&self.statistics.board);
+        exporter.update_viewers(&self.statistics.board, self.seats.closed());
         exporter.render()
     }
 
@@ -601,8 +604,8 @@ impl Process for State {
         self.shared.clock.now()
     }
 
-    fn token(&self) -> Option<Arc<str>> {
-        self.token.load().as_deref().cloned()
+    fn token(&self) -> Token {
+        Token::clone(&self.token.load())
     }
 
     fn save(&self) -> Result<(), Trouble> {

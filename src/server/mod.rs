@@ -25,6 +25,7 @@ mod notify;
 mod options;
 mod patience;
 mod reload;
+mod seats;
 mod snapshots;
 mod socket_file;
 mod sockets;
@@ -47,6 +48,7 @@ use crate::config::{Config, SnapshotMode, Source};
 use crate::limiter::{self, Limiter};
 use crate::store::{self, Store};
 use crate::sys::clock::Clock;
+use crate::sys::identity::keep_files_private;
 use crate::sys::socket::BoundUdp;
 use crate::sys::stream::uring;
 use exporter::{Exporter, WatchedSocket};
@@ -75,15 +77,20 @@ pub fn run(source: Source, take_over: bool) -> Result<(), StartError> {
     let level = log::start(options::log(&config));
     let manager = Manager::of_process();
     end_with_any_panic();
+    keep_files_private();
     raise_descriptor_limit();
     source.warnings(&config).iter().for_each(|it| tracing::warn!("{it}"));
-    let keys = options::keys(&config)?;
+    let user = confine::user_of(&config)?;
+    confine::provide(user.as_ref(), options::state_home(&config).as_deref().ok());
+    let keys = options::keys_as(user.as_ref(), &config)?;
     if let Some(warning) = &keys.warning {
         tracing::warn!("{warning}");
     }
     tracing::info!(target: log::OPERATOR, origin = keys.origin, "connection-id key");
     let choice = backend::choose(config.server.io)?;
     let tls = options::tls(&config).map(tls::Tls::start).transpose()?;
+    // From here to the end of `shared`: the state directory is its user's.
+    let acting = confine::act_as(user.as_ref())?;
     let snapshots = Arc::new(options::snapshots(&config, keys.made_up)?);
     let mut predecessor = None;
     if take_over {
@@ -120,9 +127,12 @@ pub fn run(source: Source, take_over: bool) -> Result<(), StartError> {
         snapshots,
         clock: Clock::start(),
     };
+    let token = options::admin_token(&config, keys.made_up);
+    drop(acting);
     shared.store.allow(options::budget(&config));
     let confinement = Default::default();
-    let reloader = reload::Reloader { source, config, keys, level, shared, tls, confinement };
+    let reloader =
+        reload::Reloader { source, config, keys, level, shared, tls, confinement, token };
     let control = assemble(reloader, choice, inheritance, Outside { manager, predecessor })?;
     let thread = std::thread::Builder::new().name("control".into());
     let thread = thread
@@ -146,6 +156,16 @@ pub fn check(source: &Source) -> Result<Vec<String>, StartError> {
     options::tls(&config).map_or(Ok(()), |it| it.check()).map_err(StartError::Config)?;
     Ok(source.warnings(&config))
 }
+
+/// The token that a tracker with these settings has made for its API, if this user may read it.
+pub(crate) fn kept_token(config: &Config) -> Option<String> {
+    let usual = || Ok(PathBuf::from(USUAL_STATE_DIRECTORY));
+    let places = [options::state_home(config), usual()];
+    places.into_iter().flatten().find_map(|it| state::kept_token(&it))
+}
+
+/// Where the unit that we ship has the state directory.
+const USUAL_STATE_DIRECTORY: &str = "/var/lib/skep";
 
 /// The state directory that a start would use, which may not be there yet, or why there is none.
 pub(crate) fn state_directory(config: &Config) -> Result<PathBuf, String> {

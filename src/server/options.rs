@@ -10,6 +10,7 @@ use crate::config::{
     AccessMode, Bytes, Config, ConnectionIdMac, LogFormat, LogLevel, MemoryCap, SnapshotMode,
     SourceHeader,
 };
+use crate::frontend::admin::Token;
 use crate::frontend::connection_id::{Algorithm, ConnectionIds, Keys};
 use crate::frontend::origin::HopField;
 use crate::frontend::{http, ws};
@@ -18,8 +19,9 @@ use crate::server::StartError;
 use crate::server::snapshots::Snapshots;
 use crate::server::state::{self, Environment, KeyError, Loaded};
 use crate::server::tls;
-use crate::server::{handover, log};
+use crate::server::{confine, handover, log};
 use crate::store;
+use crate::sys::identity::Identity;
 use crate::sys::memory;
 use crate::tracker;
 use crate::worker::stream;
@@ -182,6 +184,14 @@ pub(super) fn log(config: &Config) -> log::Options {
     log::Options { level, json: config.log.format == LogFormat::Json }
 }
 
+/// The connection-id keys at a start: a file that the settings name is the operator's, and read as
+/// who starts this process; one in the state directory is the user's to become.
+pub(super) fn keys_as(user: Option<&Identity>, config: &Config) -> Result<Loaded, StartError> {
+    let user = user.filter(|_| config.udp.key_file.is_empty());
+    let _acting = confine::act_as(user)?;
+    Ok(keys(config)?)
+}
+
 /// The connection-id keys: read, or created.
 pub(super) fn keys(config: &Config) -> Result<Loaded, KeyError> {
     state::connection_id_keys(&state_options(config))
@@ -236,6 +246,27 @@ pub(super) fn state_home(config: &Config) -> Result<PathBuf, String> {
 /// Where this tracker can be taken over, or why it cannot.
 pub(super) fn handover_path(config: &Config) -> Result<PathBuf, String> {
     handover::path(&config.server.handover_socket, state_home(config))
+}
+
+/// What the API asks for. Where the settings name no token, the one in the state directory, which is
+/// made when absent. Why there is none is told unless it has been `told`.
+pub(super) fn admin_token(config: &Config, told: bool) -> Token {
+    if !config.admin.token.is_empty() {
+        return Token::Configured(config.admin.token.as_str().into());
+    }
+    match state::admin_token(&state_options(config)) {
+        Ok(token) => Token::Kept(token.into()),
+        Err(reason) => {
+            if !told {
+                tracing::warn!(
+                    "nothing can be changed through the API, which has no token: {reason}; \
+                     remedy: set admin.token, or server.state_dir to a directory that this user \
+                     may write"
+                );
+            }
+            Token::Absent
+        }
+    }
 }
 
 /// Connection ids under these keys.

@@ -13,6 +13,7 @@ use tracing::{error, info, warn};
 use crate::access::disk::Who;
 use crate::access::lists::Name;
 use crate::config::{Config, Difference, Source};
+use crate::frontend::admin::Token;
 use crate::server::confine::Confinement;
 use crate::server::control::State;
 use crate::server::log::{LevelHandle, OPERATOR};
@@ -30,6 +31,8 @@ pub(super) struct Reloader {
     pub(super) shared: Shared,
     pub(super) tls: Option<Tls>,
     pub(super) confinement: Confinement,
+    /// What the API asks for.
+    pub(super) token: Token,
 }
 
 /// What a reloader is sent for.
@@ -122,7 +125,8 @@ impl Reloader {
         let lists_changed = self.renew_lists(&live_config);
         let closed_before = self.confinement.closed_to(&self.config);
         self.config = live_config;
-        state.apply(&self.config);
+        self.token = options::admin_token(&self.config, self.keys.made_up);
+        state.apply(&self.config, self.token.clone());
         let mut applied: Vec<_> = live.iter().map(told).collect();
         applied.extend(changed.then(|| "the connection-id keys".to_owned()));
         applied.extend(lists_changed.then(|| "access lists".to_owned()));

@@ -1,4 +1,5 @@
-//! What outlives a restart: the state directory and, in it, the connection-id key.
+//! What outlives a restart: the state directory and, in it, the connection-id key, the tracker's
+//! identity, and the token of the API.
 //!
 //! A client holds an id for up to two minutes. If the key changed with every restart, all of them
 //! would be met with silence; if nodes behind one address had different keys, half of them would.
@@ -8,10 +9,11 @@
 use std::ffi::OsString;
 use std::fmt;
 use std::fs::{self, DirBuilder, OpenOptions};
-use std::io::{self, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
+use crate::config::token_fault;
 use crate::frontend::connection_id::KEY_BYTES;
 use crate::snapshot::Identity;
 
@@ -24,7 +26,10 @@ const IDENTITY_FILE: &str = "tracker.id";
 /// The key's file in the state directory.
 const KEY_FILE: &str = "connection_id.key";
 
-/// The longest key file that is read, in bytes: two keys with comments.
+/// The file of the token for the API in the state directory.
+pub(super) const TOKEN_FILE: &str = "admin.token";
+
+/// The longest key or token file that is read, in bytes: two keys with comments.
 const KEY_FILE_BYTES_MAX: u64 = 4096;
 
 /// Permission bits that let others than the owner at a file.
@@ -125,12 +130,12 @@ pub(super) fn connection_id_keys(options: &Options) -> Result<Loaded, KeyError> 
         return parse(&lines, &origin, None);
     }
     if let Some(path) = &options.key_file {
-        return read(path);
+        return read(path, Links::Followed);
     }
     let created = directory(options).and_then(|it| Ok((create(&it.join(KEY_FILE))?, it)));
     match created {
         Ok((path, directory)) => {
-            let loaded = read(&path)?;
+            let loaded = read(&path, Links::Refused)?;
             Ok(Loaded { warning: loaded.warning.or_else(|| too_open(&directory)), ..loaded })
         }
         Err(reason) => Ok(Loaded {
@@ -140,8 +145,9 @@ pub(super) fn connection_id_keys(options: &Options) -> Result<Loaded, KeyError> 
             made_up: true,
             warning: Some(format!(
                 "no state is kept: {reason}; after a restart swarms are empty, clients must \
-                 connect anew, and access lists without a file of their own are empty; remedy: set \
-                 server.state_dir to a directory that this user may write"
+                 connect anew, and access lists without a file of their own are empty; without \
+                 admin.token nothing can be changed through the API; remedy: set server.state_dir \
+                 to a directory that this user may write"
             )),
         }),
     }
@@ -153,10 +159,40 @@ pub(super) fn tracker_id(options: &Options) -> Result<(PathBuf, Identity), Strin
     let directory = directory(options)?;
     let path = create(&directory.join(IDENTITY_FILE))?;
     let failed = |error: io::Error| format!("cannot read {}: {error}", path.display());
-    let text = fs::read_to_string(&path).map_err(failed)?;
+    let (text, _) = read_file(&path, Links::Refused).map_err(failed)?;
     let identity = key(text.trim()).and_then(|key| key.first_chunk().copied());
     let malformed = || format!("{} is not as skep writes it: remove it", path.display());
     identity.map(|it| (directory, it)).ok_or_else(malformed)
+}
+
+/// What lets whoever shows it change things through the API, where the settings name nothing: made
+/// once, and kept in the state directory. Or why there is none. An operator may put another one in
+/// its place, with which the next start or reload begins.
+pub(super) fn admin_token(options: &Options) -> Result<String, String> {
+    let path = create(&directory(options)?.join(TOKEN_FILE))?;
+    token_in(&path)
+}
+
+/// The token that a tracker with this state directory has made, if this user may read it.
+pub(super) fn kept_token(directory: &Path) -> Option<String> {
+    token_in(&directory.join(TOKEN_FILE)).ok()
+}
+
+fn token_in(path: &Path) -> Result<String, String> {
+    let name = path.display();
+    let (text, mode) =
+        read_file(path, Links::Refused).map_err(|error| format!("cannot read {name}: {error}"))?;
+    if mode & OTHERS != 0 {
+        return Err(format!(
+            "others may read {name} (mode {mode:04o}), which is as good as no token: remove it, \
+             for another to be made"
+        ));
+    }
+    let token = text.trim();
+    match token_fault(token) {
+        None => Ok(token.to_owned()),
+        Some(fault) => Err(format!("what is in {name} is no token: {fault}: remove it")),
+    }
 }
 
 /// The state directory, created when absent if it is `needed`; or why there is none, or none that
@@ -214,7 +250,7 @@ fn located(options: &Options) -> Option<PathBuf> {
 /// Creates a key file unless there is one. Of several processes that try at once, one succeeds
 /// and all find its key: the file is complete before it has its name.
 fn create(path: &Path) -> Result<PathBuf, String> {
-    if path.exists() {
+    if path.symlink_metadata().is_ok() {
         return Ok(path.to_owned());
     }
     let failed = |error: io::Error| format!("cannot create {}: {error}", path.display());
@@ -249,8 +285,32 @@ fn lacks_hard_links(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EPERM | libc::EOPNOTSUPP))
 }
 
+/// What becomes of a link where a file should be.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Links {
+    /// It is followed: an operator named it.
+    Followed,
+    /// It is an error: there are none in the state directory that we have made.
+    Refused,
+}
+
+/// Reads a short file whole; and its mode. Waits for no pipe.
+fn read_file(path: &Path, links: Links) -> io::Result<(String, u32)> {
+    let nofollow = if links == Links::Refused { libc::O_NOFOLLOW } else { 0 };
+    let flags = nofollow | libc::O_NONBLOCK;
+    let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
+    let metadata = file.metadata()?;
+    if !metadata.is_file() || metadata.len() > KEY_FILE_BYTES_MAX {
+        let text = format!("found no file of at most {KEY_FILE_BYTES_MAX} bytes");
+        return Err(io::Error::new(io::ErrorKind::InvalidData, text));
+    }
+    let mut text = String::new();
+    file.take(KEY_FILE_BYTES_MAX).read_to_string(&mut text)?;
+    Ok((text, metadata.permissions().mode() & 0o7777))
+}
+
 /// Reads a key file.
-fn read(path: &Path) -> Result<Loaded, KeyError> {
+fn read(path: &Path, links: Links) -> Result<Loaded, KeyError> {
     let origin = path.display().to_string();
     let failed = |error: io::Error| KeyError {
         text: format!(
@@ -259,13 +319,13 @@ fn read(path: &Path) -> Result<Loaded, KeyError> {
         ),
         is_denied: error.kind() == io::ErrorKind::PermissionDenied,
     };
-    let metadata = fs::metadata(path).map_err(failed)?;
-    if !metadata.is_file() || metadata.len() > KEY_FILE_BYTES_MAX {
-        let problem = format!("no file of at most {KEY_FILE_BYTES_MAX} bytes");
-        return Err(malformed(&origin, &problem));
-    }
-    let text = fs::read_to_string(path).map_err(failed)?;
-    let mode = metadata.permissions().mode() & 0o7777;
+    let (text, mode) = match read_file(path, links) {
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+            let problem = format!("no text of at most {KEY_FILE_BYTES_MAX} bytes");
+            return Err(malformed(&origin, &problem));
+        }
+        read => read.map_err(failed)?,
+    };
     let open = mode & OTHERS != 0;
     let warning = open.then(|| {
         format!(
@@ -359,6 +419,52 @@ mod tests {
         let it = connection_id_keys(&Options { directory, ..Options::default() }).unwrap();
         let warning = it.warning.unwrap();
         assert!(warning.contains("mode 0755") && warning.contains("chmod 700"), "{warning}");
+    }
+
+    #[test]
+    fn a_token_is_made_once_and_may_be_another_that_is_long_enough_and_private() {
+        let temporary = tempfile::tempdir().unwrap();
+        let options = within(temporary.path());
+        let first = admin_token(&options).unwrap();
+        assert_eq!((admin_token(&options).unwrap(), first.len()), (first.clone(), 64));
+        let directory = temporary.path().join("a/skep");
+        let path = directory.join(TOKEN_FILE);
+        assert_eq!((mode(&path), kept_token(&directory)), (0o600, Some(first.clone())));
+        fs::write(&path, " of the operator's choice \n").unwrap();
+        assert_eq!(admin_token(&options).unwrap(), "of the operator's choice");
+        fs::write(&path, "short").unwrap();
+        let said = admin_token(&options).unwrap_err();
+        assert!(said.contains("16") && said.contains("remove it") && !said.contains("short"));
+        fs::remove_file(&path).unwrap();
+        let second = admin_token(&options).unwrap();
+        assert_ne!(second, first);
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
+        assert!(admin_token(&options).unwrap_err().contains("mode 0640"));
+    }
+
+    #[test]
+    fn no_link_and_no_pipe_stands_for_a_file_of_ours() {
+        let temporary = tempfile::tempdir().unwrap();
+        let elsewhere = temporary.path().join("elsewhere");
+        let options = within(temporary.path());
+        let directory = directory(&options).unwrap();
+        for is_there in [false, true] {
+            if is_there {
+                fs::write(&elsewhere, "ab".repeat(32)).unwrap();
+            }
+            for name in [KEY_FILE, IDENTITY_FILE, TOKEN_FILE] {
+                std::os::unix::fs::symlink(&elsewhere, directory.join(name)).unwrap();
+            }
+            assert!(connection_id_keys(&options).is_err());
+            assert!(tracker_id(&options).is_err() && admin_token(&options).is_err());
+            assert_eq!(elsewhere.exists(), is_there, "nothing was made there");
+            for name in [KEY_FILE, IDENTITY_FILE, TOKEN_FILE] {
+                fs::remove_file(directory.join(name)).unwrap();
+            }
+        }
+        let pipe = directory.join(TOKEN_FILE);
+        assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        assert!(admin_token(&options).unwrap_err().contains("found no file"));
     }
 
     #[test]

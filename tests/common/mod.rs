@@ -6,6 +6,7 @@
 use std::fmt::Write as _;
 use std::io::{BufRead as _, BufReader, Read as _, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
@@ -110,6 +111,8 @@ pub(crate) struct Skep {
     pub(crate) admin: SocketAddr,
     /// Its state directory, gone with it.
     pub(crate) state: Option<tempfile::TempDir>,
+    /// Where the token of its API is, unless its settings name one.
+    token: PathBuf,
 }
 
 /// What it has written to standard error so far.
@@ -136,7 +139,9 @@ impl Skep {
     /// kernel's choice and a state directory of its own.
     pub(crate) fn spawn(mut command: Command) -> Self {
         let state = tempfile::tempdir().unwrap();
-        if command.get_envs().all(|(name, value)| name != "STATE_DIRECTORY" || value.is_none()) {
+        let named = command.get_envs().find(|it| it.0 == "STATE_DIRECTORY").and_then(|it| it.1);
+        let token = named.map_or_else(|| state.path(), Path::new).join("admin.token");
+        if named.is_none() {
             command.env("STATE_DIRECTORY", state.path());
         }
         if command.get_args().all(|it| it != "--admin") {
@@ -163,7 +168,18 @@ impl Skep {
         let addresses = |key| values(key).map(|it| it.parse().unwrap()).collect();
         let [udp, tcp, tls] = ["udp=", "tcp=", "tls="].map(addresses);
         let admin = values("admin=").next().unwrap().parse().unwrap();
-        Self { child, stdout, log, reader, udp, tcp, tls, admin, state: Some(state), ready }
+        let state = Some(state);
+        Self { child, stdout, log, reader, udp, tcp, tls, admin, state, token, ready }
+    }
+
+    /// Asks its API for something, showing the token that it has made: status and body.
+    pub(crate) fn ask(&self, request: (&str, &str), body: &str) -> (u16, String) {
+        http_ask(self.admin, &self.token(), request, body)
+    }
+
+    /// The token that it has made.
+    pub(crate) fn token(&self) -> String {
+        std::fs::read_to_string(&self.token).unwrap().trim().to_owned()
     }
 
     /// A value of the ready line.
@@ -295,17 +311,18 @@ fn unchunked(mut text: &str) -> String {
     }
 }
 
-/// Asks the admin listener for something, with a body: status and body of the reply.
+/// Asks an admin listener for something with a token and a body: status and body of the reply.
 pub(crate) fn http_ask(
     address: SocketAddr,
+    token: &str,
     (method, target): (&str, &str),
     body: &str,
 ) -> (u16, String) {
     let mut stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(DEADLINE)).unwrap();
     let request = format!(
-        "{method} {target} HTTP/1.1\r\nHost: {address}\r\nContent-Length: {}\r\n\
-         Connection: close\r\n\r\n{body}",
+        "{method} {target} HTTP/1.1\r\nHost: {address}\r\nAuthorization: Bearer {token}\r\n\
+         Content-Length: {}\r\nConnection: close\r\n\r\n{body}",
         body.len()
     );
     stream.write_all(request.as_bytes()).unwrap();

@@ -8,6 +8,7 @@ mod admin;
 use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io::{IsTerminal as _, Read as _, Write as _};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -16,6 +17,8 @@ use serde::Serialize;
 
 use crate::client::metainfo::Metainfo;
 use crate::client::url::{Scheme, Url};
+use crate::config::Source;
+use crate::server;
 use admin::{Admin, Reply};
 
 const EXAMPLES: &str = "\
@@ -26,7 +29,9 @@ Examples:
   skep torrent add --json DIR                for scripts: an object a line
 
 The tracker has to run with access.mode = \"registered\" or \"private\". The token is what
-admin.token says; SKEP__ADMIN__TOKEN is read where no file is named. Both hashes of a hybrid
+admin.token says. Where none is given: SKEP__ADMIN__TOKEN, else, for a tracker on this host, the one
+that it has made, admin.token in the state directory (that of SKEP__SERVER__STATE_DIR,
+STATE_DIRECTORY or XDG's rules, or /var/lib/skep). Both hashes of a hybrid
 torrent lead to one swarm. A torrent that is registered already is told as known.
 
 Exit codes: 0 every file is registered, 1 one is not, 2 bad usage.";
@@ -144,13 +149,27 @@ fn connect(options: &Options) -> Result<Admin, String> {
                 .map_err(|error| format!("cannot read {}: {error}", path.display()))?;
             text.lines().next().map(|it| it.trim().to_owned())
         }
-        (None, None) => std::env::var("SKEP__ADMIN__TOKEN").ok(),
+        (None, None) => {
+            let set = std::env::var("SKEP__ADMIN__TOKEN").ok().filter(|it| !it.is_empty());
+            set.or_else(|| kept_token(&options.admin))
+        }
     };
     let token = token.filter(|it| !it.is_empty());
     if token.as_ref().is_some_and(|it| it.bytes().any(|byte| !(0x20..0x7f).contains(&byte))) {
         return Err("the token holds something that cannot stand in a header".into());
     }
     Ok(Admin::new(options.admin.clone(), token))
+}
+
+/// The token that a tracker on this host has made. It is shown to nobody elsewhere.
+fn kept_token(admin: &Url) -> Option<String> {
+    let is_loopback = admin.host.parse::<IpAddr>().is_ok_and(|it| it.to_canonical().is_loopback());
+    if !is_loopback && admin.host != "localhost" {
+        return None;
+    }
+    let environment = super::environment().ok()?;
+    let config = Source { environment, ..Source::default() }.load().ok()?;
+    server::kept_token(&config)
 }
 
 /// A file to register, or what cannot be looked at, and why.

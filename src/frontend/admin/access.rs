@@ -1,29 +1,63 @@
 //! Who may use the API.
 //!
-//! | token configured | asked from | needs |
-//! |---|---|---|
-//! | yes | anywhere | the token |
-//! | no | this host | a Host header that is an IP address or localhost, if there is one |
-//! | no | this host, by a proxy that says so | refused |
-//! | no | elsewhere | refused |
+//! | token | asked from | to look | to change |
+//! |---|---|---|---|
+//! | configured | anywhere | the token | the token |
+//! | made by this tracker | this host | nothing, or the token | the token |
+//! | made by this tracker | elsewhere, or by a proxy | the token | the token |
+//! | absent | this host | nothing | refused |
+//! | absent | elsewhere, or by a proxy | refused | refused |
 //!
-//! A page in a browser of this host can send requests here too. Three things keep it out: what
-//! changes anything is refused if it comes with an Origin header, which browsers always add; a
-//! token is nothing that a browser adds by itself; and without one, a name that a stranger pointed
-//! at this host (DNS rebinding) is no name to ask under.
+//! Where nothing is needed, the Host header has to be an IP address or localhost, if there is one. A
+//! request that shows traces of a proxy may come from anywhere. HTTP/1.0 is such a trace: it is what
+//! nginx speaks to what is behind it unless told otherwise, with a Host of its own making.
+//!
+//! A page in a browser of this host can send requests here too. These things keep it out: a token is
+//! nothing that a browser adds by itself; what has an effect is refused if it comes with an Origin,
+//! or the Referer of another host, and if Host is one by which a browser takes a site's page to this
+//! host (0.0.0.0); and without a token, a name that a stranger pointed at this host (DNS rebinding)
+//! is not a name to ask under.
 
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use axum::extract::rejection::ExtensionRejection;
 use axum::extract::{ConnectInfo, Request, State};
 use axum::http::uri::Authority;
-use axum::http::{HeaderMap, header};
+use axum::http::{HeaderMap, HeaderName, Uri, Version, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use subtle::ConstantTimeEq;
 
 use super::problem::Problem;
 use super::{Admin, Process};
+
+/// What the API asks for.
+#[derive(Clone, Default)]
+pub enum Token {
+    /// There is none, so nobody can change anything.
+    #[default]
+    Absent,
+    /// This tracker made it: whatever changes something needs it.
+    Kept(Arc<str>),
+    /// The settings name it: everything needs it.
+    Configured(Arc<str>),
+}
+
+impl fmt::Debug for Token {
+    /// Never prints one.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Absent => "Absent",
+            Self::Kept(_) => "Kept(…)",
+            Self::Configured(_) => "Configured(…)",
+        })
+    }
+}
+
+/// Paths at which looking has an effect, for what can only fetch.
+pub(super) const FETCHED_EFFECTS: [&str; 1] = ["/save_state"];
 
 /// Lets a request through to the API, or says why not.
 pub(super) async fn guard<P: Process>(
@@ -32,14 +66,37 @@ pub(super) async fn guard<P: Process>(
     request: Request,
     next: Next,
 ) -> Response {
-    let verdict = match Asker::of(from.ok(), &request).check(admin.process.token().as_deref()) {
-        Ok(()) if changes_for_a_page(&request) => Err(Problem::from_browser()),
-        verdict => verdict,
+    let (asker, token) = (Asker::of(from.ok(), &request), admin.process.token());
+    let verdict = if has_effect(&request) {
+        no_page(&request).and_then(|()| asker.may_change(&token))
+    } else {
+        asker.may_look(&token)
     };
     match verdict {
         Ok(()) => next.run(request).await,
         Err(problem) => problem.into_response(),
     }
+}
+
+fn has_effect(request: &Request) -> bool {
+    !request.method().is_safe() || FETCHED_EFFECTS.contains(&request.uri().path())
+}
+
+/// Refuses what a page in a browser may have sent.
+fn no_page(request: &Request) -> Result<(), Problem> {
+    let headers = request.headers();
+    let refers_elsewhere = headers.get_all(header::REFERER).iter().any(|it| {
+        let from = it.to_str().ok().and_then(|it| it.parse::<Uri>().ok());
+        let from = from.and_then(|it| it.into_parts().authority);
+        from.is_none() || from != hosts(request).next().flatten()
+    });
+    if headers.contains_key(header::ORIGIN) || refers_elsewhere {
+        return Err(Problem::from_browser());
+    }
+    if hosts(request).any(|it| it.is_none_or(|it| is_nobodys(&it))) {
+        return Err(Problem::odd_host());
+    }
+    Ok(())
 }
 
 /// What a request says of its sender: for pages that show part of what the API tells, and for
@@ -58,25 +115,33 @@ impl Asker {
         Self {
             // Where nobody says whence a request comes, it comes from elsewhere.
             is_local: from.is_some_and(|ConnectInfo(it)| it.ip().to_canonical().is_loopback()),
-            is_forwarded: is_forwarded(request.headers()),
-            names_an_address: names_an_address(request),
+            is_forwarded: is_forwarded(request),
+            names_an_address: hosts(request).all(|it| it.is_some_and(|it| is_address(&it))),
             shown: shown(request.headers()).map(Into::into),
         }
     }
 
     /// Whether the API would serve the sender now: the token may have changed since it asked.
     pub(super) fn is_served<P: Process>(&self, admin: &Admin<P>) -> bool {
-        self.check(admin.process.token().as_deref()).is_ok()
+        self.may_look(&admin.process.token()).is_ok()
     }
 
-    fn check(&self, token: Option<&str>) -> Result<(), Problem> {
+    fn may_look(&self, token: &Token) -> Result<(), Problem> {
         match token {
-            Some(token) if self.has(token) => Ok(()),
-            Some(_) => Err(Problem::no_token()),
-            None if !self.is_local => Err(Problem::only_local()),
-            None if self.is_forwarded => Err(Problem::forwarded()),
-            None if !self.names_an_address => Err(Problem::bad_host()),
-            None => Ok(()),
+            Token::Configured(token) | Token::Kept(token) if self.has(token) => Ok(()),
+            Token::Configured(_) => Err(Problem::no_token()),
+            _ if !self.is_local => Err(Problem::only_local()),
+            _ if self.is_forwarded => Err(Problem::forwarded()),
+            _ if !self.names_an_address => Err(Problem::bad_host()),
+            _ => Ok(()),
+        }
+    }
+
+    fn may_change(&self, token: &Token) -> Result<(), Problem> {
+        match token {
+            Token::Configured(token) | Token::Kept(token) if self.has(token) => Ok(()),
+            Token::Absent => Err(Problem::token_absent()),
+            _ => Err(Problem::no_token()),
         }
     }
 
@@ -87,11 +152,6 @@ impl Asker {
     }
 }
 
-/// Whether a page in a browser wants to change something.
-fn changes_for_a_page(request: &Request) -> bool {
-    !request.method().is_safe() && request.headers().contains_key(header::ORIGIN)
-}
-
 /// The token that a request shows (RFC 6750).
 fn shown(headers: &HeaderMap) -> Option<&[u8]> {
     let field = headers.get(header::AUTHORIZATION)?.as_bytes();
@@ -99,23 +159,53 @@ fn shown(headers: &HeaderMap) -> Option<&[u8]> {
     scheme.eq_ignore_ascii_case(b"Bearer ").then_some(token)
 }
 
-/// Whether a reverse proxy passed the request on: it comes from this host, its sender may not.
-fn is_forwarded(headers: &HeaderMap) -> bool {
-    ["forwarded", "x-forwarded-for", "x-real-ip", "via"].iter().any(|it| headers.contains_key(*it))
+/// Whether a reverse proxy may have passed the request on: it comes from this host then, and its
+/// sender from anywhere.
+fn is_forwarded(request: &Request) -> bool {
+    let is_trace = |it: &HeaderName| {
+        let it = it.as_str();
+        it.starts_with("x-forwarded") || TRACES.contains(&it)
+    };
+    request.version() < Version::HTTP_11 || request.headers().keys().any(is_trace)
 }
 
-/// Whether the request is to an address or to localhost. A request without any host is of no
-/// browser.
-fn names_an_address(request: &Request) -> bool {
+/// What proxies add besides X-Forwarded-….
+const TRACES: [&str; 9] = [
+    "forwarded",
+    "via",
+    "x-real-ip",
+    "x-client-ip",
+    "x-cluster-client-ip",
+    "x-original-forwarded-for",
+    "x-proxyuser-ip",
+    "true-client-ip",
+    "cf-connecting-ip",
+];
+
+/// The hosts that a request names, in its target and its header: `None` for what names none. A
+/// request without any is of no browser.
+fn hosts(request: &Request) -> impl Iterator<Item = Option<Authority>> {
     let in_target = request.uri().authority().cloned();
     let in_header = request.headers().get_all(header::HOST);
     let in_header = in_header.iter().map(|it| Authority::try_from(it.as_bytes()).ok());
-    in_target.map(Some).into_iter().chain(in_header).all(|it| {
-        it.is_some_and(|it| {
-            let host = it.host().trim_start_matches('[').trim_end_matches(']');
-            host.eq_ignore_ascii_case("localhost") || host.parse::<IpAddr>().is_ok()
-        })
-    })
+    in_target.map(Some).into_iter().chain(in_header)
+}
+
+/// An authority's host, if that is an address.
+fn address(it: &Authority) -> Option<IpAddr> {
+    let host = it.host().trim_start_matches('[').trim_end_matches(']');
+    host.parse::<IpAddr>().ok().map(|it| it.to_canonical())
+}
+
+/// Whether this is no name of any host: it has a user before it, or is the address of nobody, which
+/// leads to this host, and which browsers do not take for it.
+fn is_nobodys(it: &Authority) -> bool {
+    it.as_str().contains('@') || address(it).is_some_and(|it| it.is_unspecified())
+}
+
+/// Whether this is an address or localhost: nobody can point it elsewhere.
+fn is_address(it: &Authority) -> bool {
+    !is_nobodys(it) && (address(it).is_some() || it.host().eq_ignore_ascii_case("localhost"))
 }
 
 #[cfg(test)]
@@ -135,12 +225,30 @@ mod tests {
 
     #[test]
     fn what_an_asker_may_changes_with_the_token() {
+        let configured = |it: &str| Token::Configured(it.into());
+        let kept = Token::Kept("open sesame".into());
         let here = asker([127, 0, 0, 1], &[("host", "127.0.0.1:6970")]);
-        assert!(here.check(None).is_ok());
-        assert!(here.check(Some("open sesame")).is_err(), "set since it asked");
+        assert!(here.may_look(&Token::Absent).is_ok() && here.may_look(&kept).is_ok());
+        assert!(here.may_look(&configured("open sesame")).is_err(), "set since it asked");
         let knowing = asker([192, 0, 2, 7], &[("authorization", "bearer open sesame")]);
-        assert!(knowing.check(Some("open sesame")).is_ok());
-        assert!(knowing.check(Some("open barley")).is_err(), "another since it asked");
-        assert!(knowing.check(None).is_err(), "none since it asked, from elsewhere");
+        for token in [&configured("open sesame"), &kept] {
+            assert!(knowing.may_look(token).is_ok() && knowing.may_change(token).is_ok());
+            assert!(here.may_change(token).is_err());
+        }
+        assert!(knowing.may_look(&configured("open barley")).is_err(), "another since it asked");
+        assert!(knowing.may_look(&Token::Absent).is_err(), "none since it asked, from elsewhere");
+        assert!(knowing.may_change(&Token::Absent).is_err());
+        assert_eq!(format!("{kept:?}"), "Kept(…)");
+    }
+
+    #[test]
+    fn a_proxys_traces_are_known() {
+        let is_forwarded = |fields: &[(&str, &str)]| asker([127, 0, 0, 1], fields).is_forwarded;
+        assert!(!is_forwarded(&[("host", "127.0.0.1"), ("user-agent", "curl"), ("x-request", "")]));
+        for name in ["X-Forwarded-Host", "X-Forwarded-Proto", "x-forwarded", "Via", "Forwarded"] {
+            assert!(is_forwarded(&[(name, "x")]), "{name}");
+        }
+        let request = Request::builder().version(Version::HTTP_10).body(Body::empty()).unwrap();
+        assert!(Asker::of(None, &request).is_forwarded);
     }
 }

@@ -196,7 +196,7 @@ async fn save<P: Process>(State(admin): State<Admin<P>>) -> Result<impl IntoResp
     Ok(([NOT_KEPT], Json(SaveReply { status: "saved" })))
 }
 
-/// The same, for what can only fetch. No page in a browser may: it sends no Origin with this.
+/// The same, for what can only fetch. No page in a browser may: `access` sees to all else.
 async fn save_state<P: Process>(
     admin: State<Admin<P>>,
     headers: HeaderMap,

@@ -14,6 +14,8 @@ mod passkeys;
 mod problem;
 mod registrations;
 
+pub use access::Token;
+
 use std::sync::Arc;
 
 use axum::extract::State;
@@ -68,9 +70,8 @@ pub trait Process: Send + Sync + 'static {
     /// The time, for the ages of peers.
     fn now(&self) -> Now;
 
-    /// What `Authorization: Bearer …` has to say under `/api/v1`; `None`: nobody but this host may
-    /// ask.
-    fn token(&self) -> Option<Arc<str>>;
+    /// What `Authorization: Bearer …` has to say under `/api/v1`.
+    fn token(&self) -> Token;
 
     /// Writes down what is kept in memory and would be written down later, swarms included; waits
     /// for the disk.
@@ -205,7 +206,7 @@ mod tests {
             match *self {}
         }
 
-        fn token(&self) -> Option<Arc<str>> {
+        fn token(&self) -> Token {
             match *self {}
         }
 

@@ -61,21 +61,34 @@ impl Problem {
 
     /// No token, or a wrong one: 401.
     pub(super) fn no_token() -> Self {
-        let message = "this needs the header `Authorization: Bearer` with the token that the \
-                       setting admin.token holds";
+        let message = "this needs the header `Authorization: Bearer` with the token of the setting \
+                       admin.token, or where that is empty, of the file admin.token in the state \
+                       directory";
         Self::new(StatusCode::UNAUTHORIZED, "no_token", message)
     }
 
-    /// Asked from elsewhere while there is no token: 403.
+    /// Something is to be changed while there is no token: 403.
+    pub(super) fn token_absent() -> Self {
+        let message = "nothing can be changed, for there is no token: none is configured, and there \
+                       is no state directory to keep one in; remedy: set admin.token, or \
+                       server.state_dir to a directory that skep's user may write";
+        Self::new(StatusCode::FORBIDDEN, "token_absent", message)
+    }
+
+    /// Asked from elsewhere without the token: 403.
     pub(super) fn only_local() -> Self {
-        let message = "only this host may ask, for no token is configured; remedy: set admin.token";
+        let message = "only this host may ask without the token; remedy: the header `Authorization: \
+                       Bearer` with what admin.token says, the setting or the file in the state \
+                       directory";
         Self::new(StatusCode::FORBIDDEN, "only_local", message)
     }
 
-    /// Asked through a reverse proxy while there is no token: 403.
+    /// Asked through a reverse proxy without the token: 403.
     pub(super) fn forwarded() -> Self {
-        let message = "a reverse proxy passed this on, so it may come from anywhere, and no token \
-                       is configured; remedy: set admin.token";
+        let message = "a reverse proxy seems to have passed this on (a header of its kind, or \
+                       HTTP/1.0), so it may come from anywhere; remedy: the header `Authorization: \
+                       Bearer` with what admin.token says, the setting or the file in the state \
+                       directory";
         Self::new(StatusCode::FORBIDDEN, "forwarded", message)
     }
 
@@ -86,9 +99,17 @@ impl Problem {
         Self::new(StatusCode::FORBIDDEN, "bad_host", message)
     }
 
+    /// Something is to be changed under a host that is nobody's: 403.
+    pub(super) fn odd_host() -> Self {
+        let message = "nothing is changed for who asks 0.0.0.0, [::] or a host with a user before \
+                       it (header Host); remedy: ask an address of this host";
+        Self::new(StatusCode::FORBIDDEN, "odd_host", message)
+    }
+
     /// A page in a browser wants to change something: 403.
     pub(super) fn from_browser() -> Self {
-        let message = "nothing is changed for a page in a browser (header Origin)";
+        let message = "nothing is changed for a page in a browser (headers Origin, Referer, \
+                       Sec-Fetch-Site)";
         Self::new(StatusCode::FORBIDDEN, "from_browser", message)
     }
 
