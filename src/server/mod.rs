@@ -101,16 +101,8 @@ pub fn run(source: Source, take_over: bool) -> Result<(), StartError> {
         (predecessor, inheritance) = (Some(found), sockets);
         snapshots.follow();
     }
-    let access = options::access(&config);
-    let told = keys.made_up || config.snapshot.mode != SnapshotMode::Off;
-    if let Some(reason) = access.state.as_ref().err().filter(|_| !told) {
-        tracing::warn!(
-            "access lists without a file of their own are empty: {reason}; remedy: set \
-             server.state_dir to a directory that this user may write"
-        );
-    }
     let shared = workers::Shared {
-        office: Arc::new(Office::open(&access)?),
+        office: Arc::new(open_office(&config, keys.made_up)?),
         store: Arc::new(Store::new(store::Options::default())),
         tracker: Arc::new(ArcSwap::from_pointee(options::tracker(&config))),
         ids: Arc::new(ArcSwap::from_pointee(options::connection_ids(&config, &keys))),
@@ -139,6 +131,20 @@ pub fn run(source: Source, take_over: bool) -> Result<(), StartError> {
         .spawn(move || control::run(base, control))
         .map_err(|error| StartError::lacking("cannot start a thread", &error))?;
     thread.join().unwrap_or_else(|_| Err(StartError::Failed("the control thread broke".into())))
+}
+
+/// Opens lists and registrations. Why there is nowhere to keep them is told unless it has been
+/// `told`.
+fn open_office(config: &Config, told: bool) -> Result<Office, StartError> {
+    let access = options::access(config);
+    let told = told || config.snapshot.mode != SnapshotMode::Off;
+    if let Some(reason) = access.state.as_ref().err().filter(|_| !told) {
+        tracing::warn!(
+            "access lists without a file of their own are empty: {reason}; remedy: set \
+             server.state_dir to a directory that this user may write"
+        );
+    }
+    Ok(Office::open(&access)?)
 }
 
 /// Checks what a start would check without binding or creating anything: settings, the key that the
