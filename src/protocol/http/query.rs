@@ -83,7 +83,7 @@ impl Malformed {
             Self::NoInfoHash => "info_hash is missing",
             Self::InfoHashLength => "info_hash is not 20 bytes",
             Self::InfoHashEscape => "info_hash has a bad escape",
-            Self::InfoHashTwice => "info_hash is there twice",
+            Self::InfoHashTwice => "info_hash names two torrents",
             Self::NoPeerId => "peer_id is missing",
             Self::PeerId => "peer_id is not 20 bytes",
             Self::NoPort => "port is missing",
@@ -103,8 +103,13 @@ pub fn announce(query: &[u8]) -> Result<AnnounceQuery, Malformed> {
     let (mut left, mut event, mut numwant, mut compact) = (u64::MAX, Event::None, None, true);
     for (name, value) in pairs(query) {
         match name {
-            b"info_hash" if info_hash.is_some() => return Err(Malformed::InfoHashTwice),
-            b"info_hash" => info_hash = Some(info_hash_of(value)?),
+            b"info_hash" => {
+                // Clients append theirs to what the announce URL holds: often the same.
+                let named = info_hash_of(value)?;
+                if *info_hash.get_or_insert(named) != named {
+                    return Err(Malformed::InfoHashTwice);
+                }
+            }
             b"peer_id" => {
                 peer_id = Some(PeerId(decode_20(value).map_err(|_| Malformed::PeerId)?));
             }
@@ -398,7 +403,10 @@ mod tests {
             (format!("{id}&port=1&info_hash=aaaaaaaaaaaaaaaaaaa%4"), Malformed::InfoHashEscape),
             (format!("{id}&port=1&info_hash=%g0aaaaaaaaaaaaaaaaaaa"), Malformed::InfoHashEscape),
             (format!("{id}&port=1&info_hash=%0%aaaaaaaaaaaaaaaaaaa"), Malformed::InfoHashEscape),
-            (format!("{hash}&{hash}&{id}&port=1"), Malformed::InfoHashTwice),
+            (
+                format!("{hash}&info_hash=bbbbbbbbbbbbbbbbbbbb&{id}&port=1"),
+                Malformed::InfoHashTwice,
+            ),
             (format!("{hash}&port=1"), Malformed::NoPeerId),
             (format!("{hash}&peer_id=short&port=1"), Malformed::PeerId),
             (format!("{hash}&peer_id=%&port=1"), Malformed::PeerId),
