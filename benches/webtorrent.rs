@@ -59,7 +59,7 @@ impl World {
     fn new(sockets: usize, torrents: usize) -> Self {
         let store = Arc::new(Store::new(store::Options::default()));
         let rules = Arc::new(ArcSwap::from_pointee(tracker::Options::default()));
-        let options = Options { offers_per_minute_max: u32::MAX, ..Options::default() };
+        let options = Options { offers_per_minute_max: 0, ..Options::default() };
         let options = Arc::new(ArcSwap::from_pointee(options));
         let mut frontend = WsFrontend::new(Arc::new(Directory::default()), options);
         let route = |slot| Route { worker: 0, slot, generation: 0 };
@@ -87,7 +87,8 @@ impl World {
         let mut sockets = Vec::new();
         for (route, mail) in outbox.mail {
             let socket = route.slot as usize;
-            self.frontend.receive(now, &mut self.sessions[socket], mail, &mut told);
+            let session = &mut self.sessions[socket];
+            self.frontend.receive(now, session, mail, &mut told).unwrap();
             sockets.push(socket);
         }
         black_box(told);

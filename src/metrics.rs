@@ -305,6 +305,39 @@ impl Handshake {
     }
 }
 
+/// Why an offer or an answer did not reach another WebSocket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MailLost {
+    /// An offer that no client could take up.
+    Unusable,
+    /// The peer it was for has left, or its socket has closed.
+    ReceiverGone,
+    /// The receiver was handed as many offers of that torrent in a minute as it may be, by networks
+    /// that have at least as much right.
+    OverQuota,
+    /// Too much waits for the receiver's socket to take it.
+    QueueFull,
+    /// Too much waits for the receiver's worker.
+    MailboxFull,
+}
+
+impl MailLost {
+    /// Every reason, in index order.
+    pub const ALL: [Self; 5] =
+        [Self::Unusable, Self::ReceiverGone, Self::OverQuota, Self::QueueFull, Self::MailboxFull];
+
+    /// The label used in metrics.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Unusable => "unusable",
+            Self::ReceiverGone => "receiver_gone",
+            Self::OverQuota => "over_quota",
+            Self::QueueFull => "queue_full",
+            Self::MailboxFull => "mailbox_full",
+        }
+    }
+}
+
 /// One family's requests over one transport as one worker saw them: HTTP requests, or the messages
 /// of WebSockets.
 #[derive(Debug, Default)]
@@ -330,6 +363,7 @@ pub struct StreamCounters {
     sent_bytes: [Counter; Transport::ALL.len()],
     closed: [Counter; Closed::ALL.len()],
     handshakes: [Counter; Handshake::ALL.len()],
+    mail_lost: [Counter; MailLost::ALL.len()],
     /// Connections accepted. Those that still live are `open`, the others `closed`.
     pub accepted: Counter,
     /// Accepts that failed: most often because the process has no descriptor left.
@@ -340,8 +374,6 @@ pub struct StreamCounters {
     pub upgrades: Counter,
     /// Offers and answers handed from one WebSocket to another.
     pub mail_delivered: Counter,
-    /// Those that were lost: the receiver had gone, or its worker had too many waiting.
-    pub mail_dropped: Counter,
     /// Nanoseconds of CPU time the worker has used, the kernel's work for it included.
     pub busy_ns: Counter,
     /// Nanoseconds since start at the latest look at the clock, ten a second: the heartbeat.
@@ -373,6 +405,11 @@ impl StreamCounters {
     /// How many connections ended for this reason.
     pub fn closed(&self, reason: Closed) -> &Counter {
         &self.closed[reason as usize]
+    }
+
+    /// How many offers and answers were lost for this reason.
+    pub fn mail_lost(&self, reason: MailLost) -> &Counter {
+        &self.mail_lost[reason as usize]
     }
 
     /// How many TLS handshakes ended so.

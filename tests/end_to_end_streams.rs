@@ -146,6 +146,54 @@ fn browsers_find_each_other_and_share_the_counts() {
 }
 
 #[test]
+fn a_seeder_of_eighty_torrents_on_one_socket_is_offered_all() {
+    for io in backends() {
+        let folder = tempfile::tempdir().unwrap();
+        let skep = with_config(folder.path(), "[limits]\nexempt = []\n", &["--io", io]);
+        let lost = |reason| format!("skep_webtorrent_mail_lost_total{{reason=\"{reason}\"}}");
+        let mut seeder = Browser::open_from(skep.tcp[0], [127, 0, 2, 1]);
+        for torrent in 1..=80 {
+            seeder.ask(&web_announce(torrent, 100, 0, 0));
+        }
+        let leechers: Vec<_> = (1..=80)
+            .map(|it| {
+                let mut leecher = Browser::open_from(skep.tcp[0], [127, 0, 1, it]);
+                leecher.ask(&web_announce(it, it, 1, 1));
+                leecher
+            })
+            .collect();
+        let mut offered: Vec<_> = (1..=80).map(|_| seeder.receive()["peer_id"].clone()).collect();
+        offered.sort_by_key(Value::to_string);
+        offered.dedup();
+        assert_eq!(offered.len(), 80, "one of each leecher");
+        drop(leechers);
+        let sockets = "skep_connections{kind=\"ws\"}";
+        eventually("they have left", || (skep.metrics().value(sockets) - 1.0).abs() < 0.5);
+        // One leecher that takes part in half of them, and announces again.
+        let mut collector = Browser::open_from(skep.tcp[0], [127, 0, 3, 1]);
+        for _ in 0..2 {
+            for torrent in 1..=40 {
+                let reply = collector.ask(&web_announce(torrent, 101, 1, 1));
+                assert_eq!(reply["incomplete"], json!(1), "{reply}");
+                let offer = seeder.receive();
+                assert_eq!(offer["info_hash"], reply["info_hash"], "{offer}");
+            }
+        }
+        // Offers that nobody can use cost no announce, and are told of once.
+        let mut unusable = web_announce(1, 101, 1, 0);
+        unusable["offers"] = json!([{"offer": {"sdp": "x"}}, 7]);
+        let warning = "offers were dropped: offer_id is not 20 bytes as latin-1 text";
+        for told in [json!(warning), Value::Null] {
+            let reply = collector.ask(&unusable);
+            assert_eq!((&reply["warning message"], &reply["incomplete"]), (&told, &json!(1)));
+        }
+        eventually("they are counted", || skep.metrics().value(&lost("unusable")) >= 3.5);
+        let metrics = skep.metrics();
+        assert_eq!(metrics.value(&lost("over_quota")).to_bits(), 0.0_f64.to_bits());
+    }
+}
+
+#[test]
 fn tls_carries_both_and_sessions_resume() {
     for io in backends() {
         let (skep, certificate, _folder) = with_tls(io);

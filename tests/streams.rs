@@ -15,7 +15,7 @@ use std::time::Duration;
 use bt_bencode::Value;
 use hive::{TORRENT, announce, answer, id, offer, scrape};
 use skep::frontend::http as http_frontend;
-use skep::metrics::{Closed, Handshake, Transport};
+use skep::metrics::{Closed, Handshake, MailLost, Transport};
 use skep::types::{Refusal, Rejected};
 use skep::worker::stream::{Backend, Options};
 use stream::{
@@ -405,7 +405,9 @@ fn sockets_on_different_workers_reach_each_other() {
             text(other);
         }
         assert_eq!(server.sum(|it| it.mail_delivered.get()), 4);
-        assert_eq!(server.sum(|it| it.mail_dropped.get()), 0);
+        for reason in MailLost::ALL {
+            assert_eq!(server.sum(|it| it.mail_lost(reason).get()), 0, "{reason:?}");
+        }
         assert_eq!(server.sum(|it| it.upgrades.get()), 3);
         drop(sockets);
         server.finish();
@@ -574,7 +576,7 @@ fn mail_for_who_does_not_read_is_lost_and_the_deadline_ends_it() {
             ask(&mut sender, &message);
             server.closed(Closed::WriteStalled) > 0
         });
-        assert!(server.sum(|it| it.mail_dropped.get()) > 0);
+        assert!(server.sum(|it| it.mail_lost(MailLost::QueueFull).get()) > 0);
         assert_eq!(server.closed(Closed::SendQueueFull), 0, "others cannot fill its queue");
         eventually("it has left", || server.peers() == 1);
         assert!(ask(&mut sender, &announce(TORRENT, "sender", "", "")).contains("interval"));

@@ -237,7 +237,7 @@ fn skeps(arguments: &CompareArguments, protocol: Protocol) -> Vec<Contestant> {
         );
         if protocol == Protocol::Ws {
             // No other tracker spares its clients offers: the same work for all.
-            let unsparing = "SKEP__WEBSOCKET__OFFERS_PER_MINUTE_MAX=10000";
+            let unsparing = "SKEP__WEBSOCKET__OFFERS_PER_MINUTE_MAX=0";
             it.words.splice(0..0, ["env".to_owned(), unsparing.to_owned()]);
         }
         it

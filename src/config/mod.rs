@@ -246,9 +246,12 @@ sections! {
         ping_interval_s: u32 = 50, in 1..=3600;
         /// Most offers taken from one announce. Reloaded by SIGHUP.
         offers_max: u32 = 10, in 0..=50;
-        /// Most offers handed to one socket in a minute: each makes a browser open a connection.
-        /// Reloaded by SIGHUP.
-        offers_per_minute_max: u32 = 60, in 1..=10000;
+        /// Most offers handed to one socket in a minute for each of its torrents: each makes a
+        /// browser open a connection. Over it, offers from the networks that sent fewest go first,
+        /// and among equals those that chance picks. For all of its torrents a socket is handed
+        /// 1024, or this if it is more. 0: any number, as load tests need; offers from networks in
+        /// limits.exempt are under no such limit either. Reloaded by SIGHUP.
+        offers_per_minute_max: u32 = 60, in 0..=10000;
         /// Most swarms that one socket may be in. Reloaded by SIGHUP.
         torrents_max: u32 = 1000, in 1..=100000;
     }

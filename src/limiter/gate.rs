@@ -59,6 +59,12 @@ impl Gate {
         !self.obeys_limits(source)
     }
 
+    /// Whether a source is in a network under no limit, whatever else is limited: as of the latest
+    /// request.
+    pub fn is_in_exempt_network(&self, source: IpAddr) -> bool {
+        self.exempt.contains(source)
+    }
+
     /// Charges verified work for what showed only when it was done.
     #[inline]
     pub fn charge(&mut self, now: Now, source: IpAddr, price: Price) {

@@ -165,6 +165,11 @@ impl Tracker {
         }
     }
 
+    /// Whether a source is in a network under no limit, as of the latest request.
+    pub fn is_exempt(&self, source: IpAddr) -> bool {
+        self.gate.as_ref().is_some_and(|it| it.is_in_exempt_network(source))
+    }
+
     /// What an announce over the limit is told: to come back as late as anybody is told to. It is
     /// not looked up: the counts are zeros.
     #[cold]

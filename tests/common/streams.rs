@@ -12,6 +12,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 use serde_json::Value;
+use socket2::{Domain, Socket, Type};
 use tungstenite::{Message, WebSocket};
 
 use crate::common::DEADLINE;
@@ -152,6 +153,19 @@ impl Browser {
         let stream = connect(address, tls);
         let scheme = if tls.is_some() { "wss" } else { "ws" };
         let url = format!("{scheme}://localhost:{}/announce", address.port());
+        let (socket, _) = tungstenite::client(url, stream).map_err(|it| it.to_string()).unwrap();
+        Self { socket }
+    }
+
+    /// The same, from another address of this host.
+    pub(crate) fn open_from(address: SocketAddr, source: [u8; 4]) -> Self {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        socket.bind(&SocketAddr::from((source, 0)).into()).unwrap();
+        socket.connect(&address.into()).unwrap();
+        let stream: TcpStream = socket.into();
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        let stream: Box<dyn Duplex> = Box::new(stream);
+        let url = format!("ws://localhost:{}/announce", address.port());
         let (socket, _) = tungstenite::client(url, stream).map_err(|it| it.to_string()).unwrap();
         Self { socket }
     }

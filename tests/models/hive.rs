@@ -9,6 +9,8 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use skep::frontend::http::Outcome;
 use skep::frontend::ws::{Directory, Mail, Options, Outbox, Route, Session, WsFrontend};
+use skep::limiter::{self, Gate, Limiter, Sizes};
+use skep::metrics::MailLost;
 use skep::store::{self, Store};
 use skep::time::Now;
 use skep::tracker::{self, Announced, Room, Tracker};
@@ -76,6 +78,8 @@ pub(crate) struct Hive {
     opened: u32,
     /// Mail that reached a socket and was not for it, or was too much.
     pub(crate) undelivered: usize,
+    /// What was lost, by reason: before it became mail, or `undelivered`.
+    pub(crate) lost: BTreeMap<&'static str, usize>,
 }
 
 impl Hive {
@@ -94,8 +98,20 @@ impl Hive {
             Worker { frontend: WsFrontend::new(directory.clone(), options.clone()), tracker }
         });
         let now = Now::from_s(1_800_000_000);
-        let (sockets, mail) = (BTreeMap::new(), VecDeque::new());
-        Self { now, store, directory, workers, sockets, mail, opened: 0, undelivered: 0 }
+        let (sockets, mail, lost) = Default::default();
+        Self { now, store, directory, workers, sockets, mail, opened: 0, undelivered: 0, lost }
+    }
+
+    /// Puts what clients ask under limits.
+    pub(crate) fn limit(&mut self, options: limiter::Options) {
+        let limiter = Arc::new(Limiter::new(Sizes::default(), Some(1)));
+        let options = Arc::new(ArcSwap::from_pointee(options));
+        for worker in &mut self.workers {
+            let gate = Gate::new(limiter.clone(), options.clone(), Arc::default(), 1);
+            let rules = Arc::new(ArcSwap::from_pointee(tracker::Options::default()));
+            let tracker = Tracker::without_upkeep(self.store.clone(), rules, 1);
+            worker.tracker = tracker.behind(gate);
+        }
     }
 
     /// Opens a socket; they go to the workers in turn.
@@ -154,6 +170,7 @@ impl Hive {
         let outcome = frontend.handle(tracker, self.now, session, message, &mut outbox);
         inbox.extend(outbox.replies.into_iter().map(|it| String::from_utf8(it).unwrap()));
         self.mail.extend(outbox.mail);
+        outbox.lost.into_iter().for_each(|(reason, count)| self.note_lost(reason, count));
         outcome
     }
 
@@ -167,12 +184,19 @@ impl Hive {
             let mut outbox = Outbox::default();
             let frontend = &mut self.workers[usize::from(route.worker)].frontend;
             let told = frontend.receive(self.now, &mut socket.session, mail, &mut outbox);
-            assert_eq!(told, !outbox.replies.is_empty(), "what is told is what is said");
-            self.undelivered += usize::from(!told);
+            assert_eq!(told.is_ok(), !outbox.replies.is_empty(), "what is told is what is said");
             let texts = outbox.replies.into_iter().map(|it| String::from_utf8(it).unwrap());
             socket.inbox.extend(texts);
             assert!(outbox.mail.is_empty(), "mail leads to no mail");
+            if let Err(reason) = told {
+                self.undelivered += 1;
+                self.note_lost(reason, 1);
+            }
         }
+    }
+
+    fn note_lost(&mut self, reason: MailLost, count: usize) {
+        *self.lost.entry(reason.label()).or_default() += count;
     }
 
     /// The next message for a client.

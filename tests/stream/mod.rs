@@ -66,7 +66,7 @@ impl Default for Plan {
     fn default() -> Self {
         let options =
             Options { exempt: vec!["127.0.0.0/8".parse().unwrap()], ..Options::default() };
-        let ws = ws::Options { offers_per_minute_max: 10_000, ..ws::Options::default() };
+        let ws = ws::Options { offers_per_minute_max: 0, ..ws::Options::default() };
         let (http, rules) = (http::Options::default(), tracker::Options::default());
         Self { workers: 1, connections_max: 20_000, options, http, ws, rules }
     }

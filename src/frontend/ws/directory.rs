@@ -55,9 +55,20 @@ impl Default for Directory {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct OfferKey([u8; 16]);
 
-/// A source that makes offers, as a number that clients cannot choose.
+/// Lengths of network that a source is counted by.
+pub(super) const NETWORKS: usize = 3;
+
+/// Leading bits of the networks around an IPv6 address that count, the narrowest first: whoever has
+/// an address has a /64, a site has a /48, a provider a /32 or several.
+const V6_BITS: [u32; NETWORKS] = [64, 48, 32];
+
+/// The same of an IPv4 address.
+const V4_BITS: [u32; NETWORKS] = [32, 24, 16];
+
+/// The networks around a source that makes offers, as numbers that clients cannot choose. Two
+/// networks may share a number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Offerer(pub(super) u32);
+pub(super) struct Networks(pub(super) [u16; NETWORKS]);
 
 impl Directory {
     /// An empty directory; `key` must be unknown to clients.
@@ -90,17 +101,27 @@ impl Directory {
         OfferKey(self.hash(&info_hash.0, &from.0, &id.0))
     }
 
-    /// What offers of one source are counted under at each socket that they go to: whoever has one
-    /// IPv6 address has a /64 of them. Two sources may share a number; they share a quota then.
-    pub(super) fn offerer(&self, source: IpAddr) -> Offerer {
-        let prefix = match source {
-            IpAddr::V4(it) => it.to_ipv6_mapped().to_bits(),
-            IpAddr::V6(it) => it.to_bits() >> 64,
+    /// What offers of one source are counted under at each socket that they go to.
+    pub(super) fn networks(&self, source: IpAddr) -> Networks {
+        let (bits, lengths) = match source {
+            IpAddr::V4(it) => (u128::from(it.to_bits()) << 96, V4_BITS),
+            IpAddr::V6(it) => (it.to_bits(), V6_BITS),
         };
+        let family = u8::from(source.is_ipv6());
+        Networks(lengths.map(|length| {
+            let mut hasher = self.names;
+            std::hash::Hasher::write(&mut hasher, &[family, length.to_le_bytes()[0]]);
+            std::hash::Hasher::write(&mut hasher, &(bits >> (128 - length)).to_be_bytes());
+            let [a, b, ..] = hasher.finish128().as_bytes();
+            u16::from_be_bytes([a, b])
+        }))
+    }
+
+    /// A key for what is drawn by lot, unknown to clients as the directory's own is.
+    pub(super) fn key_of_lots(&self) -> u64 {
         let mut hasher = self.names;
-        std::hash::Hasher::write(&mut hasher, &prefix.to_be_bytes());
-        let [a, b, c, d, ..] = hasher.finish128().as_bytes();
-        Offerer(u32::from_be_bytes([a, b, c, d]))
+        std::hash::Hasher::write(&mut hasher, b"lots");
+        std::hash::Hasher::finish(&hasher)
     }
 
     fn hash(&self, first: &[u8; 20], second: &[u8; 20], third: &[u8]) -> [u8; 16] {

@@ -11,6 +11,7 @@
 //! their swarm, answers to where a remembered offer came from. So nothing gets into another swarm.
 
 mod directory;
+mod handed;
 mod session;
 
 use std::net::IpAddr;
@@ -19,17 +20,22 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 
 pub use directory::{Directory, Route};
-pub use session::{OFFER_AGE_S_MAX, Session};
+pub use handed::OFFER_AGE_S_MAX;
+pub use session::Session;
 
 use crate::frontend::http::Outcome;
+use crate::metrics::MailLost;
 use crate::protocol::passkey::Passkey;
-use crate::protocol::webtorrent::{self, AnnounceRequest, AnswerRequest, Method, Request};
+use crate::protocol::webtorrent::{
+    self, AnnounceRequest, AnswerRequest, Method, Request, Unusable,
+};
 use crate::time::Now;
 use crate::tracker::{Admission, Announced, Room, Shown, Tracker, Work};
 use crate::types::{
     Action, Announce, AnnounceReply, Contact, Event, InfoHash, Refusal, Rejected, WebPeer,
 };
-use directory::{OfferKey, Offerer};
+use directory::{Networks, OfferKey};
+use handed::{Lots, Quota};
 use session::Peer;
 
 /// The longest message taken from a client, in bytes.
@@ -47,7 +53,8 @@ pub struct Options {
     pub interval_s: u32,
     /// Most offers taken from one announce.
     pub offers_max: u32,
-    /// Most offers handed to one socket in a minute.
+    /// Most offers handed to one socket in a minute, for each of its torrents; 0: any number. For
+    /// offers from networks under no limit there is no such limit either.
     pub offers_per_minute_max: u32,
     /// Most swarms that one socket may be in.
     pub torrents_max: u32,
@@ -77,8 +84,10 @@ struct Offer {
     key: OfferKey,
     /// The peer that made it.
     offerer: WebPeer,
-    /// Whose peer that is.
-    source: Offerer,
+    /// Where it comes from.
+    networks: Networks,
+    /// Whether that is under no limit.
+    is_exempt: bool,
 }
 
 impl Mail {
@@ -95,18 +104,22 @@ pub struct Outbox {
     pub replies: Vec<Vec<u8>>,
     /// What goes to other sockets, and maybe to this one under another of its peer ids.
     pub mail: Vec<(Route, Mail)>,
+    /// How many offers and answers did not become mail, and why.
+    pub lost: Vec<(MailLost, usize)>,
 }
 
 /// One worker's WebTorrent front end.
 pub struct WsFrontend {
     directory: Arc<Directory>,
     options: arc_swap::Cache<Arc<ArcSwap<Options>>, Arc<Options>>,
+    lots: Lots,
 }
 
 impl WsFrontend {
     /// A front end; what `options` holds may be replaced at any time.
     pub fn new(directory: Arc<Directory>, options: Arc<ArcSwap<Options>>) -> Self {
-        Self { directory, options: arc_swap::Cache::new(options) }
+        let lots = Lots::new(directory.key_of_lots());
+        Self { directory, options: arc_swap::Cache::new(options), lots }
     }
 
     /// A new socket at `route`, of a client at `source`.
@@ -143,23 +156,29 @@ impl WsFrontend {
         Turn { directory, options, tracker, now, session, outbox }.answer(message)
     }
 
-    /// Takes mail from another socket; appends what the client is to be told to `outbox`. Says
-    /// whether that is anything: the peer may have left, or have been offered enough.
+    /// Takes mail from another socket; appends what the client is to be told to `outbox`.
+    ///
+    /// # Errors
+    /// Why it is told nothing: the peer may have left, or have been offered enough.
     pub fn receive(
         &mut self,
         now: Now,
         session: &mut Session,
         mail: Mail,
         outbox: &mut Outbox,
-    ) -> bool {
-        let per_minute_max = self.options.load().offers_per_minute_max;
+    ) -> Result<(), MailLost> {
+        let quota = Quota { per_minute_max: self.options.load().offers_per_minute_max };
         let Mail { to, offer, text } = mail;
-        let is_welcome = session.speaks_for(&to)
-            && offer.is_none_or(|it| session.take_offer(now, it, per_minute_max));
-        if is_welcome {
-            outbox.replies.push(text);
+        if !session.speaks_for(&to) {
+            return Err(MailLost::ReceiverGone);
         }
-        is_welcome
+        if let Some(offer) = offer
+            && !session.offers.take(now, &offer, &to, quota, &mut self.lots)
+        {
+            return Err(MailLost::OverQuota);
+        }
+        outbox.replies.push(text);
+        Ok(())
     }
 
     /// What a socket needs now and then, whatever its client says: peers that the tracker forgets,
@@ -246,7 +265,7 @@ impl Turn<'_> {
         match self.tracker.announce(self.now, &announce, Room { web, ..Room::default() }) {
             Ok(told) => {
                 let Announce { info_hash, peer_id, .. } = announce;
-                self.announced(&info_hash, &told);
+                self.announced(&info_hash, &told, request.unusable);
                 if told.is_stored {
                     self.session.join(Peer { name, info_hash, peer_id, latest: self.now });
                     let chosen = &room[..told.bytes.iter().sum()];
@@ -312,13 +331,20 @@ impl Turn<'_> {
             unreachable!("only WebRTC peers were asked for");
         };
         let AnnounceRequest { info_hash, peer_id, offers, .. } = request;
-        let source = self.directory.offerer(self.session.source);
+        if chosen.is_empty() {
+            return;
+        }
+        let networks = self.directory.networks(self.session.source);
+        let is_exempt = self.tracker.is_exempt(self.session.source);
         for (offer, to) in offers.iter().zip(chosen.iter().map(|it| WebPeer(*it))) {
-            let Some(route) = self.directory.route(&to) else { continue };
+            let Some(route) = self.directory.route(&to) else {
+                self.outbox.lost.push((MailLost::ReceiverGone, 1));
+                continue;
+            };
             let mut text = Vec::with_capacity(offer.text.len() + 256);
             webtorrent::encode_offer(info_hash, peer_id, offer, &mut text);
             let key = self.directory.offer_key(info_hash, &offer.id, peer_id);
-            let offer = Some(Offer { key, offerer, source });
+            let offer = Some(Offer { key, offerer, networks, is_exempt });
             self.outbox.mail.push((route, Mail { to, offer, text }));
         }
     }
@@ -333,7 +359,7 @@ impl Turn<'_> {
             Ok(told) => {
                 self.session.leave(&name);
                 self.directory.leave(&name, self.session.route, || {});
-                self.announced(&announce.info_hash, &told);
+                self.announced(&announce.info_hash, &told, None);
                 Outcome::Answered(Action::Announce)
             }
             Err(refusal) => self.refuse(&announce.info_hash, refusal),
@@ -348,7 +374,7 @@ impl Turn<'_> {
             return Outcome::Rejected(Rejected::BadMessage);
         }
         let key = self.directory.offer_key(info_hash, offer_id, to_peer_id);
-        let Some(to) = self.session.answer_offer(self.now, key) else {
+        let Some(to) = self.session.offers.answer(self.now, key) else {
             return Outcome::Rejected(Rejected::BadMessage);
         };
         // Where the offerer is now, which may be a newer socket; nowhere, if it left.
@@ -356,6 +382,8 @@ impl Turn<'_> {
             let mut text = Vec::with_capacity(request.text.len() + 256);
             webtorrent::encode_answer(request, &mut text);
             self.outbox.mail.push((route, Mail { to, offer: None, text }));
+        } else {
+            self.outbox.lost.push((MailLost::ReceiverGone, 1));
         }
         Outcome::Answered(Action::Answer)
     }
@@ -376,12 +404,20 @@ impl Turn<'_> {
         (announce, name)
     }
 
-    fn announced(&mut self, info_hash: &InfoHash, told: &Announced) {
+    /// Replies to an announce. Of offers that nobody can use its client is told once, with what is
+    /// wrong with the first: the announce counts, and a failure would end it for most clients.
+    fn announced(&mut self, info_hash: &InfoHash, told: &Announced, unusable: Option<Unusable>) {
         let AnnounceReply { seeders, leechers, .. } = told.reply;
         let times = if told.is_stored { 1 } else { 2 };
         let interval_s = self.tracker.stretched(self.options.interval_s).saturating_mul(times);
+        let warning = unusable.filter(|_| !self.session.is_warned).map(|it| it.fault);
+        if let Some(Unusable { count, .. }) = unusable {
+            self.session.is_warned = true;
+            self.outbox.lost.push((MailLost::Unusable, count));
+        }
+        let counts = (seeders, leechers);
         self.outbox.reply(|out| {
-            webtorrent::encode_announced(info_hash, interval_s, seeders, leechers, out);
+            webtorrent::encode_announced(info_hash, interval_s, counts, warning, out);
         });
     }
 

@@ -1,27 +1,22 @@
 //! What one socket has going on: the peers it speaks for, and the offers that were handed to it.
 //!
 //! Idle sockets are many, so a session is a hundred bytes and grows by what it holds: 64 bytes a
-//! swarm, 48 bytes an offer of the last minute.
+//! swarm, 56 bytes an offer of the last minute ([`Session::held_bytes`]).
 
-use std::collections::VecDeque;
 use std::net::IpAddr;
 
-use super::Offer;
-use super::directory::{OfferKey, Offerer, Route};
+use super::directory::Route;
+use super::handed::HandedOffers;
 use crate::protocol::passkey::Passkey;
 use crate::time::Now;
 use crate::types::{InfoHash, PeerId, WebPeer};
-
-/// How long an offer waits for its answer: clients give up after 50 seconds. It is also the time
-/// over which offers to a socket are limited, so that one list serves both.
-pub const OFFER_AGE_S_MAX: u64 = 60;
 
 /// Seconds between two looks over a session's peers at least: whoever has many of them and asks for
 /// one too many again and again makes us look once a second.
 const LOOK_INTERVAL_S: u64 = 1;
 
-/// The part of a socket's quota of offers that one source may use.
-const SOURCE_PART: usize = 4;
+/// What a peer takes in the directory: 28 bytes in a table that is half full at the least.
+const ROUTE_BYTES: usize = 60;
 
 /// One socket's part: the swarms it is in, the offers that wait for its answers.
 #[derive(Debug)]
@@ -36,8 +31,10 @@ pub struct Session {
     oldest: Now,
     /// When they were last looked over.
     looked_at: Now,
-    /// Oldest first.
-    offers: VecDeque<HandedOffer>,
+    /// What others offered it.
+    pub(super) offers: HandedOffers,
+    /// Whether its client was told that offers of its own cannot be used.
+    pub(super) is_warned: bool,
 }
 
 /// A peer that a socket speaks for.
@@ -50,20 +47,12 @@ pub(super) struct Peer {
     pub(super) latest: Now,
 }
 
-#[derive(Clone, Copy, Debug)]
-struct HandedOffer {
-    key: OfferKey,
-    offerer: WebPeer,
-    at: Now,
-    source: Offerer,
-    is_open: bool,
-}
-
 impl Session {
     pub(super) fn new(route: Route, source: IpAddr) -> Self {
         let (oldest, looked_at) = (Now::from_s(0), Now::from_s(0));
         let (peers, offers) = Default::default();
-        Self { route, source, passkey: None, peers, oldest, looked_at, offers }
+        let (passkey, is_warned) = (None, false);
+        Self { route, source, passkey, peers, oldest, looked_at, offers, is_warned }
     }
 
     /// Where mail for this socket goes.
@@ -79,6 +68,16 @@ impl Session {
     /// Swarms that the socket is in, once for each of its peer ids there.
     pub fn torrents(&self) -> usize {
         self.peers.len()
+    }
+
+    /// Bytes that it takes beside itself, where its peers are reached included: at most 188 for
+    /// each of the swarms that it may be in, and what [`HandedOffers::bytes`] says.
+    pub fn held_bytes(&self) -> usize {
+        let passkey = self.passkey.as_deref().map_or(0, size_of_val);
+        self.peers.capacity() * size_of::<Peer>()
+            + self.peers.len() * ROUTE_BYTES
+            + self.offers.bytes()
+            + passkey
     }
 
     pub(super) fn peers(&self) -> &[Peer] {
@@ -130,38 +129,5 @@ impl Session {
 
     fn position(&self, name: &WebPeer) -> Result<usize, usize> {
         self.peers.binary_search_by(|it| it.name.0.cmp(&name.0))
-    }
-
-    /// Remembers an offer that is handed to this socket, unless `per_minute_max` were within the
-    /// last minute, or one source would use more than a quarter of them: it may not keep all others
-    /// from the socket. Says whether it may be handed over.
-    pub(super) fn take_offer(&mut self, now: Now, offer: Offer, per_minute_max: u32) -> bool {
-        self.forget_offers(now);
-        let Offer { key, offerer, source } = offer;
-        let quota = per_minute_max as usize;
-        let used = self.offers.iter().filter(|it| it.source == source).count();
-        if self.offers.len() >= quota || used >= (quota / SOURCE_PART).max(1) {
-            return false;
-        }
-        self.offers.push_back(HandedOffer { key, offerer, at: now, source, is_open: true });
-        true
-    }
-
-    /// Who made the offer that is answered; an offer is answered once.
-    pub(super) fn answer_offer(&mut self, now: Now, key: OfferKey) -> Option<WebPeer> {
-        self.forget_offers(now);
-        let mut newest_first = self.offers.iter_mut().rev();
-        let offer = newest_first.find(|it| it.key == key && it.is_open)?;
-        offer.is_open = false;
-        Some(offer.offerer)
-    }
-
-    fn forget_offers(&mut self, now: Now) {
-        while self.offers.front().is_some_and(|it| it.at.plus_s(OFFER_AGE_S_MAX) <= now) {
-            self.offers.pop_front();
-        }
-        if self.offers.capacity() > 8 + 4 * self.offers.len() {
-            self.offers.shrink_to(2 * self.offers.len());
-        }
     }
 }

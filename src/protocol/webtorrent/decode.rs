@@ -10,23 +10,31 @@ use serde_json::value::RawValue;
 
 use super::{
     AnnounceRequest, AnswerRequest, DESCRIPTION_BYTES_MAX, DESCRIPTION_DEPTH_MAX, Fault, Invalid,
-    Method, Offer, OfferId, Request, SCRAPE_HASHES_MAX,
+    Method, Offer, OfferId, Request, SCRAPE_HASHES_MAX, Unusable,
 };
 use crate::types::{Event, InfoHash, PeerId};
 
-/// Decodes a message; offers beyond `offers_max` are ignored.
+/// Decodes a message; offers beyond `offers_max` are ignored, and those that nobody can use dropped.
 ///
 /// # Errors
 /// [`Invalid`]: what the client is to be told.
 pub fn decode(message: &[u8], offers_max: usize) -> Result<Request<'_>, Invalid> {
-    let mut fields = Fields { offers_max, ..Fields::default() };
-    let read = std::str::from_utf8(message).map_err(|_| Fault::Json).and_then(|text| {
-        let mut json = serde_json::Deserializer::from_str(text);
-        let whole = (&mut fields).deserialize(&mut json).and_then(|()| json.end());
-        whole.map_err(|_| Fault::Json)
-    });
+    let text = std::str::from_utf8(message).ok();
+    let mut fields = Fields { offers_max: Some(offers_max), ..Fields::default() };
+    let mut is_read = text.is_some_and(|it| fields.read(it));
+    if !is_read {
+        // Browsers read numbers and escapes that serde_json does not. Within offers, these cost
+        // the offers alone.
+        let unusable = Some(Unusable { count: 1, fault: Fault::Offers });
+        let mut rest = Fields { offers_max: None, unusable, ..Fields::default() };
+        is_read = text.is_some_and(|it| rest.read(it));
+        if is_read {
+            fields = rest;
+        }
+    }
     let (method, info_hash) = (fields.method(), fields.info_hash().ok());
-    read.and_then(|()| fields.judge()).map_err(|fault| Invalid { fault, method, info_hash })
+    let judged = if is_read { fields.judge() } else { Err(Fault::Json) };
+    judged.map_err(|fault| Invalid { fault, method, info_hash })
 }
 
 /// What a message says, as far as it makes sense.
@@ -43,8 +51,9 @@ struct Fields<'a> {
     numwant: Numwant,
     event: Happened,
     offers: Vec<Offer<'a>>,
-    offers_fault: Option<Fault>,
-    offers_max: usize,
+    unusable: Option<Unusable>,
+    /// How many offers are read; none: they are not looked at, whatever they are.
+    offers_max: Option<usize>,
     answer: Option<&'a RawValue>,
 }
 
@@ -68,6 +77,12 @@ enum Field {
 }
 
 impl<'a> Fields<'a> {
+    /// Reads the fields of a message; says whether it was an object of JSON and nothing else.
+    fn read(&mut self, text: &'a str) -> bool {
+        let mut json = serde_json::Deserializer::from_str(text);
+        self.deserialize(&mut json).and_then(|()| json.end()).is_ok()
+    }
+
     fn method(&self) -> Option<Method> {
         self.action.0
     }
@@ -82,7 +97,7 @@ impl<'a> Fields<'a> {
     fn judge(self) -> Result<Request<'a>, Fault> {
         match self.method().ok_or(Fault::Action)? {
             Method::Scrape => self.scrape(),
-            Method::Announce if self.answer.is_some() => self.answer(),
+            Method::Announce if self.answer.is_some_and(is_answer) => self.answer(),
             Method::Announce => self.announce(),
         }
     }
@@ -102,7 +117,7 @@ impl<'a> Fields<'a> {
     }
 
     fn announce(self) -> Result<Request<'a>, Fault> {
-        let request = AnnounceRequest {
+        Ok(Request::Announce(AnnounceRequest {
             info_hash: self.info_hash()?,
             peer_id: PeerId(self.peer_id.bytes(Fault::PeerId)?),
             uploaded: moved(self.uploaded),
@@ -111,8 +126,8 @@ impl<'a> Fields<'a> {
             event: self.event.0,
             numwant: self.numwant.0,
             offers: self.offers,
-        };
-        self.offers_fault.map_or(Ok(Request::Announce(request)), Err)
+            unusable: self.unusable,
+        }))
     }
 
     fn answer(self) -> Result<Request<'a>, Fault> {
@@ -146,20 +161,23 @@ impl<'de> Visitor<'de> for &mut Fields<'de> {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
         while let Some(field) = map.next_key()? {
             match field {
-                Field::Action => self.action = map.next_value_seed(Lenient::new())?,
-                Field::InfoHash => self.info_hash = map.next_value_seed(Lenient::new())?,
-                Field::PeerId => self.peer_id = map.next_value_seed(Lenient::new())?,
-                Field::ToPeerId => self.to_peer_id = map.next_value_seed(Lenient::new())?,
-                Field::OfferId => self.offer_id = map.next_value_seed(Lenient::new())?,
-                Field::Left => self.left = Some(map.next_value_seed(Lenient::new())?),
-                Field::Uploaded => self.uploaded = Some(map.next_value_seed(Lenient::new())?),
-                Field::Downloaded => self.downloaded = Some(map.next_value_seed(Lenient::new())?),
-                Field::Numwant => self.numwant = map.next_value_seed(Lenient::new())?,
-                Field::Event => self.event = map.next_value_seed(Lenient::new())?,
+                Field::Action => self.action = lenient(&mut map)?,
+                Field::InfoHash => self.info_hash = lenient(&mut map)?,
+                Field::PeerId => self.peer_id = lenient(&mut map)?,
+                Field::ToPeerId => self.to_peer_id = lenient(&mut map)?,
+                Field::OfferId => self.offer_id = lenient(&mut map)?,
+                Field::Left => self.left = Some(lenient(&mut map)?),
+                Field::Uploaded => self.uploaded = Some(lenient(&mut map)?),
+                Field::Downloaded => self.downloaded = Some(lenient(&mut map)?),
+                Field::Numwant => self.numwant = lenient(&mut map)?,
+                Field::Event => self.event = lenient(&mut map)?,
                 Field::Offers => {
-                    let offers_max = self.offers_max;
+                    let Some(offers_max) = self.offers_max else {
+                        map.next_value::<IgnoredAny>()?;
+                        continue;
+                    };
                     let list = map.next_value_seed(Lenient::<List<'de>>::up_to(offers_max))?;
-                    (self.offers, self.offers_fault) = (list.offers, list.fault);
+                    (self.offers, self.unusable) = (list.offers, list.unusable);
                 }
                 Field::Answer => self.answer = map.next_value()?,
                 Field::Other => _ = map.next_value::<IgnoredAny>()?,
@@ -167,6 +185,18 @@ impl<'de> Visitor<'de> for &mut Fields<'de> {
         }
         Ok(())
     }
+}
+
+/// Reads the next value, whatever it is: what the reader cannot take is wrong.
+fn lenient<'de, T: Read<'de>, A: MapAccess<'de>>(map: &mut A) -> Result<T, A::Error> {
+    let raw: &'de RawValue = map.next_value()?;
+    let mut json = serde_json::Deserializer::from_str(raw.get());
+    Ok(Lenient::new().deserialize(&mut json).unwrap_or_else(|_| T::wrong()))
+}
+
+/// Whether it is an answer at all: what means "none" in JavaScript is not.
+fn is_answer(raw: &RawValue) -> bool {
+    !matches!(raw.get(), "false" | "0" | "\"\"")
 }
 
 /// What a field may be. All that is not overridden is a value of a wrong type.
@@ -182,6 +212,10 @@ trait Read<'de>: Sized {
     }
 
     fn number(_: u64) -> Self {
+        Self::wrong()
+    }
+
+    fn real(_: f64) -> Self {
         Self::wrong()
     }
 
@@ -248,8 +282,8 @@ impl<'de, T: Read<'de>> Visitor<'de> for Lenient<T> {
         Ok(T::wrong())
     }
 
-    fn visit_f64<E: Error>(self, _: f64) -> Result<T, E> {
-        Ok(T::wrong())
+    fn visit_f64<E: Error>(self, number: f64) -> Result<T, E> {
+        Ok(T::real(number))
     }
 
     fn visit_str<E: Error>(self, text: &str) -> Result<T, E> {
@@ -359,8 +393,20 @@ impl<'de> Read<'de> for Hashes {
     }
 }
 
-/// Browsers send null, or nothing, as long as they do not know.
+/// Browsers send null, or nothing, as long as they do not know. Numbers may be written as text, or
+/// with a fraction, as languages without integers do.
 struct Left(u64);
+
+/// A number that is not negative, rounded up and cut to what fits.
+fn whole(number: f64) -> Option<u64> {
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "cut to what fits")]
+    (number >= 0.0).then(|| number.ceil() as u64)
+}
+
+/// A number that was written as text.
+fn number_of(text: &str) -> Option<u64> {
+    text.parse().ok().or_else(|| text.parse().ok().and_then(whole))
+}
 
 /// A total; none where it makes no sense.
 fn moved(total: Option<Left>) -> u64 {
@@ -375,6 +421,14 @@ impl Read<'_> for Left {
     fn number(number: u64) -> Self {
         Self(number)
     }
+
+    fn real(number: f64) -> Self {
+        Self(whole(number).unwrap_or(u64::MAX))
+    }
+
+    fn text(text: &str) -> Self {
+        Self(number_of(text).unwrap_or(u64::MAX))
+    }
 }
 
 #[derive(Default)]
@@ -388,6 +442,14 @@ impl Read<'_> for Numwant {
     fn number(number: u64) -> Self {
         let wanted = u32::try_from(number).unwrap_or(u32::MAX);
         Self(Some(wanted).filter(|&it| it > 0))
+    }
+
+    fn real(number: f64) -> Self {
+        whole(number).map_or_else(Self::wrong, Self::number)
+    }
+
+    fn text(text: &str) -> Self {
+        number_of(text).map_or_else(Self::wrong, Self::number)
     }
 }
 
@@ -415,16 +477,17 @@ impl Read<'_> for Happened {
     }
 }
 
-/// The offers of an announce, up to the first that is wrong.
+/// The offers of an announce.
 #[derive(Default)]
 struct List<'a> {
     offers: Vec<Offer<'a>>,
-    fault: Option<Fault>,
+    unusable: Option<Unusable>,
 }
 
 impl<'de> Read<'de> for List<'de> {
     fn wrong() -> Self {
-        Self { offers: Vec::new(), fault: Some(Fault::Offers) }
+        let unusable = Some(Unusable { count: 1, fault: Fault::Offers });
+        Self { offers: Vec::new(), unusable }
     }
 
     fn null() -> Self {
@@ -433,10 +496,12 @@ impl<'de> Read<'de> for List<'de> {
 
     fn list<A: SeqAccess<'de>>(mut list: A, items_max: usize) -> Result<Self, A::Error> {
         let mut read = Self::default();
-        while read.offers.len() < items_max && read.fault.is_none() {
+        while read.offers.len() < items_max {
             match list.next_element_seed(Lenient::<Item<'de>>::new())? {
                 Some(Item(Ok(offer))) => read.offers.push(offer),
-                Some(Item(Err(fault))) => read.fault = Some(fault),
+                Some(Item(Err(fault))) => {
+                    read.unusable.get_or_insert(Unusable { count: 0, fault }).count += 1;
+                }
                 None => return Ok(read),
             }
         }
@@ -467,7 +532,7 @@ impl<'de> Read<'de> for Item<'de> {
         while let Some(field) = object.next_key()? {
             match field {
                 ItemField::Offer => text = Some(object.next_value()?),
-                ItemField::OfferId => id = object.next_value_seed(Lenient::new())?,
+                ItemField::OfferId => id = lenient(&mut object)?,
                 ItemField::Other => _ = object.next_value::<IgnoredAny>()?,
             }
         }

@@ -3,15 +3,17 @@
 
 use std::io::Write;
 
-use super::{AnswerRequest, Invalid, Method, Offer};
+use super::{AnswerRequest, Fault, Invalid, Method, Offer};
 use crate::types::{InfoHash, PeerId, ScrapeEntry};
 
-/// Writes the reply to an announce. libtorrent demands `info_hash` and an integer `interval`.
+/// Writes the reply to an announce, with counts of seeders and leechers. libtorrent demands
+/// `info_hash` and an integer `interval`. Of offers that were dropped a `warning message` says why:
+/// bittorrent-tracker's clients report it and go on to the interval, others skip it.
 pub fn encode_announced(
     info_hash: &InfoHash,
     interval_s: u32,
-    seeders: u32,
-    leechers: u32,
+    (seeders, leechers): (u32, u32),
+    dropped: Option<Fault>,
     out: &mut Vec<u8>,
 ) {
     out.extend_from_slice(br#"{"action":"announce","complete":"#);
@@ -22,6 +24,11 @@ pub fn encode_announced(
     put_name(&info_hash.0, out);
     out.extend_from_slice(br#","interval":"#);
     put_number(interval_s, out);
+    if let Some(fault) = dropped {
+        out.extend_from_slice(br#","warning message":"offers were dropped: "#);
+        out.extend_from_slice(fault.text().as_bytes());
+        out.push(b'"');
+    }
     out.push(b'}');
 }
 

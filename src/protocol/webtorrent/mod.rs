@@ -9,7 +9,7 @@
 //! answer    action="announce" info_hash peer_id to_peer_id offer_id answer
 //! scrape    action="scrape" info_hash = a name, or a list of them; an empty list is a ping
 //!
-//! announced {action, complete, incomplete, info_hash, interval}
+//! announced {action, complete, incomplete, info_hash, interval, "warning message"?}
 //! offer     {action, info_hash, offer, offer_id, peer_id}       to another peer of the torrent
 //! answer    {action, answer, info_hash, offer_id, peer_id}      to the peer that made the offer
 //! scraped   {action, files: {name: {complete, downloaded, incomplete}}}
@@ -68,8 +68,19 @@ pub struct AnnounceRequest<'a> {
     pub event: Event,
     /// How many peers are wanted. 0 is read as unsaid, as in the other protocols.
     pub numwant: Option<u32>,
-    /// Connections offered, no more than the caller takes.
+    /// Connections offered that others can take up, no more than the caller takes.
     pub offers: Vec<Offer<'a>>,
+    /// Offers that nobody can take up: they do not spoil the announce.
+    pub unusable: Option<Unusable>,
+}
+
+/// Offers of an announce that are dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unusable {
+    /// How many; what is not a list counts as one.
+    pub count: usize,
+    /// What is wrong with the first.
+    pub fault: Fault,
 }
 
 /// One offered connection.
@@ -131,7 +142,8 @@ pub struct Invalid {
     pub info_hash: Option<InfoHash>,
 }
 
-/// What is wrong with a message. The text goes to the client and never changes with input.
+/// What is wrong with a message, or with an offer in it. The text goes to the client and never
+/// changes with input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
     /// No JSON object in UTF-8.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use metrics::{Counter, Gauge, counter, describe_counter, describe_gauge, gauge};
 
 use super::float;
-use crate::metrics::{Closed, Handshake, RequestCounters, StreamCounters};
+use crate::metrics::{Closed, Handshake, MailLost, RequestCounters, StreamCounters};
 use crate::types::{Action, Family, Outcome, Refusal, Rejected, Transport};
 
 /// What can be asked for over HTTP.
@@ -27,7 +27,7 @@ pub(super) struct StreamSeries {
     sent_bytes: [Counter; Transport::ALL.len()],
     upgrades: Counter,
     open_tls: Gauge,
-    mail_dropped: Counter,
+    mail_lost: [Counter; MailLost::ALL.len()],
 }
 
 impl StreamSeries {
@@ -38,6 +38,8 @@ impl StreamSeries {
         let requests = all.flat_map(|it| Family::ALL.map(|family| RequestSeries::new(it, family)));
         let closed = |it: Closed| counter!("skep_connections_closed_total", "reason" => it.label());
         let handshake = |it: Handshake| counter!("skep_tls_handshakes_total", "kind" => it.label());
+        let mail_lost =
+            |it: MailLost| counter!("skep_webtorrent_mail_lost_total", "reason" => it.label());
         let open = |it: Transport| gauge!("skep_connections", "kind" => it.label());
         let received =
             |it: Transport| counter!("skep_stream_receive_bytes_total", "transport" => it.label());
@@ -55,7 +57,7 @@ impl StreamSeries {
             sent_bytes: Transport::ALL.map(sent),
             upgrades: counter!("skep_websocket_upgrades_total"),
             open_tls: gauge!("skep_tls_connections"),
-            mail_dropped: counter!("skep_webtorrent_mail_lost_total"),
+            mail_lost: MailLost::ALL.map(mail_lost),
         }
     }
 
@@ -84,7 +86,9 @@ impl StreamSeries {
         }
         self.upgrades.absolute(sum(&|it| it.upgrades.get()));
         self.open_tls.set(float(sum(&|it| it.open_tls.get())));
-        self.mail_dropped.absolute(sum(&|it| it.mail_dropped.get()));
+        for (reason, counter) in MailLost::ALL.into_iter().zip(&self.mail_lost) {
+            counter.absolute(sum(&|it| it.mail_lost(reason).get()));
+        }
     }
 }
 
@@ -151,6 +155,6 @@ fn describe() {
     describe_counter!("skep_stream_transmit_bytes_total", "Bytes written to connections");
     describe_counter!(
         "skep_webtorrent_mail_lost_total",
-        "Offers and answers lost: a receiver that has enough of them, or a busy worker"
+        "Offers and answers between WebSockets that were lost, by reason"
     );
 }

@@ -18,7 +18,7 @@ use super::mailbox::{LETTERS_TAKEN_MAX, Letter};
 use super::slots::{Due, Place, Slots};
 use super::{FrontEnds, Listener, Options, Shared, StreamWorker};
 use crate::frontend::ws::{Mail, Outbox, Route};
-use crate::metrics::{Closed, StreamCounters};
+use crate::metrics::{Closed, MailLost, StreamCounters};
 use crate::sys::clock::{Clock, thread_cpu_ns};
 use crate::sys::stream::{Acceptor, Listening, Network};
 use crate::time::Now;
@@ -229,14 +229,14 @@ impl<N: Network> Worker<N> {
         }
         let mailbox = self.shared.mailboxes.get(usize::from(route.worker));
         if !mailbox.is_some_and(|it| it.post((route, mail))) {
-            self.counters.mail_dropped.add(1);
+            self.counters.mail_lost(MailLost::MailboxFull).add(1);
         }
     }
 
     /// Takes mail for a socket of this worker.
     fn receive(&self, route: Route, mail: Mail) {
         let Some(connection) = self.connection(route) else {
-            self.counters.mail_dropped.add(1);
+            self.counters.mail_lost(MailLost::ReceiverGone).add(1);
             return;
         };
         self.counters.mail_delivered.add(1);

@@ -13,7 +13,7 @@ use super::slots::Deadlines;
 use crate::frontend::Passkey;
 use crate::frontend::http::Outcome;
 use crate::frontend::ws::{MESSAGE_BYTES_MAX, Mail, Outbox, Session};
-use crate::metrics::{Closed, Transport};
+use crate::metrics::{Closed, MailLost, Transport};
 use crate::sys::stream::Network;
 use crate::time::Now;
 use crate::types::{Family, Rejected};
@@ -197,6 +197,9 @@ impl<N: Network> Connection<N> {
             self.count(Transport::Ws, *family, outcome);
         }
         self.enqueue_texts(&outbox.replies);
+        for (reason, count) in outbox.lost {
+            self.worker.counters.mail_lost(reason).add(count as u64);
+        }
         for (route, mail) in outbox.mail {
             self.worker.post(route, mail);
         }
@@ -209,15 +212,16 @@ impl<N: Network> Connection<N> {
             let mut web = self.web.borrow_mut();
             let Some(Web { session: Some(session), queue, writing_bytes, .. }) = web.as_deref_mut()
             else {
-                return; // it has just closed
+                self.worker.counters.mail_lost(MailLost::ReceiverGone).add(1);
+                return;
             };
             if queue.len() + *writing_bytes + mail.bytes() > QUEUE_BYTES_MAX / 2 {
-                self.worker.counters.mail_dropped.add(1);
+                self.worker.counters.mail_lost(MailLost::QueueFull).add(1);
                 return;
             }
             let mut front_ends = self.worker.front_ends.borrow_mut();
-            if !front_ends.ws.receive(self.worker.now(), session, mail, outbox) {
-                self.worker.counters.mail_dropped.add(1);
+            if let Err(lost) = front_ends.ws.receive(self.worker.now(), session, mail, outbox) {
+                self.worker.counters.mail_lost(lost).add(1);
             }
         }
         self.enqueue_texts(&outbox.replies);

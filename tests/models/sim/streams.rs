@@ -215,7 +215,7 @@ impl World {
         let client = socket.client;
         let mut outbox = Outbox::default();
         let ws = &mut self.site.streams[route.slot as usize % WORKERS].ws;
-        if !ws.receive(now, &mut socket.session, mail, &mut outbox) {
+        if ws.receive(now, &mut socket.session, mail, &mut outbox).is_err() {
             return Ok(());
         }
         let told: serde_json::Value = serde_json::from_slice(&outbox.replies[0]).unwrap();

@@ -1,0 +1,246 @@
+//! The offers that are handed to one socket: a quota for each of its torrents, which networks share
+//! fairly, and the memory of those that may still be answered.
+//!
+//! ```text
+//! score of an offer = offers of its network in the last minute / shares of such a network, the
+//!                     most of: IPv6 /64 1, /48 2, /32 8; IPv4 /32 1, /24 2, /16 8
+//! ```
+//!
+//! An offer is handed over at once or never. Over the quota it has to displace one that was: that
+//! of the highest score, and among equals that of the network which drew the worst lot for this
+//! minute. So the order of arrival decides nothing: who floods makes room for who does not, of n
+//! networks that ask for the same each has a chance of quota / n, and asking again improves it for
+//! nobody. Within one network each offer draws a lot. What was displaced counts no more, and may be
+//! answered still. The receiver pays for that with more offers than the quota: of n networks,
+//! quota × (1 + ln(n / quota)), and four times the quota if each of them first used it up alone.
+
+use std::collections::VecDeque;
+
+use fastrand::Rng;
+
+use super::Offer;
+use super::directory::{NETWORKS, Networks, OfferKey};
+use crate::time::Now;
+use crate::types::WebPeer;
+
+/// How long an offer waits for its answer: clients give up after 50 seconds. It is also the time
+/// over which offers to a socket are limited, so that one list serves both.
+pub const OFFER_AGE_S_MAX: u64 = 60;
+
+/// Most offers that a socket is handed in a minute, for all of its torrents, unless the quota of
+/// one is higher; and most that it remembers: 56 KiB. A seeder of 1000 torrents gets 17 a second.
+const OFFERS_MAX: usize = 1024;
+
+/// Most offers that a socket remembers where there is no quota: 224 KiB. A load tester answers
+/// within a second, so 4000 offers a second and socket can be answered.
+const OFFERS_UNLIMITED_MAX: usize = 4096;
+
+/// What a network of each length may hand over beside one of the narrowest.
+const SHARES: [u32; NETWORKS] = [1, 2, 8];
+
+/// The least common multiple of the shares: scores are whole numbers.
+const SCALE: u32 = 8;
+
+/// Counts of networks at a time, of each length. Tags are of 16 bits and random; two networks of
+/// one minute share a count once in 4096 times, and a fate then.
+const CELLS: usize = 4096;
+
+/// Of one network, so many times the quota are handed over at most: else its lots would let it
+/// double the offers by asking a hundred times as often.
+const OWN_TIMES_MAX: usize = 2;
+
+/// The offers handed to one socket in the last minute.
+#[derive(Debug, Default)]
+pub(super) struct HandedOffers {
+    /// Oldest first.
+    list: VecDeque<HandedOffer>,
+}
+
+/// Lots that nobody outside can tell.
+#[derive(Debug)]
+pub(super) struct Lots {
+    key: u64,
+    random: Rng,
+}
+
+impl Lots {
+    /// Those that follow from a key.
+    pub(super) fn new(key: u64) -> Self {
+        Self { key, random: Rng::with_seed(key) }
+    }
+
+    /// The lot of a network, in one torrent of one socket and this minute.
+    fn of_network(&self, now: Now, torrent: u32, networks: Networks) -> u16 {
+        let [narrowest, ..] = networks.0;
+        let minute = now.seconds() / OFFER_AGE_S_MAX;
+        let place = u64::from(torrent) << 32 | u64::from(narrowest) << 16 | minute & 0xffff;
+        Rng::with_seed(self.key ^ place).u16(..)
+    }
+}
+
+/// Which offers a socket is to be handed.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Quota {
+    /// Offers a minute and torrent; 0: any number.
+    pub(super) per_minute_max: u32,
+}
+
+impl Quota {
+    fn applies_to(self, offer: &Offer) -> bool {
+        self.per_minute_max > 0 && !offer.is_exempt
+    }
+
+    fn per_torrent_max(self) -> usize {
+        self.per_minute_max as usize
+    }
+
+    /// Most offers that are remembered.
+    fn remembered_max(self) -> usize {
+        match self.per_torrent_max() {
+            0 => OFFERS_UNLIMITED_MAX,
+            per_torrent_max => per_torrent_max.max(OFFERS_MAX),
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+struct HandedOffer {
+    key: OfferKey,
+    offerer: WebPeer,
+    at: Now,
+    /// The peer it was handed to, which is the socket's part in one torrent: the start of its
+    /// name, which is random.
+    torrent: u32,
+    networks: Networks,
+    /// The lots of its network and its own: of equals, the highest is displaced first.
+    lots: (u16, u16),
+    /// Whether it uses up the quota: it does not once it was displaced, nor from exempt networks.
+    counts: bool,
+    is_open: bool,
+}
+
+impl HandedOffers {
+    /// Remembers an offer to `to`, one of the socket's peers, if it may be handed over; says
+    /// whether it may.
+    pub(super) fn take(
+        &mut self,
+        now: Now,
+        offer: &Offer,
+        to: &WebPeer,
+        quota: Quota,
+        lots: &mut Lots,
+    ) -> bool {
+        self.forget(now);
+        let [a, b, c, d, ..] = to.0;
+        let torrent = u32::from_be_bytes([a, b, c, d]);
+        let new = HandedOffer {
+            key: offer.key,
+            offerer: offer.offerer,
+            at: now,
+            torrent,
+            networks: offer.networks,
+            lots: (lots.of_network(now, torrent, offer.networks), lots.random.u16(..)),
+            counts: quota.applies_to(offer),
+            is_open: true,
+        };
+        let may = self.make_room_in_torrent(&new, quota) && self.make_room(&new, quota);
+        if may {
+            self.list.push_back(new);
+        }
+        may
+    }
+
+    /// Says whether the quota of its torrent has room for `new` now.
+    fn make_room_in_torrent(&mut self, new: &HandedOffer, quota: Quota) -> bool {
+        let in_torrent = self.list.iter().filter(|it| it.torrent == new.torrent);
+        let (counted, handed) =
+            in_torrent.fold((0, 0), |sum, it| (sum.0 + usize::from(it.counts), sum.1 + 1));
+        if !new.counts || counted < quota.per_torrent_max() {
+            return true;
+        }
+        let rivals = |it: &HandedOffer| it.counts && it.torrent == new.torrent;
+        let Some(displaced) = self.loser(new, rivals) else { return false };
+        let displaced = &mut self.list[displaced];
+        let is_own = displaced.networks == new.networks;
+        if is_own && handed >= OWN_TIMES_MAX * quota.per_torrent_max() {
+            return false;
+        }
+        displaced.counts = false;
+        true
+    }
+
+    /// Says whether the socket's memory has room for `new` now. What counts no more is forgotten
+    /// first. What comes from exempt networks is handed over in any case, and the oldest forgotten.
+    fn make_room(&mut self, new: &HandedOffer, quota: Quota) -> bool {
+        if self.list.len() < quota.remembered_max() {
+            return true;
+        }
+        let oldest_uncounted = self.list.iter().position(|it| !it.counts);
+        let forgotten = match oldest_uncounted {
+            None if new.counts => self.loser(new, |it| it.counts),
+            None => Some(0),
+            found => found,
+        };
+        forgotten.and_then(|at| self.list.remove(at)).is_some()
+    }
+
+    /// Who made the offer that is answered; an offer is answered once.
+    pub(super) fn answer(&mut self, now: Now, key: OfferKey) -> Option<WebPeer> {
+        self.forget(now);
+        let mut newest_first = self.list.iter_mut().rev();
+        let offer = newest_first.find(|it| it.key == key && it.is_open)?;
+        offer.is_open = false;
+        Some(offer.offerer)
+    }
+
+    /// Bytes of memory beside the value itself: 56 an offer, and at most 56 KiB, 224 KiB where
+    /// there is no quota, or 112 times the quota where it is higher than [`OFFERS_MAX`].
+    pub(super) fn bytes(&self) -> usize {
+        self.list.capacity() * size_of::<HandedOffer>()
+    }
+
+    /// Which of its rivals makes room for `new`; none where `new` has the least right itself.
+    fn loser(&self, new: &HandedOffer, rivals: impl Fn(&HandedOffer) -> bool) -> Option<usize> {
+        let mut used = Usage::default();
+        used.add(new.networks);
+        self.list.iter().filter(|it| rivals(it)).for_each(|it| used.add(it.networks));
+        let rank = |it: &HandedOffer| (used.score(it.networks), it.lots);
+        let rivals = self.list.iter().enumerate().filter(|(_, it)| rivals(it));
+        let (at, worst) = rivals.max_by_key(|(_, it)| rank(it))?;
+        (rank(worst) > rank(new)).then_some(at)
+    }
+
+    fn forget(&mut self, now: Now) {
+        while self.list.front().is_some_and(|it| it.at.plus_s(OFFER_AGE_S_MAX) <= now) {
+            self.list.pop_front();
+        }
+        if self.list.capacity() > 8 + 4 * self.list.len() {
+            self.list.shrink_to(2 * self.list.len());
+        }
+    }
+}
+
+/// How many offers came from each network, by its tag.
+struct Usage([[u16; CELLS]; NETWORKS]);
+
+impl Default for Usage {
+    fn default() -> Self {
+        Self([[0; CELLS]; NETWORKS])
+    }
+}
+
+impl Usage {
+    fn add(&mut self, networks: Networks) {
+        for (counts, tag) in self.0.iter_mut().zip(networks.0) {
+            let count = &mut counts[usize::from(tag) % CELLS];
+            *count = count.saturating_add(1);
+        }
+    }
+
+    /// Offers for each share, in units of 1 / [`SCALE`], of the network that has most of them.
+    fn score(&self, networks: Networks) -> u32 {
+        let counts = self.0.iter().zip(networks.0).map(|(it, tag)| it[usize::from(tag) % CELLS]);
+        let scores = counts.zip(SHARES).map(|(count, shares)| u32::from(count) * SCALE / shares);
+        scores.max().unwrap_or_default()
+    }
+}
