@@ -15,6 +15,11 @@ use skep::time::Now;
 const START: Now = Now::from_s(1_800_000_000);
 const SOURCE: IpAddr = IpAddr::V4(Ipv4Addr::new(8, 8, 8, 8));
 
+/// The default rates, with bursts that are used up soon.
+fn options() -> Options {
+    Options { burst: 400, unverified_burst: 1000, ..Options::default() }
+}
+
 /// A worker, and all it stands on.
 struct Worker {
     gate: Gate,
@@ -85,7 +90,7 @@ fn v6(bits: u128) -> IpAddr {
 fn a_source_at_ten_times_the_limit_passes_what_is_allowed_and_no_more() {
     let expected = model(100.0, 400.0, 10_000, 1_000_000);
     for (seed, source) in (1..20).zip([SOURCE, v6(0x2001_4860 << 96 | 1)].iter().cycle()) {
-        let mut worker = Worker::with_seed(Options::default(), seed);
+        let mut worker = Worker::with_seed(options(), seed);
         let passed = worker.flood(START, 10_000, 1_000_000, &[*source]);
         assert!(passed.abs_diff(expected) <= 1, "{passed} {expected}");
         // 400 at once and 100 a second, within the 5 % promised.
@@ -98,7 +103,7 @@ fn a_source_at_ten_times_the_limit_passes_what_is_allowed_and_no_more() {
 #[test]
 fn the_whole_burst_passes_at_once_and_nothing_after_it() {
     for seed in 1..50 {
-        let mut worker = Worker::with_seed(Options::default(), seed);
+        let mut worker = Worker::with_seed(options(), seed);
         let now = Now::from_ns(START.ns() + seed * 137_000_000);
         assert_eq!(worker.flood(now, 1000, 0, &[SOURCE]), 400);
         // Half of it is there again after a half-life.
@@ -110,7 +115,7 @@ fn the_whole_burst_passes_at_once_and_nothing_after_it() {
 
 #[test]
 fn a_steady_source_just_below_the_limit_is_never_limited() {
-    let mut worker = Worker::new(Options::default());
+    let mut worker = Worker::new(options());
     let count = 99 * 600;
     assert_eq!(worker.flood(START, count, 1_000_000_000 / 99, &[SOURCE]), count);
 }
@@ -138,7 +143,7 @@ fn networks_pass_their_multiple_however_many_addresses_they_send_from() {
         (v6_base, 96, 64, 0.005),
     ] {
         // Fewer units make the same fractions faster. IPv6's narrower prefixes hold others back.
-        let options = Options { rate: 25, burst: 100, ..Options::default() };
+        let options = Options { rate: 25, burst: 100, ..options() };
         let count = 1000 * times;
         let every_ns = 4_000_000_000 / count;
         let mut worker = Worker::new(options);
@@ -154,7 +159,7 @@ fn a_million_sources_at_a_tenth_of_the_limit_are_left_alone() {
     let mut random = Rng::with_seed(3);
     let sources: Vec<IpAddr> =
         (0..1_000_000).map(|_| v4(random.u32(0x0100_0000..0xe000_0000))).collect();
-    let options = Options { rate: 10, burst: 40, ..Options::default() };
+    let options = Options { rate: 10, burst: 40, ..options() };
     let limiter = Arc::new(Limiter::new(Sizes::default(), Some(1)));
     let bytes = limiter.bytes();
     let mut worker = Worker::of(&limiter, options, 1);
@@ -163,12 +168,12 @@ fn a_million_sources_at_a_tenth_of_the_limit_are_left_alone() {
     let passed = worker.flood(START, count, 1_000, &sources);
     assert!(count - passed <= count / 10_000, "{} wrongly limited", count - passed);
     assert_eq!(limiter.bytes(), bytes);
-    assert_eq!(bytes, 6 << 20);
+    assert_eq!(bytes, 13 << 19);
 }
 
 #[test]
 fn honest_sources_pass_beside_a_thousand_that_flood() {
-    let mut worker = Worker::new(Options::default());
+    let mut worker = Worker::new(options());
     let mut random = Rng::with_seed(4);
     let mut source = || v4(random.u32(0x0100_0000..0xe000_0000));
     let floods: Vec<_> = (0..1_000).map(|_| source()).collect();
@@ -191,7 +196,7 @@ fn four_workers_pass_together_what_one_would() {
     let passed: u64 = std::thread::scope(|scope| {
         let threads: Vec<_> = (0..4)
             .map(|seed| {
-                let mut worker = Worker::of(&limiter, Options::default(), seed);
+                let mut worker = Worker::of(&limiter, options(), seed);
                 let barrier = &barrier;
                 scope.spawn(move || {
                     (0..10_000).fold(0, |passed, ms| {
@@ -212,12 +217,13 @@ fn four_workers_pass_together_what_one_would() {
 #[test]
 fn an_exempt_source_is_under_no_limit() {
     let exempt = vec!["127.0.0.0/8".parse().unwrap(), "2001:db8::/32".parse().unwrap()];
-    let mut worker = Worker::new(Options { exempt, ..Options::default() });
+    let mut worker = Worker::new(Options { exempt, ..options() });
     for source in [v4(0x7f00_0001), v6(0x2001_0db8 << 96 | 7)] {
         assert_eq!(worker.flood(START, 20_000, 0, &[source]), 20_000);
         assert!((0..20_000).all(|_| worker.gate.admit_reply(START, source, || false)));
         assert!((0..20_000).all(|_| worker.gate.admit_new_torrent(START, source)));
-        worker.gate.charge(START, source, Price::NEW_TORRENT);
+        (0..20_000).for_each(|_| worker.gate.charge_stop(START, source));
+        assert!((0..20_000).all(|_| worker.gate.admit_stop(START, source)));
     }
     for table in LimitTable::ALL {
         assert_eq!(worker.count(table, LimitAction::Exempt), 40_000);
@@ -229,10 +235,16 @@ fn an_exempt_source_is_under_no_limit() {
 #[test]
 fn a_dry_run_lets_all_pass_and_counts_as_if_it_did_not() {
     let counts = |dry_run| {
-        let mut worker = Worker::new(Options { dry_run, ..Options::default() });
+        let mut worker = Worker::new(Options { dry_run, ..options() });
         let passed = worker.flood(START, 10_000, 1_000_000, &[SOURCE]);
         (0..5_000).for_each(|_| _ = worker.gate.admit_reply(START, SOURCE, || false));
         let new = (0..20_000).filter(|_| worker.gate.admit_new_torrent(START, SOURCE)).count();
+        let stop = |worker: &mut Worker| {
+            worker.gate.charge_stop(START, SOURCE);
+            worker.gate.admit_stop(START, SOURCE)
+        };
+        let stopped = (0..1_000).filter(|_| stop(&mut worker)).count();
+        assert!(if dry_run { stopped == 1_000 } else { stopped.abs_diff(400) <= 1 }, "{stopped}");
         let counts = LimitTable::ALL.map(|it| LimitAction::ALL.map(|at| worker.count(it, at)));
         (passed, new, counts)
     };
@@ -241,12 +253,12 @@ fn a_dry_run_lets_all_pass_and_counts_as_if_it_did_not() {
     assert_eq!((dry_passed, dry_new), (10_000, 20_000));
     assert!(wet_passed < 1500 && wet_new.abs_diff(10_000) < 80, "{wet_passed} {wet_new}");
     assert_eq!(dry_counts, wet_counts);
-    assert_eq!(wet_counts.map(|it| it.iter().sum::<u64>()), [10_000, 5_000, 20_000]);
+    assert_eq!(wet_counts.map(|it| it.iter().sum::<u64>()), [10_000, 5_000, 20_000, 1_000]);
 }
 
 #[test]
 fn of_what_is_over_the_limit_one_in_sixteen_is_calmed_and_what_may_slips() {
-    let mut worker = Worker::new(Options::default());
+    let mut worker = Worker::new(options());
     assert_eq!(worker.flood(START, 400, 0, &[SOURCE]), 400);
     for nth in 1..=1600 {
         let expected = if nth % 16 == 0 { Verdict::Calm } else { Verdict::Drop };
@@ -267,28 +279,22 @@ fn of_what_is_over_the_limit_one_in_sixteen_is_calmed_and_what_may_slips() {
 
 #[test]
 fn work_is_paid_by_its_price() {
-    let passes = |price: Price, more: Option<Price>| {
-        let mut worker = Worker::new(Options::default());
-        let mut pass = || {
-            let pass = worker.gate.admit(START, SOURCE, price) == Verdict::Pass;
-            more.filter(|_| pass).into_iter().for_each(|it| worker.gate.charge(START, SOURCE, it));
-            pass
-        };
-        (0..1000).filter(|_| pass()).count()
+    let passes = |price: Price| {
+        let mut worker = Worker::new(options());
+        (0..1000).filter(|_| worker.gate.admit(START, SOURCE, price) == Verdict::Pass).count()
     };
-    assert_eq!(passes(Price::ANNOUNCE, None), 400);
-    assert_eq!(passes(Price::scrape(0), None), 400);
+    assert_eq!(passes(Price::ANNOUNCE), 400);
+    assert_eq!(passes(Price::scrape(0)), 400);
     // The limit is the burst and half a unit, for the sake of rounding: 400.5 / 1.125.
-    assert_eq!(passes(Price::scrape(1), None), 356, "1 + 1/8");
-    assert_eq!(passes(Price::scrape(8), None), 200);
-    assert_eq!(passes(Price::scrape(74), None), 39, "10.25 each");
-    assert_eq!(passes(Price::ANNOUNCE, Some(Price::NEW_TORRENT)), 100, "4 in all");
-    assert_eq!(passes(Price::scrape(usize::MAX), None), 1, "what takes the burst takes all of it");
+    assert_eq!(passes(Price::scrape(1)), 356, "1 + 1/8");
+    assert_eq!(passes(Price::scrape(8)), 200);
+    assert_eq!(passes(Price::scrape(74)), 39, "10.25 each");
+    assert_eq!(passes(Price::scrape(usize::MAX)), 1, "what takes the burst takes all of it");
 }
 
 #[test]
 fn a_dear_request_over_the_limit_does_not_shut_out_a_cheap_one() {
-    let mut worker = Worker::new(Options::default());
+    let mut worker = Worker::new(options());
     assert_eq!(worker.flood(START, 395, 0, &[SOURCE]), 395);
     let dear = Price::scrape(74);
     assert_eq!(worker.gate.admit(START, SOURCE, dear), Verdict::Drop);
@@ -298,7 +304,7 @@ fn a_dear_request_over_the_limit_does_not_shut_out_a_cheap_one() {
 
 #[test]
 fn a_seedbox_starts_with_all_its_torrents_and_a_flood_of_hashes_does_not() {
-    let mut worker = Worker::new(Options::default());
+    let mut worker = Worker::new(options());
     let new = |worker: &mut Worker, from_s: u64, count: u64| {
         let at = |nth| Now::from_ns(START.plus_s(from_s).ns() + nth * 10_000_000);
         (0..count).filter(|nth| worker.gate.admit_new_torrent(at(*nth), SOURCE)).count()
@@ -311,47 +317,64 @@ fn a_seedbox_starts_with_all_its_torrents_and_a_flood_of_hashes_does_not() {
 
 #[test]
 fn tables_do_not_touch_each_other() {
-    let mut worker = Worker::new(Options::default());
+    let mut worker = Worker::new(options());
     (0..100_000).for_each(|_| _ = worker.gate.admit_reply(START, SOURCE, || false));
     (0..100_000).for_each(|_| _ = worker.gate.admit_new_torrent(START, SOURCE));
+    (0..100_000).for_each(|_| worker.gate.charge_stop(START, SOURCE));
     assert_eq!(worker.flood(START, 1000, 0, &[SOURCE]), 400);
 }
 
 #[test]
+fn stops_cost_nothing_but_those_of_peers_that_are_not_there() {
+    let mut worker = Worker::new(options());
+    assert_eq!(worker.flood(START, 1000, 0, &[SOURCE]), 400, "an announce more would be refused");
+    assert!((0..100_000).all(|_| worker.gate.admit_stop(START, SOURCE)), "they were there");
+    let mut vain = |now: Now| {
+        let is_admitted = worker.gate.admit_stop(now, SOURCE);
+        is_admitted.then(|| worker.gate.charge_stop(now, SOURCE)).is_some()
+    };
+    let at_once = (0..100_000).filter(|_| vain(START)).count();
+    assert_eq!(at_once, 400);
+    let in_ten_s = (0..100_000).filter(|ms| vain(Now::from_ns(START.ns() + ms * 100_000)));
+    let in_ten_s = in_ten_s.count();
+    assert!((950..=1050).contains(&in_ten_s), "{in_ten_s}: 100 a second");
+}
+
+#[test]
 fn new_options_hold_from_the_next_request_on() {
-    let mut worker = Worker::new(Options::default());
+    let mut worker = Worker::new(options());
     let set = |worker: &Worker, options| worker.options.store(Arc::new(options));
     assert_eq!(worker.flood(START, 1000, 0, &[SOURCE]), 400);
-    set(&worker, Options { enabled: false, ..Options::default() });
+    set(&worker, Options { enabled: false, ..options() });
     assert_eq!(worker.flood(START, 1000, 0, &[SOURCE]), 1000);
-    set(&worker, Options::default());
+    set(&worker, options());
     assert_eq!(worker.flood(START, 1000, 0, &[SOURCE]), 0, "it was not forgotten");
     let exempt = vec!["8.8.8.0/24".parse().unwrap()];
-    set(&worker, Options { exempt, ..Options::default() });
+    set(&worker, Options { exempt, ..options() });
     assert_eq!(worker.flood(START, 1000, 0, &[SOURCE]), 1000);
-    set(&worker, Options { rate: 10, burst: 1600, ..Options::default() });
+    set(&worker, Options { rate: 10, burst: 1600, ..options() });
     assert_eq!(worker.flood(START, 5000, 0, &[SOURCE]), 1600, "another time constant starts anew");
-    set(&worker, Options { rate: 20, burst: 3200, ..Options::default() });
+    set(&worker, Options { rate: 20, burst: 3200, ..options() });
     assert_eq!(worker.flood(START, 5000, 0, &[SOURCE]), 0, "the same one goes on");
 }
 
 #[test]
 fn a_request_is_exempt_by_the_options_that_it_was_admitted_by() {
-    let mut worker = Worker::new(Options::default());
+    let mut worker = Worker::new(options());
     assert!(!worker.gate.is_exempt(SOURCE));
     let exempt = vec!["8.8.8.0/24".parse().unwrap()];
-    worker.options.store(Arc::new(Options { exempt, ..Options::default() }));
+    worker.options.store(Arc::new(Options { exempt, ..options() }));
     assert!(!worker.gate.is_exempt(SOURCE), "the request that goes on");
     assert!(worker.passes(START, SOURCE));
     assert!(worker.gate.is_exempt(SOURCE) && !worker.gate.is_exempt(v4(0x0909_0909)));
-    worker.options.store(Arc::new(Options { enabled: false, ..Options::default() }));
+    worker.options.store(Arc::new(Options { enabled: false, ..options() }));
     assert!(worker.passes(START, SOURCE) && worker.gate.is_exempt(v4(0x0909_0909)));
 }
 
 #[test]
 fn time_may_go_on_for_years() {
     const HALF_LIFE_NS: u64 = 2_772_588_722;
-    let mut worker = Worker::new(Options::default());
+    let mut worker = Worker::new(options());
     let mut now_ns = START.ns();
     // The epochs of a line go round every 65 536 half-lives: here, some thirty times.
     for jump in (0..200).map(|it| 10_000 + it * 7) {
@@ -373,7 +396,7 @@ fn time_may_go_on_for_years() {
 #[test]
 fn a_worker_whose_clock_is_late_neither_forgives_nor_forgets() {
     let limiter = Arc::new(Limiter::new(Sizes::default(), Some(1)));
-    let [mut early, mut late] = [1, 2].map(|seed| Worker::of(&limiter, Options::default(), seed));
+    let [mut early, mut late] = [1, 2].map(|seed| Worker::of(&limiter, options(), seed));
     let mut passed = 0;
     for ms in 0..60_000 {
         let now_ns = START.ns() + ms * 1_000_000;

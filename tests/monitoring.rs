@@ -185,6 +185,8 @@ fn watched(certificate: &Certificate) -> Skep {
         .env("SKEP__TLS__KEY", &certificate.key)
         // IPv4 meets its limits, and IPv6 does not.
         .env("SKEP__LIMITS__EXEMPT", "::1/128")
+        .env("SKEP__LIMITS__BURST", "400")
+        .env("SKEP__LIMITS__UNVERIFIED_BURST", "1000")
         .env("SKEP__SNAPSHOT__INTERVAL_S", "1");
     if has_ipv6() {
         command.args(["--listen", "[::1]:0"]);

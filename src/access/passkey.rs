@@ -34,7 +34,7 @@ pub type Digest = [u8; 32];
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {
-    /// Announces in a minute.
+    /// Announces in a minute. Stops do not count: who leaves takes nothing.
     pub announces_per_minute: u32,
     /// Torrents at once.
     pub torrents: u32,
@@ -42,10 +42,30 @@ pub struct Limits {
     pub peers: u32,
 }
 
+/// The least that an announce limit follows from torrents to, and the least of peers.
+const ANNOUNCES_MIN: u32 = 600;
+const PEERS_MIN: u32 = 10_000;
+
+impl Limits {
+    /// Those that are given; the others follow from `torrents`. A client announces all of its
+    /// torrents when it starts, and may do so from two places.
+    pub fn of(
+        announces_per_minute: Option<u32>,
+        torrents: Option<u32>,
+        peers: Option<u32>,
+    ) -> Self {
+        let torrents = torrents.unwrap_or(5000); // a seedbox
+        let peers = peers.unwrap_or_else(|| torrents.saturating_mul(2).clamp(PEERS_MIN, PEERS_MAX));
+        let announces_max = torrents.max(ANNOUNCES_MIN);
+        let announces_per_minute = announces_per_minute.unwrap_or(announces_max);
+        Self { announces_per_minute, torrents, peers }
+    }
+}
+
 impl Default for Limits {
-    /// Room for a seedbox: a client announces each of its torrents every half an hour.
+    /// Room for a seedbox.
     fn default() -> Self {
-        Self { announces_per_minute: 600, torrents: 5000, peers: 10_000 }
+        Self::of(None, None, None)
     }
 }
 
@@ -312,7 +332,7 @@ impl Sessions {
     /// Bytes uploaded and downloaded since the session's announce before; `None`: over a limit.
     fn count(&mut self, now: Now, it: &Report<'_>, limits: &Limits) -> Option<(u64, u64)> {
         // Who leaves takes nothing, and frees what he had.
-        if !self.may_announce(now, limits) && it.event != Event::Stopped {
+        if it.event != Event::Stopped && !self.may_announce(now, limits) {
             return None;
         }
         let known = self.torrents.get_mut(it.info_hash);
@@ -438,8 +458,21 @@ mod tests {
         assert!(count(0, 1, Event::None));
         assert!(!count(0, 2, Event::None), "a fourth peer");
         assert!(count(1, 0, Event::Stopped) && count(0, 2, Event::None));
-        assert!(count(0, 2, Event::None) && count(0, 2, Event::None), "nine announces");
+        assert!((0..3).all(|_| count(0, 2, Event::None)), "nine announces, and a stop");
         assert!(!count(0, 2, Event::None), "the tenth");
+        assert!(count(0, 2, Event::Stopped) && count(0, 1, Event::Stopped), "stops are free");
+    }
+
+    #[test]
+    fn limits_that_are_not_given_follow_from_torrents() {
+        let all = |torrents| {
+            let Limits { announces_per_minute, peers, .. } = Limits::of(None, torrents, None);
+            (announces_per_minute, peers)
+        };
+        assert_eq!(all(None), (5000, 10_000));
+        assert_eq!([all(Some(1)), all(Some(20_000))], [(600, 10_000), (20_000, 40_000)]);
+        assert_eq!(all(Some(u32::MAX)), (u32::MAX, PEERS_MAX));
+        assert_eq!(Limits::of(Some(7), None, Some(3)).announces_per_minute, 7);
     }
 
     #[test]

@@ -311,15 +311,20 @@ sections! {
         /// Whether what is over a limit is served all the same, and counted only: to try limits
         /// out. See skep_limited_total.
         dry_run: bool = false;
-        /// Units of work a second for an address that has proved to be its own. An announce is 1,
-        /// one of a torrent that is new 4, a scrape of n torrents 1 + n/8. Over UDP, what is over
-        /// the limit is dropped, but every 16th announce is told to come back much later.
+        /// Units of work a second for an address that has proved to be its own. An announce is 1, a
+        /// scrape of n torrents 1 + n/8, a stop nothing. What is over the limit is told to try
+        /// again in about a minute over HTTP, and dropped over UDP; of peers that have announced
+        /// before, every 16th is told to come back much later instead. Stops of peers that are not
+        /// there are counted apart, under the same limit.
         rate: u32 = 100, in 1..=1000000;
-        /// Units at once after a silence: what a client with many torrents asks when it starts.
-        burst: u32 = 400, in 16..=1000000;
-        /// Connection ids and errors a second for an address that has proved nothing yet, and as
-        /// many at once. It may be forged: over the limit, every 4th is sent still.
+        /// Units at once after a silence. Clients announce all their torrents when they start.
+        burst: u32 = 10000, in 16..=1000000;
+        /// Connection ids a second for an address that has proved nothing yet. It may be forged:
+        /// over the limit, every 4th is sent still.
         unverified_rate: u32 = 1000, in 1..=1000000;
+        /// Connection ids at once after a silence. Clients that start ask for one with each of
+        /// their torrents.
+        unverified_burst: u32 = 10000, in 16..=1000000;
         /// New torrents a second for an address. More are answered, but not stored.
         new_torrent_rate: u32 = 5, in 1..=1000000;
         /// New torrents at once: all those of a seedbox when the tracker has started empty.

@@ -146,7 +146,7 @@ impl Responder for UdpFrontend {
             }
             Request::Announce(it, options) => {
                 ids.check(now, source.ip(), it.head.connection_id.get())?;
-                match self.tracker.admit(now, source.ip(), Work::Announce)? {
+                match self.tracker.admit(now, source.ip(), Work::Announce(it.event()))? {
                     Admission::Served => Ok(self.announce(now, source, it, options, out)),
                     Admission::Calmed => Ok(self.calm(it, out)),
                 }

@@ -3,7 +3,7 @@
 //! Loads are not lowered as time goes by. Instead prices and limit rise, by 2 to the power of the
 //! part of the current half-life that has gone; when it is over, prices fall back to where they
 //! were, and each line, when it is next seen, has its loads halved. So a line is written for
-//! time's sake once in a half-life (ln 2 × burst / rate: 2.8 s by default), and prices are worked
+//! time's sake once in a half-life (ln 2 × burst / rate: 69 s by default), and prices are worked
 //! out once for all lines, in steps of 1/1024 half-life.
 //!
 //! Loads are whole numbers up to 65535 and the limit is half of that, whatever burst and prefix, so
@@ -15,7 +15,7 @@ use crate::limiter::recent::Recent;
 use crate::limiter::table::{Place, Table};
 use crate::time::Now;
 
-/// Steps of a half-life. A step is 0.07 % of the limit: less than one announce.
+/// Steps of a half-life. A step is 0.07 % of the limit: seven announces of a burst of 10 000.
 const STEPS: u64 = 1024;
 
 /// Twice the limit of any load at the start of a half-life, and the limit at its end.
@@ -47,11 +47,12 @@ impl Bucket {
         }
     }
 
-    /// Charges every prefix if none is over its limit with that. Otherwise charges none, and says
-    /// the how manieth (from 1) this is of the requests refused in the source's corner of the
-    /// cache. `hashes` are of the prefixes from `first` on; `dither` is a random number.
+    /// Charges every prefix if none is over its limit with that, unless it is `free` for now.
+    /// Otherwise charges none, and says the how manieth (from 1) this is of the requests refused in
+    /// the source's corner of the cache. `hashes` are of the prefixes from `first` on; `dither` is
+    /// a random number.
     #[inline]
-    pub(super) fn ask<const N: usize>(
+    pub(super) fn ask<const N: usize, const FREE: bool>(
         &mut self,
         table: &Table,
         now: Now,
@@ -75,7 +76,9 @@ impl Bucket {
             self.remember(source, places.map(|it| it.load), first);
             return Err(self.recent.count(source));
         }
-        pay(&places, loads);
+        if !FREE {
+            pay(&places, loads);
+        }
         Ok(())
     }
 

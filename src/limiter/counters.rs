@@ -12,11 +12,13 @@ pub enum LimitTable {
     Unverified,
     /// Torrents that the store does not know yet.
     NewTorrent,
+    /// Stops. Those of peers that are not there are charged, and all are refused over the limit.
+    Stop,
 }
 
 impl LimitTable {
     /// Every table, in index order.
-    pub const ALL: [Self; 3] = [Self::Verified, Self::Unverified, Self::NewTorrent];
+    pub const ALL: [Self; 4] = [Self::Verified, Self::Unverified, Self::NewTorrent, Self::Stop];
 
     /// The label used in metrics.
     pub fn label(self) -> &'static str {
@@ -24,6 +26,7 @@ impl LimitTable {
             Self::Verified => "verified",
             Self::Unverified => "unverified",
             Self::NewTorrent => "new_torrent",
+            Self::Stop => "stop",
         }
     }
 }

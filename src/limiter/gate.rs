@@ -49,7 +49,21 @@ impl Gate {
     /// Whether verified work is to be done; if so, it has been paid for.
     #[inline]
     pub fn admit(&mut self, now: Now, source: IpAddr, price: Price) -> Verdict {
-        self.ask(LimitTable::Verified, now, source, price, |nth| nth.is_multiple_of(CALM_ONE_IN))
+        let slips = |nth: u32| nth.is_multiple_of(CALM_ONE_IN);
+        self.ask::<false>(LimitTable::Verified, now, source, price, slips)
+    }
+
+    /// The same for what is not to be calmed, since that would be taken for an answer.
+    #[inline]
+    pub fn admit_strictly(&mut self, now: Now, source: IpAddr, price: Price) -> bool {
+        self.ask::<false>(LimitTable::Verified, now, source, price, |_| false) == Verdict::Pass
+    }
+
+    /// Whether a stop is to be obeyed. It costs nothing so far: [`Gate::charge_stop`].
+    #[inline]
+    pub fn admit_stop(&mut self, now: Now, source: IpAddr) -> bool {
+        let (stop, price) = (LimitTable::Stop, Price::ANNOUNCE);
+        self.ask::<true>(stop, now, source, price, |_| false) == Verdict::Pass
     }
 
     /// Whether a source is in a network under no limit, or nothing is limited: as of the latest
@@ -65,16 +79,15 @@ impl Gate {
         self.exempt.contains(source)
     }
 
-    /// Charges verified work for what showed only when it was done.
-    #[inline]
-    pub fn charge(&mut self, now: Now, source: IpAddr, price: Price) {
+    /// Charges a stop whose peer turned out not to be there.
+    pub fn charge_stop(&mut self, now: Now, source: IpAddr) {
         if !self.limits(source) {
             return;
         }
-        let dither = self.random.u64(..);
+        let (dither, price) = (self.random.u64(..), Price::ANNOUNCE);
         let Limiter { keys, tables, .. } = &*self.limiter;
-        let bucket = &mut self.buckets[LimitTable::Verified as usize];
-        let table = &tables[LimitTable::Verified as usize];
+        let bucket = &mut self.buckets[LimitTable::Stop as usize];
+        let table = &tables[LimitTable::Stop as usize];
         match source {
             IpAddr::V4(it) => {
                 let hash = |at| keys.of_v4(it, at);
@@ -90,7 +103,8 @@ impl Gate {
     /// Whether a torrent that the store does not know may be stored for a verified source.
     #[inline]
     pub fn admit_new_torrent(&mut self, now: Now, source: IpAddr) -> bool {
-        self.ask(LimitTable::NewTorrent, now, source, Price::ANNOUNCE, |_| false) == Verdict::Pass
+        let (new_torrent, price) = (LimitTable::NewTorrent, Price::ANNOUNCE);
+        self.ask::<false>(new_torrent, now, source, price, |_| false) == Verdict::Pass
     }
 
     /// Whether a reply may be sent to a source that has proved nothing. Over the limit, one is sent
@@ -98,12 +112,12 @@ impl Gate {
     #[inline]
     pub fn admit_reply(&mut self, now: Now, source: IpAddr, slips: impl FnOnce() -> bool) -> bool {
         let unverified = LimitTable::Unverified;
-        self.ask(unverified, now, source, Price::ANNOUNCE, |_| slips()) != Verdict::Drop
+        self.ask::<false>(unverified, now, source, Price::ANNOUNCE, |_| slips()) != Verdict::Drop
     }
 
     /// `slips`: whether the nth request over the limit is answered in spite of it.
     #[inline]
-    fn ask(
+    fn ask<const FREE: bool>(
         &mut self,
         which: LimitTable,
         now: Now,
@@ -123,11 +137,12 @@ impl Gate {
         let table = &tables[which as usize];
         let answer = match source {
             IpAddr::V4(it) => {
-                bucket.ask::<{ V4.len() }>(table, now, |at| keys.of_v4(it, at), 0, price, dither)
+                let hash = |at| keys.of_v4(it, at);
+                bucket.ask::<{ V4.len() }, FREE>(table, now, hash, 0, price, dither)
             }
             IpAddr::V6(it) => {
                 let hash = |at| keys.of_v6(it, at);
-                bucket.ask::<{ V6.len() }>(table, now, hash, FIRST_V6, price, dither)
+                bucket.ask::<{ V6.len() }, FREE>(table, now, hash, FIRST_V6, price, dither)
             }
         };
         let (action, verdict) = match answer {
@@ -135,7 +150,7 @@ impl Gate {
             Err(nth) if slips(nth) => (LimitAction::Slipped, Verdict::Calm),
             Err(_) => (LimitAction::Limited, Verdict::Drop),
         };
-        if answer.is_err() && which == LimitTable::Verified {
+        if answer.is_err() && matches!(which, LimitTable::Verified | LimitTable::Stop) {
             self.note_offender(now, source);
         }
         self.counters.of(which, action).add(1);
@@ -181,12 +196,13 @@ impl Gate {
     }
 }
 
-/// Rate and burst of each table. Unverified replies come at once as many as in a second: a resolver
-/// of many clients behind one address asks in bursts, and a forged address cannot be told from it.
+/// Rate and burst of each table. A source may stop as many peers that are not there as it may
+/// announce: those of a client whose tracker has forgotten them all.
 fn limits(options: &Options) -> [(u32, u32); LimitTable::ALL.len()] {
     [
         (options.rate, options.burst),
-        (options.unverified_rate, options.unverified_rate),
+        (options.unverified_rate, options.unverified_burst),
         (options.new_torrent_rate, options.new_torrent_burst),
+        (options.rate, options.burst),
     ]
 }

@@ -7,10 +7,16 @@
 //! ```
 //!
 //! Memory is fixed at the start and no sender can make it grow. A load falls exponentially, so that
-//! there is no window to be exploited at its edges: `burst` units at once, `rate` for ever. Three
-//! tables, as three things are limited: work for sources that have proved their address, replies
-//! to those that have not, and new torrents. **No source is charged for a datagram it may not have
-//! sent**: what is unverified touches the second table only, and what is verified never does.
+//! there is no window to be exploited at its edges: `burst` units at once, `rate` for ever. Four
+//! tables, as four things are limited: work for sources that have proved their address, replies
+//! to those that have not, new torrents, and stops of peers that are not there. **No source is
+//! charged for a datagram it may not have sent**: what is unverified touches the second table only,
+//! and what is verified never does.
+//!
+//! A burst is what one client asks when it starts: clients announce all their torrents in the same
+//! second, and over UDP each of them connects first. A stop is free where its peer was there, since
+//! that peer has paid for itself; no client repeats a stop that was refused, and its peers would be
+//! handed out for an hour.
 //!
 //! [`Limiter`] is shared; each worker has a [`Gate`] to it.
 
@@ -43,12 +49,15 @@ pub struct Options {
     pub enabled: bool,
     /// Whether what is over a limit passes all the same, and is counted only.
     pub dry_run: bool,
-    /// Units a second for verified work, for each IPv4 address (IPv6: each address).
+    /// Units a second for verified work, for each IPv4 address (IPv6: each address); and as many
+    /// stops of peers that are not there.
     pub rate: u32,
     /// Units at once after a silence.
     pub burst: u32,
-    /// Replies a second to an address that has proved nothing, and as many at once.
+    /// Replies a second to an address that has proved nothing.
     pub unverified_rate: u32,
+    /// Replies at once to such an address after a silence.
+    pub unverified_burst: u32,
     /// New torrents a second, for each address.
     pub new_torrent_rate: u32,
     /// New torrents at once after a silence.
@@ -64,9 +73,10 @@ impl Default for Options {
     /// The rates of the reference: the largest honest sources known, a VPN exit with 5 000 users
     /// and a seedbox, need 55 and 6 announces a second; floods come with 1 000.
     ///
-    /// New torrents are few once a tracker has run for an interval, but all at once when it has
-    /// started empty: a seedbox's 10 000 torrents are let in at once, in as far as `rate` does,
-    /// and 5 a second from then on: at most 30 000 torrents live by the word of one address alone.
+    /// The bursts are a seedbox that starts: it connects for each of its 10 000 torrents and
+    /// announces all of them at once, 20 ms of one core. They are new torrents if the tracker has
+    /// started empty or nobody else is in them; 5 a second are let in from then on: at most 30 000
+    /// torrents live by the word of one address alone.
     fn default() -> Self {
         let loopback_v4 = Ipv4Net::new_assert([127, 0, 0, 0].into(), 8);
         let loopback_v6 = Ipv6Net::new_assert(std::net::Ipv6Addr::LOCALHOST, 128);
@@ -74,8 +84,9 @@ impl Default for Options {
             enabled: true,
             dry_run: false,
             rate: 100,
-            burst: 400,
+            burst: 10_000,
             unverified_rate: 1000,
+            unverified_burst: 10_000,
             new_torrent_rate: 5,
             new_torrent_burst: 10_000,
             kernel_deny_rate: 0,
@@ -94,12 +105,14 @@ pub struct Sizes {
     pub unverified: usize,
     /// New torrents.
     pub new_torrent: usize,
+    /// Stops of peers that are not there: honest clients send few of them.
+    pub stop: usize,
 }
 
 impl Default for Sizes {
-    /// 6 MiB in all: a part of a third-level cache. 4 MiB have 983 040 slots.
+    /// 6.5 MiB in all: a part of a third-level cache. 4 MiB have 983 040 slots.
     fn default() -> Self {
-        Self { verified: 4 << 20, unverified: 1 << 20, new_torrent: 1 << 20 }
+        Self { verified: 4 << 20, unverified: 1 << 20, new_torrent: 1 << 20, stop: 512 << 10 }
     }
 }
 
@@ -117,8 +130,8 @@ impl Limiter {
     /// # Panics
     /// Where a size is none of those allowed.
     pub fn new(sizes: Sizes, seed: Option<u64>) -> Self {
-        let Sizes { verified, unverified, new_torrent } = sizes;
-        let tables = [verified, unverified, new_torrent].map(Table::new);
+        let Sizes { verified, unverified, new_torrent, stop } = sizes;
+        let tables = [verified, unverified, new_torrent, stop].map(Table::new);
         Self { keys: Keys::new(seed), tables, offenders: Offenders::default() }
     }
 
@@ -141,11 +154,9 @@ pub struct Price {
 }
 
 impl Price {
-    /// An announce: the unit of rates and bursts.
+    /// An announce: the unit of rates and bursts. One of a new torrent takes memory that lasts, and
+    /// is charged to a table of its own instead of more here.
     pub const ANNOUNCE: Self = Self { eighths: 8 };
-    /// What an announce costs beyond [`Price::ANNOUNCE`] where its torrent is new: 4 in all, as it
-    /// takes memory that lasts.
-    pub const NEW_TORRENT: Self = Self { eighths: 24 };
 
     /// A scrape of so many torrents: 1 + n/8.
     pub const fn scrape(torrents: usize) -> Self {
@@ -161,8 +172,8 @@ impl Price {
 pub enum Verdict {
     /// Serve it.
     Pass,
-    /// Over the limit, and one in [`CALM_ONE_IN`]: answer an announce with no peers and a long
-    /// interval, which honest clients obey.
+    /// Over the limit, and one in [`CALM_ONE_IN`]: a peer that has announced before may be answered
+    /// with no peers and a long interval, which honest clients obey.
     Calm,
     /// Over the limit: say nothing over UDP, where silence makes clients wait longer than an
     /// error does; refuse over HTTP.

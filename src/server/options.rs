@@ -58,6 +58,7 @@ pub(super) fn limits(config: &Config) -> limiter::Options {
         rate: it.rate,
         burst: it.burst,
         unverified_rate: it.unverified_rate,
+        unverified_burst: it.unverified_burst,
         new_torrent_rate: it.new_torrent_rate,
         new_torrent_burst: it.new_torrent_burst,
         kernel_deny_rate: it.kernel_deny_rate,

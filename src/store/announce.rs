@@ -153,6 +153,7 @@ impl<'a, 'r> Announcing<'a, 'r> {
         let mut answer = Tally::of(&contents).answer();
         totals.note(kind, &outcome, answer.seeders + answer.leechers);
         answer.stored = outcome.stored;
+        answer.was_there = outcome.before.is_some();
         let lacks = outcome.stored == Stored::NoMemory;
         self.lack = if lacks { Lack::Bytes } else { Lack::Nothing };
         if lacks && !self.made_room {

@@ -215,6 +215,8 @@ pub struct Answer {
     pub stored: Stored,
     /// Whether the torrent is new here.
     pub created: bool,
+    /// Whether the peer was in the swarm before.
+    pub was_there: bool,
 }
 
 /// info-hash → swarm.

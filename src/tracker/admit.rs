@@ -5,12 +5,18 @@
 //! connect           shedding ─▶ replies to unverified sources ─▶ one in four all the same
 //! announce, scrape  (verified) shedding ─▶ work of a source ─▶ one announce in 16 is calmed
 //!                                                           ─▶ access: lists, registry, passkey
+//! stop              (verified) free, if the source has not stopped thousands that were not there
 //! ```
+//!
+//! Who begins or completes a download is never calmed: a client takes that for an answer, and would
+//! be in no swarm, or not counted as a seeder, until the long interval is over. Silence it takes
+//! for a loss, and tries again soon.
 //!
 //! Nothing that a forged datagram brings is charged to a source: unverified requests touch a table
 //! of their own, which limits replies and nothing else.
 
 use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
 
 use super::{Room, Shedding, Tracker};
 use crate::access::{self, Shown};
@@ -23,8 +29,8 @@ use crate::types::{
 /// Work that a verified source asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Work {
-    /// An announce.
-    Announce,
+    /// An announce with this event.
+    Announce(Event),
     /// A scrape of so many torrents.
     Scrape(usize),
 }
@@ -155,14 +161,26 @@ impl Tracker {
         let price = match work {
             Work::Scrape(_) if self.shedding >= Shedding::Scrapes => return Err(Withheld::Shed),
             Work::Scrape(torrents) => Price::scrape(torrents),
-            Work::Announce => Price::ANNOUNCE,
+            Work::Announce(_) => Price::ANNOUNCE,
         };
         let Some(gate) = &mut self.gate else { return Ok(Admission::Served) };
-        match (gate.admit(now, source, price), work) {
-            (Verdict::Pass, _) => Ok(Admission::Served),
-            (Verdict::Calm, Work::Announce) => Ok(Admission::Calmed),
-            (Verdict::Calm, Work::Scrape(_)) | (Verdict::Drop, _) => Err(Withheld::Limited),
-        }
+        let is_admitted = match work {
+            Work::Announce(Event::None | Event::Paused) => match gate.admit(now, source, price) {
+                Verdict::Pass => true,
+                Verdict::Calm => return Ok(Admission::Calmed),
+                Verdict::Drop => false,
+            },
+            Work::Announce(Event::Stopped) => gate.admit_stop(now, source),
+            Work::Announce(_) | Work::Scrape(_) => gate.admit_strictly(now, source, price),
+        };
+        if is_admitted { Ok(Admission::Served) } else { Err(Withheld::Limited) }
+    }
+
+    /// Seconds after which a request that was over a limit may be tried again. Those that were
+    /// refused together do not come back together.
+    #[cold]
+    pub fn retry_s(&mut self) -> u32 {
+        self.random.u32(RETRY_S)
     }
 
     /// Whether a source is in a network under no limit, as of the latest request.
@@ -179,6 +197,10 @@ impl Tracker {
         AnnounceReply { interval_s, min_interval_s: interval_s, leechers: 0, seeders: 0 }
     }
 }
+
+/// Seconds after which what was over a limit may be tried again. In a minute, the load of a source
+/// has fallen by some thousand announces, and a passkey's minute is over.
+const RETRY_S: RangeInclusive<u32> = 30..=90;
 
 impl From<Withheld> for Dropped {
     fn from(withheld: Withheld) -> Self {

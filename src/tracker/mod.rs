@@ -23,7 +23,7 @@ mod turns;
 
 use crate::access;
 pub use crate::access::Shown;
-use crate::limiter::{Gate, Price};
+use crate::limiter::Gate;
 use crate::metrics::NotStoredCounters;
 pub use crate::store::Room;
 use crate::store::{CHOICE_MAX, Change, Limits, Store, Stored, Sweeper, Visit};
@@ -98,7 +98,7 @@ pub struct Announced {
     /// How many bytes of peers were written, by [`Kind`].
     pub bytes: [usize; Kind::ALL.len()],
     /// Whether the swarm holds the peer now, if it was to: where it does not, the interval is twice
-    /// as long as it would be.
+    /// as long as it would be, or shorter for one that has just started.
     pub is_stored: bool,
 }
 
@@ -254,10 +254,11 @@ impl Tracker {
         };
         let random = &mut self.random;
         let mut answer = self.store.announce_if(now, &visit, &mut room, random, &mut admits_new);
-        if answer.created
+        if change == Change::Stopped
+            && !answer.was_there
             && let Some(gate) = &mut self.gate
         {
-            gate.charge(now, source, Price::NEW_TORRENT);
+            gate.charge_stop(now, source);
         }
         share::fit(&mut room, &mut answer, numwant, announce.source, &mut self.random);
         let (seeders, leechers) = (answer.seeders, answer.leechers);
@@ -265,7 +266,12 @@ impl Tracker {
         let mut interval_s = interval_s(options, stretch, seeders + leechers, &mut self.random);
         let is_stored = answer.stored == Stored::Yes;
         if !is_stored {
-            interval_s = interval_s.saturating_mul(2);
+            interval_s = if announce.event == Event::Started {
+                // It is in no swarm, and its client takes this for an answer.
+                self.random.u32(options.min_interval_s.min(interval_s)..=interval_s)
+            } else {
+                interval_s.saturating_mul(2)
+            };
             self.not_stored.of(not_stored(answer.stored, shedding)).add(1);
         }
         let min_interval_s = options.min_interval_s.min(interval_s);

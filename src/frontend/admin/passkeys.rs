@@ -94,14 +94,9 @@ async fn issue<P: Process>(
 ) -> Result<impl IntoResponse, Problem> {
     let mut fields = Fields::of(body)?;
     let name = fields.text("name")?.unwrap_or_default();
-    let usual = Limits::default();
-    let limits = Limits {
-        announces_per_minute: fields
-            .short("announces_per_minute")?
-            .unwrap_or(usual.announces_per_minute),
-        torrents: fields.short("torrents")?.unwrap_or(usual.torrents),
-        peers: fields.short("peers")?.unwrap_or(usual.peers),
-    };
+    let announces_per_minute = fields.short("announces_per_minute")?;
+    let (torrents, peers) = (fields.short("torrents")?, fields.short("peers")?);
+    let limits = Limits::of(announces_per_minute, torrents, peers);
     fields.end()?;
     if name.len() > NAME_BYTES_MAX || name.chars().any(char::is_control) {
         let problem = "must be at most 100 bytes without control characters";

@@ -6,7 +6,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use super::Options;
 use super::exchange::{Exchange, Failure};
 use crate::protocol::bencode::{Dict, List};
-use crate::protocol::{http, passkey};
+use crate::protocol::http::{self, AnnounceQuery};
+use crate::protocol::passkey;
 use crate::time::Now;
 use crate::tracker::{Announced, Room, Shown, Tracker};
 use crate::types::{Announce, AnnounceReply, Contact, Kind, Refusal};
@@ -14,13 +15,14 @@ use crate::types::{Announce, AnnounceReply, Contact, Kind, Refusal};
 /// Most peers of one family in a reply: what `tracker.numwant_max` allows at most.
 const PEERS_MAX: usize = 200;
 
-/// Reads an announce, and whether peers are wanted compact, and sees that it is allowed.
+/// Makes an announce of a query, says whether peers are wanted compact, and sees that it is
+/// allowed.
 pub(super) fn read(
     exchange: &Exchange<'_>,
+    query: &AnnounceQuery,
     tracker: &mut Tracker,
     now: Now,
 ) -> Result<(Announce, bool), Failure> {
-    let query = http::announce(exchange.head.query)?;
     let source = exchange.source.ok_or(Refusal::NoSource)?;
     let claimed = || http::claimed_address(exchange.head.query);
     let mut announce = Announce {

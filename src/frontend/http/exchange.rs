@@ -62,12 +62,20 @@ impl<'a> Exchange<'a> {
         self.reply(&ok(body, Outcome::Answered(action)), self.keep_alive, out)
     }
 
-    /// A `failure reason`, and when trying again makes sense (BEP 31). `body` is memory to use.
-    pub(super) fn fail(&self, failure: Failure, body: &mut Vec<u8>, out: &mut Vec<u8>) -> Flow {
+    /// A `failure reason`, and when trying again makes sense: `retry in` (BEP 31), and where that
+    /// is soon, also `interval`: libtorrent knows nothing else in a failure, and waits 30 minutes
+    /// where it is missing. `body` is memory to use.
+    pub(super) fn fail(&self, failure: &Failure, body: &mut Vec<u8>, out: &mut Vec<u8>) -> Flow {
         body.clear();
         let mut dict = Dict::new(body);
         dict.bytes(b"failure reason", failure.text.as_bytes());
-        dict.bytes(b"retry in", retry_in(failure.refusal));
+        if let Some(after_s) = failure.after_s {
+            dict.integer(b"interval", after_s.into());
+            dict.integer(b"min interval", after_s.into());
+            dict.bytes(b"retry in", after_s.div_ceil(60).to_string().as_bytes());
+        } else {
+            dict.bytes(b"retry in", retry_in(failure.refusal));
+        }
         drop(dict);
         self.reply(&ok(body, Outcome::Refused(failure.refusal)), self.keep_alive, out)
     }
@@ -224,24 +232,37 @@ impl Reply<'_> {
 pub(super) struct Failure {
     refusal: Refusal,
     text: Cow<'static, str>,
+    /// Seconds after which the client may try again, where they are known better than
+    /// [`retry_in`] knows them.
+    after_s: Option<u32>,
 }
 
 impl Failure {
     /// With a text of the operator's.
     pub(super) fn because(refusal: Refusal, text: &str) -> Self {
-        Self { refusal, text: Cow::Owned(text.to_owned()) }
+        Self { text: Cow::Owned(text.to_owned()), ..refusal.into() }
+    }
+
+    /// Why.
+    pub(super) fn refusal(&self) -> Refusal {
+        self.refusal
+    }
+
+    /// With so many seconds until the client may try again.
+    pub(super) fn after(self, after_s: u32) -> Self {
+        Self { after_s: Some(after_s), ..self }
     }
 }
 
 impl From<Refusal> for Failure {
     fn from(refusal: Refusal) -> Self {
-        Self { refusal, text: Cow::Borrowed(refusal.text()) }
+        Self { refusal, text: Cow::Borrowed(refusal.text()), after_s: None }
     }
 }
 
 impl From<Malformed> for Failure {
     fn from(malformed: Malformed) -> Self {
-        Self { refusal: Refusal::Malformed, text: Cow::Borrowed(malformed.text()) }
+        Self { text: Cow::Borrowed(malformed.text()), ..Refusal::Malformed.into() }
     }
 }
 

@@ -32,7 +32,7 @@ use crate::protocol::passkey::{self, Passkey};
 use crate::time::Now;
 use crate::tracker::{Admission, Census, Tracker, Withheld, Work};
 pub use crate::types::Outcome;
-use crate::types::{Action, InfoHash, Refusal, Rejected};
+use crate::types::{Action, Event, InfoHash, Refusal, Rejected};
 use exchange::{Exchange, Failure};
 pub use scrape_all::{FullScrape, FullScrapeLimits, PIECE_BYTES_MAX};
 
@@ -222,9 +222,8 @@ impl Turn<'_> {
         if head.has_controls {
             return match route {
                 Route::Announce | Route::Scrape if !exchange.wants_websocket() => {
-                    let limited = self.admit(exchange, Work::Announce).err();
-                    let failure = limited.unwrap_or_else(|| Malformed::Controls.into());
-                    exchange.fail(failure, &mut self.scratch.body, out)
+                    let limited = self.admit(exchange, Work::Announce(Event::None)).err();
+                    self.fail(exchange, limited.unwrap_or_else(|| Malformed::Controls.into()), out)
                 }
                 _ => exchange.reject_and_close(Rejected::BadRequest, out),
             };
@@ -263,10 +262,21 @@ impl Turn<'_> {
         }
     }
 
+    /// Refuses. This is where a failure gets the seconds after which its client comes back.
+    fn fail(&mut self, exchange: &Exchange<'_>, failure: Failure, out: &mut Vec<u8>) -> Flow {
+        let failure = match failure.refusal() {
+            Refusal::Limited | Refusal::PasskeyLimit => failure.after(self.tracker.retry_s()),
+            _ => failure,
+        };
+        exchange.fail(&failure, &mut self.scratch.body, out)
+    }
+
     fn announce(&mut self, exchange: &Exchange<'_>, out: &mut Vec<u8>) -> Flow {
+        let query = http::announce(exchange.head.query);
+        let event = query.as_ref().map_or(Event::None, |it| it.event);
         let asked = self
-            .admit(exchange, Work::Announce)
-            .and_then(|()| announce::read(exchange, self.tracker, self.now));
+            .admit(exchange, Work::Announce(event))
+            .and_then(|()| announce::read(exchange, &query?, self.tracker, self.now));
         let Scratch { body, peers, .. } = &mut *self.scratch;
         body.clear();
         let done = asked.and_then(|(announce, compact)| {
@@ -276,7 +286,7 @@ impl Turn<'_> {
         });
         match done {
             Ok(()) => exchange.bencoded(Action::Announce, body, out),
-            Err(failure) => exchange.fail(failure, body, out),
+            Err(failure) => self.fail(exchange, failure, out),
         }
     }
 
@@ -284,16 +294,16 @@ impl Turn<'_> {
         let Scratch { body, info_hashes, .. } = &mut *self.scratch;
         body.clear();
         match http::scrape(exchange.head.query, info_hashes) {
-            Err(malformed) => exchange.fail(malformed.into(), body, out),
+            Err(malformed) => self.fail(exchange, malformed.into(), out),
             Ok(()) if info_hashes.is_empty() => self.scrape_all(exchange, out),
             Ok(()) => {
                 let work = Work::Scrape(info_hashes.len());
                 if let Err(failure) = self.admit(exchange, work) {
-                    return exchange.fail(failure, &mut self.scratch.body, out);
+                    return self.fail(exchange, failure, out);
                 }
                 let Scratch { body, info_hashes, .. } = &mut *self.scratch;
                 let Some(source) = exchange.source else {
-                    return exchange.fail(Refusal::NoSource.into(), body, out);
+                    return self.fail(exchange, Refusal::NoSource.into(), out);
                 };
                 let who = scrape::Who {
                     now: self.now,
@@ -302,26 +312,25 @@ impl Turn<'_> {
                 };
                 match scrape::write(self.tracker, &who, info_hashes, body) {
                     Ok(()) => exchange.bencoded(Action::Scrape, body, out),
-                    Err(refusal) => exchange.fail(refusal.into(), body, out),
+                    Err(refusal) => self.fail(exchange, refusal.into(), out),
                 }
             }
         }
     }
 
     fn scrape_all(&mut self, exchange: &Exchange<'_>, out: &mut Vec<u8>) -> Flow {
-        let body = &mut self.scratch.body;
         if !self.options.full_scrape {
-            return exchange.fail(Refusal::NoFullScrape.into(), body, out);
+            return self.fail(exchange, Refusal::NoFullScrape.into(), out);
         }
         let Some(source) = exchange.source else {
-            return exchange.fail(Refusal::NoSource.into(), body, out);
+            return self.fail(exchange, Refusal::NoSource.into(), out);
         };
         let passkey = passkey::of_path(exchange.head.path);
         if let Err(refusal) = self.tracker.enter_list(source, passkey) {
-            return exchange.fail(refusal.into(), body, out);
+            return self.fail(exchange, refusal.into(), out);
         }
         if let Err(failure) = self.admit(exchange, Work::Scrape(0)) {
-            return exchange.fail(failure, &mut self.scratch.body, out);
+            return self.fail(exchange, failure, out);
         }
         if exchange.head.method == Method::Head {
             exchange.write_full_scrape_head(out);

@@ -232,7 +232,9 @@ impl Turn<'_> {
     /// Lets the source pay for what it asks. Answers are free: offers bound them.
     fn refuse_if_over_limit(&mut self, request: &Request<'_>) -> Option<Outcome> {
         let (work, method, info_hash) = match request {
-            Request::Announce(it) => (Work::Announce, Method::Announce, Some(it.info_hash)),
+            Request::Announce(it) => {
+                (Work::Announce(it.event), Method::Announce, Some(it.info_hash))
+            }
             Request::Scrape(hashes) => (Work::Scrape(hashes.len()), Method::Scrape, None),
             Request::Answer(_) => return None,
         };

@@ -9,7 +9,7 @@ use skep::frontend::connection_id::{Algorithm, ConnectionIds, KEY_BYTES, Keys};
 use skep::frontend::http::HttpFrontend;
 use skep::frontend::udp::UdpFrontend;
 use skep::frontend::ws::{self, Directory, Session, WsFrontend};
-use skep::limiter::{Gate, LimitAction, LimitCounters, LimitTable, Limiter, Sizes};
+use skep::limiter::{self, Gate, LimitAction, LimitCounters, LimitTable, Limiter, Sizes};
 use skep::metrics::WorkerCounters;
 use skep::store::{self, Store};
 use skep::time::Now;
@@ -66,11 +66,14 @@ impl Site {
             empty_torrent_age_s_max: EMPTY_AGE_S_MAX,
             ..tracker::Options::default()
         }));
-        let sizes = Sizes { verified: 1 << 16, unverified: 1 << 16, new_torrent: 1 << 16 };
+        let (verified, unverified, new_torrent, stop) = (1 << 16, 1 << 16, 1 << 16, 1 << 16);
+        let sizes = Sizes { verified, unverified, new_torrent, stop };
         let limiter = Arc::new(Limiter::new(sizes, Some(seed)));
         let limits: Vec<Arc<LimitCounters>> = (0..2 * WORKERS).map(|_| Arc::default()).collect();
+        let allowed = limiter::Options { burst: 400, ..limiter::Options::default() };
+        let allowed = Arc::new(ArcSwap::from_pointee(allowed));
         let gate = |at: usize| {
-            Gate::new(limiter.clone(), Arc::default(), limits[at].clone(), seed ^ at as u64)
+            Gate::new(limiter.clone(), allowed.clone(), limits[at].clone(), seed ^ at as u64)
         };
         let ids = Arc::new(ArcSwap::from_pointee(ids_of(keys)));
         let udp = (0..WORKERS).map(|at| {
