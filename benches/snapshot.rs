@@ -19,6 +19,7 @@ use std::time::Instant;
 
 use criterion::{Criterion, criterion_group};
 use fastrand::Rng;
+use skep::access::passkey::Keys;
 use skep::snapshot::{Folder, Header, Identity, Os, Restore, Snapshot, VERSION, Writer};
 use skep::store::{Batch, Change, Export, Options, Role, Room, Store, Visit};
 use skep::sys::clock::thread_cpu_ns;
@@ -135,7 +136,8 @@ fn once(torrents: u32, peers: u32, crowd: u32) {
             }
             Ok(())
         };
-        let saved = folder.save(&store, NOW, NOW.seconds(), &mut between).unwrap();
+        let saved =
+            folder.save((&store, &Keys::default()), NOW, NOW.seconds(), &mut between).unwrap();
         let (bytes, ms) = (saved.contents.bytes, start.elapsed().as_millis());
         println!("saved: {bytes} bytes in {ms} ms, the disk included (rests: {rests})");
     }

@@ -8,7 +8,7 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
 
-use common::{Skep, command, eventually, run, texts};
+use common::{Skep, command, eventually, http_get, run, texts};
 use serde_json::{Value, json};
 use sha1::{Digest as _, Sha1};
 use sha2::Sha256;
@@ -110,6 +110,80 @@ fn a_bad_line_keeps_the_list_in_force_on_reload_and_stops_a_start() {
     skep.signal("HUP");
     eventually("the mended list is in force", || values(&skep, "clients/deny") == ["-XM", "-XN"]);
     skep.log_with("clients_deny: 2 added, 1 removed, 2 now, by reload");
+}
+
+/// An announce over HTTP: bytes uploaded and downloaded, and bytes that are missing.
+fn announce(skep: &Skep, passkey: &str, who: u16, event: &str, [up, down, left]: [u64; 3]) {
+    let target = format!(
+        "/announce/{passkey}?info_hash=aaaaaaaaaaaaaaaaaaaa&peer_id=-XX0000-{who:012}&port={who}\
+         &uploaded={up}&downloaded={down}&left={left}&event={event}&compact=0"
+    );
+    let (status, reply) = http_get(skep.tcp[0], &target);
+    assert!(status == 200 && reply.contains("interval"), "{reply}");
+}
+
+/// A seeder and a leecher, with a restart between what they announce.
+fn bytes_moved_over(restart: impl FnOnce(Skep, &Path) -> Skep) {
+    const ALL: u64 = 3_146_505;
+    let state = tempfile::tempdir().unwrap();
+    let skep = start(state.path(), &[PRIVATE]);
+    let torrent = json!({ "info_hash": "61".repeat(20) }).to_string();
+    assert_eq!(ask(&skep, "POST", "/api/v1/torrents", &torrent).0, 201);
+    let [seeder, leecher] = ["seeder", "leecher"].map(|name| {
+        let (status, told) =
+            ask(&skep, "POST", "/api/v1/passkeys", &json!({ "name": name }).to_string());
+        assert_eq!(status, 201, "{told}");
+        ["passkey", "id"].map(|it| told[it].as_str().unwrap().to_owned())
+    });
+    announce(&skep, &seeder[0], 1001, "started", [0, 0, 0]);
+    announce(&skep, &leecher[0], 1002, "started", [0, 0, ALL]);
+    announce(&skep, &leecher[0], 1002, "", [0, 1_000_000, ALL - 1_000_000]);
+    assert_eq!(ask(&skep, "POST", "/api/v1/save", "").0, 200);
+    announce(&skep, &leecher[0], 1002, "", [0, 2_000_000, ALL - 2_000_000]);
+    let skep = restart(skep, state.path());
+    // It may restore still.
+    announce(&skep, &leecher[0], 1002, "completed", [0, ALL - 5, 0]);
+    announce(&skep, &seeder[0], 1001, "stopped", [ALL, 0, 0]);
+    eventually("all is restored", || skep.get("/readyz").0 == 200);
+    announce(&skep, &leecher[0], 1002, "stopped", [0, ALL, 0]);
+    for ([_, id], key, other) in
+        [(&seeder, "uploaded", "downloaded"), (&leecher, "downloaded", "uploaded")]
+    {
+        let (_, told) = ask(&skep, "GET", &format!("/api/v1/passkeys/{id}"), "");
+        assert_eq!((&told[key], &told[other]), (&json!(ALL), &json!(0)), "{told}");
+        assert_eq!(told["peers"], json!(0), "{told}");
+    }
+}
+
+const PRIVATE: (&str, &str) = ("SKEP__ACCESS__MODE", "private");
+
+#[test]
+fn a_clean_restart_costs_no_passkey_a_byte() {
+    bytes_moved_over(|mut skep, state| {
+        skep.signal("TERM");
+        assert!(skep.wait().success());
+        start(state, &[PRIVATE])
+    });
+}
+
+#[test]
+fn a_take_over_costs_no_passkey_a_byte() {
+    bytes_moved_over(|mut skep, state| {
+        let mut command = prepared(state, &[PRIVATE]);
+        command.args(["run", "--take-over", "--listen", "127.0.0.1:0", "--workers", "1"]);
+        let successor = Skep::spawn(command);
+        assert!(skep.wait().success());
+        successor
+    });
+}
+
+#[test]
+fn a_crash_costs_no_passkey_a_byte_of_sessions_that_go_on() {
+    bytes_moved_over(|mut skep, state| {
+        skep.signal("KILL");
+        skep.wait();
+        start(state, &[PRIVATE])
+    });
 }
 
 #[test]

@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use fastrand::Rng;
 use model::{START, TRACKER, empty_store, join, snapshot_with, v4};
+use skep::access::passkey::Keys;
 use skep::snapshot::{CURRENT, Disk, Folder, Found, Os, PREVIOUS, Step, TEMPORARY, VERSION};
 use skep::store::{Role, Store};
 use skep::time::Now;
@@ -31,7 +32,9 @@ fn marked(number: u32) -> Store {
 }
 
 fn save<D: Disk>(folder: &Folder<D>, number: u32) -> Result<(), skep::snapshot::SaveError> {
-    folder.save(&marked(number), START, START.seconds(), &mut || Ok(())).map(|_| ())
+    folder
+        .save((&marked(number), &Keys::default()), START, START.seconds(), &mut || Ok(()))
+        .map(|_| ())
 }
 
 /// Which snapshot a start would restore, if any: its mark, once its contents agree with it.
@@ -364,7 +367,7 @@ fn moments_are_kept() {
     let directory = tempfile::tempdir().unwrap();
     let folder = Folder::new(Os, directory.path().to_owned(), TRACKER);
     let at = Now::from_s(1_900_000_000);
-    folder.save(&marked(3), at, at.seconds(), &mut || Ok(())).unwrap();
+    folder.save((&marked(3), &Keys::default()), at, at.seconds(), &mut || Ok(())).unwrap();
     let it = folder.find(at);
     let header = it.snapshot.as_ref().unwrap().0.header();
     assert_eq!((header.at_s, header.build.as_str()), (at.seconds(), env!("CARGO_PKG_VERSION")));

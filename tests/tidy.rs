@@ -31,7 +31,7 @@ const MAY_NAME: [(&str, &[&str]); 20] = [
     ("store", &["types", "time", "random"]),
     ("limiter", &["types", "time", "random", "metrics", "networks"]),
     ("tracker", &["types", "time", "random", "metrics", "store", "limiter", "access"]),
-    ("snapshot", &["types", "time", "store"]),
+    ("snapshot", &["types", "time", "store", "access"]),
     ("cluster", &["types", "time", "random", "metrics", "store"]),
     ("frontend", &["types", "time", "random", "metrics", "protocol", "access", "tracker"]),
     ("worker", &["types", "time", "random", "metrics", "frontend", "cluster", "sys"]),

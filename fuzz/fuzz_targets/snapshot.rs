@@ -2,13 +2,15 @@
 //!
 //! The checksums of the input are made right first, as far as its lengths allow, so that what is
 //! behind them is met at all. Invariants checked: nothing panics; a file that is taken for whole
-//! shows all its torrents; what is restored of it comes out of the store again, and as a snapshot
+//! shows all its torrents and passkeys; what is restored of it comes out of the store again, and as a snapshot
 //! of its own it is whole.
 #![no_main]
 
 use std::io::Cursor;
 
 use libfuzzer_sys::fuzz_target;
+use skep::access::passkey::{Keys, Limits, Record};
+use skep::access::sessions::SavedKey;
 use skep::snapshot::{Block, Restore, Snapshot, VERSION, Writer};
 use skep::store::{Batch, Export, Options, Store};
 use skep::time::Now;
@@ -82,11 +84,16 @@ fn count_peers(mut payload: &[u8]) -> u64 {
 fn judge(bytes: &[u8]) {
     let Ok(mut snapshot) = Snapshot::open(Cursor::new(bytes)) else { return };
     let contents = *snapshot.contents();
-    let (mut block, mut peers) = (Block::default(), 0);
+    let (mut block, mut peers, keys) = (Block::default(), 0, Keys::default());
     while snapshot.next(&mut block).expect("it was read before") {
         for torrent in block.torrents() {
             let torrent = torrent.expect("it was read before");
             peers += (torrent.v4.len() + torrent.v6.len()) as u64;
+        }
+        for key in block.keys() {
+            let key = key.expect("it was read before");
+            let (name, limits, totals) = (String::new(), Limits::default(), key.totals);
+            keys.insert(key.digest, &Record { name, limits, issued_s: 0, totals });
         }
     }
     assert_eq!(peers, contents.peers);
@@ -95,8 +102,12 @@ fn judge(bytes: &[u8]) {
     snapshot.rewind().expect("it is memory");
     let store = Store::new(Options { shards: 2, seed: Some(1) });
     let now = Now::from_s(header.at_s.min(4_000_000_000).saturating_add(60));
+    keys.await_sessions();
     let mut restore = Restore::new(snapshot, 3900);
-    while restore.step(&store, now).expect("it was read before") {}
+    while restore.step(&store, now).expect("it was read before") {
+        restore.restore_sessions(&keys, now).expect("it was read before");
+    }
+    keys.end_restoring();
     let restored = restore.restored();
     let all = restored.peers + restored.known + restored.expired + restored.refused;
     assert_eq!(all, contents.peers);
@@ -108,6 +119,12 @@ fn judge(bytes: &[u8]) {
     let (mut export, mut batch) = (Export::new(now), Batch::default());
     while store.export(&mut export, &mut batch) {
         writer.add(&batch).expect("it is memory");
+    }
+    let mut sessions = Vec::new();
+    for key in keys.all() {
+        let totals = key.save(now, &mut sessions).expect("it was restored");
+        let saved = SavedKey { digest: *key.digest(), totals, sessions: &sessions };
+        writer.add_key(&saved).expect("it is memory");
     }
     let (bytes, written) = writer.finish(1).expect("it is memory");
     assert_eq!(written.peers, held);

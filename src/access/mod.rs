@@ -16,6 +16,7 @@ pub mod lists;
 pub mod mode;
 pub mod passkey;
 pub mod registry;
+pub mod sessions;
 
 use std::net::IpAddr;
 use std::sync::Arc;

@@ -3,8 +3,7 @@
 //! A key is 16 random bytes, told once, as 32 hexadecimal digits; only its SHA-256 is kept. So a
 //! copy of the database lets nobody in, and the time a look-up takes tells nothing about keys.
 
-use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ahash::RandomState;
@@ -12,6 +11,7 @@ use dashmap::DashMap;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
+use super::sessions::{SavedKey, SavedSession, Sessions, Terms};
 use crate::time::Now;
 use crate::types::{Event, InfoHash, PeerId, Refusal};
 
@@ -110,9 +110,46 @@ pub struct Report<'a> {
     pub left: u64,
 }
 
+impl Totals {
+    /// The larger of each.
+    pub(super) fn max(&self, other: &Self) -> Self {
+        Self {
+            uploaded: self.uploaded.max(other.uploaded),
+            downloaded: self.downloaded.max(other.downloaded),
+            announces: self.announces.max(other.announces),
+        }
+    }
+
+    /// What was added since they were `before`.
+    pub(super) fn since(&self, before: &Self) -> Self {
+        Self {
+            uploaded: self.uploaded.saturating_sub(before.uploaded),
+            downloaded: self.downloaded.saturating_sub(before.downloaded),
+            announces: self.announces.saturating_sub(before.announces),
+        }
+    }
+
+    /// Adds bytes and announces.
+    pub(super) fn add(&mut self, [uploaded, downloaded]: [u64; 2], announces: u64) {
+        self.uploaded = self.uploaded.saturating_add(uploaded);
+        self.downloaded = self.downloaded.saturating_add(downloaded);
+        self.announces = self.announces.saturating_add(announces);
+    }
+
+    /// Takes away bytes that were added before.
+    pub(super) fn take_away(&mut self, [uploaded, downloaded]: [u64; 2]) {
+        self.uploaded = self.uploaded.saturating_sub(uploaded);
+        self.downloaded = self.downloaded.saturating_sub(downloaded);
+    }
+}
+
 /// Every key that is valid.
 #[derive(Default)]
-pub struct Keys(DashMap<Digest, Arc<Key>, RandomState>);
+pub struct Keys {
+    all: DashMap<Digest, Arc<Key>, RandomState>,
+    /// Whether sessions of before the start may be restored.
+    awaits: AtomicBool,
+}
 
 /// A valid key.
 pub struct Key {
@@ -120,29 +157,9 @@ pub struct Key {
     name: String,
     limits: Limits,
     issued_s: u64,
-    uploaded: AtomicU64,
-    downloaded: AtomicU64,
-    announces: AtomicU64,
     /// Whether the totals have changed since they were written down.
     changed: AtomicBool,
     sessions: Mutex<Sessions>,
-}
-
-/// What a key is used for now.
-#[derive(Default)]
-struct Sessions {
-    torrents: HashMap<InfoHash, HashMap<PeerId, Session, RandomState>, RandomState>,
-    peers: u32,
-    minute: u64,
-    announces: u32,
-}
-
-/// One peer's latest announce.
-struct Session {
-    at: Now,
-    uploaded: u64,
-    downloaded: u64,
-    left: u64,
 }
 
 /// What a key is used for at a moment.
@@ -187,61 +204,81 @@ impl Keys {
     #[inline]
     pub fn check(&self, digits: &[u8]) -> Option<Arc<Key>> {
         let key = parse(digits)?;
-        self.0.get(&digest(&key)).map(|it| it.clone())
+        self.all.get(&digest(&key)).map(|it| it.clone())
     }
 
     /// Makes a key valid.
     pub fn insert(&self, digest: Digest, record: &Record) -> Arc<Key> {
-        let key = Arc::new(Key::new(digest, record));
-        self.0.insert(digest, key.clone());
+        let awaits = self.awaits.load(Ordering::Acquire);
+        let key = Arc::new(Key::new(digest, record, awaits));
+        self.all.insert(digest, key.clone());
         key
     }
 
     /// Makes a key invalid.
     pub fn remove(&self, digest: &Digest) {
-        self.0.remove(digest);
+        self.all.remove(digest);
     }
 
     /// Whether the key with this digest is valid.
     pub fn contains(&self, digest: &Digest) -> bool {
-        self.0.contains_key(digest)
+        self.all.contains_key(digest)
     }
 
     /// How many keys are valid.
     pub fn len(&self) -> usize {
-        self.0.len()
+        self.all.len()
     }
 
     /// Whether none is.
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.all.is_empty()
     }
 
     /// All keys in the order of their ids.
     pub fn all(&self) -> Vec<Arc<Key>> {
-        let mut all: Vec<_> = self.0.iter().map(|it| it.value().clone()).collect();
+        let mut all: Vec<_> = self.all.iter().map(|it| it.value().clone()).collect();
         all.sort_unstable_by_key(|it| it.digest);
         all
     }
 
     /// The key with this id.
     pub fn with_id(&self, id: &str) -> Option<Arc<Key>> {
-        self.0.iter().find(|it| it.id() == id).map(|it| it.value().clone())
+        self.all.iter().find(|it| it.id() == id).map(|it| it.value().clone())
+    }
+
+    /// Says that sessions of before the start will be restored, before anybody announces.
+    pub fn await_sessions(&self) {
+        self.awaits.store(true, Ordering::Release);
+        self.all.iter().for_each(|it| it.sessions().await_restoring());
+    }
+
+    /// Restores sessions of a key, if it is valid still.
+    pub fn restore(&self, saved: &SavedKey<'_>, terms: &Terms) {
+        let key = self.all.get(&saved.digest).map(|it| it.clone());
+        if let Some(key) = key {
+            key.sessions().restore(saved, terms, &key.limits);
+            key.set_changed();
+        }
+    }
+
+    /// Says that no more sessions are restored.
+    pub fn end_restoring(&self) {
+        if self.awaits.swap(false, Ordering::AcqRel) {
+            self.all.iter().for_each(|it| it.sessions().end_restoring());
+        }
     }
 }
 
 impl Key {
-    fn new(digest: Digest, record: &Record) -> Self {
+    fn new(digest: Digest, record: &Record, awaits: bool) -> Self {
         Self {
             digest,
             name: record.name.clone(),
             limits: record.limits,
             issued_s: record.issued_s,
-            uploaded: AtomicU64::new(record.totals.uploaded),
-            downloaded: AtomicU64::new(record.totals.downloaded),
-            announces: AtomicU64::new(record.totals.announces),
             changed: AtomicBool::new(false),
-            sessions: Mutex::default(),
+            sessions: Mutex::new(Sessions::new(record.totals, awaits)),
         }
     }
 
@@ -257,11 +294,7 @@ impl Key {
 
     /// What is to be written down.
     pub fn record(&self) -> Record {
-        let totals = Totals {
-            uploaded: self.uploaded.load(Ordering::Relaxed),
-            downloaded: self.downloaded.load(Ordering::Relaxed),
-            announces: self.announces.load(Ordering::Relaxed),
-        };
+        let totals = self.sessions().totals();
         Record { name: self.name.clone(), limits: self.limits, issued_s: self.issued_s, totals }
     }
 
@@ -280,30 +313,15 @@ impl Key {
     /// # Errors
     /// [`Refusal::PasskeyLimit`]: more announces, torrents or peers than the key may have.
     pub fn count(&self, now: Now, report: &Report<'_>) -> Result<(), Refusal> {
-        let mut sessions = self.sessions();
-        let moved = sessions.count(now, report, &self.limits).ok_or(Refusal::PasskeyLimit)?;
-        // Nobody else writes while the sessions are held.
-        let add = |total: &AtomicU64, bytes: u64| {
-            let sum = total.load(Ordering::Relaxed).saturating_add(bytes);
-            total.store(sum, Ordering::Relaxed);
-        };
-        add(&self.uploaded, moved.0);
-        add(&self.downloaded, moved.1);
-        add(&self.announces, 1);
-        drop(sessions);
+        let counted = self.sessions().count(now, report, &self.limits);
+        counted.ok_or(Refusal::PasskeyLimit)?;
         self.set_changed();
         Ok(())
     }
 
     /// Forgets peers that have been silent for longer than this.
     pub fn sweep(&self, now: Now, age_s_max: u32) {
-        let mut sessions = self.sessions();
-        sessions.torrents.retain(|_, them| {
-            them.retain(|_, it| it.at.plus_s(u64::from(age_s_max)) > now);
-            !them.is_empty()
-        });
-        let peers = sessions.torrents.values().map(HashMap::len).sum::<usize>();
-        sessions.peers = u32::try_from(peers).unwrap_or(u32::MAX);
+        self.sessions().sweep(now, age_s_max);
     }
 
     /// A peer of its is gone.
@@ -311,77 +329,22 @@ impl Key {
         self.sessions().leave(info_hash, peer_id);
     }
 
+    /// Copies its sessions, in place of what is in `sessions`, as of `at`; gives the sums that
+    /// belong to them. `None` if there is nothing that is not written down elsewhere.
+    pub fn save(&self, at: Now, sessions: &mut Vec<SavedSession>) -> Option<Totals> {
+        let own = self.sessions();
+        let has_any = !own.is_empty() || self.changed.load(Ordering::Acquire);
+        has_any.then(|| own.save(at, sessions))
+    }
+
     /// What it is used for.
     pub fn usage(&self) -> Usage {
-        let sessions = self.sessions();
-        let all = sessions.torrents.values().flat_map(HashMap::values);
-        let lacks = all.map(|it| it.left).filter(|it| *it != u64::MAX);
-        Usage {
-            torrents: u32::try_from(sessions.torrents.len()).unwrap_or(u32::MAX),
-            peers: sessions.peers,
-            left: lacks.fold(0, u64::saturating_add),
-        }
+        let (torrents, peers, left) = self.sessions().usage();
+        Usage { torrents: u32::try_from(torrents).unwrap_or(u32::MAX), peers, left }
     }
 
     fn sessions(&self) -> MutexGuard<'_, Sessions> {
         self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Sessions {
-    /// Bytes uploaded and downloaded since the session's announce before; `None`: over a limit.
-    fn count(&mut self, now: Now, it: &Report<'_>, limits: &Limits) -> Option<(u64, u64)> {
-        // Who leaves takes nothing, and frees what he had.
-        if it.event != Event::Stopped && !self.may_announce(now, limits) {
-            return None;
-        }
-        let known = self.torrents.get_mut(it.info_hash);
-        let is_new_torrent = known.is_none();
-        let before = known.and_then(|them| them.get_mut(it.peer_id));
-        let moved = match &before {
-            // Less than before: the client has begun anew under its old id.
-            Some(before) if it.event != Event::Started => (
-                it.uploaded.saturating_sub(before.uploaded),
-                it.downloaded.saturating_sub(before.downloaded),
-            ),
-            _ => (0, 0),
-        };
-        let after =
-            Session { at: now, uploaded: it.uploaded, downloaded: it.downloaded, left: it.left };
-        if it.event == Event::Stopped {
-            self.leave(it.info_hash, it.peer_id);
-        } else if let Some(before) = before {
-            *before = after;
-        } else {
-            let torrents = u32::try_from(self.torrents.len()).unwrap_or(u32::MAX);
-            let full = self.peers >= limits.peers.min(PEERS_MAX)
-                || (is_new_torrent && torrents >= limits.torrents);
-            if full {
-                return None;
-            }
-            self.torrents.entry(*it.info_hash).or_default().insert(*it.peer_id, after);
-            self.peers += 1;
-        }
-        Some(moved)
-    }
-
-    fn may_announce(&mut self, now: Now, limits: &Limits) -> bool {
-        let minute = now.seconds() / 60;
-        if self.minute != minute {
-            (self.minute, self.announces) = (minute, 0);
-        }
-        self.announces = self.announces.saturating_add(1);
-        self.announces <= limits.announces_per_minute
-    }
-
-    fn leave(&mut self, info_hash: &InfoHash, peer_id: &PeerId) {
-        let Some(them) = self.torrents.get_mut(info_hash) else { return };
-        if them.remove(peer_id).is_some() {
-            self.peers -= 1;
-        }
-        if them.is_empty() {
-            self.torrents.remove(info_hash);
-        }
     }
 }
 
@@ -398,7 +361,7 @@ mod tests {
     }
 
     fn key(limits: Limits) -> Key {
-        Key::new([7; 32], &record(limits))
+        Key::new([7; 32], &record(limits), false)
     }
 
     fn report(torrent: usize, peer: usize, event: Event, moved: (u64, u64)) -> Report<'static> {

@@ -122,6 +122,9 @@ pub fn run(source: Source, take_over: bool) -> Result<(), StartError> {
     let token = options::admin_token(&config, keys.made_up);
     drop(acting);
     shared.store.allow(options::budget(&config));
+    if shared.snapshots.is_restoring() {
+        shared.office.access().keys().await_sessions();
+    }
     let confinement = Default::default();
     let reloader =
         reload::Reloader { source, config, keys, level, shared, tls, confinement, token };

@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use tracing::{debug, info, warn};
 
+use crate::access::Access;
 use crate::server::StartError;
 use crate::server::log::OPERATOR;
 use crate::server::workers::Shared;
@@ -219,6 +220,7 @@ impl Snapshots {
             folder,
             snapshots: it.clone(),
             store: shared.store.clone(),
+            access: shared.office.access().clone(),
             tracker: shared.tracker.clone(),
             clock: shared.clock,
             in_the_way: Vec::new(),
@@ -314,6 +316,7 @@ struct SnapshotKeeper {
     folder: Folder<Os>,
     snapshots: Arc<Snapshots>,
     store: Arc<Store>,
+    access: Arc<Access>,
     tracker: Arc<ArcSwap<tracker::Options>>,
     clock: Clock,
     /// Files that are of no use and could not be set aside: a save would remove them.
@@ -322,8 +325,12 @@ struct SnapshotKeeper {
 
 impl SnapshotKeeper {
     fn run(mut self, asked: &Receiver<Order>) {
-        let Some(_lock) = self.lock(asked) else { return };
-        self.restore();
+        let lock = self.lock(asked);
+        if lock.is_some() {
+            self.restore();
+        }
+        self.access.keys().end_restoring();
+        let Some(_lock) = lock else { return };
         loop {
             let (waiting, is_last) = self.wait(asked);
             let saved = if is_last { self.save(false) } else { self.save_beside_load() };
@@ -448,10 +455,14 @@ impl SnapshotKeeper {
         let mut restore = Restore::new(snapshot, peer_age_s_max);
         let ended = loop {
             self.snapshots.get_on();
-            match restore.step(&self.store, self.clock.now()) {
-                Ok(true) => {}
+            let (keys, now) = (self.access.keys(), self.clock.now());
+            let sessions = match restore.step(&self.store, now) {
+                Ok(true) => restore.restore_sessions(keys, now),
                 Ok(false) => break Ok(()),
-                Err(fault) => break Err(fault),
+                Err(fault) => Err(fault),
+            };
+            if let Err(fault) = sessions {
+                break Err(fault);
             }
         };
         let now = self.clock.now();
@@ -530,8 +541,8 @@ impl SnapshotKeeper {
             Ok(())
         };
         let cleared = self.clear_the_way(begun);
-        let saved =
-            cleared.and_then(|()| self.folder.save(&self.store, begun, wall_s(), &mut between));
+        let what = (&*self.store, self.access.keys());
+        let saved = cleared.and_then(|()| self.folder.save(what, begun, wall_s(), &mut between));
         match saved {
             Ok(saved) => {
                 let took_ns = self.clock.now().ns_since(begun);

@@ -24,6 +24,8 @@ use std::path::{Path, PathBuf};
 use super::format::{Contents, Header, Identity, VERSION};
 use super::reader::{Fault, Snapshot};
 use super::writer::Writer;
+use crate::access::passkey::Keys;
+use crate::access::sessions::SavedKey;
 use crate::store::{Batch, Export, Store};
 use crate::time::Now;
 
@@ -245,20 +247,20 @@ impl<D: Disk> Folder<D> {
     }
 
     /// Saves a snapshot as of `at`, dated `dated_s` seconds by the wall clock, which is what a
-    /// reader can compare it with. `between` is called between two slices, with no lock held; its
+    /// reader can compare it with; with what passkeys are used for. `between` is called between two slices, with no lock held; its
     /// error ends the attempt.
     ///
     /// # Errors
     /// [`SaveError`] with the first thing that fails.
     pub fn save(
         &self,
-        store: &Store,
+        (store, keys): (&Store, &Keys),
         at: Now,
         dated_s: u64,
         between: &mut dyn FnMut() -> io::Result<()>,
     ) -> Result<Saved, SaveError> {
         let temporary = self.path.join(TEMPORARY);
-        let written = self.write(&temporary, store, (at, dated_s), between);
+        let written = self.write(&temporary, (store, keys), (at, dated_s), between);
         let saved = written.and_then(|it| self.commit(&temporary).map(|()| it));
         let contents = saved.inspect_err(|_| {
             // What is not removed now is removed before the next one.
@@ -271,7 +273,7 @@ impl<D: Disk> Folder<D> {
     fn write(
         &self,
         path: &Path,
-        store: &Store,
+        what: (&Store, &Keys),
         (at, dated_s): (Now, u64),
         between: &mut dyn FnMut() -> io::Result<()>,
     ) -> Result<Contents, SaveError> {
@@ -284,7 +286,7 @@ impl<D: Disk> Folder<D> {
             tracker: self.tracker,
             build: env!("CARGO_PKG_VERSION").to_owned(),
         };
-        let written = write_all(file, &header, (store, at), between);
+        let written = write_all(file, &header, (what, at), between);
         let (file, contents) = written.map_err(failed(Step::Write))?;
         self.disk.sync(&file).map_err(failed(Step::Sync))?;
         Ok(contents)
@@ -373,11 +375,14 @@ impl<D: Disk> Folder<D> {
 const OF_ANOTHER: &str = "it was written by another tracker: its identity is not the one in \
                           tracker.id beside it";
 
-/// Writes all that a store exports.
+/// Sessions that are copied from one slice to the next. One key's are copied at once.
+const SESSIONS_PER_SLICE: usize = 1024;
+
+/// Writes all that a store exports, and passkeys' sessions.
 fn write_all<W: Write>(
     file: W,
     header: &Header,
-    (store, at): (&Store, Now),
+    ((store, keys), at): ((&Store, &Keys), Now),
     between: &mut dyn FnMut() -> io::Result<()>,
 ) -> io::Result<(W, Contents)> {
     let completed = store.totals().completed;
@@ -386,6 +391,16 @@ fn write_all<W: Write>(
     while store.export(&mut export, &mut batch) {
         writer.add(&batch)?;
         between()?;
+    }
+    let (mut sessions, mut copied) = (Vec::new(), 0);
+    for key in keys.all() {
+        let Some(totals) = key.save(at, &mut sessions) else { continue };
+        writer.add_key(&SavedKey { digest: *key.digest(), totals, sessions: &sessions })?;
+        copied += sessions.len() + 1;
+        if copied >= SESSIONS_PER_SLICE {
+            copied = 0;
+            between()?;
+        }
     }
     writer.finish(completed)
 }

@@ -17,12 +17,19 @@
 //! peer      address (4 or 16) | port (2) | state (1) | seconds since its latest announce (2)
 //! ```
 //!
+//! payload of kind 2, what passkeys are used for (private trackers):
+//! key       SHA-256 of it (32) | uploaded (8) | downloaded (8) | announces (8) | sessions (4)
+//!           | session …
+//! session   info-hash (20) | peer id (20) | uploaded (8) | downloaded (8) | left (8)
+//!           | seconds since its latest announce (4)
+//!
 //! The moment is in seconds since the Unix epoch, and all ages are counted back from it. `tracker`
 //! names the tracker that wrote it, `build` its version in ASCII, filled up with zeros. A crc is
 //! CRC-32C (RFC 3720, appendix B.4) of what stands before it in the same part, a block's of its
 //! payload as well. `completed` in the footer is the sum of all downloads the tracker ever counted.
 //! A torrent whose peers do not fit a block goes on in the next one, with the same info-hash and no
-//! completed downloads.
+//! completed downloads. A key whose sessions do not fit goes on in the next one as well, with the
+//! same sums, which are those that its sessions have led to.
 //!
 //! So every byte is covered, and a truncated file has no footer. A block of a kind that is unknown
 //! is skipped. The header has this form in every version: a reader can always tell which one it
@@ -46,6 +53,9 @@ pub const BLOCK_BYTES_MAX: usize = 64 << 10;
 
 /// Blocks of swarms.
 pub(super) const KIND_SWARMS: u32 = 1;
+
+/// Blocks of passkeys' sessions. Readers from before there were any skip them.
+pub(super) const KIND_SESSIONS: u32 = 2;
 
 /// The file's first bytes.
 pub(super) const MAGIC: [u8; 8] = *b"skepsnap";
@@ -140,6 +150,18 @@ pub(super) struct TorrentHead {
     pub(super) v6: U16,
 }
 
+/// A key's head.
+#[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub(super) struct KeyHead {
+    pub(super) digest: [u8; 32],
+    pub(super) uploaded: U64,
+    pub(super) downloaded: U64,
+    pub(super) announces: U64,
+    pub(super) sessions: U32,
+}
+
+pub(super) const KEY_BYTES: usize = size_of::<KeyHead>();
 pub(super) const HEADER_BYTES: usize = size_of::<RawHeader>();
 pub(super) const HEAD_BYTES: usize = size_of::<BlockHead>();
 pub(super) const ENTRY_BYTES: usize = size_of::<TableEntry>();
@@ -150,7 +172,7 @@ pub(super) const TORRENT_BYTES: usize = size_of::<TorrentHead>();
 pub(super) const EMPTY_BYTES: usize = size_of::<U32>();
 
 const _: () = assert!(HEADER_BYTES == 64 && HEAD_BYTES == 16 && ENTRY_BYTES == 16);
-const _: () = assert!(FOOTER_BYTES == 56 && TORRENT_BYTES == 28);
+const _: () = assert!(FOOTER_BYTES == 56 && TORRENT_BYTES == 28 && KEY_BYTES == 60);
 
 /// Where in the header its crc stands.
 const HEADER_CRC_AT: usize = HEADER_BYTES - 4;

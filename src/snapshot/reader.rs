@@ -10,9 +10,11 @@ use zerocopy::{FromBytes, FromZeros as _, IntoBytes};
 
 use super::format::{
     BLOCK_BYTES_MAX, BlockHead, Contents, END, ENTRY_BYTES, FOOTER_BYTES, Footer, HEAD_BYTES,
-    HEADER_BYTES, Header, KIND_SWARMS, MAGIC, RawHeader, TableEntry, TorrentHead, VERSION,
-    VERSION_MIN,
+    HEADER_BYTES, Header, KIND_SESSIONS, KIND_SWARMS, KeyHead, MAGIC, RawHeader, TableEntry,
+    TorrentHead, VERSION, VERSION_MIN,
 };
+use crate::access::passkey::Totals;
+use crate::access::sessions::{SavedKey, SavedSession};
 use crate::store::{Arrival, Saved4, SavedPeer};
 
 /// Why a file is of no use.
@@ -264,8 +266,15 @@ impl Block {
         Torrents { rest: if is_known { &self.payload } else { &[] }, block: self }
     }
 
-    /// How many torrents and peers there are, if all of them can be read.
+    /// Its passkeys and parts of such, likewise.
+    pub fn keys(&self) -> Keys<'_> {
+        let is_known = self.kind == KIND_SESSIONS;
+        Keys { rest: if is_known { &self.payload } else { &[] }, block: self }
+    }
+
+    /// How many torrents and peers there are, if all there is can be read.
     fn count(&self) -> Result<(u64, u64), Fault> {
+        self.keys().try_for_each(|it| it.map(drop))?;
         let (mut torrents, mut peers) = (0, 0);
         for torrent in self.torrents() {
             let torrent = torrent?;
@@ -303,6 +312,40 @@ impl<'a> Iterator for Torrents<'a> {
         let fault = || damaged("a torrent cannot be read", self.block.offset);
         Some(read.map(|(torrent, _)| torrent).ok_or_else(fault))
     }
+}
+
+/// The passkeys of a block.
+#[derive(Debug)]
+pub struct Keys<'a> {
+    rest: &'a [u8],
+    block: &'a Block,
+}
+
+impl<'a> Iterator for Keys<'a> {
+    type Item = Result<SavedKey<'a>, Fault>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.rest.is_empty() {
+            return None;
+        }
+        let read = key(self.rest);
+        self.rest = read.as_ref().map_or(&[], |(_, rest)| rest);
+        let fault = || damaged("a passkey's sessions cannot be read", self.block.offset);
+        Some(read.map(|(key, _)| key).ok_or_else(fault))
+    }
+}
+
+/// A passkey from the front of these bytes, and what is behind it.
+fn key(bytes: &[u8]) -> Option<(SavedKey<'_>, &[u8])> {
+    let (head, rest) = KeyHead::ref_from_prefix(bytes).ok()?;
+    let sessions = head.sessions.get() as usize;
+    let (sessions, rest) = <[SavedSession]>::ref_from_prefix_with_elems(rest, sessions).ok()?;
+    let totals = Totals {
+        uploaded: head.uploaded.get(),
+        downloaded: head.downloaded.get(),
+        announces: head.announces.get(),
+    };
+    Some((SavedKey { digest: head.digest, totals, sessions }, rest))
 }
 
 /// A torrent from the front of these bytes, and what is behind it.
@@ -377,6 +420,42 @@ mod tests {
         assert!(!snapshot.next(&mut Block::default()).unwrap());
     }
 
+    #[test]
+    fn sessions_come_back_however_many_a_key_has() {
+        let session = |number: u64| SavedSession {
+            info_hash: InfoHash([1; 20]),
+            peer_id: crate::types::PeerId([2; 20]),
+            uploaded: number.into(),
+            downloaded: (number * 2).into(),
+            left: u64::MAX.into(),
+            age_s: 7.into(),
+        };
+        let totals = Totals { uploaded: 1 << 40, downloaded: 2, announces: 3 };
+        let keys = [(1, 3), (2, 0), (3, 2500)].map(|(number, sessions)| {
+            ([number; 32], (0..sessions).map(session).collect::<Vec<_>>())
+        });
+        let mut writer = Writer::new(Vec::new(), &HEADER).unwrap();
+        writer.add(&one_torrent()).unwrap();
+        for (digest, sessions) in &keys {
+            writer.add_key(&SavedKey { digest: *digest, totals, sessions }).unwrap();
+        }
+        writer.add(&one_torrent()).unwrap();
+        let (bytes, contents) = writer.finish(0).unwrap();
+        assert_eq!((contents.torrents, contents.peers), (2, 2));
+        let (mut snapshot, mut block) = (open(&bytes).unwrap(), Block::default());
+        let mut found: Vec<([u8; 32], Vec<SavedSession>)> = Vec::new();
+        while snapshot.next(&mut block).unwrap() {
+            for key in block.keys().map(Result::unwrap) {
+                assert_eq!(key.totals, totals);
+                match found.last_mut().filter(|it| it.0 == key.digest) {
+                    Some(last) => last.1.extend_from_slice(key.sessions),
+                    None => found.push((key.digest, key.sessions.to_vec())),
+                }
+            }
+        }
+        assert_eq!(found, keys);
+    }
+
     /// What a file says with right checksums is bounded nevertheless.
     #[test]
     fn lengths_and_counts_are_not_believed() {
@@ -391,6 +470,12 @@ mod tests {
             let bytes = writer.finish(0).unwrap().0;
             let fault = open(&bytes).unwrap_err();
             assert!(matches!(fault, Fault::Damaged { offset: 64, .. }), "{fault}");
+        }
+        for payload in [&[0xff; 60][..], &[0; 59]] {
+            let mut writer = Writer::new(Vec::new(), &HEADER).unwrap();
+            writer.add_block_of(KIND_SESSIONS, payload).unwrap();
+            let bytes = writer.finish(0).unwrap().0;
+            assert!(open(&bytes).is_err(), "sessions that are not there");
         }
         let mut batch = one_torrent();
         batch.v4[0].state = 16;

@@ -6,6 +6,8 @@ use std::io::{Read, Seek};
 use fastrand::Rng;
 
 use super::reader::{Block, Fault, Snapshot};
+use crate::access::passkey::Keys;
+use crate::access::sessions;
 use crate::store::{Restored, Store, Terms};
 use crate::time::Now;
 
@@ -26,7 +28,24 @@ impl<R: Read + Seek> Restore<R> {
         Self { snapshot, block, random, peer_age_s_max, restored: Restored::default() }
     }
 
-    /// Restores the next block; false once there is no more.
+    /// Restores the sessions of passkeys, if the block that [`Restore::step`] was at has any.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn restore_sessions(&self, keys: &Keys, now: Now) -> Result<(), Fault> {
+        let (at, peer_age_s_max) = (self.at(), self.peer_age_s_max);
+        let terms = sessions::Terms { at, now, peer_age_s_max };
+        for key in self.block.keys() {
+            keys.restore(&key?, &terms);
+        }
+        Ok(())
+    }
+
+    fn at(&self) -> Now {
+        Now::from_s(self.snapshot.header().at_s.min(MOMENT_S_MAX))
+    }
+
+    /// Restores the swarms of the next block; false once there is no more.
     ///
     /// # Errors
     /// [`Fault`] where the file is not any more what it was when it was judged. What was restored
@@ -36,8 +55,7 @@ impl<R: Read + Seek> Restore<R> {
             store.restore_completed(self.snapshot.contents().completed);
             return Ok(false);
         }
-        let at = Now::from_s(self.snapshot.header().at_s.min(MOMENT_S_MAX));
-        let terms = Terms { at, now, peer_age_s_max: self.peer_age_s_max };
+        let terms = Terms { at: self.at(), now, peer_age_s_max: self.peer_age_s_max };
         for torrent in self.block.torrents() {
             store.restore(terms, &torrent?, &mut self.random, &mut self.restored);
         }

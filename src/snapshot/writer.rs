@@ -7,8 +7,10 @@ use zerocopy::IntoBytes as _;
 
 use super::format::{
     BLOCK_BYTES_MAX, BlockHead, Contents, EMPTY_BYTES, END, FOOTER_BYTES, Footer, HEAD_BYTES,
-    HEADER_BYTES, Header, KIND_SWARMS, MAGIC, RawHeader, TORRENT_BYTES, TableEntry,
+    HEADER_BYTES, Header, KEY_BYTES, KIND_SESSIONS, KIND_SWARMS, KeyHead, MAGIC, RawHeader,
+    TORRENT_BYTES, TableEntry,
 };
+use crate::access::sessions::{SavedKey, SavedSession};
 use crate::store::{Batch, Saved4, Saved6, SavedTorrent};
 
 /// The most peers of one family that a torrent's head can count.
@@ -19,6 +21,8 @@ pub struct Writer<W> {
     output: W,
     /// The payload of the block that is being filled.
     payload: Vec<u8>,
+    /// What it holds.
+    kind: u32,
     /// Torrents in it.
     torrents: u32,
     table: Vec<TableEntry>,
@@ -48,7 +52,8 @@ impl<W: Write> Writer<W> {
         output.write_all(raw.as_bytes())?;
         let contents = Contents { bytes: HEADER_BYTES as u64, ..Contents::default() };
         let payload = Vec::with_capacity(BLOCK_BYTES_MAX);
-        Ok(Self { output, payload, torrents: 0, table: Vec::new(), contents })
+        let (kind, torrents, table) = (KIND_SWARMS, 0, Vec::new());
+        Ok(Self { output, payload, kind, torrents, table, contents })
     }
 
     /// Adds what one slice of an export has copied.
@@ -56,12 +61,49 @@ impl<W: Write> Writer<W> {
     /// # Errors
     /// Those of the output. The snapshot is lost with any.
     pub fn add(&mut self, batch: &Batch) -> io::Result<()> {
+        self.turn_to(KIND_SWARMS)?;
         let (mut v4, mut v6) = (&batch.v4[..], &batch.v6[..]);
         for torrent in &batch.torrents {
             let (its_v4, behind_v4) = v4.split_at(torrent.v4.min(v4.len()));
             let (its_v6, behind_v6) = v6.split_at(torrent.v6.min(v6.len()));
             self.add_torrent(torrent, its_v4, its_v6)?;
             (v4, v6) = (behind_v4, behind_v6);
+        }
+        Ok(())
+    }
+
+    /// Adds a passkey's sessions, in as many blocks as it takes.
+    ///
+    /// # Errors
+    /// Those of the output. The snapshot is lost with any.
+    pub fn add_key(&mut self, key: &SavedKey<'_>) -> io::Result<()> {
+        self.turn_to(KIND_SESSIONS)?;
+        let mut rest = key.sessions;
+        loop {
+            self.make_room(KEY_BYTES + size_of::<SavedSession>())?;
+            let room = BLOCK_BYTES_MAX - self.payload.len() - KEY_BYTES;
+            let (now, later) = rest.split_at(fitting::<SavedSession>(room, rest.len()));
+            let head = KeyHead {
+                digest: key.digest,
+                uploaded: key.totals.uploaded.into(),
+                downloaded: key.totals.downloaded.into(),
+                announces: key.totals.announces.into(),
+                sessions: u32::try_from(now.len()).unwrap_or(u32::MAX).into(), // they fit a block
+            };
+            self.payload.extend_from_slice(head.as_bytes());
+            self.payload.extend_from_slice(now.as_bytes());
+            rest = later;
+            if rest.is_empty() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Ends the block if it holds something else.
+    fn turn_to(&mut self, kind: u32) -> io::Result<()> {
+        if self.kind != kind {
+            self.end_block()?;
+            self.kind = kind;
         }
         Ok(())
     }
@@ -115,7 +157,7 @@ impl<W: Write> Writer<W> {
         if self.payload.is_empty() {
             return Ok(());
         }
-        self.write_block(KIND_SWARMS)
+        self.write_block(self.kind)
     }
 
     fn write_block(&mut self, kind: u32) -> io::Result<()> {

@@ -1,0 +1,332 @@
+//! What a passkey is used for now, and the sums that follow: a session is a torrent and a peer id,
+//! and each of its announces adds what it has moved since the one before.
+//!
+//! # Over a restart
+//!
+//! A snapshot holds sessions together with the sums they have led to, copied at one moment, so that
+//! the next announce of a session adds what it has moved since. Three things may happen besides,
+//! and none of them counts a byte twice or not at all:
+//!
+//! - A session has announced to this process before its snapshot was restored, be it at a start
+//!   that serves while it restores, or beside a predecessor that this process takes over from. Both
+//!   have added differences of one and the same counter. [`Early`] remembers which; when the
+//!   session is restored, their union is added instead: up to the higher of both last values.
+//! - It has ended here before that: then the same, and it stays away.
+//! - The sums that were written down are later than the snapshot (both happen once a minute, and
+//!   the process was killed): what sessions add next was counted already. The sum is continued
+//!   where the snapshot has it, and shown once it is above what was written down.
+
+use std::collections::HashMap;
+
+use ahash::RandomState;
+use zerocopy::byteorder::little_endian::{U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+use super::passkey::{Digest, Limits, PEERS_MAX, Report, Totals};
+use crate::time::Now;
+use crate::types::{Event, InfoHash, PeerId};
+
+/// Bytes uploaded and downloaded.
+type Moved = [u64; 2];
+
+/// What a key is used for now, and what it was used for.
+#[derive(Default)]
+pub(super) struct Sessions {
+    torrents: HashMap<InfoHash, HashMap<PeerId, Session, RandomState>, RandomState>,
+    peers: u32,
+    minute: u64,
+    announces: u32,
+    /// The sum of what sessions have moved.
+    sums: Totals,
+    /// What was written down before the start: what is shown is never less.
+    written: Totals,
+    /// Until the sessions of before the start are restored, those that have announced meanwhile.
+    early: Option<Early>,
+}
+
+/// One peer's latest announce.
+struct Session {
+    at: Now,
+    moved: Moved,
+    left: u64,
+}
+
+/// What came before the sessions were restored.
+#[derive(Default)]
+struct Early {
+    sessions: HashMap<(InfoHash, PeerId), Meanwhile, RandomState>,
+    /// What the sums began with: what was written down, or what the snapshot says.
+    base: Totals,
+    /// Whether a session goes on that this belongs to.
+    is_settled: bool,
+}
+
+/// A session that has announced already.
+#[derive(Default)]
+struct Meanwhile {
+    latest: Moved,
+    added: Moved,
+    /// Whether it has begun anew: its counters are not those of the snapshot.
+    is_anew: bool,
+}
+
+/// A session as it is saved: 68 bytes.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,
+)]
+#[repr(C)]
+pub struct SavedSession {
+    /// The torrent.
+    pub info_hash: InfoHash,
+    /// The peer.
+    pub peer_id: PeerId,
+    /// Bytes uploaded since it began, as of its latest announce.
+    pub uploaded: U64,
+    /// Bytes downloaded, likewise.
+    pub downloaded: U64,
+    /// Bytes still missing; all ones: unknown.
+    pub left: U64,
+    /// Seconds from the latest announce to the snapshot.
+    pub age_s: U32,
+}
+
+const _: () = assert!(size_of::<SavedSession>() == 68);
+
+/// A key's sessions and the sums that belong to them, or a part of the sessions with the same sums.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SavedKey<'a> {
+    /// The key.
+    pub digest: Digest,
+    /// What its holder did.
+    pub totals: Totals,
+    /// Sessions.
+    pub sessions: &'a [SavedSession],
+}
+
+/// When sessions were saved and are restored.
+#[derive(Clone, Copy, Debug)]
+pub struct Terms {
+    /// The snapshot's moment.
+    pub at: Now,
+    /// Now.
+    pub now: Now,
+    /// Sessions that were silent for longer stay away.
+    pub peer_age_s_max: u32,
+}
+
+impl Sessions {
+    /// No sessions, and sums of before. `awaits`: whether sessions of before may be restored.
+    pub(super) fn new(written: Totals, awaits: bool) -> Self {
+        let mut it = Self { sums: written, written, ..Self::default() };
+        if awaits {
+            it.await_restoring();
+        }
+        it
+    }
+
+    /// From now on, what announces is remembered until [`Sessions::end_restoring`].
+    pub(super) fn await_restoring(&mut self) {
+        self.early = Some(Early { base: self.written, ..Early::default() });
+    }
+
+    /// Whether there is none.
+    pub(super) fn is_empty(&self) -> bool {
+        self.torrents.is_empty()
+    }
+
+    /// What the key was used for.
+    pub(super) fn totals(&self) -> Totals {
+        self.sums.max(&self.written)
+    }
+
+    /// Torrents, peers, and the bytes that those lack which know it.
+    pub(super) fn usage(&self) -> (usize, u32, u64) {
+        let all = self.torrents.values().flat_map(HashMap::values);
+        let lacks = all.map(|it| it.left).filter(|it| *it != u64::MAX);
+        (self.torrents.len(), self.peers, lacks.fold(0, u64::saturating_add))
+    }
+
+    /// Adds what the session has moved since its announce before; `None`: over a limit.
+    pub(super) fn count(&mut self, now: Now, it: &Report<'_>, limits: &Limits) -> Option<()> {
+        // Who leaves takes nothing, and frees what he had.
+        if it.event != Event::Stopped && !self.may_announce(now, limits) {
+            return None;
+        }
+        let latest = [it.uploaded, it.downloaded];
+        let torrents = self.torrents.len();
+        let known = self.torrents.get_mut(it.info_hash);
+        let is_new_torrent = known.is_none();
+        let before = known.and_then(|them| them.get_mut(it.peer_id));
+        // Less than before: the client has begun anew under its old id.
+        let is_anew = it.event == Event::Started
+            || before.as_ref().is_some_and(|it| latest[0] < it.moved[0] || latest[1] < it.moved[1]);
+        let added = match &before {
+            Some(before) if it.event != Event::Started => beyond(latest, before.moved),
+            _ => [0; 2],
+        };
+        let after = Session { at: now, moved: latest, left: it.left };
+        if it.event == Event::Stopped {
+            self.leave(it.info_hash, it.peer_id);
+        } else if let Some(before) = before {
+            *before = after;
+        } else {
+            let full = self.peers >= limits.peers.min(PEERS_MAX)
+                || (is_new_torrent && torrents >= limits.torrents as usize);
+            if full {
+                return None;
+            }
+            self.put(it.info_hash, it.peer_id, after);
+        }
+        if let Some(early) = &mut self.early {
+            early.note(it, latest, added, is_anew);
+        }
+        self.sums.add(added, 1);
+        Some(())
+    }
+
+    /// Forgets peers that have been silent for longer than this.
+    pub(super) fn sweep(&mut self, now: Now, age_s_max: u32) {
+        self.torrents.retain(|_, them| {
+            them.retain(|_, it| it.at.plus_s(u64::from(age_s_max)) > now);
+            !them.is_empty()
+        });
+        let peers = self.torrents.values().map(HashMap::len).sum::<usize>();
+        self.peers = u32::try_from(peers).unwrap_or(u32::MAX);
+    }
+
+    /// A peer is gone.
+    pub(super) fn leave(&mut self, info_hash: &InfoHash, peer_id: &PeerId) {
+        let Some(them) = self.torrents.get_mut(info_hash) else { return };
+        if them.remove(peer_id).is_some() {
+            self.peers -= 1;
+        }
+        if them.is_empty() {
+            self.torrents.remove(info_hash);
+        }
+    }
+
+    /// Copies all sessions, in place of what is in `sessions`; gives the sums that belong to them.
+    pub(super) fn save(&self, at: Now, sessions: &mut Vec<SavedSession>) -> Totals {
+        sessions.clear();
+        for (info_hash, them) in &self.torrents {
+            sessions.extend(them.iter().map(|(peer_id, it)| {
+                let age_s = at.ns_since(it.at) / 1_000_000_000;
+                SavedSession {
+                    info_hash: *info_hash,
+                    peer_id: *peer_id,
+                    uploaded: it.moved[0].into(),
+                    downloaded: it.moved[1].into(),
+                    left: it.left.into(),
+                    age_s: u32::try_from(age_s).unwrap_or(u32::MAX).into(),
+                }
+            }));
+        }
+        self.sums
+    }
+
+    /// Goes on where these sessions were saved. Does nothing after [`Sessions::end_restoring`].
+    pub(super) fn restore(&mut self, saved: &SavedKey<'_>, terms: &Terms, limits: &Limits) {
+        let Some(mut early) = self.early.take() else { return };
+        let age_ns = terms.now.ns_since(terms.at);
+        for it in saved.sessions {
+            let age_ns = age_ns.saturating_add(u64::from(it.age_s.get()) * 1_000_000_000);
+            let is_silent = age_ns > u64::from(terms.peer_age_s_max) * 1_000_000_000;
+            let meanwhile = early.sessions.remove(&(it.info_hash, it.peer_id));
+            if is_silent && meanwhile.is_none() {
+                continue;
+            }
+            self.go_on_from(&saved.totals, &mut early, true);
+            let moved = [it.uploaded.get(), it.downloaded.get()];
+            match meanwhile {
+                Some(meanwhile) => self.merge(it, moved, &meanwhile),
+                None => {
+                    let at = Now::from_ns(terms.now.ns().saturating_sub(age_ns));
+                    self.put_if_room(it, Session { at, moved, left: it.left.get() }, limits);
+                }
+            }
+        }
+        self.go_on_from(&saved.totals, &mut early, false);
+        self.early = Some(early);
+    }
+
+    /// From now on, sessions that are not known are new.
+    pub(super) fn end_restoring(&mut self) {
+        self.early = None;
+    }
+
+    /// Takes over the sums that belong to the sessions; where none of those goes on, only as far as
+    /// they are above what was written down.
+    fn go_on_from(&mut self, saved: &Totals, early: &mut Early, has_sessions: bool) {
+        if early.is_settled {
+            return;
+        }
+        let base = if has_sessions { *saved } else { saved.max(&self.written) };
+        let base = Totals { announces: saved.announces.max(self.written.announces), ..base };
+        let own = self.sums.since(&early.base);
+        self.sums = base;
+        self.sums.add([own.uploaded, own.downloaded], own.announces);
+        (early.base, early.is_settled) = (base, has_sessions);
+    }
+
+    /// Adds to the sums what two processes have not seen of one session, or takes away what both
+    /// have.
+    fn merge(&mut self, it: &SavedSession, saved: Moved, meanwhile: &Meanwhile) {
+        if meanwhile.is_anew {
+            return;
+        }
+        let Meanwhile { latest, added, .. } = *meanwhile;
+        let highest = [latest[0].max(saved[0]), latest[1].max(saved[1])];
+        self.sums.take_away(added);
+        self.sums.add(beyond(highest, saved), 0);
+        let them = self.torrents.get_mut(&it.info_hash);
+        if let Some(session) = them.and_then(|them| them.get_mut(&it.peer_id)) {
+            session.moved = highest;
+        }
+    }
+
+    fn put_if_room(&mut self, it: &SavedSession, session: Session, limits: &Limits) {
+        let them = self.torrents.get(&it.info_hash);
+        let is_known = them.is_some_and(|them| them.contains_key(&it.peer_id));
+        let is_full = self.peers >= limits.peers.min(PEERS_MAX)
+            || (them.is_none() && self.torrents.len() >= limits.torrents as usize);
+        if !is_known && !is_full {
+            self.put(&it.info_hash, &it.peer_id, session);
+        }
+    }
+
+    fn put(&mut self, info_hash: &InfoHash, peer_id: &PeerId, session: Session) {
+        let before = self.torrents.entry(*info_hash).or_default().insert(*peer_id, session);
+        self.peers += u32::from(before.is_none());
+    }
+
+    fn may_announce(&mut self, now: Now, limits: &Limits) -> bool {
+        let minute = now.seconds() / 60;
+        if self.minute != minute {
+            (self.minute, self.announces) = (minute, 0);
+        }
+        self.announces = self.announces.saturating_add(1);
+        self.announces <= limits.announces_per_minute
+    }
+}
+
+impl Early {
+    fn note(&mut self, it: &Report<'_>, latest: Moved, added: Moved, is_anew: bool) {
+        let key = (*it.info_hash, *it.peer_id);
+        if self.sessions.len() >= PEERS_MAX as usize && !self.sessions.contains_key(&key) {
+            return;
+        }
+        let entry = self.sessions.entry(key).or_default();
+        entry.latest = latest;
+        let sum = |at: usize| entry.added[at].saturating_add(added[at]);
+        entry.added = [sum(0), sum(1)];
+        entry.is_anew |= is_anew;
+    }
+}
+
+/// How much more one is than the other.
+fn beyond(latest: Moved, before: Moved) -> Moved {
+    [latest[0].saturating_sub(before[0]), latest[1].saturating_sub(before[1])]
+}
+
+#[cfg(test)]
+mod tests;
