@@ -11,8 +11,12 @@ mod common;
 #[path = "common/streams.rs"]
 mod streams;
 
+use std::io::Write as _;
+
 use clients::meeting::Via::{Http, Https, Udp};
-use clients::programs::{ARIA2, LIBTORRENT, TRANSMISSION_CLI, TRANSMISSION_DAEMON};
+use clients::programs::{
+    ARIA2, LIBTORRENT, TRANSMISSION_CLI, TRANSMISSION_DAEMON, libtorrent_rush,
+};
 use clients::{leecher_calls, seeder_calls};
 use skep::types::Family::{V4, V6};
 
@@ -107,6 +111,30 @@ fn aria2_over_udp_finds_transmission_over_https() {
 #[test]
 fn libtorrent_over_https_finds_libtorrent_over_http() {
     leecher_calls(V4, LIBTORRENT.via(Http), LIBTORRENT.via(Https));
+}
+
+// ---- many torrents at once ----
+
+/// Under the default limits, which hold for 127.0.0.1 here: it starts and ends with all of them.
+#[test]
+fn hundreds_of_torrents_of_libtorrent_are_in_at_once_and_out_at_its_end() {
+    const TORRENTS: u32 = 300;
+    let mut command = common::command();
+    command.args(["--listen", "127.0.0.1:0", "--workers", "2"]);
+    let skep = common::Skep::spawn(command.env("SKEP__LIMITS__EXEMPT", "::1/128"));
+    let peers = || skep.metrics().sum("skep_peers", "");
+    let urls = [("udp", skep.udp[0]), ("http", skep.tcp[0])];
+    for url in urls.map(|(scheme, address)| format!("{scheme}://{address}/announce")) {
+        let Some(mut libtorrent) = libtorrent_rush() else { return };
+        let mut child = libtorrent.args([url, TORRENTS.to_string()]).spawn().unwrap();
+        common::eventually("all are in", || peers() == f64::from(TORRENTS));
+        child.stdin.as_mut().unwrap().write_all(b"\n").unwrap();
+        common::eventually("all are out", || peers() == 0.0);
+        drop(child.stdin.take());
+        child.wait().unwrap();
+    }
+    let limited = skep.metrics().sum("skep_limited_total", "action=\"limited\"");
+    assert_eq!(limited, 0.0);
 }
 
 // ---- the test of the public lists ----

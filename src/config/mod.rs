@@ -215,8 +215,9 @@ sections! {
         /// Most connections at once, over all of TCP. 0: nine tenths of the limit on open files.
         connections_max: u32 = 0, in 0..=10000000;
         /// Most connections of one source (an IPv4 address, an IPv6 /64) at once. Trusted proxies
-        /// and limits.exempt are not counted. Reloaded by SIGHUP.
-        connections_per_source_max: u32 = 32, in 1..=1000000;
+        /// and limits.exempt are not counted. Clients that end open one for each of their torrents,
+        /// and no stop is repeated. Reloaded by SIGHUP.
+        connections_per_source_max: u32 = 2048, in 1..=1000000;
         /// Seconds in which the head of a request has to arrive. Reloaded by SIGHUP.
         head_timeout_s: u32 = 5, in 1..=60;
         /// Seconds after which a connection without a request is closed. Reloaded by SIGHUP.

@@ -163,6 +163,14 @@ fn transmission_daemon(meeting: &Meeting, role: Role, _: Via) -> Client {
     Client::spawn(meeting, role, &mut command)
 }
 
+/// A session of many torrents, to be told its tracker and how many; `None` if it is not here.
+pub(crate) fn libtorrent_rush() -> Option<Command> {
+    let helper = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/clients/libtorrent_rush.py");
+    let mut command = Command::new(PYTHON);
+    command.args([helper, "127.0.0.1:0"]).stdin(Stdio::piped());
+    present(&[PYTHON_LIBTORRENT]).then_some(command)
+}
+
 fn libtorrent(meeting: &Meeting, role: Role, _: Via) -> Client {
     let helper = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/clients/libtorrent_client.py");
     let interface = match meeting.family() {

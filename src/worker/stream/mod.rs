@@ -101,7 +101,7 @@ impl Default for Options {
             head_timeout_s: 5,
             idle_timeout_s: 30,
             ping_interval_s: 50,
-            connections_per_source_max: 32,
+            connections_per_source_max: 2048,
             exempt: Vec::new(),
             trusted_proxies: Vec::new(),
         }
