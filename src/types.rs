@@ -209,10 +209,23 @@ impl Kind {
 /// Where an announcing peer is reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Contact {
-    /// At its source address and this port. 0 is refused, except on a stop.
+    /// At its source address and this port; nowhere, if that is 0 or 1.
     Port(u16),
     /// Through its WebTorrent socket.
     Web(WebPeer),
+}
+
+impl Contact {
+    /// Whether others can connect to the peer, as far as it says. Port 0 is what clients without a
+    /// listening socket announce, port 1 what libtorrent (since 1.2.5) announces in their place.
+    /// Such a client connects to others, and nobody is sent to it.
+    #[inline]
+    pub const fn accepts_connections(self) -> bool {
+        match self {
+            Self::Port(port) => port > 1,
+            Self::Web(_) => true,
+        }
+    }
 }
 
 /// What a client says happened since its last announce.
@@ -280,8 +293,6 @@ pub struct ScrapeEntry {
 /// Why a well-formed request is refused. The text goes to the client and never changes with input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
-    /// The client wants to be a peer but names port 0.
-    PortZero,
     /// A parameter that an announce or scrape needs is missing or makes no sense (HTTP).
     Malformed,
     /// A trusted proxy does not say whom it speaks for (HTTP).
@@ -314,8 +325,7 @@ pub enum Refusal {
 
 impl Refusal {
     /// Every reason, in index order.
-    pub const ALL: [Self; 15] = [
-        Self::PortZero,
+    pub const ALL: [Self; 14] = [
         Self::Malformed,
         Self::NoSource,
         Self::NoFullScrape,
@@ -336,7 +346,6 @@ impl Refusal {
     /// outgrows the announce or scrape that it answers.
     pub const fn text(self) -> &'static str {
         match self {
-            Self::PortZero => "port 0 is no peer",
             Self::Malformed => "malformed request",
             Self::NoSource => "proxy names no client",
             Self::NoFullScrape => "full scrape is off",
@@ -357,7 +366,6 @@ impl Refusal {
     /// The label used in metrics.
     pub fn label(self) -> &'static str {
         match self {
-            Self::PortZero => "port_zero",
             Self::Malformed => "malformed",
             Self::NoSource => "no_source",
             Self::NoFullScrape => "no_full_scrape",

@@ -13,8 +13,8 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use common::{
-    Client, Metrics, Skep, backends, command, eventually, has_io_uring, has_ipv6, leecher, run,
-    seeder, texts,
+    Client, Metrics, Skep, backends, command, deny_port, eventually, has_io_uring, has_ipv6,
+    leecher, run, seeder, texts,
 };
 use skep::protocol::udp::client::{Announcement, encode_announce};
 use skep::protocol::udp::{ANNOUNCE_BYTES, TransactionId};
@@ -66,7 +66,7 @@ fn peers_find_each_other_over_either_family() {
 fn many_clients_of_all_workers_meet_in_one_swarm() {
     for io in backends() {
         let skep = Skep::start(&["--io", io]);
-        for port in 1..=200 {
+        for port in 1001..=1200 {
             Client::connect(skep.udp[0]).announce(&leecher(2, port));
         }
         let mut client = Client::connect(skep.udp[0]);
@@ -94,6 +94,7 @@ fn signals_end_it_in_order() {
 fn what_is_counted_adds_up() {
     for io in backends() {
         let skep = Skep::start(&["--io", io]);
+        deny_port(&skep, 25);
         for &address in &skep.udp {
             good_and_bad_requests(address);
         }
@@ -122,10 +123,10 @@ const SENT: f64 = 10.0;
 /// A bit of everything: 4 answered, 1 refused, 5 met with silence.
 fn good_and_bad_requests(address: std::net::SocketAddr) {
     let mut client = Client::connect(address);
-    client.announce(&leecher(3, 1));
-    client.announce(&leecher(3, 1));
+    client.announce(&leecher(3, 6881));
+    client.announce(&leecher(3, 6881));
     client.scrape(&[InfoHash([3; 20])]);
-    assert!(!client.announce_refused(&leecher(3, 0)).is_empty());
+    assert!(!client.announce_refused(&leecher(3, 25)).is_empty());
     client.send(b"");
     client.send(b"short");
     client.send(&[0; 16]); // a connect without its magic
@@ -145,7 +146,7 @@ fn check_counts(metrics: &Metrics, family: &str) {
     assert_eq!(one("skep_responses_total", "action=connect"), 1.0, "{}", metrics.text);
     assert_eq!(one("skep_responses_total", "action=announce"), 2.0);
     assert_eq!(one("skep_responses_total", "action=scrape"), 1.0);
-    assert_eq!(one("skep_refused_total", "reason=port_zero"), 1.0);
+    assert_eq!(one("skep_refused_total", "reason=port_denied"), 1.0);
     assert_eq!(one("skep_dropped_total", "reason=too_short"), 2.0);
     assert_eq!(one("skep_dropped_total", "reason=bad_magic"), 1.0);
     assert_eq!(one("skep_dropped_total", "reason=unknown_action"), 1.0);
@@ -220,7 +221,7 @@ fn a_key_is_kept_across_a_restart() {
     let skep = start();
     let mut client = Client::unconnected(skep.udp[0]);
     client.connection_id = old.connection_id;
-    client.announce(&leecher(4, 1));
+    client.announce(&leecher(4, 6881));
     let key = fs::read_to_string(state.path().join("connection_id.key")).unwrap();
     assert!(key.len() > 64 && !skep.log().contains(key.trim()), "a key is shown");
 }
@@ -238,7 +239,7 @@ fn processes_with_one_key_accept_each_others_ids() {
     let from_first = Client::connect(first.udp[0]).connection_id;
     let mut client = Client::unconnected(rolled.udp[0]);
     client.connection_id = from_first;
-    client.announce(&leecher(5, 1));
+    client.announce(&leecher(5, 6881));
 }
 
 #[test]
@@ -320,7 +321,7 @@ fn sighup_reloads_what_can_change_and_names_what_cannot() {
     write("[tracker]\ninterval_jitter_s = 0\n[memory]\nmax_memory = \"1GiB\"\n");
     let skep = Skep::start(&["--config", path.to_str().unwrap()]);
     let mut client = Client::connect(skep.udp[0]);
-    assert_eq!(client.announce(&leecher(6, 1)).0.interval_s, 1800);
+    assert_eq!(client.announce(&leecher(6, 6881)).0.interval_s, 1800);
 
     let budget = |skep: &Skep| skep.metrics().value("skep_store_limit_bytes");
     let before = budget(&skep);
@@ -334,7 +335,11 @@ fn sighup_reloads_what_can_change_and_names_what_cannot() {
     assert!(log.contains("tracker.interval_s = 900 (was 1800), memory.max_memory"), "{log}");
     assert!(log.contains("(was \"1GiB\"), the connection-id keys"), "{log}");
     assert!(log.contains("server.io = \"mmsg\" (was \"auto\")"), "{log}");
-    assert_eq!(client.announce(&leecher(6, 1)).0.interval_s, 900, "the old key is still accepted");
+    assert_eq!(
+        client.announce(&leecher(6, 6881)).0.interval_s,
+        900,
+        "the old key is still accepted"
+    );
     assert_ne!(client.ask_connection_id(), client.connection_id, "the new key makes ids");
     assert!(budget(&skep) < before * 0.6, "{} of {before}", budget(&skep));
 
@@ -342,7 +347,7 @@ fn sighup_reloads_what_can_change_and_names_what_cannot() {
     skep.signal("HUP");
     let log = skep.log_with("not reloaded, nothing has changed");
     assert!(log.contains("skep.toml:4:1: tracker.interval_s: out of bounds"), "{log}");
-    assert_eq!(client.announce(&leecher(6, 1)).0.interval_s, 900);
+    assert_eq!(client.announce(&leecher(6, 6881)).0.interval_s, 900);
     assert_eq!(skep.get("/readyz").0, 200);
 }
 
@@ -368,7 +373,7 @@ fn sighup_does_not_act_on_another_state_directory() {
     skep.signal("HUP");
     let log = skep.log_with("takes effect with a restart only");
     assert!(log.contains("server.state_dir"), "{log}");
-    client.announce(&leecher(6, 1)); // met with silence if the key were another
+    client.announce(&leecher(6, 6881)); // met with silence if the key were another
     assert!(!temporary.path().join("new").exists(), "created before its time");
 }
 
@@ -384,7 +389,7 @@ fn keys_that_are_made_up_never_replace_others() {
     skep.signal("HUP");
     skep.log_with("the connection-id keys stay as they were");
     skep.log_with("reloaded: udp.key_file");
-    client.announce(&leecher(6, 1));
+    client.announce(&leecher(6, 6881));
 }
 
 /// Puts a pipe in the place of a file, whose reader waits for what is written.
@@ -470,7 +475,7 @@ fn where_io_uring_is_denied_it_serves_without_and_says_why() {
     for (errno, reasons) in [(EPERM, ["seccomp", "sysctl"]), (ENOSYS, ["missing", "missing"])] {
         let skep = Skep::spawn(start_filtered(errno, "auto"));
         assert_eq!(skep.ready_value("io"), "mmsg");
-        Client::connect(skep.udp[0]).announce(&leecher(7, 1));
+        Client::connect(skep.udp[0]).announce(&leecher(7, 6881));
         let log = skep.log_with("ready ");
         assert_eq!(log.matches("io_uring is not usable").count(), 1, "{log}");
         assert!(log.contains("WARN") && log.contains("remedy: "), "{log}");
@@ -575,18 +580,18 @@ fn a_source_far_over_its_limit_is_denied_by_the_kernel_and_nobody_else() {
     loud.connection_id = loud.ask_connection_id();
     quiet.connection_id = quiet.ask_connection_id();
     let mut announce = [0; ANNOUNCE_BYTES];
-    let it = leecher(1, 1);
+    let it = leecher(1, 6881);
     encode_announce(loud.connection_id, TransactionId([0; 4]), &it, &mut announce);
     eventually("it is denied", || {
         (0..100).for_each(|_| _ = loud.socket.send(&announce));
         skep.metrics().value("skep_kernel_denied_sources") > 0.5
     });
     skep.log_with("the kernel drops what 127.0.1.1 and others");
-    quiet.announce(&leecher(1, 2));
+    quiet.announce(&leecher(1, 6882));
     let received = |skep: &Skep| skep.metrics().sum("skep_requests_total", "");
     let before = received(&skep);
     (0..1000).for_each(|_| _ = loud.socket.send(&announce));
-    quiet.announce(&leecher(1, 2));
+    quiet.announce(&leecher(1, 6882));
     assert!(received(&skep) - before < 500.0, "most was dropped before it was received");
 }
 
@@ -594,7 +599,7 @@ fn a_source_far_over_its_limit_is_denied_by_the_kernel_and_nobody_else() {
 fn a_peer_that_stops_is_forgotten_at_once() {
     let skep = Skep::start(&[]);
     let mut client = Client::connect(skep.udp[0]);
-    client.announce(&leecher(8, 1));
-    client.announce(&Announcement { event: Event::Stopped, ..leecher(8, 1) });
+    client.announce(&leecher(8, 6881));
+    client.announce(&Announcement { event: Event::Stopped, ..leecher(8, 6881) });
     assert_eq!(client.scrape(&[InfoHash([8; 20])])[0].leechers, 0);
 }

@@ -70,7 +70,7 @@ fn without_descriptors_udp_goes_on_and_http_comes_back() {
 #[test]
 fn without_locked_memory_it_starts_and_serves() {
     let skep = Skep::spawn(limited("ulimit -l 0", "auto"));
-    Client::connect(skep.udp[0]).announce(&leecher(1, 1));
+    Client::connect(skep.udp[0]).announce(&leecher(1, 6881));
     assert_eq!(streams::ask(skep.tcp[0], &announce(1, 1, "")).status, 200);
     if skep.ready_value("io") == "mmsg" && common::has_io_uring() {
         skep.log_with("memlock");
@@ -307,7 +307,7 @@ fn a_key_that_the_new_user_may_not_read_keeps_no_other_setting_from_being_reload
     skep.signal("HUP");
     let log = skep.log_with("reloaded: tracker.interval_s = 1100 (was 1000)");
     assert!(log.contains("the connection-id keys stay as they were: cannot read"), "{log}");
-    client.announce(&leecher(1, 1)); // met with silence if the key were another
+    client.announce(&leecher(1, 6881)); // met with silence if the key were another
 }
 
 #[test]
@@ -328,7 +328,7 @@ fn started_as_root_it_becomes_the_user_that_is_named() {
     }
     assert_eq!(u64::from_str_radix(line("CapEff:").trim(), 16).unwrap(), 0);
     let mut client = Client::connect(skep.udp[0]);
-    client.announce(&leecher(1, 1));
+    client.announce(&leecher(1, 6881));
     skep.signal("HUP");
     skep.log_with("reloaded: nothing has changed");
     // Root replaces it, and becomes the same user.
@@ -337,7 +337,7 @@ fn started_as_root_it_becomes_the_user_that_is_named() {
     next.args(["--take-over"]).env("STATE_DIRECTORY", state.path());
     let second = Skep::spawn(next);
     assert_eq!(skep.wait().code(), Some(0), "{}", skep.log());
-    client.announce(&leecher(1, 1));
+    client.announce(&leecher(1, 6881));
     eventually("it is ready", || second.get("/readyz").0 == 200);
     let mut unknown = command();
     unknown.args(["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]);

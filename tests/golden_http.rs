@@ -393,14 +393,14 @@ fn families_share_the_peers_wanted() {
         let body: Value = bt_bencode::from_slice(&conversation.reply[start..]).unwrap();
         ["peers", "peers6"].map(|key| body[key].as_byte_str().unwrap().len())
     };
-    for port in 1..=20 {
+    for port in 6881..=6900 {
         announce("198.51.100.1", port, 1);
         announce("2001:db8::1", port, 1);
     }
-    assert_eq!(announce("198.51.100.2", 1, 10), [5 * 6, 5 * 18]);
-    assert_eq!(announce("198.51.100.2", 1, 1), [6, 0]);
-    assert_eq!(announce("2001:db8::2", 1, 1), [0, 18]);
-    assert_eq!(announce("2001:db8::2", 1, 200), [21 * 6, 20 * 18]);
+    assert_eq!(announce("198.51.100.2", 6881, 10), [5 * 6, 5 * 18]);
+    assert_eq!(announce("198.51.100.2", 6881, 1), [6, 0]);
+    assert_eq!(announce("2001:db8::2", 6881, 1), [0, 18]);
+    assert_eq!(announce("2001:db8::2", 6881, 200), [21 * 6, 20 * 18]);
 }
 
 #[test]

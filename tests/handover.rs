@@ -97,10 +97,10 @@ fn ids_stay_valid_and_swarms_go_on_growing() {
     let mut first = first("auto", &[]);
     let state = first.state.take().unwrap();
     let mut client = Client::connect(first.udp[0]);
-    client.announce(&seeder(1, 1));
+    client.announce(&seeder(1, 6881));
     let second = successor(state.path(), &[]);
     first.wait();
-    client.announce(&leecher(1, 2));
+    client.announce(&leecher(1, 6882));
     assert_eq!(client.scrape(&[InfoHash([1; 20])])[0].leechers, 1);
     assert_eq!(second.metrics().sum("skep_dropped_total", ""), 0.0);
 }
@@ -318,7 +318,7 @@ fn a_successor_whose_predecessor_has_ended_serves() {
     let start = || successor(folder.path(), &[]);
     let (_predecessor, second) = Puppet::asked(folder.path(), start, Puppet::end);
     second.log_with("the predecessor ended out of turn");
-    Client::connect(second.udp[0]).announce(&leecher(1, 1));
+    Client::connect(second.udp[0]).announce(&leecher(1, 6881));
 }
 
 /// A process that may never be ready; killed when dropped.
@@ -474,7 +474,7 @@ fn addresses_may_change_with_a_take_over() {
     assert_eq!(second.udp[0], first.udp[0]);
     assert_eq!(second.udp[1].ip().to_string(), "127.0.0.3");
     second.log_with(&format!("udp {} was passed to this process", first.udp[1]));
-    Client::connect(second.udp[1]).announce(&leecher(1, 1));
+    Client::connect(second.udp[1]).announce(&leecher(1, 6881));
     assert!(TcpStream::connect(first.tcp[1]).is_err());
     assert!(UdpSocket::bind(first.udp[1]).is_ok(), "nobody has it any more");
 }
@@ -506,11 +506,11 @@ fn registrations_go_over_and_can_be_changed_afterwards() {
     assert_eq!(first.wait().code(), Some(0), "{}", first.log());
     let mut client = Client::connect(second.udp[0]);
     for torrent in [1, 2] {
-        client.announce(&leecher(torrent, 1));
+        client.announce(&leecher(torrent, 6881));
     }
-    assert!(!client.announce_refused(&leecher(3, 1)).is_empty());
+    assert!(!client.announce_refused(&leecher(3, 6881)).is_empty());
     assert_eq!(register(&second, "03"), 201);
-    client.announce(&leecher(3, 1));
+    client.announce(&leecher(3, 6881));
 }
 
 #[test]

@@ -84,7 +84,7 @@ fn every_kind_was_seen(seen: &Seen) {
         "scrapes by WebSocket",
         "WebRTC answers",
         "answers delivered",
-        "port 0 refused",
+        "announces of port 0 or 1",
         "too_short",
         "bad_magic",
         "unknown_action",

@@ -11,7 +11,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use browser::{Browser, View, has_chromium};
-use common::{Client, DEADLINE, Skep, eventually, http_get, leecher, seeder};
+use common::{Client, DEADLINE, Skep, deny_port, eventually, http_get, leecher, seeder};
 use serde_json::Value;
 use skep::protocol::udp::client::Announcement;
 use skep::types::{Event, PeerId};
@@ -101,12 +101,13 @@ fn rows(message: &Value) -> Vec<Value> {
 #[test]
 fn the_page_has_the_figures_in_tables() {
     let skep = Skep::start(&[]);
+    deny_port(&skep, 25);
     let mut client = Client::connect(skep.udp[0]);
     client.announce(&seeder(1, 1001));
     client.announce(&leecher(1, 1002));
     client.announce(&leecher(2, 1003));
-    client.scrape(&[leecher(1, 1).info_hash]);
-    client.announce_refused(&leecher(1, 0));
+    client.scrape(&[leecher(1, 6881).info_hash]);
+    client.announce_refused(&leecher(1, 25));
     let lacks = |page: &str| {
         let udp = "UDP</th><td class=\"n\">";
         let parts = [
@@ -114,7 +115,7 @@ fn the_page_has_the_figures_in_tables() {
             "<dd id=\"figure-peers\">3</dd>",
             "<dd id=\"figure-torrents\">2</dd>",
             "State</th><td class=\"n\">serving</td>",
-            "Refused</th><td>port zero</td>",
+            "Refused</th><td>port denied</td>",
             "udp-1</th>",
             "tcp-0</th>",
             &"01".repeat(20),
@@ -147,7 +148,7 @@ fn a_viewer_gets_the_last_minutes_and_then_rates_that_add_up_to_what_was_sent() 
     for number in 0..ANNOUNCES {
         client.announce(&leecher(7, u16::try_from(2000 + number).unwrap()));
     }
-    client.scrape(&[leecher(7, 1).info_hash]);
+    client.scrape(&[leecher(7, 6881).info_hash]);
     let (mut announces, mut connects, mut scrapes) = (0.0, 0.0, 0.0);
     let mut at_s = of_row(columns, &first["row"], "at_s");
     while announces < f64::from(ANNOUNCES) - 0.05 || scrapes < 0.95 {
@@ -337,7 +338,8 @@ fn busy() -> Skep {
             udp.announce(&Announcement { peer_id, ..announcement(torrent, 2000 + peer) });
         }
     }
-    udp.announce_refused(&leecher(1, 0));
+    deny_port(&skep, 25);
+    udp.announce_refused(&leecher(1, 25));
     udp.send(b"no datagram of a client at all");
     skep
 }

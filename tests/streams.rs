@@ -47,15 +47,18 @@ fn a_connection_is_used_again_and_pipelined_requests_are_answered_in_order() {
         let server = patient(backend);
         let mut client = server.connect();
         for _ in 0..3 {
-            assert_eq!(client.get(&announce_path("a", 1)).status, 200);
+            assert_eq!(client.get(&announce_path("a", 6881)).status, 200);
         }
-        let paths = [announce_path("b", 7), "/nowhere".into(), announce_path("c", 0)];
+        let paths =
+            [announce_path("b", 7), "/nowhere".into(), announce_path("c", 0), "/announce".into()];
         client.send(paths.map(|it| request(&it)).concat().as_bytes());
         assert_eq!(client.reply().status, 200);
         assert_eq!(client.reply().status, 404);
-        assert!(is_refused(&client.reply(), Refusal::PortZero));
-        assert_eq!(client.get(&announce_path("a", 2)).status, 200, "still open");
-        assert_eq!(server.received(Transport::Http), 7);
+        assert_eq!(client.reply().status, 200);
+        let refused = client.reply();
+        assert!(String::from_utf8_lossy(&refused.body).contains("info_hash is missing"));
+        assert_eq!(client.get(&announce_path("a", 6882)).status, 200, "still open");
+        assert_eq!(server.received(Transport::Http), 8);
         assert_eq!(server.sum(|it| it.accepted.get()), 1);
         drop(client);
         server.expect_closed(Closed::ByClient, 1);
@@ -69,7 +72,7 @@ fn many_pipelined_requests_are_answered_before_more_is_read() {
         let server = patient(backend);
         let mut client = server.connect();
         let mut sender = client.stream.try_clone().unwrap();
-        let requests = request(&announce_path("a", 1)).repeat(5_000);
+        let requests = request(&announce_path("a", 6881)).repeat(5_000);
         let sending = std::thread::spawn(move || sender.write_all(requests.as_bytes()).unwrap());
         assert!((0..5_000).all(|_| client.reply().status == 200));
         sending.join().unwrap();
@@ -81,7 +84,7 @@ fn many_pipelined_requests_are_answered_before_more_is_read() {
 fn connections_that_are_not_to_be_kept_end_after_the_reply() {
     for_each_backend(|backend| {
         let server = patient(backend);
-        let path = announce_path("a", 1);
+        let path = announce_path("a", 6881);
         for head in [
             format!("GET {path} HTTP/1.0\r\n\r\n"),
             format!("GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"),
@@ -104,7 +107,7 @@ fn a_request_may_come_byte_by_byte() {
         let long = format!("GET / HTTP/1.1\r\nA: {}\r\n\r\n", "x".repeat(6_000));
         long.as_bytes().chunks(97).for_each(|it| client.send(it));
         assert_eq!(client.reply().status, 200);
-        for byte in request(&announce_path("a", 1)).as_bytes() {
+        for byte in request(&announce_path("a", 6881)).as_bytes() {
             client.send(&[*byte]);
         }
         assert_eq!(client.reply().status, 200);
@@ -192,13 +195,13 @@ fn all_torrents_are_streamed_while_others_are_served() {
         let mut client = Client::new(secure(server.trust(), connect(server.tls[0])));
         let torrents = 30_000;
         for batch in 0..torrents / 100 {
-            let paths = (0..100).map(|it| request(&announce_path(&format!("{batch}x{it}y"), 1)));
+            let paths = (0..100).map(|it| request(&announce_path(&format!("{batch}x{it}y"), 6881)));
             client.send(paths.collect::<String>().as_bytes());
             assert!((0..100).all(|_| client.reply().status == 200));
         }
         client.send(request("/scrape").as_bytes());
         let mut other = server.connect();
-        assert_eq!(other.get(&announce_path("a", 1)).status, 200);
+        assert_eq!(other.get(&announce_path("a", 6881)).status, 200);
         let reply = client.reply();
         let value: Value = bt_bencode::from_slice(&reply.body).unwrap();
         let files = value.as_dict().unwrap().get(&b"files"[..]).unwrap().as_dict().unwrap();
@@ -228,7 +231,7 @@ fn a_source_has_so_many_connections_unless_it_is_exempt_or_a_proxy() {
         server.expect_closed(Closed::PerSourceCap, 1);
         for source in [3, 8, 8, 8, 8, 9, 9, 9, 9] {
             let mut client = server.connect_from([127, 0, 0, source]);
-            assert_eq!(client.get(&announce_path("a", 1)).status, 200);
+            assert_eq!(client.get(&announce_path("a", 6881)).status, 200);
             held.push(client);
         }
         held.remove(0);
@@ -267,7 +270,7 @@ fn a_trusted_proxys_header_names_the_source_and_a_strangers_does_not() {
         );
         let header =
             b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\x0a\x01\x02\x03\x7f\0\0\x01\x12\x34\x19\x64";
-        let path = announce_path("a", 1);
+        let path = announce_path("a", 6881);
         for end in [header.len(), 5] {
             let mut client = server.connect_from([127, 0, 0, 9]);
             client.send(&header[..end]);
@@ -301,7 +304,7 @@ fn a_proxy_on_a_unix_socket_names_its_clients() {
     for_each_backend(|backend| {
         let server = patient(backend);
         let mut client = Client::new(UnixStream::connect(&server.unix).unwrap());
-        let path = announce_path("a", 1);
+        let path = announce_path("a", 6881);
         client.send(format!("GET {path} HTTP/1.1\r\nX-Forwarded-For: 10.1.2.3\r\n\r\n").as_bytes());
         let reply = client.reply();
         assert!(reply.body.starts_with(b"d8:completei0e11:external ip4:\x0a\x01\x02\x03"));
@@ -596,7 +599,7 @@ fn a_worker_that_stops_closes_who_waits_and_finishes_who_is_being_served() {
         let mut socket = server.web_socket(0);
         ask(&mut socket, &announce(TORRENT, "a", "", ""));
         let mut half = server.connect();
-        let request = request(&announce_path("a", 1));
+        let request = request(&announce_path("a", 6881));
         let (head, tail) = request.as_bytes().split_at(20);
         let before = server.sum(|it| it.received_bytes(Transport::Http).get());
         half.send(head);

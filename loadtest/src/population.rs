@@ -184,7 +184,7 @@ pub(crate) fn populate(plan: &Plan, seats: &[Seat]) -> Result<Vec<Vec<Peer>>, St
             let socket = (offset + member) % sockets;
             let (seat, turn) = (seats[socket], u32::try_from(member / sockets).unwrap_or(u32::MAX));
             let place = turn.saturating_mul(seat.lanes).saturating_add(seat.lane);
-            // Each peer owns two ports out of 65 535.
+            // Each peer owns two ports out of 65 534.
             let place = u16::try_from(place).ok().filter(|it| *it < 32_767).ok_or_else(|| {
                 format!(
                     "a swarm of {size} peers needs more than {sockets} sockets with addresses of \

@@ -291,7 +291,7 @@ impl Asking {
             uploaded: 0,
             event,
             numwant: 1,
-            port: 1,
+            port: 6881,
             key: [0; 4],
         };
         let transaction_id = TransactionId(*b"anno");

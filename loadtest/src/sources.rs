@@ -218,15 +218,15 @@ fn connect(from: IpAddr, target: SocketAddr) -> io::Result<UdpSocket> {
     Ok(socket.into())
 }
 
-/// The port that one peer of a torrent announces: distinct for all `index`es below 65 535, never
-/// 0, and scattered, so that no tracker profits from an order.
+/// The port that one peer of a torrent announces: distinct for all `index`es below 65 534, never
+/// 0 or 1, which no peer is reached at, and scattered, so that no tracker profits from an order.
 pub(crate) fn peer_port(torrent: u32, index: u32) -> u16 {
-    const PORTS: u64 = 65_535;
-    // Coprime to 65535 = 3 * 5 * 17 * 257, hence a permutation.
+    const PORTS: u64 = 65_534;
+    // Coprime to 65534 = 2 * 7 * 31 * 151, hence a permutation.
     const STEP: u64 = 40_501;
     let base = mix(u64::from(torrent)) % PORTS;
-    let port = 1 + (base + u64::from(index) * STEP) % PORTS;
-    u16::try_from(port).unwrap_or(1)
+    let port = 2 + (base + u64::from(index) * STEP) % PORTS;
+    u16::try_from(port).unwrap_or(u16::MAX)
 }
 
 #[cfg(test)]
@@ -271,11 +271,11 @@ mod tests {
     }
 
     #[test]
-    fn ports_of_a_torrent_never_repeat_and_are_never_zero() {
+    fn ports_of_a_torrent_never_repeat_and_are_never_0_or_1() {
         for torrent in [0, 7, u32::MAX] {
-            let ports: HashSet<u16> = (0..65_535).map(|it| peer_port(torrent, it)).collect();
-            assert_eq!(ports.len(), 65_535);
-            assert!(!ports.contains(&0));
+            let ports: HashSet<u16> = (0..65_534).map(|it| peer_port(torrent, it)).collect();
+            assert_eq!(ports.len(), 65_534);
+            assert!(!ports.contains(&0) && !ports.contains(&1));
         }
     }
 

@@ -71,13 +71,9 @@ impl UdpFrontend {
             Family::V4 => Room { v4: peers, ..Room::default() },
             Family::V6 => Room { v6: peers, ..Room::default() },
         };
-        match self.tracker.announce(now, &announce, room) {
-            Ok(Announced { reply, bytes, .. }) => {
-                let bytes = udp::encode_announced(&request.head, &reply, bytes.iter().sum(), out);
-                Answered { action: Action::Announce, bytes, refusal: None }
-            }
-            Err(refusal) => refused(Action::Announce, &request.head, refusal, out),
-        }
+        let Announced { reply, bytes, .. } = self.tracker.announce(now, &announce, room);
+        let bytes = udp::encode_announced(&request.head, &reply, bytes.iter().sum(), out);
+        Answered { action: Action::Announce, bytes, refusal: None }
     }
 
     /// Zeros stand for torrents that may not be scraped, unless none of them may. There is no

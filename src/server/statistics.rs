@@ -321,11 +321,11 @@ mod tests {
         two.count(Family::V4, 98, Ok(answered));
         two.count(Family::V6, 98, Ok(answered));
         two.count(Family::V6, 3, Err(Dropped::TooShort));
-        let refused = Answered { refusal: Some(Refusal::PortZero), ..answered };
+        let refused = Answered { refusal: Some(Refusal::LowPort), ..answered };
         one.count(Family::V6, 98, Ok(refused));
         let http = counters.streams[1].requests(Transport::Http, Family::V6);
         http.answered[Action::Announce as usize].add(8);
-        http.refused[Refusal::PortZero as usize].add(3);
+        http.refused[Refusal::LowPort as usize].add(3);
         counters.tallies[1].not_stored.of(NotStored::Memory).add(6);
         let flows = flows(&counters.read(9), Some(&before), 2.0);
         for (subject, total, per_s) in [
@@ -333,7 +333,7 @@ mod tests {
             (Subject::Answered(Protocol::Http, Action::Announce), 8, 4.0),
             (Subject::Answered(Protocol::Ws, Action::Announce), 0, 0.0),
             (Subject::Dropped(Dropped::TooShort), 1, 0.5),
-            (Subject::Refused(Refusal::PortZero), 4, 2.0),
+            (Subject::Refused(Refusal::LowPort), 4, 2.0),
             (Subject::NotStored(NotStored::Memory), 6, 3.0),
             (Subject::QueueFull, 9, 2.0),
             (Subject::ReceivedBytes, 98 * 4 + 3, 148.5),

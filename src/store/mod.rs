@@ -46,8 +46,10 @@ pub use roster::Change;
 use crate::time::Now;
 use crate::types::{Contact, InfoHash, Kind, Scope, ScrapeEntry};
 use announce::Announcing;
+use contents::Contents;
 use memory::{Account, Memory};
 use roster::Outcome;
+use swarm::{Reader, Tally};
 use table::Table;
 
 /// How many times [`Store::prefetch`] wants to see a batch.
@@ -165,7 +167,7 @@ pub struct Visit<'a> {
     pub info_hash: &'a InfoHash,
     /// The peer's address, unmapped.
     pub address: IpAddr,
-    /// Where the peer is reached; a port is not 0.
+    /// Where the peer is reached. One that stays accepts connections.
     pub contact: Contact,
     /// What happens to the peer.
     pub change: Change,
@@ -324,6 +326,24 @@ impl Store {
         let joins = matches!(visit.change, Change::Present { .. });
         let answer = self.table.write(visit.info_hash, joins, &mut announcing);
         Answer { created: announcing.created, ..answer }
+    }
+
+    /// Tells the counts of a torrent, and chooses peers for an asker, in a role, who does not join
+    /// it. Nothing changes, and a torrent that is not known stays unknown.
+    pub fn look_up(
+        &self,
+        info_hash: &InfoHash,
+        (address, role): (IpAddr, Role),
+        room: &mut Room<'_>,
+        random: &mut Rng,
+    ) -> Answer {
+        // The kind does not matter to who has no position.
+        let reader = Reader { scope: Scope::of(address), role, kind: Kind::V4, position: None };
+        let look = |contents: &Contents| {
+            let [bytes, available] = swarm::choose(contents, reader, room, random);
+            Answer { bytes, available, ..Tally::of(contents).answer() }
+        };
+        self.table.read(info_hash, |cell| cell.peek(look)).unwrap_or_default()
     }
 
     /// One torrent's counts; zeros if it is unknown.

@@ -491,12 +491,13 @@ impl Restoring<'_, '_> {
             self.restored.expired += 1;
             return contents;
         };
-        // As the front ends have it: nobody is at port 0, and IPv4 addresses come as such.
-        if peer.port() == 0 || address.to_canonical() != address {
+        // As the tracker has it: whoever is stored accepts connections, and IPv4 comes unmapped.
+        let contact = Contact::Port(peer.port());
+        if !contact.accepts_connections() || address.to_canonical() != address {
             self.restored.refused += 1;
             return contents;
         }
-        let (contact, scope) = (Contact::Port(peer.port()), Scope::of(address));
+        let scope = Scope::of(address);
         let change = Change::Present { role: stamp.role(), completed: false };
         let info_hash = &self.torrent.info_hash;
         let visit = Visit { info_hash, address, contact, change, capped: false };

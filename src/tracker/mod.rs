@@ -193,8 +193,8 @@ impl Tracker {
     /// same translator of addresses as the tracker.
     ///
     /// # Errors
-    /// [`Refusal::LowPort`] where another address counts and the port is below 1024: whatever
-    /// listens there is no BitTorrent client, and has not asked to be called.
+    /// [`Refusal::LowPort`] where another address counts and the port is below 1024, but for 0 and
+    /// 1: whatever listens there is no BitTorrent client, and has not asked to be called.
     #[inline]
     pub fn peer_address(
         &mut self,
@@ -208,29 +208,22 @@ impl Tracker {
         }
         match claimed().filter(|it| *it != source) {
             Some(it) if it.is_unspecified() || it.is_multicast() => Ok(None),
-            Some(_) if port < PORT_ELSEWHERE_MIN => Err(Refusal::LowPort),
+            Some(_) if port < PORT_ELSEWHERE_MIN && Contact::Port(port).accepts_connections() => {
+                Err(Refusal::LowPort)
+            }
             other => Ok(other),
         }
     }
 
     /// Applies an announce and writes chosen peers to `room`: all families together, no more than
-    /// wanted.
-    ///
-    /// # Errors
-    /// [`Refusal::PortZero`] if the client wants to be a peer that nobody could reach.
+    /// wanted. A client that accepts no connections is told what any other is told, and is neither
+    /// stored nor counted.
     #[inline]
-    pub fn announce(
-        &mut self,
-        now: Now,
-        announce: &Announce,
-        mut room: Room<'_>,
-    ) -> Result<Announced, Refusal> {
+    pub fn announce(&mut self, now: Now, announce: &Announce, mut room: Room<'_>) -> Announced {
         let options = self.options.load();
         let change = change_of(announce);
-        if announce.contact == Contact::Port(0) && change != Change::Stopped {
-            return Err(Refusal::PortZero);
-        }
-        if change != Change::Stopped {
+        let joins = change != Change::Stopped && announce.contact.accepts_connections();
+        if joins {
             self.counting.count(now, options.interval_s, announce.contact, &announce.peer_id);
         }
         self.watch.note(now, announce.source);
@@ -240,9 +233,10 @@ impl Tracker {
         limit(&mut room.v6, numwant * 18);
         limit(&mut room.web, numwant * 16);
         let source = announce.source;
+        let address = announce.elsewhere.unwrap_or(source);
         let visit = Visit {
             info_hash: &announce.info_hash,
-            address: announce.elsewhere.unwrap_or(source),
+            address,
             contact: announce.contact,
             change,
             capped: self.gate.as_ref().is_some_and(|gate| !gate.is_exempt(source)),
@@ -253,7 +247,12 @@ impl Tracker {
                 && gate.as_mut().is_none_or(|it| it.admit_new_torrent(now, source))
         };
         let random = &mut self.random;
-        let mut answer = self.store.announce_if(now, &visit, &mut room, random, &mut admits_new);
+        let mut answer = match change {
+            Change::Present { role, .. } if !joins => {
+                self.store.look_up(&announce.info_hash, (address, role), &mut room, random)
+            }
+            _ => self.store.announce_if(now, &visit, &mut room, random, &mut admits_new),
+        };
         if change == Change::Stopped
             && !answer.was_there
             && let Some(gate) = &mut self.gate
@@ -276,7 +275,7 @@ impl Tracker {
         }
         let min_interval_s = options.min_interval_s.min(interval_s);
         let reply = AnnounceReply { interval_s, min_interval_s, leechers, seeders };
-        Ok(Announced { reply, bytes: answer.bytes, is_stored })
+        Announced { reply, bytes: answer.bytes, is_stored }
     }
 
     /// One torrent's counts; zeros if it is unknown.

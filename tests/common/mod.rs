@@ -464,3 +464,10 @@ pub(crate) fn leecher(torrent: u8, port: u16) -> Announcement {
 pub(crate) fn seeder(torrent: u8, port: u16) -> Announcement {
     Announcement { left: 0, ..leecher(torrent, port) }
 }
+
+/// Denies a port, so that announces of it are refused.
+pub(crate) fn deny_port(skep: &Skep, port: u16) {
+    let target = format!("/api/v1/access/ports/deny/{port}");
+    let answered = http_ask(skep.admin, ("PUT", &target), "");
+    assert_eq!(answered.0, 200, "{answered:?}");
+}

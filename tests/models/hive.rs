@@ -251,7 +251,7 @@ impl Hive {
         let (mut v4, mut v6) = ([0; 600], [0; 1800]);
         let room = Room { v4: &mut v4, v6: &mut v6, ..Room::default() };
         let tracker = &mut self.workers[0].tracker;
-        let Announced { reply, bytes, .. } = tracker.announce(self.now, &announce, room).unwrap();
+        let Announced { reply, bytes, .. } = tracker.announce(self.now, &announce, room);
         (reply.seeders, reply.leechers, bytes.iter().sum())
     }
 }

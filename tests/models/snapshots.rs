@@ -82,7 +82,7 @@ pub(crate) fn any_announce(random: &mut Rng, torrents: u32, addresses: u32) -> S
         _ => Change::Present { role: Role::Leecher, completed: false },
     };
     let torrent = random.u32(..torrents).min(random.u32(..torrents));
-    Said { torrent, address, contact: Contact::Port(1 + random.u16(..4)), change }
+    Said { torrent, address, contact: Contact::Port(2 + random.u16(..4)), change }
 }
 
 /// Many such announces over two hours; says when the last was.

@@ -79,12 +79,12 @@ impl Peers {
         tracker: &mut Tracker,
         now: Now,
         announce: &Announce,
-    ) -> Result<Told<'_>, Failure> {
+    ) -> Told<'_> {
         let room = Room { v4: &mut self.v4[..], v6: &mut self.v6[..], web: &mut [] };
-        let Announced { reply, bytes, .. } = tracker.announce(now, announce, room)?;
+        let Announced { reply, bytes, .. } = tracker.announce(now, announce, room);
         let v4 = &self.v4[..bytes[Kind::V4 as usize]];
         let v6 = &self.v6[..bytes[Kind::V6 as usize]];
-        Ok(Told { reply, v4, v6 })
+        Told { reply, v4, v6 }
     }
 }
 

@@ -275,8 +275,7 @@ fn retry_in(refusal: Refusal) -> &'static [u8] {
         | Refusal::NetworkDenied
         | Refusal::Unregistered
         | Refusal::UnknownPasskey => b"1440",
-        Refusal::PortZero
-        | Refusal::Malformed
+        Refusal::Malformed
         | Refusal::NoFullScrape
         | Refusal::TooManyTorrents
         | Refusal::LowPort

@@ -280,7 +280,7 @@ impl Turn<'_> {
         let Scratch { body, peers, .. } = &mut *self.scratch;
         body.clear();
         let done = asked.and_then(|(announce, compact)| {
-            let told = peers.announce(self.tracker, self.now, &announce)?;
+            let told = peers.announce(self.tracker, self.now, &announce);
             announce::write(&announce, &told, compact, self.options, body);
             Ok(())
         });

@@ -264,28 +264,20 @@ impl Turn<'_> {
         let offers = request.offers.len().min(OFFERS_LIMIT);
         let web = &mut room[..offers * WEB_PEER_BYTES];
         self.directory.enter(name, self.session.route); // before the peer joins: see there
-        match self.tracker.announce(self.now, &announce, Room { web, ..Room::default() }) {
-            Ok(told) => {
-                let Announce { info_hash, peer_id, .. } = announce;
-                self.announced(&info_hash, &told, request.unusable);
-                if told.is_stored {
-                    self.session.join(Peer { name, info_hash, peer_id, latest: self.now });
-                    let chosen = &room[..told.bytes.iter().sum()];
-                    self.hand_offers(request, name, chosen);
-                } else {
-                    // Nor is it anywhere else: memory is short here as well.
-                    self.session.leave(&name);
-                    self.directory.leave(&name, self.session.route, || {});
-                }
-                Outcome::Answered(Action::Announce)
-            }
-            Err(refusal) => {
-                if is_new {
-                    self.directory.leave(&name, self.session.route, || {});
-                }
-                self.refuse(&request.info_hash, refusal)
-            }
+        let room_for_offers = Room { web, ..Room::default() };
+        let told = self.tracker.announce(self.now, &announce, room_for_offers);
+        let Announce { info_hash, peer_id, .. } = announce;
+        self.announced(&info_hash, &told, request.unusable);
+        if told.is_stored {
+            self.session.join(Peer { name, info_hash, peer_id, latest: self.now });
+            let chosen = &room[..told.bytes.iter().sum()];
+            self.hand_offers(request, name, chosen);
+        } else {
+            // Nor is it anywhere else: memory is short here as well.
+            self.session.leave(&name);
+            self.directory.leave(&name, self.session.route, || {});
         }
+        Outcome::Answered(Action::Announce)
     }
 
     /// Whether the announce is allowed. A torrent's second hash leads to no other swarm here: the
@@ -357,15 +349,11 @@ impl Turn<'_> {
         if let Err(refusal) = self.enter(&announce, request) {
             return self.refuse_for(&announce, refusal);
         }
-        match self.tracker.announce(self.now, &announce, Room::default()) {
-            Ok(told) => {
-                self.session.leave(&name);
-                self.directory.leave(&name, self.session.route, || {});
-                self.announced(&announce.info_hash, &told, None);
-                Outcome::Answered(Action::Announce)
-            }
-            Err(refusal) => self.refuse(&announce.info_hash, refusal),
-        }
+        let told = self.tracker.announce(self.now, &announce, Room::default());
+        self.session.leave(&name);
+        self.directory.leave(&name, self.session.route, || {});
+        self.announced(&announce.info_hash, &told, None);
+        Outcome::Answered(Action::Announce)
     }
 
     /// Hands an answer to who made the offer.
@@ -458,8 +446,7 @@ fn leave(
             event: Event::Stopped,
             numwant: None,
         };
-        let left = tracker.announce(now, &announce, Room::default());
-        debug_assert!(left.is_ok(), "leaving is not refused");
+        tracker.announce(now, &announce, Room::default());
     });
 }
 

@@ -272,8 +272,7 @@ fn ordered(text: &str) -> String {
 const ACTIONS: [Action; 3] = [Action::Connect, Action::Announce, Action::Scrape];
 
 /// What is refused over UDP.
-const REFUSALS: [Refusal; 10] = [
-    Refusal::PortZero,
+const REFUSALS: [Refusal; 9] = [
     Refusal::LowPort,
     Refusal::TorrentDenied,
     Refusal::NetworkDenied,

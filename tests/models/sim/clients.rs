@@ -142,7 +142,7 @@ impl Client {
             _ => {}
         }
         part.joined = event != Event::Stopped;
-        let port = if random.u8(..40) == 0 && self.speaks == Speaks::Udp { 0 } else { self.port };
+        let port = if random.u8(..40) == 0 { random.u16(..2) } else { self.port };
         let who = match self.speaks {
             Speaks::WebSocket => Who::Web(number),
             _ => Who::At(SocketAddr::new(self.address.ip(), port)),

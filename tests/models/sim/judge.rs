@@ -14,7 +14,7 @@ pub(crate) enum Invariant {
     NeverTheAsker,
     /// Nobody is handed anyone twice.
     Distinct,
-    /// Nobody is told of an address that is none of his business, or of port 0.
+    /// Nobody is told of an address that is none of his business, or of ports 0 and 1.
     RightScope,
     /// Seeders are not handed seeders.
     NoSeedersForSeeders,

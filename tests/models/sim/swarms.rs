@@ -67,6 +67,11 @@ pub(crate) struct Said {
 }
 
 impl Said {
+    /// Whether its peer accepts no connections.
+    pub(crate) fn accepts_nothing(&self) -> bool {
+        matches!(self.who, Who::At(it) if it.port() < 2)
+    }
+
     /// What the peer is after it; `None` where it leaves.
     pub(crate) fn role(&self) -> Option<Role> {
         match (self.event, self.left) {
@@ -263,6 +268,9 @@ impl Swarms {
 
     /// An announce that was answered.
     pub(crate) fn announce(&mut self, now: Now, said: &Said) -> ScrapeEntry {
+        if said.role().is_some() && said.accepts_nothing() {
+            return self.counts(&said.torrent);
+        }
         let torrent = self.torrents.entry(said.torrent).or_default();
         torrent.seen_s = now.seconds();
         let before = torrent.peers.get(&said.who).copied();
@@ -315,7 +323,7 @@ impl Swarms {
     pub(crate) fn may_be_handed(&self, said: &Said, who: Who) -> Judged {
         hold(who != said.who, Invariant::NeverTheAsker, || format!("{said:?}"))?;
         let shown = who.scope() == 0 || who.scope() == said.who.scope();
-        let named = !matches!(who, Who::At(it) if it.port() == 0);
+        let named = !matches!(who, Who::At(it) if it.port() < 2);
         hold(shown && named, Invariant::RightScope, || format!("{who:?} for {said:?}"))?;
         let peers = self.torrents.get(&said.torrent).map(|it| &it.peers);
         let known = peers.and_then(|it| it.get(&who));

@@ -204,11 +204,6 @@ impl World {
                 hold(ip == GREEDY && empty, Invariant::OnlyGreedAreLimited, told)
             }
             (Reply::Announced(reply, peers), Ok(said)) => self.judge_announced(said, reply, peers),
-            (Reply::Error(_), Ok(said)) => {
-                self.tally.note("port 0 refused");
-                let is_zero = matches!(said.who, Who::At(it) if it.port() == 0);
-                hold(is_zero && said.event != Event::Stopped, Invariant::Readable, told)
-            }
             (Reply::Scraped(entries), Err(hashes)) => {
                 self.tally.note("scrapes by UDP");
                 hold(entries.count() == hashes.len(), Invariant::Readable, told)?;
@@ -223,6 +218,9 @@ impl World {
 
     fn judge_announced(&mut self, said: &Said, reply: AnnounceReply, peers: &[u8]) -> Judged {
         self.tally.note("announces by UDP");
+        if said.accepts_nothing() {
+            self.tally.note("announces of port 0 or 1");
+        }
         let Who::At(address) = said.who else { unreachable!("it came by UDP") };
         let counts = self.swarms.announce(self.now(), said);
         let found = (reply.seeders, reply.leechers);

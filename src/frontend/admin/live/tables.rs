@@ -389,7 +389,7 @@ mod tests {
         let flow = Flow { total: 3, per_s: 0.5 };
         let flows = [
             Subject::Dropped(Dropped::BadMagic),
-            Subject::Refused(Refusal::PortZero),
+            Subject::Refused(Refusal::LowPort),
             Subject::Limited("verified"),
             Subject::Slipped("new_torrent"),
         ];
@@ -411,7 +411,7 @@ mod tests {
         assert_eq!(tables.len(), LAYOUTS.len() - 1);
         assert_eq!(tables["workers"].len(), WORKER_ROWS_MAX);
         assert_eq!(tables["clients"].len(), CLIENT_ROWS_MAX + 1);
-        assert_eq!(tables["errors"], [["Refused", "port zero", "0.5", "3"]]);
+        assert_eq!(tables["errors"], [["Refused", "low port", "0.5", "3"]]);
         assert!(
             tables["drops"]
                 .contains(&["Not valid", "bad magic", "0.5", "3"].map(str::to_owned).into())
