@@ -1,11 +1,12 @@
 //! Forged source addresses as they come over a wire: written by hand to a raw socket, in a network
-//! namespace of the test's own, whose loopback has public addresses. Nothing leaves it.
+//! namespace of the test's own, whose loopback has public addresses. Nothing leaves it. And whose
+//! connection ids count for whom, between the addresses of one host.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
 #![allow(clippy::disallowed_methods, reason = "deadlines of tests are no time of the core")]
 
 mod common;
 
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, UdpSocket};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -32,14 +33,25 @@ const HEADER_BYTES: usize = 28;
 
 #[test]
 fn a_victim_of_forged_datagrams_is_served_and_gets_no_more_than_was_forged() {
+    let name = "a_victim_of_forged_datagrams_is_served_and_gets_no_more_than_was_forged";
+    in_a_namespace(name, beside_a_forger);
+}
+
+#[test]
+fn a_host_announces_from_all_its_ipv6_addresses_with_one_id() {
+    let name = "a_host_announces_from_all_its_ipv6_addresses_with_one_id";
+    in_a_namespace(name, from_several_addresses);
+}
+
+/// Runs the test of this name in a namespace of its own, where it is `test`.
+fn in_a_namespace(name: &str, test: impl FnOnce()) {
     if std::env::var_os(WITHIN).is_some() {
-        return beside_a_forger();
+        return test();
     }
     if !has_namespaces() {
         return;
     }
     let this = std::env::current_exe().unwrap();
-    let name = "a_victim_of_forged_datagrams_is_served_and_gets_no_more_than_was_forged";
     let mut within = Command::new("unshare");
     within.args(["--map-root-user", "--net"]).arg(this).args(["--exact", name, "--nocapture"]);
     let output = within.env(WITHIN, "1").output().unwrap();
@@ -60,12 +72,69 @@ fn has_namespaces() -> bool {
     false
 }
 
-fn beside_a_forger() {
-    for arguments in
-        [["link", "set", "lo", "up"].as_slice(), &["addr", "add", "8.8.0.1/16", "dev", "lo"]]
+fn ip(arguments: &str) {
+    let status = Command::new("ip").args(arguments.split(' ')).status();
+    assert!(status.unwrap().success(), "ip {arguments}");
+}
+
+const TRACKER_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, 1);
+/// Two addresses of one /64, as a host with a temporary address has them, and one of another.
+const SEVERAL: [Ipv6Addr; 3] = [
+    Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 0xaaaa),
+    Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 0xbbbb),
+    Ipv6Addr::new(0x2001, 0xdb8, 1, 1, 0, 0, 0, 0xaaaa),
+];
+
+fn from_several_addresses() {
+    ip("link set lo up");
+    if std::fs::read_to_string("/proc/sys/net/ipv6/conf/lo/disable_ipv6")
+        .is_ok_and(|it| it != "0\n")
     {
-        assert!(Command::new("ip").args(arguments).status().unwrap().success());
+        return eprintln!("skipped: no IPv6");
     }
+    for address in SEVERAL.iter().chain([&TRACKER_V6]) {
+        ip(&format!("addr add {address}/128 dev lo nodad"));
+    }
+    let mut command = command();
+    command.args(["--listen", &format!("[{}]:0", TRACKER_V6), "--workers", "1"]);
+    let skep = Skep::spawn(command);
+    let sockets = SEVERAL.map(|address| {
+        let socket = UdpSocket::bind((address, 0)).unwrap();
+        socket.connect(skep.udp[0]).unwrap();
+        socket.set_read_timeout(Some(DEADLINE)).unwrap();
+        socket
+    });
+    let mut buffer = [0; 2048];
+    let bytes = encode_connect(TransactionId([1; 4]), &mut buffer);
+    sockets[0].send(&buffer[..bytes]).unwrap();
+    let bytes = sockets[0].recv(&mut buffer).unwrap();
+    let (_, Reply::Connected(id)) = decode(&buffer[..bytes], Family::V6).unwrap() else {
+        panic!("no connect reply")
+    };
+    let announce = |socket: &UdpSocket| {
+        let mut request = [0; ANNOUNCE_BYTES];
+        let bytes = encode_announce(id, TransactionId([2; 4]), &leecher(5, 6881), &mut request);
+        socket.send(&request[..bytes]).unwrap();
+    };
+    for (leechers, socket) in (1..).zip(&sockets[..2]) {
+        announce(socket);
+        let bytes = socket.recv(&mut buffer).unwrap();
+        let (_, Reply::Announced(told, _)) = decode(&buffer[..bytes], Family::V6).unwrap() else {
+            panic!("no announce reply")
+        };
+        assert_eq!(told.leechers, leechers, "each address is a peer");
+    }
+    announce(&sockets[2]);
+    let forged = || skep.metrics().sum("skep_dropped_total", "reason=\"forged_id\"");
+    common::eventually("an id of another /64 is worth nothing", || forged() > 0.5);
+    sockets[2].set_nonblocking(true).unwrap();
+    assert!(sockets[2].recv(&mut buffer).is_err(), "and met with silence");
+    assert!(forged() < 1.5);
+}
+
+fn beside_a_forger() {
+    ip("link set lo up");
+    ip("addr add 8.8.0.1/16 dev lo");
     let mut command = command();
     command.args(["--listen", &format!("{TRACKER}:0"), "--workers", "1"]);
     let skep = Skep::spawn(command);

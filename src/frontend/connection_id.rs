@@ -1,11 +1,24 @@
 //! Connection ids: proof that a sender receives at the address it sends from (BEP 15).
 //!
-//! Nothing is stored per client. An id is a keyed MAC over the address and a time bucket:
+//! Nothing is stored per client. An id is a keyed MAC over the sender's network and a time bucket:
 //!
 //! ```text
-//! 63                                              3 2        0
-//! | tag: MAC(key, address (16) ‖ bucket (8)) >> 3  | bucket & 7 |
+//! id       63                            3 2            0
+//!          | tag: MAC(key, message) >> 3  | bucket & 7  |
+//! message  0 network (16) | 16 bucket: Unix time / 64 s, little-endian (8)             = 24
+//! network  IPv4                 00 × 10 | ff × 2 | the address (4)
+//!          IPv6                 the address's first half (8) | 00 × 8
+//!          64:ff9b::/32, 2001::/32                           the address (16)
+//! MAC      SipHash-2-4 under the key's first 16 bytes, its 64-bit result as it is; or HMAC-SHA-256
+//!          under all 32, the first 8 bytes of the result, read as little-endian
 //! ```
+//!
+//! Over IPv6 an id counts for the /64: a host has several addresses there (stable, temporary), and
+//! libtorrent, which keeps one id per address of a tracker, announces from all of them. Whoever has
+//! one address of a /64 can have any. That is not so where the second half of an address holds an
+//! IPv4 address, of a translator's (64:ff9b::/32, RFC 6052 and 8215) or Teredo's client (2001::/32,
+//! RFC 4380): there the whole address counts, for else one address of the Internet would vouch for
+//! all others.
 //!
 //! A bucket lasts 64 s; one from the current, the next (another node's clock may be ahead) and the
 //! two before is accepted: at least 128 s and at most 192 s after issue. The three bits name the
@@ -88,11 +101,11 @@ impl Code {
         }
     }
 
-    /// The MAC of an address in a bucket.
+    /// The MAC of a network in a bucket.
     #[inline]
-    fn tag(&self, address: [u8; 16], bucket: u64) -> u64 {
+    fn tag(&self, network: [u8; 16], bucket: u64) -> u64 {
         let mut message = [0; 24];
-        message[..16].copy_from_slice(&address);
+        message[..16].copy_from_slice(&network);
         message[16..].copy_from_slice(&bucket.to_le_bytes());
         match self {
             Self::SipHash(keyed) => keyed.hash(&message),
@@ -106,8 +119,8 @@ impl Code {
     }
 
     #[inline]
-    fn id(&self, address: [u8; 16], bucket: u64) -> u64 {
-        (self.tag(address, bucket) & !BUCKET_MASK) | (bucket & BUCKET_MASK)
+    fn id(&self, network: [u8; 16], bucket: u64) -> u64 {
+        (self.tag(network, bucket) & !BUCKET_MASK) | (bucket & BUCKET_MASK)
     }
 }
 
@@ -128,11 +141,11 @@ impl ConnectionIds {
     /// The id for an unmapped address at this moment.
     #[inline]
     pub fn issue(&self, now: Now, source: IpAddr) -> u64 {
-        self.active.id(wide(source), now.seconds() / BUCKET_S)
+        self.active.id(network_of(source), now.seconds() / BUCKET_S)
     }
 
-    /// Whether `id` was issued to this unmapped address, here or on a node with the same key,
-    /// recently enough.
+    /// Whether `id` was issued to the network of this unmapped address, here or on a node with the
+    /// same key, recently enough.
     ///
     /// # Errors
     /// [`Dropped::ExpiredId`] for one of ours that is too old or from too far ahead,
@@ -140,13 +153,13 @@ impl ConnectionIds {
     /// buckets back; older ones count as forged.
     #[inline]
     pub fn check(&self, now: Now, source: IpAddr, id: u64) -> Result<(), Dropped> {
-        let address = wide(source);
+        let network = network_of(source);
         let newest = now.seconds() / BUCKET_S + BUCKETS_AHEAD;
         let back = newest.wrapping_sub(id) & BUCKET_MASK;
         let bucket = newest.wrapping_sub(back);
         // One word, compared at once: nothing to learn from the time it takes.
-        let genuine = self.active.id(address, bucket) == id
-            || self.staging.as_ref().is_some_and(|it| it.id(address, bucket) == id);
+        let genuine = self.active.id(network, bucket) == id
+            || self.staging.as_ref().is_some_and(|it| it.id(network, bucket) == id);
         match genuine {
             true if back <= BUCKETS_BACK + BUCKETS_AHEAD => Ok(()),
             true => Err(Dropped::ExpiredId),
@@ -155,14 +168,23 @@ impl ConnectionIds {
     }
 }
 
-/// An address as 16 bytes: IPv4 in its v4-mapped form.
+/// The network that an address is taken for, in 16 bytes: an IPv4 address, the /64 of an IPv6 one.
 #[inline]
-fn wide(address: IpAddr) -> [u8; 16] {
-    match address {
-        IpAddr::V4(it) => it.to_ipv6_mapped().octets(),
-        IpAddr::V6(it) => it.octets(),
-    }
+fn network_of(address: IpAddr) -> [u8; 16] {
+    let bits = match address {
+        IpAddr::V4(it) => it.to_ipv6_mapped().to_bits(),
+        IpAddr::V6(it) => match it.to_bits() {
+            bits if matches!(bits >> 96, NAT64 | TEREDO) => bits,
+            bits => bits >> 64 << 64,
+        },
+    };
+    bits.to_be_bytes()
 }
+
+/// The first 32 bits of addresses that translators make of IPv4 ones (RFC 6052, RFC 8215).
+const NAT64: u128 = 0x0064_ff9b;
+/// The first 32 bits of addresses of Teredo's clients (RFC 4380).
+const TEREDO: u128 = 0x2001_0000;
 
 #[cfg(test)]
 mod tests {
@@ -209,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn every_bit_of_address_and_id_counts() {
+    fn every_bit_of_network_and_id_counts() {
         let now = Now::from_s(1_800_000_000);
         let v6 = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 1, 2, 3, 4, 5, 6));
         for algorithm in BOTH {
@@ -220,13 +242,35 @@ mod tests {
                 for bit in 0..64 {
                     assert!(ids.check(now, address, id ^ (1 << bit)).is_err(), "id bit {bit}");
                 }
+                let bits = match address {
+                    IpAddr::V4(it) => it.to_ipv6_mapped().to_bits(),
+                    IpAddr::V6(it) => it.to_bits(),
+                };
                 for bit in 0..128 {
-                    let other = u128::from_be_bytes(wide(address)) ^ (1 << bit);
-                    let other = IpAddr::V6(other.into()).to_canonical();
-                    assert!(ids.check(now, other, id).is_err(), "address bit {bit}");
+                    let other = IpAddr::V6((bits ^ (1 << bit)).into()).to_canonical();
+                    let is_same_64 = bit < 64 && address == v6;
+                    assert_eq!(ids.check(now, other, id).is_ok(), is_same_64, "bit {bit}");
                 }
             }
         }
+    }
+
+    #[test]
+    fn addresses_that_hold_an_ipv4_one_vouch_for_themselves_alone() {
+        let (ids, now) = (ids(1, None, Algorithm::SipHash), Now::from_s(1_800_000_000));
+        let is_bound = |one: &str, other: &str| {
+            let id = ids.issue(now, one.parse().unwrap());
+            ids.check(now, other.parse().unwrap(), id).is_err()
+        };
+        for (one, other) in [
+            ("64:ff9b::192.0.2.1", "64:ff9b::192.0.2.2"),
+            ("64:ff9b:1:2::1", "64:ff9b:1:2::2"),
+            ("2001:0:4136:e378:8000:63bf:3fff:fdd2", "2001:0:4136:e378:8000:63bf:3fff:fdd3"),
+        ] {
+            assert!(is_bound(one, other), "{one} is not {other}");
+        }
+        assert!(!is_bound("64:ff9a::1", "64:ff9a::2") && !is_bound("2001:1::1", "2001:1::2"));
+        assert!(is_bound("::192.0.2.1", "192.0.2.1"), "a network of zeros is not IPv4's");
     }
 
     #[test]
@@ -267,5 +311,8 @@ mod tests {
         // Python's hmac: key 01 × 32, ::ffff:192.0.2.1, bucket 28 125 000.
         let ids = ids(1, None, Algorithm::HmacSha256);
         assert_eq!(ids.issue(Now::from_s(1_800_000_000), A), 0x96f5_c499_d2a0_b0b8);
+        // The same of 2001:db8:1:2:: and eight zeros.
+        let v6 = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 1, 2, 3, 4, 5, 6));
+        assert_eq!(ids.issue(Now::from_s(1_800_000_000), v6), 0x3c7a_44cb_dd5f_81f0);
     }
 }

@@ -13,9 +13,17 @@ use super::site::worker_of;
 use super::swarms::{Said, Who};
 use super::{GREEDY, Sabotage, World};
 
-/// Ids that were issued: to whom, under which key, and when.
+/// Ids that were issued: to which IPv4 address or IPv6 /64, under which key, and when.
 #[derive(Default)]
 pub(crate) struct Issued(BTreeMap<(IpAddr, u64), (u8, Now)>);
+
+/// The address that stands for all that share ids with this one.
+fn shared(source: IpAddr) -> IpAddr {
+    match source {
+        IpAddr::V4(_) => source,
+        IpAddr::V6(it) => IpAddr::V6((it.to_bits() >> 64 << 64).into()),
+    }
+}
 
 /// What an id is worth.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,11 +36,11 @@ enum Worth {
 
 impl Issued {
     fn note(&mut self, source: IpAddr, id: u64, key: u8, now: Now) {
-        self.0.insert((source, id), (key, now));
+        self.0.insert((shared(source), id), (key, now));
     }
 
     fn worth(&self, source: IpAddr, id: u64, keys: (u8, Option<u8>), now: Now) -> Worth {
-        let Some((key, at)) = self.0.get(&(source, id)) else { return Worth::Nothing };
+        let Some((key, at)) = self.0.get(&(shared(source), id)) else { return Worth::Nothing };
         let age_s = i128::from(now.seconds()) - i128::from(at.seconds());
         match age_s {
             _ if *key != keys.0 && Some(*key) != keys.1 => Worth::Nothing,
