@@ -454,16 +454,18 @@ fn descriptions_may_be_long_but_not_longer_than_clients_can_read() {
 }
 
 #[test]
-fn a_scrape_answers_for_64_torrents_and_ignores_more() {
+fn a_scrape_answers_for_74_torrents_and_more_are_an_error() {
     let mut hive = Hive::new(Options::default());
     hive.open("bob", "198.51.100.2");
-    let names: Vec<String> = (100..300).map(|it| id(&it.to_string())).collect();
+    let names: Vec<String> = (100..175).map(|it| id(&it.to_string())).collect();
     let refs: Vec<&str> = names.iter().map(String::as_str).collect();
-    assert_eq!(hive.say("bob", &scrape(&refs)), Outcome::Answered(Action::Scrape));
+    assert_eq!(hive.say("bob", &scrape(&refs)), Outcome::Rejected(Rejected::BadMessage));
+    assert!(hive.next("bob").unwrap().contains("a scrape is of 74 torrents at most"));
+    assert_eq!(hive.say("bob", &scrape(&refs[..74])), Outcome::Answered(Action::Scrape));
     let reply: serde_json::Value = serde_json::from_str(&hive.next("bob").unwrap()).unwrap();
     let files = reply["files"].as_object().unwrap();
-    assert_eq!(files.len(), 64);
-    assert!(names[..64].iter().all(|it| files.contains_key(it)), "the first 64");
+    assert_eq!(files.len(), 74);
+    assert!(names[..74].iter().all(|it| files.contains_key(it)));
 }
 
 #[test]

@@ -30,6 +30,7 @@ use std::net::Ipv4Addr;
 use zerocopy::byteorder::big_endian::{I32, U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
+pub use super::SCRAPE_HASHES_MAX;
 use crate::types::{AnnounceReply, Dropped, Event, Family, InfoHash, PeerId, Refusal, ScrapeEntry};
 
 /// What a connect request carries instead of a connection id (BEP 15).
@@ -39,10 +40,6 @@ const ACTION_CONNECT: u32 = 0;
 const ACTION_ANNOUNCE: u32 = 1;
 const ACTION_SCRAPE: u32 = 2;
 const ACTION_ERROR: u32 = 3;
-
-/// Info-hashes answered per scrape. BEP 15 says "up to about 74", which is a request of 1496 bytes;
-/// more are ignored, never met with silence.
-pub const SCRAPE_HASHES_MAX: usize = 74;
 
 /// Bytes of the head every request starts with, and of a whole connect request.
 pub const HEAD_BYTES: usize = size_of::<Head>();
@@ -168,7 +165,7 @@ pub fn decode(datagram: &[u8]) -> Result<Request<'_>, Dropped> {
 }
 
 /// The whole info-hashes at the front of a scrape's tail: a ragged end is ignored, so is what
-/// comes after [`SCRAPE_HASHES_MAX`].
+/// comes after [`SCRAPE_HASHES_MAX`], which the reply's length shows.
 fn info_hashes(tail: &[u8]) -> &[InfoHash] {
     let count = (tail.len() / size_of::<InfoHash>()).min(SCRAPE_HASHES_MAX);
     <[InfoHash]>::ref_from_prefix_with_elems(tail, count).map_or(&[], |(hashes, _)| hashes)

@@ -12,8 +12,9 @@ mod reply;
 use httparse::{EMPTY_HEADER, Header, Status};
 use memchr::{memchr, memchr2, memrchr};
 
+pub use super::SCRAPE_HASHES_MAX;
 pub use fields::{Fields, tokens};
-pub use query::{AnnounceQuery, BadBytes, Malformed, SCRAPE_HASHES_MAX, decode_20, has, pairs};
+pub use query::{AnnounceQuery, BadBytes, Malformed, decode_20, has, pairs};
 pub use query::{announce, claimed_address, scrape};
 pub use reply::ReplyHead;
 
@@ -29,7 +30,16 @@ pub const HEADERS_MAX: usize = 64;
 pub const TARGET_BYTES_MAX: usize = 2 * 1024;
 
 /// The longest target of a scrape: [`SCRAPE_HASHES_MAX`] info-hashes with every byte escaped.
-pub const SCRAPE_TARGET_BYTES_MAX: usize = 5 * 1024;
+pub const SCRAPE_TARGET_BYTES_MAX: usize = 6 * 1024;
+
+const _: () = {
+    let info_hash = "&info_hash=".len() + 20 * "%00".len();
+    assert!(
+        SCRAPE_HASHES_MAX * info_hash + 512 <= SCRAPE_TARGET_BYTES_MAX,
+        "with path and passkey"
+    );
+    assert!(SCRAPE_TARGET_BYTES_MAX + 2 * 1024 <= HEAD_BYTES_MAX, "with header fields");
+};
 
 /// Longer than any registered method.
 const METHOD_BYTES_MAX: usize = 32;
@@ -137,6 +147,15 @@ fn judge_beginning(line: &[u8]) -> Result<(), Rejected> {
     judge_target(target.strip_suffix(b"\r").unwrap_or(target))
 }
 
+/// Whether bytes that are not a request were meant to ask for a torrent. Of the first line, no more
+/// is looked at than is there whenever it is given up.
+pub fn begins_with_torrent(bytes: &[u8]) -> bool {
+    let blank = bytes.iter().take_while(|it| matches!(it, b'\r' | b'\n')).count();
+    let line = &bytes[blank..bytes.len().min(blank + TARGET_BYTES_MAX)];
+    let line = &line[..memchr(b'\n', line).unwrap_or(line.len())];
+    line.starts_with(b"GET ") && memchr::memmem::find(line, b"info_hash=").is_some()
+}
+
 /// Judges the length of what follows the method, to the line's end: a target, a blank, a version.
 fn judge_target(rest: &[u8]) -> Result<(), Rejected> {
     match rest.len() <= target_bytes_max(rest) + " HTTP/1.1".len() {
@@ -223,8 +242,8 @@ fn has_controls(target: &[u8]) -> Result<bool, Rejected> {
 /// Path and query of a target; of an absolute one (RFC 9112, 3.2.2), scheme and host are dropped.
 /// `None` if it is neither.
 fn origin_form(target: &[u8]) -> Option<&[u8]> {
-    if target.starts_with(b"/") {
-        return Some(target);
+    if let [b'/' | b'?', ..] = target {
+        return Some(target); // without a path: from clients that were given none
     }
     let scheme = ["http://", "https://"].into_iter().find(|it| {
         target.get(..it.len()).is_some_and(|start| start.eq_ignore_ascii_case(it.as_bytes()))

@@ -2,17 +2,17 @@
 //! raw bytes.
 //!
 //! Clients vary, so whatever can be understood is: parameters are parted by `&` alone, a `+` is a
-//! plus, every byte that is no escape is itself, unknown parameters are skipped, and of repeated
-//! ones the last counts, because clients append theirs to what the announce URL already holds.
+//! blank, which is how form encoders (PHP, Go, Python, Java, JavaScript) write one, and which nobody
+//! sends for a plus, every other byte that is no escape is itself, unknown parameters are skipped,
+//! and of repeated ones the last counts, because clients append theirs to what the announce URL
+//! already holds.
 
 use std::net::IpAddr;
 
 use memchr::memchr;
 
+use crate::protocol::SCRAPE_HASHES_MAX;
 use crate::types::{Event, InfoHash, PeerId};
-
-/// Info-hashes answered per scrape; more are ignored, as over UDP.
-pub const SCRAPE_HASHES_MAX: usize = 64;
 
 /// What an announce says. `key`, `trackerid`, `no_peer_id` and all others are ignored, whatever
 /// they hold: peers are handed out without ids, and of a tracker id nothing depends here. For `ip`,
@@ -51,6 +51,8 @@ pub enum Malformed {
     InfoHashEscape,
     /// An announce of more than one torrent.
     InfoHashTwice,
+    /// A scrape of more than [`SCRAPE_HASHES_MAX`] torrents.
+    InfoHashesMany,
     /// An announce without a peer id.
     NoPeerId,
     /// A peer id that is not 20 bytes, or is badly escaped.
@@ -65,11 +67,12 @@ pub enum Malformed {
 
 impl Malformed {
     /// Every reason.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::NoInfoHash,
         Self::InfoHashLength,
         Self::InfoHashEscape,
         Self::InfoHashTwice,
+        Self::InfoHashesMany,
         Self::NoPeerId,
         Self::PeerId,
         Self::NoPort,
@@ -84,6 +87,7 @@ impl Malformed {
             Self::InfoHashLength => "info_hash is not 20 bytes",
             Self::InfoHashEscape => "info_hash has a bad escape",
             Self::InfoHashTwice => "info_hash names two torrents",
+            Self::InfoHashesMany => "a scrape is of 74 torrents at most",
             Self::NoPeerId => "peer_id is missing",
             Self::PeerId => "peer_id is not 20 bytes",
             Self::NoPort => "port is missing",
@@ -143,15 +147,27 @@ pub fn announce(query: &[u8]) -> Result<AnnounceQuery, Malformed> {
 /// None means all of them.
 ///
 /// # Errors
-/// [`Malformed::InfoHashLength`] or [`Malformed::InfoHashEscape`] if any of them is.
+/// [`Malformed::InfoHashLength`] or [`Malformed::InfoHashEscape`] if any of them is;
+/// [`Malformed::InfoHashesMany`] if they are more than [`SCRAPE_HASHES_MAX`]: a torrent that is
+/// missing in the reply would be taken for one without peers. There are none in either case.
 pub fn scrape(query: &[u8], info_hashes: &mut Vec<InfoHash>) -> Result<(), Malformed> {
     info_hashes.clear();
-    let named = pairs(query).filter(|(name, _)| *name == b"info_hash");
-    for (_, value) in named.take(SCRAPE_HASHES_MAX) {
-        info_hashes.push(info_hash_of(value)?);
+    // Bounded by the length of a target: fewer than 200.
+    for (_, value) in pairs(query).filter(|(name, _)| *name == b"info_hash") {
+        match info_hash_of(value) {
+            Ok(it) => info_hashes.push(it),
+            Err(malformed) => {
+                info_hashes.clear();
+                return Err(malformed);
+            }
+        }
     }
     info_hashes.sort_unstable();
     info_hashes.dedup();
+    if info_hashes.len() > SCRAPE_HASHES_MAX {
+        info_hashes.clear();
+        return Err(Malformed::InfoHashesMany);
+    }
     Ok(())
 }
 
@@ -242,7 +258,7 @@ pub fn decode_20(value: &[u8]) -> Result<[u8; 20], BadBytes> {
             }
             [b'%', ..] => return Err(BadBytes::Escape),
             [byte, tail @ ..] => {
-                *place = *byte;
+                *place = if *byte == b'+' { b' ' } else { *byte };
                 rest = tail;
             }
             [] => return Err(BadBytes::Length),
@@ -422,7 +438,7 @@ mod tests {
 
     #[test]
     fn reserved_characters_are_themselves() {
-        let raw = b"+,/;<>:@!$'()*~ =?\"\xff";
+        let raw = b"|,/;<>:@!$'()*~ =?\"\xff";
         assert_eq!(raw.len(), 20);
         assert_eq!(decode_20(raw), Ok(*raw));
         let query = [b"info_hash=", &raw[..]].concat();
@@ -432,16 +448,37 @@ mod tests {
     }
 
     #[test]
-    fn a_scrape_takes_64_in_order_and_each_once() {
+    fn a_plus_is_a_blank_as_form_encoders_have_it() {
+        // Python: urllib.parse.urlencode({"info_hash": raw, "peer_id": id, "port": 6881}).
+        let query =
+            b"info_hash=%01+plus+sp%2Bce%FF%FExxxxxx&peer_id=-XX+000-%2B++aaaaaaaaa&port=6881";
+        let raw = *b"\x01 plus sp+ce\xff\xfexxxxxx";
+        let it = announce(query).unwrap();
+        assert_eq!((it.info_hash, it.peer_id), (InfoHash(raw), PeerId(*b"-XX 000-+  aaaaaaaaa")));
+        let mut all = Vec::new();
+        scrape(query, &mut all).unwrap();
+        assert_eq!(all, [InfoHash(raw)]);
+        // What no number and no address has does not become one.
+        let it = with("left=+0&numwant=5+&event=started+&ip=+1.2.3.4").unwrap();
+        assert_eq!((it.left, it.numwant, it.event), (u64::MAX, None, Event::None));
+        assert_eq!(claimed_address(b"ip=+1.2.3.4"), None);
+    }
+
+    #[test]
+    fn a_scrape_takes_74_in_order_and_each_once() {
         let mut all = Vec::new();
         let name = |at: usize| format!("info_hash={at:020}&");
         scrape([name(3), name(1), name(3)].concat().as_bytes(), &mut all).unwrap();
         assert_eq!(all.len(), 2);
         assert!(all[0] < all[1]);
-        let many: String = (0..70).rev().map(name).collect();
+        let many: String = (0..74).rev().chain(0..74).map(name).collect();
         scrape(many.as_bytes(), &mut all).unwrap();
         assert_eq!(all.len(), SCRAPE_HASHES_MAX);
-        assert_eq!(all[0], InfoHash(*b"00000000000000000006"));
+        assert_eq!(all[0], InfoHash(*b"00000000000000000000"));
+        let too_many: String = (0..75).map(name).collect();
+        assert_eq!(scrape(too_many.as_bytes(), &mut all), Err(Malformed::InfoHashesMany));
+        assert!(all.is_empty());
+        assert!(Malformed::InfoHashesMany.text().contains(&SCRAPE_HASHES_MAX.to_string()));
         assert_eq!(scrape(b"info_hash=1", &mut all), Err(Malformed::InfoHashLength));
         scrape(b"x=1", &mut all).unwrap();
         assert!(all.is_empty());
@@ -458,8 +495,9 @@ mod tests {
 
     /// One byte in one of the forms that clients use.
     fn coded(byte: u8, form: u8) -> Vec<u8> {
-        let plain = !matches!(byte, b'%' | b'&');
+        let plain = !matches!(byte, b'%' | b'&' | b'+');
         match form {
+            4 if byte == b' ' => vec![b'+'],
             0 => format!("%{byte:02x}").into_bytes(),
             1 => format!("%{byte:02X}").into_bytes(),
             2 => {
@@ -477,7 +515,7 @@ mod tests {
             bytes in any::<[u8; 20]>(),
             forms in any::<[u8; 20]>(),
         ) {
-            let forms = forms.iter().map(|it| it % 4);
+            let forms = forms.iter().map(|it| it % 5);
             let text: Vec<u8> =
                 bytes.iter().zip(forms).flat_map(|(byte, form)| coded(*byte, form)).collect();
             prop_assert_eq!(decode_20(&text), Ok(bytes));

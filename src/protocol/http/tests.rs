@@ -50,6 +50,8 @@ fn odd_targets_of_real_clients_are_understood() {
         ("http://tracker.example:6969/announce?x=1", "/announce", "x=1"),
         ("HTTPS://tracker.example?x=1", "", "x=1"),
         ("http://tracker.example", "", ""),
+        ("?info_hash=x", "", "info_hash=x"),
+        ("? HTTP", "", " HTTP"),
     ] {
         let expected = (Method::Get, path.to_owned(), query.to_owned());
         assert_eq!(line(&format!("GET {target} HTTP/1.1")), Ok(expected), "{target}");
@@ -128,7 +130,7 @@ fn long_targets_are_refused_before_they_end() {
         format!("GET {start} HTTP/1.1\r\n\r\n")
     };
     assert!(parse(&scrape(SCRAPE_HASHES_MAX)).unwrap().is_some());
-    assert_eq!(parse(&scrape(SCRAPE_HASHES_MAX + 10)), Err(Rejected::LongTarget));
+    assert_eq!(parse(&scrape(SCRAPE_HASHES_MAX + 14)), Err(Rejected::LongTarget));
     // A long path is no scrape's, whether or not the rest is there.
     let path = get(TARGET_BYTES_MAX + 11);
     assert_eq!(parse(&path), Err(Rejected::LongTarget));

@@ -111,6 +111,7 @@ impl<'a> Fields<'a> {
                 hashes.dedup();
                 Ok(Request::Scrape(hashes))
             }
+            Hashes::TooMany => Err(Fault::InfoHashes),
             Hashes::Absent => Err(Fault::FullScrape),
             Hashes::Wrong => Err(Fault::InfoHash),
         }
@@ -360,6 +361,7 @@ enum Hashes {
     Absent,
     One(InfoHash),
     Many(Vec<InfoHash>),
+    TooMany,
     Wrong,
 }
 
@@ -388,8 +390,11 @@ impl<'de> Read<'de> for Hashes {
                 None => return Ok(Self::Many(hashes)),
             }
         }
+        if list.next_element::<IgnoredAny>()?.is_none() {
+            return Ok(Self::Many(hashes));
+        }
         drain(list)?;
-        Ok(Self::Many(hashes))
+        Ok(Self::TooMany)
     }
 }
 

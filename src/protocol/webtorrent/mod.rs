@@ -28,10 +28,8 @@ pub use encode::{
     encode_announced, encode_answer, encode_failure, encode_invalid, encode_offer, encode_scraped,
 };
 
+pub use super::SCRAPE_HASHES_MAX;
 use crate::types::{Event, InfoHash, PeerId};
-
-/// Torrents answered for in one scrape; more are ignored.
-pub const SCRAPE_HASHES_MAX: usize = 64;
 
 /// The longest offer or answer, as JSON. Browsers write one to five KiB.
 pub const DESCRIPTION_BYTES_MAX: usize = 16 * 1024;
@@ -154,6 +152,8 @@ pub enum Fault {
     InfoHash,
     /// A scrape of everything.
     FullScrape,
+    /// A scrape of more than [`SCRAPE_HASHES_MAX`] torrents.
+    InfoHashes,
     /// `peer_id` is missing or no name.
     PeerId,
     /// `to_peer_id` is missing or no name.
@@ -170,11 +170,12 @@ pub enum Fault {
 
 impl Fault {
     /// Every fault.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Json,
         Self::Action,
         Self::InfoHash,
         Self::FullScrape,
+        Self::InfoHashes,
         Self::PeerId,
         Self::ToPeerId,
         Self::OfferId,
@@ -190,6 +191,7 @@ impl Fault {
             Self::Action => "action is neither announce nor scrape",
             Self::InfoHash => "info_hash is not 20 bytes as latin-1 text",
             Self::FullScrape => "info_hash is missing: a scrape has to name its torrents",
+            Self::InfoHashes => "a scrape is of 74 torrents at most",
             Self::PeerId => "peer_id is not 20 bytes as latin-1 text",
             Self::ToPeerId => "to_peer_id is not 20 bytes as latin-1 text",
             Self::OfferId => "offer_id is not 20 bytes as latin-1 text",
