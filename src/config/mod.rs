@@ -220,8 +220,10 @@ sections! {
         connections_per_source_max: u32 = 2048, in 1..=1000000;
         /// Seconds in which the head of a request has to arrive. Reloaded by SIGHUP.
         head_timeout_s: u32 = 5, in 1..=60;
-        /// Seconds after which a connection without a request is closed. Reloaded by SIGHUP.
-        idle_timeout_s: u32 = 30, in 1..=3600;
+        /// Seconds after which a connection without a request is closed. It has to be longer than a
+        /// reverse proxy or balancer keeps one for its next request (nginx and AWS's ALB 60,
+        /// Traefik 90), which is else lost where both meet. Reloaded by SIGHUP.
+        idle_timeout_s: u32 = 75, in 1..=3600;
         /// Whether a scrape that names no torrent is answered with all of them. It costs a walk
         /// over the whole store, and tells everyone what is here. Reloaded by SIGHUP.
         full_scrape: bool = false;

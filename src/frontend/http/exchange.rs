@@ -7,7 +7,7 @@ use super::scrape_all::encoding_of;
 use super::{Encoding, Flow, Options, Outcome};
 use crate::frontend::origin::Origin;
 use crate::protocol::bencode::Dict;
-use crate::protocol::http::{Fields, Head, Malformed, Method, ReplyHead};
+use crate::protocol::http::{self, Fields, Head, Malformed, Method, ReplyHead};
 use crate::types::{Action, Refusal, Rejected};
 
 /// A request whose head was read.
@@ -23,6 +23,7 @@ pub(super) struct Exchange<'a> {
 }
 
 /// A reply of a known length.
+#[derive(Clone, Copy)]
 struct Reply<'a> {
     status: &'static str,
     content_type: &'static str,
@@ -62,27 +63,17 @@ impl<'a> Exchange<'a> {
         self.reply(&ok(body, Outcome::Answered(action)), self.keep_alive, out)
     }
 
-    /// A `failure reason`, and when trying again makes sense: `retry in` (BEP 31), and where that
-    /// is soon, also `interval`: libtorrent knows nothing else in a failure, and waits 30 minutes
-    /// where it is missing. `body` is memory to use.
+    /// A `failure reason`, and when trying again makes sense. `body` is memory to use.
     pub(super) fn fail(&self, failure: &Failure, body: &mut Vec<u8>, out: &mut Vec<u8>) -> Flow {
         body.clear();
-        let mut dict = Dict::new(body);
-        dict.bytes(b"failure reason", failure.text.as_bytes());
-        if let Some(after_s) = failure.after_s {
-            dict.integer(b"interval", after_s.into());
-            dict.integer(b"min interval", after_s.into());
-            dict.bytes(b"retry in", after_s.div_ceil(60).to_string().as_bytes());
-        } else {
-            dict.bytes(b"retry in", retry_in(failure.refusal));
-        }
-        drop(dict);
+        let otherwise = retry_in(failure.refusal);
+        write_failure(failure.text.as_bytes(), failure.after_s, otherwise, body);
         self.reply(&ok(body, Outcome::Refused(failure.refusal)), self.keep_alive, out)
     }
 
     /// An HTTP error after which the connection can be used again.
     pub(super) fn reject(&self, rejected: Rejected, out: &mut Vec<u8>) -> Flow {
-        self.reply(&Reply::of(rejected), self.keep_alive, out)
+        self.reject_with(&Reply::of(rejected), self.keep_alive, out)
     }
 
     /// An HTTP error that will be none after so many seconds.
@@ -94,13 +85,27 @@ impl<'a> Exchange<'a> {
 
     /// An HTTP error after which it is not certain where the next request begins.
     pub(super) fn reject_and_close(&self, rejected: Rejected, out: &mut Vec<u8>) -> Flow {
-        self.reply(&Reply::of(rejected), false, out)
+        self.reject_with(&Reply::of(rejected), false, out)
     }
 
     /// A request that is none, in words that say why; the connection ends.
     pub(super) fn reject_because(&self, text: &'static str, out: &mut Vec<u8>) -> Flow {
         let reply = Reply { body: text.as_bytes(), ..Reply::of(Rejected::BadRequest) };
-        self.reply(&reply, false, out)
+        self.reject_with(&reply, false, out)
+    }
+
+    /// An HTTP error, or for a client that asks for a torrent a failure that it can show.
+    fn reject_with(&self, error: &Reply<'_>, keep_alive: bool, out: &mut Vec<u8>) -> Flow {
+        if !self.asks_for_torrent() {
+            return self.reply(error, keep_alive, out);
+        }
+        let body = error.as_failure();
+        self.reply(&ok(&body, error.outcome), keep_alive, out)
+    }
+
+    /// Whether a client of trackers asks, as far as can be told: browsers name no info-hash.
+    pub(super) fn asks_for_torrent(&self) -> bool {
+        !self.fields.websocket && http::has(self.head.query, b"info_hash")
     }
 
     /// An upgrade whose source is not known: what asks for a WebSocket cannot read bencode.
@@ -172,12 +177,15 @@ impl<'a> Exchange<'a> {
     }
 }
 
-/// Answers what is no request; the connection cannot go on.
-pub(super) fn give_up(rejected: Rejected, consumed: usize, out: &mut Vec<u8>) -> Flow {
-    let reply = Reply::of(rejected);
+/// Answers bytes that are not a request; the connection cannot go on.
+pub(super) fn give_up(rejected: Rejected, bytes: &[u8], out: &mut Vec<u8>) -> Flow {
+    let error = Reply::of(rejected);
+    let failure = http::begins_with_torrent(bytes).then(|| error.as_failure());
+    let reply = failure.as_ref().map_or(error, |body| ok(body, error.outcome));
     reply.write_head("close", out);
     out.extend_from_slice(reply.body);
-    Flow::Replied { consumed, keep_alive: false, source: None, outcome: reply.outcome }
+    let outcome = reply.outcome;
+    Flow::Replied { consumed: bytes.len(), keep_alive: false, source: None, outcome }
 }
 
 fn ok(body: &[u8], outcome: Outcome) -> Reply<'_> {
@@ -215,6 +223,17 @@ impl Reply<'static> {
 }
 
 impl Reply<'_> {
+    /// An error in the words that clients of trackers show: of a status other than 200 they show
+    /// its number at best (libtorrent), or complain that the page is not bencoded (rTorrent).
+    fn as_failure(&self) -> Vec<u8> {
+        // Who maintains proxy or tracker may mend a path; what is malformed stays so.
+        let is_path = self.outcome == Outcome::Rejected(Rejected::NotFound);
+        let mut body = Vec::new();
+        let text = self.body.strip_suffix(b"\n").unwrap_or(self.body);
+        write_failure(text, is_path.then_some(PATH_RETRY_S), b"never", &mut body);
+        body
+    }
+
     fn write_head(&self, connection: &'static str, out: &mut Vec<u8>) {
         let head = ReplyHead {
             status: self.status,
@@ -226,6 +245,24 @@ impl Reply<'_> {
         head.write(out);
     }
 }
+
+/// Appends a `failure reason`, and when trying again makes sense: `retry in` (BEP 31), in minutes,
+/// and the same as `interval`: libtorrent knows nothing else in a failure, and waits for 30 minutes
+/// where it is missing. Without seconds, `retry in` is `otherwise`.
+fn write_failure(text: &[u8], after_s: Option<u32>, otherwise: &[u8], body: &mut Vec<u8>) {
+    let mut dict = Dict::new(body);
+    dict.bytes(b"failure reason", text);
+    if let Some(after_s) = after_s {
+        dict.integer(b"interval", after_s.into());
+        dict.integer(b"min interval", after_s.into());
+        dict.bytes(b"retry in", after_s.div_ceil(60).to_string().as_bytes());
+    } else {
+        dict.bytes(b"retry in", otherwise);
+    }
+}
+
+/// Seconds after which a path that leads nowhere may be tried again.
+const PATH_RETRY_S: u32 = 1800;
 
 /// Why a client does not get what it asked for, in words that name what is wrong.
 #[derive(Clone, Debug)]
@@ -266,21 +303,11 @@ impl From<Malformed> for Failure {
     }
 }
 
-/// Minutes after which a client may try again, as text (BEP 31). The same request will never be
-/// right; a proxy's configuration is mended by somebody; lists, registrations and passkeys change.
+/// Minutes after which a client may try again, as text (BEP 31). A proxy's configuration is changed
+/// by somebody; the same malformed request will never be right, nor the same software allowed.
 fn retry_in(refusal: Refusal) -> &'static [u8] {
     match refusal {
         Refusal::NoSource | Refusal::Limited | Refusal::PasskeyLimit => b"30",
-        Refusal::TorrentDenied
-        | Refusal::NetworkDenied
-        | Refusal::Unregistered
-        | Refusal::UnknownPasskey => b"1440",
-        Refusal::Malformed
-        | Refusal::NoFullScrape
-        | Refusal::TooManyTorrents
-        | Refusal::LowPort
-        | Refusal::ClientDenied
-        | Refusal::PortDenied
-        | Refusal::SimilarTorrent => b"never",
+        _ => b"never",
     }
 }

@@ -8,18 +8,20 @@
 //! WebSocket  an upgrade on any path
 //! ```
 //!
-//! Where none is needed, a passkey is ignored: announce URLs of other trackers go on working. What
-//! a client can read is answered with 200 and bencode even if it is refused, because clients show
-//! `failure reason` and lose the body of an error. Nothing a client sent is ever sent back.
+//! Where none is needed, a passkey is ignored: announce URLs of other trackers go on working. Who
+//! names an info-hash is answered with 200 and bencode even if it is refused, on the wrong path, or
+//! wrong in HTTP, because clients show `failure reason` and lose the body of an error. Nothing a
+//! client sent is ever sent back.
 
 mod announce;
 mod exchange;
+mod retries;
 mod scrape;
 mod scrape_all;
 mod upgrade;
 
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
@@ -34,6 +36,7 @@ use crate::tracker::{Admission, Census, Tracker, Withheld, Work};
 pub use crate::types::Outcome;
 use crate::types::{Action, Event, InfoHash, Refusal, Rejected};
 use exchange::{Exchange, Failure};
+use retries::Retries;
 pub use scrape_all::{FullScrape, FullScrapeLimits, PIECE_BYTES_MAX};
 
 pub use crate::protocol::http::HEAD_BYTES_MAX;
@@ -74,6 +77,8 @@ struct Scratch {
     peers: announce::Peers,
     /// What a scrape asks for.
     info_hashes: Vec<InfoHash>,
+    /// Who was refused for now, and since when.
+    retries: Retries,
 }
 
 /// What became of the bytes received so far.
@@ -156,7 +161,7 @@ impl HttpFrontend {
         let head = match Head::parse(bytes, &mut headers) {
             Ok(Some(head)) => head,
             Ok(None) => return Flow::More,
-            Err(rejected) => return exchange::give_up(rejected, bytes.len(), out),
+            Err(rejected) => return exchange::give_up(rejected, bytes, out),
         };
         let options = self.options.load();
         let exchange = Exchange::new(head, origin, options);
@@ -262,13 +267,29 @@ impl Turn<'_> {
         }
     }
 
-    /// Refuses. This is where a failure gets the seconds after which its client comes back.
+    /// Refuses. This is where a failure gets the seconds after which its client comes back: lists,
+    /// registrations and passkeys change, soon after the first announce more often than not.
     fn fail(&mut self, exchange: &Exchange<'_>, failure: Failure, out: &mut Vec<u8>) -> Flow {
         let failure = match failure.refusal() {
             Refusal::Limited | Refusal::PasskeyLimit => failure.after(self.tracker.retry_s()),
+            Refusal::Unregistered
+            | Refusal::SimilarTorrent
+            | Refusal::TorrentDenied
+            | Refusal::NetworkDenied
+            | Refusal::PortDenied
+            | Refusal::LowPort
+            | Refusal::UnknownPasskey => failure.after(self.retry_s(exchange)),
             _ => failure,
         };
         exchange.fail(&failure, &mut self.scratch.body, out)
+    }
+
+    /// Seconds after which what is not allowed now may be. A client spells a torrent in one way.
+    fn retry_s(&mut self, exchange: &Exchange<'_>) -> u32 {
+        let mut named = http::pairs(exchange.head.query).filter(|it| it.0 == b"info_hash");
+        let torrent = named.next().map_or(&[][..], |it| it.1);
+        let source = exchange.source.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+        self.scratch.retries.wait_s(self.now, source, torrent)
     }
 
     fn announce(&mut self, exchange: &Exchange<'_>, out: &mut Vec<u8>) -> Flow {
@@ -277,15 +298,14 @@ impl Turn<'_> {
         let asked = self
             .admit(exchange, Work::Announce(event))
             .and_then(|()| announce::read(exchange, &query?, self.tracker, self.now));
-        let Scratch { body, peers, .. } = &mut *self.scratch;
-        body.clear();
-        let done = asked.and_then(|(announce, compact)| {
-            let told = peers.announce(self.tracker, self.now, &announce);
-            announce::write(&announce, &told, compact, self.options, body);
-            Ok(())
-        });
-        match done {
-            Ok(()) => exchange.bencoded(Action::Announce, body, out),
+        match asked {
+            Ok((announce, compact)) => {
+                let Scratch { body, peers, .. } = &mut *self.scratch;
+                body.clear();
+                let told = peers.announce(self.tracker, self.now, &announce);
+                announce::write(&announce, &told, compact, self.options, body);
+                exchange.bencoded(Action::Announce, body, out)
+            }
             Err(failure) => self.fail(exchange, failure, out),
         }
     }
@@ -361,6 +381,7 @@ fn route(path: &[u8], query: &[u8]) -> Route {
         (_, b"scrape") => Route::Scrape,
         (b"announce", _) => Route::Announce,
         (b"scrape", _) => Route::Scrape,
+        _ if http::has(query, b"info_hash") => Route::Nowhere,
         (b"stats", _) if second.is_none() => Route::StatsPage,
         (b"stats.json", _) if second.is_none() => Route::StatsJson,
         _ => Route::Nowhere,
@@ -408,5 +429,6 @@ mod tests {
         }
         assert_eq!(route(b"/", b"a=b&info_hash=x"), Route::Announce);
         assert_eq!(route(b"/scrape", b""), Route::Scrape);
+        assert_eq!(route(b"/stats", b"info_hash=x"), Route::Nowhere, "a client, not a reader");
     }
 }

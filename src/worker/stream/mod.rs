@@ -99,7 +99,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             head_timeout_s: 5,
-            idle_timeout_s: 30,
+            idle_timeout_s: 75,
             ping_interval_s: 50,
             connections_per_source_max: 2048,
             exempt: Vec::new(),
