@@ -150,6 +150,6 @@ fn of_trackers_that_start_at_the_same_time_on_one_address_one_serves() {
         assert_eq!(ready, 0, "who gave up has not served");
         let mut client = Client::over(connected(listen.parse().unwrap()));
         client.connection_id = client.ask_connection_id();
-        client.announce(&leecher(1, 1));
+        client.announce(&leecher(1, 6881));
     }
 }

@@ -468,6 +468,6 @@ pub(crate) fn seeder(torrent: u8, port: u16) -> Announcement {
 /// Denies a port, so that announces of it are refused.
 pub(crate) fn deny_port(skep: &Skep, port: u16) {
     let target = format!("/api/v1/access/ports/deny/{port}");
-    let answered = http_ask(skep.admin, ("PUT", &target), "");
+    let answered = skep.ask(("PUT", &target), "");
     assert_eq!(answered.0, 200, "{answered:?}");
 }
