@@ -11,6 +11,7 @@ mod streams;
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::os::fd::AsFd as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::process::{Child, ChildStderr, Command, Stdio};
@@ -21,6 +22,7 @@ use common::{
     Client, DEADLINE, Skep, backends, command, eventually, http_get, leecher, run, seeder, texts,
 };
 use skep::sys::descriptors;
+use skep::sys::token::Token;
 use skep::types::InfoHash;
 use stream::Steady;
 use streams::{Browser, announce, exchange};
@@ -244,6 +246,8 @@ fn a_successor_that_fails_leaves_the_tracker_as_it_was() {
 struct Puppet {
     listener: Option<socket2::Socket>,
     line: Option<socket2::Socket>,
+    /// Of what it has the right to serve by.
+    token: Option<Token>,
 }
 
 impl Puppet {
@@ -259,7 +263,9 @@ impl Puppet {
             let started = scope.spawn(start);
             let line = listener.accept().expect("a successor").0;
             descriptors::be_impatient(&line, DEADLINE).unwrap();
-            let mut it = Self { listener: Some(listener), line: Some(line) };
+            let token = Token::new().unwrap();
+            descriptors::send(&line, br#"{"say":"token"}"#, &[token.as_fd()]).unwrap();
+            let mut it = Self { listener: Some(listener), line: Some(line), token: Some(token) };
             assert!(it.hear().contains("ask"));
             it.say(r#"{"say":"sockets","sockets":[],"last":true}"#);
             act(&mut it);
@@ -273,7 +279,7 @@ impl Puppet {
     }
 
     fn end(&mut self) {
-        (self.listener, self.line) = (None, None);
+        *self = Self { listener: None, line: None, token: None };
     }
 
     fn hear_serving(&mut self) {
@@ -287,6 +293,7 @@ impl Puppet {
 
     fn say_left(&mut self) {
         self.listener = None;
+        self.token.as_ref().unwrap().release().unwrap();
         self.say(r#"{"say":"left"}"#);
     }
 

@@ -31,12 +31,14 @@ use crate::server::log::OPERATOR;
 use crate::server::notify::Manager;
 use crate::server::options;
 use crate::server::reload::{Errand, Reloader, Reloads};
+use crate::server::reserve;
 use crate::server::seats::Seats;
 use crate::server::snapshots::Snapshots;
 use crate::server::statistics::{Counters, Found, Statistics};
 use crate::server::streams::Streams;
 use crate::server::workers::{End, Shared, Workers};
 use crate::store::Totals;
+use crate::sys::token::Token;
 use crate::time::Now;
 use crate::tracker::{Census, Oddity};
 
@@ -51,6 +53,9 @@ const ODDITY_EVERY_S: u64 = 600;
 
 /// How long pages that are under way at the end may take.
 const LAST_PAGES_MAX: Duration = Duration::from_secs(1);
+
+/// How long an idle thread stays: beyond the life of any process.
+const FOREVER: Duration = Duration::from_secs(1 << 32);
 
 /// How long a successor that is told to end waits for the predecessor's word that it has left.
 const RELIEF_MAX: Duration = Duration::from_secs(5);
@@ -88,8 +93,11 @@ pub(super) struct Base {
 impl Base {
     /// Starts to listen for signals.
     pub(super) fn new() -> Result<Self, StartError> {
+        // Threads for what blocks stay: there is one before anybody serves, and where no other can
+        // be started later, what blocks waits for it instead of ending the process.
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
+            .thread_keep_alive(FOREVER)
             .build()
             .map_err(|error| StartError::lacking("cannot start the control thread", &error))?;
         let signals = {
@@ -114,36 +122,41 @@ async fn serve(control: Control, mut signals: Signals) -> Result<(), StartError>
     let Control { workers, mut streams, mut ended, exporter, reloader, admin, .. } = control;
     let Control { ready_line, manager, predecessor, estate, backend, .. } = control;
     let state = Arc::new(State::new(&reloader, exporter, (&workers, &streams), backend));
-    let mut relieved = None;
-    let has_predecessor = predecessor.is_some();
+    let pages = admin::router(state.clone());
+    let listener = tokio::net::TcpListener::from_std(admin)
+        .map_err(|error| StartError::lacking("cannot serve the admin pages", &error))?;
+    Snapshots::start(&state.shared)?;
+    let (has_predecessor, mut relieved) = (predecessor.is_some(), None);
+    let token = predecessor.as_ref().map(Predecessor::token);
+    let _right = token.clone(); // to serve: given up with this function, whatever else holds it
+    tokio::select! {
+        biased;
+        // Who is told to end before it serves leaves the predecessor where it is.
+        () = signals.second(), if has_predecessor => return Ok(()),
+        prepared = prepare(&workers, &streams, &mut ended) => prepared?,
+    }
     if let Some(predecessor) = predecessor {
-        let (running, ears) = ((&workers, &mut streams), (&mut signals, &mut ended));
-        relieved = match succeed(&state, predecessor, running, ears).await? {
+        relieved = match succeed(&state, predecessor, &mut streams, &mut signals).await? {
             Succession::Serves(relieved) => relieved,
             Succession::Ends => return Ok(()),
         };
     }
-    let pages = admin::router(state.clone());
-    let listener = tokio::net::TcpListener::from_std(admin)
-        .map_err(|error| StartError::lacking("cannot serve the admin pages", &error))?;
+    // Everybody else has gone. From here on nothing ends this process that is not its end.
     let (close_admin, closed) = oneshot::channel::<()>();
     let (seats, patience) = (state.seats.clone(), super::admin::PATIENCE);
     let admin = tokio::spawn(super::admin::serve(listener, pages, seats, patience, closed));
-
-    await_first_turns(&workers, &streams, &mut ended).await?;
     state.renew_pages();
     state.started.store(true, Ordering::Relaxed);
     let (successors, mut successor) = mpsc::unbounded_channel();
     let (keep, is_managed) = (streams.keeper(), estate.is_managed());
-    let offer = offer(&state, &reloader, (estate, keep), successors, has_predecessor);
+    let offer = offer(&state, &reloader, (estate, keep), (successors, token));
     announce_ready(&ready_line);
     manager.ready(&ready_line);
     drain::await_saved(relieved, state.shared.snapshots.clone());
-    Snapshots::start(&state.shared)?;
     feed_watchdog(&state, &manager);
-    let heard = (&mut ended, &mut successor);
+    let heard = (&mut ended, &mut successor, &mut signals);
     let mut reloads = Reloads::new(reloader, state.clone());
-    let outcome = watch(&state, heard, &mut reloads, &mut signals, &manager).await;
+    let outcome = watch(&state, (&workers, &streams), heard, &mut reloads, &manager).await;
     let drain_s = state.drain_s.load(Ordering::Relaxed);
     let running = Running { workers, streams, close_admin, drain_s, is_managed };
     let ears = (&mut signals, &mut ended);
@@ -162,19 +175,20 @@ enum Succession {
     Ends,
 }
 
-/// Takes the predecessor's place as soon as all workers serve.
+/// Waits until all workers could serve, and sees to it that what is needed later is to be had.
+async fn prepare(workers: &Workers, streams: &Streams, ended: &mut Ends) -> Result<(), StartError> {
+    await_first_turns(workers, streams, ended).await?;
+    let _ = spawn_blocking(|| ()).await; // from now on there is a thread for what blocks
+    reserve::check()
+}
+
+/// Takes the predecessor's place. All that could fail has been done.
 async fn succeed(
     state: &State,
     predecessor: Predecessor,
-    (workers, streams): (&Workers, &mut Streams),
-    (signals, ended): (&mut Signals, &mut Ends),
+    streams: &mut Streams,
+    signals: &mut Signals,
 ) -> Result<Succession, StartError> {
-    // Who is told to end before it serves leaves the predecessor where it is.
-    tokio::select! {
-        biased;
-        () = signals.second() => return Ok(Succession::Ends),
-        started = await_first_turns(workers, streams, ended) => started?,
-    }
     let mut relief = pin!(drain::relieve(predecessor, streams));
     tokio::select! {
         relieved = &mut relief => return Ok(Succession::Serves(relieved?)),
@@ -199,8 +213,7 @@ fn offer(
     state: &Arc<State>,
     reloader: &Reloader,
     (estate, keep): (Arc<Estate>, impl Fn() + Send + 'static),
-    successors: mpsc::UnboundedSender<Successor>,
-    has_predecessor: bool,
+    (successors, token): (mpsc::UnboundedSender<Successor>, Option<Arc<Token>>),
 ) -> Option<Offer> {
     let (office, offering) = (state.shared.office.clone(), state.clone());
     let prepare = Box::new(move || {
@@ -212,10 +225,14 @@ fn offer(
         keep();
         Ok(())
     });
-    let own = handover::Own { estate, office, prepare, successors };
+    let has_predecessor = token.is_some();
     let made = options::handover_path(&reloader.config).and_then(|path| {
-        let made = Offer::make(&path, own, has_predecessor);
-        made.map_err(|error| format!("cannot listen on {}: {error}", path.display()))
+        let make = || {
+            let token = token.map_or_else(|| Token::new().map(Arc::new), Ok)?;
+            let own = handover::Own { estate, token, office, prepare, successors };
+            Offer::make(&path, own, has_predecessor)
+        };
+        make().map_err(|error| format!("cannot listen on {}: {error}", path.display()))
     });
     made.inspect_err(|reason| {
         info!("`skep run --take-over` cannot replace this tracker: {reason}");
@@ -239,7 +256,7 @@ fn feed_watchdog(state: &Arc<State>, manager: &Manager) {
     });
 }
 
-/// Waits until every worker serves.
+/// Waits until every worker serves, or could.
 async fn await_first_turns(
     workers: &Workers,
     streams: &Streams,
@@ -250,7 +267,7 @@ async fn await_first_turns(
             Some(end) = ended.recv() => return Err(broken(end)),
             () = sleep(START_POLL) => {}
         }
-        if workers.are_serving() && streams.are_serving() {
+        if workers.are_serving() && streams.are_prepared() {
             return Ok(());
         }
     }
@@ -264,12 +281,15 @@ fn announce_ready(line: &str) {
     info!(target: OPERATOR, "{line}");
 }
 
+/// Ends of workers, successors that could serve, and signals.
+type Heard<'a> = (&'a mut Ends, &'a mut mpsc::UnboundedReceiver<Successor>, &'a mut Signals);
+
 /// Does what the clock and signals ask for, until one of them or a worker's failure says to end.
 async fn watch(
     state: &Arc<State>,
-    (ended, successor): (&mut Ends, &mut mpsc::UnboundedReceiver<Successor>),
+    running: (&Workers, &Streams),
+    (ended, successor, signals): Heard<'_>,
     reloads: &mut Reloads,
-    signals: &mut Signals,
     manager: &Manager,
 ) -> Result<Reason, StartError> {
     let mut second = interval(Duration::from_secs(1));
@@ -301,7 +321,12 @@ async fn watch(
             () = state.asked_to_stop.notified() => {
                 break info!(target: OPERATOR, "stopping as it was asked to");
             }
-            Some(it) = successor.recv() => return Ok(Reason::Relieved(it)),
+            Some(it) = successor.recv() => {
+                // Otherwise it goes on, which the log says.
+                if let Ok(heir) = drain::step_aside(it, running).await {
+                    return Ok(Reason::Relieved(heir));
+                }
+            }
             Some(end) = ended.recv() => return Err(broken(end)),
         }
     }

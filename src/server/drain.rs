@@ -1,18 +1,19 @@
 //! How serving begins after a predecessor, and how it ends: at once, over a while, or in favour of
 //! a successor. In each case whatever was taken from a socket is answered.
 
+use std::future::pending;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
 use tokio::task::spawn_blocking;
-use tokio::time::{MissedTickBehavior, interval, sleep};
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tracing::{info, warn};
 
 use crate::server::StartError;
 use crate::server::control::{Ends, Signals, State, broken};
-use crate::server::handover::{Predecessor, Successor, Unrelieved};
+use crate::server::handover::{Heir, Predecessor, Successor, Unrelieved};
 use crate::server::log::OPERATOR;
 use crate::server::notify::Manager;
 use crate::server::snapshots::Snapshots;
@@ -22,8 +23,8 @@ use crate::server::workers::Workers;
 /// What the end takes besides the drain: connections, the last pages, the last snapshot.
 const END_MAX: Duration = Duration::from_secs(60);
 
-/// How long stream workers may take to cease to accept: they look ten times a second.
-const LEAVE_MAX: Duration = Duration::from_secs(2);
+/// How long workers may take to come to rest: those for streams look ten times a second.
+const REST_MAX: Duration = Duration::from_secs(5);
 
 /// How often it is looked at whether something has ended.
 const POLL: Duration = Duration::from_millis(2);
@@ -33,7 +34,7 @@ pub(super) enum Reason {
     /// A signal or the API said so.
     Told,
     /// A successor serves.
-    Relieved(Successor),
+    Relieved(Heir),
 }
 
 /// What there is to end.
@@ -47,8 +48,8 @@ pub(super) struct Running {
     pub(super) is_managed: bool,
 }
 
-/// Tells the predecessor that this process serves, waits until that one accepts no more, and lets
-/// the stream workers accept.
+/// Tells the predecessor that this process could serve, waits until that one rests, and lets the
+/// stream workers accept. Nothing in it can fail once that one rests.
 ///
 /// # Errors
 /// [`StartError`] where the predecessor serves on: this process must not, for neither would know
@@ -57,19 +58,49 @@ pub(super) async fn relieve(
     predecessor: Predecessor,
     streams: &mut Streams,
 ) -> Result<Option<Predecessor>, StartError> {
-    let relieved = spawn_blocking(move || predecessor.relieve().map(|()| predecessor)).await;
-    let relieved = match relieved {
-        Ok(Ok(predecessor)) => Some(predecessor),
-        Ok(Err(Unrelieved::GoesOn(error))) => return Err(Unrelieved::into_start_error(&error)),
-        Ok(Err(Unrelieved::Gone(error))) => {
+    let relieved = spawn_blocking(move || (predecessor.relieve(), predecessor)).await;
+    let Ok((relieved, predecessor)) = relieved else { return pending().await }; // it has panicked
+    let is_gone = match relieved {
+        Ok(()) => false,
+        Err(Unrelieved::GoesOn(error)) => return Err(Unrelieved::into_start_error(&error)),
+        Err(Unrelieved::Gone(error)) => {
             warn!(target: OPERATOR, "the predecessor ended out of turn: {error}");
-            None
+            true
         }
-        Err(_) => None, // a panic ends the process
     };
-    streams.own_unix();
     streams.release();
-    Ok(relieved)
+    predecessor.tell_accepting();
+    streams.own_unix();
+    Ok((!is_gone).then_some(predecessor))
+}
+
+/// Makes room for a successor that could serve: rests, and hands over to it.
+///
+/// # Errors
+/// Why this process serves on: as if nothing had been.
+pub(super) async fn step_aside(
+    successor: Successor,
+    (workers, streams): (&Workers, &Streams),
+) -> Result<Heir, String> {
+    workers.rest();
+    streams.hold();
+    let rested = async {
+        while !(workers.are_resting() && streams.are_held()) {
+            sleep(POLL).await;
+        }
+    };
+    let followed = match timeout(REST_MAX, rested).await {
+        Ok(()) => match spawn_blocking(move || successor.hand_over()).await {
+            Ok(followed) => followed,
+            Err(_) => pending().await, // it has panicked, which ends the process
+        },
+        Err(_) => Err(successor.refuse(std::io::Error::other("a worker did not come to rest"))),
+    };
+    if followed.is_err() {
+        workers.go_on();
+        streams.release();
+    }
+    followed
 }
 
 /// Ends everything in order.
@@ -89,8 +120,8 @@ pub(super) async fn wind_down(
         running.streams.keep_listeners(); // the service manager has them for the next one
     }
     match outcome {
-        Ok(Reason::Relieved(successor)) => {
-            hand_on(state, running, successor, signals).await;
+        Ok(Reason::Relieved(heir)) => {
+            hand_on(state, running, heir, signals).await;
             Ok(())
         }
         Ok(Reason::Told) => {
@@ -149,32 +180,20 @@ async fn stop(state: &Arc<State>, running: Running) {
     drop(running.close_admin);
 }
 
-/// Leaves the sockets to a successor: what waits in them is for it, what was taken is answered.
-async fn hand_on(
-    state: &Arc<State>,
-    running: Running,
-    successor: Successor,
-    signals: &mut Signals,
-) {
+/// Leaves the sockets to a successor that serves: what was taken from them is answered.
+async fn hand_on(state: &Arc<State>, running: Running, heir: Heir, signals: &mut Signals) {
     let Running { workers, mut streams, close_admin, drain_s, .. } = running;
     let drain = Duration::from_secs(u64::from(drain_s));
     streams.leave(state.now_and(drain));
     state.close_board(); // their pages turn to the successor
     drop(close_admin);
     let _ = spawn_blocking(move || workers.stop()).await;
-    let left = async {
-        while !streams.have_left() {
-            sleep(POLL).await;
-        }
-    };
-    let _ = tokio::time::timeout(LEAVE_MAX, left).await;
-    successor.tell_left();
     info!(target: OPERATOR, "the successor serves; what is open here ends");
     // The passkeys' totals were written when the database was lent. The successor restores what is
     // saved here as soon as the snapshots' lock is free.
     let last = state.clone();
     let _ = spawn_blocking(move || last.save_last()).await;
-    successor.tell_saved();
+    heir.tell_saved();
     let closed = async {
         while streams.are_connected() {
             sleep(POLL * 10).await;

@@ -25,6 +25,7 @@ mod notify;
 mod options;
 mod patience;
 mod reload;
+mod reserve;
 mod seats;
 mod snapshots;
 mod socket_file;

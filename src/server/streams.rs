@@ -169,9 +169,19 @@ impl Streams {
         Ok(it)
     }
 
-    /// Whether every worker accepts connections.
-    pub(super) fn are_serving(&self) -> bool {
-        self.counters.iter().all(|it| it.elapsed_ns.get() > 0)
+    /// Whether every worker has all it needs to accept connections, whether it may or not.
+    pub(super) fn are_prepared(&self) -> bool {
+        self.shared.workers_prepared() >= self.threads.len()
+    }
+
+    /// Makes them accept nothing until [`Self::release`].
+    pub(super) fn hold(&self) {
+        self.shared.hold();
+    }
+
+    /// Whether none of them accepts.
+    pub(super) fn are_held(&self) -> bool {
+        self.shared.workers_held() >= self.threads.len()
     }
 
     /// Lets them accept.
@@ -208,11 +218,6 @@ impl Streams {
         if let Some(unix) = &mut self.unix {
             unix.is_passed_on = true;
         }
-    }
-
-    /// Whether all have ceased to accept.
-    pub(super) fn have_left(&self) -> bool {
-        self.shared.workers_left() >= self.threads.len()
     }
 
     /// Whether any connection is open.

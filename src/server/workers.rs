@@ -25,6 +25,7 @@ use crate::sys::clock::Clock;
 use crate::sys::socket::BoundUdp;
 use crate::tracker::{self, Clients, Load, Sources, Tracker};
 use crate::worker::datagram::{Backend, DatagramWorker};
+use crate::worker::rest::Rest;
 use crate::worker::stream;
 
 /// What all workers share.
@@ -85,6 +86,7 @@ pub(super) struct Workers {
     pub(super) tallies: Vec<Tallies>,
     threads: Vec<JoinHandle<()>>,
     stop: Arc<AtomicBool>,
+    rest: Arc<Rest>,
 }
 
 /// A worker's end.
@@ -116,7 +118,8 @@ impl Workers {
         ends: &mpsc::UnboundedSender<End>,
     ) -> Result<Self, StartError> {
         let stop = Arc::new(AtomicBool::new(false));
-        let mut it = Self { counters: Vec::new(), tallies: Vec::new(), threads: Vec::new(), stop };
+        let (counters, tallies, threads, rest) = Default::default();
+        let mut it = Self { counters, tallies, threads, stop, rest };
         for (worker, (&cpu, sockets)) in cpus.iter().zip(sockets).enumerate() {
             let counters = Arc::new(WorkerCounters::default());
             let tallies = Tallies::default();
@@ -125,6 +128,7 @@ impl Workers {
                 counters: counters.clone(),
                 tallies: tallies.clone(),
                 stop: it.stop.clone(),
+                rest: it.rest.clone(),
                 backend,
                 sockets,
                 cpu,
@@ -152,6 +156,21 @@ impl Workers {
         self.counters.iter().all(|it| it.turns.get() > 0)
     }
 
+    /// Makes them take nothing from their sockets until [`Self::go_on`].
+    pub(super) fn rest(&self) {
+        self.rest.ask();
+    }
+
+    /// Whether all of them rest.
+    pub(super) fn are_resting(&self) -> bool {
+        self.rest.resting() >= self.threads.len()
+    }
+
+    /// Makes them receive again.
+    pub(super) fn go_on(&self) {
+        self.rest.end();
+    }
+
     /// Tells all to end, and waits for that.
     pub(super) fn stop(self) {
         drop(self);
@@ -176,6 +195,7 @@ struct Job {
     counters: Arc<WorkerCounters>,
     tallies: Tallies,
     stop: Arc<AtomicBool>,
+    rest: Arc<Rest>,
     backend: Backend,
     sockets: Vec<BoundUdp>,
     cpu: Option<usize>,
@@ -202,7 +222,7 @@ impl Job {
             counters: &self.counters,
             stop: &self.stop,
         };
-        worker.run(&mut UdpFrontend::new(tracker, ids))
+        worker.run_with_rests(&mut UdpFrontend::new(tracker, ids), &self.rest)
     }
 }
 
@@ -220,8 +240,8 @@ mod tests {
             }
             last.store(true, Ordering::Relaxed);
         });
-        let (counters, tallies) = (Vec::new(), Vec::new());
-        drop(Workers { counters, tallies, threads: vec![thread], stop });
+        let (counters, tallies, rest) = Default::default();
+        drop(Workers { counters, tallies, threads: vec![thread], stop, rest });
         assert!(ended.load(Ordering::Relaxed));
     }
 }

@@ -22,3 +22,4 @@ pub mod seccomp;
 pub mod segments;
 pub mod socket;
 pub(crate) mod stream;
+pub mod token;

@@ -17,7 +17,7 @@ use crate::sys::ring_host::{RingHost, RingOptions};
 use crate::sys::socket::BoundUdp;
 use crate::time::Now;
 use crate::types::{Dropped, Family, unmap};
-use crate::worker::{REPLY_BYTES_MAX, Responder, mmsg::Mmsg, uring::Uring};
+use crate::worker::{REPLY_BYTES_MAX, Responder, mmsg::Mmsg, rest::Rest, uring::Uring};
 
 /// How datagrams travel between kernel and worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,13 +61,22 @@ impl DatagramWorker<'_> {
     /// Where the backend cannot start (see [`crate::sys::probe`]) or breaks; what a single
     /// datagram can cause is counted instead, see [`IoEvent`].
     pub fn run<R: Responder>(&self, responder: &mut R) -> io::Result<()> {
+        self.run_with_rests(responder, &Rest::default())
+    }
+
+    /// As [`Self::run`], but takes nothing from the sockets for as long as it is asked to rest: it
+    /// answers what it has received, and keeps all it needs to go on.
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    pub fn run_with_rests<R: Responder>(&self, responder: &mut R, rest: &Rest) -> io::Result<()> {
         match self.backend {
-            Backend::Mmsg => self.drive(&mut Mmsg::new(self.sockets), responder),
+            Backend::Mmsg => self.drive(&mut Mmsg::new(self.sockets), responder, rest),
             Backend::Uring => {
                 let options = RingOptions::default();
                 let mut host = RingHost::new(&options)?;
                 let ring = Ring::start(&mut host, self.sockets, &options)?;
-                self.drive(&mut Uring(ring), responder)
+                self.drive(&mut Uring(ring), responder, rest)
             }
         }
     }
@@ -77,20 +86,42 @@ impl DatagramWorker<'_> {
         &self,
         io: &mut impl DatagramIo,
         responder: &mut impl Responder,
+        rest: &Rest,
     ) -> io::Result<()> {
         let mut meter = Meter::default();
-        while !self.stop.load(Ordering::Relaxed) {
-            self.turn(io, responder, &mut meter, WAIT)?;
+        let is_stopped = || self.stop.load(Ordering::Relaxed);
+        loop {
+            while !is_stopped() && !rest.is_asked() {
+                self.turn(io, responder, &mut meter, WAIT)?;
+            }
+            self.come_to_rest(io, responder, &mut meter)?;
+            rest.enter();
+            while rest.is_asked() && !is_stopped() {
+                std::thread::sleep(REST_LOOK);
+                meter.turn(self, self.clock.now(), 0);
+            }
+            rest.leave();
+            if is_stopped() {
+                return Ok(());
+            }
+            io.receive_again();
         }
+    }
+
+    /// Answers what has come, and ends receiving.
+    fn come_to_rest(
+        &self,
+        io: &mut impl DatagramIo,
+        responder: &mut impl Responder,
+        meter: &mut Meter,
+    ) -> io::Result<()> {
         // What waits in the sockets has come in time. Under load more comes forever, and under a
         // successor's eyes the rest is for it.
         let until_ns = self.clock.now().ns() + QUEUED_NS_MAX;
-        while self.turn(io, responder, &mut meter, LAST_WAIT)? > 0
-            && self.clock.now().ns() < until_ns
-        {}
+        while self.turn(io, responder, meter, LAST_WAIT)? > 0 && self.clock.now().ns() < until_ns {}
         io.stop_receiving();
         for _ in 0..LAST_TURNS_MAX {
-            self.turn(io, responder, &mut meter, LAST_WAIT)?;
+            self.turn(io, responder, meter, LAST_WAIT)?;
             if io.is_quiet() {
                 return Ok(());
             }
@@ -122,6 +153,9 @@ impl DatagramWorker<'_> {
 
 /// How long to wait for datagrams before looking at the stop flag and the clock.
 const WAIT: Duration = Duration::from_millis(50);
+
+/// How often a worker that rests looks whether it is to go on.
+const REST_LOOK: Duration = Duration::from_millis(1);
 
 /// How long to go on after the stop with what waits in the sockets, in nanoseconds.
 const QUEUED_NS_MAX: u64 = 50_000_000;
@@ -168,6 +202,9 @@ pub(crate) trait DatagramIo {
 
     /// Whether all that was received has been handed out, and all answers have been submitted.
     fn is_quiet(&self) -> bool;
+
+    /// Receives again. Takes nothing that it did not have before it stopped receiving.
+    fn receive_again(&mut self);
 }
 
 /// Handles a part of the batch.
@@ -305,6 +342,8 @@ mod tests {
         fn is_quiet(&self) -> bool {
             true
         }
+
+        fn receive_again(&mut self) {}
     }
 
     /// Notes what it is told, in order.

@@ -103,4 +103,8 @@ impl DatagramIo for Mmsg<'_> {
     fn is_quiet(&self) -> bool {
         self.replies.is_empty()
     }
+
+    fn receive_again(&mut self) {
+        self.stopping = false;
+    }
 }

@@ -3,6 +3,7 @@
 
 pub mod datagram;
 mod mmsg;
+pub mod rest;
 pub mod stream;
 mod uring;
 

@@ -53,11 +53,16 @@ impl<K: Kernel> DatagramIo for Uring<K> {
     fn is_quiet(&self) -> bool {
         self.0.is_quiet()
     }
+
+    fn receive_again(&mut self) {
+        self.0.receive_again();
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::worker::rest::Rest;
     use std::net::SocketAddr;
     use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -116,7 +121,8 @@ mod tests {
             stop: &stop,
         };
         let mut io = Uring(Ring::on(double, [false, false].into_iter(), OPTIONS.buffers));
-        let result = worker.drive(&mut io, &mut Echo { awaited: count, stop: &stop });
+        let mut echo = Echo { awaited: count, stop: &stop };
+        let result = worker.drive(&mut io, &mut echo, &Rest::default());
         (result, counters, io)
     }
 

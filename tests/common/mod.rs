@@ -200,6 +200,11 @@ impl Skep {
         assert!(done.unwrap().success());
     }
 
+    /// Whether its process has not ended.
+    pub(crate) fn is_alive(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
+    }
+
     /// Waits for its end, and for the end of its log.
     pub(crate) fn wait(&mut self) -> ExitStatus {
         let mut status = None;

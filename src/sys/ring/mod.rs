@@ -332,6 +332,11 @@ impl<K: Kernel> Ring<K> {
         self.stopping = true;
     }
 
+    /// Arms receives again with the next turn.
+    pub(crate) fn receive_again(&mut self) {
+        self.stopping = false;
+    }
+
     /// Whether no receive is armed, nothing waits to be handed out and every reply has left.
     pub(crate) fn is_quiet(&self) -> bool {
         let idle = !self.kernel.has_completions() && self.kernel.has_taken_all();

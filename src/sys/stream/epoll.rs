@@ -2,15 +2,20 @@
 
 use std::future::Future;
 use std::io::{self, ErrorKind};
-use std::net::{self, Shutdown, SocketAddr};
+use std::net::{self, Shutdown, SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
+use std::os::unix;
 
+use rustix::net::{SocketFlags, acceptfrom_with};
 use socket2::SockRef;
-use tokio::net::{TcpListener, TcpStream, UnixStream};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::net::{TcpStream, UnixStream};
 use tokio::runtime::Builder;
 use tokio::task::LocalSet;
 use tokio::task::coop::consume_budget;
 
-use super::{Network, Stop, Stream};
+use super::{Network, Stop, Stream, readable, watch};
 
 /// Readiness from epoll, then reads and writes as system calls of their own.
 #[derive(Debug)]
@@ -19,28 +24,36 @@ pub(crate) struct Epoll;
 impl Network for Epoll {
     type Tcp = TcpStream;
     type Unix = UnixStream;
-    type TcpListener = TcpListener;
+    type TcpListener = AsyncFd<OwnedFd>;
 
     fn run<F: Future>(main: F) -> io::Result<F::Output> {
         let runtime = Builder::new_current_thread().enable_io().enable_time().build()?;
         Ok(LocalSet::new().block_on(&runtime, main))
     }
 
-    fn listen(listener: net::TcpListener) -> io::Result<TcpListener> {
-        listener.set_nonblocking(true)?;
-        TcpListener::from_std(listener)
+    fn listen(listener: TcpListener) -> io::Result<AsyncFd<OwnedFd>> {
+        watch(listener.into())
     }
 
-    async fn accept(listener: &TcpListener, stop: &Stop) -> io::Result<(TcpStream, SocketAddr)> {
-        stop.or(listener.accept()).await
+    async fn ready(listener: &AsyncFd<OwnedFd>, stop: &Stop) -> io::Result<()> {
+        stop.or(readable(listener)).await
     }
 
-    async fn cancel_accept(_twin: &net::TcpListener, stop: &Stop) {
+    fn accept(listener: &AsyncFd<OwnedFd>) -> io::Result<(TcpStream, SocketAddr)> {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let accept = |it: &OwnedFd| Ok(acceptfrom_with(it, flags)?);
+        let (socket, source) = listener.try_io(Interest::READABLE, accept)?;
+        let source = source.ok_or(ErrorKind::NotConnected)?.try_into()?;
+        Ok((TcpStream::from_std(net::TcpStream::from(socket))?, source))
+    }
+
+    async fn cancel(_listener: &AsyncFd<OwnedFd>, stop: &Stop) {
         stop.notify();
     }
 
-    fn adopt(socket: UnixStream) -> io::Result<UnixStream> {
-        Ok(socket)
+    fn adopt(socket: unix::net::UnixStream) -> io::Result<UnixStream> {
+        socket.set_nonblocking(true)?;
+        UnixStream::from_std(socket)
     }
 }
 

@@ -9,10 +9,13 @@ pub(crate) mod uring;
 use std::future::Future;
 use std::io;
 use std::net::{Shutdown, SocketAddr, TcpListener};
-use std::os::unix;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
 
+use rustix::net::{SocketFlags, accept_with};
 use socket2::SockRef;
-use tokio::net::{UnixListener, UnixStream};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 use tokio::sync::Notify;
 
 /// One way to reach the kernel.
@@ -23,29 +26,28 @@ pub(crate) trait Network: Sized + 'static {
     /// A connection by a Unix socket.
     type Unix: Stream;
 
-    /// A socket that listens for TCP.
-    type TcpListener: 'static;
+    /// A socket that listens for TCP. It does not block, on either network: a process of the other
+    /// kind may have it as well.
+    type TcpListener: AsFd + 'static;
 
     /// Runs `main` on the calling thread, and what it spawns with [`tokio::task::spawn_local`]
     /// for as long.
     fn run<F: Future>(main: F) -> io::Result<F::Output>;
 
-    /// Makes use of a listening socket. To be called inside [`Self::run`].
+    /// Makes use of a listening socket that does not block. To be called inside [`Self::run`].
     fn listen(listener: TcpListener) -> io::Result<Self::TcpListener>;
 
-    /// The next connection and its source. Like a read, it has to be awaited to its end, which
-    /// [`Self::cancel_accept`] brings about.
-    async fn accept(
-        listener: &Self::TcpListener,
-        stop: &Stop,
-    ) -> io::Result<(Self::Tcp, SocketAddr)>;
+    /// Waits until there is a connection to accept, or something else to be told by an accept. Like
+    /// a read, it has to be awaited to its end, which [`Self::cancel`] brings about.
+    async fn ready(listener: &Self::TcpListener, stop: &Stop) -> io::Result<()>;
 
-    /// Ends the accept that is under way, if one is, without losing a connection. `twin` is another
-    /// descriptor of the listener.
-    async fn cancel_accept(twin: &TcpListener, stop: &Stop);
+    /// The next connection and its source; `WouldBlock` where there is none.
+    fn accept(listener: &Self::TcpListener) -> io::Result<(Self::Tcp, SocketAddr)>;
 
-    /// Makes use of a connection that was accepted by way of epoll, as those by Unix sockets are:
-    /// tokio-uring cannot be handed one that is bound already.
+    /// Ends the wait for a connection, if one is under way.
+    async fn cancel(listener: &Self::TcpListener, stop: &Stop);
+
+    /// Makes use of a connection by a Unix socket.
     fn adopt(socket: UnixStream) -> io::Result<Self::Unix>;
 }
 
@@ -74,12 +76,12 @@ pub(crate) enum Listening {
     /// For TCP.
     Tcp(TcpListener),
     /// On a path.
-    Unix(unix::net::UnixListener),
+    Unix(UnixListener),
 }
 
-/// Takes connections from a listening socket, which stands beside what stops it.
+/// Takes connections from a listening socket. All that this needs it has from its making on.
 pub(crate) struct Acceptor<N: Network> {
-    listener: Either<(N::TcpListener, TcpListener), UnixListener>,
+    listener: Either<N::TcpListener, AsyncFd<OwnedFd>>,
     stop: Stop,
 }
 
@@ -89,62 +91,86 @@ impl<N: Network> Acceptor<N> {
         let listener = match listener {
             Listening::Tcp(it) => {
                 prepare(&it)?;
-                let twin = it.try_clone()?;
-                Either::Tcp((N::listen(it)?, twin))
+                it.set_nonblocking(true)?;
+                Either::Tcp(N::listen(it)?)
             }
             Listening::Unix(it) => {
                 it.set_nonblocking(true)?;
-                Either::Unix(UnixListener::from_std(it)?)
+                Either::Unix(watch(it.into())?)
             }
         };
         Ok(Self { listener, stop: Stop::default() })
     }
 
-    /// The next connection and, unless it comes by a Unix socket, its source. Like a read, it has
-    /// to be awaited to its end, which [`Self::stop`] and [`Self::leave`] bring about.
-    pub(crate) async fn accept(&self) -> io::Result<(Socket<N>, Option<SocketAddr>)> {
+    /// Waits until there is a connection to accept. Like a read, it has to be awaited to its end,
+    /// which [`Self::stop`] and [`Self::leave`] bring about. Nothing is taken by it.
+    pub(crate) async fn ready(&self) -> io::Result<()> {
+        match &self.listener {
+            Either::Tcp(it) => N::ready(it, &self.stop).await,
+            Either::Unix(it) => self.stop.or(readable(it)).await,
+        }
+    }
+
+    /// The next connection and, unless it comes by a Unix socket, its source. `WouldBlock` where
+    /// there is none: wait until it is [`Self::ready`].
+    pub(crate) fn accept(&self) -> io::Result<(Socket<N>, Option<SocketAddr>)> {
         Ok(match &self.listener {
-            Either::Tcp((it, _)) => {
-                let (socket, source) = N::accept(it, &self.stop).await?;
+            Either::Tcp(it) => {
+                let (socket, source) = N::accept(it)?;
                 (Either::Tcp(socket), Some(source))
             }
             Either::Unix(it) => {
-                let (socket, _) = self.stop.or(it.accept()).await?;
-                (Either::Unix(N::adopt(socket)?), None)
+                let accept = |it: &OwnedFd| Ok(accept_with(it, SocketFlags::CLOEXEC)?);
+                let socket = it.try_io(Interest::READABLE, accept)?;
+                (Either::Unix(N::adopt(socket.into())?), None)
             }
         })
     }
 
-    /// Takes no more connections: the accept that is under way fails, and those that wait are
-    /// closed.
+    /// Takes no more connections: who waits for one is told, and those that wait are closed.
     pub(crate) fn stop(&self) {
         match &self.listener {
-            Either::Tcp((_, twin)) => stop_tcp(twin),
+            Either::Tcp(it) => stop_tcp(it),
             Either::Unix(_) => self.stop.notify(),
         }
     }
 
-    /// Takes no more connections: the accept that is under way fails or brings the last one. Those
-    /// that wait are for whoever else has the socket.
+    /// Takes no more connections: who waits for one is told. Those that wait are for whoever else
+    /// has the socket.
     pub(crate) async fn leave(&self) {
         match &self.listener {
-            Either::Tcp((_, twin)) => N::cancel_accept(twin, &self.stop).await,
+            Either::Tcp(it) => N::cancel(it, &self.stop).await,
             Either::Unix(_) => self.stop.notify(),
         }
     }
 }
 
-/// Ends an accept that may be given up, as tokio's may: nothing is lost. (Shutting a Unix socket
+/// Lets epoll watch whether a socket that listens has something to accept. To be called inside
+/// [`Network::run`].
+#[expect(unsafe_code, reason = "the runtime knows the descriptor by its number")]
+fn watch(listener: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an `OwnedFd` is open, and the same descriptor, for as long as there is one.
+    let watched = unsafe { AsyncFd::register_with_interest(listener, Interest::READABLE) };
+    Ok(watched?)
+}
+
+/// Waits until a socket that epoll watches has something to accept.
+async fn readable(socket: &AsyncFd<OwnedFd>) -> io::Result<()> {
+    socket.readable().await?.retain_ready();
+    Ok(())
+}
+
+/// Ends a wait that may be given up, as tokio's may: nothing is lost. (Shutting a Unix socket
 /// down would not do: Linux goes on calling it ready, and says at every accept that there is
 /// nothing yet.)
 #[derive(Debug, Default)]
 pub(crate) struct Stop(Notify);
 
 impl Stop {
-    /// What `accept` brings, unless there is to be nothing any more.
-    async fn or<T>(&self, accept: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+    /// What `wait` brings, unless there is to be nothing any more.
+    async fn or<T>(&self, wait: impl Future<Output = io::Result<T>>) -> io::Result<T> {
         tokio::select! {
-            accepted = accept => accepted,
+            result = wait => result,
             () = self.0.notified() => Err(io::Error::other("stopped")),
         }
     }
@@ -154,9 +180,8 @@ impl Stop {
     }
 }
 
-/// Ends the accept that is under way on a TCP socket: on Linux, not a close but this wakes who
-/// waits for connections.
-fn stop_tcp(listener: &TcpListener) {
+/// Ends the wait for connections on a TCP socket: on Linux, not a close but this wakes who waits.
+fn stop_tcp(listener: &impl AsFd) {
     let ended = SockRef::from(listener).shutdown(Shutdown::Read);
     debug_assert!(ended.is_ok(), "a listening socket can be shut down: {ended:?}");
 }

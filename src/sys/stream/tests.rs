@@ -2,7 +2,6 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
-use std::os::unix::net::{UnixListener, UnixStream};
 
 use super::epoll::Epoll;
 use super::uring::Uring;
@@ -58,12 +57,40 @@ on_each_network! {
     shutting_down_ends_a_read_under_way
     stopping_ends_an_accept_under_way
     leaving_ends_an_accept_and_not_the_listener
+    waiting_for_a_connection_takes_none
     connections_send_small_replies_at_once
     unix_sockets_work_alike
 }
 
 mod cases {
     use super::*;
+
+    async fn next<N: Network>(
+        acceptor: &Acceptor<N>,
+    ) -> io::Result<(Socket<N>, Option<SocketAddr>)> {
+        loop {
+            acceptor.ready().await?;
+            match acceptor.accept() {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                result => return result,
+            }
+        }
+    }
+
+    pub(super) fn waiting_for_a_connection_takes_none<N: Network>() {
+        let (listener, address) = tcp();
+        let Listening::Tcp(listener) = listener else { unreachable!() };
+        let twin = listener.try_clone().unwrap();
+        let taken = N::run(async {
+            let acceptor = Acceptor::<N>::new(Listening::Tcp(listener)).unwrap();
+            let client = TcpStream::connect(address).unwrap();
+            acceptor.ready().await.unwrap();
+            acceptor.ready().await.unwrap();
+            assert_eq!(twin.accept().unwrap().1, client.local_addr().unwrap());
+            acceptor.accept().map(drop)
+        });
+        assert_eq!(taken.unwrap().unwrap_err().kind(), io::ErrorKind::WouldBlock);
+    }
 
     pub(super) fn bytes_go_both_ways_and_reads_append<N: Network>() {
         let (listener, address) = tcp();
@@ -76,7 +103,7 @@ mod cases {
         });
         let source = N::run(async {
             let acceptor = Acceptor::<N>::new(listener).unwrap();
-            let (socket, source) = acceptor.accept().await.unwrap();
+            let (socket, source) = next(&acceptor).await.unwrap();
             let mut buffer = Vec::with_capacity(64);
             buffer.extend_from_slice(b"zero ");
             let (count, buffer) = socket.read(buffer).await;
@@ -100,7 +127,7 @@ mod cases {
         });
         let (result, back) = N::run(async {
             let acceptor = Acceptor::<N>::new(listener).unwrap();
-            let (socket, _) = acceptor.accept().await.unwrap();
+            let (socket, _) = next(&acceptor).await.unwrap();
             socket.write_all(sent.clone()).await
         })
         .unwrap();
@@ -113,7 +140,7 @@ mod cases {
         let mut client = TcpStream::connect(address).unwrap();
         let count = N::run(async {
             let acceptor = Acceptor::<N>::new(listener).unwrap();
-            let socket = std::rc::Rc::new(acceptor.accept().await.unwrap().0);
+            let socket = std::rc::Rc::new(next(&acceptor).await.unwrap().0);
             let reader = socket.clone();
             let read = async move { reader.read(Vec::with_capacity(1)).await.0 };
             let reading = tokio::task::spawn_local(read);
@@ -132,7 +159,7 @@ mod cases {
             let accepted = N::run(async {
                 let acceptor = std::rc::Rc::new(Acceptor::<N>::new(listener).unwrap());
                 let waiting = acceptor.clone();
-                let accept = async move { waiting.accept().await.map(|_| ()) };
+                let accept = async move { next(&waiting).await.map(|_| ()) };
                 let accepting = tokio::task::spawn_local(accept);
                 tokio::task::yield_now().await;
                 acceptor.stop();
@@ -149,9 +176,9 @@ mod cases {
         let (first, second) = N::run(async {
             let acceptor = std::rc::Rc::new(Acceptor::<N>::new(Listening::Tcp(listener)).unwrap());
             let _client = TcpStream::connect(address).unwrap();
-            let first = acceptor.accept().await.map(|_| ());
+            let first = next(&acceptor).await.map(|_| ());
             let waiting = acceptor.clone();
-            let accept = async move { waiting.accept().await.map(|_| ()) };
+            let accept = async move { next(&waiting).await.map(|_| ()) };
             let accepting = tokio::task::spawn_local(accept);
             tokio::task::yield_now().await;
             acceptor.leave().await;
@@ -188,7 +215,7 @@ mod cases {
         });
         let source = N::run(async {
             let acceptor = Acceptor::<N>::new(listener).unwrap();
-            let (socket, source) = acceptor.accept().await.unwrap();
+            let (socket, source) = next(&acceptor).await.unwrap();
             let (count, buffer) = socket.read(Vec::with_capacity(4)).await;
             assert_eq!((count.unwrap(), &buffer[..]), (4, &b"ping"[..]));
             socket.write_all(b"pong".to_vec()).await.0.unwrap();

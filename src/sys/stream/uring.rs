@@ -2,13 +2,14 @@
 
 use std::future::Future;
 use std::io;
-use std::net::{self, Shutdown, SocketAddr};
+use std::net::{Shutdown, SocketAddr, TcpListener};
 use std::os::fd::AsRawFd as _;
+use std::os::unix;
 
 use io_uring_of_tokio::types::{CancelBuilder, Fd};
 use io_uring_of_tokio::{cqueue, opcode};
 use tokio_uring::buf::BoundedBuf as _;
-use tokio_uring::net::{TcpListener, TcpStream, UnixStream};
+use tokio_uring::net::{TcpStream, UnixStream};
 use tokio_uring::{OneshotOutputTransform, UnsubmittedOneshot};
 
 use super::{Network, Stop, Stream};
@@ -54,37 +55,47 @@ impl Network for Uring {
         Ok(tokio_uring::Runtime::new(&builder)?.block_on(main))
     }
 
-    fn listen(listener: net::TcpListener) -> io::Result<TcpListener> {
-        listener.set_nonblocking(false)?;
-        Ok(TcpListener::from_std(listener))
+    fn listen(listener: TcpListener) -> io::Result<TcpListener> {
+        Ok(listener)
     }
 
-    async fn accept(listener: &TcpListener, _stop: &Stop) -> io::Result<(TcpStream, SocketAddr)> {
-        listener.accept().await
+    async fn ready(listener: &TcpListener, _stop: &Stop) -> io::Result<()> {
+        // An accept on the ring would do in one step, but not on a socket that does not block; and
+        // it would take connections from whoever serves until this process may.
+        let events = u32::from(libc::POLLIN.cast_unsigned());
+        let request = opcode::PollAdd::new(Fd(listener.as_raw_fd()), events).build();
+        UnsubmittedOneshot::new((), Outcome, request).submit().await
     }
 
-    async fn cancel_accept(twin: &net::TcpListener, _stop: &Stop) {
-        // The kernel knows the request by the socket, whichever descriptor names it (Linux 5.19).
-        let all_of_it = CancelBuilder::fd(Fd(twin.as_raw_fd())).all();
+    fn accept(listener: &TcpListener) -> io::Result<(TcpStream, SocketAddr)> {
+        // Reads and writes wait in the ring: what is accepted may block.
+        let (socket, source) = listener.accept()?;
+        Ok((TcpStream::from_std(socket), source))
+    }
+
+    async fn cancel(listener: &TcpListener, _stop: &Stop) {
+        let all_of_it = CancelBuilder::fd(Fd(listener.as_raw_fd())).all(); // Linux 5.19
         let request = opcode::AsyncCancel2::new(all_of_it).build();
-        UnsubmittedOneshot::new((), Ignored, request).submit().await;
+        // What was cancelled tells of it itself.
+        let _ = UnsubmittedOneshot::new((), Outcome, request).submit().await;
     }
 
-    fn adopt(socket: tokio::net::UnixStream) -> io::Result<UnixStream> {
-        let socket = socket.into_std()?;
-        socket.set_nonblocking(false)?;
+    fn adopt(socket: unix::net::UnixStream) -> io::Result<UnixStream> {
         Ok(UnixStream::from_std(socket))
     }
 }
 
-/// The outcome of a request that says nothing new: the accept itself tells how it ended.
-struct Ignored;
+/// How a request ended.
+struct Outcome;
 
-impl OneshotOutputTransform for Ignored {
-    type Output = ();
+impl OneshotOutputTransform for Outcome {
+    type Output = io::Result<()>;
     type StoredData = ();
 
-    fn transform_oneshot_output(self, (): (), _outcome: cqueue::Entry) {}
+    fn transform_oneshot_output(self, (): (), outcome: cqueue::Entry) -> io::Result<()> {
+        let result = outcome.result();
+        if result < 0 { Err(io::Error::from_raw_os_error(-result)) } else { Ok(()) }
+    }
 }
 
 /// Both kinds of socket have the same methods, but no trait that holds them.

@@ -12,7 +12,7 @@ use tokio::task::spawn_local;
 
 use super::connection::{self, Connection, Start};
 use super::slots::Deadlines;
-use super::thread::Worker;
+use super::thread::{HELD_TICK, Worker};
 use crate::frontend::origin::Origin;
 use crate::metrics::{Closed, Transport};
 use crate::sys::stream::{Acceptor, Network, Socket};
@@ -21,6 +21,9 @@ use crate::types::unmap;
 /// How long nothing is accepted where the process has no descriptor, or the host no memory, left:
 /// the kernel would say so again at once.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
+
+/// Connections accepted at once, before whoever is connected has a turn again.
+const ACCEPTED_MAX: usize = 16;
 
 /// What a listener's connections begin with.
 #[derive(Clone)]
@@ -37,10 +40,18 @@ pub(super) async fn serve<N: Network>(
     acceptor: Rc<Acceptor<N>>,
     security: Security,
 ) {
+    let is_over = || worker.is_stopping() || worker.is_leaving();
     while !worker.is_leaving() {
-        match acceptor.accept().await {
-            Ok((socket, source)) => admit(&worker, socket, source, &security),
-            Err(_) if worker.is_stopping() || worker.is_leaving() => return,
+        let ready = acceptor.ready().await;
+        while worker.is_held() && !is_over() {
+            tokio::time::sleep(HELD_TICK).await;
+        }
+        if worker.is_leaving() {
+            return;
+        }
+        match ready.and_then(|()| accept(&worker, &acceptor, &security)) {
+            Ok(()) => {}
+            Err(_) if is_over() => return,
             Err(error) => {
                 worker.counters.accept_errors.add(1);
                 if !is_of_the_connection(&error) {
@@ -49,6 +60,22 @@ pub(super) async fn serve<N: Network>(
             }
         }
     }
+}
+
+/// Accepts what waits, without a pause in which somebody could tell this thread to hold.
+fn accept<N: Network>(
+    worker: &Rc<Worker<N>>,
+    acceptor: &Acceptor<N>,
+    security: &Security,
+) -> io::Result<()> {
+    for _ in 0..ACCEPTED_MAX {
+        match acceptor.accept() {
+            Ok((socket, source)) => admit(worker, socket, source, security),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 /// Whether an accept failed because of the connection it was to return, so that the next may

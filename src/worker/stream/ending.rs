@@ -8,6 +8,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 
 use crate::time::Now;
+use crate::worker::rest::Rest;
 
 /// How far the end has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -24,22 +25,23 @@ pub(super) enum Stage {
 /// The word to all workers.
 #[derive(Debug, Default)]
 pub(super) struct Ending {
-    is_held: AtomicBool,
+    /// While they rest, workers accept nothing.
+    pub(super) rest: Rest,
     keeps_listeners: AtomicBool,
     stage: AtomicU8,
     until_ns: AtomicU64,
-    left: AtomicUsize,
+    prepared: AtomicUsize,
 }
 
 impl Ending {
-    /// Says whether workers are to wait before they accept.
-    pub(super) fn set_held(&self, is_held: bool) {
-        self.is_held.store(is_held, Ordering::Release);
+    /// Notes that a worker has all it needs to accept.
+    pub(super) fn note_prepared(&self) {
+        self.prepared.fetch_add(1, Ordering::AcqRel);
     }
 
-    /// Whether workers are to wait before they accept.
-    pub(super) fn is_held(&self) -> bool {
-        self.is_held.load(Ordering::Acquire)
+    /// How many workers have all they need to accept.
+    pub(super) fn prepared(&self) -> usize {
+        self.prepared.load(Ordering::Acquire)
     }
 
     /// Says that listeners go on without this process.
@@ -66,16 +68,6 @@ impl Ending {
             _ => Stage::Leaving,
         };
         (stage, Now::from_ns(self.until_ns.load(Ordering::Acquire)))
-    }
-
-    /// Notes that a worker accepts no more.
-    pub(super) fn note_left(&self) {
-        self.left.fetch_add(1, Ordering::AcqRel);
-    }
-
-    /// How many workers accept no more.
-    pub(super) fn left(&self) -> usize {
-        self.left.load(Ordering::Acquire)
     }
 }
 

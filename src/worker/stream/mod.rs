@@ -142,15 +142,25 @@ impl Shared {
         Arc::new(Self { connections, mailboxes, options, tls, ending: Ending::default() })
     }
 
-    /// Makes workers that start wait until [`Self::release`] before they touch their listeners:
-    /// somebody else accepts from them still.
+    /// Makes workers accept nothing until [`Self::release`]: somebody else does. They keep all
+    /// they need for it, and what is open is served.
     pub fn hold(&self) {
-        self.ending.set_held(true);
+        self.ending.rest.ask();
     }
 
     /// Lets workers accept.
     pub fn release(&self) {
-        self.ending.set_held(false);
+        self.ending.rest.end();
+    }
+
+    /// Workers that have all they need to accept connections, whether they may or not.
+    pub fn workers_prepared(&self) -> usize {
+        self.ending.prepared()
+    }
+
+    /// Workers that accept nothing, as they were told to hold.
+    pub fn workers_held(&self) -> usize {
+        self.ending.rest.resting()
     }
 
     /// Says that the listeners go on without this process, and must not be shut down when workers
@@ -170,11 +180,6 @@ impl Shared {
     pub fn leave(&self, until: Now) {
         self.ending.keep_listeners();
         self.ending.enter(Stage::Leaving, until);
-    }
-
-    /// Workers that have ceased to accept after [`Self::leave`].
-    pub fn workers_left(&self) -> usize {
-        self.ending.left()
     }
 
     /// How many connections are open.

@@ -26,8 +26,8 @@ use crate::time::Now;
 /// How often the thread looks at the stop flag, and shows that it lives.
 const TICK: Duration = Duration::from_millis(100);
 
-/// How often a worker that has to wait before it accepts looks whether it may.
-const HELD_TICK: Duration = Duration::from_millis(1);
+/// How often what has to wait before it accepts looks whether it may.
+pub(super) const HELD_TICK: Duration = Duration::from_millis(1);
 
 /// Deadlines are looked at once in so many ticks.
 const TICKS_PER_LOOK: u64 = 5;
@@ -52,6 +52,8 @@ pub(super) struct Worker<N: Network> {
     clock: Clock,
     is_stopping: Cell<bool>,
     is_leaving: Cell<bool>,
+    /// Whether it counts among those that rest.
+    is_resting: Cell<bool>,
     /// Once it has begun.
     farewell: Cell<Option<Farewell>>,
 }
@@ -75,17 +77,20 @@ pub(super) async fn main<N: Network>(parts: StreamWorker, stop: &AtomicBool) -> 
         clock,
         is_stopping: Cell::new(false),
         is_leaving: Cell::new(false),
+        is_resting: Cell::new(false),
         farewell: Cell::new(None),
         shared,
     });
-    while worker.shared.ending.is_held() && !stop.load(Ordering::Relaxed) {
-        worker.beat();
-        tokio::time::sleep(HELD_TICK).await;
-    }
+    // All that may fail comes before this worker counts as prepared, its first wait for connections
+    // included: where it takes the place of another one, that one is still there.
     let mut acceptors = listen(&worker, listeners)?;
     spawn_local(take_mail(worker.clone(), mail));
+    worker.beat();
+    tokio::time::sleep(HELD_TICK).await;
+    worker.shared.ending.note_prepared();
     serve(&worker, stop, &mut acceptors).await;
-    if worker.shared.ending.keeps_listeners() {
+    let ending = &worker.shared.ending;
+    if ending.keeps_listeners() || ending.rest.is_asked() {
         leave(&worker, &mut acceptors).await;
     }
     worker.is_stopping.set(true);
@@ -128,6 +133,7 @@ async fn serve<N: Network>(
     while !stop.load(Ordering::Relaxed) {
         ticks.tick().await;
         let now = worker.beat();
+        worker.note_rest();
         if count.is_multiple_of(TICKS_PER_LOOK) {
             worker.look_at_deadlines(now);
         }
@@ -138,7 +144,6 @@ async fn serve<N: Network>(
         }
         if stage == Stage::Leaving && !worker.is_leaving() {
             leave(worker, acceptors).await;
-            worker.shared.ending.note_left();
         }
     }
 }
@@ -204,6 +209,21 @@ impl<N: Network> Worker<N> {
     /// Whether no connection is to be kept open.
     pub(super) fn is_stopping(&self) -> bool {
         self.is_stopping.get()
+    }
+
+    /// Whether somebody else accepts for now.
+    pub(super) fn is_held(&self) -> bool {
+        self.shared.ending.rest.is_asked()
+    }
+
+    /// Says whether anything may be accepted on this thread: it is here now, so that no accept is
+    /// under way.
+    fn note_rest(&self) {
+        let rest = &self.shared.ending.rest;
+        let is_held = rest.is_asked();
+        if is_held != self.is_resting.replace(is_held) {
+            if is_held { rest.enter() } else { rest.leave() }
+        }
     }
 
     /// Whether others accept what comes from now on.

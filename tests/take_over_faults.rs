@@ -1,0 +1,386 @@
+//! A take-over in which something is lacking, dies or stands still: at every step one of the two
+//! trackers serves, and never both.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+#![allow(clippy::disallowed_methods, reason = "how long something took is what is tested")]
+
+mod common;
+#[path = "common/streams.rs"]
+mod streams;
+
+use std::io::{BufRead as _, BufReader, Read as _};
+use std::net::SocketAddr;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::Path;
+use std::process::{Child, ChildStderr, Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use common::{Client, DEADLINE, Skep, backends, command, eventually, leecher};
+use rustls::ClientConfig;
+use skep::sys::descriptors;
+use skep::sys::token::Token;
+use streams::{Certificate, announce};
+
+/// Where a tracker serves, and how its TLS is trusted.
+struct Served {
+    udp: SocketAddr,
+    tcp: SocketAddr,
+    tls: SocketAddr,
+    client: Arc<ClientConfig>,
+}
+
+impl Served {
+    /// Holds that each of them is answered.
+    fn holds(&self) {
+        let mut client = Client::connect(self.udp);
+        client.announce(&leecher(1, 1));
+        assert_eq!(streams::ask(self.tcp, &announce(1, 1, "")).status, 200);
+        let tls = Some(&self.client);
+        assert_eq!(streams::ask_with(self.tls, tls, &announce(1, 1, ""), "").status, 200);
+    }
+}
+
+/// What all trackers of a test share: their state directory and the certificate.
+struct Home {
+    folder: tempfile::TempDir,
+    certificate: Certificate,
+}
+
+impl Home {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let certificate = Certificate::write(folder.path());
+        Self { folder, certificate }
+    }
+
+    fn state(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// The program with everything that it serves by, on ports of the kernel's choice or those that
+    /// are taken over; behind a shell that sets limits first.
+    fn command(&self, limits: &str, arguments: &[&str]) -> Command {
+        let skep = command();
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", &format!("{limits} exec \"$0\" \"$@\"")]).arg(skep.get_program());
+        command.args(arguments).args(["--listen", "127.0.0.1:0", "--workers", "2"]);
+        for (name, value) in skep.get_envs() {
+            match value {
+                Some(value) => command.env(name, value),
+                None => command.env_remove(name),
+            };
+        }
+        command
+            .env("STATE_DIRECTORY", self.state())
+            .env("SKEP__TLS__LISTEN", "127.0.0.1:0")
+            .env("SKEP__TLS__CERTIFICATE", &self.certificate.certificate)
+            .env("SKEP__TLS__KEY", &self.certificate.key);
+        command
+    }
+
+    fn first(&self, io: &str) -> (Skep, Served) {
+        let skep = Skep::spawn(self.command("", &["run", "--io", io]));
+        let served = Served {
+            udp: skep.udp[0],
+            tcp: skep.tcp[0],
+            tls: skep.tls[0],
+            client: self.certificate.client(),
+        };
+        (skep, served)
+    }
+
+    fn successor(&self, limits: &str, io: &str) -> Successor {
+        let mut command = self.command(limits, &["run", "--take-over", "--io", io]);
+        command.args(["--admin", "127.0.0.1:0"]);
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let log = BufReader::new(child.stderr.take().unwrap());
+        Successor { child, log: Some(log) }
+    }
+}
+
+/// A process that may come to serve or not; killed when dropped.
+struct Successor {
+    child: Child,
+    log: Option<BufReader<ChildStderr>>,
+}
+
+impl Successor {
+    /// Whether it serves; `false` where it has ended instead.
+    fn becomes_ready(&mut self) -> bool {
+        let mut text = String::new();
+        BufReader::new(self.child.stdout.take().unwrap()).read_line(&mut text).unwrap();
+        text.starts_with("ready ")
+    }
+
+    /// Waits for its end: its code or its signal, and what it wrote to standard error.
+    fn end(&mut self) -> (Option<i32>, String) {
+        let mut text = String::new();
+        self.log.take().unwrap().read_to_string(&mut text).unwrap();
+        let status = self.child.wait().unwrap();
+        (status.code().or_else(|| status.signal()), text)
+    }
+}
+
+impl Drop for Successor {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Who serves at the moment.
+enum Serving {
+    First(Box<Skep>),
+    Later(Successor),
+}
+
+impl Serving {
+    fn is_alive(&mut self) -> bool {
+        match self {
+            Self::First(it) => it.is_alive(),
+            Self::Later(it) => it.child.try_wait().unwrap().is_none(),
+        }
+    }
+}
+
+/// Lets successors try under limits that are relaxed step by step, until so many in a row serve. At
+/// each step one of the two has to serve everything, and the other one has to end.
+fn relaxed(io: &str, successes: u32, limits: impl Iterator<Item = String>) {
+    let home = Home::new();
+    let (first, served) = home.first(io);
+    let mut serving = Serving::First(Box::new(first));
+    let (mut in_a_row, mut failed) = (0, 0);
+    for limit in limits {
+        let mut next = home.successor(&limit, io);
+        if next.becomes_ready() {
+            eventually("the predecessor ends", || !serving.is_alive());
+            serving = Serving::Later(next);
+            in_a_row += 1;
+        } else {
+            let (code, log) = next.end();
+            // Without memory for the program itself the kernel ends it, which nobody can explain.
+            let is_ended_by_kernel = matches!(code, Some(libc::SIGKILL | libc::SIGSEGV));
+            let is_explained = !log.is_empty() || is_ended_by_kernel;
+            assert!(is_explained && code != Some(0), "{limit} {io}: {code:?}");
+            assert!(serving.is_alive(), "nobody is left: {limit} {io}\n{log}");
+            (in_a_row, failed) = (0, failed + 1);
+        }
+        served.holds();
+        assert!(serving.is_alive(), "{limit} {io}: it has served, and ended");
+        if in_a_row == successes {
+            assert!(failed > 0, "the limit mattered");
+            return;
+        }
+    }
+    panic!("{io}: no limit was enough");
+}
+
+#[test]
+fn whatever_number_of_descriptors_a_successor_has_one_of_both_serves() {
+    for io in backends() {
+        relaxed(io, 12, (8..200).map(|it| format!("ulimit -n {it};")));
+    }
+}
+
+#[test]
+fn whatever_memory_a_successor_has_one_of_both_serves() {
+    let step_mib = if std::env::var_os("SKEP_TEST_FINE_STEPS").is_some() { 1 } else { 12 };
+    for io in backends() {
+        let limits = (16..4096).step_by(step_mib);
+        relaxed(io, 4, limits.map(|it| format!("ulimit -v {};", it << 10)));
+    }
+}
+
+/// A successor of our own making, which serves nothing.
+struct Puppet {
+    line: socket2::Socket,
+    token: Token,
+    _sockets: Vec<OwnedFd>,
+}
+
+impl Puppet {
+    /// Asks the tracker with this state directory for its sockets.
+    fn ask(state: &Path) -> Self {
+        let line = descriptors::connect(&state.join("handover.sock")).unwrap();
+        descriptors::be_impatient(&line, DEADLINE).unwrap();
+        let ask = r#"{"say":"ask","protocol":2,"version":"test"}"#;
+        descriptors::send(&line, ask.as_bytes(), &[]).unwrap();
+        let (text, mut descriptors) = hear(&line);
+        assert!(text.contains("token"), "{text}");
+        let token = Token::received(descriptors.pop().unwrap());
+        let mut sockets = Vec::new();
+        loop {
+            let (text, descriptors) = hear(&line);
+            sockets.extend(descriptors);
+            if text.contains(r#""last":true"#) {
+                return Self { line, token, _sockets: sockets };
+            }
+        }
+    }
+
+    fn say(&self, what: &str) {
+        let text = format!("{{\"say\":\"{what}\"}}");
+        descriptors::send(&self.line, text.as_bytes(), &[]).unwrap();
+    }
+
+    fn hear_left(&self) {
+        let (text, _) = hear(&self.line);
+        assert!(text.contains("left"), "{text}");
+    }
+}
+
+fn hear(line: &socket2::Socket) -> (String, Vec<OwnedFd>) {
+    let mut text = [0; 65_536];
+    let (bytes, descriptors) = descriptors::receive(line, &mut text).unwrap();
+    (String::from_utf8(text[..bytes].to_vec()).unwrap(), descriptors)
+}
+
+/// Waits until a process stands still, or until it does so no more.
+fn wait_until_stopped(skep: &Skep, is_stopped: bool) {
+    let path = format!("/proc/{}/stat", skep.id());
+    eventually("the signal acts", || {
+        let text = std::fs::read_to_string(&path).unwrap();
+        text.rsplit(") ").next().unwrap().starts_with('T') == is_stopped
+    });
+}
+
+fn stop(skep: &Skep) {
+    skep.signal("STOP");
+    wait_until_stopped(skep, true);
+}
+
+fn go_on(skep: &Skep) {
+    skep.signal("CONT");
+    wait_until_stopped(skep, false);
+}
+
+#[test]
+fn a_tracker_whose_successor_dies_at_any_step_serves_on() {
+    for io in backends() {
+        let home = Home::new();
+        let (first, served) = home.first(io);
+        for step in ["asked", "said serving", "was left to", "took the right", "said accepting"] {
+            for stands_still in [false, true] {
+                let puppet = Puppet::ask(home.state());
+                if step != "asked" {
+                    if stands_still && step == "said serving" {
+                        stop(&first);
+                    }
+                    puppet.say("serving");
+                }
+                // After "serving" the tracker may come to rest before the other one dies, or not.
+                if !matches!(step, "asked" | "said serving") {
+                    puppet.hear_left();
+                }
+                if matches!(step, "took the right" | "said accepting") {
+                    assert!(puppet.token.take().unwrap(), "{step}");
+                }
+                if stands_still && step != "said serving" {
+                    stop(&first);
+                }
+                if step == "said accepting" && stands_still {
+                    puppet.say("accepting"); // heard by a tracker that is alive, it would end it
+                }
+                drop(puppet);
+                if stands_still {
+                    go_on(&first);
+                }
+                served.holds();
+                assert_eq!(first.get("/readyz").0, 200, "{step}, {io}");
+            }
+        }
+        let second = home.successor("", io).becomes_ready();
+        assert!(second, "it can be replaced still");
+    }
+}
+
+#[test]
+fn a_successor_that_stands_still_is_given_up_and_may_not_serve_afterwards() {
+    let home = Home::new();
+    let (first, served) = home.first("auto");
+    let puppet = Puppet::ask(home.state());
+    puppet.say("serving");
+    puppet.hear_left();
+    let begun = Instant::now();
+    served.holds(); // once it has waited for long enough
+    assert!(begun.elapsed() < DEADLINE);
+    first.log_with("not taken over, this tracker goes on");
+    assert!(!puppet.token.take().unwrap(), "only one may serve");
+    served.holds();
+}
+
+#[test]
+fn a_tracker_that_stands_still_while_its_successor_begins_to_serve_ends_when_it_goes_on() {
+    let home = Home::new();
+    let (mut first, _) = home.first("auto");
+    let puppet = Puppet::ask(home.state());
+    puppet.say("serving");
+    puppet.hear_left();
+    stop(&first);
+    assert!(puppet.token.take().unwrap());
+    puppet.say("accepting");
+    go_on(&first);
+    assert!(hear(&puppet.line).0.contains("saved"));
+    assert_eq!(first.wait().code(), Some(0), "{}", first.log());
+}
+
+/// A predecessor of our own making, which answers nothing beyond the sockets, of which it has none.
+/// Gives the log and the end of who wants to take over from it. `gives_up` says whether it gives up
+/// the right to serve before it falls silent.
+fn silent(gives_up: bool) -> (bool, String) {
+    let home = Home::new();
+    let listener = descriptors::listen(&home.state().join("handover.sock")).unwrap();
+    let token = Token::new().unwrap();
+    let mut successor = home.successor("", "auto");
+    descriptors::be_impatient(&listener, DEADLINE).unwrap();
+    let line = listener.accept().unwrap().0;
+    descriptors::be_impatient(&line, DEADLINE).unwrap();
+    assert!(hear(&line).0.contains("ask"));
+    descriptors::send(&line, br#"{"say":"token"}"#, &[token.as_fd()]).unwrap();
+    let none = br#"{"say":"sockets","sockets":[],"last":true}"#;
+    descriptors::send(&line, none, &[]).unwrap();
+    assert!(hear(&line).0.contains("serving"));
+    if gives_up {
+        token.release().unwrap();
+    }
+    let serves = successor.becomes_ready();
+    if serves {
+        assert!(!token.take().unwrap(), "only one may serve");
+        successor.child.kill().unwrap();
+    }
+    (serves, successor.end().1)
+}
+
+#[test]
+fn a_successor_whose_predecessor_stands_still_serves_only_where_that_one_never_will() {
+    let [gone, there] = std::thread::scope(|scope| {
+        [true, false].map(|gives_up| scope.spawn(move || silent(gives_up))).map(|it| it.join())
+    });
+    let (serves, log) = gone.unwrap();
+    assert!(serves && log.contains("the predecessor ended out of turn"), "{log}");
+    let (serves, log) = there.unwrap();
+    assert!(!serves && log.contains("the running tracker goes on"), "{log}");
+    assert!(log.contains("if the running one hangs, end it"), "{log}");
+}
+
+#[test]
+fn a_tracker_that_is_killed_while_it_is_replaced_leaves_its_successor_serving() {
+    for io in backends() {
+        for delay_ms in [0, 20, 60, 120] {
+            let home = Home::new();
+            let (first, served) = home.first(io);
+            let mut successor = home.successor("", io);
+            first.log_with("a successor has asked for the sockets");
+            std::thread::park_timeout(Duration::from_millis(delay_ms));
+            first.signal("KILL");
+            if successor.becomes_ready() {
+                served.holds();
+            } else {
+                // Killed before it had passed its sockets on: both are gone, and it is said why.
+                let (code, log) = successor.end();
+                assert!(code == Some(1) && log.contains("cannot take over by way of"), "{log}");
+            }
+        }
+    }
+}
