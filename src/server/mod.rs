@@ -21,6 +21,7 @@ mod handover;
 mod inheritance;
 mod listeners;
 mod log;
+mod memory;
 mod notify;
 mod options;
 mod patience;

@@ -16,6 +16,7 @@ use crate::frontend::origin::HopField;
 use crate::frontend::{http, ws};
 use crate::limiter;
 use crate::server::StartError;
+use crate::server::memory::Division;
 use crate::server::snapshots::Snapshots;
 use crate::server::state::{self, Environment, KeyError, Loaded};
 use crate::server::tls;
@@ -138,28 +139,14 @@ pub(super) fn tls(config: &Config) -> Option<tls::Files> {
         .then(|| tls::Files { certificate: path(&it.certificate), key: path(&it.key) })
 }
 
-/// What the process takes before it holds a torrent: program, stacks, buffers of some workers, the
-/// limiter's tables, the store's locks. An idle one has 29 MiB; the rest is for connections.
-const FIXED_BYTES: u64 = 32 << 20;
-
 /// Resident bytes for each hundred that the store asks for: the allocator's pages are not all full,
 /// and tables that grow are there twice for a moment, in memory that is not given back at once. Ten
 /// million random info-hashes against a cap made it 136.
 const RESIDENT_PER_100_BYTES: u64 = 140;
 
-/// The least the store is given, however little the host has.
-const STORE_BYTES_MIN: u64 = 8 << 20;
-
-/// What the store may take for the whole process to keep to `bytes`.
-fn store_bytes(bytes: u64) -> u64 {
-    let asked = bytes.saturating_sub(FIXED_BYTES) / RESIDENT_PER_100_BYTES * 100;
-    asked.max(STORE_BYTES_MIN)
-}
-
-/// What the store may take.
-pub(super) fn budget(config: &Config) -> store::Budget {
-    let peers_per_torrent_max = config.memory.max_peers_per_torrent;
-    let process_bytes = match config.memory.max_memory {
+/// Bytes that the whole process is to keep to; 0: no cap.
+pub(super) fn memory_cap(config: &Config) -> u64 {
+    match config.memory.max_memory {
         MemoryCap::Bytes(Bytes(bytes)) => bytes,
         MemoryCap::Auto => {
             memory::usable_bytes().map(|bytes| bytes / 4 * 3).unwrap_or_else(|error| {
@@ -167,8 +154,14 @@ pub(super) fn budget(config: &Config) -> store::Budget {
                 0
             })
         }
-    };
-    let bytes_max = if process_bytes == 0 { 0 } else { store_bytes(process_bytes) };
+    }
+}
+
+/// What the store may take.
+pub(super) fn budget(config: &Config) -> store::Budget {
+    let peers_per_torrent_max = config.memory.max_peers_per_torrent;
+    let division = Division::of(memory_cap(config));
+    let bytes_max = division.map_or(0, |it| it.store / RESIDENT_PER_100_BYTES * 100);
     store::Budget { bytes_max, peers_per_torrent_max }
 }
 
@@ -311,13 +304,12 @@ mod tests {
     }
 
     #[test]
-    fn the_store_gets_what_the_process_leaves() {
+    fn the_store_gets_what_the_process_and_connections_leave() {
         assert_eq!(budget_of(MemoryCap::Bytes(Bytes(0))), 0);
         let gib = budget_of(MemoryCap::Bytes(Bytes(1 << 30)));
-        assert!(gib > 700 << 20 && gib * RESIDENT_PER_100_BYTES / 100 + FIXED_BYTES <= 1 << 30);
+        assert!(gib > 500 << 20 && gib < 560 << 20, "{gib}");
         let least = budget_of(MemoryCap::Bytes(Bytes(64 << 20)));
-        assert!(least > 20 << 20 && least < 24 << 20, "{least}");
-        assert_eq!(store_bytes(1 << 20), STORE_BYTES_MIN);
+        assert!(least > 16 << 20 && least < 20 << 20, "{least}");
         let auto = budget_of(MemoryCap::Auto);
         assert!(auto < memory::usable_bytes().unwrap() / 4 * 3);
     }
