@@ -305,7 +305,7 @@ fn add(skep: &Skep, arguments: &[&str]) -> (Option<i32>, String) {
     let mut command = command();
     let admin = format!("http://{}", skep.admin);
     command.args(["torrent", "add", "--admin", &admin]).args(arguments);
-    let output = command.output().unwrap();
+    let output = command.env("STATE_DIRECTORY", skep.folder()).output().unwrap();
     let (stdout, stderr) = texts(&output);
     (output.status.code(), stdout + &stderr)
 }

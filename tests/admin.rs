@@ -346,8 +346,7 @@ const ADD: &str = "/add_torrent_info";
 fn every_described_reply_comes_as_described() {
     let process = Fake::new();
     let (here, elsewhere) = (serve(&process, HERE), serve(&process, ELSEWHERE));
-    let described = description(here);
-    let mut seen = BTreeSet::new();
+    let (described, mut seen) = (description(here), BTreeSet::new());
     let authorized = [LOCALHOST, AUTHORIZED];
     ask_everything(here, &described, &authorized, &mut seen);
     assert!(process.stopping.load(Ordering::Relaxed));

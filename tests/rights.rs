@@ -170,9 +170,9 @@ fn nothing_that_it_makes_is_open_to_others() {
     assert_eq!(skep.wait().code(), Some(0));
 }
 
-/// Whom the API lets change something: who shows this.
-fn save_with(skep: &Skep, token: &str) -> u16 {
-    common::http_ask(skep.admin, token, ("POST", "/api/v1/save"), "").0
+/// Whether the API lets somebody change something who shows this: the status.
+fn deny_with(skep: &Skep, token: &str) -> u16 {
+    common::http_ask(skep.admin, token, ("PUT", "/api/v1/access/ports/deny/25"), "").0
 }
 
 #[test]
@@ -187,22 +187,22 @@ fn its_token_is_kept_by_a_successor_and_another_once_the_file_is_removed() {
     };
     let mut first = start(&[]);
     let token = first.token();
-    assert_eq!((save_with(&first, &token), save_with(&first, "another")), (200, 401));
+    assert_eq!((deny_with(&first, &token), deny_with(&first, "another")), (200, 401));
     assert_eq!(first.get("/api/v1/torrents").0, 200, "this host may look");
     assert!(!first.log().contains(&token));
     let second = start(&["--take-over"]);
     assert_eq!(first.wait().code(), Some(0), "{}", first.log());
-    assert_eq!((second.token(), save_with(&second, &token)), (token.clone(), 200));
+    assert_eq!((second.token(), deny_with(&second, &token)), (token.clone(), 200));
     // One that the settings name takes its place, and the other is back without it.
     fs::write(settings.path(), "[admin]\ntoken = \"of sixteen bytes\"\n").unwrap();
     second.signal("HUP");
-    eventually("the setting's is in force", || save_with(&second, "of sixteen bytes") == 200);
-    assert_eq!((save_with(&second, &token), second.get("/api/v1/torrents").0), (401, 401));
+    eventually("the setting's is in force", || deny_with(&second, "of sixteen bytes") == 200);
+    assert_eq!((deny_with(&second, &token), second.get("/api/v1/torrents").0), (401, 401));
     fs::write(settings.path(), "").unwrap();
     fs::remove_file(state.path().join("admin.token")).unwrap();
     second.signal("HUP");
     eventually("a new one is made", || second.get("/api/v1/torrents").0 == 200);
-    assert_eq!((save_with(&second, &token), save_with(&second, &second.token())), (401, 200));
+    assert_eq!((deny_with(&second, &token), deny_with(&second, &second.token())), (401, 200));
     assert_ne!(second.token(), token);
 }
 
@@ -223,7 +223,8 @@ fn without_a_state_directory_nothing_can_be_changed_unless_a_token_is_configured
     let log = skep.log_with("ready");
     assert_eq!(log.matches("nothing can be changed through the API").count(), 1, "{log}");
     let configured = start(&[("SKEP__ADMIN__TOKEN", "of sixteen bytes")]);
-    assert_eq!(save_with(&configured, "of sixteen bytes"), 200);
+    assert_eq!(deny_with(&configured, "of sixteen bytes"), 409, "there is nowhere to write it");
+    assert_eq!(deny_with(&configured, "of other bytes.."), 401);
 }
 
 #[test]

@@ -408,7 +408,7 @@ sections! {
         /// 512 printable ASCII characters. Empty: a token that is made at the first start and kept
         /// in the file `admin.token` in server.state_dir, where `skep torrent` finds it; whatever
         /// changes something needs it, and looking from elsewhere than this host, or by a reverse
-        /// proxy. Reloaded by SIGHUP, as is that file.
+        /// proxy. SIGHUP reads that file again, too. Reloaded by SIGHUP.
         token: String = String::new();
     }
 

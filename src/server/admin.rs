@@ -278,6 +278,7 @@ mod tests {
         at: SocketAddr,
         _close: oneshot::Sender<()>,
         release: Arc<Semaphore>,
+        seats: Arc<Seats>,
     }
 
     async fn serving() -> Served {
@@ -299,8 +300,9 @@ mod tests {
             .route("/long", get(|| async { long }));
         let patience =
             Patience { body: Duration::from_millis(300), write: Duration::from_millis(300) };
-        tokio::spawn(serve(listener, pages, Arc::default(), patience, closed));
-        Served { at, _close: close, release }
+        let seats = Arc::new(Seats::default());
+        tokio::spawn(serve(listener, pages, seats.clone(), patience, closed));
+        Served { at, _close: close, release, seats }
     }
 
     /// Connections that have sent this.
@@ -341,8 +343,14 @@ mod tests {
         let served = serving().await;
         let mut deaf = sent(served.at, MANY, "GET /long HTTP/1.1\r\n\r\n").await;
         assert!(ask(served.at, "/").await.starts_with("HTTP/1.1 200"));
+        let all_gone = async {
+            while served.seats.taken() > 0 {
+                sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(LONG, all_gone).await.expect("they hold no seat");
         let mut received = Vec::new();
-        let mut stream = deaf.pop().unwrap(); // the last one, for whom nobody else was let in
+        let mut stream = deaf.pop().unwrap(); // nobody was let in for the last one
         let _ = timeout(LONG, stream.read_to_end(&mut received)).await.unwrap(); // maybe a reset
         assert!(received.len() < LONG_PAGE_BYTES, "it was cut off");
     }

@@ -1,5 +1,5 @@
 //! Rights that are given up once every socket is bound: those of root, and that to write elsewhere
-//! or run programs. What is in the state directory is opened without those of root from the start on.
+//! or run programs. What is in the state directory is opened without those of root from the start.
 
 use std::path::{Path, PathBuf};
 
@@ -66,8 +66,8 @@ pub(super) fn user_of(config: &Config) -> Result<Option<Identity>, StartError> {
 }
 
 /// Acts as the user to become, if there is one, for as long as the returned value lives: what is
-/// done with the user's own files is done with the user's rights. A link that the user has put there
-/// leads nowhere then where the user could not go as well.
+/// done with the user's own files is done with the user's rights. A link that the user has put
+/// there leads nowhere then where the user could not go as well.
 ///
 /// # Errors
 /// [`StartError`] where this process cannot.

@@ -242,8 +242,8 @@ pub(super) fn handover_path(config: &Config) -> Result<PathBuf, String> {
     handover::path(&config.server.handover_socket, state_home(config))
 }
 
-/// What the API asks for. Where the settings name no token, the one in the state directory, which is
-/// made when absent. Why there is none is told unless it has been `told`.
+/// What the API asks for. Where the settings name no token, the one in the state directory, which
+/// is made when absent. Why there is none is told unless it has been `told`.
 pub(super) fn admin_token(config: &Config, told: bool) -> Token {
     if !config.admin.token.is_empty() {
         return Token::Configured(config.admin.token.as_str().into());

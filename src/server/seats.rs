@@ -7,11 +7,11 @@
 //! | guest | asked for anything else | 64 | 32 |
 //!
 //! Nobody waits for a seat: a connection is accepted at once, and where its kind or its source has
-//! no seat left, the one of them that has kept us waiting longest (for a head, a body, or to take a
+//! none left, the one of them that has kept us waiting longest (for a head, a body, or to take a
 //! reply) is closed for it. One that is being worked for is not; a request that finds only such is
 //! turned away. So a flood of silent connections, of requests without their bodies, or of whole
-//! requests costs those of its own kind and, up to the half, of its own source; a supervisor's probe
-//! finds a seat whatever the others do.
+//! requests costs those of its own kind and, up to the half, of its own source; a supervisor's
+//! probe finds a seat whatever the others do.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -109,6 +109,12 @@ impl Seats {
             it.leave.notify_one();
         }
         true
+    }
+
+    /// Seats that are taken.
+    #[cfg(test)]
+    pub(super) fn taken(&self) -> usize {
+        self.places().taken.len()
     }
 
     fn places(&self) -> MutexGuard<'_, Places> {

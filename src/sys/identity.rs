@@ -113,7 +113,8 @@ impl Identity {
             made.and_then(|()| std::fs::metadata(directory.join(".")))
         };
         match may_enter {
-            Ok(it) if it.uid() != 0 => return Ok(()), // whoever may enter it could have put links there
+            // Whoever it belongs to could have put links there.
+            Ok(it) if it.uid() != 0 => return Ok(()),
             Err(error) if error.kind() != io::ErrorKind::PermissionDenied => return Err(error),
             _ => {}
         }
@@ -136,7 +137,8 @@ impl Identity {
     }
 
     /// By descriptors, not by names: whoever the directory belongs to may put a link in the place
-    /// of a file between two looks at it. Sockets stay root's, and files with other names elsewhere.
+    /// of a file between two looks at it. Sockets stay root's, and files with other names
+    /// elsewhere.
     fn own_to(&self, it: &OwnedFd, depth: u32) -> io::Result<()> {
         // What is open, wherever its name leads by now.
         let opened = path_of(it);

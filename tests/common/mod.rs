@@ -177,6 +177,11 @@ impl Skep {
         http_ask(self.admin, &self.token(), request, body)
     }
 
+    /// Its state directory.
+    pub(crate) fn folder(&self) -> &Path {
+        self.token.parent().unwrap()
+    }
+
     /// The token that it has made.
     pub(crate) fn token(&self) -> String {
         std::fs::read_to_string(&self.token).unwrap().trim().to_owned()

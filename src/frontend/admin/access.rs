@@ -8,15 +8,15 @@
 //! | absent | this host | nothing | refused |
 //! | absent | elsewhere, or by a proxy | refused | refused |
 //!
-//! Where nothing is needed, the Host header has to be an IP address or localhost, if there is one. A
-//! request that shows traces of a proxy may come from anywhere. HTTP/1.0 is such a trace: it is what
-//! nginx speaks to what is behind it unless told otherwise, with a Host of its own making.
+//! Where nothing is needed, the Host header has to be an IP address or localhost, if there is
+//! one. A request that shows traces of a proxy may come from anywhere. HTTP/1.0 is such a trace: it
+//! is what nginx speaks to what is behind it unless told otherwise, with a Host of its own making.
 //!
-//! A page in a browser of this host can send requests here too. These things keep it out: a token is
-//! nothing that a browser adds by itself; what has an effect is refused if it comes with an Origin,
-//! or the Referer of another host, and if Host is one by which a browser takes a site's page to this
-//! host (0.0.0.0); and without a token, a name that a stranger pointed at this host (DNS rebinding)
-//! is not a name to ask under.
+//! A page in a browser of this host can send requests here too. These things keep it out: a token
+//! is nothing that a browser adds by itself; what has an effect is refused if it comes with an
+//! Origin, or the Referer of another host, and if Host is one by which a browser takes a site's
+//! page to this host (0.0.0.0); and without a token, a name that a stranger pointed at this host
+//! (DNS rebinding) is not a name to ask under.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};

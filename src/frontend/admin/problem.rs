@@ -61,25 +61,25 @@ impl Problem {
 
     /// No token, or a wrong one: 401.
     pub(super) fn no_token() -> Self {
-        let message = "this needs the header `Authorization: Bearer` with the token of the setting \
-                       admin.token, or where that is empty, of the file admin.token in the state \
-                       directory";
+        let message = "this needs the header `Authorization: Bearer` with the token of the \
+                       setting admin.token, or where that is empty, of the file admin.token in \
+                       the state directory";
         Self::new(StatusCode::UNAUTHORIZED, "no_token", message)
     }
 
     /// Something is to be changed while there is no token: 403.
     pub(super) fn token_absent() -> Self {
-        let message = "nothing can be changed, for there is no token: none is configured, and there \
-                       is no state directory to keep one in; remedy: set admin.token, or \
+        let message = "nothing can be changed, for there is no token: none is configured, and \
+                       there is no state directory to keep one in; remedy: set admin.token, or \
                        server.state_dir to a directory that skep's user may write";
         Self::new(StatusCode::FORBIDDEN, "token_absent", message)
     }
 
     /// Asked from elsewhere without the token: 403.
     pub(super) fn only_local() -> Self {
-        let message = "only this host may ask without the token; remedy: the header `Authorization: \
-                       Bearer` with what admin.token says, the setting or the file in the state \
-                       directory";
+        let message = "only this host may ask without the token; remedy: the header \
+                       `Authorization: Bearer` with what admin.token says, the setting or the file \
+                       in the state directory";
         Self::new(StatusCode::FORBIDDEN, "only_local", message)
     }
 
