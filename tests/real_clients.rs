@@ -121,7 +121,8 @@ fn hundreds_of_torrents_of_libtorrent_are_in_at_once_and_out_at_its_end() {
     const TORRENTS: u32 = 300;
     let mut command = common::command();
     command.args(["--listen", "127.0.0.1:0", "--workers", "2"]);
-    let skep = common::Skep::spawn(command.env("SKEP__LIMITS__EXEMPT", "::1/128"));
+    command.env("SKEP__LIMITS__EXEMPT", "::1/128");
+    let skep = common::Skep::spawn(command);
     let peers = || skep.metrics().sum("skep_peers", "");
     let urls = [("udp", skep.udp[0]), ("http", skep.tcp[0])];
     for url in urls.map(|(scheme, address)| format!("{scheme}://{address}/announce")) {
