@@ -22,7 +22,7 @@ use common::{
     Client, DEADLINE, Skep, backends, command, eventually, http_get, leecher, run, seeder, texts,
 };
 use skep::sys::descriptors;
-use skep::sys::token::Token;
+use skep::sys::serving_lock::ServingLock;
 use skep::types::InfoHash;
 use stream::Steady;
 use streams::{Browser, announce, exchange};
@@ -247,7 +247,7 @@ struct Puppet {
     listener: Option<socket2::Socket>,
     line: Option<socket2::Socket>,
     /// Of what it has the right to serve by.
-    token: Option<Token>,
+    lock: Option<ServingLock>,
 }
 
 impl Puppet {
@@ -263,9 +263,9 @@ impl Puppet {
             let started = scope.spawn(start);
             let line = listener.accept().expect("a successor").0;
             descriptors::be_impatient(&line, DEADLINE).unwrap();
-            let token = Token::new().unwrap();
-            descriptors::send(&line, br#"{"say":"token"}"#, &[token.as_fd()]).unwrap();
-            let mut it = Self { listener: Some(listener), line: Some(line), token: Some(token) };
+            let lock = ServingLock::new().unwrap();
+            descriptors::send(&line, br#"{"say":"lock"}"#, &[lock.as_fd()]).unwrap();
+            let mut it = Self { listener: Some(listener), line: Some(line), lock: Some(lock) };
             assert!(it.hear().contains("ask"));
             it.say(r#"{"say":"sockets","sockets":[],"last":true}"#);
             act(&mut it);
@@ -279,7 +279,7 @@ impl Puppet {
     }
 
     fn end(&mut self) {
-        *self = Self { listener: None, line: None, token: None };
+        *self = Self { listener: None, line: None, lock: None };
     }
 
     fn hear_serving(&mut self) {
@@ -293,7 +293,7 @@ impl Puppet {
 
     fn say_left(&mut self) {
         self.listener = None;
-        self.token.as_ref().unwrap().release().unwrap();
+        self.lock.as_ref().unwrap().release().unwrap();
         self.say(r#"{"say":"left"}"#);
     }
 

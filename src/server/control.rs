@@ -38,7 +38,7 @@ use crate::server::statistics::{Counters, Found, Statistics};
 use crate::server::streams::Streams;
 use crate::server::workers::{End, Shared, Workers};
 use crate::store::Totals;
-use crate::sys::token::Token;
+use crate::sys::serving_lock::ServingLock;
 use crate::time::Now;
 use crate::tracker::{Census, Oddity};
 
@@ -127,8 +127,8 @@ async fn serve(control: Control, mut signals: Signals) -> Result<(), StartError>
         .map_err(|error| StartError::lacking("cannot serve the admin pages", &error))?;
     Snapshots::start(&state.shared)?;
     let (has_predecessor, mut relieved) = (predecessor.is_some(), None);
-    let token = predecessor.as_ref().map(Predecessor::token);
-    let _right = token.clone(); // to serve: given up with this function, whatever else holds it
+    let lock = predecessor.as_ref().map(Predecessor::lock);
+    let _held = lock.clone(); // until the end of this function, whatever else has it
     tokio::select! {
         biased;
         // Who is told to end before it serves leaves the predecessor where it is.
@@ -149,7 +149,7 @@ async fn serve(control: Control, mut signals: Signals) -> Result<(), StartError>
     state.started.store(true, Ordering::Relaxed);
     let (successors, mut successor) = mpsc::unbounded_channel();
     let (keep, is_managed) = (streams.keeper(), estate.is_managed());
-    let offer = offer(&state, &reloader, (estate, keep), (successors, token));
+    let offer = offer(&state, &reloader, (estate, keep), (successors, lock));
     announce_ready(&ready_line);
     manager.ready(&ready_line);
     drain::await_saved(relieved, state.shared.snapshots.clone());
@@ -213,7 +213,7 @@ fn offer(
     state: &Arc<State>,
     reloader: &Reloader,
     (estate, keep): (Arc<Estate>, impl Fn() + Send + 'static),
-    (successors, token): (mpsc::UnboundedSender<Successor>, Option<Arc<Token>>),
+    (successors, lock): (mpsc::UnboundedSender<Successor>, Option<Arc<ServingLock>>),
 ) -> Option<Offer> {
     let (office, offering) = (state.shared.office.clone(), state.clone());
     let prepare = Box::new(move || {
@@ -225,11 +225,11 @@ fn offer(
         keep();
         Ok(())
     });
-    let has_predecessor = token.is_some();
+    let has_predecessor = lock.is_some();
     let made = options::handover_path(&reloader.config).and_then(|path| {
         let make = || {
-            let token = token.map_or_else(|| Token::new().map(Arc::new), Ok)?;
-            let own = handover::Own { estate, token, office, prepare, successors };
+            let lock = lock.map_or_else(|| ServingLock::new().map(Arc::new), Ok)?;
+            let own = handover::Own { estate, lock, office, prepare, successors };
             Offer::make(&path, own, has_predecessor)
         };
         make().map_err(|error| format!("cannot listen on {}: {error}", path.display()))

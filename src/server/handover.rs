@@ -4,7 +4,7 @@
 //! successor (skep run --take-over)            predecessor
 //! reads settings, keys, probes io_uring
 //! Ask ───────────────────────────────────────▶ same user? same protocol?
-//! takes them                                 ◀─ Token, Sockets; lets go of the database
+//! takes them                                 ◀─ Lock, Sockets; lets go of the database
 //! opens the database, starts all workers,       goes on as before
 //! looks for what it will need; UDP serves
 //! Serving ───────────────────────────────────▶ rests: takes nothing from its sockets, keeps all
@@ -19,8 +19,8 @@
 //!
 //! At each moment one of the two serves. Before a successor says Serving it has all it needs, so
 //! that a flag is all that changes afterwards; and until it has said Accepting its predecessor only
-//! rests, and goes on if the other ends or says nothing. That never both serve is up to the right
-//! to serve (`sys::token`), which only one process can have: a successor that was given up, or
+//! rests, and goes on if the other ends or says nothing. That never both serve is up to the serving
+//! lock (`sys::serving_lock`), which only one process can have: a successor that was given up, or
 //! whose predecessor stands still and may go on at any time, does not get it and ends; a
 //! predecessor that has stood still goes on only if it gets it back. Who has it and dies loses it.
 //!
@@ -46,7 +46,7 @@ use crate::server::log::OPERATOR;
 use crate::server::socket_file::SocketFile;
 use crate::sys::descriptors::{self, DESCRIPTORS_MAX};
 use crate::sys::identity::Identity;
-use crate::sys::token::Token;
+use crate::sys::serving_lock::ServingLock;
 
 /// What both sides have to speak alike. Fields may be added without another number.
 const PROTOCOL: u32 = 2;
@@ -81,7 +81,7 @@ const LEAVE_MAX: Duration = Duration::from_secs(10);
 const ACCEPT_MAX: Duration = Duration::from_secs(5);
 
 /// How often to try for the right to serve of one that has gone: for a second in all.
-const TOKEN_TRIES: u32 = 200;
+const LOCK_TRIES: u32 = 200;
 
 /// What is said, as JSON, one to a message.
 #[derive(Debug, Serialize, Deserialize)]
@@ -92,7 +92,7 @@ enum Message {
     /// No, and why.
     Refused { reason: String },
     /// The one descriptor of the right to serve.
-    Token,
+    Lock,
     /// Some of the sockets, in the order of the descriptors; more follow unless `last`.
     Sockets { sockets: Vec<Description>, last: bool },
     /// The successor receives, and could accept.
@@ -153,7 +153,7 @@ impl Line {
 /// The running tracker, as its successor sees it.
 pub(super) struct Predecessor {
     line: Line,
-    token: Arc<Token>,
+    lock: Arc<ServingLock>,
 }
 
 /// Why a predecessor has not left in turn.
@@ -195,12 +195,12 @@ impl Predecessor {
             failed(&reason, remedy)
         })?;
         let asked = line.receive_sockets().map_err(|it| failed(&it, remedy_of(&it)))?;
-        Ok((Self { line, token: Arc::new(asked.0) }, asked.1))
+        Ok((Self { line, lock: Arc::new(asked.0) }, asked.1))
     }
 
     /// What there is one of among all that hand on these sockets.
-    pub(super) fn token(&self) -> Arc<Token> {
-        self.token.clone()
+    pub(super) fn lock(&self) -> Arc<ServingLock> {
+        self.lock.clone()
     }
 
     /// Says that this process could serve, waits until the other rests, and takes the right to
@@ -216,7 +216,7 @@ impl Predecessor {
             Err(error) => Some(error),
         };
         // Whatever was said, or not: this decides.
-        match (self.token.take_within(TOKEN_TRIES), error) {
+        match (self.lock.take_within(LOCK_TRIES), error) {
             (true, None) => Ok(()),
             (true, Some(error)) => Err(Unrelieved::Gone(error)),
             (false, error) => Err(Unrelieved::GoesOn(
@@ -243,17 +243,17 @@ impl Predecessor {
 }
 
 impl Line {
-    fn receive_sockets(&self) -> io::Result<(Token, Inheritance)> {
+    fn receive_sockets(&self) -> io::Result<(ServingLock, Inheritance)> {
         let version = env!("CARGO_PKG_VERSION").to_owned();
         self.say(&Message::Ask { protocol: PROTOCOL, version })?;
-        let (mut token, mut given) = (None, Inheritance::default());
+        let (mut lock, mut given) = (None, Inheritance::default());
         let mut count = 0;
         loop {
             let (message, mut descriptors) = self.hear(PROMPT)?;
             let (sockets, last) = match message {
                 Message::Sockets { sockets, last } => (sockets, last),
-                Message::Token if token.is_none() => {
-                    token = descriptors.pop().map(Token::received);
+                Message::Lock if lock.is_none() => {
+                    lock = descriptors.pop().map(ServingLock::received);
                     continue;
                 }
                 Message::Refused { reason } => {
@@ -267,7 +267,7 @@ impl Line {
             }
             sockets.into_iter().zip(descriptors).for_each(|(it, fd)| given.receive(it, fd));
             if last {
-                return Ok((token.ok_or_else(out_of_turn)?, given));
+                return Ok((lock.ok_or_else(out_of_turn)?, given));
             }
         }
     }
@@ -321,7 +321,7 @@ fn out_of_turn() -> io::Error {
 /// A successor that could serve: this process is to rest, then to leave.
 pub(super) struct Successor {
     line: Line,
-    token: Arc<Token>,
+    lock: Arc<ServingLock>,
     /// Says that this process goes on; dropped where it leaves.
     goes_on: Sender<io::Error>,
 }
@@ -352,7 +352,7 @@ impl Successor {
     }
 
     fn is_followed(&self) -> io::Result<()> {
-        self.token.release()?;
+        self.lock.release()?;
         let said = self.line.say(&Message::Left).and_then(|()| self.line.hear(ACCEPT_MAX));
         let error = match said {
             Ok((Message::Accepting, _)) if self.line.is_open() => return Ok(()),
@@ -360,13 +360,13 @@ impl Successor {
             Ok(_) => out_of_turn(),
             Err(error) => error,
         };
-        if self.token.take_within(TOKEN_TRIES) {
+        if self.lock.take_within(LOCK_TRIES) {
             return Err(error);
         }
         // Somebody has the right and lives, most likely the one at the other end, standing still.
         // Whatever it says now, or if it says nothing for so long, it is for it to go on.
         match self.line.hear(START_MAX) {
-            Err(error) if self.token.take_within(TOKEN_TRIES) => Err(error),
+            Err(error) if self.lock.take_within(LOCK_TRIES) => Err(error),
             _ => Ok(()),
         }
     }
@@ -406,7 +406,7 @@ pub(super) struct Own {
     /// All sockets.
     pub(super) estate: Arc<Estate>,
     /// The right to serve, which this process has.
-    pub(super) token: Arc<Token>,
+    pub(super) lock: Arc<ServingLock>,
     /// Registrations, whose database only one process may have open.
     pub(super) office: Arc<Office>,
     /// Writes down what the database is to hold before it is lent, and sees that listeners are
@@ -452,8 +452,8 @@ impl Clerk {
             let error = match self.prepare_successor(&line) {
                 Ok(()) => {
                     let (goes_on, told) = channel();
-                    let token = self.own.token.clone();
-                    let successor = Successor { line, token, goes_on };
+                    let lock = self.own.lock.clone();
+                    let successor = Successor { line, lock, goes_on };
                     // Neither where this process ends anyway.
                     let Ok(()) = self.own.successors.send(successor) else { return };
                     let Ok(error) = told.recv() else { return };
@@ -479,7 +479,7 @@ impl Clerk {
     /// Gives copies of all sockets, and waits until the successor could serve with them.
     fn prepare_successor(&self, line: &Line) -> io::Result<()> {
         self.own.office.lend();
-        line.say_with(&Message::Token, &[self.own.token.as_fd()])?;
+        line.say_with(&Message::Lock, &[self.own.lock.as_fd()])?;
         let all: Vec<_> = self.own.estate.all().collect();
         let count = all.len().div_ceil(SOCKETS_PER_MESSAGE);
         for (number, part) in (1..).zip(all.chunks(SOCKETS_PER_MESSAGE)) {
@@ -559,8 +559,8 @@ mod tests {
         estate.add(Kind::Udp, &place, &sockets).unwrap();
         let (successors, heard) = tokio::sync::mpsc::unbounded_channel();
         let (estate, prepare) = (Arc::new(estate), Box::new(|| Ok(())));
-        let token = Arc::new(Token::new().unwrap());
-        let own = Own { estate, token, office, prepare, successors };
+        let lock = Arc::new(ServingLock::new().unwrap());
+        let own = Own { estate, lock, office, prepare, successors };
         (Offer::make(path, own, false).unwrap(), heard)
     }
 

@@ -20,6 +20,6 @@ pub(crate) mod ring;
 pub(crate) mod ring_host;
 pub mod seccomp;
 pub mod segments;
+pub mod serving_lock;
 pub mod socket;
 pub(crate) mod stream;
-pub mod token;

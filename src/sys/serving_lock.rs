@@ -21,9 +21,9 @@ const LOOK_EVERY: Duration = Duration::from_millis(5);
 
 /// The right to serve, or the possibility to ask for it.
 #[derive(Debug)]
-pub struct Token(OwnedFd);
+pub struct ServingLock(OwnedFd);
 
-impl Token {
+impl ServingLock {
     /// A new one, which this process has.
     ///
     /// # Errors
@@ -74,7 +74,7 @@ impl Token {
     }
 }
 
-impl AsFd for Token {
+impl AsFd for ServingLock {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
@@ -86,12 +86,12 @@ mod tests {
 
     #[test]
     fn within_a_process_it_can_be_taken_and_given_up_at_will() {
-        let token = Token::new().unwrap();
-        assert!(token.take().unwrap());
-        token.release().unwrap();
-        assert!(token.take_within(1));
+        let lock = ServingLock::new().unwrap();
+        assert!(lock.take().unwrap());
+        lock.release().unwrap();
+        assert!(lock.take_within(1));
         let unwritable = std::fs::File::open("/dev/null").unwrap();
-        let wrong = Token::received(unwritable.into());
+        let wrong = ServingLock::received(unwritable.into());
         assert!(!wrong.take_within(2), "such a descriptor cannot be locked for writing");
     }
 }
