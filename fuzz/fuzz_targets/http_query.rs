@@ -13,8 +13,8 @@ use libfuzzer_sys::fuzz_target;
 use skep::protocol::http::{self, SCRAPE_HASHES_MAX};
 use skep::types::InfoHash;
 
-/// Percent coding: whatever a digit's case, a plain byte and a plus for a blank allow, chosen by the
-/// byte itself.
+/// Percent coding: whatever a digit's case, a plain byte and a plus for a blank allow, chosen by
+/// the byte itself.
 fn coded(bytes: &[u8; 20]) -> Vec<u8> {
     let code = |byte: &u8| match byte {
         b'a'..=b'z' | b'0'..=b'9' => vec![*byte],

@@ -2,10 +2,10 @@
 //! raw bytes.
 //!
 //! Clients vary, so whatever can be understood is: parameters are parted by `&` alone, a `+` is a
-//! blank, which is how form encoders (PHP, Go, Python, Java, JavaScript) write one, and which nobody
-//! sends for a plus, every other byte that is no escape is itself, unknown parameters are skipped,
-//! and of repeated ones the last counts, because clients append theirs to what the announce URL
-//! already holds.
+//! blank, which is how form encoders (PHP, Go, Python, Java, JavaScript) write one, and which
+//! nobody sends for a plus, every other byte that is no escape is itself, unknown parameters are
+//! skipped, and of repeated ones the last counts, because clients append theirs to what the
+//! announce URL already holds.
 
 use std::net::IpAddr;
 
