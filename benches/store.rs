@@ -16,11 +16,12 @@ use std::time::Duration;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use fastrand::Rng;
 use skep::store::{Budget, Change, Options, PREFETCH_STAGES, Role, Room, Store, Visit};
+use skep::sys::allocator::Allocator;
 use skep::time::Now;
 use skep::types::{Contact, InfoHash};
 
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: Allocator = Allocator;
 
 /// Datagrams a worker prefetches at once.
 const BATCH: usize = 32;

@@ -2,9 +2,12 @@
 
 use std::process::ExitCode;
 
-/// Swarms are many small arrays of a few sizes, which this allocator packs well.
+use skep::sys::allocator::Allocator;
+
+/// Swarms are many small arrays of a few sizes, which mimalloc packs well, and tables that are
+/// better mapped.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: Allocator = Allocator;
 
 fn main() -> ExitCode {
     skep::cli::main()

@@ -5,6 +5,7 @@
 
 pub mod address;
 pub mod affinity;
+pub mod allocator;
 mod buffer_ring;
 mod buffers;
 pub mod clock;

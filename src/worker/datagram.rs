@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::metrics::{IoEvent, WorkerCounters};
+use crate::sys::allocator::Collector;
 use crate::sys::clock::{Clock, thread_cpu_ns};
 use crate::sys::ring::Ring;
 use crate::sys::ring_host::{RingHost, RingOptions};
@@ -145,6 +146,7 @@ impl DatagramWorker<'_> {
         }
         responder.upkeep(now);
         if meter.turn(self, now, count) {
+            meter.collector.collect_if_asked();
             responder.set_queue(fullest_queue_permille(self.sockets));
         }
         Ok(count)
@@ -251,6 +253,8 @@ struct Meter {
     turns: u64,
     cpu_read_at: Option<Now>,
     cpu_ns: u64,
+    /// Gives back memory that others freed.
+    collector: Collector,
 }
 
 impl Meter {

@@ -19,6 +19,7 @@ use super::slots::{Due, Place, Slots};
 use super::{FrontEnds, Listener, Options, Shared, StreamWorker};
 use crate::frontend::ws::{Mail, Outbox, Route};
 use crate::metrics::{Closed, MailLost, StreamCounters};
+use crate::sys::allocator::Collector;
 use crate::sys::clock::{Clock, thread_cpu_ns};
 use crate::sys::stream::{Acceptor, Listening, Network};
 use crate::time::Now;
@@ -129,11 +130,12 @@ async fn serve<N: Network>(
 ) {
     let mut ticks = interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut count: u64 = 0;
+    let (mut count, mut collector) = (0_u64, Collector::default());
     while !stop.load(Ordering::Relaxed) {
         ticks.tick().await;
         let now = worker.beat();
         worker.note_rest();
+        collector.collect_if_asked();
         if count.is_multiple_of(TICKS_PER_LOOK) {
             worker.look_at_deadlines(now);
         }
