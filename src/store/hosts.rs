@@ -44,9 +44,10 @@ impl<const ADDRESS: usize> HostCounts<ADDRESS> {
         self.counts.len()
     }
 
-    /// Bytes more for room for `room` peers.
+    /// Bytes more for room for `room` peers, while the counts so far are still there.
     pub(super) fn growth(&self, room: usize) -> usize {
-        if self.counts.is_empty() { 0 } else { Self::fitting(room).saturating_sub(self.bytes()) }
+        let fitting = Self::fitting(room);
+        if self.counts.is_empty() || fitting <= self.bytes() { 0 } else { fitting }
     }
 
     /// Counts all peers anew where the room for them has changed.

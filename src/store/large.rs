@@ -273,8 +273,9 @@ impl<const ADDRESS: usize> Indexed<ADDRESS> {
         records + index + self.hosts.bytes()
     }
 
-    /// Bytes more that it takes for `more` records more, 0 or 1. The index may grow without: its
-    /// removed positions leave marks.
+    /// Bytes more that it takes for `more` records more, 0 or 1, while it grows: index and counts
+    /// are made anew beside the old ones. The index may grow without: its removed positions leave
+    /// marks.
     fn growth(&self, more: usize) -> usize {
         let len = self.records.len() + more;
         let room =
@@ -284,7 +285,7 @@ impl<const ADDRESS: usize> Indexed<ADDRESS> {
         let buckets = self.index.buckets();
         let tidies = len <= buckets / 8 * 7 / 2;
         let is_full = self.index.len() == self.index.capacity();
-        let index = if is_full && !tidies { buckets * (size_of::<u32>() + 1) } else { 0 };
+        let index = if is_full && !tidies { 2 * buckets * (size_of::<u32>() + 1) } else { 0 };
         records + hosts + index
     }
 

@@ -24,6 +24,8 @@ pub struct Budget {
 pub struct Usage {
     /// Bytes of torrents and peers, as asked of the allocator.
     pub bytes: u64,
+    /// Bytes that are set aside for them, a little more.
+    pub reserved: u64,
     /// Bytes it may take; 0: no bound.
     pub bytes_max: u64,
     /// Torrents on probation that made room for others, counted since start.
@@ -79,6 +81,17 @@ impl Memory {
         self.peers_max.store(budget.peers_per_torrent_max.into(), Ordering::Relaxed);
     }
 
+    /// Bytes that all shards have reserved.
+    pub(super) fn reserved(&self) -> u64 {
+        self.reserved.load(Ordering::Relaxed)
+    }
+
+    /// Whether more is reserved than may be: the budget was lowered, and what goes is not replaced.
+    #[inline]
+    fn is_over(&self) -> bool {
+        self.reserved() > self.reserved_max.load(Ordering::Relaxed)
+    }
+
     /// Bytes the store may take; 0: no bound.
     pub(super) fn bytes_max(&self) -> u64 {
         match self.reserved_max.load(Ordering::Relaxed) {
@@ -90,7 +103,7 @@ impl Memory {
     /// Whether memory is so short that new torrents are on probation.
     #[inline]
     pub(super) fn is_short(&self) -> bool {
-        self.reserved.load(Ordering::Relaxed) > self.pressed_above.load(Ordering::Relaxed)
+        self.reserved() > self.pressed_above.load(Ordering::Relaxed)
     }
 
     /// The most peers of one torrent.
@@ -105,6 +118,9 @@ impl Memory {
     /// Whether a shard may take `bytes` more than it does; they are reserved then.
     #[inline]
     pub(super) fn admits(&self, account: &Account, bytes: u64) -> bool {
+        if self.is_over() {
+            return false;
+        }
         let needed = account.taken() + bytes;
         let reserved = account.reserved.load(Ordering::Relaxed);
         needed <= reserved
@@ -195,5 +211,18 @@ mod tests {
         memory.allow(Budget::default());
         assert!(!memory.is_short() && memory.admits(&account, 1 << 51));
         assert_eq!((memory.bytes_max(), memory.peers_max()), (0, usize::MAX));
+    }
+
+    #[test]
+    fn what_goes_is_not_replaced_where_the_budget_was_lowered() {
+        let (memory, account) = (Memory::default(), Account::default());
+        memory.allow(Budget { bytes_max: 100_000, peers_per_torrent_max: 0 });
+        assert!(memory.admits(&account, 50_000));
+        memory.note(&account, 0, 50_000);
+        memory.allow(Budget { bytes_max: 40_000, peers_per_torrent_max: 0 });
+        memory.note(&account, 5000, 0);
+        assert!(!memory.admits(&account, 1), "though as much was reserved before");
+        memory.note(&account, 15_000, 0);
+        assert!(memory.admits(&account, 1));
     }
 }

@@ -274,7 +274,8 @@ impl Store {
 
     /// What the store takes; costs one read per shard.
     pub fn usage(&self) -> Usage {
-        let mut usage = Usage { bytes_max: self.memory.bytes_max(), ..Usage::default() };
+        let (bytes_max, reserved) = (self.memory.bytes_max(), self.memory.reserved());
+        let mut usage = Usage { bytes_max, reserved, ..Usage::default() };
         for shard in &self.totals {
             usage.bytes += shard.account.taken();
             usage.evicted += shard.evicted.load(Ordering::Relaxed);

@@ -394,8 +394,9 @@ const LOOKS_FOR_ROOM: usize = 64;
 /// be used again only by who happens to come by.
 const GONE_MAX: usize = 4;
 
-/// Bytes more that a full table takes once it has grown for another entry; 0 where it is full of
-/// marks that removed entries have left, and is tidied in place.
+/// Bytes that a full table takes for the moment in which it grows for another entry, when the old
+/// one is still there; 0 where it is full of marks that removed entries have left, and is tidied
+/// in place.
 fn growth_of(table: &RawTable<Entry>) -> usize {
     let buckets = table.buckets();
     if buckets > 1 && table.len() < buckets_capacity(buckets) / 2 {
@@ -403,7 +404,7 @@ fn growth_of(table: &RawTable<Entry>) -> usize {
     }
     let doubled = (buckets * 2).max(4);
     // An entry and a control byte for each, and a group of such bytes behind the last.
-    doubled * (size_of::<Entry>() + 1) + 16 - bytes_of(table)
+    doubled * (size_of::<Entry>() + 1) + 16
 }
 
 /// How many entries a table of so many buckets holds: seven eighths, or all but one of the fewest.
@@ -417,7 +418,7 @@ fn bytes_of(table: &RawTable<Entry>) -> usize {
 }
 
 /// A shard's table is given back memory when it is filled to less than this part of its buckets.
-const SHRINK_BELOW: usize = 8;
+const SHRINK_BELOW: usize = 4;
 
 /// How many times [`Table::prefetch`] wants to see a batch.
 pub(super) const PREFETCH_STAGES: usize = 2;
@@ -650,7 +651,8 @@ impl Table {
             }
         }
         if table.buckets() > SHRINK_BELOW && table.len() < table.buckets() / SHRINK_BELOW {
-            let (roomy, before) = (table.len() * 2, bytes_of(&table));
+            // Half as many again never leaves it as it is: then at most half the buckets are full.
+            let (roomy, before) = (table.len() + table.len() / 2, bytes_of(&table));
             table.shrink_to(roomy, |entry| self.hash(&entry.0));
             resized(before, bytes_of(&table));
             self.hints[shard].note(&table);
