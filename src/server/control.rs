@@ -498,7 +498,7 @@ impl State {
     fn tick(&self, drops_before: u64) -> u64 {
         let mut exporter = self.exporter.lock().unwrap_or_else(PoisonError::into_inner);
         exporter.update(&self.shared.store.totals());
-        exporter.update_memory(&self.shared.store.usage());
+        exporter.update_memory(&self.shared.store.usage(), &self.shared.memory);
         let now = self.shared.clock.now();
         exporter.update_heartbeats(self.shared.clock.elapsed_ns_at(now));
         if let Some((elapsed_s, busy_ratio)) = exporter.tick(now) {
@@ -580,7 +580,7 @@ impl Process for State {
     fn metrics(&self) -> String {
         let mut exporter = self.exporter.lock().unwrap_or_else(PoisonError::into_inner);
         exporter.update(&self.shared.store.totals());
-        exporter.update_memory(&self.shared.store.usage());
+        exporter.update_memory(&self.shared.store.usage(), &self.shared.memory);
         exporter.update_access(&self.shared.office);
         exporter.update_heartbeats(self.shared.clock.elapsed_ns_at(self.now()));
         exporter.update_snapshots(&self.shared.snapshots.figures);

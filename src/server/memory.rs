@@ -1,7 +1,24 @@
-//! How the cap on the process's memory is divided: what it takes anyway, connections, the store.
+//! How the process keeps to its cap on memory: the cap is divided between what the process takes
+//! anyway, connections, and the store; and what the store may take follows what is measured.
+//!
+//! The cap is on resident memory, while the store counts bytes that it asks for. How much of both
+//! there is to one another depends on what was stored before: an allocator's pages are not all
+//! full. So what is resident is measured, and the store may take a part of what is left, again and
+//! again: the closer to the cap, the less can come between two looks. Public for the test that
+//! fills a store in a process of its own.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use crate::store::{Budget, Store, Usage};
+use crate::sys::allocator;
+use crate::sys::memory;
 
 /// What the process takes before it holds a torrent or a connection: program, stacks, buffers of
-/// some workers, the limiter's tables, the store's locks. An idle one has 29 MiB.
+/// some workers, the limiter's tables, the store's locks. An idle one has 27 MiB, eleven of them
+/// the program itself.
 const FIXED_BYTES: u64 = 32 << 20;
 
 /// The least that connections are given, however low the cap.
@@ -34,9 +51,287 @@ impl Division {
     }
 }
 
+/// What the settings say.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Options {
+    /// Resident bytes that the process is to keep to; 0: no cap.
+    pub cap: u64,
+    /// Peers of one torrent; 0: no bound.
+    pub peers_per_torrent_max: u32,
+}
+
+/// What was measured, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Measured {
+    /// Resident memory of the process.
+    pub(super) resident: u64,
+    /// What its control group may take beyond what it has, if it has a limit.
+    pub(super) group_room: Option<u64>,
+    /// What the store asked for.
+    pub(super) store: u64,
+    /// What it has set aside, which is a little more.
+    pub(super) reserved: u64,
+    /// What connections hold of their part.
+    pub(super) connections: u64,
+}
+
+/// A part of the cap that is left for what nobody counts, and for what comes between two looks: a
+/// sixteenth, but at least what a worker can take in a tenth of a second.
+fn reserve(cap: u64) -> u64 {
+    (cap / 16).clamp(6 << 20, 64 << 20)
+}
+
+/// The store's bytes that may come for each three that could become resident until the next look.
+/// Where blocks of one size give way to those of the next, three become resident for one: that is
+/// what the reserve is for.
+const STORED_PER_3_RESIDENT: u64 = 2;
+
+/// Bytes that may become resident for the store, below 0 if there are too many already.
+fn room(cap: u64, it: &Measured) -> i64 {
+    let kept =
+        Division::of(cap).map_or(0, |parts| parts.connections.saturating_sub(it.connections));
+    let room = signed(cap) - signed(it.resident + kept + reserve(cap));
+    it.group_room.map_or(room, |group| room.min(signed(group) - signed(reserve(cap))))
+}
+
+/// What the store may ask for until the next look; at least 1, as 0 is no bound. Where half of the
+/// reserve is used up, what goes is not replaced for a while: torrents that take the place of one
+/// another leave holes behind. Slowly, for what goes is not given back at once.
+fn store_bytes_max(cap: u64, it: &Measured) -> u64 {
+    if cap == 0 {
+        return 0;
+    }
+    let room = room(cap, it);
+    let (lacking, half) = (-room, signed(reserve(cap)) / 2);
+    let more = if room > 0 {
+        room / 3 * signed(STORED_PER_3_RESIDENT)
+    } else if lacking < half {
+        0
+    } else if lacking < half + half / 2 {
+        -signed(it.reserved / 128)
+    } else {
+        -signed(it.reserved / 8)
+    };
+    it.reserved.saturating_add_signed(more).max(1)
+}
+
+/// Memory is no larger than what an i64 counts.
+fn signed(bytes: u64) -> i64 {
+    i64::try_from(bytes).unwrap_or(i64::MAX / 4).min(i64::MAX / 4)
+}
+
+/// How long until the next look. Where there is much room, nothing fills it in a second; where
+/// there is little, new torrents that take the place of others leave holes behind.
+fn pause(cap: u64, it: &Measured) -> Duration {
+    let room = room(cap, it);
+    if cap == 0 || room > signed((cap / 2).max(SECONDS_GROWTH_MAX)) {
+        Duration::from_secs(1)
+    } else if room > signed(cap / 16) {
+        Duration::from_millis(100)
+    } else {
+        Duration::from_millis(25)
+    }
+}
+
+/// What no store has been seen to grow by in a second.
+const SECONDS_GROWTH_MAX: u64 = 512 << 20;
+
+/// When memory that is resident for nothing is asked back: threads take back what others freed.
+#[derive(Debug)]
+struct Reclaim {
+    /// What the process has without torrents and connections.
+    idle: u64,
+    /// How often it did not help, and is given twice as long the next time.
+    vain: u32,
+    waited: Duration,
+    /// What was resident for nothing when it was last asked.
+    waste: u64,
+}
+
+/// Resident bytes that are expected of a store that asks for so many.
+fn resident_of(store: u64) -> u64 {
+    store + store / 8
+}
+
+/// How much may be resident for nothing before it is asked back.
+const WASTE_BYTES_MIN: u64 = 8 << 20;
+
+/// The longest wait where it does not help, as a power of two: a minute, or less than half a second
+/// where memory is short.
+const VAIN_MAX: u32 = 6;
+const VAIN_MAX_PRESSING: u32 = 2;
+
+impl Reclaim {
+    /// One that starts with what was measured then.
+    fn new(it: &Measured) -> Self {
+        let idle = it.resident.saturating_sub(resident_of(it.store));
+        Self { idle, vain: 0, waited: Duration::ZERO, waste: 0 }
+    }
+
+    /// Whether it is time, `waited` after the last look.
+    fn is_due(&mut self, cap: u64, it: &Measured, waited: Duration) -> bool {
+        self.waited += waited;
+        let is_pressing = cap > 0 && room(cap, it) <= 0;
+        let waste_max =
+            if is_pressing { WASTE_BYTES_MIN / 4 } else { (cap / 32).max(WASTE_BYTES_MIN) };
+        let needed = self.idle + it.connections + resident_of(it.store);
+        let waste = it.resident.saturating_sub(needed);
+        if waste > self.waste + WASTE_BYTES_MIN {
+            self.vain = 0;
+        }
+        let (least, vain_max) = match is_pressing {
+            true => (SOON, VAIN_MAX_PRESSING),
+            false => (Duration::from_secs(1), VAIN_MAX),
+        };
+        if waste <= waste_max || self.waited < least * 2_u32.pow(self.vain.min(vain_max)) {
+            return false;
+        }
+        let has_helped = waste + WASTE_BYTES_MIN / 8 < self.waste;
+        let is_more = waste > self.waste + WASTE_BYTES_MIN;
+        self.vain = if has_helped || is_more { 0 } else { (self.vain + 1).min(VAIN_MAX) };
+        (self.waited, self.waste) = (Duration::ZERO, waste);
+        true
+    }
+}
+
+/// Keeps the store's budget to what is measured. Shared by who reloads settings, who exports
+/// figures, and the thread that looks.
+pub struct Keeper {
+    store: Arc<Store>,
+    resident: Mutex<Option<memory::Resident>>,
+    cap: AtomicU64,
+    peers_per_torrent_max: AtomicU64,
+    /// As last measured.
+    resident_bytes: AtomicU64,
+}
+
+impl Keeper {
+    /// One for a store, whose budget is set.
+    pub fn new(store: Arc<Store>, options: Options) -> Arc<Self> {
+        let resident = memory::Resident::open().inspect_err(|error| {
+            tracing::warn!("memory.max_memory is kept to by estimate: resident memory: {error}");
+        });
+        let it = Self {
+            store,
+            resident: Mutex::new(resident.ok()),
+            cap: AtomicU64::new(0),
+            peers_per_torrent_max: AtomicU64::new(0),
+            resident_bytes: AtomicU64::new(0),
+        };
+        it.set(options);
+        Arc::new(it)
+    }
+
+    /// Puts settings in force.
+    pub(super) fn set(&self, options: Options) -> Measured {
+        self.cap.store(options.cap, Ordering::Relaxed);
+        self.peers_per_torrent_max.store(options.peers_per_torrent_max.into(), Ordering::Relaxed);
+        self.look()
+    }
+
+    /// The cap in force; 0: none.
+    pub(super) fn cap(&self) -> u64 {
+        self.cap.load(Ordering::Relaxed)
+    }
+
+    /// Resident bytes as last measured.
+    pub(super) fn resident_bytes(&self) -> u64 {
+        self.resident_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Measures, and sets the store's budget.
+    pub(super) fn look(&self) -> Measured {
+        let cap = self.cap();
+        let Usage { bytes: store, reserved, .. } = self.store.usage();
+        let mut resident = self.resident.lock().unwrap_or_else(PoisonError::into_inner);
+        let bytes = resident.as_mut().and_then(|it| it.read().ok());
+        drop(resident);
+        let measured = Measured {
+            resident: bytes.unwrap_or(FIXED_BYTES + store + store / 2),
+            group_room: if cap > 0 { memory::group_room() } else { None },
+            store,
+            reserved,
+            connections: 0,
+        };
+        self.resident_bytes.store(measured.resident, Ordering::Relaxed);
+        let peers = self.peers_per_torrent_max.load(Ordering::Relaxed);
+        self.store.allow(Budget {
+            bytes_max: store_bytes_max(cap, &measured),
+            peers_per_torrent_max: u32::try_from(peers).unwrap_or(u32::MAX),
+        });
+        measured
+    }
+
+    /// Says so if the process itself leaves the store next to nothing of the cap. For when all
+    /// workers have been started, and nothing is stored yet.
+    fn warn_of_a_low_cap(&self) {
+        let (cap, measured) = (self.cap(), self.look());
+        let lacking = signed(STORE_BYTES_MIN) - room(cap, &measured) - signed(measured.store);
+        if cap > 0 && lacking > 0 {
+            let (has_mib, least_mib) = (measured.resident >> 20, (signed(cap) + lacking) >> 20);
+            tracing::warn!(
+                "memory.max_memory leaves torrents next to nothing: the process itself has \
+                 {has_mib} MiB; remedy: {}MiB or more, or fewer workers",
+                least_mib + 1
+            );
+        }
+    }
+
+    /// Looks again and again, on a thread of its own: the control thread may be busy for long, and
+    /// pages are given back at nobody's cost.
+    ///
+    /// # Errors
+    /// Where there is no thread to be had.
+    pub fn start(self: &Arc<Self>) -> std::io::Result<Looking> {
+        self.warn_of_a_low_cap();
+        let (keeper, stop) = (self.clone(), Arc::new(AtomicBool::new(false)));
+        let stopped = stop.clone();
+        let work = move || {
+            let (mut reclaim, mut waited) = (Reclaim::new(&keeper.look()), Duration::ZERO);
+            let mut asked = false;
+            while !stopped.load(Ordering::Relaxed) {
+                if asked {
+                    allocator::release_unused();
+                }
+                let measured = keeper.look();
+                asked = reclaim.is_due(keeper.cap(), &measured, waited);
+                if asked {
+                    allocator::ask_to_collect();
+                }
+                waited = if asked { SOON } else { pause(keeper.cap(), &measured) };
+                thread::park_timeout(waited);
+            }
+        };
+        let thread = thread::Builder::new().name("memory".into()).spawn(work)?;
+        Ok(Looking { thread: Some(thread), stop })
+    }
+}
+
+/// How long threads are given to take back what others freed: each comes by in a tenth of a second.
+const SOON: Duration = Duration::from_millis(100);
+
+/// The thread that looks; ends when dropped.
+pub struct Looking {
+    thread: Option<JoinHandle<()>>,
+    stop: Arc<AtomicBool>,
+}
+
+impl Drop for Looking {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            thread.thread().unpark();
+            // A panic would have ended the process.
+            let _ = thread.join();
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const MIB: u64 = 1 << 20;
 
     #[test]
     fn the_parts_of_a_cap_are_the_cap() {
@@ -48,5 +343,90 @@ mod tests {
         }
         let least = Division::of(1).unwrap();
         assert_eq!((least.connections, least.store), (CONNECTION_BYTES_MIN, STORE_BYTES_MIN));
+    }
+
+    fn measured(resident: u64, store: u64) -> Measured {
+        let [resident, store] = [resident, store].map(|it| it * MIB);
+        Measured { resident, store, reserved: store, ..Measured::default() }
+    }
+
+    #[test]
+    fn the_store_may_take_less_the_closer_the_cap_is() {
+        let cap = 256 * MIB;
+        // 16 MiB are in reserve, 56 are the connections'.
+        assert_eq!(room(cap, &measured(30, 0)), signed(154 * MIB));
+        let bytes = |resident, store| store_bytes_max(cap, &measured(resident, store));
+        assert!((102..104).contains(&(bytes(30, 0) / MIB)), "{}", bytes(30, 0));
+        assert_eq!(bytes(184, 100), 100 * MIB, "nothing is left");
+        assert_eq!(bytes(190, 128), 128 * MIB, "a little too much is there");
+        assert_eq!(bytes(193, 128), 127 * MIB);
+        assert_eq!(bytes(197, 128), 112 * MIB, "the reserve is nearly used up");
+        assert_eq!(bytes(1000, 0), 1, "0 would be no bound");
+        assert_eq!(store_bytes_max(0, &measured(1000, 100)), 0);
+    }
+
+    #[test]
+    fn what_connections_hold_is_not_kept_for_them_twice() {
+        let cap = 256 * MIB;
+        let none = measured(100, 60);
+        let full = Measured { connections: 56 * MIB, resident: 156 * MIB, ..none };
+        assert_eq!(room(cap, &none), room(cap, &full));
+    }
+
+    #[test]
+    fn a_control_group_with_less_room_decides() {
+        let cap = 1024 * MIB;
+        let it = Measured { group_room: Some(100 * MIB), ..measured(100, 60) };
+        assert_eq!(room(cap, &it), signed(36 * MIB));
+        assert_eq!(pause(cap, &it), Duration::from_millis(25));
+        assert_eq!(store_bytes_max(cap, &it), 84 * MIB);
+    }
+
+    /// A store that takes all it may between two looks, at so many resident bytes for each hundred
+    /// asked for: what is resident stays below the cap, and comes close to what is left of it.
+    #[test]
+    fn resident_memory_converges_below_the_cap() {
+        for cap in [64, 128, 256, 1024].map(|it| it * MIB) {
+            for per_100 in [100, 120, 150] {
+                let mut it = measured(20, 0);
+                for _ in 0..40 {
+                    let more = store_bytes_max(cap, &it).saturating_sub(it.store);
+                    it.store += more;
+                    it.reserved = it.store;
+                    it.resident += more * per_100 / 100;
+                    assert!(it.resident <= cap - reserve(cap), "{cap} {per_100}");
+                }
+                assert!(room(cap, &it) < signed(MIB / 2), "{cap} {per_100}: {it:?}");
+            }
+        }
+    }
+
+    /// Three resident for each byte asked for, as fast as a worker can bring it about.
+    #[test]
+    fn the_reserve_covers_what_comes_between_two_looks_at_worst() {
+        let cap = 64 * MIB;
+        let mut it = measured(20, 0);
+        for _ in 0..200 {
+            let most = store_bytes_max(cap, &it).saturating_sub(it.store);
+            let more = most.min(1_000_000 * 16 / 10); // a million announces a second, 16 bytes each
+            it.store += more;
+            it.reserved = it.store;
+            it.resident += more * 3;
+            assert!(it.resident <= cap, "{it:?}");
+        }
+    }
+
+    #[test]
+    fn what_does_not_help_is_done_less_often() {
+        let second = Duration::from_secs(1);
+        let mut reclaim = Reclaim::new(&measured(30, 0));
+        let mut due = |it: &Measured, looks: u32| {
+            (0..looks).filter(|_| reclaim.is_due(256 * MIB, it, second)).count()
+        };
+        assert_eq!(due(&measured(110, 70), 10), 0, "little is wasted");
+        assert_eq!(due(&measured(150, 70), 63), 6, "after 1, 2, 4, 8, 16 and 32 seconds");
+        assert_eq!(due(&measured(130, 70), 8), 4, "it has helped: after 32, 1, 2 and 4");
+        assert_eq!(due(&measured(150, 50), 2), 2, "there is much more of it");
+        assert_eq!(due(&measured(33, 0), 100), 0, "it has helped");
     }
 }

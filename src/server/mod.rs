@@ -21,7 +21,8 @@ mod handover;
 mod inheritance;
 mod listeners;
 mod log;
-mod memory;
+#[doc(hidden)]
+pub mod memory;
 mod notify;
 mod options;
 mod patience;
@@ -48,7 +49,8 @@ use tokio::sync::mpsc;
 use crate::access::disk::Office;
 use crate::config::{Config, SnapshotMode, Source};
 use crate::limiter::{self, Limiter};
-use crate::store::{self, Store};
+use crate::store::Store;
+use crate::sys::allocator::restrain_huge_pages;
 use crate::sys::clock::Clock;
 use crate::sys::identity::keep_files_private;
 use crate::sys::socket::BoundUdp;
@@ -80,6 +82,7 @@ pub fn run(source: Source, take_over: bool) -> Result<(), StartError> {
     let manager = Manager::of_process();
     end_with_any_panic();
     keep_files_private();
+    restrain_huge_pages();
     raise_descriptor_limit();
     source.warnings(&config).iter().for_each(|it| tracing::warn!("{it}"));
     let user = confine::user_of(&config)?;
@@ -103,9 +106,11 @@ pub fn run(source: Source, take_over: bool) -> Result<(), StartError> {
         (predecessor, inheritance) = (Some(found), sockets);
         snapshots.follow();
     }
+    let store = Arc::new(Store::new(options::store(&config)));
     let shared = workers::Shared {
         office: Arc::new(open_office(&config, keys.made_up)?),
-        store: Arc::new(Store::new(store::Options::default())),
+        memory: memory::Keeper::new(store.clone(), options::memory(&config)),
+        store,
         tracker: Arc::new(ArcSwap::from_pointee(options::tracker(&config))),
         ids: Arc::new(ArcSwap::from_pointee(options::connection_ids(&config, &keys))),
         clients: Arc::default(),
@@ -123,18 +128,18 @@ pub fn run(source: Source, take_over: bool) -> Result<(), StartError> {
     };
     let token = options::admin_token(&config, keys.made_up);
     drop(acting);
-    shared.store.allow(options::budget(&config));
     if shared.snapshots.is_restoring() {
         shared.office.access().keys().await_sessions();
     }
+    let memory = shared.memory.clone();
     let confinement = Default::default();
     let reloader =
         reload::Reloader { source, config, keys, level, shared, tls, confinement, token };
     let control = assemble(reloader, choice, inheritance, Outside { manager, predecessor })?;
+    let lacking = |error| StartError::lacking("cannot start a thread", &error);
+    let _looking = memory.start().map_err(lacking)?;
     let thread = std::thread::Builder::new().name("control".into());
-    let thread = thread
-        .spawn(move || control::run(base, control))
-        .map_err(|error| StartError::lacking("cannot start a thread", &error))?;
+    let thread = thread.spawn(move || control::run(base, control)).map_err(lacking)?;
     thread.join().unwrap_or_else(|_| Err(StartError::Failed("the control thread broke".into())))
 }
 

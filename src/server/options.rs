@@ -16,14 +16,14 @@ use crate::frontend::origin::HopField;
 use crate::frontend::{http, ws};
 use crate::limiter;
 use crate::server::StartError;
-use crate::server::memory::Division;
+use crate::server::memory;
 use crate::server::snapshots::Snapshots;
 use crate::server::state::{self, Environment, KeyError, Loaded};
 use crate::server::tls;
 use crate::server::{confine, handover, log};
 use crate::store;
 use crate::sys::identity::Identity;
-use crate::sys::memory;
+use crate::sys::memory::usable_bytes;
 use crate::tracker;
 use crate::worker::stream;
 
@@ -139,31 +139,36 @@ pub(super) fn tls(config: &Config) -> Option<tls::Files> {
         .then(|| tls::Files { certificate: path(&it.certificate), key: path(&it.key) })
 }
 
-/// Resident bytes for each hundred that the store asks for: the allocator's pages are not all full,
-/// and tables that grow are there twice for a moment, in memory that is not given back at once. Ten
-/// million random info-hashes against a cap made it 136.
-const RESIDENT_PER_100_BYTES: u64 = 140;
-
 /// Bytes that the whole process is to keep to; 0: no cap.
 pub(super) fn memory_cap(config: &Config) -> u64 {
     match config.memory.max_memory {
         MemoryCap::Bytes(Bytes(bytes)) => bytes,
-        MemoryCap::Auto => {
-            memory::usable_bytes().map(|bytes| bytes / 4 * 3).unwrap_or_else(|error| {
-                tracing::warn!("memory.max_memory = \"auto\" sets no cap: {error}");
-                0
-            })
-        }
+        MemoryCap::Auto => usable_bytes().map(|bytes| bytes / 4 * 3).unwrap_or_else(|error| {
+            tracing::warn!("memory.max_memory = \"auto\" sets no cap: {error}");
+            0
+        }),
     }
 }
 
-/// What the store may take.
-pub(super) fn budget(config: &Config) -> store::Budget {
+/// What the process and its largest torrent are to keep to.
+pub(super) fn memory(config: &Config) -> memory::Options {
     let peers_per_torrent_max = config.memory.max_peers_per_torrent;
-    let division = Division::of(memory_cap(config));
-    let bytes_max = division.map_or(0, |it| it.store / RESIDENT_PER_100_BYTES * 100);
-    store::Budget { bytes_max, peers_per_torrent_max }
+    memory::Options { cap: memory_cap(config), peers_per_torrent_max }
 }
+
+/// The store's options. A table that doubles is there twice for a moment: the more shards, the less
+/// that is; but each shard holds back a little, and has pages that are not full.
+pub(super) fn store(config: &Config) -> store::Options {
+    let few = (1..MANY_SHARDS_FROM).contains(&memory_cap(config));
+    let shards = if few { SHARDS_MIN } else { store::Options::default().shards };
+    store::Options { shards, ..store::Options::default() }
+}
+
+/// The cap from which on the store has all its shards.
+const MANY_SHARDS_FROM: u64 = 256 << 20;
+
+/// Shards of a small store.
+const SHARDS_MIN: usize = 256;
 
 /// How to log.
 pub(super) fn log(config: &Config) -> log::Options {
@@ -297,20 +302,26 @@ mod tests {
         }
     }
 
-    fn budget_of(max_memory: MemoryCap) -> u64 {
+    fn cap_of(max_memory: MemoryCap) -> u64 {
         let mut config = Config::default();
         config.memory.max_memory = max_memory;
-        budget(&config).bytes_max
+        memory(&config).cap
     }
 
     #[test]
-    fn the_store_gets_what_the_process_and_connections_leave() {
-        assert_eq!(budget_of(MemoryCap::Bytes(Bytes(0))), 0);
-        let gib = budget_of(MemoryCap::Bytes(Bytes(1 << 30)));
-        assert!(gib > 500 << 20 && gib < 560 << 20, "{gib}");
-        let least = budget_of(MemoryCap::Bytes(Bytes(64 << 20)));
-        assert!(least > 16 << 20 && least < 20 << 20, "{least}");
-        let auto = budget_of(MemoryCap::Auto);
-        assert!(auto < memory::usable_bytes().unwrap() / 4 * 3);
+    fn the_cap_is_what_is_set_or_three_quarters_of_what_may_be_used() {
+        assert_eq!(cap_of(MemoryCap::Bytes(Bytes(0))), 0);
+        assert_eq!(cap_of(MemoryCap::Bytes(Bytes(1 << 30))), 1 << 30);
+        assert_eq!(cap_of(MemoryCap::Auto), usable_bytes().unwrap() / 4 * 3);
+    }
+
+    #[test]
+    fn a_small_store_has_fewer_shards() {
+        let shards = |max_memory| {
+            let mut config = Config::default();
+            config.memory.max_memory = MemoryCap::Bytes(Bytes(max_memory));
+            store(&config).shards
+        };
+        assert_eq!([0, 64 << 20, 1 << 30].map(shards), [1024, SHARDS_MIN, 1024]);
     }
 }

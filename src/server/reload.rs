@@ -115,7 +115,7 @@ impl Reloader {
         self.shared.http.store(Arc::new(options::http(&live_config)));
         self.shared.ws.store(Arc::new(options::ws(&live_config)));
         self.shared.stream.store(Arc::new(options::stream(&live_config)));
-        self.shared.store.allow(options::budget(&live_config));
+        self.shared.memory.set(options::memory(&live_config));
         self.shared.snapshots.set_interval(live_config.snapshot.interval_s);
         if let Some(tls) = &mut self.tls {
             tls.renew();

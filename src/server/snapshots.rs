@@ -22,6 +22,7 @@ use tracing::{debug, info, warn};
 use crate::access::Access;
 use crate::server::StartError;
 use crate::server::log::OPERATOR;
+use crate::server::memory;
 use crate::server::workers::Shared;
 use crate::snapshot::{
     Aside, CURRENT, Disk, Folder, Found, Identity, Os, PREVIOUS, Restore, SaveError, Saved,
@@ -29,6 +30,7 @@ use crate::snapshot::{
 };
 use crate::store::{Restored, Store};
 use crate::sys::affinity;
+use crate::sys::allocator::Collector;
 use crate::sys::clock::Clock;
 use crate::time::Now;
 use crate::tracker;
@@ -221,6 +223,7 @@ impl Snapshots {
             snapshots: it.clone(),
             store: shared.store.clone(),
             access: shared.office.access().clone(),
+            memory: shared.memory.clone(),
             tracker: shared.tracker.clone(),
             clock: shared.clock,
             in_the_way: Vec::new(),
@@ -317,6 +320,7 @@ struct SnapshotKeeper {
     snapshots: Arc<Snapshots>,
     store: Arc<Store>,
     access: Arc<Access>,
+    memory: Arc<memory::Keeper>,
     tracker: Arc<ArcSwap<tracker::Options>>,
     clock: Clock,
     /// Files that are of no use and could not be set aside: a save would remove them.
@@ -385,8 +389,9 @@ impl SnapshotKeeper {
     /// Waits until there is something to save for: who is to be told of it, and whether it is for
     /// the last time. Whoever asks meanwhile shares one snapshot.
     fn wait(&self, asked: &Receiver<Order>) -> (Vec<Sender<Result<(), String>>>, bool) {
-        let since = self.clock.now();
+        let (since, mut collector) = (self.clock.now(), Collector::default());
         loop {
+            collector.collect_if_asked(); // what it restored, workers free
             let interval_s = self.snapshots.interval_s.load(Ordering::Relaxed);
             if interval_s > 0 && self.clock.now() >= since.plus_s(interval_s.into()) {
                 return (Vec::new(), false);
@@ -455,6 +460,10 @@ impl SnapshotKeeper {
         let mut restore = Restore::new(snapshot, peer_age_s_max);
         let ended = loop {
             self.snapshots.get_on();
+            if self.store.is_short_of_memory() {
+                // What comes back in a moment may be more than the budget foresees for it.
+                self.memory.look();
+            }
             let (keys, now) = (self.access.keys(), self.clock.now());
             let sessions = match restore.step(&self.store, now) {
                 Ok(true) => restore.restore_sessions(keys, now),

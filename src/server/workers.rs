@@ -18,6 +18,7 @@ use crate::frontend::ws;
 use crate::limiter::{self, Gate, LimitCounters, Limiter};
 use crate::metrics::{NotStoredCounters, WorkerCounters};
 use crate::server::StartError;
+use crate::server::memory::Keeper;
 use crate::server::snapshots::Snapshots;
 use crate::store::Store;
 use crate::sys::affinity;
@@ -33,6 +34,7 @@ use crate::worker::stream;
 pub(super) struct Shared {
     pub(super) office: Arc<Office>,
     pub(super) store: Arc<Store>,
+    pub(super) memory: Arc<Keeper>,
     pub(super) tracker: Arc<ArcSwap<tracker::Options>>,
     pub(super) ids: Arc<ArcSwap<ConnectionIds>>,
     pub(super) clients: Arc<Clients>,

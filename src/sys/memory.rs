@@ -1,9 +1,11 @@
-//! How much memory this process may use: the host's, or less where a control group says so.
+//! How much memory this process may use (the host's, or less where a control group says so), and
+//! how much it does.
 #![expect(unsafe_code, reason = "one system call that no safe crate in use offers")]
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::mem::MaybeUninit;
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
 /// Bytes this process may use: all the host has, unless its control group (version 2) or one above
@@ -16,7 +18,7 @@ pub fn usable_bytes() -> io::Result<u64> {
     // systemd's ProcSubset=pid hides the file. It comes first, as containers may have their own.
     let total = told.and_then(|text| total_bytes(&text)).map_or_else(host_bytes, Ok)?;
     let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-    Ok(group_limit(Path::new("/sys/fs/cgroup"), &groups).map_or(total, |limit| limit.min(total)))
+    Ok(group_limit(Path::new(GROUPS), &groups).map_or(total, |limit| limit.min(total)))
 }
 
 /// All the host's memory, as sysinfo(2) has it.
@@ -40,9 +42,78 @@ fn total_bytes(text: &str) -> Option<u64> {
     kib.checked_mul(1024)
 }
 
-/// The lowest limit of a process's group and those above it, below the folder that groups are
-/// mounted on; `groups` is the text of its /proc/PID/cgroup.
-fn group_limit(mounted: &Path, groups: &str) -> Option<u64> {
+/// Where the kernel tells how much of the process is resident.
+#[derive(Debug)]
+pub struct Resident {
+    statm: File,
+    page_bytes: u64,
+}
+
+impl Resident {
+    /// Opens it, for this process.
+    ///
+    /// # Errors
+    /// Where there is no /proc, or it is not told there.
+    pub fn open() -> io::Result<Self> {
+        let it = Self { statm: File::open("/proc/self/statm")?, page_bytes: page_bytes()? };
+        it.read()?;
+        Ok(it)
+    }
+
+    /// Resident bytes: a system call, without an allocation. The kernel counts a page when it is
+    /// first touched, some tens of pages late for each CPU.
+    ///
+    /// # Errors
+    /// Where it is not told any more.
+    pub fn read(&self) -> io::Result<u64> {
+        let mut text = [0; 128];
+        let length = self.statm.read_at(&mut text, 0)?;
+        let text = text.get(..length).and_then(|it| std::str::from_utf8(it).ok());
+        // Pages: all, resident, and others.
+        let pages: Option<u64> = text.and_then(|it| it.split(' ').nth(1)?.parse().ok());
+        let bytes = pages.and_then(|it| it.checked_mul(self.page_bytes));
+        bytes.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "statm tells no number"))
+    }
+}
+
+/// Bytes of a page.
+fn page_bytes() -> io::Result<u64> {
+    // SAFETY: it reads a constant of the system.
+    let bytes = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    u64::try_from(bytes).map_err(|_| io::Error::last_os_error())
+}
+
+/// Where control groups (version 2) are mounted.
+const GROUPS: &str = "/sys/fs/cgroup";
+
+/// What this process's control group may take beyond what it has and could not do without; the
+/// least of it and those above. `None` where none has a limit.
+pub fn group_room() -> Option<u64> {
+    let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
+    folders(Path::new(GROUPS), &groups)?.iter().filter_map(|it| room_in(it)).min()
+}
+
+/// What one group may take more.
+fn room_in(folder: &Path) -> Option<u64> {
+    let read = |name: &str| fs::read_to_string(folder.join(name)).ok();
+    let limit: u64 = read("memory.max")?.trim().parse().ok()?; // "max" is none
+    let taken: u64 = read("memory.current")?.trim().parse().ok()?;
+    Some(limit.saturating_sub(taken.saturating_sub(reclaimable(&read("memory.stat")?))))
+}
+
+/// Bytes that the kernel gives up before it kills: pages of files, and caches of its own. What is
+/// in memory only (shmem) counts among files, and stays.
+fn reclaimable(stat: &str) -> u64 {
+    let value = |name: &str| -> u64 {
+        let mut words = stat.lines().map(|line| line.split_once(' ').unwrap_or((line, "")));
+        words.find_map(|(key, value)| (key == name).then(|| value.parse().ok())?).unwrap_or(0)
+    };
+    value("file").saturating_sub(value("shmem")) + value("slab_reclaimable")
+}
+
+/// The folders of a process's group and those above it, below the folder that groups are mounted
+/// on; `groups` is the text of its /proc/PID/cgroup.
+fn folders(mounted: &Path, groups: &str) -> Option<Vec<PathBuf>> {
     let path = groups.lines().find_map(|line| line.strip_prefix("0::/"))?;
     // In a namespace of its own, a group may be told as outside of what is mounted.
     let inside = path.split('/').filter(|name| !name.is_empty() && *name != "..");
@@ -52,7 +123,13 @@ fn group_limit(mounted: &Path, groups: &str) -> Option<u64> {
         folder.push(name);
         folders.push(folder.clone());
     }
+    Some(folders)
+}
+
+/// The lowest limit of a process's group and those above it.
+fn group_limit(mounted: &Path, groups: &str) -> Option<u64> {
     let limit = |folder: &PathBuf| fs::read_to_string(folder.join("memory.max")).ok();
+    let folders = folders(mounted, groups)?;
     let limits = folders.iter().filter_map(limit);
     limits.filter_map(|text| text.trim().parse::<u64>().ok()).min() // "max" is none
 }
@@ -91,5 +168,32 @@ mod tests {
         assert_eq!(limit("0::/../a/b\n"), Some(1_000_000));
         assert_eq!(limit("0::/\n"), None);
         assert_eq!(limit("4:memory:/a/b\n"), None);
+    }
+
+    #[test]
+    fn what_is_resident_is_what_was_written() {
+        let resident = Resident::open().unwrap();
+        let before = resident.read().unwrap();
+        let memory = vec![1_u8; 64 << 20];
+        let after = resident.read().unwrap();
+        assert!(std::hint::black_box(&memory)[4096] == 1);
+        assert!(before > 1 << 20 && after > before + (32 << 20), "{before} {after}");
+    }
+
+    #[test]
+    fn the_room_of_a_group_counts_what_the_kernel_could_give_up() {
+        let group = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| fs::write(group.path().join(name), text).unwrap();
+        let room = || room_in(group.path());
+        assert_eq!(room(), None, "no group");
+        write("memory.max", "1000\n");
+        write("memory.current", "700\n");
+        write("memory.stat", "anon 400\nfile 200\nshmem 50\nslab_reclaimable 30\nslab 99\n");
+        assert_eq!(room(), Some(480));
+        write("memory.current", "1300\n");
+        assert_eq!(room(), Some(0));
+        write("memory.max", "max\n");
+        assert_eq!(room(), None);
+        let _ = group_room();
     }
 }

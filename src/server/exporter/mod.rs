@@ -22,6 +22,7 @@ use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, Prometheu
 use crate::access::disk::Office;
 use crate::frontend::admin::live::Board;
 use crate::metrics::{DurationHistogram, IoEvent, StreamCounters, WorkerCounters};
+use crate::server::memory::Keeper;
 use crate::server::snapshots::Figures;
 use crate::server::workers::Tallies;
 use crate::store::{Totals, Usage};
@@ -172,8 +173,8 @@ impl Exporter {
     }
 
     /// Brings the series about the store's memory up to date.
-    pub(super) fn update_memory(&self, usage: &Usage) {
-        self.store.update_usage(usage);
+    pub(super) fn update_memory(&self, usage: &Usage, memory: &Keeper) {
+        self.store.update_usage(usage, memory);
     }
 
     /// Brings the series about access control up to date.
@@ -344,6 +345,8 @@ struct StoreSeries {
     completed: Counter,
     used_bytes: Gauge,
     limit_bytes: Gauge,
+    cap_bytes: Gauge,
+    resident_bytes: Gauge,
     evicted: Counter,
 }
 
@@ -361,11 +364,15 @@ impl StoreSeries {
             completed: counter!("skep_completed_total"),
             used_bytes: gauge!("skep_store_used_bytes"),
             limit_bytes: gauge!("skep_store_limit_bytes"),
+            cap_bytes: gauge!("skep_memory_cap_bytes"),
+            resident_bytes: gauge!("skep_memory_resident_bytes"),
             evicted: counter!("skep_torrents_evicted_total"),
         }
     }
 
-    fn update_usage(&self, usage: &Usage) {
+    fn update_usage(&self, usage: &Usage, memory: &Keeper) {
+        self.cap_bytes.set(float(memory.cap()));
+        self.resident_bytes.set(float(memory.resident_bytes()));
         self.used_bytes.set(float(usage.bytes));
         self.limit_bytes.set(float(usage.bytes_max));
         self.evicted.absolute(usage.evicted);
@@ -521,13 +528,21 @@ fn describe() {
         ("skep_completed_total", "Downloads that completed, each peer counted once."),
         ("skep_torrents_evicted_total", "Torrents on probation that gave way to others."),
     ];
-    const GAUGES: [(&str, &str); 10] = [
+    const GAUGES: [(&str, &str); 12] = [
         ("skep_build_info", "Always 1; the label tells the version."),
         ("skep_io_backend_info", "Always 1; the labels tell the I/O backend and why that one."),
         ("skep_udp_socket_queue_bytes", "Bytes waiting in receive queues, with overhead."),
         ("skep_udp_socket_buffer_bytes", "Bytes receive queues may hold, with overhead."),
         ("skep_store_used_bytes", "Bytes that torrents and peers take, as asked of the allocator."),
-        ("skep_store_limit_bytes", "Bytes that torrents and peers may take; 0: no limit."),
+        (
+            "skep_store_limit_bytes",
+            "Bytes that torrents and peers may take, by what was last measured; 0: no limit.",
+        ),
+        ("skep_memory_cap_bytes", "Resident memory that the process keeps to; 0: no cap."),
+        (
+            "skep_memory_resident_bytes",
+            "Resident memory as last measured, which the store's limit goes by.",
+        ),
         ("skep_torrents", "Torrents held, those with only a completed count included."),
         ("skep_active_torrents", "Torrents that have peers."),
         (
