@@ -377,10 +377,13 @@ sections! {
 
     /// Bounds on memory. Reloaded by SIGHUP.
     memory: Memory {
-        /// What the process should keep to. Where torrents and peers have used it up, announces
-        /// are answered but not stored; from four fifths on, torrents that come newly are the
-        /// first to go. auto: three quarters of what this process may use, by its control group
-        /// or the host's memory; a size such as "1GiB"; 0: no cap.
+        /// What the resident memory of the process is kept to. It is measured, up to forty
+        /// times a second where little is left, and torrents and peers may take what is left; a
+        /// quarter of what the process does not need itself is for TCP connections. Where that
+        /// is used up, announces are answered but not stored; from four fifths on, torrents
+        /// that come newly are the first to go. auto: three quarters of what this process may
+        /// use, by its control group or the host's memory; a size such as "1GiB"; 0: no cap.
+        /// With a cap, the control group's limit is kept to as well.
         max_memory: MemoryCap = MemoryCap::Auto;
         /// Most peers of one torrent; 0: no cap. Beyond it, a newcomer takes the place of one that
         /// has been silent for long. Five times the largest swarms known, so that only a flood
