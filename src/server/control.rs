@@ -33,7 +33,7 @@ use crate::server::options;
 use crate::server::reload::{Errand, Reloader, Reloads};
 use crate::server::reserve;
 use crate::server::seats::Seats;
-use crate::server::snapshots::Snapshots;
+use crate::server::snapshots::{STALLED_MAX, Snapshots, has_ended};
 use crate::server::statistics::{Counters, Found, Statistics};
 use crate::server::streams::Streams;
 use crate::server::workers::{End, Shared, Workers};
@@ -478,9 +478,18 @@ impl State {
         let _ = self.write_down();
     }
 
-    /// Writes down all there is, for the last time. Blocks.
-    pub(super) fn write_last(&self) {
-        self.flush();
+    /// Writes down all there is, for the last time. Blocks, but for no disk that hangs.
+    pub(super) fn write_last(self: &Arc<Self>) {
+        let state = self.clone();
+        let flushing = std::thread::Builder::new().name("flush".into());
+        match flushing.spawn(move || state.flush()) {
+            Ok(thread) if !has_ended(&thread, &AtomicU64::new(0), STALLED_MAX) => {
+                let after_s = STALLED_MAX.as_secs();
+                warn!(target: OPERATOR, "what passkeys were used for is not written in {after_s} s");
+            }
+            Ok(_) => {}
+            Err(_) => self.flush(), // no thread is to be had
+        }
         self.save_last();
     }
 

@@ -261,27 +261,13 @@ impl Snapshots {
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some((orders, thread)) = thread {
             let _ = orders.send(Order::Stop);
-            self.await_end(&thread, STALLED_MAX);
-        }
-    }
-
-    /// Waits for the thread's end, for as long as it gets on.
-    #[expect(clippy::disallowed_methods, reason = "this is the edge")]
-    fn await_end(&self, thread: &JoinHandle<()>, stalled_max: Duration) {
-        let (mut seen, mut since) = (self.progress.load(Ordering::Relaxed), Instant::now());
-        while !thread.is_finished() {
-            thread::sleep(END_POLL);
-            let now = self.progress.load(Ordering::Relaxed);
-            if now != seen {
-                (seen, since) = (now, Instant::now());
-            } else if since.elapsed() > stalled_max {
-                let after_s = stalled_max.as_secs();
+            if !has_ended(&thread, &self.progress, STALLED_MAX) {
                 warn!(
                     target: OPERATOR,
                     "the last snapshot is given up, the latest one stays: nothing was read or \
-                     written for {after_s} s; remedy: see to the disk that server.state_dir is on"
+                     written for {} s; remedy: see to the disk that server.state_dir is on",
+                    STALLED_MAX.as_secs()
                 );
-                return;
             }
         }
     }
@@ -292,9 +278,30 @@ impl Snapshots {
     }
 }
 
-/// How long the thread may read and write nothing while its end is waited for: longer than a busy
+/// Waits for a thread's end, unless its `progress` stays as it is for `stalled_max`: whether it has
+/// ended.
+#[expect(clippy::disallowed_methods, reason = "this is the edge")]
+pub(super) fn has_ended(
+    thread: &JoinHandle<()>,
+    progress: &AtomicU64,
+    stalled_max: Duration,
+) -> bool {
+    let (mut seen, mut since) = (progress.load(Ordering::Relaxed), Instant::now());
+    while !thread.is_finished() {
+        thread::sleep(END_POLL);
+        let now = progress.load(Ordering::Relaxed);
+        if now != seen {
+            (seen, since) = (now, Instant::now());
+        } else if since.elapsed() > stalled_max {
+            return false;
+        }
+    }
+    true
+}
+
+/// How long a thread may read and write nothing while its end is waited for: longer than a busy
 /// disk takes for one call, and less than supervisors wait before they kill.
-const STALLED_MAX: Duration = Duration::from_secs(20);
+pub(super) const STALLED_MAX: Duration = Duration::from_secs(20);
 
 /// How often to look whether it has ended.
 const END_POLL: Duration = Duration::from_millis(1);
@@ -622,8 +629,7 @@ mod tests {
         let it = Arc::new(Snapshots::off());
         let (release, held) = channel::<()>();
         let hanging = thread::spawn(move || _ = held.recv());
-        it.await_end(&hanging, SHORT);
-        assert!(!hanging.is_finished());
+        assert!(!has_ended(&hanging, &it.progress, SHORT));
         drop(release);
         hanging.join().unwrap();
         let working = it.clone();
@@ -633,7 +639,6 @@ mod tests {
                 working.get_on();
             }
         });
-        it.await_end(&working, SHORT * 100);
-        assert!(working.is_finished());
+        assert!(has_ended(&working, &it.progress, SHORT * 100));
     }
 }
