@@ -111,8 +111,10 @@ pub(crate) struct Skep {
     pub(crate) admin: SocketAddr,
     /// Its state directory, gone with it.
     pub(crate) state: Option<tempfile::TempDir>,
-    /// Where the token of its API is, unless its settings name one.
+    /// Where the token of its API is, unless a variable names one.
     token: PathBuf,
+    /// What it was at the start.
+    token_at_start: String,
 }
 
 /// What it has written to standard error so far.
@@ -141,6 +143,8 @@ impl Skep {
         let state = tempfile::tempdir().unwrap();
         let named = command.get_envs().find(|it| it.0 == "STATE_DIRECTORY").and_then(|it| it.1);
         let token = named.map_or_else(|| state.path(), Path::new).join("admin.token");
+        let set = command.get_envs().find(|it| it.0 == "SKEP__ADMIN__TOKEN").and_then(|it| it.1);
+        let set = set.map(|it| it.to_str().unwrap().to_owned());
         if named.is_none() {
             command.env("STATE_DIRECTORY", state.path());
         }
@@ -169,10 +173,25 @@ impl Skep {
         let [udp, tcp, tls] = ["udp=", "tcp=", "tls="].map(addresses);
         let admin = values("admin=").next().unwrap().parse().unwrap();
         let state = Some(state);
-        Self { child, stdout, log, reader, udp, tcp, tls, admin, state, token, ready }
+        let kept = || std::fs::read_to_string(&token).unwrap_or_default().trim().to_owned();
+        let token_at_start = set.unwrap_or_else(kept);
+        Self {
+            child,
+            stdout,
+            log,
+            reader,
+            udp,
+            tcp,
+            tls,
+            admin,
+            state,
+            token,
+            token_at_start,
+            ready,
+        }
     }
 
-    /// Asks its API for something, showing the token that it has made: status and body.
+    /// Asks its API for something, showing the token: status and body.
     pub(crate) fn ask(&self, request: (&str, &str), body: &str) -> (u16, String) {
         http_ask(self.admin, &self.token(), request, body)
     }
@@ -182,9 +201,10 @@ impl Skep {
         self.token.parent().unwrap()
     }
 
-    /// The token that it has made.
+    /// The token that it has made, or that a variable named.
     pub(crate) fn token(&self) -> String {
-        std::fs::read_to_string(&self.token).unwrap().trim().to_owned()
+        let kept = std::fs::read_to_string(&self.token);
+        kept.map_or_else(|_| self.token_at_start.clone(), |it| it.trim().to_owned())
     }
 
     /// A value of the ready line.
