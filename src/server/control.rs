@@ -485,7 +485,10 @@ impl State {
         match flushing.spawn(move || state.flush()) {
             Ok(thread) if !has_ended(&thread, &AtomicU64::new(0), STALLED_MAX) => {
                 let after_s = STALLED_MAX.as_secs();
-                warn!(target: OPERATOR, "what passkeys were used for is not written in {after_s} s");
+                warn!(
+                    target: OPERATOR,
+                    "what passkeys were used for last is not written: the disk took {after_s} s"
+                );
             }
             Ok(_) => {}
             Err(_) => self.flush(), // no thread is to be had
