@@ -14,7 +14,7 @@ pub(super) trait Keeper {
     fn may_create(&mut self) -> bool;
     /// Hears that there may not, and is not.
     fn turned_away(&mut self) -> Self::Told;
-    /// Whether the shard's table may take so many bytes more for the moment in which it grows.
+    /// Whether the shard's table may take so many bytes more, for a new entry.
     fn may_grow(&mut self, shard: usize, bytes: usize) -> bool;
     /// Hears that there is no bucket for a new entry.
     fn without_bucket(&mut self) -> Self::Told;

@@ -394,9 +394,9 @@ const LOOKS_FOR_ROOM: usize = 64;
 /// be used again only by who happens to come by.
 const GONE_MAX: usize = 4;
 
-/// Bytes that a full table takes for the moment in which it grows for another entry, when the old
-/// one is still there; 0 where it is full of marks that removed entries have left, and is tidied
-/// in place.
+/// Bytes more that a full table takes once it has grown for another entry; 0 where it is full of
+/// marks that removed entries have left, and is tidied in place. That the old one is still there
+/// for a moment is what a cap's reserve is for: it is a table of one shard in hundreds.
 fn growth_of(table: &RawTable<Entry>) -> usize {
     let buckets = table.buckets();
     if buckets > 1 && table.len() < buckets_capacity(buckets) / 2 {
@@ -404,7 +404,7 @@ fn growth_of(table: &RawTable<Entry>) -> usize {
     }
     let doubled = (buckets * 2).max(4);
     // An entry and a control byte for each, and a group of such bytes behind the last.
-    doubled * (size_of::<Entry>() + 1) + 16
+    doubled * (size_of::<Entry>() + 1) + 16 - bytes_of(table)
 }
 
 /// How many entries a table of so many buckets holds: seven eighths, or all but one of the fewest.
