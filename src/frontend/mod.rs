@@ -12,7 +12,7 @@ use std::net::SocketAddr;
 
 pub use crate::protocol::passkey::Passkey;
 use crate::time::Now;
-use crate::tracker::Tracker;
+pub use crate::tracker::{ConnectionWork, Tracker};
 use crate::types::{Answered, Dropped};
 
 /// The front ends of a stream worker, and the tracker they share.

@@ -14,11 +14,14 @@ pub enum LimitTable {
     NewTorrent,
     /// Stops. Those of peers that are not there are charged, and all are refused over the limit.
     Stop,
+    /// Work over TCP besides announces and scrapes.
+    Connection,
 }
 
 impl LimitTable {
     /// Every table, in index order.
-    pub const ALL: [Self; 4] = [Self::Verified, Self::Unverified, Self::NewTorrent, Self::Stop];
+    pub const ALL: [Self; 5] =
+        [Self::Verified, Self::Unverified, Self::NewTorrent, Self::Stop, Self::Connection];
 
     /// The label used in metrics.
     pub fn label(self) -> &'static str {
@@ -27,6 +30,7 @@ impl LimitTable {
             Self::Unverified => "unverified",
             Self::NewTorrent => "new_torrent",
             Self::Stop => "stop",
+            Self::Connection => "connection",
         }
     }
 }

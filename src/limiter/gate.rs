@@ -66,6 +66,12 @@ impl Gate {
         self.ask::<true>(stop, now, source, price, |_| false) == Verdict::Pass
     }
 
+    /// Whether work of a connection that is not an announce or scrape is to be done; if so, it has
+    /// been charged.
+    pub fn admit_connection_work(&mut self, now: Now, source: IpAddr, price: Price) -> bool {
+        self.ask::<false>(LimitTable::Connection, now, source, price, |_| false) == Verdict::Pass
+    }
+
     /// Whether a source is in a network under no limit, or nothing is limited: as of the latest
     /// request that was admitted or not, so that one request is judged by one set of options.
     #[inline]
@@ -196,6 +202,11 @@ impl Gate {
     }
 }
 
+/// Seconds of the rate that a source may use at once for work of its connections: a handshake for
+/// each of 250 clients behind one address that return together. `burst` is for announces, and would
+/// be seconds of a core in handshakes.
+const CONNECTION_BURST_S: u32 = 10;
+
 /// Rate and burst of each table. A source may stop as many peers that are not there as it may
 /// announce: those of a client whose tracker has forgotten them all.
 fn limits(options: &Options) -> [(u32, u32); LimitTable::ALL.len()] {
@@ -204,5 +215,6 @@ fn limits(options: &Options) -> [(u32, u32); LimitTable::ALL.len()] {
         (options.unverified_rate, options.unverified_burst),
         (options.new_torrent_rate, options.new_torrent_burst),
         (options.rate, options.burst),
+        (options.rate, options.rate.saturating_mul(CONNECTION_BURST_S)),
     ]
 }

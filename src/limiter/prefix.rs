@@ -1,7 +1,7 @@
 //! What a source is counted by: its address, and the networks around it, each of which may do some
 //! times as much as an address. Who has a network to send from gains little by it.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ahash::RandomState;
 use fastrand::Rng;
@@ -27,6 +27,31 @@ pub(super) const V4: [Prefix; 4] =
 /// Prefixes of an IPv6 address. A customer is given a /64 to a /48, so they stay close to one.
 pub(super) const V6: [Prefix; 5] =
     [prefix(128, 1), prefix(64, 2), prefix(56, 3), prefix(48, 4), prefix(32, 64)];
+
+/// A network that an address is in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Network {
+    /// Its leading bits, to the right; those of IPv4 as they are.
+    pub prefix: u128,
+    /// How many bits that is.
+    pub bits: u32,
+    /// How many times as much as one IPv4 address it may do.
+    pub times: u32,
+}
+
+/// The address itself, and the networks around it that count, ever wider. To count by other things
+/// than loads that fall with time, such as open connections.
+pub fn networks_of(address: IpAddr) -> impl DoubleEndedIterator<Item = Network> {
+    let (prefixes, all, length) = match address {
+        IpAddr::V4(it) => (&V4[..], u128::from(it.to_bits()), u32::BITS),
+        IpAddr::V6(it) => (&V6[..], it.to_bits(), u128::BITS),
+    };
+    prefixes.iter().map(move |&Prefix { bits, times }| Network {
+        prefix: all >> (length - bits),
+        bits,
+        times,
+    })
+}
 
 /// Prefixes in all: those of IPv4 come first.
 pub(super) const PREFIXES: usize = V4.len() + V6.len();

@@ -35,6 +35,16 @@ pub enum Work {
     Scrape(usize),
 }
 
+/// Work over TCP that is not an announce or scrape.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConnectionWork {
+    /// A TLS handshake.
+    Handshake,
+    /// A request that is no announce or scrape, or not a right one; an upgrade; a message that
+    /// cannot be read.
+    Request,
+}
+
 /// How a request is served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Admission {
@@ -157,6 +167,7 @@ impl Tracker {
     /// Why it is not to be done.
     #[inline]
     pub fn admit(&mut self, now: Now, source: IpAddr, work: Work) -> Result<Admission, Withheld> {
+        self.was_asked = true;
         let price = match work {
             Work::Scrape(_) if self.shedding >= Shedding::Scrapes => return Err(Withheld::Shed),
             Work::Scrape(torrents) => Price::scrape(torrents),
@@ -185,6 +196,26 @@ impl Tracker {
     /// Whether a source is in a network under no limit, as of the latest request.
     pub fn is_exempt(&self, source: IpAddr) -> bool {
         self.gate.as_ref().is_some_and(|it| it.is_in_exempt_network(source))
+    }
+
+    /// Whether [`Tracker::admit`] was called since this was called last: if not, what was done
+    /// meanwhile has not been charged.
+    pub fn take_asked(&mut self) -> bool {
+        std::mem::take(&mut self.was_asked)
+    }
+
+    /// Whether work of a source's connection is to be done. Where it is, it has been charged.
+    pub fn admit_connection_work(
+        &mut self,
+        now: Now,
+        source: IpAddr,
+        work: ConnectionWork,
+    ) -> bool {
+        let price = match work {
+            ConnectionWork::Handshake => Price::HANDSHAKE,
+            ConnectionWork::Request => Price::ANNOUNCE,
+        };
+        self.gate.as_mut().is_none_or(|it| it.admit_connection_work(now, source, price))
     }
 
     /// What an announce over the limit is told: to come back as late as anybody is told to. It is

@@ -31,7 +31,7 @@ use crate::time::Now;
 use crate::types::{
     Announce, AnnounceReply, Contact, Event, InfoHash, Kind, NotStored, Refusal, ScrapeEntry,
 };
-pub use admit::{Admission, Withheld, Work};
+pub use admit::{Admission, ConnectionWork, Withheld, Work};
 pub use census::{Census, Listed, ListedPeer, Order, Role, Totals};
 use clients::Counting;
 pub use clients::{Clients, Share};
@@ -112,6 +112,8 @@ pub struct Tracker {
     watch: Watch,
     load: Arc<Load>,
     gate: Option<Gate>,
+    /// Whether a source was asked to pay since this was cleared.
+    was_asked: bool,
     not_stored: Arc<NotStoredCounters>,
     access: Option<access::Gate>,
     shedding: Shedding,
@@ -139,6 +141,7 @@ impl Tracker {
             watch: Watch::default(),
             load: Arc::default(),
             gate: None,
+            was_asked: false,
             not_stored: Arc::default(),
             access: None,
             shedding: Shedding::Nothing,

@@ -66,8 +66,9 @@ impl Site {
             empty_torrent_age_s_max: EMPTY_AGE_S_MAX,
             ..tracker::Options::default()
         }));
-        let (verified, unverified, new_torrent, stop) = (1 << 16, 1 << 16, 1 << 16, 1 << 16);
-        let sizes = Sizes { verified, unverified, new_torrent, stop };
+        let small = 1 << 16;
+        let (verified, unverified, new_torrent) = (small, small, small);
+        let sizes = Sizes { verified, unverified, new_torrent, stop: small, connection: small };
         let limiter = Arc::new(Limiter::new(sizes, Some(seed)));
         let limits: Vec<Arc<LimitCounters>> = (0..2 * WORKERS).map(|_| Arc::default()).collect();
         let allowed = limiter::Options { burst: 400, ..limiter::Options::default() };
