@@ -204,6 +204,12 @@ impl Gauge {
         self.0.store(self.get().wrapping_sub(1), Ordering::Relaxed);
     }
 
+    /// Another number. Only the owning worker may call this.
+    #[inline]
+    pub fn set(&self, number: u64) {
+        self.0.store(number, Ordering::Relaxed);
+    }
+
     /// The number now.
     #[inline]
     pub fn get(&self) -> u64 {
@@ -230,6 +236,11 @@ pub enum Closed {
     PerSourceCap,
     /// There are as many connections as there may be.
     GlobalCap,
+    /// Connections hold as much memory as they may, and its source most of it; or it is new, and
+    /// no source holds far more than its own.
+    Memory,
+    /// Its source is over its limit, and the work was not an announce or scrape.
+    Limited,
     /// A PROXY header that cannot be read, or no TLS where it is expected.
     BadPreamble,
     /// A WebSocket frame that breaks RFC 6455.
@@ -244,7 +255,7 @@ pub enum Closed {
 
 impl Closed {
     /// Every reason, in index order.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 15] = [
         Self::ByClient,
         Self::Done,
         Self::HeadTimeout,
@@ -253,6 +264,8 @@ impl Closed {
         Self::SendQueueFull,
         Self::PerSourceCap,
         Self::GlobalCap,
+        Self::Memory,
+        Self::Limited,
         Self::BadPreamble,
         Self::BadFrame,
         Self::TlsFailed,
@@ -271,6 +284,8 @@ impl Closed {
             Self::SendQueueFull => "send_queue_full",
             Self::PerSourceCap => "per_source_cap",
             Self::GlobalCap => "global_cap",
+            Self::Memory => "memory",
+            Self::Limited => "limited",
             Self::BadPreamble => "bad_preamble",
             Self::BadFrame => "bad_frame",
             Self::TlsFailed => "tls_failed",
@@ -370,6 +385,10 @@ pub struct StreamCounters {
     pub accept_errors: Counter,
     /// Of the open connections, those over TLS.
     pub open_tls: Gauge,
+    /// Bytes that the worker's connections hold, and what others have sent to its WebSockets.
+    pub held_bytes: Gauge,
+    /// The worker's part of what all connections may hold.
+    pub held_max_bytes: Gauge,
     /// Connections that became WebSockets.
     pub upgrades: Counter,
     /// Offers and answers handed from one WebSocket to another.

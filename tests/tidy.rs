@@ -34,7 +34,7 @@ const MAY_NAME: [(&str, &[&str]); 20] = [
     ("snapshot", &["types", "time", "store", "access"]),
     ("cluster", &["types", "time", "random", "metrics", "store"]),
     ("frontend", &["types", "time", "random", "metrics", "protocol", "access", "tracker"]),
-    ("worker", &["types", "time", "random", "metrics", "frontend", "cluster", "sys"]),
+    ("worker", &["types", "time", "random", "metrics", "limiter", "frontend", "cluster", "sys"]),
     ("client", &["types", "protocol"]),
     ("config", &["types", "networks"]),
     ("server", &ALL),

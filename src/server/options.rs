@@ -126,6 +126,7 @@ pub(super) fn stream(config: &Config) -> stream::Options {
         idle_timeout_s: it.idle_timeout_s,
         ping_interval_s: config.websocket.ping_interval_s,
         connections_per_source_max: it.connections_per_source_max,
+        memory_max_bytes: connection_bytes(config),
         exempt: config.limits.exempt.0.clone(),
         trusted_proxies: it.trusted_proxies.0.clone(),
     }
@@ -149,6 +150,15 @@ pub(super) fn memory_cap(config: &Config) -> u64 {
         }),
     }
 }
+
+/// What connections may hold, in bytes.
+pub(super) fn connection_bytes(config: &Config) -> u64 {
+    memory::Division::of(memory_cap(config)).map_or(CONNECTION_BYTES_UNCAPPED, |it| it.connections)
+}
+
+/// What connections may hold where the process has no cap: a quarter of a million idle ones do.
+/// Without a bound, strangers could fill the host with unfinished messages.
+const CONNECTION_BYTES_UNCAPPED: u64 = 1 << 30;
 
 /// What the process and its largest torrent are to keep to.
 pub(super) fn memory(config: &Config) -> memory::Options {

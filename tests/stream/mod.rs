@@ -16,6 +16,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, StreamOwned};
 use skep::frontend::http::HttpFrontend;
 use skep::frontend::{http, stats, ws};
+use skep::limiter::{self, Gate, Limiter, Sizes};
 use skep::metrics::{Closed, StreamCounters, Transport};
 use skep::store::{self, Store};
 use skep::sys::clock::Clock;
@@ -60,6 +61,8 @@ pub(crate) struct Plan {
     pub(crate) http: http::Options,
     pub(crate) ws: ws::Options,
     pub(crate) rules: tracker::Options,
+    /// What sources are limited to; `None`: nobody is.
+    pub(crate) limits: Option<limiter::Options>,
 }
 
 impl Default for Plan {
@@ -68,7 +71,7 @@ impl Default for Plan {
             Options { exempt: vec!["127.0.0.0/8".parse().unwrap()], ..Options::default() };
         let ws = ws::Options { offers_per_minute_max: 0, ..ws::Options::default() };
         let (http, rules) = (http::Options::default(), tracker::Options::default());
-        Self { workers: 1, connections_max: 20_000, options, http, ws, rules }
+        Self { workers: 1, connections_max: 20_000, options, http, ws, rules, limits: None }
     }
 }
 
@@ -116,10 +119,17 @@ impl Server {
         let pages = Arc::new(ArcSwap::from_pointee(stats::Pages::default()));
         let rules = Arc::new(ArcSwap::from_pointee(plan.rules));
         let web_peers = server.web_peers.clone();
+        let limits = plan.limits.map(|it| Arc::new(ArcSwap::from_pointee(it)));
+        let limiter = Arc::new(Limiter::new(Sizes::default(), Some(1)));
         let clock = Clock::start();
         for worker in 0..plan.workers {
+            let mut tracker = Tracker::without_upkeep(store.clone(), rules.clone(), worker as u64);
+            if let Some(limits) = &limits {
+                let gate = Gate::new(limiter.clone(), limits.clone(), Arc::default(), 1);
+                tracker = tracker.behind(gate);
+            }
             let front_ends = FrontEnds {
-                tracker: Tracker::without_upkeep(store.clone(), rules.clone(), worker as u64),
+                tracker,
                 http: HttpFrontend::new(http.clone(), pages.clone()),
                 ws: ws::WsFrontend::new(web_peers.clone(), ws.clone()),
             };
@@ -219,7 +229,7 @@ impl Server {
                 assert_eq!(requests.received.get(), handled + sum(&requests.rejected));
             }
         }
-        assert_eq!(self.shared.connections_open(), 0);
+        assert_eq!((self.shared.connections_open(), self.shared.held_bytes()), (0, 0));
         elapsed
     }
 

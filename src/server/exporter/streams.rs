@@ -27,6 +27,8 @@ pub(super) struct StreamSeries {
     sent_bytes: [Counter; Transport::ALL.len()],
     upgrades: Counter,
     open_tls: Gauge,
+    held_bytes: Gauge,
+    held_max_bytes: Gauge,
     mail_lost: [Counter; MailLost::ALL.len()],
 }
 
@@ -57,6 +59,8 @@ impl StreamSeries {
             sent_bytes: Transport::ALL.map(sent),
             upgrades: counter!("skep_websocket_upgrades_total"),
             open_tls: gauge!("skep_tls_connections"),
+            held_bytes: gauge!("skep_connections_used_bytes"),
+            held_max_bytes: gauge!("skep_connections_limit_bytes"),
             mail_lost: MailLost::ALL.map(mail_lost),
         }
     }
@@ -86,6 +90,8 @@ impl StreamSeries {
         }
         self.upgrades.absolute(sum(&|it| it.upgrades.get()));
         self.open_tls.set(float(sum(&|it| it.open_tls.get())));
+        self.held_bytes.set(float(sum(&|it| it.held_bytes.get())));
+        self.held_max_bytes.set(float(sum(&|it| it.held_max_bytes.get())));
         for (reason, counter) in MailLost::ALL.into_iter().zip(&self.mail_lost) {
             counter.absolute(sum(&|it| it.mail_lost(reason).get()));
         }
@@ -150,6 +156,8 @@ fn describe() {
     describe_counter!("skep_accept_failed_total", "Accepts that failed: out of descriptors?");
     describe_counter!("skep_tls_handshakes_total", "TLS handshakes: full, resumed, failed");
     describe_gauge!("skep_tls_connections", "Connections over TLS that are open");
+    describe_gauge!("skep_connections_used_bytes", "Bytes that connections over TCP hold");
+    describe_gauge!("skep_connections_limit_bytes", "Bytes that connections over TCP may hold");
     describe_counter!("skep_websocket_upgrades_total", "WebSockets opened");
     describe_counter!("skep_stream_receive_bytes_total", "Bytes read from connections");
     describe_counter!("skep_stream_transmit_bytes_total", "Bytes written to connections");

@@ -10,9 +10,11 @@ use arc_swap::ArcSwap;
 use rustls::ServerConfig;
 use tokio::task::spawn_local;
 
+use super::charges;
 use super::connection::{self, Connection, Start};
 use super::slots::Deadlines;
 use super::thread::{HELD_TICK, Worker};
+use crate::frontend::ConnectionWork;
 use crate::frontend::origin::Origin;
 use crate::metrics::{Closed, Transport};
 use crate::sys::stream::{Acceptor, Network, Socket};
@@ -120,7 +122,14 @@ fn admit<N: Network>(
         let is_trusted = address.is_none_or(|address| it.trusts(address));
         (limit, is_trusted, u64::from(it.head_timeout_s))
     });
-    let admission = match worker.shared.connections.admit(limit) {
+    // Before anything else is done: a connection that may not have a handshake costs an accept.
+    let paid = if is_trusted || matches!(security, Security::Plain) {
+        Ok(())
+    } else {
+        let tracker = &mut worker.front_ends.borrow_mut().tracker;
+        charges::charge(tracker, worker.now(), address, ConnectionWork::Handshake)
+    };
+    let admission = match paid.and_then(|()| worker.admit(limit)) {
         Ok(admission) => admission,
         Err(reason) => {
             counters.closed(reason).add(1);

@@ -1,7 +1,7 @@
 //! One connection: what it holds, how it reads and writes within its deadlines, how it ends.
 
 use std::cell::{Cell, OnceCell, RefCell};
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Shutdown};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -9,11 +9,14 @@ use std::sync::Arc;
 use rustls::ServerConfig;
 
 use super::admission::Admission;
+use super::charges::MinorWork;
+use super::held::{Held, Part, TLS_BYTES};
 use super::http::{self, Next};
 use super::slots::{Deadlines, NEVER, Place};
 use super::thread::Worker;
-use super::tls::{self, TlsSession};
+use super::tls::{self, RECORD_BYTES_MAX, TlsSession};
 use super::ws::{self, Web};
+use crate::frontend::ConnectionWork;
 use crate::frontend::http::Outcome;
 use crate::frontend::origin::{Origin, proxy};
 use crate::metrics::{Closed, Handshake, Transport};
@@ -25,6 +28,9 @@ pub(super) const HEAD_BYTES_USUAL: usize = 1024;
 
 /// Most bytes written at a time: what a client has to take before the write's deadline.
 const WRITE_BYTES_MAX: usize = 64 * 1024;
+
+/// Most bytes that are read, and ignored, after a connection was given up.
+const LINGER_BYTES_MAX: usize = 1 << 20;
 
 /// How long a client may go on sending after its connection was given up: closing at once would
 /// reset it, and the client might never read why.
@@ -45,7 +51,13 @@ pub(super) struct Connection<N: Network> {
     is_idle: Cell<bool>,
     /// Whether it has been answered once.
     is_served: Cell<bool>,
-    admission: RefCell<Admission>,
+    pub(super) admission: RefCell<Admission>,
+    /// How many connections its worker had before.
+    pub(super) opened: u64,
+    pub(super) held: Held,
+    /// Whether it has been taken off all accounts.
+    pub(super) is_released: Cell<bool>,
+    pub(super) minor_work: Cell<MinorWork>,
 }
 
 /// How a connection begins.
@@ -85,7 +97,13 @@ async fn open<N: Network>(it: &Connection<N>, start: Start) -> Result<Vec<u8>, C
             if start.reads_proxy_header { it.read_proxy_header(input).await? } else { input };
         match start.tls {
             None => Ok(input),
-            Some(config) => it.shake_hands(config, input).await.map(|()| Vec::new()),
+            Some(config) => {
+                if start.reads_proxy_header {
+                    // For all others it was charged before they were admitted.
+                    it.charge(it.worker.now(), ConnectionWork::Handshake)?;
+                }
+                it.shake_hands(config, input).await.map(|()| Vec::new())
+            }
         }
     })
     .await
@@ -98,8 +116,12 @@ impl<N: Network> Connection<N> {
         place: Place,
         socket: Socket<N>,
         origin: Origin,
-        admission: Admission,
+        mut admission: Admission,
     ) -> Self {
+        let held = Held::default();
+        admission.hold(held.total());
+        worker.held.change(&worker.shared.account, 0, held.total());
+        let opened = worker.count_opened();
         Self {
             worker,
             place,
@@ -111,6 +133,10 @@ impl<N: Network> Connection<N> {
             is_idle: Cell::new(true),
             is_served: Cell::new(false),
             admission: RefCell::new(admission),
+            opened,
+            held,
+            is_released: Cell::new(false),
+            minor_work: Cell::default(),
         }
     }
 
@@ -163,7 +189,7 @@ impl<N: Network> Connection<N> {
             Ok(session) => {
                 counters.open_tls.rise();
                 let session = self.tls.get_or_init(|| Box::new(session));
-                session.shake_hands(&self.socket, input).await
+                session.shake_hands(&self.socket, input, |held| self.note_tls(held, true)).await
             }
             Err(error) => Err(error),
         };
@@ -181,6 +207,18 @@ impl<N: Network> Connection<N> {
                 })
             }
         }
+    }
+
+    /// Notes what a TLS session holds, and whether a read brought nothing that could be taken out.
+    fn note_tls(&self, held: usize, is_fruitless: bool) -> io::Result<()> {
+        let mut noted = self.hold(Part::Tls, TLS_BYTES + held);
+        if is_fruitless {
+            noted = noted.and_then(|()| self.charge_minor(self.worker.now(), 1));
+        }
+        noted.map_err(|reason| {
+            self.decide_ending(reason);
+            ErrorKind::QuotaExceeded.into()
+        })
     }
 
     fn bad_preamble(&self) -> Closed {
@@ -219,15 +257,20 @@ impl<N: Network> Connection<N> {
         if buffer.capacity() == buffer.len() {
             buffer.reserve_exact(buffer.len().max(HEAD_BYTES_USUAL));
         }
+        // The usual buffer is a part of what an idle connection holds.
+        self.hold(Part::Input, buffer.capacity().saturating_sub(HEAD_BYTES_USUAL))?;
         let (result, buffer) = match self.tls.get() {
             None => self.socket.read(buffer).await,
-            Some(session) => Box::pin(session.read(&self.socket, buffer)).await,
+            Some(session) => {
+                let note = |held, is_fruitless| self.note_tls(held, is_fruitless);
+                Box::pin(session.read(&self.socket, buffer, note)).await
+            }
         };
         match result {
             Ok(0) => Err(Closed::ByClient),
             Ok(count) => {
                 self.worker.counters.received_bytes(self.transport()).add(count as u64);
-                Ok(buffer)
+                self.count_read(count).map(|()| buffer)
             }
             Err(error) if error.kind() == ErrorKind::InvalidData => Err(Closed::TlsFailed),
             Err(_) => Err(Closed::IoError),
@@ -242,6 +285,8 @@ impl<N: Network> Connection<N> {
             let limit_s = self.worker.with_options(|it| it.idle_timeout_s);
             let write_by = self.worker.now().plus_s(u64::from(limit_s));
             self.with_deadlines(|it| it.write = write_by);
+            let records = if self.is_secure() { 2 * bytes.len().min(RECORD_BYTES_MAX) } else { 0 };
+            self.hold(Part::Output, bytes.capacity() + rest.capacity() + records)?;
             let result = match self.tls.get() {
                 None => self.socket.write_all(bytes).await.0,
                 Some(session) => Box::pin(session.write_all(&self.socket, bytes)).await,
@@ -250,7 +295,7 @@ impl<N: Network> Connection<N> {
             result.map_err(|_| Closed::IoError)?;
             self.worker.counters.sent_bytes(self.transport()).add(count);
             if rest.is_empty() {
-                return Ok(());
+                return self.hold(Part::Output, 0);
             }
             bytes = rest;
         }
@@ -325,12 +370,14 @@ impl<N: Network> Connection<N> {
 
     /// Reads, and ignores, what the client still sends after [`Self::end_writing`].
     pub(super) async fn linger(&self, mut buffer: Vec<u8>) {
-        loop {
+        let mut ignored = 0;
+        while ignored < LINGER_BYTES_MAX {
             buffer.clear();
             match self.read_more(buffer).await {
                 Ok(it) => buffer = it,
                 Err(_) => return,
             }
+            ignored += buffer.len();
         }
     }
 
@@ -339,6 +386,7 @@ impl<N: Network> Connection<N> {
         let worker = &self.worker;
         let transport = self.transport();
         self.end_session();
+        self.release();
         if self.web.take().is_some() {
             // Its writer, if it is at work, is told, and lets go of the socket.
             self.socket.shutdown(Shutdown::Both);

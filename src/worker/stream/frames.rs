@@ -76,6 +76,11 @@ impl Fragments {
         self.begun
     }
 
+    /// Bytes that they take.
+    pub(super) fn capacity(&self) -> usize {
+        self.bytes.capacity()
+    }
+
     /// Takes the first frame from `input`, which it unmasks in place.
     ///
     /// # Errors

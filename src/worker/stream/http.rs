@@ -7,12 +7,14 @@ use std::net::IpAddr;
 use tokio::sync::mpsc;
 
 use super::FrontEnds;
+use super::charges;
 use super::connection::{Connection, HEAD_BYTES_USUAL};
 use super::slots::{Deadlines, NEVER};
-use crate::frontend::Passkey;
 use crate::frontend::http::{Flow, FullScrape, HEAD_BYTES_MAX, Outcome, PIECE_BYTES_MAX};
+use crate::frontend::{ConnectionWork, Passkey, Tracker};
 use crate::metrics::{Closed, Transport};
 use crate::sys::stream::Network;
+use crate::time::Now;
 use crate::types::{Action, Family};
 
 /// Replies to pipelined requests that are gathered before they are written.
@@ -94,6 +96,8 @@ impl<N: Network> Connection<N> {
             if out.len() >= REPLIES_BYTES_MAX {
                 return (done, Step::GoOn);
             }
+            let start = out.len();
+            tracker.take_asked();
             match http.handle(tracker, now, self.origin.get(), &input[done..], out) {
                 Flow::More => break,
                 Flow::Replied { consumed, keep_alive, source, outcome } => {
@@ -101,12 +105,23 @@ impl<N: Network> Connection<N> {
                     done += consumed;
                     self.count(Transport::Http, self.family_of(source), outcome);
                     self.set_served();
+                    if !self.is_paid(tracker, now, source) {
+                        out.truncate(start);
+                        self.decide_ending(Closed::Limited);
+                        return (done, Step::Close { linger: true });
+                    }
                     if !keep_alive || worker.is_leaving() || worker.is_stopping() {
                         let linger = matches!(outcome, Outcome::Rejected(_));
                         return (done, Step::Close { linger });
                     }
                 }
                 Flow::Upgraded { consumed, source, passkey } => {
+                    if charges::charge(tracker, now, Some(source), ConnectionWork::Request).is_err()
+                    {
+                        out.truncate(start);
+                        self.decide_ending(Closed::Limited);
+                        return (done + consumed, Step::Close { linger: true });
+                    }
                     return (done + consumed, Step::Upgrade(source, passkey.map(Box::new)));
                 }
                 Flow::FullScrape { consumed, keep_alive, source, encoding, chunked } => {
@@ -120,6 +135,17 @@ impl<N: Network> Connection<N> {
             }
         }
         (done, Step::Read)
+    }
+
+    /// Charges a request to its source unless the front end has: for a page, or an error. Says
+    /// whether the connection may go on. That of a proxy may, since other clients use it too.
+    fn is_paid(&self, tracker: &mut Tracker, now: Now, source: Option<IpAddr>) -> bool {
+        if tracker.take_asked() {
+            return true;
+        }
+        let own = self.payer();
+        charges::charge(tracker, now, source.or(own), ConnectionWork::Request).is_ok()
+            || own.is_none()
     }
 
     fn family_of(&self, source: Option<IpAddr>) -> Family {

@@ -6,6 +6,7 @@ use std::sync::{Mutex, PoisonError};
 
 use tokio::sync::mpsc::{self, Receiver, Sender};
 
+use super::held::Account;
 use crate::frontend::ws::{Mail, Route};
 
 /// Most letters that wait for one worker.
@@ -13,6 +14,9 @@ const LETTERS_MAX: usize = 4096;
 
 /// Most bytes of messages that wait for one worker.
 const BYTES_MAX: usize = 16 << 20;
+
+/// Of what connections may hold, the part that may wait for one worker at most.
+const PART: u64 = 16;
 
 /// Letters taken at a time.
 pub(super) const LETTERS_TAKEN_MAX: usize = 64;
@@ -25,7 +29,7 @@ pub(super) type Letter = (Route, Mail);
 pub(super) struct Mailbox {
     sender: Sender<Letter>,
     receiver: Mutex<Option<Receiver<Letter>>>,
-    /// Of the messages that wait.
+    /// Of the letters that wait.
     bytes: AtomicUsize,
 }
 
@@ -36,18 +40,24 @@ impl Mailbox {
         Self { sender, receiver: Mutex::new(Some(receiver)), bytes: AtomicUsize::new(0) }
     }
 
-    /// Leaves a letter. False where there is no room for it: it is lost.
-    pub(super) fn post(&self, letter: Letter) -> bool {
-        let bytes = letter.1.bytes();
-        if self.bytes.fetch_add(bytes, Ordering::Relaxed) + bytes > BYTES_MAX {
-            self.bytes.fetch_sub(bytes, Ordering::Relaxed);
-            return false;
-        }
-        let posted = self.sender.try_send(letter).is_ok();
+    /// Leaves a letter. False where there is no room for it, here or on the account, which may
+    /// come to `all_max`: it is lost.
+    pub(super) fn post(&self, account: &Account, all_max: u64, letter: Letter) -> bool {
+        let bytes = bytes_of(&letter);
+        let bytes_max = usize::try_from(all_max / PART).unwrap_or(usize::MAX).min(BYTES_MAX);
+        let fits = self.bytes.fetch_add(bytes, Ordering::Relaxed) + bytes <= bytes_max
+            && account.held() + bytes as u64 <= all_max;
+        account.change(0, bytes as u64);
+        let posted = fits && self.sender.try_send(letter).is_ok();
         if !posted {
-            self.bytes.fetch_sub(bytes, Ordering::Relaxed);
+            self.give_back(account, bytes);
         }
         posted
+    }
+
+    /// Bytes that wait.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed) as u64
     }
 
     /// The other end, for the one worker whose mailbox this is; `None` after the first time.
@@ -56,7 +66,17 @@ impl Mailbox {
     }
 
     /// Notes that a letter was taken out.
-    pub(super) fn took(&self, letter: &Letter) {
-        self.bytes.fetch_sub(letter.1.bytes(), Ordering::Relaxed);
+    pub(super) fn took(&self, account: &Account, letter: &Letter) {
+        self.give_back(account, bytes_of(letter));
     }
+
+    fn give_back(&self, account: &Account, bytes: usize) {
+        self.bytes.fetch_sub(bytes, Ordering::Relaxed);
+        account.change(bytes as u64, 0);
+    }
+}
+
+/// Bytes that a letter takes.
+fn bytes_of(letter: &Letter) -> usize {
+    size_of::<Letter>() + letter.1.bytes()
 }

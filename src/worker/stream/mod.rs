@@ -9,12 +9,16 @@
 //! The code is the same on io_uring and on epoll (`sys::stream`). Everything a connection holds is
 //! bounded, and is given back at a deadline that the client cannot put off: the head of a request
 //! has 5 seconds from its first byte, a reply has to be taken, a WebSocket has to answer pings.
+//! What all of them hold together is bounded, too (`held`), and what they cost is paid for by their
+//! sources (`charges`).
 
 mod accept;
 mod admission;
+mod charges;
 mod connection;
 mod ending;
 mod frames;
+mod held;
 mod http;
 mod mailbox;
 mod slots;
@@ -41,6 +45,7 @@ use crate::sys::stream::uring::Uring;
 use crate::time::Now;
 use admission::Connections;
 use ending::{Ending, Stage};
+use held::Account;
 use mailbox::Mailbox;
 
 /// How bytes travel between kernel and worker.
@@ -87,8 +92,10 @@ pub struct Options {
     /// Seconds between two pings to a WebSocket. It is closed after twice that without a sign of
     /// life.
     pub ping_interval_s: u32,
-    /// Most connections of one source: an IPv4 address, or an IPv6 /64.
+    /// Most connections of one address. A network has some times as many: those of the limiter.
     pub connections_per_source_max: u32,
+    /// Bytes that all connections may hold together. Not 0.
+    pub memory_max_bytes: u64,
     /// Sources that are not counted.
     pub exempt: Vec<IpNet>,
     /// Sources that are not counted, and whose PROXY headers are believed.
@@ -102,6 +109,7 @@ impl Default for Options {
             idle_timeout_s: 75,
             ping_interval_s: 50,
             connections_per_source_max: 2048,
+            memory_max_bytes: 1 << 30,
             exempt: Vec::new(),
             trusted_proxies: Vec::new(),
         }
@@ -122,6 +130,7 @@ impl Options {
 #[derive(Debug)]
 pub struct Shared {
     connections: Arc<Connections>,
+    account: Account,
     mailboxes: Vec<Mailbox>,
     options: Arc<ArcSwap<Options>>,
     tls: Option<Arc<ArcSwap<ServerConfig>>>,
@@ -139,7 +148,8 @@ impl Shared {
     ) -> Arc<Self> {
         let connections = Arc::new(Connections::new(connections_max));
         let mailboxes = (0..workers).map(|_| Mailbox::new()).collect();
-        Arc::new(Self { connections, mailboxes, options, tls, ending: Ending::default() })
+        let (account, ending) = Default::default();
+        Arc::new(Self { connections, account, mailboxes, options, tls, ending })
     }
 
     /// Makes workers accept nothing until [`Self::release`]: somebody else does. They keep all
@@ -180,6 +190,12 @@ impl Shared {
     pub fn leave(&self, until: Now) {
         self.ending.keep_listeners();
         self.ending.enter(Stage::Leaving, until);
+    }
+
+    /// Bytes that connections hold, and what their workers send each other, give or take 16 KiB
+    /// for each worker.
+    pub fn held_bytes(&self) -> u64 {
+        self.account.held()
     }
 
     /// How many connections are open.

@@ -14,6 +14,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use super::accept::{self, Security};
 use super::connection::Connection;
 use super::ending::{Farewell, Stage};
+use super::held::WorkerAccount;
 use super::mailbox::{LETTERS_TAKEN_MAX, Letter};
 use super::slots::{Due, Place, Slots};
 use super::{FrontEnds, Listener, Options, Shared, StreamWorker};
@@ -49,6 +50,12 @@ pub(super) struct Worker<N: Network> {
     pub(super) front_ends: RefCell<FrontEnds>,
     pub(super) counters: Arc<StreamCounters>,
     pub(super) slots: RefCell<Slots<Connection<N>>>,
+    /// What its connections hold.
+    pub(super) held: WorkerAccount,
+    /// No source of this worker holds more than this, by a search in this tick.
+    pub(super) unevicted_above: Cell<Option<u64>>,
+    /// Connections so far.
+    opened: Cell<u64>,
     options: RefCell<arc_swap::Cache<Arc<arc_swap::ArcSwap<Options>>, Arc<Options>>>,
     clock: Clock,
     is_stopping: Cell<bool>,
@@ -74,6 +81,9 @@ pub(super) async fn main<N: Network>(parts: StreamWorker, stop: &AtomicBool) -> 
         front_ends: RefCell::new(front_ends),
         counters,
         slots: RefCell::new(Slots::new()),
+        held: WorkerAccount::default(),
+        unevicted_above: Cell::new(None),
+        opened: Cell::new(0),
         options: RefCell::new(arc_swap::Cache::new(shared.options.clone())),
         clock,
         is_stopping: Cell::new(false),
@@ -136,6 +146,8 @@ async fn serve<N: Network>(
         let now = worker.beat();
         worker.note_rest();
         collector.collect_if_asked();
+        worker.publish_memory();
+        worker.keep_to_memory();
         if count.is_multiple_of(TICKS_PER_LOOK) {
             worker.look_at_deadlines(now);
         }
@@ -190,7 +202,8 @@ async fn take_mail<N: Network>(worker: Rc<Worker<N>>, mut mail: Receiver<Letter>
     let mut letters = Vec::with_capacity(LETTERS_TAKEN_MAX);
     while mail.recv_many(&mut letters, LETTERS_TAKEN_MAX).await > 0 {
         for letter in letters.drain(..) {
-            worker.shared.mailboxes[usize::from(worker.index)].took(&letter);
+            worker.shared.mailboxes[usize::from(worker.index)]
+                .took(&worker.shared.account, &letter);
             let (route, mail) = letter;
             worker.receive(route, mail);
         }
@@ -250,7 +263,8 @@ impl<N: Network> Worker<N> {
             return;
         }
         let mailbox = self.shared.mailboxes.get(usize::from(route.worker));
-        if !mailbox.is_some_and(|it| it.post((route, mail))) {
+        let all_max = self.with_options(|it| it.memory_max_bytes);
+        if !mailbox.is_some_and(|it| it.post(&self.shared.account, all_max, (route, mail))) {
             self.counters.mail_lost(MailLost::MailboxFull).add(1);
         }
     }
@@ -272,8 +286,13 @@ impl<N: Network> Worker<N> {
     }
 
     /// All connections, which may then change.
-    fn connections(&self) -> Vec<Rc<Connection<N>>> {
+    pub(super) fn connections(&self) -> Vec<Rc<Connection<N>>> {
         self.slots.borrow().all().cloned().collect()
+    }
+
+    /// Counts a connection; gives how many there were before.
+    pub(super) fn count_opened(&self) -> u64 {
+        self.opened.replace(self.opened.get() + 1)
     }
 
     /// Removes a connection that has ended.

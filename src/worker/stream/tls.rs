@@ -1,6 +1,6 @@
 //! TLS between a socket and what reads and writes on it, by rustls, which does no I/O itself.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io::{self, ErrorKind, Read as _, Write as _};
 use std::sync::Arc;
 
@@ -16,8 +16,11 @@ pub(super) const HANDSHAKE: u8 = 22;
 /// What a handshake is read into: a usual first flight of a client.
 const FLIGHT_BYTES: usize = 2048;
 
+/// Most bytes that wait for the rest of a message of the handshake: rustls takes no longer ones.
+const PENDING_BYTES_MAX: usize = 64 * 1024;
+
 /// Plaintext encrypted at a time: one record (RFC 8446, 5.1).
-const RECORD_BYTES_MAX: usize = 16 * 1024;
+pub(super) const RECORD_BYTES_MAX: usize = 16 * 1024;
 
 /// One connection's TLS.
 pub(super) struct TlsSession {
@@ -25,6 +28,9 @@ pub(super) struct TlsSession {
     connection: RefCell<ServerConnection>,
     /// Received, but not fed to `connection`, which holds enough plaintext.
     unfed: RefCell<Vec<u8>>,
+    /// Fed to `connection` without bringing anything out: a part of a record or of a handshake's
+    /// message, most likely. An upper bound.
+    pending_bytes: Cell<usize>,
     /// Held by whoever carries records to the socket, so that they leave in order.
     carrier: Mutex<()>,
 }
@@ -33,20 +39,23 @@ impl TlsSession {
     /// Before the handshake.
     pub(super) fn new(config: Arc<ServerConfig>) -> io::Result<Self> {
         let connection = ServerConnection::new(config).map_err(io::Error::other)?;
-        let (unfed, carrier) = (RefCell::default(), Mutex::new(()));
-        Ok(Self { connection: RefCell::new(connection), unfed, carrier })
+        let (unfed, pending_bytes, carrier) = Default::default();
+        Ok(Self { connection: RefCell::new(connection), unfed, pending_bytes, carrier })
     }
 
-    /// Does the handshake; `input` was received already.
+    /// Does the handshake; `input` was received already. `note` learns what is held before more is
+    /// waited for, and may forbid it.
     pub(super) async fn shake_hands(
         &self,
         socket: &impl Stream,
         mut input: Vec<u8>,
+        note: impl Fn(usize) -> io::Result<()>,
     ) -> io::Result<Handshake> {
         loop {
             let fed = self.feed(&input);
             self.carry(socket).await?; // an alert, where it failed
             fed?;
+            note(self.held_bytes())?;
             if !self.connection.borrow().is_handshaking() {
                 break;
             }
@@ -58,22 +67,34 @@ impl TlsSession {
                 return Err(ErrorKind::UnexpectedEof.into());
             }
         }
+        self.pending_bytes.set(0);
         let kind = self.connection.borrow().handshake_kind();
         Ok(if kind == Some(HandshakeKind::Resumed) { Handshake::Resumed } else { Handshake::Full })
     }
 
-    /// As [`Stream::read`]. Errors of TLS are of the kind [`ErrorKind::InvalidData`].
+    /// As [`Stream::read`]. Errors of TLS are of the kind [`ErrorKind::InvalidData`]. `note` learns
+    /// what is held before more is waited for, and whether the read before brought nothing; it may
+    /// forbid that.
     pub(super) async fn read(
         &self,
         socket: &impl Stream,
         mut buffer: Vec<u8>,
+        note: impl Fn(usize, bool) -> io::Result<()>,
     ) -> (io::Result<usize>, Vec<u8>) {
         let end = buffer.len();
+        let mut is_fruitless = false;
         loop {
             match self.take_plaintext(&mut buffer) {
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-                result => return (result, buffer),
+                result => {
+                    self.pending_bytes.set(0);
+                    return (result, buffer);
+                }
             }
+            if let Err(error) = note(self.held_bytes(), is_fruitless) {
+                return (Err(error), buffer);
+            }
+            is_fruitless = true;
             let unfed = self.unfed.take();
             let fed = if unfed.is_empty() {
                 // What comes in encrypted gives its place to what it holds.
@@ -114,6 +135,11 @@ impl TlsSession {
         let _ = self.carry(socket).await;
     }
 
+    /// Bytes that have been received and cannot be taken out.
+    fn held_bytes(&self) -> usize {
+        self.pending_bytes.get() + self.unfed.borrow().capacity()
+    }
+
     /// Takes decrypted bytes into the spare capacity.
     fn take_plaintext(&self, buffer: &mut Vec<u8>) -> io::Result<usize> {
         let end = buffer.len();
@@ -126,6 +152,8 @@ impl TlsSession {
     /// Takes in what came from the socket, as far as there is nothing to be taken out.
     fn feed(&self, mut received: &[u8]) -> io::Result<()> {
         let mut connection = self.connection.borrow_mut();
+        let pending_bytes = self.pending_bytes.get() + received.len();
+        self.pending_bytes.set(pending_bytes.min(PENDING_BYTES_MAX));
         while !received.is_empty() {
             if connection.read_tls(&mut received)? == 0 {
                 return Ok(()); // the client has said that nothing follows

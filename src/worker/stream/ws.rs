@@ -9,6 +9,7 @@ use tokio::task::spawn_local;
 use super::FrontEnds;
 use super::connection::Connection;
 use super::frames::{self, Event, Fragments, HEAD_BYTES_MAX, Step};
+use super::held::Part;
 use super::slots::Deadlines;
 use crate::frontend::Passkey;
 use crate::frontend::http::Outcome;
@@ -36,12 +37,26 @@ const FRAME_BYTES_MAX: usize = MESSAGE_BYTES_MAX + HEAD_BYTES_MAX;
 /// Why a server closes that stops (RFC 6455, 7.4.1).
 pub(super) const GOING_AWAY: u16 = 1001;
 
+/// Why a server closes whose client asks for too much (RFC 6455, 7.4.1).
+const POLICY: u16 = 1008;
+
+/// Bytes of error messages that a socket is sent whatever it sends: enough for some. Beyond that,
+/// they are never longer than the messages they answer.
+const ERROR_BYTES_FREE: usize = 512;
+
+/// What a frame costs, in eighths of an announce: a ping, a fragment, an answer that came too late;
+/// and a message that cannot be read.
+const FRAME_EIGHTHS: u16 = 1;
+const MESSAGE_EIGHTHS: u16 = 8;
+
 /// What a connection is besides, once it has been upgraded.
 pub(super) struct Web {
     /// `None` once the client has said that it closes, or was told so.
     session: Option<Session>,
-    family: Family,
+    pub(super) source: IpAddr,
     queue: Vec<u8>,
+    /// Bytes of errors that may be sent.
+    error_bytes: usize,
     /// Bytes that are being written.
     writing_bytes: usize,
     is_writing: bool,
@@ -66,6 +81,9 @@ pub(super) async fn serve<N: Network>(it: &Rc<Connection<N>>, mut input: Vec<u8>
     loop {
         let usual = if input.len() == input.capacity() { BUSY_BYTES } else { WAITING_BYTES };
         let then = it.take_frames(&mut input, &mut fragments);
+        if let Err(reason) = it.hold_session(&fragments) {
+            return reason;
+        }
         it.write_queue().await;
         match then {
             Then::Read(bytes) => {
@@ -87,7 +105,17 @@ pub(super) async fn serve<N: Network>(it: &Rc<Connection<N>>, mut input: Vec<u8>
     }
 }
 
-/// Makes room for a frame of so many bytes, or for `usual` bytes where nothing of it has come.
+/// Removes error messages that are longer than what may be sent of them.
+fn keep_to(error_bytes: &mut usize, replies: &mut Vec<Vec<u8>>) {
+    let bytes = replies.iter().map(|it| it.len() + HEAD_BYTES_MAX).sum();
+    match error_bytes.checked_sub(bytes) {
+        Some(left) => *error_bytes = left,
+        None => replies.clear(),
+    }
+}
+
+/// Makes room for a frame of so many bytes, or for `usual` bytes where nothing of it has come. For
+/// a long one there is never more than has come already: its head alone is worth nothing.
 fn make_room(input: &mut Vec<u8>, bytes: usize, usual: usize) {
     debug_assert!(bytes <= FRAME_BYTES_MAX, "longer frames are turned away");
     if input.is_empty() {
@@ -95,7 +123,8 @@ fn make_room(input: &mut Vec<u8>, bytes: usize, usual: usize) {
             *input = Vec::with_capacity(usual);
         }
     } else {
-        input.reserve_exact(bytes.saturating_sub(input.len()).max(1));
+        let rest = bytes.saturating_sub(input.len()).max(1);
+        input.reserve_exact(rest.min(input.len().max(usual)));
     }
 }
 
@@ -107,8 +136,9 @@ impl<N: Network> Connection<N> {
         let session = worker.front_ends.borrow_mut().ws.open_with(route, source, passkey);
         *self.web.borrow_mut() = Some(Box::new(Web {
             session: Some(session),
-            family: Family::of(source),
+            source,
             queue: Vec::new(),
+            error_bytes: ERROR_BYTES_FREE,
             writing_bytes: 0,
             is_writing: false,
             is_closing: false,
@@ -147,10 +177,14 @@ impl<N: Network> Connection<N> {
                 Ok(Step::Frame(bytes, event)) => {
                     done += bytes;
                     alive |= !matches!(event, Event::Fragment);
-                    if self.take_event(now, event) {
-                        break Then::Close(Closed::ByClient);
+                    match self.take_event(now, event) {
+                        Ok(true) => break Then::Close(Closed::ByClient),
+                        Ok(false) => fragments.forget(),
+                        Err(reason) => {
+                            self.enqueue_last(Some(POLICY), reason);
+                            break Then::Close(reason);
+                        }
                     }
-                    fragments.forget();
                 }
                 Err(bad) => {
                     let outcome = Outcome::Rejected(Rejected::BadFrame);
@@ -169,33 +203,54 @@ impl<N: Network> Connection<N> {
     }
 
     /// Says whether the client closes.
-    fn take_event(&self, now: Now, event: Event<'_>) -> bool {
-        match event {
+    ///
+    /// # Errors
+    /// [`Closed::Limited`] if the source is over its limit.
+    fn take_event(&self, now: Now, event: Event<'_>) -> Result<bool, Closed> {
+        let eighths = match event {
             Event::Message(message) => self.take_message(now, message),
             Event::Ping(payload) => {
                 self.enqueue(payload.len(), |queue| frames::write_pong(queue, payload));
+                FRAME_EIGHTHS
             }
-            Event::Pong | Event::Fragment => {}
+            Event::Pong | Event::Fragment => FRAME_EIGHTHS,
             Event::Close(status) => {
                 self.enqueue_last(status, Closed::ByClient);
-                return true;
+                return Ok(true);
             }
+        };
+        if eighths > 0 {
+            self.charge_minor(now, eighths)?;
         }
-        false
+        Ok(false)
     }
 
-    fn take_message(&self, now: Now, message: &[u8]) {
+    /// Answers a message; gives what remains to be charged, in eighths of an announce.
+    fn take_message(&self, now: Now, message: &[u8]) -> u16 {
         let mut outbox = Outbox::default();
-        {
+        let eighths = {
             let mut web = self.web.borrow_mut();
-            let Some(Web { session: Some(session), family, .. }) = web.as_deref_mut() else {
+            let Some(Web { session: Some(session), source, error_bytes, .. }) = web.as_deref_mut()
+            else {
                 unreachable!("frames come from WebSockets that are open");
             };
             let mut front_ends = self.worker.front_ends.borrow_mut();
             let FrontEnds { tracker, ws, .. } = &mut *front_ends;
             let outcome = ws.handle(tracker, now, session, message, &mut outbox);
-            self.count(Transport::Ws, *family, outcome);
-        }
+            self.count(Transport::Ws, Family::of(*source), outcome);
+            let eighths = match outcome {
+                _ if tracker.take_asked() => 0,
+                Outcome::Answered(_) => 0, // an answer, of which there are no more than offers
+                // One that came too late, as happens: clients race with each other.
+                Outcome::Rejected(_) if outbox.replies.is_empty() => FRAME_EIGHTHS,
+                Outcome::Rejected(_) | Outcome::Refused(_) => MESSAGE_EIGHTHS,
+            };
+            *error_bytes = (*error_bytes + message.len()).min(MESSAGE_BYTES_MAX);
+            if !matches!(outcome, Outcome::Answered(_)) {
+                keep_to(error_bytes, &mut outbox.replies);
+            }
+            eighths
+        };
         self.enqueue_texts(&outbox.replies);
         for (reason, count) in outbox.lost {
             self.worker.counters.mail_lost(reason).add(count as u64);
@@ -203,10 +258,11 @@ impl<N: Network> Connection<N> {
         for (route, mail) in outbox.mail {
             self.worker.post(route, mail);
         }
+        eighths
     }
 
-    /// Takes mail from another socket. What finds the queue half full is lost: only what a client
-    /// brings on itself may cut it off, not what others send it.
+    /// Takes mail from another socket. What finds the queue half full, or memory short, is lost:
+    /// only what a client brings on itself may cut it off, not what others send it.
     pub(super) fn receive(self: &Rc<Self>, mail: Mail, outbox: &mut Outbox) {
         {
             let mut web = self.web.borrow_mut();
@@ -215,7 +271,9 @@ impl<N: Network> Connection<N> {
                 self.worker.counters.mail_lost(MailLost::ReceiverGone).add(1);
                 return;
             };
-            if queue.len() + *writing_bytes + mail.bytes() > QUEUE_BYTES_MAX / 2 {
+            if queue.len() + *writing_bytes + mail.bytes() > QUEUE_BYTES_MAX / 2
+                || !self.worker.has_memory(mail.bytes())
+            {
                 self.worker.counters.mail_lost(MailLost::QueueFull).add(1);
                 return;
             }
@@ -280,6 +338,8 @@ impl<N: Network> Connection<N> {
             web.queue = Vec::new();
             self.end(Closed::SendQueueFull);
         }
+        // If it is closed for that, that is done already.
+        let _ = self.hold(Part::Queue, web.queue.capacity());
     }
 
     fn queued_bytes(&self) -> usize {
@@ -291,7 +351,15 @@ impl<N: Network> Connection<N> {
     }
 
     fn web_family(&self) -> Family {
-        self.web.borrow().as_deref().map_or(Family::V4, |it| it.family)
+        self.web.borrow().as_deref().map_or(Family::V4, |it| Family::of(it.source))
+    }
+
+    /// Notes what it holds between two reads.
+    fn hold_session(&self, fragments: &Fragments) -> Result<(), Closed> {
+        self.hold(Part::Message, fragments.capacity())?;
+        let of_web = |it: &Web| it.session.as_ref().map_or(0, Session::held_bytes);
+        let session_bytes = self.web.borrow().as_deref().map_or(0, of_web);
+        self.hold(Part::Session, session_bytes)
     }
 
     /// Writes what is queued in a task of its own, unless somebody does.
@@ -337,6 +405,8 @@ impl<N: Network> Connection<N> {
         let bytes = std::mem::take(&mut web.queue);
         web.writing_bytes = bytes.len();
         web.is_writing = !bytes.is_empty();
+        // From here on it is what is being written.
+        let _ = self.hold(Part::Queue, 0);
         web.is_writing.then_some(bytes)
     }
 
