@@ -8,13 +8,14 @@
 //! fills a store in a process of its own.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use crate::store::{Budget, Store, Usage};
 use crate::sys::allocator;
 use crate::sys::memory;
+use crate::worker::stream;
 
 /// What the process takes before it holds a torrent or a connection: program, stacks, buffers of
 /// some workers, the limiter's tables, the store's locks. An idle one has 27 MiB, eleven of them
@@ -198,6 +199,8 @@ impl Reclaim {
 /// figures, and the thread that looks.
 pub struct Keeper {
     store: Arc<Store>,
+    /// The stream workers, once they have been started.
+    streams: OnceLock<Arc<stream::Shared>>,
     resident: Mutex<Option<memory::Resident>>,
     cap: AtomicU64,
     peers_per_torrent_max: AtomicU64,
@@ -213,6 +216,7 @@ impl Keeper {
         });
         let it = Self {
             store,
+            streams: OnceLock::new(),
             resident: Mutex::new(resident.ok()),
             cap: AtomicU64::new(0),
             peers_per_torrent_max: AtomicU64::new(0),
@@ -227,6 +231,12 @@ impl Keeper {
         self.cap.store(options.cap, Ordering::Relaxed);
         self.peers_per_torrent_max.store(options.peers_per_torrent_max.into(), Ordering::Relaxed);
         self.look()
+    }
+
+    /// Counts what the connections of these workers hold.
+    pub(super) fn count_connections(&self, streams: Arc<stream::Shared>) {
+        // They are started once.
+        let _ = self.streams.set(streams);
     }
 
     /// The cap in force; 0: none.
@@ -251,7 +261,7 @@ impl Keeper {
             group_room: if cap > 0 { memory::group_room() } else { None },
             store,
             reserved,
-            connections: 0,
+            connections: self.streams.get().map_or(0, |it| it.held_bytes()),
         };
         self.resident_bytes.store(measured.resident, Ordering::Relaxed);
         let peers = self.peers_per_torrent_max.load(Ordering::Relaxed);

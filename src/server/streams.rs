@@ -127,6 +127,7 @@ impl Streams {
         let hands = listeners.deal(workers).map_err(lacking)?;
         let by_streams =
             SharedByStreams::new(workers, seats_max(config), shared.stream.clone(), tls);
+        shared.memory.count_connections(by_streams.clone());
         if held {
             by_streams.hold();
         }
