@@ -2,7 +2,7 @@
 //!
 //! The checksums of the input are made right first, as far as its lengths allow, so that what is
 //! behind them is met at all. Invariants checked: nothing panics; a file that is taken for whole
-//! shows all its torrents and passkeys; what is restored of it comes out of the store again, and as a snapshot
+//! shows all its torrents and passkeys; what is restored of it comes out again, and as a snapshot
 //! of its own it is whole.
 #![no_main]
 

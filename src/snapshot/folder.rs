@@ -247,8 +247,8 @@ impl<D: Disk> Folder<D> {
     }
 
     /// Saves a snapshot as of `at`, dated `dated_s` seconds by the wall clock, which is what a
-    /// reader can compare it with; with what passkeys are used for. `between` is called between two slices, with no lock held; its
-    /// error ends the attempt.
+    /// reader can compare it with; with what passkeys are used for. `between` is called between two
+    /// slices, with no lock held; its error ends the attempt.
     ///
     /// # Errors
     /// [`SaveError`] with the first thing that fails.
