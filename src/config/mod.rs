@@ -217,9 +217,9 @@ sections! {
         /// beside the process itself, of which an idle one takes 4 KiB, or 13 KiB with TLS. Where
         /// it is used up, the address that holds most loses connections.
         connections_max: u32 = 0, in 0..=10000000;
-        /// Most connections of one address at once. All of an IPv4 /24 may have 32 times as many, of
-        /// a /20 256 times, of a /18 768 times; of an IPv6 /64 twice as many, of a /56 three times,
-        /// of a /48 four times, of a /32 64 times. Trusted proxies and limits.exempt are not
+        /// Most connections of one address at once. All of an IPv4 /24 may have 32 times as many,
+        /// of a /20 256 times, of a /18 768 times; of an IPv6 /64 twice as many, of a /56 three
+        /// times, of a /48 four times, of a /32 64 times. Trusted proxies and limits.exempt are not
         /// counted. Clients that end open one for each of their torrents, and no stop is repeated.
         /// Reloaded by SIGHUP.
         connections_per_source_max: u32 = 2048, in 1..=1000000;
