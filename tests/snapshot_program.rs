@@ -194,7 +194,7 @@ fn another_trackers_snapshot_is_not_restored() {
     assert_eq!(names(ours.path(), ".foreign-").len(), 1);
 }
 
-/// A start whose disk takes five seconds to open a file; `None` without strace, which plays the disk.
+/// A start whose disk takes five seconds to open a file; `None` without strace, which plays it.
 fn start_with_slow_open(state: &Path, file: &Path) -> Option<Skep> {
     let works = Command::new("strace").args(["-D", "-e", "trace=none", "/bin/true"]).status();
     if !works.is_ok_and(|it| it.success()) {
