@@ -24,9 +24,10 @@ pub(super) const IDLE_BYTES: u64 = 4096;
 /// What TLS takes beside that: 8 376 to 8 413 bytes where measured in the same way.
 pub(super) const TLS_BYTES: usize = 9 * 1024;
 
-/// What a new connection comes to hold: TLS, some torrents. A source that holds less than twice as
-/// much as that of a new connection keeps what it has, or connections would be replaced for ever.
-const NEWCOMER_BYTES: u64 = 16 * 1024;
+/// What a new connection comes to hold. A source that holds less than twice as much as that of a
+/// new connection keeps what it has, or connections would be replaced for ever: so does an idle one
+/// with TLS. More would let hundreds of sources, each a little below it, keep all others out.
+const NEWCOMER_BYTES: u64 = 8 * 1024;
 
 /// By how much a worker's account may differ from what it has published.
 const CHUNK_BYTES: u64 = 16 * 1024;
