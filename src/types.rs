@@ -177,9 +177,15 @@ impl Scope {
 }
 
 /// A WebRTC peer's name inside skep: a keyed hash of torrent, peer id and source address. It is
-/// handed out to no client; the directory of WebTorrent sockets says where its socket is.
+/// handed out to no client; the directory of WebTorrent sockets says where its socket is. Its first
+/// bytes are a keyed hash of the source's network alone, so that peers of one network are known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct WebPeer(pub [u8; 16]);
+
+impl WebPeer {
+    /// Bytes that tell the network: two networks share them by chance once in 65 536 pairs.
+    pub const NETWORK_BYTES: u32 = 2;
+}
 
 /// How a peer is reached, and by whom: WebRTC peers are handed to WebRTC peers only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -252,8 +252,12 @@ fn counts_of_torrents_without_peers_come_back_and_are_forgotten_in_time() {
         let (address, contact) = (v4(1), Contact::Port(6881));
         Said { torrent: 1, address, contact, change }
     };
+    // A second network makes the count one that is kept.
+    let other = |change| Said { address: v4(300), ..said(change) };
+    announce(&store, START, other(Change::Present { role: Role::Seeder, completed: false }));
     announce(&store, START, said(Change::Present { role: Role::Leecher, completed: false }));
     announce(&store, START, said(Change::Present { role: Role::Seeder, completed: true }));
+    announce(&store, START, other(Change::Stopped));
     announce(&store, START, said(Change::Stopped));
     let saved_at = START.plus_s(3000);
     let bytes = snapshot_of(&store, saved_at);

@@ -305,27 +305,160 @@ fn a_large_crowd_of_one_network_is_not_on_probation() {
     assert_eq!([stored, store.scrape(&numbered(1)).leechers], [17, 17]);
 }
 
+const LEAVE: Change = Change::Stopped;
+const COMPLETE: Change = Change::Present { role: Role::Seeder, completed: true };
+
+/// A download that ends, while the others are there; they leave first.
+fn complete(store: &Store, number: u32, peer: (IpAddr, u16), others: &[(IpAddr, u16)]) {
+    let info_hash = numbered(number);
+    others.iter().for_each(|it| _ = announce(store, NOW, &info_hash, *it, JOIN));
+    announce(store, NOW, &info_hash, peer, JOIN);
+    announce(store, NOW, &info_hash, peer, COMPLETE);
+    others.iter().for_each(|it| _ = announce(store, NOW, &info_hash, *it, LEAVE));
+    assert_eq!(store.scrape(&info_hash).completed, 1, "it is shown as long as somebody is there");
+    announce(store, NOW, &info_hash, peer, LEAVE);
+}
+
+/// A download that ends while a peer of another network is there; nobody stays.
+fn complete_by_two_networks(store: &Store, number: u32) {
+    let address = v4(0x1000_0000 + (number << 9));
+    complete(store, number, (address, 1), &[(v4(0x1000_0100 + (number << 9)), 1)]);
+}
+
 #[test]
-fn a_count_made_on_probation_goes_with_its_peers_and_an_older_one_stays() {
-    let seed = Change::Present { role: Role::Seeder, completed: true };
-    let complete = |store: &Store, number, address| {
-        for change in [JOIN, seed, Change::Stopped] {
-            announce(store, NOW, &numbered(number), (v4(address), 1), change);
-        }
+fn a_count_outlives_its_peers_only_if_two_networks_made_it() {
+    let store = store(0, 0);
+    let v6 = |network: u16, host: u16| -> IpAddr {
+        Ipv6Addr::new(0x2600, network, 0, host, 0, 0, 0, 1).into()
     };
+    let [one, two] = [v4(0x0801_0101), v4(0x0801_0201)];
+    let lan = |host: u8| -> IpAddr { Ipv4Addr::new(192, 168, 1, host).into() };
+    let here = IpAddr::V4(Ipv4Addr::LOCALHOST);
+    let web = |network: u8, peer: u8| -> [u8; 16] {
+        [network, 1, peer, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16]
+    };
+    let cases: [(&[(IpAddr, u16)], bool); 9] = [
+        (&[(one, 1)], false),
+        (&[(one, 1), (one, 2), (v4(0x0801_01ff), 1)], false), // one network
+        (&[(one, 1), (v6(1, 1), 1)], false),                  // one host, maybe
+        (&[(v6(1, 1), 1), (v6(1, 2), 1)], false),             // one /48
+        (&[(one, 1), (two, 1)], true),
+        (&[(v6(1, 1), 1), (v6(2, 1), 1)], true),
+        (&[(one, 1), (v6(1, 1), 1), (two, 1)], true),
+        (&[(lan(1), 1), (lan(2), 1)], true), // in a local network, each host
+        (&[(here, 1), (here, 2)], true),     // on this host, each port
+    ];
+    for (number, (peers, stays)) in (0..).zip(cases) {
+        complete(&store, number, peers[0], &peers[1..]);
+        let left = store.scrape(&numbered(number)).completed;
+        assert_eq!(left, u32::from(stays), "{peers:?}");
+    }
+    for (number, network, stays) in [(20, 1, false), (21, 2, true)] {
+        let mut random = Rng::with_seed(1);
+        let mut say = |peer, change| {
+            let contact = Contact::Web(WebPeer(peer));
+            let info_hash = &numbered(number);
+            let visit = Visit { info_hash, address: one, contact, change, capped: true };
+            store.announce(NOW, &visit, &mut Room::default(), &mut random);
+        };
+        say(web(network, 1), JOIN);
+        [JOIN, COMPLETE, LEAVE].into_iter().for_each(|change| say(web(1, 2), change));
+        say(web(network, 1), LEAVE);
+        assert_eq!(store.scrape(&numbered(number)).completed, u32::from(stays));
+    }
+    // Who falls silent leaves no more than who stops.
+    for (number, second) in [(30, one), (31, two)] {
+        announce(&store, NOW, &numbered(number), (second, 9), JOIN);
+        for change in [JOIN, COMPLETE] {
+            announce(&store, NOW, &numbered(number), (one, 1), change);
+        }
+    }
+    let kept = store.totals().torrents;
+    Sweeper::new(&store, 0, 1).pass(&store, NOW.plus_s(5000), LIMITS);
+    assert_eq!(store.totals().torrents, kept - 1);
+    assert_eq!([30, 31].map(|it| store.scrape(&numbered(it)).completed), [0, 1]);
+}
+
+#[test]
+fn an_older_count_stays_when_a_newcomer_on_probation_goes() {
     let store = store(1 << 20, 0);
-    complete(&store, 1, 0x0901_0101);
+    complete_by_two_networks(&store, 1);
     let mut number = 1 << 30;
     while !store.is_short_of_memory() {
         join(&store, number, 0x0800_0000);
         number += 1;
     }
     let torrents = store.totals().torrents;
-    complete(&store, 2, 0x0902_0101);
+    complete(&store, 2, (v4(0x0902_0101), 1), &[]);
     assert_eq!(store.totals().torrents, torrents, "nothing is left of it");
     join(&store, 1, 0x0903_0101); // must not become the older count's ruin
     flood(&store, 200_000, 1);
     assert_eq!(store.scrape(&numbered(1)).completed, 1);
+}
+
+#[test]
+fn one_address_leaves_nothing_without_peers() {
+    let store = store(0, 0);
+    for number in 0..20_000 {
+        let address = v4(0x0801_0101);
+        for change in [JOIN, COMPLETE, LEAVE] {
+            announce(&store, NOW, &numbered(number), (address, 1), change);
+        }
+    }
+    assert_eq!((store.totals().torrents, store.totals().completed), (0, 20_000));
+}
+
+#[test]
+fn what_has_no_peers_goes_before_anybody_is_refused() {
+    const BUDGET: u64 = 2 << 20;
+    let store = store(BUDGET, 0);
+    let mut peerless = 0;
+    while !store.is_short_of_memory() {
+        complete_by_two_networks(&store, peerless);
+        peerless += 1;
+    }
+    let before = store.totals();
+    assert_eq!((before.torrents, before.active_torrents), (u64::from(peerless), 0));
+    assert!(peerless > 10_000, "{peerless}");
+    let honest = peerless / 4 * 3;
+    for number in 0..honest {
+        // All of different networks, as they come.
+        let answer = join(&store, 1 << 29 | number, 0x6000_0000 + (number << 8));
+        assert_eq!(answer.stored, Stored::Yes, "{number} of {honest}");
+    }
+    for number in 0..honest {
+        assert_eq!(store.scrape(&numbered(1 << 29 | number)).leechers, 1, "{number}");
+    }
+    let (totals, usage) = (store.totals(), store.usage());
+    assert_eq!(totals.active_torrents, u64::from(honest));
+    assert_eq!(totals.torrents + usage.evicted, u64::from(peerless + honest));
+    assert!(usage.evicted > u64::from(honest / 10) && usage.bytes <= BUDGET, "{usage:?}");
+}
+
+#[test]
+fn where_memory_is_short_what_has_long_had_no_peers_goes_first() {
+    let store = store(2 << 20, 0);
+    (0..1000).for_each(|number| complete_by_two_networks(&store, number));
+    let later = NOW.plus_s(3600);
+    let mut sweeper = Sweeper::new(&store, 0, 1);
+    sweeper.pass(&store, later, LIMITS);
+    assert_eq!(store.totals().torrents, 1000, "there is memory for them");
+    let peers = [(v4(0x0701_0101), 1), (v4(0x0702_0101), 1)];
+    for change in [JOIN, COMPLETE, LEAVE] {
+        peers.iter().for_each(|it| _ = announce(&store, later, &numbered(5000), *it, change));
+    }
+    let mut number = 1 << 30;
+    while !store.is_short_of_memory() {
+        announce(&store, later, &numbered(number), (v4(0x0800_0000 + (number << 8)), 1), JOIN);
+        number += 1;
+    }
+    let with_peers = store.totals().active_torrents;
+    (0..2).for_each(|_| sweeper.pass(&store, later, LIMITS));
+    assert_eq!(store.totals().torrents, with_peers + 1, "the newest is left");
+    assert_eq!(store.scrape(&numbered(5000)).completed, 2);
+    (0..8).for_each(|_| sweeper.pass(&store, later.plus_s(60), LIMITS));
+    assert_eq!(store.totals().torrents, with_peers);
+    assert_eq!(store.totals().active_torrents, with_peers);
 }
 
 #[test]
@@ -435,6 +568,11 @@ fn exempt_sources_and_local_addresses_are_under_no_cap() {
     }
 }
 
+/// One of many addresses that share no network, and hardly any /16.
+fn far_apart(base: u32, number: u32) -> IpAddr {
+    v4(base + ((number % 4096) << 16) + ((number / 4096) << 8))
+}
+
 #[test]
 fn a_full_swarm_lets_newcomers_in_for_the_long_silent() {
     // In a block, with an index, and where the cap itself is tiny.
@@ -444,13 +582,13 @@ fn a_full_swarm_lets_newcomers_in_for_the_long_silent() {
         let mut now = NOW;
         for peer in 0..peers_max {
             now = NOW.plus_s(u64::from(peer) * 3600 / u64::from(peers_max));
-            announce(&store, now, &torrent, (v4(0x0800_0000 + peer * 256), 1), JOIN);
+            announce(&store, now, &torrent, (far_apart(0x2000_0000, peer), 1), JOIN);
         }
         let start = now;
         for peer in 0..newcomers {
             now = start.plus_s(u64::from(peer) / 100);
             let seeder = Change::Present { role: Role::Seeder, completed: false };
-            let newcomer = (v4(0x0900_0000 + peer * 256), 1);
+            let newcomer = (far_apart(0x3000_0000, peer), 1);
             let (answer, _) = announce(&store, now, &torrent, newcomer, seeder);
             assert_eq!((answer.stored, answer.seeders + answer.leechers), (Stored::Yes, peers_max));
             let totals = store.totals();
@@ -474,7 +612,7 @@ fn all_kinds_count_towards_a_full_swarm_and_each_has_a_place_in_it() {
     let mut random = Rng::with_seed(1);
     for number in 0..1000_u16 {
         let (address, contact): (IpAddr, _) = match number % 3 {
-            0 => (v4(0x0800_0000 + u32::from(number) * 256), Contact::Port(1)),
+            0 => (far_apart(0x2000_0000, number.into()), Contact::Port(1)),
             1 => (Ipv6Addr::new(0x2600, number, 0, 0, 0, 0, 0, 1).into(), Contact::Port(1)),
             _ => (v4(0x0801_0101), Contact::Web(WebPeer(u128::from(number).to_ne_bytes()))),
         };
@@ -484,4 +622,126 @@ fn all_kinds_count_towards_a_full_swarm_and_each_has_a_place_in_it() {
     let counts = store.totals().leechers;
     assert_eq!(counts.iter().sum::<u64>(), 100);
     assert!(counts.iter().all(|it| *it > 30), "{counts:?}");
+}
+
+/// An address of an IPv6 /48, by its /64 and host.
+fn v6_of(network: u32, subnet: u16, host: u16) -> IpAddr {
+    let (high, low) = ((network >> 16) as u16, network as u16);
+    Ipv6Addr::new(0x2600, high, low, subnet, 0, 0, 0, host).into()
+}
+
+/// How many peers of some IPv6 /32s are in a swarm.
+fn v6_left(store: &Store, torrent: &InfoHash, of: std::ops::Range<u32>) -> usize {
+    ports_of(store, torrent, |it| match it {
+        IpAddr::V6(it) => of.contains(&it.segments()[1].into()),
+        IpAddr::V4(_) => false,
+    })
+}
+
+/// Honest peers, each of an IPv6 /32 of his own.
+fn honest_v6(number: u32) -> (IpAddr, u16) {
+    (v6_of((1000 + number) << 16, 0, 1), 1)
+}
+
+/// Honest peers, each of an IPv4 /16 of his own.
+fn honest_v4(number: u32) -> (IpAddr, u16) {
+    (v4(0x4000_0000 + (number << 16)), 1)
+}
+
+/// The peers of one /48, each of a /64 of his own.
+fn sybil(number: u32) -> (IpAddr, u16) {
+    (v6_of(9 << 16, u16::try_from(number).unwrap(), 1), 1)
+}
+
+#[test]
+fn one_ipv6_network_cannot_erase_a_full_swarm() {
+    const CAP: u32 = 2000;
+    let (store, torrent) = (store(0, CAP), numbered(1));
+    (0..500).for_each(|it| _ = announce(&store, NOW, &torrent, honest_v6(it), JOIN));
+    (0..500).for_each(|it| _ = announce(&store, NOW, &torrent, honest_v4(it), JOIN));
+    for number in 0..1990 {
+        announce(&store, NOW.plus_s(60), &torrent, sybil(number), JOIN);
+    }
+    assert_eq!(v6_left(&store, &torrent, 1000..2000), 500);
+    // Newcomers of either family come for the attacker's.
+    for number in 500..800 {
+        announce(&store, NOW.plus_s(90), &torrent, honest_v6(number), JOIN);
+        announce(&store, NOW.plus_s(90), &torrent, honest_v4(number), JOIN);
+    }
+    assert_eq!(v6_left(&store, &torrent, 1000..2000), 800);
+    assert_eq!(ports_of(&store, &torrent, |it| it.is_ipv4()), 800);
+    assert_eq!(store.scrape(&torrent).leechers, CAP);
+    assert_eq!(store.totals().leechers.iter().sum::<u64>(), u64::from(CAP));
+}
+
+#[test]
+fn no_network_gets_more_than_an_eighth_of_a_swarm_that_others_have_filled() {
+    const CAP: u32 = 2000;
+    let (store, torrent) = (store(0, CAP), numbered(1));
+    (0..1000).for_each(|it| _ = announce(&store, NOW, &torrent, honest_v6(it), JOIN));
+    (0..1000).for_each(|it| _ = announce(&store, NOW, &torrent, honest_v4(it), JOIN));
+    let mut most = 0;
+    for number in 0..20_000 {
+        announce(&store, NOW.plus_s(60), &torrent, sybil(number), JOIN);
+        if number % 500 == 0 {
+            most = most.max(v6_left(&store, &torrent, 9..10));
+        }
+    }
+    assert!(most > 20 && most <= CAP as usize / 8, "{most}");
+    assert_eq!(ports_of(&store, &torrent, |it| it.is_ipv4()), 1000, "the other family's stay");
+    assert_eq!(store.scrape(&torrent).leechers, CAP);
+}
+
+#[test]
+fn many_networks_cannot_erase_a_full_swarm_either() {
+    // Four /48s, as it takes with the default cap, and very many, of one /32.
+    for sybils in [4, 5000] {
+        let (store, torrent) = (store(0, 10_000), numbered(1));
+        (0..1000).for_each(|it| _ = announce(&store, NOW, &torrent, honest_v6(it), JOIN));
+        (0..1000).for_each(|it| _ = announce(&store, NOW, &torrent, honest_v4(it), JOIN));
+        for number in 0..40_000 {
+            let now = NOW.plus_s(u64::from(number) / 1000);
+            let subnet = u16::try_from(number / sybils).unwrap();
+            let peer = (v6_of((9 << 16) | (number % sybils), subnet, 1), 1);
+            announce(&store, now, &torrent, peer, JOIN);
+        }
+        assert_eq!(v6_left(&store, &torrent, 9..10), 8000, "{sybils}: all others have stayed");
+        assert_eq!(store.scrape(&torrent).leechers, 10_000);
+    }
+}
+
+#[test]
+fn an_ipv4_network_displaces_its_own() {
+    let (store, torrent) = (store(0, 2000), numbered(1));
+    (0..1000).for_each(|it| _ = announce(&store, NOW, &torrent, honest_v4(it), JOIN));
+    for number in 0..20_000_u32 {
+        let port = u16::try_from(number / 256).unwrap() + 1;
+        let address = v4(0x0909_0900 + number % 256);
+        announce(&store, NOW.plus_s(60), &torrent, (address, port), JOIN);
+    }
+    assert_eq!(
+        ports_of(&store, &torrent, |it| it < v4(0x5000_0000) && it > v4(0x4000_0000 - 1)),
+        1000
+    );
+    assert_eq!(store.scrape(&torrent).leechers, 2000);
+}
+
+#[test]
+fn a_web_network_displaces_its_own() {
+    let (store, torrent) = (store(0, 500), numbered(1));
+    let mut random = Rng::with_seed(1);
+    let mut join_web = |network: u16, peer: u32| {
+        let mut name = [7; 16];
+        name[..2].copy_from_slice(&network.to_be_bytes());
+        name[2..6].copy_from_slice(&peer.to_be_bytes());
+        let contact = Contact::Web(WebPeer(name));
+        let address = v4(0x0801_0101);
+        let visit = Visit { info_hash: &torrent, address, contact, change: JOIN, capped: true };
+        store.announce(NOW, &visit, &mut Room::default(), &mut random).stored
+    };
+    (0..200).for_each(|it| _ = join_web(1, it));
+    (0..200).for_each(|it| _ = join(&store, 1, 0x4000_0000 + (it << 16)));
+    (0..5000).for_each(|it| assert_eq!(join_web(1, it), Stored::Yes));
+    (2..100).for_each(|it| assert_eq!(join_web(it, 0), Stored::Yes));
+    assert_eq!(store.totals().leechers, [200, 0, 300]);
 }

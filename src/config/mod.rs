@@ -371,7 +371,9 @@ sections! {
         /// interval_s_max) + interval_jitter_s, and websocket.interval_s; twice the interval
         /// forgives one lost announce.
         peer_age_s_max: u32 = 3900, in 2..=21600;
-        /// Seconds for which an empty torrent's count of completed downloads is kept.
+        /// Seconds for which an empty torrent's count of completed downloads is kept. It is kept
+        /// only if peers of two networks (IPv4 /24, IPv6 /48) met when it was made, and goes early
+        /// where memory is short.
         empty_torrent_age_s_max: u32 = 86400, in 0..=31536000;
         /// Networks whose announces may name another address for their peer (ip, ipv4, ipv6 over
         /// HTTP, the IP field over UDP), with a port from 1024 on: for a seeder behind the same
@@ -390,9 +392,10 @@ sections! {
         /// use, by its control group or the host's memory; a size such as "1GiB"; 0: no cap.
         /// With a cap, the control group's limit is kept to as well.
         max_memory: MemoryCap = MemoryCap::Auto;
-        /// Most peers of one torrent; 0: no cap. Beyond it, a newcomer takes the place of one that
-        /// has been silent for long. Five times the largest swarms known, so that only a flood
-        /// meets it; such a swarm takes some 25 MiB.
+        /// Most peers of one torrent; 0: no cap. Beyond it, a newcomer takes the place of one of a
+        /// network (IPv4 /24, IPv6 /48) with more than its share, its own first; where there is no
+        /// such network, of one that has been silent for long. Five times the largest swarms known,
+        /// so that only a flood meets it; such a swarm takes some 25 MiB.
         max_peers_per_torrent: u32 = 1000000, in 0..=100000000;
     }
 

@@ -1,11 +1,12 @@
 //! One announce under its shard's lock: the swarm changes, the sums follow, peers are chosen. And
-//! where there is no memory for a newcomer, torrents on probation go to make room.
+//! where there is no memory for a newcomer, torrents without peers go to make room, and then those
+//! on probation.
 
 use fastrand::Rng;
 
 use super::asker::{Asker, all_on_probation};
 use super::contents::Contents;
-use super::keeper::Keeper;
+use super::keeper::{Going, Keeper};
 use super::record::{Address, Record};
 use super::roster::{Change, Roster};
 use super::swarm::{self, Reader, Tally};
@@ -80,11 +81,13 @@ impl Keeper for Announcing<'_, '_> {
         wants
     }
 
-    fn gives_way(&mut self, shard: usize, cell: &mut SwarmCell) -> bool {
-        if !cell.peek(|contents| self.may_go(contents)) {
-            return false;
-        }
+    fn may_go(&self, cell: &SwarmCell) -> Option<Going> {
+        cell.peek(|contents| self.order_of_going(contents))
+    }
+
+    fn goes(&mut self, shard: usize, cell: &mut SwarmCell) {
         let totals = &self.store.totals[shard];
+        let had_peers = cell.has_peers();
         let before = cell.change(|contents| {
             match &contents {
                 Contents::One(record, _) => totals.leave_all(std::slice::from_ref(record)),
@@ -95,10 +98,9 @@ impl Keeper for Announcing<'_, '_> {
             (Contents::VACANT, contents.bytes())
         });
         self.store.note_bytes(shard, before, 0);
-        totals.note_peers(true, false);
+        totals.note_peers(had_peers, false);
         totals.note_entry(true, false);
         add(&totals.evicted, 1);
-        true
     }
 
     #[inline]
@@ -154,6 +156,7 @@ impl<'a, 'r> Announcing<'a, 'r> {
         totals.note(kind, &outcome, answer.seeders + answer.leechers);
         answer.stored = outcome.stored;
         answer.was_there = outcome.before.is_some();
+        answer.announced_s = outcome.known.map(|it| it.announced_s(self.now));
         let lacks = outcome.stored == Stored::NoMemory;
         self.lack = if lacks { Lack::Bytes } else { Lack::Nothing };
         if lacks && !self.made_room {
@@ -167,16 +170,21 @@ impl<'a, 'r> Announcing<'a, 'r> {
         (contents, answer)
     }
 
-    /// Whether a torrent may go, and that would help. One peer in place takes a bucket only.
-    fn may_go(&self, contents: &Contents) -> bool {
-        match contents {
-            Contents::One(record, _) => {
-                self.lack == Lack::Bucket && record.stamp().is_on_probation()
+    /// Whether a torrent may go, if that would help, and when: those without peers first, by when
+    /// the last one left, then those on probation. What has no peers takes a bucket only, and so
+    /// does one peer in place.
+    fn order_of_going(&self, contents: &Contents) -> Option<Going> {
+        let lacks_bucket = self.lack == Lack::Bucket;
+        let may_go = match contents {
+            Contents::Empty { since_s, .. } => {
+                return lacks_bucket.then_some(Going::Empty(*since_s));
             }
+            Contents::One(record, _) => lacks_bucket && record.stamp().is_on_probation(),
             Contents::Few4(block) => all_on_probation(block.records()),
             Contents::Few6(block) => all_on_probation(block.records()),
-            Contents::Empty { .. } | Contents::Many(_) => false,
-        }
+            Contents::Many(_) => false,
+        };
+        may_go.then_some(Going::OnProbation)
     }
 }
 

@@ -8,6 +8,7 @@
 
 use ahash::RandomState;
 
+use super::contents::Count;
 use super::record::{Endpoint, Record, Record4};
 use super::roster::{Counts, Place, Roster};
 use super::table::Block;
@@ -18,7 +19,7 @@ use crate::time::Now;
 #[repr(C)]
 pub(super) struct BlockHead {
     /// Downloads counted.
-    pub(super) completed: u32,
+    pub(super) completed: Count,
     /// Records held.
     pub(super) len: u16,
     /// Records there is room for.
@@ -86,17 +87,17 @@ impl<const ADDRESS: usize> Block<ADDRESS> {
     }
 
     /// An empty block with room for `len` records.
-    pub(super) fn with_room(len: usize, completed: u32) -> Self {
+    pub(super) fn with_room(len: usize, completed: Count) -> Self {
         Self::with_capacity(Self::capacity_for(len), completed)
     }
 
     /// Downloads counted in this swarm.
-    pub(super) fn completed(&self) -> u32 {
+    pub(super) fn completed(&self) -> Count {
         self.head().completed
     }
 
     /// Replaces the count of downloads.
-    pub(super) fn set_completed(&mut self, completed: u32) {
+    pub(super) fn set_completed(&mut self, completed: Count) {
         self.head_mut().completed = completed;
     }
 

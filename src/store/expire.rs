@@ -6,7 +6,6 @@
 
 use std::ops::Range;
 
-use super::asker::all_on_probation;
 use super::contents::Contents;
 use super::keeper::Visit;
 use super::large::{Crowd, Large, Members};
@@ -56,6 +55,8 @@ pub struct Sweeper {
     /// When the current shard's turn has come.
     due: Option<Now>,
     latest: Option<Now>,
+    /// Seconds for which the count of an empty torrent is kept while memory is short.
+    empty_age_s_max: Option<u32>,
 }
 
 /// A position inside a large swarm.
@@ -75,7 +76,15 @@ impl Sweeper {
         let shards = store.table.shards();
         let share = worker * shards / workers..(worker + 1) * shards / workers;
         let shard = share.start;
-        Self { shards: share, shard, bucket: 0, place: None, due: None, latest: None }
+        Self {
+            shards: share,
+            shard,
+            bucket: 0,
+            place: None,
+            due: None,
+            latest: None,
+            empty_age_s_max: None,
+        }
     }
 
     /// Does one slice, as far as something is due.
@@ -97,7 +106,7 @@ impl Sweeper {
             while !self.sweep(store, now, limits, &mut looks) {
                 looks = LOOKS_MAX;
             }
-            self.next_shard(now, now, limits);
+            self.next_shard(now, now, limits, store.is_short_of_memory());
         }
     }
 
@@ -111,14 +120,20 @@ impl Sweeper {
             let done = self.sweep(store, now, limits, &mut part);
             looks += part;
             if done {
-                self.next_shard(due, now, limits);
+                self.next_shard(due, now, limits, store.is_short_of_memory());
             }
         }
     }
 
-    fn next_shard(&mut self, due: Now, now: Now, limits: Limits) {
+    fn next_shard(&mut self, due: Now, now: Now, limits: Limits, is_short: bool) {
         let next = self.shard + 1;
         self.shard = if next < self.shards.end { next } else { self.shards.start };
+        if self.shard == self.shards.start {
+            // Where memory is short, empty torrents go, the oldest first: each pass keeps a quarter
+            // of the time that the one before has kept.
+            let kept_s = self.empty_age_s_max.unwrap_or(limits.empty_torrent_age_s_max);
+            self.empty_age_s_max = is_short.then_some(kept_s / 4);
+        }
         let pace_ns = limits.pass_s() * 1_000_000_000 / self.shards.len().max(1) as u64;
         let earliest_ns = now.ns().saturating_sub(BEHIND_NS_MAX);
         self.due = Some(Now::from_ns((due.ns() + pace_ns).max(earliest_ns)));
@@ -130,6 +145,9 @@ impl Sweeper {
             return true;
         }
         let totals = &store.totals[self.shard];
+        let empty_age_s_max = limits.empty_torrent_age_s_max;
+        let empty_torrent_age_s_max = self.empty_age_s_max.unwrap_or(empty_age_s_max);
+        let limits = Limits { empty_torrent_age_s_max, ..limits };
         let mut place = self.place.take();
         let shard = self.shard;
         let visit = |info_hash: &InfoHash, cell: &mut SwarmCell, looks: &mut usize| {
@@ -180,13 +198,13 @@ impl Expiry<'_> {
                 Contents::Empty { since_s, .. }
                     if now.seconds().saturating_sub(since_s.into()) > empty_age_s_max =>
                 {
-                    Contents::Empty { completed: 0, since_s: 0 }
+                    Contents::VACANT
                 }
                 Contents::One(record, completed)
                     if record.stamp().age_s(now) > self.limits.peer_age_s_max =>
                 {
                     self.totals.leave(Kind::V4, record.stamp().role());
-                    swarm::left_by(record.stamp(), completed, now)
+                    swarm::empty(completed, now)
                 }
                 Contents::Few4(block) => self.expire_few4(block, looks),
                 Contents::Few6(mut block) => {
@@ -229,14 +247,11 @@ impl Expiry<'_> {
         Record<ADDRESS>: Address,
     {
         *looks = looks.saturating_sub(block.records().len());
-        let on_probation = all_on_probation(block.records());
         let gone = |role| self.totals.leave(Record::<ADDRESS>::KIND, role);
         let keys = self.store.table.keys();
         block.expire(self.now, self.limits.peer_age_s_max, usize::MAX, usize::MAX, keys, gone);
         if !block.records().is_empty() {
             block.shrink(keys);
-        } else if on_probation {
-            block.set_completed(0); // as `swarm::left_by` has it
         }
     }
 

@@ -20,12 +20,23 @@ pub(super) trait Keeper {
     fn without_bucket(&mut self) -> Self::Told;
     /// Whether others should give way, to try once more.
     fn wants_room(&mut self) -> bool;
-    /// Whether the swarm in a cell gives way; the cell is vacant then.
-    fn gives_way(&mut self, shard: usize, cell: &mut SwarmCell) -> bool;
+    /// Whether the swarm in a cell may give way, and when.
+    fn may_go(&self, cell: &SwarmCell) -> Option<Going>;
+    /// Lets the swarm in a cell give way; the cell is vacant then.
+    fn goes(&mut self, shard: usize, cell: &mut SwarmCell);
     /// Hears whether there was an entry before the change, and is one after.
     fn entry(&mut self, shard: usize, before: bool, after: bool);
     /// Hears of how many bytes the shard's table was and is.
     fn resized(&mut self, shard: usize, before: usize, after: usize);
+}
+
+/// In which order swarms give way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Going {
+    /// Nobody is in it, since this second of the Unix epoch.
+    Empty(u32),
+    /// All who are in it are on probation.
+    OnProbation,
 }
 
 /// A walk through a shard in slices, between which others may change it.

@@ -8,19 +8,22 @@
 use ahash::RandomState;
 use hashbrown::raw::RawTable;
 
+use super::asker::Asker;
 use super::block::BLOCK_RECORDS_MAX;
+use super::contents::Count;
+use super::full;
 use super::hosts::HostCounts;
-use super::record::{Endpoint, Record};
-use super::roster::{Counts, Place, Roster};
+use super::record::{Endpoint, Network, Record, Role};
+use super::roster::{Beside, Counts, Outcome, Place, Roster};
 use super::table::Block;
 use crate::time::Now;
-use crate::types::Scope;
+use crate::types::{Kind, Scope};
 
 /// One swarm's crowds; at most one of each kind and scope.
 #[derive(Default)]
 pub(super) struct Large {
     /// Downloads counted.
-    pub(super) completed: u32,
+    pub(super) completed: Count,
     /// IPv4 peers by scope.
     pub(super) v4: Vec<Crowd<4>>,
     /// IPv6 peers by scope.
@@ -44,6 +47,71 @@ impl Large {
     pub(super) fn len(&self) -> usize {
         let [v4, v6] = [len_of(&self.v4), len_of(&self.v6)];
         v4 + v6 + self.web.as_ref().map_or(0, |crowd| crowd.records().len())
+    }
+
+    /// The network and the silence of the peer of such a number; `None` of a local one.
+    fn look(&self, number: usize, now: Now) -> Option<(Network, u32)> {
+        match self.locate(number) {
+            (Kind::V4, crowd, at) => self.v4[crowd].look(at, now),
+            (Kind::V6, crowd, at) => self.v6[crowd].look(at, now),
+            (Kind::Web, _, at) => self.web.as_ref()?.look(at, now),
+        }
+    }
+
+    /// Of which kind the peer of such a number is, in which crowd of that kind, and where there.
+    fn locate(&self, mut number: usize) -> (Kind, usize, usize) {
+        for (crowd, it) in self.v4.iter().enumerate() {
+            match number.checked_sub(it.records().len()) {
+                None => return (Kind::V4, crowd, number),
+                Some(rest) => number = rest,
+            }
+        }
+        for (crowd, it) in self.v6.iter().enumerate() {
+            match number.checked_sub(it.records().len()) {
+                None => return (Kind::V6, crowd, number),
+                Some(rest) => number = rest,
+            }
+        }
+        (Kind::Web, 0, number)
+    }
+
+    /// Lets a newcomer into this swarm, which is full, for another of it. `own` finds the crowd
+    /// that the newcomer belongs to; somebody is in it.
+    #[cold]
+    pub(super) fn replace<const ADDRESS: usize>(
+        &mut self,
+        asker: &mut Asker<'_>,
+        endpoint: Endpoint<ADDRESS>,
+        (role, beside): (Role, Beside),
+        own: impl Fn(&mut Self) -> &mut Crowd<ADDRESS>,
+    ) -> Outcome {
+        let newcomer = asker.capped.then(|| endpoint.network_of_kind());
+        let now = asker.now;
+        let crowded_out =
+            full::crowded_out(self.len(), newcomer, asker.random, |it| self.look(it, now));
+        let Some(number) = crowded_out else {
+            let crowd = own(self);
+            let place = crowd.place_of_silent(asker);
+            return crowd.enter(asker, endpoint, role, place, beside);
+        };
+        let (kind, crowd, at) = self.locate(number);
+        // Only public peers are crowded out, and of each kind they are in one crowd.
+        if kind == Endpoint::<ADDRESS>::KIND && asker.scope == Scope::Public {
+            return own(self).enter(asker, endpoint, role, Place::Of(at), beside);
+        }
+        let outcome = own(self).enter(asker, endpoint, role, Place::Own, beside);
+        if outcome.after.is_none() {
+            return outcome; // there is no memory for it, so nobody goes
+        }
+        let gone = match kind {
+            Kind::V4 => self.v4[crowd].remove(at, asker.keys),
+            Kind::V6 => self.v6[crowd].remove(at, asker.keys),
+            Kind::Web => match &mut self.web {
+                Some(web) => web.remove(at, asker.keys),
+                None => return outcome,
+            },
+        };
+        Outcome { replaced: Some((kind, gone)), ..outcome }
     }
 
     /// Bytes of memory the crowds take.
@@ -97,7 +165,7 @@ pub(super) fn crowd_of<const ADDRESS: usize>(
 impl<const ADDRESS: usize> Crowd<ADDRESS> {
     /// A crowd of nobody yet.
     pub(super) fn new(scope: Scope) -> Self {
-        Self { scope, members: Members::Few(Block::with_room(1, 0)) }
+        Self { scope, members: Members::Few(Block::with_room(1, Count::NONE)) }
     }
 
     /// Bytes that a crowd of nobody takes with its own fields.
@@ -120,7 +188,7 @@ impl<const ADDRESS: usize> Crowd<ADDRESS> {
         match &mut self.members {
             Members::Few(block) => block.shrink(keys),
             Members::Many(indexed) if indexed.records.len() <= BLOCK_RECORDS_MAX / 2 => {
-                let mut block = Block::with_room(indexed.records.len(), 0);
+                let mut block = Block::with_room(indexed.records.len(), Count::NONE);
                 indexed.records.iter().for_each(|record| _ = block.insert(*record, keys));
                 self.members = Members::Few(block);
             }

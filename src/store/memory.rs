@@ -5,8 +5,9 @@
 //! taken never exceeds what is reserved, that never exceeds the budget, and the one line all
 //! workers share is written once in a few kilobytes.
 //!
-//! From four fifths of the budget on, new torrents are on probation: stored, but the first to go
-//! once all of it is reserved. What was there before stays whatever comes.
+//! From four fifths of the budget on, new torrents are on probation: stored, but the first with
+//! peers to go once all of it is reserved. Before them goes what has no peers, kept for its count
+//! alone. What was there before stays whatever comes.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -28,7 +29,7 @@ pub struct Usage {
     pub reserved: u64,
     /// Bytes it may take; 0: no bound.
     pub bytes_max: u64,
-    /// Torrents on probation that made room for others, counted since start.
+    /// Torrents without peers, or on probation, that made room for others, counted since start.
     pub evicted: u64,
 }
 

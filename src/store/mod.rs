@@ -5,15 +5,17 @@
 //! that makes choice cheap, `large` adds an index where a scan would be slow, and `hosts` what
 //! each host has there; `memory` keeps account of every byte, and an `asker` is refused where
 //! there are none left. `select` draws the peers, `spread` lets no network fill a reply, `expire`
-//! forgets the silent ones in small slices, `list` shows operators what there is, `persist` lets
-//! snapshots take it and bring it back. This file is the store's door: an announce goes in, counts
-//! and peers come out, under one shard lock and with nothing else held.
+//! forgets the silent ones in small slices, `full` says who has to go from a full swarm, `list`
+//! shows operators what there is, `persist` lets snapshots take it and bring it back. This file is
+//! the store's door: an announce goes in, counts and peers come out, under one shard lock and with
+//! nothing else held.
 
 mod announce;
 mod asker;
 mod block;
 mod contents;
 mod expire;
+mod full;
 mod hosts;
 mod keeper;
 mod large;
@@ -130,7 +132,7 @@ impl ShardTotals {
             if let Some(role) = outcome.after {
                 add(self.by_role(kind, role), 1);
             }
-            if let Some(role) = outcome.replaced {
+            if let Some((kind, role)) = outcome.replaced {
                 self.leave(kind, role);
             }
             match (outcome.before, outcome.after) {
@@ -182,7 +184,7 @@ pub enum Stored {
     /// It is in the swarm, or has left it.
     #[default]
     Yes,
-    /// It is not in the swarm: the store is full, and nothing in reach was on probation.
+    /// It is not in the swarm: the store is full, and nothing in reach could give way.
     NoMemory,
     /// It is not in the swarm: its host has as many peers there as it may have.
     NetworkFull,
@@ -215,6 +217,9 @@ pub struct Answer {
     pub available: [usize; Kind::ALL.len()],
     /// Whether the peer is in the swarm, if it was to be.
     pub stored: Stored,
+    /// When the peer had announced before, if it was in the swarm: the first second of the
+    /// [`TICK_S`], since the Unix epoch.
+    pub announced_s: Option<u64>,
     /// Whether the torrent is new here.
     pub created: bool,
     /// Whether the peer was in the swarm before.
@@ -266,7 +271,7 @@ impl Store {
     }
 
     /// Whether memory is so short (four fifths of the budget are reserved) that new torrents are on
-    /// probation: the first to go when the rest is used up as well.
+    /// probation: the first with peers to go when the rest is used up as well.
     #[inline]
     pub fn is_short_of_memory(&self) -> bool {
         self.memory.is_short()

@@ -30,8 +30,8 @@ use fastrand::Rng;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::asker::Asker;
-use super::contents::Contents;
-use super::keeper::{self, Keeper, Walk};
+use super::contents::{Contents, Count};
+use super::keeper::{self, Going, Keeper, Walk};
 use super::large::{Crowd, Large};
 use super::record::{Record, Role, Stamp};
 use super::roster::{Change, Roster};
@@ -239,19 +239,21 @@ impl Batch {
             Contents::Empty { completed, since_s } => {
                 let empty_s = at.seconds().saturating_sub(u64::from(*since_s));
                 torrent.empty_s = u32::try_from(empty_s).unwrap_or(u32::MAX);
-                torrent.completed = *completed;
+                torrent.completed = completed.number();
             }
             Contents::One(record, completed) => {
                 self.v4.push(Saved4::of(record, at));
-                (torrent.completed, torrent.v4) = (*completed, 1);
+                (torrent.completed, torrent.v4) = (completed.number(), 1);
             }
             Contents::Few4(block) => {
                 self.v4.extend(block.records().iter().map(|it| Saved4::of(it, at)));
-                (torrent.completed, torrent.v4) = (block.completed(), block.records().len());
+                torrent.completed = block.completed().number();
+                torrent.v4 = block.records().len();
             }
             Contents::Few6(block) => {
                 self.v6.extend(block.records().iter().map(|it| Saved6::of(it, at)));
-                (torrent.completed, torrent.v6) = (block.completed(), block.records().len());
+                torrent.completed = block.completed().number();
+                torrent.v6 = block.records().len();
             }
             Contents::Many(large) => {
                 let info_hash = *info_hash;
@@ -299,7 +301,7 @@ impl Batch {
         };
         self.push(SavedTorrent {
             info_hash: from.info_hash,
-            completed: if from.is_whole { large.completed } else { 0 },
+            completed: if from.is_whole { large.completed.number() } else { 0 },
             empty_s: 0,
             v4: self.v4.len() - before.0,
             v6: self.v6.len() - before.1,
@@ -431,9 +433,11 @@ impl Keeper for Restoring<'_, '_> {
         false
     }
 
-    fn gives_way(&mut self, _: usize, _: &mut SwarmCell) -> bool {
-        false
+    fn may_go(&self, _: &SwarmCell) -> Option<Going> {
+        None
     }
+
+    fn goes(&mut self, _: usize, _: &mut SwarmCell) {}
 
     fn entry(&mut self, shard: usize, before: bool, after: bool) {
         self.store.totals[shard].note_entry(before, after);
@@ -449,8 +453,11 @@ impl Restoring<'_, '_> {
         let before = contents.bytes();
         let keys = self.store.table.keys();
         let mut contents = match contents {
-            Contents::Empty { completed: 0, .. } => self.emptied(),
-            other => swarm::with_completed(other, self.torrent.completed, keys),
+            Contents::Empty { completed: Count::NONE, .. } => self.emptied(),
+            other => {
+                let more = Count::of_saved(self.torrent.completed);
+                swarm::with_completed(other, more, keys)
+            }
         };
         self.store.note_bytes(shard, before, contents.bytes());
         let torrent = self.torrent;
@@ -474,7 +481,7 @@ impl Restoring<'_, '_> {
             _ => now.seconds(),
         };
         let since_s = u32::try_from(since.min(now.seconds())).unwrap_or(u32::MAX);
-        Contents::Empty { completed: self.torrent.completed, since_s }
+        Contents::Empty { completed: Count::of_saved(self.torrent.completed), since_s }
     }
 
     /// Merges a peer.

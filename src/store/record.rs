@@ -92,6 +92,13 @@ impl<const ADDRESS: usize> Endpoint<ADDRESS> {
         Self { address, port: port.to_be_bytes() }
     }
 
+    /// The kind of every such peer.
+    pub(super) const KIND: Kind = match ADDRESS {
+        4 => Kind::V4,
+        16 => Kind::V6,
+        _ => Kind::Web,
+    };
+
     /// Whether hosts and networks can be told apart by the address: not those of WebRTC peers.
     pub(super) const HAS_PREFIX: bool = ADDRESS != 14;
 
@@ -115,6 +122,23 @@ impl<const ADDRESS: usize> Endpoint<ADDRESS> {
         self.host() & (u64::MAX << (u64::BITS - bits))
     }
 
+    /// Its network, as one that can be told from those of other kinds.
+    pub(super) fn network_of_kind(&self) -> Network {
+        let network = if ADDRESS == 14 { self.host() & WEB_NETWORK } else { self.network() };
+        Network(Self::KIND as u8, network)
+    }
+
+    /// What is taken for one network among peers of a scope, as one number: in a local network each
+    /// host is one, and on this host each port.
+    pub(super) fn network_in(&self, scope: Scope) -> u128 {
+        let port = u128::from(u16::from_be_bytes(self.port));
+        match scope {
+            Scope::Public => self.network_of_kind().1.into(),
+            Scope::Private => self.host().into(),
+            Scope::Loopback => u128::from(self.host()) << 16 | port,
+        }
+    }
+
     /// Whether everybody may be told of it.
     #[inline]
     pub(super) fn is_public(&self) -> bool {
@@ -126,6 +150,22 @@ impl<const ADDRESS: usize> Endpoint<ADDRESS> {
             16 => Scope::of_v6(Ipv6Addr::from(wide)) == Scope::Public,
             _ => true,
         }
+    }
+}
+
+/// What a WebRTC peer's name tells of its network: see [`WebPeer`].
+const WEB_NETWORK: u64 = u64::MAX << (u64::BITS - 8 * WebPeer::NETWORK_BYTES);
+
+/// A network of one kind of peers: an IPv4 /24, an IPv6 /48, what a WebRTC peer's name says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Network(u8, u64);
+
+impl Network {
+    /// What stands above it, which starts with the same bits: an IPv4 /16, an IPv6 /32. Of WebRTC
+    /// peers' there is nothing.
+    pub(super) fn above(self) -> Self {
+        let bits = if self.0 == Kind::V6 as u8 { 32 } else { 16 };
+        Self(self.0, self.1 & (u64::MAX << (u64::BITS - bits)))
     }
 }
 
@@ -326,6 +366,13 @@ impl Stamp {
     #[inline]
     pub(super) fn age_s(self, now: Now) -> u32 {
         u32::from(self.ticks_since(now)).saturating_sub(1) * TICK_S
+    }
+
+    /// The first second of the tick of the latest announce, since the Unix epoch.
+    #[inline]
+    pub(super) fn announced_s(self, now: Now) -> u64 {
+        let ticks = now.seconds() / u64::from(TICK_S);
+        ticks.saturating_sub(self.ticks_since(now).into()) * u64::from(TICK_S)
     }
 
     /// Ticks from the latest announce to this moment.

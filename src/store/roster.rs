@@ -11,10 +11,11 @@
 
 use ahash::RandomState;
 
-use super::Stored;
 use super::asker::{Asker, joins_probation, refused};
-use super::record::{Endpoint, Record, Role};
+use super::record::{Endpoint, Network, Record, Role, Stamp};
+use super::{Stored, full};
 use crate::time::Now;
+use crate::types::{Kind, Scope};
 
 /// How many of each role a roster holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -62,14 +63,20 @@ pub enum Change {
 pub(super) struct Outcome {
     /// The role it had, if the peer was known.
     pub(super) before: Option<Role>,
+    /// What was known of it then.
+    pub(super) known: Option<Stamp>,
     /// The role it has, if the peer stays.
     pub(super) after: Option<Role>,
     /// Where the peer stands now, if it stays.
     pub(super) position: Option<usize>,
     /// Whether a download was counted.
     pub(super) completed: bool,
-    /// The role of a peer that had to go for it.
-    pub(super) replaced: Option<Role>,
+    /// Whether a peer of another network was there when it was.
+    pub(super) is_witnessed: bool,
+    /// What the peer was that had to go for it.
+    pub(super) replaced: Option<(Kind, Role)>,
+    /// The role of a newcomer to a full swarm, which is not in it yet: one has to go for it.
+    pub(super) waits: Option<Role>,
     /// Whether a peer that was to join did.
     pub(super) stored: Stored,
 }
@@ -88,8 +95,10 @@ pub(super) struct Beside {
 pub(super) enum Place {
     /// Beside all others.
     Own,
-    /// That of another, who has to go.
+    /// That of another of the roster, who has to go.
     Of(usize),
+    /// That of another of the swarm, which is full.
+    Others,
     /// Nowhere.
     None,
 }
@@ -100,6 +109,9 @@ pub(super) const HOSTS_COUNTED_FROM: usize = 256;
 /// How many are looked at to find one that has been silent for long. On average, 3 in a hundred
 /// have been silent for longer than the longest silent of so many.
 const SILENT_SAMPLE: usize = 32;
+
+/// How many are looked at to find one of another network.
+const WITNESSES_MAX: usize = 64;
 
 /// Storage of the peers of one swarm that share family and scope.
 pub(super) trait Roster<const ADDRESS: usize> {
@@ -138,25 +150,42 @@ pub(super) trait Roster<const ADDRESS: usize> {
             (None, Change::Stopped) => Outcome::default(),
             (None, Change::Present { role, .. }) => self.join(asker, endpoint, role, beside),
             (Some(at), Change::Stopped) => {
-                Outcome { before: Some(self.remove(at, asker.keys)), ..Outcome::default() }
+                let known = Some(self.records()[at].stamp());
+                Outcome { before: Some(self.remove(at, asker.keys)), known, ..Outcome::default() }
             }
             (Some(at), Change::Present { role, completed }) => {
                 let before = self.records()[at].stamp();
                 let (stamp, completed) = asker.renewed(before, role, completed);
+                let is_witnessed = completed && self.has_witness(&endpoint, asker.scope);
                 self.renew(at, Record::new(endpoint, stamp));
                 let role = stamp.role();
+                let known = Some(before);
                 let before = before.role();
                 let position =
                     if before == role { at } else { self.recast(at, before, role, asker.keys) };
                 Outcome {
                     before: Some(before),
+                    known,
                     after: Some(role),
                     position: Some(position),
                     completed,
+                    is_witnessed,
                     ..Outcome::default()
                 }
             }
         }
+    }
+
+    /// Whether a peer of another network is there: one whom a download may have come from. In a
+    /// large roster some are looked at, at both ends. Peers of another kind do not count, for a
+    /// host with one address of each family is one host.
+    #[cold]
+    fn has_witness(&self, endpoint: &Endpoint<ADDRESS>, scope: Scope) -> bool {
+        let records = self.records();
+        let (front, back) = records.split_at(records.len().min(WITNESSES_MAX / 2));
+        let back = &back[back.len().saturating_sub(WITNESSES_MAX / 2)..];
+        let network = endpoint.network_in(scope);
+        front.iter().chain(back).any(|it| it.endpoint.network_in(scope) != network)
     }
 
     /// Lets a newcomer in, if there is a place and memory for it.
@@ -167,15 +196,29 @@ pub(super) trait Roster<const ADDRESS: usize> {
         role: Role,
         beside: Beside,
     ) -> Outcome {
+        match self.place(asker, &endpoint, beside.peers) {
+            Place::Others => Outcome { waits: Some(role), ..Outcome::default() },
+            place => self.enter(asker, endpoint, role, place, beside),
+        }
+    }
+
+    /// Lets a newcomer in at a place, if there is memory for it.
+    fn enter(
+        &mut self,
+        asker: &mut Asker<'_>,
+        endpoint: Endpoint<ADDRESS>,
+        role: Role,
+        place: Place,
+        beside: Beside,
+    ) -> Outcome {
         let on_probation =
             asker.is_short && !beside.is_settled && joins_probation(self.records(), &endpoint);
-        let place = self.place(asker, &endpoint, beside.peers);
         let replaced = match place {
-            Place::None => return refused(Stored::NetworkFull),
+            Place::None | Place::Others => return refused(Stored::NetworkFull),
             Place::Own if !asker.admits(self.growth(1)) => return refused(Stored::NoMemory),
             Place::Of(_) if !asker.admits(self.growth(0)) => return refused(Stored::NoMemory),
             Place::Own => None,
-            Place::Of(at) => Some(self.remove(at, asker.keys)),
+            Place::Of(at) => Some((Endpoint::<ADDRESS>::KIND, self.remove(at, asker.keys))),
         };
         let record = asker.record(endpoint, role, on_probation);
         let position = self.insert(record, asker.keys);
@@ -197,9 +240,39 @@ pub(super) trait Roster<const ADDRESS: usize> {
         if asker.is_restored() {
             return Place::None; // whoever is there may have announced since
         }
+        Place::Others
+    }
+
+    /// The place of one that has been silent for long. There is somebody.
+    fn place_of_silent(&self, asker: &mut Asker<'_>) -> Place {
+        let len = self.records().len();
         let drawn = (0..SILENT_SAMPLE).map(|_| asker.random.usize(..len));
         let silent_s = |at: &usize| self.records()[*at].stamp().age_s(asker.now);
         drawn.max_by_key(silent_s).map_or(Place::Own, Place::Of)
+    }
+
+    /// The network and the silence of a peer, for [`full::crowded_out`]; `None` of a local one.
+    #[inline]
+    fn look(&self, at: usize, now: Now) -> Option<(Network, u32)> {
+        let Record { endpoint, .. } = &self.records()[at];
+        let silent_s = self.records()[at].stamp().age_s(now);
+        endpoint.is_public().then(|| (endpoint.network_of_kind(), silent_s))
+    }
+
+    /// Lets a newcomer in for another of the roster, which is all of a full swarm.
+    #[cold]
+    fn replace(
+        &mut self,
+        asker: &mut Asker<'_>,
+        endpoint: Endpoint<ADDRESS>,
+        role: Role,
+        beside: Beside,
+    ) -> Outcome {
+        let newcomer = asker.capped.then(|| endpoint.network_of_kind());
+        let (len, now) = (self.records().len(), asker.now);
+        let crowded_out = full::crowded_out(len, newcomer, asker.random, |at| self.look(at, now));
+        let place = crowded_out.map_or_else(|| self.place_of_silent(asker), Place::Of);
+        self.enter(asker, endpoint, role, place, beside)
     }
 
     /// Adds a peer; says where it stands.

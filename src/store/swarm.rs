@@ -13,10 +13,10 @@ use std::net::IpAddr;
 use ahash::RandomState;
 use fastrand::Rng;
 
-use super::asker::{Asker, all_on_probation, refused};
-use super::contents::{Contents, ONE_COMPLETED_MAX};
+use super::asker::{Asker, refused};
+use super::contents::{Contents, Count};
 use super::large::{Crowd, Large, crowd_of};
-use super::record::{Address, Endpoint, Record, Record4, Role, Stamp};
+use super::record::{Address, Endpoint, Record, Record4, Role};
 use super::roster::{Beside, Change, Counts, Outcome, Roster};
 use super::select::{Capped, Pool, choose as choose_from};
 use super::table::{Block, Owned};
@@ -45,7 +45,7 @@ fn announce_v4(
                 return (contents, Outcome::default());
             };
             // A count that was there before is not to go with a newcomer.
-            let on_probation = asker.is_short && completed == 0;
+            let on_probation = asker.is_short && completed == Count::NONE;
             let record = asker.record(endpoint, role, on_probation);
             let outcome = Outcome { after: Some(role), position: Some(0), ..Outcome::default() };
             (one(record, completed, asker.keys), outcome)
@@ -61,9 +61,8 @@ fn announce_v4(
         }
         Contents::Few4(block) if block.serves(asker, &endpoint) => few4(block, asker, endpoint),
         Contents::Many(mut large) => {
-            let all = large.len();
-            let outcome = join_crowd(&mut large.v4, asker, endpoint, all);
-            large.completed = large.completed.saturating_add(u32::from(outcome.completed));
+            let outcome = join_crowd(&mut large, asker, endpoint, |it| &mut it.v4);
+            large.completed = large.completed.after(&outcome);
             (settled(large, asker.now), outcome)
         }
         _ if !asker.joins() => (contents, Outcome::default()),
@@ -88,9 +87,8 @@ fn announce_v6(
         }
         Contents::Few6(block) if block.serves(asker, &endpoint) => few6(block, asker, endpoint),
         Contents::Many(mut large) => {
-            let all = large.len();
-            let outcome = join_crowd(&mut large.v6, asker, endpoint, all);
-            large.completed = large.completed.saturating_add(u32::from(outcome.completed));
+            let outcome = join_crowd(&mut large, asker, endpoint, |it| &mut it.v6);
+            large.completed = large.completed.after(&outcome);
             (settled(large, asker.now), outcome)
         }
         _ if !asker.joins() => (contents, Outcome::default()),
@@ -111,7 +109,7 @@ fn announce_web(
     }
     // Where memory is short, a torrent that is new would be on probation; but the layout of WebRTC
     // peers takes much and cannot give way in time, so it is not stored at all.
-    let is_new = matches!(&contents, Contents::Empty { completed: 0, .. });
+    let is_new = matches!(&contents, Contents::Empty { completed: Count::NONE, .. });
     if !known && ((asker.is_short && is_new) || !asker.admits(ENLARGED_BYTES)) {
         return (contents, refused(Stored::NoMemory));
     }
@@ -120,10 +118,11 @@ fn announce_web(
         smaller => enlarge(smaller, asker.keys),
     };
     let all = large.len();
-    let crowd = large.web.get_or_insert_with(|| Box::new(Crowd::new(asker.scope)));
-    let beside = Beside { peers: all - crowd.records().len(), is_settled: true };
-    let outcome = crowd.apply(asker, endpoint, beside);
-    large.completed = large.completed.saturating_add(u32::from(outcome.completed));
+    let scope = asker.scope;
+    let outcome = apply(&mut large, asker, endpoint, all, |it| {
+        &mut **it.web.get_or_insert_with(|| Box::new(Crowd::new(scope)))
+    });
+    large.completed = large.completed.after(&outcome);
     (settled(large, asker.now), outcome)
 }
 
@@ -165,23 +164,23 @@ where
     /// Applies the announce and counts a completed download.
     #[inline]
     fn announce(&mut self, asker: &mut Asker<'_>, endpoint: Endpoint<ADDRESS>) -> Outcome {
-        let is_last_on_probation = self.records().len() == 1 && all_on_probation(self.records());
         // A count that was there before is not to go with a newcomer.
-        let is_settled = self.records().is_empty() && self.completed() > 0;
-        let outcome = self.apply(asker, endpoint, Beside { peers: 0, is_settled });
-        if outcome.completed {
-            self.set_completed(self.completed().saturating_add(1));
+        let is_settled = self.records().is_empty() && self.completed() != Count::NONE;
+        let beside = Beside { peers: 0, is_settled };
+        let mut outcome = self.apply(asker, endpoint, beside);
+        if let Some(role) = outcome.waits {
+            outcome = self.replace(asker, endpoint, role, beside);
         }
-        if is_last_on_probation && self.records().is_empty() {
-            self.set_completed(0);
+        if outcome.completed {
+            self.set_completed(self.completed().after(&outcome));
         }
         outcome
     }
 }
 
 /// One peer, in place where its count fits beside it.
-pub(super) fn one(record: Record4, completed: u32, keys: &RandomState) -> Contents {
-    if completed <= ONE_COMPLETED_MAX {
+pub(super) fn one(record: Record4, completed: Count, keys: &RandomState) -> Contents {
+    if completed.fits_beside_peer() {
         Contents::One(record, completed)
     } else {
         let mut block = Block::with_room(1, completed);
@@ -190,31 +189,31 @@ pub(super) fn one(record: Record4, completed: u32, keys: &RandomState) -> Conten
     }
 }
 
-fn renew_one(record: Record4, completed: u32, asker: &Asker<'_>) -> (Contents, Outcome) {
-    let before = Some(record.stamp().role());
+fn renew_one(record: Record4, completed: Count, asker: &Asker<'_>) -> (Contents, Outcome) {
+    let (before, known) = (Some(record.stamp().role()), Some(record.stamp()));
     match asker.change {
         Change::Stopped => {
-            let outcome = Outcome { before, ..Outcome::default() };
-            (left_by(record.stamp(), completed, asker.now), outcome)
+            let outcome = Outcome { before, known, ..Outcome::default() };
+            (empty(completed, asker.now), outcome)
         }
         Change::Present { role, completed: ended } => {
             let (stamp, counts) = asker.renewed(record.stamp(), role, ended);
             let record = Record::new(record.endpoint, stamp);
-            let completed = completed + u32::from(counts);
             let outcome = Outcome {
                 before,
+                known,
                 after: Some(stamp.role()),
                 position: Some(0),
                 completed: counts,
                 ..Outcome::default()
             };
-            (one(record, completed, asker.keys), outcome)
+            (one(record, completed.after(&outcome), asker.keys), outcome)
         }
     }
 }
 
 /// A block for the peer in place and one more.
-fn two_of(record: Record4, completed: u32, keys: &RandomState) -> Block<4> {
+fn two_of(record: Record4, completed: Count, keys: &RandomState) -> Block<4> {
     let mut block = Block::with_room(2, completed);
     block.insert(record, keys);
     block
@@ -242,14 +241,15 @@ fn few6(
     (Contents::Few6(block), outcome)
 }
 
-/// An announce by one of a swarm of `all` peers.
+/// An announce by a peer whose crowd is among those of one kind.
 fn join_crowd<const ADDRESS: usize>(
-    crowds: &mut Vec<Crowd<ADDRESS>>,
+    large: &mut Large,
     asker: &mut Asker<'_>,
     endpoint: Endpoint<ADDRESS>,
-    all: usize,
+    crowds: impl Fn(&mut Large) -> &mut Vec<Crowd<ADDRESS>>,
 ) -> Outcome {
-    if !crowds.iter().any(|crowd| crowd.scope == asker.scope) {
+    let (all, scope) = (large.len(), asker.scope);
+    if !crowds(large).iter().any(|crowd| crowd.scope == scope) {
         if !asker.joins() {
             return Outcome::default();
         }
@@ -257,41 +257,53 @@ fn join_crowd<const ADDRESS: usize>(
             return refused(Stored::NoMemory);
         }
     }
-    let crowd = crowd_of(crowds, asker.scope);
-    let peers = all - crowd.records().len();
-    crowd.apply(asker, endpoint, Beside { peers, is_settled: true })
+    apply(large, asker, endpoint, all, |it| crowd_of(crowds(it), scope))
 }
 
-/// A swarm with `more` downloads counted.
-pub(super) fn with_completed(contents: Contents, more: u32, keys: &RandomState) -> Contents {
+/// An announce by one of a swarm of `all` peers, whose crowd `own` finds.
+fn apply<const ADDRESS: usize>(
+    large: &mut Large,
+    asker: &mut Asker<'_>,
+    endpoint: Endpoint<ADDRESS>,
+    all: usize,
+    own: impl Fn(&mut Large) -> &mut Crowd<ADDRESS>,
+) -> Outcome {
+    let crowd = own(large);
+    let beside = Beside { peers: all - crowd.records().len(), is_settled: true };
+    let outcome = crowd.apply(asker, endpoint, beside);
+    match outcome.waits {
+        None => outcome,
+        Some(role) => large.replace(asker, endpoint, (role, beside), own),
+    }
+}
+
+/// A swarm with the downloads of a snapshot counted as well.
+pub(super) fn with_completed(contents: Contents, more: Count, keys: &RandomState) -> Contents {
     match contents {
         Contents::Empty { completed, since_s } => {
-            Contents::Empty { completed: completed.saturating_add(more), since_s }
+            Contents::Empty { completed: completed.plus(more), since_s }
         }
-        Contents::One(record, completed) => one(record, completed.saturating_add(more), keys),
+        Contents::One(record, completed) => one(record, completed.plus(more), keys),
         Contents::Few4(mut block) => {
-            block.set_completed(block.completed().saturating_add(more));
+            block.set_completed(block.completed().plus(more));
             Contents::Few4(block)
         }
         Contents::Few6(mut block) => {
-            block.set_completed(block.completed().saturating_add(more));
+            block.set_completed(block.completed().plus(more));
             Contents::Few6(block)
         }
         Contents::Many(mut large) => {
-            large.completed = large.completed.saturating_add(more);
+            large.completed = large.completed.plus(more);
             Contents::Many(large)
         }
     }
 }
 
-/// A swarm whose last peer has left. The count of a torrent on probation goes with it: else three
-/// announces would leave an entry that is there to stay.
-pub(super) fn left_by(last: Stamp, completed: u32, now: Now) -> Contents {
-    empty(if last.is_on_probation() { 0 } else { completed }, now)
-}
-
-/// A swarm nobody is in any more, kept for its count if it has one.
-pub(super) fn empty(completed: u32, now: Now) -> Contents {
+/// A swarm nobody is in any more, kept for its count if that may outlive its peers.
+pub(super) fn empty(completed: Count, now: Now) -> Contents {
+    if !completed.outlives_peers() {
+        return Contents::VACANT;
+    }
     let since_s = u32::try_from(now.seconds()).unwrap_or(u32::MAX);
     Contents::Empty { completed, since_s }
 }
@@ -389,8 +401,9 @@ impl Tally {
     }
 
     /// As a scrape is told, with the downloads counted.
-    pub(super) fn entry(self, completed: u32) -> ScrapeEntry {
+    pub(super) fn entry(self, completed: Count) -> ScrapeEntry {
         let (seeders, leechers) = (self.seeders, self.peers - self.seeders);
+        let completed = completed.number();
         ScrapeEntry { seeders, completed, leechers, downloaders: self.wanting }
     }
 }
@@ -401,7 +414,7 @@ pub(super) fn scrape(contents: &Contents) -> ScrapeEntry {
 }
 
 /// Downloads counted in a swarm.
-fn completed(contents: &Contents) -> u32 {
+fn completed(contents: &Contents) -> Count {
     match contents {
         Contents::Empty { completed, .. } | Contents::One(_, completed) => *completed,
         Contents::Few4(block) => block.completed(),

@@ -23,8 +23,8 @@ use dashmap::{DashMap, SharedValue};
 use hashbrown::raw::{Bucket, RawTable};
 
 use super::block::{BlockHead, tag_bytes};
-use super::contents::{Contents, ONE_COMPLETED_MAX};
-use super::keeper::{Keeper, Visit, Walk};
+use super::contents::{Contents, Count};
+use super::keeper::{Going, Keeper, Visit, Walk};
 use super::large::Large;
 use super::record::Record;
 use crate::types::InfoHash;
@@ -50,7 +50,7 @@ impl<const ADDRESS: usize> Block<ADDRESS> {
     }
 
     /// An empty block with room for `capacity` records.
-    pub(super) fn with_capacity(capacity: usize, completed: u32) -> Self {
+    pub(super) fn with_capacity(capacity: usize, completed: Count) -> Self {
         let layout = Self::layout(capacity);
         // SAFETY: the layout holds at least the head, so its size is not zero.
         let memory = unsafe { alloc_zeroed(layout) };
@@ -233,12 +233,12 @@ impl SwarmCell {
         };
         match contents {
             Contents::Empty { completed, since_s } => {
-                Self { words: [TAG_EMPTY, completed, since_s] }
+                Self { words: [TAG_EMPTY, completed.word(), since_s] }
             }
             Contents::One(record, completed) => {
-                debug_assert!(completed <= ONE_COMPLETED_MAX);
+                debug_assert!(completed.fits_beside_peer());
                 let [low, high] = zerocopy::transmute!(record);
-                Self { words: [TAG_ONE | (completed << 8), low, high] }
+                Self { words: [TAG_ONE | (completed.word() << 8), low, high] }
             }
             Contents::Few4(block) => pointer(TAG_FEW4 | (block.lines() << 8), block.into_address()),
             Contents::Few6(block) => pointer(TAG_FEW6 | (block.lines() << 8), block.into_address()),
@@ -268,7 +268,7 @@ impl SwarmCell {
         ManuallyDrop::new(match self.words[0] & 0xff {
             TAG_ONE => {
                 let record = zerocopy::transmute!([self.words[1], self.words[2]]);
-                Contents::One(record, self.words[0] >> 8)
+                Contents::One(record, Count::from_word(self.words[0] >> 8))
             }
             TAG_FEW4 => Contents::Few4(self.block()),
             TAG_FEW6 => Contents::Few6(self.block()),
@@ -277,7 +277,10 @@ impl SwarmCell {
                 let large = NonNull::new(large).expect("packed from a non-null pointer");
                 Contents::Many(Owned(large))
             }
-            _ => Contents::Empty { completed: self.words[1], since_s: self.words[2] },
+            _ => {
+                let completed = Count::from_word(self.words[1]);
+                Contents::Empty { completed, since_s: self.words[2] }
+            }
         })
     }
 
@@ -575,12 +578,14 @@ impl Table {
         true
     }
 
-    /// Lets others than the one at `spot` give way, from where the shard's hand was left.
+    /// Lets others than the one at `spot` give way, from where the shard's hand was left: of those
+    /// that are looked at, the first to go by the keeper's order.
     #[cold]
     fn make_room(&self, table: &mut RawTable<Entry>, spot: &Spot<'_>, keeper: &mut impl Keeper) {
         let hand = &self.hints[spot.shard].hand;
         let mut at = hand.load(Ordering::Relaxed);
-        let mut gone = 0;
+        let mut found = [(Going::OnProbation, 0); LOOKS_FOR_ROOM];
+        let mut count = 0;
         for _ in 0..LOOKS_FOR_ROOM.min(table.buckets()) {
             at = (at + 1) & (table.buckets() - 1);
             // SAFETY: `at` is below the table's number of buckets, a power of two.
@@ -589,19 +594,35 @@ impl Table {
             }
             // SAFETY: as above; a full bucket holds an initialised entry.
             let bucket = unsafe { table.bucket(at) };
-            // SAFETY: the table's lock is held for writing, so this is the only reference.
-            let entry = unsafe { bucket.as_mut() };
-            if entry.0 == *spot.info_hash || !keeper.gives_way(spot.shard, entry.1.get_mut()) {
-                continue;
-            }
-            // SAFETY: the bucket is full and of this table; `entry` is not used after.
-            unsafe { table.erase(bucket) };
-            gone += 1;
-            if gone == GONE_MAX {
-                break;
+            // SAFETY: the table's lock is held for writing, and nobody else has this entry now.
+            let entry = unsafe { bucket.as_ref() };
+            if entry.0 != *spot.info_hash
+                && let Some(order) = keeper.may_go(entry.1.get())
+            {
+                found[count] = (order, at);
+                count += 1;
             }
         }
         hand.store(at, Ordering::Relaxed);
+        let found = &mut found[..count];
+        found.sort_unstable();
+        // While there are torrents without peers, no other goes; and of those as many as it takes
+        // for a bucket that anybody can use.
+        let with_peers = found.first().is_some_and(|it| it.0 == Going::OnProbation);
+        for (gone, &(going, at)) in found.iter().enumerate() {
+            let has_room = !with_peers && table.len() < table.capacity();
+            let is_last = if with_peers { gone == GONE_MAX } else { going == Going::OnProbation };
+            if has_room || is_last {
+                break;
+            }
+            // SAFETY: the bucket was full, and only others have been emptied since.
+            let bucket = unsafe { table.bucket(at) };
+            // SAFETY: the table's lock is held for writing, so this is the only reference.
+            let entry = unsafe { bucket.as_mut() };
+            keeper.goes(spot.shard, entry.1.get_mut());
+            // SAFETY: the bucket is full and of this table; `entry` is not used after.
+            unsafe { table.erase(bucket) };
+        }
     }
 
     /// Looks at the cell of `info_hash`, if there is one, under its shard's shared lock.

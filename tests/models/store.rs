@@ -68,6 +68,31 @@ impl Who {
         }
     }
 
+    /// The network that its peers crowd a full swarm from, and the one above it; `None` of a local
+    /// peer.
+    fn crowd(self) -> Option<[u128; 2]> {
+        match self {
+            _ if self.scope() != Scope::Public => None,
+            Self::At(IpAddr::V4(it), _) => {
+                Some([8, 16].map(|bits| u128::from(u32::from(it)) >> bits))
+            }
+            Self::At(IpAddr::V6(it), _) => Some([80, 96].map(|bits| u128::from(it) >> bits)),
+            Self::Web([a, b, ..]) => Some([u128::from(u16::from_be_bytes([a, b])); 2]),
+        }
+    }
+
+    /// Whether `self` bears witness of a download of `other`: both are of one roster, and not of
+    /// one network, host or (on this host) port.
+    fn is_witness_of(self, other: Self) -> bool {
+        let place = |who: Self| match (who.scope(), who) {
+            (Scope::Public, _) => who.crowd().map(|it| (it[0], 0)),
+            (Scope::Private, _) => who.prefixes().map(|it| (it.0, 0)),
+            (Scope::Loopback, Self::At(_, port)) => who.prefixes().map(|it| (it.0, port)),
+            (Scope::Loopback, Self::Web(_)) => None,
+        };
+        self.roster() == other.roster() && place(self) != place(other)
+    }
+
     fn address(self) -> Option<SocketAddr> {
         match self {
             Self::At(address, port) => Some((address, port).into()),
@@ -92,7 +117,24 @@ pub(crate) struct Torrent {
     pub(crate) peers: BTreeMap<Who, Known>,
     pub(crate) completed: u32,
     pub(crate) empty_since_s: u64,
+    /// Whether the count outlives the peers.
+    pub(crate) outlives: Outlives,
 }
+
+/// Whether a count outlives its peers: only if one of another network was there when it was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Outlives {
+    #[default]
+    No,
+    /// There was one, but among so many that it may have been overlooked.
+    Perhaps,
+    Yes,
+}
+
+/// Of so many peers of a roster none is overlooked.
+const WITNESSES_MAX: usize = 64;
+/// So many peers of a network, or of the one above it, are the least that crowd a full swarm.
+const CROWDS: [usize; 2] = [4, 32];
 
 impl Torrent {
     /// Whether the store may take it for one on probation: few peers of one network, none of whom
@@ -107,6 +149,32 @@ impl Torrent {
 
     pub(crate) fn counts(&self) -> ScrapeEntry {
         sums::counts(self.completed, self.peers.values().map(|it| it.role))
+    }
+
+    /// Whether the count that a peer makes now outlives the peers.
+    fn outlives(&self, who: Who) -> Outlives {
+        let roster = self.peers.keys().filter(|it| it.roster() == who.roster());
+        match (roster.clone().any(|it| it.is_witness_of(who)), roster.count() <= WITNESSES_MAX) {
+            (false, _) => Outlives::No,
+            (true, true) => Outlives::Yes,
+            (true, false) => Outlives::Perhaps,
+        }
+    }
+
+    /// Whether nothing is left of it, or for sure not, where that is not sure.
+    fn is_vacant(&self) -> bool {
+        self.peers.is_empty() && (self.completed == 0 || self.outlives == Outlives::No)
+    }
+
+    /// Whether so many of a peer's network are there, or of the one above it, that it may go for
+    /// any newcomer to a full swarm.
+    fn is_crowded(&self, who: Who) -> bool {
+        let Some(of) = who.crowd() else { return false };
+        let others = || self.peers.keys().filter(|it| it.kind() == who.kind());
+        (0..2).any(|at| {
+            let near = others().filter(|it| it.crowd().is_some_and(|it| it[at] == of[at]));
+            near.count() >= CROWDS[at]
+        })
     }
 }
 
@@ -140,6 +208,7 @@ impl Model {
                 if completed && was && !counted {
                     counted = true;
                     torrent.completed += 1;
+                    torrent.outlives = torrent.outlives.max(torrent.outlives(who));
                     self.completed += 1;
                 }
                 let was_leecher = was || role != Role::Seeder;
@@ -153,7 +222,7 @@ impl Model {
             torrent.empty_since_s = now.seconds();
         }
         let counts = torrent.counts();
-        if torrent.peers.is_empty() && torrent.completed == 0 {
+        if torrent.is_vacant() {
             self.torrents.remove(visit.info_hash);
         }
         counts
@@ -178,14 +247,13 @@ impl Model {
             return torrent.map(Torrent::counts).unwrap_or_default();
         }
         let is_new = !self.torrents.contains_key(visit.info_hash);
-        let leaves_unproven = self.torrents.get(visit.info_hash).is_some_and(Torrent::may_go);
         let mut counts = self.announce_when(is_short, now, visit);
         assert_eq!(answer.created, is_new && self.torrents.contains_key(visit.info_hash));
         let told = answer.seeders + answer.leechers;
         if counts.seeders + counts.leechers == told + 1 {
             counts = self.follow_replaced(store, now, visit);
         }
-        if told == 0 && leaves_unproven {
+        if told == 0 {
             self.forget_count(store, visit.info_hash);
         }
         counts
@@ -197,10 +265,10 @@ impl Model {
         if evicted > 0 {
             let known = self.torrents.len();
             self.torrents.retain(|info_hash, torrent| {
-                let gone = !torrent.peers.is_empty()
-                    && info_hash != spared
-                    && store.torrent(info_hash, Now::from_s(0), 0, 0).is_none();
-                assert!(!gone || torrent.may_go(), "it was beyond probation");
+                let gone =
+                    info_hash != spared && store.torrent(info_hash, Now::from_s(0), 0, 0).is_none();
+                let may_go = torrent.peers.is_empty() || torrent.may_go();
+                assert!(!gone || may_go, "it was beyond probation");
                 !gone
             });
             assert_eq!((known - self.torrents.len()) as u64, evicted);
@@ -216,7 +284,6 @@ impl Model {
         let gone: Vec<_> =
             torrent.peers.keys().copied().filter(|it| !left.contains(&it.address())).collect();
         let [gone] = gone[..] else { panic!("one goes for one: {gone:?}") };
-        assert_eq!(gone.roster(), newcomer.roster());
         let others = torrent.peers.iter().filter(|it| *it.0 != newcomer);
         let roster = others.clone().filter(|it| it.0.roster() == newcomer.roster());
         let host = |who: Who| who.prefixes().map(|it| it.0);
@@ -230,14 +297,20 @@ impl Model {
             assert_eq!(silent.map(age_s), Some(age_s(tick(&torrent.peers[&gone]))));
         } else {
             assert!(others.count() >= self.peers_max, "nobody had to go");
+            // A newcomer displaces nobody of another family, or scope, but where there is a crowd.
+            let is_of_crowd = torrent.is_crowded(gone);
+            assert!(gone.roster() == newcomer.roster() || is_of_crowd, "{gone:?} for {newcomer:?}");
         }
         torrent.peers.remove(&gone);
         torrent.counts()
     }
 
-    /// Forgets a count with the last peer where the store did, which it may where none was proven.
+    /// Forgets a count with the last peer where the store did, which it may where that is not sure.
     fn forget_count(&mut self, store: &Store, info_hash: &InfoHash) {
-        if store.torrent(info_hash, Now::from_s(0), 0, 0).is_none() {
+        let gone = store.torrent(info_hash, Now::from_s(0), 0, 0).is_none();
+        if let Some(torrent) = self.torrents.get(info_hash).filter(|it| gone && it.peers.is_empty())
+        {
+            assert_eq!(torrent.outlives, Outlives::Perhaps, "{info_hash}");
             self.torrents.remove(info_hash);
         }
     }
@@ -255,7 +328,6 @@ impl Model {
         let tick = |seconds: u64| seconds / u64::from(TICK_S);
         self.torrents.retain(|info_hash, torrent| {
             let had = !torrent.peers.is_empty();
-            let unproven = had && torrent.may_go();
             torrent.peers.retain(|_, known| {
                 let ticks = tick(now.seconds()) - tick(known.announced_s);
                 ticks.saturating_sub(1) * u64::from(TICK_S) <= u64::from(LIMITS.peer_age_s_max)
@@ -266,11 +338,14 @@ impl Model {
             if had {
                 torrent.empty_since_s = now.seconds();
             }
-            if unproven && store.torrent(info_hash, now, 0, 0).is_none() {
+            let is_there = store.torrent(info_hash, now, 0, 0).is_some();
+            // Where memory is short, what has no peers goes early.
+            let may_be_gone = torrent.outlives == Outlives::Perhaps || store.usage().bytes_max > 0;
+            if !is_there && may_be_gone {
                 return false;
             }
             let kept_s = now.seconds() - torrent.empty_since_s;
-            torrent.completed > 0 && kept_s <= u64::from(LIMITS.empty_torrent_age_s_max)
+            !torrent.is_vacant() && kept_s <= u64::from(LIMITS.empty_torrent_age_s_max)
         });
     }
 

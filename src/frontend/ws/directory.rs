@@ -12,7 +12,7 @@ use dashmap::DashMap;
 use siphasher::sip128::{Hasher128, SipHasher24};
 
 use crate::protocol::webtorrent::OfferId;
-use crate::types::{InfoHash, PeerId, WebPeer};
+use crate::types::{InfoHash, PeerId, Scope, WebPeer};
 
 /// Where a socket is: the worker, its slot there, and which of the slot's sockets, so that mail for
 /// one that has gone reaches nobody.
@@ -82,18 +82,24 @@ impl Directory {
         self.routes.len()
     }
 
-    /// The name of a client's peer.
+    /// The name of a client's peer. It begins with what tells its network, a public IPv4 /24 or
+    /// IPv6 /48; in a local network everybody counts by himself.
     pub(super) fn web_peer(
         &self,
         info_hash: &InfoHash,
         peer_id: &PeerId,
         source: IpAddr,
     ) -> WebPeer {
-        let source = match source {
+        let octets = match source {
             IpAddr::V4(it) => it.to_ipv6_mapped().octets(),
             IpAddr::V6(it) => it.octets(),
         };
-        WebPeer(self.hash(&info_hash.0, &peer_id.0, &source))
+        let mut name = self.hash(&info_hash.0, &peer_id.0, &octets);
+        if Scope::of(source) == Scope::Public {
+            let Networks([_, network, _]) = self.networks(source);
+            [name[0], name[1]] = network.to_be_bytes();
+        }
+        WebPeer(name)
     }
 
     /// The name of an offer. Of another length than what a peer is named by, so never mistaken.

@@ -525,8 +525,8 @@ fn describe() {
             "skep_udp_socket_drops_total",
             "Datagrams the kernel dropped because a receive queue was full.",
         ),
-        ("skep_completed_total", "Downloads that completed, each peer counted once."),
-        ("skep_torrents_evicted_total", "Torrents on probation that gave way to others."),
+        ("skep_completed_total", "Downloads that completed, each address and port counted once."),
+        ("skep_torrents_evicted_total", "Torrents without peers or on probation that made room."),
     ];
     const GAUGES: [(&str, &str); 12] = [
         ("skep_build_info", "Always 1; the label tells the version."),

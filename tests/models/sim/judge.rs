@@ -24,7 +24,7 @@ pub(crate) enum Invariant {
     HowMany,
     /// Counts are those of the swarm.
     Counts,
-    /// A completed count never falls but by a crash or a day of emptiness.
+    /// A completed count that two networks made never falls but by a crash or a day of emptiness.
     CompletedNeverFalls,
     /// Whoever announces in time stays.
     NobodyIsLost,

@@ -5,7 +5,7 @@
 //! be there, and after some time nobody of them may be.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use skep::store::{ListedPeer, Role, Store, TICK_S, Totals};
 use skep::time::Now;
@@ -40,6 +40,38 @@ impl Who {
             Self::At(_) => Kind::V6,
             Self::Web(_) => Kind::Web,
         }
+    }
+
+    /// Peers of one roster that share this cannot make a count outlive its peers.
+    fn network(self) -> (u8, u8, IpAddr, u16) {
+        let (kind, scope) = (self.kind() as u8, self.scope());
+        let nowhere = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+        match self {
+            // Of those that may be browsers, every twelfth has the same address.
+            Self::Web(client) if client % 12 == 6 => (kind, scope, nowhere, 0),
+            Self::Web(client) => (kind, scope, nowhere, 1 + u16::try_from(client).unwrap()),
+            Self::At(it) if scope == 2 => (kind, scope, it.ip(), it.port()),
+            Self::At(it) if scope == 1 => {
+                let host = match it.ip() {
+                    IpAddr::V4(_) => it.ip(),
+                    IpAddr::V6(ip) => Ipv6Addr::from(u128::from(ip) >> 64 << 64).into(),
+                };
+                (kind, scope, host, 0)
+            }
+            Self::At(it) => {
+                let network = match it.ip() {
+                    IpAddr::V4(ip) => Ipv4Addr::from(u32::from(ip) >> 8 << 8).into(),
+                    IpAddr::V6(ip) => Ipv6Addr::from(u128::from(ip) >> 80 << 80).into(),
+                };
+                (kind, scope, network, 0)
+            }
+        }
+    }
+
+    /// Whether `self` bears witness of a download of `other`.
+    fn is_witness_of(self, other: Self) -> bool {
+        let same_roster = self.kind() == other.kind() && self.scope() == other.scope();
+        same_roster && self.network() != other.network()
     }
 
     /// 0: everybody may be told; others only who has the same.
@@ -126,6 +158,8 @@ impl Known {
 pub(crate) struct Torrent {
     pub(crate) peers: BTreeMap<Who, Known>,
     pub(crate) completed: u32,
+    /// Whether that count outlives the peers: one of another network was there when it was made.
+    outlives: bool,
     /// The seconds between which it lost its last peer.
     emptied_s: (u64, u64),
     /// When the store was last asked about it.
@@ -135,6 +169,11 @@ pub(crate) struct Torrent {
 impl Torrent {
     pub(crate) fn counts(&self) -> ScrapeEntry {
         sums::counts(self.completed, self.peers.values().map(|it| it.role))
+    }
+
+    /// Whether nothing is left of it.
+    fn is_vacant(&self) -> bool {
+        self.peers.is_empty() && (self.completed == 0 || !self.outlives)
     }
 
     /// Whether a snapshot has anything to say of it.
@@ -234,12 +273,13 @@ impl Swarms {
             let (from_s, to_s) = known.emptied_s;
             let kept_s = u64::from(EMPTY_AGE_S_MAX);
             if found.is_none() {
-                let may = known.completed == 0 || now.seconds() > from_s + kept_s;
+                let may = known.is_vacant() || now.seconds() > from_s + kept_s;
                 hold(may, Invariant::CompletedNeverFalls, || format!("{torrent} {known:?}"))?;
                 self.torrents.remove(torrent);
                 return Ok(());
             }
             let overdue = now.seconds() > (to_s + kept_s).max(swept_since_s) + SWEEP_S_MAX;
+            let overdue = overdue || known.is_vacant();
             hold(!overdue, Invariant::SilentAreForgotten, || format!("{torrent} {known:?}"))?;
         }
         let counts = found.map(|it| it.0.counts);
@@ -284,6 +324,8 @@ impl Swarms {
                 let counts = said.event == Event::Completed && was_leecher && !counted;
                 torrent.completed += u32::from(counts);
                 self.completed += u64::from(counts);
+                let is_witnessed = torrent.peers.keys().any(|it| it.is_witness_of(said.who));
+                torrent.outlives |= counts && is_witnessed;
                 let known = Known {
                     role,
                     was_leecher: was_leecher || role != Role::Seeder,
@@ -298,7 +340,7 @@ impl Swarms {
             torrent.emptied_s = (now.seconds(), now.seconds());
         }
         let counts = torrent.counts();
-        if torrent.peers.is_empty() && torrent.completed == 0 {
+        if torrent.is_vacant() {
             self.torrents.remove(&said.torrent);
         }
         counts
@@ -347,6 +389,7 @@ impl Swarms {
             }
             torrent.seen_s = now.seconds();
             torrent.completed += saved.completed;
+            torrent.outlives |= saved.completed > 0; // which a snapshot does not say
             for (who, known) in port_peers() {
                 let ticks = passed + known.ticks(at);
                 let known = Known { tick: now.seconds() / TICK - ticks, ..*known };
@@ -356,7 +399,7 @@ impl Swarms {
                     torrent.peers.insert(*who, merged);
                 }
             }
-            if torrent.peers.is_empty() && torrent.completed == 0 {
+            if torrent.is_vacant() {
                 self.torrents.remove(info_hash);
             }
         }
