@@ -104,6 +104,45 @@ fn peers_of_udp_and_http_find_each_other() {
 }
 
 #[test]
+fn a_client_of_both_families_is_not_handed_its_own_other_address() {
+    let skep = Skep::start(&[]);
+    let ports = |reply: &Response| peers(reply).iter().map(|it| it.1).collect::<Vec<_>>();
+    for _ in 0..3 {
+        for &address in &skep.tcp {
+            assert_eq!(ports(&ask(address, &announce(1, 1001, "&left=1"))), Vec::<u16>::new());
+        }
+    }
+    let both = vec![1001; skep.tcp.len()];
+    assert_eq!(ports(&ask(skep.tcp[0], &announce(1, 1002, "&left=1"))), both, "others are");
+    for &address in &skep.tcp {
+        assert_eq!(ports(&ask(address, &announce(1, 1001, "&left=1"))), [1002]);
+    }
+}
+
+#[test]
+fn what_real_clients_send_is_counted_under_their_names() {
+    let skep = Skep::start(&[]);
+    let lines: Vec<&str> = include_str!("data/clients/http.txt").lines().collect();
+    let wanted = "| /announce | v4 | started | leecher";
+    let requests = lines.windows(2).filter(|it| it[0].ends_with(wanted)).map(|it| it[1]);
+    for request in requests {
+        let mut stream = connect(skep.tcp[0], None);
+        let reply = exchange(&mut *stream, &request.replace("\\r\\n", "\r\n"));
+        assert_eq!(integer(&reply, "incomplete"), 1, "{request}");
+    }
+    let expected = json!({
+        "Deluge": {"2.0.3": 1},
+        "Enhanced CTorrent": {"3.3": 1},
+        "KTorrent": {"22.12.3": 1},
+        "libTorrent (rTorrent)": {"0.13.8": 1},
+    });
+    let clients = || -> Value {
+        serde_json::from_str::<Value>(&skep.get("/stats.json").1).unwrap()["clients"].take()
+    };
+    eventually("all are counted", || clients() == expected);
+}
+
+#[test]
 fn browsers_find_each_other_and_share_the_counts() {
     for io in backends() {
         let skep = Skep::start(&["--io", io]);

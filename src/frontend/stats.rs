@@ -9,8 +9,8 @@
 //! | `peersSeederOnly`, `peersLeecherOnly` | complete peers; incomplete ones |
 //! | `peersSeederAndLeecher` | always 0: a peer of one torrent is one or the other |
 //! | `peersIPv4`, `peersIPv6`, `peersWebRTC` | peers by how they are reached |
-//! | `completed` | downloads that ended since start |
-//! | `clients` | name → version → peers, estimated from the announces of the last interval |
+//! | `completed` | downloads that ended since start; a client of both families is two peers |
+//! | `clients` | name → version → peers, estimated from who announced lately, once each |
 //!
 //! The page needs no script and nothing from elsewhere: [`HTML_POLICY`] forbids both.
 
@@ -35,7 +35,7 @@ pub struct Stats {
     pub leechers: [u64; 3],
     /// Downloads completed since start.
     pub completed: u64,
-    /// Client name, version, peers: an estimate from the announces of the last interval.
+    /// Client name, version, peers: an estimate from who announced in the last intervals.
     pub clients: Vec<(String, String, u64)>,
 }
 

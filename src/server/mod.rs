@@ -114,6 +114,7 @@ pub fn run(source: Source, take_over: bool) -> Result<(), StartError> {
         tracker: Arc::new(ArcSwap::from_pointee(options::tracker(&config))),
         ids: Arc::new(ArcSwap::from_pointee(options::connection_ids(&config, &keys))),
         clients: Arc::default(),
+        families: Arc::default(),
         sources: Arc::default(),
         load: Arc::default(),
         limiter: Arc::new(Limiter::new(limiter::Sizes::default(), None)),

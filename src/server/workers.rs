@@ -24,7 +24,7 @@ use crate::store::Store;
 use crate::sys::affinity;
 use crate::sys::clock::Clock;
 use crate::sys::socket::BoundUdp;
-use crate::tracker::{self, Clients, Load, Sources, Tracker};
+use crate::tracker::{self, Clients, Families, Load, Sources, Tracker};
 use crate::worker::datagram::{Backend, DatagramWorker};
 use crate::worker::rest::Rest;
 use crate::worker::stream;
@@ -38,6 +38,7 @@ pub(super) struct Shared {
     pub(super) tracker: Arc<ArcSwap<tracker::Options>>,
     pub(super) ids: Arc<ArcSwap<ConnectionIds>>,
     pub(super) clients: Arc<Clients>,
+    pub(super) families: Arc<Families>,
     pub(super) sources: Arc<Sources>,
     pub(super) load: Arc<Load>,
     pub(super) limiter: Arc<Limiter>,
@@ -65,6 +66,7 @@ impl Shared {
         let gate = Gate::new(self.limiter.clone(), self.limits.clone(), tallies.limits, dither?);
         Ok(build(seed?)
             .counting_in(&self.clients)
+            .sparing_own(self.families.clone())
             .watched_in(&self.sources)
             .under_load(self.load.clone())
             .behind(gate)

@@ -1,24 +1,29 @@
 //! What software peers run, estimated from what their announces say.
 //!
-//! The store keeps no peer ids: they would triple its size. Instead each worker counts announces by
-//! software and version, in a table of its own that only it writes, so an announce costs a
-//! multiplication, a comparison and an addition. Of the last full interval and the one under way,
-//! the shares of all announces are the shares of all peers, since everyone announces about once in
-//! an interval; [`Clients::estimate`] scales them to the number of peers. WebRTC peers come back
-//! much more often and are counted and scaled by themselves.
+//! The store keeps no peer ids: they would triple its size. Instead each worker counts peers by
+//! software and version, in a table of its own that only it writes. Time goes by windows, the same
+//! for all workers, each at least as long as the longest interval; the store knows when a peer has
+//! announced before, and so whether it was counted in this window already. Of the last window and
+//! the one under way, a peer counts in the later one in which it announced: whoever announces in
+//! the latter for the first time is taken out of the former. Who leaves is taken out as well. So a
+//! peer counts once, however often it asks, and [`Clients::estimate`] scales what is counted to the
+//! number of peers. WebRTC peers are counted and scaled by themselves.
+//!
+//! A peer is taken out of the table of the worker that hears of it, which may not be the one that
+//! counted it: only the sums of all workers mean something.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use arc_swap::ArcSwap;
 
 use super::software::{self, Prefix, SOFTWARE};
 use crate::metrics::Counter;
-use crate::store::Totals;
+use crate::store::{TICK_S, Totals};
 use crate::time::Now;
-use crate::types::{Contact, Kind, PeerId};
+use crate::types::{Announce, Contact, Kind, PeerId};
 
 /// The name of software that is in no table, and of versions that nobody can read.
 const OTHER: &str = "other";
@@ -27,6 +32,8 @@ const OTHER: &str = "other";
 #[derive(Default)]
 pub struct Clients {
     tallies: Mutex<Vec<Arc<Tally>>>,
+    /// Since when peers are counted: who has announced before that was not.
+    since_s: Arc<OnceLock<u64>>,
 }
 
 /// Software, version, peers.
@@ -35,7 +42,7 @@ pub type Share = (String, String, u64);
 impl Clients {
     /// A new worker's own tally, from now on part of the sum.
     pub(super) fn join(&self) -> Counting {
-        let counting = Counting::default();
+        let counting = Counting { shared_since_s: self.since_s.clone(), ..Counting::default() };
         let mut tallies = self.tallies.lock().unwrap_or_else(PoisonError::into_inner);
         tallies.push(counting.tally.clone());
         counting
@@ -52,6 +59,7 @@ impl Clients {
         }
         drop(tallies);
         let peers = |kind: Kind| totals.seeders[kind as usize] + totals.leechers[kind as usize];
+        let [by_port, by_socket] = [by_port, by_socket].map(counted);
         let mut sum = scaled(by_port, peers(Kind::V4) + peers(Kind::V6));
         for (who, peers) in scaled(by_socket, peers(Kind::Web)) {
             *sum.entry(who).or_default() += peers;
@@ -61,23 +69,30 @@ impl Clients {
     }
 }
 
-/// Announces by software and version.
+/// Peers by software and version.
 type Counts = BTreeMap<(&'static str, String), u64>;
+
+/// The sums of what workers have counted, each of which may be below 0. So may be the sum, where a
+/// peer leaves under another name than it came by: then nobody is left of that name.
+fn counted(mut counts: Counts) -> Counts {
+    counts.values_mut().for_each(|it| *it = u64::try_from(it.cast_signed()).unwrap_or(0));
+    counts
+}
 
 /// Scales counts so that they add up to `peers`: each gets its share rounded down, and those that
 /// lost most by that get what is left (largest remainders), small ones first.
 fn scaled(mut counts: Counts, peers: u64) -> Counts {
-    let announces: u128 = counts.values().map(|&it| u128::from(it)).sum();
-    if announces == 0 {
+    let counted: u128 = counts.values().map(|&it| u128::from(it)).sum();
+    if counted == 0 {
         return Counts::new();
     }
     let mut left = peers;
     let mut lost = Vec::with_capacity(counts.len());
     for count in counts.values_mut() {
         let product = u128::from(*count) * u128::from(peers);
-        *count = u64::try_from(product / announces).unwrap_or(peers);
+        *count = u64::try_from(product / counted).unwrap_or(peers);
         left -= *count;
-        lost.push((product % announces, Reverse(*count), count));
+        lost.push((product % counted, Reverse(*count), count));
     }
     lost.sort_by_key(|&(lost, small, _)| Reverse((lost, small)));
     for (_, _, count) in lost.into_iter().take(usize::try_from(left).unwrap_or(usize::MAX)) {
@@ -92,40 +107,54 @@ struct Tally {
     windows: ArcSwap<Windows>,
 }
 
-/// The interval under way, and the one before.
+/// The window under way, and the one before.
 #[derive(Default)]
 struct Windows {
-    /// When the one under way began; `None` before the first.
-    since: Option<Now>,
+    /// Which of all windows of this length is under way; `None` before the first.
+    number: Option<u64>,
     length_s: u64,
     current: Arc<Window>,
     previous: Arc<Window>,
 }
 
 impl Windows {
-    /// What still says something of the last two intervals.
+    /// What still says something of the last two windows.
     fn still_valid(&self, now: Now) -> Vec<Arc<Window>> {
-        let within =
-            |lengths| self.since.is_some_and(|since| now <= since.plus_s(lengths * self.length_s));
-        let current = within(2).then(|| self.current.clone());
-        let previous = within(1).then(|| self.previous.clone());
-        current.into_iter().chain(previous).collect()
+        let Some(number) = self.number else { return Vec::new() };
+        let ago = (now.seconds() / self.length_s).saturating_sub(number);
+        match ago {
+            0 => vec![self.current.clone(), self.previous.clone()],
+            1 => vec![self.current.clone()], // which is the previous one by now
+            _ => Vec::new(),
+        }
     }
 }
 
 /// One worker's counts, as it counts.
+#[derive(Default)]
 pub(super) struct Counting {
     tally: Arc<Tally>,
-    window: Arc<Window>,
-    /// When the window is over; the first was over before anybody came.
-    ends: Now,
+    shared_since_s: Arc<OnceLock<u64>>,
+    /// Who has announced before this second was not counted.
+    since_s: u64,
+    /// What a window's length was to be; 0 before the first.
+    asked_s: u32,
+    /// A window's length in seconds.
+    length_s: u64,
+    /// When the one under way began, in seconds.
+    start_s: u64,
+    current: Arc<Window>,
+    previous: Arc<Window>,
     /// What was found out in this window of prefixes without a slot, in whichever table it was: to
     /// find it out takes an allocation or two, which is too much for every announce.
-    slotless: [Option<(u64, Slotless)>; SLOTLESS],
+    slotless: Remembered,
 }
 
+/// What was found out of prefixes.
+type Remembered = [Option<(u64, Slotless)>; SLOTLESS];
+
 /// Prefixes without a slot that are remembered; a power of two.
-const SLOTLESS: usize = 64;
+const SLOTLESS: usize = 32;
 
 /// Where a prefix without a slot is counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -136,59 +165,92 @@ enum Slotless {
     Other,
 }
 
-impl Default for Counting {
-    fn default() -> Self {
-        let (tally, window) = Default::default();
-        Self { tally, window, ends: Now::from_s(0), slotless: [None; SLOTLESS] }
-    }
-}
+/// One more, or one less.
+const MORE: u64 = 1;
+const LESS: u64 = u64::MAX;
 
 impl Counting {
-    /// Counts one announce of a peer that stays. A window is `interval_s` long.
+    /// Counts a peer that announces for the first time in a window of about `window_s`, and one
+    /// that leaves no more: one that `stays` is in its swarm now. `announced_s` is when it had
+    /// announced before, if it was there.
     #[inline]
-    pub(super) fn count(&mut self, now: Now, interval_s: u32, contact: Contact, peer_id: &PeerId) {
-        if now >= self.ends {
-            self.start_window(now, interval_s.into());
+    pub(super) fn note(
+        &mut self,
+        now: Now,
+        window_s: u32,
+        announce: &Announce,
+        stays: bool,
+        announced_s: Option<u64>,
+    ) {
+        let second = now.seconds();
+        if window_s != self.asked_s || second.wrapping_sub(self.start_s) >= self.length_s {
+            self.start_window(second, window_s);
         }
-        let PeerId([prefix @ .., _, _, _, _, _, _, _, _, _, _, _, _]) = peer_id;
-        let table = match contact {
-            Contact::Port(_) => &self.window.by_port,
-            Contact::Web(_) => &self.window.by_socket,
-        };
-        let key = u64::from_ne_bytes(*prefix);
-        if table.count(key) {
-            return;
+        let counted_s = announced_s.filter(|it| *it >= self.since_s);
+        let is_in_current = counted_s.is_some_and(|it| it >= self.start_s);
+        let is_in_previous = !is_in_current
+            && counted_s.is_some_and(|it| it >= self.start_s.saturating_sub(self.length_s));
+        if stays && is_in_current {
+            return; // as it is with nearly all who come back soon
         }
-        let place = &mut self.slotless[hash(key, SLOTLESS)];
-        match *place {
-            Some((it, slotless)) if it == key => table.count_slotless(slotless),
-            _ => *place = table.count_unseen(prefix, key).map(|it| (key, it)).or(*place),
+        let Announce { contact, peer_id, .. } = announce;
+        if stays != is_in_current {
+            let amount = if stays { MORE } else { LESS };
+            self.current.add(&mut self.slotless, *contact, peer_id, amount);
+        }
+        if is_in_previous {
+            self.previous.add(&mut self.slotless, *contact, peer_id, LESS);
         }
     }
 
     /// The window under way becomes the previous one. Readers get both at once.
     #[cold]
-    fn start_window(&mut self, now: Now, length_s: u64) {
-        let is_recent = now < self.ends.plus_s(length_s);
-        let previous = std::mem::take(&mut self.window);
-        let previous = if is_recent { previous } else { Arc::default() };
-        let current = self.window.clone();
-        self.ends = now.plus_s(length_s);
+    fn start_window(&mut self, second: u64, asked_s: u32) {
+        let length_s = u64::from(asked_s.max(1)).next_multiple_of(TICK_S.into());
+        let number = second / length_s;
+        let is_next = asked_s == self.asked_s && number * length_s == self.start_s + self.length_s;
+        self.since_s = match self.asked_s {
+            0 => *self.shared_since_s.get_or_init(|| second - second % u64::from(TICK_S)),
+            before if before == asked_s => self.since_s,
+            _ => second, // the windows of another length are gone
+        };
+        let current = std::mem::take(&mut self.current);
+        self.previous = if is_next { current } else { Arc::default() };
+        (self.asked_s, self.length_s, self.start_s) = (asked_s, length_s, number * length_s);
         self.slotless = [None; SLOTLESS]; // there is room again
         self.tally.windows.store(Arc::new(Windows {
-            since: Some(now),
+            number: Some(number),
             length_s,
-            current,
-            previous,
+            current: self.current.clone(),
+            previous: self.previous.clone(),
         }));
     }
 }
 
-/// What is counted in one interval.
+/// What is counted in one window.
 #[derive(Default)]
 struct Window {
     by_port: Table,
     by_socket: Table,
+}
+
+impl Window {
+    fn add(&self, known: &mut Remembered, contact: Contact, peer_id: &PeerId, amount: u64) {
+        let PeerId([prefix @ .., _, _, _, _, _, _, _, _, _, _, _, _]) = peer_id;
+        let table = match contact {
+            Contact::Port(_) => &self.by_port,
+            Contact::Web(_) => &self.by_socket,
+        };
+        let key = u64::from_ne_bytes(*prefix);
+        if table.add(key, amount) {
+            return;
+        }
+        let place = &mut known[hash(key, SLOTLESS)];
+        match *place {
+            Some((it, slotless)) if it == key => table.add_slotless(slotless, amount),
+            _ => *place = table.add_unseen(prefix, key, amount).map(|it| (key, it)).or(*place),
+        }
+    }
 }
 
 /// Versions with a count of their own; a power of two.
@@ -200,9 +262,9 @@ const PROBES: usize = 8;
 /// room; one writer, any number of readers.
 struct Table {
     slots: [Slot; SLOTS],
-    /// Announces of known software whose version cannot be read or has found no room.
+    /// Peers of known software whose version cannot be read or has found no room.
     other_versions: [Counter; SOFTWARE],
-    /// All other announces.
+    /// All other peers.
     others: Counter,
 }
 
@@ -210,7 +272,7 @@ struct Table {
 #[derive(Default)]
 struct Slot {
     key: AtomicU64,
-    announces: Counter,
+    peers: Counter,
 }
 
 impl Default for Table {
@@ -235,12 +297,12 @@ fn hash(key: u64, places: usize) -> usize {
 impl Table {
     /// Counts a prefix that has a slot; says whether it has.
     #[inline]
-    fn count(&self, key: u64) -> bool {
+    fn add(&self, key: u64, amount: u64) -> bool {
         for slot in self.places(key) {
             match slot.key.load(Ordering::Relaxed) {
                 0 => break,
                 it if it == key => {
-                    slot.announces.add(1);
+                    slot.peers.add(amount);
                     return true;
                 }
                 _ => {}
@@ -259,34 +321,35 @@ impl Table {
     /// Counts what has no slot, and gives it one if it deserves it; where it does not, says as
     /// what it was counted.
     #[cold]
-    fn count_unseen(&self, prefix: &Prefix, key: u64) -> Option<Slotless> {
+    fn add_unseen(&self, prefix: &Prefix, key: u64, amount: u64) -> Option<Slotless> {
         let software = software::of(prefix);
         let free = self.places(key).find(|slot| slot.key.load(Ordering::Relaxed) == 0);
         let slotless = match (software, free) {
             (Some(it), Some(slot)) if it.has_version => {
-                slot.announces.add(1);
+                slot.peers.add(amount);
                 slot.key.store(key, Ordering::Relaxed);
                 return None;
             }
             (Some(it), _) => Slotless::OtherVersion(it.index),
             (None, _) => Slotless::Other,
         };
-        self.count_slotless(slotless);
+        self.add_slotless(slotless, amount);
         Some(slotless)
     }
 
     #[inline]
-    fn count_slotless(&self, slotless: Slotless) {
+    fn add_slotless(&self, slotless: Slotless, amount: u64) {
         match slotless {
-            Slotless::OtherVersion(index) => self.other_versions[index].add(1),
-            Slotless::Other => self.others.add(1),
+            Slotless::OtherVersion(index) => self.other_versions[index].add(amount),
+            Slotless::Other => self.others.add(amount),
         }
     }
 
     fn add_to(&self, counts: &mut Counts) {
-        let mut add = |name, version, announces| {
-            if announces > 0 {
-                *counts.entry((name, version)).or_default() += announces;
+        let mut add = |name, version, peers: u64| {
+            if peers != 0 {
+                let count = counts.entry((name, version)).or_default();
+                *count = count.wrapping_add(peers);
             }
         };
         for slot in &self.slots {
@@ -294,7 +357,7 @@ impl Table {
             if let Some(software) = software::of(&prefix)
                 && let Some(version) = software::version(software.index, &prefix)
             {
-                add(software::name(software.index), version, slot.announces.get());
+                add(software::name(software.index), version, slot.peers.get());
             }
         }
         for (index, other) in self.other_versions.iter().enumerate() {
@@ -307,16 +370,33 @@ impl Table {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::WebPeer;
+    use crate::store::{Options, Store};
+    use crate::tracker::{self, Tracker};
+    use crate::types::{Event, InfoHash, WebPeer};
 
     const START: Now = Now::from_s(1_800_000_000);
-    const PORT: Contact = Contact::Port(1);
+    const PORT: Contact = Contact::Port(6881);
     const WEB: Contact = Contact::Web(WebPeer([0; 16]));
 
+    fn announce(contact: Contact, prefix: &Prefix) -> Announce {
+        let mut peer_id = [7; 20];
+        peer_id[..8].copy_from_slice(prefix);
+        Announce {
+            info_hash: InfoHash([1; 20]),
+            source: [8, 8, 8, 8].into(),
+            elsewhere: None,
+            contact,
+            peer_id: PeerId(peer_id),
+            left: 1,
+            event: Event::None,
+            numwant: None,
+        }
+    }
+
+    /// So many new peers.
     fn count(counting: &mut Counting, times: u32, now: Now, contact: Contact, prefix: &Prefix) {
-        let mut id = [7; 20];
-        id[..8].copy_from_slice(prefix);
-        (0..times).for_each(|_| counting.count(now, 1800, contact, &PeerId(id)));
+        let announce = announce(contact, prefix);
+        (0..times).for_each(|_| counting.note(now, 1800, &announce, true, None));
     }
 
     /// Leechers by kind, and what they run.
@@ -331,7 +411,7 @@ mod tests {
     }
 
     #[test]
-    fn shares_of_announces_scale_to_the_peers_of_all_workers() {
+    fn shares_scale_to_the_peers_of_all_workers() {
         let clients = Clients::default();
         let (mut one, mut two) = (clients.join(), clients.join());
         count(&mut one, 300, START, PORT, b"-qB5010-");
@@ -403,14 +483,132 @@ mod tests {
         }
         count(&mut counting, 1, START, PORT, &[0; 8]);
         count(&mut counting, 1, START, PORT, b"-qB<i>!-");
-        let announces = 46_656 + 3;
-        let found = estimate(&clients, START, [announces, 0, 0]);
+        let peers = 46_656 + 3;
+        let found = estimate(&clients, START, [peers, 0, 0]);
         assert!(found.len() <= SLOTS + 3, "{}", found.len());
-        assert_eq!(found.iter().map(|it| it.1).sum::<u64>(), announces);
+        assert_eq!(found.iter().map(|it| it.1).sum::<u64>(), peers);
         for one in ["qBittorrent 5.0.1", "qBittorrent other", "other other"] {
             assert!(found.contains(&share(one, 1)), "{one}");
         }
         let rest = found.iter().find(|it| it.0 == "Transmission other").unwrap();
         assert!(rest.1 > 40_000, "{}", rest.1);
+    }
+
+    /// A tracker of two workers, and who announces to it.
+    struct World {
+        store: Arc<Store>,
+        clients: Clients,
+        workers: Vec<Tracker>,
+    }
+
+    impl World {
+        fn new(interval_s: u32) -> Self {
+            let store = Arc::new(Store::new(Options { shards: 2, seed: Some(1) }));
+            let clients = Clients::default();
+            let rules = tracker::Options { interval_s, interval_s_max: 0, ..Default::default() };
+            let rules = Arc::new(ArcSwap::from_pointee(rules));
+            let worker =
+                |seed| Tracker::new(store.clone(), rules.clone(), seed, 0, 1).counting_in(&clients);
+            let workers = (1..=2).map(worker).collect();
+            Self { store, clients, workers }
+        }
+
+        fn say(&mut self, now: Now, port: u16, prefix: &Prefix, event: Event) {
+            let announce = Announce { event, ..announce(Contact::Port(6880 + port), prefix) };
+            // Whichever worker it comes to.
+            let worker = now.seconds() / 8 % 2;
+            let tracker = &mut self.workers[worker as usize];
+            tracker.announce(now, &announce, tracker::Room::default());
+        }
+
+        fn shares(&self, now: Now) -> Vec<(String, u64)> {
+            let all = self.clients.estimate(now, &self.store.totals());
+            all.into_iter().map(|(name, _, peers)| (name, peers)).collect()
+        }
+    }
+
+    #[test]
+    fn shares_do_not_depend_on_who_asks_more_often() {
+        // Clients that keep to the interval of a minute, and those that come back when they like.
+        let kinds: [(&Prefix, u64, u16); 4] = [
+            (b"-CD0303-", 15, 1),
+            (b"-rQ9000-", 30, 2),
+            (b"-qB4520-", 300, 2),
+            (b"-lt0D80-", 600, 3),
+        ];
+        let mut world = World::new(60);
+        for second in 0..4000 {
+            let now = START.plus_s(second);
+            let mut port = 0;
+            for (prefix, every_s, peers) in kinds {
+                for _ in 0..peers {
+                    port += 1;
+                    if second % every_s == u64::from(port) {
+                        let event = if second < 20 { Event::Started } else { Event::None };
+                        world.say(now, port, prefix, event);
+                    }
+                }
+            }
+            if second > 20 {
+                let expected = [
+                    ("Enhanced CTorrent".to_owned(), 1),
+                    ("libTorrent (rTorrent)".to_owned(), 3),
+                    ("qBittorrent".to_owned(), 2),
+                    ("rqbit".to_owned(), 2),
+                ];
+                assert_eq!(world.shares(now), expected, "{second}");
+            }
+        }
+    }
+
+    #[test]
+    fn who_completes_or_comes_back_counts_once_and_who_leaves_no_more() {
+        let mut world = World::new(1800);
+        for port in 1..=3 {
+            world.say(START, port, b"-qB4520-", Event::Started);
+            world.say(START.plus_s(80), port, b"-qB4520-", Event::Completed);
+        }
+        world.say(START.plus_s(90), 9, b"-TR4060-", Event::Started);
+        let both = |qbittorrent, transmission| {
+            [("Transmission".to_owned(), transmission), ("qBittorrent".to_owned(), qbittorrent)]
+        };
+        assert_eq!(world.shares(START.plus_s(100)), both(3, 1));
+        for round in 0..50 {
+            let now = START.plus_s(100 + 16 * round);
+            world.say(now, 9, b"-TR4060-", Event::Stopped);
+            world.say(now.plus_s(8), 9, b"-TR4060-", Event::Started);
+            assert_eq!(world.shares(now.plus_s(8)), both(3, 1));
+        }
+        // In the next window too, and where one leaves that has not come back in it.
+        let next = START.plus_s(2000);
+        world.say(next, 9, b"-TR4060-", Event::None);
+        world.say(next.plus_s(8), 1, b"-qB4520-", Event::None);
+        assert_eq!(world.shares(next.plus_s(8)), both(3, 1));
+        world.say(next.plus_s(16), 2, b"-qB4520-", Event::Stopped);
+        world.say(next.plus_s(16), 1, b"-qB4520-", Event::Stopped);
+        assert_eq!(world.shares(next.plus_s(16)), both(1, 1));
+        // Who never was there does not leave, and names that nobody came by take nothing away.
+        world.say(next.plus_s(24), 77, b"-TR4060-", Event::Stopped);
+        assert_eq!(world.shares(next.plus_s(24)), both(1, 1));
+        world.say(next.plus_s(24), 3, b"-LT2110-", Event::Stopped);
+        assert_eq!(world.shares(next.plus_s(24)).iter().map(|it| it.1).sum::<u64>(), 1);
+    }
+
+    #[test]
+    fn peers_of_before_the_start_count_when_they_announce() {
+        let mut world = World::new(1800);
+        let mut other = World::new(1800);
+        other.store = world.store.clone();
+        let options = Arc::new(ArcSwap::from_pointee(tracker::Options::default()));
+        other.workers = vec![Tracker::new(world.store.clone(), options, 3, 0, 1)]; // uncounted
+        other.workers.push(Tracker::new(world.store.clone(), Arc::default(), 4, 0, 1));
+        (1..=5).for_each(|port| other.say(START, port, b"-qB4520-", Event::Started));
+        assert_eq!(world.shares(START.plus_s(60)), []);
+        for port in 1..=5 {
+            world.say(START.plus_s(60), port, b"-qB4520-", Event::None);
+        }
+        world.say(START.plus_s(60), 6, b"-TR4060-", Event::Started);
+        let expected = [("Transmission".to_owned(), 1), ("qBittorrent".to_owned(), 5)];
+        assert_eq!(world.shares(START.plus_s(60)), expected);
     }
 }

@@ -14,6 +14,7 @@ use ipnet::IpNet;
 mod admit;
 mod census;
 mod clients;
+mod families;
 mod load;
 mod share;
 mod shedding;
@@ -35,6 +36,7 @@ pub use admit::{Admission, ConnectionWork, Withheld, Work};
 pub use census::{Census, Listed, ListedPeer, Order, Role, Totals};
 use clients::Counting;
 pub use clients::{Clients, Share};
+pub use families::Families;
 pub use load::{BUSY_RATIO_CALM, BUSY_RATIO_FULL, Load};
 pub use shedding::Shedding;
 use sources::Watch;
@@ -109,6 +111,7 @@ pub struct Tracker {
     random: Rng,
     sweeper: Sweeper,
     counting: Counting,
+    families: Option<Arc<Families>>,
     watch: Watch,
     load: Arc<Load>,
     gate: Option<Gate>,
@@ -138,6 +141,7 @@ impl Tracker {
             random: Rng::with_seed(seed),
             sweeper,
             counting: Counting::default(),
+            families: None,
             watch: Watch::default(),
             load: Arc::default(),
             gate: None,
@@ -158,6 +162,12 @@ impl Tracker {
     #[must_use]
     pub fn counting_in(self, clients: &Clients) -> Self {
         Self { counting: clients.join(), ..self }
+    }
+
+    /// This tracker, handing no client its own other address, as far as `families` know it.
+    #[must_use]
+    pub fn sparing_own(self, families: Arc<Families>) -> Self {
+        Self { families: Some(families), ..self }
     }
 
     /// This tracker, with the sources of its announces watched among those of `sources`.
@@ -226,9 +236,6 @@ impl Tracker {
         let options = self.options.load();
         let change = change_of(announce);
         let joins = change != Change::Stopped && announce.contact.accepts_connections();
-        if joins {
-            self.counting.count(now, options.interval_s, announce.contact, &announce.peer_id);
-        }
         self.watch.note(now, announce.source);
         let numwant = announce.numwant.unwrap_or(options.numwant_default).min(options.numwant_max);
         let numwant = (numwant as usize).min(CHOICE_MAX);
@@ -261,6 +268,15 @@ impl Tracker {
             && let Some(gate) = &mut self.gate
         {
             gate.charge_stop(now, source);
+        }
+        let stays = joins && answer.stored == Stored::Yes;
+        self.counting.note(now, window_s(options), announce, stays, answer.announced_s);
+        if let Some(families) = &self.families
+            && joins
+            && !room.v4.is_empty()
+            && !room.v6.is_empty()
+        {
+            families.spare_own(announce, &mut room, &mut answer);
         }
         share::fit(&mut room, &mut answer, numwant, announce.source, &mut self.random);
         let (seeders, leechers) = (answer.seeders, answer.leechers);
@@ -308,6 +324,17 @@ impl Tracker {
         };
         self.sweeper.slice(&self.store, now, limits);
     }
+}
+
+/// The least time for which the software of a peer is counted once, in seconds: there are clients
+/// that come back no sooner, whatever they are told.
+const WINDOW_S_MIN: u32 = 900;
+
+/// Seconds for which the software of a peer is counted once: everybody announces in each.
+#[inline]
+fn window_s(options: &Options) -> u32 {
+    let longest_s = options.interval_s.max(options.interval_s_max) + options.interval_jitter_s;
+    longest_s.max(WINDOW_S_MIN)
 }
 
 /// Why a peer was not stored.

@@ -3,6 +3,8 @@
 //!
 //! ```text
 //! -qB5010-…   Azureus style: two letters, four places of a version (BEP 20)
+//! -KT22123-…  the same with five places: year, month, release
+//! TIX0318-…   three letters, two numbers of two digits
 //! M7-4-3--…   mainline style: a letter or two, numbers between dashes
 //! T03I--…     Shadow style: a letter, a place for each number, dashes to fill up
 //! ```
@@ -19,25 +21,35 @@ enum Style {
     Places,
     /// Azureus style, two numbers of two digits.
     Pairs,
+    /// Azureus style, each of three places a number, the last a mark: `s` of a release.
+    Marked,
+    /// Azureus style, a number, one of two digits, and a mark; each place a number from 4.0 on.
+    Transmission,
+    /// Azureus style, a number, one of two digits, and a number.
+    PicoTorrent,
+    /// Azureus style, each of the four places a number; or five: a year, a month, a number.
+    KTorrent,
+    /// No dash in front, two numbers of two digits.
+    Bare,
     /// Numbers between dashes.
     Dashes,
     /// A place for each number, filled up with dashes.
     Shadow,
 }
 
-use Style::{Dashes, Pairs, Places, Shadow};
+use Style::{Bare, Dashes, KTorrent, Marked, Pairs, PicoTorrent, Places, Shadow, Transmission};
 
 /// Software we know: its code, its name, how it writes its version.
 const KNOWN: [(&[u8], &str, Style); SOFTWARE] = [
     (b"qB", "qBittorrent", Places),
-    (b"TR", "Transmission", Places),
+    (b"TR", "Transmission", Transmission),
     (b"UT", "µTorrent", Places),
     (b"UM", "µTorrent Mac", Places),
     (b"UW", "µTorrent Web", Places),
     (b"BT", "BitTorrent", Places),
     (b"LT", "libtorrent", Places),
-    (b"lt", "rTorrent", Places),
-    (b"DE", "Deluge", Places),
+    (b"lt", "libTorrent (rTorrent)", Places),
+    (b"DE", "Deluge", Marked),
     (b"WW", "WebTorrent", Pairs),
     (b"WD", "WebTorrent Desktop", Pairs),
     (b"BI", "BiglyBT", Places),
@@ -47,7 +59,8 @@ const KNOWN: [(&[u8], &str, Style); SOFTWARE] = [
     (b"BP", "BitTorrent Pro", Places),
     (b"BB", "BitBuddy", Places),
     (b"TX", "Tixati", Pairs),
-    (b"KT", "KTorrent", Places),
+    (b"TIX", "Tixati", Bare),
+    (b"KT", "KTorrent", KTorrent),
     (b"KG", "KGet", Places),
     (b"FD", "Free Download Manager", Places),
     (b"FL", "Flud", Places),
@@ -57,14 +70,14 @@ const KNOWN: [(&[u8], &str, Style); SOFTWARE] = [
     (b"SD", "Thunder", Places),
     (b"XF", "Xfplay", Places),
     (b"QD", "QQDownload", Places),
-    (b"PI", "PicoTorrent", Places),
+    (b"PI", "PicoTorrent", PicoTorrent),
     (b"MO", "MonoTorrent", Places),
     (b"GT", "anacrolix torrent", Places),
     (b"rQ", "rqbit", Places),
     (b"TL", "Tribler", Places),
     (b"HL", "Halite", Places),
     (b"CT", "CTorrent", Places),
-    (b"CD", "Enhanced CTorrent", Places),
+    (b"CD", "Enhanced CTorrent", Pairs),
     (b"SZ", "Shareaza", Places),
     (b"MR", "Miro", Places),
     (b"FX", "Freebox", Places),
@@ -78,7 +91,7 @@ const KNOWN: [(&[u8], &str, Style); SOFTWARE] = [
 ];
 
 /// How many lines the table has.
-pub(super) const SOFTWARE: usize = 46;
+pub(super) const SOFTWARE: usize = 47;
 
 /// What a peer id says of its client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,9 +117,15 @@ pub(super) fn name(index: usize) -> &'static str {
 pub(super) fn version(index: usize, prefix: &Prefix) -> Option<String> {
     let (code, _, style) = KNOWN[index];
     match (style, prefix) {
-        (Pairs, [_, _, _, a, b, c, d, b'-']) => pairs([*a, *b, *c, *d]),
-        (Places, [_, _, _, a, b, c, d, b'-']) => places([*a, *b, *c, *d]),
-        (Places | Pairs, _) => None,
+        (KTorrent, [_, _, _, five @ ..]) if five.iter().all(u8::is_ascii_digit) => monthly(*five),
+        (Pairs | Bare, [_, _, _, a, b, c, d, b'-']) => pairs([*a, *b, *c, *d]),
+        (Places | KTorrent, [_, _, _, a, b, c, d, b'-']) => places([*a, *b, *c, *d]),
+        (Marked, [_, _, _, a, b, c, b's', b'-']) => places([*a, *b, *c, b'0']),
+        (Marked, [_, _, _, a, b, c, d, b'-']) => places([*a, *b, *c, *d]),
+        (Transmission, [_, _, _, a @ b'0'..=b'3', b, c, d, b'-']) => hundredths([*a, *b, *c, *d]),
+        (Transmission, [_, _, _, a, b, c, d, b'-']) => places([*a, *b, *c, *d]),
+        (PicoTorrent, [_, _, _, a, b, c, d, b'-']) => two_digits_amid([*a, *b, *c, *d]),
+        (Places | Pairs | Marked | Transmission | PicoTorrent | KTorrent | Bare, _) => None,
         (Dashes, _) => dashes(&prefix[code.len()..]),
         (Shadow, [_, places @ .., b'-', b'-']) => shadow(places),
         (Shadow, _) => None,
@@ -115,7 +134,10 @@ pub(super) fn version(index: usize, prefix: &Prefix) -> Option<String> {
 
 fn is_of(prefix: &Prefix, code: &[u8], style: Style) -> bool {
     match style {
-        Places | Pairs => prefix[0] == b'-' && prefix[1..].starts_with(code),
+        Places | Pairs | Marked | Transmission | PicoTorrent | KTorrent => {
+            prefix[0] == b'-' && prefix[1..].starts_with(code)
+        }
+        Bare => prefix.starts_with(code) && prefix[7] == b'-',
         // The code is short: that the rest looks like a version is part of it.
         Dashes => prefix.strip_prefix(code).is_some_and(|it| dashes(it).is_some()),
         Shadow => matches!(prefix, [letter, places @ .., b'-', b'-']
@@ -143,6 +165,34 @@ fn pairs(digits: [u8; 4]) -> Option<String> {
     }
     let [a, b, c, d] = digits.map(|digit| u32::from(digit - b'0'));
     Some(format!("{}.{}", a * 10 + b, c * 10 + d))
+}
+
+/// `22123` is 22.12.3, `24022` is 24.2.2.
+fn monthly(digits: [u8; 5]) -> Option<String> {
+    let [a, b, c, d, e] = digits.map(|digit| u32::from(digit - b'0'));
+    Some(format!("{}.{}.{e}", a * 10 + b, c * 10 + d))
+}
+
+/// `2940` is 2.94, `111Z` is 1.11Z.
+fn hundredths([a, b, c, d]: [u8; 4]) -> Option<String> {
+    let mut text = [a, b, c].iter().all(u8::is_ascii_digit).then(|| {
+        let [a, b, c] = [a, b, c].map(char::from);
+        format!("{a}.{b}{c}")
+    })?;
+    match d {
+        b'0' => {}
+        _ if d.is_ascii_alphanumeric() => text.push(d.into()),
+        _ => return None,
+    }
+    Some(text)
+}
+
+/// `0253` is 0.25.3.
+fn two_digits_amid([a, b, c, d]: [u8; 4]) -> Option<String> {
+    let digits = [a, b, c, d];
+    let [a, b, c, d] = digits.map(char::from);
+    let is_number = digits.iter().all(u8::is_ascii_digit);
+    is_number.then(|| format!("{a}.{}{c}.{d}", if b == '0' { String::new() } else { b.into() }))
 }
 
 /// `7-4-3--` is 7.4.3, `-1-36-` is 1.36.
@@ -201,8 +251,22 @@ mod tests {
             (b"-TR411Z-", "Transmission", "4.1.1Z"),
             (b"-UT355W-", "µTorrent", "3.5.5W"),
             (b"-LT20A0-", "libtorrent", "2.0.10"),
-            (b"-lt0D60-", "rTorrent", "0.13.6"),
-            (b"-DE211s-", "Deluge", "2.1.1s"),
+            (b"-lt0D80-", "libTorrent (rTorrent)", "0.13.8"), // the library's, which rTorrent has
+            (b"-DE203s-", "Deluge", "2.0.3"),
+            (b"-DE211s-", "Deluge", "2.1.1"),
+            (b"-DE220b-", "Deluge", "2.2.0b"),
+            (b"-KT22123", "KTorrent", "22.12.3"),
+            (b"-KT24022", "KTorrent", "24.2.2"),
+            (b"-KT4310-", "KTorrent", "4.3.1"),
+            (b"-CD0303-", "Enhanced CTorrent", "3.3"),
+            (b"-TR2940-", "Transmission", "2.94"),
+            (b"-TR300Z-", "Transmission", "3.00Z"),
+            (b"-PI0253-", "PicoTorrent", "0.25.3"),
+            (b"TIX0318-", "Tixati", "3.18"),
+            (b"-qB4520-", "qBittorrent", "4.5.2"),
+            (b"-LT2110-", "libtorrent", "2.1.1"),
+            (b"-rQ9000-", "rqbit", "9.0.0"),
+            (b"-WW0109-", "WebTorrent", "1.9"),
             (b"-DE13F0-", "Deluge", "1.3.15"),
             (b"-AZ5771-", "Vuze", "5.7.7.1"),
             (b"-WW0123-", "WebTorrent", "1.23"),
@@ -238,6 +302,10 @@ mod tests {
             let (code, ..) = KNOWN[random.usize(..KNOWN.len())];
             let from = usize::from(code.len() == 2 && code != b"A2");
             prefix[0] = b'-';
+            if random.bool() {
+                prefix[3..7].fill_with(|| random.u8(b'0'..=b'9'));
+                prefix[7] = b'-';
+            }
             prefix[from..from + code.len()].copy_from_slice(code);
             if random.bool() {
                 prefix[6..].fill(b'-');
@@ -254,7 +322,10 @@ mod tests {
         for (index, &(code, _, style)) in KNOWN.iter().enumerate() {
             let mut prefix = *b"-??1234-";
             match style {
-                Places | Pairs => prefix[1..3].copy_from_slice(code),
+                Places | Pairs | Marked | Transmission | PicoTorrent | KTorrent => {
+                    prefix[1..3].copy_from_slice(code);
+                }
+                Bare => prefix[..3].copy_from_slice(code),
                 Dashes | Shadow => {
                     prefix = *if style == Dashes { b"??1-2---" } else { b"?123----" };
                     prefix[..code.len()].copy_from_slice(code);

@@ -1,0 +1,236 @@
+//! A client that announces over both families is not handed its own other address.
+//!
+//! Over HTTP a reply holds peers of both families, and the store knows no peer ids: a client with
+//! an IPv4 and an IPv6 address is two peers. So what announces over HTTP say is remembered in a
+//! table of fixed size that all workers share: where a client of this torrent, peer id and port was
+//! last seen over each family. What comes over the one is not handed what the other says.
+//!
+//! ```text
+//! slot   hash of torrent, peer id, port and family (32) | hash of the address (32)
+//! ```
+//!
+//! A slot is overwritten by whoever comes to it next. With 65 536 slots, for half a mebibyte, a
+//! client's other announce is still there after an interval of half an hour where 20 announces come
+//! in a second; with thousands it is there for seconds, which is enough for the pair that clients
+//! send when they start, and in swarms so large that nobody meets itself often. To keep a byte of
+//! the peer id with each peer would cost the store an eighth more, and know less.
+
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use ahash::RandomState;
+
+use crate::store::{Answer, Room};
+use crate::types::{Announce, Contact, Family, Kind};
+
+/// Slots; a power of two.
+const SLOTS: usize = 1 << 16;
+
+/// Where clients were last seen, by family.
+pub struct Families {
+    keys: RandomState,
+    slots: Box<[AtomicU64]>,
+}
+
+impl Default for Families {
+    fn default() -> Self {
+        let slots = (0..SLOTS).map(|_| AtomicU64::new(0)).collect();
+        Self { keys: RandomState::new(), slots }
+    }
+}
+
+/// A client of a torrent over one family: an announce of its, its port, the family.
+type Client<'a> = (&'a Announce, u16, Family);
+
+/// A peer in a reply: its address, and its port as replies carry it.
+type Endpoint = (IpAddr, [u8; 2]);
+
+impl Families {
+    /// Notes whence an announce came, and takes the client's own other address out of what it is
+    /// to be handed.
+    pub(super) fn spare_own(&self, announce: &Announce, room: &mut Room<'_>, answer: &mut Answer) {
+        let Contact::Port(port) = announce.contact else { return };
+        let address = announce.elsewhere.unwrap_or(announce.source);
+        let (own, other) = match Family::of(address) {
+            Family::V4 => (Family::V4, Family::V6),
+            Family::V6 => (Family::V6, Family::V4),
+        };
+        self.note((announce, port, own), address);
+        let Some(other_address) = self.seen((announce, port, other)) else { return };
+        let is_own = |(address, its_port): Endpoint| {
+            its_port == port.to_be_bytes() && self.hash_of(address) == other_address
+        };
+        let kind = match other {
+            Family::V4 => Kind::V4,
+            Family::V6 => Kind::V6,
+        } as usize;
+        let bytes = answer.bytes[kind];
+        let left = match other {
+            Family::V4 => without::<6>(&mut room.v4[..bytes], |it| is_own(v4_of(it))),
+            Family::V6 => without::<18>(&mut room.v6[..bytes], |it| is_own(v6_of(it))),
+        };
+        if left < bytes {
+            answer.bytes[kind] = left;
+            answer.available[kind] -= 1;
+        }
+    }
+
+    fn note(&self, client: Client<'_>, address: IpAddr) {
+        let (slot, tag) = self.place(client);
+        slot.store(tag | u64::from(self.hash_of(address)), Ordering::Relaxed);
+    }
+
+    /// The hash of the address at which the client was last seen over a family.
+    fn seen(&self, client: Client<'_>) -> Option<u32> {
+        let (slot, tag) = self.place(client);
+        let word = slot.load(Ordering::Relaxed);
+        let [_, low] = halves(word);
+        (word ^ u64::from(low) == tag).then_some(low)
+    }
+
+    /// The slot of a client's announces over a family, and what its upper half then says.
+    fn place(&self, (announce, port, family): Client<'_>) -> (&AtomicU64, u64) {
+        let Announce { info_hash, peer_id, .. } = announce;
+        let hash = self.keys.hash_one((info_hash, peer_id, port, family));
+        let [tag, low] = halves(hash);
+        (&self.slots[low as usize % SLOTS], u64::from(tag | 1) << 32)
+    }
+
+    fn hash_of(&self, address: IpAddr) -> u32 {
+        halves(self.keys.hash_one(address))[0]
+    }
+}
+
+/// The upper and the lower half.
+fn halves(word: u64) -> [u32; 2] {
+    let [a, b, c, d, e, f, g, h] = word.to_be_bytes();
+    [u32::from_be_bytes([a, b, c, d]), u32::from_be_bytes([e, f, g, h])]
+}
+
+fn v4_of(&[a, b, c, d, port @ ..]: &[u8; 6]) -> Endpoint {
+    (IpAddr::from([a, b, c, d]), port)
+}
+
+fn v6_of(&[ref address @ .., high, low]: &[u8; 18]) -> Endpoint {
+    let address: [u8; 16] = *address;
+    (IpAddr::from(address), [high, low])
+}
+
+/// Takes out the one peer that `is_own`; says how many bytes are left.
+fn without<const STRIDE: usize>(
+    peers: &mut [u8],
+    is_own: impl FnMut(&[u8; STRIDE]) -> bool,
+) -> usize {
+    let (peers, _) = peers.as_chunks_mut::<STRIDE>();
+    let Some(at) = peers.iter().position(is_own) else { return peers.len() * STRIDE };
+    let last = peers.len() - 1;
+    peers.swap(at, last);
+    last * STRIDE
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::store::{Options, Store};
+    use crate::time::Now;
+    use crate::tracker::Tracker;
+    use crate::types::{Event, InfoHash, PeerId};
+
+    const NOW: Now = Now::from_s(1_800_000_000);
+
+    fn tracker(store: &Arc<Store>, families: &Arc<Families>, seed: u64) -> Tracker {
+        let tracker = Tracker::without_upkeep(store.clone(), Arc::default(), seed);
+        tracker.sparing_own(families.clone())
+    }
+
+    fn store() -> Arc<Store> {
+        Arc::new(Store::new(Options { shards: 2, seed: Some(1) }))
+    }
+
+    /// Announces a leecher over HTTP, or over UDP of its family; the ports it is handed by family.
+    fn announce(
+        tracker: &mut Tracker,
+        source: &str,
+        port: u16,
+        id: u8,
+        http: bool,
+    ) -> [Vec<u16>; 2] {
+        let source: IpAddr = source.parse().unwrap();
+        let announce = Announce {
+            info_hash: InfoHash([7; 20]),
+            source,
+            elsewhere: None,
+            contact: Contact::Port(6880 + port),
+            peer_id: PeerId([id; 20]),
+            left: 1,
+            event: Event::None,
+            numwant: Some(50),
+        };
+        let (mut v4, mut v6) = ([0; 50 * 6], [0; 50 * 18]);
+        let mut room = Room { v4: &mut v4, v6: &mut v6, web: &mut [] };
+        match source {
+            _ if http => {}
+            IpAddr::V4(_) => room.v6 = &mut [],
+            IpAddr::V6(_) => room.v4 = &mut [],
+        }
+        let told = tracker.announce(NOW, &announce, room);
+        let ports = |peers: &[u8], stride: usize| -> Vec<u16> {
+            let port = |it: &[u8]| u16::from_be_bytes([it[stride - 2], it[stride - 1]]) - 6880;
+            let mut ports: Vec<_> = peers.chunks(stride).map(port).collect();
+            ports.sort_unstable();
+            ports
+        };
+        [ports(&v4[..told.bytes[0]], 6), ports(&v6[..told.bytes[1]], 18)]
+    }
+
+    const NOBODY: [Vec<u16>; 2] = [vec![], vec![]];
+
+    #[test]
+    fn a_client_of_both_families_is_not_handed_itself() {
+        let (store, families) = (store(), Arc::default());
+        // Connections of one client come to any worker.
+        let mut workers = [1, 2].map(|seed| tracker(&store, &families, seed));
+        let mut http = |worker: usize, source, port, id| {
+            announce(&mut workers[worker], source, port, id, true)
+        };
+        assert_eq!(http(0, "8.8.8.8", 1, 1), NOBODY);
+        assert_eq!(http(1, "2600::1", 1, 1), NOBODY);
+        assert_eq!(http(1, "8.8.8.8", 1, 1), NOBODY);
+        assert_eq!(http(0, "2600::1", 1, 1), NOBODY);
+        assert_eq!(http(0, "9.9.9.9", 2, 2), [vec![1], vec![1]], "others are handed both");
+        // Another of the same port, and one that takes the same peer id, are somebody else.
+        assert_eq!(http(0, "2600:1::1", 1, 3), [vec![1, 2], vec![1]]);
+        assert_eq!(http(0, "2600:2::1", 4, 1), [vec![1, 2], vec![1, 1]]);
+        assert_eq!(http(1, "8.8.8.8", 1, 1), [vec![2], vec![1, 4]]);
+        // One that moves is known by where it was last.
+        assert_eq!(http(1, "2600:3::1", 1, 1), [vec![2], vec![1, 1, 4]]);
+        assert_eq!(http(1, "8.8.8.8", 1, 1), [vec![2], vec![1, 1, 4]]);
+    }
+
+    #[test]
+    fn what_comes_by_udp_is_neither_noted_nor_thinned() {
+        let (store, families) = (store(), Arc::default());
+        let mut tracker = tracker(&store, &families, 1);
+        announce(&mut tracker, "8.8.8.8", 1, 1, false);
+        let [v4, _] = announce(&mut tracker, "2600::1", 1, 1, true);
+        assert_eq!(v4, [1]);
+        announce(&mut tracker, "8.8.8.9", 1, 2, false);
+        assert_eq!(announce(&mut tracker, "2600::1", 1, 1, true)[0], [1, 1]);
+    }
+
+    #[test]
+    fn a_table_full_of_others_hides_nobody() {
+        let (store, families) = (store(), Arc::default());
+        let mut tracker = tracker(&store, &families, 1);
+        for id in 0..=255 {
+            let source = format!("8.8.{id}.8");
+            announce(&mut tracker, &source, 1, id, true);
+        }
+        families.slots.iter().for_each(|it| it.store(u64::MAX, Ordering::Relaxed));
+        let [v4, v6] = announce(&mut tracker, "2600::1", 1, 7, true);
+        assert_eq!((v4.len(), v6.len()), (50, 0));
+        assert_eq!(size_of_val(&*families.slots), 512 << 10);
+    }
+}
