@@ -21,7 +21,7 @@ const TORRENTS: usize = 6;
 /// After so long a request over UDP is sent again.
 const TIMEOUT_MS: u64 = 15_000;
 /// Announces that one who asks for too much sends at once.
-const BURST: usize = 600;
+const BURST: usize = 900;
 
 /// What a client speaks, or does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -313,7 +313,7 @@ impl World {
                 torrent: torrent(self.random.usize(..TORRENTS)),
                 who: Who::At(SocketAddr::new(GREEDY, port)),
                 left: self.random.u64(..2),
-                event: any_of(&mut self.random, &[Event::None, Event::Stopped]),
+                event: any_of(&mut self.random, &[Event::None, Event::None, Event::Stopped]),
                 wanted: None,
             };
             announce(id, TransactionId([1; 4]), &said, &mut bytes);
