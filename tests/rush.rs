@@ -270,7 +270,7 @@ impl World {
         let client = &self.clients[number];
         let it = Announcement {
             info_hash: torrent(of),
-            peer_id: PeerId([number as u8; 20]),
+            peer_id: PeerId([u8::try_from(number % 256).unwrap(); 20]),
             downloaded: 0,
             left: 0,
             uploaded: 0,

@@ -129,7 +129,9 @@ fn receive(socket: &UdpSocket, total: &AtomicU64, answered: [&AtomicU64; 2]) -> 
         }
         let is_new = u64::from(!std::mem::replace(&mut seen[number], true));
         count += is_new;
-        answered.iter().for_each(|it| drop(it.fetch_add(is_new, Ordering::Relaxed)));
+        for counter in answered {
+            counter.fetch_add(is_new, Ordering::Relaxed);
+        }
         latest = Instant::now();
     }
     seen
