@@ -130,7 +130,7 @@ fn fill(skep: &Skep, round: u16) -> Vec<TcpStream> {
     let number = round % 47 * 4; // of 188 sources
     let each = (0..).zip(kinds).flat_map(|(at, kind)| [(at, kind); 4]);
     // Replies cost the server most: some of them do.
-    let all = each.chain((round % 4 == 0).then_some((3, Filling::Replies)));
+    let all = each.chain(round.is_multiple_of(4).then_some((3, Filling::Replies)));
     all.filter_map(|(at, kind)| kind.fill(skep, source(number + at))).collect()
 }
 

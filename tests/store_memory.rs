@@ -626,7 +626,8 @@ fn all_kinds_count_towards_a_full_swarm_and_each_has_a_place_in_it() {
 
 /// An address of an IPv6 /48, by its /64 and host.
 fn v6_of(network: u32, subnet: u16, host: u16) -> IpAddr {
-    let (high, low) = ((network >> 16) as u16, network as u16);
+    let [a, b, c, d] = network.to_be_bytes();
+    let (high, low) = (u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d]));
     Ipv6Addr::new(0x2600, high, low, subnet, 0, 0, 0, host).into()
 }
 
