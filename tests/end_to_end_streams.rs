@@ -260,7 +260,7 @@ fn a_new_certificate_is_taken_without_a_restart() {
     ask_with(skep.tls[0], Some(&before.client()), "/", "");
     let after = Certificate::write(folder.path());
     skep.log_with("the TLS certificate was read again");
-    let reply = ask_with(skep.tls[0], Some(&after.client()), &announce(1, 1, "&left=1"), "");
+    let reply = ask_with(skep.tls[0], Some(&after.client()), &announce(1, 1001, "&left=1"), "");
     assert_eq!(integer(&reply, "incomplete"), 1);
     std::fs::write(&after.key, "broken").unwrap();
     skep.log_with("the TLS certificate stays as it was");
@@ -317,7 +317,7 @@ fn where_io_uring_is_denied_tcp_is_served_all_the_same() {
     command.args(["--listen", "127.0.0.1:0", "--workers", "2"]);
     let skep = Skep::spawn(command);
     assert_eq!(skep.ready_value("io"), "mmsg");
-    assert_eq!(integer(&ask(skep.tcp[0], &announce(1, 1, "&left=1")), "incomplete"), 1);
+    assert_eq!(integer(&ask(skep.tcp[0], &announce(1, 1001, "&left=1")), "incomplete"), 1);
     let reply = Browser::open(skep.tcp[0], None).ask(&web_announce(1, 7, 1, 0));
     assert_eq!(reply["incomplete"], json!(2));
 }
@@ -329,7 +329,7 @@ fn what_is_counted_adds_up() {
         let address = skep.tcp[0];
         let mut stream = connect(address, None);
         let request = |target: &str| format!("GET {target} HTTP/1.1\r\nHost: skep\r\n\r\n");
-        exchange(&mut *stream, &request(&announce(1, 1, "&left=1")));
+        exchange(&mut *stream, &request(&announce(1, 1001, "&left=1")));
         exchange(&mut *stream, &request("/announce?info_hash=short"));
         exchange(&mut *stream, &request("/scrape?info_hash=aaaaaaaaaaaaaaaaaaaa"));
         exchange(&mut *stream, &request("/nothing"));
@@ -445,7 +445,7 @@ fn many_requests_in_one_write_are_answered_in_order() {
         let mut stream = connect(skep.tcp[0], None);
         let request =
             |port| format!("GET {} HTTP/1.1\r\nHost: skep\r\n\r\n", announce(1, port, "&left=1"));
-        let all: String = (1..=50).map(request).collect();
+        let all: String = (1001..=1050).map(request).collect();
         stream.write_all(all.as_bytes()).unwrap();
         for number in 1..=50 {
             assert_eq!(integer(&read_response(&mut *stream), "incomplete"), number);

@@ -80,9 +80,7 @@ fn without_locked_memory_it_starts_and_serves() {
 /// The program under strace, which makes some of its system calls fail; `None` where there is no
 /// strace, or it may not trace.
 fn injected(faults: &[&str], io: &str) -> Option<Skep> {
-    let works = Command::new("strace").args(["-D", "-e", "trace=none", "/bin/true"]).status();
-    if !works.is_ok_and(|it| it.success()) {
-        eprintln!("skipped: no strace here");
+    if !common::has_strace() {
         return None;
     }
     // With -D it is the tracer that is somebody's child, and the program stays ours.

@@ -47,7 +47,7 @@ use arc_swap::ArcSwap;
 use tokio::sync::mpsc;
 
 use crate::access::disk::Office;
-use crate::config::{Config, SnapshotMode, Source};
+use crate::config::{Config, Source};
 use crate::limiter::{self, Limiter};
 use crate::store::Store;
 use crate::sys::allocator::restrain_huge_pages;
@@ -96,7 +96,8 @@ pub fn run(source: Source, take_over: bool) -> Result<(), StartError> {
     let tls = options::tls(&config).map(tls::Tls::start).transpose()?;
     // From here to the end of `shared`: the state directory is its user's.
     let acting = confine::act_as(user.as_ref())?;
-    let snapshots = Arc::new(options::snapshots(&config, keys.made_up)?);
+    let mut was_warned = keys.made_up;
+    let snapshots = Arc::new(options::snapshots(&config, &mut was_warned)?);
     let mut predecessor = None;
     if take_over {
         // From here on it waits for us, and only one of both has the database.
@@ -108,7 +109,7 @@ pub fn run(source: Source, take_over: bool) -> Result<(), StartError> {
     }
     let store = Arc::new(Store::new(options::store(&config)));
     let shared = workers::Shared {
-        office: Arc::new(open_office(&config, keys.made_up)?),
+        office: Arc::new(open_office(&config, &mut was_warned)?),
         memory: memory::Keeper::new(store.clone(), options::memory(&config)),
         store,
         tracker: Arc::new(ArcSwap::from_pointee(options::tracker(&config))),
@@ -127,7 +128,7 @@ pub fn run(source: Source, take_over: bool) -> Result<(), StartError> {
         snapshots,
         clock: Clock::start(),
     };
-    let token = options::admin_token(&config, keys.made_up);
+    let token = options::admin_token(&config, was_warned);
     drop(acting);
     if shared.snapshots.is_restoring() {
         shared.office.access().keys().await_sessions();
@@ -144,12 +145,13 @@ pub fn run(source: Source, take_over: bool) -> Result<(), StartError> {
     thread.join().unwrap_or_else(|_| Err(StartError::Failed("the control thread broke".into())))
 }
 
-/// Opens lists and registrations. Why there is nowhere to keep them is told unless it has been
-/// `told`.
-fn open_office(config: &Config, told: bool) -> Result<Office, StartError> {
+/// Opens lists and registrations. Where there is nowhere to keep them, a warning says why, unless
+/// the operator `was_warned` of the state directory before.
+fn open_office(config: &Config, was_warned: &mut bool) -> Result<Office, StartError> {
     let access = options::access(config);
-    let told = told || config.snapshot.mode != SnapshotMode::Off;
-    if let Some(reason) = access.state.as_ref().err().filter(|_| !told) {
+    if let Err(reason) = &access.state
+        && !std::mem::replace(was_warned, true)
+    {
         tracing::warn!(
             "access lists without a file of their own are empty: {reason}; remedy: set \
              server.state_dir to a directory that this user may write"

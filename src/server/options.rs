@@ -207,9 +207,9 @@ pub(super) fn keys(config: &Config) -> Result<Loaded, KeyError> {
 }
 
 /// Where snapshots are kept, if they are; makes the state directory. What goes wrong ends the start
-/// only if the settings ask for snapshots by name; else it is told once, `told` saying whether it
-/// has been.
-pub(super) fn snapshots(config: &Config, told: bool) -> Result<Snapshots, StartError> {
+/// only if the settings ask for snapshots by name; else there is one warning, unless the operator
+/// `was_warned` of the state directory before.
+pub(super) fn snapshots(config: &Config, was_warned: &mut bool) -> Result<Snapshots, StartError> {
     let it = &config.snapshot;
     let kept = match it.mode {
         SnapshotMode::Off => return Ok(Snapshots::off()),
@@ -225,7 +225,7 @@ pub(super) fn snapshots(config: &Config, told: bool) -> Result<Snapshots, StartE
              server.state_dir to a directory that this user may write, or snapshot.mode to \"auto\""
         ))),
         Err(reason) => {
-            if !told {
+            if !std::mem::replace(was_warned, true) {
                 tracing::warn!(
                     "no snapshots are kept, so swarms are empty after a restart: {reason}; \
                      remedy: set server.state_dir to a directory that this user may write, or \
@@ -258,15 +258,16 @@ pub(super) fn handover_path(config: &Config) -> Result<PathBuf, String> {
 }
 
 /// What the API asks for. Where the settings name no token, the one in the state directory, which
-/// is made when absent. Why there is none is told unless it has been `told`.
-pub(super) fn admin_token(config: &Config, told: bool) -> Token {
+/// is made when absent. Where there is none, a warning says why, unless the operator `was_warned`
+/// of the state directory before.
+pub(super) fn admin_token(config: &Config, was_warned: bool) -> Token {
     if !config.admin.token.is_empty() {
         return Token::Configured(config.admin.token.as_str().into());
     }
     match state::admin_token(&state_options(config)) {
         Ok(token) => Token::Kept(token.into()),
         Err(reason) => {
-            if !told {
+            if !was_warned {
                 tracing::warn!(
                     "nothing can be changed through the API, which has no token: {reason}; \
                      remedy: set admin.token, or server.state_dir to a directory that this user \

@@ -41,6 +41,21 @@ pub(crate) fn has_ipv6() -> bool {
     has
 }
 
+/// Whether strace is here and may trace; says so where not. Where CI asks for it, a strace that is
+/// missing is a failure; one that may not trace is not.
+pub(crate) fn has_strace() -> bool {
+    let tried = Command::new("strace").args(["-D", "-e", "trace=none", "/bin/true"]).status();
+    if let Err(error) = &tried {
+        let required = std::env::var("SKEP_REQUIRE_EXTERNAL").is_ok_and(|it| it == "1");
+        assert!(!required, "strace: {error}, and SKEP_REQUIRE_EXTERNAL=1 asks for it");
+    }
+    let works = tried.is_ok_and(|it| it.success());
+    if !works {
+        eprintln!("skipped: no strace here, or it may not trace");
+    }
+    works
+}
+
 /// The backends that work here.
 pub(crate) fn backends() -> Vec<&'static str> {
     if has_io_uring() { vec!["mmsg", "uring"] } else { vec!["mmsg"] }

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::types::{Event, InfoHash, PeerId};
 
-/// Decodes a message; offers beyond `offers_max` are ignored, and those that nobody can use dropped.
+/// Decodes a message; offers beyond `offers_max` are ignored, those that nobody can use dropped.
 ///
 /// # Errors
 /// [`Invalid`]: what the client is to be told.
