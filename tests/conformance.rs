@@ -133,7 +133,8 @@ const SCENARIOS: [(&str, &str); 14] = [
          5 completed 0 numwant=2 = 1/4 any 2",
     ),
     (
-        "the silent are forgotten, and what was completed is not",
+        // Whether a count outlives the last peer depends on whose networks made it: the store's tests.
+        "the silent are forgotten, and what was completed is not while anybody is there",
         "1 started 9 = 0/1
          2 started 9 = 0/2 1
          2 completed 0 = 1/1 1
@@ -142,8 +143,8 @@ const SCENARIOS: [(&str, &str); 14] = [
          wait 3000
          scrape = 1/1/0
          3 started 9 = 1/1 2
-         wait 5000
-         scrape = 0/1/0",
+         wait 3000
+         scrape = 0/1/1",
     ),
     (
         "a peer that comes back is one peer",

@@ -125,7 +125,10 @@ fn obeys(overlay: &str, pod: &Value, settings: &str) {
     assert_eq!(inner["allowPrivilegeEscalation"], false, "{overlay}");
     assert_eq!(inner["capabilities"]["drop"][0], "ALL", "{overlay}");
     let variables = list(&container["env"]).iter().map(|it| {
-        let value = it["value"].as_str().unwrap_or("made-up").replace("$(POD_IP)", "192.0.2.1");
+        let value = it["value"]
+            .as_str()
+            .unwrap_or("made-up-for-this-test")
+            .replace("$(POD_IP)", "192.0.2.1");
         (text(&it["name"]), value)
     });
     accepts(variables.filter(|(name, _)| name.starts_with("SKEP__")));

@@ -182,13 +182,15 @@ fn flood(store: &Store, count: u32, seed: u64) -> [u32; 2] {
     stored
 }
 
-/// Takes all that is left with torrents of two networks, which nobody can displace.
+/// Takes all that is left with torrents of two networks, which nobody can displace. Those of one
+/// give way to one another meanwhile.
 fn fill(store: &Store) {
     let mut refused = 0;
     for number in 1 << 29.. {
         join(store, number, 0x4000_0000 + (number << 8));
-        let second = join(store, number, 0x5000_0000 + (number << 8));
-        refused = if second.stored == Stored::Yes { 0 } else { refused + 1 };
+        join(store, number, 0x5000_0000 + (number << 8));
+        let are_both_there = store.scrape(&numbered(number)).leechers == 2;
+        refused = if are_both_there { 0 } else { refused + 1 };
         if refused == 2000 {
             return;
         }

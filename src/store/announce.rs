@@ -2,6 +2,8 @@
 //! where there is no memory for a newcomer, torrents without peers go to make room, and then those
 //! on probation.
 
+use std::sync::atomic::Ordering;
+
 use fastrand::Rng;
 
 use super::asker::{Asker, all_on_probation};
@@ -79,6 +81,13 @@ impl Keeper for Announcing<'_, '_> {
         let wants = self.lack != Lack::Nothing && !self.made_room;
         self.made_room = wants;
         wants
+    }
+
+    fn has_empty(&self, shard: usize) -> bool {
+        let totals = &self.store.totals[shard];
+        let [all, active] =
+            [&totals.torrents, &totals.active_torrents].map(|it| it.load(Ordering::Relaxed));
+        self.lack == Lack::Bucket && all > active
     }
 
     fn may_go(&self, cell: &SwarmCell) -> Option<Going> {

@@ -20,6 +20,8 @@ pub(super) trait Keeper {
     fn without_bucket(&mut self) -> Self::Told;
     /// Whether others should give way, to try once more.
     fn wants_room(&mut self) -> bool;
+    /// Whether the shard has a swarm without peers that may give way.
+    fn has_empty(&self, shard: usize) -> bool;
     /// Whether the swarm in a cell may give way, and when.
     fn may_go(&self, cell: &SwarmCell) -> Option<Going>;
     /// Lets the swarm in a cell give way; the cell is vacant then.

@@ -433,6 +433,10 @@ impl Keeper for Restoring<'_, '_> {
         false
     }
 
+    fn has_empty(&self, _: usize) -> bool {
+        false
+    }
+
     fn may_go(&self, _: &SwarmCell) -> Option<Going> {
         None
     }

@@ -393,6 +393,12 @@ struct Spot<'a> {
 /// many of them lead to a block elsewhere.
 const LOOKS_FOR_ROOM: usize = 64;
 
+/// How often they are looked for at most for one newcomer, where they are without peers.
+const LOOKS_FOR_EMPTY_MAX: usize = 8;
+
+/// A table is renewed for one bucket in so many: some hundred nanoseconds for each.
+const RENEWED_FOR: usize = 64;
+
 /// How many give way at most for one. One would do, but for buckets which, left amid full ones, can
 /// be used again only by who happens to come by.
 const GONE_MAX: usize = 4;
@@ -578,10 +584,39 @@ impl Table {
         true
     }
 
-    /// Lets others than the one at `spot` give way, from where the shard's hand was left: of those
-    /// that are looked at, the first to go by the keeper's order.
+    /// Lets others than the one at `spot` go, from where the shard's hand was left. While there are
+    /// torrents without peers, no other goes: the oldest of those that are looked at, and as many
+    /// as it takes for a bucket that anybody can use.
     #[cold]
     fn make_room(&self, table: &mut RawTable<Entry>, spot: &Spot<'_>, keeper: &mut impl Keeper) {
+        let is_full = |table: &RawTable<Entry>| table.len() == table.capacity();
+        for _ in 0..LOOKS_FOR_EMPTY_MAX {
+            if !keeper.has_empty(spot.shard) {
+                break;
+            }
+            self.evict(table, spot, true, keeper);
+            if is_full(table) {
+                self.renew(table, spot.shard);
+            }
+            if !is_full(table) {
+                return;
+            }
+        }
+        self.evict(table, spot, false, keeper);
+        if is_full(table) {
+            self.renew(table, spot.shard);
+        }
+    }
+
+    /// One look for [`Table::make_room`]: lets those without peers go, until there is room, or some
+    /// of those on probation.
+    fn evict(
+        &self,
+        table: &mut RawTable<Entry>,
+        spot: &Spot<'_>,
+        empty: bool,
+        keeper: &mut impl Keeper,
+    ) {
         let hand = &self.hints[spot.shard].hand;
         let mut at = hand.load(Ordering::Relaxed);
         let mut found = [(Going::OnProbation, 0); LOOKS_FOR_ROOM];
@@ -598,6 +633,7 @@ impl Table {
             let entry = unsafe { bucket.as_ref() };
             if entry.0 != *spot.info_hash
                 && let Some(order) = keeper.may_go(entry.1.get())
+                && (order != Going::OnProbation) == empty
             {
                 found[count] = (order, at);
                 count += 1;
@@ -606,14 +642,10 @@ impl Table {
         hand.store(at, Ordering::Relaxed);
         let found = &mut found[..count];
         found.sort_unstable();
-        // While there are torrents without peers, no other goes; and of those as many as it takes
-        // for a bucket that anybody can use.
-        let with_peers = found.first().is_some_and(|it| it.0 == Going::OnProbation);
-        for (gone, &(going, at)) in found.iter().enumerate() {
-            let has_room = !with_peers && table.len() < table.capacity();
-            let is_last = if with_peers { gone == GONE_MAX } else { going == Going::OnProbation };
-            if has_room || is_last {
-                break;
+        let gone_max = if empty { LOOKS_FOR_ROOM } else { GONE_MAX };
+        for &(_, at) in found.iter().take(gone_max) {
+            if empty && table.len() < table.capacity() {
+                return;
             }
             // SAFETY: the bucket was full, and only others have been emptied since.
             let bucket = unsafe { table.bucket(at) };
@@ -623,6 +655,24 @@ impl Table {
             // SAFETY: the bucket is full and of this table; `entry` is not used after.
             unsafe { table.erase(bucket) };
         }
+    }
+
+    /// Moves all entries into a table of the same size, if that brings enough buckets: one that is
+    /// left amid full ones can be used again only by who happens to come by, until this is done.
+    fn renew(&self, table: &mut RawTable<Entry>, shard: usize) {
+        let room = buckets_capacity(table.buckets()) - table.len();
+        if room < table.buckets() / RENEWED_FOR {
+            return;
+        }
+        let buckets = table.buckets();
+        let mut renewed = RawTable::with_capacity(buckets_capacity(buckets));
+        for entry in table.drain() {
+            renewed.insert(self.hash(&entry.0), entry, |entry| self.hash(&entry.0));
+        }
+        debug_assert_eq!(renewed.buckets(), buckets);
+        *table = renewed;
+        self.hints[shard].note(table);
+        self.hints[shard].moves.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Looks at the cell of `info_hash`, if there is one, under its shard's shared lock.

@@ -71,7 +71,7 @@ impl Site {
         let sizes = Sizes { verified, unverified, new_torrent, stop: small, connection: small };
         let limiter = Arc::new(Limiter::new(sizes, Some(seed)));
         let limits: Vec<Arc<LimitCounters>> = (0..2 * WORKERS).map(|_| Arc::default()).collect();
-        let allowed = limiter::Options { burst: 400, ..limiter::Options::default() };
+        let allowed = limiter::Options { burst: 100, ..limiter::Options::default() };
         let allowed = Arc::new(ArcSwap::from_pointee(allowed));
         let gate = |at: usize| {
             Gate::new(limiter.clone(), allowed.clone(), limits[at].clone(), seed ^ at as u64)
