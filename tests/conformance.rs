@@ -133,7 +133,7 @@ const SCENARIOS: [(&str, &str); 14] = [
          5 completed 0 numwant=2 = 1/4 any 2",
     ),
     (
-        // Whether a count outlives the last peer depends on whose networks made it: the store's tests.
+        // Whether a count outlives the last peer depends on the networks: see the store's tests.
         "the silent are forgotten, and what was completed is not while anybody is there",
         "1 started 9 = 0/1
          2 started 9 = 0/2 1
