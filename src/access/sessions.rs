@@ -9,7 +9,7 @@
 //!
 //! - A session has announced to this process before its snapshot was restored, be it at a start
 //!   that serves while it restores, or beside a predecessor that this process takes over from. Both
-//!   have added differences of one and the same counter. [`Early`] remembers which; when the
+//!   have added differences of one and the same counter. `Early` remembers which; when the
 //!   session is restored, their union is added instead: up to the higher of both last values.
 //! - It has ended here before that: then the same, and it stays away.
 //! - The sums that were written down are later than the snapshot (both happen once a minute, and

@@ -149,7 +149,7 @@ sections! {
     /// What the process listens on and runs with.
     server: Server {
         /// Addresses to serve on. Port 0 lets the kernel choose one, which the ready line names.
-        /// "[::]" is IPv6 alone: IPv4 clients need "0.0.0.0" beside it.
+        /// `[::]` is IPv6 alone: IPv4 clients need `0.0.0.0` beside it.
         listen: Vec<SocketAddr> = values::addresses(&["0.0.0.0:6969", "[::]:6969"]);
         /// Directory for what outlives a restart: the connection-id key, snapshots of the swarms,
         /// registered torrents, access lists. Created if absent.

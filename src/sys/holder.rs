@@ -91,7 +91,7 @@ fn parse(line: &str, state: Option<&str>) -> Option<Entry> {
 }
 
 /// Whether a socket that is bound to `bound` may keep another from being bound to `asked`. One on
-/// [::] may take IPv4 as well.
+/// `[::]` may take IPv4 as well.
 fn is_in_the_way(asked: SocketAddr, bound: SocketAddr) -> bool {
     let overlaps =
         |one: IpAddr, other: IpAddr| one == other || one.is_unspecified() || other.is_unspecified();

@@ -71,7 +71,7 @@ impl Session {
     }
 
     /// Bytes that it takes beside itself, where its peers are reached included: at most 188 for
-    /// each of the swarms that it may be in, and what [`HandedOffers::bytes`] says.
+    /// each of the swarms that it may be in, and what `HandedOffers::bytes` says.
     pub fn held_bytes(&self) -> usize {
         let passkey = self.passkey.as_deref().map_or(0, size_of_val);
         self.peers.capacity() * size_of::<Peer>()
