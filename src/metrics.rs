@@ -385,10 +385,6 @@ pub struct StreamCounters {
     pub accept_errors: Counter,
     /// Of the open connections, those over TLS.
     pub open_tls: Gauge,
-    /// Bytes that the worker's connections hold, and what others have sent to its WebSockets.
-    pub held_bytes: Gauge,
-    /// The worker's part of what all connections may hold.
-    pub held_max_bytes: Gauge,
     /// Connections that became WebSockets.
     pub upgrades: Counter,
     /// Offers and answers handed from one WebSocket to another.

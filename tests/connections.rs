@@ -147,6 +147,15 @@ fn be_served(skep: &Skep, certificate: &Certificate) {
     assert_eq!(browser.ask(&message)["info_hash"], message["info_hash"]);
 }
 
+/// Ends the threads beside it, also where it fails.
+struct End<'a>(&'a AtomicBool);
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 #[test]
 fn with_every_buffer_full_the_process_keeps_to_its_cap_and_serves() {
     rlimit::increase_nofile_limit(8192).unwrap(); // of this process, and of the one it starts
@@ -158,8 +167,14 @@ fn with_every_buffer_full_the_process_keeps_to_its_cap_and_serves() {
         let bound = skep.metrics().value(limit);
         let [served, failed] = [(); 2].map(|()| AtomicU32::new(0));
         let is_over = AtomicBool::new(false);
-        let mut most = 0.0_f64;
-        std::thread::scope(|threads| {
+        let most = std::thread::scope(|threads| {
+            let sampler = threads.spawn(|| {
+                let mut most = 0.0_f64;
+                while !is_over.load(Ordering::Relaxed) {
+                    most = most.max(skep.metrics().value(used));
+                }
+                most
+            });
             threads.spawn(|| {
                 while !is_over.load(Ordering::Relaxed) {
                     let attempt = AssertUnwindSafe(|| be_served(&skep, &certificate));
@@ -168,6 +183,7 @@ fn with_every_buffer_full_the_process_keeps_to_its_cap_and_serves() {
                     count.fetch_add(1, Ordering::Relaxed);
                 }
             });
+            let end = End(&is_over);
             let (begun, mut held) = (Instant::now(), VecDeque::new());
             for round in 0_u16.. {
                 let is_served = served.load(Ordering::Relaxed) >= 3;
@@ -176,11 +192,9 @@ fn with_every_buffer_full_the_process_keeps_to_its_cap_and_serves() {
                 }
                 held.extend(fill(&skep, round));
                 held.drain(..held.len().saturating_sub(2_000));
-                if round % 10 == 0 {
-                    most = most.max(skep.metrics().value(used));
-                }
             }
-            is_over.store(true, Ordering::Relaxed);
+            drop(end);
+            sampler.join().unwrap()
         });
         let [served, failed] = [served, failed].map(AtomicU32::into_inner);
         assert!(served >= 3 && failed * 4 <= served, "{io}: {served} served, {failed} not");

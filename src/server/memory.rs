@@ -249,6 +249,11 @@ impl Keeper {
         self.resident_bytes.load(Ordering::Relaxed)
     }
 
+    /// Bytes that connections hold, and may hold. Both are 0 before they have been started.
+    pub(super) fn connection_bytes(&self) -> (u64, u64) {
+        self.streams.get().map_or((0, 0), |it| (it.held_bytes(), it.held_max_bytes()))
+    }
+
     /// Measures, and sets the store's budget.
     pub(super) fn look(&self) -> Measured {
         let cap = self.cap();
@@ -261,7 +266,7 @@ impl Keeper {
             group_room: if cap > 0 { memory::group_room() } else { None },
             store,
             reserved,
-            connections: self.streams.get().map_or(0, |it| it.held_bytes()),
+            connections: self.connection_bytes().0,
         };
         self.resident_bytes.store(measured.resident, Ordering::Relaxed);
         let peers = self.peers_per_torrent_max.load(Ordering::Relaxed);

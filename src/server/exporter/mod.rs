@@ -172,9 +172,10 @@ impl Exporter {
         self.heartbeats.update(&self.workers, &self.stream_workers, now_ns);
     }
 
-    /// Brings the series about the store's memory up to date.
+    /// Brings the series about memory up to date.
     pub(super) fn update_memory(&self, usage: &Usage, memory: &Keeper) {
         self.store.update_usage(usage, memory);
+        self.streams.update_memory(memory);
     }
 
     /// Brings the series about access control up to date.

@@ -6,6 +6,7 @@ use metrics::{Counter, Gauge, counter, describe_counter, describe_gauge, gauge};
 
 use super::float;
 use crate::metrics::{Closed, Handshake, MailLost, RequestCounters, StreamCounters};
+use crate::server::memory::Keeper;
 use crate::types::{Action, Family, Outcome, Refusal, Rejected, Transport};
 
 /// What can be asked for over HTTP.
@@ -90,11 +91,16 @@ impl StreamSeries {
         }
         self.upgrades.absolute(sum(&|it| it.upgrades.get()));
         self.open_tls.set(float(sum(&|it| it.open_tls.get())));
-        self.held_bytes.set(float(sum(&|it| it.held_bytes.get())));
-        self.held_max_bytes.set(float(sum(&|it| it.held_max_bytes.get())));
         for (reason, counter) in MailLost::ALL.into_iter().zip(&self.mail_lost) {
             counter.absolute(sum(&|it| it.mail_lost(reason).get()));
         }
+    }
+
+    /// Brings those about the memory of connections up to date.
+    pub(super) fn update_memory(&self, memory: &Keeper) {
+        let (held, held_max) = memory.connection_bytes();
+        self.held_bytes.set(float(held));
+        self.held_max_bytes.set(float(held_max));
     }
 }
 

@@ -143,8 +143,8 @@ pub(super) fn charge(
 
 impl<N: Network> Worker<N> {
     /// Closes connections of this worker if all together hold more than they may, and its own more
-    /// than its part.
-    pub(super) fn keep_to_memory(&self) {
+    /// than its part, or if the other workers have not given back in time.
+    fn keep_to_memory(&self) {
         let excess = self.bound().excess(self.shared.account.held(), self.held.held());
         if excess > 0 {
             self.evict(excess, 0);
@@ -210,11 +210,10 @@ impl<N: Network> Worker<N> {
         Bound::new(self.with_options(|it| it.memory_max_bytes), self.shared.mailboxes.len())
     }
 
-    /// Publishes what is held, once a tick, after which new connections may search again.
-    pub(super) fn publish_memory(&self) {
-        let waiting = self.shared.mailboxes.get(usize::from(self.index)).map_or(0, |it| it.bytes());
-        self.counters.held_bytes.set(self.held.held() + waiting);
-        self.counters.held_max_bytes.set(self.bound().part);
+    /// Once a tick: closes what is over the bound however silent it is, after which new connections
+    /// may search again.
+    pub(super) fn look_at_memory(&self) {
+        self.keep_to_memory();
         self.unevicted_above.set(None);
     }
 }

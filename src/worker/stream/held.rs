@@ -10,6 +10,10 @@
 //! one by one, thousands of connections that hold little each would keep out everybody who sends a
 //! message. Of a source, the connection that holds most is closed first; of equal ones, the
 //! youngest.
+//!
+//! Each worker closes its own connections, and has a part of the account that the others leave to
+//! it. One that is busy closes its own only at its next tick: until then the others may bring the
+//! account to nine eighths of its bound, and close connections of their own beyond that.
 
 use std::cell::Cell;
 use std::cmp::Reverse;
@@ -132,28 +136,33 @@ impl Held {
 pub(super) struct Bound {
     /// Bytes that all connections may hold.
     pub(super) all_max: u64,
-    /// What this worker's may hold at least, however much those of others do.
+    /// What this worker's may hold, however much those of others do, within `all_limit`.
     pub(super) part: u64,
+    /// What all may come to until the workers above their parts have given back.
+    pub(super) all_limit: u64,
 }
 
 impl Bound {
     /// Of `all_max` bytes over so many workers.
     pub(super) fn new(all_max: u64, workers: usize) -> Self {
-        Self { all_max, part: all_max / (workers as u64).max(1) }
+        let part = all_max / (workers as u64).max(1);
+        Self { all_max, part, all_limit: all_max + all_max / 8 }
     }
 
     /// The bound for new connections: a quarter is left for what others receive and send.
     pub(super) fn for_new(self) -> Self {
-        Self { all_max: self.all_max / 4 * 3, part: self.part / 4 * 3 }
+        Self { all_max: self.all_max / 4 * 3, part: self.part / 4 * 3, ..self }
     }
 
     /// Bytes to be given back where all together hold `all` and this worker's `own`: an eighth of
     /// the worker's part more than is needed, so that it need not look for them each time.
     pub(super) fn excess(self, all: u64, own: u64) -> u64 {
-        if all <= self.all_max || own <= self.part {
-            return 0;
+        let beyond_part = own.saturating_sub(self.part).min(all.saturating_sub(self.all_max));
+        let beyond_limit = all.saturating_sub(self.all_limit).min(own);
+        match beyond_part.max(beyond_limit) {
+            0 => 0,
+            excess => excess + self.part / 8,
         }
-        (own - self.part).min(all - self.all_max) + self.part / 8
     }
 }
 
@@ -246,7 +255,17 @@ mod tests {
         assert_eq!((bound.excess(8_000, 6_000), bound.excess(9_000, 4_000)), (0, 0));
         assert_eq!(bound.excess(9_000, 7_000), 1_000 + 500);
         assert_eq!(bound.excess(12_000, 4_100), 100 + 500);
-        assert_eq!(bound.for_new(), Bound { all_max: 6_000, part: 3_000 });
+        let for_new = Bound { all_max: 6_000, part: 3_000, all_limit: 9_000 };
+        assert_eq!(bound.for_new(), for_new);
+    }
+
+    #[test]
+    fn a_worker_below_its_part_gives_back_once_all_are_beyond_the_limit() {
+        let bound = Bound::new(8_000, 2);
+        assert_eq!((bound.excess(9_000, 3_000), bound.excess(9_001, 3_000)), (0, 1 + 500));
+        assert_eq!(bound.excess(15_000, 3_000), 3_000 + 500);
+        assert_eq!(bound.for_new().excess(9_000, 2_000), 0);
+        assert_eq!(bound.for_new().excess(9_100, 2_000), 100 + 500);
     }
 
     fn holder(at: usize, source: usize, bytes: u64, source_bytes: u64) -> Holder {

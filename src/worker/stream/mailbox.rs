@@ -55,11 +55,6 @@ impl Mailbox {
         posted
     }
 
-    /// Bytes that wait.
-    pub(super) fn bytes(&self) -> u64 {
-        self.bytes.load(Ordering::Relaxed) as u64
-    }
-
     /// The other end, for the one worker whose mailbox this is; `None` after the first time.
     pub(super) fn open(&self) -> Option<Receiver<Letter>> {
         self.receiver.lock().unwrap_or_else(PoisonError::into_inner).take()

@@ -198,6 +198,11 @@ impl Shared {
         self.account.held()
     }
 
+    /// Bytes that they may hold.
+    pub fn held_max_bytes(&self) -> u64 {
+        self.options.load().memory_max_bytes
+    }
+
     /// How many connections are open.
     pub fn connections_open(&self) -> u32 {
         self.connections.open()

@@ -146,8 +146,7 @@ async fn serve<N: Network>(
         let now = worker.beat();
         worker.note_rest();
         collector.collect_if_asked();
-        worker.publish_memory();
-        worker.keep_to_memory();
+        worker.look_at_memory();
         if count.is_multiple_of(TICKS_PER_LOOK) {
             worker.look_at_deadlines(now);
         }
