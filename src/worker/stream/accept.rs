@@ -45,6 +45,7 @@ pub(super) async fn serve<N: Network>(
     let is_over = || worker.is_stopping() || worker.is_leaving();
     while !worker.is_leaving() {
         let ready = acceptor.ready().await;
+        worker.wait_for_room().await;
         while worker.is_held() && !is_over() {
             tokio::time::sleep(HELD_TICK).await;
         }

@@ -143,11 +143,26 @@ pub(super) fn charge(
 
 impl<N: Network> Worker<N> {
     /// Closes connections of this worker if all together hold more than they may, and its own more
-    /// than its part, or if the other workers have not given back in time.
-    fn keep_to_memory(&self) {
+    /// than its part.
+    pub(super) fn keep_to_memory(&self) {
         let excess = self.bound().excess(self.shared.account.held(), self.held.held());
         if excess > 0 {
             self.evict(excess, 0);
+            self.shared.room.note_made();
+        }
+    }
+
+    /// Whether nothing may be taken in until other workers have given back.
+    pub(super) fn is_waiting_for_room(&self) -> bool {
+        let is_over = self.is_stopping() || self.is_leaving();
+        !is_over && self.bound().is_waiting(self.shared.account.held(), self.held.held())
+    }
+
+    /// Waits until something may be taken in.
+    pub(super) async fn wait_for_room(&self) {
+        if self.is_waiting_for_room() {
+            let waiting = self.shared.room.wait(self.index, || self.is_waiting_for_room());
+            Box::pin(waiting).await; // seldom: a connection need not hold the place for it
         }
     }
 

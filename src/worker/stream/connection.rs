@@ -189,7 +189,8 @@ impl<N: Network> Connection<N> {
             Ok(session) => {
                 counters.open_tls.rise();
                 let session = self.tls.get_or_init(|| Box::new(session));
-                session.shake_hands(&self.socket, input, |held| self.note_tls(held, true)).await
+                let note = async |held| self.note_tls(held, true).await;
+                session.shake_hands(&self.socket, input, note).await
             }
             Err(error) => Err(error),
         };
@@ -210,11 +211,13 @@ impl<N: Network> Connection<N> {
     }
 
     /// Notes what a TLS session holds, and whether a read brought nothing that could be taken out.
-    fn note_tls(&self, held: usize, is_fruitless: bool) -> io::Result<()> {
+    /// Returns once more may be read.
+    async fn note_tls(&self, held: usize, is_fruitless: bool) -> io::Result<()> {
         let mut noted = self.hold(Part::Tls, TLS_BYTES + held);
         if is_fruitless {
             noted = noted.and_then(|()| self.charge_minor(self.worker.now(), 1));
         }
+        self.worker.wait_for_room().await;
         noted.map_err(|reason| {
             self.decide_ending(reason);
             ErrorKind::QuotaExceeded.into()
@@ -259,10 +262,11 @@ impl<N: Network> Connection<N> {
         }
         // The usual buffer is a part of what an idle connection holds.
         self.hold(Part::Input, buffer.capacity().saturating_sub(HEAD_BYTES_USUAL))?;
+        self.worker.wait_for_room().await;
         let (result, buffer) = match self.tls.get() {
             None => self.socket.read(buffer).await,
             Some(session) => {
-                let note = |held, is_fruitless| self.note_tls(held, is_fruitless);
+                let note = async |held, is_fruitless| self.note_tls(held, is_fruitless).await;
                 Box::pin(session.read(&self.socket, buffer, note)).await
             }
         };

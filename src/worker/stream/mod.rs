@@ -45,7 +45,7 @@ use crate::sys::stream::uring::Uring;
 use crate::time::Now;
 use admission::Connections;
 use ending::{Ending, Stage};
-use held::Account;
+use held::{Account, Room};
 use mailbox::Mailbox;
 
 /// How bytes travel between kernel and worker.
@@ -131,6 +131,7 @@ impl Options {
 pub struct Shared {
     connections: Arc<Connections>,
     account: Account,
+    room: Room,
     mailboxes: Vec<Mailbox>,
     options: Arc<ArcSwap<Options>>,
     tls: Option<Arc<ArcSwap<ServerConfig>>>,
@@ -148,8 +149,8 @@ impl Shared {
     ) -> Arc<Self> {
         let connections = Arc::new(Connections::new(connections_max));
         let mailboxes = (0..workers).map(|_| Mailbox::new()).collect();
-        let (account, ending) = Default::default();
-        Arc::new(Self { connections, account, mailboxes, options, tls, ending })
+        let ((account, ending), room) = (Default::default(), Room::new(workers));
+        Arc::new(Self { connections, account, room, mailboxes, options, tls, ending })
     }
 
     /// Makes workers accept nothing until [`Self::release`]: somebody else does. They keep all

@@ -142,7 +142,13 @@ async fn serve<N: Network>(
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let (mut count, mut collector) = (0_u64, Collector::default());
     while !stop.load(Ordering::Relaxed) {
-        ticks.tick().await;
+        tokio::select! {
+            _ = ticks.tick() => {}
+            () = worker.shared.room.asked(worker.index) => {
+                worker.keep_to_memory();
+                continue;
+            }
+        }
         let now = worker.beat();
         worker.note_rest();
         collector.collect_if_asked();

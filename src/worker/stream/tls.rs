@@ -49,13 +49,13 @@ impl TlsSession {
         &self,
         socket: &impl Stream,
         mut input: Vec<u8>,
-        note: impl Fn(usize) -> io::Result<()>,
+        note: impl AsyncFn(usize) -> io::Result<()>,
     ) -> io::Result<Handshake> {
         loop {
             let fed = self.feed(&input);
             self.carry(socket).await?; // an alert, where it failed
             fed?;
-            note(self.held_bytes())?;
+            note(self.held_bytes()).await?;
             if !self.connection.borrow().is_handshaking() {
                 break;
             }
@@ -79,7 +79,7 @@ impl TlsSession {
         &self,
         socket: &impl Stream,
         mut buffer: Vec<u8>,
-        note: impl Fn(usize, bool) -> io::Result<()>,
+        note: impl AsyncFn(usize, bool) -> io::Result<()>,
     ) -> (io::Result<usize>, Vec<u8>) {
         let end = buffer.len();
         let mut is_fruitless = false;
@@ -91,7 +91,7 @@ impl TlsSession {
                     return (result, buffer);
                 }
             }
-            if let Err(error) = note(self.held_bytes(), is_fruitless) {
+            if let Err(error) = note(self.held_bytes(), is_fruitless).await {
                 return (Err(error), buffer);
             }
             is_fruitless = true;
