@@ -225,11 +225,12 @@ impl Drop for Linux<'_> {
             // SAFETY: every receive has told its end, and the kernel looks in there for receives
             // only; this is the only place that drops it, and nothing after it looks inside.
             unsafe { ManuallyDrop::drop(&mut self.lent) };
+            // The kernel takes a ring apart some time after it was closed, and would keep
+            // registered sockets bound until then: who starts next could not have their addresses.
+            // Where it fails they are free a little later. With a receive under way the kernel may
+            // wait for the end of that, which nobody brings about any more.
+            let _ = self.submitter.unregister_files();
         }
-        // The kernel takes a ring apart some time after it was closed, and would keep registered
-        // sockets bound until then: who starts next could not have their addresses. Where it fails
-        // they are free a little later.
-        let _ = self.submitter.unregister_files();
         // The registration keeps the whole ring alive until the thread ends; the one failure is
         // that there is none.
         let _ = self.submitter.unregister_ring_fd();
