@@ -166,8 +166,13 @@ fn the_seccomp_profile_allows_rings_and_little_else() {
         lacks("python3-seccomp");
         return;
     }
-    let without_rings = Skep::spawn(under_profile(&["io_uring_setup"]));
+    let state = tempfile::tempdir().unwrap();
+    let mut command = under_profile(&["io_uring_setup"]);
+    command.env("STATE_DIRECTORY", state.path());
+    let without_rings = Skep::spawn(command);
     assert_eq!(without_rings.ready_value("io"), "mmsg");
+    // It can be taken over, which takes a file in memory.
+    assert!(state.path().join("handover.sock").exists(), "{}", without_rings.log());
     without_rings.log_with("WARN io_uring is not usable: a seccomp profile denies it");
     let info = "skep_io_backend_info{backend=\"mmsg\",reason=\"seccomp\"}";
     assert_eq!(without_rings.metrics().value(info), 1.0, "{}", without_rings.metrics().text);

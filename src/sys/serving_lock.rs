@@ -29,7 +29,14 @@ impl ServingLock {
     /// # Errors
     /// Where there is no descriptor or memory left, or a filter denies it.
     pub fn new() -> io::Result<Self> {
-        let it = Self(memfd_create("skep-right-to-serve", MemfdFlags::CLOEXEC)?);
+        let create = |flags| memfd_create("skep-right-to-serve", MemfdFlags::CLOEXEC | flags);
+        // Where vm.memfd_noexec is 2 the kernel refuses one that could become executable; before
+        // Linux 6.3 it does not know the flag.
+        let created = match create(MemfdFlags::NOEXEC_SEAL) {
+            Err(Errno::INVAL) => create(MemfdFlags::empty()),
+            created => created,
+        };
+        let it = Self(created?);
         it.take()?;
         Ok(it)
     }
