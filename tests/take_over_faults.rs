@@ -325,6 +325,23 @@ fn a_tracker_that_stands_still_while_its_successor_begins_to_serve_ends_when_it_
     assert_eq!(first.wait().code(), Some(0), "{}", first.log());
 }
 
+#[test]
+fn a_tracker_that_was_stopped_and_continued_goes_on_waiting_for_its_successor() {
+    let home = Home::new();
+    let (mut first, _) = home.first("auto");
+    let puppet = Puppet::ask(home.state());
+    stop(&first);
+    go_on(&first);
+    puppet.say("serving");
+    puppet.hear_left();
+    assert!(puppet.lock.take().unwrap());
+    stop(&first);
+    go_on(&first);
+    puppet.say("accepting");
+    assert!(hear(&puppet.line).0.contains("saved"));
+    assert_eq!(first.wait().code(), Some(0), "{}", first.log());
+}
+
 /// A predecessor of our own making, which answers nothing beyond the sockets, of which it has none.
 /// Gives the log and the end of who wants to take over from it. `gives_up` says whether it gives up
 /// the right to serve before it falls silent.

@@ -77,6 +77,9 @@ const TAKE_BACK_EVERY: Duration = Duration::from_secs(1);
 /// come to rest.
 const LEAVE_MAX: Duration = Duration::from_secs(10);
 
+/// The shortest time to wait for a message: none at all would be no limit.
+const WAIT_MIN: Duration = Duration::from_millis(1);
+
 /// How long a predecessor that rests waits for its successor to accept, before it serves again.
 const ACCEPT_MAX: Duration = Duration::from_secs(5);
 
@@ -127,10 +130,23 @@ impl Line {
     }
 
     /// The next message, which has to come within `wait`.
+    #[expect(clippy::disallowed_methods, reason = "this is the edge")]
     fn hear(&self, wait: Duration) -> io::Result<(Message, Vec<std::os::fd::OwnedFd>)> {
         descriptors::be_impatient(&self.0, wait)?;
         let mut text = vec![0; MESSAGE_BYTES_MAX];
-        match descriptors::receive(&self.0, &mut text) {
+        let until = Instant::now() + wait;
+        let received = loop {
+            match descriptors::receive(&self.0, &mut text) {
+                // A process that was stopped and continued: the kernel takes up no wait that has a
+                // limit.
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {
+                    let left = until.saturating_duration_since(Instant::now());
+                    self.0.set_read_timeout(Some(left.max(WAIT_MIN)))?;
+                }
+                received => break received,
+            }
+        };
+        match received {
             Ok((0, _)) => Err(io::Error::other("it has gone")),
             Ok((bytes, sockets)) => Ok((serde_json::from_slice(&text[..bytes])?, sockets)),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
