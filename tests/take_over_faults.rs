@@ -14,6 +14,7 @@ use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 use std::process::{Child, ChildStderr, Command, Stdio};
 use std::sync::Arc;
+use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
 use common::{Client, DEADLINE, Skep, backends, command, eventually, leecher};
@@ -80,7 +81,14 @@ impl Home {
     }
 
     fn first(&self, io: &str) -> (Skep, Served) {
-        let skep = Skep::spawn(self.command("", &["run", "--io", io]));
+        self.first_with(io, 0)
+    }
+
+    /// The first tracker, which drains for so long.
+    fn first_with(&self, io: &str, drain_s: u32) -> (Skep, Served) {
+        let mut command = self.command("", &["run", "--io", io]);
+        command.env("SKEP__SERVER__DRAIN_S", drain_s.to_string());
+        let skep = Skep::spawn(command);
         let served = Served {
             udp: skep.udp[0],
             tcp: skep.tcp[0],
@@ -106,10 +114,19 @@ struct Successor {
 }
 
 impl Successor {
-    /// Whether it serves; `false` where it has ended instead.
+    /// Whether it serves; `false` where it has ended instead. One that does neither is a failure.
     fn becomes_ready(&mut self) -> bool {
-        let mut text = String::new();
-        BufReader::new(self.child.stdout.take().unwrap()).read_line(&mut text).unwrap();
+        let stdout = self.child.stdout.take().unwrap();
+        let (tell, told) = channel();
+        std::thread::spawn(move || {
+            let mut text = String::new();
+            let _ = BufReader::new(stdout).read_line(&mut text);
+            let _ = tell.send(text);
+        });
+        let Ok(text) = told.recv_timeout(DEADLINE) else {
+            let _ = self.child.kill();
+            panic!("it neither serves nor ends\n{}", self.end().1);
+        };
         text.starts_with("ready ")
     }
 
@@ -224,6 +241,12 @@ impl Puppet {
         descriptors::send(&self.line, text.as_bytes(), &[]).unwrap();
     }
 
+    /// To a tracker that may have ended.
+    fn say_if_open(&self, what: &str) {
+        let text = format!("{{\"say\":\"{what}\"}}");
+        let _ = descriptors::send(&self.line, text.as_bytes(), &[]);
+    }
+
     fn hear_left(&self) {
         let (text, _) = hear(&self.line);
         assert!(text.contains("left"), "{text}");
@@ -323,6 +346,91 @@ fn a_tracker_that_stands_still_while_its_successor_begins_to_serve_ends_when_it_
     go_on(&first);
     assert!(hear(&puppet.line).0.contains("saved"));
     assert_eq!(first.wait().code(), Some(0), "{}", first.log());
+}
+
+#[test]
+fn a_successor_that_asked_before_the_predecessor_was_told_to_stop_takes_over_in_its_drain() {
+    for io in backends() {
+        let home = Home::new();
+        let (mut first, served) = home.first_with(io, 3600);
+        let puppet = Puppet::ask(home.state());
+        first.signal("TERM");
+        first.log_with("everything is answered for another 3600 s");
+        served.holds();
+        puppet.say("serving");
+        puppet.hear_left();
+        assert!(puppet.lock.take().unwrap());
+        puppet.say("accepting");
+        assert!(hear(&puppet.line).0.contains("saved"));
+        assert_eq!(first.wait().code(), Some(0), "{}", first.log());
+    }
+}
+
+#[test]
+fn a_successor_that_falls_silent_in_the_drain_is_given_up_and_the_drain_goes_on() {
+    let home = Home::new();
+    let (mut first, served) = home.first_with("auto", 3600);
+    let puppet = Puppet::ask(home.state());
+    first.signal("TERM");
+    first.log_with("everything is answered for another 3600 s");
+    puppet.say("serving");
+    puppet.hear_left();
+    drop(puppet);
+    first.log_with("not taken over, this tracker goes on");
+    served.holds();
+    first.signal("TERM");
+    assert_eq!(first.wait().code(), Some(0), "{}", first.log());
+}
+
+#[test]
+fn a_tracker_that_is_told_to_stop_without_a_drain_leaves_the_right_to_serve_to_its_successor() {
+    let home = Home::new();
+    let (mut first, _) = home.first("auto");
+    let puppet = Puppet::ask(home.state());
+    stop(&first);
+    first.signal("TERM");
+    puppet.say("serving");
+    go_on(&first);
+    // It may have ended before it has read what was said: then the line is closed.
+    let left = hear(&puppet.line).0;
+    assert!(left.is_empty() || left.contains("left"), "{left}");
+    assert!(puppet.lock.take_within(1000));
+    puppet.say_if_open("accepting");
+    assert_eq!(first.wait().code(), Some(0), "{}", first.log());
+}
+
+#[test]
+fn a_successor_with_the_right_to_serve_that_says_nothing_is_waited_for_until_it_ends() {
+    let home = Home::new();
+    let (first, served) = home.first("auto");
+    let puppet = Puppet::ask(home.state());
+    puppet.say("serving");
+    puppet.hear_left();
+    assert!(puppet.lock.take().unwrap());
+    puppet.say("serving"); // whatever it says, it has not accepted
+    first.log_with("waiting for that, or for its end");
+    drop(puppet);
+    first.log_with("not taken over, this tracker goes on");
+    served.holds();
+}
+
+#[test]
+fn a_tracker_that_rests_for_a_silent_successor_ends_when_it_is_told_to() {
+    let home = Home::new();
+    for drain_s in [0, 3600] {
+        let (mut first, _) = home.first_with("auto", drain_s);
+        let puppet = Puppet::ask(home.state());
+        if drain_s > 0 {
+            first.signal("TERM");
+            first.log_with("everything is answered for another 3600 s");
+        }
+        puppet.say("serving");
+        puppet.hear_left();
+        assert!(puppet.lock.take().unwrap());
+        first.log_with("waiting for that, or for its end");
+        first.signal("TERM");
+        assert_eq!(first.wait().code(), Some(0), "{}", first.log());
+    }
 }
 
 #[test]

@@ -23,7 +23,7 @@ use crate::frontend::stats::{Pages, Stats};
 use crate::metrics::{StreamCounters, WorkerCounters};
 use crate::server::StartError;
 use crate::server::bouncer::Bouncer;
-use crate::server::drain::{self, Reason, Running};
+use crate::server::drain::{self, Reason, Running, Successors};
 use crate::server::exporter::Exporter;
 use crate::server::handover::{self, Offer, Predecessor, Successor};
 use crate::server::inheritance::Estate;
@@ -159,7 +159,7 @@ async fn serve(control: Control, mut signals: Signals) -> Result<(), StartError>
     let outcome = watch(&state, (&workers, &streams), heard, &mut reloads, &manager).await;
     let drain_s = state.drain_s.load(Ordering::Relaxed);
     let running = Running { workers, streams, close_admin, drain_s, is_managed };
-    let ears = (&mut signals, &mut ended);
+    let ears = (&mut signals, &mut ended, &mut successor);
     let outcome = drain::wind_down(&state, outcome, running, &manager, ears).await;
     drop(offer);
     let last = async { tokio::join!(admin, state.statistics.board.emptied()) };
@@ -282,7 +282,7 @@ fn announce_ready(line: &str) {
 }
 
 /// Ends of workers, successors that could serve, and signals.
-type Heard<'a> = (&'a mut Ends, &'a mut mpsc::UnboundedReceiver<Successor>, &'a mut Signals);
+type Heard<'a> = (&'a mut Ends, &'a mut Successors, &'a mut Signals);
 
 /// Does what the clock and signals ask for, until one of them or a worker's failure says to end.
 async fn watch(
@@ -318,13 +318,12 @@ async fn watch(
             },
             _ = signals.terminate.recv() => break info!(target: OPERATOR, "stopping on SIGTERM"),
             _ = signals.interrupt.recv() => break info!(target: OPERATOR, "stopping on SIGINT"),
-            () = state.asked_to_stop.notified() => {
+            () = state.is_asked_to_stop() => {
                 break info!(target: OPERATOR, "stopping as it was asked to");
             }
             Some(it) = successor.recv() => {
-                // Otherwise it goes on, which the log says.
-                if let Ok(heir) = drain::step_aside(it, running).await {
-                    return Ok(Reason::Relieved(heir));
+                if let Some(reason) = drain::make_room(state, it, running, signals).await {
+                    return Ok(reason);
                 }
             }
             Some(end) = ended.recv() => return Err(broken(end)),
@@ -466,6 +465,11 @@ impl State {
     /// Tells everyone who has the statistics page open that there will be no more figures.
     pub(super) fn close_board(&self) {
         self.statistics.board.close();
+    }
+
+    /// Waits until the API, or a signal that came too early, says to end.
+    pub(super) async fn is_asked_to_stop(&self) {
+        self.asked_to_stop.notified().await;
     }
 
     /// The moment after some time from now.

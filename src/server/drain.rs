@@ -1,12 +1,14 @@
 //! How serving begins after a predecessor, and how it ends: at once, over a while, or in favour of
-//! a successor. In each case whatever was taken from a socket is answered.
+//! a successor, which may come while it ends. In each case whatever was taken from a socket is
+//! answered.
 
 use std::future::pending;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::spawn_blocking;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tracing::{info, warn};
@@ -26,6 +28,10 @@ const END_MAX: Duration = Duration::from_secs(60);
 /// How long workers may take to come to rest: those for streams look ten times a second.
 const REST_MAX: Duration = Duration::from_secs(5);
 
+/// How long a process that is told to end waits for a successor that is just taking over: a
+/// successor that does not stand still needs a few milliseconds.
+const FOLLOW_MAX: Duration = Duration::from_secs(1);
+
 /// How often it is looked at whether something has ended.
 const POLL: Duration = Duration::from_millis(2);
 
@@ -33,9 +39,15 @@ const POLL: Duration = Duration::from_millis(2);
 pub(super) enum Reason {
     /// A signal or the API said so.
     Told,
+    /// Likewise, while the workers rested in favour of a successor that has not accepted: nobody
+    /// is served until this process has ended.
+    ToldAtRest,
     /// A successor serves.
     Relieved(Heir),
 }
+
+/// Successors that could serve, as they say so.
+pub(super) type Successors = mpsc::UnboundedReceiver<Successor>;
 
 /// What there is to end.
 pub(super) struct Running {
@@ -74,11 +86,34 @@ pub(super) async fn relieve(
     Ok((!is_gone).then_some(predecessor))
 }
 
-/// Makes room for a successor that could serve: rests, and hands over to it.
+/// Makes room for a successor that could serve, unless this process is told to end while the other
+/// one does not get on. Why serving ends; nothing where it goes on as if nothing had been, which
+/// the log says.
+pub(super) async fn make_room(
+    state: &State,
+    successor: Successor,
+    running: (&Workers, &Streams),
+    signals: &mut Signals,
+) -> Option<Reason> {
+    let mut stepping = pin!(step_aside(successor, running));
+    tokio::select! {
+        stepped = &mut stepping => return stepped.ok().map(Reason::Relieved),
+        () = signals.second() => {}
+        () = state.is_asked_to_stop() => {}
+    }
+    info!(target: OPERATOR, "told to stop while a successor takes over");
+    Some(match timeout(FOLLOW_MAX, stepping).await {
+        Ok(Ok(heir)) => Reason::Relieved(heir),
+        Ok(Err(_)) => Reason::Told,
+        Err(_) => Reason::ToldAtRest,
+    })
+}
+
+/// Rests, and hands over to a successor.
 ///
 /// # Errors
 /// Why this process serves on: as if nothing had been.
-pub(super) async fn step_aside(
+async fn step_aside(
     successor: Successor,
     (workers, streams): (&Workers, &Streams),
 ) -> Result<Heir, String> {
@@ -109,7 +144,7 @@ pub(super) async fn wind_down(
     outcome: Result<Reason, StartError>,
     running: Running,
     manager: &Manager,
-    (signals, ended): (&mut Signals, &mut Ends),
+    (signals, ended, successors): (&mut Signals, &mut Ends, &mut Successors),
 ) -> Result<(), StartError> {
     state.stopping.store(true, Ordering::Relaxed);
     let drain = Duration::from_secs(u64::from(running.drain_s));
@@ -125,26 +160,38 @@ pub(super) async fn wind_down(
             Ok(())
         }
         Ok(Reason::Told) => {
-            let drained = serve_on(state, &running, drain, (signals, ended)).await;
-            stop(state, running).await;
-            drained
+            let heard = (&mut *signals, ended, &mut *successors);
+            match serve_on(state, &running, drain, heard).await {
+                Ok(Some(heir)) => hand_on(state, running, heir, signals).await,
+                Ok(None) => stop(state, running, successors).await,
+                Err(error) => {
+                    stop(state, running, successors).await;
+                    return Err(error);
+                }
+            }
+            Ok(())
+        }
+        Ok(Reason::ToldAtRest) => {
+            stop(state, running, successors).await;
+            Ok(())
         }
         Err(error) => {
-            stop(state, running).await;
+            stop(state, running, successors).await;
             Err(error)
         }
     }
 }
 
-/// Serves for the time of the drain, or until a second signal.
+/// Serves for the time of the drain, or until a second signal, or until a successor that has asked
+/// before serves.
 async fn serve_on(
     state: &Arc<State>,
     running: &Running,
     drain: Duration,
-    (signals, ended): (&mut Signals, &mut Ends),
-) -> Result<(), StartError> {
+    (signals, ended, successors): (&mut Signals, &mut Ends, &mut Successors),
+) -> Result<Option<Heir>, StartError> {
     if drain.is_zero() {
-        return Ok(());
+        return Ok(None);
     }
     info!(target: OPERATOR, "everything is answered for another {} s", drain.as_secs());
     running.streams.drain(state.now_and(drain));
@@ -155,29 +202,49 @@ async fn serve_on(
     loop {
         tokio::select! {
             _ = second.tick() => state.tick_and_renew(),
-            () = &mut over => return Ok(()),
+            () = &mut over => return Ok(None),
             () = signals.second() => {
                 info!(target: OPERATOR, "a second signal: stopping now");
-                return Ok(());
+                return Ok(None);
+            }
+            Some(it) = successors.recv() => {
+                let running = (&running.workers, &running.streams);
+                match make_room(state, it, running, signals).await {
+                    Some(Reason::Relieved(heir)) => return Ok(Some(heir)),
+                    Some(_) => return Ok(None),
+                    None => {}
+                }
             }
             Some(end) = ended.recv() => return Err(broken(end)),
         }
     }
 }
 
-/// Stops everything. Off this thread, so that /readyz says meanwhile that it is over.
-async fn stop(state: &Arc<State>, running: Running) {
+/// Stops everything. Off this thread, so that /readyz says meanwhile that it is over. A successor
+/// that waits need not wait for the last snapshot.
+async fn stop(state: &Arc<State>, running: Running, successors: &mut Successors) {
     // Nobody takes samples from here on, and the last snapshot may take long: a page would think
     // the tracker away.
     state.close_board();
-    let last = state.clone();
+    let Running { workers, streams, close_admin, .. } = running;
     let _ = spawn_blocking(move || {
-        running.streams.stop();
-        running.workers.stop();
-        last.write_last();
+        streams.stop();
+        workers.stop();
     })
     .await;
-    drop(running.close_admin);
+    let last = state.clone();
+    let mut writing = pin!(spawn_blocking(move || last.write_last()));
+    tokio::select! {
+        biased;
+        Some(it) = successors.recv() => {
+            drop(close_admin);
+            info!(target: OPERATOR, "a successor serves as soon as it has the right to");
+            let heir = it.leave();
+            let _ = writing.await;
+            heir.tell_saved();
+        }
+        _ = &mut writing => drop(close_admin),
+    }
 }
 
 /// Leaves the sockets to a successor that serves: what was taken from them is answered.

@@ -83,6 +83,10 @@ const WAIT_MIN: Duration = Duration::from_millis(1);
 /// How long a predecessor that rests waits for its successor to accept, before it serves again.
 const ACCEPT_MAX: Duration = Duration::from_secs(5);
 
+/// How often a predecessor that rests looks whether the right to serve has become free, while a
+/// successor that has it says nothing.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
 /// How often to try for the right to serve of one that has gone: for a second in all.
 const LOCK_TRIES: u32 = 200;
 
@@ -369,22 +373,47 @@ impl Successor {
 
     fn is_followed(&self) -> io::Result<()> {
         self.lock.release()?;
-        let said = self.line.say(&Message::Left).and_then(|()| self.line.hear(ACCEPT_MAX));
-        let error = match said {
-            Ok((Message::Accepting, _)) if self.line.is_open() => return Ok(()),
-            Ok((Message::Accepting, _)) => io::Error::other("it has gone"),
-            Ok(_) => out_of_turn(),
-            Err(error) => error,
-        };
+        let said = self.line.say(&Message::Left);
+        let Err(error) = said.and_then(|()| self.accepts(ACCEPT_MAX)) else { return Ok(()) };
         if self.lock.take_within(LOCK_TRIES) {
             return Err(error);
         }
         // Somebody has the right and lives, most likely the one at the other end, standing still.
-        // Whatever it says now, or if it says nothing for so long, it is for it to go on.
-        match self.line.hear(START_MAX) {
-            Err(error) if self.lock.take_within(LOCK_TRIES) => Err(error),
-            _ => Ok(()),
+        // If it ends before it accepts, nobody else is left to serve.
+        warn!(
+            target: OPERATOR,
+            "the successor has the right to serve, but does not say that it serves ({error}): \
+             waiting for that, or for its end; remedy: end it (kill -9), then this tracker goes on"
+        );
+        loop {
+            let Err(error) = self.accepts(LOOK_EVERY) else { return Ok(()) };
+            if !self.line.is_open() {
+                // Where the right is not to be had now, it has been passed on.
+                let is_free = self.lock.take_within(LOCK_TRIES);
+                return if is_free { Err(error) } else { Ok(()) };
+            }
+            if matches!(self.lock.take(), Ok(true)) {
+                return Err(error);
+            }
         }
+    }
+
+    /// Waits until the other one says that it accepts, and has not gone since.
+    fn accepts(&self, wait: Duration) -> io::Result<()> {
+        match self.line.hear(wait)?.0 {
+            Message::Accepting if self.line.is_open() => Ok(()),
+            Message::Accepting => Err(io::Error::other("it has gone")),
+            _ => Err(out_of_turn()),
+        }
+    }
+
+    /// Gives up the right to serve for good, where this process ends and serves nobody any more.
+    pub(super) fn leave(self) -> Heir {
+        let left = self.lock.release().and_then(|()| self.line.say(&Message::Left));
+        if let Err(error) = left {
+            warn!(target: OPERATOR, "the successor has gone: {error}");
+        }
+        Heir(self.line)
     }
 }
 
