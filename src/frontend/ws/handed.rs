@@ -108,8 +108,8 @@ struct HandedOffer {
     key: OfferKey,
     offerer: WebPeer,
     at: Now,
-    /// The peer it was handed to, which is the socket's part in one torrent: the start of its
-    /// name, which is random.
+    /// The peer it was handed to, which is the socket's part in one torrent: what of its name comes
+    /// behind its network's two bytes, and is random.
     torrent: u32,
     networks: Networks,
     /// The lots of its network and its own: of equals, the highest is displaced first.
@@ -131,7 +131,7 @@ impl HandedOffers {
         lots: &mut Lots,
     ) -> bool {
         self.forget(now);
-        let [a, b, c, d, ..] = to.0;
+        let [_, _, a, b, c, d, ..] = to.0;
         let torrent = u32::from_be_bytes([a, b, c, d]);
         let new = HandedOffer {
             key: offer.key,
