@@ -67,6 +67,7 @@ fn nothing_needs_to_be_said() {
     assert_eq!(Source::default().load().unwrap(), Config::default());
     assert_eq!(file(temporary.path(), "").load().unwrap(), Config::default());
     let config = Config::default();
+    assert!(config.http.idle_timeout_s > 60, "longer than nginx and AWS's balancer keep one");
     assert_eq!(config.udp_listen(), &config.server.listen[..]);
 }
 

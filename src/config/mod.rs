@@ -227,7 +227,8 @@ sections! {
         head_timeout_s: u32 = 5, in 1..=60;
         /// Seconds after which a connection without a request is closed. It has to be longer than a
         /// reverse proxy or balancer keeps one for its next request (nginx and AWS's ALB 60,
-        /// Traefik 90), which is else lost where both meet. Reloaded by SIGHUP.
+        /// Traefik 90), which is else lost where both meet. Up to 30 of them are what a client has
+        /// for taking 64 KiB, and for the rest of a WebSocket message. Reloaded by SIGHUP.
         idle_timeout_s: u32 = 75, in 1..=3600;
         /// Whether a scrape that names no torrent is answered with all of them. It costs a walk
         /// over the whole store, and tells everyone what is here. Reloaded by SIGHUP.

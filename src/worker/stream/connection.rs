@@ -286,8 +286,7 @@ impl<N: Network> Connection<N> {
         loop {
             let rest = bytes.split_off(bytes.len().min(WRITE_BYTES_MAX));
             let count = bytes.len() as u64;
-            let limit_s = self.worker.with_options(|it| it.idle_timeout_s);
-            let write_by = self.worker.now().plus_s(u64::from(limit_s));
+            let write_by = self.worker.now().plus_s(self.worker.transfer_s());
             self.with_deadlines(|it| it.write = write_by);
             let records = if self.is_secure() { 2 * bytes.len().min(RECORD_BYTES_MAX) } else { 0 };
             self.hold(Part::Output, bytes.capacity() + rest.capacity() + records)?;

@@ -86,8 +86,8 @@ pub struct Options {
     /// Seconds in which the head of a request has to arrive, counted from its first byte or, of
     /// the first one, from the accept: a PROXY header and the TLS handshake included.
     pub head_timeout_s: u32,
-    /// Seconds between two requests. Also what a client has for taking 64 KiB, and for sending the
-    /// rest of a WebSocket message.
+    /// Seconds between two requests. Up to 30 of them are what a client has for taking 64 KiB, and
+    /// for sending the rest of a WebSocket message.
     pub idle_timeout_s: u32,
     /// Seconds between two pings to a WebSocket. It is closed after twice that without a sign of
     /// life.

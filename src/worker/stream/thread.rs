@@ -31,6 +31,10 @@ const TICK: Duration = Duration::from_millis(100);
 /// How often what has to wait before it accepts looks whether it may.
 pub(super) const HELD_TICK: Duration = Duration::from_millis(1);
 
+/// Seconds that a client may take for what is under way, however long it may be idle: who waits for
+/// another request holds little, and outlives balancers; half of a message holds 64 KiB.
+const TRANSFER_S_MAX: u32 = 30;
+
 /// Deadlines are looked at once in so many ticks.
 const TICKS_PER_LOOK: u64 = 5;
 
@@ -224,6 +228,11 @@ impl<N: Network> Worker<N> {
     /// What the operator has set.
     pub(super) fn with_options<T>(&self, look: impl FnOnce(&Options) -> T) -> T {
         look(self.options.borrow_mut().load())
+    }
+
+    /// Seconds that a client has for taking 64 KiB, or for the rest of a WebSocket message.
+    pub(super) fn transfer_s(&self) -> u64 {
+        self.with_options(|it| u64::from(it.idle_timeout_s.min(TRANSFER_S_MAX)))
     }
 
     /// Whether no connection is to be kept open.
