@@ -1,10 +1,11 @@
 //! How many connections there may be: over all workers, of one address, and of the networks around
-//! it, which the limiter counts by, too; and what those of one source hold. Whoever has one IPv6
-//! address has 2^64 of them, so a source is an IPv4 address or an IPv6 /64.
+//! it, which the limiter counts by, too; and what those of each of them hold. A network is given
+//! some times as much as an address, and whoever has one IPv6 address has 2^64 of them: so what
+//! counts is the share of an IPv4 address or an IPv6 /64 ([`share`]).
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher as _, RandomState};
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -24,13 +25,27 @@ pub(super) struct Connections {
     shards: [Mutex<Counts>; SHARDS],
 }
 
-/// Open connections by network, and bytes held by source.
+/// Open connections by network: by a hash of 64 bits under a key that nobody knows. Two networks of
+/// a million share one once in 40 million times.
+type Counts = HashMap<u64, Arc<Held>>;
+
+/// What the connections of a network are.
 #[derive(Debug, Default)]
-struct Counts {
-    /// By a hash of 64 bits under a key that nobody knows: two networks of a million share one once
-    /// in 40 million times.
-    networks: HashMap<u64, u32>,
-    sources: HashMap<u64, Arc<AtomicU64>>,
+struct Held {
+    /// How many there are. Changed behind the lock.
+    connections: AtomicU32,
+    /// What they hold.
+    bytes: AtomicU64,
+}
+
+/// The networks that a connection is counted in, the narrowest first, with their parts.
+type Networks = Vec<(Arc<Held>, u32)>;
+
+/// How much of what a network's connections hold is one source's share.
+fn share(bytes: u64, times: u32, is_v4: bool) -> u64 {
+    // A source of IPv6 is a /64, which may do twice as much as an address.
+    let times = if is_v4 { times } else { times / 2 };
+    bytes / u64::from(times.max(1))
 }
 
 impl Connections {
@@ -67,47 +82,49 @@ impl Connections {
         Ok(admission)
     }
 
-    /// Bytes that the connections of an address's source hold.
+    /// Bytes that the connections of an address's source hold: those of the network around it that
+    /// holds most for its size.
     pub(super) fn source_bytes(&self, address: IpAddr) -> u64 {
         let shard = self.shard(address);
-        let source = shard.sources.get(&self.source_key(address));
-        source.map_or(0, |it| it.load(Ordering::Relaxed))
+        let held = |it: Network| {
+            let bytes = shard.get(&self.key(address, it))?.bytes.load(Ordering::Relaxed);
+            Some(share(bytes, it.times, address.is_ipv4()))
+        };
+        networks_of(address).filter_map(held).max().unwrap_or(0)
     }
 
     /// Counts a connection in each network of an address, or in none of them.
-    fn count(&self, address: IpAddr, max: u32) -> Result<Arc<AtomicU64>, Closed> {
+    fn count(&self, address: IpAddr, max: u32) -> Result<Networks, Closed> {
         let mut shard = self.shard(address);
         let is_full = networks_of(address).any(|it| {
-            let count = shard.networks.get(&self.key(address, it)).copied().unwrap_or(0);
+            let held = shard.get(&self.key(address, it));
+            let count = held.map_or(0, |it| it.connections.load(Ordering::Relaxed));
             count >= max.max(1).saturating_mul(it.times)
         });
         if is_full {
             return Err(Closed::PerSourceCap);
         }
+        let mut networks = Vec::with_capacity(networks_of(address).count());
         for it in networks_of(address) {
-            *shard.networks.entry(self.key(address, it)).or_insert(0) += 1;
+            let held = shard.entry(self.key(address, it)).or_default();
+            held.connections.fetch_add(1, Ordering::Relaxed);
+            networks.push((held.clone(), it.times));
         }
-        Ok(shard.sources.entry(self.source_key(address)).or_default().clone())
+        Ok(networks)
     }
 
-    fn uncount(&self, address: IpAddr, source: Arc<AtomicU64>) {
+    fn uncount(&self, address: IpAddr) {
         let mut shard = self.shard(address);
         for it in networks_of(address) {
             let key = self.key(address, it);
-            let Some(count) = shard.networks.get_mut(&key) else {
+            let Some(held) = shard.get(&key) else {
                 unreachable!("what is given back was counted");
             };
-            *count -= 1;
-            if *count == 0 {
-                shard.networks.remove(&key);
+            if held.connections.fetch_sub(1, Ordering::Relaxed) == 1 {
+                shard.remove(&key);
             }
         }
-        drop(source);
-        let key = self.source_key(address);
-        if shard.sources.get(&key).is_some_and(|it| Arc::strong_count(it) == 1) {
-            shard.sources.remove(&key);
-        }
-        if shard.networks.is_empty() {
+        if shard.is_empty() {
             *shard = Counts::default();
         }
     }
@@ -122,22 +139,14 @@ impl Connections {
     fn key(&self, address: IpAddr, network: Network) -> u64 {
         self.hasher.hash_one((address.is_ipv4(), network.bits, network.prefix))
     }
-
-    fn source_key(&self, address: IpAddr) -> u64 {
-        let source = match address {
-            IpAddr::V4(_) => address,
-            IpAddr::V6(it) => Ipv6Addr::from_bits(it.to_bits() >> 64 << 64).into(),
-        };
-        self.hasher.hash_one(source)
-    }
 }
 
 /// A connection's place among those that may be.
 #[derive(Debug)]
 pub(super) struct Admission {
     connections: Arc<Connections>,
-    /// The address that it is counted for, and what that source holds.
-    counted: Option<(IpAddr, Arc<AtomicU64>)>,
+    /// The address that it is counted for, and the networks around that.
+    counted: Option<(IpAddr, Networks)>,
     /// What it holds itself.
     bytes: u64,
     is_open: bool,
@@ -150,25 +159,29 @@ impl Admission {
     /// If it, or a network around it, has as many.
     pub(super) fn count_for(&mut self, address: IpAddr, max: u32) -> Result<(), Closed> {
         self.uncount();
-        let source = self.connections.count(address, max)?;
-        source.fetch_add(self.bytes, Ordering::Relaxed);
-        self.counted = Some((address, source));
+        let networks = self.connections.count(address, max)?;
+        change(&networks, self.bytes);
+        self.counted = Some((address, networks));
         Ok(())
     }
 
     /// Notes how many bytes it holds.
     pub(super) fn hold(&mut self, bytes: u64) {
-        if let Some((_, source)) = &self.counted {
-            source.fetch_add(bytes.wrapping_sub(self.bytes), Ordering::Relaxed);
+        if let Some((_, networks)) = &self.counted {
+            change(networks, bytes.wrapping_sub(self.bytes));
         }
         self.bytes = bytes;
     }
 
-    /// Which source it is counted for, as a number, and what the connections of that hold; `None`
-    /// if it is not counted.
+    /// Which network around it holds most for its size, as a number, and what a source's share of
+    /// that is; `None` if it is not counted.
     pub(super) fn source(&self) -> Option<(usize, u64)> {
-        let (_, source) = self.counted.as_ref()?;
-        Some((Arc::as_ptr(source).addr(), source.load(Ordering::Relaxed)))
+        let (address, networks) = self.counted.as_ref()?;
+        let shares = networks.iter().map(|(held, times)| {
+            let bytes = held.bytes.load(Ordering::Relaxed);
+            (Arc::as_ptr(held).addr(), share(bytes, *times, address.is_ipv4()))
+        });
+        shares.max_by_key(|(_, share)| *share)
     }
 
     /// Gives the place back.
@@ -180,9 +193,16 @@ impl Admission {
     }
 
     fn uncount(&mut self) {
-        let Some((address, source)) = self.counted.take() else { return };
-        source.fetch_sub(self.bytes, Ordering::Relaxed);
-        self.connections.uncount(address, source);
+        let Some((address, networks)) = self.counted.take() else { return };
+        change(&networks, 0_u64.wrapping_sub(self.bytes));
+        self.connections.uncount(address);
+    }
+}
+
+/// Adds to what networks hold, modulo 2^64.
+fn change(networks: &Networks, bytes: u64) {
+    for (held, _) in networks {
+        held.bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 }
 
@@ -195,17 +215,14 @@ impl Drop for Admission {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::net::Ipv6Addr;
 
     fn at(text: &str) -> Option<(IpAddr, u32)> {
         Some((text.parse().unwrap(), 2))
     }
 
     fn entries(connections: &Connections) -> usize {
-        let of = |it: &Mutex<Counts>| {
-            let it = it.lock().unwrap();
-            it.networks.len() + it.sources.len()
-        };
-        connections.shards.iter().map(of).sum()
+        connections.shards.iter().map(|it| it.lock().unwrap().len()).sum()
     }
 
     #[test]
@@ -275,5 +292,33 @@ mod tests {
         held[1].hold(9);
         drop(held);
         assert_eq!((connections.open(), entries(&connections)), (0, 0));
+    }
+
+    #[test]
+    fn a_network_of_many_that_hold_little_holds_much_for_its_size() {
+        let connections = Arc::new(Connections::new(10_000));
+        let hold = |address: u128, bytes| {
+            let address = IpAddr::from(Ipv6Addr::from_bits(address));
+            let mut it = connections.admit(Some((address, 2))).unwrap();
+            it.hold(bytes);
+            it
+        };
+        let (network, elsewhere) = (0x2001_0db8_u128 << 96, 0x2001_0db9_u128 << 96);
+        // Four in each of two /56 of a /48: its share is half of what all hold.
+        let many = [0, 1, 2, 3, 256, 257, 258, 259].map(|it: u128| hold(network + (it << 64), 100));
+        let one = hold(elsewhere, 150);
+        let shares = many.each_ref().map(|it| it.source().unwrap());
+        assert!(shares.iter().all(|it| it.1 == 400 && it.0 == shares[0].0), "{shares:?}");
+        assert_eq!(one.source().unwrap().1, 150);
+        assert_eq!(connections.source_bytes(Ipv6Addr::from_bits(network + 5).into()), 400);
+        let v4 = |last: u8, bytes| {
+            let address = std::net::Ipv4Addr::new(192, 0, 2, last).into();
+            let mut it = connections.admit(Some((address, 100))).unwrap();
+            it.hold(bytes);
+            it
+        };
+        let all: Vec<_> = (0..=255).map(|last| v4(last, 64)).collect();
+        // Half of it is within the /24's 32 times.
+        assert_eq!(all[0].source().unwrap().1, 64 * 256 / 32);
     }
 }
