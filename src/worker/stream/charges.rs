@@ -33,6 +33,10 @@ const MINOR_CHARGE_EIGHTHS: u16 = 8;
 /// and a look at all that came before.
 const SHORT_READ_BYTES: usize = 128;
 
+/// Idle connections that are closed together where there are as many as may be: a search among all
+/// of them costs milliseconds, and is not for one newcomer alone.
+const PLACES_MADE: u64 = 64;
+
 /// Minor work that has not been charged.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct MinorWork {
@@ -98,10 +102,23 @@ impl<N: Network> Connection<N> {
     /// # Errors
     /// [`Closed::Limited`] if the source is over its limit.
     pub(super) fn charge_minor(&self, now: Now, eighths: u16) -> Result<(), Closed> {
+        self.charge_minor_to(&mut self.worker.front_ends.borrow_mut().tracker, now, eighths)
+    }
+
+    /// The same where the front ends are borrowed.
+    ///
+    /// # Errors
+    /// [`Closed::Limited`] if the source is over its limit.
+    pub(super) fn charge_minor_to(
+        &self,
+        tracker: &mut Tracker,
+        now: Now,
+        eighths: u16,
+    ) -> Result<(), Closed> {
         let mut minor_work = self.minor_work.get();
         let is_due = minor_work.add(now, eighths);
         self.minor_work.set(minor_work);
-        if is_due { self.charge(now, ConnectionWork::Request) } else { Ok(()) }
+        if is_due { charge(tracker, now, self.payer(), ConnectionWork::Request) } else { Ok(()) }
     }
 
     /// Charges work to its source. Not to be called while the front ends are borrowed.
@@ -184,7 +201,7 @@ impl<N: Network> Worker<N> {
             return Err(Closed::Memory);
         }
         match self.shared.connections.admit(limit) {
-            Err(Closed::GlobalCap) if self.evict_for(limit, 1) => {
+            Err(Closed::GlobalCap) if self.evict_for(limit, PLACES_MADE * IDLE_BYTES) => {
                 self.shared.connections.admit(limit)
             }
             admitted => admitted,
@@ -192,32 +209,34 @@ impl<N: Network> Worker<N> {
     }
 
     /// Makes room for a new connection, at the cost of sources that hold far more than its own. If
-    /// a search has found none, sources as large as its own do not search again in this tick.
+    /// a search has not found enough, sources as large as its own do not search again in this tick.
     fn evict_for(&self, limit: Option<(IpAddr, u32)>, needed: u64) -> bool {
         let of_source = |(address, _)| self.shared.connections.source_bytes(address);
         let above = held::evicted_above(limit.map_or(0, of_source));
         if self.unevicted_above.get().is_some_and(|it| above >= it) {
             return false;
         }
-        let is_done = self.evict(needed, above);
-        if !is_done {
+        let freed = self.evict(needed, above);
+        if freed < needed {
             self.unevicted_above.set(Some(above));
         }
-        is_done
+        freed > 0
     }
 
-    /// Closes connections that hold `needed` bytes together, of sources with more than `above`.
-    /// Says whether there were any.
-    fn evict(&self, needed: u64, above: u64) -> bool {
+    /// Closes connections that hold `needed` bytes together, of sources with more than `above`, as
+    /// far as there are any. Gives how many bytes they held.
+    fn evict(&self, needed: u64, above: u64) -> u64 {
         let mut open = self.connections();
         open.retain(|it| !it.is_released.get());
         let holders = open.iter().enumerate().map(|(at, it)| it.holder(at)).collect();
         let chosen = held::choose(holders, needed, above);
-        for at in &chosen {
-            open[*at].release();
-            open[*at].end(Closed::Memory);
+        let mut freed = 0;
+        for at in chosen {
+            freed += open[at].held.total();
+            open[at].release();
+            open[at].end(Closed::Memory);
         }
-        !chosen.is_empty()
+        freed
     }
 
     /// What this worker may do about the account.

@@ -15,7 +15,7 @@ use crate::frontend::{ConnectionWork, Passkey, Tracker};
 use crate::metrics::{Closed, Transport};
 use crate::sys::stream::Network;
 use crate::time::Now;
-use crate::types::{Action, Family};
+use crate::types::{Action, Family, Refusal};
 
 /// Replies to pipelined requests that are gathered before they are written.
 const REPLIES_BYTES_MAX: usize = 32 * 1024;
@@ -103,9 +103,12 @@ impl<N: Network> Connection<N> {
                 Flow::Replied { consumed, keep_alive, source, outcome } => {
                     assert!(consumed > 0, "a request is not nothing");
                     done += consumed;
+                    let is_paid = self.is_paid(tracker, now, source, outcome);
+                    let limited = Outcome::Refused(Refusal::Limited);
+                    let outcome = if is_paid { outcome } else { limited };
                     self.count(Transport::Http, self.family_of(source), outcome);
                     self.set_served();
-                    if !self.is_paid(tracker, now, source) {
+                    if !is_paid {
                         out.truncate(start);
                         self.decide_ending(Closed::Limited);
                         return (done, Step::Close { linger: true });
@@ -137,13 +140,23 @@ impl<N: Network> Connection<N> {
         (done, Step::Read)
     }
 
-    /// Charges a request to its source unless the front end has: for a page, or an error. Says
-    /// whether the connection may go on. That of a proxy may, since other clients use it too.
-    fn is_paid(&self, tracker: &mut Tracker, now: Now, source: Option<IpAddr>) -> bool {
-        if tracker.take_asked() {
-            return true;
-        }
+    /// Charges a request to its source unless the front end has: for a page, or an error. One that
+    /// was refused because its source is over the limit is minor work: a client may be refused
+    /// thousands of times, and comes back later; a flood is closed. Says whether the connection may
+    /// go on. That of a proxy may, since other clients use it too.
+    fn is_paid(
+        &self,
+        tracker: &mut Tracker,
+        now: Now,
+        source: Option<IpAddr>,
+        outcome: Outcome,
+    ) -> bool {
         let own = self.payer();
+        if tracker.take_asked() {
+            return own.is_none()
+                || outcome != Outcome::Refused(Refusal::Limited)
+                || self.charge_minor_to(tracker, now, 1).is_ok();
+        }
         charges::charge(tracker, now, source.or(own), ConnectionWork::Request).is_ok()
             || own.is_none()
     }

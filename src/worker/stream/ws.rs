@@ -17,7 +17,7 @@ use crate::frontend::ws::{MESSAGE_BYTES_MAX, Mail, Outbox, Session};
 use crate::metrics::{Closed, MailLost, Transport};
 use crate::sys::stream::Network;
 use crate::time::Now;
-use crate::types::{Family, Rejected};
+use crate::types::{Family, Refusal, Rejected};
 
 /// Most bytes that wait for a client, those being written included.
 const QUEUE_BYTES_MAX: usize = 256 * 1024;
@@ -236,9 +236,12 @@ impl<N: Network> Connection<N> {
             };
             let mut front_ends = self.worker.front_ends.borrow_mut();
             let FrontEnds { tracker, ws, .. } = &mut *front_ends;
+            tracker.take_asked(); // of what was done before
             let outcome = ws.handle(tracker, now, session, message, &mut outbox);
             self.count(Transport::Ws, Family::of(*source), outcome);
             let eighths = match outcome {
+                // Paid for, unless it was refused for that.
+                Outcome::Refused(Refusal::Limited) => FRAME_EIGHTHS,
                 _ if tracker.take_asked() => 0,
                 Outcome::Answered(_) => 0, // an answer, of which there are no more than offers
                 // One that came too late, as happens: clients race with each other.
@@ -264,7 +267,7 @@ impl<N: Network> Connection<N> {
     /// Takes mail from another socket. What finds the queue half full, or memory short, is lost:
     /// only what a client brings on itself may cut it off, not what others send it.
     pub(super) fn receive(self: &Rc<Self>, mail: Mail, outbox: &mut Outbox) {
-        {
+        let session_bytes = {
             let mut web = self.web.borrow_mut();
             let Some(Web { session: Some(session), queue, writing_bytes, .. }) = web.as_deref_mut()
             else {
@@ -281,18 +284,24 @@ impl<N: Network> Connection<N> {
             if let Err(lost) = front_ends.ws.receive(self.worker.now(), session, mail, outbox) {
                 self.worker.counters.mail_lost(lost).add(1);
             }
-        }
+            session.held_bytes()
+        };
+        // What others hand over is remembered, and takes memory before the client says anything.
+        let _ = self.hold(Part::Session, session_bytes);
         self.enqueue_texts(&outbox.replies);
         self.start_writing();
     }
 
     /// Asks whether the client is still there, and lets go of what it holds no more.
     pub(super) fn ping(self: &Rc<Self>) {
+        let mut session_bytes = 0;
         if let Some(Web { session: Some(session), .. }) = self.web.borrow_mut().as_deref_mut() {
             let mut front_ends = self.worker.front_ends.borrow_mut();
             let FrontEnds { tracker, ws, .. } = &mut *front_ends;
             ws.tend(tracker, self.worker.now(), session);
+            session_bytes = session.held_bytes();
         }
+        let _ = self.hold(Part::Session, session_bytes);
         self.enqueue(0, frames::write_ping);
         self.start_writing();
     }
@@ -416,8 +425,8 @@ impl<N: Network> Connection<N> {
             *rest_by = None;
             return;
         }
-        let limit_s = self.worker.with_options(|it| u64::from(it.idle_timeout_s));
-        let rest_by = *rest_by.get_or_insert_with(|| self.worker.now().plus_s(limit_s));
+        let worker = &self.worker;
+        let rest_by = *rest_by.get_or_insert_with(|| worker.now().plus_s(worker.transfer_s()));
         self.with_deadlines(|it| it.read = it.read.min(rest_by));
     }
 }
