@@ -147,30 +147,38 @@ impl Drop for UnixSocket {
 /// Binds a Unix socket that is `user`'s: with its rights, or where it may not write the folder, as
 /// root, provided that nobody but root has a say in where the path leads.
 fn bind_as(path: &Path, user: Option<&Identity>) -> io::Result<UnixListener> {
-    let Some(user) = user else { return bind_path(path) };
+    let Some(user) = user else { return bind_own(path) };
     let bound = {
         let _acting = user.act()?;
-        bind_path(path)
+        bind_own(path)
     };
     match bound {
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
             let absolute = std::path::absolute(path)?;
-            identity::is_of_root_throughout(absolute.parent().unwrap_or_else(|| Path::new("/")))?;
-            let listener = bind_path(path)?;
-            user.own_socket(path, UNIX_MODE)?;
+            let folder = absolute.parent().unwrap_or_else(|| Path::new("/"));
+            let name = absolute.file_name().ok_or(io::ErrorKind::InvalidInput)?;
+            let real = identity::roots_own(folder)?.join(name);
+            let listener = bind_path(&real)?;
+            user.own_socket(&real, UNIX_MODE)?;
             Ok(listener)
         }
         bound => bound,
     }
 }
 
+fn bind_own(path: &Path) -> io::Result<UnixListener> {
+    let listener = bind_path(path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(UNIX_MODE))?;
+    Ok(listener)
+}
+
+/// Until the mode is set, nobody but the owner may connect: see `keep_files_private`.
 fn bind_path(path: &Path) -> io::Result<UnixListener> {
     if is_left_behind(path)? {
         std::fs::remove_file(path)?;
     }
     let listener = UnixListener::bind(path)?;
     listener.set_nonblocking(true)?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(UNIX_MODE))?;
     Ok(listener)
 }
 
@@ -218,6 +226,7 @@ mod tests {
         let bound = UnixSocket::bind(&path, None, &mut Patience::none()).unwrap();
         let text = UnixSocket::bind(&path, None, &mut Patience::none()).err().unwrap().to_string();
         assert!(text.contains("skep.sock") && text.contains("remedy"), "{text}");
+        assert!(text.contains("the settings name it twice"), "{text}");
         assert!(UnixStream::connect(&path).is_ok(), "the first one still serves");
         assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, UNIX_MODE);
         let twin = bound.listener.try_clone().unwrap();

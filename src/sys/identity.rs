@@ -1,14 +1,14 @@
 //! Who the process acts as: the rights of root, put aside for a while or given up for good.
 
-use std::ffi::CString;
-use std::fs::{DirBuilder, OpenOptions, Permissions, set_permissions};
+use std::ffi::{CString, OsString};
+use std::fs::{DirBuilder, Metadata, OpenOptions, Permissions, set_permissions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
 use std::os::unix::fs::{
     DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _,
     PermissionsExt as _,
 };
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use nix::unistd::{
     Gid, Uid, User, getegid, geteuid, getgroups, getresgid, getresuid, initgroups, setegid,
@@ -128,12 +128,19 @@ impl Identity {
         let is_missing = |it: &&Path| it.symlink_metadata().is_err();
         let missing: Vec<_> = directory.ancestors().take_while(is_missing).collect();
         let there = directory.ancestors().nth(missing.len()).unwrap_or_else(|| Path::new("/"));
-        is_of_root_throughout(there)?;
-        for path in missing.into_iter().rev() {
-            DirBuilder::new().mode(0o700).create(path)?;
+        let mut made = vec![roots_own(there)?];
+        for path in missing.iter().rev() {
+            // `..` behind a folder that is missing leads nowhere.
+            let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
+            let next = made[made.len() - 1].join(name);
+            DirBuilder::new().mode(0o700).create(&next)?;
+            made.push(next);
+        }
+        // From the deepest one up: until all are given away, only root can put a link on the way.
+        for path in made.iter().skip(1).rev() {
             self.take(&inspect(path)?)?;
         }
-        directory.canonicalize()
+        made.pop().ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
     /// By descriptors, not by names: whoever the directory belongs to may put a link in the place
@@ -224,23 +231,69 @@ fn path_of(it: &OwnedFd) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}", it.as_raw_fd()))
 }
 
-/// Sees that every folder on the way to a path, and every link, is root's: nobody else decides then
-/// where it leads.
+/// Links on the way to a path, as many as the kernel follows.
+const LINKS_MAX: u32 = 40;
+
+/// The bits of a mode by which others than the owner may write.
+const OTHERS_WRITE: u32 = 0o022;
+
+/// Where a path leads, provided that nobody but root has a say in that, or in what is in the folder
+/// there: every folder on the way and every link is root's, and only root may write to them. On the
+/// way others may write to a folder with the sticky bit, in which they cannot replace what is
+/// root's.
 ///
 /// # Errors
-/// `PermissionDenied` with the part that is not; the kernel's.
-pub fn is_of_root_throughout(path: &Path) -> io::Result<()> {
-    let real = path.canonicalize()?;
-    for part in path.ancestors().chain(real.ancestors()) {
-        if part.symlink_metadata()?.uid() != 0 {
-            let text = format!(
-                "{} is not root's, who would have to make or give away what is below it",
-                part.display()
-            );
-            return Err(io::Error::new(io::ErrorKind::PermissionDenied, text));
+/// `PermissionDenied` with the part that is not so; the kernel's.
+pub fn roots_own(path: &Path) -> io::Result<PathBuf> {
+    let path = std::path::absolute(path)?;
+    let mut ahead = parts(&path);
+    let (mut real, mut links) = (PathBuf::from("/"), 0);
+    may_only_be_changed_by_root(&real, ahead.is_empty())?;
+    while let Some(part) = ahead.pop() {
+        if part == ".." {
+            real.pop();
+            continue;
+        }
+        let next = real.join(part);
+        if may_only_be_changed_by_root(&next, ahead.is_empty())?.is_symlink() {
+            links += 1;
+            if links > LINKS_MAX {
+                return Err(io::Error::from_raw_os_error(libc::ELOOP));
+            }
+            let target = std::fs::read_link(&next)?;
+            if target.is_absolute() {
+                real = PathBuf::from("/");
+            }
+            ahead.extend(parts(&target));
+        } else {
+            real = next;
         }
     }
-    Ok(())
+    // Once more, as links and `..` may have led to a folder that was on the way before.
+    may_only_be_changed_by_root(&real, true)?;
+    Ok(real)
+}
+
+/// The names of a path, the last one first, with `..` as it stands there.
+fn parts(path: &Path) -> Vec<OsString> {
+    let is_name = |it: &Component<'_>| matches!(it, Component::Normal(_) | Component::ParentDir);
+    path.components().filter(is_name).map(|it| it.as_os_str().to_owned()).rev().collect()
+}
+
+/// Sees that a part of a path is root's and changed by nobody else.
+fn may_only_be_changed_by_root(part: &Path, is_last: bool) -> io::Result<Metadata> {
+    let it = part.symlink_metadata()?;
+    let is_shared = !it.is_symlink() && it.mode() & OTHERS_WRITE != 0;
+    let is_sticky = it.is_dir() && it.mode() & libc::S_ISVTX != 0;
+    let fault = if it.uid() != 0 {
+        "is not root's"
+    } else if is_shared && (is_last || !is_sticky) {
+        "can be written to by others than root"
+    } else {
+        return Ok(it);
+    };
+    let text = format!("{} {fault}: root makes and gives away nothing below it", part.display());
+    Err(io::Error::new(io::ErrorKind::PermissionDenied, text))
 }
 
 #[cfg(test)]
@@ -337,6 +390,50 @@ mod tests {
             assert_eq!(owner(&roots.join("skep")), 0);
             assert!(!roots.join("new").exists());
         });
+    }
+
+    #[test]
+    fn what_others_than_root_can_change_is_no_way_to_a_folder_of_roots() {
+        let Some(folder) = folder() else { return };
+        let top = folder.path();
+        let make = |name: &str, mode: u32| {
+            std::fs::create_dir(top.join(name)).unwrap();
+            set_permissions(top.join(name), Permissions::from_mode(mode)).unwrap();
+        };
+        make("roots", 0o755);
+        make("roots/in", 0o700);
+        make("shared", 0o2775);
+        make("shared/in", 0o755);
+        make("sticky", 0o1777);
+        make("sticky/in", 0o755);
+        let real = |name: &str| roots_own(&top.join(name));
+        let is_denied = |name: &str| {
+            let error = real(name).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::PermissionDenied, "{name}");
+            assert!(error.to_string().contains("others than root"), "{error}");
+        };
+        assert_eq!(real("roots/in").unwrap(), top.join("roots/in"));
+        assert_eq!(real("sticky/in").unwrap(), top.join("sticky/in"));
+        ["shared", "shared/in", "sticky"].into_iter().for_each(is_denied);
+        // Links to links: what is between counts as well.
+        use std::os::unix::fs::symlink;
+        symlink("../roots/in", top.join("sticky/direct")).unwrap();
+        symlink(top.join("roots"), top.join("shared/link")).unwrap();
+        symlink("shared/link/in", top.join("by-shared")).unwrap();
+        symlink("roots/../sticky", top.join("to-sticky")).unwrap();
+        symlink("loop", top.join("loop")).unwrap();
+        assert_eq!(real("sticky/direct").unwrap(), top.join("roots/in"));
+        assert_eq!(real("to-sticky/in/../in").unwrap(), top.join("sticky/in"));
+        ["shared/link", "by-shared", "to-sticky", "sticky/in/.."].into_iter().for_each(is_denied);
+        assert_eq!(real("loop").unwrap_err().raw_os_error(), Some(libc::ELOOP));
+        std::os::unix::fs::lchown(top.join("by-shared"), Some(65534), None).unwrap();
+        let error = real("by-shared").unwrap_err().to_string();
+        assert!(error.contains("by-shared is not root's"), "{error}");
+        for name in ["shared", "shared/new"] {
+            let error = nobody().make(&top.join(name)).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::PermissionDenied, "{name}");
+        }
+        assert_eq!((owner(&top.join("shared")), top.join("shared/new").exists()), (0, false));
     }
 
     #[test]
