@@ -33,7 +33,7 @@ use crate::server::options;
 use crate::server::reload::{Errand, Reloader, Reloads};
 use crate::server::reserve;
 use crate::server::seats::Seats;
-use crate::server::snapshots::{STALLED_MAX, Snapshots, has_ended};
+use crate::server::snapshots::{STALLED_AGAIN_MIN, STALLED_MAX, Snapshots, has_ended};
 use crate::server::statistics::{Counters, Found, Statistics};
 use crate::server::streams::Streams;
 use crate::server::workers::{End, Shared, Workers};
@@ -484,7 +484,7 @@ impl State {
 
     /// Writes down all there is, for the last time. Blocks, but for no disk that hangs.
     pub(super) fn write_last(self: &Arc<Self>) {
-        let state = self.clone();
+        let (state, begun) = (self.clone(), self.now());
         let flushing = std::thread::Builder::new().name("flush".into());
         match flushing.spawn(move || state.flush()) {
             Ok(thread) if !has_ended(&thread, &AtomicU64::new(0), STALLED_MAX) => {
@@ -497,12 +497,13 @@ impl State {
             Ok(_) => {}
             Err(_) => self.flush(), // no thread is to be had
         }
-        self.save_last();
+        let took = Duration::from_nanos(self.now().ns_since(begun));
+        self.shared.snapshots.stop(STALLED_MAX.saturating_sub(took).max(STALLED_AGAIN_MIN));
     }
 
     /// Takes the last snapshot. Blocks.
     pub(super) fn save_last(&self) {
-        self.shared.snapshots.stop();
+        self.shared.snapshots.stop(STALLED_MAX);
     }
 
     fn write_down(&self) -> Result<(), Trouble> {

@@ -254,19 +254,20 @@ impl Snapshots {
     }
 
     /// Saves a last time, if snapshots are kept, and waits for that as long as something is read or
-    /// written now and then: a disk that hangs keeps nobody from ending. One that is being written
-    /// is given up: it has rested for those who were served, and says less than the last one.
-    pub(super) fn stop(&self) {
+    /// written once in `stalled_max`: a disk that hangs keeps nobody from ending. One that is being
+    /// written is given up: it has rested for those who were served, and says less than the last
+    /// one.
+    pub(super) fn stop(&self, stalled_max: Duration) {
         self.is_ending.store(true, Ordering::Relaxed);
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some((orders, thread)) = thread {
             let _ = orders.send(Order::Stop);
-            if !has_ended(&thread, &self.progress, STALLED_MAX) {
+            if !has_ended(&thread, &self.progress, stalled_max) {
                 warn!(
                     target: OPERATOR,
                     "the last snapshot is given up, the latest one stays: nothing was read or \
                      written for {} s; remedy: see to the disk that server.state_dir is on",
-                    STALLED_MAX.as_secs()
+                    stalled_max.as_secs()
                 );
             }
         }
@@ -302,6 +303,9 @@ pub(super) fn has_ended(
 /// How long a thread may read and write nothing while its end is waited for: longer than a busy
 /// disk takes for one call, and less than supervisors wait before they kill.
 pub(super) const STALLED_MAX: Duration = Duration::from_secs(20);
+
+/// The same where the disk has been waited for before: both together are less than that, too.
+pub(super) const STALLED_AGAIN_MIN: Duration = Duration::from_secs(5);
 
 /// How often to look whether it has ended.
 const END_POLL: Duration = Duration::from_millis(1);
@@ -425,7 +429,8 @@ impl SnapshotKeeper {
         if self.snapshots.figures.outcome() == Outcome::Waiting {
             self.snapshots.figures.set_outcome(Outcome::Running);
         }
-        let Found { snapshot, aside } = self.folder.find(begun);
+        let mut progress = || self.snapshots.get_on();
+        let Found { snapshot, aside } = self.folder.find_with_progress(begun, &mut progress);
         let is_lost = !aside.is_empty();
         for it in aside {
             self.tell_aside(it);

@@ -286,8 +286,9 @@ impl<D: Disk> Folder<D> {
             tracker: self.tracker,
             build: env!("CARGO_PKG_VERSION").to_owned(),
         };
+        let file = Stepwise { file, sync: |it: &D::Output| self.disk.sync(it), unsynced_bytes: 0 };
         let written = write_all(file, &header, (what, at), between);
-        let (file, contents) = written.map_err(failed(Step::Write))?;
+        let (Stepwise { file, .. }, contents) = written.map_err(failed(Step::Write))?;
         self.disk.sync(&file).map_err(failed(Step::Sync))?;
         Ok(contents)
     }
@@ -316,6 +317,11 @@ impl<D: Disk> Folder<D> {
     /// Finds the latest snapshot that is whole and this tracker's own. What is not, is set aside
     /// under a name with `now` in it; what was never finished is removed.
     pub fn find(&self, now: Now) -> Found<D> {
+        self.find_with_progress(now, &mut || {})
+    }
+
+    /// As [`Self::find`]; calls `progress` after each block that is read.
+    pub fn find_with_progress(&self, now: Now, progress: &mut dyn FnMut()) -> Found<D> {
         // If it cannot be removed, the next save says so.
         let _ = self.remove_if_there(&self.path.join(TEMPORARY));
         let mut aside = Vec::new();
@@ -325,7 +331,9 @@ impl<D: Disk> Folder<D> {
                 Err(error) if error.kind() == ErrorKind::NotFound => continue,
                 input => input,
             };
-            let (kind, reason) = match input.map_err(Fault::Io).and_then(Snapshot::open) {
+            let opened =
+                input.map_err(Fault::Io).and_then(|it| Snapshot::open_with_progress(it, progress));
+            let (kind, reason) = match opened {
                 Ok(it) if it.header().tracker == self.tracker => {
                     return Found { snapshot: Some((it, path)), aside };
                 }
@@ -371,6 +379,33 @@ impl<D: Disk> Folder<D> {
     }
 }
 
+/// Bytes after which the disk is waited for.
+const STEP_BYTES: usize = 8 << 20;
+
+/// A file that goes to the disk while it is written: the wait at the end would be too long
+/// otherwise to be told from a disk that hangs.
+struct Stepwise<W, S> {
+    file: W,
+    sync: S,
+    unsynced_bytes: usize,
+}
+
+impl<W: Write, S: FnMut(&W) -> io::Result<()>> Write for Stepwise<W, S> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.unsynced_bytes >= STEP_BYTES {
+            (self.sync)(&self.file)?;
+            self.unsynced_bytes = 0;
+        }
+        let written = self.file.write(bytes)?;
+        self.unsynced_bytes += written;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
 /// What is said of a snapshot with another tracker's identity.
 const OF_ANOTHER: &str = "it was written by another tracker: its identity is not the one in \
                           tracker.id beside it";
@@ -403,4 +438,26 @@ fn write_all<W: Write>(
         }
     }
     writer.finish(completed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn never_much_waits_to_be_written_to_the_disk() {
+        let (mut synced, block) = (Vec::new(), [0; 64 << 10]);
+        let sync = |it: &Vec<u8>| {
+            synced.push(it.len());
+            Ok(())
+        };
+        let mut file = Stepwise { file: Vec::new(), sync, unsynced_bytes: 0 };
+        for _ in 0..(2 * STEP_BYTES + STEP_BYTES / 2) / block.len() {
+            file.write_all(&block).unwrap();
+        }
+        assert_eq!(synced, [STEP_BYTES, 2 * STEP_BYTES]);
+        let sync = |_: &Vec<u8>| Err(ErrorKind::StorageFull.into());
+        let mut file = Stepwise { file: Vec::new(), sync, unsynced_bytes: STEP_BYTES };
+        assert_eq!(file.write_all(&block).unwrap_err().kind(), ErrorKind::StorageFull);
+    }
 }

@@ -98,7 +98,15 @@ impl<R: Read + Seek> Snapshot<R> {
     ///
     /// # Errors
     /// [`Fault`] with the first thing that is wrong.
-    pub fn open(mut input: R) -> Result<Self, Fault> {
+    pub fn open(input: R) -> Result<Self, Fault> {
+        Self::open_with_progress(input, &mut || {})
+    }
+
+    /// As [`Self::open`]; calls `progress` after each block.
+    ///
+    /// # Errors
+    /// Above.
+    pub fn open_with_progress(mut input: R, progress: &mut dyn FnMut()) -> Result<Self, Fault> {
         let bytes = input.seek(SeekFrom::End(0))?;
         if bytes < (HEADER_BYTES + FOOTER_BYTES) as u64 {
             return Err(damaged("too short for a snapshot", bytes));
@@ -117,7 +125,7 @@ impl<R: Read + Seek> Snapshot<R> {
         };
         let table = footer.table.get();
         let mut it = Self { input, header, contents, offset: 0, table };
-        it.verify(&footer)?;
+        it.verify(&footer, progress)?;
         it.rewind()?;
         Ok(it)
     }
@@ -172,7 +180,7 @@ impl<R: Read + Seek> Snapshot<R> {
     }
 
     /// Compares blocks, table and footer with each other.
-    fn verify(&mut self, footer: &Footer) -> Result<(), Fault> {
+    fn verify(&mut self, footer: &Footer, progress: &mut dyn FnMut()) -> Result<(), Fault> {
         let blocks = self.contents.blocks;
         let table_bytes = blocks.checked_mul(ENTRY_BYTES as u64);
         let ends = [HEADER_BYTES as u64 + FOOTER_BYTES as u64, self.table];
@@ -189,6 +197,7 @@ impl<R: Read + Seek> Snapshot<R> {
             found.blocks += 1;
             found.torrents += torrents;
             found.peers += peers;
+            progress();
             expected = crc32c::crc32c_append(expected, block.entry().as_bytes());
         }
         found.completed = self.contents.completed;
