@@ -176,11 +176,15 @@ pub fn check(source: &Source) -> Result<Vec<String>, StartError> {
     Ok(source.warnings(&config))
 }
 
-/// The token that a tracker with these settings has made for its API, if this user may read it.
-pub(crate) fn kept_token(config: &Config) -> Option<String> {
+/// The tokens that a tracker with these settings may have made for its API, the likeliest first, as
+/// far as this user may read them. One that was started in another way may have left its own.
+pub(crate) fn kept_tokens(config: &Config) -> Vec<String> {
     let usual = || Ok(PathBuf::from(USUAL_STATE_DIRECTORY));
     let places = [options::state_home(config), usual()];
-    places.into_iter().flatten().find_map(|it| state::kept_token(&it))
+    let mut all: Vec<_> =
+        places.into_iter().flatten().filter_map(|it| state::kept_token(&it)).collect();
+    all.dedup();
+    all
 }
 
 /// Where the unit that we ship has the state directory.

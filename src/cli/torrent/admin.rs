@@ -33,7 +33,8 @@ pub(super) enum Reply {
 /// A tracker's admin listener.
 pub(super) struct Admin {
     url: Url,
-    token: Option<String>,
+    /// The first one is shown; one that is refused makes room for the next.
+    tokens: Vec<String>,
     /// Why it cannot be used, once that is known: further files need not wait for the same.
     broken: Option<String>,
 }
@@ -44,13 +45,15 @@ enum Failure {
     Passing(String),
     /// It will not; the same is true of every other file.
     Lasting(String),
+    /// It will not with this token.
+    Unauthorized(String),
     /// It will not, because of this file.
     Refused(String),
 }
 
 impl Admin {
-    pub(super) fn new(url: Url, token: Option<String>) -> Self {
-        Self { url, token, broken: None }
+    pub(super) fn new(url: Url, tokens: Vec<String>) -> Self {
+        Self { url, tokens, broken: None }
     }
 
     /// Registers what a JSON body describes.
@@ -60,10 +63,10 @@ impl Admin {
         }
         let mut pause = PAUSE;
         for retry in 0..=RETRIES {
-            let (problem, is_last) = match self.ask(body) {
+            let (problem, is_last) = match self.ask_with_any_token(body) {
                 Ok(reply) => return Ok(reply),
                 Err(Failure::Refused(problem)) => return Err(problem),
-                Err(Failure::Lasting(problem)) => (problem, true),
+                Err(Failure::Lasting(problem) | Failure::Unauthorized(problem)) => (problem, true),
                 Err(Failure::Passing(problem)) => (problem, retry == RETRIES),
             };
             if is_last {
@@ -74,6 +77,17 @@ impl Admin {
             pause *= 2;
         }
         unreachable!("the last try returns")
+    }
+
+    fn ask_with_any_token(&mut self, body: &[u8]) -> Result<Reply, Failure> {
+        loop {
+            match self.ask(body) {
+                Err(Failure::Unauthorized(_)) if self.tokens.len() > 1 => {
+                    self.tokens.remove(0);
+                }
+                asked => return asked,
+            }
+        }
     }
 
     fn ask(&self, body: &[u8]) -> Result<Reply, Failure> {
@@ -103,7 +117,8 @@ impl Admin {
         match (reply.status, code) {
             (201, _) => Ok(Reply::Created),
             (200, _) => Ok(Reply::Known),
-            (401 | 403, _) => Err(Failure::Lasting(message())),
+            (401, _) => Err(Failure::Unauthorized(message())),
+            (403, _) => Err(Failure::Lasting(message())),
             (404, _) => Err(no_http()),
             (409, "wrong_mode" | "full") => Err(Failure::Lasting(message())),
             (500..=599 | 429, _) => Err(Failure::Passing(message())),
@@ -132,7 +147,7 @@ impl Admin {
             self.url.authority(),
             body.len()
         );
-        if let Some(token) = &self.token {
+        if let Some(token) = self.tokens.first() {
             request += &format!("Authorization: Bearer {token}\r\n");
         }
         stream.write_all((request + "\r\n").as_bytes())?;
@@ -140,5 +155,44 @@ impl Admin {
         let mut reply = Vec::new();
         stream.take(REPLY_BYTES_MAX as u64).read_to_end(&mut reply)?;
         Ok(reply)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{BufRead as _, BufReader};
+    use std::net::TcpListener;
+
+    /// Answers so many requests, each with 201 if it shows this token and else with 401: the tokens
+    /// that were shown.
+    fn answer(listener: &TcpListener, token: &str, requests: usize) -> Vec<String> {
+        let answer = |_| {
+            let mut stream = listener.accept().unwrap().0;
+            let head = BufReader::new(&stream).lines().map(Result::unwrap);
+            let head: Vec<_> = head.take_while(|it| !it.is_empty()).collect();
+            let shown = head.iter().find_map(|it| it.strip_prefix("Authorization: Bearer "));
+            let shown = shown.unwrap_or_default().to_owned();
+            let status = if shown == token { "201 Created" } else { "401 Unauthorized" };
+            let said = format!("HTTP/1.1 {status}\r\nContent-Length: 2\r\n\r\n{{}}");
+            stream.write_all(said.as_bytes()).unwrap();
+            shown
+        };
+        (0..requests).map(answer).collect()
+    }
+
+    #[test]
+    fn a_token_that_is_refused_makes_room_for_the_next_one() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let admin = |tokens: &[&str]| {
+            Admin::new(url.parse().unwrap(), tokens.iter().map(|it| (*it).to_owned()).collect())
+        };
+        let (mut fitting, mut none) = (admin(&["old", "new", "other"]), admin(&["old", "older"]));
+        let thread = std::thread::spawn(move || answer(&listener, "new", 5));
+        assert_eq!(fitting.register(b""), Ok(Reply::Created));
+        assert_eq!(fitting.register(b""), Ok(Reply::Created), "and is shown from now on");
+        assert!(none.register(b"").is_err());
+        assert_eq!(thread.join().unwrap(), ["old", "new", "new", "old", "older"]);
     }
 }

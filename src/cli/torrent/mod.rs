@@ -31,8 +31,8 @@ Examples:
 The tracker has to run with access.mode = \"registered\" or \"private\". The token is what
 admin.token says. Where none is given: SKEP__ADMIN__TOKEN, else, for a tracker on this host, the one
 that it has made, admin.token in the state directory (that of SKEP__SERVER__STATE_DIR,
-STATE_DIRECTORY or XDG's rules, or /var/lib/skep). Both hashes of a hybrid
-torrent lead to one swarm. A torrent that is registered already is told as known.
+STATE_DIRECTORY or XDG's rules, and where its token is refused /var/lib/skep). Both hashes of a
+hybrid torrent lead to one swarm. A torrent that is registered already is told as known.
 
 Exit codes: 0 every file is registered, 1 one is not, 2 bad usage.";
 
@@ -142,34 +142,40 @@ fn connect(options: &Options) -> Result<Admin, String> {
     if options.admin.scheme != Scheme::Http || !["", "/"].contains(&options.admin.path.as_str()) {
         return Err("--admin: allowed: http://HOST:PORT".into());
     }
-    let token = match (&options.token, &options.token_file) {
-        (Some(token), _) => Some(token.clone()),
+    let mut tokens = match (&options.token, &options.token_file) {
+        (Some(token), _) => vec![token.clone()],
         (None, Some(path)) => {
             let text = fs::read_to_string(path)
                 .map_err(|error| format!("cannot read {}: {error}", path.display()))?;
-            text.lines().next().map(|it| it.trim().to_owned())
+            text.lines().next().map(|it| it.trim().to_owned()).into_iter().collect()
         }
         (None, None) => {
             let set = std::env::var("SKEP__ADMIN__TOKEN").ok().filter(|it| !it.is_empty());
-            set.or_else(|| kept_token(&options.admin))
+            set.map_or_else(|| kept_tokens(&options.admin), |it| vec![it])
         }
     };
-    let token = token.filter(|it| !it.is_empty());
-    if token.as_ref().is_some_and(|it| it.bytes().any(|byte| !(0x20..0x7f).contains(&byte))) {
+    tokens.retain(|it| !it.is_empty());
+    if tokens.iter().any(|it| it.bytes().any(|byte| !(0x20..0x7f).contains(&byte))) {
         return Err("the token holds something that cannot stand in a header".into());
     }
-    Ok(Admin::new(options.admin.clone(), token))
+    Ok(Admin::new(options.admin.clone(), tokens))
 }
 
-/// The token that a tracker on this host has made. It is shown to nobody elsewhere.
-fn kept_token(admin: &Url) -> Option<String> {
-    let is_loopback = admin.host.parse::<IpAddr>().is_ok_and(|it| it.to_canonical().is_loopback());
-    if !is_loopback && admin.host != "localhost" {
-        return None;
+/// The tokens that trackers on this host have made. They are shown to nobody elsewhere.
+fn kept_tokens(admin: &Url) -> Vec<String> {
+    if !is_this_host(admin) {
+        return Vec::new();
     }
-    let environment = super::environment().ok()?;
-    let config = Source { environment, ..Source::default() }.load().ok()?;
-    server::kept_token(&config)
+    let config = super::environment()
+        .ok()
+        .and_then(|environment| Source { environment, ..Source::default() }.load().ok());
+    config.map(|it| server::kept_tokens(&it)).unwrap_or_default()
+}
+
+/// Whether requests to this listener do not leave this host.
+fn is_this_host(admin: &Url) -> bool {
+    let is_loopback = admin.host.parse::<IpAddr>().is_ok_and(|it| it.to_canonical().is_loopback());
+    is_loopback || admin.host == "localhost"
 }
 
 /// A file to register, or what cannot be looked at, and why.
@@ -335,6 +341,24 @@ impl Progress {
         }
         if !self.json {
             let _ = writeln!(std::io::stdout().lock(), "{sum}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kept_token_is_shown_to_loopback_addresses_alone() {
+        let is_this_host = |url: &str| is_this_host(&url.parse().unwrap());
+        for here in ["localhost", "127.0.0.1", "127.9.8.7", "[::1]", "[::ffff:127.0.0.1]"] {
+            assert!(is_this_host(&format!("http://{here}:6970")), "{here}");
+        }
+        for elsewhere in ["10.0.0.1", "0.0.0.0", "[::]", "[2001:db8::1]", "localhost.example"] {
+            let url = format!("http://{elsewhere}:6970");
+            assert!(!is_this_host(&url), "{elsewhere}");
+            assert!(kept_tokens(&url.parse().unwrap()).is_empty(), "{elsewhere}");
         }
     }
 }
