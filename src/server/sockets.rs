@@ -130,17 +130,20 @@ pub(super) fn bind_both(
 ) -> Result<(Sockets, Vec<Bound>), StartError> {
     let chosen = addresses.iter().any(|it| it.port() == 0) && inheritance.is_empty();
     let mut tries = if chosen { PORT_TRIES } else { 1 };
-    let mut none = Patience::none(); // another port is to be had at once
-    let patience = if chosen { &mut none } else { patience };
+    // In place of a port that the kernel chose, another one is to be had at once.
+    let is_chosen = |at: &SocketAddr| chosen && !addresses.contains(at);
+    let mut none = Patience::none();
     loop {
         let sockets = bind(addresses, cpus, receive_buffer_bytes, inheritance, patience)?;
         tries -= 1;
         let bind = |at, is_ours| {
+            let patience = if is_chosen(&at) { &mut none } else { &mut *patience };
             listeners::bind(at, cpus.len(), Kind::Tcp, is_ours, inheritance, patience)
         };
         match bind_tcp(&sockets.addresses, bind) {
             Ok(listeners) => return Ok((sockets, listeners)),
-            Err((_, error)) if tries > 0 && error.kind() == io::ErrorKind::AddrInUse => {}
+            Err((at, error))
+                if tries > 0 && is_chosen(&at) && error.kind() == io::ErrorKind::AddrInUse => {}
             Err((at, error)) => return Err(StartError::listening("tcp", at, &error)),
         }
     }
@@ -381,6 +384,17 @@ mod tests {
         assert!(listeners.iter().all(|it| it.by_worker.len() == 2));
         let again = bind_both_new(&sockets.addresses, &[None]).err().unwrap();
         assert!(again.to_string().contains("the settings name it twice"));
+    }
+
+    #[test]
+    fn a_fixed_port_is_waited_for_beside_one_that_the_kernel_chooses() {
+        let taken = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let asked = [at("127.0.0.2:0"), taken.local_addr().unwrap()];
+        let (mut inheritance, mut patience) = (Inheritance::default(), Patience::new());
+        let unused = format!("{patience:?}");
+        let bound = bind_both(&asked, &[None], 1 << 16, &mut inheritance, &mut patience);
+        assert!(bound.is_err());
+        assert_ne!(format!("{patience:?}"), unused, "it has waited");
     }
 
     #[test]
