@@ -3,11 +3,12 @@
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
+use std::path::Path;
 
 use crate::access::disk::Trouble;
 use crate::config::ConfigError;
 use crate::server::state::KeyError;
-use crate::sys::holder::{Holder, Transport, holder};
+use crate::sys::holder::{Holder, Transport, holder, holder_at};
 
 /// A start that failed. Its text is meant for the operator.
 #[derive(Debug)]
@@ -46,6 +47,19 @@ impl StartError {
             _ => remedy(error),
         };
         Self::Failed(format!("{failed}; remedy: {remedy}"))
+    }
+
+    /// A Unix socket could not be listened on.
+    pub(super) fn listening_at(path: &Path, error: &io::Error) -> Self {
+        let failed = format!("cannot listen on the Unix socket {}: {error}", path.display());
+        if error.kind() == io::ErrorKind::AddrInUse {
+            let (who, remedy) = in_use(&holder_at(path));
+            return Self::Failed(format!("{failed}: {who}; remedy: {remedy}"));
+        }
+        Self::Failed(format!(
+            "{failed}; remedy: choose a path in a folder that this user may write to, and that no \
+             other program uses; the proxy has to run in this user's group"
+        ))
     }
 
     /// Something else that takes descriptors, memory or threads could not be had.

@@ -113,14 +113,7 @@ impl UnixSocket {
         patience: &mut Patience,
     ) -> Result<Self, StartError> {
         let bound = patience.bind(|| path.display().to_string(), || bind_as(path, user));
-        let listener = bound.map_err(|error: io::Error| {
-            let path = path.display();
-            StartError::Failed(format!(
-                "cannot listen on the Unix socket {path}: {error}; remedy: choose a path in a \
-                 folder that this user may write to, and that no other program uses; the proxy \
-                 has to run in this user's group"
-            ))
-        })?;
+        let listener = bound.map_err(|error| StartError::listening_at(path, &error))?;
         Ok(Self { listener, path: path.to_owned(), is_passed_on: false, is_managed: false })
     }
 

@@ -98,12 +98,41 @@ pub fn be_impatient(socket: &Socket, wait: Duration) -> io::Result<()> {
     socket.set_write_timeout(Some(wait))
 }
 
+/// Who made the other end of a Unix socket, or listened there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Peer {
+    /// The process; none where it has no number here, as in another container.
+    pub process: Option<u32>,
+    /// Its user.
+    pub user: u32,
+}
+
+/// Who made the other end of a Unix socket, or listened there.
+///
+/// # Errors
+/// The kernel's.
+pub fn peer(socket: impl AsFd) -> io::Result<Peer> {
+    let mut it = libc::ucred { pid: 0, uid: 0, gid: 0 };
+    let mut bytes = libc::socklen_t::try_from(size_of_val(&it)).unwrap_or_default();
+    let fd = socket.as_fd().as_raw_fd();
+    let (level, option) = (libc::SOL_SOCKET, libc::SO_PEERCRED);
+    // SAFETY: both pointers are to values of this function, and the kernel writes no more than
+    // `bytes` says.
+    let result =
+        unsafe { libc::getsockopt(fd, level, option, (&raw mut it).cast(), &raw mut bytes) };
+    if result != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let process = u32::try_from(it.pid).ok().filter(|it| *it > 0);
+    Ok(Peer { process, user: it.uid })
+}
+
 /// The user who made the other end of a Unix socket.
 ///
 /// # Errors
 /// The kernel's.
 pub fn peer_user(socket: impl AsFd) -> io::Result<u32> {
-    Ok(sockopt::socket_peercred(socket)?.uid.as_raw())
+    Ok(peer(socket)?.user)
 }
 
 /// The user this process acts as.

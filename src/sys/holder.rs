@@ -1,9 +1,13 @@
 //! Who has an address that cannot be bound: the kernel's tables of sockets (proc_net_tcp(5)) and
 //! the processes that hold them, as far as /proc shows them to this one.
 
+use std::collections::HashMap;
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
+
+use crate::sys::descriptors;
 
 /// What an address is bound for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,12 +61,22 @@ pub fn holder(transport: Transport, address: SocketAddr) -> Holder {
     entries.retain(|it| is_in_the_way(address, it.address));
     // Of two families, the one that is asked for: the other may not be in the way at all.
     entries.sort_by_key(|it| it.address.is_ipv4() != address.is_ipv4());
-    let found = entries.iter().find_map(|it| process_with(it.inode));
+    let ranks = entries.iter().map(|it| it.inode).enumerate().map(|(rank, inode)| (inode, rank));
+    let found = process_with(&ranks.collect());
     match (found, entries.first()) {
         (Some((id, program)), _) => Holder::Process { id, program },
         (None, Some(it)) => Holder::User(it.user),
         (None, None) => Holder::Nobody,
     }
+}
+
+/// Looks for who listens on a Unix socket: who made it listen, as the kernel noted then.
+#[must_use]
+pub fn holder_at(path: &Path) -> Holder {
+    let Ok(stream) = UnixStream::connect(path) else { return Holder::Nobody };
+    let Ok(peer) = descriptors::peer(stream) else { return Holder::Nobody };
+    let process = peer.process.and_then(|id| Some((id, program_of(id)?)));
+    process.map_or(Holder::User(peer.user), |(id, program)| Holder::Process { id, program })
 }
 
 /// Reads a line of a table, if its socket is in `state`.
@@ -106,21 +120,33 @@ fn is_in_the_way(asked: SocketAddr, bound: SocketAddr) -> bool {
         }
 }
 
-/// The process that has a descriptor of this socket, and its program.
-fn process_with(inode: u64) -> Option<(u32, String)> {
-    let link = format!("socket:[{inode}]");
-    let mut ids = fs::read_dir("/proc")
+/// The process that has a descriptor of one of these sockets, of the lowest rank if there are some,
+/// and its program. Each process is looked at once, however many sockets there are.
+fn process_with(ranks: &HashMap<u64, usize>) -> Option<(u32, String)> {
+    let ids = fs::read_dir("/proc")
         .ok()?
         .filter_map(|it| it.ok()?.file_name().to_str()?.parse::<u32>().ok());
-    ids.find_map(|id| {
-        let mut all = fs::read_dir(format!("/proc/{id}/fd")).ok()?;
-        let is_it = |path: &Path| fs::read_link(path).is_ok_and(|it| it == Path::new(&link));
-        if !all.any(|it| it.is_ok_and(|it| is_it(&it.path()))) {
-            return None;
+    let mut best: Option<(usize, u32, String)> = None;
+    for id in ids {
+        let Ok(all) = fs::read_dir(format!("/proc/{id}/fd")) else { continue };
+        let sockets = all.filter_map(|it| inode_of(&fs::read_link(it.ok()?.path()).ok()?));
+        let Some(rank) = sockets.filter_map(|it| ranks.get(&it).copied()).min() else { continue };
+        if best.as_ref().is_none_or(|it| rank < it.0) {
+            best = program_of(id).map(|program| (rank, id, program)).or(best);
         }
-        let program = fs::read_to_string(format!("/proc/{id}/comm")).ok()?;
-        Some((id, program.trim_end().to_owned()))
-    })
+    }
+    best.map(|(_, id, program)| (id, program))
+}
+
+/// The socket that a descriptor's link in /proc stands for.
+fn inode_of(link: &Path) -> Option<u64> {
+    link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
+}
+
+/// The name of a process's program.
+fn program_of(id: u32) -> Option<String> {
+    let program = fs::read_to_string(format!("/proc/{id}/comm")).ok()?;
+    Some(program.trim_end().to_owned())
 }
 
 #[cfg(test)]
@@ -170,5 +196,28 @@ mod tests {
         }
         drop(udp);
         assert_eq!(holder(Transport::Udp, addresses[0]), Holder::Nobody);
+    }
+
+    #[test]
+    fn of_sockets_of_many_processes_the_first_one_counts() {
+        use std::os::fd::AsRawFd as _;
+        let sockets = [(); 2].map(|()| UdpSocket::bind("127.0.0.1:0").unwrap());
+        let inode = |it: &UdpSocket| {
+            inode_of(&fs::read_link(format!("/proc/self/fd/{}", it.as_raw_fd())).unwrap()).unwrap()
+        };
+        let ranks = HashMap::from([(inode(&sockets[0]), 1), (inode(&sockets[1]), 0), (0, 2)]);
+        assert_eq!(process_with(&ranks).unwrap().0, std::process::id());
+        assert_eq!(process_with(&HashMap::new()), None);
+        assert_eq!(inode_of(Path::new("/dev/null")), None);
+    }
+
+    #[test]
+    fn who_listens_on_a_unix_socket_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        assert_eq!(holder_at(&path), Holder::Nobody);
+        let _listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let Holder::Process { id, program } = holder_at(&path) else { panic!("not found") };
+        assert!(id == std::process::id() && !program.is_empty());
     }
 }
