@@ -8,7 +8,7 @@ mod stream;
 #[path = "common/streams.rs"]
 mod streams;
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use common::{Client, Skep, backends, command, eventually};
 use stream::Steady;
@@ -22,26 +22,25 @@ fn draining(io: &str, drain_s: u32) -> Skep {
 }
 
 #[test]
-fn nothing_is_lost_until_the_drain_ends() {
+fn nothing_is_lost_in_the_drain() {
     for io in backends() {
-        let mut skep = draining(io, 3);
+        let mut skep = draining(io, 3600);
         let load = Steady::start(skep.udp[0], 8_000);
         load.wait_for(1_000);
         assert_eq!(skep.get("/readyz").0, 200);
-        let told = Instant::now();
         skep.signal("TERM");
         eventually("it says that it stops", || skep.get("/readyz").0 == 503);
         // Old and new clients are served, over both transports.
-        while told.elapsed() < Duration::from_secs(2) {
+        for _ in 0..10 {
+            load.wait_for(1_000);
             Client::connect(skep.udp[0]);
             assert_eq!(streams::ask(skep.tcp[0], &announce(1, 1, "")).status, 200);
             assert_eq!(skep.get("/livez").0, 200);
         }
         let (sent, lost) = load.finish();
         assert_eq!(lost, 0, "of {sent} with {io}\n{}", skep.log());
+        skep.signal("TERM");
         assert_eq!(skep.wait().code(), Some(0));
-        let took = told.elapsed();
-        assert!(took >= Duration::from_secs(3), "{took:?}");
     }
 }
 
