@@ -16,6 +16,7 @@
 
 use std::collections::VecDeque;
 
+use ahash::RandomState;
 use fastrand::Rng;
 
 use super::Offer;
@@ -59,22 +60,24 @@ pub(super) struct HandedOffers {
 /// Lots that nobody outside can tell.
 #[derive(Debug)]
 pub(super) struct Lots {
-    key: u64,
+    hash: RandomState,
     random: Rng,
 }
 
 impl Lots {
     /// Those that follow from a key.
     pub(super) fn new(key: u64) -> Self {
-        Self { key, random: Rng::with_seed(key) }
+        let mut random = Rng::with_seed(key);
+        let mut seed = || random.u64(..);
+        let hash = RandomState::with_seeds(seed(), seed(), seed(), seed());
+        Self { hash, random }
     }
 
     /// The lot of a network, in one torrent of one socket and this minute.
     fn of_network(&self, now: Now, torrent: u32, networks: Networks) -> u16 {
         let [narrowest, ..] = networks.0;
         let minute = now.seconds() / OFFER_AGE_S_MAX;
-        let place = u64::from(torrent) << 32 | u64::from(narrowest) << 16 | minute & 0xffff;
-        Rng::with_seed(self.key ^ place).u16(..)
+        self.hash.hash_one((torrent, narrowest, minute)) as u16
     }
 }
 
