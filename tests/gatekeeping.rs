@@ -268,3 +268,36 @@ fn a_private_tracker_knows_its_users_by_the_path() {
     doors.access.keys().remove(&digest);
     assert_eq!(doors.udp(KNOWN, &path), Some("unknown passkey".into()), "revoked");
 }
+
+#[test]
+fn sockets_of_who_may_not_be_served_any_more_leave_their_swarms() {
+    let mut doors = Doors::new(Access::new(Mode::Private, Lists::default()));
+    doors.access.registry().insert(KNOWN, KNOWN);
+    let announce = r#"{"action":"announce","info_hash":"aaaaaaaaaaaaaaaaaaaa",
+        "peer_id":"-XX0000-cccccccccccc","left":1,"offers":[]}"#;
+    for may_announce in [false, true] {
+        let (passkey, digest) = passkey::generate();
+        let (name, limits) = ("ann".to_owned(), passkey::Limits::default());
+        let totals = passkey::Totals::default();
+        let record = passkey::Record { name, limits, issued_s: 0, totals };
+        doors.access.keys().insert(digest, &record);
+        let route = Route { worker: 0, slot: 1, generation: 1 };
+        let shown = Some(Box::new(Passkey::new(passkey.as_bytes()).unwrap()));
+        let mut session = doors.ws.open_with(route, CLIENT, shown);
+        let Doors { ws, tracker, access, .. } = &mut doors;
+        let mut outbox = Outbox::default();
+        ws.handle(tracker, NOW, &mut session, announce.as_bytes(), &mut outbox);
+        ws.tend(tracker, NOW, &mut session);
+        assert_eq!((session.torrents(), tracker.scrape(&KNOWN).leechers), (1, 1));
+        access.keys().remove(&digest);
+        if may_announce {
+            ws.handle(tracker, NOW, &mut session, announce.as_bytes(), &mut outbox);
+            let refused = String::from_utf8(outbox.replies.pop().unwrap()).unwrap();
+            assert!(refused.contains("unknown passkey"), "{refused}");
+        } else {
+            ws.tend(tracker, NOW, &mut session);
+        }
+        assert_eq!((session.torrents(), tracker.scrape(&KNOWN).leechers), (0, 0));
+        ws.close(tracker, NOW, session);
+    }
+}

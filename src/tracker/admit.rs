@@ -118,6 +118,19 @@ impl Tracker {
         Ok(self.scrape(&swarm))
     }
 
+    /// Whether a peer that is in a swarm may still be there: its network, torrent and passkey may
+    /// have been denied since.
+    pub fn may_stay(
+        &mut self,
+        now: Now,
+        source: IpAddr,
+        info_hash: &InfoHash,
+        passkey: Option<&[u8]>,
+    ) -> bool {
+        let access = self.access.as_mut();
+        access.is_none_or(|it| it.scrape(now, source, info_hash, passkey).is_ok())
+    }
+
     /// Whether everybody may be told of all torrents.
     ///
     /// # Errors

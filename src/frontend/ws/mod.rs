@@ -183,9 +183,21 @@ impl WsFrontend {
 
     /// What a socket needs now and then, whatever its client says: peers that the tracker forgets,
     /// because they have not announced for too long, leave. A client that has lost count of its
-    /// torrents would else hold their places until its socket closes.
+    /// torrents would else hold their places until its socket closes. So do peers that may not be
+    /// served any more: offers would go on reaching them until they announce.
     pub fn tend(&mut self, tracker: &mut Tracker, now: Now, session: &mut Session) {
         drop_silent(&self.directory, tracker, now, session);
+        let Session { source, route, .. } = *session;
+        let passkey = session.passkey.take();
+        let shown = passkey.as_deref().map(Passkey::as_bytes);
+        session.drop_peers(|peer| {
+            let may_stay = tracker.may_stay(now, source, &peer.info_hash, shown);
+            if !may_stay {
+                leave(&self.directory, tracker, now, route, source, peer);
+            }
+            !may_stay
+        });
+        session.passkey = passkey;
     }
 
     /// The socket has closed: its peers leave.
@@ -258,6 +270,7 @@ impl Turn<'_> {
             return self.refuse(&request.info_hash, Refusal::TooManyTorrents);
         }
         if let Err(refusal) = self.enter(&announce, request) {
+            self.part(&name, refusal);
             return self.refuse_for(&announce, refusal);
         }
         let mut room = [0; OFFERS_LIMIT * WEB_PEER_BYTES];
@@ -347,6 +360,7 @@ impl Turn<'_> {
     fn stop(&mut self, request: &AnnounceRequest<'_>) -> Outcome {
         let (announce, name) = self.announce_of(request);
         if let Err(refusal) = self.enter(&announce, request) {
+            self.part(&name, refusal);
             return self.refuse_for(&announce, refusal);
         }
         let told = self.tracker.announce(self.now, &announce, Room::default());
@@ -354,6 +368,17 @@ impl Turn<'_> {
         self.directory.leave(&name, self.session.route, || {});
         self.announced(&announce.info_hash, &told, None);
         Outcome::Answered(Action::Announce)
+    }
+
+    /// A peer that may not be served any more leaves its swarm; not one that only asks too often.
+    fn part(&mut self, name: &WebPeer, refusal: Refusal) {
+        if refusal == Refusal::PasskeyLimit {
+            return;
+        }
+        let Session { route, source, .. } = *self.session;
+        if let Some(peer) = self.session.leave(name) {
+            leave(self.directory, self.tracker, self.now, route, source, &peer);
+        }
     }
 
     /// Hands an answer to who made the offer.

@@ -121,10 +121,14 @@ impl Session {
         }
     }
 
-    pub(super) fn leave(&mut self, name: &WebPeer) {
-        if let Ok(at) = self.position(name) {
-            self.peers.remove(at);
-        }
+    /// Drops the peers of which `is_over` says so.
+    pub(super) fn drop_peers(&mut self, mut is_over: impl FnMut(&Peer) -> bool) {
+        self.peers.retain(|it| !is_over(it));
+    }
+
+    /// Drops one peer, and gives it.
+    pub(super) fn leave(&mut self, name: &WebPeer) -> Option<Peer> {
+        self.position(name).ok().map(|at| self.peers.remove(at))
     }
 
     fn position(&self, name: &WebPeer) -> Result<usize, usize> {
