@@ -104,6 +104,27 @@ fn swarms_come_back_after_a_crash() {
 }
 
 #[test]
+fn a_limit_on_the_size_of_files_costs_the_snapshot_and_not_the_process() {
+    let state = tempfile::tempdir().unwrap();
+    let mut command = Command::new("/bin/sh");
+    command.args(["-c", "ulimit -f 1; exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_skep")]);
+    command.args(["--listen", "127.0.0.1:0", "--workers", "1"]);
+    command.env("STATE_DIRECTORY", state.path());
+    let mut skep = Skep::spawn(command);
+    eventually("it is ready", || skep.get("/readyz").0 == 200);
+    let many: Vec<_> = (1..=100).map(|it| leecher(it, 6881)).collect();
+    announce(&skep, &many);
+    assert_ne!(save(&skep).0, 200);
+    skep.log_with("File too large");
+    for signal in ["USR1", "USR2"] {
+        skep.signal(signal);
+    }
+    assert_eq!(counts(scrape(&skep, 1)), (0, 0, 1), "it serves");
+    skep.signal("TERM");
+    assert_eq!(skep.wait().code(), Some(0), "an end in order");
+}
+
+#[test]
 fn a_clean_stop_loses_nothing() {
     let state = tempfile::tempdir().unwrap();
     let mut skep = start_restored(state.path());

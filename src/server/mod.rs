@@ -53,6 +53,7 @@ use crate::store::Store;
 use crate::sys::allocator::restrain_huge_pages;
 use crate::sys::clock::Clock;
 use crate::sys::identity::keep_files_private;
+use crate::sys::signals::ignore_meaningless;
 use crate::sys::socket::BoundUdp;
 use crate::sys::stream::uring;
 use exporter::{Exporter, WatchedSocket};
@@ -80,10 +81,7 @@ pub fn run(source: Source, take_over: bool) -> Result<(), StartError> {
     let config = source.load()?;
     let level = log::start(options::log(&config));
     let manager = Manager::of_process();
-    end_with_any_panic();
-    keep_files_private();
-    restrain_huge_pages();
-    raise_descriptor_limit();
+    settle_process()?;
     source.warnings(&config).iter().for_each(|it| tracing::warn!("{it}"));
     let user = confine::user_of(&config)?;
     confine::provide(user.as_ref(), options::state_home(&config).as_deref().ok());
@@ -143,6 +141,16 @@ pub fn run(source: Source, take_over: bool) -> Result<(), StartError> {
     let thread = std::thread::Builder::new().name("control".into());
     let thread = thread.spawn(move || control::run(base, control)).map_err(lacking)?;
     thread.join().unwrap_or_else(|_| Err(StartError::Failed("the control thread broke".into())))
+}
+
+/// Sets what holds for the whole process.
+fn settle_process() -> Result<(), StartError> {
+    end_with_any_panic();
+    keep_files_private();
+    ignore_meaningless().map_err(|error| StartError::lacking("cannot ignore signals", &error))?;
+    restrain_huge_pages();
+    raise_descriptor_limit();
+    Ok(())
 }
 
 /// Opens lists and registrations. Where there is nowhere to keep them, a warning says why, unless

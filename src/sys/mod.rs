@@ -22,5 +22,6 @@ pub(crate) mod ring_host;
 pub mod seccomp;
 pub mod segments;
 pub mod serving_lock;
+pub mod signals;
 pub mod socket;
 pub(crate) mod stream;
