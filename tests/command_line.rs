@@ -75,6 +75,27 @@ fn bad_usage_ends_with_2() {
 }
 
 #[test]
+fn a_pipe_is_no_file_and_is_not_waited_for() {
+    let temporary = tempfile::tempdir().unwrap();
+    let pipe = temporary.path().join("a.torrent");
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let pipe = pipe.to_str().unwrap();
+    for arguments in [["snapshot", "inspect", pipe], ["torrent", "add", pipe]] {
+        let output = run(&arguments);
+        let (stdout, stderr) = texts(&output);
+        assert_eq!(output.status.code(), Some(1), "{stdout}{stderr}");
+        assert!(format!("{stdout}{stderr}").contains("not a regular file"), "{stdout}{stderr}");
+    }
+    let settings = [("LISTEN", "127.0.0.1:0"), ("CERTIFICATE", pipe), ("KEY", pipe)];
+    let mut check = command();
+    check.arg("check").envs(settings.map(|(key, value)| (format!("SKEP__TLS__{key}"), value)));
+    let output = check.output().unwrap();
+    let (_, stderr) = texts(&output);
+    assert_eq!(output.status.code(), Some(2), "{stderr}");
+    assert!(stderr.contains("tls.certificate: ") && stderr.contains("not a regular file"));
+}
+
+#[test]
 fn a_misspelt_variable_ends_with_2() {
     let output = command().env("SKEP__TRACKER__INTERVALL_S", "900").output().unwrap();
     assert_eq!(output.status.code(), Some(2));

@@ -240,6 +240,18 @@ fn what_may_have_been_meant_otherwise_is_warned_of() {
 }
 
 #[test]
+fn on_reload_a_pipe_is_refused_and_not_waited_for() {
+    let temporary = tempfile::tempdir().unwrap();
+    let source = file(temporary.path(), "[tracker]\ninterval_s = 900\n");
+    assert_eq!(source.load_again().unwrap(), source.load().unwrap());
+    let path = source.file.clone().unwrap();
+    fs::remove_file(&path).unwrap();
+    assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());
+    let error = source.load_again().unwrap_err().to_string();
+    assert!(error.contains("not a regular file and can be read only once"), "{error}");
+}
+
+#[test]
 fn a_file_that_cannot_be_read_is_named() {
     let source = Source { file: Some("/absent/skep.toml".into()), ..Source::default() };
     assert!(source.load().unwrap_err().to_string().starts_with("/absent/skep.toml: "));

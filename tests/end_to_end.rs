@@ -5,11 +5,11 @@ mod common;
 
 use std::fs;
 use std::io::Write as _;
-use std::net::UdpSocket;
+use std::net::{Ipv4Addr, UdpSocket};
 use std::os::unix::fs::PermissionsExt as _;
-use std::os::unix::process::CommandExt as _;
+use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
 use common::{
@@ -392,60 +392,70 @@ fn keys_that_are_made_up_never_replace_others() {
     client.announce(&leecher(6, 6881));
 }
 
-/// Puts a pipe in the place of a file, whose reader waits for what is written.
-fn put_pipe(path: &Path) {
-    let pipe = path.with_extension("pipe");
-    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
-    fs::rename(&pipe, path).unwrap();
-}
-
 #[test]
 fn reloads_go_on_in_order_while_probes_and_pages_are_answered() {
+    const ENTRIES: u32 = 200_000;
     let temporary = tempfile::tempdir().unwrap();
-    let path = temporary.path().join("skep.toml");
-    let settings = |interval_s: u32| format!("[tracker]\ninterval_s = {interval_s}\n");
-    fs::write(&path, settings(1000)).unwrap();
+    let (path, list) = (temporary.path().join("skep.toml"), temporary.path().join("list"));
+    // A list that takes longer to read than a page to be answered.
+    let entries = (0..ENTRIES).map(|it| format!("{}\n", Ipv4Addr::from(0x0a00_0000 + it)));
+    fs::write(&list, entries.collect::<String>()).unwrap();
+    let set = |interval_s: u32| {
+        let text =
+            format!("[tracker]\ninterval_s = {interval_s}\n[access]\nnetworks_deny = {list:?}\n");
+        fs::write(&path, text).unwrap();
+    };
+    set(1000);
     let mut skep = start_with(&path, temporary.path());
-    put_pipe(&path);
-    skep.signal("HUP");
-    // Opening waits for the reader: a reload goes on from here on.
-    let open = || fs::OpenOptions::new().write(true).open(&path).unwrap();
-    let mut writer = open();
-    skep.signal("HUP");
-    for page in ["/livez", "/readyz", "/metrics", "/api/v1/access/networks/deny"] {
-        assert_eq!(skep.get(page).0, 200, "{page}");
+    for (interval_s, said) in [(1100, "1100 (was 1000)"), (1200, "1200 (was 1100)")] {
+        set(interval_s);
+        skep.signal("HUP");
+        for page in ["/livez", "/readyz", "/metrics", "/api/v1/access/networks/deny?limit=1"] {
+            assert_eq!(skep.get(page).0, 200, "{page}");
+        }
+        skep.log_with(&format!("reloaded: tracker.interval_s = {said}"));
     }
-    writer.write_all(settings(1100).as_bytes()).unwrap();
-    put_pipe(&path);
-    drop(writer);
-    skep.log_with("reloaded: tracker.interval_s = 1100 (was 1000)");
-    let mut writer = open();
-    writer.write_all(settings(1200).as_bytes()).unwrap();
-    put_pipe(&path);
-    drop(writer);
-    skep.log_with("reloaded: tracker.interval_s = 1200 (was 1100)");
-    // One that never ends keeps nobody from stopping.
+    // One that is under way keeps nobody from stopping.
     skep.signal("HUP");
-    let _writer = open();
     skep.signal("TERM");
     assert_eq!(skep.wait().code(), Some(0));
 }
 
+/// Sends SIGTERM to a child, and waits for its end.
+fn terminate(child: Child) -> Output {
+    let kill = format!("kill -TERM {}", child.id());
+    assert!(Command::new("/bin/sh").args(["-c", &kill]).status().unwrap().success());
+    child.wait_with_output().unwrap()
+}
+
 #[test]
-fn a_signal_during_the_start_waits_for_its_end() {
+fn a_signal_ends_a_start_that_waits_for_a_pipe() {
     let temporary = tempfile::tempdir().unwrap();
     let path = temporary.path().join("pipe");
-    put_pipe(&path);
+    assert!(Command::new("mkfifo").arg(&path).status().unwrap().success());
     let mut command = command();
     command.args(["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--config"]).arg(&path);
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     let child = command.spawn().unwrap();
     // Opening waits for the reader: the settings are being read from here on.
-    let writer = fs::OpenOptions::new().write(true).open(&path).unwrap();
-    let kill = format!("kill -TERM {}", child.id());
-    assert!(Command::new("/bin/sh").args(["-c", &kill]).status().unwrap().success());
-    drop(writer);
-    let output = child.wait_with_output().unwrap();
+    let _writer = fs::OpenOptions::new().write(true).open(&path).unwrap();
+    let output = terminate(child);
+    assert_eq!(output.status.signal(), Some(libc::SIGTERM), "{}", texts(&output).1);
+}
+
+#[test]
+fn a_signal_during_the_start_waits_for_its_end() {
+    let mut command = command();
+    command.args(["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]);
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let child = command.spawn().unwrap();
+    let status = format!("/proc/{}/status", child.id());
+    eventually("it catches SIGTERM", || {
+        let status = fs::read_to_string(&status).unwrap();
+        let caught = status.lines().find_map(|it| it.strip_prefix("SigCgt:\t")).unwrap();
+        u64::from_str_radix(caught, 16).unwrap() >> (libc::SIGTERM - 1) & 1 == 1
+    });
+    let output = terminate(child);
     let (_, stderr) = texts(&output);
     assert_eq!(output.status.code(), Some(0), "{stderr}");
     assert!(stderr.contains("stopping on SIGTERM"), "{stderr}");

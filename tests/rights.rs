@@ -7,7 +7,7 @@ mod common;
 
 use std::collections::BTreeMap;
 use std::fs::{self, Permissions};
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::SocketAddr;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 use std::os::unix::net::UnixStream;
@@ -206,6 +206,22 @@ fn its_token_is_kept_by_a_successor_and_another_once_the_file_is_removed() {
     eventually("a new one is made", || second.get("/api/v1/torrents").0 == 200);
     assert_eq!((deny_with(&second, &token), deny_with(&second, &second.token())), (401, 200));
     assert_ne!(second.token(), token);
+}
+
+#[test]
+fn settings_that_came_through_a_pipe_stay_in_force() {
+    let (reader, mut writer) = std::io::pipe().unwrap();
+    writer.write_all(b"[admin]\ntoken = \"of sixteen bytes\"\n").unwrap();
+    drop(writer);
+    let mut command = command();
+    command.args(["--listen", "127.0.0.1:0", "--workers", "1", "--config", "/dev/stdin"]);
+    command.stdin(reader);
+    let skep = Skep::spawn(command);
+    assert_eq!((deny_with(&skep, "of sixteen bytes"), deny_with(&skep, "another")), (200, 401));
+    skep.signal("HUP");
+    let log = skep.log_with("not reloaded, nothing has changed");
+    assert!(log.contains("not a regular file and can be read only once"), "{log}");
+    assert_eq!((deny_with(&skep, "of sixteen bytes"), deny_with(&skep, "another")), (200, 401));
 }
 
 #[test]

@@ -14,6 +14,7 @@ use serde::Serialize;
 
 use crate::snapshot::{Block, Fault, Snapshot};
 use crate::store::{Arrival, Role, SavedPeer};
+use crate::sys::regular_file;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -108,7 +109,7 @@ pub(super) fn run(command: Command) -> ExitCode {
 }
 
 fn open(path: &Path) -> Result<Snapshot<BufReader<File>>, Fault> {
-    Snapshot::open(BufReader::with_capacity(1 << 18, File::open(path)?))
+    Snapshot::open(BufReader::with_capacity(1 << 18, regular_file::open(path)?))
 }
 
 fn inspect(path: &Path, out: &mut impl Write) -> Result<(), Failure> {

@@ -5,6 +5,9 @@
 //! the layer that set the culprit.
 
 use std::collections::BTreeMap;
+use std::fs::OpenOptions;
+use std::io::{self, Read as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use toml::de::DeTable;
@@ -72,14 +75,27 @@ impl Source {
         warnings
     }
 
-    /// Reads, merges and checks the settings.
+    /// Reads, merges and checks the settings. The file may be a pipe, whose end is waited for.
     ///
     /// # Errors
     /// [`ConfigError`] with the first thing that is wrong.
     pub fn load(&self) -> Result<Config, ConfigError> {
+        self.load_by(|path| std::fs::read_to_string(path))
+    }
+
+    /// The same on reload, when nothing is waited for. A pipe that has been read is refused: it
+    /// would be an empty file, and all settings those of the default.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn load_again(&self) -> Result<Config, ConfigError> {
+        self.load_by(read_again)
+    }
+
+    fn load_by(&self, read: fn(&Path) -> io::Result<String>) -> Result<Config, ConfigError> {
         let mut layers = Layers::default();
         if let Some(path) = &self.file {
-            let text = std::fs::read_to_string(path)
+            let text = read(path)
                 .map_err(|error| ConfigError::at(path.display().to_string(), error.to_string()))?;
             layers.add_file(path, &text)?;
         }
@@ -104,6 +120,17 @@ impl Config {
         layers.add_file(Path::new("skep.toml"), text)?;
         layers.finish()
     }
+}
+
+/// Reads a file that can be read any number of times.
+fn read_again(path: &Path) -> io::Result<String> {
+    let mut file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other("it is not a regular file and can be read only once"));
+    }
+    let mut text = String::new();
+    file.read_to_string(&mut text)?;
+    Ok(text)
 }
 
 /// Reads a variable's name.

@@ -77,8 +77,9 @@ pub(crate) use state::KEY_VARIABLE;
 /// is nobody to take over from, or a worker breaks later.
 pub fn run(source: Source, take_over: bool) -> Result<(), StartError> {
     let mut inheritance = Inheritance::of_process();
-    let base = control::Base::new()?;
+    // A pipe's end is waited for, which a signal has to be able to break off.
     let config = source.load()?;
+    let base = control::Base::new()?;
     let level = log::start(options::log(&config));
     let manager = Manager::of_process();
     settle_process()?;

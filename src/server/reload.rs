@@ -91,7 +91,7 @@ impl Reloads {
 impl Reloader {
     /// Reloads. What is wrong now leaves everything as it was.
     fn reload(&mut self, state: &State) {
-        let new = match self.source.load() {
+        let new = match self.source.load_again() {
             Ok(new) => new,
             Err(error) => {
                 error!(target: OPERATOR, "not reloaded, nothing has changed: {error}");

@@ -20,6 +20,7 @@ use tracing::{error, info};
 use crate::config::ConfigError;
 use crate::server::StartError;
 use crate::server::log::OPERATOR;
+use crate::sys::regular_file;
 
 /// The certificate in force, and where it came from.
 pub(super) struct Tls {
@@ -106,14 +107,18 @@ impl Files {
     }
 
     fn read(&self) -> Result<ServerConfig, ConfigError> {
-        let chain: Result<Vec<_>, _> =
-            CertificateDer::pem_file_iter(&self.certificate).and_then(Iterator::collect);
+        let read = |setting, path: &Path| {
+            regular_file::read(path).map_err(|it| unreadable(setting, path, &PemError::Io(it)))
+        };
+        let certificate = read("certificate", &self.certificate)?;
+        let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&certificate).collect();
         let chain = chain.map_err(|it| unreadable("certificate", &self.certificate, &it))?;
         if chain.is_empty() {
             let error = PemError::NoItemsFound;
             return Err(unreadable("certificate", &self.certificate, &error));
         }
-        let key = PrivateKeyDer::from_pem_file(&self.key)
+        let key = read("key", &self.key)?;
+        let key = PrivateKeyDer::from_pem_slice(&key)
             .map_err(|it| unreadable("key", &self.key, &it))?;
         ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_safe_default_protocol_versions()
@@ -175,6 +180,9 @@ mod tests {
         assert!(said(&files).contains("does not fit the certificate"), "{}", said(&files));
         fs::remove_file(&files.key).unwrap();
         assert!(said(&files).contains("tls.key"), "{}", said(&files));
+        // A pipe is not waited for.
+        assert!(std::process::Command::new("mkfifo").arg(&files.key).status().unwrap().success());
+        assert!(said(&files).contains("not a regular file"), "{}", said(&files));
     }
 
     #[test]

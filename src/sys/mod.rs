@@ -17,6 +17,7 @@ pub mod memory;
 pub mod mmsg;
 pub mod probe;
 pub(crate) mod readiness;
+pub mod regular_file;
 pub(crate) mod ring;
 pub(crate) mod ring_host;
 pub mod seccomp;

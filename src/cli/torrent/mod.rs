@@ -6,7 +6,7 @@
 mod admin;
 
 use std::fmt::Write as _;
-use std::fs::{self, File};
+use std::fs;
 use std::io::{IsTerminal as _, Read as _, Write as _};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -19,6 +19,7 @@ use crate::client::metainfo::Metainfo;
 use crate::client::url::{Scheme, Url};
 use crate::config::Source;
 use crate::server;
+use crate::sys::regular_file;
 use admin::{Admin, Reply};
 
 const EXAMPLES: &str = "\
@@ -250,10 +251,10 @@ fn add(admin: &mut Admin, path: &Path) -> Verdict {
 
 fn read(path: &Path) -> Result<Vec<u8>, String> {
     let mut bytes = Vec::new();
-    let file = File::open(path).map_err(|error| error.to_string())?;
+    let file = regular_file::open(path).map_err(|error| error.to_string())?;
     let metadata = file.metadata().map_err(|error| error.to_string())?;
-    if !metadata.is_file() || metadata.len() > FILE_BYTES_MAX {
-        return Err(format!("is no file of at most {FILE_BYTES_MAX} bytes"));
+    if metadata.len() > FILE_BYTES_MAX {
+        return Err(format!("is longer than {FILE_BYTES_MAX} bytes"));
     }
     file.take(FILE_BYTES_MAX).read_to_end(&mut bytes).map_err(|error| error.to_string())?;
     Ok(bytes)
