@@ -209,6 +209,25 @@ fn its_token_is_kept_by_a_successor_and_another_once_the_file_is_removed() {
 }
 
 #[test]
+fn its_token_stays_in_force_without_the_state_directory() {
+    let top = tempfile::tempdir().unwrap();
+    let state = top.path().join("state");
+    let mut command = command();
+    command.args(["--listen", "127.0.0.1:0", "--workers", "1"]).env("STATE_DIRECTORY", &state);
+    let skep = Skep::spawn(command);
+    let token = skep.token();
+    assert_eq!(deny_with(&skep, &token), 200);
+    fs::remove_dir_all(&state).unwrap();
+    fs::write(&state, "nothing can be made below a file").unwrap();
+    skep.signal("HUP");
+    skep.log_with("the API's token stays as it was");
+    skep.log_with("reloaded: ");
+    let status = deny_with(&skep, &token);
+    assert!(![401, 403].contains(&status), "{status}");
+    assert_eq!(deny_with(&skep, "another"), 401);
+}
+
+#[test]
 fn settings_that_came_through_a_pipe_stay_in_force() {
     let (reader, mut writer) = std::io::pipe().unwrap();
     writer.write_all(b"[admin]\ntoken = \"of sixteen bytes\"\n").unwrap();

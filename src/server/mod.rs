@@ -127,7 +127,7 @@ pub fn run(source: Source, take_over: bool) -> Result<(), StartError> {
         snapshots,
         clock: Clock::start(),
     };
-    let token = options::admin_token(&config, was_warned);
+    let token = options::admin_token(&config, was_warned, None);
     drop(acting);
     if shared.snapshots.is_restoring() {
         shared.office.access().keys().await_sessions();

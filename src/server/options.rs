@@ -258,15 +258,21 @@ pub(super) fn handover_path(config: &Config) -> Result<PathBuf, String> {
 }
 
 /// What the API asks for. Where the settings name no token, the one in the state directory, which
-/// is made when absent. Where there is none, a warning says why, unless the operator `was_warned`
-/// of the state directory before.
-pub(super) fn admin_token(config: &Config, was_warned: bool) -> Token {
+/// is made when absent. One that is `in_force` stays so where it cannot be read any more. Where
+/// there is none, a warning says why, unless the operator `was_warned` of the state directory
+/// before.
+pub(super) fn admin_token(config: &Config, was_warned: bool, in_force: Option<&Token>) -> Token {
     if !config.admin.token.is_empty() {
         return Token::Configured(config.admin.token.as_str().into());
     }
     match state::admin_token(&state_options(config)) {
         Ok(token) => Token::Kept(token.into()),
         Err(reason) => {
+            let kept = in_force.filter(|it| !reason.is_refused && matches!(it, Token::Kept(_)));
+            if let Some(kept) = kept {
+                tracing::warn!(target: log::OPERATOR, "the API's token stays as it was: {reason}");
+                return kept.clone();
+            }
             if !was_warned {
                 tracing::warn!(
                     "nothing can be changed through the API, which has no token: {reason}; \

@@ -125,7 +125,7 @@ impl Reloader {
         let lists_changed = self.renew_lists(&live_config);
         let closed_before = self.confinement.closed_to(&self.config);
         self.config = live_config;
-        self.token = options::admin_token(&self.config, self.keys.made_up);
+        self.token = options::admin_token(&self.config, self.keys.made_up, Some(&self.token));
         state.apply(&self.config, self.token.clone());
         let mut applied: Vec<_> = live.iter().map(told).collect();
         applied.extend(changed.then(|| "the connection-id keys".to_owned()));

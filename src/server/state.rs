@@ -116,6 +116,27 @@ impl fmt::Display for KeyError {
 
 impl std::error::Error for KeyError {}
 
+/// Why the state directory has no token to ask for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct TokenError {
+    text: String,
+    /// Whether there is a file, whose content must not be asked for.
+    pub(super) is_refused: bool,
+}
+
+impl fmt::Display for TokenError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl From<String> for TokenError {
+    /// There is no file, or none that can be read.
+    fn from(text: String) -> Self {
+        Self { text, is_refused: false }
+    }
+}
+
 /// Finds the connection-id keys: the variable, else the file that is named, else the file in the
 /// state directory, created when absent. Without a writable state directory the key is made up,
 /// with a warning.
@@ -168,7 +189,7 @@ pub(super) fn tracker_id(options: &Options) -> Result<(PathBuf, Identity), Strin
 /// What lets whoever shows it change things through the API, where the settings name nothing: made
 /// once, and kept in the state directory. Or why there is none. An operator may put another one in
 /// its place, with which the next start or reload begins.
-pub(super) fn admin_token(options: &Options) -> Result<String, String> {
+pub(super) fn admin_token(options: &Options) -> Result<String, TokenError> {
     let path = create(&directory(options)?.join(TOKEN_FILE))?;
     token_in(&path)
 }
@@ -178,12 +199,13 @@ pub(super) fn kept_token(directory: &Path) -> Option<String> {
     token_in(&directory.join(TOKEN_FILE)).ok()
 }
 
-fn token_in(path: &Path) -> Result<String, String> {
+fn token_in(path: &Path) -> Result<String, TokenError> {
     let name = path.display();
+    let refused = |text: String| Err(TokenError { text, is_refused: true });
     let (text, mode) =
         read_file(path, Links::Refused).map_err(|error| format!("cannot read {name}: {error}"))?;
     if mode & OTHERS != 0 {
-        return Err(format!(
+        return refused(format!(
             "others may read {name} (mode {mode:04o}), which is as good as no token: remove it, \
              for another to be made"
         ));
@@ -191,7 +213,7 @@ fn token_in(path: &Path) -> Result<String, String> {
     let token = text.trim();
     match token_fault(token) {
         None => Ok(token.to_owned()),
-        Some(fault) => Err(format!("what is in {name} is no token: {fault}: remove it")),
+        Some(fault) => refused(format!("what is in {name} is no token: {fault}: remove it")),
     }
 }
 
@@ -433,13 +455,16 @@ mod tests {
         fs::write(&path, " of the operator's choice \n").unwrap();
         assert_eq!(admin_token(&options).unwrap(), "of the operator's choice");
         fs::write(&path, "short").unwrap();
-        let said = admin_token(&options).unwrap_err();
+        let error = admin_token(&options).unwrap_err();
+        let said = error.to_string();
+        assert!(error.is_refused);
         assert!(said.contains("16") && said.contains("remove it") && !said.contains("short"));
         fs::remove_file(&path).unwrap();
         let second = admin_token(&options).unwrap();
         assert_ne!(second, first);
         fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
-        assert!(admin_token(&options).unwrap_err().contains("mode 0640"));
+        let error = admin_token(&options).unwrap_err();
+        assert!(error.is_refused && error.to_string().contains("mode 0640"));
     }
 
     #[test]
@@ -464,7 +489,8 @@ mod tests {
         }
         let pipe = directory.join(TOKEN_FILE);
         assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
-        assert!(admin_token(&options).unwrap_err().contains("found no file"));
+        let error = admin_token(&options).unwrap_err();
+        assert!(!error.is_refused && error.to_string().contains("found no file"), "{error}");
     }
 
     #[test]
