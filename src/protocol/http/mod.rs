@@ -71,7 +71,8 @@ pub struct Head<'a> {
     pub method: Method,
     /// The target up to the first `?`, without scheme and host. Empty for [`Method::Other`].
     pub path: &'a [u8],
-    /// The target behind the first `?`.
+    /// The target behind the first `?`. Clients of trackers are told from others by it, also where
+    /// their method is not served.
     pub query: &'a [u8],
     /// Whether the target holds control characters, which no target may (RFC 9112, 3.2). Where
     /// they leave no doubt about what is asked, the client can still be told so in its own words.
@@ -216,7 +217,8 @@ impl<'a> RequestLine<'a> {
             _ => Method::Other,
         };
         if method == Method::Other {
-            return Ok(Self { method, path: b"", query: b"", has_controls: false, http_1_1 });
+            let query = memchr(b'?', target).map_or(&[][..], |at| &target[at + 1..]);
+            return Ok(Self { method, path: b"", query, has_controls: false, http_1_1 });
         }
         let has_controls = has_controls(target)?; // before anything is trimmed from it
         let target = origin_form(target.trim_ascii()).ok_or(Rejected::BadRequest)?;
