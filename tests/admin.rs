@@ -631,6 +631,20 @@ fn a_wrong_parameter_is_named() {
 }
 
 #[test]
+fn a_field_that_is_given_twice_is_refused_wherever_it_stands() {
+    let process = Fake::new();
+    let address = serve(&process, HERE);
+    let edit = |body: &str| {
+        let request = ("POST", "/api/v1/access/ports/deny");
+        ask_with(address, request, &[LOCALHOST, AUTHORIZED], body)
+    };
+    for body in [r#"{"add":["25"],"add":["80"]}"#, r#"{"add":[{"value":"25","value":"80"}]}"#] {
+        assert_eq!(edit(body).error(), (400, "bad_body".to_owned(), None), "{body}");
+    }
+    assert_eq!(edit(r#"{"add":["25"],"remove":["80"]}"#).status, 200);
+}
+
+#[test]
 fn pages_show_every_torrent_and_every_peer_once() {
     let address = serve(&Fake::new(), HERE);
     let hash = |it: &Value| it["info_hash"].as_str().unwrap().to_owned();

@@ -1,10 +1,11 @@
-//! What a request's body says: one JSON object, each field of which is taken once.
+//! What a request's body says: one JSON object, each field of which is given and taken once.
 
 use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
 use axum::http::StatusCode;
 use serde_json::{Map, Value};
 
+use super::json::Strict;
 use super::problem::Problem;
 
 /// The fields of a body.
@@ -20,7 +21,10 @@ impl Fields {
         if body.is_empty() {
             return Ok(Self(Map::new()));
         }
-        serde_json::from_slice(&body).map(Self).map_err(|_| Problem::bad_body())
+        match serde_json::from_slice(&body) {
+            Ok(Strict(Value::Object(fields))) => Ok(Self(fields)),
+            _ => Err(Problem::bad_body()),
+        }
     }
 
     /// A field, if it is there and not null.

@@ -8,6 +8,7 @@
 mod access;
 mod api;
 mod body;
+mod json;
 mod lists;
 pub mod live;
 mod passkeys;

@@ -48,7 +48,7 @@ impl Problem {
 
     /// A body that is no JSON object with the fields of this page: 400.
     pub(super) fn bad_body() -> Self {
-        let message = "the body must be a JSON object with fields that this page has; \
+        let message = "the body must be a JSON object with fields that this page has, each once; \
                        /api/v1/openapi.json describes them";
         Self::new(StatusCode::BAD_REQUEST, "bad_body", message)
     }

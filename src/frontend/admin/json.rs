@@ -1,0 +1,93 @@
+//! JSON in which no object has a field twice. RFC 8259 leaves open which of two counts, and
+//! serde_json drops the first in silence: half of what somebody meant would be lost.
+
+use std::fmt;
+
+use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor};
+use serde_json::{Map, Value};
+
+/// What a text says.
+pub(super) struct Strict(pub(super) Value);
+
+impl<'de> Deserialize<'de> for Strict {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(Reader).map(Self)
+    }
+}
+
+struct Reader;
+
+impl<'de> Visitor<'de> for Reader {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a value of JSON")
+    }
+
+    fn visit_bool<E>(self, it: bool) -> Result<Value, E> {
+        Ok(it.into())
+    }
+
+    fn visit_i64<E>(self, it: i64) -> Result<Value, E> {
+        Ok(it.into())
+    }
+
+    fn visit_u64<E>(self, it: u64) -> Result<Value, E> {
+        Ok(it.into())
+    }
+
+    fn visit_f64<E>(self, it: f64) -> Result<Value, E> {
+        Ok(it.into())
+    }
+
+    fn visit_str<E>(self, it: &str) -> Result<Value, E> {
+        Ok(it.into())
+    }
+
+    fn visit_unit<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
+        let mut all = Vec::new();
+        while let Some(Strict(it)) = items.next_element()? {
+            all.push(it);
+        }
+        Ok(all.into())
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> Result<Value, A::Error> {
+        let mut all = Map::new();
+        while let Some((name, Strict(it))) = fields.next_entry::<String, _>()? {
+            if all.insert(name, it).is_some() {
+                return Err(A::Error::custom("a field is given twice"));
+            }
+        }
+        Ok(all.into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_read_is_what_stands_there_unless_a_field_does_so_twice() {
+        let read = |text: &str| serde_json::from_str::<Strict>(text).map(|it| it.0);
+        for text in [
+            r#"{"a":[1,-2,3.5,true,null,"x",{"b":{}}],"c":18446744073709551615}"#,
+            "[]",
+            "null",
+            r#"{"a":{"a":1},"b":{"a":2}}"#,
+        ] {
+            let value: Value = serde_json::from_str(text).unwrap();
+            assert_eq!(read(text).unwrap(), value, "{text}");
+        }
+        for text in
+            [r#"{"a":1,"a":1}"#, r#"[{"b":{"a":[],"c":0,"a":[]}}]"#, r#"{"a":1,"\u0061":2}"#]
+        {
+            assert!(read(text).is_err(), "{text}");
+        }
+        assert!(read(&"[".repeat(100_000)).is_err(), "no depth ends the process");
+    }
+}
