@@ -517,6 +517,11 @@ fn without_the_token_what_a_proxy_may_have_passed_on_is_refused() {
         "X-Forwarded-Prefix: /",
         "X-Real-IP: ::1",
         "Via: 1.1 x",
+        "X-Envoy-External-Address: 192.0.2.7",
+        "Fastly-Client-IP: 192.0.2.7",
+        "CF-Ray: x",
+        "CDN-Loop: x",
+        "Client-IP: 192.0.2.7",
     ] {
         for token in [Token::Absent, Token::Kept(TOKEN.into())] {
             process.set_token(token);
@@ -549,7 +554,16 @@ fn another_name_for_this_host_is_refused() {
         ("LOCALHOST:6970", 200),
         ("127.0.0.1:6970", 200),
         ("[::1]:6970", 200),
-        ("10.1.2.3", 200),
+        ("[::ffff:127.0.0.1]:6970", 200),
+        ("127.8.8.8", 200),
+        ("10.1.2.3", 403),
+        ("192.0.2.7:6970", 403),
+        ("[2001:db8::1]:6970", 403),
+        ("0", 403),
+        ("00.0.0.0:6970", 403),
+        ("0x7f.1", 403),
+        ("0x7f000001:6970", 403),
+        ("127.0.0.1.", 403),
         ("attacker.example", 403),
         ("localhost.attacker.example", 403),
         ("127.0.0.1.attacker.example:6970", 403),
@@ -588,6 +602,12 @@ fn a_page_in_a_browser_changes_nothing() {
     refused(&["Host: localhost:6970", "Referer: http://evil.example/localhost:6970"]);
     for host in ["0.0.0.0:6970", "[::]:6970", "[::ffff:0.0.0.0]:6970", "evil@localhost", "a b"] {
         refused(&[&format!("Host: {host}")]);
+    }
+    for host in ["0", "00.0.0.0:6970", "0x0:6970", "0x7f.1", "0.0.0.0."] {
+        refused(&[&format!("Host: {host}")]);
+    }
+    for site in ["cross-site", "same-site", "same-origin"] {
+        refused(&[LOCALHOST, &format!("Sec-Fetch-Site: {site}")]);
     }
     assert!(!process.stopping.load(Ordering::Relaxed));
     let origin = "Origin: http://localhost:6970";

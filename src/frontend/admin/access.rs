@@ -8,14 +8,16 @@
 //! | absent | this host | nothing | refused |
 //! | absent | elsewhere, or by a proxy | refused | refused |
 //!
-//! Where nothing is needed, the Host header has to be an IP address or localhost, if there is
-//! one. A request that shows traces of a proxy may come from anywhere. HTTP/1.0 is such a trace: it
-//! is what nginx speaks to what is behind it unless told otherwise, with a Host of its own making.
+//! Where nothing is needed, the Host header has to be a loopback address or localhost, if there is
+//! one: under another address, what asks from this host passes something on. A request that shows
+//! traces of a proxy may come from anywhere. HTTP/1.0 is such a trace: it is what nginx speaks
+//! to what is behind it unless told otherwise, with a Host of its own making.
 //!
 //! A page in a browser of this host can send requests here too. These things keep it out: a token
 //! is nothing that a browser adds by itself; what has an effect is refused if it comes with an
-//! Origin, or the Referer of another host, and if Host is one by which a browser takes a site's
-//! page to this host (0.0.0.0); and without a token, a name that a stranger pointed at this host
+//! Origin, the Referer of another host, or a Sec-Fetch-Site by which it is a page's and not a
+//! person's, and if Host is one by which a browser takes a site's page to this host (0.0.0.0, in
+//! whatever spelling); and without a token, a name that a stranger pointed at this host
 //! (DNS rebinding) is not a name to ask under.
 
 use std::fmt;
@@ -90,7 +92,9 @@ fn no_page(request: &Request) -> Result<(), Problem> {
         let from = from.and_then(|it| it.into_parts().authority);
         from.is_none() || from != hosts(request).next().flatten()
     });
-    if headers.contains_key(header::ORIGIN) || refers_elsewhere {
+    // What a person has typed is of no site.
+    let is_of_site = headers.get_all("sec-fetch-site").iter().any(|it| it.as_bytes() != b"none");
+    if headers.contains_key(header::ORIGIN) || refers_elsewhere || is_of_site {
         return Err(Problem::from_browser());
     }
     if hosts(request).any(|it| it.is_none_or(|it| is_nobodys(&it))) {
@@ -105,7 +109,7 @@ fn no_page(request: &Request) -> Result<(), Problem> {
 pub(super) struct Asker {
     is_local: bool,
     is_forwarded: bool,
-    names_an_address: bool,
+    names_this_host: bool,
     /// The token that it shows.
     shown: Option<Box<[u8]>>,
 }
@@ -116,7 +120,7 @@ impl Asker {
             // Where nobody says whence a request comes, it comes from elsewhere.
             is_local: from.is_some_and(|ConnectInfo(it)| it.ip().to_canonical().is_loopback()),
             is_forwarded: is_forwarded(request),
-            names_an_address: hosts(request).all(|it| it.is_some_and(|it| is_address(&it))),
+            names_this_host: hosts(request).all(|it| it.is_some_and(|it| is_this_host(&it))),
             shown: shown(request.headers()).map(Into::into),
         }
     }
@@ -132,7 +136,7 @@ impl Asker {
             Token::Configured(_) => Err(Problem::no_token()),
             _ if !self.is_local => Err(Problem::only_local()),
             _ if self.is_forwarded => Err(Problem::forwarded()),
-            _ if !self.names_an_address => Err(Problem::bad_host()),
+            _ if !self.names_this_host => Err(Problem::bad_host()),
             _ => Ok(()),
         }
     }
@@ -169,17 +173,25 @@ fn is_forwarded(request: &Request) -> bool {
     request.version() < Version::HTTP_11 || request.headers().keys().any(is_trace)
 }
 
-/// What proxies add besides X-Forwarded-….
-const TRACES: [&str; 9] = [
+/// What proxies and what delivers contents for others add besides X-Forwarded-….
+const TRACES: [&str; 17] = [
+    "cdn-loop",
+    "cf-connecting-ip",
+    "cf-ray",
+    "client-ip",
+    "fastly-client-ip",
     "forwarded",
+    "true-client-ip",
     "via",
-    "x-real-ip",
+    "x-azure-clientip",
+    "x-azure-socketip",
     "x-client-ip",
     "x-cluster-client-ip",
+    "x-envoy-external-address",
     "x-original-forwarded-for",
     "x-proxyuser-ip",
-    "true-client-ip",
-    "cf-connecting-ip",
+    "x-real-ip",
+    "x-remote-addr",
 ];
 
 /// The hosts that a request names, in its target and its header: `None` for what names none. A
@@ -198,14 +210,28 @@ fn address(it: &Authority) -> Option<IpAddr> {
 }
 
 /// Whether this is no name of any host: it has a user before it, or is the address of nobody, which
-/// leads to this host, and which browsers do not take for it.
+/// leads to this host, and which browsers do not take for it; or an address in a spelling of old
+/// (`0`, `0x7f.1`), which may be that of nobody.
 fn is_nobodys(it: &Authority) -> bool {
-    it.as_str().contains('@') || address(it).is_some_and(|it| it.is_unspecified())
+    it.as_str().contains('@')
+        || address(it).map_or_else(|| ends_in_a_number(it.host()), |it| it.is_unspecified())
 }
 
-/// Whether this is an address or localhost: nobody can point it elsewhere.
-fn is_address(it: &Authority) -> bool {
-    !is_nobodys(it) && (address(it).is_some() || it.host().eq_ignore_ascii_case("localhost"))
+/// Whether this is no domain, but an IPv4 address in some spelling, as browsers judge that.
+fn ends_in_a_number(host: &str) -> bool {
+    let host = host.strip_suffix('.').unwrap_or(host);
+    let last = host.rsplit('.').next().unwrap_or_default();
+    let hexadecimal = last.strip_prefix("0x").or_else(|| last.strip_prefix("0X"));
+    match hexadecimal {
+        Some(digits) => digits.bytes().all(|it| it.is_ascii_hexdigit()),
+        None => !last.is_empty() && last.bytes().all(|it| it.is_ascii_digit()),
+    }
+}
+
+/// Whether this is localhost or a loopback address: nobody can point it elsewhere.
+fn is_this_host(it: &Authority) -> bool {
+    let is_loopback = address(it).is_some_and(|it| it.is_loopback());
+    !is_nobodys(it) && (is_loopback || it.host().eq_ignore_ascii_case("localhost"))
 }
 
 #[cfg(test)]
@@ -245,8 +271,9 @@ mod tests {
     fn a_proxys_traces_are_known() {
         let is_forwarded = |fields: &[(&str, &str)]| asker([127, 0, 0, 1], fields).is_forwarded;
         assert!(!is_forwarded(&[("host", "127.0.0.1"), ("user-agent", "curl"), ("x-request", "")]));
-        for name in ["X-Forwarded-Host", "X-Forwarded-Proto", "x-forwarded", "Via", "Forwarded"] {
-            assert!(is_forwarded(&[(name, "x")]), "{name}");
+        let names = ["X-Forwarded-Host", "X-Forwarded-Proto", "x-forwarded", "Via", "CF-Ray"];
+        for name in names.iter().chain(&TRACES) {
+            assert!(is_forwarded(&[(*name, "x")]), "{name}");
         }
         let request = Request::builder().version(Version::HTTP_10).body(Body::empty()).unwrap();
         assert!(Asker::of(None, &request).is_forwarded);

@@ -11,7 +11,7 @@ use axum::Json;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{ConnectInfo, FromRequestParts, Path, Query, State};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, StatusCode, Uri};
+use axum::http::{StatusCode, Uri};
 use axum::response::IntoResponse;
 use axum::routing::{get, post};
 use serde::Serialize;
@@ -40,7 +40,8 @@ pub(super) fn routes<P: Process>() -> Routes<P> {
         ("/api/v1/torrents", get(torrents::<P>).post(registrations::register::<P>)),
         ("/api/v1/torrents/{info_hash}", get(torrent::<P>).delete(registrations::unregister::<P>)),
         ("/api/v1/save", post(save::<P>)),
-        ("/save_state", get(save_state::<P>)),
+        // For what can only fetch. No page in a browser may: `access` sees to that.
+        ("/save_state", get(save::<P>)),
         ("/api/v1/shutdown", post(shutdown::<P>)),
     ];
     routes.extend(lists::routes());
@@ -194,18 +195,6 @@ async fn save<P: Process>(State(admin): State<Admin<P>>) -> Result<impl IntoResp
     let process = admin.process.clone();
     spawn_blocking(move || process.save()).await.map_err(|_| Problem::broken())??;
     Ok(([NOT_KEPT], Json(SaveReply { status: "saved" })))
-}
-
-/// The same, for what can only fetch. No page in a browser may: `access` sees to all else.
-async fn save_state<P: Process>(
-    admin: State<Admin<P>>,
-    headers: HeaderMap,
-) -> Result<impl IntoResponse, Problem> {
-    let site = headers.get("sec-fetch-site");
-    if site.is_some_and(|it| it.as_bytes() != b"none") {
-        return Err(Problem::from_browser());
-    }
-    save(admin).await
 }
 
 #[derive(Serialize)]

@@ -94,15 +94,16 @@ impl Problem {
 
     /// Asked under a name that may have been pointed here by somebody else: 403.
     pub(super) fn bad_host() -> Self {
-        let message = "without a token, the header Host must name an IP address or localhost; \
-                       remedy: ask that way, or set admin.token";
+        let message = "without a token, the header Host must name a loopback address or \
+                       localhost; remedy: ask that way, or show the token (admin.token)";
         Self::new(StatusCode::FORBIDDEN, "bad_host", message)
     }
 
     /// Something is to be changed under a host that is nobody's: 403.
     pub(super) fn odd_host() -> Self {
-        let message = "nothing is changed for who asks 0.0.0.0, [::] or a host with a user before \
-                       it (header Host); remedy: ask an address of this host";
+        let message = "nothing is changed for who asks 0.0.0.0, [::], an address in another \
+                       spelling or a host with a user before it (header Host); remedy: ask an \
+                       address of this host";
         Self::new(StatusCode::FORBIDDEN, "odd_host", message)
     }
 
