@@ -112,7 +112,7 @@ fn a_bad_file_is_refused_with_place_setting_and_what_is_allowed() {
         ("[server]\nworkers = -1\n", "2:11", "allowed: 0 to 1024"),
         ("[server]\nworkers = 1025\n", "2:1", "server.workers: out of bounds; allowed: 0 to 1024"),
         ("[server]\nworkers = \"2\"\n", "2:11", "expected u32"),
-        ("[udp]\nreceive_buffer = \"8 mib\"\n", "2:18", "\"64KiB\" to \"512MiB\""),
+        ("[udp]\nreceive_buffer = \"8 mb\"\n", "2:18", "\"64KiB\" to \"512MiB\""),
         ("[udp]\nreceive_buffer = 1\n", "2:1", "\"64KiB\" to \"512MiB\""),
         ("[memory]\nmax_memory = \"63MiB\"\n", "2:1", "max_memory: too little: the least is 64MiB"),
         ("[memory]\nmax_memory = \"half\"\n", "2:14", "allowed: \"auto\", \"64MiB\" or more, 0"),
@@ -209,6 +209,10 @@ fn names_are_read_in_any_case() {
         let printed = variable(name, text).load().unwrap().to_commented_toml();
         let lower = format!("= {:?}", text.to_ascii_lowercase());
         assert!(printed.contains(&lower), "{name}={text}");
+    }
+    for text in ["TRUE", "True", "true"] {
+        let config = variable("SKEP__HTTP__PUBLIC_STATS", text).load().unwrap();
+        assert!(config.http.public_stats, "{text}");
     }
 }
 

@@ -219,7 +219,7 @@ fn typed(it: &Assignment) -> Result<toml::Value, String> {
             number.map_err(|_| format!("{text:?} is no whole number"))?.into()
         }
         Some(toml::Value::Boolean(_)) => {
-            let truth: Result<bool, _> = text.parse();
+            let truth: Result<bool, _> = text.to_ascii_lowercase().parse();
             truth.map_err(|_| format!("{text:?} is neither true nor false"))?.into()
         }
         Some(toml::Value::Array(_)) => toml::Value::Array(items(text)),

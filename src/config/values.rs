@@ -89,7 +89,7 @@ pub enum LogFormat {
     Json,
 }
 
-/// A number of bytes, written with or without a unit: `"8MiB"`, `65536`.
+/// A number of bytes, written with or without a unit, in any case: `"8MiB"`, `65536`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bytes(pub u64);
 
@@ -108,7 +108,11 @@ impl std::str::FromStr for Bytes {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let split = |(name, unit): &(&str, u64)| Some((text.strip_suffix(name)?.trim_end(), *unit));
+        let split = |(name, unit): &(&str, u64)| {
+            let at = text.len().checked_sub(name.len())?;
+            let (digits, end) = text.split_at_checked(at)?;
+            end.eq_ignore_ascii_case(name).then(|| (digits.trim_end(), *unit))
+        };
         let (digits, unit) = UNITS.iter().find_map(split).unwrap_or((text, 1));
         let number: Option<u64> = digits.parse().ok().filter(|_| !digits.starts_with('+'));
         let bytes = number.and_then(|it| it.checked_mul(unit));
@@ -188,7 +192,8 @@ impl std::str::FromStr for MemoryCap {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        if text == "auto" { Ok(Self::Auto) } else { text.parse().map(Self::Bytes) }
+        let is_auto = text.eq_ignore_ascii_case("auto");
+        if is_auto { Ok(Self::Auto) } else { text.parse().map(Self::Bytes) }
     }
 }
 
@@ -364,7 +369,9 @@ mod tests {
             assert_eq!(written.try_into(), Ok(cap));
         }
         assert_eq!(toml::Value::Integer(0).try_into(), Ok(MemoryCap::Bytes(Bytes(0))));
-        for bad in ["", "Auto", "half", "-1"] {
+        assert_eq!("AUTO".parse(), Ok(MemoryCap::Auto));
+        assert_eq!("1gib".parse(), Ok(MemoryCap::Bytes(Bytes(1 << 30))));
+        for bad in ["", "automatic", "half", "-1"] {
             assert!(bad.parse::<MemoryCap>().is_err(), "{bad}");
         }
         assert!(toml::Value::Integer(-1).try_into::<MemoryCap>().is_err());
@@ -378,8 +385,11 @@ mod tests {
             assert_eq!(read.to_string(), text);
         }
         assert_eq!("1025".parse(), Ok(Bytes(1025)));
+        for text in ["8mib", "8MIB", "8 mib", "8192kib", "8388608b"] {
+            assert_eq!(text.parse(), Ok(Bytes(8 << 20)), "{text}");
+        }
         assert_eq!(Bytes(0).to_string(), "0B");
-        for bad in ["", "MiB", "-1", "+1", "1.5GiB", "8 mib", "99999999999GiB"] {
+        for bad in ["", "MiB", "-1", "+1", "1.5GiB", "8 mb", "é", "99999999999GiB"] {
             assert!(bad.parse::<Bytes>().is_err(), "{bad}");
         }
     }
