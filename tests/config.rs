@@ -196,6 +196,18 @@ fn networks_are_written_with_or_without_a_prefix_length() {
 }
 
 #[test]
+fn an_ipv4_address_in_the_form_of_ipv6_is_one_of_ipv4() {
+    let listen = |text: &str| variable("SKEP__SERVER__LISTEN", text).load();
+    let read = listen("[::ffff:127.0.0.1]:7,[::ffff:0.0.0.0]:8,[::1]:9").unwrap();
+    let expected = ["127.0.0.1:7", "0.0.0.0:8", "[::1]:9"].map(|it| it.parse().unwrap());
+    assert_eq!(read.server.listen, expected);
+    let error = listen("[::ffff:127.0.0.1]:7,127.0.0.1:7").unwrap_err().to_string();
+    assert!(error.contains("127.0.0.1:7 is listed twice"), "{error}");
+    let admin = variable("SKEP__ADMIN__LISTEN", "[::ffff:127.0.0.1]:7").load().unwrap();
+    assert_eq!(admin.admin.listen, "127.0.0.1:7".parse().unwrap());
+}
+
+#[test]
 fn names_are_read_in_any_case() {
     for (name, text) in [
         ("SKEP__HTTP__SOURCE_HEADER", "X-Forwarded-For"),

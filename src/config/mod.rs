@@ -6,6 +6,7 @@
 //!
 //! Only the server and the command line see [`Config`]; other modules take their own options.
 
+mod addresses;
 mod error;
 mod live;
 mod markdown;

@@ -192,8 +192,9 @@ impl Layers {
 
     /// Checks the whole.
     fn finish(self) -> Result<Config, ConfigError> {
-        let config: Config =
+        let mut config: Config =
             self.table.try_into().map_err(|error| ConfigError::at("", error.message()))?;
+        config.unmap_addresses();
         config.check().map_err(|Fault { section, key, others, problem }| {
             let mut settings = std::iter::once((section, key)).chain(others.iter().copied());
             let place = settings.find_map(|it| self.places.get(&(it.0.into(), it.1.into())));

@@ -41,6 +41,10 @@ impl StartError {
             io::ErrorKind::PermissionDenied => {
                 "choose a port above 1023, or grant CAP_NET_BIND_SERVICE"
             }
+            _ if error.raw_os_error() == Some(libc::EINVAL) => {
+                "give a link-local address the number of its interface, such as \
+                 \"[fe80::1%2]:6969\" (see `ip a`), or choose another address"
+            }
             _ if address.is_ipv4() && error.raw_os_error() == Some(libc::EAFNOSUPPORT) => {
                 "this host has no IPv4: listen on IPv6 alone, such as \"[::]:6969\""
             }
@@ -171,6 +175,7 @@ mod tests {
         let cases = [
             (libc::EADDRINUSE, "ss -lnp"),
             (libc::EADDRNOTAVAIL, "`ip a`"),
+            (libc::EINVAL, "[fe80::1%2]:6969"),
             (libc::EACCES, "CAP_NET_BIND_SERVICE"),
             (libc::EMFILE, "ulimit -n"),
             (libc::ENFILE, "fs.file-max"),
