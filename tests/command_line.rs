@@ -75,6 +75,25 @@ fn bad_usage_ends_with_2() {
 }
 
 #[test]
+fn check_refuses_what_could_not_start() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path().to_str().unwrap();
+    let check = |key: &str, value: &str| {
+        let output = command().arg("check").env(key, value).output().unwrap();
+        (output.status.code(), texts(&output).1)
+    };
+    let (code, said) = check("SKEP__HTTP__UNIX_SOCKET", folder);
+    assert!(code == Some(2) && said.contains("there already, and no socket"), "{said}");
+    if skep::sys::identity::Identity::can_change() {
+        let (code, said) = check("SKEP__SERVER__USER", "no-such-user");
+        assert!(code == Some(2) && said.contains("there is no user no-such-user"), "{said}");
+    }
+    let admin = ("SKEP__ADMIN__LISTEN", "0.0.0.0:6969");
+    let (code, said) = check(admin.0, admin.1);
+    assert!(code == Some(2) && said.contains("admin.listen: 0.0.0.0:6969 is in use"), "{said}");
+}
+
+#[test]
 fn a_pipe_is_no_file_and_is_not_waited_for() {
     let temporary = tempfile::tempdir().unwrap();
     let pipe = temporary.path().join("a.torrent");

@@ -27,6 +27,14 @@ const LONG_TRACKER_ID: &str = concat!(
     "\"\n"
 );
 
+/// 108 bytes.
+const LONG_UNIX_SOCKET: &str = concat!(
+    "[http]\nunix_socket = \"/",
+    "0123456789012345678901234567890123456789012",
+    "0123456789012345678901234567890123456789012",
+    "012345678901234567890\"\n"
+);
+
 #[test]
 fn what_is_printed_is_what_is_deployed() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/skep.toml");
@@ -126,6 +134,17 @@ fn a_bad_file_is_refused_with_place_setting_and_what_is_allowed() {
         ("[websocket]\ninterval_s = 3900\n", "2:1", "peer_age_s_max: must exceed websocket."),
         ("[tracker]\ninterval_s = 100\n", "2:1", "interval_jitter_s: must be below interval_s"),
         ("[tracker]\nnumwant_max = 10\n", "2:1", "numwant_default: must not exceed numwant_max"),
+        ("[udp]\nlisten = [\"239.0.0.1:7\"]\n", "2:1", "udp.listen: 239.0.0.1:7 is a multicast"),
+        (
+            "[tls]\nlisten = [\"[ff02::1]:7\"]\ncertificate = \"c\"\nkey = \"k\"\n",
+            "2:1",
+            "multicast",
+        ),
+        ("[http]\nlisten = [\"255.255.255.255:7\"]\n", "2:1", "or broadcast address"),
+        ("[admin]\nlisten = \"127.0.0.1:6969\"\n", "2:1", "are served on 0.0.0.0:6969 over TCP"),
+        ("[admin]\nlisten = \"[::]:6969\"\n", "2:1", "are served on [::]:6969 over TCP"),
+        ("[http]\nlisten = [\"127.0.0.1:6970\"]\n", "2:1", "admin.listen: 127.0.0.1:6970 is in"),
+        (LONG_UNIX_SOCKET, "2:1", "http.unix_socket: a socket's path may have 107 bytes"),
         ("[http]\nsource_header = \"via\"\n", "2:17", "`x-real-ip`"),
         ("[log]\nlevel = \"loud\"\n", "2:9", "`warn`"),
         ("[log]\nlevel = \"info\"\nlevel = \"warn\"\n", "3:1", "duplicate key"),

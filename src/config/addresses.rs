@@ -1,8 +1,11 @@
-//! Addresses to listen on, written in one way.
+//! Addresses to listen on: written in one way, and judged before anybody binds them.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
-use super::Config;
+use super::{Config, Fault};
+
+/// The longest path of a Unix socket, in bytes (unix(7)).
+const SOCKET_PATH_BYTES_MAX: usize = 107;
 
 impl Config {
     /// Writes IPv4 addresses that stand in the form of IPv6 (`::ffff:192.0.2.1`) as what they are:
@@ -16,4 +19,50 @@ impl Config {
             }
         }
     }
+
+    /// Checks what can be said of addresses without binding them.
+    pub(super) fn check_addresses(&self) -> Result<(), Fault> {
+        let fault = |section, key, others, problem: String| Fault { section, key, others, problem };
+        let lists = [
+            ("server", &self.server.listen[..]),
+            ("udp", &self.udp.listen),
+            ("http", &self.http.listen),
+            ("tls", &self.tls.listen),
+            ("admin", std::slice::from_ref(&self.admin.listen)),
+        ];
+        for (section, addresses) in lists {
+            if let Some(it) = addresses.iter().find(|it| is_of_many(it.ip())) {
+                let problem = format!(
+                    "{it} is a multicast or broadcast address: nothing can be \
+                                       served on it"
+                );
+                return Err(fault(section, "listen", &[], problem));
+            }
+        }
+        let admin = self.admin.listen;
+        let mut streams = self.http_listen().iter().chain(&self.tls.listen);
+        if let Some(it) = streams.find(|it| overlap(admin, **it)) {
+            let others = &[("server", "listen"), ("http", "listen"), ("tls", "listen")];
+            let problem = format!("{admin} is in use: clients are served on {it} over TCP");
+            return Err(fault("admin", "listen", others, problem));
+        }
+        if self.http.unix_socket.len() > SOCKET_PATH_BYTES_MAX {
+            let problem = format!("a socket's path may have {SOCKET_PATH_BYTES_MAX} bytes");
+            return Err(fault("http", "unix_socket", &[], problem));
+        }
+        Ok(())
+    }
+}
+
+fn is_of_many(ip: IpAddr) -> bool {
+    ip.is_multicast() || matches!(ip, IpAddr::V4(it) if it.is_broadcast())
+}
+
+/// Whether the second of two TCP sockets cannot be bound.
+fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
+    let is_any = one.ip().is_unspecified() || other.ip().is_unspecified();
+    let is_same_family = one.is_ipv4() == other.is_ipv4();
+    one.port() == other.port()
+        && one.port() != 0
+        && (one.ip() == other.ip() || is_any && is_same_family)
 }

@@ -537,6 +537,7 @@ impl Config {
             return Err(fault(udp, "listen", &[], format!("{twice} is listed twice")));
         }
         self.check_streams()?;
+        self.check_addresses()?;
         self.check_memory()?;
         let token = Some(&self.admin.token).filter(|it| !it.is_empty());
         if let Some(problem) = token.and_then(|it| token_fault(it)) {

@@ -175,6 +175,17 @@ fn bind_path(path: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
+/// Says what is in the place of a Unix socket and would keep it from being bound, if anything is.
+/// No path is no socket.
+pub(super) fn check_unix_path(path: &str) -> Result<(), String> {
+    match Path::new(path).symlink_metadata() {
+        Ok(it) if !it.file_type().is_socket() => {
+            Err(format!("{path} is there already, and no socket; remedy: choose another path"))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Whether a socket is there that a program which has ended left behind.
 fn is_left_behind(path: &Path) -> io::Result<bool> {
     match path.symlink_metadata() {

@@ -47,7 +47,7 @@ use arc_swap::ArcSwap;
 use tokio::sync::mpsc;
 
 use crate::access::disk::Office;
-use crate::config::{Config, Source};
+use crate::config::{Config, ConfigError, Source};
 use crate::limiter::{self, Limiter};
 use crate::store::Store;
 use crate::sys::allocator::restrain_huge_pages;
@@ -170,7 +170,7 @@ fn open_office(config: &Config, was_warned: &mut bool) -> Result<Office, StartEr
 }
 
 /// Checks what a start would check without binding or creating anything: settings, the key that the
-/// environment or they name, and the lists they name.
+/// environment or they name, the lists, the certificate, the user and the socket they name.
 ///
 /// # Errors
 /// [`StartError`] with the first thing that is wrong. Else warnings, each with its remedy.
@@ -182,6 +182,10 @@ pub fn check(source: &Source) -> Result<Vec<String>, StartError> {
     }
     Office::check(&options::lists(&config))?;
     options::tls(&config).map_or(Ok(()), |it| it.check()).map_err(StartError::Config)?;
+    confine::user_of(&config)
+        .map_err(|error| ConfigError::at("server.user", error.to_string()))?;
+    listeners::check_unix_path(&config.http.unix_socket)
+        .map_err(|error| ConfigError::at("http.unix_socket", error))?;
     Ok(source.warnings(&config))
 }
 
