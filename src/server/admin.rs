@@ -46,6 +46,10 @@ pub(super) struct Patience {
 pub(super) const PATIENCE: Patience =
     Patience { body: Duration::from_secs(20), write: Duration::from_secs(30) };
 
+/// Bytes of requests, or of a body, that are read before the first of them is answered. The longest
+/// head is far below.
+const READ_BYTES_MAX: usize = 16 << 10;
+
 /// How long not to accept where the kernel has nothing to accept with.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -60,6 +64,7 @@ pub(super) async fn serve(
     let (end, ending) = watch::channel(());
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
+    http.max_buf_size(READ_BYTES_MAX);
     loop {
         let (stream, from) = tokio::select! {
             it = accept(&listener) => it,
@@ -122,6 +127,8 @@ impl Sitting {
             let text = "as many requests are under way as may be\n";
             return Ok(last((StatusCode::SERVICE_UNAVAILABLE, text)));
         }
+        // One connection may have sent many requests at once; what others ask for comes between.
+        yield_now().await;
         let (head, body) = request.into_parts();
         if !body.is_end_stream() {
             seat.wait();
@@ -258,6 +265,7 @@ impl AsyncWrite for Impatient {
 #[cfg(test)]
 mod tests {
     use std::future::poll_fn;
+    use std::sync::atomic::AtomicUsize;
 
     use super::*;
     use axum::routing::{get, post};
@@ -272,6 +280,9 @@ mod tests {
 
     /// More connections than there are seats of any kind.
     const MANY: usize = 100;
+
+    /// The end of a head after whose reply the connection is closed.
+    const CLOSE: &str = "\r\nConnection: close\r\n\r\n";
 
     /// What is served, and what lets those end who ask for `/slow`.
     struct Served {
@@ -289,6 +300,7 @@ mod tests {
         let long = Bytes::from(vec![0; LONG_PAGE_BYTES]); // shared by all who ask
         let release = Arc::new(Semaphore::new(0));
         let held = release.clone();
+        let counted: &AtomicUsize = Box::leak(Box::default());
         let slow = move || {
             let held = held.clone();
             async move { drop(held.acquire().await) }
@@ -296,6 +308,7 @@ mod tests {
         let pages = Router::new()
             .route("/", get(page).post(|body: Bytes| async move { body.len().to_string() }))
             .route("/livez", get(|| async { "ok" }))
+            .route("/count", get(async move || counted.fetch_add(1, Ordering::Relaxed).to_string()))
             .route("/slow", post(slow))
             .route("/long", get(|| async { long }));
         let patience =
@@ -336,6 +349,24 @@ mod tests {
         stream.write_all(b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n").await.unwrap();
         let reply = rest(&mut stream).await;
         assert!(reply.ends_with(&from), "{reply}");
+    }
+
+    #[tokio::test]
+    async fn many_requests_of_one_connection_keep_no_other_waiting() {
+        let served = serving().await;
+        let [mut many, mut one] =
+            [(); 2].map(|()| std::net::TcpStream::connect(served.at).unwrap());
+        // Until both are read from: what comes now is there before any of it is looked at.
+        while served.seats.taken() < 2 {
+            sleep(Duration::from_millis(5)).await;
+        }
+        let request = "GET /count HTTP/1.1\r\n\r\n";
+        io::Write::write_all(&mut many, request.repeat(100).as_bytes()).unwrap();
+        io::Write::write_all(&mut one, request.replace("\r\n\r\n", CLOSE).as_bytes()).unwrap();
+        one.set_nonblocking(true).unwrap();
+        let reply = rest(&mut TcpStream::from_std(one).unwrap()).await;
+        let before: usize = reply.split("\r\n\r\n").nth(1).unwrap().parse().unwrap();
+        assert!(before < 10, "{before} of another connection's came before");
     }
 
     #[tokio::test]
