@@ -11,6 +11,9 @@ use crate::sys::descriptors;
 /// Who may connect: its owner.
 const MODE: u32 = 0o600;
 
+/// The longest path of a socket, in bytes (unix(7)).
+const PATH_BYTES_MAX: usize = 107;
+
 /// The file, removed when dropped, unless it is somebody else's by then.
 #[derive(Debug)]
 pub(super) struct SocketFile {
@@ -23,8 +26,9 @@ impl SocketFile {
     /// is complete.
     ///
     /// # Errors
-    /// The kernel's; `AddrInUse` where somebody listens there.
+    /// The kernel's; `AddrInUse` where somebody listens there; `InvalidInput` for a long path.
     pub(super) fn listen(path: &Path) -> io::Result<(Self, Socket)> {
+        unfinished(path)?; // before a long path is looked for, in vain
         match descriptors::connect(path) {
             Ok(_) => return Err(io::ErrorKind::AddrInUse.into()),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -40,11 +44,9 @@ impl SocketFile {
     /// Listens at `path`, in the place of whatever socket is there.
     ///
     /// # Errors
-    /// The kernel's.
+    /// The kernel's; `InvalidInput` for a long path.
     pub(super) fn replace(path: &Path) -> io::Result<(Self, Socket)> {
-        let mut unfinished = path.as_os_str().to_owned();
-        unfinished.push(format!(".{}", std::process::id()));
-        let unfinished = PathBuf::from(unfinished);
+        let unfinished = unfinished(path)?;
         let _ = std::fs::remove_file(&unfinished);
         let listener = descriptors::listen(&unfinished)?;
         let make = || {
@@ -67,6 +69,21 @@ impl Drop for SocketFile {
             let _ = std::fs::remove_file(&self.path);
         }
     }
+}
+
+/// What a socket at `path` is called until it is complete.
+fn unfinished(path: &Path) -> io::Result<PathBuf> {
+    let mut it = path.as_os_str().to_owned();
+    it.push(format!(".{}", std::process::id()));
+    if it.len() > PATH_BYTES_MAX {
+        let spare = it.len() - path.as_os_str().len();
+        let text = format!(
+            "a socket's path may have {PATH_BYTES_MAX} bytes, {spare} of which are added while it \
+             is made; remedy: a shorter server.state_dir or server.handover_socket"
+        );
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+    }
+    Ok(it.into())
 }
 
 fn identity(path: &Path) -> io::Result<(u64, u64)> {
@@ -92,6 +109,16 @@ mod tests {
         assert!(descriptors::connect(&path).is_ok(), "the first owner leaves the second's");
         drop((second, listener));
         assert_eq!(folder.path().read_dir().unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_path_that_is_too_long_is_said_to_be() {
+        let folder = tempfile::tempdir().unwrap();
+        let long = folder.path().join("x".repeat(PATH_BYTES_MAX));
+        for listen in [SocketFile::listen, SocketFile::replace] {
+            let said = listen(&long).err().unwrap().to_string();
+            assert!(said.contains("may have 107 bytes"), "{said}");
+        }
     }
 
     #[test]

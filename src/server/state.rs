@@ -179,7 +179,7 @@ pub(super) fn connection_id_keys(options: &Options) -> Result<Loaded, KeyError> 
 pub(super) fn tracker_id(options: &Options) -> Result<(PathBuf, Identity), String> {
     let directory = directory(options)?;
     let path = create(&directory.join(IDENTITY_FILE))?;
-    let failed = |error: io::Error| format!("cannot read {}: {error}", path.display());
+    let failed = |error: io::Error| format!("cannot read {}: {}", path.display(), why(&error));
     let (text, _) = read_file(&path, Links::Refused).map_err(failed)?;
     let identity = key(text.trim()).and_then(|key| key.first_chunk().copied());
     let malformed = || format!("{} is not as skep writes it: remove it", path.display());
@@ -202,8 +202,8 @@ pub(super) fn kept_token(directory: &Path) -> Option<String> {
 fn token_in(path: &Path) -> Result<String, TokenError> {
     let name = path.display();
     let refused = |text: String| Err(TokenError { text, is_refused: true });
-    let (text, mode) =
-        read_file(path, Links::Refused).map_err(|error| format!("cannot read {name}: {error}"))?;
+    let (text, mode) = read_file(path, Links::Refused)
+        .map_err(|error| format!("cannot read {name}: {}", why(&error)))?;
     if mode & OTHERS != 0 {
         return refused(format!(
             "others may read {name} (mode {mode:04o}), which is as good as no token: remove it, \
@@ -316,6 +316,14 @@ enum Links {
     Refused,
 }
 
+/// Why a file in the state directory cannot be read, in words.
+fn why(error: &io::Error) -> String {
+    match error.raw_os_error() {
+        Some(libc::ELOOP) => "it is a link, which is not followed in the state directory".into(),
+        _ => error.to_string(),
+    }
+}
+
 /// Reads a short file whole; and its mode. Waits for no pipe.
 fn read_file(path: &Path, links: Links) -> io::Result<(String, u32)> {
     let nofollow = if links == Links::Refused { libc::O_NOFOLLOW } else { 0 };
@@ -334,12 +342,20 @@ fn read_file(path: &Path, links: Links) -> io::Result<(String, u32)> {
 /// Reads a key file.
 fn read(path: &Path, links: Links) -> Result<Loaded, KeyError> {
     let origin = path.display().to_string();
-    let failed = |error: io::Error| KeyError {
-        text: format!(
-            "cannot read the connection-id key in {origin}: {error}; remedy: give the file to the \
-             user that runs skep (chown, chmod 600), or set udp.key_file to another"
-        ),
-        is_denied: error.kind() == io::ErrorKind::PermissionDenied,
+    let failed = |error: io::Error| {
+        let is_link = links == Links::Refused && error.raw_os_error() == Some(libc::ELOOP);
+        let (why, remedy) = match is_link {
+            true => (why(&error), "name the file that it leads to in udp.key_file, or remove it"),
+            false => (
+                error.to_string(),
+                "give the file to the user that runs skep (chown, chmod 600), or set udp.key_file \
+                 to another",
+            ),
+        };
+        KeyError {
+            text: format!("cannot read the connection-id key in {origin}: {why}; remedy: {remedy}"),
+            is_denied: error.kind() == io::ErrorKind::PermissionDenied,
+        }
     };
     let (text, mode) = match read_file(path, links) {
         Err(error) if error.kind() == io::ErrorKind::InvalidData => {
@@ -480,7 +496,8 @@ mod tests {
             for name in [KEY_FILE, IDENTITY_FILE, TOKEN_FILE] {
                 std::os::unix::fs::symlink(&elsewhere, directory.join(name)).unwrap();
             }
-            assert!(connection_id_keys(&options).is_err());
+            let said = connection_id_keys(&options).unwrap_err().to_string();
+            assert!(said.contains("it is a link") && said.contains("udp.key_file"), "{said}");
             assert!(tracker_id(&options).is_err() && admin_token(&options).is_err());
             assert_eq!(elsewhere.exists(), is_there, "nothing was made there");
             for name in [KEY_FILE, IDENTITY_FILE, TOKEN_FILE] {

@@ -118,8 +118,16 @@ impl Files {
             return Err(unreadable("certificate", &self.certificate, &error));
         }
         let key = read("key", &self.key)?;
-        let key = PrivateKeyDer::from_pem_slice(&key)
-            .map_err(|it| unreadable("key", &self.key, &it))?;
+        if is_encrypted(&key) {
+            let path = self.key.display();
+            let problem = format!(
+                "{path} is encrypted, which is not supported; remedy: write it without a \
+                 passphrase (openssl pkey -in {path} -out ...), for skep's user alone"
+            );
+            return Err(ConfigError::at("tls.key", problem));
+        }
+        let key =
+            PrivateKeyDer::from_pem_slice(&key).map_err(|it| unreadable("key", &self.key, &it))?;
         ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_safe_default_protocol_versions()
             .and_then(|it| it.with_no_client_auth().with_single_cert(chain, key))
@@ -131,6 +139,13 @@ impl Files {
                 )
             })
     }
+}
+
+/// Whether a PEM file holds a key that a passphrase protects: as PKCS #8 (RFC 5958), or in
+/// the older way of OpenSSL.
+fn is_encrypted(pem: &[u8]) -> bool {
+    let marks: [&[u8]; 2] = [b"-----BEGIN ENCRYPTED PRIVATE KEY-----", b"Proc-Type: 4,ENCRYPTED"];
+    marks.iter().any(|mark| memchr::memmem::find(pem, mark).is_some())
 }
 
 fn unreadable(setting: &str, path: &Path, error: &PemError) -> ConfigError {
@@ -180,6 +195,11 @@ mod tests {
         assert!(said(&files).contains("does not fit the certificate"), "{}", said(&files));
         fs::remove_file(&files.key).unwrap();
         assert!(said(&files).contains("tls.key"), "{}", said(&files));
+        let kind = "ENCRYPTED PRIVATE KEY";
+        let pem = format!("-----BEGIN {kind}-----\nAAAA\n-----END {kind}-----\n");
+        fs::write(&files.key, pem).unwrap();
+        assert!(said(&files).contains("encrypted, which is not supported"), "{}", said(&files));
+        fs::remove_file(&files.key).unwrap();
         // A pipe is not waited for.
         assert!(std::process::Command::new("mkfifo").arg(&files.key).status().unwrap().success());
         assert!(said(&files).contains("not a regular file"), "{}", said(&files));

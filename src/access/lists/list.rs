@@ -272,12 +272,12 @@ impl Index {
 /// Reads one line, its end perhaps included.
 ///
 /// # Errors
-/// What is wrong, in words.
+/// What is expected instead, in words.
 pub fn line(kind: Kind, bytes: &[u8]) -> Result<Line<'_>, &'static str> {
     if bytes.len() > LINE_BYTES_MAX {
-        return Err("a line of more than 8192 bytes");
+        return Err("a line of at most 8192 bytes");
     }
-    let text = std::str::from_utf8(bytes).map_err(|_| "no UTF-8")?.trim();
+    let text = std::str::from_utf8(bytes).map_err(|_| "text in UTF-8")?.trim();
     if text.is_empty() || text.starts_with('#') {
         return Ok(Line::Blank);
     }
@@ -290,13 +290,13 @@ pub fn line(kind: Kind, bytes: &[u8]) -> Result<Line<'_>, &'static str> {
 /// Judges a reason; an empty one is none.
 ///
 /// # Errors
-/// What is wrong, in words.
+/// What is expected instead, in words.
 pub fn reason(text: &str) -> Result<Option<&str>, &'static str> {
     if text.len() > REASON_BYTES_MAX {
-        return Err("a reason of more than 200 bytes");
+        return Err("a reason of at most 200 bytes");
     }
     if text.chars().any(char::is_control) {
-        return Err("a reason with a control character");
+        return Err("a reason without control characters");
     }
     Ok(Some(text).filter(|it| !it.is_empty()))
 }
@@ -347,7 +347,8 @@ mod tests {
         assert_eq!((it.line, it.problem), (3, Kind::Ports.allowed()));
         assert_eq!(error(b"1 \xff").line, 1);
         assert_eq!(error(format!("\n1 {}", "x".repeat(201)).as_bytes()).line, 2);
-        assert_eq!(error(b"1 a\x1bb").problem, "a reason with a control character");
+        assert_eq!(error(b"1 a\x1bb").problem, "a reason without control characters");
+        assert_eq!(error(b"\xff").problem, "text in UTF-8");
         assert_eq!(error(&vec![b' '; LINE_BYTES_MAX + 1]).line, 1);
     }
 
