@@ -4,8 +4,9 @@
 mod common;
 
 use std::fs;
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{TcpListener, UdpSocket};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use common::{assert_bad_usage, command, run, texts};
 
@@ -135,6 +136,26 @@ fn a_bad_key_ends_with_2_and_is_not_shown() {
     let checked = command().arg("check").env("SKEP__UDP__KEY_FILE", "/absent").output().unwrap();
     assert_eq!(checked.status.code(), Some(2));
     assert!(texts(&checked).1.contains("/absent"));
+}
+
+#[test]
+fn a_standard_error_that_nobody_reads_holds_up_nothing() {
+    let (unread, mut full) = std::io::pipe().unwrap();
+    rustix::io::ioctl_fionbio(&full, true).unwrap();
+    while full.write(&[b' '; 4096]).is_ok() {}
+    rustix::io::ioctl_fionbio(&full, false).unwrap();
+    let state = tempfile::tempdir().unwrap();
+    let mut command = command();
+    command.args(["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--workers", "1"]);
+    command.env("STATE_DIRECTORY", state.path()).stdout(Stdio::piped()).stderr(full);
+    let mut child = command.spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    assert!(line.starts_with("ready "), "{line:?}");
+    let kill = format!("kill -HUP {0} && kill -TERM {0}", child.id());
+    assert!(Command::new("/bin/sh").args(["-c", &kill]).status().unwrap().success());
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    drop(unread);
 }
 
 /// Starts what must fail, and says how.

@@ -4,16 +4,21 @@
 //! line in ten seconds, and its next line tells how many were held back. Lines that answer an
 //! operator's own act (start, reload, stop) have the target [`OPERATOR`] and are never held back.
 //! Control characters are escaped, whatever a value holds.
+//!
+//! A reader that takes nothing must not hold up who serves: a thread of its own waits for it, and
+//! what does not fit into the queue to it is lost and counted.
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::Mutex;
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use tracing::level_filters::LevelFilter;
 use tracing::{Event, Subscriber, callsite};
+use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt::format::{Format, Json, JsonFields, Writer};
+use tracing_subscriber::fmt::writer::BoxMakeWriter;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::layer::{Layer as _, SubscriberExt as _};
 use tracing_subscriber::registry::{LookupSpan, Registry};
@@ -24,6 +29,15 @@ pub(super) use crate::access::disk::OPERATOR;
 
 /// How long a cause is silent after a line.
 const SILENCE: Duration = Duration::from_secs(10);
+
+/// Lines that may wait for who reads standard error.
+const LINES_WAITING_MAX: usize = 8192;
+
+/// Writes what waits when it is dropped, for a second at most.
+static WAITING: Mutex<Option<WorkerGuard>> = Mutex::new(None);
+
+/// Counts the lines that did not fit.
+static LOST: OnceLock<ErrorCounter> = OnceLock::new();
 
 /// How to log.
 #[derive(Clone, Copy, Debug)]
@@ -48,7 +62,8 @@ impl LevelHandle {
 /// Starts logging, for the whole process. A second call in one process changes nothing.
 pub(super) fn start(options: Options) -> LevelHandle {
     let (filter, handle) = reload::Layer::new(targets(options.level));
-    let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(false);
+    let (writer, waiting) = writer();
+    let layer = tracing_subscriber::fmt::layer().with_writer(writer).with_ansi(false);
     let limited = Limited::new(options.json);
     let layer = if options.json {
         layer.fmt_fields(JsonFields::new()).event_format(limited).boxed()
@@ -56,8 +71,38 @@ pub(super) fn start(options: Options) -> LevelHandle {
         layer.event_format(limited).boxed()
     };
     let subscriber = tracing_subscriber::registry().with(layer.with_filter(filter));
-    let _ = tracing::subscriber::set_global_default(subscriber);
+    if tracing::subscriber::set_global_default(subscriber).is_ok()
+        && let Some((guard, lost)) = waiting
+    {
+        let _ = LOST.set(lost);
+        *WAITING.lock().unwrap_or_else(PoisonError::into_inner) = Some(guard);
+    }
     LevelHandle(handle)
+}
+
+/// Where lines go, and what waits to be written where they are written by another thread.
+fn writer() -> (BoxMakeWriter, Option<(WorkerGuard, ErrorCounter)>) {
+    // Where no thread is to be had, the start fails for it soon, and has to say so.
+    if std::thread::Builder::new().name("log".into()).spawn(|| ()).is_err() {
+        return (BoxMakeWriter::new(std::io::stderr), None);
+    }
+    let builder = NonBlockingBuilder::default();
+    let builder = builder.buffered_lines_limit(LINES_WAITING_MAX).lossy(true).thread_name("log");
+    let (writer, guard) = builder.finish(std::io::stderr());
+    let lost = writer.error_counter();
+    (BoxMakeWriter::new(writer), Some((guard, lost)))
+}
+
+/// Writes what waits, for a second at most: to be called when the process ends, whatever the
+/// reason. Nothing is written afterwards.
+pub(super) fn finish() {
+    let waiting = WAITING.lock().unwrap_or_else(PoisonError::into_inner).take();
+    drop(waiting);
+}
+
+/// Lines that were lost because nobody read standard error.
+pub(super) fn lost() -> u64 {
+    LOST.get().map_or(0, |it| it.dropped_lines() as u64)
 }
 
 /// Our own lines from `level` on; those of libraries from warnings on at most.

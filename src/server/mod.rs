@@ -76,6 +76,12 @@ pub(crate) use state::KEY_VARIABLE;
 /// [`StartError`] where the configuration is wrong, the host does not grant what it asks for, there
 /// is nobody to take over from, or a worker breaks later.
 pub fn run(source: Source, take_over: bool) -> Result<(), StartError> {
+    let outcome = serve(source, take_over);
+    log::finish();
+    outcome
+}
+
+fn serve(source: Source, take_over: bool) -> Result<(), StartError> {
     let mut inheritance = Inheritance::of_process();
     // A pipe's end is waited for, which a signal has to be able to break off.
     let config = source.load()?;
@@ -182,8 +188,7 @@ pub fn check(source: &Source) -> Result<Vec<String>, StartError> {
     }
     Office::check(&options::lists(&config))?;
     options::tls(&config).map_or(Ok(()), |it| it.check()).map_err(StartError::Config)?;
-    confine::user_of(&config)
-        .map_err(|error| ConfigError::at("server.user", error.to_string()))?;
+    confine::user_of(&config).map_err(|error| ConfigError::at("server.user", error.to_string()))?;
     listeners::check_unix_path(&config.http.unix_socket)
         .map_err(|error| ConfigError::at("http.unix_socket", error))?;
     Ok(source.warnings(&config))
@@ -351,6 +356,7 @@ fn bind_admin(
 pub fn end_with_any_panic() {
     let print = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
+        log::finish();
         print(panic);
         if let Some(remedy) = panic.location().and_then(|it| uring::remedy(it.file())) {
             let _ = writeln!(std::io::stderr(), "skep: {remedy}");

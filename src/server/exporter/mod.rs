@@ -22,6 +22,7 @@ use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, Prometheu
 use crate::access::disk::Office;
 use crate::frontend::admin::live::Board;
 use crate::metrics::{DurationHistogram, IoEvent, StreamCounters, WorkerCounters};
+use crate::server::log;
 use crate::server::memory::Keeper;
 use crate::server::snapshots::Figures;
 use crate::server::workers::Tallies;
@@ -90,6 +91,7 @@ pub(super) struct Exporter {
     load: LoadSeries,
     snapshots: SnapshotSeries,
     viewers: ViewerSeries,
+    log_lines_lost: Counter,
 }
 
 impl Exporter {
@@ -122,13 +124,14 @@ impl Exporter {
                 StreamSeries::new(streams),
                 LimitSeries::new(tallies),
                 (LoadSeries::new(), SnapshotSeries::new(), HeartbeatSeries::new()),
-                ViewerSeries::new(),
+                (ViewerSeries::new(), counter!("skep_log_lines_lost_total")),
             )
         };
         let series = metrics::with_local_recorder(&recorder, register);
-        let (families, io_events, store, access, busy, sockets, streams, limits, rest, viewers) =
+        let (families, io_events, store, access, busy, sockets, streams, limits, rest, last) =
             series;
         let (load, snapshots, heartbeats) = rest;
+        let (viewers, log_lines_lost) = last;
         Self {
             recorder,
             handle,
@@ -147,6 +150,7 @@ impl Exporter {
             load,
             snapshots,
             viewers,
+            log_lines_lost,
         }
     }
 
@@ -158,6 +162,7 @@ impl Exporter {
         for (event, counter) in IoEvent::ALL.into_iter().zip(&self.io_events) {
             counter.absolute(sum(&self.workers, |it| it.io_event(event).get()));
         }
+        self.log_lines_lost.absolute(log::lost());
         self.store.update(totals);
         self.streams.update();
         self.limits.update();
@@ -508,7 +513,8 @@ const HANDLING_HELP: &str = "How long a batch of datagrams took from the reading
 
 /// Every series' HELP text.
 fn describe() {
-    const COUNTERS: [(&str, &str); 10] = [
+    const COUNTERS: [(&str, &str); 11] = [
+        ("skep_log_lines_lost_total", "Lines of the log that were lost because nobody read them."),
         (
             "skep_requests_total",
             "Requests handled: exactly what was answered, refused, dropped and rejected together.",
