@@ -77,7 +77,8 @@ impl Lots {
     fn of_network(&self, now: Now, torrent: u32, networks: Networks) -> u16 {
         let [narrowest, ..] = networks.0;
         let minute = now.seconds() / OFFER_AGE_S_MAX;
-        self.hash.hash_one((torrent, narrowest, minute)) as u16
+        let [one, other, ..] = self.hash.hash_one((torrent, narrowest, minute)).to_le_bytes();
+        u16::from_le_bytes([one, other])
     }
 }
 
