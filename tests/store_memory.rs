@@ -5,6 +5,9 @@
 //! account. Seeds are printed; `SEED=n cargo test --test store_memory` runs one again.
 #![allow(clippy::unwrap_used, reason = "helpers of a test may fail by panicking")]
 
+#[path = "store_memory/peerless.rs"]
+mod peerless;
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use fastrand::Rng;
@@ -408,33 +411,6 @@ fn one_address_leaves_nothing_without_peers() {
         }
     }
     assert_eq!((store.totals().torrents, store.totals().completed), (0, 20_000));
-}
-
-#[test]
-fn what_has_no_peers_goes_before_anybody_is_refused() {
-    const BUDGET: u64 = 2 << 20;
-    let store = store(BUDGET, 0);
-    let mut peerless = 0;
-    while !store.is_short_of_memory() {
-        complete_by_two_networks(&store, peerless);
-        peerless += 1;
-    }
-    let before = store.totals();
-    assert_eq!((before.torrents, before.active_torrents), (u64::from(peerless), 0));
-    assert!(peerless > 10_000, "{peerless}");
-    let honest = peerless / 4 * 3;
-    for number in 0..honest {
-        // All of different networks, as they come.
-        let answer = join(&store, 1 << 29 | number, 0x6000_0000 + (number << 8));
-        assert_eq!(answer.stored, Stored::Yes, "{number} of {honest}");
-    }
-    for number in 0..honest {
-        assert_eq!(store.scrape(&numbered(1 << 29 | number)).leechers, 1, "{number}");
-    }
-    let (totals, usage) = (store.totals(), store.usage());
-    assert_eq!(totals.active_torrents, u64::from(honest));
-    assert_eq!(totals.torrents + usage.evicted, u64::from(peerless + honest));
-    assert!(usage.evicted > u64::from(honest / 10) && usage.bytes <= BUDGET, "{usage:?}");
 }
 
 #[test]

@@ -8,7 +8,7 @@ use fastrand::Rng;
 
 use super::asker::{Asker, all_on_probation};
 use super::contents::Contents;
-use super::keeper::{Going, Keeper};
+use super::keeper::Keeper;
 use super::record::{Address, Record};
 use super::roster::{Change, Roster};
 use super::swarm::{self, Reader, Tally};
@@ -83,15 +83,19 @@ impl Keeper for Announcing<'_, '_> {
         wants
     }
 
-    fn has_empty(&self, shard: usize) -> bool {
+    fn lacks_bucket(&self) -> bool {
+        self.lack == Lack::Bucket
+    }
+
+    fn empties(&self, shard: usize) -> usize {
         let totals = &self.store.totals[shard];
         let [all, active] =
             [&totals.torrents, &totals.active_torrents].map(|it| it.load(Ordering::Relaxed));
-        self.lack == Lack::Bucket && all > active
+        usize::try_from(all.saturating_sub(active)).unwrap_or(usize::MAX)
     }
 
-    fn may_go(&self, cell: &SwarmCell) -> Option<Going> {
-        cell.peek(|contents| self.order_of_going(contents))
+    fn may_go(&self, cell: &SwarmCell) -> bool {
+        cell.peek(|contents| self.would_help(contents))
     }
 
     fn goes(&mut self, shard: usize, cell: &mut SwarmCell) {
@@ -179,21 +183,17 @@ impl<'a, 'r> Announcing<'a, 'r> {
         (contents, answer)
     }
 
-    /// Whether a torrent may go, if that would help, and when: those without peers first, by when
-    /// the last one left, then those on probation. What has no peers takes a bucket only, and so
-    /// does one peer in place.
-    fn order_of_going(&self, contents: &Contents) -> Option<Going> {
-        let lacks_bucket = self.lack == Lack::Bucket;
-        let may_go = match contents {
-            Contents::Empty { since_s, .. } => {
-                return lacks_bucket.then_some(Going::Empty(*since_s));
+    /// Whether a torrent with peers may go, as it is on probation, and that would help: one peer in
+    /// place takes a bucket only.
+    fn would_help(&self, contents: &Contents) -> bool {
+        match contents {
+            Contents::One(record, _) => {
+                self.lack == Lack::Bucket && record.stamp().is_on_probation()
             }
-            Contents::One(record, _) => lacks_bucket && record.stamp().is_on_probation(),
             Contents::Few4(block) => all_on_probation(block.records()),
             Contents::Few6(block) => all_on_probation(block.records()),
-            Contents::Many(_) => false,
-        };
-        may_go.then_some(Going::OnProbation)
+            Contents::Empty { .. } | Contents::Many(_) => false,
+        }
     }
 }
 

@@ -20,25 +20,18 @@ pub(super) trait Keeper {
     fn without_bucket(&mut self) -> Self::Told;
     /// Whether others should give way, to try once more.
     fn wants_room(&mut self) -> bool;
-    /// Whether the shard has a swarm without peers that may give way.
-    fn has_empty(&self, shard: usize) -> bool;
-    /// Whether the swarm in a cell may give way, and when.
-    fn may_go(&self, cell: &SwarmCell) -> Option<Going>;
+    /// Whether it is a bucket that the newcomer cannot be stored for want of, or bytes.
+    fn lacks_bucket(&self) -> bool;
+    /// How many swarms without peers the shard has; all of them may give way.
+    fn empties(&self, shard: usize) -> usize;
+    /// Whether the swarm in a cell, which has peers, may give way.
+    fn may_go(&self, cell: &SwarmCell) -> bool;
     /// Lets the swarm in a cell give way; the cell is vacant then.
     fn goes(&mut self, shard: usize, cell: &mut SwarmCell);
     /// Hears whether there was an entry before the change, and is one after.
     fn entry(&mut self, shard: usize, before: bool, after: bool);
     /// Hears of how many bytes the shard's table was and is.
     fn resized(&mut self, shard: usize, before: usize, after: usize);
-}
-
-/// In which order swarms give way.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Going {
-    /// Nobody is in it, since this second of the Unix epoch.
-    Empty(u32),
-    /// All who are in it are on probation.
-    OnProbation,
 }
 
 /// A walk through a shard in slices, between which others may change it.

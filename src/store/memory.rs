@@ -7,7 +7,7 @@
 //!
 //! From four fifths of the budget on, new torrents are on probation: stored, but the first with
 //! peers to go once all of it is reserved. Before them goes what has no peers, kept for its count
-//! alone. What was there before stays whatever comes.
+//! alone, whenever it came. Torrents with peers that were there before stay whatever comes.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

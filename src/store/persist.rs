@@ -31,7 +31,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::asker::Asker;
 use super::contents::{Contents, Count};
-use super::keeper::{self, Going, Keeper, Walk};
+use super::keeper::{self, Keeper, Walk};
 use super::large::{Crowd, Large};
 use super::record::{Record, Role, Stamp};
 use super::roster::{Change, Roster};
@@ -433,12 +433,16 @@ impl Keeper for Restoring<'_, '_> {
         false
     }
 
-    fn has_empty(&self, _: usize) -> bool {
+    fn lacks_bucket(&self) -> bool {
         false
     }
 
-    fn may_go(&self, _: &SwarmCell) -> Option<Going> {
-        None
+    fn empties(&self, _: usize) -> usize {
+        0
+    }
+
+    fn may_go(&self, _: &SwarmCell) -> bool {
+        false
     }
 
     fn goes(&mut self, _: usize, _: &mut SwarmCell) {}

@@ -10,6 +10,8 @@
 //! Three quarters of all torrents have one peer: those need nothing but their map entry.
 #![expect(unsafe_code, reason = "raw-table access with prefetch; packed pointers; thin blocks")]
 
+mod room;
+
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::marker::PhantomData;
 use std::mem::ManuallyDrop;
@@ -24,7 +26,7 @@ use hashbrown::raw::{Bucket, RawTable};
 
 use super::block::{BlockHead, tag_bytes};
 use super::contents::{Contents, Count};
-use super::keeper::{Going, Keeper, Visit, Walk};
+use super::keeper::{Keeper, Visit, Walk};
 use super::large::Large;
 use super::record::Record;
 use crate::types::InfoHash;
@@ -318,6 +320,12 @@ impl SwarmCell {
         self.words[0] & 0xff != TAG_EMPTY
     }
 
+    /// Since which second of the Unix epoch nobody has been in the swarm; `None`: somebody is.
+    #[inline]
+    fn empty_since_s(&self) -> Option<u32> {
+        (!self.has_peers()).then_some(self.words[2])
+    }
+
     /// The cache lines worth prefetching, if the contents live elsewhere.
     #[inline]
     fn lines(&self) -> impl Iterator<Item = *const u8> {
@@ -389,20 +397,6 @@ struct Spot<'a> {
     shard: usize,
 }
 
-/// Buckets that are looked at for those who may give way: some microseconds under the lock, where
-/// many of them lead to a block elsewhere.
-const LOOKS_FOR_ROOM: usize = 64;
-
-/// How often they are looked for at most for one newcomer, where they are without peers.
-const LOOKS_FOR_EMPTY_MAX: usize = 8;
-
-/// A table is renewed for one bucket in so many: some hundred nanoseconds for each.
-const RENEWED_FOR: usize = 64;
-
-/// How many give way at most for one. One would do, but for buckets which, left amid full ones, can
-/// be used again only by who happens to come by.
-const GONE_MAX: usize = 4;
-
 /// Bytes more that a full table takes once it has grown for another entry; 0 where it is full of
 /// marks that removed entries have left, and is tidied in place. That the old one is still there
 /// for a moment is what a cap's reserve is for: it is a table of one shard in hundreds.
@@ -424,6 +418,31 @@ fn buckets_capacity(buckets: usize) -> usize {
 /// Bytes of memory a table takes.
 fn bytes_of(table: &RawTable<Entry>) -> usize {
     table.allocation_info().1.size()
+}
+
+/// The entry in a bucket, if it is full.
+#[inline]
+fn entry_at(table: &RawTable<Entry>, at: usize) -> Option<&Entry> {
+    assert!(at < table.buckets());
+    // SAFETY: `at` is below the table's number of buckets.
+    if !unsafe { table.is_bucket_full(at) } {
+        return None;
+    }
+    // SAFETY: as above.
+    let bucket = unsafe { table.bucket(at) };
+    // SAFETY: a full bucket holds an initialised entry, which nobody changes while the table is
+    // borrowed.
+    Some(unsafe { bucket.as_ref() })
+}
+
+/// Takes the entry out of a bucket, if it is full.
+#[inline]
+fn remove_at(table: &mut RawTable<Entry>, at: usize) -> Option<Entry> {
+    entry_at(table, at)?;
+    // SAFETY: `at` is below the table's number of buckets.
+    let bucket = unsafe { table.bucket(at) };
+    // SAFETY: the bucket is full and of this table, and is not used after.
+    Some(unsafe { table.remove(bucket) }.0)
 }
 
 /// A shard's table is given back memory when it is filled to less than this part of its buckets.
@@ -584,93 +603,17 @@ impl Table {
         true
     }
 
-    /// Lets others than the one at `spot` go, from where the shard's hand was left. While there are
-    /// torrents without peers, no other goes: the oldest of those that are looked at, and as many
-    /// as it takes for a bucket that anybody can use.
-    #[cold]
-    fn make_room(&self, table: &mut RawTable<Entry>, spot: &Spot<'_>, keeper: &mut impl Keeper) {
-        let is_full = |table: &RawTable<Entry>| table.len() == table.capacity();
-        for _ in 0..LOOKS_FOR_EMPTY_MAX {
-            if !keeper.has_empty(spot.shard) {
-                break;
-            }
-            self.evict(table, spot, true, keeper);
-            if is_full(table) {
-                self.renew(table, spot.shard);
-            }
-            if !is_full(table) {
-                return;
-            }
-        }
-        self.evict(table, spot, false, keeper);
-        if is_full(table) {
-            self.renew(table, spot.shard);
-        }
-    }
-
-    /// One look for [`Table::make_room`]: lets those without peers go, until there is room, or some
-    /// of those on probation.
-    fn evict(
+    /// Gives back what the table does not need for so many entries.
+    fn shrink(
         &self,
         table: &mut RawTable<Entry>,
-        spot: &Spot<'_>,
-        empty: bool,
-        keeper: &mut impl Keeper,
+        shard: usize,
+        entries: usize,
+        resized: impl FnOnce(usize, usize),
     ) {
-        let hand = &self.hints[spot.shard].hand;
-        let mut at = hand.load(Ordering::Relaxed);
-        let mut found = [(Going::OnProbation, 0); LOOKS_FOR_ROOM];
-        let mut count = 0;
-        for _ in 0..LOOKS_FOR_ROOM.min(table.buckets()) {
-            at = (at + 1) & (table.buckets() - 1);
-            // SAFETY: `at` is below the table's number of buckets, a power of two.
-            if !unsafe { table.is_bucket_full(at) } {
-                continue;
-            }
-            // SAFETY: as above; a full bucket holds an initialised entry.
-            let bucket = unsafe { table.bucket(at) };
-            // SAFETY: the table's lock is held for writing, and nobody else has this entry now.
-            let entry = unsafe { bucket.as_ref() };
-            if entry.0 != *spot.info_hash
-                && let Some(order) = keeper.may_go(entry.1.get())
-                && (order != Going::OnProbation) == empty
-            {
-                found[count] = (order, at);
-                count += 1;
-            }
-        }
-        hand.store(at, Ordering::Relaxed);
-        let found = &mut found[..count];
-        found.sort_unstable();
-        let gone_max = if empty { LOOKS_FOR_ROOM } else { GONE_MAX };
-        for &(_, at) in found.iter().take(gone_max) {
-            if empty && table.len() < table.capacity() {
-                return;
-            }
-            // SAFETY: the bucket was full, and only others have been emptied since.
-            let bucket = unsafe { table.bucket(at) };
-            // SAFETY: the table's lock is held for writing, so this is the only reference.
-            let entry = unsafe { bucket.as_mut() };
-            keeper.goes(spot.shard, entry.1.get_mut());
-            // SAFETY: the bucket is full and of this table; `entry` is not used after.
-            unsafe { table.erase(bucket) };
-        }
-    }
-
-    /// Moves all entries into a table of the same size, if that brings enough buckets: one that is
-    /// left amid full ones can be used again only by who happens to come by, until this is done.
-    fn renew(&self, table: &mut RawTable<Entry>, shard: usize) {
-        let room = buckets_capacity(table.buckets()) - table.len();
-        if room < table.buckets() / RENEWED_FOR {
-            return;
-        }
-        let buckets = table.buckets();
-        let mut renewed = RawTable::with_capacity(buckets_capacity(buckets));
-        for entry in table.drain() {
-            renewed.insert(self.hash(&entry.0), entry, |entry| self.hash(&entry.0));
-        }
-        debug_assert_eq!(renewed.buckets(), buckets);
-        *table = renewed;
+        let before = bytes_of(table);
+        table.shrink_to(entries, |entry| self.hash(&entry.0));
+        resized(before, bytes_of(table));
         self.hints[shard].note(table);
         self.hints[shard].moves.fetch_add(1, Ordering::Relaxed);
     }
@@ -723,11 +666,8 @@ impl Table {
         }
         if table.buckets() > SHRINK_BELOW && table.len() < table.buckets() / SHRINK_BELOW {
             // Half as many again never leaves it as it is: then at most half the buckets are full.
-            let (roomy, before) = (table.len() + table.len() / 2, bytes_of(&table));
-            table.shrink_to(roomy, |entry| self.hash(&entry.0));
-            resized(before, bytes_of(&table));
-            self.hints[shard].note(&table);
-            self.hints[shard].moves.fetch_add(1, Ordering::Relaxed);
+            let roomy = table.len() + table.len() / 2;
+            self.shrink(&mut table, shard, roomy, resized);
         }
         None
     }
