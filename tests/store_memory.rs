@@ -707,6 +707,12 @@ fn an_ipv4_network_displaces_its_own() {
 
 #[test]
 fn a_web_network_displaces_its_own() {
+    // Whatever the scope of the address: WebRTC peers are all of one crowd.
+    [0x0801_0101, 0x0a01_0101, 0x7f00_0001].into_iter().for_each(a_web_network_at);
+}
+
+fn a_web_network_at(address: u32) {
+    let address = v4(address);
     let (store, torrent) = (store(0, 500), numbered(1));
     let mut random = Rng::with_seed(1);
     let mut join_web = |network: u16, peer: u32| {
@@ -714,7 +720,6 @@ fn a_web_network_displaces_its_own() {
         name[..2].copy_from_slice(&network.to_be_bytes());
         name[2..6].copy_from_slice(&peer.to_be_bytes());
         let contact = Contact::Web(WebPeer(name));
-        let address = v4(0x0801_0101);
         let visit = Visit { info_hash: &torrent, address, contact, change: JOIN, capped: true };
         store.announce(NOW, &visit, &mut Room::default(), &mut random).stored
     };

@@ -95,8 +95,10 @@ impl Large {
             return crowd.enter(asker, endpoint, role, place, beside);
         };
         let (kind, crowd, at) = self.locate(number);
-        // Only public peers are crowded out, and of each kind they are in one crowd.
-        if kind == Endpoint::<ADDRESS>::KIND && asker.scope == Scope::Public {
+        // Only public peers are crowded out, and of each kind they are in one crowd; those of
+        // WebRTC are in one whatever their scope.
+        let own_kind = Endpoint::<ADDRESS>::KIND;
+        if kind == own_kind && (own_kind == Kind::Web || asker.scope == Scope::Public) {
             return own(self).enter(asker, endpoint, role, Place::Of(at), beside);
         }
         let outcome = own(self).enter(asker, endpoint, role, Place::Own, beside);
