@@ -21,7 +21,7 @@ use skep::protocol::udp::client::{
 use skep::protocol::udp::{ANNOUNCE_BYTES, TransactionId};
 use skep::store::{self, Budget, Store};
 use skep::time::Now;
-use skep::tracker::Tracker;
+use skep::tracker::{Load, Tracker};
 use skep::types::{
     AnnounceReply, Answered, Dropped, Event, Family, InfoHash, NotStored, PeerId, Refusal,
 };
@@ -37,6 +37,7 @@ struct Flooded {
     store: Arc<Store>,
     counters: Arc<LimitCounters>,
     not_stored: Arc<NotStoredCounters>,
+    load: Arc<Load>,
     /// What is announced.
     torrent: InfoHash,
     event: Event,
@@ -53,9 +54,11 @@ impl Flooded {
         let counters = Arc::new(LimitCounters::default());
         let gate = Gate::new(limiter.clone(), limits.clone(), counters.clone(), 1);
         let not_stored = Arc::new(NotStoredCounters::default());
+        let load = Arc::new(Load::default());
         let tracker = Tracker::new(store.clone(), Arc::default(), 1, 0, 1)
             .behind(gate)
-            .counting_not_stored(not_stored.clone());
+            .counting_not_stored(not_stored.clone())
+            .under_load(load.clone());
         let keys = Keys { active: [7; KEY_BYTES], staging: None, algorithm: Algorithm::SipHash };
         let ids = ConnectionIds::new(&keys);
         let udp = UdpFrontend::new(tracker, Arc::new(ArcSwap::from_pointee(ids.clone())));
@@ -68,6 +71,7 @@ impl Flooded {
             store,
             counters,
             not_stored,
+            load,
             torrent,
             event: Event::None,
             now: START,
@@ -410,6 +414,27 @@ fn websockets_over_the_limit_are_told_and_stay() {
     assert!((60..=61).contains(&refused), "{refused} beyond a burst of 40");
     let (_, told) = send(announce, START);
     assert!(told.contains("too many requests") && told.contains("aaaaaaaaaaaaaaaaaaaa"), "{told}");
+#[test]
+fn who_starts_and_is_not_stored_comes_back_in_half_an_hour_however_busy_the_tracker() {
+    let mut flooded = Flooded::new();
+    flooded.set(|it| {
+        (it.rate, it.burst) = (1_000_000, 1_000_000);
+        (it.new_torrent_rate, it.new_torrent_burst) = (5, 20);
+    });
+    (0..100).for_each(|_| flooded.load.observe(1.0, 1.0));
+    flooded.event = Event::Started;
+    for number in 0..200 {
+        flooded.torrent = InfoHash([number; 20]);
+        let (reply, _) = flooded.announce(host(1), 0).unwrap();
+        if reply.leechers == 1 {
+            assert!(reply.interval_s > 3400, "{}: the tracker is busy", reply.interval_s);
+        } else {
+            assert!((900..=1800).contains(&reply.interval_s), "{}", reply.interval_s);
+        }
+    }
+    assert!(flooded.not_stored.of(NotStored::NewTorrentLimit).get() > 150);
+}
+
     let (outcome, told) = send(r#"{"action":"scrape","info_hash":[]}"#, START);
     assert_eq!(outcome, limited);
     assert!(told.contains("too many requests") && told.contains("scrape"), "{told}");

@@ -285,8 +285,10 @@ impl Tracker {
         let is_stored = answer.stored == Stored::Yes;
         if !is_stored {
             interval_s = if announce.event == Event::Started {
-                // It is in no swarm, and its client takes this for an answer.
-                self.random.u32(options.min_interval_s.min(interval_s)..=interval_s)
+                // It is in no swarm, and its client takes this for an answer: however busy the
+                // tracker, it is to come back no later than others where there is time.
+                let latest_s = interval_s.min(options.interval_s);
+                self.random.u32(options.min_interval_s.min(latest_s)..=latest_s)
             } else {
                 interval_s.saturating_mul(2)
             };
