@@ -212,15 +212,86 @@ fn over_the_limit_every_peer_that_is_there_may_leave() {
 }
 
 #[test]
-fn a_flood_of_stops_is_limited_as_one_of_announces() {
+fn a_flood_of_stops_is_not_answered_beyond_the_limit_and_who_is_there_leaves_all_the_same() {
     let mut flooded = Flooded::new();
-    flooded.event = Event::Stopped;
+    let (known, unknown) = (flooded.torrent, InfoHash([6; 20]));
+    assert!(flooded.announce(host(1), 0).is_ok());
+    (flooded.event, flooded.torrent) = (Event::Stopped, unknown);
     let served = (0..10_000).filter(|_| flooded.announce(host(1), 0).is_ok()).count();
     assert!((39..=41).contains(&served), "{served} of a burst of 40");
-    assert_eq!(flooded.announce(host(1), 0), Err(Dropped::Limited), "not told, either");
+    assert_eq!(flooded.announce(host(1), 0), Err(Dropped::Limited), "nothing is sent");
+    assert_eq!(flooded.store.totals().leechers, [1, 0, 0]);
+    flooded.torrent = known;
+    assert_eq!(flooded.announce(host(1), 0), Err(Dropped::Limited));
+    assert_eq!(flooded.store.totals().leechers, [0; 3], "but the peer has left");
     assert!(flooded.announce(host(2), 0).is_ok(), "others may leave");
     flooded.event = Event::None;
     assert!(flooded.announce(host(1), 0).is_ok(), "and it may announce");
+}
+
+#[test]
+fn over_the_limit_of_stops_peers_leave_over_tcp_as_well() {
+    let mut flooded = Flooded::new();
+    let mut tracker = flooded.tracker();
+    (flooded.event, flooded.torrent) = (Event::Stopped, InfoHash([6; 20]));
+    let mut http = HttpFrontend::new(Arc::default(), Arc::default());
+    let mut ask = |tracker: &mut Tracker, event: &str| {
+        let request = format!(
+            "GET /announce?info_hash=aaaaaaaaaaaaaaaaaaaa&peer_id=-AA0000-aaaaaaaaaaaa&port=7\
+             &event={event} HTTP/1.1\r\nHost: x\r\n\r\n"
+        );
+        let (mut out, origin) = (Vec::new(), Origin::Address(host(1)));
+        http.handle(tracker, START, origin, request.as_bytes(), &mut out);
+        String::from_utf8_lossy(&out).into_owned()
+    };
+    let mut frontend = WsFrontend::new(Arc::default(), Arc::default());
+    let mut session = frontend.open(Route { worker: 0, slot: 0, generation: 0 }, host(1));
+    let mut send = |tracker: &mut Tracker, event: &str| {
+        let message = format!(
+            r#"{{"action":"announce","info_hash":"aaaaaaaaaaaaaaaaaaaa","event":"{event}",
+            "peer_id":"-WW0000-aaaaaaaaaaaa","left":1,"numwant":1,"offers":[]}}"#
+        );
+        let mut outbox = Outbox::default();
+        frontend.handle(tracker, START, &mut session, message.as_bytes(), &mut outbox);
+        String::from_utf8(outbox.replies.concat()).unwrap()
+    };
+    ask(&mut tracker, "started");
+    send(&mut tracker, "started");
+    assert_eq!(flooded.store.totals().leechers, [1, 0, 1]);
+    (0..100).for_each(|_| _ = flooded.announce(host(1), 0));
+    let (http_reply, web_reply) = (ask(&mut tracker, "stopped"), send(&mut tracker, "stopped"));
+    assert_eq!(flooded.store.totals().leechers, [0; 3]);
+    assert!(http_reply.contains("too many requests"), "{http_reply}");
+    assert!(web_reply.contains("too many requests"), "{web_reply}");
+}
+
+#[test]
+fn a_socket_that_closes_is_not_charged_for_the_peers_that_leave_with_it() {
+    let mut flooded = Flooded::new();
+    let mut tracker = flooded.tracker();
+    let mut frontend = WsFrontend::new(Arc::default(), Arc::default());
+    let mut session = frontend.open(Route { worker: 0, slot: 0, generation: 0 }, host(1));
+    for number in 0..30 {
+        let message = format!(
+            r#"{{"action":"announce","info_hash":"aaaaaaaaaaaaaaaaaa{number:02}",
+            "peer_id":"-WW0000-aaaaaaaaaaaa","left":1,"numwant":1,"offers":[]}}"#
+        );
+        let mut outbox = Outbox::default();
+        frontend.handle(&mut tracker, START, &mut session, message.as_bytes(), &mut outbox);
+    }
+    assert_eq!(flooded.store.totals().leechers, [0, 0, 30]);
+    // The store has forgotten them: what leaves is not there.
+    let later = START.plus_s(10_000);
+    store::Sweeper::new(&flooded.store, 0, 1).pass(
+        &flooded.store,
+        later,
+        store::Limits { peer_age_s_max: 3900, empty_torrent_age_s_max: 7200 },
+    );
+    assert_eq!(flooded.store.totals().leechers, [0; 3]);
+    frontend.close(&mut tracker, later, session);
+    (flooded.event, flooded.now) = (Event::Stopped, later);
+    let served = (0..100).filter(|_| flooded.announce(host(1), 0).is_ok()).count();
+    assert!((39..=41).contains(&served), "{served} of a burst of 40");
 }
 
 /// One address that announces a torrent of its own seven times a second, for a day.
@@ -344,6 +415,27 @@ fn new_torrents_over_their_limit_are_answered_but_not_stored() {
 }
 
 #[test]
+fn who_starts_and_is_not_stored_comes_back_in_half_an_hour_however_busy_the_tracker() {
+    let mut flooded = Flooded::new();
+    flooded.set(|it| {
+        (it.rate, it.burst) = (1_000_000, 1_000_000);
+        (it.new_torrent_rate, it.new_torrent_burst) = (5, 20);
+    });
+    (0..100).for_each(|_| flooded.load.observe(1.0, 1.0));
+    flooded.event = Event::Started;
+    for number in 0..200 {
+        flooded.torrent = InfoHash([number; 20]);
+        let (reply, _) = flooded.announce(host(1), 0).unwrap();
+        if reply.leechers == 1 {
+            assert!(reply.interval_s > 3400, "{}: the tracker is busy", reply.interval_s);
+        } else {
+            assert!((900..=1800).contains(&reply.interval_s), "{}", reply.interval_s);
+        }
+    }
+    assert!(flooded.not_stored.of(NotStored::NewTorrentLimit).get() > 150);
+}
+
+#[test]
 fn a_full_store_answers_and_sends_clients_away_for_longer() {
     let mut flooded = Flooded::new();
     flooded.set(|it| it.enabled = false);
@@ -414,27 +506,6 @@ fn websockets_over_the_limit_are_told_and_stay() {
     assert!((60..=61).contains(&refused), "{refused} beyond a burst of 40");
     let (_, told) = send(announce, START);
     assert!(told.contains("too many requests") && told.contains("aaaaaaaaaaaaaaaaaaaa"), "{told}");
-#[test]
-fn who_starts_and_is_not_stored_comes_back_in_half_an_hour_however_busy_the_tracker() {
-    let mut flooded = Flooded::new();
-    flooded.set(|it| {
-        (it.rate, it.burst) = (1_000_000, 1_000_000);
-        (it.new_torrent_rate, it.new_torrent_burst) = (5, 20);
-    });
-    (0..100).for_each(|_| flooded.load.observe(1.0, 1.0));
-    flooded.event = Event::Started;
-    for number in 0..200 {
-        flooded.torrent = InfoHash([number; 20]);
-        let (reply, _) = flooded.announce(host(1), 0).unwrap();
-        if reply.leechers == 1 {
-            assert!(reply.interval_s > 3400, "{}: the tracker is busy", reply.interval_s);
-        } else {
-            assert!((900..=1800).contains(&reply.interval_s), "{}", reply.interval_s);
-        }
-    }
-    assert!(flooded.not_stored.of(NotStored::NewTorrentLimit).get() > 150);
-}
-
     let (outcome, told) = send(r#"{"action":"scrape","info_hash":[]}"#, START);
     assert_eq!(outcome, limited);
     assert!(told.contains("too many requests") && told.contains("scrape"), "{told}");

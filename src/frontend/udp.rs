@@ -145,6 +145,10 @@ impl Responder for UdpFrontend {
                 match self.tracker.admit(now, source.ip(), Work::Announce(it.event()))? {
                     Admission::Served => Ok(self.announce(now, source, it, options, out)),
                     Admission::Calmed => Ok(self.calm(it, out)),
+                    Admission::Muted => {
+                        self.announce(now, source, it, options, out);
+                        Err(Dropped::Limited)
+                    }
                 }
             }
             Request::Scrape(head, info_hashes) => {

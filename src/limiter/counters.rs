@@ -12,7 +12,8 @@ pub enum LimitTable {
     Unverified,
     /// Torrents that the store does not know yet.
     NewTorrent,
-    /// Stops. Those of peers that are not there are charged, and all are refused over the limit.
+    /// Stops. Those of peers that are not there are charged; over the limit all are applied, but
+    /// none is answered.
     Stop,
     /// Work over TCP besides announces and scrapes.
     Connection,

@@ -59,7 +59,7 @@ impl Gate {
         self.ask::<false>(LimitTable::Verified, now, source, price, |_| false) == Verdict::Pass
     }
 
-    /// Whether a stop is to be obeyed. It costs nothing so far: [`Gate::charge_stop`].
+    /// Whether a stop is to be answered. It costs nothing so far: [`Gate::charge_stop`].
     #[inline]
     pub fn admit_stop(&mut self, now: Now, source: IpAddr) -> bool {
         let (stop, price) = (LimitTable::Stop, Price::ANNOUNCE);

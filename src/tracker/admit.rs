@@ -5,7 +5,9 @@
 //! connect           shedding ─▶ replies to unverified sources ─▶ one in four all the same
 //! announce, scrape  (verified) shedding ─▶ work of a source ─▶ one announce in 16 is calmed
 //!                                                           ─▶ access: lists, registry, passkey
-//! stop              (verified) free, if the source has not stopped thousands that were not there
+//! stop              (verified) free and always applied, but not answered over UDP, and told to
+//!                              stay away otherwise, where the source has stopped thousands of
+//!                              peers that were not there
 //! ```
 //!
 //! Who begins or completes a download is never calmed: a client takes that for an answer, and would
@@ -52,6 +54,8 @@ pub enum Admission {
     Served,
     /// An announce over the limit: told [`Tracker::calm`], and nothing else is done for it.
     Calmed,
+    /// A stop over the limit: the peer leaves, but its source is not told what it asked for.
+    Muted,
 }
 
 /// Why a request is not served.
@@ -174,7 +178,7 @@ impl Tracker {
     }
 
     /// Whether, and how, work for a source that has proved its address is to be done. Where it is,
-    /// it has been paid for.
+    /// it has been paid for. A stop always is: a peer that stays without being there harms others.
     ///
     /// # Errors
     /// Why it is not to be done.
@@ -193,7 +197,10 @@ impl Tracker {
                 Verdict::Calm => return Ok(Admission::Calmed),
                 Verdict::Drop => false,
             },
-            Work::Announce(Event::Stopped) => gate.admit_stop(now, source),
+            Work::Announce(Event::Stopped) if !gate.admit_stop(now, source) => {
+                return Ok(Admission::Muted);
+            }
+            Work::Announce(Event::Stopped) => true,
             Work::Announce(_) | Work::Scrape(_) => gate.admit_strictly(now, source, price),
         };
         if is_admitted { Ok(Admission::Served) } else { Err(Withheld::Limited) }

@@ -299,6 +299,14 @@ impl Tracker {
         Announced { reply, bytes: answer.bytes, is_stored }
     }
 
+    /// Lets a peer leave whose connection is gone, as one does that says [`Event::Stopped`]. Its
+    /// source is charged nothing: it did not ask, and others may have displaced the peer.
+    pub fn leave(&mut self, now: Now, announce: &Announce) {
+        let gate = self.gate.take();
+        self.announce(now, announce, Room::default());
+        self.gate = gate;
+    }
+
     /// One torrent's counts; zeros if it is unknown.
     #[inline]
     pub fn scrape(&self, info_hash: &InfoHash) -> ScrapeEntry {

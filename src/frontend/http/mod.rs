@@ -32,7 +32,7 @@ use crate::frontend::stats::{HTML_POLICY, Pages};
 use crate::protocol::http::{self, Head, Headers, Malformed, Method};
 use crate::protocol::passkey::{self, Passkey};
 use crate::time::Now;
-use crate::tracker::{Admission, Census, Tracker, Withheld, Work};
+use crate::tracker::{Admission, Census, Room, Tracker, Withheld, Work};
 pub use crate::types::Outcome;
 use crate::types::{Action, Event, InfoHash, Refusal, Rejected};
 use exchange::{Exchange, Failure};
@@ -261,7 +261,7 @@ impl Turn<'_> {
         match self.tracker.admit(self.now, source, work) {
             Ok(Admission::Served) => Ok(()),
             // A failure is as short as an empty reply, and says more.
-            Ok(Admission::Calmed) | Err(Withheld::Limited | Withheld::Shed) => {
+            Ok(Admission::Calmed | Admission::Muted) | Err(Withheld::Limited | Withheld::Shed) => {
                 Err(Refusal::Limited.into())
             }
         }
@@ -295,9 +295,16 @@ impl Turn<'_> {
     fn announce(&mut self, exchange: &Exchange<'_>, out: &mut Vec<u8>) -> Flow {
         let query = http::announce(exchange.head.query);
         let event = query.as_ref().map_or(Event::None, |it| it.event);
-        let asked = self
-            .admit(exchange, Work::Announce(event))
-            .and_then(|()| announce::read(exchange, &query?, self.tracker, self.now));
+        let admitted = self.admit(exchange, Work::Announce(event));
+        if event == Event::Stopped
+            && admitted.is_err()
+            && let Ok(query) = &query
+            && let Ok((announce, _)) = announce::read(exchange, query, self.tracker, self.now)
+        {
+            self.tracker.announce(self.now, &announce, Room::default()); // see Admission::Muted
+        }
+        let asked =
+            admitted.and_then(|()| announce::read(exchange, &query?, self.tracker, self.now));
         match asked {
             Ok((announce, compact)) => {
                 let Scratch { body, peers, .. } = &mut *self.scratch;

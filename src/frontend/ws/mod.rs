@@ -250,8 +250,14 @@ impl Turn<'_> {
             Request::Scrape(hashes) => (Work::Scrape(hashes.len()), Method::Scrape, None),
             Request::Answer(_) => return None,
         };
-        if self.tracker.admit(self.now, self.session.source, work) == Ok(Admission::Served) {
-            return None;
+        match self.tracker.admit(self.now, self.session.source, work) {
+            Ok(Admission::Served) => return None,
+            Ok(Admission::Muted) => {
+                if let Request::Announce(it) = request {
+                    let _ = self.leave_swarm(it); // the answer is the same, whatever comes of it
+                }
+            }
+            _ => {}
         }
         let (method, reason) = (Some(method), Refusal::Limited.text());
         let info_hash = info_hash.as_ref();
@@ -358,16 +364,29 @@ impl Turn<'_> {
 
     /// A peer leaves on its own word, which counts also where its socket is another one.
     fn stop(&mut self, request: &AnnounceRequest<'_>) -> Outcome {
+        match self.leave_swarm(request) {
+            Ok(told) => {
+                self.announced(&request.info_hash, &told, None);
+                Outcome::Answered(Action::Announce)
+            }
+            Err((announce, refusal)) => self.refuse_for(&announce, refusal),
+        }
+    }
+
+    /// Applies a stop.
+    fn leave_swarm(
+        &mut self,
+        request: &AnnounceRequest<'_>,
+    ) -> Result<Announced, (Announce, Refusal)> {
         let (announce, name) = self.announce_of(request);
         if let Err(refusal) = self.enter(&announce, request) {
             self.part(&name, refusal);
-            return self.refuse_for(&announce, refusal);
+            return Err((announce, refusal));
         }
         let told = self.tracker.announce(self.now, &announce, Room::default());
         self.session.leave(&name);
         self.directory.leave(&name, self.session.route, || {});
-        self.announced(&announce.info_hash, &told, None);
-        Outcome::Answered(Action::Announce)
+        Ok(told)
     }
 
     /// A peer that may not be served any more leaves its swarm; not one that only asks too often.
@@ -471,7 +490,7 @@ fn leave(
             event: Event::Stopped,
             numwant: None,
         };
-        tracker.announce(now, &announce, Room::default());
+        tracker.leave(now, &announce);
     });
 }
 

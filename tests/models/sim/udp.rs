@@ -194,6 +194,11 @@ impl World {
         match verdict {
             Err(Dropped::Limited) => {
                 self.tally.note("limited");
+                if let Ok(said) = said
+                    && said.role().is_none()
+                {
+                    self.swarms.announce(now, said); // it leaves all the same
+                }
                 return hold(ip == GREEDY, Invariant::OnlyGreedAreLimited, told);
             }
             Err(why) => {
