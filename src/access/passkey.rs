@@ -63,6 +63,17 @@ impl Limits {
 }
 
 impl Default for Limits {
+/// What was the default when limits did not follow from torrents, and stands in each key's record
+/// that was issued without limits then.
+const FORMER_DEFAULT: Limits = Limits { announces_per_minute: 600, torrents: 5000, peers: 10_000 };
+
+impl Limits {
+    /// Those of a stored record that are in force: the default of before is the default of now.
+    pub(super) fn current(self) -> Self {
+        if self == FORMER_DEFAULT { Self::default() } else { self }
+    }
+}
+
     /// Room for a seedbox.
     fn default() -> Self {
         Self::of(None, None, None)

@@ -45,7 +45,8 @@ impl Office {
             passkeys = database.passkeys().map_err(Trouble::Database)?;
         }
         for (digest, record) in &passkeys {
-            self.access.keys.insert(*digest, record);
+            let limits = record.limits.current();
+            self.access.keys.insert(*digest, &Record { limits, ..record.clone() });
         }
         let (torrents, passkeys) = (torrents.len(), passkeys.len());
         info!(target: OPERATOR, "access.mode is {mode}: {torrents} torrents, {passkeys} passkeys");

@@ -211,3 +211,18 @@ fn passkeys_and_their_totals_outlive_the_office_and_are_kept_hashed() {
     let holds = |needle: &[u8]| file.windows(needle.len()).any(|it| it == needle);
     assert!(!holds(digits) && holds(b"ann"), "the key itself is nowhere");
 }
+
+#[test]
+fn keys_that_were_issued_with_the_former_default_have_that_of_now() {
+    let folder = tempfile::tempdir().unwrap();
+    let first = office(folder.path(), Mode::Private).unwrap();
+    let former = Limits { announces_per_minute: 600, torrents: 5000, peers: 10_000 };
+    let chosen = Limits { announces_per_minute: 601, ..former };
+    let issue = |limits| first.issue("ann", limits, NOW, Who::Api(None)).unwrap().passkey;
+    let passkeys = [former, chosen].map(issue);
+    drop(first);
+    let again = office(folder.path(), Mode::Private).unwrap();
+    let limits = passkeys.map(|it| again.access().keys().check(it.as_bytes()).unwrap().record());
+    assert_eq!(limits.map(|it| it.limits), [Limits::default(), chosen]);
+    assert_ne!(former, Limits::default());
+}
