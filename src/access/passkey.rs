@@ -221,8 +221,17 @@ impl Keys {
     /// Makes a key valid.
     pub fn insert(&self, digest: Digest, record: &Record) -> Arc<Key> {
         let awaits = self.awaits.load(Ordering::Acquire);
+        self.insert_awaiting(digest, record, awaits)
+    }
+
+    /// The same, where it was looked before whether sessions may be restored.
+    fn insert_awaiting(&self, digest: Digest, record: &Record, awaits: bool) -> Arc<Key> {
         let key = Arc::new(Key::new(digest, record, awaits));
         self.all.insert(digest, key.clone());
+        // Restoring may have ended in between, without this key.
+        if awaits && !self.awaits.load(Ordering::Acquire) {
+            key.sessions().end_restoring();
+        }
         key
     }
 
@@ -395,6 +404,17 @@ mod tests {
         assert_ne!(generate().0, digits);
         keys.remove(&digest);
         assert!(keys.check(digits.as_bytes()).is_none() && keys.is_empty());
+    }
+
+    #[test]
+    fn a_key_that_is_issued_while_restoring_ends_awaits_nothing() {
+        let keys = Keys::default();
+        keys.await_sessions();
+        let early = keys.insert([1; 32], &record(Limits::default()));
+        assert!(early.sessions().awaits_restoring());
+        keys.end_restoring();
+        let late = keys.insert_awaiting([2; 32], &record(Limits::default()), true);
+        assert!(!early.sessions().awaits_restoring() && !late.sessions().awaits_restoring());
     }
 
     #[test]

@@ -196,6 +196,12 @@ impl Sessions {
 
     /// A peer is gone.
     pub(super) fn leave(&mut self, info_hash: &InfoHash, peer_id: &PeerId) {
+    /// Whether sessions of before may still be restored.
+    #[cfg(test)]
+    pub(super) fn awaits_restoring(&self) -> bool {
+        self.early.is_some()
+    }
+
         let Some(them) = self.torrents.get_mut(info_hash) else { return };
         if them.remove(peer_id).is_some() {
             self.peers -= 1;
