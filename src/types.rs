@@ -64,7 +64,18 @@ impl Hash for InfoHash {
 
 /// The 20 bytes by which a client names itself (BEP 20). Never an identity for the tracker.
 #[derive(
-    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    FromBytes,
+    IntoBytes,
+    KnownLayout,
+    Immutable,
+    Unaligned,
 )]
 #[repr(transparent)]
 pub struct PeerId(pub [u8; 20]);

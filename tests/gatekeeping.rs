@@ -301,3 +301,34 @@ fn sockets_of_who_may_not_be_served_any_more_leave_their_swarms() {
         ws.close(tracker, NOW, session);
     }
 }
+
+/// What the comments and the share of memory go by.
+#[test]
+fn a_session_of_a_passkey_takes_less_than_120_bytes() {
+    for torrents in [500, 5000, 50_000_u32] {
+        let access = Access::new(Mode::Private, Lists::default());
+        let limits = passkey::Limits { announces_per_minute: u32::MAX, torrents, peers: torrents };
+        let (name, totals) = ("ann".to_owned(), passkey::Totals::default());
+        let record = passkey::Record { name, limits, issued_s: 0, totals };
+        let key = access.keys().insert([1; 32], &record);
+        let mut random = fastrand::Rng::with_seed(1);
+        let mut announce = || {
+            let mut hash = [0; 20];
+            random.fill(&mut hash);
+            let report = passkey::Report {
+                info_hash: &InfoHash(hash),
+                peer_id: &PeerId([1; 20]),
+                event: Event::Started,
+                uploaded: 0,
+                downloaded: 0,
+                left: 0,
+            };
+            key.count(NOW, &report).unwrap();
+        };
+        let first = allocation_counter::measure(&mut announce).bytes_current;
+        let rest = allocation_counter::measure(|| (1..torrents).for_each(|_| announce()));
+        let each = rest.bytes_current / i64::from(torrents);
+        println!("{torrents}: {first} bytes for the first session, {each} for each other");
+        assert!(first <= 920 && (90..120).contains(&each), "{torrents}: {first} and {each}");
+    }
+}

@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 
 use common::{Client, Skep, leecher};
 use fastrand::Rng;
+use skep::access::passkey::{self, Keys};
 use skep::protocol::udp::TransactionId;
 use skep::protocol::udp::client::{Announcement, encode_announce};
 use skep::server::memory::{self, Keeper};
@@ -26,7 +27,7 @@ use skep::store::{Change, Limits, Options, Role, Room, Store, Stored, Sweeper, V
 use skep::sys::allocator::{Allocator, Collector, restrain_huge_pages};
 use skep::sys::memory::Resident;
 use skep::time::Now;
-use skep::types::{Contact, InfoHash};
+use skep::types::{Contact, Event, InfoHash, PeerId};
 
 #[global_allocator]
 static ALLOCATOR: Allocator = Allocator;
@@ -46,6 +47,8 @@ struct Walk {
     peers: u32,
     /// Whether they are IPv6.
     v6: bool,
+    /// Whether each announce is also a new session of a passkey.
+    is_private: bool,
 }
 
 impl FromStr for Walk {
@@ -55,16 +58,20 @@ impl FromStr for Walk {
         let numbers: Result<Vec<u64>, _> = text.split(' ').map(str::parse).collect();
         let numbers = numbers?;
         let peers = u32::try_from(numbers[1]).unwrap_or(1);
-        Ok(Self { cap_mib: numbers[0], peers, v6: numbers[2] == 6 })
+        let is_private = numbers.get(3) == Some(&1);
+        Ok(Self { cap_mib: numbers[0], peers, v6: numbers[2] == 6, is_private })
     }
 }
 
 /// Runs a walk in a process of its own.
 fn walk(cap_mib: u64, peers: u32, family: u32) {
-    let walk = format!("{cap_mib} {peers} {family}");
+    run_walk(&format!("{cap_mib} {peers} {family}"));
+}
+
+fn run_walk(walk: &str) {
     let program = std::env::current_exe().unwrap();
     let mut command = Command::new(program);
-    command.args(["--exact", "a_walk", "--nocapture"]).env(VARIABLE, &walk);
+    command.args(["--exact", "a_walk", "--nocapture"]).env(VARIABLE, walk);
     let begun = Instant::now();
     let output = command.output().unwrap();
     let (stdout, stderr) = common::texts(&output);
@@ -79,6 +86,11 @@ const SHAPES: [(u32, u32); 6] = [(1, 4), (2, 4), (16, 4), (1, 6), (2, 6), (16, 6
 #[test]
 fn a_cap_of_64_mib_holds_with_every_shape_of_swarms() {
     SHAPES.iter().for_each(|&(peers, family)| walk(64, peers, family));
+}
+
+#[test]
+fn a_cap_of_64_mib_holds_with_sessions_of_passkeys_without_number() {
+    run_walk("64 1 4 1");
 }
 
 #[test]
@@ -109,6 +121,7 @@ const RESIDENT_PEERS: u32 = 16;
 struct Walking {
     walk: Walk,
     store: Arc<Store>,
+    keys: Keys,
     /// Announces that found no room, or displaced somebody: the store is full from some on.
     turned_away: AtomicU64,
     /// Seconds since the begin.
@@ -120,9 +133,16 @@ impl Walking {
     fn new(walk: Walk) -> Self {
         let shards = if walk.cap_mib < 256 { 256 } else { 1024 };
         let store = Arc::new(Store::new(Options { shards, seed: None }));
+        let limits =
+            passkey::Limits { announces_per_minute: u32::MAX, torrents: u32::MAX, peers: u32::MAX };
+        let (name, totals) = (String::new(), passkey::Totals::default());
+        let record = passkey::Record { name, limits, issued_s: 0, totals };
+        let keys = Keys::default();
+        (0..KEYS).for_each(|it| _ = keys.insert([it; 32], &record));
         Self {
             walk,
             store,
+            keys,
             turned_away: AtomicU64::new(0),
             age_s: AtomicU64::new(0),
             most: AtomicU64::new(0),
@@ -133,7 +153,12 @@ impl Walking {
         restrain_huge_pages();
         let cap = self.walk.cap_mib * MIB;
         let options = memory::Options { cap, peers_per_torrent_max: 0 };
-        let looking = Keeper::new(self.store.clone(), options).start().unwrap();
+        let keeper = Keeper::new(self.store.clone(), options);
+        let sessions = self.keys.session_bytes();
+        if self.walk.is_private {
+            keeper.count_sessions(sessions.clone());
+        }
+        let looking = keeper.start().unwrap();
         let mut random = Rng::with_seed(1);
         for peer in 0..RESIDENT_PEERS {
             (0..RESIDENTS).for_each(|torrent| _ = self.join(resident(torrent), peer, &mut random));
@@ -145,13 +170,16 @@ impl Walking {
             let (_, peers) = self.store.torrent(&resident(torrent), NOW, 0, 100).unwrap();
             assert_eq!(peers.len(), RESIDENT_PEERS as usize, "{torrent}");
         }
+        let most = if self.walk.is_private { sessions.max() } else { 0 };
+        // Both workers may find room for the last one.
+        assert!(sessions.used() <= most + 1000 && sessions.used() >= most / 10 * 9, "{most}");
         // What is in reserve, and for connections, is nobody's here.
         assert!(full > (cap - cap / 16) / 2, "{full} of {cap}: it was filled");
         if self.walk.cap_mib <= 128 {
             self.watched(|worker| self.churn(worker));
         }
         self.watched(|worker| self.empty(worker, empty + LEFT));
-        assert_eq!(self.store.totals().torrents, 0);
+        assert_eq!((self.store.totals().torrents, sessions.used()), (0, 0));
         let left = resident_bytes();
         assert!(left < empty + LEFT, "{left} where it was {empty}: it is given back");
         let most = self.most.load(Ordering::Relaxed);
@@ -206,10 +234,27 @@ impl Walking {
         for peer in 0..self.walk.peers {
             for info_hash in &new {
                 let stored = self.join(*info_hash, 100 + peer * 256 + random.u32(..256), random);
+                if self.walk.is_private {
+                    self.count(info_hash, random);
+                }
                 self.turned_away.fetch_add((stored != Stored::Yes).into(), Ordering::Relaxed);
             }
             collector.collect_if_asked(); // as a worker does a hundred times a second
         }
+    }
+
+    /// A passkey's announce of a session that is new.
+    fn count(&self, info_hash: &InfoHash, random: &mut Rng) {
+        let key = self.keys.all().swap_remove(random.usize(..usize::from(KEYS)));
+        let report = passkey::Report {
+            info_hash,
+            peer_id: &PeerId([1; 20]),
+            event: Event::Started,
+            uploaded: 0,
+            downloaded: 0,
+            left: 1,
+        };
+        assert_eq!(key.count(self.now(), &report), Ok(()), "it is answered, session or not");
     }
 
     /// Fills the store, and floods it from there on.
@@ -240,6 +285,7 @@ impl Walking {
         let mut sweeper = Sweeper::new(&self.store, worker, 2);
         self.age_s.fetch_max(30_000, Ordering::Relaxed);
         (0..2).for_each(|_| sweeper.pass(&self.store, self.now(), LIMITS));
+        self.keys.all().iter().for_each(|it| it.sweep(self.now(), LIMITS.peer_age_s_max));
         let begun = Instant::now();
         while resident_bytes() >= until && begun.elapsed() < common::DEADLINE {
             collector.collect_if_asked();
@@ -247,6 +293,9 @@ impl Walking {
         }
     }
 }
+
+/// Passkeys of a private tracker.
+const KEYS: u8 = 10;
 
 /// What may be resident for nothing once a store has become empty.
 const LEFT: u64 = 16 * MIB;

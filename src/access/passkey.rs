@@ -11,14 +11,14 @@ use dashmap::DashMap;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use super::sessions::{SavedKey, SavedSession, Sessions, Terms};
+use super::sessions::{SavedKey, SavedSession, SessionBytes, Sessions, Terms};
 use crate::time::Now;
 use crate::types::{Event, InfoHash, PeerId, Refusal};
 
 /// Keys that may be issued.
 pub const KEYS_MAX: usize = 1 << 20;
 
-/// Peers of one key, at most, whatever is set: each takes some 80 bytes.
+/// Peers of one key, at most, whatever is set: each takes some 110 bytes, the first 900.
 pub const PEERS_MAX: u32 = 100_000;
 
 /// The longest name of a key, in bytes.
@@ -48,7 +48,8 @@ const PEERS_MIN: u32 = 10_000;
 
 impl Limits {
     /// Those that are given; the others follow from `torrents`. A client announces all of its
-    /// torrents when it starts, and may do so from two places.
+    /// torrents when it starts. Its peers may be in two places, which then have to start in
+    /// different minutes.
     pub fn of(
         announces_per_minute: Option<u32>,
         torrents: Option<u32>,
@@ -62,7 +63,6 @@ impl Limits {
     }
 }
 
-impl Default for Limits {
 /// What was the default when limits did not follow from torrents, and stands in each key's record
 /// that was issued without limits then.
 const FORMER_DEFAULT: Limits = Limits { announces_per_minute: 600, torrents: 5000, peers: 10_000 };
@@ -74,6 +74,7 @@ impl Limits {
     }
 }
 
+impl Default for Limits {
     /// Room for a seedbox.
     fn default() -> Self {
         Self::of(None, None, None)
@@ -160,6 +161,7 @@ pub struct Keys {
     all: DashMap<Digest, Arc<Key>, RandomState>,
     /// Whether sessions of before the start may be restored.
     awaits: AtomicBool,
+    session_bytes: Arc<SessionBytes>,
 }
 
 /// A valid key.
@@ -226,7 +228,7 @@ impl Keys {
 
     /// The same, where it was looked before whether sessions may be restored.
     fn insert_awaiting(&self, digest: Digest, record: &Record, awaits: bool) -> Arc<Key> {
-        let key = Arc::new(Key::new(digest, record, awaits));
+        let key = Arc::new(Key::new(digest, record, awaits, self.session_bytes.clone()));
         self.all.insert(digest, key.clone());
         // Restoring may have ended in between, without this key.
         if awaits && !self.awaits.load(Ordering::Acquire) {
@@ -267,6 +269,11 @@ impl Keys {
         self.all.iter().find(|it| it.id() == id).map(|it| it.value().clone())
     }
 
+    /// What the sessions of all keys take.
+    pub fn session_bytes(&self) -> &Arc<SessionBytes> {
+        &self.session_bytes
+    }
+
     /// Says that sessions of before the start will be restored, before anybody announces.
     pub fn await_sessions(&self) {
         self.awaits.store(true, Ordering::Release);
@@ -291,14 +298,14 @@ impl Keys {
 }
 
 impl Key {
-    fn new(digest: Digest, record: &Record, awaits: bool) -> Self {
+    fn new(digest: Digest, record: &Record, awaits: bool, of_all: Arc<SessionBytes>) -> Self {
         Self {
             digest,
             name: record.name.clone(),
             limits: record.limits,
             issued_s: record.issued_s,
             changed: AtomicBool::new(false),
-            sessions: Mutex::new(Sessions::new(record.totals, awaits)),
+            sessions: Mutex::new(Sessions::new(record.totals, awaits, of_all)),
         }
     }
 
@@ -360,7 +367,7 @@ impl Key {
     /// What it is used for.
     pub fn usage(&self) -> Usage {
         let (torrents, peers, left) = self.sessions().usage();
-        Usage { torrents: u32::try_from(torrents).unwrap_or(u32::MAX), peers, left }
+        Usage { torrents, peers, left }
     }
 
     fn sessions(&self) -> MutexGuard<'_, Sessions> {
@@ -381,7 +388,7 @@ mod tests {
     }
 
     fn key(limits: Limits) -> Key {
-        Key::new([7; 32], &record(limits), false)
+        Key::new([7; 32], &record(limits), false, Arc::default())
     }
 
     fn report(torrent: usize, peer: usize, event: Event, moved: (u64, u64)) -> Report<'static> {

@@ -1,5 +1,6 @@
 //! How the process keeps to its cap on memory: the cap is divided between what the process takes
-//! anyway, connections, and the store; and what the store may take follows what is measured.
+//! anyway, connections, the sessions of passkeys, and the store; and what the store may take
+//! follows what is measured.
 //!
 //! The cap is on resident memory, while the store counts bytes that it asks for. How much of both
 //! there is to one another depends on what was stored before: an allocator's pages are not all
@@ -12,6 +13,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use crate::access::sessions::SessionBytes;
 use crate::store::{Budget, Store, Usage};
 use crate::sys::allocator;
 use crate::sys::memory;
@@ -25,18 +27,19 @@ const FIXED_BYTES: u64 = 32 << 20;
 /// The least that connections are given, however low the cap.
 const CONNECTION_BYTES_MIN: u64 = 4 << 20;
 
-/// The least that the store is given, however low the cap.
+/// The least that sessions of passkeys are given: those of some thousand clients.
+const SESSION_BYTES_MIN: u64 = 1 << 20;
+
+/// The least that is to be left for the store, however low the cap.
 const STORE_BYTES_MIN: u64 = 8 << 20;
 
-/// The parts of a cap, in resident bytes. Nobody lends what another has.
+/// The parts of a cap, in resident bytes, that the store is not lent. It has all that is left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Division {
-    /// The process without torrents and connections.
-    pub(super) fixed: u64,
     /// What all TCP connections hold: buffers, messages, TLS sessions.
     pub(super) connections: u64,
-    /// Torrents and peers.
-    pub(super) store: u64,
+    /// What the sessions of passkeys take, in a private tracker.
+    pub(super) sessions: u64,
 }
 
 impl Division {
@@ -47,8 +50,7 @@ impl Division {
         }
         let left = cap.saturating_sub(FIXED_BYTES);
         let connections = (left / 4).max(CONNECTION_BYTES_MIN);
-        let store = left.saturating_sub(connections).max(STORE_BYTES_MIN);
-        Some(Self { fixed: FIXED_BYTES, connections, store })
+        Some(Self { connections, sessions: (left / 8).max(SESSION_BYTES_MIN) })
     }
 }
 
@@ -74,6 +76,8 @@ pub(super) struct Measured {
     pub(super) reserved: u64,
     /// What connections hold of their part.
     pub(super) connections: u64,
+    /// What sessions of passkeys take of theirs, if there may be any.
+    pub(super) sessions: Option<u64>,
 }
 
 /// A part of the cap that is left for what nobody counts, and for what comes between two looks: a
@@ -89,8 +93,11 @@ const STORED_PER_3_RESIDENT: u64 = 2;
 
 /// Bytes that may become resident for the store, below 0 if there are too many already.
 fn room(cap: u64, it: &Measured) -> i64 {
-    let kept =
-        Division::of(cap).map_or(0, |parts| parts.connections.saturating_sub(it.connections));
+    // What they have is resident already.
+    let kept = Division::of(cap).map_or(0, |parts| {
+        let sessions = it.sessions.map_or(0, |used| parts.sessions.saturating_sub(used));
+        parts.connections.saturating_sub(it.connections) + sessions
+    });
     let room = signed(cap) - signed(it.resident + kept + reserve(cap));
     it.group_room.map_or(room, |group| room.min(signed(group) - signed(reserve(cap))))
 }
@@ -175,7 +182,8 @@ impl Reclaim {
         let is_pressing = cap > 0 && room(cap, it) <= 0;
         let waste_max =
             if is_pressing { WASTE_BYTES_MIN / 4 } else { (cap / 32).max(WASTE_BYTES_MIN) };
-        let needed = self.idle + it.connections + resident_of(it.store);
+        let counted = it.connections + it.sessions.unwrap_or(0);
+        let needed = self.idle + counted + resident_of(it.store);
         let waste = it.resident.saturating_sub(needed);
         if waste > self.waste + WASTE_BYTES_MIN {
             self.vain = 0;
@@ -201,6 +209,8 @@ pub struct Keeper {
     store: Arc<Store>,
     /// The stream workers, once they have been started.
     streams: OnceLock<Arc<stream::Shared>>,
+    /// What sessions of passkeys take, where there are any.
+    sessions: OnceLock<Arc<SessionBytes>>,
     resident: Mutex<Option<memory::Resident>>,
     cap: AtomicU64,
     peers_per_torrent_max: AtomicU64,
@@ -217,6 +227,7 @@ impl Keeper {
         let it = Self {
             store,
             streams: OnceLock::new(),
+            sessions: OnceLock::new(),
             resident: Mutex::new(resident.ok()),
             cap: AtomicU64::new(0),
             peers_per_torrent_max: AtomicU64::new(0),
@@ -227,10 +238,17 @@ impl Keeper {
     }
 
     /// Puts settings in force.
-    pub(super) fn set(&self, options: Options) -> Measured {
+    pub(super) fn set(&self, options: Options) {
         self.cap.store(options.cap, Ordering::Relaxed);
         self.peers_per_torrent_max.store(options.peers_per_torrent_max.into(), Ordering::Relaxed);
-        self.look()
+        self.look();
+    }
+
+    /// Gives the sessions of a private tracker's passkeys a part of the cap.
+    pub fn count_sessions(&self, sessions: Arc<SessionBytes>) {
+        // They are the same as long as the process runs.
+        let _ = self.sessions.set(sessions);
+        self.look();
     }
 
     /// Counts what the connections of these workers hold.
@@ -267,7 +285,11 @@ impl Keeper {
             store,
             reserved,
             connections: self.connection_bytes().0,
+            sessions: self.sessions.get().map(|it| it.used()),
         };
+        if let Some(sessions) = self.sessions.get() {
+            sessions.allow(Division::of(cap).map_or(u64::MAX, |parts| parts.sessions));
+        }
         self.resident_bytes.store(measured.resident, Ordering::Relaxed);
         let peers = self.peers_per_torrent_max.load(Ordering::Relaxed);
         self.store.allow(Budget {
@@ -349,15 +371,16 @@ mod tests {
     const MIB: u64 = 1 << 20;
 
     #[test]
-    fn the_parts_of_a_cap_are_the_cap() {
+    fn the_parts_of_a_cap_leave_most_of_it() {
         assert_eq!(Division::of(0), None);
         for cap in [64, 128, 256, 1024, 65_536].map(|it| it << 20) {
             let it = Division::of(cap).unwrap();
-            assert_eq!(it.fixed + it.connections + it.store, cap);
-            assert!(it.connections >= CONNECTION_BYTES_MIN && it.store >= 2 * it.connections);
+            let left = cap - FIXED_BYTES - it.connections - it.sessions;
+            assert!(it.connections >= CONNECTION_BYTES_MIN && left >= 2 * it.connections);
+            assert!(it.sessions >= SESSION_BYTES_MIN && left >= 4 * it.sessions);
         }
-        let least = Division::of(1).unwrap();
-        assert_eq!((least.connections, least.store), (CONNECTION_BYTES_MIN, STORE_BYTES_MIN));
+        let least = Division { connections: CONNECTION_BYTES_MIN, sessions: SESSION_BYTES_MIN };
+        assert_eq!(Division::of(1), Some(least));
     }
 
     fn measured(resident: u64, store: u64) -> Measured {
@@ -386,6 +409,24 @@ mod tests {
         let none = measured(100, 60);
         let full = Measured { connections: 56 * MIB, resident: 156 * MIB, ..none };
         assert_eq!(room(cap, &none), room(cap, &full));
+        // A private tracker keeps 28 MiB for sessions, of which those that are there are a part.
+        let begun = Measured { sessions: Some(0), ..none };
+        assert_eq!(room(cap, &begun), room(cap, &none) - signed(28 * MIB));
+        let some = Measured { sessions: Some(20 * MIB), resident: 120 * MIB, ..none };
+        assert_eq!(room(cap, &begun), room(cap, &some));
+        let more = Measured { sessions: Some(30 * MIB), resident: 130 * MIB, ..none };
+        assert_eq!(room(cap, &more), room(cap, &begun) - signed(2 * MIB));
+    }
+
+    #[test]
+    fn sessions_may_take_their_part_of_the_cap() {
+        let store = Arc::new(Store::new(crate::store::Options { shards: 2, seed: Some(1) }));
+        let options = Options { cap: 256 * MIB, peers_per_torrent_max: 0 };
+        let (keeper, sessions) = (Keeper::new(store, options), Arc::new(SessionBytes::default()));
+        keeper.count_sessions(sessions.clone());
+        assert_eq!(sessions.max(), 28 * MIB);
+        keeper.set(Options { cap: 0, ..options });
+        assert_eq!(sessions.max(), u64::MAX);
     }
 
     #[test]

@@ -47,6 +47,7 @@ use arc_swap::ArcSwap;
 use tokio::sync::mpsc;
 
 use crate::access::disk::Office;
+use crate::access::mode::Mode;
 use crate::config::{Config, ConfigError, Source};
 use crate::limiter::{self, Limiter};
 use crate::store::Store;
@@ -135,9 +136,7 @@ fn serve(source: Source, take_over: bool) -> Result<(), StartError> {
     };
     let token = options::admin_token(&config, was_warned, None);
     drop(acting);
-    if shared.snapshots.is_restoring() {
-        shared.office.access().keys().await_sessions();
-    }
+    prepare_for_sessions(&shared);
     let memory = shared.memory.clone();
     let confinement = Default::default();
     let reloader =
@@ -158,6 +157,17 @@ fn settle_process() -> Result<(), StartError> {
     restrain_huge_pages();
     raise_descriptor_limit();
     Ok(())
+}
+
+/// Sees that sessions of passkeys can be restored, and have their part of memory.
+fn prepare_for_sessions(shared: &workers::Shared) {
+    let access = shared.office.access();
+    if shared.snapshots.is_restoring() {
+        access.keys().await_sessions();
+    }
+    if access.mode() == Mode::Private {
+        shared.memory.count_sessions(access.keys().session_bytes().clone());
+    }
 }
 
 /// Opens lists and registrations. Where there is nowhere to keep them, a warning says why, unless
