@@ -10,13 +10,17 @@
 //! number of peers. WebRTC peers are counted and scaled by themselves.
 //!
 //! A peer is taken out of the table of the worker that hears of it, which may not be the one that
-//! counted it: only the sums of all workers mean something.
+//! counted it: only the sums of all workers mean something. It is taken out by the peer id that it
+//! names then, which may be any. So of no software more are taken out than were counted in that
+//! window of the same source ([`Added`]): nobody can lower the share of what others run.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
+use ahash::RandomState;
 use arc_swap::ArcSwap;
 
 use super::software::{self, Prefix, SOFTWARE};
@@ -34,6 +38,7 @@ pub struct Clients {
     tallies: Mutex<Vec<Arc<Tally>>>,
     /// Since when peers are counted: who has announced before that was not.
     since_s: Arc<OnceLock<u64>>,
+    added: Arc<Added>,
 }
 
 /// Software, version, peers.
@@ -42,7 +47,11 @@ pub type Share = (String, String, u64);
 impl Clients {
     /// A new worker's own tally, from now on part of the sum.
     pub(super) fn join(&self) -> Counting {
-        let counting = Counting { shared_since_s: self.since_s.clone(), ..Counting::default() };
+        let counting = Counting {
+            shared_since_s: self.since_s.clone(),
+            added: self.added.clone(),
+            ..Counting::default()
+        };
         let mut tallies = self.tallies.lock().unwrap_or_else(PoisonError::into_inner);
         tallies.push(counting.tally.clone());
         counting
@@ -135,6 +144,7 @@ impl Windows {
 pub(super) struct Counting {
     tally: Arc<Tally>,
     shared_since_s: Arc<OnceLock<u64>>,
+    added: Arc<Added>,
     /// Who has announced before this second was not counted.
     since_s: u64,
     /// What a window's length was to be; 0 before the first.
@@ -193,12 +203,15 @@ impl Counting {
         if stays && is_in_current {
             return; // as it is with nearly all who come back soon
         }
-        let Announce { contact, peer_id, .. } = announce;
-        if stays != is_in_current {
-            let amount = if stays { MORE } else { LESS };
-            self.current.add(&mut self.slotless, *contact, peer_id, amount);
+        let Announce { contact, peer_id, source, .. } = announce;
+        let window = self.start_s / self.length_s;
+        if stays {
+            self.added.add(window, *source, peer_id);
+            self.current.add(&mut self.slotless, *contact, peer_id, MORE);
+        } else if is_in_current && self.added.take(window, *source, peer_id) {
+            self.current.add(&mut self.slotless, *contact, peer_id, LESS);
         }
-        if is_in_previous {
+        if is_in_previous && self.added.take(window.wrapping_sub(1), *source, peer_id) {
             self.previous.add(&mut self.slotless, *contact, peer_id, LESS);
         }
     }
@@ -225,6 +238,64 @@ impl Counting {
             previous: self.previous.clone(),
         }));
     }
+}
+
+/// How many peers of which software each source has added in each of two windows, in a table of
+/// fixed size that all workers share. Sources that meet in a slot share its number: who would lower
+/// the share of others cannot choose whom to meet.
+///
+/// ```text
+/// slot   number of the window (16) | peers (16)
+/// ```
+struct Added {
+    keys: RandomState,
+    slots: [Box<[AtomicU32]>; 2],
+}
+
+/// Slots for each window; a power of two. A source takes one for each software.
+const ADDED_SLOTS: usize = 1 << 14;
+
+impl Default for Added {
+    fn default() -> Self {
+        let slots = || (0..ADDED_SLOTS).map(|_| AtomicU32::new(0)).collect();
+        Self { keys: RandomState::new(), slots: [slots(), slots()] }
+    }
+}
+
+impl Added {
+    fn slot(&self, window: u64, source: IpAddr, peer_id: &PeerId) -> &AtomicU32 {
+        let hash = self.keys.hash_one((source, &peer_id.0[..8]));
+        #[expect(clippy::cast_possible_truncation, reason = "the low bits choose")]
+        let (of, at) = ((window % 2) as usize, hash as usize % ADDED_SLOTS);
+        &self.slots[of][at]
+    }
+
+    /// Notes that a source has added a peer.
+    fn add(&self, window: u64, source: IpAddr, peer_id: &PeerId) {
+        let slot = self.slot(window, source, peer_id);
+        let more =
+            |it| Some(of_window(window) | peers_in(it, window).saturating_add(1).min(0xffff));
+        let _ = slot.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more); // never fails
+    }
+
+    /// Takes one of them back; says whether there was any.
+    fn take(&self, window: u64, source: IpAddr, peer_id: &PeerId) -> bool {
+        let slot = self.slot(window, source, peer_id);
+        let less = |it| Some(of_window(window) | peers_in(it, window).checked_sub(1)?);
+        slot.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less).is_ok()
+    }
+}
+
+/// The window of a slot, in the upper half.
+fn of_window(window: u64) -> u32 {
+    #[expect(clippy::cast_possible_truncation, reason = "one of 65 536 windows in a row")]
+    let low = window as u16;
+    u32::from(low) << 16
+}
+
+/// The peers of a slot, if they are of this window.
+fn peers_in(slot: u32, window: u64) -> u32 {
+    if slot & 0xffff_0000 == of_window(window) { slot & 0xffff } else { 0 }
 }
 
 /// What is counted in one window.
@@ -499,6 +570,7 @@ mod tests {
         store: Arc<Store>,
         clients: Clients,
         workers: Vec<Tracker>,
+        source: IpAddr,
     }
 
     impl World {
@@ -510,11 +582,12 @@ mod tests {
             let worker =
                 |seed| Tracker::new(store.clone(), rules.clone(), seed, 0, 1).counting_in(&clients);
             let workers = (1..=2).map(worker).collect();
-            Self { store, clients, workers }
+            Self { store, clients, workers, source: [8, 8, 8, 8].into() }
         }
 
         fn say(&mut self, now: Now, port: u16, prefix: &Prefix, event: Event) {
-            let announce = Announce { event, ..announce(Contact::Port(6880 + port), prefix) };
+            let contact = Contact::Port(6880 + port);
+            let announce = Announce { event, source: self.source, ..announce(contact, prefix) };
             // Whichever worker it comes to.
             let worker = now.seconds() / 8 % 2;
             let tracker = &mut self.workers[worker as usize];
@@ -592,6 +665,36 @@ mod tests {
         assert_eq!(world.shares(next.plus_s(24)), both(1, 1));
         world.say(next.plus_s(24), 3, b"-LT2110-", Event::Stopped);
         assert_eq!(world.shares(next.plus_s(24)).iter().map(|it| it.1).sum::<u64>(), 1);
+    }
+
+    #[test]
+    fn nobody_lowers_the_share_of_what_others_run() {
+        let mut world = World::new(1800);
+        (1..=20).for_each(|port| world.say(START, port, b"-qB4520-", Event::Started));
+        let share = |world: &World, now| {
+            let all = world.shares(now);
+            all.iter().find(|it| it.0 == "qBittorrent").map_or(0, |it| it.1)
+        };
+        world.source = [9, 9, 9, 9].into();
+        // Comes by one name and leaves by another, in one window and from one to the next.
+        for round in 0..100 {
+            let now = START.plus_s(8 * round);
+            world.say(now, 1, b"-TR4060-", Event::Started);
+            world.say(now, 1, b"-qB4520-", Event::Stopped);
+        }
+        let end = START.plus_s(900);
+        world.say(end, 1, b"-TR4060-", Event::Started);
+        world.say(end, 1, b"-TR4060-", Event::Stopped);
+        assert!(share(&world, end) > 2, "{:?}: not by those who left", world.shares(end));
+        for port in 100..200 {
+            world.say(end, port, b"-TR4060-", Event::Started);
+            world.say(end.plus_s(1800), port, b"-qB4520-", Event::None);
+            world.say(end.plus_s(1800), port, b"-qB4520-", Event::Stopped);
+        }
+        world.source = [8, 8, 8, 8].into();
+        let next = end.plus_s(1801);
+        (1..=20).for_each(|port| world.say(next, port, b"-qB4520-", Event::None));
+        assert!(share(&world, next) > 0, "{:?}", world.shares(next));
     }
 
     #[test]
