@@ -32,8 +32,8 @@ const TABLE_ALIGN: usize = 16;
 /// everything is mimalloc's.
 const PAGE_BYTES: usize = 4096;
 
-/// How far behind the begin of a page memory starts that is mimalloc's, as the kernel had no
-/// mapping left (vm.max_map_count). What is mapped starts with its page.
+/// How far behind the begin of a page memory starts that is mimalloc's, as there were too many
+/// mappings already. What is mapped starts with its page.
 const UNMAPPED_OFFSET: usize = 64;
 
 #[inline]
@@ -76,10 +76,24 @@ fn unmapped(layout: Layout) -> Option<Layout> {
     Layout::from_size_align(bytes, PAGE_BYTES).ok()
 }
 
+/// Mappings of this module that there are.
+static MAPPED: CachePadded<AtomicUsize> = CachePadded::new(AtomicUsize::new(0));
+
+/// Most of them: half of what the kernel lets a process have by default (vm.max_map_count). Stacks,
+/// libraries and mimalloc's own memory have the other half, for a process that finds none ends.
+const MAPPED_MAX: usize = 32_000;
+
 /// Zeroed memory for what is mapped, or null.
 #[cold]
 fn allocate(layout: Layout) -> *mut u8 {
-    let memory = map(layout.size());
+    allocate_within(layout, MAPPED_MAX)
+}
+
+/// The same, where so many mappings may be there; beyond them memory is mimalloc's.
+fn allocate_within(layout: Layout, mapped_max: usize) -> *mut u8 {
+    let has_room = MAPPED.load(Ordering::Relaxed) < mapped_max;
+    let memory = if has_room { map(layout.size()) } else { ptr::null_mut() };
+    MAPPED.fetch_add(usize::from(!memory.is_null()), Ordering::Relaxed);
     let Some(other) = unmapped(layout).filter(|_| memory.is_null()) else { return memory };
     // SAFETY: the layout is not of size zero.
     let memory = unsafe { MiMalloc.alloc_zeroed(other) };
@@ -101,7 +115,9 @@ unsafe fn free(memory: *mut u8, layout: Layout) {
     if was_mapped(memory) {
         // SAFETY: the range is a mapping of ours, which the caller gives up.
         let done = unsafe { libc::munmap(memory.cast(), layout.size()) };
-        if done != 0 {
+        if done == 0 {
+            MAPPED.fetch_sub(1, Ordering::Relaxed);
+        } else {
             // No mapping left for the two sides of a hole: the pages go, the addresses stay.
             // SAFETY: as above.
             unsafe { libc::madvise(memory.cast(), layout.size(), libc::MADV_DONTNEED) };
@@ -209,14 +225,16 @@ pub struct Collector {
 
 impl Collector {
     /// Collects if it was asked for since the last time: some microseconds, and a millisecond for
-    /// each ten thousand things that others have freed.
+    /// each ten thousand things that others have freed. Says whether it did.
     #[inline]
-    pub fn collect_if_asked(&mut self) {
+    pub fn collect_if_asked(&mut self) -> bool {
         let asked = ASKED.load(Ordering::Relaxed);
-        if asked != self.answered {
+        let is_asked = asked != self.answered;
+        if is_asked {
             self.answered = asked;
             mi_collect(false);
         }
+        is_asked
     }
 }
 
@@ -313,14 +331,27 @@ mod tests {
     }
 
     #[test]
+    fn beyond_the_most_mappings_memory_is_mimallocs_and_grows_and_goes_as_such() {
+        let table = layout(33_808, 16);
+        let memory = allocate_within(table, 0);
+        assert!(!was_mapped(memory) && holds(memory, table.size(), 0));
+        write(memory, table.size());
+        // SAFETY: it was allocated for this layout, and is replaced by what comes back.
+        let memory = unsafe { Allocator.realloc(memory, table, 2 * table.size()) };
+        assert!(holds(memory, table.size(), 0x5a));
+        // SAFETY: it was allocated for this layout, and is not used after.
+        unsafe { Allocator.dealloc(memory, layout(2 * table.size(), 16)) };
+    }
+
+    #[test]
     fn a_thread_collects_once_each_time_it_is_asked() {
         let mut collector = Collector::default();
-        ask_to_collect();
-        collector.collect_if_asked();
-        let answered = collector.answered;
-        assert!(answered > 0);
-        collector.collect_if_asked();
-        assert!(collector.answered >= answered);
+        assert!(!collector.collect_if_asked());
+        for _ in 0..2 {
+            ask_to_collect();
+            assert!(collector.collect_if_asked());
+            assert!(!collector.collect_if_asked());
+        }
         release_unused();
     }
 }
