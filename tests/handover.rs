@@ -137,6 +137,29 @@ fn requests_over_http_are_answered_or_can_be_asked_again() {
     }
 }
 
+#[test]
+fn who_stops_over_http_on_a_connection_of_before_does_not_come_back_with_the_snapshot() {
+    let mut first = first("auto", &[]);
+    let state = first.state.take().unwrap();
+    let mut stream = TcpStream::connect(first.tcp[0]).unwrap();
+    assert!(ask(&mut stream, &announce(1, 6881, "")).is_some());
+    Client::connect(first.udp[0]).announce(&seeder(1, 6882));
+    // Half a request on another connection; the one above waits for its next, and ends.
+    let mut stream = TcpStream::connect(first.tcp[0]).unwrap();
+    let request = announce(1, 6881, "&event=stopped");
+    stream.write_all(format!("GET {request} HTTP/1.1\r\n").as_bytes()).unwrap();
+    let second = successor(state.path(), &[]);
+    stream.write_all(b"Host: localhost\r\n\r\n").unwrap();
+    let mut reply = String::new();
+    stream.read_to_string(&mut reply).unwrap();
+    assert!(reply.starts_with("HTTP/1.1 200 "), "{reply}");
+    assert_eq!(first.wait().code(), Some(0), "{}", first.log());
+    let mut client = Client::connect(second.udp[0]);
+    eventually("what was saved", || second.metrics().sum("skep_peers", "") > 0.0);
+    let entry = client.scrape(&[InfoHash([1; 20])])[0];
+    assert_eq!((entry.seeders, entry.leechers), (1, 0));
+}
+
 /// Lowers a flag, however the scope ends.
 struct Lower<'a>(&'a AtomicBool);
 

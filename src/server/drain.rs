@@ -32,6 +32,10 @@ const REST_MAX: Duration = Duration::from_secs(5);
 /// successor that does not stand still needs a few milliseconds.
 const FOLLOW_MAX: Duration = Duration::from_secs(1);
 
+/// How long what is asked over HTTP is waited for where a successor serves: it gets the last
+/// snapshot after that, so that stops and sums of passkeys that were under way are in it.
+const ANSWERED_MAX: Duration = Duration::from_secs(2);
+
 /// How often it is looked at whether something has ended.
 const POLL: Duration = Duration::from_millis(2);
 
@@ -256,6 +260,12 @@ async fn hand_on(state: &Arc<State>, running: Running, heir: Heir, signals: &mut
     drop(close_admin);
     let _ = spawn_blocking(move || workers.stop()).await;
     info!(target: OPERATOR, "the successor serves; what is open here ends");
+    let answered = async {
+        while streams.are_asked() {
+            sleep(POLL * 10).await;
+        }
+    };
+    let _ = timeout(ANSWERED_MAX, answered).await; // who takes longer is answered, but not saved
     // The passkeys' totals were written when the database was lent. The successor restores what is
     // saved here as soon as the snapshots' lock is free.
     let last = state.clone();

@@ -24,6 +24,7 @@ use crate::server::patience::Patience;
 use crate::server::workers::{End, Shared, Tallies};
 use crate::time::Now;
 use crate::tracker::Tracker;
+use crate::types::Transport;
 use crate::worker::datagram;
 use crate::worker::stream::{Backend, Listener, Shared as SharedByStreams, StreamWorker};
 
@@ -224,6 +225,12 @@ impl Streams {
     /// Whether any connection is open.
     pub(super) fn are_connected(&self) -> bool {
         self.shared.connections_open() > 0
+    }
+
+    /// Whether any connection over HTTP is open. After [`Self::leave`] none stays once it has been
+    /// answered.
+    pub(super) fn are_asked(&self) -> bool {
+        self.counters.iter().any(|it| it.open(Transport::Http).get() > 0)
     }
 
     /// Tells all to end, and waits for that.
