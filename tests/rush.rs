@@ -119,9 +119,12 @@ fn later(now: Now, ms: u64) -> Now {
 
 impl World {
     fn new(via: Via, mode: Mode, per_client: u32) -> Self {
+        Self::with_limits(via, mode, per_client, Limits::default())
+    }
+
+    fn with_limits(via: Via, mode: Mode, per_client: u32, limits: Limits) -> Self {
         let access = Access::new(mode, Lists::default());
         let (digits, digest) = passkey::generate();
-        let limits = Limits::default();
         access.keys().insert(
             digest,
             &Record { name: "ann".into(), limits, issued_s: 0, totals: Default::default() },
@@ -374,5 +377,32 @@ fn twice_the_burst_is_in_within_minutes_and_out_at_once() {
         world.all(Event::Stopped);
         world.run_for(1);
         assert_eq!(world.peers(), 20_000, "{via:?}");
+    }
+}
+
+/// A key that may announce a part of what its holder has: the rest is told so over HTTP, with when
+/// to come back, and is in soon after; torrents beyond those of the key stay outside.
+#[test]
+fn what_is_beyond_the_limit_of_a_passkey_is_told_and_comes_back_within_minutes() {
+    let few = Limits { announces_per_minute: 1500, ..Limits::default() };
+    let mut world = World::with_limits(Via::Http, Mode::Private, 1000, few);
+    world.all(Event::Started);
+    world.run_for(1);
+    assert_eq!(world.peers(), 1500, "a minute's announces");
+    assert_eq!(world.due.len(), 500);
+    let now = world.now;
+    let is_soon = |it: &Due| it.0.0 > now.ns() && it.0.0 <= now.plus_s(90).ns();
+    assert!(world.due.iter().all(is_soon), "whoever is refused is told when to come back");
+    world.run_for(300);
+    assert_eq!(world.peers(), 2000);
+    world.all(Event::Stopped);
+    world.run_for(1);
+    assert_eq!(world.peers(), 0, "stops are under no limit");
+    for (torrents, peers, expected) in [(700, 10_000, 700), (5000, 600, 600)] {
+        let few = Limits { announces_per_minute: 1 << 20, torrents, peers };
+        let mut world = World::with_limits(Via::Http, Mode::Private, 1000, few);
+        world.all(Event::Started);
+        world.run_for(300);
+        assert_eq!(world.peers(), expected, "{torrents} torrents, {peers} peers");
     }
 }
