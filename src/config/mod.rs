@@ -323,9 +323,9 @@ sections! {
         dry_run: bool = false;
         /// Units of work a second for an address that has proved to be its own. An announce is 1, a
         /// scrape of n torrents 1 + n/8, a stop nothing. What is over the limit is told to try
-        /// again in about a minute over HTTP, and dropped over UDP; of peers that have announced
-        /// before, every 16th is told to come back much later instead. Stops of peers that are not
-        /// there are counted apart, under the same limit.
+        /// again in about a minute over HTTP, and dropped over UDP; of announces without an event,
+        /// every 16th is told to come back much later instead. Stops of peers that are not there
+        /// are counted apart, under the same limit; beyond it stops are applied, but not answered.
         rate: u32 = 100, in 1..=1000000;
         /// Units at once after a silence. Clients announce all their torrents when they start.
         burst: u32 = 10000, in 16..=1000000;
@@ -388,11 +388,12 @@ sections! {
     memory: Memory {
         /// What the resident memory of the process is kept to. It is measured, up to forty
         /// times a second where little is left, and torrents and peers may take what is left; a
-        /// quarter of what the process does not need itself is for TCP connections. Where that
-        /// is used up, announces are answered but not stored; from four fifths on, torrents
-        /// that come newly are the first to go. auto: three quarters of what this process may
-        /// use, by its control group or the host's memory; a size such as "1GiB"; 0: no cap.
-        /// With a cap, the control group's limit is kept to as well.
+        /// quarter of what the process does not need itself is for TCP connections, and in a
+        /// private tracker an eighth for the sessions of passkeys. Where it is used up, announces
+        /// are answered but not stored; from four fifths on, torrents that come newly are the first
+        /// to go. auto: three quarters of what this process may use, by its control group or the
+        /// host's memory; a size such as "1GiB"; 0: no cap. With a cap, the control group's limit
+        /// is kept to as well. A lower one removes nothing that is there.
         max_memory: MemoryCap = MemoryCap::Auto;
         /// Most peers of one torrent; 0: no cap. Beyond it, a newcomer takes the place of one of a
         /// network (IPv4 /24, IPv6 /48) with more than its share, its own first; where there is no

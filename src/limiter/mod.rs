@@ -182,8 +182,9 @@ impl Price {
 pub enum Verdict {
     /// Serve it.
     Pass,
-    /// Over the limit, and one in [`CALM_ONE_IN`]: a peer that has announced before may be answered
-    /// with no peers and a long interval, which honest clients obey.
+    /// Over the limit, and one in [`CALM_ONE_IN`]: an announce without an event, as those are that
+    /// come at the interval, may be answered with no peers and a long interval, which honest
+    /// clients obey.
     Calm,
     /// Over the limit: say nothing over UDP, where silence makes clients wait longer than an
     /// error does; refuse over HTTP.
