@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use common::{
     Client, Metrics, Skep, backends, command, deny_port, eventually, has_io_uring, has_ipv6,
-    leecher, run, seeder, texts,
+    leecher, run, seeder, takes_sigterm, texts,
 };
 use skep::protocol::udp::client::{Announcement, encode_announce};
 use skep::protocol::udp::{ANNOUNCE_BYTES, TransactionId};
@@ -449,12 +449,7 @@ fn a_signal_during_the_start_waits_for_its_end() {
     command.args(["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]);
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     let child = command.spawn().unwrap();
-    let status = format!("/proc/{}/status", child.id());
-    eventually("it catches SIGTERM", || {
-        let status = fs::read_to_string(&status).unwrap();
-        let caught = status.lines().find_map(|it| it.strip_prefix("SigCgt:\t")).unwrap();
-        u64::from_str_radix(caught, 16).unwrap() >> (libc::SIGTERM - 1) & 1 == 1
-    });
+    eventually("it takes signals", || takes_sigterm(child.id()));
     let output = terminate(child);
     let (_, stderr) = texts(&output);
     assert_eq!(output.status.code(), Some(0), "{stderr}");

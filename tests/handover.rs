@@ -12,14 +12,14 @@ use std::fs::File;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::os::fd::AsFd as _;
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::process::{Child, ChildStderr, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use common::{
-    Client, DEADLINE, Skep, backends, command, eventually, http_get, leecher, run, seeder, texts,
+    Client, DEADLINE, Skep, backends, command, eventually, http_get, leecher, run, seeder,
+    takes_sigterm, texts,
 };
 use skep::sys::descriptors;
 use skep::sys::serving_lock::ServingLock;
@@ -398,33 +398,34 @@ impl Drop for Unready {
     }
 }
 
+/// Starts successors that are told to end once they take signals, and checks that nothing is lost.
+/// Says whether all were in time: one that serves before the signal comes takes over.
+fn end_successors_early(io: &str) -> bool {
+    let first = first(io, &[]);
+    let state = first.state.as_ref().unwrap().path();
+    let load = Steady::start(first.udp[0], RATE);
+    for _ in 0..5 {
+        let successor = Unready::spawn(successor_command(state, &["--io", io]));
+        eventually("it takes signals", || takes_sigterm(successor.child.id()));
+        successor.terminate();
+        let (code, ready) = successor.wait();
+        assert_eq!(code, Some(0));
+        if !ready.is_empty() {
+            return false;
+        }
+        load.wait_for(500);
+    }
+    first.log_with("not taken over, this tracker goes on");
+    assert_eq!(first.get("/readyz").0, 200);
+    let (sent, lost) = load.finish();
+    assert_eq!(lost, 0, "of {sent} with {io}");
+    true
+}
+
 #[test]
 fn a_successor_that_is_told_to_end_before_it_serves_loses_no_datagram() {
     for io in backends() {
-        let first = first(io, &[]);
-        let state = first.state.as_ref().unwrap().path();
-        let settings = state.join("settings");
-        assert!(Command::new("mkfifo").arg(&settings).status().unwrap().success());
-        let load = Steady::start(first.udp[0], RATE);
-        for _ in 0..5 {
-            let arguments = ["--io", io, "--config", settings.to_str().unwrap()];
-            let successor = Unready::spawn(successor_command(state, &arguments));
-            let mut pipe = None;
-            eventually("it reads its settings", || {
-                let mut writing = File::options();
-                writing.write(true).custom_flags(libc::O_NONBLOCK);
-                pipe = writing.open(&settings).ok();
-                pipe.is_some()
-            });
-            successor.terminate();
-            drop(pipe); // no settings: it goes on
-            assert_eq!(successor.wait(), (Some(0), String::new()));
-            load.wait_for(500);
-        }
-        first.log_with("not taken over, this tracker goes on");
-        assert_eq!(first.get("/readyz").0, 200);
-        let (sent, lost) = load.finish();
-        assert_eq!(lost, 0, "of {sent} with {io}");
+        assert!((0..20).any(|_| end_successors_early(io)), "{io}: none was in time");
     }
 }
 

@@ -398,6 +398,13 @@ pub(crate) fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
+/// Whether a process takes SIGTERM itself by now, as it does from early in its start.
+pub(crate) fn takes_sigterm(id: u32) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{id}/status")).unwrap_or_default();
+    let caught = status.lines().find_map(|it| it.strip_prefix("SigCgt:\t")).unwrap_or("0");
+    u64::from_str_radix(caught, 16).unwrap() >> (libc::SIGTERM - 1) & 1 == 1
+}
+
 /// A client of one address, as BEP 15 has it.
 pub(crate) struct Client {
     /// Its socket, connected.
