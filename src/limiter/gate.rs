@@ -202,11 +202,11 @@ impl Gate {
     }
 }
 
-/// Seconds of the rate that a source may use at once for work of its connections: 400 handshakes,
-/// for the torrents of clients that connect for each, and for clients behind one address that
-/// return together. That is half a second of a core with RSA. `burst` is for announces, and would
-/// be seconds of it.
-const CONNECTION_BURST_S: u32 = 16;
+/// Seconds of the rate that a source may use at once for work of its connections: a handshake for
+/// each of 250 clients behind one address that return together. 400 with RSA took a core for more
+/// than a sixth of six seconds on a busy host. `burst` is for announces, and would be seconds of a
+/// core in handshakes.
+const CONNECTION_BURST_S: u32 = 10;
 
 /// Rate and burst of each table. A source may stop as many peers that are not there as it may
 /// announce: those of a client whose tracker has forgotten them all.
