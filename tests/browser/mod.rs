@@ -109,10 +109,15 @@ impl Browser {
 
     /// The value of an expression on the page.
     pub(crate) fn value(&mut self, expression: &str) -> Value {
+        self.try_value(expression).unwrap_or_else(|error| panic!("{expression}: {error}"))
+    }
+
+    /// The same. An error where the page goes elsewhere just then.
+    fn try_value(&mut self, expression: &str) -> Result<Value, Value> {
         let asked = json!({ "expression": expression, "returnByValue": true });
-        let answer = self.call("Runtime.evaluate", &asked);
+        let answer = self.try_call("Runtime.evaluate", &asked)?;
         assert!(answer["exceptionDetails"].is_null(), "{expression}: {answer}");
-        answer["result"]["value"].clone()
+        Ok(answer["result"]["value"].clone())
     }
 
     /// What is to be read in an element.
@@ -125,7 +130,7 @@ impl Browser {
     #[track_caller]
     pub(crate) fn wait_for(&mut self, expression: &str) {
         let start = Instant::now();
-        while self.value(expression) != true {
+        while self.try_value(expression) != Ok(Value::Bool(true)) {
             if start.elapsed() > PATIENCE {
                 let page = self.value("document.documentElement.innerText");
                 panic!("never: {expression}\n{:?}\n{page}", self.complaints);
@@ -143,6 +148,11 @@ impl Browser {
 
     /// Calls a method and waits for its answer; notes what is complained about meanwhile.
     fn call(&mut self, method: &str, parameters: &Value) -> Value {
+        self.try_call(method, parameters).unwrap_or_else(|error| panic!("{method}: {error}"))
+    }
+
+    /// The same, or what is wrong.
+    fn try_call(&mut self, method: &str, parameters: &Value) -> Result<Value, Value> {
         self.calls += 1;
         let mut call = json!({ "id": self.calls, "method": method, "params": parameters });
         if !self.session.is_null() {
@@ -153,8 +163,8 @@ impl Browser {
             let Message::Text(text) = self.socket.read().unwrap() else { continue };
             let mut message: Value = serde_json::from_str(text.as_str()).unwrap();
             if message["id"] == self.calls {
-                assert!(message["error"].is_null(), "{method}: {message}");
-                return message["result"].take();
+                let error = message["error"].take();
+                return if error.is_null() { Ok(message["result"].take()) } else { Err(error) };
             }
             let kinds = ["Runtime.exceptionThrown", "Log.entryAdded"];
             if kinds.iter().any(|it| message["method"] == *it) {
