@@ -290,7 +290,9 @@ fn snapshots_that_were_asked_for_by_name_must_be_possible() {
     assert_eq!((skep.get("/readyz").0, save(&skep).0), (200, 200));
     let log = skep.log_with("ready ");
     let told = log.matches("swarms are empty").count();
-    assert_eq!((told, log.matches("WARN").count()), (1, 1), "{log}");
+    // On a host with one core there is a warning of that, too.
+    let warnings = log.lines().filter(|it| it.contains("WARN") && !it.contains("cores=")).count();
+    assert_eq!((told, warnings), (1, 1), "{log}");
     let metrics = skep.metrics();
     assert_eq!(metrics.value("skep_restore_outcome{outcome=\"off\"}"), 1.0);
 
