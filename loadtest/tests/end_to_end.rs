@@ -13,12 +13,26 @@ fn loadtest(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_loadtest")).args(arguments).output().unwrap()
 }
 
-/// A short run's JSON, without warnings' contents.
+/// A short run's JSON, without warnings' contents: longer on a busy host, until there is enough of
+/// everything to judge by.
 fn json(arguments: &[&str]) -> Value {
-    let small = ["--json", "--profile", "smoke", "--duration", "0.4", "--warmup", "0"];
-    let output = loadtest(&[&small, arguments].concat());
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    serde_json::from_slice(&output.stdout).unwrap()
+    let small = ["--json", "--profile", "smoke", "--warmup", "0"];
+    let mut result = Value::Null;
+    for duration in ["0.4", "2", "10", "50"] {
+        let all = [&small, &["--duration", duration][..], arguments].concat();
+        let output = loadtest(&all);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        result = serde_json::from_slice(&output.stdout).unwrap();
+        let figures = &result["figures"];
+        let mut counts = vec![&figures["answered"]["announce"]];
+        if arguments.contains(&"--offers") {
+            counts.extend(["offers_relayed", "answers_relayed"].map(|it| &figures["stream"][it]));
+        }
+        if counts.iter().all(|it| it.as_u64().is_none_or(|it| it > 100)) {
+            break;
+        }
+    }
+    result
 }
 
 /// A process that is ended with the test.
@@ -85,8 +99,7 @@ fn assert_healthy(result: &Value) {
 /// What holds of every healthy run.
 fn assert_sound(result: &Value) {
     let figures = &result["figures"];
-    // How many there are in so short a time is up to the host.
-    assert!(figures["answered"]["announce"].as_u64().unwrap() > 0, "{figures}");
+    assert!(figures["answered"]["announce"].as_u64().unwrap() > 100, "{figures}");
     assert!(figures["answered"]["scrape"].as_u64().unwrap() > 0, "{figures}");
     assert_eq!(figures["invalid"], serde_json::json!({}), "{figures}");
     assert_eq!(figures["errors"], 0, "{figures}");
@@ -187,8 +200,8 @@ fn webtorrent_offers_and_answers_come_through() {
     let figures = &result["figures"];
     assert_eq!(figures["fill"]["resident"], figures["fill"]["scraped"], "{figures}");
     let stream = &figures["stream"];
-    assert!(stream["offers_relayed"].as_u64().unwrap() > 0, "{figures}");
-    assert!(stream["answers_relayed"].as_u64().unwrap() > 0, "{figures}");
+    assert!(stream["offers_relayed"].as_u64().unwrap() > 100, "{figures}");
+    assert!(stream["answers_relayed"].as_u64().unwrap() > 100, "{figures}");
     assert_eq!(stream["closed_by_tracker"], 0, "{figures}");
 }
 
