@@ -10,7 +10,7 @@
 //! and when all have gone, neither it nor the store holds anybody.
 #![no_main]
 
-#[path = "../../tests/models/hive.rs"]
+#[path = "../../tests/support/webtorrent_workers.rs"]
 mod hive;
 
 use hive::Hive;

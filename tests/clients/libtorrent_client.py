@@ -1,4 +1,4 @@
-"""One libtorrent session that seeds or leeches one torrent, for tests/real_clients.rs.
+"""One libtorrent session that seeds or leeches one torrent, for tests/clients/real_clients.rs.
 
 Usage: libtorrent_client.py LISTEN_INTERFACE TORRENT DIRECTORY
 

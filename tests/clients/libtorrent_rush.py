@@ -1,4 +1,4 @@
-"""One libtorrent session that announces many torrents at once, for tests/real_clients.rs.
+"""One libtorrent session that announces many torrents at once, for tests/clients/real_clients.rs.
 
 Usage: libtorrent_rush.py LISTEN_INTERFACE TRACKER COUNT
 

@@ -16,7 +16,7 @@ use tempfile::TempDir;
 use super::authority::Authority;
 use super::page::PageServer;
 use super::programs::{Party, present};
-use crate::common::{self, Skep};
+use crate::support::{self, Skep};
 
 /// Longest wait for one condition. A transfer takes a second, or 15 with Transmission, which looks
 /// for whom to serve every 10 seconds; a busy host takes longer.
@@ -69,8 +69,6 @@ pub(crate) enum Role {
 }
 
 impl Role {
-    const ALL: [Self; 3] = [Self::Seeder, Self::Leecher, Self::Bridge];
-
     fn name(self) -> &'static str {
         match self {
             Self::Seeder => "seeder",
@@ -182,7 +180,7 @@ impl Meeting {
     /// What the tracker says of the torrent.
     fn scrape(&self) -> ScrapeEntry {
         let udp = self.skep.udp.iter().find(|it| Family::of(it.ip()) == self.family).unwrap();
-        common::Client::connect(*udp).scrape(&[self.info_hash])[0]
+        support::Client::connect(*udp).scrape(&[self.info_hash])[0]
     }
 
     /// Waits until the tracker has heard of a client.

@@ -1,4 +1,4 @@
-// A WebTorrent client in Node that seeds or leeches one torrent, for tests/webtorrent_clients.rs.
+// A WebTorrent client in Node that seeds or leeches one torrent, for tests/clients/webtorrent_clients.rs.
 //
 // Usage: node peer.mjs TORRENT DIRECTORY
 //

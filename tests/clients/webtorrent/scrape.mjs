@@ -1,5 +1,5 @@
 // What trackers say of a torrent, asked with bittorrent-tracker's client; for
-// tests/webtorrent_clients.rs.
+// tests/clients/webtorrent_clients.rs.
 //
 // Usage: node scrape.mjs INFO_HASH URL…
 //

@@ -1,0 +1,15 @@
+//! Real clients and browsers through a running skep: BitTorrent clients of Debian, WebTorrent in
+//! Node and Chromium, and the statistics page.
+
+mod authority;
+mod browser;
+mod downloads;
+mod meeting;
+mod page;
+mod programs;
+mod real_clients;
+mod stats_page;
+#[path = "../support/mod.rs"]
+mod support;
+mod webtorrent;
+mod webtorrent_clients;

@@ -1,0 +1,521 @@
+//! The operators' statistics page of a running skep: figures in tables, what is sent once a second,
+//! who may read it, how it ends; and the page as a browser shows it.
+#![cfg(target_os = "linux")]
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
+#![allow(clippy::disallowed_methods, reason = "deadlines of tests are no time of the core")]
+
+use std::net::{SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use skep::protocol::udp::client::Announcement;
+use skep::types::{Event, PeerId};
+use tungstenite::client::IntoClientRequest as _;
+use tungstenite::http::HeaderValue;
+use tungstenite::{HandshakeError, Message, WebSocket};
+
+use crate::browser::{Browser, View, has_chromium};
+use crate::support::{Client, DEADLINE, Skep, deny_port, eventually, http_get, leecher, seeder};
+
+/// As many as may look at once.
+const VIEWERS_MAX: usize = skep::frontend::admin::live::VIEWERS_MAX;
+
+/// Someone who looks.
+struct Viewer {
+    socket: WebSocket<TcpStream>,
+    /// The time of the newest row it got.
+    newest_s: f64,
+}
+
+impl Viewer {
+    fn open(address: SocketAddr) -> Self {
+        Self::try_open(address, &[]).unwrap()
+    }
+
+    /// Opens the socket with further headers; gives status and body where that is refused.
+    fn try_open(
+        address: SocketAddr,
+        headers: &[(&'static str, &str)],
+    ) -> Result<Self, (u16, String)> {
+        let stream = TcpStream::connect(address).unwrap();
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        let mut request = format!("ws://{address}/stats/live").into_client_request().unwrap();
+        for (name, value) in headers {
+            request.headers_mut().insert(*name, HeaderValue::from_str(value).unwrap());
+        }
+        match tungstenite::client(request, stream) {
+            Ok((socket, _)) => Ok(Self { socket, newest_s: 0.0 }),
+            Err(HandshakeError::Failure(tungstenite::Error::Http(reply))) => {
+                let body = reply.body().clone().unwrap_or_default();
+                Err((reply.status().as_u16(), String::from_utf8(body).unwrap()))
+            }
+            Err(other) => panic!("{other}"),
+        }
+    }
+
+    /// The next message, or the status with which the socket was closed.
+    fn read(&mut self) -> Result<Value, Option<u16>> {
+        loop {
+            match self.socket.read() {
+                Ok(Message::Text(text)) => {
+                    let message = serde_json::from_str(text.as_str()).unwrap();
+                    let newest = rows(&message).last().map(|it| it[0].as_f64().unwrap());
+                    self.newest_s = newest.unwrap_or(self.newest_s);
+                    return Ok(message);
+                }
+                Ok(Message::Close(close)) => return Err(close.map(|it| it.code.into())),
+                Ok(_) => {}
+                Err(error) => panic!("{error}"),
+            }
+        }
+    }
+
+    /// The next message of this type.
+    fn next(&mut self, kind: &str) -> Value {
+        loop {
+            let message = self.read().unwrap();
+            if message["type"] == kind {
+                return message;
+            }
+        }
+    }
+}
+
+/// A number in a row by its column's name.
+fn of_row(columns: &Value, row: &Value, name: &str) -> f64 {
+    let at = columns.as_array().unwrap().iter().position(|it| it == name);
+    row[at.unwrap_or_else(|| panic!("no {name}"))].as_f64().unwrap()
+}
+
+/// The rows of a message: one of a sample, all of a history.
+fn rows(message: &Value) -> Vec<Value> {
+    match message["type"].as_str() {
+        Some("sample") => vec![message["row"].clone()],
+        Some("history") => message["rows"].as_array().unwrap().clone(),
+        _ => Vec::new(),
+    }
+}
+
+#[test]
+fn the_page_has_the_figures_in_tables() {
+    let skep = Skep::start(&[]);
+    deny_port(&skep, 25);
+    let mut client = Client::connect(skep.udp[0]);
+    client.announce(&seeder(1, 1001));
+    client.announce(&leecher(1, 1002));
+    client.announce(&leecher(2, 1003));
+    client.scrape(&[leecher(1, 6881).info_hash]);
+    client.announce_refused(&leecher(1, 25));
+    let lacks = |page: &str| {
+        let udp = "UDP</th><td class=\"n\">";
+        let parts = [
+            "IPv4</th><td class=\"n\">1</td><td class=\"n\">2</td><td class=\"n\">3</td>",
+            "<dd id=\"figure-peers\">3</dd>",
+            "<dd id=\"figure-torrents\">2</dd>",
+            "State</th><td class=\"n\">serving</td>",
+            "Refused</th><td>port denied</td>",
+            "udp-1</th>",
+            "tcp-0</th>",
+            &"01".repeat(20),
+            udp,
+        ];
+        let missing = parts.iter().find(|it| !page.contains(**it)).map(|it| (*it).to_owned());
+        missing.or_else(|| {
+            let row = page.split(udp).nth(1)?.split("</tr>").next()?;
+            (!row.ends_with("<td class=\"n\">5</td>")).then(|| row.to_owned())
+        })
+    };
+    let mut page = String::new();
+    eventually("a sample has it all", || {
+        page = skep.get("/stats").1;
+        lacks(&page).is_none()
+    });
+    assert!(page.contains("other</th>"), "what nobody knows: {page}");
+}
+
+#[test]
+fn a_viewer_gets_the_last_minutes_and_then_rates_that_add_up_to_what_was_sent() {
+    const ANNOUNCES: u32 = 300;
+    let skep = Skep::start(&[]);
+    let mut viewer = Viewer::open(skep.admin);
+    let history = viewer.read().unwrap();
+    assert_eq!((&history["type"], &history["every_s"]), (&"history".into(), &1.into()));
+    let columns = &history["columns"];
+    let first = viewer.next("sample"); // from here on there is a sample before
+    let mut client = Client::connect(skep.udp[0]);
+    for number in 0..ANNOUNCES {
+        client.announce(&leecher(7, u16::try_from(2000 + number).unwrap()));
+    }
+    client.scrape(&[leecher(7, 6881).info_hash]);
+    let (mut announces, mut connects, mut scrapes) = (0.0, 0.0, 0.0);
+    let mut at_s = of_row(columns, &first["row"], "at_s");
+    while announces < f64::from(ANNOUNCES) - 0.05 || scrapes < 0.95 {
+        for row in rows(&viewer.read().unwrap()) {
+            let of = |name| of_row(columns, &row, name);
+            let span_s = of("span_s");
+            if of("at_s") <= at_s {
+                continue; // of a history, sent to one that was too slow for a sample
+            }
+            assert!((of("at_s") - at_s - span_s).abs() < 0.01, "each follows the one before");
+            at_s = of("at_s");
+            announces += of("announces_per_s") * span_s;
+            connects += of("connects_per_s") * span_s;
+            scrapes += of("scrapes_per_s") * span_s;
+        }
+    }
+    let close_to = |found: f64, sent: u32| (found - f64::from(sent)).abs() < 0.05;
+    assert!(close_to(announces, ANNOUNCES) && close_to(scrapes, 1), "{announces} {scrapes}");
+    assert!(connects < 1.05, "{connects}"); // maybe before the first sample
+    let sample = viewer.next("sample");
+    let leechers = of_row(columns, &sample["row"], "leechers");
+    assert!(close_to(leechers, ANNOUNCES), "{leechers}");
+    assert_eq!(sample["tables"]["peers"][0][3], ANNOUNCES.to_string());
+    let total = u64::from(ANNOUNCES) + 2;
+    assert_eq!(sample["tables"]["requests"][0][4], total.to_string());
+    let mut late = Viewer::open(skep.admin);
+    let rows = late.read().unwrap()["rows"].as_array().unwrap().len();
+    assert!((2..=300).contains(&rows), "{rows} of the last minutes");
+}
+
+#[test]
+fn clients_are_told_by_name_and_torrents_by_size() {
+    let skep = Skep::start(&[]);
+    let mut client = Client::connect(skep.udp[0]);
+    for (torrent, port) in [(1, 1), (2, 1), (2, 2), (3, 1), (3, 2), (3, 3)] {
+        let peer_id = PeerId(*b"-qB5010-abcdefghijkl");
+        client.announce(&Announcement { peer_id, ..leecher(torrent, port + 2000) });
+    }
+    let mut viewer = Viewer::open(skep.admin);
+    let (mut clients, mut top) = (Value::Null, Value::Null);
+    // Clients are estimated only while somebody looks, so maybe not yet for the first sample.
+    while clients[0].is_null() || top.is_null() {
+        let message = viewer.read().unwrap();
+        match message["type"].as_str() {
+            Some("sample") => clients = message["tables"]["clients"].clone(),
+            Some("top") => top = message["rows"].clone(),
+            _ => {}
+        }
+    }
+    assert_eq!(clients, serde_json::json!([["qBittorrent", "5.0.1", "6", "100.0 %"]]));
+    assert_eq!(top[0], serde_json::json!(["03".repeat(20), "0", "3", "0"]));
+    let page = skep.get("/stats").1;
+    let at = |torrent: u8| page.find(&format!("{torrent:02x}").repeat(20)).unwrap();
+    assert!(at(3) < at(2) && at(2) < at(1), "{page}");
+}
+
+#[test]
+fn pages_from_elsewhere_may_not_read_it() {
+    let skep = Skep::start(&[]);
+    let own = format!("http://{}", skep.admin);
+    assert!(Viewer::try_open(skep.admin, &[("origin", &own)]).is_ok());
+    for origin in ["http://evil.example", "http://127.0.0.1:1", "null"] {
+        let (status, body) = Viewer::try_open(skep.admin, &[("origin", origin)]).err().unwrap();
+        assert!(status == 403 && body.contains("foreign_page"), "{origin}: {status} {body}");
+    }
+    let (status, body) = skep.get("/stats/live");
+    assert!(status == 426 && body.contains("no_socket"), "{body}");
+    eventually("nobody looks any more", || skep.metrics().value("skep_stats_viewers") == 0.0);
+}
+
+#[test]
+fn torrents_are_shown_to_those_whom_the_api_serves() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("skep.toml");
+    std::fs::write(&config, "[admin]\ntoken = \"open sesame, please\"\n").unwrap();
+    let skep = Skep::start(&["--config", config.to_str().unwrap()]);
+    Client::connect(skep.udp[0]).announce(&leecher(9, 1001));
+    let page = skep.get("/stats").1;
+    assert!(page.contains("whom the API serves") && !page.contains(&"09".repeat(20)));
+    let token = ("authorization", "Bearer open sesame, please");
+    let mut knowing = Viewer::try_open(skep.admin, &[token]).unwrap();
+    assert_eq!(knowing.next("top")["rows"][0][0], "09".repeat(20));
+    let mut other = Viewer::open(skep.admin);
+    let mut samples = 0;
+    while samples < 2 {
+        let message = other.read().unwrap();
+        assert_ne!(message["type"], "top", "{message}");
+        samples += u32::from(message["type"] == "sample");
+    }
+}
+
+#[test]
+fn a_token_that_is_set_later_ends_the_list_on_open_pages() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("skep.toml");
+    std::fs::write(&config, "").unwrap();
+    let skep = Skep::start(&["--config", config.to_str().unwrap()]);
+    let mut before = Viewer::open(skep.admin);
+    before.next("top");
+    std::fs::write(&config, "[admin]\ntoken = \"open sesame, please\"\n").unwrap();
+    skep.signal("HUP");
+    eventually("the token is in force", || skep.get("/api/v1/torrents").0 == 401);
+    // Lists follow each other with ten seconds or so between them. One that was on its way when
+    // the token came may still arrive; of two that another viewer gets later, none does.
+    let token = ("authorization", "Bearer open sesame, please");
+    let mut knowing = Viewer::try_open(skep.admin, &[token]).unwrap();
+    knowing.next("top");
+    let known_s = knowing.newest_s;
+    knowing.next("top");
+    while before.newest_s <= knowing.newest_s {
+        let message = before.read().unwrap();
+        let is_late = message["type"] == "top" && before.newest_s > known_s;
+        assert!(!is_late, "{message}");
+    }
+}
+
+#[test]
+fn only_so_many_may_look_and_others_are_told_so() {
+    let skep = Skep::start(&[]);
+    let mut viewers: Vec<_> = (0..VIEWERS_MAX).map(|_| Viewer::open(skep.admin)).collect();
+    let (status, body) = Viewer::try_open(skep.admin, &[]).err().unwrap();
+    assert!(status == 503 && body.contains("too_many_viewers"), "{status} {body}");
+    let metrics = skep.metrics();
+    assert_eq!(metrics.value("skep_stats_viewers"), 16.0);
+    assert_eq!(metrics.value("skep_stats_viewers_refused_total"), 1.0);
+    assert_eq!(skep.get("/stats").0, 200, "the page itself has room");
+    viewers.pop();
+    eventually("there is a seat again", || Viewer::try_open(skep.admin, &[]).is_ok());
+    let mut talker = viewers.pop().unwrap();
+    talker.socket.send(Message::text("let me tell you")).unwrap();
+    let closed = std::iter::from_fn(|| Some(talker.read())).find_map(Result::err).unwrap();
+    assert_eq!(closed, Some(1008), "viewers have nothing to say");
+}
+
+#[test]
+fn open_pages_do_not_delay_the_end_and_are_told_of_it() {
+    let mut skep = Skep::start(&[]);
+    let mut viewer = Viewer::open(skep.admin);
+    let deaf: Vec<_> = (0..3).map(|_| Viewer::open(skep.admin)).collect();
+    viewer.next("sample");
+    let begun = Instant::now();
+    skep.signal("TERM");
+    let closed = std::iter::from_fn(|| Some(viewer.read())).find_map(Result::err).unwrap();
+    assert_eq!(closed, Some(1001));
+    assert!(skep.wait().success());
+    // It does not wait for the viewers that do not read: that would take 30 s (WRITE_TIMEOUT).
+    assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
+    drop(deaf);
+}
+
+#[test]
+fn an_open_page_stays_live_while_the_tracker_drains() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("skep.toml");
+    std::fs::write(&config, "[server]\ndrain_s = 600\n").unwrap();
+    let mut skep = Skep::start(&["--config", config.to_str().unwrap()]);
+    let mut viewer = Viewer::open(skep.admin);
+    viewer.next("sample");
+    skep.signal("TERM");
+    for _ in 0..2 {
+        while viewer.next("sample")["tables"]["tracker"][0][1] != "stopping" {}
+    }
+    skep.signal("TERM");
+    let closed = std::iter::from_fn(|| Some(viewer.read())).find_map(Result::err).unwrap();
+    assert_eq!(closed, Some(1001));
+    assert!(skep.wait().success());
+}
+
+// ---- in a browser ----
+
+const WIDE: View = View { width: 1280, height: 900, scheme: "light", scripts: true };
+const PHONE: View = View { width: 360, height: 740, scheme: "light", scripts: true };
+
+/// Whether the page says that it is live.
+const IS_LIVE: &str = "document.querySelector('#status').innerText.startsWith('Live')";
+
+/// A tracker with something to show.
+fn busy() -> Skep {
+    let skep = Skep::start(&[]);
+    let clients = [b"-qB5010-", b"-TR4060-", b"-LT20A0-", b"-DE211s-"];
+    let mut udp = Client::connect(skep.udp[0]);
+    for torrent in 1..=30_u8 {
+        for peer in 0..u16::from(torrent) {
+            let mut peer_id = PeerId(*b"-qB5010-abcdefghijkl");
+            peer_id.0[..8].copy_from_slice(clients[usize::from(peer) % clients.len()]);
+            let announcement = if peer % 3 == 0 { seeder } else { leecher };
+            udp.announce(&Announcement { peer_id, ..announcement(torrent, 2000 + peer) });
+        }
+    }
+    deny_port(&skep, 25);
+    udp.announce_refused(&leecher(1, 25));
+    udp.send(b"no datagram of a client at all");
+    skep
+}
+
+/// Where to leave pictures for people to look at, if asked to.
+fn keep(name: &str, picture: &[u8]) {
+    assert!(picture.starts_with(b"\x89PNG") && picture.len() > 10_000, "{name}");
+    if let Some(folder) = std::env::var_os("SKEP_PICTURES") {
+        std::fs::write(std::path::Path::new(&folder).join(name), picture).unwrap();
+    }
+}
+
+#[test]
+fn a_browser_shows_it_live_in_light_and_dark() {
+    if !has_chromium() {
+        return;
+    }
+    let skep = busy();
+    let url = format!("http://{}/stats", skep.admin);
+    let mut browser = Browser::start();
+    for (scheme, background) in [("light", "rgb(250, 248, 243)"), ("dark", "rgb(23, 21, 15)")] {
+        browser.open(&url, View { scheme, ..WIDE });
+        let color = browser.value("getComputedStyle(document.body).backgroundColor");
+        assert_eq!(color, background);
+        browser.wait_for(IS_LIVE);
+        browser.wait_for("document.querySelectorAll('#charts path[d]').length === 14");
+        browser.wait_for("document.querySelector('#figure-peers').innerText === '465'");
+        // Somebody announces, and the open page follows without being loaded again.
+        let (mut client, begun) = (Client::connect(skep.udp[0]), Instant::now());
+        let before =
+            browser.value("document.querySelector('#requests tbody tr:last-child').innerText");
+        while browser
+            .value("parseFloat(document.querySelector('#figure-announces').innerText)")
+            .as_f64()
+            .unwrap()
+            < 1.0
+        {
+            assert!(begun.elapsed() < DEADLINE, "no rate is shown");
+            client.announce(&leecher(200, 9000));
+            client.announce(&leaver(200, 9000));
+        }
+        browser.wait_for(&format!(
+            "document.querySelector('#requests tbody tr:last-child').innerText !== {before}"
+        ));
+        let legend = browser.text("#charts figure:nth-child(1) .legend");
+        assert!(legend.contains("Announces") && legend.contains("Scrapes"), "{legend}");
+        let told = browser.value("document.querySelector('#charts svg title').textContent");
+        let told = told.as_str().unwrap();
+        assert!(told.starts_with("Answered a second: Announces "), "{told}");
+        assert!(browser.text("#clients").contains("qBittorrent"));
+        assert!(browser.text("#top").contains(&"1e".repeat(20)));
+        let picture = browser.picture();
+        keep(&format!("{scheme}.png"), &picture);
+    }
+    assert_eq!(browser.complaints, Vec::<String>::new(), "the policy lets the page work");
+}
+
+/// The announce of one that leaves.
+fn leaver(torrent: u8, port: u16) -> Announcement {
+    Announcement { event: Event::Stopped, ..leecher(torrent, port) }
+}
+
+/// Whether nothing sticks out of the page to the right.
+const FITS: &str = "document.documentElement.scrollWidth <= innerWidth && \
+     document.body.scrollWidth <= innerWidth && \
+     [...document.querySelectorAll('section,figure,dl,header')].every(it => \
+     it.getBoundingClientRect().right <= innerWidth)";
+
+#[test]
+fn a_telephone_shows_all_of_it_without_scrolling_sideways() {
+    if !has_chromium() {
+        return;
+    }
+    let skep = busy();
+    let url = format!("http://{}/stats", skep.admin);
+    let mut browser = Browser::start();
+    for scripts in [true, false] {
+        browser.open(&url, View { scripts, ..PHONE });
+        if scripts {
+            browser.wait_for(IS_LIVE);
+        }
+        assert_eq!(browser.value("innerWidth"), 360, "the page is as wide as the screen");
+        assert_eq!(browser.value(FITS), true, "scripts: {scripts}");
+        let picture = browser.picture();
+        keep(if scripts { "phone.png" } else { "phone_plain.png" }, &picture);
+    }
+}
+
+#[test]
+fn without_scripts_there_are_the_tables() {
+    if !has_chromium() {
+        return;
+    }
+    let skep = busy();
+    let mut browser = Browser::start();
+    browser.open(&format!("http://{}/stats", skep.admin), View { scripts: false, ..WIDE });
+    assert_eq!(browser.text("#status"), "As of when this page was loaded.");
+    assert_eq!(browser.value("document.querySelector('#charts').offsetHeight"), 0);
+    assert_eq!(browser.text("#figure-peers"), "465");
+    let peers = browser.text("#peers");
+    assert!(peers.contains("IPv4") && peers.contains("465"), "{peers}");
+    assert!(browser.text("#top").contains(&"1e".repeat(20)));
+    assert!(browser.text("#clients").contains("Transmission"));
+    keep("plain.png", &browser.picture());
+    assert_eq!(http_get(skep.admin, "/metrics").0, 200);
+    assert_eq!(skep.metrics().value("skep_stats_viewers"), 0.0, "the script did not run");
+}
+
+/// Makes the open page one of another version, which knows fewer figures and columns.
+const OLDER: &str = "(() => { window.isOld = true; \
+     document.documentElement.dataset.version = 'old'; \
+     document.querySelector('#figure-memory').removeAttribute('id'); })()";
+
+#[test]
+fn an_open_page_says_that_the_tracker_is_away_and_finds_it_again() {
+    if !has_chromium() {
+        return;
+    }
+    let found = try_often(|| {
+        let mut skep = Skep::start(&[]);
+        let (mut browser, admin) = (Browser::start(), skep.admin);
+        browser.open(&format!("http://{admin}/stats"), WIDE);
+        browser.wait_for(IS_LIVE);
+        end(&mut skep, &mut browser);
+        assert_eq!(browser.value("document.querySelector('#status').dataset.state"), "away");
+        let _again = start_at(admin)?;
+        browser.wait_for(IS_LIVE);
+        Some(())
+    });
+    assert!(found.is_some());
+}
+
+#[test]
+fn an_open_page_of_another_version_loads_itself_anew_once_and_goes_on_all_the_same() {
+    if !has_chromium() {
+        return;
+    }
+    let version = env!("CARGO_PKG_VERSION");
+    let found = try_often(|| {
+        let mut skep = Skep::start(&[]);
+        let (mut browser, admin) = (Browser::start(), skep.admin);
+        browser.open(&format!("http://{admin}/stats"), WIDE);
+        browser.wait_for(IS_LIVE);
+        browser.value(OLDER);
+        end(&mut skep, &mut browser);
+        skep = start_at(admin)?;
+        browser.wait_for("!window.isOld");
+        browser.wait_for(IS_LIVE);
+        let own = browser.value("document.documentElement.dataset.version");
+        assert_eq!(own, version);
+        browser.value(OLDER);
+        end(&mut skep, &mut browser);
+        skep = start_at(admin)?;
+        browser.wait_for(IS_LIVE);
+        Client::connect(skep.udp[0]).announce(&leecher(1, 1001));
+        browser.wait_for("document.querySelector('#figure-peers').innerText === '1'");
+        assert_eq!(browser.value("window.isOld"), true, "not asked for twice");
+        assert_eq!(browser.complaints, Vec::<String>::new());
+        Some(())
+    });
+    assert!(found.is_some());
+}
+
+/// Ends the tracker, and waits until the page says so.
+fn end(skep: &mut Skep, browser: &mut Browser) {
+    skep.signal("TERM");
+    assert!(skep.wait().success());
+    browser.wait_for("document.querySelector('#status').innerText.startsWith('Disconnected')");
+}
+
+/// Another tracker with the same admin address, unless somebody else has got it meanwhile.
+fn start_at(admin: SocketAddr) -> Option<Skep> {
+    let is_free = std::net::TcpListener::bind(admin).is_ok();
+    is_free.then(|| Skep::start(&["--admin", &admin.to_string()]))
+}
+
+/// Tries again where somebody else has got an address that was to be used a second time.
+fn try_often<T>(attempt: impl FnMut() -> Option<T>) -> Option<T> {
+    const ATTEMPTS_MAX: usize = 5;
+    std::iter::repeat_with(attempt).take(ATTEMPTS_MAX).flatten().next()
+}

@@ -1,0 +1,361 @@
+//! The files of `deploy/`, each before the program that will read it in earnest.
+//!
+//! Needs kubectl, systemd, nftables and python3-seccomp of Debian, and Python's validators
+//! (`.ci/run`). What is missing is said; with `SKEP_REQUIRE_EXTERNAL=1`, a failure.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use serde_json::Value;
+
+use crate::support::{Skep, command, has_io_uring};
+use crate::tools::{
+    self, agrees, deployed, deployed_files, document, documents, have, have_yaml, lacks, list,
+    said, text, text_of, verdict,
+};
+
+/// The oldest Kubernetes the manifests are for, and the newest that the validator knows.
+const KUBERNETES: [&str; 2] = ["1.27", "1.37"];
+/// Most exposure of the unit that `systemd-analyze security` may find, in tenths.
+const EXPOSURE_TENTHS_MAX: u32 = 15;
+/// Debian's Python, the one that python3-seccomp belongs to.
+const PYTHON: &str = "/usr/bin/python3";
+const PROFILE: &str = "kubernetes/components/io-uring-seccomp/skep-io-uring.json";
+
+#[test]
+fn yaml_is_tidy() {
+    if have(&["yamllint"]) {
+        agrees("yamllint", &["--strict", "-c", "deploy/.yamllint", "deploy"]);
+    }
+}
+
+/// Unknown keys are refused with all else: `skep check` is what a start would do.
+#[test]
+fn every_configuration_is_accepted() {
+    for path in deployed_files(".toml") {
+        let output = command().arg("check").arg("--config").arg(&path).output().unwrap();
+        assert!(output.status.success(), "{}: {}", path.display(), said(&output).1);
+    }
+    for page in ["docs/operating.md", "docs/kubernetes.md"] {
+        for block in blocks(&text_of(page), "toml") {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("skep.toml");
+            fs::write(&path, &block).unwrap();
+            let output = command().arg("check").arg("--config").arg(&path).output().unwrap();
+            assert!(output.status.success(), "{page}: {block}\n{}", said(&output).1);
+        }
+    }
+}
+
+#[test]
+fn every_overlay_is_valid_kubernetes() {
+    if !have(&["kubectl", "kubernetes-validate"]) || !have_yaml() {
+        return;
+    }
+    for (overlay, rendered) in overlays() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("all.yaml").display().to_string();
+        fs::write(&file, &rendered).unwrap();
+        for version in KUBERNETES {
+            let text = agrees("kubernetes-validate", &["--strict", "-k", version, &file]);
+            // Schemas of the Prometheus operator are nowhere in the package.
+            let warned = text.lines().filter(|it| !it.starts_with("INFO"));
+            let odd: Vec<_> = warned.filter(|it| !it.contains("monitoring.coreos.com")).collect();
+            assert!(odd.is_empty(), "{overlay}: {odd:?}");
+        }
+        // The validator has to be one that finds something.
+        fs::write(&file, rendered.replacen("livenessProbe", "livenessProbee", 1)).unwrap();
+        assert!(!verdict("kubernetes-validate", &["--strict", &file]).0, "{overlay}");
+    }
+}
+
+#[test]
+fn pods_are_as_the_program_needs_them() {
+    if !have(&["kubectl"]) || !have_yaml() {
+        return;
+    }
+    for (overlay, rendered) in overlays() {
+        let all = documents(&rendered);
+        let of_kind = |kind: &'static str| all.iter().filter(move |it| it["kind"] == kind);
+        let is_ours = |it: &&Value| it["metadata"]["name"] == "skep";
+        let mut pods = of_kind("Deployment").chain(of_kind("DaemonSet")).filter(is_ours);
+        let pod = &pods.next().unwrap()["spec"]["template"];
+        assert!(pods.next().is_none(), "{overlay}");
+        let settings = of_kind("ConfigMap").find_map(|it| it["data"]["skep.toml"].as_str());
+        obeys(&overlay, pod, settings.unwrap());
+        for service in of_kind("Service") {
+            assert_eq!(service["spec"]["externalTrafficPolicy"], "Local", "{service}");
+        }
+        // A ConfigMap, a Secret or an account of another namespace would not be found.
+        for it in all.iter().filter(|it| it["kind"] != "Namespace") {
+            let namespace = text(&it["metadata"]["namespace"]);
+            assert!(["skep", "skep-seccomp"].contains(&namespace), "{it}");
+        }
+    }
+}
+
+/// Memory, drain, probes and rights of a pod, and what its variables set.
+fn obeys(overlay: &str, pod: &Value, settings: &str) {
+    let container = &pod["spec"]["containers"][0];
+    let settings: toml::Table = settings.parse().unwrap();
+    let max_memory = settings["memory"]["max_memory"].as_str().unwrap();
+    let limit = text(&container["resources"]["limits"]["memory"]);
+    let mebibytes = |text: &str, unit: &str| text.strip_suffix(unit)?.parse::<u64>().ok();
+    let (limit, most) = (mebibytes(limit, "Mi"), mebibytes(max_memory, "GiB"));
+    assert_eq!(limit.unwrap() * 4, most.unwrap() * 1024 * 5, "{overlay}: 1.25 × max_memory");
+    assert!(container["resources"]["limits"]["cpu"].is_null(), "{overlay}: throttles");
+    let grace = pod["spec"]["terminationGracePeriodSeconds"].as_i64().unwrap();
+    let drain = settings["server"]["drain_s"].as_integer().unwrap();
+    assert!(grace >= drain + 10, "{overlay}: killed while it drains, or writes");
+    for (probe, page) in
+        [("startupProbe", "/startupz"), ("livenessProbe", "/livez"), ("readinessProbe", "/readyz")]
+    {
+        assert_eq!(container[probe]["httpGet"]["path"], page, "{overlay}");
+        assert_eq!(container[probe]["httpGet"]["port"], "admin", "{overlay}");
+    }
+    is_out_of_reach(overlay, &pod["spec"]);
+    let (outer, inner) = (&pod["spec"]["securityContext"], &container["securityContext"]);
+    assert_eq!(outer["runAsNonRoot"], true, "{overlay}");
+    assert_ne!(outer["seccompProfile"]["type"], "Unconfined", "{overlay}");
+    assert_eq!(inner["readOnlyRootFilesystem"], true, "{overlay}");
+    assert_eq!(inner["allowPrivilegeEscalation"], false, "{overlay}");
+    assert_eq!(inner["capabilities"]["drop"][0], "ALL", "{overlay}");
+    let variables = list(&container["env"]).iter().map(|it| {
+        let value = it["value"]
+            .as_str()
+            .unwrap_or("made-up-for-this-test")
+            .replace("$(POD_IP)", "192.0.2.1");
+        (text(&it["name"]), value)
+    });
+    accepts(variables.filter(|(name, _)| name.starts_with("SKEP__")));
+}
+
+/// On the host's network, where no network policy applies, the admin listener is on loopback unless
+/// the component for that is asked for; probes ask where it is, and a variable is made of those
+/// before it.
+fn is_out_of_reach(overlay: &str, pod: &Value) {
+    let container = &pod["containers"][0];
+    let variables = list(&container["env"]);
+    let at = |name: &str| variables.iter().position(|it| it["name"] == name).unwrap();
+    let listen = text(&variables[at("SKEP__ADMIN__LISTEN")]["value"]);
+    let is_local = pod["hostNetwork"] == true && overlay != "monitoring";
+    assert_eq!(listen, if is_local { "127.0.0.1:6970" } else { "$(POD_IP):6970" }, "{overlay}");
+    assert!(is_local || at("POD_IP") < at("SKEP__ADMIN__LISTEN"), "{overlay}: {variables:?}");
+    for probe in ["startupProbe", "livenessProbe", "readinessProbe"] {
+        let host = container[probe]["httpGet"]["host"].as_str();
+        assert_eq!(host, is_local.then_some("127.0.0.1"), "{overlay} {probe}");
+    }
+}
+
+/// Checks that variables name settings, and with values they can have.
+fn accepts<'a>(variables: impl Iterator<Item = (&'a str, String)>) {
+    let variables: Vec<_> = variables.collect();
+    assert!(!variables.is_empty());
+    let output = command().arg("check").envs(variables.clone()).output().unwrap();
+    assert!(output.status.success(), "{variables:?}: {}", said(&output).1);
+}
+
+#[test]
+fn the_seccomp_profile_allows_rings_and_little_else() {
+    let has_library = Command::new(PYTHON).args(["-c", "import seccomp"]).output();
+    if !has_library.is_ok_and(|it| it.status.success()) {
+        lacks("python3-seccomp");
+        return;
+    }
+    let state = tempfile::tempdir().unwrap();
+    let mut command = under_profile(&["io_uring_setup"]);
+    command.env("STATE_DIRECTORY", state.path());
+    let without_rings = Skep::spawn(command);
+    assert_eq!(without_rings.ready_value("io"), "mmsg");
+    // It can be taken over, which takes a file in memory.
+    assert!(state.path().join("handover.sock").exists(), "{}", without_rings.log());
+    without_rings.log_with("WARN io_uring is not usable: a seccomp profile denies it");
+    let info = "skep_io_backend_info{backend=\"mmsg\",reason=\"seccomp\"}";
+    assert_eq!(without_rings.metrics().value(info), 1.0, "{}", without_rings.metrics().text);
+    if has_io_uring() {
+        assert_eq!(Skep::spawn(under_profile(&[])).ready_value("io"), "uring");
+    }
+    assert!(filtered(&[]).args(["/usr/bin/env", "true"]).status().unwrap().success());
+    for space in ["--user", "--net", "--mount"] {
+        let tried = filtered(&[]).args(["/usr/bin/env", "unshare", space, "true"]).output();
+        assert!(!tried.unwrap().status.success(), "{space}");
+    }
+}
+
+/// skep under the profile, less some calls.
+fn under_profile(without: &[&str]) -> Command {
+    let mut it = filtered(without);
+    it.args([env!("CARGO_BIN_EXE_skep"), "--listen", "127.0.0.1:0", "--workers", "2"]);
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("SKEP_") {
+            it.env_remove(name);
+        }
+    }
+    it
+}
+
+/// The start of a command that runs a program under the profile.
+fn filtered(without: &[&str]) -> Command {
+    let mut it = Command::new(PYTHON);
+    it.arg(Path::new(tools::ROOT).join("tests/deploy/under_seccomp.py"));
+    for name in without {
+        it.args(["--without", name]);
+    }
+    it.arg(deployed(PROFILE));
+    it
+}
+
+#[test]
+fn the_image_and_its_company_are_well_described() {
+    if have(&["hadolint"]) {
+        agrees("hadolint", &["deploy/container/Dockerfile"]);
+    }
+    if !have(&["check-jsonschema"]) || !have_yaml() {
+        return;
+    }
+    let file = "deploy/container/compose.yaml";
+    agrees("check-jsonschema", &["--builtin-schema", "vendor.compose-spec", file]);
+    let compose = document(file);
+    let skep = &compose["services"]["skep"];
+    assert_eq!(skep["network_mode"], "host");
+    assert_eq!(skep["read_only"], true);
+    assert_eq!(skep["mem_limit"], "1280M");
+    let environment = skep["environment"].as_object().unwrap();
+    assert_eq!(environment["SKEP__MEMORY__MAX_MEMORY"], "1GiB", "the limit is 1.25 times that");
+    accepts(environment.iter().map(|(name, value)| (name.as_str(), text(value).to_owned())));
+    for service in compose["services"].as_object().unwrap().values() {
+        for volume in list(&service["volumes"]).iter().map(text).filter(|it| it.starts_with("..")) {
+            let (here, _) = volume.split_once(':').unwrap();
+            assert!(deployed("container").join(here).exists(), "{volume}");
+        }
+    }
+}
+
+#[test]
+fn systemd_takes_the_units_and_trusts_them() {
+    if !have(&["systemd-analyze", "systemd-sysusers", "systemd-tmpfiles"]) {
+        return;
+    }
+    let unit = deployed("systemd/skep.service").display().to_string();
+    let threshold = format!("--threshold={EXPOSURE_TENTHS_MAX}");
+    agrees("systemd-analyze", &["security", "--offline=true", &threshold, &unit]);
+    for drop_in in [None, Some("shared-key.conf"), Some("low-ports.conf")] {
+        let folder = tempfile::tempdir().unwrap();
+        let installed = text_of("deploy/systemd/skep.service")
+            .replace("/usr/local/bin/skep", env!("CARGO_BIN_EXE_skep"));
+        fs::write(folder.path().join("skep.service"), installed).unwrap();
+        let socket = folder.path().join("skep.socket");
+        fs::copy(deployed("systemd/skep.socket"), socket).unwrap();
+        if let Some(name) = drop_in {
+            let beside = folder.path().join("skep.service.d");
+            fs::create_dir(&beside).unwrap();
+            fs::copy(deployed("systemd").join(name), beside.join(name)).unwrap();
+        }
+        let file = |name: &str| folder.path().join(name).display().to_string();
+        let text =
+            agrees("systemd-analyze", &["verify", &file("skep.service"), &file("skep.socket")]);
+        assert_eq!(text, "", "{drop_in:?}");
+    }
+    an_account_and_a_folder_come_of_it();
+}
+
+fn an_account_and_a_folder_come_of_it() {
+    let root = tempfile::tempdir().unwrap();
+    fs::create_dir(root.path().join("etc")).unwrap();
+    let inside = format!("--root={}", root.path().display());
+    let file = |name: &str| deployed("systemd").join(name).display().to_string();
+    if !fs::metadata("/proc/self").is_ok_and(|it| std::os::unix::fs::MetadataExt::uid(&it) == 0) {
+        return; // only root can give a folder to an account
+    }
+    agrees("systemd-sysusers", &[&inside, &file("skep.sysusers")]);
+    agrees("systemd-tmpfiles", &[&inside, "--create", &file("skep.tmpfiles")]);
+    let accounts = fs::read_to_string(root.path().join("etc/passwd")).unwrap();
+    assert!(accounts.starts_with("skep:x:") && accounts.contains("nologin"), "{accounts}");
+    assert!(root.path().join("etc/skep").is_dir());
+}
+
+/// The settings of drop-ins are settings, too.
+#[test]
+fn drop_ins_set_what_there_is() {
+    let credential = tempfile::NamedTempFile::new().unwrap();
+    fs::write(credential.path(), "ab".repeat(32)).unwrap();
+    let mut variables = Vec::new();
+    for path in deployed_files(".conf") {
+        let text = fs::read_to_string(path).unwrap();
+        for line in text.lines().filter_map(|it| it.strip_prefix("Environment=")) {
+            let (name, _) = line.split_once('=').unwrap();
+            variables.push((name.to_owned(), credential.path().display().to_string()));
+        }
+    }
+    accepts(variables.iter().map(|(name, value)| (name.as_str(), value.clone())));
+}
+
+#[test]
+fn kernel_settings_exist() {
+    let text = text_of("deploy/systemd/99-skep.conf");
+    let settings: Vec<_> =
+        text.lines().filter(|it| !it.is_empty() && !it.starts_with('#')).collect();
+    assert!(settings.len() >= 4, "{settings:?}");
+    for setting in settings {
+        let (name, value) = setting.split_once(" = ").unwrap();
+        let file = Path::new("/proc/sys").join(name.replace('.', "/"));
+        let now: u64 = fs::read_to_string(&file).unwrap().trim().parse().unwrap();
+        let wanted: u64 = value.parse().unwrap();
+        assert!(wanted > 0 && now > 0, "{setting}");
+    }
+}
+
+/// In a network namespace of its own: it is loaded twice, and nothing of it reaches this host.
+#[test]
+fn nftables_takes_the_rules_twice() {
+    if !have(&["nft", "unshare"]) {
+        return;
+    }
+    let rules = deployed("systemd/skep.nft").display().to_string();
+    let twice = format!("{NFT} -f {rules} && {NFT} -f {rules} && {NFT} list ruleset");
+    let isolated = ["--map-root-user", "--net", "sh", "-c", &twice];
+    let (content, text) = verdict("unshare", &isolated);
+    assert!(content, "{text}");
+    assert_eq!(text.matches("notrack").count(), 2, "{text}");
+}
+
+/// Where Debian has it; not in everybody's PATH.
+const NFT: &str = "/usr/sbin/nft";
+
+/// What each overlay renders to; and the first with the monitoring, which is a component.
+fn overlays() -> Vec<(String, String)> {
+    let mut rendered = Vec::new();
+    for folder in ["hostnetwork-daemonset", "loadbalancer", "io-uring-seccomp"] {
+        let path = deployed("kubernetes/overlays").join(folder);
+        rendered.push((
+            folder.to_owned(),
+            agrees("kubectl", &["kustomize".as_ref(), path.as_os_str()]),
+        ));
+    }
+    let count = fs::read_dir(deployed("kubernetes/overlays")).unwrap().count();
+    assert_eq!(count, rendered.len(), "an overlay is not tried");
+    // kustomize wants paths that are relative to its own folder.
+    let own = tempfile::tempdir().unwrap();
+    let up = "../".repeat(own.path().canonicalize().unwrap().components().count() - 1);
+    let ours = format!("{up}{}", deployed("kubernetes").display()).replace("//", "/");
+    let text = format!(
+        "resources: [{ours}/overlays/hostnetwork-daemonset]\n\
+         components: [{ours}/components/monitoring, {ours}/components/hostnetwork-metrics]\n"
+    );
+    fs::write(own.path().join("kustomization.yaml"), text).unwrap();
+    let text = agrees("kubectl", &["kustomize".as_ref(), own.path().as_os_str()]);
+    for kind in ["PodMonitor", "PrometheusRule", "ConfigMap"] {
+        assert!(text.contains(&format!("kind: {kind}\n")), "{kind}");
+    }
+    rendered.push(("monitoring".to_owned(), text));
+    rendered
+}
+
+/// The fenced blocks of a page that are in this language.
+fn blocks(page: &str, language: &str) -> Vec<String> {
+    let fence = format!("```{language}\n");
+    let inside = page.split(&fence).skip(1);
+    inside.map(|it| it.split("```").next().unwrap().to_owned()).collect()
+}

@@ -1,0 +1,227 @@
+//! What watches skep, against a skep that is watched: alerts, dashboard, and the metrics they name.
+//!
+//! Needs promtool and prometheus (Debian's package prometheus), and Python's YAML (`.ci/run`). What
+//! is missing is said; with `SKEP_REQUIRE_EXTERNAL=1`, a failure. With `SKEP_PANELS=FILE` what the
+//! dashboard's panels show is written to that file, below the repository.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+#![allow(clippy::disallowed_methods, reason = "deadlines of tests are no time of the core")]
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+use std::time::Instant;
+
+use serde_json::Value;
+
+use crate::panels::{self, queries};
+use crate::prometheus::Prometheus;
+use crate::support::tcp_clients::{Certificate, announce, connect, exchange};
+use crate::support::{DEADLINE, Skep, command, has_ipv6};
+use crate::tools::{ROOT, agrees, deployed, document, have, have_yaml, list, text, text_of};
+use crate::traffic::Traffic;
+
+/// Metrics of others that we name: Prometheus' own, and node_exporter's.
+const OF_OTHERS: [&str; 3] = ["up", "node_nf_conntrack_entries", "node_nf_conntrack_entries_limit"];
+
+/// What may stay zero while all is well, and what the test cannot or should not bring about. Every
+/// other query has to find something above zero.
+const QUIET: [&str; 8] = [
+    "skep_accept_failed_total",
+    "skep_announces_not_stored_total",
+    "skep_io_events_total",
+    "skep_snapshot_errors_total",
+    "skep_torrents_evicted_total",
+    "skep_udp_socket_drops_total",
+    "skep_udp_socket_queue_bytes",
+    "skep_webtorrent_mail_lost_total",
+];
+
+#[test]
+fn alerts_fire_and_keep_silent() {
+    if !have(&["promtool"]) {
+        return;
+    }
+    let file = |name: &str| deployed("prometheus").join(name).display().to_string();
+    agrees("promtool", &["check", "rules", &file("rules.yml")]);
+    agrees("promtool", &["check", "config", &file("prometheus.yml")]);
+    agrees("promtool", &["test", "rules", &file("rules.test.yml")]);
+}
+
+#[test]
+fn every_alert_is_tried_both_ways_and_explained() {
+    if !have_yaml() {
+        return;
+    }
+    let tests = document("deploy/prometheus/rules.test.yml");
+    let cases = list(&tests["tests"]).iter().flat_map(|it| list(&it["alert_rule_test"]));
+    let tried = |alert: &str, fires: bool| {
+        cases
+            .clone()
+            .any(|it| it["alertname"] == alert && list(&it["exp_alerts"]).is_empty() != fires)
+    };
+    let page = text_of("docs/operating.md");
+    let explained: BTreeSet<_> = page
+        .lines()
+        .filter_map(|it| it.strip_prefix("### "))
+        .filter(|it| it.starts_with("Skep"))
+        .collect();
+    for rule in rules() {
+        let alert = text(&rule["alert"]);
+        assert!(tried(alert, true) && tried(alert, false), "{alert}: rules.test.yml");
+        assert!(explained.contains(alert), "{alert}: docs/operating.md");
+        // No URL: it is not published anywhere that could be named here.
+        let place = format!("docs/operating.md#{} in skep's repository", alert.to_lowercase());
+        assert_eq!(rule["annotations"]["runbook"], place);
+        let severity = text(&rule["labels"]["severity"]);
+        assert!(["critical", "warning", "info"].contains(&severity), "{alert}: {severity}");
+    }
+    assert_eq!(explained.len(), rules().len(), "an alert is explained that is no more");
+}
+
+#[test]
+fn the_prometheus_operator_gets_the_same_rules() {
+    if !have_yaml() {
+        return;
+    }
+    let path = "deploy/kubernetes/components/monitoring/prometheusrule.yaml";
+    let ours = document("deploy/prometheus/rules.yml");
+    assert!(
+        document(path)["spec"]["groups"] == ours["groups"],
+        "behind `spec:` in {path} belongs: \
+         sed -n '/^groups:/,$p' deploy/prometheus/rules.yml | sed 's/^./  &/'"
+    );
+}
+
+#[test]
+fn every_metric_that_is_named_is_exported() {
+    if !have_yaml() {
+        return;
+    }
+    let skep = Skep::start(&[]);
+    let metrics = skep.metrics().text;
+    let exported: BTreeSet<_> = metrics
+        .lines()
+        .filter(|it| !it.starts_with('#'))
+        .filter_map(|it| it.split(['{', ' ']).next())
+        .chain(OF_OTHERS)
+        .collect();
+    let mut expressions: Vec<String> =
+        rules().iter().map(|it| text(&it["expr"]).to_owned()).collect();
+    expressions.extend(queries().into_iter().map(|it| it.expression));
+    let mut named = BTreeSet::new();
+    for it in &expressions {
+        named.extend(metrics_in(it));
+    }
+    assert!(named.len() > 30, "{named:?}");
+    let missing: Vec<_> = named.iter().filter(|it| !exported.contains(it.as_str())).collect();
+    assert!(missing.is_empty(), "named but not exported: {missing:?}");
+}
+
+#[test]
+fn metrics_are_found_in_expressions() {
+    let found = metrics_in(
+        "sum by (job, skep_by) (rate(skep_a_total{reason=~\"skep_no|up\"}[5m])) / on (instance) \
+         (process_b > 0) and up{job=\"skep\"} == 1 or node_c",
+    );
+    let found: Vec<_> = found.iter().map(String::as_str).collect();
+    assert_eq!(found, ["node_c", "process_b", "skep_a_total", "skep_by", "up"]);
+}
+
+#[test]
+fn values_of_panels_are_written_in_their_units() {
+    panels::assert_units();
+    let units: BTreeSet<_> = queries().into_iter().map(|it| (it.panel, it.unit)).collect();
+    let has = |panel: &str, unit: &str| units.contains(&(panel.into(), unit.into()));
+    assert!(has("Snapshot age", "s") && has("Snapshot age", "short"), "{units:?}");
+}
+
+#[test]
+fn every_query_of_the_dashboard_finds_something() {
+    if !have(&["prometheus"]) {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let certificate = Certificate::write(folder.path());
+    let skep = watched(&certificate);
+    let prometheus = Prometheus::start(skep.admin);
+    let traffic = Traffic::start(&skep, &certificate.certificate);
+    let mut secure = connect(skep.tls[0], Some(&certificate.client()));
+    let request = format!("GET {} HTTP/1.1\r\nHost: localhost\r\n\r\n", announce(1, 1, ""));
+    assert_eq!(exchange(&mut *secure, &request).status, 200);
+    let queries = queries();
+    let mut empty: Vec<_> = queries.iter().collect();
+    let finds = |expression: &str| {
+        let is_quiet = QUIET.iter().any(|it| expression.contains(it));
+        let found = prometheus.query(expression);
+        found.iter().any(|(_, value)| value.is_finite() && (*value > 0.0 || is_quiet))
+    };
+    let begun = Instant::now();
+    while !empty.is_empty() {
+        assert!(begun.elapsed() < DEADLINE, "nothing is found by {empty:#?}");
+        empty.retain(|it| !finds(&it.expression));
+    }
+    let page = panels::page(&prometheus, &queries);
+    for it in &queries {
+        assert!(page.contains(&format!("| {} |", it.panel)), "{} is not in\n{page}", it.panel);
+    }
+    if let Some(file) = std::env::var_os("SKEP_PANELS") {
+        fs::write(Path::new(ROOT).join(file), page).unwrap();
+    }
+    drop((traffic, secure));
+    healthy(&prometheus);
+}
+
+/// A skep that traffic brings to use all it has: TLS, limits, snapshots.
+fn watched(certificate: &Certificate) -> Skep {
+    let mut command = command();
+    command
+        .args(["--workers", "2", "--listen", "127.0.0.1:0"])
+        .env("SKEP__TLS__LISTEN", "127.0.0.1:0")
+        .env("SKEP__TLS__CERTIFICATE", &certificate.certificate)
+        .env("SKEP__TLS__KEY", &certificate.key)
+        // IPv4 meets its limits, and IPv6 does not.
+        .env("SKEP__LIMITS__EXEMPT", "::1/128")
+        .env("SKEP__LIMITS__BURST", "400")
+        .env("SKEP__LIMITS__UNVERIFIED_BURST", "1000")
+        .env("SKEP__SNAPSHOT__INTERVAL_S", "1");
+    if has_ipv6() {
+        command.args(["--listen", "[::1]:0"]);
+    }
+    Skep::spawn(command)
+}
+
+/// Every rule can be evaluated, and none finds fault with a skep that is merely busy.
+fn healthy(prometheus: &Prometheus) {
+    let answer = prometheus.get("rules");
+    let groups = list(&answer["data"]["groups"]);
+    let rules: Vec<_> = groups.iter().flat_map(|it| list(&it["rules"])).collect();
+    assert_eq!(rules.len(), rules_count());
+    for rule in rules {
+        assert_eq!(rule["health"], "ok", "{rule}");
+        assert_ne!(rule["state"], "firing", "{rule}");
+    }
+}
+
+/// How many alerts rules.yml has, counted without reading YAML.
+fn rules_count() -> usize {
+    text_of("deploy/prometheus/rules.yml").matches("- alert: ").count()
+}
+
+fn rules() -> Vec<Value> {
+    let page = document("deploy/prometheus/rules.yml");
+    let groups = list(&page["groups"]);
+    let rules: Vec<_> = groups.iter().flat_map(|it| list(&it["rules"])).cloned().collect();
+    assert_eq!(rules.len(), rules_count());
+    rules
+}
+
+/// The words of an expression that can only be metrics: outside of quotes, and named like ours, a
+/// process's or a node's.
+fn metrics_in(expression: &str) -> BTreeSet<String> {
+    let outside = expression.split('"').step_by(2).collect::<Vec<_>>().join(" ");
+    let is_word = |it: char| it.is_ascii_alphanumeric() || it == '_';
+    let is_metric = |it: &&str| {
+        *it == "up" || ["skep_", "process_", "node_"].iter().any(|start| it.starts_with(start))
+    };
+    outside.split(|it| !is_word(it)).filter(is_metric).map(str::to_owned).collect()
+}

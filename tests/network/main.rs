@@ -1,0 +1,11 @@
+//! Workers on real sockets, in this process: both I/O backends, deadlines, TLS, WebSockets, and
+//! forged source addresses in a network namespace.
+
+mod io_backends;
+mod spoofing;
+mod stream_charges;
+mod stream_limits;
+mod stream_server;
+mod streams;
+#[path = "../support/mod.rs"]
+mod support;

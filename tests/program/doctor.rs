@@ -1,0 +1,270 @@
+//! `skep doctor` with the real program on this host, and its library on hosts that hide everything.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+use std::fs;
+use std::process::Command;
+
+use serde_json::Value;
+use skep::cli::doctor::{Answers, Host, Patient, Severity, examine};
+use skep::config::Config;
+use skep::snapshot::{CURRENT, Header, VERSION, Writer};
+use skep::sys::clock::synchronisation;
+use skep::sys::seccomp::{command_without_clock, command_without_io_uring};
+
+use crate::support::{Skep, assert_bad_usage, command, run, texts};
+
+/// Every name there is on a host with connection tracking in use.
+const IDS: [&str; 27] = [
+    "addresses.bind",
+    "addresses.ipv6",
+    "addresses.scope",
+    "conntrack.tracked",
+    "container.cpu",
+    "container.memory",
+    "container.runtime",
+    "kernel.io_uring",
+    "kernel.io_uring_sysctl",
+    "kernel.seccomp",
+    "kernel.version",
+    "limits.locked_memory",
+    "limits.open_files",
+    "network.backlog",
+    "network.optmem",
+    "network.queues",
+    "network.receive_buffer",
+    "network.rps",
+    "network.send_buffer",
+    "network.softirq",
+    "network.udp_errors",
+    "state.directory",
+    "state.permissions",
+    "state.space",
+    "time.clock_source",
+    "time.jumps",
+    "time.synchronised",
+];
+
+/// A doctor with a state directory of its own.
+fn doctor(state: &tempfile::TempDir, arguments: &[&str]) -> Command {
+    let mut command = command();
+    command.env("STATE_DIRECTORY", state.path()).arg("doctor").args(arguments);
+    command
+}
+
+/// What a doctor finds, and its exit code.
+fn findings(command: &mut Command) -> (Vec<Value>, Option<i32>) {
+    let output = command.output().unwrap();
+    let (stdout, stderr) = texts(&output);
+    assert!(stderr.is_empty(), "{stderr}");
+    let parsed: Value = serde_json::from_str(&stdout).unwrap();
+    (parsed.as_array().unwrap().clone(), output.status.code())
+}
+
+fn finding<'a>(findings: &'a [Value], id: &str) -> &'a Value {
+    findings.iter().find(|it| it["id"] == id).unwrap_or_else(|| panic!("no {id}: {findings:#?}"))
+}
+
+/// The exit code that findings call for.
+fn code_of(findings: &[Value]) -> i32 {
+    i32::from(findings.iter().any(|it| it["severity"] == "problem"))
+}
+
+#[test]
+fn programs_read_every_finding_of_this_host() {
+    let state = tempfile::tempdir().unwrap();
+    let (findings, code) = findings(&mut doctor(&state, &["--json"]));
+    for id in IDS {
+        let it = finding(&findings, id);
+        let severity = it["severity"].as_str().unwrap();
+        assert!(["ok", "info", "warning", "problem"].contains(&severity), "{it}");
+        assert!(!it["fact"].as_str().unwrap().is_empty(), "{it}");
+        assert!(!it["why"].as_str().unwrap().is_empty(), "{it}");
+        let is_bad = ["warning", "problem"].contains(&severity);
+        assert!(!is_bad || it["remedy"].is_string(), "{it}");
+    }
+    assert_eq!(code, Some(code_of(&findings)));
+}
+
+#[test]
+fn people_read_groups_and_a_summary_within_100_columns() {
+    let state = tempfile::tempdir().unwrap();
+    let output = doctor(&state, &[]).output().unwrap();
+    let (stdout, stderr) = texts(&output);
+    assert!(stderr.is_empty(), "{stderr}");
+    for group in ["kernel", "network", "limits", "addresses", "container", "state", "time"] {
+        assert!(stdout.lines().any(|it| it == group), "{group} is not in\n{stdout}");
+    }
+    let last = stdout.lines().last().unwrap();
+    assert!(last.contains(" ok, ") && last.contains(" problem"), "{stdout}");
+    let wide = |it: &&str| it.chars().count() > 100 && !it.contains("$ ");
+    assert_eq!(stdout.lines().find(wide), None);
+}
+
+#[test]
+fn nothing_is_changed() {
+    let folder = tempfile::tempdir().unwrap();
+    let state = folder.path().join("state");
+    let output = command().env("STATE_DIRECTORY", &state).args(["doctor", "--json"]).output();
+    let parsed: Vec<Value> = serde_json::from_slice(&output.unwrap().stdout).unwrap();
+    let it = finding(&parsed, "state.directory");
+    assert!(it["fact"].as_str().unwrap().contains("not there yet"), "{it}");
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn what_keeps_skep_from_starting_is_a_problem_and_ends_with_1() {
+    let state = tempfile::tempdir().unwrap();
+    let other_hosts = ["--json", "--listen", "203.0.113.77:6969"];
+    let (found, code) = findings(&mut doctor(&state, &other_hosts));
+    let it = finding(&found, "addresses.bind");
+    assert_eq!((&it["severity"], code), (&"problem".into(), Some(1)), "{it}");
+    assert!(it["fact"].as_str().unwrap().starts_with("203.0.113.77:6969: "), "{it}");
+    let output = doctor(&state, &other_hosts[1..]).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(texts(&output).0.lines().last().unwrap().contains("see addresses.bind"), "{output:?}");
+}
+
+#[test]
+fn denied_io_uring_is_told_with_its_remedy() {
+    let state = tempfile::tempdir().unwrap();
+    let mut denied = doctor(&state, &["--json", "--io", "uring"]);
+    let (found, code) = findings(command_without_io_uring(&mut denied, libc::EPERM));
+    let it = finding(&found, "kernel.io_uring");
+    assert_eq!((&it["severity"], code), (&"problem".into(), Some(1)), "{it}");
+    assert!(it["remedy"].as_str().unwrap().contains("server.io = \"auto\""), "{it}");
+    let it = finding(&found, "kernel.seccomp");
+    assert_eq!(it["severity"], "warning", "{it}");
+    let mut denied = doctor(&state, &["--json", "--io", "auto"]);
+    let (found, code) = findings(command_without_io_uring(&mut denied, libc::EPERM));
+    assert_eq!(finding(&found, "kernel.io_uring")["severity"], "warning");
+    assert_eq!(code, Some(code_of(&found)));
+}
+
+#[test]
+fn the_kernel_is_asked_whether_the_clock_is_kept_right() {
+    let state = tempfile::tempdir().unwrap();
+    let (found, _) = findings(&mut doctor(&state, &["--json"]));
+    let fact = finding(&found, "time.synchronised")["fact"].as_str().unwrap();
+    let said = match synchronisation() {
+        Ok(it) if it.is_synchronised => "calls it synchronised; estimated error ",
+        Ok(_) => "calls it not synchronised (STA_UNSYNC); estimated error ",
+        Err(_) => "systemd-timesyncd",
+    };
+    assert!(fact.contains(said) || fact.starts_with("cannot tell"), "{fact}");
+    assert_eq!(fact.starts_with("cannot tell"), fact.contains("adjtimex: "), "{fact}");
+    let mut denied = doctor(&state, &["--json"]);
+    let (found, code) = findings(command_without_clock(&mut denied, libc::EPERM));
+    let fact = finding(&found, "time.synchronised")["fact"].as_str().unwrap();
+    let is_left_a_file = fs::exists("/run/systemd/timesync/synchronized").unwrap();
+    let said = if is_left_a_file { "systemd-timesyncd" } else { "(adjtimex: Operation not perm" };
+    assert!(fact.contains(said), "{fact}");
+    assert_eq!(code, Some(code_of(&found)));
+}
+
+#[test]
+fn a_snapshot_of_the_future_tells_that_the_clock_was_set_back() {
+    let state = tempfile::tempdir().unwrap();
+    let (found, _) = findings(&mut doctor(&state, &["--json"]));
+    let it = finding(&found, "time.jumps");
+    assert_eq!(it["severity"], "ok", "{it}");
+    let now_s = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs();
+    let header =
+        Header { version: VERSION, at_s: now_s + 7200, tracker: [1; 16], build: "0".into() };
+    let (bytes, _) = Writer::new(Vec::new(), &header).unwrap().finish(0).unwrap();
+    fs::write(state.path().join(CURRENT), bytes).unwrap();
+    let (found, code) = findings(&mut doctor(&state, &["--json"]));
+    let it = finding(&found, "time.jumps");
+    assert_eq!(it["severity"], "warning", "{it}");
+    let fact = it["fact"].as_str().unwrap();
+    assert!(fact.starts_with("swarms.snapshot is of 7") && fact.ends_with(" s in the future"));
+    assert!(it["remedy"].as_str().unwrap().contains("$ systemctl restart skep"), "{it}");
+    assert_eq!(code, Some(code_of(&found)));
+}
+
+#[test]
+fn a_running_tracker_is_asked() {
+    let state = tempfile::tempdir().unwrap();
+    let skep = Skep::start(&[]);
+    let admin = skep.admin.to_string();
+    let (found, _) = findings(&mut doctor(&state, &["--json", "--admin", &admin]));
+    let it = finding(&found, "addresses.scope");
+    assert_eq!(it["severity"], "ok", "{it}");
+    drop(skep);
+    let (found, _) = findings(&mut doctor(&state, &["--json", "--admin", &admin]));
+    let it = finding(&found, "addresses.scope");
+    assert_eq!(it["severity"], "info", "{it}");
+    assert!(it["fact"].as_str().unwrap().contains("no skep answers"), "{it}");
+}
+
+#[test]
+fn a_silent_or_strange_admin_listener_is_no_failure() {
+    let state = tempfile::tempdir().unwrap();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let admin = listener.local_addr().unwrap().to_string();
+    // It accepts, by its queue, and never says a word.
+    let (found, _) = findings(&mut doctor(&state, &["--json", "--admin", &admin]));
+    assert_eq!(finding(&found, "addresses.scope")["severity"], "info");
+    let answering = std::thread::spawn(move || {
+        use std::io::{Read as _, Write as _};
+        // The first one is the connection from before, closed by now.
+        let (_first, _) = listener.accept().unwrap();
+        let (mut stream, _) = listener.accept().unwrap();
+        // To close with something unread would reset the connection.
+        let mut request = Vec::new();
+        while !request.ends_with(b"\r\n\r\n") {
+            let mut byte = [0];
+            stream.read_exact(&mut byte).unwrap();
+            request.extend(byte);
+        }
+        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nhi\x1b").unwrap();
+    });
+    let (found, _) = findings(&mut doctor(&state, &["--json", "--admin", &admin]));
+    answering.join().unwrap();
+    let it = finding(&found, "addresses.scope");
+    assert_eq!(it["severity"], "info");
+    assert!(it["fact"].as_str().unwrap().contains("is no skep"), "{it}");
+}
+
+#[test]
+fn bad_usage_and_settings_end_with_2() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("skep.toml");
+    fs::write(&path, "[server]\nworkers = 1025\n").unwrap();
+    let path = path.to_str().unwrap();
+    assert_bad_usage(&[
+        (&["doctor", "--config", path], ":2:1: server.workers: out of bounds"),
+        (&["doctor", "--config", "/absent"], "/absent: "),
+        (&["doctor", "--bogus"], "--bogus"),
+    ]);
+}
+
+#[test]
+fn help_teaches() {
+    let output = run(&["doctor", "--help"]);
+    let (stdout, _) = texts(&output);
+    for said in ["--json", "--config", "problem   skep does not start", "Exit codes: 0 no problem"]
+    {
+        assert!(stdout.contains(said), "{said} is not in\n{stdout}");
+    }
+    assert!(stdout.lines().all(|it| it.chars().count() <= 100), "{stdout}");
+}
+
+#[test]
+fn a_root_that_hides_everything_fails_nothing() {
+    let config = Config::default();
+    let answers = Answers::gather(&config);
+    let empty = tempfile::tempdir().unwrap();
+    let file = empty.path().join("file");
+    fs::write(&file, "no folder").unwrap();
+    // Below the first nothing exists, below the second nothing can exist.
+    for root in [empty.path().join("none"), file] {
+        let patient =
+            Patient { host: Host::at(&root), answers: answers.clone(), config: config.clone() };
+        let findings = examine(&patient);
+        let unread = |it: &&skep::cli::doctor::Finding| it.fact.starts_with("cannot tell: /");
+        let unread: Vec<_> = findings.iter().filter(unread).collect();
+        assert!(unread.len() >= 10, "{findings:#?}");
+        assert!(unread.iter().all(|it| it.severity == Severity::Info), "{unread:#?}");
+        assert!(unread.iter().all(|it| it.remedy.is_some()), "{unread:#?}");
+    }
+}

@@ -1,0 +1,23 @@
+//! The real program as operators and scripts meet it: command line, settings, restarts, take-over,
+//! faults of the host, access control, the admin port.
+
+mod access;
+mod admin;
+mod command_line;
+mod config;
+mod connections;
+mod doctor;
+mod drain;
+mod end_to_end;
+mod end_to_end_streams;
+mod faults;
+mod handover;
+mod openapi;
+mod probe;
+mod restart;
+mod rights;
+mod service_manager;
+mod snapshot_program;
+#[path = "../support/mod.rs"]
+mod support;
+mod take_over_faults;

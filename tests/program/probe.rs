@@ -1,0 +1,340 @@
+//! `skep probe` over HTTP, TLS and WebSocket, against skep itself and against servers that err.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
+use serde_json::{Value, json};
+use tungstenite::Message;
+
+use crate::support::{DEADLINE, Skep, run, texts};
+
+/// Announces to a tracker that answers at once need no patience.
+const ONCE: [&str; 4] = ["--timeout", "1", "--tries", "1"];
+
+/// A body that grants an announce.
+const ANNOUNCED: &[u8] = b"d8:completei0e10:incompletei1e8:intervali1800e5:peers0:e";
+
+/// Serves connections, one after the other.
+fn serve<T: Send + 'static>(
+    connections: usize,
+    mut conversation: impl FnMut(TcpStream) -> T + Send + 'static,
+) -> (SocketAddr, JoinHandle<Vec<T>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let serving = std::thread::spawn(move || {
+        let accepted = (0..connections).map(|_| {
+            let (stream, _) = listener.accept().unwrap();
+            stream.set_read_timeout(Some(DEADLINE)).unwrap();
+            conversation(stream)
+        });
+        accepted.collect()
+    });
+    (address, serving)
+}
+
+/// Reads the head of a request; empty where the client has closed.
+fn read_request(stream: &mut impl Read) -> String {
+    let mut head = Vec::new();
+    let mut byte = [0];
+    while !head.ends_with(b"\r\n\r\n") && matches!(stream.read(&mut byte), Ok(1)) {
+        head.push(byte[0]);
+    }
+    String::from_utf8(head).unwrap()
+}
+
+fn write_reply(stream: &mut impl Write, status: &str, body: &[u8]) {
+    let length = body.len();
+    write!(stream, "HTTP/1.1 {status}\r\nContent-Length: {length}\r\n\r\n").unwrap();
+    stream.write_all(body).unwrap();
+    stream.flush().unwrap();
+}
+
+/// The body that answers a request of a probe.
+fn tracked(request: &str) -> Vec<u8> {
+    if request.starts_with("GET /announce") {
+        return ANNOUNCED.to_vec();
+    }
+    let escaped = request.split_once("info_hash=").unwrap().1.split_once(" HTTP").unwrap().0;
+    let mut hash = Vec::new();
+    let mut bytes = escaped.bytes();
+    while let Some(byte) = bytes.next() {
+        if byte == b'%' {
+            let digits = [bytes.next().unwrap(), bytes.next().unwrap()];
+            hash.push(u8::from_str_radix(std::str::from_utf8(&digits).unwrap(), 16).unwrap());
+        } else {
+            hash.push(byte);
+        }
+    }
+    let mut body = b"d5:filesd20:".to_vec();
+    body.extend(hash);
+    body.extend(b"d8:completei3e10:downloadedi4e10:incompletei5eeee");
+    body
+}
+
+/// A probe that has to fail; what it says.
+fn failed(arguments: &[&str]) -> String {
+    let output = run(&[&["probe"], &ONCE[..], arguments].concat());
+    let (stdout, stderr) = texts(&output);
+    assert_eq!(output.status.code(), Some(1), "{stdout}{stderr}");
+    stdout
+}
+
+/// A probe that has to succeed; its verdicts.
+fn succeeded(arguments: &[&str]) -> Vec<Value> {
+    let output = run(&[&["probe", "--json"], arguments].concat());
+    let (stdout, stderr) = texts(&output);
+    assert_eq!(output.status.code(), Some(0), "{stdout}{stderr}");
+    let mut report: Value = serde_json::from_str(&stdout).unwrap();
+    assert_eq!(report["ok"], true);
+    report["results"].as_array_mut().unwrap().drain(..).collect()
+}
+
+#[test]
+fn skep_is_probed_by_every_protocol() {
+    let skep = Skep::start(&[]);
+    let tcp = skep.ready_value("tcp");
+    let [udp, http, ws] = ["udp", "http", "ws"].map(|scheme| format!("{scheme}://{tcp}/announce"));
+    for verdict in succeeded(&[&udp, &http, &ws]) {
+        assert_eq!(verdict["announce"]["leechers"], 1, "{verdict}");
+        assert_eq!(verdict["scrape"]["leechers"], 1, "{verdict}");
+        assert!(verdict["connect"]["duration_ms"].as_f64().unwrap() > 0.0, "{verdict}");
+    }
+}
+
+#[test]
+fn http_is_asked_over_one_connection_and_left() {
+    let (address, serving) = serve(1, |mut stream| {
+        let requests: Vec<_> = (0..3)
+            .map(|_| {
+                let request = read_request(&mut stream);
+                write_reply(&mut stream, "200 OK", &tracked(&request));
+                request
+            })
+            .collect();
+        requests
+    });
+    let verdicts = succeeded(&[&format!("http://{address}/announce?key=1")]);
+    let requests = serving.join().unwrap().concat();
+    assert!(requests[0].starts_with("GET /announce?key=1&info_hash="), "{requests:?}");
+    assert!(requests[0].contains("&event=started") && requests[0].contains("&compact=1"));
+    assert!(requests[0].contains(&format!("\r\nHost: {address}\r\n")));
+    assert!(requests[1].starts_with("GET /scrape?key=1&info_hash="), "{requests:?}");
+    assert!(requests[2].contains("&event=stopped"), "{requests:?}");
+    assert_eq!(verdicts[0]["announce"]["interval_s"], 1800);
+    assert_eq!(verdicts[0]["scrape"]["completed"], 4);
+}
+
+#[test]
+fn a_tracker_that_closes_after_each_reply_is_asked_again() {
+    let (address, serving) = serve(3, |mut stream| {
+        let request = read_request(&mut stream);
+        write_reply(&mut stream, "200 OK", &tracked(&request));
+        request
+    });
+    succeeded(&[&format!("http://{address}/announce")]);
+    assert!(serving.join().unwrap()[2].contains("&event=stopped"));
+}
+
+#[test]
+fn a_path_without_announce_has_no_scrape() {
+    let (address, serving) = serve(1, |mut stream| {
+        [(); 2].map(|()| {
+            let request = read_request(&mut stream);
+            write_reply(&mut stream, "200 OK", ANNOUNCED);
+            request
+        })
+    });
+    let verdicts = succeeded(&[&format!("http://{address}/")]);
+    assert_eq!(verdicts[0]["scrape"], Value::Null);
+    assert!(serving.join().unwrap()[0][1].contains("&event=stopped"));
+}
+
+#[test]
+fn a_probe_leaves_although_its_announce_was_never_answered() {
+    let (address, serving) = serve(2, |mut stream| {
+        let request = read_request(&mut stream);
+        if request.contains("&event=stopped") {
+            write_reply(&mut stream, "200 OK", ANNOUNCED);
+        } else {
+            // Says nothing for as long as the client waits.
+            assert_eq!(read_request(&mut stream), "");
+        }
+        request
+    });
+    let said = failed(&[&format!("http://{address}/announce")]);
+    assert!(said.contains("failed at announce: no answer within 1 s, tried once"), "{said}");
+    let requests = serving.join().unwrap();
+    assert!(requests[0].contains("&event=started") && requests[1].contains("&event=stopped"));
+}
+
+#[test]
+fn what_no_tracker_says_is_named_and_escaped() {
+    for (status, body, wanted) in [
+        ("200 OK", &b"<html>\x1b[2J"[..], r#"no bencoded dictionary, but "<html>\x1b[2J""#),
+        ("200 OK", b"d14:failure reason4:\x1b[2Je", r#"the tracker refuses: "\x1b[2J""#),
+        ("200 OK", b"d8:intervali1ee", "malformed: neither peers nor peers6"),
+        ("404 Not Found", b"", "HTTP status 404: no tracker on this path"),
+        ("301 Moved", b"", "HTTP status 301: a redirect"),
+    ] {
+        // The second request is the leave.
+        let (address, serving) = serve(2, move |mut stream| {
+            while !read_request(&mut stream).is_empty() {
+                write_reply(&mut stream, status, body);
+            }
+            stream.shutdown(std::net::Shutdown::Both).ok();
+        });
+        let said = failed(&[&format!("http://{address}/announce")]);
+        assert!(said.contains(wanted), "{said}");
+        // Nobody may have come a second time: the server's thread ends with the program.
+        drop(serving);
+    }
+    let (address, _serving) = serve(9, |mut stream| stream.write_all(b"220 mail\x07\r\n").ok());
+    let said = failed(&[&format!("http://{address}/")]);
+    assert!(said.contains(r#"no HTTP reply, but "220 mail\x07"#), "{said}");
+}
+
+#[test]
+fn a_reply_without_end_is_cut() {
+    let (address, _serving) = serve(2, |mut stream| {
+        read_request(&mut stream);
+        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n");
+        while stream.write_all(&[b'x'; 4096]).is_ok() {}
+    });
+    let said = failed(&[&format!("http://{address}/announce")]);
+    assert!(said.contains("a reply of more than 1048576 bytes"), "{said}");
+}
+
+#[test]
+fn nobody_listening_has_a_remedy_by_every_protocol() {
+    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    for scheme in ["http", "ws", "wss", "https"] {
+        let said = failed(&["--insecure", &format!("{scheme}://{free}/announce")]);
+        assert!(said.contains("failed at connect: nothing listens there"), "{said}");
+    }
+}
+
+/// An HTTPS tracker; its certificate, which vouches for itself, goes to a file.
+fn serve_tls(names: &[&str], file: &Path) -> (SocketAddr, JoinHandle<Vec<()>>) {
+    let names: Vec<String> = names.iter().map(|it| (*it).to_owned()).collect();
+    let made = rcgen::generate_simple_self_signed(names).unwrap();
+    fs::write(file, made.cert.pem()).unwrap();
+    let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(made.signing_key.serialize_der()));
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![made.cert.der().clone()], key)
+        .unwrap();
+    let config = Arc::new(config);
+    serve(9, move |stream| {
+        let session = ServerConnection::new(Arc::clone(&config)).unwrap();
+        let mut stream = StreamOwned::new(session, stream);
+        loop {
+            let request = read_request(&mut stream);
+            if request.is_empty() {
+                break;
+            }
+            write_reply(&mut stream, "200 OK", &tracked(&request));
+        }
+    })
+}
+
+#[test]
+fn certificates_are_believed_as_told() {
+    let temporary = tempfile::tempdir().unwrap();
+    let (ca, other) = (temporary.path().join("ca.pem"), temporary.path().join("other.pem"));
+    let (address, _serving) = serve_tls(&["127.0.0.1"], &ca);
+    let url = format!("https://{address}/announce");
+    succeeded(&["--ca", ca.to_str().unwrap(), &url]);
+    succeeded(&["--insecure", &url]);
+    let said = failed(&[&url]);
+    assert!(said.contains("failed at ") && said.contains("--ca"), "{said}");
+    let (elsewhere, _serving) = serve_tls(&["tracker.example"], &other);
+    let said = failed(&["--ca", other.to_str().unwrap(), &format!("https://{elsewhere}/")]);
+    assert!(said.contains("the certificate is not for 127.0.0.1"), "{said}");
+    let said = failed(&["--ca", "/absent.pem", &url]);
+    assert!(said.contains("failed at tls: /absent.pem: "), "{said}");
+}
+
+#[test]
+fn tls_and_plain_text_are_not_mixed_up() {
+    let temporary = tempfile::tempdir().unwrap();
+    let (address, _serving) = serve_tls(&["127.0.0.1"], &temporary.path().join("ca.pem"));
+    let said = failed(&[&format!("http://{address}/announce")]);
+    assert!(said.contains("https://"), "{said}");
+    let (address, _serving) = serve(2, |mut stream| {
+        let _ = stream.read(&mut [0; 9]);
+        write_reply(&mut stream, "400 Bad Request", b"");
+    });
+    let said = failed(&["--insecure", &format!("https://{address}/announce")]);
+    assert!(said.contains("no TLS is spoken there"), "{said}");
+}
+
+/// A WebTorrent tracker that answers what `answer` says; returns what it was asked.
+fn serve_websocket(
+    mut answer: impl FnMut(&Value) -> Vec<Value> + Send + 'static,
+) -> (SocketAddr, JoinHandle<Vec<Vec<Value>>>) {
+    serve(1, move |stream| {
+        let mut socket = tungstenite::accept(stream).unwrap();
+        let mut asked = Vec::new();
+        while let Ok(message) = socket.read() {
+            let Message::Text(text) = message else { continue };
+            let message: Value = serde_json::from_str(&text).unwrap();
+            for reply in answer(&message) {
+                socket.send(Message::text(reply.to_string())).unwrap();
+            }
+            asked.push(message);
+        }
+        asked
+    })
+}
+
+#[test]
+fn a_websocket_announces_scrapes_and_leaves() {
+    let (address, serving) = serve_websocket(|message| {
+        let hash = message["info_hash"].as_str().unwrap();
+        if message["action"] == "scrape" {
+            let entry = json!({ "complete": 1, "incomplete": 2, "downloaded": 3 });
+            return vec![json!({ "action": "scrape", "files": { hash: entry } })];
+        }
+        let offer =
+            json!({ "action": "announce", "info_hash": hash, "offer": {}, "offer_id": "x" });
+        let counts = json!({ "action": "announce", "info_hash": hash, "interval": 120,
+                             "complete": 4, "incomplete": 5 });
+        vec![offer, counts]
+    });
+    let verdicts = succeeded(&[&format!("ws://{address}/")]);
+    let asked = serving.join().unwrap().concat();
+    let events: Vec<_> = asked.iter().map(|it| it["event"].as_str()).collect();
+    assert_eq!(events, [Some("started"), None, Some("stopped")]);
+    assert_eq!(asked[0]["info_hash"].as_str().unwrap().chars().count(), 20);
+    assert_eq!(verdicts[0]["announce"]["interval_s"], 120);
+    assert_eq!(verdicts[0]["announce"]["peers"], Value::Null);
+    assert_eq!(verdicts[0]["scrape"]["completed"], 3);
+}
+
+#[test]
+fn a_websocket_that_refuses_is_escaped_and_left() {
+    let (address, serving) = serve_websocket(|message| {
+        let hash = &message["info_hash"];
+        let reason = "no\u{1b}[2J";
+        vec![json!({ "action": "announce", "info_hash": hash, "failure reason": reason })]
+    });
+    let said = failed(&[&format!("ws://{address}/")]);
+    assert!(said.contains(r#"failed at announce: the tracker refuses: "no\u{1b}[2J""#), "{said}");
+    serving.join().unwrap();
+    let (address, _serving) = serve(1, |mut stream| {
+        read_request(&mut stream);
+        write_reply(&mut stream, "404 Not Found", b"");
+    });
+    let said = failed(&[&format!("ws://{address}/")]);
+    assert!(said.contains("HTTP status 404 instead of an upgrade"), "{said}");
+}

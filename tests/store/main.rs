@@ -1,0 +1,10 @@
+//! The store and its snapshots in memory: against a naive model, against the allocator, and with
+//! every failure of a disk.
+
+mod against_model;
+mod memory;
+mod snapshot;
+mod snapshot_faults;
+mod snapshot_model;
+#[path = "../support/mod.rs"]
+mod support;
