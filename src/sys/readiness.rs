@@ -2,7 +2,8 @@
 //!
 //! Not `epoll`, on purpose: an epoll set stays in each socket's wait queue, so the kernel wakes it
 //! for every reply that leaves, while `poll` is in the queue only as long as it waits. The figure
-//! is in ARCHITECTURE.md; it outweighs the longer call, as there are a handful of sockets only.
+//! is in docs/decisions/0001-poll-not-epoll.md; it outweighs the longer call, as there are a
+//! handful of sockets only.
 #![expect(unsafe_code, reason = "one system call")]
 
 use std::io;
