@@ -100,7 +100,7 @@ busy skep five times a second: the last value of every series,
 in the panel's unit; of more than three series the highest three. The page is written by a test:
 
 ```sh
-SKEP_PANELS=docs/dashboard.md cargo test --test deploy monitoring every_query
+SKEP_PANELS=docs/dashboard.md cargo test --test deploy every_query
 ```
 
 The load is the test's own, from clients on the same host: on each UDP address bursts of 32 \
