@@ -364,7 +364,7 @@ impl Refusal {
     pub const fn text(self) -> &'static str {
         match self {
             Self::Malformed => "malformed request",
-            Self::NoSource => "proxy names no client",
+            Self::NoSource => "client address missing",
             Self::NoFullScrape => "full scrape is off",
             Self::TooManyTorrents => "too many torrents",
             Self::LowPort => "port must be above 1023",

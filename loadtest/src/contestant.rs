@@ -48,7 +48,7 @@ impl FromStr for Contestant {
         let (name, rest) = text.split_once('=').ok_or(WANTED)?;
         let (command, address) = rest.rsplit_once('@').ok_or(WANTED)?;
         let address =
-            address.parse().map_err(|_| format!("{address:?} is no IP:PORT; {WANTED}"))?;
+            address.parse().map_err(|_| format!("{address:?} is not IP:PORT; {WANTED}"))?;
         let words = split(command)?;
         if name.is_empty() || words.is_empty() {
             return Err(WANTED.to_owned());

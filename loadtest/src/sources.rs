@@ -35,7 +35,7 @@ impl FromStr for SourceRange {
     fn from_str(text: &str) -> Result<Self, String> {
         let (address, prefix) = text.split_once('/').map_or((text, None), |(a, p)| (a, Some(p)));
         let address: IpAddr =
-            address.parse().map_err(|_| format!("{address:?} is no IP address"))?;
+            address.parse().map_err(|_| format!("{address:?} is not an IP address"))?;
         let bits_max = if address.is_ipv4() { 32 } else { 128 };
         let prefix = prefix.map_or(Ok(bits_max), str::parse);
         match prefix {

@@ -39,7 +39,8 @@ impl<'a> Trust<'a> {
 /// # Errors
 /// One sentence where the host cannot stand in a certificate.
 pub fn server_name(host: &str) -> Result<ServerName<'static>, String> {
-    ServerName::try_from(host.to_owned()).map_err(|_| format!("{host} is no name for TLS"))
+    ServerName::try_from(host.to_owned())
+        .map_err(|_| format!("{host} is not a valid server name for TLS"))
 }
 
 /// A client's settings. Without `resumption` every handshake is a full one.
@@ -169,7 +170,7 @@ mod tests {
     #[test]
     fn certificates_hold_names_and_addresses() {
         assert!(server_name("tracker.example").is_ok() && server_name("::1").is_ok());
-        assert_eq!(server_name("a b").unwrap_err(), "a b is no name for TLS");
+        assert_eq!(server_name("a b").unwrap_err(), "a b is not a valid server name for TLS");
     }
 
     #[test]

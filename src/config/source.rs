@@ -217,7 +217,7 @@ fn typed(it: &Assignment) -> Result<toml::Value, String> {
     Ok(match default {
         Some(toml::Value::Integer(_)) => {
             let number: Result<i64, _> = text.parse();
-            number.map_err(|_| format!("{text:?} is no whole number"))?.into()
+            number.map_err(|_| format!("{text:?} is not a whole number"))?.into()
         }
         Some(toml::Value::Boolean(_)) => {
             let truth: Result<bool, _> = text.to_ascii_lowercase().parse();

@@ -116,7 +116,7 @@ impl std::str::FromStr for Bytes {
         let (digits, unit) = UNITS.iter().find_map(split).unwrap_or((text, 1));
         let number: Option<u64> = digits.parse().ok().filter(|_| !digits.starts_with('+'));
         let bytes = number.and_then(|it| it.checked_mul(unit));
-        bytes.map(Self).ok_or_else(|| format!("{text:?} is no number of bytes"))
+        bytes.map(Self).ok_or_else(|| format!("{text:?} is not a number of bytes"))
     }
 }
 
@@ -142,7 +142,7 @@ impl<'de> Deserialize<'de> for Bytes {
 
             fn visit_i64<E: de::Error>(self, number: i64) -> Result<Bytes, E> {
                 let bytes = u64::try_from(number).map(Bytes);
-                bytes.map_err(|_| E::custom(format!("{number} is no number of bytes")))
+                bytes.map_err(|_| E::custom(format!("{number} is not a number of bytes")))
             }
         }
         deserializer.deserialize_any(Visitor)

@@ -21,7 +21,7 @@
 //!
 //! Two orders trap the unwary: an announce is told leechers then seeders, a scrape seeders,
 //! completed, leechers. Clients drop a connect reply that is not exactly 16 bytes, and fail an
-//! announce reply whose tail is no whole number of peers: nothing is ever padded or appended.
+//! announce reply whose tail is not a whole number of peers: nothing is ever padded or appended.
 #![warn(clippy::indexing_slicing)]
 
 use std::borrow::Cow;
@@ -455,7 +455,7 @@ pub mod client {
         TooShort,
         /// A connect reply that is not exactly 16 bytes: strict clients drop it.
         ConnectLength,
-        /// A tail that is no whole number of peers or entries: strict clients fail the tracker.
+        /// A tail that is not a whole number of peers or entries: strict clients fail the tracker.
         RaggedTail,
         /// An action no tracker sends.
         UnknownAction,

@@ -63,7 +63,7 @@ fn bad_usage_ends_with_2() {
         (&["--bogus"], "--bogus"),
         (&["serve"], "serve"),
         (&["--io", "epoll"], "auto, uring, mmsg"),
-        (&["--workers", "many"], "--workers: server.workers: \"many\" is no whole number"),
+        (&["--workers", "many"], "--workers: server.workers: \"many\" is not a whole number"),
         (&["--listen", "6969"], "--listen: server.listen: "),
         (&["--admin", "localhost"], "--admin: admin.listen: "),
         (&["--config", path], ":2:1: server.workers: out of bounds; allowed: 0 to 1024"),

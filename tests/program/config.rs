@@ -166,7 +166,7 @@ fn a_bad_variable_is_refused_by_name() {
         ("SKEP__TRACKER", "900", "no such setting"),
         ("SKEP__TRACKER_INTERVAL_S", "900", "did you mean SKEP__TRACKER__INTERVAL_S?"),
         ("SKEP__", "", "no such setting"),
-        ("SKEP__TRACKER__INTERVAL_S", "soon", "\"soon\" is no whole number; allowed: 1 to 7200"),
+        ("SKEP__TRACKER__INTERVAL_S", "soon", "\"soon\" is not a whole number; allowed: 1 to 7200"),
         ("SKEP__TRACKER__INTERVAL_S", "0", "tracker.interval_s: out of bounds; allowed: 1 to 7200"),
         ("SKEP__TRACKER__INTERVAL_S", "-5", "tracker.interval_s: "),
         ("SKEP__SERVER__LISTEN", "127.0.0.1", "such as [\"0.0.0.0:6969\", \"[::]:6969\"]"),

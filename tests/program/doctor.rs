@@ -222,7 +222,7 @@ fn a_silent_or_strange_admin_listener_is_no_failure() {
     answering.join().unwrap();
     let it = finding(&found, "addresses.scope");
     assert_eq!(it["severity"], "info");
-    assert!(it["fact"].as_str().unwrap().contains("is no skep"), "{it}");
+    assert!(it["fact"].as_str().unwrap().contains("is not skep"), "{it}");
 }
 
 #[test]

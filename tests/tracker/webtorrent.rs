@@ -460,7 +460,7 @@ fn a_scrape_answers_for_74_torrents_and_more_are_an_error() {
     let names: Vec<String> = (100..175).map(|it| id(&it.to_string())).collect();
     let refs: Vec<&str> = names.iter().map(String::as_str).collect();
     assert_eq!(hive.say("bob", &scrape(&refs)), Outcome::Rejected(Rejected::BadMessage));
-    assert!(hive.next("bob").unwrap().contains("a scrape is of 74 torrents at most"));
+    assert!(hive.next("bob").unwrap().contains("too many torrents: a scrape names at most 74"));
     assert_eq!(hive.say("bob", &scrape(&refs[..74])), Outcome::Answered(Action::Scrape));
     let reply: serde_json::Value = serde_json::from_str(&hive.next("bob").unwrap()).unwrap();
     let files = reply["files"].as_object().unwrap();
@@ -491,7 +491,7 @@ fn a_refused_message_costs_the_other_torrents_nothing() {
         assert!(hive.next("bob").unwrap().contains("failure reason"));
     }
     assert_eq!(hive.say_bytes("bob", b"{\"action\":\"announce\",\"info_hash\":\"\xff\""), IGNORED);
-    assert!(hive.next("bob").unwrap().contains("message is no JSON object"));
+    assert!(hive.next("bob").unwrap().contains("message is not a JSON object"));
     hive.join_with("alice", TORRENT, &offer("1"));
     assert!(hive.next("bob").is_some(), "still there");
 }

@@ -245,7 +245,7 @@ fn reopened(path: &Path) -> Result<redb::Database, Failure> {
     let file = OpenOptions::new().read(true).write(true).custom_flags(flags).open(path)?;
     let metadata = file.metadata()?;
     if !metadata.is_file() || metadata.len() == 0 {
-        return Err("it is no file, or an empty one".into()); // which redb would fill
+        return Err("not a regular file, or an empty one".into()); // which redb would fill
     }
     if metadata.permissions().mode() & OTHERS != 0 {
         // As an earlier version made it. Of another owner's file, that is the owner's matter.

@@ -140,7 +140,7 @@ impl StateHome {
             accessat(CWD, there, Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS)
                 .map_err(|error| format!("{}: {error}", there.display()))
         } else {
-            Err(format!("{} is no directory", there.display()))
+            Err(format!("{} is not a directory", there.display()))
         };
         let dated = |name| Some((name, dated(&path.join(name))?));
         let snapshots = [CURRENT, PREVIOUS].into_iter().filter_map(dated).collect();
@@ -223,7 +223,7 @@ fn metrics(admin: SocketAddr) -> io::Result<String> {
             return Err(io::Error::other("its answer does not end"));
         }
     }
-    let stranger = || io::Error::other("what answers there is no skep");
+    let stranger = || io::Error::other("the program that answers there is not skep");
     let head = head(&bytes).ok().flatten().filter(|it| it.status == 200).ok_or_else(stranger)?;
     let rest = &bytes[head.bytes..];
     let body = match head.body {

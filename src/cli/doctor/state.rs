@@ -158,7 +158,7 @@ mod tests {
         fs::write(&file, "").unwrap();
         let it = StateHome::look(file.join("skep"));
         assert!(it.snapshots.is_empty());
-        assert!(it.writable.unwrap_err().ends_with("is no directory"));
+        assert!(it.writable.unwrap_err().ends_with("is not a directory"));
     }
 
     #[test]

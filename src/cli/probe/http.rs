@@ -268,7 +268,7 @@ fn granted<T>(
             format!("the tracker refuses: \"{reason}\"")
         }
         Err(Flaw::NotBencode) => {
-            format!("not a tracker: the reply is no bencoded dictionary, but {}", shown(body))
+            format!("not a tracker: the response is not a bencoded dictionary, but {}", shown(body))
         }
         Err(flaw) => format!("malformed: {}", flaw.text()),
     };

@@ -193,7 +193,7 @@ fn exchange(
         let bytes = message.into_data();
         let Ok(value) = serde_json::from_slice::<Value>(&bytes) else {
             let shown = bytes[..bytes.len().min(60)].escape_ascii();
-            let problem = format!("not a tracker: the message is no JSON, but \"{shown}\"");
+            let problem = format!("not a tracker: the message is not JSON, but \"{shown}\"");
             return Err(Trouble::Failed(problem));
         };
         if let Some(reason) = value.get("failure reason") {

@@ -99,7 +99,7 @@ impl Admin {
             ))
         };
         let bytes = self.exchange(body).map_err(passing)?;
-        let no_http = || Failure::Lasting(format!("what answers at {url} is no tracker"));
+        let no_http = || Failure::Lasting(format!("the program at {url} is not a tracker"));
         let reply = head(&bytes).ok().flatten().ok_or_else(no_http)?;
         let rest = &bytes[reply.bytes..];
         let said = match reply.body {

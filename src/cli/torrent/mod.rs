@@ -221,7 +221,7 @@ fn add(admin: &mut Admin, path: &Path) -> Verdict {
     };
     let torrent = match Metainfo::parse(&bytes) {
         Ok(torrent) => torrent,
-        Err(error) => return Verdict::failed(path, format!("is no torrent: {error}")),
+        Err(error) => return Verdict::failed(path, format!("is not a torrent: {error}")),
     };
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     let info_hash = torrent.info_hash().map(|it| it.to_string());
@@ -338,7 +338,7 @@ impl Progress {
         let [registered, known, failed] = counts;
         let sum = format!("{registered} registered, {known} known, {failed} failed");
         if self.total == 0 {
-            super::complain("there is no .torrent file");
+            super::complain("no .torrent file found");
         }
         if !self.json {
             let _ = writeln!(std::io::stdout().lock(), "{sum}");

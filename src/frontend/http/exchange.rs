@@ -197,25 +197,27 @@ impl Reply<'static> {
     fn of(rejected: Rejected) -> Self {
         let (status, fields, body) = match rejected {
             Rejected::NotFound => {
-                ("404 Not Found", "", "Nothing is here. Announces go to /announce.\n")
+                ("404 Not Found", "", "not found: announce URLs end in /announce\n")
             }
-            Rejected::BadMethod => {
-                ("405 Method Not Allowed", "Allow: GET, HEAD\r\n", "Only GET and HEAD.\n")
-            }
-            Rejected::LongTarget => ("414 URI Too Long", "", "The address is too long.\n"),
+            Rejected::BadMethod => (
+                "405 Method Not Allowed",
+                "Allow: GET, HEAD\r\n",
+                "method not allowed: use GET or HEAD\n",
+            ),
+            Rejected::LongTarget => ("414 URI Too Long", "", "request target too long\n"),
             Rejected::LongHead => {
-                ("431 Request Header Fields Too Large", "", "The head is too long.\n")
+                ("431 Request Header Fields Too Large", "", "request head too long\n")
             }
-            Rejected::TooSoon => ("429 Too Many Requests", "", "Too soon for all torrents.\n"),
+            Rejected::TooSoon => ("429 Too Many Requests", "", "full scrape too soon\n"),
             Rejected::BadUpgrade => (
                 "426 Upgrade Required",
                 "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n",
-                "WebSockets of version 13 only.\n",
+                "WebSocket version 13 required\n",
             ),
             Rejected::BadRequest
             | Rejected::BadPreamble
             | Rejected::BadFrame
-            | Rejected::BadMessage => ("400 Bad Request", "", "This is no HTTP request.\n"),
+            | Rejected::BadMessage => ("400 Bad Request", "", "not an HTTP request\n"),
         };
         let outcome = Outcome::Rejected(rejected);
         Self { status, content_type: "text/plain", fields, body: body.as_bytes(), outcome }

@@ -86,13 +86,13 @@ impl Malformed {
             Self::NoInfoHash => "info_hash is missing",
             Self::InfoHashLength => "info_hash is not 20 bytes",
             Self::InfoHashEscape => "info_hash has a bad escape",
-            Self::InfoHashTwice => "info_hash names two torrents",
-            Self::InfoHashesMany => "a scrape is of 74 torrents at most",
+            Self::InfoHashTwice => "info_hash given twice",
+            Self::InfoHashesMany => "too many torrents: a scrape names at most 74",
             Self::NoPeerId => "peer_id is missing",
             Self::PeerId => "peer_id is not 20 bytes",
             Self::NoPort => "port is missing",
-            Self::Port => "port is no port number",
-            Self::Controls => "control characters have to be escaped",
+            Self::Port => "invalid port",
+            Self::Controls => "unescaped control character",
         }
     }
 }

@@ -187,11 +187,11 @@ impl Fault {
     /// What the client is told.
     pub const fn text(self) -> &'static str {
         match self {
-            Self::Json => "message is no JSON object",
+            Self::Json => "message is not a JSON object",
             Self::Action => "action is neither announce nor scrape",
             Self::InfoHash => "info_hash is not 20 bytes as latin-1 text",
-            Self::FullScrape => "info_hash is missing: a scrape has to name its torrents",
-            Self::InfoHashes => "a scrape is of 74 torrents at most",
+            Self::FullScrape => "info_hash is missing: a scrape must name torrents",
+            Self::InfoHashes => "too many torrents: a scrape names at most 74",
             Self::PeerId => "peer_id is not 20 bytes as latin-1 text",
             Self::ToPeerId => "to_peer_id is not 20 bytes as latin-1 text",
             Self::OfferId => "offer_id is not 20 bytes as latin-1 text",
