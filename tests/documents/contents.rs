@@ -1,4 +1,4 @@
-//! What the documents say of settings, flags and files, held against the program.
+//! What the documents state about settings, flags and files, checked against the program.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::collections::BTreeSet;
@@ -9,20 +9,22 @@ use skep::config::{Config, Setting, settings};
 
 use crate::support::{run, texts};
 
-const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+pub(crate) const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
 /// A document: its path below the root, and its text.
-struct Document {
-    path: String,
-    text: String,
+pub(crate) struct Document {
+    pub(crate) path: String,
+    pub(crate) text: String,
 }
 
-/// README.md and the pages of docs/.
+/// README.md, the pages of docs/ and the decisions.
 fn documents() -> Vec<Document> {
     let mut paths = vec![PathBuf::from("README.md")];
-    let pages = fs::read_dir(Path::new(ROOT).join("docs")).unwrap();
-    let pages = pages.map(|it| Path::new("docs").join(it.unwrap().file_name()));
-    paths.extend(pages.filter(|it| it.extension().is_some_and(|it| it == "md")));
+    for folder in ["docs", "docs/decisions"] {
+        let pages = fs::read_dir(Path::new(ROOT).join(folder)).unwrap();
+        let pages = pages.map(|page| Path::new(folder).join(page.unwrap().file_name()));
+        paths.extend(pages.filter(|page| page.extension().is_some_and(|end| end == "md")));
+    }
     paths.sort();
     let read = |path: PathBuf| {
         let text = fs::read_to_string(Path::new(ROOT).join(&path)).unwrap();
@@ -33,7 +35,7 @@ fn documents() -> Vec<Document> {
 
 impl Document {
     /// Lines of blocks between fences, each with its block's language.
-    fn block_lines(&self) -> impl Iterator<Item = (&str, &str)> {
+    pub(crate) fn block_lines(&self) -> impl Iterator<Item = (&str, &str)> {
         let mut language = None;
         self.text.lines().filter_map(move |line| {
             match (line.trim_start().strip_prefix("```"), language) {
@@ -72,13 +74,13 @@ impl Document {
     }
 
     /// Targets of links.
-    fn links(&self) -> Vec<&str> {
+    pub(crate) fn links(&self) -> Vec<&str> {
         let ends = self.text.split("](").skip(1);
         ends.filter_map(|it| it.split_once(')')).map(|(target, _)| target).collect()
     }
 
     /// What links within the page can name, as sites derive it from headings.
-    fn anchors(&self) -> BTreeSet<String> {
+    pub(crate) fn anchors(&self) -> BTreeSet<String> {
         let heading = |it: &str| {
             let text = it.trim_start_matches('#').trim().to_lowercase();
             let is_kept = |it: &char| it.is_alphanumeric() || "-_ ".contains(*it);
@@ -242,32 +244,6 @@ fn calls_are_found_and_other_commands_are_not() {
     assert!(help_of(&found[0]).contains("--json"));
     assert!(calls("journalctl -u skep --no-pager && systemctl enable --now skep").is_empty());
     assert_eq!(calls("cargo run --release -- probe --json"), [vec!["probe", "--json"]]);
-}
-
-#[test]
-fn every_link_between_the_documents_leads_somewhere() {
-    let all = documents();
-    for document in &all {
-        for link in document.links() {
-            if link.contains("://") {
-                continue;
-            }
-            let (file, anchor) = link.split_once('#').unwrap_or((link, ""));
-            let folder = Path::new(&document.path).parent().unwrap();
-            let mut path = folder.join(file);
-            if let Some(above) = file.strip_prefix("../") {
-                path = folder.parent().unwrap().join(above);
-            }
-            if file.is_empty() {
-                path = PathBuf::from(&document.path);
-            }
-            assert!(Path::new(ROOT).join(&path).exists(), "{}: {link}", document.path);
-            let target = all.iter().find(|it| Path::new(&it.path) == path);
-            if let Some(target) = target.filter(|_| !anchor.is_empty()) {
-                assert!(target.anchors().contains(anchor), "{}: {link}", document.path);
-            }
-        }
-    }
 }
 
 #[test]

@@ -1,6 +1,7 @@
-//! What the documents claim of the program, and what the source tree promises of itself.
+//! The documents against the program and against themselves, and rules for the source tree.
 
 mod contents;
+mod pages;
 #[path = "../support/mod.rs"]
 mod support;
 mod tidy;
