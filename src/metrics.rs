@@ -9,6 +9,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use strum::{EnumCount, IntoStaticStr, VariantArray};
+
 pub use crate::types::Transport;
 use crate::types::{Action, Answered, Dropped, Family, NotStored, Refusal, Rejected};
 
@@ -44,7 +46,8 @@ impl NotStoredCounters {
 }
 
 /// What can happen at the kernel's edge and is survived.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, EnumCount, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case")]
 pub enum IoEvent {
     /// A multishot receive ended and was armed again.
     ReceiveRearmed,
@@ -66,29 +69,11 @@ pub enum IoEvent {
 
 impl IoEvent {
     /// Every event, in index order.
-    pub const ALL: [Self; 8] = [
-        Self::ReceiveRearmed,
-        Self::BuffersExhausted,
-        Self::CompletionOverflow,
-        Self::ReceiveFailed,
-        Self::SendQueueFull,
-        Self::SendRefused,
-        Self::SendUnreachable,
-        Self::SendFailed,
-    ];
+    pub const ALL: [Self; Self::COUNT] = *Self::VARIANTS.first_chunk().unwrap();
 
     /// The label used in metrics.
     pub fn label(self) -> &'static str {
-        match self {
-            Self::ReceiveRearmed => "receive_rearmed",
-            Self::BuffersExhausted => "buffers_exhausted",
-            Self::CompletionOverflow => "completion_overflow",
-            Self::ReceiveFailed => "receive_failed",
-            Self::SendQueueFull => "send_queue_full",
-            Self::SendRefused => "send_refused",
-            Self::SendUnreachable => "send_unreachable",
-            Self::SendFailed => "send_failed",
-        }
+        self.into()
     }
 }
 
@@ -218,7 +203,8 @@ impl Gauge {
 }
 
 /// Why a connection ended. Each accepted connection ends for exactly one of these reasons.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, EnumCount, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case")]
 pub enum Closed {
     /// The client closed it.
     ByClient,
@@ -255,48 +241,17 @@ pub enum Closed {
 
 impl Closed {
     /// Every reason, in index order.
-    pub const ALL: [Self; 15] = [
-        Self::ByClient,
-        Self::Done,
-        Self::HeadTimeout,
-        Self::IdleTimeout,
-        Self::WriteStalled,
-        Self::SendQueueFull,
-        Self::PerSourceCap,
-        Self::GlobalCap,
-        Self::Memory,
-        Self::Limited,
-        Self::BadPreamble,
-        Self::BadFrame,
-        Self::TlsFailed,
-        Self::IoError,
-        Self::Stopped,
-    ];
+    pub const ALL: [Self; Self::COUNT] = *Self::VARIANTS.first_chunk().unwrap();
 
     /// The label used in metrics.
     pub fn label(self) -> &'static str {
-        match self {
-            Self::ByClient => "by_client",
-            Self::Done => "done",
-            Self::HeadTimeout => "head_timeout",
-            Self::IdleTimeout => "idle_timeout",
-            Self::WriteStalled => "write_stalled",
-            Self::SendQueueFull => "send_queue_full",
-            Self::PerSourceCap => "per_source_cap",
-            Self::GlobalCap => "global_cap",
-            Self::Memory => "memory",
-            Self::Limited => "limited",
-            Self::BadPreamble => "bad_preamble",
-            Self::BadFrame => "bad_frame",
-            Self::TlsFailed => "tls_failed",
-            Self::IoError => "io_error",
-            Self::Stopped => "stopped",
-        }
+        self.into()
     }
 }
 
 /// How a TLS handshake ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, EnumCount, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case")]
 pub enum Handshake {
     /// With the whole exchange of keys and certificates.
     Full,
@@ -308,20 +263,17 @@ pub enum Handshake {
 
 impl Handshake {
     /// Every way, in index order.
-    pub const ALL: [Self; 3] = [Self::Full, Self::Resumed, Self::Failed];
+    pub const ALL: [Self; Self::COUNT] = *Self::VARIANTS.first_chunk().unwrap();
 
     /// The label used in metrics.
     pub fn label(self) -> &'static str {
-        match self {
-            Self::Full => "full",
-            Self::Resumed => "resumed",
-            Self::Failed => "failed",
-        }
+        self.into()
     }
 }
 
 /// Why an offer or an answer did not reach another WebSocket.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, EnumCount, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case")]
 pub enum MailLost {
     /// An offer that no client could take up.
     Unusable,
@@ -338,18 +290,11 @@ pub enum MailLost {
 
 impl MailLost {
     /// Every reason, in index order.
-    pub const ALL: [Self; 5] =
-        [Self::Unusable, Self::ReceiverGone, Self::OverQuota, Self::QueueFull, Self::MailboxFull];
+    pub const ALL: [Self; Self::COUNT] = *Self::VARIANTS.first_chunk().unwrap();
 
     /// The label used in metrics.
     pub fn label(self) -> &'static str {
-        match self {
-            Self::Unusable => "unusable",
-            Self::ReceiverGone => "receiver_gone",
-            Self::OverQuota => "over_quota",
-            Self::QueueFull => "queue_full",
-            Self::MailboxFull => "mailbox_full",
-        }
+        self.into()
     }
 }
 

@@ -6,6 +6,7 @@ use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use strum::{EnumCount, IntoStaticStr, VariantArray};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// The 20 bytes that name a torrent: SHA-1 of its info dictionary (BEP 3), or the first 20 bytes
@@ -308,7 +309,8 @@ pub struct ScrapeEntry {
 }
 
 /// Why a well-formed request is refused. The text goes to the client and never changes with input.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, EnumCount, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case")]
 pub enum Refusal {
     /// A parameter that an announce or scrape needs is missing or makes no sense (HTTP).
     Malformed,
@@ -342,22 +344,7 @@ pub enum Refusal {
 
 impl Refusal {
     /// Every reason, in index order.
-    pub const ALL: [Self; 14] = [
-        Self::Malformed,
-        Self::NoSource,
-        Self::NoFullScrape,
-        Self::TooManyTorrents,
-        Self::LowPort,
-        Self::Limited,
-        Self::TorrentDenied,
-        Self::NetworkDenied,
-        Self::ClientDenied,
-        Self::PortDenied,
-        Self::Unregistered,
-        Self::SimilarTorrent,
-        Self::UnknownPasskey,
-        Self::PasskeyLimit,
-    ];
+    pub const ALL: [Self; Self::COUNT] = *Self::VARIANTS.first_chunk().unwrap();
 
     /// What the client is told: at most [`REFUSAL_BYTES_MAX`] bytes, so that the error never
     /// outgrows the announce or scrape that it answers.
@@ -382,22 +369,7 @@ impl Refusal {
 
     /// The label used in metrics.
     pub fn label(self) -> &'static str {
-        match self {
-            Self::Malformed => "malformed",
-            Self::NoSource => "no_source",
-            Self::NoFullScrape => "no_full_scrape",
-            Self::TooManyTorrents => "too_many_torrents",
-            Self::LowPort => "low_port",
-            Self::Limited => "limited",
-            Self::TorrentDenied => "torrent_denied",
-            Self::NetworkDenied => "network_denied",
-            Self::ClientDenied => "client_denied",
-            Self::PortDenied => "port_denied",
-            Self::Unregistered => "unregistered",
-            Self::SimilarTorrent => "similar_torrent",
-            Self::UnknownPasskey => "unknown_passkey",
-            Self::PasskeyLimit => "passkey_limit",
-        }
+        self.into()
     }
 }
 
@@ -415,7 +387,8 @@ const _: () = {
 
 /// Why a datagram is met with silence. Every received datagram is answered or counted as one of
 /// these, so that received = answered + dropped, exactly.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, EnumCount, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case")]
 pub enum Dropped {
     /// Fewer than 16 bytes, or fewer than its action needs.
     TooShort,
@@ -443,40 +416,17 @@ pub enum Dropped {
 
 impl Dropped {
     /// Every reason, in index order.
-    pub const ALL: [Self; 11] = [
-        Self::TooShort,
-        Self::BadMagic,
-        Self::UnknownAction,
-        Self::ForgedId,
-        Self::ExpiredId,
-        Self::SourcePortZero,
-        Self::Oversized,
-        Self::LimitedConnect,
-        Self::Limited,
-        Self::ShedScrape,
-        Self::ShedConnect,
-    ];
+    pub const ALL: [Self; Self::COUNT] = *Self::VARIANTS.first_chunk().unwrap();
 
     /// The label used in metrics.
     pub fn label(self) -> &'static str {
-        match self {
-            Self::TooShort => "too_short",
-            Self::BadMagic => "bad_magic",
-            Self::UnknownAction => "unknown_action",
-            Self::ForgedId => "forged_id",
-            Self::ExpiredId => "expired_id",
-            Self::SourcePortZero => "source_port_zero",
-            Self::Oversized => "oversized",
-            Self::LimitedConnect => "limited_connect",
-            Self::Limited => "limited",
-            Self::ShedScrape => "shed_scrape",
-            Self::ShedConnect => "shed_connect",
-        }
+        self.into()
     }
 }
 
 /// Why a request over TCP is met with an HTTP error or an error message, or a connection closed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, EnumCount, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case")]
 pub enum Rejected {
     /// No HTTP request: 400.
     BadRequest,
@@ -502,18 +452,7 @@ pub enum Rejected {
 
 impl Rejected {
     /// Every reason, in index order.
-    pub const ALL: [Self; 10] = [
-        Self::BadRequest,
-        Self::NotFound,
-        Self::BadMethod,
-        Self::LongTarget,
-        Self::LongHead,
-        Self::TooSoon,
-        Self::BadUpgrade,
-        Self::BadPreamble,
-        Self::BadFrame,
-        Self::BadMessage,
-    ];
+    pub const ALL: [Self; Self::COUNT] = *Self::VARIANTS.first_chunk().unwrap();
 
     /// The transport it can happen on.
     pub fn transport(self) -> Transport {
@@ -525,23 +464,13 @@ impl Rejected {
 
     /// The label used in metrics.
     pub fn label(self) -> &'static str {
-        match self {
-            Self::BadRequest => "bad_request",
-            Self::NotFound => "not_found",
-            Self::BadMethod => "bad_method",
-            Self::LongTarget => "long_target",
-            Self::LongHead => "long_head",
-            Self::TooSoon => "too_soon",
-            Self::BadUpgrade => "bad_upgrade",
-            Self::BadPreamble => "bad_preamble",
-            Self::BadFrame => "bad_frame",
-            Self::BadMessage => "bad_message",
-        }
+        self.into()
     }
 }
 
 /// What a request asks for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, EnumCount, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case")]
 pub enum Action {
     /// BEP 15 connect.
     Connect,
@@ -557,23 +486,17 @@ pub enum Action {
 
 impl Action {
     /// Every action, in index order.
-    pub const ALL: [Self; 5] =
-        [Self::Connect, Self::Announce, Self::Scrape, Self::Answer, Self::Page];
+    pub const ALL: [Self; Self::COUNT] = *Self::VARIANTS.first_chunk().unwrap();
 
     /// The label used in metrics.
     pub fn label(self) -> &'static str {
-        match self {
-            Self::Connect => "connect",
-            Self::Announce => "announce",
-            Self::Scrape => "scrape",
-            Self::Answer => "answer",
-            Self::Page => "page",
-        }
+        self.into()
     }
 }
 
 /// Why a peer that announced, and was answered, is not in its swarm.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, EnumCount, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case")]
 pub enum NotStored {
     /// There is no memory left, and nothing on probation in reach.
     Memory,
@@ -587,16 +510,11 @@ pub enum NotStored {
 
 impl NotStored {
     /// Every reason, in index order.
-    pub const ALL: [Self; 4] = [Self::Memory, Self::HostFull, Self::NewTorrentLimit, Self::Shed];
+    pub const ALL: [Self; Self::COUNT] = *Self::VARIANTS.first_chunk().unwrap();
 
     /// The label used in metrics.
     pub fn label(self) -> &'static str {
-        match self {
-            Self::Memory => "memory",
-            Self::HostFull => "host_full",
-            Self::NewTorrentLimit => "new_torrent_limit",
-            Self::Shed => "shed",
-        }
+        self.into()
     }
 }
 
@@ -612,7 +530,8 @@ pub enum Outcome {
 }
 
 /// The protocols over TCP.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, EnumCount, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case")]
 pub enum Transport {
     /// HTTP, with or without TLS.
     Http,
@@ -622,14 +541,11 @@ pub enum Transport {
 
 impl Transport {
     /// Both, in index order.
-    pub const ALL: [Self; 2] = [Self::Http, Self::Ws];
+    pub const ALL: [Self; Self::COUNT] = *Self::VARIANTS.first_chunk().unwrap();
 
     /// The label used in metrics.
     pub fn label(self) -> &'static str {
-        match self {
-            Self::Http => "http",
-            Self::Ws => "ws",
-        }
+        self.into()
     }
 }
 

@@ -5,11 +5,12 @@ use std::net::IpAddr;
 use skep::protocol::udp::client::{Malformed, Reply, decode};
 use skep::protocol::udp::peer_stride;
 use skep::types::Family;
+use strum::{EnumCount, VariantArray};
 
 use crate::slots::{Kind, Pending};
 
 /// Why a reply is wrong.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, EnumCount, VariantArray)]
 pub(crate) enum Invalid {
     /// Fewer bytes than its action needs.
     TooShort,
@@ -63,32 +64,7 @@ pub(crate) enum Invalid {
 
 impl Invalid {
     /// All, in index order.
-    pub(crate) const ALL: [Self; 24] = [
-        Self::TooShort,
-        Self::ConnectLength,
-        Self::RaggedTail,
-        Self::UnknownAction,
-        Self::WrongAction,
-        Self::Oversized,
-        Self::OwnAddress,
-        Self::PortZero,
-        Self::TooManyPeers,
-        Self::DuplicatePeer,
-        Self::ScrapeCount,
-        Self::UnknownTransaction,
-        Self::SecondReply,
-        Self::NotHttp,
-        Self::HttpStatus,
-        Self::NotBencode,
-        Self::UnsortedKeys,
-        Self::KeysMissing,
-        Self::BadCount,
-        Self::WrongTorrent,
-        Self::KeptOpen,
-        Self::NotWebSocket,
-        Self::NotJson,
-        Self::Misrouted,
-    ];
+    pub(crate) const ALL: [Self; Self::COUNT] = *Self::VARIANTS.first_chunk().unwrap();
 
     /// The name in reports.
     pub(crate) fn label(self) -> &'static str {

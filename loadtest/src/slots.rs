@@ -10,10 +10,13 @@
 
 use std::collections::VecDeque;
 
+use strum::{EnumCount, IntoStaticStr, VariantArray};
+
 use crate::numbers::whole;
 
 /// What was asked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, EnumCount, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case")]
 pub(crate) enum Kind {
     /// A connection id.
     Connect,
@@ -25,15 +28,11 @@ pub(crate) enum Kind {
 
 impl Kind {
     /// All, in index order.
-    pub(crate) const ALL: [Self; 3] = [Self::Connect, Self::Announce, Self::Scrape];
+    pub(crate) const ALL: [Self; Self::COUNT] = *Self::VARIANTS.first_chunk().unwrap();
 
     /// The name in reports.
     pub(crate) fn label(self) -> &'static str {
-        match self {
-            Self::Connect => "connect",
-            Self::Announce => "announce",
-            Self::Scrape => "scrape",
-        }
+        self.into()
     }
 }
 

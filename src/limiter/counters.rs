@@ -1,10 +1,13 @@
 //! What the limiter counts: for each table, what came of each request. A worker's own, as all that
 //! [`crate::metrics`] has.
 
+use strum::{EnumCount, IntoStaticStr, VariantArray};
+
 use crate::metrics::Counter;
 
 /// What is limited.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, EnumCount, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case")]
 pub enum LimitTable {
     /// Work for sources that have proved their address.
     Verified,
@@ -21,23 +24,17 @@ pub enum LimitTable {
 
 impl LimitTable {
     /// Every table, in index order.
-    pub const ALL: [Self; 5] =
-        [Self::Verified, Self::Unverified, Self::NewTorrent, Self::Stop, Self::Connection];
+    pub const ALL: [Self; Self::COUNT] = *Self::VARIANTS.first_chunk().unwrap();
 
     /// The label used in metrics.
     pub fn label(self) -> &'static str {
-        match self {
-            Self::Verified => "verified",
-            Self::Unverified => "unverified",
-            Self::NewTorrent => "new_torrent",
-            Self::Stop => "stop",
-            Self::Connection => "connection",
-        }
+        self.into()
     }
 }
 
 /// What came of a request. Each that is asked about is counted as exactly one of these.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, EnumCount, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case")]
 pub enum LimitAction {
     /// Within the limit.
     Passed,
@@ -51,16 +48,11 @@ pub enum LimitAction {
 
 impl LimitAction {
     /// Every action, in index order.
-    pub const ALL: [Self; 4] = [Self::Passed, Self::Limited, Self::Slipped, Self::Exempt];
+    pub const ALL: [Self; Self::COUNT] = *Self::VARIANTS.first_chunk().unwrap();
 
     /// The label used in metrics.
     pub fn label(self) -> &'static str {
-        match self {
-            Self::Passed => "passed",
-            Self::Limited => "limited",
-            Self::Slipped => "slipped",
-            Self::Exempt => "exempt",
-        }
+        self.into()
     }
 }
 

@@ -21,6 +21,8 @@ use std::io::{self, ErrorKind, Read, Seek, Write};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
+use strum::{EnumCount, IntoStaticStr, VariantArray};
+
 use super::format::{Contents, Header, Identity, VERSION};
 use super::reader::{Fault, Snapshot};
 use super::writer::Writer;
@@ -136,7 +138,8 @@ impl Disk for Os {
 const READ_BYTES: usize = 256 << 10;
 
 /// What an attempt to save was about when it failed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, EnumCount, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case")]
 pub enum Step {
     /// Making the temporary file.
     Create,
@@ -150,16 +153,11 @@ pub enum Step {
 
 impl Step {
     /// Every step, in order.
-    pub const ALL: [Self; 4] = [Self::Create, Self::Write, Self::Sync, Self::Commit];
+    pub const ALL: [Self; Self::COUNT] = *Self::VARIANTS.first_chunk().unwrap();
 
     /// The label used in metrics.
     pub fn label(self) -> &'static str {
-        match self {
-            Self::Create => "create",
-            Self::Write => "write",
-            Self::Sync => "sync",
-            Self::Commit => "commit",
-        }
+        self.into()
     }
 }
 

@@ -8,8 +8,10 @@
 //! (Full batches are no sign: at its peak a tracker takes full batches from a queue that is nearly
 //! empty.)
 
+use strum::{EnumCount, VariantArray};
+
 /// What is left undone; each step includes those before.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, EnumCount, VariantArray)]
 pub enum Shedding {
     /// All is done.
     #[default]
@@ -24,7 +26,7 @@ pub enum Shedding {
 
 impl Shedding {
     /// Every step, in order.
-    pub const ALL: [Self; 4] = [Self::Nothing, Self::Scrapes, Self::NewTorrents, Self::Connects];
+    pub const ALL: [Self; Self::COUNT] = *Self::VARIANTS.first_chunk().unwrap();
 
     /// How full the queue has to be for a step, in thousandths.
     const BEGINS: [u32; 4] = [0, 500, 650, 800];

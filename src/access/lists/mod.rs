@@ -13,10 +13,13 @@ use std::sync::Arc;
 pub use list::{ENTRIES_MAX, Line, LineError, List, REASON_BYTES_MAX, line, reason};
 pub use value::{Kind, Prefix, Value, Values, parse as parse_value};
 
+use strum::{EnumCount, IntoStaticStr, VariantArray};
+
 use crate::types::{InfoHash, PeerId, Refusal};
 
 /// Which list.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, EnumCount, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case")]
 pub enum Name {
     /// Torrents that are served; no others.
     TorrentsAllow,
@@ -36,15 +39,7 @@ pub enum Name {
 
 impl Name {
     /// Every list, in index order.
-    pub const ALL: [Self; 7] = [
-        Self::TorrentsAllow,
-        Self::TorrentsDeny,
-        Self::NetworksAllow,
-        Self::NetworksDeny,
-        Self::ClientsAllow,
-        Self::ClientsDeny,
-        Self::PortsDeny,
-    ];
+    pub const ALL: [Self; Self::COUNT] = *Self::VARIANTS.first_chunk().unwrap();
 
     /// What it holds.
     pub const fn kind(self) -> Kind {
@@ -62,16 +57,8 @@ impl Name {
     }
 
     /// The setting's name, and the label used in metrics.
-    pub const fn label(self) -> &'static str {
-        match self {
-            Self::TorrentsAllow => "torrents_allow",
-            Self::TorrentsDeny => "torrents_deny",
-            Self::NetworksAllow => "networks_allow",
-            Self::NetworksDeny => "networks_deny",
-            Self::ClientsAllow => "clients_allow",
-            Self::ClientsDeny => "clients_deny",
-            Self::PortsDeny => "ports_deny",
-        }
+    pub fn label(self) -> &'static str {
+        self.into()
     }
 }
 

@@ -1,11 +1,25 @@
 //! What a finding is: one fact about the host, judged, with why it matters and what to do.
 
 use serde::Serialize;
+use strum::{EnumCount, IntoStaticStr, VariantArray};
 
 use super::host::Unread;
 
 /// How bad a finding is, from good to bad.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Serialize,
+    EnumCount,
+    IntoStaticStr,
+    VariantArray,
+)]
+#[strum(serialize_all = "snake_case")]
 #[serde(rename_all = "lowercase")]
 pub enum Severity {
     /// As it should be.
@@ -20,16 +34,11 @@ pub enum Severity {
 
 impl Severity {
     /// All of them, from good to bad.
-    pub const ALL: [Self; 4] = [Self::Ok, Self::Info, Self::Warning, Self::Problem];
+    pub const ALL: [Self; Self::COUNT] = *Self::VARIANTS.first_chunk().unwrap();
 
     /// Its name in the report.
     pub fn label(self) -> &'static str {
-        match self {
-            Self::Ok => "ok",
-            Self::Info => "info",
-            Self::Warning => "warning",
-            Self::Problem => "problem",
-        }
+        self.into()
     }
 }
 

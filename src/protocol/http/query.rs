@@ -10,6 +10,7 @@
 use std::net::IpAddr;
 
 use memchr::memchr;
+use strum::{EnumCount, VariantArray};
 
 use crate::protocol::SCRAPE_HASHES_MAX;
 use crate::types::{Event, InfoHash, PeerId};
@@ -41,7 +42,7 @@ pub struct AnnounceQuery {
 }
 
 /// Why a query cannot be answered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, EnumCount, VariantArray)]
 pub enum Malformed {
     /// An announce without a torrent.
     NoInfoHash,
@@ -67,18 +68,7 @@ pub enum Malformed {
 
 impl Malformed {
     /// Every reason.
-    pub const ALL: [Self; 10] = [
-        Self::NoInfoHash,
-        Self::InfoHashLength,
-        Self::InfoHashEscape,
-        Self::InfoHashTwice,
-        Self::InfoHashesMany,
-        Self::NoPeerId,
-        Self::PeerId,
-        Self::NoPort,
-        Self::Port,
-        Self::Controls,
-    ];
+    pub const ALL: [Self; Self::COUNT] = *Self::VARIANTS.first_chunk().unwrap();
 
     /// What the client is told.
     pub const fn text(self) -> &'static str {

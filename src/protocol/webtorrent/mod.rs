@@ -28,6 +28,8 @@ pub use encode::{
     encode_announced, encode_answer, encode_failure, encode_invalid, encode_offer, encode_scraped,
 };
 
+use strum::{EnumCount, VariantArray};
+
 pub use super::SCRAPE_HASHES_MAX;
 use crate::types::{Event, InfoHash, PeerId};
 
@@ -142,7 +144,7 @@ pub struct Invalid {
 
 /// What is wrong with a message, or with an offer in it. The text goes to the client and never
 /// changes with input.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, EnumCount, VariantArray)]
 pub enum Fault {
     /// No JSON object in UTF-8.
     Json,
@@ -170,19 +172,7 @@ pub enum Fault {
 
 impl Fault {
     /// Every fault.
-    pub const ALL: [Self; 11] = [
-        Self::Json,
-        Self::Action,
-        Self::InfoHash,
-        Self::FullScrape,
-        Self::InfoHashes,
-        Self::PeerId,
-        Self::ToPeerId,
-        Self::OfferId,
-        Self::Offers,
-        Self::Offer,
-        Self::Answer,
-    ];
+    pub const ALL: [Self; Self::COUNT] = *Self::VARIANTS.first_chunk().unwrap();
 
     /// What the client is told.
     pub const fn text(self) -> &'static str {
