@@ -3,7 +3,6 @@
 //! By the DevTools protocol over the WebSocket that Chromium opens on a port of the kernel's
 //! choice. Where there is no Chromium: `skipped: chromium not found`; with
 //! `SKEP_REQUIRE_EXTERNAL=1`, a failure.
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 #![allow(clippy::disallowed_methods, reason = "deadlines of tests are no time of the core")]
 
 use std::net::TcpStream;

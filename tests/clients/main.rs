@@ -1,5 +1,6 @@
 //! Real clients and browsers through a running skep: BitTorrent clients of Debian, WebTorrent in
 //! Node and Chromium, and the statistics page.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod authority;
 mod browser;

@@ -4,7 +4,6 @@
 //! A client that is not installed: `skipped: PROGRAM not found`; with `SKEP_REQUIRE_EXTERNAL=1`, a
 //! failure. aria2 and Transmission 3 speak to UDP trackers over IPv4 only, so IPv6 is libtorrent's.
 #![cfg(target_os = "linux")]
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
 
 use std::io::Write as _;
 

@@ -1,7 +1,6 @@
 //! The operators' statistics page of a running skep: figures in tables, what is sent once a second,
 //! who may read it, how it ends; and the page as a browser shows it.
 #![cfg(target_os = "linux")]
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
 #![allow(clippy::disallowed_methods, reason = "deadlines of tests are no time of the core")]
 
 use std::net::{SocketAddr, TcpStream};

@@ -4,7 +4,6 @@
 //! Where Node, npm, Chromium or npm's registry is not to be had: `skipped: … not found`; with
 //! `SKEP_REQUIRE_EXTERNAL=1`, a failure.
 #![cfg(target_os = "linux")]
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
 
 use std::time::Duration;
 

@@ -2,7 +2,6 @@
 //!
 //! Needs kubectl, systemd, nftables and python3-seccomp of Debian, and Python's validators
 //! (`.ci/run`). What is missing is said; with `SKEP_REQUIRE_EXTERNAL=1`, a failure.
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::fs;
 use std::path::Path;

@@ -3,7 +3,6 @@
 //! Needs promtool and prometheus (Debian's package prometheus), and Python's YAML (`.ci/run`). What
 //! is missing is said; with `SKEP_REQUIRE_EXTERNAL=1`, a failure. With `SKEP_PANELS=FILE` what the
 //! dashboard's panels show is written to that file, below the repository.
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 #![allow(clippy::disallowed_methods, reason = "deadlines of tests are no time of the core")]
 
 use std::collections::BTreeSet;

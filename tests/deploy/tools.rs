@@ -1,5 +1,4 @@
 //! What judges the files of `deploy/`: programs of Debian, and Python's below target/deploy-tools.
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 #![allow(dead_code, reason = "each test program uses a part")]
 
 use std::ffi::OsStr;

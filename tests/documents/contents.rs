@@ -1,5 +1,4 @@
 //! What the documents state about settings, flags and files, checked against the program.
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::collections::BTreeSet;
 use std::fs;

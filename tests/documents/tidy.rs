@@ -4,7 +4,6 @@
 //! Each rule is a function from a file to complaints, and is shown a snippet that breaks it: a
 //! checker that cannot fail checks nothing. Rules about code look at [`Source::code`], in which
 //! comments and the contents of strings are blanks.
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
 
 use std::fmt::Write as _;
 use std::fs;

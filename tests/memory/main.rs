@@ -5,7 +5,7 @@
 //! Each walk is in a process of its own, this program again, with the allocator of the real one:
 //! two threads announce straight to the store, faster than datagrams come. `MEMORY=all cargo test
 //! --test memory` takes every cap with every shape.
-#![allow(clippy::unwrap_used, reason = "helpers of a test may fail by panicking")]
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 #![allow(clippy::disallowed_methods, reason = "deadlines of tests are no time of the core")]
 
 #[path = "../support/mod.rs"]

@@ -3,8 +3,6 @@
 //! What needs a host that allows it (io_uring, raw sockets, network namespaces) says `skipped:`
 //! where it is denied, and fails instead when `SKEP_REQUIRE_EXTERNAL=1`.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
-
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::process::Command;

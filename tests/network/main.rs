@@ -1,5 +1,6 @@
 //! Workers on real sockets, in this process: both I/O backends, deadlines, TLS, WebSockets, and
 //! forged source addresses in a network namespace.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod io_backends;
 mod spoofing;

@@ -1,7 +1,6 @@
 //! Forged source addresses as they come over a wire: written by hand to a raw socket, in a network
 //! namespace of the test's own, whose loopback has public addresses. Nothing leaves it. And whose
 //! connection ids count for whom, between the addresses of one host.
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
 #![allow(clippy::disallowed_methods, reason = "deadlines of tests are no time of the core")]
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, UdpSocket};

@@ -1,6 +1,5 @@
 //! What connections hold and the work they cause, on real sockets and both backends: an account of
 //! memory that is kept to, and work that is charged to its source.
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;

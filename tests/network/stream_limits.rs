@@ -1,7 +1,6 @@
 //! Stream workers where descriptors are what there is too little of: thousands of connections that
 //! say nothing, and a process that has no descriptor left. The
 //! limit on open files is the process's, so each of them has a process of its own.
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 #![expect(clippy::disallowed_methods, reason = "deadlines of tests are no time of the core")]
 
 use std::env;

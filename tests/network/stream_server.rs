@@ -1,5 +1,4 @@
 //! Stream workers in this process, on ports of the kernel's choice, and clients that talk to them.
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 #![allow(dead_code, reason = "each test program uses a part")]
 #![allow(clippy::disallowed_methods, reason = "deadlines of tests are no time of the core")]
 

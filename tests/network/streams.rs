@@ -1,6 +1,5 @@
 //! Stream workers on real sockets, on both backends: connections, deadlines and limits, TLS, PROXY
 //! headers, WebSockets on different workers, and the end.
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, TcpStream};

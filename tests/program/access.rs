@@ -1,6 +1,5 @@
 //! Access control as operators meet it: lists in files and through the API, registered torrents,
 //! passkeys, `skep torrent add`; with a real skep.
-#![allow(clippy::unwrap_used, reason = "helpers of a test may fail by panicking")]
 
 use std::fs;
 use std::path::Path;

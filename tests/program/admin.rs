@@ -1,7 +1,6 @@
 //! The operators' listener: every documented reply, who is let in, what is listed. The router is
 //! served on a port of the kernel's choice by a process that only seems to be one; the last test
 //! asks a real one.
-#![allow(clippy::unwrap_used, reason = "helpers of a test may fail by panicking")]
 
 use std::collections::BTreeSet;
 use std::io::{Read as _, Write as _};

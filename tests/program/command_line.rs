@@ -1,5 +1,4 @@
 //! The command line as people and scripts meet it: help, exit codes, one-sentence errors.
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};

@@ -1,5 +1,4 @@
 //! The configuration as operators meet it: printed, read back, overridden, refused.
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::fs;
 use std::path::Path;

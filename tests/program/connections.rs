@@ -1,6 +1,5 @@
 //! The real program, with every buffer of its connections filled and with work that costs it most:
 //! memory keeps to its cap, a source gets its share of the processor, and others are served.
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 #![allow(clippy::disallowed_methods, reason = "a test measures time")]
 
 use std::any::Any;

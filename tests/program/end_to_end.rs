@@ -1,5 +1,4 @@
 //! The whole program over real sockets, with either backend: started, asked, reloaded, stopped.
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::fs;
 use std::io::Write as _;

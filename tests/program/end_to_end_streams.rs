@@ -1,6 +1,5 @@
 //! The whole program over TCP: HTTP, HTTPS, WebSockets and the Unix socket beside UDP, on either
 //! backend; and what operators see of it.
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;

@@ -1,5 +1,4 @@
 //! What the host withholds or breaks: descriptors, locked memory, system calls, a worker.
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::net::{SocketAddr, TcpStream, UdpSocket};

@@ -1,5 +1,4 @@
 //! Restart without a lost packet: the real program, replaced under load by itself.
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 #![allow(clippy::disallowed_methods, reason = "how long something took is what is tested")]
 
 use std::fs::File;

@@ -1,5 +1,4 @@
 //! `skep probe` over HTTP, TLS and WebSocket, against skep itself and against servers that err.
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::fs;
 use std::io::{Read, Write};

@@ -1,6 +1,5 @@
 //! Stop and start in a row: the address that a tracker had is another's at once, and at any time
 //! one tracker's only.
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 #![allow(clippy::disallowed_methods, reason = "how long something took is what is tested")]
 
 use std::io::Read as _;

@@ -1,6 +1,5 @@
 //! Whose files, whose sockets, whose word: what a start as root does not touch, what is kept from
 //! others on this host, and who may change something.
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 #![allow(clippy::disallowed_methods, reason = "how long something took is what is tested")]
 
 use std::collections::BTreeMap;

@@ -1,6 +1,5 @@
 //! Under a service manager, played by this test: readiness, the watchdog, socket activation, and
 //! sockets that are kept from one start to the next.
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::os::fd::OwnedFd;

@@ -1,6 +1,5 @@
 //! The real program with its snapshots: what it held is there again after any end, whatever has
 //! become of its files, and nobody is served worse meanwhile.
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::fs;
 use std::io::{Read as _, Write as _};

@@ -1,6 +1,5 @@
 //! A take-over in which something is lacking, dies or stands still: at every step one of the two
 //! trackers serves, and never both.
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 #![allow(clippy::disallowed_methods, reason = "how long something took is what is tested")]
 
 use std::io::{BufRead as _, BufReader, Read as _};

@@ -1,7 +1,6 @@
 //! The store against a naive model: the same million random operations on both, from one thread
 //! and from several. Seeds are printed: `SEED=n cargo test --test store against_model` runs one
 //! again.
-#![allow(clippy::unwrap_used, reason = "helpers of a test may fail by panicking")]
 
 #[path = "../models/store.rs"]
 mod model;

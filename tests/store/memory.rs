@@ -3,7 +3,6 @@
 //!
 //! The allocator of this program counts what each thread takes: it knows nothing of the store's own
 //! account. Seeds are printed; `SEED=n cargo test --test store memory` runs one again.
-#![allow(clippy::unwrap_used, reason = "helpers of a test may fail by panicking")]
 
 mod peerless;
 

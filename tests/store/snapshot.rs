@@ -1,6 +1,5 @@
 //! Snapshots without a server: what is saved comes back, whatever happens to the file is noticed,
 //! and no end of the process or failure of the disk leaves a snapshot that loads wrongly.
-#![allow(clippy::unwrap_used, reason = "helpers of a test may fail by panicking")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Cursor;

@@ -1,6 +1,5 @@
 //! The folder of snapshots under every failure: of the disk, of the process, of those who put
 //! other files there. Whatever happens, a start finds the last snapshot that was whole.
-#![allow(clippy::unwrap_used, reason = "helpers of a test may fail by panicking")]
 #![allow(clippy::disallowed_methods, reason = "deadlines of tests are no time of the core")]
 
 use std::cell::Cell;

@@ -1,5 +1,4 @@
 //! A real skep on ports of the kernel's choice, and the clients that talk to it.
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 #![allow(dead_code, reason = "each test program uses a part")]
 #![allow(clippy::disallowed_methods, reason = "deadlines of tests are no time of the core")]
 

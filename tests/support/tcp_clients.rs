@@ -1,5 +1,4 @@
 //! Clients over TCP: plain HTTP, HTTPS, and WebSockets with and without TLS.
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 #![allow(dead_code, reason = "each test program uses a part")]
 
 use std::collections::BTreeMap;

@@ -1,5 +1,4 @@
 //! A steady stream of announces over UDP, of which every one has to be answered.
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 #![allow(dead_code, reason = "each test program uses a part")]
 #![allow(clippy::disallowed_methods, reason = "a pace needs a clock")]
 

@@ -1,6 +1,5 @@
 //! Requests as real clients send them (tests/data/clients), into the front ends of an open and of a
 //! private tracker: each is served, and its peer is stored as it says.
-#![allow(clippy::unwrap_used, reason = "helpers of a test may fail by panicking")]
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;

@@ -8,7 +8,6 @@
 //! scrape = SEEDERS/COMPLETED/LEECHERS
 //! wait SECONDS                                                     silent peers are forgotten
 //! ```
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
 
 use std::collections::BTreeSet;
 

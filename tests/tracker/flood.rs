@@ -1,6 +1,5 @@
 //! Floods against all three front ends, without sockets and on a clock of the test's own: who asks
 //! for too much is stopped, and nobody else is.
-#![allow(clippy::unwrap_used, reason = "helpers of a test may fail by panicking")]
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;

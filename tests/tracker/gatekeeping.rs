@@ -1,6 +1,5 @@
 //! Lists, registration and passkeys hold on every protocol, for announces and scrapes alike;
 //! without sockets, as the front ends alone decide it.
-#![allow(clippy::unwrap_used, reason = "helpers of a test may fail by panicking")]
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;

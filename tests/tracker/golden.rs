@@ -10,7 +10,6 @@
 //! wait 128                    seconds that pass
 //! # …                         a comment, also behind hex; two blanks go on with the hex above
 //! ```
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs;

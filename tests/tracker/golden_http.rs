@@ -20,7 +20,6 @@
 //! In pieces and lines `\r`, `\n`, `\\` and `\xNN` stand for bytes. `!` names, in order, how every
 //! request of what was sent ended: what was answered (announce, scrape, page), refused or rejected
 //! (by the label of its metric), `upgraded`, `full_scrape CODING chunked|closed`, or `more`.
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;

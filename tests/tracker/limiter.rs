@@ -1,6 +1,5 @@
 //! The limiter against a fake clock and fixed keys: exact counts, compared with a load that falls
 //! exponentially in floating point.
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::{Arc, Barrier};

@@ -1,5 +1,6 @@
 //! The tracker in memory: bytes in, bytes out, and a clock of the tests' own. Codecs, golden
 //! conversations, lists, limits, WebRTC offers, and whole trackers in virtual time.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod amplification;
 mod client_requests;

@@ -1,6 +1,5 @@
 //! Which WebRTC offers a socket is handed: a quota for each of its torrents, shared by networks,
 //! with chance above it. Two workers without threads or sockets; time is passed in.
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
 
 use std::collections::BTreeMap;
 

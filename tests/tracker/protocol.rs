@@ -1,6 +1,5 @@
 //! The BEP 15 codec's two sides against each other: what one writes the other reads, of every
 //! truncation no more than what is there, and of arbitrary bytes nothing but a verdict.
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
 
 use proptest::collection::vec;
 use proptest::prelude::*;

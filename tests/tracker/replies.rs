@@ -1,6 +1,5 @@
 //! How many peers a reply holds: exactly what was asked for, what there is, or what the family's
 //! reply may carry, whichever is least; and who gets no reply when a worker cannot keep up.
-#![allow(clippy::unwrap_used, reason = "helpers of a test may fail by panicking")]
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;

@@ -1,7 +1,6 @@
 //! Clients with thousands of torrents that start and end, on a clock of the test's own: they are
 //! all in within a minute and all out at once, under the default limits, by how real clients repeat
 //! what was refused or lost (libtorrent 2.0 and 2.1, rTorrent 0.9.8).
-#![allow(clippy::unwrap_used, reason = "helpers of a test may fail by panicking")]
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;

@@ -1,6 +1,5 @@
 //! Whole trackers in virtual time, hundreds of them, against a naive model of what they should do:
 //! `SEED=7 cargo test --test tracker sim` runs one again, `SEEDS=10000` as many as that.
-#![allow(clippy::unwrap_used, reason = "helpers of a test may fail by panicking")]
 
 use std::collections::BTreeMap;
 use std::panic::catch_unwind;

@@ -10,7 +10,6 @@
 //! ```
 //!
 //! Nothing may be left unread when the next thing is said, nor at the end.
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
 
 use std::fs;
 use std::path::Path;
