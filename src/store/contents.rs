@@ -1,9 +1,9 @@
 //! What a map entry holds: a swarm in the cheapest of five layouts.
 
 use super::large::Large;
+use super::raw::{Block, Owned};
 use super::record::Record4;
 use super::roster::Outcome;
-use super::table::{Block, Owned};
 
 /// Downloads counted in a swarm, and whether the count may outlive its peers: only if two networks
 /// made it. Else three announces of one address would leave an entry for
@@ -86,9 +86,9 @@ pub(super) enum Contents {
     },
     /// One IPv4 peer, and a count that [fits](Count::fits_beside_peer).
     One(Record4, Count),
-    /// Up to [`BLOCK_RECORDS_MAX`](super::block::BLOCK_RECORDS_MAX) IPv4 peers of one scope.
+    /// Up to [`BLOCK_RECORDS_MAX`](super::raw::BLOCK_RECORDS_MAX) IPv4 peers of one scope.
     Few4(Block<4>),
-    /// Up to [`BLOCK_RECORDS_MAX`](super::block::BLOCK_RECORDS_MAX) IPv6 peers of one scope.
+    /// Up to [`BLOCK_RECORDS_MAX`](super::raw::BLOCK_RECORDS_MAX) IPv6 peers of one scope.
     Few6(Block<16>),
     /// Anything else: many peers, several kinds, or several scopes.
     Many(Owned),

@@ -1,7 +1,7 @@
 //! What the table asks of those who go through it: one entry under its shard's lock, or all of them
 //! in slices.
 
-use super::table::SwarmCell;
+use super::raw::SwarmCell;
 
 /// What is done with an entry, and who hears of what becomes of the table. Every call is under the
 /// shard's write lock.

@@ -9,13 +9,12 @@ use ahash::RandomState;
 use hashbrown::raw::RawTable;
 
 use super::asker::Asker;
-use super::block::BLOCK_RECORDS_MAX;
 use super::contents::Count;
 use super::full;
 use super::hosts::HostCounts;
+use super::raw::{BLOCK_RECORDS_MAX, Block};
 use super::record::{Endpoint, Network, Record, Role};
 use super::roster::{Beside, Counts, Outcome, Place, Roster};
-use super::table::Block;
 use crate::time::Now;
 use crate::types::{Kind, Scope};
 

@@ -12,9 +12,9 @@ use std::net::SocketAddr;
 
 use super::contents::Contents;
 use super::keeper::{Visit, Walk};
+use super::raw::SwarmCell;
 use super::record::{Address, Record, Role};
 use super::roster::Roster;
-use super::table::SwarmCell;
 use super::{Store, swarm};
 use crate::time::Now;
 use crate::types::{InfoHash, ScrapeEntry};
@@ -268,7 +268,7 @@ mod tests {
 
     use fastrand::Rng;
 
-    use super::super::table::SLICE_BUCKETS;
+    use super::super::raw::SLICE_BUCKETS;
     use super::super::{Change, Options, Room, Visit, keeper};
     use super::*;
     use crate::types::Contact;

@@ -1,7 +1,7 @@
 //! info-hash → swarm: the one store behind every front end.
 //!
-//! `table` finds a swarm's cell (`contents` says what a cell holds, `block` how a small swarm lies
-//! in memory, `keeper` what may be done under a shard's lock), `roster` keeps peers in an order
+//! `raw` finds a swarm's cell and says how it lies in memory (`contents`: what a cell holds,
+//! `keeper`: what may be done under a shard's lock), `roster` keeps peers in an order
 //! that makes choice cheap, `large` adds an index where a scan would be slow, and `hosts` what
 //! each host has there; `memory` keeps account of every byte, and an `asker` is refused where
 //! there are none left. `select` draws the peers, `spread` lets no network fill a reply, `expire`
@@ -12,7 +12,6 @@
 
 mod announce;
 mod asker;
-mod block;
 mod contents;
 mod expire;
 mod full;
@@ -22,12 +21,12 @@ mod large;
 mod list;
 mod memory;
 mod persist;
+mod raw;
 mod record;
 mod roster;
 mod select;
 mod spread;
 mod swarm;
-mod table;
 
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -50,12 +49,12 @@ use crate::types::{Contact, InfoHash, Kind, Scope, ScrapeEntry};
 use announce::Announcing;
 use contents::Contents;
 use memory::{Account, Memory};
+use raw::Table;
 use roster::Outcome;
 use swarm::{Reader, Tally};
-use table::Table;
 
 /// How many times [`Store::prefetch`] wants to see a batch.
-pub const PREFETCH_STAGES: usize = table::PREFETCH_STAGES;
+pub const PREFETCH_STAGES: usize = raw::PREFETCH_STAGES;
 
 /// The most peers of one family that one announce may be given.
 pub const CHOICE_MAX: usize = select::CHOICE_MAX;

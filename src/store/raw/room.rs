@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 
 use hashbrown::raw::RawTable;
 
-use super::{Entry, Spot, Table, buckets_capacity, entry_at, remove_at};
+use super::table::{Entry, Spot, Table, buckets_capacity, entry_at, remove_at};
 use crate::store::keeper::Keeper;
 
 /// Buckets that are looked at for those who may give way: some microseconds under the lock, where

@@ -3,38 +3,40 @@
 //! ```text
 //! block      completed (4) | len, capacity, wanting, seeders (2 each) | tags | record × capacity
 //! ```
-//!
-//! How a block lies in memory is [`super::table`]'s; what is done with one is plain Rust, here.
+
+use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::marker::PhantomData;
+use std::mem::ManuallyDrop;
+use std::ptr::{self, NonNull};
 
 use ahash::RandomState;
 
-use super::contents::Count;
-use super::record::{Endpoint, Record, Record4};
-use super::roster::{Counts, Place, Roster};
-use super::table::Block;
+use crate::store::contents::Count;
+use crate::store::record::{Endpoint, Record, Record4};
+use crate::store::roster::{Counts, Place, Roster};
 use crate::time::Now;
 
 /// What stands in front of a block's tags and records.
 #[derive(Clone, Copy)]
 #[repr(C)]
-pub(super) struct BlockHead {
+pub(in crate::store) struct BlockHead {
     /// Downloads counted.
-    pub(super) completed: Count,
+    pub(in crate::store) completed: Count,
     /// Records held.
-    pub(super) len: u16,
+    pub(in crate::store) len: u16,
     /// Records there is room for.
-    pub(super) capacity: u16,
+    pub(in crate::store) capacity: u16,
     /// Those who want data.
-    pub(super) wanting: u16,
+    pub(in crate::store) wanting: u16,
     /// Those who are complete.
-    pub(super) seeders: u16,
+    pub(in crate::store) seeders: u16,
 }
 
 /// Bytes of a head.
-pub(super) const HEAD_BYTES: usize = size_of::<BlockHead>();
+pub(in crate::store) const HEAD_BYTES: usize = size_of::<BlockHead>();
 
 /// The most records a block holds; a larger swarm keeps an index.
-pub(super) const BLOCK_RECORDS_MAX: usize = 1023;
+pub(in crate::store) const BLOCK_RECORDS_MAX: usize = 1023;
 
 /// A block with room for more than this keeps a byte of each record's hash, so that finding a peer
 /// reads one cache line for every 64 of them instead of eight or twenty.
@@ -53,11 +55,124 @@ fn size_class(bytes: usize) -> usize {
 
 /// Bytes of tags in a block of this capacity.
 #[inline]
-pub(super) fn tag_bytes(capacity: usize) -> usize {
+pub(in crate::store) fn tag_bytes(capacity: usize) -> usize {
     if capacity > UNTAGGED_MAX { capacity } else { 0 }
 }
 
+/// A swarm's peers in one allocation behind a thin pointer.
+pub(in crate::store) struct Block<const ADDRESS: usize> {
+    head: NonNull<BlockHead>,
+    records: PhantomData<Record<ADDRESS>>,
+}
+
+// SAFETY: a block owns its allocation and its records are plain bytes, so it may move threads.
+unsafe impl<const ADDRESS: usize> Send for Block<ADDRESS> {}
+// SAFETY: nothing in a block changes through a shared reference.
+unsafe impl<const ADDRESS: usize> Sync for Block<ADDRESS> {}
+
 impl<const ADDRESS: usize> Block<ADDRESS> {
+    fn layout(capacity: usize) -> Layout {
+        let bytes = Self::bytes_of(capacity);
+        Layout::from_size_align(bytes, align_of::<BlockHead>()).expect("a few KiB at most")
+    }
+
+    /// An empty block with room for `capacity` records.
+    pub(in crate::store) fn with_capacity(capacity: usize, completed: Count) -> Self {
+        let layout = Self::layout(capacity);
+        // SAFETY: the layout holds at least the head, so its size is not zero.
+        let memory = unsafe { alloc_zeroed(layout) };
+        let Some(head) = NonNull::new(memory.cast::<BlockHead>()) else {
+            handle_alloc_error(layout)
+        };
+        let capacity = u16::try_from(capacity).expect("capacity_for returns at most 1023");
+        // SAFETY: the allocation is new, aligned for the head and at least as large.
+        unsafe { head.write(BlockHead { completed, len: 0, capacity, wanting: 0, seeders: 0 }) };
+        Self { head, records: PhantomData }
+    }
+
+    /// Gives the block up for an address that [`Self::at`] takes back.
+    #[inline]
+    pub(super) fn into_address(self) -> usize {
+        ManuallyDrop::new(self).head.as_ptr().expose_provenance()
+    }
+
+    /// The block that was given up for this address.
+    ///
+    /// # Safety
+    /// The address came from [`Self::into_address`] of the same kind of block. The block returned
+    /// is a second handle on the same memory for as long as another is about.
+    #[inline]
+    pub(super) unsafe fn at(address: usize) -> Self {
+        let head = NonNull::new(ptr::with_exposed_provenance_mut(address));
+        Self { head: head.expect("packed from a non-null pointer"), records: PhantomData }
+    }
+
+    #[inline]
+    pub(in crate::store) fn head(&self) -> &BlockHead {
+        // SAFETY: the head was written at creation, and this block owns it until it is dropped.
+        unsafe { self.head.as_ref() }
+    }
+
+    #[inline]
+    pub(in crate::store) fn head_mut(&mut self) -> &mut BlockHead {
+        // SAFETY: as for `head`; `&mut self` makes the borrow unique.
+        unsafe { self.head.as_mut() }
+    }
+
+    #[inline]
+    pub(in crate::store) fn len(&self) -> usize {
+        usize::from(self.head().len)
+    }
+
+    #[inline]
+    pub(in crate::store) fn capacity(&self) -> usize {
+        usize::from(self.head().capacity)
+    }
+
+    /// What stands behind the head: tags, then records; `capacity` of each.
+    #[inline]
+    fn body(&self) -> NonNull<u8> {
+        // SAFETY: every block has at least the head's bytes, so one head further is in bounds.
+        unsafe { self.head.add(1) }.cast()
+    }
+
+    #[inline]
+    fn first(&self) -> *mut Record<ADDRESS> {
+        let tags = tag_bytes(self.capacity());
+        // SAFETY: the allocation holds that many tags behind the head, before the records.
+        unsafe { self.body().add(tags) }.cast().as_ptr()
+    }
+
+    /// A byte of each record's hash; empty in a small block.
+    #[inline]
+    pub(in crate::store) fn tags(&self) -> &[u8] {
+        let tags = tag_bytes(self.capacity()).min(self.len());
+        // SAFETY: that many bytes behind the head are tags; all were zeroed at creation.
+        unsafe { std::slice::from_raw_parts(self.body().as_ptr(), tags) }
+    }
+
+    #[inline]
+    pub(in crate::store) fn tags_mut(&mut self) -> &mut [u8] {
+        let tags = tag_bytes(self.capacity()).min(self.len());
+        // SAFETY: as for `tags`; `&mut self` makes the borrow unique.
+        unsafe { std::slice::from_raw_parts_mut(self.body().as_ptr(), tags) }
+    }
+
+    /// The records.
+    #[inline]
+    pub(in crate::store) fn slice(&self) -> &[Record<ADDRESS>] {
+        // SAFETY: as for `records_mut`; a shared borrow of the block keeps it unchanged.
+        unsafe { std::slice::from_raw_parts(self.first(), self.len()) }
+    }
+
+    #[inline]
+    pub(in crate::store) fn records_mut(&mut self) -> &mut [Record<ADDRESS>] {
+        let len = self.len();
+        // SAFETY: `len` <= `capacity` records were zeroed at creation, any bytes are a record, and
+        // `&mut self` makes the borrow unique.
+        unsafe { std::slice::from_raw_parts_mut(self.first(), len) }
+    }
+
     /// The capacity to ask for when `len` records must fit: what its size class has room for.
     fn capacity_for(len: usize) -> usize {
         let stride = size_of::<Record<ADDRESS>>();
@@ -70,46 +185,46 @@ impl<const ADDRESS: usize> Block<ADDRESS> {
 
     /// The whole size class that a block of this capacity needs.
     #[inline]
-    pub(super) fn bytes_of(capacity: usize) -> usize {
+    pub(in crate::store) fn bytes_of(capacity: usize) -> usize {
         size_class(HEAD_BYTES + tag_bytes(capacity) + capacity * size_of::<Record<ADDRESS>>())
     }
 
     /// Bytes of memory the block takes.
     #[inline]
-    pub(super) fn bytes(&self) -> usize {
+    pub(in crate::store) fn bytes(&self) -> usize {
         Self::bytes_of(self.capacity())
     }
 
     /// Bytes of a block with room for `len` records.
     #[inline]
-    pub(super) fn bytes_with_room(len: usize) -> usize {
+    pub(in crate::store) fn bytes_with_room(len: usize) -> usize {
         Self::bytes_of(Self::capacity_for(len))
     }
 
     /// An empty block with room for `len` records.
-    pub(super) fn with_room(len: usize, completed: Count) -> Self {
+    pub(in crate::store) fn with_room(len: usize, completed: Count) -> Self {
         Self::with_capacity(Self::capacity_for(len), completed)
     }
 
     /// Downloads counted in this swarm.
-    pub(super) fn completed(&self) -> Count {
+    pub(in crate::store) fn completed(&self) -> Count {
         self.head().completed
     }
 
     /// Replaces the count of downloads.
-    pub(super) fn set_completed(&mut self, completed: Count) {
+    pub(in crate::store) fn set_completed(&mut self, completed: Count) {
         self.head_mut().completed = completed;
     }
 
     /// Whether one more record would need an index.
     #[inline]
-    pub(super) fn is_full(&self) -> bool {
+    pub(in crate::store) fn is_full(&self) -> bool {
         self.len() == BLOCK_RECORDS_MAX
     }
 
     /// Cache lines worth prefetching: head and tags, or all of a small block.
     #[inline]
-    pub(super) fn lines(&self) -> u32 {
+    pub(in crate::store) fn lines(&self) -> u32 {
         let small = self.capacity() * size_of::<Record<ADDRESS>>();
         let tags = tag_bytes(self.capacity());
         let bytes = HEAD_BYTES + if tags == 0 { small } else { tags };
@@ -133,11 +248,20 @@ impl<const ADDRESS: usize> Block<ADDRESS> {
     }
 
     /// Gives back memory that the peers who left do not need any more.
-    pub(super) fn shrink(&mut self, keys: &RandomState) {
+    pub(in crate::store) fn shrink(&mut self, keys: &RandomState) {
         let fitting = Self::capacity_for(self.len());
         if fitting < self.capacity() {
             self.resize(fitting, keys);
         }
+    }
+}
+
+impl<const ADDRESS: usize> Drop for Block<ADDRESS> {
+    fn drop(&mut self) {
+        let layout = Self::layout(self.capacity());
+        // SAFETY: the memory came from this allocator with exactly this layout, and is not used
+        // after its owner is gone.
+        unsafe { dealloc(self.head.as_ptr().cast(), layout) };
     }
 }
 

@@ -1,0 +1,206 @@
+//! Cells: what a map entry holds of a swarm, packed into three words.
+
+use std::mem::ManuallyDrop;
+use std::ops::{Deref, DerefMut};
+use std::ptr::{self, NonNull};
+
+use super::block::Block;
+use crate::store::contents::{Contents, Count};
+use crate::store::large::Large;
+use crate::types::InfoHash;
+
+/// A large swarm on the heap, behind a pointer that may be looked through from several threads at
+/// once while the shard is locked for reading. (A `Box` may not: it promises to be the only way to
+/// what it points at.)
+pub(in crate::store) struct Owned(NonNull<Large>);
+
+impl Owned {
+    /// Moves a swarm to the heap.
+    pub(in crate::store) fn new(large: Large) -> Self {
+        Self(NonNull::from(Box::leak(Box::new(large))))
+    }
+}
+
+impl Deref for Owned {
+    type Target = Large;
+
+    #[inline]
+    fn deref(&self) -> &Large {
+        // SAFETY: the swarm lives until its owner is dropped, and changes only through `&mut self`.
+        unsafe { self.0.as_ref() }
+    }
+}
+
+impl DerefMut for Owned {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut Large {
+        // SAFETY: as for `deref`; `&mut self` makes the borrow unique.
+        unsafe { self.0.as_mut() }
+    }
+}
+
+impl Drop for Owned {
+    fn drop(&mut self) {
+        // SAFETY: the pointer came from `Box::leak`, and is not used after its owner is gone.
+        drop(unsafe { Box::from_raw(self.0.as_ptr()) });
+    }
+}
+
+// SAFETY: an owner is as good as the swarm itself, which may move threads.
+unsafe impl Send for Owned where Large: Send {}
+// SAFETY: through a shared owner only a shared swarm is reached.
+unsafe impl Sync for Owned where Large: Sync {}
+
+/// Cells are plain numbers to the compiler: what they stand for must be fit for threads as well.
+const _: () = {
+    const fn fit_for_threads<T: Send + Sync>() {}
+    fit_for_threads::<Contents>();
+};
+
+const TAG_EMPTY: u32 = 0;
+const TAG_ONE: u32 = 1;
+const TAG_FEW4: u32 = 2;
+const TAG_FEW6: u32 = 3;
+const TAG_MANY: u32 = 4;
+
+/// A packed [`Contents`]: 12 bytes of alignment 4, so that a map entry is half a cache line.
+pub(in crate::store) struct SwarmCell {
+    words: [u32; 3],
+}
+
+const _: () = assert!(size_of::<(InfoHash, SwarmCell)>() == 32);
+
+impl SwarmCell {
+    /// A swarm nobody is in.
+    pub(in crate::store) const VACANT: Self = Self { words: [TAG_EMPTY, 0, 0] };
+
+    fn pack(contents: Contents) -> Self {
+        let pointer = |tag: u32, address: usize| {
+            let address = address as u64;
+            #[expect(clippy::cast_possible_truncation, reason = "split into its two halves")]
+            let halves = [address as u32, (address >> 32) as u32];
+            Self { words: [tag, halves[0], halves[1]] }
+        };
+        match contents {
+            Contents::Empty { completed, since_s } => {
+                Self { words: [TAG_EMPTY, completed.word(), since_s] }
+            }
+            Contents::One(record, completed) => {
+                debug_assert!(completed.fits_beside_peer());
+                let [low, high] = zerocopy::transmute!(record);
+                Self { words: [TAG_ONE | (completed.word() << 8), low, high] }
+            }
+            Contents::Few4(block) => pointer(TAG_FEW4 | (block.lines() << 8), block.into_address()),
+            Contents::Few6(block) => pointer(TAG_FEW6 | (block.lines() << 8), block.into_address()),
+            Contents::Many(large) => {
+                let large = ManuallyDrop::new(large);
+                pointer(TAG_MANY | (1 << 8), large.0.as_ptr().expose_provenance())
+            }
+        }
+    }
+
+    #[inline]
+    fn address(&self) -> usize {
+        #[expect(clippy::cast_possible_truncation, reason = "a usize was split, 64-bit only")]
+        let address = (u64::from(self.words[2]) << 32 | u64::from(self.words[1])) as usize;
+        address
+    }
+
+    #[inline]
+    fn block<const ADDRESS: usize>(&self) -> Block<ADDRESS> {
+        // SAFETY: only called for the tag under which such a block was packed.
+        unsafe { Block::at(self.address()) }
+    }
+
+    /// A second handle on what the cell owns. Wrapped, so that it is never dropped by itself.
+    #[inline]
+    fn unpack(&self) -> ManuallyDrop<Contents> {
+        ManuallyDrop::new(match self.words[0] & 0xff {
+            TAG_ONE => {
+                let record = zerocopy::transmute!([self.words[1], self.words[2]]);
+                Contents::One(record, Count::from_word(self.words[0] >> 8))
+            }
+            TAG_FEW4 => Contents::Few4(self.block()),
+            TAG_FEW6 => Contents::Few6(self.block()),
+            TAG_MANY => {
+                let large = ptr::with_exposed_provenance_mut(self.address());
+                let large = NonNull::new(large).expect("packed from a non-null pointer");
+                Contents::Many(Owned(large))
+            }
+            _ => {
+                let completed = Count::from_word(self.words[1]);
+                Contents::Empty { completed, since_s: self.words[2] }
+            }
+        })
+    }
+
+    /// Replaces the contents by what `change` makes of them. The cell's memory is written only if
+    /// it has to be: most announces renew a record elsewhere, and a map entry that stays clean
+    /// need not be written back to memory.
+    #[inline]
+    pub(in crate::store) fn change<T>(
+        &mut self,
+        change: impl FnOnce(Contents) -> (Contents, T),
+    ) -> T {
+        // Until the new contents are back, cell and closure both own the old ones.
+        let guard = AbortOnUnwind;
+        let (contents, result) = change(ManuallyDrop::into_inner(self.unpack()));
+        let packed = ManuallyDrop::new(Self::pack(contents));
+        if packed.words != self.words {
+            self.words = packed.words;
+        }
+        std::mem::forget(guard);
+        result
+    }
+
+    /// Looks at the contents.
+    #[inline]
+    pub(in crate::store) fn peek<T>(&self, look: impl FnOnce(&Contents) -> T) -> T {
+        look(&self.unpack())
+    }
+
+    /// Whether there is neither peer nor count: the entry may go.
+    #[inline]
+    pub(in crate::store) fn is_vacant(&self) -> bool {
+        self.words[0] & 0xff == TAG_EMPTY && self.words[1] == 0
+    }
+
+    /// Whether anybody is in the swarm: a layout that can hold peers always holds one.
+    #[inline]
+    pub(in crate::store) fn has_peers(&self) -> bool {
+        self.words[0] & 0xff != TAG_EMPTY
+    }
+
+    /// Since which second of the Unix epoch nobody has been in the swarm; `None`: somebody is.
+    #[inline]
+    pub(super) fn empty_since_s(&self) -> Option<u32> {
+        (!self.has_peers()).then_some(self.words[2])
+    }
+
+    /// The cache lines worth prefetching, if the contents live elsewhere.
+    #[inline]
+    pub(super) fn lines(&self) -> impl Iterator<Item = *const u8> {
+        let elsewhere = self.words[0] & 0xff >= TAG_FEW4;
+        let lines = if elsewhere { self.words[0] >> 8 } else { 0 };
+        let first: *const u8 = ptr::with_exposed_provenance(self.address());
+        (0..lines as usize).map(move |line| first.wrapping_add(line * 64))
+    }
+}
+
+impl Drop for SwarmCell {
+    #[inline]
+    fn drop(&mut self) {
+        if self.words[0] & 0xff >= TAG_FEW4 {
+            drop(ManuallyDrop::into_inner(self.unpack()));
+        }
+    }
+}
+
+/// Ends the process when dropped, which only unwinding does.
+struct AbortOnUnwind;
+
+impl Drop for AbortOnUnwind {
+    fn drop(&mut self) {
+        std::process::abort();
+    }
+}

@@ -1,0 +1,22 @@
+//! Memory layout of the store: the raw map of info-hash to swarm, and the blocks small swarms
+//! live in. The only `unsafe` outside `sys/`, so that everything above can be plain Rust.
+//!
+//! ```text
+//! map entry  info-hash (20) | cell (12)                                      = 32 bytes
+//!   cell     tag (1) completed (3) | one IPv4 peer in place, or a pointer (8)
+//! block      completed (4) | len, capacity, wanting, seeders (2 each) | tags | record × capacity
+//! ```
+//!
+//! Three quarters of all torrents have one peer: those need nothing but their map entry.
+#![expect(unsafe_code, reason = "raw-table access with prefetch; packed pointers; thin blocks")]
+
+mod block;
+mod cell;
+mod room;
+mod table;
+
+pub(super) use block::{BLOCK_RECORDS_MAX, Block};
+pub(super) use cell::{Owned, SwarmCell};
+#[cfg(test)]
+pub(super) use table::SLICE_BUCKETS;
+pub(super) use table::{PREFETCH_STAGES, Table};
