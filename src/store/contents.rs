@@ -98,6 +98,12 @@ impl Contents {
     /// Neither peers nor a count.
     pub(super) const VACANT: Self = Self::Empty { completed: Count::NONE, since_s: 0 };
 
+    /// Whether anybody is in the swarm: a layout that can hold peers always holds one.
+    #[inline]
+    pub(super) fn has_peers(&self) -> bool {
+        !matches!(self, Self::Empty { .. })
+    }
+
     /// Bytes of memory beyond the map entry.
     #[inline]
     pub(super) fn bytes(&self) -> usize {

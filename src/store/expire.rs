@@ -7,9 +7,8 @@
 use std::ops::Range;
 
 use super::contents::Contents;
-use super::keeper::Visit;
 use super::large::{Crowd, Large, Members};
-use super::raw::{Block, Owned, SwarmCell};
+use super::raw::{Block, Owned};
 use super::record::{Address, Record};
 use super::roster::Roster;
 use super::{ShardTotals, Store, swarm};
@@ -148,29 +147,37 @@ impl Sweeper {
         let empty_age_s_max = limits.empty_torrent_age_s_max;
         let empty_torrent_age_s_max = self.empty_age_s_max.unwrap_or(empty_age_s_max);
         let limits = Limits { empty_torrent_age_s_max, ..limits };
-        let mut place = self.place.take();
-        let shard = self.shard;
-        let visit = |info_hash: &InfoHash, cell: &mut SwarmCell, looks: &mut usize| {
-            let (was_vacant, had_peers) = (cell.is_vacant(), cell.has_peers());
-            let from = place.take().filter(|it| it.info_hash == *info_hash);
-            let here = Expiry { store, totals, now, limits };
-            let before = cell.peek(Contents::bytes);
-            place = here.expire_cell(info_hash, cell, from, looks);
-            store.note_bytes(shard, before, cell.peek(Contents::bytes));
-            totals.note_peers(had_peers, cell.has_peers());
-            if place.is_some() {
-                return Visit::Pause;
+        let expiry = Expiry { store, totals, now, limits };
+        let mut shard = store.table.lock_shard(self.shard);
+        while self.bucket < shard.buckets() {
+            if *looks == 0 {
+                return false;
             }
-            if !was_vacant && cell.is_vacant() {
-                totals.note_entry(true, false);
+            *looks -= 1;
+            let swept = shard.update_at(self.bucket, |info_hash, contents| {
+                let (bytes, had_peers) = (contents.bytes(), contents.has_peers());
+                let from = self.place.take().filter(|place| place.info_hash == *info_hash);
+                let (contents, place) = expiry.expire(info_hash, contents, from, looks);
+                store.note_bytes(self.shard, bytes, contents.bytes());
+                totals.note_peers(had_peers, contents.has_peers());
+                (contents, place)
+            });
+            if let Some((place, stays)) = swept {
+                totals.note_entry(true, stays);
+                if place.is_some() {
+                    self.place = place;
+                    return false;
+                }
             }
-            Visit::Done
-        };
-        let resized = |before, after| store.note_bytes(shard, before, after);
-        let next = store.table.sweep(shard, self.bucket, looks, visit, resized);
-        self.place = place;
-        self.bucket = next.unwrap_or(0);
-        next.is_none()
+            self.bucket += 1;
+        }
+        if shard.is_sparse() {
+            // Half as many again never leaves it as it is: then at most half the buckets are full.
+            let roomy = shard.len() + shard.len() / 2;
+            store.shrink_table(&mut shard, roomy);
+        }
+        self.bucket = 0;
+        true
     }
 }
 
@@ -183,49 +190,47 @@ struct Expiry<'a> {
 }
 
 impl Expiry<'_> {
-    /// Expires one swarm; says where to go on in it if `looks` ran out.
-    fn expire_cell(
+    /// Expires one swarm; returns where to go on in it if `looks` ran out.
+    fn expire(
         &self,
         info_hash: &InfoHash,
-        cell: &mut SwarmCell,
+        contents: Contents,
         from: Option<Place>,
         looks: &mut usize,
-    ) -> Option<Place> {
+    ) -> (Contents, Option<Place>) {
         let now = self.now;
         let empty_age_s_max = u64::from(self.limits.empty_torrent_age_s_max);
-        cell.change(|contents| {
-            let contents = match contents {
-                Contents::Empty { since_s, .. }
-                    if now.seconds().saturating_sub(since_s.into()) > empty_age_s_max =>
-                {
-                    Contents::VACANT
+        let contents = match contents {
+            Contents::Empty { since_s, .. }
+                if now.seconds().saturating_sub(since_s.into()) > empty_age_s_max =>
+            {
+                Contents::VACANT
+            }
+            Contents::One(record, completed)
+                if record.stamp().age_s(now) > self.limits.peer_age_s_max =>
+            {
+                self.totals.leave(Kind::V4, record.stamp().role());
+                swarm::empty(completed, now)
+            }
+            Contents::Few4(block) => self.expire_few4(block, looks),
+            Contents::Few6(mut block) => {
+                self.expire_block(&mut block, looks);
+                if block.records().is_empty() {
+                    swarm::empty(block.completed(), now)
+                } else {
+                    Contents::Few6(block)
                 }
-                Contents::One(record, completed)
-                    if record.stamp().age_s(now) > self.limits.peer_age_s_max =>
-                {
-                    self.totals.leave(Kind::V4, record.stamp().role());
-                    swarm::empty(completed, now)
+            }
+            Contents::Many(mut large) => {
+                let place = self.expire_large(info_hash, &mut large, from, looks);
+                if place.is_some() {
+                    return (Contents::Many(large), place);
                 }
-                Contents::Few4(block) => self.expire_few4(block, looks),
-                Contents::Few6(mut block) => {
-                    self.expire_block(&mut block, looks);
-                    if block.records().is_empty() {
-                        swarm::empty(block.completed(), now)
-                    } else {
-                        Contents::Few6(block)
-                    }
-                }
-                Contents::Many(mut large) => {
-                    let place = self.expire_large(info_hash, &mut large, from, looks);
-                    if place.is_some() {
-                        return (Contents::Many(large), place);
-                    }
-                    self.settle(large)
-                }
-                as_it_was => as_it_was,
-            };
-            (contents, None)
-        })
+                self.settle(large)
+            }
+            as_it_was => as_it_was,
+        };
+        (contents, None)
     }
 
     fn expire_few4(&self, mut block: Block<4>, looks: &mut usize) -> Contents {

@@ -9,10 +9,10 @@
 use std::cmp::{Ordering, Reverse};
 use std::collections::BinaryHeap;
 use std::net::SocketAddr;
+use std::ops::ControlFlow;
 
 use super::contents::Contents;
-use super::keeper::{Visit, Walk};
-use super::raw::SwarmCell;
+use super::raw::{ShardWalk, SwarmCell};
 use super::record::{Address, Record, Role};
 use super::roster::Roster;
 use super::{Store, swarm};
@@ -104,12 +104,12 @@ impl Store {
     /// Shows every torrent to `look`, in no particular order, and maybe some more than once.
     fn look_through(&self, mut look: impl FnMut(&InfoHash, &SwarmCell)) {
         for shard in 0..self.table.shards() {
-            let mut walk = Walk::of(shard);
+            let mut walk = ShardWalk::new(shard);
             let mut look = |_, info_hash: &InfoHash, cell: &SwarmCell| {
                 look(info_hash, cell);
-                Visit::Done
+                ControlFlow::Continue(())
             };
-            while self.table.look_on(&mut walk, &mut look) {}
+            while self.table.walk_on(&mut walk, &mut look) {}
         }
     }
 }
@@ -269,7 +269,7 @@ mod tests {
     use fastrand::Rng;
 
     use super::super::raw::SLICE_BUCKETS;
-    use super::super::{Change, Options, Room, Visit, keeper};
+    use super::super::{Change, Options, Room, Visit};
     use super::*;
     use crate::types::Contact;
 
@@ -298,12 +298,12 @@ mod tests {
     fn walk(store: &Store, mut meanwhile: impl FnMut()) -> Vec<InfoHash> {
         let mut seen = Vec::new();
         for shard in 0..store.table.shards() {
-            let mut walk = Walk::of(shard);
+            let mut walk = ShardWalk::new(shard);
             let mut look = |_, info_hash: &InfoHash, _: &SwarmCell| {
                 seen.push(*info_hash);
-                keeper::Visit::Done
+                ControlFlow::Continue(())
             };
-            while store.table.look_on(&mut walk, &mut look) {
+            while store.table.walk_on(&mut walk, &mut look) {
                 meanwhile();
             }
         }

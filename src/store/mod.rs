@@ -1,7 +1,7 @@
 //! info-hash → swarm: the one store behind every front end.
 //!
 //! `raw` finds a swarm's cell and says how it lies in memory (`contents`: what a cell holds,
-//! `keeper`: what may be done under a shard's lock), `roster` keeps peers in an order
+//! `announce` goes through one entry under its shard's lock), `roster` keeps peers in an order
 //! that makes choice cheap, `large` adds an index where a scan would be slow, and `hosts` what
 //! each host has there; `memory` keeps account of every byte, and an `asker` is refused where
 //! there are none left. `select` draws the peers, `spread` lets no network fill a reply, `expire`
@@ -13,10 +13,10 @@
 mod announce;
 mod asker;
 mod contents;
+mod evict;
 mod expire;
 mod full;
 mod hosts;
-mod keeper;
 mod large;
 mod list;
 mod memory;
@@ -44,9 +44,7 @@ pub use persist::{
 pub use record::{PEER_AGE_S_LIMIT, Role, TICK_S};
 pub use roster::Change;
 
-use crate::time::Now;
 use crate::types::{Contact, InfoHash, Kind, Scope, ScrapeEntry};
-use announce::Announcing;
 use contents::Contents;
 use memory::{Account, Memory};
 use raw::Table;
@@ -298,39 +296,6 @@ impl Store {
     #[inline]
     pub fn prefetch(&self, stage: usize, info_hash: &InfoHash) {
         self.table.prefetch(stage, info_hash);
-    }
-
-    /// Applies one announce to its own peer, then chooses others for it.
-    #[inline]
-    pub fn announce(
-        &self,
-        now: Now,
-        visit: &Visit<'_>,
-        room: &mut Room<'_>,
-        random: &mut Rng,
-    ) -> Answer {
-        self.announce_if(now, visit, room, random, &mut || true)
-    }
-
-    /// The same, but a torrent that is not known is stored only if `admits_new` says so. It is
-    /// asked once at most, under a lock: it must be quick, and stay away from the store.
-    #[inline]
-    pub fn announce_if(
-        &self,
-        now: Now,
-        visit: &Visit<'_>,
-        room: &mut Room<'_>,
-        random: &mut Rng,
-        admits_new: &mut dyn FnMut() -> bool,
-    ) -> Answer {
-        let scope = match visit.contact {
-            Contact::Port(_) => Scope::of(visit.address),
-            Contact::Web(_) => Scope::Public,
-        };
-        let mut announcing = Announcing::new(self, (now, scope), visit, room, random, admits_new);
-        let joins = matches!(visit.change, Change::Present { .. });
-        let answer = self.table.write(visit.info_hash, joins, &mut announcing);
-        Answer { created: announcing.created, ..answer }
     }
 
     /// Tells the counts of a torrent, and chooses peers for an asker, in a role, who does not join

@@ -23,6 +23,7 @@
 
 use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::ops::ControlFlow;
 use std::sync::atomic::Ordering;
 
 use ahash::RandomState;
@@ -31,9 +32,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::asker::Asker;
 use super::contents::{Contents, Count};
-use super::keeper::{self, Keeper, Walk};
 use super::large::{Crowd, Large};
-use super::raw::SwarmCell;
+use super::raw::{ShardWalk, SwarmCell};
 use super::record::{Record, Role, Stamp};
 use super::roster::{Change, Roster};
 use super::swarm::{self, Tally};
@@ -141,7 +141,7 @@ pub struct Batch {
 /// An export in the making.
 pub struct Export {
     at: Now,
-    walk: Walk,
+    walk: ShardWalk,
     seen: Seen,
     /// The large swarm that is not copied to its end yet.
     rest: Option<Rest>,
@@ -150,7 +150,7 @@ pub struct Export {
 impl Export {
     /// An export as of this moment: it is what ages are counted from.
     pub fn new(at: Now) -> Self {
-        Self { at, walk: Walk::of(0), seen: Seen::default(), rest: None }
+        Self { at, walk: ShardWalk::new(0), seen: Seen::default(), rest: None }
     }
 }
 
@@ -167,16 +167,16 @@ impl Store {
         if walk.shard == self.table.shards() {
             return false;
         }
-        let more = self.table.look_on(walk, |restarts, info_hash, cell| {
+        let more = self.table.walk_on(walk, |restarts, info_hash, cell| {
             if seen.has(info_hash, restarts) {
-                return keeper::Visit::Done;
+                return ControlFlow::Continue(());
             }
             *rest = cell.peek(|contents| batch.add(*at, info_hash, contents));
             let pauses = rest.is_some() || batch.peers() >= PEERS_PER_SLICE;
-            if pauses { keeper::Visit::Pause } else { keeper::Visit::Done }
+            if pauses { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         });
         if !more {
-            *walk = Walk::of(walk.shard + 1);
+            *walk = ShardWalk::new(walk.shard + 1);
             seen.clear();
         }
         true
@@ -386,8 +386,20 @@ impl Store {
         random: &mut Rng,
         restored: &mut Restored,
     ) {
-        let mut restoring = Restoring { store: self, terms, torrent, random, restored };
-        self.table.write(&torrent.info_hash, true, &mut restoring);
+        let key = self.table.key(&torrent.info_hash);
+        let mut shard = self.table.lock(key);
+        let number = shard.number();
+        let mut entry = shard.entry(key);
+        let existed = entry.exists();
+        if !existed && !self.reserve_bucket(number, &mut entry) {
+            restored.refused += (torrent.v4.len() + torrent.v6.len()) as u64;
+            return;
+        }
+        let mut restoring =
+            Restoring { store: self, shard: number, terms, torrent, random, restored };
+        let ((), stays) = entry.update(|contents| (restoring.merge(contents), ()));
+        restored.torrents += u64::from(stays);
+        self.totals[number].note_entry(existed, stays);
     }
 
     /// Adds what was counted before a snapshot to [`super::Totals::completed`].
@@ -397,67 +409,18 @@ impl Store {
     }
 }
 
-/// A torrent on its way through the table.
+/// A torrent that is being restored.
 struct Restoring<'a, 't> {
     store: &'a Store,
+    shard: usize,
     terms: Terms,
     torrent: &'a Arrival<'t>,
     random: &'a mut Rng,
     restored: &'a mut Restored,
 }
 
-impl Keeper for Restoring<'_, '_> {
-    type Told = ();
-
-    fn change(&mut self, shard: usize, cell: &mut SwarmCell) {
-        cell.change(|contents| (self.merge(shard, contents), ()));
-        self.restored.torrents += u64::from(!cell.is_vacant());
-    }
-
-    fn may_create(&mut self) -> bool {
-        true
-    }
-
-    fn turned_away(&mut self) {}
-
-    fn may_grow(&mut self, shard: usize, bytes: usize) -> bool {
-        self.store.memory.admits(&self.store.totals[shard].account, bytes as u64)
-    }
-
-    fn without_bucket(&mut self) {
-        let peers = self.torrent.v4.len() + self.torrent.v6.len();
-        self.restored.refused += peers as u64;
-    }
-
-    fn wants_room(&mut self) -> bool {
-        false
-    }
-
-    fn lacks_bucket(&self) -> bool {
-        false
-    }
-
-    fn empties(&self, _: usize) -> usize {
-        0
-    }
-
-    fn may_go(&self, _: &SwarmCell) -> bool {
-        false
-    }
-
-    fn goes(&mut self, _: usize, _: &mut SwarmCell) {}
-
-    fn entry(&mut self, shard: usize, before: bool, after: bool) {
-        self.store.totals[shard].note_entry(before, after);
-    }
-
-    fn resized(&mut self, shard: usize, before: usize, after: usize) {
-        self.store.note_bytes(shard, before, after);
-    }
-}
-
 impl Restoring<'_, '_> {
-    fn merge(&mut self, shard: usize, contents: Contents) -> Contents {
+    fn merge(&mut self, contents: Contents) -> Contents {
         let before = contents.bytes();
         let keys = self.store.table.keys();
         let mut contents = match contents {
@@ -467,16 +430,16 @@ impl Restoring<'_, '_> {
                 swarm::with_completed(other, more, keys)
             }
         };
-        self.store.note_bytes(shard, before, contents.bytes());
+        self.store.note_bytes(self.shard, before, contents.bytes());
         let torrent = self.torrent;
         for peer in torrent.v4 {
             let [a, b, c, d, ..] = peer.endpoint;
-            contents = self.add(shard, contents, Ipv4Addr::new(a, b, c, d).into(), peer);
+            contents = self.add(contents, Ipv4Addr::new(a, b, c, d).into(), peer);
         }
         for peer in torrent.v6 {
             let mut octets = [0; 16];
             octets.copy_from_slice(&peer.endpoint[..16]);
-            contents = self.add(shard, contents, Ipv6Addr::from(octets).into(), peer);
+            contents = self.add(contents, Ipv6Addr::from(octets).into(), peer);
         }
         contents
     }
@@ -495,7 +458,6 @@ impl Restoring<'_, '_> {
     /// Merges a peer.
     fn add<const ENDPOINT: usize>(
         &mut self,
-        shard: usize,
         contents: Contents,
         address: IpAddr,
         peer: &SavedPeer<ENDPOINT>,
@@ -516,13 +478,13 @@ impl Restoring<'_, '_> {
         let change = Change::Present { role: stamp.role(), completed: false };
         let info_hash = &self.torrent.info_hash;
         let visit = Visit { info_hash, address, contact, change, capped: false };
-        let totals = &self.store.totals[shard];
+        let totals = &self.store.totals[self.shard];
         let account = (&*self.store.memory, &totals.account);
         let keys = self.store.table.keys();
         let asker = Asker::new((now, scope, change), keys, self.random, false, account);
         let before = contents.bytes();
         let (kind, (contents, outcome)) = asker.restoring(stamp).announce(contents, &visit);
-        self.store.note_bytes(shard, before, contents.bytes());
+        self.store.note_bytes(self.shard, before, contents.bytes());
         let Tally { peers, .. } = Tally::of(&contents);
         totals.note(kind, &outcome, peers);
         match (outcome.stored, outcome.before) {

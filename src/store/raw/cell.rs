@@ -72,7 +72,7 @@ const _: () = assert!(size_of::<(InfoHash, SwarmCell)>() == 32);
 
 impl SwarmCell {
     /// A swarm nobody is in.
-    pub(in crate::store) const VACANT: Self = Self { words: [TAG_EMPTY, 0, 0] };
+    pub(super) const VACANT: Self = Self { words: [TAG_EMPTY, 0, 0] };
 
     fn pack(contents: Contents) -> Self {
         let pointer = |tag: u32, address: usize| {
@@ -134,14 +134,18 @@ impl SwarmCell {
         })
     }
 
+    /// Gives up the cell for its contents.
+    pub(super) fn into_contents(self) -> Contents {
+        let contents = self.unpack();
+        std::mem::forget(self); // or both would own them
+        ManuallyDrop::into_inner(contents)
+    }
+
     /// Replaces the contents by what `change` makes of them. The cell's memory is written only if
     /// it has to be: most announces renew a record elsewhere, and a map entry that stays clean
     /// need not be written back to memory.
     #[inline]
-    pub(in crate::store) fn change<T>(
-        &mut self,
-        change: impl FnOnce(Contents) -> (Contents, T),
-    ) -> T {
+    pub(super) fn change<T>(&mut self, change: impl FnOnce(Contents) -> (Contents, T)) -> T {
         // Until the new contents are back, cell and closure both own the old ones.
         let guard = AbortOnUnwind;
         let (contents, result) = change(ManuallyDrop::into_inner(self.unpack()));
@@ -161,19 +165,19 @@ impl SwarmCell {
 
     /// Whether there is neither peer nor count: the entry may go.
     #[inline]
-    pub(in crate::store) fn is_vacant(&self) -> bool {
+    pub(super) fn is_vacant(&self) -> bool {
         self.words[0] & 0xff == TAG_EMPTY && self.words[1] == 0
     }
 
     /// Whether anybody is in the swarm: a layout that can hold peers always holds one.
     #[inline]
-    pub(in crate::store) fn has_peers(&self) -> bool {
+    fn has_peers(&self) -> bool {
         self.words[0] & 0xff != TAG_EMPTY
     }
 
     /// Since which second of the Unix epoch nobody has been in the swarm; `None`: somebody is.
     #[inline]
-    pub(super) fn empty_since_s(&self) -> Option<u32> {
+    pub(in crate::store) fn empty_since_s(&self) -> Option<u32> {
         (!self.has_peers()).then_some(self.words[2])
     }
 

@@ -12,11 +12,12 @@
 
 mod block;
 mod cell;
-mod room;
 mod table;
 
 pub(super) use block::{BLOCK_RECORDS_MAX, Block};
 pub(super) use cell::{Owned, SwarmCell};
 #[cfg(test)]
 pub(super) use table::SLICE_BUCKETS;
-pub(super) use table::{PREFETCH_STAGES, Table};
+pub(super) use table::{
+    Entry, Key, LockedShard, PREFETCH_STAGES, ShardWalk, Table, buckets_capacity,
+};

@@ -1,102 +1,47 @@
-//! The table: lock-sharded raw tables of info-hash to cell.
+//! The table: lock-sharded raw tables of info-hash to cell, one entry at a time under its shard's
+//! lock ([`Entry`]), or a shard's buckets one after the other ([`LockedShard`], [`ShardWalk`]).
 
+use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 
 use ahash::RandomState;
 use crossbeam_utils::CachePadded;
-use dashmap::{DashMap, SharedValue};
+use dashmap::{DashMap, RwLockWriteGuard, SharedValue};
 use hashbrown::raw::{Bucket, RawTable};
 
 use super::cell::SwarmCell;
-use crate::store::keeper::{Keeper, Visit, Walk};
+use crate::store::contents::Contents;
 use crate::types::InfoHash;
 
-pub(super) type Entry = (InfoHash, SharedValue<SwarmCell>);
+/// What a full bucket holds.
+type Slot = (InfoHash, SharedValue<SwarmCell>);
 
 /// Lock-sharded raw tables of info-hash to cell. `DashMap` brings shards, locks and tables; which
 /// shard a hash belongs to is decided here, see [`Table::shard_of`].
 pub(in crate::store) struct Table {
     map: DashMap<InfoHash, SwarmCell, RandomState>,
-    pub(super) hints: Box<[CachePadded<Hint>]>,
+    hints: Box<[CachePadded<Hint>]>,
 }
 
 /// Where a shard's table lies, for prefetching without its lock. May be out of date; a prefetch of
 /// memory that was given back does nothing.
 #[derive(Default)]
-pub(super) struct Hint {
-    data_end: AtomicPtr<Entry>,
+struct Hint {
+    data_end: AtomicPtr<Slot>,
     bucket_mask: AtomicUsize,
     /// How often entries have changed their buckets. Exact, under the shard's lock.
-    pub(super) moves: AtomicUsize,
-    /// The bucket that was last asked to give way. Exact, under the shard's lock.
-    pub(super) hand: AtomicUsize,
+    moves: AtomicUsize,
+    /// The bucket at which the latest search for entries to evict ended. Exact, under the shard's
+    /// lock.
+    hand: AtomicUsize,
 }
 
-impl Hint {
-    /// Notes where the table is now. Called under the shard's write lock.
-    #[inline]
-    pub(super) fn note(&self, table: &RawTable<Entry>) {
-        let data_end = table.data_end().as_ptr();
-        if self.data_end.load(Ordering::Relaxed) != data_end {
-            self.data_end.store(data_end, Ordering::Relaxed);
-            self.bucket_mask.store(table.buckets() - 1, Ordering::Relaxed);
-        }
-    }
-}
-
-/// Where an entry is or would be.
-pub(super) struct Spot<'a> {
-    pub(super) info_hash: &'a InfoHash,
+/// An info-hash and its hash, which is computed once.
+#[derive(Clone, Copy)]
+pub(in crate::store) struct Key<'a> {
+    /// The torrent.
+    pub(in crate::store) info_hash: &'a InfoHash,
     hash: u64,
-    pub(super) shard: usize,
-}
-
-/// Bytes more that a full table takes once it has grown for another entry; 0 where it is full of
-/// marks that removed entries have left, and is tidied in place. That the old one is still there
-/// for a moment is what a cap's reserve is for: it is a table of one shard in hundreds.
-fn growth_of(table: &RawTable<Entry>) -> usize {
-    let buckets = table.buckets();
-    if buckets > 1 && table.len() < buckets_capacity(buckets) / 2 {
-        return 0;
-    }
-    let doubled = (buckets * 2).max(4);
-    // An entry and a control byte for each, and a group of such bytes behind the last.
-    doubled * (size_of::<Entry>() + 1) + 16 - bytes_of(table)
-}
-
-/// How many entries a table of so many buckets holds: seven eighths, or all but one of the fewest.
-pub(super) fn buckets_capacity(buckets: usize) -> usize {
-    if buckets < 8 { buckets - 1 } else { buckets / 8 * 7 }
-}
-
-/// Bytes of memory a table takes.
-fn bytes_of(table: &RawTable<Entry>) -> usize {
-    table.allocation_info().1.size()
-}
-
-/// The entry in a bucket, if it is full.
-#[inline]
-pub(super) fn entry_at(table: &RawTable<Entry>, at: usize) -> Option<&Entry> {
-    assert!(at < table.buckets());
-    // SAFETY: `at` is below the table's number of buckets.
-    if !unsafe { table.is_bucket_full(at) } {
-        return None;
-    }
-    // SAFETY: as above.
-    let bucket = unsafe { table.bucket(at) };
-    // SAFETY: a full bucket holds an initialised entry, which nobody changes while the table is
-    // borrowed.
-    Some(unsafe { bucket.as_ref() })
-}
-
-/// Takes the entry out of a bucket, if it is full.
-#[inline]
-pub(super) fn remove_at(table: &mut RawTable<Entry>, at: usize) -> Option<Entry> {
-    entry_at(table, at)?;
-    // SAFETY: `at` is below the table's number of buckets.
-    let bucket = unsafe { table.bucket(at) };
-    // SAFETY: the bucket is full and of this table, and is not used after.
-    Some(unsafe { table.remove(bucket) }.0)
 }
 
 /// A shard's table is given back memory when it is filled to less than this part of its buckets.
@@ -117,9 +62,15 @@ impl Table {
         self.map.shards().len()
     }
 
+    /// The keys of every hash in the store.
+    pub(in crate::store) fn keys(&self) -> &RandomState {
+        self.map.hasher()
+    }
+
+    /// The key of a torrent in this table.
     #[inline]
-    pub(super) fn hash(&self, info_hash: &InfoHash) -> u64 {
-        self.map.hasher().hash_one(info_hash)
+    pub(in crate::store) fn key<'k>(&self, info_hash: &'k InfoHash) -> Key<'k> {
+        Key { info_hash, hash: self.keys().hash_one(info_hash) }
     }
 
     /// The shard of a hash. Deliberately uneven: the last shard gets twice the share of the first,
@@ -142,7 +93,7 @@ impl Table {
     /// that is being changed is skipped, for a missed prefetch costs less than waiting.
     #[inline]
     pub(in crate::store) fn prefetch(&self, stage: usize, info_hash: &InfoHash) {
-        let hash = self.hash(info_hash);
+        let Key { hash, .. } = self.key(info_hash);
         let shard = self.shard_of(hash);
         if stage == 0 {
             let hint = &self.hints[shard];
@@ -153,123 +104,24 @@ impl Table {
             prefetch(end.wrapping_sub(bucket + 1).cast());
             return;
         }
-        if let Some(table) = self.map.shards()[shard].try_read()
-            && let Some((_, cell)) = table.get(hash, |entry| entry.0 == *info_hash)
+        if let Some(slots) = self.map.shards()[shard].try_read()
+            && let Some((_, cell)) = slots.get(hash, |slot| slot.0 == *info_hash)
         {
             cell.get().lines().for_each(prefetch);
         }
     }
 
-    /// Lets `keeper` change the cell of `info_hash` under its shard's lock: an empty cell if there
-    /// is none, which is stored if `create` and it is not vacant after. A cell that became vacant
-    /// is removed. Where the keeper wants room, others give way, and it is asked once more.
+    /// Locks the shard of a key for writing.
     #[inline]
-    pub(in crate::store) fn write<K: Keeper>(
-        &self,
-        info_hash: &InfoHash,
-        create: bool,
-        keeper: &mut K,
-    ) -> K::Told {
-        let hash = self.hash(info_hash);
-        let shard = self.shard_of(hash);
-        let mut table = self.map.shards()[shard].write();
-        let at = Spot { info_hash, hash, shard };
-        let told = self.change(&mut table, &at, create, keeper);
-        if keeper.wants_room() {
-            self.make_room(&mut table, &at, keeper);
-            return self.change(&mut table, &at, create, keeper);
-        }
-        told
+    pub(in crate::store) fn lock(&self, key: Key<'_>) -> LockedShard<'_> {
+        self.lock_shard(self.shard_of(key.hash))
     }
 
+    /// Locks a shard for writing.
     #[inline]
-    fn change<K: Keeper>(
-        &self,
-        table: &mut RawTable<Entry>,
-        at: &Spot<'_>,
-        create: bool,
-        keeper: &mut K,
-    ) -> K::Told {
-        let (hash, shard) = (at.hash, at.shard);
-        let is_it = |entry: &Entry| entry.0 == *at.info_hash;
-        if let Some(bucket) = table.find(hash, is_it) {
-            return Self::change_in(table, bucket, shard, true, keeper);
-        }
-        let mut cell = SwarmCell::VACANT;
-        if !create {
-            return keeper.change(shard, &mut cell);
-        }
-        if !keeper.may_create() {
-            return keeper.turned_away();
-        }
-        if table.len() == table.capacity() && !self.grow(table, shard, keeper) {
-            // A bucket that someone has left may do.
-            let vacant = (*at.info_hash, SharedValue::new(SwarmCell::VACANT));
-            return match table.try_insert_no_grow(hash, vacant) {
-                Ok(bucket) => Self::change_in(table, bucket, shard, false, keeper),
-                Err(_) => keeper.without_bucket(),
-            };
-        }
-        let told = keeper.change(shard, &mut cell);
-        if !cell.is_vacant() {
-            let entry = (*at.info_hash, SharedValue::new(cell));
-            table.insert(hash, entry, |entry| self.hash(&entry.0));
-            keeper.entry(shard, false, true);
-        }
-        told
-    }
-
-    /// Changes the cell in a bucket, which was not `there` before if it was made for this.
-    #[inline]
-    fn change_in<K: Keeper>(
-        table: &mut RawTable<Entry>,
-        bucket: Bucket<Entry>,
-        shard: usize,
-        there: bool,
-        keeper: &mut K,
-    ) -> K::Told {
-        // SAFETY: the bucket was just found in this table, whose lock is held for writing.
-        let entry = unsafe { bucket.as_mut() };
-        let told = keeper.change(shard, entry.1.get_mut());
-        let stays = !entry.1.get_mut().is_vacant();
-        if !stays {
-            // SAFETY: the bucket is full and of this table; `entry` is not used after.
-            unsafe { table.erase(bucket) };
-        }
-        keeper.entry(shard, there, stays);
-        told
-    }
-
-    /// Makes room for one more entry, if the keeper lets the table grow or it can be tidied in
-    /// place; says whether.
-    #[cold]
-    fn grow(&self, table: &mut RawTable<Entry>, shard: usize, keeper: &mut impl Keeper) -> bool {
-        let before = bytes_of(table);
-        let (growth, buckets) = (growth_of(table), table.buckets());
-        if growth > 0 && !keeper.may_grow(shard, growth) {
-            return false;
-        }
-        table.reserve(1, |entry| self.hash(&entry.0));
-        debug_assert_eq!(growth > 0, table.buckets() > buckets);
-        keeper.resized(shard, before, bytes_of(table));
-        self.hints[shard].note(table);
-        self.hints[shard].moves.fetch_add(1, Ordering::Relaxed);
-        true
-    }
-
-    /// Gives back what the table does not need for so many entries.
-    pub(super) fn shrink(
-        &self,
-        table: &mut RawTable<Entry>,
-        shard: usize,
-        entries: usize,
-        resized: impl FnOnce(usize, usize),
-    ) {
-        let before = bytes_of(table);
-        table.shrink_to(entries, |entry| self.hash(&entry.0));
-        resized(before, bytes_of(table));
-        self.hints[shard].note(table);
-        self.hints[shard].moves.fetch_add(1, Ordering::Relaxed);
+    pub(in crate::store) fn lock_shard(&self, shard: usize) -> LockedShard<'_> {
+        let slots = self.map.shards()[shard].write();
+        LockedShard { number: shard, slots, hint: &self.hints[shard], keys: self.keys() }
     }
 
     /// Looks at the cell of `info_hash`, if there is one, under its shard's shared lock.
@@ -279,88 +131,36 @@ impl Table {
         info_hash: &InfoHash,
         look: impl FnOnce(&SwarmCell) -> T,
     ) -> Option<T> {
-        let hash = self.hash(info_hash);
-        let table = self.map.shards()[self.shard_of(hash)].read();
-        table.get(hash, |entry| entry.0 == *info_hash).map(|entry| look(entry.1.get()))
-    }
-
-    /// Runs `change` on the cells of a shard from bucket `from` on, until it answers
-    /// [`Visit::Pause`] or `budget` is spent: one for each bucket, and what `change` takes of it.
-    /// Vacant cells are removed. Says where to go on, or `None` at the shard's end. Tells `resized`
-    /// of how many bytes the table was and is, if it shrinks.
-    pub(in crate::store) fn sweep(
-        &self,
-        shard: usize,
-        from: usize,
-        budget: &mut usize,
-        mut change: impl FnMut(&InfoHash, &mut SwarmCell, &mut usize) -> Visit,
-        resized: impl FnOnce(usize, usize),
-    ) -> Option<usize> {
-        let mut table = self.map.shards()[shard].write();
-        for index in from..table.buckets() {
-            if *budget == 0 {
-                return Some(index);
-            }
-            *budget -= 1;
-            // SAFETY: `index` is below the table's number of buckets.
-            if !unsafe { table.is_bucket_full(index) } {
-                continue;
-            }
-            // SAFETY: as above; a full bucket holds an initialised entry.
-            let bucket = unsafe { table.bucket(index) };
-            // SAFETY: the table's lock is held for writing, so this is the only reference.
-            let entry = unsafe { bucket.as_mut() };
-            if change(&entry.0, entry.1.get_mut(), budget) == Visit::Pause {
-                return Some(index);
-            }
-            if entry.1.get_mut().is_vacant() {
-                // SAFETY: the bucket is full and of this table; `entry` is not used after.
-                unsafe { table.erase(bucket) };
-            }
-        }
-        if table.buckets() > SHRINK_BELOW && table.len() < table.buckets() / SHRINK_BELOW {
-            // Half as many again never leaves it as it is: then at most half the buckets are full.
-            let roomy = table.len() + table.len() / 2;
-            self.shrink(&mut table, shard, roomy, resized);
-        }
-        None
+        let Key { hash, .. } = self.key(info_hash);
+        let slots = self.map.shards()[self.shard_of(hash)].read();
+        slots.get(hash, |slot| slot.0 == *info_hash).map(|slot| look(slot.1.get()))
     }
 
     /// Shows a walk's next slice of entries to `look`, under the shard's shared lock, each with how
-    /// often the walk began anew; says whether there are more. It begins anew if entries have
+    /// often the walk began anew; returns whether there are more. It begins anew if entries have
     /// changed their buckets since the last slice: one may be shown twice, but none that is there
-    /// all the time is left out. [`Visit::Pause`] ends the slice behind the entry.
-    pub(in crate::store) fn look_on<L>(&self, walk: &mut Walk, mut look: L) -> bool
+    /// all the time is left out. `Break` ends the slice behind the entry.
+    pub(in crate::store) fn walk_on<L>(&self, walk: &mut ShardWalk, mut look: L) -> bool
     where
-        L: FnMut(u32, &InfoHash, &SwarmCell) -> Visit,
+        L: FnMut(u32, &InfoHash, &SwarmCell) -> ControlFlow<()>,
     {
-        let table = self.map.shards()[walk.shard].read();
+        let slots = self.map.shards()[walk.shard].read();
         let moves = self.hints[walk.shard].moves.load(Ordering::Relaxed);
         if walk.moves.replace(moves).is_some_and(|before| before != moves) {
             (walk.from, walk.restarts) = (0, walk.restarts + 1);
         }
         let slice = if walk.restarts < RESTARTS_MAX { SLICE_BUCKETS } else { usize::MAX };
-        let end = table.buckets().min(walk.from.saturating_add(slice));
+        let end = slots.buckets().min(walk.from.saturating_add(slice));
         for index in walk.from..end {
-            // SAFETY: `index` is below the table's number of buckets.
-            if unsafe { table.is_bucket_full(index) } {
-                // SAFETY: as above.
-                let bucket = unsafe { table.bucket(index) };
-                // SAFETY: it holds an entry, and nobody writes while it is locked.
-                let (info_hash, cell) = unsafe { bucket.as_ref() };
-                if look(walk.restarts, info_hash, cell.get()) == Visit::Pause {
-                    walk.from = index + 1;
-                    return walk.from < table.buckets();
-                }
+            if let Some((info_hash, cell)) = slot_at(&slots, index)
+                && look(walk.restarts, info_hash, cell.get()).is_break()
+            {
+                walk.from = index + 1;
+                return walk.from < slots.buckets();
             }
         }
         walk.from = end;
-        end < table.buckets()
-    }
-
-    /// The keys of every hash in the store.
-    pub(in crate::store) fn keys(&self) -> &RandomState {
-        self.map.hasher()
+        end < slots.buckets()
     }
 }
 
@@ -369,6 +169,274 @@ pub(in crate::store) const SLICE_BUCKETS: usize = 256;
 
 /// A walk that was disturbed so often keeps the lock to the shard's end.
 const RESTARTS_MAX: u32 = 4;
+
+/// A walk through a shard in slices, between which the shard may change.
+pub(in crate::store) struct ShardWalk {
+    /// The shard.
+    pub(in crate::store) shard: usize,
+    /// The bucket to go on from.
+    from: usize,
+    /// How often entries had moved at the latest slice.
+    moves: Option<usize>,
+    /// How often it began anew.
+    restarts: u32,
+}
+
+impl ShardWalk {
+    /// A walk through a shard from its first bucket on.
+    pub(in crate::store) fn new(shard: usize) -> Self {
+        Self { shard, from: 0, moves: None, restarts: 0 }
+    }
+}
+
+/// A shard that is locked for writing.
+pub(in crate::store) struct LockedShard<'a> {
+    number: usize,
+    slots: RwLockWriteGuard<'a, RawTable<Slot>>,
+    hint: &'a Hint,
+    keys: &'a RandomState,
+}
+
+impl<'a> LockedShard<'a> {
+    /// Which shard it is.
+    #[inline]
+    pub(in crate::store) fn number(&self) -> usize {
+        self.number
+    }
+
+    /// The entry of a key that belongs to this shard, whether it exists or not.
+    #[inline]
+    pub(in crate::store) fn entry<'s>(&'s mut self, key: Key<'s>) -> Entry<'s, 'a> {
+        let bucket = self.slots.find(key.hash, |slot| slot.0 == *key.info_hash);
+        Entry { shard: self, key, bucket }
+    }
+
+    /// How many entries there are.
+    pub(in crate::store) fn len(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// How many buckets there are.
+    pub(in crate::store) fn buckets(&self) -> usize {
+        self.slots.buckets()
+    }
+
+    /// Bytes of memory the table takes.
+    pub(in crate::store) fn bytes(&self) -> usize {
+        self.slots.allocation_info().1.size()
+    }
+
+    /// Whether one more entry would make the table grow, or tidy itself.
+    #[inline]
+    pub(in crate::store) fn is_full(&self) -> bool {
+        self.slots.len() == self.slots.capacity()
+    }
+
+    /// Bytes more that a full table takes once it has grown for another entry; 0 where it is full
+    /// of marks that removed entries have left, and is tidied in place. That the old one is still
+    /// there for a moment is what a cap's reserve is for: it is a table of one shard in hundreds.
+    fn growth(&self) -> usize {
+        let buckets = self.buckets();
+        if buckets > 1 && self.len() < buckets_capacity(buckets) / 2 {
+            return 0;
+        }
+        let doubled = (buckets * 2).max(4);
+        // An entry and a control byte for each, and a group of such bytes behind the last.
+        doubled * (size_of::<Slot>() + 1) + 16 - self.bytes()
+    }
+
+    /// Makes room for one more entry in a full table, by growing or by tidying in place.
+    fn grow(&mut self) {
+        let (growth, buckets) = (self.growth(), self.buckets());
+        let keys = self.keys;
+        self.slots.reserve(1, |slot| keys.hash_one(slot.0));
+        debug_assert_eq!(growth > 0, self.buckets() > buckets);
+        self.note_moves();
+    }
+
+    /// Gives back the memory that so many entries do not need.
+    pub(in crate::store) fn shrink_to(&mut self, entries: usize) {
+        let keys = self.keys;
+        self.slots.shrink_to(entries, |slot| keys.hash_one(slot.0));
+        self.note_moves();
+    }
+
+    /// Whether so few buckets are full that memory is worth giving back.
+    pub(in crate::store) fn is_sparse(&self) -> bool {
+        self.buckets() > SHRINK_BELOW && self.len() < self.buckets() / SHRINK_BELOW
+    }
+
+    /// Moves all entries into a table of the same size, which has none of the marks that removed
+    /// entries leave.
+    pub(in crate::store) fn rebuild(&mut self) {
+        let buckets = self.buckets();
+        let mut rebuilt = RawTable::with_capacity(buckets_capacity(buckets));
+        let keys = self.keys;
+        for slot in self.slots.drain() {
+            rebuilt.insert(keys.hash_one(slot.0), slot, |slot| keys.hash_one(slot.0));
+        }
+        debug_assert_eq!(rebuilt.buckets(), buckets);
+        *self.slots = rebuilt;
+        self.note_moves();
+    }
+
+    /// Notes that entries have changed their buckets.
+    fn note_moves(&mut self) {
+        self.hint.note(&self.slots);
+        self.hint.moves.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The bucket at which the latest search for entries to evict ended.
+    pub(in crate::store) fn hand(&self) -> usize {
+        self.hint.hand.load(Ordering::Relaxed)
+    }
+
+    /// Notes where a search for entries to evict has ended.
+    pub(in crate::store) fn set_hand(&mut self, bucket: usize) {
+        self.hint.hand.store(bucket, Ordering::Relaxed);
+    }
+
+    /// The entry in a bucket, if it is full.
+    #[inline]
+    pub(in crate::store) fn get_at(&self, bucket: usize) -> Option<(&InfoHash, &SwarmCell)> {
+        slot_at(&self.slots, bucket).map(|(info_hash, cell)| (info_hash, cell.get()))
+    }
+
+    /// Removes the entry in a bucket, if it is full; returns its swarm.
+    pub(in crate::store) fn remove_at(&mut self, bucket: usize) -> Option<Contents> {
+        let bucket = full_bucket(&self.slots, bucket)?;
+        // SAFETY: the bucket is full and of this table, and is not used after.
+        let ((_, cell), _) = unsafe { self.slots.remove(bucket) };
+        Some(cell.into_inner().into_contents())
+    }
+
+    /// Replaces the swarm in a bucket, if it is full, by what `change` makes of it; returns what
+    /// `change` does, and whether the entry stays: a vacant one is removed.
+    #[inline]
+    pub(in crate::store) fn update_at<T>(
+        &mut self,
+        bucket: usize,
+        change: impl FnOnce(&InfoHash, Contents) -> (Contents, T),
+    ) -> Option<(T, bool)> {
+        let bucket = full_bucket(&self.slots, bucket)?;
+        // SAFETY: the shard's lock is held for writing, so this is the only reference.
+        let (info_hash, cell) = unsafe { bucket.as_mut() };
+        let cell = cell.get_mut();
+        let result = cell.change(|contents| change(info_hash, contents));
+        let stays = !cell.is_vacant();
+        if !stays {
+            // SAFETY: the bucket is full and of this table; nothing refers to its entry any more.
+            unsafe { self.slots.erase(bucket) };
+        }
+        Some((result, stays))
+    }
+}
+
+impl Hint {
+    /// Notes where the table is now. Called under the shard's write lock.
+    #[inline]
+    fn note(&self, slots: &RawTable<Slot>) {
+        let data_end = slots.data_end().as_ptr();
+        if self.data_end.load(Ordering::Relaxed) != data_end {
+            self.data_end.store(data_end, Ordering::Relaxed);
+            self.bucket_mask.store(slots.buckets() - 1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// How many entries a table of so many buckets holds: seven eighths, or all but one of the fewest.
+pub(in crate::store) fn buckets_capacity(buckets: usize) -> usize {
+    if buckets < 8 { buckets - 1 } else { buckets / 8 * 7 }
+}
+
+/// A bucket of such a number, if it is full.
+#[inline]
+fn full_bucket(slots: &RawTable<Slot>, at: usize) -> Option<Bucket<Slot>> {
+    assert!(at < slots.buckets());
+    // SAFETY: `at` is below the table's number of buckets.
+    if !unsafe { slots.is_bucket_full(at) } {
+        return None;
+    }
+    // SAFETY: as above.
+    Some(unsafe { slots.bucket(at) })
+}
+
+/// What a bucket of such a number holds, if it is full.
+#[inline]
+fn slot_at(slots: &RawTable<Slot>, at: usize) -> Option<&Slot> {
+    let bucket = full_bucket(slots, at)?;
+    // SAFETY: a full bucket holds an initialised entry, which does not change while the table is
+    // borrowed.
+    Some(unsafe { bucket.as_ref() })
+}
+
+/// The place of one torrent under its shard's lock, whether it has an entry or not.
+pub(in crate::store) struct Entry<'s, 'a> {
+    shard: &'s mut LockedShard<'a>,
+    key: Key<'s>,
+    bucket: Option<Bucket<Slot>>,
+}
+
+impl Entry<'_, '_> {
+    /// Whether the torrent has an entry.
+    #[inline]
+    pub(in crate::store) fn exists(&self) -> bool {
+        self.bucket.is_some()
+    }
+
+    /// Bytes that the table has to grow by for the entry, 0 where it is tidied in place; `None`
+    /// where there is a bucket for it.
+    #[inline]
+    pub(in crate::store) fn growth(&self) -> Option<usize> {
+        (!self.exists() && self.shard.is_full()).then(|| self.shard.growth())
+    }
+
+    /// Makes room for the entry in a full table; returns how many bytes the table took, and takes.
+    pub(in crate::store) fn grow(&mut self) -> [usize; 2] {
+        assert!(!self.exists(), "the bucket of an entry that exists would move");
+        let before = self.shard.bytes();
+        self.shard.grow();
+        [before, self.shard.bytes()]
+    }
+
+    /// Makes a vacant entry in a bucket that a removed one has left, if there is one in reach: the
+    /// table does not grow. Returns whether the entry exists then.
+    pub(in crate::store) fn reuse_bucket(&mut self) -> bool {
+        let vacant = (*self.key.info_hash, SharedValue::new(SwarmCell::VACANT));
+        self.bucket = self.shard.slots.try_insert_no_grow(self.key.hash, vacant).ok();
+        self.exists()
+    }
+
+    /// Replaces the swarm, which is vacant where there is no entry, by what `change` makes of it;
+    /// returns what `change` does, and whether there is an entry then: a vacant one is removed.
+    /// Where there was none, the table must not be full.
+    #[inline]
+    pub(in crate::store) fn update<T>(
+        self,
+        change: impl FnOnce(Contents) -> (Contents, T),
+    ) -> (T, bool) {
+        let LockedShard { slots, keys, .. } = self.shard;
+        let mut absent = SwarmCell::VACANT;
+        let cell = match &self.bucket {
+            // SAFETY: the bucket was found in this table, whose lock is held for writing.
+            Some(bucket) => unsafe { bucket.as_mut() }.1.get_mut(),
+            None => &mut absent,
+        };
+        let result = cell.change(change);
+        let stays = !cell.is_vacant();
+        match self.bucket {
+            // SAFETY: the bucket is full and of this table; nothing refers to its entry any more.
+            Some(bucket) if !stays => unsafe { slots.erase(bucket) },
+            None if stays => {
+                debug_assert!(slots.len() < slots.capacity(), "room was made before");
+                let slot = (*self.key.info_hash, SharedValue::new(absent));
+                slots.insert(self.key.hash, slot, |slot| keys.hash_one(slot.0));
+            }
+            _ => {}
+        }
+        (result, stays)
+    }
+}
 
 /// Hints that the cache line at `address` is about to be used. Never faults, whatever the address.
 #[inline]

@@ -1,0 +1,215 @@
+//! Which torrents of a shard are evicted where a newcomer cannot be stored for want of a bucket or
+//! of bytes: those without peers first, then some on probation.
+
+use std::sync::atomic::Ordering;
+
+use super::asker::all_on_probation;
+use super::contents::Contents;
+use super::raw::{Key, LockedShard, SwarmCell, buckets_capacity};
+use super::record::{Address, Record};
+use super::roster::Roster;
+use super::{ShardTotals, Store, add};
+
+/// What a newcomer cannot be stored for want of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Lack {
+    /// A bucket of the table, which may not grow.
+    Bucket,
+    /// Bytes.
+    Bytes,
+}
+
+/// Buckets that are searched for torrents to evict: some microseconds under the lock, where many
+/// of them lead to a block elsewhere.
+const SEARCHED_BUCKETS: usize = 64;
+
+/// How many searches for torrents without peers there are at most for one newcomer.
+const SEARCHES_MAX: usize = 8;
+
+/// A table of fewer buckets is not halved for bytes: there is next to nothing to be had of it.
+const HALVED_MIN: usize = 16;
+
+/// A table is rebuilt for one bucket in so many: some hundred nanoseconds for each.
+const REBUILT_FOR: usize = 64;
+
+/// How many torrents on probation are evicted at most for one newcomer. One would do, but for
+/// buckets which, left amid full ones, can be used again only by who happens to come by.
+const EVICTED_MAX: usize = 4;
+
+impl Store {
+    /// Evicts torrents other than that of `key`. While there are torrents without peers whose
+    /// eviction helps, no other is evicted.
+    #[cold]
+    pub(super) fn evict(&self, shard: &mut LockedShard<'_>, key: Key<'_>, lack: Lack) {
+        let has_room = match lack {
+            Lack::Bucket => self.empty_a_bucket(shard, key),
+            Lack::Bytes => self.halve(shard, key),
+        };
+        if has_room {
+            return;
+        }
+        let is_evictable = |cell: &SwarmCell| cell.peek(|contents| would_help(contents, lack));
+        let mut found = search(shard, key, |cell| is_evictable(cell).then_some(0));
+        for &(_, at) in found.sorted().iter().take(EVICTED_MAX) {
+            self.evict_at(shard, at);
+        }
+        if shard.is_full() {
+            rebuild(shard);
+        }
+    }
+
+    /// Evicts torrents without peers, from where the latest search ended: the oldest of those that
+    /// are found, and as many as it takes for a bucket that anybody can use. Returns whether there
+    /// is one.
+    fn empty_a_bucket(&self, shard: &mut LockedShard<'_>, key: Key<'_>) -> bool {
+        for _ in 0..SEARCHES_MAX {
+            if self.totals[shard.number()].without_peers() == 0 {
+                return false;
+            }
+            let mut found = search(shard, key, SwarmCell::empty_since_s);
+            if found.count == 0 {
+                return false;
+            }
+            for &(_, at) in found.sorted() {
+                if !shard.is_full() {
+                    break;
+                }
+                self.evict_at(shard, at);
+            }
+            if shard.is_full() {
+                rebuild(shard);
+            }
+            if !shard.is_full() {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Halves the table, if its torrents with peers leave enough of the half: a torrent without
+    /// peers takes a bucket only, so bytes come of many at once. The oldest are evicted, until a
+    /// quarter of the half is free. One look at each bucket, and one move of those that stay: no
+    /// more than the growth cost that is undone, and as rarely. Returns whether it was halved.
+    fn halve(&self, shard: &mut LockedShard<'_>, key: Key<'_>) -> bool {
+        let half = buckets_capacity(shard.buckets() / 2);
+        let kept_max = half / 4 * 3;
+        let without_peers = self.totals[shard.number()].without_peers();
+        if without_peers == 0
+            || shard.buckets() < HALVED_MIN
+            || shard.len().saturating_sub(without_peers) > kept_max
+        {
+            return false;
+        }
+        let empty_since_s = |at| {
+            let (info_hash, cell) = shard.get_at(at)?;
+            cell.empty_since_s().filter(|_| info_hash != key.info_hash)
+        };
+        let mut found: Vec<(u32, usize)> =
+            (0..shard.buckets()).filter_map(|at| Some((empty_since_s(at)?, at))).collect();
+        let evicted = shard.len().saturating_sub(kept_max).min(found.len());
+        if evicted > 0 {
+            found.select_nth_unstable(evicted - 1);
+        }
+        for &(_, at) in &found[..evicted] {
+            self.evict_at(shard, at);
+        }
+        self.shrink_table(shard, half);
+        true
+    }
+
+    /// Gives back what a shard's table does not need for so many entries.
+    pub(super) fn shrink_table(&self, shard: &mut LockedShard<'_>, entries: usize) {
+        let before = shard.bytes();
+        shard.shrink_to(entries);
+        self.note_bytes(shard.number(), before, shard.bytes());
+    }
+
+    /// Evicts the torrent in a bucket, if it is full.
+    fn evict_at(&self, shard: &mut LockedShard<'_>, bucket: usize) {
+        let Some(contents) = shard.remove_at(bucket) else { return };
+        let totals = &self.totals[shard.number()];
+        match &contents {
+            Contents::One(record, _) => totals.leave_all(std::slice::from_ref(record)),
+            Contents::Few4(block) => totals.leave_all(block.records()),
+            Contents::Few6(block) => totals.leave_all(block.records()),
+            Contents::Empty { .. } | Contents::Many(_) => {}
+        }
+        self.note_bytes(shard.number(), contents.bytes(), 0);
+        totals.note_peers(contents.has_peers(), false);
+        totals.note_entry(true, false);
+        add(&totals.evicted, 1);
+    }
+}
+
+impl ShardTotals {
+    /// How many torrents without peers the shard has; all of them may be evicted.
+    fn without_peers(&self) -> usize {
+        let [all, active] =
+            [&self.torrents, &self.active_torrents].map(|count| count.load(Ordering::Relaxed));
+        usize::try_from(all.saturating_sub(active)).unwrap_or(usize::MAX)
+    }
+
+    /// Notes that all of them have left.
+    fn leave_all<const ADDRESS: usize>(&self, records: &[Record<ADDRESS>])
+    where
+        Record<ADDRESS>: Address,
+    {
+        let kind = Record::<ADDRESS>::KIND;
+        records.iter().for_each(|record| self.leave(kind, record.stamp().role()));
+    }
+}
+
+/// Whether a torrent with peers may be evicted, as it is on probation, and that would help: one
+/// peer in place takes a bucket only.
+fn would_help(contents: &Contents, lack: Lack) -> bool {
+    match contents {
+        Contents::One(record, _) => lack == Lack::Bucket && record.stamp().is_on_probation(),
+        Contents::Few4(block) => all_on_probation(block.records()),
+        Contents::Few6(block) => all_on_probation(block.records()),
+        Contents::Empty { .. } | Contents::Many(_) => false,
+    }
+}
+
+/// Buckets of torrents that may be evicted, each with its rank: the lowest is evicted first.
+struct Found {
+    buckets: [(u32, usize); SEARCHED_BUCKETS],
+    count: usize,
+}
+
+impl Found {
+    fn sorted(&mut self) -> &[(u32, usize)] {
+        let found = &mut self.buckets[..self.count];
+        found.sort_unstable();
+        found
+    }
+}
+
+/// Searches some buckets, from where the latest search ended, for torrents other than that of
+/// `key` that `rank` ranks.
+fn search(
+    shard: &mut LockedShard<'_>,
+    key: Key<'_>,
+    rank: impl Fn(&SwarmCell) -> Option<u32>,
+) -> Found {
+    let mut found = Found { buckets: [(0, 0); SEARCHED_BUCKETS], count: 0 };
+    let mut at = shard.hand();
+    for _ in 0..SEARCHED_BUCKETS.min(shard.buckets()) {
+        at = (at + 1) & (shard.buckets() - 1);
+        let Some((info_hash, cell)) = shard.get_at(at) else { continue };
+        if let Some(rank) = rank(cell).filter(|_| info_hash != key.info_hash) {
+            found.buckets[found.count] = (rank, at);
+            found.count += 1;
+        }
+    }
+    shard.set_hand(at);
+    found
+}
+
+/// Rebuilds the table, if that brings enough buckets: one that is left amid full ones can be used
+/// again only by who happens to come by, until this is done.
+fn rebuild(shard: &mut LockedShard<'_>) {
+    let room = buckets_capacity(shard.buckets()) - shard.len();
+    if room >= shard.buckets() / REBUILT_FOR {
+        shard.rebuild();
+    }
+}
