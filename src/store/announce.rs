@@ -3,14 +3,38 @@
 
 use fastrand::Rng;
 
-use super::asker::Asker;
+use super::apply::apply;
+use super::choose::{Reader, choose};
+use super::contents::{Contents, Tally};
+use super::context::AnnounceContext;
 use super::evict::Lack;
 use super::raw::Entry;
-use super::roster::Change;
-use super::swarm::{self, Reader, Tally};
+use super::roster::{Change, Outcome};
 use super::{Answer, Room, Store, Stored, Visit};
 use crate::time::Now;
 use crate::types::{Contact, Scope};
+
+impl Visit<'_> {
+    /// Who may be given the peer: anybody, where two browsers find their way to each other.
+    fn scope(&self) -> Scope {
+        match self.contact {
+            Contact::Port(_) => Scope::of(self.address),
+            Contact::Web(_) => Scope::Public,
+        }
+    }
+}
+
+impl Answer {
+    /// The answer to an announce that has led to this swarm, before peers are chosen.
+    fn of(contents: &Contents, outcome: &Outcome, now: Now) -> Self {
+        Self {
+            stored: outcome.stored,
+            was_there: outcome.before.is_some(),
+            announced_s: outcome.known.map(|stamp| stamp.announced_s(now)),
+            ..Tally::of(contents).answer()
+        }
+    }
+}
 
 impl Store {
     /// Applies one announce to its own peer, then chooses others for it.
@@ -36,10 +60,7 @@ impl Store {
         random: &mut Rng,
         admits_new: &mut dyn FnMut() -> bool,
     ) -> Answer {
-        let scope = match visit.contact {
-            Contact::Port(_) => Scope::of(visit.address),
-            Contact::Web(_) => Scope::Public,
-        };
+        let scope = visit.scope();
         let key = self.table.key(visit.info_hash);
         let mut shard = self.table.lock(key);
         let number = shard.number();
@@ -69,23 +90,27 @@ impl Store {
             let (answer, stays) = entry.update(|contents| {
                 // The peer joins, stays or leaves, as far as the budget allows.
                 let bytes = contents.bytes();
-                let (keys, budget) = (self.table.keys(), (&*self.memory, &totals.account));
-                let what = (now, scope, visit.change);
-                let mut asker = Asker::new(what, keys, random, visit.capped, budget);
-                let (kind, (contents, outcome)) = asker.announce(contents, visit);
+                let mut context = AnnounceContext {
+                    now,
+                    scope,
+                    change: visit.change,
+                    is_capped: visit.capped && scope == Scope::Public,
+                    restored: None,
+                    budget: self.memory.of_shard(&totals.account),
+                    keys: self.table.keys(),
+                    random,
+                };
+                let (contents, kind, outcome) =
+                    apply(contents, &mut context, visit.address, visit.contact);
                 self.note_bytes(number, bytes, contents.bytes());
-                let mut answer = Tally::of(&contents).answer();
+                let mut answer = Answer::of(&contents, &outcome, now);
                 totals.note(kind, &outcome, answer.seeders + answer.leechers);
-                answer.stored = outcome.stored;
-                answer.was_there = outcome.before.is_some();
-                answer.announced_s = outcome.known.map(|stamp| stamp.announced_s(now));
                 // Peers for it, unless there will be another attempt.
                 if let Change::Present { role, .. } = visit.change
                     && (outcome.stored != Stored::NoMemory || has_evicted)
                 {
                     let reader = Reader { scope, role, kind, position: outcome.position };
-                    [answer.bytes, answer.available] =
-                        swarm::choose(&contents, reader, room, random);
+                    [answer.bytes, answer.available] = choose(&contents, reader, room, random);
                 }
                 (contents, answer)
             });

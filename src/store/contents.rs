@@ -1,9 +1,14 @@
 //! What a map entry holds: a swarm in the cheapest of five layouts.
 
-use super::large::Large;
+use ahash::RandomState;
+
+use super::Answer;
+use super::large::{Crowd, Large};
 use super::raw::{Block, Owned};
-use super::record::Record4;
-use super::roster::Outcome;
+use super::record::{Record4, Role};
+use super::roster::{Counts, Outcome, Roster};
+use crate::time::Now;
+use crate::types::ScrapeEntry;
 
 /// Downloads counted in a swarm, and whether the count may outlive its peers: only if two networks
 /// made it. Else three announces of one address would leave an entry for
@@ -98,6 +103,66 @@ impl Contents {
     /// Neither peers nor a count.
     pub(super) const VACANT: Self = Self::Empty { completed: Count::NONE, since_s: 0 };
 
+    /// A swarm without peers, kept for its count if that may outlive them.
+    pub(super) fn empty(completed: Count, now: Now) -> Self {
+        if !completed.outlives_peers() {
+            return Self::VACANT;
+        }
+        let since_s = u32::try_from(now.seconds()).unwrap_or(u32::MAX);
+        Self::Empty { completed, since_s }
+    }
+
+    /// One IPv4 peer, in place where its count fits beside it.
+    pub(super) fn one(record: Record4, completed: Count, keys: &RandomState) -> Self {
+        if completed.fits_beside_peer() {
+            return Self::One(record, completed);
+        }
+        let mut block = Block::with_room(1, completed);
+        block.insert(record, keys);
+        Self::Few4(block)
+    }
+
+    /// A large swarm, or an empty one if its last peer has left.
+    pub(super) fn of_large(large: Owned, now: Now) -> Self {
+        if large.is_empty() { Self::empty(large.completed, now) } else { Self::Many(large) }
+    }
+
+    /// Downloads counted.
+    fn completed(&self) -> Count {
+        match self {
+            Self::Empty { completed, .. } | Self::One(_, completed) => *completed,
+            Self::Few4(block) => block.completed(),
+            Self::Few6(block) => block.completed(),
+            Self::Many(large) => large.completed,
+        }
+    }
+
+    /// The swarm with `more` downloads counted.
+    pub(super) fn with_more_completed(self, more: Count, keys: &RandomState) -> Self {
+        let completed = self.completed().plus(more);
+        match self {
+            Self::Empty { since_s, .. } => Self::Empty { completed, since_s },
+            Self::One(record, _) => Self::one(record, completed, keys),
+            Self::Few4(mut block) => {
+                block.set_completed(completed);
+                Self::Few4(block)
+            }
+            Self::Few6(mut block) => {
+                block.set_completed(completed);
+                Self::Few6(block)
+            }
+            Self::Many(mut large) => {
+                large.completed = completed;
+                Self::Many(large)
+            }
+        }
+    }
+
+    /// The counts that a scrape reports.
+    pub(super) fn scrape(&self) -> ScrapeEntry {
+        Tally::of(self).entry(self.completed())
+    }
+
     /// Whether anybody is in the swarm: a layout that can hold peers always holds one.
     #[inline]
     pub(super) fn has_peers(&self) -> bool {
@@ -113,6 +178,131 @@ impl Contents {
             Self::Few6(block) => block.bytes(),
             Self::Many(large) => size_of::<Large>() + large.bytes(),
         }
+    }
+}
+
+/// How many are in a swarm: every kind, every scope.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Tally {
+    /// All of them.
+    pub(super) peers: u32,
+    seeders: u32,
+    wanting: u32,
+}
+
+impl Tally {
+    /// The swarm's.
+    #[inline]
+    pub(super) fn of(contents: &Contents) -> Self {
+        match contents {
+            Contents::Empty { .. } => Self::default(),
+            Contents::One(record, _) => {
+                let role = record.stamp().role();
+                let (seeders, wanting) = (role == Role::Seeder, role.wants_data());
+                Self { peers: 1, seeders: seeders.into(), wanting: wanting.into() }
+            }
+            Contents::Few4(block) => Self::of_roster(block),
+            Contents::Few6(block) => Self::of_roster(block),
+            Contents::Many(large) => {
+                let v4 = large.v4.iter().map(Self::of_roster);
+                let v6 = large.v6.iter().map(Self::of_roster);
+                let web = large.web.as_deref().map(Self::of_roster);
+                v4.chain(v6).chain(web).fold(Self::default(), Self::plus)
+            }
+        }
+    }
+
+    #[inline]
+    fn of_roster<const ADDRESS: usize>(roster: &impl Roster<ADDRESS>) -> Self {
+        let Counts { wanting, seeders } = roster.counts();
+        let peers = u32::try_from(roster.records().len()).unwrap_or(u32::MAX);
+        Self { peers, seeders, wanting }
+    }
+
+    fn plus(self, other: Self) -> Self {
+        Self {
+            peers: self.peers + other.peers,
+            seeders: self.seeders + other.seeders,
+            wanting: self.wanting + other.wanting,
+        }
+    }
+
+    /// As an announce is told.
+    #[inline]
+    pub(super) fn answer(self) -> Answer {
+        let (seeders, leechers) = (self.seeders, self.peers - self.seeders);
+        Answer { seeders, leechers, ..Answer::default() }
+    }
+
+    /// As a scrape is told, with the downloads counted.
+    pub(super) fn entry(self, completed: Count) -> ScrapeEntry {
+        let (seeders, leechers) = (self.seeders, self.peers - self.seeders);
+        let completed = completed.number();
+        ScrapeEntry { seeders, completed, leechers, downloaders: self.wanting }
+    }
+}
+
+/// Blocks of a family whose small swarms are one: IPv4 and IPv6.
+pub(super) trait SmallLayout<const ADDRESS: usize>: Sized {
+    /// The swarm of the block's peers.
+    fn into_contents(self) -> Contents;
+
+    /// The same in the smallest layout that holds them. There is a peer.
+    fn into_smallest(self, keys: &RandomState) -> Contents;
+
+    /// The block of a swarm in this layout; a swarm in another as it is.
+    fn from_contents(contents: Contents) -> Result<Self, Contents>;
+
+    /// The crowds of the family in a large swarm.
+    fn crowds(large: &mut Large) -> &mut Vec<Crowd<ADDRESS>>;
+}
+
+impl SmallLayout<4> for Block<4> {
+    #[inline]
+    fn into_contents(self) -> Contents {
+        Contents::Few4(self)
+    }
+
+    fn into_smallest(self, keys: &RandomState) -> Contents {
+        match self.records() {
+            [record] => Contents::one(*record, self.completed(), keys),
+            _ => Contents::Few4(self),
+        }
+    }
+
+    #[inline]
+    fn from_contents(contents: Contents) -> Result<Self, Contents> {
+        match contents {
+            Contents::Few4(block) => Ok(block),
+            other => Err(other),
+        }
+    }
+
+    fn crowds(large: &mut Large) -> &mut Vec<Crowd<4>> {
+        &mut large.v4
+    }
+}
+
+impl SmallLayout<16> for Block<16> {
+    #[inline]
+    fn into_contents(self) -> Contents {
+        Contents::Few6(self)
+    }
+
+    fn into_smallest(self, _keys: &RandomState) -> Contents {
+        Contents::Few6(self)
+    }
+
+    #[inline]
+    fn from_contents(contents: Contents) -> Result<Self, Contents> {
+        match contents {
+            Contents::Few6(block) => Ok(block),
+            other => Err(other),
+        }
+    }
+
+    fn crowds(large: &mut Large) -> &mut Vec<Crowd<16>> {
+        &mut large.v6
     }
 }
 

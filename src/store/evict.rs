@@ -3,11 +3,10 @@
 
 use std::sync::atomic::Ordering;
 
-use super::asker::all_on_probation;
 use super::contents::Contents;
 use super::raw::{Key, LockedShard, SwarmCell, buckets_capacity};
-use super::record::{Address, Record};
-use super::roster::Roster;
+use super::record::{Endpoint, Record};
+use super::roster::{Roster, all_on_probation};
 use super::{ShardTotals, Store, add};
 
 /// What a newcomer cannot be stored for want of.
@@ -150,11 +149,8 @@ impl ShardTotals {
     }
 
     /// Notes that all of them have left.
-    fn leave_all<const ADDRESS: usize>(&self, records: &[Record<ADDRESS>])
-    where
-        Record<ADDRESS>: Address,
-    {
-        let kind = Record::<ADDRESS>::KIND;
+    fn leave_all<const ADDRESS: usize>(&self, records: &[Record<ADDRESS>]) {
+        let kind = Endpoint::<ADDRESS>::KIND;
         records.iter().for_each(|record| self.leave(kind, record.stamp().role()));
     }
 }

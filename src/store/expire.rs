@@ -6,12 +6,12 @@
 
 use std::ops::Range;
 
-use super::contents::Contents;
+use super::contents::{Contents, SmallLayout};
 use super::large::{Crowd, Large, Members};
 use super::raw::{Block, Owned};
-use super::record::{Address, Record};
+use super::record::Endpoint;
 use super::roster::Roster;
-use super::{ShardTotals, Store, swarm};
+use super::{ShardTotals, Store};
 use crate::time::Now;
 use crate::types::{InfoHash, Kind};
 
@@ -210,17 +210,10 @@ impl Expiry<'_> {
                 if record.stamp().age_s(now) > self.limits.peer_age_s_max =>
             {
                 self.totals.leave(Kind::V4, record.stamp().role());
-                swarm::empty(completed, now)
+                Contents::empty(completed, now)
             }
-            Contents::Few4(block) => self.expire_few4(block, looks),
-            Contents::Few6(mut block) => {
-                self.expire_block(&mut block, looks);
-                if block.records().is_empty() {
-                    swarm::empty(block.completed(), now)
-                } else {
-                    Contents::Few6(block)
-                }
-            }
+            Contents::Few4(block) => self.expire_small(block, looks),
+            Contents::Few6(block) => self.expire_small(block, looks),
             Contents::Many(mut large) => {
                 let place = self.expire_large(info_hash, &mut large, from, looks);
                 if place.is_some() {
@@ -233,31 +226,33 @@ impl Expiry<'_> {
         (contents, None)
     }
 
-    fn expire_few4(&self, mut block: Block<4>, looks: &mut usize) -> Contents {
-        self.expire_block(&mut block, looks);
-        self.smallest(block)
-    }
-
-    /// The smallest layout for the peers of an IPv4 block.
-    fn smallest(&self, block: Block<4>) -> Contents {
-        match block.records() {
-            [] => swarm::empty(block.completed(), self.now),
-            [record] => swarm::one(*record, block.completed(), self.store.table.keys()),
-            _ => Contents::Few4(block),
-        }
-    }
-
-    fn expire_block<const ADDRESS: usize>(&self, block: &mut Block<ADDRESS>, looks: &mut usize)
+    fn expire_small<const ADDRESS: usize>(
+        &self,
+        mut block: Block<ADDRESS>,
+        looks: &mut usize,
+    ) -> Contents
     where
-        Record<ADDRESS>: Address,
+        Block<ADDRESS>: SmallLayout<ADDRESS>,
     {
         *looks = looks.saturating_sub(block.records().len());
-        let gone = |role| self.totals.leave(Record::<ADDRESS>::KIND, role);
+        let gone = |role| self.totals.leave(Endpoint::<ADDRESS>::KIND, role);
         let keys = self.store.table.keys();
         block.expire(self.now, self.limits.peer_age_s_max, usize::MAX, usize::MAX, keys, gone);
         if !block.records().is_empty() {
             block.shrink(keys);
         }
+        self.smallest(block)
+    }
+
+    /// The smallest layout for the peers of a block.
+    fn smallest<const ADDRESS: usize>(&self, block: Block<ADDRESS>) -> Contents
+    where
+        Block<ADDRESS>: SmallLayout<ADDRESS>,
+    {
+        if block.records().is_empty() {
+            return Contents::empty(block.completed(), self.now);
+        }
+        block.into_smallest(self.store.table.keys())
     }
 
     /// Expires a large swarm's crowds one after the other; says where to go on if `looks` ran out.
@@ -292,12 +287,9 @@ impl Expiry<'_> {
         crowd: &mut Crowd<ADDRESS>,
         end: usize,
         looks: &mut usize,
-    ) -> Option<usize>
-    where
-        Record<ADDRESS>: Address,
-    {
+    ) -> Option<usize> {
         let end = end.min(crowd.records().len());
-        let gone = |role| self.totals.leave(Record::<ADDRESS>::KIND, role);
+        let gone = |role| self.totals.leave(Endpoint::<ADDRESS>::KIND, role);
         let (age_s_max, keys) = (self.limits.peer_age_s_max, self.store.table.keys());
         // At least one, so that every visit gets further.
         let budget = (*looks).max(1);
@@ -326,9 +318,9 @@ impl Expiry<'_> {
             }
             (_, Some(Crowd { members: Members::Few(mut block), .. })) => {
                 block.set_completed(completed);
-                Contents::Few6(block)
+                self.smallest(block)
             }
-            (None, None) => swarm::empty(completed, self.now),
+            (None, None) => Contents::empty(completed, self.now),
             (v4, v6) => {
                 large.v4.extend(v4);
                 large.v6.extend(v6);

@@ -8,8 +8,8 @@
 use ahash::RandomState;
 use hashbrown::raw::RawTable;
 
-use super::asker::Asker;
 use super::contents::Count;
+use super::context::AnnounceContext;
 use super::full;
 use super::hosts::HostCounts;
 use super::raw::{BLOCK_RECORDS_MAX, Block};
@@ -79,36 +79,36 @@ impl Large {
     #[cold]
     pub(super) fn replace<const ADDRESS: usize>(
         &mut self,
-        asker: &mut Asker<'_>,
+        context: &mut AnnounceContext<'_>,
         endpoint: Endpoint<ADDRESS>,
         (role, beside): (Role, Beside),
         own: impl Fn(&mut Self) -> &mut Crowd<ADDRESS>,
     ) -> Outcome {
-        let newcomer = asker.capped.then(|| endpoint.network_of_kind());
-        let now = asker.now;
+        let newcomer = context.is_capped.then(|| endpoint.network_of_kind());
+        let now = context.now;
         let crowded_out =
-            full::crowded_out(self.len(), newcomer, asker.random, |it| self.look(it, now));
+            full::crowded_out(self.len(), newcomer, context.random, |it| self.look(it, now));
         let Some(number) = crowded_out else {
             let crowd = own(self);
-            let place = crowd.place_of_silent(asker);
-            return crowd.enter(asker, endpoint, role, place, beside);
+            let place = crowd.place_of_silent(context);
+            return crowd.enter(context, endpoint, role, place, beside);
         };
         let (kind, crowd, at) = self.locate(number);
         // Only public peers are crowded out, and of each kind they are in one crowd; those of
         // WebRTC are in one whatever their scope.
         let own_kind = Endpoint::<ADDRESS>::KIND;
-        if kind == own_kind && (own_kind == Kind::Web || asker.scope == Scope::Public) {
-            return own(self).enter(asker, endpoint, role, Place::Of(at), beside);
+        if kind == own_kind && (own_kind == Kind::Web || context.scope == Scope::Public) {
+            return own(self).enter(context, endpoint, role, Place::Of(at), beside);
         }
-        let outcome = own(self).enter(asker, endpoint, role, Place::Own, beside);
+        let outcome = own(self).enter(context, endpoint, role, Place::Own, beside);
         if outcome.after.is_none() {
             return outcome; // there is no memory for it, so nobody goes
         }
         let gone = match kind {
-            Kind::V4 => self.v4[crowd].remove(at, asker.keys),
-            Kind::V6 => self.v6[crowd].remove(at, asker.keys),
+            Kind::V4 => self.v4[crowd].remove(at, context.keys),
+            Kind::V6 => self.v6[crowd].remove(at, context.keys),
             Kind::Web => match &mut self.web {
-                Some(web) => web.remove(at, asker.keys),
+                Some(web) => web.remove(at, context.keys),
                 None => return outcome,
             },
         };

@@ -11,11 +11,11 @@ use std::collections::BinaryHeap;
 use std::net::SocketAddr;
 use std::ops::ControlFlow;
 
+use super::Store;
 use super::contents::Contents;
 use super::raw::{ShardWalk, SwarmCell};
-use super::record::{Address, Record, Role};
+use super::record::{Record, Role};
 use super::roster::Roster;
-use super::{Store, swarm};
 use crate::time::Now;
 use crate::types::{InfoHash, ScrapeEntry};
 
@@ -63,7 +63,7 @@ impl Store {
         self.look_through(|info_hash, cell| {
             let is_next = after.is_none_or(|after| info_hash > after);
             if is_next && smallest.wants(info_hash) && shown(info_hash) {
-                let counts = cell.peek(swarm::scrape);
+                let counts = cell.peek(Contents::scrape);
                 smallest.add(Listed { info_hash: *info_hash, counts });
             }
         });
@@ -75,7 +75,7 @@ impl Store {
     pub fn torrents_by(&self, order: Order, count: usize) -> Vec<Listed> {
         let mut largest = Largest { count, ranked: BinaryHeap::new() };
         self.look_through(|info_hash, cell| {
-            let counts = cell.peek(swarm::scrape);
+            let counts = cell.peek(Contents::scrape);
             let listed = Listed { info_hash: *info_hash, counts };
             largest.add(Ranked { size: order.size(&counts), listed });
         });
@@ -93,7 +93,7 @@ impl Store {
     ) -> Option<(Listed, Vec<ListedPeer>)> {
         self.table.read(info_hash, |cell| {
             cell.peek(|contents| {
-                let listed = Listed { info_hash: *info_hash, counts: swarm::scrape(contents) };
+                let listed = Listed { info_hash: *info_hash, counts: contents.scrape() };
                 (listed, Page { now, skip, count, peers: Vec::new() }.of(contents))
             })
         })
@@ -247,15 +247,12 @@ impl Page {
         self.peers
     }
 
-    fn add<const ADDRESS: usize>(&mut self, records: &[Record<ADDRESS>])
-    where
-        Record<ADDRESS>: Address,
-    {
+    fn add<const ADDRESS: usize>(&mut self, records: &[Record<ADDRESS>]) {
         let passed_over = self.skip.min(records.len());
         self.skip -= passed_over;
         let wanted = self.count - self.peers.len();
         self.peers.extend(records[passed_over..].iter().take(wanted).map(|record| ListedPeer {
-            address: record.socket_address(),
+            address: record.endpoint.socket_address(),
             role: record.stamp().role(),
             age_s: record.stamp().age_s(self.now),
         }));

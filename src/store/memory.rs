@@ -116,6 +116,13 @@ impl Memory {
         }
     }
 
+    /// What an announce may take in a shard.
+    #[inline]
+    pub(super) fn of_shard<'a>(&'a self, account: &'a Account) -> ShardBudget<'a> {
+        let (is_short, peers_max) = (self.is_short(), self.peers_max());
+        ShardBudget { memory: self, account, is_short, peers_max, charged: 0 }
+    }
+
     /// Whether a shard may take `bytes` more than it does; they are reserved then.
     #[inline]
     pub(super) fn admits(&self, account: &Account, bytes: u64) -> bool {
@@ -160,6 +167,30 @@ impl Memory {
             account.reserved.store(ahead, Ordering::Relaxed);
             self.reserved.fetch_add(ahead.wrapping_sub(reserved), Ordering::Relaxed);
         }
+    }
+}
+
+/// What one announce may take in one shard.
+pub(super) struct ShardBudget<'a> {
+    memory: &'a Memory,
+    account: &'a Account,
+    /// Whether new torrents are on probation.
+    pub(super) is_short: bool,
+    /// The most peers of a torrent.
+    pub(super) peers_max: usize,
+    /// Bytes that the announce was charged with.
+    charged: u64,
+}
+
+impl ShardBudget<'_> {
+    /// Charges the announce with `bytes` more; returns whether the shard may take all of them.
+    #[inline]
+    pub(super) fn charge(&mut self, bytes: usize) -> bool {
+        if bytes == 0 {
+            return true;
+        }
+        self.charged += bytes as u64;
+        self.memory.admits(self.account, self.charged)
     }
 }
 

@@ -1,18 +1,26 @@
 //! info-hash → swarm: the one store behind every front end.
 //!
-//! `raw` finds a swarm's cell and says how it lies in memory (`contents`: what a cell holds,
-//! `announce` goes through one entry under its shard's lock), `roster` keeps peers in an order
-//! that makes choice cheap, `large` adds an index where a scan would be slow, and `hosts` what
-//! each host has there; `memory` keeps account of every byte, and an `asker` is refused where
-//! there are none left. `select` draws the peers, `spread` lets no network fill a reply, `expire`
-//! forgets the silent ones in small slices, `full` says who has to go from a full swarm, `list`
-//! shows operators what there is, `persist` lets snapshots take it and bring it back. This file is
-//! the store's door: an announce goes in, counts and peers come out, under one shard lock and with
-//! nothing else held.
+//! ```text
+//! announce ─▶ raw::table    locks the shard, finds the entry of the torrent or makes one
+//!    │    ─▶ evict          where there is no bucket or no byte left for it
+//!    │    ─▶ apply          what the announce does to its swarm, in whichever layout that is
+//!    │         ─▶ roster    the order of its peers; where a newcomer goes
+//!    │    ─▶ choose         which peers the requester may be given
+//!    ▼         ─▶ select    a random sample of them, within the caps of `spread`
+//! Answer
+//! ```
+//!
+//! `contents` and `large` are the layouts of a swarm and `raw` how they lie in memory. `hosts`
+//! counts the peers of each host in a large swarm, `full` finds the peer to replace in a full one,
+//! and `memory` keeps account of every byte. `expire` removes silent peers in small slices, `list`
+//! is what operators see, `export` and `restore` are for snapshots. Whatever is done is done under
+//! one shard's lock, with nothing else held.
 
 mod announce;
-mod asker;
+mod apply;
+mod choose;
 mod contents;
+mod context;
 mod evict;
 mod expire;
 mod full;
@@ -26,7 +34,6 @@ mod record;
 mod roster;
 mod select;
 mod spread;
-mod swarm;
 
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -45,11 +52,11 @@ pub use record::{PEER_AGE_S_LIMIT, Role, TICK_S};
 pub use roster::Change;
 
 use crate::types::{Contact, InfoHash, Kind, Scope, ScrapeEntry};
-use contents::Contents;
+use choose::{Reader, choose};
+use contents::{Contents, Tally};
 use memory::{Account, Memory};
 use raw::Table;
 use roster::Outcome;
-use swarm::{Reader, Tally};
 
 /// How many times [`Store::prefetch`] wants to see a batch.
 pub const PREFETCH_STAGES: usize = raw::PREFETCH_STAGES;
@@ -310,7 +317,7 @@ impl Store {
         // The kind does not matter to who has no position.
         let reader = Reader { scope: Scope::of(address), role, kind: Kind::V4, position: None };
         let look = |contents: &Contents| {
-            let [bytes, available] = swarm::choose(contents, reader, room, random);
+            let [bytes, available] = choose(contents, reader, room, random);
             Answer { bytes, available, ..Tally::of(contents).answer() }
         };
         self.table.read(info_hash, |cell| cell.peek(look)).unwrap_or_default()
@@ -318,6 +325,6 @@ impl Store {
 
     /// One torrent's counts; zeros if it is unknown.
     pub fn scrape(&self, info_hash: &InfoHash) -> ScrapeEntry {
-        self.table.read(info_hash, |cell| cell.peek(swarm::scrape)).unwrap_or_default()
+        self.table.read(info_hash, |cell| cell.peek(Contents::scrape)).unwrap_or_default()
     }
 }

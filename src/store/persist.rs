@@ -30,14 +30,14 @@ use ahash::RandomState;
 use fastrand::Rng;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use super::asker::Asker;
-use super::contents::{Contents, Count};
+use super::apply::apply;
+use super::contents::{Contents, Count, Tally};
+use super::context::AnnounceContext;
 use super::large::{Crowd, Large};
 use super::raw::{ShardWalk, SwarmCell};
 use super::record::{Record, Role, Stamp};
 use super::roster::{Change, Roster};
-use super::swarm::{self, Tally};
-use super::{Store, Stored, Visit};
+use super::{Store, Stored};
 use crate::time::Now;
 use crate::types::{Contact, InfoHash, Scope};
 
@@ -427,7 +427,7 @@ impl Restoring<'_, '_> {
             Contents::Empty { completed: Count::NONE, .. } => self.emptied(),
             other => {
                 let more = Count::of_saved(self.torrent.completed);
-                swarm::with_completed(other, more, keys)
+                other.with_more_completed(more, keys)
             }
         };
         self.store.note_bytes(self.shard, before, contents.bytes());
@@ -474,16 +474,19 @@ impl Restoring<'_, '_> {
             self.restored.refused += 1;
             return contents;
         }
-        let scope = Scope::of(address);
-        let change = Change::Present { role: stamp.role(), completed: false };
-        let info_hash = &self.torrent.info_hash;
-        let visit = Visit { info_hash, address, contact, change, capped: false };
         let totals = &self.store.totals[self.shard];
-        let account = (&*self.store.memory, &totals.account);
-        let keys = self.store.table.keys();
-        let asker = Asker::new((now, scope, change), keys, self.random, false, account);
+        let mut context = AnnounceContext {
+            now,
+            scope: Scope::of(address),
+            change: Change::Present { role: stamp.role(), completed: false },
+            is_capped: false,
+            restored: Some(stamp),
+            budget: self.store.memory.of_shard(&totals.account),
+            keys: self.store.table.keys(),
+            random: self.random,
+        };
         let before = contents.bytes();
-        let (kind, (contents, outcome)) = asker.restoring(stamp).announce(contents, &visit);
+        let (contents, kind, outcome) = apply(contents, &mut context, address, contact);
         self.store.note_bytes(self.shard, before, contents.bytes());
         let Tally { peers, .. } = Tally::of(&contents);
         totals.note(kind, &outcome, peers);

@@ -14,7 +14,7 @@
 //! long as it is below that: [`PEER_AGE_S_LIMIT`] leaves the sweeper three hours to find it.
 
 use std::hash::{Hash, Hasher};
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -139,17 +139,37 @@ impl<const ADDRESS: usize> Endpoint<ADDRESS> {
         }
     }
 
-    /// Whether everybody may be told of it.
+    /// Who may be given the peer. Two browsers find their way to each other themselves (ICE, RFC
+    /// 8445): any may be given any.
     #[inline]
-    pub(super) fn is_public(&self) -> bool {
+    pub(super) fn scope(&self) -> Scope {
         let mut wide = [0; 16];
         wide[..ADDRESS].copy_from_slice(&self.address);
         let [a, b, c, d, ..] = wide;
-        match ADDRESS {
-            4 => Scope::of_v4(Ipv4Addr::new(a, b, c, d)) == Scope::Public,
-            16 => Scope::of_v6(Ipv6Addr::from(wide)) == Scope::Public,
-            _ => true,
+        match Self::KIND {
+            Kind::V4 => Scope::of_v4(Ipv4Addr::new(a, b, c, d)),
+            Kind::V6 => Scope::of_v6(Ipv6Addr::from(wide)),
+            Kind::Web => Scope::Public,
         }
+    }
+
+    /// Whether everybody may be given the peer.
+    #[inline]
+    pub(super) fn is_public(&self) -> bool {
+        self.scope() == Scope::Public
+    }
+
+    /// Where the peer is, if it has an address.
+    pub(super) fn socket_address(&self) -> Option<SocketAddr> {
+        let mut wide = [0; 16];
+        wide[..ADDRESS].copy_from_slice(&self.address);
+        let [a, b, c, d, ..] = wide;
+        let address: IpAddr = match Self::KIND {
+            Kind::V4 => Ipv4Addr::new(a, b, c, d).into(),
+            Kind::V6 => Ipv6Addr::from(wide).into(),
+            Kind::Web => return None,
+        };
+        Some((address, u16::from_be_bytes(self.port)).into())
     }
 }
 
@@ -187,55 +207,6 @@ impl<const ADDRESS: usize> Record<ADDRESS> {
     #[inline]
     pub(super) fn stamp(&self) -> Stamp {
         Stamp(u16::from_ne_bytes(self.stamp))
-    }
-}
-
-/// What the record types tell about themselves.
-pub(super) trait Address {
-    /// The kind of every such record.
-    const KIND: Kind;
-    /// Who may be told of this peer.
-    fn scope(&self) -> Scope;
-    /// Where the peer is, if it has an address.
-    fn socket_address(&self) -> Option<SocketAddr>;
-}
-
-impl Address for Record4 {
-    const KIND: Kind = Kind::V4;
-
-    #[inline]
-    fn scope(&self) -> Scope {
-        Scope::of_v4(Ipv4Addr::from(self.endpoint.address))
-    }
-
-    fn socket_address(&self) -> Option<SocketAddr> {
-        Some((self.endpoint.address, u16::from_be_bytes(self.endpoint.port)).into())
-    }
-}
-
-impl Address for Record6 {
-    const KIND: Kind = Kind::V6;
-
-    #[inline]
-    fn scope(&self) -> Scope {
-        Scope::of_v6(Ipv6Addr::from(self.endpoint.address))
-    }
-
-    fn socket_address(&self) -> Option<SocketAddr> {
-        Some((self.endpoint.address, u16::from_be_bytes(self.endpoint.port)).into())
-    }
-}
-
-impl Address for RecordWeb {
-    const KIND: Kind = Kind::Web;
-
-    /// Two browsers find their way to each other themselves (ICE, RFC 8445): all may meet.
-    fn scope(&self) -> Scope {
-        Scope::Public
-    }
-
-    fn socket_address(&self) -> Option<SocketAddr> {
-        None
     }
 }
 

@@ -11,7 +11,7 @@
 
 use ahash::RandomState;
 
-use super::asker::{Asker, joins_probation, refused};
+use super::context::AnnounceContext;
 use super::record::{Endpoint, Network, Record, Role, Stamp};
 use super::{Stored, full};
 use crate::time::Now;
@@ -81,6 +81,13 @@ pub(super) struct Outcome {
     pub(super) stored: Stored,
 }
 
+impl Outcome {
+    /// A peer that is not stored.
+    pub(super) fn refused(stored: Stored) -> Self {
+        Self { stored, ..Self::default() }
+    }
+}
+
 /// What there is of a swarm beside a roster.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Beside {
@@ -141,28 +148,28 @@ pub(super) trait Roster<const ADDRESS: usize> {
     #[inline]
     fn apply(
         &mut self,
-        asker: &mut Asker<'_>,
+        context: &mut AnnounceContext<'_>,
         endpoint: Endpoint<ADDRESS>,
         beside: Beside,
     ) -> Outcome {
-        let at = self.position(&endpoint, asker.keys);
-        match (at, asker.change) {
+        let at = self.position(&endpoint, context.keys);
+        match (at, context.change) {
             (None, Change::Stopped) => Outcome::default(),
-            (None, Change::Present { role, .. }) => self.join(asker, endpoint, role, beside),
+            (None, Change::Present { role, .. }) => self.join(context, endpoint, role, beside),
             (Some(at), Change::Stopped) => {
                 let known = Some(self.records()[at].stamp());
-                Outcome { before: Some(self.remove(at, asker.keys)), known, ..Outcome::default() }
+                Outcome { before: Some(self.remove(at, context.keys)), known, ..Outcome::default() }
             }
             (Some(at), Change::Present { role, completed }) => {
                 let before = self.records()[at].stamp();
-                let (stamp, completed) = asker.renewed(before, role, completed);
-                let is_witnessed = completed && self.has_witness(&endpoint, asker.scope);
+                let (stamp, completed) = context.renewed(before, role, completed);
+                let is_witnessed = completed && self.has_witness(&endpoint, context.scope);
                 self.renew(at, Record::new(endpoint, stamp));
                 let role = stamp.role();
                 let known = Some(before);
                 let before = before.role();
                 let position =
-                    if before == role { at } else { self.recast(at, before, role, asker.keys) };
+                    if before == role { at } else { self.recast(at, before, role, context.keys) };
                 Outcome {
                     before: Some(before),
                     known,
@@ -191,63 +198,73 @@ pub(super) trait Roster<const ADDRESS: usize> {
     /// Lets a newcomer in, if there is a place and memory for it.
     fn join(
         &mut self,
-        asker: &mut Asker<'_>,
+        context: &mut AnnounceContext<'_>,
         endpoint: Endpoint<ADDRESS>,
         role: Role,
         beside: Beside,
     ) -> Outcome {
-        match self.place(asker, &endpoint, beside.peers) {
+        match self.place(context, &endpoint, beside.peers) {
             Place::Others => Outcome { waits: Some(role), ..Outcome::default() },
-            place => self.enter(asker, endpoint, role, place, beside),
+            place => self.enter(context, endpoint, role, place, beside),
         }
     }
 
     /// Lets a newcomer in at a place, if there is memory for it.
     fn enter(
         &mut self,
-        asker: &mut Asker<'_>,
+        context: &mut AnnounceContext<'_>,
         endpoint: Endpoint<ADDRESS>,
         role: Role,
         place: Place,
         beside: Beside,
     ) -> Outcome {
-        let on_probation =
-            asker.is_short && !beside.is_settled && joins_probation(self.records(), &endpoint);
+        let on_probation = context.budget.is_short
+            && !beside.is_settled
+            && joins_probation(self.records(), &endpoint);
         let replaced = match place {
-            Place::None | Place::Others => return refused(Stored::NetworkFull),
-            Place::Own if !asker.admits(self.growth(1)) => return refused(Stored::NoMemory),
-            Place::Of(_) if !asker.admits(self.growth(0)) => return refused(Stored::NoMemory),
+            Place::None | Place::Others => return Outcome::refused(Stored::NetworkFull),
+            Place::Own if !context.budget.charge(self.growth(1)) => {
+                return Outcome::refused(Stored::NoMemory);
+            }
+            Place::Of(_) if !context.budget.charge(self.growth(0)) => {
+                return Outcome::refused(Stored::NoMemory);
+            }
             Place::Own => None,
-            Place::Of(at) => Some((Endpoint::<ADDRESS>::KIND, self.remove(at, asker.keys))),
+            Place::Of(at) => Some((Endpoint::<ADDRESS>::KIND, self.remove(at, context.keys))),
         };
-        let record = asker.record(endpoint, role, on_probation);
-        let position = self.insert(record, asker.keys);
+        let record = context.record(endpoint, role, on_probation);
+        let position = self.insert(record, context.keys);
         Outcome { after: Some(role), position: Some(position), replaced, ..Outcome::default() }
     }
 
     /// Where a newcomer goes, `others` being in the swarm's other rosters.
-    fn place(&self, asker: &mut Asker<'_>, endpoint: &Endpoint<ADDRESS>, others: usize) -> Place {
+    fn place(
+        &self,
+        context: &mut AnnounceContext<'_>,
+        endpoint: &Endpoint<ADDRESS>,
+        others: usize,
+    ) -> Place {
         let len = self.records().len();
-        if asker.capped && len >= HOSTS_COUNTED_FROM && Endpoint::<ADDRESS>::HAS_PREFIX {
-            let place = self.place_by_host(endpoint, asker.now, asker.keys);
+        if context.is_capped && len >= HOSTS_COUNTED_FROM && Endpoint::<ADDRESS>::HAS_PREFIX {
+            let place = self.place_by_host(endpoint, context.now, context.keys);
             if place != Place::Own {
                 return place;
             }
         }
-        if len + others < asker.peers_max || len == 0 {
+        if len + others < context.budget.peers_max || len == 0 {
             return Place::Own; // the first of its kind costs nobody his place
         }
-        if asker.is_restored() {
+        if context.restored.is_some() {
             return Place::None; // whoever is there may have announced since
         }
         Place::Others
     }
 
     /// The place of one that has been silent for long. There is somebody.
-    fn place_of_silent(&self, asker: &mut Asker<'_>) -> Place {
+    fn place_of_silent(&self, context: &mut AnnounceContext<'_>) -> Place {
         let len = self.records().len();
-        let drawn = (0..SILENT_SAMPLE).map(|_| asker.random.usize(..len));
-        let silent_s = |at: &usize| self.records()[*at].stamp().age_s(asker.now);
+        let drawn = (0..SILENT_SAMPLE).map(|_| context.random.usize(..len));
+        let silent_s = |at: &usize| self.records()[*at].stamp().age_s(context.now);
         drawn.max_by_key(silent_s).map_or(Place::Own, Place::Of)
     }
 
@@ -263,16 +280,16 @@ pub(super) trait Roster<const ADDRESS: usize> {
     #[cold]
     fn replace(
         &mut self,
-        asker: &mut Asker<'_>,
+        context: &mut AnnounceContext<'_>,
         endpoint: Endpoint<ADDRESS>,
         role: Role,
         beside: Beside,
     ) -> Outcome {
-        let newcomer = asker.capped.then(|| endpoint.network_of_kind());
-        let (len, now) = (self.records().len(), asker.now);
-        let crowded_out = full::crowded_out(len, newcomer, asker.random, |at| self.look(at, now));
-        let place = crowded_out.map_or_else(|| self.place_of_silent(asker), Place::Of);
-        self.enter(asker, endpoint, role, place, beside)
+        let newcomer = context.is_capped.then(|| endpoint.network_of_kind());
+        let (len, now) = (self.records().len(), context.now);
+        let crowded_out = full::crowded_out(len, newcomer, context.random, |at| self.look(at, now));
+        let place = crowded_out.map_or_else(|| self.place_of_silent(context), Place::Of);
+        self.enter(context, endpoint, role, place, beside)
     }
 
     /// Adds a peer; says where it stands.
@@ -345,4 +362,26 @@ pub(super) trait Roster<const ADDRESS: usize> {
         }
         (start > 0).then_some(start)
     }
+}
+
+/// The most peers of a torrent that can be on probation: what can be looked at in passing.
+const PROBATION_PEERS_MAX: usize = 16;
+
+/// Whether all of a swarm's peers are on probation.
+#[inline]
+pub(super) fn all_on_probation<const ADDRESS: usize>(records: &[Record<ADDRESS>]) -> bool {
+    records.len() <= PROBATION_PEERS_MAX && records.iter().all(|it| it.stamp().is_on_probation())
+}
+
+/// Whether a peer that joins those of a torrent while memory is short is on probation: only if all
+/// of them are, and of its own network. Two networks make a torrent credible. (A scrape does not:
+/// one datagram names 74 torrents, so an attacker would vouch for his own with it.)
+#[inline]
+fn joins_probation<const ADDRESS: usize>(
+    records: &[Record<ADDRESS>],
+    endpoint: &Endpoint<ADDRESS>,
+) -> bool {
+    let network = endpoint.network();
+    records.len() < PROBATION_PEERS_MAX
+        && records.iter().all(|it| it.stamp().is_on_probation() && it.endpoint.network() == network)
 }

@@ -1,0 +1,295 @@
+//! What an announce does to one swarm, whichever of the five layouts it is in.
+//!
+//! ```text
+//! Empty ─▶ One ─▶ Few4 ─▶ Many        an IPv4 swarm as it grows
+//! Empty ─────────▶ Few6 ─▶ Many       an IPv6 one
+//! ```
+//!
+//! A second family or scope leads to Many at once, and so does a WebRTC peer. Layouts only grow
+//! here; [`super::expire`] leads back to smaller ones.
+
+use std::net::IpAddr;
+
+use ahash::RandomState;
+
+use super::Stored;
+use super::contents::{Contents, Count, SmallLayout};
+use super::context::AnnounceContext;
+use super::large::{Crowd, Large, crowd_of};
+use super::raw::{Block, Owned};
+use super::record::{Endpoint, Record, Record4};
+use super::roster::{Beside, Change, Outcome, Roster};
+use crate::types::{Contact, Kind};
+
+/// Bytes that the layout which holds everything takes more than any other for the same peers, and
+/// a newcomer of any kind: heads and new crowds.
+const ENLARGED_BYTES: usize =
+    size_of::<Large>() + 2 * (size_of::<Crowd<16>>() + size_of::<Crowd<14>>() + SMALLEST_BYTES);
+
+/// Bytes of the largest block for one peer.
+const SMALLEST_BYTES: usize = 32;
+
+/// Applies an announce to its own peer: the swarm after it, the peer's kind, and what it did.
+#[inline]
+pub(super) fn apply(
+    contents: Contents,
+    context: &mut AnnounceContext<'_>,
+    address: IpAddr,
+    contact: Contact,
+) -> (Contents, Kind, Outcome) {
+    match (contact, address) {
+        (Contact::Port(port), IpAddr::V4(address)) => {
+            let endpoint = Endpoint::new(address.octets(), port);
+            let (contents, outcome) = apply_v4(contents, context, endpoint);
+            (contents, Kind::V4, outcome)
+        }
+        (Contact::Port(port), IpAddr::V6(address)) => {
+            let endpoint = Endpoint::new(address.octets(), port);
+            let (contents, outcome) = apply_family(contents, context, endpoint);
+            (contents, Kind::V6, outcome)
+        }
+        (Contact::Web(peer), _) => {
+            let (contents, outcome) = apply_web(contents, context, Endpoint::of_web(peer));
+            (contents, Kind::Web, outcome)
+        }
+    }
+}
+
+/// An announce by an IPv4 peer, of which one alone has a layout of its own.
+#[inline]
+fn apply_v4(
+    contents: Contents,
+    context: &mut AnnounceContext<'_>,
+    endpoint: Endpoint<4>,
+) -> (Contents, Outcome) {
+    match contents {
+        Contents::Empty { completed, .. } => {
+            let Change::Present { role, .. } = context.change else {
+                return (contents, Outcome::default());
+            };
+            // A torrent that has a count is never put on probation, so that the count cannot be
+            // evicted with the new peer.
+            let on_probation = context.budget.is_short && completed == Count::NONE;
+            let record = context.record(endpoint, role, on_probation);
+            let outcome = Outcome { after: Some(role), position: Some(0), ..Outcome::default() };
+            (Contents::one(record, completed, context.keys), outcome)
+        }
+        Contents::One(record, completed) if record.endpoint == endpoint => {
+            renew_one(record, completed, context)
+        }
+        Contents::One(record, completed)
+            if context.joins() && record.endpoint.scope() == context.scope =>
+        {
+            if !context.budget.charge(Block::<4>::bytes_with_room(2)) {
+                return (contents, Outcome::refused(Stored::NoMemory));
+            }
+            apply_small(two_of(record, completed, context.keys), context, endpoint)
+        }
+        contents => apply_family(contents, context, endpoint),
+    }
+}
+
+/// An announce by an IPv4 or IPv6 peer.
+#[inline]
+fn apply_family<const ADDRESS: usize>(
+    contents: Contents,
+    context: &mut AnnounceContext<'_>,
+    endpoint: Endpoint<ADDRESS>,
+) -> (Contents, Outcome)
+where
+    Block<ADDRESS>: SmallLayout<ADDRESS>,
+{
+    let contents = match Block::from_contents(contents) {
+        Ok(block) if has_place(&block, context, &endpoint) => {
+            return apply_small(block, context, endpoint);
+        }
+        Ok(block) => block.into_contents(),
+        Err(other) => other,
+    };
+    match contents {
+        Contents::Empty { completed, .. } if context.joins() => {
+            if !context.budget.charge(Block::<ADDRESS>::bytes_with_room(1)) {
+                return (contents, Outcome::refused(Stored::NoMemory));
+            }
+            apply_small(Block::with_room(1, completed), context, endpoint)
+        }
+        Contents::Many(large) => apply_large(large, context, endpoint),
+        _ if !context.joins() => (contents, Outcome::default()),
+        _ if !context.budget.charge(ENLARGED_BYTES) => {
+            (contents, Outcome::refused(Stored::NoMemory))
+        }
+        _ => apply_large(enlarge(contents, context.keys), context, endpoint),
+    }
+}
+
+/// An announce by a WebRTC peer.
+fn apply_web(
+    contents: Contents,
+    context: &mut AnnounceContext<'_>,
+    endpoint: Endpoint<14>,
+) -> (Contents, Outcome) {
+    let known = matches!(&contents, Contents::Many(large) if large.web.is_some());
+    if !known && !context.joins() {
+        return (contents, Outcome::default());
+    }
+    // Where memory is short, a torrent that is new would be on probation; but the layout of WebRTC
+    // peers takes much and cannot be evicted in time, so it is not stored at all.
+    let is_new = matches!(&contents, Contents::Empty { completed: Count::NONE, .. });
+    let is_refused = context.budget.is_short && is_new;
+    if !known && (is_refused || !context.budget.charge(ENLARGED_BYTES)) {
+        return (contents, Outcome::refused(Stored::NoMemory));
+    }
+    let mut large = match contents {
+        Contents::Many(large) => large,
+        smaller => enlarge(smaller, context.keys),
+    };
+    let scope = context.scope;
+    let outcome = apply_to_crowd(&mut large, context, endpoint, |large| {
+        &mut **large.web.get_or_insert_with(|| Box::new(Crowd::new(scope)))
+    });
+    large.completed = large.completed.after(&outcome);
+    (Contents::of_large(large, context.now), outcome)
+}
+
+fn renew_one(
+    record: Record4,
+    completed: Count,
+    context: &AnnounceContext<'_>,
+) -> (Contents, Outcome) {
+    let (before, known) = (Some(record.stamp().role()), Some(record.stamp()));
+    match context.change {
+        Change::Stopped => {
+            let outcome = Outcome { before, known, ..Outcome::default() };
+            (Contents::empty(completed, context.now), outcome)
+        }
+        Change::Present { role, completed: ended } => {
+            let (stamp, counts) = context.renewed(record.stamp(), role, ended);
+            let record = Record::new(record.endpoint, stamp);
+            let outcome = Outcome {
+                before,
+                known,
+                after: Some(stamp.role()),
+                position: Some(0),
+                completed: counts,
+                ..Outcome::default()
+            };
+            (Contents::one(record, completed.after(&outcome), context.keys), outcome)
+        }
+    }
+}
+
+/// A block for the peer in place and one more.
+fn two_of(record: Record4, completed: Count, keys: &RandomState) -> Block<4> {
+    let mut block = Block::with_room(2, completed);
+    block.insert(record, keys);
+    block
+}
+
+/// Whether the peer is in this block, or the block has room for it and others of its scope.
+#[inline]
+fn has_place<const ADDRESS: usize>(
+    block: &Block<ADDRESS>,
+    context: &AnnounceContext<'_>,
+    endpoint: &Endpoint<ADDRESS>,
+) -> bool {
+    let first = block.records().first();
+    let same_scope = first.is_none_or(|record| record.endpoint.scope() == context.scope);
+    same_scope && (!block.is_full() || block.position(endpoint, context.keys).is_some())
+}
+
+/// An announce by one of a swarm that is a block.
+#[inline]
+fn apply_small<const ADDRESS: usize>(
+    mut block: Block<ADDRESS>,
+    context: &mut AnnounceContext<'_>,
+    endpoint: Endpoint<ADDRESS>,
+) -> (Contents, Outcome)
+where
+    Block<ADDRESS>: SmallLayout<ADDRESS>,
+{
+    // A torrent that has a count is never put on probation, so that the count cannot be evicted
+    // with the new peer.
+    let is_settled = block.records().is_empty() && block.completed() != Count::NONE;
+    let beside = Beside { peers: 0, is_settled };
+    let mut outcome = block.apply(context, endpoint, beside);
+    if let Some(role) = outcome.waits {
+        outcome = block.replace(context, endpoint, role, beside);
+    }
+    if outcome.completed {
+        block.set_completed(block.completed().after(&outcome));
+    }
+    if block.records().is_empty() {
+        return (Contents::empty(block.completed(), context.now), outcome);
+    }
+    (block.into_contents(), outcome)
+}
+
+/// An announce by an IPv4 or IPv6 peer of a large swarm.
+fn apply_large<const ADDRESS: usize>(
+    mut large: Owned,
+    context: &mut AnnounceContext<'_>,
+    endpoint: Endpoint<ADDRESS>,
+) -> (Contents, Outcome)
+where
+    Block<ADDRESS>: SmallLayout<ADDRESS>,
+{
+    let scope = context.scope;
+    let crowds = Block::crowds;
+    if !crowds(&mut large).iter().any(|crowd| crowd.scope == scope) {
+        if !context.joins() {
+            return (Contents::of_large(large, context.now), Outcome::default());
+        }
+        if !context.budget.charge(Crowd::<ADDRESS>::bytes_when_new()) {
+            let refused = Outcome::refused(Stored::NoMemory);
+            return (Contents::of_large(large, context.now), refused);
+        }
+    }
+    let outcome =
+        apply_to_crowd(&mut large, context, endpoint, |large| crowd_of(crowds(large), scope));
+    large.completed = large.completed.after(&outcome);
+    (Contents::of_large(large, context.now), outcome)
+}
+
+/// An announce by one of a large swarm, whose crowd `own` finds.
+fn apply_to_crowd<const ADDRESS: usize>(
+    large: &mut Large,
+    context: &mut AnnounceContext<'_>,
+    endpoint: Endpoint<ADDRESS>,
+    own: impl Fn(&mut Large) -> &mut Crowd<ADDRESS>,
+) -> Outcome {
+    let all = large.len();
+    let crowd = own(large);
+    let beside = Beside { peers: all - crowd.records().len(), is_settled: true };
+    let outcome = crowd.apply(context, endpoint, beside);
+    match outcome.waits {
+        None => outcome,
+        Some(role) => large.replace(context, endpoint, (role, beside), own),
+    }
+}
+
+/// Moves any layout into the one that holds everything.
+fn enlarge(contents: Contents, keys: &RandomState) -> Owned {
+    let mut large = Owned::new(Large::default());
+    match contents {
+        Contents::Empty { completed, .. } => large.completed = completed,
+        Contents::One(record, completed) => {
+            large.completed = completed;
+            crowd_of(&mut large.v4, record.endpoint.scope()).insert(record, keys);
+        }
+        Contents::Few4(block) => move_all(&block, &mut large, keys),
+        Contents::Few6(block) => move_all(&block, &mut large, keys),
+        Contents::Many(it) => large = it,
+    }
+    large
+}
+
+fn move_all<const ADDRESS: usize>(block: &Block<ADDRESS>, large: &mut Large, keys: &RandomState)
+where
+    Block<ADDRESS>: SmallLayout<ADDRESS>,
+{
+    large.completed = block.completed();
+    let crowds = Block::crowds(large);
+    for record in block.records() {
+        crowd_of(crowds, record.endpoint.scope()).insert(*record, keys);
+    }
+}

@@ -1,0 +1,118 @@
+//! Which peers of a swarm a requester may be given: those of its own scope and public ones, and to
+//! one that only uploads those that want data.
+
+use fastrand::Rng;
+
+use super::Room;
+use super::contents::Contents;
+use super::large::Crowd;
+use super::record::{Endpoint, Record, Role};
+use super::roster::Roster;
+use super::select::{Capped, Pool, choose as choose_from};
+use crate::types::{Kind, Scope};
+
+/// Who is to be told of peers.
+#[derive(Clone, Copy)]
+pub(super) struct Reader {
+    /// Who may be told of it.
+    pub(super) scope: Scope,
+    /// What it does.
+    pub(super) role: Role,
+    /// Its kind.
+    pub(super) kind: Kind,
+    /// Where it stands among those of its kind and scope, unless it is not stored.
+    pub(super) position: Option<usize>,
+}
+
+impl Reader {
+    /// Where the reader stands among those of a kind that it may be told of.
+    #[inline]
+    fn own_in(self, kind: Kind) -> Option<usize> {
+        // Who only uploads is told of those who want data; it stands behind them itself.
+        self.position.filter(|_| self.role.wants_data() && self.kind == kind)
+    }
+
+    /// The records of a small swarm that the reader may be told of: of one scope, which is that of
+    /// a reader who is among them.
+    #[inline]
+    fn pool_of<const ADDRESS: usize>(self, run: &[Record<ADDRESS>]) -> Pool<'_, ADDRESS> {
+        let first = run.first().filter(|_| self.position.is_none());
+        let scope = first.map_or(self.scope, |record| record.endpoint.scope());
+        let is_shown = scope == self.scope || scope == Scope::Public;
+        let runs = [if is_shown { run } else { &[] }, &[]];
+        Pool { runs, own: self.own_in(Endpoint::<ADDRESS>::KIND), capped: capped(scope, false) }
+    }
+}
+
+/// Writes peers for a reader; says how many bytes of each kind, and how many peers of each they
+/// were chosen from.
+#[inline]
+pub(super) fn choose(
+    contents: &Contents,
+    reader: Reader,
+    room: &mut Room<'_>,
+    random: &mut Rng,
+) -> [[usize; Kind::ALL.len()]; 2] {
+    let Reader { scope, role, .. } = reader;
+    match contents {
+        Contents::One(record, _) if reader.position.is_none() => {
+            let is_wanted = role.wants_data() || record.stamp().role().wants_data();
+            let run = if is_wanted { std::slice::from_ref(record) } else { &[] };
+            let pool = reader.pool_of(run);
+            [[choose_from(&pool, random, room.v4), 0, 0], [pool.available(), 0, 0]]
+        }
+        Contents::Empty { .. } | Contents::One(..) => [[0; 3]; 2],
+        Contents::Few4(block) => {
+            let pool = reader.pool_of(run_of(block, role));
+            [[choose_from(&pool, random, room.v4), 0, 0], [pool.available(), 0, 0]]
+        }
+        Contents::Few6(block) => {
+            let pool = reader.pool_of(run_of(block, role));
+            [[0, choose_from(&pool, random, room.v6), 0], [0, pool.available(), 0]]
+        }
+        Contents::Many(large) => {
+            let v4 = pool_of(&large.v4, scope, role, reader.own_in(Kind::V4));
+            let v6 = pool_of(&large.v6, scope, role, reader.own_in(Kind::V6));
+            let web = large.web.as_deref().map_or(&[][..], std::slice::from_ref);
+            let web = pool_of(web, Scope::Public, role, reader.own_in(Kind::Web));
+            let bytes = [
+                choose_from(&v4, random, room.v4),
+                choose_from(&v6, random, room.v6),
+                choose_from(&web, random, room.web),
+            ];
+            [bytes, [v4.available(), v6.available(), web.available()]]
+        }
+    }
+}
+
+/// Those of a roster whom an asker in `role` may be told of.
+#[inline]
+fn run_of<const ADDRESS: usize>(roster: &impl Roster<ADDRESS>, role: Role) -> &[Record<ADDRESS>] {
+    let records = roster.records();
+    if role.wants_data() { records } else { &records[..roster.counts().wanting as usize] }
+}
+
+fn pool_of<const ADDRESS: usize>(
+    crowds: &[Crowd<ADDRESS>],
+    scope: Scope,
+    role: Role,
+    own: Option<usize>,
+) -> Pool<'_, ADDRESS> {
+    let run = |scope: Scope| -> &[Record<ADDRESS>] {
+        let crowd = crowds.iter().find(|crowd| crowd.scope == scope);
+        crowd.map_or(&[], |crowd| run_of(crowd, role))
+    };
+    let public = if scope == Scope::Public { &[] } else { run(Scope::Public) };
+    Pool { runs: [run(scope), public], own, capped: capped(scope, !public.is_empty()) }
+}
+
+/// Which candidates of an asker of `scope` are under caps, `public` telling whether there are
+/// public ones beside its own.
+#[inline]
+fn capped(scope: Scope, public: bool) -> Capped {
+    match (scope, public) {
+        (Scope::Public, _) => Capped::All,
+        (_, true) => Capped::Public,
+        (_, false) => Capped::None,
+    }
+}

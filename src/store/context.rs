@@ -1,0 +1,65 @@
+//! What is known of an announce while it is applied: its peer, the moment, and what the store may
+//! take for it.
+
+use ahash::RandomState;
+use fastrand::Rng;
+
+use super::memory::ShardBudget;
+use super::record::{Endpoint, Record, Role, Stamp};
+use super::roster::Change;
+use crate::time::Now;
+use crate::types::Scope;
+
+/// An announce that is applied under its shard's lock, or a peer that is restored as if it
+/// announced.
+pub(super) struct AnnounceContext<'a> {
+    /// When.
+    pub(super) now: Now,
+    /// Who may be given the peer.
+    pub(super) scope: Scope,
+    /// What happens to the peer.
+    pub(super) change: Change,
+    /// Whether the part of a swarm that the peer's host and network have is capped.
+    pub(super) is_capped: bool,
+    /// What a snapshot holds of the peer, where it is restored.
+    pub(super) restored: Option<Stamp>,
+    /// What the shard may take.
+    pub(super) budget: ShardBudget<'a>,
+    /// The keys of the store's hashes.
+    pub(super) keys: &'a RandomState,
+    /// Chooses who is replaced, where somebody has to be.
+    pub(super) random: &'a mut Rng,
+}
+
+impl AnnounceContext<'_> {
+    /// Whether the peer is to be in the swarm afterwards.
+    #[inline]
+    pub(super) fn joins(&self) -> bool {
+        matches!(self.change, Change::Present { .. })
+    }
+
+    /// The record of a peer that joins.
+    #[inline]
+    pub(super) fn record<const ADDRESS: usize>(
+        &self,
+        endpoint: Endpoint<ADDRESS>,
+        role: Role,
+        on_probation: bool,
+    ) -> Record<ADDRESS> {
+        if let Some(stamp) = self.restored {
+            return Record::new(endpoint, stamp);
+        }
+        Record::new(endpoint, Stamp::new(self.now, role).probed(on_probation))
+    }
+
+    /// The stamp of a peer that stays, and whether a download is counted. A peer that announces
+    /// again while memory is not short is no longer on probation.
+    #[inline]
+    pub(super) fn renewed(&self, stamp: Stamp, role: Role, completed: bool) -> (Stamp, bool) {
+        let (stamp, counts) = match self.restored {
+            Some(restored) => (stamp.merged(restored, self.now), false),
+            None => stamp.renewed(self.now, role, completed),
+        };
+        (stamp.probed(stamp.is_on_probation() && self.budget.is_short), counts)
+    }
+}
