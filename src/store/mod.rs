@@ -23,14 +23,15 @@ mod contents;
 mod context;
 mod evict;
 mod expire;
+mod export;
 mod full;
 mod hosts;
 mod large;
 mod list;
 mod memory;
-mod persist;
 mod raw;
 mod record;
+mod restore;
 mod roster;
 mod select;
 mod spread;
@@ -43,12 +44,11 @@ use crossbeam_utils::CachePadded;
 use fastrand::Rng;
 
 pub use expire::{Limits, Sweeper};
+pub use export::{Batch, Export, Saved4, Saved6, SavedPeer, SavedTorrent};
 pub use list::{Listed, ListedPeer, Order};
 pub use memory::{Budget, Usage};
-pub use persist::{
-    Arrival, Batch, Export, Restored, Saved4, Saved6, SavedPeer, SavedTorrent, Terms,
-};
 pub use record::{PEER_AGE_S_LIMIT, Role, TICK_S};
+pub use restore::{Arrival, Restored, Terms};
 pub use roster::Change;
 
 use crate::types::{Contact, InfoHash, Kind, Scope, ScrapeEntry};

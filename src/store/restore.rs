@@ -1,0 +1,183 @@
+//! How a snapshot comes back into the store.
+//!
+//! What is restored is merged with what has announced since: of a peer that is there already, the
+//! later announce counts; counts of downloads add up. Restored peers obey the budget and the cap of
+//! their torrent, and evict and replace nobody.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::atomic::Ordering;
+
+use fastrand::Rng;
+
+use super::apply::apply;
+use super::contents::{Contents, Count, Tally};
+use super::context::AnnounceContext;
+use super::export::{Saved4, Saved6, SavedPeer};
+use super::record::Stamp;
+use super::roster::Change;
+use super::{Store, Stored};
+use crate::time::Now;
+use crate::types::{Contact, InfoHash, Scope};
+
+/// A torrent, or a part of one, on its way back.
+#[derive(Clone, Copy, Debug)]
+pub struct Arrival<'a> {
+    /// The torrent.
+    pub info_hash: InfoHash,
+    /// Downloads to be added to its count.
+    pub completed: u32,
+    /// Of a torrent without peers, seconds from when the last one left to the snapshot.
+    pub empty_s: u32,
+    /// Its IPv4 peers.
+    pub v4: &'a [Saved4],
+    /// Its IPv6 peers.
+    pub v6: &'a [Saved6],
+}
+
+/// What a restore goes by.
+#[derive(Clone, Copy, Debug)]
+pub struct Terms {
+    /// When the snapshot was taken.
+    pub at: Now,
+    /// When it is restored. A clock that was set back between the two has stood still.
+    pub now: Now,
+    /// Peers that have been silent for more seconds than this stay away.
+    pub peer_age_s_max: u32,
+}
+
+/// What has become of what was to be restored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Restored {
+    /// Torrents, or parts of torrents, with a count or with peers that are not expired.
+    pub torrents: u64,
+    /// Peers that are in their swarms again.
+    pub peers: u64,
+    /// Peers that were there already, as they have announced since.
+    pub known: u64,
+    /// Peers that have been silent for too long.
+    pub expired: u64,
+    /// Peers that were not stored: no memory, a torrent at its cap, an address that is none.
+    pub refused: u64,
+}
+
+impl Store {
+    /// Merges a torrent, or a part of one, under its shard's lock: some 100 ns for each peer.
+    pub fn restore(
+        &self,
+        terms: Terms,
+        torrent: &Arrival<'_>,
+        random: &mut Rng,
+        restored: &mut Restored,
+    ) {
+        let key = self.table.key(&torrent.info_hash);
+        let mut shard = self.table.lock(key);
+        let number = shard.number();
+        let mut entry = shard.entry(key);
+        let existed = entry.exists();
+        if !existed && !self.reserve_bucket(number, &mut entry) {
+            restored.refused += (torrent.v4.len() + torrent.v6.len()) as u64;
+            return;
+        }
+        let mut restoring =
+            Restoring { store: self, shard: number, terms, torrent, random, restored };
+        let ((), stays) = entry.update(|contents| (restoring.merge(contents), ()));
+        restored.torrents += u64::from(stays);
+        self.totals[number].note_entry(existed, stays);
+    }
+
+    /// Adds what was counted before a snapshot to [`super::Totals::completed`].
+    pub fn restore_completed(&self, completed: u64) {
+        let add = |before: u64| Some(before.saturating_add(completed));
+        let _ = self.completed_before.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add);
+    }
+}
+
+/// A torrent that is being restored.
+struct Restoring<'a, 't> {
+    store: &'a Store,
+    shard: usize,
+    terms: Terms,
+    torrent: &'a Arrival<'t>,
+    random: &'a mut Rng,
+    restored: &'a mut Restored,
+}
+
+impl Restoring<'_, '_> {
+    fn merge(&mut self, contents: Contents) -> Contents {
+        let before = contents.bytes();
+        let keys = self.store.table.keys();
+        let mut contents = match contents {
+            Contents::Empty { completed: Count::NONE, .. } => self.emptied(),
+            other => {
+                let more = Count::of_saved(self.torrent.completed);
+                other.with_more_completed(more, keys)
+            }
+        };
+        self.store.note_bytes(self.shard, before, contents.bytes());
+        let torrent = self.torrent;
+        for peer in torrent.v4 {
+            let [a, b, c, d, ..] = peer.endpoint;
+            contents = self.add(contents, Ipv4Addr::new(a, b, c, d).into(), peer);
+        }
+        for peer in torrent.v6 {
+            let mut octets = [0; 16];
+            octets.copy_from_slice(&peer.endpoint[..16]);
+            contents = self.add(contents, Ipv6Addr::from(octets).into(), peer);
+        }
+        contents
+    }
+
+    /// The torrent before its peers are back.
+    fn emptied(&self) -> Contents {
+        let Terms { at, now, .. } = self.terms;
+        let since = match (self.torrent.v4, self.torrent.v6) {
+            ([], []) => at.seconds().saturating_sub(self.torrent.empty_s.into()),
+            _ => now.seconds(),
+        };
+        let since_s = u32::try_from(since.min(now.seconds())).unwrap_or(u32::MAX);
+        Contents::Empty { completed: Count::of_saved(self.torrent.completed), since_s }
+    }
+
+    /// Merges a peer.
+    fn add<const ENDPOINT: usize>(
+        &mut self,
+        contents: Contents,
+        address: IpAddr,
+        peer: &SavedPeer<ENDPOINT>,
+    ) -> Contents {
+        let Terms { at, now, peer_age_s_max } = self.terms;
+        let stamp = Stamp::of_saved((peer.state, peer.age_s()), at, now);
+        let Some(stamp) = stamp.filter(|it| it.age_s(now) <= peer_age_s_max) else {
+            self.restored.expired += 1;
+            return contents;
+        };
+        // As the tracker has it: whoever is stored accepts connections, and IPv4 comes unmapped.
+        let contact = Contact::Port(peer.port());
+        if !contact.accepts_connections() || address.to_canonical() != address {
+            self.restored.refused += 1;
+            return contents;
+        }
+        let totals = &self.store.totals[self.shard];
+        let mut context = AnnounceContext {
+            now,
+            scope: Scope::of(address),
+            change: Change::Present { role: stamp.role(), completed: false },
+            is_capped: false,
+            restored: Some(stamp),
+            budget: self.store.memory.of_shard(&totals.account),
+            keys: self.store.table.keys(),
+            random: self.random,
+        };
+        let before = contents.bytes();
+        let (contents, kind, outcome) = apply(contents, &mut context, address, contact);
+        self.store.note_bytes(self.shard, before, contents.bytes());
+        let Tally { peers, .. } = Tally::of(&contents);
+        totals.note(kind, &outcome, peers);
+        match (outcome.stored, outcome.before) {
+            (Stored::Yes, Some(_)) => self.restored.known += 1,
+            (Stored::Yes, None) => self.restored.peers += 1,
+            _ => self.restored.refused += 1,
+        }
+        contents
+    }
+}
