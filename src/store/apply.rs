@@ -15,7 +15,7 @@ use ahash::RandomState;
 use super::Stored;
 use super::contents::{Contents, Count, SmallLayout};
 use super::context::AnnounceContext;
-use super::large::{Crowd, Large, crowd_of};
+use super::large_swarm::{LargeSwarm, PeerGroup, group_of};
 use super::raw::{Block, Owned};
 use super::record::{Endpoint, Record, Record4};
 use super::roster::{Beside, Change, Outcome, Roster};
@@ -23,8 +23,8 @@ use crate::types::{Contact, Kind};
 
 /// Bytes that the layout which holds everything takes more than any other for the same peers, and
 /// a newcomer of any kind: heads and new crowds.
-const ENLARGED_BYTES: usize =
-    size_of::<Large>() + 2 * (size_of::<Crowd<16>>() + size_of::<Crowd<14>>() + SMALLEST_BYTES);
+const ENLARGED_BYTES: usize = size_of::<LargeSwarm>()
+    + 2 * (size_of::<PeerGroup<16>>() + size_of::<PeerGroup<14>>() + SMALLEST_BYTES);
 
 /// Bytes of the largest block for one peer.
 const SMALLEST_BYTES: usize = 32;
@@ -144,8 +144,8 @@ fn apply_web(
         smaller => enlarge(smaller, context.keys),
     };
     let scope = context.scope;
-    let outcome = apply_to_crowd(&mut large, context, endpoint, |large| {
-        &mut **large.web.get_or_insert_with(|| Box::new(Crowd::new(scope)))
+    let outcome = apply_to_group(&mut large, context, endpoint, |large| {
+        &mut **large.web.get_or_insert_with(|| Box::new(PeerGroup::new(scope)))
     });
     large.completed = large.completed.after(&outcome);
     (Contents::of_large(large, context.now), outcome)
@@ -234,33 +234,33 @@ where
     Block<ADDRESS>: SmallLayout<ADDRESS>,
 {
     let scope = context.scope;
-    let crowds = Block::crowds;
-    if !crowds(&mut large).iter().any(|crowd| crowd.scope == scope) {
+    let groups = Block::groups;
+    if !groups(&mut large).iter().any(|group| group.scope == scope) {
         if !context.joins() {
             return (Contents::of_large(large, context.now), Outcome::default());
         }
-        if !context.budget.charge(Crowd::<ADDRESS>::bytes_when_new()) {
+        if !context.budget.charge(PeerGroup::<ADDRESS>::bytes_when_new()) {
             let refused = Outcome::refused(Stored::NoMemory);
             return (Contents::of_large(large, context.now), refused);
         }
     }
     let outcome =
-        apply_to_crowd(&mut large, context, endpoint, |large| crowd_of(crowds(large), scope));
+        apply_to_group(&mut large, context, endpoint, |large| group_of(groups(large), scope));
     large.completed = large.completed.after(&outcome);
     (Contents::of_large(large, context.now), outcome)
 }
 
 /// An announce by one of a large swarm, whose crowd `own` finds.
-fn apply_to_crowd<const ADDRESS: usize>(
-    large: &mut Large,
+fn apply_to_group<const ADDRESS: usize>(
+    large: &mut LargeSwarm,
     context: &mut AnnounceContext<'_>,
     endpoint: Endpoint<ADDRESS>,
-    own: impl Fn(&mut Large) -> &mut Crowd<ADDRESS>,
+    own: impl Fn(&mut LargeSwarm) -> &mut PeerGroup<ADDRESS>,
 ) -> Outcome {
     let all = large.len();
-    let crowd = own(large);
-    let beside = Beside { peers: all - crowd.records().len(), is_settled: true };
-    let outcome = crowd.apply(context, endpoint, beside);
+    let group = own(large);
+    let beside = Beside { peers: all - group.records().len(), is_settled: true };
+    let outcome = group.apply(context, endpoint, beside);
     match outcome.waits {
         None => outcome,
         Some(role) => large.replace(context, endpoint, (role, beside), own),
@@ -269,12 +269,12 @@ fn apply_to_crowd<const ADDRESS: usize>(
 
 /// Moves any layout into the one that holds everything.
 fn enlarge(contents: Contents, keys: &RandomState) -> Owned {
-    let mut large = Owned::new(Large::default());
+    let mut large = Owned::new(LargeSwarm::default());
     match contents {
         Contents::Empty { completed, .. } => large.completed = completed,
         Contents::One(record, completed) => {
             large.completed = completed;
-            crowd_of(&mut large.v4, record.endpoint.scope()).insert(record, keys);
+            group_of(&mut large.v4, record.endpoint.scope()).insert(record, keys);
         }
         Contents::Few4(block) => move_all(&block, &mut large, keys),
         Contents::Few6(block) => move_all(&block, &mut large, keys),
@@ -283,13 +283,16 @@ fn enlarge(contents: Contents, keys: &RandomState) -> Owned {
     large
 }
 
-fn move_all<const ADDRESS: usize>(block: &Block<ADDRESS>, large: &mut Large, keys: &RandomState)
-where
+fn move_all<const ADDRESS: usize>(
+    block: &Block<ADDRESS>,
+    large: &mut LargeSwarm,
+    keys: &RandomState,
+) where
     Block<ADDRESS>: SmallLayout<ADDRESS>,
 {
     large.completed = block.completed();
-    let crowds = Block::crowds(large);
+    let groups = Block::groups(large);
     for record in block.records() {
-        crowd_of(crowds, record.endpoint.scope()).insert(*record, keys);
+        group_of(groups, record.endpoint.scope()).insert(*record, keys);
     }
 }

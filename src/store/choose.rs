@@ -5,7 +5,7 @@ use fastrand::Rng;
 
 use super::Room;
 use super::contents::Contents;
-use super::large::Crowd;
+use super::large_swarm::PeerGroup;
 use super::record::{Endpoint, Record, Role};
 use super::roster::Roster;
 use super::select::{Capped, Pool, choose as choose_from};
@@ -93,14 +93,14 @@ fn run_of<const ADDRESS: usize>(roster: &impl Roster<ADDRESS>, role: Role) -> &[
 }
 
 fn pool_of<const ADDRESS: usize>(
-    crowds: &[Crowd<ADDRESS>],
+    groups: &[PeerGroup<ADDRESS>],
     scope: Scope,
     role: Role,
     own: Option<usize>,
 ) -> Pool<'_, ADDRESS> {
     let run = |scope: Scope| -> &[Record<ADDRESS>] {
-        let crowd = crowds.iter().find(|crowd| crowd.scope == scope);
-        crowd.map_or(&[], |crowd| run_of(crowd, role))
+        let group = groups.iter().find(|group| group.scope == scope);
+        group.map_or(&[], |group| run_of(group, role))
     };
     let public = if scope == Scope::Public { &[] } else { run(Scope::Public) };
     Pool { runs: [run(scope), public], own, capped: capped(scope, !public.is_empty()) }

@@ -3,7 +3,7 @@
 use ahash::RandomState;
 
 use super::Answer;
-use super::large::{Crowd, Large};
+use super::large_swarm::{LargeSwarm, PeerGroup};
 use super::raw::{Block, Owned};
 use super::record::{Record4, Role};
 use super::roster::{Counts, Outcome, Roster};
@@ -176,7 +176,7 @@ impl Contents {
             Self::Empty { .. } | Self::One(..) => 0,
             Self::Few4(block) => block.bytes(),
             Self::Few6(block) => block.bytes(),
-            Self::Many(large) => size_of::<Large>() + large.bytes(),
+            Self::Many(large) => size_of::<LargeSwarm>() + large.bytes(),
         }
     }
 }
@@ -254,7 +254,7 @@ pub(super) trait SmallLayout<const ADDRESS: usize>: Sized {
     fn from_contents(contents: Contents) -> Result<Self, Contents>;
 
     /// The crowds of the family in a large swarm.
-    fn crowds(large: &mut Large) -> &mut Vec<Crowd<ADDRESS>>;
+    fn groups(large: &mut LargeSwarm) -> &mut Vec<PeerGroup<ADDRESS>>;
 }
 
 impl SmallLayout<4> for Block<4> {
@@ -278,7 +278,7 @@ impl SmallLayout<4> for Block<4> {
         }
     }
 
-    fn crowds(large: &mut Large) -> &mut Vec<Crowd<4>> {
+    fn groups(large: &mut LargeSwarm) -> &mut Vec<PeerGroup<4>> {
         &mut large.v4
     }
 }
@@ -301,7 +301,7 @@ impl SmallLayout<16> for Block<16> {
         }
     }
 
-    fn crowds(large: &mut Large) -> &mut Vec<Crowd<16>> {
+    fn groups(large: &mut LargeSwarm) -> &mut Vec<PeerGroup<16>> {
         &mut large.v6
     }
 }

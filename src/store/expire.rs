@@ -7,7 +7,7 @@
 use std::ops::Range;
 
 use super::contents::{Contents, SmallLayout};
-use super::large::{Crowd, Large, Members};
+use super::large_swarm::{LargeSwarm, PeerGroup, PeerStorage};
 use super::raw::{Block, Owned};
 use super::record::Endpoint;
 use super::roster::Roster;
@@ -64,7 +64,7 @@ struct Place {
     /// The torrent; its bucket may have become another's by the next slice.
     info_hash: InfoHash,
     /// Which crowd: IPv4 ones first, then IPv6, then WebRTC.
-    crowd: usize,
+    group: usize,
     /// Peers from here on have been looked at.
     end: usize,
 }
@@ -259,41 +259,41 @@ impl Expiry<'_> {
     fn expire_large(
         &self,
         info_hash: &InfoHash,
-        large: &mut Large,
+        large: &mut LargeSwarm,
         from: Option<Place>,
         looks: &mut usize,
     ) -> Option<Place> {
-        let (mut crowd, mut end) = from.map_or((0, usize::MAX), |it| (it.crowd, it.end));
+        let (mut group, mut end) = from.map_or((0, usize::MAX), |it| (it.group, it.end));
         let (v6_from, web_at) = (large.v4.len(), large.v4.len() + large.v6.len());
         loop {
-            let rest = if let Some(it) = large.v4.get_mut(crowd) {
-                self.expire_crowd(it, end, looks)
-            } else if let Some(it) = large.v6.get_mut(crowd - v6_from) {
-                self.expire_crowd(it, end, looks)
-            } else if let Some(it) = large.web.as_mut().filter(|_| crowd == web_at) {
-                self.expire_crowd(it, end, looks)
+            let rest = if let Some(it) = large.v4.get_mut(group) {
+                self.expire_group(it, end, looks)
+            } else if let Some(it) = large.v6.get_mut(group - v6_from) {
+                self.expire_group(it, end, looks)
+            } else if let Some(it) = large.web.as_mut().filter(|_| group == web_at) {
+                self.expire_group(it, end, looks)
             } else {
                 return None;
             };
             if let Some(end) = rest {
-                return Some(Place { info_hash: *info_hash, crowd, end });
+                return Some(Place { info_hash: *info_hash, group, end });
             }
-            (crowd, end) = (crowd + 1, usize::MAX);
+            (group, end) = (group + 1, usize::MAX);
         }
     }
 
-    fn expire_crowd<const ADDRESS: usize>(
+    fn expire_group<const ADDRESS: usize>(
         &self,
-        crowd: &mut Crowd<ADDRESS>,
+        group: &mut PeerGroup<ADDRESS>,
         end: usize,
         looks: &mut usize,
     ) -> Option<usize> {
-        let end = end.min(crowd.records().len());
+        let end = end.min(group.records().len());
         let gone = |role| self.totals.leave(Endpoint::<ADDRESS>::KIND, role);
         let (age_s_max, keys) = (self.limits.peer_age_s_max, self.store.table.keys());
         // At least one, so that every visit gets further.
         let budget = (*looks).max(1);
-        let rest = crowd.expire(self.now, age_s_max, end, budget, keys, gone);
+        let rest = group.expire(self.now, age_s_max, end, budget, keys, gone);
         *looks = looks.saturating_sub(end - rest.unwrap_or(0));
         rest
     }
@@ -301,22 +301,22 @@ impl Expiry<'_> {
     /// A large swarm after a pass over it, in the smallest layout that holds it.
     fn settle(&self, mut large: Owned) -> Contents {
         let keys = self.store.table.keys();
-        large.v4.retain(|crowd| !crowd.records().is_empty());
-        large.v6.retain(|crowd| !crowd.records().is_empty());
-        large.v4.iter_mut().for_each(|crowd| crowd.shrink(keys));
-        large.v6.iter_mut().for_each(|crowd| crowd.shrink(keys));
-        large.web = large.web.take().filter(|crowd| !crowd.records().is_empty());
-        large.web.iter_mut().for_each(|crowd| crowd.shrink(keys));
+        large.v4.retain(|group| !group.records().is_empty());
+        large.v6.retain(|group| !group.records().is_empty());
+        large.v4.iter_mut().for_each(|group| group.shrink(keys));
+        large.v6.iter_mut().for_each(|group| group.shrink(keys));
+        large.web = large.web.take().filter(|group| !group.records().is_empty());
+        large.web.iter_mut().for_each(|group| group.shrink(keys));
         let completed = large.completed;
         if large.v4.len() + large.v6.len() > 1 || large.web.is_some() {
             return Contents::Many(large);
         }
         match (large.v4.pop(), large.v6.pop()) {
-            (Some(Crowd { members: Members::Few(mut block), .. }), _) => {
+            (Some(PeerGroup { storage: PeerStorage::Block(mut block), .. }), _) => {
                 block.set_completed(completed);
                 self.smallest(block)
             }
-            (_, Some(Crowd { members: Members::Few(mut block), .. })) => {
+            (_, Some(PeerGroup { storage: PeerStorage::Block(mut block), .. })) => {
                 block.set_completed(completed);
                 self.smallest(block)
             }

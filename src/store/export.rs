@@ -25,7 +25,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::Store;
 use super::contents::Contents;
-use super::large::{Crowd, Large};
+use super::large_swarm::{LargeSwarm, PeerGroup};
 use super::raw::{ShardWalk, SwarmCell};
 use super::record::{Record, Role, Stamp};
 use super::roster::Roster;
@@ -205,7 +205,7 @@ impl Seen {
 struct Rest {
     info_hash: InfoHash,
     /// Which crowd: of IPv4 the scopes in the order of [`SCOPES`], then of IPv6.
-    crowd: usize,
+    group: usize,
     /// Peers from here on are copied.
     end: usize,
     /// Whether nothing of it is copied yet, its count of downloads included.
@@ -249,7 +249,7 @@ impl Batch {
             }
             Contents::Many(large) => {
                 let info_hash = *info_hash;
-                let whole = Rest { info_hash, crowd: 0, end: usize::MAX, is_whole: true };
+                let whole = Rest { info_hash, group: 0, end: usize::MAX, is_whole: true };
                 let puts_off = self.peers() > 0 && self.peers() + large.len() > PEERS_PER_SLICE;
                 return if puts_off { Some(whole) } else { self.add_part(at, &whole, large) };
             }
@@ -274,22 +274,22 @@ impl Batch {
     }
 
     /// Copies as much of a large swarm as there is room for; says where to go on.
-    fn add_part(&mut self, at: Now, from: &Rest, large: &Large) -> Option<Rest> {
+    fn add_part(&mut self, at: Now, from: &Rest, large: &LargeSwarm) -> Option<Rest> {
         let before = (self.v4.len(), self.v6.len());
-        let (mut crowd, mut end) = (from.crowd, from.end);
+        let (mut group, mut end) = (from.group, from.end);
         let rest = loop {
             let room = PEERS_PER_SLICE.saturating_sub(self.peers());
-            let scope = SCOPES[crowd % SCOPES.len()];
-            let left = match crowd / SCOPES.len() {
+            let scope = SCOPES[group % SCOPES.len()];
+            let left = match group / SCOPES.len() {
                 0 => copy(&large.v4, scope, (end, room), |it| self.v4.push(Saved4::of(it, at))),
                 1 => copy(&large.v6, scope, (end, room), |it| self.v6.push(Saved6::of(it, at))),
                 _ => break None,
             };
             if left > 0 {
                 let info_hash = from.info_hash;
-                break Some(Rest { info_hash, crowd, end: left, is_whole: false });
+                break Some(Rest { info_hash, group, end: left, is_whole: false });
             }
-            (crowd, end) = (crowd + 1, usize::MAX);
+            (group, end) = (group + 1, usize::MAX);
         };
         self.push(SavedTorrent {
             info_hash: from.info_hash,
@@ -315,13 +315,13 @@ const SCOPES: [Scope; 3] = [Scope::Public, Scope::Private, Scope::Loopback];
 /// Shows up to `room` peers of the crowd of `scope` to `take`, those just below `end`; says below
 /// which others are left.
 fn copy<const ADDRESS: usize>(
-    crowds: &[Crowd<ADDRESS>],
+    groups: &[PeerGroup<ADDRESS>],
     scope: Scope,
     (end, room): (usize, usize),
     take: impl FnMut(&Record<ADDRESS>),
 ) -> usize {
-    let crowd = crowds.iter().find(|it| it.scope == scope);
-    let records = crowd.map_or(&[][..], Roster::records);
+    let group = groups.iter().find(|it| it.scope == scope);
+    let records = group.map_or(&[][..], Roster::records);
     let end = end.min(records.len());
     let start = end.saturating_sub(room);
     records[start..end].iter().for_each(take);

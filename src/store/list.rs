@@ -239,9 +239,9 @@ impl Page {
             Contents::Few4(block) => self.add(block.records()),
             Contents::Few6(block) => self.add(block.records()),
             Contents::Many(large) => {
-                large.v4.iter().for_each(|crowd| self.add(crowd.records()));
-                large.v6.iter().for_each(|crowd| self.add(crowd.records()));
-                large.web.iter().for_each(|crowd| self.add(crowd.records()));
+                large.v4.iter().for_each(|group| self.add(group.records()));
+                large.v6.iter().for_each(|group| self.add(group.records()));
+                large.web.iter().for_each(|group| self.add(group.records()));
             }
         }
         self.peers

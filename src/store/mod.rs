@@ -26,7 +26,7 @@ mod expire;
 mod export;
 mod full;
 mod hosts;
-mod large;
+mod large_swarm;
 mod list;
 mod memory;
 mod raw;

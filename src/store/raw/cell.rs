@@ -6,26 +6,26 @@ use std::ptr::{self, NonNull};
 
 use super::block::Block;
 use crate::store::contents::{Contents, Count};
-use crate::store::large::Large;
+use crate::store::large_swarm::LargeSwarm;
 use crate::types::InfoHash;
 
 /// A large swarm on the heap, behind a pointer that may be looked through from several threads at
 /// once while the shard is locked for reading. (A `Box` may not: it promises to be the only way to
 /// what it points at.)
-pub(in crate::store) struct Owned(NonNull<Large>);
+pub(in crate::store) struct Owned(NonNull<LargeSwarm>);
 
 impl Owned {
     /// Moves a swarm to the heap.
-    pub(in crate::store) fn new(large: Large) -> Self {
+    pub(in crate::store) fn new(large: LargeSwarm) -> Self {
         Self(NonNull::from(Box::leak(Box::new(large))))
     }
 }
 
 impl Deref for Owned {
-    type Target = Large;
+    type Target = LargeSwarm;
 
     #[inline]
-    fn deref(&self) -> &Large {
+    fn deref(&self) -> &LargeSwarm {
         // SAFETY: the swarm lives until its owner is dropped, and changes only through `&mut self`.
         unsafe { self.0.as_ref() }
     }
@@ -33,7 +33,7 @@ impl Deref for Owned {
 
 impl DerefMut for Owned {
     #[inline]
-    fn deref_mut(&mut self) -> &mut Large {
+    fn deref_mut(&mut self) -> &mut LargeSwarm {
         // SAFETY: as for `deref`; `&mut self` makes the borrow unique.
         unsafe { self.0.as_mut() }
     }
@@ -47,9 +47,9 @@ impl Drop for Owned {
 }
 
 // SAFETY: an owner is as good as the swarm itself, which may move threads.
-unsafe impl Send for Owned where Large: Send {}
+unsafe impl Send for Owned where LargeSwarm: Send {}
 // SAFETY: through a shared owner only a shared swarm is reached.
-unsafe impl Sync for Owned where Large: Sync {}
+unsafe impl Sync for Owned where LargeSwarm: Sync {}
 
 /// Cells are plain numbers to the compiler: what they stand for must be fit for threads as well.
 const _: () = {

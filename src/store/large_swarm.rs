@@ -20,54 +20,54 @@ use crate::types::{Kind, Scope};
 
 /// One swarm's crowds; at most one of each kind and scope.
 #[derive(Default)]
-pub(super) struct Large {
+pub(super) struct LargeSwarm {
     /// Downloads counted.
     pub(super) completed: Count,
     /// IPv4 peers by scope.
-    pub(super) v4: Vec<Crowd<4>>,
+    pub(super) v4: Vec<PeerGroup<4>>,
     /// IPv6 peers by scope.
-    pub(super) v6: Vec<Crowd<16>>,
+    pub(super) v6: Vec<PeerGroup<16>>,
     /// WebRTC peers, who are all of one scope. Boxed, so that a swarm without them is no larger
     /// than a cache line.
-    pub(super) web: Option<Box<Crowd<14>>>,
+    pub(super) web: Option<Box<PeerGroup<14>>>,
 }
 
-const _: () = assert!(size_of::<Large>() <= 64);
+const _: () = assert!(size_of::<LargeSwarm>() <= 64);
 
-impl Large {
+impl LargeSwarm {
     /// Whether nobody is in any crowd.
     pub(super) fn is_empty(&self) -> bool {
-        self.v4.iter().all(|crowd| crowd.records().is_empty())
-            && self.v6.iter().all(|crowd| crowd.records().is_empty())
-            && self.web.iter().all(|crowd| crowd.records().is_empty())
+        self.v4.iter().all(|group| group.records().is_empty())
+            && self.v6.iter().all(|group| group.records().is_empty())
+            && self.web.iter().all(|group| group.records().is_empty())
     }
 
     /// How many are in all crowds.
     pub(super) fn len(&self) -> usize {
         let [v4, v6] = [len_of(&self.v4), len_of(&self.v6)];
-        v4 + v6 + self.web.as_ref().map_or(0, |crowd| crowd.records().len())
+        v4 + v6 + self.web.as_ref().map_or(0, |group| group.records().len())
     }
 
     /// The network and the silence of the peer of such a number; `None` of a local one.
     fn look(&self, number: usize, now: Now) -> Option<(Network, u32)> {
         match self.locate(number) {
-            (Kind::V4, crowd, at) => self.v4[crowd].look(at, now),
-            (Kind::V6, crowd, at) => self.v6[crowd].look(at, now),
+            (Kind::V4, group, at) => self.v4[group].look(at, now),
+            (Kind::V6, group, at) => self.v6[group].look(at, now),
             (Kind::Web, _, at) => self.web.as_ref()?.look(at, now),
         }
     }
 
     /// Of which kind the peer of such a number is, in which crowd of that kind, and where there.
     fn locate(&self, mut number: usize) -> (Kind, usize, usize) {
-        for (crowd, it) in self.v4.iter().enumerate() {
+        for (group, it) in self.v4.iter().enumerate() {
             match number.checked_sub(it.records().len()) {
-                None => return (Kind::V4, crowd, number),
+                None => return (Kind::V4, group, number),
                 Some(rest) => number = rest,
             }
         }
-        for (crowd, it) in self.v6.iter().enumerate() {
+        for (group, it) in self.v6.iter().enumerate() {
             match number.checked_sub(it.records().len()) {
-                None => return (Kind::V6, crowd, number),
+                None => return (Kind::V6, group, number),
                 Some(rest) => number = rest,
             }
         }
@@ -82,18 +82,18 @@ impl Large {
         context: &mut AnnounceContext<'_>,
         endpoint: Endpoint<ADDRESS>,
         (role, beside): (Role, Beside),
-        own: impl Fn(&mut Self) -> &mut Crowd<ADDRESS>,
+        own: impl Fn(&mut Self) -> &mut PeerGroup<ADDRESS>,
     ) -> Outcome {
         let newcomer = context.is_capped.then(|| endpoint.network_of_kind());
         let now = context.now;
         let crowded_out =
             full::crowded_out(self.len(), newcomer, context.random, |it| self.look(it, now));
         let Some(number) = crowded_out else {
-            let crowd = own(self);
-            let place = crowd.place_of_silent(context);
-            return crowd.enter(context, endpoint, role, place, beside);
+            let group = own(self);
+            let place = group.place_of_silent(context);
+            return group.enter(context, endpoint, role, place, beside);
         };
-        let (kind, crowd, at) = self.locate(number);
+        let (kind, group, at) = self.locate(number);
         // Only public peers are crowded out, and of each kind they are in one crowd; those of
         // WebRTC are in one whatever their scope.
         let own_kind = Endpoint::<ADDRESS>::KIND;
@@ -105,8 +105,8 @@ impl Large {
             return outcome; // there is no memory for it, so nobody goes
         }
         let gone = match kind {
-            Kind::V4 => self.v4[crowd].remove(at, context.keys),
-            Kind::V6 => self.v6[crowd].remove(at, context.keys),
+            Kind::V4 => self.v4[group].remove(at, context.keys),
+            Kind::V6 => self.v6[group].remove(at, context.keys),
             Kind::Web => match &mut self.web {
                 Some(web) => web.remove(at, context.keys),
                 None => return outcome,
@@ -123,50 +123,50 @@ impl Large {
     }
 }
 
-fn len_of<const ADDRESS: usize>(crowds: &[Crowd<ADDRESS>]) -> usize {
-    crowds.iter().map(|crowd| crowd.records().len()).sum()
+fn len_of<const ADDRESS: usize>(groups: &[PeerGroup<ADDRESS>]) -> usize {
+    groups.iter().map(|group| group.records().len()).sum()
 }
 
 /// Bytes of memory that crowds of one kind take.
 #[inline]
-fn bytes_of<const ADDRESS: usize>(crowds: &Vec<Crowd<ADDRESS>>) -> usize {
-    let each: usize = crowds.iter().map(Crowd::bytes).sum();
-    crowds.capacity() * size_of::<Crowd<ADDRESS>>() + each
+fn bytes_of<const ADDRESS: usize>(groups: &Vec<PeerGroup<ADDRESS>>) -> usize {
+    let each: usize = groups.iter().map(PeerGroup::bytes).sum();
+    groups.capacity() * size_of::<PeerGroup<ADDRESS>>() + each
 }
 
 /// Peers of one kind and one scope.
-pub(super) struct Crowd<const ADDRESS: usize> {
+pub(super) struct PeerGroup<const ADDRESS: usize> {
     /// Who may be told of them.
     pub(super) scope: Scope,
     /// The peers.
-    pub(super) members: Members<ADDRESS>,
+    pub(super) storage: PeerStorage<ADDRESS>,
 }
 
 /// Where a crowd's peers are.
-pub(super) enum Members<const ADDRESS: usize> {
+pub(super) enum PeerStorage<const ADDRESS: usize> {
     /// In a block, while they fit.
-    Few(Block<ADDRESS>),
+    Block(Block<ADDRESS>),
     /// In an array with an index.
-    Many(Box<Indexed<ADDRESS>>),
+    Indexed(Box<IndexedPeers<ADDRESS>>),
 }
 
 /// The crowd of `scope`, made if it is not there.
-pub(super) fn crowd_of<const ADDRESS: usize>(
-    crowds: &mut Vec<Crowd<ADDRESS>>,
+pub(super) fn group_of<const ADDRESS: usize>(
+    groups: &mut Vec<PeerGroup<ADDRESS>>,
     scope: Scope,
-) -> &mut Crowd<ADDRESS> {
-    let at = crowds.iter().position(|crowd| crowd.scope == scope).unwrap_or_else(|| {
-        crowds.reserve_exact(1); // most swarms of both families have one crowd of each
-        crowds.push(Crowd::new(scope));
-        crowds.len() - 1
+) -> &mut PeerGroup<ADDRESS> {
+    let at = groups.iter().position(|group| group.scope == scope).unwrap_or_else(|| {
+        groups.reserve_exact(1); // most swarms of both families have one crowd of each
+        groups.push(PeerGroup::new(scope));
+        groups.len() - 1
     });
-    &mut crowds[at]
+    &mut groups[at]
 }
 
-impl<const ADDRESS: usize> Crowd<ADDRESS> {
+impl<const ADDRESS: usize> PeerGroup<ADDRESS> {
     /// A crowd of nobody yet.
     pub(super) fn new(scope: Scope) -> Self {
-        Self { scope, members: Members::Few(Block::with_room(1, Count::NONE)) }
+        Self { scope, storage: PeerStorage::Block(Block::with_room(1, Count::NONE)) }
     }
 
     /// Bytes that a crowd of nobody takes with its own fields.
@@ -177,115 +177,115 @@ impl<const ADDRESS: usize> Crowd<ADDRESS> {
     /// Bytes of memory the crowd takes beside its own fields.
     #[inline]
     fn bytes(&self) -> usize {
-        match &self.members {
-            Members::Few(block) => block.bytes(),
-            Members::Many(indexed) => size_of::<Indexed<ADDRESS>>() + indexed.bytes(),
+        match &self.storage {
+            PeerStorage::Block(block) => block.bytes(),
+            PeerStorage::Indexed(indexed) => size_of::<IndexedPeers<ADDRESS>>() + indexed.bytes(),
         }
     }
 
     /// Gives back memory that is not needed. A crowd goes back to a block once it fills half of
     /// one, so that it does not change back and forth.
     pub(super) fn shrink(&mut self, keys: &RandomState) {
-        match &mut self.members {
-            Members::Few(block) => block.shrink(keys),
-            Members::Many(indexed) if indexed.records.len() <= BLOCK_RECORDS_MAX / 2 => {
+        match &mut self.storage {
+            PeerStorage::Block(block) => block.shrink(keys),
+            PeerStorage::Indexed(indexed) if indexed.records.len() <= BLOCK_RECORDS_MAX / 2 => {
                 let mut block = Block::with_room(indexed.records.len(), Count::NONE);
                 indexed.records.iter().for_each(|record| _ = block.insert(*record, keys));
-                self.members = Members::Few(block);
+                self.storage = PeerStorage::Block(block);
             }
-            Members::Many(indexed) => indexed.shrink(keys),
+            PeerStorage::Indexed(indexed) => indexed.shrink(keys),
         }
     }
 }
 
-impl<const ADDRESS: usize> Roster<ADDRESS> for Crowd<ADDRESS> {
+impl<const ADDRESS: usize> Roster<ADDRESS> for PeerGroup<ADDRESS> {
     #[inline]
     fn records(&self) -> &[Record<ADDRESS>] {
-        match &self.members {
-            Members::Few(it) => it.records(),
-            Members::Many(it) => &it.records,
+        match &self.storage {
+            PeerStorage::Block(it) => it.records(),
+            PeerStorage::Indexed(it) => &it.records,
         }
     }
 
     #[inline]
     fn counts(&self) -> Counts {
-        match &self.members {
-            Members::Few(it) => it.counts(),
-            Members::Many(it) => it.counts,
+        match &self.storage {
+            PeerStorage::Block(it) => it.counts(),
+            PeerStorage::Indexed(it) => it.counts,
         }
     }
 
     fn set_counts(&mut self, counts: Counts) {
-        match &mut self.members {
-            Members::Few(it) => it.set_counts(counts),
-            Members::Many(it) => it.counts = counts,
+        match &mut self.storage {
+            PeerStorage::Block(it) => it.set_counts(counts),
+            PeerStorage::Indexed(it) => it.counts = counts,
         }
     }
 
     #[inline]
     fn position(&self, endpoint: &Endpoint<ADDRESS>, keys: &RandomState) -> Option<usize> {
-        match &self.members {
-            Members::Few(it) => it.position(endpoint, keys),
-            Members::Many(it) => it.position(endpoint, keys),
+        match &self.storage {
+            PeerStorage::Block(it) => it.position(endpoint, keys),
+            PeerStorage::Indexed(it) => it.position(endpoint, keys),
         }
     }
 
     #[inline]
     fn renew(&mut self, at: usize, record: Record<ADDRESS>) {
-        match &mut self.members {
-            Members::Few(it) => it.renew(at, record),
-            Members::Many(it) => it.records[at] = record,
+        match &mut self.storage {
+            PeerStorage::Block(it) => it.renew(at, record),
+            PeerStorage::Indexed(it) => it.records[at] = record,
         }
     }
 
     fn swap(&mut self, a: usize, b: usize, keys: &RandomState) {
-        match &mut self.members {
-            Members::Few(it) => it.swap(a, b, keys),
-            Members::Many(it) => it.swap(a, b, keys),
+        match &mut self.storage {
+            PeerStorage::Block(it) => it.swap(a, b, keys),
+            PeerStorage::Indexed(it) => it.swap(a, b, keys),
         }
     }
 
     fn push(&mut self, record: Record<ADDRESS>, keys: &RandomState) {
-        match &mut self.members {
-            Members::Few(it) if it.is_full() => {
-                let mut indexed = Indexed::of(it, self.scope, keys);
+        match &mut self.storage {
+            PeerStorage::Block(it) if it.is_full() => {
+                let mut indexed = IndexedPeers::of(it, self.scope, keys);
                 indexed.push(record, keys);
-                self.members = Members::Many(Box::new(indexed));
+                self.storage = PeerStorage::Indexed(Box::new(indexed));
             }
-            Members::Few(it) => it.push(record, keys),
-            Members::Many(it) => it.push(record, keys),
+            PeerStorage::Block(it) => it.push(record, keys),
+            PeerStorage::Indexed(it) => it.push(record, keys),
         }
     }
 
     fn pop(&mut self, keys: &RandomState) {
-        match &mut self.members {
-            Members::Few(it) => it.pop(keys),
-            Members::Many(it) => it.pop(keys),
+        match &mut self.storage {
+            PeerStorage::Block(it) => it.pop(keys),
+            PeerStorage::Indexed(it) => it.pop(keys),
         }
     }
 
     fn growth(&self, more: usize) -> usize {
-        match &self.members {
-            Members::Few(it) if more > 0 && it.is_full() => {
-                Indexed::<ADDRESS>::bytes_of(it.records().len() * 2, self.scope) - it.bytes()
+        match &self.storage {
+            PeerStorage::Block(it) if more > 0 && it.is_full() => {
+                IndexedPeers::<ADDRESS>::bytes_of(it.records().len() * 2, self.scope) - it.bytes()
             }
-            Members::Few(it) => it.growth(more),
-            Members::Many(it) => it.growth(more),
+            PeerStorage::Block(it) => it.growth(more),
+            PeerStorage::Indexed(it) => it.growth(more),
         }
     }
 
     fn place_by_host(&self, endpoint: &Endpoint<ADDRESS>, now: Now, keys: &RandomState) -> Place {
-        match &self.members {
-            Members::Few(it) => it.place_by_host(endpoint, now, keys),
+        match &self.storage {
+            PeerStorage::Block(it) => it.place_by_host(endpoint, now, keys),
             // To find which of its peers has been silent longest would take a look at all.
-            Members::Many(it) if it.hosts.is_full(endpoint, keys) => Place::None,
-            Members::Many(_) => Place::Own,
+            PeerStorage::Indexed(it) if it.hosts.is_full(endpoint, keys) => Place::None,
+            PeerStorage::Indexed(_) => Place::Own,
         }
     }
 }
 
 /// Peers in an array, found through an index of endpoint to position.
-pub(super) struct Indexed<const ADDRESS: usize> {
+pub(super) struct IndexedPeers<const ADDRESS: usize> {
     records: Vec<Record<ADDRESS>>,
     counts: Counts,
     index: RawTable<u32>,
@@ -303,7 +303,7 @@ fn index_bytes(len: usize) -> usize {
 /// The index's word for a position. Four billion peers do not fit a swarm.
 #[inline]
 fn word(at: usize) -> u32 {
-    u32::try_from(at).expect("a crowd has fewer than 2^32 peers")
+    u32::try_from(at).expect("a group has fewer than 2^32 peers")
 }
 
 /// Stands in the index, for a moment, for a position nobody has.
@@ -316,7 +316,7 @@ fn repoint(index: &mut RawTable<u32>, hash: u64, old: usize, new: usize) {
     *found.expect("every position is indexed") = new;
 }
 
-impl<const ADDRESS: usize> Indexed<ADDRESS> {
+impl<const ADDRESS: usize> IndexedPeers<ADDRESS> {
     /// The peers of a full block, indexed.
     fn of(block: &Block<ADDRESS>, scope: Scope, keys: &RandomState) -> Self {
         let room = block.records().len() * 2;
