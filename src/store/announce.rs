@@ -5,11 +5,11 @@ use fastrand::Rng;
 
 use super::apply::apply;
 use super::choose::{Reader, choose};
-use super::contents::{Contents, Tally};
 use super::context::AnnounceContext;
 use super::evict::Lack;
 use super::raw::Entry;
 use super::roster::{Change, Outcome};
+use super::swarm::{Swarm, SwarmStats};
 use super::{Answer, Room, Store, Stored, Visit};
 use crate::time::Now;
 use crate::types::{Contact, Scope};
@@ -26,12 +26,12 @@ impl Visit<'_> {
 
 impl Answer {
     /// The answer to an announce that has led to this swarm, before peers are chosen.
-    fn of(contents: &Contents, outcome: &Outcome, now: Now) -> Self {
+    fn of(swarm: &Swarm, outcome: &Outcome, now: Now) -> Self {
         Self {
             stored: outcome.stored,
             was_there: outcome.before.is_some(),
             announced_s: outcome.known.map(|stamp| stamp.announced_s(now)),
-            ..Tally::of(contents).answer()
+            ..SwarmStats::of(swarm).answer()
         }
     }
 }
@@ -87,9 +87,9 @@ impl Store {
                     continue;
                 }
             }
-            let (answer, stays) = entry.update(|contents| {
+            let (answer, stays) = entry.update(|swarm| {
                 // The peer joins, stays or leaves, as far as the budget allows.
-                let bytes = contents.bytes();
+                let bytes = swarm.bytes();
                 let mut context = AnnounceContext {
                     now,
                     scope,
@@ -100,19 +100,19 @@ impl Store {
                     keys: self.table.keys(),
                     random,
                 };
-                let (contents, kind, outcome) =
-                    apply(contents, &mut context, visit.address, visit.contact);
-                self.note_bytes(number, bytes, contents.bytes());
-                let mut answer = Answer::of(&contents, &outcome, now);
+                let (swarm, kind, outcome) =
+                    apply(swarm, &mut context, visit.address, visit.contact);
+                self.note_bytes(number, bytes, swarm.bytes());
+                let mut answer = Answer::of(&swarm, &outcome, now);
                 totals.note(kind, &outcome, answer.seeders + answer.leechers);
                 // Peers for it, unless there will be another attempt.
                 if let Change::Present { role, .. } = visit.change
                     && (outcome.stored != Stored::NoMemory || has_evicted)
                 {
                     let reader = Reader { scope, role, kind, position: outcome.position };
-                    [answer.bytes, answer.available] = choose(&contents, reader, room, random);
+                    [answer.bytes, answer.available] = choose(&swarm, reader, room, random);
                 }
-                (contents, answer)
+                (swarm, answer)
             });
             totals.note_entry(!is_new, stays);
             if answer.stored != Stored::NoMemory || has_evicted {

@@ -13,12 +13,12 @@ use std::net::IpAddr;
 use ahash::RandomState;
 
 use super::Stored;
-use super::contents::{Contents, Count, SmallLayout};
 use super::context::AnnounceContext;
 use super::large_swarm::{LargeSwarm, PeerGroup, group_of};
 use super::raw::{Block, Owned};
 use super::record::{Endpoint, Record, Record4};
 use super::roster::{Beside, Change, Outcome, Roster};
+use super::swarm::{CompletedCount, SmallLayout, Swarm};
 use crate::types::{Contact, Kind};
 
 /// Bytes that the layout which holds everything takes more than any other for the same peers, and
@@ -32,25 +32,25 @@ const SMALLEST_BYTES: usize = 32;
 /// Applies an announce to its own peer: the swarm after it, the peer's kind, and what it did.
 #[inline]
 pub(super) fn apply(
-    contents: Contents,
+    swarm: Swarm,
     context: &mut AnnounceContext<'_>,
     address: IpAddr,
     contact: Contact,
-) -> (Contents, Kind, Outcome) {
+) -> (Swarm, Kind, Outcome) {
     match (contact, address) {
         (Contact::Port(port), IpAddr::V4(address)) => {
             let endpoint = Endpoint::new(address.octets(), port);
-            let (contents, outcome) = apply_v4(contents, context, endpoint);
-            (contents, Kind::V4, outcome)
+            let (swarm, outcome) = apply_v4(swarm, context, endpoint);
+            (swarm, Kind::V4, outcome)
         }
         (Contact::Port(port), IpAddr::V6(address)) => {
             let endpoint = Endpoint::new(address.octets(), port);
-            let (contents, outcome) = apply_family(contents, context, endpoint);
-            (contents, Kind::V6, outcome)
+            let (swarm, outcome) = apply_family(swarm, context, endpoint);
+            (swarm, Kind::V6, outcome)
         }
         (Contact::Web(peer), _) => {
-            let (contents, outcome) = apply_web(contents, context, Endpoint::of_web(peer));
-            (contents, Kind::Web, outcome)
+            let (swarm, outcome) = apply_web(swarm, context, Endpoint::of_web(peer));
+            (swarm, Kind::Web, outcome)
         }
     }
 }
@@ -58,89 +58,87 @@ pub(super) fn apply(
 /// An announce by an IPv4 peer, of which one alone has a layout of its own.
 #[inline]
 fn apply_v4(
-    contents: Contents,
+    swarm: Swarm,
     context: &mut AnnounceContext<'_>,
     endpoint: Endpoint<4>,
-) -> (Contents, Outcome) {
-    match contents {
-        Contents::Empty { completed, .. } => {
+) -> (Swarm, Outcome) {
+    match swarm {
+        Swarm::Empty { completed, .. } => {
             let Change::Present { role, .. } = context.change else {
-                return (contents, Outcome::default());
+                return (swarm, Outcome::default());
             };
             // A torrent that has a count is never put on probation, so that the count cannot be
             // evicted with the new peer.
-            let on_probation = context.budget.is_short && completed == Count::NONE;
+            let on_probation = context.budget.is_short && completed == CompletedCount::NONE;
             let record = context.record(endpoint, role, on_probation);
             let outcome = Outcome { after: Some(role), position: Some(0), ..Outcome::default() };
-            (Contents::one(record, completed, context.keys), outcome)
+            (Swarm::of_one_peer(record, completed, context.keys), outcome)
         }
-        Contents::One(record, completed) if record.endpoint == endpoint => {
-            renew_one(record, completed, context)
+        Swarm::Inline(record, completed) if record.endpoint == endpoint => {
+            renew_inline(record, completed, context)
         }
-        Contents::One(record, completed)
+        Swarm::Inline(record, completed)
             if context.joins() && record.endpoint.scope() == context.scope =>
         {
             if !context.budget.charge(Block::<4>::bytes_with_room(2)) {
-                return (contents, Outcome::refused(Stored::NoMemory));
+                return (swarm, Outcome::refused(Stored::NoMemory));
             }
             apply_small(two_of(record, completed, context.keys), context, endpoint)
         }
-        contents => apply_family(contents, context, endpoint),
+        swarm => apply_family(swarm, context, endpoint),
     }
 }
 
 /// An announce by an IPv4 or IPv6 peer.
 #[inline]
 fn apply_family<const ADDRESS: usize>(
-    contents: Contents,
+    swarm: Swarm,
     context: &mut AnnounceContext<'_>,
     endpoint: Endpoint<ADDRESS>,
-) -> (Contents, Outcome)
+) -> (Swarm, Outcome)
 where
     Block<ADDRESS>: SmallLayout<ADDRESS>,
 {
-    let contents = match Block::from_contents(contents) {
+    let swarm = match Block::from_swarm(swarm) {
         Ok(block) if has_place(&block, context, &endpoint) => {
             return apply_small(block, context, endpoint);
         }
-        Ok(block) => block.into_contents(),
+        Ok(block) => block.into_swarm(),
         Err(other) => other,
     };
-    match contents {
-        Contents::Empty { completed, .. } if context.joins() => {
+    match swarm {
+        Swarm::Empty { completed, .. } if context.joins() => {
             if !context.budget.charge(Block::<ADDRESS>::bytes_with_room(1)) {
-                return (contents, Outcome::refused(Stored::NoMemory));
+                return (swarm, Outcome::refused(Stored::NoMemory));
             }
             apply_small(Block::with_room(1, completed), context, endpoint)
         }
-        Contents::Many(large) => apply_large(large, context, endpoint),
-        _ if !context.joins() => (contents, Outcome::default()),
-        _ if !context.budget.charge(ENLARGED_BYTES) => {
-            (contents, Outcome::refused(Stored::NoMemory))
-        }
-        _ => apply_large(enlarge(contents, context.keys), context, endpoint),
+        Swarm::Large(large) => apply_large(large, context, endpoint),
+        _ if !context.joins() => (swarm, Outcome::default()),
+        _ if !context.budget.charge(ENLARGED_BYTES) => (swarm, Outcome::refused(Stored::NoMemory)),
+        _ => apply_large(enlarge(swarm, context.keys), context, endpoint),
     }
 }
 
 /// An announce by a WebRTC peer.
 fn apply_web(
-    contents: Contents,
+    swarm: Swarm,
     context: &mut AnnounceContext<'_>,
     endpoint: Endpoint<14>,
-) -> (Contents, Outcome) {
-    let known = matches!(&contents, Contents::Many(large) if large.web.is_some());
+) -> (Swarm, Outcome) {
+    let known = matches!(&swarm, Swarm::Large(large) if large.web.is_some());
     if !known && !context.joins() {
-        return (contents, Outcome::default());
+        return (swarm, Outcome::default());
     }
     // Where memory is short, a torrent that is new would be on probation; but the layout of WebRTC
     // peers takes much and cannot be evicted in time, so it is not stored at all.
-    let is_new = matches!(&contents, Contents::Empty { completed: Count::NONE, .. });
+    let is_new = matches!(&swarm, Swarm::Empty { completed: CompletedCount::NONE, .. });
     let is_refused = context.budget.is_short && is_new;
     if !known && (is_refused || !context.budget.charge(ENLARGED_BYTES)) {
-        return (contents, Outcome::refused(Stored::NoMemory));
+        return (swarm, Outcome::refused(Stored::NoMemory));
     }
-    let mut large = match contents {
-        Contents::Many(large) => large,
+    let mut large = match swarm {
+        Swarm::Large(large) => large,
         smaller => enlarge(smaller, context.keys),
     };
     let scope = context.scope;
@@ -148,19 +146,19 @@ fn apply_web(
         &mut **large.web.get_or_insert_with(|| Box::new(PeerGroup::new(scope)))
     });
     large.completed = large.completed.after(&outcome);
-    (Contents::of_large(large, context.now), outcome)
+    (Swarm::of_large(large, context.now), outcome)
 }
 
-fn renew_one(
+fn renew_inline(
     record: Record4,
-    completed: Count,
+    completed: CompletedCount,
     context: &AnnounceContext<'_>,
-) -> (Contents, Outcome) {
+) -> (Swarm, Outcome) {
     let (before, known) = (Some(record.stamp().role()), Some(record.stamp()));
     match context.change {
         Change::Stopped => {
             let outcome = Outcome { before, known, ..Outcome::default() };
-            (Contents::empty(completed, context.now), outcome)
+            (Swarm::empty(completed, context.now), outcome)
         }
         Change::Present { role, completed: ended } => {
             let (stamp, counts) = context.renewed(record.stamp(), role, ended);
@@ -173,13 +171,13 @@ fn renew_one(
                 completed: counts,
                 ..Outcome::default()
             };
-            (Contents::one(record, completed.after(&outcome), context.keys), outcome)
+            (Swarm::of_one_peer(record, completed.after(&outcome), context.keys), outcome)
         }
     }
 }
 
 /// A block for the peer in place and one more.
-fn two_of(record: Record4, completed: Count, keys: &RandomState) -> Block<4> {
+fn two_of(record: Record4, completed: CompletedCount, keys: &RandomState) -> Block<4> {
     let mut block = Block::with_room(2, completed);
     block.insert(record, keys);
     block
@@ -203,13 +201,13 @@ fn apply_small<const ADDRESS: usize>(
     mut block: Block<ADDRESS>,
     context: &mut AnnounceContext<'_>,
     endpoint: Endpoint<ADDRESS>,
-) -> (Contents, Outcome)
+) -> (Swarm, Outcome)
 where
     Block<ADDRESS>: SmallLayout<ADDRESS>,
 {
     // A torrent that has a count is never put on probation, so that the count cannot be evicted
     // with the new peer.
-    let is_settled = block.records().is_empty() && block.completed() != Count::NONE;
+    let is_settled = block.records().is_empty() && block.completed() != CompletedCount::NONE;
     let beside = Beside { peers: 0, is_settled };
     let mut outcome = block.apply(context, endpoint, beside);
     if let Some(role) = outcome.waits {
@@ -219,9 +217,9 @@ where
         block.set_completed(block.completed().after(&outcome));
     }
     if block.records().is_empty() {
-        return (Contents::empty(block.completed(), context.now), outcome);
+        return (Swarm::empty(block.completed(), context.now), outcome);
     }
-    (block.into_contents(), outcome)
+    (block.into_swarm(), outcome)
 }
 
 /// An announce by an IPv4 or IPv6 peer of a large swarm.
@@ -229,7 +227,7 @@ fn apply_large<const ADDRESS: usize>(
     mut large: Owned,
     context: &mut AnnounceContext<'_>,
     endpoint: Endpoint<ADDRESS>,
-) -> (Contents, Outcome)
+) -> (Swarm, Outcome)
 where
     Block<ADDRESS>: SmallLayout<ADDRESS>,
 {
@@ -237,17 +235,17 @@ where
     let groups = Block::groups;
     if !groups(&mut large).iter().any(|group| group.scope == scope) {
         if !context.joins() {
-            return (Contents::of_large(large, context.now), Outcome::default());
+            return (Swarm::of_large(large, context.now), Outcome::default());
         }
         if !context.budget.charge(PeerGroup::<ADDRESS>::bytes_when_new()) {
             let refused = Outcome::refused(Stored::NoMemory);
-            return (Contents::of_large(large, context.now), refused);
+            return (Swarm::of_large(large, context.now), refused);
         }
     }
     let outcome =
         apply_to_group(&mut large, context, endpoint, |large| group_of(groups(large), scope));
     large.completed = large.completed.after(&outcome);
-    (Contents::of_large(large, context.now), outcome)
+    (Swarm::of_large(large, context.now), outcome)
 }
 
 /// An announce by one of a large swarm, whose crowd `own` finds.
@@ -268,17 +266,17 @@ fn apply_to_group<const ADDRESS: usize>(
 }
 
 /// Moves any layout into the one that holds everything.
-fn enlarge(contents: Contents, keys: &RandomState) -> Owned {
+fn enlarge(swarm: Swarm, keys: &RandomState) -> Owned {
     let mut large = Owned::new(LargeSwarm::default());
-    match contents {
-        Contents::Empty { completed, .. } => large.completed = completed,
-        Contents::One(record, completed) => {
+    match swarm {
+        Swarm::Empty { completed, .. } => large.completed = completed,
+        Swarm::Inline(record, completed) => {
             large.completed = completed;
             group_of(&mut large.v4, record.endpoint.scope()).insert(record, keys);
         }
-        Contents::Few4(block) => move_all(&block, &mut large, keys),
-        Contents::Few6(block) => move_all(&block, &mut large, keys),
-        Contents::Many(it) => large = it,
+        Swarm::SmallV4(block) => move_all(&block, &mut large, keys),
+        Swarm::SmallV6(block) => move_all(&block, &mut large, keys),
+        Swarm::Large(it) => large = it,
     }
     large
 }

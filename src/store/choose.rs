@@ -4,11 +4,11 @@
 use fastrand::Rng;
 
 use super::Room;
-use super::contents::Contents;
 use super::large_swarm::PeerGroup;
 use super::record::{Endpoint, Record, Role};
 use super::roster::Roster;
 use super::select::{Capped, Pool, choose as choose_from};
+use super::swarm::Swarm;
 use crate::types::{Kind, Scope};
 
 /// Who is to be told of peers.
@@ -48,29 +48,29 @@ impl Reader {
 /// were chosen from.
 #[inline]
 pub(super) fn choose(
-    contents: &Contents,
+    swarm: &Swarm,
     reader: Reader,
     room: &mut Room<'_>,
     random: &mut Rng,
 ) -> [[usize; Kind::ALL.len()]; 2] {
     let Reader { scope, role, .. } = reader;
-    match contents {
-        Contents::One(record, _) if reader.position.is_none() => {
+    match swarm {
+        Swarm::Inline(record, _) if reader.position.is_none() => {
             let is_wanted = role.wants_data() || record.stamp().role().wants_data();
             let run = if is_wanted { std::slice::from_ref(record) } else { &[] };
             let pool = reader.pool_of(run);
             [[choose_from(&pool, random, room.v4), 0, 0], [pool.available(), 0, 0]]
         }
-        Contents::Empty { .. } | Contents::One(..) => [[0; 3]; 2],
-        Contents::Few4(block) => {
+        Swarm::Empty { .. } | Swarm::Inline(..) => [[0; 3]; 2],
+        Swarm::SmallV4(block) => {
             let pool = reader.pool_of(run_of(block, role));
             [[choose_from(&pool, random, room.v4), 0, 0], [pool.available(), 0, 0]]
         }
-        Contents::Few6(block) => {
+        Swarm::SmallV6(block) => {
             let pool = reader.pool_of(run_of(block, role));
             [[0, choose_from(&pool, random, room.v6), 0], [0, pool.available(), 0]]
         }
-        Contents::Many(large) => {
+        Swarm::Large(large) => {
             let v4 = pool_of(&large.v4, scope, role, reader.own_in(Kind::V4));
             let v6 = pool_of(&large.v6, scope, role, reader.own_in(Kind::V6));
             let web = large.web.as_deref().map_or(&[][..], std::slice::from_ref);

@@ -3,10 +3,10 @@
 
 use std::sync::atomic::Ordering;
 
-use super::contents::Contents;
 use super::raw::{Key, LockedShard, SwarmCell, buckets_capacity};
 use super::record::{Endpoint, Record};
 use super::roster::{Roster, all_on_probation};
+use super::swarm::Swarm;
 use super::{ShardTotals, Store, add};
 
 /// What a newcomer cannot be stored for want of.
@@ -47,7 +47,7 @@ impl Store {
         if has_room {
             return;
         }
-        let is_evictable = |cell: &SwarmCell| cell.peek(|contents| would_help(contents, lack));
+        let is_evictable = |cell: &SwarmCell| cell.peek(|swarm| would_help(swarm, lack));
         let mut found = search(shard, key, |cell| is_evictable(cell).then_some(0));
         for &(_, at) in found.sorted().iter().take(EVICTED_MAX) {
             self.evict_at(shard, at);
@@ -125,16 +125,16 @@ impl Store {
 
     /// Evicts the torrent in a bucket, if it is full.
     fn evict_at(&self, shard: &mut LockedShard<'_>, bucket: usize) {
-        let Some(contents) = shard.remove_at(bucket) else { return };
+        let Some(swarm) = shard.remove_at(bucket) else { return };
         let totals = &self.totals[shard.number()];
-        match &contents {
-            Contents::One(record, _) => totals.leave_all(std::slice::from_ref(record)),
-            Contents::Few4(block) => totals.leave_all(block.records()),
-            Contents::Few6(block) => totals.leave_all(block.records()),
-            Contents::Empty { .. } | Contents::Many(_) => {}
+        match &swarm {
+            Swarm::Inline(record, _) => totals.leave_all(std::slice::from_ref(record)),
+            Swarm::SmallV4(block) => totals.leave_all(block.records()),
+            Swarm::SmallV6(block) => totals.leave_all(block.records()),
+            Swarm::Empty { .. } | Swarm::Large(_) => {}
         }
-        self.note_bytes(shard.number(), contents.bytes(), 0);
-        totals.note_peers(contents.has_peers(), false);
+        self.note_bytes(shard.number(), swarm.bytes(), 0);
+        totals.note_peers(swarm.has_peers(), false);
         totals.note_entry(true, false);
         add(&totals.evicted, 1);
     }
@@ -157,12 +157,12 @@ impl ShardTotals {
 
 /// Whether a torrent with peers may be evicted, as it is on probation, and that would help: one
 /// peer in place takes a bucket only.
-fn would_help(contents: &Contents, lack: Lack) -> bool {
-    match contents {
-        Contents::One(record, _) => lack == Lack::Bucket && record.stamp().is_on_probation(),
-        Contents::Few4(block) => all_on_probation(block.records()),
-        Contents::Few6(block) => all_on_probation(block.records()),
-        Contents::Empty { .. } | Contents::Many(_) => false,
+fn would_help(swarm: &Swarm, lack: Lack) -> bool {
+    match swarm {
+        Swarm::Inline(record, _) => lack == Lack::Bucket && record.stamp().is_on_probation(),
+        Swarm::SmallV4(block) => all_on_probation(block.records()),
+        Swarm::SmallV6(block) => all_on_probation(block.records()),
+        Swarm::Empty { .. } | Swarm::Large(_) => false,
     }
 }
 

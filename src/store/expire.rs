@@ -6,11 +6,11 @@
 
 use std::ops::Range;
 
-use super::contents::{Contents, SmallLayout};
 use super::large_swarm::{LargeSwarm, PeerGroup, PeerStorage};
 use super::raw::{Block, Owned};
 use super::record::Endpoint;
 use super::roster::Roster;
+use super::swarm::{SmallLayout, Swarm};
 use super::{ShardTotals, Store};
 use crate::time::Now;
 use crate::types::{InfoHash, Kind};
@@ -154,13 +154,13 @@ impl Sweeper {
                 return false;
             }
             *looks -= 1;
-            let swept = shard.update_at(self.bucket, |info_hash, contents| {
-                let (bytes, had_peers) = (contents.bytes(), contents.has_peers());
+            let swept = shard.update_at(self.bucket, |info_hash, swarm| {
+                let (bytes, had_peers) = (swarm.bytes(), swarm.has_peers());
                 let from = self.place.take().filter(|place| place.info_hash == *info_hash);
-                let (contents, place) = expiry.expire(info_hash, contents, from, looks);
-                store.note_bytes(self.shard, bytes, contents.bytes());
-                totals.note_peers(had_peers, contents.has_peers());
-                (contents, place)
+                let (swarm, place) = expiry.expire(info_hash, swarm, from, looks);
+                store.note_bytes(self.shard, bytes, swarm.bytes());
+                totals.note_peers(had_peers, swarm.has_peers());
+                (swarm, place)
             });
             if let Some((place, stays)) = swept {
                 totals.note_entry(true, stays);
@@ -194,43 +194,43 @@ impl Expiry<'_> {
     fn expire(
         &self,
         info_hash: &InfoHash,
-        contents: Contents,
+        swarm: Swarm,
         from: Option<Place>,
         looks: &mut usize,
-    ) -> (Contents, Option<Place>) {
+    ) -> (Swarm, Option<Place>) {
         let now = self.now;
         let empty_age_s_max = u64::from(self.limits.empty_torrent_age_s_max);
-        let contents = match contents {
-            Contents::Empty { since_s, .. }
+        let swarm = match swarm {
+            Swarm::Empty { since_s, .. }
                 if now.seconds().saturating_sub(since_s.into()) > empty_age_s_max =>
             {
-                Contents::VACANT
+                Swarm::VACANT
             }
-            Contents::One(record, completed)
+            Swarm::Inline(record, completed)
                 if record.stamp().age_s(now) > self.limits.peer_age_s_max =>
             {
                 self.totals.leave(Kind::V4, record.stamp().role());
-                Contents::empty(completed, now)
+                Swarm::empty(completed, now)
             }
-            Contents::Few4(block) => self.expire_small(block, looks),
-            Contents::Few6(block) => self.expire_small(block, looks),
-            Contents::Many(mut large) => {
+            Swarm::SmallV4(block) => self.expire_small(block, looks),
+            Swarm::SmallV6(block) => self.expire_small(block, looks),
+            Swarm::Large(mut large) => {
                 let place = self.expire_large(info_hash, &mut large, from, looks);
                 if place.is_some() {
-                    return (Contents::Many(large), place);
+                    return (Swarm::Large(large), place);
                 }
                 self.settle(large)
             }
             as_it_was => as_it_was,
         };
-        (contents, None)
+        (swarm, None)
     }
 
     fn expire_small<const ADDRESS: usize>(
         &self,
         mut block: Block<ADDRESS>,
         looks: &mut usize,
-    ) -> Contents
+    ) -> Swarm
     where
         Block<ADDRESS>: SmallLayout<ADDRESS>,
     {
@@ -245,12 +245,12 @@ impl Expiry<'_> {
     }
 
     /// The smallest layout for the peers of a block.
-    fn smallest<const ADDRESS: usize>(&self, block: Block<ADDRESS>) -> Contents
+    fn smallest<const ADDRESS: usize>(&self, block: Block<ADDRESS>) -> Swarm
     where
         Block<ADDRESS>: SmallLayout<ADDRESS>,
     {
         if block.records().is_empty() {
-            return Contents::empty(block.completed(), self.now);
+            return Swarm::empty(block.completed(), self.now);
         }
         block.into_smallest(self.store.table.keys())
     }
@@ -299,7 +299,7 @@ impl Expiry<'_> {
     }
 
     /// A large swarm after a pass over it, in the smallest layout that holds it.
-    fn settle(&self, mut large: Owned) -> Contents {
+    fn settle(&self, mut large: Owned) -> Swarm {
         let keys = self.store.table.keys();
         large.v4.retain(|group| !group.records().is_empty());
         large.v6.retain(|group| !group.records().is_empty());
@@ -309,7 +309,7 @@ impl Expiry<'_> {
         large.web.iter_mut().for_each(|group| group.shrink(keys));
         let completed = large.completed;
         if large.v4.len() + large.v6.len() > 1 || large.web.is_some() {
-            return Contents::Many(large);
+            return Swarm::Large(large);
         }
         match (large.v4.pop(), large.v6.pop()) {
             (Some(PeerGroup { storage: PeerStorage::Block(mut block), .. }), _) => {
@@ -320,11 +320,11 @@ impl Expiry<'_> {
                 block.set_completed(completed);
                 self.smallest(block)
             }
-            (None, None) => Contents::empty(completed, self.now),
+            (None, None) => Swarm::empty(completed, self.now),
             (v4, v6) => {
                 large.v4.extend(v4);
                 large.v6.extend(v6);
-                Contents::Many(large)
+                Swarm::Large(large)
             }
         }
     }

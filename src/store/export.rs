@@ -24,11 +24,11 @@ use ahash::RandomState;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::Store;
-use super::contents::Contents;
 use super::large_swarm::{LargeSwarm, PeerGroup};
 use super::raw::{ShardWalk, SwarmCell};
 use super::record::{Record, Role, Stamp};
 use super::roster::Roster;
+use super::swarm::Swarm;
 use crate::time::Now;
 use crate::types::{InfoHash, Scope};
 
@@ -152,7 +152,7 @@ impl Store {
         batch.clear();
         let Export { at, walk, seen, rest } = export;
         if let Some(from) = rest.take() {
-            let go_on = |cell: &SwarmCell| cell.peek(|contents| batch.go_on(*at, &from, contents));
+            let go_on = |cell: &SwarmCell| cell.peek(|swarm| batch.go_on(*at, &from, swarm));
             *rest = self.table.read(&from.info_hash, go_on).flatten();
             return true;
         }
@@ -163,7 +163,7 @@ impl Store {
             if seen.has(info_hash, restarts) {
                 return ControlFlow::Continue(());
             }
-            *rest = cell.peek(|contents| batch.add(*at, info_hash, contents));
+            *rest = cell.peek(|swarm| batch.add(*at, info_hash, swarm));
             let pauses = rest.is_some() || batch.peers() >= PEERS_PER_SLICE;
             if pauses { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         });
@@ -224,30 +224,30 @@ impl Batch {
     }
 
     /// Copies a torrent, or puts it off if its peers are too many for this batch.
-    fn add(&mut self, at: Now, info_hash: &InfoHash, contents: &Contents) -> Option<Rest> {
+    fn add(&mut self, at: Now, info_hash: &InfoHash, swarm: &Swarm) -> Option<Rest> {
         let mut torrent =
             SavedTorrent { info_hash: *info_hash, completed: 0, empty_s: 0, v4: 0, v6: 0 };
-        match contents {
-            Contents::Empty { completed, since_s } => {
+        match swarm {
+            Swarm::Empty { completed, since_s } => {
                 let empty_s = at.seconds().saturating_sub(u64::from(*since_s));
                 torrent.empty_s = u32::try_from(empty_s).unwrap_or(u32::MAX);
                 torrent.completed = completed.number();
             }
-            Contents::One(record, completed) => {
+            Swarm::Inline(record, completed) => {
                 self.v4.push(Saved4::of(record, at));
                 (torrent.completed, torrent.v4) = (completed.number(), 1);
             }
-            Contents::Few4(block) => {
+            Swarm::SmallV4(block) => {
                 self.v4.extend(block.records().iter().map(|it| Saved4::of(it, at)));
                 torrent.completed = block.completed().number();
                 torrent.v4 = block.records().len();
             }
-            Contents::Few6(block) => {
+            Swarm::SmallV6(block) => {
                 self.v6.extend(block.records().iter().map(|it| Saved6::of(it, at)));
                 torrent.completed = block.completed().number();
                 torrent.v6 = block.records().len();
             }
-            Contents::Many(large) => {
+            Swarm::Large(large) => {
                 let info_hash = *info_hash;
                 let whole = Rest { info_hash, group: 0, end: usize::MAX, is_whole: true };
                 let puts_off = self.peers() > 0 && self.peers() + large.len() > PEERS_PER_SLICE;
@@ -259,11 +259,11 @@ impl Batch {
     }
 
     /// Goes on with a torrent that was too large for the batch before.
-    fn go_on(&mut self, at: Now, from: &Rest, contents: &Contents) -> Option<Rest> {
-        match contents {
-            Contents::Many(large) => self.add_part(at, from, large),
+    fn go_on(&mut self, at: Now, from: &Rest, swarm: &Swarm) -> Option<Rest> {
+        match swarm {
+            Swarm::Large(large) => self.add_part(at, from, large),
             smaller if from.is_whole => self.add(at, &from.info_hash, smaller),
-            Contents::Empty { .. } => None,
+            Swarm::Empty { .. } => None,
             smaller => {
                 // Who is copied already and who is not have become one.
                 let rest = self.add(at, &from.info_hash, smaller);

@@ -8,13 +8,13 @@
 use ahash::RandomState;
 use hashbrown::raw::RawTable;
 
-use super::contents::Count;
 use super::context::AnnounceContext;
 use super::full;
 use super::hosts::HostCounts;
 use super::raw::{BLOCK_RECORDS_MAX, Block};
 use super::record::{Endpoint, Network, Record, Role};
 use super::roster::{Beside, Counts, Outcome, Place, Roster};
+use super::swarm::CompletedCount;
 use crate::time::Now;
 use crate::types::{Kind, Scope};
 
@@ -22,7 +22,7 @@ use crate::types::{Kind, Scope};
 #[derive(Default)]
 pub(super) struct LargeSwarm {
     /// Downloads counted.
-    pub(super) completed: Count,
+    pub(super) completed: CompletedCount,
     /// IPv4 peers by scope.
     pub(super) v4: Vec<PeerGroup<4>>,
     /// IPv6 peers by scope.
@@ -166,7 +166,7 @@ pub(super) fn group_of<const ADDRESS: usize>(
 impl<const ADDRESS: usize> PeerGroup<ADDRESS> {
     /// A crowd of nobody yet.
     pub(super) fn new(scope: Scope) -> Self {
-        Self { scope, storage: PeerStorage::Block(Block::with_room(1, Count::NONE)) }
+        Self { scope, storage: PeerStorage::Block(Block::with_room(1, CompletedCount::NONE)) }
     }
 
     /// Bytes that a crowd of nobody takes with its own fields.
@@ -189,7 +189,7 @@ impl<const ADDRESS: usize> PeerGroup<ADDRESS> {
         match &mut self.storage {
             PeerStorage::Block(block) => block.shrink(keys),
             PeerStorage::Indexed(indexed) if indexed.records.len() <= BLOCK_RECORDS_MAX / 2 => {
-                let mut block = Block::with_room(indexed.records.len(), Count::NONE);
+                let mut block = Block::with_room(indexed.records.len(), CompletedCount::NONE);
                 indexed.records.iter().for_each(|record| _ = block.insert(*record, keys));
                 self.storage = PeerStorage::Block(block);
             }

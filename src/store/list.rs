@@ -12,10 +12,10 @@ use std::net::SocketAddr;
 use std::ops::ControlFlow;
 
 use super::Store;
-use super::contents::Contents;
 use super::raw::{ShardWalk, SwarmCell};
 use super::record::{Record, Role};
 use super::roster::Roster;
+use super::swarm::Swarm;
 use crate::time::Now;
 use crate::types::{InfoHash, ScrapeEntry};
 
@@ -63,7 +63,7 @@ impl Store {
         self.look_through(|info_hash, cell| {
             let is_next = after.is_none_or(|after| info_hash > after);
             if is_next && smallest.wants(info_hash) && shown(info_hash) {
-                let counts = cell.peek(Contents::scrape);
+                let counts = cell.peek(Swarm::scrape);
                 smallest.add(Listed { info_hash: *info_hash, counts });
             }
         });
@@ -75,7 +75,7 @@ impl Store {
     pub fn torrents_by(&self, order: Order, count: usize) -> Vec<Listed> {
         let mut largest = Largest { count, ranked: BinaryHeap::new() };
         self.look_through(|info_hash, cell| {
-            let counts = cell.peek(Contents::scrape);
+            let counts = cell.peek(Swarm::scrape);
             let listed = Listed { info_hash: *info_hash, counts };
             largest.add(Ranked { size: order.size(&counts), listed });
         });
@@ -92,9 +92,9 @@ impl Store {
         count: usize,
     ) -> Option<(Listed, Vec<ListedPeer>)> {
         self.table.read(info_hash, |cell| {
-            cell.peek(|contents| {
-                let listed = Listed { info_hash: *info_hash, counts: contents.scrape() };
-                (listed, Page { now, skip, count, peers: Vec::new() }.of(contents))
+            cell.peek(|swarm| {
+                let listed = Listed { info_hash: *info_hash, counts: swarm.scrape() };
+                (listed, Page { now, skip, count, peers: Vec::new() }.of(swarm))
             })
         })
     }
@@ -232,13 +232,13 @@ struct Page {
 }
 
 impl Page {
-    fn of(mut self, contents: &Contents) -> Vec<ListedPeer> {
-        match contents {
-            Contents::Empty { .. } => {}
-            Contents::One(record, _) => self.add(std::slice::from_ref(record)),
-            Contents::Few4(block) => self.add(block.records()),
-            Contents::Few6(block) => self.add(block.records()),
-            Contents::Many(large) => {
+    fn of(mut self, swarm: &Swarm) -> Vec<ListedPeer> {
+        match swarm {
+            Swarm::Empty { .. } => {}
+            Swarm::Inline(record, _) => self.add(std::slice::from_ref(record)),
+            Swarm::SmallV4(block) => self.add(block.records()),
+            Swarm::SmallV6(block) => self.add(block.records()),
+            Swarm::Large(large) => {
                 large.v4.iter().for_each(|group| self.add(group.records()));
                 large.v6.iter().for_each(|group| self.add(group.records()));
                 large.web.iter().for_each(|group| self.add(group.records()));

@@ -10,7 +10,7 @@
 //! Answer
 //! ```
 //!
-//! `contents` and `large` are the layouts of a swarm and `raw` how they lie in memory. `hosts`
+//! `swarm` and `large` are the layouts of a swarm and `raw` how they lie in memory. `hosts`
 //! counts the peers of each host in a large swarm, `full` finds the peer to replace in a full one,
 //! and `memory` keeps account of every byte. `expire` removes silent peers in small slices, `list`
 //! is what operators see, `export` and `restore` are for snapshots. Whatever is done is done under
@@ -19,7 +19,6 @@
 mod announce;
 mod apply;
 mod choose;
-mod contents;
 mod context;
 mod evict;
 mod expire;
@@ -35,6 +34,7 @@ mod restore;
 mod roster;
 mod select;
 mod spread;
+mod swarm;
 
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -53,10 +53,10 @@ pub use roster::Change;
 
 use crate::types::{Contact, InfoHash, Kind, Scope, ScrapeEntry};
 use choose::{Reader, choose};
-use contents::{Contents, Tally};
 use memory::{Account, Memory};
 use raw::Table;
 use roster::Outcome;
+use swarm::{Swarm, SwarmStats};
 
 /// How many times [`Store::prefetch`] wants to see a batch.
 pub const PREFETCH_STAGES: usize = raw::PREFETCH_STAGES;
@@ -316,15 +316,15 @@ impl Store {
     ) -> Answer {
         // The kind does not matter to who has no position.
         let reader = Reader { scope: Scope::of(address), role, kind: Kind::V4, position: None };
-        let look = |contents: &Contents| {
-            let [bytes, available] = choose(contents, reader, room, random);
-            Answer { bytes, available, ..Tally::of(contents).answer() }
+        let look = |swarm: &Swarm| {
+            let [bytes, available] = choose(swarm, reader, room, random);
+            Answer { bytes, available, ..SwarmStats::of(swarm).answer() }
         };
         self.table.read(info_hash, |cell| cell.peek(look)).unwrap_or_default()
     }
 
     /// One torrent's counts; zeros if it is unknown.
     pub fn scrape(&self, info_hash: &InfoHash) -> ScrapeEntry {
-        self.table.read(info_hash, |cell| cell.peek(Contents::scrape)).unwrap_or_default()
+        self.table.read(info_hash, |cell| cell.peek(Swarm::scrape)).unwrap_or_default()
     }
 }

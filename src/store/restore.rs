@@ -10,11 +10,11 @@ use std::sync::atomic::Ordering;
 use fastrand::Rng;
 
 use super::apply::apply;
-use super::contents::{Contents, Count, Tally};
 use super::context::AnnounceContext;
 use super::export::{Saved4, Saved6, SavedPeer};
 use super::record::Stamp;
 use super::roster::Change;
+use super::swarm::{CompletedCount, Swarm, SwarmStats};
 use super::{Store, Stored};
 use crate::time::Now;
 use crate::types::{Contact, InfoHash, Scope};
@@ -80,7 +80,7 @@ impl Store {
         }
         let mut restoring =
             Restoring { store: self, shard: number, terms, torrent, random, restored };
-        let ((), stays) = entry.update(|contents| (restoring.merge(contents), ()));
+        let ((), stays) = entry.update(|swarm| (restoring.merge(swarm), ()));
         restored.torrents += u64::from(stays);
         self.totals[number].note_entry(existed, stays);
     }
@@ -103,59 +103,59 @@ struct Restoring<'a, 't> {
 }
 
 impl Restoring<'_, '_> {
-    fn merge(&mut self, contents: Contents) -> Contents {
-        let before = contents.bytes();
+    fn merge(&mut self, swarm: Swarm) -> Swarm {
+        let before = swarm.bytes();
         let keys = self.store.table.keys();
-        let mut contents = match contents {
-            Contents::Empty { completed: Count::NONE, .. } => self.emptied(),
+        let mut swarm = match swarm {
+            Swarm::Empty { completed: CompletedCount::NONE, .. } => self.emptied(),
             other => {
-                let more = Count::of_saved(self.torrent.completed);
+                let more = CompletedCount::of_saved(self.torrent.completed);
                 other.with_more_completed(more, keys)
             }
         };
-        self.store.note_bytes(self.shard, before, contents.bytes());
+        self.store.note_bytes(self.shard, before, swarm.bytes());
         let torrent = self.torrent;
         for peer in torrent.v4 {
             let [a, b, c, d, ..] = peer.endpoint;
-            contents = self.add(contents, Ipv4Addr::new(a, b, c, d).into(), peer);
+            swarm = self.add(swarm, Ipv4Addr::new(a, b, c, d).into(), peer);
         }
         for peer in torrent.v6 {
             let mut octets = [0; 16];
             octets.copy_from_slice(&peer.endpoint[..16]);
-            contents = self.add(contents, Ipv6Addr::from(octets).into(), peer);
+            swarm = self.add(swarm, Ipv6Addr::from(octets).into(), peer);
         }
-        contents
+        swarm
     }
 
     /// The torrent before its peers are back.
-    fn emptied(&self) -> Contents {
+    fn emptied(&self) -> Swarm {
         let Terms { at, now, .. } = self.terms;
         let since = match (self.torrent.v4, self.torrent.v6) {
             ([], []) => at.seconds().saturating_sub(self.torrent.empty_s.into()),
             _ => now.seconds(),
         };
         let since_s = u32::try_from(since.min(now.seconds())).unwrap_or(u32::MAX);
-        Contents::Empty { completed: Count::of_saved(self.torrent.completed), since_s }
+        Swarm::Empty { completed: CompletedCount::of_saved(self.torrent.completed), since_s }
     }
 
     /// Merges a peer.
     fn add<const ENDPOINT: usize>(
         &mut self,
-        contents: Contents,
+        swarm: Swarm,
         address: IpAddr,
         peer: &SavedPeer<ENDPOINT>,
-    ) -> Contents {
+    ) -> Swarm {
         let Terms { at, now, peer_age_s_max } = self.terms;
         let stamp = Stamp::of_saved((peer.state, peer.age_s()), at, now);
         let Some(stamp) = stamp.filter(|it| it.age_s(now) <= peer_age_s_max) else {
             self.restored.expired += 1;
-            return contents;
+            return swarm;
         };
         // As the tracker has it: whoever is stored accepts connections, and IPv4 comes unmapped.
         let contact = Contact::Port(peer.port());
         if !contact.accepts_connections() || address.to_canonical() != address {
             self.restored.refused += 1;
-            return contents;
+            return swarm;
         }
         let totals = &self.store.totals[self.shard];
         let mut context = AnnounceContext {
@@ -168,16 +168,16 @@ impl Restoring<'_, '_> {
             keys: self.store.table.keys(),
             random: self.random,
         };
-        let before = contents.bytes();
-        let (contents, kind, outcome) = apply(contents, &mut context, address, contact);
-        self.store.note_bytes(self.shard, before, contents.bytes());
-        let Tally { peers, .. } = Tally::of(&contents);
+        let before = swarm.bytes();
+        let (swarm, kind, outcome) = apply(swarm, &mut context, address, contact);
+        self.store.note_bytes(self.shard, before, swarm.bytes());
+        let SwarmStats { peers, .. } = SwarmStats::of(&swarm);
         totals.note(kind, &outcome, peers);
         match (outcome.stored, outcome.before) {
             (Stored::Yes, Some(_)) => self.restored.known += 1,
             (Stored::Yes, None) => self.restored.peers += 1,
             _ => self.restored.refused += 1,
         }
-        contents
+        swarm
     }
 }

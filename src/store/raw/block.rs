@@ -11,9 +11,9 @@ use std::ptr::{self, NonNull};
 
 use ahash::RandomState;
 
-use crate::store::contents::Count;
 use crate::store::record::{Endpoint, Record, Record4};
 use crate::store::roster::{Counts, Place, Roster};
+use crate::store::swarm::CompletedCount;
 use crate::time::Now;
 
 /// What stands in front of a block's tags and records.
@@ -21,7 +21,7 @@ use crate::time::Now;
 #[repr(C)]
 pub(in crate::store) struct BlockHead {
     /// Downloads counted.
-    pub(in crate::store) completed: Count,
+    pub(in crate::store) completed: CompletedCount,
     /// Records held.
     pub(in crate::store) len: u16,
     /// Records there is room for.
@@ -77,7 +77,7 @@ impl<const ADDRESS: usize> Block<ADDRESS> {
     }
 
     /// An empty block with room for `capacity` records.
-    pub(in crate::store) fn with_capacity(capacity: usize, completed: Count) -> Self {
+    pub(in crate::store) fn with_capacity(capacity: usize, completed: CompletedCount) -> Self {
         let layout = Self::layout(capacity);
         // SAFETY: the layout holds at least the head, so its size is not zero.
         let memory = unsafe { alloc_zeroed(layout) };
@@ -202,17 +202,17 @@ impl<const ADDRESS: usize> Block<ADDRESS> {
     }
 
     /// An empty block with room for `len` records.
-    pub(in crate::store) fn with_room(len: usize, completed: Count) -> Self {
+    pub(in crate::store) fn with_room(len: usize, completed: CompletedCount) -> Self {
         Self::with_capacity(Self::capacity_for(len), completed)
     }
 
     /// Downloads counted in this swarm.
-    pub(in crate::store) fn completed(&self) -> Count {
+    pub(in crate::store) fn completed(&self) -> CompletedCount {
         self.head().completed
     }
 
     /// Replaces the count of downloads.
-    pub(in crate::store) fn set_completed(&mut self, completed: Count) {
+    pub(in crate::store) fn set_completed(&mut self, completed: CompletedCount) {
         self.head_mut().completed = completed;
     }
 

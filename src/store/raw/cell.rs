@@ -5,8 +5,8 @@ use std::ops::{Deref, DerefMut};
 use std::ptr::{self, NonNull};
 
 use super::block::Block;
-use crate::store::contents::{Contents, Count};
 use crate::store::large_swarm::LargeSwarm;
+use crate::store::swarm::{CompletedCount, Swarm};
 use crate::types::InfoHash;
 
 /// A large swarm on the heap, behind a pointer that may be looked through from several threads at
@@ -54,16 +54,16 @@ unsafe impl Sync for Owned where LargeSwarm: Sync {}
 /// Cells are plain numbers to the compiler: what they stand for must be fit for threads as well.
 const _: () = {
     const fn fit_for_threads<T: Send + Sync>() {}
-    fit_for_threads::<Contents>();
+    fit_for_threads::<Swarm>();
 };
 
 const TAG_EMPTY: u32 = 0;
-const TAG_ONE: u32 = 1;
-const TAG_FEW4: u32 = 2;
-const TAG_FEW6: u32 = 3;
-const TAG_MANY: u32 = 4;
+const TAG_INLINE: u32 = 1;
+const TAG_SMALL_V4: u32 = 2;
+const TAG_SMALL_V6: u32 = 3;
+const TAG_LARGE: u32 = 4;
 
-/// A packed [`Contents`]: 12 bytes of alignment 4, so that a map entry is half a cache line.
+/// A packed [`Swarm`]: 12 bytes of alignment 4, so that a map entry is half a cache line.
 pub(in crate::store) struct SwarmCell {
     words: [u32; 3],
 }
@@ -74,27 +74,31 @@ impl SwarmCell {
     /// A swarm nobody is in.
     pub(super) const VACANT: Self = Self { words: [TAG_EMPTY, 0, 0] };
 
-    fn pack(contents: Contents) -> Self {
+    fn pack(swarm: Swarm) -> Self {
         let pointer = |tag: u32, address: usize| {
             let address = address as u64;
             #[expect(clippy::cast_possible_truncation, reason = "split into its two halves")]
             let halves = [address as u32, (address >> 32) as u32];
             Self { words: [tag, halves[0], halves[1]] }
         };
-        match contents {
-            Contents::Empty { completed, since_s } => {
+        match swarm {
+            Swarm::Empty { completed, since_s } => {
                 Self { words: [TAG_EMPTY, completed.word(), since_s] }
             }
-            Contents::One(record, completed) => {
+            Swarm::Inline(record, completed) => {
                 debug_assert!(completed.fits_beside_peer());
                 let [low, high] = zerocopy::transmute!(record);
-                Self { words: [TAG_ONE | (completed.word() << 8), low, high] }
+                Self { words: [TAG_INLINE | (completed.word() << 8), low, high] }
             }
-            Contents::Few4(block) => pointer(TAG_FEW4 | (block.lines() << 8), block.into_address()),
-            Contents::Few6(block) => pointer(TAG_FEW6 | (block.lines() << 8), block.into_address()),
-            Contents::Many(large) => {
+            Swarm::SmallV4(block) => {
+                pointer(TAG_SMALL_V4 | (block.lines() << 8), block.into_address())
+            }
+            Swarm::SmallV6(block) => {
+                pointer(TAG_SMALL_V6 | (block.lines() << 8), block.into_address())
+            }
+            Swarm::Large(large) => {
                 let large = ManuallyDrop::new(large);
-                pointer(TAG_MANY | (1 << 8), large.0.as_ptr().expose_provenance())
+                pointer(TAG_LARGE | (1 << 8), large.0.as_ptr().expose_provenance())
             }
         }
     }
@@ -114,42 +118,42 @@ impl SwarmCell {
 
     /// A second handle on what the cell owns. Wrapped, so that it is never dropped by itself.
     #[inline]
-    fn unpack(&self) -> ManuallyDrop<Contents> {
+    fn unpack(&self) -> ManuallyDrop<Swarm> {
         ManuallyDrop::new(match self.words[0] & 0xff {
-            TAG_ONE => {
+            TAG_INLINE => {
                 let record = zerocopy::transmute!([self.words[1], self.words[2]]);
-                Contents::One(record, Count::from_word(self.words[0] >> 8))
+                Swarm::Inline(record, CompletedCount::from_word(self.words[0] >> 8))
             }
-            TAG_FEW4 => Contents::Few4(self.block()),
-            TAG_FEW6 => Contents::Few6(self.block()),
-            TAG_MANY => {
+            TAG_SMALL_V4 => Swarm::SmallV4(self.block()),
+            TAG_SMALL_V6 => Swarm::SmallV6(self.block()),
+            TAG_LARGE => {
                 let large = ptr::with_exposed_provenance_mut(self.address());
                 let large = NonNull::new(large).expect("packed from a non-null pointer");
-                Contents::Many(Owned(large))
+                Swarm::Large(Owned(large))
             }
             _ => {
-                let completed = Count::from_word(self.words[1]);
-                Contents::Empty { completed, since_s: self.words[2] }
+                let completed = CompletedCount::from_word(self.words[1]);
+                Swarm::Empty { completed, since_s: self.words[2] }
             }
         })
     }
 
     /// Gives up the cell for its contents.
-    pub(super) fn into_contents(self) -> Contents {
-        let contents = self.unpack();
+    pub(super) fn into_swarm(self) -> Swarm {
+        let swarm = self.unpack();
         std::mem::forget(self); // or both would own them
-        ManuallyDrop::into_inner(contents)
+        ManuallyDrop::into_inner(swarm)
     }
 
     /// Replaces the contents by what `change` makes of them. The cell's memory is written only if
     /// it has to be: most announces renew a record elsewhere, and a map entry that stays clean
     /// need not be written back to memory.
     #[inline]
-    pub(super) fn change<T>(&mut self, change: impl FnOnce(Contents) -> (Contents, T)) -> T {
+    pub(super) fn change<T>(&mut self, change: impl FnOnce(Swarm) -> (Swarm, T)) -> T {
         // Until the new contents are back, cell and closure both own the old ones.
         let guard = AbortOnUnwind;
-        let (contents, result) = change(ManuallyDrop::into_inner(self.unpack()));
-        let packed = ManuallyDrop::new(Self::pack(contents));
+        let (swarm, result) = change(ManuallyDrop::into_inner(self.unpack()));
+        let packed = ManuallyDrop::new(Self::pack(swarm));
         if packed.words != self.words {
             self.words = packed.words;
         }
@@ -159,7 +163,7 @@ impl SwarmCell {
 
     /// Looks at the contents.
     #[inline]
-    pub(in crate::store) fn peek<T>(&self, look: impl FnOnce(&Contents) -> T) -> T {
+    pub(in crate::store) fn peek<T>(&self, look: impl FnOnce(&Swarm) -> T) -> T {
         look(&self.unpack())
     }
 
@@ -184,7 +188,7 @@ impl SwarmCell {
     /// The cache lines worth prefetching, if the contents live elsewhere.
     #[inline]
     pub(super) fn lines(&self) -> impl Iterator<Item = *const u8> {
-        let elsewhere = self.words[0] & 0xff >= TAG_FEW4;
+        let elsewhere = self.words[0] & 0xff >= TAG_SMALL_V4;
         let lines = if elsewhere { self.words[0] >> 8 } else { 0 };
         let first: *const u8 = ptr::with_exposed_provenance(self.address());
         (0..lines as usize).map(move |line| first.wrapping_add(line * 64))
@@ -194,7 +198,7 @@ impl SwarmCell {
 impl Drop for SwarmCell {
     #[inline]
     fn drop(&mut self) {
-        if self.words[0] & 0xff >= TAG_FEW4 {
+        if self.words[0] & 0xff >= TAG_SMALL_V4 {
             drop(ManuallyDrop::into_inner(self.unpack()));
         }
     }

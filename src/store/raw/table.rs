@@ -10,7 +10,7 @@ use dashmap::{DashMap, RwLockWriteGuard, SharedValue};
 use hashbrown::raw::{Bucket, RawTable};
 
 use super::cell::SwarmCell;
-use crate::store::contents::Contents;
+use crate::store::swarm::Swarm;
 use crate::types::InfoHash;
 
 /// What a full bucket holds.
@@ -303,11 +303,11 @@ impl<'a> LockedShard<'a> {
     }
 
     /// Removes the entry in a bucket, if it is full; returns its swarm.
-    pub(in crate::store) fn remove_at(&mut self, bucket: usize) -> Option<Contents> {
+    pub(in crate::store) fn remove_at(&mut self, bucket: usize) -> Option<Swarm> {
         let bucket = full_bucket(&self.slots, bucket)?;
         // SAFETY: the bucket is full and of this table, and is not used after.
         let ((_, cell), _) = unsafe { self.slots.remove(bucket) };
-        Some(cell.into_inner().into_contents())
+        Some(cell.into_inner().into_swarm())
     }
 
     /// Replaces the swarm in a bucket, if it is full, by what `change` makes of it; returns what
@@ -316,13 +316,13 @@ impl<'a> LockedShard<'a> {
     pub(in crate::store) fn update_at<T>(
         &mut self,
         bucket: usize,
-        change: impl FnOnce(&InfoHash, Contents) -> (Contents, T),
+        change: impl FnOnce(&InfoHash, Swarm) -> (Swarm, T),
     ) -> Option<(T, bool)> {
         let bucket = full_bucket(&self.slots, bucket)?;
         // SAFETY: the shard's lock is held for writing, so this is the only reference.
         let (info_hash, cell) = unsafe { bucket.as_mut() };
         let cell = cell.get_mut();
-        let result = cell.change(|contents| change(info_hash, contents));
+        let result = cell.change(|swarm| change(info_hash, swarm));
         let stays = !cell.is_vacant();
         if !stays {
             // SAFETY: the bucket is full and of this table; nothing refers to its entry any more.
@@ -411,10 +411,7 @@ impl Entry<'_, '_> {
     /// returns what `change` does, and whether there is an entry then: a vacant one is removed.
     /// Where there was none, the table must not be full.
     #[inline]
-    pub(in crate::store) fn update<T>(
-        self,
-        change: impl FnOnce(Contents) -> (Contents, T),
-    ) -> (T, bool) {
+    pub(in crate::store) fn update<T>(self, change: impl FnOnce(Swarm) -> (Swarm, T)) -> (T, bool) {
         let LockedShard { slots, keys, .. } = self.shard;
         let mut absent = SwarmCell::VACANT;
         let cell = match &self.bucket {

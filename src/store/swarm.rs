@@ -19,12 +19,12 @@ use crate::types::ScrapeEntry;
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(transparent)]
-pub(super) struct Count(u32);
+pub(super) struct CompletedCount(u32);
 
 /// The largest number of downloads a count holds.
 const NUMBER_MAX: u32 = u32::MAX >> 1;
 
-impl Count {
+impl CompletedCount {
     /// Nothing was counted.
     pub(super) const NONE: Self = Self(0);
 
@@ -40,7 +40,7 @@ impl Count {
         Self(word)
     }
 
-    /// The word that entries keep; 0 for [`Count::NONE`] only.
+    /// The word that entries keep; 0 for [`CompletedCount::NONE`] only.
     #[inline]
     pub(super) fn word(self) -> u32 {
         self.0
@@ -81,30 +81,30 @@ impl Count {
 }
 
 /// What a map entry holds, unpacked.
-pub(super) enum Contents {
+pub(super) enum Swarm {
     /// No peers; kept for its count of downloads. `since_s` says when the last one left.
     Empty {
         /// Downloads counted.
-        completed: Count,
+        completed: CompletedCount,
         /// Whole seconds since the Unix epoch.
         since_s: u32,
     },
     /// One IPv4 peer, and a count that [fits](Count::fits_beside_peer).
-    One(Record4, Count),
+    Inline(Record4, CompletedCount),
     /// Up to [`BLOCK_RECORDS_MAX`](super::raw::BLOCK_RECORDS_MAX) IPv4 peers of one scope.
-    Few4(Block<4>),
+    SmallV4(Block<4>),
     /// Up to [`BLOCK_RECORDS_MAX`](super::raw::BLOCK_RECORDS_MAX) IPv6 peers of one scope.
-    Few6(Block<16>),
+    SmallV6(Block<16>),
     /// Anything else: many peers, several kinds, or several scopes.
-    Many(Owned),
+    Large(Owned),
 }
 
-impl Contents {
+impl Swarm {
     /// Neither peers nor a count.
-    pub(super) const VACANT: Self = Self::Empty { completed: Count::NONE, since_s: 0 };
+    pub(super) const VACANT: Self = Self::Empty { completed: CompletedCount::NONE, since_s: 0 };
 
     /// A swarm without peers, kept for its count if that may outlive them.
-    pub(super) fn empty(completed: Count, now: Now) -> Self {
+    pub(super) fn empty(completed: CompletedCount, now: Now) -> Self {
         if !completed.outlives_peers() {
             return Self::VACANT;
         }
@@ -113,54 +113,58 @@ impl Contents {
     }
 
     /// One IPv4 peer, in place where its count fits beside it.
-    pub(super) fn one(record: Record4, completed: Count, keys: &RandomState) -> Self {
+    pub(super) fn of_one_peer(
+        record: Record4,
+        completed: CompletedCount,
+        keys: &RandomState,
+    ) -> Self {
         if completed.fits_beside_peer() {
-            return Self::One(record, completed);
+            return Self::Inline(record, completed);
         }
         let mut block = Block::with_room(1, completed);
         block.insert(record, keys);
-        Self::Few4(block)
+        Self::SmallV4(block)
     }
 
     /// A large swarm, or an empty one if its last peer has left.
     pub(super) fn of_large(large: Owned, now: Now) -> Self {
-        if large.is_empty() { Self::empty(large.completed, now) } else { Self::Many(large) }
+        if large.is_empty() { Self::empty(large.completed, now) } else { Self::Large(large) }
     }
 
     /// Downloads counted.
-    fn completed(&self) -> Count {
+    fn completed(&self) -> CompletedCount {
         match self {
-            Self::Empty { completed, .. } | Self::One(_, completed) => *completed,
-            Self::Few4(block) => block.completed(),
-            Self::Few6(block) => block.completed(),
-            Self::Many(large) => large.completed,
+            Self::Empty { completed, .. } | Self::Inline(_, completed) => *completed,
+            Self::SmallV4(block) => block.completed(),
+            Self::SmallV6(block) => block.completed(),
+            Self::Large(large) => large.completed,
         }
     }
 
     /// The swarm with `more` downloads counted.
-    pub(super) fn with_more_completed(self, more: Count, keys: &RandomState) -> Self {
+    pub(super) fn with_more_completed(self, more: CompletedCount, keys: &RandomState) -> Self {
         let completed = self.completed().plus(more);
         match self {
             Self::Empty { since_s, .. } => Self::Empty { completed, since_s },
-            Self::One(record, _) => Self::one(record, completed, keys),
-            Self::Few4(mut block) => {
+            Self::Inline(record, _) => Self::of_one_peer(record, completed, keys),
+            Self::SmallV4(mut block) => {
                 block.set_completed(completed);
-                Self::Few4(block)
+                Self::SmallV4(block)
             }
-            Self::Few6(mut block) => {
+            Self::SmallV6(mut block) => {
                 block.set_completed(completed);
-                Self::Few6(block)
+                Self::SmallV6(block)
             }
-            Self::Many(mut large) => {
+            Self::Large(mut large) => {
                 large.completed = completed;
-                Self::Many(large)
+                Self::Large(large)
             }
         }
     }
 
     /// The counts that a scrape reports.
     pub(super) fn scrape(&self) -> ScrapeEntry {
-        Tally::of(self).entry(self.completed())
+        SwarmStats::of(self).entry(self.completed())
     }
 
     /// Whether anybody is in the swarm: a layout that can hold peers always holds one.
@@ -173,47 +177,47 @@ impl Contents {
     #[inline]
     pub(super) fn bytes(&self) -> usize {
         match self {
-            Self::Empty { .. } | Self::One(..) => 0,
-            Self::Few4(block) => block.bytes(),
-            Self::Few6(block) => block.bytes(),
-            Self::Many(large) => size_of::<LargeSwarm>() + large.bytes(),
+            Self::Empty { .. } | Self::Inline(..) => 0,
+            Self::SmallV4(block) => block.bytes(),
+            Self::SmallV6(block) => block.bytes(),
+            Self::Large(large) => size_of::<LargeSwarm>() + large.bytes(),
         }
     }
 }
 
 /// How many are in a swarm: every kind, every scope.
 #[derive(Clone, Copy, Default)]
-pub(super) struct Tally {
+pub(super) struct SwarmStats {
     /// All of them.
     pub(super) peers: u32,
     seeders: u32,
     wanting: u32,
 }
 
-impl Tally {
+impl SwarmStats {
     /// The swarm's.
     #[inline]
-    pub(super) fn of(contents: &Contents) -> Self {
-        match contents {
-            Contents::Empty { .. } => Self::default(),
-            Contents::One(record, _) => {
+    pub(super) fn of(swarm: &Swarm) -> Self {
+        match swarm {
+            Swarm::Empty { .. } => Self::default(),
+            Swarm::Inline(record, _) => {
                 let role = record.stamp().role();
                 let (seeders, wanting) = (role == Role::Seeder, role.wants_data());
                 Self { peers: 1, seeders: seeders.into(), wanting: wanting.into() }
             }
-            Contents::Few4(block) => Self::of_roster(block),
-            Contents::Few6(block) => Self::of_roster(block),
-            Contents::Many(large) => {
-                let v4 = large.v4.iter().map(Self::of_roster);
-                let v6 = large.v6.iter().map(Self::of_roster);
-                let web = large.web.as_deref().map(Self::of_roster);
+            Swarm::SmallV4(block) => Self::of_peers(block),
+            Swarm::SmallV6(block) => Self::of_peers(block),
+            Swarm::Large(large) => {
+                let v4 = large.v4.iter().map(Self::of_peers);
+                let v6 = large.v6.iter().map(Self::of_peers);
+                let web = large.web.as_deref().map(Self::of_peers);
                 v4.chain(v6).chain(web).fold(Self::default(), Self::plus)
             }
         }
     }
 
     #[inline]
-    fn of_roster<const ADDRESS: usize>(roster: &impl Roster<ADDRESS>) -> Self {
+    fn of_peers<const ADDRESS: usize>(roster: &impl Roster<ADDRESS>) -> Self {
         let Counts { wanting, seeders } = roster.counts();
         let peers = u32::try_from(roster.records().len()).unwrap_or(u32::MAX);
         Self { peers, seeders, wanting }
@@ -235,7 +239,7 @@ impl Tally {
     }
 
     /// As a scrape is told, with the downloads counted.
-    pub(super) fn entry(self, completed: Count) -> ScrapeEntry {
+    pub(super) fn entry(self, completed: CompletedCount) -> ScrapeEntry {
         let (seeders, leechers) = (self.seeders, self.peers - self.seeders);
         let completed = completed.number();
         ScrapeEntry { seeders, completed, leechers, downloaders: self.wanting }
@@ -245,13 +249,13 @@ impl Tally {
 /// Blocks of a family whose small swarms are one: IPv4 and IPv6.
 pub(super) trait SmallLayout<const ADDRESS: usize>: Sized {
     /// The swarm of the block's peers.
-    fn into_contents(self) -> Contents;
+    fn into_swarm(self) -> Swarm;
 
     /// The same in the smallest layout that holds them. There is a peer.
-    fn into_smallest(self, keys: &RandomState) -> Contents;
+    fn into_smallest(self, keys: &RandomState) -> Swarm;
 
     /// The block of a swarm in this layout; a swarm in another as it is.
-    fn from_contents(contents: Contents) -> Result<Self, Contents>;
+    fn from_swarm(swarm: Swarm) -> Result<Self, Swarm>;
 
     /// The crowds of the family in a large swarm.
     fn groups(large: &mut LargeSwarm) -> &mut Vec<PeerGroup<ADDRESS>>;
@@ -259,21 +263,21 @@ pub(super) trait SmallLayout<const ADDRESS: usize>: Sized {
 
 impl SmallLayout<4> for Block<4> {
     #[inline]
-    fn into_contents(self) -> Contents {
-        Contents::Few4(self)
+    fn into_swarm(self) -> Swarm {
+        Swarm::SmallV4(self)
     }
 
-    fn into_smallest(self, keys: &RandomState) -> Contents {
+    fn into_smallest(self, keys: &RandomState) -> Swarm {
         match self.records() {
-            [record] => Contents::one(*record, self.completed(), keys),
-            _ => Contents::Few4(self),
+            [record] => Swarm::of_one_peer(*record, self.completed(), keys),
+            _ => Swarm::SmallV4(self),
         }
     }
 
     #[inline]
-    fn from_contents(contents: Contents) -> Result<Self, Contents> {
-        match contents {
-            Contents::Few4(block) => Ok(block),
+    fn from_swarm(swarm: Swarm) -> Result<Self, Swarm> {
+        match swarm {
+            Swarm::SmallV4(block) => Ok(block),
             other => Err(other),
         }
     }
@@ -285,18 +289,18 @@ impl SmallLayout<4> for Block<4> {
 
 impl SmallLayout<16> for Block<16> {
     #[inline]
-    fn into_contents(self) -> Contents {
-        Contents::Few6(self)
+    fn into_swarm(self) -> Swarm {
+        Swarm::SmallV6(self)
     }
 
-    fn into_smallest(self, _keys: &RandomState) -> Contents {
-        Contents::Few6(self)
+    fn into_smallest(self, _keys: &RandomState) -> Swarm {
+        Swarm::SmallV6(self)
     }
 
     #[inline]
-    fn from_contents(contents: Contents) -> Result<Self, Contents> {
-        match contents {
-            Contents::Few6(block) => Ok(block),
+    fn from_swarm(swarm: Swarm) -> Result<Self, Swarm> {
+        match swarm {
+            Swarm::SmallV6(block) => Ok(block),
             other => Err(other),
         }
     }
@@ -310,29 +314,29 @@ impl SmallLayout<16> for Block<16> {
 mod tests {
     use super::*;
 
-    fn counted(count: Count, is_witnessed: bool) -> Count {
+    fn counted(count: CompletedCount, is_witnessed: bool) -> CompletedCount {
         count.after(&Outcome { completed: true, is_witnessed, ..Outcome::default() })
     }
 
     #[test]
     fn a_count_outlives_its_peers_once_two_networks_have_made_it() {
-        let alone = counted(counted(Count::NONE, false), false);
+        let alone = counted(counted(CompletedCount::NONE, false), false);
         assert_eq!((alone.number(), alone.outlives_peers()), (2, false));
         let two = counted(counted(alone, true), false);
         assert_eq!((two.number(), two.outlives_peers()), (4, true));
         assert_eq!(two.after(&Outcome::default()), two);
-        assert_eq!(Count::from_word(two.word()), two);
-        let saved = alone.plus(Count::of_saved(7));
+        assert_eq!(CompletedCount::from_word(two.word()), two);
+        let saved = alone.plus(CompletedCount::of_saved(7));
         assert_eq!((saved.number(), saved.outlives_peers()), (9, true));
-        assert_eq!(Count::of_saved(0), Count::NONE);
+        assert_eq!(CompletedCount::of_saved(0), CompletedCount::NONE);
     }
 
     #[test]
     fn a_count_ends_at_its_largest_number() {
-        let most = Count::of_saved(u32::MAX);
+        let most = CompletedCount::of_saved(u32::MAX);
         assert_eq!(counted(most, true), most);
         assert_eq!(most.plus(most).number(), NUMBER_MAX);
-        let fits = Count::of_saved((1 << 23) - 1);
+        let fits = CompletedCount::of_saved((1 << 23) - 1);
         assert!(fits.fits_beside_peer() && !counted(fits, false).fits_beside_peer());
     }
 }
