@@ -15,7 +15,7 @@ use ahash::RandomState;
 use super::Stored;
 use super::context::AnnounceContext;
 use super::large_swarm::{LargeSwarm, PeerGroup, group_of};
-use super::raw::{Block, Owned};
+use super::raw::{LargeSwarmPtr, PeerBlock};
 use super::record::{Endpoint, Record, Record4};
 use super::roster::{Beside, Change, Outcome, Roster};
 use super::swarm::{CompletedCount, SmallLayout, Swarm};
@@ -80,7 +80,7 @@ fn apply_v4(
         Swarm::Inline(record, completed)
             if context.joins() && record.endpoint.scope() == context.scope =>
         {
-            if !context.budget.charge(Block::<4>::bytes_with_room(2)) {
+            if !context.budget.charge(PeerBlock::<4>::bytes_with_room(2)) {
                 return (swarm, Outcome::refused(Stored::NoMemory));
             }
             apply_small(two_of(record, completed, context.keys), context, endpoint)
@@ -97,9 +97,9 @@ fn apply_family<const ADDRESS: usize>(
     endpoint: Endpoint<ADDRESS>,
 ) -> (Swarm, Outcome)
 where
-    Block<ADDRESS>: SmallLayout<ADDRESS>,
+    PeerBlock<ADDRESS>: SmallLayout<ADDRESS>,
 {
-    let swarm = match Block::from_swarm(swarm) {
+    let swarm = match PeerBlock::from_swarm(swarm) {
         Ok(block) if has_place(&block, context, &endpoint) => {
             return apply_small(block, context, endpoint);
         }
@@ -108,10 +108,10 @@ where
     };
     match swarm {
         Swarm::Empty { completed, .. } if context.joins() => {
-            if !context.budget.charge(Block::<ADDRESS>::bytes_with_room(1)) {
+            if !context.budget.charge(PeerBlock::<ADDRESS>::bytes_with_room(1)) {
                 return (swarm, Outcome::refused(Stored::NoMemory));
             }
-            apply_small(Block::with_room(1, completed), context, endpoint)
+            apply_small(PeerBlock::with_room(1, completed), context, endpoint)
         }
         Swarm::Large(large) => apply_large(large, context, endpoint),
         _ if !context.joins() => (swarm, Outcome::default()),
@@ -177,8 +177,8 @@ fn renew_inline(
 }
 
 /// A block for the peer in place and one more.
-fn two_of(record: Record4, completed: CompletedCount, keys: &RandomState) -> Block<4> {
-    let mut block = Block::with_room(2, completed);
+fn two_of(record: Record4, completed: CompletedCount, keys: &RandomState) -> PeerBlock<4> {
+    let mut block = PeerBlock::with_room(2, completed);
     block.insert(record, keys);
     block
 }
@@ -186,7 +186,7 @@ fn two_of(record: Record4, completed: CompletedCount, keys: &RandomState) -> Blo
 /// Whether the peer is in this block, or the block has room for it and others of its scope.
 #[inline]
 fn has_place<const ADDRESS: usize>(
-    block: &Block<ADDRESS>,
+    block: &PeerBlock<ADDRESS>,
     context: &AnnounceContext<'_>,
     endpoint: &Endpoint<ADDRESS>,
 ) -> bool {
@@ -198,12 +198,12 @@ fn has_place<const ADDRESS: usize>(
 /// An announce by one of a swarm that is a block.
 #[inline]
 fn apply_small<const ADDRESS: usize>(
-    mut block: Block<ADDRESS>,
+    mut block: PeerBlock<ADDRESS>,
     context: &mut AnnounceContext<'_>,
     endpoint: Endpoint<ADDRESS>,
 ) -> (Swarm, Outcome)
 where
-    Block<ADDRESS>: SmallLayout<ADDRESS>,
+    PeerBlock<ADDRESS>: SmallLayout<ADDRESS>,
 {
     // A torrent that has a count is never put on probation, so that the count cannot be evicted
     // with the new peer.
@@ -224,15 +224,15 @@ where
 
 /// An announce by an IPv4 or IPv6 peer of a large swarm.
 fn apply_large<const ADDRESS: usize>(
-    mut large: Owned,
+    mut large: LargeSwarmPtr,
     context: &mut AnnounceContext<'_>,
     endpoint: Endpoint<ADDRESS>,
 ) -> (Swarm, Outcome)
 where
-    Block<ADDRESS>: SmallLayout<ADDRESS>,
+    PeerBlock<ADDRESS>: SmallLayout<ADDRESS>,
 {
     let scope = context.scope;
-    let groups = Block::groups;
+    let groups = PeerBlock::groups;
     if !groups(&mut large).iter().any(|group| group.scope == scope) {
         if !context.joins() {
             return (Swarm::of_large(large, context.now), Outcome::default());
@@ -266,8 +266,8 @@ fn apply_to_group<const ADDRESS: usize>(
 }
 
 /// Moves any layout into the one that holds everything.
-fn enlarge(swarm: Swarm, keys: &RandomState) -> Owned {
-    let mut large = Owned::new(LargeSwarm::default());
+fn enlarge(swarm: Swarm, keys: &RandomState) -> LargeSwarmPtr {
+    let mut large = LargeSwarmPtr::new(LargeSwarm::default());
     match swarm {
         Swarm::Empty { completed, .. } => large.completed = completed,
         Swarm::Inline(record, completed) => {
@@ -282,14 +282,14 @@ fn enlarge(swarm: Swarm, keys: &RandomState) -> Owned {
 }
 
 fn move_all<const ADDRESS: usize>(
-    block: &Block<ADDRESS>,
+    block: &PeerBlock<ADDRESS>,
     large: &mut LargeSwarm,
     keys: &RandomState,
 ) where
-    Block<ADDRESS>: SmallLayout<ADDRESS>,
+    PeerBlock<ADDRESS>: SmallLayout<ADDRESS>,
 {
     large.completed = block.completed();
-    let groups = Block::groups(large);
+    let groups = PeerBlock::groups(large);
     for record in block.records() {
         group_of(groups, record.endpoint.scope()).insert(*record, keys);
     }

@@ -3,7 +3,7 @@
 
 use std::sync::atomic::Ordering;
 
-use super::raw::{Key, LockedShard, SwarmCell, buckets_capacity};
+use super::raw::{Key, LockedShard, PackedSwarm, buckets_capacity};
 use super::record::{Endpoint, Record};
 use super::roster::{Roster, all_on_probation};
 use super::swarm::Swarm;
@@ -47,8 +47,8 @@ impl Store {
         if has_room {
             return;
         }
-        let is_evictable = |cell: &SwarmCell| cell.peek(|swarm| would_help(swarm, lack));
-        let mut found = search(shard, key, |cell| is_evictable(cell).then_some(0));
+        let is_evictable = |packed: &PackedSwarm| packed.peek(|swarm| would_help(swarm, lack));
+        let mut found = search(shard, key, |packed| is_evictable(packed).then_some(0));
         for &(_, at) in found.sorted().iter().take(EVICTED_MAX) {
             self.evict_at(shard, at);
         }
@@ -65,7 +65,7 @@ impl Store {
             if self.totals[shard.number()].without_peers() == 0 {
                 return false;
             }
-            let mut found = search(shard, key, SwarmCell::empty_since_s);
+            let mut found = search(shard, key, PackedSwarm::empty_since_s);
             if found.count == 0 {
                 return false;
             }
@@ -100,8 +100,8 @@ impl Store {
             return false;
         }
         let empty_since_s = |at| {
-            let (info_hash, cell) = shard.get_at(at)?;
-            cell.empty_since_s().filter(|_| info_hash != key.info_hash)
+            let (info_hash, packed) = shard.get_at(at)?;
+            packed.empty_since_s().filter(|_| info_hash != key.info_hash)
         };
         let mut found: Vec<(u32, usize)> =
             (0..shard.buckets()).filter_map(|at| Some((empty_since_s(at)?, at))).collect();
@@ -185,14 +185,14 @@ impl Found {
 fn search(
     shard: &mut LockedShard<'_>,
     key: Key<'_>,
-    rank: impl Fn(&SwarmCell) -> Option<u32>,
+    rank: impl Fn(&PackedSwarm) -> Option<u32>,
 ) -> Found {
     let mut found = Found { buckets: [(0, 0); SEARCHED_BUCKETS], count: 0 };
     let mut at = shard.hand();
     for _ in 0..SEARCHED_BUCKETS.min(shard.buckets()) {
         at = (at + 1) & (shard.buckets() - 1);
-        let Some((info_hash, cell)) = shard.get_at(at) else { continue };
-        if let Some(rank) = rank(cell).filter(|_| info_hash != key.info_hash) {
+        let Some((info_hash, packed)) = shard.get_at(at) else { continue };
+        if let Some(rank) = rank(packed).filter(|_| info_hash != key.info_hash) {
             found.buckets[found.count] = (rank, at);
             found.count += 1;
         }

@@ -7,7 +7,7 @@
 use std::ops::Range;
 
 use super::large_swarm::{LargeSwarm, PeerGroup, PeerStorage};
-use super::raw::{Block, Owned};
+use super::raw::{LargeSwarmPtr, PeerBlock};
 use super::record::Endpoint;
 use super::roster::Roster;
 use super::swarm::{SmallLayout, Swarm};
@@ -228,11 +228,11 @@ impl Expiry<'_> {
 
     fn expire_small<const ADDRESS: usize>(
         &self,
-        mut block: Block<ADDRESS>,
+        mut block: PeerBlock<ADDRESS>,
         looks: &mut usize,
     ) -> Swarm
     where
-        Block<ADDRESS>: SmallLayout<ADDRESS>,
+        PeerBlock<ADDRESS>: SmallLayout<ADDRESS>,
     {
         *looks = looks.saturating_sub(block.records().len());
         let gone = |role| self.totals.leave(Endpoint::<ADDRESS>::KIND, role);
@@ -245,9 +245,9 @@ impl Expiry<'_> {
     }
 
     /// The smallest layout for the peers of a block.
-    fn smallest<const ADDRESS: usize>(&self, block: Block<ADDRESS>) -> Swarm
+    fn smallest<const ADDRESS: usize>(&self, block: PeerBlock<ADDRESS>) -> Swarm
     where
-        Block<ADDRESS>: SmallLayout<ADDRESS>,
+        PeerBlock<ADDRESS>: SmallLayout<ADDRESS>,
     {
         if block.records().is_empty() {
             return Swarm::empty(block.completed(), self.now);
@@ -299,7 +299,7 @@ impl Expiry<'_> {
     }
 
     /// A large swarm after a pass over it, in the smallest layout that holds it.
-    fn settle(&self, mut large: Owned) -> Swarm {
+    fn settle(&self, mut large: LargeSwarmPtr) -> Swarm {
         let keys = self.store.table.keys();
         large.v4.retain(|group| !group.records().is_empty());
         large.v6.retain(|group| !group.records().is_empty());

@@ -25,7 +25,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::Store;
 use super::large_swarm::{LargeSwarm, PeerGroup};
-use super::raw::{ShardWalk, SwarmCell};
+use super::raw::{PackedSwarm, ShardWalk};
 use super::record::{Record, Role, Stamp};
 use super::roster::Roster;
 use super::swarm::Swarm;
@@ -152,18 +152,18 @@ impl Store {
         batch.clear();
         let Export { at, walk, seen, rest } = export;
         if let Some(from) = rest.take() {
-            let go_on = |cell: &SwarmCell| cell.peek(|swarm| batch.go_on(*at, &from, swarm));
+            let go_on = |packed: &PackedSwarm| packed.peek(|swarm| batch.go_on(*at, &from, swarm));
             *rest = self.table.read(&from.info_hash, go_on).flatten();
             return true;
         }
         if walk.shard == self.table.shards() {
             return false;
         }
-        let more = self.table.walk_on(walk, |restarts, info_hash, cell| {
+        let more = self.table.walk_on(walk, |restarts, info_hash, packed| {
             if seen.has(info_hash, restarts) {
                 return ControlFlow::Continue(());
             }
-            *rest = cell.peek(|swarm| batch.add(*at, info_hash, swarm));
+            *rest = packed.peek(|swarm| batch.add(*at, info_hash, swarm));
             let pauses = rest.is_some() || batch.peers() >= PEERS_PER_SLICE;
             if pauses { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         });

@@ -11,7 +11,7 @@ use hashbrown::raw::RawTable;
 use super::context::AnnounceContext;
 use super::full;
 use super::hosts::HostCounts;
-use super::raw::{BLOCK_RECORDS_MAX, Block};
+use super::raw::{BLOCK_RECORDS_MAX, PeerBlock};
 use super::record::{Endpoint, Network, Record, Role};
 use super::roster::{Beside, Counts, Outcome, Place, Roster};
 use super::swarm::CompletedCount;
@@ -145,7 +145,7 @@ pub(super) struct PeerGroup<const ADDRESS: usize> {
 /// Where a crowd's peers are.
 pub(super) enum PeerStorage<const ADDRESS: usize> {
     /// In a block, while they fit.
-    Block(Block<ADDRESS>),
+    Block(PeerBlock<ADDRESS>),
     /// In an array with an index.
     Indexed(Box<IndexedPeers<ADDRESS>>),
 }
@@ -166,12 +166,12 @@ pub(super) fn group_of<const ADDRESS: usize>(
 impl<const ADDRESS: usize> PeerGroup<ADDRESS> {
     /// A crowd of nobody yet.
     pub(super) fn new(scope: Scope) -> Self {
-        Self { scope, storage: PeerStorage::Block(Block::with_room(1, CompletedCount::NONE)) }
+        Self { scope, storage: PeerStorage::Block(PeerBlock::with_room(1, CompletedCount::NONE)) }
     }
 
     /// Bytes that a crowd of nobody takes with its own fields.
     pub(super) fn bytes_when_new() -> usize {
-        size_of::<Self>() + Block::<ADDRESS>::bytes_with_room(1)
+        size_of::<Self>() + PeerBlock::<ADDRESS>::bytes_with_room(1)
     }
 
     /// Bytes of memory the crowd takes beside its own fields.
@@ -189,7 +189,7 @@ impl<const ADDRESS: usize> PeerGroup<ADDRESS> {
         match &mut self.storage {
             PeerStorage::Block(block) => block.shrink(keys),
             PeerStorage::Indexed(indexed) if indexed.records.len() <= BLOCK_RECORDS_MAX / 2 => {
-                let mut block = Block::with_room(indexed.records.len(), CompletedCount::NONE);
+                let mut block = PeerBlock::with_room(indexed.records.len(), CompletedCount::NONE);
                 indexed.records.iter().for_each(|record| _ = block.insert(*record, keys));
                 self.storage = PeerStorage::Block(block);
             }
@@ -318,7 +318,7 @@ fn repoint(index: &mut RawTable<u32>, hash: u64, old: usize, new: usize) {
 
 impl<const ADDRESS: usize> IndexedPeers<ADDRESS> {
     /// The peers of a full block, indexed.
-    fn of(block: &Block<ADDRESS>, scope: Scope, keys: &RandomState) -> Self {
+    fn of(block: &PeerBlock<ADDRESS>, scope: Scope, keys: &RandomState) -> Self {
         let room = block.records().len() * 2;
         let index = RawTable::with_capacity(room);
         let records = Vec::with_capacity(room);

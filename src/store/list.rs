@@ -12,7 +12,7 @@ use std::net::SocketAddr;
 use std::ops::ControlFlow;
 
 use super::Store;
-use super::raw::{ShardWalk, SwarmCell};
+use super::raw::{PackedSwarm, ShardWalk};
 use super::record::{Record, Role};
 use super::roster::Roster;
 use super::swarm::Swarm;
@@ -60,10 +60,10 @@ impl Store {
         shown: impl Fn(&InfoHash) -> bool,
     ) -> Vec<Listed> {
         let mut smallest = Smallest { count, listed: Vec::new(), below: None };
-        self.look_through(|info_hash, cell| {
+        self.look_through(|info_hash, packed| {
             let is_next = after.is_none_or(|after| info_hash > after);
             if is_next && smallest.wants(info_hash) && shown(info_hash) {
-                let counts = cell.peek(Swarm::scrape);
+                let counts = packed.peek(Swarm::scrape);
                 smallest.add(Listed { info_hash: *info_hash, counts });
             }
         });
@@ -74,8 +74,8 @@ impl Store {
     /// Looks at every torrent: not for a worker's loop.
     pub fn torrents_by(&self, order: Order, count: usize) -> Vec<Listed> {
         let mut largest = Largest { count, ranked: BinaryHeap::new() };
-        self.look_through(|info_hash, cell| {
-            let counts = cell.peek(Swarm::scrape);
+        self.look_through(|info_hash, packed| {
+            let counts = packed.peek(Swarm::scrape);
             let listed = Listed { info_hash: *info_hash, counts };
             largest.add(Ranked { size: order.size(&counts), listed });
         });
@@ -91,8 +91,8 @@ impl Store {
         skip: usize,
         count: usize,
     ) -> Option<(Listed, Vec<ListedPeer>)> {
-        self.table.read(info_hash, |cell| {
-            cell.peek(|swarm| {
+        self.table.read(info_hash, |packed| {
+            packed.peek(|swarm| {
                 let listed = Listed { info_hash: *info_hash, counts: swarm.scrape() };
                 (listed, Page { now, skip, count, peers: Vec::new() }.of(swarm))
             })
@@ -102,11 +102,11 @@ impl Store {
 
 impl Store {
     /// Shows every torrent to `look`, in no particular order, and maybe some more than once.
-    fn look_through(&self, mut look: impl FnMut(&InfoHash, &SwarmCell)) {
+    fn look_through(&self, mut look: impl FnMut(&InfoHash, &PackedSwarm)) {
         for shard in 0..self.table.shards() {
             let mut walk = ShardWalk::new(shard);
-            let mut look = |_, info_hash: &InfoHash, cell: &SwarmCell| {
-                look(info_hash, cell);
+            let mut look = |_, info_hash: &InfoHash, packed: &PackedSwarm| {
+                look(info_hash, packed);
                 ControlFlow::Continue(())
             };
             while self.table.walk_on(&mut walk, &mut look) {}
@@ -296,7 +296,7 @@ mod tests {
         let mut seen = Vec::new();
         for shard in 0..store.table.shards() {
             let mut walk = ShardWalk::new(shard);
-            let mut look = |_, info_hash: &InfoHash, _: &SwarmCell| {
+            let mut look = |_, info_hash: &InfoHash, _: &PackedSwarm| {
                 seen.push(*info_hash);
                 ControlFlow::Continue(())
             };

@@ -54,7 +54,7 @@ pub use roster::Change;
 use crate::types::{Contact, InfoHash, Kind, Scope, ScrapeEntry};
 use choose::{Reader, choose};
 use memory::{Account, Memory};
-use raw::Table;
+use raw::SwarmTable;
 use roster::Outcome;
 use swarm::{Swarm, SwarmStats};
 
@@ -232,7 +232,7 @@ pub struct Answer {
 
 /// info-hash → swarm.
 pub struct Store {
-    table: Table,
+    table: SwarmTable,
     totals: Box<[CachePadded<ShardTotals>]>,
     memory: CachePadded<Memory>,
     /// Downloads counted before the snapshot that was restored.
@@ -245,7 +245,7 @@ impl Store {
         let keys = options.seed.map_or_else(RandomState::new, |seed| {
             RandomState::with_seeds(seed, !seed, seed.rotate_left(32), 0x5eed)
         });
-        let table = Table::new(options.shards, keys);
+        let table = SwarmTable::new(options.shards, keys);
         let totals = (0..table.shards()).map(|_| CachePadded::default()).collect();
         let completed_before = AtomicU64::new(0);
         Self { table, totals, memory: CachePadded::default(), completed_before }
@@ -320,11 +320,11 @@ impl Store {
             let [bytes, available] = choose(swarm, reader, room, random);
             Answer { bytes, available, ..SwarmStats::of(swarm).answer() }
         };
-        self.table.read(info_hash, |cell| cell.peek(look)).unwrap_or_default()
+        self.table.read(info_hash, |packed| packed.peek(look)).unwrap_or_default()
     }
 
     /// One torrent's counts; zeros if it is unknown.
     pub fn scrape(&self, info_hash: &InfoHash) -> ScrapeEntry {
-        self.table.read(info_hash, |cell| cell.peek(Swarm::scrape)).unwrap_or_default()
+        self.table.read(info_hash, |packed| packed.peek(Swarm::scrape)).unwrap_or_default()
     }
 }

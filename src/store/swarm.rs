@@ -4,7 +4,7 @@ use ahash::RandomState;
 
 use super::Answer;
 use super::large_swarm::{LargeSwarm, PeerGroup};
-use super::raw::{Block, Owned};
+use super::raw::{LargeSwarmPtr, PeerBlock};
 use super::record::{Record4, Role};
 use super::roster::{Counts, Outcome, Roster};
 use crate::time::Now;
@@ -92,11 +92,11 @@ pub(super) enum Swarm {
     /// One IPv4 peer, and a count that [fits](Count::fits_beside_peer).
     Inline(Record4, CompletedCount),
     /// Up to [`BLOCK_RECORDS_MAX`](super::raw::BLOCK_RECORDS_MAX) IPv4 peers of one scope.
-    SmallV4(Block<4>),
+    SmallV4(PeerBlock<4>),
     /// Up to [`BLOCK_RECORDS_MAX`](super::raw::BLOCK_RECORDS_MAX) IPv6 peers of one scope.
-    SmallV6(Block<16>),
+    SmallV6(PeerBlock<16>),
     /// Anything else: many peers, several kinds, or several scopes.
-    Large(Owned),
+    Large(LargeSwarmPtr),
 }
 
 impl Swarm {
@@ -121,13 +121,13 @@ impl Swarm {
         if completed.fits_beside_peer() {
             return Self::Inline(record, completed);
         }
-        let mut block = Block::with_room(1, completed);
+        let mut block = PeerBlock::with_room(1, completed);
         block.insert(record, keys);
         Self::SmallV4(block)
     }
 
     /// A large swarm, or an empty one if its last peer has left.
-    pub(super) fn of_large(large: Owned, now: Now) -> Self {
+    pub(super) fn of_large(large: LargeSwarmPtr, now: Now) -> Self {
         if large.is_empty() { Self::empty(large.completed, now) } else { Self::Large(large) }
     }
 
@@ -261,7 +261,7 @@ pub(super) trait SmallLayout<const ADDRESS: usize>: Sized {
     fn groups(large: &mut LargeSwarm) -> &mut Vec<PeerGroup<ADDRESS>>;
 }
 
-impl SmallLayout<4> for Block<4> {
+impl SmallLayout<4> for PeerBlock<4> {
     #[inline]
     fn into_swarm(self) -> Swarm {
         Swarm::SmallV4(self)
@@ -287,7 +287,7 @@ impl SmallLayout<4> for Block<4> {
     }
 }
 
-impl SmallLayout<16> for Block<16> {
+impl SmallLayout<16> for PeerBlock<16> {
     #[inline]
     fn into_swarm(self) -> Swarm {
         Swarm::SmallV6(self)

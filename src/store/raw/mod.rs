@@ -10,14 +10,14 @@
 //! Three quarters of all torrents have one peer: those need nothing but their map entry.
 #![expect(unsafe_code, reason = "raw-table access with prefetch; packed pointers; thin blocks")]
 
-mod block;
-mod cell;
+mod packed_swarm;
+mod peer_block;
 mod table;
 
-pub(super) use block::{BLOCK_RECORDS_MAX, Block};
-pub(super) use cell::{Owned, SwarmCell};
+pub(super) use packed_swarm::{LargeSwarmPtr, PackedSwarm};
+pub(super) use peer_block::{BLOCK_RECORDS_MAX, PeerBlock};
 #[cfg(test)]
 pub(super) use table::SLICE_BUCKETS;
 pub(super) use table::{
-    Entry, Key, LockedShard, PREFETCH_STAGES, ShardWalk, Table, buckets_capacity,
+    Entry, Key, LockedShard, PREFETCH_STAGES, ShardWalk, SwarmTable, buckets_capacity,
 };

@@ -9,24 +9,24 @@ use crossbeam_utils::CachePadded;
 use dashmap::{DashMap, RwLockWriteGuard, SharedValue};
 use hashbrown::raw::{Bucket, RawTable};
 
-use super::cell::SwarmCell;
+use super::packed_swarm::PackedSwarm;
 use crate::store::swarm::Swarm;
 use crate::types::InfoHash;
 
 /// What a full bucket holds.
-type Slot = (InfoHash, SharedValue<SwarmCell>);
+type Slot = (InfoHash, SharedValue<PackedSwarm>);
 
 /// Lock-sharded raw tables of info-hash to cell. `DashMap` brings shards, locks and tables; which
-/// shard a hash belongs to is decided here, see [`Table::shard_of`].
-pub(in crate::store) struct Table {
-    map: DashMap<InfoHash, SwarmCell, RandomState>,
-    hints: Box<[CachePadded<Hint>]>,
+/// shard a hash belongs to is decided here, see [`SwarmTable::shard_of`].
+pub(in crate::store) struct SwarmTable {
+    map: DashMap<InfoHash, PackedSwarm, RandomState>,
+    hints: Box<[CachePadded<ShardHint>]>,
 }
 
 /// Where a shard's table lies, for prefetching without its lock. May be out of date; a prefetch of
 /// memory that was given back does nothing.
 #[derive(Default)]
-struct Hint {
+struct ShardHint {
     data_end: AtomicPtr<Slot>,
     bucket_mask: AtomicUsize,
     /// How often entries have changed their buckets. Exact, under the shard's lock.
@@ -47,10 +47,10 @@ pub(in crate::store) struct Key<'a> {
 /// A shard's table is given back memory when it is filled to less than this part of its buckets.
 const SHRINK_BELOW: usize = 4;
 
-/// How many times [`Table::prefetch`] wants to see a batch.
+/// How many times [`SwarmTable::prefetch`] wants to see a batch.
 pub(in crate::store) const PREFETCH_STAGES: usize = 2;
 
-impl Table {
+impl SwarmTable {
     /// An empty table of `shards` shards, a power of two above 1, hashing with `keys`.
     pub(in crate::store) fn new(shards: usize, keys: RandomState) -> Self {
         let map = DashMap::with_capacity_and_hasher_and_shard_amount(0, keys, shards);
@@ -105,9 +105,9 @@ impl Table {
             return;
         }
         if let Some(slots) = self.map.shards()[shard].try_read()
-            && let Some((_, cell)) = slots.get(hash, |slot| slot.0 == *info_hash)
+            && let Some((_, packed)) = slots.get(hash, |slot| slot.0 == *info_hash)
         {
-            cell.get().lines().for_each(prefetch);
+            packed.get().lines().for_each(prefetch);
         }
     }
 
@@ -129,7 +129,7 @@ impl Table {
     pub(in crate::store) fn read<T>(
         &self,
         info_hash: &InfoHash,
-        look: impl FnOnce(&SwarmCell) -> T,
+        look: impl FnOnce(&PackedSwarm) -> T,
     ) -> Option<T> {
         let Key { hash, .. } = self.key(info_hash);
         let slots = self.map.shards()[self.shard_of(hash)].read();
@@ -142,7 +142,7 @@ impl Table {
     /// all the time is left out. `Break` ends the slice behind the entry.
     pub(in crate::store) fn walk_on<L>(&self, walk: &mut ShardWalk, mut look: L) -> bool
     where
-        L: FnMut(u32, &InfoHash, &SwarmCell) -> ControlFlow<()>,
+        L: FnMut(u32, &InfoHash, &PackedSwarm) -> ControlFlow<()>,
     {
         let slots = self.map.shards()[walk.shard].read();
         let moves = self.hints[walk.shard].moves.load(Ordering::Relaxed);
@@ -152,8 +152,8 @@ impl Table {
         let slice = if walk.restarts < RESTARTS_MAX { SLICE_BUCKETS } else { usize::MAX };
         let end = slots.buckets().min(walk.from.saturating_add(slice));
         for index in walk.from..end {
-            if let Some((info_hash, cell)) = slot_at(&slots, index)
-                && look(walk.restarts, info_hash, cell.get()).is_break()
+            if let Some((info_hash, packed)) = slot_at(&slots, index)
+                && look(walk.restarts, info_hash, packed.get()).is_break()
             {
                 walk.from = index + 1;
                 return walk.from < slots.buckets();
@@ -193,7 +193,7 @@ impl ShardWalk {
 pub(in crate::store) struct LockedShard<'a> {
     number: usize,
     slots: RwLockWriteGuard<'a, RawTable<Slot>>,
-    hint: &'a Hint,
+    hint: &'a ShardHint,
     keys: &'a RandomState,
 }
 
@@ -298,16 +298,16 @@ impl<'a> LockedShard<'a> {
 
     /// The entry in a bucket, if it is full.
     #[inline]
-    pub(in crate::store) fn get_at(&self, bucket: usize) -> Option<(&InfoHash, &SwarmCell)> {
-        slot_at(&self.slots, bucket).map(|(info_hash, cell)| (info_hash, cell.get()))
+    pub(in crate::store) fn get_at(&self, bucket: usize) -> Option<(&InfoHash, &PackedSwarm)> {
+        slot_at(&self.slots, bucket).map(|(info_hash, packed)| (info_hash, packed.get()))
     }
 
     /// Removes the entry in a bucket, if it is full; returns its swarm.
     pub(in crate::store) fn remove_at(&mut self, bucket: usize) -> Option<Swarm> {
         let bucket = full_bucket(&self.slots, bucket)?;
         // SAFETY: the bucket is full and of this table, and is not used after.
-        let ((_, cell), _) = unsafe { self.slots.remove(bucket) };
-        Some(cell.into_inner().into_swarm())
+        let ((_, packed), _) = unsafe { self.slots.remove(bucket) };
+        Some(packed.into_inner().into_swarm())
     }
 
     /// Replaces the swarm in a bucket, if it is full, by what `change` makes of it; returns what
@@ -320,10 +320,10 @@ impl<'a> LockedShard<'a> {
     ) -> Option<(T, bool)> {
         let bucket = full_bucket(&self.slots, bucket)?;
         // SAFETY: the shard's lock is held for writing, so this is the only reference.
-        let (info_hash, cell) = unsafe { bucket.as_mut() };
-        let cell = cell.get_mut();
-        let result = cell.change(|swarm| change(info_hash, swarm));
-        let stays = !cell.is_vacant();
+        let (info_hash, packed) = unsafe { bucket.as_mut() };
+        let packed = packed.get_mut();
+        let result = packed.change(|swarm| change(info_hash, swarm));
+        let stays = !packed.is_vacant();
         if !stays {
             // SAFETY: the bucket is full and of this table; nothing refers to its entry any more.
             unsafe { self.slots.erase(bucket) };
@@ -332,7 +332,7 @@ impl<'a> LockedShard<'a> {
     }
 }
 
-impl Hint {
+impl ShardHint {
     /// Notes where the table is now. Called under the shard's write lock.
     #[inline]
     fn note(&self, slots: &RawTable<Slot>) {
@@ -402,7 +402,7 @@ impl Entry<'_, '_> {
     /// Makes a vacant entry in a bucket that a removed one has left, if there is one in reach: the
     /// table does not grow. Returns whether the entry exists then.
     pub(in crate::store) fn reuse_bucket(&mut self) -> bool {
-        let vacant = (*self.key.info_hash, SharedValue::new(SwarmCell::VACANT));
+        let vacant = (*self.key.info_hash, SharedValue::new(PackedSwarm::VACANT));
         self.bucket = self.shard.slots.try_insert_no_grow(self.key.hash, vacant).ok();
         self.exists()
     }
@@ -413,14 +413,14 @@ impl Entry<'_, '_> {
     #[inline]
     pub(in crate::store) fn update<T>(self, change: impl FnOnce(Swarm) -> (Swarm, T)) -> (T, bool) {
         let LockedShard { slots, keys, .. } = self.shard;
-        let mut absent = SwarmCell::VACANT;
-        let cell = match &self.bucket {
+        let mut absent = PackedSwarm::VACANT;
+        let packed = match &self.bucket {
             // SAFETY: the bucket was found in this table, whose lock is held for writing.
             Some(bucket) => unsafe { bucket.as_mut() }.1.get_mut(),
             None => &mut absent,
         };
-        let result = cell.change(change);
-        let stays = !cell.is_vacant();
+        let result = packed.change(change);
+        let stays = !packed.is_vacant();
         match self.bucket {
             // SAFETY: the bucket is full and of this table; nothing refers to its entry any more.
             Some(bucket) if !stays => unsafe { slots.erase(bucket) },

@@ -19,7 +19,7 @@ use crate::time::Now;
 /// What stands in front of a block's tags and records.
 #[derive(Clone, Copy)]
 #[repr(C)]
-pub(in crate::store) struct BlockHead {
+pub(in crate::store) struct PeerBlockHead {
     /// Downloads counted.
     pub(in crate::store) completed: CompletedCount,
     /// Records held.
@@ -33,7 +33,7 @@ pub(in crate::store) struct BlockHead {
 }
 
 /// Bytes of a head.
-pub(in crate::store) const HEAD_BYTES: usize = size_of::<BlockHead>();
+pub(in crate::store) const HEAD_BYTES: usize = size_of::<PeerBlockHead>();
 
 /// The most records a block holds; a larger swarm keeps an index.
 pub(in crate::store) const BLOCK_RECORDS_MAX: usize = 1023;
@@ -60,20 +60,20 @@ pub(in crate::store) fn tag_bytes(capacity: usize) -> usize {
 }
 
 /// A swarm's peers in one allocation behind a thin pointer.
-pub(in crate::store) struct Block<const ADDRESS: usize> {
-    head: NonNull<BlockHead>,
+pub(in crate::store) struct PeerBlock<const ADDRESS: usize> {
+    head: NonNull<PeerBlockHead>,
     records: PhantomData<Record<ADDRESS>>,
 }
 
 // SAFETY: a block owns its allocation and its records are plain bytes, so it may move threads.
-unsafe impl<const ADDRESS: usize> Send for Block<ADDRESS> {}
+unsafe impl<const ADDRESS: usize> Send for PeerBlock<ADDRESS> {}
 // SAFETY: nothing in a block changes through a shared reference.
-unsafe impl<const ADDRESS: usize> Sync for Block<ADDRESS> {}
+unsafe impl<const ADDRESS: usize> Sync for PeerBlock<ADDRESS> {}
 
-impl<const ADDRESS: usize> Block<ADDRESS> {
+impl<const ADDRESS: usize> PeerBlock<ADDRESS> {
     fn layout(capacity: usize) -> Layout {
         let bytes = Self::bytes_of(capacity);
-        Layout::from_size_align(bytes, align_of::<BlockHead>()).expect("a few KiB at most")
+        Layout::from_size_align(bytes, align_of::<PeerBlockHead>()).expect("a few KiB at most")
     }
 
     /// An empty block with room for `capacity` records.
@@ -81,12 +81,14 @@ impl<const ADDRESS: usize> Block<ADDRESS> {
         let layout = Self::layout(capacity);
         // SAFETY: the layout holds at least the head, so its size is not zero.
         let memory = unsafe { alloc_zeroed(layout) };
-        let Some(head) = NonNull::new(memory.cast::<BlockHead>()) else {
+        let Some(head) = NonNull::new(memory.cast::<PeerBlockHead>()) else {
             handle_alloc_error(layout)
         };
         let capacity = u16::try_from(capacity).expect("capacity_for returns at most 1023");
         // SAFETY: the allocation is new, aligned for the head and at least as large.
-        unsafe { head.write(BlockHead { completed, len: 0, capacity, wanting: 0, seeders: 0 }) };
+        unsafe {
+            head.write(PeerBlockHead { completed, len: 0, capacity, wanting: 0, seeders: 0 });
+        };
         Self { head, records: PhantomData }
     }
 
@@ -108,13 +110,13 @@ impl<const ADDRESS: usize> Block<ADDRESS> {
     }
 
     #[inline]
-    pub(in crate::store) fn head(&self) -> &BlockHead {
+    pub(in crate::store) fn head(&self) -> &PeerBlockHead {
         // SAFETY: the head was written at creation, and this block owns it until it is dropped.
         unsafe { self.head.as_ref() }
     }
 
     #[inline]
-    pub(in crate::store) fn head_mut(&mut self) -> &mut BlockHead {
+    pub(in crate::store) fn head_mut(&mut self) -> &mut PeerBlockHead {
         // SAFETY: as for `head`; `&mut self` makes the borrow unique.
         unsafe { self.head.as_mut() }
     }
@@ -236,7 +238,7 @@ impl<const ADDRESS: usize> Block<ADDRESS> {
         let len = self.len();
         assert!(capacity >= len && capacity <= BLOCK_RECORDS_MAX);
         let mut other = Self::with_capacity(capacity, self.completed());
-        *other.head_mut() = BlockHead { capacity: other.head().capacity, ..*self.head() };
+        *other.head_mut() = PeerBlockHead { capacity: other.head().capacity, ..*self.head() };
         other.records_mut().copy_from_slice(self.records());
         if tag_bytes(capacity) > 0 {
             for at in 0..len {
@@ -256,7 +258,7 @@ impl<const ADDRESS: usize> Block<ADDRESS> {
     }
 }
 
-impl<const ADDRESS: usize> Drop for Block<ADDRESS> {
+impl<const ADDRESS: usize> Drop for PeerBlock<ADDRESS> {
     fn drop(&mut self) {
         let layout = Self::layout(self.capacity());
         // SAFETY: the memory came from this allocator with exactly this layout, and is not used
@@ -271,7 +273,7 @@ fn tag<const ADDRESS: usize>(endpoint: &Endpoint<ADDRESS>, keys: &RandomState) -
     keys.hash_one(endpoint).to_le_bytes()[7]
 }
 
-impl<const ADDRESS: usize> Roster<ADDRESS> for Block<ADDRESS> {
+impl<const ADDRESS: usize> Roster<ADDRESS> for PeerBlock<ADDRESS> {
     #[inline]
     fn records(&self) -> &[Record<ADDRESS>] {
         self.slice()

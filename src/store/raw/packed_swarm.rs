@@ -4,7 +4,7 @@ use std::mem::ManuallyDrop;
 use std::ops::{Deref, DerefMut};
 use std::ptr::{self, NonNull};
 
-use super::block::Block;
+use super::peer_block::PeerBlock;
 use crate::store::large_swarm::LargeSwarm;
 use crate::store::swarm::{CompletedCount, Swarm};
 use crate::types::InfoHash;
@@ -12,16 +12,16 @@ use crate::types::InfoHash;
 /// A large swarm on the heap, behind a pointer that may be looked through from several threads at
 /// once while the shard is locked for reading. (A `Box` may not: it promises to be the only way to
 /// what it points at.)
-pub(in crate::store) struct Owned(NonNull<LargeSwarm>);
+pub(in crate::store) struct LargeSwarmPtr(NonNull<LargeSwarm>);
 
-impl Owned {
+impl LargeSwarmPtr {
     /// Moves a swarm to the heap.
     pub(in crate::store) fn new(large: LargeSwarm) -> Self {
         Self(NonNull::from(Box::leak(Box::new(large))))
     }
 }
 
-impl Deref for Owned {
+impl Deref for LargeSwarmPtr {
     type Target = LargeSwarm;
 
     #[inline]
@@ -31,7 +31,7 @@ impl Deref for Owned {
     }
 }
 
-impl DerefMut for Owned {
+impl DerefMut for LargeSwarmPtr {
     #[inline]
     fn deref_mut(&mut self) -> &mut LargeSwarm {
         // SAFETY: as for `deref`; `&mut self` makes the borrow unique.
@@ -39,7 +39,7 @@ impl DerefMut for Owned {
     }
 }
 
-impl Drop for Owned {
+impl Drop for LargeSwarmPtr {
     fn drop(&mut self) {
         // SAFETY: the pointer came from `Box::leak`, and is not used after its owner is gone.
         drop(unsafe { Box::from_raw(self.0.as_ptr()) });
@@ -47,9 +47,9 @@ impl Drop for Owned {
 }
 
 // SAFETY: an owner is as good as the swarm itself, which may move threads.
-unsafe impl Send for Owned where LargeSwarm: Send {}
+unsafe impl Send for LargeSwarmPtr where LargeSwarm: Send {}
 // SAFETY: through a shared owner only a shared swarm is reached.
-unsafe impl Sync for Owned where LargeSwarm: Sync {}
+unsafe impl Sync for LargeSwarmPtr where LargeSwarm: Sync {}
 
 /// Cells are plain numbers to the compiler: what they stand for must be fit for threads as well.
 const _: () = {
@@ -64,13 +64,13 @@ const TAG_SMALL_V6: u32 = 3;
 const TAG_LARGE: u32 = 4;
 
 /// A packed [`Swarm`]: 12 bytes of alignment 4, so that a map entry is half a cache line.
-pub(in crate::store) struct SwarmCell {
+pub(in crate::store) struct PackedSwarm {
     words: [u32; 3],
 }
 
-const _: () = assert!(size_of::<(InfoHash, SwarmCell)>() == 32);
+const _: () = assert!(size_of::<(InfoHash, PackedSwarm)>() == 32);
 
-impl SwarmCell {
+impl PackedSwarm {
     /// A swarm nobody is in.
     pub(super) const VACANT: Self = Self { words: [TAG_EMPTY, 0, 0] };
 
@@ -111,9 +111,9 @@ impl SwarmCell {
     }
 
     #[inline]
-    fn block<const ADDRESS: usize>(&self) -> Block<ADDRESS> {
+    fn block<const ADDRESS: usize>(&self) -> PeerBlock<ADDRESS> {
         // SAFETY: only called for the tag under which such a block was packed.
-        unsafe { Block::at(self.address()) }
+        unsafe { PeerBlock::at(self.address()) }
     }
 
     /// A second handle on what the cell owns. Wrapped, so that it is never dropped by itself.
@@ -129,7 +129,7 @@ impl SwarmCell {
             TAG_LARGE => {
                 let large = ptr::with_exposed_provenance_mut(self.address());
                 let large = NonNull::new(large).expect("packed from a non-null pointer");
-                Swarm::Large(Owned(large))
+                Swarm::Large(LargeSwarmPtr(large))
             }
             _ => {
                 let completed = CompletedCount::from_word(self.words[1]);
@@ -195,7 +195,7 @@ impl SwarmCell {
     }
 }
 
-impl Drop for SwarmCell {
+impl Drop for PackedSwarm {
     #[inline]
     fn drop(&mut self) {
         if self.words[0] & 0xff >= TAG_SMALL_V4 {
