@@ -7,8 +7,8 @@ use super::apply::apply;
 use super::choose::{Reader, choose};
 use super::context::AnnounceContext;
 use super::evict::Lack;
+use super::peer_list::{ApplyResult, Change};
 use super::raw::Entry;
-use super::roster::{Change, Outcome};
 use super::swarm::{Swarm, SwarmStats};
 use super::{Answer, Room, Store, Stored, Visit};
 use crate::time::Now;
@@ -26,11 +26,11 @@ impl Visit<'_> {
 
 impl Answer {
     /// The answer to an announce that has led to this swarm, before peers are chosen.
-    fn of(swarm: &Swarm, outcome: &Outcome, now: Now) -> Self {
+    fn of(swarm: &Swarm, applied: &ApplyResult, now: Now) -> Self {
         Self {
-            stored: outcome.stored,
-            was_there: outcome.before.is_some(),
-            announced_s: outcome.known.map(|stamp| stamp.announced_s(now)),
+            stored: applied.stored,
+            was_there: applied.before.is_some(),
+            announced_s: applied.known.map(|stamp| stamp.announced_s(now)),
             ..SwarmStats::of(swarm).answer()
         }
     }
@@ -100,16 +100,16 @@ impl Store {
                     keys: self.table.keys(),
                     random,
                 };
-                let (swarm, kind, outcome) =
+                let (swarm, kind, applied) =
                     apply(swarm, &mut context, visit.address, visit.contact);
                 self.note_bytes(number, bytes, swarm.bytes());
-                let mut answer = Answer::of(&swarm, &outcome, now);
-                totals.note(kind, &outcome, answer.seeders + answer.leechers);
+                let mut answer = Answer::of(&swarm, &applied, now);
+                totals.note(kind, &applied, answer.seeders + answer.leechers);
                 // Peers for it, unless there will be another attempt.
                 if let Change::Present { role, .. } = visit.change
-                    && (outcome.stored != Stored::NoMemory || has_evicted)
+                    && (applied.stored != Stored::NoMemory || has_evicted)
                 {
-                    let reader = Reader { scope, role, kind, position: outcome.position };
+                    let reader = Reader { scope, role, kind, position: applied.position };
                     [answer.bytes, answer.available] = choose(&swarm, reader, room, random);
                 }
                 (swarm, answer)

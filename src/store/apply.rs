@@ -15,9 +15,9 @@ use ahash::RandomState;
 use super::Stored;
 use super::context::AnnounceContext;
 use super::large_swarm::{LargeSwarm, PeerGroup, group_of};
+use super::peer_list::{ApplyResult, Change, PeerList, SwarmContext};
 use super::raw::{LargeSwarmPtr, PeerBlock};
 use super::record::{Endpoint, Record, Record4};
-use super::roster::{Beside, Change, Outcome, Roster};
 use super::swarm::{CompletedCount, SmallLayout, Swarm};
 use crate::types::{Contact, Kind};
 
@@ -36,21 +36,21 @@ pub(super) fn apply(
     context: &mut AnnounceContext<'_>,
     address: IpAddr,
     contact: Contact,
-) -> (Swarm, Kind, Outcome) {
+) -> (Swarm, Kind, ApplyResult) {
     match (contact, address) {
         (Contact::Port(port), IpAddr::V4(address)) => {
             let endpoint = Endpoint::new(address.octets(), port);
-            let (swarm, outcome) = apply_v4(swarm, context, endpoint);
-            (swarm, Kind::V4, outcome)
+            let (swarm, applied) = apply_v4(swarm, context, endpoint);
+            (swarm, Kind::V4, applied)
         }
         (Contact::Port(port), IpAddr::V6(address)) => {
             let endpoint = Endpoint::new(address.octets(), port);
-            let (swarm, outcome) = apply_family(swarm, context, endpoint);
-            (swarm, Kind::V6, outcome)
+            let (swarm, applied) = apply_family(swarm, context, endpoint);
+            (swarm, Kind::V6, applied)
         }
         (Contact::Web(peer), _) => {
-            let (swarm, outcome) = apply_web(swarm, context, Endpoint::of_web(peer));
-            (swarm, Kind::Web, outcome)
+            let (swarm, applied) = apply_web(swarm, context, Endpoint::of_web(peer));
+            (swarm, Kind::Web, applied)
         }
     }
 }
@@ -61,18 +61,19 @@ fn apply_v4(
     swarm: Swarm,
     context: &mut AnnounceContext<'_>,
     endpoint: Endpoint<4>,
-) -> (Swarm, Outcome) {
+) -> (Swarm, ApplyResult) {
     match swarm {
         Swarm::Empty { completed, .. } => {
             let Change::Present { role, .. } = context.change else {
-                return (swarm, Outcome::default());
+                return (swarm, ApplyResult::default());
             };
             // A torrent that has a count is never put on probation, so that the count cannot be
             // evicted with the new peer.
             let on_probation = context.budget.is_short && completed == CompletedCount::NONE;
             let record = context.record(endpoint, role, on_probation);
-            let outcome = Outcome { after: Some(role), position: Some(0), ..Outcome::default() };
-            (Swarm::of_one_peer(record, completed, context.keys), outcome)
+            let applied =
+                ApplyResult { after: Some(role), position: Some(0), ..ApplyResult::default() };
+            (Swarm::of_one_peer(record, completed, context.keys), applied)
         }
         Swarm::Inline(record, completed) if record.endpoint == endpoint => {
             renew_inline(record, completed, context)
@@ -81,7 +82,7 @@ fn apply_v4(
             if context.joins() && record.endpoint.scope() == context.scope =>
         {
             if !context.budget.charge(PeerBlock::<4>::bytes_with_room(2)) {
-                return (swarm, Outcome::refused(Stored::NoMemory));
+                return (swarm, ApplyResult::refused(Stored::NoMemory));
             }
             apply_small(two_of(record, completed, context.keys), context, endpoint)
         }
@@ -95,7 +96,7 @@ fn apply_family<const ADDRESS: usize>(
     swarm: Swarm,
     context: &mut AnnounceContext<'_>,
     endpoint: Endpoint<ADDRESS>,
-) -> (Swarm, Outcome)
+) -> (Swarm, ApplyResult)
 where
     PeerBlock<ADDRESS>: SmallLayout<ADDRESS>,
 {
@@ -109,13 +110,15 @@ where
     match swarm {
         Swarm::Empty { completed, .. } if context.joins() => {
             if !context.budget.charge(PeerBlock::<ADDRESS>::bytes_with_room(1)) {
-                return (swarm, Outcome::refused(Stored::NoMemory));
+                return (swarm, ApplyResult::refused(Stored::NoMemory));
             }
             apply_small(PeerBlock::with_room(1, completed), context, endpoint)
         }
         Swarm::Large(large) => apply_large(large, context, endpoint),
-        _ if !context.joins() => (swarm, Outcome::default()),
-        _ if !context.budget.charge(ENLARGED_BYTES) => (swarm, Outcome::refused(Stored::NoMemory)),
+        _ if !context.joins() => (swarm, ApplyResult::default()),
+        _ if !context.budget.charge(ENLARGED_BYTES) => {
+            (swarm, ApplyResult::refused(Stored::NoMemory))
+        }
         _ => apply_large(enlarge(swarm, context.keys), context, endpoint),
     }
 }
@@ -125,53 +128,53 @@ fn apply_web(
     swarm: Swarm,
     context: &mut AnnounceContext<'_>,
     endpoint: Endpoint<14>,
-) -> (Swarm, Outcome) {
+) -> (Swarm, ApplyResult) {
     let known = matches!(&swarm, Swarm::Large(large) if large.web.is_some());
     if !known && !context.joins() {
-        return (swarm, Outcome::default());
+        return (swarm, ApplyResult::default());
     }
     // Where memory is short, a torrent that is new would be on probation; but the layout of WebRTC
     // peers takes much and cannot be evicted in time, so it is not stored at all.
     let is_new = matches!(&swarm, Swarm::Empty { completed: CompletedCount::NONE, .. });
     let is_refused = context.budget.is_short && is_new;
     if !known && (is_refused || !context.budget.charge(ENLARGED_BYTES)) {
-        return (swarm, Outcome::refused(Stored::NoMemory));
+        return (swarm, ApplyResult::refused(Stored::NoMemory));
     }
     let mut large = match swarm {
         Swarm::Large(large) => large,
         smaller => enlarge(smaller, context.keys),
     };
     let scope = context.scope;
-    let outcome = apply_to_group(&mut large, context, endpoint, |large| {
+    let applied = apply_to_group(&mut large, context, endpoint, |large| {
         &mut **large.web.get_or_insert_with(|| Box::new(PeerGroup::new(scope)))
     });
-    large.completed = large.completed.after(&outcome);
-    (Swarm::of_large(large, context.now), outcome)
+    large.completed = large.completed.after(&applied);
+    (Swarm::of_large(large, context.now), applied)
 }
 
 fn renew_inline(
     record: Record4,
     completed: CompletedCount,
     context: &AnnounceContext<'_>,
-) -> (Swarm, Outcome) {
+) -> (Swarm, ApplyResult) {
     let (before, known) = (Some(record.stamp().role()), Some(record.stamp()));
     match context.change {
         Change::Stopped => {
-            let outcome = Outcome { before, known, ..Outcome::default() };
-            (Swarm::empty(completed, context.now), outcome)
+            let applied = ApplyResult { before, known, ..ApplyResult::default() };
+            (Swarm::empty(completed, context.now), applied)
         }
         Change::Present { role, completed: ended } => {
             let (stamp, counts) = context.renewed(record.stamp(), role, ended);
             let record = Record::new(record.endpoint, stamp);
-            let outcome = Outcome {
+            let applied = ApplyResult {
                 before,
                 known,
                 after: Some(stamp.role()),
                 position: Some(0),
                 completed: counts,
-                ..Outcome::default()
+                ..ApplyResult::default()
             };
-            (Swarm::of_one_peer(record, completed.after(&outcome), context.keys), outcome)
+            (Swarm::of_one_peer(record, completed.after(&applied), context.keys), applied)
         }
     }
 }
@@ -201,25 +204,25 @@ fn apply_small<const ADDRESS: usize>(
     mut block: PeerBlock<ADDRESS>,
     context: &mut AnnounceContext<'_>,
     endpoint: Endpoint<ADDRESS>,
-) -> (Swarm, Outcome)
+) -> (Swarm, ApplyResult)
 where
     PeerBlock<ADDRESS>: SmallLayout<ADDRESS>,
 {
     // A torrent that has a count is never put on probation, so that the count cannot be evicted
     // with the new peer.
     let is_settled = block.records().is_empty() && block.completed() != CompletedCount::NONE;
-    let beside = Beside { peers: 0, is_settled };
-    let mut outcome = block.apply(context, endpoint, beside);
-    if let Some(role) = outcome.waits {
-        outcome = block.replace(context, endpoint, role, beside);
+    let others = SwarmContext { peers: 0, is_settled };
+    let mut applied = block.apply(context, endpoint, others);
+    if let Some(role) = applied.waits {
+        applied = block.replace(context, endpoint, role, others);
     }
-    if outcome.completed {
-        block.set_completed(block.completed().after(&outcome));
+    if applied.completed {
+        block.set_completed(block.completed().after(&applied));
     }
     if block.records().is_empty() {
-        return (Swarm::empty(block.completed(), context.now), outcome);
+        return (Swarm::empty(block.completed(), context.now), applied);
     }
-    (block.into_swarm(), outcome)
+    (block.into_swarm(), applied)
 }
 
 /// An announce by an IPv4 or IPv6 peer of a large swarm.
@@ -227,7 +230,7 @@ fn apply_large<const ADDRESS: usize>(
     mut large: LargeSwarmPtr,
     context: &mut AnnounceContext<'_>,
     endpoint: Endpoint<ADDRESS>,
-) -> (Swarm, Outcome)
+) -> (Swarm, ApplyResult)
 where
     PeerBlock<ADDRESS>: SmallLayout<ADDRESS>,
 {
@@ -235,17 +238,17 @@ where
     let groups = PeerBlock::groups;
     if !groups(&mut large).iter().any(|group| group.scope == scope) {
         if !context.joins() {
-            return (Swarm::of_large(large, context.now), Outcome::default());
+            return (Swarm::of_large(large, context.now), ApplyResult::default());
         }
         if !context.budget.charge(PeerGroup::<ADDRESS>::bytes_when_new()) {
-            let refused = Outcome::refused(Stored::NoMemory);
+            let refused = ApplyResult::refused(Stored::NoMemory);
             return (Swarm::of_large(large, context.now), refused);
         }
     }
-    let outcome =
+    let applied =
         apply_to_group(&mut large, context, endpoint, |large| group_of(groups(large), scope));
-    large.completed = large.completed.after(&outcome);
-    (Swarm::of_large(large, context.now), outcome)
+    large.completed = large.completed.after(&applied);
+    (Swarm::of_large(large, context.now), applied)
 }
 
 /// An announce by one of a large swarm, whose crowd `own` finds.
@@ -254,14 +257,14 @@ fn apply_to_group<const ADDRESS: usize>(
     context: &mut AnnounceContext<'_>,
     endpoint: Endpoint<ADDRESS>,
     own: impl Fn(&mut LargeSwarm) -> &mut PeerGroup<ADDRESS>,
-) -> Outcome {
+) -> ApplyResult {
     let all = large.len();
     let group = own(large);
-    let beside = Beside { peers: all - group.records().len(), is_settled: true };
-    let outcome = group.apply(context, endpoint, beside);
-    match outcome.waits {
-        None => outcome,
-        Some(role) => large.replace(context, endpoint, (role, beside), own),
+    let others = SwarmContext { peers: all - group.records().len(), is_settled: true };
+    let applied = group.apply(context, endpoint, others);
+    match applied.waits {
+        None => applied,
+        Some(role) => large.replace(context, endpoint, (role, others), own),
     }
 }
 

@@ -5,8 +5,8 @@ use fastrand::Rng;
 
 use super::Room;
 use super::large_swarm::PeerGroup;
+use super::peer_list::PeerList;
 use super::record::{Endpoint, Record, Role};
-use super::roster::Roster;
 use super::select::{Capped, Pool, choose as choose_from};
 use super::swarm::Swarm;
 use crate::types::{Kind, Scope};
@@ -87,9 +87,12 @@ pub(super) fn choose(
 
 /// Those of a roster whom an asker in `role` may be told of.
 #[inline]
-fn run_of<const ADDRESS: usize>(roster: &impl Roster<ADDRESS>, role: Role) -> &[Record<ADDRESS>] {
-    let records = roster.records();
-    if role.wants_data() { records } else { &records[..roster.counts().wanting as usize] }
+fn run_of<const ADDRESS: usize>(
+    peer_list: &impl PeerList<ADDRESS>,
+    role: Role,
+) -> &[Record<ADDRESS>] {
+    let records = peer_list.records();
+    if role.wants_data() { records } else { &records[..peer_list.counts().wanting as usize] }
 }
 
 fn pool_of<const ADDRESS: usize>(

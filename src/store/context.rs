@@ -5,8 +5,8 @@ use ahash::RandomState;
 use fastrand::Rng;
 
 use super::memory::ShardBudget;
+use super::peer_list::Change;
 use super::record::{Endpoint, Record, Role, Stamp};
-use super::roster::Change;
 use crate::time::Now;
 use crate::types::Scope;
 

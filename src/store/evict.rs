@@ -3,9 +3,9 @@
 
 use std::sync::atomic::Ordering;
 
+use super::peer_list::{PeerList, all_on_probation};
 use super::raw::{Key, LockedShard, PackedSwarm, buckets_capacity};
 use super::record::{Endpoint, Record};
-use super::roster::{Roster, all_on_probation};
 use super::swarm::Swarm;
 use super::{ShardTotals, Store, add};
 

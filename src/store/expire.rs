@@ -7,9 +7,9 @@
 use std::ops::Range;
 
 use super::large_swarm::{LargeSwarm, PeerGroup, PeerStorage};
+use super::peer_list::PeerList;
 use super::raw::{LargeSwarmPtr, PeerBlock};
 use super::record::Endpoint;
-use super::roster::Roster;
 use super::swarm::{SmallLayout, Swarm};
 use super::{ShardTotals, Store};
 use crate::time::Now;

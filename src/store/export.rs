@@ -25,9 +25,9 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::Store;
 use super::large_swarm::{LargeSwarm, PeerGroup};
+use super::peer_list::PeerList;
 use super::raw::{PackedSwarm, ShardWalk};
 use super::record::{Record, Role, Stamp};
-use super::roster::Roster;
 use super::swarm::Swarm;
 use crate::time::Now;
 use crate::types::{InfoHash, Scope};
@@ -321,7 +321,7 @@ fn copy<const ADDRESS: usize>(
     take: impl FnMut(&Record<ADDRESS>),
 ) -> usize {
     let group = groups.iter().find(|it| it.scope == scope);
-    let records = group.map_or(&[][..], Roster::records);
+    let records = group.map_or(&[][..], PeerList::records);
     let end = end.min(records.len());
     let start = end.saturating_sub(room);
     records[start..end].iter().for_each(take);

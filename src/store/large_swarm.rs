@@ -11,9 +11,9 @@ use hashbrown::raw::RawTable;
 use super::context::AnnounceContext;
 use super::full;
 use super::hosts::HostCounts;
+use super::peer_list::{ApplyResult, PeerList, Placement, RoleCounts, SwarmContext};
 use super::raw::{BLOCK_RECORDS_MAX, PeerBlock};
 use super::record::{Endpoint, Network, Record, Role};
-use super::roster::{Beside, Counts, Outcome, Place, Roster};
 use super::swarm::CompletedCount;
 use crate::time::Now;
 use crate::types::{Kind, Scope};
@@ -81,38 +81,38 @@ impl LargeSwarm {
         &mut self,
         context: &mut AnnounceContext<'_>,
         endpoint: Endpoint<ADDRESS>,
-        (role, beside): (Role, Beside),
+        (role, others): (Role, SwarmContext),
         own: impl Fn(&mut Self) -> &mut PeerGroup<ADDRESS>,
-    ) -> Outcome {
+    ) -> ApplyResult {
         let newcomer = context.is_capped.then(|| endpoint.network_of_kind());
         let now = context.now;
         let crowded_out =
             full::crowded_out(self.len(), newcomer, context.random, |it| self.look(it, now));
         let Some(number) = crowded_out else {
             let group = own(self);
-            let place = group.place_of_silent(context);
-            return group.enter(context, endpoint, role, place, beside);
+            let placement = group.placement_by_silence(context);
+            return group.enter(context, endpoint, role, placement, others);
         };
         let (kind, group, at) = self.locate(number);
         // Only public peers are crowded out, and of each kind they are in one crowd; those of
         // WebRTC are in one whatever their scope.
         let own_kind = Endpoint::<ADDRESS>::KIND;
         if kind == own_kind && (own_kind == Kind::Web || context.scope == Scope::Public) {
-            return own(self).enter(context, endpoint, role, Place::Of(at), beside);
+            return own(self).enter(context, endpoint, role, Placement::Of(at), others);
         }
-        let outcome = own(self).enter(context, endpoint, role, Place::Own, beside);
-        if outcome.after.is_none() {
-            return outcome; // there is no memory for it, so nobody goes
+        let applied = own(self).enter(context, endpoint, role, Placement::Own, others);
+        if applied.after.is_none() {
+            return applied; // there is no memory for it, so nobody goes
         }
         let gone = match kind {
             Kind::V4 => self.v4[group].remove(at, context.keys),
             Kind::V6 => self.v6[group].remove(at, context.keys),
             Kind::Web => match &mut self.web {
                 Some(web) => web.remove(at, context.keys),
-                None => return outcome,
+                None => return applied,
             },
         };
-        Outcome { replaced: Some((kind, gone)), ..outcome }
+        ApplyResult { replaced: Some((kind, gone)), ..applied }
     }
 
     /// Bytes of memory the crowds take.
@@ -198,7 +198,7 @@ impl<const ADDRESS: usize> PeerGroup<ADDRESS> {
     }
 }
 
-impl<const ADDRESS: usize> Roster<ADDRESS> for PeerGroup<ADDRESS> {
+impl<const ADDRESS: usize> PeerList<ADDRESS> for PeerGroup<ADDRESS> {
     #[inline]
     fn records(&self) -> &[Record<ADDRESS>] {
         match &self.storage {
@@ -208,14 +208,14 @@ impl<const ADDRESS: usize> Roster<ADDRESS> for PeerGroup<ADDRESS> {
     }
 
     #[inline]
-    fn counts(&self) -> Counts {
+    fn counts(&self) -> RoleCounts {
         match &self.storage {
             PeerStorage::Block(it) => it.counts(),
             PeerStorage::Indexed(it) => it.counts,
         }
     }
 
-    fn set_counts(&mut self, counts: Counts) {
+    fn set_counts(&mut self, counts: RoleCounts) {
         match &mut self.storage {
             PeerStorage::Block(it) => it.set_counts(counts),
             PeerStorage::Indexed(it) => it.counts = counts,
@@ -274,12 +274,17 @@ impl<const ADDRESS: usize> Roster<ADDRESS> for PeerGroup<ADDRESS> {
         }
     }
 
-    fn place_by_host(&self, endpoint: &Endpoint<ADDRESS>, now: Now, keys: &RandomState) -> Place {
+    fn placement_by_host(
+        &self,
+        endpoint: &Endpoint<ADDRESS>,
+        now: Now,
+        keys: &RandomState,
+    ) -> Placement {
         match &self.storage {
-            PeerStorage::Block(it) => it.place_by_host(endpoint, now, keys),
+            PeerStorage::Block(it) => it.placement_by_host(endpoint, now, keys),
             // To find which of its peers has been silent longest would take a look at all.
-            PeerStorage::Indexed(it) if it.hosts.is_full(endpoint, keys) => Place::None,
-            PeerStorage::Indexed(_) => Place::Own,
+            PeerStorage::Indexed(it) if it.hosts.is_full(endpoint, keys) => Placement::None,
+            PeerStorage::Indexed(_) => Placement::Own,
         }
     }
 }
@@ -287,7 +292,7 @@ impl<const ADDRESS: usize> Roster<ADDRESS> for PeerGroup<ADDRESS> {
 /// Peers in an array, found through an index of endpoint to position.
 pub(super) struct IndexedPeers<const ADDRESS: usize> {
     records: Vec<Record<ADDRESS>>,
-    counts: Counts,
+    counts: RoleCounts,
     index: RawTable<u32>,
     hosts: HostCounts<ADDRESS>,
 }

@@ -12,9 +12,9 @@ use std::net::SocketAddr;
 use std::ops::ControlFlow;
 
 use super::Store;
+use super::peer_list::PeerList;
 use super::raw::{PackedSwarm, ShardWalk};
 use super::record::{Record, Role};
-use super::roster::Roster;
 use super::swarm::Swarm;
 use crate::time::Now;
 use crate::types::{InfoHash, ScrapeEntry};

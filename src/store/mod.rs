@@ -28,10 +28,10 @@ mod hosts;
 mod large_swarm;
 mod list;
 mod memory;
+mod peer_list;
 mod raw;
 mod record;
 mod restore;
-mod roster;
 mod select;
 mod spread;
 mod swarm;
@@ -47,15 +47,15 @@ pub use expire::{Limits, Sweeper};
 pub use export::{Batch, Export, Saved4, Saved6, SavedPeer, SavedTorrent};
 pub use list::{Listed, ListedPeer, Order};
 pub use memory::{Budget, Usage};
+pub use peer_list::Change;
 pub use record::{PEER_AGE_S_LIMIT, Role, TICK_S};
 pub use restore::{Arrival, Restored, Terms};
-pub use roster::Change;
 
 use crate::types::{Contact, InfoHash, Kind, Scope, ScrapeEntry};
 use choose::{Reader, choose};
 use memory::{Account, Memory};
+use peer_list::ApplyResult;
 use raw::SwarmTable;
-use roster::Outcome;
 use swarm::{Swarm, SwarmStats};
 
 /// How many times [`Store::prefetch`] wants to see a batch.
@@ -128,24 +128,24 @@ impl ShardTotals {
 
     /// Notes what an announce did to a swarm that has `peers` peers after it.
     #[inline]
-    fn note(&self, kind: Kind, outcome: &Outcome, peers: u32) {
-        if outcome.before != outcome.after {
-            if let Some(role) = outcome.before {
+    fn note(&self, kind: Kind, applied: &ApplyResult, peers: u32) {
+        if applied.before != applied.after {
+            if let Some(role) = applied.before {
                 self.leave(kind, role);
             }
-            if let Some(role) = outcome.after {
+            if let Some(role) = applied.after {
                 add(self.by_role(kind, role), 1);
             }
-            if let Some((kind, role)) = outcome.replaced {
+            if let Some((kind, role)) = applied.replaced {
                 self.leave(kind, role);
             }
-            match (outcome.before, outcome.after) {
-                (None, Some(_)) => self.note_peers(peers > 1 || outcome.replaced.is_some(), true),
+            match (applied.before, applied.after) {
+                (None, Some(_)) => self.note_peers(peers > 1 || applied.replaced.is_some(), true),
                 (Some(_), None) => self.note_peers(true, peers > 0),
                 _ => {}
             }
         }
-        if outcome.completed {
+        if applied.completed {
             add(&self.completed, 1);
         }
     }

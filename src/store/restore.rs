@@ -12,8 +12,8 @@ use fastrand::Rng;
 use super::apply::apply;
 use super::context::AnnounceContext;
 use super::export::{Saved4, Saved6, SavedPeer};
+use super::peer_list::Change;
 use super::record::Stamp;
-use super::roster::Change;
 use super::swarm::{CompletedCount, Swarm, SwarmStats};
 use super::{Store, Stored};
 use crate::time::Now;
@@ -169,11 +169,11 @@ impl Restoring<'_, '_> {
             random: self.random,
         };
         let before = swarm.bytes();
-        let (swarm, kind, outcome) = apply(swarm, &mut context, address, contact);
+        let (swarm, kind, applied) = apply(swarm, &mut context, address, contact);
         self.store.note_bytes(self.shard, before, swarm.bytes());
         let SwarmStats { peers, .. } = SwarmStats::of(&swarm);
-        totals.note(kind, &outcome, peers);
-        match (outcome.stored, outcome.before) {
+        totals.note(kind, &applied, peers);
+        match (applied.stored, applied.before) {
             (Stored::Yes, Some(_)) => self.restored.known += 1,
             (Stored::Yes, None) => self.restored.peers += 1,
             _ => self.restored.refused += 1,

@@ -4,9 +4,9 @@ use ahash::RandomState;
 
 use super::Answer;
 use super::large_swarm::{LargeSwarm, PeerGroup};
+use super::peer_list::{ApplyResult, PeerList, RoleCounts};
 use super::raw::{LargeSwarmPtr, PeerBlock};
 use super::record::{Record4, Role};
-use super::roster::{Counts, Outcome, Roster};
 use crate::time::Now;
 use crate::types::ScrapeEntry;
 
@@ -60,9 +60,9 @@ impl CompletedCount {
 
     /// The count after an announce.
     #[inline]
-    pub(super) fn after(self, outcome: &Outcome) -> Self {
-        if outcome.completed {
-            return self.plus(Self(1 << 1 | u32::from(outcome.is_witnessed)));
+    pub(super) fn after(self, applied: &ApplyResult) -> Self {
+        if applied.completed {
+            return self.plus(Self(1 << 1 | u32::from(applied.is_witnessed)));
         }
         self
     }
@@ -217,9 +217,9 @@ impl SwarmStats {
     }
 
     #[inline]
-    fn of_peers<const ADDRESS: usize>(roster: &impl Roster<ADDRESS>) -> Self {
-        let Counts { wanting, seeders } = roster.counts();
-        let peers = u32::try_from(roster.records().len()).unwrap_or(u32::MAX);
+    fn of_peers<const ADDRESS: usize>(peer_list: &impl PeerList<ADDRESS>) -> Self {
+        let RoleCounts { wanting, seeders } = peer_list.counts();
+        let peers = u32::try_from(peer_list.records().len()).unwrap_or(u32::MAX);
         Self { peers, seeders, wanting }
     }
 
@@ -315,7 +315,7 @@ mod tests {
     use super::*;
 
     fn counted(count: CompletedCount, is_witnessed: bool) -> CompletedCount {
-        count.after(&Outcome { completed: true, is_witnessed, ..Outcome::default() })
+        count.after(&ApplyResult { completed: true, is_witnessed, ..ApplyResult::default() })
     }
 
     #[test]
@@ -324,7 +324,7 @@ mod tests {
         assert_eq!((alone.number(), alone.outlives_peers()), (2, false));
         let two = counted(counted(alone, true), false);
         assert_eq!((two.number(), two.outlives_peers()), (4, true));
-        assert_eq!(two.after(&Outcome::default()), two);
+        assert_eq!(two.after(&ApplyResult::default()), two);
         assert_eq!(CompletedCount::from_word(two.word()), two);
         let saved = alone.plus(CompletedCount::of_saved(7));
         assert_eq!((saved.number(), saved.outlives_peers()), (9, true));

@@ -11,8 +11,8 @@ use std::ptr::{self, NonNull};
 
 use ahash::RandomState;
 
+use crate::store::peer_list::{PeerList, Placement, RoleCounts};
 use crate::store::record::{Endpoint, Record, Record4};
-use crate::store::roster::{Counts, Place, Roster};
 use crate::store::swarm::CompletedCount;
 use crate::time::Now;
 
@@ -273,20 +273,20 @@ fn tag<const ADDRESS: usize>(endpoint: &Endpoint<ADDRESS>, keys: &RandomState) -
     keys.hash_one(endpoint).to_le_bytes()[7]
 }
 
-impl<const ADDRESS: usize> Roster<ADDRESS> for PeerBlock<ADDRESS> {
+impl<const ADDRESS: usize> PeerList<ADDRESS> for PeerBlock<ADDRESS> {
     #[inline]
     fn records(&self) -> &[Record<ADDRESS>] {
         self.slice()
     }
 
     #[inline]
-    fn counts(&self) -> Counts {
+    fn counts(&self) -> RoleCounts {
         let head = self.head();
-        Counts { wanting: u32::from(head.wanting), seeders: u32::from(head.seeders) }
+        RoleCounts { wanting: u32::from(head.wanting), seeders: u32::from(head.seeders) }
     }
 
     #[inline]
-    fn set_counts(&mut self, counts: Counts) {
+    fn set_counts(&mut self, counts: RoleCounts) {
         #[expect(clippy::cast_possible_truncation, reason = "never above len, which is 16 bits")]
         let (wanting, seeders) = (counts.wanting as u16, counts.seeders as u16);
         let head = self.head_mut();
@@ -340,15 +340,20 @@ impl<const ADDRESS: usize> Roster<ADDRESS> for PeerBlock<ADDRESS> {
         if len <= self.capacity() { 0 } else { Self::bytes_with_room(len) - self.bytes() }
     }
 
-    fn place_by_host(&self, endpoint: &Endpoint<ADDRESS>, now: Now, _keys: &RandomState) -> Place {
+    fn placement_by_host(
+        &self,
+        endpoint: &Endpoint<ADDRESS>,
+        now: Now,
+        _keys: &RandomState,
+    ) -> Placement {
         let host = endpoint.host();
         let is_of_host = |it: &Record<ADDRESS>| it.endpoint.host() == host;
         let of_host = self.records().iter().filter(|it| is_of_host(it)).count();
         if of_host < Endpoint::<ADDRESS>::STORED_PER_HOST_MAX {
-            return Place::Own;
+            return Placement::Own;
         }
         let of_host = self.records().iter().enumerate().filter(|(_, it)| is_of_host(it));
         let silent = of_host.max_by_key(|(_, it)| it.stamp().age_s(now));
-        silent.map_or(Place::Own, |(at, _)| Place::Of(at))
+        silent.map_or(Placement::Own, |(at, _)| Placement::Of(at))
     }
 }

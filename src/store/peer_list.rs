@@ -19,14 +19,14 @@ use crate::types::{Kind, Scope};
 
 /// How many of each role a roster holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Counts {
+pub(super) struct RoleCounts {
     /// Peers that want data: the front part.
     pub(super) wanting: u32,
     /// Complete peers.
     pub(super) seeders: u32,
 }
 
-impl Counts {
+impl RoleCounts {
     fn add(&mut self, role: Role) {
         match role {
             Role::Leecher => self.wanting += 1,
@@ -60,7 +60,7 @@ pub enum Change {
 
 /// What a change did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Outcome {
+pub(super) struct ApplyResult {
     /// The role it had, if the peer was known.
     pub(super) before: Option<Role>,
     /// What was known of it then.
@@ -81,7 +81,7 @@ pub(super) struct Outcome {
     pub(super) stored: Stored,
 }
 
-impl Outcome {
+impl ApplyResult {
     /// A peer that is not stored.
     pub(super) fn refused(stored: Stored) -> Self {
         Self { stored, ..Self::default() }
@@ -90,7 +90,7 @@ impl Outcome {
 
 /// What there is of a swarm beside a roster.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Beside {
+pub(super) struct SwarmContext {
     /// Peers in its other rosters.
     pub(super) peers: usize,
     /// Whether the torrent is beyond probation, whoever is in the roster.
@@ -99,7 +99,7 @@ pub(super) struct Beside {
 
 /// Where a newcomer's record goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Place {
+pub(super) enum Placement {
     /// Beside all others.
     Own,
     /// That of another of the roster, who has to go.
@@ -121,13 +121,13 @@ const SILENT_SAMPLE: usize = 32;
 const WITNESSES_MAX: usize = 64;
 
 /// Storage of the peers of one swarm that share family and scope.
-pub(super) trait Roster<const ADDRESS: usize> {
+pub(super) trait PeerList<const ADDRESS: usize> {
     /// All peers, those that want data first.
     fn records(&self) -> &[Record<ADDRESS>];
     /// How many of which role.
-    fn counts(&self) -> Counts;
+    fn counts(&self) -> RoleCounts;
     /// Replaces the counts.
-    fn set_counts(&mut self, counts: Counts);
+    fn set_counts(&mut self, counts: RoleCounts);
     /// Where a peer stands.
     fn position(&self, endpoint: &Endpoint<ADDRESS>, keys: &RandomState) -> Option<usize>;
     /// Replaces a record by one of the same endpoint.
@@ -142,7 +142,12 @@ pub(super) trait Roster<const ADDRESS: usize> {
     /// Bytes more that it takes for `more` records more, 0 or 1, and to move records about.
     fn growth(&self, more: usize) -> usize;
     /// Where a newcomer goes who may have a share of a large roster and no more.
-    fn place_by_host(&self, endpoint: &Endpoint<ADDRESS>, now: Now, keys: &RandomState) -> Place;
+    fn placement_by_host(
+        &self,
+        endpoint: &Endpoint<ADDRESS>,
+        now: Now,
+        keys: &RandomState,
+    ) -> Placement;
 
     /// Applies one announce to its own peer.
     #[inline]
@@ -150,15 +155,19 @@ pub(super) trait Roster<const ADDRESS: usize> {
         &mut self,
         context: &mut AnnounceContext<'_>,
         endpoint: Endpoint<ADDRESS>,
-        beside: Beside,
-    ) -> Outcome {
+        others: SwarmContext,
+    ) -> ApplyResult {
         let at = self.position(&endpoint, context.keys);
         match (at, context.change) {
-            (None, Change::Stopped) => Outcome::default(),
-            (None, Change::Present { role, .. }) => self.join(context, endpoint, role, beside),
+            (None, Change::Stopped) => ApplyResult::default(),
+            (None, Change::Present { role, .. }) => self.join(context, endpoint, role, others),
             (Some(at), Change::Stopped) => {
                 let known = Some(self.records()[at].stamp());
-                Outcome { before: Some(self.remove(at, context.keys)), known, ..Outcome::default() }
+                ApplyResult {
+                    before: Some(self.remove(at, context.keys)),
+                    known,
+                    ..ApplyResult::default()
+                }
             }
             (Some(at), Change::Present { role, completed }) => {
                 let before = self.records()[at].stamp();
@@ -170,14 +179,14 @@ pub(super) trait Roster<const ADDRESS: usize> {
                 let before = before.role();
                 let position =
                     if before == role { at } else { self.recast(at, before, role, context.keys) };
-                Outcome {
+                ApplyResult {
                     before: Some(before),
                     known,
                     after: Some(role),
                     position: Some(position),
                     completed,
                     is_witnessed,
-                    ..Outcome::default()
+                    ..ApplyResult::default()
                 }
             }
         }
@@ -201,11 +210,11 @@ pub(super) trait Roster<const ADDRESS: usize> {
         context: &mut AnnounceContext<'_>,
         endpoint: Endpoint<ADDRESS>,
         role: Role,
-        beside: Beside,
-    ) -> Outcome {
-        match self.place(context, &endpoint, beside.peers) {
-            Place::Others => Outcome { waits: Some(role), ..Outcome::default() },
-            place => self.enter(context, endpoint, role, place, beside),
+        others: SwarmContext,
+    ) -> ApplyResult {
+        match self.placement(context, &endpoint, others.peers) {
+            Placement::Others => ApplyResult { waits: Some(role), ..ApplyResult::default() },
+            placement => self.enter(context, endpoint, role, placement, others),
         }
     }
 
@@ -215,57 +224,64 @@ pub(super) trait Roster<const ADDRESS: usize> {
         context: &mut AnnounceContext<'_>,
         endpoint: Endpoint<ADDRESS>,
         role: Role,
-        place: Place,
-        beside: Beside,
-    ) -> Outcome {
+        placement: Placement,
+        others: SwarmContext,
+    ) -> ApplyResult {
         let on_probation = context.budget.is_short
-            && !beside.is_settled
+            && !others.is_settled
             && joins_probation(self.records(), &endpoint);
-        let replaced = match place {
-            Place::None | Place::Others => return Outcome::refused(Stored::NetworkFull),
-            Place::Own if !context.budget.charge(self.growth(1)) => {
-                return Outcome::refused(Stored::NoMemory);
+        let replaced = match placement {
+            Placement::None | Placement::Others => {
+                return ApplyResult::refused(Stored::NetworkFull);
             }
-            Place::Of(_) if !context.budget.charge(self.growth(0)) => {
-                return Outcome::refused(Stored::NoMemory);
+            Placement::Own if !context.budget.charge(self.growth(1)) => {
+                return ApplyResult::refused(Stored::NoMemory);
             }
-            Place::Own => None,
-            Place::Of(at) => Some((Endpoint::<ADDRESS>::KIND, self.remove(at, context.keys))),
+            Placement::Of(_) if !context.budget.charge(self.growth(0)) => {
+                return ApplyResult::refused(Stored::NoMemory);
+            }
+            Placement::Own => None,
+            Placement::Of(at) => Some((Endpoint::<ADDRESS>::KIND, self.remove(at, context.keys))),
         };
         let record = context.record(endpoint, role, on_probation);
         let position = self.insert(record, context.keys);
-        Outcome { after: Some(role), position: Some(position), replaced, ..Outcome::default() }
+        ApplyResult {
+            after: Some(role),
+            position: Some(position),
+            replaced,
+            ..ApplyResult::default()
+        }
     }
 
     /// Where a newcomer goes, `others` being in the swarm's other rosters.
-    fn place(
+    fn placement(
         &self,
         context: &mut AnnounceContext<'_>,
         endpoint: &Endpoint<ADDRESS>,
         others: usize,
-    ) -> Place {
+    ) -> Placement {
         let len = self.records().len();
         if context.is_capped && len >= HOSTS_COUNTED_FROM && Endpoint::<ADDRESS>::HAS_PREFIX {
-            let place = self.place_by_host(endpoint, context.now, context.keys);
-            if place != Place::Own {
-                return place;
+            let placement = self.placement_by_host(endpoint, context.now, context.keys);
+            if placement != Placement::Own {
+                return placement;
             }
         }
         if len + others < context.budget.peers_max || len == 0 {
-            return Place::Own; // the first of its kind costs nobody his place
+            return Placement::Own; // the first of its kind costs nobody his place
         }
         if context.restored.is_some() {
-            return Place::None; // whoever is there may have announced since
+            return Placement::None; // whoever is there may have announced since
         }
-        Place::Others
+        Placement::Others
     }
 
     /// The place of one that has been silent for long. There is somebody.
-    fn place_of_silent(&self, context: &mut AnnounceContext<'_>) -> Place {
+    fn placement_by_silence(&self, context: &mut AnnounceContext<'_>) -> Placement {
         let len = self.records().len();
         let drawn = (0..SILENT_SAMPLE).map(|_| context.random.usize(..len));
         let silent_s = |at: &usize| self.records()[*at].stamp().age_s(context.now);
-        drawn.max_by_key(silent_s).map_or(Place::Own, Place::Of)
+        drawn.max_by_key(silent_s).map_or(Placement::Own, Placement::Of)
     }
 
     /// The network and the silence of a peer, for [`full::crowded_out`]; `None` of a local one.
@@ -283,13 +299,14 @@ pub(super) trait Roster<const ADDRESS: usize> {
         context: &mut AnnounceContext<'_>,
         endpoint: Endpoint<ADDRESS>,
         role: Role,
-        beside: Beside,
-    ) -> Outcome {
+        others: SwarmContext,
+    ) -> ApplyResult {
         let newcomer = context.is_capped.then(|| endpoint.network_of_kind());
         let (len, now) = (self.records().len(), context.now);
         let crowded_out = full::crowded_out(len, newcomer, context.random, |at| self.look(at, now));
-        let place = crowded_out.map_or_else(|| self.place_of_silent(context), Place::Of);
-        self.enter(context, endpoint, role, place, beside)
+        let placement =
+            crowded_out.map_or_else(|| self.placement_by_silence(context), Placement::Of);
+        self.enter(context, endpoint, role, placement, others)
     }
 
     /// Adds a peer; says where it stands.
