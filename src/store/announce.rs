@@ -30,7 +30,7 @@ impl Answer {
         Self {
             stored: applied.stored,
             was_there: applied.before.is_some(),
-            announced_s: applied.known.map(|stamp| stamp.announced_s(now)),
+            announced_s: applied.known.map(|meta| meta.announced_s(now)),
             ..SwarmStats::of(swarm).answer()
         }
     }

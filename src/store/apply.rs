@@ -15,9 +15,9 @@ use ahash::RandomState;
 use super::Stored;
 use super::context::AnnounceContext;
 use super::large_swarm::{LargeSwarm, PeerGroup, group_of};
+use super::peer::{Endpoint, PeerRecord, PeerRecordV4};
 use super::peer_list::{ApplyResult, Change, PeerList, SwarmContext};
 use super::raw::{LargeSwarmPtr, PeerBlock};
-use super::record::{Endpoint, Record, Record4};
 use super::swarm::{CompletedCount, SmallLayout, Swarm};
 use crate::types::{Contact, Kind};
 
@@ -153,23 +153,23 @@ fn apply_web(
 }
 
 fn renew_inline(
-    record: Record4,
+    record: PeerRecordV4,
     completed: CompletedCount,
     context: &AnnounceContext<'_>,
 ) -> (Swarm, ApplyResult) {
-    let (before, known) = (Some(record.stamp().role()), Some(record.stamp()));
+    let (before, known) = (Some(record.meta().role()), Some(record.meta()));
     match context.change {
         Change::Stopped => {
             let applied = ApplyResult { before, known, ..ApplyResult::default() };
             (Swarm::empty(completed, context.now), applied)
         }
         Change::Present { role, completed: ended } => {
-            let (stamp, counts) = context.renewed(record.stamp(), role, ended);
-            let record = Record::new(record.endpoint, stamp);
+            let (meta, counts) = context.renewed(record.meta(), role, ended);
+            let record = PeerRecord::new(record.endpoint, meta);
             let applied = ApplyResult {
                 before,
                 known,
-                after: Some(stamp.role()),
+                after: Some(meta.role()),
                 position: Some(0),
                 completed: counts,
                 ..ApplyResult::default()
@@ -180,7 +180,7 @@ fn renew_inline(
 }
 
 /// A block for the peer in place and one more.
-fn two_of(record: Record4, completed: CompletedCount, keys: &RandomState) -> PeerBlock<4> {
+fn two_of(record: PeerRecordV4, completed: CompletedCount, keys: &RandomState) -> PeerBlock<4> {
     let mut block = PeerBlock::with_room(2, completed);
     block.insert(record, keys);
     block

@@ -5,8 +5,8 @@ use fastrand::Rng;
 
 use super::Room;
 use super::large_swarm::PeerGroup;
+use super::peer::{Endpoint, PeerRecord, Role};
 use super::peer_list::PeerList;
-use super::record::{Endpoint, Record, Role};
 use super::select::{Capped, Pool, choose as choose_from};
 use super::swarm::Swarm;
 use crate::types::{Kind, Scope};
@@ -35,7 +35,7 @@ impl Reader {
     /// The records of a small swarm that the reader may be told of: of one scope, which is that of
     /// a reader who is among them.
     #[inline]
-    fn pool_of<const ADDRESS: usize>(self, run: &[Record<ADDRESS>]) -> Pool<'_, ADDRESS> {
+    fn pool_of<const ADDRESS: usize>(self, run: &[PeerRecord<ADDRESS>]) -> Pool<'_, ADDRESS> {
         let first = run.first().filter(|_| self.position.is_none());
         let scope = first.map_or(self.scope, |record| record.endpoint.scope());
         let is_shown = scope == self.scope || scope == Scope::Public;
@@ -56,7 +56,7 @@ pub(super) fn choose(
     let Reader { scope, role, .. } = reader;
     match swarm {
         Swarm::Inline(record, _) if reader.position.is_none() => {
-            let is_wanted = role.wants_data() || record.stamp().role().wants_data();
+            let is_wanted = role.wants_data() || record.meta().role().wants_data();
             let run = if is_wanted { std::slice::from_ref(record) } else { &[] };
             let pool = reader.pool_of(run);
             [[choose_from(&pool, random, room.v4), 0, 0], [pool.available(), 0, 0]]
@@ -90,7 +90,7 @@ pub(super) fn choose(
 fn run_of<const ADDRESS: usize>(
     peer_list: &impl PeerList<ADDRESS>,
     role: Role,
-) -> &[Record<ADDRESS>] {
+) -> &[PeerRecord<ADDRESS>] {
     let records = peer_list.records();
     if role.wants_data() { records } else { &records[..peer_list.counts().wanting as usize] }
 }
@@ -101,7 +101,7 @@ fn pool_of<const ADDRESS: usize>(
     role: Role,
     own: Option<usize>,
 ) -> Pool<'_, ADDRESS> {
-    let run = |scope: Scope| -> &[Record<ADDRESS>] {
+    let run = |scope: Scope| -> &[PeerRecord<ADDRESS>] {
         let group = groups.iter().find(|group| group.scope == scope);
         group.map_or(&[], |group| run_of(group, role))
     };

@@ -5,8 +5,8 @@ use ahash::RandomState;
 use fastrand::Rng;
 
 use super::memory::ShardBudget;
+use super::peer::{Endpoint, PeerMeta, PeerRecord, Role};
 use super::peer_list::Change;
-use super::record::{Endpoint, Record, Role, Stamp};
 use crate::time::Now;
 use crate::types::Scope;
 
@@ -22,7 +22,7 @@ pub(super) struct AnnounceContext<'a> {
     /// Whether the part of a swarm that the peer's host and network have is capped.
     pub(super) is_capped: bool,
     /// What a snapshot holds of the peer, where it is restored.
-    pub(super) restored: Option<Stamp>,
+    pub(super) restored: Option<PeerMeta>,
     /// What the shard may take.
     pub(super) budget: ShardBudget<'a>,
     /// The keys of the store's hashes.
@@ -45,21 +45,21 @@ impl AnnounceContext<'_> {
         endpoint: Endpoint<ADDRESS>,
         role: Role,
         on_probation: bool,
-    ) -> Record<ADDRESS> {
-        if let Some(stamp) = self.restored {
-            return Record::new(endpoint, stamp);
+    ) -> PeerRecord<ADDRESS> {
+        if let Some(meta) = self.restored {
+            return PeerRecord::new(endpoint, meta);
         }
-        Record::new(endpoint, Stamp::new(self.now, role).probed(on_probation))
+        PeerRecord::new(endpoint, PeerMeta::new(self.now, role).with_probation(on_probation))
     }
 
     /// The stamp of a peer that stays, and whether a download is counted. A peer that announces
     /// again while memory is not short is no longer on probation.
     #[inline]
-    pub(super) fn renewed(&self, stamp: Stamp, role: Role, completed: bool) -> (Stamp, bool) {
-        let (stamp, counts) = match self.restored {
-            Some(restored) => (stamp.merged(restored, self.now), false),
-            None => stamp.renewed(self.now, role, completed),
+    pub(super) fn renewed(&self, meta: PeerMeta, role: Role, completed: bool) -> (PeerMeta, bool) {
+        let (meta, counts) = match self.restored {
+            Some(restored) => (meta.merged(restored, self.now), false),
+            None => meta.renewed(self.now, role, completed),
         };
-        (stamp.probed(stamp.is_on_probation() && self.budget.is_short), counts)
+        (meta.with_probation(meta.is_on_probation() && self.budget.is_short), counts)
     }
 }

@@ -3,9 +3,9 @@
 
 use std::sync::atomic::Ordering;
 
+use super::peer::{Endpoint, PeerRecord};
 use super::peer_list::{PeerList, all_on_probation};
 use super::raw::{Key, LockedShard, PackedSwarm, buckets_capacity};
-use super::record::{Endpoint, Record};
 use super::swarm::Swarm;
 use super::{ShardTotals, Store, add};
 
@@ -149,9 +149,9 @@ impl ShardTotals {
     }
 
     /// Notes that all of them have left.
-    fn leave_all<const ADDRESS: usize>(&self, records: &[Record<ADDRESS>]) {
+    fn leave_all<const ADDRESS: usize>(&self, records: &[PeerRecord<ADDRESS>]) {
         let kind = Endpoint::<ADDRESS>::KIND;
-        records.iter().for_each(|record| self.leave(kind, record.stamp().role()));
+        records.iter().for_each(|record| self.leave(kind, record.meta().role()));
     }
 }
 
@@ -159,7 +159,7 @@ impl ShardTotals {
 /// peer in place takes a bucket only.
 fn would_help(swarm: &Swarm, lack: Lack) -> bool {
     match swarm {
-        Swarm::Inline(record, _) => lack == Lack::Bucket && record.stamp().is_on_probation(),
+        Swarm::Inline(record, _) => lack == Lack::Bucket && record.meta().is_on_probation(),
         Swarm::SmallV4(block) => all_on_probation(block.records()),
         Swarm::SmallV6(block) => all_on_probation(block.records()),
         Swarm::Empty { .. } | Swarm::Large(_) => false,

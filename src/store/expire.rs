@@ -7,9 +7,9 @@
 use std::ops::Range;
 
 use super::large_swarm::{LargeSwarm, PeerGroup, PeerStorage};
+use super::peer::Endpoint;
 use super::peer_list::PeerList;
 use super::raw::{LargeSwarmPtr, PeerBlock};
-use super::record::Endpoint;
 use super::swarm::{SmallLayout, Swarm};
 use super::{ShardTotals, Store};
 use crate::time::Now;
@@ -207,9 +207,9 @@ impl Expiry<'_> {
                 Swarm::VACANT
             }
             Swarm::Inline(record, completed)
-                if record.stamp().age_s(now) > self.limits.peer_age_s_max =>
+                if record.meta().age_s(now) > self.limits.peer_age_s_max =>
             {
-                self.totals.leave(Kind::V4, record.stamp().role());
+                self.totals.leave(Kind::V4, record.meta().role());
                 Swarm::empty(completed, now)
             }
             Swarm::SmallV4(block) => self.expire_small(block, looks),

@@ -25,9 +25,9 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::Store;
 use super::large_swarm::{LargeSwarm, PeerGroup};
+use super::peer::{PeerMeta, PeerRecord, Role};
 use super::peer_list::PeerList;
 use super::raw::{PackedSwarm, ShardWalk};
-use super::record::{Record, Role, Stamp};
 use super::swarm::Swarm;
 use crate::time::Now;
 use crate::types::{InfoHash, Scope};
@@ -87,13 +87,13 @@ impl<const ENDPOINT: usize> SavedPeer<ENDPOINT> {
 
     /// What the peer does.
     pub fn role(&self) -> Role {
-        Stamp::role_of_saved(self.state)
+        PeerMeta::role_of_saved(self.state)
     }
 
-    fn of<const ADDRESS: usize>(record: &Record<ADDRESS>, at: Now) -> Self {
+    fn of<const ADDRESS: usize>(record: &PeerRecord<ADDRESS>, at: Now) -> Self {
         let mut endpoint = [0; ENDPOINT];
         endpoint.copy_from_slice(record.endpoint.as_bytes());
-        let (state, age_s) = record.stamp().saved(at);
+        let (state, age_s) = record.meta().saved(at);
         Self::new(endpoint, state, age_s)
     }
 
@@ -318,7 +318,7 @@ fn copy<const ADDRESS: usize>(
     groups: &[PeerGroup<ADDRESS>],
     scope: Scope,
     (end, room): (usize, usize),
-    take: impl FnMut(&Record<ADDRESS>),
+    take: impl FnMut(&PeerRecord<ADDRESS>),
 ) -> usize {
     let group = groups.iter().find(|it| it.scope == scope);
     let records = group.map_or(&[][..], PeerList::records);

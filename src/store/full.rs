@@ -21,7 +21,7 @@
 
 use fastrand::Rng;
 
-use super::record::Network;
+use super::peer::PeerNetwork;
 
 /// How many peers are drawn at most: four times as many as to find one who has been silent long.
 const DRAWN_MAX: usize = 128;
@@ -34,7 +34,7 @@ const LARGE_CROWD: usize = 32;
 /// A peer that was drawn.
 #[derive(Clone, Copy, Debug, Default)]
 struct Drawn {
-    network: Network,
+    network: PeerNetwork,
     /// Its number among all peers of the swarm.
     number: usize,
     age_s: u32,
@@ -45,9 +45,9 @@ struct Drawn {
 /// makes no crowd. `newcomer` is the network of the one that comes, if it is to be held to it.
 pub(super) fn crowded_out(
     len: usize,
-    newcomer: Option<Network>,
+    newcomer: Option<PeerNetwork>,
     random: &mut Rng,
-    look: impl Fn(usize) -> Option<(Network, u32)>,
+    look: impl Fn(usize) -> Option<(PeerNetwork, u32)>,
 ) -> Option<usize> {
     let mut drawn = [Drawn::default(); DRAWN_MAX];
     let mut count = 0;
@@ -75,16 +75,16 @@ pub(super) fn crowded_out(
 
 #[cfg(test)]
 mod tests {
-    use super::super::record::Endpoint;
+    use super::super::peer::Endpoint;
     use super::*;
 
     /// The network of an IPv4 address.
-    fn network(address: u32) -> Network {
+    fn network(address: u32) -> PeerNetwork {
         Endpoint::<4>::new(address.to_be_bytes(), 1).network_of_kind()
     }
 
     /// One of many networks that share no /16.
-    fn other(number: usize) -> Network {
+    fn other(number: usize) -> PeerNetwork {
         network(0x2000_0000 + (u32::try_from(number).unwrap() << 16))
     }
 

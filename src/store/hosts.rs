@@ -9,7 +9,7 @@ use std::marker::PhantomData;
 
 use ahash::RandomState;
 
-use super::record::{Endpoint, Record};
+use super::peer::{Endpoint, PeerRecord};
 use crate::types::Scope;
 
 /// Peers by host. Empty where nobody's are counted: of local peers, and of WebRTC ones.
@@ -51,7 +51,7 @@ impl<const ADDRESS: usize> HostCounts<ADDRESS> {
     }
 
     /// Counts all peers anew where the room for them has changed.
-    pub(super) fn fit(&mut self, room: usize, records: &[Record<ADDRESS>], keys: &RandomState) {
+    pub(super) fn fit(&mut self, room: usize, records: &[PeerRecord<ADDRESS>], keys: &RandomState) {
         let fitting = Self::fitting(room);
         if !self.counts.is_empty() && fitting != self.counts.len() {
             self.counts = vec![0; fitting].into();
@@ -94,7 +94,7 @@ impl<const ADDRESS: usize> HostCounts<ADDRESS> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::record::{Role, Stamp};
+    use super::super::peer::{PeerMeta, Role};
     use super::*;
     use crate::time::Now;
 
@@ -134,8 +134,8 @@ mod tests {
         (0..300).for_each(|port| hosts.add(&v4(1, port), &keys));
         (0..300).for_each(|port| hosts.remove(&v4(1, port), &keys));
         assert!(hosts.is_full(&v4(1, 1), &keys), "it has lost track, and must not go below");
-        let stamp = Stamp::new(Now::from_s(0), Role::Leecher);
-        let record = Record::new(v4(1, 1), stamp);
+        let meta = PeerMeta::new(Now::from_s(0), Role::Leecher);
+        let record = PeerRecord::new(v4(1, 1), meta);
         hosts.fit(5000, &[record], &keys);
         assert!(!hosts.is_full(&v4(1, 1), &keys));
         assert_eq!(hosts.bytes(), 8192);

@@ -11,9 +11,9 @@ use hashbrown::raw::RawTable;
 use super::context::AnnounceContext;
 use super::full;
 use super::hosts::HostCounts;
+use super::peer::{Endpoint, PeerNetwork, PeerRecord, Role};
 use super::peer_list::{ApplyResult, PeerList, Placement, RoleCounts, SwarmContext};
 use super::raw::{BLOCK_RECORDS_MAX, PeerBlock};
-use super::record::{Endpoint, Network, Record, Role};
 use super::swarm::CompletedCount;
 use crate::time::Now;
 use crate::types::{Kind, Scope};
@@ -49,7 +49,7 @@ impl LargeSwarm {
     }
 
     /// The network and the silence of the peer of such a number; `None` of a local one.
-    fn look(&self, number: usize, now: Now) -> Option<(Network, u32)> {
+    fn look(&self, number: usize, now: Now) -> Option<(PeerNetwork, u32)> {
         match self.locate(number) {
             (Kind::V4, group, at) => self.v4[group].look(at, now),
             (Kind::V6, group, at) => self.v6[group].look(at, now),
@@ -200,7 +200,7 @@ impl<const ADDRESS: usize> PeerGroup<ADDRESS> {
 
 impl<const ADDRESS: usize> PeerList<ADDRESS> for PeerGroup<ADDRESS> {
     #[inline]
-    fn records(&self) -> &[Record<ADDRESS>] {
+    fn records(&self) -> &[PeerRecord<ADDRESS>] {
         match &self.storage {
             PeerStorage::Block(it) => it.records(),
             PeerStorage::Indexed(it) => &it.records,
@@ -231,7 +231,7 @@ impl<const ADDRESS: usize> PeerList<ADDRESS> for PeerGroup<ADDRESS> {
     }
 
     #[inline]
-    fn renew(&mut self, at: usize, record: Record<ADDRESS>) {
+    fn renew(&mut self, at: usize, record: PeerRecord<ADDRESS>) {
         match &mut self.storage {
             PeerStorage::Block(it) => it.renew(at, record),
             PeerStorage::Indexed(it) => it.records[at] = record,
@@ -245,7 +245,7 @@ impl<const ADDRESS: usize> PeerList<ADDRESS> for PeerGroup<ADDRESS> {
         }
     }
 
-    fn push(&mut self, record: Record<ADDRESS>, keys: &RandomState) {
+    fn push(&mut self, record: PeerRecord<ADDRESS>, keys: &RandomState) {
         match &mut self.storage {
             PeerStorage::Block(it) if it.is_full() => {
                 let mut indexed = IndexedPeers::of(it, self.scope, keys);
@@ -291,7 +291,7 @@ impl<const ADDRESS: usize> PeerList<ADDRESS> for PeerGroup<ADDRESS> {
 
 /// Peers in an array, found through an index of endpoint to position.
 pub(super) struct IndexedPeers<const ADDRESS: usize> {
-    records: Vec<Record<ADDRESS>>,
+    records: Vec<PeerRecord<ADDRESS>>,
     counts: RoleCounts,
     index: RawTable<u32>,
     hosts: HostCounts<ADDRESS>,
@@ -336,14 +336,14 @@ impl<const ADDRESS: usize> IndexedPeers<ADDRESS> {
     /// Bytes that one with room for `len` peers takes with its own fields.
     fn bytes_of(len: usize, scope: Scope) -> usize {
         let hosts = HostCounts::<ADDRESS>::bytes_of(scope, len);
-        size_of::<Self>() + len * size_of::<Record<ADDRESS>>() + index_bytes(len) + hosts
+        size_of::<Self>() + len * size_of::<PeerRecord<ADDRESS>>() + index_bytes(len) + hosts
     }
 
     /// Bytes of memory that array, index and counts take.
     #[inline]
     fn bytes(&self) -> usize {
         let index = self.index.allocation_info().1.size();
-        let records = self.records.capacity() * size_of::<Record<ADDRESS>>();
+        let records = self.records.capacity() * size_of::<PeerRecord<ADDRESS>>();
         records + index + self.hosts.bytes()
     }
 
@@ -354,7 +354,7 @@ impl<const ADDRESS: usize> IndexedPeers<ADDRESS> {
         let len = self.records.len() + more;
         let room =
             if len <= self.records.capacity() { self.records.capacity() } else { self.room() };
-        let records = (room - self.records.capacity()) * size_of::<Record<ADDRESS>>();
+        let records = (room - self.records.capacity()) * size_of::<PeerRecord<ADDRESS>>();
         let hosts = self.hosts.growth(room);
         let buckets = self.index.buckets();
         let tidies = len <= buckets / 8 * 7 / 2;
@@ -398,7 +398,7 @@ impl<const ADDRESS: usize> IndexedPeers<ADDRESS> {
         self.records.swap(a, b);
     }
 
-    fn push(&mut self, record: Record<ADDRESS>, keys: &RandomState) {
+    fn push(&mut self, record: PeerRecord<ADDRESS>, keys: &RandomState) {
         if self.records.len() == self.records.capacity() {
             self.records.reserve_exact(self.room() - self.records.len());
             self.hosts.fit(self.records.capacity(), &self.records, keys);

@@ -12,9 +12,9 @@ use std::net::SocketAddr;
 use std::ops::ControlFlow;
 
 use super::Store;
+use super::peer::{PeerRecord, Role};
 use super::peer_list::PeerList;
 use super::raw::{PackedSwarm, ShardWalk};
-use super::record::{Record, Role};
 use super::swarm::Swarm;
 use crate::time::Now;
 use crate::types::{InfoHash, ScrapeEntry};
@@ -247,14 +247,14 @@ impl Page {
         self.peers
     }
 
-    fn add<const ADDRESS: usize>(&mut self, records: &[Record<ADDRESS>]) {
+    fn add<const ADDRESS: usize>(&mut self, records: &[PeerRecord<ADDRESS>]) {
         let passed_over = self.skip.min(records.len());
         self.skip -= passed_over;
         let wanted = self.count - self.peers.len();
         self.peers.extend(records[passed_over..].iter().take(wanted).map(|record| ListedPeer {
             address: record.endpoint.socket_address(),
-            role: record.stamp().role(),
-            age_s: record.stamp().age_s(self.now),
+            role: record.meta().role(),
+            age_s: record.meta().age_s(self.now),
         }));
     }
 }

@@ -12,7 +12,7 @@
 use ahash::RandomState;
 
 use super::context::AnnounceContext;
-use super::record::{Endpoint, Network, Record, Role, Stamp};
+use super::peer::{Endpoint, PeerMeta, PeerNetwork, PeerRecord, Role};
 use super::{Stored, full};
 use crate::time::Now;
 use crate::types::{Kind, Scope};
@@ -64,7 +64,7 @@ pub(super) struct ApplyResult {
     /// The role it had, if the peer was known.
     pub(super) before: Option<Role>,
     /// What was known of it then.
-    pub(super) known: Option<Stamp>,
+    pub(super) known: Option<PeerMeta>,
     /// The role it has, if the peer stays.
     pub(super) after: Option<Role>,
     /// Where the peer stands now, if it stays.
@@ -123,7 +123,7 @@ const WITNESSES_MAX: usize = 64;
 /// Storage of the peers of one swarm that share family and scope.
 pub(super) trait PeerList<const ADDRESS: usize> {
     /// All peers, those that want data first.
-    fn records(&self) -> &[Record<ADDRESS>];
+    fn records(&self) -> &[PeerRecord<ADDRESS>];
     /// How many of which role.
     fn counts(&self) -> RoleCounts;
     /// Replaces the counts.
@@ -131,11 +131,11 @@ pub(super) trait PeerList<const ADDRESS: usize> {
     /// Where a peer stands.
     fn position(&self, endpoint: &Endpoint<ADDRESS>, keys: &RandomState) -> Option<usize>;
     /// Replaces a record by one of the same endpoint.
-    fn renew(&mut self, at: usize, record: Record<ADDRESS>);
+    fn renew(&mut self, at: usize, record: PeerRecord<ADDRESS>);
     /// Exchanges two records.
     fn swap(&mut self, a: usize, b: usize, keys: &RandomState);
     /// Adds a record at the end.
-    fn push(&mut self, record: Record<ADDRESS>, keys: &RandomState);
+    fn push(&mut self, record: PeerRecord<ADDRESS>, keys: &RandomState);
     /// Takes the last record away.
     fn pop(&mut self, keys: &RandomState);
 
@@ -162,7 +162,7 @@ pub(super) trait PeerList<const ADDRESS: usize> {
             (None, Change::Stopped) => ApplyResult::default(),
             (None, Change::Present { role, .. }) => self.join(context, endpoint, role, others),
             (Some(at), Change::Stopped) => {
-                let known = Some(self.records()[at].stamp());
+                let known = Some(self.records()[at].meta());
                 ApplyResult {
                     before: Some(self.remove(at, context.keys)),
                     known,
@@ -170,11 +170,11 @@ pub(super) trait PeerList<const ADDRESS: usize> {
                 }
             }
             (Some(at), Change::Present { role, completed }) => {
-                let before = self.records()[at].stamp();
-                let (stamp, completed) = context.renewed(before, role, completed);
+                let before = self.records()[at].meta();
+                let (meta, completed) = context.renewed(before, role, completed);
                 let is_witnessed = completed && self.has_witness(&endpoint, context.scope);
-                self.renew(at, Record::new(endpoint, stamp));
-                let role = stamp.role();
+                self.renew(at, PeerRecord::new(endpoint, meta));
+                let role = meta.role();
                 let known = Some(before);
                 let before = before.role();
                 let position =
@@ -280,15 +280,15 @@ pub(super) trait PeerList<const ADDRESS: usize> {
     fn placement_by_silence(&self, context: &mut AnnounceContext<'_>) -> Placement {
         let len = self.records().len();
         let drawn = (0..SILENT_SAMPLE).map(|_| context.random.usize(..len));
-        let silent_s = |at: &usize| self.records()[*at].stamp().age_s(context.now);
+        let silent_s = |at: &usize| self.records()[*at].meta().age_s(context.now);
         drawn.max_by_key(silent_s).map_or(Placement::Own, Placement::Of)
     }
 
     /// The network and the silence of a peer, for [`full::crowded_out`]; `None` of a local one.
     #[inline]
-    fn look(&self, at: usize, now: Now) -> Option<(Network, u32)> {
-        let Record { endpoint, .. } = &self.records()[at];
-        let silent_s = self.records()[at].stamp().age_s(now);
+    fn look(&self, at: usize, now: Now) -> Option<(PeerNetwork, u32)> {
+        let PeerRecord { endpoint, .. } = &self.records()[at];
+        let silent_s = self.records()[at].meta().age_s(now);
         endpoint.is_public().then(|| (endpoint.network_of_kind(), silent_s))
     }
 
@@ -310,8 +310,8 @@ pub(super) trait PeerList<const ADDRESS: usize> {
     }
 
     /// Adds a peer; says where it stands.
-    fn insert(&mut self, record: Record<ADDRESS>, keys: &RandomState) -> usize {
-        let role = record.stamp().role();
+    fn insert(&mut self, record: PeerRecord<ADDRESS>, keys: &RandomState) -> usize {
+        let role = record.meta().role();
         let last = self.records().len();
         self.push(record, keys);
         let mut counts = self.counts();
@@ -327,7 +327,7 @@ pub(super) trait PeerList<const ADDRESS: usize> {
 
     /// Takes a peer away; says what it was.
     fn remove(&mut self, at: usize, keys: &RandomState) -> Role {
-        let role = self.records()[at].stamp().role();
+        let role = self.records()[at].meta().role();
         let mut counts = self.counts();
         counts.remove(role);
         self.set_counts(counts);
@@ -373,7 +373,7 @@ pub(super) trait PeerList<const ADDRESS: usize> {
         let end = end.min(self.records().len());
         let start = end.saturating_sub(budget);
         for at in (start..end).rev() {
-            if self.records()[at].stamp().age_s(now) > age_s_max {
+            if self.records()[at].meta().age_s(now) > age_s_max {
                 gone(self.remove(at, keys));
             }
         }
@@ -386,8 +386,8 @@ const PROBATION_PEERS_MAX: usize = 16;
 
 /// Whether all of a swarm's peers are on probation.
 #[inline]
-pub(super) fn all_on_probation<const ADDRESS: usize>(records: &[Record<ADDRESS>]) -> bool {
-    records.len() <= PROBATION_PEERS_MAX && records.iter().all(|it| it.stamp().is_on_probation())
+pub(super) fn all_on_probation<const ADDRESS: usize>(records: &[PeerRecord<ADDRESS>]) -> bool {
+    records.len() <= PROBATION_PEERS_MAX && records.iter().all(|it| it.meta().is_on_probation())
 }
 
 /// Whether a peer that joins those of a torrent while memory is short is on probation: only if all
@@ -395,10 +395,10 @@ pub(super) fn all_on_probation<const ADDRESS: usize>(records: &[Record<ADDRESS>]
 /// one datagram names 74 torrents, so an attacker would vouch for his own with it.)
 #[inline]
 fn joins_probation<const ADDRESS: usize>(
-    records: &[Record<ADDRESS>],
+    records: &[PeerRecord<ADDRESS>],
     endpoint: &Endpoint<ADDRESS>,
 ) -> bool {
     let network = endpoint.network();
     records.len() < PROBATION_PEERS_MAX
-        && records.iter().all(|it| it.stamp().is_on_probation() && it.endpoint.network() == network)
+        && records.iter().all(|it| it.meta().is_on_probation() && it.endpoint.network() == network)
 }

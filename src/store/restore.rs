@@ -12,8 +12,8 @@ use fastrand::Rng;
 use super::apply::apply;
 use super::context::AnnounceContext;
 use super::export::{Saved4, Saved6, SavedPeer};
+use super::peer::PeerMeta;
 use super::peer_list::Change;
-use super::record::Stamp;
 use super::swarm::{CompletedCount, Swarm, SwarmStats};
 use super::{Store, Stored};
 use crate::time::Now;
@@ -146,8 +146,8 @@ impl Restoring<'_, '_> {
         peer: &SavedPeer<ENDPOINT>,
     ) -> Swarm {
         let Terms { at, now, peer_age_s_max } = self.terms;
-        let stamp = Stamp::of_saved((peer.state, peer.age_s()), at, now);
-        let Some(stamp) = stamp.filter(|it| it.age_s(now) <= peer_age_s_max) else {
+        let meta = PeerMeta::of_saved((peer.state, peer.age_s()), at, now);
+        let Some(meta) = meta.filter(|it| it.age_s(now) <= peer_age_s_max) else {
             self.restored.expired += 1;
             return swarm;
         };
@@ -161,9 +161,9 @@ impl Restoring<'_, '_> {
         let mut context = AnnounceContext {
             now,
             scope: Scope::of(address),
-            change: Change::Present { role: stamp.role(), completed: false },
+            change: Change::Present { role: meta.role(), completed: false },
             is_capped: false,
-            restored: Some(stamp),
+            restored: Some(meta),
             budget: self.store.memory.of_shard(&totals.account),
             keys: self.store.table.keys(),
             random: self.random,

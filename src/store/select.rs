@@ -7,14 +7,14 @@
 use fastrand::Rng;
 use zerocopy::FromBytes;
 
-use super::record::{Endpoint, Record};
+use super::peer::{Endpoint, PeerRecord};
 use super::spread::{Caps, Further};
 
 /// The peers an asker may be told of: up to two runs of records (its own scope, and the public
 /// one), and where in their concatenation it stands itself, if it does.
 pub(super) struct Pool<'a, const ADDRESS: usize> {
     /// The runs.
-    pub(super) runs: [&'a [Record<ADDRESS>]; 2],
+    pub(super) runs: [&'a [PeerRecord<ADDRESS>]; 2],
     /// The asker's own position.
     pub(super) own: Option<usize>,
     /// Which of them are under caps.
@@ -261,22 +261,27 @@ impl Further for Redrawn {
 
 #[cfg(test)]
 mod tests {
-    use super::super::record::{Role, Stamp};
+    use super::super::peer::{PeerMeta, Role};
     use super::*;
     use crate::time::Now;
 
-    fn records(count: u16) -> Vec<Record<4>> {
-        let stamp = Stamp::new(Now::from_s(0), Role::Leecher);
+    fn records(count: u16) -> Vec<PeerRecord<4>> {
+        let meta = PeerMeta::new(Now::from_s(0), Role::Leecher);
         let address = |at: u16| [20, (at >> 8) as u8, at as u8, 1];
-        (0..count).map(|at| Record::new(Endpoint::new(address(at), at + 1), stamp)).collect()
+        (0..count).map(|at| PeerRecord::new(Endpoint::new(address(at), at + 1), meta)).collect()
     }
 
-    fn pool<'a>(runs: [&'a [Record<4>]; 2], own: Option<usize>) -> Pool<'a, 4> {
+    fn pool<'a>(runs: [&'a [PeerRecord<4>]; 2], own: Option<usize>) -> Pool<'a, 4> {
         Pool { runs, own, capped: Capped::All }
     }
 
     /// How often each port was handed out in `rounds` choices.
-    fn tally(runs: [&[Record<4>]; 2], own: Option<usize>, want: usize, rounds: u32) -> Vec<u32> {
+    fn tally(
+        runs: [&[PeerRecord<4>]; 2],
+        own: Option<usize>,
+        want: usize,
+        rounds: u32,
+    ) -> Vec<u32> {
         let mut random = Rng::with_seed(7);
         let total = runs[0].len() + runs[1].len();
         let mut hits = vec![0; total + 1];

@@ -11,7 +11,7 @@
 
 use fastrand::Rng;
 
-use super::record::Endpoint;
+use super::peer::Endpoint;
 use super::select::CHOICE_MAX;
 
 /// The most peers of a reply that may come from the same place.
@@ -222,18 +222,18 @@ impl Counted {
 mod tests {
     use std::collections::{BTreeMap, BTreeSet};
 
-    use super::super::record::{Record, Role, Stamp};
+    use super::super::peer::{PeerMeta, PeerRecord, Role};
     use super::super::select::{Capped, Pool, choose};
     use super::*;
     use crate::time::Now;
 
-    fn record<const ADDRESS: usize>(address: [u8; ADDRESS], port: u16) -> Record<ADDRESS> {
-        Record::new(Endpoint::new(address, port), Stamp::new(Now::from_s(0), Role::Leecher))
+    fn record<const ADDRESS: usize>(address: [u8; ADDRESS], port: u16) -> PeerRecord<ADDRESS> {
+        PeerRecord::new(Endpoint::new(address, port), PeerMeta::new(Now::from_s(0), Role::Leecher))
     }
 
     /// The replies that `rounds` choices of `want` from the pool give.
     fn replies<const ADDRESS: usize>(
-        runs: [&[Record<ADDRESS>]; 2],
+        runs: [&[PeerRecord<ADDRESS>]; 2],
         capped: Capped,
         want: usize,
         rounds: u64,

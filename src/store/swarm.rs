@@ -4,9 +4,9 @@ use ahash::RandomState;
 
 use super::Answer;
 use super::large_swarm::{LargeSwarm, PeerGroup};
+use super::peer::{PeerRecordV4, Role};
 use super::peer_list::{ApplyResult, PeerList, RoleCounts};
 use super::raw::{LargeSwarmPtr, PeerBlock};
-use super::record::{Record4, Role};
 use crate::time::Now;
 use crate::types::ScrapeEntry;
 
@@ -90,7 +90,7 @@ pub(super) enum Swarm {
         since_s: u32,
     },
     /// One IPv4 peer, and a count that [fits](Count::fits_beside_peer).
-    Inline(Record4, CompletedCount),
+    Inline(PeerRecordV4, CompletedCount),
     /// Up to [`BLOCK_RECORDS_MAX`](super::raw::BLOCK_RECORDS_MAX) IPv4 peers of one scope.
     SmallV4(PeerBlock<4>),
     /// Up to [`BLOCK_RECORDS_MAX`](super::raw::BLOCK_RECORDS_MAX) IPv6 peers of one scope.
@@ -114,7 +114,7 @@ impl Swarm {
 
     /// One IPv4 peer, in place where its count fits beside it.
     pub(super) fn of_one_peer(
-        record: Record4,
+        record: PeerRecordV4,
         completed: CompletedCount,
         keys: &RandomState,
     ) -> Self {
@@ -201,7 +201,7 @@ impl SwarmStats {
         match swarm {
             Swarm::Empty { .. } => Self::default(),
             Swarm::Inline(record, _) => {
-                let role = record.stamp().role();
+                let role = record.meta().role();
                 let (seeders, wanting) = (role == Role::Seeder, role.wants_data());
                 Self { peers: 1, seeders: seeders.into(), wanting: wanting.into() }
             }

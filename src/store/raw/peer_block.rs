@@ -11,8 +11,8 @@ use std::ptr::{self, NonNull};
 
 use ahash::RandomState;
 
+use crate::store::peer::{Endpoint, PeerRecord, PeerRecordV4};
 use crate::store::peer_list::{PeerList, Placement, RoleCounts};
-use crate::store::record::{Endpoint, Record, Record4};
 use crate::store::swarm::CompletedCount;
 use crate::time::Now;
 
@@ -42,7 +42,7 @@ pub(in crate::store) const BLOCK_RECORDS_MAX: usize = 1023;
 /// reads one cache line for every 64 of them instead of eight or twenty.
 const UNTAGGED_MAX: usize = 16;
 
-const _: () = assert!(HEAD_BYTES == 12 && align_of::<Record4>() == 1);
+const _: () = assert!(HEAD_BYTES == 12 && align_of::<PeerRecordV4>() == 1);
 const _: () = assert!(BLOCK_RECORDS_MAX <= u16::MAX as usize);
 
 /// The allocator's size class that holds `bytes`: multiples of 16 up to 64, then four steps to
@@ -62,7 +62,7 @@ pub(in crate::store) fn tag_bytes(capacity: usize) -> usize {
 /// A swarm's peers in one allocation behind a thin pointer.
 pub(in crate::store) struct PeerBlock<const ADDRESS: usize> {
     head: NonNull<PeerBlockHead>,
-    records: PhantomData<Record<ADDRESS>>,
+    records: PhantomData<PeerRecord<ADDRESS>>,
 }
 
 // SAFETY: a block owns its allocation and its records are plain bytes, so it may move threads.
@@ -139,7 +139,7 @@ impl<const ADDRESS: usize> PeerBlock<ADDRESS> {
     }
 
     #[inline]
-    fn first(&self) -> *mut Record<ADDRESS> {
+    fn first(&self) -> *mut PeerRecord<ADDRESS> {
         let tags = tag_bytes(self.capacity());
         // SAFETY: the allocation holds that many tags behind the head, before the records.
         unsafe { self.body().add(tags) }.cast().as_ptr()
@@ -162,13 +162,13 @@ impl<const ADDRESS: usize> PeerBlock<ADDRESS> {
 
     /// The records.
     #[inline]
-    pub(in crate::store) fn slice(&self) -> &[Record<ADDRESS>] {
+    pub(in crate::store) fn slice(&self) -> &[PeerRecord<ADDRESS>] {
         // SAFETY: as for `records_mut`; a shared borrow of the block keeps it unchanged.
         unsafe { std::slice::from_raw_parts(self.first(), self.len()) }
     }
 
     #[inline]
-    pub(in crate::store) fn records_mut(&mut self) -> &mut [Record<ADDRESS>] {
+    pub(in crate::store) fn records_mut(&mut self) -> &mut [PeerRecord<ADDRESS>] {
         let len = self.len();
         // SAFETY: `len` <= `capacity` records were zeroed at creation, any bytes are a record, and
         // `&mut self` makes the borrow unique.
@@ -177,7 +177,7 @@ impl<const ADDRESS: usize> PeerBlock<ADDRESS> {
 
     /// The capacity to ask for when `len` records must fit: what its size class has room for.
     fn capacity_for(len: usize) -> usize {
-        let stride = size_of::<Record<ADDRESS>>();
+        let stride = size_of::<PeerRecord<ADDRESS>>();
         let room = size_class(HEAD_BYTES + tag_bytes(len) + len * stride) - HEAD_BYTES;
         if len <= UNTAGGED_MAX {
             return (room / stride).min(UNTAGGED_MAX);
@@ -188,7 +188,7 @@ impl<const ADDRESS: usize> PeerBlock<ADDRESS> {
     /// The whole size class that a block of this capacity needs.
     #[inline]
     pub(in crate::store) fn bytes_of(capacity: usize) -> usize {
-        size_class(HEAD_BYTES + tag_bytes(capacity) + capacity * size_of::<Record<ADDRESS>>())
+        size_class(HEAD_BYTES + tag_bytes(capacity) + capacity * size_of::<PeerRecord<ADDRESS>>())
     }
 
     /// Bytes of memory the block takes.
@@ -227,7 +227,7 @@ impl<const ADDRESS: usize> PeerBlock<ADDRESS> {
     /// Cache lines worth prefetching: head and tags, or all of a small block.
     #[inline]
     pub(in crate::store) fn lines(&self) -> u32 {
-        let small = self.capacity() * size_of::<Record<ADDRESS>>();
+        let small = self.capacity() * size_of::<PeerRecord<ADDRESS>>();
         let tags = tag_bytes(self.capacity());
         let bytes = HEAD_BYTES + if tags == 0 { small } else { tags };
         u32::try_from(bytes.div_ceil(64)).unwrap_or(1)
@@ -275,7 +275,7 @@ fn tag<const ADDRESS: usize>(endpoint: &Endpoint<ADDRESS>, keys: &RandomState) -
 
 impl<const ADDRESS: usize> PeerList<ADDRESS> for PeerBlock<ADDRESS> {
     #[inline]
-    fn records(&self) -> &[Record<ADDRESS>] {
+    fn records(&self) -> &[PeerRecord<ADDRESS>] {
         self.slice()
     }
 
@@ -305,7 +305,7 @@ impl<const ADDRESS: usize> PeerList<ADDRESS> for PeerBlock<ADDRESS> {
     }
 
     #[inline]
-    fn renew(&mut self, at: usize, record: Record<ADDRESS>) {
+    fn renew(&mut self, at: usize, record: PeerRecord<ADDRESS>) {
         self.records_mut()[at] = record;
     }
 
@@ -318,7 +318,7 @@ impl<const ADDRESS: usize> PeerList<ADDRESS> for PeerBlock<ADDRESS> {
         }
     }
 
-    fn push(&mut self, record: Record<ADDRESS>, keys: &RandomState) {
+    fn push(&mut self, record: PeerRecord<ADDRESS>, keys: &RandomState) {
         let len = self.len();
         assert!(len < BLOCK_RECORDS_MAX, "a full block becomes a large swarm first");
         if len == self.capacity() {
@@ -347,13 +347,13 @@ impl<const ADDRESS: usize> PeerList<ADDRESS> for PeerBlock<ADDRESS> {
         _keys: &RandomState,
     ) -> Placement {
         let host = endpoint.host();
-        let is_of_host = |it: &Record<ADDRESS>| it.endpoint.host() == host;
+        let is_of_host = |it: &PeerRecord<ADDRESS>| it.endpoint.host() == host;
         let of_host = self.records().iter().filter(|it| is_of_host(it)).count();
         if of_host < Endpoint::<ADDRESS>::STORED_PER_HOST_MAX {
             return Placement::Own;
         }
         let of_host = self.records().iter().enumerate().filter(|(_, it)| is_of_host(it));
-        let silent = of_host.max_by_key(|(_, it)| it.stamp().age_s(now));
+        let silent = of_host.max_by_key(|(_, it)| it.meta().age_s(now));
         silent.map_or(Placement::Own, |(at, _)| Placement::Of(at))
     }
 }

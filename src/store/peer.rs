@@ -70,21 +70,21 @@ impl<const ADDRESS: usize> Hash for Endpoint<ADDRESS> {
     Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,
 )]
 #[repr(C)]
-pub(super) struct Record<const ADDRESS: usize> {
+pub(super) struct PeerRecord<const ADDRESS: usize> {
     /// Who.
     pub(super) endpoint: Endpoint<ADDRESS>,
-    stamp: [u8; 2],
+    meta: [u8; 2],
 }
 
 /// An IPv4 peer.
-pub(super) type Record4 = Record<4>;
+pub(super) type PeerRecordV4 = PeerRecord<4>;
 /// An IPv6 peer.
-pub(super) type Record6 = Record<16>;
+pub(super) type PeerRecordV6 = PeerRecord<16>;
 /// A WebRTC peer.
-pub(super) type RecordWeb = Record<14>;
+pub(super) type PeerRecordWeb = PeerRecord<14>;
 
-const _: () = assert!(size_of::<Record4>() == 8 && size_of::<Record6>() == 20);
-const _: () = assert!(size_of::<RecordWeb>() == 18);
+const _: () = assert!(size_of::<PeerRecordV4>() == 8 && size_of::<PeerRecordV6>() == 20);
+const _: () = assert!(size_of::<PeerRecordWeb>() == 18);
 
 impl<const ADDRESS: usize> Endpoint<ADDRESS> {
     /// An endpoint.
@@ -123,9 +123,9 @@ impl<const ADDRESS: usize> Endpoint<ADDRESS> {
     }
 
     /// Its network, as one that can be told from those of other kinds.
-    pub(super) fn network_of_kind(&self) -> Network {
+    pub(super) fn network_of_kind(&self) -> PeerNetwork {
         let network = if ADDRESS == 14 { self.host() & WEB_NETWORK } else { self.network() };
-        Network(Self::KIND as u8, network)
+        PeerNetwork(Self::KIND as u8, network)
     }
 
     /// What is taken for one network among peers of a scope, as one number: in a local network each
@@ -178,9 +178,9 @@ const WEB_NETWORK: u64 = u64::MAX << (u64::BITS - 8 * WebPeer::NETWORK_BYTES);
 
 /// A network of one kind of peers: an IPv4 /24, an IPv6 /48, what a WebRTC peer's name says.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Network(u8, u64);
+pub(super) struct PeerNetwork(u8, u64);
 
-impl Network {
+impl PeerNetwork {
     /// What stands above it, which starts with the same bits: an IPv4 /16, an IPv6 /32. Of WebRTC
     /// peers' there is nothing.
     pub(super) fn above(self) -> Self {
@@ -196,17 +196,17 @@ impl Endpoint<14> {
     }
 }
 
-impl<const ADDRESS: usize> Record<ADDRESS> {
+impl<const ADDRESS: usize> PeerRecord<ADDRESS> {
     /// A peer that has just announced.
     #[inline]
-    pub(super) fn new(endpoint: Endpoint<ADDRESS>, stamp: Stamp) -> Self {
-        Self { endpoint, stamp: stamp.0.to_ne_bytes() }
+    pub(super) fn new(endpoint: Endpoint<ADDRESS>, meta: PeerMeta) -> Self {
+        Self { endpoint, meta: meta.0.to_ne_bytes() }
     }
 
     /// What is known of the peer besides its endpoint.
     #[inline]
-    pub(super) fn stamp(&self) -> Stamp {
-        Stamp(u16::from_ne_bytes(self.stamp))
+    pub(super) fn meta(&self) -> PeerMeta {
+        PeerMeta(u16::from_ne_bytes(self.meta))
     }
 }
 
@@ -232,7 +232,7 @@ impl Role {
 /// When a peer last announced, its role, how far its download was counted, and whether it came
 /// when memory was short and has yet to prove itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Stamp(u16);
+pub(super) struct PeerMeta(u16);
 
 const COUNTED: u16 = 1;
 /// Of a peer that is no seeder: that it is paused. Of a seeder: that it never was a leecher.
@@ -243,7 +243,7 @@ const TICK_SHIFT: u32 = 4;
 /// All that is no tick.
 const STATE: u16 = (1 << TICK_SHIFT) - 1;
 
-impl Stamp {
+impl PeerMeta {
     /// The stamp of a peer that announced now and was unknown before.
     #[inline]
     pub(super) fn new(now: Now, role: Role) -> Self {
@@ -257,7 +257,7 @@ impl Stamp {
 
     /// The same, on probation if so.
     #[inline]
-    pub(super) fn probed(self, on_probation: bool) -> Self {
+    pub(super) fn with_probation(self, on_probation: bool) -> Self {
         Self(self.0 & !PROBATION | if on_probation { PROBATION } else { 0 })
     }
 
@@ -370,9 +370,9 @@ mod tests {
     fn age_is_right_across_the_wrap() {
         let wrap_s = u64::from(TICKS) * u64::from(TICK_S);
         for start_s in [0, 7, 8, wrap_s - 8, wrap_s - 1, wrap_s, 1_800_000_000] {
-            let stamp = Stamp::new(Now::from_s(start_s), Role::Leecher);
+            let meta = PeerMeta::new(Now::from_s(start_s), Role::Leecher);
             for age_s in [0, 8, 80, 3900, u64::from(PEER_AGE_S_LIMIT), wrap_s - 264] {
-                let found = u64::from(stamp.age_s(Now::from_s(start_s + age_s)));
+                let found = u64::from(meta.age_s(Now::from_s(start_s + age_s)));
                 assert!(found <= age_s && age_s - found < 16, "{start_s} + {age_s}: {found}");
             }
         }
@@ -381,17 +381,17 @@ mod tests {
     #[test]
     fn a_stamp_from_another_workers_later_clock_is_new() {
         for now_s in [7, 8, 1_800_000_000] {
-            let stamp = Stamp::new(Now::from_s(now_s + 8), Role::Leecher);
-            assert_eq!(stamp.age_s(Now::from_s(now_s)), 0);
+            let meta = PeerMeta::new(Now::from_s(now_s + 8), Role::Leecher);
+            assert_eq!(meta.age_s(Now::from_s(now_s)), 0);
         }
     }
 
     #[test]
     fn completion_counts_once_and_only_after_leeching() {
         let now = Now::from_s(1000);
-        let seeder = Stamp::new(now, Role::Seeder);
+        let seeder = PeerMeta::new(now, Role::Seeder);
         assert!(!seeder.renewed(now, Role::Seeder, true).1, "never seen as a leecher");
-        let leecher = Stamp::new(now, Role::Leecher);
+        let leecher = PeerMeta::new(now, Role::Leecher);
         let (seeder, counted) = leecher.renewed(now, Role::Seeder, true);
         assert!(counted && seeder.role() == Role::Seeder);
         let (again, counted) = seeder.renewed(now, Role::Seeder, true);
@@ -406,64 +406,67 @@ mod tests {
         let now = Now::from_s(1000);
         let later = now.plus_s(80);
         for role in [Role::Leecher, Role::Paused, Role::Seeder] {
-            let mut stamp = Stamp::new(now, role);
+            let mut meta = PeerMeta::new(now, role);
             for next in [Role::Seeder, Role::Leecher, Role::Paused, Role::Seeder, Role::Seeder] {
-                let probed = stamp.probed(true);
-                assert!(probed.is_on_probation() && !stamp.is_on_probation());
+                let with_probation = meta.with_probation(true);
+                assert!(with_probation.is_on_probation() && !meta.is_on_probation());
                 assert_eq!(
-                    (probed.role(), probed.age_s(later)),
-                    (stamp.role(), stamp.age_s(later))
+                    (with_probation.role(), with_probation.age_s(later)),
+                    (meta.role(), meta.age_s(later))
                 );
                 let completed = next == Role::Seeder;
-                let (renewed, counts) = stamp.renewed(later, next, completed);
-                assert_eq!(probed.renewed(later, next, completed), (renewed.probed(true), counts));
+                let (renewed, counts) = meta.renewed(later, next, completed);
+                assert_eq!(
+                    with_probation.renewed(later, next, completed),
+                    (renewed.with_probation(true), counts)
+                );
                 assert_eq!(renewed.role(), next);
-                stamp = renewed;
+                meta = renewed;
             }
         }
     }
 
     #[test]
     fn what_is_saved_comes_back_with_the_same_tick_or_older_by_the_time_between() {
-        let role = |state: u8| Stamp(u16::from(state)).role();
+        let role = |state: u8| PeerMeta(u16::from(state)).role();
         for saved_s in [8_u64, 1_800_000_000, 1_800_000_007] {
             let at = Now::from_s(saved_s + 30_000);
             for (state, age_s) in [(0, 0), (5, 8), (6, 3904), (15, 21_600)] {
-                let stamp = Stamp::of_saved((state, age_s), at, at).unwrap();
-                assert_eq!((stamp.saved(at), stamp.role()), ((state, age_s), role(state)));
+                let meta = PeerMeta::of_saved((state, age_s), at, at).unwrap();
+                assert_eq!((meta.saved(at), meta.role()), ((state, age_s), role(state)));
                 let later = at.plus_s(800);
-                let stamp = Stamp::of_saved((state, age_s), at, later).unwrap();
-                assert_eq!(stamp.saved(later), (state, age_s + 800));
+                let meta = PeerMeta::of_saved((state, age_s), at, later).unwrap();
+                assert_eq!(meta.saved(later), (state, age_s + 800));
                 let set_back = Now::from_s(saved_s);
-                let stamp = Stamp::of_saved((state, age_s), at, set_back).unwrap();
-                assert_eq!(stamp.saved(set_back), (state, age_s));
+                let meta = PeerMeta::of_saved((state, age_s), at, set_back).unwrap();
+                assert_eq!(meta.saved(set_back), (state, age_s));
             }
-            assert_eq!(Stamp::of_saved((0, 8), at, at.plus_s(32_768)), None);
-            assert_eq!(Stamp::of_saved((0, u16::MAX), at, at), None);
+            assert_eq!(PeerMeta::of_saved((0, 8), at, at.plus_s(32_768)), None);
+            assert_eq!(PeerMeta::of_saved((0, u16::MAX), at, at), None);
         }
     }
 
     #[test]
     fn of_two_copies_the_fresher_counts_and_what_the_other_remembers() {
         let (before, now) = (Now::from_s(1000), Now::from_s(1800));
-        let leecher = Stamp::new(before, Role::Leecher);
+        let leecher = PeerMeta::new(before, Role::Leecher);
         let (counted, _) = leecher.renewed(before, Role::Seeder, true);
-        let born = Stamp::new(now, Role::Seeder);
+        let born = PeerMeta::new(now, Role::Seeder);
         for merged in [born.merged(leecher, now), leecher.merged(born, now)] {
             assert_eq!((merged.role(), merged.age_s(now)), (Role::Seeder, 0));
             assert!(merged.renewed(now, Role::Seeder, true).1, "it was a leecher once");
         }
-        let again = Stamp::new(now, Role::Leecher).merged(counted, now);
+        let again = PeerMeta::new(now, Role::Leecher).merged(counted, now);
         assert_eq!(again.role(), Role::Leecher);
         assert!(!again.renewed(now, Role::Seeder, true).1, "its download was counted");
-        let paused = Stamp::new(now, Role::Paused).merged(leecher, now);
+        let paused = PeerMeta::new(now, Role::Paused).merged(leecher, now);
         assert_eq!(paused.role(), Role::Paused);
     }
 
     #[test]
     fn a_paused_leecher_still_completes() {
         let now = Now::from_s(1000);
-        let (paused, _) = Stamp::new(now, Role::Leecher).renewed(now, Role::Paused, false);
+        let (paused, _) = PeerMeta::new(now, Role::Leecher).renewed(now, Role::Paused, false);
         assert_eq!(paused.role(), Role::Paused);
         assert!(paused.renewed(now, Role::Seeder, true).1);
     }
