@@ -7,7 +7,7 @@ use super::Room;
 use super::large_swarm::PeerGroup;
 use super::peer::{Endpoint, PeerRecord, Role};
 use super::peer_list::PeerList;
-use super::select::{Capped, Pool, choose as choose_from};
+use super::sampling::{CandidatePool, CapScope, write_sample};
 use super::swarm::Swarm;
 use crate::types::{Kind, Scope};
 
@@ -35,12 +35,19 @@ impl Reader {
     /// The records of a small swarm that the reader may be told of: of one scope, which is that of
     /// a reader who is among them.
     #[inline]
-    fn pool_of<const ADDRESS: usize>(self, run: &[PeerRecord<ADDRESS>]) -> Pool<'_, ADDRESS> {
+    fn pool_of<const ADDRESS: usize>(
+        self,
+        run: &[PeerRecord<ADDRESS>],
+    ) -> CandidatePool<'_, ADDRESS> {
         let first = run.first().filter(|_| self.position.is_none());
         let scope = first.map_or(self.scope, |record| record.endpoint.scope());
         let is_shown = scope == self.scope || scope == Scope::Public;
         let runs = [if is_shown { run } else { &[] }, &[]];
-        Pool { runs, own: self.own_in(Endpoint::<ADDRESS>::KIND), capped: capped(scope, false) }
+        CandidatePool {
+            runs,
+            own: self.own_in(Endpoint::<ADDRESS>::KIND),
+            capped: capped(scope, false),
+        }
     }
 }
 
@@ -59,16 +66,16 @@ pub(super) fn choose(
             let is_wanted = role.wants_data() || record.meta().role().wants_data();
             let run = if is_wanted { std::slice::from_ref(record) } else { &[] };
             let pool = reader.pool_of(run);
-            [[choose_from(&pool, random, room.v4), 0, 0], [pool.available(), 0, 0]]
+            [[write_sample(&pool, random, room.v4), 0, 0], [pool.available(), 0, 0]]
         }
         Swarm::Empty { .. } | Swarm::Inline(..) => [[0; 3]; 2],
         Swarm::SmallV4(block) => {
             let pool = reader.pool_of(run_of(block, role));
-            [[choose_from(&pool, random, room.v4), 0, 0], [pool.available(), 0, 0]]
+            [[write_sample(&pool, random, room.v4), 0, 0], [pool.available(), 0, 0]]
         }
         Swarm::SmallV6(block) => {
             let pool = reader.pool_of(run_of(block, role));
-            [[0, choose_from(&pool, random, room.v6), 0], [0, pool.available(), 0]]
+            [[0, write_sample(&pool, random, room.v6), 0], [0, pool.available(), 0]]
         }
         Swarm::Large(large) => {
             let v4 = pool_of(&large.v4, scope, role, reader.own_in(Kind::V4));
@@ -76,9 +83,9 @@ pub(super) fn choose(
             let web = large.web.as_deref().map_or(&[][..], std::slice::from_ref);
             let web = pool_of(web, Scope::Public, role, reader.own_in(Kind::Web));
             let bytes = [
-                choose_from(&v4, random, room.v4),
-                choose_from(&v6, random, room.v6),
-                choose_from(&web, random, room.web),
+                write_sample(&v4, random, room.v4),
+                write_sample(&v6, random, room.v6),
+                write_sample(&web, random, room.web),
             ];
             [bytes, [v4.available(), v6.available(), web.available()]]
         }
@@ -100,22 +107,22 @@ fn pool_of<const ADDRESS: usize>(
     scope: Scope,
     role: Role,
     own: Option<usize>,
-) -> Pool<'_, ADDRESS> {
+) -> CandidatePool<'_, ADDRESS> {
     let run = |scope: Scope| -> &[PeerRecord<ADDRESS>] {
         let group = groups.iter().find(|group| group.scope == scope);
         group.map_or(&[], |group| run_of(group, role))
     };
     let public = if scope == Scope::Public { &[] } else { run(Scope::Public) };
-    Pool { runs: [run(scope), public], own, capped: capped(scope, !public.is_empty()) }
+    CandidatePool { runs: [run(scope), public], own, capped: capped(scope, !public.is_empty()) }
 }
 
 /// Which candidates of an asker of `scope` are under caps, `public` telling whether there are
 /// public ones beside its own.
 #[inline]
-fn capped(scope: Scope, public: bool) -> Capped {
+fn capped(scope: Scope, public: bool) -> CapScope {
     match (scope, public) {
-        (Scope::Public, _) => Capped::All,
-        (_, true) => Capped::Public,
-        (_, false) => Capped::None,
+        (Scope::Public, _) => CapScope::All,
+        (_, true) => CapScope::Public,
+        (_, false) => CapScope::None,
     }
 }

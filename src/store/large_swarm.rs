@@ -9,8 +9,8 @@ use ahash::RandomState;
 use hashbrown::raw::RawTable;
 
 use super::context::AnnounceContext;
-use super::full;
-use super::hosts::HostCounts;
+use super::full_swarm;
+use super::host_counts::HostCounts;
 use super::peer::{Endpoint, PeerNetwork, PeerRecord, Role};
 use super::peer_list::{ApplyResult, PeerList, Placement, RoleCounts, SwarmContext};
 use super::raw::{BLOCK_RECORDS_MAX, PeerBlock};
@@ -87,7 +87,7 @@ impl LargeSwarm {
         let newcomer = context.is_capped.then(|| endpoint.network_of_kind());
         let now = context.now;
         let crowded_out =
-            full::crowded_out(self.len(), newcomer, context.random, |it| self.look(it, now));
+            full_swarm::crowded_out(self.len(), newcomer, context.random, |it| self.look(it, now));
         let Some(number) = crowded_out else {
             let group = own(self);
             let placement = group.placement_by_silence(context);

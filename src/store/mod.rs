@@ -23,17 +23,17 @@ mod context;
 mod evict;
 mod expire;
 mod export;
-mod full;
-mod hosts;
+mod full_swarm;
+mod host_counts;
 mod large_swarm;
 mod list;
 mod memory;
+mod network_caps;
 mod peer;
 mod peer_list;
 mod raw;
 mod restore;
-mod select;
-mod spread;
+mod sampling;
 mod swarm;
 
 use std::net::IpAddr;
@@ -62,7 +62,7 @@ use swarm::{Swarm, SwarmStats};
 pub const PREFETCH_STAGES: usize = raw::PREFETCH_STAGES;
 
 /// The most peers of one family that one announce may be given.
-pub const CHOICE_MAX: usize = select::CHOICE_MAX;
+pub const CHOICE_MAX: usize = sampling::CHOICE_MAX;
 
 /// How the store is built.
 #[derive(Clone, Copy, Debug)]

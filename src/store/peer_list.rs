@@ -13,7 +13,7 @@ use ahash::RandomState;
 
 use super::context::AnnounceContext;
 use super::peer::{Endpoint, PeerMeta, PeerNetwork, PeerRecord, Role};
-use super::{Stored, full};
+use super::{Stored, full_swarm};
 use crate::time::Now;
 use crate::types::{Kind, Scope};
 
@@ -284,7 +284,8 @@ pub(super) trait PeerList<const ADDRESS: usize> {
         drawn.max_by_key(silent_s).map_or(Placement::Own, Placement::Of)
     }
 
-    /// The network and the silence of a peer, for [`full::crowded_out`]; `None` of a local one.
+    /// The network and the silence of a peer, for [`full_swarm::crowded_out`]; `None` of a local
+    /// one.
     #[inline]
     fn look(&self, at: usize, now: Now) -> Option<(PeerNetwork, u32)> {
         let PeerRecord { endpoint, .. } = &self.records()[at];
@@ -303,7 +304,8 @@ pub(super) trait PeerList<const ADDRESS: usize> {
     ) -> ApplyResult {
         let newcomer = context.is_capped.then(|| endpoint.network_of_kind());
         let (len, now) = (self.records().len(), context.now);
-        let crowded_out = full::crowded_out(len, newcomer, context.random, |at| self.look(at, now));
+        let crowded_out =
+            full_swarm::crowded_out(len, newcomer, context.random, |at| self.look(at, now));
         let placement =
             crowded_out.map_or_else(|| self.placement_by_silence(context), Placement::Of);
         self.enter(context, endpoint, role, placement, others)

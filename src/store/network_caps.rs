@@ -12,11 +12,11 @@
 use fastrand::Rng;
 
 use super::peer::Endpoint;
-use super::select::CHOICE_MAX;
+use super::sampling::CHOICE_MAX;
 
 /// The most peers of a reply that may come from the same place.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Caps {
+pub(super) struct NetworkCaps {
     /// From one IPv4 address or IPv6 /64.
     host: usize,
     /// From one /24 or /48.
@@ -25,7 +25,7 @@ pub(super) struct Caps {
     mixed: bool,
 }
 
-impl Caps {
+impl NetworkCaps {
     /// The caps of a reply of `count` peers; `None` where nothing can exceed them.
     #[inline]
     pub(super) fn of<const ADDRESS: usize>(count: usize, mixed: bool) -> Option<Self> {
@@ -86,36 +86,36 @@ impl Caps {
         of_host < self.host && of_network < self.network
     }
 
-    /// Replaces what exceeds the caps by what `further` offers, as far as it does; where it offers
-    /// too little, networks are handed out beyond their cap before hosts are.
+    /// Replaces what exceeds the caps by what `replacements` offers, as far as it does; where it
+    /// offers too little, networks are handed out beyond their cap before hosts are.
     #[cold]
-    pub(super) fn mend<const ADDRESS: usize>(
+    pub(super) fn enforce<const ADDRESS: usize>(
         self,
         places: &mut [Endpoint<ADDRESS>],
         random: &mut Rng,
-        mut further: impl Further,
+        mut replacements: impl Replacements,
         candidate: impl Fn(usize) -> Endpoint<ADDRESS>,
     ) {
-        let mut handed = Handed::new(self, random);
-        let mut kept = partition(places, |it| handed.admits(it));
+        let mut counts = ReplyCounts::new(self, random);
+        let mut kept = partition(places, |it| counts.admits(it));
         // Whose network is full, but not whose host: they fill what is empty in the end.
         let (mut spares, mut spare) = ([0; CHOICE_MAX], 0);
         while kept < places.len() {
-            let Some(number) = further.next(random) else { break };
+            let Some(number) = replacements.next(random) else { break };
             let it = candidate(number as usize);
-            if handed.admits(&it) {
-                further.take(number);
+            if counts.admits(&it) {
+                replacements.take(number);
                 places[kept] = it;
                 kept += 1;
             } else if spare < places.len() - kept
                 && !spares[..spare].contains(&number)
-                && handed.admits_host(&it)
+                && counts.admits_host(&it)
             {
                 spares[spare] = number;
                 spare += 1;
             }
         }
-        kept += partition(&mut places[kept..], |it| handed.admits_host(it));
+        kept += partition(&mut places[kept..], |it| counts.admits_host(it));
         for (place, number) in places[kept..].iter_mut().zip(&spares[..spare]) {
             *place = candidate(*number as usize);
         }
@@ -135,16 +135,16 @@ fn partition<T>(all: &mut [T], mut passes: impl FnMut(&T) -> bool) -> usize {
 }
 
 /// How much a reply holds of each host and network.
-struct Handed {
-    caps: Caps,
-    hosts: Counted,
-    networks: Counted,
+struct ReplyCounts {
+    caps: NetworkCaps,
+    hosts: PrefixCounts,
+    networks: PrefixCounts,
 }
 
-impl Handed {
-    fn new(caps: Caps, random: &mut Rng) -> Self {
+impl ReplyCounts {
+    fn new(caps: NetworkCaps, random: &mut Rng) -> Self {
         let key = random.u64(..) | 1;
-        let [hosts, networks] = [(); 2].map(|()| Counted::new(key));
+        let [hosts, networks] = [(); 2].map(|()| PrefixCounts::new(key));
         Self { caps, hosts, networks }
     }
 
@@ -169,7 +169,7 @@ impl Handed {
 }
 
 /// Candidates beyond those that were chosen.
-pub(super) trait Further {
+pub(super) trait Replacements {
     /// The number of another candidate, which is not in the reply.
     fn next(&mut self, random: &mut Rng) -> Option<u32>;
     /// Notes that the candidate is in the reply now.
@@ -196,13 +196,13 @@ const COUNTED_SLOTS: usize = CHOICE_MAX * 4;
 
 /// How often each prefix is in the reply: an open-addressed table. Every call has its own key, so
 /// nobody can choose addresses that meet in it.
-struct Counted {
+struct PrefixCounts {
     key: u64,
     prefixes: [u64; COUNTED_SLOTS],
     counts: [u16; COUNTED_SLOTS],
 }
 
-impl Counted {
+impl PrefixCounts {
     fn new(key: u64) -> Self {
         Self { key, prefixes: [0; COUNTED_SLOTS], counts: [0; COUNTED_SLOTS] }
     }
@@ -223,7 +223,7 @@ mod tests {
     use std::collections::{BTreeMap, BTreeSet};
 
     use super::super::peer::{PeerMeta, PeerRecord, Role};
-    use super::super::select::{Capped, Pool, choose};
+    use super::super::sampling::{CandidatePool, CapScope, write_sample};
     use super::*;
     use crate::time::Now;
 
@@ -234,14 +234,14 @@ mod tests {
     /// The replies that `rounds` choices of `want` from the pool give.
     fn replies<const ADDRESS: usize>(
         runs: [&[PeerRecord<ADDRESS>]; 2],
-        capped: Capped,
+        capped: CapScope,
         want: usize,
         rounds: u64,
     ) -> Vec<Vec<Endpoint<ADDRESS>>> {
         let reply = |seed| {
             let mut out = vec![0; want * (ADDRESS + 2)];
-            let pool = Pool { runs, own: None, capped };
-            let written = choose(&pool, &mut Rng::with_seed(seed), &mut out);
+            let pool = CandidatePool { runs, own: None, capped };
+            let written = write_sample(&pool, &mut Rng::with_seed(seed), &mut out);
             let peers = out[..written].chunks_exact(ADDRESS + 2).map(|it| {
                 let (address, port) = it.split_at(ADDRESS);
                 Endpoint::new(address.try_into().unwrap(), u16::from_be_bytes([port[0], port[1]]))
@@ -280,21 +280,21 @@ mod tests {
     fn one_address_with_many_ports_gets_two_places() {
         let mut all: Vec<_> = (0..900).map(|port| record([20, 0, 0, 1], port + 1)).collect();
         all.extend((0..60).map(|at| record([30, 0, at, 1], 1)));
-        check(&replies([&all, &[]], Capped::All, 30, 200), 30, [2, 3]);
-        check(&replies([&all, &[]], Capped::All, 50, 200), 50, [2, 6]);
-        check(&replies([&all, &[]], Capped::All, 3, 200), 3, [2, 2]);
+        check(&replies([&all, &[]], CapScope::All, 30, 200), 30, [2, 3]);
+        check(&replies([&all, &[]], CapScope::All, 50, 200), 50, [2, 6]);
+        check(&replies([&all, &[]], CapScope::All, 3, 200), 3, [2, 2]);
         // Of a large swarm not everyone is tried; here a third are others.
         let mut all: Vec<_> = (0..20_000).map(|port| record([20, 0, 0, 1], port + 1)).collect();
         all.extend((0..10_000_u16).map(|at| record([30, (at >> 8) as u8, at as u8, 1], 1)));
-        check(&replies([&all, &[]], Capped::All, 50, 200), 50, [2, 6]);
-        check(&replies([&all, &[]], Capped::All, 200, 50), 200, [2, 25]);
+        check(&replies([&all, &[]], CapScope::All, 50, 200), 50, [2, 6]);
+        check(&replies([&all, &[]], CapScope::All, 200, 50), 200, [2, 25]);
     }
 
     #[test]
     fn one_network_with_many_hosts_gets_an_eighth() {
         let mut all: Vec<_> = (0..=255).map(|host| record([20, 0, 0, host], 1)).collect();
         all.extend((0..100).map(|at| record([30, 0, at, 1], 1)));
-        check(&replies([&all, &[]], Capped::All, 50, 200), 50, [1, 6]);
+        check(&replies([&all, &[]], CapScope::All, 50, 200), 50, [1, 6]);
         let other = |at: u8| {
             let mut address = [0x20; 16];
             address[5] = at;
@@ -306,8 +306,8 @@ mod tests {
             record(address, 1)
         };
         let all: Vec<_> = (0..240).map(host).chain((0..80).map(other)).collect();
-        check(&replies([&all, &[]], Capped::All, 40, 200), 40, [1, 5]);
-        check(&replies([&all, &[]], Capped::All, 7, 200), 7, [1, 1]);
+        check(&replies([&all, &[]], CapScope::All, 40, 200), 40, [1, 5]);
+        check(&replies([&all, &[]], CapScope::All, 7, 200), 7, [1, 1]);
     }
 
     #[test]
@@ -315,17 +315,17 @@ mod tests {
         let honest = |at: u16| record([20, 0, (at >> 8) as u8, at as u8], 1);
         let mut all: Vec<_> = (0..1000).map(honest).collect();
         all.extend((0..600).map(|port| record([20, 0, 0, 7], port + 2)));
-        check(&replies([&all, &[]], Capped::All, 50, 200), 50, [2, 50]);
-        check(&replies([&all, &[]], Capped::All, 200, 50), 200, [2, 200]);
-        check(&replies([&all[..200], &all[1000..1100]], Capped::All, 50, 200), 50, [2, 50]);
+        check(&replies([&all, &[]], CapScope::All, 50, 200), 50, [2, 50]);
+        check(&replies([&all, &[]], CapScope::All, 200, 50), 200, [2, 200]);
+        check(&replies([&all[..200], &all[1000..1100]], CapScope::All, 50, 200), 50, [2, 50]);
     }
 
     #[test]
     fn where_there_are_no_others_replies_are_full_all_the_same() {
         let all: Vec<_> = (0..1000).map(|port| record([20, 0, 0, 1], port + 1)).collect();
-        check(&replies([&all, &[]], Capped::All, 50, 100), 50, [50, 50]);
+        check(&replies([&all, &[]], CapScope::All, 50, 100), 50, [50, 50]);
         let some = [record([30, 0, 0, 1], 1), record([40, 0, 0, 1], 1)];
-        for reply in replies([&all, &some], Capped::All, 50, 100) {
+        for reply in replies([&all, &some], CapScope::All, 50, 100) {
             let others = reply.iter().filter(|it| it.host() >> 56 != 20).count();
             assert_eq!((reply.len(), others), (50, 2), "whoever else there is comes in");
         }
@@ -335,9 +335,9 @@ mod tests {
     fn local_peers_are_under_no_cap() {
         let local: Vec<_> = (0..900).map(|port| record([10, 0, 0, 1], port + 1)).collect();
         let public: Vec<_> = (0..900).map(|port| record([20, 0, 0, 1], port + 1)).collect();
-        let alone = replies([&local, &[]], Capped::None, 30, 10);
+        let alone = replies([&local, &[]], CapScope::None, 30, 10);
         assert!(alone.iter().all(|it| it.len() == 30));
-        check(&replies([&local, &public], Capped::Public, 30, 100), 30, [2, 2]);
+        check(&replies([&local, &public], CapScope::Public, 30, 100), 30, [2, 2]);
     }
 
     #[test]
@@ -354,7 +354,7 @@ mod tests {
             let reply: Vec<Endpoint<4>> = (0..count).map(peer).collect();
             let [host, network] = most(&reply);
             let keeps = host <= 2 && network <= 2.max(count / 8);
-            let holds = Caps::of::<4>(count, round % 2 == 0).unwrap().hold(&reply);
+            let holds = NetworkCaps::of::<4>(count, round % 2 == 0).unwrap().hold(&reply);
             assert!(keeps || !holds, "{host} {network} of {count}");
             seen[usize::from(keeps)] += 1;
         }

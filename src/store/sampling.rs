@@ -7,23 +7,23 @@
 use fastrand::Rng;
 use zerocopy::FromBytes;
 
+use super::network_caps::{NetworkCaps, Replacements};
 use super::peer::{Endpoint, PeerRecord};
-use super::spread::{Caps, Further};
 
 /// The peers an asker may be told of: up to two runs of records (its own scope, and the public
 /// one), and where in their concatenation it stands itself, if it does.
-pub(super) struct Pool<'a, const ADDRESS: usize> {
+pub(super) struct CandidatePool<'a, const ADDRESS: usize> {
     /// The runs.
     pub(super) runs: [&'a [PeerRecord<ADDRESS>]; 2],
     /// The asker's own position.
     pub(super) own: Option<usize>,
     /// Which of them are under caps.
-    pub(super) capped: Capped,
+    pub(super) capped: CapScope,
 }
 
 /// Which candidates no network may have too large a part of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Capped {
+pub(super) enum CapScope {
     /// All: they are public.
     All,
     /// The public ones.
@@ -32,7 +32,7 @@ pub(super) enum Capped {
     None,
 }
 
-impl<const ADDRESS: usize> Pool<'_, ADDRESS> {
+impl<const ADDRESS: usize> CandidatePool<'_, ADDRESS> {
     /// How many peers the asker may be told of.
     #[inline]
     pub(super) fn available(&self) -> usize {
@@ -47,8 +47,8 @@ const MARKED_MAX: usize = 2048;
 /// Writes randomly chosen peers to `out` in compact form, as many as fit but no more than
 /// [`CHOICE_MAX`]; says how many bytes.
 #[inline]
-pub(super) fn choose<const ADDRESS: usize>(
-    pool: &Pool<'_, ADDRESS>,
+pub(super) fn write_sample<const ADDRESS: usize>(
+    pool: &CandidatePool<'_, ADDRESS>,
     random: &mut Rng,
     out: &mut [u8],
 ) -> usize {
@@ -71,21 +71,31 @@ pub(super) fn choose<const ADDRESS: usize>(
         return count * stride;
     }
     let caps = match pool.capped {
-        Capped::None => None,
-        capped => Caps::of::<ADDRESS>(count, capped == Capped::Public),
+        CapScope::None => None,
+        capped => NetworkCaps::of::<ADDRESS>(count, capped == CapScope::Public),
     };
     let fails = |places: &[_]| caps.filter(|caps| !caps.hold(places));
     if available <= MARKED_MAX {
-        let mut marks = Marks::default();
+        let mut marks = BitSet::default();
         sample(available, places, random, &mut marks, candidate);
         if let Some(caps) = fails(places) {
-            caps.mend(places, random, Unmarked::new(&marks, available, count), candidate);
+            caps.enforce(
+                places,
+                random,
+                UnmarkedCandidates::new(&marks, available, count),
+                candidate,
+            );
         }
     } else {
-        let mut scattered = Scattered::<{ CHOICE_MAX * 2 }>::new(count);
+        let mut scattered = HashedSet::<{ CHOICE_MAX * 2 }>::new(count);
         sample(available, places, random, &mut scattered, candidate);
         if let Some(caps) = fails(places) {
-            caps.mend(places, random, Redrawn::new(&scattered, available, count), candidate);
+            caps.enforce(
+                places,
+                random,
+                RedrawnCandidates::new(&scattered, available, count),
+                candidate,
+            );
         }
     }
     count * stride
@@ -97,7 +107,7 @@ fn sample<T>(
     n: usize,
     places: &mut [T],
     random: &mut Rng,
-    chosen: &mut impl Chosen,
+    chosen: &mut impl NumberSet,
     candidate: impl Fn(usize) -> T,
 ) {
     let first = word(n - places.len());
@@ -114,21 +124,21 @@ fn word(position: usize) -> u32 {
 }
 
 /// A set of numbers that were chosen.
-trait Chosen {
+trait NumberSet {
     /// Adds `drawn`, or `instead` (which was never added) if `drawn` is there already. Says which.
     fn insert(&mut self, drawn: u32, instead: u32) -> u32;
 }
 
 /// A bit for every candidate.
-struct Marks([u64; MARKED_MAX / 64]);
+struct BitSet([u64; MARKED_MAX / 64]);
 
-impl Default for Marks {
+impl Default for BitSet {
     fn default() -> Self {
         Self([0; MARKED_MAX / 64])
     }
 }
 
-impl Chosen for Marks {
+impl NumberSet for BitSet {
     #[inline]
     fn insert(&mut self, drawn: u32, instead: u32) -> u32 {
         // No branch: whether a number was drawn before cannot be predicted.
@@ -139,17 +149,17 @@ impl Chosen for Marks {
     }
 }
 
-/// The most peers one call is given: what a [`Scattered`] has room for, half its slots.
+/// The most peers one call is given: what a [`HashedSet`] has room for, half its slots.
 pub(super) const CHOICE_MAX: usize = 256;
 
 /// An open-addressed set for few numbers of a wide range. Slots hold the number plus one; 0 is
 /// free. Numbers are random already, so their low bits spread well enough.
-struct Scattered<const SLOTS: usize> {
+struct HashedSet<const SLOTS: usize> {
     slots: [u32; SLOTS],
     mask: usize,
 }
 
-impl<const SLOTS: usize> Scattered<SLOTS> {
+impl<const SLOTS: usize> HashedSet<SLOTS> {
     fn new(numbers: usize) -> Self {
         let slots = (numbers * 2).next_power_of_two().min(SLOTS);
         Self { slots: [0; SLOTS], mask: slots - 1 }
@@ -175,7 +185,7 @@ impl<const SLOTS: usize> Scattered<SLOTS> {
     }
 }
 
-impl<const SLOTS: usize> Chosen for Scattered<SLOTS> {
+impl<const SLOTS: usize> NumberSet for HashedSet<SLOTS> {
     #[inline]
     fn insert(&mut self, drawn: u32, instead: u32) -> u32 {
         if self.add(drawn) {
@@ -197,14 +207,14 @@ fn tries(available: usize, count: usize) -> usize {
 }
 
 /// The candidates that are not marked, in random order.
-struct Unmarked {
+struct UnmarkedCandidates {
     numbers: [u16; MARKED_MAX],
     left: usize,
     tries: usize,
 }
 
-impl Unmarked {
-    fn new(marks: &Marks, available: usize, count: usize) -> Self {
+impl UnmarkedCandidates {
+    fn new(marks: &BitSet, available: usize, count: usize) -> Self {
         let mut it = Self { numbers: [0; MARKED_MAX], left: 0, tries: tries(available, count) };
         for number in 0..u16::try_from(available).unwrap_or(u16::MAX) {
             let at = usize::from(number);
@@ -215,7 +225,7 @@ impl Unmarked {
     }
 }
 
-impl Further for Unmarked {
+impl Replacements for UnmarkedCandidates {
     fn next(&mut self, random: &mut Rng) -> Option<u32> {
         self.tries = self.tries.checked_sub(1)?;
         self.left = self.left.checked_sub(1)?;
@@ -227,23 +237,23 @@ impl Further for Unmarked {
 }
 
 /// Candidates of a large pool, drawn once more. One that was turned down may come again.
-struct Redrawn {
-    chosen: Scattered<{ CHOICE_MAX * 4 }>,
+struct RedrawnCandidates {
+    chosen: HashedSet<{ CHOICE_MAX * 4 }>,
     available: u32,
     tries: usize,
 }
 
-impl Redrawn {
-    fn new(scattered: &Scattered<{ CHOICE_MAX * 2 }>, available: usize, count: usize) -> Self {
+impl RedrawnCandidates {
+    fn new(scattered: &HashedSet<{ CHOICE_MAX * 2 }>, available: usize, count: usize) -> Self {
         // Of those chosen at first all stay in the set, and as many may come.
-        let mut chosen = Scattered::new(count * 2);
+        let mut chosen = HashedSet::new(count * 2);
         let numbers = scattered.slots.iter().filter_map(|slot| slot.checked_sub(1));
         numbers.for_each(|number| _ = chosen.add(number));
         Self { chosen, available: word(available), tries: tries(available, count) }
     }
 }
 
-impl Further for Redrawn {
+impl Replacements for RedrawnCandidates {
     fn next(&mut self, random: &mut Rng) -> Option<u32> {
         loop {
             self.tries = self.tries.checked_sub(1)?;
@@ -271,8 +281,8 @@ mod tests {
         (0..count).map(|at| PeerRecord::new(Endpoint::new(address(at), at + 1), meta)).collect()
     }
 
-    fn pool<'a>(runs: [&'a [PeerRecord<4>]; 2], own: Option<usize>) -> Pool<'a, 4> {
-        Pool { runs, own, capped: Capped::All }
+    fn pool<'a>(runs: [&'a [PeerRecord<4>]; 2], own: Option<usize>) -> CandidatePool<'a, 4> {
+        CandidatePool { runs, own, capped: CapScope::All }
     }
 
     /// How often each port was handed out in `rounds` choices.
@@ -287,7 +297,7 @@ mod tests {
         let mut hits = vec![0; total + 1];
         let mut out = vec![0; want * 6];
         for _ in 0..rounds {
-            let written = choose(&pool(runs, own), &mut random, &mut out);
+            let written = write_sample(&pool(runs, own), &mut random, &mut out);
             let mut ports: Vec<usize> = out[..written]
                 .chunks_exact(6)
                 .map(|peer| usize::from(u16::from_be_bytes([peer[4], peer[5]])))
@@ -327,7 +337,7 @@ mod tests {
             let mut hits = tally([front, back], own, want, rounds);
             hits.remove(0);
             if let Some(own) = own {
-                assert_eq!(hits.remove(own), 0, "the asker was handed out");
+                assert_eq!(hits.remove(own), 0, "the asker was counts out");
             }
             let (statistic, freedom) = chi_squared(&hits);
             // Mean `freedom`, deviation sqrt(2 × freedom): six deviations never happen by chance.
@@ -343,7 +353,7 @@ mod tests {
         let mut pairs = vec![0; 64];
         for _ in 0..200_000 {
             let mut out = [0; 12];
-            choose(&pool([&all, &[]], None), &mut random, &mut out);
+            write_sample(&pool([&all, &[]], None), &mut random, &mut out);
             let (a, b) = (usize::from(out[5]) - 1, usize::from(out[11]) - 1);
             pairs[a.min(b) * 8 + a.max(b)] += 1;
         }
@@ -358,9 +368,9 @@ mod tests {
         let all = records(10);
         let mut out = [0; 20];
         let ten = pool([&all, &[]], None);
-        assert_eq!(choose(&ten, &mut Rng::with_seed(1), &mut out), 18);
-        assert_eq!(choose(&ten, &mut Rng::with_seed(1), &mut out[..5]), 0);
+        assert_eq!(write_sample(&ten, &mut Rng::with_seed(1), &mut out), 18);
+        assert_eq!(write_sample(&ten, &mut Rng::with_seed(1), &mut out[..5]), 0);
         let nobody = pool([&all[..1], &[]], Some(0));
-        assert_eq!(choose(&nobody, &mut Rng::with_seed(1), &mut out), 0);
+        assert_eq!(write_sample(&nobody, &mut Rng::with_seed(1), &mut out), 0);
     }
 }

@@ -33,7 +33,7 @@ const LARGE_CROWD: usize = 32;
 
 /// A peer that was drawn.
 #[derive(Clone, Copy, Debug, Default)]
-struct Drawn {
+struct DrawnPeer {
     network: PeerNetwork,
     /// Its number among all peers of the swarm.
     number: usize,
@@ -49,23 +49,23 @@ pub(super) fn crowded_out(
     random: &mut Rng,
     look: impl Fn(usize) -> Option<(PeerNetwork, u32)>,
 ) -> Option<usize> {
-    let mut drawn = [Drawn::default(); DRAWN_MAX];
+    let mut drawn = [DrawnPeer::default(); DRAWN_MAX];
     let mut count = 0;
     let parts = len.min(DRAWN_MAX);
     for part in 0..parts {
         // One of each part of the swarm, so that nobody is drawn twice.
         let number = random.usize(part * len / parts..(part + 1) * len / parts);
         if let Some((network, age_s)) = look(number) {
-            drawn[count] = Drawn { network, number, age_s };
+            drawn[count] = DrawnPeer { network, number, age_s };
             count += 1;
         }
     }
     let drawn = &mut drawn[..count];
     drawn.sort_unstable_by_key(|it| it.network);
-    let same = |a: &Drawn, b: &Drawn| a.network == b.network;
-    let of_newcomer = |it: &[Drawn]| newcomer == Some(it[0].network);
+    let same = |a: &DrawnPeer, b: &DrawnPeer| a.network == b.network;
+    let of_newcomer = |it: &[DrawnPeer]| newcomer == Some(it[0].network);
     let crowds = || drawn.chunk_by(same).filter(|it| it.len() >= CROWD);
-    let near = |a: &Drawn, b: &Drawn| a.network.above() == b.network.above();
+    let near = |a: &DrawnPeer, b: &DrawnPeer| a.network.above() == b.network.above();
     let large_crowds = || drawn.chunk_by(near).filter(|it| it.len() >= LARGE_CROWD);
     let crowd = crowds()
         .max_by_key(|it| (of_newcomer(it), it.len()))
