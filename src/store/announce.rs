@@ -6,7 +6,7 @@ use fastrand::Rng;
 use super::apply::apply;
 use super::choose::{Reader, choose};
 use super::context::AnnounceContext;
-use super::evict::Lack;
+use super::evict::Shortage;
 use super::peer_list::{ApplyResult, Change};
 use super::raw::Entry;
 use super::swarm::{Swarm, SwarmStats};
@@ -82,7 +82,7 @@ impl Store {
                     if has_evicted {
                         return Answer { stored: Stored::NoMemory, ..Answer::default() };
                     }
-                    self.evict(&mut shard, key, Lack::Bucket);
+                    self.evict(&mut shard, key, Shortage::Bucket);
                     has_evicted = true;
                     continue;
                 }
@@ -118,7 +118,7 @@ impl Store {
             if answer.stored != Stored::NoMemory || has_evicted {
                 return Answer { created: is_new && stays, ..answer };
             }
-            self.evict(&mut shard, key, Lack::Bytes);
+            self.evict(&mut shard, key, Shortage::Bytes);
             has_evicted = true;
         }
     }

@@ -11,7 +11,7 @@ use super::{ShardTotals, Store, add};
 
 /// What a newcomer cannot be stored for want of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Lack {
+pub(super) enum Shortage {
     /// A bucket of the table, which may not grow.
     Bucket,
     /// Bytes.
@@ -39,15 +39,15 @@ impl Store {
     /// Evicts torrents other than that of `key`. While there are torrents without peers whose
     /// eviction helps, no other is evicted.
     #[cold]
-    pub(super) fn evict(&self, shard: &mut LockedShard<'_>, key: Key<'_>, lack: Lack) {
-        let has_room = match lack {
-            Lack::Bucket => self.empty_a_bucket(shard, key),
-            Lack::Bytes => self.halve(shard, key),
+    pub(super) fn evict(&self, shard: &mut LockedShard<'_>, key: Key<'_>, shortage: Shortage) {
+        let has_room = match shortage {
+            Shortage::Bucket => self.empty_a_bucket(shard, key),
+            Shortage::Bytes => self.halve(shard, key),
         };
         if has_room {
             return;
         }
-        let is_evictable = |packed: &PackedSwarm| packed.peek(|swarm| would_help(swarm, lack));
+        let is_evictable = |packed: &PackedSwarm| packed.peek(|swarm| would_help(swarm, shortage));
         let mut found = search(shard, key, |packed| is_evictable(packed).then_some(0));
         for &(_, at) in found.sorted().iter().take(EVICTED_MAX) {
             self.evict_at(shard, at);
@@ -157,9 +157,9 @@ impl ShardTotals {
 
 /// Whether a torrent with peers may be evicted, as it is on probation, and that would help: one
 /// peer in place takes a bucket only.
-fn would_help(swarm: &Swarm, lack: Lack) -> bool {
+fn would_help(swarm: &Swarm, shortage: Shortage) -> bool {
     match swarm {
-        Swarm::Inline(record, _) => lack == Lack::Bucket && record.meta().is_on_probation(),
+        Swarm::Inline(record, _) => shortage == Shortage::Bucket && record.meta().is_on_probation(),
         Swarm::SmallV4(block) => all_on_probation(block.records()),
         Swarm::SmallV6(block) => all_on_probation(block.records()),
         Swarm::Empty { .. } | Swarm::Large(_) => false,
@@ -167,12 +167,12 @@ fn would_help(swarm: &Swarm, lack: Lack) -> bool {
 }
 
 /// Buckets of torrents that may be evicted, each with its rank: the lowest is evicted first.
-struct Found {
+struct EvictionCandidates {
     buckets: [(u32, usize); SEARCHED_BUCKETS],
     count: usize,
 }
 
-impl Found {
+impl EvictionCandidates {
     fn sorted(&mut self) -> &[(u32, usize)] {
         let found = &mut self.buckets[..self.count];
         found.sort_unstable();
@@ -186,8 +186,8 @@ fn search(
     shard: &mut LockedShard<'_>,
     key: Key<'_>,
     rank: impl Fn(&PackedSwarm) -> Option<u32>,
-) -> Found {
-    let mut found = Found { buckets: [(0, 0); SEARCHED_BUCKETS], count: 0 };
+) -> EvictionCandidates {
+    let mut found = EvictionCandidates { buckets: [(0, 0); SEARCHED_BUCKETS], count: 0 };
     let mut at = shard.hand();
     for _ in 0..SEARCHED_BUCKETS.min(shard.buckets()) {
         at = (at + 1) & (shard.buckets() - 1);

@@ -38,7 +38,7 @@ pub struct Usage {
 pub(super) const CHUNK_BYTES: u64 = 4096;
 
 /// What all accounts have reserved together, and how far they may go.
-pub(super) struct Memory {
+pub(super) struct StoreMemory {
     reserved: AtomicU64,
     /// No more than this is reserved; all there is without a bound.
     reserved_max: AtomicU64,
@@ -48,7 +48,7 @@ pub(super) struct Memory {
     peers_max: AtomicU64,
 }
 
-impl Default for Memory {
+impl Default for StoreMemory {
     fn default() -> Self {
         let [reserved_max, pressed_above] = [(); 2].map(|()| AtomicU64::new(u64::MAX));
         let [reserved, peers_max] = [(); 2].map(|()| AtomicU64::new(0));
@@ -58,19 +58,19 @@ impl Default for Memory {
 
 /// One shard's account. Written only under the shard's write lock; read by anyone.
 #[derive(Default)]
-pub(super) struct Account {
+pub(super) struct ShardAccount {
     taken: AtomicU64,
     reserved: AtomicU64,
 }
 
-impl Account {
+impl ShardAccount {
     /// Bytes that the shard takes.
     pub(super) fn taken(&self) -> u64 {
         self.taken.load(Ordering::Relaxed)
     }
 }
 
-impl Memory {
+impl StoreMemory {
     /// Sets what the store may take. What it takes already stays.
     pub(super) fn allow(&self, budget: Budget) {
         let (reserved_max, pressed_above) = match budget.bytes_max {
@@ -118,14 +118,14 @@ impl Memory {
 
     /// What an announce may take in a shard.
     #[inline]
-    pub(super) fn of_shard<'a>(&'a self, account: &'a Account) -> ShardBudget<'a> {
+    pub(super) fn of_shard<'a>(&'a self, account: &'a ShardAccount) -> ShardBudget<'a> {
         let (is_short, peers_max) = (self.is_short(), self.peers_max());
         ShardBudget { memory: self, account, is_short, peers_max, charged: 0 }
     }
 
     /// Whether a shard may take `bytes` more than it does; they are reserved then.
     #[inline]
-    pub(super) fn admits(&self, account: &Account, bytes: u64) -> bool {
+    pub(super) fn admits(&self, account: &ShardAccount, bytes: u64) -> bool {
         if self.is_over() {
             return false;
         }
@@ -138,7 +138,7 @@ impl Memory {
 
     /// Reserves up to `wanted` bytes for a shard that has reserved fewer, if the budget allows.
     #[cold]
-    fn reserve(&self, account: &Account, wanted: u64, reserved: u64) -> bool {
+    fn reserve(&self, account: &ShardAccount, wanted: u64, reserved: u64) -> bool {
         let max = self.reserved_max.load(Ordering::Relaxed);
         let more = |all: u64| all.checked_add(wanted - reserved).filter(|all| *all <= max);
         let done = self.reserved.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
@@ -150,13 +150,13 @@ impl Memory {
 
     /// Notes that something of `before` bytes takes `after` now.
     #[inline]
-    pub(super) fn note(&self, account: &Account, before: usize, after: usize) {
+    pub(super) fn note(&self, account: &ShardAccount, before: usize, after: usize) {
         if before != after {
             self.change(account, before as u64, after as u64);
         }
     }
 
-    fn change(&self, account: &Account, before: u64, after: u64) {
+    fn change(&self, account: &ShardAccount, before: u64, after: u64) {
         let taken = account.taken() + after - before;
         account.taken.store(taken, Ordering::Relaxed);
         let reserved = account.reserved.load(Ordering::Relaxed);
@@ -172,8 +172,8 @@ impl Memory {
 
 /// What one announce may take in one shard.
 pub(super) struct ShardBudget<'a> {
-    memory: &'a Memory,
-    account: &'a Account,
+    memory: &'a StoreMemory,
+    account: &'a ShardAccount,
     /// Whether new torrents are on probation.
     pub(super) is_short: bool,
     /// The most peers of a torrent.
@@ -206,7 +206,8 @@ mod tests {
 
     #[test]
     fn what_is_reserved_covers_what_is_taken_and_keeps_the_budget() {
-        let (memory, accounts) = (Memory::default(), [(); 4].map(|()| Account::default()));
+        let (memory, accounts) =
+            (StoreMemory::default(), [(); 4].map(|()| ShardAccount::default()));
         let bytes_max = 100_000;
         memory.allow(Budget { bytes_max, peers_per_torrent_max: 0 });
         let mut random = fastrand::Rng::with_seed(1);
@@ -221,7 +222,7 @@ mod tests {
             } else {
                 refused += 1;
             }
-            let sum = |of: fn(&Account) -> &AtomicU64| -> u64 {
+            let sum = |of: fn(&ShardAccount) -> &AtomicU64| -> u64 {
                 accounts.iter().map(|it| of(it).load(Ordering::Relaxed)).sum()
             };
             let reserved = memory.reserved.load(Ordering::Relaxed);
@@ -235,7 +236,7 @@ mod tests {
 
     #[test]
     fn without_a_bound_everything_is_admitted() {
-        let (memory, account) = (Memory::default(), Account::default());
+        let (memory, account) = (StoreMemory::default(), ShardAccount::default());
         assert!(memory.admits(&account, 1 << 50) && !memory.is_short());
         memory.allow(Budget { bytes_max: 1000, peers_per_torrent_max: 7 });
         assert!(memory.is_short() && !memory.admits(&account, 1 << 51));
@@ -247,7 +248,7 @@ mod tests {
 
     #[test]
     fn what_goes_is_not_replaced_where_the_budget_was_lowered() {
-        let (memory, account) = (Memory::default(), Account::default());
+        let (memory, account) = (StoreMemory::default(), ShardAccount::default());
         memory.allow(Budget { bytes_max: 100_000, peers_per_torrent_max: 0 });
         assert!(memory.admits(&account, 50_000));
         memory.note(&account, 0, 50_000);

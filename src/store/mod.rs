@@ -53,7 +53,7 @@ pub use restore::{Arrival, Restored, Terms};
 
 use crate::types::{Contact, InfoHash, Kind, Scope, ScrapeEntry};
 use choose::{Reader, choose};
-use memory::{Account, Memory};
+use memory::{ShardAccount, StoreMemory};
 use peer_list::ApplyResult;
 use raw::SwarmTable;
 use swarm::{Swarm, SwarmStats};
@@ -106,7 +106,7 @@ struct ShardTotals {
     leechers: [AtomicU64; Kind::ALL.len()],
     completed: AtomicU64,
     evicted: AtomicU64,
-    account: Account,
+    account: ShardAccount,
 }
 
 /// Adds to a count whose shard is locked.
@@ -234,7 +234,7 @@ pub struct Answer {
 pub struct Store {
     table: SwarmTable,
     totals: Box<[CachePadded<ShardTotals>]>,
-    memory: CachePadded<Memory>,
+    memory: CachePadded<StoreMemory>,
     /// Downloads counted before the snapshot that was restored.
     completed_before: AtomicU64,
 }
