@@ -50,7 +50,7 @@ pub struct Sweeper {
     shard: usize,
     bucket: usize,
     /// Where to go on inside a large swarm.
-    place: Option<Place>,
+    position: Option<SweepPosition>,
     /// When the current shard's turn has come.
     due: Option<Now>,
     latest: Option<Now>,
@@ -60,7 +60,7 @@ pub struct Sweeper {
 
 /// A position inside a large swarm.
 #[derive(Clone, Copy)]
-struct Place {
+struct SweepPosition {
     /// The torrent; its bucket may have become another's by the next slice.
     info_hash: InfoHash,
     /// Which crowd: IPv4 ones first, then IPv6, then WebRTC.
@@ -79,7 +79,7 @@ impl Sweeper {
             shards: share,
             shard,
             bucket: 0,
-            place: None,
+            position: None,
             due: None,
             latest: None,
             empty_age_s_max: None,
@@ -147,7 +147,7 @@ impl Sweeper {
         let empty_age_s_max = limits.empty_torrent_age_s_max;
         let empty_torrent_age_s_max = self.empty_age_s_max.unwrap_or(empty_age_s_max);
         let limits = Limits { empty_torrent_age_s_max, ..limits };
-        let expiry = Expiry { store, totals, now, limits };
+        let expiry = ShardExpiry { store, totals, now, limits };
         let mut shard = store.table.lock_shard(self.shard);
         while self.bucket < shard.buckets() {
             if *looks == 0 {
@@ -156,16 +156,16 @@ impl Sweeper {
             *looks -= 1;
             let swept = shard.update_at(self.bucket, |info_hash, swarm| {
                 let (bytes, had_peers) = (swarm.bytes(), swarm.has_peers());
-                let from = self.place.take().filter(|place| place.info_hash == *info_hash);
-                let (swarm, place) = expiry.expire(info_hash, swarm, from, looks);
+                let from = self.position.take().filter(|position| position.info_hash == *info_hash);
+                let (swarm, position) = expiry.expire(info_hash, swarm, from, looks);
                 store.note_bytes(self.shard, bytes, swarm.bytes());
                 totals.note_peers(had_peers, swarm.has_peers());
-                (swarm, place)
+                (swarm, position)
             });
-            if let Some((place, stays)) = swept {
+            if let Some((position, stays)) = swept {
                 totals.note_entry(true, stays);
-                if place.is_some() {
-                    self.place = place;
+                if position.is_some() {
+                    self.position = position;
                     return false;
                 }
             }
@@ -182,22 +182,22 @@ impl Sweeper {
 }
 
 /// What a sweep of one shard goes by.
-struct Expiry<'a> {
+struct ShardExpiry<'a> {
     store: &'a Store,
     totals: &'a ShardTotals,
     now: Now,
     limits: Limits,
 }
 
-impl Expiry<'_> {
+impl ShardExpiry<'_> {
     /// Expires one swarm; returns where to go on in it if `looks` ran out.
     fn expire(
         &self,
         info_hash: &InfoHash,
         swarm: Swarm,
-        from: Option<Place>,
+        from: Option<SweepPosition>,
         looks: &mut usize,
-    ) -> (Swarm, Option<Place>) {
+    ) -> (Swarm, Option<SweepPosition>) {
         let now = self.now;
         let empty_age_s_max = u64::from(self.limits.empty_torrent_age_s_max);
         let swarm = match swarm {
@@ -215,9 +215,9 @@ impl Expiry<'_> {
             Swarm::SmallV4(block) => self.expire_small(block, looks),
             Swarm::SmallV6(block) => self.expire_small(block, looks),
             Swarm::Large(mut large) => {
-                let place = self.expire_large(info_hash, &mut large, from, looks);
-                if place.is_some() {
-                    return (Swarm::Large(large), place);
+                let position = self.expire_large(info_hash, &mut large, from, looks);
+                if position.is_some() {
+                    return (Swarm::Large(large), position);
                 }
                 self.settle(large)
             }
@@ -260,9 +260,9 @@ impl Expiry<'_> {
         &self,
         info_hash: &InfoHash,
         large: &mut LargeSwarm,
-        from: Option<Place>,
+        from: Option<SweepPosition>,
         looks: &mut usize,
-    ) -> Option<Place> {
+    ) -> Option<SweepPosition> {
         let (mut group, mut end) = from.map_or((0, usize::MAX), |it| (it.group, it.end));
         let (v6_from, web_at) = (large.v4.len(), large.v4.len() + large.v6.len());
         loop {
@@ -276,7 +276,7 @@ impl Expiry<'_> {
                 return None;
             };
             if let Some(end) = rest {
-                return Some(Place { info_hash: *info_hash, group, end });
+                return Some(SweepPosition { info_hash: *info_hash, group, end });
             }
             (group, end) = (group + 1, usize::MAX);
         }

@@ -134,15 +134,15 @@ pub struct Batch {
 pub struct Export {
     at: Now,
     walk: ShardWalk,
-    seen: Seen,
+    exported: ExportedTorrents,
     /// The large swarm that is not copied to its end yet.
-    rest: Option<Rest>,
+    position: Option<ExportPosition>,
 }
 
 impl Export {
     /// An export as of this moment: it is what ages are counted from.
     pub fn new(at: Now) -> Self {
-        Self { at, walk: ShardWalk::new(0), seen: Seen::default(), rest: None }
+        Self { at, walk: ShardWalk::new(0), exported: ExportedTorrents::default(), position: None }
     }
 }
 
@@ -150,26 +150,26 @@ impl Store {
     /// Puts the next slice into `batch`, in place of what is there; false once there was no more.
     pub fn export(&self, export: &mut Export, batch: &mut Batch) -> bool {
         batch.clear();
-        let Export { at, walk, seen, rest } = export;
-        if let Some(from) = rest.take() {
+        let Export { at, walk, exported, position } = export;
+        if let Some(from) = position.take() {
             let go_on = |packed: &PackedSwarm| packed.peek(|swarm| batch.go_on(*at, &from, swarm));
-            *rest = self.table.read(&from.info_hash, go_on).flatten();
+            *position = self.table.read(&from.info_hash, go_on).flatten();
             return true;
         }
         if walk.shard == self.table.shards() {
             return false;
         }
         let more = self.table.walk_on(walk, |restarts, info_hash, packed| {
-            if seen.has(info_hash, restarts) {
+            if exported.has(info_hash, restarts) {
                 return ControlFlow::Continue(());
             }
-            *rest = packed.peek(|swarm| batch.add(*at, info_hash, swarm));
-            let pauses = rest.is_some() || batch.peers() >= PEERS_PER_SLICE;
+            *position = packed.peek(|swarm| batch.add(*at, info_hash, swarm));
+            let pauses = position.is_some() || batch.peers() >= PEERS_PER_SLICE;
             if pauses { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         });
         if !more {
             *walk = ShardWalk::new(walk.shard + 1);
-            seen.clear();
+            exported.clear();
         }
         true
     }
@@ -177,14 +177,14 @@ impl Store {
 
 /// Torrents of the current shard that the export has come by.
 #[derive(Default)]
-struct Seen {
+struct ExportedTorrents {
     /// In the order they came; nobody asks before the walk begins anew.
     first: Vec<InfoHash>,
     /// All of them, once somebody does.
     all: HashSet<InfoHash, RandomState>,
 }
 
-impl Seen {
+impl ExportedTorrents {
     /// Whether a torrent was seen before in this shard, in which the walk began anew so many times.
     fn has(&mut self, info_hash: &InfoHash, restarts: u32) -> bool {
         if restarts == 0 {
@@ -202,7 +202,7 @@ impl Seen {
 }
 
 /// Where to go on in a large swarm.
-struct Rest {
+struct ExportPosition {
     info_hash: InfoHash,
     /// Which crowd: of IPv4 the scopes in the order of [`SCOPES`], then of IPv6.
     group: usize,
@@ -224,7 +224,7 @@ impl Batch {
     }
 
     /// Copies a torrent, or puts it off if its peers are too many for this batch.
-    fn add(&mut self, at: Now, info_hash: &InfoHash, swarm: &Swarm) -> Option<Rest> {
+    fn add(&mut self, at: Now, info_hash: &InfoHash, swarm: &Swarm) -> Option<ExportPosition> {
         let mut torrent =
             SavedTorrent { info_hash: *info_hash, completed: 0, empty_s: 0, v4: 0, v6: 0 };
         match swarm {
@@ -249,7 +249,7 @@ impl Batch {
             }
             Swarm::Large(large) => {
                 let info_hash = *info_hash;
-                let whole = Rest { info_hash, group: 0, end: usize::MAX, is_whole: true };
+                let whole = ExportPosition { info_hash, group: 0, end: usize::MAX, is_whole: true };
                 let puts_off = self.peers() > 0 && self.peers() + large.len() > PEERS_PER_SLICE;
                 return if puts_off { Some(whole) } else { self.add_part(at, &whole, large) };
             }
@@ -259,25 +259,30 @@ impl Batch {
     }
 
     /// Goes on with a torrent that was too large for the batch before.
-    fn go_on(&mut self, at: Now, from: &Rest, swarm: &Swarm) -> Option<Rest> {
+    fn go_on(&mut self, at: Now, from: &ExportPosition, swarm: &Swarm) -> Option<ExportPosition> {
         match swarm {
             Swarm::Large(large) => self.add_part(at, from, large),
             smaller if from.is_whole => self.add(at, &from.info_hash, smaller),
             Swarm::Empty { .. } => None,
             smaller => {
                 // Who is copied already and who is not have become one.
-                let rest = self.add(at, &from.info_hash, smaller);
+                let position = self.add(at, &from.info_hash, smaller);
                 self.torrents.iter_mut().for_each(|it| it.completed = 0);
-                rest
+                position
             }
         }
     }
 
     /// Copies as much of a large swarm as there is room for; says where to go on.
-    fn add_part(&mut self, at: Now, from: &Rest, large: &LargeSwarm) -> Option<Rest> {
+    fn add_part(
+        &mut self,
+        at: Now,
+        from: &ExportPosition,
+        large: &LargeSwarm,
+    ) -> Option<ExportPosition> {
         let before = (self.v4.len(), self.v6.len());
         let (mut group, mut end) = (from.group, from.end);
-        let rest = loop {
+        let position = loop {
             let room = PEERS_PER_SLICE.saturating_sub(self.peers());
             let scope = SCOPES[group % SCOPES.len()];
             let left = match group / SCOPES.len() {
@@ -287,7 +292,7 @@ impl Batch {
             };
             if left > 0 {
                 let info_hash = from.info_hash;
-                break Some(Rest { info_hash, group, end: left, is_whole: false });
+                break Some(ExportPosition { info_hash, group, end: left, is_whole: false });
             }
             (group, end) = (group + 1, usize::MAX);
         };
@@ -298,7 +303,7 @@ impl Batch {
             v4: self.v4.len() - before.0,
             v6: self.v6.len() - before.1,
         });
-        rest
+        position
     }
 
     /// Adds a torrent, unless there is nothing to say of it.

@@ -26,7 +26,7 @@ mod export;
 mod full_swarm;
 mod host_counts;
 mod large_swarm;
-mod list;
+mod listing;
 mod memory;
 mod network_caps;
 mod peer;
@@ -45,7 +45,7 @@ use fastrand::Rng;
 
 pub use expire::{Limits, Sweeper};
 pub use export::{Batch, Export, Saved4, Saved6, SavedPeer, SavedTorrent};
-pub use list::{Listed, ListedPeer, Order};
+pub use listing::{Listed, ListedPeer, Order};
 pub use memory::{Budget, Usage};
 pub use peer::{PEER_AGE_S_LIMIT, Role, TICK_S};
 pub use peer_list::Change;

@@ -78,9 +78,9 @@ impl Store {
             restored.refused += (torrent.v4.len() + torrent.v6.len()) as u64;
             return;
         }
-        let mut restoring =
-            Restoring { store: self, shard: number, terms, torrent, random, restored };
-        let ((), stays) = entry.update(|swarm| (restoring.merge(swarm), ()));
+        let mut context =
+            RestoreContext { store: self, shard: number, terms, torrent, random, restored };
+        let ((), stays) = entry.update(|swarm| (context.merge(swarm), ()));
         restored.torrents += u64::from(stays);
         self.totals[number].note_entry(existed, stays);
     }
@@ -93,7 +93,7 @@ impl Store {
 }
 
 /// A torrent that is being restored.
-struct Restoring<'a, 't> {
+struct RestoreContext<'a, 't> {
     store: &'a Store,
     shard: usize,
     terms: Terms,
@@ -102,7 +102,7 @@ struct Restoring<'a, 't> {
     restored: &'a mut Restored,
 }
 
-impl Restoring<'_, '_> {
+impl RestoreContext<'_, '_> {
     fn merge(&mut self, swarm: Swarm) -> Swarm {
         let before = swarm.bytes();
         let keys = self.store.table.keys();

@@ -59,7 +59,7 @@ impl Store {
         count: usize,
         shown: impl Fn(&InfoHash) -> bool,
     ) -> Vec<Listed> {
-        let mut smallest = Smallest { count, listed: Vec::new(), below: None };
+        let mut smallest = SmallestHashes { count, listed: Vec::new(), below: None };
         self.look_through(|info_hash, packed| {
             let is_next = after.is_none_or(|after| info_hash > after);
             if is_next && smallest.wants(info_hash) && shown(info_hash) {
@@ -73,11 +73,11 @@ impl Store {
     /// The `count` largest torrents, largest first; of equal ones, those with smaller info-hashes.
     /// Looks at every torrent: not for a worker's loop.
     pub fn torrents_by(&self, order: Order, count: usize) -> Vec<Listed> {
-        let mut largest = Largest { count, ranked: BinaryHeap::new() };
+        let mut largest = LargestTorrents { count, ranked: BinaryHeap::new() };
         self.look_through(|info_hash, packed| {
             let counts = packed.peek(Swarm::scrape);
             let listed = Listed { info_hash: *info_hash, counts };
-            largest.add(Ranked { size: order.size(&counts), listed });
+            largest.add(RankedTorrent { size: order.size(&counts), listed });
         });
         largest.sorted()
     }
@@ -94,7 +94,7 @@ impl Store {
         self.table.read(info_hash, |packed| {
             packed.peek(|swarm| {
                 let listed = Listed { info_hash: *info_hash, counts: swarm.scrape() };
-                (listed, Page { now, skip, count, peers: Vec::new() }.of(swarm))
+                (listed, PeerPage { now, skip, count, peers: Vec::new() }.of(swarm))
             })
         })
     }
@@ -116,14 +116,14 @@ impl Store {
 
 /// The torrents with the smallest info-hashes seen so far: between `count` and twice as many, of
 /// which those that are too large go all at once.
-struct Smallest {
+struct SmallestHashes {
     count: usize,
     listed: Vec<Listed>,
     /// Only smaller info-hashes have a chance; known once there are `count`.
     below: Option<InfoHash>,
 }
 
-impl Smallest {
+impl SmallestHashes {
     fn wants(&self, info_hash: &InfoHash) -> bool {
         self.count > 0 && self.below.is_none_or(|below| *info_hash < below)
     }
@@ -152,13 +152,13 @@ impl Smallest {
 }
 
 /// The largest torrents seen so far. The least of them is on top, to make room for what is larger.
-struct Largest {
+struct LargestTorrents {
     count: usize,
-    ranked: BinaryHeap<Reverse<Ranked>>,
+    ranked: BinaryHeap<Reverse<RankedTorrent>>,
 }
 
-impl Largest {
-    fn add(&mut self, ranked: Ranked) {
+impl LargestTorrents {
+    fn add(&mut self, ranked: RankedTorrent) {
         let is_full = self.ranked.len() >= self.count;
         if is_full && self.ranked.peek().is_none_or(|Reverse(least)| ranked <= *least) {
             return;
@@ -190,39 +190,39 @@ impl Order {
 }
 
 /// A torrent that is greater than another if it comes before it in the list of the largest.
-struct Ranked {
+struct RankedTorrent {
     size: u64,
     listed: Listed,
 }
 
-impl Ranked {
+impl RankedTorrent {
     fn key(&self) -> (u64, Reverse<InfoHash>) {
         (self.size, Reverse(self.listed.info_hash))
     }
 }
 
-impl Ord for Ranked {
+impl Ord for RankedTorrent {
     fn cmp(&self, other: &Self) -> Ordering {
         self.key().cmp(&other.key())
     }
 }
 
-impl PartialOrd for Ranked {
+impl PartialOrd for RankedTorrent {
     fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
         Some(self.cmp(other))
     }
 }
 
-impl PartialEq for Ranked {
+impl PartialEq for RankedTorrent {
     fn eq(&self, other: &Self) -> bool {
         self.key() == other.key()
     }
 }
 
-impl Eq for Ranked {}
+impl Eq for RankedTorrent {}
 
 /// A page of a swarm's peers in the making.
-struct Page {
+struct PeerPage {
     now: Now,
     /// How many peers are still to be passed over.
     skip: usize,
@@ -231,7 +231,7 @@ struct Page {
     peers: Vec<ListedPeer>,
 }
 
-impl Page {
+impl PeerPage {
     fn of(mut self, swarm: &Swarm) -> Vec<ListedPeer> {
         match swarm {
             Swarm::Empty { .. } => {}
@@ -348,20 +348,20 @@ mod tests {
             info_hash: hash(number),
             counts: ScrapeEntry { seeders: number % 7, ..ScrapeEntry::default() },
         };
-        let mut smallest = Smallest { count: 10, listed: Vec::new(), below: None };
-        let mut largest = Largest { count: 10, ranked: BinaryHeap::new() };
+        let mut smallest = SmallestHashes { count: 10, listed: Vec::new(), below: None };
+        let mut largest = LargestTorrents { count: 10, ranked: BinaryHeap::new() };
         for number in (0..50).chain(0..50).chain((0..50).rev()) {
             let it = listed(number);
             if smallest.wants(&it.info_hash) {
                 smallest.add(it);
             }
-            largest.add(Ranked { size: it.counts.seeders.into(), listed: it });
+            largest.add(RankedTorrent { size: it.counts.seeders.into(), listed: it });
         }
         assert_eq!(smallest.sorted(), (0..10).map(listed).collect::<Vec<_>>());
         let expected = [6, 13, 20, 27, 34, 41, 48, 5, 12, 19].map(listed);
         assert_eq!(largest.sorted(), expected);
-        let mut none = Largest { count: 0, ranked: BinaryHeap::new() };
-        none.add(Ranked { size: 1, listed: listed(1) });
+        let mut none = LargestTorrents { count: 0, ranked: BinaryHeap::new() };
+        none.add(RankedTorrent { size: 1, listed: listed(1) });
         assert!(none.sorted().is_empty());
     }
 }
