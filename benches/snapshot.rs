@@ -21,7 +21,9 @@ use criterion::{Criterion, criterion_group};
 use fastrand::Rng;
 use skep::access::passkey::Keys;
 use skep::snapshot::{Folder, Header, Identity, Os, Restore, Snapshot, VERSION, Writer};
-use skep::store::{Batch, Change, Export, Options, Role, Room, Store, Visit};
+use skep::store::{
+    ExportBatch, Options, PeerAnnounce, PeerBuffers, PeerChange, Role, Store, StoreExport,
+};
 use skep::sys::clock::thread_cpu_ns;
 use skep::time::Now;
 use skep::types::{Contact, InfoHash};
@@ -43,11 +45,11 @@ fn join(store: &Store, torrent: u32, peer: u32, random: &mut Rng) {
     let address = IpAddr::V4(Ipv4Addr::from(0x0800_0000_u32.wrapping_add(peer)));
     let contact = Contact::Port(random.u16(1024..));
     let role = if random.u8(..3) == 0 { Role::Leecher } else { Role::Seeder };
-    let change = Change::Present { role, completed: false };
+    let change = PeerChange::Present { role, completed: false };
     let info_hash = &hash(torrent);
-    let visit = Visit { info_hash, address, contact, change, capped: false };
+    let visit = PeerAnnounce { info_hash, address, contact, change, capped: false };
     let now = Now::from_s(NOW.seconds() - random.u64(..1800));
-    store.announce(now, &visit, &mut Room::default(), random);
+    store.announce(now, &visit, &mut PeerBuffers::default(), random);
 }
 
 /// As the aquatic-like load has it: few torrents have most of the peers, most have one or two.
@@ -72,7 +74,7 @@ fn encode(store: &Store) -> Vec<u8> {
     let build = String::new();
     let header = Header { version: VERSION, at_s: NOW.seconds(), tracker: TRACKER, build };
     let mut writer = Writer::new(Vec::new(), &header).unwrap();
-    let (mut export, mut batch) = (Export::new(NOW), Batch::default());
+    let (mut export, mut batch) = (StoreExport::new(NOW), ExportBatch::default());
     while store.export(&mut export, &mut batch) {
         writer.add(&batch).unwrap();
     }
@@ -111,7 +113,7 @@ fn number(name: &str) -> Option<u32> {
 fn once(torrents: u32, peers: u32, crowd: u32) {
     let store = filled(torrents, peers, crowd);
     println!("{:?}, {} MiB", store.totals(), store.usage().bytes >> 20);
-    let (mut export, mut batch) = (Export::new(NOW), Batch::default());
+    let (mut export, mut batch) = (StoreExport::new(NOW), ExportBatch::default());
     let (mut slices, mut longest, begun) = (0, 0, Instant::now());
     loop {
         let start_ns = thread_cpu_ns();

@@ -15,7 +15,9 @@ use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use fastrand::Rng;
-use skep::store::{Budget, Change, Options, PREFETCH_STAGES, Role, Room, Store, Visit};
+use skep::store::{
+    Budget, Options, PREFETCH_STAGES, PeerAnnounce, PeerBuffers, PeerChange, Role, Store,
+};
 use skep::sys::allocator::Allocator;
 use skep::time::Now;
 use skep::types::{Contact, InfoHash};
@@ -42,14 +44,16 @@ fn info_hash(torrent: u32) -> InfoHash {
 
 fn announce(store: &Store, torrent: u32, peer: u32, out: &mut [u8], random: &mut Rng) -> usize {
     let role = if peer.is_multiple_of(4) { Role::Leecher } else { Role::Seeder };
-    let visit = Visit {
+    let visit = PeerAnnounce {
         info_hash: &info_hash(torrent),
         address: Ipv4Addr::from(0x0800_0000 + peer).into(),
         contact: Contact::Port(6881),
-        change: Change::Present { role, completed: false },
+        change: PeerChange::Present { role, completed: false },
         capped: true,
     };
-    store.announce(NOW, &visit, &mut Room { v4: out, v6: &mut [], web: &mut [] }, random).bytes[0]
+    store
+        .announce(NOW, &visit, &mut PeerBuffers { v4: out, v6: &mut [], web: &mut [] }, random)
+        .bytes[0]
 }
 
 impl Filled {

@@ -12,7 +12,7 @@ use libfuzzer_sys::fuzz_target;
 use skep::access::passkey::{Keys, Limits, Record};
 use skep::access::sessions::SavedKey;
 use skep::snapshot::{Block, Restore, Snapshot, VERSION, Writer};
-use skep::store::{Batch, Export, Options, Store};
+use skep::store::{ExportBatch, StoreExport, Options, Store};
 use skep::time::Now;
 
 /// Bytes of the header.
@@ -116,7 +116,7 @@ fn judge(bytes: &[u8]) {
     assert_eq!(held, restored.peers);
 
     let mut writer = Writer::new(Vec::new(), &header).expect("it is memory");
-    let (mut export, mut batch) = (Export::new(now), Batch::default());
+    let (mut export, mut batch) = (StoreExport::new(now), ExportBatch::default());
     while store.export(&mut export, &mut batch) {
         writer.add(&batch).expect("it is memory");
     }

@@ -17,7 +17,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use fastrand::Rng;
 use libfuzzer_sys::fuzz_target;
 use model::{LIMITS, Model, Torrent, announce_both, compare_lists};
-use skep::store::{Budget, Change, Options, Role, Store, Sweeper, Visit};
+use skep::store::{Budget, PeerChange, Options, Role, Store, Sweeper, PeerAnnounce};
 use skep::time::Now;
 use skep::types::{Contact, InfoHash, WebPeer};
 
@@ -44,14 +44,14 @@ fn contact(from: u8, port: u8, operation: u8) -> Contact {
     Contact::Web(WebPeer(name))
 }
 
-fn change(operation: u8) -> Option<Change> {
-    let present = |role, completed| Some(Change::Present { role, completed });
+fn change(operation: u8) -> Option<PeerChange> {
+    let present = |role, completed| Some(PeerChange::Present { role, completed });
     match operation & 7 {
         0 => present(Role::Leecher, false),
         1 => present(Role::Seeder, false),
         2 => present(Role::Seeder, true),
         3 => present(Role::Paused, false),
-        4 => Some(Change::Stopped),
+        4 => Some(PeerChange::Stopped),
         _ => None,
     }
 }
@@ -96,7 +96,7 @@ fuzz_target!(|input: &[u8]| {
                 let contact = contact(from, port, operation);
                 let (info_hash, address) = (&info_hash, address(from));
                 let capped = operation & 0x40 != 0;
-                let visit = Visit { info_hash, address, contact, change, capped };
+                let visit = PeerAnnounce { info_hash, address, contact, change, capped };
                 announce_both(&pair.store, &mut pair.model, pair.now, &visit, &mut random);
             }
             (None, 5) => pair.pass_time(u64::from(port) * 16),

@@ -13,7 +13,7 @@ use clap::{Args, Subcommand};
 use serde::Serialize;
 
 use crate::snapshot::{Block, Fault, Snapshot};
-use crate::store::{Arrival, Role, SavedPeer};
+use crate::store::{Role, SavedPeer, TorrentPart};
 use crate::sys::regular_file;
 
 const EXAMPLES: &str = "\
@@ -159,7 +159,7 @@ struct Sums {
 }
 
 impl Sums {
-    fn add(&mut self, it: &Arrival<'_>) {
+    fn add(&mut self, it: &TorrentPart<'_>) {
         // The parts of a large torrent follow each other.
         if self.latest.replace(it.info_hash.0) != Some(it.info_hash.0) {
             self.torrents += 1;
@@ -216,7 +216,7 @@ fn export(path: &Path, out: &mut impl Write) -> Result<(), Failure> {
 }
 
 impl TorrentLine {
-    fn of(it: &Arrival<'_>) -> Self {
+    fn of(it: &TorrentPart<'_>) -> Self {
         let v4 = it.v4.iter().map(|peer| {
             let [a, b, c, d, high, low] = peer.endpoint;
             PeerLine::of(peer, (Ipv4Addr::new(a, b, c, d), u16::from_be_bytes([high, low])).into())

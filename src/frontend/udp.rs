@@ -11,7 +11,7 @@ use crate::frontend::{REPLY_BYTES_MAX, Responder};
 use crate::protocol::passkey;
 use crate::protocol::udp::{self, AnnounceRequest, Head, Options, Request};
 use crate::time::Now;
-use crate::tracker::{self, Admission, Announced, Room, Shown, Tracker, Work};
+use crate::tracker::{self, Admission, Announced, PeerBuffers, Shown, Tracker, Work};
 use crate::types::{
     Action, Announce, Answered, Contact, Dropped, Family, InfoHash, Refusal, ScrapeEntry,
 };
@@ -68,8 +68,8 @@ impl UdpFrontend {
         let end = out.len().min(REPLY_BYTES_MAX);
         let peers = udp::peers_of(&mut out[..end]);
         let room = match Family::of(source.ip()) {
-            Family::V4 => Room { v4: peers, ..Room::default() },
-            Family::V6 => Room { v6: peers, ..Room::default() },
+            Family::V4 => PeerBuffers { v4: peers, ..PeerBuffers::default() },
+            Family::V6 => PeerBuffers { v6: peers, ..PeerBuffers::default() },
         };
         let Announced { reply, bytes, .. } = self.tracker.announce(now, &announce, room);
         let bytes = udp::encode_announced(&request.head, &reply, bytes.iter().sum(), out);

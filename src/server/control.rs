@@ -37,7 +37,7 @@ use crate::server::snapshots::{STALLED_AGAIN_MIN, STALLED_MAX, Snapshots, has_en
 use crate::server::statistics::{Counters, Found, Statistics};
 use crate::server::streams::Streams;
 use crate::server::workers::{End, Shared, Workers};
-use crate::store::Totals;
+use crate::store::StoreTotals;
 use crate::sys::serving_lock::ServingLock;
 use crate::time::Now;
 use crate::tracker::{Census, Oddity};
@@ -582,7 +582,7 @@ impl State {
 }
 
 /// What is held, as statistics have it.
-fn stats_of(totals: &Totals, clients: Vec<(String, String, u64)>) -> Stats {
+fn stats_of(totals: &StoreTotals, clients: Vec<(String, String, u64)>) -> Stats {
     Stats {
         torrents: totals.torrents,
         active_torrents: totals.active_torrents,

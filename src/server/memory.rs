@@ -14,7 +14,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use crate::access::sessions::SessionBytes;
-use crate::store::{Budget, Store, Usage};
+use crate::store::{Budget, MemoryUsage, Store};
 use crate::sys::allocator;
 use crate::sys::memory;
 use crate::worker::stream;
@@ -275,7 +275,7 @@ impl Keeper {
     /// Measures, and sets the store's budget.
     pub(super) fn look(&self) -> Measured {
         let cap = self.cap();
-        let Usage { bytes: store, reserved, .. } = self.store.usage();
+        let MemoryUsage { bytes: store, reserved, .. } = self.store.usage();
         let mut resident = self.resident.lock().unwrap_or_else(PoisonError::into_inner);
         let bytes = resident.as_mut().and_then(|it| it.read().ok());
         drop(resident);

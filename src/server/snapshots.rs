@@ -28,7 +28,7 @@ use crate::snapshot::{
     Aside, CURRENT, Disk, Folder, Found, Identity, Os, PREVIOUS, Restore, SaveError, Saved,
     Snapshot, Step,
 };
-use crate::store::{Restored, Store};
+use crate::store::{RestoreCounts, Store};
 use crate::sys::affinity;
 use crate::sys::allocator::Collector;
 use crate::sys::clock::Clock;
@@ -126,7 +126,7 @@ impl Figures {
         self.peers.store(contents.peers, Ordering::Relaxed);
     }
 
-    fn note_restored(&self, restored: &Restored, took_ns: u64) {
+    fn note_restored(&self, restored: &RestoreCounts, took_ns: u64) {
         self.restore_duration_us.store(took_ns / 1000, Ordering::Relaxed);
         self.restored_torrents.store(restored.torrents, Ordering::Relaxed);
         self.restored_peers.store(restored.peers, Ordering::Relaxed);
@@ -490,7 +490,7 @@ impl SnapshotKeeper {
         let (restored, took_ns) = (*restore.restored(), now.ns_since(begun));
         let figures = &self.snapshots.figures;
         figures.note_restored(&restored, took_ns);
-        let Restored { peers, known, expired, refused, .. } = restored;
+        let RestoreCounts { peers, known, expired, refused, .. } = restored;
         let (name, age_s) = (path.display(), begun.seconds().saturating_sub(at_s));
         let took_ms = took_ns / 1_000_000;
         let told = format!(

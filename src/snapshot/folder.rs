@@ -28,7 +28,7 @@ use super::reader::{Fault, Snapshot};
 use super::writer::Writer;
 use crate::access::passkey::Keys;
 use crate::access::sessions::SavedKey;
-use crate::store::{Batch, Export, Store};
+use crate::store::{ExportBatch, Store, StoreExport};
 use crate::time::Now;
 
 /// The latest snapshot.
@@ -419,8 +419,8 @@ fn write_all<W: Write>(
     between: &mut dyn FnMut() -> io::Result<()>,
 ) -> io::Result<(W, Contents)> {
     let completed = store.totals().completed;
-    let mut export = Export::new(at);
-    let (mut batch, mut writer) = (Batch::default(), Writer::new(file, header)?);
+    let mut export = StoreExport::new(at);
+    let (mut batch, mut writer) = (ExportBatch::default(), Writer::new(file, header)?);
     while store.export(&mut export, &mut batch) {
         writer.add(&batch)?;
         between()?;

@@ -15,7 +15,7 @@ use super::format::{
 };
 use crate::access::passkey::Totals;
 use crate::access::sessions::{SavedKey, SavedSession};
-use crate::store::{Arrival, Saved4, SavedPeer};
+use crate::store::{SavedPeer, SavedPeerV4, TorrentPart};
 
 /// Why a file is of no use.
 #[derive(Debug)]
@@ -310,7 +310,7 @@ pub struct Torrents<'a> {
 }
 
 impl<'a> Iterator for Torrents<'a> {
-    type Item = Result<Arrival<'a>, Fault>;
+    type Item = Result<TorrentPart<'a>, Fault>;
 
     fn next(&mut self) -> Option<Self::Item> {
         if self.rest.is_empty() {
@@ -358,7 +358,7 @@ fn key(bytes: &[u8]) -> Option<(SavedKey<'_>, &[u8])> {
 }
 
 /// A torrent from the front of these bytes, and what is behind it.
-fn torrent(bytes: &[u8]) -> Option<(Arrival<'_>, &[u8])> {
+fn torrent(bytes: &[u8]) -> Option<(TorrentPart<'_>, &[u8])> {
     let (head, mut rest) = TorrentHead::ref_from_prefix(bytes).ok()?;
     let (v4, v6) = (usize::from(head.v4.get()), usize::from(head.v6.get()));
     let mut empty_s = 0;
@@ -366,11 +366,11 @@ fn torrent(bytes: &[u8]) -> Option<(Arrival<'_>, &[u8])> {
         let (seconds, behind) = U32::read_from_prefix(rest).ok()?;
         (empty_s, rest) = (seconds.get(), behind);
     }
-    let (v4, rest) = <[Saved4]>::ref_from_prefix_with_elems(rest, v4).ok()?;
+    let (v4, rest) = <[SavedPeerV4]>::ref_from_prefix_with_elems(rest, v4).ok()?;
     let (v6, rest) = <[_]>::ref_from_prefix_with_elems(rest, v6).ok()?;
     let sound = v4.iter().all(is_sound) && v6.iter().all(is_sound);
     let (info_hash, completed) = (head.info_hash, head.completed.get());
-    sound.then_some((Arrival { info_hash, completed, empty_s, v4, v6 }, rest))
+    sound.then_some((TorrentPart { info_hash, completed, empty_s, v4, v6 }, rest))
 }
 
 fn is_sound<const ENDPOINT: usize>(peer: &SavedPeer<ENDPOINT>) -> bool {
@@ -383,17 +383,17 @@ mod tests {
 
     use super::super::Writer;
     use super::*;
-    use crate::store::{Batch, SavedTorrent};
+    use crate::store::{ExportBatch, SavedTorrent};
     use crate::types::InfoHash;
 
     const HEADER: Header =
         Header { version: VERSION, at_s: 1_800_000_000, tracker: [1; 16], build: String::new() };
 
-    fn one_torrent() -> Batch {
+    fn one_torrent() -> ExportBatch {
         let info_hash = InfoHash([3; 20]);
         let torrent = SavedTorrent { info_hash, completed: 5, empty_s: 0, v4: 1, v6: 0 };
-        let v4 = vec![Saved4::new([8, 8, 8, 8, 0, 1], 4, 16)];
-        Batch { torrents: vec![torrent], v4, v6: Vec::new() }
+        let v4 = vec![SavedPeerV4::new([8, 8, 8, 8, 0, 1], 4, 16)];
+        ExportBatch { torrents: vec![torrent], v4, v6: Vec::new() }
     }
 
     fn open(bytes: &[u8]) -> Result<Snapshot<Cursor<&[u8]>>, Fault> {

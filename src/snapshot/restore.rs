@@ -8,7 +8,7 @@ use fastrand::Rng;
 use super::reader::{Block, Fault, Snapshot};
 use crate::access::passkey::Keys;
 use crate::access::sessions;
-use crate::store::{Restored, Store, Terms};
+use crate::store::{RestoreCounts, RestoreOptions, Store};
 use crate::time::Now;
 
 /// A restore under way.
@@ -17,7 +17,7 @@ pub struct Restore<R> {
     block: Block,
     random: Rng,
     peer_age_s_max: u32,
-    restored: Restored,
+    restored: RestoreCounts,
 }
 
 impl<R: Read + Seek> Restore<R> {
@@ -25,7 +25,7 @@ impl<R: Read + Seek> Restore<R> {
     /// `peer_age_s_max` stay away.
     pub fn new(snapshot: Snapshot<R>, peer_age_s_max: u32) -> Self {
         let (block, random) = (Block::default(), Rng::with_seed(0)); // which nothing depends on
-        Self { snapshot, block, random, peer_age_s_max, restored: Restored::default() }
+        Self { snapshot, block, random, peer_age_s_max, restored: RestoreCounts::default() }
     }
 
     /// Restores the sessions of passkeys, if the block that [`Restore::step`] was at has any.
@@ -55,7 +55,7 @@ impl<R: Read + Seek> Restore<R> {
             store.restore_completed(self.snapshot.contents().completed);
             return Ok(false);
         }
-        let terms = Terms { at: self.at(), now, peer_age_s_max: self.peer_age_s_max };
+        let terms = RestoreOptions { at: self.at(), now, peer_age_s_max: self.peer_age_s_max };
         for torrent in self.block.torrents() {
             store.restore(terms, &torrent?, &mut self.random, &mut self.restored);
         }
@@ -63,7 +63,7 @@ impl<R: Read + Seek> Restore<R> {
     }
 
     /// What has come of it so far.
-    pub fn restored(&self) -> &Restored {
+    pub fn restored(&self) -> &RestoreCounts {
         &self.restored
     }
 

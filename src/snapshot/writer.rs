@@ -11,7 +11,7 @@ use super::format::{
     TORRENT_BYTES, TableEntry,
 };
 use crate::access::sessions::{SavedKey, SavedSession};
-use crate::store::{Batch, Saved4, Saved6, SavedTorrent};
+use crate::store::{ExportBatch, SavedPeerV4, SavedPeerV6, SavedTorrent};
 
 /// The most peers of one family that a torrent's head can count.
 const PEERS_MAX: usize = u16::MAX as usize;
@@ -60,7 +60,7 @@ impl<W: Write> Writer<W> {
     ///
     /// # Errors
     /// Those of the output. The snapshot is lost with any.
-    pub fn add(&mut self, batch: &Batch) -> io::Result<()> {
+    pub fn add(&mut self, batch: &ExportBatch) -> io::Result<()> {
         self.turn_to(KIND_SWARMS)?;
         let (mut v4, mut v6) = (&batch.v4[..], &batch.v6[..]);
         for torrent in &batch.torrents {
@@ -112,8 +112,8 @@ impl<W: Write> Writer<W> {
     fn add_torrent(
         &mut self,
         torrent: &SavedTorrent,
-        mut v4: &[Saved4],
-        mut v6: &[Saved6],
+        mut v4: &[SavedPeerV4],
+        mut v6: &[SavedPeerV6],
     ) -> io::Result<()> {
         if v4.is_empty() && v6.is_empty() {
             self.make_room(TORRENT_BYTES + EMPTY_BYTES)?;
@@ -124,11 +124,11 @@ impl<W: Write> Writer<W> {
         let mut completed = torrent.completed;
         while !v4.is_empty() || !v6.is_empty() {
             // With one peer at least, so that every part gets further.
-            self.make_room(TORRENT_BYTES + size_of::<Saved6>())?;
+            self.make_room(TORRENT_BYTES + size_of::<SavedPeerV6>())?;
             let room = BLOCK_BYTES_MAX - self.payload.len() - TORRENT_BYTES;
-            let (now4, later4) = v4.split_at(fitting::<Saved4>(room, v4.len()));
+            let (now4, later4) = v4.split_at(fitting::<SavedPeerV4>(room, v4.len()));
             let room = room - size_of_val(now4);
-            let (now6, later6) = v6.split_at(fitting::<Saved6>(room, v6.len()));
+            let (now6, later6) = v6.split_at(fitting::<SavedPeerV6>(room, v6.len()));
             self.add_head(torrent, completed, now4.len(), now6.len());
             self.payload.extend_from_slice(now4.as_bytes());
             self.payload.extend_from_slice(now6.as_bytes());

@@ -7,14 +7,14 @@ use super::apply::apply;
 use super::choose::{Reader, choose};
 use super::context::AnnounceContext;
 use super::evict::Shortage;
-use super::peer_list::{ApplyResult, Change};
+use super::peer_list::{ApplyResult, PeerChange};
 use super::raw::Entry;
 use super::swarm::{Swarm, SwarmStats};
-use super::{Answer, Room, Store, Stored, Visit};
+use super::{AnnounceResult, PeerAnnounce, PeerBuffers, Store, Stored};
 use crate::time::Now;
 use crate::types::{Contact, Scope};
 
-impl Visit<'_> {
+impl PeerAnnounce<'_> {
     /// Who may be given the peer: anybody, where two browsers find their way to each other.
     fn scope(&self) -> Scope {
         match self.contact {
@@ -24,14 +24,19 @@ impl Visit<'_> {
     }
 }
 
-impl Answer {
-    /// The answer to an announce that has led to this swarm, before peers are chosen.
+impl AnnounceResult {
+    /// The result of an announce to a torrent that is not known, where it is not stored.
+    fn not_stored(stored: Stored) -> Self {
+        Self { stored, ..Self::default() }
+    }
+
+    /// The result of an announce that has led to this swarm, before peers are chosen.
     fn of(swarm: &Swarm, applied: &ApplyResult, now: Now) -> Self {
         Self {
             stored: applied.stored,
             was_there: applied.before.is_some(),
             announced_s: applied.known.map(|meta| meta.announced_s(now)),
-            ..SwarmStats::of(swarm).answer()
+            ..SwarmStats::of(swarm).result()
         }
     }
 }
@@ -42,11 +47,11 @@ impl Store {
     pub fn announce(
         &self,
         now: Now,
-        visit: &Visit<'_>,
-        room: &mut Room<'_>,
+        announce: &PeerAnnounce<'_>,
+        buffers: &mut PeerBuffers<'_>,
         random: &mut Rng,
-    ) -> Answer {
-        self.announce_if(now, visit, room, random, &mut || true)
+    ) -> AnnounceResult {
+        self.announce_if(now, announce, buffers, random, &mut || true)
     }
 
     /// The same, but a torrent that is not known is stored only if `admits_new` allows it. It is
@@ -55,13 +60,13 @@ impl Store {
     pub fn announce_if(
         &self,
         now: Now,
-        visit: &Visit<'_>,
-        room: &mut Room<'_>,
+        announce: &PeerAnnounce<'_>,
+        buffers: &mut PeerBuffers<'_>,
         random: &mut Rng,
         admits_new: &mut dyn FnMut() -> bool,
-    ) -> Answer {
-        let scope = visit.scope();
-        let key = self.table.key(visit.info_hash);
+    ) -> AnnounceResult {
+        let scope = announce.scope();
+        let key = self.table.key(announce.info_hash);
         let mut shard = self.table.lock(key);
         let number = shard.number();
         let totals = &self.totals[number];
@@ -71,52 +76,52 @@ impl Store {
             let mut entry = shard.entry(key);
             let is_new = !entry.exists();
             if is_new {
-                if visit.change == Change::Stopped {
-                    return Answer::default();
+                if announce.change == PeerChange::Stopped {
+                    return AnnounceResult::default();
                 }
                 is_admitted = is_admitted || admits_new();
                 if !is_admitted {
-                    return Answer { stored: Stored::NotAdmitted, ..Answer::default() };
+                    return AnnounceResult::not_stored(Stored::NotAdmitted);
                 }
                 if !self.reserve_bucket(number, &mut entry) {
                     if has_evicted {
-                        return Answer { stored: Stored::NoMemory, ..Answer::default() };
+                        return AnnounceResult::not_stored(Stored::NoMemory);
                     }
                     self.evict(&mut shard, key, Shortage::Bucket);
                     has_evicted = true;
                     continue;
                 }
             }
-            let (answer, stays) = entry.update(|swarm| {
+            let (result, stays) = entry.update(|swarm| {
                 // The peer joins, stays or leaves, as far as the budget allows.
                 let bytes = swarm.bytes();
                 let mut context = AnnounceContext {
                     now,
                     scope,
-                    change: visit.change,
-                    is_capped: visit.capped && scope == Scope::Public,
+                    change: announce.change,
+                    is_capped: announce.capped && scope == Scope::Public,
                     restored: None,
                     budget: self.memory.of_shard(&totals.account),
                     keys: self.table.keys(),
                     random,
                 };
                 let (swarm, kind, applied) =
-                    apply(swarm, &mut context, visit.address, visit.contact);
+                    apply(swarm, &mut context, announce.address, announce.contact);
                 self.note_bytes(number, bytes, swarm.bytes());
-                let mut answer = Answer::of(&swarm, &applied, now);
-                totals.note(kind, &applied, answer.seeders + answer.leechers);
+                let mut result = AnnounceResult::of(&swarm, &applied, now);
+                totals.note(kind, &applied, result.seeders + result.leechers);
                 // Peers for it, unless there will be another attempt.
-                if let Change::Present { role, .. } = visit.change
+                if let PeerChange::Present { role, .. } = announce.change
                     && (applied.stored != Stored::NoMemory || has_evicted)
                 {
                     let reader = Reader { scope, role, kind, position: applied.position };
-                    [answer.bytes, answer.available] = choose(&swarm, reader, room, random);
+                    [result.bytes, result.available] = choose(&swarm, reader, buffers, random);
                 }
-                (swarm, answer)
+                (swarm, result)
             });
             totals.note_entry(!is_new, stays);
-            if answer.stored != Stored::NoMemory || has_evicted {
-                return Answer { created: is_new && stays, ..answer };
+            if result.stored != Stored::NoMemory || has_evicted {
+                return AnnounceResult { created: is_new && stays, ..result };
             }
             self.evict(&mut shard, key, Shortage::Bytes);
             has_evicted = true;

@@ -16,7 +16,7 @@ use super::Stored;
 use super::context::AnnounceContext;
 use super::large_swarm::{LargeSwarm, PeerGroup, group_of};
 use super::peer::{Endpoint, PeerRecord, PeerRecordV4};
-use super::peer_list::{ApplyResult, Change, PeerList, SwarmContext};
+use super::peer_list::{ApplyResult, PeerChange, PeerList, SwarmContext};
 use super::raw::{LargeSwarmPtr, PeerBlock};
 use super::swarm::{CompletedCount, SmallLayout, Swarm};
 use crate::types::{Contact, Kind};
@@ -64,7 +64,7 @@ fn apply_v4(
 ) -> (Swarm, ApplyResult) {
     match swarm {
         Swarm::Empty { completed, .. } => {
-            let Change::Present { role, .. } = context.change else {
+            let PeerChange::Present { role, .. } = context.change else {
                 return (swarm, ApplyResult::default());
             };
             // A torrent that has a count is never put on probation, so that the count cannot be
@@ -159,11 +159,11 @@ fn renew_inline(
 ) -> (Swarm, ApplyResult) {
     let (before, known) = (Some(record.meta().role()), Some(record.meta()));
     match context.change {
-        Change::Stopped => {
+        PeerChange::Stopped => {
             let applied = ApplyResult { before, known, ..ApplyResult::default() };
             (Swarm::empty(completed, context.now), applied)
         }
-        Change::Present { role, completed: ended } => {
+        PeerChange::Present { role, completed: ended } => {
             let (meta, counts) = context.renewed(record.meta(), role, ended);
             let record = PeerRecord::new(record.endpoint, meta);
             let applied = ApplyResult {

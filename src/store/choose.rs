@@ -3,7 +3,7 @@
 
 use fastrand::Rng;
 
-use super::Room;
+use super::PeerBuffers;
 use super::large_swarm::PeerGroup;
 use super::peer::{Endpoint, PeerRecord, Role};
 use super::peer_list::PeerList;
@@ -57,7 +57,7 @@ impl Reader {
 pub(super) fn choose(
     swarm: &Swarm,
     reader: Reader,
-    room: &mut Room<'_>,
+    buffers: &mut PeerBuffers<'_>,
     random: &mut Rng,
 ) -> [[usize; Kind::ALL.len()]; 2] {
     let Reader { scope, role, .. } = reader;
@@ -66,16 +66,16 @@ pub(super) fn choose(
             let is_wanted = role.wants_data() || record.meta().role().wants_data();
             let run = if is_wanted { std::slice::from_ref(record) } else { &[] };
             let pool = reader.pool_of(run);
-            [[write_sample(&pool, random, room.v4), 0, 0], [pool.available(), 0, 0]]
+            [[write_sample(&pool, random, buffers.v4), 0, 0], [pool.available(), 0, 0]]
         }
         Swarm::Empty { .. } | Swarm::Inline(..) => [[0; 3]; 2],
         Swarm::SmallV4(block) => {
             let pool = reader.pool_of(run_of(block, role));
-            [[write_sample(&pool, random, room.v4), 0, 0], [pool.available(), 0, 0]]
+            [[write_sample(&pool, random, buffers.v4), 0, 0], [pool.available(), 0, 0]]
         }
         Swarm::SmallV6(block) => {
             let pool = reader.pool_of(run_of(block, role));
-            [[0, write_sample(&pool, random, room.v6), 0], [0, pool.available(), 0]]
+            [[0, write_sample(&pool, random, buffers.v6), 0], [0, pool.available(), 0]]
         }
         Swarm::Large(large) => {
             let v4 = pool_of(&large.v4, scope, role, reader.own_in(Kind::V4));
@@ -83,9 +83,9 @@ pub(super) fn choose(
             let web = large.web.as_deref().map_or(&[][..], std::slice::from_ref);
             let web = pool_of(web, Scope::Public, role, reader.own_in(Kind::Web));
             let bytes = [
-                write_sample(&v4, random, room.v4),
-                write_sample(&v6, random, room.v6),
-                write_sample(&web, random, room.web),
+                write_sample(&v4, random, buffers.v4),
+                write_sample(&v6, random, buffers.v6),
+                write_sample(&web, random, buffers.web),
             ];
             [bytes, [v4.available(), v6.available(), web.available()]]
         }

@@ -6,7 +6,7 @@ use fastrand::Rng;
 
 use super::memory::ShardBudget;
 use super::peer::{Endpoint, PeerMeta, PeerRecord, Role};
-use super::peer_list::Change;
+use super::peer_list::PeerChange;
 use crate::time::Now;
 use crate::types::Scope;
 
@@ -18,7 +18,7 @@ pub(super) struct AnnounceContext<'a> {
     /// Who may be given the peer.
     pub(super) scope: Scope,
     /// What happens to the peer.
-    pub(super) change: Change,
+    pub(super) change: PeerChange,
     /// Whether the part of a swarm that the peer's host and network have is capped.
     pub(super) is_capped: bool,
     /// What a snapshot holds of the peer, where it is restored.
@@ -35,7 +35,7 @@ impl AnnounceContext<'_> {
     /// Whether the peer is to be in the swarm afterwards.
     #[inline]
     pub(super) fn joins(&self) -> bool {
-        matches!(self.change, Change::Present { .. })
+        matches!(self.change, PeerChange::Present { .. })
     }
 
     /// The record of a peer that joins.

@@ -1,7 +1,7 @@
 //! Forgetting peers that went silent, a bounded slice at a time.
 //!
 //! Each worker sweeps its own shards in a circle, one shard after the other at an even pace, so
-//! that a pass takes about [`Limits::pass_s`]. A slice looks at a few hundred buckets and
+//! that a pass takes about [`ExpiryLimits::pass_s`]. A slice looks at a few hundred buckets and
 //! peers under one shard's lock: nobody waits longer than microseconds, whatever the store holds.
 
 use std::ops::Range;
@@ -17,14 +17,14 @@ use crate::types::{InfoHash, Kind};
 
 /// When something is forgotten.
 #[derive(Clone, Copy, Debug)]
-pub struct Limits {
+pub struct ExpiryLimits {
     /// Seconds of silence after which a peer goes; at most [`super::PEER_AGE_S_LIMIT`].
     pub peer_age_s_max: u32,
     /// Seconds for which the count of an empty torrent is kept.
     pub empty_torrent_age_s_max: u32,
 }
 
-impl Limits {
+impl ExpiryLimits {
     /// Seconds a pass over the whole store is meant to take: a 64th of the peer's life, so that
     /// nobody is handed out much longer than promised, between one second and a minute.
     fn pass_s(self) -> u64 {
@@ -88,7 +88,7 @@ impl Sweeper {
 
     /// Does one slice, as far as something is due.
     #[inline]
-    pub fn slice(&mut self, store: &Store, now: Now, limits: Limits) {
+    pub fn slice(&mut self, store: &Store, now: Now, limits: ExpiryLimits) {
         let latest = self.latest.replace(now).unwrap_or(now);
         let due = *self.due.get_or_insert(now);
         if now >= due && !self.shards.is_empty() {
@@ -99,7 +99,7 @@ impl Sweeper {
     }
 
     /// Sweeps everything at once, for tests and benchmarks.
-    pub fn pass(&mut self, store: &Store, now: Now, limits: Limits) {
+    pub fn pass(&mut self, store: &Store, now: Now, limits: ExpiryLimits) {
         for _ in self.shards.clone() {
             let mut looks = LOOKS_MAX;
             while !self.sweep(store, now, limits, &mut looks) {
@@ -109,7 +109,7 @@ impl Sweeper {
         }
     }
 
-    fn spend(&mut self, store: &Store, now: Now, limits: Limits, mut looks: usize) {
+    fn spend(&mut self, store: &Store, now: Now, limits: ExpiryLimits, mut looks: usize) {
         while let Some(due) = self.due.filter(|due| now >= *due) {
             let mut part = looks.min(LOOKS_PER_LOCK);
             if part == 0 {
@@ -124,7 +124,7 @@ impl Sweeper {
         }
     }
 
-    fn next_shard(&mut self, due: Now, now: Now, limits: Limits, is_short: bool) {
+    fn next_shard(&mut self, due: Now, now: Now, limits: ExpiryLimits, is_short: bool) {
         let next = self.shard + 1;
         self.shard = if next < self.shards.end { next } else { self.shards.start };
         if self.shard == self.shards.start {
@@ -139,14 +139,14 @@ impl Sweeper {
     }
 
     /// A part of the current shard; true when the shard is done.
-    fn sweep(&mut self, store: &Store, now: Now, limits: Limits, looks: &mut usize) -> bool {
+    fn sweep(&mut self, store: &Store, now: Now, limits: ExpiryLimits, looks: &mut usize) -> bool {
         if self.shards.is_empty() {
             return true;
         }
         let totals = &store.totals[self.shard];
         let empty_age_s_max = limits.empty_torrent_age_s_max;
         let empty_torrent_age_s_max = self.empty_age_s_max.unwrap_or(empty_age_s_max);
-        let limits = Limits { empty_torrent_age_s_max, ..limits };
+        let limits = ExpiryLimits { empty_torrent_age_s_max, ..limits };
         let expiry = ShardExpiry { store, totals, now, limits };
         let mut shard = store.table.lock_shard(self.shard);
         while self.bucket < shard.buckets() {
@@ -186,7 +186,7 @@ struct ShardExpiry<'a> {
     store: &'a Store,
     totals: &'a ShardTotals,
     now: Now,
-    limits: Limits,
+    limits: ExpiryLimits,
 }
 
 impl ShardExpiry<'_> {

@@ -1,9 +1,9 @@
 //! The export of the store into snapshots, in slices.
 //!
 //! An export walks the shards in slices: what a slice copies under a shard's shared lock goes into
-//! a [`Batch`], and is encoded and written with no lock held. A slice ends with the peers it may
-//! copy, in the middle of a swarm if that is larger. Every torrent is exported once, even if its
-//! shard grows meanwhile.
+//! a [`ExportBatch`], and is encoded and written with no lock held. A slice ends with the peers it
+//! may copy, in the middle of a swarm if that is larger. Every torrent is exported once, even if
+//! its shard grows meanwhile.
 //!
 //! A swarm that takes several slices changes between them. Its crowds are gone through by kind and
 //! scope, which outlive any change of its layout, and each from its back: a peer that leaves makes
@@ -65,11 +65,11 @@ pub struct SavedPeer<const ENDPOINT: usize> {
 }
 
 /// An IPv4 peer as it is saved: 9 bytes.
-pub type Saved4 = SavedPeer<6>;
+pub type SavedPeerV4 = SavedPeer<6>;
 /// An IPv6 peer as it is saved: 21 bytes.
-pub type Saved6 = SavedPeer<18>;
+pub type SavedPeerV6 = SavedPeer<18>;
 
-const _: () = assert!(size_of::<Saved4>() == 9 && size_of::<Saved6>() == 21);
+const _: () = assert!(size_of::<SavedPeerV4>() == 9 && size_of::<SavedPeerV6>() == 21);
 
 impl<const ENDPOINT: usize> SavedPeer<ENDPOINT> {
     /// How many states there are.
@@ -121,17 +121,17 @@ pub struct SavedTorrent {
 
 /// What one slice of an export has copied.
 #[derive(Debug, Default)]
-pub struct Batch {
+pub struct ExportBatch {
     /// Torrents and parts of torrents.
     pub torrents: Vec<SavedTorrent>,
     /// Their IPv4 peers.
-    pub v4: Vec<Saved4>,
+    pub v4: Vec<SavedPeerV4>,
     /// Their IPv6 peers.
-    pub v6: Vec<Saved6>,
+    pub v6: Vec<SavedPeerV6>,
 }
 
 /// An export in the making.
-pub struct Export {
+pub struct StoreExport {
     at: Now,
     walk: ShardWalk,
     exported: ExportedTorrents,
@@ -139,7 +139,7 @@ pub struct Export {
     position: Option<ExportPosition>,
 }
 
-impl Export {
+impl StoreExport {
     /// An export as of this moment: it is what ages are counted from.
     pub fn new(at: Now) -> Self {
         Self { at, walk: ShardWalk::new(0), exported: ExportedTorrents::default(), position: None }
@@ -148,9 +148,9 @@ impl Export {
 
 impl Store {
     /// Puts the next slice into `batch`, in place of what is there; false once there was no more.
-    pub fn export(&self, export: &mut Export, batch: &mut Batch) -> bool {
+    pub fn export(&self, export: &mut StoreExport, batch: &mut ExportBatch) -> bool {
         batch.clear();
-        let Export { at, walk, exported, position } = export;
+        let StoreExport { at, walk, exported, position } = export;
         if let Some(from) = position.take() {
             let go_on = |packed: &PackedSwarm| packed.peek(|swarm| batch.go_on(*at, &from, swarm));
             *position = self.table.read(&from.info_hash, go_on).flatten();
@@ -212,7 +212,7 @@ struct ExportPosition {
     is_whole: bool,
 }
 
-impl Batch {
+impl ExportBatch {
     fn clear(&mut self) {
         self.torrents.clear();
         self.v4.clear();
@@ -234,16 +234,16 @@ impl Batch {
                 torrent.completed = completed.number();
             }
             Swarm::Inline(record, completed) => {
-                self.v4.push(Saved4::of(record, at));
+                self.v4.push(SavedPeerV4::of(record, at));
                 (torrent.completed, torrent.v4) = (completed.number(), 1);
             }
             Swarm::SmallV4(block) => {
-                self.v4.extend(block.records().iter().map(|it| Saved4::of(it, at)));
+                self.v4.extend(block.records().iter().map(|it| SavedPeerV4::of(it, at)));
                 torrent.completed = block.completed().number();
                 torrent.v4 = block.records().len();
             }
             Swarm::SmallV6(block) => {
-                self.v6.extend(block.records().iter().map(|it| Saved6::of(it, at)));
+                self.v6.extend(block.records().iter().map(|it| SavedPeerV6::of(it, at)));
                 torrent.completed = block.completed().number();
                 torrent.v6 = block.records().len();
             }
@@ -286,8 +286,12 @@ impl Batch {
             let room = PEERS_PER_SLICE.saturating_sub(self.peers());
             let scope = SCOPES[group % SCOPES.len()];
             let left = match group / SCOPES.len() {
-                0 => copy(&large.v4, scope, (end, room), |it| self.v4.push(Saved4::of(it, at))),
-                1 => copy(&large.v6, scope, (end, room), |it| self.v6.push(Saved6::of(it, at))),
+                0 => {
+                    copy(&large.v4, scope, (end, room), |it| self.v4.push(SavedPeerV4::of(it, at)))
+                }
+                1 => {
+                    copy(&large.v6, scope, (end, room), |it| self.v6.push(SavedPeerV6::of(it, at)))
+                }
                 _ => break None,
             };
             if left > 0 {

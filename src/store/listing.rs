@@ -21,7 +21,7 @@ use crate::types::{InfoHash, ScrapeEntry};
 
 /// A torrent as lists show it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Listed {
+pub struct ListedTorrent {
     /// The torrent.
     pub info_hash: InfoHash,
     /// Its counts.
@@ -30,7 +30,7 @@ pub struct Listed {
 
 /// What lists of torrents can be ordered by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Order {
+pub enum TorrentOrder {
     /// Peers of both roles.
     Peers,
     /// Complete peers.
@@ -58,13 +58,13 @@ impl Store {
         after: Option<&InfoHash>,
         count: usize,
         shown: impl Fn(&InfoHash) -> bool,
-    ) -> Vec<Listed> {
+    ) -> Vec<ListedTorrent> {
         let mut smallest = SmallestHashes { count, listed: Vec::new(), below: None };
         self.look_through(|info_hash, packed| {
             let is_next = after.is_none_or(|after| info_hash > after);
             if is_next && smallest.wants(info_hash) && shown(info_hash) {
                 let counts = packed.peek(Swarm::scrape);
-                smallest.add(Listed { info_hash: *info_hash, counts });
+                smallest.add(ListedTorrent { info_hash: *info_hash, counts });
             }
         });
         smallest.sorted()
@@ -72,11 +72,11 @@ impl Store {
 
     /// The `count` largest torrents, largest first; of equal ones, those with smaller info-hashes.
     /// Looks at every torrent: not for a worker's loop.
-    pub fn torrents_by(&self, order: Order, count: usize) -> Vec<Listed> {
+    pub fn torrents_by(&self, order: TorrentOrder, count: usize) -> Vec<ListedTorrent> {
         let mut largest = LargestTorrents { count, ranked: BinaryHeap::new() };
         self.look_through(|info_hash, packed| {
             let counts = packed.peek(Swarm::scrape);
-            let listed = Listed { info_hash: *info_hash, counts };
+            let listed = ListedTorrent { info_hash: *info_hash, counts };
             largest.add(RankedTorrent { size: order.size(&counts), listed });
         });
         largest.sorted()
@@ -90,10 +90,10 @@ impl Store {
         now: Now,
         skip: usize,
         count: usize,
-    ) -> Option<(Listed, Vec<ListedPeer>)> {
+    ) -> Option<(ListedTorrent, Vec<ListedPeer>)> {
         self.table.read(info_hash, |packed| {
             packed.peek(|swarm| {
-                let listed = Listed { info_hash: *info_hash, counts: swarm.scrape() };
+                let listed = ListedTorrent { info_hash: *info_hash, counts: swarm.scrape() };
                 (listed, PeerPage { now, skip, count, peers: Vec::new() }.of(swarm))
             })
         })
@@ -118,7 +118,7 @@ impl Store {
 /// which those that are too large go all at once.
 struct SmallestHashes {
     count: usize,
-    listed: Vec<Listed>,
+    listed: Vec<ListedTorrent>,
     /// Only smaller info-hashes have a chance; known once there are `count`.
     below: Option<InfoHash>,
 }
@@ -128,7 +128,7 @@ impl SmallestHashes {
         self.count > 0 && self.below.is_none_or(|below| *info_hash < below)
     }
 
-    fn add(&mut self, listed: Listed) {
+    fn add(&mut self, listed: ListedTorrent) {
         self.listed.push(listed);
         if self.listed.len() > self.count.saturating_mul(2) {
             self.tidy();
@@ -145,7 +145,7 @@ impl SmallestHashes {
         self.listed.truncate(self.count);
     }
 
-    fn sorted(mut self) -> Vec<Listed> {
+    fn sorted(mut self) -> Vec<ListedTorrent> {
         self.tidy();
         self.listed
     }
@@ -174,12 +174,12 @@ impl LargestTorrents {
         self.ranked.push(Reverse(ranked));
     }
 
-    fn sorted(self) -> Vec<Listed> {
+    fn sorted(self) -> Vec<ListedTorrent> {
         self.ranked.into_sorted_vec().into_iter().map(|Reverse(it)| it.listed).collect()
     }
 }
 
-impl Order {
+impl TorrentOrder {
     fn size(self, counts: &ScrapeEntry) -> u64 {
         match self {
             Self::Peers => u64::from(counts.seeders) + u64::from(counts.leechers),
@@ -192,7 +192,7 @@ impl Order {
 /// A torrent that is greater than another if it comes before it in the list of the largest.
 struct RankedTorrent {
     size: u64,
-    listed: Listed,
+    listed: ListedTorrent,
 }
 
 impl RankedTorrent {
@@ -266,7 +266,7 @@ mod tests {
     use fastrand::Rng;
 
     use super::super::raw::SLICE_BUCKETS;
-    use super::super::{Change, Options, Room, Visit};
+    use super::super::{Options, PeerAnnounce, PeerBuffers, PeerChange};
     use super::*;
     use crate::types::Contact;
 
@@ -278,18 +278,18 @@ mod tests {
         InfoHash(info_hash)
     }
 
-    fn announce(store: &Store, number: u32, change: Change) {
-        let visit = Visit {
+    fn announce(store: &Store, number: u32, change: PeerChange) {
+        let visit = PeerAnnounce {
             info_hash: &hash(number),
             address: [8, 8, 8, 8].into(),
             contact: Contact::Port(1),
             change,
             capped: false,
         };
-        store.announce(Now::from_s(9), &visit, &mut Room::default(), &mut Rng::with_seed(1));
+        store.announce(Now::from_s(9), &visit, &mut PeerBuffers::default(), &mut Rng::with_seed(1));
     }
 
-    const JOIN: Change = Change::Present { role: Role::Leecher, completed: false };
+    const JOIN: PeerChange = PeerChange::Present { role: Role::Leecher, completed: false };
 
     /// Walks through all shards, letting `meanwhile` change the store after every slice.
     fn walk(store: &Store, mut meanwhile: impl FnMut()) -> Vec<InfoHash> {
@@ -331,7 +331,7 @@ mod tests {
                 for number in next..next + 2000 {
                     announce(&store, number, JOIN);
                     if !stays {
-                        announce(&store, number, Change::Stopped);
+                        announce(&store, number, PeerChange::Stopped);
                     }
                 }
                 next += 2000;
@@ -344,7 +344,7 @@ mod tests {
 
     #[test]
     fn what_is_seen_twice_is_listed_once() {
-        let listed = |number: u32| Listed {
+        let listed = |number: u32| ListedTorrent {
             info_hash: hash(number),
             counts: ScrapeEntry { seeders: number % 7, ..ScrapeEntry::default() },
         };

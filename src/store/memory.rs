@@ -22,7 +22,7 @@ pub struct Budget {
 
 /// What the store takes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Usage {
+pub struct MemoryUsage {
     /// Bytes of torrents and peers, as asked of the allocator.
     pub bytes: u64,
     /// Bytes that are set aside for them, a little more.

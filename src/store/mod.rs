@@ -43,13 +43,13 @@ use ahash::RandomState;
 use crossbeam_utils::CachePadded;
 use fastrand::Rng;
 
-pub use expire::{Limits, Sweeper};
-pub use export::{Batch, Export, Saved4, Saved6, SavedPeer, SavedTorrent};
-pub use listing::{Listed, ListedPeer, Order};
-pub use memory::{Budget, Usage};
+pub use expire::{ExpiryLimits, Sweeper};
+pub use export::{ExportBatch, SavedPeer, SavedPeerV4, SavedPeerV6, SavedTorrent, StoreExport};
+pub use listing::{ListedPeer, ListedTorrent, TorrentOrder};
+pub use memory::{Budget, MemoryUsage};
 pub use peer::{PEER_AGE_S_LIMIT, Role, TICK_S};
-pub use peer_list::Change;
-pub use restore::{Arrival, Restored, Terms};
+pub use peer_list::PeerChange;
+pub use restore::{RestoreCounts, RestoreOptions, TorrentPart};
 
 use crate::types::{Contact, InfoHash, Kind, Scope, ScrapeEntry};
 use choose::{Reader, choose};
@@ -83,7 +83,7 @@ impl Default for Options {
 
 /// Sums over the whole store.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Totals {
+pub struct StoreTotals {
     /// Torrents held, those with only a completed count included.
     pub torrents: u64,
     /// Torrents that have peers.
@@ -168,7 +168,7 @@ impl ShardTotals {
 
 /// One announce, as the store sees it.
 #[derive(Clone, Copy, Debug)]
-pub struct Visit<'a> {
+pub struct PeerAnnounce<'a> {
     /// The torrent.
     pub info_hash: &'a InfoHash,
     /// The peer's address, unmapped.
@@ -176,7 +176,7 @@ pub struct Visit<'a> {
     /// Where the peer is reached. One that stays accepts connections.
     pub contact: Contact,
     /// What happens to the peer.
-    pub change: Change,
+    pub change: PeerChange,
     /// Whether the peer's host is under the cap on its part of a large swarm: not where the source
     /// is exempt from limits. Local addresses and WebRTC peers never are.
     pub capped: bool,
@@ -199,7 +199,7 @@ pub enum Stored {
 /// Where chosen peers go, compact: how many fit is how many are wanted, up to [`CHOICE_MAX`] a
 /// family. An empty slice asks for none of that family.
 #[derive(Debug, Default)]
-pub struct Room<'a> {
+pub struct PeerBuffers<'a> {
     /// For IPv4 peers, 6 bytes each.
     pub v4: &'a mut [u8],
     /// For IPv6 peers, 18 bytes each.
@@ -210,7 +210,7 @@ pub struct Room<'a> {
 
 /// What an announce is told.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Answer {
+pub struct AnnounceResult {
     /// Complete peers of the whole swarm.
     pub seeders: u32,
     /// Incomplete peers of the whole swarm.
@@ -252,9 +252,9 @@ impl Store {
     }
 
     /// Sums; costs one read per shard.
-    pub fn totals(&self) -> Totals {
+    pub fn totals(&self) -> StoreTotals {
         let completed = self.completed_before.load(Ordering::Relaxed);
-        let mut sum = Totals { completed, ..Totals::default() };
+        let mut sum = StoreTotals { completed, ..StoreTotals::default() };
         for shard in &self.totals {
             sum.torrents += shard.torrents.load(Ordering::Relaxed);
             let completed = shard.completed.load(Ordering::Relaxed);
@@ -282,9 +282,9 @@ impl Store {
     }
 
     /// What the store takes; costs one read per shard.
-    pub fn usage(&self) -> Usage {
+    pub fn usage(&self) -> MemoryUsage {
         let (bytes_max, reserved) = (self.memory.bytes_max(), self.memory.reserved());
-        let mut usage = Usage { bytes_max, reserved, ..Usage::default() };
+        let mut usage = MemoryUsage { bytes_max, reserved, ..MemoryUsage::default() };
         for shard in &self.totals {
             usage.bytes += shard.account.taken();
             usage.evicted += shard.evicted.load(Ordering::Relaxed);
@@ -311,14 +311,14 @@ impl Store {
         &self,
         info_hash: &InfoHash,
         (address, role): (IpAddr, Role),
-        room: &mut Room<'_>,
+        buffers: &mut PeerBuffers<'_>,
         random: &mut Rng,
-    ) -> Answer {
+    ) -> AnnounceResult {
         // The kind does not matter to who has no position.
         let reader = Reader { scope: Scope::of(address), role, kind: Kind::V4, position: None };
         let look = |swarm: &Swarm| {
-            let [bytes, available] = choose(swarm, reader, room, random);
-            Answer { bytes, available, ..SwarmStats::of(swarm).answer() }
+            let [bytes, available] = choose(swarm, reader, buffers, random);
+            AnnounceResult { bytes, available, ..SwarmStats::of(swarm).result() }
         };
         self.table.read(info_hash, |packed| packed.peek(look)).unwrap_or_default()
     }

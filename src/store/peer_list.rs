@@ -46,7 +46,7 @@ impl RoleCounts {
 
 /// What an announce does to its own peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Change {
+pub enum PeerChange {
     /// Join or stay, in this role; `completed` where the client says its download just ended.
     Present {
         /// What the peer does from now on.
@@ -159,9 +159,9 @@ pub(super) trait PeerList<const ADDRESS: usize> {
     ) -> ApplyResult {
         let at = self.position(&endpoint, context.keys);
         match (at, context.change) {
-            (None, Change::Stopped) => ApplyResult::default(),
-            (None, Change::Present { role, .. }) => self.join(context, endpoint, role, others),
-            (Some(at), Change::Stopped) => {
+            (None, PeerChange::Stopped) => ApplyResult::default(),
+            (None, PeerChange::Present { role, .. }) => self.join(context, endpoint, role, others),
+            (Some(at), PeerChange::Stopped) => {
                 let known = Some(self.records()[at].meta());
                 ApplyResult {
                     before: Some(self.remove(at, context.keys)),
@@ -169,7 +169,7 @@ pub(super) trait PeerList<const ADDRESS: usize> {
                     ..ApplyResult::default()
                 }
             }
-            (Some(at), Change::Present { role, completed }) => {
+            (Some(at), PeerChange::Present { role, completed }) => {
                 let before = self.records()[at].meta();
                 let (meta, completed) = context.renewed(before, role, completed);
                 let is_witnessed = completed && self.has_witness(&endpoint, context.scope);

@@ -11,9 +11,9 @@ use fastrand::Rng;
 
 use super::apply::apply;
 use super::context::AnnounceContext;
-use super::export::{Saved4, Saved6, SavedPeer};
+use super::export::{SavedPeer, SavedPeerV4, SavedPeerV6};
 use super::peer::PeerMeta;
-use super::peer_list::Change;
+use super::peer_list::PeerChange;
 use super::swarm::{CompletedCount, Swarm, SwarmStats};
 use super::{Store, Stored};
 use crate::time::Now;
@@ -21,7 +21,7 @@ use crate::types::{Contact, InfoHash, Scope};
 
 /// A torrent, or a part of one, on its way back.
 #[derive(Clone, Copy, Debug)]
-pub struct Arrival<'a> {
+pub struct TorrentPart<'a> {
     /// The torrent.
     pub info_hash: InfoHash,
     /// Downloads to be added to its count.
@@ -29,14 +29,14 @@ pub struct Arrival<'a> {
     /// Of a torrent without peers, seconds from when the last one left to the snapshot.
     pub empty_s: u32,
     /// Its IPv4 peers.
-    pub v4: &'a [Saved4],
+    pub v4: &'a [SavedPeerV4],
     /// Its IPv6 peers.
-    pub v6: &'a [Saved6],
+    pub v6: &'a [SavedPeerV6],
 }
 
 /// What a restore goes by.
 #[derive(Clone, Copy, Debug)]
-pub struct Terms {
+pub struct RestoreOptions {
     /// When the snapshot was taken.
     pub at: Now,
     /// When it is restored. A clock that was set back between the two has stood still.
@@ -47,7 +47,7 @@ pub struct Terms {
 
 /// What has become of what was to be restored.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Restored {
+pub struct RestoreCounts {
     /// Torrents, or parts of torrents, with a count or with peers that are not expired.
     pub torrents: u64,
     /// Peers that are in their swarms again.
@@ -64,10 +64,10 @@ impl Store {
     /// Merges a torrent, or a part of one, under its shard's lock: some 100 ns for each peer.
     pub fn restore(
         &self,
-        terms: Terms,
-        torrent: &Arrival<'_>,
+        terms: RestoreOptions,
+        torrent: &TorrentPart<'_>,
         random: &mut Rng,
-        restored: &mut Restored,
+        restored: &mut RestoreCounts,
     ) {
         let key = self.table.key(&torrent.info_hash);
         let mut shard = self.table.lock(key);
@@ -85,7 +85,7 @@ impl Store {
         self.totals[number].note_entry(existed, stays);
     }
 
-    /// Adds what was counted before a snapshot to [`super::Totals::completed`].
+    /// Adds what was counted before a snapshot to [`super::StoreTotals::completed`].
     pub fn restore_completed(&self, completed: u64) {
         let add = |before: u64| Some(before.saturating_add(completed));
         let _ = self.completed_before.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add);
@@ -96,10 +96,10 @@ impl Store {
 struct RestoreContext<'a, 't> {
     store: &'a Store,
     shard: usize,
-    terms: Terms,
-    torrent: &'a Arrival<'t>,
+    terms: RestoreOptions,
+    torrent: &'a TorrentPart<'t>,
     random: &'a mut Rng,
-    restored: &'a mut Restored,
+    restored: &'a mut RestoreCounts,
 }
 
 impl RestoreContext<'_, '_> {
@@ -129,7 +129,7 @@ impl RestoreContext<'_, '_> {
 
     /// The torrent before its peers are back.
     fn emptied(&self) -> Swarm {
-        let Terms { at, now, .. } = self.terms;
+        let RestoreOptions { at, now, .. } = self.terms;
         let since = match (self.torrent.v4, self.torrent.v6) {
             ([], []) => at.seconds().saturating_sub(self.torrent.empty_s.into()),
             _ => now.seconds(),
@@ -145,7 +145,7 @@ impl RestoreContext<'_, '_> {
         address: IpAddr,
         peer: &SavedPeer<ENDPOINT>,
     ) -> Swarm {
-        let Terms { at, now, peer_age_s_max } = self.terms;
+        let RestoreOptions { at, now, peer_age_s_max } = self.terms;
         let meta = PeerMeta::of_saved((peer.state, peer.age_s()), at, now);
         let Some(meta) = meta.filter(|it| it.age_s(now) <= peer_age_s_max) else {
             self.restored.expired += 1;
@@ -161,7 +161,7 @@ impl RestoreContext<'_, '_> {
         let mut context = AnnounceContext {
             now,
             scope: Scope::of(address),
-            change: Change::Present { role: meta.role(), completed: false },
+            change: PeerChange::Present { role: meta.role(), completed: false },
             is_capped: false,
             restored: Some(meta),
             budget: self.store.memory.of_shard(&totals.account),

@@ -2,7 +2,7 @@
 
 use ahash::RandomState;
 
-use super::Answer;
+use super::AnnounceResult;
 use super::large_swarm::{LargeSwarm, PeerGroup};
 use super::peer::{PeerRecordV4, Role};
 use super::peer_list::{ApplyResult, PeerList, RoleCounts};
@@ -12,7 +12,7 @@ use crate::types::ScrapeEntry;
 
 /// Downloads counted in a swarm, and whether the count may outlive its peers: only if two networks
 /// made it. Else three announces of one address would leave an entry for
-/// [`Limits::empty_torrent_age_s_max`](super::Limits), hundreds of thousands a day.
+/// [`ExpiryLimits::empty_torrent_age_s_max`](super::Limits), hundreds of thousands a day.
 ///
 /// ```text
 /// 31..1 downloads | 0 whether two networks made it
@@ -233,9 +233,9 @@ impl SwarmStats {
 
     /// As an announce is told.
     #[inline]
-    pub(super) fn answer(self) -> Answer {
+    pub(super) fn result(self) -> AnnounceResult {
         let (seeders, leechers) = (self.seeders, self.peers - self.seeders);
-        Answer { seeders, leechers, ..Answer::default() }
+        AnnounceResult { seeders, leechers, ..AnnounceResult::default() }
     }
 
     /// As a scrape is told, with the downloads counted.

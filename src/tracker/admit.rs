@@ -20,7 +20,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 
-use super::{Room, Shedding, Tracker};
+use super::{PeerBuffers, Shedding, Tracker};
 use crate::access::{self, Shown};
 use crate::limiter::{Gate, Price, Verdict};
 use crate::time::Now;
@@ -98,7 +98,7 @@ impl Tracker {
             // Who may not be served may leave: nobody else should be sent there.
             let info_hash = access.swarm_of(&announce.info_hash);
             let leaving = Announce { info_hash, ..*announce };
-            self.announce(now, &leaving, Room::default());
+            self.announce(now, &leaving, PeerBuffers::default());
         }
         entered
     }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use crate::access::Access;
 use crate::store::Store;
-pub use crate::store::{Listed, ListedPeer, Order, Role, Totals};
+pub use crate::store::{ListedPeer, ListedTorrent, Role, StoreTotals, TorrentOrder};
 use crate::time::Now;
 use crate::types::InfoHash;
 
@@ -32,13 +32,13 @@ impl Census {
     }
 
     /// Sums over the whole store; cheap.
-    pub fn totals(&self) -> Totals {
+    pub fn totals(&self) -> StoreTotals {
         self.store.totals()
     }
 
     /// The `count` torrents with the smallest info-hashes above `after`, in order: page by page,
     /// everything that may be seen.
-    pub fn torrents_after(&self, after: Option<&InfoHash>, count: usize) -> Vec<Listed> {
+    pub fn torrents_after(&self, after: Option<&InfoHash>, count: usize) -> Vec<ListedTorrent> {
         match &self.access {
             None => self.store.torrents_after(after, count, |_| true),
             Some(access) => {
@@ -49,7 +49,7 @@ impl Census {
     }
 
     /// The `count` largest torrents, largest first.
-    pub fn torrents_by(&self, order: Order, count: usize) -> Vec<Listed> {
+    pub fn torrents_by(&self, order: TorrentOrder, count: usize) -> Vec<ListedTorrent> {
         self.store.torrents_by(order, count)
     }
 
@@ -60,7 +60,7 @@ impl Census {
         now: Now,
         skip: usize,
         count: usize,
-    ) -> Option<(Listed, Vec<ListedPeer>)> {
+    ) -> Option<(ListedTorrent, Vec<ListedPeer>)> {
         self.store.torrent(info_hash, now, skip, count)
     }
 }

@@ -25,7 +25,7 @@ use arc_swap::ArcSwap;
 
 use super::software::{self, Prefix, SOFTWARE};
 use crate::metrics::Counter;
-use crate::store::{TICK_S, Totals};
+use crate::store::{StoreTotals, TICK_S};
 use crate::time::Now;
 use crate::types::{Announce, Contact, Kind, PeerId};
 
@@ -59,7 +59,7 @@ impl Clients {
 
     /// How many of the peers there are run what: adds up to them exactly, except where nobody has
     /// announced yet. Sorted by name and version.
-    pub fn estimate(&self, now: Now, totals: &Totals) -> Vec<Share> {
+    pub fn estimate(&self, now: Now, totals: &StoreTotals) -> Vec<Share> {
         let [mut by_port, mut by_socket] = [Counts::new(), Counts::new()];
         let tallies = self.tallies.lock().unwrap_or_else(PoisonError::into_inner);
         for window in tallies.iter().flat_map(|it| it.windows.load().still_valid(now)) {
@@ -472,7 +472,7 @@ mod tests {
 
     /// Leechers by kind, and what they run.
     fn estimate(clients: &Clients, now: Now, leechers: [u64; 3]) -> Vec<(String, u64)> {
-        let totals = Totals { leechers, ..Totals::default() };
+        let totals = StoreTotals { leechers, ..StoreTotals::default() };
         let all = clients.estimate(now, &totals);
         all.into_iter().map(|(name, version, peers)| (format!("{name} {version}"), peers)).collect()
     }
@@ -591,7 +591,7 @@ mod tests {
             // Whichever worker it comes to.
             let worker = now.seconds() / 8 % 2;
             let tracker = &mut self.workers[worker as usize];
-            tracker.announce(now, &announce, tracker::Room::default());
+            tracker.announce(now, &announce, tracker::PeerBuffers::default());
         }
 
         fn shares(&self, now: Now) -> Vec<(String, u64)> {

@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use ahash::RandomState;
 
-use crate::store::{Answer, Room};
+use crate::store::{AnnounceResult, PeerBuffers};
 use crate::types::{Announce, Contact, Family, Kind};
 
 /// Slots; a power of two.
@@ -48,7 +48,12 @@ type Endpoint = (IpAddr, [u8; 2]);
 impl Families {
     /// Notes whence an announce came, and takes the client's own other address out of what it is
     /// to be handed.
-    pub(super) fn spare_own(&self, announce: &Announce, room: &mut Room<'_>, answer: &mut Answer) {
+    pub(super) fn spare_own(
+        &self,
+        announce: &Announce,
+        room: &mut PeerBuffers<'_>,
+        answer: &mut AnnounceResult,
+    ) {
         let Contact::Port(port) = announce.contact else { return };
         let address = announce.elsewhere.unwrap_or(announce.source);
         let (own, other) = match Family::of(address) {
@@ -169,7 +174,7 @@ mod tests {
             numwant: Some(50),
         };
         let (mut v4, mut v6) = ([0; 50 * 6], [0; 50 * 18]);
-        let mut room = Room { v4: &mut v4, v6: &mut v6, web: &mut [] };
+        let mut room = PeerBuffers { v4: &mut v4, v6: &mut v6, web: &mut [] };
         match source {
             _ if http => {}
             IpAddr::V4(_) => room.v6 = &mut [],

@@ -26,14 +26,14 @@ use crate::access;
 pub use crate::access::Shown;
 use crate::limiter::Gate;
 use crate::metrics::NotStoredCounters;
-pub use crate::store::Room;
-use crate::store::{CHOICE_MAX, Change, Limits, Store, Stored, Sweeper, Visit};
+pub use crate::store::PeerBuffers;
+use crate::store::{CHOICE_MAX, ExpiryLimits, PeerAnnounce, PeerChange, Store, Stored, Sweeper};
 use crate::time::Now;
 use crate::types::{
     Announce, AnnounceReply, Contact, Event, InfoHash, Kind, NotStored, Refusal, ScrapeEntry,
 };
 pub use admit::{Admission, ConnectionWork, Withheld, Work};
-pub use census::{Census, Listed, ListedPeer, Order, Role, Totals};
+pub use census::{Census, ListedPeer, ListedTorrent, Role, StoreTotals, TorrentOrder};
 use clients::Counting;
 pub use clients::{Clients, Share};
 pub use families::Families;
@@ -232,19 +232,23 @@ impl Tracker {
     /// wanted. A client that accepts no connections is told what any other is told, and is neither
     /// stored nor counted.
     #[inline]
-    pub fn announce(&mut self, now: Now, announce: &Announce, mut room: Room<'_>) -> Announced {
+    pub fn announce(
+        &mut self,
+        now: Now,
+        announce: &Announce,
+        mut room: PeerBuffers<'_>,
+    ) -> Announced {
         let options = self.options.load();
         let change = change_of(announce);
-        let joins = change != Change::Stopped && announce.contact.accepts_connections();
+        let joins = change != PeerChange::Stopped && announce.contact.accepts_connections();
         self.watch.note(now, announce.source);
         let numwant = announce.numwant.unwrap_or(options.numwant_default).min(options.numwant_max);
         let numwant = (numwant as usize).min(CHOICE_MAX);
         limit(&mut room.v4, numwant * 6);
         limit(&mut room.v6, numwant * 18);
         limit(&mut room.web, numwant * 16);
-        let source = announce.source;
-        let address = announce.elsewhere.unwrap_or(source);
-        let visit = Visit {
+        let (source, address) = (announce.source, announce.elsewhere.unwrap_or(announce.source));
+        let visit = PeerAnnounce {
             info_hash: &announce.info_hash,
             address,
             contact: announce.contact,
@@ -258,12 +262,12 @@ impl Tracker {
         };
         let random = &mut self.random;
         let mut answer = match change {
-            Change::Present { role, .. } if !joins => {
+            PeerChange::Present { role, .. } if !joins => {
                 self.store.look_up(&announce.info_hash, (address, role), &mut room, random)
             }
             _ => self.store.announce_if(now, &visit, &mut room, random, &mut admits_new),
         };
-        if change == Change::Stopped
+        if change == PeerChange::Stopped
             && !answer.was_there
             && let Some(gate) = &mut self.gate
         {
@@ -303,7 +307,7 @@ impl Tracker {
     /// source is charged nothing: it did not ask, and others may have displaced the peer.
     pub fn leave(&mut self, now: Now, announce: &Announce) {
         let gate = self.gate.take();
-        self.announce(now, announce, Room::default());
+        self.announce(now, announce, PeerBuffers::default());
         self.gate = gate;
     }
 
@@ -328,7 +332,7 @@ impl Tracker {
     #[inline]
     pub fn upkeep(&mut self, now: Now) {
         let options = self.options.load();
-        let limits = Limits {
+        let limits = ExpiryLimits {
             peer_age_s_max: options.peer_age_s_max,
             empty_torrent_age_s_max: options.empty_torrent_age_s_max,
         };
@@ -360,15 +364,16 @@ fn not_stored(stored: Stored, shedding: Shedding) -> NotStored {
 
 /// What an announce means for the swarm. A peer is complete if it says so or has nothing left.
 #[inline]
-fn change_of(announce: &Announce) -> Change {
+fn change_of(announce: &Announce) -> PeerChange {
     let complete = announce.left == 0 || announce.event == Event::Completed;
     match announce.event {
-        Event::Stopped => Change::Stopped,
-        _ if complete => {
-            Change::Present { role: Role::Seeder, completed: announce.event == Event::Completed }
-        }
-        Event::Paused => Change::Present { role: Role::Paused, completed: false },
-        _ => Change::Present { role: Role::Leecher, completed: false },
+        Event::Stopped => PeerChange::Stopped,
+        _ if complete => PeerChange::Present {
+            role: Role::Seeder,
+            completed: announce.event == Event::Completed,
+        },
+        Event::Paused => PeerChange::Present { role: Role::Paused, completed: false },
+        _ => PeerChange::Present { role: Role::Leecher, completed: false },
     }
 }
 

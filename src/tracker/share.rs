@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use fastrand::Rng;
 
-use crate::store::{Answer, Room};
+use crate::store::{AnnounceResult, PeerBuffers};
 use crate::types::{Family, Kind};
 
 /// Takes peers out of `room` at random until both IP families together are no more than `wanted`.
@@ -13,13 +13,13 @@ use crate::types::{Family, Kind};
 /// the other an eighth, as far as they have so many: a large family crowds out no small one.
 #[inline]
 pub(super) fn fit(
-    room: &mut Room<'_>,
-    answer: &mut Answer,
+    room: &mut PeerBuffers<'_>,
+    answer: &mut AnnounceResult,
     wanted: usize,
     asker: IpAddr,
     random: &mut Rng,
 ) {
-    let Answer { bytes, available, .. } = answer;
+    let AnnounceResult { bytes, available, .. } = answer;
     let [v4, v6] = [bytes[Kind::V4 as usize] / 6, bytes[Kind::V6 as usize] / 18];
     if v4 == 0 || v6 == 0 || v4 + v6 <= wanted {
         return; // always so over UDP, which asks for one family
@@ -89,12 +89,12 @@ mod tests {
         let mark = |at: usize| u8::try_from(at).unwrap();
         let mut room_v4: Vec<u8> = (0..v4).flat_map(|at| [mark(at); 6]).collect();
         let mut room_v6: Vec<u8> = (0..v6).flat_map(|at| [mark(at); 18]).collect();
-        let mut answer = Answer {
+        let mut answer = AnnounceResult {
             bytes: [room_v4.len(), room_v6.len(), 0],
             available: [available[0], available[1], 0],
-            ..Answer::default()
+            ..AnnounceResult::default()
         };
-        let mut room = Room { v4: &mut room_v4, v6: &mut room_v6, web: &mut [] };
+        let mut room = PeerBuffers { v4: &mut room_v4, v6: &mut room_v6, web: &mut [] };
         fit(&mut room, &mut answer, wanted, asker, &mut Rng::with_seed(seed));
         let bytes = answer.bytes;
         let firsts = |peers: &[u8], stride| {

@@ -22,7 +22,9 @@ use skep::access::passkey::{self, Keys};
 use skep::protocol::udp::TransactionId;
 use skep::protocol::udp::client::{Announcement, encode_announce};
 use skep::server::memory::{self, Keeper};
-use skep::store::{Change, Limits, Options, Role, Room, Store, Stored, Sweeper, Visit};
+use skep::store::{
+    ExpiryLimits, Options, PeerAnnounce, PeerBuffers, PeerChange, Role, Store, Stored, Sweeper,
+};
 use skep::sys::allocator::{Allocator, Collector, restrain_huge_pages};
 use skep::sys::memory::Resident;
 use skep::time::Now;
@@ -38,7 +40,7 @@ const VARIABLE: &str = "MEMORY_WALK";
 
 const MIB: u64 = 1 << 20;
 const NOW: Now = Now::from_s(1_800_000_000);
-const LIMITS: Limits = Limits { peer_age_s_max: 3900, empty_torrent_age_s_max: 7200 };
+const LIMITS: ExpiryLimits = ExpiryLimits { peer_age_s_max: 3900, empty_torrent_age_s_max: 7200 };
 
 /// What a store is filled with, and under which cap.
 #[derive(Clone, Copy, Debug)]
@@ -218,14 +220,14 @@ impl Walking {
         } else {
             Ipv4Addr::from(0x0800_0000 + (peer << 8)).into()
         };
-        let visit = Visit {
+        let visit = PeerAnnounce {
             info_hash: &info_hash,
             address,
             contact: Contact::Port(6881),
-            change: Change::Present { role: Role::Leecher, completed: false },
+            change: PeerChange::Present { role: Role::Leecher, completed: false },
             capped: true,
         };
-        self.store.announce(self.now(), &visit, &mut Room::default(), random).stored
+        self.store.announce(self.now(), &visit, &mut PeerBuffers::default(), random).stored
     }
 
     /// Torrents that come, a few thousand at a time, each with its peers one after the other.

@@ -7,7 +7,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use fastrand::Rng;
 use skep::store::{
-    Answer, Change, Limits, Listed, Order, Role, Room, Store, Stored, TICK_S, Totals, Visit,
+    AnnounceResult, ExpiryLimits, ListedTorrent, PeerAnnounce, PeerBuffers, PeerChange, Role,
+    Store, StoreTotals, Stored, TICK_S, TorrentOrder,
 };
 use skep::time::Now;
 use skep::types::{Contact, Family, InfoHash, Kind, Scope, ScrapeEntry};
@@ -16,7 +17,8 @@ use skep::types::{Contact, Family, InfoHash, Kind, Scope, ScrapeEntry};
 mod sums;
 
 /// When both forget.
-pub(crate) const LIMITS: Limits = Limits { peer_age_s_max: 3900, empty_torrent_age_s_max: 7200 };
+pub(crate) const LIMITS: ExpiryLimits =
+    ExpiryLimits { peer_age_s_max: 3900, empty_torrent_age_s_max: 7200 };
 
 /// A peer's identity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -26,7 +28,7 @@ pub(crate) enum Who {
 }
 
 impl Who {
-    pub(crate) fn of(visit: &Visit<'_>) -> Self {
+    pub(crate) fn of(visit: &PeerAnnounce<'_>) -> Self {
         match visit.contact {
             Contact::Port(port) => Self::At(visit.address, port),
             Contact::Web(peer) => Self::Web(peer.0),
@@ -189,20 +191,20 @@ pub(crate) struct Model {
 
 impl Model {
     /// Applies an announce as a store without bounds would.
-    pub(crate) fn announce(&mut self, now: Now, visit: &Visit<'_>) -> ScrapeEntry {
+    pub(crate) fn announce(&mut self, now: Now, visit: &PeerAnnounce<'_>) -> ScrapeEntry {
         self.announce_when(false, now, visit)
     }
 
     /// Applies an announce of a peer that is stored; `is_short` tells whether memory is.
-    fn announce_when(&mut self, is_short: bool, now: Now, visit: &Visit<'_>) -> ScrapeEntry {
+    fn announce_when(&mut self, is_short: bool, now: Now, visit: &PeerAnnounce<'_>) -> ScrapeEntry {
         let torrent = self.torrents.entry(*visit.info_hash).or_default();
         let who = Who::of(visit);
         let before = torrent.peers.get(&who).copied();
         match visit.change {
-            Change::Stopped => {
+            PeerChange::Stopped => {
                 torrent.peers.remove(&who);
             }
-            Change::Present { role, completed } => {
+            PeerChange::Present { role, completed } => {
                 let was = before.is_some_and(|it| it.was_leecher);
                 let mut counted = before.is_some_and(|it| it.counted);
                 if completed && was && !counted {
@@ -234,8 +236,8 @@ impl Model {
         &mut self,
         store: &Store,
         (now, is_short): (Now, bool),
-        visit: &Visit<'_>,
-        answer: &Answer,
+        visit: &PeerAnnounce<'_>,
+        answer: &AnnounceResult,
         evicted: u64,
     ) -> ScrapeEntry {
         self.follow_evicted(store, evicted, visit.info_hash);
@@ -276,7 +278,12 @@ impl Model {
     }
 
     /// Takes out the peer whose place the newcomer has got.
-    fn follow_replaced(&mut self, store: &Store, now: Now, visit: &Visit<'_>) -> ScrapeEntry {
+    fn follow_replaced(
+        &mut self,
+        store: &Store,
+        now: Now,
+        visit: &PeerAnnounce<'_>,
+    ) -> ScrapeEntry {
         let newcomer = Who::of(visit);
         let torrent = self.torrents.get_mut(visit.info_hash).unwrap();
         let (_, listed) = store.torrent(visit.info_hash, now, 0, usize::MAX >> 1).unwrap();
@@ -317,7 +324,12 @@ impl Model {
 
     /// Whether a peer may be handed out: of the asker's scope or public, not the asker itself, and
     /// one who wants data if the asker does not.
-    pub(crate) fn may_be_handed(visit: &Visit<'_>, role: Role, who: Who, known: &Known) -> bool {
+    pub(crate) fn may_be_handed(
+        visit: &PeerAnnounce<'_>,
+        role: Role,
+        who: Who,
+        known: &Known,
+    ) -> bool {
         let shown = who.scope() == Scope::Public || who.scope() == Who::of(visit).scope();
         let useful = role == Role::Leecher || known.role == Role::Leecher;
         shown && useful && who != Who::of(visit)
@@ -349,15 +361,15 @@ impl Model {
         });
     }
 
-    pub(crate) fn totals(&self) -> Totals {
+    pub(crate) fn totals(&self) -> StoreTotals {
         let torrents = self.torrents.values();
         let peers = torrents.map(|it| it.peers.iter().map(|it| (it.0.kind(), it.1.role)));
         sums::totals(self.completed, peers)
     }
 
     /// Every torrent, by info-hash.
-    pub(crate) fn listed(&self) -> Vec<Listed> {
-        let listed = |(info_hash, torrent): (&InfoHash, &Torrent)| Listed {
+    pub(crate) fn listed(&self) -> Vec<ListedTorrent> {
+        let listed = |(info_hash, torrent): (&InfoHash, &Torrent)| ListedTorrent {
             info_hash: *info_hash,
             counts: torrent.counts(),
         };
@@ -365,13 +377,13 @@ impl Model {
     }
 
     /// Every torrent, the largest first.
-    fn listed_by(&self, order: Order) -> Vec<Listed> {
+    fn listed_by(&self, order: TorrentOrder) -> Vec<ListedTorrent> {
         let mut all = self.listed();
         all.sort_by_key(|it| {
             Reverse(match order {
-                Order::Peers => it.counts.seeders + it.counts.leechers,
-                Order::Seeders => it.counts.seeders,
-                Order::Completed => it.counts.completed,
+                TorrentOrder::Peers => it.counts.seeders + it.counts.leechers,
+                TorrentOrder::Seeders => it.counts.seeders,
+                TorrentOrder::Completed => it.counts.completed,
             })
         });
         all
@@ -410,21 +422,21 @@ pub(crate) fn announce_both(
     store: &Store,
     model: &mut Model,
     now: Now,
-    visit: &Visit<'_>,
+    visit: &PeerAnnounce<'_>,
     random: &mut Rng,
 ) {
     let want = [random.usize(..=200), random.usize(..=67), random.usize(..=50)];
     let mut v4 = vec![0; want[0] * 6];
     let mut v6 = vec![0; want[1] * 18];
     let mut web = vec![0; want[2] * 16];
-    let mut room = Room { v4: &mut v4, v6: &mut v6, web: &mut web };
+    let mut room = PeerBuffers { v4: &mut v4, v6: &mut v6, web: &mut web };
     let (is_short, evicted) = (store.is_short_of_memory(), store.usage().evicted);
     let answer = store.announce(now, visit, &mut room, random);
     // The announce itself may make it so.
     let is_short = is_short || store.is_short_of_memory();
     let counts = model.follow(store, (now, is_short), visit, &answer, evicted);
     assert_eq!((answer.seeders, answer.leechers), (counts.seeders, counts.leechers));
-    let Change::Present { role, .. } = visit.change else {
+    let PeerChange::Present { role, .. } = visit.change else {
         assert_eq!(answer.bytes, [0, 0, 0], "a stop gets no peers");
         return;
     };
@@ -446,7 +458,7 @@ pub(crate) fn announce_both(
 /// Compares every kind of list, page by page, and one torrent's peers with their ages.
 pub(crate) fn compare_lists(store: &Store, model: &Model, now: Now, random: &mut Rng) {
     let count = random.usize(1..40);
-    let mut paged: Vec<Listed> = Vec::new();
+    let mut paged: Vec<ListedTorrent> = Vec::new();
     loop {
         let page = store.torrents_after(paged.last().map(|it| &it.info_hash), count, |_| true);
         assert!(page.len() <= count);
@@ -456,7 +468,7 @@ pub(crate) fn compare_lists(store: &Store, model: &Model, now: Now, random: &mut
         paged.extend(page);
     }
     assert_eq!(paged, model.listed());
-    for order in [Order::Peers, Order::Seeders, Order::Completed] {
+    for order in [TorrentOrder::Peers, TorrentOrder::Seeders, TorrentOrder::Completed] {
         let mut expected = model.listed_by(order);
         expected.truncate(count);
         assert_eq!(store.torrents_by(order, count), expected);
@@ -470,7 +482,7 @@ fn compare_peers(store: &Store, info_hash: &InfoHash, torrent: &Torrent, now: No
     let mut found = Vec::new();
     loop {
         let (listed, page) = store.torrent(info_hash, now, found.len(), count).unwrap();
-        assert_eq!(listed, Listed { info_hash: *info_hash, counts: torrent.counts() });
+        assert_eq!(listed, ListedTorrent { info_hash: *info_hash, counts: torrent.counts() });
         assert!(page.len() <= count);
         if page.is_empty() {
             break;

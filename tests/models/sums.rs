@@ -1,6 +1,6 @@
 //! What naive models of swarms count alike: peers by role and kind, in a torrent and in all.
 
-use skep::store::{Role, Totals};
+use skep::store::{Role, StoreTotals};
 use skep::types::{Kind, ScrapeEntry};
 
 /// What a scrape tells of peers with these roles.
@@ -18,8 +18,8 @@ pub(crate) fn counts(completed: u32, roles: impl Iterator<Item = Role>) -> Scrap
 pub(crate) fn totals<P: Iterator<Item = (Kind, Role)>>(
     completed: u64,
     torrents: impl Iterator<Item = P>,
-) -> Totals {
-    let mut sum = Totals { completed, ..Totals::default() };
+) -> StoreTotals {
+    let mut sum = StoreTotals { completed, ..StoreTotals::default() };
     for peers in torrents {
         let mut has_peers = false;
         for (kind, role) in peers {

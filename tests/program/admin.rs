@@ -17,7 +17,7 @@ use skep::access::mode::Mode;
 use skep::frontend::admin::live::Board;
 use skep::frontend::admin::{Process, Token, router};
 use skep::frontend::stats::Stats;
-use skep::store::{Change, Options, Role, Room, Store, Visit};
+use skep::store::{Options, PeerAnnounce, PeerBuffers, PeerChange, Role, Store};
 use skep::time::Now;
 use skep::tracker::Census;
 use skep::types::{Contact, InfoHash, WebPeer};
@@ -56,15 +56,15 @@ impl Fake {
     fn new() -> Arc<Self> {
         let store = Arc::new(Store::new(Options { shards: 4, seed: Some(1) }));
         let announce = |torrent: u8, address: IpAddr, contact, role| {
-            let change = Change::Present { role, completed: false };
-            let visit = Visit {
+            let change = PeerChange::Present { role, completed: false };
+            let visit = PeerAnnounce {
                 info_hash: &InfoHash([torrent; 20]),
                 address,
                 contact,
                 change,
                 capped: false,
             };
-            store.announce(NOW, &visit, &mut Room::default(), &mut fastrand::Rng::new());
+            store.announce(NOW, &visit, &mut PeerBuffers::default(), &mut fastrand::Rng::new());
         };
         let v4 = Ipv4Addr::new(8, 8, 8, 8).into();
         let v6 = Ipv6Addr::new(0x2001, 0x4860, 0, 0, 0, 0, 0, 1).into();

@@ -12,7 +12,8 @@ use std::sync::Arc;
 use fastrand::Rng;
 use model::{LIMITS, Model, Torrent, Who, announce_both, compare_lists, decode};
 use skep::store::{
-    Budget, Change, Limits, Options, Order, Role, Room, Store, Sweeper, Totals, Visit,
+    Budget, ExpiryLimits, Options, PeerAnnounce, PeerBuffers, PeerChange, Role, Store, StoreTotals,
+    Sweeper, TorrentOrder,
 };
 use skep::time::Now;
 use skep::types::{Contact, InfoHash, Kind, ScrapeEntry, WebPeer};
@@ -46,13 +47,13 @@ fn contact(random: &mut Rng, ports: u16) -> Contact {
     }
 }
 
-fn change(random: &mut Rng) -> Change {
+fn change(random: &mut Rng) -> PeerChange {
     match random.u8(..10) {
-        0 | 1 => Change::Stopped,
-        2 => Change::Present { role: Role::Seeder, completed: true },
-        3 => Change::Present { role: Role::Paused, completed: false },
-        4 | 5 => Change::Present { role: Role::Seeder, completed: false },
-        _ => Change::Present { role: Role::Leecher, completed: false },
+        0 | 1 => PeerChange::Stopped,
+        2 => PeerChange::Present { role: Role::Seeder, completed: true },
+        3 => PeerChange::Present { role: Role::Paused, completed: false },
+        4 | 5 => PeerChange::Present { role: Role::Seeder, completed: false },
+        _ => PeerChange::Present { role: Role::Leecher, completed: false },
     }
 }
 
@@ -70,7 +71,7 @@ fn a_million_operations_match_the_model() {
             let info_hash = InfoHash([torrent; 20]);
             // The crowd swells and ebbs: ports from a few to many per address.
             let ports = if step / 20_000 % 2 == 0 { 8 } else { 1 };
-            let visit = Visit {
+            let visit = PeerAnnounce {
                 info_hash: &info_hash,
                 address: address(&mut random),
                 contact: contact(&mut random, ports),
@@ -96,7 +97,7 @@ fn a_million_operations_match_the_model() {
         now = now.plus_s(10_000);
         Sweeper::new(&store, 0, 1).pass(&store, now, LIMITS);
         Sweeper::new(&store, 0, 1).pass(&store, now.plus_s(10_000), LIMITS);
-        let left = Totals { completed: model.completed, ..Totals::default() };
+        let left = StoreTotals { completed: model.completed, ..StoreTotals::default() };
         assert_eq!(store.totals(), left, "silence empties the store");
     }
 }
@@ -115,8 +116,8 @@ fn announce_alone(seed: u64, thread: u8, now: Now, store: &Store) -> Model {
             0 => Contact::Web(WebPeer([thread, random.u8(..), 0, 0].repeat(4).try_into().unwrap())),
             _ => Contact::Port(1 + random.u16(..4)),
         };
-        let visit = Visit { info_hash: &info_hash, address, contact, change, capped: false };
-        let mut room = Room { v4: &mut v4, v6: &mut [], web: &mut web };
+        let visit = PeerAnnounce { info_hash: &info_hash, address, contact, change, capped: false };
+        let mut room = PeerBuffers { v4: &mut v4, v6: &mut [], web: &mut web };
         let answer = store.announce(now, &visit, &mut room, &mut random);
         mine.announce(now, &visit);
         let mut handed = decode(&v4[..answer.bytes[0]], Kind::V4);
@@ -151,7 +152,7 @@ fn threads_see_one_store() {
             running.into_iter().map(|it| it.join().unwrap()).collect()
         });
         let (mut torrents, mut active) = (BTreeSet::new(), BTreeSet::<InfoHash>::new());
-        let mut sum = Totals::default();
+        let mut sum = StoreTotals::default();
         for model in &models {
             let part = model.totals();
             sum.completed += part.completed;
@@ -185,9 +186,9 @@ fn look_meanwhile(store: &Store, now: Now) {
     let page = store.torrents_after(Some(&after), 7, |_| true);
     assert!(page.len() <= 7 && page.iter().all(|it| it.info_hash > after));
     assert!(page.is_sorted_by(|a, b| a.info_hash < b.info_hash));
-    let largest = store.torrents_by(Order::Peers, 5);
+    let largest = store.torrents_by(TorrentOrder::Peers, 5);
     assert!(largest.len() <= 5);
-    let peers = |it: &skep::store::Listed| it.counts.seeders + it.counts.leechers;
+    let peers = |it: &skep::store::ListedTorrent| it.counts.seeders + it.counts.leechers;
     assert!(largest.is_sorted_by(|a, b| peers(a) >= peers(b)));
     let distinct: BTreeSet<_> = largest.iter().map(|it| it.info_hash).collect();
     assert_eq!(distinct.len(), largest.len());
@@ -206,9 +207,9 @@ fn join(
     (address, contact): (IpAddr, Contact),
     random: &mut Rng,
 ) {
-    let change = Change::Present { role: Role::Leecher, completed: false };
-    let visit = Visit { info_hash: &info_hash, address, contact, change, capped: false };
-    store.announce(now, &visit, &mut Room::default(), random);
+    let change = PeerChange::Present { role: Role::Leecher, completed: false };
+    let visit = PeerAnnounce { info_hash: &info_hash, address, contact, change, capped: false };
+    store.announce(now, &visit, &mut PeerBuffers::default(), random);
 }
 
 /// Announces under a budget too small for what comes, which is lifted for a while.
@@ -233,8 +234,13 @@ fn a_store_with_a_budget_keeps_to_it_and_to_the_model() {
                 _ => Ipv4Addr::new(9, random.u8(..8), random.u8(..4), random.u8(..3)).into(),
             };
             let (contact, change) = (contact(&mut random, 1), change(&mut random));
-            let visit =
-                Visit { info_hash: &info_hash, address, contact, change, capped: random.bool() };
+            let visit = PeerAnnounce {
+                info_hash: &info_hash,
+                address,
+                contact,
+                change,
+                capped: random.bool(),
+            };
             match random.u16(..2000) {
                 0 => now = now.plus_s(random.u64(..900)),
                 1 => {
@@ -274,11 +280,12 @@ fn a_store_with_caps_replaces_whom_the_model_says() {
                 _ => Ipv4Addr::from(0x0800_0000 + random.u32(..2000)).into(),
             };
             let change = match random.u8(..40) {
-                0 => Change::Stopped,
-                1 => Change::Present { role: Role::Seeder, completed: true },
-                _ => Change::Present { role: Role::Leecher, completed: false },
+                0 => PeerChange::Stopped,
+                1 => PeerChange::Present { role: Role::Seeder, completed: true },
+                _ => PeerChange::Present { role: Role::Leecher, completed: false },
             };
-            let visit = Visit { info_hash: &info_hash, address, contact, change, capped: true };
+            let visit =
+                PeerAnnounce { info_hash: &info_hash, address, contact, change, capped: true };
             announce_both(&store, &mut model, now, &visit, &mut random);
             now = Now::from_ns(now.ns() + 20_000_000 * random.u64(..10));
             if step % 20_000 == 0 {
@@ -297,7 +304,7 @@ fn slices_paced_by_the_clock_forget_everyone_in_time() {
     // An idle worker turns every 50 ms, a busy one all the time; a life may be short or long.
     for (turn_ms, peer_age_s_max) in [(50, 3900), (1, 300), (50, 64)] {
         let store = Store::new(Options { shards: 1024, seed: Some(1) });
-        let limits = Limits { peer_age_s_max, empty_torrent_age_s_max: 7200 };
+        let limits = ExpiryLimits { peer_age_s_max, empty_torrent_age_s_max: 7200 };
         let mut random = Rng::with_seed(1);
         let start = Now::from_s(1_800_000_000);
         for peer in 0..20_000u32 {
@@ -319,7 +326,7 @@ fn slices_paced_by_the_clock_forget_everyone_in_time() {
         let mut sweeper = Sweeper::new(&store, 0, 1);
         let mut now = start;
         let mut whole = true;
-        while store.totals() != Totals::default() {
+        while store.totals() != StoreTotals::default() {
             now = Now::from_ns(now.ns() + turn_ms * 1_000_000);
             sweeper.slice(&store, now, limits);
             let age_s = now.seconds() - start.seconds();
@@ -356,7 +363,7 @@ fn a_swarm_with_an_index_matches_the_model() {
             // It swells far beyond a block, ebbs to less than half of one, and swells again.
             let ebbs = (8_000..16_000).contains(&step);
             let change = match random.u8(..10) {
-                0..=8 if ebbs => Change::Stopped,
+                0..=8 if ebbs => PeerChange::Stopped,
                 _ => change(&mut random),
             };
             let peer = random.u32(..3000);
@@ -365,7 +372,8 @@ fn a_swarm_with_an_index_matches_the_model() {
                 true => Contact::Web(WebPeer(u128::from(peer).to_be_bytes())),
                 false => Contact::Port(1),
             };
-            let visit = Visit { info_hash: &info_hash, address, contact, change, capped: false };
+            let visit =
+                PeerAnnounce { info_hash: &info_hash, address, contact, change, capped: false };
             announce_both(&store, &mut model, now, &visit, &mut random);
             let counts = store.scrape(&info_hash);
             most = most.max(counts.seeders + counts.leechers);
@@ -390,29 +398,29 @@ fn a_full_store_gives_its_memory_back_to_use() {
     for round in 0..2u64 {
         let now = Now::from_s(1_800_000_000 + round * 20_000);
         for peer in 0..100_000u32 {
-            let visit = Visit {
+            let visit = PeerAnnounce {
                 info_hash: &info_hash,
                 address: Ipv4Addr::from(0x0800_0000 + peer).into(),
                 contact: Contact::Port(6881),
-                change: Change::Present { role: Role::Leecher, completed: false },
+                change: PeerChange::Present { role: Role::Leecher, completed: false },
                 capped: false,
             };
-            store.announce(now, &visit, &mut Room::default(), &mut random);
+            store.announce(now, &visit, &mut PeerBuffers::default(), &mut random);
         }
         assert_eq!(store.scrape(&info_hash).leechers, 100_000);
         for peer in 10..100_000u32 {
-            let visit = Visit {
+            let visit = PeerAnnounce {
                 info_hash: &info_hash,
                 address: Ipv4Addr::from(0x0800_0000 + peer).into(),
                 contact: Contact::Port(6881),
-                change: Change::Stopped,
+                change: PeerChange::Stopped,
                 capped: false,
             };
-            store.announce(now, &visit, &mut Room::default(), &mut random);
+            store.announce(now, &visit, &mut PeerBuffers::default(), &mut random);
         }
         Sweeper::new(&store, 0, 1).pass(&store, now, LIMITS);
         assert_eq!(store.scrape(&info_hash).leechers, 10);
         Sweeper::new(&store, 0, 1).pass(&store, now.plus_s(4000), LIMITS);
-        assert_eq!(store.totals(), Totals::default());
+        assert_eq!(store.totals(), StoreTotals::default());
     }
 }

@@ -10,12 +10,13 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use fastrand::Rng;
 use skep::store::{
-    Answer, Budget, Change, Limits, Options, Role, Room, Store, Stored, Sweeper, Visit,
+    AnnounceResult, Budget, ExpiryLimits, Options, PeerAnnounce, PeerBuffers, PeerChange, Role,
+    Store, Stored, Sweeper,
 };
 use skep::time::Now;
 use skep::types::{Contact, InfoHash, WebPeer};
 
-const LIMITS: Limits = Limits { peer_age_s_max: 3900, empty_torrent_age_s_max: 7200 };
+const LIMITS: ExpiryLimits = ExpiryLimits { peer_age_s_max: 3900, empty_torrent_age_s_max: 7200 };
 
 fn seeds(default: &[u64]) -> Vec<u64> {
     std::env::var("SEED").map_or_else(|_| default.to_vec(), |seed| vec![seed.parse().unwrap()])
@@ -50,12 +51,12 @@ fn peer(random: &mut Rng) -> (IpAddr, Contact) {
     (address, contact)
 }
 
-fn change(random: &mut Rng) -> Change {
+fn change(random: &mut Rng) -> PeerChange {
     match random.u8(..10) {
-        0..=2 => Change::Stopped,
-        3 => Change::Present { role: Role::Seeder, completed: true },
-        4 => Change::Present { role: Role::Seeder, completed: false },
-        _ => Change::Present { role: Role::Leecher, completed: false },
+        0..=2 => PeerChange::Stopped,
+        3 => PeerChange::Present { role: Role::Seeder, completed: true },
+        4 => PeerChange::Present { role: Role::Seeder, completed: false },
+        _ => PeerChange::Present { role: Role::Leecher, completed: false },
     }
 }
 
@@ -75,9 +76,14 @@ fn the_account_is_exact_after_a_million_operations() {
                     let info_hash = info_hash(&mut random);
                     let (address, contact) = peer(&mut random);
                     let change = change(&mut random);
-                    let visit =
-                        Visit { info_hash: &info_hash, address, contact, change, capped: false };
-                    store.announce(now, &visit, &mut Room::default(), &mut random);
+                    let visit = PeerAnnounce {
+                        info_hash: &info_hash,
+                        address,
+                        contact,
+                        change,
+                        capped: false,
+                    };
+                    store.announce(now, &visit, &mut PeerBuffers::default(), &mut random);
                 }
                 now = now.plus_s(random.u64(..300));
                 Sweeper::new(&store, 0, 1).pass(&store, now, LIMITS);
@@ -105,15 +111,15 @@ fn the_account_of_one_swarm_is_exact_at_every_size() {
     for number in 0..6000_u32 {
         let web = WebPeer(u128::from(number).to_ne_bytes());
         for contact in [Contact::Port(1), Contact::Web(web)] {
-            let visit = Visit {
+            let visit = PeerAnnounce {
                 info_hash: &info_hash,
                 address: Ipv4Addr::from(0x0800_0000 + number).into(),
                 contact,
-                change: Change::Present { role: Role::Leecher, completed: false },
+                change: PeerChange::Present { role: Role::Leecher, completed: false },
                 capped: false,
             };
             taken += bytes_taken(|| {
-                store.announce(Now::from_s(1), &visit, &mut Room::default(), &mut random);
+                store.announce(Now::from_s(1), &visit, &mut PeerBuffers::default(), &mut random);
             });
             assert_eq!(store.usage().bytes, taken, "{number}");
         }
@@ -121,7 +127,7 @@ fn the_account_of_one_swarm_is_exact_at_every_size() {
 }
 
 const NOW: Now = Now::from_s(1_800_000_000);
-const JOIN: Change = Change::Present { role: Role::Leecher, completed: false };
+const JOIN: PeerChange = PeerChange::Present { role: Role::Leecher, completed: false };
 
 /// A store of few shards with a budget.
 fn store(bytes_max: u64, peers_per_torrent_max: u32) -> Store {
@@ -146,11 +152,12 @@ fn announce(
     now: Now,
     info_hash: &InfoHash,
     (address, port): (IpAddr, u16),
-    change: Change,
-) -> (Answer, Vec<[u8; 6]>) {
+    change: PeerChange,
+) -> (AnnounceResult, Vec<[u8; 6]>) {
     let mut out = [0; 50 * 6];
-    let visit = Visit { info_hash, address, contact: Contact::Port(port), change, capped: true };
-    let mut room = Room { v4: &mut out, v6: &mut [], web: &mut [] };
+    let visit =
+        PeerAnnounce { info_hash, address, contact: Contact::Port(port), change, capped: true };
+    let mut room = PeerBuffers { v4: &mut out, v6: &mut [], web: &mut [] };
     let mut random = Rng::with_seed(now.ns() ^ u64::from(port) << 32 ^ seed_of(address));
     let answer = store.announce(now, &visit, &mut room, &mut random);
     let peers = out[..answer.bytes[0]].as_chunks::<6>().0.to_vec();
@@ -164,7 +171,7 @@ fn seed_of(address: IpAddr) -> u64 {
     }
 }
 
-fn join(store: &Store, number: u32, address: u32) -> Answer {
+fn join(store: &Store, number: u32, address: u32) -> AnnounceResult {
     announce(store, NOW, &numbered(number), (v4(address), 1), JOIN).0
 }
 
@@ -244,7 +251,7 @@ fn who_is_not_stored_is_answered_all_the_same() {
     assert_eq!(peers, [[8, 1, 1, 1, 0, 1]], "it is told of those who are there");
     let local = announce(&store, NOW, &numbered(1), (v4(0x0a01_0101), 9), JOIN);
     assert_eq!((local.0.stored, local.1.len()), (Stored::NoMemory, 1));
-    let mut refused = Answer::default();
+    let mut refused = AnnounceResult::default();
     for peer in 0..40 {
         refused = join(&store, 2, 0x0902_0101 + (peer << 8));
     }
@@ -252,7 +259,7 @@ fn who_is_not_stored_is_answered_all_the_same() {
     assert_eq!(store.scrape(&numbered(2)).leechers, refused.leechers);
     // Those who are there come and go as ever.
     assert_eq!(join(&store, 1, 0x0801_0101).stored, Stored::Yes);
-    let stopped = announce(&store, NOW, &numbered(1), (v4(0x0801_0101), 1), Change::Stopped).0;
+    let stopped = announce(&store, NOW, &numbered(1), (v4(0x0801_0101), 1), PeerChange::Stopped).0;
     assert_eq!((stopped.stored, stopped.leechers), (Stored::Yes, 0));
     assert_eq!(store.scrape(&numbered(1)).leechers, 0);
 }
@@ -308,8 +315,8 @@ fn a_large_crowd_of_one_network_is_not_on_probation() {
     assert_eq!([stored, store.scrape(&numbered(1)).leechers], [17, 17]);
 }
 
-const LEAVE: Change = Change::Stopped;
-const COMPLETE: Change = Change::Present { role: Role::Seeder, completed: true };
+const LEAVE: PeerChange = PeerChange::Stopped;
+const COMPLETE: PeerChange = PeerChange::Present { role: Role::Seeder, completed: true };
 
 /// A download that ends, while the others are there; they leave first.
 fn complete(store: &Store, number: u32, peer: (IpAddr, u16), others: &[(IpAddr, u16)]) {
@@ -361,8 +368,8 @@ fn a_count_outlives_its_peers_only_if_two_networks_made_it() {
         let mut say = |peer, change| {
             let contact = Contact::Web(WebPeer(peer));
             let info_hash = &numbered(number);
-            let visit = Visit { info_hash, address: one, contact, change, capped: true };
-            store.announce(NOW, &visit, &mut Room::default(), &mut random);
+            let visit = PeerAnnounce { info_hash, address: one, contact, change, capped: true };
+            store.announce(NOW, &visit, &mut PeerBuffers::default(), &mut random);
         };
         say(web(network, 1), JOIN);
         [JOIN, COMPLETE, LEAVE].into_iter().for_each(|change| say(web(1, 2), change));
@@ -490,7 +497,7 @@ fn one_address_with_sixty_thousand_ports_gets_sixteen_places_and_two_of_a_reply(
         let stays = store.torrent(&torrent, NOW, 0, 1_000_000).unwrap().1;
         let addresses = stays.iter().filter_map(|it| it.address);
         for its in addresses.filter(|it| it.ip() == sybil).take(8) {
-            announce(&store, NOW, &torrent, (sybil, its.port()), Change::Stopped);
+            announce(&store, NOW, &torrent, (sybil, its.port()), PeerChange::Stopped);
         }
         assert_eq!(announce(&store, NOW, &torrent, (sybil, 61_000), JOIN).0.stored, Stored::Yes);
     }
@@ -512,14 +519,14 @@ fn one_ipv6_network_gets_four_places_and_one_of_a_reply() {
         assert_eq!(ports_of(&store, &torrent, of_sybil), 4);
         for seed in 0..200 {
             let mut out = [0; 30 * 18];
-            let visit = Visit {
+            let visit = PeerAnnounce {
                 info_hash: &torrent,
                 address: at(1, 1),
                 contact: Contact::Port(1),
                 change: JOIN,
                 capped: true,
             };
-            let mut room = Room { v4: &mut [], v6: &mut out, web: &mut [] };
+            let mut room = PeerBuffers { v4: &mut [], v6: &mut out, web: &mut [] };
             let answer = store.announce(NOW, &visit, &mut room, &mut Rng::with_seed(seed));
             let peers = out[..answer.bytes[1]].as_chunks::<18>().0;
             assert_eq!(peers.len(), 30);
@@ -536,8 +543,8 @@ fn exempt_sources_and_local_addresses_are_under_no_cap() {
         for port in 1..=3000 {
             let info_hash = &numbered(torrent);
             let contact = Contact::Port(port);
-            let visit = Visit { info_hash, address, contact, change: JOIN, capped };
-            let answer = store.announce(NOW, &visit, &mut Room::default(), &mut random);
+            let visit = PeerAnnounce { info_hash, address, contact, change: JOIN, capped };
+            let answer = store.announce(NOW, &visit, &mut PeerBuffers::default(), &mut random);
             assert_eq!(answer.stored, Stored::Yes);
         }
         assert_eq!(store.scrape(&numbered(torrent)).leechers, 3000);
@@ -563,7 +570,7 @@ fn a_full_swarm_lets_newcomers_in_for_the_long_silent() {
         let start = now;
         for peer in 0..newcomers {
             now = start.plus_s(u64::from(peer) / 100);
-            let seeder = Change::Present { role: Role::Seeder, completed: false };
+            let seeder = PeerChange::Present { role: Role::Seeder, completed: false };
             let newcomer = (far_apart(0x3000_0000, peer), 1);
             let (answer, _) = announce(&store, now, &torrent, newcomer, seeder);
             assert_eq!((answer.stored, answer.seeders + answer.leechers), (Stored::Yes, peers_max));
@@ -592,8 +599,9 @@ fn all_kinds_count_towards_a_full_swarm_and_each_has_a_place_in_it() {
             1 => (Ipv6Addr::new(0x2600, number, 0, 0, 0, 0, 0, 1).into(), Contact::Port(1)),
             _ => (v4(0x0801_0101), Contact::Web(WebPeer(u128::from(number).to_ne_bytes()))),
         };
-        let visit = Visit { info_hash: &torrent, address, contact, change: JOIN, capped: true };
-        store.announce(NOW, &visit, &mut Room::default(), &mut random);
+        let visit =
+            PeerAnnounce { info_hash: &torrent, address, contact, change: JOIN, capped: true };
+        store.announce(NOW, &visit, &mut PeerBuffers::default(), &mut random);
     }
     let counts = store.totals().leechers;
     assert_eq!(counts.iter().sum::<u64>(), 100);
@@ -718,8 +726,9 @@ fn a_web_network_at(address: u32) {
         name[..2].copy_from_slice(&network.to_be_bytes());
         name[2..6].copy_from_slice(&peer.to_be_bytes());
         let contact = Contact::Web(WebPeer(name));
-        let visit = Visit { info_hash: &torrent, address, contact, change: JOIN, capped: true };
-        store.announce(NOW, &visit, &mut Room::default(), &mut random).stored
+        let visit =
+            PeerAnnounce { info_hash: &torrent, address, contact, change: JOIN, capped: true };
+        store.announce(NOW, &visit, &mut PeerBuffers::default(), &mut random).stored
     };
     (0..200).for_each(|it| _ = join_web(1, it));
     (0..200).for_each(|it| _ = join(&store, 1, 0x4000_0000 + (it << 16)));

@@ -9,8 +9,8 @@ use fastrand::Rng;
 use proptest::prelude::*;
 use skep::snapshot::{BLOCK_BYTES_MAX, Block, Fault, Snapshot, VERSION};
 use skep::store::{
-    Arrival, Batch, Budget, Change, Export, Limits, Restored, Role, Saved4, Saved6, Store, Sweeper,
-    Terms,
+    Budget, ExpiryLimits, ExportBatch, PeerChange, RestoreCounts, RestoreOptions, Role,
+    SavedPeerV4, SavedPeerV6, Store, StoreExport, Sweeper, TorrentPart,
 };
 use skep::types::{Contact, Kind, WebPeer};
 
@@ -30,7 +30,7 @@ proptest! {
         let bytes = snapshot_of(&store, now);
         let again = empty_store(!seed);
         // A store that has forgotten those who were silent for too long: they do not come back.
-        let limits = Limits { peer_age_s_max: AGE_S_MAX, empty_torrent_age_s_max: u32::MAX };
+        let limits = ExpiryLimits { peer_age_s_max: AGE_S_MAX, empty_torrent_age_s_max: u32::MAX };
         Sweeper::new(&store, 0, 1).pass(&store, now, limits);
         let restored = restore(&bytes, &again, now);
         prop_assert_eq!(again.totals(), store.totals());
@@ -137,11 +137,11 @@ fn announces_between_slices_lose_nobody_who_stays_and_count_nothing_twice() {
         let store = empty_store(3);
         for torrent in 0..count {
             let (address, contact) = (v4(torrent), Contact::Port(6881));
-            let change = Change::Present { role: Role::Seeder, completed: true };
+            let change = PeerChange::Present { role: Role::Seeder, completed: true };
             join(&store, START, torrent, address, Role::Leecher);
             announce(&store, START, Said { torrent, address, contact, change });
         }
-        let (mut export, mut batch) = (Export::new(START), Batch::default());
+        let (mut export, mut batch) = (StoreExport::new(START), ExportBatch::default());
         let (mut seen, mut next) = (BTreeMap::<_, u32>::new(), count);
         while store.export(&mut export, &mut batch) {
             for torrent in &batch.torrents {
@@ -161,13 +161,13 @@ fn announces_between_slices_lose_nobody_who_stays_and_count_nothing_twice() {
 /// Exports a store, `change` being made once the first part of torrent 0 is there: its downloads,
 /// and who of it is saved.
 fn exported_with(store: &Store, change: impl FnOnce()) -> (u32, BTreeSet<IpAddr>) {
-    let (mut export, mut batch) = (Export::new(START), Batch::default());
+    let (mut export, mut batch) = (StoreExport::new(START), ExportBatch::default());
     let (mut completed, mut seen) = (0, BTreeSet::new());
     let mut change = Some(change);
     while store.export(&mut export, &mut batch) {
         assert!(batch.torrents.iter().all(|it| it.info_hash == hash(0)), "there is no other");
         completed += batch.torrents.iter().map(|it| it.completed).sum::<u32>();
-        let address = |it: &Saved4| IpAddr::from(*it.endpoint.first_chunk::<4>().unwrap());
+        let address = |it: &SavedPeerV4| IpAddr::from(*it.endpoint.first_chunk::<4>().unwrap());
         seen.extend(batch.v4.iter().map(address));
         if let Some(change) = change.take_if(|_| !batch.torrents.is_empty()) {
             change();
@@ -178,13 +178,13 @@ fn exported_with(store: &Store, change: impl FnOnce()) -> (u32, BTreeSet<IpAddr>
 
 /// A peer leaves torrent 0.
 fn leave(store: &Store, address: IpAddr) {
-    let (contact, change) = (Contact::Port(6881), Change::Stopped);
+    let (contact, change) = (Contact::Port(6881), PeerChange::Stopped);
     announce(store, START, Said { torrent: 0, address, contact, change });
 }
 
 /// Gives back what memory torrents do not need; nobody is too old.
 fn sweep(store: &Store) {
-    let limits = Limits { peer_age_s_max: AGE_S_MAX, empty_torrent_age_s_max: u32::MAX };
+    let limits = ExpiryLimits { peer_age_s_max: AGE_S_MAX, empty_torrent_age_s_max: u32::MAX };
     Sweeper::new(store, 0, 1).pass(store, START, limits);
 }
 
@@ -206,7 +206,7 @@ fn a_crowd_that_goes_between_slices_hides_no_other() {
 fn a_swarm_that_becomes_small_between_slices_is_saved_to_its_end() {
     let store = empty_store(1);
     (0..20_000).for_each(|it| join(&store, START, 0, v4(it), Role::Leecher));
-    let change = Change::Present { role: Role::Seeder, completed: true };
+    let change = PeerChange::Present { role: Role::Seeder, completed: true };
     let (address, contact) = (v4(19_999), Contact::Port(6881));
     announce(&store, START, Said { torrent: 0, address, contact, change });
     let (completed, seen) = exported_with(&store, || {
@@ -228,7 +228,7 @@ fn time_that_passes_between_makes_peers_older_and_some_too_old() {
     let later = saved_at.plus_s(2400);
     let again = empty_store(5);
     let restored = restore(&bytes, &again, later);
-    let expected = Restored { torrents: 1, peers: 1, expired: 2, ..Restored::default() };
+    let expected = RestoreCounts { torrents: 1, peers: 1, expired: 2, ..RestoreCounts::default() };
     assert_eq!(restored, expected);
     let (listed, peers) = again.torrent(&hash(1), later, 0, 10).unwrap();
     assert_eq!((listed.counts.seeders, listed.counts.leechers), (0, 1));
@@ -244,18 +244,18 @@ fn time_that_passes_between_makes_peers_older_and_some_too_old() {
 #[test]
 fn counts_of_torrents_without_peers_come_back_and_are_forgotten_in_time() {
     let store = empty_store(7);
-    let limits = Limits { peer_age_s_max: AGE_S_MAX, empty_torrent_age_s_max: 5000 };
+    let limits = ExpiryLimits { peer_age_s_max: AGE_S_MAX, empty_torrent_age_s_max: 5000 };
     let said = |change| {
         let (address, contact) = (v4(1), Contact::Port(6881));
         Said { torrent: 1, address, contact, change }
     };
     // A second network makes the count one that is kept.
     let other = |change| Said { address: v4(300), ..said(change) };
-    announce(&store, START, other(Change::Present { role: Role::Seeder, completed: false }));
-    announce(&store, START, said(Change::Present { role: Role::Leecher, completed: false }));
-    announce(&store, START, said(Change::Present { role: Role::Seeder, completed: true }));
-    announce(&store, START, other(Change::Stopped));
-    announce(&store, START, said(Change::Stopped));
+    announce(&store, START, other(PeerChange::Present { role: Role::Seeder, completed: false }));
+    announce(&store, START, said(PeerChange::Present { role: Role::Leecher, completed: false }));
+    announce(&store, START, said(PeerChange::Present { role: Role::Seeder, completed: true }));
+    announce(&store, START, other(PeerChange::Stopped));
+    announce(&store, START, said(PeerChange::Stopped));
     let saved_at = START.plus_s(3000);
     let bytes = snapshot_of(&store, saved_at);
     let again = empty_store(8);
@@ -275,10 +275,10 @@ fn webrtc_peers_end_with_their_sockets_and_their_counts_stay() {
         let contact = Contact::Web(WebPeer([9; 16]));
         Said { torrent, address: v4(1), contact, change }
     };
-    let leecher = Change::Present { role: Role::Leecher, completed: false };
+    let leecher = PeerChange::Present { role: Role::Leecher, completed: false };
     announce(&store, START, web(1, leecher));
     announce(&store, START, web(2, leecher));
-    announce(&store, START, web(2, Change::Present { role: Role::Seeder, completed: true }));
+    announce(&store, START, web(2, PeerChange::Present { role: Role::Seeder, completed: true }));
     join(&store, START, 3, v4(3), Role::Leecher);
     announce(&store, START, web(3, leecher));
     let again = empty_store(10);
@@ -318,7 +318,7 @@ fn restored_peers_keep_to_budget_and_cap_and_make_nobody_go() {
     assert_eq!(restored.peers + restored.refused, 50_000 + 12_500 + 2999);
     assert_eq!(small.usage().evicted, 0);
     // The account is of what is there: when all have gone, what is left are the tables.
-    let limits = Limits { peer_age_s_max: 60, empty_torrent_age_s_max: 60 };
+    let limits = ExpiryLimits { peer_age_s_max: 60, empty_torrent_age_s_max: 60 };
     Sweeper::new(&small, 0, 1).pass(&small, now.plus_s(10_000), limits);
     let fresh = empty_store(12);
     join(&fresh, now, 1, v4(1), Role::Leecher);
@@ -330,16 +330,16 @@ fn restored_peers_keep_to_budget_and_cap_and_make_nobody_go() {
 #[test]
 fn whom_the_tracker_would_not_store_is_not_restored() {
     let store = empty_store(13);
-    let mut restored = Restored::default();
+    let mut restored = RestoreCounts::default();
     let mapped = *b"\0\0\0\0\0\0\0\0\0\0\xff\xff\x08\x08\x08\x08\x1a\xe1";
-    let torrent = Arrival {
+    let torrent = TorrentPart {
         info_hash: hash(1),
         completed: 0,
         empty_s: 0,
-        v4: &[0, 1, 2].map(|port| Saved4::new([8, 8, 8, 8, 0, port], 0, 0)),
-        v6: &[Saved6::new(mapped, 0, 0)],
+        v4: &[0, 1, 2].map(|port| SavedPeerV4::new([8, 8, 8, 8, 0, port], 0, 0)),
+        v6: &[SavedPeerV6::new(mapped, 0, 0)],
     };
-    let terms = Terms { at: START, now: START, peer_age_s_max: 60 };
+    let terms = RestoreOptions { at: START, now: START, peer_age_s_max: 60 };
     store.restore(terms, &torrent, &mut Rng::with_seed(1), &mut restored);
     assert_eq!((restored.peers, restored.refused), (1, 3));
     let (_, peers) = store.torrent(&hash(1), START, 0, 9).unwrap();

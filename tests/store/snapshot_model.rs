@@ -9,7 +9,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use fastrand::Rng;
 use skep::snapshot::{Header, Identity, Restore, Snapshot, VERSION, Writer};
 use skep::store::{
-    Batch, Change, Export, ListedPeer, Options, Restored, Role, Room, Saved4, Saved6, Store, Visit,
+    ExportBatch, ListedPeer, Options, PeerAnnounce, PeerBuffers, PeerChange, RestoreCounts, Role,
+    SavedPeerV4, SavedPeerV6, Store, StoreExport,
 };
 use skep::time::Now;
 use skep::types::{Contact, InfoHash, ScrapeEntry};
@@ -39,19 +40,19 @@ pub(crate) struct Said {
     pub(crate) torrent: u32,
     pub(crate) address: IpAddr,
     pub(crate) contact: Contact,
-    pub(crate) change: Change,
+    pub(crate) change: PeerChange,
 }
 
 pub(crate) fn announce(store: &Store, now: Now, said: Said) {
     let Said { torrent, address, contact, change } = said;
     let info_hash = hash(torrent);
-    let visit = Visit { info_hash: &info_hash, address, contact, change, capped: false };
-    store.announce(now, &visit, &mut Room::default(), &mut Rng::with_seed(1));
+    let visit = PeerAnnounce { info_hash: &info_hash, address, contact, change, capped: false };
+    store.announce(now, &visit, &mut PeerBuffers::default(), &mut Rng::with_seed(1));
 }
 
 /// A peer joins.
 pub(crate) fn join(store: &Store, now: Now, torrent: u32, address: IpAddr, role: Role) {
-    let change = Change::Present { role, completed: false };
+    let change = PeerChange::Present { role, completed: false };
     announce(store, now, Said { torrent, address, contact: Contact::Port(6881), change });
 }
 
@@ -75,11 +76,11 @@ pub(crate) fn any_announce(random: &mut Rng, torrents: u32, addresses: u32) -> S
         _ => v4(number),
     };
     let change = match random.u8(..10) {
-        0 | 1 => Change::Stopped,
-        2 | 3 => Change::Present { role: Role::Seeder, completed: true },
-        4 => Change::Present { role: Role::Paused, completed: false },
-        5 => Change::Present { role: Role::Seeder, completed: false },
-        _ => Change::Present { role: Role::Leecher, completed: false },
+        0 | 1 => PeerChange::Stopped,
+        2 | 3 => PeerChange::Present { role: Role::Seeder, completed: true },
+        4 => PeerChange::Present { role: Role::Paused, completed: false },
+        5 => PeerChange::Present { role: Role::Seeder, completed: false },
+        _ => PeerChange::Present { role: Role::Leecher, completed: false },
     };
     let torrent = random.u32(..torrents).min(random.u32(..torrents));
     Said { torrent, address, contact: Contact::Port(2 + random.u16(..4)), change }
@@ -106,7 +107,7 @@ pub(crate) fn snapshot_of(store: &Store, at: Now) -> Vec<u8> {
 pub(crate) fn snapshot_with(store: &Store, at: Now, tracker: Identity, version: u32) -> Vec<u8> {
     let header = Header { version, at_s: at.seconds(), tracker, build: "1.2.3".into() };
     let mut writer = Writer::new(Vec::new(), &header).unwrap();
-    let (mut export, mut batch) = (Export::new(at), Batch::default());
+    let (mut export, mut batch) = (StoreExport::new(at), ExportBatch::default());
     while store.export(&mut export, &mut batch) {
         writer.add(&batch).unwrap();
     }
@@ -114,7 +115,7 @@ pub(crate) fn snapshot_with(store: &Store, at: Now, tracker: Identity, version: 
 }
 
 /// Restores all of a snapshot.
-pub(crate) fn restore(bytes: &[u8], store: &Store, now: Now) -> Restored {
+pub(crate) fn restore(bytes: &[u8], store: &Store, now: Now) -> RestoreCounts {
     let snapshot = Snapshot::open(Cursor::new(bytes)).unwrap();
     let mut restore = Restore::new(snapshot, AGE_S_MAX);
     while restore.step(store, now).unwrap() {}
@@ -122,12 +123,12 @@ pub(crate) fn restore(bytes: &[u8], store: &Store, now: Now) -> Restored {
 }
 
 /// A torrent as a snapshot has it: completed, seconds without peers, peers in order.
-pub(crate) type Whole = (u32, u32, Vec<Saved4>, Vec<Saved6>);
+pub(crate) type Whole = (u32, u32, Vec<SavedPeerV4>, Vec<SavedPeerV6>);
 
 /// All that a store exports, its torrents put together again.
 pub(crate) fn exported(store: &Store, at: Now) -> BTreeMap<InfoHash, Whole> {
     let mut all = BTreeMap::<InfoHash, Whole>::new();
-    let (mut export, mut batch) = (Export::new(at), Batch::default());
+    let (mut export, mut batch) = (StoreExport::new(at), ExportBatch::default());
     while store.export(&mut export, &mut batch) {
         let (mut v4, mut v6) = (batch.v4.iter().copied(), batch.v6.iter().copied());
         for torrent in &batch.torrents {

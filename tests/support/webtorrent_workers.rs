@@ -13,7 +13,7 @@ use skep::limiter::{self, Gate, Limiter, Sizes};
 use skep::metrics::MailLost;
 use skep::store::{self, Store};
 use skep::time::Now;
-use skep::tracker::{self, Announced, Room, Tracker};
+use skep::tracker::{self, Announced, PeerBuffers, Tracker};
 use skep::types::{Announce, Contact, Event, InfoHash, PeerId};
 
 /// Two names of torrents.
@@ -249,7 +249,7 @@ impl Hive {
             numwant: None,
         };
         let (mut v4, mut v6) = ([0; 600], [0; 1800]);
-        let room = Room { v4: &mut v4, v6: &mut v6, ..Room::default() };
+        let room = PeerBuffers { v4: &mut v4, v6: &mut v6, ..PeerBuffers::default() };
         let tracker = &mut self.workers[0].tracker;
         let Announced { reply, bytes, .. } = tracker.announce(self.now, &announce, room);
         (reply.seeders, reply.leechers, bytes.iter().sum())

@@ -10,7 +10,7 @@ use skep::frontend::connection_id::{Algorithm, ConnectionIds, KEY_BYTES, Keys};
 use skep::frontend::udp::UdpFrontend;
 use skep::frontend::{REPLY_BYTES_MAX, Responder};
 use skep::protocol::udp::MAGIC;
-use skep::store::{Options, Store, Totals};
+use skep::store::{Options, Store, StoreTotals};
 use skep::time::Now;
 use skep::tracker::{self, Tracker};
 use skep::types::{Action, Dropped};
@@ -71,6 +71,6 @@ fn a_million_unverified_datagrams_never_gain_a_byte() {
             }
         }
         assert!(connected > 30_000, "connects were among them");
-        assert_eq!(store.totals(), Totals::default(), "nothing was stored");
+        assert_eq!(store.totals(), StoreTotals::default(), "nothing was stored");
     }
 }

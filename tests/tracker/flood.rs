@@ -284,7 +284,7 @@ fn a_socket_that_closes_is_not_charged_for_the_peers_that_leave_with_it() {
     store::Sweeper::new(&flooded.store, 0, 1).pass(
         &flooded.store,
         later,
-        store::Limits { peer_age_s_max: 3900, empty_torrent_age_s_max: 7200 },
+        store::ExpiryLimits { peer_age_s_max: 3900, empty_torrent_age_s_max: 7200 },
     );
     assert_eq!(flooded.store.totals().leechers, [0; 3]);
     frontend.close(&mut tracker, later, session);

@@ -21,7 +21,7 @@ use skep::frontend::{REPLY_BYTES_MAX, Responder};
 use skep::limiter::{Gate, Limiter, Sizes};
 use skep::protocol::udp::client::{Announcement, Reply, decode, encode_announce, encode_connect};
 use skep::protocol::udp::{ANNOUNCE_BYTES, TransactionId};
-use skep::store::{self, Change, Role, Room, Store, Visit};
+use skep::store::{self, PeerAnnounce, PeerBuffers, PeerChange, Role, Store};
 use skep::time::Now;
 use skep::tracker::Tracker;
 use skep::types::{Contact, Event, Family, InfoHash, PeerId};
@@ -171,14 +171,14 @@ impl World {
     fn seed(&self, torrents: u32) {
         let mut random = fastrand::Rng::with_seed(1);
         for number in 0..torrents {
-            let visit = Visit {
+            let visit = PeerAnnounce {
                 info_hash: &torrent(number),
                 address: Ipv4Addr::new(9, 9, 9, 9).into(),
                 contact: Contact::Port(6881),
-                change: Change::Present { role: Role::Seeder, completed: false },
+                change: PeerChange::Present { role: Role::Seeder, completed: false },
                 capped: false,
             };
-            self.store.announce(self.now, &visit, &mut Room::default(), &mut random);
+            self.store.announce(self.now, &visit, &mut PeerBuffers::default(), &mut random);
         }
     }
 

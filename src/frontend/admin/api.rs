@@ -22,7 +22,7 @@ use super::problem::Problem;
 use super::{Admin, JSON, NOT_KEPT, Process, Routes, lists, passkeys, registrations};
 use crate::access::disk::{Office, Trouble, Who};
 use crate::time::Now;
-use crate::tracker::{Census, Listed, ListedPeer, Order, Role};
+use crate::tracker::{Census, ListedPeer, ListedTorrent, Role, TorrentOrder};
 use crate::types::{InfoHash, Kind};
 
 /// Entries in one reply, at most.
@@ -82,8 +82,8 @@ struct Torrent {
     completed: u32,
 }
 
-impl From<&Listed> for Torrent {
-    fn from(it: &Listed) -> Self {
+impl From<&ListedTorrent> for Torrent {
+    fn from(it: &ListedTorrent) -> Self {
         Self {
             info_hash: it.info_hash.to_string(),
             seeders: it.counts.seeders,
@@ -267,11 +267,11 @@ impl Parameters {
     }
 }
 
-fn order(text: &str) -> Result<Order, Problem> {
+fn order(text: &str) -> Result<TorrentOrder, Problem> {
     match text {
-        "peers" => Ok(Order::Peers),
-        "seeders" => Ok(Order::Seeders),
-        "completed" => Ok(Order::Completed),
+        "peers" => Ok(TorrentOrder::Peers),
+        "seeders" => Ok(TorrentOrder::Seeders),
+        "completed" => Ok(TorrentOrder::Completed),
         _ => Err(Problem::bad_parameter("sort", "must be peers, seeders or completed")),
     }
 }

@@ -9,7 +9,7 @@ use crate::protocol::bencode::{Dict, List};
 use crate::protocol::http::{self, AnnounceQuery};
 use crate::protocol::passkey;
 use crate::time::Now;
-use crate::tracker::{Announced, Room, Shown, Tracker};
+use crate::tracker::{Announced, PeerBuffers, Shown, Tracker};
 use crate::types::{Announce, AnnounceReply, Contact, Kind, Refusal};
 
 /// Most peers of one family in a reply: what `tracker.numwant_max` allows at most.
@@ -80,7 +80,7 @@ impl Peers {
         now: Now,
         announce: &Announce,
     ) -> Told<'_> {
-        let room = Room { v4: &mut self.v4[..], v6: &mut self.v6[..], web: &mut [] };
+        let room = PeerBuffers { v4: &mut self.v4[..], v6: &mut self.v6[..], web: &mut [] };
         let Announced { reply, bytes, .. } = tracker.announce(now, announce, room);
         let v4 = &self.v4[..bytes[Kind::V4 as usize]];
         let v6 = &self.v6[..bytes[Kind::V6 as usize]];

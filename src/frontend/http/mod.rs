@@ -32,7 +32,7 @@ use crate::frontend::stats::{HTML_POLICY, Pages};
 use crate::protocol::http::{self, Head, Headers, Malformed, Method};
 use crate::protocol::passkey::{self, Passkey};
 use crate::time::Now;
-use crate::tracker::{Admission, Census, Room, Tracker, Withheld, Work};
+use crate::tracker::{Admission, Census, PeerBuffers, Tracker, Withheld, Work};
 pub use crate::types::Outcome;
 use crate::types::{Action, Event, InfoHash, Refusal, Rejected};
 use exchange::{Exchange, Failure};
@@ -301,7 +301,8 @@ impl Turn<'_> {
             && let Ok(query) = &query
             && let Ok((announce, _)) = announce::read(exchange, query, self.tracker, self.now)
         {
-            self.tracker.announce(self.now, &announce, Room::default()); // see Admission::Muted
+            // See Admission::Muted.
+            self.tracker.announce(self.now, &announce, PeerBuffers::default());
         }
         let asked =
             admitted.and_then(|()| announce::read(exchange, &query?, self.tracker, self.now));

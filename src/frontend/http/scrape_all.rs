@@ -15,7 +15,7 @@ use super::scrape::write_counts;
 use crate::protocol::bencode::{self, Dict};
 use crate::protocol::http::tokens;
 use crate::time::Now;
-use crate::tracker::Listed;
+use crate::tracker::ListedTorrent;
 use crate::types::InfoHash;
 
 /// The longest piece, without the frame of its chunk.
@@ -104,13 +104,13 @@ impl Drop for Permit {
 }
 
 /// Where torrents come from: so many above an info-hash, ascending.
-pub(super) type Source = Box<dyn FnMut(Option<&InfoHash>, usize) -> Vec<Listed> + Send>;
+pub(super) type Source = Box<dyn FnMut(Option<&InfoHash>, usize) -> Vec<ListedTorrent> + Send>;
 
 /// The body of a full scrape being made.
 pub struct FullScrape {
     _permit: Permit,
     source: Source,
-    page: vec::IntoIter<Listed>,
+    page: vec::IntoIter<ListedTorrent>,
     latest: Option<InfoHash>,
     step: Vec<u8>,
     progress: Progress,
@@ -196,7 +196,7 @@ impl FullScrape {
         }
     }
 
-    fn next_torrent(&mut self) -> Option<Listed> {
+    fn next_torrent(&mut self) -> Option<ListedTorrent> {
         if self.page.as_slice().is_empty() {
             self.page = (self.source)(self.latest.as_ref(), PAGE_TORRENTS).into_iter();
         }

@@ -30,7 +30,7 @@ use crate::protocol::webtorrent::{
     self, AnnounceRequest, AnswerRequest, Method, Request, Unusable,
 };
 use crate::time::Now;
-use crate::tracker::{Admission, Announced, Room, Shown, Tracker, Work};
+use crate::tracker::{Admission, Announced, PeerBuffers, Shown, Tracker, Work};
 use crate::types::{
     Action, Announce, AnnounceReply, Contact, Event, InfoHash, Refusal, Rejected, WebPeer,
 };
@@ -283,7 +283,7 @@ impl Turn<'_> {
         let offers = request.offers.len().min(OFFERS_LIMIT);
         let web = &mut room[..offers * WEB_PEER_BYTES];
         self.directory.enter(name, self.session.route); // before the peer joins: see there
-        let room_for_offers = Room { web, ..Room::default() };
+        let room_for_offers = PeerBuffers { web, ..PeerBuffers::default() };
         let told = self.tracker.announce(self.now, &announce, room_for_offers);
         let Announce { info_hash, peer_id, .. } = announce;
         self.announced(&info_hash, &told, request.unusable);
@@ -383,7 +383,7 @@ impl Turn<'_> {
             self.part(&name, refusal);
             return Err((announce, refusal));
         }
-        let told = self.tracker.announce(self.now, &announce, Room::default());
+        let told = self.tracker.announce(self.now, &announce, PeerBuffers::default());
         self.session.leave(&name);
         self.directory.leave(&name, self.session.route, || {});
         Ok(told)

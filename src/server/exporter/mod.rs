@@ -26,7 +26,7 @@ use crate::server::log;
 use crate::server::memory::Keeper;
 use crate::server::snapshots::Figures;
 use crate::server::workers::Tallies;
-use crate::store::{Totals, Usage};
+use crate::store::{MemoryUsage, StoreTotals};
 use crate::sys::socket::memory_of;
 use crate::time::Now;
 use crate::tracker::{Oddity, Options};
@@ -155,7 +155,7 @@ impl Exporter {
     }
 
     /// Brings every series up to date.
-    pub(super) fn update(&mut self, totals: &Totals) {
+    pub(super) fn update(&mut self, totals: &StoreTotals) {
         for (family, series) in Family::ALL.into_iter().zip(&self.families) {
             series.update(family, &self.workers);
         }
@@ -178,7 +178,7 @@ impl Exporter {
     }
 
     /// Brings the series about memory up to date.
-    pub(super) fn update_memory(&self, usage: &Usage, memory: &Keeper) {
+    pub(super) fn update_memory(&self, usage: &MemoryUsage, memory: &Keeper) {
         self.store.update_usage(usage, memory);
         self.streams.update_memory(memory);
     }
@@ -376,7 +376,7 @@ impl StoreSeries {
         }
     }
 
-    fn update_usage(&self, usage: &Usage, memory: &Keeper) {
+    fn update_usage(&self, usage: &MemoryUsage, memory: &Keeper) {
         self.cap_bytes.set(float(memory.cap()));
         self.resident_bytes.set(float(memory.resident_bytes()));
         self.used_bytes.set(float(usage.bytes));
@@ -384,7 +384,7 @@ impl StoreSeries {
         self.evicted.absolute(usage.evicted);
     }
 
-    fn update(&self, totals: &Totals) {
+    fn update(&self, totals: &StoreTotals) {
         self.torrents.set(float(totals.torrents));
         self.active_torrents.set(float(totals.active_torrents));
         for kind in Kind::ALL {
@@ -595,7 +595,7 @@ mod tests {
             worker.handling.record(2000);
         }
         let mut exporter = Exporter::new(workers, Vec::new(), Vec::new(), Vec::new(), INFO);
-        let totals = Totals { torrents: 7, completed: 2, ..Totals::default() };
+        let totals = StoreTotals { torrents: 7, completed: 2, ..StoreTotals::default() };
         exporter.update(&totals);
         exporter.update(&totals);
         let text = exporter.render();
@@ -663,11 +663,11 @@ mod tests {
         let family = Family::V4;
         let watched = WatchedSocket { worker: 0, family, socket: socket.try_clone().unwrap() };
         let mut exporter = Exporter::new(workers(1), Vec::new(), vec![watched], Vec::new(), INFO);
-        exporter.update(&Totals::default());
+        exporter.update(&StoreTotals::default());
         assert_eq!(exporter.socket_drops(), 0);
         let before = dropped();
         overflow();
-        exporter.update(&Totals::default());
+        exporter.update(&StoreTotals::default());
         assert_eq!(exporter.socket_drops(), u64::from(dropped() - before));
     }
 
@@ -675,7 +675,7 @@ mod tests {
     fn families_and_series_are_in_order_and_complete() {
         let exporter = || {
             let mut it = Exporter::new(workers(3), Vec::new(), Vec::new(), Vec::new(), INFO);
-            it.update(&Totals::default());
+            it.update(&StoreTotals::default());
             it
         };
         let names = |text: &str| -> Vec<String> {
@@ -713,7 +713,7 @@ mod tests {
         let sockets = (0..200).flat_map(|n| Family::ALL.map(|family| socket(n, family))).collect();
         let streams = (0..200).map(|_| Arc::default()).collect();
         let mut exporter = Exporter::new(workers, streams, sockets, Vec::new(), INFO);
-        exporter.update(&Totals::default());
+        exporter.update(&StoreTotals::default());
         exporter.update_heartbeats(1);
         exporter.tick(Now::from_s(1));
         exporter.tick(Now::from_s(2));

@@ -61,8 +61,8 @@ fn what_has_no_peers_goes_before_anybody_is_refused_who_takes_more_than_a_bucket
         for (number, second) in (0..honest).flat_map(|it| (0..peers).map(move |peer| (it, peer))) {
             let (address, contact) = peer(number, second);
             let info_hash = &numbered(1 << 29 | number);
-            let visit = Visit { info_hash, address, contact, change: JOIN, capped: true };
-            let answer = store.announce(NOW, &visit, &mut Room::default(), &mut random);
+            let visit = PeerAnnounce { info_hash, address, contact, change: JOIN, capped: true };
+            let answer = store.announce(NOW, &visit, &mut PeerBuffers::default(), &mut random);
             assert_eq!(answer.stored, Stored::Yes, "{at}: {number} of {honest}");
         }
         for number in 0..honest {

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::io::Cursor;
 
 use skep::snapshot::{Header, Identity, Restore, Snapshot, VERSION, Writer};
-use skep::store::{Batch, Export};
+use skep::store::{ExportBatch, StoreExport};
 use skep::time::Now;
 use skep::types::InfoHash;
 
@@ -26,7 +26,7 @@ pub(crate) struct Kept {
 /// One in the making.
 pub(crate) struct Saving {
     at: Now,
-    export: Export,
+    export: StoreExport,
     writer: Writer<Vec<u8>>,
     swarms: Swarms,
     /// Torrents that were there all the time.
@@ -52,7 +52,7 @@ impl World {
         let writer = Writer::new(Vec::new(), &header).unwrap();
         let all = self.swarms.torrents.iter().filter(|it| it.1.is_saved());
         let stayed = all.map(|it| *it.0).collect();
-        Ok(Saving { at, export: Export::new(at), writer, swarms: Swarms::default(), stayed })
+        Ok(Saving { at, export: StoreExport::new(at), writer, swarms: Swarms::default(), stayed })
     }
 
     /// The next slice of a save; others announce between two of them.
@@ -72,7 +72,7 @@ impl World {
         let now = self.now();
         let torrents = &self.swarms.torrents;
         saving.stayed.retain(|it| torrents.get(it).is_some_and(|it| it.is_saved()));
-        let mut batch = Batch::default();
+        let mut batch = ExportBatch::default();
         let more = self.site.store.export(&mut saving.export, &mut batch);
         for torrent in &batch.torrents {
             let known = torrents.get(&torrent.info_hash).cloned().unwrap_or_default();

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use skep::store::{ListedPeer, Role, Store, TICK_S, Totals};
+use skep::store::{ListedPeer, Role, Store, StoreTotals, TICK_S};
 use skep::time::Now;
 use skep::types::{Event, Family, InfoHash, Kind, ScrapeEntry};
 
@@ -300,7 +300,7 @@ impl Swarms {
         hold(totals == wanted, Invariant::CountsAddUp, || format!("{totals:?} for {wanted:?}"))
     }
 
-    fn totals(&self) -> Totals {
+    fn totals(&self) -> StoreTotals {
         let torrents = self.torrents.values();
         let peers = torrents.map(|it| it.peers.iter().map(|it| (it.0.kind(), it.1.role)));
         sums::totals(self.completed, peers)

@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::sample::{Cause, Flow, Protocol, Sample, Subject, float};
 use crate::frontend::stats::grouped;
-use crate::tracker::Listed;
+use crate::tracker::ListedTorrent;
 use crate::types::{Action, Dropped, Kind, NotStored, Refusal, Rejected};
 
 /// Rows of clients with a name; the rest is summed up.
@@ -169,8 +169,8 @@ pub(super) fn tables(sample: &Sample) -> BTreeMap<&'static str, Rows> {
 }
 
 /// The rows of the largest torrents' table.
-pub(super) fn top(listed: &[Listed]) -> Rows {
-    let row = |it: &Listed| {
+pub(super) fn top(listed: &[ListedTorrent]) -> Rows {
+    let row = |it: &ListedTorrent| {
         let counts = [it.counts.seeders, it.counts.leechers, it.counts.completed];
         let counts = counts.map(|it| grouped(it.into()));
         [vec![it.info_hash.to_string()], counts.into()].concat()

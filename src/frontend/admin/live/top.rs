@@ -7,7 +7,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use crate::frontend::admin::{Admin, Process, api};
 use crate::time::Now;
-use crate::tracker::{Listed, Order};
+use crate::tracker::{ListedTorrent, TorrentOrder};
 
 /// Torrents in the list.
 pub(in crate::frontend::admin) const COUNT: usize = 20;
@@ -20,12 +20,12 @@ const AGE_S_MAX: u64 = 10;
 pub(in crate::frontend::admin) struct Top(Arc<Mutex<Option<List>>>);
 
 /// When it was made, and what is in it.
-type List = (Now, Arc<[Listed]>);
+type List = (Now, Arc<[ListedTorrent]>);
 
 impl Top {
     /// The largest torrents as of some seconds ago; waits until they have been looked for. None
     /// where they cannot be found.
-    pub(super) async fn awaited<P: Process>(&self, admin: &Admin<P>) -> Arc<[Listed]> {
+    pub(super) async fn awaited<P: Process>(&self, admin: &Admin<P>) -> Arc<[ListedTorrent]> {
         if self.fresh(admin).is_none() {
             // Fails only if the semaphore were closed, which nobody does.
             let permit = admin.walk.clone().acquire_owned().await.ok();
@@ -60,7 +60,7 @@ impl Top {
         // Kept before the permit is free again, so that nobody looks once more. A walk that broke
         // off leaves nothing behind.
         let _ = api::walk_with(permit, admin, move |census| {
-            let found = census.torrents_by(Order::Peers, COUNT);
+            let found = census.torrents_by(TorrentOrder::Peers, COUNT);
             *top.kept() = Some((process.now(), found.into()));
         })
         .await;

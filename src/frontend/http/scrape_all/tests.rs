@@ -10,12 +10,12 @@ use crate::types::ScrapeEntry;
 const NOW: Now = Now::from_s(1_800_000_000);
 
 /// So many torrents, ascending.
-fn torrents(count: u32) -> Vec<Listed> {
+fn torrents(count: u32) -> Vec<ListedTorrent> {
     let torrent = |at: u32| {
         let mut hash = [0xa5; 20];
         hash[..4].copy_from_slice(&at.to_be_bytes());
         let counts = ScrapeEntry { seeders: at, completed: 7, leechers: 2, downloaders: 1 };
-        Listed { info_hash: InfoHash(hash), counts }
+        ListedTorrent { info_hash: InfoHash(hash), counts }
     };
     (0..count).map(torrent).collect()
 }
