@@ -22,7 +22,7 @@ use super::swarm::{CompletedCount, SmallLayout, Swarm};
 use crate::types::{Contact, Kind};
 
 /// Bytes that the layout which holds everything takes more than any other for the same peers, and
-/// a newcomer of any kind: heads and new crowds.
+/// a newcomer of any kind: heads and new groups.
 const ENLARGED_BYTES: usize = size_of::<LargeSwarm>()
     + 2 * (size_of::<PeerGroup<16>>() + size_of::<PeerGroup<14>>() + SMALLEST_BYTES);
 
@@ -251,7 +251,7 @@ where
     (Swarm::of_large(large, context.now), applied)
 }
 
-/// An announce by one of a large swarm, whose crowd `own` finds.
+/// An announce by one of a large swarm, whose group `own` finds.
 fn apply_to_group<const ADDRESS: usize>(
     large: &mut LargeSwarm,
     context: &mut AnnounceContext<'_>,

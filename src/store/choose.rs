@@ -11,10 +11,10 @@ use super::sampling::{CandidatePool, CapScope, write_sample};
 use super::swarm::Swarm;
 use crate::types::{Kind, Scope};
 
-/// Who is to be told of peers.
+/// Who is given peers.
 #[derive(Clone, Copy)]
 pub(super) struct Reader {
-    /// Who may be told of it.
+    /// Who may be given it.
     pub(super) scope: Scope,
     /// What it does.
     pub(super) role: Role,
@@ -25,14 +25,14 @@ pub(super) struct Reader {
 }
 
 impl Reader {
-    /// Where the reader stands among those of a kind that it may be told of.
+    /// Where the reader stands among those of a kind that it may be given.
     #[inline]
     fn own_in(self, kind: Kind) -> Option<usize> {
-        // Who only uploads is told of those who want data; it stands behind them itself.
+        // One that only uploads is given those that want data; it stands behind them itself.
         self.position.filter(|_| self.role.wants_data() && self.kind == kind)
     }
 
-    /// The records of a small swarm that the reader may be told of: of one scope, which is that of
+    /// The records of a small swarm that the reader may be given: of one scope, which is that of
     /// a reader who is among them.
     #[inline]
     fn pool_of<const ADDRESS: usize>(
@@ -51,7 +51,7 @@ impl Reader {
     }
 }
 
-/// Writes peers for a reader; says how many bytes of each kind, and how many peers of each they
+/// Writes peers for a reader; returns how many bytes of each kind, and how many peers of each they
 /// were chosen from.
 #[inline]
 pub(super) fn choose(
@@ -92,7 +92,7 @@ pub(super) fn choose(
     }
 }
 
-/// Those of a roster whom an asker in `role` may be told of.
+/// Those of a list that a requester in `role` may be given.
 #[inline]
 fn run_of<const ADDRESS: usize>(
     peer_list: &impl PeerList<ADDRESS>,
@@ -116,8 +116,8 @@ fn pool_of<const ADDRESS: usize>(
     CandidatePool { runs: [run(scope), public], own, capped: capped(scope, !public.is_empty()) }
 }
 
-/// Which candidates of an asker of `scope` are under caps, `public` telling whether there are
-/// public ones beside its own.
+/// Which candidates of a requester of `scope` are under caps; `public`: whether there are public
+/// ones beside its own.
 #[inline]
 fn capped(scope: Scope, public: bool) -> CapScope {
     match (scope, public) {

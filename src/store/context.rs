@@ -52,7 +52,7 @@ impl AnnounceContext<'_> {
         PeerRecord::new(endpoint, PeerMeta::new(self.now, role).with_probation(on_probation))
     }
 
-    /// The stamp of a peer that stays, and whether a download is counted. A peer that announces
+    /// The meta data of a peer that stays, and whether a download is counted. A peer that announces
     /// again while memory is not short is no longer on probation.
     #[inline]
     pub(super) fn renewed(&self, meta: PeerMeta, role: Role, completed: bool) -> (PeerMeta, bool) {

@@ -32,7 +32,7 @@ const HALVED_MIN: usize = 16;
 const REBUILT_FOR: usize = 64;
 
 /// How many torrents on probation are evicted at most for one newcomer. One would do, but for
-/// buckets which, left amid full ones, can be used again only by who happens to come by.
+/// buckets which, left amid full ones, can be used again only by a torrent whose hash leads to it.
 const EVICTED_MAX: usize = 4;
 
 impl Store {
@@ -202,7 +202,7 @@ fn search(
 }
 
 /// Rebuilds the table, if that brings enough buckets: one that is left amid full ones can be used
-/// again only by who happens to come by, until this is done.
+/// again only by a torrent whose hash leads to it, until this is done.
 fn rebuild(shard: &mut LockedShard<'_>) {
     let room = buckets_capacity(shard.buckets()) - shard.len();
     if room >= shard.buckets() / REBUILT_FOR {

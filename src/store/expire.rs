@@ -2,7 +2,8 @@
 //!
 //! Each worker sweeps its own shards in a circle, one shard after the other at an even pace, so
 //! that a pass takes about [`ExpiryLimits::pass_s`]. A slice looks at a few hundred buckets and
-//! peers under one shard's lock: nobody waits longer than microseconds, whatever the store holds.
+//! peers under one shard's lock: no worker waits longer than microseconds, however large the store
+//! is.
 
 use std::ops::Range;
 
@@ -26,7 +27,7 @@ pub struct ExpiryLimits {
 
 impl ExpiryLimits {
     /// Seconds a pass over the whole store is meant to take: a 64th of the peer's life, so that
-    /// nobody is handed out much longer than promised, between one second and a minute.
+    /// no peer is handed out much longer than promised, between one second and a minute.
     fn pass_s(self) -> u64 {
         u64::from(self.peer_age_s_max / 64).clamp(1, 60)
     }
@@ -63,7 +64,7 @@ pub struct Sweeper {
 struct SweepPosition {
     /// The torrent; its bucket may have become another's by the next slice.
     info_hash: InfoHash,
-    /// Which crowd: IPv4 ones first, then IPv6, then WebRTC.
+    /// Which group: IPv4 ones first, then IPv6, then WebRTC.
     group: usize,
     /// Peers from here on have been looked at.
     end: usize,
@@ -255,7 +256,8 @@ impl ShardExpiry<'_> {
         block.into_smallest(self.store.table.keys())
     }
 
-    /// Expires a large swarm's crowds one after the other; says where to go on if `looks` ran out.
+    /// Expires a large swarm's groups one after the other; returns where to go on if `looks` ran
+    /// out.
     fn expire_large(
         &self,
         info_hash: &InfoHash,

@@ -1,11 +1,11 @@
 //! The export of the store into snapshots, in slices.
 //!
 //! An export walks the shards in slices: what a slice copies under a shard's shared lock goes into
-//! a [`ExportBatch`], and is encoded and written with no lock held. A slice ends with the peers it
+//! an [`ExportBatch`], and is encoded and written with no lock held. A slice ends with the peers it
 //! may copy, in the middle of a swarm if that is larger. Every torrent is exported once, even if
 //! its shard grows meanwhile.
 //!
-//! A swarm that takes several slices changes between them. Its crowds are gone through by kind and
+//! A swarm that takes several slices changes between them. Its groups are gone through by kind and
 //! scope, which outlive any change of its layout, and each from its back: a peer that leaves makes
 //! others move to the front, where they are copied again. One that shrinks to a block is copied
 //! whole. So some peers may be in a snapshot twice, which [`Store::restore`] allows for. What a
@@ -33,8 +33,8 @@ use crate::time::Now;
 use crate::types::{InfoHash, Scope};
 
 /// Peers that are copied under a shard's lock at once: some 25 us, and 90 KiB of a batch if all of
-/// them are IPv6 peers. Who copies gives way to others, and a worker may wait for the lock all the
-/// longer.
+/// them are IPv6 peers. A reader yields to others that wait, so a worker may wait
+/// longer for the lock.
 const PEERS_PER_SLICE: usize = 4096;
 
 /// A peer as it is saved.
@@ -178,7 +178,7 @@ impl Store {
 /// Torrents of the current shard that the export has come by.
 #[derive(Default)]
 struct ExportedTorrents {
-    /// In the order they came; nobody asks before the walk begins anew.
+    /// In the order they came; not searched before the walk begins anew.
     first: Vec<InfoHash>,
     /// All of them, once somebody does.
     all: HashSet<InfoHash, RandomState>,
@@ -204,7 +204,7 @@ impl ExportedTorrents {
 /// Where to go on in a large swarm.
 struct ExportPosition {
     info_hash: InfoHash,
-    /// Which crowd: of IPv4 the scopes in the order of [`SCOPES`], then of IPv6.
+    /// Which group: of IPv4 the scopes in the order of [`SCOPES`], then of IPv6.
     group: usize,
     /// Peers from here on are copied.
     end: usize,
@@ -265,7 +265,7 @@ impl ExportBatch {
             smaller if from.is_whole => self.add(at, &from.info_hash, smaller),
             Swarm::Empty { .. } => None,
             smaller => {
-                // Who is copied already and who is not have become one.
+                // Those that are copied already and those that are not have become one.
                 let position = self.add(at, &from.info_hash, smaller);
                 self.torrents.iter_mut().for_each(|it| it.completed = 0);
                 position
@@ -273,7 +273,7 @@ impl ExportBatch {
         }
     }
 
-    /// Copies as much of a large swarm as there is room for; says where to go on.
+    /// Copies as much of a large swarm as there is room for; returns where to go on.
     fn add_part(
         &mut self,
         at: Now,
@@ -310,7 +310,7 @@ impl ExportBatch {
         position
     }
 
-    /// Adds a torrent, unless there is nothing to say of it.
+    /// Adds a torrent, unless it has neither peers nor a count.
     fn push(&mut self, torrent: SavedTorrent) {
         if torrent.v4 + torrent.v6 > 0 || torrent.completed > 0 {
             self.torrents.push(torrent);
@@ -318,11 +318,11 @@ impl ExportBatch {
     }
 }
 
-/// The order in which crowds are copied.
+/// The order in which groups are copied.
 const SCOPES: [Scope; 3] = [Scope::Public, Scope::Private, Scope::Loopback];
 
-/// Shows up to `room` peers of the crowd of `scope` to `take`, those just below `end`; says below
-/// which others are left.
+/// Shows up to `room` peers of the group of `scope` to `take`, those just below `end`; returns
+/// below which others are left.
 fn copy<const ADDRESS: usize>(
     groups: &[PeerGroup<ADDRESS>],
     scope: Scope,

@@ -1,4 +1,4 @@
-//! How many peers of a large crowd each host has, in a byte for many hosts.
+//! How many peers of a large group each host has, in a byte for many hosts.
 //!
 //! A count is that of all hosts whose keyed hash leads to it, so it is never too low. There are one
 //! to two for each IPv4 peer that room is made for, and eight to sixteen for IPv6, whose cap is
@@ -12,7 +12,7 @@ use ahash::RandomState;
 use super::peer::{Endpoint, PeerRecord};
 use crate::types::Scope;
 
-/// Peers by host. Empty where nobody's are counted: of local peers, and of WebRTC ones.
+/// Peers by host. Empty where they are not counted: for local peers, and for WebRTC ones.
 pub(super) struct HostCounts<const ADDRESS: usize> {
     counts: Box<[u8]>,
     of: PhantomData<Endpoint<ADDRESS>>,
@@ -22,12 +22,12 @@ pub(super) struct HostCounts<const ADDRESS: usize> {
 const LOST: u8 = u8::MAX;
 
 impl<const ADDRESS: usize> HostCounts<ADDRESS> {
-    /// Counts for a crowd of one scope with room for `room` peers.
+    /// Counts for a group of one scope with room for `room` peers.
     pub(super) fn new(scope: Scope, room: usize) -> Self {
         Self { counts: vec![0; Self::bytes_of(scope, room)].into(), of: PhantomData }
     }
 
-    /// Bytes of the counts of such a crowd.
+    /// Bytes of the counts of such a group.
     pub(super) fn bytes_of(scope: Scope, room: usize) -> usize {
         let counted = Endpoint::<ADDRESS>::HAS_PREFIX && scope == Scope::Public;
         if counted { Self::fitting(room) } else { 0 }

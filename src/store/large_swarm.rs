@@ -1,6 +1,6 @@
 //! Swarms that need more than a block: very many peers, several kinds, or several scopes.
 //!
-//! Peers of one kind and one scope form a crowd: a block while it fits, beyond that an array with
+//! Peers of one kind and one scope form a group: a block while it fits, beyond that an array with
 //! an index of endpoint to position, so that an announce costs the same in a swarm of two thousand
 //! and of a million. Beside the index stands how many peers each host has, in a table of small
 //! counts: a host with too many is turned away without a look at the others, see [`HostCounts`].
@@ -18,7 +18,7 @@ use super::swarm::CompletedCount;
 use crate::time::Now;
 use crate::types::{Kind, Scope};
 
-/// One swarm's crowds; at most one of each kind and scope.
+/// One swarm's groups; at most one of each kind and scope.
 #[derive(Default)]
 pub(super) struct LargeSwarm {
     /// Downloads counted.
@@ -27,7 +27,7 @@ pub(super) struct LargeSwarm {
     pub(super) v4: Vec<PeerGroup<4>>,
     /// IPv6 peers by scope.
     pub(super) v6: Vec<PeerGroup<16>>,
-    /// WebRTC peers, who are all of one scope. Boxed, so that a swarm without them is no larger
+    /// WebRTC peers, which are all of one scope. Boxed, so that a swarm without them is no larger
     /// than a cache line.
     pub(super) web: Option<Box<PeerGroup<14>>>,
 }
@@ -35,14 +35,14 @@ pub(super) struct LargeSwarm {
 const _: () = assert!(size_of::<LargeSwarm>() <= 64);
 
 impl LargeSwarm {
-    /// Whether nobody is in any crowd.
+    /// Whether no group has a peer.
     pub(super) fn is_empty(&self) -> bool {
         self.v4.iter().all(|group| group.records().is_empty())
             && self.v6.iter().all(|group| group.records().is_empty())
             && self.web.iter().all(|group| group.records().is_empty())
     }
 
-    /// How many are in all crowds.
+    /// How many are in all groups.
     pub(super) fn len(&self) -> usize {
         let [v4, v6] = [len_of(&self.v4), len_of(&self.v6)];
         v4 + v6 + self.web.as_ref().map_or(0, |group| group.records().len())
@@ -57,7 +57,7 @@ impl LargeSwarm {
         }
     }
 
-    /// Of which kind the peer of such a number is, in which crowd of that kind, and where there.
+    /// Of which kind the peer of such a number is, in which group of that kind, and where there.
     fn locate(&self, mut number: usize) -> (Kind, usize, usize) {
         for (group, it) in self.v4.iter().enumerate() {
             match number.checked_sub(it.records().len()) {
@@ -74,7 +74,7 @@ impl LargeSwarm {
         (Kind::Web, 0, number)
     }
 
-    /// Lets a newcomer into this swarm, which is full, for another of it. `own` finds the crowd
+    /// Replaces a peer of this swarm, which is full, by a newcomer. `own` finds the group
     /// that the newcomer belongs to; somebody is in it.
     #[cold]
     pub(super) fn replace<const ADDRESS: usize>(
@@ -94,7 +94,7 @@ impl LargeSwarm {
             return group.enter(context, endpoint, role, placement, others);
         };
         let (kind, group, at) = self.locate(number);
-        // Only public peers are crowded out, and of each kind they are in one crowd; those of
+        // Only public peers are crowded out, and of each kind they are in one group; those of
         // WebRTC are in one whatever their scope.
         let own_kind = Endpoint::<ADDRESS>::KIND;
         if kind == own_kind && (own_kind == Kind::Web || context.scope == Scope::Public) {
@@ -115,7 +115,7 @@ impl LargeSwarm {
         ApplyResult { replaced: Some((kind, gone)), ..applied }
     }
 
-    /// Bytes of memory the crowds take.
+    /// Bytes of memory the groups take.
     #[inline]
     pub(super) fn bytes(&self) -> usize {
         let web = self.web.as_deref().map_or(0, |it| size_of_val(it) + it.bytes());
@@ -127,7 +127,7 @@ fn len_of<const ADDRESS: usize>(groups: &[PeerGroup<ADDRESS>]) -> usize {
     groups.iter().map(|group| group.records().len()).sum()
 }
 
-/// Bytes of memory that crowds of one kind take.
+/// Bytes of memory that groups of one kind take.
 #[inline]
 fn bytes_of<const ADDRESS: usize>(groups: &Vec<PeerGroup<ADDRESS>>) -> usize {
     let each: usize = groups.iter().map(PeerGroup::bytes).sum();
@@ -136,13 +136,13 @@ fn bytes_of<const ADDRESS: usize>(groups: &Vec<PeerGroup<ADDRESS>>) -> usize {
 
 /// Peers of one kind and one scope.
 pub(super) struct PeerGroup<const ADDRESS: usize> {
-    /// Who may be told of them.
+    /// Who may be given them.
     pub(super) scope: Scope,
     /// The peers.
     pub(super) storage: PeerStorage<ADDRESS>,
 }
 
-/// Where a crowd's peers are.
+/// Where a group's peers are.
 pub(super) enum PeerStorage<const ADDRESS: usize> {
     /// In a block, while they fit.
     Block(PeerBlock<ADDRESS>),
@@ -150,13 +150,13 @@ pub(super) enum PeerStorage<const ADDRESS: usize> {
     Indexed(Box<IndexedPeers<ADDRESS>>),
 }
 
-/// The crowd of `scope`, made if it is not there.
+/// The group of `scope`, made if it is not there.
 pub(super) fn group_of<const ADDRESS: usize>(
     groups: &mut Vec<PeerGroup<ADDRESS>>,
     scope: Scope,
 ) -> &mut PeerGroup<ADDRESS> {
     let at = groups.iter().position(|group| group.scope == scope).unwrap_or_else(|| {
-        groups.reserve_exact(1); // most swarms of both families have one crowd of each
+        groups.reserve_exact(1); // most swarms of both families have one group of each
         groups.push(PeerGroup::new(scope));
         groups.len() - 1
     });
@@ -164,17 +164,17 @@ pub(super) fn group_of<const ADDRESS: usize>(
 }
 
 impl<const ADDRESS: usize> PeerGroup<ADDRESS> {
-    /// A crowd of nobody yet.
+    /// A group without peers.
     pub(super) fn new(scope: Scope) -> Self {
         Self { scope, storage: PeerStorage::Block(PeerBlock::with_room(1, CompletedCount::NONE)) }
     }
 
-    /// Bytes that a crowd of nobody takes with its own fields.
+    /// Bytes that a group without peers takes with its own fields.
     pub(super) fn bytes_when_new() -> usize {
         size_of::<Self>() + PeerBlock::<ADDRESS>::bytes_with_room(1)
     }
 
-    /// Bytes of memory the crowd takes beside its own fields.
+    /// Bytes of memory the group takes beside its own fields.
     #[inline]
     fn bytes(&self) -> usize {
         match &self.storage {
@@ -183,7 +183,7 @@ impl<const ADDRESS: usize> PeerGroup<ADDRESS> {
         }
     }
 
-    /// Gives back memory that is not needed. A crowd goes back to a block once it fills half of
+    /// Gives back memory that is not needed. A group goes back to a block once it fills half of
     /// one, so that it does not change back and forth.
     pub(super) fn shrink(&mut self, keys: &RandomState) {
         match &mut self.storage {
@@ -311,10 +311,10 @@ fn word(at: usize) -> u32 {
     u32::try_from(at).expect("a group has fewer than 2^32 peers")
 }
 
-/// Stands in the index, for a moment, for a position nobody has.
+/// Stands in the index, for a moment, for a position that no peer has.
 const NOWHERE: usize = u32::MAX as usize;
 
-/// Makes the index say `new` where it says `old`.
+/// Replaces the position `old` in the index by `new`.
 fn repoint(index: &mut RawTable<u32>, hash: u64, old: usize, new: usize) {
     let (old, new) = (word(old), word(new));
     let found = index.get_mut(hash, |&at| at == old);
@@ -391,7 +391,7 @@ impl<const ADDRESS: usize> IndexedPeers<ADDRESS> {
             return;
         }
         let [hash_a, hash_b] = [a, b].map(|at| keys.hash_one(self.records[at].endpoint));
-        // Over a position nobody has, for the two may share a hash.
+        // By way of a position that no peer has, as the two may share a hash.
         repoint(&mut self.index, hash_a, a, NOWHERE);
         repoint(&mut self.index, hash_b, b, a);
         repoint(&mut self.index, hash_a, NOWHERE, b);

@@ -1,7 +1,7 @@
 //! What operators and full scrapes see: torrents in order, the largest torrents, one torrent's
 //! peers.
 //!
-//! Each walk looks at every torrent, in slices short enough that nobody waits long for a shard's
+//! Each walk looks at every torrent, in slices short enough that no worker waits long for a shard's
 //! lock, and keeps no more than a small multiple of what it was asked for. Announces go on
 //! meanwhile: a torrent that comes or goes during a walk may be in the list or not. One may be met
 //! twice, because entries move when a shard grows, but none is in the list twice.

@@ -161,7 +161,7 @@ impl StoreMemory {
         account.taken.store(taken, Ordering::Relaxed);
         let reserved = account.reserved.load(Ordering::Relaxed);
         let ahead = ahead_of(taken);
-        // The first is for the few bytes nobody is asked for, such as a count that outgrows its
+        // The first is for the few bytes that are not charged, such as a count that outgrows its
         // place; the second gives back.
         if taken > reserved || reserved > ahead {
             account.reserved.store(ahead, Ordering::Relaxed);

@@ -4,17 +4,17 @@
 //! announce ─▶ raw::table    locks the shard, finds the entry of the torrent or makes one
 //!    │    ─▶ evict          where there is no bucket or no byte left for it
 //!    │    ─▶ apply          what the announce does to its swarm, in whichever layout that is
-//!    │         ─▶ roster    the order of its peers; where a newcomer goes
+//!    │         ─▶ peer_list the order of its peers; where a newcomer goes
 //!    │    ─▶ choose         which peers the requester may be given
-//!    ▼         ─▶ select    a random sample of them, within the caps of `spread`
-//! Answer
+//!    ▼         ─▶ sampling  a random sample of them, within `network_caps`
+//! AnnounceResult
 //! ```
 //!
-//! `swarm` and `large` are the layouts of a swarm and `raw` how they lie in memory. `hosts`
-//! counts the peers of each host in a large swarm, `full` finds the peer to replace in a full one,
-//! and `memory` keeps account of every byte. `expire` removes silent peers in small slices, `list`
-//! is what operators see, `export` and `restore` are for snapshots. Whatever is done is done under
-//! one shard's lock, with nothing else held.
+//! `swarm` and `large_swarm` are the layouts of a swarm and `raw` how they lie in memory.
+//! `host_counts` counts the peers of each host in a large swarm, `full_swarm` finds the peer to
+//! replace in a full one, and `memory` keeps account of every byte. `expire` removes silent peers
+//! in small slices, `listing` is what operators see, `export` and `restore` are for snapshots.
+//! Whatever is done is done under one shard's lock, with nothing else held.
 
 mod announce;
 mod apply;
@@ -188,7 +188,7 @@ pub enum Stored {
     /// It is in the swarm, or has left it.
     #[default]
     Yes,
-    /// It is not in the swarm: the store is full, and nothing in reach could give way.
+    /// It is not in the swarm: the store is full, and nothing in reach could be evicted.
     NoMemory,
     /// It is not in the swarm: its host has as many peers there as it may have.
     NetworkFull,
@@ -208,7 +208,7 @@ pub struct PeerBuffers<'a> {
     pub web: &'a mut [u8],
 }
 
-/// What an announce is told.
+/// What an announce has done, and what was chosen for it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct AnnounceResult {
     /// Complete peers of the whole swarm.
@@ -305,8 +305,8 @@ impl Store {
         self.table.prefetch(stage, info_hash);
     }
 
-    /// Tells the counts of a torrent, and chooses peers for an asker, in a role, who does not join
-    /// it. Nothing changes, and a torrent that is not known stays unknown.
+    /// Returns the counts of a torrent, and chooses peers for a requester, in a role, that does not
+    /// join it. Nothing changes, and a torrent that is not known stays unknown.
     pub fn look_up(
         &self,
         info_hash: &InfoHash,
@@ -314,7 +314,7 @@ impl Store {
         buffers: &mut PeerBuffers<'_>,
         random: &mut Rng,
     ) -> AnnounceResult {
-        // The kind does not matter to who has no position.
+        // The kind does not matter to one that has no position.
         let reader = Reader { scope: Scope::of(address), role, kind: Kind::V4, position: None };
         let look = |swarm: &Swarm| {
             let [bytes, available] = choose(swarm, reader, buffers, random);

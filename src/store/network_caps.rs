@@ -1,10 +1,10 @@
-//! No network fills a reply, where the swarm has others to offer.
+//! Caps on how much of a reply one network may have, where the swarm has others to offer.
 //!
 //! Whoever owns one address can announce sixty thousand ports of it. So a reply carries at most two
 //! peers of one IPv4 address and one of an IPv6 /64, and at most an eighth of it (or as many as of
 //! one host) from one /24 or /48. Public addresses only: in a local network many peers share one.
-//! The store does not remember who was exempt from limits; nobody misses a peer by that, for where
-//! there are no others the reply is filled with those above the cap.
+//! The store does not remember which peers were exempt from limits; no requester gets fewer peers
+//! by that, for where there are no others the reply is filled with those above the cap.
 //!
 //! Replies are short and nearly always fine, so that is what is cheap to see: a table of small
 //! counts, each for many networks, and an exact look only at those whose count is suspicious.
@@ -40,7 +40,7 @@ impl NetworkCaps {
         self.mixed && !endpoint.is_public()
     }
 
-    /// Whether `places` keep the caps. May say no of what does, rarely.
+    /// Whether `places` keep the caps. May return false for what does, rarely.
     #[inline]
     pub(super) fn hold<const ADDRESS: usize>(self, places: &[Endpoint<ADDRESS>]) -> bool {
         // By chance a count of the small table misleads in one reply of sixteen, at 30 peers.
@@ -122,7 +122,7 @@ impl NetworkCaps {
     }
 }
 
-/// Moves what passes to the front; says how much that is.
+/// Moves what passes to the front; returns how much that is.
 fn partition<T>(all: &mut [T], mut passes: impl FnMut(&T) -> bool) -> usize {
     let mut front = 0;
     for at in 0..all.len() {
@@ -195,7 +195,7 @@ fn slot(prefix: u64, key: u64, slots: usize) -> usize {
 const COUNTED_SLOTS: usize = CHOICE_MAX * 4;
 
 /// How often each prefix is in the reply: an open-addressed table. Every call has its own key, so
-/// nobody can choose addresses that meet in it.
+/// addresses that collide in it cannot be chosen.
 struct PrefixCounts {
     key: u64,
     prefixes: [u64; COUNTED_SLOTS],

@@ -1,11 +1,11 @@
 //! One peer as it lies in memory: its endpoint exactly as replies carry it, and two bytes about it.
 //!
 //! ```text
-//! IPv4   address (4)  | port (2) | stamp (2)  =  8 bytes, the first 6 copied into replies
-//! IPv6   address (16) | port (2) | stamp (2)  = 20 bytes, the first 18 copied into replies
-//! WebRTC hash (14 + 2)           | stamp (2)  = 18 bytes, the first 16 name the peer's socket
+//! IPv4   address (4)  | port (2) | meta (2)   =  8 bytes, the first 6 copied into replies
+//! IPv6   address (16) | port (2) | meta (2)   = 20 bytes, the first 18 copied into replies
+//! WebRTC hash (14 + 2)           | meta (2)   = 18 bytes, the first 16 name the peer's socket
 //!
-//! stamp  15..4 tick of the latest announce | 3 on probation | 2..0 state
+//! meta   15..4 tick of the latest announce | 3 on probation | 2..0 state
 //! state  0 leecher   2 paused   4 seeder that was a leecher   6 seeder from the start
 //!        1, 3, 5     the same, its download counted
 //! ```
@@ -23,12 +23,12 @@ use crate::types::{Kind, Scope, WebPeer};
 
 /// Seconds in a tick: how precisely ages are known.
 pub const TICK_S: u32 = 8;
-/// Ticks after which a stamp wraps.
+/// Ticks after which meta data wraps.
 const TICKS: u16 = 1 << 12;
-/// Ticks by which a stamp may be ahead of the clock that judges it: four minutes, where workers
+/// Ticks by which meta data may be ahead of the clock that judges it: four minutes, where workers
 /// differ by the length of a turn.
 const TICKS_AHEAD: u16 = 32;
-/// The longest peer lifetime that stamps can tell from a wrapped one, in seconds.
+/// The longest peer lifetime that meta data can tell from a wrapped one, in seconds.
 pub const PEER_AGE_S_LIMIT: u32 = 6 * 3600;
 
 const _: () = assert!((PEER_AGE_S_LIMIT as u64) < (TICKS as u64 * TICK_S as u64) * 2 / 3);
@@ -65,7 +65,7 @@ impl<const ADDRESS: usize> Hash for Endpoint<ADDRESS> {
     }
 }
 
-/// A peer: its endpoint and its stamp.
+/// A peer: its endpoint and its meta data.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,
 )]
@@ -173,10 +173,10 @@ impl<const ADDRESS: usize> Endpoint<ADDRESS> {
     }
 }
 
-/// What a WebRTC peer's name tells of its network: see [`WebPeer`].
+/// The part of a WebRTC peer's name that stands for its network: see [`WebPeer`].
 const WEB_NETWORK: u64 = u64::MAX << (u64::BITS - 8 * WebPeer::NETWORK_BYTES);
 
-/// A network of one kind of peers: an IPv4 /24, an IPv6 /48, what a WebRTC peer's name says.
+/// A network of one kind of peers: an IPv4 /24, an IPv6 /48, what a WebRTC peer's name holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct PeerNetwork(u8, u64);
 
@@ -244,7 +244,7 @@ const TICK_SHIFT: u32 = 4;
 const STATE: u16 = (1 << TICK_SHIFT) - 1;
 
 impl PeerMeta {
-    /// The stamp of a peer that announced now and was unknown before.
+    /// The meta data of a peer that announced now and was unknown before.
     #[inline]
     pub(super) fn new(now: Now, role: Role) -> Self {
         let state = match role {
@@ -267,8 +267,8 @@ impl PeerMeta {
         self.0 & PROBATION != 0
     }
 
-    /// The stamp after another announce, and whether that one completes a download to be counted:
-    /// once per peer, and only for a peer that was seen as a leecher. Probation goes on.
+    /// The meta data after another announce, and whether that one completes a download to be
+    /// counted: once per peer, and only for a peer that was seen as a leecher. Probation goes on.
     #[inline]
     pub(super) fn renewed(self, now: Now, role: Role, completed: bool) -> (Self, bool) {
         let born = SEEDER | PAUSED_OR_BORN;
@@ -281,7 +281,7 @@ impl PeerMeta {
         (Self(fresh | kept), counts)
     }
 
-    /// The stamp of a peer of which another copy says `other`: what the fresher of the two says,
+    /// The meta data of a peer of which another copy has `other`: that of the later announce,
     /// with what the other remembers of its download.
     pub(super) fn merged(self, other: Self, now: Now) -> Self {
         let is_fresher = self.ticks_since(now) <= other.ticks_since(now);
@@ -295,7 +295,7 @@ impl PeerMeta {
         Self(counted)
     }
 
-    /// The stamp as a snapshot of the moment `at` holds it: its state, and its age then, whole
+    /// The meta data as a snapshot of the moment `at` holds it: its state, and its age then, whole
     /// ticks in seconds.
     pub(super) fn saved(self, at: Now) -> (u8, u16) {
         let [_, state] = (self.0 & STATE).to_be_bytes();
@@ -310,8 +310,8 @@ impl PeerMeta {
         Self(state.into()).role()
     }
 
-    /// The stamp that such a state and age stand for; `None` where that is too long ago for a
-    /// stamp. Seconds of which no clock knows, as it was set back meanwhile, are none.
+    /// The meta data that such a state and age stand for; `None` where that is too long ago for a
+    /// meta data. Seconds that no clock has counted, as it was set back meanwhile, do not count.
     pub(super) fn of_saved((state, age_s): (u8, u16), at: Now, now: Now) -> Option<Self> {
         let tick_s = u64::from(TICK_S);
         let passed = (now.seconds() / tick_s).saturating_sub(at.seconds() / tick_s);
@@ -332,7 +332,7 @@ impl PeerMeta {
     }
 
     /// Seconds that have certainly passed since the latest announce: up to two ticks less than the
-    /// truth, never more. A stamp from a little ahead (another worker has read its clock later)
+    /// truth, never more. Meta data from a little ahead (another worker has read its clock later)
     /// is of age 0.
     #[inline]
     pub(super) fn age_s(self, now: Now) -> u32 {

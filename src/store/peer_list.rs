@@ -7,7 +7,7 @@
 //!
 //! Those that want data stand in front, so "everyone" and "everyone worth telling an uploader" are
 //! both one slice, and a random choice costs as much as the peers it returns. Every change is at
-//! most two swaps and a push or pop; a roster with an index hears of each of them.
+//! most two swaps and a push or pop; a list with an index follows each of them.
 
 use ahash::RandomState;
 
@@ -17,7 +17,7 @@ use super::{Stored, full_swarm};
 use crate::time::Now;
 use crate::types::{Kind, Scope};
 
-/// How many of each role a roster holds.
+/// How many of each role a list holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct RoleCounts {
     /// Peers that want data: the front part.
@@ -47,7 +47,8 @@ impl RoleCounts {
 /// What an announce does to its own peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PeerChange {
-    /// Join or stay, in this role; `completed` where the client says its download just ended.
+    /// Join or stay, in this role; `completed` where the client reports a download
+    /// that just ended.
     Present {
         /// What the peer does from now on.
         role: Role,
@@ -88,12 +89,12 @@ impl ApplyResult {
     }
 }
 
-/// What there is of a swarm beside a roster.
+/// What there is of a swarm beside a list.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct SwarmContext {
-    /// Peers in its other rosters.
+    /// Peers in its other lists.
     pub(super) peers: usize,
-    /// Whether the torrent is beyond probation, whoever is in the roster.
+    /// Whether the torrent is beyond probation, whatever peers are in the list.
     pub(super) is_settled: bool,
 }
 
@@ -102,7 +103,7 @@ pub(super) struct SwarmContext {
 pub(super) enum Placement {
     /// Beside all others.
     Own,
-    /// That of another of the roster, who has to go.
+    /// That of another of the list, which is replaced.
     Of(usize),
     /// That of another of the swarm, which is full.
     Others,
@@ -110,7 +111,7 @@ pub(super) enum Placement {
     None,
 }
 
-/// A roster of fewer peers counts nobody's ports: what one host has of it, replies do not show.
+/// Below so many peers the cap on peers of one host is not enforced: replies have their own caps.
 pub(super) const HOSTS_COUNTED_FROM: usize = 256;
 
 /// How many are looked at to find one that has been silent for long. On average, 3 in a hundred
@@ -141,7 +142,7 @@ pub(super) trait PeerList<const ADDRESS: usize> {
 
     /// Bytes more that it takes for `more` records more, 0 or 1, and to move records about.
     fn growth(&self, more: usize) -> usize;
-    /// Where a newcomer goes who may have a share of a large roster and no more.
+    /// Where a newcomer goes who may have a share of a large list and no more.
     fn placement_by_host(
         &self,
         endpoint: &Endpoint<ADDRESS>,
@@ -192,8 +193,8 @@ pub(super) trait PeerList<const ADDRESS: usize> {
         }
     }
 
-    /// Whether a peer of another network is there: one whom a download may have come from. In a
-    /// large roster some are looked at, at both ends. Peers of another kind do not count, for a
+    /// Whether a peer of another network is there: one that a download may have come from. In a
+    /// large list some are looked at, at both ends. Peers of another kind do not count, for a
     /// host with one address of each family is one host.
     #[cold]
     fn has_witness(&self, endpoint: &Endpoint<ADDRESS>, scope: Scope) -> bool {
@@ -204,7 +205,7 @@ pub(super) trait PeerList<const ADDRESS: usize> {
         front.iter().chain(back).any(|it| it.endpoint.network_in(scope) != network)
     }
 
-    /// Lets a newcomer in, if there is a place and memory for it.
+    /// Adds a newcomer, if there is a place and memory for it.
     fn join(
         &mut self,
         context: &mut AnnounceContext<'_>,
@@ -218,7 +219,7 @@ pub(super) trait PeerList<const ADDRESS: usize> {
         }
     }
 
-    /// Lets a newcomer in at a place, if there is memory for it.
+    /// Adds a newcomer at a place, if there is memory for it.
     fn enter(
         &mut self,
         context: &mut AnnounceContext<'_>,
@@ -253,7 +254,7 @@ pub(super) trait PeerList<const ADDRESS: usize> {
         }
     }
 
-    /// Where a newcomer goes, `others` being in the swarm's other rosters.
+    /// Where a newcomer goes, `others` being in the swarm's other lists.
     fn placement(
         &self,
         context: &mut AnnounceContext<'_>,
@@ -268,10 +269,10 @@ pub(super) trait PeerList<const ADDRESS: usize> {
             }
         }
         if len + others < context.budget.peers_max || len == 0 {
-            return Placement::Own; // the first of its kind costs nobody his place
+            return Placement::Own; // the first of its kind replaces no other
         }
         if context.restored.is_some() {
-            return Placement::None; // whoever is there may have announced since
+            return Placement::None; // those in the swarm may have announced since
         }
         Placement::Others
     }
@@ -293,7 +294,7 @@ pub(super) trait PeerList<const ADDRESS: usize> {
         endpoint.is_public().then(|| (endpoint.network_of_kind(), silent_s))
     }
 
-    /// Lets a newcomer in for another of the roster, which is all of a full swarm.
+    /// Replaces a peer of the list, which is all of a full swarm, by a newcomer.
     #[cold]
     fn replace(
         &mut self,
@@ -311,7 +312,7 @@ pub(super) trait PeerList<const ADDRESS: usize> {
         self.enter(context, endpoint, role, placement, others)
     }
 
-    /// Adds a peer; says where it stands.
+    /// Adds a peer; returns where it stands.
     fn insert(&mut self, record: PeerRecord<ADDRESS>, keys: &RandomState) -> usize {
         let role = record.meta().role();
         let last = self.records().len();
@@ -327,7 +328,7 @@ pub(super) trait PeerList<const ADDRESS: usize> {
         border
     }
 
-    /// Takes a peer away; says what it was.
+    /// Takes a peer away; returns what it was.
     fn remove(&mut self, at: usize, keys: &RandomState) -> Role {
         let role = self.records()[at].meta().role();
         let mut counts = self.counts();
@@ -345,7 +346,7 @@ pub(super) trait PeerList<const ADDRESS: usize> {
         role
     }
 
-    /// Moves a peer whose role changed to its side of the border; says where it stands.
+    /// Moves a peer whose role changed to its side of the border; returns where it stands.
     fn recast(&mut self, at: usize, before: Role, after: Role, keys: &RandomState) -> usize {
         let mut counts = self.counts();
         counts.remove(before);

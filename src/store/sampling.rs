@@ -1,8 +1,9 @@
-//! Peer choice: uniformly random, distinct, never the asker, exactly as many as there are to give.
+//! Peer choice: uniformly random, distinct, never the requester, as many as there are to give.
 //!
 //! Robert Floyd's sampling draws k of n in k steps whatever n is, and every set of k is equally
 //! likely. Numbers come from an exact bounded draw (Lemire's, with rejection), so no peer is
-//! favoured by rounding. A reply that one network would fill is mended, see [`super::spread`].
+//! favoured by rounding. A reply that one network would fill is changed, see
+//! [`super::network_caps`].
 
 use fastrand::Rng;
 use zerocopy::FromBytes;
@@ -10,12 +11,12 @@ use zerocopy::FromBytes;
 use super::network_caps::{NetworkCaps, Replacements};
 use super::peer::{Endpoint, PeerRecord};
 
-/// The peers an asker may be told of: up to two runs of records (its own scope, and the public
+/// The peers a requester may be given: up to two runs of records (its own scope, and the public
 /// one), and where in their concatenation it stands itself, if it does.
 pub(super) struct CandidatePool<'a, const ADDRESS: usize> {
     /// The runs.
     pub(super) runs: [&'a [PeerRecord<ADDRESS>]; 2],
-    /// The asker's own position.
+    /// The requester's own position.
     pub(super) own: Option<usize>,
     /// Which of them are under caps.
     pub(super) capped: CapScope,
@@ -33,7 +34,7 @@ pub(super) enum CapScope {
 }
 
 impl<const ADDRESS: usize> CandidatePool<'_, ADDRESS> {
-    /// How many peers the asker may be told of.
+    /// How many peers the requester may be given.
     #[inline]
     pub(super) fn available(&self) -> usize {
         let [first, second] = self.runs;
@@ -45,7 +46,7 @@ impl<const ADDRESS: usize> CandidatePool<'_, ADDRESS> {
 const MARKED_MAX: usize = 2048;
 
 /// Writes randomly chosen peers to `out` in compact form, as many as fit but no more than
-/// [`CHOICE_MAX`]; says how many bytes.
+/// [`CHOICE_MAX`]; returns how many bytes.
 #[inline]
 pub(super) fn write_sample<const ADDRESS: usize>(
     pool: &CandidatePool<'_, ADDRESS>,
@@ -60,7 +61,7 @@ pub(super) fn write_sample<const ADDRESS: usize>(
     let Ok((places, _)) = places else { return 0 };
     let own = pool.own.unwrap_or(usize::MAX);
     let candidate = |number: usize| {
-        let at = number + usize::from(number >= own); // steps over the asker
+        let at = number + usize::from(number >= own); // steps over the requester
         match at.checked_sub(first.len()) {
             None => first[at].endpoint,
             Some(at) => second[at].endpoint,
@@ -125,7 +126,8 @@ fn word(position: usize) -> u32 {
 
 /// A set of numbers that were chosen.
 trait NumberSet {
-    /// Adds `drawn`, or `instead` (which was never added) if `drawn` is there already. Says which.
+    /// Adds `drawn`, or `instead` (which was never added) if `drawn` is there already. Returns
+    /// which.
     fn insert(&mut self, drawn: u32, instead: u32) -> u32;
 }
 
@@ -165,7 +167,7 @@ impl<const SLOTS: usize> HashedSet<SLOTS> {
         Self { slots: [0; SLOTS], mask: slots - 1 }
     }
 
-    /// Adds a number; says whether it is new.
+    /// Adds a number; returns whether it is new.
     #[inline]
     fn add(&mut self, number: u32) -> bool {
         let at = self.slot_of(number);
@@ -196,7 +198,7 @@ impl<const SLOTS: usize> NumberSet for HashedSet<SLOTS> {
     }
 }
 
-/// Up to so many candidates a reply is mended with certainty: every one of them is tried.
+/// Up to so many candidates the caps are enforced with certainty: every one of them is tried.
 const TRIED_ALL_MAX: usize = 1024;
 /// Of more, so many times the peers wanted are tried.
 const TRIES_PER_PEER: usize = 4;

@@ -28,8 +28,8 @@ impl CompletedCount {
     /// Nothing was counted.
     pub(super) const NONE: Self = Self(0);
 
-    /// What a snapshot says. It does not say who made it: two networks, is assumed, for what was
-    /// kept through a restart is rather lost than a newcomer's, but honestly made.
+    /// A count from a snapshot, which does not hold who made it. Two networks are assumed, as a
+    /// count that was kept through a restart is more likely an honest one.
     pub(super) fn of_saved(number: u32) -> Self {
         Self(number.min(NUMBER_MAX) << 1 | u32::from(number > 0))
     }
@@ -52,7 +52,7 @@ impl CompletedCount {
         self.0 >> 1
     }
 
-    /// Whether it is kept when nobody is left.
+    /// Whether it is kept when no peer is left.
     #[inline]
     pub(super) fn outlives_peers(self) -> bool {
         self.0 & 1 != 0
@@ -82,7 +82,7 @@ impl CompletedCount {
 
 /// What a map entry holds, unpacked.
 pub(super) enum Swarm {
-    /// No peers; kept for its count of downloads. `since_s` says when the last one left.
+    /// No peers; kept for its count of downloads. `since_s` is when the last one left.
     Empty {
         /// Downloads counted.
         completed: CompletedCount,
@@ -167,7 +167,7 @@ impl Swarm {
         SwarmStats::of(self).entry(self.completed())
     }
 
-    /// Whether anybody is in the swarm: a layout that can hold peers always holds one.
+    /// Whether the swarm has peers: a layout that can hold peers always holds one.
     #[inline]
     pub(super) fn has_peers(&self) -> bool {
         !matches!(self, Self::Empty { .. })
@@ -231,14 +231,14 @@ impl SwarmStats {
         }
     }
 
-    /// As an announce is told.
+    /// As the result of an announce.
     #[inline]
     pub(super) fn result(self) -> AnnounceResult {
         let (seeders, leechers) = (self.seeders, self.peers - self.seeders);
         AnnounceResult { seeders, leechers, ..AnnounceResult::default() }
     }
 
-    /// As a scrape is told, with the downloads counted.
+    /// As the entry of a scrape, with the downloads counted.
     pub(super) fn entry(self, completed: CompletedCount) -> ScrapeEntry {
         let (seeders, leechers) = (self.seeders, self.peers - self.seeders);
         let completed = completed.number();
@@ -257,7 +257,7 @@ pub(super) trait SmallLayout<const ADDRESS: usize>: Sized {
     /// The block of a swarm in this layout; a swarm in another as it is.
     fn from_swarm(swarm: Swarm) -> Result<Self, Swarm>;
 
-    /// The crowds of the family in a large swarm.
+    /// The groups of the family in a large swarm.
     fn groups(large: &mut LargeSwarm) -> &mut Vec<PeerGroup<ADDRESS>>;
 }
 

@@ -2,8 +2,8 @@
 //! live in. The only `unsafe` outside `sys/`, so that everything above can be plain Rust.
 //!
 //! ```text
-//! map entry  info-hash (20) | cell (12)                                      = 32 bytes
-//!   cell     tag (1) completed (3) | one IPv4 peer in place, or a pointer (8)
+//! map entry  info-hash (20) | packed swarm (12)                                      = 32 bytes
+//!   packed   tag (1) completed (3) | one IPv4 peer in place, or a pointer (8)
 //! block      completed (4) | len, capacity, wanting, seeders (2 each) | tags | record × capacity
 //! ```
 //!

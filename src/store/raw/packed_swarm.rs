@@ -51,7 +51,8 @@ unsafe impl Send for LargeSwarmPtr where LargeSwarm: Send {}
 // SAFETY: through a shared owner only a shared swarm is reached.
 unsafe impl Sync for LargeSwarmPtr where LargeSwarm: Sync {}
 
-/// Cells are plain numbers to the compiler: what they stand for must be fit for threads as well.
+/// Packed swarms are plain numbers to the compiler: what they stand for must be fit for threads as
+/// well.
 const _: () = {
     const fn fit_for_threads<T: Send + Sync>() {}
     fit_for_threads::<Swarm>();
@@ -71,7 +72,7 @@ pub(in crate::store) struct PackedSwarm {
 const _: () = assert!(size_of::<(InfoHash, PackedSwarm)>() == 32);
 
 impl PackedSwarm {
-    /// A swarm nobody is in.
+    /// A swarm without peers and without a count.
     pub(super) const VACANT: Self = Self { words: [TAG_EMPTY, 0, 0] };
 
     fn pack(swarm: Swarm) -> Self {
@@ -116,7 +117,8 @@ impl PackedSwarm {
         unsafe { PeerBlock::at(self.address()) }
     }
 
-    /// A second handle on what the cell owns. Wrapped, so that it is never dropped by itself.
+    /// A second handle on what the packed swarm owns. Wrapped, so that it is never dropped by
+    /// itself.
     #[inline]
     fn unpack(&self) -> ManuallyDrop<Swarm> {
         ManuallyDrop::new(match self.words[0] & 0xff {
@@ -138,19 +140,19 @@ impl PackedSwarm {
         })
     }
 
-    /// Gives up the cell for its contents.
+    /// Unpacks the swarm, which the packed one does not own any more.
     pub(super) fn into_swarm(self) -> Swarm {
         let swarm = self.unpack();
         std::mem::forget(self); // or both would own them
         ManuallyDrop::into_inner(swarm)
     }
 
-    /// Replaces the contents by what `change` makes of them. The cell's memory is written only if
-    /// it has to be: most announces renew a record elsewhere, and a map entry that stays clean
+    /// Replaces the swarm by what `change` makes of it. The packed swarm's memory is written only
+    /// if it has to be: most announces renew a record elsewhere, and a map entry that stays clean
     /// need not be written back to memory.
     #[inline]
     pub(super) fn change<T>(&mut self, change: impl FnOnce(Swarm) -> (Swarm, T)) -> T {
-        // Until the new contents are back, cell and closure both own the old ones.
+        // Until the new swarm is back, both this and the closure own the old one.
         let guard = AbortOnUnwind;
         let (swarm, result) = change(ManuallyDrop::into_inner(self.unpack()));
         let packed = ManuallyDrop::new(Self::pack(swarm));
@@ -173,13 +175,13 @@ impl PackedSwarm {
         self.words[0] & 0xff == TAG_EMPTY && self.words[1] == 0
     }
 
-    /// Whether anybody is in the swarm: a layout that can hold peers always holds one.
+    /// Whether the swarm has peers: a layout that can hold peers always holds one.
     #[inline]
     fn has_peers(&self) -> bool {
         self.words[0] & 0xff != TAG_EMPTY
     }
 
-    /// Since which second of the Unix epoch nobody has been in the swarm; `None`: somebody is.
+    /// Since which second of the Unix epoch the swarm has had no peers; `None`: it has some.
     #[inline]
     pub(in crate::store) fn empty_since_s(&self) -> Option<u32> {
         (!self.has_peers()).then_some(self.words[2])

@@ -26,9 +26,9 @@ pub(in crate::store) struct PeerBlockHead {
     pub(in crate::store) len: u16,
     /// Records there is room for.
     pub(in crate::store) capacity: u16,
-    /// Those who want data.
+    /// Those that want data.
     pub(in crate::store) wanting: u16,
-    /// Those who are complete.
+    /// Those that are complete.
     pub(in crate::store) seeders: u16,
 }
 

@@ -1,5 +1,6 @@
-//! The table: lock-sharded raw tables of info-hash to cell, one entry at a time under its shard's
-//! lock ([`Entry`]), or a shard's buckets one after the other ([`LockedShard`], [`ShardWalk`]).
+//! The table: lock-sharded raw tables of info-hash to packed swarm, one entry at a time under its
+//! shard's lock ([`Entry`]), or a shard's buckets one after the other ([`LockedShard`],
+//! [`ShardWalk`]).
 
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
@@ -16,8 +17,8 @@ use crate::types::InfoHash;
 /// What a full bucket holds.
 type Slot = (InfoHash, SharedValue<PackedSwarm>);
 
-/// Lock-sharded raw tables of info-hash to cell. `DashMap` brings shards, locks and tables; which
-/// shard a hash belongs to is decided here, see [`SwarmTable::shard_of`].
+/// Lock-sharded raw tables of info-hash to packed swarm. `DashMap` brings shards, locks and tables;
+/// which shard a hash belongs to is decided here, see [`SwarmTable::shard_of`].
 pub(in crate::store) struct SwarmTable {
     map: DashMap<InfoHash, PackedSwarm, RandomState>,
     hints: Box<[CachePadded<ShardHint>]>,
@@ -124,7 +125,7 @@ impl SwarmTable {
         LockedShard { number: shard, slots, hint: &self.hints[shard], keys: self.keys() }
     }
 
-    /// Looks at the cell of `info_hash`, if there is one, under its shard's shared lock.
+    /// Looks at the packed swarm of `info_hash`, if there is one, under its shard's shared lock.
     #[inline]
     pub(in crate::store) fn read<T>(
         &self,
