@@ -279,7 +279,7 @@ fn enlarge(swarm: Swarm, keys: &RandomState) -> LargeSwarmPtr {
         }
         Swarm::SmallV4(block) => move_all(&block, &mut large, keys),
         Swarm::SmallV6(block) => move_all(&block, &mut large, keys),
-        Swarm::Large(it) => large = it,
+        Swarm::Large(swarm) => large = swarm,
     }
     large
 }

@@ -268,12 +268,12 @@ impl ShardExpiry<'_> {
         let (mut group, mut end) = from.map_or((0, usize::MAX), |it| (it.group, it.end));
         let (v6_from, web_at) = (large.v4.len(), large.v4.len() + large.v6.len());
         loop {
-            let rest = if let Some(it) = large.v4.get_mut(group) {
-                self.expire_group(it, end, looks)
-            } else if let Some(it) = large.v6.get_mut(group - v6_from) {
-                self.expire_group(it, end, looks)
-            } else if let Some(it) = large.web.as_mut().filter(|_| group == web_at) {
-                self.expire_group(it, end, looks)
+            let rest = if let Some(v4) = large.v4.get_mut(group) {
+                self.expire_group(v4, end, looks)
+            } else if let Some(v6) = large.v6.get_mut(group - v6_from) {
+                self.expire_group(v6, end, looks)
+            } else if let Some(web) = large.web.as_mut().filter(|_| group == web_at) {
+                self.expire_group(web, end, looks)
             } else {
                 return None;
             };

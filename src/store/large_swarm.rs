@@ -59,15 +59,15 @@ impl LargeSwarm {
 
     /// Of which kind the peer of such a number is, in which group of that kind, and where there.
     fn locate(&self, mut number: usize) -> (Kind, usize, usize) {
-        for (group, it) in self.v4.iter().enumerate() {
-            match number.checked_sub(it.records().len()) {
-                None => return (Kind::V4, group, number),
+        for (at, group) in self.v4.iter().enumerate() {
+            match number.checked_sub(group.records().len()) {
+                None => return (Kind::V4, at, number),
                 Some(rest) => number = rest,
             }
         }
-        for (group, it) in self.v6.iter().enumerate() {
-            match number.checked_sub(it.records().len()) {
-                None => return (Kind::V6, group, number),
+        for (at, group) in self.v6.iter().enumerate() {
+            match number.checked_sub(group.records().len()) {
+                None => return (Kind::V6, at, number),
                 Some(rest) => number = rest,
             }
         }
@@ -202,75 +202,76 @@ impl<const ADDRESS: usize> PeerList<ADDRESS> for PeerGroup<ADDRESS> {
     #[inline]
     fn records(&self) -> &[PeerRecord<ADDRESS>] {
         match &self.storage {
-            PeerStorage::Block(it) => it.records(),
-            PeerStorage::Indexed(it) => &it.records,
+            PeerStorage::Block(block) => block.records(),
+            PeerStorage::Indexed(indexed) => &indexed.records,
         }
     }
 
     #[inline]
     fn counts(&self) -> RoleCounts {
         match &self.storage {
-            PeerStorage::Block(it) => it.counts(),
-            PeerStorage::Indexed(it) => it.counts,
+            PeerStorage::Block(block) => block.counts(),
+            PeerStorage::Indexed(indexed) => indexed.counts,
         }
     }
 
     fn set_counts(&mut self, counts: RoleCounts) {
         match &mut self.storage {
-            PeerStorage::Block(it) => it.set_counts(counts),
-            PeerStorage::Indexed(it) => it.counts = counts,
+            PeerStorage::Block(block) => block.set_counts(counts),
+            PeerStorage::Indexed(indexed) => indexed.counts = counts,
         }
     }
 
     #[inline]
     fn position(&self, endpoint: &Endpoint<ADDRESS>, keys: &RandomState) -> Option<usize> {
         match &self.storage {
-            PeerStorage::Block(it) => it.position(endpoint, keys),
-            PeerStorage::Indexed(it) => it.position(endpoint, keys),
+            PeerStorage::Block(block) => block.position(endpoint, keys),
+            PeerStorage::Indexed(indexed) => indexed.position(endpoint, keys),
         }
     }
 
     #[inline]
     fn renew(&mut self, at: usize, record: PeerRecord<ADDRESS>) {
         match &mut self.storage {
-            PeerStorage::Block(it) => it.renew(at, record),
-            PeerStorage::Indexed(it) => it.records[at] = record,
+            PeerStorage::Block(block) => block.renew(at, record),
+            PeerStorage::Indexed(indexed) => indexed.records[at] = record,
         }
     }
 
     fn swap(&mut self, a: usize, b: usize, keys: &RandomState) {
         match &mut self.storage {
-            PeerStorage::Block(it) => it.swap(a, b, keys),
-            PeerStorage::Indexed(it) => it.swap(a, b, keys),
+            PeerStorage::Block(block) => block.swap(a, b, keys),
+            PeerStorage::Indexed(indexed) => indexed.swap(a, b, keys),
         }
     }
 
     fn push(&mut self, record: PeerRecord<ADDRESS>, keys: &RandomState) {
         match &mut self.storage {
-            PeerStorage::Block(it) if it.is_full() => {
-                let mut indexed = IndexedPeers::of(it, self.scope, keys);
+            PeerStorage::Block(block) if block.is_full() => {
+                let mut indexed = IndexedPeers::of(block, self.scope, keys);
                 indexed.push(record, keys);
                 self.storage = PeerStorage::Indexed(Box::new(indexed));
             }
-            PeerStorage::Block(it) => it.push(record, keys),
-            PeerStorage::Indexed(it) => it.push(record, keys),
+            PeerStorage::Block(block) => block.push(record, keys),
+            PeerStorage::Indexed(indexed) => indexed.push(record, keys),
         }
     }
 
     fn pop(&mut self, keys: &RandomState) {
         match &mut self.storage {
-            PeerStorage::Block(it) => it.pop(keys),
-            PeerStorage::Indexed(it) => it.pop(keys),
+            PeerStorage::Block(block) => block.pop(keys),
+            PeerStorage::Indexed(indexed) => indexed.pop(keys),
         }
     }
 
     fn growth(&self, more: usize) -> usize {
         match &self.storage {
-            PeerStorage::Block(it) if more > 0 && it.is_full() => {
-                IndexedPeers::<ADDRESS>::bytes_of(it.records().len() * 2, self.scope) - it.bytes()
+            PeerStorage::Block(block) if more > 0 && block.is_full() => {
+                IndexedPeers::<ADDRESS>::bytes_of(block.records().len() * 2, self.scope)
+                    - block.bytes()
             }
-            PeerStorage::Block(it) => it.growth(more),
-            PeerStorage::Indexed(it) => it.growth(more),
+            PeerStorage::Block(block) => block.growth(more),
+            PeerStorage::Indexed(indexed) => indexed.growth(more),
         }
     }
 
@@ -281,9 +282,11 @@ impl<const ADDRESS: usize> PeerList<ADDRESS> for PeerGroup<ADDRESS> {
         keys: &RandomState,
     ) -> Placement {
         match &self.storage {
-            PeerStorage::Block(it) => it.placement_by_host(endpoint, now, keys),
+            PeerStorage::Block(block) => block.placement_by_host(endpoint, now, keys),
             // To find which of its peers has been silent longest would take a look at all.
-            PeerStorage::Indexed(it) if it.hosts.is_full(endpoint, keys) => Placement::None,
+            PeerStorage::Indexed(indexed) if indexed.hosts.is_full(endpoint, keys) => {
+                Placement::None
+            }
             PeerStorage::Indexed(_) => Placement::Own,
         }
     }
@@ -328,9 +331,9 @@ impl<const ADDRESS: usize> IndexedPeers<ADDRESS> {
         let index = RawTable::with_capacity(room);
         let records = Vec::with_capacity(room);
         let hosts = HostCounts::new(scope, room);
-        let mut it = Self { records, counts: block.counts(), index, hosts };
-        block.records().iter().for_each(|record| it.push(*record, keys));
-        it
+        let mut peers = Self { records, counts: block.counts(), index, hosts };
+        block.records().iter().for_each(|record| peers.push(*record, keys));
+        peers
     }
 
     /// Bytes that one with room for `len` peers takes with its own fields.

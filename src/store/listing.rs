@@ -351,11 +351,11 @@ mod tests {
         let mut smallest = SmallestHashes { count: 10, listed: Vec::new(), below: None };
         let mut largest = LargestTorrents { count: 10, ranked: BinaryHeap::new() };
         for number in (0..50).chain(0..50).chain((0..50).rev()) {
-            let it = listed(number);
-            if smallest.wants(&it.info_hash) {
-                smallest.add(it);
+            let torrent = listed(number);
+            if smallest.wants(&torrent.info_hash) {
+                smallest.add(torrent);
             }
-            largest.add(RankedTorrent { size: it.counts.seeders.into(), listed: it });
+            largest.add(RankedTorrent { size: torrent.counts.seeders.into(), listed: torrent });
         }
         assert_eq!(smallest.sorted(), (0..10).map(listed).collect::<Vec<_>>());
         let expected = [6, 13, 20, 27, 34, 41, 48, 5, 12, 19].map(listed);

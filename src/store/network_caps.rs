@@ -102,14 +102,14 @@ impl NetworkCaps {
         let (mut spares, mut spare) = ([0; CHOICE_MAX], 0);
         while kept < places.len() {
             let Some(number) = replacements.next(random) else { break };
-            let it = candidate(number as usize);
-            if counts.admits(&it) {
+            let endpoint = candidate(number as usize);
+            if counts.admits(&endpoint) {
                 replacements.take(number);
-                places[kept] = it;
+                places[kept] = endpoint;
                 kept += 1;
             } else if spare < places.len() - kept
                 && !spares[..spare].contains(&number)
-                && counts.admits_host(&it)
+                && counts.admits_host(&endpoint)
             {
                 spares[spare] = number;
                 spare += 1;
@@ -149,19 +149,19 @@ impl ReplyCounts {
     }
 
     /// Counts one more peer, if that keeps both caps.
-    fn admits<const ADDRESS: usize>(&mut self, it: &Endpoint<ADDRESS>) -> bool {
-        if self.caps.passes(it) {
+    fn admits<const ADDRESS: usize>(&mut self, endpoint: &Endpoint<ADDRESS>) -> bool {
+        if self.caps.passes(endpoint) {
             return true;
         }
-        let admitted = usize::from(*self.networks.of(it.network())) < self.caps.network
-            && self.admits_host(it);
-        *self.networks.of(it.network()) += u16::from(admitted);
+        let admitted = usize::from(*self.networks.of(endpoint.network())) < self.caps.network
+            && self.admits_host(endpoint);
+        *self.networks.of(endpoint.network()) += u16::from(admitted);
         admitted
     }
 
     /// Counts one more peer, if that keeps the cap of its host.
-    fn admits_host<const ADDRESS: usize>(&mut self, it: &Endpoint<ADDRESS>) -> bool {
-        let host = self.hosts.of(it.host());
+    fn admits_host<const ADDRESS: usize>(&mut self, endpoint: &Endpoint<ADDRESS>) -> bool {
+        let host = self.hosts.of(endpoint.host());
         let admitted = usize::from(*host) < self.caps.host;
         *host += u16::from(admitted);
         admitted
@@ -242,8 +242,8 @@ mod tests {
             let mut out = vec![0; want * (ADDRESS + 2)];
             let pool = CandidatePool { runs, own: None, capped };
             let written = write_sample(&pool, &mut Rng::with_seed(seed), &mut out);
-            let peers = out[..written].chunks_exact(ADDRESS + 2).map(|it| {
-                let (address, port) = it.split_at(ADDRESS);
+            let peers = out[..written].chunks_exact(ADDRESS + 2).map(|peer| {
+                let (address, port) = peer.split_at(ADDRESS);
                 Endpoint::new(address.try_into().unwrap(), u16::from_be_bytes([port[0], port[1]]))
             });
             peers.collect()
@@ -254,9 +254,9 @@ mod tests {
     /// How many of a reply the host and the network have that have most of it.
     fn most<const ADDRESS: usize>(reply: &[Endpoint<ADDRESS>]) -> [usize; 2] {
         let [mut hosts, mut networks] = [(); 2].map(|()| BTreeMap::<u64, usize>::new());
-        for it in reply.iter().filter(|it| it.is_public()) {
-            *hosts.entry(it.host()).or_default() += 1;
-            *networks.entry(it.network()).or_default() += 1;
+        for peer in reply.iter().filter(|peer| peer.is_public()) {
+            *hosts.entry(peer.host()).or_default() += 1;
+            *networks.entry(peer.network()).or_default() += 1;
         }
         [hosts, networks].map(|it| it.into_values().max().unwrap_or(0))
     }

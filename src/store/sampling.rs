@@ -217,13 +217,14 @@ struct UnmarkedCandidates {
 
 impl UnmarkedCandidates {
     fn new(marks: &BitSet, available: usize, count: usize) -> Self {
-        let mut it = Self { numbers: [0; MARKED_MAX], left: 0, tries: tries(available, count) };
+        let mut candidates =
+            Self { numbers: [0; MARKED_MAX], left: 0, tries: tries(available, count) };
         for number in 0..u16::try_from(available).unwrap_or(u16::MAX) {
             let at = usize::from(number);
-            it.numbers[it.left] = number;
-            it.left += usize::from(marks.0[at / 64] >> (at % 64) & 1 == 0);
+            candidates.numbers[candidates.left] = number;
+            candidates.left += usize::from(marks.0[at / 64] >> (at % 64) & 1 == 0);
         }
-        it
+        candidates
     }
 }
 
