@@ -4,7 +4,7 @@
 use fastrand::Rng;
 
 use super::apply::apply;
-use super::choose::{Reader, choose};
+use super::choose::{Requester, choose};
 use super::context::AnnounceContext;
 use super::evict::Shortage;
 use super::peer_list::{ApplyResult, PeerChange};
@@ -114,8 +114,8 @@ impl Store {
                 if let PeerChange::Present { role, .. } = announce.change
                     && (applied.stored != Stored::NoMemory || has_evicted)
                 {
-                    let reader = Reader { scope, role, kind, position: applied.position };
-                    [result.bytes, result.available] = choose(&swarm, reader, buffers, random);
+                    let requester = Requester { scope, role, kind, position: applied.position };
+                    [result.bytes, result.available] = choose(&swarm, requester, buffers, random);
                 }
                 (swarm, result)
             });

@@ -13,7 +13,7 @@ use crate::types::{Kind, Scope};
 
 /// Who is given peers.
 #[derive(Clone, Copy)]
-pub(super) struct Reader {
+pub(super) struct Requester {
     /// Who may be given it.
     pub(super) scope: Scope,
     /// What it does.
@@ -24,16 +24,16 @@ pub(super) struct Reader {
     pub(super) position: Option<usize>,
 }
 
-impl Reader {
-    /// Where the reader stands among those of a kind that it may be given.
+impl Requester {
+    /// Where the requester stands among those of a kind that it may be given.
     #[inline]
     fn own_in(self, kind: Kind) -> Option<usize> {
         // One that only uploads is given those that want data; it stands behind them itself.
         self.position.filter(|_| self.role.wants_data() && self.kind == kind)
     }
 
-    /// The records of a small swarm that the reader may be given: of one scope, which is that of
-    /// a reader who is among them.
+    /// The records of a small swarm that the requester may be given: of one scope, which is that of
+    /// a requester who is among them.
     #[inline]
     fn pool_of<const ADDRESS: usize>(
         self,
@@ -51,37 +51,37 @@ impl Reader {
     }
 }
 
-/// Writes peers for a reader; returns how many bytes of each kind, and how many peers of each they
-/// were chosen from.
+/// Writes peers for a requester; returns how many bytes of each kind, and how many peers of each
+/// they were chosen from.
 #[inline]
 pub(super) fn choose(
     swarm: &Swarm,
-    reader: Reader,
+    requester: Requester,
     buffers: &mut PeerBuffers<'_>,
     random: &mut Rng,
 ) -> [[usize; Kind::ALL.len()]; 2] {
-    let Reader { scope, role, .. } = reader;
+    let Requester { scope, role, .. } = requester;
     match swarm {
-        Swarm::Inline(record, _) if reader.position.is_none() => {
+        Swarm::Inline(record, _) if requester.position.is_none() => {
             let is_wanted = role.wants_data() || record.meta().role().wants_data();
             let run = if is_wanted { std::slice::from_ref(record) } else { &[] };
-            let pool = reader.pool_of(run);
+            let pool = requester.pool_of(run);
             [[write_sample(&pool, random, buffers.v4), 0, 0], [pool.available(), 0, 0]]
         }
         Swarm::Empty { .. } | Swarm::Inline(..) => [[0; 3]; 2],
         Swarm::SmallV4(block) => {
-            let pool = reader.pool_of(run_of(block, role));
+            let pool = requester.pool_of(run_of(block, role));
             [[write_sample(&pool, random, buffers.v4), 0, 0], [pool.available(), 0, 0]]
         }
         Swarm::SmallV6(block) => {
-            let pool = reader.pool_of(run_of(block, role));
+            let pool = requester.pool_of(run_of(block, role));
             [[0, write_sample(&pool, random, buffers.v6), 0], [0, pool.available(), 0]]
         }
         Swarm::Large(large) => {
-            let v4 = pool_of(&large.v4, scope, role, reader.own_in(Kind::V4));
-            let v6 = pool_of(&large.v6, scope, role, reader.own_in(Kind::V6));
+            let v4 = pool_of(&large.v4, scope, role, requester.own_in(Kind::V4));
+            let v6 = pool_of(&large.v6, scope, role, requester.own_in(Kind::V6));
             let web = large.web.as_deref().map_or(&[][..], std::slice::from_ref);
-            let web = pool_of(web, Scope::Public, role, reader.own_in(Kind::Web));
+            let web = pool_of(web, Scope::Public, role, requester.own_in(Kind::Web));
             let bytes = [
                 write_sample(&v4, random, buffers.v4),
                 write_sample(&v6, random, buffers.v6),

@@ -86,15 +86,17 @@ impl LargeSwarm {
     ) -> ApplyResult {
         let newcomer = context.is_capped.then(|| endpoint.network_of_kind());
         let now = context.now;
-        let crowded_out =
-            full_swarm::crowded_out(self.len(), newcomer, context.random, |it| self.look(it, now));
-        let Some(number) = crowded_out else {
+        let overrepresented =
+            full_swarm::overrepresented(self.len(), newcomer, context.random, |it| {
+                self.look(it, now)
+            });
+        let Some(number) = overrepresented else {
             let group = own(self);
             let placement = group.placement_by_silence(context);
             return group.enter(context, endpoint, role, placement, others);
         };
         let (kind, group, at) = self.locate(number);
-        // Only public peers are crowded out, and of each kind they are in one group; those of
+        // Only public peers are overrepresented, and of each kind they are in one group; those of
         // WebRTC are in one whatever their scope.
         let own_kind = Endpoint::<ADDRESS>::KIND;
         if kind == own_kind && (own_kind == Kind::Web || context.scope == Scope::Public) {

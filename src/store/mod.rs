@@ -52,7 +52,7 @@ pub use peer_list::PeerChange;
 pub use restore::{RestoreCounts, RestoreOptions, TorrentPart};
 
 use crate::types::{Contact, InfoHash, Kind, Scope, ScrapeEntry};
-use choose::{Reader, choose};
+use choose::{Requester, choose};
 use memory::{ShardAccount, StoreMemory};
 use peer_list::ApplyResult;
 use raw::SwarmTable;
@@ -315,7 +315,7 @@ impl Store {
         random: &mut Rng,
     ) -> AnnounceResult {
         // The kind does not matter to one that has no position.
-        let reader = Reader { scope: Scope::of(address), role, kind: Kind::V4, position: None };
+        let reader = Requester { scope: Scope::of(address), role, kind: Kind::V4, position: None };
         let look = |swarm: &Swarm| {
             let [bytes, available] = choose(swarm, reader, buffers, random);
             AnnounceResult { bytes, available, ..SwarmStats::of(swarm).result() }

@@ -285,8 +285,8 @@ pub(super) trait PeerList<const ADDRESS: usize> {
         drawn.max_by_key(silent_s).map_or(Placement::Own, Placement::Of)
     }
 
-    /// The network and the silence of a peer, for [`full_swarm::crowded_out`]; `None` of a local
-    /// one.
+    /// The network and the silence of a peer, for [`full_swarm::overrepresented`]; `None` of a
+    /// local one.
     #[inline]
     fn look(&self, at: usize, now: Now) -> Option<(PeerNetwork, u32)> {
         let PeerRecord { endpoint, .. } = &self.records()[at];
@@ -305,10 +305,10 @@ pub(super) trait PeerList<const ADDRESS: usize> {
     ) -> ApplyResult {
         let newcomer = context.is_capped.then(|| endpoint.network_of_kind());
         let (len, now) = (self.records().len(), context.now);
-        let crowded_out =
-            full_swarm::crowded_out(len, newcomer, context.random, |at| self.look(at, now));
+        let overrepresented =
+            full_swarm::overrepresented(len, newcomer, context.random, |at| self.look(at, now));
         let placement =
-            crowded_out.map_or_else(|| self.placement_by_silence(context), Placement::Of);
+            overrepresented.map_or_else(|| self.placement_by_silence(context), Placement::Of);
         self.enter(context, endpoint, role, placement, others)
     }
 
