@@ -100,7 +100,7 @@ impl Default for Access {
 
 /// What a request shows besides what every tracker needs.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Shown<'a> {
+pub struct Credentials<'a> {
     /// The passkey in the path, as it came.
     pub passkey: Option<&'a [u8]>,
     /// Bytes uploaded since the session began.
@@ -123,7 +123,7 @@ impl Gate {
     }
 
     /// Lets an announce in, and says which swarm it is for: not always that of the hash it names.
-    /// `shown` is asked only where something can be refused.
+    /// `credentials` is asked only where something can be refused.
     ///
     /// # Errors
     /// Why it is refused.
@@ -132,12 +132,12 @@ impl Gate {
         &mut self,
         now: Now,
         announce: &Announce,
-        shown: impl FnOnce() -> Shown<'a>,
+        credentials: impl FnOnce() -> Credentials<'a>,
     ) -> Result<InfoHash, Refusal> {
         if !self.access.guarded.load(Ordering::Acquire) {
             return Ok(announce.info_hash);
         }
-        self.judge_announce(now, announce, &shown())
+        self.judge_announce(now, announce, &credentials())
     }
 
     /// What it looks at.
@@ -198,10 +198,10 @@ impl Gate {
         &mut self,
         now: Now,
         announce: &Announce,
-        shown: &Shown<'_>,
+        credentials: &Credentials<'_>,
     ) -> Result<InfoHash, Refusal> {
         self.judge(&question_of(announce))?;
-        let key = self.judge_passkey(shown.passkey)?;
+        let key = self.judge_passkey(credentials.passkey)?;
         let canonical = self.judge_torrent(now, &announce.info_hash)?;
         if let Some(key) = key {
             key.count(
@@ -210,8 +210,8 @@ impl Gate {
                     info_hash: &canonical,
                     peer_id: &announce.peer_id,
                     event: announce.event,
-                    uploaded: shown.uploaded,
-                    downloaded: shown.downloaded,
+                    uploaded: credentials.uploaded,
+                    downloaded: credentials.downloaded,
                     left: announce.left,
                 },
             )?;

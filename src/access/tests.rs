@@ -38,8 +38,8 @@ fn record(limits: Limits) -> Record {
 
 fn enter(gate: &mut Gate, hash: InfoHash, passkey: Option<&str>) -> Result<InfoHash, Refusal> {
     let passkey = passkey.map(str::as_bytes);
-    let shown = Shown { passkey, uploaded: 3, downloaded: 4 };
-    let announced = gate.announce(NOW, &announce(hash), || shown);
+    let credentials = Credentials { passkey, uploaded: 3, downloaded: 4 };
+    let announced = gate.announce(NOW, &announce(hash), || credentials);
     let source = "192.0.2.1".parse().unwrap();
     assert_eq!(gate.scrape(NOW, source, &hash, passkey), announced, "scrapes are no way in");
     announced
@@ -100,7 +100,7 @@ fn a_key_over_its_limit_is_told_so() {
     let access = access(Mode::Private);
     let (digits, digest) = generate();
     access.keys().insert(digest, &record(Limits { peers: 0, ..Limits::default() }));
-    let shown = Shown { passkey: Some(digits.as_bytes()), ..Shown::default() };
-    let refused = Gate::new(access).announce(NOW, &announce(KNOWN), || shown);
+    let credentials = Credentials { passkey: Some(digits.as_bytes()), ..Credentials::default() };
+    let refused = Gate::new(access).announce(NOW, &announce(KNOWN), || credentials);
     assert_eq!(refused, Err(Refusal::PasskeyLimit));
 }

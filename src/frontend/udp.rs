@@ -1,6 +1,7 @@
 //! The UDP front end: one datagram in, at most one out. The function to read first is
 //! [`UdpFrontend::handle`]; every line of it is a call into the module named by its word.
 
+use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
@@ -11,10 +12,10 @@ use crate::frontend::{REPLY_BYTES_MAX, Responder};
 use crate::protocol::passkey;
 use crate::protocol::udp::{self, AnnounceRequest, Head, Options, Request};
 use crate::time::Now;
-use crate::tracker::{self, Admission, Announced, PeerBuffers, Shown, Tracker, Work};
-use crate::types::{
-    Action, Announce, Answered, Contact, Dropped, Family, InfoHash, Refusal, ScrapeEntry,
+use crate::tracker::{
+    self, AdmitError, AnnounceDetails, Announced, Credentials, PeerBuffers, Tracker,
 };
+use crate::types::{Action, Announce, Answered, Contact, Dropped, Family, InfoHash};
 
 /// One worker's UDP front end.
 pub struct UdpFrontend {
@@ -39,45 +40,35 @@ impl UdpFrontend {
         request: &AnnounceRequest,
         options: Options<'_>,
         out: &mut [u8],
-    ) -> Answered {
-        let claimed = || request.claimed_address().map(IpAddr::V4);
-        let elsewhere = match self.tracker.peer_address(source.ip(), request.port.get(), claimed) {
-            Ok(it) => it,
-            Err(refusal) => return refused(Action::Announce, &request.head, refusal, out),
-        };
-        let mut announce = Announce {
+    ) -> Result<Answered, Dropped> {
+        let announce = Announce {
             info_hash: request.info_hash,
             source: source.ip(),
-            elsewhere,
+            elsewhere: None,
             contact: Contact::Port(request.port.get()),
             peer_id: request.peer_id,
             left: request.left.get(),
             event: request.event(),
             numwant: request.numwant(),
         };
-        let mut url = None;
-        let entered = self.tracker.enter(now, &announce, || Shown {
-            passkey: passkey::of_path(url.insert(options.url_data())),
-            uploaded: request.uploaded.get(),
-            downloaded: request.downloaded.get(),
-        });
-        match entered {
-            Ok(swarm) => announce.info_hash = swarm,
-            Err(refusal) => return refused(Action::Announce, &request.head, refusal, out),
-        }
+        let mut details = Details { request, options, url: None };
         let end = out.len().min(REPLY_BYTES_MAX);
         let peers = udp::peers_of(&mut out[..end]);
         let room = match Family::of(source.ip()) {
             Family::V4 => PeerBuffers { v4: peers, ..PeerBuffers::default() },
             Family::V6 => PeerBuffers { v6: peers, ..PeerBuffers::default() },
         };
-        let Announced { reply, bytes, .. } = self.tracker.announce(now, &announce, room);
-        let bytes = udp::encode_announced(&request.head, &reply, bytes.iter().sum(), out);
-        Answered { action: Action::Announce, bytes, refusal: None }
+        match self.tracker.announce(now, announce, &mut details, room) {
+            Ok(Announced { reply, bytes, .. }) => {
+                let bytes = bytes.iter().sum();
+                let bytes = udp::encode_announced(&request.head, &reply, bytes, out);
+                Ok(Answered { action: Action::Announce, bytes, refusal: None })
+            }
+            Err(error) => fail(Action::Announce, &request.head, error, out),
+        }
     }
 
-    /// Zeros stand for torrents that may not be scraped, unless none of them may. There is no
-    /// passkey: BEP 41 has no options for scrapes.
+    /// There is no passkey: BEP 41 has no options for scrapes.
     fn scrape(
         &mut self,
         now: Now,
@@ -85,33 +76,56 @@ impl UdpFrontend {
         head: &Head,
         info_hashes: &[InfoHash],
         out: &mut [u8],
-    ) -> Answered {
-        let (mut refusal, mut served) = (None, info_hashes.is_empty());
-        let entries = info_hashes.iter().map(|it| {
-            let entry = self.tracker.scrape_for(now, source.ip(), it, None);
-            served |= entry.is_ok();
-            entry.unwrap_or_else(|it| {
-                refusal = Some(it);
-                ScrapeEntry::default()
-            })
+    ) -> Result<Answered, Dropped> {
+        let mut bytes = udp::encode_scraped_head(head, out);
+        let scraped = self.tracker.scrape(now, source.ip(), info_hashes, None, |_, counts| {
+            bytes += udp::encode_scraped_entry(&counts, out.get_mut(bytes..).unwrap_or_default());
         });
-        let bytes = udp::encode_scraped(head, entries, out);
-        match refusal {
-            Some(refusal) if !served => refused(Action::Scrape, head, refusal, out),
-            _ => Answered { action: Action::Scrape, bytes, refusal: None },
+        match scraped {
+            Ok(()) => Ok(Answered { action: Action::Scrape, bytes, refusal: None }),
+            Err(error) => fail(Action::Scrape, head, error, out),
         }
-    }
-
-    #[cold]
-    fn calm(&mut self, request: &AnnounceRequest, out: &mut [u8]) -> Answered {
-        let bytes = udp::encode_announced(&request.head, &self.tracker.calm(), 0, out);
-        Answered { action: Action::Announce, bytes, refusal: None }
     }
 }
 
-fn refused(action: Action, request: &Head, refusal: Refusal, out: &mut [u8]) -> Answered {
-    let bytes = udp::encode_error(request, refusal, out);
-    Answered { action, bytes, refusal: Some(refusal) }
+/// Parts of an announce that the tracker rarely reads.
+struct Details<'a> {
+    request: &'a AnnounceRequest,
+    options: Options<'a>,
+    /// The URL that the options name, joined when it is first asked for.
+    url: Option<Cow<'a, [u8]>>,
+}
+
+impl AnnounceDetails for Details<'_> {
+    fn claimed_address(&mut self) -> Option<IpAddr> {
+        self.request.claimed_address().map(IpAddr::V4)
+    }
+
+    fn credentials(&mut self) -> Credentials<'_> {
+        let url = self.url.get_or_insert_with(|| self.options.url_data());
+        Credentials {
+            passkey: passkey::of_path(url),
+            uploaded: self.request.uploaded.get(),
+            downloaded: self.request.downloaded.get(),
+        }
+    }
+}
+
+/// Limits are met with silence, which makes clients wait longer than an error does.
+#[cold]
+fn fail(
+    action: Action,
+    request: &Head,
+    error: AdmitError,
+    out: &mut [u8],
+) -> Result<Answered, Dropped> {
+    let (bytes, refusal) = match error {
+        AdmitError::Refused(refusal) => (udp::encode_error(request, refusal, out), Some(refusal)),
+        AdmitError::Slipped(reply) => (udp::encode_announced(request, &reply, 0, out), None),
+        AdmitError::Limited => return Err(Dropped::Limited),
+        AdmitError::Shed => return Err(Dropped::ShedScrape),
+    };
+    Ok(Answered { action, bytes, refusal })
 }
 
 impl Responder for UdpFrontend {
@@ -142,23 +156,11 @@ impl Responder for UdpFrontend {
             }
             Request::Announce(it, options) => {
                 ids.check(now, source.ip(), it.head.connection_id.get())?;
-                match self.tracker.admit(now, source.ip(), Work::Announce(it.event()))? {
-                    Admission::Served => Ok(self.announce(now, source, it, options, out)),
-                    Admission::Calmed => Ok(self.calm(it, out)),
-                    Admission::Muted => {
-                        self.announce(now, source, it, options, out);
-                        Err(Dropped::Limited)
-                    }
-                }
+                self.announce(now, source, it, options, out)
             }
             Request::Scrape(head, info_hashes) => {
                 ids.check(now, source.ip(), head.connection_id.get())?;
-                self.tracker.admit(now, source.ip(), Work::Scrape(info_hashes.len()))?;
-                // Only now: a forged scrape must not buy the work of 74 look-ups.
-                for stage in 0..Self::PREFETCH_STAGES {
-                    info_hashes.iter().for_each(|it| self.tracker.prefetch(stage, it));
-                }
-                Ok(self.scrape(now, source, head, info_hashes, out))
+                self.scrape(now, source, head, info_hashes, out)
             }
         }
     }

@@ -303,16 +303,28 @@ pub fn encode_scraped(
     entries: impl Iterator<Item = ScrapeEntry>,
     out: &mut [u8],
 ) -> usize {
-    let mut bytes = put(&reply_head(ACTION_SCRAPE, request.transaction_id), out);
+    let mut bytes = encode_scraped_head(request, out);
     for entry in entries {
-        let scraped = Scraped {
-            seeders: entry.seeders.into(),
-            completed: entry.completed.into(),
-            leechers: entry.leechers.into(),
-        };
-        bytes += put(&scraped, out.get_mut(bytes..).unwrap_or_default());
+        bytes += encode_scraped_entry(&entry, out.get_mut(bytes..).unwrap_or_default());
     }
     bytes
+}
+
+/// Writes the head of a scrape response; the entries follow, in the order asked.
+#[inline]
+pub fn encode_scraped_head(request: &Head, out: &mut [u8]) -> usize {
+    put(&reply_head(ACTION_SCRAPE, request.transaction_id), out)
+}
+
+/// Writes one entry of a scrape response.
+#[inline]
+pub fn encode_scraped_entry(entry: &ScrapeEntry, out: &mut [u8]) -> usize {
+    let scraped = Scraped {
+        seeders: entry.seeders.into(),
+        completed: entry.completed.into(),
+        leechers: entry.leechers.into(),
+    };
+    put(&scraped, out)
 }
 
 /// Writes an error reply. Its text is constant, so the reply is at most 32 bytes long.

@@ -20,22 +20,13 @@
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 
-use super::{PeerBuffers, Shedding, Tracker};
-use crate::access::{self, Shown};
+use super::{AnnounceDetails, PREFETCH_STAGES, PeerBuffers, Shedding, Tracker};
+use crate::access;
 use crate::limiter::{Gate, Price, Verdict};
 use crate::time::Now;
 use crate::types::{
-    Announce, AnnounceReply, Dropped, Event, InfoHash, PeerId, Refusal, ScrapeEntry,
+    Announce, AnnounceReply, Contact, Dropped, Event, InfoHash, PeerId, Refusal, ScrapeEntry,
 };
-
-/// Work that a verified source asks for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Work {
-    /// An announce with this event.
-    Announce(Event),
-    /// A scrape of so many torrents.
-    Scrape(usize),
-}
 
 /// Work over TCP that is not an announce or scrape.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,24 +38,35 @@ pub enum ConnectionWork {
     Request,
 }
 
-/// How a request is served.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Admission {
-    /// As it asks.
-    Served,
-    /// An announce over the limit: told [`Tracker::calm`], and nothing else is done for it.
-    Calmed,
-    /// A stop over the limit: the peer leaves, but its source is not told what it asked for.
-    Muted,
-}
-
 /// Why a request is not served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Withheld {
-    /// Its source, or the network around it, asks for too much.
+pub enum AdmitError {
+    /// A rule does not allow it.
+    Refused(Refusal),
+    /// Its source, or the network around it, asks for too much. Over UDP it gets no response. A
+    /// stop has been applied all the same.
     Limited,
+    /// The same, but one announce in some gets this response over UDP.
+    Slipped(AnnounceReply),
     /// The worker cannot keep up.
     Shed,
+}
+
+impl AdmitError {
+    /// What a client reads, where every request gets a response: a failure is as short as an empty
+    /// response, and more precise.
+    pub fn refusal(&self) -> Refusal {
+        match self {
+            Self::Refused(refusal) => *refusal,
+            Self::Limited | Self::Slipped(_) | Self::Shed => Refusal::Limited,
+        }
+    }
+}
+
+impl From<Refusal> for AdmitError {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
 }
 
 impl Tracker {
@@ -81,45 +83,78 @@ impl Tracker {
     }
 
     /// Whether an announce is allowed, and which swarm it is for: not always that of the hash it
-    /// names, for a torrent may have two. `shown` is asked only where something can be refused.
+    /// names, for a torrent may have two. Between WebRTC peers, messages name the hash that they
+    /// know: there, each hash has a swarm of its own.
     ///
     /// # Errors
-    /// Why it is refused.
+    /// Why it is refused. A stop has been applied all the same: a peer that may not be served may
+    /// leave, and nobody should be sent to it.
     #[inline]
-    pub fn enter<'a>(
+    pub(super) fn authorize(
         &mut self,
         now: Now,
         announce: &Announce,
-        shown: impl FnOnce() -> Shown<'a>,
+        details: &mut impl AnnounceDetails,
     ) -> Result<InfoHash, Refusal> {
         let Some(access) = &mut self.access else { return Ok(announce.info_hash) };
-        let entered = access.announce(now, announce, shown);
-        if entered.is_err() && announce.event == Event::Stopped {
-            // Who may not be served may leave: nobody else should be sent there.
-            let info_hash = access.swarm_of(&announce.info_hash);
-            let leaving = Announce { info_hash, ..*announce };
-            self.announce(now, &leaving, PeerBuffers::default());
+        let swarm_of = |canonical| match announce.contact {
+            Contact::Port(_) => canonical,
+            Contact::Web(_) => announce.info_hash,
+        };
+        let authorized = access.announce(now, announce, || details.credentials());
+        if authorized.is_err() && announce.event == Event::Stopped {
+            let info_hash = swarm_of(access.swarm_of(&announce.info_hash));
+            self.apply(now, &Announce { info_hash, ..*announce }, None, PeerBuffers::default());
         }
-        entered
+        authorized.map(swarm_of)
     }
 
-    /// One torrent's counts for whoever may know them; zeros if it is unknown.
+    /// The counts of torrents, each in turn for `each`: zeros for one that is unknown or may not be
+    /// scraped. Where it fails, what `each` was given must not be sent.
     ///
     /// # Errors
-    /// Why it is refused.
-    #[inline]
-    pub fn scrape_for(
+    /// Over a limit, and where none of the torrents may be scraped.
+    pub fn scrape(
         &mut self,
         now: Now,
         source: IpAddr,
-        info_hash: &InfoHash,
+        info_hashes: &[InfoHash],
         passkey: Option<&[u8]>,
-    ) -> Result<ScrapeEntry, Refusal> {
-        let swarm = match &mut self.access {
-            None => *info_hash,
-            Some(access) => access.scrape(now, source, info_hash, passkey)?,
-        };
-        Ok(self.scrape(&swarm))
+        mut each: impl FnMut(&InfoHash, ScrapeEntry),
+    ) -> Result<(), AdmitError> {
+        self.admit_scrape(now, source, info_hashes.len())?;
+        // Only now: a forged scrape must not buy the work of 74 look-ups.
+        for stage in 0..PREFETCH_STAGES {
+            info_hashes.iter().for_each(|it| self.prefetch(stage, it));
+        }
+        let (mut refusal, mut is_served) = (None, false);
+        for info_hash in info_hashes {
+            let swarm = match &mut self.access {
+                None => Ok(*info_hash),
+                Some(access) => access.scrape(now, source, info_hash, passkey),
+            };
+            let counts = swarm.map(|swarm| self.counts(&swarm));
+            is_served |= counts.is_ok();
+            each(info_hash, counts.unwrap_or_default());
+            refusal = counts.err().or(refusal);
+        }
+        refusal.filter(|_| !is_served).map_or(Ok(()), |refusal| Err(refusal.into()))
+    }
+
+    /// Whether a source may have the list of all torrents. Where it may, it has been charged.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn admit_full_scrape(
+        &mut self,
+        now: Now,
+        source: IpAddr,
+        passkey: Option<&[u8]>,
+    ) -> Result<(), AdmitError> {
+        if let Some(access) = &mut self.access {
+            access.list(source, passkey)?;
+        }
+        self.admit_scrape(now, source, 0)
     }
 
     /// Whether a peer that is in a swarm may still be there: its network, torrent and passkey may
@@ -133,14 +168,6 @@ impl Tracker {
     ) -> bool {
         let access = self.access.as_mut();
         access.is_none_or(|it| it.scrape(now, source, info_hash, passkey).is_ok())
-    }
-
-    /// Whether everybody may be told of all torrents.
-    ///
-    /// # Errors
-    /// Why this one may not.
-    pub fn enter_list(&mut self, source: IpAddr, passkey: Option<&[u8]>) -> Result<(), Refusal> {
-        self.access.as_mut().map_or(Ok(()), |it| it.list(source, passkey))
     }
 
     /// Frees what a passkey held for a peer whose connection is gone.
@@ -177,40 +204,74 @@ impl Tracker {
         if admitted { Ok(()) } else { Err(Dropped::LimitedConnect) }
     }
 
-    /// Whether, and how, work for a source that has proved its address is to be done. Where it is,
-    /// it has been paid for. A stop always is: a peer that stays without being there harms others.
+    /// Charges an announce to a source that has proved its address, unless it is over a limit.
+    ///
+    /// A front end calls it by itself for an announce that cannot be served whatever the rules are,
+    /// since it is malformed for instance: it costs as much as any other.
     ///
     /// # Errors
-    /// Why it is not to be done.
+    /// It is over a limit. For a stop, that decides no more than the response.
     #[inline]
-    pub fn admit(&mut self, now: Now, source: IpAddr, work: Work) -> Result<Admission, Withheld> {
+    pub fn charge_announce(
+        &mut self,
+        now: Now,
+        source: IpAddr,
+        event: Event,
+    ) -> Result<(), AdmitError> {
         self.was_asked = true;
-        let price = match work {
-            Work::Scrape(_) if self.shedding >= Shedding::Scrapes => return Err(Withheld::Shed),
-            Work::Scrape(torrents) => Price::scrape(torrents),
-            Work::Announce(_) => Price::ANNOUNCE,
-        };
-        let Some(gate) = &mut self.gate else { return Ok(Admission::Served) };
-        let is_admitted = match work {
-            Work::Announce(Event::None | Event::Paused) => match gate.admit(now, source, price) {
+        let Some(gate) = &mut self.gate else { return Ok(()) };
+        let is_admitted = match event {
+            Event::None | Event::Paused => match gate.admit(now, source, Price::ANNOUNCE) {
                 Verdict::Pass => true,
-                Verdict::Calm => return Ok(Admission::Calmed),
+                Verdict::Calm => return Err(AdmitError::Slipped(self.slip_reply())),
                 Verdict::Drop => false,
             },
-            Work::Announce(Event::Stopped) if !gate.admit_stop(now, source) => {
-                return Ok(Admission::Muted);
-            }
-            Work::Announce(Event::Stopped) => true,
-            Work::Announce(_) | Work::Scrape(_) => gate.admit_strictly(now, source, price),
+            Event::Stopped => gate.admit_stop(now, source),
+            Event::Started | Event::Completed => gate.admit_strictly(now, source, Price::ANNOUNCE),
         };
-        if is_admitted { Ok(Admission::Served) } else { Err(Withheld::Limited) }
+        if is_admitted { Ok(()) } else { Err(AdmitError::Limited) }
     }
 
-    /// Seconds after which a request that was over a limit may be tried again. Those that were
-    /// refused together do not come back together.
+    /// Charges a scrape of so many torrents to a source that has proved its address.
+    fn admit_scrape(
+        &mut self,
+        now: Now,
+        source: IpAddr,
+        torrents: usize,
+    ) -> Result<(), AdmitError> {
+        self.was_asked = true;
+        if self.shedding >= Shedding::Scrapes {
+            return Err(AdmitError::Shed);
+        }
+        let price = Price::scrape(torrents);
+        let is_admitted =
+            self.gate.as_mut().is_none_or(|gate| gate.admit_strictly(now, source, price));
+        if is_admitted { Ok(()) } else { Err(AdmitError::Limited) }
+    }
+
+    /// Seconds after which a request of `source` that was refused may be tried again; `None` for
+    /// never. Lists, registrations and passkeys change, soon after the first announce more often
+    /// than not. `torrent` is how the request names its torrent.
     #[cold]
-    pub fn retry_s(&mut self) -> u32 {
-        self.random.u32(RETRY_S)
+    pub fn retry_s<'a>(
+        &mut self,
+        now: Now,
+        source: IpAddr,
+        refusal: Refusal,
+        torrent: impl FnOnce() -> &'a [u8],
+    ) -> Option<u32> {
+        match refusal {
+            // What was refused together does not come back together.
+            Refusal::Limited | Refusal::PasskeyLimit => Some(self.random.u32(RETRY_S)),
+            Refusal::Unregistered
+            | Refusal::SimilarTorrent
+            | Refusal::TorrentDenied
+            | Refusal::NetworkDenied
+            | Refusal::PortDenied
+            | Refusal::LowPort
+            | Refusal::UnknownPasskey => Some(self.retries.wait_s(now, source, torrent())),
+            _ => None,
+        }
     }
 
     /// Whether a source is in a network under no limit, as of the latest request.
@@ -218,7 +279,7 @@ impl Tracker {
         self.gate.as_ref().is_some_and(|it| it.is_in_exempt_network(source))
     }
 
-    /// Whether [`Tracker::admit`] was called since this was called last: if not, what was done
+    /// Whether an announce or scrape was charged since this was called last: if not, what was done
     /// meanwhile has not been charged.
     pub fn take_asked(&mut self) -> bool {
         std::mem::take(&mut self.was_asked)
@@ -238,10 +299,10 @@ impl Tracker {
         self.gate.as_mut().is_none_or(|it| it.admit_connection_work(now, source, price))
     }
 
-    /// What an announce over the limit is told: to come back as late as anybody is told to. It is
-    /// not looked up: the counts are zeros.
+    /// The response to an announce over the limit: to come back as late as any client is asked to.
+    /// Nothing is looked up: the counts are zeros.
     #[cold]
-    pub fn calm(&mut self) -> AnnounceReply {
+    fn slip_reply(&mut self) -> AnnounceReply {
         let options = self.options.load();
         let interval_s = options.interval_s.max(options.interval_s_max);
         AnnounceReply { interval_s, min_interval_s: interval_s, leechers: 0, seeders: 0 }
@@ -251,12 +312,3 @@ impl Tracker {
 /// Seconds after which what was over a limit may be tried again. In a minute, the load of a source
 /// has fallen by some thousand announces, and a passkey's minute is over.
 const RETRY_S: RangeInclusive<u32> = 30..=90;
-
-impl From<Withheld> for Dropped {
-    fn from(withheld: Withheld) -> Self {
-        match withheld {
-            Withheld::Limited => Self::Limited,
-            Withheld::Shed => Self::ShedScrape,
-        }
-    }
-}

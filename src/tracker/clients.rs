@@ -591,7 +591,7 @@ mod tests {
             // Whichever worker it comes to.
             let worker = now.seconds() / 8 % 2;
             let tracker = &mut self.workers[worker as usize];
-            tracker.announce(now, &announce, tracker::PeerBuffers::default());
+            tracker.announce(now, announce, &mut (), tracker::PeerBuffers::default()).unwrap();
         }
 
         fn shares(&self, now: Now) -> Vec<(String, u64)> {

@@ -16,6 +16,7 @@ mod census;
 mod clients;
 mod families;
 mod load;
+mod retries;
 mod share;
 mod shedding;
 mod software;
@@ -23,21 +24,24 @@ mod sources;
 mod turns;
 
 use crate::access;
-pub use crate::access::Shown;
+pub use crate::access::Credentials;
 use crate::limiter::Gate;
 use crate::metrics::NotStoredCounters;
 pub use crate::store::PeerBuffers;
-use crate::store::{CHOICE_MAX, ExpiryLimits, PeerAnnounce, PeerChange, Store, Stored, Sweeper};
+use crate::store::{
+    AnnounceResult, CHOICE_MAX, ExpiryLimits, PeerAnnounce, PeerChange, Store, Stored, Sweeper,
+};
 use crate::time::Now;
 use crate::types::{
     Announce, AnnounceReply, Contact, Event, InfoHash, Kind, NotStored, Refusal, ScrapeEntry,
 };
-pub use admit::{Admission, ConnectionWork, Withheld, Work};
+pub use admit::{AdmitError, ConnectionWork};
 pub use census::{Census, ListedPeer, ListedTorrent, Role, StoreTotals, TorrentOrder};
 use clients::Counting;
 pub use clients::{Clients, Share};
 pub use families::Families;
 pub use load::{BUSY_RATIO_CALM, BUSY_RATIO_FULL, Load};
+use retries::Retries;
 pub use shedding::Shedding;
 use sources::Watch;
 pub use sources::{Oddity, Sources};
@@ -95,7 +99,7 @@ const PORT_ELSEWHERE_MIN: u16 = 1024;
 /// What an announce led to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Announced {
-    /// What to tell the client.
+    /// What the response states.
     pub reply: AnnounceReply,
     /// How many bytes of peers were written, by [`Kind`].
     pub bytes: [usize; Kind::ALL.len()],
@@ -103,6 +107,31 @@ pub struct Announced {
     /// as long as it would be, or shorter for one that has just started.
     pub is_stored: bool,
 }
+
+/// What the tracker reads of an announce only where it matters: most announces are served without
+/// any of it, and parsing it takes time.
+pub trait AnnounceDetails {
+    /// The address that the announce names as that of its peer.
+    fn claimed_address(&mut self) -> Option<IpAddr> {
+        None
+    }
+
+    /// What access control checks.
+    fn credentials(&mut self) -> Credentials<'_> {
+        Credentials::default()
+    }
+
+    /// The usual interval of clients that keep a socket open; `None` for all others.
+    fn interval_s(&self) -> Option<u32> {
+        None
+    }
+
+    /// The announce is allowed, and is about to be applied.
+    fn authorized(&mut self) {}
+}
+
+/// An announce of which nothing more is known.
+impl AnnounceDetails for () {}
 
 /// One worker's view of the tracker.
 pub struct Tracker {
@@ -117,6 +146,7 @@ pub struct Tracker {
     gate: Option<Gate>,
     /// Whether a source was asked to pay since this was cleared.
     was_asked: bool,
+    retries: Retries,
     not_stored: Arc<NotStoredCounters>,
     access: Option<access::Gate>,
     shedding: Shedding,
@@ -146,6 +176,7 @@ impl Tracker {
             load: Arc::default(),
             gate: None,
             was_asked: false,
+            retries: Retries::default(),
             not_stored: Arc::default(),
             access: None,
             shedding: Shedding::Nothing,
@@ -188,54 +219,91 @@ impl Tracker {
         Self { load, ..self }
     }
 
-    /// An interval of another kind of client, which grows with the load as announces' do: to twice
-    /// as much, for a socket shows that its peers are alive.
-    pub fn stretched(&self, interval_s: u32) -> u32 {
-        let longest_s = interval_s.saturating_mul(2);
-        load::interval_s(interval_s, longest_s, self.load.stretch(), false, 0)
-    }
-
     /// Asks for the memory an announce of `info_hash` will need; see [`Store::prefetch`].
     #[inline]
     pub fn prefetch(&self, stage: usize, info_hash: &InfoHash) {
         self.store.prefetch(stage, info_hash);
     }
 
-    /// The other address of a peer whose announce came from `source`, if it names one that counts:
-    /// it counts from the operator's own networks alone, for instance of a seeder behind the
-    /// same translator of addresses as the tracker.
+    /// Serves an announce: charges its source, decides where its peer is and whether it is allowed,
+    /// applies it, and writes chosen peers to `room`, all families together no more than wanted.
+    ///
+    /// # Errors
+    /// Why it is not served. A stop is applied all the same, unless it names another address and a
+    /// [low port](Refusal::LowPort): a peer that stays without being there harms others.
+    #[inline]
+    pub fn announce(
+        &mut self,
+        now: Now,
+        announce: Announce,
+        details: &mut impl AnnounceDetails,
+        room: PeerBuffers<'_>,
+    ) -> Result<Announced, AdmitError> {
+        if let Err(error) = self.charge_announce(now, announce.source, announce.event) {
+            if announce.event == Event::Stopped {
+                // The response is the same, whatever comes of it.
+                let _ = self.serve(now, announce, details, PeerBuffers::default());
+            }
+            return Err(error);
+        }
+        Ok(self.serve(now, announce, details, room)?)
+    }
+
+    /// Serves an announce that is within its source's limits.
+    #[inline]
+    fn serve(
+        &mut self,
+        now: Now,
+        mut announce: Announce,
+        details: &mut impl AnnounceDetails,
+        room: PeerBuffers<'_>,
+    ) -> Result<Announced, Refusal> {
+        announce.elsewhere = self.peer_address(&announce, details)?;
+        announce.info_hash = self.authorize(now, &announce, details)?;
+        details.authorized();
+        Ok(self.apply(now, &announce, details.interval_s(), room))
+    }
+
+    /// The other address of a peer, if its announce names one that counts: it counts from the
+    /// operator's own networks alone, for instance of a seeder behind the same translator of
+    /// addresses as the tracker.
     ///
     /// # Errors
     /// [`Refusal::LowPort`] where another address counts and the port is below 1024, but for 0 and
-    /// 1: whatever listens there is no BitTorrent client, and has not asked to be called.
+    /// 1: whatever listens there is not a BitTorrent client, and has not asked to be called.
     #[inline]
-    pub fn peer_address(
+    fn peer_address(
         &mut self,
-        source: IpAddr,
-        port: u16,
-        claimed: impl FnOnce() -> Option<IpAddr>,
+        announce: &Announce,
+        details: &mut impl AnnounceDetails,
     ) -> Result<Option<IpAddr>, Refusal> {
+        let source = announce.source;
         let networks = &self.options.load().ip_override_from;
         if networks.is_empty() || !networks.iter().any(|it| it.contains(&source)) {
             return Ok(None);
         }
-        match claimed().filter(|it| *it != source) {
+        let has_low_port = match announce.contact {
+            Contact::Port(port) => port < PORT_ELSEWHERE_MIN,
+            Contact::Web(_) => false,
+        };
+        match details.claimed_address().filter(|it| *it != source) {
             Some(it) if it.is_unspecified() || it.is_multicast() => Ok(None),
-            Some(_) if port < PORT_ELSEWHERE_MIN && Contact::Port(port).accepts_connections() => {
+            Some(_) if has_low_port && announce.contact.accepts_connections() => {
                 Err(Refusal::LowPort)
             }
             other => Ok(other),
         }
     }
 
-    /// Applies an announce and writes chosen peers to `room`: all families together, no more than
-    /// wanted. A client that accepts no connections is told what any other is told, and is neither
-    /// stored nor counted.
+    /// Applies an announce that is allowed. A client that accepts no connections gets the response
+    /// that any other gets, and is neither stored nor counted. `socket_interval_s` is the usual
+    /// interval of a client that keeps a socket.
     #[inline]
-    pub fn announce(
+    fn apply(
         &mut self,
         now: Now,
         announce: &Announce,
+        socket_interval_s: Option<u32>,
         mut room: PeerBuffers<'_>,
     ) -> Announced {
         let options = self.options.load();
@@ -283,37 +351,32 @@ impl Tracker {
             families.spare_own(announce, &mut room, &mut answer);
         }
         share::fit(&mut room, &mut answer, numwant, announce.source, &mut self.random);
-        let (seeders, leechers) = (answer.seeders, answer.leechers);
         let stretch = self.load.stretch();
-        let mut interval_s = interval_s(options, stretch, seeders + leechers, &mut self.random);
+        let interval_s = match socket_interval_s {
+            None => interval_s(options, stretch, &answer, announce.event, &mut self.random),
+            Some(usual_s) => interval_of_socket_s(usual_s, stretch, &answer),
+        };
         let is_stored = answer.stored == Stored::Yes;
         if !is_stored {
-            interval_s = if announce.event == Event::Started {
-                // It is in no swarm, and its client takes this for an answer: however busy the
-                // tracker, it is to come back no later than others where there is time.
-                let latest_s = interval_s.min(options.interval_s);
-                self.random.u32(options.min_interval_s.min(latest_s)..=latest_s)
-            } else {
-                interval_s.saturating_mul(2)
-            };
             self.not_stored.of(not_stored(answer.stored, shedding)).add(1);
         }
         let min_interval_s = options.min_interval_s.min(interval_s);
+        let AnnounceResult { seeders, leechers, bytes, .. } = answer;
         let reply = AnnounceReply { interval_s, min_interval_s, leechers, seeders };
-        Announced { reply, bytes: answer.bytes, is_stored }
+        Announced { reply, bytes, is_stored }
     }
 
     /// Lets a peer leave whose connection is gone, as one does that says [`Event::Stopped`]. Its
     /// source is charged nothing: it did not ask, and others may have displaced the peer.
     pub fn leave(&mut self, now: Now, announce: &Announce) {
         let gate = self.gate.take();
-        self.announce(now, announce, PeerBuffers::default());
+        self.apply(now, announce, None, PeerBuffers::default());
         self.gate = gate;
     }
 
     /// One torrent's counts; zeros if it is unknown.
     #[inline]
-    pub fn scrape(&self, info_hash: &InfoHash) -> ScrapeEntry {
+    pub fn counts(&self, info_hash: &InfoHash) -> ScrapeEntry {
         self.store.scrape(info_hash)
     }
 
@@ -377,12 +440,40 @@ fn change_of(announce: &Announce) -> PeerChange {
     }
 }
 
+/// Seconds until the next announce. One whose peer was not stored waits twice as long.
 #[inline]
-fn interval_s(options: &Options, stretch: u32, peers: u32, random: &mut Rng) -> u32 {
+fn interval_s(
+    options: &Options,
+    stretch: u32,
+    answer: &AnnounceResult,
+    event: Event,
+    random: &mut Rng,
+) -> u32 {
     let (usual_s, longest_s) = (options.interval_s, options.interval_s_max);
+    let peers = answer.seeders + answer.leechers;
     let middle_s = load::interval_s(usual_s, longest_s, stretch, options.interval_by_swarm, peers);
     let jitter = options.interval_jitter_s.min(usual_s);
-    middle_s - jitter + random.u32(..=jitter * 2)
+    let interval_s = middle_s - jitter + random.u32(..=jitter * 2);
+    if answer.stored != Stored::Yes && event == Event::Started {
+        // It is in no swarm, and its client takes this for a success: however busy the tracker, it
+        // is to come back no later than others where there is time.
+        let latest_s = interval_s.min(options.interval_s);
+        return random.u32(options.min_interval_s.min(latest_s)..=latest_s);
+    }
+    doubled_if_not_stored(interval_s, answer)
+}
+
+/// The same for a client that keeps a socket, which shows that its peers are alive: even under full
+/// load no longer than twice the usual interval.
+fn interval_of_socket_s(usual_s: u32, stretch: u32, answer: &AnnounceResult) -> u32 {
+    let longest_s = usual_s.saturating_mul(2);
+    let interval_s = load::interval_s(usual_s, longest_s, stretch, false, 0);
+    doubled_if_not_stored(interval_s, answer)
+}
+
+#[inline]
+fn doubled_if_not_stored(interval_s: u32, answer: &AnnounceResult) -> u32 {
+    if answer.stored == Stored::Yes { interval_s } else { interval_s.saturating_mul(2) }
 }
 
 fn limit(room: &mut &mut [u8], bytes: usize) {

@@ -251,7 +251,8 @@ impl Hive {
         let (mut v4, mut v6) = ([0; 600], [0; 1800]);
         let room = PeerBuffers { v4: &mut v4, v6: &mut v6, ..PeerBuffers::default() };
         let tracker = &mut self.workers[0].tracker;
-        let Announced { reply, bytes, .. } = tracker.announce(self.now, &announce, room);
+        let announced = tracker.announce(self.now, announce, &mut (), room);
+        let Announced { reply, bytes, .. } = announced.unwrap();
         (reply.seeders, reply.leechers, bytes.iter().sum())
     }
 }

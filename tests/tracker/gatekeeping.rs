@@ -220,7 +220,7 @@ fn only_registered_torrents_are_served_and_both_hashes_are_one_swarm() {
     assert_eq!(doors.announces(KNOWN), NOWHERE);
     assert_eq!(doors.udp(OTHER, "/announce"), None);
     assert_eq!(doors.http_announce(OTHER, "/announce"), None);
-    let (known, other) = (doors.tracker.scrape(&KNOWN), doors.tracker.scrape(&OTHER));
+    let (known, other) = (doors.tracker.counts(&KNOWN), doors.tracker.counts(&OTHER));
     assert_eq!((known.leechers, other.leechers), (1, 0), "one peer, by whichever hash");
     let list = List::parse(Name::TorrentsDeny.kind(), "61".repeat(20).as_bytes()).unwrap();
     doors.access.set_lists(Lists::default().with(Name::TorrentsDeny, Arc::new(list), false));
@@ -229,7 +229,7 @@ fn only_registered_torrents_are_served_and_both_hashes_are_one_swarm() {
     assert_eq!(doors.udp_scrape(&[OTHER]), denied);
     doors.event = Event::Stopped;
     assert_eq!(doors.udp(OTHER, "/announce"), denied);
-    assert_eq!(doors.tracker.scrape(&KNOWN).leechers, 0, "who is denied may leave all the same");
+    assert_eq!(doors.tracker.counts(&KNOWN).leechers, 0, "who is denied may leave all the same");
 }
 
 #[test]
@@ -287,7 +287,7 @@ fn sockets_of_who_may_not_be_served_any_more_leave_their_swarms() {
         let mut outbox = Outbox::default();
         ws.handle(tracker, NOW, &mut session, announce.as_bytes(), &mut outbox);
         ws.tend(tracker, NOW, &mut session);
-        assert_eq!((session.torrents(), tracker.scrape(&KNOWN).leechers), (1, 1));
+        assert_eq!((session.torrents(), tracker.counts(&KNOWN).leechers), (1, 1));
         access.keys().remove(&digest);
         if may_announce {
             ws.handle(tracker, NOW, &mut session, announce.as_bytes(), &mut outbox);
@@ -296,7 +296,7 @@ fn sockets_of_who_may_not_be_served_any_more_leave_their_swarms() {
         } else {
             ws.tend(tracker, NOW, &mut session);
         }
-        assert_eq!((session.torrents(), tracker.scrape(&KNOWN).leechers), (0, 0));
+        assert_eq!((session.torrents(), tracker.counts(&KNOWN).leechers), (0, 0));
         ws.close(tracker, NOW, session);
     }
 }

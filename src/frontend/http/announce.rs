@@ -1,55 +1,51 @@
-//! An announce: what it asks, and the bencode it is told (BEP 3, 7, 23, 24).
+//! An announce: what it asks, and the bencode of its response (BEP 3, 7, 23, 24).
 
 use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::Options;
-use super::exchange::{Exchange, Failure};
 use crate::protocol::bencode::{Dict, List};
-use crate::protocol::http::{self, AnnounceQuery};
+use crate::protocol::http::{self, AnnounceQuery, Head};
 use crate::protocol::passkey;
 use crate::time::Now;
-use crate::tracker::{Announced, PeerBuffers, Shown, Tracker};
-use crate::types::{Announce, AnnounceReply, Contact, Kind, Refusal};
+use crate::tracker::{AdmitError, AnnounceDetails, Announced, Credentials, PeerBuffers, Tracker};
+use crate::types::{Announce, AnnounceReply, Contact, Kind};
 
 /// Most peers of one family in a reply: what `tracker.numwant_max` allows at most.
 const PEERS_MAX: usize = 200;
 
-/// Makes an announce of a query, says whether peers are wanted compact, and sees that it is
-/// allowed.
-pub(super) fn read(
-    exchange: &Exchange<'_>,
-    query: &AnnounceQuery,
-    tracker: &mut Tracker,
-    now: Now,
-) -> Result<(Announce, bool), Failure> {
-    let source = exchange.source.ok_or(Refusal::NoSource)?;
-    let claimed = || http::claimed_address(exchange.head.query);
-    let mut announce = Announce {
+/// The announce of a query from `source`.
+pub(super) fn of_query(source: IpAddr, query: &AnnounceQuery) -> Announce {
+    Announce {
         info_hash: query.info_hash,
         source,
-        elsewhere: tracker.peer_address(source, query.port, claimed)?,
+        elsewhere: None,
         contact: Contact::Port(query.port),
         peer_id: query.peer_id,
         left: query.left,
         event: query.event,
         numwant: query.numwant,
-    };
-    let shown = || Shown {
-        passkey: passkey::of_path(exchange.head.path),
-        uploaded: query.uploaded,
-        downloaded: query.downloaded,
-    };
-    match tracker.enter(now, &announce, shown) {
-        Ok(swarm) => announce.info_hash = swarm,
-        Err(refusal) => {
-            return Err(match tracker.reason(refusal, &announce) {
-                Some(reason) => Failure::because(refusal, reason),
-                None => refusal.into(),
-            });
+    }
+}
+
+/// Parts of an announce that the tracker rarely reads.
+pub(super) struct Details<'a> {
+    pub(super) head: &'a Head<'a>,
+    pub(super) query: &'a AnnounceQuery,
+}
+
+impl AnnounceDetails for Details<'_> {
+    fn claimed_address(&mut self) -> Option<IpAddr> {
+        http::claimed_address(self.head.query)
+    }
+
+    fn credentials(&mut self) -> Credentials<'_> {
+        Credentials {
+            passkey: passkey::of_path(self.head.path),
+            uploaded: self.query.uploaded,
+            downloaded: self.query.downloaded,
         }
     }
-    Ok((announce, query.compact))
 }
 
 /// Room for the peers of a reply, kept from one request to the next: clearing it would cost more
@@ -65,7 +61,7 @@ impl Default for Peers {
     }
 }
 
-/// What an announce is told.
+/// What the response to an announce states.
 pub(super) struct Told<'a> {
     reply: AnnounceReply,
     v4: &'a [u8],
@@ -78,13 +74,14 @@ impl Peers {
         &mut self,
         tracker: &mut Tracker,
         now: Now,
-        announce: &Announce,
-    ) -> Told<'_> {
+        announce: Announce,
+        details: &mut Details<'_>,
+    ) -> Result<Told<'_>, AdmitError> {
         let room = PeerBuffers { v4: &mut self.v4[..], v6: &mut self.v6[..], web: &mut [] };
-        let Announced { reply, bytes, .. } = tracker.announce(now, announce, room);
+        let Announced { reply, bytes, .. } = tracker.announce(now, announce, details, room)?;
         let v4 = &self.v4[..bytes[Kind::V4 as usize]];
         let v6 = &self.v6[..bytes[Kind::V6 as usize]];
-        Told { reply, v4, v6 }
+        Ok(Told { reply, v4, v6 })
     }
 }
 

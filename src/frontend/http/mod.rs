@@ -15,7 +15,6 @@
 
 mod announce;
 mod exchange;
-mod retries;
 mod scrape;
 mod scrape_all;
 mod upgrade;
@@ -32,11 +31,10 @@ use crate::frontend::stats::{HTML_POLICY, Pages};
 use crate::protocol::http::{self, Head, Headers, Malformed, Method};
 use crate::protocol::passkey::{self, Passkey};
 use crate::time::Now;
-use crate::tracker::{Admission, Census, PeerBuffers, Tracker, Withheld, Work};
+use crate::tracker::{Census, Tracker};
 pub use crate::types::Outcome;
 use crate::types::{Action, Event, InfoHash, Refusal, Rejected};
 use exchange::{Exchange, Failure};
-use retries::Retries;
 pub use scrape_all::{FullScrape, FullScrapeLimits, PIECE_BYTES_MAX};
 
 pub use crate::protocol::http::HEAD_BYTES_MAX;
@@ -77,8 +75,6 @@ struct Scratch {
     peers: announce::Peers,
     /// What a scrape asks for.
     info_hashes: Vec<InfoHash>,
-    /// Who was refused for now, and since when.
-    retries: Retries,
 }
 
 /// What became of the bytes received so far.
@@ -227,8 +223,7 @@ impl Turn<'_> {
         if head.has_controls {
             return match route {
                 Route::Announce | Route::Scrape if !exchange.wants_websocket() => {
-                    let limited = self.admit(exchange, Work::Announce(Event::None)).err();
-                    self.fail(exchange, limited.unwrap_or_else(|| Malformed::Controls.into()), out)
+                    self.fail_malformed(exchange, Malformed::Controls, out)
                 }
                 _ => exchange.reject_and_close(Rejected::BadRequest, out),
             };
@@ -255,66 +250,61 @@ impl Turn<'_> {
         }
     }
 
-    /// Lets the source pay, if it is known: where it has to be, what comes next sees to that.
-    fn admit(&mut self, exchange: &Exchange<'_>, work: Work) -> Result<(), Failure> {
-        let Some(source) = exchange.source else { return Ok(()) };
-        match self.tracker.admit(self.now, source, work) {
-            Ok(Admission::Served) => Ok(()),
-            // A failure is as short as an empty reply, and says more.
-            Ok(Admission::Calmed | Admission::Muted) | Err(Withheld::Limited | Withheld::Shed) => {
-                Err(Refusal::Limited.into())
-            }
-        }
-    }
-
-    /// Refuses. This is where a failure gets the seconds after which its client comes back: lists,
-    /// registrations and passkeys change, soon after the first announce more often than not.
+    /// Refuses, with the seconds after which the client may come back.
     fn fail(&mut self, exchange: &Exchange<'_>, failure: Failure, out: &mut Vec<u8>) -> Flow {
-        let failure = match failure.refusal() {
-            Refusal::Limited | Refusal::PasskeyLimit => failure.after(self.tracker.retry_s()),
-            Refusal::Unregistered
-            | Refusal::SimilarTorrent
-            | Refusal::TorrentDenied
-            | Refusal::NetworkDenied
-            | Refusal::PortDenied
-            | Refusal::LowPort
-            | Refusal::UnknownPasskey => failure.after(self.retry_s(exchange)),
-            _ => failure,
+        // A client spells a torrent in one way.
+        let torrent = || {
+            let mut named = http::pairs(exchange.head.query).filter(|it| it.0 == b"info_hash");
+            named.next().map_or(&[][..], |it| it.1)
+        };
+        let source = exchange.source.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+        let failure = match self.tracker.retry_s(self.now, source, failure.refusal(), torrent) {
+            Some(retry_s) => failure.after(retry_s),
+            None => failure,
         };
         exchange.fail(&failure, &mut self.scratch.body, out)
     }
 
-    /// Seconds after which what is not allowed now may be. A client spells a torrent in one way.
-    fn retry_s(&mut self, exchange: &Exchange<'_>) -> u32 {
-        let mut named = http::pairs(exchange.head.query).filter(|it| it.0 == b"info_hash");
-        let torrent = named.next().map_or(&[][..], |it| it.1);
-        let source = exchange.source.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
-        self.scratch.retries.wait_s(self.now, source, torrent)
+    /// Refuses what costs as much as an announce, if its source is known.
+    fn fail_malformed(
+        &mut self,
+        exchange: &Exchange<'_>,
+        malformed: Malformed,
+        out: &mut Vec<u8>,
+    ) -> Flow {
+        let charge = |source| self.tracker.charge_announce(self.now, source, Event::None);
+        let failure = match exchange.source.map_or(Ok(()), charge) {
+            Ok(()) => malformed.into(),
+            Err(error) => error.refusal().into(),
+        };
+        self.fail(exchange, failure, out)
     }
 
     fn announce(&mut self, exchange: &Exchange<'_>, out: &mut Vec<u8>) -> Flow {
-        let query = http::announce(exchange.head.query);
-        let event = query.as_ref().map_or(Event::None, |it| it.event);
-        let admitted = self.admit(exchange, Work::Announce(event));
-        if event == Event::Stopped
-            && admitted.is_err()
-            && let Ok(query) = &query
-            && let Ok((announce, _)) = announce::read(exchange, query, self.tracker, self.now)
-        {
-            // See Admission::Muted.
-            self.tracker.announce(self.now, &announce, PeerBuffers::default());
-        }
-        let asked =
-            admitted.and_then(|()| announce::read(exchange, &query?, self.tracker, self.now));
-        match asked {
-            Ok((announce, compact)) => {
-                let Scratch { body, peers, .. } = &mut *self.scratch;
-                body.clear();
-                let told = peers.announce(self.tracker, self.now, &announce);
-                announce::write(&announce, &told, compact, self.options, body);
+        let query = match http::announce(exchange.head.query) {
+            Ok(query) => query,
+            Err(malformed) => return self.fail_malformed(exchange, malformed, out),
+        };
+        let Some(source) = exchange.source else {
+            return self.fail(exchange, Refusal::NoSource.into(), out);
+        };
+        let announce = announce::of_query(source, &query);
+        let mut details = announce::Details { head: &exchange.head, query: &query };
+        let Scratch { body, peers, .. } = &mut *self.scratch;
+        body.clear();
+        match peers.announce(self.tracker, self.now, announce, &mut details) {
+            Ok(told) => {
+                announce::write(&announce, &told, query.compact, self.options, body);
                 exchange.bencoded(Action::Announce, body, out)
             }
-            Err(failure) => self.fail(exchange, failure, out),
+            Err(error) => {
+                let refusal = error.refusal();
+                let failure = match self.tracker.reason(refusal, &announce) {
+                    Some(reason) => Failure::because(refusal, reason),
+                    None => refusal.into(),
+                };
+                self.fail(exchange, failure, out)
+            }
         }
     }
 
@@ -325,22 +315,13 @@ impl Turn<'_> {
             Err(malformed) => self.fail(exchange, malformed.into(), out),
             Ok(()) if info_hashes.is_empty() => self.scrape_all(exchange, out),
             Ok(()) => {
-                let work = Work::Scrape(info_hashes.len());
-                if let Err(failure) = self.admit(exchange, work) {
-                    return self.fail(exchange, failure, out);
-                }
-                let Scratch { body, info_hashes, .. } = &mut *self.scratch;
                 let Some(source) = exchange.source else {
                     return self.fail(exchange, Refusal::NoSource.into(), out);
                 };
-                let who = scrape::Who {
-                    now: self.now,
-                    source,
-                    passkey: passkey::of_path(exchange.head.path),
-                };
-                match scrape::write(self.tracker, &who, info_hashes, body) {
+                let passkey = passkey::of_path(exchange.head.path);
+                match scrape::write(self.tracker, self.now, source, info_hashes, passkey, body) {
                     Ok(()) => exchange.bencoded(Action::Scrape, body, out),
-                    Err(refusal) => self.fail(exchange, refusal.into(), out),
+                    Err(error) => self.fail(exchange, error.refusal().into(), out),
                 }
             }
         }
@@ -354,11 +335,8 @@ impl Turn<'_> {
             return self.fail(exchange, Refusal::NoSource.into(), out);
         };
         let passkey = passkey::of_path(exchange.head.path);
-        if let Err(refusal) = self.tracker.enter_list(source, passkey) {
-            return self.fail(exchange, refusal.into(), out);
-        }
-        if let Err(failure) = self.admit(exchange, Work::Scrape(0)) {
-            return self.fail(exchange, failure, out);
+        if let Err(error) = self.tracker.admit_full_scrape(self.now, source, passkey) {
+            return self.fail(exchange, error.refusal().into(), out);
         }
         if exchange.head.method == Method::Head {
             exchange.write_full_scrape_head(out);

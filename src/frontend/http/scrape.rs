@@ -4,38 +4,24 @@ use std::net::IpAddr;
 
 use crate::protocol::bencode::Dict;
 use crate::time::Now;
-use crate::tracker::{PREFETCH_STAGES, Tracker};
-use crate::types::{InfoHash, Refusal, ScrapeEntry};
+use crate::tracker::{AdmitError, Tracker};
+use crate::types::{InfoHash, ScrapeEntry};
 
-/// Who asks, and when.
-pub(super) struct Who<'a> {
-    pub(super) now: Now,
-    pub(super) source: IpAddr,
-    pub(super) passkey: Option<&'a [u8]>,
-}
-
-/// Writes the counts of `info_hashes`, which ascend, each once. An unknown torrent has zeros:
-/// clients take a torrent that is missing for an error. So has one that may not be scraped, unless
-/// none of them may.
+/// Writes the counts of `info_hashes`, which ascend, each once. Torrents without counts have zeros:
+/// clients take a torrent that is missing for an error.
 pub(super) fn write(
     tracker: &mut Tracker,
-    who: &Who<'_>,
+    now: Now,
+    source: IpAddr,
     info_hashes: &[InfoHash],
+    passkey: Option<&[u8]>,
     out: &mut Vec<u8>,
-) -> Result<(), Refusal> {
-    for stage in 0..PREFETCH_STAGES {
-        info_hashes.iter().for_each(|it| tracker.prefetch(stage, it));
-    }
-    let mut reply = Dict::new(out);
-    let mut files = reply.dict(b"files");
-    let (mut refusal, mut served) = (None, false);
-    for info_hash in info_hashes {
-        let counts = tracker.scrape_for(who.now, who.source, info_hash, who.passkey);
-        served |= counts.is_ok();
-        write_counts(counts.unwrap_or_default(), files.dict(&info_hash.0));
-        refusal = counts.err().or(refusal);
-    }
-    refusal.filter(|_| !served).map_or(Ok(()), Err)
+) -> Result<(), AdmitError> {
+    let mut response = Dict::new(out);
+    let mut files = response.dict(b"files");
+    tracker.scrape(now, source, info_hashes, passkey, |info_hash, counts| {
+        write_counts(counts, files.dict(&info_hash.0));
+    })
 }
 
 /// Writes one torrent's counts.

@@ -30,7 +30,7 @@ use crate::protocol::webtorrent::{
     self, AnnounceRequest, AnswerRequest, Method, Request, Unusable,
 };
 use crate::time::Now;
-use crate::tracker::{Admission, Announced, PeerBuffers, Shown, Tracker, Work};
+use crate::tracker::{AdmitError, AnnounceDetails, Announced, Credentials, PeerBuffers, Tracker};
 use crate::types::{
     Action, Announce, AnnounceReply, Contact, Event, InfoHash, Refusal, Rejected, WebPeer,
 };
@@ -223,13 +223,7 @@ struct Turn<'a> {
 impl Turn<'_> {
     fn answer(&mut self, message: &[u8]) -> Outcome {
         let offers_max = (self.options.offers_max as usize).min(OFFERS_LIMIT);
-        let request = webtorrent::decode(message, offers_max);
-        if let Ok(request) = &request
-            && let Some(outcome) = self.refuse_if_over_limit(request)
-        {
-            return outcome;
-        }
-        match request {
+        match webtorrent::decode(message, offers_max) {
             Ok(Request::Announce(it)) if it.event == Event::Stopped => self.stop(&it),
             Ok(Request::Announce(it)) => self.announce(&it),
             Ok(Request::Answer(it)) => self.relay(&it),
@@ -241,50 +235,25 @@ impl Turn<'_> {
         }
     }
 
-    /// Lets the source pay for what it asks. Answers are free: offers bound them.
-    fn refuse_if_over_limit(&mut self, request: &Request<'_>) -> Option<Outcome> {
-        let (work, method, info_hash) = match request {
-            Request::Announce(it) => {
-                (Work::Announce(it.event), Method::Announce, Some(it.info_hash))
-            }
-            Request::Scrape(hashes) => (Work::Scrape(hashes.len()), Method::Scrape, None),
-            Request::Answer(_) => return None,
-        };
-        match self.tracker.admit(self.now, self.session.source, work) {
-            Ok(Admission::Served) => return None,
-            Ok(Admission::Muted) => {
-                if let Request::Announce(it) = request {
-                    let _ = self.leave_swarm(it); // the answer is the same, whatever comes of it
-                }
-            }
-            _ => {}
-        }
-        let (method, reason) = (Some(method), Refusal::Limited.text());
-        let info_hash = info_hash.as_ref();
-        self.outbox.reply(|out| webtorrent::encode_failure(method, info_hash, reason, out));
-        Some(Outcome::Refused(Refusal::Limited))
-    }
-
     fn announce(&mut self, request: &AnnounceRequest<'_>) -> Outcome {
         let (announce, name) = self.announce_of(request);
-        let is_new = !self.session.speaks_for(&name);
-        let torrents_max = self.options.torrents_max as usize;
-        if is_new && self.session.torrents() >= torrents_max {
-            drop_silent(self.directory, self.tracker, self.now, self.session);
-        }
-        if is_new && self.session.torrents() >= torrents_max {
-            return self.refuse(&request.info_hash, Refusal::TooManyTorrents);
-        }
-        if let Err(refusal) = self.enter(&announce, request) {
-            self.part(&name, refusal);
-            return self.refuse_for(&announce, refusal);
+        if !self.has_room_for(&name) {
+            let (source, event) = (announce.source, announce.event);
+            let charged = self.tracker.charge_announce(self.now, source, event);
+            let error = charged.err().unwrap_or(AdmitError::Refused(Refusal::TooManyTorrents));
+            return self.refuse(&announce, error);
         }
         let mut room = [0; OFFERS_LIMIT * WEB_PEER_BYTES];
         let offers = request.offers.len().min(OFFERS_LIMIT);
         let web = &mut room[..offers * WEB_PEER_BYTES];
-        self.directory.enter(name, self.session.route); // before the peer joins: see there
-        let room_for_offers = PeerBuffers { web, ..PeerBuffers::default() };
-        let told = self.tracker.announce(self.now, &announce, room_for_offers);
+        let told =
+            match self.submit(request, announce, PeerBuffers { web, ..PeerBuffers::default() }) {
+                Ok(told) => told,
+                Err(error) => {
+                    self.part(&name, error);
+                    return self.refuse(&announce, error);
+                }
+            };
         let Announce { info_hash, peer_id, .. } = announce;
         self.announced(&info_hash, &told, request.unusable);
         if told.is_stored {
@@ -299,38 +268,54 @@ impl Turn<'_> {
         Outcome::Answered(Action::Announce)
     }
 
-    /// Whether the announce is allowed. A torrent's second hash leads to no other swarm here: the
-    /// messages between its peers name the hash they know.
-    fn enter(&mut self, announce: &Announce, request: &AnnounceRequest<'_>) -> Result<(), Refusal> {
-        let passkey = self.session.passkey.as_deref().map(Passkey::as_bytes);
-        let (uploaded, downloaded) = (request.uploaded, request.downloaded);
-        let shown = || Shown { passkey, uploaded, downloaded };
-        self.tracker.enter(self.now, announce, shown).map(drop)
+    /// Whether the socket may be in the swarm of one more peer, or is in that already.
+    fn has_room_for(&mut self, name: &WebPeer) -> bool {
+        let torrents_max = self.options.torrents_max as usize;
+        let is_full = |session: &Session| session.torrents() >= torrents_max;
+        if self.session.speaks_for(name) || !is_full(self.session) {
+            return true;
+        }
+        drop_silent(self.directory, self.tracker, self.now, self.session);
+        !is_full(self.session)
     }
 
-    /// Zeros stand for torrents that may not be scraped, unless none of them may.
+    /// Hands an announce to the tracker.
+    fn submit(
+        &mut self,
+        request: &AnnounceRequest<'_>,
+        announce: Announce,
+        room: PeerBuffers<'_>,
+    ) -> Result<Announced, AdmitError> {
+        let mut details = Details {
+            uploaded: request.uploaded,
+            downloaded: request.downloaded,
+            announce: &announce,
+            interval_s: self.options.interval_s,
+            directory: self.directory,
+            session: self.session,
+        };
+        self.tracker.announce(self.now, announce, &mut details, room)
+    }
+
     fn scrape(&mut self, hashes: &[InfoHash]) -> Outcome {
         let Session { source, passkey, .. } = &*self.session;
         let passkey = passkey.as_deref().map(Passkey::as_bytes);
-        let (mut refusal, mut served) = (None, hashes.is_empty());
         let mut entries = Vec::with_capacity(hashes.len());
-        for info_hash in hashes {
-            let counts = self.tracker.scrape_for(self.now, *source, info_hash, passkey);
-            served |= counts.is_ok();
-            entries.push((*info_hash, counts.unwrap_or_default()));
-            refusal = counts.err().or(refusal);
-        }
-        if let Some(refusal) = refusal.filter(|_| !served) {
-            let (method, reason) = (Some(Method::Scrape), refusal.text());
-            self.outbox.reply(|out| webtorrent::encode_failure(method, None, reason, out));
+        let scraped = self.tracker.scrape(self.now, *source, hashes, passkey, |hash, counts| {
+            entries.push((*hash, counts));
+        });
+        if let Err(error) = scraped {
+            let (method, refusal) = (Some(Method::Scrape), error.refusal());
+            self.outbox.reply(|out| webtorrent::encode_failure(method, None, refusal.text(), out));
             return Outcome::Refused(refusal);
         }
         self.outbox.reply(|out| webtorrent::encode_scraped(entries.into_iter(), out));
         Outcome::Answered(Action::Scrape)
     }
 
-    /// Refuses with what the operator says about it, if anything.
-    fn refuse_for(&mut self, announce: &Announce, refusal: Refusal) -> Outcome {
+    /// Refuses an announce, with the operator's reason if there is one.
+    fn refuse(&mut self, announce: &Announce, error: AdmitError) -> Outcome {
+        let refusal = error.refusal();
         let reason = self.tracker.reason(refusal, announce).unwrap_or_else(|| refusal.text());
         let (method, hash) = (Some(Method::Announce), Some(&announce.info_hash));
         self.outbox.reply(|out| webtorrent::encode_failure(method, hash, reason, out));
@@ -362,36 +347,25 @@ impl Turn<'_> {
         }
     }
 
-    /// A peer leaves on its own word, which counts also where its socket is another one.
+    /// A peer leaves at its own request, which counts also where its socket is another one, and
+    /// whatever the response: the tracker applies every stop.
     fn stop(&mut self, request: &AnnounceRequest<'_>) -> Outcome {
-        match self.leave_swarm(request) {
+        let (announce, name) = self.announce_of(request);
+        let stopped = self.submit(request, announce, PeerBuffers::default());
+        self.session.leave(&name);
+        self.directory.leave(&name, self.session.route, || {});
+        match stopped {
             Ok(told) => {
                 self.announced(&request.info_hash, &told, None);
                 Outcome::Answered(Action::Announce)
             }
-            Err((announce, refusal)) => self.refuse_for(&announce, refusal),
+            Err(error) => self.refuse(&announce, error),
         }
-    }
-
-    /// Applies a stop.
-    fn leave_swarm(
-        &mut self,
-        request: &AnnounceRequest<'_>,
-    ) -> Result<Announced, (Announce, Refusal)> {
-        let (announce, name) = self.announce_of(request);
-        if let Err(refusal) = self.enter(&announce, request) {
-            self.part(&name, refusal);
-            return Err((announce, refusal));
-        }
-        let told = self.tracker.announce(self.now, &announce, PeerBuffers::default());
-        self.session.leave(&name);
-        self.directory.leave(&name, self.session.route, || {});
-        Ok(told)
     }
 
     /// A peer that may not be served any more leaves its swarm; not one that only asks too often.
-    fn part(&mut self, name: &WebPeer, refusal: Refusal) {
-        if refusal == Refusal::PasskeyLimit {
+    fn part(&mut self, name: &WebPeer, error: AdmitError) {
+        if matches!(error.refusal(), Refusal::Limited | Refusal::PasskeyLimit) {
             return;
         }
         let Session { route, source, .. } = *self.session;
@@ -441,9 +415,7 @@ impl Turn<'_> {
     /// Replies to an announce. Of offers that nobody can use its client is told once, with what is
     /// wrong with the first: the announce counts, and a failure would end it for most clients.
     fn announced(&mut self, info_hash: &InfoHash, told: &Announced, unusable: Option<Unusable>) {
-        let AnnounceReply { seeders, leechers, .. } = told.reply;
-        let times = if told.is_stored { 1 } else { 2 };
-        let interval_s = self.tracker.stretched(self.options.interval_s).saturating_mul(times);
+        let AnnounceReply { interval_s, seeders, leechers, .. } = told.reply;
         let warning = unusable.filter(|_| !self.session.is_warned).map(|it| it.fault);
         if let Some(Unusable { count, .. }) = unusable {
             self.session.is_warned = true;
@@ -454,12 +426,35 @@ impl Turn<'_> {
             webtorrent::encode_announced(info_hash, interval_s, counts, warning, out);
         });
     }
+}
 
-    fn refuse(&mut self, info_hash: &InfoHash, refusal: Refusal) -> Outcome {
-        let (method, reason) = (Some(Method::Announce), refusal.text());
-        let hash = Some(info_hash);
-        self.outbox.reply(|out| webtorrent::encode_failure(method, hash, reason, out));
-        Outcome::Refused(refusal)
+/// Parts of an announce that the tracker rarely reads.
+struct Details<'a> {
+    uploaded: u64,
+    downloaded: u64,
+    announce: &'a Announce,
+    interval_s: u32,
+    directory: &'a Directory,
+    session: &'a Session,
+}
+
+impl AnnounceDetails for Details<'_> {
+    fn credentials(&mut self) -> Credentials<'_> {
+        let passkey = self.session.passkey.as_deref().map(Passkey::as_bytes);
+        Credentials { passkey, uploaded: self.uploaded, downloaded: self.downloaded }
+    }
+
+    fn interval_s(&self) -> Option<u32> {
+        Some(self.interval_s)
+    }
+
+    /// The directory comes before the swarm: see there.
+    fn authorized(&mut self) {
+        if let Contact::Web(name) = self.announce.contact
+            && self.announce.event != Event::Stopped
+        {
+            self.directory.enter(name, self.session.route);
+        }
     }
 }
 
