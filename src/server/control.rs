@@ -40,7 +40,7 @@ use crate::server::workers::{End, Shared, Workers};
 use crate::store::StoreTotals;
 use crate::sys::serving_lock::ServingLock;
 use crate::time::Now;
-use crate::tracker::{Census, Oddity};
+use crate::tracker::{Listing, SourceAnomaly};
 
 /// Nanoseconds without a turn after which a worker counts as stuck. It waits 50 ms at most.
 const HEARTBEAT_NS_MAX: u64 = 5_000_000_000;
@@ -521,9 +521,9 @@ impl State {
         if let Some((elapsed_s, busy_ratio)) = exporter.tick(now) {
             self.shared.load.observe(elapsed_s, busy_ratio);
         }
-        let oddity = self.shared.sources.oddity(now);
-        exporter.update_load(self.shared.load.ratio(), &self.shared.tracker.load(), oddity);
-        self.warn_of(oddity, now);
+        let anomaly = self.shared.sources.anomaly(now);
+        exporter.update_load(self.shared.load.ratio(), &self.shared.tracker.load(), anomaly);
+        self.warn_of(anomaly, now);
         exporter.update_access(&self.shared.office);
         let denied = self.bounce(&exporter, now);
         exporter.update_snapshots(&self.shared.snapshots.figures);
@@ -556,18 +556,18 @@ impl State {
     }
 
     /// Says now and then that clients' addresses do not reach us.
-    fn warn_of(&self, oddity: Option<Oddity>, now: Now) {
-        let Some(oddity) = oddity else { return };
+    fn warn_of(&self, anomaly: Option<SourceAnomaly>, now: Now) {
+        let Some(anomaly) = anomaly else { return };
         let mut warned = self.warned_of_sources.lock().unwrap_or_else(PoisonError::into_inner);
         if warned.is_some_and(|it| now < it.plus_s(ODDITY_EVERY_S)) {
             return;
         }
         *warned = Some(now);
-        let found = match oddity {
-            Oddity::One(address, share) => {
+        let found = match anomaly {
+            SourceAnomaly::SingleAddress(address, share) => {
                 format!("{:.0} % of all announces come from {address}", share * 100.0)
             }
-            Oddity::Unroutable(share) => {
+            SourceAnomaly::Unroutable(share) => {
                 let percent = share * 100.0;
                 format!("{percent:.0} % of all announces come from addresses of no public network")
             }
@@ -634,8 +634,8 @@ impl Process for State {
         self.statistics.board.clone()
     }
 
-    fn census(&self) -> Census {
-        Census::new(self.shared.store.clone())
+    fn listing(&self) -> Listing {
+        Listing::new(self.shared.store.clone())
     }
 
     fn office(&self) -> Arc<Office> {

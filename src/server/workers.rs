@@ -24,7 +24,7 @@ use crate::store::Store;
 use crate::sys::affinity;
 use crate::sys::clock::Clock;
 use crate::sys::socket::BoundUdp;
-use crate::tracker::{self, Clients, Families, Load, Sources, Tracker};
+use crate::tracker::{self, ClientStats, DualStackClients, Load, SourceMonitor, Tracker};
 use crate::worker::datagram::{Backend, DatagramWorker};
 use crate::worker::rest::Rest;
 use crate::worker::stream;
@@ -37,9 +37,9 @@ pub(super) struct Shared {
     pub(super) memory: Arc<Keeper>,
     pub(super) tracker: Arc<ArcSwap<tracker::Options>>,
     pub(super) ids: Arc<ArcSwap<ConnectionIds>>,
-    pub(super) clients: Arc<Clients>,
-    pub(super) families: Arc<Families>,
-    pub(super) sources: Arc<Sources>,
+    pub(super) clients: Arc<ClientStats>,
+    pub(super) families: Arc<DualStackClients>,
+    pub(super) sources: Arc<SourceMonitor>,
     pub(super) load: Arc<Load>,
     pub(super) limiter: Arc<Limiter>,
     pub(super) limits: Arc<ArcSwap<limiter::Options>>,
@@ -65,13 +65,13 @@ impl Shared {
         let [seed, dither] = [(); 2].map(|()| getrandom::u64().map_err(io::Error::other));
         let gate = Gate::new(self.limiter.clone(), self.limits.clone(), tallies.limits, dither?);
         Ok(build(seed?)
-            .counting_in(&self.clients)
-            .sparing_own(self.families.clone())
-            .watched_in(&self.sources)
-            .under_load(self.load.clone())
-            .behind(gate)
-            .counting_not_stored(tallies.not_stored)
-            .admitting(access::Gate::new(self.office.access().clone())))
+            .with_client_stats(&self.clients)
+            .with_dual_stack(self.families.clone())
+            .with_source_monitor(&self.sources)
+            .with_load(self.load.clone())
+            .with_limiter(gate)
+            .with_not_stored_counters(tallies.not_stored)
+            .with_access(access::Gate::new(self.office.access().clone())))
     }
 }
 

@@ -70,15 +70,15 @@ impl From<Refusal> for AdmitError {
 }
 
 impl Tracker {
-    /// This tracker, with sources limited by `gate`. Without one, nobody is.
+    /// Limits sources by `gate`. Without it, there are no limits.
     #[must_use]
-    pub fn behind(self, gate: Gate) -> Self {
+    pub fn with_limiter(self, gate: Gate) -> Self {
         Self { gate: Some(gate), ..self }
     }
 
-    /// This tracker, for those alone whom `access` lets in. Without it, that is everybody.
+    /// Serves only what `access` allows. Without it, everything is allowed.
     #[must_use]
-    pub fn admitting(self, access: access::Gate) -> Self {
+    pub fn with_access(self, access: access::Gate) -> Self {
         Self { access: Some(access), ..self }
     }
 
@@ -194,13 +194,13 @@ impl Tracker {
     #[inline]
     pub fn admit_connect(&mut self, now: Now, source: SocketAddr) -> Result<(), Dropped> {
         // Clients try again, and who got through once needs no other for minutes.
-        let (turns, mut is_turn) = (&mut self.turns, None);
-        let mut is_turn = || *is_turn.get_or_insert_with(|| turns.comes(source));
-        if self.shedding >= Shedding::Connects && !is_turn() {
+        let (connect_slip, mut slips) = (&mut self.connect_slip, None);
+        let mut slips = || *slips.get_or_insert_with(|| connect_slip.slips(source));
+        if self.shedding >= Shedding::Connects && !slips() {
             return Err(Dropped::ShedConnect);
         }
         let gate = self.gate.as_mut();
-        let admitted = gate.is_none_or(|it| it.admit_reply(now, source.ip(), is_turn));
+        let admitted = gate.is_none_or(|it| it.admit_reply(now, source.ip(), slips));
         if admitted { Ok(()) } else { Err(Dropped::LimitedConnect) }
     }
 

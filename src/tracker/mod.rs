@@ -12,16 +12,16 @@ use fastrand::Rng;
 use ipnet::IpNet;
 
 mod admit;
-mod census;
-mod clients;
-mod families;
+mod client_stats;
+mod connect_slip;
+mod dual_stack;
+mod family_mix;
+mod listing;
 mod load;
+mod nat_detection;
 mod retries;
-mod share;
 mod shedding;
 mod software;
-mod sources;
-mod turns;
 
 use crate::access;
 pub use crate::access::Credentials;
@@ -36,16 +36,16 @@ use crate::types::{
     Announce, AnnounceReply, Contact, Event, InfoHash, Kind, NotStored, Refusal, ScrapeEntry,
 };
 pub use admit::{AdmitError, ConnectionWork};
-pub use census::{Census, ListedPeer, ListedTorrent, Role, StoreTotals, TorrentOrder};
-use clients::Counting;
-pub use clients::{Clients, Share};
-pub use families::Families;
+use client_stats::ClientCounter;
+pub use client_stats::{ClientShare, ClientStats};
+use connect_slip::ConnectSlip;
+pub use dual_stack::DualStackClients;
+pub use listing::{ListedPeer, ListedTorrent, Listing, Role, StoreTotals, TorrentOrder};
 pub use load::{BUSY_RATIO_CALM, BUSY_RATIO_FULL, Load};
+use nat_detection::SourceWindow;
+pub use nat_detection::{SourceAnomaly, SourceMonitor};
 use retries::Retries;
 pub use shedding::Shedding;
-use sources::Watch;
-pub use sources::{Oddity, Sources};
-use turns::Turns;
 
 /// How many times [`Tracker::prefetch`] wants to see a batch.
 pub const PREFETCH_STAGES: usize = crate::store::PREFETCH_STAGES;
@@ -139,9 +139,9 @@ pub struct Tracker {
     options: arc_swap::Cache<Arc<ArcSwap<Options>>, Arc<Options>>,
     random: Rng,
     sweeper: Sweeper,
-    counting: Counting,
-    families: Option<Arc<Families>>,
-    watch: Watch,
+    client_counter: ClientCounter,
+    dual_stack: Option<Arc<DualStackClients>>,
+    source_window: SourceWindow,
     load: Arc<Load>,
     gate: Option<Gate>,
     /// Whether a source was asked to pay since this was cleared.
@@ -150,7 +150,7 @@ pub struct Tracker {
     not_stored: Arc<NotStoredCounters>,
     access: Option<access::Gate>,
     shedding: Shedding,
-    turns: Turns,
+    connect_slip: ConnectSlip,
 }
 
 impl Tracker {
@@ -170,9 +170,9 @@ impl Tracker {
             options,
             random: Rng::with_seed(seed),
             sweeper,
-            counting: Counting::default(),
-            families: None,
-            watch: Watch::default(),
+            client_counter: ClientCounter::default(),
+            dual_stack: None,
+            source_window: SourceWindow::default(),
             load: Arc::default(),
             gate: None,
             was_asked: false,
@@ -180,7 +180,7 @@ impl Tracker {
             not_stored: Arc::default(),
             access: None,
             shedding: Shedding::Nothing,
-            turns: Turns::default(),
+            connect_slip: ConnectSlip::default(),
         }
     }
 
@@ -189,33 +189,33 @@ impl Tracker {
         Self::new(store, options, seed, 0, usize::MAX)
     }
 
-    /// This tracker, with the software of its clients counted among those of `clients`.
+    /// Counts the software of its clients in `clients`.
     #[must_use]
-    pub fn counting_in(self, clients: &Clients) -> Self {
-        Self { counting: clients.join(), ..self }
+    pub fn with_client_stats(self, clients: &ClientStats) -> Self {
+        Self { client_counter: clients.join(), ..self }
     }
 
-    /// This tracker, handing no client its own other address, as far as `families` know it.
+    /// Leaves a client's own other address, as far as `dual_stack` knows it, out of its responses.
     #[must_use]
-    pub fn sparing_own(self, families: Arc<Families>) -> Self {
-        Self { families: Some(families), ..self }
+    pub fn with_dual_stack(self, dual_stack: Arc<DualStackClients>) -> Self {
+        Self { dual_stack: Some(dual_stack), ..self }
     }
 
-    /// This tracker, with the sources of its announces watched among those of `sources`.
+    /// Counts the sources of its announces in `sources`.
     #[must_use]
-    pub fn watched_in(self, sources: &Sources) -> Self {
-        Self { watch: sources.join(), ..self }
+    pub fn with_source_monitor(self, sources: &SourceMonitor) -> Self {
+        Self { source_window: sources.join(), ..self }
     }
 
-    /// This tracker, counting in `not_stored`, which are its alone, what it does not store.
+    /// Counts what it does not store in `not_stored`, which no other worker writes.
     #[must_use]
-    pub fn counting_not_stored(self, not_stored: Arc<NotStoredCounters>) -> Self {
+    pub fn with_not_stored_counters(self, not_stored: Arc<NotStoredCounters>) -> Self {
         Self { not_stored, ..self }
     }
 
-    /// This tracker, with intervals that follow `load`.
+    /// Lets intervals follow `load`.
     #[must_use]
-    pub fn under_load(self, load: Arc<Load>) -> Self {
+    pub fn with_load(self, load: Arc<Load>) -> Self {
         Self { load, ..self }
     }
 
@@ -309,7 +309,7 @@ impl Tracker {
         let options = self.options.load();
         let change = change_of(announce);
         let joins = change != PeerChange::Stopped && announce.contact.accepts_connections();
-        self.watch.note(now, announce.source);
+        self.source_window.note(now, announce.source);
         let numwant = announce.numwant.unwrap_or(options.numwant_default).min(options.numwant_max);
         let numwant = (numwant as usize).min(CHOICE_MAX);
         limit(&mut room.v4, numwant * 6);
@@ -342,15 +342,15 @@ impl Tracker {
             gate.charge_stop(now, source);
         }
         let stays = joins && answer.stored == Stored::Yes;
-        self.counting.note(now, window_s(options), announce, stays, answer.announced_s);
-        if let Some(families) = &self.families
+        self.client_counter.note(now, window_s(options), announce, stays, answer.announced_s);
+        if let Some(clients) = &self.dual_stack
             && joins
             && !room.v4.is_empty()
             && !room.v6.is_empty()
         {
-            families.spare_own(announce, &mut room, &mut answer);
+            clients.remove_own_address(announce, &mut room, &mut answer);
         }
-        share::fit(&mut room, &mut answer, numwant, announce.source, &mut self.random);
+        family_mix::fit(&mut room, &mut answer, numwant, announce.source, &mut self.random);
         let stretch = self.load.stretch();
         let interval_s = match socket_interval_s {
             None => interval_s(options, stretch, &answer, announce.event, &mut self.random),
@@ -386,9 +386,9 @@ impl Tracker {
     }
 
     /// A handle for lists of torrents that clients may see, to be used away from the workers.
-    pub fn census(&self) -> Census {
+    pub fn listing(&self) -> Listing {
         let access = self.access.as_ref().map(|it| it.access().clone());
-        Census::for_clients(self.store.clone(), access)
+        Listing::for_clients(self.store.clone(), access)
     }
 
     /// One bounded slice of forgetting silent peers.

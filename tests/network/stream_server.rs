@@ -125,7 +125,7 @@ impl Server {
             let mut tracker = Tracker::without_upkeep(store.clone(), rules.clone(), worker as u64);
             if let Some(limits) = &limits {
                 let gate = Gate::new(limiter.clone(), limits.clone(), Arc::default(), 1);
-                tracker = tracker.behind(gate);
+                tracker = tracker.with_limiter(gate);
             }
             let front_ends = FrontEnds {
                 tracker,

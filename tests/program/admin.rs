@@ -19,7 +19,7 @@ use skep::frontend::admin::{Process, Token, router};
 use skep::frontend::stats::Stats;
 use skep::store::{Options, PeerAnnounce, PeerBuffers, PeerChange, Role, Store};
 use skep::time::Now;
-use skep::tracker::Census;
+use skep::tracker::Listing;
 use skep::types::{Contact, InfoHash, WebPeer};
 
 use crate::openapi::Description;
@@ -132,9 +132,9 @@ impl Process for Fake {
         self.board.clone()
     }
 
-    fn census(&self) -> Census {
+    fn listing(&self) -> Listing {
         assert!(!self.broken.load(Ordering::Relaxed), "as the test wants it");
-        Census::new(self.store.clone())
+        Listing::new(self.store.clone())
     }
 
     fn office(&self) -> Arc<Office> {

@@ -110,7 +110,7 @@ impl Hive {
             let gate = Gate::new(limiter.clone(), options.clone(), Arc::default(), 1);
             let rules = Arc::new(ArcSwap::from_pointee(tracker::Options::default()));
             let tracker = Tracker::without_upkeep(self.store.clone(), rules, 1);
-            worker.tracker = tracker.behind(gate);
+            worker.tracker = tracker.with_limiter(gate);
         }
     }
 

@@ -106,7 +106,7 @@ impl Site {
         let store = Arc::new(Store::new(store::Options { shards: 4, seed: Some(1) }));
         let keys = Keys { active: [7; KEY_BYTES], staging: None, algorithm: Algorithm::SipHash };
         let ids = ConnectionIds::new(&keys);
-        let admitting = |it: Tracker| it.admitting(access::Gate::new(access.clone()));
+        let admitting = |it: Tracker| it.with_access(access::Gate::new(access.clone()));
         let datagrams = admitting(Tracker::new(store.clone(), Arc::default(), 1, 0, 1));
         let tracker = admitting(Tracker::without_upkeep(store.clone(), Arc::default(), 2));
         let udp = UdpFrontend::new(datagrams, Arc::new(ArcSwap::from_pointee(ids.clone())));

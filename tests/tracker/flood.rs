@@ -55,9 +55,9 @@ impl Flooded {
         let not_stored = Arc::new(NotStoredCounters::default());
         let load = Arc::new(Load::default());
         let tracker = Tracker::new(store.clone(), Arc::default(), 1, 0, 1)
-            .behind(gate)
-            .counting_not_stored(not_stored.clone())
-            .under_load(load.clone());
+            .with_limiter(gate)
+            .with_not_stored_counters(not_stored.clone())
+            .with_load(load.clone());
         let keys = Keys { active: [7; KEY_BYTES], staging: None, algorithm: Algorithm::SipHash };
         let ids = ConnectionIds::new(&keys);
         let udp = UdpFrontend::new(tracker, Arc::new(ArcSwap::from_pointee(ids.clone())));
@@ -80,7 +80,7 @@ impl Flooded {
     /// A stream worker's tracker behind the same limiter.
     fn tracker(&self) -> Tracker {
         let gate = Gate::new(self.limiter.clone(), self.limits.clone(), Arc::default(), 2);
-        Tracker::without_upkeep(self.store.clone(), Arc::default(), 2).behind(gate)
+        Tracker::without_upkeep(self.store.clone(), Arc::default(), 2).with_limiter(gate)
     }
 
     fn set(&self, change: impl FnOnce(&mut limiter::Options)) {

@@ -50,9 +50,9 @@ impl Doors {
         let keys = Keys { active: [7; KEY_BYTES], staging: None, algorithm: Algorithm::SipHash };
         let ids = ConnectionIds::new(&keys);
         let by_datagrams = Tracker::new(store.clone(), Arc::default(), 1, 0, 1)
-            .admitting(access::Gate::new(access.clone()));
+            .with_access(access::Gate::new(access.clone()));
         let tracker = Tracker::without_upkeep(store, Arc::default(), 2)
-            .admitting(access::Gate::new(access.clone()));
+            .with_access(access::Gate::new(access.clone()));
         let shared = Arc::new(ArcSwap::from_pointee(ids.clone()));
         let udp = UdpFrontend::new(by_datagrams, shared);
         let http = HttpFrontend::new(Arc::default(), Arc::default());
@@ -62,7 +62,7 @@ impl Doors {
 
     /// What a full scrape lists.
     fn listed(&self) -> Vec<InfoHash> {
-        let page = self.tracker.census().torrents_after(None, 10);
+        let page = self.tracker.listing().torrents_after(None, 10);
         page.iter().map(|it| it.info_hash).collect()
     }
 

@@ -160,8 +160,8 @@ impl Conversation {
 
     /// Appends the body of a full scrape, decoded, so that cases can show it.
     fn write_full_scrape(&mut self, encoding: Encoding, chunked: bool) -> &'static str {
-        let census = self.tracker.census();
-        let mut scrape = self.frontend.full_scrape(census, encoding, chunked).unwrap();
+        let listing = self.tracker.listing();
+        let mut scrape = self.frontend.full_scrape(listing, encoding, chunked).unwrap();
         let mut body = Vec::new();
         while scrape.write_piece(&mut body).unwrap() {}
         match encoding {

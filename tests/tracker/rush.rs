@@ -136,9 +136,10 @@ impl World {
         let door = || access::Gate::new(access.clone());
         let keys = Keys { active: [7; KEY_BYTES], staging: None, algorithm: Algorithm::SipHash };
         let ids = Arc::new(ArcSwap::from_pointee(ConnectionIds::new(&keys)));
-        let tracker = Tracker::new(store.clone(), Arc::default(), 1, 0, 1).behind(gate(1));
-        let udp = UdpFrontend::new(tracker.admitting(door()), ids);
-        let tracker = Tracker::without_upkeep(store.clone(), Arc::default(), 2).behind(gate(2));
+        let tracker = Tracker::new(store.clone(), Arc::default(), 1, 0, 1).with_limiter(gate(1));
+        let udp = UdpFrontend::new(tracker.with_access(door()), ids);
+        let tracker =
+            Tracker::without_upkeep(store.clone(), Arc::default(), 2).with_limiter(gate(2));
         let path =
             if mode == Mode::Private { format!("/announce/{digits}") } else { "/announce".into() };
         let client = |program, port, torrents| Client {
@@ -150,7 +151,7 @@ impl World {
         Self {
             udp,
             http: HttpFrontend::new(Arc::default(), Arc::default()),
-            tracker: tracker.admitting(door()),
+            tracker: tracker.with_access(door()),
             store,
             path,
             via,

@@ -22,7 +22,7 @@ use super::problem::Problem;
 use super::{Admin, JSON, NOT_KEPT, Process, Routes, lists, passkeys, registrations};
 use crate::access::disk::{Office, Trouble, Who};
 use crate::time::Now;
-use crate::tracker::{Census, ListedPeer, ListedTorrent, Role, TorrentOrder};
+use crate::tracker::{ListedPeer, ListedTorrent, Listing, Role, TorrentOrder};
 use crate::types::{InfoHash, Kind};
 
 /// Entries in one reply, at most.
@@ -141,10 +141,10 @@ async fn torrents<P: Process>(
     if order.is_some() && after.is_some() {
         return Err(Problem::bad_parameter("after", "goes with no sort: pages are in order"));
     }
-    let mut listed = walk(&admin, move |census| match order {
-        Some(order) => census.torrents_by(order, limit),
+    let mut listed = walk(&admin, move |listing| match order {
+        Some(order) => listing.torrents_by(order, limit),
         // One more, to know whether there is another page.
-        None => census.torrents_after(after.as_ref(), limit + 1),
+        None => listing.torrents_after(after.as_ref(), limit + 1),
     })
     .await?;
     let is_last = listed.len() <= limit;
@@ -176,7 +176,7 @@ async fn torrent<P: Process>(
     let skip = parameters.number("skip", "a number from 0 on")?.unwrap_or(0);
     parameters.end()?;
     let now: Now = admin.process.now();
-    let found = walk(&admin, move |census| census.torrent(&info_hash, now, skip, limit)).await?;
+    let found = walk(&admin, move |listing| listing.torrent(&info_hash, now, skip, limit)).await?;
     let (listed, peers) = found.ok_or_else(Problem::unknown_torrent)?;
     let all = u64::from(listed.counts.seeders) + u64::from(listed.counts.leechers);
     let behind = skip.saturating_add(peers.len());
@@ -211,7 +211,7 @@ async fn shutdown<P: Process>(State(admin): State<Admin<P>>) -> impl IntoRespons
 /// Looks over the store as soon as nobody else does.
 pub(super) async fn walk<P: Process, T: Send + 'static>(
     admin: &Admin<P>,
-    look: impl FnOnce(&Census) -> T + Send + 'static,
+    look: impl FnOnce(&Listing) -> T + Send + 'static,
 ) -> Result<T, Problem> {
     let permit = admin.walk.clone().acquire_owned().await.map_err(|_| Problem::broken())?;
     walk_with(permit, admin, look).await
@@ -221,11 +221,11 @@ pub(super) async fn walk<P: Process, T: Send + 'static>(
 pub(super) async fn walk_with<P: Process, T: Send + 'static>(
     permit: OwnedSemaphorePermit,
     admin: &Admin<P>,
-    look: impl FnOnce(&Census) -> T + Send + 'static,
+    look: impl FnOnce(&Listing) -> T + Send + 'static,
 ) -> Result<T, Problem> {
     let process = admin.process.clone();
     let done = spawn_blocking(move || {
-        let found = look(&process.census());
+        let found = look(&process.listing());
         drop(permit); // here, so that it is held even where nobody waits for the answer any more
         found
     });

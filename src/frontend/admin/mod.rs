@@ -29,7 +29,7 @@ use tokio::sync::Semaphore;
 use crate::access::disk::{Office, Trouble};
 use crate::frontend::stats::{Pages, Stats};
 use crate::time::Now;
-use crate::tracker::Census;
+use crate::tracker::Listing;
 use live::{Board, Top};
 use problem::Problem;
 
@@ -63,7 +63,7 @@ pub trait Process: Send + Sync + 'static {
     fn board(&self) -> Arc<Board>;
 
     /// A handle for lists of torrents.
-    fn census(&self) -> Census;
+    fn listing(&self) -> Listing;
 
     /// What keeps lists, registrations and passkeys.
     fn office(&self) -> Arc<Office>;
@@ -195,7 +195,7 @@ mod tests {
             match *self {}
         }
 
-        fn census(&self) -> Census {
+        fn listing(&self) -> Listing {
             match *self {}
         }
 

@@ -31,7 +31,7 @@ use crate::frontend::stats::{HTML_POLICY, Pages};
 use crate::protocol::http::{self, Head, Headers, Malformed, Method};
 use crate::protocol::passkey::{self, Passkey};
 use crate::time::Now;
-use crate::tracker::{Census, Tracker};
+use crate::tracker::{Listing, Tracker};
 pub use crate::types::Outcome;
 use crate::types::{Action, Event, InfoHash, Refusal, Rejected};
 use exchange::{Exchange, Failure};
@@ -179,11 +179,11 @@ impl HttpFrontend {
     /// If there is no memory for the encoder: the connection has to be closed.
     pub fn full_scrape(
         &self,
-        census: Census,
+        listing: Listing,
         encoding: Encoding,
         chunked: bool,
     ) -> io::Result<FullScrape> {
-        let pages = move |after: Option<&InfoHash>, count| census.torrents_after(after, count);
+        let pages = move |after: Option<&InfoHash>, count| listing.torrents_after(after, count);
         FullScrape::new(self.full_scrapes.clone(), Box::new(pages), encoding, chunked)
     }
 }

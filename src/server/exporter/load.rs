@@ -3,7 +3,7 @@
 
 use metrics::{Gauge, describe_gauge, gauge};
 
-use crate::tracker::{Oddity, Options};
+use crate::tracker::{Options, SourceAnomaly};
 
 /// The series.
 pub(super) struct LoadSeries {
@@ -36,14 +36,19 @@ impl LoadSeries {
         }
     }
 
-    pub(super) fn update(&self, load_ratio: f64, options: &Options, oddity: Option<Oddity>) {
+    pub(super) fn update(
+        &self,
+        load_ratio: f64,
+        options: &Options,
+        anomaly: Option<SourceAnomaly>,
+    ) {
         let more_s = options.interval_s_max.saturating_sub(options.interval_s);
         self.ratio.set(load_ratio);
         self.interval_s.set(f64::from(options.interval_s) + f64::from(more_s) * load_ratio);
-        let (one_source, unroutable) = match oddity {
+        let (one_source, unroutable) = match anomaly {
             None => (0.0, 0.0),
-            Some(Oddity::One(_, share)) => (share, 0.0),
-            Some(Oddity::Unroutable(share)) => (0.0, share),
+            Some(SourceAnomaly::SingleAddress(_, share)) => (share, 0.0),
+            Some(SourceAnomaly::Unroutable(share)) => (0.0, share),
         };
         self.one_source.set(one_source);
         self.unroutable.set(unroutable);

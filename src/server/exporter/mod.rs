@@ -29,7 +29,7 @@ use crate::server::workers::Tallies;
 use crate::store::{MemoryUsage, StoreTotals};
 use crate::sys::socket::memory_of;
 use crate::time::Now;
-use crate::tracker::{Oddity, Options};
+use crate::tracker::{Options, SourceAnomaly};
 use crate::types::{Action, Dropped, Family, Kind, Refusal};
 use access::AccessSeries;
 use heartbeats::HeartbeatSeries;
@@ -219,8 +219,13 @@ impl Exporter {
     }
 
     /// Brings what the load is answered with up to date.
-    pub(super) fn update_load(&self, ratio: f64, options: &Options, oddity: Option<Oddity>) {
-        self.load.update(ratio, options, oddity);
+    pub(super) fn update_load(
+        &self,
+        ratio: f64,
+        options: &Options,
+        anomaly: Option<SourceAnomaly>,
+    ) {
+        self.load.update(ratio, options, anomaly);
     }
 
     /// All series as text, in the same order each time.

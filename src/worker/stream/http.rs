@@ -130,7 +130,7 @@ impl<N: Network> Connection<N> {
                 Flow::FullScrape { consumed, keep_alive, source, encoding, chunked } => {
                     let outcome = Outcome::Answered(Action::Scrape);
                     self.count(Transport::Http, Family::of(source), outcome);
-                    let body = http.full_scrape(tracker.census(), encoding, chunked);
+                    let body = http.full_scrape(tracker.listing(), encoding, chunked);
                     let is_ending = worker.is_leaving() || worker.is_stopping();
                     let keep_alive = keep_alive && !is_ending;
                     return (done + consumed, full_scrape(body, keep_alive));

@@ -80,7 +80,7 @@ impl Site {
         let udp = (0..WORKERS).map(|at| {
             let (store, rules) = (store.clone(), rules.clone());
             let tracker = Tracker::new(store, rules, seed ^ at as u64, at, WORKERS);
-            UdpFrontend::new(tracker.behind(gate(at)), ids.clone())
+            UdpFrontend::new(tracker.with_limiter(gate(at)), ids.clone())
         });
         let directory = Arc::new(Directory::new(&[7; 16]));
         let options = ws::Options { offers_per_minute_max: 1000, ..ws::Options::default() };
@@ -89,7 +89,7 @@ impl Site {
             http: HttpFrontend::new(Arc::default(), Arc::default()),
             ws: WsFrontend::new(directory.clone(), options.clone()),
             tracker: Tracker::without_upkeep(store.clone(), rules.clone(), seed ^ at as u64)
-                .behind(gate(at)),
+                .with_limiter(gate(at)),
         });
         let (udp, streams) = (udp.collect(), streams.collect());
         let swept_since_s = now.seconds();

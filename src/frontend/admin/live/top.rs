@@ -59,8 +59,8 @@ impl Top {
         let (top, process) = (self.clone(), admin.process.clone());
         // Kept before the permit is free again, so that nobody looks once more. A walk that broke
         // off leaves nothing behind.
-        let _ = api::walk_with(permit, admin, move |census| {
-            let found = census.torrents_by(TorrentOrder::Peers, COUNT);
+        let _ = api::walk_with(permit, admin, move |listing| {
+            let found = listing.torrents_by(TorrentOrder::Peers, COUNT);
             *top.kept() = Some((process.now(), found.into()));
         })
         .await;

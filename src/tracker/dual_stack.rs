@@ -1,9 +1,9 @@
-//! A client that announces over both families is not handed its own other address.
+//! A client that announces over both families does not get its own other address.
 //!
 //! Over HTTP a reply holds peers of both families, and the store knows no peer ids: a client with
-//! an IPv4 and an IPv6 address is two peers. So what announces over HTTP say is remembered in a
-//! table of fixed size that all workers share: where a client of this torrent, peer id and port was
-//! last seen over each family. What comes over the one is not handed what the other says.
+//! an IPv4 and an IPv6 address is two peers. So a table of fixed size, shared by all workers,
+//! remembers of announces over HTTP where a client of this torrent, peer id and port was last seen
+//! over each family. A response over the one lacks the address of the other.
 //!
 //! ```text
 //! slot   hash of torrent, peer id, port and family (32) | hash of the address (32)
@@ -27,12 +27,12 @@ use crate::types::{Announce, Contact, Family, Kind};
 const SLOTS: usize = 1 << 16;
 
 /// Where clients were last seen, by family.
-pub struct Families {
+pub struct DualStackClients {
     keys: RandomState,
     slots: Box<[AtomicU64]>,
 }
 
-impl Default for Families {
+impl Default for DualStackClients {
     fn default() -> Self {
         let slots = (0..SLOTS).map(|_| AtomicU64::new(0)).collect();
         Self { keys: RandomState::new(), slots }
@@ -45,10 +45,10 @@ type Client<'a> = (&'a Announce, u16, Family);
 /// A peer in a reply: its address, and its port as replies carry it.
 type Endpoint = (IpAddr, [u8; 2]);
 
-impl Families {
+impl DualStackClients {
     /// Notes whence an announce came, and takes the client's own other address out of what it is
     /// to be handed.
-    pub(super) fn spare_own(
+    pub(super) fn remove_own_address(
         &self,
         announce: &Announce,
         room: &mut PeerBuffers<'_>,
@@ -145,9 +145,9 @@ mod tests {
 
     const NOW: Now = Now::from_s(1_800_000_000);
 
-    fn tracker(store: &Arc<Store>, families: &Arc<Families>, seed: u64) -> Tracker {
+    fn tracker(store: &Arc<Store>, clients: &Arc<DualStackClients>, seed: u64) -> Tracker {
         let tracker = Tracker::without_upkeep(store.clone(), Arc::default(), seed);
-        tracker.sparing_own(families.clone())
+        tracker.with_dual_stack(clients.clone())
     }
 
     fn store() -> Arc<Store> {
@@ -194,9 +194,9 @@ mod tests {
 
     #[test]
     fn a_client_of_both_families_is_not_handed_itself() {
-        let (store, families) = (store(), Arc::default());
+        let (store, clients) = (store(), Arc::default());
         // Connections of one client come to any worker.
-        let mut workers = [1, 2].map(|seed| tracker(&store, &families, seed));
+        let mut workers = [1, 2].map(|seed| tracker(&store, &clients, seed));
         let mut http = |worker: usize, source, port, id| {
             announce(&mut workers[worker], source, port, id, true)
         };
@@ -216,8 +216,8 @@ mod tests {
 
     #[test]
     fn what_comes_by_udp_is_neither_noted_nor_thinned() {
-        let (store, families) = (store(), Arc::default());
-        let mut tracker = tracker(&store, &families, 1);
+        let (store, clients) = (store(), Arc::default());
+        let mut tracker = tracker(&store, &clients, 1);
         announce(&mut tracker, "8.8.8.8", 1, 1, false);
         let [v4, _] = announce(&mut tracker, "2600::1", 1, 1, true);
         assert_eq!(v4, [1]);
@@ -227,15 +227,15 @@ mod tests {
 
     #[test]
     fn a_table_full_of_others_hides_nobody() {
-        let (store, families) = (store(), Arc::default());
-        let mut tracker = tracker(&store, &families, 1);
+        let (store, clients) = (store(), Arc::default());
+        let mut tracker = tracker(&store, &clients, 1);
         for id in 0..=255 {
             let source = format!("8.8.{id}.8");
             announce(&mut tracker, &source, 1, id, true);
         }
-        families.slots.iter().for_each(|it| it.store(u64::MAX, Ordering::Relaxed));
+        clients.slots.iter().for_each(|it| it.store(u64::MAX, Ordering::Relaxed));
         let [v4, v6] = announce(&mut tracker, "2600::1", 1, 7, true);
         assert_eq!((v4.len(), v6.len()), (50, 0));
-        assert_eq!(size_of_val(&*families.slots), 512 << 10);
+        assert_eq!(size_of_val(&*clients.slots), 512 << 10);
     }
 }

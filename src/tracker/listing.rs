@@ -1,6 +1,6 @@
 //! Lists of torrents and peers, for full scrapes and for operators.
 //!
-//! A census walks the whole store, one shard's lock at a time, and costs milliseconds for each
+//! A listing walks the whole store, one shard's lock at a time, and costs milliseconds for each
 //! million torrents: it belongs on a thread of its own, never in a worker's loop.
 
 use std::sync::Arc;
@@ -11,15 +11,15 @@ pub use crate::store::{ListedPeer, ListedTorrent, Role, StoreTotals, TorrentOrde
 use crate::time::Now;
 use crate::types::InfoHash;
 
-/// A handle on the store that can only look.
+/// Read-only access to the store.
 #[derive(Clone)]
-pub struct Census {
+pub struct Listing {
     store: Arc<Store>,
     /// What decides which torrents are listed; without it, all are.
     access: Option<Arc<Access>>,
 }
 
-impl Census {
+impl Listing {
     /// A handle on `store`, for those who may see everything.
     pub fn new(store: Arc<Store>) -> Self {
         Self { store, access: None }

@@ -1,4 +1,4 @@
-//! What software peers run, estimated from what their announces say.
+//! The software that peers run, estimated from the peer ids of their announces.
 //!
 //! The store keeps no peer ids: they would triple its size. Instead each worker counts peers by
 //! software and version, in a table of its own that only it writes. Time goes by windows, the same
@@ -6,10 +6,10 @@
 //! announced before, and so whether it was counted in this window already. Of the last window and
 //! the one under way, a peer counts in the later one in which it announced: whoever announces in
 //! the latter for the first time is taken out of the former. Who leaves is taken out as well. So a
-//! peer counts once, however often it asks, and [`Clients::estimate`] scales what is counted to the
-//! number of peers. WebRTC peers are counted and scaled by themselves.
+//! peer counts once, however often it asks, and [`ClientStats::estimate`] scales what is counted to
+//! the number of peers. WebRTC peers are counted and scaled by themselves.
 //!
-//! A peer is taken out of the table of the worker that hears of it, which may not be the one that
+//! A peer is taken out of the table of the worker that gets its announce, which may not be the one that
 //! counted it: only the sums of all workers mean something. It is taken out by the peer id that it
 //! names then, which may be any. So of no software more are taken out than were counted in that
 //! window of the same source ([`Added`]): nobody can lower the share of what others run.
@@ -34,7 +34,7 @@ const OTHER: &str = "other";
 
 /// The tallies of all workers.
 #[derive(Default)]
-pub struct Clients {
+pub struct ClientStats {
     tallies: Mutex<Vec<Arc<Tally>>>,
     /// Since when peers are counted: who has announced before that was not.
     since_s: Arc<OnceLock<u64>>,
@@ -42,24 +42,24 @@ pub struct Clients {
 }
 
 /// Software, version, peers.
-pub type Share = (String, String, u64);
+pub type ClientShare = (String, String, u64);
 
-impl Clients {
+impl ClientStats {
     /// A new worker's own tally, from now on part of the sum.
-    pub(super) fn join(&self) -> Counting {
-        let counting = Counting {
+    pub(super) fn join(&self) -> ClientCounter {
+        let counter = ClientCounter {
             shared_since_s: self.since_s.clone(),
             added: self.added.clone(),
-            ..Counting::default()
+            ..ClientCounter::default()
         };
         let mut tallies = self.tallies.lock().unwrap_or_else(PoisonError::into_inner);
-        tallies.push(counting.tally.clone());
-        counting
+        tallies.push(counter.tally.clone());
+        counter
     }
 
     /// How many of the peers there are run what: adds up to them exactly, except where nobody has
     /// announced yet. Sorted by name and version.
-    pub fn estimate(&self, now: Now, totals: &StoreTotals) -> Vec<Share> {
+    pub fn estimate(&self, now: Now, totals: &StoreTotals) -> Vec<ClientShare> {
         let [mut by_port, mut by_socket] = [Counts::new(), Counts::new()];
         let tallies = self.tallies.lock().unwrap_or_else(PoisonError::into_inner);
         for window in tallies.iter().flat_map(|it| it.windows.load().still_valid(now)) {
@@ -141,7 +141,7 @@ impl Windows {
 
 /// One worker's counts, as it counts.
 #[derive(Default)]
-pub(super) struct Counting {
+pub(super) struct ClientCounter {
     tally: Arc<Tally>,
     shared_since_s: Arc<OnceLock<u64>>,
     added: Arc<Added>,
@@ -179,7 +179,7 @@ enum Slotless {
 const MORE: u64 = 1;
 const LESS: u64 = u64::MAX;
 
-impl Counting {
+impl ClientCounter {
     /// Counts a peer that announces for the first time in a window of about `window_s`, and one
     /// that leaves no more: one that `stays` is in its swarm now. `announced_s` is when it had
     /// announced before, if it was there.
@@ -465,13 +465,13 @@ mod tests {
     }
 
     /// So many new peers.
-    fn count(counting: &mut Counting, times: u32, now: Now, contact: Contact, prefix: &Prefix) {
+    fn count(counter: &mut ClientCounter, times: u32, now: Now, contact: Contact, prefix: &Prefix) {
         let announce = announce(contact, prefix);
-        (0..times).for_each(|_| counting.note(now, 1800, &announce, true, None));
+        (0..times).for_each(|_| counter.note(now, 1800, &announce, true, None));
     }
 
     /// Leechers by kind, and what they run.
-    fn estimate(clients: &Clients, now: Now, leechers: [u64; 3]) -> Vec<(String, u64)> {
+    fn estimate(clients: &ClientStats, now: Now, leechers: [u64; 3]) -> Vec<(String, u64)> {
         let totals = StoreTotals { leechers, ..StoreTotals::default() };
         let all = clients.estimate(now, &totals);
         all.into_iter().map(|(name, version, peers)| (format!("{name} {version}"), peers)).collect()
@@ -483,7 +483,7 @@ mod tests {
 
     #[test]
     fn shares_scale_to_the_peers_of_all_workers() {
-        let clients = Clients::default();
+        let clients = ClientStats::default();
         let (mut one, mut two) = (clients.join(), clients.join());
         count(&mut one, 300, START, PORT, b"-qB5010-");
         count(&mut one, 100, START, PORT, b"-TR4060-");
@@ -503,17 +503,17 @@ mod tests {
     fn shares_add_up_to_the_peers_whatever_rounding_loses() {
         let mut random = fastrand::Rng::with_seed(3);
         for _ in 0..500 {
-            let clients = Clients::default();
-            let mut counting = clients.join();
+            let clients = ClientStats::default();
+            let mut counter = clients.join();
             for version in b'1'..=b'7' {
                 let prefix = [b'-', b'q', b'B', version, b'0', b'0', b'0', b'-'];
-                count(&mut counting, random.u32(1..50), START, PORT, &prefix);
+                count(&mut counter, random.u32(1..50), START, PORT, &prefix);
             }
             let peers = random.u64(..2000);
             let found = estimate(&clients, START, [peers, 0, 0]);
             assert_eq!(found.iter().map(|it| it.1).sum::<u64>(), peers);
         }
-        let clients = Clients::default();
+        let clients = ClientStats::default();
         assert_eq!(estimate(&clients, START, [5, 5, 5]), [], "nobody has announced yet");
         count(&mut clients.join(), 3, START, PORT, b"-qB5010-");
         assert_eq!(estimate(&clients, START, [0, 0, 9]), [], "none of these is known to run it");
@@ -523,37 +523,37 @@ mod tests {
 
     #[test]
     fn what_was_announced_two_intervals_ago_counts_no_more() {
-        let clients = Clients::default();
-        let mut counting = clients.join();
+        let clients = ClientStats::default();
+        let mut counter = clients.join();
         let (old, new) = (b"-qB4000-", b"-qB5000-");
-        count(&mut counting, 10, START, PORT, old);
-        count(&mut counting, 30, START.plus_s(1800), PORT, new);
+        count(&mut counter, 10, START, PORT, old);
+        count(&mut counter, 30, START.plus_s(1800), PORT, new);
         let found = estimate(&clients, START.plus_s(1801), [40, 0, 0]);
         assert_eq!(found, [share("qBittorrent 4.0.0", 10), share("qBittorrent 5.0.0", 30)]);
         let now = START.plus_s(3601);
         let only_new = [share("qBittorrent 5.0.0", 40)];
         assert_eq!(estimate(&clients, now, [40, 0, 0]), only_new, "nobody has come since");
-        count(&mut counting, 30, now, PORT, new);
+        count(&mut counter, 30, now, PORT, new);
         assert_eq!(estimate(&clients, now, [40, 0, 0]), only_new);
         assert_eq!(estimate(&clients, now.plus_s(3601), [40, 0, 0]), []);
-        count(&mut counting, 10, now.plus_s(10_000), PORT, old);
+        count(&mut counter, 10, now.plus_s(10_000), PORT, old);
         let only_old = [share("qBittorrent 4.0.0", 40)];
         assert_eq!(estimate(&clients, now.plus_s(10_000), [40, 0, 0]), only_old, "after a pause");
     }
 
     #[test]
     fn made_up_versions_fill_no_more_than_the_table() {
-        let clients = Clients::default();
-        let mut counting = clients.join();
-        count(&mut counting, 1, START, PORT, b"-qB5010-");
+        let clients = ClientStats::default();
+        let mut counter = clients.join();
+        count(&mut counter, 1, START, PORT, b"-qB5010-");
         let digits = b"0123456789abcdefghijklmnopqrstuvwxyz";
         for number in 0..digits.len().pow(3) {
             let digit = |place: u32| digits[number / digits.len().pow(place) % digits.len()];
             let prefix = [b'-', b'T', b'R', digit(2), digit(1), digit(0), b'1', b'-'];
-            count(&mut counting, 1, START, PORT, &prefix);
+            count(&mut counter, 1, START, PORT, &prefix);
         }
-        count(&mut counting, 1, START, PORT, &[0; 8]);
-        count(&mut counting, 1, START, PORT, b"-qB<i>!-");
+        count(&mut counter, 1, START, PORT, &[0; 8]);
+        count(&mut counter, 1, START, PORT, b"-qB<i>!-");
         let peers = 46_656 + 3;
         let found = estimate(&clients, START, [peers, 0, 0]);
         assert!(found.len() <= SLOTS + 3, "{}", found.len());
@@ -568,7 +568,7 @@ mod tests {
     /// A tracker of two workers, and who announces to it.
     struct World {
         store: Arc<Store>,
-        clients: Clients,
+        clients: ClientStats,
         workers: Vec<Tracker>,
         source: IpAddr,
     }
@@ -576,11 +576,12 @@ mod tests {
     impl World {
         fn new(interval_s: u32) -> Self {
             let store = Arc::new(Store::new(Options { shards: 2, seed: Some(1) }));
-            let clients = Clients::default();
+            let clients = ClientStats::default();
             let rules = tracker::Options { interval_s, interval_s_max: 0, ..Default::default() };
             let rules = Arc::new(ArcSwap::from_pointee(rules));
-            let worker =
-                |seed| Tracker::new(store.clone(), rules.clone(), seed, 0, 1).counting_in(&clients);
+            let worker = |seed| {
+                Tracker::new(store.clone(), rules.clone(), seed, 0, 1).with_client_stats(&clients)
+            };
             let workers = (1..=2).map(worker).collect();
             Self { store, clients, workers, source: [8, 8, 8, 8].into() }
         }

@@ -1,9 +1,9 @@
-//! Where announces come from, to notice that something stands in front of the tracker.
+//! Detects address translation (NAT) or a proxy in front of the tracker, from where announces come.
 //!
 //! Behind a translator of addresses (Kubernetes with `externalTrafficPolicy: Cluster`, a container
-//! bridge, a reverse proxy nobody told us of) every client has the same address, and every peer
-//! that is handed out is useless. Nobody but us can see that, so we have to say it: most announces
-//! come from one address, or from addresses that the Internet does not know.
+//! bridge, a reverse proxy that is not configured) every client has the same address, and every
+//! peer in a response is useless. Only the tracker can see that, so it has to report it: most
+//! announces come from one address, or from unroutable addresses.
 //!
 //! Each worker keeps a window of a minute. In it a vote after Boyer and Moore finds the one address
 //! that may hold a majority, at the price of a comparison an announce; the window after counts that
@@ -23,13 +23,13 @@ const ANNOUNCES_MIN: u64 = 1000;
 
 /// What the workers saw.
 #[derive(Debug, Default)]
-pub struct Sources {
-    windows: Mutex<Vec<Arc<Mutex<Seen>>>>,
+pub struct SourceMonitor {
+    windows: Mutex<Vec<Arc<Mutex<FullWindow>>>>,
 }
 
 /// One worker's latest full window.
 #[derive(Clone, Copy, Debug, Default)]
-struct Seen {
+struct FullWindow {
     ended: Option<Now>,
     announces: u64,
     unroutable: u64,
@@ -38,31 +38,32 @@ struct Seen {
 
 /// What is wrong with where announces come from.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Oddity {
+pub enum SourceAnomaly {
     /// This address makes this share of all announces, more than half.
-    One(IpAddr, f64),
-    /// This share, more than half, comes from addresses that the Internet does not know.
+    SingleAddress(IpAddr, f64),
+    /// This share, more than half, comes from unroutable addresses.
     Unroutable(f64),
 }
 
-impl Sources {
-    /// A new worker's own watch, from now on part of the whole.
-    pub(super) fn join(&self) -> Watch {
-        let watch = Watch::default();
-        self.windows.lock().unwrap_or_else(PoisonError::into_inner).push(watch.published.clone());
-        watch
+impl SourceMonitor {
+    /// The window of a new worker, from now on part of the whole.
+    pub(super) fn join(&self) -> SourceWindow {
+        let window = SourceWindow::default();
+        self.windows.lock().unwrap_or_else(PoisonError::into_inner).push(window.published.clone());
+        window
     }
 
-    /// What the last windows of all workers come to.
-    pub fn oddity(&self, now: Now) -> Option<Oddity> {
+    /// What is wrong according to the last windows of all workers.
+    pub fn anomaly(&self, now: Now) -> Option<SourceAnomaly> {
         let windows = self.windows.lock().unwrap_or_else(PoisonError::into_inner);
-        let fresh = |it: &Seen| it.ended.is_some_and(|ended| now <= ended.plus_s(2 * WINDOW_S));
-        let windows: Vec<Seen> = windows
+        let fresh =
+            |it: &FullWindow| it.ended.is_some_and(|ended| now <= ended.plus_s(2 * WINDOW_S));
+        let windows: Vec<FullWindow> = windows
             .iter()
             .map(|it| *it.lock().unwrap_or_else(PoisonError::into_inner))
             .filter(fresh)
             .collect();
-        let sum = |of: fn(&Seen) -> u64| windows.iter().map(of).sum::<u64>();
+        let sum = |of: fn(&FullWindow) -> u64| windows.iter().map(of).sum::<u64>();
         let announces = sum(|it| it.announces);
         if announces < ANNOUNCES_MIN {
             return None;
@@ -77,11 +78,11 @@ impl Sources {
         let most = candidates.map(|it| (it, of_one(it))).max_by_key(|it| it.1);
         match most {
             Some((address, count)) if share(count) > 0.5 => {
-                Some(Oddity::One(address, share(count)))
+                Some(SourceAnomaly::SingleAddress(address, share(count)))
             }
             _ => {
                 let unroutable = share(sum(|it| it.unroutable));
-                (unroutable > 0.5).then_some(Oddity::Unroutable(unroutable))
+                (unroutable > 0.5).then_some(SourceAnomaly::Unroutable(unroutable))
             }
         }
     }
@@ -89,8 +90,8 @@ impl Sources {
 
 /// One worker's window under way.
 #[derive(Debug, Default)]
-pub(super) struct Watch {
-    published: Arc<Mutex<Seen>>,
+pub(super) struct SourceWindow {
+    published: Arc<Mutex<FullWindow>>,
     ends: Option<Now>,
     announces: u64,
     unroutable: u64,
@@ -101,8 +102,8 @@ pub(super) struct Watch {
     lead: u64,
 }
 
-impl Watch {
-    /// Notes one announce. Those from the host itself say nothing about what stands in front.
+impl SourceWindow {
+    /// Notes one announce, unless it is from the host itself: that passes no translator.
     #[inline]
     pub(super) fn note(&mut self, now: Now, source: IpAddr) {
         let scope = Scope::of(source);
@@ -110,7 +111,7 @@ impl Watch {
             return;
         }
         if self.ends.is_none_or(|ends| now >= ends) {
-            self.turn(now);
+            self.start_next(now);
         }
         self.announces += 1;
         self.unroutable += u64::from(scope == Scope::Private);
@@ -131,15 +132,15 @@ impl Watch {
 
     /// Publishes the window that has ended, and begins the next.
     #[cold]
-    fn turn(&mut self, now: Now) {
+    fn start_next(&mut self, now: Now) {
         if self.ends.is_some() {
-            let seen = Seen {
+            let full = FullWindow {
                 ended: Some(now),
                 announces: self.announces,
                 unroutable: self.unroutable,
                 one: self.counted,
             };
-            *self.published.lock().unwrap_or_else(PoisonError::into_inner) = seen;
+            *self.published.lock().unwrap_or_else(PoisonError::into_inner) = full;
         }
         let counted = self.candidate.filter(|_| self.lead > 0).map(|it| (it, 0));
         let published = self.published.clone();
@@ -154,57 +155,57 @@ mod tests {
 
     const START: Now = Now::from_s(1_800_000_000);
 
-    fn note(watch: &mut Watch, second: u64, times: u64, source: &str) {
+    fn note(window: &mut SourceWindow, second: u64, times: u64, source: &str) {
         let source = source.parse().unwrap();
-        (0..times).for_each(|_| watch.note(START.plus_s(second), source));
+        (0..times).for_each(|_| window.note(START.plus_s(second), source));
     }
 
     #[test]
     fn one_address_in_front_of_everyone_is_noticed_across_workers() {
-        let sources = Sources::default();
+        let sources = SourceMonitor::default();
         let mut workers = [sources.join(), sources.join()];
         for minute in 0..3 {
-            for watch in &mut workers {
+            for window in &mut workers {
                 for _ in 0..400 {
-                    note(watch, minute * 60, 3, "8.8.8.8");
-                    note(watch, minute * 60, 1, "9.9.9.9");
-                    note(watch, minute * 60, 1, "10.0.0.1");
+                    note(window, minute * 60, 3, "8.8.8.8");
+                    note(window, minute * 60, 1, "9.9.9.9");
+                    note(window, minute * 60, 1, "10.0.0.1");
                 }
             }
         }
-        let found = sources.oddity(START.plus_s(121));
-        assert_eq!(found, Some(Oddity::One("8.8.8.8".parse().unwrap(), 0.6)));
-        assert_eq!(sources.oddity(START.plus_s(600)), None, "nobody has come since");
+        let found = sources.anomaly(START.plus_s(121));
+        assert_eq!(found, Some(SourceAnomaly::SingleAddress("8.8.8.8".parse().unwrap(), 0.6)));
+        assert_eq!(sources.anomaly(START.plus_s(600)), None, "nobody has come since");
     }
 
     #[test]
     fn a_translator_with_many_private_addresses_is_noticed() {
-        let sources = Sources::default();
-        let mut watch = sources.join();
+        let sources = SourceMonitor::default();
+        let mut window = sources.join();
         for minute in 0..3 {
             for host in 0..200 {
-                note(&mut watch, minute * 60, 4, &format!("10.0.0.{host}"));
-                note(&mut watch, minute * 60, 3, &format!("8.8.8.{host}"));
+                note(&mut window, minute * 60, 4, &format!("10.0.0.{host}"));
+                note(&mut window, minute * 60, 3, &format!("8.8.8.{host}"));
             }
         }
-        let found = sources.oddity(START.plus_s(121));
-        assert_eq!(found, Some(Oddity::Unroutable(800.0 / 1400.0)));
+        let found = sources.anomaly(START.plus_s(121));
+        assert_eq!(found, Some(SourceAnomaly::Unroutable(800.0 / 1400.0)));
     }
 
     #[test]
     fn ordinary_crowds_few_announces_and_this_host_are_not_odd() {
-        let sources = Sources::default();
-        let mut watch = sources.join();
+        let sources = SourceMonitor::default();
+        let mut window = sources.join();
         for minute in 0..3 {
             for host in 0..100 {
-                note(&mut watch, minute * 60, 20, &format!("8.8.{host}.8"));
+                note(&mut window, minute * 60, 20, &format!("8.8.{host}.8"));
             }
-            note(&mut watch, minute * 60, 1900, "9.9.9.9");
+            note(&mut window, minute * 60, 1900, "9.9.9.9");
         }
-        assert_eq!(sources.oddity(START.plus_s(121)), None, "almost half is not most");
-        let few = Sources::default();
-        let mut watch = few.join();
-        (0..3).for_each(|minute| note(&mut watch, minute * 60, ANNOUNCES_MIN - 1, "9.9.9.9"));
-        assert_eq!(few.oddity(START.plus_s(121)), None);
+        assert_eq!(sources.anomaly(START.plus_s(121)), None, "almost half is not most");
+        let few = SourceMonitor::default();
+        let mut window = few.join();
+        (0..3).for_each(|minute| note(&mut window, minute * 60, ANNOUNCES_MIN - 1, "9.9.9.9"));
+        assert_eq!(few.anomaly(START.plus_s(121)), None);
     }
 }

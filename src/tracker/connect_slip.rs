@@ -1,10 +1,10 @@
-//! Whose turn it is where only one connect in four is answered.
+//! Which connects get a response where only one in four does.
 //!
 //! Clients that ask again are to get through soon, whatever others do meanwhile. So the connects
-//! of each address and port are counted by themselves: whoever asks four times through one port is
-//! answered once, for certain, unless somebody forges that very port as well; then the odds are
-//! one in four each time. Counts are shared where hashes collide: with more clients at once than
-//! there are counts, it comes to the same odds.
+//! of each address and port are counted by themselves: four connects through one port get one
+//! response for certain, unless that very port is forged as well; then the odds are one in four
+//! each time. Counts are shared where hashes collide: with more clients at once than
+//! there are counts, the odds are the same.
 
 use std::net::SocketAddr;
 
@@ -13,24 +13,24 @@ use ahash::RandomState;
 /// Counts kept: 4 KiB of a worker's cache.
 const COUNTS: usize = 4096;
 
-/// One worker's counts of connects in vain.
-pub(super) struct Turns {
+/// One worker's counts of connects without a response.
+pub(super) struct ConnectSlip {
     counts: Box<[u8; COUNTS]>,
     keys: RandomState,
 }
 
-impl Default for Turns {
+impl Default for ConnectSlip {
     fn default() -> Self {
         Self { counts: Box::new([0; COUNTS]), keys: RandomState::new() }
     }
 }
 
-impl Turns {
-    /// Of so many connects, the last is answered.
+impl ConnectSlip {
+    /// Of so many connects, the last gets a response.
     const ONE_IN: u8 = 4;
 
-    /// Counts one more connect; says whether it is the one to be answered.
-    pub(super) fn comes(&mut self, source: SocketAddr) -> bool {
+    /// Counts one more connect; returns whether it gets a response.
+    pub(super) fn slips(&mut self, source: SocketAddr) -> bool {
         let hash = self.keys.hash_one((source.ip(), source.port()));
         #[expect(clippy::cast_possible_truncation, reason = "a place among counts")]
         let count = &mut self.counts[hash as usize % COUNTS];
@@ -46,12 +46,13 @@ mod tests {
     #[test]
     fn whoever_asks_four_times_is_answered_once_whatever_another_port_does() {
         let victim: SocketAddr = "8.8.8.8:6881".parse().unwrap();
-        let mut turns = Turns { keys: RandomState::with_seeds(1, 2, 3, 4), ..Turns::default() };
+        let mut slip =
+            ConnectSlip { keys: RandomState::with_seeds(1, 2, 3, 4), ..ConnectSlip::default() };
         let forger = SocketAddr::new(victim.ip(), 7);
         for between in [0, 1, 2, 3, 1000] {
             let answered = (0..4).filter(|_| {
-                (0..between).for_each(|_| _ = turns.comes(forger));
-                turns.comes(victim)
+                (0..between).for_each(|_| _ = slip.slips(forger));
+                slip.slips(victim)
             });
             assert_eq!(answered.count(), 1, "{between}");
         }
@@ -59,9 +60,9 @@ mod tests {
 
     #[test]
     fn of_many_ports_one_in_four_is_answered() {
-        let mut turns = Turns::default();
+        let mut slip = ConnectSlip::default();
         let all = (0..64_000).map(|it| SocketAddr::new([8, 8, 8, 8].into(), it));
-        let answered = all.filter(|it| turns.comes(*it)).count();
+        let answered = all.filter(|it| slip.slips(*it)).count();
         // Each count has one to three left over at the end.
         assert!((14_000..=16_000).contains(&answered), "{answered}");
     }
