@@ -16,12 +16,12 @@ use arc_swap::ArcSwap;
 use criterion::{Criterion, criterion_group, criterion_main};
 use fastrand::Rng;
 use siphasher::sip::SipHasher13;
-use skep::limiter::{Gate, LimitCounters, Limiter, Options, Price, Sizes, Verdict};
+use skep::limiter::{Handle, LimitCounters, Limiter, Options, Price, Sizes, Verdict};
 use skep::time::Now;
 
 /// A worker, and time that goes on.
 struct Door {
-    gate: Gate,
+    gate: Handle,
     now_ns: u64,
     ns_per_request: u64,
 }
@@ -33,7 +33,7 @@ impl Door {
 
     fn to(limiter: &Arc<Limiter>, ns_per_request: u64) -> Self {
         let options = Arc::new(ArcSwap::from_pointee(Options::default()));
-        let gate = Gate::new(limiter.clone(), options, Arc::new(LimitCounters::default()), 1);
+        let gate = Handle::new(limiter.clone(), options, Arc::new(LimitCounters::default()), 1);
         Self { gate, now_ns: 1_800_000_000_000_000_000, ns_per_request }
     }
 

@@ -16,7 +16,7 @@ pub enum LimitTable {
     /// Torrents that the store does not know yet.
     NewTorrent,
     /// Stops. Those of peers that are not there are charged; over the limit all are applied, but
-    /// none is answered.
+    /// none gets a response.
     Stop,
     /// Work over TCP besides announces and scrapes.
     Connection,
@@ -40,7 +40,7 @@ pub enum LimitAction {
     Passed,
     /// Over the limit. In a dry run it passed all the same.
     Limited,
-    /// Over the limit, and the one in some that is answered in spite of it.
+    /// Over the limit, and the one in some that gets a response in spite of it.
     Slipped,
     /// From a network under no limit.
     Exempt,
@@ -56,7 +56,7 @@ impl LimitAction {
     }
 }
 
-/// What one worker's gate counts. Written by that worker alone; aligned so that no worker's
+/// What one worker's handle counts. Written by that worker alone; aligned so that no worker's
 /// counting takes a cache line from another's core.
 #[derive(Debug, Default)]
 #[repr(align(128))]

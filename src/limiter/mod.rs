@@ -18,15 +18,15 @@
 //! that peer has paid for itself; no client repeats a stop that was refused, and its peers would be
 //! handed out for an hour.
 //!
-//! [`Limiter`] is shared; each worker has a [`Gate`] to it.
+//! [`Limiter`] is shared; each worker has a [`Handle`] to it.
 
-mod bucket;
+mod blocked_cache;
+mod cache_line;
 mod counters;
-mod gate;
-mod line;
-mod offenders;
+mod handle;
+mod heavy_hitters;
 mod prefix;
-mod recent;
+mod rate_limit;
 mod table;
 
 use std::net::IpAddr;
@@ -34,8 +34,8 @@ use std::net::IpAddr;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 pub use counters::{LimitAction, LimitCounters, LimitTable};
-pub use gate::Gate;
-use offenders::Offenders;
+pub use handle::Handle;
+use heavy_hitters::HeavyHitters;
 use prefix::Keys;
 pub use prefix::{Network, networks_of};
 use table::Table;
@@ -64,7 +64,7 @@ pub struct Options {
     /// New torrents at once after a silence.
     pub new_torrent_burst: u32,
     /// Verified requests a second over the limit from which on the kernel is to deny a source; 0:
-    /// never. For whoever asks [`Limiter::offenders`].
+    /// never. For callers of [`Limiter::heavy_hitters`].
     pub kernel_deny_rate: u32,
     /// Networks under no limit.
     pub exempt: Vec<IpNet>,
@@ -127,7 +127,7 @@ impl Default for Sizes {
 pub struct Limiter {
     keys: Keys,
     tables: [Table; LimitTable::ALL.len()],
-    offenders: Offenders,
+    heavy_hitters: HeavyHitters,
 }
 
 impl Limiter {
@@ -138,13 +138,13 @@ impl Limiter {
     pub fn new(sizes: Sizes, seed: Option<u64>) -> Self {
         let Sizes { verified, unverified, new_torrent, stop, connection } = sizes;
         let tables = [verified, unverified, new_torrent, stop, connection].map(Table::new);
-        Self { keys: Keys::new(seed), tables, offenders: Offenders::default() }
+        Self { keys: Keys::new(seed), tables, heavy_hitters: HeavyHitters::default() }
     }
 
     /// Sources whose verified work was over the limit `rate_min` times in the last second or more,
     /// the worst first, with how often at least. An IPv6 source is one address of its /64.
-    pub fn offenders(&self, now: Now, rate_min: u32) -> Vec<(IpAddr, u32)> {
-        self.offenders.worst(now, rate_min)
+    pub fn heavy_hitters(&self, now: Now, rate_min: u32) -> Vec<(IpAddr, u32)> {
+        self.heavy_hitters.worst(now, rate_min)
     }
 
     /// Bytes of all tables: the same for ever.
@@ -182,14 +182,14 @@ impl Price {
 pub enum Verdict {
     /// Serve it.
     Pass,
-    /// Over the limit, and one in [`CALM_ONE_IN`]: an announce without an event, as those are that
-    /// come at the interval, may be answered with no peers and a long interval, which honest
-    /// clients obey.
-    Calm,
-    /// Over the limit: say nothing over UDP, where silence makes clients wait longer than an
-    /// error does; refuse over HTTP.
+    /// Over the limit, and one in [`SLIP_ONE_IN`]: an announce without an event, as those are that
+    /// come at the interval, may get a response with no peers and a long interval, which
+    /// honest clients obey.
+    Slip,
+    /// Over the limit: no response over UDP, where silence makes clients wait longer than an error
+    /// does; a refusal over HTTP.
     Drop,
 }
 
-/// Of so many requests over the limit of verified work, the last is answered.
-pub const CALM_ONE_IN: u32 = 16;
+/// Of so many requests over the limit of verified work, the last gets a response.
+pub const SLIP_ONE_IN: u32 = 16;

@@ -6,7 +6,7 @@
 //! price is that a newcomer to a crowded table starts with what the least busy had: nothing, until
 //! the sources charged within a time constant outnumber the slots, and then little.
 
-use crate::limiter::line::{Line, Slot};
+use crate::limiter::cache_line::{CacheLine, Slot};
 
 /// Bytes of a line.
 const LINE_BYTES: usize = 64;
@@ -14,13 +14,13 @@ const LINE_BYTES: usize = 64;
 /// Loads by key.
 #[derive(Debug)]
 pub(super) struct Table {
-    lines: Box<[Line]>,
+    lines: Box<[CacheLine]>,
 }
 
 /// Where a key stands, or would.
 #[derive(Clone, Copy)]
-pub(super) struct Place<'a> {
-    line: &'a Line,
+pub(super) struct Entry<'a> {
+    line: &'a CacheLine,
     slot: Slot,
     id: u16,
     known: bool,
@@ -32,7 +32,7 @@ impl Table {
     /// A table of so many bytes: a power of two from 64 on, at most 4 GiB.
     pub(super) fn new(bytes: usize) -> Self {
         assert!(bytes.is_power_of_two() && (LINE_BYTES..=1 << 32).contains(&bytes));
-        Self { lines: (0..bytes / LINE_BYTES).map(|_| Line::default()).collect() }
+        Self { lines: (0..bytes / LINE_BYTES).map(|_| CacheLine::default()).collect() }
     }
 
     /// Bytes of all lines.
@@ -40,40 +40,40 @@ impl Table {
         self.lines.len() * LINE_BYTES
     }
 
-    /// The places of the keys with these hashes. All lines are asked for before any is waited for.
+    /// The entries of the keys with these hashes. All lines are asked for before any is waited for.
     #[inline]
-    pub(super) fn places<const N: usize>(&self, hashes: [u64; N], epoch: u16) -> [Place<'_>; N] {
+    pub(super) fn entries<const N: usize>(&self, hashes: [u64; N], epoch: u16) -> [Entry<'_>; N] {
         let lines = hashes.map(|it| self.line(it));
         refresh(&lines, epoch);
         let mut known = true;
-        let mut places = std::array::from_fn(|at| {
+        let mut entries = std::array::from_fn(|at| {
             let (line, id) = (lines[at], id(hashes[at]));
             let found = line.find(id);
             known &= found.is_some();
             let slot = found.slot();
-            Place { line, slot, id, known: found.is_some(), load: line.load(slot) }
+            Entry { line, slot, id, known: found.is_some(), load: line.load(slot) }
         });
         if !known {
-            self.settle(&mut places, hashes, epoch);
+            self.settle(&mut entries, hashes, epoch);
         }
-        places
+        entries
     }
 
-    /// Finds places for keys that are not in their first lines.
+    /// Finds entries for keys that are not in their first lines.
     #[inline]
     fn settle<'a, const N: usize>(
         &'a self,
-        places: &mut [Place<'a>; N],
+        entries: &mut [Entry<'a>; N],
         hashes: [u64; N],
         epoch: u16,
     ) {
         let mut crowded = false;
-        for place in places.iter_mut().filter(|it| !it.known) {
-            (place.slot, place.load) = place.line.lightest();
-            crowded |= place.load > 0;
+        for entry in entries.iter_mut().filter(|it| !it.known) {
+            (entry.slot, entry.load) = entry.line.lightest();
+            crowded |= entry.load > 0;
         }
         if crowded {
-            self.settle_crowded(places, hashes, epoch);
+            self.settle_crowded(entries, hashes, epoch);
         }
     }
 
@@ -81,34 +81,34 @@ impl Table {
     #[inline(never)]
     fn settle_crowded<'a, const N: usize>(
         &'a self,
-        places: &mut [Place<'a>; N],
+        entries: &mut [Entry<'a>; N],
         hashes: [u64; N],
         epoch: u16,
     ) {
         let lines = hashes.map(|it| self.line(it >> 22));
         refresh(&lines, epoch);
-        let crowded = |it: &(&mut Place<'_>, &Line)| !it.0.known && it.0.load > 0;
-        for (place, line) in places.iter_mut().zip(lines).filter(crowded) {
-            let found = line.find(place.id);
+        let crowded = |it: &(&mut Entry<'_>, &CacheLine)| !it.0.known && it.0.load > 0;
+        for (entry, line) in entries.iter_mut().zip(lines).filter(crowded) {
+            let found = line.find(entry.id);
             let known = found.is_some();
             let (slot, load) =
                 if known { (found.slot(), line.load(found.slot())) } else { line.lightest() };
-            if known || load < place.load {
-                *place = Place { line, slot, load, known, ..*place };
+            if known || load < entry.load {
+                *entry = Entry { line, slot, load, known, ..*entry };
             }
         }
     }
 
     #[inline]
     #[expect(clippy::cast_possible_truncation, reason = "cut to the number of lines anyway")]
-    fn line(&self, hash: u64) -> &Line {
+    fn line(&self, hash: u64) -> &CacheLine {
         &self.lines[hash as usize & (self.lines.len() - 1)]
     }
 }
 
 /// Reads the time of all lines before waiting for any.
 #[inline]
-fn refresh(lines: &[&Line], epoch: u16) {
+fn refresh(lines: &[&CacheLine], epoch: u16) {
     if lines.iter().fold(false, |stale, it| stale | it.is_stale(epoch)) {
         lines.iter().for_each(|it| it.refresh(epoch));
     }
@@ -120,8 +120,8 @@ fn id(hash: u64) -> u16 {
     (hash >> 48) as u16
 }
 
-impl Place<'_> {
-    /// Adds to the load: for certain, or (where `rough`) with [`Line::add_roughly`].
+impl Entry<'_> {
+    /// Adds to the load: for certain, or (where `rough`) with [`CacheLine::add_roughly`].
     #[inline]
     pub(super) fn charge(&self, load: u16, rough: bool) {
         if load == 0 {
@@ -145,9 +145,9 @@ mod tests {
     const LINES: usize = if cfg!(miri) { 4 } else { 1024 };
     const SLOTS: u64 = LINES as u64 * 15;
 
-    fn place(table: &Table, key: u64) -> Place<'_> {
+    fn entry(table: &Table, key: u64) -> Entry<'_> {
         let hash = ahash::RandomState::with_seeds(1, 2, 3, 4).hash_one(key);
-        table.places([hash], 0)[0]
+        table.entries([hash], 0)[0]
     }
 
     #[test]
@@ -155,28 +155,28 @@ mod tests {
         let table = Table::new(LINES * LINE_BYTES);
         let keys = SLOTS / 2;
         for key in 0..keys {
-            place(&table, key).charge(100, false);
+            entry(&table, key).charge(100, false);
         }
         let found = (0..keys).filter(|key| {
-            let place = place(&table, *key);
-            place.known && place.load >= 100
+            let entry = entry(&table, *key);
+            entry.known && entry.load >= 100
         });
         assert_eq!(found.count() as u64, keys);
-        let shared = (0..keys).filter(|key| place(&table, *key).load > 100).count();
+        let shared = (0..keys).filter(|key| entry(&table, *key).load > 100).count();
         assert!(shared < 10, "{shared} keys share lines and an id with another");
     }
 
     #[test]
     fn whoever_is_near_the_limit_is_never_forgotten() {
         let table = Table::new(LINES * LINE_BYTES);
-        place(&table, u64::MAX).charge(30_000, false);
+        entry(&table, u64::MAX).charge(30_000, false);
         let keys = SLOTS * if cfg!(miri) { 20 } else { 65 };
         for key in 0..keys {
-            place(&table, key).charge(1, true);
+            entry(&table, key).charge(1, true);
         }
-        assert!(place(&table, u64::MAX).load >= 30_000);
+        assert!(entry(&table, u64::MAX).load >= 30_000);
         // What was charged to all others is shared by the slots.
-        let newcomer = place(&table, u64::MAX - 1).load;
+        let newcomer = entry(&table, u64::MAX - 1).load;
         let mean = keys / SLOTS;
         assert!((mean / 2..=mean * 2).contains(&newcomer.into()), "{newcomer} of a mean of {mean}");
     }
@@ -184,8 +184,8 @@ mod tests {
     #[test]
     fn a_charge_of_nothing_takes_no_slot() {
         let table = Table::new(64);
-        place(&table, 1).charge(0, false);
-        assert!(!place(&table, 1).known);
+        entry(&table, 1).charge(0, false);
+        assert!(!entry(&table, 1).known);
         assert_eq!(table.bytes(), 64);
     }
 }

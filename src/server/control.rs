@@ -547,7 +547,7 @@ impl State {
         let rate = limits.kernel_deny_rate;
         let is_wanted = rate > 0 && limits.enabled && !limits.dry_run;
         let offenders =
-            if is_wanted { self.shared.limiter.offenders(now, rate) } else { Vec::new() };
+            if is_wanted { self.shared.limiter.heavy_hitters(now, rate) } else { Vec::new() };
         let mut bouncer = self.bouncer.lock().unwrap_or_else(PoisonError::into_inner);
         let before = bouncer.denied();
         bouncer.tick(now, &offenders, exporter.sockets());

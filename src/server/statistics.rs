@@ -81,7 +81,7 @@ impl Statistics {
         let ratio = shared.load.ratio();
         let (interval_s, limits) = (interval_s(shared, ratio), shared.limits.load());
         let last_success_s = shared.snapshots.figures.last_success_s.load(Ordering::Relaxed);
-        let offenders = if limits.enabled { shared.limiter.offenders(now, 1).len() } else { 0 };
+        let offenders = if limits.enabled { shared.limiter.heavy_hitters(now, 1).len() } else { 0 };
         self.board.show(Sample {
             at_s: seconds(now.ns()),
             span_s,

@@ -15,7 +15,7 @@ use crate::frontend::http::{self, FullScrapeLimits};
 use crate::frontend::stats::Pages;
 use crate::frontend::udp::UdpFrontend;
 use crate::frontend::ws;
-use crate::limiter::{self, Gate, LimitCounters, Limiter};
+use crate::limiter::{self, Handle, LimitCounters, Limiter};
 use crate::metrics::{NotStoredCounters, WorkerCounters};
 use crate::server::StartError;
 use crate::server::memory::Keeper;
@@ -63,7 +63,7 @@ impl Shared {
         build: impl FnOnce(u64) -> Tracker,
     ) -> io::Result<Tracker> {
         let [seed, dither] = [(); 2].map(|()| getrandom::u64().map_err(io::Error::other));
-        let gate = Gate::new(self.limiter.clone(), self.limits.clone(), tallies.limits, dither?);
+        let gate = Handle::new(self.limiter.clone(), self.limits.clone(), tallies.limits, dither?);
         Ok(build(seed?)
             .with_client_stats(&self.clients)
             .with_dual_stack(self.families.clone())

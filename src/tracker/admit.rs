@@ -1,28 +1,29 @@
-//! Who is served at all: the limits of a source, what a worker sheds that cannot keep up, and what
-//! the operator's lists, registrations and passkeys allow.
+//! Which requests are served: the limits of a source, what an overloaded worker sheds, and what the
+//! operator's lists, registrations and passkeys allow.
 //!
 //! ```text
-//! connect           shedding ─▶ replies to unverified sources ─▶ one in four all the same
-//! announce, scrape  (verified) shedding ─▶ work of a source ─▶ one announce in 16 is calmed
+//! connect           shedding ─▶ responses to unverified sources ─▶ one in four all the same
+//! announce, scrape  (verified) shedding ─▶ work of a source ─▶ one announce in 16 slips
 //!                                                           ─▶ access: lists, registry, passkey
-//! stop              (verified) free and always applied, but not answered over UDP, and told to
-//!                              stay away otherwise, where the source has stopped thousands of
-//!                              peers that were not there
+//! stop              (verified) free and always applied; without a response over UDP, and refused
+//!                              otherwise, where the source has stopped thousands of peers that
+//!                              were not there
 //! ```
 //!
-//! Who begins or completes a download is never calmed: a client takes that for an answer, and would
-//! be in no swarm, or not counted as a seeder, until the long interval is over. Silence it takes
-//! for a loss, and tries again soon.
+//! An announce that slips gets a response with no peers and the longest interval; its peer is not
+//! stored. One that begins or completes a download never slips: its client would take the response
+//! for a success, and be in no swarm, or not counted as a seeder, until the interval is over.
+//! Without a response it assumes a loss, and tries again soon.
 //!
-//! Nothing that a forged datagram brings is charged to a source: unverified requests touch a table
-//! of their own, which limits replies and nothing else.
+//! A datagram with a forged source is never charged to that source: unverified requests touch a
+//! table of their own, which limits responses and nothing else.
 
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 
 use super::{AnnounceDetails, PREFETCH_STAGES, PeerBuffers, Shedding, Tracker};
 use crate::access;
-use crate::limiter::{Gate, Price, Verdict};
+use crate::limiter::{self, Price, Verdict};
 use crate::time::Now;
 use crate::types::{
     Announce, AnnounceReply, Contact, Dropped, Event, InfoHash, PeerId, Refusal, ScrapeEntry,
@@ -70,10 +71,10 @@ impl From<Refusal> for AdmitError {
 }
 
 impl Tracker {
-    /// Limits sources by `gate`. Without it, there are no limits.
+    /// Limits sources by `limiter`. Without it, there are no limits.
     #[must_use]
-    pub fn with_limiter(self, gate: Gate) -> Self {
-        Self { gate: Some(gate), ..self }
+    pub fn with_limiter(self, limiter: limiter::Handle) -> Self {
+        Self { limiter: Some(limiter), ..self }
     }
 
     /// Serves only what `access` allows. Without it, everything is allowed.
@@ -187,10 +188,10 @@ impl Tracker {
         self.shedding = self.shedding.next(queue_permille);
     }
 
-    /// Whether a connect is to be answered, from wherever it really came.
+    /// Whether a connect gets a response, wherever it really came from.
     ///
     /// # Errors
-    /// What it is dropped as.
+    /// Why it is dropped.
     #[inline]
     pub fn admit_connect(&mut self, now: Now, source: SocketAddr) -> Result<(), Dropped> {
         // Clients try again, and who got through once needs no other for minutes.
@@ -199,8 +200,8 @@ impl Tracker {
         if self.shedding >= Shedding::Connects && !slips() {
             return Err(Dropped::ShedConnect);
         }
-        let gate = self.gate.as_mut();
-        let admitted = gate.is_none_or(|it| it.admit_reply(now, source.ip(), slips));
+        let limiter = self.limiter.as_mut();
+        let admitted = limiter.is_none_or(|it| it.admit_reply(now, source.ip(), slips));
         if admitted { Ok(()) } else { Err(Dropped::LimitedConnect) }
     }
 
@@ -219,15 +220,17 @@ impl Tracker {
         event: Event,
     ) -> Result<(), AdmitError> {
         self.was_asked = true;
-        let Some(gate) = &mut self.gate else { return Ok(()) };
+        let Some(limiter) = &mut self.limiter else { return Ok(()) };
         let is_admitted = match event {
-            Event::None | Event::Paused => match gate.admit(now, source, Price::ANNOUNCE) {
+            Event::None | Event::Paused => match limiter.admit(now, source, Price::ANNOUNCE) {
                 Verdict::Pass => true,
-                Verdict::Calm => return Err(AdmitError::Slipped(self.slip_reply())),
+                Verdict::Slip => return Err(AdmitError::Slipped(self.slip_reply())),
                 Verdict::Drop => false,
             },
-            Event::Stopped => gate.admit_stop(now, source),
-            Event::Started | Event::Completed => gate.admit_strictly(now, source, Price::ANNOUNCE),
+            Event::Stopped => limiter.admit_stop(now, source),
+            Event::Started | Event::Completed => {
+                limiter.admit_strictly(now, source, Price::ANNOUNCE)
+            }
         };
         if is_admitted { Ok(()) } else { Err(AdmitError::Limited) }
     }
@@ -245,7 +248,7 @@ impl Tracker {
         }
         let price = Price::scrape(torrents);
         let is_admitted =
-            self.gate.as_mut().is_none_or(|gate| gate.admit_strictly(now, source, price));
+            self.limiter.as_mut().is_none_or(|limiter| limiter.admit_strictly(now, source, price));
         if is_admitted { Ok(()) } else { Err(AdmitError::Limited) }
     }
 
@@ -276,7 +279,7 @@ impl Tracker {
 
     /// Whether a source is in a network under no limit, as of the latest request.
     pub fn is_exempt(&self, source: IpAddr) -> bool {
-        self.gate.as_ref().is_some_and(|it| it.is_in_exempt_network(source))
+        self.limiter.as_ref().is_some_and(|it| it.is_in_exempt_network(source))
     }
 
     /// Whether an announce or scrape was charged since this was called last: if not, what was done
@@ -296,7 +299,7 @@ impl Tracker {
             ConnectionWork::Handshake => Price::HANDSHAKE,
             ConnectionWork::Request => Price::ANNOUNCE,
         };
-        self.gate.as_mut().is_none_or(|it| it.admit_connection_work(now, source, price))
+        self.limiter.as_mut().is_none_or(|it| it.admit_connection_work(now, source, price))
     }
 
     /// The response to an announce over the limit: to come back as late as any client is asked to.

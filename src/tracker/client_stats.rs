@@ -9,10 +9,10 @@
 //! peer counts once, however often it asks, and [`ClientStats::estimate`] scales what is counted to
 //! the number of peers. WebRTC peers are counted and scaled by themselves.
 //!
-//! A peer is taken out of the table of the worker that gets its announce, which may not be the one that
-//! counted it: only the sums of all workers mean something. It is taken out by the peer id that it
-//! names then, which may be any. So of no software more are taken out than were counted in that
-//! window of the same source ([`Added`]): nobody can lower the share of what others run.
+//! A peer is taken out of the table of the worker that gets its announce, which may not be the one
+//! that counted it: only the sums of all workers mean something. It is taken out by the peer id that
+//! it names then, which may be any. So of no software more are taken out than were counted in that
+//! window of the same source ([`Added`]): a source cannot lower the share of what others run.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;

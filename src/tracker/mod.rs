@@ -25,7 +25,7 @@ mod software;
 
 use crate::access;
 pub use crate::access::Credentials;
-use crate::limiter::Gate;
+use crate::limiter;
 use crate::metrics::NotStoredCounters;
 pub use crate::store::PeerBuffers;
 use crate::store::{
@@ -143,7 +143,7 @@ pub struct Tracker {
     dual_stack: Option<Arc<DualStackClients>>,
     source_window: SourceWindow,
     load: Arc<Load>,
-    gate: Option<Gate>,
+    limiter: Option<limiter::Handle>,
     /// Whether a source was asked to pay since this was cleared.
     was_asked: bool,
     retries: Retries,
@@ -174,7 +174,7 @@ impl Tracker {
             dual_stack: None,
             source_window: SourceWindow::default(),
             load: Arc::default(),
-            gate: None,
+            limiter: None,
             was_asked: false,
             retries: Retries::default(),
             not_stored: Arc::default(),
@@ -321,12 +321,12 @@ impl Tracker {
             address,
             contact: announce.contact,
             change,
-            capped: self.gate.as_ref().is_some_and(|gate| !gate.is_exempt(source)),
+            capped: self.limiter.as_ref().is_some_and(|limiter| !limiter.is_exempt(source)),
         };
-        let (gate, shedding) = (&mut self.gate, self.shedding);
+        let (limiter, shedding) = (&mut self.limiter, self.shedding);
         let mut admits_new = || {
             shedding < Shedding::NewTorrents
-                && gate.as_mut().is_none_or(|it| it.admit_new_torrent(now, source))
+                && limiter.as_mut().is_none_or(|it| it.admit_new_torrent(now, source))
         };
         let random = &mut self.random;
         let mut answer = match change {
@@ -337,9 +337,9 @@ impl Tracker {
         };
         if change == PeerChange::Stopped
             && !answer.was_there
-            && let Some(gate) = &mut self.gate
+            && let Some(limiter) = &mut self.limiter
         {
-            gate.charge_stop(now, source);
+            limiter.charge_stop(now, source);
         }
         let stays = joins && answer.stored == Stored::Yes;
         self.client_counter.note(now, window_s(options), announce, stays, answer.announced_s);
@@ -369,9 +369,9 @@ impl Tracker {
     /// Lets a peer leave whose connection is gone, as one does that says [`Event::Stopped`]. Its
     /// source is charged nothing: it did not ask, and others may have displaced the peer.
     pub fn leave(&mut self, now: Now, announce: &Announce) {
-        let gate = self.gate.take();
+        let limiter = self.limiter.take();
         self.apply(now, announce, None, PeerBuffers::default());
-        self.gate = gate;
+        self.limiter = limiter;
     }
 
     /// One torrent's counts; zeros if it is unknown.

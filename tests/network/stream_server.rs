@@ -15,7 +15,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, StreamOwned};
 use skep::frontend::http::HttpFrontend;
 use skep::frontend::{http, stats, ws};
-use skep::limiter::{self, Gate, Limiter, Sizes};
+use skep::limiter::{self, Handle, Limiter, Sizes};
 use skep::metrics::{Closed, StreamCounters, Transport};
 use skep::store::{self, Store};
 use skep::sys::clock::Clock;
@@ -124,7 +124,7 @@ impl Server {
         for worker in 0..plan.workers {
             let mut tracker = Tracker::without_upkeep(store.clone(), rules.clone(), worker as u64);
             if let Some(limits) = &limits {
-                let gate = Gate::new(limiter.clone(), limits.clone(), Arc::default(), 1);
+                let gate = Handle::new(limiter.clone(), limits.clone(), Arc::default(), 1);
                 tracker = tracker.with_limiter(gate);
             }
             let front_ends = FrontEnds {

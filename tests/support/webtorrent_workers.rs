@@ -9,7 +9,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use skep::frontend::http::Outcome;
 use skep::frontend::ws::{Directory, Mail, Options, Outbox, Route, Session, WsFrontend};
-use skep::limiter::{self, Gate, Limiter, Sizes};
+use skep::limiter::{self, Handle, Limiter, Sizes};
 use skep::metrics::MailLost;
 use skep::store::{self, Store};
 use skep::time::Now;
@@ -107,7 +107,7 @@ impl Hive {
         let limiter = Arc::new(Limiter::new(Sizes::default(), Some(1)));
         let options = Arc::new(ArcSwap::from_pointee(options));
         for worker in &mut self.workers {
-            let gate = Gate::new(limiter.clone(), options.clone(), Arc::default(), 1);
+            let gate = Handle::new(limiter.clone(), options.clone(), Arc::default(), 1);
             let rules = Arc::new(ArcSwap::from_pointee(tracker::Options::default()));
             let tracker = Tracker::without_upkeep(self.store.clone(), rules, 1);
             worker.tracker = tracker.with_limiter(gate);

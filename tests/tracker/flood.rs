@@ -12,7 +12,7 @@ use skep::frontend::origin::Origin;
 use skep::frontend::udp::UdpFrontend;
 use skep::frontend::ws::{Outbox, Route, WsFrontend};
 use skep::frontend::{REPLY_BYTES_MAX, Responder};
-use skep::limiter::{self, Gate, LimitAction, LimitCounters, LimitTable, Limiter, Sizes};
+use skep::limiter::{self, Handle, LimitAction, LimitCounters, LimitTable, Limiter, Sizes};
 use skep::metrics::NotStoredCounters;
 use skep::protocol::udp::client::{
     Announcement, Reply, decode, encode_announce, encode_connect, encode_scrape,
@@ -51,7 +51,7 @@ impl Flooded {
         let limiter = Arc::new(Limiter::new(Sizes::default(), Some(1)));
         let store = Arc::new(Store::new(store::Options { shards: 4, seed: Some(1) }));
         let counters = Arc::new(LimitCounters::default());
-        let gate = Gate::new(limiter.clone(), limits.clone(), counters.clone(), 1);
+        let gate = Handle::new(limiter.clone(), limits.clone(), counters.clone(), 1);
         let not_stored = Arc::new(NotStoredCounters::default());
         let load = Arc::new(Load::default());
         let tracker = Tracker::new(store.clone(), Arc::default(), 1, 0, 1)
@@ -79,7 +79,7 @@ impl Flooded {
 
     /// A stream worker's tracker behind the same limiter.
     fn tracker(&self) -> Tracker {
-        let gate = Gate::new(self.limiter.clone(), self.limits.clone(), Arc::default(), 2);
+        let gate = Handle::new(self.limiter.clone(), self.limits.clone(), Arc::default(), 2);
         Tracker::without_upkeep(self.store.clone(), Arc::default(), 2).with_limiter(gate)
     }
 

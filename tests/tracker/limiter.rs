@@ -7,7 +7,7 @@ use std::sync::{Arc, Barrier};
 use arc_swap::ArcSwap;
 use fastrand::Rng;
 use skep::limiter::{
-    Gate, LimitAction, LimitCounters, LimitTable, Limiter, Options, Price, Sizes, Verdict,
+    Handle, LimitAction, LimitCounters, LimitTable, Limiter, Options, Price, Sizes, Verdict,
 };
 use skep::time::Now;
 
@@ -21,7 +21,7 @@ fn options() -> Options {
 
 /// A worker, and all it stands on.
 struct Worker {
-    gate: Gate,
+    gate: Handle,
     options: Arc<ArcSwap<Options>>,
     counters: Arc<LimitCounters>,
 }
@@ -38,7 +38,7 @@ impl Worker {
     fn of(limiter: &Arc<Limiter>, options: Options, seed: u64) -> Self {
         let options = Arc::new(ArcSwap::from_pointee(options));
         let counters = Arc::new(LimitCounters::default());
-        let gate = Gate::new(limiter.clone(), options.clone(), counters.clone(), seed);
+        let gate = Handle::new(limiter.clone(), options.clone(), counters.clone(), seed);
         Self { gate, options, counters }
     }
 
@@ -263,7 +263,7 @@ fn of_what_is_over_the_limit_one_in_sixteen_is_calmed_and_what_may_slips() {
     let mut worker = Worker::new(options());
     assert_eq!(worker.flood(START, 400, 0, &[SOURCE]), 400);
     for nth in 1..=1600 {
-        let expected = if nth % 16 == 0 { Verdict::Calm } else { Verdict::Drop };
+        let expected = if nth % 16 == 0 { Verdict::Slip } else { Verdict::Drop };
         assert_eq!(worker.gate.admit(START, SOURCE, Price::ANNOUNCE), expected, "{nth}");
     }
     assert_eq!(worker.verified(), [400, 1500, 100, 0]);

@@ -18,7 +18,7 @@ use skep::frontend::http::HttpFrontend;
 use skep::frontend::origin::Origin;
 use skep::frontend::udp::UdpFrontend;
 use skep::frontend::{REPLY_BYTES_MAX, Responder};
-use skep::limiter::{Gate, Limiter, Sizes};
+use skep::limiter::{Handle, Limiter, Sizes};
 use skep::protocol::udp::client::{Announcement, Reply, decode, encode_announce, encode_connect};
 use skep::protocol::udp::{ANNOUNCE_BYTES, TransactionId};
 use skep::store::{self, PeerAnnounce, PeerBuffers, PeerChange, Role, Store};
@@ -132,7 +132,7 @@ impl World {
         let access = Arc::new(access);
         let limiter = Arc::new(Limiter::new(Sizes::default(), Some(1)));
         let store = Arc::new(Store::new(store::Options { shards: 4, seed: Some(1) }));
-        let gate = |seed| Gate::new(limiter.clone(), Arc::default(), Arc::default(), seed);
+        let gate = |seed| Handle::new(limiter.clone(), Arc::default(), Arc::default(), seed);
         let door = || access::Gate::new(access.clone());
         let keys = Keys { active: [7; KEY_BYTES], staging: None, algorithm: Algorithm::SipHash };
         let ids = Arc::new(ArcSwap::from_pointee(ConnectionIds::new(&keys)));

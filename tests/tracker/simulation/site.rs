@@ -9,7 +9,7 @@ use skep::frontend::connection_id::{Algorithm, ConnectionIds, KEY_BYTES, Keys};
 use skep::frontend::http::HttpFrontend;
 use skep::frontend::udp::UdpFrontend;
 use skep::frontend::ws::{self, Directory, Session, WsFrontend};
-use skep::limiter::{self, Gate, LimitAction, LimitCounters, LimitTable, Limiter, Sizes};
+use skep::limiter::{self, Handle, LimitAction, LimitCounters, LimitTable, Limiter, Sizes};
 use skep::metrics::WorkerCounters;
 use skep::store::{self, Store};
 use skep::time::Now;
@@ -74,7 +74,7 @@ impl Site {
         let allowed = limiter::Options { burst: 100, ..limiter::Options::default() };
         let allowed = Arc::new(ArcSwap::from_pointee(allowed));
         let gate = |at: usize| {
-            Gate::new(limiter.clone(), allowed.clone(), limits[at].clone(), seed ^ at as u64)
+            Handle::new(limiter.clone(), allowed.clone(), limits[at].clone(), seed ^ at as u64)
         };
         let ids = Arc::new(ArcSwap::from_pointee(ids_of(keys)));
         let udp = (0..WORKERS).map(|at| {

@@ -1,10 +1,11 @@
-//! Who is over the limit most often, so that the kernel can be asked to drop what they send.
+//! Heavy hitters: the sources that are over the limit most often, so that the kernel can be asked
+//! to drop what they send.
 //!
-//! Each worker has a few places. Who is over the limit takes the place that its hash leads to, if
-//! that is free; whoever holds it keeps it for as long as it comes more often than all others that
-//! are led there (a vote after Boyer and Moore). So the loud ones stay, at the price of a
-//! comparison for each request over the limit. Only verified work counts: nobody gets in here by
-//! what another forges.
+//! Each worker has a few places for candidates. A source over the limit takes the place that its
+//! hash leads to, if that is free; a candidate keeps its place for as long as it comes more often
+//! than all others that are led there (a vote after Boyer and Moore). So heavy hitters stay, at the
+//! price of a comparison for each request over the limit. Only verified work counts: forged
+//! datagrams make no candidate.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -12,34 +13,37 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::time::Now;
 
-/// Places of a worker.
-const PLACES: usize = 256;
+/// Places for candidates, of one worker.
+const CANDIDATES: usize = 256;
 
-/// Seconds for which a worker counts before it shows what it has.
+/// Seconds for which a worker counts before it publishes.
 const WINDOW_S: u64 = 1;
 
-/// Requests over the limit of one source in a window below which it is not worth showing.
+/// Requests over the limit of one source in a window below which it is not published.
 const COUNT_MIN: u32 = 16;
 
-/// What a worker has shown: when, and who was how often over the limit.
+/// What a worker has published: when, and how often each source was over the limit.
 #[derive(Debug, Default)]
-struct Shown {
+struct Published {
     at: Option<Now>,
     sources: Vec<(IpAddr, u32)>,
 }
 
-/// What all workers have shown.
+/// What all workers have published.
 #[derive(Debug, Default)]
-pub(super) struct Offenders {
-    workers: Mutex<Vec<Arc<Mutex<Shown>>>>,
+pub(super) struct HeavyHitters {
+    workers: Mutex<Vec<Arc<Mutex<Published>>>>,
 }
 
-impl Offenders {
-    /// A worker's places, from now on part of the whole.
-    pub(super) fn join(&self) -> Places {
-        let places = Places::default();
-        self.workers.lock().unwrap_or_else(PoisonError::into_inner).push(places.shown.clone());
-        places
+impl HeavyHitters {
+    /// A worker's candidates, from now on part of the whole.
+    pub(super) fn join(&self) -> Candidates {
+        let candidates = Candidates::default();
+        self.workers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(candidates.published.clone());
+        candidates
     }
 
     /// Sources that were over the limit `rate_min` times a second or more, in the last windows of
@@ -47,9 +51,9 @@ impl Offenders {
     pub(super) fn worst(&self, now: Now, rate_min: u32) -> Vec<(IpAddr, u32)> {
         let mut sums: HashMap<IpAddr, u32> = HashMap::new();
         for worker in &*self.workers.lock().unwrap_or_else(PoisonError::into_inner) {
-            let shown = worker.lock().unwrap_or_else(PoisonError::into_inner);
-            if shown.at.is_some_and(|it| now <= it.plus_s(2 * WINDOW_S)) {
-                for (source, count) in &shown.sources {
+            let published = worker.lock().unwrap_or_else(PoisonError::into_inner);
+            if published.at.is_some_and(|it| now <= it.plus_s(2 * WINDOW_S)) {
+                for (source, count) in &published.sources {
                     let sum = sums.entry(*source).or_default();
                     *sum = sum.saturating_add(*count);
                 }
@@ -61,16 +65,16 @@ impl Offenders {
     }
 }
 
-/// One worker's places.
+/// One worker's candidates.
 #[derive(Debug)]
-pub(super) struct Places {
-    shown: Arc<Mutex<Shown>>,
+pub(super) struct Candidates {
+    published: Arc<Mutex<Published>>,
     ends: Option<Now>,
-    places: Box<[Place; PLACES]>,
+    candidates: Box<[Candidate; CANDIDATES]>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
-struct Place {
+struct Candidate {
     source: Option<IpAddr>,
     /// How much more often it came than others.
     lead: u32,
@@ -78,43 +82,43 @@ struct Place {
     count: u32,
 }
 
-impl Default for Places {
+impl Default for Candidates {
     fn default() -> Self {
-        let places = Box::new([Place::default(); PLACES]);
-        Self { shown: Arc::default(), ends: None, places }
+        let candidates = Box::new([Candidate::default(); CANDIDATES]);
+        Self { published: Arc::default(), ends: None, candidates }
     }
 }
 
-impl Places {
+impl Candidates {
     /// Notes that a source was over the limit once more; `hash` is that of its address.
     #[inline]
     pub(super) fn note(&mut self, now: Now, source: IpAddr, hash: u64) {
         if self.ends.is_none_or(|ends| now >= ends) {
-            self.show(now);
+            self.publish(now);
         }
-        let place = &mut self.places[(hash >> 40) as usize % PLACES];
-        if place.source == Some(source) {
-            place.lead = place.lead.saturating_add(1);
-            place.count = place.count.saturating_add(1);
-        } else if place.lead > 0 {
-            place.lead -= 1;
+        let candidate = &mut self.candidates[(hash >> 40) as usize % CANDIDATES];
+        if candidate.source == Some(source) {
+            candidate.lead = candidate.lead.saturating_add(1);
+            candidate.count = candidate.count.saturating_add(1);
+        } else if candidate.lead > 0 {
+            candidate.lead -= 1;
         } else {
-            *place = Place { source: Some(source), lead: 1, count: 1 };
+            *candidate = Candidate { source: Some(source), lead: 1, count: 1 };
         }
     }
 
     #[cold]
     #[inline(never)]
-    fn show(&mut self, now: Now) {
-        // A window that began long ago says nothing of a second.
+    fn publish(&mut self, now: Now) {
+        // A window that began long ago is not one of a second.
         let is_recent = self.ends.is_some_and(|ends| now < ends.plus_s(WINDOW_S));
-        let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
-        shown.at = self.ends;
-        shown.sources.clear();
-        let loud = self.places.iter().filter(|it| is_recent && it.count >= COUNT_MIN);
-        shown.sources.extend(loud.filter_map(|it| Some((it.source?, it.count))));
-        drop(shown);
-        self.places.fill(Place::default());
+        let mut published = self.published.lock().unwrap_or_else(PoisonError::into_inner);
+        published.at = self.ends;
+        published.sources.clear();
+        let loud = self.candidates.iter().filter(|it| is_recent && it.count >= COUNT_MIN);
+        published.sources.extend(loud.filter_map(|it| Some((it.source?, it.count))));
+        drop(published);
+        self.candidates.fill(Candidate::default());
         self.ends = Some(now.plus_s(WINDOW_S));
     }
 }
@@ -132,8 +136,8 @@ mod tests {
 
     /// Two workers see this many requests of each source in a second, in turn.
     fn worst(requests: &[(u32, u32)], rate_min: u32) -> Vec<(IpAddr, u32)> {
-        let offenders = Offenders::default();
-        let mut workers = [offenders.join(), offenders.join()];
+        let heavy_hitters = HeavyHitters::default();
+        let mut workers = [heavy_hitters.join(), heavy_hitters.join()];
         let most = requests.iter().map(|it| it.1).max().unwrap();
         for round in 0..most {
             let now = Now::from_ns(START.ns() + u64::from(round) * 900_000_000 / u64::from(most));
@@ -144,8 +148,8 @@ mod tests {
         }
         let end = START.plus_s(1);
         workers.iter_mut().for_each(|it| it.note(end, address(99), 99 << 40));
-        assert_eq!(offenders.worst(end.plus_s(4), 1), [], "old news is none");
-        offenders.worst(end, rate_min)
+        assert_eq!(heavy_hitters.worst(end.plus_s(4), 1), [], "old news is none");
+        heavy_hitters.worst(end, rate_min)
     }
 
     #[test]

@@ -8,9 +8,10 @@
 //!
 //! Words are read whole, so no id and no load is ever torn, and four lanes are compared at once. An
 //! id and its load stand in two words: between the writes that give a slot away, another worker may
-//! charge one of the two for the other. And what is written [roughly](Line::add_roughly) may undo
-//! what another worker writes to the same word within the same nanoseconds. Both are worth a charge
-//! or two of thousands, and locked instructions for all of it about a twentieth of the whole.
+//! charge one of the two for the other. And what is written [roughly](CacheLine::add_roughly) may
+//! undo what another worker writes to the same word within the same nanoseconds. Both cost a
+//! charge or two of thousands; locked instructions for all of it would cost about a twentieth of the
+//! whole.
 
 use std::array::from_fn;
 #[cfg(not(all(test, skep_loom)))]
@@ -37,16 +38,16 @@ const AHEAD_MAX: u16 = 2;
 /// Fifteen slots and their time.
 #[derive(Debug, Default)]
 #[repr(align(64))]
-pub(super) struct Line {
+pub(super) struct CacheLine {
     ids: [AtomicU64; WORDS],
     loads: [AtomicU64; WORDS],
 }
 
 #[cfg(not(all(test, skep_loom)))]
-const _: () = assert!(size_of::<Line>() == 64);
+const _: () = assert!(size_of::<CacheLine>() == 64);
 
-/// A slot's place in its line, as [`Found`] has it: the word in the lowest two bits, the lane in
-/// bits 4 and 5. Bits 2 and 3 are set, and say nothing.
+/// A slot's place in its line, as [`LaneMatch`] has it: the word in the lowest two bits, the lane
+/// in bits 4 and 5. Bits 2 and 3 are set, and mean nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Slot(u8);
 
@@ -83,9 +84,9 @@ impl Slot {
 
 /// Where a line has what was looked for, if anywhere.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Found(u64);
+pub(super) struct LaneMatch(u64);
 
-impl Found {
+impl LaneMatch {
     /// Whether it was found.
     #[inline]
     pub(super) fn is_some(self) -> bool {
@@ -100,7 +101,7 @@ impl Found {
     }
 }
 
-impl Line {
+impl CacheLine {
     /// Whether an epoch has begun since the line was last refreshed.
     #[inline]
     pub(super) fn is_stale(&self, epoch: u16) -> bool {
@@ -129,7 +130,7 @@ impl Line {
 
     /// Where this id stands.
     #[inline]
-    pub(super) fn find(&self, id: u16) -> Found {
+    pub(super) fn find(&self, id: u16) -> LaneMatch {
         first_lane(&self.ids.each_ref().map(|it| it.load(Relaxed)), id)
     }
 
@@ -177,7 +178,7 @@ impl Line {
 
 /// The first of the slots' lanes that has this value. Four lanes are compared at once.
 #[inline]
-fn first_lane(words: &[u64; WORDS], value: u16) -> Found {
+fn first_lane(words: &[u64; WORDS], value: u16) -> LaneMatch {
     let wanted = ONES * u64::from(value);
     let mut flags = 0;
     for (at, word) in words.iter().enumerate() {
@@ -186,7 +187,7 @@ fn first_lane(words: &[u64; WORDS], value: u16) -> Found {
         let equal = (word ^ wanted).wrapping_sub(ONES) & (word ^ !wanted) & HIGHS;
         flags |= equal >> (WORDS - 1 - at);
     }
-    Found(flags & u64::MAX >> 1) // the last lane is no slot
+    LaneMatch(flags & u64::MAX >> 1) // the last lane is no slot
 }
 
 /// How many epochs ago this last word of loads was refreshed; `None` if it is up to date.
@@ -231,7 +232,7 @@ mod tests {
     use super::*;
 
     /// Every slot of a line, as `lightest` hands them out.
-    fn slots(line: &Line) -> Vec<Slot> {
+    fn slots(line: &CacheLine) -> Vec<Slot> {
         let mut slots = Vec::new();
         for _ in 0..Slot::COUNT {
             let (slot, load) = line.lightest();
@@ -245,7 +246,7 @@ mod tests {
 
     #[test]
     fn a_line_has_fifteen_slots_that_do_not_touch_each_other() {
-        let line = Line::default();
+        let line = CacheLine::default();
         let slots = slots(&line);
         for (at, slot) in slots.iter().enumerate() {
             line.give(*slot, 1000 + at as u16);
@@ -262,7 +263,7 @@ mod tests {
 
     #[test]
     fn an_id_is_found_where_it_stands_and_nowhere_else() {
-        let line = Line::default();
+        let line = CacheLine::default();
         let slots = slots(&line);
         let mut random = fastrand::Rng::with_seed(1);
         for _ in 0..if cfg!(miri) { 100 } else { 20_000 } {
@@ -281,7 +282,7 @@ mod tests {
 
     #[test]
     fn the_spare_lane_is_no_slot() {
-        let line = Line::default();
+        let line = CacheLine::default();
         for slot in slots(&line) {
             line.give(slot, 7);
         }
@@ -290,7 +291,7 @@ mod tests {
 
     #[test]
     fn loads_halve_with_every_epoch_and_stop_at_their_largest_value() {
-        let line = Line::default();
+        let line = CacheLine::default();
         let slots = slots(&line);
         for slot in &slots {
             line.add(*slot, 40_000 - 9);
@@ -323,7 +324,7 @@ mod tests {
     }
 }
 
-/// `RUSTFLAGS="--cfg skep_loom" cargo test --lib limiter::line::interleavings`: every interleaving
+/// `RUSTFLAGS="--cfg skep_loom" cargo test --lib limiter::cache_line::interleavings`: every order
 /// of two workers on one line.
 #[cfg(all(test, skep_loom))]
 mod interleavings {
@@ -332,7 +333,7 @@ mod interleavings {
 
     use super::*;
 
-    fn both(line: &Arc<Line>, one: fn(&Line), other: fn(&Line)) {
+    fn both(line: &Arc<CacheLine>, one: fn(&CacheLine), other: fn(&CacheLine)) {
         let shared = line.clone();
         let thread = thread::spawn(move || one(&shared));
         other(line);
@@ -342,8 +343,8 @@ mod interleavings {
     #[test]
     fn no_charge_is_lost() {
         loom::model(|| {
-            let line = Arc::new(Line::default());
-            let add = |line: &Line| {
+            let line = Arc::new(CacheLine::default());
+            let add = |line: &CacheLine| {
                 line.add(Slot(1 | 16), 5);
                 line.add(Slot(1 | 32), 60_000);
             };
@@ -356,7 +357,7 @@ mod interleavings {
     #[test]
     fn what_is_added_roughly_may_be_lost_but_never_torn() {
         loom::model(|| {
-            let line = Arc::new(Line::default());
+            let line = Arc::new(CacheLine::default());
             line.add(Slot(33), 3);
             both(&line, |it| it.add_roughly(Slot(1), 0x0105), |it| it.add_roughly(Slot(17), 7));
             let loads = [1, 17, 33].map(|it| line.load(Slot(it)));
@@ -367,11 +368,11 @@ mod interleavings {
     #[test]
     fn a_line_is_halved_once_and_charges_beside_that_count_whole_or_half() {
         loom::model(|| {
-            let line = Arc::new(Line::default());
+            let line = Arc::new(CacheLine::default());
             for word in 0..4 {
                 line.add(Slot(word), 800);
             }
-            let visit = |line: &Line| {
+            let visit = |line: &CacheLine| {
                 line.refresh(1);
                 line.add(Slot(3 | 16), 8);
                 line.add(Slot(2), 8);
@@ -388,11 +389,11 @@ mod interleavings {
     #[test]
     fn a_slot_given_to_two_is_one_of_theirs_and_keeps_both_charges() {
         loom::model(|| {
-            let line = Arc::new(Line::default());
+            let line = Arc::new(CacheLine::default());
             line.give(Slot(12 + 16), 3);
             line.add(Slot(12), 50);
             let take = |id| {
-                move |line: &Line| {
+                move |line: &CacheLine| {
                     line.give(Slot(12), id);
                     line.add(Slot(12), 8);
                 }
@@ -402,7 +403,7 @@ mod interleavings {
             take(2)(&line);
             thread.join().unwrap();
             let found = [1, 2].map(|id| line.find(id)).into_iter().find(|it| it.is_some());
-            assert_eq!(found.map(Found::slot), Some(Slot(12)));
+            assert_eq!(found.map(LaneMatch::slot), Some(Slot(12)));
             assert_eq!(line.find(3).slot(), Slot(12 + 16), "the neighbour stays");
             assert_eq!(line.load(Slot(12)), 66);
         });

@@ -10,9 +10,9 @@
 //! the price of a wide prefix is less than one. It is rounded up or down at random, in proportion.
 
 use crate::limiter::Price;
+use crate::limiter::blocked_cache::BlockedCache;
 use crate::limiter::prefix::{PREFIXES, V4, V6};
-use crate::limiter::recent::Recent;
-use crate::limiter::table::{Place, Table};
+use crate::limiter::table::{Entry, Table};
 use crate::time::Now;
 
 /// Steps of a half-life. A step is 0.07 % of the limit: seven announces of a burst of 10 000.
@@ -23,18 +23,18 @@ const LOAD_MAX: u64 = u16::MAX as u64;
 
 /// A worker's view of one limit.
 #[derive(Debug)]
-pub(super) struct Bucket {
+pub(super) struct RateLimit {
     scale: Scale,
     moment: Moment,
-    recent: Recent,
+    blocked: BlockedCache,
 }
 
-impl Bucket {
+impl RateLimit {
     /// `rate` units a second, `burst` at once; zeros count as one.
     pub(super) fn new(rate: u32, burst: u32) -> Self {
         let scale = Scale::new(rate, burst);
         let moment = scale.at(Now::from_ns(0));
-        Self { scale, moment, recent: Recent::new() }
+        Self { scale, moment, blocked: BlockedCache::new() }
     }
 
     /// Changes rate and burst. Nothing happens where they are the same.
@@ -43,13 +43,13 @@ impl Bucket {
         if scale != self.scale {
             self.moment = scale.at(Now::from_ns(0));
             self.scale = scale;
-            self.recent.forget();
+            self.blocked.forget();
         }
     }
 
     /// Charges every prefix if none is over its limit with that, unless it is `free` for now.
-    /// Otherwise charges none, and says the how manieth (from 1) this is of the requests refused in
-    /// the source's corner of the cache. `hashes` are of the prefixes from `first` on; `dither` is
+    /// Otherwise charges none, and returns the ordinal (from 1) of this among the requests refused
+    /// in the source's cell of the cache. `hashes` are of the prefixes from `first` on; `dither` is
     /// a random number.
     #[inline]
     pub(super) fn ask<const N: usize, const FREE: bool>(
@@ -62,22 +62,22 @@ impl Bucket {
         dither: u64,
     ) -> Result<(), u32> {
         let source = hashes(0);
-        if self.recent.holds(source, now) {
-            return Err(self.recent.count(source));
+        if self.blocked.holds(source, now) {
+            return Err(self.blocked.count(source));
         }
-        let (places, loads) = self.weigh::<N>(table, now, hashes, first, price, dither);
+        let (entries, loads) = self.weigh::<N>(table, now, hashes, first, price, dither);
         let mut over = false;
         for at in 0..N {
             // What costs nothing by chance must not pass where there is no room.
-            let load = u32::from(places[at].load) + u32::from(loads[at].max(1));
+            let load = u32::from(entries[at].load) + u32::from(loads[at].max(1));
             over |= load > self.moment.limit;
         }
         if over {
-            self.remember(source, places.map(|it| it.load), first);
-            return Err(self.recent.count(source));
+            self.remember(source, entries.map(|it| it.load), first);
+            return Err(self.blocked.count(source));
         }
         if !FREE {
-            pay(&places, loads);
+            pay(&entries, loads);
         }
         Ok(())
     }
@@ -93,8 +93,8 @@ impl Bucket {
         price: Price,
         dither: u64,
     ) {
-        let (places, loads) = self.weigh::<N>(table, now, hashes, first, price, dither);
-        pay(&places, loads);
+        let (entries, loads) = self.weigh::<N>(table, now, hashes, first, price, dither);
+        pay(&entries, loads);
     }
 
     /// Where the loads of all prefixes are, and what the price adds to each.
@@ -107,12 +107,12 @@ impl Bucket {
         first: usize,
         price: Price,
         dither: u64,
-    ) -> ([Place<'a>; N], [u16; N]) {
+    ) -> ([Entry<'a>; N], [u16; N]) {
         self.turn_to(now);
         let eighths = self.scale.clamp(price);
-        let places = table.places(std::array::from_fn(hashes), self.moment.epoch);
+        let entries = table.entries(std::array::from_fn(hashes), self.moment.epoch);
         let loads = std::array::from_fn(|at| self.moment.load(first + at, eighths, dither, at));
-        (places, loads)
+        (entries, loads)
     }
 
     #[inline]
@@ -134,7 +134,7 @@ impl Bucket {
         });
         if let Some(excess) = excess.max().filter(|it| *it > 0) {
             let wait_ns = self.scale.half_life_ns / limit * excess;
-            self.recent.remember(source, self.moment.start_ns.saturating_add(wait_ns));
+            self.blocked.remember(source, self.moment.start_ns.saturating_add(wait_ns));
         }
     }
 }
@@ -142,9 +142,9 @@ impl Bucket {
 /// Charges an address for certain, networks roughly: an address may be asked for by all workers at
 /// once, where it matters; of a network's many requests, a few go uncounted.
 #[inline]
-fn pay<const N: usize>(places: &[Place<'_>; N], loads: [u16; N]) {
-    for (at, place) in places.iter().enumerate() {
-        place.charge(loads[at], at > 0);
+fn pay<const N: usize>(entries: &[Entry<'_>; N], loads: [u16; N]) {
+    for (at, entry) in entries.iter().enumerate() {
+        entry.charge(loads[at], at > 0);
     }
 }
 

@@ -1,9 +1,9 @@
-//! Who was found over the limit just now: the second packet of a flood is turned away by a look
-//! into the worker's own 6 KiB, without the table, whose lines other workers may be writing.
+//! Sources found over the limit just now: the second packet of a flood is refused by a look into
+//! the worker's own 6 KiB, without the table, whose lines other workers may be writing.
 //!
-//! The table says how long at least it will have no room for the source, as loads fall at a known
-//! pace; until then, its answer is known. So the cache changes
-//! verdicts by rounding at most, or where the slot has gone to another source meanwhile.
+//! Loads fall at a known pace, so a load determines for how long at least the table will have no
+//! room for the source; until then, the verdict is known. So the cache changes verdicts by rounding
+//! at most, or where the slot has gone to another source meanwhile.
 
 use crate::time::Now;
 
@@ -12,7 +12,7 @@ const CELLS: usize = 256;
 
 /// A worker's memory of limited sources.
 #[derive(Debug)]
-pub(super) struct Recent {
+pub(super) struct BlockedCache {
     cells: Box<[Cell; CELLS]>,
 }
 
@@ -22,13 +22,13 @@ struct Cell {
     source: u64,
     /// Until when it is over the limit.
     until_ns: u64,
-    /// How many requests over the limit this cell has seen, whosever they were: starting anew with
+    /// How many requests over the limit this cell has seen, of whichever source: starting anew with
     /// every source would let two that alternate be the first each time.
     limited: u32,
 }
 
-impl Recent {
-    /// Remembers nobody.
+impl BlockedCache {
+    /// An empty cache.
     pub(super) fn new() -> Self {
         Self { cells: Box::new([Cell::default(); CELLS]) }
     }
@@ -47,7 +47,7 @@ impl Recent {
         (cell.source, cell.until_ns) = (source, until_ns);
     }
 
-    /// Counts one more request over the limit; says the how manieth it is, from 1.
+    /// Counts one more request over the limit; returns its ordinal, starting at 1.
     #[inline]
     pub(super) fn count(&mut self, source: u64) -> u32 {
         let cell = &mut self.cells[index(source)];
@@ -55,7 +55,7 @@ impl Recent {
         cell.limited
     }
 
-    /// Forgets who is over the limit, not how many requests were.
+    /// Forgets which sources are over the limit, not how many requests were.
     pub(super) fn forget(&mut self) {
         self.cells.iter_mut().for_each(|it| it.until_ns = 0);
     }
@@ -72,25 +72,25 @@ mod tests {
 
     #[test]
     fn a_source_is_held_until_its_moment_or_until_another_takes_its_cell() {
-        let mut recent = Recent::new();
+        let mut blocked = BlockedCache::new();
         let [one, other] = [7, 7 | 1 << 40];
-        assert!(!recent.holds(0, Now::from_ns(0)), "an empty cell holds nobody");
-        recent.remember(one, 1_000);
-        assert!(recent.holds(one, Now::from_ns(999)));
-        assert!(!recent.holds(one, Now::from_ns(1_000)));
-        assert!(!recent.holds(other, Now::from_ns(999)));
-        recent.remember(other, 1_000);
-        assert!(!recent.holds(one, Now::from_ns(999)));
-        recent.forget();
-        assert!(!recent.holds(other, Now::from_ns(999)));
+        assert!(!blocked.holds(0, Now::from_ns(0)), "an empty cell holds no source");
+        blocked.remember(one, 1_000);
+        assert!(blocked.holds(one, Now::from_ns(999)));
+        assert!(!blocked.holds(one, Now::from_ns(1_000)));
+        assert!(!blocked.holds(other, Now::from_ns(999)));
+        blocked.remember(other, 1_000);
+        assert!(!blocked.holds(one, Now::from_ns(999)));
+        blocked.forget();
+        assert!(!blocked.holds(other, Now::from_ns(999)));
     }
 
     #[test]
     fn counts_go_on_whoever_has_the_cell() {
-        let mut recent = Recent::new();
-        let counts = [7, 7 | 1 << 40, 7, 8 | 1 << 32, 7].map(|it| recent.count(it));
+        let mut blocked = BlockedCache::new();
+        let counts = [7, 7 | 1 << 40, 7, 8 | 1 << 32, 7].map(|it| blocked.count(it));
         assert_eq!(counts, [1, 2, 3, 1, 4]);
-        recent.forget();
-        assert_eq!(recent.count(7), 5);
+        blocked.forget();
+        assert_eq!(blocked.count(7), 5);
     }
 }

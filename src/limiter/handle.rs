@@ -1,4 +1,4 @@
-//! A worker's door to the limiter: the settings in force, what is exempt, what is counted.
+//! A worker's handle to the limiter: the settings in force, what is exempt, what is counted.
 
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
@@ -6,32 +6,32 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use fastrand::Rng;
 
-use crate::limiter::bucket::Bucket;
-use crate::limiter::offenders::Places;
+use crate::limiter::heavy_hitters::Candidates;
 use crate::limiter::prefix::{FIRST_V6, V4, V6};
+use crate::limiter::rate_limit::RateLimit;
 use crate::limiter::{
-    CALM_ONE_IN, LimitAction, LimitCounters, LimitTable, Limiter, Options, Price, Verdict,
+    LimitAction, LimitCounters, LimitTable, Limiter, Options, Price, SLIP_ONE_IN, Verdict,
 };
 use crate::networks::Networks;
 use crate::time::Now;
 
 /// One worker's way to ask a [`Limiter`] that all workers share. Addresses have been unmapped.
 #[derive(Debug)]
-pub struct Gate {
+pub struct Handle {
     limiter: Arc<Limiter>,
     options: arc_swap::Cache<Arc<ArcSwap<Options>>, Arc<Options>>,
     /// What the fields below follow from.
     obeyed: Arc<Options>,
     exempt: Networks,
-    buckets: [Bucket; LimitTable::ALL.len()],
+    rate_limits: [RateLimit; LimitTable::ALL.len()],
     counters: Arc<LimitCounters>,
-    offenders: Places,
+    heavy_hitters: Candidates,
     random: Rng,
 }
 
-impl Gate {
-    /// A gate that counts in `counters`, which are its alone. Replacing what `options` holds takes
-    /// effect with the next request. `seed` feeds the rounding of prices.
+impl Handle {
+    /// A handle that counts in `counters`, which no other worker writes. Replacing what `options`
+    /// holds takes effect with the next request. `seed` feeds the rounding of prices.
     pub fn new(
         limiter: Arc<Limiter>,
         options: Arc<ArcSwap<Options>>,
@@ -40,26 +40,26 @@ impl Gate {
     ) -> Self {
         let options = arc_swap::Cache::new(options);
         let obeyed = options.arc_swap().load_full();
-        let buckets = limits(&obeyed).map(|(rate, burst)| Bucket::new(rate, burst));
+        let rate_limits = limits(&obeyed).map(|(rate, burst)| RateLimit::new(rate, burst));
         let exempt = obeyed.exempt.iter().collect();
-        let (offenders, random) = (limiter.offenders.join(), Rng::with_seed(seed));
-        Self { limiter, options, obeyed, exempt, buckets, counters, offenders, random }
+        let (heavy_hitters, random) = (limiter.heavy_hitters.join(), Rng::with_seed(seed));
+        Self { limiter, options, obeyed, exempt, rate_limits, counters, heavy_hitters, random }
     }
 
     /// Whether verified work is to be done; if so, it has been paid for.
     #[inline]
     pub fn admit(&mut self, now: Now, source: IpAddr, price: Price) -> Verdict {
-        let slips = |nth: u32| nth.is_multiple_of(CALM_ONE_IN);
+        let slips = |nth: u32| nth.is_multiple_of(SLIP_ONE_IN);
         self.ask::<false>(LimitTable::Verified, now, source, price, slips)
     }
 
-    /// The same for what is not to be calmed, since that would be taken for an answer.
+    /// The same without slips, for announces whose client would take one for a success.
     #[inline]
     pub fn admit_strictly(&mut self, now: Now, source: IpAddr, price: Price) -> bool {
         self.ask::<false>(LimitTable::Verified, now, source, price, |_| false) == Verdict::Pass
     }
 
-    /// Whether a stop is to be answered. It costs nothing so far: [`Gate::charge_stop`].
+    /// Whether a stop gets a response. It costs nothing so far: [`Handle::charge_stop`].
     #[inline]
     pub fn admit_stop(&mut self, now: Now, source: IpAddr) -> bool {
         let (stop, price) = (LimitTable::Stop, Price::ANNOUNCE);
@@ -92,16 +92,16 @@ impl Gate {
         }
         let (dither, price) = (self.random.u64(..), Price::ANNOUNCE);
         let Limiter { keys, tables, .. } = &*self.limiter;
-        let bucket = &mut self.buckets[LimitTable::Stop as usize];
+        let rate_limit = &mut self.rate_limits[LimitTable::Stop as usize];
         let table = &tables[LimitTable::Stop as usize];
         match source {
             IpAddr::V4(it) => {
                 let hash = |at| keys.of_v4(it, at);
-                bucket.charge::<{ V4.len() }>(table, now, hash, 0, price, dither);
+                rate_limit.charge::<{ V4.len() }>(table, now, hash, 0, price, dither);
             }
             IpAddr::V6(it) => {
                 let hash = |at| keys.of_v6(it, at);
-                bucket.charge::<{ V6.len() }>(table, now, hash, FIRST_V6, price, dither);
+                rate_limit.charge::<{ V6.len() }>(table, now, hash, FIRST_V6, price, dither);
             }
         }
     }
@@ -121,7 +121,7 @@ impl Gate {
         self.ask::<false>(unverified, now, source, Price::ANNOUNCE, |_| slips()) != Verdict::Drop
     }
 
-    /// `slips`: whether the nth request over the limit is answered in spite of it.
+    /// `slips`: whether the nth request over the limit gets a response in spite of it.
     #[inline]
     fn ask<const FREE: bool>(
         &mut self,
@@ -139,31 +139,31 @@ impl Gate {
         }
         let dither = self.random.u64(..);
         let Limiter { keys, tables, .. } = &*self.limiter;
-        let bucket = &mut self.buckets[which as usize];
+        let rate_limit = &mut self.rate_limits[which as usize];
         let table = &tables[which as usize];
-        let answer = match source {
+        let asked = match source {
             IpAddr::V4(it) => {
                 let hash = |at| keys.of_v4(it, at);
-                bucket.ask::<{ V4.len() }, FREE>(table, now, hash, 0, price, dither)
+                rate_limit.ask::<{ V4.len() }, FREE>(table, now, hash, 0, price, dither)
             }
             IpAddr::V6(it) => {
                 let hash = |at| keys.of_v6(it, at);
-                bucket.ask::<{ V6.len() }, FREE>(table, now, hash, FIRST_V6, price, dither)
+                rate_limit.ask::<{ V6.len() }, FREE>(table, now, hash, FIRST_V6, price, dither)
             }
         };
-        let (action, verdict) = match answer {
+        let (action, verdict) = match asked {
             Ok(()) => (LimitAction::Passed, Verdict::Pass),
-            Err(nth) if slips(nth) => (LimitAction::Slipped, Verdict::Calm),
+            Err(nth) if slips(nth) => (LimitAction::Slipped, Verdict::Slip),
             Err(_) => (LimitAction::Limited, Verdict::Drop),
         };
-        if answer.is_err() && matches!(which, LimitTable::Verified | LimitTable::Stop) {
-            self.note_offender(now, source);
+        if asked.is_err() && matches!(which, LimitTable::Verified | LimitTable::Stop) {
+            self.note_heavy_hitter(now, source);
         }
         self.counters.of(which, action).add(1);
         if self.obeyed.dry_run { Verdict::Pass } else { verdict }
     }
 
-    fn note_offender(&mut self, now: Now, source: IpAddr) {
+    fn note_heavy_hitter(&mut self, now: Now, source: IpAddr) {
         let keys = &self.limiter.keys;
         let (source, hash) = match source {
             IpAddr::V4(it) => (source, keys.of_v4(it, 0)),
@@ -172,7 +172,7 @@ impl Gate {
                 (network.into(), keys.of_v6(network, 0))
             }
         };
-        self.offenders.note(now, source, hash);
+        self.heavy_hitters.note(now, source, hash);
     }
 
     /// Whether a source is under any limit, by the options that are in force now.
@@ -194,8 +194,8 @@ impl Gate {
     #[cold]
     #[inline(never)]
     fn obey(&mut self, options: Arc<Options>) {
-        for (bucket, (rate, burst)) in self.buckets.iter_mut().zip(limits(&options)) {
-            bucket.set(rate, burst);
+        for (rate_limit, (rate, burst)) in self.rate_limits.iter_mut().zip(limits(&options)) {
+            rate_limit.set(rate, burst);
         }
         self.exempt = options.exempt.iter().collect();
         self.obeyed = options;
