@@ -85,7 +85,7 @@ impl World {
     fn deliver(&mut self, outbox: Outbox, now: Now) -> Vec<usize> {
         let mut told = Outbox::default();
         let mut sockets = Vec::new();
-        for (route, mail) in outbox.mail {
+        for (route, mail) in outbox.messages {
             let socket = route.slot as usize;
             let session = &mut self.sessions[socket];
             self.frontend.receive(now, session, mail, &mut told).unwrap();
@@ -114,7 +114,7 @@ fn handle(criterion: &mut Criterion) {
         criterion.bench_function(&format!("webtorrent/announce/{offers} offers"), |bencher| {
             bencher.iter(|| {
                 let socket = sockets.next().unwrap();
-                world.say(socket, messages[socket].as_bytes()).mail.len()
+                world.say(socket, messages[socket].as_bytes()).messages.len()
             });
         });
     }

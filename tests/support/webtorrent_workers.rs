@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use skep::frontend::http::Outcome;
-use skep::frontend::ws::{Directory, Mail, Options, Outbox, Route, Session, WsFrontend};
+use skep::frontend::ws::{Directory, Options, Outbox, PeerMessage, Route, Session, WsFrontend};
 use skep::limiter::{self, Handle, Limiter, Sizes};
 use skep::metrics::MailLost;
 use skep::store::{self, Store};
@@ -74,7 +74,7 @@ pub(crate) struct Hive {
     pub(crate) directory: Arc<Directory>,
     workers: [Worker; 2],
     sockets: BTreeMap<String, Socket>,
-    mail: VecDeque<(Route, Mail)>,
+    mail: VecDeque<(Route, PeerMessage)>,
     opened: u32,
     /// Mail that reached a socket and was not for it, or was too much.
     pub(crate) undelivered: usize,
@@ -169,7 +169,7 @@ impl Hive {
         let mut outbox = Outbox::default();
         let outcome = frontend.handle(tracker, self.now, session, message, &mut outbox);
         inbox.extend(outbox.replies.into_iter().map(|it| String::from_utf8(it).unwrap()));
-        self.mail.extend(outbox.mail);
+        self.mail.extend(outbox.messages);
         outbox.lost.into_iter().for_each(|(reason, count)| self.note_lost(reason, count));
         outcome
     }
@@ -187,7 +187,7 @@ impl Hive {
             assert_eq!(told.is_ok(), !outbox.replies.is_empty(), "what is told is what is said");
             let texts = outbox.replies.into_iter().map(|it| String::from_utf8(it).unwrap());
             socket.inbox.extend(texts);
-            assert!(outbox.mail.is_empty(), "mail leads to no mail");
+            assert!(outbox.messages.is_empty(), "mail leads to no mail");
             if let Err(reason) = told {
                 self.undelivered += 1;
                 self.note_lost(reason, 1);

@@ -11,7 +11,7 @@ use crate::time::Now;
 use crate::tracker::{AdmitError, AnnounceDetails, Announced, Credentials, PeerBuffers, Tracker};
 use crate::types::{Announce, AnnounceReply, Contact, Kind};
 
-/// Most peers of one family in a reply: what `tracker.numwant_max` allows at most.
+/// Most peers of one family in a response: what `tracker.numwant_max` allows at most.
 const PEERS_MAX: usize = 200;
 
 /// The announce of a query from `source`.
@@ -48,7 +48,7 @@ impl AnnounceDetails for Details<'_> {
     }
 }
 
-/// Room for the peers of a reply, kept from one request to the next: clearing it would cost more
+/// Room for the peers of a response, kept from one request to the next: clearing it would cost more
 /// than most announces do.
 pub(super) struct Peers {
     v4: Box<[u8; PEERS_MAX * 6]>,
@@ -62,7 +62,7 @@ impl Default for Peers {
 }
 
 /// What the response to an announce states.
-pub(super) struct Told<'a> {
+pub(super) struct AnnounceResponse<'a> {
     reply: AnnounceReply,
     v4: &'a [u8],
     v6: &'a [u8],
@@ -76,26 +76,26 @@ impl Peers {
         now: Now,
         announce: Announce,
         details: &mut Details<'_>,
-    ) -> Result<Told<'_>, AdmitError> {
+    ) -> Result<AnnounceResponse<'_>, AdmitError> {
         let room = PeerBuffers { v4: &mut self.v4[..], v6: &mut self.v6[..], web: &mut [] };
         let Announced { reply, bytes, .. } = tracker.announce(now, announce, details, room)?;
         let v4 = &self.v4[..bytes[Kind::V4 as usize]];
         let v6 = &self.v6[..bytes[Kind::V6 as usize]];
-        Ok(Told { reply, v4, v6 })
+        Ok(AnnounceResponse { reply, v4, v6 })
     }
 }
 
-/// Writes the reply. `peers` and `peers6` are always there: some clients fail a reply that lacks
-/// the one, and take the other for a sign of IPv6. Peers as dictionaries (BEP 3) are in one list,
-/// without ids, which the tracker does not keep.
+/// Writes the response. `peers` and `peers6` are always there: some clients fail a response that
+/// lacks the one, and take the other for a sign of IPv6. Peers as dictionaries (BEP 3) are in one
+/// list, without ids, which the tracker does not keep.
 pub(super) fn write(
     announce: &Announce,
-    told: &Told<'_>,
+    response: &AnnounceResponse<'_>,
     compact: bool,
     options: &Options,
     out: &mut Vec<u8>,
 ) {
-    let reply = &told.reply;
+    let reply = &response.reply;
     let mut dict = Dict::new(out);
     dict.integer(b"complete", reply.seeders.into());
     match announce.source {
@@ -106,10 +106,10 @@ pub(super) fn write(
     dict.integer(b"interval", reply.interval_s.into());
     dict.integer(b"min interval", reply.min_interval_s.into());
     if compact {
-        dict.bytes(b"peers", told.v4);
-        dict.bytes(b"peers6", told.v6);
+        dict.bytes(b"peers", response.v4);
+        dict.bytes(b"peers6", response.v6);
     } else {
-        write_list(told, dict.list(b"peers"));
+        write_list(response, dict.list(b"peers"));
     }
     let texts: [(&[u8], &str); 2] =
         [(b"tracker id", &options.tracker_id), (b"warning message", &options.warning)];
@@ -118,10 +118,10 @@ pub(super) fn write(
     }
 }
 
-fn write_list(told: &Told<'_>, mut list: List<'_>) {
+fn write_list(response: &AnnounceResponse<'_>, mut list: List<'_>) {
     let mut text = String::new();
-    let (v4, _) = told.v4.as_chunks::<6>();
-    let (v6, _) = told.v6.as_chunks::<18>();
+    let (v4, _) = response.v4.as_chunks::<6>();
+    let (v6, _) = response.v6.as_chunks::<18>();
     let v4 = v4.iter().map(|&[a, b, c, d, port @ ..]| {
         (IpAddr::from(Ipv4Addr::new(a, b, c, d)), u16::from_be_bytes(port))
     });

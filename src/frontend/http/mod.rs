@@ -1,4 +1,4 @@
-//! The HTTP front end: the bytes of a connection in, the bytes of its replies out. Sans-I/O; the
+//! The HTTP front end: the bytes of a connection in, the bytes of its responses out. Sans-I/O; the
 //! stream worker reads, writes and keeps the deadlines.
 //!
 //! ```text
@@ -8,13 +8,13 @@
 //! WebSocket  an upgrade on any path
 //! ```
 //!
-//! Where none is needed, a passkey is ignored: announce URLs of other trackers go on working. Who
-//! names an info-hash is answered with 200 and bencode even if it is refused, on the wrong path, or
-//! wrong in HTTP, because clients show `failure reason` and lose the body of an error. Nothing a
-//! client sent is ever sent back.
+//! Where none is needed, a passkey is ignored: announce URLs of other trackers go on working. A
+//! request that names an info-hash gets a response with status 200 and bencode even if it is
+//! refused, on the wrong path, or wrong in HTTP, because clients show `failure reason` and lose the
+//! body of an error. Nothing a client sent is ever sent back.
 
 mod announce;
-mod exchange;
+mod request;
 mod scrape;
 mod scrape_all;
 mod upgrade;
@@ -34,7 +34,7 @@ use crate::time::Now;
 use crate::tracker::{Listing, Tracker};
 pub use crate::types::Outcome;
 use crate::types::{Action, Event, InfoHash, Refusal, Rejected};
-use exchange::{Exchange, Failure};
+use request::{Failure, HttpRequest};
 pub use scrape_all::{FullScrape, FullScrapeLimits, PIECE_BYTES_MAX};
 
 pub use crate::protocol::http::HEAD_BYTES_MAX;
@@ -42,11 +42,11 @@ pub use crate::protocol::http::HEAD_BYTES_MAX;
 /// What the operator may set; swapped whole on reload.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
-    /// Whose headers about the source are believed.
+    /// Proxies whose headers about the source are trusted.
     pub trusted_proxies: Vec<IpNet>,
-    /// The one header that is believed, if there is but one.
+    /// The one header that is trusted, if there is but one.
     pub source_header: Option<HopField>,
-    /// Whether a scrape of no torrent is answered with all of them.
+    /// Whether a scrape of no torrent gets all of them.
     pub full_scrape: bool,
     /// Seconds a source has to wait between two full scrapes.
     pub full_scrape_interval_s: u32,
@@ -69,7 +69,7 @@ pub struct HttpFrontend {
 /// Memory that every request uses anew.
 #[derive(Default)]
 struct Scratch {
-    /// The body of the reply: its length stands in front of it.
+    /// The body of the response: its length stands in front of it.
     body: Vec<u8>,
     /// Where peers are chosen into.
     peers: announce::Peers,
@@ -82,13 +82,13 @@ struct Scratch {
 pub enum Flow {
     /// The head is not complete: read on. Never said of [`HEAD_BYTES_MAX`] bytes or more.
     More,
-    /// `consumed` bytes were a request, and its reply was appended to the output.
+    /// `consumed` bytes were a request, and its response was appended to the output.
     Replied {
         /// Bytes to take away from the front of the input.
         consumed: usize,
         /// Whether the connection may be used again.
         keep_alive: bool,
-        /// Who asked, if that became known.
+        /// Where the request came from, if that became known.
         source: Option<IpAddr>,
         /// What is counted.
         outcome: Outcome,
@@ -103,7 +103,7 @@ pub enum Flow {
         /// The passkey in the path.
         passkey: Option<Passkey>,
     },
-    /// The reply is longer than memory should hold: its head was appended to the output, and
+    /// The response is longer than memory should hold: its head was appended to the output, and
     /// [`HttpFrontend::full_scrape`], which has to be called, makes the rest.
     FullScrape {
         /// Bytes to take away from the front of the input.
@@ -157,11 +157,11 @@ impl HttpFrontend {
         let head = match Head::parse(bytes, &mut headers) {
             Ok(Some(head)) => head,
             Ok(None) => return Flow::More,
-            Err(rejected) => return exchange::give_up(rejected, bytes, out),
+            Err(rejected) => return request::give_up(rejected, bytes, out),
         };
         let options = self.options.load();
-        let exchange = Exchange::new(head, origin, options);
-        let mut turn = Turn {
+        let request = HttpRequest::new(head, origin, options);
+        let mut handler = RequestHandler {
             options,
             pages: &self.pages,
             full_scrapes: &self.full_scrapes,
@@ -169,7 +169,7 @@ impl HttpFrontend {
             tracker,
             now,
         };
-        turn.answer(&exchange, out)
+        handler.respond(&request, out)
     }
 
     /// The body of a [`Flow::FullScrape`] with this encoding and framing, to be written on a
@@ -188,8 +188,8 @@ impl HttpFrontend {
     }
 }
 
-/// What a request is answered with.
-struct Turn<'a> {
+/// What handling one request needs.
+struct RequestHandler<'a> {
     options: &'a Options,
     pages: &'a ArcSwap<Pages>,
     full_scrapes: &'a FullScrapeLimits,
@@ -203,99 +203,99 @@ struct Turn<'a> {
 enum Route {
     Announce,
     Scrape,
-    /// What the tracker says of itself where somebody looks at its address.
+    /// A short text for browsers.
     Front,
     StatsPage,
     StatsJson,
     Nowhere,
 }
 
-impl Turn<'_> {
-    fn answer(&mut self, exchange: &Exchange<'_>, out: &mut Vec<u8>) -> Flow {
-        let head = &exchange.head;
+impl RequestHandler<'_> {
+    fn respond(&mut self, request: &HttpRequest<'_>, out: &mut Vec<u8>) -> Flow {
+        let head = &request.head;
         if head.method == Method::Other {
-            return exchange.reject_and_close(Rejected::BadMethod, out);
+            return request.reject_and_close(Rejected::BadMethod, out);
         }
-        if exchange.fields.body {
-            return exchange.reject_because("A request to a tracker has no body.\n", out);
+        if request.fields.body {
+            return request.reject_because("A request to a tracker has no body.\n", out);
         }
         let route = route(head.path, head.query);
         if head.has_controls {
             return match route {
-                Route::Announce | Route::Scrape if !exchange.wants_websocket() => {
-                    self.fail_malformed(exchange, Malformed::Controls, out)
+                Route::Announce | Route::Scrape if !request.wants_websocket() => {
+                    self.fail_malformed(request, Malformed::Controls, out)
                 }
-                _ => exchange.reject_and_close(Rejected::BadRequest, out),
+                _ => request.reject_and_close(Rejected::BadRequest, out),
             };
         }
-        if exchange.wants_websocket() {
-            return upgrade::answer(exchange, out);
+        if request.wants_websocket() {
+            return upgrade::respond(request, out);
         }
         match route {
-            Route::Announce => self.announce(exchange, out),
-            Route::Scrape => self.scrape(exchange, out),
-            Route::Front => exchange.page("text/plain", "", FRONT_PAGE.as_bytes(), out),
+            Route::Announce => self.announce(request, out),
+            Route::Scrape => self.scrape(request, out),
+            Route::Front => request.page("text/plain", "", FRONT_PAGE.as_bytes(), out),
             Route::StatsPage if self.options.public_stats => {
                 let fields = format!("Content-Security-Policy: {HTML_POLICY}\r\n{NOT_GUESSED}");
                 let page = &self.pages.load().html;
-                exchange.page("text/html; charset=utf-8", &fields, page.as_bytes(), out)
+                request.page("text/html; charset=utf-8", &fields, page.as_bytes(), out)
             }
             Route::StatsJson if self.options.public_stats => {
                 let page = &self.pages.load().json;
-                exchange.page("application/json", NOT_GUESSED, page.as_bytes(), out)
+                request.page("application/json", NOT_GUESSED, page.as_bytes(), out)
             }
             Route::StatsPage | Route::StatsJson | Route::Nowhere => {
-                exchange.reject(Rejected::NotFound, out)
+                request.reject(Rejected::NotFound, out)
             }
         }
     }
 
     /// Refuses, with the seconds after which the client may come back.
-    fn fail(&mut self, exchange: &Exchange<'_>, failure: Failure, out: &mut Vec<u8>) -> Flow {
+    fn fail(&mut self, request: &HttpRequest<'_>, failure: Failure, out: &mut Vec<u8>) -> Flow {
         // A client spells a torrent in one way.
         let torrent = || {
-            let mut named = http::pairs(exchange.head.query).filter(|it| it.0 == b"info_hash");
+            let mut named = http::pairs(request.head.query).filter(|it| it.0 == b"info_hash");
             named.next().map_or(&[][..], |it| it.1)
         };
-        let source = exchange.source.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+        let source = request.source.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
         let failure = match self.tracker.retry_s(self.now, source, failure.refusal(), torrent) {
             Some(retry_s) => failure.after(retry_s),
             None => failure,
         };
-        exchange.fail(&failure, &mut self.scratch.body, out)
+        request.fail(&failure, &mut self.scratch.body, out)
     }
 
-    /// Refuses what costs as much as an announce, if its source is known.
+    /// Refuses a malformed request, which costs as much as an announce if its source is known.
     fn fail_malformed(
         &mut self,
-        exchange: &Exchange<'_>,
+        request: &HttpRequest<'_>,
         malformed: Malformed,
         out: &mut Vec<u8>,
     ) -> Flow {
         let charge = |source| self.tracker.charge_announce(self.now, source, Event::None);
-        let failure = match exchange.source.map_or(Ok(()), charge) {
+        let failure = match request.source.map_or(Ok(()), charge) {
             Ok(()) => malformed.into(),
             Err(error) => error.refusal().into(),
         };
-        self.fail(exchange, failure, out)
+        self.fail(request, failure, out)
     }
 
-    fn announce(&mut self, exchange: &Exchange<'_>, out: &mut Vec<u8>) -> Flow {
-        let query = match http::announce(exchange.head.query) {
+    fn announce(&mut self, request: &HttpRequest<'_>, out: &mut Vec<u8>) -> Flow {
+        let query = match http::announce(request.head.query) {
             Ok(query) => query,
-            Err(malformed) => return self.fail_malformed(exchange, malformed, out),
+            Err(malformed) => return self.fail_malformed(request, malformed, out),
         };
-        let Some(source) = exchange.source else {
-            return self.fail(exchange, Refusal::NoSource.into(), out);
+        let Some(source) = request.source else {
+            return self.fail(request, Refusal::NoSource.into(), out);
         };
         let announce = announce::of_query(source, &query);
-        let mut details = announce::Details { head: &exchange.head, query: &query };
+        let mut details = announce::Details { head: &request.head, query: &query };
         let Scratch { body, peers, .. } = &mut *self.scratch;
         body.clear();
         match peers.announce(self.tracker, self.now, announce, &mut details) {
-            Ok(told) => {
-                announce::write(&announce, &told, query.compact, self.options, body);
-                exchange.bencoded(Action::Announce, body, out)
+            Ok(response) => {
+                announce::write(&announce, &response, query.compact, self.options, body);
+                request.bencoded(Action::Announce, body, out)
             }
             Err(error) => {
                 let refusal = error.refusal();
@@ -303,49 +303,49 @@ impl Turn<'_> {
                     Some(reason) => Failure::because(refusal, reason),
                     None => refusal.into(),
                 };
-                self.fail(exchange, failure, out)
+                self.fail(request, failure, out)
             }
         }
     }
 
-    fn scrape(&mut self, exchange: &Exchange<'_>, out: &mut Vec<u8>) -> Flow {
+    fn scrape(&mut self, request: &HttpRequest<'_>, out: &mut Vec<u8>) -> Flow {
         let Scratch { body, info_hashes, .. } = &mut *self.scratch;
         body.clear();
-        match http::scrape(exchange.head.query, info_hashes) {
-            Err(malformed) => self.fail(exchange, malformed.into(), out),
-            Ok(()) if info_hashes.is_empty() => self.scrape_all(exchange, out),
+        match http::scrape(request.head.query, info_hashes) {
+            Err(malformed) => self.fail(request, malformed.into(), out),
+            Ok(()) if info_hashes.is_empty() => self.scrape_all(request, out),
             Ok(()) => {
-                let Some(source) = exchange.source else {
-                    return self.fail(exchange, Refusal::NoSource.into(), out);
+                let Some(source) = request.source else {
+                    return self.fail(request, Refusal::NoSource.into(), out);
                 };
-                let passkey = passkey::of_path(exchange.head.path);
+                let passkey = passkey::of_path(request.head.path);
                 match scrape::write(self.tracker, self.now, source, info_hashes, passkey, body) {
-                    Ok(()) => exchange.bencoded(Action::Scrape, body, out),
-                    Err(error) => self.fail(exchange, error.refusal().into(), out),
+                    Ok(()) => request.bencoded(Action::Scrape, body, out),
+                    Err(error) => self.fail(request, error.refusal().into(), out),
                 }
             }
         }
     }
 
-    fn scrape_all(&mut self, exchange: &Exchange<'_>, out: &mut Vec<u8>) -> Flow {
+    fn scrape_all(&mut self, request: &HttpRequest<'_>, out: &mut Vec<u8>) -> Flow {
         if !self.options.full_scrape {
-            return self.fail(exchange, Refusal::NoFullScrape.into(), out);
+            return self.fail(request, Refusal::NoFullScrape.into(), out);
         }
-        let Some(source) = exchange.source else {
-            return self.fail(exchange, Refusal::NoSource.into(), out);
+        let Some(source) = request.source else {
+            return self.fail(request, Refusal::NoSource.into(), out);
         };
-        let passkey = passkey::of_path(exchange.head.path);
+        let passkey = passkey::of_path(request.head.path);
         if let Err(error) = self.tracker.admit_full_scrape(self.now, source, passkey) {
-            return self.fail(exchange, error.refusal().into(), out);
+            return self.fail(request, error.refusal().into(), out);
         }
-        if exchange.head.method == Method::Head {
-            exchange.write_full_scrape_head(out);
-            return exchange.replied(exchange.keep_alive, Outcome::Answered(Action::Scrape));
+        if request.head.method == Method::Head {
+            request.write_full_scrape_head(out);
+            return request.replied(request.keep_alive, Outcome::Answered(Action::Scrape));
         }
         let interval_s = self.options.full_scrape_interval_s;
         match self.full_scrapes.start(self.now, source, interval_s) {
-            Ok(()) => exchange.full_scrape(source, out),
-            Err(wait_s) => exchange.reject_for(Rejected::TooSoon, wait_s, out),
+            Ok(()) => request.full_scrape(source, out),
+            Err(wait_s) => request.reject_for(Rejected::TooSoon, wait_s, out),
         }
     }
 }

@@ -4,30 +4,30 @@
 use tungstenite::handshake::derive_accept_key;
 
 use super::Flow;
-use super::exchange::Exchange;
+use super::request::HttpRequest;
 use crate::protocol::passkey::{self, Passkey};
 use crate::types::{Refusal, Rejected};
 
 /// Bytes of a `Sec-WebSocket-Key`: 16 in base64.
 const KEY_BYTES: usize = 24;
 
-/// Answers a request that wants a WebSocket. No extension and no subprotocol is agreed to.
-pub(super) fn answer(exchange: &Exchange<'_>, out: &mut Vec<u8>) -> Flow {
-    if exchange.fields.websocket_version != Some(b"13") {
-        return exchange.reject_and_close(Rejected::BadUpgrade, out);
+/// Responds to a request for a WebSocket. No extension and no subprotocol is agreed to.
+pub(super) fn respond(request: &HttpRequest<'_>, out: &mut Vec<u8>) -> Flow {
+    if request.fields.websocket_version != Some(b"13") {
+        return request.reject_and_close(Rejected::BadUpgrade, out);
     }
-    let Some(key) = exchange.fields.websocket_key.filter(|it| is_key(it)) else {
-        return exchange.reject_because("Sec-WebSocket-Key is not 16 bytes in base64.\n", out);
+    let Some(key) = request.fields.websocket_key.filter(|it| is_key(it)) else {
+        return request.reject_because("Sec-WebSocket-Key is not 16 bytes in base64.\n", out);
     };
-    let Some(source) = exchange.source else {
-        return exchange.refuse_upgrade(Refusal::NoSource, out);
+    let Some(source) = request.source else {
+        return request.refuse_upgrade(Refusal::NoSource, out);
     };
     out.extend_from_slice(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n");
     out.extend_from_slice(b"Connection: Upgrade\r\nSec-WebSocket-Accept: ");
     out.extend_from_slice(derive_accept_key(key).as_bytes());
     out.extend_from_slice(b"\r\n\r\n");
-    let passkey = passkey::of_path(exchange.head.path).and_then(Passkey::new);
-    Flow::Upgraded { consumed: exchange.head.bytes, source, passkey }
+    let passkey = passkey::of_path(request.head.path).and_then(Passkey::new);
+    Flow::Upgraded { consumed: request.head.bytes, source, passkey }
 }
 
 fn is_key(key: &[u8]) -> bool {

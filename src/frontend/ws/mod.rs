@@ -2,12 +2,12 @@
 //! Sans-I/O; frames, queues and threads are the stream worker's.
 //!
 //! ```text
-//! announce ─▶ tracker ─▶ reply, and a few WebRTC peers ─▶ directory ─▶ one offer each, as mail
-//! mail     ─▶ the receiver's session remembers the offer ─▶ its client
-//! answer   ─▶ the session finds that offer ─▶ directory ─▶ mail to whoever made it
+//! announce ─▶ tracker ─▶ response, and a few WebRTC peers ─▶ directory ─▶ one offer to each
+//! offer    ─▶ the receiver's session remembers it ─▶ its client
+//! answer   ─▶ the session finds that offer ─▶ directory ─▶ the socket of the peer that made it
 //! ```
 //!
-//! Nobody is found by a peer id that a client names: offers go to peers that the store chose from
+//! No peer is found by a peer id that a client names: offers go to peers that the store chose from
 //! their swarm, answers to where a remembered offer came from. So nothing gets into another swarm.
 
 mod directory;
@@ -66,10 +66,10 @@ impl Default for Options {
     }
 }
 
-/// What one socket sends to another.
+/// An offer or answer from one socket to another.
 #[derive(Clone, Debug)]
-pub struct Mail {
-    /// The peer that it is for: it may have left while the mail was on its way.
+pub struct PeerMessage {
+    /// The peer that it is for: it may have left while the message was on its way.
     to: WebPeer,
     /// Of an offer: what its receiver remembers.
     offer: Option<Offer>,
@@ -90,7 +90,7 @@ struct Offer {
     is_exempt: bool,
 }
 
-impl Mail {
+impl PeerMessage {
     /// The length of the message for the client, in bytes.
     pub fn bytes(&self) -> usize {
         self.text.len()
@@ -102,9 +102,9 @@ impl Mail {
 pub struct Outbox {
     /// Text messages for the socket itself, in order.
     pub replies: Vec<Vec<u8>>,
-    /// What goes to other sockets, and maybe to this one under another of its peer ids.
-    pub mail: Vec<(Route, Mail)>,
-    /// How many offers and answers did not become mail, and why.
+    /// Messages for other sockets, and maybe for this one under another of its peer ids.
+    pub messages: Vec<(Route, PeerMessage)>,
+    /// How many offers and answers did not become messages, and why.
     pub lost: Vec<(MailLost, usize)>,
 }
 
@@ -153,10 +153,10 @@ impl WsFrontend {
         outbox: &mut Outbox,
     ) -> Outcome {
         let (directory, options) = (&*self.directory, &**self.options.load());
-        Turn { directory, options, tracker, now, session, outbox }.answer(message)
+        MessageHandler { directory, options, tracker, now, session, outbox }.respond(message)
     }
 
-    /// Takes mail from another socket; appends what the client is to be told to `outbox`.
+    /// Takes a message from another socket; appends what its client gets to `outbox`.
     ///
     /// # Errors
     /// Why it is told nothing: the peer may have left, or have been offered enough.
@@ -164,11 +164,11 @@ impl WsFrontend {
         &mut self,
         now: Now,
         session: &mut Session,
-        mail: Mail,
+        message: PeerMessage,
         outbox: &mut Outbox,
     ) -> Result<(), MailLost> {
         let quota = Quota { per_minute_max: self.options.load().offers_per_minute_max };
-        let Mail { to, offer, text } = mail;
+        let PeerMessage { to, offer, text } = message;
         if !session.speaks_for(&to) {
             return Err(MailLost::ReceiverGone);
         }
@@ -210,8 +210,8 @@ impl WsFrontend {
     }
 }
 
-/// What a message is answered with.
-struct Turn<'a> {
+/// What handling one message needs.
+struct MessageHandler<'a> {
     directory: &'a Directory,
     options: &'a Options,
     tracker: &'a mut Tracker,
@@ -220,8 +220,8 @@ struct Turn<'a> {
     outbox: &'a mut Outbox,
 }
 
-impl Turn<'_> {
-    fn answer(&mut self, message: &[u8]) -> Outcome {
+impl MessageHandler<'_> {
+    fn respond(&mut self, message: &[u8]) -> Outcome {
         let offers_max = (self.options.offers_max as usize).min(OFFERS_LIMIT);
         match webtorrent::decode(message, offers_max) {
             Ok(Request::Announce(it)) if it.event == Event::Stopped => self.stop(&it),
@@ -343,7 +343,7 @@ impl Turn<'_> {
             webtorrent::encode_offer(info_hash, peer_id, offer, &mut text);
             let key = self.directory.offer_key(info_hash, &offer.id, peer_id);
             let offer = Some(Offer { key, offerer, networks, is_exempt });
-            self.outbox.mail.push((route, Mail { to, offer, text }));
+            self.outbox.messages.push((route, PeerMessage { to, offer, text }));
         }
     }
 
@@ -389,7 +389,7 @@ impl Turn<'_> {
         if let Some(route) = self.directory.route(&to) {
             let mut text = Vec::with_capacity(request.text.len() + 256);
             webtorrent::encode_answer(request, &mut text);
-            self.outbox.mail.push((route, Mail { to, offer: None, text }));
+            self.outbox.messages.push((route, PeerMessage { to, offer: None, text }));
         } else {
             self.outbox.lost.push((MailLost::ReceiverGone, 1));
         }

@@ -18,7 +18,7 @@ use super::held::WorkerAccount;
 use super::mailbox::{LETTERS_TAKEN_MAX, Letter};
 use super::slots::{Due, Place, Slots};
 use super::{FrontEnds, Listener, Options, Shared, StreamWorker};
-use crate::frontend::ws::{Mail, Outbox, Route};
+use crate::frontend::ws::{Outbox, PeerMessage, Route};
 use crate::metrics::{Closed, MailLost, StreamCounters};
 use crate::sys::allocator::Collector;
 use crate::sys::clock::{Clock, thread_cpu_ns};
@@ -271,7 +271,7 @@ impl<N: Network> Worker<N> {
     }
 
     /// Hands on what a socket said to others.
-    pub(super) fn post(&self, route: Route, mail: Mail) {
+    pub(super) fn post(&self, route: Route, mail: PeerMessage) {
         if route.worker == self.index {
             self.receive(route, mail);
             return;
@@ -284,7 +284,7 @@ impl<N: Network> Worker<N> {
     }
 
     /// Takes mail for a socket of this worker.
-    fn receive(&self, route: Route, mail: Mail) {
+    fn receive(&self, route: Route, mail: PeerMessage) {
         let Some(connection) = self.connection(route) else {
             self.counters.mail_lost(MailLost::ReceiverGone).add(1);
             return;
@@ -292,7 +292,7 @@ impl<N: Network> Worker<N> {
         self.counters.mail_delivered.add(1);
         let mut outbox = Outbox::default();
         connection.receive(mail, &mut outbox);
-        debug_assert!(outbox.mail.is_empty(), "mail leads to no mail");
+        debug_assert!(outbox.messages.is_empty(), "mail leads to no mail");
     }
 
     fn connection(&self, route: Route) -> Option<Rc<Connection<N>>> {

@@ -13,7 +13,7 @@ use super::held::Part;
 use super::slots::Deadlines;
 use crate::frontend::Passkey;
 use crate::frontend::http::Outcome;
-use crate::frontend::ws::{MESSAGE_BYTES_MAX, Mail, Outbox, Session};
+use crate::frontend::ws::{MESSAGE_BYTES_MAX, Outbox, PeerMessage, Session};
 use crate::metrics::{Closed, MailLost, Transport};
 use crate::sys::stream::Network;
 use crate::time::Now;
@@ -258,7 +258,7 @@ impl<N: Network> Connection<N> {
         for (reason, count) in outbox.lost {
             self.worker.counters.mail_lost(reason).add(count as u64);
         }
-        for (route, mail) in outbox.mail {
+        for (route, mail) in outbox.messages {
             self.worker.post(route, mail);
         }
         eighths
@@ -266,7 +266,7 @@ impl<N: Network> Connection<N> {
 
     /// Takes mail from another socket. What finds the queue half full, or memory short, is lost:
     /// only what a client brings on itself may cut it off, not what others send it.
-    pub(super) fn receive(self: &Rc<Self>, mail: Mail, outbox: &mut Outbox) {
+    pub(super) fn receive(self: &Rc<Self>, mail: PeerMessage, outbox: &mut Outbox) {
         let session_bytes = {
             let mut web = self.web.borrow_mut();
             let Some(Web { session: Some(session), queue, writing_bytes, .. }) = web.as_deref_mut()

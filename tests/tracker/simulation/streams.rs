@@ -8,7 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 use bt_bencode::Value;
 use skep::frontend::http::Flow;
 use skep::frontend::origin::Origin;
-use skep::frontend::ws::{Mail, Outbox, Route};
+use skep::frontend::ws::{Outbox, PeerMessage, Route};
 use skep::types::{Action, Event, InfoHash, Kind, Outcome};
 
 use super::judge::{Invariant, Judged, hold};
@@ -140,8 +140,8 @@ impl World {
         if outcome == Outcome::Answered(Action::Answer) {
             self.tally.note("WebRTC answers");
         }
-        let routes = outbox.mail.iter().map(|it| it.0).collect();
-        for (route, mail) in outbox.mail {
+        let routes = outbox.messages.iter().map(|it| it.0).collect();
+        for (route, mail) in outbox.messages {
             let delay_ms = self.random.u64(..3000);
             self.plan_in_ms(delay_ms, Happening::Mail(route, Box::new(mail)));
         }
@@ -210,7 +210,7 @@ impl World {
     }
 
     /// Mail reaches the worker that it is for; its socket may have gone.
-    pub(crate) fn handle_mail(&mut self, route: Route, mail: Mail) -> Judged {
+    pub(crate) fn handle_mail(&mut self, route: Route, mail: PeerMessage) -> Judged {
         let now = self.now();
         let Some(socket) = self.site.sockets.get_mut(&route.slot) else { return Ok(()) };
         let client = socket.client;

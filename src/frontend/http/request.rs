@@ -1,4 +1,4 @@
-//! One request and the forms its reply can take.
+//! One request and the forms its response can take.
 
 use std::borrow::Cow;
 use std::net::IpAddr;
@@ -11,20 +11,20 @@ use crate::protocol::http::{self, Fields, Head, Malformed, Method, ReplyHead};
 use crate::types::{Action, Refusal, Rejected};
 
 /// A request whose head was read.
-pub(super) struct Exchange<'a> {
+pub(super) struct HttpRequest<'a> {
     /// The head.
     pub(super) head: Head<'a>,
     /// What its fields come down to.
     pub(super) fields: Fields<'a>,
-    /// Who asks; `None` if a trusted proxy does not say.
+    /// Where it comes from; `None` if a trusted proxy does not name it.
     pub(super) source: Option<IpAddr>,
     /// Whether the client wants to use the connection again (RFC 9112, 9.3).
     pub(super) keep_alive: bool,
 }
 
-/// A reply of a known length.
+/// A response of a known length.
 #[derive(Clone, Copy)]
-struct Reply<'a> {
+struct HttpResponse<'a> {
     status: &'static str,
     content_type: &'static str,
     fields: &'a str,
@@ -32,7 +32,7 @@ struct Reply<'a> {
     outcome: Outcome,
 }
 
-impl<'a> Exchange<'a> {
+impl<'a> HttpRequest<'a> {
     pub(super) fn new(head: Head<'a>, origin: Origin, options: &Options) -> Self {
         let fields = Fields::of(head.headers);
         let keep_alive = !fields.close && (head.http_1_1 || fields.keep_alive);
@@ -54,8 +54,8 @@ impl<'a> Exchange<'a> {
         out: &mut Vec<u8>,
     ) -> Flow {
         let outcome = Outcome::Answered(Action::Page);
-        let reply = Reply { status: "200 OK", content_type, fields, body, outcome };
-        self.reply(&reply, self.keep_alive, out)
+        let response = HttpResponse { status: "200 OK", content_type, fields, body, outcome };
+        self.reply(&response, self.keep_alive, out)
     }
 
     /// What was asked for.
@@ -73,29 +73,30 @@ impl<'a> Exchange<'a> {
 
     /// An HTTP error after which the connection can be used again.
     pub(super) fn reject(&self, rejected: Rejected, out: &mut Vec<u8>) -> Flow {
-        self.reject_with(&Reply::of(rejected), self.keep_alive, out)
+        self.reject_with(&HttpResponse::of(rejected), self.keep_alive, out)
     }
 
-    /// An HTTP error that will be none after so many seconds.
+    /// An HTTP error; after so many seconds, the request may succeed.
     pub(super) fn reject_for(&self, rejected: Rejected, wait_s: u32, out: &mut Vec<u8>) -> Flow {
         let fields = format!("Retry-After: {wait_s}\r\n");
-        let reply = Reply { fields: &fields, ..Reply::of(rejected) };
-        self.reply(&reply, self.keep_alive, out)
+        let response = HttpResponse { fields: &fields, ..HttpResponse::of(rejected) };
+        self.reply(&response, self.keep_alive, out)
     }
 
     /// An HTTP error after which it is not certain where the next request begins.
     pub(super) fn reject_and_close(&self, rejected: Rejected, out: &mut Vec<u8>) -> Flow {
-        self.reject_with(&Reply::of(rejected), false, out)
+        self.reject_with(&HttpResponse::of(rejected), false, out)
     }
 
-    /// A request that is none, in words that say why; the connection ends.
+    /// Invalid in HTTP, with a text that names the reason; the connection ends.
     pub(super) fn reject_because(&self, text: &'static str, out: &mut Vec<u8>) -> Flow {
-        let reply = Reply { body: text.as_bytes(), ..Reply::of(Rejected::BadRequest) };
-        self.reject_with(&reply, false, out)
+        let response =
+            HttpResponse { body: text.as_bytes(), ..HttpResponse::of(Rejected::BadRequest) };
+        self.reject_with(&response, false, out)
     }
 
     /// An HTTP error, or for a client that asks for a torrent a failure that it can show.
-    fn reject_with(&self, error: &Reply<'_>, keep_alive: bool, out: &mut Vec<u8>) -> Flow {
+    fn reject_with(&self, error: &HttpResponse<'_>, keep_alive: bool, out: &mut Vec<u8>) -> Flow {
         if !self.asks_for_torrent() {
             return self.reply(error, keep_alive, out);
         }
@@ -103,7 +104,7 @@ impl<'a> Exchange<'a> {
         self.reply(&ok(&body, error.outcome), keep_alive, out)
     }
 
-    /// Whether a client of trackers asks, as far as can be told: browsers name no info-hash.
+    /// Whether a client of trackers asks, as far as is visible: browsers name no info-hash.
     pub(super) fn asks_for_torrent(&self) -> bool {
         !self.fields.websocket && http::has(self.head.query, b"info_hash")
     }
@@ -112,19 +113,19 @@ impl<'a> Exchange<'a> {
     pub(super) fn refuse_upgrade(&self, refusal: Refusal, out: &mut Vec<u8>) -> Flow {
         let outcome = Outcome::Refused(refusal);
         let body = refusal.text().as_bytes();
-        let reply = Reply { body, outcome, ..Reply::of(Rejected::BadRequest) };
-        self.reply(&reply, false, out)
+        let response = HttpResponse { body, outcome, ..HttpResponse::of(Rejected::BadRequest) };
+        self.reply(&response, false, out)
     }
 
-    fn reply(&self, reply: &Reply<'_>, keep_alive: bool, out: &mut Vec<u8>) -> Flow {
-        reply.write_head(self.connection(keep_alive), out);
+    fn reply(&self, response: &HttpResponse<'_>, keep_alive: bool, out: &mut Vec<u8>) -> Flow {
+        response.write_head(self.connection(keep_alive), out);
         if self.head.method != Method::Head {
-            out.extend_from_slice(reply.body);
+            out.extend_from_slice(response.body);
         }
-        self.replied(keep_alive, reply.outcome)
+        self.replied(keep_alive, response.outcome)
     }
 
-    /// The end of a request whose reply was written.
+    /// The end of a request whose response was written.
     pub(super) fn replied(&self, keep_alive: bool, outcome: Outcome) -> Flow {
         Flow::Replied { consumed: self.head.bytes, keep_alive, source: self.source, outcome }
     }
@@ -177,22 +178,22 @@ impl<'a> Exchange<'a> {
     }
 }
 
-/// Answers bytes that are not a request; the connection cannot go on.
+/// Responds to bytes that are not a request; the connection cannot go on.
 pub(super) fn give_up(rejected: Rejected, bytes: &[u8], out: &mut Vec<u8>) -> Flow {
-    let error = Reply::of(rejected);
+    let error = HttpResponse::of(rejected);
     let failure = http::begins_with_torrent(bytes).then(|| error.as_failure());
-    let reply = failure.as_ref().map_or(error, |body| ok(body, error.outcome));
-    reply.write_head("close", out);
-    out.extend_from_slice(reply.body);
-    let outcome = reply.outcome;
+    let response = failure.as_ref().map_or(error, |body| ok(body, error.outcome));
+    response.write_head("close", out);
+    out.extend_from_slice(response.body);
+    let outcome = response.outcome;
     Flow::Replied { consumed: bytes.len(), keep_alive: false, source: None, outcome }
 }
 
-fn ok(body: &[u8], outcome: Outcome) -> Reply<'_> {
-    Reply { status: "200 OK", content_type: "text/plain", fields: "", body, outcome }
+fn ok(body: &[u8], outcome: Outcome) -> HttpResponse<'_> {
+    HttpResponse { status: "200 OK", content_type: "text/plain", fields: "", body, outcome }
 }
 
-impl Reply<'static> {
+impl HttpResponse<'static> {
     /// An HTTP error with a short text.
     fn of(rejected: Rejected) -> Self {
         let (status, fields, body) = match rejected {
@@ -224,11 +225,11 @@ impl Reply<'static> {
     }
 }
 
-impl Reply<'_> {
+impl HttpResponse<'_> {
     /// An error in the words that clients of trackers show: of a status other than 200 they show
     /// its number at best (libtorrent), or complain that the page is not bencoded (rTorrent).
     fn as_failure(&self) -> Vec<u8> {
-        // Who maintains proxy or tracker may mend a path; what is malformed stays so.
+        // The operator of proxy or tracker may correct a path; what is malformed stays so.
         let is_path = self.outcome == Outcome::Rejected(Rejected::NotFound);
         let mut body = Vec::new();
         let text = self.body.strip_suffix(b"\n").unwrap_or(self.body);
@@ -266,7 +267,7 @@ fn write_failure(text: &[u8], after_s: Option<u32>, otherwise: &[u8], body: &mut
 /// Seconds after which a path that leads nowhere may be tried again.
 const PATH_RETRY_S: u32 = 1800;
 
-/// Why a client does not get what it asked for, in words that name what is wrong.
+/// Why a client does not get what it asked for, with a text that names the reason.
 #[derive(Clone, Debug)]
 pub(super) struct Failure {
     refusal: Refusal,
@@ -277,7 +278,7 @@ pub(super) struct Failure {
 }
 
 impl Failure {
-    /// With a text of the operator's.
+    /// With the operator's reason.
     pub(super) fn because(refusal: Refusal, text: &str) -> Self {
         Self { text: Cow::Owned(text.to_owned()), ..refusal.into() }
     }
