@@ -9,8 +9,8 @@
 //! Words are read whole, so no id and no load is ever torn, and four lanes are compared at once. An
 //! id and its load stand in two words: between the writes that give a slot away, another worker may
 //! charge one of the two for the other. And what is written [roughly](CacheLine::add_roughly) may
-//! undo what another worker writes to the same word within the same nanoseconds. Both cost a
-//! charge or two of thousands; locked instructions for all of it would cost about a twentieth of the
+//! undo what another worker writes to the same word within the same nanoseconds. Both cost a charge
+//! or two of thousands; locked instructions for all of it would cost about a twentieth of the
 //! whole.
 
 use std::array::from_fn;
@@ -138,7 +138,7 @@ impl CacheLine {
     #[inline]
     pub(super) fn lightest(&self) -> (Slot, u16) {
         let mut loads = self.loads.each_ref().map(|it| it.load(Relaxed));
-        loads[WORDS - 1] |= 0xffff << EPOCH_SHIFT; // the epoch is no load
+        loads[WORDS - 1] |= 0xffff << EPOCH_SHIFT; // the epoch is not a load
         let mut least: [u16; 8] = from_fn(|at| lane_at(loads, at).min(lane_at(loads, at + 8)));
         for half in [4, 2, 1] {
             for at in 0..half {
@@ -187,7 +187,7 @@ fn first_lane(words: &[u64; WORDS], value: u16) -> LaneMatch {
         let equal = (word ^ wanted).wrapping_sub(ONES) & (word ^ !wanted) & HIGHS;
         flags |= equal >> (WORDS - 1 - at);
     }
-    LaneMatch(flags & u64::MAX >> 1) // the last lane is no slot
+    LaneMatch(flags & u64::MAX >> 1) // the last lane is not a slot
 }
 
 /// How many epochs ago this last word of loads was refreshed; `None` if it is up to date.

@@ -76,10 +76,10 @@ impl Default for Options {
     ///
     /// The bursts are a seedbox that starts: it connects for each of its 10 000 torrents and
     /// announces all of them at once, 20 ms of one core. They are new torrents if the tracker has
-    /// started empty or nobody else is in them; 5 a second are let in from then on: at most 30 000
-    /// torrents live by the word of one address alone, those of the 3900 s of a peer's life. That
-    /// they were completed leaves nothing: the store keeps a count for a day, and so 442 000 of
-    /// them, only if two networks have made it.
+    /// started empty or no other source is in them; 5 a second are let in from then on: at most
+    /// 30 000 torrents live by the word of one address alone, those of the 3900 s of a peer's life.
+    /// That they were completed leaves nothing: the store keeps a count for a day, and so 442 000
+    /// of them, only if two networks have made it.
     fn default() -> Self {
         let loopback_v4 = Ipv4Net::new_assert([127, 0, 0, 0].into(), 8);
         let loopback_v6 = Ipv6Net::new_assert(std::net::Ipv6Addr::LOCALHOST, 128);
@@ -131,7 +131,7 @@ pub struct Limiter {
 }
 
 impl Limiter {
-    /// Empty tables. Without a seed, which is for tests, the hash has keys that nobody knows.
+    /// Empty tables. Without a seed, which is for tests, the hash has random keys.
     ///
     /// # Panics
     /// Where a size is none of those allowed.

@@ -59,12 +59,12 @@ pub(super) const PREFIXES: usize = V4.len() + V6.len();
 /// Where IPv6's start among all.
 pub(super) const FIRST_V6: usize = V4.len();
 
-/// The keys of the hash, one for each prefix: nobody outside can tell which sources share a slot.
+/// The keys of the hash, one for each prefix: no client can find out which sources share a slot.
 #[derive(Debug)]
 pub(super) struct Keys([RandomState; PREFIXES]);
 
 impl Keys {
-    /// Keys nobody knows, or (for tests) those that follow from a seed.
+    /// Random keys, or (for tests) those that follow from a seed.
     pub(super) fn new(seed: Option<u64>) -> Self {
         let Some(seed) = seed else { return Self(std::array::from_fn(|_| RandomState::new())) };
         let mut random = Rng::with_seed(seed);

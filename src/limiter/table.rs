@@ -114,7 +114,7 @@ fn refresh(lines: &[&CacheLine], epoch: u16) {
     }
 }
 
-/// What tells a key from others in its lines.
+/// What distinguishes a key from others in its lines.
 #[inline]
 fn id(hash: u64) -> u16 {
     (hash >> 48) as u16

@@ -34,7 +34,7 @@ use crate::types::{
 pub enum ConnectionWork {
     /// A TLS handshake.
     Handshake,
-    /// A request that is no announce or scrape, or not a right one; an upgrade; a message that
+    /// A request that is not an announce or scrape, or an invalid one; an upgrade; a message that
     /// cannot be read.
     Request,
 }
@@ -89,7 +89,7 @@ impl Tracker {
     ///
     /// # Errors
     /// Why it is refused. A stop has been applied all the same: a peer that may not be served may
-    /// leave, and nobody should be sent to it.
+    /// leave, and no other peer should be sent to it.
     #[inline]
     pub(super) fn authorize(
         &mut self,
@@ -178,7 +178,7 @@ impl Tracker {
         }
     }
 
-    /// What the operator says about a refusal of this announce, where the client can be told.
+    /// The operator's reason for a refusal of this announce, for protocols that can carry it.
     pub fn reason(&mut self, refusal: Refusal, announce: &Announce) -> Option<&str> {
         self.access.as_mut()?.reason(refusal, announce)
     }

@@ -4,14 +4,14 @@
 //! software and version, in a table of its own that only it writes. Time goes by windows, the same
 //! for all workers, each at least as long as the longest interval; the store knows when a peer has
 //! announced before, and so whether it was counted in this window already. Of the last window and
-//! the one under way, a peer counts in the later one in which it announced: whoever announces in
+//! the one under way, a peer counts in the later one in which it announced: one that announces in
 //! the latter for the first time is taken out of the former. Who leaves is taken out as well. So a
 //! peer counts once, however often it asks, and [`ClientStats::estimate`] scales what is counted to
 //! the number of peers. WebRTC peers are counted and scaled by themselves.
 //!
 //! A peer is taken out of the table of the worker that gets its announce, which may not be the one
-//! that counted it: only the sums of all workers mean something. It is taken out by the peer id that
-//! it names then, which may be any. So of no software more are taken out than were counted in that
+//! that counted it: only the sums of all workers mean something. It is taken out by the peer id of
+//! that announce, which may be any. So of no software more are taken out than were counted in that
 //! window of the same source ([`Added`]): a source cannot lower the share of what others run.
 
 use std::cmp::Reverse;
@@ -29,7 +29,7 @@ use crate::store::{StoreTotals, TICK_S};
 use crate::time::Now;
 use crate::types::{Announce, Contact, Kind, PeerId};
 
-/// The name of software that is in no table, and of versions that nobody can read.
+/// The name of software that is not in a table, and of versions that cannot be read.
 const OTHER: &str = "other";
 
 /// The tallies of all workers.
@@ -57,7 +57,7 @@ impl ClientStats {
         counter
     }
 
-    /// How many of the peers there are run what: adds up to them exactly, except where nobody has
+    /// How many of the peers there are run what: adds up to them exactly, except where no peer has
     /// announced yet. Sorted by name and version.
     pub fn estimate(&self, now: Now, totals: &StoreTotals) -> Vec<ClientShare> {
         let [mut by_port, mut by_socket] = [Counts::new(), Counts::new()];
@@ -82,7 +82,7 @@ impl ClientStats {
 type Counts = BTreeMap<(&'static str, String), u64>;
 
 /// The sums of what workers have counted, each of which may be below 0. So may be the sum, where a
-/// peer leaves under another name than it came by: then nobody is left of that name.
+/// peer leaves under another name than it came by: then none is left of that name.
 fn counted(mut counts: Counts) -> Counts {
     counts.values_mut().for_each(|it| *it = u64::try_from(it.cast_signed()).unwrap_or(0));
     counts
@@ -127,7 +127,7 @@ struct Windows {
 }
 
 impl Windows {
-    /// What still says something of the last two windows.
+    /// What is still valid of the last two windows.
     fn still_valid(&self, now: Now) -> Vec<Arc<Window>> {
         let Some(number) = self.number else { return Vec::new() };
         let ago = (now.seconds() / self.length_s).saturating_sub(number);
@@ -278,7 +278,7 @@ impl Added {
         let _ = slot.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more); // never fails
     }
 
-    /// Takes one of them back; says whether there was any.
+    /// Takes one of them back; returns whether there was any.
     fn take(&self, window: u64, source: IpAddr, peer_id: &PeerId) -> bool {
         let slot = self.slot(window, source, peer_id);
         let less = |it| Some(of_window(window) | peers_in(it, window).checked_sub(1)?);
@@ -339,7 +339,7 @@ struct Table {
     others: Counter,
 }
 
-/// A version's count. The key is its [`Prefix`]; 0, which is nobody's, while it is free.
+/// A version's count. The key is its [`Prefix`]; 0, which no prefix has, while it is free.
 #[derive(Default)]
 struct Slot {
     key: AtomicU64,
@@ -366,7 +366,7 @@ fn hash(key: u64, places: usize) -> usize {
 }
 
 impl Table {
-    /// Counts a prefix that has a slot; says whether it has.
+    /// Counts a prefix that has a slot; returns whether it has.
     #[inline]
     fn add(&self, key: u64, amount: u64) -> bool {
         for slot in self.places(key) {

@@ -9,11 +9,11 @@
 //! slot   hash of torrent, peer id, port and family (32) | hash of the address (32)
 //! ```
 //!
-//! A slot is overwritten by whoever comes to it next. With 65 536 slots, for half a mebibyte, a
+//! A slot is overwritten by what comes to it next. With 65 536 slots, for half a mebibyte, a
 //! client's other announce is still there after an interval of half an hour where 20 announces come
 //! in a second; with thousands it is there for seconds, which is enough for the pair that clients
-//! send when they start, and in swarms so large that nobody meets itself often. To keep a byte of
-//! the peer id with each peer would cost the store an eighth more, and know less.
+//! send when they start, and in swarms so large that no client meets itself often. To keep a byte
+//! of the peer id with each peer would cost the store an eighth more, and know less.
 
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -93,7 +93,7 @@ impl DualStackClients {
         (word ^ u64::from(low) == tag).then_some(low)
     }
 
-    /// The slot of a client's announces over a family, and what its upper half then says.
+    /// The slot of a client's announces over a family, and what its upper half then is.
     fn place(&self, (announce, port, family): Client<'_>) -> (&AtomicU64, u64) {
         let Announce { info_hash, peer_id, .. } = announce;
         let hash = self.keys.hash_one((info_hash, peer_id, port, family));
@@ -121,7 +121,7 @@ fn v6_of(&[ref address @ .., high, low]: &[u8; 18]) -> Endpoint {
     (IpAddr::from(address), [high, low])
 }
 
-/// Takes out the one peer that `is_own`; says how many bytes are left.
+/// Takes out the one peer that `is_own`; returns how many bytes are left.
 fn without<const STRIDE: usize>(
     peers: &mut [u8],
     is_own: impl FnMut(&[u8; STRIDE]) -> bool,

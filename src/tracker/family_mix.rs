@@ -51,8 +51,8 @@ fn share(own: Part, other: Part, wanted: usize) -> usize {
     (wanted * own.of).div_ceil(own.of + other.of).clamp(least, most)
 }
 
-/// Leaves `keep` of the `count` peers at the front, each as likely as any other; says how many
-/// bytes that is.
+/// Leaves `keep` of the `count` peers at the front, each as likely as any other; returns how
+/// many bytes that is.
 fn thin<const STRIDE: usize>(
     peers: &mut [u8],
     count: usize,
@@ -73,7 +73,7 @@ mod tests {
     const ASKERS: [IpAddr; 2] =
         [IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), IpAddr::V6(std::net::Ipv6Addr::LOCALHOST)];
 
-    /// What is left of `v4` and `v6` peers, each told by its first byte, in a swarm of no others.
+    /// What is left of `v4` and `v6` peers, each marked by its first byte, in a swarm of no others.
     fn left(v4: usize, v6: usize, wanted: usize, asker: IpAddr, seed: u64) -> [Vec<u8>; 2] {
         left_of([v4, v6], [v4, v6], wanted, asker, seed)
     }

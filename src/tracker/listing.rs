@@ -25,7 +25,7 @@ impl Listing {
         Self { store, access: None }
     }
 
-    /// A handle on `store` for clients: torrents that `access` lets nobody scrape are not listed
+    /// A handle on `store` for clients: torrents that no client may scrape are not listed
     /// page by page.
     pub(super) fn for_clients(store: Arc<Store>, access: Option<Arc<Access>>) -> Self {
         Self { store, access }

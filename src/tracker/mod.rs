@@ -366,7 +366,7 @@ impl Tracker {
         Announced { reply, bytes, is_stored }
     }
 
-    /// Lets a peer leave whose connection is gone, as one does that says [`Event::Stopped`]. Its
+    /// Lets a peer leave whose connection is gone, as one does that sends [`Event::Stopped`]. Its
     /// source is charged nothing: it did not ask, and others may have displaced the peer.
     pub fn leave(&mut self, now: Now, announce: &Announce) {
         let limiter = self.limiter.take();
@@ -404,10 +404,10 @@ impl Tracker {
 }
 
 /// The least time for which the software of a peer is counted once, in seconds: there are clients
-/// that come back no sooner, whatever they are told.
+/// that come back no sooner, whatever the response states.
 const WINDOW_S_MIN: u32 = 900;
 
-/// Seconds for which the software of a peer is counted once: everybody announces in each.
+/// Seconds for which the software of a peer is counted once: every peer announces in each.
 #[inline]
 fn window_s(options: &Options) -> u32 {
     let longest_s = options.interval_s.max(options.interval_s_max) + options.interval_jitter_s;
@@ -425,7 +425,8 @@ fn not_stored(stored: Stored, shedding: Shedding) -> NotStored {
     }
 }
 
-/// What an announce means for the swarm. A peer is complete if it says so or has nothing left.
+/// What an announce means for the swarm. A peer is complete if it announces that or has nothing
+/// left.
 #[inline]
 fn change_of(announce: &Announce) -> PeerChange {
     let complete = announce.left == 0 || announce.event == Event::Completed;

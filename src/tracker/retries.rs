@@ -2,7 +2,7 @@
 //!
 //! A torrent is announced seconds or minutes before it is registered, a passkey used before the
 //! site has issued it: what is refused for such a reason may be asked for again after 5 to 10
-//! minutes, by each asker after a time of its own. Whoever goes on asking waits half as long as it
+//! minutes, by each asker after a time of its own. One that goes on asking waits half as long as it
 //! has been asking, an hour at most.
 //!
 //! What was asked for is remembered in a table of fixed size, one for each worker. An entry whose
@@ -44,8 +44,8 @@ struct Entry {
 }
 
 impl Retries {
-    /// Notes that `source` (an IPv6 one stands for its /64) has asked for something in vain; says
-    /// after how many seconds it may again.
+    /// Notes that `source` (an IPv6 one stands for its /64) has asked for something in vain;
+    /// returns after how many seconds it may again.
     pub(super) fn wait_s(&mut self, now: Now, source: IpAddr, what: &[u8]) -> u32 {
         if self.entries.is_empty() {
             self.entries = vec![Entry::default(); ENTRIES as usize];
@@ -62,7 +62,7 @@ impl Retries {
     }
 }
 
-/// Under no secret key: all that somebody gains by taking another's place is that the other waits
+/// Under no secret key: all that one source gains by taking another's place is that the other waits
 /// for less.
 fn hash(source: IpAddr, what: &[u8]) -> [u32; 2] {
     let network = match source {

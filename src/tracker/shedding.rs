@@ -1,12 +1,12 @@
 //! What a worker leaves undone when it cannot keep up, and in what order.
 //!
-//! The sign is its receive queue: half full, what is in it will be answered late; full, the kernel
+//! The sign is its receive queue: half full, responses will be late; full, the kernel
 //! drops whatever comes next, the verified announces of honest clients included. So the cheapest to
 //! lose goes first: scrapes, then the storing of new torrents, then connects beyond one in four.
 //! Announces of known torrents are never shed here.
 //!
-//! (Full batches are no sign: at its peak a tracker takes full batches from a queue that is nearly
-//! empty.)
+//! (Full batches are not a sign: at its peak a tracker takes full batches from a queue that is
+//! nearly empty.)
 
 use strum::{EnumCount, VariantArray};
 
@@ -18,7 +18,7 @@ pub enum Shedding {
     Nothing,
     /// Scrapes are dropped.
     Scrapes,
-    /// Torrents that are not known are answered, but not stored.
+    /// Announces of unknown torrents get a response, but are not stored.
     NewTorrents,
     /// Of four connects, three are dropped.
     Connects,

@@ -11,7 +11,7 @@
 
 use std::fmt::Write as _;
 
-/// The first bytes of a peer id: all that tells software and version.
+/// The first bytes of a peer id, which name software and version.
 pub(super) type Prefix = [u8; 8];
 
 /// How a client writes its version.
@@ -93,7 +93,7 @@ const KNOWN: [(&[u8], &str, Style); SOFTWARE] = [
 /// How many lines the table has.
 pub(super) const SOFTWARE: usize = 47;
 
-/// What a peer id says of its client.
+/// What a peer id reveals of its client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Software {
     /// Its line in the table.

@@ -80,7 +80,7 @@ struct Scratch {
 /// What became of the bytes received so far.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Flow {
-    /// The head is not complete: read on. Never said of [`HEAD_BYTES_MAX`] bytes or more.
+    /// The head is not complete: read on. Never returned for [`HEAD_BYTES_MAX`] bytes or more.
     More,
     /// `consumed` bytes were a request, and its response was appended to the output.
     Replied {
@@ -374,7 +374,7 @@ fn route(path: &[u8], query: &[u8]) -> Route {
     }
 }
 
-/// A page is what it says it is, whatever a browser makes of its bytes.
+/// A page is of its declared type, whatever a browser makes of its bytes.
 const NOT_GUESSED: &str = "X-Content-Type-Options: nosniff\r\n";
 
 /// What `/` shows.

@@ -31,7 +31,7 @@ const STEP_BYTES: usize = 16 * 1024;
 /// Sources remembered; while all of them have to wait, so has everyone else.
 const SOURCES_MAX: usize = 4096;
 
-/// What is said to be the wait while another full scrape runs.
+/// The wait that a response names while another full scrape runs.
 const BUSY_S: u32 = 10;
 
 /// zstd's own default: a third of gzip's time for less output.
@@ -86,7 +86,7 @@ impl FullScrapeLimits {
     }
 }
 
-/// What counts as one source: whoever has one IPv6 address has 2^64 of them.
+/// What counts as one source: a site with one IPv6 address has 2^64 of them.
 fn prefix_of(source: IpAddr) -> IpAddr {
     match source {
         IpAddr::V4(_) => source,

@@ -1,4 +1,4 @@
-//! Who is where: the one thing that the WebTorrent front ends of all workers share.
+//! Where each peer is: the one thing that the WebTorrent front ends of all workers share.
 //!
 //! A route is written before its peer joins a swarm, and is taken back together with the peer,
 //! under the route's lock. So a peer that comes back on a new socket while its old one closes is
@@ -14,8 +14,8 @@ use siphasher::sip128::{Hasher128, SipHasher24};
 use crate::protocol::webtorrent::OfferId;
 use crate::types::{InfoHash, PeerId, Scope, WebPeer};
 
-/// Where a socket is: the worker, its slot there, and which of the slot's sockets, so that mail for
-/// one that has gone reaches nobody.
+/// Where a socket is: the worker, its slot there, and which of the slot's sockets, so that a
+/// message for one that has gone is lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Route {
     /// The stream worker.
@@ -28,7 +28,7 @@ pub struct Route {
 
 /// Where every WebRTC peer's socket is. Shared by all workers.
 pub struct Directory {
-    /// SipHash-2-4 with 128 bits of output: names that nobody can make collide.
+    /// SipHash-2-4 with 128 bits of output: names that no client can make collide.
     names: SipHasher24,
     routes: DashMap<WebPeer, Route, RandomState>,
 }
@@ -83,7 +83,7 @@ impl Directory {
     }
 
     /// The name of a client's peer. It begins with what tells its network, a public IPv4 /24 or
-    /// IPv6 /48; in a local network everybody counts by himself.
+    /// IPv6 /48; in a local network every peer counts by itself.
     pub(super) fn web_peer(
         &self,
         info_hash: &InfoHash,

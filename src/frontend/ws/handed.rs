@@ -57,7 +57,7 @@ pub(super) struct HandedOffers {
     list: VecDeque<HandedOffer>,
 }
 
-/// Lots that nobody outside can tell.
+/// Lots that no client can predict.
 #[derive(Debug)]
 pub(super) struct Lots {
     hash: RandomState,
@@ -124,7 +124,7 @@ struct HandedOffer {
 }
 
 impl HandedOffers {
-    /// Remembers an offer to `to`, one of the socket's peers, if it may be handed over; says
+    /// Remembers an offer to `to`, one of the socket's peers, if it may be handed over; returns
     /// whether it may.
     pub(super) fn take(
         &mut self,

@@ -159,7 +159,7 @@ impl WsFrontend {
     /// Takes a message from another socket; appends what its client gets to `outbox`.
     ///
     /// # Errors
-    /// Why it is told nothing: the peer may have left, or have been offered enough.
+    /// Why it gets nothing: the peer may have left, or have been offered enough.
     pub fn receive(
         &mut self,
         now: Now,
@@ -181,7 +181,7 @@ impl WsFrontend {
         Ok(())
     }
 
-    /// What a socket needs now and then, whatever its client says: peers that the tracker forgets,
+    /// What a socket needs now and then, whatever its client sends: peers that the tracker forgets,
     /// because they have not announced for too long, leave. A client that has lost count of its
     /// torrents would else hold their places until its socket closes. So do peers that may not be
     /// served any more: offers would go on reaching them until they announce.
@@ -412,7 +412,7 @@ impl MessageHandler<'_> {
         (announce, name)
     }
 
-    /// Replies to an announce. Of offers that nobody can use its client is told once, with what is
+    /// Responds to an announce. A client whose offers cannot be used gets one warning, with what is
     /// wrong with the first: the announce counts, and a failure would end it for most clients.
     fn announced(&mut self, info_hash: &InfoHash, told: &Announced, unusable: Option<Unusable>) {
         let AnnounceReply { interval_s, seeders, leechers, .. } = told.reply;

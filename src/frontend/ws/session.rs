@@ -33,7 +33,7 @@ pub struct Session {
     looked_at: Now,
     /// What others offered it.
     pub(super) offers: HandedOffers,
-    /// Whether its client was told that offers of its own cannot be used.
+    /// Whether its client was warned that offers of its own cannot be used.
     pub(super) is_warned: bool,
 }
 
@@ -55,7 +55,7 @@ impl Session {
         Self { route, source, passkey, peers, oldest, looked_at, offers, is_warned }
     }
 
-    /// Where mail for this socket goes.
+    /// Where messages for this socket go.
     pub fn route(&self) -> Route {
         self.route
     }
@@ -71,7 +71,7 @@ impl Session {
     }
 
     /// Bytes that it takes beside itself, where its peers are reached included: at most 188 for
-    /// each of the swarms that it may be in, and what `HandedOffers::bytes` says.
+    /// each of the swarms that it may be in, and `HandedOffers::bytes`.
     pub fn held_bytes(&self) -> usize {
         let passkey = self.passkey.as_deref().map_or(0, size_of_val);
         self.peers.capacity() * size_of::<Peer>()
@@ -121,7 +121,7 @@ impl Session {
         }
     }
 
-    /// Drops the peers of which `is_over` says so.
+    /// Drops the peers for which `is_over` holds.
     pub(super) fn drop_peers(&mut self, mut is_over: impl FnMut(&Peer) -> bool) {
         self.peers.retain(|it| !is_over(it));
     }
