@@ -28,6 +28,10 @@ pub struct FrontEnds {
 /// What a datagram worker serves: the tracker's UDP front end, or the load tester's responder that
 /// does no tracking. Sans-I/O: it reads no clock and opens no socket.
 pub trait Responder {
+    /// Called once per turn of the worker's loop, before anything of its batch is handled: what may
+    /// change while serving changes here, and stays as it is until the next turn.
+    fn begin_turn(&mut self) {}
+
     /// Told of each datagram of a batch before any of it is handled, once per stage in order
     /// (0, 1, …, [`Self::PREFETCH_STAGES`] - 1): a chance to ask for memory that handling will
     /// need. The datagram is unverified, so this must change nothing.

@@ -14,13 +14,14 @@ use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tracing::{info, warn};
 
 use crate::server::StartError;
-use crate::server::control::{Ends, Signals, State, broken};
 use crate::server::handover::{Heir, Predecessor, Successor, Unrelieved};
 use crate::server::log::OPERATOR;
 use crate::server::notify::Manager;
+use crate::server::process::ProcessState;
+use crate::server::signals::Signals;
 use crate::server::snapshots::Snapshots;
 use crate::server::streams::Streams;
-use crate::server::workers::Workers;
+use crate::server::workers::{WorkerExits, Workers};
 
 /// What the end takes besides the drain: connections, the last pages, the last snapshot.
 const END_MAX: Duration = Duration::from_secs(60);
@@ -59,7 +60,8 @@ pub(super) struct Running {
     pub(super) streams: Streams,
     /// Closes the admin listener.
     pub(super) close_admin: oneshot::Sender<()>,
-    pub(super) drain_s: u32,
+    /// How long to serve on.
+    pub(super) drain: Duration,
     /// Whether the service manager goes on listening.
     pub(super) is_managed: bool,
 }
@@ -94,7 +96,7 @@ pub(super) async fn relieve(
 /// one does not get on. Why serving ends; nothing where it goes on as if nothing had been, which
 /// the log says.
 pub(super) async fn make_room(
-    state: &State,
+    state: &ProcessState,
     successor: Successor,
     running: (&Workers, &Streams),
     signals: &mut Signals,
@@ -102,7 +104,7 @@ pub(super) async fn make_room(
     let mut stepping = pin!(step_aside(successor, running));
     tokio::select! {
         stepped = &mut stepping => return stepped.ok().map(Reason::Relieved),
-        () = signals.second() => {}
+        () = signals.stop() => {}
         () = state.is_asked_to_stop() => {}
     }
     info!(target: OPERATOR, "told to stop while a successor takes over");
@@ -144,14 +146,14 @@ async fn step_aside(
 
 /// Ends everything in order.
 pub(super) async fn wind_down(
-    state: &Arc<State>,
+    state: &Arc<ProcessState>,
     outcome: Result<Reason, StartError>,
     running: Running,
     manager: &Manager,
-    (signals, ended, successors): (&mut Signals, &mut Ends, &mut Successors),
+    (signals, ended, successors): (&mut Signals, &mut WorkerExits, &mut Successors),
 ) -> Result<(), StartError> {
     state.stopping.store(true, Ordering::Relaxed);
-    let drain = Duration::from_secs(u64::from(running.drain_s));
+    let drain = running.drain;
     if !matches!(outcome, Ok(Reason::Relieved(_))) {
         manager.stopping("stopping", drain + END_MAX);
     }
@@ -189,10 +191,10 @@ pub(super) async fn wind_down(
 /// Serves for the time of the drain, or until a second signal, or until a successor that has asked
 /// before serves.
 async fn serve_on(
-    state: &Arc<State>,
+    state: &Arc<ProcessState>,
     running: &Running,
     drain: Duration,
-    (signals, ended, successors): (&mut Signals, &mut Ends, &mut Successors),
+    (signals, ended, successors): (&mut Signals, &mut WorkerExits, &mut Successors),
 ) -> Result<Option<Heir>, StartError> {
     if drain.is_zero() {
         return Ok(None);
@@ -207,7 +209,7 @@ async fn serve_on(
         tokio::select! {
             _ = second.tick() => state.tick_and_renew(),
             () = &mut over => return Ok(None),
-            () = signals.second() => {
+            () = signals.stop() => {
                 info!(target: OPERATOR, "a second signal: stopping now");
                 return Ok(None);
             }
@@ -219,14 +221,14 @@ async fn serve_on(
                     None => {}
                 }
             }
-            Some(end) = ended.recv() => return Err(broken(end)),
+            Some(end) = ended.recv() => return Err(end.into()),
         }
     }
 }
 
 /// Stops everything. Off this thread, so that /readyz says meanwhile that it is over. A successor
 /// that waits need not wait for the last snapshot.
-async fn stop(state: &Arc<State>, running: Running, successors: &mut Successors) {
+async fn stop(state: &Arc<ProcessState>, running: Running, successors: &mut Successors) {
     // Nobody takes samples from here on, and the last snapshot may take long: a page would think
     // the tracker away.
     state.close_board();
@@ -252,9 +254,8 @@ async fn stop(state: &Arc<State>, running: Running, successors: &mut Successors)
 }
 
 /// Leaves the sockets to a successor that serves: what was taken from them is answered.
-async fn hand_on(state: &Arc<State>, running: Running, heir: Heir, signals: &mut Signals) {
-    let Running { workers, mut streams, close_admin, drain_s, .. } = running;
-    let drain = Duration::from_secs(u64::from(drain_s));
+async fn hand_on(state: &Arc<ProcessState>, running: Running, heir: Heir, signals: &mut Signals) {
+    let Running { workers, mut streams, close_admin, drain, .. } = running;
     streams.leave(state.now_and(drain));
     state.close_board(); // their pages turn to the successor
     drop(close_admin);
@@ -279,7 +280,7 @@ async fn hand_on(state: &Arc<State>, running: Running, heir: Heir, signals: &mut
     tokio::select! {
         () = closed => {}
         () = sleep(drain) => {}
-        () = signals.second() => {}
+        () = signals.stop() => {}
     }
     let _ = spawn_blocking(move || streams.stop()).await;
 }

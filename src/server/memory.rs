@@ -267,9 +267,9 @@ impl Keeper {
         self.resident_bytes.load(Ordering::Relaxed)
     }
 
-    /// Bytes that connections hold, and may hold. Both are 0 before they have been started.
-    pub(super) fn connection_bytes(&self) -> (u64, u64) {
-        self.streams.get().map_or((0, 0), |it| (it.held_bytes(), it.held_max_bytes()))
+    /// Bytes that connections hold: none before their workers have been started.
+    pub(super) fn connection_bytes(&self) -> u64 {
+        self.streams.get().map_or(0, |streams| streams.held_bytes())
     }
 
     /// Measures, and sets the store's budget.
@@ -284,7 +284,7 @@ impl Keeper {
             group_room: if cap > 0 { memory::group_room() } else { None },
             store,
             reserved,
-            connections: self.connection_bytes().0,
+            connections: self.connection_bytes(),
             sessions: self.sessions.get().map(|it| it.used()),
         };
         if let Some(sessions) = self.sessions.get() {

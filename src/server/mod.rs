@@ -13,6 +13,7 @@ mod admin;
 mod backend;
 mod bouncer;
 mod confine;
+mod context;
 mod control;
 mod drain;
 mod error;
@@ -20,15 +21,18 @@ mod exporter;
 mod handover;
 mod inheritance;
 mod listeners;
+mod live_options;
 mod log;
 #[doc(hidden)]
 pub mod memory;
 mod notify;
 mod options;
 mod patience;
+mod process;
 mod reload;
 mod reserve;
 mod seats;
+mod signals;
 mod snapshots;
 mod socket_file;
 mod sockets;
@@ -57,6 +61,7 @@ use crate::sys::identity::keep_files_private;
 use crate::sys::signals::ignore_meaningless;
 use crate::sys::socket::BoundUdp;
 use crate::sys::stream::uring;
+use context::AppContext;
 use exporter::{Exporter, WatchedSocket};
 use handover::Predecessor;
 use inheritance::{Estate, Inheritance, Kind, Place};
@@ -100,7 +105,7 @@ fn serve(source: Source, take_over: bool) -> Result<(), StartError> {
     tracing::info!(target: log::OPERATOR, origin = keys.origin, "connection-id key");
     let choice = backend::choose(config.server.io)?;
     let tls = options::tls(&config).map(tls::Tls::start).transpose()?;
-    // From here to the end of `shared`: the state directory is its user's.
+    // From here to the end of `context`: the state directory is its user's.
     let acting = confine::act_as(user.as_ref())?;
     let mut was_warned = keys.made_up;
     let snapshots = Arc::new(options::snapshots(&config, &mut was_warned)?);
@@ -114,33 +119,29 @@ fn serve(source: Source, take_over: bool) -> Result<(), StartError> {
         snapshots.follow();
     }
     let store = Arc::new(Store::new(options::store(&config)));
-    let shared = workers::Shared {
-        office: Arc::new(open_office(&config, &mut was_warned)?),
-        memory: memory::Keeper::new(store.clone(), options::memory(&config)),
+    let office = Arc::new(open_office(&config, &mut was_warned)?);
+    let token = options::admin_token(&config, was_warned, None);
+    let live = options::live(&config, &keys, token);
+    let context = AppContext {
+        office,
+        memory: memory::Keeper::new(store.clone(), live.memory),
         store,
-        tracker: Arc::new(ArcSwap::from_pointee(options::tracker(&config))),
-        ids: Arc::new(ArcSwap::from_pointee(options::connection_ids(&config, &keys))),
+        options: Arc::new(ArcSwap::from_pointee(live)),
         clients: Arc::default(),
         families: Arc::default(),
         sources: Arc::default(),
         load: Arc::default(),
         limiter: Arc::new(Limiter::new(limiter::Sizes::default(), None)),
-        limits: Arc::new(ArcSwap::from_pointee(options::limits(&config))),
-        http: Arc::new(ArcSwap::from_pointee(options::http(&config))),
-        ws: Arc::new(ArcSwap::from_pointee(options::ws(&config))),
-        stream: Arc::new(ArcSwap::from_pointee(options::stream(&config))),
         pages: Arc::default(),
         full_scrapes: Arc::default(),
         snapshots,
         clock: Clock::start(),
     };
-    let token = options::admin_token(&config, was_warned, None);
     drop(acting);
-    prepare_for_sessions(&shared);
-    let memory = shared.memory.clone();
+    prepare_for_sessions(&context);
+    let memory = context.memory.clone();
     let confinement = Default::default();
-    let reloader =
-        reload::Reloader { source, config, keys, level, shared, tls, confinement, token };
+    let reloader = reload::Reloader { source, config, keys, level, context, tls, confinement };
     let control = assemble(reloader, choice, inheritance, Outside { manager, predecessor })?;
     let lacking = |error| StartError::lacking("cannot start a thread", &error);
     let _looking = memory.start().map_err(lacking)?;
@@ -160,13 +161,13 @@ fn settle_process() -> Result<(), StartError> {
 }
 
 /// Sees that sessions of passkeys can be restored, and have their part of memory.
-fn prepare_for_sessions(shared: &workers::Shared) {
-    let access = shared.office.access();
-    if shared.snapshots.is_restoring() {
+fn prepare_for_sessions(context: &AppContext) {
+    let access = context.office.access();
+    if context.snapshots.is_restoring() {
         access.keys().await_sessions();
     }
     if access.mode() == Mode::Private {
-        shared.memory.count_sessions(access.keys().session_bytes().clone());
+        context.memory.count_sessions(access.keys().session_bytes().clone());
     }
 }
 
@@ -257,11 +258,11 @@ fn assemble(
     let (io, count) = (choice.backend.label(), cpus.len());
     ready_line += &format!(" admin={admin_address} io={io} workers={count}");
     let (ends, ended) = mpsc::unbounded_channel();
-    let (backend, shared) = (choice.backend, &reloader.shared);
-    let workers = Workers::start(shared, backend, &cpus, sockets.by_worker, &ends)?;
+    let (backend, context) = (choice.backend, &reloader.context);
+    let workers = Workers::start(context, backend, &cpus, sockets.by_worker, &ends)?;
     let tls = reloader.tls.as_ref().map(|it| it.config.clone());
     let how = (count, outside.predecessor.is_some());
-    let streams = Streams::start(config, shared, backend, listeners, tls, &ends, how)?;
+    let streams = Streams::start(config, context, backend, listeners, tls, &ends, how)?;
     let counters = (workers.counters.clone(), streams.counters.clone());
     let tallies = workers.tallies.iter().chain(&streams.tallies).cloned().collect();
     let exporter = Exporter::new(counters.0, counters.1, watched, tallies, choice.info);

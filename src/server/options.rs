@@ -1,6 +1,7 @@
 //! The one place that turns settings into the options of each module.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use tracing::level_filters::LevelFilter;
 
@@ -16,6 +17,7 @@ use crate::frontend::origin::HopField;
 use crate::frontend::{http, ws};
 use crate::limiter;
 use crate::server::StartError;
+use crate::server::live_options::LiveOptions;
 use crate::server::memory;
 use crate::server::snapshots::Snapshots;
 use crate::server::state::{self, Environment, KeyError, Loaded};
@@ -27,8 +29,25 @@ use crate::sys::memory::usable_bytes;
 use crate::tracker;
 use crate::worker::stream;
 
+/// Everything that a reload can change, at a start as at a reload: with the keys and the token that
+/// are in force from then on.
+pub(super) fn live(config: &Config, keys: &Loaded, token: Token) -> LiveOptions {
+    LiveOptions {
+        tracker: Arc::new(tracker(config)),
+        connection_ids: Arc::new(connection_ids(config, keys)),
+        limits: Arc::new(limits(config)),
+        http: Arc::new(http(config)),
+        websocket: Arc::new(ws(config)),
+        streams: Arc::new(stream(config)),
+        memory: memory(config),
+        snapshot_interval_s: config.snapshot.interval_s,
+        drain_s: config.server.drain_s,
+        token,
+    }
+}
+
 /// The tracker's options.
-pub(super) fn tracker(config: &Config) -> tracker::Options {
+fn tracker(config: &Config) -> tracker::Options {
     let it = &config.tracker;
     tracker::Options {
         interval_s: it.interval_s,
@@ -51,7 +70,7 @@ pub(super) fn tracker(config: &Config) -> tracker::Options {
 }
 
 /// The limits of sources.
-pub(super) fn limits(config: &Config) -> limiter::Options {
+fn limits(config: &Config) -> limiter::Options {
     let it = &config.limits;
     limiter::Options {
         enabled: it.enabled,
@@ -89,7 +108,7 @@ pub(super) fn access(config: &Config) -> access::Options {
 }
 
 /// The HTTP front end's options.
-pub(super) fn http(config: &Config) -> http::Options {
+fn http(config: &Config) -> http::Options {
     let it = &config.http;
     http::Options {
         trusted_proxies: it.trusted_proxies.0.clone(),
@@ -108,7 +127,7 @@ pub(super) fn http(config: &Config) -> http::Options {
 }
 
 /// The WebTorrent front end's options.
-pub(super) fn ws(config: &Config) -> ws::Options {
+fn ws(config: &Config) -> ws::Options {
     let it = &config.websocket;
     ws::Options {
         interval_s: it.interval_s,
@@ -119,7 +138,7 @@ pub(super) fn ws(config: &Config) -> ws::Options {
 }
 
 /// The stream workers' options.
-pub(super) fn stream(config: &Config) -> stream::Options {
+fn stream(config: &Config) -> stream::Options {
     let it = &config.http;
     stream::Options {
         head_timeout_s: it.head_timeout_s,
@@ -141,7 +160,7 @@ pub(super) fn tls(config: &Config) -> Option<tls::Files> {
 }
 
 /// Bytes that the whole process is to keep to; 0: no cap.
-pub(super) fn memory_cap(config: &Config) -> u64 {
+fn memory_cap(config: &Config) -> u64 {
     match config.memory.max_memory {
         MemoryCap::Bytes(Bytes(bytes)) => bytes,
         MemoryCap::Auto => usable_bytes().map(|bytes| bytes / 4 * 3).unwrap_or_else(|error| {
@@ -152,7 +171,7 @@ pub(super) fn memory_cap(config: &Config) -> u64 {
 }
 
 /// What connections may hold, in bytes.
-pub(super) fn connection_bytes(config: &Config) -> u64 {
+fn connection_bytes(config: &Config) -> u64 {
     memory::Division::of(memory_cap(config)).map_or(CONNECTION_BYTES_UNCAPPED, |it| it.connections)
 }
 
@@ -161,7 +180,7 @@ pub(super) fn connection_bytes(config: &Config) -> u64 {
 const CONNECTION_BYTES_UNCAPPED: u64 = 1 << 30;
 
 /// What the process and its largest torrent are to keep to.
-pub(super) fn memory(config: &Config) -> memory::Options {
+fn memory(config: &Config) -> memory::Options {
     let peers_per_torrent_max = config.memory.max_peers_per_torrent;
     memory::Options { cap: memory_cap(config), peers_per_torrent_max }
 }
@@ -216,10 +235,7 @@ pub(super) fn snapshots(config: &Config, was_warned: &mut bool) -> Result<Snapsh
         SnapshotMode::Auto | SnapshotMode::On => state::tracker_id(&state_options(config)),
     };
     match kept.and_then(|(directory, tracker)| Snapshots::kept_in(directory, tracker)) {
-        Ok(snapshots) => {
-            snapshots.set_interval(it.interval_s);
-            Ok(snapshots)
-        }
+        Ok(snapshots) => Ok(snapshots),
         Err(reason) if it.mode == SnapshotMode::On => Err(StartError::Failed(format!(
             "snapshot.mode is \"on\", and snapshots cannot be kept: {reason}; remedy: set \
              server.state_dir to a directory that this user may write, or snapshot.mode to \"auto\""
@@ -286,7 +302,7 @@ pub(super) fn admin_token(config: &Config, was_warned: bool, in_force: Option<&T
 }
 
 /// Connection ids under these keys.
-pub(super) fn connection_ids(config: &Config, keys: &Loaded) -> ConnectionIds {
+fn connection_ids(config: &Config, keys: &Loaded) -> ConnectionIds {
     let algorithm = match config.udp.connection_id {
         ConnectionIdMac::Siphash => Algorithm::SipHash,
         ConnectionIdMac::HmacSha256 => Algorithm::HmacSha256,

@@ -4,23 +4,23 @@
 //! control thread answers probes and feeds the watchdog.
 
 use std::future::pending;
+use std::io;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::mpsc::{Sender, channel};
+use std::thread;
 
-use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tracing::{error, info, warn};
 
 use crate::access::disk::Who;
 use crate::access::lists::Name;
 use crate::config::{Config, Difference, Source};
-use crate::frontend::admin::Token;
 use crate::server::confine::Confinement;
-use crate::server::control::State;
+use crate::server::context::AppContext;
 use crate::server::log::{LevelHandle, OPERATOR};
 use crate::server::options;
 use crate::server::state::{KeyError, Loaded};
 use crate::server::tls::Tls;
-use crate::server::workers::Shared;
 
 /// What is needed to reload, and what is in force.
 pub(super) struct Reloader {
@@ -28,69 +28,81 @@ pub(super) struct Reloader {
     pub(super) config: Config,
     pub(super) keys: Loaded,
     pub(super) level: LevelHandle,
-    pub(super) shared: Shared,
+    pub(super) context: AppContext,
     pub(super) tls: Option<Tls>,
     pub(super) confinement: Confinement,
-    /// What the API asks for.
-    pub(super) token: Token,
 }
 
-/// What a reloader is sent for.
+/// What the thread can be asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Errand {
+pub(super) enum ReloadJob {
     /// To read everything again.
     Reload,
     /// To read the certificate again if it has changed.
     FollowCertificate,
 }
 
-/// A reloader that is either here or on one errand.
-pub(super) struct Reloads {
-    here: Option<Reloader>,
-    away: Option<(Errand, JoinHandle<Reloader>)>,
-    state: Arc<State>,
+/// The thread that reloads. It does one job at a time, and whoever has asked waits for its end
+/// before asking for another.
+pub(super) struct ReloadQueue {
+    jobs: Sender<ReloadJob>,
+    finished: UnboundedReceiver<ReloadJob>,
+    is_idle: bool,
+    has_certificate: bool,
 }
 
-impl Reloads {
-    /// A reloader that is here.
-    pub(super) fn new(reloader: Reloader, state: Arc<State>) -> Self {
-        Self { here: Some(reloader), away: None, state }
-    }
-
-    /// Whether it is here: one errand ends before the next one begins.
-    pub(super) fn are_over(&self) -> bool {
-        self.here.is_some()
-    }
-
-    /// Sends the reloader, if it is here and there is something to do.
-    pub(super) fn begin(&mut self, errand: Errand) {
-        let has_work = |it: &mut Reloader| errand == Errand::Reload || it.tls.is_some();
-        let Some(mut reloader) = self.here.take_if(has_work) else { return };
-        let state = self.state.clone();
-        let work = move || {
-            match (errand, &mut reloader.tls) {
-                (Errand::Reload, _) => reloader.reload(&state),
-                (Errand::FollowCertificate, tls) => tls.iter_mut().for_each(Tls::follow),
+impl ReloadQueue {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// Where there is no thread to be had.
+    pub(super) fn start(mut reloader: Reloader) -> io::Result<Self> {
+        let (jobs, asked) = channel();
+        let (finish, finished) = unbounded_channel();
+        let has_certificate = reloader.tls.is_some();
+        thread::Builder::new().name("reload".into()).spawn(move || {
+            for job in asked {
+                reloader.run(job);
+                if finish.send(job).is_err() {
+                    return;
+                }
             }
-            reloader
-        };
-        self.away = Some((errand, spawn_blocking(work)));
+        })?;
+        Ok(Self { jobs, finished, is_idle: true, has_certificate })
     }
 
-    /// Waits for the end of an errand, for ever if there is none; may be given up at any time. Says
-    /// which it was.
-    pub(super) async fn over(&mut self) -> Errand {
-        let Some((errand, work)) = &mut self.away else { return pending().await };
-        let errand = *errand;
-        let Ok(reloader) = work.await else { return pending().await }; // a panic ends the process
-        (self.here, self.away) = (Some(reloader), None);
-        errand
+    /// Whether no job is under way.
+    pub(super) fn is_idle(&self) -> bool {
+        self.is_idle
+    }
+
+    /// Begins a job, unless one is under way or there is nothing to do.
+    pub(super) fn begin(&mut self, job: ReloadJob) {
+        let has_work = job == ReloadJob::Reload || self.has_certificate;
+        if self.is_idle && has_work {
+            self.is_idle = self.jobs.send(job).is_err();
+        }
+    }
+
+    /// Waits for the end of a job, for ever if there is none, and returns it. Nothing is lost where
+    /// the wait is given up.
+    pub(super) async fn finished(&mut self) -> ReloadJob {
+        let Some(job) = self.finished.recv().await else { return pending().await };
+        self.is_idle = true;
+        job
     }
 }
 
 impl Reloader {
+    fn run(&mut self, job: ReloadJob) {
+        match (job, &mut self.tls) {
+            (ReloadJob::Reload, _) => self.reload(),
+            (ReloadJob::FollowCertificate, tls) => tls.iter_mut().for_each(Tls::follow),
+        }
+    }
+
     /// Reloads. What is wrong now leaves everything as it was.
-    fn reload(&mut self, state: &State) {
+    fn reload(&mut self) {
         let new = match self.source.load_again() {
             Ok(new) => new,
             Err(error) => {
@@ -110,25 +122,19 @@ impl Reloader {
         };
         let (live, fixed): (Vec<_>, Vec<_>) =
             self.config.differences(&new).into_iter().partition(|it| it.is_live);
-        self.shared.tracker.store(Arc::new(options::tracker(&live_config)));
-        self.shared.limits.store(Arc::new(options::limits(&live_config)));
-        self.shared.http.store(Arc::new(options::http(&live_config)));
-        self.shared.ws.store(Arc::new(options::ws(&live_config)));
-        self.shared.stream.store(Arc::new(options::stream(&live_config)));
-        self.shared.memory.set(options::memory(&live_config));
-        self.shared.snapshots.set_interval(live_config.snapshot.interval_s);
+        let keys_changed = self.renew_keys(keys);
+        let token = self.context.options.load().token.clone();
+        let token = options::admin_token(&live_config, self.keys.made_up, Some(&token));
+        self.context.apply(options::live(&live_config, &self.keys, token));
         if let Some(tls) = &mut self.tls {
             tls.renew();
         }
         self.level.set(options::log(&new).level);
-        let changed = self.renew_keys(keys);
         let lists_changed = self.renew_lists(&live_config);
         let closed_before = self.confinement.closed_to(&self.config);
         self.config = live_config;
-        self.token = options::admin_token(&self.config, self.keys.made_up, Some(&self.token));
-        state.apply(&self.config, self.token.clone());
         let mut applied: Vec<_> = live.iter().map(told).collect();
-        applied.extend(changed.then(|| "the connection-id keys".to_owned()));
+        applied.extend(keys_changed.then(|| "the connection-id keys".to_owned()));
         applied.extend(lists_changed.then(|| "access lists".to_owned()));
         match applied.as_slice() {
             [] => info!(target: OPERATOR, "reloaded: nothing has changed"),
@@ -170,7 +176,7 @@ impl Reloader {
     /// Reads the access lists again; says whether any has changed. One that cannot be read stays as
     /// it was, which the office says in the log.
     fn renew_lists(&self, config: &Config) -> bool {
-        let office = &self.shared.office;
+        let office = &self.context.office;
         office.set_options(&options::access(config));
         let before = office.access().lists();
         let _ = office.reload(Who::Reload);
@@ -178,7 +184,7 @@ impl Reloader {
         Name::ALL.iter().any(|it| !after.get(*it).is_same(before.get(*it)))
     }
 
-    /// Puts new keys in force; says whether they are new. Keys that are made up now never replace
+    /// Takes new keys, to be put in force; returns whether they are new. Keys that are made up now never replace
     /// others: they would only turn clients away.
     fn renew_keys(&mut self, keys: Loaded) -> bool {
         if let Some(warning) = keys.warning.as_ref().filter(|_| !keys.made_up) {
@@ -193,7 +199,6 @@ impl Reloader {
         if same || keys.made_up {
             return false;
         }
-        self.shared.ids.store(Arc::new(options::connection_ids(&self.config, &keys)));
         self.keys = keys;
         true
     }

@@ -10,7 +10,7 @@ use std::io::{self, ErrorKind};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -21,9 +21,9 @@ use tracing::{debug, info, warn};
 
 use crate::access::Access;
 use crate::server::StartError;
+use crate::server::live_options::LiveOptions;
 use crate::server::log::OPERATOR;
 use crate::server::memory;
-use crate::server::workers::Shared;
 use crate::snapshot::{
     Aside, CURRENT, Disk, Folder, Found, Identity, Os, PREVIOUS, Restore, SaveError, Saved,
     Snapshot, Step,
@@ -33,7 +33,6 @@ use crate::sys::affinity;
 use crate::sys::allocator::Collector;
 use crate::sys::clock::Clock;
 use crate::time::Now;
-use crate::tracker;
 
 /// The longest rest between two slices of a save.
 const REST_MAX: Duration = Duration::from_millis(2);
@@ -148,8 +147,6 @@ enum Order {
 pub(super) struct Snapshots {
     folder: Option<Folder<Os>>,
     pub(super) figures: Figures,
-    /// Seconds between two; 0: none.
-    interval_s: AtomicU32,
     /// Whether a predecessor may write still what this process is to restore.
     is_following: AtomicBool,
     /// Whether it has ended, or said that it writes no more.
@@ -186,11 +183,6 @@ impl Snapshots {
         Ok(it)
     }
 
-    /// Sets how many seconds there are between two; 0: none are written by themselves.
-    pub(super) fn set_interval(&self, interval_s: u32) {
-        self.interval_s.store(interval_s, Ordering::Relaxed);
-    }
-
     /// Says that a predecessor writes a last snapshot before there is something to restore.
     pub(super) fn follow(&self) {
         if self.folder.is_some() {
@@ -214,25 +206,18 @@ impl Snapshots {
     }
 
     /// Starts the thread, if snapshots are kept.
-    pub(super) fn start(shared: &Shared) -> Result<(), StartError> {
-        let it = &shared.snapshots;
-        let Some(folder) = it.folder.clone() else { return Ok(()) };
+    pub(super) fn start(self: &Arc<Self>, contents: Contents) -> Result<(), StartError> {
+        let Some(folder) = self.folder.clone() else { return Ok(()) };
         let (orders, asked) = channel();
-        let keeper = SnapshotKeeper {
-            folder,
-            snapshots: it.clone(),
-            store: shared.store.clone(),
-            access: shared.office.access().clone(),
-            memory: shared.memory.clone(),
-            tracker: shared.tracker.clone(),
-            clock: shared.clock,
-            in_the_way: Vec::new(),
-        };
+        let Contents { store, access, memory, options, clock } = contents;
+        let (snapshots, in_the_way) = (self.clone(), Vec::new());
+        let keeper =
+            SnapshotKeeper { folder, snapshots, store, access, memory, options, clock, in_the_way };
         let thread = thread::Builder::new().name("snapshot".into());
         let thread = thread
             .spawn(move || keeper.run(&asked))
             .map_err(|error| StartError::lacking("cannot start a thread", &error))?;
-        *it.thread.lock().unwrap_or_else(PoisonError::into_inner) = Some((orders, thread));
+        *self.thread.lock().unwrap_or_else(PoisonError::into_inner) = Some((orders, thread));
         Ok(())
     }
 
@@ -325,6 +310,15 @@ fn wall_s() -> u64 {
     Clock::start().now().seconds()
 }
 
+/// What is saved and restored, and what that goes by.
+pub(super) struct Contents {
+    pub(super) store: Arc<Store>,
+    pub(super) access: Arc<Access>,
+    pub(super) memory: Arc<memory::Keeper>,
+    pub(super) options: Arc<ArcSwap<LiveOptions>>,
+    pub(super) clock: Clock,
+}
+
 /// What the thread works with.
 struct SnapshotKeeper {
     folder: Folder<Os>,
@@ -332,7 +326,7 @@ struct SnapshotKeeper {
     store: Arc<Store>,
     access: Arc<Access>,
     memory: Arc<memory::Keeper>,
-    tracker: Arc<ArcSwap<tracker::Options>>,
+    options: Arc<ArcSwap<LiveOptions>>,
     clock: Clock,
     /// Files that are of no use and could not be set aside: a save would remove them.
     in_the_way: Vec<(PathBuf, String)>,
@@ -403,7 +397,7 @@ impl SnapshotKeeper {
         let (since, mut collector) = (self.clock.now(), Collector::default());
         loop {
             collector.collect_if_asked(); // what it restored, workers free
-            let interval_s = self.snapshots.interval_s.load(Ordering::Relaxed);
+            let interval_s = self.options.load().snapshot_interval_s;
             if interval_s > 0 && self.clock.now() >= since.plus_s(interval_s.into()) {
                 return (Vec::new(), false);
             }
@@ -468,7 +462,7 @@ impl SnapshotKeeper {
 
     fn bring_back(&mut self, snapshot: Stored, path: PathBuf, begun: Now) -> Outcome {
         let at_s = snapshot.header().at_s;
-        let peer_age_s_max = self.tracker.load().peer_age_s_max;
+        let peer_age_s_max = self.options.load().tracker.peer_age_s_max;
         let mut restore = Restore::new(snapshot, peer_age_s_max);
         let ended = loop {
             self.snapshots.get_on();

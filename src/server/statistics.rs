@@ -12,7 +12,8 @@ use crate::frontend::admin::live::{Board, Flow, Memory, Protocol, Sample, Subjec
 use crate::frontend::stats::Stats;
 use crate::limiter::{LimitAction, LimitTable};
 use crate::metrics::{StreamCounters, WorkerCounters};
-use crate::server::workers::{Shared, Tallies};
+use crate::server::context::AppContext;
+use crate::server::workers::Tallies;
 use crate::time::Now;
 use crate::types::{Action, Dropped, Family, NotStored, Refusal, Rejected, Transport};
 
@@ -61,10 +62,10 @@ impl Statistics {
     }
 
     /// Puts up what is true now.
-    pub(super) fn show(&self, now: Now, shared: &Shared, found: Found) {
+    pub(super) fn show(&self, now: Now, context: &AppContext, found: Found) {
         let counts = self.counters.read(found.socket_drops);
         let workers = self.counters.workers();
-        let elapsed_ns = shared.clock.elapsed_ns_at(now);
+        let elapsed_ns = context.clock.elapsed_ns_at(now);
         let mut before = self.before.lock().unwrap_or_else(PoisonError::into_inner);
         let span_s = before.as_ref().map_or(0.0, |it| seconds(now.ns_since(it.at)));
         let flows = flows(&counts, before.as_ref().map(|it| &*it.counts), span_s);
@@ -78,10 +79,12 @@ impl Statistics {
             workers: workers.iter().map(|it| (it.busy_ns, it.requests)).collect(),
         });
         drop(before);
-        let ratio = shared.load.ratio();
-        let (interval_s, limits) = (interval_s(shared, ratio), shared.limits.load());
-        let last_success_s = shared.snapshots.figures.last_success_s.load(Ordering::Relaxed);
-        let offenders = if limits.enabled { shared.limiter.heavy_hitters(now, 1).len() } else { 0 };
+        let ratio = context.load.ratio();
+        let (interval_s, limits) =
+            (interval_s(context, ratio), context.options.load().limits.clone());
+        let last_success_s = context.snapshots.figures.last_success_s.load(Ordering::Relaxed);
+        let offenders =
+            if limits.enabled { context.limiter.heavy_hitters(now, 1).len() } else { 0 };
         self.board.show(Sample {
             at_s: seconds(now.ns()),
             span_s,
@@ -91,7 +94,7 @@ impl Statistics {
             backend: self.counters.backend,
             flows,
             store: found.store,
-            memory: memory(shared),
+            memory: memory(context),
             workers: loads,
             limits: match (limits.enabled, limits.dry_run) {
                 (false, _) => "no",
@@ -100,7 +103,7 @@ impl Statistics {
             },
             limited_sources: offenders as u64,
             denied_sources: found.denied as u64,
-            access: match shared.office.access().mode() {
+            access: match context.office.access().mode() {
                 Mode::Open => "any torrent",
                 Mode::Registered => "registered torrents",
                 Mode::Private => "registered torrents, by passkey",
@@ -251,8 +254,8 @@ fn flows(counts: &[(Subject, u64)], before: Option<&[u64]>, span_s: f64) -> Vec<
     counts.iter().enumerate().map(flow).collect()
 }
 
-fn memory(shared: &Shared) -> Memory {
-    let usage = shared.store.usage();
+fn memory(context: &AppContext) -> Memory {
+    let usage = context.store.usage();
     Memory {
         store_bytes: usage.bytes,
         store_bytes_max: usage.bytes_max,
@@ -278,8 +281,8 @@ fn resident_bytes_of(status: &str) -> Option<u64> {
     clippy::cast_sign_loss,
     reason = "a ratio of a number of 32 bits"
 )]
-fn interval_s(shared: &Shared, load_ratio: f64) -> u64 {
-    let options = shared.tracker.load();
+fn interval_s(context: &AppContext, load_ratio: f64) -> u64 {
+    let options = &context.options.load().tracker;
     let more_s = f64::from(options.interval_s_max.saturating_sub(options.interval_s));
     u64::from(options.interval_s) + (more_s * load_ratio) as u64
 }

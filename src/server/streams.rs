@@ -18,10 +18,12 @@ use crate::frontend::ws::{Directory, WsFrontend};
 use crate::metrics::StreamCounters;
 use crate::server::StartError;
 use crate::server::confine;
+use crate::server::context::AppContext;
 use crate::server::inheritance::{Estate, Inheritance, Kind, Place};
 use crate::server::listeners::{Bound, UnixSocket};
+use crate::server::live_options::WorkerOptions;
 use crate::server::patience::Patience;
-use crate::server::workers::{End, Shared, Tallies};
+use crate::server::workers::{Tallies, WorkerExit, tracker_of};
 use crate::time::Now;
 use crate::tracker::Tracker;
 use crate::types::Transport;
@@ -117,18 +119,17 @@ impl Streams {
     /// Starts `workers` of them. Where they are `held`, they accept only after [`Self::release`].
     pub(super) fn start(
         config: &Config,
-        shared: &Shared,
+        context: &AppContext,
         backend: datagram::Backend,
         mut listeners: Listeners,
         tls: Option<Arc<ArcSwap<ServerConfig>>>,
-        ends: &mpsc::UnboundedSender<End>,
+        ends: &mpsc::UnboundedSender<WorkerExit>,
         (workers, held): (usize, bool),
     ) -> Result<Self, StartError> {
         let lacking = |error| StartError::lacking("cannot start the stream workers", &error);
         let hands = listeners.deal(workers).map_err(lacking)?;
-        let by_streams =
-            SharedByStreams::new(workers, seats_max(config), shared.stream.clone(), tls);
-        shared.memory.count_connections(by_streams.clone());
+        let by_streams = SharedByStreams::new(workers, seats_max(config), tls);
+        context.memory.count_connections(by_streams.clone());
         if held {
             by_streams.hold();
         }
@@ -147,12 +148,12 @@ impl Streams {
             let tallies = Tallies::default();
             it.counters.push(counters.clone());
             it.tallies.push(tallies.clone());
-            let job = Job {
+            let spawn = StreamSpawn {
                 worker,
                 listeners,
                 counters,
                 tallies,
-                shared: shared.clone(),
+                context: context.clone(),
                 by_streams: by_streams.clone(),
                 directory: directory.clone(),
                 stop: it.stop.clone(),
@@ -161,9 +162,9 @@ impl Streams {
             let ends = ends.clone();
             let thread = std::thread::Builder::new().name(format!("tcp-{worker}"));
             let thread = thread.spawn(move || {
-                let result = job.run();
+                let result = spawn.run();
                 // Nobody listens any more only when the process ends anyway.
-                let _ = ends.send(End { worker: format!("tcp-{worker}"), result });
+                let _ = ends.send(WorkerExit { worker: format!("tcp-{worker}"), result });
             });
             it.threads.push(thread.map_err(lacking)?);
         }
@@ -254,33 +255,36 @@ fn seats_max(config: &Config) -> u32 {
 }
 
 /// What one worker takes to its thread.
-struct Job {
+struct StreamSpawn {
     worker: usize,
     listeners: Vec<Listener>,
     counters: Arc<StreamCounters>,
     tallies: Tallies,
-    shared: Shared,
+    context: AppContext,
     by_streams: Arc<SharedByStreams>,
     directory: Arc<Directory>,
     stop: Arc<AtomicBool>,
     backend: Backend,
 }
 
-impl Job {
+impl StreamSpawn {
     fn run(self) -> io::Result<()> {
-        let shared = self.shared;
-        let tracker = shared.tracker_of(self.tallies, |seed| {
-            Tracker::without_upkeep(shared.store.clone(), shared.tracker.clone(), seed)
+        let context = self.context;
+        let mut options = WorkerOptions::new(context.options.clone());
+        let tracker = tracker_of(&context, &options, self.tallies, |seed| {
+            Tracker::without_upkeep(context.store.clone(), options.tracker.clone(), seed)
         })?;
-        let http = HttpFrontend::new(shared.http, shared.pages)
-            .with_full_scrapes(shared.full_scrapes.clone());
-        let ws = WsFrontend::new(self.directory, shared.ws);
+        let http = HttpFrontend::new(options.http.clone(), context.pages)
+            .with_full_scrapes(context.full_scrapes);
+        let ws = WsFrontend::new(self.directory, options.websocket.clone());
         let worker = StreamWorker {
             worker: u16::try_from(self.worker).unwrap_or(u16::MAX),
             shared: self.by_streams,
             listeners: self.listeners,
             front_ends: FrontEnds { tracker, http, ws },
-            clock: shared.clock,
+            options: options.streams.clone(),
+            begin_turn: Box::new(move || options.begin_turn()),
+            clock: context.clock,
             counters: self.counters,
         };
         worker.run(self.backend, &self.stop)

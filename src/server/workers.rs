@@ -1,78 +1,50 @@
 //! Starts the workers and hears of their end.
 
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
-use arc_swap::ArcSwap;
 use tokio::sync::mpsc;
 
 use crate::access;
-use crate::access::disk::Office;
-use crate::frontend::connection_id::ConnectionIds;
-use crate::frontend::http::{self, FullScrapeLimits};
-use crate::frontend::stats::Pages;
+use crate::frontend::Responder;
 use crate::frontend::udp::UdpFrontend;
-use crate::frontend::ws;
-use crate::limiter::{self, Handle, LimitCounters, Limiter};
+use crate::limiter::{Handle, LimitCounters};
 use crate::metrics::{NotStoredCounters, WorkerCounters};
 use crate::server::StartError;
-use crate::server::memory::Keeper;
-use crate::server::snapshots::Snapshots;
-use crate::store::Store;
+use crate::server::context::AppContext;
+use crate::server::live_options::WorkerOptions;
 use crate::sys::affinity;
-use crate::sys::clock::Clock;
 use crate::sys::socket::BoundUdp;
-use crate::tracker::{self, ClientStats, DualStackClients, Load, SourceMonitor, Tracker};
+use crate::time::Now;
+use crate::tracker::Tracker;
+use crate::types::{Answered, Dropped};
 use crate::worker::datagram::{Backend, DatagramWorker};
 use crate::worker::rest::Rest;
-use crate::worker::stream;
 
-/// What all workers share.
-#[derive(Clone)]
-pub(super) struct Shared {
-    pub(super) office: Arc<Office>,
-    pub(super) store: Arc<Store>,
-    pub(super) memory: Arc<Keeper>,
-    pub(super) tracker: Arc<ArcSwap<tracker::Options>>,
-    pub(super) ids: Arc<ArcSwap<ConnectionIds>>,
-    pub(super) clients: Arc<ClientStats>,
-    pub(super) families: Arc<DualStackClients>,
-    pub(super) sources: Arc<SourceMonitor>,
-    pub(super) load: Arc<Load>,
-    pub(super) limiter: Arc<Limiter>,
-    pub(super) limits: Arc<ArcSwap<limiter::Options>>,
-    pub(super) http: Arc<ArcSwap<http::Options>>,
-    pub(super) ws: Arc<ArcSwap<ws::Options>>,
-    pub(super) stream: Arc<ArcSwap<stream::Options>>,
-    pub(super) pages: Arc<ArcSwap<Pages>>,
-    pub(super) full_scrapes: Arc<FullScrapeLimits>,
-    pub(super) snapshots: Arc<Snapshots>,
-    pub(super) clock: Clock,
-}
-
-impl Shared {
-    /// The rules of one worker, with all that they go by; `tallies` are its own.
-    ///
-    /// # Errors
-    /// Where the kernel has no random numbers.
-    pub(super) fn tracker_of(
-        &self,
-        tallies: Tallies,
-        build: impl FnOnce(u64) -> Tracker,
-    ) -> io::Result<Tracker> {
-        let [seed, dither] = [(); 2].map(|()| getrandom::u64().map_err(io::Error::other));
-        let gate = Handle::new(self.limiter.clone(), self.limits.clone(), tallies.limits, dither?);
-        Ok(build(seed?)
-            .with_client_stats(&self.clients)
-            .with_dual_stack(self.families.clone())
-            .with_source_monitor(&self.sources)
-            .with_load(self.load.clone())
-            .with_limiter(gate)
-            .with_not_stored_counters(tallies.not_stored)
-            .with_access(access::Gate::new(self.office.access().clone())))
-    }
+/// The rules of one worker, with all that they go by; `tallies` are its own.
+///
+/// # Errors
+/// Where the kernel has no random numbers.
+pub(super) fn tracker_of(
+    context: &AppContext,
+    options: &WorkerOptions,
+    tallies: Tallies,
+    build: impl FnOnce(u64) -> Tracker,
+) -> io::Result<Tracker> {
+    let [seed, dither] = [(); 2].map(|()| getrandom::u64().map_err(io::Error::other));
+    let limiter = context.limiter.clone();
+    let gate = Handle::new(limiter, options.limits.clone(), tallies.limits, dither?);
+    Ok(build(seed?)
+        .with_client_stats(&context.clients)
+        .with_dual_stack(context.families.clone())
+        .with_source_monitor(&context.sources)
+        .with_load(context.load.clone())
+        .with_limiter(gate)
+        .with_not_stored_counters(tallies.not_stored)
+        .with_access(access::Gate::new(context.office.access().clone())))
 }
 
 /// What one worker's rules count.
@@ -94,9 +66,23 @@ pub(super) struct Workers {
 }
 
 /// A worker's end.
-pub(super) struct End {
+pub(super) struct WorkerExit {
     pub(super) worker: String,
     pub(super) result: io::Result<()>,
+}
+
+/// Where workers' ends arrive.
+pub(super) type WorkerExits = mpsc::UnboundedReceiver<WorkerExit>;
+
+impl From<WorkerExit> for StartError {
+    /// Why the process ends if a worker has ended by itself.
+    fn from(WorkerExit { worker, result }: WorkerExit) -> Self {
+        let what = format!("worker {worker} cannot serve");
+        match result {
+            Err(error) => Self::lacking(&what, &error),
+            Ok(()) => Self::Failed(what),
+        }
+    }
 }
 
 /// Where each worker runs: one for each usable core if `workers` is 0; unpinned if there are more
@@ -115,11 +101,11 @@ pub(super) fn placement(workers: u32) -> Result<Vec<Option<usize>>, StartError> 
 impl Workers {
     /// Starts one thread for each entry of `cpus` and `sockets`; tells `ends` of each one's end.
     pub(super) fn start(
-        shared: &Shared,
+        context: &AppContext,
         backend: Backend,
         cpus: &[Option<usize>],
         sockets: Vec<Vec<BoundUdp>>,
-        ends: &mpsc::UnboundedSender<End>,
+        ends: &mpsc::UnboundedSender<WorkerExit>,
     ) -> Result<Self, StartError> {
         let stop = Arc::new(AtomicBool::new(false));
         let (counters, tallies, threads, rest) = Default::default();
@@ -127,8 +113,8 @@ impl Workers {
         for (worker, (&cpu, sockets)) in cpus.iter().zip(sockets).enumerate() {
             let counters = Arc::new(WorkerCounters::default());
             let tallies = Tallies::default();
-            let job = Job {
-                shared: shared.clone(),
+            let spawn = DatagramSpawn {
+                context: context.clone(),
                 counters: counters.clone(),
                 tallies: tallies.clone(),
                 stop: it.stop.clone(),
@@ -143,9 +129,9 @@ impl Workers {
             let thread = std::thread::Builder::new()
                 .name(format!("udp-{worker}"))
                 .spawn(move || {
-                    let result = job.run();
+                    let result = spawn.run();
                     // Nobody listens any more only when the process ends anyway.
-                    let _ = ends.send(End { worker: format!("udp-{worker}"), result });
+                    let _ = ends.send(WorkerExit { worker: format!("udp-{worker}"), result });
                 })
                 .map_err(|error| StartError::lacking("cannot start a thread", &error))?;
             it.counters.push(counters);
@@ -194,8 +180,8 @@ impl Drop for Workers {
 }
 
 /// What one worker takes to its thread.
-struct Job {
-    shared: Shared,
+struct DatagramSpawn {
+    context: AppContext,
     counters: Arc<WorkerCounters>,
     tallies: Tallies,
     stop: Arc<AtomicBool>,
@@ -207,26 +193,67 @@ struct Job {
     workers: usize,
 }
 
-impl Job {
+impl DatagramSpawn {
     fn run(self) -> io::Result<()> {
         if let Some(cpu) = self.cpu
             && let Err(error) = affinity::pin(cpu)
         {
             tracing::warn!(cpu, %error, "a worker cannot be pinned to its core");
         }
-        let tracker = self.shared.tracker_of(self.tallies, |seed| {
-            let Shared { store, tracker, .. } = &self.shared;
-            Tracker::new(store.clone(), tracker.clone(), seed, self.worker, self.workers)
+        let options = WorkerOptions::new(self.context.options.clone());
+        let tracker = tracker_of(&self.context, &options, self.tallies, |seed| {
+            let store = self.context.store.clone();
+            Tracker::new(store, options.tracker.clone(), seed, self.worker, self.workers)
         })?;
-        let Shared { ids, clock, .. } = self.shared;
+        let front_end = UdpFrontend::new(tracker, options.connection_ids.clone());
         let worker = DatagramWorker {
             backend: self.backend,
             sockets: &self.sockets,
-            clock: &clock,
+            clock: &self.context.clock,
             counters: &self.counters,
             stop: &self.stop,
         };
-        worker.run_with_rests(&mut UdpFrontend::new(tracker, ids), &self.rest)
+        worker.run_with_rests(&mut LiveUdpFrontend { front_end, options }, &self.rest)
+    }
+}
+
+/// The UDP front end, by the options that are in force at the start of each turn.
+struct LiveUdpFrontend {
+    front_end: UdpFrontend,
+    options: WorkerOptions,
+}
+
+impl Responder for LiveUdpFrontend {
+    #[inline]
+    fn begin_turn(&mut self) {
+        self.options.begin_turn();
+    }
+
+    #[inline]
+    fn prefetch(&mut self, stage: usize, datagram: &[u8]) {
+        self.front_end.prefetch(stage, datagram);
+    }
+
+    const PREFETCH_STAGES: usize = UdpFrontend::PREFETCH_STAGES;
+
+    #[inline]
+    fn handle(
+        &mut self,
+        now: Now,
+        source: SocketAddr,
+        datagram: &[u8],
+        out: &mut [u8],
+    ) -> Result<Answered, Dropped> {
+        self.front_end.handle(now, source, datagram, out)
+    }
+
+    #[inline]
+    fn upkeep(&mut self, now: Now) {
+        self.front_end.upkeep(now);
+    }
+
+    fn set_queue(&mut self, queue_permille: u32) {
+        self.front_end.set_queue(queue_permille);
     }
 }
 

@@ -139,6 +139,7 @@ impl DatagramWorker<'_> {
         wait: Duration,
     ) -> io::Result<usize> {
         let count = io.turn(wait, self.counters)?;
+        responder.begin_turn();
         let now = self.clock.now();
         for first in (0..count).step_by(PREFETCHED_MAX) {
             let last = count.min(first + PREFETCHED_MAX);

@@ -95,7 +95,7 @@ impl Server {
         let (tls, certificate) = tls_config();
         let options = Arc::new(ArcSwap::from_pointee(plan.options));
         let tls = Arc::new(ArcSwap::from_pointee(tls));
-        let shared = Shared::new(plan.workers, plan.connections_max, options.clone(), Some(tls));
+        let shared = Shared::new(plan.workers, plan.connections_max, Some(tls));
         let directory = tempfile::tempdir().unwrap();
         let unix = directory.path().join("socket");
         let store = Arc::new(Store::new(store::Options { shards: 4, seed: Some(1) }));
@@ -157,6 +157,8 @@ impl Server {
             shared: self.shared.clone(),
             listeners,
             front_ends,
+            options: self.options.clone(),
+            begin_turn: Box::new(|| ()),
             clock,
             counters: counters.clone(),
         };

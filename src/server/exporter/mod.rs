@@ -178,9 +178,14 @@ impl Exporter {
     }
 
     /// Brings the series about memory up to date.
-    pub(super) fn update_memory(&self, usage: &MemoryUsage, memory: &Keeper) {
+    pub(super) fn update_memory(
+        &self,
+        usage: &MemoryUsage,
+        memory: &Keeper,
+        connection_bytes_max: u64,
+    ) {
         self.store.update_usage(usage, memory);
-        self.streams.update_memory(memory);
+        self.streams.update_memory(memory, connection_bytes_max);
     }
 
     /// Brings the series about access control up to date.

@@ -97,10 +97,9 @@ impl StreamSeries {
     }
 
     /// Brings those about the memory of connections up to date.
-    pub(super) fn update_memory(&self, memory: &Keeper) {
-        let (held, held_max) = memory.connection_bytes();
-        self.held_bytes.set(float(held));
-        self.held_max_bytes.set(float(held_max));
+    pub(super) fn update_memory(&self, memory: &Keeper, held_max_bytes: u64) {
+        self.held_bytes.set(float(memory.connection_bytes()));
+        self.held_max_bytes.set(float(held_max_bytes));
     }
 }
 

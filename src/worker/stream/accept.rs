@@ -116,6 +116,7 @@ fn admit<N: Network>(
         counters.closed(Closed::Stopped).add(1);
         return;
     }
+    worker.begin_turn();
     let address = source.map(|it| unmap(it).ip());
     let (limit, is_trusted, head_timeout_s) = worker.with_options(|it| {
         let counted = address.filter(|address| it.counts(*address));

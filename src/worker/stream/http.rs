@@ -88,6 +88,7 @@ impl<N: Network> Connection<N> {
     /// Answers the requests that are complete. Says how many bytes of `input` they were.
     fn answer(&self, input: &[u8], out: &mut Vec<u8>) -> (usize, Step) {
         let worker = &*self.worker;
+        worker.begin_turn();
         let mut front_ends = worker.front_ends.borrow_mut();
         let FrontEnds { tracker, http, .. } = &mut *front_ends;
         let now = worker.now();

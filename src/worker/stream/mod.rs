@@ -133,24 +133,22 @@ pub struct Shared {
     account: Account,
     room: Room,
     mailboxes: Vec<Mailbox>,
-    options: Arc<ArcSwap<Options>>,
     tls: Option<Arc<ArcSwap<ServerConfig>>>,
     ending: Ending,
 }
 
 impl Shared {
-    /// For so many workers, and so many connections over all of them. What `options` and `tls`
-    /// hold may be replaced at any time: it is used from the next request or connection on.
+    /// For so many workers, and so many connections over all of them. What `tls` holds may be
+    /// replaced at any time: it is used from the next connection on.
     pub fn new(
         workers: usize,
         connections_max: u32,
-        options: Arc<ArcSwap<Options>>,
         tls: Option<Arc<ArcSwap<ServerConfig>>>,
     ) -> Arc<Self> {
         let connections = Arc::new(Connections::new(connections_max));
         let mailboxes = (0..workers).map(|_| Mailbox::new()).collect();
         let ((account, ending), room) = (Default::default(), Room::new(workers));
-        Arc::new(Self { connections, account, room, mailboxes, options, tls, ending })
+        Arc::new(Self { connections, account, room, mailboxes, tls, ending })
     }
 
     /// Makes workers accept nothing until [`Self::release`]: somebody else does. They keep all
@@ -199,11 +197,6 @@ impl Shared {
         self.account.held()
     }
 
-    /// Bytes that they may hold.
-    pub fn held_max_bytes(&self) -> u64 {
-        self.options.load().memory_max_bytes
-    }
-
     /// How many connections are open.
     pub fn connections_open(&self) -> u32 {
         self.connections.open()
@@ -220,6 +213,11 @@ pub struct StreamWorker {
     pub listeners: Vec<Listener>,
     /// What it answers with.
     pub front_ends: FrontEnds,
+    /// What it goes by.
+    pub options: Arc<ArcSwap<Options>>,
+    /// Called before a request, a message or a connection is handled: brings `options`, and those
+    /// of `front_ends`, up to date, all of them together.
+    pub begin_turn: Box<dyn FnMut() + Send>,
     /// The clock of the process.
     pub clock: Clock,
     /// Its own counters.

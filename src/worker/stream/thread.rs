@@ -61,6 +61,7 @@ pub(super) struct Worker<N: Network> {
     /// Connections so far.
     opened: Cell<u64>,
     options: RefCell<arc_swap::Cache<Arc<arc_swap::ArcSwap<Options>>, Arc<Options>>>,
+    begin_turn: RefCell<Box<dyn FnMut() + Send>>,
     clock: Clock,
     is_stopping: Cell<bool>,
     is_leaving: Cell<bool>,
@@ -75,7 +76,8 @@ type Accepting<N> = (Rc<Acceptor<N>>, JoinHandle<()>);
 
 /// Runs a worker to its end.
 pub(super) async fn main<N: Network>(parts: StreamWorker, stop: &AtomicBool) -> io::Result<()> {
-    let StreamWorker { worker: index, shared, listeners, front_ends, clock, counters } = parts;
+    let StreamWorker { worker: index, shared, listeners, front_ends, clock, .. } = parts;
+    let StreamWorker { options, begin_turn, counters, .. } = parts;
     let mail = shared.mailboxes.get(usize::from(index)).and_then(|it| it.open());
     let Some(mail) = mail else {
         return Err(io::Error::other("there is no such worker, or it runs already"));
@@ -88,7 +90,8 @@ pub(super) async fn main<N: Network>(parts: StreamWorker, stop: &AtomicBool) -> 
         held: WorkerAccount::default(),
         unevicted_above: Cell::new(None),
         opened: Cell::new(0),
-        options: RefCell::new(arc_swap::Cache::new(shared.options.clone())),
+        options: RefCell::new(arc_swap::Cache::new(options)),
+        begin_turn: RefCell::new(begin_turn),
         clock,
         is_stopping: Cell::new(false),
         is_leaving: Cell::new(false),
@@ -154,6 +157,7 @@ async fn serve<N: Network>(
             }
         }
         let now = worker.beat();
+        worker.begin_turn();
         worker.note_rest();
         collector.collect_if_asked();
         worker.look_at_memory();
@@ -223,6 +227,11 @@ impl<N: Network> Worker<N> {
     /// The moment.
     pub(super) fn now(&self) -> Now {
         self.clock.now()
+    }
+
+    /// Brings all options up to date. Until the next call, everything goes by the same ones.
+    pub(super) fn begin_turn(&self) {
+        self.begin_turn.borrow_mut()();
     }
 
     /// What the operator has set.

@@ -155,6 +155,7 @@ impl<N: Network> Connection<N> {
 
     /// The client's peers leave. Does nothing the second time.
     pub(super) fn end_session(&self) {
+        self.worker.begin_turn();
         let session = self.web.borrow_mut().as_deref_mut().and_then(|it| it.session.take());
         if let Some(session) = session {
             let mut front_ends = self.worker.front_ends.borrow_mut();
@@ -227,6 +228,7 @@ impl<N: Network> Connection<N> {
 
     /// Answers a message; gives what remains to be charged, in eighths of an announce.
     fn take_message(&self, now: Now, message: &[u8]) -> u16 {
+        self.worker.begin_turn();
         let mut outbox = Outbox::default();
         let eighths = {
             let mut web = self.web.borrow_mut();

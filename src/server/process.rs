@@ -1,0 +1,358 @@
+//! The running process as others see it: figures and checks for the admin pages, and what is due
+//! once a second.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tracing::warn;
+
+use crate::access::disk::{Office, Trouble};
+use crate::frontend::admin::live::Board;
+use crate::frontend::admin::{Process, Token};
+use crate::frontend::stats::{Pages, Stats};
+use crate::metrics::{StreamCounters, WorkerCounters};
+use crate::server::bouncer::Bouncer;
+use crate::server::context::AppContext;
+use crate::server::exporter::Exporter;
+use crate::server::log::OPERATOR;
+use crate::server::seats::Seats;
+use crate::server::snapshots::{STALLED_AGAIN_MIN, STALLED_MAX, has_ended};
+use crate::server::statistics::{Counters, Found, Statistics};
+use crate::server::streams::Streams;
+use crate::server::workers::Workers;
+use crate::store::StoreTotals;
+use crate::time::Now;
+use crate::tracker::{Listing, SourceAnomaly};
+
+/// Nanoseconds without a turn after which a worker counts as stuck. It waits 50 ms at most.
+const HEARTBEAT_NS_MAX: u64 = 5_000_000_000;
+
+/// Seconds between two warnings that clients' addresses do not reach us.
+const ODDITY_EVERY_S: u64 = 600;
+
+/// What the admin pages show.
+pub(super) struct ProcessState {
+    pub(super) context: AppContext,
+    workers: Vec<Arc<WorkerCounters>>,
+    streams: Vec<Arc<StreamCounters>>,
+    exporter: Mutex<Exporter>,
+    pub(super) started: AtomicBool,
+    pub(super) stopping: AtomicBool,
+    /// By the API, or by a signal that came before anybody could obey it.
+    pub(super) asked_to_stop: Notify,
+    /// When it was last said that clients' addresses do not reach us.
+    warned_of_sources: Mutex<Option<Now>>,
+    bouncer: Mutex<Bouncer>,
+    /// Datagrams that the kernel had dropped when it was last said.
+    drops_told: AtomicU64,
+    pub(super) statistics: Statistics,
+    /// Those at the admin listener.
+    pub(super) seats: Arc<Seats>,
+}
+
+impl ProcessState {
+    /// Of a process that starts.
+    pub(super) fn new(
+        context: AppContext,
+        exporter: Exporter,
+        (workers, streams): (&Workers, &Streams),
+        backend: &'static str,
+    ) -> Self {
+        Self {
+            context,
+            workers: workers.counters.clone(),
+            streams: streams.counters.clone(),
+            exporter: Mutex::new(exporter),
+            started: AtomicBool::new(false),
+            stopping: AtomicBool::new(false),
+            asked_to_stop: Notify::new(),
+            warned_of_sources: Mutex::new(None),
+            bouncer: Mutex::new(Bouncer::new()),
+            drops_told: AtomicU64::new(0),
+            seats: Arc::default(),
+            statistics: Statistics::new(Counters {
+                workers: workers.counters.clone(),
+                streams: streams.counters.clone(),
+                tallies: workers.tallies.iter().chain(&streams.tallies).cloned().collect(),
+                backend,
+            }),
+        }
+    }
+
+    /// Writes the public statistics anew, if they are public.
+    pub(super) fn renew_pages(&self) {
+        if self.context.options.load().http.public_stats {
+            self.context.pages.store(Arc::new(Pages::of(&self.stats())));
+        }
+    }
+
+    /// What is held, in a few words.
+    pub(super) fn in_short(&self) -> String {
+        let totals = self.context.store.totals();
+        let peers: u64 = totals.seeders.iter().chain(&totals.leechers).sum();
+        format!("serving: {} torrents, {peers} peers", totals.torrents)
+    }
+
+    /// How long to serve on once the process has been asked to stop.
+    pub(super) fn drain(&self) -> Duration {
+        Duration::from_secs(self.context.options.load().drain_s.into())
+    }
+
+    /// Does what is due once a second.
+    pub(super) fn tick_and_renew(&self) {
+        let drops = self.tick(self.drops_told.load(Ordering::Relaxed));
+        self.drops_told.store(drops, Ordering::Relaxed);
+        self.renew_pages();
+        self.show_figures(drops);
+    }
+
+    /// Puts up what the statistics page shows.
+    fn show_figures(&self, socket_drops: u64) {
+        let denied = self.bouncer.lock().unwrap_or_else(PoisonError::into_inner).denied();
+        let state = self.ready().err().unwrap_or_else(|| "serving".into());
+        let is_watched = self.statistics.board.viewers() > 0;
+        let totals = self.context.store.totals();
+        let estimate = || self.context.clients.estimate(self.now(), &totals);
+        let clients = if is_watched { estimate() } else { Vec::new() };
+        let store = stats_of(&totals, clients);
+        let found = Found { socket_drops, denied, state, store };
+        self.statistics.show(self.now(), &self.context, found);
+    }
+
+    /// Tells everyone who has the statistics page open that there will be no more figures.
+    pub(super) fn close_board(&self) {
+        self.statistics.board.close();
+    }
+
+    /// Waits until the API, or a signal that came too early, says to end.
+    pub(super) async fn is_asked_to_stop(&self) {
+        self.asked_to_stop.notified().await;
+    }
+
+    /// The moment after some time from now.
+    pub(super) fn now_and(&self, time: Duration) -> Now {
+        self.now().plus_s(time.as_secs())
+    }
+
+    /// Writes down what passkeys were used for. What goes wrong is in the log, and kept.
+    pub(super) fn flush(&self) {
+        let _ = self.write_down();
+    }
+
+    /// Writes down all there is, for the last time. Blocks, but for no disk that hangs.
+    pub(super) fn write_last(self: &Arc<Self>) {
+        let (state, begun) = (self.clone(), self.now());
+        let flushing = std::thread::Builder::new().name("flush".into());
+        match flushing.spawn(move || state.flush()) {
+            Ok(thread) if !has_ended(&thread, &AtomicU64::new(0), STALLED_MAX) => {
+                let after_s = STALLED_MAX.as_secs();
+                warn!(
+                    target: OPERATOR,
+                    "what passkeys were used for last is not written: the disk took {after_s} s"
+                );
+            }
+            Ok(_) => {}
+            Err(_) => self.flush(), // no thread is to be had
+        }
+        let took = Duration::from_nanos(self.now().ns_since(begun));
+        self.context.snapshots.stop(STALLED_MAX.saturating_sub(took).max(STALLED_AGAIN_MIN));
+    }
+
+    /// Takes the last snapshot. Blocks.
+    pub(super) fn save_last(&self) {
+        self.context.snapshots.stop(STALLED_MAX);
+    }
+
+    fn write_down(&self) -> Result<(), Trouble> {
+        let age_s_max = self.context.options.load().tracker.peer_age_s_max;
+        self.context.office.flush(self.context.clock.now(), age_s_max)
+    }
+
+    /// Brings the figures up to date, once a second. Takes and returns the drops seen so far.
+    fn tick(&self, drops_before: u64) -> u64 {
+        let mut exporter = self.exporter.lock().unwrap_or_else(PoisonError::into_inner);
+        exporter.update(&self.context.store.totals());
+        self.update_memory(&exporter);
+        let now = self.context.clock.now();
+        exporter.update_heartbeats(self.context.clock.elapsed_ns_at(now));
+        if let Some((elapsed_s, busy_ratio)) = exporter.tick(now) {
+            self.context.load.observe(elapsed_s, busy_ratio);
+        }
+        let anomaly = self.context.sources.anomaly(now);
+        let options = self.context.options.load();
+        exporter.update_load(self.context.load.ratio(), &options.tracker, anomaly);
+        self.warn_of(anomaly, now);
+        exporter.update_access(&self.context.office);
+        let denied = self.bounce(&exporter, now);
+        exporter.update_snapshots(&self.context.snapshots.figures);
+        exporter.update_viewers(&self.statistics.board, self.seats.closed());
+        let drops = exporter.socket_drops();
+        // The kernel counts what it was told to drop among what it had to.
+        if drops > drops_before && denied == 0 {
+            warn!(
+                drops = drops - drops_before,
+                "the kernel drops datagrams because receive queues are full; remedy: more \
+                 workers or cores, or a larger udp.receive_buffer"
+            );
+        }
+        drops
+    }
+
+    /// Brings the figures about memory up to date.
+    fn update_memory(&self, exporter: &Exporter) {
+        let AppContext { store, memory, options, .. } = &self.context;
+        let connection_bytes_max = options.load().streams.memory_max_bytes;
+        exporter.update_memory(&store.usage(), memory, connection_bytes_max);
+    }
+
+    /// Denies the worst offenders in the kernel, if that is asked for; says how many are denied, or
+    /// were until now.
+    fn bounce(&self, exporter: &Exporter, now: Now) -> usize {
+        let limits = self.context.options.load().limits.clone();
+        let rate = limits.kernel_deny_rate;
+        let is_wanted = rate > 0 && limits.enabled && !limits.dry_run;
+        let offenders =
+            if is_wanted { self.context.limiter.heavy_hitters(now, rate) } else { Vec::new() };
+        let mut bouncer = self.bouncer.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = bouncer.denied();
+        bouncer.tick(now, &offenders, exporter.sockets());
+        exporter.update_denied(bouncer.denied());
+        bouncer.denied().max(before)
+    }
+
+    /// Says now and then that clients' addresses do not reach us.
+    fn warn_of(&self, anomaly: Option<SourceAnomaly>, now: Now) {
+        let Some(anomaly) = anomaly else { return };
+        let mut warned = self.warned_of_sources.lock().unwrap_or_else(PoisonError::into_inner);
+        if warned.is_some_and(|it| now < it.plus_s(ODDITY_EVERY_S)) {
+            return;
+        }
+        *warned = Some(now);
+        let found = match anomaly {
+            SourceAnomaly::SingleAddress(address, share) => {
+                format!("{:.0} % of all announces come from {address}", share * 100.0)
+            }
+            SourceAnomaly::Unroutable(share) => {
+                let percent = share * 100.0;
+                format!("{percent:.0} % of all announces come from addresses of no public network")
+            }
+        };
+        warn!(
+            target: OPERATOR,
+            "{found}: something hides the clients' addresses, and peers that nobody can reach are \
+             handed out; remedy: hostNetwork or externalTrafficPolicy: Local for a Kubernetes \
+             service, host networking for a container, http.trusted_proxies for a reverse proxy"
+        );
+    }
+}
+
+/// What is held, as statistics have it.
+fn stats_of(totals: &StoreTotals, clients: Vec<(String, String, u64)>) -> Stats {
+    Stats {
+        torrents: totals.torrents,
+        active_torrents: totals.active_torrents,
+        seeders: totals.seeders,
+        leechers: totals.leechers,
+        completed: totals.completed,
+        clients,
+    }
+}
+
+impl Process for ProcessState {
+    fn metrics(&self) -> String {
+        let mut exporter = self.exporter.lock().unwrap_or_else(PoisonError::into_inner);
+        exporter.update(&self.context.store.totals());
+        self.update_memory(&exporter);
+        exporter.update_access(&self.context.office);
+        exporter.update_heartbeats(self.context.clock.elapsed_ns_at(self.now()));
+        exporter.update_snapshots(&self.context.snapshots.figures);
+        exporter.update_viewers(&self.statistics.board, self.seats.closed());
+        exporter.render()
+    }
+
+    fn live(&self) -> Result<(), String> {
+        let now_ns = self.context.clock.elapsed_ns_at(self.context.clock.now());
+        going_round("udp", self.workers.iter().map(|it| it.elapsed_ns.get()), now_ns)?;
+        going_round("tcp", self.streams.iter().map(|it| it.elapsed_ns.get()), now_ns)
+    }
+
+    fn ready(&self) -> Result<(), String> {
+        if self.stopping.load(Ordering::Relaxed) {
+            return Err("stopping".into());
+        }
+        if self.context.snapshots.is_restoring() {
+            return Err("restoring".into());
+        }
+        self.started()
+    }
+
+    fn started(&self) -> Result<(), String> {
+        if self.started.load(Ordering::Relaxed) { Ok(()) } else { Err("starting".into()) }
+    }
+
+    fn stats(&self) -> Stats {
+        let totals = self.context.store.totals();
+        stats_of(&totals, self.context.clients.estimate(self.now(), &totals))
+    }
+
+    fn board(&self) -> Arc<Board> {
+        self.statistics.board.clone()
+    }
+
+    fn listing(&self) -> Listing {
+        Listing::new(self.context.store.clone())
+    }
+
+    fn office(&self) -> Arc<Office> {
+        self.context.office.clone()
+    }
+
+    fn now(&self) -> Now {
+        self.context.clock.now()
+    }
+
+    fn token(&self) -> Token {
+        self.context.options.load().token.clone()
+    }
+
+    fn save(&self) -> Result<(), Trouble> {
+        // Neither waits for the other's trouble to end.
+        let written = self.write_down();
+        self.context.snapshots.save().map_err(Trouble::Snapshot).and(written)
+    }
+
+    fn shut_down(&self) {
+        self.asked_to_stop.notify_one();
+    }
+}
+
+/// Whether every worker of a kind has made a turn lately.
+fn going_round(
+    kind: &str,
+    latest_ns: impl Iterator<Item = u64>,
+    now_ns: u64,
+) -> Result<(), String> {
+    for (number, latest_ns) in latest_ns.enumerate() {
+        let silent_ns = now_ns.saturating_sub(latest_ns);
+        if silent_ns > HEARTBEAT_NS_MAX {
+            let silent_ms = silent_ns / 1_000_000;
+            return Err(format!("worker {kind}-{number} has made no turn for {silent_ms} ms"));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_worker_without_a_turn_for_five_seconds_is_stuck() {
+        let latest_ns = [6_000_000_000, 2_000_000_000];
+        assert_eq!(going_round("udp", latest_ns.into_iter(), 7_000_000_000), Ok(()));
+        let said = going_round("udp", latest_ns.into_iter(), 7_001_000_000).unwrap_err();
+        assert_eq!(said, "worker udp-1 has made no turn for 5001 ms");
+    }
+}

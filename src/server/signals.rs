@@ -1,0 +1,32 @@
+//! The signals that mean something to the process.
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+/// The signals that are listened for.
+pub(super) struct Signals {
+    pub(super) reload: Signal,
+    pub(super) terminate: Signal,
+    pub(super) interrupt: Signal,
+}
+
+impl Signals {
+    /// Starts to listen. Needs the runtime around it.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub(super) fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            reload: signal(SignalKind::hangup())?,
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    /// Waits for one that asks the process to stop.
+    pub(super) async fn stop(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
