@@ -7,7 +7,7 @@ use std::path::Path;
 
 use crate::access::disk::Trouble;
 use crate::config::ConfigError;
-use crate::server::state::KeyError;
+use crate::server::state_directory::KeyError;
 use crate::sys::holder::{Holder, Transport, holder, holder_at};
 
 /// A start that failed. Its text is meant for the operator.

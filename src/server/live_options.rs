@@ -103,7 +103,7 @@ mod tests {
     use crate::frontend::http::{Flow, HttpFrontend};
     use crate::frontend::origin::Origin;
     use crate::server::options;
-    use crate::server::state::Loaded;
+    use crate::server::state_directory::Loaded;
     use crate::store::{self, Store};
     use crate::time::Now;
     use crate::tracker::Tracker;

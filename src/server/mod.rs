@@ -1,79 +1,45 @@
-//! Builds everything, in the order in which it can fail, and runs it until it is told to stop.
+//! The server: builds everything, runs it until it is asked to stop, and hands it over.
 //!
-//! ```text
-//! settings ─▶ log ─▶ keys ─▶ backend ─▶ sockets ─▶ workers ─▶ control ─▶ ready
-//!                                                  udp-0 … udp-N
-//!                                                  tcp-0 … tcp-N
-//! ```
-//!
-//! All sockets are bound before any worker starts, so a start that fails has served nobody. From
-//! the ready line on, a worker that fails ends the process: it is never half alive.
+//! | module | what it does |
+//! |---|---|
+//! | `startup` | builds all of it, in the order in which it can fail |
+//! | `options`, `live_options` | from settings to each module's options; what a reload can change |
+//! | `context` | what all parts share |
+//! | `sockets` | binds, inherits and hands over |
+//! | `workers` | the threads that serve |
+//! | `control` | the thread for signals, reloads, admin pages, the orderly end |
+//! | `metrics` | what is counted, for Prometheus and the statistics page |
+//! | `snapshots` | saves and restores |
+//! | `memory` | keeps the process to its cap |
+//! | `confine`, `state_directory`, `tls`, `log` | rights, the state directory, the certificate, log lines |
 
-mod admin;
-mod backend;
-mod bouncer;
 mod confine;
 mod context;
 mod control;
-mod drain;
 mod error;
-mod exporter;
-mod handover;
-mod inheritance;
-mod listeners;
 mod live_options;
 mod log;
 #[doc(hidden)]
 pub mod memory;
-mod notify;
+mod metrics;
 mod options;
-mod patience;
-mod process;
-mod reload;
-mod reserve;
-mod seats;
-mod signals;
 mod snapshots;
-mod socket_file;
 mod sockets;
-mod state;
-mod statistics;
-mod streams;
+mod startup;
+mod state_directory;
 mod tls;
 mod workers;
 
 use std::io::Write as _;
-use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
-use std::sync::Arc;
-
-use arc_swap::ArcSwap;
-use tokio::sync::mpsc;
 
 use crate::access::disk::Office;
-use crate::access::mode::Mode;
 use crate::config::{Config, ConfigError, Source};
-use crate::limiter::{self, Limiter};
-use crate::store::Store;
-use crate::sys::allocator::restrain_huge_pages;
-use crate::sys::clock::Clock;
-use crate::sys::identity::keep_files_private;
-use crate::sys::signals::ignore_meaningless;
-use crate::sys::socket::BoundUdp;
 use crate::sys::stream::uring;
-use context::AppContext;
-use exporter::{Exporter, WatchedSocket};
-use handover::Predecessor;
-use inheritance::{Estate, Inheritance, Kind, Place};
-use listeners::Bound;
-use notify::Manager;
-use patience::Patience;
-use sockets::Sockets;
-use streams::{Listeners, Streams};
-use workers::Workers;
+use sockets::listeners;
 
 pub use error::StartError;
-pub(crate) use state::KEY_VARIABLE;
+pub(crate) use state_directory::KEY_VARIABLE;
 
 /// Serves until SIGTERM or SIGINT, or until a successor has taken over. Blocks. With `take_over`
 /// the sockets are those of the tracker that runs with the same state directory.
@@ -82,108 +48,9 @@ pub(crate) use state::KEY_VARIABLE;
 /// [`StartError`] where the configuration is wrong, the host does not grant what it asks for, there
 /// is nobody to take over from, or a worker breaks later.
 pub fn run(source: Source, take_over: bool) -> Result<(), StartError> {
-    let outcome = serve(source, take_over);
+    let outcome = startup::serve(source, take_over);
     log::finish();
     outcome
-}
-
-fn serve(source: Source, take_over: bool) -> Result<(), StartError> {
-    let mut inheritance = Inheritance::of_process();
-    // A pipe's end is waited for, which a signal has to be able to break off.
-    let config = source.load()?;
-    let base = control::Base::new()?;
-    let level = log::start(options::log(&config));
-    let manager = Manager::of_process();
-    settle_process()?;
-    source.warnings(&config).iter().for_each(|it| tracing::warn!("{it}"));
-    let user = confine::user_of(&config)?;
-    confine::provide(user.as_ref(), options::state_home(&config).as_deref().ok());
-    let keys = options::keys_as(user.as_ref(), &config)?;
-    if let Some(warning) = &keys.warning {
-        tracing::warn!("{warning}");
-    }
-    tracing::info!(target: log::OPERATOR, origin = keys.origin, "connection-id key");
-    let choice = backend::choose(config.server.io)?;
-    let tls = options::tls(&config).map(tls::Tls::start).transpose()?;
-    // From here to the end of `context`: the state directory is its user's.
-    let acting = confine::act_as(user.as_ref())?;
-    let mut was_warned = keys.made_up;
-    let snapshots = Arc::new(options::snapshots(&config, &mut was_warned)?);
-    let mut predecessor = None;
-    if take_over {
-        // From here on it waits for us, and only one of both has the database.
-        let path = options::handover_path(&config).map_err(StartError::Failed)?;
-        let users = handover::trusted_users(&config.server.user);
-        let (found, sockets) = Predecessor::ask(&path, &users)?;
-        (predecessor, inheritance) = (Some(found), sockets);
-        snapshots.follow();
-    }
-    let store = Arc::new(Store::new(options::store(&config)));
-    let office = Arc::new(open_office(&config, &mut was_warned)?);
-    let token = options::admin_token(&config, was_warned, None);
-    let live = options::live(&config, &keys, token);
-    let context = AppContext {
-        office,
-        memory: memory::Keeper::new(store.clone(), live.memory),
-        store,
-        options: Arc::new(ArcSwap::from_pointee(live)),
-        clients: Arc::default(),
-        families: Arc::default(),
-        sources: Arc::default(),
-        load: Arc::default(),
-        limiter: Arc::new(Limiter::new(limiter::Sizes::default(), None)),
-        pages: Arc::default(),
-        full_scrapes: Arc::default(),
-        snapshots,
-        clock: Clock::start(),
-    };
-    drop(acting);
-    prepare_for_sessions(&context);
-    let memory = context.memory.clone();
-    let confinement = Default::default();
-    let reloader = reload::Reloader { source, config, keys, level, context, tls, confinement };
-    let control = assemble(reloader, choice, inheritance, Outside { manager, predecessor })?;
-    let lacking = |error| StartError::lacking("cannot start a thread", &error);
-    let _looking = memory.start().map_err(lacking)?;
-    let thread = std::thread::Builder::new().name("control".into());
-    let thread = thread.spawn(move || control::run(base, control)).map_err(lacking)?;
-    thread.join().unwrap_or_else(|_| Err(StartError::Failed("the control thread broke".into())))
-}
-
-/// Sets what holds for the whole process.
-fn settle_process() -> Result<(), StartError> {
-    end_with_any_panic();
-    keep_files_private();
-    ignore_meaningless().map_err(|error| StartError::lacking("cannot ignore signals", &error))?;
-    restrain_huge_pages();
-    raise_descriptor_limit();
-    Ok(())
-}
-
-/// Sees that sessions of passkeys can be restored, and have their part of memory.
-fn prepare_for_sessions(context: &AppContext) {
-    let access = context.office.access();
-    if context.snapshots.is_restoring() {
-        access.keys().await_sessions();
-    }
-    if access.mode() == Mode::Private {
-        context.memory.count_sessions(access.keys().session_bytes().clone());
-    }
-}
-
-/// Opens lists and registrations. Where there is nowhere to keep them, a warning says why, unless
-/// the operator `was_warned` of the state directory before.
-fn open_office(config: &Config, was_warned: &mut bool) -> Result<Office, StartError> {
-    let access = options::access(config);
-    if let Err(reason) = &access.state
-        && !std::mem::replace(was_warned, true)
-    {
-        tracing::warn!(
-            "access lists without a file of their own are empty: {reason}; remedy: set \
-             server.state_dir to a directory that this user may write"
-        );
-    }
-    Ok(Office::open(&access)?)
 }
 
 /// Checks what a start would check without binding or creating anything: settings, the key that the
@@ -193,7 +60,7 @@ fn open_office(config: &Config, was_warned: &mut bool) -> Result<Office, StartEr
 /// [`StartError`] with the first thing that is wrong. Else warnings, each with its remedy.
 pub fn check(source: &Source) -> Result<Vec<String>, StartError> {
     let config = source.load()?;
-    let in_environment = state::Environment::of_process().key.is_some();
+    let in_environment = state_directory::Environment::of_process().key.is_some();
     if in_environment || !config.udp.key_file.is_empty() {
         options::keys(&config)?;
     }
@@ -211,7 +78,7 @@ pub(crate) fn kept_tokens(config: &Config) -> Vec<String> {
     let usual = || Ok(PathBuf::from(USUAL_STATE_DIRECTORY));
     let places = [options::state_home(config), usual()];
     let mut all: Vec<_> =
-        places.into_iter().flatten().filter_map(|it| state::kept_token(&it)).collect();
+        places.into_iter().flatten().filter_map(|it| state_directory::kept_token(&it)).collect();
     all.dedup();
     all
 }
@@ -222,144 +89,6 @@ const USUAL_STATE_DIRECTORY: &str = "/var/lib/skep";
 /// The state directory that a start would use, which may not be there yet, or why there is none.
 pub(crate) fn state_directory(config: &Config) -> Result<PathBuf, String> {
     options::state_home(config)
-}
-
-/// Who else has to do with the sockets of this process.
-struct Outside {
-    manager: Manager,
-    predecessor: Option<Predecessor>,
-}
-
-/// Binds sockets and starts workers.
-fn assemble(
-    mut reloader: reload::Reloader,
-    choice: backend::Choice,
-    mut inheritance: Inheritance,
-    outside: Outside,
-) -> Result<control::Control, StartError> {
-    let config = &reloader.config;
-    let cpus = workers::placement(config.server.workers)?;
-    let mut patience = Patience::new();
-    let (admin, admin_address) = bind_admin(config, &mut inheritance, &mut patience)?;
-    let (sockets, listeners) = bind(config, &cpus, &mut inheritance, &mut patience)?;
-    let mut estate = Estate::new(inheritance.managed(), outside.manager.is_there());
-    list(&mut estate, &sockets, &listeners, &admin)
-        .map_err(|error| StartError::lacking("cannot duplicate a socket", &error))?;
-    let gone = close(inheritance);
-    let state = options::state_home(config);
-    reloader.confinement = confine::confine(config, state.as_deref().ok())?;
-    let watched = watch(&sockets.by_worker)?;
-    let mut ready_line = String::from("ready");
-    let streams = |of: &[Bound]| of.iter().map(|it| it.address).collect::<Vec<_>>();
-    let (tcp, tls) = (streams(&listeners.plain), streams(&listeners.tls));
-    for (kind, addresses) in [("udp", &sockets.addresses), ("tcp", &tcp), ("tls", &tls)] {
-        addresses.iter().for_each(|it| ready_line += &format!(" {kind}={it}"));
-    }
-    let (io, count) = (choice.backend.label(), cpus.len());
-    ready_line += &format!(" admin={admin_address} io={io} workers={count}");
-    let (ends, ended) = mpsc::unbounded_channel();
-    let (backend, context) = (choice.backend, &reloader.context);
-    let workers = Workers::start(context, backend, &cpus, sockets.by_worker, &ends)?;
-    let tls = reloader.tls.as_ref().map(|it| it.config.clone());
-    let how = (count, outside.predecessor.is_some());
-    let streams = Streams::start(config, context, backend, listeners, tls, &ends, how)?;
-    let counters = (workers.counters.clone(), streams.counters.clone());
-    let tallies = workers.tallies.iter().chain(&streams.tallies).cloned().collect();
-    let exporter = Exporter::new(counters.0, counters.1, watched, tallies, choice.info);
-    let Outside { manager, predecessor } = outside;
-    manager.keep(&estate, &gone);
-    let estate = Arc::new(estate);
-    Ok(control::Control {
-        workers,
-        streams,
-        ended,
-        exporter,
-        reloader,
-        admin,
-        ready_line,
-        manager,
-        predecessor,
-        estate,
-        backend: choice.backend.label(),
-    })
-}
-
-/// Closes what was inherited and is not configured any more. Gives the names it has in the service
-/// manager's store.
-fn close(inheritance: Inheritance) -> Vec<String> {
-    let (places, names) = inheritance.close();
-    for place in places {
-        tracing::warn!(
-            target: log::OPERATOR,
-            "{place} was passed to this process, but is not configured: it is closed"
-        );
-    }
-    names
-}
-
-/// Second handles on all sockets, to pass them on.
-fn list(
-    estate: &mut Estate,
-    sockets: &Sockets,
-    listeners: &Listeners,
-    admin: &TcpListener,
-) -> std::io::Result<()> {
-    for &address in &sockets.addresses {
-        estate.add(Kind::Udp, &Place::At(address), sockets.of(address))?;
-    }
-    listeners.list_in(estate)?;
-    estate.add_tcp(Kind::Admin, admin.local_addr()?, std::slice::from_ref(admin))
-}
-
-/// Binds what is served: UDP and TCP on the same addresses, unless one has its own.
-fn bind(
-    config: &Config,
-    cpus: &[Option<usize>],
-    inheritance: &mut Inheritance,
-    patience: &mut Patience,
-) -> Result<(Sockets, Listeners), StartError> {
-    let buffer_bytes = usize::try_from(config.udp.receive_buffer.0).unwrap_or(usize::MAX);
-    let (sockets, plain) = if config.udp.listen.is_empty() && config.http.listen.is_empty() {
-        sockets::bind_both(&config.server.listen, cpus, buffer_bytes, inheritance, patience)?
-    } else {
-        let udp = config.udp_listen();
-        let sockets = sockets::bind(udp, cpus, buffer_bytes, inheritance, patience)?;
-        let plain = config.http_listen();
-        (sockets, sockets::bind_streams(plain, cpus.len(), Kind::Tcp, inheritance, patience)?)
-    };
-    Ok((sockets, Listeners::bind(config, plain, cpus.len(), inheritance, patience)?))
-}
-
-/// Second handles on all sockets, to read the kernel's figures from.
-fn watch(by_worker: &[Vec<BoundUdp>]) -> Result<Vec<WatchedSocket>, StartError> {
-    let all = by_worker.iter().enumerate().flat_map(|(n, them)| them.iter().map(move |it| (n, it)));
-    all.map(|(worker, it)| {
-        let socket = it.socket().try_clone();
-        let socket =
-            socket.map_err(|error| StartError::lacking("cannot duplicate a socket", &error))?;
-        Ok(WatchedSocket { worker, family: it.family(), socket })
-    })
-    .collect()
-}
-
-/// Binds the admin listener, or takes the one that was inherited.
-fn bind_admin(
-    config: &Config,
-    inheritance: &mut Inheritance,
-    patience: &mut Patience,
-) -> Result<(TcpListener, SocketAddr), StartError> {
-    let asked = config.admin.listen;
-    let bind = || {
-        let listener = match inheritance.take(Kind::Admin, asked).pop() {
-            Some(inherited) => inherited.into(),
-            None => TcpListener::bind(asked)?,
-        };
-        listener.set_nonblocking(true)?;
-        let address = listener.local_addr()?;
-        Ok((listener, address))
-    };
-    let bound = patience.bind(|| format!("tcp (admin) {asked}"), bind);
-    bound.map_err(|error| StartError::listening("tcp (admin)", asked, &error))
 }
 
 /// From now on a panic anywhere ends the process, whatever the build profile says.
@@ -374,11 +103,4 @@ pub fn end_with_any_panic() {
         }
         std::process::abort();
     }));
-}
-
-/// Each socket takes two descriptors, each connection one; the soft limit is often 1024.
-fn raise_descriptor_limit() {
-    if let Err(error) = rlimit::increase_nofile_limit(u64::MAX) {
-        tracing::debug!(%error, "the limit on open files stays as it is");
-    }
 }

@@ -20,9 +20,10 @@ use crate::server::StartError;
 use crate::server::live_options::LiveOptions;
 use crate::server::memory;
 use crate::server::snapshots::Snapshots;
-use crate::server::state::{self, Environment, KeyError, Loaded};
+use crate::server::sockets::handover;
+use crate::server::state_directory::{self, Environment, KeyError, Loaded};
 use crate::server::tls;
-use crate::server::{confine, handover, log};
+use crate::server::{confine, log};
 use crate::store;
 use crate::sys::identity::Identity;
 use crate::sys::memory::usable_bytes;
@@ -103,7 +104,7 @@ pub(super) fn access(config: &Config) -> access::Options {
     };
     // In the order of `Name::ALL`, as the compiler cannot see.
     let files = it.files().map(|it| it.map(Path::to_owned));
-    let state = state::home(&state_options(config), mode.needs_registration());
+    let state = state_directory::home(&state_options(config), mode.needs_registration());
     access::Options { mode, similar_digits_max: it.similar_digits_max, files, state }
 }
 
@@ -222,7 +223,7 @@ pub(super) fn keys_as(user: Option<&Identity>, config: &Config) -> Result<Loaded
 
 /// The connection-id keys: read, or created.
 pub(super) fn keys(config: &Config) -> Result<Loaded, KeyError> {
-    state::connection_id_keys(&state_options(config))
+    state_directory::connection_id_keys(&state_options(config))
 }
 
 /// Where snapshots are kept, if they are; makes the state directory. What goes wrong ends the start
@@ -232,7 +233,9 @@ pub(super) fn snapshots(config: &Config, was_warned: &mut bool) -> Result<Snapsh
     let it = &config.snapshot;
     let kept = match it.mode {
         SnapshotMode::Off => return Ok(Snapshots::off()),
-        SnapshotMode::Auto | SnapshotMode::On => state::tracker_id(&state_options(config)),
+        SnapshotMode::Auto | SnapshotMode::On => {
+            state_directory::tracker_id(&state_options(config))
+        }
     };
     match kept.and_then(|(directory, tracker)| Snapshots::kept_in(directory, tracker)) {
         Ok(snapshots) => Ok(snapshots),
@@ -254,9 +257,9 @@ pub(super) fn snapshots(config: &Config, was_warned: &mut bool) -> Result<Snapsh
 }
 
 /// Where state may live.
-fn state_options(config: &Config) -> state::Options {
+fn state_options(config: &Config) -> state_directory::Options {
     let path = |text: &str| (!text.is_empty()).then(|| PathBuf::from(text));
-    state::Options {
+    state_directory::Options {
         directory: path(&config.server.state_dir),
         key_file: path(&config.udp.key_file),
         environment: Environment::of_process(),
@@ -265,7 +268,7 @@ fn state_options(config: &Config) -> state::Options {
 
 /// The state directory, which may not be there yet, or why there is none.
 pub(super) fn state_home(config: &Config) -> Result<PathBuf, String> {
-    state::home(&state_options(config), false)
+    state_directory::home(&state_options(config), false)
 }
 
 /// Where this tracker can be taken over, or why it cannot.
@@ -281,7 +284,7 @@ pub(super) fn admin_token(config: &Config, was_warned: bool, in_force: Option<&T
     if !config.admin.token.is_empty() {
         return Token::Configured(config.admin.token.as_str().into());
     }
-    match state::admin_token(&state_options(config)) {
+    match state_directory::admin_token(&state_options(config)) {
         Ok(token) => Token::Kept(token.into()),
         Err(reason) => {
             let kept = in_force.filter(|it| !reason.is_refused && matches!(it, Token::Kept(_)));

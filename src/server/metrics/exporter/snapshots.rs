@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use metrics::{Counter, Gauge, counter, describe_counter, describe_gauge, gauge};
 
 use super::float;
-use crate::server::snapshots::{Figures, Outcome};
+use crate::server::snapshots::figures::{Figures, RestoreOutcome};
 use crate::snapshot::Step;
 
 /// The series.
@@ -16,7 +16,7 @@ pub(super) struct SnapshotSeries {
     torrents: Gauge,
     peers: Gauge,
     errors: [Counter; Step::ALL.len()],
-    restore: [Gauge; Outcome::ALL.len()],
+    restore: [Gauge; RestoreOutcome::ALL.len()],
     restore_duration_s: Gauge,
     restored_torrents: Gauge,
     restored_peers: Gauge,
@@ -29,7 +29,7 @@ impl SnapshotSeries {
     pub(super) fn new() -> Self {
         describe();
         let errors = |it: Step| counter!("skep_snapshot_errors_total", "reason" => it.label());
-        let outcome = |it: Outcome| gauge!("skep_restore_outcome", "outcome" => it.label());
+        let outcome = |it: RestoreOutcome| gauge!("skep_restore_outcome", "outcome" => it.label());
         Self {
             last_success_s: gauge!("skep_snapshot_last_success_timestamp_seconds"),
             duration_s: gauge!("skep_snapshot_duration_seconds"),
@@ -37,7 +37,7 @@ impl SnapshotSeries {
             torrents: gauge!("skep_snapshot_torrents"),
             peers: gauge!("skep_snapshot_peers"),
             errors: Step::ALL.map(errors),
-            restore: Outcome::ALL.map(outcome),
+            restore: RestoreOutcome::ALL.map(outcome),
             restore_duration_s: gauge!("skep_restore_duration_seconds"),
             restored_torrents: gauge!("skep_restore_torrents"),
             restored_peers: gauge!("skep_restore_peers"),
@@ -58,7 +58,7 @@ impl SnapshotSeries {
             counter.absolute(errors.load(Ordering::Relaxed));
         }
         let now = figures.outcome();
-        for (outcome, gauge) in Outcome::ALL.into_iter().zip(&self.restore) {
+        for (outcome, gauge) in RestoreOutcome::ALL.into_iter().zip(&self.restore) {
             gauge.set(if outcome == now { 1.0 } else { 0.0 });
         }
         self.restore_duration_s.set(number(&figures.restore_duration_us) / 1e6);

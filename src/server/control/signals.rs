@@ -3,10 +3,10 @@
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// The signals that are listened for.
-pub(super) struct Signals {
-    pub(super) reload: Signal,
-    pub(super) terminate: Signal,
-    pub(super) interrupt: Signal,
+pub(crate) struct Signals {
+    pub(crate) reload: Signal,
+    pub(crate) terminate: Signal,
+    pub(crate) interrupt: Signal,
 }
 
 impl Signals {
@@ -14,7 +14,7 @@ impl Signals {
     ///
     /// # Errors
     /// The kernel's.
-    pub(super) fn new() -> std::io::Result<Self> {
+    pub(crate) fn new() -> std::io::Result<Self> {
         Ok(Self {
             reload: signal(SignalKind::hangup())?,
             terminate: signal(SignalKind::terminate())?,
@@ -23,7 +23,7 @@ impl Signals {
     }
 
     /// Waits for one that asks the process to stop.
-    pub(super) async fn stop(&mut self) {
+    pub(crate) async fn stop(&mut self) {
         tokio::select! {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}

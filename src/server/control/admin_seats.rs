@@ -22,7 +22,7 @@ use tokio::sync::Notify;
 
 /// What a connection is there for, as far as it has said so.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(crate) enum Kind {
     /// It has not said so yet.
     Newcomer,
     /// A supervisor's question.
@@ -33,7 +33,7 @@ pub(super) enum Kind {
 
 impl Kind {
     /// What a request for this path is.
-    pub(super) fn of(path: &str) -> Self {
+    pub(crate) fn of(path: &str) -> Self {
         let is_probe = ["/livez", "/readyz", "/startupz"].contains(&path);
         if is_probe { Self::Probe } else { Self::Guest }
     }
@@ -49,7 +49,7 @@ impl Kind {
 
 /// All seats.
 #[derive(Default)]
-pub(super) struct Seats {
+pub(crate) struct Seats {
     places: Mutex<Places>,
     closed: AtomicU64,
 }
@@ -71,7 +71,7 @@ struct Place {
 
 impl Seats {
     /// A seat for a connection that was just accepted.
-    pub(super) fn enter(self: &Arc<Self>, from: SocketAddr) -> Seat {
+    pub(crate) fn enter(self: &Arc<Self>, from: SocketAddr) -> Seat {
         let source = source_of(from.ip());
         let mut places = self.places();
         // There is always one to close: all newcomers are waited for.
@@ -86,7 +86,7 @@ impl Seats {
     }
 
     /// Connections that were closed for others, and requests that were turned away, so far.
-    pub(super) fn closed(&self) -> u64 {
+    pub(crate) fn closed(&self) -> u64 {
         self.closed.load(Ordering::Relaxed)
     }
 
@@ -113,7 +113,7 @@ impl Seats {
 
     /// Seats that are taken.
     #[cfg(test)]
-    pub(super) fn taken(&self) -> usize {
+    pub(crate) fn taken(&self) -> usize {
         self.places().taken.len()
     }
 
@@ -130,7 +130,7 @@ impl Places {
 }
 
 /// A connection's seat, free again when this is dropped.
-pub(super) struct Seat {
+pub(crate) struct Seat {
     seats: Arc<Seats>,
     id: u64,
     leave: Arc<Notify>,
@@ -139,7 +139,7 @@ pub(super) struct Seat {
 impl Seat {
     /// Takes a seat for a request of this kind, which is worked for from now on. Says whether there
     /// is one.
-    pub(super) fn take(&self, kind: Kind) -> bool {
+    pub(crate) fn take(&self, kind: Kind) -> bool {
         let mut places = self.seats.places();
         // Closed already: the connection ends at its next look.
         let Some(mut place) = places.taken.remove(&self.id) else { return false };
@@ -152,7 +152,7 @@ impl Seat {
     }
 
     /// From now on the client is waited for.
-    pub(super) fn wait(&self) {
+    pub(crate) fn wait(&self) {
         let mut places = self.seats.places();
         let now = places.next_moment();
         if let Some(place) = places.taken.get_mut(&self.id) {
@@ -161,14 +161,14 @@ impl Seat {
     }
 
     /// From now on the client waits for us.
-    pub(super) fn work(&self) {
+    pub(crate) fn work(&self) {
         if let Some(place) = self.seats.places().taken.get_mut(&self.id) {
             place.waited_for = None;
         }
     }
 
     /// Returns when the connection has to be closed for another.
-    pub(super) async fn lost(&self) {
+    pub(crate) async fn lost(&self) {
         self.leave.notified().await;
     }
 }

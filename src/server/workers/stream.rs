@@ -2,7 +2,6 @@
 //! is bounded by connections and not by cores.
 
 use std::io;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -17,12 +16,10 @@ use crate::frontend::http::HttpFrontend;
 use crate::frontend::ws::{Directory, WsFrontend};
 use crate::metrics::StreamCounters;
 use crate::server::StartError;
-use crate::server::confine;
 use crate::server::context::AppContext;
-use crate::server::inheritance::{Estate, Inheritance, Kind, Place};
-use crate::server::listeners::{Bound, UnixSocket};
 use crate::server::live_options::WorkerOptions;
-use crate::server::patience::Patience;
+use crate::server::sockets::listeners::UnixSocket;
+use crate::server::sockets::stream_listeners::StreamListeners;
 use crate::server::workers::{Tallies, WorkerExit, tracker_of};
 use crate::time::Now;
 use crate::tracker::Tracker;
@@ -31,11 +28,11 @@ use crate::worker::datagram;
 use crate::worker::stream::{Backend, Listener, Shared as SharedByStreams, StreamWorker};
 
 /// The running stream workers.
-pub(super) struct Streams {
+pub(crate) struct Streams {
     /// What each counts.
-    pub(super) counters: Vec<Arc<StreamCounters>>,
+    pub(crate) counters: Vec<Arc<StreamCounters>>,
     /// What the rules of each count.
-    pub(super) tallies: Vec<Tallies>,
+    pub(crate) tallies: Vec<Tallies>,
     threads: Vec<JoinHandle<()>>,
     stop: Arc<AtomicBool>,
     shared: Arc<SharedByStreams>,
@@ -43,85 +40,13 @@ pub(super) struct Streams {
     unix: Option<UnixSocket>,
 }
 
-/// What the workers listen on.
-pub(super) struct Listeners {
-    /// HTTP and WebSocket.
-    pub(super) plain: Vec<Bound>,
-    /// The same behind TLS.
-    pub(super) tls: Vec<Bound>,
-    /// The same from this host's reverse proxies.
-    pub(super) unix: Option<UnixSocket>,
-}
-
-impl Listeners {
-    /// Binds what is configured besides `plain`.
-    pub(super) fn bind(
-        config: &Config,
-        plain: Vec<Bound>,
-        workers: usize,
-        inheritance: &mut Inheritance,
-        patience: &mut Patience,
-    ) -> Result<Self, StartError> {
-        let tls = &config.tls.listen;
-        let tls = super::sockets::bind_streams(tls, workers, Kind::Tls, inheritance, patience)?;
-        let path = Path::new(&config.http.unix_socket);
-        let is_managed = inheritance.managed().contains(&Place::Path(path.to_owned()));
-        let unix = match inheritance.take_path(path) {
-            _ if config.http.unix_socket.is_empty() => None,
-            Some(socket) => Some(UnixSocket::adopt(path, socket, is_managed)),
-            None => {
-                let user = confine::user_of(config)?;
-                Some(UnixSocket::bind(path, user.as_ref(), patience)?)
-            }
-        };
-        Ok(Self { plain, tls, unix })
-    }
-
-    /// Adds second handles on all of them to what can be passed on.
-    ///
-    /// # Errors
-    /// Where no more descriptors are to be had.
-    pub(super) fn list_in(&self, estate: &mut Estate) -> io::Result<()> {
-        for (kind, all) in [(Kind::Tcp, &self.plain), (Kind::Tls, &self.tls)] {
-            for it in all {
-                estate.add_tcp(kind, it.address, &it.by_worker)?;
-            }
-        }
-        if let Some(it) = &self.unix {
-            estate.add(Kind::Unix, &Place::Path(it.path.clone()), [&it.listener])?;
-        }
-        Ok(())
-    }
-
-    /// Deals each worker its own.
-    fn deal(&mut self, workers: usize) -> io::Result<Vec<Vec<Listener>>> {
-        let mut hands: Vec<Vec<Listener>> = (0..workers).map(|_| Vec::new()).collect();
-        for (bound, kind) in
-            [(&mut self.plain, Listener::Plain as fn(_) -> _), (&mut self.tls, Listener::Tls)]
-        {
-            for it in bound.drain(..) {
-                for (index, listener) in it.by_worker.into_iter().enumerate() {
-                    hands[index % workers].push(kind(listener));
-                }
-            }
-        }
-        // There is no SO_REUSEPORT for Unix sockets: all accept from the one queue.
-        if let Some(unix) = &self.unix {
-            for hand in &mut hands {
-                hand.push(Listener::Unix(unix.listener.try_clone()?));
-            }
-        }
-        Ok(hands)
-    }
-}
-
 impl Streams {
     /// Starts `workers` of them. Where they are `held`, they accept only after [`Self::release`].
-    pub(super) fn start(
+    pub(crate) fn start(
         config: &Config,
         context: &AppContext,
         backend: datagram::Backend,
-        mut listeners: Listeners,
+        mut listeners: StreamListeners,
         tls: Option<Arc<ArcSwap<ServerConfig>>>,
         ends: &mpsc::UnboundedSender<WorkerExit>,
         (workers, held): (usize, bool),
@@ -173,50 +98,50 @@ impl Streams {
     }
 
     /// Whether every worker has all it needs to accept connections, whether it may or not.
-    pub(super) fn are_prepared(&self) -> bool {
+    pub(crate) fn are_prepared(&self) -> bool {
         self.shared.workers_prepared() >= self.threads.len()
     }
 
     /// Makes them accept nothing until [`Self::release`].
-    pub(super) fn hold(&self) {
+    pub(crate) fn hold(&self) {
         self.shared.hold();
     }
 
     /// Whether none of them accepts.
-    pub(super) fn are_held(&self) -> bool {
+    pub(crate) fn are_held(&self) -> bool {
         self.shared.workers_held() >= self.threads.len()
     }
 
     /// Lets them accept.
-    pub(super) fn release(&self) {
+    pub(crate) fn release(&self) {
         self.shared.release();
     }
 
     /// Says that the listeners go on without this process.
-    pub(super) fn keep_listeners(&self) {
+    pub(crate) fn keep_listeners(&self) {
         self.shared.keep_listeners();
     }
 
     /// What says so from elsewhere.
-    pub(super) fn keeper(&self) -> impl Fn() + Send + 'static {
+    pub(crate) fn keeper(&self) -> impl Fn() + Send + 'static {
         let shared = self.shared.clone();
         move || shared.keep_listeners()
     }
 
     /// Takes over the Unix socket's file, if it was a predecessor's.
-    pub(super) fn own_unix(&mut self) {
+    pub(crate) fn own_unix(&mut self) {
         if let Some(unix) = &mut self.unix {
             unix.own();
         }
     }
 
     /// Tells WebSockets to reconnect, one after the other until then.
-    pub(super) fn drain(&self, until: Now) {
+    pub(crate) fn drain(&self, until: Now) {
         self.shared.drain(until);
     }
 
     /// Makes them accept no more, as a successor does: what is open ends over the time until then.
-    pub(super) fn leave(&mut self, until: Now) {
+    pub(crate) fn leave(&mut self, until: Now) {
         self.shared.leave(until);
         if let Some(unix) = &mut self.unix {
             unix.is_passed_on = true;
@@ -224,18 +149,18 @@ impl Streams {
     }
 
     /// Whether any connection is open.
-    pub(super) fn are_connected(&self) -> bool {
+    pub(crate) fn are_connected(&self) -> bool {
         self.shared.connections_open() > 0
     }
 
     /// Whether any connection over HTTP is open. After [`Self::leave`] none stays once it has been
     /// answered.
-    pub(super) fn are_asked(&self) -> bool {
+    pub(crate) fn are_asked(&self) -> bool {
         self.counters.iter().any(|it| it.open(Transport::Http).get() > 0)
     }
 
     /// Tells all to end, and waits for that.
-    pub(super) fn stop(self) {
+    pub(crate) fn stop(self) {
         self.stop.store(true, Ordering::Relaxed);
         for thread in self.threads {
             // A panic would have ended the process.
@@ -288,32 +213,5 @@ impl StreamSpawn {
             counters: self.counters,
         };
         worker.run(self.backend, &self.stop)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_worker_is_dealt_each_address_and_the_unix_socket() {
-        let folder = tempfile::tempdir().unwrap();
-        let bind = || {
-            let at = "127.0.0.1:0".parse().unwrap();
-            let (mut inheritance, mut patience) = (Inheritance::default(), Patience::none());
-            let bind = super::super::listeners::bind;
-            bind(at, 3, Kind::Tcp, false, &mut inheritance, &mut patience).unwrap()
-        };
-        let path = folder.path().join("skep.sock");
-        let unix = UnixSocket::bind(&path, None, &mut Patience::none()).unwrap();
-        let mut listeners = Listeners { plain: vec![bind()], tls: vec![bind()], unix: Some(unix) };
-        let hands = listeners.deal(3).unwrap();
-        assert_eq!(hands.len(), 3);
-        for hand in hands {
-            assert!(matches!(
-                hand.as_slice(),
-                [Listener::Plain(_), Listener::Tls(_), Listener::Unix(_)]
-            ));
-        }
     }
 }

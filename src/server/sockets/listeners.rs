@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::server::StartError;
-use crate::server::inheritance::{Inheritance, Kind};
-use crate::server::patience::Patience;
+use crate::server::sockets::bind_retry::Patience;
+use crate::server::sockets::inherited::{Inheritance, Kind};
 use crate::sys::identity::{self, Identity};
 
 /// Connections that wait to be accepted; the kernel cuts it to net.core.somaxconn.
@@ -21,11 +21,11 @@ const BACKLOG: i32 = 4096;
 const UNIX_MODE: u32 = 0o660;
 
 /// One address, bound at least once for each worker.
-pub(super) struct Bound {
+pub(crate) struct Bound {
     /// With the port the kernel chose.
-    pub(super) address: SocketAddr,
+    pub(crate) address: SocketAddr,
     /// The listeners in the order of their group: one a worker, or more where more were inherited.
-    pub(super) by_worker: Vec<TcpListener>,
+    pub(crate) by_worker: Vec<TcpListener>,
 }
 
 /// Binds `address` for that many workers, or takes what was inherited of it. `is_ours` says that
@@ -33,7 +33,7 @@ pub(super) struct Bound {
 ///
 /// # Errors
 /// The kernel's; `AddrInUse` where it stays so for longer than there is `patience` for.
-pub(super) fn bind(
+pub(crate) fn bind(
     address: SocketAddr,
     workers: usize,
     kind: Kind,
@@ -89,13 +89,13 @@ fn listener(address: SocketAddr, is_shared: bool) -> io::Result<TcpListener> {
 }
 
 /// A Unix socket in the file system, which goes with its owner.
-pub(super) struct UnixSocket {
+pub(crate) struct UnixSocket {
     /// The listener.
-    pub(super) listener: UnixListener,
+    pub(crate) listener: UnixListener,
     /// Where it is.
-    pub(super) path: PathBuf,
+    pub(crate) path: PathBuf,
     /// Whether its file is somebody else's by now.
-    pub(super) is_passed_on: bool,
+    pub(crate) is_passed_on: bool,
     /// Whether the service manager made it, and listens on it when no process of ours runs.
     is_managed: bool,
 }
@@ -107,7 +107,7 @@ impl UnixSocket {
     ///
     /// # Errors
     /// [`StartError`] with a remedy.
-    pub(super) fn bind(
+    pub(crate) fn bind(
         path: &Path,
         user: Option<&Identity>,
         patience: &mut Patience,
@@ -118,12 +118,12 @@ impl UnixSocket {
     }
 
     /// One that somebody else has bound, whose file it is for now; if it `is_managed`, for good.
-    pub(super) fn adopt(path: &Path, socket: OwnedFd, is_managed: bool) -> Self {
+    pub(crate) fn adopt(path: &Path, socket: OwnedFd, is_managed: bool) -> Self {
         Self { listener: socket.into(), path: path.to_owned(), is_passed_on: true, is_managed }
     }
 
     /// Takes the file over from a predecessor, who does not remove it any more.
-    pub(super) fn own(&mut self) {
+    pub(crate) fn own(&mut self) {
         self.is_passed_on = self.is_managed;
     }
 }
@@ -177,7 +177,7 @@ fn bind_path(path: &Path) -> io::Result<UnixListener> {
 
 /// Says what is in the place of a Unix socket and would keep it from being bound, if anything is.
 /// No path is no socket.
-pub(super) fn check_unix_path(path: &str) -> Result<(), String> {
+pub(crate) fn check_unix_path(path: &str) -> Result<(), String> {
     match Path::new(path).symlink_metadata() {
         Ok(it) if !it.file_type().is_socket() => {
             Err(format!("{path} is there already, and no socket; remedy: choose another path"))

@@ -1,4 +1,4 @@
-//! Starts the workers and hears of their end.
+//! Starts the datagram workers: one thread for each core that serves.
 
 use std::io;
 use std::net::SocketAddr;
@@ -8,14 +8,13 @@ use std::thread::JoinHandle;
 
 use tokio::sync::mpsc;
 
-use crate::access;
 use crate::frontend::Responder;
 use crate::frontend::udp::UdpFrontend;
-use crate::limiter::{Handle, LimitCounters};
-use crate::metrics::{NotStoredCounters, WorkerCounters};
+use crate::metrics::WorkerCounters;
 use crate::server::StartError;
 use crate::server::context::AppContext;
 use crate::server::live_options::WorkerOptions;
+use crate::server::workers::{Tallies, WorkerExit, tracker_of};
 use crate::sys::affinity;
 use crate::sys::socket::BoundUdp;
 use crate::time::Now;
@@ -24,83 +23,20 @@ use crate::types::{Answered, Dropped};
 use crate::worker::datagram::{Backend, DatagramWorker};
 use crate::worker::rest::Rest;
 
-/// The rules of one worker, with all that they go by; `tallies` are its own.
-///
-/// # Errors
-/// Where the kernel has no random numbers.
-pub(super) fn tracker_of(
-    context: &AppContext,
-    options: &WorkerOptions,
-    tallies: Tallies,
-    build: impl FnOnce(u64) -> Tracker,
-) -> io::Result<Tracker> {
-    let [seed, dither] = [(); 2].map(|()| getrandom::u64().map_err(io::Error::other));
-    let limiter = context.limiter.clone();
-    let gate = Handle::new(limiter, options.limits.clone(), tallies.limits, dither?);
-    Ok(build(seed?)
-        .with_client_stats(&context.clients)
-        .with_dual_stack(context.families.clone())
-        .with_source_monitor(&context.sources)
-        .with_load(context.load.clone())
-        .with_limiter(gate)
-        .with_not_stored_counters(tallies.not_stored)
-        .with_access(access::Gate::new(context.office.access().clone())))
-}
-
-/// What one worker's rules count.
-#[derive(Clone, Default)]
-pub(super) struct Tallies {
-    pub(super) limits: Arc<LimitCounters>,
-    pub(super) not_stored: Arc<NotStoredCounters>,
-}
-
 /// The running workers.
-pub(super) struct Workers {
+pub(crate) struct Workers {
     /// What each counts.
-    pub(super) counters: Vec<Arc<WorkerCounters>>,
+    pub(crate) counters: Vec<Arc<WorkerCounters>>,
     /// What the rules of each count.
-    pub(super) tallies: Vec<Tallies>,
+    pub(crate) tallies: Vec<Tallies>,
     threads: Vec<JoinHandle<()>>,
     stop: Arc<AtomicBool>,
     rest: Arc<Rest>,
 }
 
-/// A worker's end.
-pub(super) struct WorkerExit {
-    pub(super) worker: String,
-    pub(super) result: io::Result<()>,
-}
-
-/// Where workers' ends arrive.
-pub(super) type WorkerExits = mpsc::UnboundedReceiver<WorkerExit>;
-
-impl From<WorkerExit> for StartError {
-    /// Why the process ends if a worker has ended by itself.
-    fn from(WorkerExit { worker, result }: WorkerExit) -> Self {
-        let what = format!("worker {worker} cannot serve");
-        match result {
-            Err(error) => Self::lacking(&what, &error),
-            Ok(()) => Self::Failed(what),
-        }
-    }
-}
-
-/// Where each worker runs: one for each usable core if `workers` is 0; unpinned if there are more
-/// workers than cores.
-pub(super) fn placement(workers: u32) -> Result<Vec<Option<usize>>, StartError> {
-    let cpus = affinity::usable_cpus()
-        .map_err(|error| StartError::lacking("cannot find out the usable cores", &error))?;
-    let count = if workers == 0 { cpus.len() } else { workers as usize };
-    if count > cpus.len() {
-        tracing::warn!(workers = count, cores = cpus.len(), "more workers than cores: not pinned");
-        return Ok(vec![None; count]);
-    }
-    Ok(cpus.into_iter().take(count).map(Some).collect())
-}
-
 impl Workers {
     /// Starts one thread for each entry of `cpus` and `sockets`; tells `ends` of each one's end.
-    pub(super) fn start(
+    pub(crate) fn start(
         context: &AppContext,
         backend: Backend,
         cpus: &[Option<usize>],
@@ -142,27 +78,27 @@ impl Workers {
     }
 
     /// Whether every worker has gone round once.
-    pub(super) fn are_serving(&self) -> bool {
+    pub(crate) fn are_serving(&self) -> bool {
         self.counters.iter().all(|it| it.turns.get() > 0)
     }
 
     /// Makes them take nothing from their sockets until [`Self::go_on`].
-    pub(super) fn rest(&self) {
+    pub(crate) fn rest(&self) {
         self.rest.ask();
     }
 
     /// Whether all of them rest.
-    pub(super) fn are_resting(&self) -> bool {
+    pub(crate) fn are_resting(&self) -> bool {
         self.rest.resting() >= self.threads.len()
     }
 
     /// Makes them receive again.
-    pub(super) fn go_on(&self) {
+    pub(crate) fn go_on(&self) {
         self.rest.end();
     }
 
     /// Tells all to end, and waits for that.
-    pub(super) fn stop(self) {
+    pub(crate) fn stop(self) {
         drop(self);
     }
 }

@@ -13,15 +13,15 @@ use crate::frontend::admin::live::Board;
 use crate::frontend::admin::{Process, Token};
 use crate::frontend::stats::{Pages, Stats};
 use crate::metrics::{StreamCounters, WorkerCounters};
-use crate::server::bouncer::Bouncer;
 use crate::server::context::AppContext;
-use crate::server::exporter::Exporter;
+use crate::server::control::admin_seats::Seats;
+use crate::server::control::kernel_filter::Bouncer;
 use crate::server::log::OPERATOR;
-use crate::server::seats::Seats;
+use crate::server::metrics::exporter::Exporter;
+use crate::server::metrics::statistics::{Counters, Found, Statistics};
 use crate::server::snapshots::{STALLED_AGAIN_MIN, STALLED_MAX, has_ended};
-use crate::server::statistics::{Counters, Found, Statistics};
-use crate::server::streams::Streams;
-use crate::server::workers::Workers;
+use crate::server::workers::datagram::Workers;
+use crate::server::workers::stream::Streams;
 use crate::store::StoreTotals;
 use crate::time::Now;
 use crate::tracker::{Listing, SourceAnomaly};
@@ -33,28 +33,28 @@ const HEARTBEAT_NS_MAX: u64 = 5_000_000_000;
 const ODDITY_EVERY_S: u64 = 600;
 
 /// What the admin pages show.
-pub(super) struct ProcessState {
-    pub(super) context: AppContext,
+pub(crate) struct ProcessState {
+    pub(crate) context: AppContext,
     workers: Vec<Arc<WorkerCounters>>,
     streams: Vec<Arc<StreamCounters>>,
     exporter: Mutex<Exporter>,
-    pub(super) started: AtomicBool,
-    pub(super) stopping: AtomicBool,
+    pub(crate) started: AtomicBool,
+    pub(crate) stopping: AtomicBool,
     /// By the API, or by a signal that came before anybody could obey it.
-    pub(super) asked_to_stop: Notify,
+    pub(crate) asked_to_stop: Notify,
     /// When it was last said that clients' addresses do not reach us.
     warned_of_sources: Mutex<Option<Now>>,
     bouncer: Mutex<Bouncer>,
     /// Datagrams that the kernel had dropped when it was last said.
     drops_told: AtomicU64,
-    pub(super) statistics: Statistics,
+    pub(crate) statistics: Statistics,
     /// Those at the admin listener.
-    pub(super) seats: Arc<Seats>,
+    pub(crate) seats: Arc<Seats>,
 }
 
 impl ProcessState {
     /// Of a process that starts.
-    pub(super) fn new(
+    pub(crate) fn new(
         context: AppContext,
         exporter: Exporter,
         (workers, streams): (&Workers, &Streams),
@@ -82,26 +82,26 @@ impl ProcessState {
     }
 
     /// Writes the public statistics anew, if they are public.
-    pub(super) fn renew_pages(&self) {
+    pub(crate) fn renew_pages(&self) {
         if self.context.options.load().http.public_stats {
             self.context.pages.store(Arc::new(Pages::of(&self.stats())));
         }
     }
 
     /// What is held, in a few words.
-    pub(super) fn in_short(&self) -> String {
+    pub(crate) fn in_short(&self) -> String {
         let totals = self.context.store.totals();
         let peers: u64 = totals.seeders.iter().chain(&totals.leechers).sum();
         format!("serving: {} torrents, {peers} peers", totals.torrents)
     }
 
     /// How long to serve on once the process has been asked to stop.
-    pub(super) fn drain(&self) -> Duration {
+    pub(crate) fn drain(&self) -> Duration {
         Duration::from_secs(self.context.options.load().drain_s.into())
     }
 
     /// Does what is due once a second.
-    pub(super) fn tick_and_renew(&self) {
+    pub(crate) fn tick_and_renew(&self) {
         let drops = self.tick(self.drops_told.load(Ordering::Relaxed));
         self.drops_told.store(drops, Ordering::Relaxed);
         self.renew_pages();
@@ -122,27 +122,27 @@ impl ProcessState {
     }
 
     /// Tells everyone who has the statistics page open that there will be no more figures.
-    pub(super) fn close_board(&self) {
+    pub(crate) fn close_board(&self) {
         self.statistics.board.close();
     }
 
     /// Waits until the API, or a signal that came too early, says to end.
-    pub(super) async fn is_asked_to_stop(&self) {
+    pub(crate) async fn is_asked_to_stop(&self) {
         self.asked_to_stop.notified().await;
     }
 
     /// The moment after some time from now.
-    pub(super) fn now_and(&self, time: Duration) -> Now {
+    pub(crate) fn now_and(&self, time: Duration) -> Now {
         self.now().plus_s(time.as_secs())
     }
 
     /// Writes down what passkeys were used for. What goes wrong is in the log, and kept.
-    pub(super) fn flush(&self) {
+    pub(crate) fn flush(&self) {
         let _ = self.write_down();
     }
 
     /// Writes down all there is, for the last time. Blocks, but for no disk that hangs.
-    pub(super) fn write_last(self: &Arc<Self>) {
+    pub(crate) fn write_last(self: &Arc<Self>) {
         let (state, begun) = (self.clone(), self.now());
         let flushing = std::thread::Builder::new().name("flush".into());
         match flushing.spawn(move || state.flush()) {
@@ -161,7 +161,7 @@ impl ProcessState {
     }
 
     /// Takes the last snapshot. Blocks.
-    pub(super) fn save_last(&self) {
+    pub(crate) fn save_last(&self) {
         self.context.snapshots.stop(STALLED_MAX);
     }
 

@@ -29,21 +29,21 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::yield_now;
 use tokio::time::{Sleep, sleep};
 
-use crate::server::seats::{Kind, Seat, Seats};
+use crate::server::control::admin_seats::{Kind, Seat, Seats};
 
 /// How long a request's head may take, from the connection or the reply before it.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long to bear with a client that has said what it wants.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Patience {
+pub(crate) struct Patience {
     /// How long a request's body may take in all: 2 MB at 100 kB/s.
     body: Duration,
     /// How long a client may take nothing of a reply that the kernel has no more room for.
     write: Duration,
 }
 
-pub(super) const PATIENCE: Patience =
+pub(crate) const PATIENCE: Patience =
     Patience { body: Duration::from_secs(20), write: Duration::from_secs(30) };
 
 /// Bytes of requests, or of a body, that are read before the first of them is answered. The longest
@@ -54,7 +54,7 @@ const READ_BYTES_MAX: usize = 16 << 10;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Serves `pages` until `closed`, then what is under way.
-pub(super) async fn serve(
+pub(crate) async fn serve(
     listener: TcpListener,
     pages: Router,
     seats: Arc<Seats>,

@@ -17,12 +17,12 @@ use socket2::{Domain, SockRef, Type};
 use crate::sys::descriptors;
 
 /// Sockets that are taken over at most.
-pub(super) const SOCKETS_MAX: usize = 8192;
+pub(crate) const SOCKETS_MAX: usize = 8192;
 
 /// What a socket is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(super) enum Kind {
+pub(crate) enum Kind {
     /// BEP 15.
     Udp,
     /// HTTP and WebSocket.
@@ -39,7 +39,7 @@ impl Kind {
     const ALL: [Self; 5] = [Self::Udp, Self::Tcp, Self::Tls, Self::Unix, Self::Admin];
 
     /// Its name in logs and in the service manager's store.
-    pub(super) fn label(self) -> &'static str {
+    pub(crate) fn label(self) -> &'static str {
         match self {
             Self::Udp => "udp",
             Self::Tcp => "tcp",
@@ -53,7 +53,7 @@ impl Kind {
 /// Where a socket is bound.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(super) enum Place {
+pub(crate) enum Place {
     /// On the network.
     At(SocketAddr),
     /// In the file system.
@@ -71,22 +71,22 @@ impl fmt::Display for Place {
 
 /// What is said of a socket that is passed on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Description {
+pub(crate) struct Description {
     /// What for; `None`: any TCP, as its address says.
-    pub(super) kind: Option<Kind>,
+    pub(crate) kind: Option<Kind>,
     /// Where it is bound.
-    pub(super) place: Place,
+    pub(crate) place: Place,
     /// Which it is of those that share the place, from 0.
-    pub(super) index: u16,
+    pub(crate) index: u16,
     /// Whether the service manager has it, too: it listens, and its file stays, when all of us have
     /// ended.
     #[serde(default)]
-    pub(super) is_managed: bool,
+    pub(crate) is_managed: bool,
 }
 
 /// What this process was given and has not taken yet. Closed with it.
 #[derive(Debug, Default)]
-pub(super) struct Inheritance {
+pub(crate) struct Inheritance {
     left: Vec<Heirloom>,
     /// Ports of all that ever was here.
     ports: Vec<u16>,
@@ -105,7 +105,7 @@ struct Heirloom {
 impl Inheritance {
     /// What the service manager has passed (sd_listen_fds(3)). To be called before anything else
     /// opens descriptors.
-    pub(super) fn of_process() -> Self {
+    pub(crate) fn of_process() -> Self {
         let number = |name| std::env::var(name).ok()?.parse::<usize>().ok();
         let ours = usize::try_from(std::process::id()).ok();
         if number("LISTEN_PID").filter(|it| Some(*it) == ours).is_none() {
@@ -134,7 +134,7 @@ impl Inheritance {
     }
 
     /// Adds a socket of which a predecessor says this.
-    pub(super) fn receive(&mut self, description: Description, socket: OwnedFd) {
+    pub(crate) fn receive(&mut self, description: Description, socket: OwnedFd) {
         self.push(Heirloom { description, name: None, socket });
     }
 
@@ -149,18 +149,18 @@ impl Inheritance {
     }
 
     /// Places of what the service manager has, too, taken or not.
-    pub(super) fn managed(&self) -> &[Place] {
+    pub(crate) fn managed(&self) -> &[Place] {
         &self.managed
     }
 
     /// Whether there is nothing.
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.left.is_empty()
     }
 
     /// Takes the sockets of a kind that are bound to `asked`, in the order of their group. Where
     /// that leaves the port to the kernel, those of the first address with its IP address.
-    pub(super) fn take(&mut self, kind: Kind, asked: SocketAddr) -> Vec<OwnedFd> {
+    pub(crate) fn take(&mut self, kind: Kind, asked: SocketAddr) -> Vec<OwnedFd> {
         let is_asked = |it: &Description| match &it.place {
             Place::At(at) if asked.port() == 0 => at.ip() == asked.ip(),
             Place::At(at) => *at == asked,
@@ -180,7 +180,7 @@ impl Inheritance {
     }
 
     /// Takes the Unix socket at a path.
-    pub(super) fn take_path(&mut self, path: &Path) -> Option<OwnedFd> {
+    pub(crate) fn take_path(&mut self, path: &Path) -> Option<OwnedFd> {
         self.take_all(|it| matches!(&it.place, Place::Path(at) if at == path)).pop()
     }
 
@@ -194,12 +194,12 @@ impl Inheritance {
 
     /// Whether something on this port was inherited, taken or not: a trial bind would then fail for
     /// no reason.
-    pub(super) fn has_port(&self, port: u16) -> bool {
+    pub(crate) fn has_port(&self, port: u16) -> bool {
         self.ports.contains(&port)
     }
 
     /// Closes what nobody has taken, and says what it was: places, and names in the store.
-    pub(super) fn close(self) -> (Vec<String>, Vec<String>) {
+    pub(crate) fn close(self) -> (Vec<String>, Vec<String>) {
         let mut places = Vec::new();
         for it in &self.left {
             let kind = it.description.kind.map_or("tcp", Kind::label);
@@ -246,7 +246,7 @@ fn parse_name(name: &str) -> (Option<Kind>, u16) {
 
 /// Second handles on every socket of this process, to pass on.
 #[derive(Debug, Default)]
-pub(super) struct Estate {
+pub(crate) struct Estate {
     all: Vec<(Description, OwnedFd)>,
     /// Places of which the service manager has a descriptor, too.
     managed: Vec<Place>,
@@ -257,12 +257,12 @@ pub(super) struct Estate {
 impl Estate {
     /// An empty one. The service manager has what is at these places, and gets all that is on the
     /// network if it `is_stored`.
-    pub(super) fn new(managed: &[Place], is_stored: bool) -> Self {
+    pub(crate) fn new(managed: &[Place], is_stored: bool) -> Self {
         Self { all: Vec::new(), managed: managed.to_vec(), is_stored }
     }
 
     /// Whether the service manager listens on any of it when this process has ended.
-    pub(super) fn is_managed(&self) -> bool {
+    pub(crate) fn is_managed(&self) -> bool {
         self.all.iter().any(|it| it.0.is_managed)
     }
 
@@ -270,7 +270,7 @@ impl Estate {
     ///
     /// # Errors
     /// Where no more descriptors are to be had.
-    pub(super) fn add<'a, S: AsFd + 'a>(
+    pub(crate) fn add<'a, S: AsFd + 'a>(
         &mut self,
         kind: Kind,
         place: &Place,
@@ -290,7 +290,7 @@ impl Estate {
     ///
     /// # Errors
     /// As [`Self::add`].
-    pub(super) fn add_tcp(
+    pub(crate) fn add_tcp(
         &mut self,
         kind: Kind,
         address: SocketAddr,
@@ -300,14 +300,14 @@ impl Estate {
     }
 
     /// Every socket and what is to be said of it.
-    pub(super) fn all(&self) -> impl Iterator<Item = (&Description, BorrowedFd<'_>)> {
+    pub(crate) fn all(&self) -> impl Iterator<Item = (&Description, BorrowedFd<'_>)> {
         self.all.iter().map(|(description, socket)| (description, socket.as_fd()))
     }
 
     /// Every socket on the network, under the name that it is to have in the service manager's
     /// store: its kind, which of the kind's addresses it has, and which of that address it is. (A
     /// Unix socket's file goes with us: it is made anew.)
-    pub(super) fn named(&self) -> Vec<(String, BorrowedFd<'_>)> {
+    pub(crate) fn named(&self) -> Vec<(String, BorrowedFd<'_>)> {
         let mut places: Vec<(Option<Kind>, &Place)> = Vec::new();
         let mut named = Vec::new();
         for (Description { kind, place, index, .. }, socket) in self.all() {

@@ -19,23 +19,23 @@ use crate::server::confine::Confinement;
 use crate::server::context::AppContext;
 use crate::server::log::{LevelHandle, OPERATOR};
 use crate::server::options;
-use crate::server::state::{KeyError, Loaded};
+use crate::server::state_directory::{KeyError, Loaded};
 use crate::server::tls::Tls;
 
 /// What is needed to reload, and what is in force.
-pub(super) struct Reloader {
-    pub(super) source: Source,
-    pub(super) config: Config,
-    pub(super) keys: Loaded,
-    pub(super) level: LevelHandle,
-    pub(super) context: AppContext,
-    pub(super) tls: Option<Tls>,
-    pub(super) confinement: Confinement,
+pub(crate) struct Reloader {
+    pub(crate) source: Source,
+    pub(crate) config: Config,
+    pub(crate) keys: Loaded,
+    pub(crate) level: LevelHandle,
+    pub(crate) context: AppContext,
+    pub(crate) tls: Option<Tls>,
+    pub(crate) confinement: Confinement,
 }
 
 /// What the thread can be asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum ReloadJob {
+pub(crate) enum ReloadJob {
     /// To read everything again.
     Reload,
     /// To read the certificate again if it has changed.
@@ -44,7 +44,7 @@ pub(super) enum ReloadJob {
 
 /// The thread that reloads. It does one job at a time, and whoever has asked waits for its end
 /// before asking for another.
-pub(super) struct ReloadQueue {
+pub(crate) struct ReloadQueue {
     jobs: Sender<ReloadJob>,
     finished: UnboundedReceiver<ReloadJob>,
     is_idle: bool,
@@ -56,7 +56,7 @@ impl ReloadQueue {
     ///
     /// # Errors
     /// Where there is no thread to be had.
-    pub(super) fn start(mut reloader: Reloader) -> io::Result<Self> {
+    pub(crate) fn start(mut reloader: Reloader) -> io::Result<Self> {
         let (jobs, asked) = channel();
         let (finish, finished) = unbounded_channel();
         let has_certificate = reloader.tls.is_some();
@@ -72,12 +72,12 @@ impl ReloadQueue {
     }
 
     /// Whether no job is under way.
-    pub(super) fn is_idle(&self) -> bool {
+    pub(crate) fn is_idle(&self) -> bool {
         self.is_idle
     }
 
     /// Begins a job, unless one is under way or there is nothing to do.
-    pub(super) fn begin(&mut self, job: ReloadJob) {
+    pub(crate) fn begin(&mut self, job: ReloadJob) {
         let has_work = job == ReloadJob::Reload || self.has_certificate;
         if self.is_idle && has_work {
             self.is_idle = self.jobs.send(job).is_err();
@@ -86,7 +86,7 @@ impl ReloadQueue {
 
     /// Waits for the end of a job, for ever if there is none, and returns it. Nothing is lost where
     /// the wait is given up.
-    pub(super) async fn finished(&mut self) -> ReloadJob {
+    pub(crate) async fn finished(&mut self) -> ReloadJob {
         let Some(job) = self.finished.recv().await else { return pending().await };
         self.is_idle = true;
         job

@@ -24,7 +24,7 @@ use crate::frontend::admin::live::Board;
 use crate::metrics::{DurationHistogram, IoEvent, StreamCounters, WorkerCounters};
 use crate::server::log;
 use crate::server::memory::Keeper;
-use crate::server::snapshots::Figures;
+use crate::server::snapshots::figures::Figures;
 use crate::server::workers::Tallies;
 use crate::store::{MemoryUsage, StoreTotals};
 use crate::sys::socket::memory_of;
@@ -54,26 +54,26 @@ const HANDLING_BOUNDS: std::ops::RangeInclusive<usize> = 10..=27;
 
 /// A socket that is watched, and who serves it.
 #[derive(Debug)]
-pub(super) struct WatchedSocket {
+pub(crate) struct WatchedSocket {
     /// The worker's number.
-    pub(super) worker: usize,
+    pub(crate) worker: usize,
     /// The family of its clients.
-    pub(super) family: Family,
+    pub(crate) family: Family,
     /// A second handle on the worker's socket.
-    pub(super) socket: UdpSocket,
+    pub(crate) socket: UdpSocket,
 }
 
 /// How datagrams are moved, and why.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct BackendInfo {
+pub(crate) struct BackendInfo {
     /// The backend's label.
-    pub(super) backend: &'static str,
+    pub(crate) backend: &'static str,
     /// Why that one: `configured`, `probed`, or what keeps the better one from working.
-    pub(super) reason: &'static str,
+    pub(crate) reason: &'static str,
 }
 
 /// Puts sums into handles and writes them out.
-pub(super) struct Exporter {
+pub(crate) struct Exporter {
     recorder: PrometheusRecorder,
     handle: PrometheusHandle,
     process: metrics_process::Collector,
@@ -96,7 +96,7 @@ pub(super) struct Exporter {
 
 impl Exporter {
     /// Registers every series of these workers and sockets.
-    pub(super) fn new(
+    pub(crate) fn new(
         workers: Vec<Arc<WorkerCounters>>,
         streams: Vec<Arc<StreamCounters>>,
         sockets: Vec<WatchedSocket>,
@@ -155,7 +155,7 @@ impl Exporter {
     }
 
     /// Brings every series up to date.
-    pub(super) fn update(&mut self, totals: &StoreTotals) {
+    pub(crate) fn update(&mut self, totals: &StoreTotals) {
         for (family, series) in Family::ALL.into_iter().zip(&self.families) {
             series.update(family, &self.workers);
         }
@@ -173,12 +173,12 @@ impl Exporter {
     }
 
     /// Brings the ages of the workers' last turns up to date, in nanoseconds from the start.
-    pub(super) fn update_heartbeats(&self, now_ns: u64) {
+    pub(crate) fn update_heartbeats(&self, now_ns: u64) {
         self.heartbeats.update(&self.workers, &self.stream_workers, now_ns);
     }
 
     /// Brings the series about memory up to date.
-    pub(super) fn update_memory(
+    pub(crate) fn update_memory(
         &self,
         usage: &MemoryUsage,
         memory: &Keeper,
@@ -189,24 +189,24 @@ impl Exporter {
     }
 
     /// Brings the series about access control up to date.
-    pub(super) fn update_access(&self, office: &Office) {
+    pub(crate) fn update_access(&self, office: &Office) {
         self.access.update(office);
     }
 
     /// Brings the series about snapshots up to date.
-    pub(super) fn update_snapshots(&self, figures: &Figures) {
+    pub(crate) fn update_snapshots(&self, figures: &Figures) {
         self.snapshots.update(figures);
     }
 
     /// Brings the series about the statistics page up to date.
-    pub(super) fn update_viewers(&self, board: &Board, closed: u64) {
+    pub(crate) fn update_viewers(&self, board: &Board, closed: u64) {
         self.viewers.update(board, closed);
     }
 
     /// Once a second: what only makes sense over a stretch of time, and the library's own upkeep.
     /// Returns how many seconds have passed since, and the busy ratio of the busiest worker in
     /// them.
-    pub(super) fn tick(&mut self, now: Now) -> Option<(f64, f64)> {
+    pub(crate) fn tick(&mut self, now: Now) -> Option<(f64, f64)> {
         let stretches = self.busy.iter_mut().filter_map(|it| it.update(now));
         let busiest = stretches.max_by(|a, b| a.1.total_cmp(&b.1));
         self.handle.run_upkeep();
@@ -214,17 +214,17 @@ impl Exporter {
     }
 
     /// The UDP sockets, with the family of their clients.
-    pub(super) fn sockets(&self) -> impl Iterator<Item = (Family, &UdpSocket)> {
+    pub(crate) fn sockets(&self) -> impl Iterator<Item = (Family, &UdpSocket)> {
         self.sockets.iter().flat_map(|it| it.sockets.iter().map(|socket| (it.label.1, &socket.0)))
     }
 
     /// Brings up to date how many sources the kernel denies.
-    pub(super) fn update_denied(&self, sources: usize) {
+    pub(crate) fn update_denied(&self, sources: usize) {
         self.limits.update_denied(sources);
     }
 
     /// Brings what the load is answered with up to date.
-    pub(super) fn update_load(
+    pub(crate) fn update_load(
         &self,
         ratio: f64,
         options: &Options,
@@ -234,14 +234,14 @@ impl Exporter {
     }
 
     /// All series as text, in the same order each time.
-    pub(super) fn render(&self) -> String {
+    pub(crate) fn render(&self) -> String {
         let mut text = ordered(&self.handle.render());
         self.render_handling(&mut text);
         text
     }
 
     /// Datagrams that the kernel has dropped because a receive queue was full.
-    pub(super) fn socket_drops(&self) -> u64 {
+    pub(crate) fn socket_drops(&self) -> u64 {
         self.sockets.iter().map(|it| it.drops_total).sum()
     }
 

@@ -28,7 +28,7 @@ const BLOCK_BYTES: usize = 64 << 10;
 ///
 /// # Errors
 /// [`StartError`] with what is lacking, and a remedy.
-pub(super) fn check() -> Result<(), StartError> {
+pub(crate) fn check() -> Result<(), StartError> {
     let stderr = io::stderr();
     let spare: io::Result<Vec<_>> =
         (0..DESCRIPTORS).map(|_| stderr.as_fd().try_clone_to_owned()).collect();

@@ -18,7 +18,7 @@ use crate::types::Family;
 const DENIED_S: u64 = 30;
 
 /// Who is denied, on all UDP sockets.
-pub(super) struct Bouncer {
+pub(crate) struct Bouncer {
     denied: Vec<(IpAddr, Now)>,
     /// What the sockets were told last; `None` before anything is known: a socket that was handed
     /// over may deny somebody.
@@ -27,18 +27,18 @@ pub(super) struct Bouncer {
 
 impl Bouncer {
     /// Denies nobody.
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { denied: Vec::new(), told: None }
     }
 
     /// How many sources are denied.
-    pub(super) fn denied(&self) -> usize {
+    pub(crate) fn denied(&self) -> usize {
         self.denied.len()
     }
 
     /// Lets those in whose time is over, denies `offenders`, which are the worst first, with their
     /// requests a second over the limit; tells the sockets if that changes anything.
-    pub(super) fn tick<'a>(
+    pub(crate) fn tick<'a>(
         &mut self,
         now: Now,
         offenders: &[(IpAddr, u32)],

@@ -41,9 +41,9 @@ use tracing::{info, warn};
 
 use crate::access::disk::Office;
 use crate::server::StartError;
-use crate::server::inheritance::{Description, Estate, Inheritance, SOCKETS_MAX};
 use crate::server::log::OPERATOR;
-use crate::server::socket_file::SocketFile;
+use crate::server::sockets::inherited::{Description, Estate, Inheritance, SOCKETS_MAX};
+use crate::server::sockets::socket_file::SocketFile;
 use crate::sys::descriptors::{self, DESCRIPTORS_MAX};
 use crate::sys::identity::Identity;
 use crate::sys::serving_lock::ServingLock;
@@ -171,14 +171,14 @@ impl Line {
 }
 
 /// The running tracker, as its successor sees it.
-pub(super) struct Predecessor {
+pub(crate) struct Predecessor {
     line: Line,
     lock: Arc<ServingLock>,
 }
 
 /// Why a predecessor has not left in turn.
 #[derive(Debug)]
-pub(super) enum Unrelieved {
+pub(crate) enum Unrelieved {
     /// It has ended, or will never serve again: this process has the right to.
     Gone(io::Error),
     /// It has the right to serve, or somebody else has.
@@ -187,7 +187,7 @@ pub(super) enum Unrelieved {
 
 impl Unrelieved {
     /// What ends a successor whose predecessor goes on.
-    pub(super) fn into_start_error(error: &io::Error) -> StartError {
+    pub(crate) fn into_start_error(error: &io::Error) -> StartError {
         StartError::Failed(format!(
             "not taken over: the running tracker goes on ({error}); remedy: start it again with \
              --take-over; see both logs for what took so long; if the running one hangs, end it \
@@ -202,7 +202,7 @@ impl Predecessor {
     ///
     /// # Errors
     /// [`StartError`] with a remedy: nobody is there, it is somebody else's, or it says no.
-    pub(super) fn ask(path: &Path, users: &[u32]) -> Result<(Self, Inheritance), StartError> {
+    pub(crate) fn ask(path: &Path, users: &[u32]) -> Result<(Self, Inheritance), StartError> {
         let failed = |error: &dyn std::fmt::Display, remedy: &str| {
             let path = path.display();
             StartError::Failed(format!("cannot take over by way of {path}: {error}; {remedy}"))
@@ -219,7 +219,7 @@ impl Predecessor {
     }
 
     /// What there is one of among all that hand on these sockets.
-    pub(super) fn lock(&self) -> Arc<ServingLock> {
+    pub(crate) fn lock(&self) -> Arc<ServingLock> {
         self.lock.clone()
     }
 
@@ -228,7 +228,7 @@ impl Predecessor {
     ///
     /// # Errors
     /// [`Unrelieved`]: where the other one has not said so, who has the right to serve.
-    pub(super) fn relieve(&self) -> Result<(), Unrelieved> {
+    pub(crate) fn relieve(&self) -> Result<(), Unrelieved> {
         let said = self.line.say(&Message::Serving).and_then(|()| self.line.hear(LEAVE_MAX));
         let error = match said {
             Ok((Message::Left, _)) => None,
@@ -246,7 +246,7 @@ impl Predecessor {
     }
 
     /// Says that this process accepts. Whoever has gone need not know.
-    pub(super) fn tell_accepting(&self) {
+    pub(crate) fn tell_accepting(&self) {
         let _ = self.line.say(&Message::Accepting);
     }
 
@@ -254,7 +254,7 @@ impl Predecessor {
     ///
     /// # Errors
     /// Where it has gone without doing so.
-    pub(super) fn wait_until_saved(self) -> io::Result<()> {
+    pub(crate) fn wait_until_saved(self) -> io::Result<()> {
         match self.line.hear(SAVE_MAX)?.0 {
             Message::Saved => Ok(()),
             _ => Err(out_of_turn()),
@@ -329,7 +329,7 @@ fn is_of(line: &Line, users: &[u32]) -> Result<(), String> {
 }
 
 /// Whom a successor trusts with sockets: root, itself, and the user that it will become.
-pub(super) fn trusted_users(configured: &str) -> Vec<u32> {
+pub(crate) fn trusted_users(configured: &str) -> Vec<u32> {
     let configured = (!configured.is_empty()).then(|| Identity::find(configured).ok()).flatten();
     [0, descriptors::own_user()].into_iter().chain(configured.map(|it| it.user())).collect()
 }
@@ -339,7 +339,7 @@ fn out_of_turn() -> io::Error {
 }
 
 /// A successor that could serve: this process is to rest, then to leave.
-pub(super) struct Successor {
+pub(crate) struct Successor {
     line: Line,
     lock: Arc<ServingLock>,
     /// Says that this process goes on; dropped where it leaves.
@@ -347,7 +347,7 @@ pub(super) struct Successor {
 }
 
 /// A successor that serves: this process is to end.
-pub(super) struct Heir(Line);
+pub(crate) struct Heir(Line);
 
 impl Successor {
     /// Gives up the right to serve, says so, and waits until the other one accepts. This process
@@ -355,7 +355,7 @@ impl Successor {
     ///
     /// # Errors
     /// Why this process has the right again: the other one has ended, or will never serve.
-    pub(super) fn hand_over(self) -> Result<Heir, String> {
+    pub(crate) fn hand_over(self) -> Result<Heir, String> {
         match self.is_followed() {
             Ok(()) => Ok(Heir(self.line)),
             Err(error) => Err(self.refuse(error)),
@@ -363,7 +363,7 @@ impl Successor {
     }
 
     /// Gives the other one up, before anything was handed over.
-    pub(super) fn refuse(self, error: io::Error) -> String {
+    pub(crate) fn refuse(self, error: io::Error) -> String {
         let Self { line, goes_on, .. } = self;
         drop(line);
         let told = error.to_string();
@@ -408,7 +408,7 @@ impl Successor {
     }
 
     /// Gives up the right to serve for good, where this process ends and serves nobody any more.
-    pub(super) fn leave(self) -> Heir {
+    pub(crate) fn leave(self) -> Heir {
         let left = self.lock.release().and_then(|()| self.line.say(&Message::Left));
         if let Err(error) = left {
             warn!(target: OPERATOR, "the successor has gone: {error}");
@@ -419,7 +419,7 @@ impl Successor {
 
 impl Heir {
     /// Says that everything is written down.
-    pub(super) fn tell_saved(&self) {
+    pub(crate) fn tell_saved(&self) {
         if let Err(error) = self.0.say(&Message::Saved) {
             warn!(target: OPERATOR, "the successor has gone: {error}");
         }
@@ -427,7 +427,7 @@ impl Heir {
 }
 
 /// The offer to be taken over, which stands from the start to the end.
-pub(super) struct Offer {
+pub(crate) struct Offer {
     /// The socket's file, removed at the end unless a successor has put its own there.
     _file: SocketFile,
 }
@@ -437,7 +437,7 @@ impl Offer {
     ///
     /// # Errors
     /// Where that cannot be done. Nothing else depends on it.
-    pub(super) fn make(path: &Path, own: Own, has_predecessor: bool) -> io::Result<Self> {
+    pub(crate) fn make(path: &Path, own: Own, has_predecessor: bool) -> io::Result<Self> {
         let listen = if has_predecessor { SocketFile::replace } else { SocketFile::listen };
         let (file, listener) = listen(path)?;
         let clerk = Clerk { listener, own };
@@ -447,22 +447,22 @@ impl Offer {
 }
 
 /// What a tracker has that concerns a successor.
-pub(super) struct Own {
+pub(crate) struct Own {
     /// All sockets.
-    pub(super) estate: Arc<Estate>,
+    pub(crate) estate: Arc<Estate>,
     /// The right to serve, which this process has.
-    pub(super) lock: Arc<ServingLock>,
+    pub(crate) lock: Arc<ServingLock>,
     /// Registrations, whose database only one process may have open.
-    pub(super) office: Arc<Office>,
+    pub(crate) office: Arc<Office>,
     /// Writes down what the database is to hold before it is lent, and sees that listeners are
     /// kept; or says why nothing is handed over now.
-    pub(super) prepare: Box<dyn Fn() -> Result<(), String> + Send>,
+    pub(crate) prepare: Box<dyn Fn() -> Result<(), String> + Send>,
     /// Hears of the one that takes over.
-    pub(super) successors: UnboundedSender<Successor>,
+    pub(crate) successors: UnboundedSender<Successor>,
 }
 
 /// Where a tracker offers itself: as configured, or in the state directory.
-pub(super) fn path(configured: &str, state: Result<PathBuf, String>) -> Result<PathBuf, String> {
+pub(crate) fn path(configured: &str, state: Result<PathBuf, String>) -> Result<PathBuf, String> {
     if configured.is_empty() { Ok(state?.join("handover.sock")) } else { Ok(configured.into()) }
 }
 
@@ -579,7 +579,7 @@ fn may_ask(line: &Line) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::server::inheritance::{Kind, Place};
+    use crate::server::sockets::inherited::{Kind, Place};
     use std::net::UdpSocket;
 
     fn us() -> Vec<u32> {

@@ -2,20 +2,20 @@
 
 use crate::config::Io;
 use crate::server::StartError;
-use crate::server::exporter::BackendInfo;
+use crate::server::metrics::exporter::BackendInfo;
 use crate::sys::probe;
 use crate::worker::datagram::Backend;
 
 /// The backend and why it was chosen.
-pub(super) struct Choice {
+pub(crate) struct Choice {
     /// What the workers use.
-    pub(super) backend: Backend,
+    pub(crate) backend: Backend,
     /// What the metrics tell.
-    pub(super) info: BackendInfo,
+    pub(crate) info: BackendInfo,
 }
 
 /// Chooses the backend. `auto` falls back with one warning; `uring` does not.
-pub(super) fn choose(io: Io) -> Result<Choice, StartError> {
+pub(crate) fn choose(io: Io) -> Result<Choice, StartError> {
     let choice = |backend: Backend, reason| Choice {
         backend,
         info: BackendInfo { backend: backend.label(), reason },

@@ -20,7 +20,7 @@ const TRY_EVERY: Duration = Duration::from_millis(5);
 
 /// What is left of a start's time for addresses that are in use.
 #[derive(Debug)]
-pub(super) struct Patience {
+pub(crate) struct Patience {
     in_all: Duration,
     /// From the first address that was in use on.
     until: Option<Instant>,
@@ -28,12 +28,12 @@ pub(super) struct Patience {
 
 impl Patience {
     /// All of it.
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { in_all: IN_USE_MAX, until: None }
     }
 
     /// None: what is in use is an error at once.
-    pub(super) fn none() -> Self {
+    pub(crate) fn none() -> Self {
         Self { in_all: Duration::ZERO, until: None }
     }
 
@@ -43,7 +43,7 @@ impl Patience {
     /// # Errors
     /// Those of `bind`.
     #[expect(clippy::disallowed_methods, reason = "this is the edge")]
-    pub(super) fn bind<T>(
+    pub(crate) fn bind<T>(
         &mut self,
         what: impl Fn() -> String,
         mut bind: impl FnMut() -> io::Result<T>,

@@ -21,19 +21,19 @@ use crate::types::{Action, Dropped, Family, NotStored, Refusal, Rejected, Transp
 const NS_PER_S: f64 = 1e9;
 
 /// Takes samples and puts them up.
-pub(super) struct Statistics {
-    pub(super) board: Arc<Board>,
-    pub(super) counters: Counters,
+pub(crate) struct Statistics {
+    pub(crate) board: Arc<Board>,
+    pub(crate) counters: Counters,
     before: Mutex<Option<Before>>,
 }
 
 /// Everything that is counted.
-pub(super) struct Counters {
-    pub(super) workers: Vec<Arc<WorkerCounters>>,
-    pub(super) streams: Vec<Arc<StreamCounters>>,
-    pub(super) tallies: Vec<Tallies>,
+pub(crate) struct Counters {
+    pub(crate) workers: Vec<Arc<WorkerCounters>>,
+    pub(crate) streams: Vec<Arc<StreamCounters>>,
+    pub(crate) tallies: Vec<Tallies>,
     /// How datagrams are moved.
-    pub(super) backend: &'static str,
+    pub(crate) backend: &'static str,
 }
 
 /// What was counted when the sample before was taken.
@@ -45,24 +45,24 @@ struct Before {
 }
 
 /// What others have found out for this second.
-pub(super) struct Found {
+pub(crate) struct Found {
     /// Datagrams that the kernel has dropped so far.
-    pub(super) socket_drops: u64,
+    pub(crate) socket_drops: u64,
     /// Sources that the kernel denies.
-    pub(super) denied: usize,
+    pub(crate) denied: usize,
     /// What the process is doing.
-    pub(super) state: String,
+    pub(crate) state: String,
     /// Torrents and peers; clients only while somebody looks.
-    pub(super) store: Stats,
+    pub(crate) store: Stats,
 }
 
 impl Statistics {
-    pub(super) fn new(counters: Counters) -> Self {
+    pub(crate) fn new(counters: Counters) -> Self {
         Self { board: Arc::default(), counters, before: Mutex::default() }
     }
 
     /// Puts up what is true now.
-    pub(super) fn show(&self, now: Now, context: &AppContext, found: Found) {
+    pub(crate) fn show(&self, now: Now, context: &AppContext, found: Found) {
         let counts = self.counters.read(found.socket_drops);
         let workers = self.counters.workers();
         let elapsed_ns = context.clock.elapsed_ns_at(now);

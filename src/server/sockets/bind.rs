@@ -8,22 +8,22 @@ use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 
 use crate::server::StartError;
-use crate::server::inheritance::{Inheritance, Kind};
-use crate::server::listeners::{self, Bound};
-use crate::server::patience::Patience;
+use crate::server::sockets::bind_retry::Patience;
+use crate::server::sockets::inherited::{Inheritance, Kind};
+use crate::server::sockets::listeners::{self, Bound};
 use crate::sys::socket::{BoundUdp, UdpOptions, adopt_udp, bind_udp, steer};
 
 /// All sockets, bound.
-pub(super) struct Sockets {
+pub(crate) struct Sockets {
     /// Each worker's sockets: of each address one, or as many as were inherited beyond that.
-    pub(super) by_worker: Vec<Vec<BoundUdp>>,
+    pub(crate) by_worker: Vec<Vec<BoundUdp>>,
     /// The addresses, with the ports the kernel chose.
-    pub(super) addresses: Vec<SocketAddr>,
+    pub(crate) addresses: Vec<SocketAddr>,
 }
 
 impl Sockets {
     /// The sockets of an address in the order of their group, which is the kernel's index.
-    pub(super) fn of(&self, address: SocketAddr) -> impl Iterator<Item = &BoundUdp> {
+    pub(crate) fn of(&self, address: SocketAddr) -> impl Iterator<Item = &BoundUdp> {
         let rounds = self.by_worker.iter().map(Vec::len).max().unwrap_or(0);
         let in_round = move |round| {
             let its_own = move |worker: &'_ Vec<BoundUdp>| -> Option<usize> {
@@ -40,7 +40,7 @@ impl Sockets {
 ///
 /// An IPv6 wildcard is left out with a warning where the host has no IPv6 and something else to
 /// listen on remains: the default must work there as well.
-pub(super) fn bind(
+pub(crate) fn bind(
     addresses: &[SocketAddr],
     cpus: &[Option<usize>],
     receive_buffer_bytes: usize,
@@ -121,7 +121,7 @@ const PORT_TRIES: usize = 16;
 
 /// Binds what is served on both transports: `addresses` for UDP as in [`bind`], and the same ones
 /// for TCP, with the same ports also where the kernel chooses them.
-pub(super) fn bind_both(
+pub(crate) fn bind_both(
     addresses: &[SocketAddr],
     cpus: &[Option<usize>],
     receive_buffer_bytes: usize,
@@ -150,7 +150,7 @@ pub(super) fn bind_both(
 }
 
 /// Binds `addresses` for TCP, those of a family that the host lacks left out as in [`bind`].
-pub(super) fn bind_streams(
+pub(crate) fn bind_streams(
     addresses: &[SocketAddr],
     workers: usize,
     kind: Kind,
@@ -256,7 +256,7 @@ fn small_buffers(given: usize, asked: usize) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::server::inheritance::{Description, Place};
+    use crate::server::sockets::inherited::{Description, Place};
     use crate::sys::descriptors;
 
     fn at(text: &str) -> SocketAddr {

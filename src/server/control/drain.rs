@@ -14,14 +14,15 @@ use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tracing::{info, warn};
 
 use crate::server::StartError;
-use crate::server::handover::{Heir, Predecessor, Successor, Unrelieved};
+use crate::server::control::process::ProcessState;
+use crate::server::control::service_manager::Manager;
+use crate::server::control::signals::Signals;
 use crate::server::log::OPERATOR;
-use crate::server::notify::Manager;
-use crate::server::process::ProcessState;
-use crate::server::signals::Signals;
 use crate::server::snapshots::Snapshots;
-use crate::server::streams::Streams;
-use crate::server::workers::{WorkerExits, Workers};
+use crate::server::sockets::handover::{Heir, Predecessor, Successor, Unrelieved};
+use crate::server::workers::WorkerExits;
+use crate::server::workers::datagram::Workers;
+use crate::server::workers::stream::Streams;
 
 /// What the end takes besides the drain: connections, the last pages, the last snapshot.
 const END_MAX: Duration = Duration::from_secs(60);
@@ -41,7 +42,7 @@ const ANSWERED_MAX: Duration = Duration::from_secs(2);
 const POLL: Duration = Duration::from_millis(2);
 
 /// Why serving ends.
-pub(super) enum Reason {
+pub(crate) enum Reason {
     /// A signal or the API said so.
     Told,
     /// Likewise, while the workers rested in favour of a successor that has not accepted: nobody
@@ -52,18 +53,18 @@ pub(super) enum Reason {
 }
 
 /// Successors that could serve, as they say so.
-pub(super) type Successors = mpsc::UnboundedReceiver<Successor>;
+pub(crate) type Successors = mpsc::UnboundedReceiver<Successor>;
 
 /// What there is to end.
-pub(super) struct Running {
-    pub(super) workers: Workers,
-    pub(super) streams: Streams,
+pub(crate) struct Running {
+    pub(crate) workers: Workers,
+    pub(crate) streams: Streams,
     /// Closes the admin listener.
-    pub(super) close_admin: oneshot::Sender<()>,
+    pub(crate) close_admin: oneshot::Sender<()>,
     /// How long to serve on.
-    pub(super) drain: Duration,
+    pub(crate) drain: Duration,
     /// Whether the service manager goes on listening.
-    pub(super) is_managed: bool,
+    pub(crate) is_managed: bool,
 }
 
 /// Tells the predecessor that this process could serve, waits until that one rests, and lets the
@@ -72,7 +73,7 @@ pub(super) struct Running {
 /// # Errors
 /// [`StartError`] where the predecessor serves on: this process must not, for neither would know
 /// what the other is told.
-pub(super) async fn relieve(
+pub(crate) async fn relieve(
     predecessor: Predecessor,
     streams: &mut Streams,
 ) -> Result<Option<Predecessor>, StartError> {
@@ -95,7 +96,7 @@ pub(super) async fn relieve(
 /// Makes room for a successor that could serve, unless this process is told to end while the other
 /// one does not get on. Why serving ends; nothing where it goes on as if nothing had been, which
 /// the log says.
-pub(super) async fn make_room(
+pub(crate) async fn make_room(
     state: &ProcessState,
     successor: Successor,
     running: (&Workers, &Streams),
@@ -145,7 +146,7 @@ async fn step_aside(
 }
 
 /// Ends everything in order.
-pub(super) async fn wind_down(
+pub(crate) async fn wind_down(
     state: &Arc<ProcessState>,
     outcome: Result<Reason, StartError>,
     running: Running,
@@ -286,7 +287,7 @@ async fn hand_on(state: &Arc<ProcessState>, running: Running, heir: Heir, signal
 }
 
 /// Waits until the predecessor, if it is there still, has written down all it knows, and says so.
-pub(super) fn await_saved(predecessor: Option<Predecessor>, snapshots: Arc<Snapshots>) {
+pub(crate) fn await_saved(predecessor: Option<Predecessor>, snapshots: Arc<Snapshots>) {
     let Some(predecessor) = predecessor else { return snapshots.leave_alone() };
     spawn_blocking(move || {
         match predecessor.wait_until_saved() {

@@ -1,5 +1,15 @@
 //! The control thread: the admin pages, signals, figures once a second, the orderly end.
 
+pub(crate) mod admin_listener;
+pub(crate) mod admin_seats;
+pub(crate) mod drain;
+pub(crate) mod kernel_filter;
+pub(crate) mod process;
+pub(crate) mod reload;
+pub(crate) mod reserve;
+pub(crate) mod service_manager;
+pub(crate) mod signals;
+
 use std::io::Write as _;
 use std::net::TcpListener;
 use std::path::PathBuf;
@@ -16,21 +26,21 @@ use tracing::{info, warn};
 
 use crate::frontend::admin::{self, Process as _};
 use crate::server::StartError;
-use crate::server::drain::{self, Reason, Running, Successors};
-use crate::server::exporter::Exporter;
-use crate::server::handover::{self, Offer, Predecessor, Successor};
-use crate::server::inheritance::Estate;
 use crate::server::log::OPERATOR;
-use crate::server::notify::Manager;
+use crate::server::metrics::exporter::Exporter;
 use crate::server::options;
-use crate::server::process::ProcessState;
-use crate::server::reload::{ReloadJob, ReloadQueue, Reloader};
-use crate::server::reserve;
-use crate::server::signals::Signals;
 use crate::server::snapshots::Contents;
-use crate::server::streams::Streams;
-use crate::server::workers::{WorkerExits, Workers};
+use crate::server::sockets::handover::{self, Offer, Predecessor, Successor};
+use crate::server::sockets::inherited::Estate;
+use crate::server::workers::WorkerExits;
+use crate::server::workers::datagram::Workers;
+use crate::server::workers::stream::Streams;
 use crate::sys::serving_lock::ServingLock;
+use drain::{Reason, Running, Successors};
+use process::ProcessState;
+use reload::{ReloadJob, ReloadQueue, Reloader};
+use service_manager::Manager;
+use signals::Signals;
 
 /// How often to look whether all workers have gone round for the first time.
 const START_POLL: Duration = Duration::from_millis(1);
@@ -45,35 +55,35 @@ const FOREVER: Duration = Duration::from_secs(1 << 32);
 const RELIEF_MAX: Duration = Duration::from_secs(5);
 
 /// What the control thread works with.
-pub(super) struct Control {
-    pub(super) workers: Workers,
-    pub(super) streams: Streams,
+pub(crate) struct Control {
+    pub(crate) workers: Workers,
+    pub(crate) streams: Streams,
     /// Hears of each worker's end.
-    pub(super) ended: WorkerExits,
-    pub(super) exporter: Exporter,
-    pub(super) reloader: Reloader,
-    pub(super) admin: TcpListener,
+    pub(crate) ended: WorkerExits,
+    pub(crate) exporter: Exporter,
+    pub(crate) reloader: Reloader,
+    pub(crate) admin: TcpListener,
     /// Written to standard output once everything answers.
-    pub(super) ready_line: String,
-    pub(super) manager: Manager,
+    pub(crate) ready_line: String,
+    pub(crate) manager: Manager,
     /// Serves until this process does.
-    pub(super) predecessor: Option<Predecessor>,
+    pub(crate) predecessor: Option<Predecessor>,
     /// All sockets, to pass on.
-    pub(super) estate: Arc<Estate>,
+    pub(crate) estate: Arc<Estate>,
     /// How datagrams are moved.
-    pub(super) backend: &'static str,
+    pub(crate) backend: &'static str,
 }
 
 /// What comes before anything that takes time: from here on, a signal waits until it is served
 /// instead of killing the process.
-pub(super) struct Base {
+pub(crate) struct Base {
     runtime: Runtime,
     signals: Signals,
 }
 
 impl Base {
     /// Starts to listen for signals.
-    pub(super) fn new() -> Result<Self, StartError> {
+    pub(crate) fn new() -> Result<Self, StartError> {
         // Threads for what blocks stay: there is one before anybody serves, and where no other can
         // be started later, what blocks waits for it instead of ending the process.
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -92,7 +102,7 @@ impl Base {
 }
 
 /// Serves until a signal or a failure ends it. Blocks.
-pub(super) fn run(base: Base, control: Control) -> Result<(), StartError> {
+pub(crate) fn run(base: Base, control: Control) -> Result<(), StartError> {
     let outcome = base.runtime.block_on(serve(control, base.signals));
     // All that matters has ended; a disk that hangs, or a predecessor, must not be waited for.
     base.runtime.shutdown_timeout(LAST_PAGES_MAX);
@@ -135,8 +145,8 @@ async fn serve(control: Control, mut signals: Signals) -> Result<(), StartError>
     }
     // Everybody else has gone. From here on nothing ends this process that is not its end.
     let (close_admin, closed) = oneshot::channel::<()>();
-    let (seats, patience) = (state.seats.clone(), super::admin::PATIENCE);
-    let admin = tokio::spawn(super::admin::serve(listener, pages, seats, patience, closed));
+    let (seats, patience) = (state.seats.clone(), admin_listener::PATIENCE);
+    let admin = tokio::spawn(admin_listener::serve(listener, pages, seats, patience, closed));
     state.renew_pages();
     state.started.store(true, Ordering::Relaxed);
     let (successors, mut successor) = mpsc::unbounded_channel();

@@ -16,7 +16,7 @@ const PATH_BYTES_MAX: usize = 107;
 
 /// The file, removed when dropped, unless it is somebody else's by then.
 #[derive(Debug)]
-pub(super) struct SocketFile {
+pub(crate) struct SocketFile {
     path: PathBuf,
     identity: (u64, u64),
 }
@@ -27,7 +27,7 @@ impl SocketFile {
     ///
     /// # Errors
     /// The kernel's; `AddrInUse` where somebody listens there; `InvalidInput` for a long path.
-    pub(super) fn listen(path: &Path) -> io::Result<(Self, Socket)> {
+    pub(crate) fn listen(path: &Path) -> io::Result<(Self, Socket)> {
         unfinished(path)?; // before a long path is looked for, in vain
         match descriptors::connect(path) {
             Ok(_) => return Err(io::ErrorKind::AddrInUse.into()),
@@ -45,7 +45,7 @@ impl SocketFile {
     ///
     /// # Errors
     /// The kernel's; `InvalidInput` for a long path.
-    pub(super) fn replace(path: &Path) -> io::Result<(Self, Socket)> {
+    pub(crate) fn replace(path: &Path) -> io::Result<(Self, Socket)> {
         let unfinished = unfinished(path)?;
         let _ = std::fs::remove_file(&unfinished);
         let listener = descriptors::listen(&unfinished)?;

@@ -10,7 +10,7 @@ use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::time::Duration;
 use std::{ffi::OsStr, io};
 
-use crate::server::inheritance::Estate;
+use crate::server::sockets::inherited::Estate;
 use crate::sys::clock::monotonic_us;
 use crate::sys::descriptors;
 
@@ -19,7 +19,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 
 /// The service manager, if it listens.
 #[derive(Debug, Default)]
-pub(super) struct Manager {
+pub(crate) struct Manager {
     socket: Option<UnixDatagram>,
     /// Within what time it wants a sign of life.
     watchdog: Option<Duration>,
@@ -27,7 +27,7 @@ pub(super) struct Manager {
 
 impl Manager {
     /// The one that started this process.
-    pub(super) fn of_process() -> Self {
+    pub(crate) fn of_process() -> Self {
         let Some(address) = std::env::var_os("NOTIFY_SOCKET").filter(|it| !it.is_empty()) else {
             return Self::default();
         };
@@ -46,45 +46,45 @@ impl Manager {
     }
 
     /// Whether there is one.
-    pub(super) fn is_there(&self) -> bool {
+    pub(crate) fn is_there(&self) -> bool {
         self.socket.is_some()
     }
 
     /// How often it is to be told that this process lives, if it wants to know (thrice in the time
     /// after which it would act), and by whom.
-    pub(super) fn watchdog(&self) -> Option<(Duration, Self)> {
+    pub(crate) fn watchdog(&self) -> Option<(Duration, Self)> {
         let socket = self.socket.as_ref()?.try_clone().ok()?;
         Some((self.watchdog? / 3, Self { socket: Some(socket), watchdog: None }))
     }
 
     /// Every socket answers. Names the process, as it may have taken over from another.
-    pub(super) fn ready(&self, status: &str) {
+    pub(crate) fn ready(&self, status: &str) {
         self.say(&format!("READY=1\nMAINPID={}\nSTATUS={status}", std::process::id()));
     }
 
     /// What goes on.
-    pub(super) fn status(&self, status: &str) {
+    pub(crate) fn status(&self, status: &str) {
         self.say(&format!("STATUS={status}"));
     }
 
     /// Settings are read again; [`Self::ready`] ends that.
-    pub(super) fn reloading(&self) {
+    pub(crate) fn reloading(&self) {
         self.say(&format!("RELOADING=1\nMONOTONIC_USEC={}", monotonic_us()));
     }
 
     /// The end has begun, and may take so long.
-    pub(super) fn stopping(&self, status: &str, at_most: Duration) {
+    pub(crate) fn stopping(&self, status: &str, at_most: Duration) {
         let at_most_us = at_most.as_micros();
         self.say(&format!("STOPPING=1\nSTATUS={status}\nEXTEND_TIMEOUT_USEC={at_most_us}"));
     }
 
     /// A sign of life.
-    pub(super) fn alive(&self) {
+    pub(crate) fn alive(&self) {
         self.say("WATCHDOG=1");
     }
 
     /// Gives it all sockets to keep, and takes back those of these names.
-    pub(super) fn keep(&self, estate: &Estate, gone: &[String]) {
+    pub(crate) fn keep(&self, estate: &Estate, gone: &[String]) {
         for name in gone {
             self.say(&format!("FDSTOREREMOVE=1\nFDNAME={name}"));
         }

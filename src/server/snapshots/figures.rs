@@ -1,0 +1,104 @@
+//! What is known of snapshots and of the restoring at start: written by their thread, read by those
+//! who show it.
+
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+
+use crate::snapshot::{Saved, Step};
+use crate::store::RestoreCounts;
+
+/// What has come of restoring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum RestoreOutcome {
+    /// No snapshots are kept.
+    Off,
+    /// Another process has the state directory still.
+    Waiting,
+    /// It goes on.
+    Running,
+    /// A snapshot is restored.
+    Restored,
+    /// There was none.
+    Empty,
+    /// There was something, of no use.
+    Lost,
+    /// The file could not be read to its end, though it could a moment before.
+    BrokenOff,
+}
+
+impl RestoreOutcome {
+    /// Every outcome, in index order.
+    pub(crate) const ALL: [Self; 7] = [
+        Self::Off,
+        Self::Waiting,
+        Self::Running,
+        Self::Restored,
+        Self::Empty,
+        Self::Lost,
+        Self::BrokenOff,
+    ];
+
+    /// The label used in metrics.
+    pub(crate) fn label(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::Waiting => "waiting",
+            Self::Running => "running",
+            Self::Restored => "restored",
+            Self::Empty => "empty",
+            Self::Lost => "lost",
+            Self::BrokenOff => "broken_off",
+        }
+    }
+}
+
+/// What is told of snapshots: written by the thread, read by the exporter.
+#[derive(Debug, Default)]
+pub(crate) struct Figures {
+    pub(crate) last_success_s: AtomicU64,
+    pub(crate) duration_us: AtomicU64,
+    pub(crate) bytes: AtomicU64,
+    pub(crate) torrents: AtomicU64,
+    pub(crate) peers: AtomicU64,
+    /// By [`Step`].
+    pub(crate) errors: [AtomicU64; Step::ALL.len()],
+    outcome: AtomicU8,
+    pub(crate) restore_duration_us: AtomicU64,
+    pub(crate) restored_torrents: AtomicU64,
+    pub(crate) restored_peers: AtomicU64,
+    pub(crate) expired_peers: AtomicU64,
+    pub(crate) refused_peers: AtomicU64,
+    pub(crate) set_aside: AtomicU64,
+}
+
+impl Figures {
+    /// What has come of restoring so far.
+    pub(crate) fn outcome(&self) -> RestoreOutcome {
+        let index = usize::from(self.outcome.load(Ordering::Acquire));
+        RestoreOutcome::ALL.get(index).copied().unwrap_or(RestoreOutcome::Off)
+    }
+
+    pub(super) fn set_outcome(&self, outcome: RestoreOutcome) {
+        self.outcome.store(outcome as u8, Ordering::Release);
+    }
+
+    pub(super) fn note_error(&self, step: Step) {
+        self.errors[step as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn note_saved(&self, saved: &Saved, took_ns: u64) {
+        let contents = &saved.contents;
+        self.last_success_s.store(saved.at.seconds(), Ordering::Relaxed);
+        self.duration_us.store(took_ns / 1000, Ordering::Relaxed);
+        self.bytes.store(contents.bytes, Ordering::Relaxed);
+        self.torrents.store(contents.torrents, Ordering::Relaxed);
+        self.peers.store(contents.peers, Ordering::Relaxed);
+    }
+
+    pub(super) fn note_restored(&self, restored: &RestoreCounts, took_ns: u64) {
+        self.restore_duration_us.store(took_ns / 1000, Ordering::Relaxed);
+        self.restored_torrents.store(restored.torrents, Ordering::Relaxed);
+        self.restored_peers.store(restored.peers, Ordering::Relaxed);
+        self.expired_peers.store(restored.expired, Ordering::Relaxed);
+        self.refused_peers.store(restored.refused, Ordering::Relaxed);
+    }
+}

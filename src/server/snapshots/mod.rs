@@ -1,0 +1,247 @@
+//! Snapshots of the running tracker: the handle on their thread, and what is known of them.
+
+pub(crate) mod figures;
+mod thread;
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use tracing::warn;
+
+use crate::access::Access;
+use crate::server::StartError;
+use crate::server::live_options::LiveOptions;
+use crate::server::log::OPERATOR;
+use crate::server::memory;
+use crate::snapshot::{CURRENT, Disk, Folder, Identity, Os, PREVIOUS};
+use crate::store::Store;
+use crate::sys::clock::Clock;
+use figures::{Figures, RestoreOutcome};
+use thread::SnapshotThread;
+
+/// What the thread is asked for.
+enum Order {
+    /// To save, and say how that went.
+    Save(Sender<Result<(), String>>),
+    /// To save a last time, and end.
+    Stop,
+}
+
+/// The handle on the thread and its figures.
+#[derive(Default)]
+pub(crate) struct Snapshots {
+    folder: Option<Folder<Os>>,
+    pub(crate) figures: Figures,
+    /// Whether a predecessor may write still what this process is to restore.
+    is_following: AtomicBool,
+    /// Whether it has ended, or said that it writes no more.
+    is_left_alone: AtomicBool,
+    thread: Mutex<Option<(Sender<Order>, JoinHandle<()>)>>,
+    /// Whether only the last snapshot matters any more: one that is being written is given up.
+    is_ending: AtomicBool,
+    /// Grows with each piece that the thread has read or written.
+    progress: AtomicU64,
+}
+
+impl Snapshots {
+    /// None are kept.
+    pub(crate) fn off() -> Self {
+        Self::default()
+    }
+
+    /// They are kept in this directory, which is tried out.
+    ///
+    /// # Errors
+    /// Why the directory cannot be written, or its lock not be asked for.
+    pub(crate) fn kept_in(directory: PathBuf, tracker: Identity) -> Result<Self, String> {
+        let path = directory.join(format!("{TRIAL}-{}", std::process::id()));
+        let failed = |error| format!("cannot write {}: {error}", path.display());
+        let _ = Os.remove(&path);
+        Os.create(&path).and_then(|_| Os.remove(&path)).map_err(failed)?;
+        let lock = directory.join(LOCK);
+        try_lock(&lock).map_err(|error| format!("cannot lock {}: {error}", lock.display()))?;
+        let has = |name| directory.join(name).symlink_metadata().is_ok();
+        let outcome = if has(CURRENT) || has(PREVIOUS) {
+            RestoreOutcome::Running
+        } else {
+            RestoreOutcome::Empty
+        };
+        let folder = Some(Folder::new(Os, directory, tracker));
+        let it = Self { folder, ..Self::default() };
+        it.figures.set_outcome(outcome);
+        Ok(it)
+    }
+
+    /// Says that a predecessor writes a last snapshot before there is something to restore.
+    pub(crate) fn follow(&self) {
+        if self.folder.is_some() {
+            self.is_following.store(true, Ordering::Release);
+            self.figures.set_outcome(RestoreOutcome::Waiting);
+        }
+    }
+
+    /// Says that the predecessor writes no more: who has the directory then is somebody else.
+    pub(crate) fn leave_alone(&self) {
+        self.is_left_alone.store(true, Ordering::Release);
+    }
+
+    /// Whether the store does not hold yet what it held before the start, and will hold it soon.
+    pub(crate) fn is_restoring(&self) -> bool {
+        match self.figures.outcome() {
+            RestoreOutcome::Running => true,
+            RestoreOutcome::Waiting => self.is_following.load(Ordering::Acquire),
+            _ => false,
+        }
+    }
+
+    /// Starts the thread, if snapshots are kept.
+    pub(crate) fn start(self: &Arc<Self>, contents: Contents) -> Result<(), StartError> {
+        let Some(folder) = self.folder.clone() else { return Ok(()) };
+        let (orders, asked) = channel();
+        let Contents { store, access, memory, options, clock } = contents;
+        let (snapshots, in_the_way) = (self.clone(), Vec::new());
+        let keeper =
+            SnapshotThread { folder, snapshots, store, access, memory, options, clock, in_the_way };
+        let thread = std::thread::Builder::new().name("snapshot".into());
+        let thread = thread
+            .spawn(move || keeper.run(&asked))
+            .map_err(|error| StartError::lacking("cannot start a thread", &error))?;
+        *self.thread.lock().unwrap_or_else(PoisonError::into_inner) = Some((orders, thread));
+        Ok(())
+    }
+
+    /// Saves now, and waits for the disk. Does nothing where no snapshots are kept.
+    ///
+    /// # Errors
+    /// Why it cannot.
+    pub(crate) fn save(&self) -> Result<(), String> {
+        let (tell, told) = channel();
+        {
+            let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
+            let Some((orders, _)) = thread.as_ref() else {
+                let has_folder = self.folder.is_some();
+                return if has_folder { Err("the tracker starts or stops".into()) } else { Ok(()) };
+            };
+            let _ = orders.send(Order::Save(tell));
+        }
+        told.recv().unwrap_or_else(|_| Err("the tracker is stopping".into()))
+    }
+
+    /// Saves a last time, if snapshots are kept, and waits for that as long as something is read or
+    /// written once in `stalled_max`: a disk that hangs keeps nobody from ending. One that is being
+    /// written is given up: it has rested for those who were served, and says less than the last
+    /// one.
+    pub(crate) fn stop(&self, stalled_max: Duration) {
+        self.is_ending.store(true, Ordering::Relaxed);
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some((orders, thread)) = thread {
+            let _ = orders.send(Order::Stop);
+            if !has_ended(&thread, &self.progress, stalled_max) {
+                warn!(
+                    target: OPERATOR,
+                    "the last snapshot is given up, the latest one stays: nothing was read or \
+                     written for {} s; remedy: see to the disk that server.state_dir is on",
+                    stalled_max.as_secs()
+                );
+            }
+        }
+    }
+
+    /// Says that the thread gets on.
+    fn get_on(&self) {
+        self.progress.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// Waits for a thread's end, unless its `progress` stays as it is for `stalled_max`: whether it has
+/// ended.
+#[expect(clippy::disallowed_methods, reason = "this is the edge")]
+pub(crate) fn has_ended(
+    thread: &JoinHandle<()>,
+    progress: &AtomicU64,
+    stalled_max: Duration,
+) -> bool {
+    let (mut seen, mut since) = (progress.load(Ordering::Relaxed), Instant::now());
+    while !thread.is_finished() {
+        std::thread::sleep(END_POLL);
+        let now = progress.load(Ordering::Relaxed);
+        if now != seen {
+            (seen, since) = (now, Instant::now());
+        } else if since.elapsed() > stalled_max {
+            return false;
+        }
+    }
+    true
+}
+
+/// How long a thread may read and write nothing while its end is waited for: longer than a busy
+/// disk takes for one call, and less than supervisors wait before they kill.
+pub(crate) const STALLED_MAX: Duration = Duration::from_secs(20);
+
+/// The same where the disk has been waited for before: both together are less than that, too.
+pub(crate) const STALLED_AGAIN_MIN: Duration = Duration::from_secs(5);
+
+/// How often to look whether it has ended.
+const END_POLL: Duration = Duration::from_millis(1);
+
+/// The file that shows whether the state directory can be written; the process's number follows.
+const TRIAL: &str = "swarms.snapshot.trial";
+
+/// The file whose lock belongs to the process that keeps snapshots in the state directory.
+const LOCK: &str = "swarms.snapshot.lock";
+
+/// What is saved and restored, and what that goes by.
+pub(crate) struct Contents {
+    pub(crate) store: Arc<Store>,
+    pub(crate) access: Arc<Access>,
+    pub(crate) memory: Arc<memory::Keeper>,
+    pub(crate) options: Arc<ArcSwap<LiveOptions>>,
+    pub(crate) clock: Clock,
+}
+
+/// The lock, unless another process has it.
+fn try_lock(path: &Path) -> io::Result<Option<File>> {
+    let mut options = OpenOptions::new();
+    options.create(true).append(true).mode(0o600);
+    // Through a link that somebody has put there, a file would be made elsewhere.
+    let file = options.custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path)?;
+    match file.try_lock() {
+        Ok(()) => Ok(Some(file)),
+        Err(TryLockError::WouldBlock) => Ok(None),
+        Err(TryLockError::Error(error)) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+
+    #[test]
+    fn a_thread_that_hangs_is_not_waited_for_and_one_that_gets_on_is() {
+        const SHORT: Duration = Duration::from_millis(100);
+        let it = Arc::new(Snapshots::off());
+        let (release, held) = channel::<()>();
+        let hanging = thread::spawn(move || _ = held.recv());
+        assert!(!has_ended(&hanging, &it.progress, SHORT));
+        drop(release);
+        hanging.join().unwrap();
+        let working = it.clone();
+        let working = thread::spawn(move || {
+            for _ in 0..10 {
+                thread::sleep(SHORT / 10);
+                working.get_on();
+            }
+        });
+        assert!(has_ended(&working, &it.progress, SHORT * 100));
+    }
+}

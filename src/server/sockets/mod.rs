@@ -1,0 +1,16 @@
+//! What is served on: sockets that are bound, inherited from the service manager, or handed over
+//! between two trackers.
+//!
+//! ```text
+//! service manager ─┐
+//! predecessor ─────┴▶ inherited ─▶ bind ─▶ workers
+//!                                   └────▶ inherited::Estate ─▶ handover ─▶ successor
+//! ```
+
+pub(crate) mod bind;
+pub(crate) mod bind_retry;
+pub(crate) mod handover;
+pub(crate) mod inherited;
+pub(crate) mod listeners;
+pub(crate) mod socket_file;
+pub(crate) mod stream_listeners;

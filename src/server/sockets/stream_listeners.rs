@@ -1,0 +1,117 @@
+//! All that stream workers accept from, and how it is shared out among them.
+
+use std::io;
+use std::path::Path;
+
+use crate::config::Config;
+use crate::server::StartError;
+use crate::server::confine;
+use crate::server::sockets::bind::bind_streams;
+use crate::server::sockets::bind_retry::Patience;
+use crate::server::sockets::inherited::{Estate, Inheritance, Kind, Place};
+use crate::server::sockets::listeners::{Bound, UnixSocket};
+use crate::worker::stream::Listener;
+
+/// What the workers listen on.
+pub(crate) struct StreamListeners {
+    /// HTTP and WebSocket.
+    pub(crate) plain: Vec<Bound>,
+    /// The same behind TLS.
+    pub(crate) tls: Vec<Bound>,
+    /// The same from this host's reverse proxies.
+    pub(crate) unix: Option<UnixSocket>,
+}
+
+impl StreamListeners {
+    /// Binds what is configured besides `plain`.
+    pub(crate) fn bind(
+        config: &Config,
+        plain: Vec<Bound>,
+        workers: usize,
+        inheritance: &mut Inheritance,
+        patience: &mut Patience,
+    ) -> Result<Self, StartError> {
+        let tls = &config.tls.listen;
+        let tls = bind_streams(tls, workers, Kind::Tls, inheritance, patience)?;
+        let path = Path::new(&config.http.unix_socket);
+        let is_managed = inheritance.managed().contains(&Place::Path(path.to_owned()));
+        let unix = match inheritance.take_path(path) {
+            _ if config.http.unix_socket.is_empty() => None,
+            Some(socket) => Some(UnixSocket::adopt(path, socket, is_managed)),
+            None => {
+                let user = confine::user_of(config)?;
+                Some(UnixSocket::bind(path, user.as_ref(), patience)?)
+            }
+        };
+        Ok(Self { plain, tls, unix })
+    }
+
+    /// Adds second handles on all of them to what can be passed on.
+    ///
+    /// # Errors
+    /// Where no more descriptors are to be had.
+    pub(crate) fn list_in(&self, estate: &mut Estate) -> io::Result<()> {
+        for (kind, all) in [(Kind::Tcp, &self.plain), (Kind::Tls, &self.tls)] {
+            for it in all {
+                estate.add_tcp(kind, it.address, &it.by_worker)?;
+            }
+        }
+        if let Some(it) = &self.unix {
+            estate.add(Kind::Unix, &Place::Path(it.path.clone()), [&it.listener])?;
+        }
+        Ok(())
+    }
+
+    /// Deals each worker its own.
+    ///
+    /// # Errors
+    /// Where no more descriptors are to be had.
+    pub(crate) fn deal(&mut self, workers: usize) -> io::Result<Vec<Vec<Listener>>> {
+        let mut hands: Vec<Vec<Listener>> = (0..workers).map(|_| Vec::new()).collect();
+        for (bound, kind) in
+            [(&mut self.plain, Listener::Plain as fn(_) -> _), (&mut self.tls, Listener::Tls)]
+        {
+            for it in bound.drain(..) {
+                for (index, listener) in it.by_worker.into_iter().enumerate() {
+                    hands[index % workers].push(kind(listener));
+                }
+            }
+        }
+        // There is no SO_REUSEPORT for Unix sockets: all accept from the one queue.
+        if let Some(unix) = &self.unix {
+            for hand in &mut hands {
+                hand.push(Listener::Unix(unix.listener.try_clone()?));
+            }
+        }
+        Ok(hands)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::server::sockets::listeners;
+
+    #[test]
+    fn every_worker_is_dealt_each_address_and_the_unix_socket() {
+        let folder = tempfile::tempdir().unwrap();
+        let bind = || {
+            let at = "127.0.0.1:0".parse().unwrap();
+            let (mut inheritance, mut patience) = (Inheritance::default(), Patience::none());
+            let bind = listeners::bind;
+            bind(at, 3, Kind::Tcp, false, &mut inheritance, &mut patience).unwrap()
+        };
+        let path = folder.path().join("skep.sock");
+        let unix = UnixSocket::bind(&path, None, &mut Patience::none()).unwrap();
+        let mut listeners =
+            StreamListeners { plain: vec![bind()], tls: vec![bind()], unix: Some(unix) };
+        let hands = listeners.deal(3).unwrap();
+        assert_eq!(hands.len(), 3);
+        for hand in hands {
+            assert!(matches!(
+                hand.as_slice(),
+                [Listener::Plain(_), Listener::Tls(_), Listener::Unix(_)]
+            ));
+        }
+    }
+}

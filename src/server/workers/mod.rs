@@ -1,0 +1,81 @@
+//! The threads that serve: one for datagrams and one for connections of each core.
+
+pub(crate) mod datagram;
+pub(crate) mod stream;
+
+use std::io;
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+
+use crate::access;
+use crate::limiter::{Handle, LimitCounters};
+use crate::metrics::NotStoredCounters;
+use crate::server::StartError;
+use crate::server::context::AppContext;
+use crate::server::live_options::WorkerOptions;
+use crate::sys::affinity;
+use crate::tracker::Tracker;
+
+/// A worker's end.
+pub(crate) struct WorkerExit {
+    pub(crate) worker: String,
+    pub(crate) result: io::Result<()>,
+}
+
+/// Where workers' ends arrive.
+pub(crate) type WorkerExits = mpsc::UnboundedReceiver<WorkerExit>;
+
+impl From<WorkerExit> for StartError {
+    /// Why the process ends if a worker has ended by itself.
+    fn from(WorkerExit { worker, result }: WorkerExit) -> Self {
+        let what = format!("worker {worker} cannot serve");
+        match result {
+            Err(error) => Self::lacking(&what, &error),
+            Ok(()) => Self::Failed(what),
+        }
+    }
+}
+
+/// Where each worker runs: one for each usable core if `workers` is 0; unpinned if there are more
+/// workers than cores.
+pub(crate) fn placement(workers: u32) -> Result<Vec<Option<usize>>, StartError> {
+    let cpus = affinity::usable_cpus()
+        .map_err(|error| StartError::lacking("cannot find out the usable cores", &error))?;
+    let count = if workers == 0 { cpus.len() } else { workers as usize };
+    if count > cpus.len() {
+        tracing::warn!(workers = count, cores = cpus.len(), "more workers than cores: not pinned");
+        return Ok(vec![None; count]);
+    }
+    Ok(cpus.into_iter().take(count).map(Some).collect())
+}
+
+/// The rules of one worker, with all that they go by; `tallies` are its own.
+///
+/// # Errors
+/// Where the kernel has no random numbers.
+pub(crate) fn tracker_of(
+    context: &AppContext,
+    options: &WorkerOptions,
+    tallies: Tallies,
+    build: impl FnOnce(u64) -> Tracker,
+) -> io::Result<Tracker> {
+    let [seed, dither] = [(); 2].map(|()| getrandom::u64().map_err(io::Error::other));
+    let limiter = context.limiter.clone();
+    let gate = Handle::new(limiter, options.limits.clone(), tallies.limits, dither?);
+    Ok(build(seed?)
+        .with_client_stats(&context.clients)
+        .with_dual_stack(context.families.clone())
+        .with_source_monitor(&context.sources)
+        .with_load(context.load.clone())
+        .with_limiter(gate)
+        .with_not_stored_counters(tallies.not_stored)
+        .with_access(access::Gate::new(context.office.access().clone())))
+}
+
+/// What one worker's rules count.
+#[derive(Clone, Default)]
+pub(crate) struct Tallies {
+    pub(crate) limits: Arc<LimitCounters>,
+    pub(crate) not_stored: Arc<NotStoredCounters>,
+}
