@@ -22,6 +22,8 @@
 )]
 
 pub mod access;
+pub mod access_store;
+pub mod admin;
 pub mod cli;
 pub mod client;
 pub mod config;

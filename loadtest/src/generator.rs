@@ -17,7 +17,6 @@ use skep::protocol::udp::peer_stride;
 use skep::sys::address::RawAddress;
 use skep::sys::clock::Clock;
 use skep::sys::mmsg::{BATCH, ReceiveBatch, SendBatch};
-use skep::sys::segments::SegmentedBatch;
 use skep::types::{Family, InfoHash};
 
 use crate::check::{Invalid, check};
@@ -26,6 +25,7 @@ use crate::phase::{Driver, Run, Task};
 use crate::plan::Plan;
 use crate::population::{Peer, info_hash};
 use crate::requests::{Members, Request};
+use crate::segments::SegmentedBatch;
 use crate::slots::{Kind, Pending, Settled, SlotTable};
 use crate::sources::Source;
 use crate::tally::Tally;

@@ -29,6 +29,7 @@ mod process;
 mod report;
 mod requests;
 mod run;
+mod segments;
 mod slots;
 mod soak;
 mod sources;

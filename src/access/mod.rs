@@ -2,16 +2,15 @@
 //! registered; passkeys of a private tracker.
 //!
 //! ```text
-//! files ──────▶ disk::Office ─▶ Access ─▶ Gate, one a worker ─▶ admitted, or a refusal
+//! files ──────▶ access_store ─▶ Access ─▶ Gate, one a worker ─▶ admitted, or a refusal
 //! database ───▶     ▲
 //! API ──────────────┘
 //! ```
 //!
 //! [`Access`] is what is in force, shared by all; [`Gate`] is one worker's look at it. Nothing in
-//! it waits for a disk: what is changed is written down first, then put in force. Only `disk`
-//! touches files; nothing here reads a clock.
+//! it waits for a disk: what is changed is written down first, then put in force. `access_store`
+//! does both; nothing here touches a file or reads a clock.
 
-pub mod disk;
 pub mod lists;
 pub mod mode;
 pub mod passkey;

@@ -69,7 +69,7 @@ const FORMER_DEFAULT: Limits = Limits { announces_per_minute: 600, torrents: 500
 
 impl Limits {
     /// Those of a stored record that are in force: the default of before is the default of now.
-    pub(super) fn current(self) -> Self {
+    pub(crate) fn current(self) -> Self {
         if self == FORMER_DEFAULT { Self::default() } else { self }
     }
 }

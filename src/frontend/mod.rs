@@ -1,6 +1,5 @@
 //! Front ends: bytes in, bytes out. They read no clock and open no socket.
 
-pub mod admin;
 pub mod connection_id;
 pub mod http;
 pub mod origin;

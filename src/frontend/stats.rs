@@ -200,7 +200,7 @@ fn client_row(page: &mut String, name: &str, version: &str, peers: u64, all: u64
 }
 
 /// A number with commas between thousands.
-pub(super) fn grouped(number: u64) -> String {
+pub(crate) fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::with_capacity(digits.len() * 4 / 3);
     for (at, digit) in digits.char_indices() {
@@ -213,7 +213,7 @@ pub(super) fn grouped(number: u64) -> String {
 }
 
 /// Text as HTML shows it, in elements and attributes alike.
-pub(super) fn escaped(text: &str) -> String {
+pub(crate) fn escaped(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for character in text.chars() {
         match character {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 
-use crate::access::disk::Office;
+use crate::access_store::Office;
 use crate::frontend::http::FullScrapeLimits;
 use crate::frontend::stats::Pages;
 use crate::limiter::Limiter;

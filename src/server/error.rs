@@ -5,7 +5,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
 
-use crate::access::disk::Trouble;
+use crate::access_store::Trouble;
 use crate::config::ConfigError;
 use crate::server::state_directory::KeyError;
 use crate::sys::holder::{Holder, Transport, holder, holder_at};

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use arc_swap::{ArcSwap, Cache};
 
-use crate::frontend::admin::Token;
+use crate::admin::Token;
 use crate::frontend::connection_id::ConnectionIds;
 use crate::frontend::{http, ws};
 use crate::limiter;

@@ -25,7 +25,7 @@ use tracing_subscriber::registry::{LookupSpan, Registry};
 use tracing_subscriber::reload;
 
 /// The target of lines that answer an operator's own act.
-pub(super) use crate::access::disk::OPERATOR;
+pub(super) use crate::access_store::OPERATOR;
 
 /// How long a cause is silent after a line.
 const SILENCE: Duration = Duration::from_secs(10);

@@ -11,7 +11,8 @@
 //! | `metrics` | what is counted, for Prometheus and the statistics page |
 //! | `snapshots` | saves and restores |
 //! | `memory` | keeps the process to its cap |
-//! | `confine`, `state_directory`, `tls`, `log` | rights, the state directory, the certificate, log lines |
+//! | `confine`, `state_directory` | rights that are given up; keys, token and id that are kept |
+//! | `tls`, `log` | the certificate; log lines |
 
 mod confine;
 mod context;
@@ -33,7 +34,7 @@ mod workers;
 use std::io::Write as _;
 use std::path::PathBuf;
 
-use crate::access::disk::Office;
+use crate::access_store::Office;
 use crate::config::{Config, ConfigError, Source};
 use crate::sys::stream::uring;
 use sockets::listeners;

@@ -5,13 +5,13 @@ use std::sync::Arc;
 
 use tracing::level_filters::LevelFilter;
 
-use crate::access::disk as access;
 use crate::access::mode::Mode;
+use crate::access_store as access;
+use crate::admin::Token;
 use crate::config::{
     AccessMode, Bytes, Config, ConnectionIdMac, LogFormat, LogLevel, MemoryCap, SnapshotMode,
     SourceHeader,
 };
-use crate::frontend::admin::Token;
 use crate::frontend::connection_id::{Algorithm, ConnectionIds, Keys};
 use crate::frontend::origin::HopField;
 use crate::frontend::{http, ws};

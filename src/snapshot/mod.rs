@@ -7,15 +7,15 @@
 //! brings a file back into a store that serves meanwhile. No clock is read here and no lock held
 //! across a write: moments come in, and whoever runs a save decides how it is paced.
 
+mod disk;
 mod folder;
 mod format;
 mod reader;
 mod restore;
 mod writer;
 
-pub use folder::{
-    Aside, CURRENT, Disk, Folder, Found, Os, PREVIOUS, SaveError, Saved, Step, TEMPORARY,
-};
+pub use disk::{Disk, Os};
+pub use folder::{Aside, CURRENT, Folder, Found, PREVIOUS, SaveError, Saved, Step, TEMPORARY};
 pub use format::{BLOCK_BYTES_MAX, Contents, Header, Identity, VERSION};
 pub use reader::{Block, Fault, Snapshot, read_header};
 pub use restore::Restore;

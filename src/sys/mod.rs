@@ -21,7 +21,6 @@ pub mod regular_file;
 pub(crate) mod ring;
 pub(crate) mod ring_host;
 pub mod seccomp;
-pub mod segments;
 pub mod serving_lock;
 pub mod signals;
 pub mod socket;

@@ -17,7 +17,7 @@ use crate::browser::{Browser, View, has_chromium};
 use crate::support::{Client, DEADLINE, Skep, deny_port, eventually, http_get, leecher, seeder};
 
 /// As many as may look at once.
-const VIEWERS_MAX: usize = skep::frontend::admin::live::VIEWERS_MAX;
+const VIEWERS_MAX: usize = skep::admin::live::VIEWERS_MAX;
 
 /// Someone who looks.
 struct Viewer {

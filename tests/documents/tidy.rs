@@ -18,7 +18,7 @@ const ROOTS: [&str; 5] = ["src", "benches", "tests", "loadtest", "fuzz"];
 
 /// Who may import whom: a module of `src/`, then the others it may name. ARCHITECTURE.md shows the
 /// same table. `lib` declares modules and `main` starts the program: both are exempt.
-const MAY_NAME: [(&str, &[&str]); 20] = [
+const MAY_NAME: [(&str, &[&str]); 22] = [
     ("types", &[]),
     ("time", &[]),
     ("random", &[]),
@@ -27,12 +27,14 @@ const MAY_NAME: [(&str, &[&str]); 20] = [
     ("sys", &["types", "time"]),
     ("protocol", &["types"]),
     ("access", &["types", "time", "random", "networks"]),
+    ("access_store", &["types", "time", "access"]),
     ("store", &["types", "time", "random"]),
     ("limiter", &["types", "time", "random", "metrics", "networks"]),
     ("tracker", &["types", "time", "random", "metrics", "store", "limiter", "access"]),
     ("snapshot", &["types", "time", "store", "access"]),
     ("cluster", &["types", "time", "random", "metrics", "store"]),
     ("frontend", &["types", "time", "random", "metrics", "protocol", "access", "tracker"]),
+    ("admin", &["types", "time", "access", "access_store", "tracker", "frontend"]),
     ("worker", &["types", "time", "random", "metrics", "limiter", "frontend", "cluster", "sys"]),
     ("client", &["types", "protocol"]),
     ("config", &["types", "networks"]),
@@ -42,20 +44,73 @@ const MAY_NAME: [(&str, &[&str]); 20] = [
 ];
 
 /// Every module that can be named.
-const ALL: [&str; 19] = [
-    "networks", "limiter", "types", "time", "random", "metrics", "sys", "protocol", "access",
-    "store", "tracker", "snapshot", "cluster", "frontend", "worker", "config", "server", "cli",
+const ALL: [&str; 21] = [
+    "networks",
+    "limiter",
+    "types",
+    "time",
+    "random",
+    "metrics",
+    "sys",
+    "protocol",
+    "access",
+    "store",
+    "tracker",
+    "snapshot",
+    "cluster",
+    "frontend",
+    "worker",
+    "config",
+    "server",
+    "cli",
     "client",
+    "access_store",
+    "admin",
 ];
 
-/// Modules that are told the time: design invariant 5.
-const CLOCKLESS: [&str; 9] = [
-    "networks", "protocol", "access", "store", "limiter", "tracker", "frontend", "snapshot",
-    "cluster",
+/// Modules that do no I/O and are handed the time: design invariant 5.
+const PURE: [&str; 13] = [
+    "types", "time", "random", "metrics", "networks", "protocol", "access", "store", "limiter",
+    "tracker", "frontend", "snapshot", "cluster",
+];
+
+/// The one file of them that does: the disk that snapshots are given.
+const DISKS: [&str; 1] = ["src/snapshot/disk.rs"];
+
+/// What no pure module may name, wherever it comes from, and why.
+const IMPURE_WORDS: [(&str, &str); 19] = [
+    ("Instant", "reads a clock"),
+    ("SystemTime", "reads a clock"),
+    ("UNIX_EPOCH", "reads a clock"),
+    ("File", "touches a file"),
+    ("OpenOptions", "touches a file"),
+    ("spawn", "starts a thread or a task"),
+    ("spawn_blocking", "starts a thread or a task"),
+    ("spawn_local", "starts a thread or a task"),
+    ("UdpSocket", "opens a socket"),
+    ("TcpListener", "opens a socket"),
+    ("TcpStream", "opens a socket"),
+    ("UnixListener", "opens a socket"),
+    ("UnixStream", "opens a socket"),
+    ("UnixDatagram", "opens a socket"),
+    ("socket2", "opens a socket"),
+    ("mio", "waits for sockets"),
+    ("tokio", "runs tasks"),
+    ("tokio_uring", "runs tasks"),
+    ("axum", "runs tasks"),
+];
+
+/// Modules of the standard library that no pure module may name, and why.
+const IMPURE_MODULES: [(&str, &str); 4] = [
+    ("fs", "touches a file"),
+    ("thread", "starts or stops a thread"),
+    ("env", "looks at the process"),
+    ("os", "talks to the operating system"),
 ];
 
 /// Where `unsafe` may stand.
-const UNSAFE_HOMES: [&str; 3] = ["src/sys/", "src/sys.rs", "src/store/raw/"];
+const UNSAFE_HOMES: [&str; 4] =
+    ["src/sys/", "src/sys.rs", "src/store/raw/", "loadtest/src/segments.rs"];
 
 type Rule = fn(&Source) -> Vec<Complaint>;
 
@@ -68,7 +123,7 @@ const RULES: [(&str, Rule); 10] = [
     ("every file says why it is there", head),
     ("nothing unfinished is merged", unfinished),
     ("no test is ignored", ignored_tests),
-    ("the core reads no clock", clocks),
+    ("the core is pure", purity),
     ("no path of somebody's machine", machine_paths),
 ];
 
@@ -169,15 +224,18 @@ fn imports(source: &Source) -> Vec<Complaint> {
 /// Top-level modules named by `crate::x`, `skep::x`, `super::x`, also as `crate::{x, y::z}`. A
 /// `super::x` within one module is harmless: only names of other modules are complained about.
 fn named_modules(code: &str) -> Vec<(usize, String)> {
+    ["crate", "skep", "super"].iter().flat_map(|root| names_below(code, root)).collect()
+}
+
+/// The names that follow `root::`, with the line of each `root`.
+fn names_below(code: &str, root: &str) -> Vec<(usize, String)> {
     let mut named = Vec::new();
-    for root in ["crate", "skep", "super"] {
-        for at in words(code, root) {
-            let Some(rest) = code[at + root.len()..].trim_start().strip_prefix("::") else {
-                continue;
-            };
-            let line = line_of(code, at);
-            named.extend(first_names(rest).into_iter().map(|name| (line, name)));
-        }
+    for at in words(code, root) {
+        let Some(rest) = code[at + root.len()..].trim_start().strip_prefix("::") else {
+            continue;
+        };
+        let line = line_of(code, at);
+        named.extend(first_names(rest).into_iter().map(|name| (line, name)));
     }
     named
 }
@@ -273,7 +331,7 @@ fn unsafe_home(source: &Source) -> Vec<Complaint> {
     if UNSAFE_HOMES.iter().any(|home| source.path.starts_with(home)) {
         return Vec::new();
     }
-    at_words(&source.code, "unsafe", "`unsafe` away from src/sys and src/store/raw")
+    at_words(&source.code, "unsafe", "`unsafe` away from its homes")
 }
 
 fn head(source: &Source) -> Vec<Complaint> {
@@ -302,12 +360,36 @@ fn ignored_tests(source: &Source) -> Vec<Complaint> {
     ignored.map(|at| complaint(line_of(&source.code, at), "an ignored test")).collect()
 }
 
-fn clocks(source: &Source) -> Vec<Complaint> {
-    if !source.module().is_some_and(|it| CLOCKLESS.contains(&it)) {
+fn purity(source: &Source) -> Vec<Complaint> {
+    let is_pure = source.module().is_some_and(|module| PURE.contains(&module));
+    let is_exempt = DISKS.contains(&source.path.as_str()) || source.path.ends_with("/tests.rs");
+    if !is_pure || is_exempt {
         return Vec::new();
     }
-    let clocks = ["Instant::now", "SystemTime::now"];
-    clocks.iter().flat_map(|it| at_words(&source.code, it, "reads a clock")).collect()
+    let code = without_tests(&source.code);
+    let words = IMPURE_WORDS.iter().flat_map(|(word, what)| at_words(&code, word, what));
+    let named = names_below(&code, "std").into_iter().filter_map(|(line, name)| {
+        let (_, what) = IMPURE_MODULES.iter().find(|(module, _)| *module == name)?;
+        Some(complaint(line, format!("`std::{name}`: {what}")))
+    });
+    words.chain(named).collect()
+}
+
+/// The code with blanks for modules that are compiled for tests alone: those may use threads.
+fn without_tests(code: &str) -> String {
+    let mut kept = code.to_owned();
+    for attribute in ["#[cfg(test)]", "#[cfg(all(test"] {
+        for (at, _) in code.match_indices(attribute) {
+            let end = at + code[at..].find('\n').unwrap_or(0);
+            if !code[end..].trim_start().starts_with("mod ") {
+                continue;
+            }
+            let end = body_end(&code[end..]).map_or(end, |length| end + length + 1);
+            let blanks = code[at..end].bytes().map(|byte| if byte == b'\n' { '\n' } else { ' ' });
+            kept.replace_range(at..end, &blanks.collect::<String>());
+        }
+    }
+    kept
 }
 
 fn machine_paths(source: &Source) -> Vec<Complaint> {
@@ -511,11 +593,39 @@ fn missing_heads_and_leftovers_are_seen() {
 }
 
 #[test]
-fn clocks_and_machine_paths_are_seen() {
+fn whatever_is_impure_is_seen() {
+    let lines = |path: &str, text: &str| lines(purity, path, text);
     let text = "use std::time::Instant;\nlet a = std::time::Instant::now();";
-    assert_eq!(lines(clocks, "src/tracker/mod.rs", text), [2]);
-    assert_eq!(lines(clocks, "src/frontend/udp.rs", "SystemTime::now()"), [1]);
-    assert!(lines(clocks, "src/sys/clock.rs", text).is_empty());
+    assert_eq!(lines("src/tracker/mod.rs", text), [1, 2]);
+    assert_eq!(lines("src/frontend/udp.rs", "SystemTime::now()"), [1]);
+    for (word, _) in IMPURE_WORDS {
+        assert_eq!(lines("src/protocol/udp.rs", &format!("\nuse a::{word};")), [2], "{word}");
+    }
+    for (module, _) in IMPURE_MODULES {
+        assert_eq!(lines("src/store/mod.rs", &format!("use std::{module}::a;")), [1], "{module}");
+        let group = format!("use std::{{io, {module}::{{self, b}}}};");
+        assert_eq!(lines("src/limiter/mod.rs", &group), [1], "{module}");
+        assert_eq!(lines("src/access/mod.rs", &format!("std::{module}::a()")), [1], "{module}");
+    }
+    let after_tests = "#[cfg(test)]\nmod tests {\n    use std::thread;\n}\nuse std::fs;";
+    assert_eq!(lines("src/snapshot/folder.rs", after_tests), [5]);
+}
+
+#[test]
+fn what_is_pure_is_fine_and_so_is_the_rest_elsewhere() {
+    let lines = |path: &str, text: &str| lines(purity, path, text);
+    let pure = "use std::net::{IpAddr, SocketAddr};\nuse std::time::Duration;\nlet spawned = 1;";
+    assert!(lines("src/frontend/origin.rs", pure).is_empty());
+    let tests = "#[cfg(all(test, not(loom)))]\nmod tests {\n    use std::thread;\n}";
+    assert!(lines("src/limiter/line.rs", tests).is_empty());
+    assert!(lines("src/access/tests.rs", "use std::fs;").is_empty());
+    assert!(lines("src/snapshot/disk.rs", "use std::fs::File;").is_empty());
+    assert!(lines("src/sys/clock.rs", "std::time::Instant::now()").is_empty());
+    assert!(lines("src/admin/live/socket.rs", "tokio::spawn(a)").is_empty());
+}
+
+#[test]
+fn machine_paths_are_seen() {
     let text = concat!("\nlet a = \"/ho", "me/me/a\";");
     assert_eq!(lines(machine_paths, "tests/a.rs", text), [2]);
     assert!(lines(machine_paths, "tests/a.rs", "folder.join(\"state/tmp/a\")").is_empty());

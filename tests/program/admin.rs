@@ -11,11 +11,11 @@ use std::sync::{Arc, Mutex, mpsc};
 
 use axum::extract::connect_info::MockConnectInfo;
 use serde_json::{Value, json};
-use skep::access::disk::{self, Office, Trouble};
 use skep::access::lists::Name;
 use skep::access::mode::Mode;
-use skep::frontend::admin::live::Board;
-use skep::frontend::admin::{Process, Token, router};
+use skep::access_store::{self, Office, Trouble};
+use skep::admin::live::Board;
+use skep::admin::{Process, Token, router};
 use skep::frontend::stats::Stats;
 use skep::store::{Options, PeerAnnounce, PeerBuffers, PeerChange, Role, Store};
 use skep::time::Now;
@@ -47,7 +47,7 @@ struct Fake {
 fn office(folder: &Path, mode: Mode) -> Arc<Office> {
     let files = [const { None }; Name::ALL.len()];
     let state = Ok(folder.to_owned());
-    let options = disk::Options { mode, similar_digits_max: 0, files, state };
+    let options = access_store::Options { mode, similar_digits_max: 0, files, state };
     Arc::new(Office::open(&options).unwrap())
 }
 

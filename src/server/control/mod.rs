@@ -24,7 +24,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tracing::{info, warn};
 
-use crate::frontend::admin::{self, Process as _};
+use crate::admin::{self, Process as _};
 use crate::server::StartError;
 use crate::server::log::OPERATOR;
 use crate::server::metrics::exporter::Exporter;

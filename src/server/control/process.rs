@@ -8,9 +8,9 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tracing::warn;
 
-use crate::access::disk::{Office, Trouble};
-use crate::frontend::admin::live::Board;
-use crate::frontend::admin::{Process, Token};
+use crate::access_store::{Office, Trouble};
+use crate::admin::live::Board;
+use crate::admin::{Process, Token};
 use crate::frontend::stats::{Pages, Stats};
 use crate::metrics::{StreamCounters, WorkerCounters};
 use crate::server::context::AppContext;

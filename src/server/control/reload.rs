@@ -12,8 +12,8 @@ use std::thread;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tracing::{error, info, warn};
 
-use crate::access::disk::Who;
 use crate::access::lists::Name;
+use crate::access_store::Who;
 use crate::config::{Config, Difference, Source};
 use crate::server::confine::Confinement;
 use crate::server::context::AppContext;
@@ -184,8 +184,8 @@ impl Reloader {
         Name::ALL.iter().any(|it| !after.get(*it).is_same(before.get(*it)))
     }
 
-    /// Takes new keys, to be put in force; returns whether they are new. Keys that are made up now never replace
-    /// others: they would only turn clients away.
+    /// Takes new keys, to be put in force; returns whether they are new. Keys that are made up now
+    /// never replace others: they would only turn clients away.
     fn renew_keys(&mut self, keys: Loaded) -> bool {
         if let Some(warning) = keys.warning.as_ref().filter(|_| !keys.made_up) {
             warn!(target: OPERATOR, "{warning}");

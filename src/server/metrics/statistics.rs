@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::access::mode::Mode;
-use crate::frontend::admin::live::{Board, Flow, Memory, Protocol, Sample, Subject, WorkerLoad};
+use crate::admin::live::{Board, Flow, Memory, Protocol, Sample, Subject, WorkerLoad};
 use crate::frontend::stats::Stats;
 use crate::limiter::{LimitAction, LimitTable};
 use crate::metrics::{StreamCounters, WorkerCounters};

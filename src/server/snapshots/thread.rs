@@ -1,5 +1,5 @@
-//! The thread that restores at start, then saves when the interval is over, when it is asked to, and
-//! when all workers have stopped.
+//! The thread that restores at start, then saves when the interval is over, when it is asked to,
+//! and when all workers have stopped.
 //!
 //! It takes one thing after the other, so nothing is saved before all is restored, and who asks for
 //! a snapshot while one is being written gets the next. What fails is logged once and counted, and

@@ -39,7 +39,7 @@ use socket2::Socket;
 use tokio::sync::mpsc::UnboundedSender;
 use tracing::{info, warn};
 
-use crate::access::disk::Office;
+use crate::access_store::Office;
 use crate::server::StartError;
 use crate::server::log::OPERATOR;
 use crate::server::sockets::inherited::{Description, Estate, Inheritance, SOCKETS_MAX};
@@ -591,7 +591,7 @@ mod tests {
         path: &Path,
         count: usize,
     ) -> (Offer, tokio::sync::mpsc::UnboundedReceiver<Successor>) {
-        let options = crate::access::disk::Options {
+        let options = crate::access_store::Options {
             mode: crate::access::mode::Mode::Open,
             similar_digits_max: 0,
             files: Default::default(),

@@ -17,8 +17,8 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use tokio::sync::mpsc;
 
-use crate::access::disk::Office;
 use crate::access::mode::Mode;
+use crate::access_store::Office;
 use crate::config::{Config, Source};
 use crate::limiter::{self, Limiter};
 use crate::server::context::AppContext;

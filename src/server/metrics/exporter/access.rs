@@ -3,8 +3,8 @@
 use metrics::{Counter, Gauge, counter, describe_counter, describe_gauge, gauge};
 
 use super::float;
-use crate::access::disk::Office;
 use crate::access::lists::Name;
+use crate::access_store::Office;
 
 /// The series.
 pub(super) struct AccessSeries {

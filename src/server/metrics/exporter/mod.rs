@@ -19,8 +19,8 @@ use std::sync::Arc;
 use metrics::{Counter, Gauge, counter, describe_counter, describe_gauge, gauge};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 
-use crate::access::disk::Office;
-use crate::frontend::admin::live::Board;
+use crate::access_store::Office;
+use crate::admin::live::Board;
 use crate::metrics::{DurationHistogram, IoEvent, StreamCounters, WorkerCounters};
 use crate::server::log;
 use crate::server::memory::Keeper;

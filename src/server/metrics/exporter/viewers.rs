@@ -2,7 +2,7 @@
 
 use metrics::{Counter, Gauge, counter, describe_counter, describe_gauge, gauge};
 
-use crate::frontend::admin::live::{Board, VIEWERS_MAX};
+use crate::admin::live::{Board, VIEWERS_MAX};
 
 /// The series.
 pub(super) struct ViewerSeries {

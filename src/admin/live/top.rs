@@ -5,19 +5,19 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::OwnedSemaphorePermit;
 
-use crate::frontend::admin::{Admin, Process, api};
+use crate::admin::{Admin, Process, api};
 use crate::time::Now;
 use crate::tracker::{ListedTorrent, TorrentOrder};
 
 /// Torrents in the list.
-pub(in crate::frontend::admin) const COUNT: usize = 20;
+pub(in crate::admin) const COUNT: usize = 20;
 
 /// Seconds for which a list is shown before there is another.
 const AGE_S_MAX: u64 = 10;
 
 /// The latest list.
 #[derive(Clone, Default)]
-pub(in crate::frontend::admin) struct Top(Arc<Mutex<Option<List>>>);
+pub(in crate::admin) struct Top(Arc<Mutex<Option<List>>>);
 
 /// When it was made, and what is in it.
 type List = (Now, Arc<[ListedTorrent]>);

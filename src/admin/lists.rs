@@ -15,8 +15,8 @@ use super::api::{Caller, Parameters, work};
 use super::body::Fields;
 use super::problem::Problem;
 use super::{Admin, NOT_KEPT, Process, Routes};
-use crate::access::disk::{Change, Edit, Office, Trouble};
 use crate::access::lists::{Name, Value, parse_value, reason};
+use crate::access_store::{Change, Edit, Office, Trouble};
 
 /// Values of one edit, at most.
 const EDITED_MAX: usize = 10_000;

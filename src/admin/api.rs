@@ -20,7 +20,7 @@ use tokio::task::spawn_blocking;
 
 use super::problem::Problem;
 use super::{Admin, JSON, NOT_KEPT, Process, Routes, lists, passkeys, registrations};
-use crate::access::disk::{Office, Trouble, Who};
+use crate::access_store::{Office, Trouble, Who};
 use crate::time::Now;
 use crate::tracker::{ListedPeer, ListedTorrent, Listing, Role, TorrentOrder};
 use crate::types::{InfoHash, Kind};

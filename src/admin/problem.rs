@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use super::JSON;
 use super::live::VIEWERS_MAX;
-use crate::access::disk::Trouble;
+use crate::access_store::Trouble;
 
 /// An error reply.
 #[derive(Debug)]

@@ -34,9 +34,9 @@ use tungstenite::{Bytes, Message};
 
 use super::board::{Board, NoSeat};
 use super::tables;
-use crate::frontend::admin::access::Asker;
-use crate::frontend::admin::problem::Problem;
-use crate::frontend::admin::{Admin, Process};
+use crate::admin::access::Asker;
+use crate::admin::problem::Problem;
+use crate::admin::{Admin, Process};
 use crate::time::Now;
 
 /// How long to bear with a viewer.
@@ -63,7 +63,7 @@ const MESSAGE_BYTES_MAX: usize = 1024;
 type Top = Box<dyn Fn(Option<Now>) -> Option<(Now, Message)> + Send + Sync>;
 
 /// Opens the socket, or says why not.
-pub(in crate::frontend::admin) async fn socket<P: Process>(
+pub(in crate::admin) async fn socket<P: Process>(
     State(admin): State<Admin<P>>,
     from: Result<ConnectInfo<SocketAddr>, ExtensionRejection>,
     mut request: Request,

@@ -2,7 +2,7 @@
 //! (`UDP_SEGMENT`, Linux 4.18). The receiver sees ordinary datagrams; the sender pays for routing,
 //! queueing and the network stack once per batch instead of once per datagram.
 //!
-//! Made for the load tester, which must outrun a server that gains nothing from it: replies go to
+//! The load tester must outrun a server that gains nothing from it: replies go to
 //! many clients and differ in length.
 #![expect(unsafe_code, reason = "a system call with a control message")]
 
@@ -11,7 +11,7 @@ use std::mem::size_of;
 use std::os::fd::{AsFd, AsRawFd};
 
 /// The kernel's own bound on segments per call (`UDP_MAX_SEGMENTS`) in its oldest version.
-pub const SEGMENTS_MAX: usize = 64;
+pub(crate) const SEGMENTS_MAX: usize = 64;
 
 /// The option's number, from linux/udp.h.
 const UDP_SEGMENT: libc::c_int = 103;
@@ -28,7 +28,7 @@ struct Control {
 }
 
 /// Datagrams of one length, waiting to be sent together.
-pub struct SegmentedBatch {
+pub(crate) struct SegmentedBatch {
     bytes: Vec<u8>,
     segment_bytes: u16,
     queued: usize,
@@ -39,26 +39,26 @@ impl SegmentedBatch {
     ///
     /// # Panics
     /// If `segment_bytes` is 0 or above 1000: a batch must fit one IP packet of 65 535 bytes.
-    pub fn new(segment_bytes: u16) -> Self {
+    pub(crate) fn new(segment_bytes: u16) -> Self {
         assert!((1..=1000).contains(&segment_bytes), "{segment_bytes} bytes make no segment");
         let bytes = vec![0; usize::from(segment_bytes) * SEGMENTS_MAX];
         Self { bytes, segment_bytes, queued: 0 }
     }
 
     /// How many datagrams wait.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.queued
     }
 
     /// Whether none waits.
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.queued == 0
     }
 
     /// The buffer of the next datagram, exactly as long as it will be; `None` when the batch is
     /// full. Nothing is queued before [`Self::push`].
     #[inline]
-    pub fn next_payload(&mut self) -> Option<&mut [u8]> {
+    pub(crate) fn next_payload(&mut self) -> Option<&mut [u8]> {
         self.bytes.chunks_exact_mut(self.segment_bytes.into()).nth(self.queued)
     }
 
@@ -67,18 +67,18 @@ impl SegmentedBatch {
     /// # Panics
     /// If the batch is full.
     #[inline]
-    pub fn push(&mut self) {
+    pub(crate) fn push(&mut self) {
         assert!(self.queued < SEGMENTS_MAX, "the batch is full");
         self.queued += 1;
     }
 
     /// The datagrams that wait.
-    pub fn iter(&self) -> impl Iterator<Item = &[u8]> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &[u8]> {
         self.bytes.chunks_exact(self.segment_bytes.into()).take(self.queued)
     }
 
     /// Forgets the datagrams that wait.
-    pub fn clear(&mut self) {
+    pub(crate) fn clear(&mut self) {
         self.queued = 0;
     }
 
@@ -88,7 +88,7 @@ impl SegmentedBatch {
     /// # Errors
     /// What the kernel says: `EIO` where the network device cannot do checksums, `EINVAL` where
     /// the kernel is too old; anything that an ordinary send may fail with.
-    pub fn send(&self, socket: impl AsFd) -> io::Result<()> {
+    pub(crate) fn send(&self, socket: impl AsFd) -> io::Result<()> {
         if self.queued == 0 {
             return Ok(());
         }

@@ -19,8 +19,8 @@ use sha2::{Digest as _, Sha256};
 use super::board::VERSION;
 use super::sample::Sample;
 use super::tables::{self, Column, LAYOUTS, Layout, Rows};
-use crate::frontend::admin::access::Asker;
-use crate::frontend::admin::{Admin, NOT_KEPT, Process};
+use crate::admin::access::Asker;
+use crate::admin::{Admin, NOT_KEPT, Process};
 use crate::frontend::stats::escaped;
 
 /// The page, with `{{…}}` where something is filled in.
@@ -30,7 +30,7 @@ const PAGE: &str = include_str!("page.html");
 const NO_TORRENTS: &str = "Shown to those whom the API serves: from this host, or with the token.";
 
 /// Serves the page.
-pub(in crate::frontend::admin) async fn page<P: Process>(
+pub(in crate::admin) async fn page<P: Process>(
     State(admin): State<Admin<P>>,
     from: Result<ConnectInfo<SocketAddr>, ExtensionRejection>,
     request: Request,

@@ -26,7 +26,7 @@ use axum::routing::{MethodRouter, get};
 use axum::{Router, middleware};
 use tokio::sync::Semaphore;
 
-use crate::access::disk::{Office, Trouble};
+use crate::access_store::{Office, Trouble};
 use crate::frontend::stats::{Pages, Stats};
 use crate::time::Now;
 use crate::tracker::Listing;

@@ -13,9 +13,9 @@ use super::api::{Caller, Parameters, work};
 use super::body::Fields;
 use super::problem::Problem;
 use super::{Admin, NOT_KEPT, Process, Routes};
-use crate::access::disk::{Office, Trouble};
 use crate::access::mode::Mode;
 use crate::access::passkey::{Key, Limits, NAME_BYTES_MAX, PEERS_MAX, Record, Totals, Usage};
+use crate::access_store::{Office, Trouble};
 
 /// The routes.
 pub(super) fn routes<P: Process>() -> Routes<P> {

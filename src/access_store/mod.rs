@@ -22,9 +22,9 @@ use files::ListFile;
 pub use registrations::{Issued, Registered};
 pub use torrent::Torrent;
 
-use super::Access;
-use super::lists::{List, Lists, Name};
-use super::mode::Mode;
+use crate::access::Access;
+use crate::access::lists::{List, Lists, Name};
+use crate::access::mode::Mode;
 
 /// The log's target of lines that answer an operator's own act: they are never held back.
 pub const OPERATOR: &str = "skep::operator";
@@ -252,7 +252,7 @@ impl Office {
 
     /// Puts a list in force and says so in the log.
     fn put(&self, name: Name, list: List, configured: bool, who: Who, what: &str) -> Change {
-        let before = self.access.lists.load_full();
+        let before = self.access.lists();
         let old = before.get(name);
         let (added, removed) = (list.beyond(old), old.beyond(&list));
         let change = Change { name, added, removed, entries: list.len() };

@@ -13,9 +13,9 @@ use super::api::{Caller, info_hash, work};
 use super::body::Fields;
 use super::problem::Problem;
 use super::{Admin, NOT_KEPT, Process, Routes};
-use crate::access::disk::{Office, Torrent, Trouble};
 use crate::access::lists::{Kind, Value, parse_value};
 use crate::access::registry::Similar;
+use crate::access_store::{Office, Torrent, Trouble};
 use crate::types::InfoHash;
 
 /// Similar hashes in one reply, at most.

@@ -37,16 +37,16 @@ impl Office {
         let Some(database) = &self.database else { return Ok(()) };
         let torrents = database.torrents().map_err(Trouble::Database)?;
         for torrent in &torrents {
-            torrent.hashes().for_each(|it| self.access.registry.insert(it, torrent.info_hash));
+            torrent.hashes().for_each(|it| self.access.registry().insert(it, torrent.info_hash));
         }
-        let mode = self.access.mode.label();
+        let mode = self.access.mode().label();
         let mut passkeys = Vec::new();
-        if self.access.mode == Mode::Private {
+        if self.access.mode() == Mode::Private {
             passkeys = database.passkeys().map_err(Trouble::Database)?;
         }
         for (digest, record) in &passkeys {
             let limits = record.limits.current();
-            self.access.keys.insert(*digest, &Record { limits, ..record.clone() });
+            self.access.keys().insert(*digest, &Record { limits, ..record.clone() });
         }
         let (torrents, passkeys) = (torrents.len(), passkeys.len());
         info!(target: OPERATOR, "access.mode is {mode}: {torrents} torrents, {passkeys} passkeys");
@@ -60,7 +60,7 @@ impl Office {
     pub fn register(&self, torrent: Torrent, now: Now, who: Who) -> Result<Registered, Trouble> {
         let database = self.database()?;
         let _home = self.home();
-        let registry = &self.access.registry;
+        let registry = self.access.registry();
         let is_taken = |it: InfoHash| {
             registry.canonical(&it).is_some_and(|canonical| canonical != torrent.info_hash)
         };
@@ -95,7 +95,7 @@ impl Office {
         let _home = self.home();
         let torrent = self.registered(info_hash)?;
         database.remove_torrent(&torrent.info_hash).map_err(Trouble::Database)?;
-        torrent.hashes().for_each(|it| self.access.registry.remove(&it));
+        torrent.hashes().for_each(|it| self.access.registry().remove(&it));
         info!(target: OPERATOR, "torrent {} unregistered {who}", torrent.info_hash);
         Ok(())
     }
@@ -106,7 +106,7 @@ impl Office {
     /// As [`Office::unregister`].
     pub fn registered(&self, info_hash: &InfoHash) -> Result<Torrent, Trouble> {
         let database = self.database()?;
-        let canonical = self.access.registry.canonical(info_hash).ok_or(Trouble::Unknown)?;
+        let canonical = self.access.registry().canonical(info_hash).ok_or(Trouble::Unknown)?;
         let torrent = database.torrent(&canonical).map_err(Trouble::Database)?;
         torrent.ok_or(Trouble::Unknown)
     }
@@ -118,14 +118,14 @@ impl Office {
     pub fn issue(&self, name: &str, limits: Limits, now: Now, who: Who) -> Result<Issued, Trouble> {
         let database = self.passkeys()?;
         let _home = self.home();
-        if self.access.keys.len() >= KEYS_MAX {
+        if self.access.keys().len() >= KEYS_MAX {
             return Err(Trouble::Full);
         }
         let (passkey, digest) = passkey::generate();
         let (name, issued_s) = (name.to_owned(), now.seconds());
         let record = Record { name, limits, issued_s, totals: Totals::default() };
         database.put_passkeys(&[(digest, record.clone())]).map_err(Trouble::Database)?;
-        let id = self.access.keys.insert(digest, &record).id();
+        let id = self.access.keys().insert(digest, &record).id();
         info!(target: OPERATOR, "passkey {id} issued {who}");
         Ok(Issued { passkey, id, record })
     }
@@ -137,9 +137,9 @@ impl Office {
     pub fn revoke(&self, id: &str, who: Who) -> Result<(), Trouble> {
         let database = self.passkeys()?;
         let _home = self.home();
-        let key = self.access.keys.with_id(id).ok_or(Trouble::Unknown)?;
+        let key = self.access.keys().with_id(id).ok_or(Trouble::Unknown)?;
         database.remove_passkey(key.digest()).map_err(Trouble::Database)?;
-        self.access.keys.remove(key.digest());
+        self.access.keys().remove(key.digest());
         info!(target: OPERATOR, "passkey {} revoked {who}", key.id());
         Ok(())
     }
@@ -151,12 +151,12 @@ impl Office {
     /// [`Trouble`] where the database fails; the totals are kept for the next time.
     pub fn flush(&self, now: Now, peer_age_s_max: u32) -> Result<(), Trouble> {
         let Ok(database) = self.passkeys() else { return Ok(()) };
-        let all = self.access.keys.all();
+        let all = self.access.keys().all();
         for some in all.chunks(FLUSHED_MAX) {
             // A key that is revoked meanwhile must not come back.
             let _home = self.home();
             some.iter().for_each(|it| it.sweep(now, peer_age_s_max));
-            let valid = some.iter().filter(|it| self.access.keys.contains(it.digest()));
+            let valid = some.iter().filter(|it| self.access.keys().contains(it.digest()));
             let changed: Vec<_> = valid.filter(|it| it.take_changed()).collect();
             if changed.is_empty() {
                 continue;
@@ -177,7 +177,7 @@ impl Office {
 
     /// The database of a private tracker.
     fn passkeys(&self) -> Result<&Database, Trouble> {
-        if self.access.mode != Mode::Private {
+        if self.access.mode() != Mode::Private {
             return Err(Trouble::NotPrivate);
         }
         self.database()
