@@ -340,9 +340,9 @@ impl<N: Network> Connection<N> {
     }
 
     /// Ends it without losing a reply that is under way: the worker stops.
-    pub(super) fn retire(self: &Rc<Self>) {
+    pub(super) fn start_close(self: &Rc<Self>) {
         if self.web.borrow().is_some() {
-            self.say_goodbye(ws::GOING_AWAY, Closed::Stopped);
+            self.close_with(ws::GOING_AWAY, Closed::Stopped);
         } else if self.is_idle() {
             self.end(Closed::Stopped);
         }
@@ -366,7 +366,7 @@ impl<N: Network> Connection<N> {
         let end_by = self.worker.now().plus_s(LINGER_S);
         self.with_deadlines(|it| *it = Deadlines::until(end_by, Closed::Done));
         if let Some(session) = self.tls.get() {
-            Box::pin(session.say_goodbye(&self.socket)).await;
+            Box::pin(session.close_with(&self.socket)).await;
         }
         self.socket.shutdown(Shutdown::Write);
     }

@@ -73,12 +73,12 @@ impl Ending {
 
 /// Tells sockets to reconnect evenly over a stretch of time.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Farewell {
+pub(super) struct DrainSchedule {
     open_at_first: usize,
     since: Now,
 }
 
-impl Farewell {
+impl DrainSchedule {
     /// One that begins now.
     pub(super) fn new(open: usize, since: Now) -> Self {
         Self { open_at_first: open, since }
@@ -101,11 +101,11 @@ mod tests {
     fn sockets_are_told_evenly_however_few_and_all_of_them_in_time() {
         let (start, until) = (Now::from_s(100), Now::from_s(110));
         for (first, in_a_round_max, gap_max) in [(1000, 10, 1), (20, 1, 5), (4, 1, 25)] {
-            let farewell = Farewell::new(first, start);
+            let drain_schedule = DrainSchedule::new(first, start);
             let (mut open, mut told) = (first, Vec::new());
             for round in 0..=100 {
                 let now = Now::from_ns(start.ns() + round * 100_000_000);
-                let count = farewell.share(open, now, until);
+                let count = drain_schedule.share(open, now, until);
                 assert!(count <= in_a_round_max, "{count} of {first} in round {round}");
                 open -= count;
                 told.extend((0..count).map(|_| round));
@@ -113,7 +113,7 @@ mod tests {
             assert_eq!(open, 0);
             assert!(told.windows(2).all(|it| it[1] - it[0] <= gap_max), "{told:?}");
         }
-        let late = Farewell::new(3, until).share(7, until.plus_s(1), until);
+        let late = DrainSchedule::new(3, until).share(7, until.plus_s(1), until);
         assert_eq!(late, 7, "whoever came meanwhile goes, too");
     }
 

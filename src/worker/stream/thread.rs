@@ -13,7 +13,7 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use super::accept::{self, Security};
 use super::connection::Connection;
-use super::ending::{Farewell, Stage};
+use super::ending::{DrainSchedule, Stage};
 use super::held::WorkerAccount;
 use super::mailbox::{LETTERS_TAKEN_MAX, Letter};
 use super::slots::{Due, Place, Slots};
@@ -68,7 +68,7 @@ pub(super) struct Worker<N: Network> {
     /// Whether it counts among those that rest.
     is_resting: Cell<bool>,
     /// Once it has begun.
-    farewell: Cell<Option<Farewell>>,
+    drain_schedule: Cell<Option<DrainSchedule>>,
 }
 
 /// What accepts from a listener, and the task that does so.
@@ -96,7 +96,7 @@ pub(super) async fn main<N: Network>(parts: StreamWorker, stop: &AtomicBool) -> 
         is_stopping: Cell::new(false),
         is_leaving: Cell::new(false),
         is_resting: Cell::new(false),
-        farewell: Cell::new(None),
+        drain_schedule: Cell::new(None),
         shared,
     });
     // All that may fail comes before this worker counts as prepared, its first wait for connections
@@ -167,7 +167,7 @@ async fn serve<N: Network>(
         count += 1;
         let (stage, until) = worker.shared.ending.stage();
         if stage >= Stage::Draining {
-            worker.see_off(now, until);
+            worker.close_some(now, until);
         }
         if stage == Stage::Leaving && !worker.is_leaving() {
             leave(worker, acceptors).await;
@@ -190,7 +190,7 @@ async fn leave<N: Network>(worker: &Rc<Worker<N>>, acceptors: &mut Vec<Accepting
 /// Lets connections end, then cuts off those that have not.
 async fn drain<N: Network>(worker: &Rc<Worker<N>>) {
     let open = worker.connections();
-    open.iter().for_each(Connection::retire);
+    open.iter().for_each(Connection::start_close);
     drop(open);
     if wait_for_all(worker, DRAIN_TICKS_MAX).await {
         return;
@@ -270,13 +270,14 @@ impl<N: Network> Worker<N> {
     }
 
     /// Tells as many WebSockets to reconnect as is their share of the time until then.
-    fn see_off(&self, now: Now, until: Now) {
+    fn close_some(&self, now: Now, until: Now) {
         let mut open = self.connections();
         open.retain(|it| it.is_open_web());
-        let farewell = self.farewell.get().unwrap_or_else(|| Farewell::new(open.len(), now));
-        self.farewell.set(Some(farewell));
-        let count = farewell.share(open.len(), now, until);
-        open.iter().take(count).for_each(Connection::retire);
+        let drain_schedule =
+            self.drain_schedule.get().unwrap_or_else(|| DrainSchedule::new(open.len(), now));
+        self.drain_schedule.set(Some(drain_schedule));
+        let count = drain_schedule.share(open.len(), now, until);
+        open.iter().take(count).for_each(Connection::start_close);
     }
 
     /// Hands on what a socket said to others.

@@ -129,7 +129,7 @@ impl TlsSession {
     }
 
     /// Tells the client that nothing follows, so that it can tell this end from an attacker's.
-    pub(super) async fn say_goodbye(&self, socket: &impl Stream) {
+    pub(super) async fn close_with(&self, socket: &impl Stream) {
         self.connection.borrow_mut().send_close_notify();
         // Where it does not arrive, the client has gone.
         let _ = self.carry(socket).await;

@@ -309,7 +309,7 @@ impl<N: Network> Connection<N> {
     }
 
     /// Tells the client that the socket closes, and why.
-    pub(super) fn say_goodbye(self: &Rc<Self>, status: u16, reason: Closed) {
+    pub(super) fn close_with(self: &Rc<Self>, status: u16, reason: Closed) {
         self.enqueue_last(Some(status), reason);
         self.start_writing();
     }
