@@ -47,7 +47,7 @@ pub struct Options {
 
 /// Who changes something, for the log.
 #[derive(Clone, Copy, Debug)]
-pub enum Who {
+pub enum Actor {
     /// The start.
     Start,
     /// SIGHUP.
@@ -56,7 +56,7 @@ pub enum Who {
     Api(Option<SocketAddr>),
 }
 
-impl fmt::Display for Who {
+impl fmt::Display for Actor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Start => f.write_str("at start"),
@@ -69,7 +69,7 @@ impl fmt::Display for Who {
 
 /// Why something was not done. Nothing has changed then.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Trouble {
+pub enum AccessError {
     /// A list cannot be read or written; the text names the file, the line and the remedy.
     List(String),
     /// There is nowhere to keep it.
@@ -90,7 +90,7 @@ pub enum Trouble {
     Full,
 }
 
-impl fmt::Display for Trouble {
+impl fmt::Display for AccessError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::List(text) | Self::Database(text) | Self::Snapshot(text) => f.write_str(text),
@@ -108,7 +108,7 @@ impl fmt::Display for Trouble {
     }
 }
 
-impl std::error::Error for Trouble {}
+impl std::error::Error for AccessError {}
 
 /// How a list has changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -124,7 +124,7 @@ pub struct Change {
 }
 
 /// What the API and the server ask to change things.
-pub struct Office {
+pub struct AccessManager {
     access: Arc<Access>,
     /// Held through every change, so that files and what is in force change in the same order.
     home: Mutex<Home>,
@@ -137,17 +137,17 @@ struct Home {
     files: [Result<ListFile, String>; Name::ALL.len()],
 }
 
-impl Office {
+impl AccessManager {
     /// Reads everything.
     ///
     /// # Errors
-    /// [`Trouble`] with the first thing that cannot be read.
-    pub fn open(options: &Options) -> Result<Self, Trouble> {
+    /// [`AccessError`] with the first thing that cannot be read.
+    pub fn open(options: &Options) -> Result<Self, AccessError> {
         let home = Home { files: places(options) };
         let mut lists = Lists::default();
         for name in Name::ALL {
             let Ok(file) = home.file(name) else { continue };
-            let list = file.load(name).map_err(Trouble::List)?;
+            let list = file.load(name).map_err(AccessError::List)?;
             if !list.is_empty() || file.configured {
                 let (entries, path) = (list.len(), file.path.display());
                 info!(target: OPERATOR, "{}: {entries} entries from {path}", name.label());
@@ -166,20 +166,20 @@ impl Office {
     /// Reads the list files that settings name, and changes nothing.
     ///
     /// # Errors
-    /// [`Trouble`] with the first thing that cannot be read.
-    pub fn check(options: &Options) -> Result<(), Trouble> {
+    /// [`AccessError`] with the first thing that cannot be read.
+    pub fn check(options: &Options) -> Result<(), AccessError> {
         for (name, file) in Name::ALL.into_iter().zip(places(options)) {
             if let Ok(file) = file.as_ref()
                 && file.configured
             {
-                file.load(name).map_err(Trouble::List)?;
+                file.load(name).map_err(AccessError::List)?;
             }
         }
         Ok(())
     }
 
     /// Lets another process open the database of registrations, if there is one: until
-    /// [`Office::take_back`], changes are refused, and what is in force stays so.
+    /// [`AccessManager::take_back`], changes are refused, and what is in force stays so.
     pub fn lend(&self) {
         if let Some(database) = &self.database {
             database.lend();
@@ -189,9 +189,9 @@ impl Office {
     /// Opens the database again.
     ///
     /// # Errors
-    /// [`Trouble::Database`] where that cannot be done, for instance not yet.
-    pub fn take_back(&self) -> Result<(), Trouble> {
-        self.database.as_ref().map_or(Ok(()), |it| it.take_back().map_err(Trouble::Database))
+    /// [`AccessError::Database`] where that cannot be done, for instance not yet.
+    pub fn take_back(&self) -> Result<(), AccessError> {
+        self.database.as_ref().map_or(Ok(()), |it| it.take_back().map_err(AccessError::Database))
     }
 
     /// What is in force.
@@ -219,9 +219,9 @@ impl Office {
     ///
     /// # Errors
     /// What is wrong with them.
-    pub fn reload(&self, who: Who) -> Result<Vec<Change>, Vec<Trouble>> {
+    pub fn reload(&self, who: Actor) -> Result<Vec<Change>, Vec<AccessError>> {
         let home = self.home();
-        let (mut changes, mut troubles) = (Vec::new(), Vec::new());
+        let (mut changes, mut errors) = (Vec::new(), Vec::new());
         for name in Name::ALL {
             let Ok(file) = home.file(name) else { continue };
             match file.load(name) {
@@ -232,26 +232,26 @@ impl Office {
                         "{} not reloaded {who}, the list in force stays: {text}", name.label()
                     );
                     self.reload_failures.fetch_add(1, Ordering::Relaxed);
-                    troubles.push(Trouble::List(text));
+                    errors.push(AccessError::List(text));
                 }
             }
         }
-        if troubles.is_empty() { Ok(changes) } else { Err(troubles) }
+        if errors.is_empty() { Ok(changes) } else { Err(errors) }
     }
 
     /// Changes a list: its file, then what is in force.
     ///
     /// # Errors
-    /// [`Trouble`] where there is no file, or it cannot be read or written.
-    pub fn edit(&self, name: Name, edit: &Edit, who: Who) -> Result<Change, Trouble> {
+    /// [`AccessError`] where there is no file, or it cannot be read or written.
+    pub fn edit(&self, name: Name, edit: &Edit, who: Actor) -> Result<Change, AccessError> {
         let home = self.home();
         let file = home.file(name)?;
-        let list = file.edit(name, edit).map_err(Trouble::List)?;
+        let list = file.edit(name, edit).map_err(AccessError::List)?;
         Ok(self.put(name, list, file.configured, who, &named(edit)))
     }
 
     /// Puts a list in force and says so in the log.
-    fn put(&self, name: Name, list: List, configured: bool, who: Who, what: &str) -> Change {
+    fn put(&self, name: Name, list: List, configured: bool, who: Actor, what: &str) -> Change {
         let before = self.access.lists();
         let old = before.get(name);
         let (added, removed) = (list.beyond(old), old.beyond(&list));
@@ -274,14 +274,14 @@ impl Office {
 }
 
 impl Home {
-    fn file(&self, name: Name) -> Result<&ListFile, Trouble> {
-        self.files[name as usize].as_ref().map_err(|it| Trouble::NoState(it.clone()))
+    fn file(&self, name: Name) -> Result<&ListFile, AccessError> {
+        self.files[name as usize].as_ref().map_err(|it| AccessError::NoState(it.clone()))
     }
 }
 
-fn open_database(options: &Options) -> Result<Database, Trouble> {
-    let folder = options.state.as_ref().map_err(|it| Trouble::NoState(it.clone()))?;
-    Database::open(folder).map_err(Trouble::Database)
+fn open_database(options: &Options) -> Result<Database, AccessError> {
+    let folder = options.state.as_ref().map_err(|it| AccessError::NoState(it.clone()))?;
+    Database::open(folder).map_err(AccessError::Database)
 }
 
 /// Where each list is kept: where a setting says, or in the state directory.

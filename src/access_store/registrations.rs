@@ -2,7 +2,7 @@
 
 use tracing::{info, warn};
 
-use super::{Database, OPERATOR, Office, Torrent, Trouble, Who};
+use super::{AccessError, AccessManager, Actor, Database, OPERATOR, Torrent};
 use crate::access::mode::Mode;
 use crate::access::passkey::{self, KEYS_MAX, Limits, Record, Totals};
 use crate::access::registry::REGISTERED_MAX;
@@ -31,18 +31,18 @@ pub struct Issued {
     pub record: Record,
 }
 
-impl Office {
+impl AccessManager {
     /// Puts in force what the database holds.
-    pub(super) fn load_database(&self) -> Result<(), Trouble> {
+    pub(super) fn load_database(&self) -> Result<(), AccessError> {
         let Some(database) = &self.database else { return Ok(()) };
-        let torrents = database.torrents().map_err(Trouble::Database)?;
+        let torrents = database.torrents().map_err(AccessError::Database)?;
         for torrent in &torrents {
             torrent.hashes().for_each(|it| self.access.registry().insert(it, torrent.info_hash));
         }
         let mode = self.access.mode().label();
         let mut passkeys = Vec::new();
         if self.access.mode() == Mode::Private {
-            passkeys = database.passkeys().map_err(Trouble::Database)?;
+            passkeys = database.passkeys().map_err(AccessError::Database)?;
         }
         for (digest, record) in &passkeys {
             let limits = record.limits.current();
@@ -56,8 +56,13 @@ impl Office {
     /// Registers a torrent, or tells more of one that is registered.
     ///
     /// # Errors
-    /// [`Trouble`]: the tracker is open, a hash is taken, or the database fails.
-    pub fn register(&self, torrent: Torrent, now: Now, who: Who) -> Result<Registered, Trouble> {
+    /// [`AccessError`]: the tracker is open, a hash is taken, or the database fails.
+    pub fn register(
+        &self,
+        torrent: Torrent,
+        now: Now,
+        who: Actor,
+    ) -> Result<Registered, AccessError> {
         let database = self.database()?;
         let _home = self.home();
         let registry = self.access.registry();
@@ -65,15 +70,15 @@ impl Office {
             registry.canonical(&it).is_some_and(|canonical| canonical != torrent.info_hash)
         };
         if torrent.hashes().any(is_taken) {
-            return Err(Trouble::Taken);
+            return Err(AccessError::Taken);
         }
-        let before = database.torrent(&torrent.info_hash).map_err(Trouble::Database)?;
+        let before = database.torrent(&torrent.info_hash).map_err(AccessError::Database)?;
         if before.is_none() && registry.len() >= REGISTERED_MAX {
-            return Err(Trouble::Full);
+            return Err(AccessError::Full);
         }
         let registered_s = before.as_ref().map_or_else(|| now.seconds(), |it| it.registered_s);
         let torrent = Torrent { registered_s, ..torrent };
-        database.put_torrent(&torrent).map_err(Trouble::Database)?;
+        database.put_torrent(&torrent).map_err(AccessError::Database)?;
         let gone = before.iter().flat_map(Torrent::hashes);
         gone.filter(|it| torrent.hashes().all(|kept| kept != *it)).for_each(|it| {
             registry.remove(&it);
@@ -89,12 +94,12 @@ impl Office {
     /// Serves a torrent no more.
     ///
     /// # Errors
-    /// [`Trouble`]: the tracker is open, the torrent is unknown, or the database fails.
-    pub fn unregister(&self, info_hash: &InfoHash, who: Who) -> Result<(), Trouble> {
+    /// [`AccessError`]: the tracker is open, the torrent is unknown, or the database fails.
+    pub fn unregister(&self, info_hash: &InfoHash, who: Actor) -> Result<(), AccessError> {
         let database = self.database()?;
         let _home = self.home();
         let torrent = self.registered(info_hash)?;
-        database.remove_torrent(&torrent.info_hash).map_err(Trouble::Database)?;
+        database.remove_torrent(&torrent.info_hash).map_err(AccessError::Database)?;
         torrent.hashes().for_each(|it| self.access.registry().remove(&it));
         info!(target: OPERATOR, "torrent {} unregistered {who}", torrent.info_hash);
         Ok(())
@@ -103,28 +108,34 @@ impl Office {
     /// What is known of a registered torrent, by any of its hashes.
     ///
     /// # Errors
-    /// As [`Office::unregister`].
-    pub fn registered(&self, info_hash: &InfoHash) -> Result<Torrent, Trouble> {
+    /// As [`AccessManager::unregister`].
+    pub fn registered(&self, info_hash: &InfoHash) -> Result<Torrent, AccessError> {
         let database = self.database()?;
-        let canonical = self.access.registry().canonical(info_hash).ok_or(Trouble::Unknown)?;
-        let torrent = database.torrent(&canonical).map_err(Trouble::Database)?;
-        torrent.ok_or(Trouble::Unknown)
+        let canonical = self.access.registry().canonical(info_hash).ok_or(AccessError::Unknown)?;
+        let torrent = database.torrent(&canonical).map_err(AccessError::Database)?;
+        torrent.ok_or(AccessError::Unknown)
     }
 
     /// Makes a passkey for somebody.
     ///
     /// # Errors
-    /// [`Trouble`]: the tracker is not private, there are too many, or the database fails.
-    pub fn issue(&self, name: &str, limits: Limits, now: Now, who: Who) -> Result<Issued, Trouble> {
+    /// [`AccessError`]: the tracker is not private, there are too many, or the database fails.
+    pub fn issue(
+        &self,
+        name: &str,
+        limits: Limits,
+        now: Now,
+        who: Actor,
+    ) -> Result<Issued, AccessError> {
         let database = self.passkeys()?;
         let _home = self.home();
         if self.access.keys().len() >= KEYS_MAX {
-            return Err(Trouble::Full);
+            return Err(AccessError::Full);
         }
         let (passkey, digest) = passkey::generate();
         let (name, issued_s) = (name.to_owned(), now.seconds());
         let record = Record { name, limits, issued_s, totals: Totals::default() };
-        database.put_passkeys(&[(digest, record.clone())]).map_err(Trouble::Database)?;
+        database.put_passkeys(&[(digest, record.clone())]).map_err(AccessError::Database)?;
         let id = self.access.keys().insert(digest, &record).id();
         info!(target: OPERATOR, "passkey {id} issued {who}");
         Ok(Issued { passkey, id, record })
@@ -133,12 +144,12 @@ impl Office {
     /// Makes a passkey invalid.
     ///
     /// # Errors
-    /// [`Trouble`]: the tracker is not private, there is no such key, or the database fails.
-    pub fn revoke(&self, id: &str, who: Who) -> Result<(), Trouble> {
+    /// [`AccessError`]: the tracker is not private, there is no such key, or the database fails.
+    pub fn revoke(&self, id: &str, who: Actor) -> Result<(), AccessError> {
         let database = self.passkeys()?;
         let _home = self.home();
-        let key = self.access.keys().with_id(id).ok_or(Trouble::Unknown)?;
-        database.remove_passkey(key.digest()).map_err(Trouble::Database)?;
+        let key = self.access.keys().with_id(id).ok_or(AccessError::Unknown)?;
+        database.remove_passkey(key.digest()).map_err(AccessError::Database)?;
         self.access.keys().remove(key.digest());
         info!(target: OPERATOR, "passkey {} revoked {who}", key.id());
         Ok(())
@@ -148,8 +159,8 @@ impl Office {
     /// been silent for longer than this. To be called once a minute, and at the end.
     ///
     /// # Errors
-    /// [`Trouble`] where the database fails; the totals are kept for the next time.
-    pub fn flush(&self, now: Now, peer_age_s_max: u32) -> Result<(), Trouble> {
+    /// [`AccessError`] where the database fails; the totals are kept for the next time.
+    pub fn flush(&self, now: Now, peer_age_s_max: u32) -> Result<(), AccessError> {
         let Ok(database) = self.passkeys() else { return Ok(()) };
         let all = self.access.keys().all();
         for some in all.chunks(FLUSHED_MAX) {
@@ -165,20 +176,20 @@ impl Office {
             if let Err(text) = database.put_passkeys(&records) {
                 changed.iter().for_each(|it| it.set_changed());
                 warn!("the totals of {} passkeys are not written down: {text}", records.len());
-                return Err(Trouble::Database(text));
+                return Err(AccessError::Database(text));
             }
         }
         Ok(())
     }
 
-    fn database(&self) -> Result<&Database, Trouble> {
-        self.database.as_ref().ok_or(Trouble::Open)
+    fn database(&self) -> Result<&Database, AccessError> {
+        self.database.as_ref().ok_or(AccessError::Open)
     }
 
     /// The database of a private tracker.
-    fn passkeys(&self) -> Result<&Database, Trouble> {
+    fn passkeys(&self) -> Result<&Database, AccessError> {
         if self.access.mode() != Mode::Private {
-            return Err(Trouble::NotPrivate);
+            return Err(AccessError::NotPrivate);
         }
         self.database()
     }

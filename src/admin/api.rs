@@ -20,7 +20,7 @@ use tokio::task::spawn_blocking;
 
 use super::problem::Problem;
 use super::{Admin, JSON, NOT_KEPT, Process, Routes, lists, passkeys, registrations};
-use crate::access_store::{Office, Trouble, Who};
+use crate::access_store::{AccessError, AccessManager, Actor};
 use crate::time::Now;
 use crate::tracker::{ListedPeer, ListedTorrent, Listing, Role, TorrentOrder};
 use crate::types::{InfoHash, Kind};
@@ -51,24 +51,24 @@ pub(super) fn routes<P: Process>() -> Routes<P> {
 }
 
 /// Who asks, for the log.
-pub(super) struct Caller(pub(super) Who);
+pub(super) struct Caller(pub(super) Actor);
 
 impl<S: Send + Sync> FromRequestParts<S> for Caller {
     type Rejection = Infallible;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Infallible> {
         let from = ConnectInfo::<SocketAddr>::from_request_parts(parts, state).await;
-        Ok(Self(Who::Api(from.ok().map(|ConnectInfo(it)| it))))
+        Ok(Self(Actor::Api(from.ok().map(|ConnectInfo(it)| it))))
     }
 }
 
 /// Does what may wait for a disk, away from the thread that serves everyone.
 pub(super) async fn work<P: Process, T: Send + 'static>(
     admin: &Admin<P>,
-    act: impl FnOnce(&Office, Now) -> Result<T, Trouble> + Send + 'static,
+    act: impl FnOnce(&AccessManager, Now) -> Result<T, AccessError> + Send + 'static,
 ) -> Result<T, Problem> {
     let process = admin.process.clone();
-    let done = spawn_blocking(move || act(&process.office(), process.now()));
+    let done = spawn_blocking(move || act(&process.access_manager(), process.now()));
     Ok(done.await.map_err(|_| Problem::broken())??)
 }
 

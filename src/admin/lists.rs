@@ -16,7 +16,7 @@ use super::body::Fields;
 use super::problem::Problem;
 use super::{Admin, NOT_KEPT, Process, Routes};
 use crate::access::lists::{Name, Value, parse_value, reason};
-use crate::access_store::{Change, Edit, Office, Trouble};
+use crate::access_store::{AccessError, AccessManager, Change, Edit};
 
 /// Values of one edit, at most.
 const EDITED_MAX: usize = 10_000;
@@ -58,18 +58,18 @@ async fn overview<P: Process>(
     uri: Uri,
 ) -> Result<impl IntoResponse, Problem> {
     Parameters::of(&uri)?.end()?;
-    let look = |office: &Office| {
-        let lists = office.access().lists();
+    let look = |access_manager: &AccessManager| {
+        let lists = access_manager.access().lists();
         let summary = |name: Name| Summary {
             list: name.label(),
             entries: lists.get(name).len(),
             in_force: lists.is_in_force(name),
-            file: office.path(name).map(|it| it.display().to_string()),
+            file: access_manager.path(name).map(|it| it.display().to_string()),
         };
-        let mode = office.access().mode().label();
+        let mode = access_manager.access().mode().label();
         Ok(Overview { mode, lists: Name::ALL.map(summary).into() })
     };
-    Ok(([NOT_KEPT], Json(work(&admin, move |office, _| look(office)).await?)))
+    Ok(([NOT_KEPT], Json(work(&admin, move |access_manager, _| look(access_manager)).await?)))
 }
 
 /// A change in a reply.
@@ -98,12 +98,13 @@ async fn reload<P: Process>(
     State(admin): State<Admin<P>>,
     Caller(who): Caller,
 ) -> Result<impl IntoResponse, Problem> {
-    let reload = move |office: &Office| {
-        let first = |them: Vec<Trouble>| them.into_iter().next().unwrap_or(Trouble::Unknown);
-        let changes = office.reload(who).map_err(first)?;
+    let reload = move |access_manager: &AccessManager| {
+        let first =
+            |them: Vec<AccessError>| them.into_iter().next().unwrap_or(AccessError::Unknown);
+        let changes = access_manager.reload(who).map_err(first)?;
         Ok(changes.into_iter().map(Changed::from).collect())
     };
-    let lists = work(&admin, move |office, _| reload(office)).await?;
+    let lists = work(&admin, move |access_manager, _| reload(access_manager)).await?;
     Ok(([NOT_KEPT], Json(Reloaded { lists })))
 }
 
@@ -140,8 +141,8 @@ async fn page<P: Process>(
     let after = parameters.take("after")?;
     let after = after.map(|it| value("after", name, &it)).transpose()?;
     parameters.end()?;
-    let look = move |office: &Office| {
-        let lists = office.access().lists();
+    let look = move |access_manager: &AccessManager| {
+        let lists = access_manager.access().lists();
         // One more, to know whether there is another page.
         let found = lists.get(name).page(after.as_ref(), limit + 1);
         let is_last = found.len() <= limit;
@@ -149,7 +150,7 @@ async fn page<P: Process>(
         let next = entries.last().filter(|_| !is_last).map(|it| it.value.clone());
         Ok(Page { entries, next })
     };
-    Ok(([NOT_KEPT], Json(work(&admin, move |office, _| look(office)).await?)))
+    Ok(([NOT_KEPT], Json(work(&admin, move |access_manager, _| look(access_manager)).await?)))
 }
 
 /// Changes many values at once.
@@ -175,7 +176,8 @@ async fn edit<P: Process>(
         let text = it.as_str().ok_or_else(|| not_one(REMOVE, name))?;
         edit.remove.extend(values(REMOVE, name, text)?);
     }
-    let change = work(&admin, move |office, _| office.edit(name, &edit, who)).await?;
+    let change =
+        work(&admin, move |access_manager, _| access_manager.edit(name, &edit, who)).await?;
     Ok(([NOT_KEPT], Json(Changed::from(change))))
 }
 
@@ -203,11 +205,11 @@ async fn look<P: Process>(
     place: Place,
 ) -> Result<impl IntoResponse, Problem> {
     let Place { name, first, .. } = place;
-    let look = move |office: &Office| {
-        let lists = office.access().lists();
+    let look = move |access_manager: &AccessManager| {
+        let lists = access_manager.access().lists();
         Ok(lists.get(name).get(&first).map(|reason| Entry::new((first, reason))))
     };
-    let found = work(&admin, move |office, _| look(office)).await?;
+    let found = work(&admin, move |access_manager, _| look(access_manager)).await?;
     Ok(([NOT_KEPT], Json(found.ok_or_else(Problem::not_listed)?)))
 }
 
@@ -223,7 +225,8 @@ async fn add<P: Process>(
     fields.end()?;
     let add = place.values().map(|it| (it, reason.clone())).collect();
     let edit = Edit { add, remove: Vec::new() };
-    let change = work(&admin, move |office, _| office.edit(place.name, &edit, who)).await?;
+    let change =
+        work(&admin, move |access_manager, _| access_manager.edit(place.name, &edit, who)).await?;
     Ok(([NOT_KEPT], Json(Changed::from(change))))
 }
 
@@ -234,7 +237,8 @@ async fn remove<P: Process>(
     place: Place,
 ) -> Result<impl IntoResponse, Problem> {
     let edit = Edit { add: Vec::new(), remove: place.values().collect() };
-    let change = work(&admin, move |office, _| office.edit(place.name, &edit, who)).await?;
+    let change =
+        work(&admin, move |access_manager, _| access_manager.edit(place.name, &edit, who)).await?;
     if change.removed == 0 {
         return Err(Problem::not_listed());
     }

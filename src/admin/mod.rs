@@ -26,7 +26,7 @@ use axum::routing::{MethodRouter, get};
 use axum::{Router, middleware};
 use tokio::sync::Semaphore;
 
-use crate::access_store::{Office, Trouble};
+use crate::access_store::{AccessError, AccessManager};
 use crate::frontend::stats::{Pages, Stats};
 use crate::time::Now;
 use crate::tracker::Listing;
@@ -66,7 +66,7 @@ pub trait Process: Send + Sync + 'static {
     fn listing(&self) -> Listing;
 
     /// What keeps lists, registrations and passkeys.
-    fn office(&self) -> Arc<Office>;
+    fn access_manager(&self) -> Arc<AccessManager>;
 
     /// The time, for the ages of peers.
     fn now(&self) -> Now;
@@ -78,8 +78,8 @@ pub trait Process: Send + Sync + 'static {
     /// for the disk.
     ///
     /// # Errors
-    /// [`Trouble`] where it cannot; nothing is lost by that.
-    fn save(&self) -> Result<(), Trouble>;
+    /// [`AccessError`] where it cannot; nothing is lost by that.
+    fn save(&self) -> Result<(), AccessError>;
 
     /// Begins the orderly stop, as SIGTERM does; returns at once.
     fn shut_down(&self);
@@ -199,7 +199,7 @@ mod tests {
             match *self {}
         }
 
-        fn office(&self) -> Arc<Office> {
+        fn access_manager(&self) -> Arc<AccessManager> {
             match *self {}
         }
 
@@ -211,7 +211,7 @@ mod tests {
             match *self {}
         }
 
-        fn save(&self) -> Result<(), Trouble> {
+        fn save(&self) -> Result<(), AccessError> {
             match *self {}
         }
 

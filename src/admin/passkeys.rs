@@ -15,7 +15,7 @@ use super::problem::Problem;
 use super::{Admin, NOT_KEPT, Process, Routes};
 use crate::access::mode::Mode;
 use crate::access::passkey::{Key, Limits, NAME_BYTES_MAX, PEERS_MAX, Record, Totals, Usage};
-use crate::access_store::{Office, Trouble};
+use crate::access_store::{AccessError, AccessManager};
 
 /// The routes.
 pub(super) fn routes<P: Process>() -> Routes<P> {
@@ -67,15 +67,15 @@ async fn list<P: Process>(
     let limit = parameters.limit()?;
     let after = parameters.take("after")?.unwrap_or_default();
     parameters.end()?;
-    let look = move |office: &Office| {
-        let all = private(office)?.keys().all();
+    let look = move |access_manager: &AccessManager| {
+        let all = private(access_manager)?.keys().all();
         let mut rest = all.iter().filter(|it| it.id() > after);
         let passkeys: Vec<_> = rest.by_ref().take(limit).map(|it| Listed::of(it)).collect();
         let more = rest.next().is_some();
         let next = passkeys.last().filter(|_| more).map(|it| it.id.clone());
         Ok(Page { passkeys, next })
     };
-    Ok(([NOT_KEPT], Json(work(&admin, move |office, _| look(office)).await?)))
+    Ok(([NOT_KEPT], Json(work(&admin, move |access_manager, _| look(access_manager)).await?)))
 }
 
 #[derive(Serialize)]
@@ -105,7 +105,9 @@ async fn issue<P: Process>(
     if limits.peers > PEERS_MAX {
         return Err(Problem::bad_parameter("peers", "must be at most 100000"));
     }
-    let issued = work(&admin, move |office, now| office.issue(&name, limits, now, who)).await?;
+    let issued =
+        work(&admin, move |access_manager, now| access_manager.issue(&name, limits, now, who))
+            .await?;
     let listed = Listed::new(issued.id, issued.record, Usage::default());
     let new = New { passkey: issued.passkey, listed };
     Ok((StatusCode::CREATED, [NOT_KEPT], Json(new)))
@@ -117,11 +119,11 @@ async fn look<P: Process>(
     id: Result<Path<String>, PathRejection>,
 ) -> Result<impl IntoResponse, Problem> {
     let id = id.map(|Path(it)| it).unwrap_or_default();
-    let look = move |office: &Office| {
-        let key = private(office)?.keys().with_id(&id);
+    let look = move |access_manager: &AccessManager| {
+        let key = private(access_manager)?.keys().with_id(&id);
         Ok(key.map(|it| Listed::of(&it)))
     };
-    let found = work(&admin, move |office, _| look(office)).await?;
+    let found = work(&admin, move |access_manager, _| look(access_manager)).await?;
     Ok(([NOT_KEPT], Json(found.ok_or_else(Problem::unknown_passkey)?)))
 }
 
@@ -136,18 +138,18 @@ async fn revoke<P: Process>(
         status: &'static str,
     }
     let id = id.map(|Path(it)| it).unwrap_or_default();
-    let revoke = move |office: &Office| match office.revoke(&id, who) {
-        Err(Trouble::Unknown) => Ok(false),
+    let revoke = move |access_manager: &AccessManager| match access_manager.revoke(&id, who) {
+        Err(AccessError::Unknown) => Ok(false),
         done => done.map(|()| true),
     };
-    let done = work(&admin, move |office, _| revoke(office)).await?;
+    let done = work(&admin, move |access_manager, _| revoke(access_manager)).await?;
     if !done {
         return Err(Problem::unknown_passkey());
     }
     Ok(([NOT_KEPT], Json(Reply { status: "revoked" })))
 }
 
-fn private(office: &Office) -> Result<&crate::access::Access, Trouble> {
-    let access = office.access();
-    if access.mode() == Mode::Private { Ok(access) } else { Err(Trouble::NotPrivate) }
+fn private(access_manager: &AccessManager) -> Result<&crate::access::Access, AccessError> {
+    let access = access_manager.access();
+    if access.mode() == Mode::Private { Ok(access) } else { Err(AccessError::NotPrivate) }
 }

@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use super::JSON;
 use super::live::VIEWERS_MAX;
-use crate::access_store::Trouble;
+use crate::access_store::AccessError;
 
 /// An error reply.
 #[derive(Debug)]
@@ -180,24 +180,25 @@ impl Problem {
     }
 }
 
-impl From<Trouble> for Problem {
-    fn from(trouble: Trouble) -> Self {
-        let conflict =
-            |code, trouble: &Trouble| Self::new(StatusCode::CONFLICT, code, trouble.to_string());
+impl From<AccessError> for Problem {
+    fn from(trouble: AccessError) -> Self {
+        let conflict = |code, trouble: &AccessError| {
+            Self::new(StatusCode::CONFLICT, code, trouble.to_string())
+        };
         match &trouble {
-            Trouble::List(_) => conflict("bad_list", &trouble),
-            Trouble::NoState(_) => conflict("no_state", &trouble),
-            Trouble::Open | Trouble::NotPrivate => conflict("wrong_mode", &trouble),
-            Trouble::Taken => conflict("hash_taken", &trouble),
-            Trouble::Full => conflict("full", &trouble),
-            Trouble::Unknown => {
+            AccessError::List(_) => conflict("bad_list", &trouble),
+            AccessError::NoState(_) => conflict("no_state", &trouble),
+            AccessError::Open | AccessError::NotPrivate => conflict("wrong_mode", &trouble),
+            AccessError::Taken => conflict("hash_taken", &trouble),
+            AccessError::Full => conflict("full", &trouble),
+            AccessError::Unknown => {
                 let message = "this torrent is not registered";
                 Self::new(StatusCode::NOT_FOUND, "unregistered", message)
             }
-            Trouble::Database(text) => {
+            AccessError::Database(text) => {
                 Self::new(StatusCode::INTERNAL_SERVER_ERROR, "database", text.clone())
             }
-            Trouble::Snapshot(text) => {
+            AccessError::Snapshot(text) => {
                 Self::new(StatusCode::INTERNAL_SERVER_ERROR, "snapshot", text.clone())
             }
         }

@@ -15,7 +15,7 @@ use super::problem::Problem;
 use super::{Admin, NOT_KEPT, Process, Routes};
 use crate::access::lists::{Kind, Value, parse_value};
 use crate::access::registry::Similar;
-use crate::access_store::{Office, Torrent, Trouble};
+use crate::access_store::{AccessError, AccessManager, Torrent};
 use crate::types::InfoHash;
 
 /// Similar hashes in one reply, at most.
@@ -37,7 +37,8 @@ pub(super) async fn register<P: Process>(
     body: Result<Bytes, BytesRejection>,
 ) -> Result<impl IntoResponse, Problem> {
     let torrent = torrent(Fields::of(body)?)?;
-    let register = move |office: &Office, now| office.register(torrent, now, who);
+    let register =
+        move |access_manager: &AccessManager, now| access_manager.register(torrent, now, who);
     let done = work(&admin, register).await?;
     let status = if done.created { StatusCode::CREATED } else { StatusCode::OK };
     Ok((status, [NOT_KEPT], Json(done.torrent)))
@@ -54,8 +55,9 @@ pub(super) async fn unregister<P: Process>(
         status: &'static str,
     }
     let info_hash = info_hash("info_hash", digits.as_deref().map_or("", String::as_str))?;
-    let unregister = move |office: &Office| office.unregister(&info_hash, who);
-    work(&admin, move |office, _| unregister(office)).await?;
+    let unregister =
+        move |access_manager: &AccessManager| access_manager.unregister(&info_hash, who);
+    work(&admin, move |access_manager, _| unregister(access_manager)).await?;
     Ok(([NOT_KEPT], Json(Reply { status: "unregistered" })))
 }
 
@@ -65,7 +67,8 @@ async fn registration<P: Process>(
     digits: Result<Path<String>, PathRejection>,
 ) -> Result<impl IntoResponse, Problem> {
     let info_hash = info_hash("info_hash", digits.as_deref().map_or("", String::as_str))?;
-    let torrent = work(&admin, move |office, _| office.registered(&info_hash)).await?;
+    let torrent =
+        work(&admin, move |access_manager, _| access_manager.registered(&info_hash)).await?;
     Ok(([NOT_KEPT], Json(torrent)))
 }
 
@@ -93,10 +96,10 @@ async fn similar<P: Process>(
     digits: Result<Path<String>, PathRejection>,
 ) -> Result<impl IntoResponse, Problem> {
     let info_hash = info_hash("info_hash", digits.as_deref().map_or("", String::as_str))?;
-    let look = move |office: &Office, now: crate::time::Now| {
-        let access = office.access();
+    let look = move |access_manager: &AccessManager, now: crate::time::Now| {
+        let access = access_manager.access();
         if !access.mode().needs_registration() {
-            return Err(Trouble::Open);
+            return Err(AccessError::Open);
         }
         let registry = access.registry();
         let refused = |it: Similar| Refused {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 
-use crate::access_store::Office;
+use crate::access_store::AccessManager;
 use crate::frontend::http::FullScrapeLimits;
 use crate::frontend::stats::Pages;
 use crate::limiter::Limiter;
@@ -18,7 +18,7 @@ use crate::tracker::{ClientStats, DualStackClients, Load, SourceMonitor};
 /// The one context of the process: cheap to clone, the same behind every clone.
 #[derive(Clone)]
 pub(super) struct AppContext {
-    pub(super) office: Arc<Office>,
+    pub(super) access_manager: Arc<AccessManager>,
     pub(super) store: Arc<Store>,
     pub(super) memory: Arc<Keeper>,
     /// What a reload can change, replaced as a whole.

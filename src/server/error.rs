@@ -5,7 +5,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
 
-use crate::access_store::Trouble;
+use crate::access_store::AccessError;
 use crate::config::ConfigError;
 use crate::server::state_directory::KeyError;
 use crate::sys::holder::{Holder, Transport, holder, holder_at};
@@ -122,11 +122,11 @@ impl From<ConfigError> for StartError {
     }
 }
 
-impl From<Trouble> for StartError {
+impl From<AccessError> for StartError {
     /// A list that was given is configuration, wherever it stands.
-    fn from(trouble: Trouble) -> Self {
+    fn from(trouble: AccessError) -> Self {
         match trouble {
-            Trouble::List(text) => Self::Config(ConfigError::at("", text)),
+            AccessError::List(text) => Self::Config(ConfigError::at("", text)),
             other => Self::Failed(other.to_string()),
         }
     }

@@ -103,7 +103,7 @@ mod tests {
     use crate::frontend::http::{Flow, HttpFrontend};
     use crate::frontend::origin::Origin;
     use crate::server::options;
-    use crate::server::state_directory::Loaded;
+    use crate::server::state_directory::LoadedKeys;
     use crate::store::{self, Store};
     use crate::time::Now;
     use crate::tracker::Tracker;
@@ -119,7 +119,7 @@ mod tests {
         config.tracker.interval_jitter_s = 0;
         config.http.warning = interval_s.to_string();
         let (origin, warning) = (String::new(), None);
-        let keys = Loaded { active: [1; 32], staging: None, origin, made_up: true, warning };
+        let keys = LoadedKeys { active: [1; 32], staging: None, origin, made_up: true, warning };
         Arc::new(options::live(&config, &keys, Token::Absent))
     }
 

@@ -34,7 +34,7 @@ mod workers;
 use std::io::Write as _;
 use std::path::PathBuf;
 
-use crate::access_store::Office;
+use crate::access_store::AccessManager;
 use crate::config::{Config, ConfigError, Source};
 use crate::sys::stream::uring;
 use sockets::listeners;
@@ -65,7 +65,7 @@ pub fn check(source: &Source) -> Result<Vec<String>, StartError> {
     if in_environment || !config.udp.key_file.is_empty() {
         options::keys(&config)?;
     }
-    Office::check(&options::lists(&config))?;
+    AccessManager::check(&options::lists(&config))?;
     options::tls(&config).map_or(Ok(()), |it| it.check()).map_err(StartError::Config)?;
     confine::user_of(&config).map_err(|error| ConfigError::at("server.user", error.to_string()))?;
     listeners::check_unix_path(&config.http.unix_socket)

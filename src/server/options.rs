@@ -21,7 +21,7 @@ use crate::server::live_options::LiveOptions;
 use crate::server::memory;
 use crate::server::snapshots::Snapshots;
 use crate::server::sockets::handover;
-use crate::server::state_directory::{self, Environment, KeyError, Loaded};
+use crate::server::state_directory::{self, Environment, KeyError, LoadedKeys};
 use crate::server::tls;
 use crate::server::{confine, log};
 use crate::store;
@@ -32,7 +32,7 @@ use crate::worker::stream;
 
 /// Everything that a reload can change, at a start as at a reload: with the keys and the token that
 /// are in force from then on.
-pub(super) fn live(config: &Config, keys: &Loaded, token: Token) -> LiveOptions {
+pub(super) fn live(config: &Config, keys: &LoadedKeys, token: Token) -> LiveOptions {
     LiveOptions {
         tracker: Arc::new(tracker(config)),
         connection_ids: Arc::new(connection_ids(config, keys)),
@@ -215,14 +215,14 @@ pub(super) fn log(config: &Config) -> log::Options {
 
 /// The connection-id keys at a start: a file that the settings name is the operator's, and read as
 /// who starts this process; one in the state directory is the user's to become.
-pub(super) fn keys_as(user: Option<&Identity>, config: &Config) -> Result<Loaded, StartError> {
+pub(super) fn keys_as(user: Option<&Identity>, config: &Config) -> Result<LoadedKeys, StartError> {
     let user = user.filter(|_| config.udp.key_file.is_empty());
     let _acting = confine::act_as(user)?;
     Ok(keys(config)?)
 }
 
 /// The connection-id keys: read, or created.
-pub(super) fn keys(config: &Config) -> Result<Loaded, KeyError> {
+pub(super) fn keys(config: &Config) -> Result<LoadedKeys, KeyError> {
     state_directory::connection_id_keys(&state_options(config))
 }
 
@@ -305,7 +305,7 @@ pub(super) fn admin_token(config: &Config, was_warned: bool, in_force: Option<&T
 }
 
 /// Connection ids under these keys.
-fn connection_ids(config: &Config, keys: &Loaded) -> ConnectionIds {
+fn connection_ids(config: &Config, keys: &LoadedKeys) -> ConnectionIds {
     let algorithm = match config.udp.connection_id {
         ConnectionIdMac::Siphash => Algorithm::SipHash,
         ConnectionIdMac::HmacSha256 => Algorithm::HmacSha256,

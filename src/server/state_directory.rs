@@ -74,7 +74,7 @@ impl Environment {
 
 /// The keys, and what the operator should know about them.
 #[derive(Clone)]
-pub(super) struct Loaded {
+pub(super) struct LoadedKeys {
     /// Makes new ids.
     pub(super) active: [u8; KEY_BYTES],
     /// Accepted as well.
@@ -87,7 +87,7 @@ pub(super) struct Loaded {
     pub(super) warning: Option<String>,
 }
 
-impl fmt::Debug for Loaded {
+impl fmt::Debug for LoadedKeys {
     /// Never prints a key.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Loaded").field("origin", &self.origin).finish_non_exhaustive()
@@ -144,7 +144,7 @@ impl From<String> for TokenError {
 /// # Errors
 /// [`KeyError`] where a key is there but cannot be read, or is none: going on with another key
 /// would silently part this node from the others.
-pub(super) fn connection_id_keys(options: &Options) -> Result<Loaded, KeyError> {
+pub(super) fn connection_id_keys(options: &Options) -> Result<LoadedKeys, KeyError> {
     if let Some(text) = &options.environment.key {
         let origin = format!("${KEY_VARIABLE}");
         let lines = text.to_string_lossy().replace(',', "\n");
@@ -157,9 +157,9 @@ pub(super) fn connection_id_keys(options: &Options) -> Result<Loaded, KeyError> 
     match created {
         Ok((path, directory)) => {
             let loaded = read(&path, Links::Refused)?;
-            Ok(Loaded { warning: loaded.warning.or_else(|| too_open(&directory)), ..loaded })
+            Ok(LoadedKeys { warning: loaded.warning.or_else(|| too_open(&directory)), ..loaded })
         }
-        Err(reason) => Ok(Loaded {
+        Err(reason) => Ok(LoadedKeys {
             active: random_key(),
             staging: None,
             origin: "made up for this run".into(),
@@ -340,7 +340,7 @@ fn read_file(path: &Path, links: Links) -> io::Result<(String, u32)> {
 }
 
 /// Reads a key file.
-fn read(path: &Path, links: Links) -> Result<Loaded, KeyError> {
+fn read(path: &Path, links: Links) -> Result<LoadedKeys, KeyError> {
     let origin = path.display().to_string();
     let failed = |error: io::Error| {
         let is_link = links == Links::Refused && error.raw_os_error() == Some(libc::ELOOP);
@@ -376,7 +376,7 @@ fn read(path: &Path, links: Links) -> Result<Loaded, KeyError> {
 
 /// Reads keys from lines: the active one, then perhaps the staging one. Empty lines and those
 /// that start with `#` do not count.
-fn parse(text: &str, origin: &str, warning: Option<String>) -> Result<Loaded, KeyError> {
+fn parse(text: &str, origin: &str, warning: Option<String>) -> Result<LoadedKeys, KeyError> {
     let lines = text.lines().map(str::trim).filter(|it| !it.is_empty() && !it.starts_with('#'));
     let keys: Option<Vec<_>> = lines.map(key).collect();
     let (active, staging) = match keys.as_deref() {
@@ -385,7 +385,7 @@ fn parse(text: &str, origin: &str, warning: Option<String>) -> Result<Loaded, Ke
         Some(keys) => return Err(malformed(origin, &format!("{} keys", keys.len()))),
         None => return Err(malformed(origin, "something that is no key")),
     };
-    Ok(Loaded { active, staging, origin: origin.to_owned(), made_up: false, warning })
+    Ok(LoadedKeys { active, staging, origin: origin.to_owned(), made_up: false, warning })
 }
 
 fn malformed(origin: &str, problem: &str) -> KeyError {

@@ -93,7 +93,7 @@ pub fn connect(path: &Path) -> io::Result<Socket> {
 ///
 /// # Errors
 /// The kernel's; it has no reason to.
-pub fn be_impatient(socket: &Socket, wait: Duration) -> io::Result<()> {
+pub fn set_timeouts(socket: &Socket, wait: Duration) -> io::Result<()> {
     socket.set_read_timeout(Some(wait))?;
     socket.set_write_timeout(Some(wait))
 }
@@ -243,7 +243,7 @@ mod tests {
         let client = connect(&path).unwrap();
         let (server, _) = listener.accept().unwrap();
         assert_eq!(peer_user(&server).unwrap(), own_user());
-        be_impatient(&client, Duration::from_millis(1)).unwrap();
+        set_timeouts(&client, Duration::from_millis(1)).unwrap();
         assert!(receive(&client, &mut [0; 4]).is_err());
         assert!(listen(&path).is_err());
     }

@@ -13,7 +13,7 @@ use axum::extract::connect_info::MockConnectInfo;
 use serde_json::{Value, json};
 use skep::access::lists::Name;
 use skep::access::mode::Mode;
-use skep::access_store::{self, Office, Trouble};
+use skep::access_store::{self, AccessError, AccessManager};
 use skep::admin::live::Board;
 use skep::admin::{Process, Token, router};
 use skep::frontend::stats::Stats;
@@ -38,17 +38,17 @@ struct Fake {
     broken: AtomicBool,
     stopping: AtomicBool,
     token: Mutex<Token>,
-    office: Mutex<Arc<Office>>,
+    access_manager: Mutex<Arc<AccessManager>>,
     folder: tempfile::TempDir,
     board: Arc<Board>,
 }
 
-/// An office that keeps everything in a folder.
-fn office(folder: &Path, mode: Mode) -> Arc<Office> {
+/// An access manager that keeps everything in a folder.
+fn access_manager(folder: &Path, mode: Mode) -> Arc<AccessManager> {
     let files = [const { None }; Name::ALL.len()];
     let state = Ok(folder.to_owned());
     let options = access_store::Options { mode, similar_digits_max: 0, files, state };
-    Arc::new(Office::open(&options).unwrap())
+    Arc::new(AccessManager::open(&options).unwrap())
 }
 
 impl Fake {
@@ -77,20 +77,20 @@ impl Fake {
         announce(25, v4, Contact::Web(WebPeer([1; 16])), Role::Paused);
         let [well, broken, stopping] = [true, false, false].map(AtomicBool::new);
         let folder = tempfile::tempdir().unwrap();
-        let office = Mutex::new(office(folder.path(), Mode::Open));
+        let access_manager = Mutex::new(access_manager(folder.path(), Mode::Open));
         let (token, board) = (Mutex::new(Token::Kept(TOKEN.into())), Arc::default());
-        Arc::new(Self { store, well, broken, stopping, token, office, folder, board })
+        Arc::new(Self { store, well, broken, stopping, token, access_manager, folder, board })
     }
 
-    /// Opens an office in another mode.
+    /// Opens an access manager in another mode.
     fn set_office(&self, mode: Mode) {
-        *self.office.lock().unwrap() = office(self.folder.path(), mode);
+        *self.access_manager.lock().unwrap() = access_manager(self.folder.path(), mode);
     }
 
     /// Puts a bad line into every list.
     fn damage_lists(&self) {
         for name in Name::ALL {
-            let path = self.office().path(name).unwrap();
+            let path = self.access_manager().path(name).unwrap();
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
             std::fs::write(path, "no such thing here\n").unwrap();
         }
@@ -137,9 +137,9 @@ impl Process for Fake {
         Listing::new(self.store.clone())
     }
 
-    fn office(&self) -> Arc<Office> {
+    fn access_manager(&self) -> Arc<AccessManager> {
         assert!(!self.broken.load(Ordering::Relaxed), "as the test wants it");
-        self.office.lock().unwrap().clone()
+        self.access_manager.lock().unwrap().clone()
     }
 
     fn now(&self) -> Now {
@@ -150,8 +150,8 @@ impl Process for Fake {
         self.token.lock().unwrap().clone()
     }
 
-    fn save(&self) -> Result<(), Trouble> {
-        self.office().flush(NOW, 3900)
+    fn save(&self) -> Result<(), AccessError> {
+        self.access_manager().flush(NOW, 3900)
     }
 
     fn shut_down(&self) {
@@ -382,7 +382,7 @@ fn every_described_reply_comes_as_described() {
             seen.insert(((*path).to_owned(), (*method).to_owned(), reply.status));
         }
     }
-    let id = process.office().access().keys().all()[0].id();
+    let id = process.access_manager().access().keys().all()[0].id();
     for method in ["GET", "DELETE"] {
         let path = "/api/v1/passkeys/{id}";
         let reply = ask(here, method, &path.replace("{id}", &id), &authorized);

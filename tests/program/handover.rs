@@ -275,11 +275,11 @@ impl Puppet {
         act: impl FnOnce(&mut Self),
     ) -> (Self, T) {
         let listener = descriptors::listen(&state.join("handover.sock")).unwrap();
-        descriptors::be_impatient(&listener, DEADLINE).unwrap();
+        descriptors::set_timeouts(&listener, DEADLINE).unwrap();
         std::thread::scope(|scope| {
             let started = scope.spawn(start);
             let line = listener.accept().expect("a successor").0;
-            descriptors::be_impatient(&line, DEADLINE).unwrap();
+            descriptors::set_timeouts(&line, DEADLINE).unwrap();
             let lock = ServingLock::new().unwrap();
             descriptors::send(&line, br#"{"say":"lock"}"#, &[lock.as_fd()]).unwrap();
             let mut it = Self { listener: Some(listener), line: Some(line), lock: Some(lock) };

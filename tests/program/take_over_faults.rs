@@ -216,7 +216,7 @@ impl Puppet {
     /// Asks the tracker with this state directory for its sockets.
     fn ask(state: &Path) -> Self {
         let line = descriptors::connect(&state.join("handover.sock")).unwrap();
-        descriptors::be_impatient(&line, DEADLINE).unwrap();
+        descriptors::set_timeouts(&line, DEADLINE).unwrap();
         let ask = r#"{"say":"ask","protocol":2,"version":"test"}"#;
         descriptors::send(&line, ask.as_bytes(), &[]).unwrap();
         let (text, mut descriptors) = hear(&line);
@@ -454,9 +454,9 @@ fn silent(gives_up: bool) -> (bool, String) {
     let listener = descriptors::listen(&home.state().join("handover.sock")).unwrap();
     let lock = ServingLock::new().unwrap();
     let mut successor = home.successor("", "auto");
-    descriptors::be_impatient(&listener, DEADLINE).unwrap();
+    descriptors::set_timeouts(&listener, DEADLINE).unwrap();
     let line = listener.accept().unwrap().0;
-    descriptors::be_impatient(&line, DEADLINE).unwrap();
+    descriptors::set_timeouts(&line, DEADLINE).unwrap();
     assert!(hear(&line).0.contains("ask"));
     descriptors::send(&line, br#"{"say":"lock"}"#, &[lock.as_fd()]).unwrap();
     let none = br#"{"say":"sockets","sockets":[],"last":true}"#;

@@ -36,15 +36,15 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long to bear with a client that has said what it wants.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Patience {
+pub(crate) struct Timeouts {
     /// How long a request's body may take in all: 2 MB at 100 kB/s.
     body: Duration,
     /// How long a client may take nothing of a reply that the kernel has no more room for.
     write: Duration,
 }
 
-pub(crate) const PATIENCE: Patience =
-    Patience { body: Duration::from_secs(20), write: Duration::from_secs(30) };
+pub(crate) const TIMEOUTS: Timeouts =
+    Timeouts { body: Duration::from_secs(20), write: Duration::from_secs(30) };
 
 /// Bytes of requests, or of a body, that are read before the first of them is answered. The longest
 /// head is far below.
@@ -58,7 +58,7 @@ pub(crate) async fn serve(
     listener: TcpListener,
     pages: Router,
     seats: Arc<Seats>,
-    patience: Patience,
+    timeouts: Timeouts,
     mut closed: oneshot::Receiver<()>,
 ) {
     let (end, ending) = watch::channel(());
@@ -71,9 +71,9 @@ pub(crate) async fn serve(
             _ = &mut closed => break,
         };
         let seat = Arc::new(seats.enter(from));
-        let sitting = Sitting { pages: pages.clone(), from, seat: seat.clone(), patience };
+        let sitting = AdminConnection { pages: pages.clone(), from, seat: seat.clone(), timeouts };
         let service = service_fn(move |request| sitting.clone().answer(request));
-        let stream = TokioIo::new(Impatient::new(stream, patience.write));
+        let stream = TokioIo::new(WriteTimeout::new(stream, timeouts.write));
         let connection = http.serve_connection(stream, service).with_upgrades();
         let mut ending = ending.clone();
         tokio::spawn(async move {
@@ -110,19 +110,19 @@ async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
 
 /// A connection with its seat.
 #[derive(Clone)]
-struct Sitting {
+struct AdminConnection {
     pages: Router,
     from: SocketAddr,
     seat: Arc<Seat>,
-    patience: Patience,
+    timeouts: Timeouts,
 }
 
-impl Sitting {
+impl AdminConnection {
     async fn answer(
         self,
         request: Request<Incoming>,
     ) -> Result<Response<axum::body::Body>, Infallible> {
-        let Self { pages, from, seat, patience } = self;
+        let Self { pages, from, seat, timeouts } = self;
         if !seat.take(Kind::of(request.uri().path())) {
             let text = "as many requests are under way as may be\n";
             return Ok(last((StatusCode::SERVICE_UNAVAILABLE, text)));
@@ -134,14 +134,14 @@ impl Sitting {
             seat.wait();
         }
         let is_late = Arc::new(AtomicBool::new(false));
-        let deadline = Box::pin(sleep(patience.body));
+        let deadline = Box::pin(sleep(timeouts.body));
         let body = Timely { body, deadline, seat: seat.clone(), is_late: is_late.clone() };
         let mut request = Request::from_parts(head, body);
         request.extensions_mut().insert(ConnectInfo(from));
         let Ok(reply) = TowerToHyperService::new(pages).call(request).await;
         seat.wait();
         if is_late.load(Ordering::Relaxed) {
-            let text = format!("the body did not come within {} s\n", patience.body.as_secs());
+            let text = format!("the body did not come within {} s\n", timeouts.body.as_secs());
             return Ok(last((StatusCode::REQUEST_TIMEOUT, text)));
         }
         Ok(reply)
@@ -192,14 +192,14 @@ impl Body for Timely {
 }
 
 /// A connection on which a write fails that gets nowhere for too long.
-struct Impatient {
+struct WriteTimeout {
     stream: TcpStream,
     write_timeout: Duration,
     /// Runs while the kernel has no room.
     stalled: Option<Pin<Box<Sleep>>>,
 }
 
-impl Impatient {
+impl WriteTimeout {
     fn new(stream: TcpStream, write_timeout: Duration) -> Self {
         Self { stream, write_timeout, stalled: None }
     }
@@ -220,7 +220,7 @@ impl Impatient {
     }
 }
 
-impl AsyncRead for Impatient {
+impl AsyncRead for WriteTimeout {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -230,7 +230,7 @@ impl AsyncRead for Impatient {
     }
 }
 
-impl AsyncWrite for Impatient {
+impl AsyncWrite for WriteTimeout {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -311,10 +311,10 @@ mod tests {
             .route("/count", get(async move || counted.fetch_add(1, Ordering::Relaxed).to_string()))
             .route("/slow", post(slow))
             .route("/long", get(|| async { long }));
-        let patience =
-            Patience { body: Duration::from_millis(300), write: Duration::from_millis(300) };
+        let timeouts =
+            Timeouts { body: Duration::from_millis(300), write: Duration::from_millis(300) };
         let seats = Arc::new(Seats::default());
-        tokio::spawn(serve(listener, pages, seats.clone(), patience, closed));
+        tokio::spawn(serve(listener, pages, seats.clone(), timeouts, closed));
         Served { at, _close: close, release, seats }
     }
 
@@ -388,19 +388,19 @@ mod tests {
 
     #[tokio::test]
     async fn a_client_that_takes_something_has_its_time_again() {
-        const PATIENCE: Duration = Duration::from_millis(100);
+        const TIMEOUTS: Duration = Duration::from_millis(100);
         let served = serving().await;
         let stream = TcpStream::connect(served.at).await.unwrap();
-        let mut it = Impatient::new(stream, PATIENCE);
+        let mut it = WriteTimeout::new(stream, TIMEOUTS);
         let mut judge = async |written| {
             let mut written = Some(written);
             poll_fn(|context| Poll::Ready(it.judge(context, written.take().unwrap()))).await
         };
         assert!(judge(Poll::Pending).await.is_pending());
-        sleep(PATIENCE).await; // the very time that is tested
+        sleep(TIMEOUTS).await; // the very time that is tested
         assert!(matches!(judge(Poll::Ready(Ok(1))).await, Poll::Ready(Ok(1))));
         assert!(judge(Poll::Pending).await.is_pending(), "the time before does not count");
-        sleep(PATIENCE).await;
+        sleep(TIMEOUTS).await;
         let Poll::Ready(Err(error)) = judge(Poll::Pending).await else { panic!("still waits") };
         assert_eq!(error.kind(), ErrorKind::TimedOut);
     }

@@ -15,11 +15,11 @@ use tracing::{info, warn};
 
 use crate::server::StartError;
 use crate::server::control::process::ProcessState;
-use crate::server::control::service_manager::Manager;
+use crate::server::control::service_manager::ServiceManager;
 use crate::server::control::signals::Signals;
 use crate::server::log::OPERATOR;
 use crate::server::snapshots::Snapshots;
-use crate::server::sockets::handover::{Heir, Predecessor, Successor, Unrelieved};
+use crate::server::sockets::handover::{Predecessor, ServingSuccessor, Successor, TakeoverError};
 use crate::server::workers::WorkerExits;
 use crate::server::workers::datagram::Workers;
 use crate::server::workers::stream::Streams;
@@ -42,14 +42,14 @@ const ANSWERED_MAX: Duration = Duration::from_secs(2);
 const POLL: Duration = Duration::from_millis(2);
 
 /// Why serving ends.
-pub(crate) enum Reason {
+pub(crate) enum ShutdownReason {
     /// A signal or the API said so.
-    Told,
+    Requested,
     /// Likewise, while the workers rested in favour of a successor that has not accepted: nobody
     /// is served until this process has ended.
-    ToldAtRest,
+    RequestedAtRest,
     /// A successor serves.
-    Relieved(Heir),
+    TakenOver(ServingSuccessor),
 }
 
 /// Successors that could serve, as they say so.
@@ -73,22 +73,22 @@ pub(crate) struct Running {
 /// # Errors
 /// [`StartError`] where the predecessor serves on: this process must not, for neither would know
 /// what the other is told.
-pub(crate) async fn relieve(
+pub(crate) async fn take_over(
     predecessor: Predecessor,
     streams: &mut Streams,
 ) -> Result<Option<Predecessor>, StartError> {
-    let relieved = spawn_blocking(move || (predecessor.relieve(), predecessor)).await;
-    let Ok((relieved, predecessor)) = relieved else { return pending().await }; // it has panicked
-    let is_gone = match relieved {
+    let taken_over = spawn_blocking(move || (predecessor.take_over(), predecessor)).await;
+    let Ok((taken_over, predecessor)) = taken_over else { return pending().await }; // it has panicked
+    let is_gone = match taken_over {
         Ok(()) => false,
-        Err(Unrelieved::GoesOn(error)) => return Err(Unrelieved::into_start_error(&error)),
-        Err(Unrelieved::Gone(error)) => {
+        Err(TakeoverError::GoesOn(error)) => return Err(TakeoverError::into_start_error(&error)),
+        Err(TakeoverError::Gone(error)) => {
             warn!(target: OPERATOR, "the predecessor ended out of turn: {error}");
             true
         }
     };
     streams.release();
-    predecessor.tell_accepting();
+    predecessor.send_accepting();
     streams.own_unix();
     Ok((!is_gone).then_some(predecessor))
 }
@@ -101,18 +101,18 @@ pub(crate) async fn make_room(
     successor: Successor,
     running: (&Workers, &Streams),
     signals: &mut Signals,
-) -> Option<Reason> {
+) -> Option<ShutdownReason> {
     let mut stepping = pin!(step_aside(successor, running));
     tokio::select! {
-        stepped = &mut stepping => return stepped.ok().map(Reason::Relieved),
+        stepped = &mut stepping => return stepped.ok().map(ShutdownReason::TakenOver),
         () = signals.stop() => {}
         () = state.is_asked_to_stop() => {}
     }
     info!(target: OPERATOR, "told to stop while a successor takes over");
     Some(match timeout(FOLLOW_MAX, stepping).await {
-        Ok(Ok(heir)) => Reason::Relieved(heir),
-        Ok(Err(_)) => Reason::Told,
-        Err(_) => Reason::ToldAtRest,
+        Ok(Ok(successor)) => ShutdownReason::TakenOver(successor),
+        Ok(Err(_)) => ShutdownReason::Requested,
+        Err(_) => ShutdownReason::RequestedAtRest,
     })
 }
 
@@ -123,7 +123,7 @@ pub(crate) async fn make_room(
 async fn step_aside(
     successor: Successor,
     (workers, streams): (&Workers, &Streams),
-) -> Result<Heir, String> {
+) -> Result<ServingSuccessor, String> {
     workers.rest();
     streams.hold();
     let rested = async {
@@ -148,28 +148,28 @@ async fn step_aside(
 /// Ends everything in order.
 pub(crate) async fn wind_down(
     state: &Arc<ProcessState>,
-    outcome: Result<Reason, StartError>,
+    outcome: Result<ShutdownReason, StartError>,
     running: Running,
-    manager: &Manager,
+    manager: &ServiceManager,
     (signals, ended, successors): (&mut Signals, &mut WorkerExits, &mut Successors),
 ) -> Result<(), StartError> {
     state.stopping.store(true, Ordering::Relaxed);
     let drain = running.drain;
-    if !matches!(outcome, Ok(Reason::Relieved(_))) {
+    if !matches!(outcome, Ok(ShutdownReason::TakenOver(_))) {
         manager.stopping("stopping", drain + END_MAX);
     }
     if running.is_managed {
         running.streams.keep_listeners(); // the service manager has them for the next one
     }
     match outcome {
-        Ok(Reason::Relieved(heir)) => {
-            hand_on(state, running, heir, signals).await;
+        Ok(ShutdownReason::TakenOver(successor)) => {
+            hand_on(state, running, successor, signals).await;
             Ok(())
         }
-        Ok(Reason::Told) => {
+        Ok(ShutdownReason::Requested) => {
             let heard = (&mut *signals, ended, &mut *successors);
             match serve_on(state, &running, drain, heard).await {
-                Ok(Some(heir)) => hand_on(state, running, heir, signals).await,
+                Ok(Some(successor)) => hand_on(state, running, successor, signals).await,
                 Ok(None) => stop(state, running, successors).await,
                 Err(error) => {
                     stop(state, running, successors).await;
@@ -178,7 +178,7 @@ pub(crate) async fn wind_down(
             }
             Ok(())
         }
-        Ok(Reason::ToldAtRest) => {
+        Ok(ShutdownReason::RequestedAtRest) => {
             stop(state, running, successors).await;
             Ok(())
         }
@@ -196,7 +196,7 @@ async fn serve_on(
     running: &Running,
     drain: Duration,
     (signals, ended, successors): (&mut Signals, &mut WorkerExits, &mut Successors),
-) -> Result<Option<Heir>, StartError> {
+) -> Result<Option<ServingSuccessor>, StartError> {
     if drain.is_zero() {
         return Ok(None);
     }
@@ -217,7 +217,7 @@ async fn serve_on(
             Some(it) = successors.recv() => {
                 let running = (&running.workers, &running.streams);
                 match make_room(state, it, running, signals).await {
-                    Some(Reason::Relieved(heir)) => return Ok(Some(heir)),
+                    Some(ShutdownReason::TakenOver(successor)) => return Ok(Some(successor)),
                     Some(_) => return Ok(None),
                     None => {}
                 }
@@ -246,16 +246,21 @@ async fn stop(state: &Arc<ProcessState>, running: Running, successors: &mut Succ
         Some(it) = successors.recv() => {
             drop(close_admin);
             info!(target: OPERATOR, "a successor serves as soon as it has the right to");
-            let heir = it.leave();
+            let successor = it.leave();
             let _ = writing.await;
-            heir.tell_saved();
+            successor.send_saved();
         }
         _ = &mut writing => drop(close_admin),
     }
 }
 
 /// Leaves the sockets to a successor that serves: what was taken from them is answered.
-async fn hand_on(state: &Arc<ProcessState>, running: Running, heir: Heir, signals: &mut Signals) {
+async fn hand_on(
+    state: &Arc<ProcessState>,
+    running: Running,
+    successor: ServingSuccessor,
+    signals: &mut Signals,
+) {
     let Running { workers, mut streams, close_admin, drain, .. } = running;
     streams.leave(state.now_and(drain));
     state.close_board(); // their pages turn to the successor
@@ -272,7 +277,7 @@ async fn hand_on(state: &Arc<ProcessState>, running: Running, heir: Heir, signal
     // saved here as soon as the snapshots' lock is free.
     let last = state.clone();
     let _ = spawn_blocking(move || last.save_last()).await;
-    heir.tell_saved();
+    successor.send_saved();
     let closed = async {
         while streams.are_connected() {
             sleep(POLL * 10).await;

@@ -18,14 +18,14 @@ use crate::types::Family;
 const DENIED_S: u64 = 30;
 
 /// Who is denied, on all UDP sockets.
-pub(crate) struct Bouncer {
+pub(crate) struct KernelFilter {
     denied: Vec<(IpAddr, Now)>,
     /// What the sockets were told last; `None` before anything is known: a socket that was handed
     /// over may deny somebody.
     told: Option<Vec<IpAddr>>,
 }
 
-impl Bouncer {
+impl KernelFilter {
     /// Denies nobody.
     pub(crate) fn new() -> Self {
         Self { denied: Vec::new(), told: None }
@@ -94,25 +94,25 @@ mod tests {
             sender.send_to(b"denied?", deaf.local_addr().unwrap()).unwrap();
             deaf.recv(&mut [0; 16]).is_ok()
         };
-        let mut bouncer = Bouncer::new();
+        let mut kernel_filter = KernelFilter::new();
         let sockets = || std::iter::once((Family::V4, &deaf));
         // A predecessor's socket, which still denies somebody.
         filter::deny(&deaf, Family::V4, &[offender[0].0]).unwrap();
-        bouncer.tick(START, &[], sockets());
+        kernel_filter.tick(START, &[], sockets());
         assert!(hears());
-        bouncer.tick(START.plus_s(1), &offender, sockets());
-        assert_eq!((bouncer.denied(), hears()), (1, false));
-        bouncer.tick(START.plus_s(30), &[], sockets());
+        kernel_filter.tick(START.plus_s(1), &offender, sockets());
+        assert_eq!((kernel_filter.denied(), hears()), (1, false));
+        kernel_filter.tick(START.plus_s(30), &[], sockets());
         assert!(!hears());
-        bouncer.tick(START.plus_s(31), &[], sockets());
-        assert_eq!((bouncer.denied(), hears()), (0, true));
+        kernel_filter.tick(START.plus_s(31), &[], sockets());
+        assert_eq!((kernel_filter.denied(), hears()), (0, true));
     }
 
     #[test]
     fn no_more_are_denied_than_a_program_holds() {
         let offenders: Vec<_> = (0..200).map(|it| (IpAddr::from([8, 8, 8, it]), 9)).collect();
-        let mut bouncer = Bouncer::new();
-        bouncer.tick(START, &offenders, std::iter::empty());
-        assert_eq!(bouncer.denied(), SOURCES_MAX);
+        let mut kernel_filter = KernelFilter::new();
+        kernel_filter.tick(START, &offenders, std::iter::empty());
+        assert_eq!(kernel_filter.denied(), SOURCES_MAX);
     }
 }

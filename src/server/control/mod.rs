@@ -31,15 +31,15 @@ use crate::server::metrics::exporter::Exporter;
 use crate::server::options;
 use crate::server::snapshots::Contents;
 use crate::server::sockets::handover::{self, Offer, Predecessor, Successor};
-use crate::server::sockets::inherited::Estate;
+use crate::server::sockets::inherited::OwnedSockets;
 use crate::server::workers::WorkerExits;
 use crate::server::workers::datagram::Workers;
 use crate::server::workers::stream::Streams;
 use crate::sys::serving_lock::ServingLock;
-use drain::{Reason, Running, Successors};
+use drain::{Running, ShutdownReason, Successors};
 use process::ProcessState;
 use reload::{ReloadJob, ReloadQueue, Reloader};
-use service_manager::Manager;
+use service_manager::ServiceManager;
 use signals::Signals;
 
 /// How often to look whether all workers have gone round for the first time.
@@ -65,23 +65,23 @@ pub(crate) struct Control {
     pub(crate) admin: TcpListener,
     /// Written to standard output once everything answers.
     pub(crate) ready_line: String,
-    pub(crate) manager: Manager,
+    pub(crate) manager: ServiceManager,
     /// Serves until this process does.
     pub(crate) predecessor: Option<Predecessor>,
     /// All sockets, to pass on.
-    pub(crate) estate: Arc<Estate>,
+    pub(crate) owned: Arc<OwnedSockets>,
     /// How datagrams are moved.
     pub(crate) backend: &'static str,
 }
 
 /// What comes before anything that takes time: from here on, a signal waits until it is served
 /// instead of killing the process.
-pub(crate) struct Base {
+pub(crate) struct ControlRuntime {
     runtime: Runtime,
     signals: Signals,
 }
 
-impl Base {
+impl ControlRuntime {
     /// Starts to listen for signals.
     pub(crate) fn new() -> Result<Self, StartError> {
         // Threads for what blocks stay: there is one before anybody serves, and where no other can
@@ -102,7 +102,7 @@ impl Base {
 }
 
 /// Serves until a signal or a failure ends it. Blocks.
-pub(crate) fn run(base: Base, control: Control) -> Result<(), StartError> {
+pub(crate) fn run(base: ControlRuntime, control: Control) -> Result<(), StartError> {
     let outcome = base.runtime.block_on(serve(control, base.signals));
     // All that matters has ended; a disk that hangs, or a predecessor, must not be waited for.
     base.runtime.shutdown_timeout(LAST_PAGES_MAX);
@@ -111,7 +111,7 @@ pub(crate) fn run(base: Base, control: Control) -> Result<(), StartError> {
 
 async fn serve(control: Control, mut signals: Signals) -> Result<(), StartError> {
     let Control { workers, mut streams, mut ended, exporter, reloader, admin, .. } = control;
-    let Control { ready_line, manager, predecessor, estate, backend, .. } = control;
+    let Control { ready_line, manager, predecessor, owned, backend, .. } = control;
     let context = reloader.context.clone();
     let state =
         Arc::new(ProcessState::new(context.clone(), exporter, (&workers, &streams), backend));
@@ -123,12 +123,12 @@ async fn serve(control: Control, mut signals: Signals) -> Result<(), StartError>
         .map_err(|error| StartError::lacking("cannot start a thread", &error))?;
     context.snapshots.start(Contents {
         store: context.store.clone(),
-        access: context.office.access().clone(),
+        access: context.access_manager.access().clone(),
         memory: context.memory.clone(),
         options: context.options.clone(),
         clock: context.clock,
     })?;
-    let (has_predecessor, mut relieved) = (predecessor.is_some(), None);
+    let (has_predecessor, mut taken_over) = (predecessor.is_some(), None);
     let lock = predecessor.as_ref().map(Predecessor::lock);
     let _held = lock.clone(); // until the end of this function, whatever else has it
     tokio::select! {
@@ -138,23 +138,23 @@ async fn serve(control: Control, mut signals: Signals) -> Result<(), StartError>
         prepared = prepare(&workers, &streams, &mut ended) => prepared?,
     }
     if let Some(predecessor) = predecessor {
-        relieved = match succeed(&state, predecessor, &mut streams, &mut signals).await? {
-            Succession::Serves(relieved) => relieved,
+        taken_over = match succeed(&state, predecessor, &mut streams, &mut signals).await? {
+            Succession::Serves(taken_over) => taken_over,
             Succession::Ends => return Ok(()),
         };
     }
     // Everybody else has gone. From here on nothing ends this process that is not its end.
     let (close_admin, closed) = oneshot::channel::<()>();
-    let (seats, patience) = (state.seats.clone(), admin_listener::PATIENCE);
-    let admin = tokio::spawn(admin_listener::serve(listener, pages, seats, patience, closed));
+    let (seats, timeouts) = (state.seats.clone(), admin_listener::TIMEOUTS);
+    let admin = tokio::spawn(admin_listener::serve(listener, pages, seats, timeouts, closed));
     state.renew_pages();
     state.started.store(true, Ordering::Relaxed);
     let (successors, mut successor) = mpsc::unbounded_channel();
-    let (keep, is_managed) = (streams.keeper(), estate.is_managed());
-    let offer = offer(&state, handover_path, (estate, keep), (successors, lock));
+    let (keep, is_managed) = (streams.keeper(), owned.is_managed());
+    let offer = offer(&state, handover_path, (owned, keep), (successors, lock));
     announce_ready(&ready_line);
     manager.ready(&ready_line);
-    drain::await_saved(relieved, context.snapshots.clone());
+    drain::await_saved(taken_over, context.snapshots.clone());
     feed_watchdog(&state, &manager);
     let heard = (&mut ended, &mut successor, &mut signals);
     let outcome = watch(&state, (&workers, &streams), heard, &mut reloads, &manager).await;
@@ -193,17 +193,17 @@ async fn succeed(
     streams: &mut Streams,
     signals: &mut Signals,
 ) -> Result<Succession, StartError> {
-    let mut relief = pin!(drain::relieve(predecessor, streams));
+    let mut relief = pin!(drain::take_over(predecessor, streams));
     tokio::select! {
-        relieved = &mut relief => return Ok(Succession::Serves(relieved?)),
+        taken_over = &mut relief => return Ok(Succession::Serves(taken_over?)),
         () = signals.stop() => {}
     }
     // The predecessor is about to leave. If it does, this one has all to end in order.
     info!(target: OPERATOR, "told to stop: as soon as the predecessor has left");
     match timeout(RELIEF_MAX, relief).await {
-        Ok(relieved) => {
+        Ok(taken_over) => {
             state.asked_to_stop.notify_one();
-            Ok(Succession::Serves(relieved?))
+            Ok(Succession::Serves(taken_over?))
         }
         Err(_) => {
             warn!(target: OPERATOR, "the predecessor has not said that it leaves: see its log");
@@ -216,10 +216,10 @@ async fn succeed(
 fn offer(
     state: &Arc<ProcessState>,
     handover_path: Result<PathBuf, String>,
-    (estate, keep): (Arc<Estate>, impl Fn() + Send + 'static),
+    (owned, keep): (Arc<OwnedSockets>, impl Fn() + Send + 'static),
     (successors, lock): (mpsc::UnboundedSender<Successor>, Option<Arc<ServingLock>>),
 ) -> Option<Offer> {
-    let (office, offering) = (state.context.office.clone(), state.clone());
+    let (access_manager, offering) = (state.context.access_manager.clone(), state.clone());
     let prepare = Box::new(move || {
         if offering.stopping.load(Ordering::Relaxed) {
             return Err("it is stopping: wait for its end, then start without --take-over".into());
@@ -233,7 +233,7 @@ fn offer(
     let made = handover_path.and_then(|path| {
         let make = || {
             let lock = lock.map_or_else(|| ServingLock::new().map(Arc::new), Ok)?;
-            let own = handover::Own { estate, lock, office, prepare, successors };
+            let own = handover::Own { owned, lock, access_manager, prepare, successors };
             Offer::make(&path, own, has_predecessor)
         };
         make().map_err(|error| format!("cannot listen on {}: {error}", path.display()))
@@ -245,7 +245,7 @@ fn offer(
 }
 
 /// Tells the service manager that this process lives, for as long as every worker goes round.
-fn feed_watchdog(state: &Arc<ProcessState>, manager: &Manager) {
+fn feed_watchdog(state: &Arc<ProcessState>, manager: &ServiceManager) {
     let Some((every, feed)) = manager.watchdog() else { return };
     let state = state.clone();
     tokio::spawn(async move {
@@ -294,8 +294,8 @@ async fn watch(
     running: (&Workers, &Streams),
     (ended, successor, signals): Heard<'_>,
     reloads: &mut ReloadQueue,
-    manager: &Manager,
-) -> Result<Reason, StartError> {
+    manager: &ServiceManager,
+) -> Result<ShutdownReason, StartError> {
     let mut second = interval(Duration::from_secs(1));
     second.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut minute = interval(Duration::from_secs(60));
@@ -333,5 +333,5 @@ async fn watch(
             Some(end) = ended.recv() => return Err(end.into()),
         }
     }
-    Ok(Reason::Told)
+    Ok(ShutdownReason::Requested)
 }

@@ -8,14 +8,14 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tracing::warn;
 
-use crate::access_store::{Office, Trouble};
+use crate::access_store::{AccessError, AccessManager};
 use crate::admin::live::Board;
 use crate::admin::{Process, Token};
 use crate::frontend::stats::{Pages, Stats};
 use crate::metrics::{StreamCounters, WorkerCounters};
 use crate::server::context::AppContext;
 use crate::server::control::admin_seats::Seats;
-use crate::server::control::kernel_filter::Bouncer;
+use crate::server::control::kernel_filter::KernelFilter;
 use crate::server::log::OPERATOR;
 use crate::server::metrics::exporter::Exporter;
 use crate::server::metrics::statistics::{Counters, Found, Statistics};
@@ -44,7 +44,7 @@ pub(crate) struct ProcessState {
     pub(crate) asked_to_stop: Notify,
     /// When it was last said that clients' addresses do not reach us.
     warned_of_sources: Mutex<Option<Now>>,
-    bouncer: Mutex<Bouncer>,
+    kernel_filter: Mutex<KernelFilter>,
     /// Datagrams that the kernel had dropped when it was last said.
     drops_told: AtomicU64,
     pub(crate) statistics: Statistics,
@@ -69,7 +69,7 @@ impl ProcessState {
             stopping: AtomicBool::new(false),
             asked_to_stop: Notify::new(),
             warned_of_sources: Mutex::new(None),
-            bouncer: Mutex::new(Bouncer::new()),
+            kernel_filter: Mutex::new(KernelFilter::new()),
             drops_told: AtomicU64::new(0),
             seats: Arc::default(),
             statistics: Statistics::new(Counters {
@@ -110,7 +110,7 @@ impl ProcessState {
 
     /// Puts up what the statistics page shows.
     fn show_figures(&self, socket_drops: u64) {
-        let denied = self.bouncer.lock().unwrap_or_else(PoisonError::into_inner).denied();
+        let denied = self.kernel_filter.lock().unwrap_or_else(PoisonError::into_inner).denied();
         let state = self.ready().err().unwrap_or_else(|| "serving".into());
         let is_watched = self.statistics.board.viewers() > 0;
         let totals = self.context.store.totals();
@@ -165,9 +165,9 @@ impl ProcessState {
         self.context.snapshots.stop(STALLED_MAX);
     }
 
-    fn write_down(&self) -> Result<(), Trouble> {
+    fn write_down(&self) -> Result<(), AccessError> {
         let age_s_max = self.context.options.load().tracker.peer_age_s_max;
-        self.context.office.flush(self.context.clock.now(), age_s_max)
+        self.context.access_manager.flush(self.context.clock.now(), age_s_max)
     }
 
     /// Brings the figures up to date, once a second. Takes and returns the drops seen so far.
@@ -184,8 +184,8 @@ impl ProcessState {
         let options = self.context.options.load();
         exporter.update_load(self.context.load.ratio(), &options.tracker, anomaly);
         self.warn_of(anomaly, now);
-        exporter.update_access(&self.context.office);
-        let denied = self.bounce(&exporter, now);
+        exporter.update_access(&self.context.access_manager);
+        let denied = self.deny_offenders(&exporter, now);
         exporter.update_snapshots(&self.context.snapshots.figures);
         exporter.update_viewers(&self.statistics.board, self.seats.closed());
         let drops = exporter.socket_drops();
@@ -209,17 +209,17 @@ impl ProcessState {
 
     /// Denies the worst offenders in the kernel, if that is asked for; says how many are denied, or
     /// were until now.
-    fn bounce(&self, exporter: &Exporter, now: Now) -> usize {
+    fn deny_offenders(&self, exporter: &Exporter, now: Now) -> usize {
         let limits = self.context.options.load().limits.clone();
         let rate = limits.kernel_deny_rate;
         let is_wanted = rate > 0 && limits.enabled && !limits.dry_run;
         let offenders =
             if is_wanted { self.context.limiter.heavy_hitters(now, rate) } else { Vec::new() };
-        let mut bouncer = self.bouncer.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = bouncer.denied();
-        bouncer.tick(now, &offenders, exporter.sockets());
-        exporter.update_denied(bouncer.denied());
-        bouncer.denied().max(before)
+        let mut kernel_filter = self.kernel_filter.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = kernel_filter.denied();
+        kernel_filter.tick(now, &offenders, exporter.sockets());
+        exporter.update_denied(kernel_filter.denied());
+        kernel_filter.denied().max(before)
     }
 
     /// Says now and then that clients' addresses do not reach us.
@@ -265,7 +265,7 @@ impl Process for ProcessState {
         let mut exporter = self.exporter.lock().unwrap_or_else(PoisonError::into_inner);
         exporter.update(&self.context.store.totals());
         self.update_memory(&exporter);
-        exporter.update_access(&self.context.office);
+        exporter.update_access(&self.context.access_manager);
         exporter.update_heartbeats(self.context.clock.elapsed_ns_at(self.now()));
         exporter.update_snapshots(&self.context.snapshots.figures);
         exporter.update_viewers(&self.statistics.board, self.seats.closed());
@@ -305,8 +305,8 @@ impl Process for ProcessState {
         Listing::new(self.context.store.clone())
     }
 
-    fn office(&self) -> Arc<Office> {
-        self.context.office.clone()
+    fn access_manager(&self) -> Arc<AccessManager> {
+        self.context.access_manager.clone()
     }
 
     fn now(&self) -> Now {
@@ -317,10 +317,10 @@ impl Process for ProcessState {
         self.context.options.load().token.clone()
     }
 
-    fn save(&self) -> Result<(), Trouble> {
+    fn save(&self) -> Result<(), AccessError> {
         // Neither waits for the other's trouble to end.
         let written = self.write_down();
-        self.context.snapshots.save().map_err(Trouble::Snapshot).and(written)
+        self.context.snapshots.save().map_err(AccessError::Snapshot).and(written)
     }
 
     fn shut_down(&self) {

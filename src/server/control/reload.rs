@@ -13,20 +13,20 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tracing::{error, info, warn};
 
 use crate::access::lists::Name;
-use crate::access_store::Who;
+use crate::access_store::Actor;
 use crate::config::{Config, Difference, Source};
 use crate::server::confine::Confinement;
 use crate::server::context::AppContext;
 use crate::server::log::{LevelHandle, OPERATOR};
 use crate::server::options;
-use crate::server::state_directory::{KeyError, Loaded};
+use crate::server::state_directory::{KeyError, LoadedKeys};
 use crate::server::tls::Tls;
 
 /// What is needed to reload, and what is in force.
 pub(crate) struct Reloader {
     pub(crate) source: Source,
     pub(crate) config: Config,
-    pub(crate) keys: Loaded,
+    pub(crate) keys: LoadedKeys,
     pub(crate) level: LevelHandle,
     pub(crate) context: AppContext,
     pub(crate) tls: Option<Tls>,
@@ -163,30 +163,30 @@ impl Reloader {
 
     /// The keys by these settings. Those in force stay where the user that this process has become
     /// may not read them any more: that is no reason to leave all else as it was.
-    fn keys(&self, config: &Config) -> Result<Loaded, KeyError> {
+    fn keys(&self, config: &Config) -> Result<LoadedKeys, KeyError> {
         match options::keys(config) {
             Err(error) if error.is_denied() => {
                 warn!(target: OPERATOR, "the connection-id keys stay as they were: {error}");
-                Ok(Loaded { warning: None, ..self.keys.clone() })
+                Ok(LoadedKeys { warning: None, ..self.keys.clone() })
             }
             loaded => loaded,
         }
     }
 
     /// Reads the access lists again; says whether any has changed. One that cannot be read stays as
-    /// it was, which the office says in the log.
+    /// it was, which the access manager says in the log.
     fn renew_lists(&self, config: &Config) -> bool {
-        let office = &self.context.office;
-        office.set_options(&options::access(config));
-        let before = office.access().lists();
-        let _ = office.reload(Who::Reload);
-        let after = office.access().lists();
+        let access_manager = &self.context.access_manager;
+        access_manager.set_options(&options::access(config));
+        let before = access_manager.access().lists();
+        let _ = access_manager.reload(Actor::Reload);
+        let after = access_manager.access().lists();
         Name::ALL.iter().any(|it| !after.get(*it).is_same(before.get(*it)))
     }
 
     /// Takes new keys, to be put in force; returns whether they are new. Keys that are made up now
     /// never replace others: they would only turn clients away.
-    fn renew_keys(&mut self, keys: Loaded) -> bool {
+    fn renew_keys(&mut self, keys: LoadedKeys) -> bool {
         if let Some(warning) = keys.warning.as_ref().filter(|_| !keys.made_up) {
             warn!(target: OPERATOR, "{warning}");
         }

@@ -10,7 +10,7 @@ use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::time::Duration;
 use std::{ffi::OsStr, io};
 
-use crate::server::sockets::inherited::Estate;
+use crate::server::sockets::inherited::OwnedSockets;
 use crate::sys::clock::monotonic_us;
 use crate::sys::descriptors;
 
@@ -19,13 +19,13 @@ const PATIENCE: Duration = Duration::from_secs(1);
 
 /// The service manager, if it listens.
 #[derive(Debug, Default)]
-pub(crate) struct Manager {
+pub(crate) struct ServiceManager {
     socket: Option<UnixDatagram>,
     /// Within what time it wants a sign of life.
     watchdog: Option<Duration>,
 }
 
-impl Manager {
+impl ServiceManager {
     /// The one that started this process.
     pub(crate) fn of_process() -> Self {
         let Some(address) = std::env::var_os("NOTIFY_SOCKET").filter(|it| !it.is_empty()) else {
@@ -84,12 +84,12 @@ impl Manager {
     }
 
     /// Gives it all sockets to keep, and takes back those of these names.
-    pub(crate) fn keep(&self, estate: &Estate, gone: &[String]) {
+    pub(crate) fn keep(&self, owned: &OwnedSockets, gone: &[String]) {
         for name in gone {
             self.say(&format!("FDSTOREREMOVE=1\nFDNAME={name}"));
         }
         if self.is_there() {
-            for (name, socket) in estate.named() {
+            for (name, socket) in owned.named() {
                 // One that is there already is kept once, under its first name. No poll: the
                 // manager would throw a socket away that is in error, as a UDP socket may be.
                 self.send(&format!("FDSTORE=1\nFDPOLL=0\nFDNAME={name}"), &[socket]);
@@ -137,14 +137,16 @@ mod tests {
             (UnixDatagram::bind_addr(&by_name).unwrap(), name.into()),
         ];
         for (socket, address) in sockets {
-            let manager =
-                Manager { socket: Some(connect(&address).unwrap()), ..Manager::default() };
+            let manager = ServiceManager {
+                socket: Some(connect(&address).unwrap()),
+                ..ServiceManager::default()
+            };
             manager.stopping("so it is", Duration::from_millis(2));
             let mut buffer = [0; 256];
             let bytes = socket.recv(&mut buffer).unwrap();
             let said = "STOPPING=1\nSTATUS=so it is\nEXTEND_TIMEOUT_USEC=2000";
             assert_eq!(&buffer[..bytes], said.as_bytes());
         }
-        Manager::default().alive();
+        ServiceManager::default().alive();
     }
 }

@@ -103,7 +103,7 @@ impl Statistics {
             },
             limited_sources: offenders as u64,
             denied_sources: found.denied as u64,
-            access: match context.office.access().mode() {
+            access: match context.access_manager.access().mode() {
                 Mode::Open => "any torrent",
                 Mode::Registered => "registered torrents",
                 Mode::Private => "registered torrents, by passkey",

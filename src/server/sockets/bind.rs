@@ -8,8 +8,8 @@ use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 
 use crate::server::StartError;
-use crate::server::sockets::bind_retry::Patience;
-use crate::server::sockets::inherited::{Inheritance, Kind};
+use crate::server::sockets::bind_retry::BindRetry;
+use crate::server::sockets::inherited::{InheritedSockets, Kind};
 use crate::server::sockets::listeners::{self, Bound};
 use crate::sys::socket::{BoundUdp, UdpOptions, adopt_udp, bind_udp, steer};
 
@@ -44,20 +44,21 @@ pub(crate) fn bind(
     addresses: &[SocketAddr],
     cpus: &[Option<usize>],
     receive_buffer_bytes: usize,
-    inheritance: &mut Inheritance,
-    patience: &mut Patience,
+    inherited_sockets: &mut InheritedSockets,
+    retry: &mut BindRetry,
 ) -> Result<Sockets, StartError> {
     let shares: Vec<_> =
-        addresses.iter().map(|it| (*it, inheritance.take(Kind::Udp, *it))).collect();
-    let usable = usable(&shares, inheritance, patience)?;
+        addresses.iter().map(|it| (*it, inherited_sockets.take(Kind::Udp, *it))).collect();
+    let usable = usable(&shares, inherited_sockets, retry)?;
     let mut sockets = Sockets {
         by_worker: cpus.iter().map(|_| Vec::with_capacity(usable.len())).collect(),
         addresses: Vec::with_capacity(usable.len()),
     };
     for (address, inherited) in shares.into_iter().filter(|it| usable.contains(&it.0)) {
-        let is_ours = inheritance.has_port(address.port()) || overlaps(address, &sockets.addresses);
+        let is_ours =
+            inherited_sockets.has_port(address.port()) || overlaps(address, &sockets.addresses);
         let share = (address, is_ours, inherited);
-        let group = bind_group(share, cpus.len(), receive_buffer_bytes, patience)?;
+        let group = bind_group(share, cpus.len(), receive_buffer_bytes, retry)?;
         let order: Vec<_> = group.iter().collect();
         if let Err(error) = steer(&order, cpus) {
             tracing::warn!(%error, "datagrams change cores: the kernel does not let us steer them");
@@ -80,7 +81,7 @@ fn bind_group(
     (mut at, is_ours, inherited): (SocketAddr, bool, Vec<OwnedFd>),
     workers: usize,
     receive_buffer_bytes: usize,
-    patience: &mut Patience,
+    retry: &mut BindRetry,
 ) -> Result<Vec<BoundUdp>, StartError> {
     let options = UdpOptions { reuse_port: true, receive_buffer_bytes };
     let alone = UdpOptions { reuse_port: false, receive_buffer_bytes };
@@ -94,7 +95,7 @@ fn bind_group(
     }
     while group.len() < workers {
         let bound = if group.is_empty() && !is_ours {
-            let first = patience.bind(|| format!("udp {at}"), || bind_udp(at, &alone));
+            let first = retry.bind(|| format!("udp {at}"), || bind_udp(at, &alone));
             first.and_then(|it| it.share().map(|()| it))
         } else {
             bind_udp(at, &options)
@@ -125,20 +126,20 @@ pub(crate) fn bind_both(
     addresses: &[SocketAddr],
     cpus: &[Option<usize>],
     receive_buffer_bytes: usize,
-    inheritance: &mut Inheritance,
-    patience: &mut Patience,
+    inherited_sockets: &mut InheritedSockets,
+    retry: &mut BindRetry,
 ) -> Result<(Sockets, Vec<Bound>), StartError> {
-    let chosen = addresses.iter().any(|it| it.port() == 0) && inheritance.is_empty();
+    let chosen = addresses.iter().any(|it| it.port() == 0) && inherited_sockets.is_empty();
     let mut tries = if chosen { PORT_TRIES } else { 1 };
     // In place of a port that the kernel chose, another one is to be had at once.
     let is_chosen = |at: &SocketAddr| chosen && !addresses.contains(at);
-    let mut none = Patience::none();
+    let mut none = BindRetry::none();
     loop {
-        let sockets = bind(addresses, cpus, receive_buffer_bytes, inheritance, patience)?;
+        let sockets = bind(addresses, cpus, receive_buffer_bytes, inherited_sockets, retry)?;
         tries -= 1;
         let bind = |at, is_ours| {
-            let patience = if is_chosen(&at) { &mut none } else { &mut *patience };
-            listeners::bind(at, cpus.len(), Kind::Tcp, is_ours, inheritance, patience)
+            let retry = if is_chosen(&at) { &mut none } else { &mut *retry };
+            listeners::bind(at, cpus.len(), Kind::Tcp, is_ours, inherited_sockets, retry)
         };
         match bind_tcp(&sockets.addresses, bind) {
             Ok(listeners) => return Ok((sockets, listeners)),
@@ -154,10 +155,10 @@ pub(crate) fn bind_streams(
     addresses: &[SocketAddr],
     workers: usize,
     kind: Kind,
-    inheritance: &mut Inheritance,
-    patience: &mut Patience,
+    inherited_sockets: &mut InheritedSockets,
+    retry: &mut BindRetry,
 ) -> Result<Vec<Bound>, StartError> {
-    let bind = |at, is_ours| listeners::bind(at, workers, kind, is_ours, inheritance, patience);
+    let bind = |at, is_ours| listeners::bind(at, workers, kind, is_ours, inherited_sockets, retry);
     bind_tcp(addresses, bind).map_err(|(at, error)| StartError::listening("tcp", at, &error))
 }
 
@@ -209,17 +210,17 @@ fn left_out<T>(
 /// datagrams.
 fn usable(
     shares: &[(SocketAddr, Vec<OwnedFd>)],
-    inheritance: &Inheritance,
-    patience: &mut Patience,
+    inherited_sockets: &InheritedSockets,
+    retry: &mut BindRetry,
 ) -> Result<Vec<SocketAddr>, StartError> {
     let options = UdpOptions { reuse_port: false, receive_buffer_bytes: 1 << 16 };
     let mut usable = Vec::with_capacity(shares.len());
     let mut missing = None;
     for (address, inherited) in shares {
         let address = *address;
-        let is_ours = !inherited.is_empty() || inheritance.has_port(address.port());
+        let is_ours = !inherited.is_empty() || inherited_sockets.has_port(address.port());
         let mut alone =
-            || patience.bind(|| format!("udp {address}"), || bind_udp(address, &options).map(drop));
+            || retry.bind(|| format!("udp {address}"), || bind_udp(address, &options).map(drop));
         match if is_ours { Ok(()) } else { alone() } {
             Ok(()) => usable.push(address),
             Err(error) if lacks_family(address, &error) => missing = Some((address, error)),
@@ -264,19 +265,25 @@ mod tests {
     }
 
     fn bind_new(addresses: &[SocketAddr], cpus: &[Option<usize>]) -> Result<Sockets, StartError> {
-        bind(addresses, cpus, 1 << 16, &mut Inheritance::default(), &mut Patience::none())
+        bind(addresses, cpus, 1 << 16, &mut InheritedSockets::default(), &mut BindRetry::none())
     }
 
     fn bind_both_new(
         addresses: &[SocketAddr],
         cpus: &[Option<usize>],
     ) -> Result<(Sockets, Vec<Bound>), StartError> {
-        bind_both(addresses, cpus, 1 << 16, &mut Inheritance::default(), &mut Patience::none())
+        bind_both(
+            addresses,
+            cpus,
+            1 << 16,
+            &mut InheritedSockets::default(),
+            &mut BindRetry::none(),
+        )
     }
 
     /// All sockets and listeners of a tracker as its successor gets them.
-    fn passed_on(sockets: &Sockets, listeners: &[Bound]) -> Inheritance {
-        let mut given = Inheritance::default();
+    fn passed_on(sockets: &Sockets, listeners: &[Bound]) -> InheritedSockets {
+        let mut given = InheritedSockets::default();
         let mut add = |kind, address, index, socket: OwnedFd| {
             let (kind, place) = (Some(kind), Place::At(address));
             let is_managed = false;
@@ -306,7 +313,7 @@ mod tests {
         for workers in [1, 2, 3, 5] {
             let mut given = passed_on(&first, &listeners);
             let cpus = vec![None; workers];
-            let none = &mut Patience::none();
+            let none = &mut BindRetry::none();
             let (sockets, again) = bind_both(&asked, &cpus, 1 << 16, &mut given, none).unwrap();
             assert!(given.is_empty() && sockets.addresses == first.addresses);
             for &address in &first.addresses {
@@ -325,7 +332,7 @@ mod tests {
         let (first, listeners) = bind_both_new(&[at("127.0.0.1:0")], &[None; 2]).unwrap();
         let mut given = passed_on(&first, &listeners);
         let asked = [at("127.0.0.4:0")];
-        let none = &mut Patience::none();
+        let none = &mut BindRetry::none();
         let (sockets, _) = bind_both(&asked, &[None; 2], 1 << 16, &mut given, none).unwrap();
         assert_eq!(sockets.addresses[0].ip(), asked[0].ip());
         let (left, _) = given.close();
@@ -356,7 +363,7 @@ mod tests {
             let (first, listeners) = bind_both_new(&[at("127.0.0.1:0")], &[None; 2])?;
             let mut given = passed_on(&first, &listeners);
             let asked = [first.addresses[0], wildcard(first.addresses[0].port())];
-            let none = &mut Patience::none();
+            let none = &mut BindRetry::none();
             let (sockets, _) = bind_both(&asked, &[None], 1 << 16, &mut given, none)?;
             assert_eq!(sockets.addresses, asked);
             Ok(())
@@ -390,11 +397,11 @@ mod tests {
     fn a_fixed_port_is_waited_for_beside_one_that_the_kernel_chooses() {
         let taken = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
         let asked = [at("127.0.0.2:0"), taken.local_addr().unwrap()];
-        let (mut inheritance, mut patience) = (Inheritance::default(), Patience::new());
-        let unused = format!("{patience:?}");
-        let bound = bind_both(&asked, &[None], 1 << 16, &mut inheritance, &mut patience);
+        let (mut inherited_sockets, mut retry) = (InheritedSockets::default(), BindRetry::new());
+        let unused = format!("{retry:?}");
+        let bound = bind_both(&asked, &[None], 1 << 16, &mut inherited_sockets, &mut retry);
         assert!(bound.is_err());
-        assert_ne!(format!("{patience:?}"), unused, "it has waited");
+        assert_ne!(format!("{retry:?}"), unused, "it has waited");
     }
 
     #[test]
@@ -428,8 +435,9 @@ mod tests {
             if at.is_ipv6() {
                 return Err(io::Error::from_raw_os_error(libc::EAFNOSUPPORT));
             }
-            let (mut inheritance, mut patience) = (Inheritance::default(), Patience::none());
-            listeners::bind(at, 1, Kind::Tcp, false, &mut inheritance, &mut patience)
+            let (mut inherited_sockets, mut retry) =
+                (InheritedSockets::default(), BindRetry::none());
+            listeners::bind(at, 1, Kind::Tcp, false, &mut inherited_sockets, &mut retry)
         };
         let served = bind_tcp(&[at("[::]:0"), at("127.0.0.1:0")], bind).unwrap();
         assert_eq!(served.len(), 1);

@@ -20,13 +20,13 @@ const TRY_EVERY: Duration = Duration::from_millis(5);
 
 /// What is left of a start's time for addresses that are in use.
 #[derive(Debug)]
-pub(crate) struct Patience {
+pub(crate) struct BindRetry {
     in_all: Duration,
     /// From the first address that was in use on.
     until: Option<Instant>,
 }
 
-impl Patience {
+impl BindRetry {
     /// All of it.
     pub(crate) fn new() -> Self {
         Self { in_all: IN_USE_MAX, until: None }
@@ -79,26 +79,26 @@ mod tests {
     fn what_is_freed_in_time_is_bound_and_other_errors_are_none_of_it() {
         let in_use = || Err::<u32, _>(io::ErrorKind::AddrInUse.into());
         let mut tries = 0;
-        let bound = Patience::new().bind(String::new, || {
+        let bound = BindRetry::new().bind(String::new, || {
             tries += 1;
             if tries < 3 { in_use() } else { Ok(7) }
         });
         assert_eq!((bound.unwrap(), tries), (7, 3));
         let mut tries = 0;
-        let denied = Patience::new().bind(String::new, || {
+        let denied = BindRetry::new().bind(String::new, || {
             tries += 1;
             Err::<(), _>(io::ErrorKind::PermissionDenied.into())
         });
         assert!(denied.is_err() && tries == 1);
-        assert!(Patience::none().bind(String::new, in_use).is_err());
+        assert!(BindRetry::none().bind(String::new, in_use).is_err());
     }
 
     #[test]
     fn time_is_shared_by_all_addresses() {
-        let mut patience = Patience { in_all: Duration::from_millis(20), until: None };
+        let mut retry = BindRetry { in_all: Duration::from_millis(20), until: None };
         let mut tries = [0; 2];
         for tries in &mut tries {
-            let bound = patience.bind(String::new, || {
+            let bound = retry.bind(String::new, || {
                 *tries += 1;
                 Err::<(), _>(io::ErrorKind::AddrInUse.into())
             });

@@ -39,10 +39,10 @@ use socket2::Socket;
 use tokio::sync::mpsc::UnboundedSender;
 use tracing::{info, warn};
 
-use crate::access_store::Office;
+use crate::access_store::AccessManager;
 use crate::server::StartError;
 use crate::server::log::OPERATOR;
-use crate::server::sockets::inherited::{Description, Estate, Inheritance, SOCKETS_MAX};
+use crate::server::sockets::inherited::{Description, InheritedSockets, OwnedSockets, SOCKETS_MAX};
 use crate::server::sockets::socket_file::SocketFile;
 use crate::sys::descriptors::{self, DESCRIPTORS_MAX};
 use crate::sys::identity::Identity;
@@ -114,14 +114,14 @@ enum Message {
 }
 
 /// One side of the conversation.
-struct Line(Socket);
+struct Channel(Socket);
 
-impl Line {
-    fn say(&self, message: &Message) -> io::Result<()> {
-        self.say_with(message, &[])
+impl Channel {
+    fn send(&self, message: &Message) -> io::Result<()> {
+        self.send_with(message, &[])
     }
 
-    fn say_with(
+    fn send_with(
         &self,
         message: &Message,
         sockets: &[std::os::fd::BorrowedFd<'_>],
@@ -135,8 +135,8 @@ impl Line {
 
     /// The next message, which has to come within `wait`.
     #[expect(clippy::disallowed_methods, reason = "this is the edge")]
-    fn hear(&self, wait: Duration) -> io::Result<(Message, Vec<std::os::fd::OwnedFd>)> {
-        descriptors::be_impatient(&self.0, wait)?;
+    fn receive(&self, wait: Duration) -> io::Result<(Message, Vec<std::os::fd::OwnedFd>)> {
+        descriptors::set_timeouts(&self.0, wait)?;
         let mut text = vec![0; MESSAGE_BYTES_MAX];
         let until = Instant::now() + wait;
         let received = loop {
@@ -172,20 +172,20 @@ impl Line {
 
 /// The running tracker, as its successor sees it.
 pub(crate) struct Predecessor {
-    line: Line,
+    peer: Channel,
     lock: Arc<ServingLock>,
 }
 
 /// Why a predecessor has not left in turn.
 #[derive(Debug)]
-pub(crate) enum Unrelieved {
+pub(crate) enum TakeoverError {
     /// It has ended, or will never serve again: this process has the right to.
     Gone(io::Error),
     /// It has the right to serve, or somebody else has.
     GoesOn(io::Error),
 }
 
-impl Unrelieved {
+impl TakeoverError {
     /// What ends a successor whose predecessor goes on.
     pub(crate) fn into_start_error(error: &io::Error) -> StartError {
         StartError::Failed(format!(
@@ -202,20 +202,20 @@ impl Predecessor {
     ///
     /// # Errors
     /// [`StartError`] with a remedy: nobody is there, it is somebody else's, or it says no.
-    pub(crate) fn ask(path: &Path, users: &[u32]) -> Result<(Self, Inheritance), StartError> {
+    pub(crate) fn ask(path: &Path, users: &[u32]) -> Result<(Self, InheritedSockets), StartError> {
         let failed = |error: &dyn std::fmt::Display, remedy: &str| {
             let path = path.display();
             StartError::Failed(format!("cannot take over by way of {path}: {error}; {remedy}"))
         };
         let connected = descriptors::connect(path).map_err(|it| failed(&it, remedy_of(&it)))?;
-        let line = Line(connected);
-        is_of(&line, users).map_err(|reason| {
+        let peer = Channel(connected);
+        is_of(&peer, users).map_err(|reason| {
             let remedy = "remedy: name another server.handover_socket in a folder that only the \
                           tracker's user may write to, or set server.user to that user";
             failed(&reason, remedy)
         })?;
-        let asked = line.receive_sockets().map_err(|it| failed(&it, remedy_of(&it)))?;
-        Ok((Self { line, lock: Arc::new(asked.0) }, asked.1))
+        let asked = peer.receive_sockets().map_err(|it| failed(&it, remedy_of(&it)))?;
+        Ok((Self { peer, lock: Arc::new(asked.0) }, asked.1))
     }
 
     /// What there is one of among all that hand on these sockets.
@@ -227,27 +227,27 @@ impl Predecessor {
     /// serve.
     ///
     /// # Errors
-    /// [`Unrelieved`]: where the other one has not said so, who has the right to serve.
-    pub(crate) fn relieve(&self) -> Result<(), Unrelieved> {
-        let said = self.line.say(&Message::Serving).and_then(|()| self.line.hear(LEAVE_MAX));
+    /// [`TakeoverError`]: where the other one has not said so, who has the right to serve.
+    pub(crate) fn take_over(&self) -> Result<(), TakeoverError> {
+        let said = self.peer.send(&Message::Serving).and_then(|()| self.peer.receive(LEAVE_MAX));
         let error = match said {
             Ok((Message::Left, _)) => None,
-            Ok(_) => Some(out_of_turn()),
+            Ok(_) => Some(unexpected_message()),
             Err(error) => Some(error),
         };
         // Whatever was said, or not: this decides.
         match (self.lock.take_within(LOCK_TRIES), error) {
             (true, None) => Ok(()),
-            (true, Some(error)) => Err(Unrelieved::Gone(error)),
-            (false, error) => Err(Unrelieved::GoesOn(
+            (true, Some(error)) => Err(TakeoverError::Gone(error)),
+            (false, error) => Err(TakeoverError::GoesOn(
                 error.unwrap_or_else(|| io::Error::other("another one serves by now")),
             )),
         }
     }
 
     /// Says that this process accepts. Whoever has gone need not know.
-    pub(crate) fn tell_accepting(&self) {
-        let _ = self.line.say(&Message::Accepting);
+    pub(crate) fn send_accepting(&self) {
+        let _ = self.peer.send(&Message::Accepting);
     }
 
     /// Waits until the other has written down all it knows.
@@ -255,21 +255,21 @@ impl Predecessor {
     /// # Errors
     /// Where it has gone without doing so.
     pub(crate) fn wait_until_saved(self) -> io::Result<()> {
-        match self.line.hear(SAVE_MAX)?.0 {
+        match self.peer.receive(SAVE_MAX)?.0 {
             Message::Saved => Ok(()),
-            _ => Err(out_of_turn()),
+            _ => Err(unexpected_message()),
         }
     }
 }
 
-impl Line {
-    fn receive_sockets(&self) -> io::Result<(ServingLock, Inheritance)> {
+impl Channel {
+    fn receive_sockets(&self) -> io::Result<(ServingLock, InheritedSockets)> {
         let version = env!("CARGO_PKG_VERSION").to_owned();
-        self.say(&Message::Ask { protocol: PROTOCOL, version })?;
-        let (mut lock, mut given) = (None, Inheritance::default());
+        self.send(&Message::Ask { protocol: PROTOCOL, version })?;
+        let (mut lock, mut given) = (None, InheritedSockets::default());
         let mut count = 0;
         loop {
-            let (message, mut descriptors) = self.hear(PROMPT)?;
+            let (message, mut descriptors) = self.receive(PROMPT)?;
             let (sockets, last) = match message {
                 Message::Sockets { sockets, last } => (sockets, last),
                 Message::Lock if lock.is_none() => {
@@ -279,15 +279,15 @@ impl Line {
                 Message::Refused { reason } => {
                     return Err(io::Error::other(format!("the running tracker says: {reason}")));
                 }
-                _ => return Err(out_of_turn()),
+                _ => return Err(unexpected_message()),
             };
             count += sockets.len();
             if sockets.len() != descriptors.len() || count > SOCKETS_MAX {
-                return Err(out_of_turn());
+                return Err(unexpected_message());
             }
             sockets.into_iter().zip(descriptors).for_each(|(it, fd)| given.receive(it, fd));
             if last {
-                return Ok((lock.ok_or_else(out_of_turn)?, given));
+                return Ok((lock.ok_or_else(unexpected_message)?, given));
             }
         }
     }
@@ -320,8 +320,8 @@ fn remedy_of(error: &io::Error) -> &'static str {
 }
 
 /// Whether the one that listens at the other end is one of `users`; otherwise why not.
-fn is_of(line: &Line, users: &[u32]) -> Result<(), String> {
-    let user = descriptors::peer_user(line.0.as_fd()).map_err(|error| error.to_string())?;
+fn is_of(peer: &Channel, users: &[u32]) -> Result<(), String> {
+    let user = descriptors::peer_user(peer.0.as_fd()).map_err(|error| error.to_string())?;
     if users.contains(&user) {
         return Ok(());
     }
@@ -334,20 +334,20 @@ pub(crate) fn trusted_users(configured: &str) -> Vec<u32> {
     [0, descriptors::own_user()].into_iter().chain(configured.map(|it| it.user())).collect()
 }
 
-fn out_of_turn() -> io::Error {
+fn unexpected_message() -> io::Error {
     io::Error::other("it said what nobody had asked")
 }
 
 /// A successor that could serve: this process is to rest, then to leave.
 pub(crate) struct Successor {
-    line: Line,
+    peer: Channel,
     lock: Arc<ServingLock>,
     /// Says that this process goes on; dropped where it leaves.
     goes_on: Sender<io::Error>,
 }
 
 /// A successor that serves: this process is to end.
-pub(crate) struct Heir(Line);
+pub(crate) struct ServingSuccessor(Channel);
 
 impl Successor {
     /// Gives up the right to serve, says so, and waits until the other one accepts. This process
@@ -355,17 +355,17 @@ impl Successor {
     ///
     /// # Errors
     /// Why this process has the right again: the other one has ended, or will never serve.
-    pub(crate) fn hand_over(self) -> Result<Heir, String> {
+    pub(crate) fn hand_over(self) -> Result<ServingSuccessor, String> {
         match self.is_followed() {
-            Ok(()) => Ok(Heir(self.line)),
+            Ok(()) => Ok(ServingSuccessor(self.peer)),
             Err(error) => Err(self.refuse(error)),
         }
     }
 
     /// Gives the other one up, before anything was handed over.
     pub(crate) fn refuse(self, error: io::Error) -> String {
-        let Self { line, goes_on, .. } = self;
-        drop(line);
+        let Self { peer, goes_on, .. } = self;
+        drop(peer);
         let told = error.to_string();
         let _ = goes_on.send(error); // the clerk waits for it
         told
@@ -373,7 +373,7 @@ impl Successor {
 
     fn is_followed(&self) -> io::Result<()> {
         self.lock.release()?;
-        let said = self.line.say(&Message::Left);
+        let said = self.peer.send(&Message::Left);
         let Err(error) = said.and_then(|()| self.accepts(ACCEPT_MAX)) else { return Ok(()) };
         if self.lock.take_within(LOCK_TRIES) {
             return Err(error);
@@ -387,7 +387,7 @@ impl Successor {
         );
         loop {
             let Err(error) = self.accepts(LOOK_EVERY) else { return Ok(()) };
-            if !self.line.is_open() {
+            if !self.peer.is_open() {
                 // Where the right is not to be had now, it has been passed on.
                 let is_free = self.lock.take_within(LOCK_TRIES);
                 return if is_free { Err(error) } else { Ok(()) };
@@ -400,27 +400,27 @@ impl Successor {
 
     /// Waits until the other one says that it accepts, and has not gone since.
     fn accepts(&self, wait: Duration) -> io::Result<()> {
-        match self.line.hear(wait)?.0 {
-            Message::Accepting if self.line.is_open() => Ok(()),
+        match self.peer.receive(wait)?.0 {
+            Message::Accepting if self.peer.is_open() => Ok(()),
             Message::Accepting => Err(io::Error::other("it has gone")),
-            _ => Err(out_of_turn()),
+            _ => Err(unexpected_message()),
         }
     }
 
     /// Gives up the right to serve for good, where this process ends and serves nobody any more.
-    pub(crate) fn leave(self) -> Heir {
-        let left = self.lock.release().and_then(|()| self.line.say(&Message::Left));
+    pub(crate) fn leave(self) -> ServingSuccessor {
+        let left = self.lock.release().and_then(|()| self.peer.send(&Message::Left));
         if let Err(error) = left {
             warn!(target: OPERATOR, "the successor has gone: {error}");
         }
-        Heir(self.line)
+        ServingSuccessor(self.peer)
     }
 }
 
-impl Heir {
+impl ServingSuccessor {
     /// Says that everything is written down.
-    pub(crate) fn tell_saved(&self) {
-        if let Err(error) = self.0.say(&Message::Saved) {
+    pub(crate) fn send_saved(&self) {
+        if let Err(error) = self.0.send(&Message::Saved) {
             warn!(target: OPERATOR, "the successor has gone: {error}");
         }
     }
@@ -440,8 +440,8 @@ impl Offer {
     pub(crate) fn make(path: &Path, own: Own, has_predecessor: bool) -> io::Result<Self> {
         let listen = if has_predecessor { SocketFile::replace } else { SocketFile::listen };
         let (file, listener) = listen(path)?;
-        let clerk = Clerk { listener, own };
-        std::thread::Builder::new().name("handover".into()).spawn(move || clerk.serve())?;
+        let server = HandoverServer { listener, own };
+        std::thread::Builder::new().name("handover".into()).spawn(move || server.serve())?;
         Ok(Self { _file: file })
     }
 }
@@ -449,11 +449,11 @@ impl Offer {
 /// What a tracker has that concerns a successor.
 pub(crate) struct Own {
     /// All sockets.
-    pub(crate) estate: Arc<Estate>,
+    pub(crate) owned: Arc<OwnedSockets>,
     /// The right to serve, which this process has.
     pub(crate) lock: Arc<ServingLock>,
     /// Registrations, whose database only one process may have open.
-    pub(crate) office: Arc<Office>,
+    pub(crate) access_manager: Arc<AccessManager>,
     /// Writes down what the database is to hold before it is lent, and sees that listeners are
     /// kept; or says why nothing is handed over now.
     pub(crate) prepare: Box<dyn Fn() -> Result<(), String> + Send>,
@@ -467,20 +467,20 @@ pub(crate) fn path(configured: &str, state: Result<PathBuf, String>) -> Result<P
 }
 
 /// Deals with those who ask, one after the other.
-struct Clerk {
+struct HandoverServer {
     listener: Socket,
     own: Own,
 }
 
-impl Clerk {
+impl HandoverServer {
     /// Until a successor has taken over, or the process ends.
     fn serve(self) {
         let mut is_lent = false;
         loop {
-            let line = match self.next(is_lent) {
-                Ok(socket) => Line(socket),
+            let peer = match self.next(is_lent) {
+                Ok(socket) => Channel(socket),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    is_lent = is_lent && self.own.office.take_back().is_err();
+                    is_lent = is_lent && self.own.access_manager.take_back().is_err();
                     continue;
                 }
                 Err(_) => {
@@ -488,24 +488,24 @@ impl Clerk {
                     continue;
                 }
             };
-            if let Err(reason) = may_ask(&line).and_then(|()| (self.own.prepare)()) {
+            if let Err(reason) = may_ask(&peer).and_then(|()| (self.own.prepare)()) {
                 warn!(target: OPERATOR, "not taken over: {reason}");
-                let _ = line.say(&Message::Refused { reason });
+                let _ = peer.send(&Message::Refused { reason });
                 continue;
             }
             info!(target: OPERATOR, "a successor has asked for the sockets");
-            let error = match self.prepare_successor(&line) {
+            let error = match self.prepare_successor(&peer) {
                 Ok(()) => {
                     let (goes_on, told) = channel();
                     let lock = self.own.lock.clone();
-                    let successor = Successor { line, lock, goes_on };
+                    let successor = Successor { peer, lock, goes_on };
                     // Neither where this process ends anyway.
                     let Ok(()) = self.own.successors.send(successor) else { return };
                     let Ok(error) = told.recv() else { return };
                     error
                 }
                 Err(error) => {
-                    drop(line);
+                    drop(peer);
                     error
                 }
             };
@@ -522,21 +522,21 @@ impl Clerk {
     }
 
     /// Gives copies of all sockets, and waits until the successor could serve with them.
-    fn prepare_successor(&self, line: &Line) -> io::Result<()> {
-        self.own.office.lend();
-        line.say_with(&Message::Lock, &[self.own.lock.as_fd()])?;
-        let all: Vec<_> = self.own.estate.all().collect();
+    fn prepare_successor(&self, peer: &Channel) -> io::Result<()> {
+        self.own.access_manager.lend();
+        peer.send_with(&Message::Lock, &[self.own.lock.as_fd()])?;
+        let all: Vec<_> = self.own.owned.all().collect();
         let count = all.len().div_ceil(SOCKETS_PER_MESSAGE);
         for (number, part) in (1..).zip(all.chunks(SOCKETS_PER_MESSAGE)) {
             let sockets = part.iter().map(|it| it.0.clone()).collect();
             let descriptors: Vec<_> = part.iter().map(|it| it.1).collect();
-            line.say_with(&Message::Sockets { sockets, last: number == count }, &descriptors)?;
+            peer.send_with(&Message::Sockets { sockets, last: number == count }, &descriptors)?;
         }
-        match line.hear(START_MAX)?.0 {
+        match peer.receive(START_MAX)?.0 {
             // What was said may have waited here for longer than who said it.
-            Message::Serving if line.is_open() => Ok(()),
+            Message::Serving if peer.is_open() => Ok(()),
             Message::Serving => Err(io::Error::other("it has gone")),
-            _ => Err(out_of_turn()),
+            _ => Err(unexpected_message()),
         }
     }
 
@@ -546,7 +546,7 @@ impl Clerk {
     fn take_back(&self) -> bool {
         let begun = Instant::now();
         loop {
-            match self.own.office.take_back() {
+            match self.own.access_manager.take_back() {
                 Ok(()) => return true,
                 Err(trouble) if begun.elapsed() > TAKE_BACK_MAX => {
                     warn!(target: OPERATOR, "registrations cannot be changed for now: {trouble}");
@@ -559,19 +559,19 @@ impl Clerk {
 }
 
 /// Whether the one at the other end may have the sockets; otherwise why not.
-fn may_ask(line: &Line) -> Result<(), String> {
-    let user = descriptors::peer_user(line.0.as_fd()).map_err(|error| error.to_string())?;
+fn may_ask(peer: &Channel) -> Result<(), String> {
+    let user = descriptors::peer_user(peer.0.as_fd()).map_err(|error| error.to_string())?;
     if user != 0 && user != descriptors::own_user() {
         return Err(format!("user {user} is neither this tracker's nor root"));
     }
-    descriptors::be_impatient(&line.0, PROMPT).map_err(|error| error.to_string())?;
-    match line.hear(PROMPT) {
+    descriptors::set_timeouts(&peer.0, PROMPT).map_err(|error| error.to_string())?;
+    match peer.receive(PROMPT) {
         Ok((Message::Ask { protocol: PROTOCOL, .. }, _)) => Ok(()),
         Ok((Message::Ask { protocol, version }, _)) => Err(format!(
             "skep {version} hands over by protocol {protocol}, this one by {PROTOCOL}: stop this \
              one, then start the other"
         )),
-        Ok(_) => Err(out_of_turn().to_string()),
+        Ok(_) => Err(unexpected_message().to_string()),
         Err(error) => Err(error.to_string()),
     }
 }
@@ -597,15 +597,15 @@ mod tests {
             files: Default::default(),
             state: Err("none".into()),
         };
-        let office = Arc::new(Office::open(&options).unwrap());
-        let mut estate = Estate::default();
+        let access_manager = Arc::new(AccessManager::open(&options).unwrap());
+        let mut owned = OwnedSockets::default();
         let sockets: Vec<_> = (0..count).map(|_| UdpSocket::bind("127.0.0.1:0").unwrap()).collect();
         let place = Place::At("127.0.0.1:7".parse().unwrap());
-        estate.add(Kind::Udp, &place, &sockets).unwrap();
+        owned.add(Kind::Udp, &place, &sockets).unwrap();
         let (successors, heard) = tokio::sync::mpsc::unbounded_channel();
-        let (estate, prepare) = (Arc::new(estate), Box::new(|| Ok(())));
+        let (owned, prepare) = (Arc::new(owned), Box::new(|| Ok(())));
         let lock = Arc::new(ServingLock::new().unwrap());
-        let own = Own { estate, lock, office, prepare, successors };
+        let own = Own { owned, lock, access_manager, prepare, successors };
         (Offer::make(path, own, false).unwrap(), heard)
     }
 
@@ -619,12 +619,12 @@ mod tests {
         let taken = given.take(Kind::Udp, "127.0.0.1:7".parse().unwrap());
         assert_eq!(taken.len(), 2 * DESCRIPTORS_MAX + 1);
         let thread = std::thread::spawn(move || {
-            predecessor.relieve().unwrap();
-            predecessor.tell_accepting();
+            predecessor.take_over().unwrap();
+            predecessor.send_accepting();
             predecessor.wait_until_saved().unwrap();
         });
-        let heir = heard.blocking_recv().unwrap().hand_over().map_err(|_| ()).unwrap();
-        heir.tell_saved();
+        let successor = heard.blocking_recv().unwrap().hand_over().map_err(|_| ()).unwrap();
+        successor.send_saved();
         thread.join().unwrap();
         drop(offer);
         assert!(!path.exists());
@@ -645,14 +645,14 @@ mod tests {
             Predecessor::ask(&path, &us()).map_err(|it| it.to_string()).unwrap();
         assert!(heard.try_recv().is_err());
         // This one ends once the other has left.
-        let thread = std::thread::spawn(move || predecessor.relieve());
+        let thread = std::thread::spawn(move || predecessor.take_over());
         assert!(heard.blocking_recv().unwrap().hand_over().is_err());
         thread.join().unwrap().unwrap();
         let (predecessor, _given) =
             Predecessor::ask(&path, &us()).map_err(|it| it.to_string()).unwrap();
         let thread = std::thread::spawn(move || {
-            predecessor.relieve().unwrap();
-            predecessor.tell_accepting();
+            predecessor.take_over().unwrap();
+            predecessor.send_accepting();
             predecessor
         });
         assert!(heard.blocking_recv().unwrap().hand_over().is_ok());
@@ -687,9 +687,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("handover.sock");
         let (_offer, _heard) = offer(&path, 1);
-        let line = Line(descriptors::connect(&path).unwrap());
-        line.say(&Message::Ask { protocol: PROTOCOL + 1, version: "9.0.0".into() }).unwrap();
-        let (answer, _) = line.hear(PROMPT).unwrap();
+        let peer = Channel(descriptors::connect(&path).unwrap());
+        peer.send(&Message::Ask { protocol: PROTOCOL + 1, version: "9.0.0".into() }).unwrap();
+        let (answer, _) = peer.receive(PROMPT).unwrap();
         let Message::Refused { reason } = answer else { panic!("{answer:?}") };
         assert!(reason.contains("skep 9.0.0") && reason.contains("by 2"), "{reason}");
     }
@@ -710,27 +710,27 @@ mod tests {
     #[test]
     fn what_the_dead_have_said_is_heard_but_they_are_known_to_have_gone() {
         let (here, there) = Socket::pair(socket2::Domain::UNIX, socket2::Type::SEQPACKET, None)
-            .map(|(here, there)| (Line(here), Line(there)))
+            .map(|(here, there)| (Channel(here), Channel(there)))
             .unwrap();
         assert!(here.is_open(), "nothing was said yet");
-        there.say(&Message::Serving).unwrap();
-        there.say(&Message::Saved).unwrap();
+        there.send(&Message::Serving).unwrap();
+        there.send(&Message::Saved).unwrap();
         assert!(here.is_open(), "and nothing of it is taken by asking");
-        assert!(matches!(here.hear(PROMPT).unwrap().0, Message::Serving));
-        assert!(matches!(here.hear(PROMPT).unwrap().0, Message::Saved));
+        assert!(matches!(here.receive(PROMPT).unwrap().0, Message::Serving));
+        assert!(matches!(here.receive(PROMPT).unwrap().0, Message::Saved));
         assert!(here.is_open());
-        there.say(&Message::Serving).unwrap();
+        there.send(&Message::Serving).unwrap();
         drop(there);
-        assert!(matches!(here.hear(PROMPT).unwrap().0, Message::Serving));
+        assert!(matches!(here.receive(PROMPT).unwrap().0, Message::Serving));
         assert!(!here.is_open());
     }
 
     #[test]
     fn silence_has_a_remedy_of_its_own() {
         let (here, _there) = Socket::pair(socket2::Domain::UNIX, socket2::Type::SEQPACKET, None)
-            .map(|(here, there)| (Line(here), there))
+            .map(|(here, there)| (Channel(here), there))
             .unwrap();
-        let error = here.hear(Duration::from_millis(1)).unwrap_err();
+        let error = here.receive(Duration::from_millis(1)).unwrap_err();
         assert!(remedy_of(&error).contains("if the tracker there hangs"), "{error}");
     }
 }

@@ -86,8 +86,8 @@ pub(crate) struct Description {
 
 /// What this process was given and has not taken yet. Closed with it.
 #[derive(Debug, Default)]
-pub(crate) struct Inheritance {
-    left: Vec<Heirloom>,
+pub(crate) struct InheritedSockets {
+    left: Vec<InheritedSocket>,
     /// Ports of all that ever was here.
     ports: Vec<u16>,
     /// Places of all that ever was here and that the service manager has, too.
@@ -95,14 +95,14 @@ pub(crate) struct Inheritance {
 }
 
 #[derive(Debug)]
-struct Heirloom {
+struct InheritedSocket {
     description: Description,
     /// The name it has in the service manager's store, if it comes from there.
     name: Option<String>,
     socket: OwnedFd,
 }
 
-impl Inheritance {
+impl InheritedSockets {
     /// What the service manager has passed (sd_listen_fds(3)). To be called before anything else
     /// opens descriptors.
     pub(crate) fn of_process() -> Self {
@@ -126,19 +126,20 @@ impl Inheritance {
     fn add(&mut self, name: &str, socket: OwnedFd) {
         let Ok(description) = describe(name, &socket) else { return };
         let cookie = descriptors::cookie(&socket).ok();
-        let same =
-            |it: &Heirloom| cookie.is_some() && descriptors::cookie(&it.socket).ok() == cookie;
+        let same = |it: &InheritedSocket| {
+            cookie.is_some() && descriptors::cookie(&it.socket).ok() == cookie
+        };
         if !self.left.iter().any(same) {
-            self.push(Heirloom { description, name: Some(name.to_owned()), socket });
+            self.push(InheritedSocket { description, name: Some(name.to_owned()), socket });
         }
     }
 
     /// Adds a socket of which a predecessor says this.
     pub(crate) fn receive(&mut self, description: Description, socket: OwnedFd) {
-        self.push(Heirloom { description, name: None, socket });
+        self.push(InheritedSocket { description, name: None, socket });
     }
 
-    fn push(&mut self, it: Heirloom) {
+    fn push(&mut self, it: InheritedSocket) {
         if it.description.is_managed {
             self.managed.push(it.description.place.clone());
         }
@@ -170,7 +171,7 @@ impl Inheritance {
             Some(known) => known == kind,
             None => matches!(kind, Kind::Tcp | Kind::Tls | Kind::Admin),
         };
-        let fits = |it: &Heirloom| is_of_kind(&it.description) && is_asked(&it.description);
+        let fits = |it: &InheritedSocket| is_of_kind(&it.description) && is_asked(&it.description);
         let Some(place) =
             self.left.iter().find(|it| fits(it)).map(|it| it.description.place.clone())
         else {
@@ -246,7 +247,7 @@ fn parse_name(name: &str) -> (Option<Kind>, u16) {
 
 /// Second handles on every socket of this process, to pass on.
 #[derive(Debug, Default)]
-pub(crate) struct Estate {
+pub(crate) struct OwnedSockets {
     all: Vec<(Description, OwnedFd)>,
     /// Places of which the service manager has a descriptor, too.
     managed: Vec<Place>,
@@ -254,7 +255,7 @@ pub(crate) struct Estate {
     is_stored: bool,
 }
 
-impl Estate {
+impl OwnedSockets {
     /// An empty one. The service manager has what is at these places, and gets all that is on the
     /// network if it `is_stored`.
     pub(crate) fn new(managed: &[Place], is_stored: bool) -> Self {
@@ -341,7 +342,7 @@ mod tests {
     #[test]
     fn sockets_of_an_address_come_in_the_order_of_their_group() {
         let (first, other) = (udp("127.0.0.1:0"), udp("127.0.0.2:0"));
-        let mut given = Inheritance::default();
+        let mut given = InheritedSockets::default();
         let twin = |it: &UdpSocket| OwnedFd::from(it.try_clone().unwrap());
         let cookies = [0, 1, 2].map(|index| {
             let socket = udp("127.0.0.3:0");
@@ -368,17 +369,17 @@ mod tests {
     fn names_in_the_store_say_what_a_socket_is() {
         let (one, two) = (udp("127.0.0.1:0"), udp("127.0.0.1:0"));
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let mut estate = Estate::default();
+        let mut owned = OwnedSockets::default();
         for it in [&one, &two] {
             let place = Place::At(it.local_addr().unwrap());
-            estate.add(Kind::Udp, &place, [it, it]).unwrap();
+            owned.add(Kind::Udp, &place, [it, it]).unwrap();
         }
         let address = listener.local_addr().unwrap();
-        estate.add_tcp(Kind::Tls, address, std::slice::from_ref(&listener)).unwrap();
-        let named = estate.named();
+        owned.add_tcp(Kind::Tls, address, std::slice::from_ref(&listener)).unwrap();
+        let named = owned.named();
         let names: Vec<_> = named.iter().map(|it| it.0.as_str()).collect();
         assert_eq!(names, ["udp-0-0", "udp-0-1", "udp-1-0", "udp-1-1", "tls-0-0"]);
-        let mut given = Inheritance::default();
+        let mut given = InheritedSockets::default();
         for (name, socket) in &named {
             given.add(name, socket.try_clone_to_owned().unwrap());
         }
@@ -392,18 +393,18 @@ mod tests {
     #[test]
     fn what_the_service_manager_has_is_known_to_every_successor() {
         let (unit, ours) = (udp("127.0.0.1:0"), udp("127.0.0.1:0"));
-        let mut given = Inheritance::default();
+        let mut given = InheritedSockets::default();
         given.add("skep.socket", unit.try_clone().unwrap().into());
         let place = |it: &UdpSocket| Place::At(it.local_addr().unwrap());
         let file = Place::Path("/run/skep.sock".into());
         for is_stored in [false, true] {
-            let mut estate = Estate::new(given.managed(), is_stored);
-            estate.add(Kind::Udp, &place(&ours), [&ours]).unwrap();
-            assert_eq!(estate.is_managed(), is_stored);
-            estate.add(Kind::Udp, &place(&unit), [&unit]).unwrap();
-            estate.add(Kind::Unix, &file, [&ours]).unwrap();
-            let mut next = Inheritance::default();
-            for (description, socket) in estate.all() {
+            let mut owned = OwnedSockets::new(given.managed(), is_stored);
+            owned.add(Kind::Udp, &place(&ours), [&ours]).unwrap();
+            assert_eq!(owned.is_managed(), is_stored);
+            owned.add(Kind::Udp, &place(&unit), [&unit]).unwrap();
+            owned.add(Kind::Unix, &file, [&ours]).unwrap();
+            let mut next = InheritedSockets::default();
+            for (description, socket) in owned.all() {
                 // As it is told by one process to the other.
                 let told = serde_json::to_string(description).unwrap();
                 let heard = serde_json::from_str(&told).unwrap();
@@ -421,7 +422,7 @@ mod tests {
     fn what_a_socket_unit_passes_is_known_by_its_address() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let connected = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        let mut given = Inheritance::default();
+        let mut given = InheritedSockets::default();
         given.add("skep.socket", listener.try_clone().unwrap().into());
         given.add("skep.socket", udp("127.0.0.1:0").into());
         given.add("skep.socket", connected.into());

@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::server::StartError;
-use crate::server::sockets::bind_retry::Patience;
-use crate::server::sockets::inherited::{Inheritance, Kind};
+use crate::server::sockets::bind_retry::BindRetry;
+use crate::server::sockets::inherited::{InheritedSockets, Kind};
 use crate::sys::identity::{self, Identity};
 
 /// Connections that wait to be accepted; the kernel cuts it to net.core.somaxconn.
@@ -32,16 +32,16 @@ pub(crate) struct Bound {
 /// something of ours on the same port is in the way of binding it alone.
 ///
 /// # Errors
-/// The kernel's; `AddrInUse` where it stays so for longer than there is `patience` for.
+/// The kernel's; `AddrInUse` where it stays so for longer than there is `retry` for.
 pub(crate) fn bind(
     address: SocketAddr,
     workers: usize,
     kind: Kind,
     is_ours: bool,
-    inheritance: &mut Inheritance,
-    patience: &mut Patience,
+    inherited_sockets: &mut InheritedSockets,
+    retry: &mut BindRetry,
 ) -> io::Result<Bound> {
-    let inherited = inheritance.take(kind, address);
+    let inherited = inherited_sockets.take(kind, address);
     let mut by_worker: Vec<_> = inherited.into_iter().map(TcpListener::from).collect();
     let mut at = match by_worker.first() {
         Some(listener) => listener.local_addr()?,
@@ -50,11 +50,12 @@ pub(crate) fn bind(
     while by_worker.len() < workers {
         // The first one alone: a second skep of the same user could share the address with us, and
         // would silently be sent half of the connections.
-        let is_shared = !by_worker.is_empty() || is_ours || inheritance.has_port(address.port());
+        let is_shared =
+            !by_worker.is_empty() || is_ours || inherited_sockets.has_port(address.port());
         let bound = if is_shared {
             listener(at, true)
         } else {
-            patience.bind(|| format!("tcp {at}"), || listener(at, false))
+            retry.bind(|| format!("tcp {at}"), || listener(at, false))
         };
         match bound {
             Ok(listener) => {
@@ -110,9 +111,9 @@ impl UnixSocket {
     pub(crate) fn bind(
         path: &Path,
         user: Option<&Identity>,
-        patience: &mut Patience,
+        retry: &mut BindRetry,
     ) -> Result<Self, StartError> {
-        let bound = patience.bind(|| path.display().to_string(), || bind_as(path, user));
+        let bound = retry.bind(|| path.display().to_string(), || bind_as(path, user));
         let listener = bound.map_err(|error| StartError::listening_at(path, &error))?;
         Ok(Self { listener, path: path.to_owned(), is_passed_on: false, is_managed: false })
     }
@@ -208,8 +209,8 @@ mod tests {
     }
 
     fn bind_new(address: SocketAddr, workers: usize) -> io::Result<Bound> {
-        let (mut inheritance, mut patience) = (Inheritance::default(), Patience::none());
-        bind(address, workers, Kind::Tcp, false, &mut inheritance, &mut patience)
+        let (mut inherited_sockets, mut retry) = (InheritedSockets::default(), BindRetry::none());
+        bind(address, workers, Kind::Tcp, false, &mut inherited_sockets, &mut retry)
     }
 
     #[test]
@@ -227,8 +228,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("skep.sock");
         drop(UnixListener::bind(&path).unwrap()); // leaves its file
-        let bound = UnixSocket::bind(&path, None, &mut Patience::none()).unwrap();
-        let text = UnixSocket::bind(&path, None, &mut Patience::none()).err().unwrap().to_string();
+        let bound = UnixSocket::bind(&path, None, &mut BindRetry::none()).unwrap();
+        let text = UnixSocket::bind(&path, None, &mut BindRetry::none()).err().unwrap().to_string();
         assert!(text.contains("skep.sock") && text.contains("remedy"), "{text}");
         assert!(text.contains("the settings name it twice"), "{text}");
         assert!(UnixStream::connect(&path).is_ok(), "the first one still serves");
@@ -239,7 +240,7 @@ mod tests {
         drop(bound);
         assert!(!path.exists());
         std::fs::write(&path, "not ours").unwrap();
-        assert!(UnixSocket::bind(&path, None, &mut Patience::none()).is_err());
+        assert!(UnixSocket::bind(&path, None, &mut BindRetry::none()).is_err());
         assert_eq!(std::fs::read(&path).unwrap(), b"not ours");
     }
 

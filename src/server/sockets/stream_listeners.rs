@@ -7,8 +7,8 @@ use crate::config::Config;
 use crate::server::StartError;
 use crate::server::confine;
 use crate::server::sockets::bind::bind_streams;
-use crate::server::sockets::bind_retry::Patience;
-use crate::server::sockets::inherited::{Estate, Inheritance, Kind, Place};
+use crate::server::sockets::bind_retry::BindRetry;
+use crate::server::sockets::inherited::{InheritedSockets, Kind, OwnedSockets, Place};
 use crate::server::sockets::listeners::{Bound, UnixSocket};
 use crate::worker::stream::Listener;
 
@@ -28,19 +28,19 @@ impl StreamListeners {
         config: &Config,
         plain: Vec<Bound>,
         workers: usize,
-        inheritance: &mut Inheritance,
-        patience: &mut Patience,
+        inherited_sockets: &mut InheritedSockets,
+        retry: &mut BindRetry,
     ) -> Result<Self, StartError> {
         let tls = &config.tls.listen;
-        let tls = bind_streams(tls, workers, Kind::Tls, inheritance, patience)?;
+        let tls = bind_streams(tls, workers, Kind::Tls, inherited_sockets, retry)?;
         let path = Path::new(&config.http.unix_socket);
-        let is_managed = inheritance.managed().contains(&Place::Path(path.to_owned()));
-        let unix = match inheritance.take_path(path) {
+        let is_managed = inherited_sockets.managed().contains(&Place::Path(path.to_owned()));
+        let unix = match inherited_sockets.take_path(path) {
             _ if config.http.unix_socket.is_empty() => None,
             Some(socket) => Some(UnixSocket::adopt(path, socket, is_managed)),
             None => {
                 let user = confine::user_of(config)?;
-                Some(UnixSocket::bind(path, user.as_ref(), patience)?)
+                Some(UnixSocket::bind(path, user.as_ref(), retry)?)
             }
         };
         Ok(Self { plain, tls, unix })
@@ -50,14 +50,14 @@ impl StreamListeners {
     ///
     /// # Errors
     /// Where no more descriptors are to be had.
-    pub(crate) fn list_in(&self, estate: &mut Estate) -> io::Result<()> {
+    pub(crate) fn list_in(&self, owned: &mut OwnedSockets) -> io::Result<()> {
         for (kind, all) in [(Kind::Tcp, &self.plain), (Kind::Tls, &self.tls)] {
             for it in all {
-                estate.add_tcp(kind, it.address, &it.by_worker)?;
+                owned.add_tcp(kind, it.address, &it.by_worker)?;
             }
         }
         if let Some(it) = &self.unix {
-            estate.add(Kind::Unix, &Place::Path(it.path.clone()), [&it.listener])?;
+            owned.add(Kind::Unix, &Place::Path(it.path.clone()), [&it.listener])?;
         }
         Ok(())
     }
@@ -97,12 +97,13 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let bind = || {
             let at = "127.0.0.1:0".parse().unwrap();
-            let (mut inheritance, mut patience) = (Inheritance::default(), Patience::none());
+            let (mut inherited_sockets, mut retry) =
+                (InheritedSockets::default(), BindRetry::none());
             let bind = listeners::bind;
-            bind(at, 3, Kind::Tcp, false, &mut inheritance, &mut patience).unwrap()
+            bind(at, 3, Kind::Tcp, false, &mut inherited_sockets, &mut retry).unwrap()
         };
         let path = folder.path().join("skep.sock");
-        let unix = UnixSocket::bind(&path, None, &mut Patience::none()).unwrap();
+        let unix = UnixSocket::bind(&path, None, &mut BindRetry::none()).unwrap();
         let mut listeners =
             StreamListeners { plain: vec![bind()], tls: vec![bind()], unix: Some(unix) };
         let hands = listeners.deal(3).unwrap();

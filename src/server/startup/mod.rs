@@ -18,18 +18,18 @@ use arc_swap::ArcSwap;
 use tokio::sync::mpsc;
 
 use crate::access::mode::Mode;
-use crate::access_store::Office;
+use crate::access_store::AccessManager;
 use crate::config::{Config, Source};
 use crate::limiter::{self, Limiter};
 use crate::server::context::AppContext;
 use crate::server::control::reload::Reloader;
-use crate::server::control::service_manager::Manager;
-use crate::server::control::{self, Base, Control};
+use crate::server::control::service_manager::ServiceManager;
+use crate::server::control::{self, Control, ControlRuntime};
 use crate::server::metrics::exporter::{Exporter, WatchedSocket};
 use crate::server::sockets::bind::{self, Sockets};
-use crate::server::sockets::bind_retry::Patience;
+use crate::server::sockets::bind_retry::BindRetry;
 use crate::server::sockets::handover::{self, Predecessor};
-use crate::server::sockets::inherited::{Estate, Inheritance, Kind, Place};
+use crate::server::sockets::inherited::{InheritedSockets, Kind, OwnedSockets, Place};
 use crate::server::sockets::listeners::Bound;
 use crate::server::sockets::stream_listeners::StreamListeners;
 use crate::server::workers::datagram::Workers;
@@ -47,12 +47,12 @@ use crate::sys::socket::BoundUdp;
 /// # Errors
 /// As [`crate::server::run`].
 pub(crate) fn serve(source: Source, take_over: bool) -> Result<(), StartError> {
-    let mut inheritance = Inheritance::of_process();
+    let mut inherited_sockets = InheritedSockets::of_process();
     // A pipe's end is waited for, which a signal has to be able to break off.
     let config = source.load()?;
-    let base = Base::new()?;
+    let base = ControlRuntime::new()?;
     let level = log::start(options::log(&config));
-    let manager = Manager::of_process();
+    let manager = ServiceManager::of_process();
     settle_process()?;
     source.warnings(&config).iter().for_each(|it| tracing::warn!("{it}"));
     let user = confine::user_of(&config)?;
@@ -74,15 +74,15 @@ pub(crate) fn serve(source: Source, take_over: bool) -> Result<(), StartError> {
         let path = options::handover_path(&config).map_err(StartError::Failed)?;
         let users = handover::trusted_users(&config.server.user);
         let (found, sockets) = Predecessor::ask(&path, &users)?;
-        (predecessor, inheritance) = (Some(found), sockets);
+        (predecessor, inherited_sockets) = (Some(found), sockets);
         snapshots.follow();
     }
     let store = Arc::new(Store::new(options::store(&config)));
-    let office = Arc::new(open_office(&config, &mut was_warned)?);
+    let access_manager = Arc::new(open_access(&config, &mut was_warned)?);
     let token = options::admin_token(&config, was_warned, None);
     let live = options::live(&config, &keys, token);
     let context = AppContext {
-        office,
+        access_manager,
         memory: memory::Keeper::new(store.clone(), live.memory),
         store,
         options: Arc::new(ArcSwap::from_pointee(live)),
@@ -101,7 +101,7 @@ pub(crate) fn serve(source: Source, take_over: bool) -> Result<(), StartError> {
     let memory = context.memory.clone();
     let confinement = Default::default();
     let reloader = Reloader { source, config, keys, level, context, tls, confinement };
-    let control = assemble(reloader, choice, inheritance, Outside { manager, predecessor })?;
+    let control = assemble(reloader, choice, inherited_sockets, Outside { manager, predecessor })?;
     let lacking = |error| StartError::lacking("cannot start a thread", &error);
     let _looking = memory.start().map_err(lacking)?;
     let thread = std::thread::Builder::new().name("control".into());
@@ -121,7 +121,7 @@ fn settle_process() -> Result<(), StartError> {
 
 /// Sees that sessions of passkeys can be restored, and have their part of memory.
 fn prepare_for_sessions(context: &AppContext) {
-    let access = context.office.access();
+    let access = context.access_manager.access();
     if context.snapshots.is_restoring() {
         access.keys().await_sessions();
     }
@@ -132,7 +132,7 @@ fn prepare_for_sessions(context: &AppContext) {
 
 /// Opens lists and registrations. Where there is nowhere to keep them, a warning says why, unless
 /// the operator `was_warned` of the state directory before.
-fn open_office(config: &Config, was_warned: &mut bool) -> Result<Office, StartError> {
+fn open_access(config: &Config, was_warned: &mut bool) -> Result<AccessManager, StartError> {
     let access = options::access(config);
     if let Err(reason) = &access.state
         && !std::mem::replace(was_warned, true)
@@ -142,12 +142,12 @@ fn open_office(config: &Config, was_warned: &mut bool) -> Result<Office, StartEr
              server.state_dir to a directory that this user may write"
         );
     }
-    Ok(Office::open(&access)?)
+    Ok(AccessManager::open(&access)?)
 }
 
 /// Who else has to do with the sockets of this process.
 struct Outside {
-    manager: Manager,
+    manager: ServiceManager,
     predecessor: Option<Predecessor>,
 }
 
@@ -155,18 +155,18 @@ struct Outside {
 fn assemble(
     mut reloader: Reloader,
     choice: backend::Choice,
-    mut inheritance: Inheritance,
+    mut inherited_sockets: InheritedSockets,
     outside: Outside,
 ) -> Result<Control, StartError> {
     let config = &reloader.config;
     let cpus = workers::placement(config.server.workers)?;
-    let mut patience = Patience::new();
-    let (admin, admin_address) = bind_admin(config, &mut inheritance, &mut patience)?;
-    let (sockets, listeners) = bind(config, &cpus, &mut inheritance, &mut patience)?;
-    let mut estate = Estate::new(inheritance.managed(), outside.manager.is_there());
-    list(&mut estate, &sockets, &listeners, &admin)
+    let mut retry = BindRetry::new();
+    let (admin, admin_address) = bind_admin(config, &mut inherited_sockets, &mut retry)?;
+    let (sockets, listeners) = bind(config, &cpus, &mut inherited_sockets, &mut retry)?;
+    let mut owned = OwnedSockets::new(inherited_sockets.managed(), outside.manager.is_there());
+    list(&mut owned, &sockets, &listeners, &admin)
         .map_err(|error| StartError::lacking("cannot duplicate a socket", &error))?;
-    let gone = close(inheritance);
+    let gone = close(inherited_sockets);
     let state = options::state_home(config);
     reloader.confinement = confine::confine(config, state.as_deref().ok())?;
     let watched = watch(&sockets.by_worker)?;
@@ -188,8 +188,8 @@ fn assemble(
     let tallies = workers.tallies.iter().chain(&streams.tallies).cloned().collect();
     let exporter = Exporter::new(counters.0, counters.1, watched, tallies, choice.info);
     let Outside { manager, predecessor } = outside;
-    manager.keep(&estate, &gone);
-    let estate = Arc::new(estate);
+    manager.keep(&owned, &gone);
+    let owned = Arc::new(owned);
     Ok(Control {
         workers,
         streams,
@@ -200,15 +200,15 @@ fn assemble(
         ready_line,
         manager,
         predecessor,
-        estate,
+        owned,
         backend: choice.backend.label(),
     })
 }
 
 /// Closes what was inherited and is not configured any more. Gives the names it has in the service
 /// manager's store.
-fn close(inheritance: Inheritance) -> Vec<String> {
-    let (places, names) = inheritance.close();
+fn close(inherited_sockets: InheritedSockets) -> Vec<String> {
+    let (places, names) = inherited_sockets.close();
     for place in places {
         tracing::warn!(
             target: log::OPERATOR,
@@ -220,35 +220,35 @@ fn close(inheritance: Inheritance) -> Vec<String> {
 
 /// Second handles on all sockets, to pass them on.
 fn list(
-    estate: &mut Estate,
+    owned: &mut OwnedSockets,
     sockets: &Sockets,
     listeners: &StreamListeners,
     admin: &TcpListener,
 ) -> std::io::Result<()> {
     for &address in &sockets.addresses {
-        estate.add(Kind::Udp, &Place::At(address), sockets.of(address))?;
+        owned.add(Kind::Udp, &Place::At(address), sockets.of(address))?;
     }
-    listeners.list_in(estate)?;
-    estate.add_tcp(Kind::Admin, admin.local_addr()?, std::slice::from_ref(admin))
+    listeners.list_in(owned)?;
+    owned.add_tcp(Kind::Admin, admin.local_addr()?, std::slice::from_ref(admin))
 }
 
 /// Binds what is served: UDP and TCP on the same addresses, unless one has its own.
 fn bind(
     config: &Config,
     cpus: &[Option<usize>],
-    inheritance: &mut Inheritance,
-    patience: &mut Patience,
+    inherited_sockets: &mut InheritedSockets,
+    retry: &mut BindRetry,
 ) -> Result<(Sockets, StreamListeners), StartError> {
     let buffer_bytes = usize::try_from(config.udp.receive_buffer.0).unwrap_or(usize::MAX);
     let (sockets, plain) = if config.udp.listen.is_empty() && config.http.listen.is_empty() {
-        bind::bind_both(&config.server.listen, cpus, buffer_bytes, inheritance, patience)?
+        bind::bind_both(&config.server.listen, cpus, buffer_bytes, inherited_sockets, retry)?
     } else {
         let udp = config.udp_listen();
-        let sockets = bind::bind(udp, cpus, buffer_bytes, inheritance, patience)?;
+        let sockets = bind::bind(udp, cpus, buffer_bytes, inherited_sockets, retry)?;
         let plain = config.http_listen();
-        (sockets, bind::bind_streams(plain, cpus.len(), Kind::Tcp, inheritance, patience)?)
+        (sockets, bind::bind_streams(plain, cpus.len(), Kind::Tcp, inherited_sockets, retry)?)
     };
-    Ok((sockets, StreamListeners::bind(config, plain, cpus.len(), inheritance, patience)?))
+    Ok((sockets, StreamListeners::bind(config, plain, cpus.len(), inherited_sockets, retry)?))
 }
 
 /// Second handles on all sockets, to read the kernel's figures from.
@@ -266,12 +266,12 @@ fn watch(by_worker: &[Vec<BoundUdp>]) -> Result<Vec<WatchedSocket>, StartError> 
 /// Binds the admin listener, or takes the one that was inherited.
 fn bind_admin(
     config: &Config,
-    inheritance: &mut Inheritance,
-    patience: &mut Patience,
+    inherited_sockets: &mut InheritedSockets,
+    retry: &mut BindRetry,
 ) -> Result<(TcpListener, SocketAddr), StartError> {
     let asked = config.admin.listen;
     let bind = || {
-        let listener = match inheritance.take(Kind::Admin, asked).pop() {
+        let listener = match inherited_sockets.take(Kind::Admin, asked).pop() {
             Some(inherited) => inherited.into(),
             None => TcpListener::bind(asked)?,
         };
@@ -279,7 +279,7 @@ fn bind_admin(
         let address = listener.local_addr()?;
         Ok((listener, address))
     };
-    let bound = patience.bind(|| format!("tcp (admin) {asked}"), bind);
+    let bound = retry.bind(|| format!("tcp (admin) {asked}"), bind);
     bound.map_err(|error| StartError::listening("tcp (admin)", asked, &error))
 }
 

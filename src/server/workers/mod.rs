@@ -70,7 +70,7 @@ pub(crate) fn tracker_of(
         .with_load(context.load.clone())
         .with_limiter(gate)
         .with_not_stored_counters(tallies.not_stored)
-        .with_access(access::Gate::new(context.office.access().clone())))
+        .with_access(access::Gate::new(context.access_manager.access().clone())))
 }
 
 /// What one worker's rules count.

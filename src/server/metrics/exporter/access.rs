@@ -4,7 +4,7 @@ use metrics::{Counter, Gauge, counter, describe_counter, describe_gauge, gauge};
 
 use super::float;
 use crate::access::lists::Name;
-use crate::access_store::Office;
+use crate::access_store::AccessManager;
 
 /// The series.
 pub(super) struct AccessSeries {
@@ -34,14 +34,14 @@ impl AccessSeries {
         }
     }
 
-    pub(super) fn update(&self, office: &Office) {
-        let access = office.access();
+    pub(super) fn update(&self, access_manager: &AccessManager) {
+        let access = access_manager.access();
         let lists = access.lists();
         let count = |it: usize| float(u64::try_from(it).unwrap_or(u64::MAX));
         for (name, gauge) in Name::ALL.into_iter().zip(&self.entries) {
             gauge.set(count(lists.get(name).len()));
         }
-        self.reload_failures.absolute(office.reload_failures());
+        self.reload_failures.absolute(access_manager.reload_failures());
         self.torrents.set(count(access.registry().len()));
         self.passkeys.set(count(access.keys().len()));
     }

@@ -19,7 +19,7 @@ use std::sync::Arc;
 use metrics::{Counter, Gauge, counter, describe_counter, describe_gauge, gauge};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 
-use crate::access_store::Office;
+use crate::access_store::AccessManager;
 use crate::admin::live::Board;
 use crate::metrics::{DurationHistogram, IoEvent, StreamCounters, WorkerCounters};
 use crate::server::log;
@@ -189,8 +189,8 @@ impl Exporter {
     }
 
     /// Brings the series about access control up to date.
-    pub(crate) fn update_access(&self, office: &Office) {
-        self.access.update(office);
+    pub(crate) fn update_access(&self, access_manager: &AccessManager) {
+        self.access.update(access_manager);
     }
 
     /// Brings the series about snapshots up to date.
