@@ -78,7 +78,8 @@ pub(crate) async fn take_over(
     streams: &mut Streams,
 ) -> Result<Option<Predecessor>, StartError> {
     let taken_over = spawn_blocking(move || (predecessor.take_over(), predecessor)).await;
-    let Ok((taken_over, predecessor)) = taken_over else { return pending().await }; // it has panicked
+    // A panic ends the process.
+    let Ok((taken_over, predecessor)) = taken_over else { return pending().await };
     let is_gone = match taken_over {
         Ok(()) => false,
         Err(TakeoverError::GoesOn(error)) => return Err(TakeoverError::into_start_error(&error)),
