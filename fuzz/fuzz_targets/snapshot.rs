@@ -12,7 +12,7 @@ use libfuzzer_sys::fuzz_target;
 use skep::access::passkey::{Keys, Limits, Record};
 use skep::access::sessions::SavedKey;
 use skep::snapshot::{Block, Restore, Snapshot, VERSION, Writer};
-use skep::store::{ExportBatch, StoreExport, Options, Store};
+use skep::store::{ExportBatch, Options, Store, StoreExport};
 use skep::time::Now;
 
 /// Bytes of the header.

@@ -17,7 +17,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use fastrand::Rng;
 use libfuzzer_sys::fuzz_target;
 use model::{LIMITS, Model, Torrent, announce_both, compare_lists};
-use skep::store::{Budget, PeerChange, Options, Role, Store, Sweeper, PeerAnnounce};
+use skep::store::{Budget, Options, PeerAnnounce, PeerChange, Role, Store, Sweeper};
 use skep::time::Now;
 use skep::types::{Contact, InfoHash, WebPeer};
 
