@@ -55,7 +55,7 @@ fn step(options: u8, input: &[u8]) -> (Flow, Vec<u8>) {
     let flow = frontend.handle(&mut tracker, NOW, origin, input, &mut out);
     if let Flow::FullScrape { encoding, chunked, .. } = flow {
         let mut scrape = frontend
-            .full_scrape(tracker.census(), encoding, chunked)
+            .full_scrape(tracker.listing(), encoding, chunked)
             .expect("memory for an encoder");
         while scrape.write_piece(&mut out).expect("memory for a piece") {}
     }

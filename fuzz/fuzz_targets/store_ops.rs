@@ -9,6 +9,7 @@
 //! ```
 #![no_main]
 
+#[allow(dead_code, reason = "the tests use a part of it, this target another")]
 #[path = "../../tests/models/store.rs"]
 mod model;
 
