@@ -12,7 +12,7 @@ use crate::types::ScrapeEntry;
 
 /// Downloads counted in a swarm, and whether the count may outlive its peers: only if two networks
 /// made it. Else three announces of one address would leave an entry for
-/// [`ExpiryLimits::empty_torrent_age_s_max`](super::Limits), hundreds of thousands a day.
+/// [`ExpiryLimits::empty_torrent_age_s_max`](super::ExpiryLimits), hundreds of thousands a day.
 ///
 /// ```text
 /// 31..1 downloads | 0 whether two networks made it
@@ -89,7 +89,7 @@ pub(super) enum Swarm {
         /// Whole seconds since the Unix epoch.
         since_s: u32,
     },
-    /// One IPv4 peer, and a count that [fits](Count::fits_beside_peer).
+    /// One IPv4 peer, and a count that [fits](CompletedCount::fits_beside_peer).
     Inline(PeerRecordV4, CompletedCount),
     /// Up to [`BLOCK_RECORDS_MAX`](super::raw::BLOCK_RECORDS_MAX) IPv4 peers of one scope.
     SmallV4(PeerBlock<4>),
