@@ -349,7 +349,7 @@ fn torrent_files_of_every_version_are_registered_and_others_reported() {
     let statuses: Vec<_> = lines.iter().map(|it| it["status"].as_str().unwrap()).collect();
     assert_eq!(statuses, ["known", "known", "known", "failed", "failed"], "{said}");
     assert_eq!(lines[2]["info_hash_v2"], json!(v2(2)));
-    assert!(lines[3]["error"].as_str().unwrap().contains("no torrent"), "{said}");
+    assert!(lines[3]["error"].as_str().unwrap().contains("not a torrent"), "{said}");
 }
 
 #[test]

@@ -176,7 +176,7 @@ fn a_probe_leaves_although_its_announce_was_never_answered() {
 #[test]
 fn what_no_tracker_says_is_named_and_escaped() {
     for (status, body, wanted) in [
-        ("200 OK", &b"<html>\x1b[2J"[..], r#"no bencoded dictionary, but "<html>\x1b[2J""#),
+        ("200 OK", &b"<html>\x1b[2J"[..], r#"not a bencoded dictionary, but "<html>\x1b[2J""#),
         ("200 OK", b"d14:failure reason4:\x1b[2Je", r#"the tracker refuses: "\x1b[2J""#),
         ("200 OK", b"d8:intervali1ee", "malformed: neither peers nor peers6"),
         ("404 Not Found", b"", "HTTP status 404: no tracker on this path"),
