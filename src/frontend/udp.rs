@@ -41,7 +41,7 @@ impl UdpFrontend {
         options: Options<'_>,
         out: &mut [u8],
     ) -> Result<Answered, Dropped> {
-        let announce = Announce {
+        let mut announce = Announce {
             info_hash: request.info_hash,
             source: source.ip(),
             elsewhere: None,
@@ -58,7 +58,7 @@ impl UdpFrontend {
             Family::V4 => PeerBuffers { v4: peers, ..PeerBuffers::default() },
             Family::V6 => PeerBuffers { v6: peers, ..PeerBuffers::default() },
         };
-        match self.tracker.announce(now, announce, &mut details, room) {
+        match self.tracker.announce(now, &mut announce, &mut details, room) {
             Ok(Announced { reply, bytes, .. }) => {
                 let bytes = bytes.iter().sum();
                 let bytes = udp::encode_announced(&request.head, &reply, bytes, out);

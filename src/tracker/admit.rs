@@ -83,9 +83,9 @@ impl Tracker {
         Self { access: Some(access), ..self }
     }
 
-    /// Whether an announce is allowed, and which swarm it is for: not always that of the hash it
-    /// names, for a torrent may have two. Between WebRTC peers, messages name the hash that they
-    /// know: there, each hash has a swarm of its own.
+    /// Whether an announce is allowed. Its hash becomes that of the swarm it is for: not always the
+    /// hash it names, for a torrent may have two. Between WebRTC peers, messages name the hash that
+    /// they know: there, each hash has a swarm of its own.
     ///
     /// # Errors
     /// Why it is refused. A stop has been applied all the same: a peer that may not be served may
@@ -94,20 +94,24 @@ impl Tracker {
     pub(super) fn authorize(
         &mut self,
         now: Now,
-        announce: &Announce,
+        announce: &mut Announce,
         details: &mut impl AnnounceDetails,
-    ) -> Result<InfoHash, Refusal> {
-        let Some(access) = &mut self.access else { return Ok(announce.info_hash) };
-        let swarm_of = |canonical| match announce.contact {
-            Contact::Port(_) => canonical,
-            Contact::Web(_) => announce.info_hash,
-        };
+    ) -> Result<(), Refusal> {
+        let Some(access) = &mut self.access else { return Ok(()) };
         let authorized = access.announce(now, announce, || details.credentials());
-        if authorized.is_err() && announce.event == Event::Stopped {
-            let info_hash = swarm_of(access.swarm_of(&announce.info_hash));
-            self.apply(now, &Announce { info_hash, ..*announce }, None, PeerBuffers::default());
+        let is_stop = announce.event == Event::Stopped;
+        let swarm = match authorized {
+            Ok(swarm) => swarm,
+            Err(_) if is_stop => access.swarm_of(&announce.info_hash),
+            Err(refusal) => return Err(refusal),
+        };
+        if let Contact::Port(_) = announce.contact {
+            announce.info_hash = swarm;
         }
-        authorized.map(swarm_of)
+        if authorized.is_err() {
+            self.apply(now, announce, None, PeerBuffers::default());
+        }
+        authorized.map(|_| ())
     }
 
     /// The counts of torrents, each in turn for `each`: zeros for one that is unknown or may not be
@@ -220,6 +224,10 @@ impl Tracker {
         event: Event,
     ) -> Result<(), AdmitError> {
         self.was_asked = true;
+        if self.limiter.is_some() { self.charge(now, source, event) } else { Ok(()) }
+    }
+
+    fn charge(&mut self, now: Now, source: IpAddr, event: Event) -> Result<(), AdmitError> {
         let Some(limiter) = &mut self.limiter else { return Ok(()) };
         let is_admitted = match event {
             Event::None | Event::Paused => match limiter.admit(now, source, Price::ANNOUNCE) {

@@ -588,11 +588,11 @@ mod tests {
 
         fn say(&mut self, now: Now, port: u16, prefix: &Prefix, event: Event) {
             let contact = Contact::Port(6880 + port);
-            let announce = Announce { event, source: self.source, ..announce(contact, prefix) };
+            let mut announce = Announce { event, source: self.source, ..announce(contact, prefix) };
             // Whichever worker it comes to.
             let worker = now.seconds() / 8 % 2;
             let tracker = &mut self.workers[worker as usize];
-            tracker.announce(now, announce, &mut (), tracker::PeerBuffers::default()).unwrap();
+            tracker.announce(now, &mut announce, &mut (), tracker::PeerBuffers::default()).unwrap();
         }
 
         fn shares(&self, now: Now) -> Vec<(String, u64)> {

@@ -163,7 +163,7 @@ mod tests {
         http: bool,
     ) -> [Vec<u16>; 2] {
         let source: IpAddr = source.parse().unwrap();
-        let announce = Announce {
+        let mut announce = Announce {
             info_hash: InfoHash([7; 20]),
             source,
             elsewhere: None,
@@ -180,7 +180,7 @@ mod tests {
             IpAddr::V4(_) => room.v6 = &mut [],
             IpAddr::V6(_) => room.v4 = &mut [],
         }
-        let told = tracker.announce(NOW, announce, &mut (), room).unwrap();
+        let told = tracker.announce(NOW, &mut announce, &mut (), room).unwrap();
         let ports = |peers: &[u8], stride: usize| -> Vec<u16> {
             let port = |it: &[u8]| u16::from_be_bytes([it[stride - 2], it[stride - 1]]) - 6880;
             let mut ports: Vec<_> = peers.chunks(stride).map(port).collect();

@@ -228,6 +228,10 @@ impl Tracker {
     /// Serves an announce: charges its source, decides where its peer is and whether it is allowed,
     /// applies it, and writes chosen peers to `room`, all families together no more than wanted.
     ///
+    /// On the way, `announce` gets the peer's other address and the hash of its swarm. It is not
+    /// passed by value: copied as a whole right after its fields were written, it costs more than
+    /// the rules do.
+    ///
     /// # Errors
     /// Why it is not served. A stop is applied all the same, unless it names another address and a
     /// [low port](Refusal::LowPort): a peer that stays without being there harms others.
@@ -235,18 +239,30 @@ impl Tracker {
     pub fn announce(
         &mut self,
         now: Now,
-        announce: Announce,
+        announce: &mut Announce,
         details: &mut impl AnnounceDetails,
         room: PeerBuffers<'_>,
     ) -> Result<Announced, AdmitError> {
         if let Err(error) = self.charge_announce(now, announce.source, announce.event) {
-            if announce.event == Event::Stopped {
-                // The response is the same, whatever comes of it.
-                let _ = self.serve(now, announce, details, PeerBuffers::default());
-            }
+            self.apply_limited_stop(now, announce, details);
             return Err(error);
         }
         Ok(self.serve(now, announce, details, room)?)
+    }
+
+    /// Applies an announce that is over a limit, if it is a stop: a peer that stays without being
+    /// there harms others.
+    #[cold]
+    fn apply_limited_stop(
+        &mut self,
+        now: Now,
+        announce: &mut Announce,
+        details: &mut impl AnnounceDetails,
+    ) {
+        if announce.event == Event::Stopped {
+            // The response is the same, whatever comes of it.
+            let _ = self.serve(now, announce, details, PeerBuffers::default());
+        }
     }
 
     /// Serves an announce that is within its source's limits.
@@ -254,14 +270,14 @@ impl Tracker {
     fn serve(
         &mut self,
         now: Now,
-        mut announce: Announce,
+        announce: &mut Announce,
         details: &mut impl AnnounceDetails,
         room: PeerBuffers<'_>,
     ) -> Result<Announced, Refusal> {
-        announce.elsewhere = self.peer_address(&announce, details)?;
-        announce.info_hash = self.authorize(now, &announce, details)?;
+        announce.elsewhere = self.peer_address(announce, details)?;
+        self.authorize(now, announce, details)?;
         details.authorized();
-        Ok(self.apply(now, &announce, details.interval_s(), room))
+        Ok(self.apply(now, announce, details.interval_s(), room))
     }
 
     /// The other address of a peer, if its announce names one that counts: it counts from the

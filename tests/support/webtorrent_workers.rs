@@ -238,7 +238,7 @@ impl Hive {
         port: u16,
         left: u64,
     ) -> (u32, u32, usize) {
-        let announce = Announce {
+        let mut announce = Announce {
             info_hash: InfoHash(torrent.as_bytes().try_into().unwrap()),
             source,
             elsewhere: None,
@@ -251,7 +251,7 @@ impl Hive {
         let (mut v4, mut v6) = ([0; 600], [0; 1800]);
         let room = PeerBuffers { v4: &mut v4, v6: &mut v6, ..PeerBuffers::default() };
         let tracker = &mut self.workers[0].tracker;
-        let announced = tracker.announce(self.now, announce, &mut (), room);
+        let announced = tracker.announce(self.now, &mut announce, &mut (), room);
         let Announced { reply, bytes, .. } = announced.unwrap();
         (reply.seeders, reply.leechers, bytes.iter().sum())
     }

@@ -74,11 +74,11 @@ impl Peers {
         &mut self,
         tracker: &mut Tracker,
         now: Now,
-        announce: Announce,
+        mut announce: Announce,
         details: &mut Details<'_>,
     ) -> Result<AnnounceResponse<'_>, AdmitError> {
         let room = PeerBuffers { v4: &mut self.v4[..], v6: &mut self.v6[..], web: &mut [] };
-        let Announced { reply, bytes, .. } = tracker.announce(now, announce, details, room)?;
+        let Announced { reply, bytes, .. } = tracker.announce(now, &mut announce, details, room)?;
         let v4 = &self.v4[..bytes[Kind::V4 as usize]];
         let v6 = &self.v6[..bytes[Kind::V6 as usize]];
         Ok(AnnounceResponse { reply, v4, v6 })

@@ -283,18 +283,19 @@ impl MessageHandler<'_> {
     fn submit(
         &mut self,
         request: &AnnounceRequest<'_>,
-        announce: Announce,
+        mut announce: Announce,
         room: PeerBuffers<'_>,
     ) -> Result<Announced, AdmitError> {
+        let as_sent = announce;
         let mut details = Details {
             uploaded: request.uploaded,
             downloaded: request.downloaded,
-            announce: &announce,
+            announce: &as_sent,
             interval_s: self.options.interval_s,
             directory: self.directory,
             session: self.session,
         };
-        self.tracker.announce(self.now, announce, &mut details, room)
+        self.tracker.announce(self.now, &mut announce, &mut details, room)
     }
 
     fn scrape(&mut self, hashes: &[InfoHash]) -> Outcome {
