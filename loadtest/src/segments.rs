@@ -2,30 +2,16 @@
 //! (`UDP_SEGMENT`, Linux 4.18). The receiver sees ordinary datagrams; the sender pays for routing,
 //! queueing and the network stack once per batch instead of once per datagram.
 //!
-//! The load tester must outrun a server that gains nothing from it: replies go to
-//! many clients and differ in length.
-#![expect(unsafe_code, reason = "a system call with a control message")]
+//! The load tester must outrun a server that gains nothing from it: responses go to many clients and
+//! differ in length.
 
-use std::io;
-use std::mem::size_of;
+use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, AsRawFd};
+
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 
 /// The kernel's own bound on segments per call (`UDP_MAX_SEGMENTS`) in its oldest version.
 pub(crate) const SEGMENTS_MAX: usize = 64;
-
-/// The option's number, from linux/udp.h.
-const UDP_SEGMENT: libc::c_int = 103;
-
-/// A control message that holds the segment's length.
-///
-/// ```text
-/// cmsghdr (16): length, level, type | segment length (2, native) | padding (6)
-/// ```
-#[repr(C, align(8))]
-struct Control {
-    header: libc::cmsghdr,
-    segment_bytes: u16,
-}
 
 /// Datagrams of one length, waiting to be sent together.
 pub(crate) struct SegmentedBatch {
@@ -93,27 +79,11 @@ impl SegmentedBatch {
             return Ok(());
         }
         let bytes = &self.bytes[..self.queued * usize::from(self.segment_bytes)];
-        let mut part =
-            libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
-        // SAFETY: plain integers, for which zero is a value.
-        let mut control: Control = unsafe { std::mem::zeroed() };
-        control.header.cmsg_len = (size_of::<libc::cmsghdr>() + size_of::<u16>()) as _;
-        control.header.cmsg_level = libc::IPPROTO_UDP;
-        control.header.cmsg_type = UDP_SEGMENT;
-        control.segment_bytes = self.segment_bytes;
-        // SAFETY: a header is plain integers and pointers, for which zero is a value.
-        let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
-        header.msg_iov = &raw mut part;
-        header.msg_iovlen = 1;
-        if self.queued > 1 {
-            header.msg_control = (&raw mut control).cast();
-            header.msg_controllen = size_of::<Control>() as _;
-        }
-        let fd = socket.as_fd().as_raw_fd();
-        // SAFETY: the header, its one part and its control message live during the call, with
-        // their true lengths; sending writes to none of them.
-        let sent = unsafe { libc::sendmsg(fd, &raw const header, libc::MSG_DONTWAIT) };
-        if sent == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
+        let segments = [ControlMessage::UdpGsoSegments(&self.segment_bytes)];
+        let control = if self.queued > 1 { &segments[..] } else { &[] };
+        let (fd, parts) = (socket.as_fd().as_raw_fd(), [IoSlice::new(bytes)]);
+        sendmsg::<()>(fd, &parts, control, MsgFlags::MSG_DONTWAIT, None)?;
+        Ok(())
     }
 }
 
