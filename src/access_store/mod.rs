@@ -59,10 +59,10 @@ pub enum Actor {
 impl fmt::Display for Actor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Start => f.write_str("at start"),
-            Self::Reload => f.write_str("by reload"),
-            Self::Api(Some(from)) => write!(f, "by the API from {from}"),
-            Self::Api(None) => f.write_str("by the API"),
+            Self::Start => f.write_str("start"),
+            Self::Reload => f.write_str("reload"),
+            Self::Api(Some(from)) => write!(f, "API from {from}"),
+            Self::Api(None) => f.write_str("API"),
         }
     }
 }
@@ -150,7 +150,7 @@ impl AccessManager {
             let list = file.load(name).map_err(AccessError::List)?;
             if !list.is_empty() || file.configured {
                 let (entries, path) = (list.len(), file.path.display());
-                info!(target: OPERATOR, "{}: {entries} entries from {path}", name.label());
+                info!(target: OPERATOR, list = name.label(), entries, %path, "list loaded");
             }
             lists = lists.with(name, Arc::new(list), file.configured);
         }
@@ -229,7 +229,8 @@ impl AccessManager {
                 Err(text) => {
                     error!(
                         target: OPERATOR,
-                        "{} not reloaded {who}, the list in force stays: {text}", name.label()
+                        list = name.label(), by = %who, error = %text,
+                        "list not reloaded, the previous one stays"
                     );
                     self.reload_failures.fetch_add(1, Ordering::Relaxed);
                     errors.push(AccessError::List(text));
@@ -250,7 +251,7 @@ impl AccessManager {
         Ok(self.put(name, list, file.configured, who, &named(edit)))
     }
 
-    /// Puts a list in force and says so in the log.
+    /// Puts a list in force, and logs that.
     fn put(&self, name: Name, list: List, configured: bool, who: Actor, what: &str) -> Change {
         let before = self.access.lists();
         let old = before.get(name);
@@ -259,10 +260,10 @@ impl AccessManager {
         let lists = Lists::clone(&before).with(name, Arc::new(list), configured);
         self.access.set_lists(lists);
         if added + removed > 0 || !what.is_empty() {
-            let (label, entries) = (name.label(), change.entries);
+            let (list, entries) = (name.label(), change.entries);
             info!(
                 target: OPERATOR,
-                "{label}: {added} added, {removed} removed, {entries} now, {who}{what}"
+                list, added, removed, entries, by = %who, values = %what, "list changed"
             );
         }
         change
@@ -296,13 +297,13 @@ fn places(options: &Options) -> [Result<ListFile, String>; Name::ALL.len()] {
     })
 }
 
-/// The values of a small edit, as the log tells them.
+/// The first values of an edit, for the log.
 fn named(edit: &Edit) -> String {
     let added = edit.add.iter().map(|it| format!("+{}", it.0));
     let all: Vec<_> = added.chain(edit.remove.iter().map(|it| format!("-{it}"))).collect();
     let more = all.len().saturating_sub(NAMED_MAX);
     let first = all[..all.len() - more].join(" ");
-    if more > 0 { format!(": {first} and {more} more") } else { format!(": {first}") }
+    if more > 0 { format!("{first} and {more} more") } else { first }
 }
 
 #[cfg(test)]

@@ -49,7 +49,7 @@ impl AccessManager {
             self.access.keys().insert(*digest, &Record { limits, ..record.clone() });
         }
         let (torrents, passkeys) = (torrents.len(), passkeys.len());
-        info!(target: OPERATOR, "access.mode is {mode}: {torrents} torrents, {passkeys} passkeys");
+        info!(target: OPERATOR, mode, torrents, passkeys, "registrations loaded");
         Ok(())
     }
 
@@ -86,7 +86,8 @@ impl AccessManager {
         torrent.hashes().for_each(|it| registry.insert(it, torrent.info_hash));
         let created = before.is_none();
         if created {
-            info!(target: OPERATOR, "torrent {} registered {who}", torrent.info_hash);
+            let info_hash = torrent.info_hash;
+            info!(target: OPERATOR, %info_hash, by = %who, "torrent registered");
         }
         Ok(Registered { created, torrent })
     }
@@ -101,7 +102,7 @@ impl AccessManager {
         let torrent = self.registered(info_hash)?;
         database.remove_torrent(&torrent.info_hash).map_err(AccessError::Database)?;
         torrent.hashes().for_each(|it| self.access.registry().remove(&it));
-        info!(target: OPERATOR, "torrent {} unregistered {who}", torrent.info_hash);
+        info!(target: OPERATOR, info_hash = %torrent.info_hash, by = %who, "torrent unregistered");
         Ok(())
     }
 
@@ -137,7 +138,7 @@ impl AccessManager {
         let record = Record { name, limits, issued_s, totals: Totals::default() };
         database.put_passkeys(&[(digest, record.clone())]).map_err(AccessError::Database)?;
         let id = self.access.keys().insert(digest, &record).id();
-        info!(target: OPERATOR, "passkey {id} issued {who}");
+        info!(target: OPERATOR, id, by = %who, "passkey issued");
         Ok(Issued { passkey, id, record })
     }
 
@@ -151,7 +152,7 @@ impl AccessManager {
         let key = self.access.keys().with_id(id).ok_or(AccessError::Unknown)?;
         database.remove_passkey(key.digest()).map_err(AccessError::Database)?;
         self.access.keys().remove(key.digest());
-        info!(target: OPERATOR, "passkey {} revoked {who}", key.id());
+        info!(target: OPERATOR, id = key.id(), by = %who, "passkey revoked");
         Ok(())
     }
 
@@ -175,7 +176,7 @@ impl AccessManager {
             let records: Vec<_> = changed.iter().map(|it| (*it.digest(), it.record())).collect();
             if let Err(text) = database.put_passkeys(&records) {
                 changed.iter().for_each(|it| it.set_changed());
-                warn!("the totals of {} passkeys are not written down: {text}", records.len());
+                warn!(passkeys = records.len(), error = %text, "totals of passkeys not saved");
                 return Err(AccessError::Database(text));
             }
         }

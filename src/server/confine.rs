@@ -81,8 +81,11 @@ pub(super) fn act_as(user: Option<&Identity>) -> Result<Option<Acting>, StartErr
 pub(super) fn provide(user: Option<&Identity>, state: Option<&Path>) {
     let (Some(user), Some(state)) = (user, state) else { return };
     if let Err(error) = user.provide(state) {
-        let state = state.display();
-        info!(target: OPERATOR, "{state} is not made or given to the user in server.user: {error}");
+        let path = state.display();
+        info!(
+            target: OPERATOR,
+            %path, %error, "state directory not created for or given to the user in server.user"
+        );
     }
 }
 
@@ -90,14 +93,15 @@ fn drop_root(config: &Config) -> Result<(), StartError> {
     let user = &config.server.user;
     let Some(identity) = user_of(config)? else {
         if Identity::can_change() {
-            info!("running as root; remedy: server.user, or a service manager that sets one");
+            let remedy = "set server.user, or let the service manager set one";
+            info!(remedy, "running as root");
         } else if !user.is_empty() {
-            info!("server.user is not needed: skep was not started as root");
+            info!("server.user ignored: skep was not started as root");
         }
         return Ok(());
     };
     identity.assume().map_err(|error| cannot_become(user, &error))?;
-    info!(target: OPERATOR, "running as user {user} from now on");
+    info!(target: OPERATOR, user, "user changed");
     Ok(())
 }
 
@@ -147,15 +151,15 @@ fn restrict(writable: &[PathBuf]) -> Confinement {
     let folders = folders.join(", ");
     match restricted.map(|it| it.ruleset) {
         Ok(RulesetStatus::FullyEnforced) => {
-            info!("confined: writes in [{folders}] only, runs nothing");
+            info!(writable = folders, "confined: writes in these folders only, runs no program");
             return Confinement { folders: Some(open) };
         }
         Ok(RulesetStatus::PartiallyEnforced) => {
-            info!("confined as far as this kernel can: writes in [{folders}] only");
+            info!(writable = folders, "confined in part: this kernel has an older Landlock");
             return Confinement { folders: Some(open) };
         }
         Ok(RulesetStatus::NotEnforced) => info!("not confined: this kernel has no Landlock"),
-        Err(error) => warn!("not confined: {error}; remedy: server.confine = false"),
+        Err(error) => warn!(%error, remedy = "set server.confine = false", "not confined"),
     }
     Confinement::default()
 }

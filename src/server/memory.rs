@@ -222,7 +222,7 @@ impl Keeper {
     /// One for a store, whose budget is set.
     pub fn new(store: Arc<Store>, options: Options) -> Arc<Self> {
         let resident = memory::Resident::open().inspect_err(|error| {
-            tracing::warn!("memory.max_memory is kept to by estimate: resident memory: {error}");
+            tracing::warn!(%error, "resident memory not measured, memory.max_memory is estimated");
         });
         let it = Self {
             store,
@@ -306,10 +306,11 @@ impl Keeper {
         let lacking = signed(STORE_BYTES_MIN) - room(cap, &measured) - signed(measured.store);
         if cap > 0 && lacking > 0 {
             let (has_mib, least_mib) = (measured.resident >> 20, (signed(cap) + lacking) >> 20);
+            let remedy = format!("set {}MiB or more, or fewer workers", least_mib + 1);
             tracing::warn!(
-                "memory.max_memory leaves torrents next to nothing: the process itself has \
-                 {has_mib} MiB; remedy: {}MiB or more, or fewer workers",
-                least_mib + 1
+                process_mib = has_mib,
+                remedy,
+                "memory.max_memory leaves almost no memory for torrents"
             );
         }
     }

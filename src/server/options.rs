@@ -165,7 +165,7 @@ fn memory_cap(config: &Config) -> u64 {
     match config.memory.max_memory {
         MemoryCap::Bytes(Bytes(bytes)) => bytes,
         MemoryCap::Auto => usable_bytes().map(|bytes| bytes / 4 * 3).unwrap_or_else(|error| {
-            tracing::warn!("memory.max_memory = \"auto\" sets no cap: {error}");
+            tracing::warn!(%error, "no cap on memory: memory.max_memory = \"auto\" failed");
             0
         }),
     }
@@ -246,9 +246,10 @@ pub(super) fn snapshots(config: &Config, was_warned: &mut bool) -> Result<Snapsh
         Err(reason) => {
             if !std::mem::replace(was_warned, true) {
                 tracing::warn!(
-                    "no snapshots are kept, so swarms are empty after a restart: {reason}; \
-                     remedy: set server.state_dir to a directory that this user may write, or \
-                     snapshot.mode to \"off\""
+                    error = %reason,
+                    remedy = "set server.state_dir to a directory that this user may write, or \
+                              snapshot.mode = \"off\"",
+                    "snapshots disabled, swarms are empty after a restart"
                 );
             }
             Ok(Snapshots::off())
@@ -289,14 +290,15 @@ pub(super) fn admin_token(config: &Config, was_warned: bool, in_force: Option<&T
         Err(reason) => {
             let kept = in_force.filter(|it| !reason.is_refused && matches!(it, Token::Kept(_)));
             if let Some(kept) = kept {
-                tracing::warn!(target: log::OPERATOR, "the API's token stays as it was: {reason}");
+                tracing::warn!(target: log::OPERATOR, error = %reason, "API token not reloaded");
                 return kept.clone();
             }
             if !was_warned {
                 tracing::warn!(
-                    "nothing can be changed through the API, which has no token: {reason}; \
-                     remedy: set admin.token, or server.state_dir to a directory that this user \
-                     may write"
+                    error = %reason,
+                    remedy = "set admin.token, or server.state_dir to a directory that this user \
+                              may write",
+                    "API token not available, the API is read-only"
                 );
             }
             Token::Absent

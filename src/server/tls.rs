@@ -76,10 +76,10 @@ impl Tls {
         match self.files.load(&self.tickets) {
             Ok(config) => {
                 self.config.store(Arc::new(config));
-                info!(target: OPERATOR, "the TLS certificate was read again");
+                info!(target: OPERATOR, "TLS certificate reloaded");
             }
             Err(error) => {
-                error!(target: OPERATOR, "the TLS certificate stays as it was: {error}");
+                error!(target: OPERATOR, %error, "TLS certificate not reloaded");
             }
         }
     }

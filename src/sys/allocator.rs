@@ -253,7 +253,7 @@ pub fn restrain_huge_pages() {
     }
     let mode = std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled");
     if mode.is_ok_and(|it| it.contains("[always]")) && !disable_huge_pages(0) {
-        tracing::debug!(error = %io::Error::last_os_error(), "huge pages stay everywhere");
+        tracing::debug!(error = %io::Error::last_os_error(), "huge pages not restrained");
     }
 }
 

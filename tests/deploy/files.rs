@@ -170,7 +170,8 @@ fn the_seccomp_profile_allows_rings_and_little_else() {
     assert_eq!(without_rings.ready_value("io"), "mmsg");
     // It can be taken over, which takes a file in memory.
     assert!(state.path().join("handover.sock").exists(), "{}", without_rings.log());
-    without_rings.log_with("WARN io_uring is not usable: a seccomp profile denies it");
+    let log = without_rings.log_with("WARN io_uring not used, serving with recvmmsg");
+    assert!(log.contains("error=io_uring is not usable: a seccomp profile denies it"), "{log}");
     let info = "skep_io_backend_info{backend=\"mmsg\",reason=\"seccomp\"}";
     assert_eq!(without_rings.metrics().value(info), 1.0, "{}", without_rings.metrics().text);
     if has_io_uring() {

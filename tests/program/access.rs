@@ -56,7 +56,9 @@ fn edits_through_the_api_are_in_force_in_the_file_and_in_the_log() {
     assert_eq!((status, &change["added"], &change["entries"]), (200, &json!(1), &json!(2)));
     let (_, found) = ask(&skep, "GET", entry, "");
     assert_eq!(found, json!({ "value": "10.0.0.0/8", "reason": "not ours" }));
-    skep.log_with("networks_deny: 1 added, 0 removed, 2 now, by the API from 127.0.0.1:");
+    skep.log_with(
+        "list changed list=\"networks_deny\" added=1 removed=0 entries=2 by=API from 127.0.0.1:",
+    );
     assert_eq!(
         fs::read_to_string(&file).unwrap(),
         "# by hand\n192.0.2.0/24 a flood\n10.0.0.0/8 not ours\n"
@@ -91,7 +93,9 @@ fn a_bad_line_keeps_the_list_in_force_on_reload_and_stops_a_start() {
     assert!(message.contains("clients:3: "), "{message}");
     assert_eq!(values(&skep, "clients/deny"), ["-XL"]);
     skep.signal("HUP");
-    skep.log_with("clients_deny not reloaded by reload, the list in force stays: ");
+    skep.log_with(
+        "list not reloaded, the previous one stays list=\"clients_deny\" by=reload error=",
+    );
     let failures = || skep.metrics().value("skep_access_reload_failures_total");
     eventually("both failures are counted", || failures() == 2.0);
     assert_eq!(values(&skep, "clients/deny"), ["-XL"]);
@@ -107,7 +111,7 @@ fn a_bad_line_keeps_the_list_in_force_on_reload_and_stops_a_start() {
     fs::write(&file, "-XM\n-XN\n").unwrap();
     skep.signal("HUP");
     eventually("the mended list is in force", || values(&skep, "clients/deny") == ["-XM", "-XN"]);
-    skep.log_with("clients_deny: 2 added, 1 removed, 2 now, by reload");
+    skep.log_with("list changed list=\"clients_deny\" added=2 removed=1 entries=2 by=reload");
 }
 
 /// An announce over HTTP: bytes uploaded and downloaded, and bytes that are missing.
@@ -212,7 +216,7 @@ fn registered_torrents_outlive_a_restart_until_they_are_unregistered() {
     assert_eq!(ask(&skep, "DELETE", &torrent, "").1, json!({ "status": "unregistered" }));
     assert_eq!(ask(&skep, "GET", &registration, "").1["error"]["code"], "unregistered");
     assert_eq!(ask(&skep, "DELETE", &torrent, "").0, 404);
-    skep.log_with(&format!("torrent {v1} unregistered by the API from 127.0.0.1:"));
+    skep.log_with(&format!("torrent unregistered info_hash={v1} by=API from 127.0.0.1:"));
 }
 
 #[test]

@@ -63,16 +63,16 @@ fn a_second_signal_ends_the_drain_and_without_one_there_is_none() {
     for second in ["TERM", "INT"] {
         let mut skep = draining("auto", 3600);
         skep.signal("TERM");
-        skep.log_with("everything is answered for another 3600 s");
+        skep.log_with("drain_s=3600");
         assert_eq!(skep.get("/readyz"), (503, "stopping\n".into()));
         skep.signal(second);
         assert_eq!(skep.wait().code(), Some(0));
-        skep.log_with("a second signal: stopping now");
+        skep.log_with("second signal received, stopping now");
     }
     let mut skep = draining("auto", 0);
     skep.signal("TERM");
     assert_eq!(skep.wait().code(), Some(0));
-    assert!(!skep.log().contains("another"));
+    assert!(!skep.log().contains("draining"));
 }
 
 #[test]

@@ -257,11 +257,11 @@ fn a_new_certificate_is_taken_without_a_restart() {
     let (skep, before, folder) = with_tls("mmsg");
     ask_with(skep.tls[0], Some(&before.client()), "/", "");
     let after = Certificate::write(folder.path());
-    skep.log_with("the TLS certificate was read again");
+    skep.log_with("TLS certificate reloaded");
     let reply = ask_with(skep.tls[0], Some(&after.client()), &announce(1, 1001, "&left=1"), "");
     assert_eq!(integer(&reply, "incomplete"), 1);
     std::fs::write(&after.key, "broken").unwrap();
-    skep.log_with("the TLS certificate stays as it was");
+    skep.log_with("TLS certificate not reloaded");
     ask_with(skep.tls[0], Some(&after.client()), "/", "");
 }
 

@@ -63,7 +63,7 @@ fn every_datagram_is_answered_while_one_tracker_takes_over_from_the_other_and_a_
         let (sent, lost) = load.finish();
         assert!(sent > 6_000);
         assert_eq!(lost, 0, "of {sent}, {io} to {other} and back\n{}", third.log());
-        third.log_with("the predecessor has handed everything over");
+        third.log_with("take-over complete");
         assert!(third.state.is_some() && state.path().join("handover.sock").exists());
     }
 }
@@ -251,7 +251,7 @@ fn a_successor_that_fails_leaves_the_tracker_as_it_was() {
         assert_eq!(first.get("/readyz").0, 200);
         load.wait_for(100);
     }
-    first.log_with("not taken over, this tracker goes on");
+    first.log_with("take-over failed, this tracker continues");
     let (sent, lost) = load.finish();
     assert_eq!(lost, 0, "of {sent}");
     assert_eq!(tcp_clients::ask(first.tcp[0], &announce(1, 1, "")).status, 200);
@@ -341,7 +341,7 @@ fn a_successor_whose_predecessor_has_ended_serves() {
     let folder = tempfile::tempdir().unwrap();
     let start = || successor(folder.path(), &[]);
     let (_predecessor, second) = Puppet::asked(folder.path(), start, Puppet::end);
-    second.log_with("the predecessor ended out of turn");
+    second.log_with("predecessor ended early, taking over without it");
     Client::connect(second.udp[0]).announce(&leecher(1, 6881));
 }
 
@@ -409,7 +409,7 @@ fn end_successors_early(io: &str) -> bool {
         }
         load.wait_for(500);
     }
-    first.log_with("not taken over, this tracker goes on");
+    first.log_with("take-over failed, this tracker continues");
     assert_eq!(first.get("/readyz").0, 200);
     let (sent, lost) = load.finish();
     assert_eq!(lost, 0, "of {sent} with {io}");
@@ -428,7 +428,7 @@ fn told_while_relieving(state: &Path) -> (Puppet, Unready) {
     let start = || Unready::spawn(successor_command(state, &[]));
     let (predecessor, mut successor) = Puppet::asked(state, start, Puppet::hear_serving);
     successor.terminate();
-    successor.log_with("told to stop: as soon as the predecessor has left");
+    successor.log_with("stop requested, waiting for the predecessor to leave");
     (predecessor, successor)
 }
 
@@ -436,7 +436,7 @@ fn told_while_relieving(state: &Path) -> (Puppet, Unready) {
 fn a_successor_that_is_told_to_end_waits_for_its_predecessor_but_not_for_long() {
     let folder = tempfile::tempdir().unwrap();
     let (predecessor, mut successor) = told_while_relieving(folder.path());
-    successor.log_with("the predecessor has not said that it leaves");
+    successor.log_with("predecessor did not leave in time");
     assert_eq!(successor.wait(), (Some(0), String::new()));
     drop(predecessor);
     let folder = tempfile::tempdir().unwrap();
@@ -453,7 +453,7 @@ fn a_successor_is_ready_once_it_has_what_its_predecessor_saves_last() {
     let lock = lock_snapshots(folder.path());
     let start = || successor(folder.path(), &[]);
     let (predecessor, second) = Puppet::asked(folder.path(), start, Puppet::leave);
-    second.log_with("until it has ended, none are restored");
+    second.log_with("snapshots wait for another skep to end");
     let (status, text) = second.get("/readyz");
     assert!(status == 503 && text.contains("restoring"), "{status} {text}");
     drop(lock);
@@ -498,7 +498,7 @@ fn addresses_may_change_with_a_take_over() {
     assert_eq!(first.wait().code(), Some(0));
     assert_eq!(second.udp[0], first.udp[0]);
     assert_eq!(second.udp[1].ip().to_string(), "127.0.0.3");
-    second.log_with(&format!("udp {} was passed to this process", first.udp[1]));
+    second.log_with(&format!("passed socket closed: not configured socket=udp {}", first.udp[1]));
     Client::connect(second.udp[1]).announce(&leecher(1, 6881));
     assert!(TcpStream::connect(first.tcp[1]).is_err());
     assert!(UdpSocket::bind(first.udp[1]).is_ok(), "nobody has it any more");

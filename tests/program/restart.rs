@@ -96,7 +96,8 @@ fn an_address_that_is_taken_is_an_error_after_a_wait_that_names_who_has_it() {
         assert_eq!((output.status.code(), stdout.as_str()), (Some(1), ""), "{log}");
         let last = log.lines().last().unwrap();
         assert!(last.contains(who.as_str()) && last.contains(remedy), "{log}");
-        let waiting: Vec<_> = log.lines().filter(|it| it.contains("waiting")).collect();
+        let waiting: Vec<_> =
+            log.lines().filter(|it| it.contains("waiting for a process")).collect();
         assert!(waiting.len() == 1 && waiting[0].contains("at_most_ms=1500"), "{log}");
     }
     serves(&skep);

@@ -218,7 +218,7 @@ fn its_token_stays_in_force_without_the_state_directory() {
     fs::remove_dir_all(&state).unwrap();
     fs::write(&state, "nothing can be made below a file").unwrap();
     skep.signal("HUP");
-    skep.log_with("the API's token stays as it was");
+    skep.log_with("API token not reloaded");
     skep.log_with("reloaded: ");
     let status = deny_with(&skep, &token);
     assert!(![401, 403].contains(&status), "{status}");
@@ -236,7 +236,7 @@ fn settings_that_came_through_a_pipe_stay_in_force() {
     let skep = Skep::spawn(command);
     assert_eq!((deny_with(&skep, "of sixteen bytes"), deny_with(&skep, "another")), (200, 401));
     skep.signal("HUP");
-    let log = skep.log_with("not reloaded, nothing has changed");
+    let log = skep.log_with("not reloaded, all settings stay");
     assert!(log.contains("not a regular file and can be read only once"), "{log}");
     assert_eq!((deny_with(&skep, "of sixteen bytes"), deny_with(&skep, "another")), (200, 401));
 }
@@ -256,7 +256,7 @@ fn without_a_state_directory_nothing_can_be_changed_unless_a_token_is_configured
     assert!(said.contains("token_absent") && said.contains("server.state_dir"), "{said}");
     assert_eq!(skep.get("/api/v1/torrents").0, 200);
     let log = skep.log_with("ready");
-    assert_eq!(log.matches("nothing can be changed through the API").count(), 1, "{log}");
+    assert_eq!(log.matches("API token not available, the API is read-only").count(), 1, "{log}");
     let configured = start(&[("SKEP__ADMIN__TOKEN", "of sixteen bytes")]);
     assert_eq!(deny_with(&configured, "of sixteen bytes"), 409, "there is nowhere to write it");
     assert_eq!(deny_with(&configured, "of other bytes.."), 401);
@@ -315,7 +315,7 @@ fn a_pipe_in_a_snapshots_place_holds_up_neither_the_start_nor_the_end() {
     command.args(["--listen", "127.0.0.1:0"]).env("STATE_DIRECTORY", state.path());
     let mut skep = Skep::spawn(command);
     eventually("it is ready", || skep.get("/readyz").0 == 200);
-    skep.log_with("no snapshot is of use");
+    skep.log_with("no usable snapshot, starting with empty swarms");
     Client::connect(skep.udp[0]).announce(&leecher(1, 1));
     skep.signal("TERM");
     assert_eq!(skep.wait().code(), Some(0));

@@ -159,7 +159,7 @@ fn sockets_of_a_socket_unit_are_served() {
         Client::connect(address).announce(&leecher(1, port));
         assert_eq!(tcp_clients::ask(address, &announce(1, port, "")).status, 200);
     }
-    skep.log_with(&format!("udp {stray_address} was passed to this process"));
+    skep.log_with(&format!("passed socket closed: not configured socket=udp {stray_address}"));
 }
 
 #[test]

@@ -182,7 +182,7 @@ fn a_damaged_snapshot_is_set_aside_and_the_previous_one_restored() {
     assert_eq!(counts(scrape(&skep, 3)), (0, 0, 0), "nothing of the damaged one");
     let aside = names(state.path(), ".damaged-");
     assert_eq!(aside.len(), 1);
-    let log = skep.log_with("is of no use");
+    let log = skep.log_with("snapshot unusable, renamed");
     assert!(log.contains("checksum") && log.contains(&aside[0]), "{log}");
     assert_eq!(fs::read(state.path().join(&aside[0])).unwrap(), bytes, "as it was");
     assert_eq!(skep.metrics().value("skep_restore_set_aside_total"), 1.0);
@@ -193,7 +193,7 @@ fn a_damaged_snapshot_is_set_aside_and_the_previous_one_restored() {
     fs::write(state.path().join(PREVIOUS), &bytes).unwrap();
     let skep = start_restored(state.path());
     assert_eq!(skep.metrics().value("skep_restore_outcome{outcome=\"lost\"}"), 1.0);
-    skep.log_with("swarms are empty");
+    skep.log_with("no usable snapshot, starting with empty swarms");
     fill(&skep);
     assert!(is_filled(&skep));
     assert_eq!(names(state.path(), ".damaged-").len(), 2);
@@ -265,7 +265,7 @@ fn a_state_directory_that_goes_away_costs_snapshots_only() {
     fs::remove_dir_all(&path).unwrap();
     let (status, body) = save(&skep);
     assert_eq!((status, body.contains("\"snapshot\"")), (500, true), "{body}");
-    skep.log_with("no snapshot is saved");
+    skep.log_with("snapshot not saved, the previous one stays");
     assert_eq!(skep.metrics().value("skep_snapshot_errors_total{reason=\"create\"}"), 1.0);
     assert!(is_filled(&skep), "it serves");
     fs::create_dir(&path).unwrap();
@@ -308,7 +308,7 @@ fn of_two_processes_the_second_restores_what_the_first_leaves() {
     let state = tempfile::tempdir().unwrap();
     let mut first = start_restored(state.path());
     let second = start(state.path(), &[]);
-    second.log_with("another skep keeps snapshots");
+    second.log_with("snapshots wait for another skep to end");
     assert_eq!(second.get("/readyz").0, 200, "it serves");
     let (status, body) = save(&second);
     assert!(status == 500 && body.contains("another skep"), "{body}");

@@ -324,7 +324,7 @@ fn a_successor_that_stands_still_is_given_up_and_may_not_serve_afterwards() {
     let begun = Instant::now();
     served.holds(); // once it has waited for long enough
     assert!(begun.elapsed() < DEADLINE);
-    first.log_with("not taken over, this tracker goes on");
+    first.log_with("take-over failed, this tracker continues");
     assert!(!puppet.lock.take().unwrap(), "only one may serve");
     served.holds();
 }
@@ -351,7 +351,7 @@ fn a_successor_that_asked_before_the_predecessor_was_told_to_stop_takes_over_in_
         let (mut first, served) = home.first_with(io, 3600);
         let puppet = Puppet::ask(home.state());
         first.signal("TERM");
-        first.log_with("everything is answered for another 3600 s");
+        first.log_with("drain_s=3600");
         served.holds();
         puppet.say("serving");
         puppet.hear_left();
@@ -368,11 +368,11 @@ fn a_successor_that_falls_silent_in_the_drain_is_given_up_and_the_drain_goes_on(
     let (mut first, served) = home.first_with("auto", 3600);
     let puppet = Puppet::ask(home.state());
     first.signal("TERM");
-    first.log_with("everything is answered for another 3600 s");
+    first.log_with("drain_s=3600");
     puppet.say("serving");
     puppet.hear_left();
     drop(puppet);
-    first.log_with("not taken over, this tracker goes on");
+    first.log_with("take-over failed, this tracker continues");
     served.holds();
     first.signal("TERM");
     assert_eq!(first.wait().code(), Some(0), "{}", first.log());
@@ -404,9 +404,9 @@ fn a_successor_with_the_right_to_serve_that_says_nothing_is_waited_for_until_it_
     puppet.hear_left();
     assert!(puppet.lock.take().unwrap());
     puppet.say("serving"); // whatever it says, it has not accepted
-    first.log_with("waiting for that, or for its end");
+    first.log_with("does not respond, waiting for it");
     drop(puppet);
-    first.log_with("not taken over, this tracker goes on");
+    first.log_with("take-over failed, this tracker continues");
     served.holds();
 }
 
@@ -418,12 +418,12 @@ fn a_tracker_that_rests_for_a_silent_successor_ends_when_it_is_told_to() {
         let puppet = Puppet::ask(home.state());
         if drain_s > 0 {
             first.signal("TERM");
-            first.log_with("everything is answered for another 3600 s");
+            first.log_with("drain_s=3600");
         }
         puppet.say("serving");
         puppet.hear_left();
         assert!(puppet.lock.take().unwrap());
-        first.log_with("waiting for that, or for its end");
+        first.log_with("does not respond, waiting for it");
         first.signal("TERM");
         assert_eq!(first.wait().code(), Some(0), "{}", first.log());
     }
@@ -479,7 +479,7 @@ fn a_successor_whose_predecessor_stands_still_serves_only_where_that_one_never_w
         [true, false].map(|gives_up| scope.spawn(move || silent(gives_up))).map(|it| it.join())
     });
     let (serves, log) = gone.unwrap();
-    assert!(serves && log.contains("the predecessor ended out of turn"), "{log}");
+    assert!(serves && log.contains("predecessor ended early, taking over without it"), "{log}");
     let (serves, log) = there.unwrap();
     assert!(!serves && log.contains("the running tracker goes on"), "{log}");
     assert!(log.contains("if the running one hangs, end it"), "{log}");
@@ -492,7 +492,7 @@ fn a_tracker_that_is_killed_while_it_is_replaced_leaves_its_successor_serving() 
             let home = Home::new();
             let (first, served) = home.first(io);
             let mut successor = home.successor("", io);
-            first.log_with("a successor has asked for the sockets");
+            first.log_with("take-over requested by a successor");
             std::thread::park_timeout(Duration::from_millis(delay_ms));
             first.signal("KILL");
             if successor.becomes_ready() {

@@ -84,7 +84,7 @@ pub(crate) async fn take_over(
         Ok(()) => false,
         Err(TakeoverError::GoesOn(error)) => return Err(TakeoverError::into_start_error(&error)),
         Err(TakeoverError::Gone(error)) => {
-            warn!(target: OPERATOR, "the predecessor ended out of turn: {error}");
+            warn!(target: OPERATOR, %error, "predecessor ended early, taking over without it");
             true
         }
     };
@@ -109,7 +109,7 @@ pub(crate) async fn make_room(
         () = signals.stop() => {}
         () = state.is_asked_to_stop() => {}
     }
-    info!(target: OPERATOR, "told to stop while a successor takes over");
+    info!(target: OPERATOR, "stop requested while a successor takes over");
     Some(match timeout(FOLLOW_MAX, stepping).await {
         Ok(Ok(successor)) => ShutdownReason::TakenOver(successor),
         Ok(Err(_)) => ShutdownReason::Requested,
@@ -201,7 +201,7 @@ async fn serve_on(
     if drain.is_zero() {
         return Ok(None);
     }
-    info!(target: OPERATOR, "everything is answered for another {} s", drain.as_secs());
+    info!(target: OPERATOR, drain_s = drain.as_secs(), "draining: requests are still served");
     running.streams.drain(state.now_and(drain));
     let mut second = interval(Duration::from_secs(1));
     second.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -212,7 +212,7 @@ async fn serve_on(
             _ = second.tick() => state.tick_and_renew(),
             () = &mut over => return Ok(None),
             () = signals.stop() => {
-                info!(target: OPERATOR, "a second signal: stopping now");
+                info!(target: OPERATOR, "second signal received, stopping now");
                 return Ok(None);
             }
             Some(it) = successors.recv() => {
@@ -246,7 +246,7 @@ async fn stop(state: &Arc<ProcessState>, running: Running, successors: &mut Succ
         biased;
         Some(it) = successors.recv() => {
             drop(close_admin);
-            info!(target: OPERATOR, "a successor serves as soon as it has the right to");
+            info!(target: OPERATOR, "successor waiting, giving it the right to serve");
             let successor = it.leave();
             let _ = writing.await;
             successor.send_saved();
@@ -267,7 +267,7 @@ async fn hand_on(
     state.close_board(); // their pages turn to the successor
     drop(close_admin);
     let _ = spawn_blocking(move || workers.stop()).await;
-    info!(target: OPERATOR, "the successor serves; what is open here ends");
+    info!(target: OPERATOR, "successor serves, closing the connections of this process");
     let answered = async {
         while streams.are_asked() {
             sleep(POLL * 10).await;
@@ -297,11 +297,10 @@ pub(crate) fn await_saved(predecessor: Option<Predecessor>, snapshots: Arc<Snaps
     let Some(predecessor) = predecessor else { return snapshots.leave_alone() };
     spawn_blocking(move || {
         match predecessor.wait_until_saved() {
-            Ok(()) => info!(target: OPERATOR, "the predecessor has handed everything over"),
-            Err(error) => warn!(
-                target: OPERATOR,
-                "the predecessor ended before it had written everything down: {error}"
-            ),
+            Ok(()) => info!(target: OPERATOR, "take-over complete"),
+            Err(error) => {
+                warn!(target: OPERATOR, %error, "predecessor ended before it saved its state");
+            }
         }
         snapshots.leave_alone();
     });

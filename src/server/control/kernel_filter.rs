@@ -56,9 +56,8 @@ impl KernelFilter {
         if let Some((worst, rate)) = new.first() {
             info!(
                 target: OPERATOR,
-                sources = new.len(),
-                "the kernel drops what {worst} and others at most as bad send over UDP, for \
-                 {DENIED_S} s: {rate} requests a second over the limit"
+                sources = new.len(), %worst, worst_over_limit_per_s = rate, seconds = DENIED_S,
+                "sources denied in the kernel"
             );
         }
         let denied: Vec<IpAddr> = self.denied.iter().map(|it| it.0).collect();
@@ -66,11 +65,8 @@ impl KernelFilter {
             for (family, socket) in sockets {
                 if let Err(error) = filter::deny(socket, family, &denied) {
                     let _ = filter::deny(socket, family, &[]); // nor for longer than was said
-                    warn!(
-                        %error,
-                        "cannot deny sources in the kernel: they are limited as before; remedy: a \
-                         larger net.core.optmem_max, or limits.kernel_deny_rate = 0"
-                    );
+                    let remedy = "raise net.core.optmem_max, or set limits.kernel_deny_rate = 0";
+                    warn!(%error, remedy, "sources not denied in the kernel, limited as before");
                 }
             }
             self.told = Some(denied);

@@ -199,14 +199,14 @@ async fn succeed(
         () = signals.stop() => {}
     }
     // The predecessor is about to leave. If it does, this one has all to end in order.
-    info!(target: OPERATOR, "told to stop: as soon as the predecessor has left");
+    info!(target: OPERATOR, "stop requested, waiting for the predecessor to leave");
     match timeout(RELIEF_MAX, relief).await {
         Ok(taken_over) => {
             state.asked_to_stop.notify_one();
             Ok(Succession::Serves(taken_over?))
         }
         Err(_) => {
-            warn!(target: OPERATOR, "the predecessor has not said that it leaves: see its log");
+            warn!(target: OPERATOR, "predecessor did not leave in time: see its log");
             Ok(Succession::Ends)
         }
     }
@@ -239,7 +239,7 @@ fn offer(
         make().map_err(|error| format!("cannot listen on {}: {error}", path.display()))
     });
     made.inspect_err(|reason| {
-        info!("`skep run --take-over` cannot replace this tracker: {reason}");
+        info!(error = %reason, "`skep run --take-over` cannot replace this tracker");
     })
     .ok()
 }
@@ -320,10 +320,10 @@ async fn watch(
                 state.renew_pages();
                 manager.ready("reloaded");
             },
-            _ = signals.terminate.recv() => break info!(target: OPERATOR, "stopping on SIGTERM"),
-            _ = signals.interrupt.recv() => break info!(target: OPERATOR, "stopping on SIGINT"),
+            _ = signals.terminate.recv() => break info!(target: OPERATOR, "stopping: SIGTERM received"),
+            _ = signals.interrupt.recv() => break info!(target: OPERATOR, "stopping: SIGINT received"),
             () = state.is_asked_to_stop() => {
-                break info!(target: OPERATOR, "stopping as it was asked to");
+                break info!(target: OPERATOR, "stopping: requested during the take-over");
             }
             Some(it) = successor.recv() => {
                 if let Some(reason) = drain::make_room(state, it, running, signals).await {

@@ -148,10 +148,7 @@ impl ProcessState {
         match flushing.spawn(move || state.flush()) {
             Ok(thread) if !has_ended(&thread, &AtomicU64::new(0), STALLED_MAX) => {
                 let after_s = STALLED_MAX.as_secs();
-                warn!(
-                    target: OPERATOR,
-                    "what passkeys were used for last is not written: the disk took {after_s} s"
-                );
+                warn!(target: OPERATOR, after_s, "totals of passkeys not saved: the disk hangs");
             }
             Ok(_) => {}
             Err(_) => self.flush(), // no thread is to be had
@@ -191,11 +188,8 @@ impl ProcessState {
         let drops = exporter.socket_drops();
         // The kernel counts what it was told to drop among what it had to.
         if drops > drops_before && denied == 0 {
-            warn!(
-                drops = drops - drops_before,
-                "the kernel drops datagrams because receive queues are full; remedy: more \
-                 workers or cores, or a larger udp.receive_buffer"
-            );
+            let remedy = "more workers or cores, or a larger udp.receive_buffer";
+            warn!(drops = drops - drops_before, remedy, "datagrams dropped: receive queue full");
         }
         drops
     }
@@ -235,15 +229,14 @@ impl ProcessState {
                 format!("{:.0} % of all announces come from {address}", share * 100.0)
             }
             SourceAnomaly::Unroutable(share) => {
-                let percent = share * 100.0;
-                format!("{percent:.0} % of all announces come from addresses of no public network")
+                format!("{:.0} % of all announces come from private addresses", share * 100.0)
             }
         };
         warn!(
             target: OPERATOR,
-            "{found}: something hides the clients' addresses, and peers that nobody can reach are \
-             handed out; remedy: hostNetwork or externalTrafficPolicy: Local for a Kubernetes \
-             service, host networking for a container, http.trusted_proxies for a reverse proxy"
+            remedy = "hostNetwork or externalTrafficPolicy: Local for a Kubernetes service, host \
+                      networking for a container, http.trusted_proxies for a reverse proxy",
+            "client addresses are hidden: {found}, so clients get peers that cannot be reached"
         );
     }
 }

@@ -106,7 +106,7 @@ impl Reloader {
         let new = match self.source.load_again() {
             Ok(new) => new,
             Err(error) => {
-                error!(target: OPERATOR, "not reloaded, nothing has changed: {error}");
+                error!(target: OPERATOR, %error, "not reloaded, all settings stay");
                 return;
             }
         };
@@ -116,7 +116,7 @@ impl Reloader {
         let keys = match self.keys(&live_config) {
             Ok(keys) => keys,
             Err(error) => {
-                error!(target: OPERATOR, "not reloaded, nothing has changed: {error}");
+                error!(target: OPERATOR, %error, "not reloaded, all settings stay");
                 return;
             }
         };
@@ -142,7 +142,7 @@ impl Reloader {
         }
         if !fixed.is_empty() {
             let fixed: Vec<_> = fixed.iter().map(told).collect();
-            warn!(target: OPERATOR, "takes effect with a restart only: {}", fixed.join(", "));
+            warn!(target: OPERATOR, "not reloaded, needs a restart: {}", fixed.join(", "));
         }
         self.tell_closed(&closed_before);
     }
@@ -152,12 +152,9 @@ impl Reloader {
         let mut closed = self.confinement.closed_to(&self.config);
         closed.retain(|it| !before.contains(it));
         for folder in closed {
-            let folder = folder.display();
-            warn!(
-                target: OPERATOR,
-                "lists in {folder} are read, but cannot be edited through the API before a \
-                 restart: server.confine allows writing only where the settings at the start said"
-            );
+            let remedy = "restart: server.confine allows writing only where the settings did then";
+            let path = folder.display();
+            warn!(target: OPERATOR, %path, remedy, "lists cannot be edited through the API");
         }
     }
 
@@ -166,7 +163,7 @@ impl Reloader {
     fn keys(&self, config: &Config) -> Result<LoadedKeys, KeyError> {
         match options::keys(config) {
             Err(error) if error.is_denied() => {
-                warn!(target: OPERATOR, "the connection-id keys stay as they were: {error}");
+                warn!(target: OPERATOR, %error, "connection-id keys not reloaded");
                 Ok(LoadedKeys { warning: None, ..self.keys.clone() })
             }
             loaded => loaded,
@@ -192,8 +189,8 @@ impl Reloader {
         }
         let same = (keys.active, keys.staging) == (self.keys.active, self.keys.staging);
         if keys.made_up && !self.keys.made_up {
-            let reason = keys.warning.unwrap_or_default();
-            warn!(target: OPERATOR, "the connection-id keys stay as they were: {reason}");
+            let error = keys.warning.unwrap_or_default();
+            warn!(target: OPERATOR, %error, "connection-id keys not reloaded");
             return false;
         }
         if same || keys.made_up {

@@ -145,11 +145,11 @@ impl Snapshots {
         if let Some((orders, thread)) = thread {
             let _ = orders.send(Order::Stop);
             if !has_ended(&thread, &self.progress, stalled_max) {
+                let remedy = "check the disk of server.state_dir";
+                let stalled_s = stalled_max.as_secs();
                 warn!(
                     target: OPERATOR,
-                    "the last snapshot is given up, the latest one stays: nothing was read or \
-                     written for {} s; remedy: see to the disk that server.state_dir is on",
-                    stalled_max.as_secs()
+                    stalled_s, remedy, "last snapshot not saved, the previous one stays: the disk hangs"
                 );
             }
         }

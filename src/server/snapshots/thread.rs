@@ -95,18 +95,14 @@ impl SnapshotThread {
                 }
                 Err(error) => {
                     let path = path.display();
-                    warn!(target: OPERATOR, "no snapshots are kept: cannot lock {path}: {error}");
+                    warn!(target: OPERATOR, %path, %error, "snapshots disabled: cannot lock");
                     self.snapshots.figures.set_outcome(RestoreOutcome::Off);
                     return None;
                 }
             }
             if !std::mem::replace(&mut has_told, true) {
                 let path = self.folder.path().display();
-                info!(
-                    target: OPERATOR,
-                    "another skep keeps snapshots in {path}: until it has ended, none are restored \
-                     or written"
-                );
+                info!(target: OPERATOR, %path, "snapshots wait for another skep to end");
             }
             match asked.recv_timeout(LOOK_EVERY) {
                 Ok(Order::Save(tell)) => {
@@ -159,7 +155,7 @@ impl SnapshotThread {
         let outcome = match snapshot {
             Some((snapshot, path)) => self.bring_back(snapshot, path, begun),
             None if is_lost => {
-                warn!(target: OPERATOR, "no snapshot is of use: swarms are empty");
+                warn!(target: OPERATOR, "no usable snapshot, starting with empty swarms");
                 RestoreOutcome::Lost
             }
             None => RestoreOutcome::Empty,
@@ -170,17 +166,17 @@ impl SnapshotThread {
     /// Says what was wrong with a file, and where it is now.
     fn tell_aside(&mut self, it: Aside) {
         self.snapshots.figures.set_aside.fetch_add(1, Ordering::Relaxed);
-        let path = it.path.display();
+        let (path, reason) = (it.path.display(), it.reason);
         match it.name {
-            Ok(name) => warn!(
-                target: OPERATOR,
-                "{path} is of no use: {}; it is kept as {}", it.reason, name.display()
-            ),
+            Ok(name) => {
+                let renamed = name.display();
+                warn!(target: OPERATOR, %path, %renamed, %reason, "snapshot unusable, renamed");
+            }
             Err(error) => {
                 warn!(
                     target: OPERATOR,
-                    "{path} is of no use: {}; it cannot be set aside ({error}), and no snapshot is \
-                     written until it can", it.reason
+                    %path, %reason, %error,
+                    "snapshot unusable and not renamed: none is saved until that is possible"
                 );
                 self.in_the_way.push((it.path, it.kind));
             }
@@ -212,20 +208,25 @@ impl SnapshotThread {
         let figures = &self.snapshots.figures;
         figures.note_restored(&restored, took_ns);
         let RestoreCounts { peers, known, expired, refused, .. } = restored;
-        let (name, age_s) = (path.display(), begun.seconds().saturating_sub(at_s));
-        let took_ms = took_ns / 1_000_000;
-        let told = format!(
-            "{peers} peers of {name}, which is {age_s} s old, are restored in {took_ms} ms \
-             ({expired} were too old, {known} have announced since, {refused} have no place)"
-        );
+        let age_s = begun.seconds().saturating_sub(at_s);
+        let ms = took_ns / 1_000_000;
         match ended {
             Ok(()) => {
                 figures.last_success_s.store(at_s, Ordering::Relaxed);
-                info!(target: OPERATOR, "{told}");
+                let path = path.display();
+                info!(
+                    target: OPERATOR,
+                    %path, age_s, peers, expired, known, refused, ms, "snapshot restored"
+                );
                 RestoreOutcome::Restored
             }
             Err(fault) => {
-                warn!(target: OPERATOR, "{told}, and no more can be");
+                let path_shown = path.display();
+                warn!(
+                    target: OPERATOR,
+                    path = %path_shown, age_s, peers, expired, known, refused, ms,
+                    "snapshot restored in part"
+                );
                 self.keep_previous();
                 let (reason, kind) = (fault.to_string(), fault.kind());
                 let name = self.folder.set_aside(&path, &kind, now);
@@ -251,14 +252,14 @@ impl SnapshotThread {
             let thread = thread::Builder::new().name("snapshot-save".into());
             let thread = thread.spawn_scoped(scope, || {
                 if let Err(error) = affinity::give_way() {
-                    debug!("a snapshot is saved without giving way: {error}");
+                    debug!(%error, "snapshot saved at normal priority");
                 }
                 self.save(true)
             });
             thread.map(|it| it.join().unwrap_or_else(|panic| resume_unwind(panic)))
         });
         saved.unwrap_or_else(|error| {
-            debug!("no thread to save on that gives way: {error}");
+            debug!(%error, "snapshot saved without a thread of its own");
             self.save(true)
         })
     }
@@ -289,16 +290,12 @@ impl SnapshotThread {
             Ok(saved) => {
                 let took_ns = self.clock.now().ns_since(begun);
                 self.snapshots.figures.note_saved(&saved, took_ns);
-                let (contents, took_ms) = (&saved.contents, took_ns / 1_000_000);
+                let (contents, ms) = (&saved.contents, took_ns / 1_000_000);
                 let (torrents, peers) = (contents.torrents, contents.peers);
                 if rests {
-                    debug!("a snapshot is saved: {torrents} torrents, {peers} peers, {took_ms} ms");
+                    debug!(torrents, peers, ms, "snapshot saved");
                 } else {
-                    info!(
-                        target: OPERATOR,
-                        "the last snapshot is saved: {torrents} torrents, {peers} peers, \
-                         {took_ms} ms"
-                    );
+                    info!(target: OPERATOR, torrents, peers, ms, "last snapshot saved");
                 }
                 Ok(())
             }
@@ -308,9 +305,9 @@ impl SnapshotThread {
             Err(error) => {
                 self.snapshots.figures.note_error(error.step);
                 if error.is_in_place {
-                    warn!(target: OPERATOR, "{error}");
+                    warn!(target: OPERATOR, %error, "snapshot saved, but not synced to the disk");
                 } else {
-                    warn!(target: OPERATOR, "no snapshot is saved, the latest one stays: {error}");
+                    warn!(target: OPERATOR, %error, "snapshot not saved, the previous one stays");
                 }
                 Err(error.to_string())
             }

@@ -61,7 +61,7 @@ pub(crate) fn bind(
         let group = bind_group(share, cpus.len(), receive_buffer_bytes, retry)?;
         let order: Vec<_> = group.iter().collect();
         if let Err(error) = steer(&order, cpus) {
-            tracing::warn!(%error, "datagrams change cores: the kernel does not let us steer them");
+            tracing::warn!(%error, "datagrams not steered to the core that received them");
         }
         sockets.addresses.extend(group.first().map(BoundUdp::address));
         for (index, socket) in group.into_iter().enumerate() {
@@ -107,8 +107,8 @@ fn bind_group(
             }
             Err(error) if error.kind() == io::ErrorKind::AddrInUse && !group.is_empty() => {
                 let (sockets, address) = (group.len(), at);
-                tracing::warn!(%address, sockets, workers, "fewer sockets than workers: \
-                    whoever bound those that were passed to us does not share their address");
+                tracing::warn!(%address, sockets, workers, "fewer sockets than workers: the \
+                    sockets that were passed to this process do not share their address");
                 break;
             }
             Err(error) => return Err(listening(at, error)),
@@ -199,7 +199,7 @@ fn left_out<T>(
 ) -> Result<Vec<T>, (SocketAddr, io::Error)> {
     match missing {
         Some(missing) if served.is_empty() => return Err(missing),
-        Some((address, _)) => tracing::warn!(%address, "not served: this host has no IPv6"),
+        Some((address, _)) => tracing::warn!(%address, "address not served: this host has no IPv6"),
         None => {}
     }
     Ok(served)
@@ -239,19 +239,16 @@ fn lacks_family(address: SocketAddr, error: &io::Error) -> bool {
 /// Warns once if the kernel gave less than was asked for.
 fn warn_of_small_buffers(sockets: &Sockets, asked: usize) {
     let given = sockets.by_worker.iter().flatten().map(BoundUdp::receive_buffer_bytes).min();
-    if let Some(warning) = given.and_then(|it| small_buffers(it, asked)) {
-        tracing::warn!("{warning}");
+    let remedy = given.and_then(|bytes| remedy_of_small_buffers(bytes, asked));
+    if let Some(remedy) = remedy {
+        let (bytes, configured_bytes) = (given, asked);
+        tracing::warn!(bytes, configured_bytes, remedy, "receive buffers smaller than configured");
     }
 }
 
-/// What to say of buffers of `given` bytes where `asked` were asked for, if anything.
-fn small_buffers(given: usize, asked: usize) -> Option<String> {
-    (given < asked).then(|| {
-        format!(
-            "receive buffers hold {given} bytes, {asked} were asked for, so bursts are lost; \
-             remedy: sysctl -w net.core.rmem_max={asked}, or grant CAP_NET_ADMIN"
-        )
-    })
+/// What to do about buffers of `given` bytes where `asked` are configured, if anything.
+fn remedy_of_small_buffers(given: usize, asked: usize) -> Option<String> {
+    (given < asked).then(|| format!("sysctl -w net.core.rmem_max={asked}, or grant CAP_NET_ADMIN"))
 }
 
 #[cfg(test)]
@@ -422,11 +419,10 @@ mod tests {
 
     #[test]
     fn buffers_smaller_than_asked_for_are_warned_of_with_a_remedy() {
-        assert_eq!(small_buffers(8 << 20, 8 << 20), None);
-        assert_eq!(small_buffers(16 << 20, 8 << 20), None);
-        let warning = small_buffers(212_992, 8 << 20).unwrap();
-        assert!(warning.contains("hold 212992 bytes"), "{warning}");
-        assert!(warning.contains("sysctl -w net.core.rmem_max=8388608"), "{warning}");
+        assert_eq!(remedy_of_small_buffers(8 << 20, 8 << 20), None);
+        assert_eq!(remedy_of_small_buffers(16 << 20, 8 << 20), None);
+        let remedy = remedy_of_small_buffers(212_992, 8 << 20).unwrap();
+        assert!(remedy.starts_with("sysctl -w net.core.rmem_max=8388608"), "{remedy}");
     }
 
     #[test]

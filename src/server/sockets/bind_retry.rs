@@ -53,11 +53,11 @@ impl BindRetry {
                 Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
                     let now = Instant::now();
                     if self.until.is_none() && !self.in_all.is_zero() {
-                        let (what, at_most_ms) = (what(), self.in_all.as_millis());
+                        let (socket, at_most_ms) = (what(), self.in_all.as_millis());
                         info!(
                             target: OPERATOR,
-                            at_most_ms,
-                            "{what} is in use, perhaps by a process that has just ended: waiting"
+                            socket, at_most_ms,
+                            "address in use, waiting for a process that may have just ended"
                         );
                     }
                     if now >= *self.until.get_or_insert(now + self.in_all) {

@@ -382,8 +382,9 @@ impl Successor {
         // If it ends before it accepts, nobody else is left to serve.
         warn!(
             target: OPERATOR,
-            "the successor has the right to serve, but does not say that it serves ({error}): \
-             waiting for that, or for its end; remedy: end it (kill -9), then this tracker goes on"
+            %error,
+            remedy = "kill -9 the successor, then this tracker continues",
+            "successor has the right to serve but does not respond, waiting for it"
         );
         loop {
             let Err(error) = self.accepts(LOOK_EVERY) else { return Ok(()) };
@@ -411,7 +412,7 @@ impl Successor {
     pub(crate) fn leave(self) -> ServingSuccessor {
         let left = self.lock.release().and_then(|()| self.peer.send(&Message::Left));
         if let Err(error) = left {
-            warn!(target: OPERATOR, "the successor has gone: {error}");
+            warn!(target: OPERATOR, %error, "successor ended");
         }
         ServingSuccessor(self.peer)
     }
@@ -421,7 +422,7 @@ impl ServingSuccessor {
     /// Says that everything is written down.
     pub(crate) fn send_saved(&self) {
         if let Err(error) = self.0.send(&Message::Saved) {
-            warn!(target: OPERATOR, "the successor has gone: {error}");
+            warn!(target: OPERATOR, %error, "successor ended");
         }
     }
 }
@@ -489,11 +490,11 @@ impl HandoverServer {
                 }
             };
             if let Err(reason) = may_ask(&peer).and_then(|()| (self.own.prepare)()) {
-                warn!(target: OPERATOR, "not taken over: {reason}");
+                warn!(target: OPERATOR, %reason, "take-over refused");
                 let _ = peer.send(&Message::Refused { reason });
                 continue;
             }
-            info!(target: OPERATOR, "a successor has asked for the sockets");
+            info!(target: OPERATOR, "take-over requested by a successor");
             let error = match self.prepare_successor(&peer) {
                 Ok(()) => {
                     let (goes_on, told) = channel();
@@ -509,7 +510,7 @@ impl HandoverServer {
                     error
                 }
             };
-            warn!(target: OPERATOR, "not taken over, this tracker goes on: {error}");
+            warn!(target: OPERATOR, %error, "take-over failed, this tracker continues");
             is_lent = !self.take_back();
         }
     }
@@ -549,7 +550,7 @@ impl HandoverServer {
             match self.own.access_manager.take_back() {
                 Ok(()) => return true,
                 Err(trouble) if begun.elapsed() > TAKE_BACK_MAX => {
-                    warn!(target: OPERATOR, "registrations cannot be changed for now: {trouble}");
+                    warn!(target: OPERATOR, error = %trouble, "registrations are read-only");
                     return false;
                 }
                 Err(_) => std::thread::sleep(Duration::from_millis(20)),

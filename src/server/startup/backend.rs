@@ -29,7 +29,7 @@ pub(crate) fn choose(io: Io) -> Result<Choice, StartError> {
         Io::Auto => Ok(match probe::probe() {
             Ok(()) => choice(Backend::Uring, "probed"),
             Err(error) => {
-                tracing::warn!("{error}; serving with recvmmsg, at a higher cost per datagram");
+                tracing::warn!(%error, "io_uring not used, serving with recvmmsg at a higher cost");
                 choice(Backend::Mmsg, error.cause().label())
             }
         }),

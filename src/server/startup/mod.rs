@@ -61,7 +61,7 @@ pub(crate) fn serve(source: Source, take_over: bool) -> Result<(), StartError> {
     if let Some(warning) = &keys.warning {
         tracing::warn!("{warning}");
     }
-    tracing::info!(target: log::OPERATOR, origin = keys.origin, "connection-id key");
+    tracing::info!(target: log::OPERATOR, origin = keys.origin, "connection-id key loaded");
     let choice = backend::choose(config.server.io)?;
     let tls = options::tls(&config).map(tls::Tls::start).transpose()?;
     // From here to the end of `context`: the state directory is its user's.
@@ -138,8 +138,9 @@ fn open_access(config: &Config, was_warned: &mut bool) -> Result<AccessManager, 
         && !std::mem::replace(was_warned, true)
     {
         tracing::warn!(
-            "access lists without a file of their own are empty: {reason}; remedy: set \
-             server.state_dir to a directory that this user may write"
+            error = %reason,
+            remedy = "set server.state_dir to a directory that this user may write",
+            "access lists without a configured file are empty"
         );
     }
     Ok(AccessManager::open(&access)?)
@@ -210,10 +211,7 @@ fn assemble(
 fn close(inherited_sockets: InheritedSockets) -> Vec<String> {
     let (places, names) = inherited_sockets.close();
     for place in places {
-        tracing::warn!(
-            target: log::OPERATOR,
-            "{place} was passed to this process, but is not configured: it is closed"
-        );
+        tracing::warn!(target: log::OPERATOR, socket = %place, "passed socket closed: not configured");
     }
     names
 }
@@ -286,6 +284,6 @@ fn bind_admin(
 /// Each socket takes two descriptors, each connection one; the soft limit is often 1024.
 fn raise_descriptor_limit() {
     if let Err(error) = rlimit::increase_nofile_limit(u64::MAX) {
-        tracing::debug!(%error, "the limit on open files stays as it is");
+        tracing::debug!(%error, "limit on open files not raised");
     }
 }

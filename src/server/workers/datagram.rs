@@ -134,7 +134,7 @@ impl DatagramSpawn {
         if let Some(cpu) = self.cpu
             && let Err(error) = affinity::pin(cpu)
         {
-            tracing::warn!(cpu, %error, "a worker cannot be pinned to its core");
+            tracing::warn!(cpu, %error, "worker not pinned to its core");
         }
         let options = WorkerOptions::new(self.context.options.clone());
         let tracker = tracker_of(&self.context, &options, self.tallies, |seed| {

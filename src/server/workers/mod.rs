@@ -44,7 +44,11 @@ pub(crate) fn placement(workers: u32) -> Result<Vec<Option<usize>>, StartError> 
         .map_err(|error| StartError::lacking("cannot find out the usable cores", &error))?;
     let count = if workers == 0 { cpus.len() } else { workers as usize };
     if count > cpus.len() {
-        tracing::warn!(workers = count, cores = cpus.len(), "more workers than cores: not pinned");
+        tracing::warn!(
+            workers = count,
+            cores = cpus.len(),
+            "workers not pinned: more workers than cores"
+        );
         return Ok(vec![None; count]);
     }
     Ok(cpus.into_iter().take(count).map(Some).collect())
