@@ -10,9 +10,9 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use fastrand::Rng;
-use skep::frontend::http::{Flow, HttpFrontend, Outcome};
+use skep::frontend::http::{HttpFrontend, Outcome, ReceiveOutcome};
 use skep::frontend::origin::Origin;
-use skep::protocol::http::{self, Fields, Head, Headers};
+use skep::protocol::http::{self, HeaderFields, Headers, RequestHead};
 use skep::store::{Options, Store};
 use skep::time::Now;
 use skep::tracker::{self, Tracker};
@@ -82,8 +82,10 @@ fn swarms(torrents: u32, peers: u32) -> (HttpFrontend, Tracker, Vec<Client>) {
 fn serve(frontend: &mut HttpFrontend, tracker: &mut Tracker, it: &Client, out: &mut Vec<u8>) {
     out.clear();
     match frontend.handle(tracker, NOW, it.origin, &it.request, out) {
-        Flow::Replied {
-            outcome: Outcome::Answered(Action::Announce), keep_alive: true, ..
+        ReceiveOutcome::Replied {
+            outcome: Outcome::Answered(Action::Announce),
+            keep_alive: true,
+            ..
         } => {}
         other => panic!("{other:?}"),
     }
@@ -114,8 +116,8 @@ fn http(criterion: &mut Criterion) {
     group.bench_function("parse", |bencher| {
         bencher.iter(|| {
             let mut headers = Headers::default();
-            let head = Head::parse(&few[0].request, &mut headers).unwrap().unwrap();
-            let fields = Fields::of(head.headers);
+            let head = RequestHead::parse(&few[0].request, &mut headers).unwrap().unwrap();
+            let fields = HeaderFields::of(head.headers);
             std::hint::black_box((http::announce(head.query).unwrap(), fields));
         });
     });

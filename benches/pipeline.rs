@@ -10,7 +10,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use fastrand::Rng;
-use skep::frontend::connection_id::{Algorithm, ConnectionIds, KEY_BYTES, Keys};
+use skep::frontend::connection_id::{Algorithm, ConnectionIds, KEY_BYTES, KeyPair};
 use skep::frontend::udp::UdpFrontend;
 use skep::frontend::{REPLY_BYTES_MAX, Responder};
 use skep::protocol::udp::{ANNOUNCE_BYTES, TransactionId, client};
@@ -30,7 +30,7 @@ type Datagram = (SocketAddr, [u8; ANNOUNCE_BYTES]);
 fn frontend(algorithm: Algorithm) -> (UdpFrontend, ConnectionIds) {
     let store = Arc::new(Store::new(Options::default()));
     let options = Arc::new(ArcSwap::from_pointee(tracker::Options::default()));
-    let keys = Keys { active: [1; KEY_BYTES], staging: None, algorithm };
+    let keys = KeyPair { active: [1; KEY_BYTES], staging: None, algorithm };
     let ids = ConnectionIds::new(&keys);
     let shared = Arc::new(ArcSwap::from_pointee(ids.clone()));
     (UdpFrontend::new(Tracker::new(store, options, 1, 0, 1), shared), ids)

@@ -6,7 +6,7 @@ use std::hint::black_box;
 use std::net::{IpAddr, Ipv4Addr};
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use skep::frontend::connection_id::{Algorithm, ConnectionIds, KEY_BYTES, Keys};
+use skep::frontend::connection_id::{Algorithm, ConnectionIds, KEY_BYTES, KeyPair};
 use skep::protocol::udp::{self, Request, TransactionId, client};
 use skep::time::Now;
 use skep::types::{Event, InfoHash, PeerId, ScrapeEntry};
@@ -61,7 +61,7 @@ fn connection_ids(criterion: &mut Criterion) {
     for (name, algorithm) in
         [("siphash", Algorithm::SipHash), ("hmac-sha256", Algorithm::HmacSha256)]
     {
-        let ids = ConnectionIds::new(&Keys { active: [1; KEY_BYTES], staging: None, algorithm });
+        let ids = ConnectionIds::new(&KeyPair { active: [1; KEY_BYTES], staging: None, algorithm });
         let id = ids.issue(now, source);
         criterion.bench_function(&format!("connection_id/{name}"), |bencher| {
             bencher.iter(|| ids.check(black_box(now), black_box(source), black_box(id)).is_ok());

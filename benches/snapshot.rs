@@ -19,8 +19,8 @@ use std::time::Instant;
 
 use criterion::{Criterion, criterion_group};
 use fastrand::Rng;
-use skep::access::passkey::Keys;
-use skep::snapshot::{Folder, Header, Identity, Os, Restore, Snapshot, VERSION, Writer};
+use skep::access::passkey::PasskeyTable;
+use skep::snapshot::{Folder, Header, Os, Restore, Snapshot, TrackerId, VERSION, Writer};
 use skep::store::{
     ExportBatch, Options, PeerAnnounce, PeerBuffers, PeerChange, Role, Store, StoreExport,
 };
@@ -32,7 +32,7 @@ use skep::types::{Contact, InfoHash};
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 const NOW: Now = Now::from_s(1_800_000_000);
-const TRACKER: Identity = [1; 16];
+const TRACKER: TrackerId = [1; 16];
 
 fn hash(torrent: u32) -> InfoHash {
     let mut random = Rng::with_seed(torrent.into());
@@ -138,8 +138,9 @@ fn once(torrents: u32, peers: u32, crowd: u32) {
             }
             Ok(())
         };
-        let saved =
-            folder.save((&store, &Keys::default()), NOW, NOW.seconds(), &mut between).unwrap();
+        let saved = folder
+            .save((&store, &PasskeyTable::default()), NOW, NOW.seconds(), &mut between)
+            .unwrap();
         let (bytes, ms) = (saved.contents.bytes, start.elapsed().as_millis());
         println!("saved: {bytes} bytes in {ms} ms, the disk included (rests: {rests})");
     }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use criterion::{Criterion, criterion_group, criterion_main};
-use skep::frontend::ws::{Directory, Options, Outbox, Route, Session, WsFrontend};
+use skep::frontend::ws::{Directory, Options, Outbox, SocketRoute, SocketSession, WsFrontend};
 use skep::protocol::webtorrent;
 use skep::store::{self, Store};
 use skep::time::Now;
@@ -52,7 +52,7 @@ fn name(number: usize) -> String {
 struct World {
     tracker: Tracker,
     frontend: WsFrontend,
-    sessions: Vec<Session>,
+    sessions: Vec<SocketSession>,
 }
 
 impl World {
@@ -62,7 +62,7 @@ impl World {
         let options = Options { offers_per_minute_max: 0, ..Options::default() };
         let options = Arc::new(ArcSwap::from_pointee(options));
         let mut frontend = WsFrontend::new(Arc::new(Directory::default()), options);
-        let route = |slot| Route { worker: 0, slot, generation: 0 };
+        let route = |slot| SocketRoute { worker: 0, slot, generation: 0 };
         let source = "198.51.100.1".parse().unwrap();
         let slots = 0..u32::try_from(sockets).unwrap();
         let sessions = slots.map(|slot| frontend.open(route(slot), source)).collect();

@@ -69,12 +69,12 @@ fn unmapped(network: IpNet) -> IpNet {
 }
 
 /// What a stretch belongs to: a mark, or nothing.
-type Owner = Option<u32>;
+type RangeOwner = Option<u32>;
 
 /// Networks, each with a mark. Those of v4-mapped addresses are networks of IPv4 addresses, as
 /// sources have been unmapped.
 #[derive(Clone, Debug, Default)]
-pub struct Networks {
+pub struct NetworkSet {
     v4: Stretches,
     v6: Stretches,
 }
@@ -86,13 +86,13 @@ struct Stretches {
     hull: Option<(u128, u128)>,
     /// Where each begins.
     starts: Vec<u128>,
-    owners: Vec<Owner>,
+    owners: Vec<RangeOwner>,
 }
 
 /// A network of one family: first and last address, and mark.
 type Marked = (u128, u128, u32);
 
-impl Networks {
+impl NetworkSet {
     /// Networks with their marks; of the same network twice, the last mark counts.
     pub fn new(networks: impl IntoIterator<Item = (IpNet, u32)>) -> Self {
         let (mut v4, mut v6) = (Vec::new(), Vec::new());
@@ -125,7 +125,7 @@ impl Networks {
     }
 }
 
-impl<'a> FromIterator<&'a IpNet> for Networks {
+impl<'a> FromIterator<&'a IpNet> for NetworkSet {
     /// Networks with nothing to tell them apart.
     fn from_iter<I: IntoIterator<Item = &'a IpNet>>(networks: I) -> Self {
         Self::new(networks.into_iter().map(|it| (*it, 0)))
@@ -162,7 +162,7 @@ impl Stretches {
         }
     }
 
-    fn begin(&mut self, at: u128, owner: Owner) {
+    fn begin(&mut self, at: u128, owner: RangeOwner) {
         if self.starts.last() == Some(&at) {
             self.starts.pop();
             self.owners.pop();
@@ -172,7 +172,7 @@ impl Stretches {
     }
 
     #[inline]
-    fn find(&self, address: u128) -> Owner {
+    fn find(&self, address: u128) -> RangeOwner {
         let (first, last) = self.hull?;
         if address < first || address > last {
             return None;
@@ -187,11 +187,11 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn networks(of: &[&str]) -> Networks {
-        Networks::new(of.iter().map(|it| it.parse().unwrap()).zip(1..))
+    fn networks(of: &[&str]) -> NetworkSet {
+        NetworkSet::new(of.iter().map(|it| it.parse().unwrap()).zip(1..))
     }
 
-    fn find(networks: &Networks, address: &str) -> Owner {
+    fn find(networks: &NetworkSet, address: &str) -> RangeOwner {
         networks.find(address.parse().unwrap())
     }
 
@@ -290,7 +290,7 @@ mod tests {
             let address = std::net::Ipv4Addr::from(0x0a00_0000 + address);
             let around = networks.iter().zip(1_u32..).filter(|(it, _)| it.contains(&address));
             let expected = around.max_by_key(|(it, mark)| (it.prefix_len(), *mark));
-            let all = Networks::new(networks.iter().map(|it| IpNet::V4(*it)).zip(1..));
+            let all = NetworkSet::new(networks.iter().map(|it| IpNet::V4(*it)).zip(1..));
             prop_assert_eq!(all.find(address.into()), expected.map(|(_, mark)| mark));
         }
     }

@@ -201,7 +201,7 @@ impl WebPeer {
 
 /// How a peer is reached, and by whom: WebRTC peers are handed to WebRTC peers only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Kind {
+pub enum PeerKind {
     /// TCP or uTP over IPv4.
     V4,
     /// TCP or uTP over IPv6.
@@ -210,7 +210,7 @@ pub enum Kind {
     Web,
 }
 
-impl Kind {
+impl PeerKind {
     /// Every kind, in index order.
     pub const ALL: [Self; 3] = [Self::V4, Self::V6, Self::Web];
 

@@ -11,25 +11,25 @@
 use std::sync::Arc;
 
 use libfuzzer_sys::fuzz_target;
-use skep::access::lists::{List, Lists, Name, Question, Value, parse_value};
+use skep::access::lists::{AccessList, ListName, ListValue, Lists, Question, parse_value};
 use skep::types::{InfoHash, PeerId};
 
-const NAMES: [Name; 4] =
-    [Name::TorrentsDeny, Name::NetworksDeny, Name::ClientsDeny, Name::PortsDeny];
+const NAMES: [ListName; 4] =
+    [ListName::TorrentsDeny, ListName::NetworksDeny, ListName::ClientsDeny, ListName::PortsDeny];
 
 /// Whether something that the value describes is refused.
-fn is_refused(lists: &Lists, value: &Value) -> bool {
+fn is_refused(lists: &Lists, value: &ListValue) -> bool {
     let (other, source) = (InfoHash([0; 20]), std::net::Ipv4Addr::UNSPECIFIED.into());
     let asked = Question { info_hash: &other, source, peer_id: None, port: None };
     match value {
-        Value::Torrent(it) => lists.judge(&Question { info_hash: it, ..asked }),
-        Value::Network(it) => lists.judge(&Question { source: it.network(), ..asked }),
-        Value::Client(it) => {
+        ListValue::Torrent(it) => lists.judge(&Question { info_hash: it, ..asked }),
+        ListValue::Network(it) => lists.judge(&Question { source: it.network(), ..asked }),
+        ListValue::Client(it) => {
             let mut id = PeerId([0; 20]);
             id.0[..it.length()].copy_from_slice(it.bytes());
             return lists.judge(&Question { peer_id: Some(&id), ..asked }).is_some();
         }
-        Value::Ports(_, last) => lists.judge(&Question { port: Some(*last), ..asked }),
+        ListValue::Ports(_, last) => lists.judge(&Question { port: Some(*last), ..asked }),
     }
     .is_some()
 }
@@ -37,7 +37,7 @@ fn is_refused(lists: &Lists, value: &Value) -> bool {
 fuzz_target!(|input: &[u8]| {
     let Some((kind, text)) = input.split_first() else { return };
     let name = NAMES[usize::from(*kind) % NAMES.len()];
-    let list = match List::parse(name.kind(), text) {
+    let list = match AccessList::parse(name.kind(), text) {
         Ok(list) => Arc::new(list),
         Err(error) => {
             assert!((1..=text.split(|it| *it == b'\n').count()).contains(&error.line));

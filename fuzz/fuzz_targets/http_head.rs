@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use libfuzzer_sys::fuzz_target;
-use skep::frontend::http::{Flow, HEAD_BYTES_MAX, HttpFrontend, Options};
+use skep::frontend::http::{HEAD_BYTES_MAX, HttpFrontend, Options, ReceiveOutcome};
 use skep::frontend::origin::Origin;
 use skep::store::{self, Store};
 use skep::time::Now;
@@ -48,12 +48,12 @@ fn frontend(options: u8) -> (HttpFrontend, Origin) {
 }
 
 /// One request of the input: how it went, and the reply.
-fn step(options: u8, input: &[u8]) -> (Flow, Vec<u8>) {
+fn step(options: u8, input: &[u8]) -> (ReceiveOutcome, Vec<u8>) {
     let (mut frontend, origin) = frontend(options);
     let mut tracker = tracker();
     let mut out = Vec::new();
     let flow = frontend.handle(&mut tracker, NOW, origin, input, &mut out);
-    if let Flow::FullScrape { encoding, chunked, .. } = flow {
+    if let ReceiveOutcome::FullScrape { encoding, chunked, .. } = flow {
         let mut scrape = frontend
             .full_scrape(tracker.listing(), encoding, chunked)
             .expect("memory for an encoder");
@@ -62,16 +62,16 @@ fn step(options: u8, input: &[u8]) -> (Flow, Vec<u8>) {
     (flow, out)
 }
 
-fn check(input: &[u8], flow: Flow, reply: &[u8]) -> usize {
+fn check(input: &[u8], flow: ReceiveOutcome, reply: &[u8]) -> usize {
     let consumed = match flow {
-        Flow::More => {
+        ReceiveOutcome::More => {
             assert!(input.len() < HEAD_BYTES_MAX, "8 KiB are a head or none");
             assert!(reply.is_empty());
             return 0;
         }
-        Flow::Replied { consumed, .. }
-        | Flow::Upgraded { consumed, .. }
-        | Flow::FullScrape { consumed, .. } => consumed,
+        ReceiveOutcome::Replied { consumed, .. }
+        | ReceiveOutcome::Upgraded { consumed, .. }
+        | ReceiveOutcome::FullScrape { consumed, .. } => consumed,
     };
     assert!((1..=input.len()).contains(&consumed));
     assert!(reply.starts_with(b"HTTP/1.1 "));
@@ -95,7 +95,7 @@ fuzz_target!(|input: &[u8]| {
         let part = &rest[..rest.len() * usize::from(*cut) / 256];
         let (early, early_reply) = step(*options, part);
         check(part, early, &early_reply);
-        if early != Flow::More && part.len() < HEAD_BYTES_MAX {
+        if early != ReceiveOutcome::More && part.len() < HEAD_BYTES_MAX {
             assert_eq!(early_reply, reply, "the rest changes nothing");
         }
         match check(rest, flow, &reply) {

@@ -9,7 +9,7 @@
 use std::io::Cursor;
 
 use libfuzzer_sys::fuzz_target;
-use skep::access::passkey::{Keys, Limits, Record};
+use skep::access::passkey::{Limits, PasskeyTable, Record};
 use skep::access::sessions::SavedKey;
 use skep::snapshot::{Block, Restore, Snapshot, VERSION, Writer};
 use skep::store::{ExportBatch, Options, Store, StoreExport};
@@ -84,7 +84,7 @@ fn count_peers(mut payload: &[u8]) -> u64 {
 fn judge(bytes: &[u8]) {
     let Ok(mut snapshot) = Snapshot::open(Cursor::new(bytes)) else { return };
     let contents = *snapshot.contents();
-    let (mut block, mut peers, keys) = (Block::default(), 0, Keys::default());
+    let (mut block, mut peers, keys) = (Block::default(), 0, PasskeyTable::default());
     while snapshot.next(&mut block).expect("it was read before") {
         for torrent in block.torrents() {
             let torrent = torrent.expect("it was read before");

@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use libfuzzer_sys::fuzz_target;
-use skep::frontend::connection_id::{Algorithm, ConnectionIds, KEY_BYTES, Keys};
+use skep::frontend::connection_id::{Algorithm, ConnectionIds, KEY_BYTES, KeyPair};
 use skep::frontend::udp::UdpFrontend;
 use skep::protocol::udp::client::{self, Reply};
 use skep::protocol::udp::{HEAD_BYTES, TransactionId};
@@ -55,7 +55,7 @@ fn frontend() -> UdpFrontend {
     let store = Arc::new(Store::new(store::Options { shards: 2, seed: Some(1) }));
     let options = Arc::new(ArcSwap::from_pointee(tracker::Options::default()));
     let tracker = Tracker::new(store, options, 1, 0, 1);
-    let keys = Keys { active: [7; KEY_BYTES], staging: None, algorithm: Algorithm::SipHash };
+    let keys = KeyPair { active: [7; KEY_BYTES], staging: None, algorithm: Algorithm::SipHash };
     UdpFrontend::new(tracker, Arc::new(ArcSwap::from_pointee(ConnectionIds::new(&keys))))
 }
 

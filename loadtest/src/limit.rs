@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use arc_swap::ArcSwap;
-use skep::frontend::connection_id::{Algorithm, ConnectionIds, KEY_BYTES, Keys};
+use skep::frontend::connection_id::{Algorithm, ConnectionIds, KEY_BYTES, KeyPair};
 use skep::frontend::udp::UdpFrontend;
 use skep::metrics::WorkerCounters;
 use skep::protocol::udp::{
@@ -25,7 +25,7 @@ use skep::time::Now;
 use skep::tracker::{Options, Tracker};
 use skep::types::{Action, AnnounceReply, Answered, Dropped, Family, ScrapeEntry};
 use skep::worker::Responder;
-use skep::worker::datagram::{Backend, DatagramWorker};
+use skep::worker::datagram::{DatagramBackend, DatagramWorker};
 
 /// How to serve.
 #[derive(Clone, Debug, clap::Args)]
@@ -53,12 +53,12 @@ pub(crate) enum Io {
 }
 
 impl Io {
-    fn backend(self) -> Backend {
+    fn backend(self) -> DatagramBackend {
         match self {
-            Self::Uring => Backend::Uring,
-            Self::Mmsg => Backend::Mmsg,
-            Self::Auto if probe().is_ok() => Backend::Uring,
-            Self::Auto => Backend::Mmsg,
+            Self::Uring => DatagramBackend::Uring,
+            Self::Mmsg => DatagramBackend::Mmsg,
+            Self::Auto if probe().is_ok() => DatagramBackend::Uring,
+            Self::Auto => DatagramBackend::Mmsg,
         }
     }
 }
@@ -146,7 +146,7 @@ pub(crate) fn serve_tracker(options: &ServeOptions) -> Result<(), String> {
     let rules =
         Arc::new(ArcSwap::from_pointee(Options { interval_jitter_s: 0, ..Default::default() }));
     let key = random_key();
-    let keys = Keys { active: key, staging: None, algorithm: Algorithm::SipHash };
+    let keys = KeyPair { active: key, staging: None, algorithm: Algorithm::SipHash };
     let ids = Arc::new(ArcSwap::from_pointee(ConnectionIds::new(&keys)));
     let workers = usize::from(options.workers);
     serve(options, |worker| {
@@ -212,7 +212,7 @@ fn bind(listen: &mut [SocketAddr]) -> io::Result<Vec<BoundUdp>> {
     Ok(sockets)
 }
 
-fn say_ready(addresses: &[String], backend: Backend, workers: usize) {
+fn say_ready(addresses: &[String], backend: DatagramBackend, workers: usize) {
     let mut out = io::stdout().lock();
     // Nobody reads it: no reason to stop serving.
     let _ = writeln!(out, "ready {} io={} workers={workers}", addresses.join(" "), backend.label());

@@ -25,7 +25,7 @@ use arc_swap::ArcSwap;
 
 use lists::{Lists, Question};
 use mode::Mode;
-use passkey::{Key, Keys, Report};
+use passkey::{PasskeyTable, SessionReport, ValidKey};
 use registry::Registry;
 
 use crate::time::Now;
@@ -36,7 +36,7 @@ pub struct Access {
     mode: Mode,
     lists: Arc<ArcSwap<Lists>>,
     registry: Registry,
-    keys: Keys,
+    keys: PasskeyTable,
     /// Whether anything can be refused at all: one look says so where nothing is set up.
     guarded: AtomicBool,
 }
@@ -48,7 +48,7 @@ impl Access {
             mode,
             lists: Arc::default(),
             registry: Registry::new(),
-            keys: Keys::default(),
+            keys: PasskeyTable::default(),
             guarded: AtomicBool::new(true),
         };
         it.set_lists(lists);
@@ -85,7 +85,7 @@ impl Access {
     }
 
     /// Which passkeys are valid.
-    pub fn keys(&self) -> &Keys {
+    pub fn keys(&self) -> &PasskeyTable {
         &self.keys
     }
 }
@@ -205,7 +205,7 @@ impl Gate {
         if let Some(key) = key {
             key.count(
                 now,
-                &Report {
+                &SessionReport {
                     info_hash: &canonical,
                     peer_id: &announce.peer_id,
                     event: announce.event,
@@ -222,7 +222,7 @@ impl Gate {
         self.lists.load().judge(question).map_or(Ok(()), Err)
     }
 
-    fn judge_passkey(&self, passkey: Option<&[u8]>) -> Result<Option<Arc<Key>>, Refusal> {
+    fn judge_passkey(&self, passkey: Option<&[u8]>) -> Result<Option<Arc<ValidKey>>, Refusal> {
         if self.access.mode != Mode::Private {
             return Ok(None);
         }

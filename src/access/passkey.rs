@@ -107,7 +107,7 @@ pub struct Totals {
 
 /// What an announce says about its session.
 #[derive(Clone, Copy, Debug)]
-pub struct Report<'a> {
+pub struct SessionReport<'a> {
     /// The torrent.
     pub info_hash: &'a InfoHash,
     /// The session: a client keeps its peer id while it runs, over whichever protocol it announces.
@@ -157,15 +157,15 @@ impl Totals {
 
 /// Every key that is valid.
 #[derive(Default)]
-pub struct Keys {
-    all: DashMap<Digest, Arc<Key>, RandomState>,
+pub struct PasskeyTable {
+    all: DashMap<Digest, Arc<ValidKey>, RandomState>,
     /// Whether sessions of before the start may be restored.
     awaits: AtomicBool,
     session_bytes: Arc<SessionBytes>,
 }
 
 /// A valid key.
-pub struct Key {
+pub struct ValidKey {
     digest: Digest,
     name: String,
     limits: Limits,
@@ -212,23 +212,23 @@ fn parse(digits: &[u8]) -> Option<[u8; KEY_BYTES]> {
     Some(key)
 }
 
-impl Keys {
+impl PasskeyTable {
     /// The valid key that these digits are.
     #[inline]
-    pub fn check(&self, digits: &[u8]) -> Option<Arc<Key>> {
+    pub fn check(&self, digits: &[u8]) -> Option<Arc<ValidKey>> {
         let key = parse(digits)?;
         self.all.get(&digest(&key)).map(|it| it.clone())
     }
 
     /// Makes a key valid.
-    pub fn insert(&self, digest: Digest, record: &Record) -> Arc<Key> {
+    pub fn insert(&self, digest: Digest, record: &Record) -> Arc<ValidKey> {
         let awaits = self.awaits.load(Ordering::Acquire);
         self.insert_awaiting(digest, record, awaits)
     }
 
     /// The same, where it was looked before whether sessions may be restored.
-    fn insert_awaiting(&self, digest: Digest, record: &Record, awaits: bool) -> Arc<Key> {
-        let key = Arc::new(Key::new(digest, record, awaits, self.session_bytes.clone()));
+    fn insert_awaiting(&self, digest: Digest, record: &Record, awaits: bool) -> Arc<ValidKey> {
+        let key = Arc::new(ValidKey::new(digest, record, awaits, self.session_bytes.clone()));
         self.all.insert(digest, key.clone());
         // Restoring may have ended in between, without this key.
         if awaits && !self.awaits.load(Ordering::Acquire) {
@@ -258,14 +258,14 @@ impl Keys {
     }
 
     /// All keys in the order of their ids.
-    pub fn all(&self) -> Vec<Arc<Key>> {
+    pub fn all(&self) -> Vec<Arc<ValidKey>> {
         let mut all: Vec<_> = self.all.iter().map(|it| it.value().clone()).collect();
         all.sort_unstable_by_key(|it| it.digest);
         all
     }
 
     /// The key with this id.
-    pub fn with_id(&self, id: &str) -> Option<Arc<Key>> {
+    pub fn with_id(&self, id: &str) -> Option<Arc<ValidKey>> {
         self.all.iter().find(|it| it.id() == id).map(|it| it.value().clone())
     }
 
@@ -297,7 +297,7 @@ impl Keys {
     }
 }
 
-impl Key {
+impl ValidKey {
     fn new(digest: Digest, record: &Record, awaits: bool, of_all: Arc<SessionBytes>) -> Self {
         Self {
             digest,
@@ -339,7 +339,7 @@ impl Key {
     ///
     /// # Errors
     /// [`Refusal::PasskeyLimit`]: more announces, torrents or peers than the key may have.
-    pub fn count(&self, now: Now, report: &Report<'_>) -> Result<(), Refusal> {
+    pub fn count(&self, now: Now, report: &SessionReport<'_>) -> Result<(), Refusal> {
         let counted = self.sessions().count(now, report, &self.limits);
         counted.ok_or(Refusal::PasskeyLimit)?;
         self.set_changed();
@@ -387,19 +387,24 @@ mod tests {
         Record { name: "ann".into(), limits, issued_s: 1, totals: Totals::default() }
     }
 
-    fn key(limits: Limits) -> Key {
-        Key::new([7; 32], &record(limits), false, Arc::default())
+    fn key(limits: Limits) -> ValidKey {
+        ValidKey::new([7; 32], &record(limits), false, Arc::default())
     }
 
-    fn report(torrent: usize, peer: usize, event: Event, moved: (u64, u64)) -> Report<'static> {
+    fn report(
+        torrent: usize,
+        peer: usize,
+        event: Event,
+        moved: (u64, u64),
+    ) -> SessionReport<'static> {
         let (uploaded, downloaded) = moved;
         let (info_hash, peer_id) = (&TORRENTS[torrent], &PEERS[peer]);
-        Report { info_hash, peer_id, event, uploaded, downloaded, left: 5 }
+        SessionReport { info_hash, peer_id, event, uploaded, downloaded, left: 5 }
     }
 
     #[test]
     fn only_issued_keys_are_valid_and_only_until_they_are_revoked() {
-        let keys = Keys::default();
+        let keys = PasskeyTable::default();
         let (digits, digest) = generate();
         assert!(digits.len() == 32 && keys.check(digits.as_bytes()).is_none());
         let key = keys.insert(digest, &record(Limits::default()));
@@ -415,7 +420,7 @@ mod tests {
 
     #[test]
     fn a_key_that_is_issued_while_restoring_ends_awaits_nothing() {
-        let keys = Keys::default();
+        let keys = PasskeyTable::default();
         keys.await_sessions();
         let early = keys.insert([1; 32], &record(Limits::default()));
         assert!(early.sessions().awaits_restoring());

@@ -24,7 +24,7 @@ use ahash::RandomState;
 use zerocopy::byteorder::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use super::passkey::{Digest, Limits, PEERS_MAX, Report, Totals};
+use super::passkey::{Digest, Limits, PEERS_MAX, SessionReport, Totals};
 use crate::time::Now;
 use crate::types::{Event, InfoHash, PeerId};
 
@@ -35,7 +35,7 @@ type Moved = [u64; 2];
 #[derive(Default)]
 pub(super) struct Sessions {
     /// By torrent, and in a tree: it holds thousands of a seedbox at the same price as a few.
-    all: BTreeMap<(InfoHash, PeerId), Session>,
+    all: BTreeMap<(InfoHash, PeerId), PeerSession>,
     /// How many torrents they are of.
     torrents: u32,
     noted: Noted,
@@ -110,7 +110,7 @@ impl Drop for Noted {
 }
 
 /// One peer's latest announce.
-struct Session {
+struct PeerSession {
     at: Now,
     moved: Moved,
     left: u64,
@@ -230,7 +230,12 @@ impl Sessions {
 
     /// Adds what the session has moved since its announce before; `None`: over a limit. Where there
     /// is no memory for a new session none begins: its announces are counted, and add nothing.
-    pub(super) fn count(&mut self, now: Now, it: &Report<'_>, limits: &Limits) -> Option<()> {
+    pub(super) fn count(
+        &mut self,
+        now: Now,
+        it: &SessionReport<'_>,
+        limits: &Limits,
+    ) -> Option<()> {
         // Who leaves takes nothing, and frees what he had.
         if it.event != Event::Stopped && !self.may_announce(now, limits) {
             return None;
@@ -244,7 +249,7 @@ impl Sessions {
             Some(before) if it.event != Event::Started => beyond(latest, before.moved),
             _ => [0; 2],
         };
-        let after = Session { at: now, moved: latest, left: it.left };
+        let after = PeerSession { at: now, moved: latest, left: it.left };
         if it.event == Event::Stopped {
             self.leave(it.info_hash, it.peer_id);
         } else if let Some(before) = before {
@@ -320,7 +325,7 @@ impl Sessions {
                 Some(meanwhile) => self.merge(it, moved, &meanwhile),
                 None => {
                     let at = Now::from_ns(terms.now.ns().saturating_sub(age_ns));
-                    self.put_if_room(it, Session { at, moved, left: it.left.get() }, limits);
+                    self.put_if_room(it, PeerSession { at, moved, left: it.left.get() }, limits);
                 }
             }
         }
@@ -362,7 +367,7 @@ impl Sessions {
         }
     }
 
-    fn put_if_room(&mut self, it: &SavedSession, session: Session, limits: &Limits) {
+    fn put_if_room(&mut self, it: &SavedSession, session: PeerSession, limits: &Limits) {
         let is_known = self.all.contains_key(&(it.info_hash, it.peer_id));
         if !is_known && !self.is_full_for(&it.info_hash, limits) && self.has_memory() {
             self.put(&it.info_hash, &it.peer_id, session);
@@ -382,7 +387,7 @@ impl Sessions {
     }
 
     /// Puts a session that is not there.
-    fn put(&mut self, info_hash: &InfoHash, peer_id: &PeerId, session: Session) {
+    fn put(&mut self, info_hash: &InfoHash, peer_id: &PeerId, session: PeerSession) {
         self.torrents += u32::from(!self.has_torrent(info_hash));
         self.all.insert((*info_hash, *peer_id), session);
         self.note_bytes();
@@ -404,7 +409,7 @@ impl Sessions {
 }
 
 impl Early {
-    fn note(&mut self, it: &Report<'_>, latest: Moved, added: Moved, is_anew: bool) {
+    fn note(&mut self, it: &SessionReport<'_>, latest: Moved, added: Moved, is_anew: bool) {
         let key = (*it.info_hash, *it.peer_id);
         if self.sessions.len() >= PEERS_MAX as usize && !self.sessions.contains_key(&key) {
             return;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::lists::{List, Name};
+use super::lists::{AccessList, ListName};
 use super::passkey::{Limits, Record, Totals, generate};
 use super::*;
 use crate::types::{Event, PeerId};
@@ -57,8 +57,9 @@ fn lists_take_effect_while_serving() {
     let access = access(Mode::Open);
     let mut gate = Gate::new(access.clone());
     assert_eq!(enter(&mut gate, KNOWN, None), Ok(KNOWN));
-    let list = List::parse(lists::Kind::Torrents, format!("{KNOWN} taken down").as_bytes());
-    let denied = Lists::default().with(Name::TorrentsDeny, Arc::new(list.unwrap()), false);
+    let list =
+        AccessList::parse(lists::ListKind::Torrents, format!("{KNOWN} taken down").as_bytes());
+    let denied = Lists::default().with(ListName::TorrentsDeny, Arc::new(list.unwrap()), false);
     access.set_lists(denied);
     assert_eq!(enter(&mut gate, KNOWN, None), Err(Refusal::TorrentDenied));
     assert_eq!(gate.reason(Refusal::TorrentDenied, &announce(KNOWN)), Some("taken down"));

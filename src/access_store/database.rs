@@ -13,7 +13,7 @@ use redb::{ReadableDatabase as _, ReadableTable as _, TableDefinition};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::torrent::Torrent;
+use super::torrent::RegisteredTorrent;
 use crate::access::passkey::{Digest, Record};
 use crate::types::InfoHash;
 
@@ -83,9 +83,12 @@ impl Database {
     }
 
     /// Begins what `begin` does, unless the file is lent.
-    fn begin<T, E>(&self, begin: impl FnOnce(&redb::Database) -> Result<T, E>) -> Result<T, Failure>
+    fn begin<T, E>(
+        &self,
+        begin: impl FnOnce(&redb::Database) -> Result<T, E>,
+    ) -> Result<T, DatabaseError>
     where
-        Failure: From<E>,
+        DatabaseError: From<E>,
     {
         let place = self.database.read().unwrap_or_else(PoisonError::into_inner);
         Ok(begin(place.as_ref().ok_or("another process is taking over, and has it")?)?)
@@ -95,13 +98,13 @@ impl Database {
     ///
     /// # Errors
     /// As [`Database::open`].
-    pub(super) fn torrents(&self) -> Result<Vec<Torrent>, String> {
-        let read = || -> Result<Vec<Torrent>, Failure> {
+    pub(super) fn torrents(&self) -> Result<Vec<RegisteredTorrent>, String> {
+        let read = || -> Result<Vec<RegisteredTorrent>, DatabaseError> {
             let read = self.begin(redb::Database::begin_read)?;
             let mut all = Vec::new();
             for entry in read.open_table(TORRENTS)?.iter()? {
                 let (key, value) = entry?;
-                let torrent: Torrent = decode(value.value())?;
+                let torrent: RegisteredTorrent = decode(value.value())?;
                 if torrent.info_hash != InfoHash(*key.value()) {
                     return Err("a torrent under another's hash".into());
                 }
@@ -117,7 +120,7 @@ impl Database {
     /// # Errors
     /// As [`Database::open`].
     pub(super) fn passkeys(&self) -> Result<Vec<(Digest, Record)>, String> {
-        let read = || -> Result<Vec<(Digest, Record)>, Failure> {
+        let read = || -> Result<Vec<(Digest, Record)>, DatabaseError> {
             let read = self.begin(redb::Database::begin_read)?;
             let mut all = Vec::new();
             for entry in read.open_table(PASSKEYS)?.iter()? {
@@ -133,8 +136,11 @@ impl Database {
     ///
     /// # Errors
     /// Where the file cannot be read any more.
-    pub(super) fn torrent(&self, info_hash: &InfoHash) -> Result<Option<Torrent>, String> {
-        let read = || -> Result<Option<Torrent>, Failure> {
+    pub(super) fn torrent(
+        &self,
+        info_hash: &InfoHash,
+    ) -> Result<Option<RegisteredTorrent>, String> {
+        let read = || -> Result<Option<RegisteredTorrent>, DatabaseError> {
             let table = self.begin(redb::Database::begin_read)?.open_table(TORRENTS)?;
             table.get(&info_hash.0)?.map(|it| decode(it.value())).transpose()
         };
@@ -145,7 +151,7 @@ impl Database {
     ///
     /// # Errors
     /// Where the file cannot be written.
-    pub(super) fn put_torrent(&self, torrent: &Torrent) -> Result<(), String> {
+    pub(super) fn put_torrent(&self, torrent: &RegisteredTorrent) -> Result<(), String> {
         let value = encode(torrent)?;
         self.write(|write| {
             write.open_table(TORRENTS)?.insert(&torrent.info_hash.0, &*value)?;
@@ -193,7 +199,7 @@ impl Database {
         })
     }
 
-    fn make_tables(&self) -> Result<(), Failure> {
+    fn make_tables(&self) -> Result<(), DatabaseError> {
         let write = self.begin(redb::Database::begin_write)?;
         write.open_table(TORRENTS)?;
         write.open_table(PASSKEYS)?;
@@ -204,7 +210,7 @@ impl Database {
         &self,
         change: impl FnOnce(&redb::WriteTransaction) -> Result<(), redb::Error>,
     ) -> Result<(), String> {
-        let write = || -> Result<(), Failure> {
+        let write = || -> Result<(), DatabaseError> {
             let write = self.begin(redb::Database::begin_write)?;
             change(&write)?;
             Ok(write.commit()?)
@@ -217,7 +223,7 @@ impl Database {
 }
 
 /// What can go wrong on reading.
-type Failure = Box<dyn std::error::Error + Send + Sync>;
+type DatabaseError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Every page is checked when a file is opened: what somebody else altered is noticed then.
 fn builder() -> redb::Builder {
@@ -228,7 +234,7 @@ fn builder() -> redb::Builder {
 
 /// Makes an empty database. It gets its name when it is whole, so that a file of that name which is
 /// none has been damaged.
-fn make(path: &Path) -> Result<(), Failure> {
+fn make(path: &Path) -> Result<(), DatabaseError> {
     let unfinished = path.with_extension("unfinished");
     let _ = fs::remove_file(&unfinished);
     let mut new = OpenOptions::new();
@@ -240,7 +246,7 @@ fn make(path: &Path) -> Result<(), Failure> {
 }
 
 /// Opens a database that is there: no link, and nobody else's to read from now on.
-fn reopened(path: &Path) -> Result<redb::Database, Failure> {
+fn reopened(path: &Path) -> Result<redb::Database, DatabaseError> {
     let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
     let file = OpenOptions::new().read(true).write(true).custom_flags(flags).open(path)?;
     let metadata = file.metadata()?;
@@ -258,7 +264,7 @@ fn encode(value: &impl Serialize) -> Result<Vec<u8>, String> {
     serde_json::to_vec(value).map_err(|error| error.to_string())
 }
 
-fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Failure> {
+fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, DatabaseError> {
     Ok(serde_json::from_slice(bytes)?)
 }
 
@@ -276,8 +282,8 @@ mod tests {
     use super::*;
     use crate::access::passkey::{Limits, Totals};
 
-    fn torrent(number: u8) -> Torrent {
-        Torrent { info_hash: InfoHash([number; 20]), ..Torrent::default() }
+    fn torrent(number: u8) -> RegisteredTorrent {
+        RegisteredTorrent { info_hash: InfoHash([number; 20]), ..RegisteredTorrent::default() }
     }
 
     fn record(uploaded: u64) -> Record {
@@ -291,14 +297,14 @@ mod tests {
         let it = Database::open(folder.path()).unwrap();
         it.put_torrent(&torrent(1)).unwrap();
         it.put_torrent(&torrent(2)).unwrap();
-        it.put_torrent(&Torrent { name: Some("x".into()), ..torrent(1) }).unwrap();
+        it.put_torrent(&RegisteredTorrent { name: Some("x".into()), ..torrent(1) }).unwrap();
         it.remove_torrent(&InfoHash([2; 20])).unwrap();
         it.put_passkeys(&[([1; 32], record(1)), ([2; 32], record(2))]).unwrap();
         it.put_passkeys(&[([1; 32], record(3))]).unwrap();
         it.remove_passkey(&[2; 32]).unwrap();
         drop(it);
         let it = Database::open(folder.path()).unwrap();
-        let named = Torrent { name: Some("x".into()), ..torrent(1) };
+        let named = RegisteredTorrent { name: Some("x".into()), ..torrent(1) };
         assert_eq!(it.torrents().unwrap(), std::slice::from_ref(&named));
         assert_eq!(it.torrent(&InfoHash([1; 20])).unwrap(), Some(named));
         assert_eq!(it.torrent(&InfoHash([2; 20])).unwrap(), None);

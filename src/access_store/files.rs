@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use ahash::RandomState;
 
-use crate::access::lists::{Kind, Line, LineError, List, Name, Value, line};
+use crate::access::lists::{AccessList, Line, ListKind, ListLineError, ListName, ListValue, line};
 
 /// The largest file that is read, in bytes: every entry a list may have, with a reason or a link.
 const FILE_BYTES_MAX: u64 = 512 << 20;
@@ -35,9 +35,9 @@ pub(super) struct ListFile {
 #[derive(Clone, Debug, Default)]
 pub struct Edit {
     /// To be there from now on, with this reason or none.
-    pub add: Vec<(Value, Option<String>)>,
+    pub add: Vec<(ListValue, Option<String>)>,
     /// Not to be there any more.
-    pub remove: Vec<Value>,
+    pub remove: Vec<ListValue>,
 }
 
 impl ListFile {
@@ -45,19 +45,19 @@ impl ListFile {
     ///
     /// # Errors
     /// The file and, where it is about one, the line; what is wrong; what to do.
-    pub(super) fn load(&self, name: Name) -> Result<List, String> {
+    pub(super) fn load(&self, name: ListName) -> Result<AccessList, String> {
         let text = self.text().map_err(|error| self.unreadable(&error))?;
-        List::parse(name.kind(), &text).map_err(|error| self.bad_line(error))
+        AccessList::parse(name.kind(), &text).map_err(|error| self.bad_line(error))
     }
 
     /// Changes the list, in the file and then as it is returned.
     ///
     /// # Errors
     /// As [`ListFile::load`]; or why the file cannot be written.
-    pub(super) fn edit(&self, name: Name, edit: &Edit) -> Result<List, String> {
+    pub(super) fn edit(&self, name: ListName, edit: &Edit) -> Result<AccessList, String> {
         let before = self.text().map_err(|error| self.unreadable(&error))?;
         let after = edited(name.kind(), &before, edit).map_err(|error| self.bad_line(error))?;
-        let list = List::parse(name.kind(), &after).map_err(|error| self.bad_line(error))?;
+        let list = AccessList::parse(name.kind(), &after).map_err(|error| self.bad_line(error))?;
         if after != before {
             self.replace(&after).map_err(|error| {
                 let path = self.path.display();
@@ -114,7 +114,7 @@ impl ListFile {
         format!("cannot read {path}: {error}; remedy: let skep's user read it")
     }
 
-    fn bad_line(&self, LineError { line, problem }: LineError) -> String {
+    fn bad_line(&self, ListLineError { line, problem }: ListLineError) -> String {
         format!("{}:{line}: cannot be used; expected: {problem}", self.path.display())
     }
 }
@@ -127,13 +127,14 @@ fn write_new(path: &Path, mode: u32, text: &[u8]) -> io::Result<()> {
 }
 
 /// A list's text with an edit made.
-fn edited(kind: Kind, text: &[u8], edit: &Edit) -> Result<Vec<u8>, LineError> {
-    let mut touched: HashMap<Value, (), RandomState> = HashMap::default();
+fn edited(kind: ListKind, text: &[u8], edit: &Edit) -> Result<Vec<u8>, ListLineError> {
+    let mut touched: HashMap<ListValue, (), RandomState> = HashMap::default();
     let values = edit.remove.iter().chain(edit.add.iter().map(|it| &it.0));
     touched.extend(values.map(|it| (*it, ())));
     let mut out = Vec::with_capacity(text.len());
     for (number, bytes) in (1..).zip(text.split_inclusive(|it| *it == b'\n')) {
-        let parsed = line(kind, bytes).map_err(|problem| LineError { line: number, problem })?;
+        let parsed =
+            line(kind, bytes).map_err(|problem| ListLineError { line: number, problem })?;
         let Line::Entry(first, second, reason) = parsed else {
             out.extend_from_slice(bytes);
             continue;
@@ -155,7 +156,7 @@ fn edited(kind: Kind, text: &[u8], edit: &Edit) -> Result<Vec<u8>, LineError> {
     Ok(out)
 }
 
-fn push(out: &mut Vec<u8>, value: &Value, reason: Option<&str>) {
+fn push(out: &mut Vec<u8>, value: &ListValue, reason: Option<&str>) {
     out.extend_from_slice(value.to_string().as_bytes());
     if let Some(reason) = reason {
         out.push(b' ');
@@ -169,7 +170,7 @@ mod tests {
     use super::*;
     use crate::access::lists::parse_value;
 
-    fn value(kind: Kind, text: &str) -> Value {
+    fn value(kind: ListKind, text: &str) -> ListValue {
         parse_value(kind, text).unwrap().0
     }
 
@@ -182,15 +183,15 @@ mod tests {
         let text = b"# ours\r\n25 mail\n\n  6881-6889  worn out\n# end";
         let edit = Edit {
             add: vec![
-                (value(Kind::Ports, "25"), None),
-                (value(Kind::Ports, "80"), Some("w b".into())),
+                (value(ListKind::Ports, "25"), None),
+                (value(ListKind::Ports, "80"), Some("w b".into())),
             ],
-            remove: vec![value(Kind::Ports, "443")],
+            remove: vec![value(ListKind::Ports, "443")],
         };
-        let after = edited(Kind::Ports, text, &edit).unwrap();
+        let after = edited(ListKind::Ports, text, &edit).unwrap();
         let expected = "# ours\r\n\n  6881-6889  worn out\n# end\n25\n80 w b\n";
         assert_eq!(String::from_utf8(after).unwrap(), expected);
-        let nothing = edited(Kind::Ports, text, &Edit::default()).unwrap();
+        let nothing = edited(ListKind::Ports, text, &Edit::default()).unwrap();
         assert_eq!(nothing, [&text[..], b"\n"].concat());
     }
 
@@ -198,9 +199,9 @@ mod tests {
     fn half_a_hybrid_stays_when_the_other_half_goes() {
         let (v1, v2) = ("11".repeat(20), "22".repeat(32));
         let text = format!("magnet:?xt=urn:btih:{v1}&xt=urn:btmh:1220{v2} why\n");
-        let remove = vec![value(Kind::Torrents, &v1)];
+        let remove = vec![value(ListKind::Torrents, &v1)];
         let edit = Edit { add: Vec::new(), remove };
-        let after = edited(Kind::Torrents, text.as_bytes(), &edit).unwrap();
+        let after = edited(ListKind::Torrents, text.as_bytes(), &edit).unwrap();
         assert_eq!(String::from_utf8(after).unwrap(), format!("{} why\n", &v2[..40]));
     }
 
@@ -208,9 +209,9 @@ mod tests {
     fn a_file_of_ours_is_made_when_needed_and_changes_keep_mode_and_links() {
         let folder = tempfile::tempdir().unwrap();
         let it = file(folder.path());
-        assert!(it.load(Name::PortsDeny).unwrap().is_empty());
-        let add = vec![(value(Kind::Ports, "25"), Some("mail".to_owned()))];
-        let list = it.edit(Name::PortsDeny, &Edit { add, remove: Vec::new() }).unwrap();
+        assert!(it.load(ListName::PortsDeny).unwrap().is_empty());
+        let add = vec![(value(ListKind::Ports, "25"), Some("mail".to_owned()))];
+        let list = it.edit(ListName::PortsDeny, &Edit { add, remove: Vec::new() }).unwrap();
         assert_eq!(list.len(), 1);
         assert_eq!(fs::read_to_string(&it.path).unwrap(), "25 mail\n");
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
@@ -219,8 +220,8 @@ mod tests {
         std::os::unix::fs::symlink(&it.path, &link).unwrap();
         fs::set_permissions(&it.path, fs::Permissions::from_mode(0o640)).unwrap();
         let linked = ListFile { path: link.clone(), configured: true };
-        let remove = vec![value(Kind::Ports, "25")];
-        linked.edit(Name::PortsDeny, &Edit { add: Vec::new(), remove }).unwrap();
+        let remove = vec![value(ListKind::Ports, "25")];
+        linked.edit(ListName::PortsDeny, &Edit { add: Vec::new(), remove }).unwrap();
         assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
         assert_eq!((fs::read(&it.path).unwrap().len(), mode(&it.path)), (0, 0o640));
         assert_eq!(fs::read_dir(it.path.parent().unwrap()).unwrap().count(), 1, "nothing is left");
@@ -230,13 +231,13 @@ mod tests {
     fn what_is_wrong_is_said_with_file_and_line() {
         let folder = tempfile::tempdir().unwrap();
         let it = ListFile { path: folder.path().join("list"), configured: true };
-        let error = it.load(Name::PortsDeny).unwrap_err();
+        let error = it.load(ListName::PortsDeny).unwrap_err();
         assert!(error.contains("cannot read") && error.contains("/list: "), "{error}");
         fs::write(&it.path, "25\nhttp\n").unwrap();
-        let error = it.load(Name::PortsDeny).unwrap_err();
+        let error = it.load(ListName::PortsDeny).unwrap_err();
         assert!(error.contains("/list:2: ") && error.contains("6881-6889"), "{error}");
-        let add = vec![(value(Kind::Ports, "80"), None)];
-        let error = it.edit(Name::PortsDeny, &Edit { add, remove: Vec::new() }).unwrap_err();
+        let add = vec![(value(ListKind::Ports, "80"), None)];
+        let error = it.edit(ListName::PortsDeny, &Edit { add, remove: Vec::new() }).unwrap_err();
         assert!(error.contains("/list:2: "), "{error}");
         assert_eq!(fs::read_to_string(&it.path).unwrap(), "25\nhttp\n", "nothing is lost");
         let list = folder.path().join("list");
@@ -244,6 +245,6 @@ mod tests {
         std::os::unix::fs::symlink(&list, &link).unwrap();
         assert!(ListFile { path: link, configured: false }.text().is_err(), "nobody made it");
         let folder = ListFile { path: folder.path().to_owned(), configured: true };
-        assert!(folder.load(Name::PortsDeny).is_err());
+        assert!(folder.load(ListName::PortsDeny).is_err());
     }
 }

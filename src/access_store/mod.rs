@@ -20,10 +20,10 @@ use database::Database;
 pub use files::Edit;
 use files::ListFile;
 pub use registrations::{Issued, Registered};
-pub use torrent::Torrent;
+pub use torrent::RegisteredTorrent;
 
 use crate::access::Access;
-use crate::access::lists::{List, Lists, Name};
+use crate::access::lists::{AccessList, ListName, Lists};
 use crate::access::mode::Mode;
 
 /// The log's target of lines that answer an operator's own act: they are never held back.
@@ -40,7 +40,7 @@ pub struct Options {
     /// Digits in which an unknown hash may differ from a registered one to be similar to it.
     pub similar_digits_max: u32,
     /// The list files that settings name.
-    pub files: [Option<PathBuf>; Name::ALL.len()],
+    pub files: [Option<PathBuf>; ListName::ALL.len()],
     /// The state directory, or why there is none.
     pub state: Result<PathBuf, String>,
 }
@@ -114,7 +114,7 @@ impl std::error::Error for AccessError {}
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Change {
     /// Which.
-    pub name: Name,
+    pub name: ListName,
     /// Values that were not there before.
     pub added: usize,
     /// Values that are not there any more.
@@ -134,7 +134,7 @@ pub struct AccessManager {
 }
 
 struct Home {
-    files: [Result<ListFile, String>; Name::ALL.len()],
+    files: [Result<ListFile, String>; ListName::ALL.len()],
 }
 
 impl AccessManager {
@@ -145,7 +145,7 @@ impl AccessManager {
     pub fn open(options: &Options) -> Result<Self, AccessError> {
         let home = Home { files: places(options) };
         let mut lists = Lists::default();
-        for name in Name::ALL {
+        for name in ListName::ALL {
             let Ok(file) = home.file(name) else { continue };
             let list = file.load(name).map_err(AccessError::List)?;
             if !list.is_empty() || file.configured {
@@ -168,7 +168,7 @@ impl AccessManager {
     /// # Errors
     /// [`AccessError`] with the first thing that cannot be read.
     pub fn check(options: &Options) -> Result<(), AccessError> {
-        for (name, file) in Name::ALL.into_iter().zip(places(options)) {
+        for (name, file) in ListName::ALL.into_iter().zip(places(options)) {
             if let Ok(file) = file.as_ref()
                 && file.configured
             {
@@ -205,7 +205,7 @@ impl AccessManager {
     }
 
     /// The file a list is kept in; `None`: there is nowhere to keep it.
-    pub fn path(&self, name: Name) -> Option<PathBuf> {
+    pub fn path(&self, name: ListName) -> Option<PathBuf> {
         self.home().file(name).ok().map(|it| it.path.clone())
     }
 
@@ -222,7 +222,7 @@ impl AccessManager {
     pub fn reload(&self, who: Actor) -> Result<Vec<Change>, Vec<AccessError>> {
         let home = self.home();
         let (mut changes, mut errors) = (Vec::new(), Vec::new());
-        for name in Name::ALL {
+        for name in ListName::ALL {
             let Ok(file) = home.file(name) else { continue };
             match file.load(name) {
                 Ok(list) => changes.push(self.put(name, list, file.configured, who, "")),
@@ -244,7 +244,7 @@ impl AccessManager {
     ///
     /// # Errors
     /// [`AccessError`] where there is no file, or it cannot be read or written.
-    pub fn edit(&self, name: Name, edit: &Edit, who: Actor) -> Result<Change, AccessError> {
+    pub fn edit(&self, name: ListName, edit: &Edit, who: Actor) -> Result<Change, AccessError> {
         let home = self.home();
         let file = home.file(name)?;
         let list = file.edit(name, edit).map_err(AccessError::List)?;
@@ -252,7 +252,14 @@ impl AccessManager {
     }
 
     /// Puts a list in force, and logs that.
-    fn put(&self, name: Name, list: List, configured: bool, who: Actor, what: &str) -> Change {
+    fn put(
+        &self,
+        name: ListName,
+        list: AccessList,
+        configured: bool,
+        who: Actor,
+        what: &str,
+    ) -> Change {
         let before = self.access.lists();
         let old = before.get(name);
         let (added, removed) = (list.beyond(old), old.beyond(&list));
@@ -275,7 +282,7 @@ impl AccessManager {
 }
 
 impl Home {
-    fn file(&self, name: Name) -> Result<&ListFile, AccessError> {
+    fn file(&self, name: ListName) -> Result<&ListFile, AccessError> {
         self.files[name as usize].as_ref().map_err(|it| AccessError::NoState(it.clone()))
     }
 }
@@ -286,8 +293,8 @@ fn open_database(options: &Options) -> Result<Database, AccessError> {
 }
 
 /// Where each list is kept: where a setting says, or in the state directory.
-fn places(options: &Options) -> [Result<ListFile, String>; Name::ALL.len()] {
-    Name::ALL.map(|name| match &options.files[name as usize] {
+fn places(options: &Options) -> [Result<ListFile, String>; ListName::ALL.len()] {
+    ListName::ALL.map(|name| match &options.files[name as usize] {
         Some(path) => Ok(ListFile { path: path.clone(), configured: true }),
         None => {
             let state = options.state.as_ref().map_err(Clone::clone)?;

@@ -2,7 +2,7 @@
 
 use tracing::{info, warn};
 
-use super::{AccessError, AccessManager, Actor, Database, OPERATOR, Torrent};
+use super::{AccessError, AccessManager, Actor, Database, OPERATOR, RegisteredTorrent};
 use crate::access::mode::Mode;
 use crate::access::passkey::{self, KEYS_MAX, Limits, Record, Totals};
 use crate::access::registry::REGISTERED_MAX;
@@ -18,7 +18,7 @@ pub struct Registered {
     /// Whether it was not before.
     pub created: bool,
     /// What is known of it.
-    pub torrent: Torrent,
+    pub torrent: RegisteredTorrent,
 }
 
 /// A new passkey. Nobody is told it again.
@@ -59,7 +59,7 @@ impl AccessManager {
     /// [`AccessError`]: the tracker is open, a hash is taken, or the database fails.
     pub fn register(
         &self,
-        torrent: Torrent,
+        torrent: RegisteredTorrent,
         now: Now,
         who: Actor,
     ) -> Result<Registered, AccessError> {
@@ -77,9 +77,9 @@ impl AccessManager {
             return Err(AccessError::Full);
         }
         let registered_s = before.as_ref().map_or_else(|| now.seconds(), |it| it.registered_s);
-        let torrent = Torrent { registered_s, ..torrent };
+        let torrent = RegisteredTorrent { registered_s, ..torrent };
         database.put_torrent(&torrent).map_err(AccessError::Database)?;
-        let gone = before.iter().flat_map(Torrent::hashes);
+        let gone = before.iter().flat_map(RegisteredTorrent::hashes);
         gone.filter(|it| torrent.hashes().all(|kept| kept != *it)).for_each(|it| {
             registry.remove(&it);
         });
@@ -110,7 +110,7 @@ impl AccessManager {
     ///
     /// # Errors
     /// As [`AccessManager::unregister`].
-    pub fn registered(&self, info_hash: &InfoHash) -> Result<Torrent, AccessError> {
+    pub fn registered(&self, info_hash: &InfoHash) -> Result<RegisteredTorrent, AccessError> {
         let database = self.database()?;
         let canonical = self.access.registry().canonical(info_hash).ok_or(AccessError::Unknown)?;
         let torrent = database.torrent(&canonical).map_err(AccessError::Database)?;

@@ -6,18 +6,18 @@ use std::path::Path;
 use super::*;
 use crate::access::Gate;
 use crate::access::lists::parse_value;
-use crate::access::passkey::{Limits, Report};
+use crate::access::passkey::{Limits, SessionReport};
 use crate::time::Now;
 use crate::types::{Event, InfoHash, PeerId, Refusal};
 
 fn options(folder: &Path) -> Options {
-    let mut files = [const { None }; Name::ALL.len()];
-    files[Name::NetworksDeny as usize] = Some(folder.join("networks"));
+    let mut files = [const { None }; ListName::ALL.len()];
+    files[ListName::NetworksDeny as usize] = Some(folder.join("networks"));
     let state = Ok(folder.join("state"));
     Options { mode: Mode::Open, similar_digits_max: 0, files, state }
 }
 
-fn edit(name: Name, add: &[&str], remove: &[&str]) -> Edit {
+fn edit(name: ListName, add: &[&str], remove: &[&str]) -> Edit {
     let value = |text: &&str| parse_value(name.kind(), text).unwrap().0;
     Edit {
         add: add.iter().map(|it| (value(it), None)).collect(),
@@ -46,7 +46,7 @@ fn a_bad_line_keeps_the_list_that_is_in_force() {
     assert_eq!(verdict(&access_manager, "198.51.100.1"), Ok(()));
     fs::write(&file, "198.51.100.0/24\n").unwrap();
     let changes = access_manager.reload(Actor::Reload).unwrap();
-    let change = changes.iter().find(|it| it.name == Name::NetworksDeny).unwrap();
+    let change = changes.iter().find(|it| it.name == ListName::NetworksDeny).unwrap();
     assert_eq!((change.added, change.removed, change.entries), (1, 1, 1));
     assert_eq!(verdict(&access_manager, "192.0.2.1"), Ok(()));
     assert!(AccessManager::open(&options(folder.path())).is_ok());
@@ -62,13 +62,13 @@ fn edits_outlive_the_office() {
     let access_manager = AccessManager::open(&options(folder.path())).unwrap();
     assert_eq!(verdict(&access_manager, "::1"), Ok(()));
     let change = access_manager.edit(
-        Name::NetworksDeny,
-        &edit(Name::NetworksDeny, &["::/64", "10.0.0.0/8"], &[]),
+        ListName::NetworksDeny,
+        &edit(ListName::NetworksDeny, &["::/64", "10.0.0.0/8"], &[]),
         Actor::Api(None),
     );
     assert_eq!(change.unwrap().added, 2);
-    let allow = edit(Name::NetworksAllow, &["192.0.2.0/24"], &[]);
-    access_manager.edit(Name::NetworksAllow, &allow, Actor::Api(None)).unwrap();
+    let allow = edit(ListName::NetworksAllow, &["192.0.2.0/24"], &[]);
+    access_manager.edit(ListName::NetworksAllow, &allow, Actor::Api(None)).unwrap();
     let again = AccessManager::open(&options(folder.path())).unwrap();
     for access_manager in [&access_manager, &again] {
         assert_eq!(verdict(access_manager, "::1"), Err(Refusal::NetworkDenied));
@@ -77,8 +77,8 @@ fn edits_outlive_the_office() {
     }
     let text = fs::read_to_string(folder.path().join("networks")).unwrap();
     assert_eq!(text, "# by hand\n::/64\n10.0.0.0/8\n");
-    let empty = edit(Name::NetworksAllow, &[], &["192.0.2.0/24"]);
-    assert_eq!(again.edit(Name::NetworksAllow, &empty, Actor::Api(None)).unwrap().removed, 1);
+    let empty = edit(ListName::NetworksAllow, &[], &["192.0.2.0/24"]);
+    assert_eq!(again.edit(ListName::NetworksAllow, &empty, Actor::Api(None)).unwrap().removed, 1);
     assert_eq!(verdict(&again, "192.0.3.1"), Ok(()), "an allow list of ours ends with its entries");
 }
 
@@ -88,8 +88,8 @@ fn an_allow_list_that_a_setting_names_allows_nothing_while_it_is_empty() {
     let file = folder.path().join("allowed");
     fs::write(&file, "").unwrap();
     let mut options = options(folder.path());
-    options.files = [const { None }; Name::ALL.len()];
-    options.files[Name::NetworksAllow as usize] = Some(file);
+    options.files = [const { None }; ListName::ALL.len()];
+    options.files[ListName::NetworksAllow as usize] = Some(file);
     let access_manager = AccessManager::open(&options).unwrap();
     assert_eq!(verdict(&access_manager, "192.0.2.1"), Err(Refusal::NetworkDenied));
 }
@@ -97,10 +97,10 @@ fn an_allow_list_that_a_setting_names_allows_nothing_while_it_is_empty() {
 #[test]
 fn without_a_state_directory_nothing_is_edited() {
     let options = Options { state: Err("it is read-only".into()), ..options(Path::new("/")) };
-    let options = Options { files: [const { None }; Name::ALL.len()], ..options };
+    let options = Options { files: [const { None }; ListName::ALL.len()], ..options };
     let access_manager = AccessManager::open(&options).unwrap();
-    let added = edit(Name::PortsDeny, &["25"], &[]);
-    let trouble = access_manager.edit(Name::PortsDeny, &added, Actor::Api(None)).unwrap_err();
+    let added = edit(ListName::PortsDeny, &["25"], &[]);
+    let trouble = access_manager.edit(ListName::PortsDeny, &added, Actor::Api(None)).unwrap_err();
     assert!(trouble.to_string().contains("it is read-only"), "{trouble}");
     assert!(trouble.to_string().contains("server.state_dir"), "{trouble}");
 }
@@ -108,7 +108,7 @@ fn without_a_state_directory_nothing_is_edited() {
 const NOW: Now = Now::from_s(1_800_000_000);
 
 fn access_manager(folder: &Path, mode: Mode) -> Result<AccessManager, AccessError> {
-    let files = [const { None }; Name::ALL.len()];
+    let files = [const { None }; ListName::ALL.len()];
     AccessManager::open(&Options {
         mode,
         similar_digits_max: 0,
@@ -117,13 +117,13 @@ fn access_manager(folder: &Path, mode: Mode) -> Result<AccessManager, AccessErro
     })
 }
 
-fn torrent(number: u8, second: Option<u8>) -> Torrent {
+fn torrent(number: u8, second: Option<u8>) -> RegisteredTorrent {
     let hash = |it| InfoHash([it; 20]);
-    Torrent {
+    RegisteredTorrent {
         info_hash: hash(number),
         info_hash_v2: second.map(hash),
         name: Some(format!("torrent {number}")),
-        ..Torrent::default()
+        ..RegisteredTorrent::default()
     }
 }
 
@@ -131,7 +131,8 @@ fn torrent(number: u8, second: Option<u8>) -> Torrent {
 fn registrations_outlive_the_office() {
     let folder = tempfile::tempdir().unwrap();
     let first = access_manager(folder.path(), Mode::Registered).unwrap();
-    let created = |it: Torrent| first.register(it, NOW, Actor::Api(None)).map(|it| it.created);
+    let created =
+        |it: RegisteredTorrent| first.register(it, NOW, Actor::Api(None)).map(|it| it.created);
     assert_eq!(created(torrent(1, Some(2))), Ok(true));
     assert_eq!(created(torrent(3, None)), Ok(true));
     assert_eq!(created(torrent(3, Some(4))), Ok(false), "it turns out to be a hybrid");
@@ -166,7 +167,7 @@ fn a_damaged_database_opens_no_tracker() {
     }
     assert!(access_manager(folder.path(), Mode::Open).is_ok(), "which needs none");
     let state = Err("it is read-only".to_owned());
-    let files = [const { None }; Name::ALL.len()];
+    let files = [const { None }; ListName::ALL.len()];
     let nowhere = Options { mode: Mode::Private, similar_digits_max: 0, files, state };
     let trouble = AccessManager::open(&nowhere).err().unwrap().to_string();
     assert!(trouble.contains("server.state_dir"), "{trouble}");
@@ -195,7 +196,7 @@ fn passkeys_and_their_totals_outlive_the_office_and_are_kept_hashed() {
     let digits = issued.passkey.as_bytes();
     let key = first.access().keys().check(digits).unwrap();
     for uploaded in [0, 700] {
-        let report = Report {
+        let report = SessionReport {
             info_hash: &InfoHash([1; 20]),
             peer_id: &PeerId([1; 20]),
             event: Event::None,

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::access::lists::{Kind, Value, parse_value};
+use crate::access::lists::{ListKind, ListValue, parse_value};
 use crate::types::InfoHash;
 
 /// The longest name, in bytes.
@@ -14,7 +14,7 @@ const TEXT_BYTES_MAX: usize = 4096;
 /// A registered torrent. Only its hashes matter to the tracker.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Torrent {
+pub struct RegisteredTorrent {
     /// The hash of its swarm: 40 digits, or 64 for a v2 torrent, which are cut.
     #[serde(serialize_with = "write_hash", deserialize_with = "read_hash")]
     pub info_hash: InfoHash,
@@ -49,7 +49,7 @@ pub struct Torrent {
     pub registered_s: u64,
 }
 
-impl Default for Torrent {
+impl Default for RegisteredTorrent {
     fn default() -> Self {
         Self {
             info_hash: InfoHash([0; 20]),
@@ -65,7 +65,7 @@ impl Default for Torrent {
     }
 }
 
-impl Torrent {
+impl RegisteredTorrent {
     /// Its hashes: one, or two of a hybrid.
     pub fn hashes(&self) -> impl Iterator<Item = InfoHash> {
         let second = self.info_hash_v2.filter(|it| *it != self.info_hash);
@@ -104,8 +104,8 @@ fn read_second<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Info
 }
 
 fn hash<E: serde::de::Error>(text: &str) -> Result<InfoHash, E> {
-    match parse_value(Kind::Torrents, text) {
-        Some((Value::Torrent(it), None)) => Ok(it),
+    match parse_value(ListKind::Torrents, text) {
+        Some((ListValue::Torrent(it), None)) => Ok(it),
         _ => Err(E::custom("an info-hash is 40 or 64 hexadecimal digits")),
     }
 }
@@ -121,22 +121,24 @@ mod tests {
             "0A".repeat(20),
             "0b".repeat(32)
         );
-        let it: Torrent = serde_json::from_str(&text).unwrap();
+        let it: RegisteredTorrent = serde_json::from_str(&text).unwrap();
         let hashes: Vec<_> = it.hashes().collect();
         assert_eq!(hashes, [InfoHash([10; 20]), InfoHash([11; 20])]);
-        let again: Torrent = serde_json::from_str(&serde_json::to_string(&it).unwrap()).unwrap();
+        let again: RegisteredTorrent =
+            serde_json::from_str(&serde_json::to_string(&it).unwrap()).unwrap();
         assert_eq!(again, it);
     }
 
     #[test]
     fn what_is_no_torrent_is_refused() {
         for bad in [r#"{}"#, r#"{"info_hash":"12"}"#, r#"{"info_hash":7}"#, "[]"] {
-            assert!(serde_json::from_str::<Torrent>(bad).is_err(), "{bad}");
+            assert!(serde_json::from_str::<RegisteredTorrent>(bad).is_err(), "{bad}");
         }
         let unknown = format!(r#"{{"info_hash":"{}","nme":"a"}}"#, "0a".repeat(20));
-        assert!(serde_json::from_str::<Torrent>(&unknown).is_err());
-        let long = Torrent { name: Some("x".repeat(1025)), ..Torrent::default() };
+        assert!(serde_json::from_str::<RegisteredTorrent>(&unknown).is_err());
+        let long =
+            RegisteredTorrent { name: Some("x".repeat(1025)), ..RegisteredTorrent::default() };
         assert_eq!(long.fault().unwrap().0, "name");
-        assert_eq!(Torrent::default().fault(), None);
+        assert_eq!(RegisteredTorrent::default().fault(), None);
     }
 }

@@ -32,7 +32,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use subtle::ConstantTimeEq;
 
-use super::problem::Problem;
+use super::problem::ApiError;
 use super::{Admin, Process};
 
 /// What the API asks for.
@@ -85,7 +85,7 @@ fn has_effect(request: &Request) -> bool {
 }
 
 /// Refuses what a page in a browser may have sent.
-fn no_page(request: &Request) -> Result<(), Problem> {
+fn no_page(request: &Request) -> Result<(), ApiError> {
     let headers = request.headers();
     let refers_elsewhere = headers.get_all(header::REFERER).iter().any(|it| {
         let from = it.to_str().ok().and_then(|it| it.parse::<Uri>().ok());
@@ -95,10 +95,10 @@ fn no_page(request: &Request) -> Result<(), Problem> {
     // What a person has typed is of no site.
     let is_of_site = headers.get_all("sec-fetch-site").iter().any(|it| it.as_bytes() != b"none");
     if headers.contains_key(header::ORIGIN) || refers_elsewhere || is_of_site {
-        return Err(Problem::from_browser());
+        return Err(ApiError::from_browser());
     }
     if hosts(request).any(|it| it.is_none_or(|it| is_nobodys(&it))) {
-        return Err(Problem::odd_host());
+        return Err(ApiError::odd_host());
     }
     Ok(())
 }
@@ -130,22 +130,22 @@ impl Asker {
         self.may_look(&admin.process.token()).is_ok()
     }
 
-    fn may_look(&self, token: &Token) -> Result<(), Problem> {
+    fn may_look(&self, token: &Token) -> Result<(), ApiError> {
         match token {
             Token::Configured(token) | Token::Kept(token) if self.has(token) => Ok(()),
-            Token::Configured(_) => Err(Problem::no_token()),
-            _ if !self.is_local => Err(Problem::only_local()),
-            _ if self.is_forwarded => Err(Problem::forwarded()),
-            _ if !self.names_this_host => Err(Problem::bad_host()),
+            Token::Configured(_) => Err(ApiError::no_token()),
+            _ if !self.is_local => Err(ApiError::only_local()),
+            _ if self.is_forwarded => Err(ApiError::forwarded()),
+            _ if !self.names_this_host => Err(ApiError::bad_host()),
             _ => Ok(()),
         }
     }
 
-    fn may_change(&self, token: &Token) -> Result<(), Problem> {
+    fn may_change(&self, token: &Token) -> Result<(), ApiError> {
         match token {
             Token::Configured(token) | Token::Kept(token) if self.has(token) => Ok(()),
-            Token::Absent => Err(Problem::token_absent()),
-            _ => Err(Problem::no_token()),
+            Token::Absent => Err(ApiError::token_absent()),
+            _ => Err(ApiError::no_token()),
         }
     }
 

@@ -18,12 +18,12 @@ use serde::Serialize;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::spawn_blocking;
 
-use super::problem::Problem;
+use super::problem::ApiError;
 use super::{Admin, JSON, NOT_KEPT, Process, Routes, lists, passkeys, registrations};
 use crate::access_store::{AccessError, AccessManager, Actor};
 use crate::time::Now;
 use crate::tracker::{ListedPeer, ListedTorrent, Listing, Role, TorrentOrder};
-use crate::types::{InfoHash, Kind};
+use crate::types::{InfoHash, PeerKind};
 
 /// Entries in one reply, at most.
 const LIMIT_MAX: usize = 1000;
@@ -66,15 +66,15 @@ impl<S: Send + Sync> FromRequestParts<S> for Caller {
 pub(super) async fn work<P: Process, T: Send + 'static>(
     admin: &Admin<P>,
     act: impl FnOnce(&AccessManager, Now) -> Result<T, AccessError> + Send + 'static,
-) -> Result<T, Problem> {
+) -> Result<T, ApiError> {
     let process = admin.process.clone();
     let done = spawn_blocking(move || act(&process.access_manager(), process.now()));
-    Ok(done.await.map_err(|_| Problem::broken())??)
+    Ok(done.await.map_err(|_| ApiError::broken())??)
 }
 
 /// A torrent in a reply.
 #[derive(Serialize)]
-struct Torrent {
+struct TorrentBody {
     info_hash: String,
     seeders: u32,
     leechers: u32,
@@ -82,7 +82,7 @@ struct Torrent {
     completed: u32,
 }
 
-impl From<&ListedTorrent> for Torrent {
+impl From<&ListedTorrent> for TorrentBody {
     fn from(it: &ListedTorrent) -> Self {
         Self {
             info_hash: it.info_hash.to_string(),
@@ -96,19 +96,19 @@ impl From<&ListedTorrent> for Torrent {
 
 /// A peer in a reply.
 #[derive(Serialize)]
-struct Peer {
+struct PeerBody {
     address: Option<String>,
     kind: &'static str,
     role: &'static str,
     age_s: u32,
 }
 
-impl From<&ListedPeer> for Peer {
+impl From<&ListedPeer> for PeerBody {
     fn from(it: &ListedPeer) -> Self {
         let kind = match it.address {
-            Some(address) if address.is_ipv4() => Kind::V4,
-            Some(_) => Kind::V6,
-            None => Kind::Web,
+            Some(address) if address.is_ipv4() => PeerKind::V4,
+            Some(_) => PeerKind::V6,
+            None => PeerKind::Web,
         };
         let role = match it.role {
             Role::Leecher => "leecher",
@@ -122,7 +122,7 @@ impl From<&ListedPeer> for Peer {
 
 #[derive(Serialize)]
 struct TorrentsReply {
-    torrents: Vec<Torrent>,
+    torrents: Vec<TorrentBody>,
     /// `after` of the next page, if there is one.
     next: Option<String>,
 }
@@ -131,7 +131,7 @@ struct TorrentsReply {
 async fn torrents<P: Process>(
     State(admin): State<Admin<P>>,
     uri: Uri,
-) -> Result<impl IntoResponse, Problem> {
+) -> Result<impl IntoResponse, ApiError> {
     let mut parameters = Parameters::of(&uri)?;
     let limit = parameters.limit()?;
     let order = parameters.take("sort")?.map(|it| order(&it)).transpose()?;
@@ -139,7 +139,7 @@ async fn torrents<P: Process>(
     let after = after.map(|it| info_hash("after", &it)).transpose()?;
     parameters.end()?;
     if order.is_some() && after.is_some() {
-        return Err(Problem::bad_parameter("after", "goes with no sort: pages are in order"));
+        return Err(ApiError::bad_parameter("after", "goes with no sort: pages are in order"));
     }
     let mut listed = walk(&admin, move |listing| match order {
         Some(order) => listing.torrents_by(order, limit),
@@ -150,15 +150,15 @@ async fn torrents<P: Process>(
     let is_last = listed.len() <= limit;
     listed.truncate(limit);
     let next = listed.last().filter(|_| !is_last).map(|it| it.info_hash.to_string());
-    let torrents = listed.iter().map(Torrent::from).collect();
+    let torrents = listed.iter().map(TorrentBody::from).collect();
     Ok(([NOT_KEPT], Json(TorrentsReply { torrents, next })))
 }
 
 #[derive(Serialize)]
 struct TorrentReply {
     #[serde(flatten)]
-    torrent: Torrent,
-    peers: Vec<Peer>,
+    torrent: TorrentBody,
+    peers: Vec<PeerBody>,
     /// `skip` of the next page, if there is one.
     next: Option<usize>,
 }
@@ -168,7 +168,7 @@ async fn torrent<P: Process>(
     State(admin): State<Admin<P>>,
     digits: Result<Path<String>, PathRejection>,
     uri: Uri,
-) -> Result<impl IntoResponse, Problem> {
+) -> Result<impl IntoResponse, ApiError> {
     // What cannot be decoded is no hash either.
     let info_hash = info_hash("info_hash", digits.as_deref().map_or("", String::as_str))?;
     let mut parameters = Parameters::of(&uri)?;
@@ -177,11 +177,11 @@ async fn torrent<P: Process>(
     parameters.end()?;
     let now: Now = admin.process.now();
     let found = walk(&admin, move |listing| listing.torrent(&info_hash, now, skip, limit)).await?;
-    let (listed, peers) = found.ok_or_else(Problem::unknown_torrent)?;
+    let (listed, peers) = found.ok_or_else(ApiError::unknown_torrent)?;
     let all = u64::from(listed.counts.seeders) + u64::from(listed.counts.leechers);
     let behind = skip.saturating_add(peers.len());
     let next = (!peers.is_empty() && (behind as u64) < all).then_some(behind);
-    let peers = peers.iter().map(Peer::from).collect();
+    let peers = peers.iter().map(PeerBody::from).collect();
     Ok(([NOT_KEPT], Json(TorrentReply { torrent: (&listed).into(), peers, next })))
 }
 
@@ -191,9 +191,9 @@ struct SaveReply {
 }
 
 /// Writes down what is kept in memory and would be written down later.
-async fn save<P: Process>(State(admin): State<Admin<P>>) -> Result<impl IntoResponse, Problem> {
+async fn save<P: Process>(State(admin): State<Admin<P>>) -> Result<impl IntoResponse, ApiError> {
     let process = admin.process.clone();
-    spawn_blocking(move || process.save()).await.map_err(|_| Problem::broken())??;
+    spawn_blocking(move || process.save()).await.map_err(|_| ApiError::broken())??;
     Ok(([NOT_KEPT], Json(SaveReply { status: "saved" })))
 }
 
@@ -212,8 +212,8 @@ async fn shutdown<P: Process>(State(admin): State<Admin<P>>) -> impl IntoRespons
 pub(super) async fn walk<P: Process, T: Send + 'static>(
     admin: &Admin<P>,
     look: impl FnOnce(&Listing) -> T + Send + 'static,
-) -> Result<T, Problem> {
-    let permit = admin.walk.clone().acquire_owned().await.map_err(|_| Problem::broken())?;
+) -> Result<T, ApiError> {
+    let permit = admin.walk.clone().acquire_owned().await.map_err(|_| ApiError::broken())?;
     walk_with(permit, admin, look).await
 }
 
@@ -222,62 +222,66 @@ pub(super) async fn walk_with<P: Process, T: Send + 'static>(
     permit: OwnedSemaphorePermit,
     admin: &Admin<P>,
     look: impl FnOnce(&Listing) -> T + Send + 'static,
-) -> Result<T, Problem> {
+) -> Result<T, ApiError> {
     let process = admin.process.clone();
     let done = spawn_blocking(move || {
         let found = look(&process.listing());
         drop(permit); // here, so that it is held even where nobody waits for the answer any more
         found
     });
-    done.await.map_err(|_| Problem::broken())
+    done.await.map_err(|_| ApiError::broken())
 }
 
 /// A query's parameters, each of them taken once.
 pub(super) struct Parameters(Vec<(String, String)>);
 
 impl Parameters {
-    pub(super) fn of(uri: &Uri) -> Result<Self, Problem> {
-        Query::try_from_uri(uri).map(|Query(it)| Self(it)).map_err(|_| Problem::bad_query())
+    pub(super) fn of(uri: &Uri) -> Result<Self, ApiError> {
+        Query::try_from_uri(uri).map(|Query(it)| Self(it)).map_err(|_| ApiError::bad_query())
     }
 
-    pub(super) fn take(&mut self, name: &'static str) -> Result<Option<String>, Problem> {
+    pub(super) fn take(&mut self, name: &'static str) -> Result<Option<String>, ApiError> {
         let Some(at) = self.0.iter().position(|it| it.0 == name) else { return Ok(None) };
         let (_, value) = self.0.swap_remove(at);
         if self.0.iter().any(|it| it.0 == name) {
-            return Err(Problem::bad_parameter(name, "must be given once"));
+            return Err(ApiError::bad_parameter(name, "must be given once"));
         }
         Ok(Some(value))
     }
 
-    fn number(&mut self, name: &'static str, what: &'static str) -> Result<Option<usize>, Problem> {
-        let number = |it: String| it.parse().map_err(|_| Problem::bad_parameter(name, what));
+    fn number(
+        &mut self,
+        name: &'static str,
+        what: &'static str,
+    ) -> Result<Option<usize>, ApiError> {
+        let number = |it: String| it.parse().map_err(|_| ApiError::bad_parameter(name, what));
         self.take(name)?.map(number).transpose()
     }
 
-    pub(super) fn limit(&mut self) -> Result<usize, Problem> {
+    pub(super) fn limit(&mut self) -> Result<usize, ApiError> {
         const WHAT: &str = "a number from 1 to 1000";
         let limit = self.number("limit", WHAT)?.unwrap_or(LIMIT_DEFAULT);
         let fits = (1..=LIMIT_MAX).contains(&limit);
-        if fits { Ok(limit) } else { Err(Problem::bad_parameter("limit", WHAT)) }
+        if fits { Ok(limit) } else { Err(ApiError::bad_parameter("limit", WHAT)) }
     }
 
     /// Whatever was not taken was meant to do something, and does nothing.
-    pub(super) fn end(self) -> Result<(), Problem> {
-        if self.0.is_empty() { Ok(()) } else { Err(Problem::bad_query()) }
+    pub(super) fn end(self) -> Result<(), ApiError> {
+        if self.0.is_empty() { Ok(()) } else { Err(ApiError::bad_query()) }
     }
 }
 
-fn order(text: &str) -> Result<TorrentOrder, Problem> {
+fn order(text: &str) -> Result<TorrentOrder, ApiError> {
     match text {
         "peers" => Ok(TorrentOrder::Peers),
         "seeders" => Ok(TorrentOrder::Seeders),
         "completed" => Ok(TorrentOrder::Completed),
-        _ => Err(Problem::bad_parameter("sort", "must be peers, seeders or completed")),
+        _ => Err(ApiError::bad_parameter("sort", "must be peers, seeders or completed")),
     }
 }
 
 /// An info-hash from what a parameter says.
-pub(super) fn info_hash(field: &'static str, digits: &str) -> Result<InfoHash, Problem> {
-    let problem = || Problem::bad_parameter(field, "must be 40 hexadecimal digits");
+pub(super) fn info_hash(field: &'static str, digits: &str) -> Result<InfoHash, ApiError> {
+    let problem = || ApiError::bad_parameter(field, "must be 40 hexadecimal digits");
     InfoHash::from_hex(digits).ok_or_else(problem)
 }

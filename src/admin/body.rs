@@ -6,24 +6,24 @@ use axum::http::StatusCode;
 use serde_json::{Map, Value};
 
 use super::json::Strict;
-use super::problem::Problem;
+use super::problem::ApiError;
 
 /// The fields of a body.
-pub(super) struct Fields(Map<String, Value>);
+pub(super) struct BodyFields(Map<String, Value>);
 
-impl Fields {
+impl BodyFields {
     /// Reads a body; an empty one has no fields.
-    pub(super) fn of(body: Result<Bytes, BytesRejection>) -> Result<Self, Problem> {
+    pub(super) fn of(body: Result<Bytes, BytesRejection>) -> Result<Self, ApiError> {
         let body = body.map_err(|error| match error.status() {
-            StatusCode::PAYLOAD_TOO_LARGE => Problem::long_body(),
-            _ => Problem::bad_body(),
+            StatusCode::PAYLOAD_TOO_LARGE => ApiError::long_body(),
+            _ => ApiError::bad_body(),
         })?;
         if body.is_empty() {
             return Ok(Self(Map::new()));
         }
         match serde_json::from_slice(&body) {
             Ok(Strict(Value::Object(fields))) => Ok(Self(fields)),
-            _ => Err(Problem::bad_body()),
+            _ => Err(ApiError::bad_body()),
         }
     }
 
@@ -33,42 +33,42 @@ impl Fields {
     }
 
     /// A text.
-    pub(super) fn text(&mut self, name: &'static str) -> Result<Option<String>, Problem> {
+    pub(super) fn text(&mut self, name: &'static str) -> Result<Option<String>, ApiError> {
         match self.take(name) {
             None => Ok(None),
             Some(Value::String(it)) => Ok(Some(it)),
-            Some(_) => Err(Problem::bad_parameter(name, "must be a text")),
+            Some(_) => Err(ApiError::bad_parameter(name, "must be a text")),
         }
     }
 
     /// A whole number.
-    pub(super) fn number(&mut self, name: &'static str) -> Result<Option<u64>, Problem> {
-        let problem = || Problem::bad_parameter(name, "must be a whole number from 0 on");
+    pub(super) fn number(&mut self, name: &'static str) -> Result<Option<u64>, ApiError> {
+        let problem = || ApiError::bad_parameter(name, "must be a whole number from 0 on");
         self.take(name).map(|it| it.as_u64().ok_or_else(problem)).transpose()
     }
 
     /// A number of 32 bits.
-    pub(super) fn short(&mut self, name: &'static str) -> Result<Option<u32>, Problem> {
-        let problem = |_| Problem::bad_parameter(name, "must be a whole number below 4294967296");
+    pub(super) fn short(&mut self, name: &'static str) -> Result<Option<u32>, ApiError> {
+        let problem = |_| ApiError::bad_parameter(name, "must be a whole number below 4294967296");
         self.number(name)?.map(|it| u32::try_from(it).map_err(problem)).transpose()
     }
 
     /// A list.
-    pub(super) fn list(&mut self, name: &'static str) -> Result<Vec<Value>, Problem> {
+    pub(super) fn list(&mut self, name: &'static str) -> Result<Vec<Value>, ApiError> {
         match self.take(name) {
             None => Ok(Vec::new()),
             Some(Value::Array(them)) => Ok(them),
-            Some(_) => Err(Problem::bad_parameter(name, "must be a list")),
+            Some(_) => Err(ApiError::bad_parameter(name, "must be a list")),
         }
     }
 
     /// Whatever was not taken was meant to do something, and does nothing.
-    pub(super) fn end(self) -> Result<(), Problem> {
-        if self.0.is_empty() { Ok(()) } else { Err(Problem::bad_body()) }
+    pub(super) fn end(self) -> Result<(), ApiError> {
+        if self.0.is_empty() { Ok(()) } else { Err(ApiError::bad_body()) }
     }
 }
 
-impl From<Map<String, Value>> for Fields {
+impl From<Map<String, Value>> for BodyFields {
     fn from(them: Map<String, Value>) -> Self {
         Self(them)
     }

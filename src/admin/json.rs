@@ -11,13 +11,13 @@ pub(super) struct Strict(pub(super) Value);
 
 impl<'de> Deserialize<'de> for Strict {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(Reader).map(Self)
+        deserializer.deserialize_any(BoundedReader).map(Self)
     }
 }
 
-struct Reader;
+struct BoundedReader;
 
-impl<'de> Visitor<'de> for Reader {
+impl<'de> Visitor<'de> for BoundedReader {
     type Value = Value;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

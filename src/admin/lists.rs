@@ -12,10 +12,10 @@ use serde::Serialize;
 use serde_json::Value as Field;
 
 use super::api::{Caller, Parameters, work};
-use super::body::Fields;
-use super::problem::Problem;
+use super::body::BodyFields;
+use super::problem::ApiError;
 use super::{Admin, NOT_KEPT, Process, Routes};
-use crate::access::lists::{Name, Value, parse_value, reason};
+use crate::access::lists::{ListName, ListValue, parse_value, reason};
 use crate::access_store::{AccessError, AccessManager, Change, Edit};
 
 /// Values of one edit, at most.
@@ -56,18 +56,18 @@ struct Overview {
 async fn overview<P: Process>(
     State(admin): State<Admin<P>>,
     uri: Uri,
-) -> Result<impl IntoResponse, Problem> {
+) -> Result<impl IntoResponse, ApiError> {
     Parameters::of(&uri)?.end()?;
     let look = |access_manager: &AccessManager| {
         let lists = access_manager.access().lists();
-        let summary = |name: Name| Summary {
+        let summary = |name: ListName| Summary {
             list: name.label(),
             entries: lists.get(name).len(),
             in_force: lists.is_in_force(name),
             file: access_manager.path(name).map(|it| it.display().to_string()),
         };
         let mode = access_manager.access().mode().label();
-        Ok(Overview { mode, lists: Name::ALL.map(summary).into() })
+        Ok(Overview { mode, lists: ListName::ALL.map(summary).into() })
     };
     Ok(([NOT_KEPT], Json(work(&admin, move |access_manager, _| look(access_manager)).await?)))
 }
@@ -97,7 +97,7 @@ struct Reloaded {
 async fn reload<P: Process>(
     State(admin): State<Admin<P>>,
     Caller(who): Caller,
-) -> Result<impl IntoResponse, Problem> {
+) -> Result<impl IntoResponse, ApiError> {
     let reload = move |access_manager: &AccessManager| {
         let first =
             |them: Vec<AccessError>| them.into_iter().next().unwrap_or(AccessError::Unknown);
@@ -110,20 +110,20 @@ async fn reload<P: Process>(
 
 /// An entry in a reply.
 #[derive(Serialize)]
-struct Entry {
+struct ListEntry {
     value: String,
     reason: Option<String>,
 }
 
-impl Entry {
-    fn new((value, reason): (Value, Option<&str>)) -> Self {
+impl ListEntry {
+    fn new((value, reason): (ListValue, Option<&str>)) -> Self {
         Self { value: value.to_string(), reason: reason.map(str::to_owned) }
     }
 }
 
 #[derive(Serialize)]
-struct Page {
-    entries: Vec<Entry>,
+struct ListPage {
+    entries: Vec<ListEntry>,
     /// `after` of the next page, if there is one.
     next: Option<String>,
 }
@@ -133,9 +133,9 @@ async fn page<P: Process>(
     State(admin): State<Admin<P>>,
     path: Result<Path<(String, String)>, PathRejection>,
     uri: Uri,
-) -> Result<impl IntoResponse, Problem> {
+) -> Result<impl IntoResponse, ApiError> {
     let name = path.map(|Path((kind, side))| name(&kind, &side)).unwrap_or(None);
-    let name = name.ok_or_else(Problem::no_such_list)?;
+    let name = name.ok_or_else(ApiError::no_such_list)?;
     let mut parameters = Parameters::of(&uri)?;
     let limit = parameters.limit()?;
     let after = parameters.take("after")?;
@@ -146,9 +146,9 @@ async fn page<P: Process>(
         // One more, to know whether there is another page.
         let found = lists.get(name).page(after.as_ref(), limit + 1);
         let is_last = found.len() <= limit;
-        let entries: Vec<_> = found.into_iter().take(limit).map(Entry::new).collect();
+        let entries: Vec<_> = found.into_iter().take(limit).map(ListEntry::new).collect();
         let next = entries.last().filter(|_| !is_last).map(|it| it.value.clone());
-        Ok(Page { entries, next })
+        Ok(ListPage { entries, next })
     };
     Ok(([NOT_KEPT], Json(work(&admin, move |access_manager, _| look(access_manager)).await?)))
 }
@@ -159,14 +159,14 @@ async fn edit<P: Process>(
     Caller(who): Caller,
     path: Result<Path<(String, String)>, PathRejection>,
     body: Result<Bytes, BytesRejection>,
-) -> Result<impl IntoResponse, Problem> {
+) -> Result<impl IntoResponse, ApiError> {
     let name = path.map(|Path((kind, side))| name(&kind, &side)).unwrap_or(None);
-    let name = name.ok_or_else(Problem::no_such_list)?;
-    let mut fields = Fields::of(body)?;
+    let name = name.ok_or_else(ApiError::no_such_list)?;
+    let mut fields = BodyFields::of(body)?;
     let (add, remove) = (fields.list(ADD)?, fields.list(REMOVE)?);
     fields.end()?;
     if add.len() + remove.len() > EDITED_MAX {
-        return Err(Problem::bad_parameter(ADD, "at most 10000 values at once, with remove"));
+        return Err(ApiError::bad_parameter(ADD, "at most 10000 values at once, with remove"));
     }
     let mut edit = Edit::default();
     for it in add {
@@ -182,11 +182,11 @@ async fn edit<P: Process>(
 }
 
 /// Takes what `add` holds: a value, or an object with a value and perhaps a reason.
-fn push_added(edit: &mut Edit, name: Name, it: Field) -> Result<(), Problem> {
+fn push_added(edit: &mut Edit, name: ListName, it: Field) -> Result<(), ApiError> {
     let (text, reason) = match it {
         Field::String(text) => (Some(text), None),
         Field::Object(fields) => {
-            let mut fields = Fields::from(fields);
+            let mut fields = BodyFields::from(fields);
             let taken = (fields.text("value")?, fields.text("reason")?);
             fields.end()?;
             taken
@@ -202,25 +202,25 @@ fn push_added(edit: &mut Edit, name: Name, it: Field) -> Result<(), Problem> {
 /// Whether a value is listed just so.
 async fn look<P: Process>(
     State(admin): State<Admin<P>>,
-    place: Place,
-) -> Result<impl IntoResponse, Problem> {
-    let Place { name, first, .. } = place;
+    place: ListPath,
+) -> Result<impl IntoResponse, ApiError> {
+    let ListPath { name, first, .. } = place;
     let look = move |access_manager: &AccessManager| {
         let lists = access_manager.access().lists();
-        Ok(lists.get(name).get(&first).map(|reason| Entry::new((first, reason))))
+        Ok(lists.get(name).get(&first).map(|reason| ListEntry::new((first, reason))))
     };
     let found = work(&admin, move |access_manager, _| look(access_manager)).await?;
-    Ok(([NOT_KEPT], Json(found.ok_or_else(Problem::not_listed)?)))
+    Ok(([NOT_KEPT], Json(found.ok_or_else(ApiError::not_listed)?)))
 }
 
 /// Lists a value, with a reason or without.
 async fn add<P: Process>(
     State(admin): State<Admin<P>>,
     Caller(who): Caller,
-    place: Place,
+    place: ListPath,
     body: Result<Bytes, BytesRejection>,
-) -> Result<impl IntoResponse, Problem> {
-    let mut fields = Fields::of(body)?;
+) -> Result<impl IntoResponse, ApiError> {
+    let mut fields = BodyFields::of(body)?;
     let reason = sound(fields.text("reason")?)?;
     fields.end()?;
     let add = place.values().map(|it| (it, reason.clone())).collect();
@@ -234,78 +234,78 @@ async fn add<P: Process>(
 async fn remove<P: Process>(
     State(admin): State<Admin<P>>,
     Caller(who): Caller,
-    place: Place,
-) -> Result<impl IntoResponse, Problem> {
+    place: ListPath,
+) -> Result<impl IntoResponse, ApiError> {
     let edit = Edit { add: Vec::new(), remove: place.values().collect() };
     let change =
         work(&admin, move |access_manager, _| access_manager.edit(place.name, &edit, who)).await?;
     if change.removed == 0 {
-        return Err(Problem::not_listed());
+        return Err(ApiError::not_listed());
     }
     Ok(([NOT_KEPT], Json(Changed::from(change))))
 }
 
 /// A list and a value, as a path names them.
-struct Place {
-    name: Name,
-    first: Value,
-    second: Option<Value>,
+struct ListPath {
+    name: ListName,
+    first: ListValue,
+    second: Option<ListValue>,
 }
 
-impl Place {
-    fn values(&self) -> impl Iterator<Item = Value> + use<> {
+impl ListPath {
+    fn values(&self) -> impl Iterator<Item = ListValue> + use<> {
         [Some(self.first), self.second].into_iter().flatten()
     }
 }
 
-impl<S: Send + Sync> axum::extract::FromRequestParts<S> for Place {
-    type Rejection = Problem;
+impl<S: Send + Sync> axum::extract::FromRequestParts<S> for ListPath {
+    type Rejection = ApiError;
 
     async fn from_request_parts(
         parts: &mut axum::http::request::Parts,
         state: &S,
-    ) -> Result<Self, Problem> {
+    ) -> Result<Self, ApiError> {
         type Parts = (String, String, String);
         let path = Path::<Parts>::from_request_parts(parts, state).await;
         // What cannot be decoded is no value either.
-        let Path((kind, side, text)) = path.map_err(|_| Problem::no_such_list())?;
-        let name = name(&kind, &side).ok_or_else(Problem::no_such_list)?;
+        let Path((kind, side, text)) = path.map_err(|_| ApiError::no_such_list())?;
+        let name = name(&kind, &side).ok_or_else(ApiError::no_such_list)?;
         let found = parse_value(name.kind(), &text).ok_or_else(|| not_one("value", name))?;
         Ok(Self { name, first: found.0, second: found.1 })
     }
 }
 
 /// The list that two parts of a path name.
-fn name(kind: &str, side: &str) -> Option<Name> {
-    let is_it = |it: &&Name| {
+fn name(kind: &str, side: &str) -> Option<ListName> {
+    let is_it = |it: &&ListName| {
         it.label().strip_prefix(kind).and_then(|rest| rest.strip_prefix('_')) == Some(side)
     };
-    Name::ALL.iter().find(is_it).copied()
+    ListName::ALL.iter().find(is_it).copied()
 }
 
 /// One value, from a parameter.
-fn value(field: &'static str, name: Name, text: &str) -> Result<Value, Problem> {
+fn value(field: &'static str, name: ListName, text: &str) -> Result<ListValue, ApiError> {
     parse_value(name.kind(), text).map(|it| it.0).ok_or_else(|| not_one(field, name))
 }
 
 /// A value, or the two of a hybrid torrent's magnet link.
 fn values(
     field: &'static str,
-    name: Name,
+    name: ListName,
     text: &str,
-) -> Result<impl Iterator<Item = Value> + use<>, Problem> {
+) -> Result<impl Iterator<Item = ListValue> + use<>, ApiError> {
     let found = parse_value(name.kind(), text).ok_or_else(|| not_one(field, name))?;
     Ok([Some(found.0), found.1].into_iter().flatten())
 }
 
-fn not_one(field: &'static str, name: Name) -> Problem {
-    Problem::bad_parameter(field, name.kind().allowed())
+fn not_one(field: &'static str, name: ListName) -> ApiError {
+    ApiError::bad_parameter(field, name.kind().allowed())
 }
 
 /// A reason that can stand in a file's line.
-fn sound(text: Option<String>) -> Result<Option<String>, Problem> {
+fn sound(text: Option<String>) -> Result<Option<String>, ApiError> {
     let Some(text) = text else { return Ok(None) };
     let text = text.trim();
-    let found = reason(text).map_err(|problem| Problem::bad_parameter("reason", problem))?;
+    let found = reason(text).map_err(|problem| ApiError::bad_parameter("reason", problem))?;
     Ok(found.map(str::to_owned))
 }

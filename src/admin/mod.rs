@@ -31,7 +31,7 @@ use crate::frontend::stats::{Pages, Stats};
 use crate::time::Now;
 use crate::tracker::Listing;
 use live::{Board, Top};
-use problem::Problem;
+use problem::ApiError;
 
 /// What the process says of itself.
 pub trait Process: Send + Sync + 'static {
@@ -92,7 +92,7 @@ pub fn router<P: Process>(process: Arc<P>) -> Router {
     let open = routed(pages());
     let guard = middleware::from_fn_with_state(admin.clone(), access::guard::<P>);
     let guarded = routed(api::routes()).layer(guard);
-    open.merge(guarded).fallback(async || Problem::no_such_page()).with_state(admin)
+    open.merge(guarded).fallback(async || ApiError::no_such_page()).with_state(admin)
 }
 
 /// What every request works with.
@@ -116,7 +116,7 @@ type Routes<P> = Vec<(&'static str, MethodRouter<Admin<P>>)>;
 fn routed<P: Process>(routes: Routes<P>) -> Router<Admin<P>> {
     let add = |router: Router<Admin<P>>, (path, service)| router.route(path, service);
     let router = routes.into_iter().fold(Router::new(), add);
-    router.method_not_allowed_fallback(async || Problem::bad_method())
+    router.method_not_allowed_fallback(async || ApiError::bad_method())
 }
 
 /// What everyone who can reach the listener may see.

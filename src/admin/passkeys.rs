@@ -10,11 +10,11 @@ use axum::routing::get;
 use serde::Serialize;
 
 use super::api::{Caller, Parameters, work};
-use super::body::Fields;
-use super::problem::Problem;
+use super::body::BodyFields;
+use super::problem::ApiError;
 use super::{Admin, NOT_KEPT, Process, Routes};
 use crate::access::mode::Mode;
-use crate::access::passkey::{Key, Limits, NAME_BYTES_MAX, PEERS_MAX, Record, Totals, Usage};
+use crate::access::passkey::{Limits, NAME_BYTES_MAX, PEERS_MAX, Record, Totals, Usage, ValidKey};
 use crate::access_store::{AccessError, AccessManager};
 
 /// The routes.
@@ -46,13 +46,13 @@ impl Listed {
         Self { id, name, limits, issued_s, totals, torrents, peers, left }
     }
 
-    fn of(key: &Key) -> Self {
+    fn of(key: &ValidKey) -> Self {
         Self::new(key.id(), key.record(), key.usage())
     }
 }
 
 #[derive(Serialize)]
-struct Page {
+struct PasskeyPage {
     passkeys: Vec<Listed>,
     /// `after` of the next page, if there is one.
     next: Option<String>,
@@ -62,7 +62,7 @@ struct Page {
 async fn list<P: Process>(
     State(admin): State<Admin<P>>,
     uri: Uri,
-) -> Result<impl IntoResponse, Problem> {
+) -> Result<impl IntoResponse, ApiError> {
     let mut parameters = Parameters::of(&uri)?;
     let limit = parameters.limit()?;
     let after = parameters.take("after")?.unwrap_or_default();
@@ -73,7 +73,7 @@ async fn list<P: Process>(
         let passkeys: Vec<_> = rest.by_ref().take(limit).map(|it| Listed::of(it)).collect();
         let more = rest.next().is_some();
         let next = passkeys.last().filter(|_| more).map(|it| it.id.clone());
-        Ok(Page { passkeys, next })
+        Ok(PasskeyPage { passkeys, next })
     };
     Ok(([NOT_KEPT], Json(work(&admin, move |access_manager, _| look(access_manager)).await?)))
 }
@@ -91,8 +91,8 @@ async fn issue<P: Process>(
     State(admin): State<Admin<P>>,
     Caller(who): Caller,
     body: Result<Bytes, BytesRejection>,
-) -> Result<impl IntoResponse, Problem> {
-    let mut fields = Fields::of(body)?;
+) -> Result<impl IntoResponse, ApiError> {
+    let mut fields = BodyFields::of(body)?;
     let name = fields.text("name")?.unwrap_or_default();
     let announces_per_minute = fields.short("announces_per_minute")?;
     let (torrents, peers) = (fields.short("torrents")?, fields.short("peers")?);
@@ -100,10 +100,10 @@ async fn issue<P: Process>(
     fields.end()?;
     if name.len() > NAME_BYTES_MAX || name.chars().any(char::is_control) {
         let problem = "must be at most 100 bytes without control characters";
-        return Err(Problem::bad_parameter("name", problem));
+        return Err(ApiError::bad_parameter("name", problem));
     }
     if limits.peers > PEERS_MAX {
-        return Err(Problem::bad_parameter("peers", "must be at most 100000"));
+        return Err(ApiError::bad_parameter("peers", "must be at most 100000"));
     }
     let issued =
         work(&admin, move |access_manager, now| access_manager.issue(&name, limits, now, who))
@@ -117,14 +117,14 @@ async fn issue<P: Process>(
 async fn look<P: Process>(
     State(admin): State<Admin<P>>,
     id: Result<Path<String>, PathRejection>,
-) -> Result<impl IntoResponse, Problem> {
+) -> Result<impl IntoResponse, ApiError> {
     let id = id.map(|Path(it)| it).unwrap_or_default();
     let look = move |access_manager: &AccessManager| {
         let key = private(access_manager)?.keys().with_id(&id);
         Ok(key.map(|it| Listed::of(&it)))
     };
     let found = work(&admin, move |access_manager, _| look(access_manager)).await?;
-    Ok(([NOT_KEPT], Json(found.ok_or_else(Problem::unknown_passkey)?)))
+    Ok(([NOT_KEPT], Json(found.ok_or_else(ApiError::unknown_passkey)?)))
 }
 
 /// Makes a passkey invalid.
@@ -132,7 +132,7 @@ async fn revoke<P: Process>(
     State(admin): State<Admin<P>>,
     Caller(who): Caller,
     id: Result<Path<String>, PathRejection>,
-) -> Result<impl IntoResponse, Problem> {
+) -> Result<impl IntoResponse, ApiError> {
     #[derive(Serialize)]
     struct Reply {
         status: &'static str,
@@ -144,7 +144,7 @@ async fn revoke<P: Process>(
     };
     let done = work(&admin, move |access_manager, _| revoke(access_manager)).await?;
     if !done {
-        return Err(Problem::unknown_passkey());
+        return Err(ApiError::unknown_passkey());
     }
     Ok(([NOT_KEPT], Json(Reply { status: "revoked" })))
 }

@@ -16,7 +16,7 @@ use crate::access_store::AccessError;
 
 /// An error reply.
 #[derive(Debug)]
-pub(super) struct Problem {
+pub(super) struct ApiError {
     status: StatusCode,
     error: Error,
 }
@@ -29,7 +29,7 @@ struct Error {
     field: Option<&'static str>,
 }
 
-impl Problem {
+impl ApiError {
     fn new(status: StatusCode, code: &'static str, message: impl Into<Cow<'static, str>>) -> Self {
         Self { status, error: Error { code, message: message.into(), field: None } }
     }
@@ -180,7 +180,7 @@ impl Problem {
     }
 }
 
-impl From<AccessError> for Problem {
+impl From<AccessError> for ApiError {
     fn from(trouble: AccessError) -> Self {
         let conflict = |code, trouble: &AccessError| {
             Self::new(StatusCode::CONFLICT, code, trouble.to_string())
@@ -205,7 +205,7 @@ impl From<AccessError> for Problem {
     }
 }
 
-impl IntoResponse for Problem {
+impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         #[derive(Serialize)]
         struct Body {
@@ -238,7 +238,7 @@ mod tests {
 
     #[test]
     fn who_has_to_upgrade_is_told_to_what() {
-        let response = Problem::no_socket().into_response();
+        let response = ApiError::no_socket().into_response();
         assert_eq!(response.status(), StatusCode::UPGRADE_REQUIRED);
         for (name, value) in [
             (header::UPGRADE, "websocket"),

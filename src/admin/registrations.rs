@@ -10,12 +10,12 @@ use axum::routing::{get, post};
 use serde::Serialize;
 
 use super::api::{Caller, info_hash, work};
-use super::body::Fields;
-use super::problem::Problem;
+use super::body::BodyFields;
+use super::problem::ApiError;
 use super::{Admin, NOT_KEPT, Process, Routes};
-use crate::access::lists::{Kind, Value, parse_value};
+use crate::access::lists::{ListKind, ListValue, parse_value};
 use crate::access::registry::Similar;
-use crate::access_store::{AccessError, AccessManager, Torrent};
+use crate::access_store::{AccessError, AccessManager, RegisteredTorrent};
 use crate::types::InfoHash;
 
 /// Similar hashes in one reply, at most.
@@ -35,8 +35,8 @@ pub(super) async fn register<P: Process>(
     State(admin): State<Admin<P>>,
     Caller(who): Caller,
     body: Result<Bytes, BytesRejection>,
-) -> Result<impl IntoResponse, Problem> {
-    let torrent = torrent(Fields::of(body)?)?;
+) -> Result<impl IntoResponse, ApiError> {
+    let torrent = torrent(BodyFields::of(body)?)?;
     let register =
         move |access_manager: &AccessManager, now| access_manager.register(torrent, now, who);
     let done = work(&admin, register).await?;
@@ -49,7 +49,7 @@ pub(super) async fn unregister<P: Process>(
     State(admin): State<Admin<P>>,
     Caller(who): Caller,
     digits: Result<Path<String>, PathRejection>,
-) -> Result<impl IntoResponse, Problem> {
+) -> Result<impl IntoResponse, ApiError> {
     #[derive(Serialize)]
     struct Reply {
         status: &'static str,
@@ -65,7 +65,7 @@ pub(super) async fn unregister<P: Process>(
 async fn registration<P: Process>(
     State(admin): State<Admin<P>>,
     digits: Result<Path<String>, PathRejection>,
-) -> Result<impl IntoResponse, Problem> {
+) -> Result<impl IntoResponse, ApiError> {
     let info_hash = info_hash("info_hash", digits.as_deref().map_or("", String::as_str))?;
     let torrent =
         work(&admin, move |access_manager, _| access_manager.registered(&info_hash)).await?;
@@ -94,7 +94,7 @@ struct SimilarReply {
 async fn similar<P: Process>(
     State(admin): State<Admin<P>>,
     digits: Result<Path<String>, PathRejection>,
-) -> Result<impl IntoResponse, Problem> {
+) -> Result<impl IntoResponse, ApiError> {
     let info_hash = info_hash("info_hash", digits.as_deref().map_or("", String::as_str))?;
     let look = move |access_manager: &AccessManager, now: crate::time::Now| {
         let access = access_manager.access();
@@ -120,19 +120,19 @@ async fn similar<P: Process>(
 }
 
 /// A torrent from the fields of a body.
-fn torrent(mut fields: Fields) -> Result<Torrent, Problem> {
+fn torrent(mut fields: BodyFields) -> Result<RegisteredTorrent, ApiError> {
     const HASH: &str = "must be 40 or 64 hexadecimal digits";
-    let mut hash = |name: &'static str| -> Result<Option<InfoHash>, Problem> {
+    let mut hash = |name: &'static str| -> Result<Option<InfoHash>, ApiError> {
         let Some(text) = fields.text(name)? else { return Ok(None) };
-        match parse_value(Kind::Torrents, &text) {
-            Some((Value::Torrent(it), None)) => Ok(Some(it)),
-            _ => Err(Problem::bad_parameter(name, HASH)),
+        match parse_value(ListKind::Torrents, &text) {
+            Some((ListValue::Torrent(it), None)) => Ok(Some(it)),
+            _ => Err(ApiError::bad_parameter(name, HASH)),
         }
     };
     let info_hash = hash("info_hash")?;
-    let info_hash = info_hash.ok_or_else(|| Problem::bad_parameter("info_hash", HASH))?;
+    let info_hash = info_hash.ok_or_else(|| ApiError::bad_parameter("info_hash", HASH))?;
     let info_hash_v2 = hash("info_hash_v2")?;
-    let torrent = Torrent {
+    let torrent = RegisteredTorrent {
         info_hash,
         info_hash_v2,
         name: fields.text("name")?,
@@ -145,7 +145,7 @@ fn torrent(mut fields: Fields) -> Result<Torrent, Problem> {
     };
     fields.end()?;
     match torrent.fault() {
-        Some((field, message)) => Err(Problem::bad_parameter(field, message)),
+        Some((field, message)) => Err(ApiError::bad_parameter(field, message)),
         None => Ok(torrent),
     }
 }

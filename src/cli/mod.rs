@@ -61,10 +61,10 @@ enum Command {
     Probe(probe::Options),
     /// Register .torrent files with a running tracker
     #[command(subcommand)]
-    Torrent(torrent::Command),
+    Torrent(torrent::TorrentCommand),
     /// Look into a snapshot of the swarms
     #[command(subcommand)]
-    Snapshot(snapshot::Command),
+    Snapshot(snapshot::SnapshotCommand),
 }
 
 /// How to serve.

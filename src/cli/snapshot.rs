@@ -12,7 +12,7 @@ use std::process::ExitCode;
 use clap::{Args, Subcommand};
 use serde::Serialize;
 
-use crate::snapshot::{Block, Fault, Snapshot};
+use crate::snapshot::{Block, Snapshot, SnapshotError};
 use crate::store::{Role, SavedPeer, TorrentPart};
 use crate::sys::regular_file;
 
@@ -30,7 +30,7 @@ Exit codes: 0 done, 1 the file is of no use or cannot be read, 2 bad usage.";
 
 /// What can be done with snapshots.
 #[derive(Debug, Subcommand)]
-pub(super) enum Command {
+pub(super) enum SnapshotCommand {
     /// Tell when a snapshot was written, by whom, and what is in it
     #[command(after_help = EXAMPLES)]
     Inspect(Named),
@@ -63,24 +63,24 @@ pub(super) struct Export {
 }
 
 /// Why there is nothing more to print.
-enum Failure {
-    File(Fault),
+enum SnapshotCommandError {
+    File(SnapshotError),
     Output(io::Error),
 }
 
-impl From<Fault> for Failure {
-    fn from(fault: Fault) -> Self {
+impl From<SnapshotError> for SnapshotCommandError {
+    fn from(fault: SnapshotError) -> Self {
         Self::File(fault)
     }
 }
 
-impl From<io::Error> for Failure {
+impl From<io::Error> for SnapshotCommandError {
     fn from(error: io::Error) -> Self {
         Self::Output(error)
     }
 }
 
-impl fmt::Display for Failure {
+impl fmt::Display for SnapshotCommandError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::File(fault) => fault.fmt(f),
@@ -90,17 +90,19 @@ impl fmt::Display for Failure {
 }
 
 /// Does what the command line says, and tells how it went.
-pub(super) fn run(command: Command) -> ExitCode {
+pub(super) fn run(command: SnapshotCommand) -> ExitCode {
     let mut out = BufWriter::new(io::stdout().lock());
     let (file, done) = match &command {
-        Command::Inspect(it) => (&it.file, inspect(&it.file, &mut out)),
-        Command::Verify(it) => (&it.file, verify(&it.file, &mut out)),
-        Command::Export(it) => (&it.file, export(&it.file, &mut out)),
+        SnapshotCommand::Inspect(it) => (&it.file, inspect(&it.file, &mut out)),
+        SnapshotCommand::Verify(it) => (&it.file, verify(&it.file, &mut out)),
+        SnapshotCommand::Export(it) => (&it.file, export(&it.file, &mut out)),
     };
     match done.and_then(|()| Ok(out.flush()?)) {
         Ok(()) => ExitCode::SUCCESS,
         // A reader that has had enough, such as `head`, is no failure.
-        Err(Failure::Output(error)) if error.kind() == ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(SnapshotCommandError::Output(error)) if error.kind() == ErrorKind::BrokenPipe => {
+            ExitCode::SUCCESS
+        }
         Err(failure) => {
             super::complain(&format!("{}: {failure}", file.display()));
             ExitCode::FAILURE
@@ -108,11 +110,11 @@ pub(super) fn run(command: Command) -> ExitCode {
     }
 }
 
-fn open(path: &Path) -> Result<Snapshot<BufReader<File>>, Fault> {
+fn open(path: &Path) -> Result<Snapshot<BufReader<File>>, SnapshotError> {
     Snapshot::open(BufReader::with_capacity(1 << 18, regular_file::open(path)?))
 }
 
-fn inspect(path: &Path, out: &mut impl Write) -> Result<(), Failure> {
+fn inspect(path: &Path, out: &mut impl Write) -> Result<(), SnapshotCommandError> {
     let mut snapshot = open(path)?;
     let header = snapshot.header().clone();
     let contents = *snapshot.contents();
@@ -178,7 +180,7 @@ impl Sums {
     }
 }
 
-fn verify(path: &Path, out: &mut impl Write) -> Result<(), Failure> {
+fn verify(path: &Path, out: &mut impl Write) -> Result<(), SnapshotCommandError> {
     let snapshot = open(path)?;
     let it = snapshot.contents();
     writeln!(out, "{}: whole, {} blocks, {} peers", path.display(), it.blocks, it.peers)?;
@@ -202,7 +204,7 @@ struct PeerLine {
     age_s: u16,
 }
 
-fn export(path: &Path, out: &mut impl Write) -> Result<(), Failure> {
+fn export(path: &Path, out: &mut impl Write) -> Result<(), SnapshotCommandError> {
     let mut snapshot = open(path)?;
     let mut block = Block::default();
     while snapshot.next(&mut block)? {

@@ -2,15 +2,15 @@
 
 /// The bytes are no bencode, or no value of the kind that was asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Unreadable;
+pub struct BencodeError;
 
 /// A place in some bencode.
 #[derive(Clone, Copy, Debug)]
-pub struct Reader<'a> {
+pub struct BencodeReader<'a> {
     rest: &'a [u8],
 }
 
-impl<'a> Reader<'a> {
+impl<'a> BencodeReader<'a> {
     /// Starts at the first byte.
     pub fn new(bytes: &'a [u8]) -> Self {
         Self { rest: bytes }
@@ -39,10 +39,10 @@ impl<'a> Reader<'a> {
     /// # Errors
     /// Where there is none, or it is cut.
     #[inline]
-    pub fn string(&mut self) -> Result<&'a [u8], Unreadable> {
-        let length = usize::try_from(self.digits()?).map_err(|_| Unreadable)?;
+    pub fn string(&mut self) -> Result<&'a [u8], BencodeError> {
+        let length = usize::try_from(self.digits()?).map_err(|_| BencodeError)?;
         if !self.take(b':') || length > self.rest.len() {
-            return Err(Unreadable);
+            return Err(BencodeError);
         }
         let (string, rest) = self.rest.split_at(length);
         self.rest = rest;
@@ -53,15 +53,15 @@ impl<'a> Reader<'a> {
     ///
     /// # Errors
     /// Where there is none, or it does not fit.
-    pub fn integer(&mut self) -> Result<i64, Unreadable> {
+    pub fn integer(&mut self) -> Result<i64, BencodeError> {
         if !self.take(b'i') {
-            return Err(Unreadable);
+            return Err(BencodeError);
         }
         let negative = self.take(b'-');
-        let value = i64::try_from(self.digits()?).map_err(|_| Unreadable)?;
+        let value = i64::try_from(self.digits()?).map_err(|_| BencodeError)?;
         let is_minus_zero = negative && value == 0;
         if is_minus_zero || !self.take(b'e') {
-            return Err(Unreadable);
+            return Err(BencodeError);
         }
         Ok(if negative { -value } else { value })
     }
@@ -70,10 +70,10 @@ impl<'a> Reader<'a> {
     ///
     /// # Errors
     /// Where it is no bencode.
-    pub fn skip(&mut self) -> Result<(), Unreadable> {
+    pub fn skip(&mut self) -> Result<(), BencodeError> {
         let mut open: usize = 0;
         loop {
-            match self.peek().ok_or(Unreadable)? {
+            match self.peek().ok_or(BencodeError)? {
                 b'i' => {
                     self.integer()?;
                 }
@@ -82,7 +82,7 @@ impl<'a> Reader<'a> {
                     open += 1;
                 }
                 b'e' => {
-                    open = open.checked_sub(1).ok_or(Unreadable)?;
+                    open = open.checked_sub(1).ok_or(BencodeError)?;
                     self.take(b'e');
                 }
                 _ => {
@@ -97,11 +97,11 @@ impl<'a> Reader<'a> {
 
     /// Decimal digits, without leading zeros.
     #[inline]
-    fn digits(&mut self) -> Result<u64, Unreadable> {
+    fn digits(&mut self) -> Result<u64, BencodeError> {
         let digits = self.rest.iter().take_while(|it| it.is_ascii_digit()).count();
         let (number, rest) = self.rest.split_at(digits);
         if digits == 0 || digits > 18 || (digits > 1 && number[0] == b'0') {
-            return Err(Unreadable);
+            return Err(BencodeError);
         }
         self.rest = rest;
         Ok(number.iter().fold(0, |sum, it| sum * 10 + u64::from(it - b'0')))
@@ -114,7 +114,7 @@ mod tests {
 
     #[test]
     fn values_are_read() {
-        let mut it = Reader::new(b"d1:ai-42e3:abcl4:spami0eee");
+        let mut it = BencodeReader::new(b"d1:ai-42e3:abcl4:spami0eee");
         assert!(it.take(b'd'));
         assert_eq!((it.string(), it.integer()), (Ok(&b"a"[..]), Ok(-42)));
         assert_eq!(it.string(), Ok(&b"abc"[..]));
@@ -142,15 +142,15 @@ mod tests {
             b"x",
             b"lle",
         ] {
-            assert_eq!(Reader::new(bad).skip(), Err(Unreadable), "{}", bad.escape_ascii());
+            assert_eq!(BencodeReader::new(bad).skip(), Err(BencodeError), "{}", bad.escape_ascii());
         }
     }
 
     #[test]
     fn depth_costs_no_stack() {
         let mut deep = vec![b'l'; 1_000_000];
-        assert_eq!(Reader::new(&deep).skip(), Err(Unreadable));
+        assert_eq!(BencodeReader::new(&deep).skip(), Err(BencodeError));
         deep.extend(vec![b'e'; 1_000_000]);
-        assert_eq!(Reader::new(&deep).skip(), Ok(()));
+        assert_eq!(BencodeReader::new(&deep).skip(), Ok(()));
     }
 }

@@ -11,13 +11,13 @@ const HEADERS_MAX: usize = 64;
 
 /// The head of a reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Head {
+pub struct ResponseHead {
     /// 200, most likely.
     pub status: u16,
     /// Its length, the blank line included.
     pub bytes: usize,
     /// How the body ends.
-    pub body: Body,
+    pub body: BodyEnd,
     /// Whether the connection may be used again.
     pub keep_alive: bool,
     /// Whether the body is compressed.
@@ -26,7 +26,7 @@ pub struct Head {
 
 /// How a body ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Body {
+pub enum BodyEnd {
     /// After so many bytes.
     Length(usize),
     /// With a chunk of length 0.
@@ -37,25 +37,25 @@ pub enum Body {
 
 /// The bytes are no HTTP reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct NotHttp;
+pub struct HttpResponseError;
 
 /// Reads a head; `None` where more bytes are needed.
 ///
 /// # Errors
 /// Where it is none.
 #[inline]
-pub fn head(bytes: &[u8]) -> Result<Option<Head>, NotHttp> {
+pub fn head(bytes: &[u8]) -> Result<Option<ResponseHead>, HttpResponseError> {
     let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
     let mut response = httparse::Response::new(&mut headers);
     let length = match response.parse(bytes) {
         Ok(httparse::Status::Complete(length)) => length,
         Ok(httparse::Status::Partial) if bytes.len() < HEAD_BYTES_MAX => return Ok(None),
-        _ => return Err(NotHttp),
+        _ => return Err(HttpResponseError),
     };
-    let mut it = Head {
-        status: response.code.ok_or(NotHttp)?,
+    let mut it = ResponseHead {
+        status: response.code.ok_or(HttpResponseError)?,
         bytes: length,
-        body: Body::UntilClose,
+        body: BodyEnd::UntilClose,
         keep_alive: response.version == Some(1),
         encoded: false,
     };
@@ -63,8 +63,8 @@ pub fn head(bytes: &[u8]) -> Result<Option<Head>, NotHttp> {
         let value = header.value.trim_ascii();
         let named = |name| header.name.eq_ignore_ascii_case(name);
         if named("content-length") {
-            let text = std::str::from_utf8(value).map_err(|_| NotHttp)?;
-            it.body = Body::Length(text.parse().map_err(|_| NotHttp)?);
+            let text = std::str::from_utf8(value).map_err(|_| HttpResponseError)?;
+            it.body = BodyEnd::Length(text.parse().map_err(|_| HttpResponseError)?);
         } else if named("connection") {
             if value.eq_ignore_ascii_case(b"close") {
                 it.keep_alive = false;
@@ -72,12 +72,12 @@ pub fn head(bytes: &[u8]) -> Result<Option<Head>, NotHttp> {
                 it.keep_alive = true;
             }
         } else if named("transfer-encoding") {
-            it.body = Body::Chunked;
+            it.body = BodyEnd::Chunked;
         } else if named("content-encoding") {
             it.encoded = !value.eq_ignore_ascii_case(b"identity");
         }
     }
-    it.keep_alive &= it.body != Body::UntilClose;
+    it.keep_alive &= it.body != BodyEnd::UntilClose;
     Ok(Some(it))
 }
 
@@ -85,15 +85,15 @@ pub fn head(bytes: &[u8]) -> Result<Option<Head>, NotHttp> {
 ///
 /// # Errors
 /// Where they are no chunks.
-pub fn unchunk(mut bytes: &[u8]) -> Result<Option<Vec<u8>>, NotHttp> {
+pub fn unchunk(mut bytes: &[u8]) -> Result<Option<Vec<u8>>, HttpResponseError> {
     let mut body = Vec::new();
     loop {
         let (head, length) = match httparse::parse_chunk_size(bytes) {
             Ok(httparse::Status::Complete(it)) => it,
             Ok(httparse::Status::Partial) => return Ok(None),
-            Err(_) => return Err(NotHttp),
+            Err(_) => return Err(HttpResponseError),
         };
-        let length = usize::try_from(length).map_err(|_| NotHttp)?;
+        let length = usize::try_from(length).map_err(|_| HttpResponseError)?;
         bytes = &bytes[head..];
         if length == 0 {
             return Ok(Some(body));
@@ -103,7 +103,7 @@ pub fn unchunk(mut bytes: &[u8]) -> Result<Option<Vec<u8>>, NotHttp> {
         if rest.len() < 2 {
             return Ok(None);
         }
-        bytes = rest.strip_prefix(b"\r\n").ok_or(NotHttp)?;
+        bytes = rest.strip_prefix(b"\r\n").ok_or(HttpResponseError)?;
     }
 }
 
@@ -198,17 +198,17 @@ mod tests {
     fn heads_tell_how_bodies_end() {
         let text = b"HTTP/1.1 200 OK\r\ncontent-LENGTH: 12\r\n\r\nd8:";
         let it = head(text).unwrap().unwrap();
-        assert_eq!((it.status, it.body, it.keep_alive), (200, Body::Length(12), true));
+        assert_eq!((it.status, it.body, it.keep_alive), (200, BodyEnd::Length(12), true));
         assert_eq!(&text[it.bytes..], b"d8:");
         let close = b"HTTP/1.1 404 Not Found\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
         assert!(!head(close).unwrap().unwrap().keep_alive);
         let old = head(b"HTTP/1.0 200 OK\r\n\r\n").unwrap().unwrap();
-        assert_eq!((old.body, old.keep_alive), (Body::UntilClose, false));
+        assert_eq!((old.body, old.keep_alive), (BodyEnd::UntilClose, false));
         assert_eq!(head(b"HTTP/1.1 200 OK\r\nA: b"), Ok(None));
-        assert_eq!(head(b"SSH-2.0-OpenSSH\r\n"), Err(NotHttp));
-        assert_eq!(head(b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n"), Err(NotHttp));
+        assert_eq!(head(b"SSH-2.0-OpenSSH\r\n"), Err(HttpResponseError));
+        assert_eq!(head(b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n"), Err(HttpResponseError));
         let endless = [b"HTTP/1.1 200 OK\r\nA: ".to_vec(), vec![b'x'; HEAD_BYTES_MAX]].concat();
-        assert_eq!(head(&endless), Err(NotHttp));
+        assert_eq!(head(&endless), Err(HttpResponseError));
     }
 
     #[test]
@@ -218,8 +218,8 @@ mod tests {
         for cut in [0, 1, 5, 8, whole.len() - 6] {
             assert_eq!(unchunk(&whole[..cut]), Ok(None), "{cut}");
         }
-        assert_eq!(unchunk(b"zz\r\n"), Err(NotHttp));
-        assert_eq!(unchunk(b"1\r\nabc\r\n"), Err(NotHttp));
+        assert_eq!(unchunk(b"zz\r\n"), Err(HttpResponseError));
+        assert_eq!(unchunk(b"1\r\nabc\r\n"), Err(HttpResponseError));
         assert_eq!(unchunk(b"ffffffffffffffff\r\na"), Ok(None));
     }
 

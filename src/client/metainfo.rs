@@ -9,7 +9,7 @@ use std::fmt;
 use sha1::Sha1;
 use sha2::{Digest as _, Sha256};
 
-use crate::client::bencode::{Reader, Unreadable};
+use crate::client::bencode::{BencodeError, BencodeReader};
 use crate::types::InfoHash;
 
 /// The deepest folder in a v2 torrent.
@@ -38,7 +38,7 @@ pub struct Metainfo<'a> {
 
 /// Why a file is no torrent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NoTorrent {
+pub enum MetainfoError {
     /// It is no bencoded dictionary, or cut, or something follows it.
     NotBencode,
     /// It has no info dictionary, or two.
@@ -51,7 +51,7 @@ pub enum NoTorrent {
     TooDeep,
 }
 
-impl fmt::Display for NoTorrent {
+impl fmt::Display for MetainfoError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::NotBencode => "no bencoded dictionary, or not all of it",
@@ -63,10 +63,10 @@ impl fmt::Display for NoTorrent {
     }
 }
 
-impl std::error::Error for NoTorrent {}
+impl std::error::Error for MetainfoError {}
 
-impl From<Unreadable> for NoTorrent {
-    fn from(_: Unreadable) -> Self {
+impl From<BencodeError> for MetainfoError {
+    fn from(_: BencodeError) -> Self {
         Self::NotBencode
     }
 }
@@ -75,14 +75,14 @@ impl<'a> Metainfo<'a> {
     /// Reads a whole file.
     ///
     /// # Errors
-    /// [`NoTorrent`], with the first thing that is wrong.
-    pub fn parse(file: &'a [u8]) -> Result<Self, NoTorrent> {
+    /// [`MetainfoError`], with the first thing that is wrong.
+    pub fn parse(file: &'a [u8]) -> Result<Self, MetainfoError> {
         let (mut info, mut comment, mut created_by, mut created_s) = (None, None, None, None);
-        let mut it = Reader::new(file);
+        let mut it = BencodeReader::new(file);
         enter(&mut it)?;
         while !it.take(b'e') {
             match it.string()? {
-                b"info" if info.is_some() => return Err(NoTorrent::Info),
+                b"info" if info.is_some() => return Err(MetainfoError::Info),
                 b"info" => info = Some(span(&mut it)?),
                 b"comment" => comment = text(&mut it)?,
                 b"created by" => created_by = text(&mut it)?,
@@ -91,13 +91,13 @@ impl<'a> Metainfo<'a> {
             }
         }
         if !it.rest().trim_ascii().is_empty() {
-            return Err(NoTorrent::NotBencode);
+            return Err(MetainfoError::NotBencode);
         }
-        let info = info.ok_or(NoTorrent::Info)?;
+        let info = info.ok_or(MetainfoError::Info)?;
         let Info { name, piece_length, v1_size, v2_size } = Info::parse(info)?;
         let v1 = v1_size.map(|_| InfoHash(Sha1::digest(info).into()));
         let v2 = v2_size.map(|_| Sha256::digest(info).into());
-        let size = v2_size.or(v1_size).ok_or(NoTorrent::NeitherVersion)?;
+        let size = v2_size.or(v1_size).ok_or(MetainfoError::NeitherVersion)?;
         Ok(Self { v1, v2, name, size, piece_length, comment, created_by, created_s })
     }
 
@@ -123,11 +123,11 @@ struct Info<'a> {
 }
 
 impl<'a> Info<'a> {
-    fn parse(info: &'a [u8]) -> Result<Self, NoTorrent> {
+    fn parse(info: &'a [u8]) -> Result<Self, MetainfoError> {
         let (mut name, mut utf8_name, mut piece_length) = (None, None, None);
         let (mut length, mut files, mut tree) = (None, None, None);
         let (mut has_pieces, mut version) = (false, None);
-        let mut it = Reader::new(info);
+        let mut it = BencodeReader::new(info);
         enter(&mut it)?;
         while !it.take(b'e') {
             match it.string()? {
@@ -147,11 +147,11 @@ impl<'a> Info<'a> {
             (false, ..) => None,
             (true, Some(length), _) => Some(length),
             (true, None, Some(files)) => Some(size_of_files(files)?),
-            (true, None, None) => return Err(NoTorrent::Incomplete),
+            (true, None, None) => return Err(MetainfoError::Incomplete),
         };
         Ok(Self {
-            name: utf8_name.or(name).ok_or(NoTorrent::Incomplete)?,
-            piece_length: piece_length.filter(|it| *it > 0).ok_or(NoTorrent::Incomplete)?,
+            name: utf8_name.or(name).ok_or(MetainfoError::Incomplete)?,
+            piece_length: piece_length.filter(|it| *it > 0).ok_or(MetainfoError::Incomplete)?,
             v1_size,
             v2_size,
         })
@@ -159,10 +159,10 @@ impl<'a> Info<'a> {
 }
 
 /// The sum of `length` over a list of dictionaries.
-fn size_of_files(files: &[u8]) -> Result<u64, NoTorrent> {
-    let mut it = Reader::new(files);
+fn size_of_files(files: &[u8]) -> Result<u64, MetainfoError> {
+    let mut it = BencodeReader::new(files);
     if !it.take(b'l') {
-        return Err(NoTorrent::Incomplete);
+        return Err(MetainfoError::Incomplete);
     }
     let mut size: u64 = 0;
     while !it.take(b'e') {
@@ -174,15 +174,15 @@ fn size_of_files(files: &[u8]) -> Result<u64, NoTorrent> {
                 _ => it.skip()?,
             }
         }
-        size = size.saturating_add(length.ok_or(NoTorrent::Incomplete)?);
+        size = size.saturating_add(length.ok_or(MetainfoError::Incomplete)?);
     }
     Ok(size)
 }
 
 /// The sum of `length` over the leaves of a file tree. A name leads to a dictionary: of further
 /// names, or of one empty name, whose dictionary describes a file.
-fn size_of_tree(tree: &[u8]) -> Result<u64, NoTorrent> {
-    let mut it = Reader::new(tree);
+fn size_of_tree(tree: &[u8]) -> Result<u64, MetainfoError> {
+    let mut it = BencodeReader::new(tree);
     let (mut depth, mut size) = (0, 0_u64);
     enter(&mut it)?;
     loop {
@@ -198,7 +198,7 @@ fn size_of_tree(tree: &[u8]) -> Result<u64, NoTorrent> {
         if !name.is_empty() {
             depth += 1;
             if depth > DEPTH_MAX {
-                return Err(NoTorrent::TooDeep);
+                return Err(MetainfoError::TooDeep);
             }
             continue;
         }
@@ -209,24 +209,24 @@ fn size_of_tree(tree: &[u8]) -> Result<u64, NoTorrent> {
                 _ => it.skip()?,
             }
         }
-        size = size.saturating_add(length.ok_or(NoTorrent::Incomplete)?);
+        size = size.saturating_add(length.ok_or(MetainfoError::Incomplete)?);
     }
 }
 
 /// Enters a dictionary.
-fn enter(it: &mut Reader<'_>) -> Result<(), NoTorrent> {
-    if it.take(b'd') { Ok(()) } else { Err(NoTorrent::NotBencode) }
+fn enter(it: &mut BencodeReader<'_>) -> Result<(), MetainfoError> {
+    if it.take(b'd') { Ok(()) } else { Err(MetainfoError::NotBencode) }
 }
 
 /// The bytes of the next value.
-fn span<'a>(it: &mut Reader<'a>) -> Result<&'a [u8], NoTorrent> {
+fn span<'a>(it: &mut BencodeReader<'a>) -> Result<&'a [u8], MetainfoError> {
     let from = it.rest();
     it.skip()?;
     Ok(&from[..from.len() - it.rest().len()])
 }
 
 /// The next value, if it is a string.
-fn text<'a>(it: &mut Reader<'a>) -> Result<Option<&'a [u8]>, NoTorrent> {
+fn text<'a>(it: &mut BencodeReader<'a>) -> Result<Option<&'a [u8]>, MetainfoError> {
     if it.peek().is_some_and(|it| it.is_ascii_digit()) {
         return Ok(Some(it.string()?));
     }
@@ -235,7 +235,7 @@ fn text<'a>(it: &mut Reader<'a>) -> Result<Option<&'a [u8]>, NoTorrent> {
 }
 
 /// The next value, if it is a number from 0 on.
-fn number(it: &mut Reader<'_>) -> Result<Option<u64>, NoTorrent> {
+fn number(it: &mut BencodeReader<'_>) -> Result<Option<u64>, MetainfoError> {
     if it.peek() == Some(b'i') {
         return Ok(u64::try_from(it.integer()?).ok());
     }
@@ -259,7 +259,7 @@ mod tests {
         format!("d{TREE}12:meta versioni2e4:name1:a12:piece lengthi16384e{pieces}e")
     }
 
-    fn parse(text: &str) -> Result<Metainfo<'_>, NoTorrent> {
+    fn parse(text: &str) -> Result<Metainfo<'_>, MetainfoError> {
         Metainfo::parse(text.as_bytes())
     }
 
@@ -304,19 +304,19 @@ mod tests {
         let deep = format!("d9:file tree{}de{}", "d1:a".repeat(101), "e".repeat(101));
         let deep = deep + "12:meta versioni2e";
         for (text, expected) in [
-            (String::new(), NoTorrent::NotBencode),
-            ("<html>".into(), NoTorrent::NotBencode),
-            ("de".into(), NoTorrent::Info),
-            (file(V1)[..90].to_owned(), NoTorrent::NotBencode),
-            (file(V1) + "x", NoTorrent::NotBencode),
-            (format!("d4:info{V1}4:info{V1}e"), NoTorrent::Info),
-            ("d4:info3:abce".into(), NoTorrent::NotBencode),
-            (file(&V1.replace("6:pieces", "6:piecez")), NoTorrent::NeitherVersion),
-            (file(&V1.replace("4:name", "4:nama")), NoTorrent::Incomplete),
-            (file(&V1.replace("i16384e", "i0e")), NoTorrent::Incomplete),
-            (file(&V1.replace("6:length", "6:lengtg")), NoTorrent::Incomplete),
-            (file(&v2_info("").replace("versioni2e", "versioni3e")), NoTorrent::NeitherVersion),
-            (file(&format!("{deep}4:name1:a12:piece lengthi1ee")), NoTorrent::TooDeep),
+            (String::new(), MetainfoError::NotBencode),
+            ("<html>".into(), MetainfoError::NotBencode),
+            ("de".into(), MetainfoError::Info),
+            (file(V1)[..90].to_owned(), MetainfoError::NotBencode),
+            (file(V1) + "x", MetainfoError::NotBencode),
+            (format!("d4:info{V1}4:info{V1}e"), MetainfoError::Info),
+            ("d4:info3:abce".into(), MetainfoError::NotBencode),
+            (file(&V1.replace("6:pieces", "6:piecez")), MetainfoError::NeitherVersion),
+            (file(&V1.replace("4:name", "4:nama")), MetainfoError::Incomplete),
+            (file(&V1.replace("i16384e", "i0e")), MetainfoError::Incomplete),
+            (file(&V1.replace("6:length", "6:lengtg")), MetainfoError::Incomplete),
+            (file(&v2_info("").replace("versioni2e", "versioni3e")), MetainfoError::NeitherVersion),
+            (file(&format!("{deep}4:name1:a12:piece lengthi1ee")), MetainfoError::TooDeep),
         ] {
             assert_eq!(parse(&text), Err(expected), "{text}");
         }

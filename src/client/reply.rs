@@ -1,11 +1,11 @@
 //! Trackers' HTTP replies, read as strictly as the strictest clients do.
 
-use crate::client::bencode::{Reader, Unreadable};
+use crate::client::bencode::{BencodeError, BencodeReader};
 use crate::types::ScrapeEntry;
 
 /// What is wrong with a reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Flaw {
+pub enum ResponseError {
     /// No bencoded dictionary.
     NotBencode,
     /// Bytes behind the dictionary other than white space, which clients overlook.
@@ -24,7 +24,7 @@ pub enum Flaw {
     NoFiles,
 }
 
-impl Flaw {
+impl ResponseError {
     /// It in words.
     pub fn text(self) -> &'static str {
         match self {
@@ -40,15 +40,15 @@ impl Flaw {
     }
 }
 
-impl From<Unreadable> for Flaw {
-    fn from(_: Unreadable) -> Self {
+impl From<BencodeError> for ResponseError {
+    fn from(_: BencodeError) -> Self {
         Self::NotBencode
     }
 }
 
 /// A reply that can be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reply<'a, T> {
+pub enum TrackerResponse<'a, T> {
     /// What was asked for.
     Granted(T),
     /// The `failure reason`.
@@ -57,7 +57,7 @@ pub enum Reply<'a, T> {
 
 /// What an announce is told.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Announced<'a> {
+pub struct ParsedAnnounce<'a> {
     /// Seconds until the next announce.
     pub interval_s: u32,
     /// Seeders, if told.
@@ -72,7 +72,7 @@ pub struct Announced<'a> {
     pub listed: usize,
 }
 
-impl Announced<'_> {
+impl ParsedAnnounce<'_> {
     /// All peers.
     pub fn peer_count(&self) -> usize {
         self.peers.len() / 6 + self.peers6.len() / 18 + self.listed
@@ -84,10 +84,10 @@ impl Announced<'_> {
 /// # Errors
 /// Why clients would not take it.
 #[inline]
-pub fn announced(body: &[u8]) -> Result<Reply<'_, Announced<'_>>, Flaw> {
-    let mut it = Announced::default();
+pub fn announced(body: &[u8]) -> Result<TrackerResponse<'_, ParsedAnnounce<'_>>, ResponseError> {
+    let mut it = ParsedAnnounce::default();
     let (mut interval, mut has_peers, mut failure) = (None, false, None);
-    let rest = dictionary(Reader::new(body), |key, reader| {
+    let rest = dictionary(BencodeReader::new(body), |key, reader| {
         match key {
             b"complete" => it.complete = Some(count(reader)?),
             b"incomplete" => it.incomplete = Some(count(reader)?),
@@ -110,13 +110,14 @@ pub fn announced(body: &[u8]) -> Result<Reply<'_, Announced<'_>>, Flaw> {
         Ok(())
     })?;
     if !rest.trim_ascii().is_empty() {
-        return Err(Flaw::TrailingBytes);
+        return Err(ResponseError::TrailingBytes);
     }
     if let Some(reason) = failure {
-        return Ok(Reply::Failure(reason));
+        return Ok(TrackerResponse::Failure(reason));
     }
-    it.interval_s = interval.and_then(|it| u32::try_from(it).ok()).ok_or(Flaw::NoInterval)?;
-    if has_peers { Ok(Reply::Granted(it)) } else { Err(Flaw::NoPeers) }
+    it.interval_s =
+        interval.and_then(|it| u32::try_from(it).ok()).ok_or(ResponseError::NoInterval)?;
+    if has_peers { Ok(TrackerResponse::Granted(it)) } else { Err(ResponseError::NoPeers) }
 }
 
 /// Reads the body of a scrape's reply; hands every torrent in it to `entry`. Says how many.
@@ -126,20 +127,20 @@ pub fn announced(body: &[u8]) -> Result<Reply<'_, Announced<'_>>, Flaw> {
 pub fn scraped(
     body: &[u8],
     mut entry: impl FnMut([u8; 20], ScrapeEntry),
-) -> Result<Reply<'_, usize>, Flaw> {
+) -> Result<TrackerResponse<'_, usize>, ResponseError> {
     let (mut files, mut failure) = (None, None);
-    let rest = dictionary(Reader::new(body), |key, reader| {
+    let rest = dictionary(BencodeReader::new(body), |key, reader| {
         match key {
             b"failure reason" => failure = Some(reader.string()?),
             b"files" => {
                 let mut torrents = 0;
                 let rest = dictionary(*reader, |key, reader| {
-                    let info_hash = key.try_into().map_err(|_| Flaw::NoFiles)?;
+                    let info_hash = key.try_into().map_err(|_| ResponseError::NoFiles)?;
                     torrents += 1;
                     entry(info_hash, counts(reader)?);
                     Ok(())
                 })?;
-                *reader = Reader::new(rest);
+                *reader = BencodeReader::new(rest);
                 files = Some(torrents);
             }
             _ => reader.skip()?,
@@ -147,15 +148,15 @@ pub fn scraped(
         Ok(())
     })?;
     match (failure, files) {
-        _ if !rest.trim_ascii().is_empty() => Err(Flaw::TrailingBytes),
-        (Some(reason), _) => Ok(Reply::Failure(reason)),
-        (None, Some(torrents)) => Ok(Reply::Granted(torrents)),
-        (None, None) => Err(Flaw::NoFiles),
+        _ if !rest.trim_ascii().is_empty() => Err(ResponseError::TrailingBytes),
+        (Some(reason), _) => Ok(TrackerResponse::Failure(reason)),
+        (None, Some(torrents)) => Ok(TrackerResponse::Granted(torrents)),
+        (None, None) => Err(ResponseError::NoFiles),
     }
 }
 
 /// One torrent's counts.
-fn counts(reader: &mut Reader<'_>) -> Result<ScrapeEntry, Flaw> {
+fn counts(reader: &mut BencodeReader<'_>) -> Result<ScrapeEntry, ResponseError> {
     let mut it = ScrapeEntry::default();
     let rest = dictionary(*reader, |key, reader| {
         match key {
@@ -167,23 +168,23 @@ fn counts(reader: &mut Reader<'_>) -> Result<ScrapeEntry, Flaw> {
         }
         Ok(())
     })?;
-    *reader = Reader::new(rest);
+    *reader = BencodeReader::new(rest);
     Ok(it)
 }
 
 /// Walks a dictionary; `value` reads the value of each key. Returns what follows it.
 fn dictionary<'a>(
-    mut reader: Reader<'a>,
-    mut value: impl FnMut(&'a [u8], &mut Reader<'a>) -> Result<(), Flaw>,
-) -> Result<&'a [u8], Flaw> {
+    mut reader: BencodeReader<'a>,
+    mut value: impl FnMut(&'a [u8], &mut BencodeReader<'a>) -> Result<(), ResponseError>,
+) -> Result<&'a [u8], ResponseError> {
     if !reader.take(b'd') {
-        return Err(Flaw::NotBencode);
+        return Err(ResponseError::NotBencode);
     }
     let mut before: Option<&[u8]> = None;
     while !reader.take(b'e') {
         let key = reader.string()?;
         if before.is_some_and(|before| before >= key) {
-            return Err(Flaw::UnsortedKeys);
+            return Err(ResponseError::UnsortedKeys);
         }
         before = Some(key);
         value(key, &mut reader)?;
@@ -192,7 +193,7 @@ fn dictionary<'a>(
 }
 
 /// How many values a list has.
-fn list(reader: &mut Reader<'_>) -> Result<usize, Flaw> {
+fn list(reader: &mut BencodeReader<'_>) -> Result<usize, ResponseError> {
     let mut values = 0;
     reader.take(b'l');
     while !reader.take(b'e') {
@@ -202,12 +203,12 @@ fn list(reader: &mut Reader<'_>) -> Result<usize, Flaw> {
     Ok(values)
 }
 
-fn count(reader: &mut Reader<'_>) -> Result<u32, Flaw> {
-    u32::try_from(reader.integer()?).map_err(|_| Flaw::BadCount)
+fn count(reader: &mut BencodeReader<'_>) -> Result<u32, ResponseError> {
+    u32::try_from(reader.integer()?).map_err(|_| ResponseError::BadCount)
 }
 
-fn strides(peers: &[u8], stride: usize) -> Result<&[u8], Flaw> {
-    if peers.len().is_multiple_of(stride) { Ok(peers) } else { Err(Flaw::RaggedPeers) }
+fn strides(peers: &[u8], stride: usize) -> Result<&[u8], ResponseError> {
+    if peers.len().is_multiple_of(stride) { Ok(peers) } else { Err(ResponseError::RaggedPeers) }
 }
 
 #[cfg(test)]
@@ -217,29 +218,29 @@ mod tests {
     #[test]
     fn announces_are_read() {
         let body = b"d8:completei1e10:incompletei2e8:intervali1800e5:peers6:abcdef6:peers60:e\r\n";
-        let Ok(Reply::Granted(it)) = announced(body) else { panic!() };
+        let Ok(TrackerResponse::Granted(it)) = announced(body) else { panic!() };
         assert_eq!((it.interval_s, it.complete, it.incomplete), (1800, Some(1), Some(2)));
         assert_eq!((it.peers, it.peer_count()), (&b"abcdef"[..], 1));
         let listed = b"d8:intervali9e5:peersld2:ip9:127.0.0.14:porti1eed2:ip3:::14:porti2eeee";
-        let Ok(Reply::Granted(it)) = announced(listed) else { panic!() };
+        let Ok(TrackerResponse::Granted(it)) = announced(listed) else { panic!() };
         assert_eq!(it.peer_count(), 2);
-        assert_eq!(announced(b"d14:failure reason2:noe"), Ok(Reply::Failure(b"no")));
+        assert_eq!(announced(b"d14:failure reason2:noe"), Ok(TrackerResponse::Failure(b"no")));
     }
 
     #[test]
     fn what_clients_would_not_take_is_told_apart() {
         for (body, flaw) in [
-            (&b"<html>"[..], Flaw::NotBencode),
-            (b"d8:intervali1e5:peers0:", Flaw::NotBencode),
-            (b"d8:intervali1e5:peers0:ex", Flaw::TrailingBytes),
-            (b"d5:peers0:8:intervali1ee", Flaw::UnsortedKeys),
-            (b"d8:intervali1e8:intervali1e5:peers0:e", Flaw::UnsortedKeys),
-            (b"d5:peers0:e", Flaw::NoInterval),
-            (b"d8:intervali-1e5:peers0:e", Flaw::NoInterval),
-            (b"d8:intervali1ee", Flaw::NoPeers),
-            (b"d8:intervali1e5:peers5:abcdee", Flaw::RaggedPeers),
-            (b"d8:intervali1e5:peers0:6:peers66:abcdefe", Flaw::RaggedPeers),
-            (b"d8:completei-1e8:intervali1e5:peers0:e", Flaw::BadCount),
+            (&b"<html>"[..], ResponseError::NotBencode),
+            (b"d8:intervali1e5:peers0:", ResponseError::NotBencode),
+            (b"d8:intervali1e5:peers0:ex", ResponseError::TrailingBytes),
+            (b"d5:peers0:8:intervali1ee", ResponseError::UnsortedKeys),
+            (b"d8:intervali1e8:intervali1e5:peers0:e", ResponseError::UnsortedKeys),
+            (b"d5:peers0:e", ResponseError::NoInterval),
+            (b"d8:intervali-1e5:peers0:e", ResponseError::NoInterval),
+            (b"d8:intervali1ee", ResponseError::NoPeers),
+            (b"d8:intervali1e5:peers5:abcdee", ResponseError::RaggedPeers),
+            (b"d8:intervali1e5:peers0:6:peers66:abcdefe", ResponseError::RaggedPeers),
+            (b"d8:completei-1e8:intervali1e5:peers0:e", ResponseError::BadCount),
         ] {
             assert_eq!(announced(body), Err(flaw), "{}", body.escape_ascii());
         }
@@ -252,9 +253,9 @@ mod tests {
         let mut entries = Vec::new();
         let count = scraped(&body, |hash, entry| entries.push((hash, entry)));
         let wanted = ScrapeEntry { seeders: 1, completed: 2, leechers: 3, downloaders: 0 };
-        assert_eq!((count, entries), (Ok(Reply::Granted(1)), vec![([b'a'; 20], wanted)]));
-        assert_eq!(scraped(b"d5:filesdee", |_, _| {}), Ok(Reply::Granted(0)));
-        assert_eq!(scraped(b"de", |_, _| {}), Err(Flaw::NoFiles));
-        assert_eq!(scraped(b"d5:filesd1:adeee", |_, _| {}), Err(Flaw::NoFiles));
+        assert_eq!((count, entries), (Ok(TrackerResponse::Granted(1)), vec![([b'a'; 20], wanted)]));
+        assert_eq!(scraped(b"d5:filesdee", |_, _| {}), Ok(TrackerResponse::Granted(0)));
+        assert_eq!(scraped(b"de", |_, _| {}), Err(ResponseError::NoFiles));
+        assert_eq!(scraped(b"d5:filesd1:adeee", |_, _| {}), Err(ResponseError::NoFiles));
     }
 }

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use super::{Config, Fault};
+use super::{CheckError, Config};
 
 /// The longest path of a Unix socket, in bytes (unix(7)).
 const SOCKET_PATH_BYTES_MAX: usize = 107;
@@ -21,8 +21,9 @@ impl Config {
     }
 
     /// Checks what can be said of addresses without binding them.
-    pub(super) fn check_addresses(&self) -> Result<(), Fault> {
-        let fault = |section, key, others, problem: String| Fault { section, key, others, problem };
+    pub(super) fn check_addresses(&self) -> Result<(), CheckError> {
+        let fault =
+            |section, key, others, problem: String| CheckError { section, key, others, problem };
         let lists = [
             ("server", &self.server.listen[..]),
             ("udp", &self.udp.listen),

@@ -525,8 +525,9 @@ impl Config {
     }
 
     /// Checks what types cannot: bounds, and settings that depend on each other.
-    fn check(&self) -> Result<(), Fault> {
-        let fault = |section, key, others, problem: String| Fault { section, key, others, problem };
+    fn check(&self) -> Result<(), CheckError> {
+        let fault =
+            |section, key, others, problem: String| CheckError { section, key, others, problem };
         if let Some((section, key)) = out_of_bounds(self) {
             return Err(fault(section, key, &[], "out of bounds".into()));
         }
@@ -586,19 +587,20 @@ impl Config {
     }
 
     /// Checks that a cap on memory leaves room for something.
-    fn check_memory(&self) -> Result<(), Fault> {
+    fn check_memory(&self) -> Result<(), CheckError> {
         match self.memory.max_memory {
             MemoryCap::Bytes(bytes) if bytes.0 > 0 && bytes.0 < values::MEMORY_CAP_MIN.0 => {
                 let problem = format!("too little: the least is {}", values::MEMORY_CAP_MIN);
-                Err(Fault { section: "memory", key: "max_memory", others: &[], problem })
+                Err(CheckError { section: "memory", key: "max_memory", others: &[], problem })
             }
             _ => Ok(()),
         }
     }
 
     /// Checks what TCP is served on.
-    fn check_streams(&self) -> Result<(), Fault> {
-        let fault = |section, key, others, problem: String| Fault { section, key, others, problem };
+    fn check_streams(&self) -> Result<(), CheckError> {
+        let fault =
+            |section, key, others, problem: String| CheckError { section, key, others, problem };
         let http = if self.http.listen.is_empty() { "server" } else { "http" };
         if let Some(twice) = repeated(self.http_listen()) {
             return Err(fault(http, "listen", &[], format!("{twice} is listed twice")));
@@ -641,7 +643,7 @@ pub fn token_fault(token: &str) -> Option<String> {
 }
 
 /// What [`Config::check`] finds wrong.
-struct Fault {
+struct CheckError {
     section: &'static str,
     key: &'static str,
     /// Sections and keys that the setting disagrees with: where it is a default itself, one of

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use toml::de::DeTable;
 
-use super::{Config, ConfigError, Fault, Setting, settings};
+use super::{CheckError, Config, ConfigError, Setting, settings};
 
 /// One setting's value as text: what a variable or a flag says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -195,7 +195,7 @@ impl Layers {
         let mut config: Config =
             self.table.try_into().map_err(|error| ConfigError::at("", error.message()))?;
         config.unmap_addresses();
-        config.check().map_err(|Fault { section, key, others, problem }| {
+        config.check().map_err(|CheckError { section, key, others, problem }| {
             let mut settings = std::iter::once((section, key)).chain(others.iter().copied());
             let place = settings.find_map(|it| self.places.get(&(it.0.into(), it.1.into())));
             ConfigError {

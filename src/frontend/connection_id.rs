@@ -63,7 +63,7 @@ pub enum Algorithm {
 
 /// The keys in force.
 #[derive(Clone)]
-pub struct Keys {
+pub struct KeyPair {
     /// Makes new ids.
     pub active: [u8; KEY_BYTES],
     /// Accepted as well: the key before or after a rollover.
@@ -72,7 +72,7 @@ pub struct Keys {
     pub algorithm: Algorithm,
 }
 
-impl std::fmt::Debug for Keys {
+impl std::fmt::Debug for KeyPair {
     /// Never prints a key.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Keys").field("algorithm", &self.algorithm).finish_non_exhaustive()
@@ -133,7 +133,7 @@ pub struct ConnectionIds {
 
 impl ConnectionIds {
     /// Prepares the keys.
-    pub fn new(keys: &Keys) -> Self {
+    pub fn new(keys: &KeyPair) -> Self {
         let code = |key| Code::new(key, keys.algorithm);
         Self { active: code(&keys.active), staging: keys.staging.as_ref().map(code) }
     }
@@ -198,7 +198,7 @@ mod tests {
 
     fn ids(active: u8, staging: Option<u8>, algorithm: Algorithm) -> ConnectionIds {
         let key = |byte| [byte; KEY_BYTES];
-        let keys = Keys { active: key(active), staging: staging.map(key), algorithm };
+        let keys = KeyPair { active: key(active), staging: staging.map(key), algorithm };
         ConnectionIds::new(&keys)
     }
 

@@ -76,9 +76,9 @@ fn named_source(
     let mut source = None;
     for field in HopField::ALL.into_iter().filter(|it| only.is_none_or(|only| only == *it)) {
         let address = match client_in(field, headers, proxies) {
-            Client::Unnamed => continue,
-            Client::Unreadable => return None,
-            Client::At(address) => address,
+            ClientHop::Unnamed => continue,
+            ClientHop::Unreadable => return None,
+            ClientHop::At(address) => address,
         };
         source = match source {
             None => Some(address),
@@ -91,7 +91,7 @@ fn named_source(
 }
 
 /// What one header field says of the client.
-enum Client {
+enum ClientHop {
     /// It is not there, or empty.
     Unnamed,
     /// A hop that cannot be read stands before any client.
@@ -102,12 +102,12 @@ enum Client {
 
 /// The walk, done from the farthest hop on: each that is not a trusted proxy replaces what was
 /// found beyond it.
-fn client_in(field: HopField, headers: &[Header<'_>], proxies: &[IpNet]) -> Client {
-    let mut client = Client::Unnamed;
+fn client_in(field: HopField, headers: &[Header<'_>], proxies: &[IpNet]) -> ClientHop {
+    let mut client = ClientHop::Unnamed;
     field.for_each_hop(headers, |hop| match hop {
-        None => client = Client::Unreadable,
-        Some(address) if !is_in(proxies, address) || matches!(client, Client::Unnamed) => {
-            client = Client::At(address);
+        None => client = ClientHop::Unreadable,
+        Some(address) if !is_in(proxies, address) || matches!(client, ClientHop::Unnamed) => {
+            client = ClientHop::At(address);
         }
         Some(_) => {}
     });

@@ -20,7 +20,7 @@ use std::fmt::Write as _;
 
 use serde::Serialize;
 
-use crate::types::Kind;
+use crate::types::PeerKind;
 
 /// Figures over the whole store, as of a second ago at most.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -29,9 +29,9 @@ pub struct Stats {
     pub torrents: u64,
     /// Torrents with peers.
     pub active_torrents: u64,
-    /// Complete peers by [`crate::types::Kind`].
+    /// Complete peers by [`crate::types::PeerKind`].
     pub seeders: [u64; 3],
-    /// Incomplete peers by [`crate::types::Kind`].
+    /// Incomplete peers by [`crate::types::PeerKind`].
     pub leechers: [u64; 3],
     /// Downloads completed since start.
     pub completed: u64,
@@ -98,9 +98,9 @@ impl<'a> Json<'a> {
             peers_seeder_only: stats.seeders.iter().sum(),
             peers_leecher_only: stats.leechers.iter().sum(),
             peers_seeder_and_leecher: 0,
-            peers_ipv4: stats.peers_of(Kind::V4),
-            peers_ipv6: stats.peers_of(Kind::V6),
-            peers_webrtc: stats.peers_of(Kind::Web),
+            peers_ipv4: stats.peers_of(PeerKind::V4),
+            peers_ipv6: stats.peers_of(PeerKind::V6),
+            peers_webrtc: stats.peers_of(PeerKind::Web),
             completed: stats.completed,
             clients,
         }
@@ -109,10 +109,10 @@ impl<'a> Json<'a> {
 
 impl Stats {
     fn peers(&self) -> u64 {
-        Kind::ALL.into_iter().map(|kind| self.peers_of(kind)).sum()
+        PeerKind::ALL.into_iter().map(|kind| self.peers_of(kind)).sum()
     }
 
-    fn peers_of(&self, kind: Kind) -> u64 {
+    fn peers_of(&self, kind: PeerKind) -> u64 {
         self.seeders[kind as usize] + self.leechers[kind as usize]
     }
 }
@@ -151,7 +151,8 @@ fn peers_table(page: &mut String, stats: &Stats) {
     *page += "<table><thead><tr><th scope=\"col\">Reached by</th>\
         <th scope=\"col\" class=\"n\">Seeders</th><th scope=\"col\" class=\"n\">Leechers</th>\
         <th scope=\"col\" class=\"n\">Peers</th></tr></thead><tbody>";
-    for (kind, name) in [(Kind::V4, "IPv4"), (Kind::V6, "IPv6"), (Kind::Web, "WebRTC")] {
+    for (kind, name) in [(PeerKind::V4, "IPv4"), (PeerKind::V6, "IPv6"), (PeerKind::Web, "WebRTC")]
+    {
         let at = kind as usize;
         let [seeders, leechers, all] =
             [stats.seeders[at], stats.leechers[at], stats.peers_of(kind)].map(grouped);

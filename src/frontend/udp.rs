@@ -51,7 +51,7 @@ impl UdpFrontend {
             event: request.event(),
             numwant: request.numwant(),
         };
-        let mut details = Details { request, options, url: None };
+        let mut details = UdpDetails { request, options, url: None };
         let end = out.len().min(REPLY_BYTES_MAX);
         let peers = udp::peers_of(&mut out[..end]);
         let room = match Family::of(source.ip()) {
@@ -89,14 +89,14 @@ impl UdpFrontend {
 }
 
 /// Parts of an announce that the tracker rarely reads.
-struct Details<'a> {
+struct UdpDetails<'a> {
     request: &'a AnnounceRequest,
     options: Options<'a>,
     /// The URL that the options name, joined when it is first asked for.
     url: Option<Cow<'a, [u8]>>,
 }
 
-impl AnnounceDetails for Details<'_> {
+impl AnnounceDetails for UdpDetails<'_> {
     fn claimed_address(&mut self) -> Option<IpAddr> {
         self.request.claimed_address().map(IpAddr::V4)
     }

@@ -49,9 +49,9 @@ const _: () = assert!(size_of::<CacheLine>() == 64);
 /// A slot's place in its line, as [`LaneMatch`] has it: the word in the lowest two bits, the lane
 /// in bits 4 and 5. Bits 2 and 3 are set, and mean nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Slot(u8);
+pub(super) struct LaneSlot(u8);
 
-impl Slot {
+impl LaneSlot {
     /// The slots of a line.
     #[cfg(test)]
     pub(super) const COUNT: usize = 15;
@@ -96,8 +96,8 @@ impl LaneMatch {
     /// Where; any slot if nowhere.
     #[inline]
     #[expect(clippy::cast_possible_truncation, reason = "at most 64")]
-    pub(super) fn slot(self) -> Slot {
-        Slot(self.0.trailing_zeros() as u8)
+    pub(super) fn slot(self) -> LaneSlot {
+        LaneSlot(self.0.trailing_zeros() as u8)
     }
 }
 
@@ -136,7 +136,7 @@ impl CacheLine {
 
     /// The slot with the least load, and that load. A slot that never was used has none.
     #[inline]
-    pub(super) fn lightest(&self) -> (Slot, u16) {
+    pub(super) fn lightest(&self) -> (LaneSlot, u16) {
         let mut loads = self.loads.each_ref().map(|it| it.load(Relaxed));
         loads[WORDS - 1] |= 0xffff << EPOCH_SHIFT; // the epoch is not a load
         let mut least: [u16; 8] = from_fn(|at| lane_at(loads, at).min(lane_at(loads, at + 8)));
@@ -150,27 +150,27 @@ impl CacheLine {
 
     /// A slot's load.
     #[inline]
-    pub(super) fn load(&self, slot: Slot) -> u16 {
+    pub(super) fn load(&self, slot: LaneSlot) -> u16 {
         slot.get(slot.of(&self.loads).load(Relaxed))
     }
 
-    /// Gives a slot to `id`. Its load stays: see [`Table`](super::table::Table).
+    /// Gives a slot to `id`. Its load stays: see [`LoadTable`](super::table::LoadTable).
     #[inline]
-    pub(super) fn give(&self, slot: Slot, id: u16) {
+    pub(super) fn give(&self, slot: LaneSlot, id: u16) {
         let word = slot.of(&self.ids);
         word.store(slot.set(word.load(Relaxed), id), Relaxed);
     }
 
     /// Adds to a slot's load, which stops at its largest value.
     #[inline]
-    pub(super) fn add(&self, slot: Slot, load: u16) {
+    pub(super) fn add(&self, slot: LaneSlot, load: u16) {
         change(slot.of(&self.loads), |it| slot.plus(it, load));
     }
 
     /// The same in a few cycles instead of some twenty. Of two workers that add to the same word
     /// within the same nanoseconds, one may do so in vain.
     #[inline]
-    pub(super) fn add_roughly(&self, slot: Slot, load: u16) {
+    pub(super) fn add_roughly(&self, slot: LaneSlot, load: u16) {
         let word = slot.of(&self.loads);
         word.store(slot.plus(word.load(Relaxed), load), Relaxed);
     }
@@ -232,9 +232,9 @@ mod tests {
     use super::*;
 
     /// Every slot of a line, as `lightest` hands them out.
-    fn slots(line: &CacheLine) -> Vec<Slot> {
+    fn slots(line: &CacheLine) -> Vec<LaneSlot> {
         let mut slots = Vec::new();
-        for _ in 0..Slot::COUNT {
+        for _ in 0..LaneSlot::COUNT {
             let (slot, load) = line.lightest();
             assert_eq!(load, 0);
             line.add(slot, 9);
@@ -273,7 +273,7 @@ mod tests {
             }
             for id in [0, 1, 2, 3, 0x8000, 0x8001, 0x8002, 0x8003, 4, 0x7fff] {
                 let found = line.find(id);
-                let stands = |slot: Slot| ids[slots.iter().position(|it| *it == slot).unwrap()];
+                let stands = |slot: LaneSlot| ids[slots.iter().position(|it| *it == slot).unwrap()];
                 assert_eq!(found.is_some(), ids.contains(&id), "{ids:x?}");
                 assert!(!found.is_some() || stands(found.slot()) == id, "{ids:x?}");
             }
@@ -345,8 +345,8 @@ mod interleavings {
         loom::model(|| {
             let line = Arc::new(CacheLine::default());
             let add = |line: &CacheLine| {
-                line.add(Slot(1 | 16), 5);
-                line.add(Slot(1 | 32), 60_000);
+                line.add(LaneSlot(1 | 16), 5);
+                line.add(LaneSlot(1 | 32), 60_000);
             };
             both(&line, add, add);
             assert_eq!(line.load(Slot(1 | 16)), 10);
@@ -358,9 +358,13 @@ mod interleavings {
     fn what_is_added_roughly_may_be_lost_but_never_torn() {
         loom::model(|| {
             let line = Arc::new(CacheLine::default());
-            line.add(Slot(33), 3);
-            both(&line, |it| it.add_roughly(Slot(1), 0x0105), |it| it.add_roughly(Slot(17), 7));
-            let loads = [1, 17, 33].map(|it| line.load(Slot(it)));
+            line.add(LaneSlot(33), 3);
+            both(
+                &line,
+                |it| it.add_roughly(LaneSlot(1), 0x0105),
+                |it| it.add_roughly(LaneSlot(17), 7),
+            );
+            let loads = [1, 17, 33].map(|it| line.load(LaneSlot(it)));
             assert!([[0x0105, 7, 3], [0x0105, 0, 3], [0, 7, 3]].contains(&loads), "{loads:?}");
         });
     }
@@ -370,12 +374,12 @@ mod interleavings {
         loom::model(|| {
             let line = Arc::new(CacheLine::default());
             for word in 0..4 {
-                line.add(Slot(word), 800);
+                line.add(LaneSlot(word), 800);
             }
             let visit = |line: &CacheLine| {
                 line.refresh(1);
-                line.add(Slot(3 | 16), 8);
-                line.add(Slot(2), 8);
+                line.add(LaneSlot(3 | 16), 8);
+                line.add(LaneSlot(2), 8);
             };
             both(&line, visit, visit);
             assert_eq!([0, 1, 3].map(|word| line.load(Slot(word))), [400; 3]);
@@ -390,12 +394,12 @@ mod interleavings {
     fn a_slot_given_to_two_is_one_of_theirs_and_keeps_both_charges() {
         loom::model(|| {
             let line = Arc::new(CacheLine::default());
-            line.give(Slot(12 + 16), 3);
-            line.add(Slot(12), 50);
+            line.give(LaneSlot(12 + 16), 3);
+            line.add(LaneSlot(12), 50);
             let take = |id| {
                 move |line: &CacheLine| {
-                    line.give(Slot(12), id);
-                    line.add(Slot(12), 8);
+                    line.give(LaneSlot(12), id);
+                    line.add(LaneSlot(12), 8);
                 }
             };
             let shared = line.clone();

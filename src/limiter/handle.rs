@@ -12,7 +12,7 @@ use crate::limiter::rate_limit::RateLimit;
 use crate::limiter::{
     LimitAction, LimitCounters, LimitTable, Limiter, Options, Price, SLIP_ONE_IN, Verdict,
 };
-use crate::networks::Networks;
+use crate::networks::NetworkSet;
 use crate::time::Now;
 
 /// One worker's way to ask a [`Limiter`] that all workers share. Addresses have been unmapped.
@@ -22,7 +22,7 @@ pub struct Handle {
     options: arc_swap::Cache<Arc<ArcSwap<Options>>, Arc<Options>>,
     /// What the fields below follow from.
     obeyed: Arc<Options>,
-    exempt: Networks,
+    exempt: NetworkSet,
     rate_limits: [RateLimit; LimitTable::ALL.len()],
     counters: Arc<LimitCounters>,
     heavy_hitters: Candidates,

@@ -36,9 +36,9 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 pub use counters::{LimitAction, LimitCounters, LimitTable};
 pub use handle::Handle;
 use heavy_hitters::HeavyHitters;
-use prefix::Keys;
+use prefix::PrefixKeys;
 pub use prefix::{Network, networks_of};
-use table::Table;
+use table::LoadTable;
 
 use crate::time::Now;
 
@@ -125,8 +125,8 @@ impl Default for Sizes {
 /// The loads of all sources, shared by all workers.
 #[derive(Debug)]
 pub struct Limiter {
-    keys: Keys,
-    tables: [Table; LimitTable::ALL.len()],
+    keys: PrefixKeys,
+    tables: [LoadTable; LimitTable::ALL.len()],
     heavy_hitters: HeavyHitters,
 }
 
@@ -137,8 +137,8 @@ impl Limiter {
     /// Where a size is none of those allowed.
     pub fn new(sizes: Sizes, seed: Option<u64>) -> Self {
         let Sizes { verified, unverified, new_torrent, stop, connection } = sizes;
-        let tables = [verified, unverified, new_torrent, stop, connection].map(Table::new);
-        Self { keys: Keys::new(seed), tables, heavy_hitters: HeavyHitters::default() }
+        let tables = [verified, unverified, new_torrent, stop, connection].map(LoadTable::new);
+        Self { keys: PrefixKeys::new(seed), tables, heavy_hitters: HeavyHitters::default() }
     }
 
     /// Sources whose verified work was over the limit `rate_min` times in the last second or more,
@@ -149,7 +149,7 @@ impl Limiter {
 
     /// Bytes of all tables: the same for ever.
     pub fn bytes(&self) -> usize {
-        self.tables.iter().map(Table::bytes).sum()
+        self.tables.iter().map(LoadTable::bytes).sum()
     }
 }
 

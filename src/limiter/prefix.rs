@@ -8,24 +8,24 @@ use fastrand::Rng;
 
 /// A length of prefix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Prefix {
+pub(super) struct PrefixLength {
     /// Leading bits that count.
     pub(super) bits: u32,
     /// How many times the limit of one IPv4 address holds for all of it.
     pub(super) times: u32,
 }
 
-const fn prefix(bits: u32, times: u32) -> Prefix {
-    Prefix { bits, times }
+const fn prefix(bits: u32, times: u32) -> PrefixLength {
+    PrefixLength { bits, times }
 }
 
 /// Prefixes of an IPv4 address, the address first, with the factors that Knot DNS uses: shared
 /// addresses (carrier-grade NAT, universities) should pass, and rented networks should not.
-pub(super) const V4: [Prefix; 4] =
+pub(super) const V4: [PrefixLength; 4] =
     [prefix(32, 1), prefix(24, 32), prefix(20, 256), prefix(18, 768)];
 
 /// Prefixes of an IPv6 address. A customer is given a /64 to a /48, so they stay close to one.
-pub(super) const V6: [Prefix; 5] =
+pub(super) const V6: [PrefixLength; 5] =
     [prefix(128, 1), prefix(64, 2), prefix(56, 3), prefix(48, 4), prefix(32, 64)];
 
 /// A network that an address is in.
@@ -46,7 +46,7 @@ pub fn networks_of(address: IpAddr) -> impl DoubleEndedIterator<Item = Network> 
         IpAddr::V4(it) => (&V4[..], u128::from(it.to_bits()), u32::BITS),
         IpAddr::V6(it) => (&V6[..], it.to_bits(), u128::BITS),
     };
-    prefixes.iter().map(move |&Prefix { bits, times }| Network {
+    prefixes.iter().map(move |&PrefixLength { bits, times }| Network {
         prefix: all >> (length - bits),
         bits,
         times,
@@ -61,9 +61,9 @@ pub(super) const FIRST_V6: usize = V4.len();
 
 /// The keys of the hash, one for each prefix: no client can find out which sources share a slot.
 #[derive(Debug)]
-pub(super) struct Keys([RandomState; PREFIXES]);
+pub(super) struct PrefixKeys([RandomState; PREFIXES]);
 
-impl Keys {
+impl PrefixKeys {
     /// Random keys, or (for tests) those that follow from a seed.
     pub(super) fn new(seed: Option<u64>) -> Self {
         let Some(seed) = seed else { return Self(std::array::from_fn(|_| RandomState::new())) };
@@ -106,7 +106,7 @@ mod tests {
 
     #[test]
     fn neighbours_share_prefixes_and_strangers_none() {
-        let keys = Keys::new(Some(1));
+        let keys = PrefixKeys::new(Some(1));
         let v4 = |text: &str| all::<4>(|at| keys.of_v4(text.parse().unwrap(), at));
         let base = v4("198.51.100.1");
         for (other, shared) in [
@@ -138,16 +138,22 @@ mod tests {
     #[test]
     fn keys_differ_by_prefix_seed_and_process() {
         let address = Ipv4Addr::new(1, 1, 1, 1);
-        let all: Vec<_> =
-            [Keys::new(Some(1)), Keys::new(Some(2)), Keys::new(None), Keys::new(None)]
-                .iter()
-                .flat_map(|it| {
-                    (0..4)
-                        .flat_map(|at| [address, Ipv4Addr::UNSPECIFIED].map(|of| it.of_v4(of, at)))
-                })
-                .collect();
+        let all: Vec<_> = [
+            PrefixKeys::new(Some(1)),
+            PrefixKeys::new(Some(2)),
+            PrefixKeys::new(None),
+            PrefixKeys::new(None),
+        ]
+        .iter()
+        .flat_map(|it| {
+            (0..4).flat_map(|at| [address, Ipv4Addr::UNSPECIFIED].map(|of| it.of_v4(of, at)))
+        })
+        .collect();
         let distinct: std::collections::HashSet<_> = all.iter().collect();
         assert_eq!(distinct.len(), all.len());
-        assert_eq!(Keys::new(Some(1)).of_v4(address, 0), Keys::new(Some(1)).of_v4(address, 0));
+        assert_eq!(
+            PrefixKeys::new(Some(1)).of_v4(address, 0),
+            PrefixKeys::new(Some(1)).of_v4(address, 0)
+        );
     }
 }

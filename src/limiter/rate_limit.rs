@@ -12,7 +12,7 @@
 use crate::limiter::Price;
 use crate::limiter::blocked_cache::BlockedCache;
 use crate::limiter::prefix::{PREFIXES, V4, V6};
-use crate::limiter::table::{Entry, Table};
+use crate::limiter::table::{LoadTable, Lookup};
 use crate::time::Now;
 
 /// Steps of a half-life. A step is 0.07 % of the limit: seven announces of a burst of 10 000.
@@ -54,7 +54,7 @@ impl RateLimit {
     #[inline]
     pub(super) fn ask<const N: usize, const FREE: bool>(
         &mut self,
-        table: &Table,
+        table: &LoadTable,
         now: Now,
         hashes: impl Fn(usize) -> u64,
         first: usize,
@@ -86,7 +86,7 @@ impl RateLimit {
     #[inline]
     pub(super) fn charge<const N: usize>(
         &mut self,
-        table: &Table,
+        table: &LoadTable,
         now: Now,
         hashes: impl Fn(usize) -> u64,
         first: usize,
@@ -101,13 +101,13 @@ impl RateLimit {
     #[inline]
     fn weigh<'a, const N: usize>(
         &mut self,
-        table: &'a Table,
+        table: &'a LoadTable,
         now: Now,
         hashes: impl Fn(usize) -> u64,
         first: usize,
         price: Price,
         dither: u64,
-    ) -> ([Entry<'a>; N], [u16; N]) {
+    ) -> ([Lookup<'a>; N], [u16; N]) {
         self.turn_to(now);
         let eighths = self.scale.clamp(price);
         let entries = table.entries(std::array::from_fn(hashes), self.moment.epoch);
@@ -142,7 +142,7 @@ impl RateLimit {
 /// Charges an address for certain, networks roughly: an address may be asked for by all workers at
 /// once, where it matters; of a network's many requests, a few go uncounted.
 #[inline]
-fn pay<const N: usize>(entries: &[Entry<'_>; N], loads: [u16; N]) {
+fn pay<const N: usize>(entries: &[Lookup<'_>; N], loads: [u16; N]) {
     for (at, entry) in entries.iter().enumerate() {
         entry.charge(loads[at], at > 0);
     }

@@ -6,29 +6,29 @@
 //! price is that a newcomer to a crowded table starts with what the least busy had: nothing, until
 //! the sources charged within a time constant outnumber the slots, and then little.
 
-use crate::limiter::cache_line::{CacheLine, Slot};
+use crate::limiter::cache_line::{CacheLine, LaneSlot};
 
 /// Bytes of a line.
 const LINE_BYTES: usize = 64;
 
 /// Loads by key.
 #[derive(Debug)]
-pub(super) struct Table {
+pub(super) struct LoadTable {
     lines: Box<[CacheLine]>,
 }
 
 /// Where a key stands, or would.
 #[derive(Clone, Copy)]
-pub(super) struct Entry<'a> {
+pub(super) struct Lookup<'a> {
     line: &'a CacheLine,
-    slot: Slot,
+    slot: LaneSlot,
     id: u16,
     known: bool,
     /// The load that a charge would be added to.
     pub(super) load: u16,
 }
 
-impl Table {
+impl LoadTable {
     /// A table of so many bytes: a power of two from 64 on, at most 4 GiB.
     pub(super) fn new(bytes: usize) -> Self {
         assert!(bytes.is_power_of_two() && (LINE_BYTES..=1 << 32).contains(&bytes));
@@ -42,7 +42,7 @@ impl Table {
 
     /// The entries of the keys with these hashes. All lines are asked for before any is waited for.
     #[inline]
-    pub(super) fn entries<const N: usize>(&self, hashes: [u64; N], epoch: u16) -> [Entry<'_>; N] {
+    pub(super) fn entries<const N: usize>(&self, hashes: [u64; N], epoch: u16) -> [Lookup<'_>; N] {
         let lines = hashes.map(|it| self.line(it));
         refresh(&lines, epoch);
         let mut known = true;
@@ -51,7 +51,7 @@ impl Table {
             let found = line.find(id);
             known &= found.is_some();
             let slot = found.slot();
-            Entry { line, slot, id, known: found.is_some(), load: line.load(slot) }
+            Lookup { line, slot, id, known: found.is_some(), load: line.load(slot) }
         });
         if !known {
             self.settle(&mut entries, hashes, epoch);
@@ -63,7 +63,7 @@ impl Table {
     #[inline]
     fn settle<'a, const N: usize>(
         &'a self,
-        entries: &mut [Entry<'a>; N],
+        entries: &mut [Lookup<'a>; N],
         hashes: [u64; N],
         epoch: u16,
     ) {
@@ -81,20 +81,20 @@ impl Table {
     #[inline(never)]
     fn settle_crowded<'a, const N: usize>(
         &'a self,
-        entries: &mut [Entry<'a>; N],
+        entries: &mut [Lookup<'a>; N],
         hashes: [u64; N],
         epoch: u16,
     ) {
         let lines = hashes.map(|it| self.line(it >> 22));
         refresh(&lines, epoch);
-        let crowded = |it: &(&mut Entry<'_>, &CacheLine)| !it.0.known && it.0.load > 0;
+        let crowded = |it: &(&mut Lookup<'_>, &CacheLine)| !it.0.known && it.0.load > 0;
         for (entry, line) in entries.iter_mut().zip(lines).filter(crowded) {
             let found = line.find(entry.id);
             let known = found.is_some();
             let (slot, load) =
                 if known { (found.slot(), line.load(found.slot())) } else { line.lightest() };
             if known || load < entry.load {
-                *entry = Entry { line, slot, load, known, ..*entry };
+                *entry = Lookup { line, slot, load, known, ..*entry };
             }
         }
     }
@@ -120,7 +120,7 @@ fn id(hash: u64) -> u16 {
     (hash >> 48) as u16
 }
 
-impl Entry<'_> {
+impl Lookup<'_> {
     /// Adds to the load: for certain, or (where `rough`) with [`CacheLine::add_roughly`].
     #[inline]
     pub(super) fn charge(&self, load: u16, rough: bool) {
@@ -145,14 +145,14 @@ mod tests {
     const LINES: usize = if cfg!(miri) { 4 } else { 1024 };
     const SLOTS: u64 = LINES as u64 * 15;
 
-    fn entry(table: &Table, key: u64) -> Entry<'_> {
+    fn entry(table: &LoadTable, key: u64) -> Lookup<'_> {
         let hash = ahash::RandomState::with_seeds(1, 2, 3, 4).hash_one(key);
         table.entries([hash], 0)[0]
     }
 
     #[test]
     fn keys_are_found_again_while_there_is_room() {
-        let table = Table::new(LINES * LINE_BYTES);
+        let table = LoadTable::new(LINES * LINE_BYTES);
         let keys = SLOTS / 2;
         for key in 0..keys {
             entry(&table, key).charge(100, false);
@@ -168,7 +168,7 @@ mod tests {
 
     #[test]
     fn whoever_is_near_the_limit_is_never_forgotten() {
-        let table = Table::new(LINES * LINE_BYTES);
+        let table = LoadTable::new(LINES * LINE_BYTES);
         entry(&table, u64::MAX).charge(30_000, false);
         let keys = SLOTS * if cfg!(miri) { 20 } else { 65 };
         for key in 0..keys {
@@ -183,7 +183,7 @@ mod tests {
 
     #[test]
     fn a_charge_of_nothing_takes_no_slot() {
-        let table = Table::new(64);
+        let table = LoadTable::new(64);
         entry(&table, 1).charge(0, false);
         assert!(!entry(&table, 1).known);
         assert_eq!(table.bytes(), 64);

@@ -78,9 +78,9 @@ impl<'a> Dict<'a> {
 
     /// Opens an entry that is a list.
     #[inline]
-    pub fn list(&mut self, key: &[u8]) -> List<'_> {
+    pub fn list(&mut self, key: &[u8]) -> ListWriter<'_> {
         self.key(key);
-        List::new(self.out)
+        ListWriter::new(self.out)
     }
 
     #[inline]
@@ -101,11 +101,11 @@ impl Drop for Dict<'_> {
 
 /// A list being written; dropping it closes it.
 #[derive(Debug)]
-pub struct List<'a> {
+pub struct ListWriter<'a> {
     out: &'a mut Vec<u8>,
 }
 
-impl<'a> List<'a> {
+impl<'a> ListWriter<'a> {
     /// Opens a list at the end of `out`.
     #[inline]
     pub fn new(out: &'a mut Vec<u8>) -> Self {
@@ -120,7 +120,7 @@ impl<'a> List<'a> {
     }
 }
 
-impl Drop for List<'_> {
+impl Drop for ListWriter<'_> {
     #[inline]
     fn drop(&mut self) {
         self.out.push(b'e');

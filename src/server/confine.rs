@@ -12,7 +12,7 @@ use tracing::{info, warn};
 use crate::config::Config;
 use crate::server::StartError;
 use crate::server::log::OPERATOR;
-use crate::sys::identity::{Acting, Identity};
+use crate::sys::identity::{Acting, UnixUser};
 
 /// What the rules are written for; older kernels keep as many of them as they know.
 const RULES: ABI = ABI::V5;
@@ -57,12 +57,12 @@ pub(super) fn confine(config: &Config, state: Option<&Path>) -> Result<Confineme
 ///
 /// # Errors
 /// [`StartError`] where there is no such user.
-pub(super) fn user_of(config: &Config) -> Result<Option<Identity>, StartError> {
+pub(super) fn user_of(config: &Config) -> Result<Option<UnixUser>, StartError> {
     let name = &config.server.user;
-    if name.is_empty() || !Identity::can_change() {
+    if name.is_empty() || !UnixUser::can_change() {
         return Ok(None);
     }
-    Identity::find(name).map(Some).map_err(|error| cannot_become(name, &error))
+    UnixUser::find(name).map(Some).map_err(|error| cannot_become(name, &error))
 }
 
 /// Acts as the user to become, if there is one, for as long as the returned value lives: what is
@@ -71,14 +71,14 @@ pub(super) fn user_of(config: &Config) -> Result<Option<Identity>, StartError> {
 ///
 /// # Errors
 /// [`StartError`] where this process cannot.
-pub(super) fn act_as(user: Option<&Identity>) -> Result<Option<Acting>, StartError> {
-    let acting = user.map(Identity::act).transpose();
+pub(super) fn act_as(user: Option<&UnixUser>) -> Result<Option<Acting>, StartError> {
+    let acting = user.map(UnixUser::act).transpose();
     acting.map_err(|error| cannot_become("of server.user", &error))
 }
 
 /// Sees that the user to become has the state directory. Where that cannot be, what is kept there
 /// finds that out, and says what follows from it.
-pub(super) fn provide(user: Option<&Identity>, state: Option<&Path>) {
+pub(super) fn provide(user: Option<&UnixUser>, state: Option<&Path>) {
     let (Some(user), Some(state)) = (user, state) else { return };
     if let Err(error) = user.provide(state) {
         let path = state.display();
@@ -92,7 +92,7 @@ pub(super) fn provide(user: Option<&Identity>, state: Option<&Path>) {
 fn drop_root(config: &Config) -> Result<(), StartError> {
     let user = &config.server.user;
     let Some(identity) = user_of(config)? else {
-        if Identity::can_change() {
+        if UnixUser::can_change() {
             let remedy = "set server.user, or let the service manager set one";
             info!(remedy, "running as root");
         } else if !user.is_empty() {

@@ -8,7 +8,7 @@ use std::path::Path;
 use crate::access_store::AccessError;
 use crate::config::ConfigError;
 use crate::server::state_directory::KeyError;
-use crate::sys::holder::{Holder, Transport, holder, holder_at};
+use crate::sys::holder::{AddressHolder, BoundTransport, holder, holder_at};
 
 /// A start that failed. Its text is meant for the operator.
 #[derive(Debug)]
@@ -33,7 +33,8 @@ impl StartError {
         let failed = format!("cannot listen on {kind} {address}: {error}");
         let remedy = match error.kind() {
             io::ErrorKind::AddrInUse => {
-                let transport = if kind == "udp" { Transport::Udp } else { Transport::Tcp };
+                let transport =
+                    if kind == "udp" { BoundTransport::Udp } else { BoundTransport::Tcp };
                 let (who, remedy) = in_use(&holder(transport, address));
                 return Self::Failed(format!("{failed}: {who}; remedy: {remedy}"));
             }
@@ -73,28 +74,28 @@ impl StartError {
 }
 
 /// Who has an address, and what to do about that.
-fn in_use(holder: &Holder) -> (String, String) {
+fn in_use(holder: &AddressHolder) -> (String, String) {
     let other = "or choose another address";
     match holder {
-        Holder::Process { id, .. } if *id == std::process::id() => {
+        AddressHolder::Process { id, .. } if *id == std::process::id() => {
             ("the settings name it twice".into(), "leave out one of the two".into())
         }
-        Holder::Process { id, program } if program == NAME => (
+        AddressHolder::Process { id, program } if program == NAME => (
             format!("process {id} has it, which is another {NAME}"),
             format!(
                 "stop that one (`kill {id}`, `systemctl stop {NAME}`), or replace it while it \
                  serves (`{NAME} run --take-over`), {other}"
             ),
         ),
-        Holder::Process { id, program } => (
+        AddressHolder::Process { id, program } => (
             format!("process {id} ({program}) has it"),
             format!("stop that one (see `ss -lnp`), {other}"),
         ),
-        Holder::User(user) => (
+        AddressHolder::User(user) => (
             format!("a process of user {user} has it, which cannot be seen from here"),
             format!("find it as root, outside of containers (`ss -lnp`), and stop it, {other}"),
         ),
-        Holder::Nobody => (
+        AddressHolder::Nobody => (
             "no process that can be seen from here has it".into(),
             format!("stop the program that has it (see `ss -lnp` as root), {other}"),
         ),
@@ -156,13 +157,13 @@ mod tests {
 
     #[test]
     fn who_has_an_address_is_named_with_a_remedy_that_fits() {
-        let process = |id, program: &str| Holder::Process { id, program: program.into() };
+        let process = |id, program: &str| AddressHolder::Process { id, program: program.into() };
         let cases = [
             (process(4711, "nginx"), "4711 (nginx)", "ss -lnp"),
             (process(4711, "skep"), "another skep", "--take-over"),
             (process(std::process::id(), "skep"), "name it twice", "leave out"),
-            (Holder::User(33), "user 33", "as root"),
-            (Holder::Nobody, "no process", "ss -lnp"),
+            (AddressHolder::User(33), "user 33", "as root"),
+            (AddressHolder::Nobody, "no process", "ss -lnp"),
         ];
         for (holder, who, remedy) in cases {
             let said = in_use(&holder);

@@ -100,7 +100,7 @@ mod tests {
 
     use super::*;
     use crate::config::{Bytes, Config, MemoryCap};
-    use crate::frontend::http::{Flow, HttpFrontend};
+    use crate::frontend::http::{HttpFrontend, ReceiveOutcome};
     use crate::frontend::origin::Origin;
     use crate::server::options;
     use crate::server::state_directory::LoadedKeys;
@@ -150,7 +150,7 @@ mod tests {
             let origin = Origin::Address(IpAddr::from([8, 8, 8, 8]));
             let now = Now::from_s(1_800_000_000);
             let flow = http.handle(tracker, now, origin, REQUEST.as_bytes(), reply);
-            assert!(matches!(flow, Flow::Replied { .. }));
+            assert!(matches!(flow, ReceiveOutcome::Replied { .. }));
             let text = String::from_utf8_lossy(&self.reply);
             let number_after = |key: &str, mark: char| -> u32 {
                 let (_, rest) = text.split_once(key).unwrap();

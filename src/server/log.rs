@@ -114,11 +114,11 @@ fn targets(level: LevelFilter) -> Targets {
 struct Limited {
     text: Format,
     json: Option<Format<Json>>,
-    causes: Mutex<HashMap<callsite::Identifier, Cause>>,
+    causes: Mutex<HashMap<callsite::Identifier, CallSiteState>>,
 }
 
 /// What is remembered of a place in the code that has logged.
-struct Cause {
+struct CallSiteState {
     written: Instant,
     held_back: u64,
 }
@@ -138,7 +138,8 @@ impl Limited {
         let mut causes = self.causes.lock().unwrap_or_else(|it| it.into_inner());
         let Some(cause) = causes.get_mut(&event.metadata().callsite()) else {
             // As many entries as there are places in the code, and never more.
-            causes.insert(event.metadata().callsite(), Cause { written: now, held_back: 0 });
+            causes
+                .insert(event.metadata().callsite(), CallSiteState { written: now, held_back: 0 });
             return Some(0);
         };
         if now.duration_since(cause.written) < SILENCE {

@@ -12,7 +12,7 @@ use crate::config::{
     AccessMode, Bytes, Config, ConnectionIdMac, LogFormat, LogLevel, MemoryCap, SnapshotMode,
     SourceHeader,
 };
-use crate::frontend::connection_id::{Algorithm, ConnectionIds, Keys};
+use crate::frontend::connection_id::{Algorithm, ConnectionIds, KeyPair};
 use crate::frontend::origin::HopField;
 use crate::frontend::{http, ws};
 use crate::limiter;
@@ -25,7 +25,7 @@ use crate::server::state_directory::{self, Environment, KeyError, LoadedKeys};
 use crate::server::tls;
 use crate::server::{confine, log};
 use crate::store;
-use crate::sys::identity::Identity;
+use crate::sys::identity::UnixUser;
 use crate::sys::memory::usable_bytes;
 use crate::tracker;
 use crate::worker::stream;
@@ -215,7 +215,7 @@ pub(super) fn log(config: &Config) -> log::Options {
 
 /// The connection-id keys at a start: a file that the settings name is the operator's, and read as
 /// who starts this process; one in the state directory is the user's to become.
-pub(super) fn keys_as(user: Option<&Identity>, config: &Config) -> Result<LoadedKeys, StartError> {
+pub(super) fn keys_as(user: Option<&UnixUser>, config: &Config) -> Result<LoadedKeys, StartError> {
     let user = user.filter(|_| config.udp.key_file.is_empty());
     let _acting = confine::act_as(user)?;
     Ok(keys(config)?)
@@ -312,30 +312,30 @@ fn connection_ids(config: &Config, keys: &LoadedKeys) -> ConnectionIds {
         ConnectionIdMac::Siphash => Algorithm::SipHash,
         ConnectionIdMac::HmacSha256 => Algorithm::HmacSha256,
     };
-    ConnectionIds::new(&Keys { active: keys.active, staging: keys.staging, algorithm })
+    ConnectionIds::new(&KeyPair { active: keys.active, staging: keys.staging, algorithm })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::access::lists::Name;
+    use crate::access::lists::ListName;
 
     #[test]
     fn every_list_is_kept_in_the_file_that_its_setting_names() {
         let mut config = Config::default();
         let it = &mut config.access;
         let settings = [
-            (Name::TorrentsAllow, &mut it.torrents_allow),
-            (Name::TorrentsDeny, &mut it.torrents_deny),
-            (Name::NetworksAllow, &mut it.networks_allow),
-            (Name::NetworksDeny, &mut it.networks_deny),
-            (Name::ClientsAllow, &mut it.clients_allow),
-            (Name::ClientsDeny, &mut it.clients_deny),
-            (Name::PortsDeny, &mut it.ports_deny),
+            (ListName::TorrentsAllow, &mut it.torrents_allow),
+            (ListName::TorrentsDeny, &mut it.torrents_deny),
+            (ListName::NetworksAllow, &mut it.networks_allow),
+            (ListName::NetworksDeny, &mut it.networks_deny),
+            (ListName::ClientsAllow, &mut it.clients_allow),
+            (ListName::ClientsDeny, &mut it.clients_deny),
+            (ListName::PortsDeny, &mut it.ports_deny),
         ];
         settings.into_iter().for_each(|(name, file)| *file = name.label().to_owned());
         let files = access(&config).files;
-        for name in Name::ALL {
+        for name in ListName::ALL {
             assert_eq!(files[name as usize].as_deref(), Some(Path::new(name.label())));
         }
     }

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 
 use crate::config::token_fault;
 use crate::frontend::connection_id::KEY_BYTES;
-use crate::snapshot::Identity;
+use crate::snapshot::TrackerId;
 
 /// The variable that may hold the key: 64 hexadecimal digits, or two keys and a comma between.
 pub(crate) const KEY_VARIABLE: &str = "SKEP_CONNECTION_ID_KEY";
@@ -165,10 +165,9 @@ pub(super) fn connection_id_keys(options: &Options) -> Result<LoadedKeys, KeyErr
             origin: "made up for this run".into(),
             made_up: true,
             warning: Some(format!(
-                "no state is kept: {reason}; after a restart swarms are empty, clients must \
-                 connect anew, and access lists without a file of their own are empty; without \
-                 admin.token nothing can be changed through the API; remedy: set server.state_dir \
-                 to a directory that this user may write"
+                "no state directory: {reason}; a restart begins with empty swarms, new connection \
+                 ids and empty access lists, and without admin.token the API is read-only; \
+                 remedy: set server.state_dir to a directory that this user may write"
             )),
         }),
     }
@@ -176,7 +175,7 @@ pub(super) fn connection_id_keys(options: &Options) -> Result<LoadedKeys, KeyErr
 
 /// The state directory and the identity of the tracker whose state it is; both are created when
 /// absent. Or why there are none.
-pub(super) fn tracker_id(options: &Options) -> Result<(PathBuf, Identity), String> {
+pub(super) fn tracker_id(options: &Options) -> Result<(PathBuf, TrackerId), String> {
     let directory = directory(options)?;
     let path = create(&directory.join(IDENTITY_FILE))?;
     let failed = |error: io::Error| format!("cannot read {}: {}", path.display(), why(&error));

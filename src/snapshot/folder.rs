@@ -22,10 +22,10 @@ use std::path::{Path, PathBuf};
 use strum::{EnumCount, IntoStaticStr, VariantArray};
 
 use super::disk::Disk;
-use super::format::{Contents, Header, Identity, VERSION};
-use super::reader::{Fault, Snapshot};
+use super::format::{Header, SnapshotCounts, TrackerId, VERSION};
+use super::reader::{Snapshot, SnapshotError};
 use super::writer::Writer;
-use crate::access::passkey::Keys;
+use crate::access::passkey::PasskeyTable;
 use crate::access::sessions::SavedKey;
 use crate::store::{ExportBatch, Store, StoreExport};
 use crate::time::Now;
@@ -43,7 +43,7 @@ const ASIDE_NAMES_MAX: u32 = 100;
 /// What an attempt to save was about when it failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EnumCount, IntoStaticStr, VariantArray)]
 #[strum(serialize_all = "snake_case")]
-pub enum Step {
+pub enum SaveStep {
     /// Making the temporary file.
     Create,
     /// Writing it.
@@ -54,7 +54,7 @@ pub enum Step {
     Commit,
 }
 
-impl Step {
+impl SaveStep {
     /// Every step, in order.
     pub const ALL: [Self; Self::COUNT] = *Self::VARIANTS.first_chunk().unwrap();
 
@@ -71,7 +71,7 @@ pub struct SaveError {
     /// Whether the new snapshot is in its place all the same, if not for certain on the disk.
     pub is_in_place: bool,
     /// What failed.
-    pub step: Step,
+    pub step: SaveStep,
     /// With which file.
     pub path: PathBuf,
     /// Why.
@@ -92,7 +92,7 @@ impl std::error::Error for SaveError {}
 
 impl SaveError {
     /// What ends an attempt at this step, for this file.
-    pub fn at(step: Step, path: &Path) -> impl FnOnce(io::Error) -> Self {
+    pub fn at(step: SaveStep, path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
         move |error| Self { is_in_place: false, step, path, error }
     }
@@ -104,7 +104,7 @@ pub struct Saved {
     /// As of when.
     pub at: Now,
     /// What is in it.
-    pub contents: Contents,
+    pub contents: SnapshotCounts,
 }
 
 /// A file that was of no use.
@@ -121,7 +121,7 @@ pub struct Aside {
 }
 
 /// What there was to restore.
-pub struct Found<D: Disk> {
+pub struct FoundSnapshots<D: Disk> {
     /// The latest snapshot of this tracker that is whole, and its name.
     pub snapshot: Option<(Snapshot<D::Input>, PathBuf)>,
     /// What was tried before it.
@@ -133,12 +133,12 @@ pub struct Found<D: Disk> {
 pub struct Folder<D> {
     disk: D,
     path: PathBuf,
-    tracker: Identity,
+    tracker: TrackerId,
 }
 
 impl<D: Disk> Folder<D> {
     /// The folder at `path`, for the snapshots of `tracker`.
-    pub fn new(disk: D, path: PathBuf, tracker: Identity) -> Self {
+    pub fn new(disk: D, path: PathBuf, tracker: TrackerId) -> Self {
         Self { disk, path, tracker }
     }
 
@@ -155,7 +155,7 @@ impl<D: Disk> Folder<D> {
     /// [`SaveError`] with the first thing that fails.
     pub fn save(
         &self,
-        (store, keys): (&Store, &Keys),
+        (store, keys): (&Store, &PasskeyTable),
         at: Now,
         dated_s: u64,
         between: &mut dyn FnMut() -> io::Result<()>,
@@ -174,13 +174,13 @@ impl<D: Disk> Folder<D> {
     fn write(
         &self,
         path: &Path,
-        what: (&Store, &Keys),
+        what: (&Store, &PasskeyTable),
         (at, dated_s): (Now, u64),
         between: &mut dyn FnMut() -> io::Result<()>,
-    ) -> Result<Contents, SaveError> {
-        let failed = |step: Step| SaveError::at(step, path);
-        self.remove_if_there(path).map_err(failed(Step::Create))?;
-        let file = self.disk.create(path).map_err(failed(Step::Create))?;
+    ) -> Result<SnapshotCounts, SaveError> {
+        let failed = |step: SaveStep| SaveError::at(step, path);
+        self.remove_if_there(path).map_err(failed(SaveStep::Create))?;
+        let file = self.disk.create(path).map_err(failed(SaveStep::Create))?;
         let header = Header {
             version: VERSION,
             at_s: dated_s,
@@ -189,8 +189,8 @@ impl<D: Disk> Folder<D> {
         };
         let file = Stepwise { file, sync: |it: &D::Output| self.disk.sync(it), unsynced_bytes: 0 };
         let written = write_all(file, &header, (what, at), between);
-        let (Stepwise { file, .. }, contents) = written.map_err(failed(Step::Write))?;
-        self.disk.sync(&file).map_err(failed(Step::Sync))?;
+        let (Stepwise { file, .. }, contents) = written.map_err(failed(SaveStep::Write))?;
+        self.disk.sync(&file).map_err(failed(SaveStep::Sync))?;
         Ok(contents)
     }
 
@@ -200,29 +200,31 @@ impl<D: Disk> Folder<D> {
         let is_first = match self.disk.rename(&current, &previous) {
             // The first of all, or an attempt before this one ended right here.
             Err(error) if error.kind() == ErrorKind::NotFound => true,
-            renamed => renamed.map(|()| false).map_err(SaveError::at(Step::Commit, &current))?,
+            renamed => {
+                renamed.map(|()| false).map_err(SaveError::at(SaveStep::Commit, &current))?
+            }
         };
         if let Err(error) = self.disk.rename(temporary, &current) {
             if !is_first {
                 // Where this fails as well, a start finds it under the other name.
                 let _ = self.disk.rename(&previous, &current);
             }
-            return Err(SaveError::at(Step::Commit, temporary)(error));
+            return Err(SaveError::at(SaveStep::Commit, temporary)(error));
         }
         self.disk.sync_folder(&self.path).map_err(|error| SaveError {
             is_in_place: true,
-            ..SaveError::at(Step::Sync, &self.path)(error)
+            ..SaveError::at(SaveStep::Sync, &self.path)(error)
         })
     }
 
     /// Finds the latest snapshot that is whole and this tracker's own. What is not, is set aside
     /// under a name with `now` in it; what was never finished is removed.
-    pub fn find(&self, now: Now) -> Found<D> {
+    pub fn find(&self, now: Now) -> FoundSnapshots<D> {
         self.find_with_progress(now, &mut || {})
     }
 
     /// As [`Self::find`]; calls `progress` after each block that is read.
-    pub fn find_with_progress(&self, now: Now, progress: &mut dyn FnMut()) -> Found<D> {
+    pub fn find_with_progress(&self, now: Now, progress: &mut dyn FnMut()) -> FoundSnapshots<D> {
         // If it cannot be removed, the next save says so.
         let _ = self.remove_if_there(&self.path.join(TEMPORARY));
         let mut aside = Vec::new();
@@ -232,11 +234,12 @@ impl<D: Disk> Folder<D> {
                 Err(error) if error.kind() == ErrorKind::NotFound => continue,
                 input => input,
             };
-            let opened =
-                input.map_err(Fault::Io).and_then(|it| Snapshot::open_with_progress(it, progress));
+            let opened = input
+                .map_err(SnapshotError::Io)
+                .and_then(|it| Snapshot::open_with_progress(it, progress));
             let (kind, reason) = match opened {
                 Ok(it) if it.header().tracker == self.tracker => {
-                    return Found { snapshot: Some((it, path)), aside };
+                    return FoundSnapshots { snapshot: Some((it, path)), aside };
                 }
                 Ok(_) => ("foreign".to_owned(), OF_ANOTHER.to_owned()),
                 Err(fault) => (fault.kind(), fault.to_string()),
@@ -244,7 +247,7 @@ impl<D: Disk> Folder<D> {
             let name = self.set_aside(&path, &kind, now);
             aside.push(Aside { path, reason, kind, name });
         }
-        Found { snapshot: None, aside }
+        FoundSnapshots { snapshot: None, aside }
     }
 
     /// Gives a file that is of no use a name under which it stays.
@@ -318,9 +321,9 @@ const SESSIONS_PER_SLICE: usize = 1024;
 fn write_all<W: Write>(
     file: W,
     header: &Header,
-    ((store, keys), at): ((&Store, &Keys), Now),
+    ((store, keys), at): ((&Store, &PasskeyTable), Now),
     between: &mut dyn FnMut() -> io::Result<()>,
-) -> io::Result<(W, Contents)> {
+) -> io::Result<(W, SnapshotCounts)> {
     let completed = store.totals().completed;
     let mut export = StoreExport::new(at);
     let (mut batch, mut writer) = (ExportBatch::default(), Writer::new(file, header)?);

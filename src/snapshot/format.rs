@@ -64,7 +64,7 @@ pub(super) const MAGIC: [u8; 8] = *b"skepsnap";
 pub(super) const END: [u8; 8] = *b"skepends";
 
 /// Who wrote a snapshot: 16 random bytes that a tracker keeps beside its snapshots.
-pub type Identity = [u8; 16];
+pub type TrackerId = [u8; 16];
 
 /// What a snapshot says of itself at its beginning.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -74,14 +74,14 @@ pub struct Header {
     /// When it was taken, in seconds since the Unix epoch.
     pub at_s: u64,
     /// Who wrote it.
-    pub tracker: Identity,
+    pub tracker: TrackerId,
     /// The version of skep that did; printable ASCII.
     pub build: String,
 }
 
 /// How much is in a snapshot.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Contents {
+pub struct SnapshotCounts {
     /// Bytes of the file.
     pub bytes: u64,
     /// Blocks of all kinds.
@@ -102,7 +102,7 @@ pub(super) struct RawHeader {
     pub(super) version: U32,
     pub(super) zero: U32,
     pub(super) at_s: U64,
-    pub(super) tracker: Identity,
+    pub(super) tracker: TrackerId,
     pub(super) build: [u8; 20],
     pub(super) crc: U32,
 }

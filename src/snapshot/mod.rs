@@ -15,8 +15,10 @@ mod restore;
 mod writer;
 
 pub use disk::{Disk, Os};
-pub use folder::{Aside, CURRENT, Folder, Found, PREVIOUS, SaveError, Saved, Step, TEMPORARY};
-pub use format::{BLOCK_BYTES_MAX, Contents, Header, Identity, VERSION};
-pub use reader::{Block, Fault, Snapshot, read_header};
+pub use folder::{
+    Aside, CURRENT, Folder, FoundSnapshots, PREVIOUS, SaveError, SaveStep, Saved, TEMPORARY,
+};
+pub use format::{BLOCK_BYTES_MAX, Header, SnapshotCounts, TrackerId, VERSION};
+pub use reader::{Block, Snapshot, SnapshotError, read_header};
 pub use restore::Restore;
 pub use writer::Writer;

@@ -9,8 +9,8 @@ use zerocopy::byteorder::little_endian::U32;
 use zerocopy::{FromBytes, FromZeros as _, IntoBytes};
 
 use super::format::{
-    BLOCK_BYTES_MAX, BlockHead, Contents, END, ENTRY_BYTES, FOOTER_BYTES, Footer, HEAD_BYTES,
-    HEADER_BYTES, Header, KIND_SESSIONS, KIND_SWARMS, KeyHead, MAGIC, RawHeader, TableEntry,
+    BLOCK_BYTES_MAX, BlockHead, END, ENTRY_BYTES, FOOTER_BYTES, Footer, HEAD_BYTES, HEADER_BYTES,
+    Header, KIND_SESSIONS, KIND_SWARMS, KeyHead, MAGIC, RawHeader, SnapshotCounts, TableEntry,
     TorrentHead, VERSION, VERSION_MIN,
 };
 use crate::access::passkey::Totals;
@@ -19,7 +19,7 @@ use crate::store::{SavedPeer, SavedPeerV4, TorrentPart};
 
 /// Why a file is of no use.
 #[derive(Debug)]
-pub enum Fault {
+pub enum SnapshotError {
     /// It cannot be read.
     Io(io::Error),
     /// It is whole as far as can be told, but of a version that this skep does not know.
@@ -33,7 +33,7 @@ pub enum Fault {
     },
 }
 
-impl fmt::Display for Fault {
+impl fmt::Display for SnapshotError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Io(error) => write!(f, "it cannot be read: {error}"),
@@ -48,9 +48,9 @@ impl fmt::Display for Fault {
     }
 }
 
-impl std::error::Error for Fault {}
+impl std::error::Error for SnapshotError {}
 
-impl Fault {
+impl SnapshotError {
     /// The same in a word, for the name under which the file is kept.
     pub fn kind(&self) -> String {
         match self {
@@ -61,14 +61,14 @@ impl Fault {
     }
 }
 
-impl From<io::Error> for Fault {
+impl From<io::Error> for SnapshotError {
     fn from(error: io::Error) -> Self {
         Self::Io(error)
     }
 }
 
-fn damaged(what: &'static str, offset: u64) -> Fault {
-    Fault::Damaged { what, offset }
+fn damaged(what: &'static str, offset: u64) -> SnapshotError {
+    SnapshotError::Damaged { what, offset }
 }
 
 /// A snapshot that is whole.
@@ -76,7 +76,7 @@ fn damaged(what: &'static str, offset: u64) -> Fault {
 pub struct Snapshot<R> {
     input: R,
     header: Header,
-    contents: Contents,
+    contents: SnapshotCounts,
     /// Where the next block begins.
     offset: u64,
     /// Where blocks end.
@@ -97,8 +97,8 @@ impl<R: Read + Seek> Snapshot<R> {
     /// Reads a snapshot from its first byte to its last.
     ///
     /// # Errors
-    /// [`Fault`] with the first thing that is wrong.
-    pub fn open(input: R) -> Result<Self, Fault> {
+    /// [`SnapshotError`] with the first thing that is wrong.
+    pub fn open(input: R) -> Result<Self, SnapshotError> {
         Self::open_with_progress(input, &mut || {})
     }
 
@@ -106,7 +106,10 @@ impl<R: Read + Seek> Snapshot<R> {
     ///
     /// # Errors
     /// Above.
-    pub fn open_with_progress(mut input: R, progress: &mut dyn FnMut()) -> Result<Self, Fault> {
+    pub fn open_with_progress(
+        mut input: R,
+        progress: &mut dyn FnMut(),
+    ) -> Result<Self, SnapshotError> {
         let bytes = input.seek(SeekFrom::End(0))?;
         if bytes < (HEADER_BYTES + FOOTER_BYTES) as u64 {
             return Err(damaged("too short for a snapshot", bytes));
@@ -116,7 +119,7 @@ impl<R: Read + Seek> Snapshot<R> {
         let offset = bytes - FOOTER_BYTES as u64;
         input.seek(SeekFrom::Start(offset))?;
         let footer = read_footer(&mut input, offset)?;
-        let contents = Contents {
+        let contents = SnapshotCounts {
             bytes,
             blocks: footer.blocks.get(),
             torrents: footer.torrents.get(),
@@ -136,7 +139,7 @@ impl<R: Read + Seek> Snapshot<R> {
     }
 
     /// How much is in it.
-    pub fn contents(&self) -> &Contents {
+    pub fn contents(&self) -> &SnapshotCounts {
         &self.contents
     }
 
@@ -144,7 +147,7 @@ impl<R: Read + Seek> Snapshot<R> {
     ///
     /// # Errors
     /// Those of the input.
-    pub fn rewind(&mut self) -> Result<(), Fault> {
+    pub fn rewind(&mut self) -> Result<(), SnapshotError> {
         self.offset = HEADER_BYTES as u64;
         self.input.seek(SeekFrom::Start(self.offset))?;
         Ok(())
@@ -153,8 +156,8 @@ impl<R: Read + Seek> Snapshot<R> {
     /// Reads the next block, in place of what is there; false once there is no more.
     ///
     /// # Errors
-    /// [`Fault`] where the input is not what it was any more.
-    pub fn next(&mut self, block: &mut Block) -> Result<bool, Fault> {
+    /// [`SnapshotError`] where the input is not what it was any more.
+    pub fn next(&mut self, block: &mut Block) -> Result<bool, SnapshotError> {
         let left = self.table.saturating_sub(self.offset);
         if left == 0 {
             return Ok(false);
@@ -180,7 +183,7 @@ impl<R: Read + Seek> Snapshot<R> {
     }
 
     /// Compares blocks, table and footer with each other.
-    fn verify(&mut self, footer: &Footer, progress: &mut dyn FnMut()) -> Result<(), Fault> {
+    fn verify(&mut self, footer: &Footer, progress: &mut dyn FnMut()) -> Result<(), SnapshotError> {
         let blocks = self.contents.blocks;
         let table_bytes = blocks.checked_mul(ENTRY_BYTES as u64);
         let ends = [HEADER_BYTES as u64 + FOOTER_BYTES as u64, self.table];
@@ -191,7 +194,7 @@ impl<R: Read + Seek> Snapshot<R> {
         }
         self.rewind()?;
         let (mut block, mut expected) = (Block::default(), 0);
-        let mut found = Contents { bytes: self.contents.bytes, ..Contents::default() };
+        let mut found = SnapshotCounts { bytes: self.contents.bytes, ..SnapshotCounts::default() };
         while self.next(&mut block)? {
             let (torrents, peers) = block.count()?;
             found.blocks += 1;
@@ -212,7 +215,7 @@ impl<R: Read + Seek> Snapshot<R> {
     }
 
     /// The checksum of the table, which the input is at.
-    fn table_checksum(&mut self) -> Result<u32, Fault> {
+    fn table_checksum(&mut self) -> Result<u32, SnapshotError> {
         let mut checksum = 0;
         for at in 0..self.contents.blocks {
             let mut entry = TableEntry::new_zeroed();
@@ -228,8 +231,8 @@ impl<R: Read + Seek> Snapshot<R> {
 /// looked at.
 ///
 /// # Errors
-/// [`Fault`] where it does not begin as snapshots do.
-pub fn read_header(input: &mut impl Read) -> Result<Header, Fault> {
+/// [`SnapshotError`] where it does not begin as snapshots do.
+pub fn read_header(input: &mut impl Read) -> Result<Header, SnapshotError> {
     let mut raw = RawHeader::new_zeroed();
     read(input, raw.as_mut_bytes(), 0)?;
     if raw.magic != MAGIC {
@@ -240,14 +243,14 @@ pub fn read_header(input: &mut impl Read) -> Result<Header, Fault> {
     }
     let version = raw.version.get();
     if !(VERSION_MIN..=VERSION).contains(&version) {
-        return Err(Fault::Version(version));
+        return Err(SnapshotError::Version(version));
     }
     let build = raw.build.iter().copied().take_while(u8::is_ascii_graphic);
     let build = build.map(char::from).collect();
     Ok(Header { version, at_s: raw.at_s.get(), tracker: raw.tracker, build })
 }
 
-fn read_footer(input: &mut impl Read, offset: u64) -> Result<Footer, Fault> {
+fn read_footer(input: &mut impl Read, offset: u64) -> Result<Footer, SnapshotError> {
     let mut footer = Footer::new_zeroed();
     read(input, footer.as_mut_bytes(), offset)?;
     if footer.end != END {
@@ -260,10 +263,10 @@ fn read_footer(input: &mut impl Read, offset: u64) -> Result<Footer, Fault> {
 }
 
 /// Fills `bytes` from what was there a moment ago.
-fn read(input: &mut impl Read, bytes: &mut [u8], offset: u64) -> Result<(), Fault> {
+fn read(input: &mut impl Read, bytes: &mut [u8], offset: u64) -> Result<(), SnapshotError> {
     input.read_exact(bytes).map_err(|error| match error.kind() {
         ErrorKind::UnexpectedEof => damaged("it ends too early", offset),
-        _ => Fault::Io(error),
+        _ => SnapshotError::Io(error),
     })
 }
 
@@ -276,13 +279,13 @@ impl Block {
     }
 
     /// Its passkeys and parts of such, likewise.
-    pub fn keys(&self) -> Keys<'_> {
+    pub fn keys(&self) -> PasskeyRecords<'_> {
         let is_known = self.kind == KIND_SESSIONS;
-        Keys { rest: if is_known { &self.payload } else { &[] }, block: self }
+        PasskeyRecords { rest: if is_known { &self.payload } else { &[] }, block: self }
     }
 
     /// How many torrents and peers there are, if all there is can be read.
-    fn count(&self) -> Result<(u64, u64), Fault> {
+    fn count(&self) -> Result<(u64, u64), SnapshotError> {
         self.keys().try_for_each(|it| it.map(drop))?;
         let (mut torrents, mut peers) = (0, 0);
         for torrent in self.torrents() {
@@ -310,7 +313,7 @@ pub struct Torrents<'a> {
 }
 
 impl<'a> Iterator for Torrents<'a> {
-    type Item = Result<TorrentPart<'a>, Fault>;
+    type Item = Result<TorrentPart<'a>, SnapshotError>;
 
     fn next(&mut self) -> Option<Self::Item> {
         if self.rest.is_empty() {
@@ -325,13 +328,13 @@ impl<'a> Iterator for Torrents<'a> {
 
 /// The passkeys of a block.
 #[derive(Debug)]
-pub struct Keys<'a> {
+pub struct PasskeyRecords<'a> {
     rest: &'a [u8],
     block: &'a Block,
 }
 
-impl<'a> Iterator for Keys<'a> {
-    type Item = Result<SavedKey<'a>, Fault>;
+impl<'a> Iterator for PasskeyRecords<'a> {
+    type Item = Result<SavedKey<'a>, SnapshotError>;
 
     fn next(&mut self) -> Option<Self::Item> {
         if self.rest.is_empty() {
@@ -396,7 +399,7 @@ mod tests {
         ExportBatch { torrents: vec![torrent], v4, v6: Vec::new() }
     }
 
-    fn open(bytes: &[u8]) -> Result<Snapshot<Cursor<&[u8]>>, Fault> {
+    fn open(bytes: &[u8]) -> Result<Snapshot<Cursor<&[u8]>>, SnapshotError> {
         Snapshot::open(Cursor::new(bytes))
     }
 
@@ -478,7 +481,7 @@ mod tests {
             writer.add_torrents_of(payload, torrents).unwrap();
             let bytes = writer.finish(0).unwrap().0;
             let fault = open(&bytes).unwrap_err();
-            assert!(matches!(fault, Fault::Damaged { offset: 64, .. }), "{fault}");
+            assert!(matches!(fault, SnapshotError::Damaged { offset: 64, .. }), "{fault}");
         }
         for payload in [&[0xff; 60][..], &[0; 59]] {
             let mut writer = Writer::new(Vec::new(), &HEADER).unwrap();

@@ -5,8 +5,8 @@ use std::io::{Read, Seek};
 
 use fastrand::Rng;
 
-use super::reader::{Block, Fault, Snapshot};
-use crate::access::passkey::Keys;
+use super::reader::{Block, Snapshot, SnapshotError};
+use crate::access::passkey::PasskeyTable;
 use crate::access::sessions;
 use crate::store::{RestoreCounts, RestoreOptions, Store};
 use crate::time::Now;
@@ -32,7 +32,7 @@ impl<R: Read + Seek> Restore<R> {
     ///
     /// # Errors
     /// As there.
-    pub fn restore_sessions(&self, keys: &Keys, now: Now) -> Result<(), Fault> {
+    pub fn restore_sessions(&self, keys: &PasskeyTable, now: Now) -> Result<(), SnapshotError> {
         let (at, peer_age_s_max) = (self.at(), self.peer_age_s_max);
         let terms = sessions::Terms { at, now, peer_age_s_max };
         for key in self.block.keys() {
@@ -48,9 +48,9 @@ impl<R: Read + Seek> Restore<R> {
     /// Restores the swarms of the next block; false once there is no more.
     ///
     /// # Errors
-    /// [`Fault`] where the file is not any more what it was when it was judged. What was restored
+    /// [`SnapshotError`] where the file is not any more what it was when it was judged. What was restored
     /// before stays: it was right.
-    pub fn step(&mut self, store: &Store, now: Now) -> Result<bool, Fault> {
+    pub fn step(&mut self, store: &Store, now: Now) -> Result<bool, SnapshotError> {
         if !self.snapshot.next(&mut self.block)? {
             store.restore_completed(self.snapshot.contents().completed);
             return Ok(false);

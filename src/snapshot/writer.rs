@@ -6,8 +6,8 @@ use std::io::{self, Write};
 use zerocopy::IntoBytes as _;
 
 use super::format::{
-    BLOCK_BYTES_MAX, BlockHead, Contents, EMPTY_BYTES, END, FOOTER_BYTES, Footer, HEAD_BYTES,
-    HEADER_BYTES, Header, KEY_BYTES, KIND_SESSIONS, KIND_SWARMS, KeyHead, MAGIC, RawHeader,
+    BLOCK_BYTES_MAX, BlockHead, EMPTY_BYTES, END, FOOTER_BYTES, Footer, HEAD_BYTES, HEADER_BYTES,
+    Header, KEY_BYTES, KIND_SESSIONS, KIND_SWARMS, KeyHead, MAGIC, RawHeader, SnapshotCounts,
     TORRENT_BYTES, TableEntry,
 };
 use crate::access::sessions::{SavedKey, SavedSession};
@@ -26,7 +26,7 @@ pub struct Writer<W> {
     /// Torrents in it.
     torrents: u32,
     table: Vec<TableEntry>,
-    contents: Contents,
+    contents: SnapshotCounts,
 }
 
 impl<W: Write> Writer<W> {
@@ -50,7 +50,7 @@ impl<W: Write> Writer<W> {
         };
         raw.crc = raw.checksum().into();
         output.write_all(raw.as_bytes())?;
-        let contents = Contents { bytes: HEADER_BYTES as u64, ..Contents::default() };
+        let contents = SnapshotCounts { bytes: HEADER_BYTES as u64, ..SnapshotCounts::default() };
         let payload = Vec::with_capacity(BLOCK_BYTES_MAX);
         let (kind, torrents, table) = (KIND_SWARMS, 0, Vec::new());
         Ok(Self { output, payload, kind, torrents, table, contents })
@@ -182,7 +182,7 @@ impl<W: Write> Writer<W> {
     ///
     /// # Errors
     /// Those of the output.
-    pub fn finish(mut self, completed: u64) -> io::Result<(W, Contents)> {
+    pub fn finish(mut self, completed: u64) -> io::Result<(W, SnapshotCounts)> {
         self.end_block()?;
         let table = self.table.as_bytes();
         let mut footer = Footer {
@@ -200,7 +200,7 @@ impl<W: Write> Writer<W> {
         self.output.write_all(footer.as_bytes())?;
         self.output.flush()?;
         let bytes = self.contents.bytes + table.len() as u64 + FOOTER_BYTES as u64;
-        Ok((self.output, Contents { bytes, completed, ..self.contents }))
+        Ok((self.output, SnapshotCounts { bytes, completed, ..self.contents }))
     }
 }
 

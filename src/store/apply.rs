@@ -19,7 +19,7 @@ use super::peer::{Endpoint, PeerRecord, PeerRecordV4};
 use super::peer_list::{ApplyResult, PeerChange, PeerList, SwarmContext};
 use super::raw::{LargeSwarmPtr, PeerBlock};
 use super::swarm::{CompletedCount, SmallLayout, Swarm};
-use crate::types::{Contact, Kind};
+use crate::types::{Contact, PeerKind};
 
 /// Bytes that the layout which holds everything takes more than any other for the same peers, and
 /// a newcomer of any kind: heads and new groups.
@@ -36,21 +36,21 @@ pub(super) fn apply(
     context: &mut AnnounceContext<'_>,
     address: IpAddr,
     contact: Contact,
-) -> (Swarm, Kind, ApplyResult) {
+) -> (Swarm, PeerKind, ApplyResult) {
     match (contact, address) {
         (Contact::Port(port), IpAddr::V4(address)) => {
             let endpoint = Endpoint::new(address.octets(), port);
             let (swarm, applied) = apply_v4(swarm, context, endpoint);
-            (swarm, Kind::V4, applied)
+            (swarm, PeerKind::V4, applied)
         }
         (Contact::Port(port), IpAddr::V6(address)) => {
             let endpoint = Endpoint::new(address.octets(), port);
             let (swarm, applied) = apply_family(swarm, context, endpoint);
-            (swarm, Kind::V6, applied)
+            (swarm, PeerKind::V6, applied)
         }
         (Contact::Web(peer), _) => {
             let (swarm, applied) = apply_web(swarm, context, Endpoint::of_web(peer));
-            (swarm, Kind::Web, applied)
+            (swarm, PeerKind::Web, applied)
         }
     }
 }

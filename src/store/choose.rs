@@ -9,7 +9,7 @@ use super::peer::{Endpoint, PeerRecord, Role};
 use super::peer_list::PeerList;
 use super::sampling::{CandidatePool, CapScope, write_sample};
 use super::swarm::Swarm;
-use crate::types::{Kind, Scope};
+use crate::types::{PeerKind, Scope};
 
 /// Who is given peers.
 #[derive(Clone, Copy)]
@@ -19,7 +19,7 @@ pub(super) struct Requester {
     /// What it does.
     pub(super) role: Role,
     /// Its kind.
-    pub(super) kind: Kind,
+    pub(super) kind: PeerKind,
     /// Where it stands among those of its kind and scope, unless it is not stored.
     pub(super) position: Option<usize>,
 }
@@ -27,7 +27,7 @@ pub(super) struct Requester {
 impl Requester {
     /// Where the requester stands among those of a kind that it may be given.
     #[inline]
-    fn own_in(self, kind: Kind) -> Option<usize> {
+    fn own_in(self, kind: PeerKind) -> Option<usize> {
         // One that only uploads is given those that want data; it stands behind them itself.
         self.position.filter(|_| self.role.wants_data() && self.kind == kind)
     }
@@ -59,7 +59,7 @@ pub(super) fn choose(
     requester: Requester,
     buffers: &mut PeerBuffers<'_>,
     random: &mut Rng,
-) -> [[usize; Kind::ALL.len()]; 2] {
+) -> [[usize; PeerKind::ALL.len()]; 2] {
     let Requester { scope, role, .. } = requester;
     match swarm {
         Swarm::Inline(record, _) if requester.position.is_none() => {
@@ -78,10 +78,10 @@ pub(super) fn choose(
             [[0, write_sample(&pool, random, buffers.v6), 0], [0, pool.available(), 0]]
         }
         Swarm::Large(large) => {
-            let v4 = pool_of(&large.v4, scope, role, requester.own_in(Kind::V4));
-            let v6 = pool_of(&large.v6, scope, role, requester.own_in(Kind::V6));
+            let v4 = pool_of(&large.v4, scope, role, requester.own_in(PeerKind::V4));
+            let v6 = pool_of(&large.v6, scope, role, requester.own_in(PeerKind::V6));
             let web = large.web.as_deref().map_or(&[][..], std::slice::from_ref);
-            let web = pool_of(web, Scope::Public, role, requester.own_in(Kind::Web));
+            let web = pool_of(web, Scope::Public, role, requester.own_in(PeerKind::Web));
             let bytes = [
                 write_sample(&v4, random, buffers.v4),
                 write_sample(&v6, random, buffers.v6),

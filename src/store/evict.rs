@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use super::peer::{Endpoint, PeerRecord};
 use super::peer_list::{PeerList, all_on_probation};
-use super::raw::{Key, LockedShard, PackedSwarm, buckets_capacity};
+use super::raw::{LockedShard, PackedSwarm, TableKey, buckets_capacity};
 use super::swarm::Swarm;
 use super::{ShardTotals, Store, add};
 
@@ -39,7 +39,7 @@ impl Store {
     /// Evicts torrents other than that of `key`. While there are torrents without peers whose
     /// eviction helps, no other is evicted.
     #[cold]
-    pub(super) fn evict(&self, shard: &mut LockedShard<'_>, key: Key<'_>, shortage: Shortage) {
+    pub(super) fn evict(&self, shard: &mut LockedShard<'_>, key: TableKey<'_>, shortage: Shortage) {
         let has_room = match shortage {
             Shortage::Bucket => self.empty_a_bucket(shard, key),
             Shortage::Bytes => self.halve(shard, key),
@@ -60,7 +60,7 @@ impl Store {
     /// Evicts torrents without peers, from where the latest search ended: the oldest of those that
     /// are found, and as many as it takes for a bucket that anybody can use. Returns whether there
     /// is one.
-    fn empty_a_bucket(&self, shard: &mut LockedShard<'_>, key: Key<'_>) -> bool {
+    fn empty_a_bucket(&self, shard: &mut LockedShard<'_>, key: TableKey<'_>) -> bool {
         for _ in 0..SEARCHES_MAX {
             if self.totals[shard.number()].without_peers() == 0 {
                 return false;
@@ -89,7 +89,7 @@ impl Store {
     /// peers takes a bucket only, so bytes come of many at once. The oldest are evicted, until a
     /// quarter of the half is free. One look at each bucket, and one move of those that stay: no
     /// more than the growth cost that is undone, and as rarely. Returns whether it was halved.
-    fn halve(&self, shard: &mut LockedShard<'_>, key: Key<'_>) -> bool {
+    fn halve(&self, shard: &mut LockedShard<'_>, key: TableKey<'_>) -> bool {
         let half = buckets_capacity(shard.buckets() / 2);
         let kept_max = half / 4 * 3;
         let without_peers = self.totals[shard.number()].without_peers();
@@ -184,7 +184,7 @@ impl EvictionCandidates {
 /// `key` that `rank` ranks.
 fn search(
     shard: &mut LockedShard<'_>,
-    key: Key<'_>,
+    key: TableKey<'_>,
     rank: impl Fn(&PackedSwarm) -> Option<u32>,
 ) -> EvictionCandidates {
     let mut found = EvictionCandidates { buckets: [(0, 0); SEARCHED_BUCKETS], count: 0 };

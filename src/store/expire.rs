@@ -14,7 +14,7 @@ use super::raw::{LargeSwarmPtr, PeerBlock};
 use super::swarm::{SmallLayout, Swarm};
 use super::{ShardTotals, Store};
 use crate::time::Now;
-use crate::types::{InfoHash, Kind};
+use crate::types::{InfoHash, PeerKind};
 
 /// When something is forgotten.
 #[derive(Clone, Copy, Debug)]
@@ -210,7 +210,7 @@ impl ShardExpiry<'_> {
             Swarm::Inline(record, completed)
                 if record.meta().age_s(now) > self.limits.peer_age_s_max =>
             {
-                self.totals.leave(Kind::V4, record.meta().role());
+                self.totals.leave(PeerKind::V4, record.meta().role());
                 Swarm::empty(completed, now)
             }
             Swarm::SmallV4(block) => self.expire_small(block, looks),

@@ -16,7 +16,7 @@ use super::peer_list::{ApplyResult, PeerList, Placement, RoleCounts, SwarmContex
 use super::raw::{BLOCK_RECORDS_MAX, PeerBlock};
 use super::swarm::CompletedCount;
 use crate::time::Now;
-use crate::types::{Kind, Scope};
+use crate::types::{PeerKind, Scope};
 
 /// One swarm's groups; at most one of each kind and scope.
 #[derive(Default)]
@@ -51,27 +51,27 @@ impl LargeSwarm {
     /// The network and the silence of the peer of such a number; `None` of a local one.
     fn look(&self, number: usize, now: Now) -> Option<(PeerNetwork, u32)> {
         match self.locate(number) {
-            (Kind::V4, group, at) => self.v4[group].look(at, now),
-            (Kind::V6, group, at) => self.v6[group].look(at, now),
-            (Kind::Web, _, at) => self.web.as_ref()?.look(at, now),
+            (PeerKind::V4, group, at) => self.v4[group].look(at, now),
+            (PeerKind::V6, group, at) => self.v6[group].look(at, now),
+            (PeerKind::Web, _, at) => self.web.as_ref()?.look(at, now),
         }
     }
 
     /// Of which kind the peer of such a number is, in which group of that kind, and where there.
-    fn locate(&self, mut number: usize) -> (Kind, usize, usize) {
+    fn locate(&self, mut number: usize) -> (PeerKind, usize, usize) {
         for (at, group) in self.v4.iter().enumerate() {
             match number.checked_sub(group.records().len()) {
-                None => return (Kind::V4, at, number),
+                None => return (PeerKind::V4, at, number),
                 Some(rest) => number = rest,
             }
         }
         for (at, group) in self.v6.iter().enumerate() {
             match number.checked_sub(group.records().len()) {
-                None => return (Kind::V6, at, number),
+                None => return (PeerKind::V6, at, number),
                 Some(rest) => number = rest,
             }
         }
-        (Kind::Web, 0, number)
+        (PeerKind::Web, 0, number)
     }
 
     /// Replaces a peer of this swarm, which is full, by a newcomer. `own` finds the group
@@ -99,7 +99,7 @@ impl LargeSwarm {
         // Only public peers are overrepresented, and of each kind they are in one group; those of
         // WebRTC are in one whatever their scope.
         let own_kind = Endpoint::<ADDRESS>::KIND;
-        if kind == own_kind && (own_kind == Kind::Web || context.scope == Scope::Public) {
+        if kind == own_kind && (own_kind == PeerKind::Web || context.scope == Scope::Public) {
             return own(self).enter(context, endpoint, role, Placement::Of(at), others);
         }
         let applied = own(self).enter(context, endpoint, role, Placement::Own, others);
@@ -107,9 +107,9 @@ impl LargeSwarm {
             return applied; // there is no memory for it, so nobody goes
         }
         let gone = match kind {
-            Kind::V4 => self.v4[group].remove(at, context.keys),
-            Kind::V6 => self.v6[group].remove(at, context.keys),
-            Kind::Web => match &mut self.web {
+            PeerKind::V4 => self.v4[group].remove(at, context.keys),
+            PeerKind::V6 => self.v6[group].remove(at, context.keys),
+            PeerKind::Web => match &mut self.web {
                 Some(web) => web.remove(at, context.keys),
                 None => return applied,
             },

@@ -51,7 +51,7 @@ pub use peer::{PEER_AGE_S_LIMIT, Role, TICK_S};
 pub use peer_list::PeerChange;
 pub use restore::{RestoreCounts, RestoreOptions, TorrentPart};
 
-use crate::types::{Contact, InfoHash, Kind, Scope, ScrapeEntry};
+use crate::types::{Contact, InfoHash, PeerKind, Scope, ScrapeEntry};
 use choose::{Requester, choose};
 use memory::{ShardAccount, StoreMemory};
 use peer_list::ApplyResult;
@@ -88,10 +88,10 @@ pub struct StoreTotals {
     pub torrents: u64,
     /// Torrents that have peers.
     pub active_torrents: u64,
-    /// Complete peers by [`Kind`].
-    pub seeders: [u64; Kind::ALL.len()],
-    /// Incomplete peers by [`Kind`].
-    pub leechers: [u64; Kind::ALL.len()],
+    /// Complete peers by [`PeerKind`].
+    pub seeders: [u64; PeerKind::ALL.len()],
+    /// Incomplete peers by [`PeerKind`].
+    pub leechers: [u64; PeerKind::ALL.len()],
     /// Downloads completed, counted since start and before what was restored.
     pub completed: u64,
 }
@@ -102,8 +102,8 @@ pub struct StoreTotals {
 struct ShardTotals {
     torrents: AtomicU64,
     active_torrents: AtomicU64,
-    seeders: [AtomicU64; Kind::ALL.len()],
-    leechers: [AtomicU64; Kind::ALL.len()],
+    seeders: [AtomicU64; PeerKind::ALL.len()],
+    leechers: [AtomicU64; PeerKind::ALL.len()],
     completed: AtomicU64,
     evicted: AtomicU64,
     account: ShardAccount,
@@ -115,20 +115,20 @@ fn add(count: &AtomicU64, n: u64) {
 }
 
 impl ShardTotals {
-    fn by_role(&self, kind: Kind, role: Role) -> &AtomicU64 {
+    fn by_role(&self, kind: PeerKind, role: Role) -> &AtomicU64 {
         match role {
             Role::Seeder => &self.seeders[kind as usize],
             Role::Leecher | Role::Paused => &self.leechers[kind as usize],
         }
     }
 
-    fn leave(&self, kind: Kind, role: Role) {
+    fn leave(&self, kind: PeerKind, role: Role) {
         add(self.by_role(kind, role), u64::MAX);
     }
 
     /// Notes what an announce did to a swarm that has `peers` peers after it.
     #[inline]
-    fn note(&self, kind: Kind, applied: &ApplyResult, peers: u32) {
+    fn note(&self, kind: PeerKind, applied: &ApplyResult, peers: u32) {
         if applied.before != applied.after {
             if let Some(role) = applied.before {
                 self.leave(kind, role);
@@ -215,10 +215,10 @@ pub struct AnnounceResult {
     pub seeders: u32,
     /// Incomplete peers of the whole swarm.
     pub leechers: u32,
-    /// Bytes written for each kind of peer, by [`Kind`].
-    pub bytes: [usize; Kind::ALL.len()],
-    /// How many peers of each kind were chosen from, by [`Kind`].
-    pub available: [usize; Kind::ALL.len()],
+    /// Bytes written for each kind of peer, by [`PeerKind`].
+    pub bytes: [usize; PeerKind::ALL.len()],
+    /// How many peers of each kind were chosen from, by [`PeerKind`].
+    pub available: [usize; PeerKind::ALL.len()],
     /// Whether the peer is in the swarm, if it was to be.
     pub stored: Stored,
     /// When the peer had announced before, if it was in the swarm: the first second of the
@@ -260,7 +260,7 @@ impl Store {
             let completed = shard.completed.load(Ordering::Relaxed);
             sum.completed = sum.completed.saturating_add(completed);
             sum.active_torrents += shard.active_torrents.load(Ordering::Relaxed);
-            for at in 0..Kind::ALL.len() {
+            for at in 0..PeerKind::ALL.len() {
                 sum.seeders[at] += shard.seeders[at].load(Ordering::Relaxed);
                 sum.leechers[at] += shard.leechers[at].load(Ordering::Relaxed);
             }
@@ -315,7 +315,8 @@ impl Store {
         random: &mut Rng,
     ) -> AnnounceResult {
         // The kind does not matter to one that has no position.
-        let reader = Requester { scope: Scope::of(address), role, kind: Kind::V4, position: None };
+        let reader =
+            Requester { scope: Scope::of(address), role, kind: PeerKind::V4, position: None };
         let look = |swarm: &Swarm| {
             let [bytes, available] = choose(swarm, reader, buffers, random);
             AnnounceResult { bytes, available, ..SwarmStats::of(swarm).result() }

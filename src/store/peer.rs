@@ -19,7 +19,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::time::Now;
-use crate::types::{Kind, Scope, WebPeer};
+use crate::types::{PeerKind, Scope, WebPeer};
 
 /// Seconds in a tick: how precisely ages are known.
 pub const TICK_S: u32 = 8;
@@ -93,10 +93,10 @@ impl<const ADDRESS: usize> Endpoint<ADDRESS> {
     }
 
     /// The kind of every such peer.
-    pub(super) const KIND: Kind = match ADDRESS {
-        4 => Kind::V4,
-        16 => Kind::V6,
-        _ => Kind::Web,
+    pub(super) const KIND: PeerKind = match ADDRESS {
+        4 => PeerKind::V4,
+        16 => PeerKind::V6,
+        _ => PeerKind::Web,
     };
 
     /// Whether hosts and networks can be told apart by the address: not those of WebRTC peers.
@@ -147,9 +147,9 @@ impl<const ADDRESS: usize> Endpoint<ADDRESS> {
         wide[..ADDRESS].copy_from_slice(&self.address);
         let [a, b, c, d, ..] = wide;
         match Self::KIND {
-            Kind::V4 => Scope::of_v4(Ipv4Addr::new(a, b, c, d)),
-            Kind::V6 => Scope::of_v6(Ipv6Addr::from(wide)),
-            Kind::Web => Scope::Public,
+            PeerKind::V4 => Scope::of_v4(Ipv4Addr::new(a, b, c, d)),
+            PeerKind::V6 => Scope::of_v6(Ipv6Addr::from(wide)),
+            PeerKind::Web => Scope::Public,
         }
     }
 
@@ -165,9 +165,9 @@ impl<const ADDRESS: usize> Endpoint<ADDRESS> {
         wide[..ADDRESS].copy_from_slice(&self.address);
         let [a, b, c, d, ..] = wide;
         let address: IpAddr = match Self::KIND {
-            Kind::V4 => Ipv4Addr::new(a, b, c, d).into(),
-            Kind::V6 => Ipv6Addr::from(wide).into(),
-            Kind::Web => return None,
+            PeerKind::V4 => Ipv4Addr::new(a, b, c, d).into(),
+            PeerKind::V6 => Ipv6Addr::from(wide).into(),
+            PeerKind::Web => return None,
         };
         Some((address, u16::from_be_bytes(self.port)).into())
     }
@@ -184,7 +184,7 @@ impl PeerNetwork {
     /// What stands above it, which starts with the same bits: an IPv4 /16, an IPv6 /32. Of WebRTC
     /// peers' there is nothing.
     pub(super) fn above(self) -> Self {
-        let bits = if self.0 == Kind::V6 as u8 { 32 } else { 16 };
+        let bits = if self.0 == PeerKind::V6 as u8 { 32 } else { 16 };
         Self(self.0, self.1 & (u64::MAX << (u64::BITS - bits)))
     }
 }

@@ -15,7 +15,7 @@ use super::context::AnnounceContext;
 use super::peer::{Endpoint, PeerMeta, PeerNetwork, PeerRecord, Role};
 use super::{Stored, full_swarm};
 use crate::time::Now;
-use crate::types::{Kind, Scope};
+use crate::types::{PeerKind, Scope};
 
 /// How many of each role a list holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -75,7 +75,7 @@ pub(super) struct ApplyResult {
     /// Whether a peer of another network was there when it was.
     pub(super) is_witnessed: bool,
     /// What the peer was that had to go for it.
-    pub(super) replaced: Option<(Kind, Role)>,
+    pub(super) replaced: Option<(PeerKind, Role)>,
     /// The role of a newcomer to a full swarm, which is not in it yet: one has to go for it.
     pub(super) waits: Option<Role>,
     /// Whether a peer that was to join did.

@@ -12,11 +12,11 @@ use super::buffers::Pinned;
 
 /// Memory as the kernel wants it aligned.
 #[repr(C, align(4096))]
-struct Page([u8; 4096]);
+struct AlignedPage([u8; 4096]);
 
 /// Entries for buffers on offer; the kernel takes them in order.
 pub(crate) struct BufferRing {
-    pages: Pinned<Page>,
+    pages: Pinned<AlignedPage>,
     mask: u16,
     tail: u16,
 }
@@ -25,7 +25,8 @@ impl BufferRing {
     /// Registers an empty ring for `count` buffers (a power of two).
     pub(crate) fn register(submitter: &Submitter<'_>, count: u16, group: u16) -> io::Result<Self> {
         let bytes = usize::from(count) * size_of::<BufRingEntry>();
-        let pages = Pinned::new(bytes.div_ceil(size_of::<Page>()), |_| Page([0; 4096]));
+        let pages =
+            Pinned::new(bytes.div_ceil(size_of::<AlignedPage>()), |_| AlignedPage([0; 4096]));
         let address = pages.pointer(0).as_ptr() as u64;
         // SAFETY: the pages hold `count` entries, and live until no receive needs them: whoever
         // drops them has ended all receives first (or leaks them instead), and the kernel holds

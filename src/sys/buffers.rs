@@ -73,7 +73,7 @@ impl<T> Drop for Pinned<T> {
 /// What belongs to one datagram. Not a power of two long, so that the payloads of a batch do not
 /// all fall into the same few cache sets.
 #[repr(C, align(64))]
-pub(crate) struct Slot {
+pub(crate) struct DatagramSlot {
     pub(crate) address: RawAddress,
     pub(crate) control: [u8; CONTROL_BYTES],
     part: libc::iovec,
@@ -83,7 +83,7 @@ pub(crate) struct Slot {
 /// Slots, and the headers that point at them, index by index.
 pub(crate) struct Datagrams {
     pub(crate) headers: Pinned<libc::mmsghdr>,
-    pub(crate) slots: Pinned<Slot>,
+    pub(crate) slots: Pinned<DatagramSlot>,
 }
 
 // SAFETY: the headers point into `slots` alone, which lie where they are while this value moves.
@@ -92,7 +92,7 @@ unsafe impl Send for Datagrams {}
 impl Datagrams {
     /// Room for `count` datagrams.
     pub(crate) fn new(count: usize) -> Self {
-        let slots = Pinned::new(count, |_| Slot {
+        let slots = Pinned::new(count, |_| DatagramSlot {
             address: RawAddress::NONE,
             control: [0; CONTROL_BYTES],
             part: libc::iovec { iov_base: ptr::null_mut(), iov_len: 0 },
@@ -132,7 +132,7 @@ impl Datagrams {
 }
 
 /// A header whose one part is the slot's whole payload; lengths are set per use.
-fn header_of(slots: &Pinned<Slot>, index: usize) -> libc::mmsghdr {
+fn header_of(slots: &Pinned<DatagramSlot>, index: usize) -> libc::mmsghdr {
     let slot = slots.pointer(index).as_ptr();
     // SAFETY: `pointer` gives a valid slot, and no reference to it exists here or below.
     let payload = unsafe { &raw mut (*slot).payload };

@@ -11,7 +11,7 @@ use crate::sys::descriptors;
 
 /// What an address is bound for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Transport {
+pub enum BoundTransport {
     /// Datagrams.
     Udp,
     /// Listening for connections.
@@ -20,7 +20,7 @@ pub enum Transport {
 
 /// Who has an address.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Holder {
+pub enum AddressHolder {
     /// A process.
     Process {
         /// Its number.
@@ -37,7 +37,7 @@ pub enum Holder {
 
 /// A line of one of the tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Entry {
+struct SocketTableLine {
     address: SocketAddr,
     user: u32,
     inode: u64,
@@ -48,10 +48,10 @@ const LISTENS: &str = "0A";
 
 /// Looks for who keeps `address` from being bound. Reads all of /proc: for a start that fails.
 #[must_use]
-pub fn holder(transport: Transport, address: SocketAddr) -> Holder {
+pub fn holder(transport: BoundTransport, address: SocketAddr) -> AddressHolder {
     let (name, state) = match transport {
-        Transport::Udp => ("udp", None),
-        Transport::Tcp => ("tcp", Some(LISTENS)),
+        BoundTransport::Udp => ("udp", None),
+        BoundTransport::Tcp => ("tcp", Some(LISTENS)),
     };
     let mut entries = Vec::new();
     for suffix in ["", "6"] {
@@ -64,23 +64,26 @@ pub fn holder(transport: Transport, address: SocketAddr) -> Holder {
     let ranks = entries.iter().map(|it| it.inode).enumerate().map(|(rank, inode)| (inode, rank));
     let found = process_with(&ranks.collect());
     match (found, entries.first()) {
-        (Some((id, program)), _) => Holder::Process { id, program },
-        (None, Some(it)) => Holder::User(it.user),
-        (None, None) => Holder::Nobody,
+        (Some((id, program)), _) => AddressHolder::Process { id, program },
+        (None, Some(it)) => AddressHolder::User(it.user),
+        (None, None) => AddressHolder::Nobody,
     }
 }
 
 /// Looks for who listens on a Unix socket: who made it listen, as the kernel noted then.
 #[must_use]
-pub fn holder_at(path: &Path) -> Holder {
-    let Ok(stream) = UnixStream::connect(path) else { return Holder::Nobody };
-    let Ok(peer) = descriptors::peer(stream) else { return Holder::Nobody };
+pub fn holder_at(path: &Path) -> AddressHolder {
+    let Ok(stream) = UnixStream::connect(path) else { return AddressHolder::Nobody };
+    let Ok(peer) = descriptors::peer(stream) else { return AddressHolder::Nobody };
     let process = peer.process.and_then(|id| Some((id, program_of(id)?)));
-    process.map_or(Holder::User(peer.user), |(id, program)| Holder::Process { id, program })
+    process.map_or(AddressHolder::User(peer.user), |(id, program)| AddressHolder::Process {
+        id,
+        program,
+    })
 }
 
 /// Reads a line of a table, if its socket is in `state`.
-fn parse(line: &str, state: Option<&str>) -> Option<Entry> {
+fn parse(line: &str, state: Option<&str>) -> Option<SocketTableLine> {
     let fields: Vec<_> = line.split_ascii_whitespace().collect();
     if state.is_some_and(|it| fields.get(3) != Some(&it)) {
         return None;
@@ -101,7 +104,7 @@ fn parse(line: &str, state: Option<&str>) -> Option<Entry> {
     };
     let address = SocketAddr::new(ip, port);
     let (user, inode) = (fields.get(7)?.parse().ok()?, fields.get(9)?.parse().ok()?);
-    Some(Entry { address, user, inode })
+    Some(SocketTableLine { address, user, inode })
 }
 
 /// Whether a socket that is bound to `bound` may keep another from being bound to `asked`. One on
@@ -165,7 +168,7 @@ mod tests {
         let read = parse(udp, None).unwrap();
         let address =
             if cfg!(target_endian = "little") { "127.0.0.1:6969" } else { "1.0.0.127:6969" };
-        assert_eq!(read, Entry { address: at(address), user: 1000, inode: 4711 });
+        assert_eq!(read, SocketTableLine { address: at(address), user: 1000, inode: 4711 });
         assert_eq!(parse(udp, Some(LISTENS)), None);
         for line in ["", "a b c d", "1: 0100007F 0 07 0 0 0 0 0 0", "1: 01:02 0 07 0 0 0 1 0 1"] {
             assert_eq!(parse(line, None), None, "{line}");
@@ -187,15 +190,17 @@ mod tests {
         let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
         let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
         let addresses = [udp.local_addr().unwrap(), tcp.local_addr().unwrap()];
-        for (transport, address) in [Transport::Udp, Transport::Tcp].into_iter().zip(addresses) {
-            let Holder::Process { id, program } = holder(transport, address) else {
+        for (transport, address) in
+            [BoundTransport::Udp, BoundTransport::Tcp].into_iter().zip(addresses)
+        {
+            let AddressHolder::Process { id, program } = holder(transport, address) else {
                 panic!("not found: {transport:?} {address}");
             };
             assert_eq!(id, std::process::id());
             assert!(!program.is_empty());
         }
         drop(udp);
-        assert_eq!(holder(Transport::Udp, addresses[0]), Holder::Nobody);
+        assert_eq!(holder(BoundTransport::Udp, addresses[0]), AddressHolder::Nobody);
     }
 
     #[test]
@@ -215,9 +220,9 @@ mod tests {
     fn who_listens_on_a_unix_socket_is_named() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("socket");
-        assert_eq!(holder_at(&path), Holder::Nobody);
+        assert_eq!(holder_at(&path), AddressHolder::Nobody);
         let _listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
-        let Holder::Process { id, program } = holder_at(&path) else { panic!("not found") };
+        let AddressHolder::Process { id, program } = holder_at(&path) else { panic!("not found") };
         assert!(id == std::process::id() && !program.is_empty());
     }
 }

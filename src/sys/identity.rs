@@ -18,7 +18,7 @@ use rustix::fs::{AtFlags, Mode, chownat};
 
 /// A user to become.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Identity {
+pub struct UnixUser {
     name: String,
     uid: Uid,
     gid: Gid,
@@ -45,7 +45,7 @@ pub struct Acting {
 }
 
 impl Drop for Acting {
-    /// Where a step fails, less is allowed than before, not more; [`Identity::assume`] sees it.
+    /// Where a step fails, less is allowed than before, not more; [`UnixUser::assume`] sees it.
     fn drop(&mut self) {
         let _ = seteuid(Uid::from_raw(0));
         let _ = setegid(self.gid);
@@ -53,7 +53,7 @@ impl Drop for Acting {
     }
 }
 
-impl Identity {
+impl UnixUser {
     /// Looks a user up by name or number. A number that the user database does not know is its own
     /// group.
     ///
@@ -302,27 +302,27 @@ mod tests {
 
     #[test]
     fn users_are_found_by_name_and_number() {
-        let root = Identity::find("root").unwrap();
-        assert_eq!(root, Identity::find("0").unwrap());
+        let root = UnixUser::find("root").unwrap();
+        assert_eq!(root, UnixUser::find("0").unwrap());
         assert!(root.is_known);
-        let nobody_knows = Identity::find("3999999999").unwrap();
+        let nobody_knows = UnixUser::find("3999999999").unwrap();
         assert_eq!(nobody_knows.uid.as_raw(), nobody_knows.gid.as_raw());
-        let error = Identity::find("no-such-user").unwrap_err().to_string();
+        let error = UnixUser::find("no-such-user").unwrap_err().to_string();
         assert_eq!(error, "there is no user no-such-user");
-        assert!(Identity::find("a\0b").is_err());
+        assert!(UnixUser::find("a\0b").is_err());
     }
 
     fn owner(path: &Path) -> u32 {
         path.symlink_metadata().unwrap().uid()
     }
 
-    fn nobody() -> Identity {
-        Identity::find("65534").unwrap()
+    fn nobody() -> UnixUser {
+        UnixUser::find("65534").unwrap()
     }
 
     /// A folder that others may enter; `None`, with a sentence, where this is not root.
     fn folder() -> Option<tempfile::TempDir> {
-        if !Identity::can_change() {
+        if !UnixUser::can_change() {
             eprintln!("skipped: this is not root");
             return None;
         }

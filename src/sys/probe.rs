@@ -14,7 +14,7 @@ use super::socket::{BoundUdp, UdpOptions, bind_udp};
 
 /// Why io_uring cannot be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Cause {
+pub enum UringDenial {
     /// ENOSYS: no such system call, or a filter that says so.
     Missing,
     /// The sysctl `kernel.io_uring_disabled` has this value.
@@ -35,7 +35,7 @@ pub enum Cause {
     Other,
 }
 
-impl Cause {
+impl UringDenial {
     /// Every cause, as labels go.
     pub const LABELS: [&str; 9] = [
         "missing",
@@ -109,26 +109,26 @@ impl Cause {
 
 /// Why io_uring cannot be used; says how to change that.
 #[derive(Debug)]
-pub struct ProbeError {
-    cause: Cause,
+pub struct UringProbeError {
+    cause: UringDenial,
     source: io::Error,
 }
 
-impl ProbeError {
+impl UringProbeError {
     /// The cause.
-    pub fn cause(&self) -> Cause {
+    pub fn cause(&self) -> UringDenial {
         self.cause
     }
 }
 
-impl fmt::Display for ProbeError {
+impl fmt::Display for UringProbeError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (cause, remedy) = self.cause.texts();
         write!(f, "io_uring is not usable: {cause} ({}); remedy: {remedy}", self.source)
     }
 }
 
-impl std::error::Error for ProbeError {
+impl std::error::Error for UringProbeError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         Some(&self.source)
     }
@@ -138,13 +138,14 @@ impl std::error::Error for ProbeError {
 /// vanish.
 ///
 /// # Errors
-/// [`ProbeError`] where it does not work.
-pub fn probe() -> Result<(), ProbeError> {
-    let attempt = || exchange().map_err(|source| ProbeError { cause: cause_here(&source), source });
+/// [`UringProbeError`] where it does not work.
+pub fn probe() -> Result<(), UringProbeError> {
+    let attempt =
+        || exchange().map_err(|source| UringProbeError { cause: cause_here(&source), source });
     // On a thread of its own: the end of a ring interrupts the thread that drove it once more,
     // some milliseconds later, and the caller's next system call would fail with EINTR.
     let thread = std::thread::Builder::new().name("probe".into()).spawn(attempt);
-    let failed = |source| ProbeError { cause: Cause::Other, source };
+    let failed = |source| UringProbeError { cause: UringDenial::Other, source };
     let panicked = |_| Err(failed(io::Error::other("the probe panicked")));
     thread.map_err(failed)?.join().unwrap_or_else(panicked)
 }
@@ -192,31 +193,31 @@ fn bind_loopback() -> io::Result<BoundUdp> {
 }
 
 /// Finds the cause in what this host says of itself.
-fn cause_here(error: &io::Error) -> Cause {
+fn cause_here(error: &io::Error) -> UringDenial {
     let read = |path| std::fs::read_to_string(path).unwrap_or_default();
     let sysctl = read("/proc/sys/kernel/io_uring_disabled").trim().parse().unwrap_or(0);
     diagnose(error, sysctl, &read("/proc/thread-self/status"))
 }
 
 /// Finds the cause from an error, the sysctl and the text of `/proc/thread-self/status`.
-fn diagnose(error: &io::Error, sysctl: u8, status: &str) -> Cause {
+fn diagnose(error: &io::Error, sysctl: u8, status: &str) -> UringDenial {
     const CAP_SYS_ADMIN: u32 = 21;
     let field = |name| status.lines().find_map(|line: &str| line.strip_prefix(name)).map(str::trim);
     let filtered = field("Seccomp:") == Some("2");
     let effective = field("CapEff:").and_then(|it| u64::from_str_radix(it, 16).ok()).unwrap_or(0);
     let privileged = effective >> CAP_SYS_ADMIN & 1 == 1;
     match error.raw_os_error() {
-        Some(libc::ENOSYS) => Cause::Missing,
-        Some(libc::EPERM) if sysctl >= 2 => Cause::Sysctl(sysctl),
-        Some(libc::EPERM) if sysctl == 1 && !privileged => Cause::Sysctl(1),
-        Some(libc::EPERM) if filtered => Cause::Seccomp,
-        Some(libc::EPERM | libc::EACCES) => Cause::Denied,
-        Some(libc::ENOMEM) => Cause::MemoryLimit,
-        Some(libc::EMFILE | libc::ENFILE) => Cause::Descriptors,
-        Some(libc::EINVAL) => Cause::OldKernel,
-        Some(libc::ENETUNREACH | libc::ENETDOWN | libc::EADDRNOTAVAIL) => Cause::NoTraffic,
-        None if error.kind() == io::ErrorKind::TimedOut => Cause::NoTraffic,
-        _ => Cause::Other,
+        Some(libc::ENOSYS) => UringDenial::Missing,
+        Some(libc::EPERM) if sysctl >= 2 => UringDenial::Sysctl(sysctl),
+        Some(libc::EPERM) if sysctl == 1 && !privileged => UringDenial::Sysctl(1),
+        Some(libc::EPERM) if filtered => UringDenial::Seccomp,
+        Some(libc::EPERM | libc::EACCES) => UringDenial::Denied,
+        Some(libc::ENOMEM) => UringDenial::MemoryLimit,
+        Some(libc::EMFILE | libc::ENFILE) => UringDenial::Descriptors,
+        Some(libc::EINVAL) => UringDenial::OldKernel,
+        Some(libc::ENETUNREACH | libc::ENETDOWN | libc::EADDRNOTAVAIL) => UringDenial::NoTraffic,
+        None if error.kind() == io::ErrorKind::TimedOut => UringDenial::NoTraffic,
+        _ => UringDenial::Other,
     }
 }
 
@@ -229,33 +230,33 @@ mod tests {
     const FILTERED: &str = "CapEff:\t0000000000000000\nSeccomp:\t2\n";
     const ROOT_FILTERED: &str = "CapEff:\t000001ffffffffff\nSeccomp:\t2\n";
 
-    fn cause(errno: i32, sysctl: u8, status: &str) -> Cause {
+    fn cause(errno: i32, sysctl: u8, status: &str) -> UringDenial {
         diagnose(&io::Error::from_raw_os_error(errno), sysctl, status)
     }
 
     #[test]
     fn causes_are_told_apart() {
-        assert_eq!(cause(libc::ENOSYS, 0, PLAIN), Cause::Missing);
-        assert_eq!(cause(libc::EPERM, 2, ROOT_FILTERED), Cause::Sysctl(2));
-        assert_eq!(cause(libc::EPERM, 1, FILTERED), Cause::Sysctl(1));
-        assert_eq!(cause(libc::EPERM, 1, ROOT_FILTERED), Cause::Seccomp);
-        assert_eq!(cause(libc::EPERM, 0, FILTERED), Cause::Seccomp);
-        assert_eq!(cause(libc::EPERM, 0, PLAIN), Cause::Denied);
-        assert_eq!(cause(libc::EPERM, 0, ""), Cause::Denied);
-        assert_eq!(cause(libc::ENOMEM, 0, PLAIN), Cause::MemoryLimit);
-        assert_eq!(cause(libc::EINVAL, 0, PLAIN), Cause::OldKernel);
-        assert_eq!(cause(libc::EMFILE, 0, PLAIN), Cause::Descriptors);
-        assert_eq!(cause(libc::ENFILE, 0, PLAIN), Cause::Descriptors);
-        assert_eq!(cause(libc::EIO, 0, PLAIN), Cause::Other);
+        assert_eq!(cause(libc::ENOSYS, 0, PLAIN), UringDenial::Missing);
+        assert_eq!(cause(libc::EPERM, 2, ROOT_FILTERED), UringDenial::Sysctl(2));
+        assert_eq!(cause(libc::EPERM, 1, FILTERED), UringDenial::Sysctl(1));
+        assert_eq!(cause(libc::EPERM, 1, ROOT_FILTERED), UringDenial::Seccomp);
+        assert_eq!(cause(libc::EPERM, 0, FILTERED), UringDenial::Seccomp);
+        assert_eq!(cause(libc::EPERM, 0, PLAIN), UringDenial::Denied);
+        assert_eq!(cause(libc::EPERM, 0, ""), UringDenial::Denied);
+        assert_eq!(cause(libc::ENOMEM, 0, PLAIN), UringDenial::MemoryLimit);
+        assert_eq!(cause(libc::EINVAL, 0, PLAIN), UringDenial::OldKernel);
+        assert_eq!(cause(libc::EMFILE, 0, PLAIN), UringDenial::Descriptors);
+        assert_eq!(cause(libc::ENFILE, 0, PLAIN), UringDenial::Descriptors);
+        assert_eq!(cause(libc::EIO, 0, PLAIN), UringDenial::Other);
         for errno in [libc::ENETUNREACH, libc::ENETDOWN, libc::EADDRNOTAVAIL] {
-            assert_eq!(cause(errno, 0, PLAIN), Cause::NoTraffic);
+            assert_eq!(cause(errno, 0, PLAIN), UringDenial::NoTraffic);
         }
         let silence = io::ErrorKind::TimedOut.into();
-        assert_eq!(diagnose(&silence, 0, PLAIN), Cause::NoTraffic);
+        assert_eq!(diagnose(&silence, 0, PLAIN), UringDenial::NoTraffic);
     }
 
     /// The verdict of a thread whose io_uring calls fail with `errno`.
-    fn probe_denied(errno: i32) -> ProbeError {
+    fn probe_denied(errno: i32) -> UringProbeError {
         let probed = std::thread::spawn(move || deny_io_uring(errno).map(|()| probe()));
         probed.join().unwrap().unwrap().unwrap_err()
     }
@@ -264,9 +265,9 @@ mod tests {
     fn a_filter_as_dockers_is_named_with_its_remedy() {
         let error = probe_denied(libc::EPERM);
         let text = error.to_string();
-        assert!(matches!(error.cause(), Cause::Seccomp | Cause::Sysctl(_)), "{text}");
+        assert!(matches!(error.cause(), UringDenial::Seccomp | UringDenial::Sysctl(_)), "{text}");
         assert!(text.contains("remedy:"), "{text}");
-        if error.cause() == Cause::Seccomp {
+        if error.cause() == UringDenial::Seccomp {
             assert!(text.contains("seccomp profile denies"), "{text}");
             assert!(text.contains("allow io_uring_setup"), "{text}");
         }
@@ -276,7 +277,7 @@ mod tests {
     fn a_filter_as_podmans_is_named_with_its_remedy() {
         let error = probe_denied(libc::ENOSYS);
         let text = error.to_string();
-        assert_eq!(error.cause(), Cause::Missing);
+        assert_eq!(error.cause(), UringDenial::Missing);
         assert!(text.contains("Podman") && text.contains("remedy: allow io_uring_setup"), "{text}");
     }
 
@@ -287,7 +288,7 @@ mod tests {
             match probe() {
                 Ok(()) => {}
                 Err(error) => {
-                    assert_ne!(error.cause(), Cause::Other, "{error}");
+                    assert_ne!(error.cause(), UringDenial::Other, "{error}");
                     eprintln!("skipped: {error}");
                 }
             }

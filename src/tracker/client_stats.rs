@@ -23,11 +23,11 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use ahash::RandomState;
 use arc_swap::ArcSwap;
 
-use super::software::{self, Prefix, SOFTWARE};
+use super::software::{self, SOFTWARE, SoftwarePrefix};
 use crate::metrics::Counter;
 use crate::store::{StoreTotals, TICK_S};
 use crate::time::Now;
-use crate::types::{Announce, Contact, Kind, PeerId};
+use crate::types::{Announce, Contact, PeerId, PeerKind};
 
 /// The name of software that is not in a table, and of versions that cannot be read.
 const OTHER: &str = "other";
@@ -60,17 +60,17 @@ impl ClientStats {
     /// How many of the peers there are run what: adds up to them exactly, except where no peer has
     /// announced yet. Sorted by name and version.
     pub fn estimate(&self, now: Now, totals: &StoreTotals) -> Vec<ClientShare> {
-        let [mut by_port, mut by_socket] = [Counts::new(), Counts::new()];
+        let [mut by_port, mut by_socket] = [SoftwareCounts::new(), SoftwareCounts::new()];
         let tallies = self.tallies.lock().unwrap_or_else(PoisonError::into_inner);
         for window in tallies.iter().flat_map(|it| it.windows.load().still_valid(now)) {
             window.by_port.add_to(&mut by_port);
             window.by_socket.add_to(&mut by_socket);
         }
         drop(tallies);
-        let peers = |kind: Kind| totals.seeders[kind as usize] + totals.leechers[kind as usize];
+        let peers = |kind: PeerKind| totals.seeders[kind as usize] + totals.leechers[kind as usize];
         let [by_port, by_socket] = [by_port, by_socket].map(counted);
-        let mut sum = scaled(by_port, peers(Kind::V4) + peers(Kind::V6));
-        for (who, peers) in scaled(by_socket, peers(Kind::Web)) {
+        let mut sum = scaled(by_port, peers(PeerKind::V4) + peers(PeerKind::V6));
+        for (who, peers) in scaled(by_socket, peers(PeerKind::Web)) {
             *sum.entry(who).or_default() += peers;
         }
         sum.retain(|_, peers| *peers > 0);
@@ -79,21 +79,21 @@ impl ClientStats {
 }
 
 /// Peers by software and version.
-type Counts = BTreeMap<(&'static str, String), u64>;
+type SoftwareCounts = BTreeMap<(&'static str, String), u64>;
 
 /// The sums of what workers have counted, each of which may be below 0. So may be the sum, where a
 /// peer leaves under another name than it came by: then none is left of that name.
-fn counted(mut counts: Counts) -> Counts {
+fn counted(mut counts: SoftwareCounts) -> SoftwareCounts {
     counts.values_mut().for_each(|it| *it = u64::try_from(it.cast_signed()).unwrap_or(0));
     counts
 }
 
 /// Scales counts so that they add up to `peers`: each gets its share rounded down, and those that
 /// lost most by that get what is left (largest remainders), small ones first.
-fn scaled(mut counts: Counts, peers: u64) -> Counts {
+fn scaled(mut counts: SoftwareCounts, peers: u64) -> SoftwareCounts {
     let counted: u128 = counts.values().map(|&it| u128::from(it)).sum();
     if counted == 0 {
-        return Counts::new();
+        return SoftwareCounts::new();
     }
     let mut left = peers;
     let mut lost = Vec::with_capacity(counts.len());
@@ -301,8 +301,8 @@ fn peers_in(slot: u32, window: u64) -> u32 {
 /// What is counted in one window.
 #[derive(Default)]
 struct Window {
-    by_port: Table,
-    by_socket: Table,
+    by_port: SoftwareTable,
+    by_socket: SoftwareTable,
 }
 
 impl Window {
@@ -331,25 +331,25 @@ const PROBES: usize = 8;
 
 /// Counts by the first bytes of the peer id, as long as these are of known software and there is
 /// room; one writer, any number of readers.
-struct Table {
-    slots: [Slot; SLOTS],
+struct SoftwareTable {
+    slots: [VersionSlot; SLOTS],
     /// Peers of known software whose version cannot be read or has found no room.
     other_versions: [Counter; SOFTWARE],
     /// All other peers.
     others: Counter,
 }
 
-/// A version's count. The key is its [`Prefix`]; 0, which no prefix has, while it is free.
+/// A version's count. The key is its [`SoftwarePrefix`]; 0, which no prefix has, while it is free.
 #[derive(Default)]
-struct Slot {
+struct VersionSlot {
     key: AtomicU64,
     peers: Counter,
 }
 
-impl Default for Table {
+impl Default for SoftwareTable {
     fn default() -> Self {
         Self {
-            slots: std::array::from_fn(|_| Slot::default()),
+            slots: std::array::from_fn(|_| VersionSlot::default()),
             other_versions: std::array::from_fn(|_| Counter::default()),
             others: Counter::default(),
         }
@@ -365,7 +365,7 @@ fn hash(key: u64, places: usize) -> usize {
     hash
 }
 
-impl Table {
+impl SoftwareTable {
     /// Counts a prefix that has a slot; returns whether it has.
     #[inline]
     fn add(&self, key: u64, amount: u64) -> bool {
@@ -384,7 +384,7 @@ impl Table {
 
     /// Where a key may be.
     #[inline]
-    fn places(&self, key: u64) -> impl Iterator<Item = &Slot> {
+    fn places(&self, key: u64) -> impl Iterator<Item = &VersionSlot> {
         let first = hash(key, SLOTS);
         (first..first + PROBES).map(|at| &self.slots[at % SLOTS])
     }
@@ -392,7 +392,7 @@ impl Table {
     /// Counts what has no slot, and gives it one if it deserves it; where it does not, says as
     /// what it was counted.
     #[cold]
-    fn add_unseen(&self, prefix: &Prefix, key: u64, amount: u64) -> Option<Slotless> {
+    fn add_unseen(&self, prefix: &SoftwarePrefix, key: u64, amount: u64) -> Option<Slotless> {
         let software = software::of(prefix);
         let free = self.places(key).find(|slot| slot.key.load(Ordering::Relaxed) == 0);
         let slotless = match (software, free) {
@@ -416,7 +416,7 @@ impl Table {
         }
     }
 
-    fn add_to(&self, counts: &mut Counts) {
+    fn add_to(&self, counts: &mut SoftwareCounts) {
         let mut add = |name, version, peers: u64| {
             if peers != 0 {
                 let count = counts.entry((name, version)).or_default();
@@ -449,7 +449,7 @@ mod tests {
     const PORT: Contact = Contact::Port(6881);
     const WEB: Contact = Contact::Web(WebPeer([0; 16]));
 
-    fn announce(contact: Contact, prefix: &Prefix) -> Announce {
+    fn announce(contact: Contact, prefix: &SoftwarePrefix) -> Announce {
         let mut peer_id = [7; 20];
         peer_id[..8].copy_from_slice(prefix);
         Announce {
@@ -465,7 +465,13 @@ mod tests {
     }
 
     /// So many new peers.
-    fn count(counter: &mut ClientCounter, times: u32, now: Now, contact: Contact, prefix: &Prefix) {
+    fn count(
+        counter: &mut ClientCounter,
+        times: u32,
+        now: Now,
+        contact: Contact,
+        prefix: &SoftwarePrefix,
+    ) {
         let announce = announce(contact, prefix);
         (0..times).for_each(|_| counter.note(now, 1800, &announce, true, None));
     }
@@ -586,7 +592,7 @@ mod tests {
             Self { store, clients, workers, source: [8, 8, 8, 8].into() }
         }
 
-        fn say(&mut self, now: Now, port: u16, prefix: &Prefix, event: Event) {
+        fn say(&mut self, now: Now, port: u16, prefix: &SoftwarePrefix, event: Event) {
             let contact = Contact::Port(6880 + port);
             let mut announce = Announce { event, source: self.source, ..announce(contact, prefix) };
             // Whichever worker it comes to.
@@ -604,7 +610,7 @@ mod tests {
     #[test]
     fn shares_do_not_depend_on_who_asks_more_often() {
         // Clients that keep to the interval of a minute, and those that come back when they like.
-        let kinds: [(&Prefix, u64, u16); 4] = [
+        let kinds: [(&SoftwarePrefix, u64, u16); 4] = [
             (b"-CD0303-", 15, 1),
             (b"-rQ9000-", 30, 2),
             (b"-qB4520-", 300, 2),

@@ -21,7 +21,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use ahash::RandomState;
 
 use crate::store::{AnnounceResult, PeerBuffers};
-use crate::types::{Announce, Contact, Family, Kind};
+use crate::types::{Announce, Contact, Family, PeerKind};
 
 /// Slots; a power of two.
 const SLOTS: usize = 1 << 16;
@@ -40,10 +40,10 @@ impl Default for DualStackClients {
 }
 
 /// A client of a torrent over one family: an announce of its, its port, the family.
-type Client<'a> = (&'a Announce, u16, Family);
+type FamilyAnnounce<'a> = (&'a Announce, u16, Family);
 
 /// A peer in a reply: its address, and its port as replies carry it.
-type Endpoint = (IpAddr, [u8; 2]);
+type PeerEndpoint = (IpAddr, [u8; 2]);
 
 impl DualStackClients {
     /// Notes whence an announce came, and takes the client's own other address out of what it is
@@ -62,12 +62,12 @@ impl DualStackClients {
         };
         self.note((announce, port, own), address);
         let Some(other_address) = self.seen((announce, port, other)) else { return };
-        let is_own = |(address, its_port): Endpoint| {
+        let is_own = |(address, its_port): PeerEndpoint| {
             its_port == port.to_be_bytes() && self.hash_of(address) == other_address
         };
         let kind = match other {
-            Family::V4 => Kind::V4,
-            Family::V6 => Kind::V6,
+            Family::V4 => PeerKind::V4,
+            Family::V6 => PeerKind::V6,
         } as usize;
         let bytes = answer.bytes[kind];
         let left = match other {
@@ -80,13 +80,13 @@ impl DualStackClients {
         }
     }
 
-    fn note(&self, client: Client<'_>, address: IpAddr) {
+    fn note(&self, client: FamilyAnnounce<'_>, address: IpAddr) {
         let (slot, tag) = self.place(client);
         slot.store(tag | u64::from(self.hash_of(address)), Ordering::Relaxed);
     }
 
     /// The hash of the address at which the client was last seen over a family.
-    fn seen(&self, client: Client<'_>) -> Option<u32> {
+    fn seen(&self, client: FamilyAnnounce<'_>) -> Option<u32> {
         let (slot, tag) = self.place(client);
         let word = slot.load(Ordering::Relaxed);
         let [_, low] = halves(word);
@@ -94,7 +94,7 @@ impl DualStackClients {
     }
 
     /// The slot of a client's announces over a family, and what its upper half then is.
-    fn place(&self, (announce, port, family): Client<'_>) -> (&AtomicU64, u64) {
+    fn place(&self, (announce, port, family): FamilyAnnounce<'_>) -> (&AtomicU64, u64) {
         let Announce { info_hash, peer_id, .. } = announce;
         let hash = self.keys.hash_one((info_hash, peer_id, port, family));
         let [tag, low] = halves(hash);
@@ -112,11 +112,11 @@ fn halves(word: u64) -> [u32; 2] {
     [u32::from_be_bytes([a, b, c, d]), u32::from_be_bytes([e, f, g, h])]
 }
 
-fn v4_of(&[a, b, c, d, port @ ..]: &[u8; 6]) -> Endpoint {
+fn v4_of(&[a, b, c, d, port @ ..]: &[u8; 6]) -> PeerEndpoint {
     (IpAddr::from([a, b, c, d]), port)
 }
 
-fn v6_of(&[ref address @ .., high, low]: &[u8; 18]) -> Endpoint {
+fn v6_of(&[ref address @ .., high, low]: &[u8; 18]) -> PeerEndpoint {
     let address: [u8; 16] = *address;
     (IpAddr::from(address), [high, low])
 }

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use fastrand::Rng;
 
 use crate::store::{AnnounceResult, PeerBuffers};
-use crate::types::{Family, Kind};
+use crate::types::{Family, PeerKind};
 
 /// Takes peers out of `room` at random until both IP families together are no more than `wanted`.
 /// Each gets its share of the swarm, so that every peer is handed out about as often as any other.
@@ -20,24 +20,24 @@ pub(super) fn fit(
     random: &mut Rng,
 ) {
     let AnnounceResult { bytes, available, .. } = answer;
-    let [v4, v6] = [bytes[Kind::V4 as usize] / 6, bytes[Kind::V6 as usize] / 18];
+    let [v4, v6] = [bytes[PeerKind::V4 as usize] / 6, bytes[PeerKind::V6 as usize] / 18];
     if v4 == 0 || v6 == 0 || v4 + v6 <= wanted {
         return; // always so over UDP, which asks for one family
     }
-    let as_v4 = Part { chosen: v4, of: available[Kind::V4 as usize] };
-    let as_v6 = Part { chosen: v6, of: available[Kind::V6 as usize] };
+    let as_v4 = FamilyPeers { chosen: v4, of: available[PeerKind::V4 as usize] };
+    let as_v6 = FamilyPeers { chosen: v6, of: available[PeerKind::V6 as usize] };
     let keep_v4 = match Family::of(asker) {
         Family::V4 => share(as_v4, as_v6, wanted),
         Family::V6 => wanted - share(as_v6, as_v4, wanted),
     };
     let keep_v6 = wanted - keep_v4;
-    bytes[Kind::V4 as usize] = thin::<6>(room.v4, v4, keep_v4, random);
-    bytes[Kind::V6 as usize] = thin::<18>(room.v6, v6, keep_v6, random);
+    bytes[PeerKind::V4 as usize] = thin::<6>(room.v4, v4, keep_v4, random);
+    bytes[PeerKind::V6 as usize] = thin::<18>(room.v6, v6, keep_v6, random);
 }
 
 /// One family's peers.
 #[derive(Clone, Copy)]
-struct Part {
+struct FamilyPeers {
     /// Peers that could be given, at most as many as are wanted.
     chosen: usize,
     /// Peers of the swarm that they were chosen from.
@@ -45,7 +45,7 @@ struct Part {
 }
 
 /// How many of `wanted` the asker's own family gets, where more were chosen from both together.
-fn share(own: Part, other: Part, wanted: usize) -> usize {
+fn share(own: FamilyPeers, other: FamilyPeers, wanted: usize) -> usize {
     let least = own.chosen.min(wanted / 4).max(wanted.saturating_sub(other.chosen));
     let most = own.chosen.min(wanted - other.chosen.min(wanted / 8));
     (wanted * own.of).div_ceil(own.of + other.of).clamp(least, most)

@@ -33,7 +33,7 @@ use crate::store::{
 };
 use crate::time::Now;
 use crate::types::{
-    Announce, AnnounceReply, Contact, Event, InfoHash, Kind, NotStored, Refusal, ScrapeEntry,
+    Announce, AnnounceReply, Contact, Event, InfoHash, NotStored, PeerKind, Refusal, ScrapeEntry,
 };
 pub use admit::{AdmitError, ConnectionWork};
 use client_stats::ClientCounter;
@@ -101,8 +101,8 @@ const PORT_ELSEWHERE_MIN: u16 = 1024;
 pub struct Announced {
     /// What the response states.
     pub reply: AnnounceReply,
-    /// How many bytes of peers were written, by [`Kind`].
-    pub bytes: [usize; Kind::ALL.len()],
+    /// How many bytes of peers were written, by [`PeerKind`].
+    pub bytes: [usize; PeerKind::ALL.len()],
     /// Whether the swarm holds the peer now, if it was to: where it does not, the interval is twice
     /// as long as it would be, or shorter for one that has just started.
     pub is_stored: bool,

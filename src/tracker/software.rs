@@ -12,7 +12,7 @@
 use std::fmt::Write as _;
 
 /// The first bytes of a peer id, which name software and version.
-pub(super) type Prefix = [u8; 8];
+pub(super) type SoftwarePrefix = [u8; 8];
 
 /// How a client writes its version.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -103,7 +103,7 @@ pub(super) struct Software {
 }
 
 /// The software that a peer id of these first bytes speaks of.
-pub(super) fn of(prefix: &Prefix) -> Option<Software> {
+pub(super) fn of(prefix: &SoftwarePrefix) -> Option<Software> {
     let index = KNOWN.iter().position(|&(code, _, style)| is_of(prefix, code, style))?;
     Some(Software { index, has_version: version(index, prefix).is_some() })
 }
@@ -114,7 +114,7 @@ pub(super) fn name(index: usize) -> &'static str {
 }
 
 /// The version, as people write it: ASCII letters, digits and points.
-pub(super) fn version(index: usize, prefix: &Prefix) -> Option<String> {
+pub(super) fn version(index: usize, prefix: &SoftwarePrefix) -> Option<String> {
     let (code, _, style) = KNOWN[index];
     match (style, prefix) {
         (KTorrent, [_, _, _, five @ ..]) if five.iter().all(u8::is_ascii_digit) => monthly(*five),
@@ -132,7 +132,7 @@ pub(super) fn version(index: usize, prefix: &Prefix) -> Option<String> {
     }
 }
 
-fn is_of(prefix: &Prefix, code: &[u8], style: Style) -> bool {
+fn is_of(prefix: &SoftwarePrefix, code: &[u8], style: Style) -> bool {
     match style {
         Places | Pairs | Marked | Transmission | PicoTorrent | KTorrent => {
             prefix[0] == b'-' && prefix[1..].starts_with(code)
@@ -237,7 +237,7 @@ fn numbers(places: &[u8]) -> Option<String> {
 mod tests {
     use super::*;
 
-    fn read(prefix: &Prefix) -> Option<(&'static str, Option<String>)> {
+    fn read(prefix: &SoftwarePrefix) -> Option<(&'static str, Option<String>)> {
         let software = of(prefix)?;
         Some((name(software.index), version(software.index, prefix)))
     }

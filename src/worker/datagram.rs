@@ -18,18 +18,18 @@ use crate::sys::ring_host::{RingHost, RingOptions};
 use crate::sys::socket::BoundUdp;
 use crate::time::Now;
 use crate::types::{Dropped, Family, unmap};
-use crate::worker::{REPLY_BYTES_MAX, Responder, mmsg::Mmsg, rest::Rest, uring::Uring};
+use crate::worker::{REPLY_BYTES_MAX, Responder, mmsg::Mmsg, rest::Rest, uring::UringBackend};
 
 /// How datagrams travel between kernel and worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Backend {
+pub enum DatagramBackend {
     /// An io_uring of the worker's own: Linux 6.0 or later, where nothing denies it.
     Uring,
     /// `recvmmsg` and `sendmmsg` on `poll`: works everywhere.
     Mmsg,
 }
 
-impl Backend {
+impl DatagramBackend {
     /// Its name in flags, logs and labels.
     pub fn label(self) -> &'static str {
         match self {
@@ -43,7 +43,7 @@ impl Backend {
 #[derive(Clone, Copy, Debug)]
 pub struct DatagramWorker<'a> {
     /// How to reach the kernel.
-    pub backend: Backend,
+    pub backend: DatagramBackend,
     /// Its sockets. Bind all workers' sockets beforehand, in order, on one thread: the order is
     /// what steering goes by.
     pub sockets: &'a [BoundUdp],
@@ -72,12 +72,12 @@ impl DatagramWorker<'_> {
     /// As [`Self::run`].
     pub fn run_with_rests<R: Responder>(&self, responder: &mut R, rest: &Rest) -> io::Result<()> {
         match self.backend {
-            Backend::Mmsg => self.drive(&mut Mmsg::new(self.sockets), responder, rest),
-            Backend::Uring => {
+            DatagramBackend::Mmsg => self.drive(&mut Mmsg::new(self.sockets), responder, rest),
+            DatagramBackend::Uring => {
                 let options = RingOptions::default();
                 let mut host = RingHost::new(&options)?;
                 let ring = Ring::start(&mut host, self.sockets, &options)?;
-                self.drive(&mut Uring(ring), responder, rest)
+                self.drive(&mut UringBackend(ring), responder, rest)
             }
         }
     }
@@ -396,7 +396,7 @@ mod tests {
         let (mut notes, counters) = (Notes::default(), WorkerCounters::default());
         let (clock, stop) = (Clock::start(), AtomicBool::new(false));
         let worker = DatagramWorker {
-            backend: Backend::Mmsg,
+            backend: DatagramBackend::Mmsg,
             sockets: &[],
             clock: &clock,
             counters: &counters,

@@ -8,9 +8,9 @@ use crate::sys::ring::{Kernel, Ring, RingEvent};
 use crate::worker::datagram::{DatagramIo, Exchange, send_event};
 
 /// A ring at work.
-pub(crate) struct Uring<K: Kernel>(pub(crate) Ring<K>);
+pub(crate) struct UringBackend<K: Kernel>(pub(crate) Ring<K>);
 
-impl<K: Kernel> DatagramIo for Uring<K> {
+impl<K: Kernel> DatagramIo for UringBackend<K> {
     #[inline]
     fn turn(&mut self, wait: Duration, counters: &WorkerCounters) -> io::Result<usize> {
         self.0.turn(wait, |event| {
@@ -72,7 +72,7 @@ mod tests {
     use crate::time::Now;
     use crate::types::{Action, Answered, Dropped, Family};
     use crate::worker::Responder;
-    use crate::worker::datagram::{Backend, DatagramWorker};
+    use crate::worker::datagram::{DatagramBackend, DatagramWorker};
 
     /// Sends back what comes, and ends the worker when all has come.
     struct Echo<'a> {
@@ -106,7 +106,10 @@ mod tests {
     const OPTIONS: RingOptions = RingOptions { buffers: 64, submissions: 32, completions: 48 };
 
     /// A worker on a kernel that was delivered `count` datagrams.
-    fn work(mut double: Double, count: usize) -> (io::Result<()>, WorkerCounters, Uring<Double>) {
+    fn work(
+        mut double: Double,
+        count: usize,
+    ) -> (io::Result<()>, WorkerCounters, UringBackend<Double>) {
         for number in 0..count {
             let source = SocketAddr::from(([192, 0, 2, 1], 2000));
             double.deliver(number % 2, source, number.to_be_bytes().to_vec());
@@ -114,13 +117,13 @@ mod tests {
         let (clock, stop) = (Clock::start(), AtomicBool::new(false));
         let counters = WorkerCounters::default();
         let worker = DatagramWorker {
-            backend: Backend::Uring,
+            backend: DatagramBackend::Uring,
             sockets: &[],
             clock: &clock,
             counters: &counters,
             stop: &stop,
         };
-        let mut io = Uring(Ring::on(double, [false, false].into_iter(), OPTIONS.buffers));
+        let mut io = UringBackend(Ring::on(double, [false, false].into_iter(), OPTIONS.buffers));
         let mut echo = Echo { awaited: count, stop: &stop };
         let result = worker.drive(&mut io, &mut echo, &Rest::default());
         (result, counters, io)

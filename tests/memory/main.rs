@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
-use skep::access::passkey::{self, Keys};
+use skep::access::passkey::{self, PasskeyTable};
 use skep::protocol::udp::TransactionId;
 use skep::protocol::udp::client::{Announcement, encode_announce};
 use skep::server::memory::{self, Keeper};
@@ -123,7 +123,7 @@ const RESIDENT_PEERS: u32 = 16;
 struct Walking {
     walk: Walk,
     store: Arc<Store>,
-    keys: Keys,
+    keys: PasskeyTable,
     /// Announces that found no room, or displaced somebody: the store is full from some on.
     turned_away: AtomicU64,
     /// Seconds since the begin.
@@ -139,7 +139,7 @@ impl Walking {
             passkey::Limits { announces_per_minute: u32::MAX, torrents: u32::MAX, peers: u32::MAX };
         let (name, totals) = (String::new(), passkey::Totals::default());
         let record = passkey::Record { name, limits, issued_s: 0, totals };
-        let keys = Keys::default();
+        let keys = PasskeyTable::default();
         (0..KEYS).for_each(|it| _ = keys.insert([it; 32], &record));
         Self {
             walk,
@@ -248,7 +248,7 @@ impl Walking {
     /// A passkey's announce of a session that is new.
     fn count(&self, info_hash: &InfoHash, random: &mut Rng) {
         let key = self.keys.all().swap_remove(random.usize(..usize::from(KEYS)));
-        let report = passkey::Report {
+        let report = passkey::SessionReport {
             info_hash,
             peer_id: &PeerId([1; 20]),
             event: Event::Started,

@@ -11,7 +11,7 @@ use skep::store::{
     Store, StoreTotals, Stored, TICK_S, TorrentOrder,
 };
 use skep::time::Now;
-use skep::types::{Contact, Family, InfoHash, Kind, Scope, ScrapeEntry};
+use skep::types::{Contact, Family, InfoHash, PeerKind, Scope, ScrapeEntry};
 
 #[path = "sums.rs"]
 mod sums;
@@ -35,11 +35,11 @@ impl Who {
         }
     }
 
-    fn kind(self) -> Kind {
+    fn kind(self) -> PeerKind {
         match self {
-            Self::At(address, _) if Family::of(address) == Family::V4 => Kind::V4,
-            Self::At(..) => Kind::V6,
-            Self::Web(_) => Kind::Web,
+            Self::At(address, _) if Family::of(address) == Family::V4 => PeerKind::V4,
+            Self::At(..) => PeerKind::V6,
+            Self::Web(_) => PeerKind::Web,
         }
     }
 
@@ -391,11 +391,11 @@ impl Model {
 }
 
 /// Peers in compact form, decoded.
-pub(crate) fn decode(bytes: &[u8], kind: Kind) -> Vec<Who> {
+pub(crate) fn decode(bytes: &[u8], kind: PeerKind) -> Vec<Who> {
     let port = |bytes: &[u8]| u16::from_be_bytes([bytes[0], bytes[1]]);
     let at = |address: IpAddr, bytes: &[u8]| Who::At(address, port(bytes));
     match kind {
-        Kind::V4 => bytes
+        PeerKind::V4 => bytes
             .as_chunks::<6>()
             .0
             .iter()
@@ -404,7 +404,7 @@ pub(crate) fn decode(bytes: &[u8], kind: Kind) -> Vec<Who> {
                 at([*a, *b, *c, *d].into(), port)
             })
             .collect(),
-        Kind::V6 => bytes
+        PeerKind::V6 => bytes
             .as_chunks::<18>()
             .0
             .iter()
@@ -413,7 +413,7 @@ pub(crate) fn decode(bytes: &[u8], kind: Kind) -> Vec<Who> {
                 at((*address).into(), port)
             })
             .collect(),
-        Kind::Web => bytes.as_chunks::<16>().0.iter().map(|it| Who::Web(*it)).collect(),
+        PeerKind::Web => bytes.as_chunks::<16>().0.iter().map(|it| Who::Web(*it)).collect(),
     }
 }
 
@@ -442,7 +442,7 @@ pub(crate) fn announce_both(
     };
     let none = BTreeMap::new();
     let peers = model.torrents.get(visit.info_hash).map_or(&none, |it| &it.peers);
-    for (kind, room) in Kind::ALL.into_iter().zip([v4, v6, web]) {
+    for (kind, room) in PeerKind::ALL.into_iter().zip([v4, v6, web]) {
         let fits = |(who, known): &(&Who, &Known)| {
             who.kind() == kind && Model::may_be_handed(visit, role, **who, known)
         };

@@ -1,7 +1,7 @@
 //! What naive models of swarms count alike: peers by role and kind, in a torrent and in all.
 
 use skep::store::{Role, StoreTotals};
-use skep::types::{Kind, ScrapeEntry};
+use skep::types::{PeerKind, ScrapeEntry};
 
 /// What a scrape tells of peers with these roles.
 pub(crate) fn counts(completed: u32, roles: impl Iterator<Item = Role>) -> ScrapeEntry {
@@ -15,7 +15,7 @@ pub(crate) fn counts(completed: u32, roles: impl Iterator<Item = Role>) -> Scrap
 }
 
 /// The sums over torrents, each given by its peers.
-pub(crate) fn totals<P: Iterator<Item = (Kind, Role)>>(
+pub(crate) fn totals<P: Iterator<Item = (PeerKind, Role)>>(
     completed: u64,
     torrents: impl Iterator<Item = P>,
 ) -> StoreTotals {

@@ -20,7 +20,7 @@ use skep::sys::socket::{BoundUdp, UdpOptions, bind_udp};
 use skep::time::Now;
 use skep::types::{Action, Answered, Dropped, Family};
 use skep::worker::Responder;
-use skep::worker::datagram::{Backend, DatagramWorker};
+use skep::worker::datagram::{DatagramBackend, DatagramWorker};
 
 use crate::support::{assert_passed, child_arguments, texts};
 
@@ -83,11 +83,11 @@ struct Server {
 }
 
 impl Server {
-    fn start(backend: Backend, addresses: &[&str]) -> Self {
+    fn start(backend: DatagramBackend, addresses: &[&str]) -> Self {
         Self::start_with(backend, addresses, || ())
     }
 
-    fn start_with(backend: Backend, addresses: &[&str], on_cut: fn()) -> Self {
+    fn start_with(backend: DatagramBackend, addresses: &[&str], on_cut: fn()) -> Self {
         let bind = |it: &&str| bind_udp(it.parse().unwrap(), &UdpOptions::default()).unwrap();
         let sockets = Arc::new(addresses.iter().map(bind).collect::<Vec<_>>());
         let (counters, stop) = (Arc::<WorkerCounters>::default(), Arc::<AtomicBool>::default());
@@ -117,10 +117,10 @@ impl Server {
 }
 
 /// Runs a test over each backend that this host allows.
-fn for_each_backend(test: impl Fn(Backend)) {
-    test(Backend::Mmsg);
+fn for_each_backend(test: impl Fn(DatagramBackend)) {
+    test(DatagramBackend::Mmsg);
     match probe() {
-        Ok(()) => test(Backend::Uring),
+        Ok(()) => test(DatagramBackend::Uring),
         Err(error) => skip(&error.to_string()),
     }
 }
@@ -386,7 +386,7 @@ fn a_worker_that_is_denied_a_ring_says_so() {
         let mut echo = Echo { on_cut: || (), upkeeps: Arc::default() };
         let (clock, stop) = (&Clock::start(), &AtomicBool::new(false));
         DatagramWorker {
-            backend: Backend::Uring,
+            backend: DatagramBackend::Uring,
             sockets: &sockets,
             clock,
             counters: &counters,
@@ -415,7 +415,7 @@ fn is_child() -> bool {
 fn a_child_process_meets_what_container_runtimes_do() {
     if is_child() {
         let error = probe().unwrap_err();
-        let works = Server::start(Backend::Mmsg, &["127.0.0.1:0"]);
+        let works = Server::start(DatagramBackend::Mmsg, &["127.0.0.1:0"]);
         ask(&client("127.0.0.1:0"), works.address(0), b"without a ring");
         works.finish();
         println!("verdict {} {error}", error.cause().label());
@@ -464,7 +464,7 @@ fn several_addresses_and_failing_sends_in_a_namespace() {
     assert!(text.contains("in the namespace: done"), "{text}");
 }
 
-fn answer_from_each_address(backend: Backend) {
+fn answer_from_each_address(backend: DatagramBackend) {
     let server = Server::start(backend, &["[::]:0", "0.0.0.0:0"]);
     for ip in ["::1", "2001:db8::1", "2001:db8::2"] {
         let target = SocketAddr::new(ip.parse().unwrap(), server.address(0).port());
@@ -478,7 +478,7 @@ fn answer_from_each_address(backend: Backend) {
 }
 
 /// The address asked vanishes before the answer leaves; a client has no way back.
-fn survive_failing_sends(backend: Backend) {
+fn survive_failing_sends(backend: DatagramBackend) {
     let server = Server::start_with(backend, &["[::]:0", "0.0.0.0:0"], || {
         ip_address("del", "2001:db8::dead/128");
         ip_address("del", "192.0.2.99/32");

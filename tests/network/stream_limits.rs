@@ -11,7 +11,7 @@ use std::process::{Child, Stdio};
 use std::time::Instant;
 
 use skep::metrics::Closed;
-use skep::worker::stream::Backend;
+use skep::worker::stream::StreamBackend;
 
 use crate::stream_server::{
     Client, Plan, Server, announce_path, connect, connect_from, eventually, for_each_backend,
@@ -92,8 +92,8 @@ fn hold_half_open_heads(address: SocketAddr) {
 #[test]
 fn a_process_without_descriptors_serves_who_is_there_and_recovers() {
     match env::var(EXHAUSTED).as_deref() {
-        Ok("uring") => return run_out_of_descriptors(Backend::Uring),
-        Ok(_) => return run_out_of_descriptors(Backend::Tokio),
+        Ok("uring") => return run_out_of_descriptors(StreamBackend::Uring),
+        Ok(_) => return run_out_of_descriptors(StreamBackend::Tokio),
         Err(_) => {}
     }
     for_each_backend(|backend| {
@@ -103,7 +103,7 @@ fn a_process_without_descriptors_serves_who_is_there_and_recovers() {
     });
 }
 
-fn run_out_of_descriptors(backend: Backend) {
+fn run_out_of_descriptors(backend: StreamBackend) {
     let server = Server::start(backend, Plan::default());
     let mut kept = server.connect();
     assert_eq!(kept.get("/").status, 200);

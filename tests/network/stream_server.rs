@@ -22,7 +22,7 @@ use skep::sys::clock::Clock;
 use skep::sys::probe::probe;
 use skep::tracker::{self, Tracker};
 use skep::types::{Family, Refusal, Rejected};
-use skep::worker::stream::{Backend, FrontEnds, Listener, Options, Shared, StreamWorker};
+use skep::worker::stream::{FrontEnds, Listener, Options, Shared, StreamBackend, StreamWorker};
 use socket2::{Domain, Socket, Type};
 use tempfile::TempDir;
 use tungstenite::protocol::WebSocketConfig;
@@ -32,10 +32,10 @@ use tungstenite::{Message, WebSocket};
 pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 
 /// Runs a test on each backend that this host allows.
-pub(crate) fn for_each_backend(test: impl Fn(Backend)) {
-    test(Backend::Tokio);
+pub(crate) fn for_each_backend(test: impl Fn(StreamBackend)) {
+    test(StreamBackend::Tokio);
     match probe() {
-        Ok(()) => test(Backend::Uring),
+        Ok(()) => test(StreamBackend::Uring),
         Err(error) if std::env::var("SKEP_REQUIRE_EXTERNAL").is_ok_and(|it| it == "1") => {
             panic!("{error}")
         }
@@ -91,7 +91,7 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    pub(crate) fn start(backend: Backend, plan: Plan) -> Self {
+    pub(crate) fn start(backend: StreamBackend, plan: Plan) -> Self {
         let (tls, certificate) = tls_config();
         let options = Arc::new(ArcSwap::from_pointee(plan.options));
         let tls = Arc::new(ArcSwap::from_pointee(tls));
@@ -139,7 +139,7 @@ impl Server {
 
     fn start_worker(
         &mut self,
-        backend: Backend,
+        backend: StreamBackend,
         worker: usize,
         front_ends: FrontEnds,
         clock: Clock,

@@ -10,7 +10,7 @@ use bt_bencode::Value;
 use skep::frontend::http as http_frontend;
 use skep::metrics::{Closed, Handshake, MailLost, Transport};
 use skep::types::{Refusal, Rejected};
-use skep::worker::stream::{Backend, Options};
+use skep::worker::stream::{Options, StreamBackend};
 use tungstenite::protocol::frame::Frame;
 use tungstenite::protocol::frame::coding::{Data, OpCode};
 use tungstenite::{Error, Message};
@@ -30,7 +30,7 @@ fn quick(change: impl FnOnce(&mut Options)) -> Plan {
     plan
 }
 
-fn patient(backend: Backend) -> Server {
+fn patient(backend: StreamBackend) -> Server {
     Server::start(backend, Plan::default())
 }
 

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, mpsc};
 
 use axum::extract::connect_info::MockConnectInfo;
 use serde_json::{Value, json};
-use skep::access::lists::Name;
+use skep::access::lists::ListName;
 use skep::access::mode::Mode;
 use skep::access_store::{self, AccessError, AccessManager};
 use skep::admin::live::Board;
@@ -45,7 +45,7 @@ struct Fake {
 
 /// An access manager that keeps everything in a folder.
 fn access_manager(folder: &Path, mode: Mode) -> Arc<AccessManager> {
-    let files = [const { None }; Name::ALL.len()];
+    let files = [const { None }; ListName::ALL.len()];
     let state = Ok(folder.to_owned());
     let options = access_store::Options { mode, similar_digits_max: 0, files, state };
     Arc::new(AccessManager::open(&options).unwrap())
@@ -89,7 +89,7 @@ impl Fake {
 
     /// Puts a bad line into every list.
     fn damage_lists(&self) {
-        for name in Name::ALL {
+        for name in ListName::ALL {
             let path = self.access_manager().path(name).unwrap();
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
             std::fs::write(path, "no such thing here\n").unwrap();

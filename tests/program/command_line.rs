@@ -82,7 +82,7 @@ fn check_refuses_what_could_not_start() {
     };
     let (code, said) = check("SKEP__HTTP__UNIX_SOCKET", folder);
     assert!(code == Some(2) && said.contains("there already, and no socket"), "{said}");
-    if skep::sys::identity::Identity::can_change() {
+    if skep::sys::identity::UnixUser::can_change() {
         let (code, said) = check("SKEP__SERVER__USER", "no-such-user");
         assert!(code == Some(2) && said.contains("there is no user no-such-user"), "{said}");
     }

@@ -247,7 +247,7 @@ fn it_serves_without_a_state_directory_and_says_so_once() {
     let skep = Skep::spawn(command);
     Client::connect(skep.udp[0]);
     let log = skep.log_with("ready ");
-    assert_eq!(log.matches("no state is kept").count(), 1, "{log}");
+    assert_eq!(log.matches("no state directory").count(), 1, "{log}");
     assert!(log.contains("server.state_dir"), "{log}");
 }
 
@@ -453,7 +453,7 @@ fn a_signal_during_the_start_waits_for_its_end() {
     let output = terminate(child);
     let (_, stderr) = texts(&output);
     assert_eq!(output.status.code(), Some(0), "{stderr}");
-    assert!(stderr.contains("stopping on SIGTERM"), "{stderr}");
+    assert!(stderr.contains("stopping: SIGTERM received"), "{stderr}");
 }
 
 #[test]

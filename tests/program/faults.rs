@@ -15,7 +15,7 @@ use skep::sys::socket::{UdpOptions, bind_udp};
 use skep::time::Now;
 use skep::types::{Answered, Dropped};
 use skep::worker::Responder;
-use skep::worker::datagram::{Backend, DatagramWorker};
+use skep::worker::datagram::{DatagramBackend, DatagramWorker};
 
 use crate::support::tcp_clients;
 use crate::support::tcp_clients::announce;
@@ -208,7 +208,7 @@ fn break_a_worker() {
     let address = socket.address();
     let worker = std::thread::spawn(move || {
         DatagramWorker {
-            backend: Backend::Mmsg,
+            backend: DatagramBackend::Mmsg,
             sockets: &[socket],
             clock: &Clock::start(),
             counters: &WorkerCounters::default(),
@@ -274,7 +274,7 @@ fn a_reload_says_which_lists_it_cannot_write_before_a_restart() {
 
 #[test]
 fn a_key_that_the_new_user_may_not_read_keeps_no_other_setting_from_being_reloaded() {
-    if !skep::sys::identity::Identity::can_change() {
+    if !skep::sys::identity::UnixUser::can_change() {
         return eprintln!("skipped: this is not root");
     }
     let folder = tempfile::tempdir().unwrap();
@@ -303,7 +303,7 @@ fn a_key_that_the_new_user_may_not_read_keeps_no_other_setting_from_being_reload
 
 #[test]
 fn started_as_root_it_becomes_the_user_that_is_named() {
-    if !skep::sys::identity::Identity::can_change() {
+    if !skep::sys::identity::UnixUser::can_change() {
         return eprintln!("skipped: this is not root");
     }
     let start = || {

@@ -16,7 +16,7 @@ use skep::store::{
     Sweeper, TorrentOrder,
 };
 use skep::time::Now;
-use skep::types::{Contact, InfoHash, Kind, ScrapeEntry, WebPeer};
+use skep::types::{Contact, InfoHash, PeerKind, ScrapeEntry, WebPeer};
 
 fn seeds(default: &[u64]) -> Vec<u64> {
     std::env::var("SEED").map_or_else(|_| default.to_vec(), |seed| vec![seed.parse().unwrap()])
@@ -120,8 +120,8 @@ fn announce_alone(seed: u64, thread: u8, now: Now, store: &Store) -> Model {
         let mut room = PeerBuffers { v4: &mut v4, v6: &mut [], web: &mut web };
         let answer = store.announce(now, &visit, &mut room, &mut random);
         mine.announce(now, &visit);
-        let mut handed = decode(&v4[..answer.bytes[0]], Kind::V4);
-        handed.extend(decode(&web[..answer.bytes[2]], Kind::Web));
+        let mut handed = decode(&v4[..answer.bytes[0]], PeerKind::V4);
+        handed.extend(decode(&web[..answer.bytes[2]], PeerKind::Web));
         assert!(!handed.contains(&Who::of(&visit)), "never the asker");
         let distinct: BTreeSet<_> = handed.iter().collect();
         assert_eq!(distinct.len(), handed.len());
@@ -156,7 +156,7 @@ fn threads_see_one_store() {
         for model in &models {
             let part = model.totals();
             sum.completed += part.completed;
-            for kind in 0..Kind::ALL.len() {
+            for kind in 0..PeerKind::ALL.len() {
                 sum.seeders[kind] += part.seeders[kind];
                 sum.leechers[kind] += part.leechers[kind];
             }

@@ -7,12 +7,12 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use fastrand::Rng;
 use proptest::prelude::*;
-use skep::snapshot::{BLOCK_BYTES_MAX, Block, Fault, Snapshot, VERSION};
+use skep::snapshot::{BLOCK_BYTES_MAX, Block, Snapshot, SnapshotError, VERSION};
 use skep::store::{
     Budget, ExpiryLimits, ExportBatch, PeerChange, RestoreCounts, RestoreOptions, Role,
     SavedPeerV4, SavedPeerV6, Store, StoreExport, Sweeper, TorrentPart,
 };
-use skep::types::{Contact, Kind, WebPeer};
+use skep::types::{Contact, PeerKind, WebPeer};
 
 use crate::snapshot_model::{
     self, AGE_S_MAX, START, Said, TRACKER, announce, any_announce, empty_store, exported, fill,
@@ -286,7 +286,7 @@ fn webrtc_peers_end_with_their_sockets_and_their_counts_stay() {
     assert_eq!((restored.peers, restored.refused), (1, 0));
     let totals = again.totals();
     assert_eq!((totals.torrents, totals.active_torrents), (2, 1));
-    assert_eq!(totals.leechers[Kind::Web as usize] + totals.seeders[Kind::Web as usize], 0);
+    assert_eq!(totals.leechers[PeerKind::Web as usize] + totals.seeders[PeerKind::Web as usize], 0);
     assert_eq!(again.scrape(&hash(2)).completed, 1);
 }
 
@@ -404,7 +404,7 @@ fn an_unknown_version_is_told_by_number() {
     for version in [0, VERSION + 1, u32::MAX] {
         let bytes = snapshot_with(&store, START, TRACKER, version);
         let fault = Snapshot::open(Cursor::new(bytes)).unwrap_err();
-        assert!(matches!(fault, Fault::Version(it) if it == version), "{fault}");
+        assert!(matches!(fault, SnapshotError::Version(it) if it == version), "{fault}");
         assert!(fault.to_string().contains(&format!("version {version}")), "{fault}");
     }
 }

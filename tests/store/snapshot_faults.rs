@@ -11,8 +11,10 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use fastrand::Rng;
-use skep::access::passkey::Keys;
-use skep::snapshot::{CURRENT, Disk, Folder, Found, Os, PREVIOUS, Step, TEMPORARY, VERSION};
+use skep::access::passkey::PasskeyTable;
+use skep::snapshot::{
+    CURRENT, Disk, Folder, FoundSnapshots, Os, PREVIOUS, SaveStep, TEMPORARY, VERSION,
+};
 use skep::store::{Role, Store};
 use skep::time::Now;
 
@@ -31,12 +33,12 @@ fn marked(number: u32) -> Store {
 
 fn save<D: Disk>(folder: &Folder<D>, number: u32) -> Result<(), skep::snapshot::SaveError> {
     folder
-        .save((&marked(number), &Keys::default()), START, START.seconds(), &mut || Ok(()))
+        .save((&marked(number), &PasskeyTable::default()), START, START.seconds(), &mut || Ok(()))
         .map(|_| ())
 }
 
 /// Which snapshot a start would restore, if any: its mark, once its contents agree with it.
-fn found<D: Disk>(found: &Found<D>) -> Option<u64> {
+fn found<D: Disk>(found: &FoundSnapshots<D>) -> Option<u64> {
     let (snapshot, _) = found.snapshot.as_ref()?;
     let contents = snapshot.contents();
     assert_eq!(contents.peers, contents.completed * 2);
@@ -187,13 +189,15 @@ fn whatever_fails_while_saving_the_last_one_stays_and_the_next_attempt_succeeds(
             };
             steps.insert(failed.step.label());
             assert_eq!(failed.error.raw_os_error(), Some(error));
-            assert!(failed.to_string().contains("swarms.snapshot") || failed.step == Step::Sync);
+            assert!(
+                failed.to_string().contains("swarms.snapshot") || failed.step == SaveStep::Sync
+            );
             // Both what was there and the new one are whole snapshots, if the failure came late.
             let survives = found(&whole.find(START)).unwrap();
             assert_eq!(survives, if failed.is_in_place { 3 } else { 2 });
             let text = failed.to_string();
             assert_eq!(text.contains("in its place, but may not survive"), failed.is_in_place);
-            assert!(!failed.is_in_place || failed.step == Step::Sync, "{text}");
+            assert!(!failed.is_in_place || failed.step == SaveStep::Sync, "{text}");
             if !for_good {
                 assert!(directory.path().join(CURRENT).exists(), "it has its name: {text}");
             }
@@ -364,7 +368,7 @@ fn moments_are_kept() {
     let directory = tempfile::tempdir().unwrap();
     let folder = Folder::new(Os, directory.path().to_owned(), TRACKER);
     let at = Now::from_s(1_900_000_000);
-    folder.save((&marked(3), &Keys::default()), at, at.seconds(), &mut || Ok(())).unwrap();
+    folder.save((&marked(3), &PasskeyTable::default()), at, at.seconds(), &mut || Ok(())).unwrap();
     let it = folder.find(at);
     let header = it.snapshot.as_ref().unwrap().0.header();
     assert_eq!((header.at_s, header.build.as_str()), (at.seconds(), env!("CARGO_PKG_VERSION")));

@@ -7,7 +7,7 @@ use std::io::Cursor;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use fastrand::Rng;
-use skep::snapshot::{Header, Identity, Restore, Snapshot, VERSION, Writer};
+use skep::snapshot::{Header, Restore, Snapshot, TrackerId, VERSION, Writer};
 use skep::store::{
     ExportBatch, ListedPeer, Options, PeerAnnounce, PeerBuffers, PeerChange, RestoreCounts, Role,
     SavedPeerV4, SavedPeerV6, Store, StoreExport,
@@ -19,7 +19,7 @@ use skep::types::{Contact, InfoHash, ScrapeEntry};
 pub(crate) const START: Now = Now::from_s(1_800_000_000);
 
 /// Who writes snapshots in tests.
-pub(crate) const TRACKER: Identity = *b"sixteen bytes us";
+pub(crate) const TRACKER: TrackerId = *b"sixteen bytes us";
 
 /// A peer's life in tests, in seconds.
 pub(crate) const AGE_S_MAX: u32 = 3900;
@@ -104,7 +104,7 @@ pub(crate) fn snapshot_of(store: &Store, at: Now) -> Vec<u8> {
 }
 
 /// A snapshot's bytes, with another header.
-pub(crate) fn snapshot_with(store: &Store, at: Now, tracker: Identity, version: u32) -> Vec<u8> {
+pub(crate) fn snapshot_with(store: &Store, at: Now, tracker: TrackerId, version: u32) -> Vec<u8> {
     let header = Header { version, at_s: at.seconds(), tracker, build: "1.2.3".into() };
     let mut writer = Writer::new(Vec::new(), &header).unwrap();
     let (mut export, mut batch) = (StoreExport::new(at), ExportBatch::default());

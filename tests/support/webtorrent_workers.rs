@@ -8,7 +8,9 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use skep::frontend::http::Outcome;
-use skep::frontend::ws::{Directory, Options, Outbox, PeerMessage, Route, Session, WsFrontend};
+use skep::frontend::ws::{
+    Directory, Options, Outbox, PeerMessage, SocketRoute, SocketSession, WsFrontend,
+};
 use skep::limiter::{self, Handle, Limiter, Sizes};
 use skep::metrics::MailLost;
 use skep::store::{self, Store};
@@ -64,7 +66,7 @@ struct Worker {
 }
 
 struct Socket {
-    session: Session,
+    session: SocketSession,
     inbox: VecDeque<String>,
 }
 
@@ -74,7 +76,7 @@ pub(crate) struct Hive {
     pub(crate) directory: Arc<Directory>,
     workers: [Worker; 2],
     sockets: BTreeMap<String, Socket>,
-    mail: VecDeque<(Route, PeerMessage)>,
+    mail: VecDeque<(SocketRoute, PeerMessage)>,
     opened: u32,
     /// Mail that reached a socket and was not for it, or was too much.
     pub(crate) undelivered: usize,
@@ -117,7 +119,7 @@ impl Hive {
     /// Opens a socket; they go to the workers in turn.
     pub(crate) fn open(&mut self, name: &str, source: &str) {
         let worker = u16::try_from(self.opened % 2).unwrap();
-        let route = Route { worker, slot: self.opened / 2, generation: 3 };
+        let route = SocketRoute { worker, slot: self.opened / 2, generation: 3 };
         self.opened += 1;
         let frontend = &mut self.workers[usize::from(worker)].frontend;
         let session = frontend.open(route, source.parse().unwrap());
@@ -129,7 +131,7 @@ impl Hive {
         self.sockets.contains_key(name)
     }
 
-    pub(crate) fn session(&self, name: &str) -> &Session {
+    pub(crate) fn session(&self, name: &str) -> &SocketSession {
         &self.sockets[name].session
     }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use fastrand::Rng;
-use skep::frontend::connection_id::{Algorithm, ConnectionIds, KEY_BYTES, Keys};
+use skep::frontend::connection_id::{Algorithm, ConnectionIds, KEY_BYTES, KeyPair};
 use skep::frontend::udp::UdpFrontend;
 use skep::frontend::{REPLY_BYTES_MAX, Responder};
 use skep::protocol::udp::MAGIC;
@@ -38,7 +38,7 @@ fn a_million_unverified_datagrams_never_gain_a_byte() {
     for algorithm in [Algorithm::SipHash, Algorithm::HmacSha256] {
         let store = Arc::new(Store::new(Options { shards: 8, seed: Some(1) }));
         let options = Arc::new(ArcSwap::from_pointee(tracker::Options::default()));
-        let keys = Keys { active: [7; KEY_BYTES], staging: Some([8; KEY_BYTES]), algorithm };
+        let keys = KeyPair { active: [7; KEY_BYTES], staging: Some([8; KEY_BYTES]), algorithm };
         let ids = Arc::new(ArcSwap::from_pointee(ConnectionIds::new(&keys)));
         let tracker = Tracker::new(Arc::clone(&store), options, 1, 0, 1);
         let mut frontend = UdpFrontend::new(tracker, ids);

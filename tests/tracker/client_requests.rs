@@ -12,8 +12,8 @@ use skep::access::lists::Lists;
 use skep::access::mode::Mode;
 use skep::access::passkey::{Limits, Record, Totals};
 use skep::access::{self, Access};
-use skep::frontend::connection_id::{Algorithm, ConnectionIds, KEY_BYTES, Keys};
-use skep::frontend::http::{Flow, HttpFrontend};
+use skep::frontend::connection_id::{Algorithm, ConnectionIds, KEY_BYTES, KeyPair};
+use skep::frontend::http::{HttpFrontend, ReceiveOutcome};
 use skep::frontend::origin::Origin;
 use skep::frontend::udp::UdpFrontend;
 use skep::frontend::{REPLY_BYTES_MAX, Responder};
@@ -104,7 +104,7 @@ impl Site {
     fn new(mode: Mode) -> Self {
         let access = Arc::new(Access::new(mode, Lists::default()));
         let store = Arc::new(Store::new(store::Options { shards: 4, seed: Some(1) }));
-        let keys = Keys { active: [7; KEY_BYTES], staging: None, algorithm: Algorithm::SipHash };
+        let keys = KeyPair { active: [7; KEY_BYTES], staging: None, algorithm: Algorithm::SipHash };
         let ids = ConnectionIds::new(&keys);
         let admitting = |it: Tracker| it.with_access(access::Gate::new(access.clone()));
         let datagrams = admitting(Tracker::new(store.clone(), Arc::default(), 1, 0, 1));
@@ -132,7 +132,7 @@ impl Site {
     fn ask_http(&mut self, request: &Captured) -> (Outcome, Value) {
         let (origin, mut out) = (Origin::Address(request.source()), Vec::new());
         let flow = self.http.handle(&mut self.tracker, self.now, origin, &request.bytes, &mut out);
-        let Flow::Replied { consumed, outcome, .. } = flow else {
+        let ReceiveOutcome::Replied { consumed, outcome, .. } = flow else {
             panic!("{}: {flow:?}", request.label)
         };
         assert_eq!(consumed, request.bytes.len(), "{}", request.label);

@@ -6,11 +6,11 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use fastrand::Rng;
-use skep::frontend::connection_id::{Algorithm, ConnectionIds, KEY_BYTES, Keys};
-use skep::frontend::http::{Flow, HttpFrontend, Outcome};
+use skep::frontend::connection_id::{Algorithm, ConnectionIds, KEY_BYTES, KeyPair};
+use skep::frontend::http::{HttpFrontend, Outcome, ReceiveOutcome};
 use skep::frontend::origin::Origin;
 use skep::frontend::udp::UdpFrontend;
-use skep::frontend::ws::{Outbox, Route, WsFrontend};
+use skep::frontend::ws::{Outbox, SocketRoute, WsFrontend};
 use skep::frontend::{REPLY_BYTES_MAX, Responder};
 use skep::limiter::{self, Handle, LimitAction, LimitCounters, LimitTable, Limiter, Sizes};
 use skep::metrics::NotStoredCounters;
@@ -58,7 +58,7 @@ impl Flooded {
             .with_limiter(gate)
             .with_not_stored_counters(not_stored.clone())
             .with_load(load.clone());
-        let keys = Keys { active: [7; KEY_BYTES], staging: None, algorithm: Algorithm::SipHash };
+        let keys = KeyPair { active: [7; KEY_BYTES], staging: None, algorithm: Algorithm::SipHash };
         let ids = ConnectionIds::new(&keys);
         let udp = UdpFrontend::new(tracker, Arc::new(ArcSwap::from_pointee(ids.clone())));
         let torrent = InfoHash([5; 20]);
@@ -244,7 +244,7 @@ fn over_the_limit_of_stops_peers_leave_over_tcp_as_well() {
         String::from_utf8_lossy(&out).into_owned()
     };
     let mut frontend = WsFrontend::new(Arc::default(), Arc::default());
-    let mut session = frontend.open(Route { worker: 0, slot: 0, generation: 0 }, host(1));
+    let mut session = frontend.open(SocketRoute { worker: 0, slot: 0, generation: 0 }, host(1));
     let mut send = |tracker: &mut Tracker, event: &str| {
         let message = format!(
             r#"{{"action":"announce","info_hash":"aaaaaaaaaaaaaaaaaaaa","event":"{event}",
@@ -269,7 +269,7 @@ fn a_socket_that_closes_is_not_charged_for_the_peers_that_leave_with_it() {
     let mut flooded = Flooded::new();
     let mut tracker = flooded.tracker();
     let mut frontend = WsFrontend::new(Arc::default(), Arc::default());
-    let mut session = frontend.open(Route { worker: 0, slot: 0, generation: 0 }, host(1));
+    let mut session = frontend.open(SocketRoute { worker: 0, slot: 0, generation: 0 }, host(1));
     for number in 0..30 {
         let message = format!(
             r#"{{"action":"announce","info_hash":"aaaaaaaaaaaaaaaaaa{number:02}",
@@ -461,7 +461,9 @@ fn http_clients_over_the_limit_come_back_soon_and_not_together() {
         let mut out = Vec::new();
         let flow =
             http.handle(&mut tracker, START, Origin::Address(host), request.as_bytes(), &mut out);
-        let Flow::Replied { outcome, keep_alive: true, .. } = flow else { panic!("{flow:?}") };
+        let ReceiveOutcome::Replied { outcome, keep_alive: true, .. } = flow else {
+            panic!("{flow:?}")
+        };
         (outcome, String::from_utf8_lossy(&out).into_owned())
     };
     let announce = "/announce?info_hash=aaaaaaaaaaaaaaaaaaaa&peer_id=-AA0000-aaaaaaaaaaaa&port=1";
@@ -491,7 +493,7 @@ fn websockets_over_the_limit_are_told_and_stay() {
     let flooded = Flooded::new();
     let mut tracker = flooded.tracker();
     let mut frontend = WsFrontend::new(Arc::default(), Arc::default());
-    let mut session = frontend.open(Route { worker: 0, slot: 0, generation: 0 }, host(1));
+    let mut session = frontend.open(SocketRoute { worker: 0, slot: 0, generation: 0 }, host(1));
     let announce = r#"{"action":"announce","info_hash":"aaaaaaaaaaaaaaaaaaaa",
         "peer_id":"-WW0000-aaaaaaaaaaaa","left":1,"numwant":1,"offers":[]}"#;
     let mut send = |message: &str, now: Now| {

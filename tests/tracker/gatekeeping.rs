@@ -5,14 +5,14 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use skep::access::lists::{List, Lists, Name};
+use skep::access::lists::{AccessList, ListName, Lists};
 use skep::access::mode::Mode;
 use skep::access::{self, Access, passkey};
-use skep::frontend::connection_id::{Algorithm, ConnectionIds, KEY_BYTES, Keys};
+use skep::frontend::connection_id::{Algorithm, ConnectionIds, KEY_BYTES, KeyPair};
 use skep::frontend::http::HttpFrontend;
 use skep::frontend::origin::Origin;
 use skep::frontend::udp::UdpFrontend;
-use skep::frontend::ws::{Outbox, Route, WsFrontend};
+use skep::frontend::ws::{Outbox, SocketRoute, WsFrontend};
 use skep::frontend::{Passkey, REPLY_BYTES_MAX, Responder};
 use skep::protocol::udp::client::{Announcement, Reply, decode, encode_announce, encode_scrape};
 use skep::protocol::udp::{ANNOUNCE_BYTES, TransactionId};
@@ -47,7 +47,7 @@ impl Doors {
     fn new(access: Access) -> Self {
         let access = Arc::new(access);
         let store = Arc::new(Store::new(store::Options { shards: 4, seed: Some(1) }));
-        let keys = Keys { active: [7; KEY_BYTES], staging: None, algorithm: Algorithm::SipHash };
+        let keys = KeyPair { active: [7; KEY_BYTES], staging: None, algorithm: Algorithm::SipHash };
         let ids = ConnectionIds::new(&keys);
         let by_datagrams = Tracker::new(store.clone(), Arc::default(), 1, 0, 1)
             .with_access(access::Gate::new(access.clone()));
@@ -66,8 +66,8 @@ impl Doors {
         page.iter().map(|it| it.info_hash).collect()
     }
 
-    fn with_list(name: Name, text: &str) -> Self {
-        let list = Arc::new(List::parse(name.kind(), text.as_bytes()).unwrap());
+    fn with_list(name: ListName, text: &str) -> Self {
+        let list = Arc::new(AccessList::parse(name.kind(), text.as_bytes()).unwrap());
         Self::new(Access::new(Mode::Open, Lists::default().with(name, list, false)))
     }
 
@@ -129,7 +129,7 @@ impl Doors {
     }
 
     fn web(&mut self, message: &str, passkey: Option<&str>) -> Told {
-        let route = Route { worker: 0, slot: 0, generation: 0 };
+        let route = SocketRoute { worker: 0, slot: 0, generation: 0 };
         let passkey = passkey.map(|it| Box::new(Passkey::new(it.as_bytes()).unwrap()));
         let mut session = self.ws.open_with(route, CLIENT, passkey);
         let mut outbox = Outbox::default();
@@ -180,7 +180,7 @@ const NOWHERE: [Told; 3] = [None, None, None];
 fn denied_torrents_are_refused_everywhere_with_the_operators_reason_where_there_is_room() {
     let hex = "61".repeat(20);
     let text = format!("{hex} a \"court\" order\n");
-    let mut doors = Doors::with_list(Name::TorrentsDeny, &text);
+    let mut doors = Doors::with_list(ListName::TorrentsDeny, &text);
     let reason = Some("a \"court\" order".to_owned());
     let short = Some("torrent is not allowed".to_owned());
     assert_eq!(doors.announces(KNOWN), [short.clone(), reason.clone(), reason]);
@@ -198,13 +198,13 @@ fn denied_torrents_are_refused_everywhere_with_the_operators_reason_where_there_
 
 #[test]
 fn networks_clients_and_ports_are_refused_everywhere() {
-    let mut doors = Doors::with_list(Name::NetworksDeny, "8.8.0.0/16\n");
+    let mut doors = Doors::with_list(ListName::NetworksDeny, "8.8.0.0/16\n");
     assert_eq!(doors.announces(KNOWN), everywhere("network is not allowed"));
     assert_eq!(doors.scrapes(KNOWN), everywhere("network is not allowed"));
-    let mut doors = Doors::with_list(Name::ClientsDeny, "-XX\n");
+    let mut doors = Doors::with_list(ListName::ClientsDeny, "-XX\n");
     assert_eq!(doors.announces(KNOWN), everywhere("client is not allowed"));
     assert_eq!(doors.scrapes(KNOWN), NOWHERE, "a scrape names no client");
-    let mut doors = Doors::with_list(Name::PortsDeny, "6881-6889\n");
+    let mut doors = Doors::with_list(ListName::PortsDeny, "6881-6889\n");
     let [udp, http, web] = doors.announces(KNOWN);
     assert_eq!([&udp, &http], [&Some("port is not allowed".to_owned()); 2]);
     assert_eq!(web, None, "WebRTC peers have no port");
@@ -222,8 +222,9 @@ fn only_registered_torrents_are_served_and_both_hashes_are_one_swarm() {
     assert_eq!(doors.http_announce(OTHER, "/announce"), None);
     let (known, other) = (doors.tracker.counts(&KNOWN), doors.tracker.counts(&OTHER));
     assert_eq!((known.leechers, other.leechers), (1, 0), "one peer, by whichever hash");
-    let list = List::parse(Name::TorrentsDeny.kind(), "61".repeat(20).as_bytes()).unwrap();
-    doors.access.set_lists(Lists::default().with(Name::TorrentsDeny, Arc::new(list), false));
+    let list =
+        AccessList::parse(ListName::TorrentsDeny.kind(), "61".repeat(20).as_bytes()).unwrap();
+    doors.access.set_lists(Lists::default().with(ListName::TorrentsDeny, Arc::new(list), false));
     let denied = Some("torrent is not allowed".to_owned());
     assert_eq!(doors.udp(OTHER, "/announce"), denied, "the other hash is no way around");
     assert_eq!(doors.udp_scrape(&[OTHER]), denied);
@@ -280,7 +281,7 @@ fn sockets_of_who_may_not_be_served_any_more_leave_their_swarms() {
         let totals = passkey::Totals::default();
         let record = passkey::Record { name, limits, issued_s: 0, totals };
         doors.access.keys().insert(digest, &record);
-        let route = Route { worker: 0, slot: 1, generation: 1 };
+        let route = SocketRoute { worker: 0, slot: 1, generation: 1 };
         let shown = Some(Box::new(Passkey::new(passkey.as_bytes()).unwrap()));
         let mut session = doors.ws.open_with(route, CLIENT, shown);
         let Doors { ws, tracker, access, .. } = &mut doors;
@@ -314,7 +315,7 @@ fn a_session_of_a_passkey_takes_less_than_120_bytes() {
         let mut announce = || {
             let mut hash = [0; 20];
             random.fill(&mut hash);
-            let report = passkey::Report {
+            let report = passkey::SessionReport {
                 info_hash: &InfoHash(hash),
                 peer_id: &PeerId([1; 20]),
                 event: Event::Started,

@@ -18,7 +18,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use skep::frontend::connection_id::{Algorithm, ConnectionIds, Keys};
+use skep::frontend::connection_id::{Algorithm, ConnectionIds, KeyPair};
 use skep::frontend::udp::UdpFrontend;
 use skep::frontend::{REPLY_BYTES_MAX, Responder};
 use skep::protocol::udp::client::{self, Reply};
@@ -101,7 +101,7 @@ fn frontend() -> UdpFrontend {
     let options = tracker::Options { interval_s: 1800, interval_jitter_s: 0, ..Default::default() };
     let tracker = Tracker::new(store, Arc::new(ArcSwap::from_pointee(options)), 1, 0, 1);
     let active = std::array::from_fn(|at| u8::try_from(at).unwrap());
-    let ids = ConnectionIds::new(&Keys { active, staging: None, algorithm: Algorithm::SipHash });
+    let ids = ConnectionIds::new(&KeyPair { active, staging: None, algorithm: Algorithm::SipHash });
     UdpFrontend::new(tracker, Arc::new(ArcSwap::from_pointee(ids)))
 }
 

@@ -30,7 +30,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use bt_bencode::Value;
-use skep::frontend::http::{Encoding, Flow, HttpFrontend, Options, Outcome};
+use skep::frontend::http::{Encoding, HttpFrontend, Options, Outcome, ReceiveOutcome};
 use skep::frontend::origin::{HopField, Origin};
 use skep::frontend::stats::Pages;
 use skep::protocol::http::Malformed;
@@ -133,20 +133,20 @@ impl Conversation {
     }
 
     /// Notes how a request ended; says how many bytes it took.
-    fn note(&mut self, flow: Flow) -> usize {
+    fn note(&mut self, flow: ReceiveOutcome) -> usize {
         let (consumed, keep_alive, end) = match flow {
-            Flow::More => return 0,
-            Flow::Replied { consumed, keep_alive, source, outcome } => {
+            ReceiveOutcome::More => return 0,
+            ReceiveOutcome::Replied { consumed, keep_alive, source, outcome } => {
                 self.source = source;
                 (consumed, keep_alive, label(outcome).to_owned())
             }
-            Flow::Upgraded { consumed, source, .. } => {
+            ReceiveOutcome::Upgraded { consumed, source, .. } => {
                 self.source = Some(source);
                 self.open = false;
                 self.ends.push("upgraded".into());
                 return consumed;
             }
-            Flow::FullScrape { consumed, keep_alive, source, encoding, chunked } => {
+            ReceiveOutcome::FullScrape { consumed, keep_alive, source, encoding, chunked } => {
                 self.source = Some(source);
                 let coding = self.write_full_scrape(encoding, chunked);
                 let framing = if chunked { "chunked" } else { "closed" };

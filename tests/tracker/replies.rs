@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use skep::frontend::connection_id::{Algorithm, ConnectionIds, KEY_BYTES, Keys};
+use skep::frontend::connection_id::{Algorithm, ConnectionIds, KEY_BYTES, KeyPair};
 use skep::frontend::udp::UdpFrontend;
 use skep::frontend::{REPLY_BYTES_MAX, Responder};
 use skep::protocol::udp::client::{
@@ -35,7 +35,7 @@ impl World {
         let store = Arc::new(Store::new(Options { shards: 2, seed: Some(1) }));
         let options = Arc::new(ArcSwap::from_pointee(rules));
         let algorithm = Algorithm::SipHash;
-        let keys = Keys { active: [7; KEY_BYTES], staging: None, algorithm };
+        let keys = KeyPair { active: [7; KEY_BYTES], staging: None, algorithm };
         let ids = ConnectionIds::new(&keys);
         let shared = Arc::new(ArcSwap::from_pointee(ids.clone()));
         let frontend = UdpFrontend::new(Tracker::new(store, options, 1, 0, 1), shared);

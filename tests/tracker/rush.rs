@@ -13,7 +13,7 @@ use skep::access::lists::Lists;
 use skep::access::mode::Mode;
 use skep::access::passkey::{self, Limits, Record};
 use skep::access::{self, Access};
-use skep::frontend::connection_id::{Algorithm, ConnectionIds, KEY_BYTES, Keys};
+use skep::frontend::connection_id::{Algorithm, ConnectionIds, KEY_BYTES, KeyPair};
 use skep::frontend::http::HttpFrontend;
 use skep::frontend::origin::Origin;
 use skep::frontend::udp::UdpFrontend;
@@ -134,7 +134,7 @@ impl World {
         let store = Arc::new(Store::new(store::Options { shards: 4, seed: Some(1) }));
         let gate = |seed| Handle::new(limiter.clone(), Arc::default(), Arc::default(), seed);
         let door = || access::Gate::new(access.clone());
-        let keys = Keys { active: [7; KEY_BYTES], staging: None, algorithm: Algorithm::SipHash };
+        let keys = KeyPair { active: [7; KEY_BYTES], staging: None, algorithm: Algorithm::SipHash };
         let ids = Arc::new(ArcSwap::from_pointee(ConnectionIds::new(&keys)));
         let tracker = Tracker::new(store.clone(), Arc::default(), 1, 0, 1).with_limiter(gate(1));
         let udp = UdpFrontend::new(tracker.with_access(door()), ids);

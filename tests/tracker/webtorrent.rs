@@ -20,7 +20,7 @@ use arc_swap::ArcSwap;
 use proptest::prelude::*;
 use skep::frontend::http::Outcome;
 use skep::frontend::ws::{
-    MESSAGE_BYTES_MAX, OFFER_AGE_S_MAX, Options, Outbox, Route, Session, WsFrontend,
+    MESSAGE_BYTES_MAX, OFFER_AGE_S_MAX, Options, Outbox, SocketRoute, SocketSession, WsFrontend,
 };
 use skep::store::Budget;
 use skep::tracker::Tracker;
@@ -313,13 +313,13 @@ fn peers_that_come_back_stay_however_the_workers_race() {
     let run = |worker: u16| {
         let mut frontend = WsFrontend::new(hive.directory.clone(), options.clone());
         let mut tracker = Tracker::without_upkeep(hive.store.clone(), Arc::default(), 1);
-        let mut old: Option<Session> = None;
+        let mut old: Option<SocketSession> = None;
         for round in 0..2000 {
             steps[0].wait();
             if let Some(session) = old.take() {
                 frontend.close(&mut tracker, hive.now, session);
             } else if round > 0 || worker == 0 {
-                let route = Route { worker, slot: 0, generation: round };
+                let route = SocketRoute { worker, slot: 0, generation: round };
                 let mut new = frontend.open(route, "198.51.100.2".parse().unwrap());
                 for text in &messages {
                     let (text, mut outbox) = (text.as_bytes(), Outbox::default());

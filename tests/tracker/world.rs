@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use bt_bencode::Value;
-use skep::frontend::connection_id::{Algorithm, ConnectionIds, KEY_BYTES, Keys};
-use skep::frontend::http::{Flow, HttpFrontend};
+use skep::frontend::connection_id::{Algorithm, ConnectionIds, KEY_BYTES, KeyPair};
+use skep::frontend::http::{HttpFrontend, ReceiveOutcome};
 use skep::frontend::origin::Origin;
 use skep::frontend::udp::UdpFrontend;
 use skep::frontend::{REPLY_BYTES_MAX, Responder, stats, ws};
@@ -78,7 +78,7 @@ impl World {
     pub(crate) fn new(family_of: FamilyOf) -> Self {
         let store = Arc::new(Store::new(store::Options { shards: 2, seed: Some(1) }));
         let rules = Arc::new(ArcSwap::from_pointee(tracker::Options::default()));
-        let keys = Keys { active: [7; KEY_BYTES], staging: None, algorithm: Algorithm::SipHash };
+        let keys = KeyPair { active: [7; KEY_BYTES], staging: None, algorithm: Algorithm::SipHash };
         let ids = ConnectionIds::new(&keys);
         let tracker = Tracker::new(store.clone(), rules.clone(), 1, 0, 1);
         let udp = UdpFrontend::new(tracker, Arc::new(ArcSwap::from_pointee(ids.clone())));
@@ -182,7 +182,7 @@ impl World {
         let (now, origin, mut out) = (self.now(), Origin::Address(source), Vec::new());
         let bytes = request.as_bytes();
         let flow = self.http.handle(&mut self.http_tracker, now, origin, bytes, &mut out);
-        assert!(matches!(flow, Flow::Replied { keep_alive: true, .. }), "{flow:?}");
+        assert!(matches!(flow, ReceiveOutcome::Replied { keep_alive: true, .. }), "{flow:?}");
         let end = out.windows(4).position(|it| it == b"\r\n\r\n").unwrap() + 4;
         assert!(out.starts_with(b"HTTP/1.1 200 "), "{}", out.escape_ascii());
         bt_bencode::from_slice(&out[end..]).unwrap()

@@ -4,8 +4,8 @@
 use std::net::IpAddr;
 use std::ops::Range;
 
-use skep::client::http::{Body, head, push_announce, push_scrape, push_separator};
-use skep::client::reply::{Announced, Flaw, Reply, announced, scraped};
+use skep::client::http::{BodyEnd, head, push_announce, push_scrape, push_separator};
+use skep::client::reply::{ParsedAnnounce, ResponseError, TrackerResponse, announced, scraped};
 use skep::protocol::udp::client::Announcement;
 use skep::types::Family;
 
@@ -98,11 +98,11 @@ pub(crate) fn frame(input: &[u8], closed: bool) -> Result<Option<Frame>, Invalid
         return Err(Invalid::HttpStatus);
     }
     let end = match head.body {
-        Body::Length(length) if length > REPLY_BYTES_MAX => return Err(Invalid::Oversized),
-        Body::Length(length) => Some(head.bytes + length).filter(|it| *it <= input.len()),
-        Body::UntilClose => closed.then_some(input.len()),
+        BodyEnd::Length(length) if length > REPLY_BYTES_MAX => return Err(Invalid::Oversized),
+        BodyEnd::Length(length) => Some(head.bytes + length).filter(|it| *it <= input.len()),
+        BodyEnd::UntilClose => closed.then_some(input.len()),
         // No tracker has a reason to.
-        Body::Chunked => return Err(Invalid::NotHttp),
+        BodyEnd::Chunked => return Err(Invalid::NotHttp),
     };
     if end.is_none() && input.len() > REPLY_BYTES_MAX {
         return Err(Invalid::Oversized);
@@ -112,7 +112,7 @@ pub(crate) fn frame(input: &[u8], closed: bool) -> Result<Option<Frame>, Invalid
 
 /// What a reply says.
 pub(crate) enum Said<'a> {
-    Announced(Announced<'a>),
+    Announced(ParsedAnnounce<'a>),
     /// Seeders and leechers of all torrents together.
     Scraped(u64),
     Refused(&'a [u8]),
@@ -128,8 +128,8 @@ pub(crate) fn judge<'a>(
 ) -> Result<(Said<'a>, Option<Invalid>), Invalid> {
     if pending.kind == Kind::Announce {
         return match announced(body)? {
-            Reply::Failure(reason) => Ok((Said::Refused(reason), None)),
-            Reply::Granted(it) => {
+            TrackerResponse::Failure(reason) => Ok((Said::Refused(reason), None)),
+            TrackerResponse::Granted(it) => {
                 let family = Family::of(own);
                 let peers = if family == Family::V4 { it.peers } else { it.peers6 };
                 let flaw = flaw_of_peers(peers, pending, own, family, thorough);
@@ -145,23 +145,25 @@ pub(crate) fn judge<'a>(
         strangers += u32::from(!known);
     });
     match counted? {
-        Reply::Failure(reason) => Ok((Said::Refused(reason), None)),
-        Reply::Granted(_) if strangers > 0 => Err(Invalid::WrongTorrent),
-        Reply::Granted(torrents) if torrents != usize::from(pending.count) => {
+        TrackerResponse::Failure(reason) => Ok((Said::Refused(reason), None)),
+        TrackerResponse::Granted(_) if strangers > 0 => Err(Invalid::WrongTorrent),
+        TrackerResponse::Granted(torrents) if torrents != usize::from(pending.count) => {
             Err(Invalid::ScrapeCount)
         }
-        Reply::Granted(_) => Ok((Said::Scraped(peers), None)),
+        TrackerResponse::Granted(_) => Ok((Said::Scraped(peers), None)),
     }
 }
 
-impl From<Flaw> for Invalid {
-    fn from(it: Flaw) -> Self {
+impl From<ResponseError> for Invalid {
+    fn from(it: ResponseError) -> Self {
         match it {
-            Flaw::NotBencode => Self::NotBencode,
-            Flaw::TrailingBytes | Flaw::RaggedPeers => Self::RaggedTail,
-            Flaw::UnsortedKeys => Self::UnsortedKeys,
-            Flaw::NoInterval | Flaw::NoPeers | Flaw::NoFiles => Self::KeysMissing,
-            Flaw::BadCount => Self::BadCount,
+            ResponseError::NotBencode => Self::NotBencode,
+            ResponseError::TrailingBytes | ResponseError::RaggedPeers => Self::RaggedTail,
+            ResponseError::UnsortedKeys => Self::UnsortedKeys,
+            ResponseError::NoInterval | ResponseError::NoPeers | ResponseError::NoFiles => {
+                Self::KeysMissing
+            }
+            ResponseError::BadCount => Self::BadCount,
         }
     }
 }

@@ -5,8 +5,8 @@ use std::net::IpAddr;
 
 use ahash::RandomState;
 
-use super::value::{self, Kind, Prefix, Value};
-use crate::networks::Networks;
+use super::value::{self, ListKind, ListValue, PeerIdPrefix};
+use crate::networks::NetworkSet;
 use crate::types::{InfoHash, PeerId};
 
 /// The longest reason, in bytes: a client shows it in one line.
@@ -23,7 +23,7 @@ type ReasonAt = u32;
 
 /// A line that is none, and what it should be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LineError {
+pub struct ListLineError {
     /// Its number, from 1.
     pub line: usize,
     /// What is wrong, in words.
@@ -36,38 +36,38 @@ pub enum Line<'a> {
     /// Nothing, or a comment.
     Blank,
     /// One value, or two, and a reason.
-    Entry(Value, Option<Value>, Option<&'a str>),
+    Entry(ListValue, Option<ListValue>, Option<&'a str>),
 }
 
 /// Values of one kind, each with or without a reason.
 #[derive(Clone, Debug)]
-pub struct List {
-    kind: Kind,
-    table: Table,
+pub struct AccessList {
+    kind: ListKind,
+    table: ValueTable,
     /// Those in use, each once.
     reasons: Vec<Box<str>>,
 }
 
 #[derive(Clone, Debug)]
-enum Table {
+enum ValueTable {
     /// Hundreds of thousands: a hash table and nothing else.
     Torrents(HashMap<InfoHash, ReasonAt, RandomState>),
     /// Some hundreds or thousands: sorted, and beside it what finds them fast.
-    Others(Vec<(Value, ReasonAt)>, Index),
+    Others(Vec<(ListValue, ReasonAt)>, Index),
 }
 
 #[derive(Clone, Debug)]
 enum Index {
-    Networks(Networks),
+    Networks(NetworkSet),
     /// For each length in use, longest first, the prefixes of that length.
-    Clients(Vec<(usize, HashMap<Prefix, ReasonAt, RandomState>)>),
+    Clients(Vec<(usize, HashMap<PeerIdPrefix, ReasonAt, RandomState>)>),
     /// One entry for each port: 0 where it is not listed, else its reason's place + 1.
     Ports(Vec<u32>),
 }
 
-impl List {
+impl AccessList {
     /// A list with nothing on it.
-    pub fn empty(kind: Kind) -> Self {
+    pub fn empty(kind: ListKind) -> Self {
         Self::new(kind, HashMap::default(), Vec::new())
     }
 
@@ -75,12 +75,12 @@ impl List {
     /// there twice, its last reason counts.
     ///
     /// # Errors
-    /// [`LineError`] with the first line that cannot be read.
-    pub fn parse(kind: Kind, text: &[u8]) -> Result<Self, LineError> {
+    /// [`ListLineError`] with the first line that cannot be read.
+    pub fn parse(kind: ListKind, text: &[u8]) -> Result<Self, ListLineError> {
         let mut values = HashMap::default();
         let mut reasons = Reasons::default();
         for (line, bytes) in (1..).zip(text.split(|it| *it == b'\n')) {
-            let error = |problem| LineError { line, problem };
+            let error = |problem| ListLineError { line, problem };
             let Line::Entry(value, second, reason) = self::line(kind, bytes).map_err(error)? else {
                 continue;
             };
@@ -96,35 +96,35 @@ impl List {
     }
 
     fn new(
-        kind: Kind,
-        values: HashMap<Value, ReasonAt, RandomState>,
+        kind: ListKind,
+        values: HashMap<ListValue, ReasonAt, RandomState>,
         reasons: Vec<Box<str>>,
     ) -> Self {
-        let table = if kind == Kind::Torrents {
-            let torrent = |(value, reason): (Value, ReasonAt)| match value {
-                Value::Torrent(it) => Some((it, reason)),
+        let table = if kind == ListKind::Torrents {
+            let torrent = |(value, reason): (ListValue, ReasonAt)| match value {
+                ListValue::Torrent(it) => Some((it, reason)),
                 _ => None,
             };
-            Table::Torrents(values.into_iter().filter_map(torrent).collect())
+            ValueTable::Torrents(values.into_iter().filter_map(torrent).collect())
         } else {
             let mut values: Vec<_> = values.into_iter().collect();
             values.sort_unstable();
             let index = Index::new(kind, &values);
-            Table::Others(values, index)
+            ValueTable::Others(values, index)
         };
         Self { kind, table, reasons }
     }
 
     /// What it holds.
-    pub fn kind(&self) -> Kind {
+    pub fn kind(&self) -> ListKind {
         self.kind
     }
 
     /// How many values there are.
     pub fn len(&self) -> usize {
         match &self.table {
-            Table::Torrents(them) => them.len(),
-            Table::Others(them, _) => them.len(),
+            ValueTable::Torrents(them) => them.len(),
+            ValueTable::Others(them, _) => them.len(),
         }
     }
 
@@ -134,10 +134,10 @@ impl List {
     }
 
     /// Whether a value is there just so, and its reason.
-    pub fn get(&self, value: &Value) -> Option<Option<&str>> {
+    pub fn get(&self, value: &ListValue) -> Option<Option<&str>> {
         let at = match (&self.table, value) {
-            (Table::Torrents(them), Value::Torrent(it)) => *them.get(it)?,
-            (Table::Others(them, _), _) => {
+            (ValueTable::Torrents(them), ListValue::Torrent(it)) => *them.get(it)?,
+            (ValueTable::Others(them, _), _) => {
                 them[them.binary_search_by_key(value, |it| it.0).ok()?].1
             }
             _ => return None,
@@ -146,13 +146,13 @@ impl List {
     }
 
     /// The entries behind `after` in order, `limit` at most.
-    pub fn page(&self, after: Option<&Value>, limit: usize) -> Vec<(Value, Option<&str>)> {
-        let behind = |it: &Value| after.is_none_or(|after| it > after);
+    pub fn page(&self, after: Option<&ListValue>, limit: usize) -> Vec<(ListValue, Option<&str>)> {
+        let behind = |it: &ListValue| after.is_none_or(|after| it > after);
         let mut page: Vec<_> = match &self.table {
-            Table::Torrents(them) => {
+            ValueTable::Torrents(them) => {
                 let mut all: Vec<_> = them
                     .iter()
-                    .map(|(hash, at)| (Value::Torrent(*hash), *at))
+                    .map(|(hash, at)| (ListValue::Torrent(*hash), *at))
                     .filter(|it| behind(&it.0))
                     .collect();
                 if limit < all.len() {
@@ -161,7 +161,7 @@ impl List {
                 }
                 all
             }
-            Table::Others(them, _) => {
+            ValueTable::Others(them, _) => {
                 let start = them.partition_point(|it| !behind(&it.0));
                 them[start..].iter().take(limit).copied().collect()
             }
@@ -177,10 +177,12 @@ impl List {
 
     /// How many values of this list are not on `other`.
     pub fn beyond(&self, other: &Self) -> usize {
-        let is_new = |it: Value| other.get(&it).is_none();
+        let is_new = |it: ListValue| other.get(&it).is_none();
         match &self.table {
-            Table::Torrents(them) => them.keys().filter(|it| is_new(Value::Torrent(**it))).count(),
-            Table::Others(them, _) => them.iter().filter(|it| is_new(it.0)).count(),
+            ValueTable::Torrents(them) => {
+                them.keys().filter(|it| is_new(ListValue::Torrent(**it))).count()
+            }
+            ValueTable::Others(them, _) => them.iter().filter(|it| is_new(it.0)).count(),
         }
     }
 
@@ -188,8 +190,8 @@ impl List {
     #[inline]
     pub(super) fn torrent(&self, info_hash: &InfoHash) -> Option<Option<&str>> {
         match &self.table {
-            Table::Torrents(them) => them.get(info_hash).map(|it| self.reason(*it)),
-            Table::Others(..) => None,
+            ValueTable::Torrents(them) => them.get(info_hash).map(|it| self.reason(*it)),
+            ValueTable::Others(..) => None,
         }
     }
 
@@ -197,7 +199,9 @@ impl List {
     #[inline]
     pub(super) fn address(&self, address: IpAddr) -> Option<Option<&str>> {
         match &self.table {
-            Table::Others(_, Index::Networks(them)) => them.find(address).map(|it| self.reason(it)),
+            ValueTable::Others(_, Index::Networks(them)) => {
+                them.find(address).map(|it| self.reason(it))
+            }
             _ => None,
         }
     }
@@ -205,9 +209,9 @@ impl List {
     /// Whether a beginning of this peer id is listed, and why.
     #[inline]
     pub(super) fn peer_id(&self, peer_id: &PeerId) -> Option<Option<&str>> {
-        let Table::Others(_, Index::Clients(by_length)) = &self.table else { return None };
-        let find = |(length, them): &(usize, HashMap<Prefix, _, _>)| {
-            them.get(&Prefix::of(&peer_id.0, *length)).copied()
+        let ValueTable::Others(_, Index::Clients(by_length)) = &self.table else { return None };
+        let find = |(length, them): &(usize, HashMap<PeerIdPrefix, _, _>)| {
+            them.get(&PeerIdPrefix::of(&peer_id.0, *length)).copied()
         };
         by_length.iter().find_map(find).map(|it| self.reason(it))
     }
@@ -215,7 +219,7 @@ impl List {
     /// Whether a port is listed, and why.
     #[inline]
     pub(super) fn port(&self, port: u16) -> Option<Option<&str>> {
-        let Table::Others(_, Index::Ports(them)) = &self.table else { return None };
+        let ValueTable::Others(_, Index::Ports(them)) = &self.table else { return None };
         let at = them.get(usize::from(port)).copied().unwrap_or(0);
         at.checked_sub(1).map(|it| self.reason(it))
     }
@@ -227,24 +231,24 @@ impl List {
 }
 
 impl Index {
-    fn new(kind: Kind, values: &[(Value, ReasonAt)]) -> Self {
+    fn new(kind: ListKind, values: &[(ListValue, ReasonAt)]) -> Self {
         match kind {
-            Kind::Clients => Self::clients(values),
-            Kind::Ports => Self::ports(values),
-            Kind::Networks | Kind::Torrents => {
-                let network = |(value, at): &(Value, ReasonAt)| match value {
-                    Value::Network(it) => Some((*it, *at)),
+            ListKind::Clients => Self::clients(values),
+            ListKind::Ports => Self::ports(values),
+            ListKind::Networks | ListKind::Torrents => {
+                let network = |(value, at): &(ListValue, ReasonAt)| match value {
+                    ListValue::Network(it) => Some((*it, *at)),
                     _ => None,
                 };
-                Self::Networks(Networks::new(values.iter().filter_map(network)))
+                Self::Networks(NetworkSet::new(values.iter().filter_map(network)))
             }
         }
     }
 
-    fn clients(values: &[(Value, ReasonAt)]) -> Self {
+    fn clients(values: &[(ListValue, ReasonAt)]) -> Self {
         let mut by_length: Vec<(usize, HashMap<_, _, _>)> = Vec::new();
         for (value, at) in values {
-            let Value::Client(prefix) = value else { continue };
+            let ListValue::Client(prefix) = value else { continue };
             let length = prefix.length();
             let place = by_length.iter().position(|it| it.0 == length).unwrap_or_else(|| {
                 by_length.push((length, HashMap::default()));
@@ -256,13 +260,13 @@ impl Index {
         Self::Clients(by_length)
     }
 
-    fn ports(values: &[(Value, ReasonAt)]) -> Self {
+    fn ports(values: &[(ListValue, ReasonAt)]) -> Self {
         if values.is_empty() {
             return Self::Ports(Vec::new());
         }
         let mut all = vec![0; usize::from(u16::MAX) + 1];
         for (value, at) in values {
-            let Value::Ports(first, last) = value else { continue };
+            let ListValue::Ports(first, last) = value else { continue };
             all[usize::from(*first)..=usize::from(*last)].fill(at + 1);
         }
         Self::Ports(all)
@@ -273,7 +277,7 @@ impl Index {
 ///
 /// # Errors
 /// What is expected instead, in words.
-pub fn line(kind: Kind, bytes: &[u8]) -> Result<Line<'_>, &'static str> {
+pub fn line(kind: ListKind, bytes: &[u8]) -> Result<Line<'_>, &'static str> {
     if bytes.len() > LINE_BYTES_MAX {
         return Err("a line of at most 8192 bytes");
     }
@@ -325,14 +329,14 @@ impl Reasons {
 mod tests {
     use super::*;
 
-    fn list(kind: Kind, text: &str) -> List {
-        List::parse(kind, text.as_bytes()).unwrap()
+    fn list(kind: ListKind, text: &str) -> AccessList {
+        AccessList::parse(kind, text.as_bytes()).unwrap()
     }
 
     #[test]
     fn lines_hold_a_value_and_a_reason() {
         let text = "# whom we know\n\n10.0.0.0/8\r\n  192.0.2.0/24\t a flood, see #12  \n::1";
-        let it = list(Kind::Networks, text);
+        let it = list(ListKind::Networks, text);
         assert_eq!(it.len(), 3);
         assert_eq!(it.address("10.1.2.3".parse().unwrap()), Some(None));
         let reason = "a flood, see #12";
@@ -342,9 +346,9 @@ mod tests {
 
     #[test]
     fn a_bad_line_is_named() {
-        let error = |text: &[u8]| List::parse(Kind::Ports, text).unwrap_err();
+        let error = |text: &[u8]| AccessList::parse(ListKind::Ports, text).unwrap_err();
         let it = error(b"1\n# x\nhttp\n2");
-        assert_eq!((it.line, it.problem), (3, Kind::Ports.allowed()));
+        assert_eq!((it.line, it.problem), (3, ListKind::Ports.allowed()));
         assert_eq!(error(b"1 \xff").line, 1);
         assert_eq!(error(format!("\n1 {}", "x".repeat(201)).as_bytes()).line, 2);
         assert_eq!(error(b"1 a\x1bb").problem, "a reason without control characters");
@@ -354,7 +358,7 @@ mod tests {
 
     #[test]
     fn the_longest_prefix_of_a_peer_id_counts() {
-        let it = list(Kind::Clients, "-XL wastes\n-XL0012-\n%00%01 broken");
+        let it = list(ListKind::Clients, "-XL wastes\n-XL0012-\n%00%01 broken");
         let find = |id: &[u8; 20]| it.peer_id(&PeerId(*id));
         assert_eq!(find(b"-XL0012-abcdefghijkl"), Some(None));
         assert_eq!(find(b"-XL0013-abcdefghijkl"), Some(Some("wastes")));
@@ -364,33 +368,33 @@ mod tests {
 
     #[test]
     fn ports_are_found_in_ranges() {
-        let it = list(Kind::Ports, "6881-6889 worn out\n25\n65535");
+        let it = list(ListKind::Ports, "6881-6889 worn out\n25\n65535");
         assert_eq!(it.port(6881), Some(Some("worn out")));
         assert_eq!((it.port(25), it.port(65535), it.port(6890)), (Some(None), Some(None), None));
-        assert_eq!(list(Kind::Ports, "").port(0), None);
+        assert_eq!(list(ListKind::Ports, "").port(0), None);
     }
 
     #[test]
     fn pages_are_in_order_and_differences_are_counted() {
         let hash = |it: u8| format!("{it:02x}").repeat(20);
         let lines: String = (0..9).rev().map(|it| hash(it) + " r\n").collect();
-        let it = list(Kind::Torrents, &lines);
+        let it = list(ListKind::Torrents, &lines);
         let page = it.page(None, 4);
         assert_eq!(page.len(), 4);
         assert_eq!((page[0].0.to_string(), page[3].0.to_string()), (hash(0), hash(3)));
         let rest = it.page(Some(&page[3].0), 100);
         assert_eq!((rest.len(), rest[0].0.to_string(), rest[0].1), (5, hash(4), Some("r")));
-        let other = list(Kind::Torrents, &format!("{}\n{}", hash(8), hash(200)));
+        let other = list(ListKind::Torrents, &format!("{}\n{}", hash(8), hash(200)));
         assert_eq!((it.beyond(&other), other.beyond(&it)), (8, 1));
-        let ports = list(Kind::Ports, "1\n2\n3-9");
+        let ports = list(ListKind::Ports, "1\n2\n3-9");
         let texts: Vec<_> = ports.page(None, 2).iter().map(|it| it.0.to_string()).collect();
         assert_eq!(texts, ["1", "2"]);
-        assert_eq!(ports.page(Some(&Value::Ports(2, 2)), 9).len(), 1);
+        assert_eq!(ports.page(Some(&ListValue::Ports(2, 2)), 9).len(), 1);
     }
 
     #[test]
     fn the_last_reason_of_a_value_counts() {
-        let it = list(Kind::Ports, "1 a\n1 b");
+        let it = list(ListKind::Ports, "1 a\n1 b");
         assert_eq!((it.len(), it.port(1)), (1, Some(Some("b"))));
     }
 }

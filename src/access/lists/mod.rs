@@ -10,8 +10,8 @@ mod value;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-pub use list::{ENTRIES_MAX, Line, LineError, List, REASON_BYTES_MAX, line, reason};
-pub use value::{Kind, Prefix, Value, Values, parse as parse_value};
+pub use list::{AccessList, ENTRIES_MAX, Line, ListLineError, REASON_BYTES_MAX, line, reason};
+pub use value::{ListKind, ListValue, PeerIdPrefix, Values, parse as parse_value};
 
 use strum::{EnumCount, IntoStaticStr, VariantArray};
 
@@ -20,7 +20,7 @@ use crate::types::{InfoHash, PeerId, Refusal};
 /// Which list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EnumCount, IntoStaticStr, VariantArray)]
 #[strum(serialize_all = "snake_case")]
-pub enum Name {
+pub enum ListName {
     /// Torrents that are served; no others.
     TorrentsAllow,
     /// Torrents that are not served.
@@ -37,17 +37,17 @@ pub enum Name {
     PortsDeny,
 }
 
-impl Name {
+impl ListName {
     /// Every list, in index order.
     pub const ALL: [Self; Self::COUNT] = *Self::VARIANTS.first_chunk().unwrap();
 
     /// What it holds.
-    pub const fn kind(self) -> Kind {
+    pub const fn kind(self) -> ListKind {
         match self {
-            Self::TorrentsAllow | Self::TorrentsDeny => Kind::Torrents,
-            Self::NetworksAllow | Self::NetworksDeny => Kind::Networks,
-            Self::ClientsAllow | Self::ClientsDeny => Kind::Clients,
-            Self::PortsDeny => Kind::Ports,
+            Self::TorrentsAllow | Self::TorrentsDeny => ListKind::Torrents,
+            Self::NetworksAllow | Self::NetworksDeny => ListKind::Networks,
+            Self::ClientsAllow | Self::ClientsDeny => ListKind::Clients,
+            Self::PortsDeny => ListKind::Ports,
         }
     }
 
@@ -78,15 +78,15 @@ pub struct Question<'a> {
 /// All lists as they are at one moment.
 #[derive(Clone, Debug)]
 pub struct Lists {
-    lists: [Arc<List>; Name::ALL.len()],
-    in_force: [bool; Name::ALL.len()],
+    lists: [Arc<AccessList>; ListName::ALL.len()],
+    in_force: [bool; ListName::ALL.len()],
     any: bool,
 }
 
 impl Default for Lists {
     fn default() -> Self {
-        let lists = Name::ALL.map(|it| Arc::new(List::empty(it.kind())));
-        Self { lists, in_force: [false; Name::ALL.len()], any: false }
+        let lists = ListName::ALL.map(|it| Arc::new(AccessList::empty(it.kind())));
+        Self { lists, in_force: [false; ListName::ALL.len()], any: false }
     }
 }
 
@@ -94,7 +94,7 @@ impl Lists {
     /// These, with one replaced. `required`: it is in force even while it is empty, so that an
     /// allow list that lost its entries allows nothing instead of everything.
     #[must_use]
-    pub fn with(mut self, name: Name, list: Arc<List>, required: bool) -> Self {
+    pub fn with(mut self, name: ListName, list: Arc<AccessList>, required: bool) -> Self {
         debug_assert_eq!(list.kind(), name.kind(), "a list of the right kind");
         self.in_force[name as usize] = !list.is_empty() || (required && name.allows());
         self.lists[name as usize] = list;
@@ -103,12 +103,12 @@ impl Lists {
     }
 
     /// One list.
-    pub fn get(&self, name: Name) -> &Arc<List> {
+    pub fn get(&self, name: ListName) -> &Arc<AccessList> {
         &self.lists[name as usize]
     }
 
     /// Whether a list refuses anything.
-    pub fn is_in_force(&self, name: Name) -> bool {
+    pub fn is_in_force(&self, name: ListName) -> bool {
         self.in_force[name as usize]
     }
 
@@ -133,27 +133,27 @@ impl Lists {
     /// Why not to serve a source at all, if so.
     #[inline]
     pub fn judge_source(&self, source: IpAddr) -> Option<Refusal> {
-        let listed = |it: &List| it.address(source).is_some();
-        let refused = self.refuses(Name::NetworksDeny, Name::NetworksAllow, listed);
+        let listed = |it: &AccessList| it.address(source).is_some();
+        let refused = self.refuses(ListName::NetworksDeny, ListName::NetworksAllow, listed);
         refused.then_some(Refusal::NetworkDenied)
     }
 
     /// Why not to serve a torrent to anybody, if so.
     #[inline]
     pub fn judge_torrent(&self, info_hash: &InfoHash) -> Option<Refusal> {
-        let listed = |it: &List| it.torrent(info_hash).is_some();
-        let refused = self.refuses(Name::TorrentsDeny, Name::TorrentsAllow, listed);
+        let listed = |it: &AccessList| it.torrent(info_hash).is_some();
+        let refused = self.refuses(ListName::TorrentsDeny, ListName::TorrentsAllow, listed);
         refused.then_some(Refusal::TorrentDenied)
     }
 
     /// What the operator says about a refusal, for protocols that have room for it.
     pub fn reason(&self, refusal: Refusal, question: &Question<'_>) -> Option<&str> {
-        let list = |name: Name| &*self.lists[name as usize];
+        let list = |name: ListName| &*self.lists[name as usize];
         match refusal {
-            Refusal::TorrentDenied => list(Name::TorrentsDeny).torrent(question.info_hash),
-            Refusal::NetworkDenied => list(Name::NetworksDeny).address(question.source),
-            Refusal::ClientDenied => list(Name::ClientsDeny).peer_id(question.peer_id?),
-            Refusal::PortDenied => list(Name::PortsDeny).port(question.port?),
+            Refusal::TorrentDenied => list(ListName::TorrentsDeny).torrent(question.info_hash),
+            Refusal::NetworkDenied => list(ListName::NetworksDeny).address(question.source),
+            Refusal::ClientDenied => list(ListName::ClientsDeny).peer_id(question.peer_id?),
+            Refusal::PortDenied => list(ListName::PortsDeny).port(question.port?),
             _ => None,
         }
         .flatten()
@@ -161,19 +161,24 @@ impl Lists {
 
     fn judge_client(&self, peer_id: Option<&PeerId>) -> Option<Refusal> {
         let peer_id = peer_id?;
-        let listed = |it: &List| it.peer_id(peer_id).is_some();
-        let refused = self.refuses(Name::ClientsDeny, Name::ClientsAllow, listed);
+        let listed = |it: &AccessList| it.peer_id(peer_id).is_some();
+        let refused = self.refuses(ListName::ClientsDeny, ListName::ClientsAllow, listed);
         refused.then_some(Refusal::ClientDenied)
     }
 
     fn judge_port(&self, port: Option<u16>) -> Option<Refusal> {
-        let denied =
-            self.is_in_force(Name::PortsDeny) && self.get(Name::PortsDeny).port(port?).is_some();
+        let denied = self.is_in_force(ListName::PortsDeny)
+            && self.get(ListName::PortsDeny).port(port?).is_some();
         denied.then_some(Refusal::PortDenied)
     }
 
     #[inline]
-    fn refuses(&self, deny: Name, allow: Name, listed: impl Fn(&List) -> bool) -> bool {
+    fn refuses(
+        &self,
+        deny: ListName,
+        allow: ListName,
+        listed: impl Fn(&AccessList) -> bool,
+    ) -> bool {
         (self.in_force[deny as usize] && listed(&self.lists[deny as usize]))
             || (self.in_force[allow as usize] && !listed(&self.lists[allow as usize]))
     }
@@ -186,9 +191,9 @@ mod tests {
     const HASH: InfoHash = InfoHash([7; 20]);
     const PEER: PeerId = PeerId(*b"-XL0012-abcdefghijkl");
 
-    fn lists(texts: &[(Name, &str, bool)]) -> Lists {
+    fn lists(texts: &[(ListName, &str, bool)]) -> Lists {
         texts.iter().fold(Lists::default(), |lists, (name, text, required)| {
-            let list = List::parse(name.kind(), text.as_bytes()).unwrap();
+            let list = AccessList::parse(name.kind(), text.as_bytes()).unwrap();
             lists.with(*name, Arc::new(list), *required)
         })
     }
@@ -203,25 +208,28 @@ mod tests {
         assert_eq!(Lists::default().judge(&question("192.0.2.1")), None);
         assert!(!Lists::default().any_in_force());
         let other = lists(&[
-            (Name::TorrentsDeny, &"08".repeat(20), true),
-            (Name::PortsDeny, "6880", false),
-            (Name::NetworksDeny, "", true),
+            (ListName::TorrentsDeny, &"08".repeat(20), true),
+            (ListName::PortsDeny, "6880", false),
+            (ListName::NetworksDeny, "", true),
         ]);
         assert_eq!(other.judge(&question("192.0.2.1")), None);
-        assert!(!other.is_in_force(Name::NetworksDeny), "a deny list without entries does nothing");
+        assert!(
+            !other.is_in_force(ListName::NetworksDeny),
+            "a deny list without entries does nothing"
+        );
     }
 
     #[test]
     fn each_list_refuses_what_it_is_for() {
         let hash = "07".repeat(20);
         for (name, text, refusal) in [
-            (Name::TorrentsDeny, hash.as_str(), Refusal::TorrentDenied),
-            (Name::NetworksDeny, "192.0.2.0/24", Refusal::NetworkDenied),
-            (Name::ClientsDeny, "-XL", Refusal::ClientDenied),
-            (Name::PortsDeny, "6881-6889", Refusal::PortDenied),
-            (Name::TorrentsAllow, &"08".repeat(20), Refusal::TorrentDenied),
-            (Name::NetworksAllow, "192.0.3.0/24", Refusal::NetworkDenied),
-            (Name::ClientsAllow, "-XM", Refusal::ClientDenied),
+            (ListName::TorrentsDeny, hash.as_str(), Refusal::TorrentDenied),
+            (ListName::NetworksDeny, "192.0.2.0/24", Refusal::NetworkDenied),
+            (ListName::ClientsDeny, "-XL", Refusal::ClientDenied),
+            (ListName::PortsDeny, "6881-6889", Refusal::PortDenied),
+            (ListName::TorrentsAllow, &"08".repeat(20), Refusal::TorrentDenied),
+            (ListName::NetworksAllow, "192.0.3.0/24", Refusal::NetworkDenied),
+            (ListName::ClientsAllow, "-XM", Refusal::ClientDenied),
         ] {
             let it = lists(&[(name, &format!("{text} because"), false)]);
             let asked = question("192.0.2.1");
@@ -234,8 +242,8 @@ mod tests {
     #[test]
     fn what_is_on_both_lists_is_refused() {
         let it = lists(&[
-            (Name::NetworksAllow, "192.0.2.0/24", false),
-            (Name::NetworksDeny, "192.0.2.128/25", false),
+            (ListName::NetworksAllow, "192.0.2.0/24", false),
+            (ListName::NetworksDeny, "192.0.2.128/25", false),
         ]);
         assert_eq!(it.judge(&question("192.0.2.1")), None);
         assert_eq!(it.judge(&question("192.0.2.129")), Some(Refusal::NetworkDenied));
@@ -244,18 +252,19 @@ mod tests {
 
     #[test]
     fn a_required_allow_list_without_entries_allows_nothing() {
-        let it = lists(&[(Name::TorrentsAllow, "# none yet", true)]);
+        let it = lists(&[(ListName::TorrentsAllow, "# none yet", true)]);
         assert_eq!(it.judge(&question("192.0.2.1")), Some(Refusal::TorrentDenied));
-        let it = lists(&[(Name::TorrentsAllow, "", false)]);
+        let it = lists(&[(ListName::TorrentsAllow, "", false)]);
         assert_eq!(it.judge(&question("192.0.2.1")), None);
     }
 
     #[test]
     fn a_scrape_is_judged_by_source_and_torrent_alone() {
-        let it = lists(&[(Name::ClientsAllow, "-XM", false), (Name::PortsDeny, "6881", false)]);
+        let it =
+            lists(&[(ListName::ClientsAllow, "-XM", false), (ListName::PortsDeny, "6881", false)]);
         let scrape = Question { peer_id: None, port: None, ..question("192.0.2.1") };
         assert_eq!(it.judge(&scrape), None);
-        let denied = lists(&[(Name::TorrentsDeny, &"07".repeat(20), false)]);
+        let denied = lists(&[(ListName::TorrentsDeny, &"07".repeat(20), false)]);
         assert_eq!(denied.judge(&scrape), Some(Refusal::TorrentDenied));
     }
 }

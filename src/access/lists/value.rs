@@ -16,7 +16,7 @@ use crate::types::InfoHash;
 
 /// What a list holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum ListKind {
     /// Info-hashes.
     Torrents,
     /// Networks of sources.
@@ -27,7 +27,7 @@ pub enum Kind {
     Ports,
 }
 
-impl Kind {
+impl ListKind {
     /// What a value of this kind must be, in words.
     pub const fn allowed(self) -> &'static str {
         match self {
@@ -43,26 +43,26 @@ impl Kind {
 
 /// One thing on a list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Value {
+pub enum ListValue {
     /// A torrent.
     Torrent(InfoHash),
     /// A network, no bit set behind its prefix; IPv4 is never written as mapped IPv6.
     Network(IpNet),
     /// How peer ids begin.
-    Client(Prefix),
+    Client(PeerIdPrefix),
     /// Ports from the first to the last.
     Ports(u16, u16),
 }
 
 /// The first bytes of a peer id.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Prefix {
+pub struct PeerIdPrefix {
     /// Those, then zeros.
     bytes: [u8; 20],
     length: u8,
 }
 
-impl Prefix {
+impl PeerIdPrefix {
     /// The first `length` bytes of a peer id; all of them where that is more than there are.
     pub fn of(peer_id: &[u8; 20], length: usize) -> Self {
         let length = length.min(peer_id.len());
@@ -102,7 +102,7 @@ impl Prefix {
     }
 }
 
-impl fmt::Display for Prefix {
+impl fmt::Display for PeerIdPrefix {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for byte in self.bytes() {
             // `#` would begin a comment, `/` would end a part of a path.
@@ -116,13 +116,13 @@ impl fmt::Display for Prefix {
     }
 }
 
-impl fmt::Debug for Prefix {
+impl fmt::Debug for PeerIdPrefix {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{self}")
     }
 }
 
-impl fmt::Display for Value {
+impl fmt::Display for ListValue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Torrent(it) => it.fmt(f),
@@ -135,31 +135,31 @@ impl fmt::Display for Value {
 }
 
 /// What one word of a list stands for: mostly one value, two for the magnet link of a hybrid.
-pub type Values = (Value, Option<Value>);
+pub type Values = (ListValue, Option<ListValue>);
 
 /// Reads one value without blanks in it; `None` where it is none of this kind.
-pub fn parse(kind: Kind, text: &str) -> Option<Values> {
-    let one = |it: Option<Value>| it.map(|it| (it, None));
+pub fn parse(kind: ListKind, text: &str) -> Option<Values> {
+    let one = |it: Option<ListValue>| it.map(|it| (it, None));
     match kind {
-        Kind::Torrents => torrents(text),
-        Kind::Networks => one(networks::parse(text).ok().map(Value::Network)),
-        Kind::Clients => one(Prefix::parse(text).map(Value::Client)),
-        Kind::Ports => one(ports(text)),
+        ListKind::Torrents => torrents(text),
+        ListKind::Networks => one(networks::parse(text).ok().map(ListValue::Network)),
+        ListKind::Clients => one(PeerIdPrefix::parse(text).map(ListValue::Client)),
+        ListKind::Ports => one(ports(text)),
     }
 }
 
-fn ports(text: &str) -> Option<Value> {
+fn ports(text: &str) -> Option<ListValue> {
     let port = |text: &str| {
         let digits = text.bytes().all(|it| it.is_ascii_digit());
         text.parse::<u16>().ok().filter(|_| digits)
     };
     let (first, last) = text.split_once('-').unwrap_or((text, text));
     let (first, last) = (port(first)?, port(last)?);
-    (first <= last).then_some(Value::Ports(first, last))
+    (first <= last).then_some(ListValue::Ports(first, last))
 }
 
 fn torrents(text: &str) -> Option<Values> {
-    let torrent = |it: InfoHash| (Value::Torrent(it), None);
+    let torrent = |it: InfoHash| (ListValue::Torrent(it), None);
     let magnet = "magnet:?";
     match text.get(..magnet.len()).filter(|it| it.eq_ignore_ascii_case(magnet)) {
         Some(_) => of_magnet(&text[magnet.len()..]),
@@ -188,8 +188,8 @@ fn of_magnet(parameters: &str) -> Option<Values> {
             v2 = Some(cut(hash)?); // a multihash: SHA-256, 32 bytes
         }
     }
-    let second = v2.filter(|it| v1.is_some() && v1 != Some(*it)).map(Value::Torrent);
-    Some((Value::Torrent(v1.or(v2)?), second))
+    let second = v2.filter(|it| v1.is_some() && v1 != Some(*it)).map(ListValue::Torrent);
+    Some((ListValue::Torrent(v1.or(v2)?), second))
 }
 
 /// RFC 4648, lower case: 32 digits of five bits each.
@@ -225,7 +225,7 @@ fn byte_of_hex([high, low]: [u8; 2]) -> Option<u8> {
 mod tests {
     use super::*;
 
-    fn texts(kind: Kind, text: &str) -> Vec<String> {
+    fn texts(kind: ListKind, text: &str) -> Vec<String> {
         let (first, second) = parse(kind, text).unwrap_or_else(|| panic!("{text}"));
         [Some(first), second].into_iter().flatten().map(|it| it.to_string()).collect()
     }
@@ -242,60 +242,60 @@ mod tests {
             format!("magnet:?xt=urn%3Abtih%3A{hash}"),
             "magnet:?xt=urn:btih:AERUKZ4JVPG66AJDIVTYTK6N54ASGRLH".to_owned(),
         ] {
-            assert_eq!(texts(Kind::Torrents, &text), [hash], "{text}");
+            assert_eq!(texts(ListKind::Torrents, &text), [hash], "{text}");
         }
-        assert_eq!(texts(Kind::Torrents, v2), [&v2[..40]]);
+        assert_eq!(texts(ListKind::Torrents, v2), [&v2[..40]]);
         let hybrid = format!("magnet:?xt=urn:btmh:1220{v2}&xt=urn:btih:{hash}");
-        assert_eq!(texts(Kind::Torrents, &hybrid), [hash, &v2[..40]]);
+        assert_eq!(texts(ListKind::Torrents, &hybrid), [hash, &v2[..40]]);
         let alone = format!("magnet:?xt=urn:btmh:1220{v2}");
-        assert_eq!(texts(Kind::Torrents, &alone), [&v2[..40]]);
+        assert_eq!(texts(ListKind::Torrents, &alone), [&v2[..40]]);
     }
 
     #[test]
     fn values_are_written_as_they_are_read() {
         for (kind, text) in [
-            (Kind::Networks, "192.0.2.0/24"),
-            (Kind::Networks, "::/0"),
-            (Kind::Networks, "2001:db8::/32"),
-            (Kind::Clients, "-XL0012-"),
-            (Kind::Clients, "%00%ff%25%23%2fa"),
-            (Kind::Clients, "abcdefghijklmnopqrst"),
-            (Kind::Ports, "0"),
-            (Kind::Ports, "6881-6889"),
+            (ListKind::Networks, "192.0.2.0/24"),
+            (ListKind::Networks, "::/0"),
+            (ListKind::Networks, "2001:db8::/32"),
+            (ListKind::Clients, "-XL0012-"),
+            (ListKind::Clients, "%00%ff%25%23%2fa"),
+            (ListKind::Clients, "abcdefghijklmnopqrst"),
+            (ListKind::Ports, "0"),
+            (ListKind::Ports, "6881-6889"),
         ] {
             assert_eq!(texts(kind, text), [text]);
         }
-        assert_eq!(texts(Kind::Networks, "192.0.2.7"), ["192.0.2.7/32"]);
-        assert_eq!(texts(Kind::Networks, "::1"), ["::1/128"]);
-        assert_eq!(texts(Kind::Networks, "::ffff:192.0.2.0/120"), ["192.0.2.0/24"]);
-        assert_eq!(texts(Kind::Ports, "7-7"), ["7"]);
+        assert_eq!(texts(ListKind::Networks, "192.0.2.7"), ["192.0.2.7/32"]);
+        assert_eq!(texts(ListKind::Networks, "::1"), ["::1/128"]);
+        assert_eq!(texts(ListKind::Networks, "::ffff:192.0.2.0/120"), ["192.0.2.0/24"]);
+        assert_eq!(texts(ListKind::Ports, "7-7"), ["7"]);
     }
 
     #[test]
     fn what_is_no_value_is_refused() {
         let digits = "0".repeat(40);
         for (kind, bad) in [
-            (Kind::Torrents, ""),
-            (Kind::Torrents, &digits[1..]),
-            (Kind::Torrents, &format!("{digits}0")),
-            (Kind::Torrents, &format!("{}g", &digits[1..])),
-            (Kind::Torrents, &format!("{digits}{}", "g".repeat(24))),
-            (Kind::Torrents, "magnet:?dn=x"),
-            (Kind::Torrents, "magnet:?xt=urn:btih:xyz"),
-            (Kind::Torrents, &format!("magnet:?xt=urn:btmh:1114{digits}")),
-            (Kind::Torrents, "\u{e9}\u{e9}\u{e9}\u{e9}\u{e9}"),
-            (Kind::Networks, "192.0.2.1/24"),
-            (Kind::Networks, "192.0.2.0/33"),
-            (Kind::Networks, "localhost"),
-            (Kind::Clients, ""),
-            (Kind::Clients, "%"),
-            (Kind::Clients, "%0g"),
-            (Kind::Clients, "abcdefghijklmnopqrstu"),
-            (Kind::Clients, "\u{e9}"),
-            (Kind::Ports, "65536"),
-            (Kind::Ports, "+1"),
-            (Kind::Ports, "2-1"),
-            (Kind::Ports, "-"),
+            (ListKind::Torrents, ""),
+            (ListKind::Torrents, &digits[1..]),
+            (ListKind::Torrents, &format!("{digits}0")),
+            (ListKind::Torrents, &format!("{}g", &digits[1..])),
+            (ListKind::Torrents, &format!("{digits}{}", "g".repeat(24))),
+            (ListKind::Torrents, "magnet:?dn=x"),
+            (ListKind::Torrents, "magnet:?xt=urn:btih:xyz"),
+            (ListKind::Torrents, &format!("magnet:?xt=urn:btmh:1114{digits}")),
+            (ListKind::Torrents, "\u{e9}\u{e9}\u{e9}\u{e9}\u{e9}"),
+            (ListKind::Networks, "192.0.2.1/24"),
+            (ListKind::Networks, "192.0.2.0/33"),
+            (ListKind::Networks, "localhost"),
+            (ListKind::Clients, ""),
+            (ListKind::Clients, "%"),
+            (ListKind::Clients, "%0g"),
+            (ListKind::Clients, "abcdefghijklmnopqrstu"),
+            (ListKind::Clients, "\u{e9}"),
+            (ListKind::Ports, "65536"),
+            (ListKind::Ports, "+1"),
+            (ListKind::Ports, "2-1"),
+            (ListKind::Ports, "-"),
         ] {
             assert_eq!(parse(kind, bad), None, "{bad:?}");
         }

@@ -17,7 +17,7 @@ struct Client {
 fn announce(sessions: &mut Sessions, client: usize, moved: Moved, event: Event) {
     let [uploaded, downloaded] = moved;
     let (info_hash, peer_id) = (&InfoHash([client as u8 % 3; 20]), &PeerId([client as u8; 20]));
-    let report = Report { info_hash, peer_id, event, uploaded, downloaded, left: 7 };
+    let report = SessionReport { info_hash, peer_id, event, uploaded, downloaded, left: 7 };
     sessions.count(NOW, &report, &LIMITS).unwrap();
 }
 

@@ -14,7 +14,7 @@ use tungstenite::Utf8Bytes;
 
 use super::sample::{Cause, Protocol, Sample, Subject, float};
 use super::tables;
-use crate::types::{Action, Kind};
+use crate::types::{Action, PeerKind};
 
 /// Seconds that a page which has just been opened can look back: as long as something takes to be
 /// noticed, and a row for each is wide enough on a telephone.
@@ -197,7 +197,8 @@ fn row_of(sample: &Sample) -> [f64; COLUMNS.len()] {
     };
     let cause = |it| thousandths(sample.silenced(it).per_s);
     let store = &sample.store;
-    let peers = |kind: Kind| float(store.seeders[kind as usize] + store.leechers[kind as usize]);
+    let peers =
+        |kind: PeerKind| float(store.seeders[kind as usize] + store.leechers[kind as usize]);
     let [connects, announces, scrapes] =
         [Action::Connect, Action::Announce, Action::Scrape].map(action);
     let [udp, http, ws] = Protocol::ALL.map(protocol);
@@ -217,9 +218,9 @@ fn row_of(sample: &Sample) -> [f64; COLUMNS.len()] {
         limited,
         shed,
         bad,
-        peers(Kind::V4),
-        peers(Kind::V6),
-        peers(Kind::Web),
+        peers(PeerKind::V4),
+        peers(PeerKind::V6),
+        peers(PeerKind::Web),
         float(store.seeders.iter().sum()),
         float(store.leechers.iter().sum()),
         float(store.torrents),

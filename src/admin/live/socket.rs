@@ -35,7 +35,7 @@ use tungstenite::{Bytes, Message};
 use super::board::{Board, NoSeat};
 use super::tables;
 use crate::admin::access::Asker;
-use crate::admin::problem::Problem;
+use crate::admin::problem::ApiError;
 use crate::admin::{Admin, Process};
 use crate::time::Now;
 
@@ -67,19 +67,19 @@ pub(in crate::admin) async fn socket<P: Process>(
     State(admin): State<Admin<P>>,
     from: Result<ConnectInfo<SocketAddr>, ExtensionRejection>,
     mut request: Request,
-) -> Result<Response, Problem> {
+) -> Result<Response, ApiError> {
     let key = accept_key(request.headers()).filter(|_| request.method() == Method::GET);
-    let key = key.ok_or_else(Problem::no_socket)?;
+    let key = key.ok_or_else(ApiError::no_socket)?;
     if !is_from_here(request.headers(), request.uri()) {
-        return Err(Problem::foreign_page());
+        return Err(ApiError::foreign_page());
     }
     let top = top_of(&admin, Asker::of(from.ok(), &request));
     let upgrade = request.extensions_mut().remove::<OnUpgrade>();
-    let upgrade = upgrade.ok_or_else(Problem::no_socket)?;
+    let upgrade = upgrade.ok_or_else(ApiError::no_socket)?;
     let board = admin.process.board();
     let seat = board.seat().map_err(|reason| match reason {
-        NoSeat::Full => Problem::too_many_viewers(),
-        NoSeat::Over => Problem::stopping(),
+        NoSeat::Full => ApiError::too_many_viewers(),
+        NoSeat::Over => ApiError::stopping(),
     })?;
     tokio::spawn(async move {
         // Who goes away before the socket is open is no concern of ours.

@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::sample::{Cause, Flow, Protocol, Sample, Subject, float};
 use crate::frontend::stats::grouped;
 use crate::tracker::ListedTorrent;
-use crate::types::{Action, Dropped, Kind, NotStored, Refusal, Rejected};
+use crate::types::{Action, Dropped, NotStored, PeerKind, Refusal, Rejected};
 
 /// Rows of clients with a name; the rest is summed up.
 const CLIENT_ROWS_MAX: usize = 15;
@@ -200,11 +200,11 @@ fn peers(sample: &Sample) -> Rows {
         [vec![name.to_owned()], [seeders, leechers, seeders + leechers].map(grouped).into()]
             .concat()
     };
-    let of = |kind: Kind, name| row(name, seeders[kind as usize], leechers[kind as usize]);
+    let of = |kind: PeerKind, name| row(name, seeders[kind as usize], leechers[kind as usize]);
     vec![
-        of(Kind::V4, "IPv4"),
-        of(Kind::V6, "IPv6"),
-        of(Kind::Web, "WebRTC"),
+        of(PeerKind::V4, "IPv4"),
+        of(PeerKind::V6, "IPv6"),
+        of(PeerKind::Web, "WebRTC"),
         row("All", seeders.iter().sum(), leechers.iter().sum()),
     ]
 }

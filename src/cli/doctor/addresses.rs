@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use super::Patient;
 use super::finding::{Check, Finding};
-use super::host::{Host, Unread};
+use super::host::{Host, HostReadError};
 
 const BIND: Check = Check::new(
     "addresses.bind",
@@ -84,7 +84,7 @@ fn ipv6(it: &Patient) -> Finding {
 }
 
 /// This host's addresses that the IPv6 Internet can route to (2000::/3, RFC 4291).
-fn global_addresses(host: &Host) -> Result<Vec<IpAddr>, Unread> {
+fn global_addresses(host: &Host) -> Result<Vec<IpAddr>, HostReadError> {
     let text = host.text("/proc/net/if_inet6")?;
     let addresses = text.lines().filter_map(|line| {
         let bits = u128::from_str_radix(line.split_whitespace().next()?, 16).ok()?;
@@ -94,7 +94,7 @@ fn global_addresses(host: &Host) -> Result<Vec<IpAddr>, Unread> {
 }
 
 /// Whether IPv6 has a default route that leads anywhere.
-fn has_default_route(host: &Host) -> Result<bool, Unread> {
+fn has_default_route(host: &Host) -> Result<bool, HostReadError> {
     const REJECT: u32 = 0x200; // RTF_REJECT
     let text = host.text("/proc/net/ipv6_route")?;
     // Destination, its prefix, source, its prefix, next hop, metric, references, use, flags, name.

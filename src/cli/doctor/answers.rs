@@ -13,7 +13,7 @@ use std::time::Duration;
 use rlimit::Resource;
 use rustix::fs::{Access, AtFlags, CWD, accessat, statvfs};
 
-use crate::client::http::{Body, head, unchunk};
+use crate::client::http::{BodyEnd, head, unchunk};
 use crate::config::Config;
 use crate::server::{self, KEY_VARIABLE};
 use crate::snapshot::{CURRENT, PREVIOUS, read_header};
@@ -227,9 +227,9 @@ fn metrics(admin: SocketAddr) -> io::Result<String> {
     let head = head(&bytes).ok().flatten().filter(|it| it.status == 200).ok_or_else(stranger)?;
     let rest = &bytes[head.bytes..];
     let body = match head.body {
-        Body::Chunked => unchunk(rest).ok().flatten().unwrap_or_default(),
-        Body::Length(length) => rest[..length.min(rest.len())].to_vec(),
-        Body::UntilClose => rest.to_vec(),
+        BodyEnd::Chunked => unchunk(rest).ok().flatten().unwrap_or_default(),
+        BodyEnd::Length(length) => rest[..length.min(rest.len())].to_vec(),
+        BodyEnd::UntilClose => rest.to_vec(),
     };
     let body = String::from_utf8(body).map_err(|_| stranger())?;
     if body.contains("skep_") { Ok(body) } else { Err(stranger()) }

@@ -1,7 +1,7 @@
 //! Findings on buffers of sockets, and on datagrams that were lost for want of them.
 
 use super::finding::{Check, Finding};
-use super::host::{Host, Unread};
+use super::host::{Host, HostReadError};
 use super::{Patient, container, size};
 
 const RECEIVE: Check = Check::new(
@@ -80,19 +80,19 @@ fn send(it: &Patient) -> Finding {
 
 /// Datagrams taken and lost, over both families.
 #[derive(Default)]
-struct Counts {
+struct DatagramCounts {
     taken: u64,
     receive_full: u64,
     send_full: u64,
     no_memory: u64,
 }
 
-fn counts(host: &Host) -> Result<Counts, Unread> {
+fn counts(host: &Host) -> Result<DatagramCounts, HostReadError> {
     const V4: &str = "/proc/net/snmp";
     let text = host.text(V4)?;
     let mut lines = text.lines().filter_map(|it| it.strip_prefix("Udp:"));
     let (Some(names), Some(values)) = (lines.next(), lines.next()) else {
-        return Err(Unread::odd(V4, "holds no counts of UDP"));
+        return Err(HostReadError::odd(V4, "holds no counts of UDP"));
     };
     let pairs = names.split_whitespace().zip(values.split_whitespace());
     let mut pairs: Vec<(&str, &str)> = pairs.collect();
@@ -101,7 +101,7 @@ fn counts(host: &Host) -> Result<Counts, Unread> {
     let of_v6 =
         v6.lines().filter_map(|it| it.strip_prefix("Udp6")?.split_once(char::is_whitespace));
     pairs.extend(of_v6);
-    let mut it = Counts::default();
+    let mut it = DatagramCounts::default();
     for (name, value) in pairs {
         let value = value.trim().parse().unwrap_or(0);
         match name {
@@ -120,7 +120,7 @@ fn errors(it: &Patient) -> Finding {
         Ok(counts) => counts,
         Err(unread) => return ERRORS.unread(&unread),
     };
-    let Counts { taken, receive_full, send_full, no_memory } = counts;
+    let DatagramCounts { taken, receive_full, send_full, no_memory } = counts;
     let lost = receive_full + send_full + no_memory;
     let fact = format!(
         "of {} datagrams {receive_full} found a receive buffer full, {no_memory} no memory; \

@@ -2,7 +2,7 @@
 
 use super::Patient;
 use super::finding::{Check, Finding};
-use super::host::{Host, Unread};
+use super::host::{Host, HostReadError};
 
 const TRACKED: Check = Check::new(
     "conntrack.tracked",
@@ -48,7 +48,7 @@ pub(super) fn examine(it: &Patient) -> Vec<Finding> {
 }
 
 /// How much of the table is in use; `None` where there is no connection tracking.
-fn used(host: &Host) -> Result<Option<Use>, Unread> {
+fn used(host: &Host) -> Result<Option<Use>, HostReadError> {
     let read = |name: &str| host.number(&format!("{SYSCTLS}/nf_conntrack_{name}"));
     match (read("count"), read("max")) {
         (Ok(count), Ok(max)) => Ok(Some(Use { count, max })),
@@ -137,7 +137,7 @@ fn drops(it: &Patient) -> Finding {
     let mut lines = text.lines();
     let names: Vec<_> = lines.next().unwrap_or_default().split_whitespace().collect();
     if !names.contains(&"drop") {
-        return DROPS.unread(&Unread::odd(PATH, "names no column `drop`"));
+        return DROPS.unread(&HostReadError::odd(PATH, "names no column `drop`"));
     }
     let mut sums = [("drop", 0_u64), ("early_drop", 0), ("insert_failed", 0)];
     for line in lines {

@@ -1,6 +1,6 @@
 //! The control groups this process is in, of both versions, from its own up to the top.
 
-use super::host::{Host, Unread};
+use super::host::{Host, HostReadError};
 
 /// A control group and those above it.
 pub(super) struct ControlGroup<'a> {
@@ -10,7 +10,7 @@ pub(super) struct ControlGroup<'a> {
 }
 
 impl<'a> ControlGroup<'a> {
-    pub(super) fn of(host: &'a Host) -> Result<Self, Unread> {
+    pub(super) fn of(host: &'a Host) -> Result<Self, HostReadError> {
         Ok(Self { host, groups: host.text("/proc/self/cgroup")? })
     }
 

@@ -3,7 +3,7 @@
 use serde::Serialize;
 use strum::{EnumCount, IntoStaticStr, VariantArray};
 
-use super::host::Unread;
+use super::host::HostReadError;
 
 /// How bad a finding is, from good to bad.
 #[derive(
@@ -97,7 +97,7 @@ impl Check {
     }
 
     /// It cannot be told, as a file could not be read.
-    pub(super) fn unread(&self, it: &Unread) -> Finding {
+    pub(super) fn unread(&self, it: &HostReadError) -> Finding {
         self.info(format!("cannot tell: {it}")).remedied(format!(
             "let this user read {}, or run `skep doctor` as root, outside of a sandbox",
             it.path

@@ -16,7 +16,7 @@ pub struct Host {
 
 /// A file that could not be read, or holds what nobody expects.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Unread {
+pub struct HostReadError {
     /// The file, as it is called on the host.
     pub path: String,
     /// Why.
@@ -40,22 +40,22 @@ impl Host {
     ///
     /// # Errors
     /// Where it cannot be read.
-    pub fn text(&self, path: &str) -> Result<String, Unread> {
+    pub fn text(&self, path: &str) -> Result<String, HostReadError> {
         let read = || {
             let mut bytes = Vec::new();
             File::open(self.real(path))?.take(BYTES_MAX).read_to_end(&mut bytes)?;
             Ok(String::from_utf8_lossy(&bytes).trim().to_owned())
         };
-        read().map_err(|error| Unread::new(path, &error))
+        read().map_err(|error| HostReadError::new(path, &error))
     }
 
     /// The number a file holds.
     ///
     /// # Errors
     /// Where it cannot be read, or holds something else.
-    pub fn number(&self, path: &str) -> Result<u64, Unread> {
+    pub fn number(&self, path: &str) -> Result<u64, HostReadError> {
         let text = self.text(path)?;
-        text.parse().map_err(|_| Unread::odd(path, "holds no number"))
+        text.parse().map_err(|_| HostReadError::odd(path, "holds no number"))
     }
 
     /// Whether there is such a file or folder.
@@ -67,20 +67,20 @@ impl Host {
     ///
     /// # Errors
     /// Where it cannot be read.
-    pub fn link(&self, path: &str) -> Result<PathBuf, Unread> {
-        fs::read_link(self.real(path)).map_err(|error| Unread::new(path, &error))
+    pub fn link(&self, path: &str) -> Result<PathBuf, HostReadError> {
+        fs::read_link(self.real(path)).map_err(|error| HostReadError::new(path, &error))
     }
 
     /// The names in a folder, sorted.
     ///
     /// # Errors
     /// Where it cannot be read.
-    pub fn names(&self, path: &str) -> Result<Vec<String>, Unread> {
+    pub fn names(&self, path: &str) -> Result<Vec<String>, HostReadError> {
         let read = || {
             let name = |it: io::Result<fs::DirEntry>| it.map(|it| it.file_name());
             fs::read_dir(self.real(path))?.map(name).collect::<io::Result<Vec<_>>>()
         };
-        let names = read().map_err(|error| Unread::new(path, &error))?;
+        let names = read().map_err(|error| HostReadError::new(path, &error))?;
         let mut names: Vec<_> = names.into_iter().filter_map(|it| it.into_string().ok()).collect();
         names.sort();
         Ok(names)
@@ -91,7 +91,7 @@ impl Host {
     }
 }
 
-impl Unread {
+impl HostReadError {
     fn new(path: &str, error: &io::Error) -> Self {
         let is_missing = error.kind() == io::ErrorKind::NotFound;
         Self { path: path.to_owned(), reason: error.to_string(), is_missing }
@@ -103,13 +103,13 @@ impl Unread {
     }
 }
 
-impl fmt::Display for Unread {
+impl fmt::Display for HostReadError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.path, self.reason)
     }
 }
 
-impl std::error::Error for Unread {}
+impl std::error::Error for HostReadError {}
 
 #[cfg(test)]
 mod tests {

@@ -2,7 +2,7 @@
 
 use super::Patient;
 use super::finding::{Check, Finding};
-use super::host::{Host, Unread};
+use super::host::{Host, HostReadError};
 use crate::config::Io;
 
 const VERSION: Check = Check::new(
@@ -36,12 +36,12 @@ pub(super) fn examine(it: &Patient) -> Vec<Finding> {
 }
 
 /// The kernel's version.
-pub(super) fn release(host: &Host) -> Result<(u32, u32), Unread> {
+pub(super) fn release(host: &Host) -> Result<(u32, u32), HostReadError> {
     let text = host.text(RELEASE_PATH)?;
     let mut numbers = text.split(|it: char| !it.is_ascii_digit()).map(str::parse);
     match (numbers.next(), numbers.next()) {
         (Some(Ok(major)), Some(Ok(minor))) => Ok((major, minor)),
-        _ => Err(Unread::odd(RELEASE_PATH, "holds no version")),
+        _ => Err(HostReadError::odd(RELEASE_PATH, "holds no version")),
     }
 }
 

@@ -36,7 +36,7 @@ use crate::server::StartError;
 
 pub use answers::{Answers, Denial, StateHome, WallClock};
 pub use finding::{Finding, Severity};
-pub use host::{Host, Unread};
+pub use host::{Host, HostReadError};
 
 const EXAMPLES: &str = "\
 Examples:

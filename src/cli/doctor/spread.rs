@@ -2,7 +2,7 @@
 
 use super::Patient;
 use super::finding::{Check, Finding};
-use super::host::{Host, Unread};
+use super::host::{Host, HostReadError};
 
 const SOFTIRQ: Check = Check::new(
     "network.softirq",
@@ -43,7 +43,9 @@ fn softirq(it: &Patient) -> Finding {
         Err(unread) => return SOFTIRQ.unread(&unread),
     };
     let line = text.lines().find_map(|it| it.trim_start().strip_prefix("NET_RX:"));
-    let Some(line) = line else { return SOFTIRQ.unread(&Unread::odd(PATH, "has no NET_RX")) };
+    let Some(line) = line else {
+        return SOFTIRQ.unread(&HostReadError::odd(PATH, "has no NET_RX"));
+    };
     let by_core: Vec<u64> = line.split_whitespace().map(|it| it.parse().unwrap_or(0)).collect();
     let total: u64 = by_core.iter().sum();
     let most = by_core.iter().max().copied().unwrap_or(0);
@@ -65,7 +67,7 @@ fn softirq(it: &Patient) -> Finding {
 }
 
 /// The network cards that are not down, virtual devices left out.
-fn cards(host: &Host) -> Result<Vec<Card>, Unread> {
+fn cards(host: &Host) -> Result<Vec<Card>, HostReadError> {
     const FOLDER: &str = "/sys/class/net";
     let card = |name: String| {
         let folder = format!("{FOLDER}/{name}");
@@ -82,7 +84,7 @@ fn cards(host: &Host) -> Result<Vec<Card>, Unread> {
     Ok(host.names(FOLDER)?.into_iter().filter_map(card).collect())
 }
 
-fn queues(it: &Patient, cards: &Result<Vec<Card>, Unread>) -> Finding {
+fn queues(it: &Patient, cards: &Result<Vec<Card>, HostReadError>) -> Finding {
     let cards = match cards {
         Ok(cards) if cards.is_empty() => return QUEUES.ok(NO_CARD),
         Ok(cards) => cards,
@@ -99,7 +101,7 @@ fn queues(it: &Patient, cards: &Result<Vec<Card>, Unread>) -> Finding {
     ))
 }
 
-fn rps(it: &Patient, cards: &Result<Vec<Card>, Unread>) -> Finding {
+fn rps(it: &Patient, cards: &Result<Vec<Card>, HostReadError>) -> Finding {
     let cards = match cards {
         Ok(cards) if cards.is_empty() => return RPS.ok(NO_CARD),
         Ok(cards) => cards,

@@ -5,15 +5,18 @@ use std::io::{self, Read as _, Write as _};
 use std::time::Duration;
 
 use crate::client::http::{
-    Body, head, push_announce, push_scrape, push_separator, scrape_target, unchunk,
+    BodyEnd, head, push_announce, push_scrape, push_separator, scrape_target, unchunk,
 };
-use crate::client::reply::{self, Flaw, Reply};
+use crate::client::reply::{self, ResponseError, TrackerResponse};
 use crate::client::url::Url;
 use crate::protocol::udp::client::Announcement;
 use crate::types::{Event, ScrapeEntry};
 
-use super::stream::{Route, Stream, Unopened, describe};
-use super::{Announce, Conversation, Failure, Identity, Patience, Scrape, milliseconds, no_answer};
+use super::stream::{ConnectRoute, OpenError, ProbeStream, describe};
+use super::{
+    AnnounceReport, Conversation, ProbeIdentity, ProbeTimeouts, Scrape, StepFailure, milliseconds,
+    no_answer,
+};
 
 /// The longest reply that is taken, in bytes: what the keepers of public lists take.
 const REPLY_BYTES_MAX: usize = 1 << 20;
@@ -22,43 +25,52 @@ const REPLY_BYTES_MAX: usize = 1 << 20;
 const SHOWN_BYTES_MAX: usize = 60;
 
 /// A client of one address.
-pub(super) struct Client {
-    route: Route,
+pub(super) struct HttpProbe {
+    route: ConnectRoute,
     authority: String,
     target: String,
-    patience: Patience,
-    identity: Identity,
-    stream: Option<Stream>,
+    patience: ProbeTimeouts,
+    identity: ProbeIdentity,
+    stream: Option<ProbeStream>,
 }
 
 /// Why a request brought no reply.
-enum Trouble {
+enum HttpProbeError {
     TimedOut,
     /// A kept connection was closed before the request was read.
     Stale,
     Failed(String),
 }
 
-impl From<Unopened> for Trouble {
-    fn from(it: Unopened) -> Self {
+impl From<OpenError> for HttpProbeError {
+    fn from(it: OpenError) -> Self {
         match it {
-            Unopened::TimedOut => Self::TimedOut,
-            Unopened::Failed(problem) => Self::Failed(problem),
+            OpenError::TimedOut => Self::TimedOut,
+            OpenError::Failed(problem) => Self::Failed(problem),
         }
     }
 }
 
-impl Client {
+impl HttpProbe {
     /// A client that has not connected yet.
-    pub(super) fn new(url: &Url, route: Route, patience: Patience, identity: Identity) -> Self {
+    pub(super) fn new(
+        url: &Url,
+        route: ConnectRoute,
+        patience: ProbeTimeouts,
+        identity: ProbeIdentity,
+    ) -> Self {
         let (authority, target) = (url.authority(), url.target());
         Self { route, authority, target, patience, identity, stream: None }
     }
 
-    fn announce_event(&mut self, step: &'static str, event: Event) -> Result<Announce, Failure> {
+    fn announce_event(
+        &mut self,
+        step: &'static str,
+        event: Event,
+    ) -> Result<AnnounceReport, StepFailure> {
         let mut target = self.target.clone().into_bytes();
         push_separator(&mut target);
-        let Identity { info_hash, peer_id, port } = self.identity;
+        let ProbeIdentity { info_hash, peer_id, port } = self.identity;
         let announcement = Announcement {
             info_hash,
             peer_id,
@@ -73,7 +85,7 @@ impl Client {
         push_announce(&mut target, &announcement);
         let (body, duration_ms) = self.ask(step, &target)?;
         let it = granted(step, &body, reply::announced(&body))?;
-        Ok(Announce {
+        Ok(AnnounceReport {
             duration_ms,
             interval_s: it.interval_s,
             seeders: it.complete.unwrap_or(0),
@@ -83,7 +95,7 @@ impl Client {
     }
 
     /// Sends a request until something answers it. Returns the body and the milliseconds it took.
-    fn ask(&mut self, step: &'static str, target: &[u8]) -> Result<(Vec<u8>, f64), Failure> {
+    fn ask(&mut self, step: &'static str, target: &[u8]) -> Result<(Vec<u8>, f64), StepFailure> {
         let mut request = b"GET ".to_vec();
         request.extend(target);
         request.extend(b" HTTP/1.1\r\nHost: ");
@@ -97,13 +109,13 @@ impl Client {
             match self.exchange(&request, wait) {
                 Ok(answer) => return Ok(answer),
                 // It closed while idle: no try of ours.
-                Err(Trouble::Stale) if kept => {}
-                Err(Trouble::Stale) => {
+                Err(HttpProbeError::Stale) if kept => {}
+                Err(HttpProbeError::Stale) => {
                     let problem = "closed without a reply: not a tracker, or not on this path";
-                    return Err(Failure { step, problem: problem.into() });
+                    return Err(StepFailure { step, problem: problem.into() });
                 }
-                Err(Trouble::Failed(problem)) => return Err(Failure { step, problem }),
-                Err(Trouble::TimedOut) => {
+                Err(HttpProbeError::Failed(problem)) => return Err(StepFailure { step, problem }),
+                Err(HttpProbeError::TimedOut) => {
                     wait *= 2;
                     tries += 1;
                     if tries == self.patience.tries {
@@ -115,7 +127,11 @@ impl Client {
     }
 
     /// Sends a request once, over the connection there is or a new one, which is kept if it may.
-    fn exchange(&mut self, request: &[u8], wait: Duration) -> Result<(Vec<u8>, f64), Trouble> {
+    fn exchange(
+        &mut self,
+        request: &[u8],
+        wait: Duration,
+    ) -> Result<(Vec<u8>, f64), HttpProbeError> {
         let mut stream = match self.stream.take() {
             Some(stream) => stream,
             None => self.route.open(wait)?,
@@ -132,8 +148,8 @@ impl Client {
     }
 }
 
-impl Conversation for Client {
-    fn connect(&mut self) -> Result<f64, Failure> {
+impl Conversation for HttpProbe {
+    fn connect(&mut self) -> Result<f64, StepFailure> {
         let step = "connect";
         let (start, mut wait) = (self.route.clock.now(), self.patience.first_try);
         for _ in 0..self.patience.tries {
@@ -142,18 +158,18 @@ impl Conversation for Client {
                     self.stream = Some(stream);
                     return Ok(milliseconds(self.route.clock.now().ns_since(start)));
                 }
-                Err(Unopened::TimedOut) => wait *= 2,
-                Err(Unopened::Failed(problem)) => return Err(Failure { step, problem }),
+                Err(OpenError::TimedOut) => wait *= 2,
+                Err(OpenError::Failed(problem)) => return Err(StepFailure { step, problem }),
             }
         }
         Err(no_answer(step, self.patience))
     }
 
-    fn announce(&mut self) -> Result<Announce, Failure> {
+    fn announce(&mut self) -> Result<AnnounceReport, StepFailure> {
         self.announce_event("announce", Event::Started)
     }
 
-    fn scrape(&mut self) -> Result<Option<Scrape>, Failure> {
+    fn scrape(&mut self) -> Result<Option<Scrape>, StepFailure> {
         let step = "scrape";
         let Some(target) = scrape_target(&self.target) else { return Ok(None) };
         let mut target = target.into_bytes();
@@ -167,11 +183,11 @@ impl Conversation for Client {
         });
         let torrents = granted(step, &body, scraped)?;
         let problem = || format!("{torrents} torrents answered, but not the one asked for");
-        let it = found.ok_or_else(|| Failure { step, problem: problem() })?;
+        let it = found.ok_or_else(|| StepFailure { step, problem: problem() })?;
         Ok(Some(Scrape::of(duration_ms, it)))
     }
 
-    fn leave(&mut self) -> Result<(), Failure> {
+    fn leave(&mut self) -> Result<(), StepFailure> {
         self.announce_event("leave", Event::Stopped).map(|_| ())
     }
 
@@ -181,7 +197,7 @@ impl Conversation for Client {
 }
 
 /// Reads one reply to its end. Returns its body, and whether the connection may be used again.
-fn read_reply(stream: &mut Stream) -> Result<(Vec<u8>, bool), Trouble> {
+fn read_reply(stream: &mut ProbeStream) -> Result<(Vec<u8>, bool), HttpProbeError> {
     let mut bytes = Vec::new();
     let mut chunk = [0; 4096];
     loop {
@@ -189,39 +205,41 @@ fn read_reply(stream: &mut Stream) -> Result<(Vec<u8>, bool), Trouble> {
             stream.read(&mut chunk).map_err(|error| trouble(&error, bytes.is_empty()))?;
         bytes.extend_from_slice(&chunk[..received]);
         if bytes.len() > REPLY_BYTES_MAX {
-            return Err(Trouble::Failed(format!("a reply of more than {REPLY_BYTES_MAX} bytes")));
+            return Err(HttpProbeError::Failed(format!(
+                "a reply of more than {REPLY_BYTES_MAX} bytes"
+            )));
         }
         if let Some(reply) = reply_in(&bytes, received == 0)? {
             return Ok(reply);
         }
         if received == 0 {
             return Err(match bytes.len() {
-                0 => Trouble::Stale,
-                _ => Trouble::Failed("malformed: closed in the middle of the reply".into()),
+                0 => HttpProbeError::Stale,
+                _ => HttpProbeError::Failed("malformed: closed in the middle of the reply".into()),
             });
         }
     }
 }
 
 /// The body of a reply once it is complete.
-fn reply_in(bytes: &[u8], closed: bool) -> Result<Option<(Vec<u8>, bool)>, Trouble> {
+fn reply_in(bytes: &[u8], closed: bool) -> Result<Option<(Vec<u8>, bool)>, HttpProbeError> {
     let not_http = |_| match bytes.first() {
-        Some(0x15) => Trouble::Failed("TLS is spoken there: use https://".into()),
-        _ => Trouble::Failed(format!("not a tracker: no HTTP reply, but {}", shown(bytes))),
+        Some(0x15) => HttpProbeError::Failed("TLS is spoken there: use https://".into()),
+        _ => HttpProbeError::Failed(format!("not a tracker: no HTTP reply, but {}", shown(bytes))),
     };
     let Some(head) = head(bytes).map_err(not_http)? else { return Ok(None) };
     if head.status != 200 {
-        return Err(Trouble::Failed(about_status(head.status)));
+        return Err(HttpProbeError::Failed(about_status(head.status)));
     }
     if head.encoded {
         let problem = "malformed: a compressed reply, which was not asked for";
-        return Err(Trouble::Failed(problem.into()));
+        return Err(HttpProbeError::Failed(problem.into()));
     }
     let rest = &bytes[head.bytes..];
     let body = match head.body {
-        Body::Length(length) => rest.get(..length).map(<[u8]>::to_vec),
-        Body::Chunked => unchunk(rest).map_err(not_http)?,
-        Body::UntilClose => closed.then(|| rest.to_vec()),
+        BodyEnd::Length(length) => rest.get(..length).map(<[u8]>::to_vec),
+        BodyEnd::Chunked => unchunk(rest).map_err(not_http)?,
+        BodyEnd::UntilClose => closed.then(|| rest.to_vec()),
     };
     Ok(body.map(|it| (it, head.keep_alive && !closed)))
 }
@@ -245,13 +263,13 @@ fn shown(bytes: &[u8]) -> String {
     format!("\"{}\"", bytes[..bytes.len().min(SHOWN_BYTES_MAX)].escape_ascii())
 }
 
-fn trouble(error: &io::Error, nothing_read: bool) -> Trouble {
+fn trouble(error: &io::Error, nothing_read: bool) -> HttpProbeError {
     match error.kind() {
-        io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => Trouble::TimedOut,
+        io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => HttpProbeError::TimedOut,
         io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe if nothing_read => {
-            Trouble::Stale
+            HttpProbeError::Stale
         }
-        _ => Trouble::Failed(describe(error)),
+        _ => HttpProbeError::Failed(describe(error)),
     }
 }
 
@@ -259,20 +277,20 @@ fn trouble(error: &io::Error, nothing_read: bool) -> Trouble {
 fn granted<T>(
     step: &'static str,
     body: &[u8],
-    reply: Result<Reply<'_, T>, Flaw>,
-) -> Result<T, Failure> {
+    reply: Result<TrackerResponse<'_, T>, ResponseError>,
+) -> Result<T, StepFailure> {
     let problem = match reply {
-        Ok(Reply::Granted(it)) => return Ok(it),
-        Ok(Reply::Failure(reason)) => {
+        Ok(TrackerResponse::Granted(it)) => return Ok(it),
+        Ok(TrackerResponse::Failure(reason)) => {
             let reason = reason[..reason.len().min(512)].escape_ascii();
             format!("the tracker refuses: \"{reason}\"")
         }
-        Err(Flaw::NotBencode) => {
+        Err(ResponseError::NotBencode) => {
             format!("not a tracker: the response is not a bencoded dictionary, but {}", shown(body))
         }
         Err(flaw) => format!("malformed: {}", flaw.text()),
     };
-    Err(Failure { step, problem })
+    Err(StepFailure { step, problem })
 }
 
 #[cfg(test)]
@@ -304,7 +322,9 @@ mod tests {
             (b"HTTP/1.1 404 No\r\n\r\n", "HTTP status 404"),
             (b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\n", "compressed"),
         ] {
-            let Err(Trouble::Failed(problem)) = reply_in(bytes, false) else { panic!("{said}") };
+            let Err(HttpProbeError::Failed(problem)) = reply_in(bytes, false) else {
+                panic!("{said}")
+            };
             assert!(problem.contains(said), "{problem}");
         }
     }

@@ -24,7 +24,7 @@ use crate::client::url::{Scheme, Url};
 use crate::sys::clock::Clock;
 use crate::types::{InfoHash, PeerId, ScrapeEntry};
 
-use stream::Route;
+use stream::ConnectRoute;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -78,21 +78,21 @@ pub(super) struct Options {
 
 /// Everything that was found out.
 #[derive(Debug, Serialize)]
-struct Report {
+struct ProbeReport {
     ok: bool,
-    results: Vec<Verdict>,
+    results: Vec<AddressReport>,
 }
 
 /// What one address answered. What was not reached is null.
 #[derive(Debug, Default, Serialize)]
-struct Verdict {
+struct AddressReport {
     url: String,
     address: Option<SocketAddr>,
     ok: bool,
     connect: Option<Connect>,
-    announce: Option<Announce>,
+    announce: Option<AnnounceReport>,
     scrape: Option<Scrape>,
-    error: Option<Failure>,
+    error: Option<StepFailure>,
 }
 
 /// A connect's answer.
@@ -103,7 +103,7 @@ struct Connect {
 
 /// An announce's answer.
 #[derive(Debug, Serialize)]
-struct Announce {
+struct AnnounceReport {
     duration_ms: f64,
     interval_s: u32,
     seeders: u32,
@@ -130,7 +130,7 @@ impl Scrape {
 
 /// What went wrong, and where.
 #[derive(Debug, Serialize)]
-struct Failure {
+struct StepFailure {
     /// `resolve`, `socket`, `tls`, `connect`, `announce`, `scrape` or `leave`.
     step: &'static str,
     /// What went wrong; holds no unescaped byte of the tracker's.
@@ -139,7 +139,7 @@ struct Failure {
 
 /// How long to wait and how often to try.
 #[derive(Clone, Copy, Debug)]
-struct Patience {
+struct ProbeTimeouts {
     /// How long to wait for an answer at first; doubled with every further try.
     first_try: Duration,
     /// How often to send a request.
@@ -148,14 +148,14 @@ struct Patience {
 
 /// Who asks, about what.
 #[derive(Clone, Copy)]
-struct Identity {
+struct ProbeIdentity {
     info_hash: InfoHash,
     peer_id: PeerId,
     /// Where it claims to listen.
     port: u16,
 }
 
-impl Identity {
+impl ProbeIdentity {
     /// A torrent and a peer that nobody has met before.
     fn new() -> Self {
         let mut peer_id = *b"-SK0001-000000000000";
@@ -171,13 +171,13 @@ impl Identity {
 /// A client of one address, by whatever protocol.
 trait Conversation {
     /// Gets as far as a first request can be sent. Returns the milliseconds that took.
-    fn connect(&mut self) -> Result<f64, Failure>;
+    fn connect(&mut self) -> Result<f64, StepFailure>;
     /// Joins the made-up torrent as a leecher.
-    fn announce(&mut self) -> Result<Announce, Failure>;
+    fn announce(&mut self) -> Result<AnnounceReport, StepFailure>;
     /// Asks for its counts; `None` where this URL has no scrape.
-    fn scrape(&mut self) -> Result<Option<Scrape>, Failure>;
+    fn scrape(&mut self) -> Result<Option<Scrape>, StepFailure>;
     /// Leaves it again.
-    fn leave(&mut self) -> Result<(), Failure>;
+    fn leave(&mut self) -> Result<(), StepFailure>;
     /// From now on, one try has to do.
     fn hurry(&mut self);
 }
@@ -185,7 +185,7 @@ trait Conversation {
 /// Asks them all and prints what they answer.
 pub(super) fn run(options: &Options) -> ExitCode {
     let results: Vec<_> = options.urls.iter().flat_map(|url| probe_url(options, url)).collect();
-    let report = Report { ok: results.iter().all(|it| it.ok), results };
+    let report = ProbeReport { ok: results.iter().all(|it| it.ok), results };
     let text = if options.json {
         serde_json::to_string_pretty(&report).unwrap_or_default() + "\n"
     } else {
@@ -197,10 +197,10 @@ pub(super) fn run(options: &Options) -> ExitCode {
 }
 
 /// Asks every address of a URL.
-fn probe_url(options: &Options, url: &Url) -> Vec<Verdict> {
+fn probe_url(options: &Options, url: &Url) -> Vec<AddressReport> {
     let unresolved = |problem: String| {
-        let error = Some(Failure { step: "resolve", problem });
-        vec![Verdict { url: url.text.clone(), error, ..Verdict::default() }]
+        let error = Some(StepFailure { step: "resolve", problem });
+        vec![AddressReport { url: url.text.clone(), error, ..AddressReport::default() }]
     };
     let mut addresses: Vec<_> = match (&*url.host, url.port).to_socket_addrs() {
         Ok(addresses) => addresses.collect(),
@@ -215,8 +215,12 @@ fn probe_url(options: &Options, url: &Url) -> Vec<Verdict> {
     let tls = match trust(options, url) {
         Ok(tls) => tls,
         Err(problem) => {
-            let error = Some(Failure { step: "tls", problem });
-            return vec![Verdict { url: url.text.clone(), error, ..Verdict::default() }];
+            let error = Some(StepFailure { step: "tls", problem });
+            return vec![AddressReport {
+                url: url.text.clone(),
+                error,
+                ..AddressReport::default()
+            }];
         }
     };
     let tls = tls.as_ref();
@@ -237,11 +241,11 @@ fn probe_address(
     url: &Url,
     address: SocketAddr,
     tls: Option<Arc<ClientConfig>>,
-) -> Verdict {
+) -> AddressReport {
     let patience =
-        Patience { first_try: Duration::from_secs(options.timeout), tries: options.tries };
+        ProbeTimeouts { first_try: Duration::from_secs(options.timeout), tries: options.tries };
     let mut verdict =
-        Verdict { url: url.text.clone(), address: Some(address), ..Verdict::default() };
+        AddressReport { url: url.text.clone(), address: Some(address), ..AddressReport::default() };
     let done = client(url, address, tls, patience)
         .and_then(|mut client| converse(&mut verdict, client.as_mut()));
     match done {
@@ -256,21 +260,23 @@ fn client(
     url: &Url,
     address: SocketAddr,
     tls: Option<Arc<ClientConfig>>,
-    patience: Patience,
-) -> Result<Box<dyn Conversation>, Failure> {
-    let identity = Identity::new();
-    let route = Route { address, host: url.host.clone(), tls, clock: Clock::start() };
+    patience: ProbeTimeouts,
+) -> Result<Box<dyn Conversation>, StepFailure> {
+    let identity = ProbeIdentity::new();
+    let route = ConnectRoute { address, host: url.host.clone(), tls, clock: Clock::start() };
     Ok(match url.scheme {
-        Scheme::Udp => Box::new(udp::Client::new(address, &url.path, patience, identity)?),
-        Scheme::Http | Scheme::Https => Box::new(http::Client::new(url, route, patience, identity)),
+        Scheme::Udp => Box::new(udp::UdpProbe::new(address, &url.path, patience, identity)?),
+        Scheme::Http | Scheme::Https => {
+            Box::new(http::HttpProbe::new(url, route, patience, identity))
+        }
         Scheme::Ws | Scheme::Wss => {
-            Box::new(websocket::Client::new(url, route, patience, identity))
+            Box::new(websocket::WebSocketProbe::new(url, route, patience, identity))
         }
     })
 }
 
 /// The conversation, noted as it goes.
-fn converse(verdict: &mut Verdict, client: &mut dyn Conversation) -> Result<(), Failure> {
+fn converse(verdict: &mut AddressReport, client: &mut dyn Conversation) -> Result<(), StepFailure> {
     let duration_ms = client.connect()?;
     verdict.connect = Some(Connect { duration_ms });
     match client.announce() {
@@ -290,14 +296,14 @@ fn converse(verdict: &mut Verdict, client: &mut dyn Conversation) -> Result<(), 
 }
 
 /// What silence is called.
-fn no_answer(step: &'static str, patience: Patience) -> Failure {
-    let Patience { first_try, tries } = patience;
+fn no_answer(step: &'static str, patience: ProbeTimeouts) -> StepFailure {
+    let ProbeTimeouts { first_try, tries } = patience;
     let seconds = first_try.as_secs();
     let problem = match tries {
         1 => format!("no answer within {seconds} s, tried once"),
         _ => format!("no answer, tried {tries} times from {seconds} s on"),
     };
-    Failure { step, problem }
+    StepFailure { step, problem }
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a duration of minutes")]
@@ -307,7 +313,7 @@ fn milliseconds(ns: u64) -> f64 {
 }
 
 /// A verdict for people.
-fn to_text(it: &Verdict) -> String {
+fn to_text(it: &AddressReport) -> String {
     let mut text = it.url.clone();
     if let Some(address) = it.address {
         let _ = write!(text, " at {address}");
@@ -317,7 +323,7 @@ fn to_text(it: &Verdict) -> String {
         let _ = writeln!(text, "  connect   {:.3} ms", it.duration_ms);
     }
     if let Some(it) = &it.announce {
-        let Announce { duration_ms, interval_s, seeders, leechers, peers } = it;
+        let AnnounceReport { duration_ms, interval_s, seeders, leechers, peers } = it;
         let _ = write!(
             text,
             "  announce  {duration_ms:.3} ms: interval {interval_s} s, seeders {seeders}, \

@@ -14,7 +14,7 @@ use crate::time::Now;
 
 /// Where to connect to, and how.
 #[derive(Clone)]
-pub(super) struct Route {
+pub(super) struct ConnectRoute {
     pub(super) address: SocketAddr,
     /// The name that a certificate must hold.
     pub(super) host: String,
@@ -24,7 +24,7 @@ pub(super) struct Route {
 }
 
 /// An open connection.
-pub(super) enum Stream {
+pub(super) enum ProbeStream {
     Plain(Timed),
     Tls(Box<StreamOwned<ClientConnection, Timed>>),
 }
@@ -37,37 +37,37 @@ pub(super) struct Timed {
 }
 
 /// Why there is no connection.
-pub(super) enum Unopened {
+pub(super) enum OpenError {
     /// It takes too long.
     TimedOut,
     /// What is wrong, with the remedy.
     Failed(String),
 }
 
-impl Route {
+impl ConnectRoute {
     /// Connects, TLS handshake included, within `wait`.
-    pub(super) fn open(&self, wait: Duration) -> Result<Stream, Unopened> {
+    pub(super) fn open(&self, wait: Duration) -> Result<ProbeStream, OpenError> {
         let deadline = later(&self.clock, wait);
         let socket = TcpStream::connect_timeout(&self.address, wait).map_err(|it| unopened(&it))?;
         // Requests are whole when they are written: nothing is gained by waiting for more.
         socket.set_nodelay(true).map_err(|it| unopened(&it))?;
         let mut timed = Timed { socket, clock: self.clock, deadline };
-        let Some(config) = &self.tls else { return Ok(Stream::Plain(timed)) };
-        let failed = |problem: String| Unopened::Failed(problem);
+        let Some(config) = &self.tls else { return Ok(ProbeStream::Plain(timed)) };
+        let failed = |problem: String| OpenError::Failed(problem);
         let name = tls::server_name(&self.host).map_err(failed)?;
         let mut session = ClientConnection::new(Arc::clone(config), name)
             .map_err(|it| failed(tls::explain(&it, &self.host)))?;
         while session.is_handshaking() {
             session.complete_io(&mut timed).map_err(|error| self.handshake_failed(&error))?;
         }
-        Ok(Stream::Tls(Box::new(StreamOwned::new(session, timed))))
+        Ok(ProbeStream::Tls(Box::new(StreamOwned::new(session, timed))))
     }
 
-    fn handshake_failed(&self, error: &io::Error) -> Unopened {
+    fn handshake_failed(&self, error: &io::Error) -> OpenError {
         let cause = error.get_ref().and_then(|it| it.downcast_ref::<rustls::Error>());
         match cause {
-            Some(cause) => Unopened::Failed(tls::explain(cause, &self.host)),
-            None if error.kind() == io::ErrorKind::UnexpectedEof => Unopened::Failed(
+            Some(cause) => OpenError::Failed(tls::explain(cause, &self.host)),
+            None if error.kind() == io::ErrorKind::UnexpectedEof => OpenError::Failed(
                 "closed during the TLS handshake: is it a TLS port? try http:// or ws://".into(),
             ),
             None => unopened(error),
@@ -75,10 +75,10 @@ impl Route {
     }
 }
 
-fn unopened(error: &io::Error) -> Unopened {
+fn unopened(error: &io::Error) -> OpenError {
     match error.kind() {
-        io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => Unopened::TimedOut,
-        _ => Unopened::Failed(describe(error)),
+        io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => OpenError::TimedOut,
+        _ => OpenError::Failed(describe(error)),
     }
 }
 
@@ -99,7 +99,7 @@ pub(super) fn describe(error: &io::Error) -> String {
     }
 }
 
-impl Stream {
+impl ProbeStream {
     /// Allows everything from now on to take so long, together.
     pub(super) fn allow(&mut self, wait: Duration) {
         let timed = match self {
@@ -153,7 +153,7 @@ impl Write for Timed {
     }
 }
 
-impl Read for Stream {
+impl Read for ProbeStream {
     fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
         match self {
             Self::Plain(it) => it.read(bytes),
@@ -166,7 +166,7 @@ impl Read for Stream {
     }
 }
 
-impl Write for Stream {
+impl Write for ProbeStream {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match self {
             Self::Plain(it) => it.write(bytes),

@@ -11,32 +11,35 @@ use crate::protocol::udp::{TransactionId, peer_stride};
 use crate::sys::clock::Clock;
 use crate::types::{Event, Family};
 
-use super::{Announce, Conversation, Failure, Identity, Patience, Scrape, milliseconds, no_answer};
+use super::{
+    AnnounceReport, Conversation, ProbeIdentity, ProbeTimeouts, Scrape, StepFailure, milliseconds,
+    no_answer,
+};
 
 /// Bytes of the longest datagram that is looked at: more than any tracker sends.
 const DATAGRAM_BYTES_MAX: usize = 4096;
 
 /// A client of one address.
-pub(super) struct Client {
+pub(super) struct UdpProbe {
     socket: UdpSocket,
     family: Family,
     clock: Clock,
-    patience: Patience,
+    patience: ProbeTimeouts,
     /// BEP 41 options to put behind announces.
     options: Vec<u8>,
     connection_id: u64,
-    identity: Identity,
+    identity: ProbeIdentity,
 }
 
-impl Client {
+impl UdpProbe {
     /// A client that has sent nothing yet.
     pub(super) fn new(
         address: SocketAddr,
         path: &str,
-        patience: Patience,
-        identity: Identity,
-    ) -> Result<Self, Failure> {
-        let failed = |error: io::Error| Failure { step: "socket", problem: error.to_string() };
+        patience: ProbeTimeouts,
+        identity: ProbeIdentity,
+    ) -> Result<Self, StepFailure> {
+        let failed = |error: io::Error| StepFailure { step: "socket", problem: error.to_string() };
         let any: SocketAddr = match address {
             SocketAddr::V4(_) => ([0; 4], 0).into(),
             SocketAddr::V6(_) => ([0; 16], 0).into(),
@@ -54,7 +57,11 @@ impl Client {
         })
     }
 
-    fn announce_event(&self, step: &'static str, event: Event) -> Result<Announce, Failure> {
+    fn announce_event(
+        &self,
+        step: &'static str,
+        event: Event,
+    ) -> Result<AnnounceReport, StepFailure> {
         let announcement = Announcement {
             info_hash: self.identity.info_hash,
             peer_id: self.identity.peer_id,
@@ -72,7 +79,7 @@ impl Client {
             bytes + self.options.len()
         })?;
         match self.read(step, &answer)? {
-            Reply::Announced(it, peers) => Ok(Announce {
+            Reply::Announced(it, peers) => Ok(AnnounceReport {
                 duration_ms: answer.duration_ms,
                 interval_s: it.interval_s,
                 seeders: it.seeders,
@@ -88,14 +95,14 @@ impl Client {
         &self,
         step: &'static str,
         encode: impl FnOnce(TransactionId, &mut [u8]) -> usize,
-    ) -> Result<Answer, Failure> {
+    ) -> Result<Answer, StepFailure> {
         let transaction_id = TransactionId(fastrand::u32(..).to_be_bytes());
         let mut request = [0; DATAGRAM_BYTES_MAX];
         let bytes = encode(transaction_id, &mut request);
         let mut wait = self.patience.first_try;
         for _ in 0..self.patience.tries {
             let answer = self.exchange(&request[..bytes], transaction_id, wait);
-            match answer.map_err(|error| Failure { step, problem: describe(&error) })? {
+            match answer.map_err(|error| StepFailure { step, problem: describe(&error) })? {
                 Some(answer) => return Ok(answer),
                 None => wait *= 2,
             }
@@ -135,20 +142,20 @@ impl Client {
     }
 
     /// Reads an answer as strictly as the strictest clients do.
-    fn read<'a>(&self, step: &'static str, answer: &'a Answer) -> Result<Reply<'a>, Failure> {
-        let malformed = |it: Malformed| Failure { step, problem: format!("malformed: {it:?}") };
+    fn read<'a>(&self, step: &'static str, answer: &'a Answer) -> Result<Reply<'a>, StepFailure> {
+        let malformed = |it: Malformed| StepFailure { step, problem: format!("malformed: {it:?}") };
         match decode(&answer.datagram, self.family).map_err(malformed)?.1 {
             Reply::Error(text) => {
                 let text = text.escape_ascii();
-                Err(Failure { step, problem: format!("the tracker refuses: \"{text}\"") })
+                Err(StepFailure { step, problem: format!("the tracker refuses: \"{text}\"") })
             }
             reply => Ok(reply),
         }
     }
 }
 
-impl Conversation for Client {
-    fn connect(&mut self) -> Result<f64, Failure> {
+impl Conversation for UdpProbe {
+    fn connect(&mut self) -> Result<f64, StepFailure> {
         let step = "connect";
         let answer = self.ask(step, encode_connect)?;
         match self.read(step, &answer)? {
@@ -158,11 +165,11 @@ impl Conversation for Client {
         Ok(answer.duration_ms)
     }
 
-    fn announce(&mut self) -> Result<Announce, Failure> {
+    fn announce(&mut self) -> Result<AnnounceReport, StepFailure> {
         self.announce_event("announce", Event::Started)
     }
 
-    fn scrape(&mut self) -> Result<Option<Scrape>, Failure> {
+    fn scrape(&mut self) -> Result<Option<Scrape>, StepFailure> {
         let step = "scrape";
         let torrents = [self.identity.info_hash];
         let answer =
@@ -172,11 +179,11 @@ impl Conversation for Client {
         };
         let problem = || format!("{} torrents answered, 1 asked", entries.count());
         let entry = entries.iter().next().filter(|_| entries.count() == 1);
-        let entry = entry.ok_or_else(|| Failure { step, problem: problem() })?;
+        let entry = entry.ok_or_else(|| StepFailure { step, problem: problem() })?;
         Ok(Some(Scrape::of(answer.duration_ms, entry)))
     }
 
-    fn leave(&mut self) -> Result<(), Failure> {
+    fn leave(&mut self) -> Result<(), StepFailure> {
         self.announce_event("leave", Event::Stopped).map(|_| ())
     }
 
@@ -192,8 +199,8 @@ struct Answer {
 }
 
 /// An answer of another kind than was asked for.
-fn unexpected(step: &'static str) -> Failure {
-    Failure { step, problem: "malformed: an answer to another action".into() }
+fn unexpected(step: &'static str) -> StepFailure {
+    StepFailure { step, problem: "malformed: an answer to another action".into() }
 }
 
 /// What an error of the socket tells.

@@ -11,8 +11,11 @@ use tungstenite::{Error, Message, WebSocket};
 use crate::client::url::Url;
 use crate::types::ScrapeEntry;
 
-use super::stream::{Route, Stream, Unopened, describe};
-use super::{Announce, Conversation, Failure, Identity, Patience, Scrape, milliseconds, no_answer};
+use super::stream::{ConnectRoute, OpenError, ProbeStream, describe};
+use super::{
+    AnnounceReport, Conversation, ProbeIdentity, ProbeTimeouts, Scrape, StepFailure, milliseconds,
+    no_answer,
+};
 
 /// The longest message that is taken, in bytes.
 const MESSAGE_BYTES_MAX: usize = 256 * 1024;
@@ -21,44 +24,53 @@ const MESSAGE_BYTES_MAX: usize = 256 * 1024;
 const MESSAGES_MAX: usize = 1000;
 
 /// A client of one address.
-pub(super) struct Client {
-    route: Route,
+pub(super) struct WebSocketProbe {
+    route: ConnectRoute,
     url: String,
-    patience: Patience,
-    identity: Identity,
-    socket: Option<WebSocket<Stream>>,
+    patience: ProbeTimeouts,
+    identity: ProbeIdentity,
+    socket: Option<WebSocket<ProbeStream>>,
 }
 
 /// Why there is no socket, or no answer.
-enum Trouble {
+enum WebSocketProbeError {
     TimedOut,
     Failed(String),
 }
 
-impl Client {
+impl WebSocketProbe {
     /// A client that has not connected yet.
-    pub(super) fn new(url: &Url, route: Route, patience: Patience, identity: Identity) -> Self {
+    pub(super) fn new(
+        url: &Url,
+        route: ConnectRoute,
+        patience: ProbeTimeouts,
+        identity: ProbeIdentity,
+    ) -> Self {
         // TLS is underneath: the upgrade itself is the same.
         let url = format!("ws://{}{}", url.authority(), url.target());
         Self { route, url, patience, identity, socket: None }
     }
 
-    fn open(&self, wait: Duration) -> Result<WebSocket<Stream>, Trouble> {
+    fn open(&self, wait: Duration) -> Result<WebSocket<ProbeStream>, WebSocketProbeError> {
         let stream = self.route.open(wait).map_err(|it| match it {
-            Unopened::TimedOut => Trouble::TimedOut,
-            Unopened::Failed(problem) => Trouble::Failed(problem),
+            OpenError::TimedOut => WebSocketProbeError::TimedOut,
+            OpenError::Failed(problem) => WebSocketProbeError::Failed(problem),
         })?;
         let config = WebSocketConfig::default()
             .max_message_size(Some(MESSAGE_BYTES_MAX))
             .max_frame_size(Some(MESSAGE_BYTES_MAX));
         match tungstenite::client::client_with_config(self.url.as_str(), stream, Some(config)) {
             Ok((socket, _)) => Ok(socket),
-            Err(HandshakeError::Interrupted(_)) => Err(Trouble::TimedOut),
+            Err(HandshakeError::Interrupted(_)) => Err(WebSocketProbeError::TimedOut),
             Err(HandshakeError::Failure(error)) => Err(not_upgraded(&error)),
         }
     }
 
-    fn announce_event(&mut self, step: &'static str, event: &str) -> Result<Announce, Failure> {
+    fn announce_event(
+        &mut self,
+        step: &'static str,
+        event: &str,
+    ) -> Result<AnnounceReport, StepFailure> {
         let message = json!({
             "action": "announce",
             "info_hash": latin1(&self.identity.info_hash.0),
@@ -73,8 +85,8 @@ impl Client {
         let (answer, duration_ms) = self.ask(step, &message, |it| is_announced(it, &message))?;
         let count = |key: &str| answer[key].as_u64().and_then(|it| u32::try_from(it).ok());
         let malformed =
-            |key| Failure { step, problem: format!("malformed: no {key} in the reply") };
-        Ok(Announce {
+            |key| StepFailure { step, problem: format!("malformed: no {key} in the reply") };
+        Ok(AnnounceReport {
             duration_ms,
             interval_s: count("interval").ok_or_else(|| malformed("interval"))?,
             seeders: count("complete").unwrap_or(0),
@@ -89,16 +101,16 @@ impl Client {
         step: &'static str,
         message: &Value,
         answers: impl Fn(&Value) -> bool,
-    ) -> Result<(Value, f64), Failure> {
+    ) -> Result<(Value, f64), StepFailure> {
         let clock = self.route.clock;
         let mut wait = self.patience.first_try;
         for _ in 0..self.patience.tries {
-            let failed = |problem| Failure { step, problem };
+            let failed = |problem| StepFailure { step, problem };
             if self.socket.is_none() {
                 self.socket = match self.open(wait) {
                     Ok(socket) => Some(socket),
-                    Err(Trouble::TimedOut) => None,
-                    Err(Trouble::Failed(problem)) => return Err(failed(problem)),
+                    Err(WebSocketProbeError::TimedOut) => None,
+                    Err(WebSocketProbeError::Failed(problem)) => return Err(failed(problem)),
                 };
             }
             if let Some(socket) = &mut self.socket {
@@ -106,8 +118,8 @@ impl Client {
                 socket.get_mut().allow(wait);
                 match exchange(socket, message, &answers) {
                     Ok(answer) => return Ok((answer, milliseconds(clock.now().ns_since(sent)))),
-                    Err(Trouble::TimedOut) => {}
-                    Err(Trouble::Failed(problem)) => {
+                    Err(WebSocketProbeError::TimedOut) => {}
+                    Err(WebSocketProbeError::Failed(problem)) => {
                         self.socket = None;
                         return Err(failed(problem));
                     }
@@ -119,8 +131,8 @@ impl Client {
     }
 }
 
-impl Conversation for Client {
-    fn connect(&mut self) -> Result<f64, Failure> {
+impl Conversation for WebSocketProbe {
+    fn connect(&mut self) -> Result<f64, StepFailure> {
         let step = "connect";
         let (start, mut wait) = (self.route.clock.now(), self.patience.first_try);
         for _ in 0..self.patience.tries {
@@ -129,18 +141,20 @@ impl Conversation for Client {
                     self.socket = Some(socket);
                     return Ok(milliseconds(self.route.clock.now().ns_since(start)));
                 }
-                Err(Trouble::TimedOut) => wait *= 2,
-                Err(Trouble::Failed(problem)) => return Err(Failure { step, problem }),
+                Err(WebSocketProbeError::TimedOut) => wait *= 2,
+                Err(WebSocketProbeError::Failed(problem)) => {
+                    return Err(StepFailure { step, problem });
+                }
             }
         }
         Err(no_answer(step, self.patience))
     }
 
-    fn announce(&mut self) -> Result<Announce, Failure> {
+    fn announce(&mut self) -> Result<AnnounceReport, StepFailure> {
         self.announce_event("announce", "started")
     }
 
-    fn scrape(&mut self) -> Result<Option<Scrape>, Failure> {
+    fn scrape(&mut self) -> Result<Option<Scrape>, StepFailure> {
         let step = "scrape";
         let info_hash = latin1(&self.identity.info_hash.0);
         let message = json!({ "action": "scrape", "info_hash": info_hash });
@@ -152,11 +166,11 @@ impl Conversation for Client {
             ScrapeEntry { seeders, leechers, completed, downloaders: 0 }
         });
         let problem = || "malformed: the reply lacks the torrent asked for".to_owned();
-        let entry = entry.ok_or_else(|| Failure { step, problem: problem() })?;
+        let entry = entry.ok_or_else(|| StepFailure { step, problem: problem() })?;
         Ok(Some(Scrape::of(duration_ms, entry)))
     }
 
-    fn leave(&mut self) -> Result<(), Failure> {
+    fn leave(&mut self) -> Result<(), StepFailure> {
         let left = self.announce_event("leave", "stopped").map(|_| ());
         if let Some(mut socket) = self.socket.take() {
             // A tracker forgets the peers of a socket that closes, politely or not.
@@ -180,10 +194,10 @@ fn is_announced(message: &Value, announce: &Value) -> bool {
 
 /// Sends one message and waits for what answers it.
 fn exchange(
-    socket: &mut WebSocket<Stream>,
+    socket: &mut WebSocket<ProbeStream>,
     message: &Value,
     answers: impl Fn(&Value) -> bool,
-) -> Result<Value, Trouble> {
+) -> Result<Value, WebSocketProbeError> {
     socket.send(Message::text(message.to_string())).map_err(|it| broken(&it))?;
     for _ in 0..MESSAGES_MAX {
         let message = socket.read().map_err(|it| broken(&it))?;
@@ -194,53 +208,56 @@ fn exchange(
         let Ok(value) = serde_json::from_slice::<Value>(&bytes) else {
             let shown = bytes[..bytes.len().min(60)].escape_ascii();
             let problem = format!("not a tracker: the message is not JSON, but \"{shown}\"");
-            return Err(Trouble::Failed(problem));
+            return Err(WebSocketProbeError::Failed(problem));
         };
         if let Some(reason) = value.get("failure reason") {
             let reason = reason.as_str().unwrap_or_default();
             let reason: String = reason.chars().take(512).collect();
             let problem = format!("the tracker refuses: \"{}\"", reason.escape_default());
-            return Err(Trouble::Failed(problem));
+            return Err(WebSocketProbeError::Failed(problem));
         }
         if answers(&value) {
             return Ok(value);
         }
     }
-    Err(Trouble::Failed(format!("no answer among {MESSAGES_MAX} messages")))
+    Err(WebSocketProbeError::Failed(format!("no answer among {MESSAGES_MAX} messages")))
 }
 
 /// Why an upgrade failed.
-fn not_upgraded(error: &Error) -> Trouble {
+fn not_upgraded(error: &Error) -> WebSocketProbeError {
     match error {
         Error::Http(response) => {
             let status = response.status().as_u16();
-            Trouble::Failed(format!(
+            WebSocketProbeError::Failed(format!(
                 "HTTP status {status} instead of an upgrade: no WebTorrent tracker on this path"
             ))
         }
         Error::Io(error) => about(error),
-        Error::Protocol(_) => {
-            Trouble::Failed("no WebSocket is spoken there: not a WebTorrent tracker".into())
-        }
+        Error::Protocol(_) => WebSocketProbeError::Failed(
+            "no WebSocket is spoken there: not a WebTorrent tracker".into(),
+        ),
         other => broken(other),
     }
 }
 
 /// Why a socket is of no more use.
-fn broken(error: &Error) -> Trouble {
+fn broken(error: &Error) -> WebSocketProbeError {
     match error {
         Error::Io(error) => about(error),
         Error::ConnectionClosed | Error::AlreadyClosed => {
-            Trouble::Failed("the tracker closed the socket".into())
+            WebSocketProbeError::Failed("the tracker closed the socket".into())
         }
-        other => Trouble::Failed(format!("WebSocket: {}", other.to_string().escape_default())),
+        other => WebSocketProbeError::Failed(format!(
+            "WebSocket: {}",
+            other.to_string().escape_default()
+        )),
     }
 }
 
-fn about(error: &io::Error) -> Trouble {
+fn about(error: &io::Error) -> WebSocketProbeError {
     match error.kind() {
-        io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => Trouble::TimedOut,
-        _ => Trouble::Failed(describe(error)),
+        io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => WebSocketProbeError::TimedOut,
+        _ => WebSocketProbeError::Failed(describe(error)),
     }
 }
 

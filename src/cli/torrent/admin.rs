@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::client::http::{Body, HEAD_BYTES_MAX, head, unchunk};
+use crate::client::http::{BodyEnd, HEAD_BYTES_MAX, head, unchunk};
 use crate::client::url::Url;
 
 /// How often a request is sent again where there is no answer, or one that says to.
@@ -103,9 +103,9 @@ impl Admin {
         let reply = head(&bytes).ok().flatten().ok_or_else(no_http)?;
         let rest = &bytes[reply.bytes..];
         let said = match reply.body {
-            Body::Chunked => unchunk(rest).ok().flatten().unwrap_or_default(),
-            Body::Length(length) => rest[..length.min(rest.len())].to_vec(),
-            Body::UntilClose => rest.to_vec(),
+            BodyEnd::Chunked => unchunk(rest).ok().flatten().unwrap_or_default(),
+            BodyEnd::Length(length) => rest[..length.min(rest.len())].to_vec(),
+            BodyEnd::UntilClose => rest.to_vec(),
         };
         let said: Value = serde_json::from_slice(&said).map_err(|_| no_http())?;
         let code = said["error"]["code"].as_str().unwrap_or_default();

@@ -45,7 +45,7 @@ const DEPTH_MAX: usize = 32;
 
 /// What can be done with torrents.
 #[derive(Debug, Subcommand)]
-pub(super) enum Command {
+pub(super) enum TorrentCommand {
     /// Register .torrent files, or folders of them
     Add(Options),
 }
@@ -73,7 +73,7 @@ pub(super) struct Options {
 
 /// What became of a file.
 #[derive(Debug, Serialize)]
-struct Verdict {
+struct FileResult {
     file: String,
     status: Status,
     info_hash: Option<String>,
@@ -95,7 +95,7 @@ enum Status {
 
 /// How a torrent is told to the tracker.
 #[derive(Debug, Serialize)]
-struct Body<'a> {
+struct RegistrationBody<'a> {
     info_hash: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     info_hash_v2: Option<&'a str>,
@@ -111,8 +111,8 @@ struct Body<'a> {
 }
 
 /// Does what the command line says, and tells how it went.
-pub(super) fn run(command: Command) -> ExitCode {
-    let Command::Add(options) = command;
+pub(super) fn run(command: TorrentCommand) -> ExitCode {
+    let TorrentCommand::Add(options) = command;
     let mut admin = match connect(&options) {
         Ok(admin) => admin,
         Err(problem) => {
@@ -129,7 +129,7 @@ pub(super) fn run(command: Command) -> ExitCode {
     for found in files {
         let verdict = match found {
             Ok(path) => add(&mut admin, &path),
-            Err((path, problem)) => Verdict::failed(&path, problem),
+            Err((path, problem)) => FileResult::failed(&path, problem),
         };
         counts[verdict.status as usize] += 1;
         progress.tell(&verdict);
@@ -180,11 +180,11 @@ fn is_this_host(admin: &Url) -> bool {
 }
 
 /// A file to register, or what cannot be looked at, and why.
-type Found = Result<PathBuf, (PathBuf, String)>;
+type FoundFile = Result<PathBuf, (PathBuf, String)>;
 
 /// Adds a file, or the `.torrent` files of a folder, in order. A file that is named is taken
 /// whatever it is called; links to folders are not followed.
-fn collect(path: &Path, depth: usize, files: &mut Vec<Found>) {
+fn collect(path: &Path, depth: usize, files: &mut Vec<FoundFile>) {
     let failed = |problem: String| Err((path.to_owned(), problem));
     let is_folder = match fs::symlink_metadata(path) {
         Ok(it) if it.is_symlink() && depth == 0 => path.is_dir(),
@@ -214,14 +214,14 @@ fn collect(path: &Path, depth: usize, files: &mut Vec<Found>) {
 }
 
 /// Registers one file.
-fn add(admin: &mut Admin, path: &Path) -> Verdict {
+fn add(admin: &mut Admin, path: &Path) -> FileResult {
     let bytes = match read(path) {
         Ok(bytes) => bytes,
-        Err(problem) => return Verdict::failed(path, problem),
+        Err(problem) => return FileResult::failed(path, problem),
     };
     let torrent = match Metainfo::parse(&bytes) {
         Ok(torrent) => torrent,
-        Err(error) => return Verdict::failed(path, format!("is not a torrent: {error}")),
+        Err(error) => return FileResult::failed(path, format!("is not a torrent: {error}")),
     };
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     let info_hash = torrent.info_hash().map(|it| it.to_string());
@@ -229,7 +229,7 @@ fn add(admin: &mut Admin, path: &Path) -> Verdict {
     let second: Option<String> =
         second.map(|it| it.iter().map(|byte| format!("{byte:02x}")).collect());
     let name = text(torrent.name);
-    let body = Body {
+    let body = RegistrationBody {
         info_hash: info_hash.as_deref().unwrap_or_default(),
         info_hash_v2: second.as_deref(),
         name: &cut(name.clone(), 1024),
@@ -246,7 +246,7 @@ fn add(admin: &mut Admin, path: &Path) -> Verdict {
         Err(problem) => (Status::Failed, Some(problem)),
     };
     let file = path.display().to_string();
-    Verdict { file, status, info_hash, info_hash_v2: second, name: Some(name), error }
+    FileResult { file, status, info_hash, info_hash_v2: second, name: Some(name), error }
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, String> {
@@ -266,7 +266,7 @@ fn cut(mut text: String, bytes_max: usize) -> String {
     text
 }
 
-impl Verdict {
+impl FileResult {
     fn failed(path: &Path, problem: String) -> Self {
         Self {
             file: path.display().to_string(),
@@ -312,7 +312,7 @@ impl Progress {
         Self { total, done: 0, json, shown: std::io::stderr().is_terminal() }
     }
 
-    fn tell(&mut self, verdict: &Verdict) {
+    fn tell(&mut self, verdict: &FileResult) {
         self.done += 1;
         let line = if self.json {
             serde_json::to_string(verdict).unwrap_or_default()

@@ -4,12 +4,12 @@ use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::Options;
-use crate::protocol::bencode::{Dict, List};
-use crate::protocol::http::{self, AnnounceQuery, Head};
+use crate::protocol::bencode::{Dict, ListWriter};
+use crate::protocol::http::{self, AnnounceQuery, RequestHead};
 use crate::protocol::passkey;
 use crate::time::Now;
 use crate::tracker::{AdmitError, AnnounceDetails, Announced, Credentials, PeerBuffers, Tracker};
-use crate::types::{Announce, AnnounceReply, Contact, Kind};
+use crate::types::{Announce, AnnounceReply, Contact, PeerKind};
 
 /// Most peers of one family in a response: what `tracker.numwant_max` allows at most.
 const PEERS_MAX: usize = 200;
@@ -29,12 +29,12 @@ pub(super) fn of_query(source: IpAddr, query: &AnnounceQuery) -> Announce {
 }
 
 /// Parts of an announce that the tracker rarely reads.
-pub(super) struct Details<'a> {
-    pub(super) head: &'a Head<'a>,
+pub(super) struct HttpDetails<'a> {
+    pub(super) head: &'a RequestHead<'a>,
     pub(super) query: &'a AnnounceQuery,
 }
 
-impl AnnounceDetails for Details<'_> {
+impl AnnounceDetails for HttpDetails<'_> {
     fn claimed_address(&mut self) -> Option<IpAddr> {
         http::claimed_address(self.head.query)
     }
@@ -75,12 +75,12 @@ impl Peers {
         tracker: &mut Tracker,
         now: Now,
         mut announce: Announce,
-        details: &mut Details<'_>,
+        details: &mut HttpDetails<'_>,
     ) -> Result<AnnounceResponse<'_>, AdmitError> {
         let room = PeerBuffers { v4: &mut self.v4[..], v6: &mut self.v6[..], web: &mut [] };
         let Announced { reply, bytes, .. } = tracker.announce(now, &mut announce, details, room)?;
-        let v4 = &self.v4[..bytes[Kind::V4 as usize]];
-        let v6 = &self.v6[..bytes[Kind::V6 as usize]];
+        let v4 = &self.v4[..bytes[PeerKind::V4 as usize]];
+        let v6 = &self.v6[..bytes[PeerKind::V6 as usize]];
         Ok(AnnounceResponse { reply, v4, v6 })
     }
 }
@@ -118,7 +118,7 @@ pub(super) fn write(
     }
 }
 
-fn write_list(response: &AnnounceResponse<'_>, mut list: List<'_>) {
+fn write_list(response: &AnnounceResponse<'_>, mut list: ListWriter<'_>) {
     let mut text = String::new();
     let (v4, _) = response.v4.as_chunks::<6>();
     let (v6, _) = response.v6.as_chunks::<18>();

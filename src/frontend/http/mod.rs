@@ -28,13 +28,13 @@ use ipnet::IpNet;
 
 use crate::frontend::origin::{HopField, Origin};
 use crate::frontend::stats::{HTML_POLICY, Pages};
-use crate::protocol::http::{self, Head, Headers, Malformed, Method};
+use crate::protocol::http::{self, Headers, Malformed, Method, RequestHead};
 use crate::protocol::passkey::{self, Passkey};
 use crate::time::Now;
 use crate::tracker::{Listing, Tracker};
 pub use crate::types::Outcome;
 use crate::types::{Action, Event, InfoHash, Refusal, Rejected};
-use request::{Failure, HttpRequest};
+use request::{HttpRequest, RequestError};
 pub use scrape_all::{FullScrape, FullScrapeLimits, PIECE_BYTES_MAX};
 
 pub use crate::protocol::http::HEAD_BYTES_MAX;
@@ -79,7 +79,7 @@ struct Scratch {
 
 /// What became of the bytes received so far.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Flow {
+pub enum ReceiveOutcome {
     /// The head is not complete: read on. Never returned for [`HEAD_BYTES_MAX`] bytes or more.
     More,
     /// `consumed` bytes were a request, and its response was appended to the output.
@@ -152,11 +152,11 @@ impl HttpFrontend {
         origin: Origin,
         bytes: &[u8],
         out: &mut Vec<u8>,
-    ) -> Flow {
+    ) -> ReceiveOutcome {
         let mut headers = Headers::default();
-        let head = match Head::parse(bytes, &mut headers) {
+        let head = match RequestHead::parse(bytes, &mut headers) {
             Ok(Some(head)) => head,
-            Ok(None) => return Flow::More,
+            Ok(None) => return ReceiveOutcome::More,
             Err(rejected) => return request::give_up(rejected, bytes, out),
         };
         let options = self.options.load();
@@ -172,7 +172,7 @@ impl HttpFrontend {
         handler.respond(&request, out)
     }
 
-    /// The body of a [`Flow::FullScrape`] with this encoding and framing, to be written on a
+    /// The body of a [`ReceiveOutcome::FullScrape`] with this encoding and framing, to be written on a
     /// thread of its own. Until it is dropped, no other full scrape starts.
     ///
     /// # Errors
@@ -211,7 +211,7 @@ enum Route {
 }
 
 impl RequestHandler<'_> {
-    fn respond(&mut self, request: &HttpRequest<'_>, out: &mut Vec<u8>) -> Flow {
+    fn respond(&mut self, request: &HttpRequest<'_>, out: &mut Vec<u8>) -> ReceiveOutcome {
         let head = &request.head;
         if head.method == Method::Other {
             return request.reject_and_close(Rejected::BadMethod, out);
@@ -251,7 +251,12 @@ impl RequestHandler<'_> {
     }
 
     /// Refuses, with the seconds after which the client may come back.
-    fn fail(&mut self, request: &HttpRequest<'_>, failure: Failure, out: &mut Vec<u8>) -> Flow {
+    fn fail(
+        &mut self,
+        request: &HttpRequest<'_>,
+        failure: RequestError,
+        out: &mut Vec<u8>,
+    ) -> ReceiveOutcome {
         // A client spells a torrent in one way.
         let torrent = || {
             let mut named = http::pairs(request.head.query).filter(|it| it.0 == b"info_hash");
@@ -271,7 +276,7 @@ impl RequestHandler<'_> {
         request: &HttpRequest<'_>,
         malformed: Malformed,
         out: &mut Vec<u8>,
-    ) -> Flow {
+    ) -> ReceiveOutcome {
         let charge = |source| self.tracker.charge_announce(self.now, source, Event::None);
         let failure = match request.source.map_or(Ok(()), charge) {
             Ok(()) => malformed.into(),
@@ -280,7 +285,7 @@ impl RequestHandler<'_> {
         self.fail(request, failure, out)
     }
 
-    fn announce(&mut self, request: &HttpRequest<'_>, out: &mut Vec<u8>) -> Flow {
+    fn announce(&mut self, request: &HttpRequest<'_>, out: &mut Vec<u8>) -> ReceiveOutcome {
         let query = match http::announce(request.head.query) {
             Ok(query) => query,
             Err(malformed) => return self.fail_malformed(request, malformed, out),
@@ -289,7 +294,7 @@ impl RequestHandler<'_> {
             return self.fail(request, Refusal::NoSource.into(), out);
         };
         let announce = announce::of_query(source, &query);
-        let mut details = announce::Details { head: &request.head, query: &query };
+        let mut details = announce::HttpDetails { head: &request.head, query: &query };
         let Scratch { body, peers, .. } = &mut *self.scratch;
         body.clear();
         match peers.announce(self.tracker, self.now, announce, &mut details) {
@@ -300,7 +305,7 @@ impl RequestHandler<'_> {
             Err(error) => {
                 let refusal = error.refusal();
                 let failure = match self.tracker.reason(refusal, &announce) {
-                    Some(reason) => Failure::because(refusal, reason),
+                    Some(reason) => RequestError::because(refusal, reason),
                     None => refusal.into(),
                 };
                 self.fail(request, failure, out)
@@ -308,7 +313,7 @@ impl RequestHandler<'_> {
         }
     }
 
-    fn scrape(&mut self, request: &HttpRequest<'_>, out: &mut Vec<u8>) -> Flow {
+    fn scrape(&mut self, request: &HttpRequest<'_>, out: &mut Vec<u8>) -> ReceiveOutcome {
         let Scratch { body, info_hashes, .. } = &mut *self.scratch;
         body.clear();
         match http::scrape(request.head.query, info_hashes) {
@@ -327,7 +332,7 @@ impl RequestHandler<'_> {
         }
     }
 
-    fn scrape_all(&mut self, request: &HttpRequest<'_>, out: &mut Vec<u8>) -> Flow {
+    fn scrape_all(&mut self, request: &HttpRequest<'_>, out: &mut Vec<u8>) -> ReceiveOutcome {
         if !self.options.full_scrape {
             return self.fail(request, Refusal::NoFullScrape.into(), out);
         }

@@ -4,18 +4,18 @@ use std::borrow::Cow;
 use std::net::IpAddr;
 
 use super::scrape_all::encoding_of;
-use super::{Encoding, Flow, Options, Outcome};
+use super::{Encoding, Options, Outcome, ReceiveOutcome};
 use crate::frontend::origin::Origin;
 use crate::protocol::bencode::Dict;
-use crate::protocol::http::{self, Fields, Head, Malformed, Method, ReplyHead};
+use crate::protocol::http::{self, HeaderFields, HttpResponseHead, Malformed, Method, RequestHead};
 use crate::types::{Action, Refusal, Rejected};
 
 /// A request whose head was read.
 pub(super) struct HttpRequest<'a> {
     /// The head.
-    pub(super) head: Head<'a>,
+    pub(super) head: RequestHead<'a>,
     /// What its fields come down to.
-    pub(super) fields: Fields<'a>,
+    pub(super) fields: HeaderFields<'a>,
     /// Where it comes from; `None` if a trusted proxy does not name it.
     pub(super) source: Option<IpAddr>,
     /// Whether the client wants to use the connection again (RFC 9112, 9.3).
@@ -33,8 +33,8 @@ struct HttpResponse<'a> {
 }
 
 impl<'a> HttpRequest<'a> {
-    pub(super) fn new(head: Head<'a>, origin: Origin, options: &Options) -> Self {
-        let fields = Fields::of(head.headers);
+    pub(super) fn new(head: RequestHead<'a>, origin: Origin, options: &Options) -> Self {
+        let fields = HeaderFields::of(head.headers);
         let keep_alive = !fields.close && (head.http_1_1 || fields.keep_alive);
         let source = origin.source(head.headers, &options.trusted_proxies, options.source_header);
         Self { head, fields, source, keep_alive }
@@ -52,19 +52,29 @@ impl<'a> HttpRequest<'a> {
         fields: &str,
         body: &[u8],
         out: &mut Vec<u8>,
-    ) -> Flow {
+    ) -> ReceiveOutcome {
         let outcome = Outcome::Answered(Action::Page);
         let response = HttpResponse { status: "200 OK", content_type, fields, body, outcome };
         self.reply(&response, self.keep_alive, out)
     }
 
     /// What was asked for.
-    pub(super) fn bencoded(&self, action: Action, body: &[u8], out: &mut Vec<u8>) -> Flow {
+    pub(super) fn bencoded(
+        &self,
+        action: Action,
+        body: &[u8],
+        out: &mut Vec<u8>,
+    ) -> ReceiveOutcome {
         self.reply(&ok(body, Outcome::Answered(action)), self.keep_alive, out)
     }
 
     /// A `failure reason`, and when trying again makes sense. `body` is memory to use.
-    pub(super) fn fail(&self, failure: &Failure, body: &mut Vec<u8>, out: &mut Vec<u8>) -> Flow {
+    pub(super) fn fail(
+        &self,
+        failure: &RequestError,
+        body: &mut Vec<u8>,
+        out: &mut Vec<u8>,
+    ) -> ReceiveOutcome {
         body.clear();
         let otherwise = retry_in(failure.refusal);
         write_failure(failure.text.as_bytes(), failure.after_s, otherwise, body);
@@ -72,31 +82,41 @@ impl<'a> HttpRequest<'a> {
     }
 
     /// An HTTP error after which the connection can be used again.
-    pub(super) fn reject(&self, rejected: Rejected, out: &mut Vec<u8>) -> Flow {
+    pub(super) fn reject(&self, rejected: Rejected, out: &mut Vec<u8>) -> ReceiveOutcome {
         self.reject_with(&HttpResponse::of(rejected), self.keep_alive, out)
     }
 
     /// An HTTP error; after so many seconds, the request may succeed.
-    pub(super) fn reject_for(&self, rejected: Rejected, wait_s: u32, out: &mut Vec<u8>) -> Flow {
+    pub(super) fn reject_for(
+        &self,
+        rejected: Rejected,
+        wait_s: u32,
+        out: &mut Vec<u8>,
+    ) -> ReceiveOutcome {
         let fields = format!("Retry-After: {wait_s}\r\n");
         let response = HttpResponse { fields: &fields, ..HttpResponse::of(rejected) };
         self.reply(&response, self.keep_alive, out)
     }
 
     /// An HTTP error after which it is not certain where the next request begins.
-    pub(super) fn reject_and_close(&self, rejected: Rejected, out: &mut Vec<u8>) -> Flow {
+    pub(super) fn reject_and_close(&self, rejected: Rejected, out: &mut Vec<u8>) -> ReceiveOutcome {
         self.reject_with(&HttpResponse::of(rejected), false, out)
     }
 
     /// Invalid in HTTP, with a text that names the reason; the connection ends.
-    pub(super) fn reject_because(&self, text: &'static str, out: &mut Vec<u8>) -> Flow {
+    pub(super) fn reject_because(&self, text: &'static str, out: &mut Vec<u8>) -> ReceiveOutcome {
         let response =
             HttpResponse { body: text.as_bytes(), ..HttpResponse::of(Rejected::BadRequest) };
         self.reject_with(&response, false, out)
     }
 
     /// An HTTP error, or for a client that asks for a torrent a failure that it can show.
-    fn reject_with(&self, error: &HttpResponse<'_>, keep_alive: bool, out: &mut Vec<u8>) -> Flow {
+    fn reject_with(
+        &self,
+        error: &HttpResponse<'_>,
+        keep_alive: bool,
+        out: &mut Vec<u8>,
+    ) -> ReceiveOutcome {
         if !self.asks_for_torrent() {
             return self.reply(error, keep_alive, out);
         }
@@ -110,14 +130,19 @@ impl<'a> HttpRequest<'a> {
     }
 
     /// An upgrade whose source is not known: what asks for a WebSocket cannot read bencode.
-    pub(super) fn refuse_upgrade(&self, refusal: Refusal, out: &mut Vec<u8>) -> Flow {
+    pub(super) fn refuse_upgrade(&self, refusal: Refusal, out: &mut Vec<u8>) -> ReceiveOutcome {
         let outcome = Outcome::Refused(refusal);
         let body = refusal.text().as_bytes();
         let response = HttpResponse { body, outcome, ..HttpResponse::of(Rejected::BadRequest) };
         self.reply(&response, false, out)
     }
 
-    fn reply(&self, response: &HttpResponse<'_>, keep_alive: bool, out: &mut Vec<u8>) -> Flow {
+    fn reply(
+        &self,
+        response: &HttpResponse<'_>,
+        keep_alive: bool,
+        out: &mut Vec<u8>,
+    ) -> ReceiveOutcome {
         response.write_head(self.connection(keep_alive), out);
         if self.head.method != Method::Head {
             out.extend_from_slice(response.body);
@@ -126,14 +151,19 @@ impl<'a> HttpRequest<'a> {
     }
 
     /// The end of a request whose response was written.
-    pub(super) fn replied(&self, keep_alive: bool, outcome: Outcome) -> Flow {
-        Flow::Replied { consumed: self.head.bytes, keep_alive, source: self.source, outcome }
+    pub(super) fn replied(&self, keep_alive: bool, outcome: Outcome) -> ReceiveOutcome {
+        ReceiveOutcome::Replied {
+            consumed: self.head.bytes,
+            keep_alive,
+            source: self.source,
+            outcome,
+        }
     }
 
     /// Writes the head of a full scrape, and hands over to who writes the rest.
-    pub(super) fn full_scrape(&self, source: IpAddr, out: &mut Vec<u8>) -> Flow {
+    pub(super) fn full_scrape(&self, source: IpAddr, out: &mut Vec<u8>) -> ReceiveOutcome {
         self.write_full_scrape_head(out);
-        Flow::FullScrape {
+        ReceiveOutcome::FullScrape {
             consumed: self.head.bytes,
             keep_alive: self.keeps_alive_after_stream(),
             source,
@@ -150,7 +180,7 @@ impl<'a> HttpRequest<'a> {
             Encoding::Zstd => "Content-Encoding: zstd\r\n",
         };
         let chunks = if self.head.http_1_1 { "Transfer-Encoding: chunked\r\n" } else { "" };
-        let head = ReplyHead {
+        let head = HttpResponseHead {
             status: "200 OK",
             content_type: "text/plain",
             fields: &[coding, "Vary: Accept-Encoding\r\n", chunks].concat(),
@@ -179,14 +209,14 @@ impl<'a> HttpRequest<'a> {
 }
 
 /// Responds to bytes that are not a request; the connection cannot go on.
-pub(super) fn give_up(rejected: Rejected, bytes: &[u8], out: &mut Vec<u8>) -> Flow {
+pub(super) fn give_up(rejected: Rejected, bytes: &[u8], out: &mut Vec<u8>) -> ReceiveOutcome {
     let error = HttpResponse::of(rejected);
     let failure = http::begins_with_torrent(bytes).then(|| error.as_failure());
     let response = failure.as_ref().map_or(error, |body| ok(body, error.outcome));
     response.write_head("close", out);
     out.extend_from_slice(response.body);
     let outcome = response.outcome;
-    Flow::Replied { consumed: bytes.len(), keep_alive: false, source: None, outcome }
+    ReceiveOutcome::Replied { consumed: bytes.len(), keep_alive: false, source: None, outcome }
 }
 
 fn ok(body: &[u8], outcome: Outcome) -> HttpResponse<'_> {
@@ -238,7 +268,7 @@ impl HttpResponse<'_> {
     }
 
     fn write_head(&self, connection: &'static str, out: &mut Vec<u8>) {
-        let head = ReplyHead {
+        let head = HttpResponseHead {
             status: self.status,
             content_type: self.content_type,
             fields: self.fields,
@@ -269,7 +299,7 @@ const PATH_RETRY_S: u32 = 1800;
 
 /// Why a client does not get what it asked for, with a text that names the reason.
 #[derive(Clone, Debug)]
-pub(super) struct Failure {
+pub(super) struct RequestError {
     refusal: Refusal,
     text: Cow<'static, str>,
     /// Seconds after which the client may try again, where they are known better than
@@ -277,7 +307,7 @@ pub(super) struct Failure {
     after_s: Option<u32>,
 }
 
-impl Failure {
+impl RequestError {
     /// With the operator's reason.
     pub(super) fn because(refusal: Refusal, text: &str) -> Self {
         Self { text: Cow::Owned(text.to_owned()), ..refusal.into() }
@@ -294,13 +324,13 @@ impl Failure {
     }
 }
 
-impl From<Refusal> for Failure {
+impl From<Refusal> for RequestError {
     fn from(refusal: Refusal) -> Self {
         Self { refusal, text: Cow::Borrowed(refusal.text()), after_s: None }
     }
 }
 
-impl From<Malformed> for Failure {
+impl From<Malformed> for RequestError {
     fn from(malformed: Malformed) -> Self {
         Self { text: Cow::Borrowed(malformed.text()), ..Refusal::Malformed.into() }
     }

@@ -104,22 +104,23 @@ impl Drop for Permit {
 }
 
 /// Where torrents come from: so many above an info-hash, ascending.
-pub(super) type Source = Box<dyn FnMut(Option<&InfoHash>, usize) -> Vec<ListedTorrent> + Send>;
+pub(super) type TorrentSource =
+    Box<dyn FnMut(Option<&InfoHash>, usize) -> Vec<ListedTorrent> + Send>;
 
 /// The body of a full scrape being made.
 pub struct FullScrape {
     _permit: Permit,
-    source: Source,
+    source: TorrentSource,
     page: vec::IntoIter<ListedTorrent>,
     latest: Option<InfoHash>,
     step: Vec<u8>,
-    progress: Progress,
+    progress: ScrapeProgress,
     encoder: Encoder,
     chunked: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Progress {
+enum ScrapeProgress {
     /// Nothing was written.
     New,
     /// Torrents are being written.
@@ -132,7 +133,7 @@ impl FullScrape {
     /// A body in `encoding`, of a scrape that `limits` let start.
     pub(super) fn new(
         limits: Arc<FullScrapeLimits>,
-        source: Source,
+        source: TorrentSource,
         encoding: Encoding,
         chunked: bool,
     ) -> io::Result<Self> {
@@ -143,7 +144,7 @@ impl FullScrape {
             page: Vec::new().into_iter(),
             latest: None,
             step: Vec::new(),
-            progress: Progress::New,
+            progress: ScrapeProgress::New,
             encoder: Encoder::new(encoding)?,
             chunked,
         })
@@ -155,10 +156,11 @@ impl FullScrape {
     /// # Errors
     /// If the encoder runs out of memory: the connection has to be closed.
     pub fn write_piece(&mut self, out: &mut Vec<u8>) -> io::Result<bool> {
-        while self.progress != Progress::Done && self.encoder.ready().len() < PIECE_BYTES_MAX {
+        while self.progress != ScrapeProgress::Done && self.encoder.ready().len() < PIECE_BYTES_MAX
+        {
             self.make_step();
             self.encoder.write(&self.step)?;
-            if self.progress == Progress::Done {
+            if self.progress == ScrapeProgress::Done {
                 self.encoder.finish()?;
             }
         }
@@ -171,7 +173,7 @@ impl FullScrape {
         } else {
             out.extend(piece);
         }
-        let more = self.progress != Progress::Done || !self.encoder.ready().is_empty();
+        let more = self.progress != ScrapeProgress::Done || !self.encoder.ready().is_empty();
         if !more && self.chunked {
             out.extend_from_slice(b"0\r\n\r\n");
         }
@@ -181,14 +183,14 @@ impl FullScrape {
     /// Makes the next bencode, into `step`.
     fn make_step(&mut self) {
         self.step.clear();
-        if self.progress == Progress::New {
+        if self.progress == ScrapeProgress::New {
             self.step.extend_from_slice(b"d5:filesd");
-            self.progress = Progress::Torrents;
+            self.progress = ScrapeProgress::Torrents;
         }
         while self.step.len() < STEP_BYTES {
             let Some(torrent) = self.next_torrent() else {
                 self.step.extend_from_slice(b"ee");
-                self.progress = Progress::Done;
+                self.progress = ScrapeProgress::Done;
                 return;
             };
             bencode::bytes(&mut self.step, &torrent.info_hash.0);

@@ -3,7 +3,7 @@
 
 use tungstenite::handshake::derive_accept_key;
 
-use super::Flow;
+use super::ReceiveOutcome;
 use super::request::HttpRequest;
 use crate::protocol::passkey::{self, Passkey};
 use crate::types::{Refusal, Rejected};
@@ -12,7 +12,7 @@ use crate::types::{Refusal, Rejected};
 const KEY_BYTES: usize = 24;
 
 /// Responds to a request for a WebSocket. No extension and no subprotocol is agreed to.
-pub(super) fn respond(request: &HttpRequest<'_>, out: &mut Vec<u8>) -> Flow {
+pub(super) fn respond(request: &HttpRequest<'_>, out: &mut Vec<u8>) -> ReceiveOutcome {
     if request.fields.websocket_version != Some(b"13") {
         return request.reject_and_close(Rejected::BadUpgrade, out);
     }
@@ -27,7 +27,7 @@ pub(super) fn respond(request: &HttpRequest<'_>, out: &mut Vec<u8>) -> Flow {
     out.extend_from_slice(derive_accept_key(key).as_bytes());
     out.extend_from_slice(b"\r\n\r\n");
     let passkey = passkey::of_path(request.head.path).and_then(Passkey::new);
-    Flow::Upgraded { consumed: request.head.bytes, source, passkey }
+    ReceiveOutcome::Upgraded { consumed: request.head.bytes, source, passkey }
 }
 
 fn is_key(key: &[u8]) -> bool {

@@ -17,7 +17,7 @@ use crate::types::{InfoHash, PeerId, Scope, WebPeer};
 /// Where a socket is: the worker, its slot there, and which of the slot's sockets, so that a
 /// message for one that has gone is lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Route {
+pub struct SocketRoute {
     /// The stream worker.
     pub worker: u16,
     /// The slot in the worker's list of connections.
@@ -30,7 +30,7 @@ pub struct Route {
 pub struct Directory {
     /// SipHash-2-4 with 128 bits of output: names that no client can make collide.
     names: SipHasher24,
-    routes: DashMap<WebPeer, Route, RandomState>,
+    routes: DashMap<WebPeer, SocketRoute, RandomState>,
 }
 
 impl fmt::Debug for Directory {
@@ -68,7 +68,7 @@ const V4_BITS: [u32; NETWORKS] = [32, 24, 16];
 /// The networks around a source that makes offers, as numbers that clients cannot choose. Two
 /// networks may share a number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Networks(pub(super) [u16; NETWORKS]);
+pub(super) struct OfferNetworks(pub(super) [u16; NETWORKS]);
 
 impl Directory {
     /// An empty directory; `key` must be unknown to clients.
@@ -96,7 +96,7 @@ impl Directory {
         };
         let mut name = self.hash(&info_hash.0, &peer_id.0, &octets);
         if Scope::of(source) == Scope::Public {
-            let Networks([_, network, _]) = self.networks(source);
+            let OfferNetworks([_, network, _]) = self.networks(source);
             [name[0], name[1]] = network.to_be_bytes();
         }
         WebPeer(name)
@@ -108,13 +108,13 @@ impl Directory {
     }
 
     /// What offers of one source are counted under at each socket that they go to.
-    pub(super) fn networks(&self, source: IpAddr) -> Networks {
+    pub(super) fn networks(&self, source: IpAddr) -> OfferNetworks {
         let (bits, lengths) = match source {
             IpAddr::V4(it) => (u128::from(it.to_bits()) << 96, V4_BITS),
             IpAddr::V6(it) => (it.to_bits(), V6_BITS),
         };
         let family = u8::from(source.is_ipv6());
-        Networks(lengths.map(|length| {
+        OfferNetworks(lengths.map(|length| {
             let mut hasher = self.names;
             std::hash::Hasher::write(&mut hasher, &[family, length.to_le_bytes()[0]]);
             std::hash::Hasher::write(&mut hasher, &(bits >> (128 - length)).to_be_bytes());
@@ -138,18 +138,18 @@ impl Directory {
         hasher.finish128().as_bytes()
     }
 
-    pub(super) fn route(&self, peer: &WebPeer) -> Option<Route> {
+    pub(super) fn route(&self, peer: &WebPeer) -> Option<SocketRoute> {
         self.routes.get(peer).map(|it| *it)
     }
 
     /// From now on the peer is at `route`, wherever it was before.
-    pub(super) fn enter(&self, peer: WebPeer, route: Route) {
+    pub(super) fn enter(&self, peer: WebPeer, route: SocketRoute) {
         self.routes.insert(peer, route);
     }
 
     /// Takes the peer out if it still is at `route`, and calls `leave` before anyone can enter it
     /// again.
-    pub(super) fn leave(&self, peer: &WebPeer, route: Route, leave: impl FnOnce()) {
+    pub(super) fn leave(&self, peer: &WebPeer, route: SocketRoute, leave: impl FnOnce()) {
         self.routes.remove_if(peer, |_, current| {
             let is_here = *current == route;
             if is_here {

@@ -19,8 +19,8 @@ use std::collections::VecDeque;
 use ahash::RandomState;
 use fastrand::Rng;
 
-use super::Offer;
-use super::directory::{NETWORKS, Networks, OfferKey};
+use super::PendingOffer;
+use super::directory::{NETWORKS, OfferKey, OfferNetworks};
 use crate::time::Now;
 use crate::types::WebPeer;
 
@@ -74,7 +74,7 @@ impl Lots {
     }
 
     /// The lot of a network, in one torrent of one socket and this minute.
-    fn of_network(&self, now: Now, torrent: u32, networks: Networks) -> u16 {
+    fn of_network(&self, now: Now, torrent: u32, networks: OfferNetworks) -> u16 {
         let [narrowest, ..] = networks.0;
         let minute = now.seconds() / OFFER_AGE_S_MAX;
         let [one, other, ..] = self.hash.hash_one((torrent, narrowest, minute)).to_le_bytes();
@@ -90,7 +90,7 @@ pub(super) struct Quota {
 }
 
 impl Quota {
-    fn applies_to(self, offer: &Offer) -> bool {
+    fn applies_to(self, offer: &PendingOffer) -> bool {
         self.per_minute_max > 0 && !offer.is_exempt
     }
 
@@ -115,7 +115,7 @@ struct HandedOffer {
     /// The peer it was handed to, which is the socket's part in one torrent: what of its name comes
     /// behind its network's two bytes, and is random.
     torrent: u32,
-    networks: Networks,
+    networks: OfferNetworks,
     /// The lots of its network and its own: of equals, the highest is displaced first.
     lots: (u16, u16),
     /// Whether it uses up the quota: it does not once it was displaced, nor from exempt networks.
@@ -129,7 +129,7 @@ impl HandedOffers {
     pub(super) fn take(
         &mut self,
         now: Now,
-        offer: &Offer,
+        offer: &PendingOffer,
         to: &WebPeer,
         quota: Quota,
         lots: &mut Lots,
@@ -205,7 +205,7 @@ impl HandedOffers {
 
     /// Which of its rivals makes room for `new`; none where `new` has the least right itself.
     fn loser(&self, new: &HandedOffer, rivals: impl Fn(&HandedOffer) -> bool) -> Option<usize> {
-        let mut used = Usage::default();
+        let mut used = OfferCounts::default();
         used.add(new.networks);
         self.list.iter().filter(|it| rivals(it)).for_each(|it| used.add(it.networks));
         let rank = |it: &HandedOffer| (used.score(it.networks), it.lots);
@@ -225,16 +225,16 @@ impl HandedOffers {
 }
 
 /// How many offers came from each network, by its tag.
-struct Usage([[u16; CELLS]; NETWORKS]);
+struct OfferCounts([[u16; CELLS]; NETWORKS]);
 
-impl Default for Usage {
+impl Default for OfferCounts {
     fn default() -> Self {
         Self([[0; CELLS]; NETWORKS])
     }
 }
 
-impl Usage {
-    fn add(&mut self, networks: Networks) {
+impl OfferCounts {
+    fn add(&mut self, networks: OfferNetworks) {
         for (counts, tag) in self.0.iter_mut().zip(networks.0) {
             let count = &mut counts[usize::from(tag) % CELLS];
             *count = count.saturating_add(1);
@@ -242,7 +242,7 @@ impl Usage {
     }
 
     /// Offers for each share, in units of 1 / [`SCALE`], of the network that has most of them.
-    fn score(&self, networks: Networks) -> u32 {
+    fn score(&self, networks: OfferNetworks) -> u32 {
         let counts = self.0.iter().zip(networks.0).map(|(it, tag)| it[usize::from(tag) % CELLS]);
         let scores = counts.zip(SHARES).map(|(count, shares)| u32::from(count) * SCALE / shares);
         scores.max().unwrap_or_default()

@@ -19,24 +19,24 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 
-pub use directory::{Directory, Route};
+pub use directory::{Directory, SocketRoute};
 pub use handed::OFFER_AGE_S_MAX;
-pub use session::Session;
+pub use session::SocketSession;
 
 use crate::frontend::http::Outcome;
 use crate::metrics::MailLost;
 use crate::protocol::passkey::Passkey;
 use crate::protocol::webtorrent::{
-    self, AnnounceRequest, AnswerRequest, Method, Request, Unusable,
+    self, AnnounceMessage, AnswerRequest, MessageMethod, Unusable, WebTorrentMessage,
 };
 use crate::time::Now;
 use crate::tracker::{AdmitError, AnnounceDetails, Announced, Credentials, PeerBuffers, Tracker};
 use crate::types::{
     Action, Announce, AnnounceReply, Contact, Event, InfoHash, Refusal, Rejected, WebPeer,
 };
-use directory::{Networks, OfferKey};
+use directory::{OfferKey, OfferNetworks};
 use handed::{Lots, Quota};
-use session::Peer;
+use session::SocketPeer;
 
 /// The longest message taken from a client, in bytes.
 pub const MESSAGE_BYTES_MAX: usize = 64 * 1024;
@@ -72,20 +72,20 @@ pub struct PeerMessage {
     /// The peer that it is for: it may have left while the message was on its way.
     to: WebPeer,
     /// Of an offer: what its receiver remembers.
-    offer: Option<Offer>,
+    offer: Option<PendingOffer>,
     /// The message for the client.
     text: Vec<u8>,
 }
 
 /// An offer on its way.
 #[derive(Clone, Copy, Debug)]
-struct Offer {
+struct PendingOffer {
     /// How its answer will name it.
     key: OfferKey,
     /// The peer that made it.
     offerer: WebPeer,
     /// Where it comes from.
-    networks: Networks,
+    networks: OfferNetworks,
     /// Whether that is under no limit.
     is_exempt: bool,
 }
@@ -103,7 +103,7 @@ pub struct Outbox {
     /// Text messages for the socket itself, in order.
     pub replies: Vec<Vec<u8>>,
     /// Messages for other sockets, and maybe for this one under another of its peer ids.
-    pub messages: Vec<(Route, PeerMessage)>,
+    pub messages: Vec<(SocketRoute, PeerMessage)>,
     /// How many offers and answers did not become messages, and why.
     pub lost: Vec<(MailLost, usize)>,
 }
@@ -123,18 +123,18 @@ impl WsFrontend {
     }
 
     /// A new socket at `route`, of a client at `source`.
-    pub fn open(&mut self, route: Route, source: IpAddr) -> Session {
-        Session::new(route, source)
+    pub fn open(&mut self, route: SocketRoute, source: IpAddr) -> SocketSession {
+        SocketSession::new(route, source)
     }
 
     /// The same, of a client that showed a passkey in the path of its upgrade.
     pub fn open_with(
         &mut self,
-        route: Route,
+        route: SocketRoute,
         source: IpAddr,
         passkey: Option<Box<Passkey>>,
-    ) -> Session {
-        let mut session = Session::new(route, source);
+    ) -> SocketSession {
+        let mut session = SocketSession::new(route, source);
         session.passkey = passkey;
         session
     }
@@ -148,7 +148,7 @@ impl WsFrontend {
         &mut self,
         tracker: &mut Tracker,
         now: Now,
-        session: &mut Session,
+        session: &mut SocketSession,
         message: &[u8],
         outbox: &mut Outbox,
     ) -> Outcome {
@@ -163,7 +163,7 @@ impl WsFrontend {
     pub fn receive(
         &mut self,
         now: Now,
-        session: &mut Session,
+        session: &mut SocketSession,
         message: PeerMessage,
         outbox: &mut Outbox,
     ) -> Result<(), MailLost> {
@@ -185,9 +185,9 @@ impl WsFrontend {
     /// because they have not announced for too long, leave. A client that has lost count of its
     /// torrents would else hold their places until its socket closes. So do peers that may not be
     /// served any more: offers would go on reaching them until they announce.
-    pub fn tend(&mut self, tracker: &mut Tracker, now: Now, session: &mut Session) {
+    pub fn tend(&mut self, tracker: &mut Tracker, now: Now, session: &mut SocketSession) {
         drop_silent(&self.directory, tracker, now, session);
-        let Session { source, route, .. } = *session;
+        let SocketSession { source, route, .. } = *session;
         let passkey = session.passkey.take();
         let shown = passkey.as_deref().map(Passkey::as_bytes);
         session.drop_peers(|peer| {
@@ -201,7 +201,7 @@ impl WsFrontend {
     }
 
     /// The socket has closed: its peers leave.
-    pub fn close(&mut self, tracker: &mut Tracker, now: Now, session: Session) {
+    pub fn close(&mut self, tracker: &mut Tracker, now: Now, session: SocketSession) {
         for peer in session.peers() {
             let passkey = session.passkey.as_deref().map(Passkey::as_bytes);
             tracker.release(passkey, &peer.info_hash, &peer.peer_id);
@@ -216,7 +216,7 @@ struct MessageHandler<'a> {
     options: &'a Options,
     tracker: &'a mut Tracker,
     now: Now,
-    session: &'a mut Session,
+    session: &'a mut SocketSession,
     outbox: &'a mut Outbox,
 }
 
@@ -224,10 +224,10 @@ impl MessageHandler<'_> {
     fn respond(&mut self, message: &[u8]) -> Outcome {
         let offers_max = (self.options.offers_max as usize).min(OFFERS_LIMIT);
         match webtorrent::decode(message, offers_max) {
-            Ok(Request::Announce(it)) if it.event == Event::Stopped => self.stop(&it),
-            Ok(Request::Announce(it)) => self.announce(&it),
-            Ok(Request::Answer(it)) => self.relay(&it),
-            Ok(Request::Scrape(hashes)) => self.scrape(&hashes),
+            Ok(WebTorrentMessage::Announce(it)) if it.event == Event::Stopped => self.stop(&it),
+            Ok(WebTorrentMessage::Announce(it)) => self.announce(&it),
+            Ok(WebTorrentMessage::Answer(it)) => self.relay(&it),
+            Ok(WebTorrentMessage::Scrape(hashes)) => self.scrape(&hashes),
             Err(invalid) => {
                 self.outbox.reply(|out| webtorrent::encode_invalid(&invalid, out));
                 Outcome::Rejected(Rejected::BadMessage)
@@ -235,7 +235,7 @@ impl MessageHandler<'_> {
         }
     }
 
-    fn announce(&mut self, request: &AnnounceRequest<'_>) -> Outcome {
+    fn announce(&mut self, request: &AnnounceMessage<'_>) -> Outcome {
         let (announce, name) = self.announce_of(request);
         if !self.has_room_for(&name) {
             let (source, event) = (announce.source, announce.event);
@@ -257,7 +257,7 @@ impl MessageHandler<'_> {
         let Announce { info_hash, peer_id, .. } = announce;
         self.announced(&info_hash, &told, request.unusable);
         if told.is_stored {
-            self.session.join(Peer { name, info_hash, peer_id, latest: self.now });
+            self.session.join(SocketPeer { name, info_hash, peer_id, latest: self.now });
             let chosen = &room[..told.bytes.iter().sum()];
             self.hand_offers(request, name, chosen);
         } else {
@@ -271,7 +271,7 @@ impl MessageHandler<'_> {
     /// Whether the socket may be in the swarm of one more peer, or is in that already.
     fn has_room_for(&mut self, name: &WebPeer) -> bool {
         let torrents_max = self.options.torrents_max as usize;
-        let is_full = |session: &Session| session.torrents() >= torrents_max;
+        let is_full = |session: &SocketSession| session.torrents() >= torrents_max;
         if self.session.speaks_for(name) || !is_full(self.session) {
             return true;
         }
@@ -282,12 +282,12 @@ impl MessageHandler<'_> {
     /// Hands an announce to the tracker.
     fn submit(
         &mut self,
-        request: &AnnounceRequest<'_>,
+        request: &AnnounceMessage<'_>,
         mut announce: Announce,
         room: PeerBuffers<'_>,
     ) -> Result<Announced, AdmitError> {
         let as_sent = announce;
-        let mut details = Details {
+        let mut details = SocketDetails {
             uploaded: request.uploaded,
             downloaded: request.downloaded,
             announce: &as_sent,
@@ -299,14 +299,14 @@ impl MessageHandler<'_> {
     }
 
     fn scrape(&mut self, hashes: &[InfoHash]) -> Outcome {
-        let Session { source, passkey, .. } = &*self.session;
+        let SocketSession { source, passkey, .. } = &*self.session;
         let passkey = passkey.as_deref().map(Passkey::as_bytes);
         let mut entries = Vec::with_capacity(hashes.len());
         let scraped = self.tracker.scrape(self.now, *source, hashes, passkey, |hash, counts| {
             entries.push((*hash, counts));
         });
         if let Err(error) = scraped {
-            let (method, refusal) = (Some(Method::Scrape), error.refusal());
+            let (method, refusal) = (Some(MessageMethod::Scrape), error.refusal());
             self.outbox.reply(|out| webtorrent::encode_failure(method, None, refusal.text(), out));
             return Outcome::Refused(refusal);
         }
@@ -318,18 +318,18 @@ impl MessageHandler<'_> {
     fn refuse(&mut self, announce: &Announce, error: AdmitError) -> Outcome {
         let refusal = error.refusal();
         let reason = self.tracker.reason(refusal, announce).unwrap_or_else(|| refusal.text());
-        let (method, hash) = (Some(Method::Announce), Some(&announce.info_hash));
+        let (method, hash) = (Some(MessageMethod::Announce), Some(&announce.info_hash));
         self.outbox.reply(|out| webtorrent::encode_failure(method, hash, reason, out));
         Outcome::Refused(refusal)
     }
 
     /// Hands one offer to each peer that was chosen. A peer whose socket has just gone is passed
     /// over: its offer will not be answered, as clients expect of most.
-    fn hand_offers(&mut self, request: &AnnounceRequest<'_>, offerer: WebPeer, chosen: &[u8]) {
+    fn hand_offers(&mut self, request: &AnnounceMessage<'_>, offerer: WebPeer, chosen: &[u8]) {
         let (chosen, []) = chosen.as_chunks::<WEB_PEER_BYTES>() else {
             unreachable!("only WebRTC peers were asked for");
         };
-        let AnnounceRequest { info_hash, peer_id, offers, .. } = request;
+        let AnnounceMessage { info_hash, peer_id, offers, .. } = request;
         if chosen.is_empty() {
             return;
         }
@@ -343,14 +343,14 @@ impl MessageHandler<'_> {
             let mut text = Vec::with_capacity(offer.text.len() + 256);
             webtorrent::encode_offer(info_hash, peer_id, offer, &mut text);
             let key = self.directory.offer_key(info_hash, &offer.id, peer_id);
-            let offer = Some(Offer { key, offerer, networks, is_exempt });
+            let offer = Some(PendingOffer { key, offerer, networks, is_exempt });
             self.outbox.messages.push((route, PeerMessage { to, offer, text }));
         }
     }
 
     /// A peer leaves at its own request, which counts also where its socket is another one, and
     /// whatever the response: the tracker applies every stop.
-    fn stop(&mut self, request: &AnnounceRequest<'_>) -> Outcome {
+    fn stop(&mut self, request: &AnnounceMessage<'_>) -> Outcome {
         let (announce, name) = self.announce_of(request);
         let stopped = self.submit(request, announce, PeerBuffers::default());
         self.session.leave(&name);
@@ -369,7 +369,7 @@ impl MessageHandler<'_> {
         if matches!(error.refusal(), Refusal::Limited | Refusal::PasskeyLimit) {
             return;
         }
-        let Session { route, source, .. } = *self.session;
+        let SocketSession { route, source, .. } = *self.session;
         if let Some(peer) = self.session.leave(name) {
             leave(self.directory, self.tracker, self.now, route, source, &peer);
         }
@@ -397,8 +397,8 @@ impl MessageHandler<'_> {
         Outcome::Answered(Action::Answer)
     }
 
-    fn announce_of(&self, request: &AnnounceRequest<'_>) -> (Announce, WebPeer) {
-        let AnnounceRequest { info_hash, peer_id, .. } = *request;
+    fn announce_of(&self, request: &AnnounceMessage<'_>) -> (Announce, WebPeer) {
+        let AnnounceMessage { info_hash, peer_id, .. } = *request;
         let name = self.directory.web_peer(&info_hash, &peer_id, self.session.source);
         let announce = Announce {
             info_hash,
@@ -430,16 +430,16 @@ impl MessageHandler<'_> {
 }
 
 /// Parts of an announce that the tracker rarely reads.
-struct Details<'a> {
+struct SocketDetails<'a> {
     uploaded: u64,
     downloaded: u64,
     announce: &'a Announce,
     interval_s: u32,
     directory: &'a Directory,
-    session: &'a Session,
+    session: &'a SocketSession,
 }
 
-impl AnnounceDetails for Details<'_> {
+impl AnnounceDetails for SocketDetails<'_> {
     fn credentials(&mut self) -> Credentials<'_> {
         let passkey = self.session.passkey.as_deref().map(Passkey::as_bytes);
         Credentials { passkey, uploaded: self.uploaded, downloaded: self.downloaded }
@@ -460,7 +460,12 @@ impl AnnounceDetails for Details<'_> {
 }
 
 /// Lets a socket's peers leave that the tracker forgets.
-fn drop_silent(directory: &Directory, tracker: &mut Tracker, now: Now, session: &mut Session) {
+fn drop_silent(
+    directory: &Directory,
+    tracker: &mut Tracker,
+    now: Now,
+    session: &mut SocketSession,
+) {
     let age_s = u64::from(tracker.peer_age_s_max());
     let (route, source) = (session.route, session.source);
     session.drop_silent(now, age_s, |it| leave(directory, tracker, now, route, source, it));
@@ -471,9 +476,9 @@ fn leave(
     directory: &Directory,
     tracker: &mut Tracker,
     now: Now,
-    route: Route,
+    route: SocketRoute,
     source: IpAddr,
-    peer: &Peer,
+    peer: &SocketPeer,
 ) {
     directory.leave(&peer.name, route, || {
         let announce = Announce {

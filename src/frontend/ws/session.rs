@@ -1,11 +1,11 @@
 //! What one socket has going on: the peers it speaks for, and the offers that were handed to it.
 //!
 //! Idle sockets are many, so a session is a hundred bytes and grows by what it holds: 64 bytes a
-//! swarm, 56 bytes an offer of the last minute ([`Session::held_bytes`]).
+//! swarm, 56 bytes an offer of the last minute ([`SocketSession::held_bytes`]).
 
 use std::net::IpAddr;
 
-use super::directory::Route;
+use super::directory::SocketRoute;
 use super::handed::HandedOffers;
 use crate::protocol::passkey::Passkey;
 use crate::time::Now;
@@ -20,13 +20,13 @@ const ROUTE_BYTES: usize = 60;
 
 /// One socket's part: the swarms it is in, the offers that wait for its answers.
 #[derive(Debug)]
-pub struct Session {
-    pub(super) route: Route,
+pub struct SocketSession {
+    pub(super) route: SocketRoute,
     pub(super) source: IpAddr,
     /// The passkey it was opened with.
     pub(super) passkey: Option<Box<Passkey>>,
     /// In order of their names, which are random: found by halving, whatever clients choose.
-    peers: Vec<Peer>,
+    peers: Vec<SocketPeer>,
     /// None of the peers announced before this moment, and stayed.
     oldest: Now,
     /// When they were last looked over.
@@ -39,7 +39,7 @@ pub struct Session {
 
 /// A peer that a socket speaks for.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Peer {
+pub(super) struct SocketPeer {
     pub(super) name: WebPeer,
     pub(super) info_hash: InfoHash,
     pub(super) peer_id: PeerId,
@@ -47,8 +47,8 @@ pub(super) struct Peer {
     pub(super) latest: Now,
 }
 
-impl Session {
-    pub(super) fn new(route: Route, source: IpAddr) -> Self {
+impl SocketSession {
+    pub(super) fn new(route: SocketRoute, source: IpAddr) -> Self {
         let (oldest, looked_at) = (Now::from_s(0), Now::from_s(0));
         let (peers, offers) = Default::default();
         let (passkey, is_warned) = (None, false);
@@ -56,7 +56,7 @@ impl Session {
     }
 
     /// Where messages for this socket go.
-    pub fn route(&self) -> Route {
+    pub fn route(&self) -> SocketRoute {
         self.route
     }
 
@@ -74,13 +74,13 @@ impl Session {
     /// each of the swarms that it may be in, and `HandedOffers::bytes`.
     pub fn held_bytes(&self) -> usize {
         let passkey = self.passkey.as_deref().map_or(0, size_of_val);
-        self.peers.capacity() * size_of::<Peer>()
+        self.peers.capacity() * size_of::<SocketPeer>()
             + self.peers.len() * ROUTE_BYTES
             + self.offers.bytes()
             + passkey
     }
 
-    pub(super) fn peers(&self) -> &[Peer] {
+    pub(super) fn peers(&self) -> &[SocketPeer] {
         &self.peers
     }
 
@@ -88,7 +88,7 @@ impl Session {
         self.position(name).is_ok()
     }
 
-    pub(super) fn join(&mut self, peer: Peer) {
+    pub(super) fn join(&mut self, peer: SocketPeer) {
         match self.position(&peer.name) {
             Ok(at) => self.peers[at] = peer,
             Err(at) => {
@@ -101,7 +101,7 @@ impl Session {
     }
 
     /// Drops the peers that have not announced for `age_s`, telling `leave` of each.
-    pub(super) fn drop_silent(&mut self, now: Now, age_s: u64, mut leave: impl FnMut(&Peer)) {
+    pub(super) fn drop_silent(&mut self, now: Now, age_s: u64, mut leave: impl FnMut(&SocketPeer)) {
         // The age is asked for anew each time: a reload may have changed it.
         if now < self.oldest.plus_s(age_s) || now < self.looked_at.plus_s(LOOK_INTERVAL_S) {
             return;
@@ -122,12 +122,12 @@ impl Session {
     }
 
     /// Drops the peers for which `is_over` holds.
-    pub(super) fn drop_peers(&mut self, mut is_over: impl FnMut(&Peer) -> bool) {
+    pub(super) fn drop_peers(&mut self, mut is_over: impl FnMut(&SocketPeer) -> bool) {
         self.peers.retain(|it| !is_over(it));
     }
 
     /// Drops one peer, and gives it.
-    pub(super) fn leave(&mut self, name: &WebPeer) -> Option<Peer> {
+    pub(super) fn leave(&mut self, name: &WebPeer) -> Option<SocketPeer> {
         self.position(name).ok().map(|at| self.peers.remove(at))
     }
 

@@ -4,7 +4,7 @@ use httparse::Header;
 
 /// What the header fields of a request come down to.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Fields<'a> {
+pub struct HeaderFields<'a> {
     /// `Connection: close`.
     pub close: bool,
     /// `Connection: keep-alive`.
@@ -19,7 +19,7 @@ pub struct Fields<'a> {
     pub body: bool,
 }
 
-impl<'a> Fields<'a> {
+impl<'a> HeaderFields<'a> {
     /// Looks at every field once. Names and tokens are case-insensitive, fields may be repeated.
     pub fn of(headers: &'a [Header<'a>]) -> Self {
         let mut it = Self::default();
@@ -64,8 +64,8 @@ fn has_token(value: &[u8], token: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn fields<'a>(headers: &'a [Header<'a>]) -> Fields<'a> {
-        Fields::of(headers)
+    fn fields<'a>(headers: &'a [Header<'a>]) -> HeaderFields<'a> {
+        HeaderFields::of(headers)
     }
 
     fn header<'a>(name: &'a str, value: &'a str) -> Header<'a> {

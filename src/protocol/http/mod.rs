@@ -13,10 +13,10 @@ use httparse::{EMPTY_HEADER, Header, Status};
 use memchr::{memchr, memchr2, memrchr};
 
 pub use super::SCRAPE_HASHES_MAX;
-pub use fields::{Fields, tokens};
+pub use fields::{HeaderFields, tokens};
 pub use query::{AnnounceQuery, BadBytes, Malformed, decode_20, has, pairs};
 pub use query::{announce, claimed_address, scrape};
-pub use reply::ReplyHead;
+pub use reply::HttpResponseHead;
 
 use crate::types::Rejected;
 
@@ -66,7 +66,7 @@ impl Default for Headers<'_> {
 
 /// The head of a request, borrowed.
 #[derive(Clone, Copy, Debug)]
-pub struct Head<'a> {
+pub struct RequestHead<'a> {
     /// What is to be done.
     pub method: Method,
     /// The target up to the first `?`, without scheme and host. Empty for [`Method::Other`].
@@ -85,7 +85,7 @@ pub struct Head<'a> {
     pub bytes: usize,
 }
 
-impl<'a> Head<'a> {
+impl<'a> RequestHead<'a> {
     /// Reads the first head in `bytes`. `None`: it is not complete yet, and still may be.
     ///
     /// # Errors

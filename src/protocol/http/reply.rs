@@ -5,7 +5,7 @@ use crate::protocol::bencode::decimal;
 /// What stands in front of a reply's body. Dates and server names are left out: no client of a
 /// tracker reads them.
 #[derive(Clone, Copy, Debug)]
-pub struct ReplyHead<'a> {
+pub struct HttpResponseHead<'a> {
     /// Code and words.
     pub status: &'static str,
     /// What the body is.
@@ -18,7 +18,7 @@ pub struct ReplyHead<'a> {
     pub connection: &'static str,
 }
 
-impl ReplyHead<'_> {
+impl HttpResponseHead<'_> {
     /// Appends the head to `out`.
     pub fn write(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(b"HTTP/1.1 ");
@@ -45,7 +45,7 @@ mod tests {
 
     #[test]
     fn an_independent_parser_reads_every_field() {
-        let head = ReplyHead {
+        let head = HttpResponseHead {
             status: "404 Not Found",
             content_type: "text/plain",
             fields: "Vary: Accept-Encoding\r\n",

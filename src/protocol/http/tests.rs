@@ -11,7 +11,7 @@ type Read = (Method, String, String, bool, usize);
 fn parse(text: &str) -> Result<Option<Read>, Rejected> {
     let mut headers = Headers::default();
     let text_of = |it: &[u8]| String::from_utf8(it.to_vec()).unwrap();
-    Head::parse(text.as_bytes(), &mut headers).map(|head| {
+    RequestHead::parse(text.as_bytes(), &mut headers).map(|head| {
         head.map(|it| (it.method, text_of(it.path), text_of(it.query), it.http_1_1, it.bytes))
     })
 }
@@ -29,7 +29,7 @@ fn a_request_is_taken_apart() {
     let read = (Method::Get, "/announce".into(), "a=b".into(), true, bytes);
     assert_eq!(parse(text), Ok(Some(read)));
     let mut headers = Headers::default();
-    let head = Head::parse(text.as_bytes(), &mut headers).unwrap().unwrap();
+    let head = RequestHead::parse(text.as_bytes(), &mut headers).unwrap().unwrap();
     assert_eq!(head.values("host").collect::<Vec<_>>(), [b"t"]);
     let bare = "HEAD / HTTP/1.0\n\n";
     let read = (Method::Head, "/".into(), String::new(), false, bare.len());
@@ -89,7 +89,7 @@ fn other_methods_are_told_apart_from_no_request() {
 fn control_characters_that_end_no_line_are_told_of() {
     let has_controls = |text: &str| {
         let mut headers = Headers::default();
-        Head::parse(text.as_bytes(), &mut headers).map(|it| it.expect("a head").has_controls)
+        RequestHead::parse(text.as_bytes(), &mut headers).map(|it| it.expect("a head").has_controls)
     };
     for byte in (1..=b' ').chain([b'~', 0x7f]).filter(|it| !b"\n\r".contains(it)) {
         let byte = char::from(byte);
@@ -184,9 +184,9 @@ proptest! {
         lines in vec("[ -~]{0,30}", 0..9),
     ) {
         let mut headers = Headers::default();
-        let _ = Head::parse(&bytes, &mut headers);
+        let _ = RequestHead::parse(&bytes, &mut headers);
         let mut headers = Headers::default();
         let text = lines.join("\r\n");
-        let _ = Head::parse(text.as_bytes(), &mut headers);
+        let _ = RequestHead::parse(text.as_bytes(), &mut headers);
     }
 }

@@ -9,42 +9,42 @@ use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, Seq
 use serde_json::value::RawValue;
 
 use super::{
-    AnnounceRequest, AnswerRequest, DESCRIPTION_BYTES_MAX, DESCRIPTION_DEPTH_MAX, Fault, Invalid,
-    Method, Offer, OfferId, Request, SCRAPE_HASHES_MAX, Unusable,
+    AnnounceMessage, AnswerRequest, DESCRIPTION_BYTES_MAX, DESCRIPTION_DEPTH_MAX, InvalidMessage,
+    MessageError, MessageMethod, Offer, OfferId, SCRAPE_HASHES_MAX, Unusable, WebTorrentMessage,
 };
 use crate::types::{Event, InfoHash, PeerId};
 
 /// Decodes a message; offers beyond `offers_max` are ignored, those that nobody can use dropped.
 ///
 /// # Errors
-/// [`Invalid`]: what the client is to be told.
-pub fn decode(message: &[u8], offers_max: usize) -> Result<Request<'_>, Invalid> {
+/// [`InvalidMessage`]: what the client is to be told.
+pub fn decode(message: &[u8], offers_max: usize) -> Result<WebTorrentMessage<'_>, InvalidMessage> {
     let text = std::str::from_utf8(message).ok();
-    let mut fields = Fields { offers_max: Some(offers_max), ..Fields::default() };
+    let mut fields = MessageFields { offers_max: Some(offers_max), ..MessageFields::default() };
     let mut is_read = text.is_some_and(|it| fields.read(it));
     if !is_read {
         // Browsers read numbers and escapes that serde_json does not. Within offers, these cost
         // the offers alone.
-        let unusable = Some(Unusable { count: 1, fault: Fault::Offers });
-        let mut rest = Fields { offers_max: None, unusable, ..Fields::default() };
+        let unusable = Some(Unusable { count: 1, fault: MessageError::Offers });
+        let mut rest = MessageFields { offers_max: None, unusable, ..MessageFields::default() };
         is_read = text.is_some_and(|it| rest.read(it));
         if is_read {
             fields = rest;
         }
     }
     let (method, info_hash) = (fields.method(), fields.info_hash().ok());
-    let judged = if is_read { fields.judge() } else { Err(Fault::Json) };
-    judged.map_err(|fault| Invalid { fault, method, info_hash })
+    let judged = if is_read { fields.judge() } else { Err(MessageError::Json) };
+    judged.map_err(|fault| InvalidMessage { fault, method, info_hash })
 }
 
 /// What a message says, as far as it makes sense.
 #[derive(Default)]
-struct Fields<'a> {
+struct MessageFields<'a> {
     action: Action,
     info_hash: Hashes,
-    peer_id: Name,
-    to_peer_id: Name,
-    offer_id: Name,
+    peer_id: Latin1Hash,
+    to_peer_id: Latin1Hash,
+    offer_id: Latin1Hash,
     left: Option<Left>,
     uploaded: Option<Left>,
     downloaded: Option<Left>,
@@ -76,51 +76,51 @@ enum Field {
     Other,
 }
 
-impl<'a> Fields<'a> {
+impl<'a> MessageFields<'a> {
     /// Reads the fields of a message; says whether it was an object of JSON and nothing else.
     fn read(&mut self, text: &'a str) -> bool {
         let mut json = serde_json::Deserializer::from_str(text);
         self.deserialize(&mut json).and_then(|()| json.end()).is_ok()
     }
 
-    fn method(&self) -> Option<Method> {
+    fn method(&self) -> Option<MessageMethod> {
         self.action.0
     }
 
-    fn info_hash(&self) -> Result<InfoHash, Fault> {
+    fn info_hash(&self) -> Result<InfoHash, MessageError> {
         match self.info_hash {
             Hashes::One(hash) => Ok(hash),
-            _ => Err(Fault::InfoHash),
+            _ => Err(MessageError::InfoHash),
         }
     }
 
-    fn judge(self) -> Result<Request<'a>, Fault> {
-        match self.method().ok_or(Fault::Action)? {
-            Method::Scrape => self.scrape(),
-            Method::Announce if self.answer.is_some_and(is_answer) => self.answer(),
-            Method::Announce => self.announce(),
+    fn judge(self) -> Result<WebTorrentMessage<'a>, MessageError> {
+        match self.method().ok_or(MessageError::Action)? {
+            MessageMethod::Scrape => self.scrape(),
+            MessageMethod::Announce if self.answer.is_some_and(is_answer) => self.answer(),
+            MessageMethod::Announce => self.announce(),
         }
     }
 
-    fn scrape(self) -> Result<Request<'a>, Fault> {
+    fn scrape(self) -> Result<WebTorrentMessage<'a>, MessageError> {
         match self.info_hash {
-            Hashes::One(hash) => Ok(Request::Scrape(vec![hash])),
+            Hashes::One(hash) => Ok(WebTorrentMessage::Scrape(vec![hash])),
             Hashes::Many(mut hashes) => {
                 // Keys of one JSON object: no client could read the second of two.
                 hashes.sort_unstable();
                 hashes.dedup();
-                Ok(Request::Scrape(hashes))
+                Ok(WebTorrentMessage::Scrape(hashes))
             }
-            Hashes::TooMany => Err(Fault::InfoHashes),
-            Hashes::Absent => Err(Fault::FullScrape),
-            Hashes::Wrong => Err(Fault::InfoHash),
+            Hashes::TooMany => Err(MessageError::InfoHashes),
+            Hashes::Absent => Err(MessageError::FullScrape),
+            Hashes::Wrong => Err(MessageError::InfoHash),
         }
     }
 
-    fn announce(self) -> Result<Request<'a>, Fault> {
-        Ok(Request::Announce(AnnounceRequest {
+    fn announce(self) -> Result<WebTorrentMessage<'a>, MessageError> {
+        Ok(WebTorrentMessage::Announce(AnnounceMessage {
             info_hash: self.info_hash()?,
-            peer_id: PeerId(self.peer_id.bytes(Fault::PeerId)?),
+            peer_id: PeerId(self.peer_id.bytes(MessageError::PeerId)?),
             uploaded: moved(self.uploaded),
             downloaded: moved(self.downloaded),
             left: self.left.map_or(u64::MAX, |it| it.0),
@@ -131,19 +131,19 @@ impl<'a> Fields<'a> {
         }))
     }
 
-    fn answer(self) -> Result<Request<'a>, Fault> {
-        Ok(Request::Answer(AnswerRequest {
+    fn answer(self) -> Result<WebTorrentMessage<'a>, MessageError> {
+        Ok(WebTorrentMessage::Answer(AnswerRequest {
             info_hash: self.info_hash()?,
-            peer_id: PeerId(self.peer_id.bytes(Fault::PeerId)?),
-            to_peer_id: PeerId(self.to_peer_id.bytes(Fault::ToPeerId)?),
-            offer_id: OfferId(self.offer_id.bytes(Fault::OfferId)?),
-            text: self.answer.and_then(description).ok_or(Fault::Answer)?,
+            peer_id: PeerId(self.peer_id.bytes(MessageError::PeerId)?),
+            to_peer_id: PeerId(self.to_peer_id.bytes(MessageError::ToPeerId)?),
+            offer_id: OfferId(self.offer_id.bytes(MessageError::OfferId)?),
+            text: self.answer.and_then(description).ok_or(MessageError::Answer)?,
         }))
     }
 }
 
 /// Fills the fields in place, so that what stands before an error is known all the same.
-impl<'de> DeserializeSeed<'de> for &mut Fields<'de> {
+impl<'de> DeserializeSeed<'de> for &mut MessageFields<'de> {
     type Value = ();
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
@@ -151,7 +151,7 @@ impl<'de> DeserializeSeed<'de> for &mut Fields<'de> {
     }
 }
 
-impl<'de> Visitor<'de> for &mut Fields<'de> {
+impl<'de> Visitor<'de> for &mut MessageFields<'de> {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -177,7 +177,7 @@ impl<'de> Visitor<'de> for &mut Fields<'de> {
                         map.next_value::<IgnoredAny>()?;
                         continue;
                     };
-                    let list = map.next_value_seed(Lenient::<List<'de>>::up_to(offers_max))?;
+                    let list = map.next_value_seed(Lenient::<OfferList<'de>>::up_to(offers_max))?;
                     (self.offers, self.unusable) = (list.offers, list.unusable);
                 }
                 Field::Answer => self.answer = map.next_value()?,
@@ -301,7 +301,7 @@ impl<'de, T: Read<'de>> Visitor<'de> for Lenient<T> {
 }
 
 #[derive(Default)]
-struct Action(Option<Method>);
+struct Action(Option<MessageMethod>);
 
 impl Read<'_> for Action {
     fn wrong() -> Self {
@@ -309,20 +309,24 @@ impl Read<'_> for Action {
     }
 
     fn text(text: &str) -> Self {
-        Self([Method::Announce, Method::Scrape].into_iter().find(|it| it.name() == text))
+        Self(
+            [MessageMethod::Announce, MessageMethod::Scrape]
+                .into_iter()
+                .find(|it| it.name() == text),
+        )
     }
 }
 
 /// 20 bytes as latin-1 text.
 #[derive(Default)]
-enum Name {
+enum Latin1Hash {
     Bytes([u8; 20]),
     #[default]
     Wrong,
 }
 
-impl Name {
-    fn bytes(&self, fault: Fault) -> Result<[u8; 20], Fault> {
+impl Latin1Hash {
+    fn bytes(&self, fault: MessageError) -> Result<[u8; 20], MessageError> {
         match self {
             Self::Bytes(bytes) => Ok(*bytes),
             Self::Wrong => Err(fault),
@@ -330,7 +334,7 @@ impl Name {
     }
 }
 
-impl Read<'_> for Name {
+impl Read<'_> for Latin1Hash {
     fn wrong() -> Self {
         Self::Wrong
     }
@@ -382,8 +386,8 @@ impl<'de> Read<'de> for Hashes {
         let mut hashes = Vec::new();
         while hashes.len() < SCRAPE_HASHES_MAX {
             match list.next_element_seed(Lenient::new())? {
-                Some(Name::Bytes(bytes)) => hashes.push(InfoHash(bytes)),
-                Some(Name::Wrong) => {
+                Some(Latin1Hash::Bytes(bytes)) => hashes.push(InfoHash(bytes)),
+                Some(Latin1Hash::Wrong) => {
                     drain(list)?;
                     return Ok(Self::Wrong);
                 }
@@ -484,14 +488,14 @@ impl Read<'_> for Happened {
 
 /// The offers of an announce.
 #[derive(Default)]
-struct List<'a> {
+struct OfferList<'a> {
     offers: Vec<Offer<'a>>,
     unusable: Option<Unusable>,
 }
 
-impl<'de> Read<'de> for List<'de> {
+impl<'de> Read<'de> for OfferList<'de> {
     fn wrong() -> Self {
-        let unusable = Some(Unusable { count: 1, fault: Fault::Offers });
+        let unusable = Some(Unusable { count: 1, fault: MessageError::Offers });
         Self { offers: Vec::new(), unusable }
     }
 
@@ -515,7 +519,7 @@ impl<'de> Read<'de> for List<'de> {
     }
 }
 
-struct Item<'a>(Result<Offer<'a>, Fault>);
+struct Item<'a>(Result<Offer<'a>, MessageError>);
 
 #[derive(Deserialize)]
 #[serde(field_identifier, rename_all = "snake_case")]
@@ -528,11 +532,11 @@ enum ItemField {
 
 impl<'de> Read<'de> for Item<'de> {
     fn wrong() -> Self {
-        Self(Err(Fault::Offers))
+        Self(Err(MessageError::Offers))
     }
 
     fn object<A: MapAccess<'de>>(mut object: A) -> Result<Self, A::Error> {
-        let mut id = Name::Wrong;
+        let mut id = Latin1Hash::Wrong;
         let mut text: Option<&'de RawValue> = None;
         while let Some(field) = object.next_key()? {
             match field {
@@ -541,8 +545,8 @@ impl<'de> Read<'de> for Item<'de> {
                 ItemField::Other => _ = object.next_value::<IgnoredAny>()?,
             }
         }
-        Ok(Self(id.bytes(Fault::OfferId).and_then(|id| {
-            let text = text.and_then(description).ok_or(Fault::Offer)?;
+        Ok(Self(id.bytes(MessageError::OfferId).and_then(|id| {
+            let text = text.and_then(description).ok_or(MessageError::Offer)?;
             Ok(Offer { id: OfferId(id), text })
         })))
     }
@@ -571,7 +575,7 @@ impl<'de> Visitor<'de> for Description {
 
     fn visit_map<A: MapAccess<'de>>(self, mut object: A) -> Result<bool, A::Error> {
         let mut has_sdp = false;
-        while let Some(Key { is_sdp }) = object.next_key()? {
+        while let Some(MemberName { is_sdp }) = object.next_key()? {
             let kind = object.next_value_seed(Readable { depth_max: DESCRIPTION_DEPTH_MAX - 1 })?;
             if is_sdp {
                 has_sdp = kind == Shape::Text;
@@ -582,22 +586,22 @@ impl<'de> Visitor<'de> for Description {
 }
 
 /// The name of a member, read in full and not kept.
-struct Key {
+struct MemberName {
     is_sdp: bool,
 }
 
-impl<'de> Deserialize<'de> for Key {
+impl<'de> Deserialize<'de> for MemberName {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Compare;
         impl Visitor<'_> for Compare {
-            type Value = Key;
+            type Value = MemberName;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("a name")
             }
 
-            fn visit_str<E: Error>(self, name: &str) -> Result<Key, E> {
-                Ok(Key { is_sdp: name == "sdp" })
+            fn visit_str<E: Error>(self, name: &str) -> Result<MemberName, E> {
+                Ok(MemberName { is_sdp: name == "sdp" })
             }
         }
         deserializer.deserialize_str(Compare)
@@ -670,7 +674,7 @@ impl<'de> Visitor<'de> for Readable {
 
     fn visit_map<A: MapAccess<'de>>(self, mut object: A) -> Result<Shape, A::Error> {
         let deeper = self.deeper()?;
-        while object.next_key::<Key>()?.is_some() {
+        while object.next_key::<MemberName>()?.is_some() {
             object.next_value_seed(deeper)?;
         }
         Ok(Shape::Other)

@@ -3,7 +3,7 @@
 
 use std::io::Write;
 
-use super::{AnswerRequest, Fault, Invalid, Method, Offer};
+use super::{AnswerRequest, InvalidMessage, MessageError, MessageMethod, Offer};
 use crate::types::{InfoHash, PeerId, ScrapeEntry};
 
 /// Writes the reply to an announce, with counts of seeders and leechers. libtorrent demands
@@ -13,7 +13,7 @@ pub fn encode_announced(
     info_hash: &InfoHash,
     interval_s: u32,
     (seeders, leechers): (u32, u32),
-    dropped: Option<Fault>,
+    dropped: Option<MessageError>,
     out: &mut Vec<u8>,
 ) {
     out.extend_from_slice(br#"{"action":"announce","complete":"#);
@@ -79,7 +79,7 @@ pub fn encode_scraped(entries: impl Iterator<Item = (InfoHash, ScrapeEntry)>, ou
 
 /// Writes why a request is refused, in our words or in the operator's.
 pub fn encode_failure(
-    method: Option<Method>,
+    method: Option<MessageMethod>,
     info_hash: Option<&InfoHash>,
     reason: &str,
     out: &mut Vec<u8>,
@@ -101,7 +101,7 @@ pub fn encode_failure(
 }
 
 /// Writes what is wrong with a message.
-pub fn encode_invalid(invalid: &Invalid, out: &mut Vec<u8>) {
+pub fn encode_invalid(invalid: &InvalidMessage, out: &mut Vec<u8>) {
     encode_failure(invalid.method, invalid.info_hash.as_ref(), invalid.fault.text(), out);
 }
 

@@ -42,9 +42,9 @@ pub const DESCRIPTION_DEPTH_MAX: u32 = 16;
 
 /// A decoded message, borrowed from its text.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Request<'a> {
+pub enum WebTorrentMessage<'a> {
     /// Joins, stays in or leaves a swarm, and offers connections.
-    Announce(AnnounceRequest<'a>),
+    Announce(AnnounceMessage<'a>),
     /// Takes up an offer that was handed on.
     Answer(AnswerRequest<'a>),
     /// Asks for counts: distinct torrents, at most [`SCRAPE_HASHES_MAX`], maybe none.
@@ -53,7 +53,7 @@ pub enum Request<'a> {
 
 /// An announce.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct AnnounceRequest<'a> {
+pub struct AnnounceMessage<'a> {
     /// The torrent.
     pub info_hash: InfoHash,
     /// The client's own name.
@@ -80,7 +80,7 @@ pub struct Unusable {
     /// How many; what is not a list counts as one.
     pub count: usize,
     /// What is wrong with the first.
-    pub fault: Fault,
+    pub fault: MessageError,
 }
 
 /// One offered connection.
@@ -113,14 +113,14 @@ pub struct OfferId(pub [u8; 20]);
 
 /// What a message asks for, by its `action`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Method {
+pub enum MessageMethod {
     /// `announce`
     Announce,
     /// `scrape`
     Scrape,
 }
 
-impl Method {
+impl MessageMethod {
     /// As it stands in messages.
     pub const fn name(self) -> &'static str {
         match self {
@@ -133,11 +133,11 @@ impl Method {
 /// A message that cannot be handled, with what became known of it, so that a client which shares
 /// one socket among torrents can tell which of them it is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Invalid {
+pub struct InvalidMessage {
     /// What is wrong.
-    pub fault: Fault,
+    pub fault: MessageError,
     /// What was asked for.
-    pub method: Option<Method>,
+    pub method: Option<MessageMethod>,
     /// For which torrent.
     pub info_hash: Option<InfoHash>,
 }
@@ -145,7 +145,7 @@ pub struct Invalid {
 /// What is wrong with a message, or with an offer in it. The text goes to the client and never
 /// changes with input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EnumCount, VariantArray)]
-pub enum Fault {
+pub enum MessageError {
     /// No JSON object in UTF-8.
     Json,
     /// `action` is missing or unknown.
@@ -170,7 +170,7 @@ pub enum Fault {
     Answer,
 }
 
-impl Fault {
+impl MessageError {
     /// Every fault.
     pub const ALL: [Self; Self::COUNT] = *Self::VARIANTS.first_chunk().unwrap();
 

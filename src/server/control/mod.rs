@@ -30,7 +30,7 @@ use crate::server::log::OPERATOR;
 use crate::server::metrics::exporter::Exporter;
 use crate::server::options;
 use crate::server::snapshots::Contents;
-use crate::server::sockets::handover::{self, Offer, Predecessor, Successor};
+use crate::server::sockets::handover::{self, Predecessor, Successor, TakeoverOffer};
 use crate::server::sockets::inherited::OwnedSockets;
 use crate::server::workers::WorkerExits;
 use crate::server::workers::datagram::Workers;
@@ -218,7 +218,7 @@ fn offer(
     handover_path: Result<PathBuf, String>,
     (owned, keep): (Arc<OwnedSockets>, impl Fn() + Send + 'static),
     (successors, lock): (mpsc::UnboundedSender<Successor>, Option<Arc<ServingLock>>),
-) -> Option<Offer> {
+) -> Option<TakeoverOffer> {
     let (access_manager, offering) = (state.context.access_manager.clone(), state.clone());
     let prepare = Box::new(move || {
         if offering.stopping.load(Ordering::Relaxed) {
@@ -234,7 +234,7 @@ fn offer(
         let make = || {
             let lock = lock.map_or_else(|| ServingLock::new().map(Arc::new), Ok)?;
             let own = handover::Own { owned, lock, access_manager, prepare, successors };
-            Offer::make(&path, own, has_predecessor)
+            TakeoverOffer::make(&path, own, has_predecessor)
         };
         make().map_err(|error| format!("cannot listen on {}: {error}", path.display()))
     });

@@ -12,7 +12,7 @@ use std::thread;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tracing::{error, info, warn};
 
-use crate::access::lists::Name;
+use crate::access::lists::ListName;
 use crate::access_store::Actor;
 use crate::config::{Config, Difference, Source};
 use crate::server::confine::Confinement;
@@ -178,7 +178,7 @@ impl Reloader {
         let before = access_manager.access().lists();
         let _ = access_manager.reload(Actor::Reload);
         let after = access_manager.access().lists();
-        Name::ALL.iter().any(|it| !after.get(*it).is_same(before.get(*it)))
+        ListName::ALL.iter().any(|it| !after.get(*it).is_same(before.get(*it)))
     }
 
     /// Takes new keys, to be put in force; returns whether they are new. Keys that are made up now

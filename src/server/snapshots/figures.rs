@@ -3,7 +3,7 @@
 
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
-use crate::snapshot::{Saved, Step};
+use crate::snapshot::{SaveStep, Saved};
 use crate::store::RestoreCounts;
 
 /// What has come of restoring.
@@ -59,8 +59,8 @@ pub(crate) struct Figures {
     pub(crate) bytes: AtomicU64,
     pub(crate) torrents: AtomicU64,
     pub(crate) peers: AtomicU64,
-    /// By [`Step`].
-    pub(crate) errors: [AtomicU64; Step::ALL.len()],
+    /// By [`SaveStep`].
+    pub(crate) errors: [AtomicU64; SaveStep::ALL.len()],
     outcome: AtomicU8,
     pub(crate) restore_duration_us: AtomicU64,
     pub(crate) restored_torrents: AtomicU64,
@@ -81,7 +81,7 @@ impl Figures {
         self.outcome.store(outcome as u8, Ordering::Release);
     }
 
-    pub(super) fn note_error(&self, step: Step) {
+    pub(super) fn note_error(&self, step: SaveStep) {
         self.errors[step as usize].fetch_add(1, Ordering::Relaxed);
     }
 

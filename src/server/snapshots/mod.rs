@@ -21,7 +21,7 @@ use crate::server::StartError;
 use crate::server::live_options::LiveOptions;
 use crate::server::log::OPERATOR;
 use crate::server::memory;
-use crate::snapshot::{CURRENT, Disk, Folder, Identity, Os, PREVIOUS};
+use crate::snapshot::{CURRENT, Disk, Folder, Os, PREVIOUS, TrackerId};
 use crate::store::Store;
 use crate::sys::clock::Clock;
 use figures::{Figures, RestoreOutcome};
@@ -61,7 +61,7 @@ impl Snapshots {
     ///
     /// # Errors
     /// Why the directory cannot be written, or its lock not be asked for.
-    pub(crate) fn kept_in(directory: PathBuf, tracker: Identity) -> Result<Self, String> {
+    pub(crate) fn kept_in(directory: PathBuf, tracker: TrackerId) -> Result<Self, String> {
         let path = directory.join(format!("{TRIAL}-{}", std::process::id()));
         let failed = |error| format!("cannot write {}: {error}", path.display());
         let _ = Os.remove(&path);

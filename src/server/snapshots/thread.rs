@@ -25,7 +25,7 @@ use crate::server::live_options::LiveOptions;
 use crate::server::log::OPERATOR;
 use crate::server::memory;
 use crate::snapshot::{
-    Aside, Disk, Folder, Found, Os, PREVIOUS, Restore, SaveError, Snapshot, Step,
+    Aside, Disk, Folder, FoundSnapshots, Os, PREVIOUS, Restore, SaveError, SaveStep, Snapshot,
 };
 use crate::store::{RestoreCounts, Store};
 use crate::sys::affinity;
@@ -147,7 +147,8 @@ impl SnapshotThread {
             self.snapshots.figures.set_outcome(RestoreOutcome::Running);
         }
         let mut progress = || self.snapshots.get_on();
-        let Found { snapshot, aside } = self.folder.find_with_progress(begun, &mut progress);
+        let FoundSnapshots { snapshot, aside } =
+            self.folder.find_with_progress(begun, &mut progress);
         let is_lost = !aside.is_empty();
         for it in aside {
             self.tell_aside(it);
@@ -183,7 +184,12 @@ impl SnapshotThread {
         }
     }
 
-    fn bring_back(&mut self, snapshot: Stored, path: PathBuf, begun: Now) -> RestoreOutcome {
+    fn bring_back(
+        &mut self,
+        snapshot: StoredSnapshot,
+        path: PathBuf,
+        begun: Now,
+    ) -> RestoreOutcome {
         let at_s = snapshot.header().at_s;
         let peer_age_s_max = self.options.load().tracker.peer_age_s_max;
         let mut restore = Restore::new(snapshot, peer_age_s_max);
@@ -319,7 +325,7 @@ impl SnapshotThread {
         while let Some((path, kind)) = self.in_the_way.pop() {
             if let Err(error) = self.folder.set_aside(&path, &kind, now) {
                 self.in_the_way.push((path.clone(), kind));
-                return Err(SaveError::at(Step::Commit, &path)(error));
+                return Err(SaveError::at(SaveStep::Commit, &path)(error));
             }
         }
         Ok(())
@@ -327,4 +333,4 @@ impl SnapshotThread {
 }
 
 /// A snapshot on the disk.
-type Stored = Snapshot<<Os as Disk>::Input>;
+type StoredSnapshot = Snapshot<<Os as Disk>::Input>;

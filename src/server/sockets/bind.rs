@@ -10,7 +10,7 @@ use std::os::fd::OwnedFd;
 use crate::server::StartError;
 use crate::server::sockets::bind_retry::BindRetry;
 use crate::server::sockets::inherited::{InheritedSockets, Kind};
-use crate::server::sockets::listeners::{self, Bound};
+use crate::server::sockets::listeners::{self, BoundListener};
 use crate::sys::socket::{BoundUdp, UdpOptions, adopt_udp, bind_udp, steer};
 
 /// All sockets, bound.
@@ -128,7 +128,7 @@ pub(crate) fn bind_both(
     receive_buffer_bytes: usize,
     inherited_sockets: &mut InheritedSockets,
     retry: &mut BindRetry,
-) -> Result<(Sockets, Vec<Bound>), StartError> {
+) -> Result<(Sockets, Vec<BoundListener>), StartError> {
     let chosen = addresses.iter().any(|it| it.port() == 0) && inherited_sockets.is_empty();
     let mut tries = if chosen { PORT_TRIES } else { 1 };
     // In place of a port that the kernel chose, another one is to be had at once.
@@ -157,7 +157,7 @@ pub(crate) fn bind_streams(
     kind: Kind,
     inherited_sockets: &mut InheritedSockets,
     retry: &mut BindRetry,
-) -> Result<Vec<Bound>, StartError> {
+) -> Result<Vec<BoundListener>, StartError> {
     let bind = |at, is_ours| listeners::bind(at, workers, kind, is_ours, inherited_sockets, retry);
     bind_tcp(addresses, bind).map_err(|(at, error)| StartError::listening("tcp", at, &error))
 }
@@ -166,8 +166,8 @@ pub(crate) fn bind_streams(
 /// if nothing of them can be had.
 fn bind_tcp(
     addresses: &[SocketAddr],
-    mut bind: impl FnMut(SocketAddr, bool) -> io::Result<Bound>,
-) -> Result<Vec<Bound>, (SocketAddr, io::Error)> {
+    mut bind: impl FnMut(SocketAddr, bool) -> io::Result<BoundListener>,
+) -> Result<Vec<BoundListener>, (SocketAddr, io::Error)> {
     let mut all = Vec::with_capacity(addresses.len());
     let (mut ours, mut missing) = (Vec::new(), None);
     for &address in addresses {
@@ -268,7 +268,7 @@ mod tests {
     fn bind_both_new(
         addresses: &[SocketAddr],
         cpus: &[Option<usize>],
-    ) -> Result<(Sockets, Vec<Bound>), StartError> {
+    ) -> Result<(Sockets, Vec<BoundListener>), StartError> {
         bind_both(
             addresses,
             cpus,
@@ -279,7 +279,7 @@ mod tests {
     }
 
     /// All sockets and listeners of a tracker as its successor gets them.
-    fn passed_on(sockets: &Sockets, listeners: &[Bound]) -> InheritedSockets {
+    fn passed_on(sockets: &Sockets, listeners: &[BoundListener]) -> InheritedSockets {
         let mut given = InheritedSockets::default();
         let mut add = |kind, address, index, socket: OwnedFd| {
             let (kind, place) = (Some(kind), Place::At(address));

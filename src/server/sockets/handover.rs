@@ -45,7 +45,7 @@ use crate::server::log::OPERATOR;
 use crate::server::sockets::inherited::{Description, InheritedSockets, OwnedSockets, SOCKETS_MAX};
 use crate::server::sockets::socket_file::SocketFile;
 use crate::sys::descriptors::{self, DESCRIPTORS_MAX};
-use crate::sys::identity::Identity;
+use crate::sys::identity::UnixUser;
 use crate::sys::serving_lock::ServingLock;
 
 /// What both sides have to speak alike. Fields may be added without another number.
@@ -330,7 +330,7 @@ fn is_of(peer: &Channel, users: &[u32]) -> Result<(), String> {
 
 /// Whom a successor trusts with sockets: root, itself, and the user that it will become.
 pub(crate) fn trusted_users(configured: &str) -> Vec<u32> {
-    let configured = (!configured.is_empty()).then(|| Identity::find(configured).ok()).flatten();
+    let configured = (!configured.is_empty()).then(|| UnixUser::find(configured).ok()).flatten();
     [0, descriptors::own_user()].into_iter().chain(configured.map(|it| it.user())).collect()
 }
 
@@ -428,12 +428,12 @@ impl ServingSuccessor {
 }
 
 /// The offer to be taken over, which stands from the start to the end.
-pub(crate) struct Offer {
+pub(crate) struct TakeoverOffer {
     /// The socket's file, removed at the end unless a successor has put its own there.
     _file: SocketFile,
 }
 
-impl Offer {
+impl TakeoverOffer {
     /// Listens at `path` for a successor, on a thread of its own.
     ///
     /// # Errors
@@ -591,7 +591,7 @@ mod tests {
     fn offer(
         path: &Path,
         count: usize,
-    ) -> (Offer, tokio::sync::mpsc::UnboundedReceiver<Successor>) {
+    ) -> (TakeoverOffer, tokio::sync::mpsc::UnboundedReceiver<Successor>) {
         let options = crate::access_store::Options {
             mode: crate::access::mode::Mode::Open,
             similar_digits_max: 0,
@@ -607,7 +607,7 @@ mod tests {
         let (owned, prepare) = (Arc::new(owned), Box::new(|| Ok(())));
         let lock = Arc::new(ServingLock::new().unwrap());
         let own = Own { owned, lock, access_manager, prepare, successors };
-        (Offer::make(path, own, false).unwrap(), heard)
+        (TakeoverOffer::make(path, own, false).unwrap(), heard)
     }
 
     #[test]

@@ -12,7 +12,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use crate::server::StartError;
 use crate::server::sockets::bind_retry::BindRetry;
 use crate::server::sockets::inherited::{InheritedSockets, Kind};
-use crate::sys::identity::{self, Identity};
+use crate::sys::identity::{self, UnixUser};
 
 /// Connections that wait to be accepted; the kernel cuts it to net.core.somaxconn.
 const BACKLOG: i32 = 4096;
@@ -21,7 +21,7 @@ const BACKLOG: i32 = 4096;
 const UNIX_MODE: u32 = 0o660;
 
 /// One address, bound at least once for each worker.
-pub(crate) struct Bound {
+pub(crate) struct BoundListener {
     /// With the port the kernel chose.
     pub(crate) address: SocketAddr,
     /// The listeners in the order of their group: one a worker, or more where more were inherited.
@@ -40,7 +40,7 @@ pub(crate) fn bind(
     is_ours: bool,
     inherited_sockets: &mut InheritedSockets,
     retry: &mut BindRetry,
-) -> io::Result<Bound> {
+) -> io::Result<BoundListener> {
     let inherited = inherited_sockets.take(kind, address);
     let mut by_worker: Vec<_> = inherited.into_iter().map(TcpListener::from).collect();
     let mut at = match by_worker.first() {
@@ -69,7 +69,7 @@ pub(crate) fn bind(
             Err(error) => return Err(error),
         }
     }
-    Ok(Bound { address: at, by_worker })
+    Ok(BoundListener { address: at, by_worker })
 }
 
 /// Binds an address that is shared already, or nobody's; further ones of this user may share it
@@ -110,7 +110,7 @@ impl UnixSocket {
     /// [`StartError`] with a remedy.
     pub(crate) fn bind(
         path: &Path,
-        user: Option<&Identity>,
+        user: Option<&UnixUser>,
         retry: &mut BindRetry,
     ) -> Result<Self, StartError> {
         let bound = retry.bind(|| path.display().to_string(), || bind_as(path, user));
@@ -140,7 +140,7 @@ impl Drop for UnixSocket {
 
 /// Binds a Unix socket that is `user`'s: with its rights, or where it may not write the folder, as
 /// root, provided that nobody but root has a say in where the path leads.
-fn bind_as(path: &Path, user: Option<&Identity>) -> io::Result<UnixListener> {
+fn bind_as(path: &Path, user: Option<&UnixUser>) -> io::Result<UnixListener> {
     let Some(user) = user else { return bind_own(path) };
     let bound = {
         let _acting = user.act()?;
@@ -208,7 +208,7 @@ mod tests {
         text.parse().unwrap()
     }
 
-    fn bind_new(address: SocketAddr, workers: usize) -> io::Result<Bound> {
+    fn bind_new(address: SocketAddr, workers: usize) -> io::Result<BoundListener> {
         let (mut inherited_sockets, mut retry) = (InheritedSockets::default(), BindRetry::none());
         bind(address, workers, Kind::Tcp, false, &mut inherited_sockets, &mut retry)
     }

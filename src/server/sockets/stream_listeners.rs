@@ -9,15 +9,15 @@ use crate::server::confine;
 use crate::server::sockets::bind::bind_streams;
 use crate::server::sockets::bind_retry::BindRetry;
 use crate::server::sockets::inherited::{InheritedSockets, Kind, OwnedSockets, Place};
-use crate::server::sockets::listeners::{Bound, UnixSocket};
+use crate::server::sockets::listeners::{BoundListener, UnixSocket};
 use crate::worker::stream::Listener;
 
 /// What the workers listen on.
 pub(crate) struct StreamListeners {
     /// HTTP and WebSocket.
-    pub(crate) plain: Vec<Bound>,
+    pub(crate) plain: Vec<BoundListener>,
     /// The same behind TLS.
-    pub(crate) tls: Vec<Bound>,
+    pub(crate) tls: Vec<BoundListener>,
     /// The same from this host's reverse proxies.
     pub(crate) unix: Option<UnixSocket>,
 }
@@ -26,7 +26,7 @@ impl StreamListeners {
     /// Binds what is configured besides `plain`.
     pub(crate) fn bind(
         config: &Config,
-        plain: Vec<Bound>,
+        plain: Vec<BoundListener>,
         workers: usize,
         inherited_sockets: &mut InheritedSockets,
         retry: &mut BindRetry,

@@ -4,33 +4,33 @@ use crate::config::Io;
 use crate::server::StartError;
 use crate::server::metrics::exporter::BackendInfo;
 use crate::sys::probe;
-use crate::worker::datagram::Backend;
+use crate::worker::datagram::DatagramBackend;
 
 /// The backend and why it was chosen.
 pub(crate) struct Choice {
     /// What the workers use.
-    pub(crate) backend: Backend,
+    pub(crate) backend: DatagramBackend,
     /// What the metrics tell.
     pub(crate) info: BackendInfo,
 }
 
 /// Chooses the backend. `auto` falls back with one warning; `uring` does not.
 pub(crate) fn choose(io: Io) -> Result<Choice, StartError> {
-    let choice = |backend: Backend, reason| Choice {
+    let choice = |backend: DatagramBackend, reason| Choice {
         backend,
         info: BackendInfo { backend: backend.label(), reason },
     };
     match io {
-        Io::Mmsg => Ok(choice(Backend::Mmsg, "configured")),
+        Io::Mmsg => Ok(choice(DatagramBackend::Mmsg, "configured")),
         Io::Uring => match probe::probe() {
-            Ok(()) => Ok(choice(Backend::Uring, "configured")),
+            Ok(()) => Ok(choice(DatagramBackend::Uring, "configured")),
             Err(error) => Err(StartError::Failed(format!("{error}, or choose --io auto"))),
         },
         Io::Auto => Ok(match probe::probe() {
-            Ok(()) => choice(Backend::Uring, "probed"),
+            Ok(()) => choice(DatagramBackend::Uring, "probed"),
             Err(error) => {
                 tracing::warn!(%error, "io_uring not used, serving with recvmmsg at a higher cost");
-                choice(Backend::Mmsg, error.cause().label())
+                choice(DatagramBackend::Mmsg, error.cause().label())
             }
         }),
     }

@@ -30,7 +30,7 @@ use crate::server::sockets::bind::{self, Sockets};
 use crate::server::sockets::bind_retry::BindRetry;
 use crate::server::sockets::handover::{self, Predecessor};
 use crate::server::sockets::inherited::{InheritedSockets, Kind, OwnedSockets, Place};
-use crate::server::sockets::listeners::Bound;
+use crate::server::sockets::listeners::BoundListener;
 use crate::server::sockets::stream_listeners::StreamListeners;
 use crate::server::workers::datagram::Workers;
 use crate::server::workers::stream::Streams;
@@ -172,7 +172,7 @@ fn assemble(
     reloader.confinement = confine::confine(config, state.as_deref().ok())?;
     let watched = watch(&sockets.by_worker)?;
     let mut ready_line = String::from("ready");
-    let streams = |of: &[Bound]| of.iter().map(|it| it.address).collect::<Vec<_>>();
+    let streams = |of: &[BoundListener]| of.iter().map(|it| it.address).collect::<Vec<_>>();
     let (tcp, tls) = (streams(&listeners.plain), streams(&listeners.tls));
     for (kind, addresses) in [("udp", &sockets.addresses), ("tcp", &tcp), ("tls", &tls)] {
         addresses.iter().for_each(|it| ready_line += &format!(" {kind}={it}"));

@@ -20,7 +20,7 @@ use crate::sys::socket::BoundUdp;
 use crate::time::Now;
 use crate::tracker::Tracker;
 use crate::types::{Answered, Dropped};
-use crate::worker::datagram::{Backend, DatagramWorker};
+use crate::worker::datagram::{DatagramBackend, DatagramWorker};
 use crate::worker::rest::Rest;
 
 /// The running workers.
@@ -38,7 +38,7 @@ impl Workers {
     /// Starts one thread for each entry of `cpus` and `sockets`; tells `ends` of each one's end.
     pub(crate) fn start(
         context: &AppContext,
-        backend: Backend,
+        backend: DatagramBackend,
         cpus: &[Option<usize>],
         sockets: Vec<Vec<BoundUdp>>,
         ends: &mpsc::UnboundedSender<WorkerExit>,
@@ -122,7 +122,7 @@ struct DatagramSpawn {
     tallies: Tallies,
     stop: Arc<AtomicBool>,
     rest: Arc<Rest>,
-    backend: Backend,
+    backend: DatagramBackend,
     sockets: Vec<BoundUdp>,
     cpu: Option<usize>,
     worker: usize,

@@ -25,7 +25,7 @@ use crate::time::Now;
 use crate::tracker::Tracker;
 use crate::types::Transport;
 use crate::worker::datagram;
-use crate::worker::stream::{Backend, Listener, Shared as SharedByStreams, StreamWorker};
+use crate::worker::stream::{Listener, Shared as SharedByStreams, StreamBackend, StreamWorker};
 
 /// The running stream workers.
 pub(crate) struct Streams {
@@ -45,7 +45,7 @@ impl Streams {
     pub(crate) fn start(
         config: &Config,
         context: &AppContext,
-        backend: datagram::Backend,
+        backend: datagram::DatagramBackend,
         mut listeners: StreamListeners,
         tls: Option<Arc<ArcSwap<ServerConfig>>>,
         ends: &mpsc::UnboundedSender<WorkerExit>,
@@ -59,8 +59,8 @@ impl Streams {
             by_streams.hold();
         }
         let backend = match backend {
-            datagram::Backend::Uring => Backend::Uring,
-            datagram::Backend::Mmsg => Backend::Tokio,
+            datagram::DatagramBackend::Uring => StreamBackend::Uring,
+            datagram::DatagramBackend::Mmsg => StreamBackend::Tokio,
         };
         let directory = Arc::new(Directory::default());
         let stop = Arc::new(AtomicBool::new(false));
@@ -189,7 +189,7 @@ struct StreamSpawn {
     by_streams: Arc<SharedByStreams>,
     directory: Arc<Directory>,
     stop: Arc<AtomicBool>,
-    backend: Backend,
+    backend: StreamBackend,
 }
 
 impl StreamSpawn {

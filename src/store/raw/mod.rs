@@ -19,5 +19,5 @@ pub(super) use peer_block::{BLOCK_RECORDS_MAX, PeerBlock};
 #[cfg(test)]
 pub(super) use table::SLICE_BUCKETS;
 pub(super) use table::{
-    Entry, Key, LockedShard, PREFETCH_STAGES, ShardWalk, SwarmTable, buckets_capacity,
+    Entry, LockedShard, PREFETCH_STAGES, ShardWalk, SwarmTable, TableKey, buckets_capacity,
 };

@@ -39,7 +39,7 @@ struct ShardHint {
 
 /// An info-hash and its hash, which is computed once.
 #[derive(Clone, Copy)]
-pub(in crate::store) struct Key<'a> {
+pub(in crate::store) struct TableKey<'a> {
     /// The torrent.
     pub(in crate::store) info_hash: &'a InfoHash,
     hash: u64,
@@ -70,8 +70,8 @@ impl SwarmTable {
 
     /// The key of a torrent in this table.
     #[inline]
-    pub(in crate::store) fn key<'k>(&self, info_hash: &'k InfoHash) -> Key<'k> {
-        Key { info_hash, hash: self.keys().hash_one(info_hash) }
+    pub(in crate::store) fn key<'k>(&self, info_hash: &'k InfoHash) -> TableKey<'k> {
+        TableKey { info_hash, hash: self.keys().hash_one(info_hash) }
     }
 
     /// The shard of a hash. Deliberately uneven: the last shard gets twice the share of the first,
@@ -94,7 +94,7 @@ impl SwarmTable {
     /// that is being changed is skipped, for a missed prefetch costs less than waiting.
     #[inline]
     pub(in crate::store) fn prefetch(&self, stage: usize, info_hash: &InfoHash) {
-        let Key { hash, .. } = self.key(info_hash);
+        let TableKey { hash, .. } = self.key(info_hash);
         let shard = self.shard_of(hash);
         if stage == 0 {
             let hint = &self.hints[shard];
@@ -114,7 +114,7 @@ impl SwarmTable {
 
     /// Locks the shard of a key for writing.
     #[inline]
-    pub(in crate::store) fn lock(&self, key: Key<'_>) -> LockedShard<'_> {
+    pub(in crate::store) fn lock(&self, key: TableKey<'_>) -> LockedShard<'_> {
         self.lock_shard(self.shard_of(key.hash))
     }
 
@@ -132,7 +132,7 @@ impl SwarmTable {
         info_hash: &InfoHash,
         look: impl FnOnce(&PackedSwarm) -> T,
     ) -> Option<T> {
-        let Key { hash, .. } = self.key(info_hash);
+        let TableKey { hash, .. } = self.key(info_hash);
         let slots = self.map.shards()[self.shard_of(hash)].read();
         slots.get(hash, |slot| slot.0 == *info_hash).map(|slot| look(slot.1.get()))
     }
@@ -207,7 +207,7 @@ impl<'a> LockedShard<'a> {
 
     /// The entry of a key that belongs to this shard, whether it exists or not.
     #[inline]
-    pub(in crate::store) fn entry<'s>(&'s mut self, key: Key<'s>) -> Entry<'s, 'a> {
+    pub(in crate::store) fn entry<'s>(&'s mut self, key: TableKey<'s>) -> Entry<'s, 'a> {
         let bucket = self.slots.find(key.hash, |slot| slot.0 == *key.info_hash);
         Entry { shard: self, key, bucket }
     }
@@ -374,7 +374,7 @@ fn slot_at(slots: &RawTable<Slot>, at: usize) -> Option<&Slot> {
 /// The place of one torrent under its shard's lock, whether it has an entry or not.
 pub(in crate::store) struct Entry<'s, 'a> {
     shard: &'s mut LockedShard<'a>,
-    key: Key<'s>,
+    key: TableKey<'s>,
     bucket: Option<Bucket<Slot>>,
 }
 

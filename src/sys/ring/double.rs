@@ -41,7 +41,7 @@ const ENTER_ERRORS: [i32; 4] = [libc::EINTR, libc::EAGAIN, libc::EBUSY, libc::ET
 
 /// Whose a receive buffer is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Owner {
+enum BufferOwner {
     Ring,
     /// Offered, and not shown yet.
     Offered,
@@ -52,7 +52,7 @@ enum Owner {
 
 /// A socket: what waits in it, and whether a receive is under way.
 #[derive(Default)]
-struct Socket {
+struct SocketDouble {
     queue: VecDeque<(SocketAddr, Vec<u8>)>,
     is_received_from: bool,
 }
@@ -63,8 +63,8 @@ pub(crate) struct Double {
     pub(crate) faults: Faults,
     /// The next system call fails with this, which no ring survives.
     pub(crate) breaks_with: Option<i32>,
-    sockets: Vec<Socket>,
-    buffers: Vec<(Owner, ReceiveBuffer)>,
+    sockets: Vec<SocketDouble>,
+    buffers: Vec<(BufferOwner, ReceiveBuffer)>,
     /// Offered, in order, and not shown yet.
     offered: Vec<u16>,
     /// Shown to the kernel, in order.
@@ -86,13 +86,13 @@ pub(crate) struct Double {
 impl Double {
     /// A kernel with sockets in which nothing waits.
     pub(crate) fn new(seed: u64, sockets: usize, options: &RingOptions, faults: Faults) -> Self {
-        let empty = || (Owner::Ring, ReceiveBuffer::EMPTY);
+        let empty = || (BufferOwner::Ring, ReceiveBuffer::EMPTY);
         let submissions = options.submissions as usize;
         Self {
             random: fastrand::Rng::with_seed(seed),
             faults,
             breaks_with: None,
-            sockets: std::iter::repeat_with(Socket::default).take(sockets).collect(),
+            sockets: std::iter::repeat_with(SocketDouble::default).take(sockets).collect(),
             buffers: std::iter::repeat_with(empty).take(options.buffers.into()).collect(),
             offered: Vec::new(),
             free: VecDeque::new(),
@@ -129,7 +129,7 @@ impl Double {
 
     /// How many buffers are the ring's.
     pub(crate) fn kept_by_ring(&self) -> usize {
-        self.buffers.iter().filter(|it| it.0 == Owner::Ring).count()
+        self.buffers.iter().filter(|it| it.0 == BufferOwner::Ring).count()
     }
 
     fn assert_free(&self, slot: usize) {
@@ -210,7 +210,7 @@ impl Double {
             let Some(buffer) = self.free.pop_front() else {
                 return self.end(socket, libc::ENOBUFS, None);
             };
-            self.buffers[usize::from(buffer)].0 = Owner::Told;
+            self.buffers[usize::from(buffer)].0 = BufferOwner::Told;
             if self.happens(self.faults.receive_fails_permille) {
                 return self.end(socket, libc::ENOMEM, Some(buffer));
             }
@@ -262,7 +262,7 @@ impl Kernel for Double {
     fn next(&mut self) -> Option<Completion> {
         let completion = self.completions.pop_front()?;
         if let Completion::Receive { buffer: Some(buffer), .. } = completion {
-            self.buffers[usize::from(buffer)].0 = Owner::Ring;
+            self.buffers[usize::from(buffer)].0 = BufferOwner::Ring;
         }
         Some(completion)
     }
@@ -281,28 +281,28 @@ impl Kernel for Double {
 
     fn offer(&mut self, buffer: u16) {
         let owner = &mut self.buffers[usize::from(buffer)].0;
-        assert_eq!(*owner, Owner::Ring, "buffer {buffer} was given back twice");
-        *owner = Owner::Offered;
+        assert_eq!(*owner, BufferOwner::Ring, "buffer {buffer} was given back twice");
+        *owner = BufferOwner::Offered;
         self.offered.push(buffer);
     }
 
     fn publish(&mut self) {
         for buffer in self.offered.drain(..) {
-            self.buffers[usize::from(buffer)].0 = Owner::Kernel;
+            self.buffers[usize::from(buffer)].0 = BufferOwner::Kernel;
             self.free.push_back(buffer);
         }
     }
 
     fn buffer(&self, buffer: u16) -> &ReceiveBuffer {
         let (owner, contents) = &self.buffers[usize::from(buffer)];
-        assert_eq!(*owner, Owner::Ring, "buffer {buffer} was looked into");
+        assert_eq!(*owner, BufferOwner::Ring, "buffer {buffer} was looked into");
         contents
     }
 
     fn exchange(&mut self, buffer: u16, slot: usize) -> (&ReceiveBuffer, &mut [u8]) {
         self.assert_free(slot);
         let (owner, contents) = &self.buffers[usize::from(buffer)];
-        assert_eq!(*owner, Owner::Ring, "buffer {buffer} was looked into");
+        assert_eq!(*owner, BufferOwner::Ring, "buffer {buffer} was looked into");
         (contents, &mut self.slots[slot])
     }
 

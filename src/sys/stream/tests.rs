@@ -4,7 +4,7 @@ use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 
 use super::epoll::Epoll;
-use super::uring::Uring;
+use super::uring::UringNetwork;
 use super::*;
 use crate::sys::probe::probe;
 
@@ -44,7 +44,7 @@ macro_rules! on_each_network {
         fn $test() {
             cases::$test::<Epoll>();
             match probe() {
-                Ok(()) => cases::$test::<Uring>(),
+                Ok(()) => cases::$test::<UringNetwork>(),
                 Err(error) => eprintln!("skipped: {error}"),
             }
         }

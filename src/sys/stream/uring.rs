@@ -37,9 +37,9 @@ pub(crate) fn remedy(file: &str) -> Option<&'static str> {
 /// An io_uring of the runtime's own. It submits when it has nothing else to do, so nothing that
 /// runs on it may keep busy.
 #[derive(Debug)]
-pub(crate) struct Uring;
+pub(crate) struct UringNetwork;
 
-impl Network for Uring {
+impl Network for UringNetwork {
     type Tcp = TcpStream;
     type Unix = UnixStream;
     type TcpListener = TcpListener;
@@ -64,7 +64,7 @@ impl Network for Uring {
         // it would take connections from whoever serves until this process may.
         let events = u32::from(libc::POLLIN.cast_unsigned());
         let request = opcode::PollAdd::new(Fd(listener.as_raw_fd()), events).build();
-        UnsubmittedOneshot::new((), Outcome, request).submit().await
+        UnsubmittedOneshot::new((), RequestEnd, request).submit().await
     }
 
     fn accept(listener: &TcpListener) -> io::Result<(TcpStream, SocketAddr)> {
@@ -77,7 +77,7 @@ impl Network for Uring {
         let all_of_it = CancelBuilder::fd(Fd(listener.as_raw_fd())).all(); // Linux 5.19
         let request = opcode::AsyncCancel2::new(all_of_it).build();
         // What was cancelled tells of it itself.
-        let _ = UnsubmittedOneshot::new((), Outcome, request).submit().await;
+        let _ = UnsubmittedOneshot::new((), RequestEnd, request).submit().await;
     }
 
     fn adopt(socket: unix::net::UnixStream) -> io::Result<UnixStream> {
@@ -86,9 +86,9 @@ impl Network for Uring {
 }
 
 /// How a request ended.
-struct Outcome;
+struct RequestEnd;
 
-impl OneshotOutputTransform for Outcome {
+impl OneshotOutputTransform for RequestEnd {
     type Output = io::Result<()>;
     type StoredData = ();
 

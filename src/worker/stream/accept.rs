@@ -13,7 +13,7 @@ use tokio::task::spawn_local;
 use super::charges;
 use super::connection::{self, Connection, Start};
 use super::slots::Deadlines;
-use super::thread::{HELD_TICK, Worker};
+use super::thread::{HELD_TICK, TaskContext};
 use crate::frontend::ConnectionWork;
 use crate::frontend::origin::Origin;
 use crate::metrics::{Closed, Transport};
@@ -38,7 +38,7 @@ pub(super) enum Security {
 
 /// Accepts from one listener until the worker stops or leaves.
 pub(super) async fn serve<N: Network>(
-    worker: Rc<Worker<N>>,
+    worker: Rc<TaskContext<N>>,
     acceptor: Rc<Acceptor<N>>,
     security: Security,
 ) {
@@ -67,7 +67,7 @@ pub(super) async fn serve<N: Network>(
 
 /// Accepts what waits, without a pause in which somebody could tell this thread to hold.
 fn accept<N: Network>(
-    worker: &Rc<Worker<N>>,
+    worker: &Rc<TaskContext<N>>,
     acceptor: &Acceptor<N>,
     security: &Security,
 ) -> io::Result<()> {
@@ -105,7 +105,7 @@ fn is_of_the_connection(error: &io::Error) -> bool {
 
 /// Starts a connection's task, or closes it at once.
 fn admit<N: Network>(
-    worker: &Rc<Worker<N>>,
+    worker: &Rc<TaskContext<N>>,
     socket: Socket<N>,
     source: Option<SocketAddr>,
     security: &Security,

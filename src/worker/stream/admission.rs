@@ -22,16 +22,16 @@ pub(super) struct Connections {
     open: AtomicU32,
     max: u32,
     hasher: RandomState,
-    shards: [Mutex<Counts>; SHARDS],
+    shards: [Mutex<NetworkCounts>; SHARDS],
 }
 
 /// Open connections by network: by a hash of 64 bits under a key that nobody knows. Two networks of
 /// a million share one once in 40 million times.
-type Counts = HashMap<u64, Arc<Held>>;
+type NetworkCounts = HashMap<u64, Arc<NetworkUsage>>;
 
 /// What the connections of a network are.
 #[derive(Debug, Default)]
-struct Held {
+struct NetworkUsage {
     /// How many there are. Changed behind the lock.
     connections: AtomicU32,
     /// What they hold.
@@ -39,7 +39,7 @@ struct Held {
 }
 
 /// The networks that a connection is counted in, the narrowest first, with their parts.
-type Networks = Vec<(Arc<Held>, u32)>;
+type CountedNetworks = Vec<(Arc<NetworkUsage>, u32)>;
 
 /// How much of what a network's connections hold is one source's share.
 fn share(bytes: u64, times: u32, is_v4: bool) -> u64 {
@@ -94,7 +94,7 @@ impl Connections {
     }
 
     /// Counts a connection in each network of an address, or in none of them.
-    fn count(&self, address: IpAddr, max: u32) -> Result<Networks, Closed> {
+    fn count(&self, address: IpAddr, max: u32) -> Result<CountedNetworks, Closed> {
         let mut shard = self.shard(address);
         let is_full = networks_of(address).any(|it| {
             let held = shard.get(&self.key(address, it));
@@ -125,11 +125,11 @@ impl Connections {
             }
         }
         if shard.is_empty() {
-            *shard = Counts::default();
+            *shard = NetworkCounts::default();
         }
     }
 
-    fn shard(&self, address: IpAddr) -> MutexGuard<'_, Counts> {
+    fn shard(&self, address: IpAddr) -> MutexGuard<'_, NetworkCounts> {
         let widest = networks_of(address).next_back().map_or(0, |it| self.key(address, it));
         let [low, ..] = widest.to_le_bytes();
         let shard = &self.shards[usize::from(low) % SHARDS];
@@ -146,7 +146,7 @@ impl Connections {
 pub(super) struct Admission {
     connections: Arc<Connections>,
     /// The address that it is counted for, and the networks around that.
-    counted: Option<(IpAddr, Networks)>,
+    counted: Option<(IpAddr, CountedNetworks)>,
     /// What it holds itself.
     bytes: u64,
     is_open: bool,
@@ -200,7 +200,7 @@ impl Admission {
 }
 
 /// Adds to what networks hold, modulo 2^64.
-fn change(networks: &Networks, bytes: u64) {
+fn change(networks: &CountedNetworks, bytes: u64) {
     for (held, _) in networks {
         held.bytes.fetch_add(bytes, Ordering::Relaxed);
     }

@@ -10,8 +10,8 @@ use std::rc::Rc;
 
 use super::admission::Admission;
 use super::connection::Connection;
-use super::held::{self, Bound, Holder, IDLE_BYTES, Part};
-use super::thread::Worker;
+use super::held::{self, BufferKind, ClosableConnection, IDLE_BYTES, MemoryAllowance};
+use super::thread::TaskContext;
 use crate::frontend::origin::Origin;
 use crate::frontend::{ConnectionWork, Tracker};
 use crate::metrics::Closed;
@@ -65,7 +65,7 @@ impl<N: Network> Connection<N> {
     ///
     /// # Errors
     /// [`Closed::Memory`] if this is one of them.
-    pub(super) fn hold(&self, part: Part, bytes: usize) -> Result<(), Closed> {
+    pub(super) fn hold(&self, part: BufferKind, bytes: usize) -> Result<(), Closed> {
         if self.held.is(part, bytes) {
             return Ok(());
         }
@@ -158,7 +158,7 @@ pub(super) fn charge(
     if is_admitted { Ok(()) } else { Err(Closed::Limited) }
 }
 
-impl<N: Network> Worker<N> {
+impl<N: Network> TaskContext<N> {
     /// Closes connections of this worker if all together hold more than they may, and its own more
     /// than its part.
     pub(super) fn keep_to_memory(&self) {
@@ -240,8 +240,11 @@ impl<N: Network> Worker<N> {
     }
 
     /// What this worker may do about the account.
-    fn bound(&self) -> Bound {
-        Bound::new(self.with_options(|it| it.memory_max_bytes), self.shared.mailboxes.len())
+    fn bound(&self) -> MemoryAllowance {
+        MemoryAllowance::new(
+            self.with_options(|it| it.memory_max_bytes),
+            self.shared.mailboxes.len(),
+        )
     }
 
     /// Once a tick: closes what is over the bound however silent it is, after which new connections
@@ -253,12 +256,12 @@ impl<N: Network> Worker<N> {
 }
 
 impl<N: Network> Connection<N> {
-    fn holder(self: &Rc<Self>, at: usize) -> Holder {
+    fn holder(self: &Rc<Self>, at: usize) -> ClosableConnection {
         let bytes = self.held.total();
         // One that is not counted for a source stands for itself.
         let alone = || (Rc::as_ptr(self).addr(), bytes);
         let (source, source_bytes) = self.admission.borrow().source().unwrap_or_else(alone);
-        Holder { source, bytes, opened: self.opened, source_bytes, at }
+        ClosableConnection { source, bytes, opened: self.opened, source_bytes, at }
     }
 }
 

@@ -10,10 +10,10 @@ use rustls::ServerConfig;
 
 use super::admission::Admission;
 use super::charges::MinorWork;
-use super::held::{Held, Part, TLS_BYTES};
+use super::held::{BufferKind, ConnectionMemory, TLS_BYTES};
 use super::http::{self, Next};
-use super::slots::{Deadlines, NEVER, Place};
-use super::thread::Worker;
+use super::slots::{Deadlines, NEVER, SlotAddress};
+use super::thread::TaskContext;
 use super::tls::{self, RECORD_BYTES_MAX, TlsSession};
 use super::ws::{self, Web};
 use crate::frontend::ConnectionWork;
@@ -38,8 +38,8 @@ const LINGER_S: u64 = 2;
 
 /// A connection, shared by its own task, the writer of its WebSocket, and the worker.
 pub(super) struct Connection<N: Network> {
-    pub(super) worker: Rc<Worker<N>>,
-    pub(super) place: Place,
+    pub(super) worker: Rc<TaskContext<N>>,
+    pub(super) place: SlotAddress,
     pub(super) origin: Cell<Origin>,
     /// What it is once it has been upgraded.
     pub(super) web: RefCell<Option<Box<Web>>>,
@@ -54,7 +54,7 @@ pub(super) struct Connection<N: Network> {
     pub(super) admission: RefCell<Admission>,
     /// How many connections its worker had before.
     pub(super) opened: u64,
-    pub(super) held: Held,
+    pub(super) held: ConnectionMemory,
     /// Whether it has been taken off all accounts.
     pub(super) is_released: Cell<bool>,
     pub(super) minor_work: Cell<MinorWork>,
@@ -112,13 +112,13 @@ async fn open<N: Network>(it: &Connection<N>, start: Start) -> Result<Vec<u8>, C
 impl<N: Network> Connection<N> {
     /// A connection that was just accepted.
     pub(super) fn new(
-        worker: Rc<Worker<N>>,
-        place: Place,
+        worker: Rc<TaskContext<N>>,
+        place: SlotAddress,
         socket: Socket<N>,
         origin: Origin,
         mut admission: Admission,
     ) -> Self {
-        let held = Held::default();
+        let held = ConnectionMemory::default();
         admission.hold(held.total());
         worker.held.change(&worker.shared.account, 0, held.total());
         let opened = worker.count_opened();
@@ -213,7 +213,7 @@ impl<N: Network> Connection<N> {
     /// Notes what a TLS session holds, and whether a read brought nothing that could be taken out.
     /// Returns once more may be read.
     async fn note_tls(&self, held: usize, is_fruitless: bool) -> io::Result<()> {
-        let mut noted = self.hold(Part::Tls, TLS_BYTES + held);
+        let mut noted = self.hold(BufferKind::Tls, TLS_BYTES + held);
         if is_fruitless {
             noted = noted.and_then(|()| self.charge_minor(self.worker.now(), 1));
         }
@@ -261,7 +261,7 @@ impl<N: Network> Connection<N> {
             buffer.reserve_exact(buffer.len().max(HEAD_BYTES_USUAL));
         }
         // The usual buffer is a part of what an idle connection holds.
-        self.hold(Part::Input, buffer.capacity().saturating_sub(HEAD_BYTES_USUAL))?;
+        self.hold(BufferKind::Input, buffer.capacity().saturating_sub(HEAD_BYTES_USUAL))?;
         self.worker.wait_for_room().await;
         let (result, buffer) = match self.tls.get() {
             None => self.socket.read(buffer).await,
@@ -289,7 +289,7 @@ impl<N: Network> Connection<N> {
             let write_by = self.worker.now().plus_s(self.worker.transfer_s());
             self.with_deadlines(|it| it.write = write_by);
             let records = if self.is_secure() { 2 * bytes.len().min(RECORD_BYTES_MAX) } else { 0 };
-            self.hold(Part::Output, bytes.capacity() + rest.capacity() + records)?;
+            self.hold(BufferKind::Output, bytes.capacity() + rest.capacity() + records)?;
             let result = match self.tls.get() {
                 None => self.socket.write_all(bytes).await.0,
                 Some(session) => Box::pin(session.write_all(&self.socket, bytes)).await,
@@ -298,7 +298,7 @@ impl<N: Network> Connection<N> {
             result.map_err(|_| Closed::IoError)?;
             self.worker.counters.sent_bytes(self.transport()).add(count);
             if rest.is_empty() {
-                return self.hold(Part::Output, 0);
+                return self.hold(BufferKind::Output, 0);
             }
             bytes = rest;
         }

@@ -21,16 +21,16 @@ const CONTROL_BYTES_MAX: usize = 125;
 
 /// What stands at the front of the received bytes.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Step<'a> {
+pub(super) enum FrameStep<'a> {
     /// Not a whole frame. It takes this many bytes, as far as that is known.
     Partial(usize),
     /// A frame of so many bytes, head included, and what it means.
-    Frame(usize, Event<'a>),
+    Frame(usize, FrameEvent<'a>),
 }
 
 /// What a frame means.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Event<'a> {
+pub(super) enum FrameEvent<'a> {
     /// A message is complete, text or binary.
     Message(&'a [u8]),
     /// A message goes on in the next frame.
@@ -45,14 +45,14 @@ pub(super) enum Event<'a> {
 
 /// Why a socket has to be closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum BadFrame {
+pub(super) enum FrameError {
     /// It breaks the protocol.
     Protocol,
     /// It is longer than what is taken.
     TooLong,
 }
 
-impl BadFrame {
+impl FrameError {
     /// The status that tells the client (RFC 6455, 7.4.1).
     pub(super) fn status(self) -> u16 {
         match self {
@@ -84,32 +84,32 @@ impl Fragments {
     /// Takes the first frame from `input`, which it unmasks in place.
     ///
     /// # Errors
-    /// [`BadFrame`] as soon as it is certain.
-    pub(super) fn take<'a>(&'a mut self, input: &'a mut [u8]) -> Result<Step<'a>, BadFrame> {
+    /// [`FrameError`] as soon as it is certain.
+    pub(super) fn take<'a>(&'a mut self, input: &'a mut [u8]) -> Result<FrameStep<'a>, FrameError> {
         let mut cursor = Cursor::new(&*input);
-        let parsed = FrameHeader::parse(&mut cursor).map_err(|_| BadFrame::Protocol)?;
-        let Some((head, length)) = parsed else { return Ok(Step::Partial(HEAD_BYTES_MAX)) };
-        let head_bytes = usize::try_from(cursor.position()).map_err(|_| BadFrame::TooLong)?;
-        let length = usize::try_from(length).map_err(|_| BadFrame::TooLong)?;
+        let parsed = FrameHeader::parse(&mut cursor).map_err(|_| FrameError::Protocol)?;
+        let Some((head, length)) = parsed else { return Ok(FrameStep::Partial(HEAD_BYTES_MAX)) };
+        let head_bytes = usize::try_from(cursor.position()).map_err(|_| FrameError::TooLong)?;
+        let length = usize::try_from(length).map_err(|_| FrameError::TooLong)?;
         let mask = self.check(&head, length)?;
         let Some(payload) = input.get_mut(head_bytes..head_bytes + length) else {
-            return Ok(Step::Partial(head_bytes + length));
+            return Ok(FrameStep::Partial(head_bytes + length));
         };
         unmask(payload, mask);
         let event = match head.opcode {
-            OpCode::Control(Control::Ping) => Event::Ping(payload),
-            OpCode::Control(Control::Pong) => Event::Pong,
-            OpCode::Control(_) => Event::Close(status_of(payload)?),
+            OpCode::Control(Control::Ping) => FrameEvent::Ping(payload),
+            OpCode::Control(Control::Pong) => FrameEvent::Pong,
+            OpCode::Control(_) => FrameEvent::Close(status_of(payload)?),
             OpCode::Data(_) => self.message(head.is_final, payload),
         };
-        Ok(Step::Frame(head_bytes + length, event))
+        Ok(FrameStep::Frame(head_bytes + length, event))
     }
 
     /// Judges a frame by its head (RFC 6455, 5.2, 5.4 and 5.5); gives the mask, which every frame
     /// of a client has (5.3).
-    fn check(&self, head: &FrameHeader, length: usize) -> Result<[u8; 4], BadFrame> {
+    fn check(&self, head: &FrameHeader, length: usize) -> Result<[u8; 4], FrameError> {
         if head.rsv1 || head.rsv2 || head.rsv3 {
-            return Err(BadFrame::Protocol); // no extension was agreed on
+            return Err(FrameError::Protocol); // no extension was agreed on
         }
         let fits = match head.opcode {
             OpCode::Control(Control::Reserved(_)) | OpCode::Data(Data::Reserved(_)) => false,
@@ -117,20 +117,20 @@ impl Fragments {
             OpCode::Data(Data::Continue) => self.begun,
             OpCode::Data(_) => !self.begun,
         };
-        let mask = head.mask.filter(|_| fits).ok_or(BadFrame::Protocol)?;
+        let mask = head.mask.filter(|_| fits).ok_or(FrameError::Protocol)?;
         if length > MESSAGE_BYTES_MAX - self.bytes.len() {
-            return Err(BadFrame::TooLong);
+            return Err(FrameError::TooLong);
         }
         Ok(mask)
     }
 
-    fn message<'a>(&'a mut self, is_final: bool, payload: &'a [u8]) -> Event<'a> {
+    fn message<'a>(&'a mut self, is_final: bool, payload: &'a [u8]) -> FrameEvent<'a> {
         if is_final && !self.begun {
-            return Event::Message(payload);
+            return FrameEvent::Message(payload);
         }
         self.bytes.extend_from_slice(payload);
         self.begun = !is_final;
-        if is_final { Event::Message(&self.bytes) } else { Event::Fragment }
+        if is_final { FrameEvent::Message(&self.bytes) } else { FrameEvent::Fragment }
     }
 
     /// Gives back the memory of a message that was taken.
@@ -142,13 +142,13 @@ impl Fragments {
 }
 
 /// The status of a close: none, or two bytes that may stand on the wire (RFC 6455, 7.4).
-fn status_of(payload: &[u8]) -> Result<Option<u16>, BadFrame> {
+fn status_of(payload: &[u8]) -> Result<Option<u16>, FrameError> {
     let Some((status, _)) = payload.split_first_chunk() else {
-        return if payload.is_empty() { Ok(None) } else { Err(BadFrame::Protocol) };
+        return if payload.is_empty() { Ok(None) } else { Err(FrameError::Protocol) };
     };
     match u16::from_be_bytes(*status) {
         it @ (1000..=1003 | 1007..=1014 | 3000..=4999) => Ok(Some(it)),
-        _ => Err(BadFrame::Protocol),
+        _ => Err(FrameError::Protocol),
     }
 }
 
@@ -219,7 +219,7 @@ mod tests {
     const PING: OpCode = OpCode::Control(Control::Ping);
     const CLOSE: OpCode = OpCode::Control(Control::Close);
 
-    fn error(bytes: &mut [u8]) -> Option<BadFrame> {
+    fn error(bytes: &mut [u8]) -> Option<FrameError> {
         Fragments::default().take(bytes).err()
     }
 
@@ -232,15 +232,15 @@ mod tests {
                 for end in 0..whole {
                     let mut part = bytes[..end].to_vec();
                     let step = Fragments::default().take(&mut part).map(|it| match it {
-                        Step::Partial(needed) => needed > end,
-                        Step::Frame(..) => false,
+                        FrameStep::Partial(needed) => needed > end,
+                        FrameStep::Frame(..) => false,
                     });
                     prop_assert_eq!(step, Ok(true));
                 }
                 bytes.push(7);
                 let mut fragments = Fragments::default();
                 let step = fragments.take(&mut bytes);
-                prop_assert_eq!(step, Ok(Step::Frame(whole, Event::Message(&text))));
+                prop_assert_eq!(step, Ok(FrameStep::Frame(whole, FrameEvent::Message(&text))));
             }
         }
 
@@ -251,10 +251,10 @@ mod tests {
             let mut fragments = Fragments::default();
             let end = bytes.len();
             match fragments.take(&mut bytes) {
-                Ok(Step::Partial(needed)) => {
+                Ok(FrameStep::Partial(needed)) => {
                     prop_assert!(needed > end && needed <= MESSAGE_BYTES_MAX + HEAD_BYTES_MAX);
                 }
-                Ok(Step::Frame(taken, _)) => prop_assert!(taken >= 2 && taken <= end),
+                Ok(FrameStep::Frame(taken, _)) => prop_assert!(taken >= 2 && taken <= end),
                 Err(_) => {}
             }
         }
@@ -264,8 +264,8 @@ mod tests {
     fn fragments_make_one_message_with_control_frames_between() {
         let mut fragments = Fragments::default();
         let mut take = |mut bytes: Vec<u8>| match fragments.take(&mut bytes).unwrap() {
-            Step::Frame(_, event) => format!("{event:?}"),
-            Step::Partial(_) => panic!("whole frames"),
+            FrameStep::Frame(_, event) => format!("{event:?}"),
+            FrameStep::Partial(_) => panic!("whole frames"),
         };
         assert_eq!(take(frame(TEXT, false, b"ab")), "Fragment");
         assert_eq!(take(frame(PING, true, b"x")), "Ping([120])");
@@ -279,38 +279,38 @@ mod tests {
     fn frames_that_break_the_protocol_are_seen() {
         let mut unmasked = frame(TEXT, true, b"a");
         unmasked[1] &= 0x7f;
-        assert_eq!(error(&mut unmasked), Some(BadFrame::Protocol));
+        assert_eq!(error(&mut unmasked), Some(FrameError::Protocol));
         for bit in [0x40, 0x20, 0x10] {
             let mut reserved = frame(TEXT, true, b"a");
             reserved[0] |= bit;
-            assert_eq!(error(&mut reserved), Some(BadFrame::Protocol));
+            assert_eq!(error(&mut reserved), Some(FrameError::Protocol));
         }
         for opcode in [3, 7, 11, 15] {
-            assert_eq!(error(&mut [0x80 | opcode, 0x80, 0, 0, 0, 0]), Some(BadFrame::Protocol));
+            assert_eq!(error(&mut [0x80 | opcode, 0x80, 0, 0, 0, 0]), Some(FrameError::Protocol));
         }
-        assert_eq!(error(&mut frame(MORE, true, b"a")), Some(BadFrame::Protocol));
-        assert_eq!(error(&mut frame(PING, false, b"")), Some(BadFrame::Protocol));
-        assert_eq!(error(&mut frame(PING, true, &[0; 126])), Some(BadFrame::Protocol));
+        assert_eq!(error(&mut frame(MORE, true, b"a")), Some(FrameError::Protocol));
+        assert_eq!(error(&mut frame(PING, false, b"")), Some(FrameError::Protocol));
+        assert_eq!(error(&mut frame(PING, true, &[0; 126])), Some(FrameError::Protocol));
         for close in [&[3][..], &[0, 0], &999_u16.to_be_bytes(), &1005_u16.to_be_bytes()] {
-            assert_eq!(error(&mut frame(CLOSE, true, close)), Some(BadFrame::Protocol));
+            assert_eq!(error(&mut frame(CLOSE, true, close)), Some(FrameError::Protocol));
         }
         let mut fragments = Fragments::default();
         fragments.take(&mut frame(TEXT, false, b"a")).unwrap();
-        assert_eq!(fragments.take(&mut frame(TEXT, true, b"b")), Err(BadFrame::Protocol));
+        assert_eq!(fragments.take(&mut frame(TEXT, true, b"b")), Err(FrameError::Protocol));
     }
 
     #[test]
     fn what_is_too_long_is_seen_before_it_is_there() {
         let long = frame(TEXT, true, &vec![0; MESSAGE_BYTES_MAX + 1]);
-        assert_eq!(error(&mut long[..14].to_vec()), Some(BadFrame::TooLong));
+        assert_eq!(error(&mut long[..14].to_vec()), Some(FrameError::TooLong));
         let mut fragments = Fragments::default();
         fragments.take(&mut frame(TEXT, false, &vec![0; MESSAGE_BYTES_MAX])).unwrap();
         let more = frame(MORE, true, &[0]);
-        assert_eq!(fragments.take(&mut more[..6].to_vec()), Err(BadFrame::TooLong));
+        assert_eq!(fragments.take(&mut more[..6].to_vec()), Err(FrameError::TooLong));
         let longest = frame(TEXT, true, &vec![0; MESSAGE_BYTES_MAX]);
         assert_eq!(
             Fragments::default().take(&mut longest[..14].to_vec()),
-            Ok(Step::Partial(longest.len()))
+            Ok(FrameStep::Partial(longest.len()))
         );
     }
 
@@ -320,7 +320,10 @@ mod tests {
             let mut bytes = frame(CLOSE, true, payload);
             let whole = bytes.len();
             let step = Fragments::default().take(&mut bytes).map(|it| format!("{it:?}"));
-            assert_eq!(step.unwrap(), format!("{:?}", Step::Frame(whole, Event::Close(status))));
+            assert_eq!(
+                step.unwrap(),
+                format!("{:?}", FrameStep::Frame(whole, FrameEvent::Close(status)))
+            );
         }
     }
 

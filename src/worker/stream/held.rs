@@ -84,7 +84,7 @@ impl WorkerAccount {
 
 /// What a connection holds beside what an idle one does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Part {
+pub(super) enum BufferKind {
     /// Received, and not a whole request or frame.
     Input,
     /// Fragments of a WebSocket message.
@@ -99,7 +99,7 @@ pub(super) enum Part {
     Session,
 }
 
-impl Part {
+impl BufferKind {
     /// Resident bytes of so many that were asked for. Buffers that grow take new ones, and leave
     /// pages that are partly free: with every buffer full, 8.4 MB that were asked for made it 15.4.
     fn resident(self, bytes: usize) -> u32 {
@@ -111,23 +111,23 @@ impl Part {
     }
 }
 
-/// How many [`Part`]s there are.
-const PARTS: usize = Part::Session as usize + 1;
+/// How many [`BufferKind`]s there are.
+const PARTS: usize = BufferKind::Session as usize + 1;
 
 /// What one connection holds, by parts.
 #[derive(Debug, Default)]
-pub(super) struct Held([Cell<u32>; PARTS]);
+pub(super) struct ConnectionMemory([Cell<u32>; PARTS]);
 
-impl Held {
+impl ConnectionMemory {
     /// Sets a part; gives what all of them were before, and are now.
-    pub(super) fn set(&self, part: Part, bytes: usize) -> (u64, u64) {
+    pub(super) fn set(&self, part: BufferKind, bytes: usize) -> (u64, u64) {
         let before = self.total();
         self.0[part as usize].set(part.resident(bytes));
         (before, self.total())
     }
 
     /// Whether a part is so large already.
-    pub(super) fn is(&self, part: Part, bytes: usize) -> bool {
+    pub(super) fn is(&self, part: BufferKind, bytes: usize) -> bool {
         self.0[part as usize].get() == part.resident(bytes)
     }
 
@@ -139,14 +139,14 @@ impl Held {
 
 /// What one worker may do about the account.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Bound {
+pub(super) struct MemoryAllowance {
     /// Bytes that all connections may hold.
     pub(super) all_max: u64,
     /// What this worker's may hold at least, however much those of others do.
     pub(super) part: u64,
 }
 
-impl Bound {
+impl MemoryAllowance {
     /// Of `all_max` bytes over so many workers.
     pub(super) fn new(all_max: u64, workers: usize) -> Self {
         Self { all_max, part: all_max / (workers as u64).max(1) }
@@ -221,7 +221,7 @@ pub(super) fn evicted_above(source_bytes: u64) -> u64 {
 
 /// A connection that may be closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Holder {
+pub(super) struct ClosableConnection {
     /// Which source's it is, as a number.
     pub(super) source: usize,
     /// What it holds itself.
@@ -236,12 +236,13 @@ pub(super) struct Holder {
 
 /// Chooses what to close for `needed` bytes, of sources that hold more than `above`: always of the
 /// one that holds most then.
-pub(super) fn choose(mut holders: Vec<Holder>, needed: u64, above: u64) -> Vec<usize> {
+pub(super) fn choose(mut holders: Vec<ClosableConnection>, needed: u64, above: u64) -> Vec<usize> {
     // Within a source, those that are closed first stand last.
     holders.sort_unstable();
-    let mut sources: Vec<&[Holder]> =
+    let mut sources: Vec<&[ClosableConnection]> =
         holders.chunk_by(|one, other| one.source == other.source).collect();
-    let key = |left: u64, of: &[Holder]| (left, of.last().map(|it| (it.bytes, it.opened)));
+    let key =
+        |left: u64, of: &[ClosableConnection]| (left, of.last().map(|it| (it.bytes, it.opened)));
     let mut heap: BinaryHeap<_> = (0..sources.len())
         .map(|at| {
             let total = sources[at].iter().map(|it| it.source_bytes).max().unwrap_or(0);
@@ -290,25 +291,25 @@ mod tests {
 
     #[test]
     fn what_is_held_is_the_sum_of_its_parts() {
-        let held = Held::default();
-        assert_eq!(held.set(Part::Input, 10), (IDLE_BYTES, IDLE_BYTES + 15));
-        assert_eq!(held.set(Part::Session, 5), (IDLE_BYTES + 15, IDLE_BYTES + 20));
-        assert!(held.is(Part::Session, 5) && !held.is(Part::Input, 5));
-        assert_eq!(held.set(Part::Input, 0).1, IDLE_BYTES + 5);
+        let held = ConnectionMemory::default();
+        assert_eq!(held.set(BufferKind::Input, 10), (IDLE_BYTES, IDLE_BYTES + 15));
+        assert_eq!(held.set(BufferKind::Session, 5), (IDLE_BYTES + 15, IDLE_BYTES + 20));
+        assert!(held.is(BufferKind::Session, 5) && !held.is(BufferKind::Input, 5));
+        assert_eq!(held.set(BufferKind::Input, 0).1, IDLE_BYTES + 5);
     }
 
     #[test]
     fn a_worker_gives_back_only_what_is_beyond_its_part_and_only_if_all_is_taken() {
-        let bound = Bound::new(8_000, 2);
+        let bound = MemoryAllowance::new(8_000, 2);
         assert_eq!((bound.excess(8_000, 6_000), bound.excess(9_000, 4_000)), (0, 0));
         assert_eq!(bound.excess(9_000, 7_000), 1_000 + 500);
         assert_eq!(bound.excess(12_000, 4_100), 100 + 500);
-        assert_eq!(bound.for_new(), Bound { all_max: 6_000, part: 3_000 });
+        assert_eq!(bound.for_new(), MemoryAllowance { all_max: 6_000, part: 3_000 });
     }
 
     #[test]
     fn a_worker_within_its_part_waits_while_the_account_is_an_eighth_over() {
-        let bound = Bound::new(8_000, 2);
+        let bound = MemoryAllowance::new(8_000, 2);
         assert!(bound.is_waiting(9_001, 4_000) && bound.is_waiting(9_001, 0));
         assert!(!bound.is_waiting(9_000, 4_000) && !bound.is_waiting(9_001, 4_001));
     }
@@ -326,8 +327,8 @@ mod tests {
         assert!(asked_itself.is_err());
     }
 
-    fn holder(at: usize, source: usize, bytes: u64, source_bytes: u64) -> Holder {
-        Holder { source, bytes, opened: at as u64, source_bytes, at }
+    fn holder(at: usize, source: usize, bytes: u64, source_bytes: u64) -> ClosableConnection {
+        ClosableConnection { source, bytes, opened: at as u64, source_bytes, at }
     }
 
     #[test]

@@ -10,7 +10,7 @@ use super::FrontEnds;
 use super::charges;
 use super::connection::{Connection, HEAD_BYTES_USUAL};
 use super::slots::{Deadlines, NEVER};
-use crate::frontend::http::{Flow, FullScrape, HEAD_BYTES_MAX, Outcome, PIECE_BYTES_MAX};
+use crate::frontend::http::{FullScrape, HEAD_BYTES_MAX, Outcome, PIECE_BYTES_MAX, ReceiveOutcome};
 use crate::frontend::{ConnectionWork, Passkey, Tracker};
 use crate::metrics::{Closed, Transport};
 use crate::sys::stream::Network;
@@ -36,7 +36,7 @@ pub(super) enum Next {
 }
 
 /// What to do once the replies so far have been written.
-enum Step {
+enum NextStep {
     /// Read on.
     Read,
     /// Go on with what was received.
@@ -65,17 +65,19 @@ pub(super) async fn serve<N: Network>(it: &Connection<N>, mut input: Vec<u8>) ->
             return Next::Ended(reason);
         }
         match step {
-            Step::Read => it.expect_request(&mut input),
-            Step::GoOn => continue,
-            Step::Close { linger } => return Next::Ended(it.close(linger, input).await),
-            Step::Upgrade(source, passkey) => {
+            NextStep::Read => it.expect_request(&mut input),
+            NextStep::GoOn => continue,
+            NextStep::Close { linger } => return Next::Ended(it.close(linger, input).await),
+            NextStep::Upgrade(source, passkey) => {
                 return Next::Upgraded { source, passkey, input };
             }
-            Step::FullScrape(body, keep_alive) => match Box::pin(it.send_full_scrape(body)).await {
-                Ok(()) if keep_alive => continue,
-                Ok(()) => return Next::Ended(it.close(false, input).await),
-                Err(reason) => return Next::Ended(reason),
-            },
+            NextStep::FullScrape(body, keep_alive) => {
+                match Box::pin(it.send_full_scrape(body)).await {
+                    Ok(()) if keep_alive => continue,
+                    Ok(()) => return Next::Ended(it.close(false, input).await),
+                    Err(reason) => return Next::Ended(reason),
+                }
+            }
         }
         match it.read_more(input).await {
             Ok(more) => input = more,
@@ -86,7 +88,7 @@ pub(super) async fn serve<N: Network>(it: &Connection<N>, mut input: Vec<u8>) ->
 
 impl<N: Network> Connection<N> {
     /// Answers the requests that are complete. Says how many bytes of `input` they were.
-    fn answer(&self, input: &[u8], out: &mut Vec<u8>) -> (usize, Step) {
+    fn answer(&self, input: &[u8], out: &mut Vec<u8>) -> (usize, NextStep) {
         let worker = &*self.worker;
         worker.begin_turn();
         let mut front_ends = worker.front_ends.borrow_mut();
@@ -95,13 +97,13 @@ impl<N: Network> Connection<N> {
         let mut done = 0;
         while done < input.len() {
             if out.len() >= REPLIES_BYTES_MAX {
-                return (done, Step::GoOn);
+                return (done, NextStep::GoOn);
             }
             let start = out.len();
             tracker.take_asked();
             match http.handle(tracker, now, self.origin.get(), &input[done..], out) {
-                Flow::More => break,
-                Flow::Replied { consumed, keep_alive, source, outcome } => {
+                ReceiveOutcome::More => break,
+                ReceiveOutcome::Replied { consumed, keep_alive, source, outcome } => {
                     assert!(consumed > 0, "a request is not nothing");
                     done += consumed;
                     let is_paid = self.is_paid(tracker, now, source, outcome);
@@ -112,23 +114,23 @@ impl<N: Network> Connection<N> {
                     if !is_paid {
                         out.truncate(start);
                         self.decide_ending(Closed::Limited);
-                        return (done, Step::Close { linger: true });
+                        return (done, NextStep::Close { linger: true });
                     }
                     if !keep_alive || worker.is_leaving() || worker.is_stopping() {
                         let linger = matches!(outcome, Outcome::Rejected(_));
-                        return (done, Step::Close { linger });
+                        return (done, NextStep::Close { linger });
                     }
                 }
-                Flow::Upgraded { consumed, source, passkey } => {
+                ReceiveOutcome::Upgraded { consumed, source, passkey } => {
                     if charges::charge(tracker, now, Some(source), ConnectionWork::Request).is_err()
                     {
                         out.truncate(start);
                         self.decide_ending(Closed::Limited);
-                        return (done + consumed, Step::Close { linger: true });
+                        return (done + consumed, NextStep::Close { linger: true });
                     }
-                    return (done + consumed, Step::Upgrade(source, passkey.map(Box::new)));
+                    return (done + consumed, NextStep::Upgrade(source, passkey.map(Box::new)));
                 }
-                Flow::FullScrape { consumed, keep_alive, source, encoding, chunked } => {
+                ReceiveOutcome::FullScrape { consumed, keep_alive, source, encoding, chunked } => {
                     let outcome = Outcome::Answered(Action::Scrape);
                     self.count(Transport::Http, Family::of(source), outcome);
                     let body = http.full_scrape(tracker.listing(), encoding, chunked);
@@ -138,7 +140,7 @@ impl<N: Network> Connection<N> {
                 }
             }
         }
-        (done, Step::Read)
+        (done, NextStep::Read)
     }
 
     /// Charges a request to its source unless the front end has: for a page, or an error. One that
@@ -240,10 +242,10 @@ const SLOW_S_MAX: u64 = 30;
 /// What stands around a chunk, and the last chunk of all.
 const CHUNK_FRAME_BYTES_MAX: usize = 16;
 
-fn full_scrape(body: io::Result<FullScrape>, keep_alive: bool) -> Step {
+fn full_scrape(body: io::Result<FullScrape>, keep_alive: bool) -> NextStep {
     match body {
-        Ok(body) => Step::FullScrape(Box::new(body), keep_alive),
+        Ok(body) => NextStep::FullScrape(Box::new(body), keep_alive),
         // Its head says that something follows: only an end tells the client otherwise.
-        Err(_) => Step::Close { linger: false },
+        Err(_) => NextStep::Close { linger: false },
     }
 }

@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use tokio::sync::mpsc::{self, Receiver, Sender};
 
 use super::held::Account;
-use crate::frontend::ws::{PeerMessage, Route};
+use crate::frontend::ws::{PeerMessage, SocketRoute};
 
 /// Most letters that wait for one worker.
 const LETTERS_MAX: usize = 4096;
@@ -22,7 +22,7 @@ const PART: u64 = 16;
 pub(super) const LETTERS_TAKEN_MAX: usize = 64;
 
 /// Mail with its destination.
-pub(super) type Letter = (Route, PeerMessage);
+pub(super) type Letter = (SocketRoute, PeerMessage);
 
 /// Where others leave what is meant for one worker's sockets.
 #[derive(Debug)]

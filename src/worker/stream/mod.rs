@@ -41,7 +41,7 @@ use crate::metrics::StreamCounters;
 use crate::sys::clock::Clock;
 use crate::sys::stream::Network;
 use crate::sys::stream::epoll::Epoll;
-use crate::sys::stream::uring::Uring;
+use crate::sys::stream::uring::UringNetwork;
 use crate::time::Now;
 use admission::Connections;
 use ending::{Ending, Stage};
@@ -50,14 +50,14 @@ use mailbox::Mailbox;
 
 /// How bytes travel between kernel and worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Backend {
+pub enum StreamBackend {
     /// An io_uring of the worker's own, by way of tokio-uring.
     Uring,
     /// epoll, by way of tokio: works everywhere.
     Tokio,
 }
 
-impl Backend {
+impl StreamBackend {
     /// Its name in flags, logs and labels.
     pub fn label(self) -> &'static str {
         match self {
@@ -231,10 +231,10 @@ impl StreamWorker {
     ///
     /// # Errors
     /// Where the backend cannot start, or TLS is listened for without a configuration.
-    pub fn run(self, backend: Backend, stop: &AtomicBool) -> io::Result<()> {
+    pub fn run(self, backend: StreamBackend, stop: &AtomicBool) -> io::Result<()> {
         match backend {
-            Backend::Uring => Uring::run(thread::main::<Uring>(self, stop))?,
-            Backend::Tokio => Epoll::run(thread::main::<Epoll>(self, stop))?,
+            StreamBackend::Uring => UringNetwork::run(thread::main::<UringNetwork>(self, stop))?,
+            StreamBackend::Tokio => Epoll::run(thread::main::<Epoll>(self, stop))?,
         }
     }
 }

@@ -3,7 +3,7 @@
 
 use std::rc::Rc;
 
-use crate::frontend::ws::Route;
+use crate::frontend::ws::SocketRoute;
 use crate::metrics::Closed;
 use crate::time::Now;
 
@@ -12,16 +12,16 @@ pub(super) const NEVER: Now = Now::from_ns(u64::MAX);
 
 /// Where a connection is among those of its worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Place {
+pub(super) struct SlotAddress {
     pub(super) slot: u32,
     /// How many connections the slot held before.
     pub(super) generation: u32,
 }
 
-impl Place {
+impl SlotAddress {
     /// What other sockets know it by.
-    pub(super) fn route(self, worker: u16) -> Route {
-        Route { worker, slot: self.slot, generation: self.generation }
+    pub(super) fn route(self, worker: u16) -> SocketRoute {
+        SocketRoute { worker, slot: self.slot, generation: self.generation }
     }
 }
 
@@ -80,7 +80,11 @@ impl<C> Slots<C> {
     }
 
     /// Adds the connection that `make` makes of its place.
-    pub(super) fn insert(&mut self, deadlines: Deadlines, make: impl FnOnce(Place) -> C) -> Rc<C> {
+    pub(super) fn insert(
+        &mut self,
+        deadlines: Deadlines,
+        make: impl FnOnce(SlotAddress) -> C,
+    ) -> Rc<C> {
         let slot = self.free.pop().unwrap_or_else(|| {
             let empty = Deadlines::until(NEVER, Closed::Done);
             self.slots.push(Slot { deadlines: empty, generation: 0, connection: None });
@@ -88,14 +92,14 @@ impl<C> Slots<C> {
             u32::try_from(self.slots.len() - 1).unwrap_or(u32::MAX)
         });
         let it = &mut self.slots[slot as usize];
-        let connection = Rc::new(make(Place { slot, generation: it.generation }));
+        let connection = Rc::new(make(SlotAddress { slot, generation: it.generation }));
         it.deadlines = deadlines;
         it.connection = Some(connection.clone());
         connection
     }
 
     /// Removes a connection. What is sent to its place from now on reaches nobody.
-    pub(super) fn remove(&mut self, place: Place) {
+    pub(super) fn remove(&mut self, place: SlotAddress) {
         let Some(it) = self.slots.get_mut(place.slot as usize) else { return };
         debug_assert_eq!(it.generation, place.generation, "a connection leaves once");
         it.deadlines = Deadlines::until(NEVER, Closed::Done);
@@ -111,7 +115,7 @@ impl<C> Slots<C> {
     }
 
     /// The deadlines of a connection, if it is still there.
-    pub(super) fn deadlines(&mut self, place: Place) -> Option<&mut Deadlines> {
+    pub(super) fn deadlines(&mut self, place: SlotAddress) -> Option<&mut Deadlines> {
         let it = self.slots.get_mut(place.slot as usize)?;
         (it.generation == place.generation).then_some(&mut it.deadlines)
     }

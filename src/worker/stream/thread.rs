@@ -16,9 +16,9 @@ use super::connection::Connection;
 use super::ending::{DrainSchedule, Stage};
 use super::held::WorkerAccount;
 use super::mailbox::{LETTERS_TAKEN_MAX, Letter};
-use super::slots::{Due, Place, Slots};
+use super::slots::{Due, SlotAddress, Slots};
 use super::{FrontEnds, Listener, Options, Shared, StreamWorker};
-use crate::frontend::ws::{Outbox, PeerMessage, Route};
+use crate::frontend::ws::{Outbox, PeerMessage, SocketRoute};
 use crate::metrics::{Closed, MailLost, StreamCounters};
 use crate::sys::allocator::Collector;
 use crate::sys::clock::{Clock, thread_cpu_ns};
@@ -48,7 +48,7 @@ const DRAIN_TICK: Duration = Duration::from_millis(10);
 const CUT_TICKS_MAX: u32 = 20;
 
 /// What all tasks of a worker share. They run on one thread and borrow it between two awaits.
-pub(super) struct Worker<N: Network> {
+pub(super) struct TaskContext<N: Network> {
     pub(super) index: u16,
     pub(super) shared: Arc<Shared>,
     pub(super) front_ends: RefCell<FrontEnds>,
@@ -82,7 +82,7 @@ pub(super) async fn main<N: Network>(parts: StreamWorker, stop: &AtomicBool) -> 
     let Some(mail) = mail else {
         return Err(io::Error::other("there is no such worker, or it runs already"));
     };
-    let worker = Rc::new(Worker::<N> {
+    let worker = Rc::new(TaskContext::<N> {
         index,
         front_ends: RefCell::new(front_ends),
         counters,
@@ -119,7 +119,7 @@ pub(super) async fn main<N: Network>(parts: StreamWorker, stop: &AtomicBool) -> 
 
 /// Starts to accept.
 fn listen<N: Network>(
-    worker: &Rc<Worker<N>>,
+    worker: &Rc<TaskContext<N>>,
     listeners: Vec<Listener>,
 ) -> io::Result<Vec<Accepting<N>>> {
     let mut acceptors = Vec::with_capacity(listeners.len());
@@ -141,7 +141,7 @@ fn listen<N: Network>(
 }
 
 async fn serve<N: Network>(
-    worker: &Rc<Worker<N>>,
+    worker: &Rc<TaskContext<N>>,
     stop: &AtomicBool,
     acceptors: &mut Vec<Accepting<N>>,
 ) {
@@ -177,7 +177,7 @@ async fn serve<N: Network>(
 
 /// Ceases to accept without shutting the listeners down, and ends the HTTP connections that wait
 /// for another request. One that has just been accepted may still bring its first.
-async fn leave<N: Network>(worker: &Rc<Worker<N>>, acceptors: &mut Vec<Accepting<N>>) {
+async fn leave<N: Network>(worker: &Rc<TaskContext<N>>, acceptors: &mut Vec<Accepting<N>>) {
     worker.is_leaving.set(true);
     for (acceptor, task) in acceptors.drain(..) {
         acceptor.leave().await;
@@ -188,7 +188,7 @@ async fn leave<N: Network>(worker: &Rc<Worker<N>>, acceptors: &mut Vec<Accepting
 }
 
 /// Lets connections end, then cuts off those that have not.
-async fn drain<N: Network>(worker: &Rc<Worker<N>>) {
+async fn drain<N: Network>(worker: &Rc<TaskContext<N>>) {
     let open = worker.connections();
     open.iter().for_each(Connection::start_close);
     drop(open);
@@ -200,7 +200,7 @@ async fn drain<N: Network>(worker: &Rc<Worker<N>>) {
 }
 
 /// Whether all connections ended in time.
-async fn wait_for_all<N: Network>(worker: &Worker<N>, ticks_max: u32) -> bool {
+async fn wait_for_all<N: Network>(worker: &TaskContext<N>, ticks_max: u32) -> bool {
     for _ in 0..ticks_max {
         if worker.slots.borrow().len() == 0 {
             return true;
@@ -211,7 +211,7 @@ async fn wait_for_all<N: Network>(worker: &Worker<N>, ticks_max: u32) -> bool {
     worker.slots.borrow().len() == 0
 }
 
-async fn take_mail<N: Network>(worker: Rc<Worker<N>>, mut mail: Receiver<Letter>) {
+async fn take_mail<N: Network>(worker: Rc<TaskContext<N>>, mut mail: Receiver<Letter>) {
     let mut letters = Vec::with_capacity(LETTERS_TAKEN_MAX);
     while mail.recv_many(&mut letters, LETTERS_TAKEN_MAX).await > 0 {
         for letter in letters.drain(..) {
@@ -223,7 +223,7 @@ async fn take_mail<N: Network>(worker: Rc<Worker<N>>, mut mail: Receiver<Letter>
     }
 }
 
-impl<N: Network> Worker<N> {
+impl<N: Network> TaskContext<N> {
     /// The moment.
     pub(super) fn now(&self) -> Now {
         self.clock.now()
@@ -281,7 +281,7 @@ impl<N: Network> Worker<N> {
     }
 
     /// Hands on what a socket said to others.
-    pub(super) fn post(&self, route: Route, mail: PeerMessage) {
+    pub(super) fn post(&self, route: SocketRoute, mail: PeerMessage) {
         if route.worker == self.index {
             self.receive(route, mail);
             return;
@@ -294,7 +294,7 @@ impl<N: Network> Worker<N> {
     }
 
     /// Takes mail for a socket of this worker.
-    fn receive(&self, route: Route, mail: PeerMessage) {
+    fn receive(&self, route: SocketRoute, mail: PeerMessage) {
         let Some(connection) = self.connection(route) else {
             self.counters.mail_lost(MailLost::ReceiverGone).add(1);
             return;
@@ -305,7 +305,7 @@ impl<N: Network> Worker<N> {
         debug_assert!(outbox.messages.is_empty(), "mail leads to no mail");
     }
 
-    fn connection(&self, route: Route) -> Option<Rc<Connection<N>>> {
+    fn connection(&self, route: SocketRoute) -> Option<Rc<Connection<N>>> {
         self.slots.borrow().get(route.slot, route.generation).cloned()
     }
 
@@ -320,7 +320,7 @@ impl<N: Network> Worker<N> {
     }
 
     /// Removes a connection that has ended.
-    pub(super) fn remove(&self, place: Place) {
+    pub(super) fn remove(&self, place: SlotAddress) {
         self.slots.borrow_mut().remove(place);
     }
 

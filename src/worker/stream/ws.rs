@@ -8,12 +8,12 @@ use tokio::task::spawn_local;
 
 use super::FrontEnds;
 use super::connection::Connection;
-use super::frames::{self, Event, Fragments, HEAD_BYTES_MAX, Step};
-use super::held::Part;
+use super::frames::{self, Fragments, FrameEvent, FrameStep, HEAD_BYTES_MAX};
+use super::held::BufferKind;
 use super::slots::Deadlines;
 use crate::frontend::Passkey;
 use crate::frontend::http::Outcome;
-use crate::frontend::ws::{MESSAGE_BYTES_MAX, Outbox, PeerMessage, Session};
+use crate::frontend::ws::{MESSAGE_BYTES_MAX, Outbox, PeerMessage, SocketSession};
 use crate::metrics::{Closed, MailLost, Transport};
 use crate::sys::stream::Network;
 use crate::time::Now;
@@ -52,7 +52,7 @@ const MESSAGE_EIGHTHS: u16 = 8;
 /// What a connection is besides, once it has been upgraded.
 pub(super) struct Web {
     /// `None` once the client has said that it closes, or was told so.
-    session: Option<Session>,
+    session: Option<SocketSession>,
     pub(super) source: IpAddr,
     queue: Vec<u8>,
     /// Bytes of errors that may be sent.
@@ -174,10 +174,10 @@ impl<N: Network> Connection<N> {
                 break Then::GoOn;
             }
             match fragments.take(&mut input[done..]) {
-                Ok(Step::Partial(bytes)) => break Then::Read(bytes),
-                Ok(Step::Frame(bytes, event)) => {
+                Ok(FrameStep::Partial(bytes)) => break Then::Read(bytes),
+                Ok(FrameStep::Frame(bytes, event)) => {
                     done += bytes;
-                    alive |= !matches!(event, Event::Fragment);
+                    alive |= !matches!(event, FrameEvent::Fragment);
                     match self.take_event(now, event) {
                         Ok(true) => break Then::Close(Closed::ByClient),
                         Ok(false) => fragments.forget(),
@@ -207,15 +207,15 @@ impl<N: Network> Connection<N> {
     ///
     /// # Errors
     /// [`Closed::Limited`] if the source is over its limit.
-    fn take_event(&self, now: Now, event: Event<'_>) -> Result<bool, Closed> {
+    fn take_event(&self, now: Now, event: FrameEvent<'_>) -> Result<bool, Closed> {
         let eighths = match event {
-            Event::Message(message) => self.take_message(now, message),
-            Event::Ping(payload) => {
+            FrameEvent::Message(message) => self.take_message(now, message),
+            FrameEvent::Ping(payload) => {
                 self.enqueue(payload.len(), |queue| frames::write_pong(queue, payload));
                 FRAME_EIGHTHS
             }
-            Event::Pong | Event::Fragment => FRAME_EIGHTHS,
-            Event::Close(status) => {
+            FrameEvent::Pong | FrameEvent::Fragment => FRAME_EIGHTHS,
+            FrameEvent::Close(status) => {
                 self.enqueue_last(status, Closed::ByClient);
                 return Ok(true);
             }
@@ -289,7 +289,7 @@ impl<N: Network> Connection<N> {
             session.held_bytes()
         };
         // What others hand over is remembered, and takes memory before the client says anything.
-        let _ = self.hold(Part::Session, session_bytes);
+        let _ = self.hold(BufferKind::Session, session_bytes);
         self.enqueue_texts(&outbox.replies);
         self.start_writing();
     }
@@ -303,7 +303,7 @@ impl<N: Network> Connection<N> {
             ws.tend(tracker, self.worker.now(), session);
             session_bytes = session.held_bytes();
         }
-        let _ = self.hold(Part::Session, session_bytes);
+        let _ = self.hold(BufferKind::Session, session_bytes);
         self.enqueue(0, frames::write_ping);
         self.start_writing();
     }
@@ -350,7 +350,7 @@ impl<N: Network> Connection<N> {
             self.end(Closed::SendQueueFull);
         }
         // If it is closed for that, that is done already.
-        let _ = self.hold(Part::Queue, web.queue.capacity());
+        let _ = self.hold(BufferKind::Queue, web.queue.capacity());
     }
 
     fn queued_bytes(&self) -> usize {
@@ -367,10 +367,10 @@ impl<N: Network> Connection<N> {
 
     /// Notes what it holds between two reads.
     fn hold_session(&self, fragments: &Fragments) -> Result<(), Closed> {
-        self.hold(Part::Message, fragments.capacity())?;
-        let of_web = |it: &Web| it.session.as_ref().map_or(0, Session::held_bytes);
+        self.hold(BufferKind::Message, fragments.capacity())?;
+        let of_web = |it: &Web| it.session.as_ref().map_or(0, SocketSession::held_bytes);
         let session_bytes = self.web.borrow().as_deref().map_or(0, of_web);
-        self.hold(Part::Session, session_bytes)
+        self.hold(BufferKind::Session, session_bytes)
     }
 
     /// Writes what is queued in a task of its own, unless somebody does.
@@ -417,7 +417,7 @@ impl<N: Network> Connection<N> {
         web.writing_bytes = bytes.len();
         web.is_writing = !bytes.is_empty();
         // From here on it is what is being written.
-        let _ = self.hold(Part::Queue, 0);
+        let _ = self.hold(BufferKind::Queue, 0);
         web.is_writing.then_some(bytes)
     }
 

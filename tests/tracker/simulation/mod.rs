@@ -22,7 +22,7 @@ use std::sync::Arc;
 
 use fastrand::Rng;
 use skep::frontend::Responder as _;
-use skep::frontend::ws::{PeerMessage, Route};
+use skep::frontend::ws::{PeerMessage, SocketRoute};
 use skep::metrics::Counter;
 use skep::time::Now;
 use skep::types::{Family, InfoHash};
@@ -53,7 +53,7 @@ enum Happening {
     Datagram(SocketAddr, Vec<u8>),
     /// Reaches a client.
     Reply(SocketAddr, Vec<u8>),
-    Mail(Route, Box<PeerMessage>),
+    Mail(SocketRoute, Box<PeerMessage>),
     Close(u32),
     Upkeep,
     Save,

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::io::Cursor;
 
-use skep::snapshot::{Header, Identity, Restore, Snapshot, VERSION, Writer};
+use skep::snapshot::{Header, Restore, Snapshot, TrackerId, VERSION, Writer};
 use skep::store::{ExportBatch, StoreExport};
 use skep::time::Now;
 use skep::types::InfoHash;
@@ -13,7 +13,7 @@ use super::site::Site;
 use super::swarms::{PEER_AGE_S_MAX, Swarms};
 use super::{Happening, S, Sabotage, World};
 
-const TRACKER: Identity = *b"sixteen bytes us";
+const TRACKER: TrackerId = *b"sixteen bytes us";
 
 /// A snapshot, and what is in it.
 #[derive(Clone)]

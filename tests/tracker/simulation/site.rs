@@ -5,10 +5,10 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use skep::frontend::connection_id::{Algorithm, ConnectionIds, KEY_BYTES, Keys};
+use skep::frontend::connection_id::{Algorithm, ConnectionIds, KEY_BYTES, KeyPair};
 use skep::frontend::http::HttpFrontend;
 use skep::frontend::udp::UdpFrontend;
-use skep::frontend::ws::{self, Directory, Session, WsFrontend};
+use skep::frontend::ws::{self, Directory, SocketSession, WsFrontend};
 use skep::limiter::{self, Handle, LimitAction, LimitCounters, LimitTable, Limiter, Sizes};
 use skep::metrics::WorkerCounters;
 use skep::store::{self, Store};
@@ -29,7 +29,7 @@ pub(crate) struct StreamWorker {
 
 /// An open WebSocket.
 pub(crate) struct Socket {
-    pub(crate) session: Session,
+    pub(crate) session: SocketSession,
     pub(crate) client: usize,
 }
 
@@ -52,7 +52,7 @@ pub(crate) struct Site {
 pub(crate) fn ids_of((active, staging): (u8, Option<u8>)) -> ConnectionIds {
     let key = |number: u8| [number; KEY_BYTES];
     let staging = staging.map(key);
-    ConnectionIds::new(&Keys { active: key(active), staging, algorithm: Algorithm::SipHash })
+    ConnectionIds::new(&KeyPair { active: key(active), staging, algorithm: Algorithm::SipHash })
 }
 
 impl Site {

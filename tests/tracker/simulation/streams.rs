@@ -6,10 +6,10 @@ use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
 
 use bt_bencode::Value;
-use skep::frontend::http::Flow;
+use skep::frontend::http::ReceiveOutcome;
 use skep::frontend::origin::Origin;
-use skep::frontend::ws::{Outbox, PeerMessage, Route};
-use skep::types::{Action, Event, InfoHash, Kind, Outcome};
+use skep::frontend::ws::{Outbox, PeerMessage, SocketRoute};
+use skep::types::{Action, Event, InfoHash, Outcome, PeerKind};
 
 use super::judge::{Invariant, Judged, hold};
 use super::site::{Socket, StreamWorker, WORKERS};
@@ -40,7 +40,7 @@ fn peers_of(reply: &Value) -> Vec<SocketAddr> {
     }
     let v4 = peers.as_byte_str().unwrap().as_slice();
     let v6 = reply.get("peers6").unwrap().as_byte_str().unwrap().as_slice();
-    [compact(Kind::V4, v4), compact(Kind::V6, v6)].concat()
+    [compact(PeerKind::V4, v4), compact(PeerKind::V6, v6)].concat()
 }
 
 impl World {
@@ -53,9 +53,9 @@ impl World {
         let mut out = Vec::new();
         let part = &request.as_bytes()[..cut];
         let flow = http.handle(tracker, now, origin, part, &mut out);
-        assert!(flow == Flow::More && out.is_empty(), "half a request is none: {flow:?}");
+        assert!(flow == ReceiveOutcome::More && out.is_empty(), "half a request is none: {flow:?}");
         let flow = http.handle(tracker, now, origin, request.as_bytes(), &mut out);
-        let Flow::Replied { consumed, outcome, .. } = flow else { panic!("{flow:?}") };
+        let ReceiveOutcome::Replied { consumed, outcome, .. } = flow else { panic!("{flow:?}") };
         assert!(consumed == request.len() && matches!(outcome, Outcome::Answered(_)), "{flow:?}");
         let end = out.windows(4).position(|it| it == b"\r\n\r\n").unwrap() + 4;
         bt_bencode::from_slice(&out[end..]).unwrap()
@@ -88,7 +88,7 @@ impl World {
         self.judge_peers(said, &peers)?;
         let available =
             |kind| if said.role().is_some() { self.swarms.available(said, kind) } else { 0 };
-        let there = available(Kind::V4) + available(Kind::V6);
+        let there = available(PeerKind::V4) + available(PeerKind::V6);
         let most = usize::try_from(said.wanted.unwrap_or(50)).unwrap().min(200);
         hold(peers.len() == there.min(most), Invariant::HowMany, || {
             format!("{} of {there} for {said:?}", peers.len())
@@ -122,7 +122,7 @@ impl World {
         let slot = self.sockets_opened;
         self.sockets_opened += 1;
         let worker = u16::try_from(slot as usize % WORKERS).unwrap();
-        let route = Route { worker, slot, generation: 0 };
+        let route = SocketRoute { worker, slot, generation: 0 };
         let source = self.clients[client].address.ip();
         let session = self.site.streams[usize::from(worker)].ws.open(route, source);
         self.site.sockets.insert(slot, Socket { session, client });
@@ -130,7 +130,7 @@ impl World {
     }
 
     /// A client says something on its socket; the replies. Mail is on its way then.
-    fn say(&mut self, slot: u32, message: &str) -> (Vec<serde_json::Value>, Vec<Route>) {
+    fn say(&mut self, slot: u32, message: &str) -> (Vec<serde_json::Value>, Vec<SocketRoute>) {
         let now = self.now();
         let socket = self.site.sockets.get_mut(&slot).unwrap();
         let StreamWorker { ws, tracker, .. } = &mut self.site.streams[slot as usize % WORKERS];
@@ -187,7 +187,7 @@ impl World {
         let distinct: BTreeSet<_> = chosen.iter().collect();
         let distinct = distinct.len() == chosen.len();
         hold(distinct, Invariant::Distinct, || format!("{chosen:?} for {said:?}"))?;
-        let there = self.swarms.available(said, Kind::Web);
+        let there = self.swarms.available(said, PeerKind::Web);
         let there = if said.role().is_some() { there } else { 0 };
         let most = offers.len().min(usize::try_from(said.wanted.unwrap_or(50)).unwrap()).min(10);
         hold(chosen.len() == there.min(most), Invariant::HowMany, || {
@@ -210,7 +210,7 @@ impl World {
     }
 
     /// Mail reaches the worker that it is for; its socket may have gone.
-    pub(crate) fn handle_mail(&mut self, route: Route, mail: PeerMessage) -> Judged {
+    pub(crate) fn handle_mail(&mut self, route: SocketRoute, mail: PeerMessage) -> Judged {
         let now = self.now();
         let Some(socket) = self.site.sockets.get_mut(&route.slot) else { return Ok(()) };
         let client = socket.client;

@@ -9,7 +9,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use skep::store::{ListedPeer, Role, Store, StoreTotals, TICK_S};
 use skep::time::Now;
-use skep::types::{Event, Family, InfoHash, Kind, ScrapeEntry};
+use skep::types::{Event, Family, InfoHash, PeerKind, ScrapeEntry};
 
 use super::judge::{Invariant, Judged, hold};
 
@@ -34,11 +34,11 @@ pub(crate) enum Who {
 }
 
 impl Who {
-    fn kind(self) -> Kind {
+    fn kind(self) -> PeerKind {
         match self {
-            Self::At(address) if Family::of(address.ip()) == Family::V4 => Kind::V4,
-            Self::At(_) => Kind::V6,
-            Self::Web(_) => Kind::Web,
+            Self::At(address) if Family::of(address.ip()) == Family::V4 => PeerKind::V4,
+            Self::At(_) => PeerKind::V6,
+            Self::Web(_) => PeerKind::Web,
         }
     }
 
@@ -178,12 +178,12 @@ impl Torrent {
 
     /// Whether a snapshot has anything to say of it.
     pub(crate) fn is_saved(&self) -> bool {
-        self.completed > 0 || self.peers.keys().any(|it| it.kind() != Kind::Web)
+        self.completed > 0 || self.peers.keys().any(|it| it.kind() != PeerKind::Web)
     }
 
     /// How many peers a snapshot holds.
     pub(crate) fn port_peers(&self) -> usize {
-        self.peers.keys().filter(|it| it.kind() != Kind::Web).count()
+        self.peers.keys().filter(|it| it.kind() != PeerKind::Web).count()
     }
 
     /// As a snapshot of the moment `at` has it, which comes by it now.
@@ -355,7 +355,7 @@ impl Swarms {
     }
 
     /// How many of a kind the asker could be handed.
-    pub(crate) fn available(&self, said: &Said, kind: Kind) -> usize {
+    pub(crate) fn available(&self, said: &Said, kind: PeerKind) -> usize {
         let Some(torrent) = self.torrents.get(&said.torrent) else { return 0 };
         let all = torrent.peers.keys().filter(|it| it.kind() == kind);
         all.filter(|it| self.may_be_handed(said, **it).is_ok()).count()
@@ -379,7 +379,7 @@ impl Swarms {
         let passed = (now.seconds() / TICK).saturating_sub(at.seconds() / TICK);
         for (info_hash, saved) in saved.torrents.iter().filter(|it| it.1.is_saved()) {
             let torrent = self.torrents.entry(*info_hash).or_default();
-            let port_peers = || saved.peers.iter().filter(|it| it.0.kind() != Kind::Web);
+            let port_peers = || saved.peers.iter().filter(|it| it.0.kind() != PeerKind::Web);
             if torrent.peers.is_empty() && torrent.completed == 0 {
                 let (from_s, to_s) = match port_peers().next() {
                     None => saved.emptied_s,

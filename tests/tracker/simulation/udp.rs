@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use skep::frontend::{REPLY_BYTES_MAX, Responder as _};
 use skep::protocol::udp::client::{Reply, decode};
 use skep::time::Now;
-use skep::types::{Action, AnnounceReply, Answered, Dropped, Event, Family, InfoHash, Kind};
+use skep::types::{Action, AnnounceReply, Answered, Dropped, Event, Family, InfoHash, PeerKind};
 
 use super::judge::{Invariant, Judged, Violation, hold};
 use super::site::worker_of;
@@ -241,8 +241,8 @@ impl World {
             format!("{found:?} for {counts:?}: {said:?}")
         })?;
         let (kind, most) = match address {
-            SocketAddr::V4(_) => (Kind::V4, 200),
-            SocketAddr::V6(_) => (Kind::V6, 67),
+            SocketAddr::V4(_) => (PeerKind::V4, 200),
+            SocketAddr::V6(_) => (PeerKind::V6, 67),
         };
         let peers = compact(kind, peers);
         self.judge_peers(said, &peers)?;
@@ -284,12 +284,12 @@ impl World {
 }
 
 /// Compact peers, decoded.
-pub(crate) fn compact(kind: Kind, peers: &[u8]) -> Vec<SocketAddr> {
-    let stride = if kind == Kind::V4 { 6 } else { 18 };
+pub(crate) fn compact(kind: PeerKind, peers: &[u8]) -> Vec<SocketAddr> {
+    let stride = if kind == PeerKind::V4 { 6 } else { 18 };
     let peer = |it: &[u8]| {
         let port = u16::from_be_bytes(be(it, stride - 2));
         match kind {
-            Kind::V4 => SocketAddr::from((be::<4>(it, 0), port)),
+            PeerKind::V4 => SocketAddr::from((be::<4>(it, 0), port)),
             _ => SocketAddr::from((be::<16>(it, 0), port)),
         }
     };

@@ -3,12 +3,12 @@
 use metrics::{Counter, Gauge, counter, describe_counter, describe_gauge, gauge};
 
 use super::float;
-use crate::access::lists::Name;
+use crate::access::lists::ListName;
 use crate::access_store::AccessManager;
 
 /// The series.
 pub(super) struct AccessSeries {
-    entries: [Gauge; Name::ALL.len()],
+    entries: [Gauge; ListName::ALL.len()],
     reload_failures: Counter,
     torrents: Gauge,
     passkeys: Gauge,
@@ -27,7 +27,7 @@ impl AccessSeries {
             "Access lists that could not be read again, and stayed as they were."
         );
         Self {
-            entries: Name::ALL.map(|it| gauge!("skep_access_entries", "list" => it.label())),
+            entries: ListName::ALL.map(|it| gauge!("skep_access_entries", "list" => it.label())),
             reload_failures: counter!("skep_access_reload_failures_total"),
             torrents: gauge!("skep_registered_torrents"),
             passkeys: gauge!("skep_passkeys"),
@@ -38,7 +38,7 @@ impl AccessSeries {
         let access = access_manager.access();
         let lists = access.lists();
         let count = |it: usize| float(u64::try_from(it).unwrap_or(u64::MAX));
-        for (name, gauge) in Name::ALL.into_iter().zip(&self.entries) {
+        for (name, gauge) in ListName::ALL.into_iter().zip(&self.entries) {
             gauge.set(count(lists.get(name).len()));
         }
         self.reload_failures.absolute(access_manager.reload_failures());

@@ -30,7 +30,7 @@ use crate::store::{MemoryUsage, StoreTotals};
 use crate::sys::socket::memory_of;
 use crate::time::Now;
 use crate::tracker::{Options, SourceAnomaly};
-use crate::types::{Action, Dropped, Family, Kind, Refusal};
+use crate::types::{Action, Dropped, Family, PeerKind, Refusal};
 use access::AccessSeries;
 use heartbeats::HeartbeatSeries;
 use limits::LimitSeries;
@@ -356,8 +356,8 @@ impl FamilySeries {
 struct StoreSeries {
     torrents: Gauge,
     active_torrents: Gauge,
-    seeders: [Gauge; Kind::ALL.len()],
-    leechers: [Gauge; Kind::ALL.len()],
+    seeders: [Gauge; PeerKind::ALL.len()],
+    leechers: [Gauge; PeerKind::ALL.len()],
     completed: Counter,
     used_bytes: Gauge,
     limit_bytes: Gauge,
@@ -368,15 +368,15 @@ struct StoreSeries {
 
 impl StoreSeries {
     fn new() -> Self {
-        let peers = |kind: Kind, state| {
+        let peers = |kind: PeerKind, state| {
             let labels = [("family", kind.label()), ("state", state)];
             gauge!("skep_peers", &labels)
         };
         Self {
             torrents: gauge!("skep_torrents"),
             active_torrents: gauge!("skep_active_torrents"),
-            seeders: Kind::ALL.map(|it| peers(it, "seeder")),
-            leechers: Kind::ALL.map(|it| peers(it, "leecher")),
+            seeders: PeerKind::ALL.map(|it| peers(it, "seeder")),
+            leechers: PeerKind::ALL.map(|it| peers(it, "leecher")),
             completed: counter!("skep_completed_total"),
             used_bytes: gauge!("skep_store_used_bytes"),
             limit_bytes: gauge!("skep_store_limit_bytes"),
@@ -397,7 +397,7 @@ impl StoreSeries {
     fn update(&self, totals: &StoreTotals) {
         self.torrents.set(float(totals.torrents));
         self.active_torrents.set(float(totals.active_torrents));
-        for kind in Kind::ALL {
+        for kind in PeerKind::ALL {
             self.seeders[kind as usize].set(float(totals.seeders[kind as usize]));
             self.leechers[kind as usize].set(float(totals.leechers[kind as usize]));
         }

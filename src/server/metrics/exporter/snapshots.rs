@@ -6,7 +6,7 @@ use metrics::{Counter, Gauge, counter, describe_counter, describe_gauge, gauge};
 
 use super::float;
 use crate::server::snapshots::figures::{Figures, RestoreOutcome};
-use crate::snapshot::Step;
+use crate::snapshot::SaveStep;
 
 /// The series.
 pub(super) struct SnapshotSeries {
@@ -15,7 +15,7 @@ pub(super) struct SnapshotSeries {
     bytes: Gauge,
     torrents: Gauge,
     peers: Gauge,
-    errors: [Counter; Step::ALL.len()],
+    errors: [Counter; SaveStep::ALL.len()],
     restore: [Gauge; RestoreOutcome::ALL.len()],
     restore_duration_s: Gauge,
     restored_torrents: Gauge,
@@ -28,7 +28,7 @@ pub(super) struct SnapshotSeries {
 impl SnapshotSeries {
     pub(super) fn new() -> Self {
         describe();
-        let errors = |it: Step| counter!("skep_snapshot_errors_total", "reason" => it.label());
+        let errors = |it: SaveStep| counter!("skep_snapshot_errors_total", "reason" => it.label());
         let outcome = |it: RestoreOutcome| gauge!("skep_restore_outcome", "outcome" => it.label());
         Self {
             last_success_s: gauge!("skep_snapshot_last_success_timestamp_seconds"),
@@ -36,7 +36,7 @@ impl SnapshotSeries {
             bytes: gauge!("skep_snapshot_bytes"),
             torrents: gauge!("skep_snapshot_torrents"),
             peers: gauge!("skep_snapshot_peers"),
-            errors: Step::ALL.map(errors),
+            errors: SaveStep::ALL.map(errors),
             restore: RestoreOutcome::ALL.map(outcome),
             restore_duration_s: gauge!("skep_restore_duration_seconds"),
             restored_torrents: gauge!("skep_restore_torrents"),
