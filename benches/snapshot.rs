@@ -20,7 +20,9 @@ use std::time::Instant;
 use criterion::{Criterion, criterion_group};
 use fastrand::Rng;
 use skep::access::passkey::PasskeyTable;
-use skep::snapshot::{Folder, Header, Os, Restore, Snapshot, TrackerId, VERSION, Writer};
+use skep::snapshot::{
+    Header, OsDisk, Restore, Snapshot, SnapshotFolder, TrackerId, VERSION, Writer,
+};
 use skep::store::{
     ExportBatch, Options, PeerAnnounce, PeerBuffers, PeerChange, Role, Store, StoreExport,
 };
@@ -127,7 +129,7 @@ fn once(torrents: u32, peers: u32, crowd: u32) {
     let ms = begun.elapsed().as_millis();
     println!("export alone: {ms} ms in {slices} slices, the longest {longest} us");
     let directory = tempfile::tempdir_in(".").unwrap();
-    let folder = Folder::new(Os, directory.path().to_owned(), TRACKER);
+    let folder = SnapshotFolder::new(OsDisk, directory.path().to_owned(), TRACKER);
     for rests in [false, true] {
         let start = Instant::now();
         let mut since = start;

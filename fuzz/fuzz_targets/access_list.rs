@@ -11,7 +11,7 @@
 use std::sync::Arc;
 
 use libfuzzer_sys::fuzz_target;
-use skep::access::lists::{AccessList, ListName, ListValue, Lists, Question, parse_value};
+use skep::access::lists::{AccessList, AccessQuery, ListName, ListValue, Lists, parse_value};
 use skep::types::{InfoHash, PeerId};
 
 const NAMES: [ListName; 4] =
@@ -20,16 +20,16 @@ const NAMES: [ListName; 4] =
 /// Whether something that the value describes is refused.
 fn is_refused(lists: &Lists, value: &ListValue) -> bool {
     let (other, source) = (InfoHash([0; 20]), std::net::Ipv4Addr::UNSPECIFIED.into());
-    let asked = Question { info_hash: &other, source, peer_id: None, port: None };
+    let asked = AccessQuery { info_hash: &other, source, peer_id: None, port: None };
     match value {
-        ListValue::Torrent(it) => lists.judge(&Question { info_hash: it, ..asked }),
-        ListValue::Network(it) => lists.judge(&Question { source: it.network(), ..asked }),
+        ListValue::Torrent(it) => lists.check(&AccessQuery { info_hash: it, ..asked }),
+        ListValue::Network(it) => lists.check(&AccessQuery { source: it.network(), ..asked }),
         ListValue::Client(it) => {
             let mut id = PeerId([0; 20]);
             id.0[..it.length()].copy_from_slice(it.bytes());
-            return lists.judge(&Question { peer_id: Some(&id), ..asked }).is_some();
+            return lists.check(&AccessQuery { peer_id: Some(&id), ..asked }).is_some();
         }
-        ListValue::Ports(_, last) => lists.judge(&Question { port: Some(*last), ..asked }),
+        ListValue::Ports(_, last) => lists.check(&AccessQuery { port: Some(*last), ..asked }),
     }
     .is_some()
 }
@@ -53,5 +53,5 @@ fuzz_target!(|input: &[u8]| {
         assert_eq!(parse_value(name.kind(), &value.to_string()), Some((value, None)));
         assert!(is_refused(&lists, &value), "{value}");
     }
-    assert_eq!(list.beyond(&list), 0);
+    assert_eq!(list.count_not_in(&list), 0);
 });

@@ -23,7 +23,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use arc_swap::ArcSwap;
 
-use lists::{Lists, Question};
+use lists::{AccessQuery, Lists};
 use mode::Mode;
 use passkey::{PasskeyTable, SessionReport, ValidKey};
 use registry::Registry;
@@ -78,10 +78,10 @@ impl Access {
     }
 
     /// Whether a torrent is one of those that are served at all, under these lists.
-    pub fn shows(&self, lists: &Lists, info_hash: &InfoHash) -> bool {
+    pub fn is_visible(&self, lists: &Lists, info_hash: &InfoHash) -> bool {
         let is_known =
             !self.mode.needs_registration() || self.registry.canonical(info_hash).is_some();
-        is_known && lists.judge_torrent(info_hash).is_none()
+        is_known && lists.check_torrent(info_hash).is_none()
     }
 
     /// Which passkeys are valid.
@@ -136,7 +136,7 @@ impl Gate {
         if !self.access.guarded.load(Ordering::Acquire) {
             return Ok(announce.info_hash);
         }
-        self.judge_announce(now, announce, &credentials())
+        self.check_announce(now, announce, &credentials())
     }
 
     /// What it looks at.
@@ -159,10 +159,10 @@ impl Gate {
         if !self.access.guarded.load(Ordering::Acquire) {
             return Ok(*info_hash);
         }
-        let question = Question { info_hash, source, peer_id: None, port: None };
-        self.judge(&question)?;
-        self.judge_passkey(passkey)?;
-        self.judge_torrent(now, info_hash)
+        let question = AccessQuery { info_hash, source, peer_id: None, port: None };
+        self.check_lists(&question)?;
+        self.check_passkey(passkey)?;
+        self.check_torrent(now, info_hash)
     }
 
     /// Lets somebody see the list of all torrents.
@@ -170,8 +170,8 @@ impl Gate {
     /// # Errors
     /// [`Refusal::NetworkDenied`], or in private mode [`Refusal::UnknownPasskey`].
     pub fn list(&mut self, source: IpAddr, passkey: Option<&[u8]>) -> Result<(), Refusal> {
-        self.lists.load().judge_source(source).map_or(Ok(()), Err)?;
-        self.judge_passkey(passkey).map(drop)
+        self.lists.load().check_source(source).map_or(Ok(()), Err)?;
+        self.check_passkey(passkey).map(drop)
     }
 
     /// The swarm that an info-hash leads to, allowed or not.
@@ -183,7 +183,7 @@ impl Gate {
 
     /// A passkey's peer is gone without a word of its own.
     pub fn release(&self, passkey: Option<&[u8]>, info_hash: &InfoHash, peer_id: &PeerId) {
-        if let Ok(Some(key)) = self.judge_passkey(passkey) {
+        if let Ok(Some(key)) = self.check_passkey(passkey) {
             key.release(&self.swarm_of(info_hash), peer_id);
         }
     }
@@ -193,15 +193,15 @@ impl Gate {
         self.lists.load().reason(refusal, &question_of(announce))
     }
 
-    fn judge_announce(
+    fn check_announce(
         &mut self,
         now: Now,
         announce: &Announce,
         credentials: &Credentials<'_>,
     ) -> Result<InfoHash, Refusal> {
-        self.judge(&question_of(announce))?;
-        let key = self.judge_passkey(credentials.passkey)?;
-        let canonical = self.judge_torrent(now, &announce.info_hash)?;
+        self.check_lists(&question_of(announce))?;
+        let key = self.check_passkey(credentials.passkey)?;
+        let canonical = self.check_torrent(now, &announce.info_hash)?;
         if let Some(key) = key {
             key.count(
                 now,
@@ -218,11 +218,11 @@ impl Gate {
         Ok(canonical)
     }
 
-    fn judge(&mut self, question: &Question<'_>) -> Result<(), Refusal> {
-        self.lists.load().judge(question).map_or(Ok(()), Err)
+    fn check_lists(&mut self, question: &AccessQuery<'_>) -> Result<(), Refusal> {
+        self.lists.load().check(question).map_or(Ok(()), Err)
     }
 
-    fn judge_passkey(&self, passkey: Option<&[u8]>) -> Result<Option<Arc<ValidKey>>, Refusal> {
+    fn check_passkey(&self, passkey: Option<&[u8]>) -> Result<Option<Arc<ValidKey>>, Refusal> {
         if self.access.mode != Mode::Private {
             return Ok(None);
         }
@@ -230,25 +230,25 @@ impl Gate {
         key.map(Some).ok_or(Refusal::UnknownPasskey)
     }
 
-    fn judge_torrent(&mut self, now: Now, info_hash: &InfoHash) -> Result<InfoHash, Refusal> {
+    fn check_torrent(&mut self, now: Now, info_hash: &InfoHash) -> Result<InfoHash, Refusal> {
         if !self.access.mode.needs_registration() {
             return Ok(*info_hash);
         }
         let canonical = self.access.registry.judge(now, info_hash)?;
         // The swarm's other hash may be on a list as well.
-        let denied = (canonical != *info_hash).then(|| self.lists.load().judge_torrent(&canonical));
+        let denied = (canonical != *info_hash).then(|| self.lists.load().check_torrent(&canonical));
         denied.flatten().map_or(Ok(canonical), Err)
     }
 }
 
 /// What lists are asked about an announce.
-fn question_of(announce: &Announce) -> Question<'_> {
+fn question_of(announce: &Announce) -> AccessQuery<'_> {
     let port = match announce.contact {
         Contact::Port(port) => Some(port),
         Contact::Web(_) => None,
     };
     let Announce { info_hash, source, peer_id, .. } = announce;
-    Question { info_hash, source: *source, peer_id: Some(peer_id), port }
+    AccessQuery { info_hash, source: *source, peer_id: Some(peer_id), port }
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use dashmap::DashMap;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use super::sessions::{SavedKey, SavedSession, SessionBytes, Sessions, Terms};
+use super::sessions::{RestoreTimes, SavedKey, SavedSession, SessionBytes, Sessions};
 use crate::time::Now;
 use crate::types::{Event, InfoHash, PeerId, Refusal};
 
@@ -281,7 +281,7 @@ impl PasskeyTable {
     }
 
     /// Restores sessions of a key, if it is valid still.
-    pub fn restore(&self, saved: &SavedKey<'_>, terms: &Terms) {
+    pub fn restore(&self, saved: &SavedKey<'_>, terms: &RestoreTimes) {
         let key = self.all.get(&saved.digest).map(|it| it.clone());
         if let Some(key) = key {
             key.sessions().restore(saved, terms, &key.limits);

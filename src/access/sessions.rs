@@ -170,7 +170,7 @@ pub struct SavedKey<'a> {
 
 /// When sessions were saved and are restored.
 #[derive(Clone, Copy, Debug)]
-pub struct Terms {
+pub struct RestoreTimes {
     /// The snapshot's moment.
     pub at: Now,
     /// Now.
@@ -246,7 +246,7 @@ impl Sessions {
         let is_anew = it.event == Event::Started
             || before.as_ref().is_some_and(|it| latest[0] < it.moved[0] || latest[1] < it.moved[1]);
         let added = match &before {
-            Some(before) if it.event != Event::Started => beyond(latest, before.moved),
+            Some(before) if it.event != Event::Started => increase(latest, before.moved),
             _ => [0; 2],
         };
         let after = PeerSession { at: now, moved: latest, left: it.left };
@@ -309,7 +309,7 @@ impl Sessions {
     }
 
     /// Goes on where these sessions were saved. Does nothing after [`Sessions::end_restoring`].
-    pub(super) fn restore(&mut self, saved: &SavedKey<'_>, terms: &Terms, limits: &Limits) {
+    pub(super) fn restore(&mut self, saved: &SavedKey<'_>, terms: &RestoreTimes, limits: &Limits) {
         let Some(mut early) = self.early.take() else { return };
         let age_ns = terms.now.ns_since(terms.at);
         for it in saved.sessions {
@@ -361,7 +361,7 @@ impl Sessions {
         let Meanwhile { latest, added, .. } = *meanwhile;
         let highest = [latest[0].max(saved[0]), latest[1].max(saved[1])];
         self.sums.take_away(added);
-        self.sums.add(beyond(highest, saved), 0);
+        self.sums.add(increase(highest, saved), 0);
         if let Some(session) = self.all.get_mut(&(it.info_hash, it.peer_id)) {
             session.moved = highest;
         }
@@ -423,7 +423,7 @@ impl Early {
 }
 
 /// How much more one is than the other.
-fn beyond(latest: Moved, before: Moved) -> Moved {
+fn increase(latest: Moved, before: Moved) -> Moved {
     [latest[0].saturating_sub(before[0]), latest[1].saturating_sub(before[1])]
 }
 

@@ -65,7 +65,7 @@ impl Database {
     }
 
     /// Closes the file, so that another process can open it.
-    pub(super) fn lend(&self) {
+    pub(super) fn close_for_successor(&self) {
         *self.database.write().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
@@ -73,7 +73,7 @@ impl Database {
     ///
     /// # Errors
     /// As [`Database::open`].
-    pub(super) fn take_back(&self) -> Result<(), String> {
+    pub(super) fn reopen(&self) -> Result<(), String> {
         let mut place = self.database.write().unwrap_or_else(PoisonError::into_inner);
         if place.is_none() {
             let opened = reopened(&self.path);
@@ -348,15 +348,15 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let it = Database::open(folder.path()).unwrap();
         it.put_torrent(&torrent(1)).unwrap();
-        it.lend();
+        it.close_for_successor();
         assert!(it.put_torrent(&torrent(2)).unwrap_err().contains("taking over"));
         assert!(it.torrents().unwrap_err().contains("taking over"));
         let other = Database::open(folder.path()).unwrap();
         other.put_torrent(&torrent(3)).unwrap();
-        assert!(it.take_back().is_err());
+        assert!(it.reopen().is_err());
         drop(other);
-        it.take_back().unwrap();
-        it.take_back().unwrap();
+        it.reopen().unwrap();
+        it.reopen().unwrap();
         assert_eq!(it.torrents().unwrap(), [torrent(1), torrent(3)]);
     }
 

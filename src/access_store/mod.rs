@@ -127,13 +127,13 @@ pub struct Change {
 pub struct AccessManager {
     access: Arc<Access>,
     /// Held through every change, so that files and what is in force change in the same order.
-    home: Mutex<Home>,
+    home: Mutex<ListFiles>,
     /// Where torrents have to be registered.
     database: Option<Database>,
     reload_failures: AtomicU64,
 }
 
-struct Home {
+struct ListFiles {
     files: [Result<ListFile, String>; ListName::ALL.len()],
 }
 
@@ -143,7 +143,7 @@ impl AccessManager {
     /// # Errors
     /// [`AccessError`] with the first thing that cannot be read.
     pub fn open(options: &Options) -> Result<Self, AccessError> {
-        let home = Home { files: places(options) };
+        let home = ListFiles { files: list_file_paths(options) };
         let mut lists = Lists::default();
         for name in ListName::ALL {
             let Ok(file) = home.file(name) else { continue };
@@ -168,7 +168,7 @@ impl AccessManager {
     /// # Errors
     /// [`AccessError`] with the first thing that cannot be read.
     pub fn check(options: &Options) -> Result<(), AccessError> {
-        for (name, file) in ListName::ALL.into_iter().zip(places(options)) {
+        for (name, file) in ListName::ALL.into_iter().zip(list_file_paths(options)) {
             if let Ok(file) = file.as_ref()
                 && file.configured
             {
@@ -179,10 +179,10 @@ impl AccessManager {
     }
 
     /// Lets another process open the database of registrations, if there is one: until
-    /// [`AccessManager::take_back`], changes are refused, and what is in force stays so.
-    pub fn lend(&self) {
+    /// [`AccessManager::reopen_database`], changes are refused, and what is in force stays so.
+    pub fn lend_database(&self) {
         if let Some(database) = &self.database {
-            database.lend();
+            database.close_for_successor();
         }
     }
 
@@ -190,8 +190,8 @@ impl AccessManager {
     ///
     /// # Errors
     /// [`AccessError::Database`] where that cannot be done, for instance not yet.
-    pub fn take_back(&self) -> Result<(), AccessError> {
-        self.database.as_ref().map_or(Ok(()), |it| it.take_back().map_err(AccessError::Database))
+    pub fn reopen_database(&self) -> Result<(), AccessError> {
+        self.database.as_ref().map_or(Ok(()), |it| it.reopen().map_err(AccessError::Database))
     }
 
     /// What is in force.
@@ -206,13 +206,13 @@ impl AccessManager {
 
     /// The file a list is kept in; `None`: there is nowhere to keep it.
     pub fn path(&self, name: ListName) -> Option<PathBuf> {
-        self.home().file(name).ok().map(|it| it.path.clone())
+        self.list_files().file(name).ok().map(|it| it.path.clone())
     }
 
     /// Takes other settings over; files are read with the next reload. The mode stays as it is.
     pub fn set_options(&self, options: &Options) {
         self.access.registry().set_similar_digits_max(options.similar_digits_max);
-        self.home().files = places(options);
+        self.list_files().files = list_file_paths(options);
     }
 
     /// Reads all lists again. Those that cannot be read stay as they are.
@@ -220,7 +220,7 @@ impl AccessManager {
     /// # Errors
     /// What is wrong with them.
     pub fn reload(&self, who: Actor) -> Result<Vec<Change>, Vec<AccessError>> {
-        let home = self.home();
+        let home = self.list_files();
         let (mut changes, mut errors) = (Vec::new(), Vec::new());
         for name in ListName::ALL {
             let Ok(file) = home.file(name) else { continue };
@@ -245,10 +245,10 @@ impl AccessManager {
     /// # Errors
     /// [`AccessError`] where there is no file, or it cannot be read or written.
     pub fn edit(&self, name: ListName, edit: &Edit, who: Actor) -> Result<Change, AccessError> {
-        let home = self.home();
+        let home = self.list_files();
         let file = home.file(name)?;
         let list = file.edit(name, edit).map_err(AccessError::List)?;
-        Ok(self.put(name, list, file.configured, who, &named(edit)))
+        Ok(self.put(name, list, file.configured, who, &edited_values(edit)))
     }
 
     /// Puts a list in force, and logs that.
@@ -262,7 +262,7 @@ impl AccessManager {
     ) -> Change {
         let before = self.access.lists();
         let old = before.get(name);
-        let (added, removed) = (list.beyond(old), old.beyond(&list));
+        let (added, removed) = (list.count_not_in(old), old.count_not_in(&list));
         let change = Change { name, added, removed, entries: list.len() };
         let lists = Lists::clone(&before).with(name, Arc::new(list), configured);
         self.access.set_lists(lists);
@@ -276,12 +276,12 @@ impl AccessManager {
         change
     }
 
-    fn home(&self) -> MutexGuard<'_, Home> {
+    fn list_files(&self) -> MutexGuard<'_, ListFiles> {
         self.home.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Home {
+impl ListFiles {
     fn file(&self, name: ListName) -> Result<&ListFile, AccessError> {
         self.files[name as usize].as_ref().map_err(|it| AccessError::NoState(it.clone()))
     }
@@ -293,7 +293,7 @@ fn open_database(options: &Options) -> Result<Database, AccessError> {
 }
 
 /// Where each list is kept: where a setting says, or in the state directory.
-fn places(options: &Options) -> [Result<ListFile, String>; ListName::ALL.len()] {
+fn list_file_paths(options: &Options) -> [Result<ListFile, String>; ListName::ALL.len()] {
     ListName::ALL.map(|name| match &options.files[name as usize] {
         Some(path) => Ok(ListFile { path: path.clone(), configured: true }),
         None => {
@@ -305,7 +305,7 @@ fn places(options: &Options) -> [Result<ListFile, String>; ListName::ALL.len()] 
 }
 
 /// The first values of an edit, for the log.
-fn named(edit: &Edit) -> String {
+fn edited_values(edit: &Edit) -> String {
     let added = edit.add.iter().map(|it| format!("+{}", it.0));
     let all: Vec<_> = added.chain(edit.remove.iter().map(|it| format!("-{it}"))).collect();
     let more = all.len().saturating_sub(NAMED_MAX);

@@ -64,7 +64,7 @@ impl AccessManager {
         who: Actor,
     ) -> Result<Registered, AccessError> {
         let database = self.database()?;
-        let _home = self.home();
+        let _home = self.list_files();
         let registry = self.access.registry();
         let is_taken = |it: InfoHash| {
             registry.canonical(&it).is_some_and(|canonical| canonical != torrent.info_hash)
@@ -98,7 +98,7 @@ impl AccessManager {
     /// [`AccessError`]: the tracker is open, the torrent is unknown, or the database fails.
     pub fn unregister(&self, info_hash: &InfoHash, who: Actor) -> Result<(), AccessError> {
         let database = self.database()?;
-        let _home = self.home();
+        let _home = self.list_files();
         let torrent = self.registered(info_hash)?;
         database.remove_torrent(&torrent.info_hash).map_err(AccessError::Database)?;
         torrent.hashes().for_each(|it| self.access.registry().remove(&it));
@@ -129,7 +129,7 @@ impl AccessManager {
         who: Actor,
     ) -> Result<Issued, AccessError> {
         let database = self.passkeys()?;
-        let _home = self.home();
+        let _home = self.list_files();
         if self.access.keys().len() >= KEYS_MAX {
             return Err(AccessError::Full);
         }
@@ -148,7 +148,7 @@ impl AccessManager {
     /// [`AccessError`]: the tracker is not private, there is no such key, or the database fails.
     pub fn revoke(&self, id: &str, who: Actor) -> Result<(), AccessError> {
         let database = self.passkeys()?;
-        let _home = self.home();
+        let _home = self.list_files();
         let key = self.access.keys().with_id(id).ok_or(AccessError::Unknown)?;
         database.remove_passkey(key.digest()).map_err(AccessError::Database)?;
         self.access.keys().remove(key.digest());
@@ -166,7 +166,7 @@ impl AccessManager {
         let all = self.access.keys().all();
         for some in all.chunks(FLUSHED_MAX) {
             // A key that is revoked meanwhile must not come back.
-            let _home = self.home();
+            let _home = self.list_files();
             some.iter().for_each(|it| it.sweep(now, peer_age_s_max));
             let valid = some.iter().filter(|it| self.access.keys().contains(it.digest()));
             let changed: Vec<_> = valid.filter(|it| it.take_changed()).collect();

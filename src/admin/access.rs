@@ -68,11 +68,11 @@ pub(super) async fn guard<P: Process>(
     request: Request,
     next: Next,
 ) -> Response {
-    let (asker, token) = (Asker::of(from.ok(), &request), admin.process.token());
+    let (asker, token) = (RequestSender::of(from.ok(), &request), admin.process.token());
     let verdict = if has_effect(&request) {
         no_page(&request).and_then(|()| asker.may_change(&token))
     } else {
-        asker.may_look(&token)
+        asker.may_read(&token)
     };
     match verdict {
         Ok(()) => next.run(request).await,
@@ -106,7 +106,7 @@ fn no_page(request: &Request) -> Result<(), ApiError> {
 /// What a request says of its sender: for pages that show part of what the API tells, and for
 /// those on which the right to it has to be judged again later.
 #[derive(Debug)]
-pub(super) struct Asker {
+pub(super) struct RequestSender {
     is_local: bool,
     is_forwarded: bool,
     names_this_host: bool,
@@ -114,23 +114,23 @@ pub(super) struct Asker {
     shown: Option<Box<[u8]>>,
 }
 
-impl Asker {
+impl RequestSender {
     pub(super) fn of(from: Option<ConnectInfo<SocketAddr>>, request: &Request) -> Self {
         Self {
             // Where nobody says whence a request comes, it comes from elsewhere.
             is_local: from.is_some_and(|ConnectInfo(it)| it.ip().to_canonical().is_loopback()),
             is_forwarded: is_forwarded(request),
             names_this_host: hosts(request).all(|it| it.is_some_and(|it| is_this_host(&it))),
-            shown: shown(request.headers()).map(Into::into),
+            shown: bearer_token(request.headers()).map(Into::into),
         }
     }
 
     /// Whether the API would serve the sender now: the token may have changed since it asked.
     pub(super) fn is_served<P: Process>(&self, admin: &Admin<P>) -> bool {
-        self.may_look(&admin.process.token()).is_ok()
+        self.may_read(&admin.process.token()).is_ok()
     }
 
-    fn may_look(&self, token: &Token) -> Result<(), ApiError> {
+    fn may_read(&self, token: &Token) -> Result<(), ApiError> {
         match token {
             Token::Configured(token) | Token::Kept(token) if self.has(token) => Ok(()),
             Token::Configured(_) => Err(ApiError::no_token()),
@@ -157,7 +157,7 @@ impl Asker {
 }
 
 /// The token that a request shows (RFC 6750).
-fn shown(headers: &HeaderMap) -> Option<&[u8]> {
+fn bearer_token(headers: &HeaderMap) -> Option<&[u8]> {
     let field = headers.get(header::AUTHORIZATION)?.as_bytes();
     let (scheme, token) = field.split_at_checked(b"Bearer ".len())?;
     scheme.eq_ignore_ascii_case(b"Bearer ").then_some(token)
@@ -240,13 +240,13 @@ mod tests {
 
     use super::*;
 
-    fn asker(from: [u8; 4], fields: &[(&str, &str)]) -> Asker {
+    fn asker(from: [u8; 4], fields: &[(&str, &str)]) -> RequestSender {
         let mut request = Request::builder().uri("/stats/live");
         for (name, value) in fields {
             request = request.header(*name, *value);
         }
         let from = ConnectInfo(SocketAddr::from((from, 50_000)));
-        Asker::of(Some(from), &request.body(Body::empty()).unwrap())
+        RequestSender::of(Some(from), &request.body(Body::empty()).unwrap())
     }
 
     #[test]
@@ -254,15 +254,15 @@ mod tests {
         let configured = |it: &str| Token::Configured(it.into());
         let kept = Token::Kept("open sesame".into());
         let here = asker([127, 0, 0, 1], &[("host", "127.0.0.1:6970")]);
-        assert!(here.may_look(&Token::Absent).is_ok() && here.may_look(&kept).is_ok());
-        assert!(here.may_look(&configured("open sesame")).is_err(), "set since it asked");
+        assert!(here.may_read(&Token::Absent).is_ok() && here.may_read(&kept).is_ok());
+        assert!(here.may_read(&configured("open sesame")).is_err(), "set since it asked");
         let knowing = asker([192, 0, 2, 7], &[("authorization", "bearer open sesame")]);
         for token in [&configured("open sesame"), &kept] {
-            assert!(knowing.may_look(token).is_ok() && knowing.may_change(token).is_ok());
+            assert!(knowing.may_read(token).is_ok() && knowing.may_change(token).is_ok());
             assert!(here.may_change(token).is_err());
         }
-        assert!(knowing.may_look(&configured("open barley")).is_err(), "another since it asked");
-        assert!(knowing.may_look(&Token::Absent).is_err(), "none since it asked, from elsewhere");
+        assert!(knowing.may_read(&configured("open barley")).is_err(), "another since it asked");
+        assert!(knowing.may_read(&Token::Absent).is_err(), "none since it asked, from elsewhere");
         assert!(knowing.may_change(&Token::Absent).is_err());
         assert_eq!(format!("{kept:?}"), "Kept(…)");
     }
@@ -276,6 +276,6 @@ mod tests {
             assert!(is_forwarded(&[(*name, "x")]), "{name}");
         }
         let request = Request::builder().version(Version::HTTP_10).body(Body::empty()).unwrap();
-        assert!(Asker::of(None, &request).is_forwarded);
+        assert!(RequestSender::of(None, &request).is_forwarded);
     }
 }

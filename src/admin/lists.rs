@@ -31,7 +31,10 @@ pub(super) fn routes<P: Process>() -> Routes<P> {
         ("/api/v1/access", get(overview::<P>)),
         ("/api/v1/access/reload", post(reload::<P>)),
         ("/api/v1/access/{kind}/{side}", get(page::<P>).post(edit::<P>)),
-        ("/api/v1/access/{kind}/{side}/{value}", get(look::<P>).put(add::<P>).delete(remove::<P>)),
+        (
+            "/api/v1/access/{kind}/{side}/{value}",
+            get(read_entry::<P>).put(add::<P>).delete(remove::<P>),
+        ),
     ]
 }
 
@@ -200,7 +203,7 @@ fn push_added(edit: &mut Edit, name: ListName, it: Field) -> Result<(), ApiError
 }
 
 /// Whether a value is listed just so.
-async fn look<P: Process>(
+async fn read_entry<P: Process>(
     State(admin): State<Admin<P>>,
     place: ListPath,
 ) -> Result<impl IntoResponse, ApiError> {

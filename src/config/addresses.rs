@@ -32,7 +32,7 @@ impl Config {
             ("admin", std::slice::from_ref(&self.admin.listen)),
         ];
         for (section, addresses) in lists {
-            if let Some(it) = addresses.iter().find(|it| is_of_many(it.ip())) {
+            if let Some(it) = addresses.iter().find(|it| is_wildcard_of_many(it.ip())) {
                 let problem = format!(
                     "{it} is a multicast or broadcast address: nothing can be \
                                        served on it"
@@ -55,7 +55,7 @@ impl Config {
     }
 }
 
-fn is_of_many(ip: IpAddr) -> bool {
+fn is_wildcard_of_many(ip: IpAddr) -> bool {
     ip.is_multicast() || matches!(ip, IpAddr::V4(it) if it.is_broadcast())
 }
 

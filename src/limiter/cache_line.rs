@@ -156,7 +156,7 @@ impl CacheLine {
 
     /// Gives a slot to `id`. Its load stays: see [`LoadTable`](super::table::LoadTable).
     #[inline]
-    pub(super) fn give(&self, slot: LaneSlot, id: u16) {
+    pub(super) fn assign(&self, slot: LaneSlot, id: u16) {
         let word = slot.of(&self.ids);
         word.store(slot.set(word.load(Relaxed), id), Relaxed);
     }
@@ -249,7 +249,7 @@ mod tests {
         let line = CacheLine::default();
         let slots = slots(&line);
         for (at, slot) in slots.iter().enumerate() {
-            line.give(*slot, 1000 + at as u16);
+            line.assign(*slot, 1000 + at as u16);
             line.add(*slot, at as u16);
         }
         for (at, slot) in slots.iter().enumerate() {
@@ -269,7 +269,7 @@ mod tests {
         for _ in 0..if cfg!(miri) { 100 } else { 20_000 } {
             let ids: Vec<u16> = slots.iter().map(|_| random.u16(..) & 0x8003).collect();
             for (slot, id) in slots.iter().zip(&ids) {
-                line.give(*slot, *id);
+                line.assign(*slot, *id);
             }
             for id in [0, 1, 2, 3, 0x8000, 0x8001, 0x8002, 0x8003, 4, 0x7fff] {
                 let found = line.find(id);
@@ -284,7 +284,7 @@ mod tests {
     fn the_spare_lane_is_no_slot() {
         let line = CacheLine::default();
         for slot in slots(&line) {
-            line.give(slot, 7);
+            line.assign(slot, 7);
         }
         assert!(!line.find(0).is_some(), "the spare lane is zero");
     }

@@ -76,7 +76,7 @@ impl Handle {
     /// request that was admitted or not, so that one request is judged by one set of options.
     #[inline]
     pub fn is_exempt(&self, source: IpAddr) -> bool {
-        !self.obeys_limits(source)
+        !self.is_limited_source(source)
     }
 
     /// Whether a source is in a network under no limit, whatever else is limited: as of the latest
@@ -181,19 +181,19 @@ impl Handle {
         let options = self.options.load();
         if !Arc::ptr_eq(options, &self.obeyed) {
             let options = options.clone();
-            self.obey(options);
+            self.apply_options(options);
         }
-        self.obeys_limits(source)
+        self.is_limited_source(source)
     }
 
     #[inline]
-    fn obeys_limits(&self, source: IpAddr) -> bool {
+    fn is_limited_source(&self, source: IpAddr) -> bool {
         self.obeyed.enabled && !self.exempt.contains(source)
     }
 
     #[cold]
     #[inline(never)]
-    fn obey(&mut self, options: Arc<Options>) {
+    fn apply_options(&mut self, options: Arc<Options>) {
         for (rate_limit, (rate, burst)) in self.rate_limits.iter_mut().zip(limits(&options)) {
             rate_limit.set(rate, burst);
         }

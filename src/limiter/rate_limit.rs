@@ -108,7 +108,7 @@ impl RateLimit {
         price: Price,
         dither: u64,
     ) -> ([Lookup<'a>; N], [u16; N]) {
-        self.turn_to(now);
+        self.advance_to(now);
         let eighths = self.scale.clamp(price);
         let entries = table.entries(std::array::from_fn(hashes), self.moment.epoch);
         let loads = std::array::from_fn(|at| self.moment.load(first + at, eighths, dither, at));
@@ -116,7 +116,7 @@ impl RateLimit {
     }
 
     #[inline]
-    fn turn_to(&mut self, now: Now) {
+    fn advance_to(&mut self, now: Now) {
         if now.ns().wrapping_sub(self.moment.start_ns) >= self.moment.length_ns {
             self.moment = self.scale.at(now);
         }

@@ -128,7 +128,7 @@ impl Lookup<'_> {
             return; // a share below one was rounded down: nothing to remember
         }
         if !self.known {
-            self.line.give(self.slot, self.id);
+            self.line.assign(self.slot, self.id);
         }
         if rough {
             self.line.add_roughly(self.slot, load);

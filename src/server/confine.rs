@@ -12,7 +12,7 @@ use tracing::{info, warn};
 use crate::config::Config;
 use crate::server::StartError;
 use crate::server::log::OPERATOR;
-use crate::sys::identity::{Acting, UnixUser};
+use crate::sys::identity::{ActingUser, UnixUser};
 
 /// What the rules are written for; older kernels keep as many of them as they know.
 const RULES: ABI = ABI::V5;
@@ -71,16 +71,16 @@ pub(super) fn user_of(config: &Config) -> Result<Option<UnixUser>, StartError> {
 ///
 /// # Errors
 /// [`StartError`] where this process cannot.
-pub(super) fn act_as(user: Option<&UnixUser>) -> Result<Option<Acting>, StartError> {
+pub(super) fn act_as(user: Option<&UnixUser>) -> Result<Option<ActingUser>, StartError> {
     let acting = user.map(UnixUser::act).transpose();
     acting.map_err(|error| cannot_become("of server.user", &error))
 }
 
 /// Sees that the user to become has the state directory. Where that cannot be, what is kept there
 /// finds that out, and says what follows from it.
-pub(super) fn provide(user: Option<&UnixUser>, state: Option<&Path>) {
+pub(super) fn create_state_directory(user: Option<&UnixUser>, state: Option<&Path>) {
     let (Some(user), Some(state)) = (user, state) else { return };
-    if let Err(error) = user.provide(state) {
+    if let Err(error) = user.create_directory(state) {
         let path = state.display();
         info!(
             target: OPERATOR,

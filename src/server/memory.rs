@@ -208,7 +208,7 @@ impl Reclaim {
 pub struct Keeper {
     store: Arc<Store>,
     /// The stream workers, once they have been started.
-    streams: OnceLock<Arc<stream::Shared>>,
+    streams: OnceLock<Arc<stream::StreamContext>>,
     /// What sessions of passkeys take, where there are any.
     sessions: OnceLock<Arc<SessionBytes>>,
     resident: Mutex<Option<memory::Resident>>,
@@ -252,7 +252,7 @@ impl Keeper {
     }
 
     /// Counts what the connections of these workers hold.
-    pub(super) fn count_connections(&self, streams: Arc<stream::Shared>) {
+    pub(super) fn count_connections(&self, streams: Arc<stream::StreamContext>) {
         // They are started once.
         let _ = self.streams.set(streams);
     }

@@ -27,7 +27,7 @@ pub(super) struct Tls {
     /// What the workers make connections with.
     pub(super) config: Arc<ArcSwap<ServerConfig>>,
     files: Files,
-    seen: Option<[Stamp; 2]>,
+    seen: Option<[FileStamp; 2]>,
     tickets: Arc<dyn ProducesTickets>,
 }
 
@@ -42,7 +42,7 @@ pub(super) struct Files {
 
 /// Tells one state of a file from another, also where a link is set to another file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Stamp {
+struct FileStamp {
     inode: u64,
     bytes: u64,
     modified: (i64, i64),
@@ -94,8 +94,8 @@ impl Files {
         self.read().map(|_| ())
     }
 
-    fn stamps(&self) -> Option<[Stamp; 2]> {
-        let stamp = |path: &Path| path.metadata().ok().as_ref().map(Stamp::of);
+    fn stamps(&self) -> Option<[FileStamp; 2]> {
+        let stamp = |path: &Path| path.metadata().ok().as_ref().map(FileStamp::of);
         Some([stamp(&self.certificate)?, stamp(&self.key)?])
     }
 
@@ -158,7 +158,7 @@ fn unreadable(setting: &str, path: &Path, error: &PemError) -> ConfigError {
     ConfigError::at(format!("tls.{setting}"), problem)
 }
 
-impl Stamp {
+impl FileStamp {
     fn of(it: &Metadata) -> Self {
         Self { inode: it.ino(), bytes: it.len(), modified: (it.mtime(), it.mtime_nsec()) }
     }

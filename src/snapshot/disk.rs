@@ -57,9 +57,9 @@ pub trait Disk {
 
 /// The operating system's.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Os;
+pub struct OsDisk;
 
-impl Disk for Os {
+impl Disk for OsDisk {
     type Input = io::BufReader<File>;
     type Output = File;
 

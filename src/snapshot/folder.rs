@@ -109,7 +109,7 @@ pub struct Saved {
 
 /// A file that was of no use.
 #[derive(Debug)]
-pub struct Aside {
+pub struct UnusableFile {
     /// What it was called.
     pub path: PathBuf,
     /// Why it is of no use, in words.
@@ -125,18 +125,18 @@ pub struct FoundSnapshots<D: Disk> {
     /// The latest snapshot of this tracker that is whole, and its name.
     pub snapshot: Option<(Snapshot<D::Input>, PathBuf)>,
     /// What was tried before it.
-    pub aside: Vec<Aside>,
+    pub aside: Vec<UnusableFile>,
 }
 
 /// The folder of a tracker's snapshots.
 #[derive(Clone, Debug)]
-pub struct Folder<D> {
+pub struct SnapshotFolder<D> {
     disk: D,
     path: PathBuf,
     tracker: TrackerId,
 }
 
-impl<D: Disk> Folder<D> {
+impl<D: Disk> SnapshotFolder<D> {
     /// The folder at `path`, for the snapshots of `tracker`.
     pub fn new(disk: D, path: PathBuf, tracker: TrackerId) -> Self {
         Self { disk, path, tracker }
@@ -245,7 +245,7 @@ impl<D: Disk> Folder<D> {
                 Err(fault) => (fault.kind(), fault.to_string()),
             };
             let name = self.set_aside(&path, &kind, now);
-            aside.push(Aside { path, reason, kind, name });
+            aside.push(UnusableFile { path, reason, kind, name });
         }
         FoundSnapshots { snapshot: None, aside }
     }

@@ -14,9 +14,10 @@ mod reader;
 mod restore;
 mod writer;
 
-pub use disk::{Disk, Os};
+pub use disk::{Disk, OsDisk};
 pub use folder::{
-    Aside, CURRENT, Folder, FoundSnapshots, PREVIOUS, SaveError, SaveStep, Saved, TEMPORARY,
+    CURRENT, FoundSnapshots, PREVIOUS, SaveError, SaveStep, Saved, SnapshotFolder, TEMPORARY,
+    UnusableFile,
 };
 pub use format::{BLOCK_BYTES_MAX, Header, SnapshotCounts, TrackerId, VERSION};
 pub use reader::{Block, Snapshot, SnapshotError, read_header};

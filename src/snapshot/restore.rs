@@ -34,7 +34,7 @@ impl<R: Read + Seek> Restore<R> {
     /// As there.
     pub fn restore_sessions(&self, keys: &PasskeyTable, now: Now) -> Result<(), SnapshotError> {
         let (at, peer_age_s_max) = (self.at(), self.peer_age_s_max);
-        let terms = sessions::Terms { at, now, peer_age_s_max };
+        let terms = sessions::RestoreTimes { at, now, peer_age_s_max };
         for key in self.block.keys() {
             keys.restore(&key?, &terms);
         }

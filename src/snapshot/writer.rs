@@ -61,7 +61,7 @@ impl<W: Write> Writer<W> {
     /// # Errors
     /// Those of the output. The snapshot is lost with any.
     pub fn add(&mut self, batch: &ExportBatch) -> io::Result<()> {
-        self.turn_to(KIND_SWARMS)?;
+        self.begin_kind(KIND_SWARMS)?;
         let (mut v4, mut v6) = (&batch.v4[..], &batch.v6[..]);
         for torrent in &batch.torrents {
             let (its_v4, behind_v4) = v4.split_at(torrent.v4.min(v4.len()));
@@ -77,7 +77,7 @@ impl<W: Write> Writer<W> {
     /// # Errors
     /// Those of the output. The snapshot is lost with any.
     pub fn add_key(&mut self, key: &SavedKey<'_>) -> io::Result<()> {
-        self.turn_to(KIND_SESSIONS)?;
+        self.begin_kind(KIND_SESSIONS)?;
         let mut rest = key.sessions;
         loop {
             self.make_room(KEY_BYTES + size_of::<SavedSession>())?;
@@ -100,7 +100,7 @@ impl<W: Write> Writer<W> {
     }
 
     /// Ends the block if it holds something else.
-    fn turn_to(&mut self, kind: u32) -> io::Result<()> {
+    fn begin_kind(&mut self, kind: u32) -> io::Result<()> {
         if self.kind != kind {
             self.end_block()?;
             self.kind = kind;

@@ -128,9 +128,9 @@ impl Store {
         let Some(swarm) = shard.remove_at(bucket) else { return };
         let totals = &self.totals[shard.number()];
         match &swarm {
-            Swarm::Inline(record, _) => totals.leave_all(std::slice::from_ref(record)),
-            Swarm::SmallV4(block) => totals.leave_all(block.records()),
-            Swarm::SmallV6(block) => totals.leave_all(block.records()),
+            Swarm::Inline(record, _) => totals.count_all_as_left(std::slice::from_ref(record)),
+            Swarm::SmallV4(block) => totals.count_all_as_left(block.records()),
+            Swarm::SmallV6(block) => totals.count_all_as_left(block.records()),
             Swarm::Empty { .. } | Swarm::Large(_) => {}
         }
         self.note_bytes(shard.number(), swarm.bytes(), 0);
@@ -149,7 +149,7 @@ impl ShardTotals {
     }
 
     /// Notes that all of them have left.
-    fn leave_all<const ADDRESS: usize>(&self, records: &[PeerRecord<ADDRESS>]) {
+    fn count_all_as_left<const ADDRESS: usize>(&self, records: &[PeerRecord<ADDRESS>]) {
         let kind = Endpoint::<ADDRESS>::KIND;
         records.iter().for_each(|record| self.leave(kind, record.meta().role()));
     }

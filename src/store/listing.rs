@@ -60,7 +60,7 @@ impl Store {
         shown: impl Fn(&InfoHash) -> bool,
     ) -> Vec<ListedTorrent> {
         let mut smallest = SmallestHashes { count, listed: Vec::new(), below: None };
-        self.look_through(|info_hash, packed| {
+        self.for_each_torrent(|info_hash, packed| {
             let is_next = after.is_none_or(|after| info_hash > after);
             if is_next && smallest.wants(info_hash) && shown(info_hash) {
                 let counts = packed.peek(Swarm::scrape);
@@ -74,7 +74,7 @@ impl Store {
     /// Looks at every torrent: not for a worker's loop.
     pub fn torrents_by(&self, order: TorrentOrder, count: usize) -> Vec<ListedTorrent> {
         let mut largest = LargestTorrents { count, ranked: BinaryHeap::new() };
-        self.look_through(|info_hash, packed| {
+        self.for_each_torrent(|info_hash, packed| {
             let counts = packed.peek(Swarm::scrape);
             let listed = ListedTorrent { info_hash: *info_hash, counts };
             largest.add(RankedTorrent { size: order.size(&counts), listed });
@@ -102,7 +102,7 @@ impl Store {
 
 impl Store {
     /// Shows every torrent to `look`, in no particular order, and maybe some more than once.
-    fn look_through(&self, mut look: impl FnMut(&InfoHash, &PackedSwarm)) {
+    fn for_each_torrent(&self, mut look: impl FnMut(&InfoHash, &PackedSwarm)) {
         for shard in 0..self.table.shards() {
             let mut walk = ShardWalk::new(shard);
             let mut look = |_, info_hash: &InfoHash, packed: &PackedSwarm| {

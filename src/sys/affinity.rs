@@ -49,7 +49,7 @@ pub fn pin(cpu: usize) -> io::Result<()> {
 ///
 /// # Errors
 /// Where a filter denies the call.
-pub fn give_way() -> io::Result<()> {
+pub fn lower_priority() -> io::Result<()> {
     // SAFETY: no memory is passed; on Linux 0 is the calling thread, not its process.
     let result = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 19) };
     if result == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
@@ -78,7 +78,7 @@ mod tests {
         // SAFETY: a system call without memory; 0 is the calling thread.
         let nice = || unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) };
         let before = nice();
-        let seen = std::thread::spawn(move || give_way().map(|()| nice()));
+        let seen = std::thread::spawn(move || lower_priority().map(|()| nice()));
         assert_eq!(seen.join().unwrap().unwrap(), 19);
         assert_eq!(nice(), before);
     }

@@ -84,11 +84,11 @@ pub fn synchronisation() -> io::Result<Synchronisation> {
 /// Whether the system clock is set while somebody watches: held against a clock that nobody can
 /// set, and that goes on while the host sleeps.
 #[derive(Clone, Copy, Debug)]
-pub struct Watch {
+pub struct ClockWatch {
     lead_ns: i64,
 }
 
-impl Watch {
+impl ClockWatch {
     /// Begins to watch.
     pub fn start() -> Self {
         Self { lead_ns: lead_ns() }
@@ -150,12 +150,12 @@ mod tests {
 
     #[test]
     fn a_clock_that_nobody_sets_is_not_seen_to_be_set() {
-        let watch = Watch::start();
+        let watch = ClockWatch::start();
         let until_ns = thread_cpu_ns() + 20_000_000;
         while thread_cpu_ns() < until_ns {}
         assert!(watch.set_ns().abs() < 10_000_000, "{}", watch.set_ns());
         let since_epoch = Clock::start().now().ns();
-        let earlier = Watch { lead_ns: watch.lead_ns - 3_600_000_000_000 };
+        let earlier = ClockWatch { lead_ns: watch.lead_ns - 3_600_000_000_000 };
         assert!(earlier.set_ns() > 3_599_000_000_000, "an hour forward");
         assert!(watch.lead_ns > 0 && watch.lead_ns.unsigned_abs() < since_epoch);
     }

@@ -39,12 +39,12 @@ pub fn keep_files_private() {
 /// is dropped.
 #[derive(Debug)]
 #[must_use]
-pub struct Acting {
+pub struct ActingUser {
     gid: Gid,
     groups: Vec<Gid>,
 }
 
-impl Drop for Acting {
+impl Drop for ActingUser {
     /// Where a step fails, less is allowed than before, not more; [`UnixUser::assume`] sees it.
     fn drop(&mut self) {
         let _ = seteuid(Uid::from_raw(0));
@@ -91,8 +91,8 @@ impl UnixUser {
     ///
     /// # Errors
     /// Where the process is not root.
-    pub fn act(&self) -> io::Result<Acting> {
-        let before = Acting { gid: getegid(), groups: getgroups()? };
+    pub fn act(&self) -> io::Result<ActingUser> {
+        let before = ActingUser { gid: getegid(), groups: getgroups()? };
         self.set_groups()?;
         setegid(self.gid)?;
         seteuid(self.uid)?;
@@ -106,7 +106,7 @@ impl UnixUser {
     ///
     /// # Errors
     /// The kernel's; `PermissionDenied` where the name leads through what is not root's.
-    pub fn provide(&self, directory: &Path) -> io::Result<()> {
+    pub fn create_directory(&self, directory: &Path) -> io::Result<()> {
         let may_enter = {
             let _acting = self.act()?;
             let made = DirBuilder::new().recursive(true).mode(0o700).create(directory);
@@ -359,13 +359,13 @@ mod tests {
             std::fs::hard_link(&other, state.join("twin")).unwrap();
             let mut mkfifo = std::process::Command::new("mkfifo");
             assert!(mkfifo.arg(state.join("pipe")).status().unwrap().success());
-            nobody().provide(&state).unwrap();
+            nobody().create_directory(&state).unwrap();
             assert_eq!([&state, &list].map(|it| owner(it)), [65534; 2]);
             let left = ["link", "twin", "pipe"].map(|it| owner(&state.join(it)));
             assert_eq!((owner(&other), left), (0, [0; 3]));
             // It is the user's from now on: what root has there by chance stays root's.
             std::fs::write(state.join("later"), "").unwrap();
-            nobody().provide(&state).unwrap();
+            nobody().create_directory(&state).unwrap();
             assert_eq!(owner(&state.join("later")), 0);
         });
     }
@@ -375,7 +375,7 @@ mod tests {
         let Some(folder) = folder() else { return };
         alone("a_directory_is_made_for_the_user_unless_the_way_there_is_not_roots", || {
             let deep = folder.path().join("a/b/skep");
-            nobody().provide(&deep).unwrap();
+            nobody().create_directory(&deep).unwrap();
             assert_eq!([&deep, &folder.path().join("a")].map(|it| owner(it)), [65534; 2]);
             assert_eq!(deep.metadata().unwrap().mode() & 0o777, 0o700);
             // The user has put a link to a folder of root's on the way.
@@ -384,7 +384,9 @@ mod tests {
             set_permissions(&roots, Permissions::from_mode(0o700)).unwrap();
             std::os::unix::fs::symlink(&roots, folder.path().join("a/link")).unwrap();
             for name in ["skep", "new"] {
-                let error = nobody().provide(&folder.path().join("a/link").join(name)).unwrap_err();
+                let error = nobody()
+                    .create_directory(&folder.path().join("a/link").join(name))
+                    .unwrap_err();
                 assert_eq!(error.kind(), io::ErrorKind::PermissionDenied, "{error}");
             }
             assert_eq!(owner(&roots.join("skep")), 0);

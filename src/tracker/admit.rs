@@ -223,7 +223,7 @@ impl Tracker {
         source: IpAddr,
         event: Event,
     ) -> Result<(), AdmitError> {
-        self.was_asked = true;
+        self.was_charged = true;
         if self.limiter.is_some() { self.charge(now, source, event) } else { Ok(()) }
     }
 
@@ -250,7 +250,7 @@ impl Tracker {
         source: IpAddr,
         torrents: usize,
     ) -> Result<(), AdmitError> {
-        self.was_asked = true;
+        self.was_charged = true;
         if self.shedding >= Shedding::Scrapes {
             return Err(AdmitError::Shed);
         }
@@ -292,8 +292,8 @@ impl Tracker {
 
     /// Whether an announce or scrape was charged since this was called last: if not, what was done
     /// meanwhile has not been charged.
-    pub fn take_asked(&mut self) -> bool {
-        std::mem::take(&mut self.was_asked)
+    pub fn take_was_charged(&mut self) -> bool {
+        std::mem::take(&mut self.was_charged)
     }
 
     /// Whether work of a source's connection is to be done. Where it is, it has been charged.

@@ -61,7 +61,7 @@ impl DualStackClients {
             Family::V6 => (Family::V6, Family::V4),
         };
         self.note((announce, port, own), address);
-        let Some(other_address) = self.seen((announce, port, other)) else { return };
+        let Some(other_address) = self.address_hash_of((announce, port, other)) else { return };
         let is_own = |(address, its_port): PeerEndpoint| {
             its_port == port.to_be_bytes() && self.hash_of(address) == other_address
         };
@@ -86,7 +86,7 @@ impl DualStackClients {
     }
 
     /// The hash of the address at which the client was last seen over a family.
-    fn seen(&self, client: FamilyAnnounce<'_>) -> Option<u32> {
+    fn address_hash_of(&self, client: FamilyAnnounce<'_>) -> Option<u32> {
         let (slot, tag) = self.place(client);
         let word = slot.load(Ordering::Relaxed);
         let [_, low] = halves(word);

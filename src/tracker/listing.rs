@@ -43,7 +43,7 @@ impl Listing {
             None => self.store.torrents_after(after, count, |_| true),
             Some(access) => {
                 let lists = access.lists();
-                self.store.torrents_after(after, count, |it| access.shows(&lists, it))
+                self.store.torrents_after(after, count, |it| access.is_visible(&lists, it))
             }
         }
     }

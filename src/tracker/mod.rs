@@ -145,7 +145,7 @@ pub struct Tracker {
     load: Arc<Load>,
     limiter: Option<limiter::Handle>,
     /// Whether a source was asked to pay since this was cleared.
-    was_asked: bool,
+    was_charged: bool,
     retries: Retries,
     not_stored: Arc<NotStoredCounters>,
     access: Option<access::Gate>,
@@ -175,7 +175,7 @@ impl Tracker {
             source_window: SourceWindow::default(),
             load: Arc::default(),
             limiter: None,
-            was_asked: false,
+            was_charged: false,
             retries: Retries::default(),
             not_stored: Arc::default(),
             access: None,

@@ -32,11 +32,11 @@ const SILENCE_S_MAX: u32 = 3 * WAIT_S_MAX;
 /// What was asked for in vain, by whom, and since when.
 #[derive(Default)]
 pub(super) struct Retries {
-    entries: Vec<Entry>,
+    entries: Vec<RetryEntry>,
 }
 
 #[derive(Clone, Copy, Default)]
-struct Entry {
+struct RetryEntry {
     /// A part of the hash by which the entry is known.
     mark: u32,
     first_s: u32,
@@ -48,13 +48,13 @@ impl Retries {
     /// returns after how many seconds it may again.
     pub(super) fn wait_s(&mut self, now: Now, source: IpAddr, what: &[u8]) -> u32 {
         if self.entries.is_empty() {
-            self.entries = vec![Entry::default(); ENTRIES as usize];
+            self.entries = vec![RetryEntry::default(); ENTRIES as usize];
         }
         let [mark, place] = hash(source, what);
         let now_s = u32::try_from(now.seconds()).unwrap_or(u32::MAX);
         let entry = &mut self.entries[(place % ENTRIES) as usize];
         if entry.mark != mark || now_s.saturating_sub(entry.latest_s) > SILENCE_S_MAX {
-            *entry = Entry { mark, first_s: now_s, latest_s: now_s };
+            *entry = RetryEntry { mark, first_s: now_s, latest_s: now_s };
         }
         entry.latest_s = now_s;
         let asking_s = now_s.saturating_sub(entry.first_s);
@@ -133,6 +133,6 @@ mod tests {
         for number in 0..100_000_u32 {
             retries.wait_s(START, number.to_be_bytes().into(), b"x");
         }
-        assert_eq!(retries.entries.capacity() * size_of::<Entry>(), 24 * 1024);
+        assert_eq!(retries.entries.capacity() * size_of::<RetryEntry>(), 24 * 1024);
     }
 }

@@ -18,7 +18,9 @@ use crate::sys::ring_host::{RingHost, RingOptions};
 use crate::sys::socket::BoundUdp;
 use crate::time::Now;
 use crate::types::{Dropped, Family, unmap};
-use crate::worker::{REPLY_BYTES_MAX, Responder, mmsg::Mmsg, rest::Rest, uring::UringBackend};
+use crate::worker::{
+    REPLY_BYTES_MAX, Responder, mmsg::Mmsg, rest_signal::RestSignal, uring::UringBackend,
+};
 
 /// How datagrams travel between kernel and worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,7 +64,7 @@ impl DatagramWorker<'_> {
     /// Where the backend cannot start (see [`crate::sys::probe`]) or breaks; what a single
     /// datagram can cause is counted instead, see [`IoEvent`].
     pub fn run<R: Responder>(&self, responder: &mut R) -> io::Result<()> {
-        self.run_with_rests(responder, &Rest::default())
+        self.run_with_rests(responder, &RestSignal::default())
     }
 
     /// As [`Self::run`], but takes nothing from the sockets for as long as it is asked to rest: it
@@ -70,7 +72,11 @@ impl DatagramWorker<'_> {
     ///
     /// # Errors
     /// As [`Self::run`].
-    pub fn run_with_rests<R: Responder>(&self, responder: &mut R, rest: &Rest) -> io::Result<()> {
+    pub fn run_with_rests<R: Responder>(
+        &self,
+        responder: &mut R,
+        rest: &RestSignal,
+    ) -> io::Result<()> {
         match self.backend {
             DatagramBackend::Mmsg => self.drive(&mut Mmsg::new(self.sockets), responder, rest),
             DatagramBackend::Uring => {
@@ -87,17 +93,17 @@ impl DatagramWorker<'_> {
         &self,
         io: &mut impl DatagramIo,
         responder: &mut impl Responder,
-        rest: &Rest,
+        rest: &RestSignal,
     ) -> io::Result<()> {
         let mut meter = Meter::default();
         let is_stopped = || self.stop.load(Ordering::Relaxed);
         loop {
-            while !is_stopped() && !rest.is_asked() {
+            while !is_stopped() && !rest.is_requested() {
                 self.turn(io, responder, &mut meter, WAIT)?;
             }
-            self.come_to_rest(io, responder, &mut meter)?;
+            self.finish_receiving(io, responder, &mut meter)?;
             rest.enter();
-            while rest.is_asked() && !is_stopped() {
+            while rest.is_requested() && !is_stopped() {
                 std::thread::sleep(REST_LOOK);
                 meter.turn(self, self.clock.now(), 0);
             }
@@ -110,7 +116,7 @@ impl DatagramWorker<'_> {
     }
 
     /// Answers what has come, and ends receiving.
-    fn come_to_rest(
+    fn finish_receiving(
         &self,
         io: &mut impl DatagramIo,
         responder: &mut impl Responder,
@@ -173,7 +179,7 @@ const LAST_TURNS_MAX: u32 = 20;
 const PREFETCHED_MAX: usize = 32;
 
 /// A datagram, and where its answer may be written.
-pub(crate) struct Exchange<'a> {
+pub(crate) struct ReceivedDatagram<'a> {
     /// Where it came from; `None` for an address of no Internet family.
     pub(crate) source: Option<SocketAddr>,
     /// What it brought.
@@ -194,7 +200,7 @@ pub(crate) trait DatagramIo {
     fn payload(&self, index: usize) -> &[u8];
 
     /// One datagram of the batch, with room for its answer.
-    fn exchange(&mut self, index: usize) -> Exchange<'_>;
+    fn exchange(&mut self, index: usize) -> ReceivedDatagram<'_>;
 
     /// Queues the answer to a datagram, as written to the room just given for it. False where it
     /// cannot be queued and is lost.
@@ -331,10 +337,10 @@ mod tests {
             &self.batch[index].1
         }
 
-        fn exchange(&mut self, index: usize) -> Exchange<'_> {
+        fn exchange(&mut self, index: usize) -> ReceivedDatagram<'_> {
             let (source, payload, truncated) = &self.batch[index];
             let (source, truncated) = (*source, *truncated);
-            Exchange { source, payload, truncated, out: &mut self.out }
+            ReceivedDatagram { source, payload, truncated, out: &mut self.out }
         }
 
         fn reply(&mut self, index: usize, bytes: usize) -> bool {

@@ -10,7 +10,7 @@ use crate::metrics::{IoEvent, WorkerCounters};
 use crate::sys::mmsg::{BATCH, ReceiveBatch, SendBatch};
 use crate::sys::readiness::Readiness;
 use crate::sys::socket::BoundUdp;
-use crate::worker::datagram::{DatagramIo, Exchange, send_event};
+use crate::worker::datagram::{DatagramIo, ReceivedDatagram, send_event};
 
 /// Sockets, and one batch each way that they share.
 pub(crate) struct Mmsg<'a> {
@@ -78,10 +78,10 @@ impl DatagramIo for Mmsg<'_> {
     }
 
     #[inline]
-    fn exchange(&mut self, index: usize) -> Exchange<'_> {
+    fn exchange(&mut self, index: usize) -> ReceivedDatagram<'_> {
         let it = self.received.get(index);
         let room = "a batch of replies is as long as a batch of requests";
-        Exchange {
+        ReceivedDatagram {
             source: it.source.to_socket_addr(),
             payload: it.payload,
             truncated: it.truncated,

@@ -3,7 +3,7 @@
 
 pub mod datagram;
 mod mmsg;
-pub mod rest;
+pub mod rest_signal;
 pub mod stream;
 mod uring;
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::metrics::{IoEvent, WorkerCounters};
 use crate::sys::ring::{Kernel, Ring, RingEvent};
-use crate::worker::datagram::{DatagramIo, Exchange, send_event};
+use crate::worker::datagram::{DatagramIo, ReceivedDatagram, send_event};
 
 /// A ring at work.
 pub(crate) struct UringBackend<K: Kernel>(pub(crate) Ring<K>);
@@ -31,9 +31,9 @@ impl<K: Kernel> DatagramIo for UringBackend<K> {
     }
 
     #[inline]
-    fn exchange(&mut self, index: usize) -> Exchange<'_> {
+    fn exchange(&mut self, index: usize) -> ReceivedDatagram<'_> {
         let it = self.0.exchange(index);
-        Exchange {
+        ReceivedDatagram {
             source: it.source.to_socket_addr(),
             payload: it.payload,
             truncated: it.truncated,
@@ -62,7 +62,7 @@ impl<K: Kernel> DatagramIo for UringBackend<K> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::worker::rest::Rest;
+    use crate::worker::rest_signal::RestSignal;
     use std::net::SocketAddr;
     use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -125,7 +125,7 @@ mod tests {
         };
         let mut io = UringBackend(Ring::on(double, [false, false].into_iter(), OPTIONS.buffers));
         let mut echo = Echo { awaited: count, stop: &stop };
-        let result = worker.drive(&mut io, &mut echo, &Rest::default());
+        let result = worker.drive(&mut io, &mut echo, &RestSignal::default());
         (result, counters, io)
     }
 

@@ -22,7 +22,9 @@ use skep::sys::clock::Clock;
 use skep::sys::probe::probe;
 use skep::tracker::{self, Tracker};
 use skep::types::{Family, Refusal, Rejected};
-use skep::worker::stream::{FrontEnds, Listener, Options, Shared, StreamBackend, StreamWorker};
+use skep::worker::stream::{
+    FrontEnds, Listener, Options, StreamBackend, StreamContext, StreamWorker,
+};
 use socket2::{Domain, Socket, Type};
 use tempfile::TempDir;
 use tungstenite::protocol::WebSocketConfig;
@@ -80,7 +82,7 @@ pub(crate) struct Server {
     pub(crate) tls: Vec<SocketAddr>,
     pub(crate) unix: std::path::PathBuf,
     pub(crate) options: Arc<ArcSwap<Options>>,
-    pub(crate) shared: Arc<Shared>,
+    pub(crate) shared: Arc<StreamContext>,
     pub(crate) store: Arc<Store>,
     pub(crate) web_peers: Arc<ws::Directory>,
     pub(crate) counters: Vec<Arc<StreamCounters>>,
@@ -95,7 +97,7 @@ impl Server {
         let (tls, certificate) = tls_config();
         let options = Arc::new(ArcSwap::from_pointee(plan.options));
         let tls = Arc::new(ArcSwap::from_pointee(tls));
-        let shared = Shared::new(plan.workers, plan.connections_max, Some(tls));
+        let shared = StreamContext::new(plan.workers, plan.connections_max, Some(tls));
         let directory = tempfile::tempdir().unwrap();
         let unix = directory.path().join("socket");
         let store = Arc::new(Store::new(store::Options { shards: 4, seed: Some(1) }));

@@ -13,7 +13,7 @@ use std::time::Duration;
 use fastrand::Rng;
 use skep::access::passkey::PasskeyTable;
 use skep::snapshot::{
-    CURRENT, Disk, Folder, FoundSnapshots, Os, PREVIOUS, SaveStep, TEMPORARY, VERSION,
+    CURRENT, Disk, FoundSnapshots, OsDisk, PREVIOUS, SaveStep, SnapshotFolder, TEMPORARY, VERSION,
 };
 use skep::store::{Role, Store};
 use skep::time::Now;
@@ -31,7 +31,7 @@ fn marked(number: u32) -> Store {
     store
 }
 
-fn save<D: Disk>(folder: &Folder<D>, number: u32) -> Result<(), skep::snapshot::SaveError> {
+fn save<D: Disk>(folder: &SnapshotFolder<D>, number: u32) -> Result<(), skep::snapshot::SaveError> {
     folder
         .save((&marked(number), &PasskeyTable::default()), START, START.seconds(), &mut || Ok(()))
         .map(|_| ())
@@ -134,32 +134,32 @@ impl Disk for Faulty {
 
     fn create(&self, path: &Path) -> io::Result<FaultyFile> {
         self.ask()?;
-        Ok(FaultyFile { file: Os.create(path)?, disk: self.clone() })
+        Ok(FaultyFile { file: OsDisk.create(path)?, disk: self.clone() })
     }
 
     fn sync(&self, file: &FaultyFile) -> io::Result<()> {
         self.ask()?;
-        Os.sync(&file.file)
+        OsDisk.sync(&file.file)
     }
 
     fn sync_folder(&self, path: &Path) -> io::Result<()> {
         self.ask()?;
-        Os.sync_folder(path)
+        OsDisk.sync_folder(path)
     }
 
     fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
         self.ask()?;
-        Os.link(from, to)
+        OsDisk.link(from, to)
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         self.ask()?;
-        Os.rename(from, to)
+        OsDisk.rename(from, to)
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {
         self.ask()?;
-        Os.remove(path)
+        OsDisk.remove(path)
     }
 }
 
@@ -173,8 +173,8 @@ fn whatever_fails_while_saving_the_last_one_stays_and_the_next_attempt_succeeds(
     {
         for operation in 0.. {
             let directory = tempfile::tempdir().unwrap();
-            let at = |disk| Folder::new(disk, directory.path().to_owned(), TRACKER);
-            let whole = Folder::new(Os, directory.path().to_owned(), TRACKER);
+            let at = |disk| SnapshotFolder::new(disk, directory.path().to_owned(), TRACKER);
+            let whole = SnapshotFolder::new(OsDisk, directory.path().to_owned(), TRACKER);
             [1, 2].into_iter().for_each(|number| save(&whole, number).unwrap());
             let disk = Faulty::failing_at(operation, error, for_good, halves);
             let saved = save(&at(disk.clone()), 3);
@@ -218,10 +218,10 @@ fn a_file_that_cannot_be_read_is_set_aside_and_the_previous_one_taken() {
     let mut outcomes = std::collections::BTreeSet::new();
     for operation in 1.. {
         let directory = tempfile::tempdir().unwrap();
-        let whole = Folder::new(Os, directory.path().to_owned(), TRACKER);
+        let whole = SnapshotFolder::new(OsDisk, directory.path().to_owned(), TRACKER);
         [1, 2].into_iter().for_each(|number| save(&whole, number).unwrap());
         let disk = Faulty::failing_at(operation, libc::EIO, false, false);
-        let folder = Folder::new(disk.clone(), directory.path().to_owned(), TRACKER);
+        let folder = SnapshotFolder::new(disk.clone(), directory.path().to_owned(), TRACKER);
         let it = folder.find(START);
         if disk.asked.get() <= operation {
             assert_eq!((found(&it), it.aside.len()), (Some(2), 0));
@@ -254,7 +254,7 @@ fn what_is_no_snapshot_of_this_tracker_is_named_and_kept() {
         (&b"something else".repeat(20), "damaged".into(), "does not begin as snapshots do"),
     ] {
         let directory = tempfile::tempdir().unwrap();
-        let folder = Folder::new(Os, directory.path().to_owned(), TRACKER);
+        let folder = SnapshotFolder::new(OsDisk, directory.path().to_owned(), TRACKER);
         [1, 2].into_iter().for_each(|number| save(&folder, number).unwrap());
         fs::write(directory.path().join(CURRENT), bytes).unwrap();
         fs::write(directory.path().join(TEMPORARY), "half").unwrap();
@@ -281,7 +281,7 @@ fn what_is_no_snapshot_of_this_tracker_is_named_and_kept() {
 #[test]
 fn a_folder_where_a_snapshot_should_be_is_set_aside_too() {
     let directory = tempfile::tempdir().unwrap();
-    let folder = Folder::new(Os, directory.path().to_owned(), TRACKER);
+    let folder = SnapshotFolder::new(OsDisk, directory.path().to_owned(), TRACKER);
     fs::create_dir(directory.path().join(CURRENT)).unwrap();
     let it = folder.find(START);
     assert!(it.snapshot.is_none() && it.aside[0].name.is_ok(), "{:?}", it.aside);
@@ -305,7 +305,7 @@ fn no_kill_leaves_a_snapshot_that_loads_wrongly() {
         save_until_killed(Path::new(&path));
     }
     let directory = tempfile::tempdir().unwrap();
-    let folder = Folder::new(Os, directory.path().to_owned(), TRACKER);
+    let folder = SnapshotFolder::new(OsDisk, directory.path().to_owned(), TRACKER);
     let mut random = Rng::with_seed(1);
     let (mut latest, mut unfinished, mut commits) = (0, 0, 0);
     let kills = std::env::var("KILLS").map_or(KILLS, |it| it.parse().unwrap());
@@ -352,7 +352,7 @@ fn kill_one(path: &Path, random: &mut Rng) -> (u64, u64) {
 
 /// Goes on from the snapshot that is there.
 fn save_until_killed(path: &Path) -> ! {
-    let folder = Folder::new(Os, path.to_owned(), TRACKER);
+    let folder = SnapshotFolder::new(OsDisk, path.to_owned(), TRACKER);
     let begun = found(&folder.find(START)).unwrap_or(1000);
     for number in begun + 1.. {
         let start = std::time::Instant::now();
@@ -366,7 +366,7 @@ fn save_until_killed(path: &Path) -> ! {
 #[test]
 fn moments_are_kept() {
     let directory = tempfile::tempdir().unwrap();
-    let folder = Folder::new(Os, directory.path().to_owned(), TRACKER);
+    let folder = SnapshotFolder::new(OsDisk, directory.path().to_owned(), TRACKER);
     let at = Now::from_s(1_900_000_000);
     folder.save((&marked(3), &PasskeyTable::default()), at, at.seconds(), &mut || Ok(())).unwrap();
     let it = folder.find(at);
@@ -376,7 +376,7 @@ fn moments_are_kept() {
     let mode = std::os::unix::fs::PermissionsExt::mode(&fs::metadata(path).unwrap().permissions());
     assert_eq!(mode & 0o7777, 0o600, "peers' addresses are nobody else's business");
     assert_eq!(
-        Os.create(&directory.path().join(CURRENT)).unwrap_err().kind(),
+        OsDisk.create(&directory.path().join(CURRENT)).unwrap_err().kind(),
         ErrorKind::AlreadyExists
     );
 }

@@ -33,7 +33,7 @@ use bt_bencode::Value;
 use skep::frontend::http::{Encoding, HttpFrontend, Options, Outcome, ReceiveOutcome};
 use skep::frontend::origin::{HopField, Origin};
 use skep::frontend::stats::Pages;
-use skep::protocol::http::Malformed;
+use skep::protocol::http::QueryError;
 use skep::store::{self, Store};
 use skep::time::Now;
 use skep::tracker::{self, Tracker};
@@ -418,7 +418,7 @@ fn every_reason_to_refuse_or_reject_has_a_case() {
     for elsewhere in elsewhere {
         assert!(missing.remove(elsewhere));
     }
-    let mut texts: BTreeSet<&str> = Malformed::ALL.iter().map(|it| it.text()).collect();
+    let mut texts: BTreeSet<&str> = QueryError::ALL.iter().map(|it| it.text()).collect();
     for (_, case) in cases() {
         for (_, word, rest) in steps(&case) {
             if word == "!" {

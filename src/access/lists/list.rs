@@ -172,11 +172,11 @@ impl AccessList {
 
     /// Whether the values are the same.
     pub fn is_same(&self, other: &Self) -> bool {
-        self.len() == other.len() && self.beyond(other) == 0
+        self.len() == other.len() && self.count_not_in(other) == 0
     }
 
     /// How many values of this list are not on `other`.
-    pub fn beyond(&self, other: &Self) -> usize {
+    pub fn count_not_in(&self, other: &Self) -> usize {
         let is_new = |it: ListValue| other.get(&it).is_none();
         match &self.table {
             ValueTable::Torrents(them) => {
@@ -385,7 +385,7 @@ mod tests {
         let rest = it.page(Some(&page[3].0), 100);
         assert_eq!((rest.len(), rest[0].0.to_string(), rest[0].1), (5, hash(4), Some("r")));
         let other = list(ListKind::Torrents, &format!("{}\n{}", hash(8), hash(200)));
-        assert_eq!((it.beyond(&other), other.beyond(&it)), (8, 1));
+        assert_eq!((it.count_not_in(&other), other.count_not_in(&it)), (8, 1));
         let ports = list(ListKind::Ports, "1\n2\n3-9");
         let texts: Vec<_> = ports.page(None, 2).iter().map(|it| it.0.to_string()).collect();
         assert_eq!(texts, ["1", "2"]);

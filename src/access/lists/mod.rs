@@ -64,7 +64,7 @@ impl ListName {
 
 /// What an announce or a scrape shows. A scrape has neither peer id nor port.
 #[derive(Clone, Copy, Debug)]
-pub struct Question<'a> {
+pub struct AccessQuery<'a> {
     /// The torrent.
     pub info_hash: &'a InfoHash,
     /// Where it comes from, unmapped.
@@ -120,19 +120,19 @@ impl Lists {
 
     /// Why not to serve this, if so. One branch where no list is in force.
     #[inline]
-    pub fn judge(&self, question: &Question<'_>) -> Option<Refusal> {
+    pub fn check(&self, question: &AccessQuery<'_>) -> Option<Refusal> {
         if !self.any {
             return None;
         }
-        self.judge_source(question.source)
-            .or_else(|| self.judge_port(question.port))
-            .or_else(|| self.judge_client(question.peer_id))
-            .or_else(|| self.judge_torrent(question.info_hash))
+        self.check_source(question.source)
+            .or_else(|| self.check_port(question.port))
+            .or_else(|| self.check_client(question.peer_id))
+            .or_else(|| self.check_torrent(question.info_hash))
     }
 
     /// Why not to serve a source at all, if so.
     #[inline]
-    pub fn judge_source(&self, source: IpAddr) -> Option<Refusal> {
+    pub fn check_source(&self, source: IpAddr) -> Option<Refusal> {
         let listed = |it: &AccessList| it.address(source).is_some();
         let refused = self.refuses(ListName::NetworksDeny, ListName::NetworksAllow, listed);
         refused.then_some(Refusal::NetworkDenied)
@@ -140,14 +140,14 @@ impl Lists {
 
     /// Why not to serve a torrent to anybody, if so.
     #[inline]
-    pub fn judge_torrent(&self, info_hash: &InfoHash) -> Option<Refusal> {
+    pub fn check_torrent(&self, info_hash: &InfoHash) -> Option<Refusal> {
         let listed = |it: &AccessList| it.torrent(info_hash).is_some();
         let refused = self.refuses(ListName::TorrentsDeny, ListName::TorrentsAllow, listed);
         refused.then_some(Refusal::TorrentDenied)
     }
 
     /// What the operator says about a refusal, for protocols that have room for it.
-    pub fn reason(&self, refusal: Refusal, question: &Question<'_>) -> Option<&str> {
+    pub fn reason(&self, refusal: Refusal, question: &AccessQuery<'_>) -> Option<&str> {
         let list = |name: ListName| &*self.lists[name as usize];
         match refusal {
             Refusal::TorrentDenied => list(ListName::TorrentsDeny).torrent(question.info_hash),
@@ -159,14 +159,14 @@ impl Lists {
         .flatten()
     }
 
-    fn judge_client(&self, peer_id: Option<&PeerId>) -> Option<Refusal> {
+    fn check_client(&self, peer_id: Option<&PeerId>) -> Option<Refusal> {
         let peer_id = peer_id?;
         let listed = |it: &AccessList| it.peer_id(peer_id).is_some();
         let refused = self.refuses(ListName::ClientsDeny, ListName::ClientsAllow, listed);
         refused.then_some(Refusal::ClientDenied)
     }
 
-    fn judge_port(&self, port: Option<u16>) -> Option<Refusal> {
+    fn check_port(&self, port: Option<u16>) -> Option<Refusal> {
         let denied = self.is_in_force(ListName::PortsDeny)
             && self.get(ListName::PortsDeny).port(port?).is_some();
         denied.then_some(Refusal::PortDenied)
@@ -198,21 +198,21 @@ mod tests {
         })
     }
 
-    fn question(source: &str) -> Question<'static> {
+    fn question(source: &str) -> AccessQuery<'static> {
         let peer_id = Some(&PEER);
-        Question { info_hash: &HASH, source: source.parse().unwrap(), peer_id, port: Some(6881) }
+        AccessQuery { info_hash: &HASH, source: source.parse().unwrap(), peer_id, port: Some(6881) }
     }
 
     #[test]
     fn nothing_is_refused_where_no_list_says_so() {
-        assert_eq!(Lists::default().judge(&question("192.0.2.1")), None);
+        assert_eq!(Lists::default().check(&question("192.0.2.1")), None);
         assert!(!Lists::default().any_in_force());
         let other = lists(&[
             (ListName::TorrentsDeny, &"08".repeat(20), true),
             (ListName::PortsDeny, "6880", false),
             (ListName::NetworksDeny, "", true),
         ]);
-        assert_eq!(other.judge(&question("192.0.2.1")), None);
+        assert_eq!(other.check(&question("192.0.2.1")), None);
         assert!(
             !other.is_in_force(ListName::NetworksDeny),
             "a deny list without entries does nothing"
@@ -233,7 +233,7 @@ mod tests {
         ] {
             let it = lists(&[(name, &format!("{text} because"), false)]);
             let asked = question("192.0.2.1");
-            assert_eq!(it.judge(&asked), Some(refusal), "{name:?}");
+            assert_eq!(it.check(&asked), Some(refusal), "{name:?}");
             let reason = (!name.allows()).then_some("because");
             assert_eq!(it.reason(refusal, &asked), reason, "{name:?}");
         }
@@ -245,26 +245,26 @@ mod tests {
             (ListName::NetworksAllow, "192.0.2.0/24", false),
             (ListName::NetworksDeny, "192.0.2.128/25", false),
         ]);
-        assert_eq!(it.judge(&question("192.0.2.1")), None);
-        assert_eq!(it.judge(&question("192.0.2.129")), Some(Refusal::NetworkDenied));
-        assert_eq!(it.judge(&question("192.0.3.1")), Some(Refusal::NetworkDenied));
+        assert_eq!(it.check(&question("192.0.2.1")), None);
+        assert_eq!(it.check(&question("192.0.2.129")), Some(Refusal::NetworkDenied));
+        assert_eq!(it.check(&question("192.0.3.1")), Some(Refusal::NetworkDenied));
     }
 
     #[test]
     fn a_required_allow_list_without_entries_allows_nothing() {
         let it = lists(&[(ListName::TorrentsAllow, "# none yet", true)]);
-        assert_eq!(it.judge(&question("192.0.2.1")), Some(Refusal::TorrentDenied));
+        assert_eq!(it.check(&question("192.0.2.1")), Some(Refusal::TorrentDenied));
         let it = lists(&[(ListName::TorrentsAllow, "", false)]);
-        assert_eq!(it.judge(&question("192.0.2.1")), None);
+        assert_eq!(it.check(&question("192.0.2.1")), None);
     }
 
     #[test]
     fn a_scrape_is_judged_by_source_and_torrent_alone() {
         let it =
             lists(&[(ListName::ClientsAllow, "-XM", false), (ListName::PortsDeny, "6881", false)]);
-        let scrape = Question { peer_id: None, port: None, ..question("192.0.2.1") };
-        assert_eq!(it.judge(&scrape), None);
+        let scrape = AccessQuery { peer_id: None, port: None, ..question("192.0.2.1") };
+        assert_eq!(it.check(&scrape), None);
         let denied = lists(&[(ListName::TorrentsDeny, &"07".repeat(20), false)]);
-        assert_eq!(denied.judge(&scrape), Some(Refusal::TorrentDenied));
+        assert_eq!(denied.check(&scrape), Some(Refusal::TorrentDenied));
     }
 }

@@ -24,7 +24,7 @@ fn announce(sessions: &mut Sessions, client: usize, moved: Moved, event: Event) 
 /// What a process would save, restored in another.
 fn restore(from: (&Totals, &[SavedSession]), to: &mut Sessions, after_s: u64) {
     let saved = SavedKey { digest: [1; 32], totals: *from.0, sessions: from.1 };
-    let terms = Terms { at: NOW, now: NOW.plus_s(after_s), peer_age_s_max: 3900 };
+    let terms = RestoreTimes { at: NOW, now: NOW.plus_s(after_s), peer_age_s_max: 3900 };
     to.restore(&saved, &terms, &LIMITS);
 }
 
@@ -150,7 +150,7 @@ fn no_more_sessions_are_restored_than_a_key_may_have_nor_after_the_end() {
     (0..50).for_each(|it| announce(&mut old, it, [1, 1], Event::Started));
     let (totals, sessions) = saved(&old);
     let saved = SavedKey { digest: [1; 32], totals, sessions: &sessions };
-    let terms = Terms { at: NOW, now: NOW, peer_age_s_max: 3900 };
+    let terms = RestoreTimes { at: NOW, now: NOW, peer_age_s_max: 3900 };
     for (limits, expected) in
         [(Limits { peers: 20, ..LIMITS }, 20), (Limits { torrents: 0, ..LIMITS }, 0), (LIMITS, 50)]
     {

@@ -19,7 +19,7 @@ use sha2::{Digest as _, Sha256};
 use super::board::VERSION;
 use super::sample::Sample;
 use super::tables::{self, Column, LAYOUTS, Layout, Rows};
-use crate::admin::access::Asker;
+use crate::admin::access::RequestSender;
 use crate::admin::{Admin, NOT_KEPT, Process};
 use crate::frontend::stats::escaped;
 
@@ -38,7 +38,7 @@ pub(in crate::admin) async fn page<P: Process>(
     let mut sample = admin.process.board().latest().map(|it| (*it).clone()).unwrap_or_default();
     // As of now: what was counted for viewers may be a second old.
     sample.store = admin.process.stats();
-    let top = if Asker::of(from.ok(), &request).is_served(&admin) {
+    let top = if RequestSender::of(from.ok(), &request).is_served(&admin) {
         Some(tables::top(&admin.top.awaited(&admin).await))
     } else {
         None

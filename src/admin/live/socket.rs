@@ -34,7 +34,7 @@ use tungstenite::{Bytes, Message};
 
 use super::board::{Board, NoSeat};
 use super::tables;
-use crate::admin::access::Asker;
+use crate::admin::access::RequestSender;
 use crate::admin::problem::ApiError;
 use crate::admin::{Admin, Process};
 use crate::time::Now;
@@ -73,7 +73,7 @@ pub(in crate::admin) async fn socket<P: Process>(
     if !is_from_here(request.headers(), request.uri()) {
         return Err(ApiError::foreign_page());
     }
-    let top = top_of(&admin, Asker::of(from.ok(), &request));
+    let top = top_of(&admin, RequestSender::of(from.ok(), &request));
     let upgrade = request.extensions_mut().remove::<OnUpgrade>();
     let upgrade = upgrade.ok_or_else(ApiError::no_socket)?;
     let board = admin.process.board();
@@ -122,7 +122,7 @@ fn is_from_here(headers: &HeaderMap, target: &Uri) -> bool {
 }
 
 /// What gives the message with the largest torrents.
-fn top_of<P: Process>(admin: &Admin<P>, asker: Asker) -> Top {
+fn top_of<P: Process>(admin: &Admin<P>, asker: RequestSender) -> Top {
     let admin = admin.clone();
     Box::new(move |seen| {
         let listed = asker.is_served(&admin).then(|| admin.top.at_hand(&admin)).flatten();

@@ -17,7 +17,7 @@ use crate::client::http::{BodyEnd, head, unchunk};
 use crate::config::Config;
 use crate::server::{self, KEY_VARIABLE};
 use crate::snapshot::{CURRENT, PREVIOUS, read_header};
-use crate::sys::clock::{Clock, Synchronisation, Watch, synchronisation};
+use crate::sys::clock::{Clock, ClockWatch, Synchronisation, synchronisation};
 use crate::sys::filter::{self, SOURCES_MAX};
 use crate::sys::socket::{BoundUdp, UdpOptions, bind_udp};
 use crate::sys::{affinity, memory, probe};
@@ -97,7 +97,7 @@ pub struct StateHome {
 impl Answers {
     /// Asks the host this process runs on about what a configuration needs.
     pub fn gather(config: &Config) -> Self {
-        let watch = Watch::start();
+        let watch = ClockWatch::start();
         Self {
             io_uring: probe::probe().map_err(|error| Denial::of(&error.to_string())),
             receive_buffer: bind(config).map(|it| it.receive_buffer_bytes()).map_err(text),
@@ -108,7 +108,7 @@ impl Answers {
             cores: affinity::usable_cpus().map(|it| it.len()).map_err(text),
             memory: memory::usable_bytes().map_err(text),
             metrics: metrics(reachable(config.admin.listen)).map_err(text),
-            state: server::state_directory(config).map(StateHome::look),
+            state: server::state_directory(config).map(StateHome::inspect),
             in_kubernetes: std::env::var_os("KUBERNETES_SERVICE_HOST").is_some(),
             has_key_variable: std::env::var_os(KEY_VARIABLE).is_some(),
             // The last one: the clock is watched for as long as anything is asked.
@@ -130,7 +130,7 @@ impl Denial {
 
 impl StateHome {
     /// Looks at a directory, which may not be there yet.
-    pub fn look(path: PathBuf) -> Self {
+    pub fn inspect(path: PathBuf) -> Self {
         let mode = std::fs::metadata(&path).ok().map(|it| it.permissions().mode() & 0o7777);
         let there = path.ancestors().find(|it| it.exists()).unwrap_or_else(|| Path::new("/"));
         let free = statvfs(there).map(|it| (it.f_bavail.saturating_mul(it.f_frsize), it.f_favail));

@@ -147,16 +147,16 @@ mod tests {
     fn a_directory_is_looked_at_and_not_made() {
         let temporary = tempfile::tempdir().unwrap();
         fs::set_permissions(temporary.path(), fs::Permissions::from_mode(0o750)).unwrap();
-        let it = StateHome::look(temporary.path().to_owned());
+        let it = StateHome::inspect(temporary.path().to_owned());
         assert_eq!((it.mode, it.writable), (Some(0o750), Ok(())));
         assert!(it.free.unwrap().0 > 0);
         let absent = temporary.path().join("a/b");
-        let it = StateHome::look(absent.clone());
+        let it = StateHome::inspect(absent.clone());
         assert_eq!((it.mode, it.writable), (None, Ok(())));
         assert!(!absent.exists() && !temporary.path().join("a").exists());
         let file = temporary.path().join("file");
         fs::write(&file, "").unwrap();
-        let it = StateHome::look(file.join("skep"));
+        let it = StateHome::inspect(file.join("skep"));
         assert!(it.snapshots.is_empty());
         assert!(it.writable.unwrap_err().ends_with("is not a directory"));
     }
@@ -164,7 +164,7 @@ mod tests {
     #[test]
     fn snapshots_are_looked_at_for_their_dates_alone() {
         let temporary = tempfile::tempdir().unwrap();
-        let look = || StateHome::look(temporary.path().to_owned()).snapshots;
+        let look = || StateHome::inspect(temporary.path().to_owned()).snapshots;
         assert!(look().is_empty());
         let header = Header { version: VERSION, at_s: 77, tracker: [1; 16], build: "1".into() };
         let (mut bytes, _) = Writer::new(Vec::new(), &header).unwrap().finish(0).unwrap();

@@ -225,7 +225,10 @@ fn read_reply(stream: &mut ProbeStream) -> Result<(Vec<u8>, bool), HttpProbeErro
 fn reply_in(bytes: &[u8], closed: bool) -> Result<Option<(Vec<u8>, bool)>, HttpProbeError> {
     let not_http = |_| match bytes.first() {
         Some(0x15) => HttpProbeError::Failed("TLS is spoken there: use https://".into()),
-        _ => HttpProbeError::Failed(format!("not a tracker: no HTTP reply, but {}", shown(bytes))),
+        _ => HttpProbeError::Failed(format!(
+            "not a tracker: no HTTP reply, but {}",
+            escaped_start(bytes)
+        )),
     };
     let Some(head) = head(bytes).map_err(not_http)? else { return Ok(None) };
     if head.status != 200 {
@@ -259,7 +262,7 @@ fn about_status(status: u16) -> String {
 }
 
 /// The first bytes of something, escaped.
-fn shown(bytes: &[u8]) -> String {
+fn escaped_start(bytes: &[u8]) -> String {
     format!("\"{}\"", bytes[..bytes.len().min(SHOWN_BYTES_MAX)].escape_ascii())
 }
 
@@ -286,7 +289,10 @@ fn granted<T>(
             format!("the tracker refuses: \"{reason}\"")
         }
         Err(ResponseError::NotBencode) => {
-            format!("not a tracker: the response is not a bencoded dictionary, but {}", shown(body))
+            format!(
+                "not a tracker: the response is not a bencoded dictionary, but {}",
+                escaped_start(body)
+            )
         }
         Err(flaw) => format!("malformed: {}", flaw.text()),
     };

@@ -132,7 +132,7 @@ pub(super) fn run(command: TorrentCommand) -> ExitCode {
             Err((path, problem)) => FileResult::failed(&path, problem),
         };
         counts[verdict.status as usize] += 1;
-        progress.tell(&verdict);
+        progress.print_result(&verdict);
     }
     progress.end(&counts);
     ExitCode::from(u8::from(counts[Status::Failed as usize] > 0))
@@ -312,7 +312,7 @@ impl Progress {
         Self { total, done: 0, json, shown: std::io::stderr().is_terminal() }
     }
 
-    fn tell(&mut self, verdict: &FileResult) {
+    fn print_result(&mut self, verdict: &FileResult) {
         self.done += 1;
         let line = if self.json {
             serde_json::to_string(verdict).unwrap_or_default()

@@ -28,7 +28,7 @@ use ipnet::IpNet;
 
 use crate::frontend::origin::{HopField, Origin};
 use crate::frontend::stats::{HTML_POLICY, Pages};
-use crate::protocol::http::{self, Headers, Malformed, Method, RequestHead};
+use crate::protocol::http::{self, Headers, Method, QueryError, RequestHead};
 use crate::protocol::passkey::{self, Passkey};
 use crate::time::Now;
 use crate::tracker::{Listing, Tracker};
@@ -157,7 +157,7 @@ impl HttpFrontend {
         let head = match RequestHead::parse(bytes, &mut headers) {
             Ok(Some(head)) => head,
             Ok(None) => return ReceiveOutcome::More,
-            Err(rejected) => return request::give_up(rejected, bytes, out),
+            Err(rejected) => return request::reject_and_close(rejected, bytes, out),
         };
         let options = self.options.load();
         let request = HttpRequest::new(head, origin, options);
@@ -223,7 +223,7 @@ impl RequestHandler<'_> {
         if head.has_controls {
             return match route {
                 Route::Announce | Route::Scrape if !request.wants_websocket() => {
-                    self.fail_malformed(request, Malformed::Controls, out)
+                    self.fail_malformed(request, QueryError::Controls, out)
                 }
                 _ => request.reject_and_close(Rejected::BadRequest, out),
             };
@@ -274,7 +274,7 @@ impl RequestHandler<'_> {
     fn fail_malformed(
         &mut self,
         request: &HttpRequest<'_>,
-        malformed: Malformed,
+        malformed: QueryError,
         out: &mut Vec<u8>,
     ) -> ReceiveOutcome {
         let charge = |source| self.tracker.charge_announce(self.now, source, Event::None);

@@ -7,7 +7,9 @@ use super::scrape_all::encoding_of;
 use super::{Encoding, Options, Outcome, ReceiveOutcome};
 use crate::frontend::origin::Origin;
 use crate::protocol::bencode::Dict;
-use crate::protocol::http::{self, HeaderFields, HttpResponseHead, Malformed, Method, RequestHead};
+use crate::protocol::http::{
+    self, HeaderFields, HttpResponseHead, Method, QueryError, RequestHead,
+};
 use crate::types::{Action, Refusal, Rejected};
 
 /// A request whose head was read.
@@ -209,7 +211,11 @@ impl<'a> HttpRequest<'a> {
 }
 
 /// Responds to bytes that are not a request; the connection cannot go on.
-pub(super) fn give_up(rejected: Rejected, bytes: &[u8], out: &mut Vec<u8>) -> ReceiveOutcome {
+pub(super) fn reject_and_close(
+    rejected: Rejected,
+    bytes: &[u8],
+    out: &mut Vec<u8>,
+) -> ReceiveOutcome {
     let error = HttpResponse::of(rejected);
     let failure = http::begins_with_torrent(bytes).then(|| error.as_failure());
     let response = failure.as_ref().map_or(error, |body| ok(body, error.outcome));
@@ -330,8 +336,8 @@ impl From<Refusal> for RequestError {
     }
 }
 
-impl From<Malformed> for RequestError {
-    fn from(malformed: Malformed) -> Self {
+impl From<QueryError> for RequestError {
+    fn from(malformed: QueryError) -> Self {
         Self { text: Cow::Borrowed(malformed.text()), ..Refusal::Malformed.into() }
     }
 }

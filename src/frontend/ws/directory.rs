@@ -124,7 +124,7 @@ impl Directory {
     }
 
     /// A key for what is drawn by lot, unknown to clients as the directory's own is.
-    pub(super) fn key_of_lots(&self) -> u64 {
+    pub(super) fn key_by_lot(&self) -> u64 {
         let mut hasher = self.names;
         std::hash::Hasher::write(&mut hasher, b"lots");
         std::hash::Hasher::finish(&hasher)

@@ -118,7 +118,7 @@ pub struct WsFrontend {
 impl WsFrontend {
     /// A front end; what `options` holds may be replaced at any time.
     pub fn new(directory: Arc<Directory>, options: Arc<ArcSwap<Options>>) -> Self {
-        let lots = Lots::new(directory.key_of_lots());
+        let lots = Lots::new(directory.key_by_lot());
         Self { directory, options: arc_swap::Cache::new(options), lots }
     }
 

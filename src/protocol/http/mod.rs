@@ -14,7 +14,7 @@ use memchr::{memchr, memchr2, memrchr};
 
 pub use super::SCRAPE_HASHES_MAX;
 pub use fields::{HeaderFields, tokens};
-pub use query::{AnnounceQuery, BadBytes, Malformed, decode_20, has, pairs};
+pub use query::{AnnounceQuery, BadBytes, QueryError, decode_20, has, pairs};
 pub use query::{announce, claimed_address, scrape};
 pub use reply::HttpResponseHead;
 
@@ -103,7 +103,7 @@ impl<'a> RequestHead<'a> {
         // RFC 9112, 2.2: empty lines before a request are ignored.
         let blank = bytes.iter().take_while(|it| matches!(it, b'\r' | b'\n')).count();
         let Some(line) = memchr(b'\n', &bytes[blank..]) else {
-            judge_beginning(&bytes[blank..])?;
+            check_beginning(&bytes[blank..])?;
             return incomplete();
         };
         let end = blank + line + 1;
@@ -139,13 +139,13 @@ pub fn values<'a>(
 }
 
 /// Judges a request line that has no end yet.
-fn judge_beginning(line: &[u8]) -> Result<(), Rejected> {
+fn check_beginning(line: &[u8]) -> Result<(), Rejected> {
     let (method, target) = match memchr(b' ', line) {
         Some(at) => (&line[..at], &line[at + 1..]),
         None => (line, &[][..]),
     };
-    judge_method(method)?;
-    judge_target(target.strip_suffix(b"\r").unwrap_or(target))
+    check_method(method)?;
+    check_target(target.strip_suffix(b"\r").unwrap_or(target))
 }
 
 /// Whether bytes that are not a request were meant to ask for a torrent. Of the first line, no more
@@ -158,7 +158,7 @@ pub fn begins_with_torrent(bytes: &[u8]) -> bool {
 }
 
 /// Judges the length of what follows the method, to the line's end: a target, a blank, a version.
-fn judge_target(rest: &[u8]) -> Result<(), Rejected> {
+fn check_target(rest: &[u8]) -> Result<(), Rejected> {
     match rest.len() <= target_bytes_max(rest) + " HTTP/1.1".len() {
         true => Ok(()),
         false => Err(Rejected::LongTarget),
@@ -166,7 +166,7 @@ fn judge_target(rest: &[u8]) -> Result<(), Rejected> {
 }
 
 /// RFC 9110, 9.1: a method is a token.
-fn judge_method(method: &[u8]) -> Result<(), Rejected> {
+fn check_method(method: &[u8]) -> Result<(), Rejected> {
     let is_token = |it: &u8| it.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(it);
     match method.len() <= METHOD_BYTES_MAX && method.iter().all(is_token) {
         true => Ok(()),
@@ -202,8 +202,8 @@ impl<'a> RequestLine<'a> {
         let line = line.strip_suffix(b"\r").unwrap_or(line);
         let first = memchr(b' ', line).ok_or(Rejected::BadRequest)?;
         let (method, rest) = (&line[..first], &line[first + 1..]);
-        judge_method(method)?;
-        judge_target(rest)?;
+        check_method(method)?;
+        check_target(rest)?;
         let last = memrchr(b' ', rest).unwrap_or(rest.len());
         let target = &rest[..last];
         let http_1_1 = match rest.get(last + 1..) {

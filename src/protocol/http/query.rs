@@ -43,7 +43,7 @@ pub struct AnnounceQuery {
 
 /// Why a query cannot be answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EnumCount, VariantArray)]
-pub enum Malformed {
+pub enum QueryError {
     /// An announce without a torrent.
     NoInfoHash,
     /// An info-hash of another length.
@@ -66,7 +66,7 @@ pub enum Malformed {
     Controls,
 }
 
-impl Malformed {
+impl QueryError {
     /// Every reason.
     pub const ALL: [Self; Self::COUNT] = *Self::VARIANTS.first_chunk().unwrap();
 
@@ -91,7 +91,7 @@ impl Malformed {
 ///
 /// # Errors
 /// The first thing that is wrong, or else missing.
-pub fn announce(query: &[u8]) -> Result<AnnounceQuery, Malformed> {
+pub fn announce(query: &[u8]) -> Result<AnnounceQuery, QueryError> {
     let (mut info_hash, mut peer_id, mut port) = (None, None, None);
     let (mut uploaded, mut downloaded) = (0, 0);
     let (mut left, mut event, mut numwant, mut compact) = (u64::MAX, Event::None, None, true);
@@ -101,15 +101,15 @@ pub fn announce(query: &[u8]) -> Result<AnnounceQuery, Malformed> {
                 // Clients append theirs to what the announce URL holds: often the same.
                 let named = info_hash_of(value)?;
                 if *info_hash.get_or_insert(named) != named {
-                    return Err(Malformed::InfoHashTwice);
+                    return Err(QueryError::InfoHashTwice);
                 }
             }
             b"peer_id" => {
-                peer_id = Some(PeerId(decode_20(value).map_err(|_| Malformed::PeerId)?));
+                peer_id = Some(PeerId(decode_20(value).map_err(|_| QueryError::PeerId)?));
             }
             b"port" => {
                 let number = decimal(value).and_then(|it| u16::try_from(it).ok());
-                port = Some(number.ok_or(Malformed::Port)?);
+                port = Some(number.ok_or(QueryError::Port)?);
             }
             b"uploaded" => uploaded = decimal(value).unwrap_or(0),
             b"downloaded" => downloaded = decimal(value).unwrap_or(0),
@@ -121,9 +121,9 @@ pub fn announce(query: &[u8]) -> Result<AnnounceQuery, Malformed> {
         }
     }
     Ok(AnnounceQuery {
-        info_hash: info_hash.ok_or(Malformed::NoInfoHash)?,
-        peer_id: peer_id.ok_or(Malformed::NoPeerId)?,
-        port: port.ok_or(Malformed::NoPort)?,
+        info_hash: info_hash.ok_or(QueryError::NoInfoHash)?,
+        peer_id: peer_id.ok_or(QueryError::NoPeerId)?,
+        port: port.ok_or(QueryError::NoPort)?,
         uploaded,
         downloaded,
         left,
@@ -137,10 +137,10 @@ pub fn announce(query: &[u8]) -> Result<AnnounceQuery, Malformed> {
 /// None means all of them.
 ///
 /// # Errors
-/// [`Malformed::InfoHashLength`] or [`Malformed::InfoHashEscape`] if any of them is;
-/// [`Malformed::InfoHashesMany`] if they are more than [`SCRAPE_HASHES_MAX`]: a torrent that is
+/// [`QueryError::InfoHashLength`] or [`QueryError::InfoHashEscape`] if any of them is;
+/// [`QueryError::InfoHashesMany`] if they are more than [`SCRAPE_HASHES_MAX`]: a torrent that is
 /// missing in the reply would be taken for one without peers. There are none in either case.
-pub fn scrape(query: &[u8], info_hashes: &mut Vec<InfoHash>) -> Result<(), Malformed> {
+pub fn scrape(query: &[u8], info_hashes: &mut Vec<InfoHash>) -> Result<(), QueryError> {
     info_hashes.clear();
     // Bounded by the length of a target: fewer than 200.
     for (_, value) in pairs(query).filter(|(name, _)| *name == b"info_hash") {
@@ -156,7 +156,7 @@ pub fn scrape(query: &[u8], info_hashes: &mut Vec<InfoHash>) -> Result<(), Malfo
     info_hashes.dedup();
     if info_hashes.len() > SCRAPE_HASHES_MAX {
         info_hashes.clear();
-        return Err(Malformed::InfoHashesMany);
+        return Err(QueryError::InfoHashesMany);
     }
     Ok(())
 }
@@ -269,10 +269,10 @@ static DIGITS: [u8; 256] = {
     digits
 };
 
-fn info_hash_of(value: &[u8]) -> Result<InfoHash, Malformed> {
+fn info_hash_of(value: &[u8]) -> Result<InfoHash, QueryError> {
     decode_20(value).map(InfoHash).map_err(|it| match it {
-        BadBytes::Length => Malformed::InfoHashLength,
-        BadBytes::Escape => Malformed::InfoHashEscape,
+        BadBytes::Length => QueryError::InfoHashLength,
+        BadBytes::Escape => QueryError::InfoHashEscape,
     })
 }
 
@@ -311,7 +311,7 @@ mod tests {
 
     const RIGHT: &str = "info_hash=aaaaaaaaaaaaaaaaaaaa&peer_id=-AA0000-bbbbbbbbbbbb&port=6881";
 
-    fn with(more: &str) -> Result<AnnounceQuery, Malformed> {
+    fn with(more: &str) -> Result<AnnounceQuery, QueryError> {
         announce(format!("{RIGHT}&{more}").as_bytes())
     }
 
@@ -401,26 +401,26 @@ mod tests {
         let hash = "info_hash=aaaaaaaaaaaaaaaaaaaa";
         let id = "peer_id=-AA0000-bbbbbbbbbbbb";
         for (query, expected) in [
-            (String::new(), Malformed::NoInfoHash),
-            ("info_hash".into(), Malformed::InfoHashLength),
-            (format!("{id}&port=1"), Malformed::NoInfoHash),
-            (format!("{hash}a&{id}&port=1"), Malformed::InfoHashLength),
-            (format!("{id}&port=1&info_hash=aaaaaaaaaaaaaaaaaaa"), Malformed::InfoHashLength),
-            (format!("{id}&port=1&info_hash=aaaaaaaaaaaaaaaaaaa%4"), Malformed::InfoHashEscape),
-            (format!("{id}&port=1&info_hash=%g0aaaaaaaaaaaaaaaaaaa"), Malformed::InfoHashEscape),
-            (format!("{id}&port=1&info_hash=%0%aaaaaaaaaaaaaaaaaaa"), Malformed::InfoHashEscape),
+            (String::new(), QueryError::NoInfoHash),
+            ("info_hash".into(), QueryError::InfoHashLength),
+            (format!("{id}&port=1"), QueryError::NoInfoHash),
+            (format!("{hash}a&{id}&port=1"), QueryError::InfoHashLength),
+            (format!("{id}&port=1&info_hash=aaaaaaaaaaaaaaaaaaa"), QueryError::InfoHashLength),
+            (format!("{id}&port=1&info_hash=aaaaaaaaaaaaaaaaaaa%4"), QueryError::InfoHashEscape),
+            (format!("{id}&port=1&info_hash=%g0aaaaaaaaaaaaaaaaaaa"), QueryError::InfoHashEscape),
+            (format!("{id}&port=1&info_hash=%0%aaaaaaaaaaaaaaaaaaa"), QueryError::InfoHashEscape),
             (
                 format!("{hash}&info_hash=bbbbbbbbbbbbbbbbbbbb&{id}&port=1"),
-                Malformed::InfoHashTwice,
+                QueryError::InfoHashTwice,
             ),
-            (format!("{hash}&port=1"), Malformed::NoPeerId),
-            (format!("{hash}&peer_id=short&port=1"), Malformed::PeerId),
-            (format!("{hash}&peer_id=%&port=1"), Malformed::PeerId),
-            (format!("{hash}&{id}"), Malformed::NoPort),
-            (format!("{hash}&{id}&port="), Malformed::Port),
-            (format!("{hash}&{id}&port=65536"), Malformed::Port),
-            (format!("{hash}&{id}&port=-1"), Malformed::Port),
-            (format!("{hash}&{id}&port=0x1"), Malformed::Port),
+            (format!("{hash}&port=1"), QueryError::NoPeerId),
+            (format!("{hash}&peer_id=short&port=1"), QueryError::PeerId),
+            (format!("{hash}&peer_id=%&port=1"), QueryError::PeerId),
+            (format!("{hash}&{id}"), QueryError::NoPort),
+            (format!("{hash}&{id}&port="), QueryError::Port),
+            (format!("{hash}&{id}&port=65536"), QueryError::Port),
+            (format!("{hash}&{id}&port=-1"), QueryError::Port),
+            (format!("{hash}&{id}&port=0x1"), QueryError::Port),
         ] {
             assert_eq!(announce(query.as_bytes()), Err(expected), "{query}");
         }
@@ -466,10 +466,10 @@ mod tests {
         assert_eq!(all.len(), SCRAPE_HASHES_MAX);
         assert_eq!(all[0], InfoHash(*b"00000000000000000000"));
         let too_many: String = (0..75).map(name).collect();
-        assert_eq!(scrape(too_many.as_bytes(), &mut all), Err(Malformed::InfoHashesMany));
+        assert_eq!(scrape(too_many.as_bytes(), &mut all), Err(QueryError::InfoHashesMany));
         assert!(all.is_empty());
-        assert!(Malformed::InfoHashesMany.text().contains(&SCRAPE_HASHES_MAX.to_string()));
-        assert_eq!(scrape(b"info_hash=1", &mut all), Err(Malformed::InfoHashLength));
+        assert!(QueryError::InfoHashesMany.text().contains(&SCRAPE_HASHES_MAX.to_string()));
+        assert_eq!(scrape(b"info_hash=1", &mut all), Err(QueryError::InfoHashLength));
         scrape(b"x=1", &mut all).unwrap();
         assert!(all.is_empty());
     }

@@ -407,14 +407,14 @@ impl<'de> Read<'de> for Hashes {
 struct Left(u64);
 
 /// A number that is not negative, rounded up and cut to what fits.
-fn whole(number: f64) -> Option<u64> {
+fn rounded_up(number: f64) -> Option<u64> {
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "cut to what fits")]
     (number >= 0.0).then(|| number.ceil() as u64)
 }
 
 /// A number that was written as text.
 fn number_of(text: &str) -> Option<u64> {
-    text.parse().ok().or_else(|| text.parse().ok().and_then(whole))
+    text.parse().ok().or_else(|| text.parse().ok().and_then(rounded_up))
 }
 
 /// A total; none where it makes no sense.
@@ -432,7 +432,7 @@ impl Read<'_> for Left {
     }
 
     fn real(number: f64) -> Self {
-        Self(whole(number).unwrap_or(u64::MAX))
+        Self(rounded_up(number).unwrap_or(u64::MAX))
     }
 
     fn text(text: &str) -> Self {
@@ -454,7 +454,7 @@ impl Read<'_> for Numwant {
     }
 
     fn real(number: f64) -> Self {
-        whole(number).map_or_else(Self::wrong, Self::number)
+        rounded_up(number).map_or_else(Self::wrong, Self::number)
     }
 
     fn text(text: &str) -> Self {

@@ -29,7 +29,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::yield_now;
 use tokio::time::{Sleep, sleep};
 
-use crate::server::control::admin_seats::{Kind, Seat, Seats};
+use crate::server::control::admin_connections::{AdminConnections, ConnectionPermit, PermitKind};
 
 /// How long a request's head may take, from the connection or the reply before it.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
@@ -57,7 +57,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub(crate) async fn serve(
     listener: TcpListener,
     pages: Router,
-    seats: Arc<Seats>,
+    seats: Arc<AdminConnections>,
     timeouts: Timeouts,
     mut closed: oneshot::Receiver<()>,
 ) {
@@ -113,7 +113,7 @@ async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
 struct AdminConnection {
     pages: Router,
     from: SocketAddr,
-    seat: Arc<Seat>,
+    seat: Arc<ConnectionPermit>,
     timeouts: Timeouts,
 }
 
@@ -123,7 +123,7 @@ impl AdminConnection {
         request: Request<Incoming>,
     ) -> Result<Response<axum::body::Body>, Infallible> {
         let Self { pages, from, seat, timeouts } = self;
-        if !seat.take(Kind::of(request.uri().path())) {
+        if !seat.take(PermitKind::of(request.uri().path())) {
             let text = "as many requests are under way as may be\n";
             return Ok(last((StatusCode::SERVICE_UNAVAILABLE, text)));
         }
@@ -159,7 +159,7 @@ fn last(reply: impl IntoResponse) -> Response<axum::body::Body> {
 struct Timely {
     body: Incoming,
     deadline: Pin<Box<Sleep>>,
-    seat: Arc<Seat>,
+    seat: Arc<ConnectionPermit>,
     is_late: Arc<AtomicBool>,
 }
 
@@ -289,7 +289,7 @@ mod tests {
         at: SocketAddr,
         _close: oneshot::Sender<()>,
         release: Arc<Semaphore>,
-        seats: Arc<Seats>,
+        seats: Arc<AdminConnections>,
     }
 
     async fn serving() -> Served {
@@ -313,7 +313,7 @@ mod tests {
             .route("/long", get(|| async { long }));
         let timeouts =
             Timeouts { body: Duration::from_millis(300), write: Duration::from_millis(300) };
-        let seats = Arc::new(Seats::default());
+        let seats = Arc::new(AdminConnections::default());
         tokio::spawn(serve(listener, pages, seats.clone(), timeouts, closed));
         Served { at, _close: close, release, seats }
     }

@@ -97,13 +97,13 @@ pub(crate) async fn take_over(
 /// Makes room for a successor that could serve, unless this process is told to end while the other
 /// one does not get on. Why serving ends; nothing where it goes on as if nothing had been, which
 /// the log says.
-pub(crate) async fn make_room(
+pub(crate) async fn yield_to_successor(
     state: &ProcessState,
     successor: Successor,
     running: (&Workers, &Streams),
     signals: &mut Signals,
 ) -> Option<ShutdownReason> {
-    let mut stepping = pin!(step_aside(successor, running));
+    let mut stepping = pin!(rest_and_hand_over(successor, running));
     tokio::select! {
         stepped = &mut stepping => return stepped.ok().map(ShutdownReason::TakenOver),
         () = signals.stop() => {}
@@ -121,11 +121,11 @@ pub(crate) async fn make_room(
 ///
 /// # Errors
 /// Why this process serves on: as if nothing had been.
-async fn step_aside(
+async fn rest_and_hand_over(
     successor: Successor,
     (workers, streams): (&Workers, &Streams),
 ) -> Result<ServingSuccessor, String> {
-    workers.rest();
+    workers.pause();
     streams.hold();
     let rested = async {
         while !(workers.are_resting() && streams.are_held()) {
@@ -140,14 +140,14 @@ async fn step_aside(
         Err(_) => Err(successor.refuse(std::io::Error::other("a worker did not come to rest"))),
     };
     if followed.is_err() {
-        workers.go_on();
+        workers.resume();
         streams.release();
     }
     followed
 }
 
 /// Ends everything in order.
-pub(crate) async fn wind_down(
+pub(crate) async fn shut_down(
     state: &Arc<ProcessState>,
     outcome: Result<ShutdownReason, StartError>,
     running: Running,
@@ -164,13 +164,15 @@ pub(crate) async fn wind_down(
     }
     match outcome {
         Ok(ShutdownReason::TakenOver(successor)) => {
-            hand_on(state, running, successor, signals).await;
+            finish_after_handover(state, running, successor, signals).await;
             Ok(())
         }
         Ok(ShutdownReason::Requested) => {
             let heard = (&mut *signals, ended, &mut *successors);
-            match serve_on(state, &running, drain, heard).await {
-                Ok(Some(successor)) => hand_on(state, running, successor, signals).await,
+            match serve_until_drained(state, &running, drain, heard).await {
+                Ok(Some(successor)) => {
+                    finish_after_handover(state, running, successor, signals).await
+                }
                 Ok(None) => stop(state, running, successors).await,
                 Err(error) => {
                     stop(state, running, successors).await;
@@ -192,7 +194,7 @@ pub(crate) async fn wind_down(
 
 /// Serves for the time of the drain, or until a second signal, or until a successor that has asked
 /// before serves.
-async fn serve_on(
+async fn serve_until_drained(
     state: &Arc<ProcessState>,
     running: &Running,
     drain: Duration,
@@ -217,7 +219,7 @@ async fn serve_on(
             }
             Some(it) = successors.recv() => {
                 let running = (&running.workers, &running.streams);
-                match make_room(state, it, running, signals).await {
+                match yield_to_successor(state, it, running, signals).await {
                     Some(ShutdownReason::TakenOver(successor)) => return Ok(Some(successor)),
                     Some(_) => return Ok(None),
                     None => {}
@@ -256,7 +258,7 @@ async fn stop(state: &Arc<ProcessState>, running: Running, successors: &mut Succ
 }
 
 /// Leaves the sockets to a successor that serves: what was taken from them is answered.
-async fn hand_on(
+async fn finish_after_handover(
     state: &Arc<ProcessState>,
     running: Running,
     successor: ServingSuccessor,
@@ -269,7 +271,7 @@ async fn hand_on(
     let _ = spawn_blocking(move || workers.stop()).await;
     info!(target: OPERATOR, "successor serves, closing the connections of this process");
     let answered = async {
-        while streams.are_asked() {
+        while streams.have_http_connections() {
             sleep(POLL * 10).await;
         }
     };
@@ -294,7 +296,7 @@ async fn hand_on(
 
 /// Waits until the predecessor, if it is there still, has written down all it knows, and says so.
 pub(crate) fn await_saved(predecessor: Option<Predecessor>, snapshots: Arc<Snapshots>) {
-    let Some(predecessor) = predecessor else { return snapshots.leave_alone() };
+    let Some(predecessor) = predecessor else { return snapshots.stop_waiting_for_predecessor() };
     spawn_blocking(move || {
         match predecessor.wait_until_saved() {
             Ok(()) => info!(target: OPERATOR, "take-over complete"),
@@ -302,6 +304,6 @@ pub(crate) fn await_saved(predecessor: Option<Predecessor>, snapshots: Arc<Snaps
                 warn!(target: OPERATOR, %error, "predecessor ended before it saved its state");
             }
         }
-        snapshots.leave_alone();
+        snapshots.stop_waiting_for_predecessor();
     });
 }

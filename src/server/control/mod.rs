@@ -1,7 +1,7 @@
 //! The control thread: the admin pages, signals, figures once a second, the orderly end.
 
+pub(crate) mod admin_connections;
 pub(crate) mod admin_listener;
-pub(crate) mod admin_seats;
 pub(crate) mod drain;
 pub(crate) mod kernel_filter;
 pub(crate) mod process;
@@ -138,10 +138,11 @@ async fn serve(control: Control, mut signals: Signals) -> Result<(), StartError>
         prepared = prepare(&workers, &streams, &mut ended) => prepared?,
     }
     if let Some(predecessor) = predecessor {
-        taken_over = match succeed(&state, predecessor, &mut streams, &mut signals).await? {
-            Succession::Serves(taken_over) => taken_over,
-            Succession::Ends => return Ok(()),
-        };
+        taken_over =
+            match replace_predecessor(&state, predecessor, &mut streams, &mut signals).await? {
+                TakeoverOutcome::Serves(taken_over) => taken_over,
+                TakeoverOutcome::Ends => return Ok(()),
+            };
     }
     // Everybody else has gone. From here on nothing ends this process that is not its end.
     let (close_admin, closed) = oneshot::channel::<()>();
@@ -152,15 +153,16 @@ async fn serve(control: Control, mut signals: Signals) -> Result<(), StartError>
     let (successors, mut successor) = mpsc::unbounded_channel();
     let (keep, is_managed) = (streams.keeper(), owned.is_managed());
     let offer = offer(&state, handover_path, (owned, keep), (successors, lock));
-    announce_ready(&ready_line);
+    print_ready_line(&ready_line);
     manager.ready(&ready_line);
     drain::await_saved(taken_over, context.snapshots.clone());
-    feed_watchdog(&state, &manager);
+    notify_watchdog(&state, &manager);
     let heard = (&mut ended, &mut successor, &mut signals);
-    let outcome = watch(&state, (&workers, &streams), heard, &mut reloads, &manager).await;
+    let outcome =
+        run_until_shutdown(&state, (&workers, &streams), heard, &mut reloads, &manager).await;
     let running = Running { workers, streams, close_admin, drain: state.drain(), is_managed };
     let ears = (&mut signals, &mut ended, &mut successor);
-    let outcome = drain::wind_down(&state, outcome, running, &manager, ears).await;
+    let outcome = drain::shut_down(&state, outcome, running, &manager, ears).await;
     drop(offer);
     let last = async { tokio::join!(admin, state.statistics.board.emptied()) };
     let _ = timeout(LAST_PAGES_MAX, last).await;
@@ -168,7 +170,7 @@ async fn serve(control: Control, mut signals: Signals) -> Result<(), StartError>
 }
 
 /// What becomes of a successor.
-enum Succession {
+enum TakeoverOutcome {
     /// It serves, and the predecessor, if it is there still, has yet to write down what it knows.
     Serves(Option<Predecessor>),
     /// It was told to end before.
@@ -187,15 +189,15 @@ async fn prepare(
 }
 
 /// Takes the predecessor's place. All that could fail has been done.
-async fn succeed(
+async fn replace_predecessor(
     state: &ProcessState,
     predecessor: Predecessor,
     streams: &mut Streams,
     signals: &mut Signals,
-) -> Result<Succession, StartError> {
+) -> Result<TakeoverOutcome, StartError> {
     let mut relief = pin!(drain::take_over(predecessor, streams));
     tokio::select! {
-        taken_over = &mut relief => return Ok(Succession::Serves(taken_over?)),
+        taken_over = &mut relief => return Ok(TakeoverOutcome::Serves(taken_over?)),
         () = signals.stop() => {}
     }
     // The predecessor is about to leave. If it does, this one has all to end in order.
@@ -203,11 +205,11 @@ async fn succeed(
     match timeout(RELIEF_MAX, relief).await {
         Ok(taken_over) => {
             state.asked_to_stop.notify_one();
-            Ok(Succession::Serves(taken_over?))
+            Ok(TakeoverOutcome::Serves(taken_over?))
         }
         Err(_) => {
             warn!(target: OPERATOR, "predecessor did not leave in time: see its log");
-            Ok(Succession::Ends)
+            Ok(TakeoverOutcome::Ends)
         }
     }
 }
@@ -233,7 +235,8 @@ fn offer(
     let made = handover_path.and_then(|path| {
         let make = || {
             let lock = lock.map_or_else(|| ServingLock::new().map(Arc::new), Ok)?;
-            let own = handover::Own { owned, lock, access_manager, prepare, successors };
+            let own =
+                handover::HandoverContext { owned, lock, access_manager, prepare, successors };
             TakeoverOffer::make(&path, own, has_predecessor)
         };
         make().map_err(|error| format!("cannot listen on {}: {error}", path.display()))
@@ -245,7 +248,7 @@ fn offer(
 }
 
 /// Tells the service manager that this process lives, for as long as every worker goes round.
-fn feed_watchdog(state: &Arc<ProcessState>, manager: &ServiceManager) {
+fn notify_watchdog(state: &Arc<ProcessState>, manager: &ServiceManager) {
     let Some((every, feed)) = manager.watchdog() else { return };
     let state = state.clone();
     tokio::spawn(async move {
@@ -278,7 +281,7 @@ async fn await_first_turns(
 }
 
 /// Writes the ready line. Whoever closed standard output does not want it.
-fn announce_ready(line: &str) {
+fn print_ready_line(line: &str) {
     let mut out = std::io::stdout().lock();
     let _ = writeln!(out, "{line}");
     let _ = out.flush();
@@ -286,13 +289,13 @@ fn announce_ready(line: &str) {
 }
 
 /// Ends of workers, successors that could serve, and signals.
-type Heard<'a> = (&'a mut WorkerExits, &'a mut Successors, &'a mut Signals);
+type ControlEvents<'a> = (&'a mut WorkerExits, &'a mut Successors, &'a mut Signals);
 
 /// Does what the clock and signals ask for, until one of them or a worker's failure says to end.
-async fn watch(
+async fn run_until_shutdown(
     state: &Arc<ProcessState>,
     running: (&Workers, &Streams),
-    (ended, successor, signals): Heard<'_>,
+    (ended, successor, signals): ControlEvents<'_>,
     reloads: &mut ReloadQueue,
     manager: &ServiceManager,
 ) -> Result<ShutdownReason, StartError> {
@@ -326,7 +329,7 @@ async fn watch(
                 break info!(target: OPERATOR, "stopping: requested during the take-over");
             }
             Some(it) = successor.recv() => {
-                if let Some(reason) = drain::make_room(state, it, running, signals).await {
+                if let Some(reason) = drain::yield_to_successor(state, it, running, signals).await {
                     return Ok(reason);
                 }
             }

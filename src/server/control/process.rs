@@ -14,7 +14,7 @@ use crate::admin::{Process, Token};
 use crate::frontend::stats::{Pages, Stats};
 use crate::metrics::{StreamCounters, WorkerCounters};
 use crate::server::context::AppContext;
-use crate::server::control::admin_seats::Seats;
+use crate::server::control::admin_connections::AdminConnections;
 use crate::server::control::kernel_filter::KernelFilter;
 use crate::server::log::OPERATOR;
 use crate::server::metrics::exporter::Exporter;
@@ -49,7 +49,7 @@ pub(crate) struct ProcessState {
     drops_told: AtomicU64,
     pub(crate) statistics: Statistics,
     /// Those at the admin listener.
-    pub(crate) seats: Arc<Seats>,
+    pub(crate) seats: Arc<AdminConnections>,
 }
 
 impl ProcessState {

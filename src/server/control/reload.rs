@@ -133,7 +133,7 @@ impl Reloader {
         let lists_changed = self.renew_lists(&live_config);
         let closed_before = self.confinement.closed_to(&self.config);
         self.config = live_config;
-        let mut applied: Vec<_> = live.iter().map(told).collect();
+        let mut applied: Vec<_> = live.iter().map(changed_setting).collect();
         applied.extend(keys_changed.then(|| "the connection-id keys".to_owned()));
         applied.extend(lists_changed.then(|| "access lists".to_owned()));
         match applied.as_slice() {
@@ -141,14 +141,14 @@ impl Reloader {
             applied => info!(target: OPERATOR, "reloaded: {}", applied.join(", ")),
         }
         if !fixed.is_empty() {
-            let fixed: Vec<_> = fixed.iter().map(told).collect();
+            let fixed: Vec<_> = fixed.iter().map(changed_setting).collect();
             warn!(target: OPERATOR, "not reloaded, needs a restart: {}", fixed.join(", "));
         }
-        self.tell_closed(&closed_before);
+        self.log_closed_lists(&closed_before);
     }
 
     /// Says which lists cannot be edited from now on, unless that was so `before`.
-    fn tell_closed(&self, before: &[PathBuf]) {
+    fn log_closed_lists(&self, before: &[PathBuf]) {
         let mut closed = self.confinement.closed_to(&self.config);
         closed.retain(|it| !before.contains(it));
         for folder in closed {
@@ -202,6 +202,6 @@ impl Reloader {
 }
 
 /// A difference as the log tells it: of a secret, only that there is one.
-fn told(it: &Difference) -> String {
+fn changed_setting(it: &Difference) -> String {
     if it.setting == "admin.token" { format!("{} (not shown)", it.setting) } else { it.to_string() }
 }

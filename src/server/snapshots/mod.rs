@@ -21,7 +21,7 @@ use crate::server::StartError;
 use crate::server::live_options::LiveOptions;
 use crate::server::log::OPERATOR;
 use crate::server::memory;
-use crate::snapshot::{CURRENT, Disk, Folder, Os, PREVIOUS, TrackerId};
+use crate::snapshot::{CURRENT, Disk, OsDisk, PREVIOUS, SnapshotFolder, TrackerId};
 use crate::store::Store;
 use crate::sys::clock::Clock;
 use figures::{Figures, RestoreOutcome};
@@ -38,7 +38,7 @@ enum Order {
 /// The handle on the thread and its figures.
 #[derive(Default)]
 pub(crate) struct Snapshots {
-    folder: Option<Folder<Os>>,
+    folder: Option<SnapshotFolder<OsDisk>>,
     pub(crate) figures: Figures,
     /// Whether a predecessor may write still what this process is to restore.
     is_following: AtomicBool,
@@ -64,8 +64,8 @@ impl Snapshots {
     pub(crate) fn kept_in(directory: PathBuf, tracker: TrackerId) -> Result<Self, String> {
         let path = directory.join(format!("{TRIAL}-{}", std::process::id()));
         let failed = |error| format!("cannot write {}: {error}", path.display());
-        let _ = Os.remove(&path);
-        Os.create(&path).and_then(|_| Os.remove(&path)).map_err(failed)?;
+        let _ = OsDisk.remove(&path);
+        OsDisk.create(&path).and_then(|_| OsDisk.remove(&path)).map_err(failed)?;
         let lock = directory.join(LOCK);
         try_lock(&lock).map_err(|error| format!("cannot lock {}: {error}", lock.display()))?;
         let has = |name| directory.join(name).symlink_metadata().is_ok();
@@ -74,14 +74,14 @@ impl Snapshots {
         } else {
             RestoreOutcome::Empty
         };
-        let folder = Some(Folder::new(Os, directory, tracker));
+        let folder = Some(SnapshotFolder::new(OsDisk, directory, tracker));
         let it = Self { folder, ..Self::default() };
         it.figures.set_outcome(outcome);
         Ok(it)
     }
 
     /// Says that a predecessor writes a last snapshot before there is something to restore.
-    pub(crate) fn follow(&self) {
+    pub(crate) fn wait_for_predecessor(&self) {
         if self.folder.is_some() {
             self.is_following.store(true, Ordering::Release);
             self.figures.set_outcome(RestoreOutcome::Waiting);
@@ -89,7 +89,7 @@ impl Snapshots {
     }
 
     /// Says that the predecessor writes no more: who has the directory then is somebody else.
-    pub(crate) fn leave_alone(&self) {
+    pub(crate) fn stop_waiting_for_predecessor(&self) {
         self.is_left_alone.store(true, Ordering::Release);
     }
 
@@ -156,7 +156,7 @@ impl Snapshots {
     }
 
     /// Says that the thread gets on.
-    fn get_on(&self) {
+    fn note_progress(&self) {
         self.progress.fetch_add(1, Ordering::Relaxed);
     }
 }
@@ -239,7 +239,7 @@ mod tests {
         let working = thread::spawn(move || {
             for _ in 0..10 {
                 thread::sleep(SHORT / 10);
-                working.get_on();
+                working.note_progress();
             }
         });
         assert!(has_ended(&working, &it.progress, SHORT * 100));

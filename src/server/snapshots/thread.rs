@@ -25,7 +25,8 @@ use crate::server::live_options::LiveOptions;
 use crate::server::log::OPERATOR;
 use crate::server::memory;
 use crate::snapshot::{
-    Aside, Disk, Folder, FoundSnapshots, Os, PREVIOUS, Restore, SaveError, SaveStep, Snapshot,
+    Disk, FoundSnapshots, OsDisk, PREVIOUS, Restore, SaveError, SaveStep, Snapshot, SnapshotFolder,
+    UnusableFile,
 };
 use crate::store::{RestoreCounts, Store};
 use crate::sys::affinity;
@@ -47,7 +48,7 @@ fn wall_s() -> u64 {
 
 /// What the thread works with.
 pub(super) struct SnapshotThread {
-    pub(super) folder: Folder<Os>,
+    pub(super) folder: SnapshotFolder<OsDisk>,
     pub(super) snapshots: Arc<Snapshots>,
     pub(super) store: Arc<Store>,
     pub(super) access: Arc<Access>,
@@ -69,7 +70,7 @@ impl SnapshotThread {
         let Some(_lock) = lock else { return };
         loop {
             let (waiting, is_last) = self.wait(asked);
-            let saved = if is_last { self.save(false) } else { self.save_beside_load() };
+            let saved = if is_last { self.save(false) } else { self.save_at_low_priority() };
             waiting.iter().for_each(|tell| _ = tell.send(saved.clone()));
             if is_last {
                 return;
@@ -146,15 +147,15 @@ impl SnapshotThread {
         if self.snapshots.figures.outcome() == RestoreOutcome::Waiting {
             self.snapshots.figures.set_outcome(RestoreOutcome::Running);
         }
-        let mut progress = || self.snapshots.get_on();
+        let mut progress = || self.snapshots.note_progress();
         let FoundSnapshots { snapshot, aside } =
             self.folder.find_with_progress(begun, &mut progress);
         let is_lost = !aside.is_empty();
         for it in aside {
-            self.tell_aside(it);
+            self.log_unusable(it);
         }
         let outcome = match snapshot {
-            Some((snapshot, path)) => self.bring_back(snapshot, path, begun),
+            Some((snapshot, path)) => self.restore_snapshot(snapshot, path, begun),
             None if is_lost => {
                 warn!(target: OPERATOR, "no usable snapshot, starting with empty swarms");
                 RestoreOutcome::Lost
@@ -165,7 +166,7 @@ impl SnapshotThread {
     }
 
     /// Says what was wrong with a file, and where it is now.
-    fn tell_aside(&mut self, it: Aside) {
+    fn log_unusable(&mut self, it: UnusableFile) {
         self.snapshots.figures.set_aside.fetch_add(1, Ordering::Relaxed);
         let (path, reason) = (it.path.display(), it.reason);
         match it.name {
@@ -184,7 +185,7 @@ impl SnapshotThread {
         }
     }
 
-    fn bring_back(
+    fn restore_snapshot(
         &mut self,
         snapshot: StoredSnapshot,
         path: PathBuf,
@@ -194,7 +195,7 @@ impl SnapshotThread {
         let peer_age_s_max = self.options.load().tracker.peer_age_s_max;
         let mut restore = Restore::new(snapshot, peer_age_s_max);
         let ended = loop {
-            self.snapshots.get_on();
+            self.snapshots.note_progress();
             if self.store.is_short_of_memory() {
                 // What comes back in a moment may be more than the budget foresees for it.
                 self.memory.look();
@@ -236,7 +237,7 @@ impl SnapshotThread {
                 self.keep_previous();
                 let (reason, kind) = (fault.to_string(), fault.kind());
                 let name = self.folder.set_aside(&path, &kind, now);
-                self.tell_aside(Aside { path, reason, kind, name });
+                self.log_unusable(UnusableFile { path, reason, kind, name });
                 RestoreOutcome::BrokenOff
             }
         }
@@ -253,11 +254,11 @@ impl SnapshotThread {
 
     /// Saves on a thread that gives way to whoever serves, which is for good: the thread ends with
     /// the snapshot.
-    fn save_beside_load(&mut self) -> Result<(), String> {
+    fn save_at_low_priority(&mut self) -> Result<(), String> {
         let saved = thread::scope(|scope| {
             let thread = thread::Builder::new().name("snapshot-save".into());
             let thread = thread.spawn_scoped(scope, || {
-                if let Err(error) = affinity::give_way() {
+                if let Err(error) = affinity::lower_priority() {
                     debug!(%error, "snapshot saved at normal priority");
                 }
                 self.save(true)
@@ -277,7 +278,7 @@ impl SnapshotThread {
         let (clock, begun) = (self.clock, self.clock.now());
         let (mut since, snapshots) = (begun, self.snapshots.clone());
         let mut between = || {
-            snapshots.get_on();
+            snapshots.note_progress();
             if !rests {
                 return Ok(());
             }
@@ -289,7 +290,7 @@ impl SnapshotThread {
             since = clock.now();
             Ok(())
         };
-        let cleared = self.clear_the_way(begun);
+        let cleared = self.retry_renames(begun);
         let what = (&*self.store, self.access.keys());
         let saved = cleared.and_then(|()| self.folder.save(what, begun, wall_s(), &mut between));
         match saved {
@@ -321,7 +322,7 @@ impl SnapshotThread {
     }
 
     /// Sets aside what could not be before.
-    fn clear_the_way(&mut self, now: Now) -> Result<(), SaveError> {
+    fn retry_renames(&mut self, now: Now) -> Result<(), SaveError> {
         while let Some((path, kind)) = self.in_the_way.pop() {
             if let Err(error) = self.folder.set_aside(&path, &kind, now) {
                 self.in_the_way.push((path.clone(), kind));
@@ -333,4 +334,4 @@ impl SnapshotThread {
 }
 
 /// A snapshot on the disk.
-type StoredSnapshot = Snapshot<<Os as Disk>::Input>;
+type StoredSnapshot = Snapshot<<OsDisk as Disk>::Input>;

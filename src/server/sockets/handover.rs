@@ -438,7 +438,11 @@ impl TakeoverOffer {
     ///
     /// # Errors
     /// Where that cannot be done. Nothing else depends on it.
-    pub(crate) fn make(path: &Path, own: Own, has_predecessor: bool) -> io::Result<Self> {
+    pub(crate) fn make(
+        path: &Path,
+        own: HandoverContext,
+        has_predecessor: bool,
+    ) -> io::Result<Self> {
         let listen = if has_predecessor { SocketFile::replace } else { SocketFile::listen };
         let (file, listener) = listen(path)?;
         let server = HandoverServer { listener, own };
@@ -448,7 +452,7 @@ impl TakeoverOffer {
 }
 
 /// What a tracker has that concerns a successor.
-pub(crate) struct Own {
+pub(crate) struct HandoverContext {
     /// All sockets.
     pub(crate) owned: Arc<OwnedSockets>,
     /// The right to serve, which this process has.
@@ -470,7 +474,7 @@ pub(crate) fn path(configured: &str, state: Result<PathBuf, String>) -> Result<P
 /// Deals with those who ask, one after the other.
 struct HandoverServer {
     listener: Socket,
-    own: Own,
+    own: HandoverContext,
 }
 
 impl HandoverServer {
@@ -481,7 +485,7 @@ impl HandoverServer {
             let peer = match self.next(is_lent) {
                 Ok(socket) => Channel(socket),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    is_lent = is_lent && self.own.access_manager.take_back().is_err();
+                    is_lent = is_lent && self.own.access_manager.reopen_database().is_err();
                     continue;
                 }
                 Err(_) => {
@@ -489,7 +493,7 @@ impl HandoverServer {
                     continue;
                 }
             };
-            if let Err(reason) = may_ask(&peer).and_then(|()| (self.own.prepare)()) {
+            if let Err(reason) = check_successor(&peer).and_then(|()| (self.own.prepare)()) {
                 warn!(target: OPERATOR, %reason, "take-over refused");
                 let _ = peer.send(&Message::Refused { reason });
                 continue;
@@ -524,7 +528,7 @@ impl HandoverServer {
 
     /// Gives copies of all sockets, and waits until the successor could serve with them.
     fn prepare_successor(&self, peer: &Channel) -> io::Result<()> {
-        self.own.access_manager.lend();
+        self.own.access_manager.lend_database();
         peer.send_with(&Message::Lock, &[self.own.lock.as_fd()])?;
         let all: Vec<_> = self.own.owned.all().collect();
         let count = all.len().div_ceil(SOCKETS_PER_MESSAGE);
@@ -547,7 +551,7 @@ impl HandoverServer {
     fn take_back(&self) -> bool {
         let begun = Instant::now();
         loop {
-            match self.own.access_manager.take_back() {
+            match self.own.access_manager.reopen_database() {
                 Ok(()) => return true,
                 Err(trouble) if begun.elapsed() > TAKE_BACK_MAX => {
                     warn!(target: OPERATOR, error = %trouble, "registrations are read-only");
@@ -560,7 +564,7 @@ impl HandoverServer {
 }
 
 /// Whether the one at the other end may have the sockets; otherwise why not.
-fn may_ask(peer: &Channel) -> Result<(), String> {
+fn check_successor(peer: &Channel) -> Result<(), String> {
     let user = descriptors::peer_user(peer.0.as_fd()).map_err(|error| error.to_string())?;
     if user != 0 && user != descriptors::own_user() {
         return Err(format!("user {user} is neither this tracker's nor root"));
@@ -606,7 +610,7 @@ mod tests {
         let (successors, heard) = tokio::sync::mpsc::unbounded_channel();
         let (owned, prepare) = (Arc::new(owned), Box::new(|| Ok(())));
         let lock = Arc::new(ServingLock::new().unwrap());
-        let own = Own { owned, lock, access_manager, prepare, successors };
+        let own = HandoverContext { owned, lock, access_manager, prepare, successors };
         (TakeoverOffer::make(path, own, false).unwrap(), heard)
     }
 

@@ -168,7 +168,7 @@ fn bind_own(path: &Path) -> io::Result<UnixListener> {
 
 /// Until the mode is set, nobody but the owner may connect: see `keep_files_private`.
 fn bind_path(path: &Path) -> io::Result<UnixListener> {
-    if is_left_behind(path)? {
+    if is_stale_socket(path)? {
         std::fs::remove_file(path)?;
     }
     let listener = UnixListener::bind(path)?;
@@ -188,7 +188,7 @@ pub(crate) fn check_unix_path(path: &str) -> Result<(), String> {
 }
 
 /// Whether a socket is there that a program which has ended left behind.
-fn is_left_behind(path: &Path) -> io::Result<bool> {
+fn is_stale_socket(path: &Path) -> io::Result<bool> {
     match path.symlink_metadata() {
         Ok(it) if it.file_type().is_socket() => match UnixStream::connect(path) {
             Ok(_) => Err(io::ErrorKind::AddrInUse.into()),

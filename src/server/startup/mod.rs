@@ -56,7 +56,7 @@ pub(crate) fn serve(source: Source, take_over: bool) -> Result<(), StartError> {
     settle_process()?;
     source.warnings(&config).iter().for_each(|it| tracing::warn!("{it}"));
     let user = confine::user_of(&config)?;
-    confine::provide(user.as_ref(), options::state_home(&config).as_deref().ok());
+    confine::create_state_directory(user.as_ref(), options::state_home(&config).as_deref().ok());
     let keys = options::keys_as(user.as_ref(), &config)?;
     if let Some(warning) = &keys.warning {
         tracing::warn!("{warning}");
@@ -75,7 +75,7 @@ pub(crate) fn serve(source: Source, take_over: bool) -> Result<(), StartError> {
         let users = handover::trusted_users(&config.server.user);
         let (found, sockets) = Predecessor::ask(&path, &users)?;
         (predecessor, inherited_sockets) = (Some(found), sockets);
-        snapshots.follow();
+        snapshots.wait_for_predecessor();
     }
     let store = Arc::new(Store::new(options::store(&config)));
     let access_manager = Arc::new(open_access(&config, &mut was_warned)?);
@@ -101,7 +101,8 @@ pub(crate) fn serve(source: Source, take_over: bool) -> Result<(), StartError> {
     let memory = context.memory.clone();
     let confinement = Default::default();
     let reloader = Reloader { source, config, keys, level, context, tls, confinement };
-    let control = assemble(reloader, choice, inherited_sockets, Outside { manager, predecessor })?;
+    let control =
+        assemble(reloader, choice, inherited_sockets, SocketPartners { manager, predecessor })?;
     let lacking = |error| StartError::lacking("cannot start a thread", &error);
     let _looking = memory.start().map_err(lacking)?;
     let thread = std::thread::Builder::new().name("control".into());
@@ -147,7 +148,7 @@ fn open_access(config: &Config, was_warned: &mut bool) -> Result<AccessManager, 
 }
 
 /// Who else has to do with the sockets of this process.
-struct Outside {
+struct SocketPartners {
     manager: ServiceManager,
     predecessor: Option<Predecessor>,
 }
@@ -157,7 +158,7 @@ fn assemble(
     mut reloader: Reloader,
     choice: backend::Choice,
     mut inherited_sockets: InheritedSockets,
-    outside: Outside,
+    outside: SocketPartners,
 ) -> Result<Control, StartError> {
     let config = &reloader.config;
     let cpus = workers::placement(config.server.workers)?;
@@ -188,7 +189,7 @@ fn assemble(
     let counters = (workers.counters.clone(), streams.counters.clone());
     let tallies = workers.tallies.iter().chain(&streams.tallies).cloned().collect();
     let exporter = Exporter::new(counters.0, counters.1, watched, tallies, choice.info);
-    let Outside { manager, predecessor } = outside;
+    let SocketPartners { manager, predecessor } = outside;
     manager.keep(&owned, &gone);
     let owned = Arc::new(owned);
     Ok(Control {

@@ -21,7 +21,7 @@ use crate::time::Now;
 use crate::tracker::Tracker;
 use crate::types::{Answered, Dropped};
 use crate::worker::datagram::{DatagramBackend, DatagramWorker};
-use crate::worker::rest::Rest;
+use crate::worker::rest_signal::RestSignal;
 
 /// The running workers.
 pub(crate) struct Workers {
@@ -31,7 +31,7 @@ pub(crate) struct Workers {
     pub(crate) tallies: Vec<Tallies>,
     threads: Vec<JoinHandle<()>>,
     stop: Arc<AtomicBool>,
-    rest: Arc<Rest>,
+    rest: Arc<RestSignal>,
 }
 
 impl Workers {
@@ -82,9 +82,9 @@ impl Workers {
         self.counters.iter().all(|it| it.turns.get() > 0)
     }
 
-    /// Makes them take nothing from their sockets until [`Self::go_on`].
-    pub(crate) fn rest(&self) {
-        self.rest.ask();
+    /// Makes them take nothing from their sockets until [`Self::resume`].
+    pub(crate) fn pause(&self) {
+        self.rest.request();
     }
 
     /// Whether all of them rest.
@@ -93,7 +93,7 @@ impl Workers {
     }
 
     /// Makes them receive again.
-    pub(crate) fn go_on(&self) {
+    pub(crate) fn resume(&self) {
         self.rest.end();
     }
 
@@ -121,7 +121,7 @@ struct DatagramSpawn {
     counters: Arc<WorkerCounters>,
     tallies: Tallies,
     stop: Arc<AtomicBool>,
-    rest: Arc<Rest>,
+    rest: Arc<RestSignal>,
     backend: DatagramBackend,
     sockets: Vec<BoundUdp>,
     cpu: Option<usize>,

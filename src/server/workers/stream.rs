@@ -25,7 +25,9 @@ use crate::time::Now;
 use crate::tracker::Tracker;
 use crate::types::Transport;
 use crate::worker::datagram;
-use crate::worker::stream::{Listener, Shared as SharedByStreams, StreamBackend, StreamWorker};
+use crate::worker::stream::{
+    Listener, StreamBackend, StreamContext as SharedByStreams, StreamWorker,
+};
 
 /// The running stream workers.
 pub(crate) struct Streams {
@@ -155,7 +157,7 @@ impl Streams {
 
     /// Whether any connection over HTTP is open. After [`Self::leave`] none stays once it has been
     /// answered.
-    pub(crate) fn are_asked(&self) -> bool {
+    pub(crate) fn have_http_connections(&self) -> bool {
         self.counters.iter().any(|it| it.open(Transport::Http).get() > 0)
     }
 

@@ -10,7 +10,7 @@ use std::rc::Rc;
 
 use super::admission::Admission;
 use super::connection::Connection;
-use super::held::{self, BufferKind, ClosableConnection, IDLE_BYTES, MemoryAllowance};
+use super::connection_memory::{self, BufferKind, ClosableConnection, IDLE_BYTES, MemoryAllowance};
 use super::thread::TaskContext;
 use crate::frontend::origin::Origin;
 use crate::frontend::{ConnectionWork, Tracker};
@@ -136,7 +136,9 @@ impl<N: Network> Connection<N> {
             return Some(web.source);
         }
         match self.origin.get() {
-            Origin::Address(it) if !self.worker.with_options(|options| options.trusts(it)) => {
+            Origin::Address(it)
+                if !self.worker.with_options(|options| options.is_trusted_proxy(it)) =>
+            {
                 Some(it)
             }
             Origin::Address(_) | Origin::Local | Origin::Nobody => None,
@@ -212,7 +214,7 @@ impl<N: Network> TaskContext<N> {
     /// a search has not found enough, sources as large as its own do not search again in this tick.
     fn evict_for(&self, limit: Option<(IpAddr, u32)>, needed: u64) -> bool {
         let of_source = |(address, _)| self.shared.connections.source_bytes(address);
-        let above = held::evicted_above(limit.map_or(0, of_source));
+        let above = connection_memory::evicted_above(limit.map_or(0, of_source));
         if self.unevicted_above.get().is_some_and(|it| above >= it) {
             return false;
         }
@@ -229,7 +231,7 @@ impl<N: Network> TaskContext<N> {
         let mut open = self.connections();
         open.retain(|it| !it.is_released.get());
         let holders = open.iter().enumerate().map(|(at, it)| it.holder(at)).collect();
-        let chosen = held::choose(holders, needed, above);
+        let chosen = connection_memory::choose(holders, needed, above);
         let mut freed = 0;
         for at in chosen {
             freed += open[at].held.total();
@@ -243,13 +245,13 @@ impl<N: Network> TaskContext<N> {
     fn bound(&self) -> MemoryAllowance {
         MemoryAllowance::new(
             self.with_options(|it| it.memory_max_bytes),
-            self.shared.mailboxes.len(),
+            self.shared.inboxes.len(),
         )
     }
 
     /// Once a tick: closes what is over the bound however silent it is, after which new connections
     /// may search again.
-    pub(super) fn look_at_memory(&self) {
+    pub(super) fn check_memory(&self) {
         self.keep_to_memory();
         self.unevicted_above.set(None);
     }

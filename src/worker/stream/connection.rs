@@ -10,7 +10,7 @@ use rustls::ServerConfig;
 
 use super::admission::Admission;
 use super::charges::MinorWork;
-use super::held::{BufferKind, ConnectionMemory, TLS_BYTES};
+use super::connection_memory::{BufferKind, ConnectionMemory, TLS_BYTES};
 use super::http::{self, Next};
 use super::slots::{Deadlines, NEVER, SlotAddress};
 use super::thread::TaskContext;

@@ -100,7 +100,7 @@ impl<N: Network> Connection<N> {
                 return (done, NextStep::GoOn);
             }
             let start = out.len();
-            tracker.take_asked();
+            tracker.take_was_charged();
             match http.handle(tracker, now, self.origin.get(), &input[done..], out) {
                 ReceiveOutcome::More => break,
                 ReceiveOutcome::Replied { consumed, keep_alive, source, outcome } => {
@@ -155,7 +155,7 @@ impl<N: Network> Connection<N> {
         outcome: Outcome,
     ) -> bool {
         let own = self.payer();
-        if tracker.take_asked() {
+        if tracker.take_was_charged() {
             return own.is_none()
                 || outcome != Outcome::Refused(Refusal::Limited)
                 || self.charge_minor_to(tracker, now, 1).is_ok();

@@ -16,11 +16,11 @@ mod accept;
 mod admission;
 mod charges;
 mod connection;
-mod ending;
+mod connection_memory;
 mod frames;
-mod held;
 mod http;
-mod mailbox;
+mod inbox;
+mod shutdown;
 mod slots;
 mod thread;
 mod tls;
@@ -44,9 +44,9 @@ use crate::sys::stream::epoll::Epoll;
 use crate::sys::stream::uring::UringNetwork;
 use crate::time::Now;
 use admission::Connections;
-use ending::{Ending, Stage};
-use held::{Account, Room};
-use mailbox::Mailbox;
+use connection_memory::{Account, MemoryWaiters};
+use inbox::Inbox;
+use shutdown::{ShutdownSignal, Stage};
 
 /// How bytes travel between kernel and worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -117,27 +117,27 @@ impl Default for Options {
 }
 
 impl Options {
-    fn trusts(&self, address: IpAddr) -> bool {
+    fn is_trusted_proxy(&self, address: IpAddr) -> bool {
         self.trusted_proxies.iter().any(|it| it.contains(&address))
     }
 
     fn counts(&self, address: IpAddr) -> bool {
-        !self.trusts(address) && !self.exempt.iter().any(|it| it.contains(&address))
+        !self.is_trusted_proxy(address) && !self.exempt.iter().any(|it| it.contains(&address))
     }
 }
 
 /// What all stream workers share.
 #[derive(Debug)]
-pub struct Shared {
+pub struct StreamContext {
     connections: Arc<Connections>,
     account: Account,
-    room: Room,
-    mailboxes: Vec<Mailbox>,
+    room: MemoryWaiters,
+    inboxes: Vec<Inbox>,
     tls: Option<Arc<ArcSwap<ServerConfig>>>,
-    ending: Ending,
+    ending: ShutdownSignal,
 }
 
-impl Shared {
+impl StreamContext {
     /// For so many workers, and so many connections over all of them. What `tls` holds may be
     /// replaced at any time: it is used from the next connection on.
     pub fn new(
@@ -146,15 +146,15 @@ impl Shared {
         tls: Option<Arc<ArcSwap<ServerConfig>>>,
     ) -> Arc<Self> {
         let connections = Arc::new(Connections::new(connections_max));
-        let mailboxes = (0..workers).map(|_| Mailbox::new()).collect();
-        let ((account, ending), room) = (Default::default(), Room::new(workers));
-        Arc::new(Self { connections, account, room, mailboxes, tls, ending })
+        let inboxes = (0..workers).map(|_| Inbox::new()).collect();
+        let ((account, ending), room) = (Default::default(), MemoryWaiters::new(workers));
+        Arc::new(Self { connections, account, room, inboxes, tls, ending })
     }
 
     /// Makes workers accept nothing until [`Self::release`]: somebody else does. They keep all
     /// they need for it, and what is open is served.
     pub fn hold(&self) {
-        self.ending.rest.ask();
+        self.ending.rest.request();
     }
 
     /// Lets workers accept.
@@ -208,7 +208,7 @@ pub struct StreamWorker {
     /// Which of the workers it is, from 0.
     pub worker: u16,
     /// What it shares with the others.
-    pub shared: Arc<Shared>,
+    pub shared: Arc<StreamContext>,
     /// Its own sockets, each bound once for every worker (SO_REUSEPORT).
     pub listeners: Vec<Listener>,
     /// What it answers with.

@@ -56,19 +56,19 @@ pub(super) enum Due {
 
 /// All connections of a worker.
 #[derive(Debug)]
-pub(super) struct Slots<C> {
-    slots: Vec<Slot<C>>,
+pub(super) struct ConnectionSlots<C> {
+    slots: Vec<ConnectionSlot<C>>,
     free: Vec<u32>,
 }
 
 #[derive(Debug)]
-struct Slot<C> {
+struct ConnectionSlot<C> {
     deadlines: Deadlines,
     generation: u32,
     connection: Option<Rc<C>>,
 }
 
-impl<C> Slots<C> {
+impl<C> ConnectionSlots<C> {
     /// No connections.
     pub(super) fn new() -> Self {
         Self { slots: Vec::new(), free: Vec::new() }
@@ -87,7 +87,7 @@ impl<C> Slots<C> {
     ) -> Rc<C> {
         let slot = self.free.pop().unwrap_or_else(|| {
             let empty = Deadlines::until(NEVER, Closed::Done);
-            self.slots.push(Slot { deadlines: empty, generation: 0, connection: None });
+            self.slots.push(ConnectionSlot { deadlines: empty, generation: 0, connection: None });
             // Each connection has a descriptor, of which there are fewer than 2^31.
             u32::try_from(self.slots.len() - 1).unwrap_or(u32::MAX)
         });
@@ -162,7 +162,7 @@ mod tests {
 
     #[test]
     fn a_place_is_never_two_connections() {
-        let mut slots = Slots::new();
+        let mut slots = ConnectionSlots::new();
         let first = *slots.insert(deadlines(5), |it| it);
         assert_eq!(slots.get(first.slot, first.generation).map(|it| **it), Some(first));
         slots.remove(first);
@@ -175,7 +175,7 @@ mod tests {
 
     #[test]
     fn what_is_late_ends_once_and_for_its_reason() {
-        let mut slots = Slots::new();
+        let mut slots = ConnectionSlots::new();
         let late = *slots.insert(deadlines(5), |it| it);
         let writing = *slots.insert(deadlines(9), |it| it);
         slots.deadlines(writing).unwrap().write = START.plus_s(5);
@@ -189,7 +189,7 @@ mod tests {
 
     #[test]
     fn pings_are_due_again_and_again() {
-        let mut slots = Slots::new();
+        let mut slots = ConnectionSlots::new();
         let socket = *slots.insert(deadlines(1_000), |it| it);
         slots.deadlines(socket).unwrap().ping = START.plus_s(50);
         let mut pinged = |at_s| slots.due(START.plus_s(at_s), 50).len();

@@ -13,11 +13,11 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use super::accept::{self, Security};
 use super::connection::Connection;
-use super::ending::{DrainSchedule, Stage};
-use super::held::WorkerAccount;
-use super::mailbox::{LETTERS_TAKEN_MAX, Letter};
-use super::slots::{Due, SlotAddress, Slots};
-use super::{FrontEnds, Listener, Options, Shared, StreamWorker};
+use super::connection_memory::WorkerAccount;
+use super::inbox::{Envelope, LETTERS_TAKEN_MAX};
+use super::shutdown::{DrainSchedule, Stage};
+use super::slots::{ConnectionSlots, Due, SlotAddress};
+use super::{FrontEnds, Listener, Options, StreamContext, StreamWorker};
 use crate::frontend::ws::{Outbox, PeerMessage, SocketRoute};
 use crate::metrics::{Closed, MailLost, StreamCounters};
 use crate::sys::allocator::Collector;
@@ -50,10 +50,10 @@ const CUT_TICKS_MAX: u32 = 20;
 /// What all tasks of a worker share. They run on one thread and borrow it between two awaits.
 pub(super) struct TaskContext<N: Network> {
     pub(super) index: u16,
-    pub(super) shared: Arc<Shared>,
+    pub(super) shared: Arc<StreamContext>,
     pub(super) front_ends: RefCell<FrontEnds>,
     pub(super) counters: Arc<StreamCounters>,
-    pub(super) slots: RefCell<Slots<Connection<N>>>,
+    pub(super) slots: RefCell<ConnectionSlots<Connection<N>>>,
     /// What its connections hold.
     pub(super) held: WorkerAccount,
     /// No source of this worker holds more than this, by a search in this tick.
@@ -78,7 +78,7 @@ type Accepting<N> = (Rc<Acceptor<N>>, JoinHandle<()>);
 pub(super) async fn main<N: Network>(parts: StreamWorker, stop: &AtomicBool) -> io::Result<()> {
     let StreamWorker { worker: index, shared, listeners, front_ends, clock, .. } = parts;
     let StreamWorker { options, begin_turn, counters, .. } = parts;
-    let mail = shared.mailboxes.get(usize::from(index)).and_then(|it| it.open());
+    let mail = shared.inboxes.get(usize::from(index)).and_then(|it| it.open());
     let Some(mail) = mail else {
         return Err(io::Error::other("there is no such worker, or it runs already"));
     };
@@ -86,7 +86,7 @@ pub(super) async fn main<N: Network>(parts: StreamWorker, stop: &AtomicBool) -> 
         index,
         front_ends: RefCell::new(front_ends),
         counters,
-        slots: RefCell::new(Slots::new()),
+        slots: RefCell::new(ConnectionSlots::new()),
         held: WorkerAccount::default(),
         unevicted_above: Cell::new(None),
         opened: Cell::new(0),
@@ -108,7 +108,7 @@ pub(super) async fn main<N: Network>(parts: StreamWorker, stop: &AtomicBool) -> 
     worker.shared.ending.note_prepared();
     serve(&worker, stop, &mut acceptors).await;
     let ending = &worker.shared.ending;
-    if ending.keeps_listeners() || ending.rest.is_asked() {
+    if ending.keeps_listeners() || ending.rest.is_requested() {
         leave(&worker, &mut acceptors).await;
     }
     worker.is_stopping.set(true);
@@ -151,7 +151,7 @@ async fn serve<N: Network>(
     while !stop.load(Ordering::Relaxed) {
         tokio::select! {
             _ = ticks.tick() => {}
-            () = worker.shared.room.asked(worker.index) => {
+            () = worker.shared.room.wait_for_request(worker.index) => {
                 worker.keep_to_memory();
                 continue;
             }
@@ -160,9 +160,9 @@ async fn serve<N: Network>(
         worker.begin_turn();
         worker.note_rest();
         collector.collect_if_asked();
-        worker.look_at_memory();
+        worker.check_memory();
         if count.is_multiple_of(TICKS_PER_LOOK) {
-            worker.look_at_deadlines(now);
+            worker.check_deadlines(now);
         }
         count += 1;
         let (stage, until) = worker.shared.ending.stage();
@@ -211,11 +211,11 @@ async fn wait_for_all<N: Network>(worker: &TaskContext<N>, ticks_max: u32) -> bo
     worker.slots.borrow().len() == 0
 }
 
-async fn take_mail<N: Network>(worker: Rc<TaskContext<N>>, mut mail: Receiver<Letter>) {
+async fn take_mail<N: Network>(worker: Rc<TaskContext<N>>, mut mail: Receiver<Envelope>) {
     let mut letters = Vec::with_capacity(LETTERS_TAKEN_MAX);
     while mail.recv_many(&mut letters, LETTERS_TAKEN_MAX).await > 0 {
         for letter in letters.drain(..) {
-            worker.shared.mailboxes[usize::from(worker.index)]
+            worker.shared.inboxes[usize::from(worker.index)]
                 .took(&worker.shared.account, &letter);
             let (route, mail) = letter;
             worker.receive(route, mail);
@@ -251,14 +251,14 @@ impl<N: Network> TaskContext<N> {
 
     /// Whether somebody else accepts for now.
     pub(super) fn is_held(&self) -> bool {
-        self.shared.ending.rest.is_asked()
+        self.shared.ending.rest.is_requested()
     }
 
     /// Says whether anything may be accepted on this thread: it is here now, so that no accept is
     /// under way.
     fn note_rest(&self) {
         let rest = &self.shared.ending.rest;
-        let is_held = rest.is_asked();
+        let is_held = rest.is_requested();
         if is_held != self.is_resting.replace(is_held) {
             if is_held { rest.enter() } else { rest.leave() }
         }
@@ -286,9 +286,9 @@ impl<N: Network> TaskContext<N> {
             self.receive(route, mail);
             return;
         }
-        let mailbox = self.shared.mailboxes.get(usize::from(route.worker));
+        let inbox = self.shared.inboxes.get(usize::from(route.worker));
         let all_max = self.with_options(|it| it.memory_max_bytes);
-        if !mailbox.is_some_and(|it| it.post(&self.shared.account, all_max, (route, mail))) {
+        if !inbox.is_some_and(|it| it.post(&self.shared.account, all_max, (route, mail))) {
             self.counters.mail_lost(MailLost::MailboxFull).add(1);
         }
     }
@@ -335,7 +335,7 @@ impl<N: Network> TaskContext<N> {
     }
 
     /// Ends what is late, and pings who is silent.
-    fn look_at_deadlines(&self, now: Now) {
+    fn check_deadlines(&self, now: Now) {
         let ping_s = self.with_options(|it| it.ping_interval_s);
         let due = self.slots.borrow_mut().due(now, ping_s);
         for (connection, due) in due {

@@ -8,8 +8,8 @@ use tokio::task::spawn_local;
 
 use super::FrontEnds;
 use super::connection::Connection;
+use super::connection_memory::BufferKind;
 use super::frames::{self, Fragments, FrameEvent, FrameStep, HEAD_BYTES_MAX};
-use super::held::BufferKind;
 use super::slots::Deadlines;
 use crate::frontend::Passkey;
 use crate::frontend::http::Outcome;
@@ -238,13 +238,13 @@ impl<N: Network> Connection<N> {
             };
             let mut front_ends = self.worker.front_ends.borrow_mut();
             let FrontEnds { tracker, ws, .. } = &mut *front_ends;
-            tracker.take_asked(); // of what was done before
+            tracker.take_was_charged(); // of what was done before
             let outcome = ws.handle(tracker, now, session, message, &mut outbox);
             self.count(Transport::Ws, Family::of(*source), outcome);
             let eighths = match outcome {
                 // Paid for, unless it was refused for that.
                 Outcome::Refused(Refusal::Limited) => FRAME_EIGHTHS,
-                _ if tracker.take_asked() => 0,
+                _ if tracker.take_was_charged() => 0,
                 Outcome::Answered(_) => 0, // an answer, of which there are no more than offers
                 // One that came too late, as happens: clients race with each other.
                 Outcome::Rejected(_) if outbox.replies.is_empty() => FRAME_EIGHTHS,

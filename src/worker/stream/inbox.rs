@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 
 use tokio::sync::mpsc::{self, Receiver, Sender};
 
-use super::held::Account;
+use super::connection_memory::Account;
 use crate::frontend::ws::{PeerMessage, SocketRoute};
 
 /// Most letters that wait for one worker.
@@ -22,18 +22,18 @@ const PART: u64 = 16;
 pub(super) const LETTERS_TAKEN_MAX: usize = 64;
 
 /// Mail with its destination.
-pub(super) type Letter = (SocketRoute, PeerMessage);
+pub(super) type Envelope = (SocketRoute, PeerMessage);
 
 /// Where others leave what is meant for one worker's sockets.
 #[derive(Debug)]
-pub(super) struct Mailbox {
-    sender: Sender<Letter>,
-    receiver: Mutex<Option<Receiver<Letter>>>,
+pub(super) struct Inbox {
+    sender: Sender<Envelope>,
+    receiver: Mutex<Option<Receiver<Envelope>>>,
     /// Of the letters that wait.
     bytes: AtomicUsize,
 }
 
-impl Mailbox {
+impl Inbox {
     /// An empty one.
     pub(super) fn new() -> Self {
         let (sender, receiver) = mpsc::channel(LETTERS_MAX);
@@ -42,7 +42,7 @@ impl Mailbox {
 
     /// Leaves a letter. False where there is no room for it, here or on the account, which may
     /// come to `all_max`: it is lost.
-    pub(super) fn post(&self, account: &Account, all_max: u64, letter: Letter) -> bool {
+    pub(super) fn post(&self, account: &Account, all_max: u64, letter: Envelope) -> bool {
         let bytes = bytes_of(&letter);
         let bytes_max = usize::try_from(all_max / PART).unwrap_or(usize::MAX).min(BYTES_MAX);
         let fits = self.bytes.fetch_add(bytes, Ordering::Relaxed) + bytes <= bytes_max
@@ -50,28 +50,28 @@ impl Mailbox {
         account.change(0, bytes as u64);
         let posted = fits && self.sender.try_send(letter).is_ok();
         if !posted {
-            self.give_back(account, bytes);
+            self.release_bytes(account, bytes);
         }
         posted
     }
 
     /// The other end, for the one worker whose mailbox this is; `None` after the first time.
-    pub(super) fn open(&self) -> Option<Receiver<Letter>> {
+    pub(super) fn open(&self) -> Option<Receiver<Envelope>> {
         self.receiver.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     /// Notes that a letter was taken out.
-    pub(super) fn took(&self, account: &Account, letter: &Letter) {
-        self.give_back(account, bytes_of(letter));
+    pub(super) fn took(&self, account: &Account, letter: &Envelope) {
+        self.release_bytes(account, bytes_of(letter));
     }
 
-    fn give_back(&self, account: &Account, bytes: usize) {
+    fn release_bytes(&self, account: &Account, bytes: usize) {
         self.bytes.fetch_sub(bytes, Ordering::Relaxed);
         account.change(bytes as u64, 0);
     }
 }
 
 /// Bytes that a letter takes.
-fn bytes_of(letter: &Letter) -> usize {
-    size_of::<Letter>() + letter.1.bytes()
+fn bytes_of(letter: &Envelope) -> usize {
+    size_of::<Envelope>() + letter.1.bytes()
 }

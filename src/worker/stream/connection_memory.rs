@@ -13,7 +13,7 @@
 //!
 //! Each worker has a part of the account, and closes connections of its own once they hold more
 //! than that and the account is full. It may be busy just then. Those that are within their parts
-//! go on meanwhile, but take in nothing while the account is an eighth over its bound ([`Room`]).
+//! go on meanwhile, but take in nothing while the account is an eighth over its bound ([`MemoryWaiters`]).
 
 use std::cell::Cell;
 use std::cmp::Reverse;
@@ -174,21 +174,21 @@ impl MemoryAllowance {
 
 /// How workers wait for room on the account.
 #[derive(Debug)]
-pub(super) struct Room {
+pub(super) struct MemoryWaiters {
     /// For each worker: others wait for what it has to give back.
     asked: Vec<Notify>,
     /// Something was given back.
     made: Notify,
 }
 
-impl Room {
+impl MemoryWaiters {
     /// For so many workers.
     pub(super) fn new(workers: usize) -> Self {
         Self { asked: (0..workers).map(|_| Notify::new()).collect(), made: Notify::new() }
     }
 
     /// Returns once another worker waits for this one.
-    pub(super) async fn asked(&self, worker: u16) {
+    pub(super) async fn wait_for_request(&self, worker: u16) {
         match self.asked.get(usize::from(worker)) {
             Some(it) => it.notified().await,
             None => std::future::pending().await,
@@ -316,14 +316,14 @@ mod tests {
 
     #[tokio::test]
     async fn who_waits_for_room_asks_the_others_and_goes_on_once_there_is_some() {
-        let (room, is_full) = (Room::new(3), Cell::new(true));
+        let (room, is_full) = (MemoryWaiters::new(3), Cell::new(true));
         let give_back = async {
-            tokio::join!(room.asked(0), room.asked(2));
+            tokio::join!(room.wait_for_request(0), room.wait_for_request(2));
             is_full.set(false);
             room.note_made();
         };
         tokio::join!(room.wait(1, || is_full.get()), give_back);
-        let asked_itself = tokio::time::timeout(Duration::ZERO, room.asked(1)).await;
+        let asked_itself = tokio::time::timeout(Duration::ZERO, room.wait_for_request(1)).await;
         assert!(asked_itself.is_err());
     }
 

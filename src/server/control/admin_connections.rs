@@ -22,7 +22,7 @@ use tokio::sync::Notify;
 
 /// What a connection is there for, as far as it has said so.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub(crate) enum PermitKind {
     /// It has not said so yet.
     Newcomer,
     /// A supervisor's question.
@@ -31,7 +31,7 @@ pub(crate) enum Kind {
     Guest,
 }
 
-impl Kind {
+impl PermitKind {
     /// What a request for this path is.
     pub(crate) fn of(path: &str) -> Self {
         let is_probe = ["/livez", "/readyz", "/startupz"].contains(&path);
@@ -49,40 +49,44 @@ impl Kind {
 
 /// All seats.
 #[derive(Default)]
-pub(crate) struct Seats {
+pub(crate) struct AdminConnections {
     places: Mutex<Places>,
     closed: AtomicU64,
 }
 
 #[derive(Default)]
 struct Places {
-    taken: HashMap<u64, Place>,
+    taken: HashMap<u64, PermitEntry>,
     /// Counts what happens, to tell what was before what.
     moment: u64,
 }
 
-struct Place {
-    kind: Kind,
+struct PermitEntry {
+    kind: PermitKind,
     source: IpAddr,
     /// The moment since which the client is waited for; `None` while it is worked for.
     waited_for: Option<u64>,
     leave: Arc<Notify>,
 }
 
-impl Seats {
+impl AdminConnections {
     /// A seat for a connection that was just accepted.
-    pub(crate) fn enter(self: &Arc<Self>, from: SocketAddr) -> Seat {
+    pub(crate) fn enter(self: &Arc<Self>, from: SocketAddr) -> ConnectionPermit {
         let source = source_of(from.ip());
         let mut places = self.places();
         // There is always one to close: all newcomers are waited for.
-        self.make_room(&mut places, Kind::Newcomer, source);
+        self.make_room(&mut places, PermitKind::Newcomer, source);
         let id = places.next_moment();
         let leave = Arc::new(Notify::new());
-        let place =
-            Place { kind: Kind::Newcomer, source, waited_for: Some(id), leave: leave.clone() };
+        let place = PermitEntry {
+            kind: PermitKind::Newcomer,
+            source,
+            waited_for: Some(id),
+            leave: leave.clone(),
+        };
         places.taken.insert(id, place);
         drop(places);
-        Seat { seats: self.clone(), id, leave }
+        ConnectionPermit { seats: self.clone(), id, leave }
     }
 
     /// Connections that were closed for others, and requests that were turned away, so far.
@@ -91,9 +95,9 @@ impl Seats {
     }
 
     /// Sees that there is room for one more of a kind and source; says whether there is.
-    fn make_room(&self, places: &mut Places, kind: Kind, source: IpAddr) -> bool {
+    fn make_room(&self, places: &mut Places, kind: PermitKind, source: IpAddr) -> bool {
         let (seats, of_source) = kind.seats();
-        let is_alike = |it: &Place| it.kind == kind;
+        let is_alike = |it: &PermitEntry| it.kind == kind;
         let alike = places.taken.values().filter(|it| is_alike(it)).count();
         let of_this = places.taken.values().filter(|it| is_alike(it) && it.source == source);
         let is_greedy = of_this.count() >= of_source;
@@ -101,7 +105,7 @@ impl Seats {
             return true;
         }
         self.closed.fetch_add(1, Ordering::Relaxed);
-        let may_go = |it: &Place| is_alike(it) && (!is_greedy || it.source == source);
+        let may_go = |it: &PermitEntry| is_alike(it) && (!is_greedy || it.source == source);
         let waited_for = places.taken.iter().filter(|(_, it)| may_go(it));
         let waited_for = waited_for.filter_map(|(id, it)| Some((it.waited_for?, *id)));
         let Some((_, longest)) = waited_for.min() else { return false };
@@ -130,16 +134,16 @@ impl Places {
 }
 
 /// A connection's seat, free again when this is dropped.
-pub(crate) struct Seat {
-    seats: Arc<Seats>,
+pub(crate) struct ConnectionPermit {
+    seats: Arc<AdminConnections>,
     id: u64,
     leave: Arc<Notify>,
 }
 
-impl Seat {
+impl ConnectionPermit {
     /// Takes a seat for a request of this kind, which is worked for from now on. Says whether there
     /// is one.
-    pub(crate) fn take(&self, kind: Kind) -> bool {
+    pub(crate) fn take(&self, kind: PermitKind) -> bool {
         let mut places = self.seats.places();
         // Closed already: the connection ends at its next look.
         let Some(mut place) = places.taken.remove(&self.id) else { return false };
@@ -173,7 +177,7 @@ impl Seat {
     }
 }
 
-impl Drop for Seat {
+impl Drop for ConnectionPermit {
     fn drop(&mut self) {
         self.seats.places().taken.remove(&self.id);
     }
@@ -195,13 +199,13 @@ mod tests {
         ([192, 0, 2, source], 1000).into()
     }
 
-    fn has_lost(seat: &Seat) -> bool {
+    fn has_lost(seat: &ConnectionPermit) -> bool {
         !seat.seats.places().taken.contains_key(&seat.id)
     }
 
     #[test]
     fn a_source_that_floods_loses_its_own_connections_first() {
-        let seats = Arc::new(Seats::default());
+        let seats = Arc::new(AdminConnections::default());
         let other = seats.enter(from(2));
         let flood: Vec<_> = (0..100).map(|_| seats.enter(from(1))).collect();
         assert!(!has_lost(&other));
@@ -212,7 +216,7 @@ mod tests {
 
     #[test]
     fn of_many_sources_the_one_that_is_silent_for_longest_goes() {
-        let seats = Arc::new(Seats::default());
+        let seats = Arc::new(AdminConnections::default());
         let all: Vec<_> = (0..64).map(|it| seats.enter(from(it))).collect();
         assert!(all.iter().all(|it| !has_lost(it)));
         let _newcomer = seats.enter(from(99));
@@ -223,31 +227,31 @@ mod tests {
 
     #[test]
     fn whoever_is_worked_for_stays_and_the_next_is_turned_away_but_no_probe() {
-        let seats = Arc::new(Seats::default());
+        let seats = Arc::new(AdminConnections::default());
         let guests: Vec<_> = (0..32).map(|_| seats.enter(from(1))).collect();
-        assert!(guests.iter().all(|it| it.take(Kind::Guest)));
+        assert!(guests.iter().all(|it| it.take(PermitKind::Guest)));
         let (late, probe) = (seats.enter(from(1)), seats.enter(from(1)));
-        assert!(!late.take(Kind::Guest) && probe.take(Kind::Probe));
+        assert!(!late.take(PermitKind::Guest) && probe.take(PermitKind::Probe));
         assert!(guests.iter().all(|it| !has_lost(it)) && !has_lost(&late));
-        assert!(seats.enter(from(2)).take(Kind::Guest), "another source has the other half");
+        assert!(seats.enter(from(2)).take(PermitKind::Guest), "another source has the other half");
         guests[7].wait();
         guests[3].wait();
         guests[9].wait();
         guests[7].work();
-        assert!(late.take(Kind::Guest));
+        assert!(late.take(PermitKind::Guest));
         assert!(has_lost(&guests[3]) && !has_lost(&guests[9]) && !has_lost(&guests[7]));
-        assert!(!guests[3].take(Kind::Guest), "it is closed");
+        assert!(!guests[3].take(PermitKind::Guest), "it is closed");
     }
 
     #[test]
     fn probes_have_seats_of_their_own_and_close_each_other() {
-        let seats = Arc::new(Seats::default());
+        let seats = Arc::new(AdminConnections::default());
         let idle: Vec<_> = (0..16).map(|_| seats.enter(from(1))).collect();
         for it in &idle {
-            assert!(it.take(Kind::Probe));
+            assert!(it.take(PermitKind::Probe));
             it.wait();
         }
-        assert!(seats.enter(from(1)).take(Kind::Probe));
+        assert!(seats.enter(from(1)).take(PermitKind::Probe));
         assert!(has_lost(&idle[0]) && idle[1..].iter().all(|it| !has_lost(it)));
     }
 
@@ -262,8 +266,11 @@ mod tests {
     #[test]
     fn kinds_are_by_path() {
         for path in ["/livez", "/readyz", "/startupz"] {
-            assert_eq!(Kind::of(path), Kind::Probe);
+            assert_eq!(PermitKind::of(path), PermitKind::Probe);
         }
-        assert_eq!((Kind::of("/metrics"), Kind::of("/livez/")), (Kind::Guest, Kind::Guest));
+        assert_eq!(
+            (PermitKind::of("/metrics"), PermitKind::of("/livez/")),
+            (PermitKind::Guest, PermitKind::Guest)
+        );
     }
 }

@@ -5,14 +5,14 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 /// The word to rest, to all workers of a kind, and how many do.
 #[derive(Debug, Default)]
-pub struct Rest {
+pub struct RestSignal {
     is_asked: AtomicBool,
     resting: AtomicUsize,
 }
 
-impl Rest {
+impl RestSignal {
     /// Tells workers to take nothing more from their sockets. What they took they answer.
-    pub fn ask(&self) {
+    pub fn request(&self) {
         self.is_asked.store(true, Ordering::Release);
     }
 
@@ -22,7 +22,7 @@ impl Rest {
     }
 
     /// Whether they are to rest.
-    pub fn is_asked(&self) -> bool {
+    pub fn is_requested(&self) -> bool {
         self.is_asked.load(Ordering::Acquire)
     }
 

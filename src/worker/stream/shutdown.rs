@@ -8,7 +8,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 
 use crate::time::Now;
-use crate::worker::rest::Rest;
+use crate::worker::rest_signal::RestSignal;
 
 /// How far the end has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -24,16 +24,16 @@ pub(super) enum Stage {
 
 /// The word to all workers.
 #[derive(Debug, Default)]
-pub(super) struct Ending {
+pub(super) struct ShutdownSignal {
     /// While they rest, workers accept nothing.
-    pub(super) rest: Rest,
+    pub(super) rest: RestSignal,
     keeps_listeners: AtomicBool,
     stage: AtomicU8,
     until_ns: AtomicU64,
     prepared: AtomicUsize,
 }
 
-impl Ending {
+impl ShutdownSignal {
     /// Notes that a worker has all it needs to accept.
     pub(super) fn note_prepared(&self) {
         self.prepared.fetch_add(1, Ordering::AcqRel);
@@ -119,7 +119,7 @@ mod tests {
 
     #[test]
     fn an_end_goes_one_way() {
-        let it = Ending::default();
+        let it = ShutdownSignal::default();
         assert_eq!(it.stage().0, Stage::Serving);
         it.enter(Stage::Leaving, Now::from_s(9));
         it.enter(Stage::Draining, Now::from_s(5));
