@@ -7,9 +7,32 @@
 //! datagram ◀─ one submit per turn ◀─ encoded into the send buffer ◀────────┘
 //! ```
 //!
+//! The core needs no socket, clock or thread: time, source and bytes are passed in. A tracker in
+//! memory that serves one datagram, a connect request (BEP 15):
+//!
+//! ```
+//! use std::sync::Arc;
+//! use arc_swap::ArcSwap;
+//! use skep::frontend::connection_id::{Algorithm, ConnectionIds, KeyPair};
+//! use skep::frontend::{REPLY_BYTES_MAX, Responder, udp::UdpFrontend};
+//! use skep::{store::Store, time::Now, tracker::Tracker};
+//!
+//! let tracker = Tracker::new(Arc::new(Store::new(Default::default())), Default::default(), 1, 0, 1);
+//! let keys = KeyPair { active: [7; 32], staging: None, algorithm: Algorithm::SipHash };
+//! let ids = Arc::new(ArcSwap::from_pointee(ConnectionIds::new(&keys)));
+//! let mut udp = UdpFrontend::new(tracker, ids);
+//!
+//! let connect = [&0x417_2710_1980_u64.to_be_bytes()[..], &[0; 4], b"abcd"].concat();
+//! let (now, source) = (Now::from_s(1_800_000_000), "192.0.2.1:6881".parse().unwrap());
+//! let mut out = [0; REPLY_BYTES_MAX];
+//! let response = udp.handle(now, source, &connect, &mut out).unwrap();
+//! assert_eq!(&out[..8], b"\0\0\0\0abcd"); // the action and the transaction id of the request
+//! assert_eq!(response.bytes, 16); // 8 more bytes: the connection id for announces and scrapes
+//! ```
+//!
 //! The library exists so that the server, the load tester, tests, benchmarks and fuzz targets share
-//! one code; it promises no stability to others. Modules, in the order to read them:
-//! [`frontend::udp`] is the path of a datagram; follow any call one level from there.
+//! one code. It is not published on crates.io, and Semantic Versioning does not cover it. The module
+//! to read first is [`frontend::udp`], the path of a datagram; follow any call one level from there.
 
 #![cfg_attr(
     test,

@@ -226,7 +226,7 @@ mod tests {
 
     #[test]
     fn the_innermost_network_counts() {
-        let it = networks(&["10.0.0.0/8", "10.1.0.0/16", "10.1.255.255/32", "0.0.0.0/0", "::/0"]);
+        let set = networks(&["10.0.0.0/8", "10.1.0.0/16", "10.1.255.255/32", "0.0.0.0/0", "::/0"]);
         for (address, expected) in [
             ("10.0.0.0", 1),
             ("10.0.255.255", 1),
@@ -239,7 +239,7 @@ mod tests {
             ("255.255.255.255", 4),
             ("ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff", 5),
         ] {
-            assert_eq!(find(&it, address), Some(expected), "{address}");
+            assert_eq!(find(&set, address), Some(expected), "{address}");
         }
         assert_eq!(find(&networks(&["::/0"]), "10.0.0.0"), None, "IPv6 is no IPv4");
         assert_eq!(find(&networks(&[]), "::"), None);
@@ -248,7 +248,7 @@ mod tests {
 
     #[test]
     fn loopback_is_found_and_its_neighbours_are_not() {
-        let it = networks(&["127.0.0.0/8", "::1/128"]);
+        let set = networks(&["127.0.0.0/8", "::1/128"]);
         for (address, expected) in [
             ("127.0.0.0", true),
             ("127.255.255.255", true),
@@ -258,16 +258,16 @@ mod tests {
             ("::", false),
             ("::2", false),
         ] {
-            assert_eq!(it.contains(address.parse().unwrap()), expected, "{address}");
+            assert_eq!(set.contains(address.parse().unwrap()), expected, "{address}");
         }
     }
 
     #[test]
     fn a_mapped_network_is_an_ipv4_network() {
-        let it = networks(&["::ffff:10.0.0.0/104", "::/0"]);
-        assert_eq!(find(&it, "10.1.2.3"), Some(1));
-        assert_eq!(find(&it, "11.1.2.3"), None);
-        assert_eq!(find(&it, "2001:db8::1"), Some(2));
+        let set = networks(&["::ffff:10.0.0.0/104", "::/0"]);
+        assert_eq!(find(&set, "10.1.2.3"), Some(1));
+        assert_eq!(find(&set, "11.1.2.3"), None);
+        assert_eq!(find(&set, "2001:db8::1"), Some(2));
     }
 
     proptest! {

@@ -44,15 +44,15 @@ pub struct Access {
 impl Access {
     /// In this mode, under these lists, with nothing registered and no key issued.
     pub fn new(mode: Mode, lists: Lists) -> Self {
-        let it = Self {
+        let access = Self {
             mode,
             lists: Arc::default(),
             registry: Registry::new(),
             keys: PasskeyTable::default(),
             guarded: AtomicBool::new(true),
         };
-        it.set_lists(lists);
-        it
+        access.set_lists(lists);
+        access
     }
 
     /// Whom the tracker is for. A restart alone changes it.

@@ -141,9 +141,9 @@ impl Registry {
         let mut found = Vec::new();
         for (at, block) in self.blocks.iter().enumerate().take(blocks) {
             let Some(them) = block.get(&block_of(info_hash, at)) else { continue };
-            let resembles = |it: &&InfoHash| {
-                *it != info_hash
-                    && (differing(it, info_hash) <= digits_max || have_same_ends(it, info_hash))
+            let resembles = |hash: &&InfoHash| {
+                *hash != info_hash
+                    && (differing(hash, info_hash) <= digits_max || have_same_ends(hash, info_hash))
             };
             found.extend(them.iter().take(COMPARED_MAX).filter(resembles));
         }
@@ -182,8 +182,9 @@ impl Default for Registry {
 
 impl Seen {
     fn note(&mut self, now: Now, info_hash: &InfoHash, registered: InfoHash) {
-        if let Some(it) = self.all.get_mut(info_hash) {
-            (it.refused, it.last, it.registered) = (it.refused + 1, now, registered);
+        if let Some(similar) = self.all.get_mut(info_hash) {
+            (similar.refused, similar.last, similar.registered) =
+                (similar.refused + 1, now, registered);
             return;
         }
         if self.all.len() >= SEEN_MAX && now >= self.swept.plus_s(60) {
@@ -232,20 +233,20 @@ mod tests {
 
     #[test]
     fn both_hashes_of_a_hybrid_lead_to_one_swarm() {
-        let it = Registry::new();
+        let registry = Registry::new();
         let (v1, v2) = (known(), InfoHash([2; 20]));
-        it.insert(v1, v1);
-        it.insert(v2, v1);
-        assert_eq!((it.judge(NOW, &v1), it.judge(NOW, &v2)), (Ok(v1), Ok(v1)));
-        assert_eq!(it.judge(NOW, &InfoHash([3; 20])), Err(Refusal::Unregistered));
-        it.remove(&v2);
-        assert_eq!((it.canonical(&v2), it.len()), (None, 1));
+        registry.insert(v1, v1);
+        registry.insert(v2, v1);
+        assert_eq!((registry.judge(NOW, &v1), registry.judge(NOW, &v2)), (Ok(v1), Ok(v1)));
+        assert_eq!(registry.judge(NOW, &InfoHash([3; 20])), Err(Refusal::Unregistered));
+        registry.remove(&v2);
+        assert_eq!((registry.canonical(&v2), registry.len()), (None, 1));
     }
 
     #[test]
     fn the_same_first_ten_and_last_five_digits_are_similar() {
-        let it = Registry::new();
-        it.insert(known(), known());
+        let registry = Registry::new();
+        registry.insert(known(), known());
         for (digits, refusal) in [
             ("0123456789ffffffffffffffffffffffffff4567", Refusal::Unregistered),
             ("0123456789fffffffffffffffffffffffff34567", Refusal::SimilarTorrent),
@@ -253,62 +254,62 @@ mod tests {
             ("0123456789abcdef0123456789abcdef01244567", Refusal::Unregistered),
             ("1123456789abcdef0123456789abcdef01234567", Refusal::Unregistered),
         ] {
-            assert_eq!(it.judge(NOW, &hash(digits)), Err(refusal), "{digits}");
+            assert_eq!(registry.judge(NOW, &hash(digits)), Err(refusal), "{digits}");
         }
     }
 
     #[test]
     fn a_few_differing_digits_are_similar_where_that_is_set() {
-        let it = Registry::new();
-        it.insert(known(), known());
-        it.set_similar_digits_max(3);
+        let registry = Registry::new();
+        registry.insert(known(), known());
+        registry.set_similar_digits_max(3);
         let similar = Err(Refusal::SimilarTorrent);
         for digits in [
             "1123456789abcdef0123456789abcdef01234567",
             "1123456789ffcdef0123456789abcdef01234567",
             "0123456788abcdef0123456788abcdef01234566",
         ] {
-            assert_eq!(it.judge(NOW, &hash(digits)), similar, "{digits}");
+            assert_eq!(registry.judge(NOW, &hash(digits)), similar, "{digits}");
         }
         let four = hash("1123456788abcdef0123456788abcdef01234566");
-        assert_eq!(it.judge(NOW, &four), Err(Refusal::Unregistered));
-        it.remove(&known());
+        assert_eq!(registry.judge(NOW, &four), Err(Refusal::Unregistered));
+        registry.remove(&known());
         let one = hash("1123456789abcdef0123456789abcdef01234567");
-        assert_eq!(it.judge(NOW, &one), Err(Refusal::Unregistered), "of nothing");
+        assert_eq!(registry.judge(NOW, &one), Err(Refusal::Unregistered), "of nothing");
     }
 
     #[test]
     fn what_was_refused_is_listed_until_it_is_registered() {
-        let it = Registry::new();
-        it.insert(known(), known());
+        let registry = Registry::new();
+        registry.insert(known(), known());
         let stranger = hash("0123456789fffffffffffffffffffffffff34567");
         let other = hash("0123456789eeeeeeeeeeeeeeeeeeeeeeeee34567");
-        let _ = it.judge(NOW, &stranger);
-        let _ = it.judge(NOW.plus_s(1), &stranger);
-        let _ = it.judge(NOW.plus_s(2), &other);
-        let seen = it.similar_to(&known());
+        let _ = registry.judge(NOW, &stranger);
+        let _ = registry.judge(NOW.plus_s(1), &stranger);
+        let _ = registry.judge(NOW.plus_s(2), &other);
+        let seen = registry.similar_to(&known());
         assert_eq!(seen.iter().map(|it| it.info_hash).collect::<Vec<_>>(), [other, stranger]);
         assert_eq!((seen[1].refused, seen[1].last), (2, NOW.plus_s(1)));
-        it.insert(stranger, stranger);
-        assert_eq!(it.similar_to(&known()).len(), 1);
-        assert_eq!(it.resembled(&known()), [stranger]);
+        registry.insert(stranger, stranger);
+        assert_eq!(registry.similar_to(&known()).len(), 1);
+        assert_eq!(registry.resembled(&known()), [stranger]);
     }
 
     #[test]
     fn no_more_is_remembered_than_fits() {
-        let it = Registry::new();
-        it.insert(known(), known());
+        let registry = Registry::new();
+        registry.insert(known(), known());
         let stranger = |number: usize| {
-            let mut it = known();
-            it.0[8..16].copy_from_slice(&(number as u64).to_be_bytes());
-            it
+            let mut info_hash = known();
+            info_hash.0[8..16].copy_from_slice(&(number as u64).to_be_bytes());
+            info_hash
         };
         for number in 0..SEEN_MAX + 10 {
-            assert_eq!(it.judge(NOW, &stranger(number)), Err(Refusal::SimilarTorrent));
+            assert_eq!(registry.judge(NOW, &stranger(number)), Err(Refusal::SimilarTorrent));
         }
-        assert_eq!(it.similar_to(&known()).len(), SEEN_MAX);
+        assert_eq!(registry.similar_to(&known()).len(), SEEN_MAX);
         let later = NOW.plus_s(SEEN_AGE_S_MAX + 60);
-        let _ = it.judge(later, &stranger(SEEN_MAX + 20));
-        assert_eq!(it.similar_to(&known()).len(), 1, "the old give way");
+        let _ = registry.judge(later, &stranger(SEEN_MAX + 20));
+        assert_eq!(registry.similar_to(&known()).len(), 1, "the old give way");
     }
 }

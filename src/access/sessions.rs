@@ -184,11 +184,11 @@ impl Sessions {
     /// they take is counted in `of_all`.
     pub(super) fn new(written: Totals, awaits: bool, of_all: Arc<SessionBytes>) -> Self {
         let noted = Noted { of_all, bytes: 0 };
-        let mut it = Self { sums: written, written, noted, ..Self::default() };
+        let mut sessions = Self { sums: written, written, noted, ..Self::default() };
         if awaits {
-            it.await_restoring();
+            sessions.await_restoring();
         }
-        it
+        sessions
     }
 
     /// From now on, what announces is remembered until [`Sessions::end_restoring`].
@@ -233,37 +233,37 @@ impl Sessions {
     pub(super) fn count(
         &mut self,
         now: Now,
-        it: &SessionReport<'_>,
+        report: &SessionReport<'_>,
         limits: &Limits,
     ) -> Option<()> {
         // Who leaves takes nothing, and frees what he had.
-        if it.event != Event::Stopped && !self.may_announce(now, limits) {
+        if report.event != Event::Stopped && !self.may_announce(now, limits) {
             return None;
         }
-        let latest = [it.uploaded, it.downloaded];
-        let before = self.all.get_mut(&(*it.info_hash, *it.peer_id));
+        let latest = [report.uploaded, report.downloaded];
+        let before = self.all.get_mut(&(*report.info_hash, *report.peer_id));
         // Less than before: the client has begun anew under its old id.
-        let is_anew = it.event == Event::Started
+        let is_anew = report.event == Event::Started
             || before.as_ref().is_some_and(|it| latest[0] < it.moved[0] || latest[1] < it.moved[1]);
         let added = match &before {
-            Some(before) if it.event != Event::Started => increase(latest, before.moved),
+            Some(before) if report.event != Event::Started => increase(latest, before.moved),
             _ => [0; 2],
         };
-        let after = PeerSession { at: now, moved: latest, left: it.left };
-        if it.event == Event::Stopped {
-            self.leave(it.info_hash, it.peer_id);
+        let after = PeerSession { at: now, moved: latest, left: report.left };
+        if report.event == Event::Stopped {
+            self.leave(report.info_hash, report.peer_id);
         } else if let Some(before) = before {
             *before = after;
         } else {
-            if self.is_full_for(it.info_hash, limits) {
+            if self.is_full_for(report.info_hash, limits) {
                 return None;
             }
             if self.has_memory() {
-                self.put(it.info_hash, it.peer_id, after);
+                self.put(report.info_hash, report.peer_id, after);
             }
         }
         if let Some(early) = &mut self.early {
-            early.note(it, latest, added, is_anew);
+            early.note(report, latest, added, is_anew);
         }
         self.sums.add(added, 1);
         Some(())
@@ -312,20 +312,24 @@ impl Sessions {
     pub(super) fn restore(&mut self, saved: &SavedKey<'_>, terms: &RestoreTimes, limits: &Limits) {
         let Some(mut early) = self.early.take() else { return };
         let age_ns = terms.now.ns_since(terms.at);
-        for it in saved.sessions {
-            let age_ns = age_ns.saturating_add(u64::from(it.age_s.get()) * 1_000_000_000);
+        for session in saved.sessions {
+            let age_ns = age_ns.saturating_add(u64::from(session.age_s.get()) * 1_000_000_000);
             let is_silent = age_ns > u64::from(terms.peer_age_s_max) * 1_000_000_000;
-            let meanwhile = early.sessions.remove(&(it.info_hash, it.peer_id));
+            let meanwhile = early.sessions.remove(&(session.info_hash, session.peer_id));
             if is_silent && meanwhile.is_none() {
                 continue;
             }
             self.go_on_from(&saved.totals, &mut early, true);
-            let moved = [it.uploaded.get(), it.downloaded.get()];
+            let moved = [session.uploaded.get(), session.downloaded.get()];
             match meanwhile {
-                Some(meanwhile) => self.merge(it, moved, &meanwhile),
+                Some(meanwhile) => self.merge(session, moved, &meanwhile),
                 None => {
                     let at = Now::from_ns(terms.now.ns().saturating_sub(age_ns));
-                    self.put_if_room(it, PeerSession { at, moved, left: it.left.get() }, limits);
+                    self.put_if_room(
+                        session,
+                        PeerSession { at, moved, left: session.left.get() },
+                        limits,
+                    );
                 }
             }
         }
@@ -354,7 +358,7 @@ impl Sessions {
 
     /// Adds to the sums what two processes have not seen of one session, or takes away what both
     /// have.
-    fn merge(&mut self, it: &SavedSession, saved: Moved, meanwhile: &Meanwhile) {
+    fn merge(&mut self, saved_session: &SavedSession, saved: Moved, meanwhile: &Meanwhile) {
         if meanwhile.is_anew {
             return;
         }
@@ -362,15 +366,15 @@ impl Sessions {
         let highest = [latest[0].max(saved[0]), latest[1].max(saved[1])];
         self.sums.take_away(added);
         self.sums.add(increase(highest, saved), 0);
-        if let Some(session) = self.all.get_mut(&(it.info_hash, it.peer_id)) {
+        if let Some(session) = self.all.get_mut(&(saved_session.info_hash, saved_session.peer_id)) {
             session.moved = highest;
         }
     }
 
-    fn put_if_room(&mut self, it: &SavedSession, session: PeerSession, limits: &Limits) {
-        let is_known = self.all.contains_key(&(it.info_hash, it.peer_id));
-        if !is_known && !self.is_full_for(&it.info_hash, limits) && self.has_memory() {
-            self.put(&it.info_hash, &it.peer_id, session);
+    fn put_if_room(&mut self, saved_session: &SavedSession, session: PeerSession, limits: &Limits) {
+        let is_known = self.all.contains_key(&(saved_session.info_hash, saved_session.peer_id));
+        if !is_known && !self.is_full_for(&saved_session.info_hash, limits) && self.has_memory() {
+            self.put(&saved_session.info_hash, &saved_session.peer_id, session);
         }
     }
 
@@ -409,8 +413,8 @@ impl Sessions {
 }
 
 impl Early {
-    fn note(&mut self, it: &SessionReport<'_>, latest: Moved, added: Moved, is_anew: bool) {
-        let key = (*it.info_hash, *it.peer_id);
+    fn note(&mut self, report: &SessionReport<'_>, latest: Moved, added: Moved, is_anew: bool) {
+        let key = (*report.info_hash, *report.peer_id);
         if self.sessions.len() >= PEERS_MAX as usize && !self.sessions.contains_key(&key) {
             return;
         }

@@ -208,38 +208,42 @@ mod tests {
     #[test]
     fn a_file_of_ours_is_made_when_needed_and_changes_keep_mode_and_links() {
         let folder = tempfile::tempdir().unwrap();
-        let it = file(folder.path());
-        assert!(it.load(ListName::PortsDeny).unwrap().is_empty());
+        let list_file = file(folder.path());
+        assert!(list_file.load(ListName::PortsDeny).unwrap().is_empty());
         let add = vec![(value(ListKind::Ports, "25"), Some("mail".to_owned()))];
-        let list = it.edit(ListName::PortsDeny, &Edit { add, remove: Vec::new() }).unwrap();
+        let list = list_file.edit(ListName::PortsDeny, &Edit { add, remove: Vec::new() }).unwrap();
         assert_eq!(list.len(), 1);
-        assert_eq!(fs::read_to_string(&it.path).unwrap(), "25 mail\n");
+        assert_eq!(fs::read_to_string(&list_file.path).unwrap(), "25 mail\n");
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
-        assert_eq!(mode(&it.path), MODE);
+        assert_eq!(mode(&list_file.path), MODE);
         let link = folder.path().join("link");
-        std::os::unix::fs::symlink(&it.path, &link).unwrap();
-        fs::set_permissions(&it.path, fs::Permissions::from_mode(0o640)).unwrap();
+        std::os::unix::fs::symlink(&list_file.path, &link).unwrap();
+        fs::set_permissions(&list_file.path, fs::Permissions::from_mode(0o640)).unwrap();
         let linked = ListFile { path: link.clone(), configured: true };
         let remove = vec![value(ListKind::Ports, "25")];
         linked.edit(ListName::PortsDeny, &Edit { add: Vec::new(), remove }).unwrap();
         assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
-        assert_eq!((fs::read(&it.path).unwrap().len(), mode(&it.path)), (0, 0o640));
-        assert_eq!(fs::read_dir(it.path.parent().unwrap()).unwrap().count(), 1, "nothing is left");
+        assert_eq!((fs::read(&list_file.path).unwrap().len(), mode(&list_file.path)), (0, 0o640));
+        assert_eq!(
+            fs::read_dir(list_file.path.parent().unwrap()).unwrap().count(),
+            1,
+            "nothing is left"
+        );
     }
 
     #[test]
     fn what_is_wrong_is_said_with_file_and_line() {
         let folder = tempfile::tempdir().unwrap();
-        let it = ListFile { path: folder.path().join("list"), configured: true };
-        let error = it.load(ListName::PortsDeny).unwrap_err();
+        let file = ListFile { path: folder.path().join("list"), configured: true };
+        let error = file.load(ListName::PortsDeny).unwrap_err();
         assert!(error.contains("cannot read") && error.contains("/list: "), "{error}");
-        fs::write(&it.path, "25\nhttp\n").unwrap();
-        let error = it.load(ListName::PortsDeny).unwrap_err();
+        fs::write(&file.path, "25\nhttp\n").unwrap();
+        let error = file.load(ListName::PortsDeny).unwrap_err();
         assert!(error.contains("/list:2: ") && error.contains("6881-6889"), "{error}");
         let add = vec![(value(ListKind::Ports, "80"), None)];
-        let error = it.edit(ListName::PortsDeny, &Edit { add, remove: Vec::new() }).unwrap_err();
+        let error = file.edit(ListName::PortsDeny, &Edit { add, remove: Vec::new() }).unwrap_err();
         assert!(error.contains("/list:2: "), "{error}");
-        assert_eq!(fs::read_to_string(&it.path).unwrap(), "25\nhttp\n", "nothing is lost");
+        assert_eq!(fs::read_to_string(&file.path).unwrap(), "25\nhttp\n", "nothing is lost");
         let list = folder.path().join("list");
         let link = folder.path().join("link");
         std::os::unix::fs::symlink(&list, &link).unwrap();

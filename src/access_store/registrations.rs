@@ -66,8 +66,8 @@ impl AccessManager {
         let database = self.database()?;
         let _home = self.list_files();
         let registry = self.access.registry();
-        let is_taken = |it: InfoHash| {
-            registry.canonical(&it).is_some_and(|canonical| canonical != torrent.info_hash)
+        let is_taken = |hash: InfoHash| {
+            registry.canonical(&hash).is_some_and(|canonical| canonical != torrent.info_hash)
         };
         if torrent.hashes().any(is_taken) {
             return Err(AccessError::Taken);

@@ -84,13 +84,16 @@ impl RegisteredTorrent {
     }
 }
 
-fn write_hash<S: Serializer>(it: &InfoHash, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_str(it)
+fn write_hash<S: Serializer>(info_hash: &InfoHash, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(info_hash)
 }
 
-fn write_second<S: Serializer>(it: &Option<InfoHash>, serializer: S) -> Result<S::Ok, S::Error> {
-    match it {
-        Some(it) => serializer.collect_str(it),
+fn write_second<S: Serializer>(
+    info_hash: &Option<InfoHash>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    match info_hash {
+        Some(hash) => serializer.collect_str(hash),
         None => serializer.serialize_none(),
     }
 }
@@ -105,7 +108,7 @@ fn read_second<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Info
 
 fn hash<E: serde::de::Error>(text: &str) -> Result<InfoHash, E> {
     match parse_value(ListKind::Torrents, text) {
-        Some((ListValue::Torrent(it), None)) => Ok(it),
+        Some((ListValue::Torrent(info_hash), None)) => Ok(info_hash),
         _ => Err(E::custom("an info-hash is 40 or 64 hexadecimal digits")),
     }
 }
@@ -121,12 +124,12 @@ mod tests {
             "0A".repeat(20),
             "0b".repeat(32)
         );
-        let it: RegisteredTorrent = serde_json::from_str(&text).unwrap();
-        let hashes: Vec<_> = it.hashes().collect();
+        let torrent: RegisteredTorrent = serde_json::from_str(&text).unwrap();
+        let hashes: Vec<_> = torrent.hashes().collect();
         assert_eq!(hashes, [InfoHash([10; 20]), InfoHash([11; 20])]);
         let again: RegisteredTorrent =
-            serde_json::from_str(&serde_json::to_string(&it).unwrap()).unwrap();
-        assert_eq!(again, it);
+            serde_json::from_str(&serde_json::to_string(&torrent).unwrap()).unwrap();
+        assert_eq!(again, torrent);
     }
 
     #[test]

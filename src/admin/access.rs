@@ -87,8 +87,8 @@ fn has_effect(request: &Request) -> bool {
 /// Refuses what a page in a browser may have sent.
 fn no_page(request: &Request) -> Result<(), ApiError> {
     let headers = request.headers();
-    let refers_elsewhere = headers.get_all(header::REFERER).iter().any(|it| {
-        let from = it.to_str().ok().and_then(|it| it.parse::<Uri>().ok());
+    let refers_elsewhere = headers.get_all(header::REFERER).iter().any(|value| {
+        let from = value.to_str().ok().and_then(|it| it.parse::<Uri>().ok());
         let from = from.and_then(|it| it.into_parts().authority);
         from.is_none() || from != hosts(request).next().flatten()
     });
@@ -118,7 +118,8 @@ impl RequestSender {
     pub(super) fn of(from: Option<ConnectInfo<SocketAddr>>, request: &Request) -> Self {
         Self {
             // Where nobody says whence a request comes, it comes from elsewhere.
-            is_local: from.is_some_and(|ConnectInfo(it)| it.ip().to_canonical().is_loopback()),
+            is_local: from
+                .is_some_and(|ConnectInfo(address)| address.ip().to_canonical().is_loopback()),
             is_forwarded: is_forwarded(request),
             names_this_host: hosts(request).all(|it| it.is_some_and(|it| is_this_host(&it))),
             shown: bearer_token(request.headers()).map(Into::into),
@@ -166,9 +167,9 @@ fn bearer_token(headers: &HeaderMap) -> Option<&[u8]> {
 /// Whether a reverse proxy may have passed the request on: it comes from this host then, and its
 /// sender from anywhere.
 fn is_forwarded(request: &Request) -> bool {
-    let is_trace = |it: &HeaderName| {
-        let it = it.as_str();
-        it.starts_with("x-forwarded") || TRACES.contains(&it)
+    let is_trace = |name: &HeaderName| {
+        let text = name.as_str();
+        text.starts_with("x-forwarded") || TRACES.contains(&text)
     };
     request.version() < Version::HTTP_11 || request.headers().keys().any(is_trace)
 }
@@ -204,17 +205,18 @@ fn hosts(request: &Request) -> impl Iterator<Item = Option<Authority>> {
 }
 
 /// An authority's host, if that is an address.
-fn address(it: &Authority) -> Option<IpAddr> {
-    let host = it.host().trim_start_matches('[').trim_end_matches(']');
+fn address(authority: &Authority) -> Option<IpAddr> {
+    let host = authority.host().trim_start_matches('[').trim_end_matches(']');
     host.parse::<IpAddr>().ok().map(|it| it.to_canonical())
 }
 
 /// Whether this is no name of any host: it has a user before it, or is the address of nobody, which
 /// leads to this host, and which browsers do not take for it; or an address in a spelling of old
 /// (`0`, `0x7f.1`), which may be that of nobody.
-fn is_nobodys(it: &Authority) -> bool {
-    it.as_str().contains('@')
-        || address(it).map_or_else(|| ends_in_a_number(it.host()), |it| it.is_unspecified())
+fn is_nobodys(authority: &Authority) -> bool {
+    authority.as_str().contains('@')
+        || address(authority)
+            .map_or_else(|| ends_in_a_number(authority.host()), |it| it.is_unspecified())
 }
 
 /// Whether this is no domain, but an IPv4 address in some spelling, as browsers judge that.
@@ -229,9 +231,9 @@ fn ends_in_a_number(host: &str) -> bool {
 }
 
 /// Whether this is localhost or a loopback address: nobody can point it elsewhere.
-fn is_this_host(it: &Authority) -> bool {
-    let is_loopback = address(it).is_some_and(|it| it.is_loopback());
-    !is_nobodys(it) && (is_loopback || it.host().eq_ignore_ascii_case("localhost"))
+fn is_this_host(authority: &Authority) -> bool {
+    let is_loopback = address(authority).is_some_and(|it| it.is_loopback());
+    !is_nobodys(authority) && (is_loopback || authority.host().eq_ignore_ascii_case("localhost"))
 }
 
 #[cfg(test)]

@@ -58,7 +58,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Caller {
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Infallible> {
         let from = ConnectInfo::<SocketAddr>::from_request_parts(parts, state).await;
-        Ok(Self(Actor::Api(from.ok().map(|ConnectInfo(it)| it))))
+        Ok(Self(Actor::Api(from.ok().map(|ConnectInfo(address)| address))))
     }
 }
 
@@ -83,13 +83,13 @@ struct TorrentBody {
 }
 
 impl From<&ListedTorrent> for TorrentBody {
-    fn from(it: &ListedTorrent) -> Self {
+    fn from(torrent: &ListedTorrent) -> Self {
         Self {
-            info_hash: it.info_hash.to_string(),
-            seeders: it.counts.seeders,
-            leechers: it.counts.leechers,
-            downloaders: it.counts.downloaders,
-            completed: it.counts.completed,
+            info_hash: torrent.info_hash.to_string(),
+            seeders: torrent.counts.seeders,
+            leechers: torrent.counts.leechers,
+            downloaders: torrent.counts.downloaders,
+            completed: torrent.counts.completed,
         }
     }
 }
@@ -104,19 +104,19 @@ struct PeerBody {
 }
 
 impl From<&ListedPeer> for PeerBody {
-    fn from(it: &ListedPeer) -> Self {
-        let kind = match it.address {
+    fn from(peer: &ListedPeer) -> Self {
+        let kind = match peer.address {
             Some(address) if address.is_ipv4() => PeerKind::V4,
             Some(_) => PeerKind::V6,
             None => PeerKind::Web,
         };
-        let role = match it.role {
+        let role = match peer.role {
             Role::Leecher => "leecher",
             Role::Paused => "paused",
             Role::Seeder => "seeder",
         };
-        let address = it.address.map(|it| it.to_string());
-        Self { address, kind: kind.label(), role, age_s: it.age_s }
+        let address = peer.address.map(|it| it.to_string());
+        Self { address, kind: kind.label(), role, age_s: peer.age_s }
     }
 }
 

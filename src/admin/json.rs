@@ -28,20 +28,20 @@ impl<'de> Visitor<'de> for BoundedReader {
         Ok(it.into())
     }
 
-    fn visit_i64<E>(self, it: i64) -> Result<Value, E> {
-        Ok(it.into())
+    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
+        Ok(value.into())
     }
 
-    fn visit_u64<E>(self, it: u64) -> Result<Value, E> {
-        Ok(it.into())
+    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
+        Ok(value.into())
     }
 
-    fn visit_f64<E>(self, it: f64) -> Result<Value, E> {
-        Ok(it.into())
+    fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
+        Ok(value.into())
     }
 
-    fn visit_str<E>(self, it: &str) -> Result<Value, E> {
-        Ok(it.into())
+    fn visit_str<E>(self, text: &str) -> Result<Value, E> {
+        Ok(text.into())
     }
 
     fn visit_unit<E>(self) -> Result<Value, E> {
@@ -50,16 +50,16 @@ impl<'de> Visitor<'de> for BoundedReader {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
         let mut all = Vec::new();
-        while let Some(Strict(it)) = items.next_element()? {
-            all.push(it);
+        while let Some(Strict(value)) = items.next_element()? {
+            all.push(value);
         }
         Ok(all.into())
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> Result<Value, A::Error> {
         let mut all = Map::new();
-        while let Some((name, Strict(it))) = fields.next_entry::<String, _>()? {
-            if all.insert(name, it).is_some() {
+        while let Some((name, Strict(value))) = fields.next_entry::<String, _>()? {
+            if all.insert(name, value).is_some() {
                 return Err(A::Error::custom("a field is given twice"));
             }
         }

@@ -85,8 +85,8 @@ struct Changed {
 }
 
 impl From<Change> for Changed {
-    fn from(it: Change) -> Self {
-        let Change { name, added, removed, entries } = it;
+    fn from(change: Change) -> Self {
+        let Change { name, added, removed, entries } = change;
         Self { list: name.label(), added, removed, entries }
     }
 }
@@ -172,11 +172,11 @@ async fn edit<P: Process>(
         return Err(ApiError::bad_parameter(ADD, "at most 10000 values at once, with remove"));
     }
     let mut edit = Edit::default();
-    for it in add {
-        push_added(&mut edit, name, it)?;
+    for value in add {
+        push_added(&mut edit, name, value)?;
     }
-    for it in remove {
-        let text = it.as_str().ok_or_else(|| not_one(REMOVE, name))?;
+    for json in remove {
+        let text = json.as_str().ok_or_else(|| not_one(REMOVE, name))?;
         edit.remove.extend(values(REMOVE, name, text)?);
     }
     let change =
@@ -185,8 +185,8 @@ async fn edit<P: Process>(
 }
 
 /// Takes what `add` holds: a value, or an object with a value and perhaps a reason.
-fn push_added(edit: &mut Edit, name: ListName, it: Field) -> Result<(), ApiError> {
-    let (text, reason) = match it {
+fn push_added(edit: &mut Edit, name: ListName, value: Field) -> Result<(), ApiError> {
+    let (text, reason) = match value {
         Field::String(text) => (Some(text), None),
         Field::Object(fields) => {
             let mut fields = BodyFields::from(fields);
@@ -280,8 +280,8 @@ impl<S: Send + Sync> axum::extract::FromRequestParts<S> for ListPath {
 
 /// The list that two parts of a path name.
 fn name(kind: &str, side: &str) -> Option<ListName> {
-    let is_it = |it: &&ListName| {
-        it.label().strip_prefix(kind).and_then(|rest| rest.strip_prefix('_')) == Some(side)
+    let is_it = |list_name: &&ListName| {
+        list_name.label().strip_prefix(kind).and_then(|rest| rest.strip_prefix('_')) == Some(side)
     };
     ListName::ALL.iter().find(is_it).copied()
 }

@@ -154,8 +154,8 @@ const JSON: [(HeaderName, &str); 3] = [
     NOT_KEPT,
 ];
 
-fn verdict(it: Result<(), String>) -> (StatusCode, String) {
-    match it {
+fn verdict(result: Result<(), String>) -> (StatusCode, String) {
+    match result {
         Ok(()) => (StatusCode::OK, "ok\n".into()),
         Err(reason) => (StatusCode::SERVICE_UNAVAILABLE, reason + "\n"),
     }

@@ -118,7 +118,7 @@ async fn look<P: Process>(
     State(admin): State<Admin<P>>,
     id: Result<Path<String>, PathRejection>,
 ) -> Result<impl IntoResponse, ApiError> {
-    let id = id.map(|Path(it)| it).unwrap_or_default();
+    let id = id.map(|Path(text)| text).unwrap_or_default();
     let look = move |access_manager: &AccessManager| {
         let key = private(access_manager)?.keys().with_id(&id);
         Ok(key.map(|it| Listed::of(&it)))
@@ -137,7 +137,7 @@ async fn revoke<P: Process>(
     struct Reply {
         status: &'static str,
     }
-    let id = id.map(|Path(it)| it).unwrap_or_default();
+    let id = id.map(|Path(text)| text).unwrap_or_default();
     let revoke = move |access_manager: &AccessManager| match access_manager.revoke(&id, who) {
         Err(AccessError::Unknown) => Ok(false),
         done => done.map(|()| true),

@@ -114,11 +114,11 @@ mod tests {
 
     #[test]
     fn values_are_read() {
-        let mut it = BencodeReader::new(b"d1:ai-42e3:abcl4:spami0eee");
-        assert!(it.take(b'd'));
-        assert_eq!((it.string(), it.integer()), (Ok(&b"a"[..]), Ok(-42)));
-        assert_eq!(it.string(), Ok(&b"abc"[..]));
-        assert!(it.skip().is_ok() && it.take(b'e') && it.rest().is_empty());
+        let mut reader = BencodeReader::new(b"d1:ai-42e3:abcl4:spami0eee");
+        assert!(reader.take(b'd'));
+        assert_eq!((reader.string(), reader.integer()), (Ok(&b"a"[..]), Ok(-42)));
+        assert_eq!(reader.string(), Ok(&b"abc"[..]));
+        assert!(reader.skip().is_ok() && reader.take(b'e') && reader.rest().is_empty());
     }
 
     #[test]

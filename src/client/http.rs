@@ -52,7 +52,7 @@ pub fn head(bytes: &[u8]) -> Result<Option<ResponseHead>, HttpResponseError> {
         Ok(httparse::Status::Partial) if bytes.len() < HEAD_BYTES_MAX => return Ok(None),
         _ => return Err(HttpResponseError),
     };
-    let mut it = ResponseHead {
+    let mut response_head = ResponseHead {
         status: response.code.ok_or(HttpResponseError)?,
         bytes: length,
         body: BodyEnd::UntilClose,
@@ -64,21 +64,21 @@ pub fn head(bytes: &[u8]) -> Result<Option<ResponseHead>, HttpResponseError> {
         let named = |name| header.name.eq_ignore_ascii_case(name);
         if named("content-length") {
             let text = std::str::from_utf8(value).map_err(|_| HttpResponseError)?;
-            it.body = BodyEnd::Length(text.parse().map_err(|_| HttpResponseError)?);
+            response_head.body = BodyEnd::Length(text.parse().map_err(|_| HttpResponseError)?);
         } else if named("connection") {
             if value.eq_ignore_ascii_case(b"close") {
-                it.keep_alive = false;
+                response_head.keep_alive = false;
             } else if value.eq_ignore_ascii_case(b"keep-alive") {
-                it.keep_alive = true;
+                response_head.keep_alive = true;
             }
         } else if named("transfer-encoding") {
-            it.body = BodyEnd::Chunked;
+            response_head.body = BodyEnd::Chunked;
         } else if named("content-encoding") {
-            it.encoded = !value.eq_ignore_ascii_case(b"identity");
+            response_head.encoded = !value.eq_ignore_ascii_case(b"identity");
         }
     }
-    it.keep_alive &= it.body != BodyEnd::UntilClose;
-    Ok(Some(it))
+    response_head.keep_alive &= response_head.body != BodyEnd::UntilClose;
+    Ok(Some(response_head))
 }
 
 /// Puts the chunks of a body together; `None` where more bytes are needed.
@@ -122,31 +122,31 @@ pub fn push_separator(target: &mut Vec<u8>) {
 }
 
 /// Appends an announce's parameters, as libtorrent orders them.
-pub fn push_announce(out: &mut Vec<u8>, it: &Announcement) {
+pub fn push_announce(out: &mut Vec<u8>, announcement: &Announcement) {
     out.extend(b"info_hash=");
-    push_escaped(out, &it.info_hash.0);
+    push_escaped(out, &announcement.info_hash.0);
     out.extend(b"&peer_id=");
-    push_escaped(out, &it.peer_id.0);
+    push_escaped(out, &announcement.peer_id.0);
     let number = |out: &mut Vec<u8>, name: &[u8], value: u64| {
         out.extend(name);
         push_number(out, value);
     };
-    number(out, b"&port=", it.port.into());
-    number(out, b"&uploaded=", it.uploaded);
-    number(out, b"&downloaded=", it.downloaded);
-    number(out, b"&left=", it.left);
+    number(out, b"&port=", announcement.port.into());
+    number(out, b"&uploaded=", announcement.uploaded);
+    number(out, b"&downloaded=", announcement.downloaded);
+    number(out, b"&left=", announcement.left);
     out.extend(b"&key=");
-    for byte in it.key {
+    for byte in announcement.key {
         out.extend([HEX[usize::from(byte >> 4)], HEX[usize::from(byte & 15)]]);
     }
-    out.extend_from_slice(match it.event {
+    out.extend_from_slice(match announcement.event {
         Event::None => b"",
         Event::Started => b"&event=started",
         Event::Completed => b"&event=completed",
         Event::Stopped => b"&event=stopped",
         Event::Paused => b"&event=paused",
     });
-    if let Ok(numwant) = u64::try_from(it.numwant) {
+    if let Ok(numwant) = u64::try_from(announcement.numwant) {
         number(out, b"&numwant=", numwant);
     }
     out.extend(b"&compact=1");
@@ -197,9 +197,12 @@ mod tests {
     #[test]
     fn heads_tell_how_bodies_end() {
         let text = b"HTTP/1.1 200 OK\r\ncontent-LENGTH: 12\r\n\r\nd8:";
-        let it = head(text).unwrap().unwrap();
-        assert_eq!((it.status, it.body, it.keep_alive), (200, BodyEnd::Length(12), true));
-        assert_eq!(&text[it.bytes..], b"d8:");
+        let response_head = head(text).unwrap().unwrap();
+        assert_eq!(
+            (response_head.status, response_head.body, response_head.keep_alive),
+            (200, BodyEnd::Length(12), true)
+        );
+        assert_eq!(&text[response_head.bytes..], b"d8:");
         let close = b"HTTP/1.1 404 Not Found\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
         assert!(!head(close).unwrap().unwrap().keep_alive);
         let old = head(b"HTTP/1.0 200 OK\r\n\r\n").unwrap().unwrap();

@@ -78,19 +78,19 @@ impl<'a> Metainfo<'a> {
     /// [`MetainfoError`], with the first thing that is wrong.
     pub fn parse(file: &'a [u8]) -> Result<Self, MetainfoError> {
         let (mut info, mut comment, mut created_by, mut created_s) = (None, None, None, None);
-        let mut it = BencodeReader::new(file);
-        enter(&mut it)?;
-        while !it.take(b'e') {
-            match it.string()? {
+        let mut reader = BencodeReader::new(file);
+        enter(&mut reader)?;
+        while !reader.take(b'e') {
+            match reader.string()? {
                 b"info" if info.is_some() => return Err(MetainfoError::Info),
-                b"info" => info = Some(span(&mut it)?),
-                b"comment" => comment = text(&mut it)?,
-                b"created by" => created_by = text(&mut it)?,
-                b"creation date" => created_s = number(&mut it)?,
-                _ => it.skip()?,
+                b"info" => info = Some(span(&mut reader)?),
+                b"comment" => comment = text(&mut reader)?,
+                b"created by" => created_by = text(&mut reader)?,
+                b"creation date" => created_s = number(&mut reader)?,
+                _ => reader.skip()?,
             }
         }
-        if !it.rest().trim_ascii().is_empty() {
+        if !reader.rest().trim_ascii().is_empty() {
             return Err(MetainfoError::NotBencode);
         }
         let info = info.ok_or(MetainfoError::Info)?;
@@ -127,19 +127,19 @@ impl<'a> Info<'a> {
         let (mut name, mut utf8_name, mut piece_length) = (None, None, None);
         let (mut length, mut files, mut tree) = (None, None, None);
         let (mut has_pieces, mut version) = (false, None);
-        let mut it = BencodeReader::new(info);
-        enter(&mut it)?;
-        while !it.take(b'e') {
-            match it.string()? {
-                b"name" => name = text(&mut it)?,
-                b"name.utf-8" => utf8_name = text(&mut it)?,
-                b"piece length" => piece_length = number(&mut it)?,
-                b"pieces" => has_pieces = text(&mut it)?.is_some(),
-                b"length" => length = number(&mut it)?,
-                b"files" => files = Some(span(&mut it)?),
-                b"file tree" => tree = Some(span(&mut it)?),
-                b"meta version" => version = number(&mut it)?,
-                _ => it.skip()?,
+        let mut reader = BencodeReader::new(info);
+        enter(&mut reader)?;
+        while !reader.take(b'e') {
+            match reader.string()? {
+                b"name" => name = text(&mut reader)?,
+                b"name.utf-8" => utf8_name = text(&mut reader)?,
+                b"piece length" => piece_length = number(&mut reader)?,
+                b"pieces" => has_pieces = text(&mut reader)?.is_some(),
+                b"length" => length = number(&mut reader)?,
+                b"files" => files = Some(span(&mut reader)?),
+                b"file tree" => tree = Some(span(&mut reader)?),
+                b"meta version" => version = number(&mut reader)?,
+                _ => reader.skip()?,
             }
         }
         let v2_size = tree.filter(|_| version == Some(2)).map(size_of_tree).transpose()?;
@@ -160,18 +160,18 @@ impl<'a> Info<'a> {
 
 /// The sum of `length` over a list of dictionaries.
 fn size_of_files(files: &[u8]) -> Result<u64, MetainfoError> {
-    let mut it = BencodeReader::new(files);
-    if !it.take(b'l') {
+    let mut reader = BencodeReader::new(files);
+    if !reader.take(b'l') {
         return Err(MetainfoError::Incomplete);
     }
     let mut size: u64 = 0;
-    while !it.take(b'e') {
-        enter(&mut it)?;
+    while !reader.take(b'e') {
+        enter(&mut reader)?;
         let mut length = None;
-        while !it.take(b'e') {
-            match it.string()? {
-                b"length" => length = number(&mut it)?,
-                _ => it.skip()?,
+        while !reader.take(b'e') {
+            match reader.string()? {
+                b"length" => length = number(&mut reader)?,
+                _ => reader.skip()?,
             }
         }
         size = size.saturating_add(length.ok_or(MetainfoError::Incomplete)?);
@@ -182,19 +182,19 @@ fn size_of_files(files: &[u8]) -> Result<u64, MetainfoError> {
 /// The sum of `length` over the leaves of a file tree. A name leads to a dictionary: of further
 /// names, or of one empty name, whose dictionary describes a file.
 fn size_of_tree(tree: &[u8]) -> Result<u64, MetainfoError> {
-    let mut it = BencodeReader::new(tree);
+    let mut reader = BencodeReader::new(tree);
     let (mut depth, mut size) = (0, 0_u64);
-    enter(&mut it)?;
+    enter(&mut reader)?;
     loop {
-        if it.take(b'e') {
+        if reader.take(b'e') {
             if depth == 0 {
                 return Ok(size);
             }
             depth -= 1;
             continue;
         }
-        let name = it.string()?;
-        enter(&mut it)?;
+        let name = reader.string()?;
+        enter(&mut reader)?;
         if !name.is_empty() {
             depth += 1;
             if depth > DEPTH_MAX {
@@ -203,10 +203,10 @@ fn size_of_tree(tree: &[u8]) -> Result<u64, MetainfoError> {
             continue;
         }
         let mut length = None;
-        while !it.take(b'e') {
-            match it.string()? {
-                b"length" => length = number(&mut it)?,
-                _ => it.skip()?,
+        while !reader.take(b'e') {
+            match reader.string()? {
+                b"length" => length = number(&mut reader)?,
+                _ => reader.skip()?,
             }
         }
         size = size.saturating_add(length.ok_or(MetainfoError::Incomplete)?);
@@ -214,32 +214,32 @@ fn size_of_tree(tree: &[u8]) -> Result<u64, MetainfoError> {
 }
 
 /// Enters a dictionary.
-fn enter(it: &mut BencodeReader<'_>) -> Result<(), MetainfoError> {
-    if it.take(b'd') { Ok(()) } else { Err(MetainfoError::NotBencode) }
+fn enter(reader: &mut BencodeReader<'_>) -> Result<(), MetainfoError> {
+    if reader.take(b'd') { Ok(()) } else { Err(MetainfoError::NotBencode) }
 }
 
 /// The bytes of the next value.
-fn span<'a>(it: &mut BencodeReader<'a>) -> Result<&'a [u8], MetainfoError> {
-    let from = it.rest();
-    it.skip()?;
-    Ok(&from[..from.len() - it.rest().len()])
+fn span<'a>(reader: &mut BencodeReader<'a>) -> Result<&'a [u8], MetainfoError> {
+    let from = reader.rest();
+    reader.skip()?;
+    Ok(&from[..from.len() - reader.rest().len()])
 }
 
 /// The next value, if it is a string.
-fn text<'a>(it: &mut BencodeReader<'a>) -> Result<Option<&'a [u8]>, MetainfoError> {
-    if it.peek().is_some_and(|it| it.is_ascii_digit()) {
-        return Ok(Some(it.string()?));
+fn text<'a>(reader: &mut BencodeReader<'a>) -> Result<Option<&'a [u8]>, MetainfoError> {
+    if reader.peek().is_some_and(|it| it.is_ascii_digit()) {
+        return Ok(Some(reader.string()?));
     }
-    it.skip()?;
+    reader.skip()?;
     Ok(None)
 }
 
 /// The next value, if it is a number from 0 on.
-fn number(it: &mut BencodeReader<'_>) -> Result<Option<u64>, MetainfoError> {
-    if it.peek() == Some(b'i') {
-        return Ok(u64::try_from(it.integer()?).ok());
+fn number(reader: &mut BencodeReader<'_>) -> Result<Option<u64>, MetainfoError> {
+    if reader.peek() == Some(b'i') {
+        return Ok(u64::try_from(reader.integer()?).ok());
     }
-    it.skip()?;
+    reader.skip()?;
     Ok(None)
 }
 
@@ -266,30 +266,34 @@ mod tests {
     #[test]
     fn a_v1_torrent_is_hashed_as_it_stands() {
         let file = file(V1);
-        let it = parse(&file).unwrap();
-        assert_eq!(it.v1, Some(InfoHash(Sha1::digest(V1).into())));
-        assert_eq!((it.v2, it.info_hash()), (None, it.v1));
-        assert_eq!((it.name, it.size, it.piece_length), (&b"a"[..], 7, 16384));
-        assert_eq!((it.comment, it.created_by), (Some(&b"hi"[..]), Some(&b"skep"[..])));
-        assert_eq!(it.created_s, Some(9));
+        let metainfo = parse(&file).unwrap();
+        assert_eq!(metainfo.v1, Some(InfoHash(Sha1::digest(V1).into())));
+        assert_eq!((metainfo.v2, metainfo.info_hash()), (None, metainfo.v1));
+        assert_eq!((metainfo.name, metainfo.size, metainfo.piece_length), (&b"a"[..], 7, 16384));
+        assert_eq!((metainfo.comment, metainfo.created_by), (Some(&b"hi"[..]), Some(&b"skep"[..])));
+        assert_eq!(metainfo.created_s, Some(9));
     }
 
     #[test]
     fn a_v2_torrent_has_the_sum_of_its_tree() {
         let (info, file) = (v2_info(""), file(&v2_info("")));
-        let it = parse(&file).unwrap();
+        let metainfo = parse(&file).unwrap();
         let whole: [u8; 32] = Sha256::digest(&info).into();
-        assert_eq!((it.v1, it.v2, it.size), (None, Some(whole), 7));
-        assert_eq!(it.info_hash().unwrap().0, whole[..20]);
+        assert_eq!((metainfo.v1, metainfo.v2, metainfo.size), (None, Some(whole), 7));
+        assert_eq!(metainfo.info_hash().unwrap().0, whole[..20]);
     }
 
     #[test]
     fn a_hybrid_has_both_hashes() {
         let info = v2_info("6:pieces0:").replace("4:name", "6:lengthi7e4:name");
         let file = file(&info);
-        let it = parse(&file).unwrap();
-        assert_eq!(it.v1, Some(InfoHash(Sha1::digest(&info).into())));
-        assert!(it.v2.is_some() && it.info_hash() == it.v1 && it.v2_cut() != it.v1);
+        let metainfo = parse(&file).unwrap();
+        assert_eq!(metainfo.v1, Some(InfoHash(Sha1::digest(&info).into())));
+        assert!(
+            metainfo.v2.is_some()
+                && metainfo.info_hash() == metainfo.v1
+                && metainfo.v2_cut() != metainfo.v1
+        );
     }
 
     #[test]

@@ -85,25 +85,25 @@ impl ParsedAnnounce<'_> {
 /// Why clients would not take it.
 #[inline]
 pub fn announced(body: &[u8]) -> Result<TrackerResponse<'_, ParsedAnnounce<'_>>, ResponseError> {
-    let mut it = ParsedAnnounce::default();
+    let mut announce = ParsedAnnounce::default();
     let (mut interval, mut has_peers, mut failure) = (None, false, None);
     let rest = dictionary(BencodeReader::new(body), |key, reader| {
         match key {
-            b"complete" => it.complete = Some(count(reader)?),
-            b"incomplete" => it.incomplete = Some(count(reader)?),
+            b"complete" => announce.complete = Some(count(reader)?),
+            b"incomplete" => announce.incomplete = Some(count(reader)?),
             b"interval" => interval = Some(reader.integer()?),
             b"failure reason" => failure = Some(reader.string()?),
             b"peers" => {
                 has_peers = true;
                 if reader.peek() == Some(b'l') {
-                    it.listed = list(reader)?;
+                    announce.listed = list(reader)?;
                 } else {
-                    it.peers = strides(reader.string()?, 6)?;
+                    announce.peers = strides(reader.string()?, 6)?;
                 }
             }
             b"peers6" => {
                 has_peers = true;
-                it.peers6 = strides(reader.string()?, 18)?;
+                announce.peers6 = strides(reader.string()?, 18)?;
             }
             _ => reader.skip()?,
         }
@@ -115,9 +115,9 @@ pub fn announced(body: &[u8]) -> Result<TrackerResponse<'_, ParsedAnnounce<'_>>,
     if let Some(reason) = failure {
         return Ok(TrackerResponse::Failure(reason));
     }
-    it.interval_s =
+    announce.interval_s =
         interval.and_then(|it| u32::try_from(it).ok()).ok_or(ResponseError::NoInterval)?;
-    if has_peers { Ok(TrackerResponse::Granted(it)) } else { Err(ResponseError::NoPeers) }
+    if has_peers { Ok(TrackerResponse::Granted(announce)) } else { Err(ResponseError::NoPeers) }
 }
 
 /// Reads the body of a scrape's reply; hands every torrent in it to `entry`. Says how many.
@@ -157,19 +157,19 @@ pub fn scraped(
 
 /// One torrent's counts.
 fn counts(reader: &mut BencodeReader<'_>) -> Result<ScrapeEntry, ResponseError> {
-    let mut it = ScrapeEntry::default();
+    let mut entry = ScrapeEntry::default();
     let rest = dictionary(*reader, |key, reader| {
         match key {
-            b"complete" => it.seeders = count(reader)?,
-            b"downloaded" => it.completed = count(reader)?,
-            b"downloaders" => it.downloaders = count(reader)?,
-            b"incomplete" => it.leechers = count(reader)?,
+            b"complete" => entry.seeders = count(reader)?,
+            b"downloaded" => entry.completed = count(reader)?,
+            b"downloaders" => entry.downloaders = count(reader)?,
+            b"incomplete" => entry.leechers = count(reader)?,
             _ => reader.skip()?,
         }
         Ok(())
     })?;
     *reader = BencodeReader::new(rest);
-    Ok(it)
+    Ok(entry)
 }
 
 /// Walks a dictionary; `value` reads the value of each key. Returns what follows it.
@@ -218,12 +218,15 @@ mod tests {
     #[test]
     fn announces_are_read() {
         let body = b"d8:completei1e10:incompletei2e8:intervali1800e5:peers6:abcdef6:peers60:e\r\n";
-        let Ok(TrackerResponse::Granted(it)) = announced(body) else { panic!() };
-        assert_eq!((it.interval_s, it.complete, it.incomplete), (1800, Some(1), Some(2)));
-        assert_eq!((it.peers, it.peer_count()), (&b"abcdef"[..], 1));
+        let Ok(TrackerResponse::Granted(announce)) = announced(body) else { panic!() };
+        assert_eq!(
+            (announce.interval_s, announce.complete, announce.incomplete),
+            (1800, Some(1), Some(2))
+        );
+        assert_eq!((announce.peers, announce.peer_count()), (&b"abcdef"[..], 1));
         let listed = b"d8:intervali9e5:peersld2:ip9:127.0.0.14:porti1eed2:ip3:::14:porti2eeee";
-        let Ok(TrackerResponse::Granted(it)) = announced(listed) else { panic!() };
-        assert_eq!(it.peer_count(), 2);
+        let Ok(TrackerResponse::Granted(parsed_announce)) = announced(listed) else { panic!() };
+        assert_eq!(parsed_announce.peer_count(), 2);
         assert_eq!(announced(b"d14:failure reason2:noe"), Ok(TrackerResponse::Failure(b"no")));
     }
 

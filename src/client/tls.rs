@@ -163,7 +163,7 @@ mod tests {
     fn who_is_insecure_names_no_authorities() {
         let file = Path::new("ca.pem");
         assert!(matches!(Trust::of(Some(file), true), Trust::Anyone));
-        assert!(matches!(Trust::of(Some(file), false), Trust::File(it) if it == file));
+        assert!(matches!(Trust::of(Some(file), false), Trust::File(path) if path == file));
         assert!(matches!(Trust::of(None, false), Trust::System));
     }
 

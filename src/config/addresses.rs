@@ -13,9 +13,9 @@ impl Config {
     pub(super) fn unmap_addresses(&mut self) {
         let (server, udp) = (&mut self.server.listen, &mut self.udp.listen);
         let lists = [server, udp, &mut self.http.listen, &mut self.tls.listen];
-        for it in lists.into_iter().flatten().chain([&mut self.admin.listen]) {
-            if let v4 @ IpAddr::V4(_) = it.ip().to_canonical() {
-                it.set_ip(v4);
+        for address in lists.into_iter().flatten().chain([&mut self.admin.listen]) {
+            if let v4 @ IpAddr::V4(_) = address.ip().to_canonical() {
+                address.set_ip(v4);
             }
         }
     }
@@ -56,7 +56,7 @@ impl Config {
 }
 
 fn is_wildcard_of_many(ip: IpAddr) -> bool {
-    ip.is_multicast() || matches!(ip, IpAddr::V4(it) if it.is_broadcast())
+    ip.is_multicast() || matches!(ip, IpAddr::V4(address) if address.is_broadcast())
 }
 
 /// Whether the second of two TCP sockets cannot be bound.

@@ -43,8 +43,12 @@ struct OneLine<'a>(&'a str);
 
 impl fmt::Display for OneLine<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.trim_end().chars().try_for_each(|it| {
-            if it.is_control() { it.escape_debug().fmt(f) } else { f.write_char(it) }
+        self.0.trim_end().chars().try_for_each(|character| {
+            if character.is_control() {
+                character.escape_debug().fmt(f)
+            } else {
+                f.write_char(character)
+            }
         })
     }
 }

@@ -33,7 +33,7 @@ const LIVE: &[&str] = &[
 
 /// Whether a reload makes a new value of this setting act.
 pub(super) fn is_live(section: &str, key: &str) -> bool {
-    LIVE.iter().any(|it| match it.split_once('.') {
+    LIVE.iter().any(|text| match text.split_once('.') {
         Some((listed, "")) => listed == section,
         Some(listed) => listed == (section, key),
         None => false,
@@ -62,11 +62,18 @@ mod tests {
 
     #[test]
     fn documentation_says_what_is_reloaded() {
-        for it in settings() {
-            let (_, about) = SECTIONS.iter().find(|(section, _)| *section == it.section).unwrap();
+        for setting in settings() {
+            let (_, about) =
+                SECTIONS.iter().find(|(section, _)| *section == setting.section).unwrap();
             let says = |lines: &[&str]| lines.concat().contains("eloaded by SIGHUP.");
-            let by_section = says(about) && !ALL_BUT.contains(&(it.section, it.key));
-            assert_eq!(by_section || says(it.help), it.is_live, "{}.{}", it.section, it.key);
+            let by_section = says(about) && !ALL_BUT.contains(&(setting.section, setting.key));
+            assert_eq!(
+                by_section || says(setting.help),
+                setting.is_live,
+                "{}.{}",
+                setting.section,
+                setting.key
+            );
         }
     }
 

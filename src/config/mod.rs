@@ -469,11 +469,11 @@ impl Config {
         let mut out = String::from(HEAD);
         for (section, about) in SECTIONS {
             let _ = writeln!(out, "\n\n#{}\n[{section}]", about.join("\n#"));
-            for it in settings().iter().filter(|it| it.section == *section) {
-                let _ = writeln!(out, "\n#{}", it.help.join("\n#"));
-                let _ = writeln!(out, "# Allowed: {}", it.allowed);
-                if let Some(value) = table.get(*section).and_then(|inner| inner.get(it.key)) {
-                    let _ = writeln!(out, "{} = {value}", it.key);
+            for setting in settings().iter().filter(|it| it.section == *section) {
+                let _ = writeln!(out, "\n#{}", setting.help.join("\n#"));
+                let _ = writeln!(out, "# Allowed: {}", setting.allowed);
+                if let Some(value) = table.get(*section).and_then(|inner| inner.get(setting.key)) {
+                    let _ = writeln!(out, "{} = {value}", setting.key);
                 }
             }
         }
@@ -545,9 +545,9 @@ impl Config {
         if let Some(problem) = token.and_then(|it| token_fault(it)) {
             return Err(fault("admin", "token", &[], problem));
         }
-        let it = &self.tracker;
-        if it.interval_jitter_s >= it.interval_s {
-            let problem = format!("must be below interval_s, which is {}", it.interval_s);
+        let tracker = &self.tracker;
+        if tracker.interval_jitter_s >= tracker.interval_s {
+            let problem = format!("must be below interval_s, which is {}", tracker.interval_s);
             return Err(fault(
                 "tracker",
                 "interval_jitter_s",
@@ -555,8 +555,8 @@ impl Config {
                 problem,
             ));
         }
-        if it.numwant_default > it.numwant_max {
-            let problem = format!("must not exceed numwant_max, which is {}", it.numwant_max);
+        if tracker.numwant_default > tracker.numwant_max {
+            let problem = format!("must not exceed numwant_max, which is {}", tracker.numwant_max);
             return Err(fault(
                 "tracker",
                 "numwant_default",
@@ -564,8 +564,8 @@ impl Config {
                 problem,
             ));
         }
-        let longest_s = it.interval_s.max(it.interval_s_max) + it.interval_jitter_s;
-        if it.peer_age_s_max <= longest_s {
+        let longest_s = tracker.interval_s.max(tracker.interval_s_max) + tracker.interval_jitter_s;
+        if tracker.peer_age_s_max <= longest_s {
             let problem = format!(
                 "must exceed the longest of interval_s and interval_s_max, and interval_jitter_s: \
                  {longest_s}"
@@ -578,7 +578,7 @@ impl Config {
             return Err(fault("tracker", "peer_age_s_max", others, problem));
         }
         let web_interval_s = self.websocket.interval_s;
-        if it.peer_age_s_max <= web_interval_s {
+        if tracker.peer_age_s_max <= web_interval_s {
             let problem = format!("must exceed websocket.interval_s, which is {web_interval_s}");
             let others = &[("websocket", "interval_s")];
             return Err(fault("tracker", "peer_age_s_max", others, problem));

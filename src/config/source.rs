@@ -170,23 +170,24 @@ impl Layers {
     }
 
     /// Sets one setting.
-    fn assign(&mut self, it: &Assignment) -> Result<(), ConfigError> {
+    fn assign(&mut self, assignment: &Assignment) -> Result<(), ConfigError> {
         let about = |problem: String| ConfigError {
-            place: it.place.clone(),
-            setting: Some(format!("{}.{}", it.section, it.key)),
+            place: assignment.place.clone(),
+            setting: Some(format!("{}.{}", assignment.section, assignment.key)),
             problem,
-            allowed: allowed(&it.section, &it.key),
+            allowed: allowed(&assignment.section, &assignment.key),
         };
-        let value = typed(it).map_err(about)?;
-        let inner = toml::Table::from_iter([(it.key.clone(), value.clone())]);
-        let alone = toml::Table::from_iter([(it.section.clone(), inner.into())]);
+        let value = typed(assignment).map_err(about)?;
+        let inner = toml::Table::from_iter([(assignment.key.clone(), value.clone())]);
+        let alone = toml::Table::from_iter([(assignment.section.clone(), inner.into())]);
         alone.try_into::<Config>().map_err(|error| about(error.message().to_owned()))?;
         let empty = || toml::Table::new().into();
-        let section = self.table.entry(it.section.clone()).or_insert_with(empty);
+        let section = self.table.entry(assignment.section.clone()).or_insert_with(empty);
         if let Some(section) = section.as_table_mut() {
-            section.insert(it.key.clone(), value);
+            section.insert(assignment.key.clone(), value);
         }
-        self.places.insert((it.section.clone(), it.key.clone()), it.place.clone());
+        self.places
+            .insert((assignment.section.clone(), assignment.key.clone()), assignment.place.clone());
         Ok(())
     }
 
@@ -210,10 +211,11 @@ impl Layers {
 }
 
 /// Gives a text the type that its setting has by default.
-fn typed(it: &Assignment) -> Result<toml::Value, String> {
+fn typed(assignment: &Assignment) -> Result<toml::Value, String> {
     let defaults = toml::Table::try_from(Config::default()).map_err(|error| error.to_string())?;
-    let default = defaults.get(&it.section).and_then(|section| section.get(&it.key));
-    let text = it.text.trim();
+    let default =
+        defaults.get(&assignment.section).and_then(|section| section.get(&assignment.key));
+    let text = assignment.text.trim();
     Ok(match default {
         Some(toml::Value::Integer(_)) => {
             let number: Result<i64, _> = text.parse();

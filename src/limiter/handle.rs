@@ -95,8 +95,8 @@ impl Handle {
         let rate_limit = &mut self.rate_limits[LimitTable::Stop as usize];
         let table = &tables[LimitTable::Stop as usize];
         match source {
-            IpAddr::V4(it) => {
-                let hash = |at| keys.of_v4(it, at);
+            IpAddr::V4(address) => {
+                let hash = |at| keys.of_v4(address, at);
                 rate_limit.charge::<{ V4.len() }>(table, now, hash, 0, price, dither);
             }
             IpAddr::V6(it) => {
@@ -142,8 +142,8 @@ impl Handle {
         let rate_limit = &mut self.rate_limits[which as usize];
         let table = &tables[which as usize];
         let asked = match source {
-            IpAddr::V4(it) => {
-                let hash = |at| keys.of_v4(it, at);
+            IpAddr::V4(address) => {
+                let hash = |at| keys.of_v4(address, at);
                 rate_limit.ask::<{ V4.len() }, FREE>(table, now, hash, 0, price, dither)
             }
             IpAddr::V6(it) => {
@@ -166,7 +166,7 @@ impl Handle {
     fn note_heavy_hitter(&mut self, now: Now, source: IpAddr) {
         let keys = &self.limiter.keys;
         let (source, hash) = match source {
-            IpAddr::V4(it) => (source, keys.of_v4(it, 0)),
+            IpAddr::V4(address) => (source, keys.of_v4(address, 0)),
             IpAddr::V6(it) => {
                 let network = Ipv6Addr::from_bits(it.to_bits() >> 64 << 64);
                 (network.into(), keys.of_v6(network, 0))

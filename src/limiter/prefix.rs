@@ -145,8 +145,8 @@ mod tests {
             PrefixKeys::new(None),
         ]
         .iter()
-        .flat_map(|it| {
-            (0..4).flat_map(|at| [address, Ipv4Addr::UNSPECIFIED].map(|of| it.of_v4(of, at)))
+        .flat_map(|keys| {
+            (0..4).flat_map(|at| [address, Ipv4Addr::UNSPECIFIED].map(|of| keys.of_v4(of, at)))
         })
         .collect();
         let distinct: std::collections::HashSet<_> = all.iter().collect();

@@ -245,13 +245,13 @@ mod tests {
         for part in [0.25, 0.5, 0.75, 0.999] {
             let growth = f64::exp2(part);
             let gone_ns = (scale.half_life_ns as f64 * part) as u64;
-            let it = scale.at(Now::from_ns(start.ns() + gone_ns));
-            assert_eq!(it.epoch, first.epoch);
-            assert!((f64::from(it.limit) / 32767.5 / growth - 1.0).abs() < 0.001);
-            for (now, then) in it.prices.iter().zip(first.prices) {
+            let moment = scale.at(Now::from_ns(start.ns() + gone_ns));
+            assert_eq!(moment.epoch, first.epoch);
+            assert!((f64::from(moment.limit) / 32767.5 / growth - 1.0).abs() < 0.001);
+            for (now, then) in moment.prices.iter().zip(first.prices) {
                 assert!((*now as f64 / then as f64 / growth - 1.0).abs() < 0.001);
             }
-            let inside = it.start_ns..it.start_ns + it.length_ns;
+            let inside = moment.start_ns..moment.start_ns + moment.length_ns;
             assert!(inside.contains(&(start.ns() + gone_ns)));
         }
         let next = scale.at(Now::from_ns(start.ns() + scale.half_life_ns));
@@ -264,11 +264,11 @@ mod tests {
         for _ in 0..if cfg!(miri) { 200 } else { 20_000 } {
             let scale = Scale::new(random.u32(..1_000_000), random.u32(..10_000_000));
             let now = Now::from_ns(random.u64(1..2 << 60));
-            let it = scale.at(now);
-            assert!((it.start_ns..it.start_ns + it.length_ns).contains(&now.ns()));
-            let next = scale.at(Now::from_ns(it.start_ns + it.length_ns));
-            assert_eq!(next.start_ns, it.start_ns + it.length_ns);
-            assert!((32767..=65535).contains(&it.limit));
+            let moment = scale.at(now);
+            assert!((moment.start_ns..moment.start_ns + moment.length_ns).contains(&now.ns()));
+            let next = scale.at(Now::from_ns(moment.start_ns + moment.length_ns));
+            assert_eq!(next.start_ns, moment.start_ns + moment.length_ns);
+            assert!((32767..=65535).contains(&moment.limit));
         }
     }
 
@@ -277,14 +277,17 @@ mod tests {
         for (rate, burst) in [(0, 0), (1, 16), (100, 400), (1000, 1000), (5, 10_000)] {
             let scale = Scale::new(rate, burst);
             for step in (0..STEPS).step_by(if cfg!(miri) { 37 } else { 1 }) {
-                let it = scale.at(Now::from_ns(scale.half_life_ns * step / STEPS));
+                let moment = scale.at(Now::from_ns(scale.half_life_ns * step / STEPS));
                 for (at, prefix) in V4.iter().chain(&V6).enumerate() {
-                    let whole = it.prices[at] * u64::from(burst.max(1)) * u64::from(prefix.times);
-                    assert!(whole >> 32 <= u64::from(it.limit));
-                    assert!((whole + it.prices[at]).div_ceil(1 << 32) >= u64::from(it.limit));
+                    let whole =
+                        moment.prices[at] * u64::from(burst.max(1)) * u64::from(prefix.times);
+                    assert!(whole >> 32 <= u64::from(moment.limit));
+                    assert!(
+                        (whole + moment.prices[at]).div_ceil(1 << 32) >= u64::from(moment.limit)
+                    );
                 }
-                let dearest = it.load(0, scale.clamp(Price::scrape(usize::MAX)), u64::MAX, 0);
-                assert!(u32::from(dearest) <= it.limit.max(1));
+                let dearest = moment.load(0, scale.clamp(Price::scrape(usize::MAX)), u64::MAX, 0);
+                assert!(u32::from(dearest) <= moment.limit.max(1));
             }
         }
     }

@@ -161,9 +161,9 @@ mod tests {
     fn write(mut dict: Dict<'_>, tree: &BTreeMap<Vec<u8>, Tree>) {
         for (key, value) in tree {
             match value {
-                Tree::Integer(it) => dict.integer(key, *it),
-                Tree::Bytes(it) => dict.bytes(key, it),
-                Tree::Dict(it) => write(dict.dict(key), it),
+                Tree::Integer(number) => dict.integer(key, *number),
+                Tree::Bytes(bytes) => dict.bytes(key, bytes),
+                Tree::Dict(map) => write(dict.dict(key), map),
                 Tree::List(all) => {
                     let mut list = dict.list(key);
                     all.iter().for_each(|it| write(list.dict(), it));
@@ -175,9 +175,9 @@ mod tests {
     /// The same tree as the independent reader would show it.
     fn expected(tree: &BTreeMap<Vec<u8>, Tree>) -> Value {
         let value = |it: &Tree| match it {
-            Tree::Integer(it) => Value::Int(Number::Unsigned(*it)),
-            Tree::Bytes(it) => Value::ByteStr(it.clone().into()),
-            Tree::Dict(it) => expected(it),
+            Tree::Integer(number) => Value::Int(Number::Unsigned(*number)),
+            Tree::Bytes(bytes) => Value::ByteStr(bytes.clone().into()),
+            Tree::Dict(map) => expected(map),
             Tree::List(all) => Value::List(all.iter().map(expected).collect()),
         };
         Value::Dict(tree.iter().map(|(key, it)| (key.clone().into(), value(it))).collect())
@@ -186,7 +186,9 @@ mod tests {
     /// Numbers compare by value: the reader calls small ones signed.
     fn unsigned(value: Value) -> Value {
         match value {
-            Value::Int(Number::Signed(it)) => Value::Int(Number::Unsigned(it.try_into().unwrap())),
+            Value::Int(Number::Signed(number)) => {
+                Value::Int(Number::Unsigned(number.try_into().unwrap()))
+            }
             Value::List(all) => Value::List(all.into_iter().map(unsigned).collect()),
             Value::Dict(all) => {
                 Value::Dict(all.into_iter().map(|(key, it)| (key, unsigned(it))).collect())

@@ -16,9 +16,9 @@ pub struct Passkey {
 impl Passkey {
     /// A copy of it. `None`: it is longer than a passkey can be.
     pub fn new(bytes: &[u8]) -> Option<Self> {
-        let mut it = Self { bytes: [0; PASSKEY_BYTES_MAX], length: bytes.len() };
-        it.bytes.get_mut(..bytes.len())?.copy_from_slice(bytes);
-        Some(it)
+        let mut passkey = Self { bytes: [0; PASSKEY_BYTES_MAX], length: bytes.len() };
+        passkey.bytes.get_mut(..bytes.len())?.copy_from_slice(bytes);
+        Some(passkey)
     }
 
     /// As it came.

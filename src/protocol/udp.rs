@@ -382,10 +382,10 @@ pub mod client {
     pub fn encode_announce(
         connection_id: u64,
         transaction_id: TransactionId,
-        it: &Announcement,
+        announcement: &Announcement,
         out: &mut [u8],
     ) -> usize {
-        let event: u32 = match it.event {
+        let event: u32 = match announcement.event {
             Event::None => 0,
             Event::Completed => 1,
             Event::Started => 2,
@@ -394,16 +394,16 @@ pub mod client {
         };
         let request = AnnounceRequest {
             head: head(ACTION_ANNOUNCE, connection_id, transaction_id),
-            info_hash: it.info_hash,
-            peer_id: it.peer_id,
-            downloaded: it.downloaded.into(),
-            left: it.left.into(),
-            uploaded: it.uploaded.into(),
+            info_hash: announcement.info_hash,
+            peer_id: announcement.peer_id,
+            downloaded: announcement.downloaded.into(),
+            left: announcement.left.into(),
+            uploaded: announcement.uploaded.into(),
             event: event.into(),
             ip: [0; 4],
-            key: it.key,
-            numwant: it.numwant.into(),
-            port: it.port.into(),
+            key: announcement.key,
+            numwant: announcement.numwant.into(),
+            port: announcement.port.into(),
         };
         put(&request, out)
     }
@@ -444,12 +444,12 @@ pub mod client {
         /// The counts, in the order asked.
         pub fn iter(&self) -> impl Iterator<Item = ScrapeEntry> + '_ {
             self.0.chunks_exact(size_of::<Scraped>()).filter_map(|chunk| {
-                let it = Scraped::read_from_bytes(chunk).ok()?;
+                let scraped = Scraped::read_from_bytes(chunk).ok()?;
                 Some(ScrapeEntry {
-                    seeders: it.seeders.get(),
-                    completed: it.completed.get(),
-                    leechers: it.leechers.get(),
-                    downloaders: it.leechers.get(), // BEP 15 does not tell them apart
+                    seeders: scraped.seeders.get(),
+                    completed: scraped.completed.get(),
+                    leechers: scraped.leechers.get(),
+                    downloaders: scraped.leechers.get(), // BEP 15 does not tell them apart
                 })
             })
         }
@@ -484,21 +484,21 @@ pub mod client {
         let (head, tail) = ReplyHead::ref_from_prefix(datagram).map_err(|_| Malformed::TooShort)?;
         let reply = match head.action.get() {
             ACTION_CONNECT => {
-                let it =
+                let connected =
                     Connected::read_from_bytes(datagram).map_err(|_| Malformed::ConnectLength)?;
-                Reply::Connected(it.connection_id.get())
+                Reply::Connected(connected.connection_id.get())
             }
             ACTION_ANNOUNCE => {
-                let (it, peers) =
+                let (announced_head, peers) =
                     AnnouncedHead::ref_from_prefix(datagram).map_err(|_| Malformed::TooShort)?;
                 if !peers.len().is_multiple_of(peer_stride(family)) {
                     return Err(Malformed::RaggedTail);
                 }
                 let reply = AnnounceReply {
-                    interval_s: it.interval_s.get(),
+                    interval_s: announced_head.interval_s.get(),
                     min_interval_s: 0, // BEP 15 has none
-                    leechers: it.leechers.get(),
-                    seeders: it.seeders.get(),
+                    leechers: announced_head.leechers.get(),
+                    seeders: announced_head.seeders.get(),
                 };
                 Reply::Announced(reply, peers)
             }

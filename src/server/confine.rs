@@ -30,8 +30,8 @@ impl Confinement {
     /// until a restart.
     pub(super) fn closed_to(&self, config: &Config) -> Vec<PathBuf> {
         let Some(open) = &self.folders else { return Vec::new() };
-        let is_open = |it: &PathBuf| {
-            let real = it.canonicalize().unwrap_or_else(|_| it.clone());
+        let is_open = |path: &PathBuf| {
+            let real = path.canonicalize().unwrap_or_else(|_| path.clone());
             open.iter().any(|open| real.starts_with(open))
         };
         let mut closed = folders_of(config.access.files().into_iter().flatten());

@@ -190,11 +190,11 @@ where
 
 /// Writes a line without the characters that would end it or drive a terminal.
 fn write_escaped(writer: &mut Writer<'_>, line: &str) -> fmt::Result {
-    for it in line.chars() {
-        if it.is_control() {
-            write!(writer, "{}", it.escape_unicode())?;
+    for character in line.chars() {
+        if character.is_control() {
+            write!(writer, "{}", character.escape_unicode())?;
         } else {
-            writer.write_char(it)?;
+            writer.write_char(character)?;
         }
     }
     Ok(())

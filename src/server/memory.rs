@@ -92,35 +92,35 @@ fn reserve(cap: u64) -> u64 {
 const STORED_PER_3_RESIDENT: u64 = 2;
 
 /// Bytes that may become resident for the store, below 0 if there are too many already.
-fn room(cap: u64, it: &Measured) -> i64 {
+fn room(cap: u64, measured: &Measured) -> i64 {
     // What they have is resident already.
     let kept = Division::of(cap).map_or(0, |parts| {
-        let sessions = it.sessions.map_or(0, |used| parts.sessions.saturating_sub(used));
-        parts.connections.saturating_sub(it.connections) + sessions
+        let sessions = measured.sessions.map_or(0, |used| parts.sessions.saturating_sub(used));
+        parts.connections.saturating_sub(measured.connections) + sessions
     });
-    let room = signed(cap) - signed(it.resident + kept + reserve(cap));
-    it.group_room.map_or(room, |group| room.min(signed(group) - signed(reserve(cap))))
+    let room = signed(cap) - signed(measured.resident + kept + reserve(cap));
+    measured.group_room.map_or(room, |group| room.min(signed(group) - signed(reserve(cap))))
 }
 
 /// What the store may ask for until the next look; at least 1, as 0 is no bound. Where half of the
 /// reserve is used up, what goes is not replaced for a while: torrents that take the place of one
 /// another leave holes behind. Slowly, for what goes is not given back at once.
-fn store_bytes_max(cap: u64, it: &Measured) -> u64 {
+fn store_bytes_max(cap: u64, measured: &Measured) -> u64 {
     if cap == 0 {
         return 0;
     }
-    let room = room(cap, it);
+    let room = room(cap, measured);
     let (lacking, half) = (-room, signed(reserve(cap)) / 2);
     let more = if room > 0 {
         room / 3 * signed(STORED_PER_3_RESIDENT)
     } else if lacking < half {
         0
     } else if lacking < half + half / 2 {
-        -signed(it.reserved / 128)
+        -signed(measured.reserved / 128)
     } else {
-        -signed(it.reserved / 8)
+        -signed(measured.reserved / 8)
     };
-    it.reserved.saturating_add_signed(more).max(1)
+    measured.reserved.saturating_add_signed(more).max(1)
 }
 
 /// Memory is no larger than what an i64 counts.
@@ -130,8 +130,8 @@ fn signed(bytes: u64) -> i64 {
 
 /// How long until the next look. Where there is much room, nothing fills it in a second; where
 /// there is little, new torrents that take the place of others leave holes behind.
-fn pause(cap: u64, it: &Measured) -> Duration {
-    let room = room(cap, it);
+fn pause(cap: u64, measured: &Measured) -> Duration {
+    let room = room(cap, measured);
     if cap == 0 || room > signed((cap / 2).max(SECONDS_GROWTH_MAX)) {
         Duration::from_secs(1)
     } else if room > signed(cap / 16) {
@@ -171,20 +171,20 @@ const VAIN_MAX_PRESSING: u32 = 2;
 
 impl Reclaim {
     /// One that starts with what was measured then.
-    fn new(it: &Measured) -> Self {
-        let idle = it.resident.saturating_sub(resident_of(it.store));
+    fn new(measured: &Measured) -> Self {
+        let idle = measured.resident.saturating_sub(resident_of(measured.store));
         Self { idle, vain: 0, waited: Duration::ZERO, waste: 0 }
     }
 
     /// Whether it is time, `waited` after the last look.
-    fn is_due(&mut self, cap: u64, it: &Measured, waited: Duration) -> bool {
+    fn is_due(&mut self, cap: u64, measured: &Measured, waited: Duration) -> bool {
         self.waited += waited;
-        let is_pressing = cap > 0 && room(cap, it) <= 0;
+        let is_pressing = cap > 0 && room(cap, measured) <= 0;
         let waste_max =
             if is_pressing { WASTE_BYTES_MIN / 4 } else { (cap / 32).max(WASTE_BYTES_MIN) };
-        let counted = it.connections + it.sessions.unwrap_or(0);
-        let needed = self.idle + counted + resident_of(it.store);
-        let waste = it.resident.saturating_sub(needed);
+        let counted = measured.connections + measured.sessions.unwrap_or(0);
+        let needed = self.idle + counted + resident_of(measured.store);
+        let waste = measured.resident.saturating_sub(needed);
         if waste > self.waste + WASTE_BYTES_MIN {
             self.vain = 0;
         }
@@ -224,7 +224,7 @@ impl Keeper {
         let resident = memory::Resident::open().inspect_err(|error| {
             tracing::warn!(%error, "resident memory not measured, memory.max_memory is estimated");
         });
-        let it = Self {
+        let keeper = Self {
             store,
             streams: OnceLock::new(),
             sessions: OnceLock::new(),
@@ -233,8 +233,8 @@ impl Keeper {
             peers_per_torrent_max: AtomicU64::new(0),
             resident_bytes: AtomicU64::new(0),
         };
-        it.set(options);
-        Arc::new(it)
+        keeper.set(options);
+        Arc::new(keeper)
     }
 
     /// Puts settings in force.
@@ -375,10 +375,12 @@ mod tests {
     fn the_parts_of_a_cap_leave_most_of_it() {
         assert_eq!(Division::of(0), None);
         for cap in [64, 128, 256, 1024, 65_536].map(|it| it << 20) {
-            let it = Division::of(cap).unwrap();
-            let left = cap - FIXED_BYTES - it.connections - it.sessions;
-            assert!(it.connections >= CONNECTION_BYTES_MIN && left >= 2 * it.connections);
-            assert!(it.sessions >= SESSION_BYTES_MIN && left >= 4 * it.sessions);
+            let division = Division::of(cap).unwrap();
+            let left = cap - FIXED_BYTES - division.connections - division.sessions;
+            assert!(
+                division.connections >= CONNECTION_BYTES_MIN && left >= 2 * division.connections
+            );
+            assert!(division.sessions >= SESSION_BYTES_MIN && left >= 4 * division.sessions);
         }
         let least = Division { connections: CONNECTION_BYTES_MIN, sessions: SESSION_BYTES_MIN };
         assert_eq!(Division::of(1), Some(least));
@@ -433,10 +435,10 @@ mod tests {
     #[test]
     fn a_control_group_with_less_room_decides() {
         let cap = 1024 * MIB;
-        let it = Measured { group_room: Some(100 * MIB), ..measured(100, 60) };
-        assert_eq!(room(cap, &it), signed(36 * MIB));
-        assert_eq!(pause(cap, &it), Duration::from_millis(25));
-        assert_eq!(store_bytes_max(cap, &it), 84 * MIB);
+        let measured = Measured { group_room: Some(100 * MIB), ..measured(100, 60) };
+        assert_eq!(room(cap, &measured), signed(36 * MIB));
+        assert_eq!(pause(cap, &measured), Duration::from_millis(25));
+        assert_eq!(store_bytes_max(cap, &measured), 84 * MIB);
     }
 
     /// A store that takes all it may between two looks, at so many resident bytes for each hundred

@@ -49,41 +49,41 @@ pub(super) fn live(config: &Config, keys: &LoadedKeys, token: Token) -> LiveOpti
 
 /// The tracker's options.
 fn tracker(config: &Config) -> tracker::Options {
-    let it = &config.tracker;
+    let section = &config.tracker;
     tracker::Options {
-        interval_s: it.interval_s,
-        interval_s_max: match it.interval_s_max {
+        interval_s: section.interval_s,
+        interval_s_max: match section.interval_s_max {
             0 => {
-                let room_s = it.peer_age_s_max.saturating_sub(it.interval_jitter_s + 1);
-                room_s.min(it.interval_s.saturating_mul(2))
+                let room_s = section.peer_age_s_max.saturating_sub(section.interval_jitter_s + 1);
+                room_s.min(section.interval_s.saturating_mul(2))
             }
             longest_s => longest_s,
         },
-        interval_by_swarm: it.interval_by_swarm,
-        interval_jitter_s: it.interval_jitter_s,
-        min_interval_s: it.min_interval_s,
-        numwant_default: it.numwant_default,
-        numwant_max: it.numwant_max,
-        peer_age_s_max: it.peer_age_s_max,
-        empty_torrent_age_s_max: it.empty_torrent_age_s_max,
-        ip_override_from: it.ip_override_from.0.clone(),
+        interval_by_swarm: section.interval_by_swarm,
+        interval_jitter_s: section.interval_jitter_s,
+        min_interval_s: section.min_interval_s,
+        numwant_default: section.numwant_default,
+        numwant_max: section.numwant_max,
+        peer_age_s_max: section.peer_age_s_max,
+        empty_torrent_age_s_max: section.empty_torrent_age_s_max,
+        ip_override_from: section.ip_override_from.0.clone(),
     }
 }
 
 /// The limits of sources.
 fn limits(config: &Config) -> limiter::Options {
-    let it = &config.limits;
+    let section = &config.limits;
     limiter::Options {
-        enabled: it.enabled,
-        dry_run: it.dry_run,
-        rate: it.rate,
-        burst: it.burst,
-        unverified_rate: it.unverified_rate,
-        unverified_burst: it.unverified_burst,
-        new_torrent_rate: it.new_torrent_rate,
-        new_torrent_burst: it.new_torrent_burst,
-        kernel_deny_rate: it.kernel_deny_rate,
-        exempt: it.exempt.0.clone(),
+        enabled: section.enabled,
+        dry_run: section.dry_run,
+        rate: section.rate,
+        burst: section.burst,
+        unverified_rate: section.unverified_rate,
+        unverified_burst: section.unverified_burst,
+        new_torrent_rate: section.new_torrent_rate,
+        new_torrent_burst: section.new_torrent_burst,
+        kernel_deny_rate: section.kernel_deny_rate,
+        exempt: section.exempt.0.clone(),
     }
 }
 
@@ -96,68 +96,68 @@ pub(super) fn lists(config: &Config) -> access::Options {
 
 /// Access control's options. Where torrents are registered, makes the state directory.
 pub(super) fn access(config: &Config) -> access::Options {
-    let it = &config.access;
-    let mode = match it.mode {
+    let section = &config.access;
+    let mode = match section.mode {
         AccessMode::Open => Mode::Open,
         AccessMode::Registered => Mode::Registered,
         AccessMode::Private => Mode::Private,
     };
     // In the order of `Name::ALL`, as the compiler cannot see.
-    let files = it.files().map(|it| it.map(Path::to_owned));
+    let files = section.files().map(|it| it.map(Path::to_owned));
     let state = state_directory::home(&state_options(config), mode.needs_registration());
-    access::Options { mode, similar_digits_max: it.similar_digits_max, files, state }
+    access::Options { mode, similar_digits_max: section.similar_digits_max, files, state }
 }
 
 /// The HTTP front end's options.
 fn http(config: &Config) -> http::Options {
-    let it = &config.http;
+    let section = &config.http;
     http::Options {
-        trusted_proxies: it.trusted_proxies.0.clone(),
-        source_header: match it.source_header {
+        trusted_proxies: section.trusted_proxies.0.clone(),
+        source_header: match section.source_header {
             SourceHeader::Any => None,
             SourceHeader::Forwarded => Some(HopField::Forwarded),
             SourceHeader::XForwardedFor => Some(HopField::XForwardedFor),
             SourceHeader::XRealIp => Some(HopField::XRealIp),
         },
-        full_scrape: it.full_scrape,
-        full_scrape_interval_s: it.full_scrape_interval_s,
-        public_stats: it.public_stats,
-        warning: it.warning.clone(),
-        tracker_id: it.tracker_id.clone(),
+        full_scrape: section.full_scrape,
+        full_scrape_interval_s: section.full_scrape_interval_s,
+        public_stats: section.public_stats,
+        warning: section.warning.clone(),
+        tracker_id: section.tracker_id.clone(),
     }
 }
 
 /// The WebTorrent front end's options.
 fn ws(config: &Config) -> ws::Options {
-    let it = &config.websocket;
+    let websocket = &config.websocket;
     ws::Options {
-        interval_s: it.interval_s,
-        offers_max: it.offers_max,
-        offers_per_minute_max: it.offers_per_minute_max,
-        torrents_max: it.torrents_max,
+        interval_s: websocket.interval_s,
+        offers_max: websocket.offers_max,
+        offers_per_minute_max: websocket.offers_per_minute_max,
+        torrents_max: websocket.torrents_max,
     }
 }
 
 /// The stream workers' options.
 fn stream(config: &Config) -> stream::Options {
-    let it = &config.http;
+    let http = &config.http;
     stream::Options {
-        head_timeout_s: it.head_timeout_s,
-        idle_timeout_s: it.idle_timeout_s,
+        head_timeout_s: http.head_timeout_s,
+        idle_timeout_s: http.idle_timeout_s,
         ping_interval_s: config.websocket.ping_interval_s,
-        connections_per_source_max: it.connections_per_source_max,
+        connections_per_source_max: http.connections_per_source_max,
         memory_max_bytes: connection_bytes(config),
         exempt: config.limits.exempt.0.clone(),
-        trusted_proxies: it.trusted_proxies.0.clone(),
+        trusted_proxies: http.trusted_proxies.0.clone(),
     }
 }
 
 /// Where the certificate is, if TLS is served.
 pub(super) fn tls(config: &Config) -> Option<tls::Files> {
-    let it = &config.tls;
+    let section = &config.tls;
     let path = |text: &str| PathBuf::from(text);
-    (!it.listen.is_empty())
-        .then(|| tls::Files { certificate: path(&it.certificate), key: path(&it.key) })
+    (!section.listen.is_empty())
+        .then(|| tls::Files { certificate: path(&section.certificate), key: path(&section.key) })
 }
 
 /// Bytes that the whole process is to keep to; 0: no cap.
@@ -230,8 +230,8 @@ pub(super) fn keys(config: &Config) -> Result<LoadedKeys, KeyError> {
 /// only if the settings ask for snapshots by name; else there is one warning, unless the operator
 /// `was_warned` of the state directory before.
 pub(super) fn snapshots(config: &Config, was_warned: &mut bool) -> Result<Snapshots, StartError> {
-    let it = &config.snapshot;
-    let kept = match it.mode {
+    let section = &config.snapshot;
+    let kept = match section.mode {
         SnapshotMode::Off => return Ok(Snapshots::off()),
         SnapshotMode::Auto | SnapshotMode::On => {
             state_directory::tracker_id(&state_options(config))
@@ -239,7 +239,7 @@ pub(super) fn snapshots(config: &Config, was_warned: &mut bool) -> Result<Snapsh
     };
     match kept.and_then(|(directory, tracker)| Snapshots::kept_in(directory, tracker)) {
         Ok(snapshots) => Ok(snapshots),
-        Err(reason) if it.mode == SnapshotMode::On => Err(StartError::Failed(format!(
+        Err(reason) if section.mode == SnapshotMode::On => Err(StartError::Failed(format!(
             "snapshot.mode is \"on\", and snapshots cannot be kept: {reason}; remedy: set \
              server.state_dir to a directory that this user may write, or snapshot.mode to \"auto\""
         ))),
@@ -323,15 +323,15 @@ mod tests {
     #[test]
     fn every_list_is_kept_in_the_file_that_its_setting_names() {
         let mut config = Config::default();
-        let it = &mut config.access;
+        let section = &mut config.access;
         let settings = [
-            (ListName::TorrentsAllow, &mut it.torrents_allow),
-            (ListName::TorrentsDeny, &mut it.torrents_deny),
-            (ListName::NetworksAllow, &mut it.networks_allow),
-            (ListName::NetworksDeny, &mut it.networks_deny),
-            (ListName::ClientsAllow, &mut it.clients_allow),
-            (ListName::ClientsDeny, &mut it.clients_deny),
-            (ListName::PortsDeny, &mut it.ports_deny),
+            (ListName::TorrentsAllow, &mut section.torrents_allow),
+            (ListName::TorrentsDeny, &mut section.torrents_deny),
+            (ListName::NetworksAllow, &mut section.networks_allow),
+            (ListName::NetworksDeny, &mut section.networks_deny),
+            (ListName::ClientsAllow, &mut section.clients_allow),
+            (ListName::ClientsDeny, &mut section.clients_deny),
+            (ListName::PortsDeny, &mut section.ports_deny),
         ];
         settings.into_iter().for_each(|(name, file)| *file = name.label().to_owned());
         let files = access(&config).files;

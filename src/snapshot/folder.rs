@@ -162,7 +162,7 @@ impl<D: Disk> SnapshotFolder<D> {
     ) -> Result<Saved, SaveError> {
         let temporary = self.path.join(TEMPORARY);
         let written = self.write(&temporary, (store, keys), (at, dated_s), between);
-        let saved = written.and_then(|it| self.commit(&temporary).map(|()| it));
+        let saved = written.and_then(|counts| self.commit(&temporary).map(|()| counts));
         let contents = saved.inspect_err(|_| {
             // What is not removed now is removed before the next one.
             let _ = self.disk.remove(&temporary);
@@ -351,8 +351,8 @@ mod tests {
     #[test]
     fn never_much_waits_to_be_written_to_the_disk() {
         let (mut synced, block) = (Vec::new(), [0; 64 << 10]);
-        let sync = |it: &Vec<u8>| {
-            synced.push(it.len());
+        let sync = |bytes: &Vec<u8>| {
+            synced.push(bytes.len());
             Ok(())
         };
         let mut file = Stepwise { file: Vec::new(), sync, unsynced_bytes: 0 };

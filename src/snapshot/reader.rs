@@ -37,11 +37,11 @@ impl fmt::Display for SnapshotError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Io(error) => write!(f, "it cannot be read: {error}"),
-            Self::Version(it) if *it < VERSION_MIN => {
-                write!(f, "it is of version {it}; this skep reads {VERSION_MIN} to {VERSION}")
+            Self::Version(value) if *value < VERSION_MIN => {
+                write!(f, "it is of version {value}; this skep reads {VERSION_MIN} to {VERSION}")
             }
-            Self::Version(it) => {
-                write!(f, "it is of version {it}, which is newer than this skep's {VERSION}")
+            Self::Version(number) => {
+                write!(f, "it is of version {number}, which is newer than this skep's {VERSION}")
             }
             Self::Damaged { what, offset } => write!(f, "{what} (at byte {offset})"),
         }
@@ -55,7 +55,7 @@ impl SnapshotError {
     pub fn kind(&self) -> String {
         match self {
             Self::Io(_) => "unreadable".into(),
-            Self::Version(it) => format!("unknown-version-{it}"),
+            Self::Version(value) => format!("unknown-version-{value}"),
             Self::Damaged { .. } => "damaged".into(),
         }
     }
@@ -127,10 +127,10 @@ impl<R: Read + Seek> Snapshot<R> {
             completed: footer.completed.get(),
         };
         let table = footer.table.get();
-        let mut it = Self { input, header, contents, offset: 0, table };
-        it.verify(&footer, progress)?;
-        it.rewind()?;
-        Ok(it)
+        let mut snapshot = Self { input, header, contents, offset: 0, table };
+        snapshot.verify(&footer, progress)?;
+        snapshot.rewind()?;
+        Ok(snapshot)
     }
 
     /// What it says at its beginning.

@@ -87,8 +87,8 @@ impl LargeSwarm {
         let newcomer = context.is_capped.then(|| endpoint.network_of_kind());
         let now = context.now;
         let overrepresented =
-            full_swarm::overrepresented(self.len(), newcomer, context.random, |it| {
-                self.look(it, now)
+            full_swarm::overrepresented(self.len(), newcomer, context.random, |count| {
+                self.look(count, now)
             });
         let Some(number) = overrepresented else {
             let group = own(self);

@@ -165,7 +165,7 @@ impl LargestTorrents {
         }
         // Few torrents come so far, so looking at all that are there costs little.
         let info_hash = ranked.listed.info_hash;
-        if self.ranked.iter().any(|Reverse(it)| it.listed.info_hash == info_hash) {
+        if self.ranked.iter().any(|Reverse(torrent)| torrent.listed.info_hash == info_hash) {
             return;
         }
         if is_full {
@@ -175,7 +175,7 @@ impl LargestTorrents {
     }
 
     fn sorted(self) -> Vec<ListedTorrent> {
-        self.ranked.into_sorted_vec().into_iter().map(|Reverse(it)| it.listed).collect()
+        self.ranked.into_sorted_vec().into_iter().map(|Reverse(torrent)| torrent.listed).collect()
     }
 }
 

@@ -67,23 +67,23 @@ impl RawAddress {
 
 impl From<SocketAddr> for RawAddress {
     fn from(address: SocketAddr) -> Self {
-        let mut it = Self::NONE;
-        it.bytes[2..4].copy_from_slice(&address.port().to_be_bytes());
+        let mut raw_address = Self::NONE;
+        raw_address.bytes[2..4].copy_from_slice(&address.port().to_be_bytes());
         match address {
             SocketAddr::V4(v4) => {
-                it.bytes[..2].copy_from_slice(&FAMILIES[0].to_ne_bytes());
-                it.bytes[4..8].copy_from_slice(&v4.ip().octets());
-                it.length = ADDRESS_V4_BYTES;
+                raw_address.bytes[..2].copy_from_slice(&FAMILIES[0].to_ne_bytes());
+                raw_address.bytes[4..8].copy_from_slice(&v4.ip().octets());
+                raw_address.length = ADDRESS_V4_BYTES;
             }
             SocketAddr::V6(v6) => {
-                it.bytes[..2].copy_from_slice(&FAMILIES[1].to_ne_bytes());
-                it.bytes[4..8].copy_from_slice(&v6.flowinfo().to_be_bytes());
-                it.bytes[8..24].copy_from_slice(&v6.ip().octets());
-                it.bytes[24..28].copy_from_slice(&v6.scope_id().to_ne_bytes());
-                it.length = ADDRESS_V6_BYTES;
+                raw_address.bytes[..2].copy_from_slice(&FAMILIES[1].to_ne_bytes());
+                raw_address.bytes[4..8].copy_from_slice(&v6.flowinfo().to_be_bytes());
+                raw_address.bytes[8..24].copy_from_slice(&v6.ip().octets());
+                raw_address.bytes[24..28].copy_from_slice(&v6.scope_id().to_ne_bytes());
+                raw_address.length = ADDRESS_V6_BYTES;
             }
         }
-        it
+        raw_address
     }
 }
 
@@ -176,9 +176,9 @@ mod tests {
 
     #[test]
     fn a_cut_address_is_none() {
-        let mut it = RawAddress::from("[2001:db8::7]:1".parse::<SocketAddr>().unwrap());
-        it.length = 16;
-        assert_eq!(it.to_socket_addr(), None);
+        let mut address = RawAddress::from("[2001:db8::7]:1".parse::<SocketAddr>().unwrap());
+        address.length = 16;
+        assert_eq!(address.to_socket_addr(), None);
     }
 
     #[test]

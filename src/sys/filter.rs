@@ -53,7 +53,7 @@ pub fn deny(socket: &UdpSocket, family: Family, sources: &[IpAddr]) -> io::Resul
 /// What is searched for: an IPv4 address, or the halves of an IPv6 /64's prefix.
 fn words_of(family: Family, source: IpAddr) -> Option<[u32; 2]> {
     match (family, source) {
-        (Family::V4, IpAddr::V4(it)) => Some([it.to_bits(), 0]),
+        (Family::V4, IpAddr::V4(address)) => Some([address.to_bits(), 0]),
         (Family::V6, IpAddr::V6(it)) => Some(halves(it)),
         _ => None,
     }
@@ -82,11 +82,11 @@ impl Program {
             Family::V4 => (12, None),
             Family::V6 => (8, Some(12)),
         };
-        let mut it = Self(Vec::new());
-        it.load(first);
+        let mut program = Self(Vec::new());
+        program.load(first);
         let groups: Vec<_> = sources.chunk_by(|a, b| a[0] == b[0]).collect();
-        it.search(&groups, second);
-        it
+        program.search(&groups, second);
+        program
     }
 
     fn search(&mut self, groups: &[&[[u32; 2]]], second: Option<u32>) {
@@ -140,7 +140,7 @@ mod tests {
     /// What a program does with a packet of this source: a machine for the five instructions.
     fn takes(program: &Program, family: Family, source: IpAddr) -> bool {
         let header: Vec<u8> = match source {
-            IpAddr::V4(it) => [vec![0; 12], it.octets().to_vec()].concat(),
+            IpAddr::V4(address) => [vec![0; 12], address.octets().to_vec()].concat(),
             IpAddr::V6(it) => [vec![0; 8], it.octets().to_vec()].concat(),
         };
         assert_eq!(Family::of(source), family);

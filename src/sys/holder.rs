@@ -65,7 +65,7 @@ pub fn holder(transport: BoundTransport, address: SocketAddr) -> AddressHolder {
     let found = process_with(&ranks.collect());
     match (found, entries.first()) {
         (Some((id, program)), _) => AddressHolder::Process { id, program },
-        (None, Some(it)) => AddressHolder::User(it.user),
+        (None, Some(line)) => AddressHolder::User(line.user),
         (None, None) => AddressHolder::Nobody,
     }
 }
@@ -85,7 +85,7 @@ pub fn holder_at(path: &Path) -> AddressHolder {
 /// Reads a line of a table, if its socket is in `state`.
 fn parse(line: &str, state: Option<&str>) -> Option<SocketTableLine> {
     let fields: Vec<_> = line.split_ascii_whitespace().collect();
-    if state.is_some_and(|it| fields.get(3) != Some(&it)) {
+    if state.is_some_and(|text| fields.get(3) != Some(&text)) {
         return None;
     }
     let (ip, port) = fields.get(1)?.split_once(':')?;
@@ -114,9 +114,9 @@ fn is_in_the_way(asked: SocketAddr, bound: SocketAddr) -> bool {
         |one: IpAddr, other: IpAddr| one == other || one.is_unspecified() || other.is_unspecified();
     asked.port() == bound.port()
         && match (asked.ip(), bound.ip()) {
-            (IpAddr::V4(_), IpAddr::V6(it)) => {
-                it.is_unspecified()
-                    || it.to_ipv4_mapped().is_some_and(|it| overlaps(asked.ip(), it.into()))
+            (IpAddr::V4(_), IpAddr::V6(address)) => {
+                address.is_unspecified()
+                    || address.to_ipv4_mapped().is_some_and(|it| overlaps(asked.ip(), it.into()))
             }
             (IpAddr::V6(_), IpAddr::V4(_)) => false,
             (one, other) => overlaps(one, other),

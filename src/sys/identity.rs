@@ -67,7 +67,9 @@ impl UnixUser {
         };
         let name = name.to_owned();
         match (found, number) {
-            (Some(it), _) => Ok(Self { name: it.name, uid: it.uid, gid: it.gid, is_known: true }),
+            (Some(user), _) => {
+                Ok(Self { name: user.name, uid: user.uid, gid: user.gid, is_known: true })
+            }
             (None, Some(number)) => {
                 let (uid, gid) = (Uid::from_raw(number), Gid::from_raw(number));
                 Ok(Self { name, uid, gid, is_known: false })
@@ -146,15 +148,15 @@ impl UnixUser {
     /// By descriptors, not by names: whoever the directory belongs to may put a link in the place
     /// of a file between two looks at it. Sockets stay root's, and files with other names
     /// elsewhere.
-    fn own_to(&self, it: &OwnedFd, depth: u32) -> io::Result<()> {
+    fn own_to(&self, descriptor: &OwnedFd, depth: u32) -> io::Result<()> {
         // What is open, wherever its name leads by now.
-        let opened = path_of(it);
+        let opened = path_of(descriptor);
         let metadata = std::fs::metadata(&opened)?;
         let is_lone_file = metadata.is_file() && metadata.nlink() == 1;
         if metadata.uid() != 0 || !(metadata.is_dir() || is_lone_file) {
             return Ok(());
         }
-        self.take(it)?;
+        self.take(descriptor)?;
         if metadata.is_dir() && depth > 0 {
             for entry in std::fs::read_dir(&opened)? {
                 match inspect(&opened.join(entry?.file_name())) {
@@ -168,10 +170,10 @@ impl UnixUser {
     }
 
     /// Gives what a descriptor stands for to this user.
-    fn take(&self, it: &OwnedFd) -> io::Result<()> {
+    fn take(&self, descriptor: &OwnedFd) -> io::Result<()> {
         let (uid, gid) = (self.uid.as_raw(), self.gid.as_raw());
         let (uid, gid) = (rustix::fs::Uid::from_raw(uid), rustix::fs::Gid::from_raw(gid));
-        Ok(chownat(it.as_fd(), "", Some(uid), Some(gid), AtFlags::EMPTY_PATH)?)
+        Ok(chownat(descriptor.as_fd(), "", Some(uid), Some(gid), AtFlags::EMPTY_PATH)?)
     }
 
     /// Gives a socket's file that root has bound to this user and its group, with this mode.
@@ -179,13 +181,13 @@ impl UnixUser {
     /// # Errors
     /// The kernel's; `AlreadyExists` where something else is there by now.
     pub fn own_socket(&self, path: &Path, mode: u32) -> io::Result<()> {
-        let it = inspect(path)?;
-        let metadata = std::fs::metadata(path_of(&it))?;
+        let descriptor = inspect(path)?;
+        let metadata = std::fs::metadata(path_of(&descriptor))?;
         if !metadata.file_type().is_socket() || metadata.uid() != 0 || metadata.nlink() != 1 {
             return Err(io::ErrorKind::AlreadyExists.into());
         }
-        set_permissions(path_of(&it), Permissions::from_mode(mode))?;
-        self.take(&it)
+        set_permissions(path_of(&descriptor), Permissions::from_mode(mode))?;
+        self.take(&descriptor)
     }
 
     /// Makes this process, all its threads included, act as the user from now on, with no way back,
@@ -227,8 +229,8 @@ fn inspect(path: &Path) -> io::Result<OwnedFd> {
 }
 
 /// A name of what is open, which nobody can lead elsewhere.
-fn path_of(it: &OwnedFd) -> PathBuf {
-    PathBuf::from(format!("/proc/self/fd/{}", it.as_raw_fd()))
+fn path_of(descriptor: &OwnedFd) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", descriptor.as_raw_fd()))
 }
 
 /// Links on the way to a path, as many as the kernel follows.
@@ -282,15 +284,15 @@ fn parts(path: &Path) -> Vec<OsString> {
 
 /// Sees that a part of a path is root's and changed by nobody else.
 fn may_only_be_changed_by_root(part: &Path, is_last: bool) -> io::Result<Metadata> {
-    let it = part.symlink_metadata()?;
-    let is_shared = !it.is_symlink() && it.mode() & OTHERS_WRITE != 0;
-    let is_sticky = it.is_dir() && it.mode() & libc::S_ISVTX != 0;
-    let fault = if it.uid() != 0 {
+    let metadata = part.symlink_metadata()?;
+    let is_shared = !metadata.is_symlink() && metadata.mode() & OTHERS_WRITE != 0;
+    let is_sticky = metadata.is_dir() && metadata.mode() & libc::S_ISVTX != 0;
+    let fault = if metadata.uid() != 0 {
         "is not root's"
     } else if is_shared && (is_last || !is_sticky) {
         "can be written to by others than root"
     } else {
-        return Ok(it);
+        return Ok(metadata);
     };
     let text = format!("{} {fault}: root makes and gives away nothing below it", part.display());
     Err(io::Error::new(io::ErrorKind::PermissionDenied, text))

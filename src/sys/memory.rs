@@ -55,9 +55,9 @@ impl Resident {
     /// # Errors
     /// Where there is no /proc, or it is not told there.
     pub fn open() -> io::Result<Self> {
-        let it = Self { statm: File::open("/proc/self/statm")?, page_bytes: page_bytes()? };
-        it.read()?;
-        Ok(it)
+        let resident = Self { statm: File::open("/proc/self/statm")?, page_bytes: page_bytes()? };
+        resident.read()?;
+        Ok(resident)
     }
 
     /// Resident bytes: a system call, without an allocation. The kernel counts a page when it is

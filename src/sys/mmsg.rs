@@ -39,22 +39,22 @@ pub struct ReceiveBatch {
 impl ReceiveBatch {
     /// A batch that tells where each datagram came from.
     pub fn new(capacity: usize) -> Self {
-        let mut it =
+        let mut batch =
             Self { datagrams: Datagrams::new(capacity), received: capacity, with_sources: true };
-        it.clear();
-        it
+        batch.clear();
+        batch
     }
 
     /// A batch for connected sockets, whose peer is known: the kernel copies no addresses.
     pub fn without_sources(capacity: usize) -> Self {
-        let mut it = Self::new(capacity);
-        it.with_sources = false;
+        let mut batch = Self::new(capacity);
+        batch.with_sources = false;
         for index in 0..capacity {
-            let header = &mut it.datagrams.headers.get_mut(index).msg_hdr;
+            let header = &mut batch.datagrams.headers.get_mut(index).msg_hdr;
             header.msg_name = ptr::null_mut();
             header.msg_namelen = 0;
         }
-        it
+        batch
     }
 
     /// Takes what the socket holds, never waits, and says how many datagrams there were; whatever
@@ -249,10 +249,10 @@ mod tests {
 
         let mut batch = ReceiveBatch::new(8);
         assert_eq!(batch.receive(&server).unwrap(), 4);
-        for (byte, it) in (0..4_u8).zip(batch.iter()) {
-            assert_eq!(it.payload, [byte, byte]);
-            assert_eq!(it.source.to_socket_addr(), Some(client.local_addr().unwrap()));
-            assert_eq!((it.local, it.truncated), (None, false));
+        for (byte, received) in (0..4_u8).zip(batch.iter()) {
+            assert_eq!(received.payload, [byte, byte]);
+            assert_eq!(received.source.to_socket_addr(), Some(client.local_addr().unwrap()));
+            assert_eq!((received.local, received.truncated), (None, false));
         }
         let error = batch.receive(&server).unwrap_err();
         assert_eq!((error.kind(), batch.len()), (io::ErrorKind::WouldBlock, 0));

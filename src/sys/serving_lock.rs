@@ -36,9 +36,9 @@ impl ServingLock {
             Err(Errno::INVAL) => create(MemfdFlags::empty()),
             created => created,
         };
-        let it = Self(created?);
-        it.take()?;
-        Ok(it)
+        let lock = Self(created?);
+        lock.take()?;
+        Ok(lock)
     }
 
     /// One that came from another process.

@@ -313,20 +313,20 @@ mod tests {
     #[test]
     fn the_kernel_says_what_it_dropped() {
         let options = UdpOptions { reuse_port: false, receive_buffer_bytes: 4096 };
-        let it = bind_udp("127.0.0.1:0".parse().unwrap(), &options).unwrap();
-        assert_eq!(it.memory().unwrap().drops, 0);
+        let udp = bind_udp("127.0.0.1:0".parse().unwrap(), &options).unwrap();
+        assert_eq!(udp.memory().unwrap().drops, 0);
         let client = UdpSocket::bind("127.0.0.1:0").unwrap();
         for _ in 0..1000 {
-            client.send_to(&[0; 98], it.address()).unwrap();
+            client.send_to(&[0; 98], udp.address()).unwrap();
         }
-        let memory = it.memory().unwrap();
+        let memory = udp.memory().unwrap();
         let mut kept = 0;
-        while it.socket().recv(&mut [0; 98]).is_ok() {
+        while udp.socket().recv(&mut [0; 98]).is_ok() {
             kept += 1;
         }
         assert_eq!(memory.drops + kept, 1000);
         assert!(memory.queued_bytes > 0 && memory.limit_bytes < 65536, "{memory:?}");
-        assert_eq!(it.memory().unwrap().queued_bytes, 0);
+        assert_eq!(udp.memory().unwrap().queued_bytes, 0);
     }
 
     #[test]

@@ -303,7 +303,7 @@ impl Tracker {
             Contact::Web(_) => false,
         };
         match details.claimed_address().filter(|it| *it != source) {
-            Some(it) if it.is_unspecified() || it.is_multicast() => Ok(None),
+            Some(address) if address.is_unspecified() || address.is_multicast() => Ok(None),
             Some(_) if has_low_port && announce.contact.accepts_connections() => {
                 Err(Refusal::LowPort)
             }

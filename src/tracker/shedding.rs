@@ -38,9 +38,9 @@ impl Shedding {
     #[must_use]
     pub fn next(self, queue_permille: u32) -> Self {
         let begun = Self::ALL.into_iter().rev();
-        let mut begun = begun.filter(|it| {
-            let margin = if *it <= self { Self::MARGIN } else { 0 };
-            queue_permille >= Self::BEGINS[*it as usize].saturating_sub(margin)
+        let mut begun = begun.filter(|shedding| {
+            let margin = if *shedding <= self { Self::MARGIN } else { 0 };
+            queue_permille >= Self::BEGINS[*shedding as usize].saturating_sub(margin)
         });
         begun.next().unwrap_or_default()
     }

@@ -295,8 +295,8 @@ impl Meter {
 /// How full the fullest receive queue is, in thousandths. One that cannot be asked counts as empty.
 #[cold]
 fn fullest_queue_permille(sockets: &[BoundUdp]) -> u32 {
-    let fill = |it: &BoundUdp| {
-        let memory = it.memory().ok()?;
+    let fill = |udp: &BoundUdp| {
+        let memory = udp.memory().ok()?;
         memory.queued_bytes.saturating_mul(1000).checked_div(memory.limit_bytes)
     };
     let fullest = sockets.iter().filter_map(fill).max().unwrap_or(0);

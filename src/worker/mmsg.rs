@@ -79,20 +79,20 @@ impl DatagramIo for Mmsg<'_> {
 
     #[inline]
     fn exchange(&mut self, index: usize) -> ReceivedDatagram<'_> {
-        let it = self.received.get(index);
+        let received = self.received.get(index);
         let room = "a batch of replies is as long as a batch of requests";
         ReceivedDatagram {
-            source: it.source.to_socket_addr(),
-            payload: it.payload,
-            truncated: it.truncated,
+            source: received.source.to_socket_addr(),
+            payload: received.payload,
+            truncated: received.truncated,
             out: self.replies.next_payload().expect(room),
         }
     }
 
     #[inline]
     fn reply(&mut self, index: usize, bytes: usize) -> bool {
-        let it = self.received.get(index);
-        self.replies.push(bytes, it.source, it.local);
+        let received = self.received.get(index);
+        self.replies.push(bytes, received.source, received.local);
         true
     }
 

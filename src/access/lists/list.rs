@@ -102,7 +102,7 @@ impl AccessList {
     ) -> Self {
         let table = if kind == ListKind::Torrents {
             let torrent = |(value, reason): (ListValue, ReasonAt)| match value {
-                ListValue::Torrent(it) => Some((it, reason)),
+                ListValue::Torrent(info_hash) => Some((info_hash, reason)),
                 _ => None,
             };
             ValueTable::Torrents(values.into_iter().filter_map(torrent).collect())
@@ -136,7 +136,7 @@ impl AccessList {
     /// Whether a value is there just so, and its reason.
     pub fn get(&self, value: &ListValue) -> Option<Option<&str>> {
         let at = match (&self.table, value) {
-            (ValueTable::Torrents(them), ListValue::Torrent(it)) => *them.get(it)?,
+            (ValueTable::Torrents(them), ListValue::Torrent(info_hash)) => *them.get(info_hash)?,
             (ValueTable::Others(them, _), _) => {
                 them[them.binary_search_by_key(value, |it| it.0).ok()?].1
             }
@@ -237,7 +237,7 @@ impl Index {
             ListKind::Ports => Self::ports(values),
             ListKind::Networks | ListKind::Torrents => {
                 let network = |(value, at): &(ListValue, ReasonAt)| match value {
-                    ListValue::Network(it) => Some((*it, *at)),
+                    ListValue::Network(net) => Some((*net, *at)),
                     _ => None,
                 };
                 Self::Networks(NetworkSet::new(values.iter().filter_map(network)))
@@ -336,12 +336,12 @@ mod tests {
     #[test]
     fn lines_hold_a_value_and_a_reason() {
         let text = "# whom we know\n\n10.0.0.0/8\r\n  192.0.2.0/24\t a flood, see #12  \n::1";
-        let it = list(ListKind::Networks, text);
-        assert_eq!(it.len(), 3);
-        assert_eq!(it.address("10.1.2.3".parse().unwrap()), Some(None));
+        let access_list = list(ListKind::Networks, text);
+        assert_eq!(access_list.len(), 3);
+        assert_eq!(access_list.address("10.1.2.3".parse().unwrap()), Some(None));
         let reason = "a flood, see #12";
-        assert_eq!(it.address("192.0.2.9".parse().unwrap()), Some(Some(reason)));
-        assert_eq!(it.address("192.0.3.0".parse().unwrap()), None);
+        assert_eq!(access_list.address("192.0.2.9".parse().unwrap()), Some(Some(reason)));
+        assert_eq!(access_list.address("192.0.3.0".parse().unwrap()), None);
     }
 
     #[test]
@@ -358,8 +358,8 @@ mod tests {
 
     #[test]
     fn the_longest_prefix_of_a_peer_id_counts() {
-        let it = list(ListKind::Clients, "-XL wastes\n-XL0012-\n%00%01 broken");
-        let find = |id: &[u8; 20]| it.peer_id(&PeerId(*id));
+        let access_list = list(ListKind::Clients, "-XL wastes\n-XL0012-\n%00%01 broken");
+        let find = |id: &[u8; 20]| access_list.peer_id(&PeerId(*id));
         assert_eq!(find(b"-XL0012-abcdefghijkl"), Some(None));
         assert_eq!(find(b"-XL0013-abcdefghijkl"), Some(Some("wastes")));
         assert_eq!(find(b"\x00\x01-----------------@"), Some(Some("broken")));
@@ -368,9 +368,12 @@ mod tests {
 
     #[test]
     fn ports_are_found_in_ranges() {
-        let it = list(ListKind::Ports, "6881-6889 worn out\n25\n65535");
-        assert_eq!(it.port(6881), Some(Some("worn out")));
-        assert_eq!((it.port(25), it.port(65535), it.port(6890)), (Some(None), Some(None), None));
+        let access_list = list(ListKind::Ports, "6881-6889 worn out\n25\n65535");
+        assert_eq!(access_list.port(6881), Some(Some("worn out")));
+        assert_eq!(
+            (access_list.port(25), access_list.port(65535), access_list.port(6890)),
+            (Some(None), Some(None), None)
+        );
         assert_eq!(list(ListKind::Ports, "").port(0), None);
     }
 
@@ -378,14 +381,14 @@ mod tests {
     fn pages_are_in_order_and_differences_are_counted() {
         let hash = |it: u8| format!("{it:02x}").repeat(20);
         let lines: String = (0..9).rev().map(|it| hash(it) + " r\n").collect();
-        let it = list(ListKind::Torrents, &lines);
-        let page = it.page(None, 4);
+        let access_list = list(ListKind::Torrents, &lines);
+        let page = access_list.page(None, 4);
         assert_eq!(page.len(), 4);
         assert_eq!((page[0].0.to_string(), page[3].0.to_string()), (hash(0), hash(3)));
-        let rest = it.page(Some(&page[3].0), 100);
+        let rest = access_list.page(Some(&page[3].0), 100);
         assert_eq!((rest.len(), rest[0].0.to_string(), rest[0].1), (5, hash(4), Some("r")));
         let other = list(ListKind::Torrents, &format!("{}\n{}", hash(8), hash(200)));
-        assert_eq!((it.count_not_in(&other), other.count_not_in(&it)), (8, 1));
+        assert_eq!((access_list.count_not_in(&other), other.count_not_in(&access_list)), (8, 1));
         let ports = list(ListKind::Ports, "1\n2\n3-9");
         let texts: Vec<_> = ports.page(None, 2).iter().map(|it| it.0.to_string()).collect();
         assert_eq!(texts, ["1", "2"]);
@@ -394,7 +397,7 @@ mod tests {
 
     #[test]
     fn the_last_reason_of_a_value_counts() {
-        let it = list(ListKind::Ports, "1 a\n1 b");
-        assert_eq!((it.len(), it.port(1)), (1, Some(Some("b"))));
+        let access_list = list(ListKind::Ports, "1 a\n1 b");
+        assert_eq!((access_list.len(), access_list.port(1)), (1, Some(Some("b"))));
     }
 }

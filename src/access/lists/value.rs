@@ -83,7 +83,7 @@ impl PeerIdPrefix {
 
     fn parse(text: &str) -> Option<Self> {
         let mut rest = text.as_bytes();
-        let mut it = Self { bytes: [0; 20], length: 0 };
+        let mut prefix = Self { bytes: [0; 20], length: 0 };
         while let Some((&first, behind)) = rest.split_first() {
             let (byte, behind) = match first {
                 b'%' => {
@@ -93,12 +93,12 @@ impl PeerIdPrefix {
                 _ if first.is_ascii_graphic() => (first, behind),
                 _ => return None,
             };
-            let at = it.length();
-            *it.bytes.get_mut(at)? = byte;
-            it.length += 1;
+            let at = prefix.length();
+            *prefix.bytes.get_mut(at)? = byte;
+            prefix.length += 1;
             rest = behind;
         }
-        (it.length > 0).then_some(it)
+        (prefix.length > 0).then_some(prefix)
     }
 }
 
@@ -125,9 +125,9 @@ impl fmt::Debug for PeerIdPrefix {
 impl fmt::Display for ListValue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Torrent(it) => it.fmt(f),
-            Self::Network(it) => it.fmt(f),
-            Self::Client(it) => it.fmt(f),
+            Self::Torrent(info_hash) => info_hash.fmt(f),
+            Self::Network(net) => net.fmt(f),
+            Self::Client(prefix) => prefix.fmt(f),
             Self::Ports(first, last) if first == last => first.fmt(f),
             Self::Ports(first, last) => write!(f, "{first}-{last}"),
         }
@@ -159,7 +159,7 @@ fn ports(text: &str) -> Option<ListValue> {
 }
 
 fn torrents(text: &str) -> Option<Values> {
-    let torrent = |it: InfoHash| (ListValue::Torrent(it), None);
+    let torrent = |info_hash: InfoHash| (ListValue::Torrent(info_hash), None);
     let magnet = "magnet:?";
     match text.get(..magnet.len()).filter(|it| it.eq_ignore_ascii_case(magnet)) {
         Some(_) => of_magnet(&text[magnet.len()..]),

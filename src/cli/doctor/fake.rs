@@ -51,7 +51,7 @@ impl Fake {
 
     /// A host on which hardly anything is well.
     pub(super) fn ill() -> Self {
-        let mut it = Self::new()
+        let mut fake = Self::new()
             .configured("[server]\nio = \"uring\"\nworkers = 8\n[limits]\nkernel_deny_rate = 9")
             .with("/proc/sys/kernel/osrelease", "5.4.0\n")
             .with("/proc/sys/kernel/io_uring_disabled", "2\n")
@@ -61,16 +61,16 @@ impl Fake {
             .with("/sys/fs/cgroup/docker/a/memory.max", "100000000\n")
             .with("/proc/sys/net/netfilter/nf_conntrack_count", "100\n")
             .with("/proc/sys/net/netfilter/nf_conntrack_max", "100\n");
-        it.deny_io_uring();
-        it.it.answers.receive_buffer = Ok(1 << 17);
-        it.it.answers.deny_filter = Err("Cannot allocate memory".into());
-        it.it.answers.open_files = Ok(10);
-        it.it.answers.state = Err("HOME is not set".into());
-        it.it.answers.has_key_variable = true;
-        it.it.answers.clock.set_ns = -3_600_000_000_000;
-        it.it.answers.clock.synchronisation =
+        fake.deny_io_uring();
+        fake.it.answers.receive_buffer = Ok(1 << 17);
+        fake.it.answers.deny_filter = Err("Cannot allocate memory".into());
+        fake.it.answers.open_files = Ok(10);
+        fake.it.answers.state = Err("HOME is not set".into());
+        fake.it.answers.has_key_variable = true;
+        fake.it.answers.clock.set_ns = -3_600_000_000_000;
+        fake.it.answers.clock.synchronisation =
             Ok(Synchronisation { is_synchronised: false, error_us: 0, error_us_max: 16_000_000 });
-        it
+        fake
     }
 
     /// With a file.
@@ -106,6 +106,9 @@ impl Fake {
 
 /// The finding of a name: how bad it is, and its fact and remedy in one text.
 pub(super) fn found(findings: &[Finding], id: &str) -> (Severity, String) {
-    let it = findings.iter().find(|it| it.id == id).unwrap();
-    (it.severity, format!("{}\n{}", it.fact, it.remedy.as_deref().unwrap_or_default()))
+    let finding = findings.iter().find(|it| it.id == id).unwrap();
+    (
+        finding.severity,
+        format!("{}\n{}", finding.fact, finding.remedy.as_deref().unwrap_or_default()),
+    )
 }

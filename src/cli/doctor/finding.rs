@@ -97,10 +97,10 @@ impl Check {
     }
 
     /// It cannot be told, as a file could not be read.
-    pub(super) fn unread(&self, it: &HostReadError) -> Finding {
-        self.info(format!("cannot tell: {it}")).remedied(format!(
+    pub(super) fn unread(&self, error: &HostReadError) -> Finding {
+        self.info(format!("cannot tell: {error}")).remedied(format!(
             "let this user read {}, or run `skep doctor` as root, outside of a sandbox",
-            it.path
+            error.path
         ))
     }
 

@@ -88,16 +88,16 @@ fn io_uring(it: &Patient) -> Finding {
 
 /// Why the running tracker, if there is one, went without io_uring: what denies it there may not
 /// bind this process.
-fn fallback(it: &Patient) -> Option<&str> {
+fn fallback(patient: &Patient) -> Option<&str> {
     const SERIES: &str = "skep_io_backend_info{backend=\"mmsg\",reason=\"";
-    let metrics = it.answers.metrics.as_ref().ok()?;
+    let metrics = patient.answers.metrics.as_ref().ok()?;
     let reason = metrics.lines().find_map(|it| it.strip_prefix(SERIES))?.strip_suffix("\"} 1")?;
     (reason != "configured").then_some(reason)
 }
 
-fn sysctl(it: &Patient) -> Finding {
-    let works = it.answers.io_uring.is_ok();
-    match it.host.number("/proc/sys/kernel/io_uring_disabled") {
+fn sysctl(patient: &Patient) -> Finding {
+    let works = patient.answers.io_uring.is_ok();
+    match patient.host.number("/proc/sys/kernel/io_uring_disabled") {
         Ok(0) => SYSCTL.ok("kernel.io_uring_disabled = 0"),
         Ok(value) if works => SYSCTL
             .info(format!("kernel.io_uring_disabled = {value}, but this user may"))
@@ -106,21 +106,21 @@ fn sysctl(it: &Patient) -> Finding {
             format!("kernel.io_uring_disabled = {value}"),
             "$ sysctl -w kernel.io_uring_disabled=0\nand the same in /etc/sysctl.d/99-skep.conf",
         ),
-        Err(unread) if unread.is_missing && it.host.has("/proc/sys/kernel") => {
+        Err(unread) if unread.is_missing && patient.host.has("/proc/sys/kernel") => {
             SYSCTL.ok("the kernel has no such switch")
         }
         Err(unread) => SYSCTL.unread(&unread),
     }
 }
 
-fn seccomp(it: &Patient) -> Finding {
+fn seccomp(patient: &Patient) -> Finding {
     const PATH: &str = "/proc/self/status";
-    let status = match it.host.text(PATH) {
+    let status = match patient.host.text(PATH) {
         Ok(status) => status,
         Err(unread) => return SECCOMP.unread(&unread),
     };
     let mode = status.lines().find_map(|it| it.strip_prefix("Seccomp:")).map(str::trim);
-    match (mode, it.answers.io_uring.is_ok()) {
+    match (mode, patient.answers.io_uring.is_ok()) {
         (Some("0"), _) => SECCOMP.ok("no filter is in force"),
         (Some("1" | "2"), true) => SECCOMP.ok("a filter is in force, and lets io_uring through"),
         (Some("1" | "2"), false) => SECCOMP.warning(

@@ -98,7 +98,7 @@ impl Patient {
 }
 
 /// Judges everything, group by group.
-pub fn examine(it: &Patient) -> Vec<Finding> {
+pub fn examine(patient: &Patient) -> Vec<Finding> {
     let groups: [fn(&Patient) -> Vec<Finding>; 9] = [
         kernel::examine,
         clock::examine,
@@ -110,7 +110,7 @@ pub fn examine(it: &Patient) -> Vec<Finding> {
         container::examine,
         state::examine,
     ];
-    groups.iter().flat_map(|examine| examine(it)).collect()
+    groups.iter().flat_map(|examine| examine(patient)).collect()
 }
 
 /// Judges this host and prints what was found.
@@ -165,10 +165,10 @@ mod tests {
         let findings = examine(&Fake::new().it);
         let unread: Vec<_> = findings.iter().filter(|it| it.fact.starts_with("cannot")).collect();
         assert!(unread.len() >= 8, "{unread:#?}");
-        for it in unread {
-            assert_eq!(it.severity, Severity::Info, "{it:?}");
-            assert!(it.fact.contains("No such file"), "{it:?}");
-            assert!(it.remedy.is_some(), "{it:?}");
+        for finding in unread {
+            assert_eq!(finding.severity, Severity::Info, "{finding:?}");
+            assert!(finding.fact.contains("No such file"), "{finding:?}");
+            assert!(finding.remedy.is_some(), "{finding:?}");
         }
         assert!(findings.iter().all(|it| it.severity < Severity::Problem), "{findings:#?}");
     }
@@ -180,10 +180,13 @@ mod tests {
             ids.sort_unstable();
             ids.dedup();
             assert_eq!(ids.len(), findings.len(), "{findings:#?}");
-            for it in findings {
-                assert!(it.id.split_once('.').is_some(), "{it:?}");
-                assert!(it.severity < Severity::Warning || it.remedy.is_some(), "{it:?}");
-                assert!(!it.why.is_empty() && it.why.is_ascii(), "{it:?}");
+            for finding in findings {
+                assert!(finding.id.split_once('.').is_some(), "{finding:?}");
+                assert!(
+                    finding.severity < Severity::Warning || finding.remedy.is_some(),
+                    "{finding:?}"
+                );
+                assert!(!finding.why.is_empty() && finding.why.is_ascii(), "{finding:?}");
             }
         }
     }

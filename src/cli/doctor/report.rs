@@ -18,9 +18,9 @@ pub(super) fn json(findings: &[Finding]) -> String {
 /// Group by group, the worst last: it then stands above the prompt.
 pub(super) fn text(findings: &[Finding]) -> String {
     let mut groups: Vec<&str> = Vec::new();
-    for it in findings {
-        if !groups.contains(&it.group()) {
-            groups.push(it.group());
+    for finding in findings {
+        if !groups.contains(&finding.group()) {
+            groups.push(finding.group());
         }
     }
     let of_group = |group: &str| {
@@ -39,14 +39,14 @@ pub(super) fn text(findings: &[Finding]) -> String {
     out + &summary(findings)
 }
 
-fn push(out: &mut String, it: &Finding) {
-    let head = format!("  {:<9} {:<23} ", it.severity.label(), it.id);
-    push_wrapped(out, &head, &it.fact);
-    if it.severity == Severity::Ok {
+fn push(out: &mut String, finding: &Finding) {
+    let head = format!("  {:<9} {:<23} ", finding.severity.label(), finding.id);
+    push_wrapped(out, &head, &finding.fact);
+    if finding.severity == Severity::Ok {
         return;
     }
-    push_wrapped(out, "            why     ", it.why);
-    for (at, line) in it.remedy.iter().flat_map(|it| it.lines()).enumerate() {
+    push_wrapped(out, "            why     ", finding.why);
+    for (at, line) in finding.remedy.iter().flat_map(|it| it.lines()).enumerate() {
         let head = if at == 0 { "            remedy  " } else { "                    " };
         if line.starts_with("$ ") {
             let _ = writeln!(out, "{head}{}", printable(line));
@@ -80,11 +80,11 @@ fn push_wrapped(out: &mut String, head: &str, text: &str) {
 /// Without control characters: what comes from files must not steer a terminal.
 fn printable(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
-    for it in text.chars() {
-        if it.is_control() {
-            out.extend(it.escape_default());
+    for character in text.chars() {
+        if character.is_control() {
+            out.extend(character.escape_default());
         } else {
-            out.push(it);
+            out.push(character);
         }
     }
     out
@@ -149,8 +149,8 @@ mod tests {
     fn nothing_from_files_reaches_the_terminal_unescaped() {
         let fact = "\u{1b}[31mred\r".to_owned();
         let remedy = Some("$ rm \u{7}".to_owned());
-        let it = Finding { fact, remedy, ..finding("a.b", Severity::Info) };
-        let text = text(&[it]);
+        let finding = Finding { fact, remedy, ..finding("a.b", Severity::Info) };
+        let text = text(&[finding]);
         assert!(text.contains(r"\u{1b}[31mred\r") && text.contains(r"$ rm \u{7}"), "{text}");
     }
 

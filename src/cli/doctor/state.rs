@@ -147,12 +147,12 @@ mod tests {
     fn a_directory_is_looked_at_and_not_made() {
         let temporary = tempfile::tempdir().unwrap();
         fs::set_permissions(temporary.path(), fs::Permissions::from_mode(0o750)).unwrap();
-        let it = StateHome::inspect(temporary.path().to_owned());
-        assert_eq!((it.mode, it.writable), (Some(0o750), Ok(())));
-        assert!(it.free.unwrap().0 > 0);
+        let home = StateHome::inspect(temporary.path().to_owned());
+        assert_eq!((home.mode, home.writable), (Some(0o750), Ok(())));
+        assert!(home.free.unwrap().0 > 0);
         let absent = temporary.path().join("a/b");
-        let it = StateHome::inspect(absent.clone());
-        assert_eq!((it.mode, it.writable), (None, Ok(())));
+        let state_home = StateHome::inspect(absent.clone());
+        assert_eq!((state_home.mode, state_home.writable), (None, Ok(())));
         assert!(!absent.exists() && !temporary.path().join("a").exists());
         let file = temporary.path().join("file");
         fs::write(&file, "").unwrap();

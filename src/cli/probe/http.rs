@@ -43,8 +43,8 @@ enum HttpProbeError {
 }
 
 impl From<OpenError> for HttpProbeError {
-    fn from(it: OpenError) -> Self {
-        match it {
+    fn from(error: OpenError) -> Self {
+        match error {
             OpenError::TimedOut => Self::TimedOut,
             OpenError::Failed(problem) => Self::Failed(problem),
         }
@@ -84,13 +84,13 @@ impl HttpProbe {
         };
         push_announce(&mut target, &announcement);
         let (body, duration_ms) = self.ask(step, &target)?;
-        let it = granted(step, &body, reply::announced(&body))?;
+        let announce = granted(step, &body, reply::announced(&body))?;
         Ok(AnnounceReport {
             duration_ms,
-            interval_s: it.interval_s,
-            seeders: it.complete.unwrap_or(0),
-            leechers: it.incomplete.unwrap_or(0),
-            peers: Some(it.peer_count()),
+            interval_s: announce.interval_s,
+            seeders: announce.complete.unwrap_or(0),
+            leechers: announce.incomplete.unwrap_or(0),
+            peers: Some(announce.peer_count()),
         })
     }
 
@@ -183,8 +183,8 @@ impl Conversation for HttpProbe {
         });
         let torrents = granted(step, &body, scraped)?;
         let problem = || format!("{torrents} torrents answered, but not the one asked for");
-        let it = found.ok_or_else(|| StepFailure { step, problem: problem() })?;
-        Ok(Some(Scrape::of(duration_ms, it)))
+        let scrape_entry = found.ok_or_else(|| StepFailure { step, problem: problem() })?;
+        Ok(Some(Scrape::of(duration_ms, scrape_entry)))
     }
 
     fn leave(&mut self) -> Result<(), StepFailure> {

@@ -122,8 +122,8 @@ struct Scrape {
 }
 
 impl Scrape {
-    fn of(duration_ms: f64, it: ScrapeEntry) -> Self {
-        let ScrapeEntry { seeders, leechers, completed, .. } = it;
+    fn of(duration_ms: f64, entry: ScrapeEntry) -> Self {
+        let ScrapeEntry { seeders, leechers, completed, .. } = entry;
         Self { duration_ms, seeders, leechers, completed }
     }
 }
@@ -313,17 +313,17 @@ fn milliseconds(ns: u64) -> f64 {
 }
 
 /// A verdict for people.
-fn to_text(it: &AddressReport) -> String {
-    let mut text = it.url.clone();
-    if let Some(address) = it.address {
+fn to_text(report: &AddressReport) -> String {
+    let mut text = report.url.clone();
+    if let Some(address) = report.address {
         let _ = write!(text, " at {address}");
     }
     text.push('\n');
-    if let Some(it) = &it.connect {
-        let _ = writeln!(text, "  connect   {:.3} ms", it.duration_ms);
+    if let Some(connect) = &report.connect {
+        let _ = writeln!(text, "  connect   {:.3} ms", connect.duration_ms);
     }
-    if let Some(it) = &it.announce {
-        let AnnounceReport { duration_ms, interval_s, seeders, leechers, peers } = it;
+    if let Some(announce_report) = &report.announce {
+        let AnnounceReport { duration_ms, interval_s, seeders, leechers, peers } = announce_report;
         let _ = write!(
             text,
             "  announce  {duration_ms:.3} ms: interval {interval_s} s, seeders {seeders}, \
@@ -334,7 +334,7 @@ fn to_text(it: &AddressReport) -> String {
             None => writeln!(text),
         };
     }
-    if let Some(it) = &it.scrape {
+    if let Some(it) = &report.scrape {
         let Scrape { duration_ms, seeders, leechers, completed } = it;
         let _ = writeln!(
             text,
@@ -342,7 +342,7 @@ fn to_text(it: &AddressReport) -> String {
              completed {completed}"
         );
     }
-    let _ = match &it.error {
+    let _ = match &report.error {
         None => writeln!(text, "  ok"),
         Some(error) => writeln!(text, "  failed at {}: {}", error.step, error.problem),
     };

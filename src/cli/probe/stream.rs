@@ -128,9 +128,9 @@ impl Timed {
 
     /// A socket says "would block" where its time is over.
     fn in_time<T>(result: io::Result<T>) -> io::Result<T> {
-        result.map_err(|it| match it.kind() {
+        result.map_err(|error| match error.kind() {
             io::ErrorKind::WouldBlock => io::ErrorKind::TimedOut.into(),
-            _ => it,
+            _ => error,
         })
     }
 }
@@ -156,9 +156,9 @@ impl Write for Timed {
 impl Read for ProbeStream {
     fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
         match self {
-            Self::Plain(it) => it.read(bytes),
+            Self::Plain(timed) => timed.read(bytes),
             // Many servers close without TLS's own goodbye; lengths are checked further in.
-            Self::Tls(it) => match it.read(bytes) {
+            Self::Tls(owned) => match owned.read(bytes) {
                 Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(0),
                 other => other,
             },
@@ -169,15 +169,15 @@ impl Read for ProbeStream {
 impl Write for ProbeStream {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match self {
-            Self::Plain(it) => it.write(bytes),
-            Self::Tls(it) => it.write(bytes),
+            Self::Plain(timed) => timed.write(bytes),
+            Self::Tls(owned) => owned.write(bytes),
         }
     }
 
     fn flush(&mut self) -> io::Result<()> {
         match self {
-            Self::Plain(it) => it.flush(),
-            Self::Tls(it) => it.flush(),
+            Self::Plain(timed) => timed.flush(),
+            Self::Tls(owned) => owned.flush(),
         }
     }
 }

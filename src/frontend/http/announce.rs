@@ -99,7 +99,7 @@ pub(super) fn write(
     let mut dict = Dict::new(out);
     dict.integer(b"complete", reply.seeders.into());
     match announce.source {
-        IpAddr::V4(it) => dict.bytes(b"external ip", &it.octets()),
+        IpAddr::V4(address) => dict.bytes(b"external ip", &address.octets()),
         IpAddr::V6(it) => dict.bytes(b"external ip", &it.octets()),
     }
     dict.integer(b"incomplete", reply.leechers.into());

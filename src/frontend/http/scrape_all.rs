@@ -90,7 +90,7 @@ impl FullScrapeLimits {
 fn prefix_of(source: IpAddr) -> IpAddr {
     match source {
         IpAddr::V4(_) => source,
-        IpAddr::V6(it) => Ipv6Addr::from_bits(it.to_bits() >> 64 << 64).into(),
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
     }
 }
 
@@ -228,7 +228,7 @@ impl Encoder {
     fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
         match self {
             Self::Identity(it) => it.write_all(bytes),
-            Self::Gzip(it) => it.write_all(bytes),
+            Self::Gzip(encoder) => encoder.write_all(bytes),
             Self::Zstd(it) => it.write_all(bytes),
         }
     }
@@ -236,7 +236,7 @@ impl Encoder {
     fn finish(&mut self) -> io::Result<()> {
         match self {
             Self::Identity(_) => Ok(()),
-            Self::Gzip(it) => it.try_finish(),
+            Self::Gzip(encoder) => encoder.try_finish(),
             Self::Zstd(it) => it.do_finish(),
         }
     }
@@ -244,8 +244,8 @@ impl Encoder {
     /// What came out and was not taken.
     fn ready(&mut self) -> &mut Vec<u8> {
         match self {
-            Self::Identity(it) => it,
-            Self::Gzip(it) => it.get_mut(),
+            Self::Identity(bytes) => bytes,
+            Self::Gzip(encoder) => encoder.get_mut(),
             Self::Zstd(it) => it.get_mut(),
         }
     }

@@ -91,7 +91,7 @@ impl Directory {
         source: IpAddr,
     ) -> WebPeer {
         let octets = match source {
-            IpAddr::V4(it) => it.to_ipv6_mapped().octets(),
+            IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
             IpAddr::V6(it) => it.octets(),
         };
         let mut name = self.hash(&info_hash.0, &peer_id.0, &octets);
@@ -110,7 +110,7 @@ impl Directory {
     /// What offers of one source are counted under at each socket that they go to.
     pub(super) fn networks(&self, source: IpAddr) -> OfferNetworks {
         let (bits, lengths) = match source {
-            IpAddr::V4(it) => (u128::from(it.to_bits()) << 96, V4_BITS),
+            IpAddr::V4(address) => (u128::from(address.to_bits()) << 96, V4_BITS),
             IpAddr::V6(it) => (it.to_bits(), V6_BITS),
         };
         let family = u8::from(source.is_ipv6());

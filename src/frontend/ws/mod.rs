@@ -224,9 +224,13 @@ impl MessageHandler<'_> {
     fn respond(&mut self, message: &[u8]) -> Outcome {
         let offers_max = (self.options.offers_max as usize).min(OFFERS_LIMIT);
         match webtorrent::decode(message, offers_max) {
-            Ok(WebTorrentMessage::Announce(it)) if it.event == Event::Stopped => self.stop(&it),
+            Ok(WebTorrentMessage::Announce(announce_message))
+                if announce_message.event == Event::Stopped =>
+            {
+                self.stop(&announce_message)
+            }
             Ok(WebTorrentMessage::Announce(it)) => self.announce(&it),
-            Ok(WebTorrentMessage::Answer(it)) => self.relay(&it),
+            Ok(WebTorrentMessage::Answer(request)) => self.relay(&request),
             Ok(WebTorrentMessage::Scrape(hashes)) => self.scrape(&hashes),
             Err(invalid) => {
                 self.outbox.reply(|out| webtorrent::encode_invalid(&invalid, out));

@@ -107,12 +107,12 @@ impl SocketSession {
             return;
         }
         let mut oldest = now;
-        self.peers.retain(|it| {
-            if it.latest.plus_s(age_s) <= now {
-                leave(it);
+        self.peers.retain(|peer| {
+            if peer.latest.plus_s(age_s) <= now {
+                leave(peer);
                 return false;
             }
-            oldest = oldest.min(it.latest);
+            oldest = oldest.min(peer.latest);
             true
         });
         (self.oldest, self.looked_at) = (oldest, now);

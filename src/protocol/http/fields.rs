@@ -22,28 +22,28 @@ pub struct HeaderFields<'a> {
 impl<'a> HeaderFields<'a> {
     /// Looks at every field once. Names and tokens are case-insensitive, fields may be repeated.
     pub fn of(headers: &'a [Header<'a>]) -> Self {
-        let mut it = Self::default();
+        let mut fields = Self::default();
         let (mut upgrade, mut websocket) = (false, false);
         for header in headers {
             let is = |name: &str| header.name.eq_ignore_ascii_case(name);
             match header.name.len() {
                 7 if is("upgrade") => websocket |= has_token(header.value, "websocket"),
                 10 if is("connection") => {
-                    it.close |= has_token(header.value, "close");
-                    it.keep_alive |= has_token(header.value, "keep-alive");
+                    fields.close |= has_token(header.value, "close");
+                    fields.keep_alive |= has_token(header.value, "keep-alive");
                     upgrade |= has_token(header.value, "upgrade");
                 }
                 14 if is("content-length") => {
-                    it.body |= !matches!(header.value, [b'0', rest @ ..] if is_nought(rest));
+                    fields.body |= !matches!(header.value, [b'0', rest @ ..] if is_nought(rest));
                 }
-                17 if is("transfer-encoding") => it.body = true,
-                17 if is("sec-websocket-key") => it.websocket_key = Some(header.value),
-                21 if is("sec-websocket-version") => it.websocket_version = Some(header.value),
+                17 if is("transfer-encoding") => fields.body = true,
+                17 if is("sec-websocket-key") => fields.websocket_key = Some(header.value),
+                21 if is("sec-websocket-version") => fields.websocket_version = Some(header.value),
                 _ => {}
             }
         }
-        it.websocket = upgrade && websocket;
-        it
+        fields.websocket = upgrade && websocket;
+        fields
     }
 }
 
@@ -74,8 +74,10 @@ mod tests {
 
     #[test]
     fn connection_is_a_list_in_any_case_and_may_be_repeated() {
-        let it = [header("cOnnection", "foo ,\tUPGRADE,, close"), header("Connection", "x")];
-        assert!(fields(&it).close && !fields(&it).keep_alive && !fields(&it).websocket);
+        let headers = [header("cOnnection", "foo ,\tUPGRADE,, close"), header("Connection", "x")];
+        assert!(
+            fields(&headers).close && !fields(&headers).keep_alive && !fields(&headers).websocket
+        );
         let it = [header("connection", "Keep-Alive")];
         assert!(fields(&it).keep_alive && !fields(&it).close);
         let it = [header("connection", "closed, keep-alives")];
@@ -93,8 +95,8 @@ mod tests {
     #[test]
     fn a_body_is_any_length_but_nought_and_any_coding() {
         for value in ["1", "00", "0", "", "+0", "18446744073709551616", "0, 0", "x"] {
-            let it = [header("Content-Length", value)];
-            assert_eq!(fields(&it).body, !matches!(value, "0" | "00"), "{value}");
+            let headers = [header("Content-Length", value)];
+            assert_eq!(fields(&headers).body, !matches!(value, "0" | "00"), "{value}");
         }
         assert!(fields(&[header("transfer-encoding", "identity")]).body);
     }

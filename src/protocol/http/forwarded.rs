@@ -55,7 +55,7 @@ fn forwarded_for(element: &[u8]) -> Option<IpAddr> {
             [b'"'] => return None,
             plain => plain,
         };
-        if name.contains(&b'"') || value.iter().any(|it| matches!(it, b'"' | b'\\')) {
+        if name.contains(&b'"') || value.iter().any(|byte| matches!(byte, b'"' | b'\\')) {
             return None;
         }
         if name.eq_ignore_ascii_case(b"for") && found.replace(address(value)?).is_some() {

@@ -145,7 +145,7 @@ pub fn scrape(query: &[u8], info_hashes: &mut Vec<InfoHash>) -> Result<(), Query
     // Bounded by the length of a target: fewer than 200.
     for (_, value) in pairs(query).filter(|(name, _)| *name == b"info_hash") {
         match info_hash_of(value) {
-            Ok(it) => info_hashes.push(it),
+            Ok(info_hash) => info_hashes.push(info_hash),
             Err(malformed) => {
                 info_hashes.clear();
                 return Err(malformed);
@@ -270,7 +270,7 @@ static DIGITS: [u8; 256] = {
 };
 
 fn info_hash_of(value: &[u8]) -> Result<InfoHash, QueryError> {
-    decode_20(value).map(InfoHash).map_err(|it| match it {
+    decode_20(value).map(InfoHash).map_err(|bytes| match bytes {
         BadBytes::Length => QueryError::InfoHashLength,
         BadBytes::Escape => QueryError::InfoHashEscape,
     })
@@ -338,11 +338,11 @@ mod tests {
 
     #[test]
     fn what_is_missing_has_a_meaning() {
-        let it = with("").unwrap();
-        assert_eq!(it.info_hash, InfoHash(*b"aaaaaaaaaaaaaaaaaaaa"));
-        assert_eq!(it.peer_id, PeerId(*b"-AA0000-bbbbbbbbbbbb"));
-        assert_eq!((it.port, it.left, it.event), (6881, u64::MAX, Event::None));
-        assert_eq!((it.numwant, it.compact), (None, true));
+        let query = with("").unwrap();
+        assert_eq!(query.info_hash, InfoHash(*b"aaaaaaaaaaaaaaaaaaaa"));
+        assert_eq!(query.peer_id, PeerId(*b"-AA0000-bbbbbbbbbbbb"));
+        assert_eq!((query.port, query.left, query.event), (6881, u64::MAX, Event::None));
+        assert_eq!((query.numwant, query.compact), (None, true));
     }
 
     #[test]
@@ -443,8 +443,11 @@ mod tests {
         let query =
             b"info_hash=%01+plus+sp%2Bce%FF%FExxxxxx&peer_id=-XX+000-%2B++aaaaaaaaa&port=6881";
         let raw = *b"\x01 plus sp+ce\xff\xfexxxxxx";
-        let it = announce(query).unwrap();
-        assert_eq!((it.info_hash, it.peer_id), (InfoHash(raw), PeerId(*b"-XX 000-+  aaaaaaaaa")));
+        let announce_query = announce(query).unwrap();
+        assert_eq!(
+            (announce_query.info_hash, announce_query.peer_id),
+            (InfoHash(raw), PeerId(*b"-XX 000-+  aaaaaaaaa"))
+        );
         let mut all = Vec::new();
         scrape(query, &mut all).unwrap();
         assert_eq!(all, [InfoHash(raw)]);

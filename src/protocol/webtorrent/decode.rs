@@ -379,7 +379,7 @@ impl<'de> Read<'de> for Hashes {
     }
 
     fn text(text: &str) -> Self {
-        latin1(text).map_or(Self::Wrong, |it| Self::One(InfoHash(it)))
+        latin1(text).map_or(Self::Wrong, |bytes| Self::One(InfoHash(bytes)))
     }
 
     fn list<A: SeqAccess<'de>>(mut list: A, _: usize) -> Result<Self, A::Error> {

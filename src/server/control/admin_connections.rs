@@ -109,8 +109,8 @@ impl AdminConnections {
         let waited_for = places.taken.iter().filter(|(_, it)| may_go(it));
         let waited_for = waited_for.filter_map(|(id, it)| Some((it.waited_for?, *id)));
         let Some((_, longest)) = waited_for.min() else { return false };
-        if let Some(it) = places.taken.remove(&longest) {
-            it.leave.notify_one();
+        if let Some(entry) = places.taken.remove(&longest) {
+            entry.leave.notify_one();
         }
         true
     }
@@ -247,9 +247,9 @@ mod tests {
     fn probes_have_seats_of_their_own_and_close_each_other() {
         let seats = Arc::new(AdminConnections::default());
         let idle: Vec<_> = (0..16).map(|_| seats.enter(from(1))).collect();
-        for it in &idle {
-            assert!(it.take(PermitKind::Probe));
-            it.wait();
+        for permit in &idle {
+            assert!(permit.take(PermitKind::Probe));
+            permit.wait();
         }
         assert!(seats.enter(from(1)).take(PermitKind::Probe));
         assert!(has_lost(&idle[0]) && idle[1..].iter().all(|it| !has_lost(it)));

@@ -391,10 +391,10 @@ mod tests {
         const TIMEOUTS: Duration = Duration::from_millis(100);
         let served = serving().await;
         let stream = TcpStream::connect(served.at).await.unwrap();
-        let mut it = WriteTimeout::new(stream, TIMEOUTS);
+        let mut timeout = WriteTimeout::new(stream, TIMEOUTS);
         let mut judge = async |written| {
             let mut written = Some(written);
-            poll_fn(|context| Poll::Ready(it.judge(context, written.take().unwrap()))).await
+            poll_fn(|context| Poll::Ready(timeout.judge(context, written.take().unwrap()))).await
         };
         assert!(judge(Poll::Pending).await.is_pending());
         sleep(TIMEOUTS).await; // the very time that is tested

@@ -217,9 +217,9 @@ async fn serve_until_drained(
                 info!(target: OPERATOR, "second signal received, stopping now");
                 return Ok(None);
             }
-            Some(it) = successors.recv() => {
+            Some(successor) = successors.recv() => {
                 let running = (&running.workers, &running.streams);
-                match yield_to_successor(state, it, running, signals).await {
+                match yield_to_successor(state, successor, running, signals).await {
                     Some(ShutdownReason::TakenOver(successor)) => return Ok(Some(successor)),
                     Some(_) => return Ok(None),
                     None => {}
@@ -246,10 +246,10 @@ async fn stop(state: &Arc<ProcessState>, running: Running, successors: &mut Succ
     let mut writing = pin!(spawn_blocking(move || last.write_last()));
     tokio::select! {
         biased;
-        Some(it) = successors.recv() => {
+        Some(successor) = successors.recv() => {
             drop(close_admin);
             info!(target: OPERATOR, "successor waiting, giving it the right to serve");
-            let successor = it.leave();
+            let successor = successor.leave();
             let _ = writing.await;
             successor.send_saved();
         }

@@ -328,8 +328,8 @@ async fn run_until_shutdown(
             () = state.is_asked_to_stop() => {
                 break info!(target: OPERATOR, "stopping: requested during the take-over");
             }
-            Some(it) = successor.recv() => {
-                if let Some(reason) = drain::yield_to_successor(state, it, running, signals).await {
+            Some(arrived) = successor.recv() => {
+                if let Some(reason) = drain::yield_to_successor(state, arrived, running, signals).await {
                     return Ok(reason);
                 }
             }

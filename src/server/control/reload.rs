@@ -202,6 +202,10 @@ impl Reloader {
 }
 
 /// A difference as the log tells it: of a secret, only that there is one.
-fn changed_setting(it: &Difference) -> String {
-    if it.setting == "admin.token" { format!("{} (not shown)", it.setting) } else { it.to_string() }
+fn changed_setting(difference: &Difference) -> String {
+    if difference.setting == "admin.token" {
+        format!("{} (not shown)", difference.setting)
+    } else {
+        difference.to_string()
+    }
 }

@@ -75,9 +75,9 @@ impl Snapshots {
             RestoreOutcome::Empty
         };
         let folder = Some(SnapshotFolder::new(OsDisk, directory, tracker));
-        let it = Self { folder, ..Self::default() };
-        it.figures.set_outcome(outcome);
-        Ok(it)
+        let snapshots = Self { folder, ..Self::default() };
+        snapshots.figures.set_outcome(outcome);
+        Ok(snapshots)
     }
 
     /// Says that a predecessor writes a last snapshot before there is something to restore.
@@ -229,19 +229,19 @@ mod tests {
     #[test]
     fn a_thread_that_hangs_is_not_waited_for_and_one_that_gets_on_is() {
         const SHORT: Duration = Duration::from_millis(100);
-        let it = Arc::new(Snapshots::off());
+        let snapshots = Arc::new(Snapshots::off());
         let (release, held) = channel::<()>();
         let hanging = thread::spawn(move || _ = held.recv());
-        assert!(!has_ended(&hanging, &it.progress, SHORT));
+        assert!(!has_ended(&hanging, &snapshots.progress, SHORT));
         drop(release);
         hanging.join().unwrap();
-        let working = it.clone();
+        let working = snapshots.clone();
         let working = thread::spawn(move || {
             for _ in 0..10 {
                 thread::sleep(SHORT / 10);
                 working.note_progress();
             }
         });
-        assert!(has_ended(&working, &it.progress, SHORT * 100));
+        assert!(has_ended(&working, &snapshots.progress, SHORT * 100));
     }
 }

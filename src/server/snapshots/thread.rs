@@ -151,8 +151,8 @@ impl SnapshotThread {
         let FoundSnapshots { snapshot, aside } =
             self.folder.find_with_progress(begun, &mut progress);
         let is_lost = !aside.is_empty();
-        for it in aside {
-            self.log_unusable(it);
+        for file in aside {
+            self.log_unusable(file);
         }
         let outcome = match snapshot {
             Some((snapshot, path)) => self.restore_snapshot(snapshot, path, begun),
@@ -166,10 +166,10 @@ impl SnapshotThread {
     }
 
     /// Says what was wrong with a file, and where it is now.
-    fn log_unusable(&mut self, it: UnusableFile) {
+    fn log_unusable(&mut self, file: UnusableFile) {
         self.snapshots.figures.set_aside.fetch_add(1, Ordering::Relaxed);
-        let (path, reason) = (it.path.display(), it.reason);
-        match it.name {
+        let (path, reason) = (file.path.display(), file.reason);
+        match file.name {
             Ok(name) => {
                 let renamed = name.display();
                 warn!(target: OPERATOR, %path, %renamed, %reason, "snapshot unusable, renamed");
@@ -180,7 +180,7 @@ impl SnapshotThread {
                     %path, %reason, %error,
                     "snapshot unusable and not renamed: none is saved until that is possible"
                 );
-                self.in_the_way.push((it.path, it.kind));
+                self.in_the_way.push((file.path, file.kind));
             }
         }
     }

@@ -114,11 +114,11 @@ impl InheritedSockets {
         let count = number("LISTEN_FDS").unwrap_or(0).min(SOCKETS_MAX);
         let names = std::env::var("LISTEN_FDNAMES").unwrap_or_default();
         let names: Vec<_> = names.split(':').collect();
-        let mut it = Self::default();
+        let mut sockets = Self::default();
         for (place, socket) in descriptors::inherited(count) {
-            it.add(names.get(place).copied().unwrap_or_default(), socket);
+            sockets.add(names.get(place).copied().unwrap_or_default(), socket);
         }
-        it
+        sockets
     }
 
     /// Adds a socket that the service manager has passed under this name; what is none of ours, or
@@ -126,8 +126,8 @@ impl InheritedSockets {
     fn add(&mut self, name: &str, socket: OwnedFd) {
         let Ok(description) = describe(name, &socket) else { return };
         let cookie = descriptors::cookie(&socket).ok();
-        let same = |it: &InheritedSocket| {
-            cookie.is_some() && descriptors::cookie(&it.socket).ok() == cookie
+        let same = |inherited_socket: &InheritedSocket| {
+            cookie.is_some() && descriptors::cookie(&inherited_socket.socket).ok() == cookie
         };
         if !self.left.iter().any(same) {
             self.push(InheritedSocket { description, name: Some(name.to_owned()), socket });
@@ -139,14 +139,14 @@ impl InheritedSockets {
         self.push(InheritedSocket { description, name: None, socket });
     }
 
-    fn push(&mut self, it: InheritedSocket) {
-        if it.description.is_managed {
-            self.managed.push(it.description.place.clone());
+    fn push(&mut self, socket: InheritedSocket) {
+        if socket.description.is_managed {
+            self.managed.push(socket.description.place.clone());
         }
-        if let Place::At(at) = it.description.place {
+        if let Place::At(at) = socket.description.place {
             self.ports.push(at.port());
         }
-        self.left.push(it);
+        self.left.push(socket);
     }
 
     /// Places of what the service manager has, too, taken or not.
@@ -162,7 +162,7 @@ impl InheritedSockets {
     /// Takes the sockets of a kind that are bound to `asked`, in the order of their group. Where
     /// that leaves the port to the kernel, those of the first address with its IP address.
     pub(crate) fn take(&mut self, kind: Kind, asked: SocketAddr) -> Vec<OwnedFd> {
-        let is_asked = |it: &Description| match &it.place {
+        let is_asked = |description: &Description| match &description.place {
             Place::At(at) if asked.port() == 0 => at.ip() == asked.ip(),
             Place::At(at) => *at == asked,
             Place::Path(_) => false,
@@ -202,9 +202,9 @@ impl InheritedSockets {
     /// Closes what nobody has taken, and says what it was: places, and names in the store.
     pub(crate) fn close(self) -> (Vec<String>, Vec<String>) {
         let mut places = Vec::new();
-        for it in &self.left {
-            let kind = it.description.kind.map_or("tcp", Kind::label);
-            let place = format!("{kind} {}", it.description.place);
+        for socket in &self.left {
+            let kind = socket.description.kind.map_or("tcp", Kind::label);
+            let place = format!("{kind} {}", socket.description.place);
             if !places.contains(&place) {
                 places.push(place);
             }
@@ -215,14 +215,14 @@ impl InheritedSockets {
 
 /// What can be told of a socket from itself and from the name it was passed under.
 fn describe(name: &str, socket: &OwnedFd) -> io::Result<Description> {
-    let it = SockRef::from(socket);
+    let sock_ref = SockRef::from(socket);
     let (kind, index) = parse_name(name);
-    let address = it.local_addr()?;
-    let is_stream = it.r#type()? == Type::STREAM;
-    if is_stream && !it.is_listener()? {
+    let address = sock_ref.local_addr()?;
+    let is_stream = sock_ref.r#type()? == Type::STREAM;
+    if is_stream && !sock_ref.is_listener()? {
         return Err(io::ErrorKind::InvalidInput.into());
     }
-    let is_unix = it.domain()? == Domain::UNIX;
+    let is_unix = sock_ref.domain()? == Domain::UNIX;
     let place = match (address.as_socket(), address.as_pathname()) {
         (Some(at), _) => Place::At(at),
         (None, Some(path)) => Place::Path(path.to_owned()),
@@ -231,7 +231,7 @@ fn describe(name: &str, socket: &OwnedFd) -> io::Result<Description> {
     let kind = match (is_stream, is_unix) {
         (true, true) => Some(Kind::Unix),
         (true, false) => kind.filter(|it| !matches!(it, Kind::Udp | Kind::Unix)),
-        (false, false) if it.r#type()? == Type::DGRAM => Some(Kind::Udp),
+        (false, false) if sock_ref.r#type()? == Type::DGRAM => Some(Kind::Udp),
         (false, _) => return Err(io::ErrorKind::InvalidInput.into()),
     };
     Ok(Description { kind, place, index, is_managed: true })
@@ -370,9 +370,9 @@ mod tests {
         let (one, two) = (udp("127.0.0.1:0"), udp("127.0.0.1:0"));
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let mut owned = OwnedSockets::default();
-        for it in [&one, &two] {
-            let place = Place::At(it.local_addr().unwrap());
-            owned.add(Kind::Udp, &place, [it, it]).unwrap();
+        for udp_socket in [&one, &two] {
+            let place = Place::At(udp_socket.local_addr().unwrap());
+            owned.add(Kind::Udp, &place, [udp_socket, udp_socket]).unwrap();
         }
         let address = listener.local_addr().unwrap();
         owned.add_tcp(Kind::Tls, address, std::slice::from_ref(&listener)).unwrap();

@@ -180,7 +180,7 @@ fn bind_path(path: &Path) -> io::Result<UnixListener> {
 /// No path is no socket.
 pub(crate) fn check_unix_path(path: &str) -> Result<(), String> {
     match Path::new(path).symlink_metadata() {
-        Ok(it) if !it.file_type().is_socket() => {
+        Ok(metadata) if !metadata.file_type().is_socket() => {
             Err(format!("{path} is there already, and no socket; remedy: choose another path"))
         }
         _ => Ok(()),
@@ -190,7 +190,7 @@ pub(crate) fn check_unix_path(path: &str) -> Result<(), String> {
 /// Whether a socket is there that a program which has ended left behind.
 fn is_stale_socket(path: &Path) -> io::Result<bool> {
     match path.symlink_metadata() {
-        Ok(it) if it.file_type().is_socket() => match UnixStream::connect(path) {
+        Ok(metadata) if metadata.file_type().is_socket() => match UnixStream::connect(path) {
             Ok(_) => Err(io::ErrorKind::AddrInUse.into()),
             Err(error) => Ok(error.kind() == io::ErrorKind::ConnectionRefused),
         },

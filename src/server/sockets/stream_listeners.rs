@@ -52,12 +52,12 @@ impl StreamListeners {
     /// Where no more descriptors are to be had.
     pub(crate) fn list_in(&self, owned: &mut OwnedSockets) -> io::Result<()> {
         for (kind, all) in [(Kind::Tcp, &self.plain), (Kind::Tls, &self.tls)] {
-            for it in all {
-                owned.add_tcp(kind, it.address, &it.by_worker)?;
+            for listener in all {
+                owned.add_tcp(kind, listener.address, &listener.by_worker)?;
             }
         }
-        if let Some(it) = &self.unix {
-            owned.add(Kind::Unix, &Place::Path(it.path.clone()), [&it.listener])?;
+        if let Some(socket) = &self.unix {
+            owned.add(Kind::Unix, &Place::Path(socket.path.clone()), [&socket.listener])?;
         }
         Ok(())
     }
@@ -71,8 +71,8 @@ impl StreamListeners {
         for (bound, kind) in
             [(&mut self.plain, Listener::Plain as fn(_) -> _), (&mut self.tls, Listener::Tls)]
         {
-            for it in bound.drain(..) {
-                for (index, listener) in it.by_worker.into_iter().enumerate() {
+            for bound_listener in bound.drain(..) {
+                for (index, listener) in bound_listener.by_worker.into_iter().enumerate() {
                     hands[index % workers].push(kind(listener));
                 }
             }

@@ -68,13 +68,13 @@ impl Streams {
         let stop = Arc::new(AtomicBool::new(false));
         let (counters, tallies, threads) = Default::default();
         let shared_by_streams = by_streams.clone();
-        let mut it =
+        let mut streams =
             Self { counters, tallies, threads, stop, shared: shared_by_streams, unix: None };
         for (worker, listeners) in hands.into_iter().enumerate() {
             let counters = Arc::new(StreamCounters::default());
             let tallies = Tallies::default();
-            it.counters.push(counters.clone());
-            it.tallies.push(tallies.clone());
+            streams.counters.push(counters.clone());
+            streams.tallies.push(tallies.clone());
             let spawn = StreamSpawn {
                 worker,
                 listeners,
@@ -83,7 +83,7 @@ impl Streams {
                 context: context.clone(),
                 by_streams: by_streams.clone(),
                 directory: directory.clone(),
-                stop: it.stop.clone(),
+                stop: streams.stop.clone(),
                 backend,
             };
             let ends = ends.clone();
@@ -93,10 +93,10 @@ impl Streams {
                 // Nobody listens any more only when the process ends anyway.
                 let _ = ends.send(WorkerExit { worker: format!("tcp-{worker}"), result });
             });
-            it.threads.push(thread.map_err(lacking)?);
+            streams.threads.push(thread.map_err(lacking)?);
         }
-        it.unix = listeners.unix;
-        Ok(it)
+        streams.unix = listeners.unix;
+        Ok(streams)
     }
 
     /// Whether every worker has all it needs to accept connections, whether it may or not.

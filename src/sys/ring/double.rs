@@ -168,9 +168,9 @@ impl Double {
     }
 
     fn begin(&mut self, socket: u16) {
-        let it = &mut self.sockets[usize::from(socket)];
-        assert!(!it.is_received_from, "a receive that is under way was queued anew");
-        it.is_received_from = true;
+        let double = &mut self.sockets[usize::from(socket)];
+        assert!(!double.is_received_from, "a receive that is under way was queued anew");
+        double.is_received_from = true;
     }
 
     fn end(&mut self, socket: u16, errno: i32, buffer: Option<u16>) {

@@ -165,7 +165,7 @@ impl<K: Kernel> Ring<K> {
     /// A ring whose kernel has so many buffers, all of which it is offered, and these sockets,
     /// which are wildcards or not.
     pub(crate) fn on(kernel: K, sockets: impl Iterator<Item = bool>, buffers: u16) -> Self {
-        let mut it = Self {
+        let mut ring = Self {
             kernel,
             sockets: sockets.map(|wildcard| Registered { armed: false, wildcard }).collect(),
             arm_first: 0,
@@ -173,9 +173,9 @@ impl<K: Kernel> Ring<K> {
             sends_used: 0,
             stopping: false,
         };
-        (0..buffers).for_each(|id| it.kernel.offer(id));
-        it.kernel.publish();
-        it
+        (0..buffers).for_each(|id| ring.kernel.offer(id));
+        ring.kernel.publish();
+        ring
     }
 
     /// Submits what is queued, waits for something to happen, at most `timeout`, and says how many

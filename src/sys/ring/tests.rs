@@ -62,8 +62,8 @@ fn a_flooded_socket_leaves_buffers_to_the_others() {
         [(); 2].map(|()| bind_udp("127.0.0.1:0".parse().unwrap(), &UdpOptions::default()).unwrap());
     let client = UdpSocket::bind("127.0.0.1:0").unwrap();
     for _ in 0..100 {
-        for (place, it) in (0_u8..).zip(&sockets) {
-            client.send_to(&[place], it.address()).unwrap();
+        for (place, udp) in (0_u8..).zip(&sockets) {
+            client.send_to(&[place], udp.address()).unwrap();
         }
     }
     let mut host = RingHost::new(&options).unwrap();

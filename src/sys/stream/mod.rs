@@ -89,14 +89,14 @@ impl<N: Network> Acceptor<N> {
     /// Makes use of a listening socket. To be called inside [`Network::run`].
     pub(crate) fn new(listener: Listening) -> io::Result<Self> {
         let listener = match listener {
-            Listening::Tcp(it) => {
-                prepare(&it)?;
-                it.set_nonblocking(true)?;
-                Either::Tcp(N::listen(it)?)
+            Listening::Tcp(tcp_listener) => {
+                prepare(&tcp_listener)?;
+                tcp_listener.set_nonblocking(true)?;
+                Either::Tcp(N::listen(tcp_listener)?)
             }
-            Listening::Unix(it) => {
-                it.set_nonblocking(true)?;
-                Either::Unix(watch(it.into())?)
+            Listening::Unix(unix_listener) => {
+                unix_listener.set_nonblocking(true)?;
+                Either::Unix(watch(unix_listener.into())?)
             }
         };
         Ok(Self { listener, stop: Stop::default() })
@@ -107,7 +107,7 @@ impl<N: Network> Acceptor<N> {
     pub(crate) async fn ready(&self) -> io::Result<()> {
         match &self.listener {
             Either::Tcp(it) => N::ready(it, &self.stop).await,
-            Either::Unix(it) => self.stop.or(readable(it)).await,
+            Either::Unix(fd) => self.stop.or(readable(fd)).await,
         }
     }
 
@@ -119,9 +119,9 @@ impl<N: Network> Acceptor<N> {
                 let (socket, source) = N::accept(it)?;
                 (Either::Tcp(socket), Some(source))
             }
-            Either::Unix(it) => {
+            Either::Unix(fd) => {
                 let accept = |it: &OwnedFd| Ok(accept_with(it, SocketFlags::CLOEXEC)?);
-                let socket = it.try_io(Interest::READABLE, accept)?;
+                let socket = fd.try_io(Interest::READABLE, accept)?;
                 (Either::Unix(N::adopt(socket.into())?), None)
             }
         })

@@ -20,7 +20,9 @@ fn a_panic_of_tokio_uring_comes_with_a_remedy_and_ours_does_not() {
     let here = std::thread::current().id();
     let print = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| match panic.location() {
-        Some(it) if std::thread::current().id() == here => tell.send(it.file().into()).unwrap(),
+        Some(location) if std::thread::current().id() == here => {
+            tell.send(location.file().into()).unwrap()
+        }
         _ => print(panic), // another test's
     }));
     // Outside of a runtime it is as helpless as without memory.

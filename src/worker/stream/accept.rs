@@ -118,11 +118,11 @@ fn admit<N: Network>(
     }
     worker.begin_turn();
     let address = source.map(|it| unmap(it).ip());
-    let (limit, is_trusted, head_timeout_s) = worker.with_options(|it| {
-        let counted = address.filter(|address| it.counts(*address));
-        let limit = counted.map(|address| (address, it.connections_per_source_max));
-        let is_trusted = address.is_none_or(|address| it.is_trusted_proxy(address));
-        (limit, is_trusted, u64::from(it.head_timeout_s))
+    let (limit, is_trusted, head_timeout_s) = worker.with_options(|options| {
+        let counted = address.filter(|address| options.counts(*address));
+        let limit = counted.map(|address| (address, options.connections_per_source_max));
+        let is_trusted = address.is_none_or(|address| options.is_trusted_proxy(address));
+        (limit, is_trusted, u64::from(options.head_timeout_s))
     });
     // Before anything else is done: a connection that may not have a handshake costs an accept.
     let paid = if is_trusted || matches!(security, Security::Plain) {

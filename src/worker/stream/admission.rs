@@ -86,9 +86,9 @@ impl Connections {
     /// holds most for its size.
     pub(super) fn source_bytes(&self, address: IpAddr) -> u64 {
         let shard = self.shard(address);
-        let held = |it: Network| {
-            let bytes = shard.get(&self.key(address, it))?.bytes.load(Ordering::Relaxed);
-            Some(share(bytes, it.times, address.is_ipv4()))
+        let held = |network: Network| {
+            let bytes = shard.get(&self.key(address, network))?.bytes.load(Ordering::Relaxed);
+            Some(share(bytes, network.times, address.is_ipv4()))
         };
         networks_of(address).filter_map(held).max().unwrap_or(0)
     }
@@ -96,10 +96,10 @@ impl Connections {
     /// Counts a connection in each network of an address, or in none of them.
     fn count(&self, address: IpAddr, max: u32) -> Result<CountedNetworks, Closed> {
         let mut shard = self.shard(address);
-        let is_full = networks_of(address).any(|it| {
-            let held = shard.get(&self.key(address, it));
+        let is_full = networks_of(address).any(|network| {
+            let held = shard.get(&self.key(address, network));
             let count = held.map_or(0, |it| it.connections.load(Ordering::Relaxed));
-            count >= max.max(1).saturating_mul(it.times)
+            count >= max.max(1).saturating_mul(network.times)
         });
         if is_full {
             return Err(Closed::PerSourceCap);
@@ -115,8 +115,8 @@ impl Connections {
 
     fn uncount(&self, address: IpAddr) {
         let mut shard = self.shard(address);
-        for it in networks_of(address) {
-            let key = self.key(address, it);
+        for network in networks_of(address) {
+            let key = self.key(address, network);
             let Some(held) = shard.get(&key) else {
                 unreachable!("what is given back was counted");
             };
@@ -299,9 +299,9 @@ mod tests {
         let connections = Arc::new(Connections::new(10_000));
         let hold = |address: u128, bytes| {
             let address = IpAddr::from(Ipv6Addr::from_bits(address));
-            let mut it = connections.admit(Some((address, 2))).unwrap();
-            it.hold(bytes);
-            it
+            let mut admission = connections.admit(Some((address, 2))).unwrap();
+            admission.hold(bytes);
+            admission
         };
         let (network, elsewhere) = (0x2001_0db8_u128 << 96, 0x2001_0db9_u128 << 96);
         // Four in each of two /56 of a /48: its share is half of what all hold.

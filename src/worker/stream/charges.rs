@@ -136,10 +136,10 @@ impl<N: Network> Connection<N> {
             return Some(web.source);
         }
         match self.origin.get() {
-            Origin::Address(it)
-                if !self.worker.with_options(|options| options.is_trusted_proxy(it)) =>
+            Origin::Address(address)
+                if !self.worker.with_options(|options| options.is_trusted_proxy(address)) =>
             {
-                Some(it)
+                Some(address)
             }
             Origin::Address(_) | Origin::Local | Origin::Nobody => None,
         }
@@ -243,10 +243,7 @@ impl<N: Network> TaskContext<N> {
 
     /// What this worker may do about the account.
     fn bound(&self) -> MemoryAllowance {
-        MemoryAllowance::new(
-            self.with_options(|it| it.memory_max_bytes),
-            self.shared.inboxes.len(),
-        )
+        MemoryAllowance::new(self.with_options(|it| it.memory_max_bytes), self.shared.inboxes.len())
     }
 
     /// Once a tick: closes what is over the bound however silent it is, after which new connections

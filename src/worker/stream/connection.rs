@@ -87,22 +87,25 @@ pub(super) async fn run<N: Network>(connection: Rc<Connection<N>>, start: Start)
 }
 
 /// What comes before HTTP; gives what was received of that already.
-async fn open<N: Network>(it: &Connection<N>, start: Start) -> Result<Vec<u8>, Closed> {
+async fn open<N: Network>(connection: &Connection<N>, start: Start) -> Result<Vec<u8>, Closed> {
     let input = Vec::new();
     if !start.reads_proxy_header && start.tls.is_none() {
         return Ok(input);
     }
     Box::pin(async move {
-        let input =
-            if start.reads_proxy_header { it.read_proxy_header(input).await? } else { input };
+        let input = if start.reads_proxy_header {
+            connection.read_proxy_header(input).await?
+        } else {
+            input
+        };
         match start.tls {
             None => Ok(input),
             Some(config) => {
                 if start.reads_proxy_header {
                     // For all others it was charged before they were admitted.
-                    it.charge(it.worker.now(), ConnectionWork::Handshake)?;
+                    connection.charge(connection.worker.now(), ConnectionWork::Handshake)?;
                 }
-                it.shake_hands(config, input).await.map(|()| Vec::new())
+                connection.shake_hands(config, input).await.map(|()| Vec::new())
             }
         }
     })
@@ -377,7 +380,7 @@ impl<N: Network> Connection<N> {
         while ignored < LINGER_BYTES_MAX {
             buffer.clear();
             match self.read_more(buffer).await {
-                Ok(it) => buffer = it,
+                Ok(bytes) => buffer = bytes,
                 Err(_) => return,
             }
             ignored += buffer.len();

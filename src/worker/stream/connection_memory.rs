@@ -190,7 +190,7 @@ impl MemoryWaiters {
     /// Returns once another worker waits for this one.
     pub(super) async fn wait_for_request(&self, worker: u16) {
         match self.asked.get(usize::from(worker)) {
-            Some(it) => it.notified().await,
+            Some(notify) => notify.notified().await,
             None => std::future::pending().await,
         }
     }

@@ -147,7 +147,7 @@ fn status_of(payload: &[u8]) -> Result<Option<u16>, FrameError> {
         return if payload.is_empty() { Ok(None) } else { Err(FrameError::Protocol) };
     };
     match u16::from_be_bytes(*status) {
-        it @ (1000..=1003 | 1007..=1014 | 3000..=4999) => Ok(Some(it)),
+        value @ (1000..=1003 | 1007..=1014 | 3000..=4999) => Ok(Some(value)),
         _ => Err(FrameError::Protocol),
     }
 }
@@ -231,7 +231,7 @@ mod tests {
                 let whole = bytes.len();
                 for end in 0..whole {
                     let mut part = bytes[..end].to_vec();
-                    let step = Fragments::default().take(&mut part).map(|it| match it {
+                    let step = Fragments::default().take(&mut part).map(|frame_step| match frame_step {
                         FrameStep::Partial(needed) => needed > end,
                         FrameStep::Frame(..) => false,
                     });

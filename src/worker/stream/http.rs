@@ -50,36 +50,38 @@ enum NextStep {
 }
 
 /// Answers requests until the connection ends or becomes something else.
-pub(super) async fn serve<N: Network>(it: &Connection<N>, mut input: Vec<u8>) -> Next {
+pub(super) async fn serve<N: Network>(connection: &Connection<N>, mut input: Vec<u8>) -> Next {
     loop {
         let mut out = Vec::new();
-        it.set_idle(input.is_empty());
-        let (consumed, step) = it.answer(&input, &mut out);
+        connection.set_idle(input.is_empty());
+        let (consumed, step) = connection.answer(&input, &mut out);
         input.drain(..consumed);
         if consumed > 0 {
-            it.with_deadlines(|it| it.read = NEVER); // while a reply is written, that counts
+            connection.with_deadlines(|it| it.read = NEVER); // while a reply is written, that counts
         }
         if !out.is_empty()
-            && let Err(reason) = it.write(out).await
+            && let Err(reason) = connection.write(out).await
         {
             return Next::Ended(reason);
         }
         match step {
-            NextStep::Read => it.expect_request(&mut input),
+            NextStep::Read => connection.expect_request(&mut input),
             NextStep::GoOn => continue,
-            NextStep::Close { linger } => return Next::Ended(it.close(linger, input).await),
+            NextStep::Close { linger } => {
+                return Next::Ended(connection.close(linger, input).await);
+            }
             NextStep::Upgrade(source, passkey) => {
                 return Next::Upgraded { source, passkey, input };
             }
             NextStep::FullScrape(body, keep_alive) => {
-                match Box::pin(it.send_full_scrape(body)).await {
+                match Box::pin(connection.send_full_scrape(body)).await {
                     Ok(()) if keep_alive => continue,
-                    Ok(()) => return Next::Ended(it.close(false, input).await),
+                    Ok(()) => return Next::Ended(connection.close(false, input).await),
                     Err(reason) => return Next::Ended(reason),
                 }
             }
         }
-        match it.read_more(input).await {
+        match connection.read_more(input).await {
             Ok(more) => input = more,
             Err(reason) => return Next::Ended(reason),
         }
@@ -177,9 +179,9 @@ impl<N: Network> Connection<N> {
         } else if is_idle && !(1..=KEPT_BYTES_MAX).contains(&input.capacity()) {
             *input = Vec::with_capacity(HEAD_BYTES_USUAL);
         }
-        let (seconds, missed) = self.worker.with_options(|it| match is_idle {
-            true => (it.idle_timeout_s, Closed::IdleTimeout),
-            false => (it.head_timeout_s, Closed::HeadTimeout),
+        let (seconds, missed) = self.worker.with_options(|options| match is_idle {
+            true => (options.idle_timeout_s, Closed::IdleTimeout),
+            false => (options.head_timeout_s, Closed::HeadTimeout),
         });
         let deadlines = Deadlines::until(self.worker.now().plus_s(u64::from(seconds)), missed);
         self.with_deadlines(|it| {

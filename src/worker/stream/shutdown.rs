@@ -119,10 +119,10 @@ mod tests {
 
     #[test]
     fn an_end_goes_one_way() {
-        let it = ShutdownSignal::default();
-        assert_eq!(it.stage().0, Stage::Serving);
-        it.enter(Stage::Leaving, Now::from_s(9));
-        it.enter(Stage::Draining, Now::from_s(5));
-        assert_eq!(it.stage(), (Stage::Leaving, Now::from_s(5)));
+        let signal = ShutdownSignal::default();
+        assert_eq!(signal.stage().0, Stage::Serving);
+        signal.enter(Stage::Leaving, Now::from_s(9));
+        signal.enter(Stage::Draining, Now::from_s(5));
+        assert_eq!(signal.stage(), (Stage::Leaving, Now::from_s(5)));
     }
 }

@@ -91,33 +91,34 @@ impl<C> ConnectionSlots<C> {
             // Each connection has a descriptor, of which there are fewer than 2^31.
             u32::try_from(self.slots.len() - 1).unwrap_or(u32::MAX)
         });
-        let it = &mut self.slots[slot as usize];
-        let connection = Rc::new(make(SlotAddress { slot, generation: it.generation }));
-        it.deadlines = deadlines;
-        it.connection = Some(connection.clone());
+        let connection_slot = &mut self.slots[slot as usize];
+        let connection =
+            Rc::new(make(SlotAddress { slot, generation: connection_slot.generation }));
+        connection_slot.deadlines = deadlines;
+        connection_slot.connection = Some(connection.clone());
         connection
     }
 
     /// Removes a connection. What is sent to its place from now on reaches nobody.
     pub(super) fn remove(&mut self, place: SlotAddress) {
-        let Some(it) = self.slots.get_mut(place.slot as usize) else { return };
-        debug_assert_eq!(it.generation, place.generation, "a connection leaves once");
-        it.deadlines = Deadlines::until(NEVER, Closed::Done);
-        it.generation = it.generation.wrapping_add(1);
-        it.connection = None;
+        let Some(slot) = self.slots.get_mut(place.slot as usize) else { return };
+        debug_assert_eq!(slot.generation, place.generation, "a connection leaves once");
+        slot.deadlines = Deadlines::until(NEVER, Closed::Done);
+        slot.generation = slot.generation.wrapping_add(1);
+        slot.connection = None;
         self.free.push(place.slot);
     }
 
     /// The connection at a place, if it is still there.
     pub(super) fn get(&self, slot: u32, generation: u32) -> Option<&Rc<C>> {
-        let it = self.slots.get(slot as usize)?;
-        it.connection.as_ref().filter(|_| it.generation == generation)
+        let connection_slot = self.slots.get(slot as usize)?;
+        connection_slot.connection.as_ref().filter(|_| connection_slot.generation == generation)
     }
 
     /// The deadlines of a connection, if it is still there.
     pub(super) fn deadlines(&mut self, place: SlotAddress) -> Option<&mut Deadlines> {
-        let it = self.slots.get_mut(place.slot as usize)?;
-        (it.generation == place.generation).then_some(&mut it.deadlines)
+        let slot = self.slots.get_mut(place.slot as usize)?;
+        (slot.generation == place.generation).then_some(&mut slot.deadlines)
     }
 
     /// Every connection.
@@ -129,20 +130,20 @@ impl<C> ConnectionSlots<C> {
     /// after this one.
     pub(super) fn due(&mut self, now: Now, ping_s: u32) -> Vec<(Rc<C>, Due)> {
         let mut due = Vec::new();
-        for it in &mut self.slots {
-            let Deadlines { read, missed, write, ping } = it.deadlines;
+        for slot in &mut self.slots {
+            let Deadlines { read, missed, write, ping } = slot.deadlines;
             if now < read.min(write).min(ping) {
                 continue;
             }
-            let Some(connection) = &it.connection else { continue };
+            let Some(connection) = &slot.connection else { continue };
             if now >= write {
-                it.deadlines = Deadlines::until(NEVER, missed);
+                slot.deadlines = Deadlines::until(NEVER, missed);
                 due.push((connection.clone(), Due::End(Closed::WriteStalled)));
             } else if now >= read {
-                it.deadlines = Deadlines::until(NEVER, missed);
+                slot.deadlines = Deadlines::until(NEVER, missed);
                 due.push((connection.clone(), Due::End(missed)));
             } else {
-                it.deadlines.ping = now.plus_s(u64::from(ping_s));
+                slot.deadlines.ping = now.plus_s(u64::from(ping_s));
                 due.push((connection.clone(), Due::Ping));
             }
         }
@@ -163,10 +164,10 @@ mod tests {
     #[test]
     fn a_place_is_never_two_connections() {
         let mut slots = ConnectionSlots::new();
-        let first = *slots.insert(deadlines(5), |it| it);
+        let first = *slots.insert(deadlines(5), |address| address);
         assert_eq!(slots.get(first.slot, first.generation).map(|it| **it), Some(first));
         slots.remove(first);
-        let second = *slots.insert(deadlines(5), |it| it);
+        let second = *slots.insert(deadlines(5), |slot_address| slot_address);
         assert_eq!((second.slot, slots.len()), (first.slot, 1));
         assert!(slots.get(first.slot, first.generation).is_none());
         assert!(slots.get(second.slot, second.generation).is_some());
@@ -176,8 +177,8 @@ mod tests {
     #[test]
     fn what_is_late_ends_once_and_for_its_reason() {
         let mut slots = ConnectionSlots::new();
-        let late = *slots.insert(deadlines(5), |it| it);
-        let writing = *slots.insert(deadlines(9), |it| it);
+        let late = *slots.insert(deadlines(5), |address| address);
+        let writing = *slots.insert(deadlines(9), |slot_address| slot_address);
         slots.deadlines(writing).unwrap().write = START.plus_s(5);
         assert!(slots.due(START.plus_s(4), 50).is_empty());
         let due: Vec<_> =
@@ -190,7 +191,7 @@ mod tests {
     #[test]
     fn pings_are_due_again_and_again() {
         let mut slots = ConnectionSlots::new();
-        let socket = *slots.insert(deadlines(1_000), |it| it);
+        let socket = *slots.insert(deadlines(1_000), |address| address);
         slots.deadlines(socket).unwrap().ping = START.plus_s(50);
         let mut pinged = |at_s| slots.due(START.plus_s(at_s), 50).len();
         assert_eq!([49, 50, 51, 99, 100].map(&mut pinged), [0, 1, 0, 0, 1]);

@@ -125,13 +125,13 @@ fn listen<N: Network>(
     let mut acceptors = Vec::with_capacity(listeners.len());
     for listener in listeners {
         let (listening, security) = match listener {
-            Listener::Plain(it) => (Listening::Tcp(it), Security::Plain),
+            Listener::Plain(tcp_listener) => (Listening::Tcp(tcp_listener), Security::Plain),
             Listener::Tls(it) => {
                 let lacking = || io::Error::other("TLS is listened for, but not configured");
                 let config = worker.shared.tls.clone().ok_or_else(lacking)?;
                 (Listening::Tcp(it), Security::Tls(config))
             }
-            Listener::Unix(it) => (Listening::Unix(it), Security::Plain),
+            Listener::Unix(unix_listener) => (Listening::Unix(unix_listener), Security::Plain),
         };
         let acceptor = Rc::new(Acceptor::<N>::new(listening)?);
         let task = spawn_local(accept::serve(worker.clone(), acceptor.clone(), security));
@@ -215,8 +215,7 @@ async fn take_mail<N: Network>(worker: Rc<TaskContext<N>>, mut mail: Receiver<En
     let mut letters = Vec::with_capacity(LETTERS_TAKEN_MAX);
     while mail.recv_many(&mut letters, LETTERS_TAKEN_MAX).await > 0 {
         for letter in letters.drain(..) {
-            worker.shared.inboxes[usize::from(worker.index)]
-                .took(&worker.shared.account, &letter);
+            worker.shared.inboxes[usize::from(worker.index)].took(&worker.shared.account, &letter);
             let (route, mail) = letter;
             worker.receive(route, mail);
         }

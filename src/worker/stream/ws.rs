@@ -75,30 +75,33 @@ enum Then {
 }
 
 /// Answers messages until the socket ends.
-pub(super) async fn serve<N: Network>(it: &Rc<Connection<N>>, mut input: Vec<u8>) -> Closed {
+pub(super) async fn serve<N: Network>(
+    connection: &Rc<Connection<N>>,
+    mut input: Vec<u8>,
+) -> Closed {
     let mut fragments = Fragments::default();
     let mut rest_by = None;
     loop {
         let usual = if input.len() == input.capacity() { BUSY_BYTES } else { WAITING_BYTES };
-        let then = it.take_frames(&mut input, &mut fragments);
-        if let Err(reason) = it.hold_session(&fragments) {
+        let then = connection.take_frames(&mut input, &mut fragments);
+        if let Err(reason) = connection.hold_session(&fragments) {
             return reason;
         }
-        it.write_queue().await;
+        connection.write_queue().await;
         match then {
             Then::Read(bytes) => {
                 let is_partial = !input.is_empty() || fragments.are_pending();
-                it.expect_frame(is_partial, &mut rest_by);
+                connection.expect_frame(is_partial, &mut rest_by);
                 make_room(&mut input, bytes, usual);
             }
             Then::GoOn => continue,
             Then::Close(reason) => {
-                it.end_session();
-                it.linger(input).await;
+                connection.end_session();
+                connection.linger(input).await;
                 return reason;
             }
         }
-        match it.read_more(input).await {
+        match connection.read_more(input).await {
             Ok(more) => input = more,
             Err(reason) => return reason,
         }
@@ -376,8 +379,8 @@ impl<N: Network> Connection<N> {
     /// Writes what is queued in a task of its own, unless somebody does.
     fn start_writing(self: &Rc<Self>) {
         if self.begin_writing() {
-            let it = self.clone();
-            spawn_local(async move { it.drain_queue().await });
+            let connection = self.clone();
+            spawn_local(async move { connection.drain_queue().await });
         }
     }
 
