@@ -40,7 +40,7 @@ fn announce(ids: &ConnectionIds, torrent: u32, peer: u32) -> Datagram {
     let mut hash = [0x5a; 20];
     hash[..4].copy_from_slice(&torrent.wrapping_mul(0x9e37_79b1).to_be_bytes());
     let source = SocketAddr::new(Ipv4Addr::from(0x0800_0000 + peer).into(), 6881);
-    let it = client::Announcement {
+    let announcement = client::Announcement {
         info_hash: InfoHash(hash),
         peer_id: PeerId([2; 20]),
         downloaded: 0,
@@ -52,7 +52,12 @@ fn announce(ids: &ConnectionIds, torrent: u32, peer: u32) -> Datagram {
         key: [0; 4],
     };
     let mut out = [0; ANNOUNCE_BYTES];
-    client::encode_announce(ids.issue(NOW, source.ip()), TransactionId([1; 4]), &it, &mut out);
+    client::encode_announce(
+        ids.issue(NOW, source.ip()),
+        TransactionId([1; 4]),
+        &announcement,
+        &mut out,
+    );
     (source, out)
 }
 

@@ -12,7 +12,7 @@ use skep::time::Now;
 use skep::types::{Event, InfoHash, PeerId, ScrapeEntry};
 
 fn announce() -> Vec<u8> {
-    let it = client::Announcement {
+    let announcement = client::Announcement {
         info_hash: InfoHash([1; 20]),
         peer_id: PeerId([2; 20]),
         downloaded: 0,
@@ -24,7 +24,7 @@ fn announce() -> Vec<u8> {
         key: [0; 4],
     };
     let mut out = vec![0; udp::ANNOUNCE_BYTES];
-    client::encode_announce(7, TransactionId([1; 4]), &it, &mut out);
+    client::encode_announce(7, TransactionId([1; 4]), &announcement, &mut out);
     out.extend_from_slice(b"\x02\x09/announce");
     out
 }

@@ -97,8 +97,8 @@ fn snapshots(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("snapshot of 100000 peers in 20000 torrents");
     group.sample_size(20);
     group.bench_function("export and encode", |it| it.iter(|| encode(black_box(&store))));
-    group.bench_function("judge", |it| {
-        it.iter(|| Snapshot::open(Cursor::new(black_box(&bytes))).unwrap());
+    group.bench_function("judge", |bencher| {
+        bencher.iter(|| Snapshot::open(Cursor::new(black_box(&bytes))).unwrap());
     });
     group.bench_function("judge and restore", |it| it.iter(|| restore(black_box(&bytes))));
     group.finish();

@@ -20,9 +20,9 @@ const NAME: &str = "tracker.example";
 
 /// A server as skep has it, and a client that trusts it.
 fn configs() -> (Arc<ServerConfig>, ClientConfig) {
-    let it = rcgen::generate_simple_self_signed([NAME.to_owned()]).unwrap();
-    let certificate = it.cert.der().clone();
-    let key = PrivateKeyDer::Pkcs8(it.signing_key.serialize_der().into());
+    let certified_key = rcgen::generate_simple_self_signed([NAME.to_owned()]).unwrap();
+    let certificate = certified_key.cert.der().clone();
+    let key = PrivateKeyDer::Pkcs8(certified_key.signing_key.serialize_der().into());
     let provider = Arc::new(ring::default_provider());
     let mut server = ServerConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()

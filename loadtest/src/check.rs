@@ -98,8 +98,8 @@ impl Invalid {
 }
 
 impl From<Malformed> for Invalid {
-    fn from(it: Malformed) -> Self {
-        match it {
+    fn from(malformed: Malformed) -> Self {
+        match malformed {
             Malformed::TooShort => Self::TooShort,
             Malformed::ConnectLength => Self::ConnectLength,
             Malformed::RaggedTail => Self::RaggedTail,

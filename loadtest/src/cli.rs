@@ -416,8 +416,8 @@ mod tests {
 
     #[test]
     fn options_override_their_profile() {
-        let it = Cli::parse_from(["loadtest", "--profile", "smoke", "--peers", "7", "--no-fill"]);
-        let plan = it.run.plan.plan().unwrap();
+        let cli = Cli::parse_from(["loadtest", "--profile", "smoke", "--peers", "7", "--no-fill"]);
+        let plan = cli.run.plan.plan().unwrap();
         assert_eq!((plan.peers, plan.torrents, plan.fill), (7, 500, false));
         let it = Cli::parse_from(["loadtest", "--churn", "2"]);
         assert!(it.run.plan.plan().is_err());

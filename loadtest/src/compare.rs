@@ -211,8 +211,8 @@ fn contestants(
     all
 }
 
-fn renamed_one_shot(it: Contestant) -> Contestant {
-    Contestant { name: format!("{}, one-shot", it.name), ..it }
+fn renamed_one_shot(contestant: Contestant) -> Contestant {
+    Contestant { name: format!("{}, one-shot", contestant.name), ..contestant }
 }
 
 /// The limit by both backends.
@@ -230,7 +230,7 @@ fn skeps(arguments: &CompareArguments, protocol: Protocol) -> Vec<Contestant> {
     let Some(program) = sibling_skep().filter(|_| !arguments.no_skep) else { return Vec::new() };
     let backends = [("skep (uring)", "uring"), ("skep (mmsg)", "mmsg")];
     let skep = |(name, io)| {
-        let mut it = Contestant::own(
+        let mut contestant = Contestant::own(
             name,
             &program,
             &["run", "--listen", "{addr}", "--admin", "127.0.0.1:0", "--workers", "1", "--io", io],
@@ -238,9 +238,9 @@ fn skeps(arguments: &CompareArguments, protocol: Protocol) -> Vec<Contestant> {
         if protocol == Protocol::Ws {
             // No other tracker spares its clients offers: the same work for all.
             let unsparing = "SKEP__WEBSOCKET__OFFERS_PER_MINUTE_MAX=0";
-            it.words.splice(0..0, ["env".to_owned(), unsparing.to_owned()]);
+            contestant.words.splice(0..0, ["env".to_owned(), unsparing.to_owned()]);
         }
-        it
+        contestant
     };
     backends.into_iter().map(skep).collect()
 }

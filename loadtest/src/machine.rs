@@ -69,8 +69,8 @@ mod tests {
 
     #[test]
     fn the_machine_has_a_kernel_and_a_cpu() {
-        let it = Machine::look();
-        assert!(it.cpus >= 1 && it.kernel.contains('.') && it.memory_bytes > 0);
-        assert!(it.line().contains(&it.kernel));
+        let machine = Machine::look();
+        assert!(machine.cpus >= 1 && machine.kernel.contains('.') && machine.memory_bytes > 0);
+        assert!(machine.line().contains(&machine.kernel));
     }
 }

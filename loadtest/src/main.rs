@@ -59,12 +59,14 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let done = match &cli.command {
         None => single(&cli.run),
-        Some(Command::Run(it)) => single(it),
-        Some(Command::Limit(it)) => limit::serve_limit(&it.serve, it.peers),
-        Some(Command::Serve(it)) => limit::serve_tracker(it),
-        Some(Command::Compare(it)) => compare::compare(it),
-        Some(Command::Hold(it)) => hold::hold(it),
-        Some(Command::Memory(it)) => memory::memory(it),
+        Some(Command::Run(arguments)) => single(arguments),
+        Some(Command::Limit(limit_arguments)) => {
+            limit::serve_limit(&limit_arguments.serve, limit_arguments.peers)
+        }
+        Some(Command::Serve(options)) => limit::serve_tracker(options),
+        Some(Command::Compare(compare_arguments)) => compare::compare(compare_arguments),
+        Some(Command::Hold(hold_arguments)) => hold::hold(hold_arguments),
+        Some(Command::Memory(memory_arguments)) => memory::memory(memory_arguments),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -145,8 +145,8 @@ fn deal(sizes: &mut [u32], count: u32, weight: impl Fn(u64) -> f64) {
 fn draw(sizes: &mut [u32], plan: &Plan, weight: impl Fn(u64) -> f64) {
     let mut sum = 0.0;
     let sums: Vec<f64> = (0..sizes.len() as u64)
-        .map(|it| {
-            sum += weight(it);
+        .map(|value| {
+            sum += weight(value);
             sum
         })
         .collect();

@@ -133,7 +133,7 @@ impl Figures {
         let sent: u64 = tally.sent.iter().sum();
         let by_kind =
             |counts: &[u64; 3]| Kind::ALL.into_iter().map(|it| it.label()).zip(*counts).collect();
-        let mut it = Self {
+        let mut figures = Self {
             seconds: seconds(tally.elapsed_ns),
             answered_per_s: real(tally.answered_in_time) / seconds(tally.elapsed_ns).max(1e-9),
             sent: by_kind(&tally.sent),
@@ -160,18 +160,18 @@ impl Figures {
                 per(after.wait_ns.saturating_sub(before.wait_ns), tally.busy_and_idle_ns)
             },
             resident: outcome.resident,
-            fill: outcome.filled.as_ref().map(|it| FillFigures {
-                seconds: it.seconds,
-                resident: it.resident,
-                scraped: it.scraped,
-                errors: it.tally.errors,
+            fill: outcome.filled.as_ref().map(|filled| FillFigures {
+                seconds: filled.seconds,
+                resident: filled.resident,
+                scraped: filled.scraped,
+                errors: filled.tally.errors,
             }),
             stream: (plan.transport.protocol != Protocol::Udp).then_some(tally.stream),
             server: server(outcome),
             warnings: Vec::new(),
         };
-        it.warnings = it.doubts(plan);
-        it
+        figures.warnings = figures.doubts(plan);
+        figures
     }
 
     /// What a reader should know before believing a figure.

@@ -123,7 +123,7 @@ pub(crate) fn soak(
     site: &Site,
 ) -> Result<(), String> {
     let rate = match plan.rate {
-        Some(it) => it,
+        Some(value) => value,
         None => whole(peak(plan, site)? * PART).max(1),
     };
     let plan = &Plan { rate: Some(rate), ..plan.clone() };
@@ -336,11 +336,11 @@ mod tests {
         let plan = Profile::Soak.plan();
         let tallies: Vec<Tally> = (0..8_u64)
             .map(|at| {
-                let mut it = Tally::new(1, 0);
-                it.sent[1] = 10;
-                it.lost[1] = u64::from(at == 7);
-                let _ = it.latency.record(if at < 6 { 100_000 } else { 300_000 });
-                it
+                let mut tally = Tally::new(1, 0);
+                tally.sent[1] = 10;
+                tally.lost[1] = u64::from(at == 7);
+                let _ = tally.latency.record(if at < 6 { 100_000 } else { 300_000 });
+                tally
             })
             .collect();
         let used = |mib: u64| Some(Usage { rss_bytes: mib << 20, ..Usage::default() });
@@ -359,9 +359,9 @@ mod tests {
 
     #[test]
     fn its_options_mean_nothing_to_others() {
-        let it = SoakArguments { span_s: Some(3.0), ..SoakArguments::default() };
-        assert!(it.plan(Profile::Smoke.plan()).unwrap_err().contains("--for"));
-        let plan = it.plan(Profile::Soak.plan()).unwrap();
+        let arguments = SoakArguments { span_s: Some(3.0), ..SoakArguments::default() };
+        assert!(arguments.plan(Profile::Smoke.plan()).unwrap_err().contains("--for"));
+        let plan = arguments.plan(Profile::Soak.plan()).unwrap();
         assert_eq!((plan.duration_s, plan.warmup_s), (3.0, 0.3));
     }
 }

@@ -251,9 +251,9 @@ mod tests {
 
     #[test]
     fn what_never_left_is_not_the_trackers_loss() {
-        let mut it = Tally::new(1000, 0);
-        it.lost = [1, 5, 0];
-        it.unsent = 2;
-        assert_eq!(it.lost_all(), 4);
+        let mut tally = Tally::new(1000, 0);
+        tally.lost = [1, 5, 0];
+        tally.unsent = 2;
+        assert_eq!(tally.lost_all(), 4);
     }
 }

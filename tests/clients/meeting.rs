@@ -115,13 +115,13 @@ impl Meeting {
         fastrand::Rng::with_seed(u64::from(skep.admin.port())).fill(&mut payload);
         let info = info(&payload);
         let info_hash = InfoHash(Sha1::digest(&info).into());
-        let it = Self { family, parties, info_hash, payload, authority, skep, folder };
-        for (role, party) in &it.parties {
-            fs::create_dir(it.downloads(*role)).unwrap();
-            fs::write(it.torrent(*role), metainfo(&it.urls(party.via), &info)).unwrap();
+        let meeting = Self { family, parties, info_hash, payload, authority, skep, folder };
+        for (role, party) in &meeting.parties {
+            fs::create_dir(meeting.downloads(*role)).unwrap();
+            fs::write(meeting.torrent(*role), metainfo(&meeting.urls(party.via), &info)).unwrap();
         }
-        fs::write(it.downloads(Role::Seeder).join(PAYLOAD_NAME), &it.payload).unwrap();
-        Some(it)
+        fs::write(meeting.downloads(Role::Seeder).join(PAYLOAD_NAME), &meeting.payload).unwrap();
+        Some(meeting)
     }
 
     /// Lets a client begin. It ends with what is returned.
@@ -311,9 +311,9 @@ impl Client {
 
     /// The same for one that ends when its standard input does.
     pub(super) fn spawn_polite(meeting: &Meeting, role: Role, command: &mut Command) -> Self {
-        let mut it = Self::spawn(meeting, role, command.process_group(0));
-        it.ends_with_input = true;
-        it
+        let mut client = Self::spawn(meeting, role, command.process_group(0));
+        client.ends_with_input = true;
+        client
     }
 
     /// Keeps what serves its page as long as itself.

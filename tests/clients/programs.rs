@@ -53,7 +53,7 @@ const PYTHON_LIBTORRENT: &str = "python3-libtorrent";
 
 /// Whether everything is here. Says what is not; where CI asks for it, fails instead.
 pub(super) fn present(needs: &[&str]) -> bool {
-    let missing = needs.iter().find(|it| match **it {
+    let missing = needs.iter().find(|text| match **text {
         PYTHON_LIBTORRENT => !succeeds(Command::new(PYTHON).args(["-c", "import libtorrent"])),
         webtorrent::PACKAGES => webtorrent::packages().is_none(),
         program => !in_path(program),

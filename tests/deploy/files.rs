@@ -88,9 +88,9 @@ fn pods_are_as_the_program_needs_them() {
             assert_eq!(service["spec"]["externalTrafficPolicy"], "Local", "{service}");
         }
         // A ConfigMap, a Secret or an account of another namespace would not be found.
-        for it in all.iter().filter(|it| it["kind"] != "Namespace") {
-            let namespace = text(&it["metadata"]["namespace"]);
-            assert!(["skep", "skep-seccomp"].contains(&namespace), "{it}");
+        for value in all.iter().filter(|it| it["kind"] != "Namespace") {
+            let namespace = text(&value["metadata"]["namespace"]);
+            assert!(["skep", "skep-seccomp"].contains(&namespace), "{value}");
         }
     }
 }
@@ -121,12 +121,12 @@ fn obeys(overlay: &str, pod: &Value, settings: &str) {
     assert_eq!(inner["readOnlyRootFilesystem"], true, "{overlay}");
     assert_eq!(inner["allowPrivilegeEscalation"], false, "{overlay}");
     assert_eq!(inner["capabilities"]["drop"][0], "ALL", "{overlay}");
-    let variables = list(&container["env"]).iter().map(|it| {
-        let value = it["value"]
+    let variables = list(&container["env"]).iter().map(|json| {
+        let value = json["value"]
             .as_str()
             .unwrap_or("made-up-for-this-test")
             .replace("$(POD_IP)", "192.0.2.1");
-        (text(&it["name"]), value)
+        (text(&json["name"]), value)
     });
     accepts(variables.filter(|(name, _)| name.starts_with("SKEP__")));
 }
@@ -186,25 +186,25 @@ fn the_seccomp_profile_allows_rings_and_little_else() {
 
 /// skep under the profile, less some calls.
 fn under_profile(without: &[&str]) -> Command {
-    let mut it = filtered(without);
-    it.args([env!("CARGO_BIN_EXE_skep"), "--listen", "127.0.0.1:0", "--workers", "2"]);
+    let mut command = filtered(without);
+    command.args([env!("CARGO_BIN_EXE_skep"), "--listen", "127.0.0.1:0", "--workers", "2"]);
     for (name, _) in std::env::vars_os() {
         if name.to_string_lossy().starts_with("SKEP_") {
-            it.env_remove(name);
+            command.env_remove(name);
         }
     }
-    it
+    command
 }
 
 /// The start of a command that runs a program under the profile.
 fn filtered(without: &[&str]) -> Command {
-    let mut it = Command::new(PYTHON);
-    it.arg(Path::new(tools::ROOT).join("tests/deploy/under_seccomp.py"));
+    let mut command = Command::new(PYTHON);
+    command.arg(Path::new(tools::ROOT).join("tests/deploy/under_seccomp.py"));
     for name in without {
-        it.args(["--without", name]);
+        command.args(["--without", name]);
     }
-    it.arg(deployed(PROFILE));
-    it
+    command.arg(deployed(PROFILE));
+    command
 }
 
 #[test]

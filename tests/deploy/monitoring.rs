@@ -160,8 +160,12 @@ fn every_query_of_the_dashboard_finds_something() {
         empty.retain(|it| !finds(&it.expression));
     }
     let page = panels::page(&prometheus, &queries);
-    for it in &queries {
-        assert!(page.contains(&format!("| {} |", it.panel)), "{} is not in\n{page}", it.panel);
+    for query in &queries {
+        assert!(
+            page.contains(&format!("| {} |", query.panel)),
+            "{} is not in\n{page}",
+            query.panel
+        );
     }
     if let Some(file) = std::env::var_os("SKEP_PANELS") {
         fs::write(Path::new(ROOT).join(file), page).unwrap();

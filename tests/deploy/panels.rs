@@ -53,8 +53,8 @@ pub(crate) fn queries() -> Vec<Query> {
 /// The unit of a query: the panel's, unless it is overridden; a heat map has that of its axis.
 fn unit_of<'a>(panel: &'a Value, target: &Value) -> &'a str {
     let fields = &panel["fieldConfig"];
-    let is_of_target = |it: &&Value| {
-        it["matcher"]["id"] == "byFrameRefID" && it["matcher"]["options"] == target["refId"]
+    let is_of_target = |value: &&Value| {
+        value["matcher"]["id"] == "byFrameRefID" && value["matcher"]["options"] == target["refId"]
     };
     let overridden = list(&fields["overrides"]).iter().filter(is_of_target);
     let mut properties = overridden.flat_map(|it| list(&it["properties"]));

@@ -41,8 +41,8 @@ impl Traffic {
 impl Drop for Traffic {
     fn drop(&mut self) {
         self.ended.store(true, Ordering::Relaxed);
-        for it in self.threads.drain(..) {
-            let _ = it.join();
+        for handle in self.threads.drain(..) {
+            let _ = handle.join();
         }
     }
 }
@@ -50,8 +50,8 @@ impl Drop for Traffic {
 /// What probes ask.
 fn urls(skep: &Skep) -> Vec<String> {
     let mut urls = Vec::new();
-    for it in &skep.udp {
-        urls.push(format!("udp://{it}"));
+    for address in &skep.udp {
+        urls.push(format!("udp://{address}"));
     }
     for it in &skep.tcp {
         urls.push(format!("http://{it}/announce"));
@@ -94,8 +94,8 @@ fn client_of(socket: &UdpSocket, id: u64, (torrent, port): (u8, u16), buffer: &m
     let finished = Announcement { event: Event::Completed, ..seeder(torrent, port) };
     let transaction = TransactionId([torrent; 4]);
     let send = |bytes: usize, buffer: &[u8]| drop(socket.send(&buffer[..bytes]));
-    for it in [leecher(torrent, port), finished] {
-        send(encode_announce(id, transaction, &it, buffer), buffer);
+    for announcement in [leecher(torrent, port), finished] {
+        send(encode_announce(id, transaction, &announcement, buffer), buffer);
     }
     send(encode_connect(transaction, buffer), buffer);
     send(encode_scrape(id, transaction, &[InfoHash([torrent; 20])], buffer), buffer);

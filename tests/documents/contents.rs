@@ -103,8 +103,8 @@ fn the_page_on_configuration_is_what_is_printed() {
 /// Whether this is written like a setting, in a section that exists: its section and key.
 fn as_setting(word: &str) -> Option<(&str, &str)> {
     let (section, key) = word.split_once('.')?;
-    let is_name = |it: &str| {
-        !it.is_empty() && it.chars().all(|it| it.is_ascii_lowercase() || it == '_' || it == '*')
+    let is_name = |text: &str| {
+        !text.is_empty() && text.chars().all(|it| it.is_ascii_lowercase() || it == '_' || it == '*')
     };
     let is_file = ["id", "md", "rs", "json", "toml", "service", "socket"].contains(&key);
     let has_section = settings().iter().any(|it| it.section == section);
@@ -112,8 +112,8 @@ fn as_setting(word: &str) -> Option<(&str, &str)> {
 }
 
 /// Whether a key is meant; a star stands for the rest of its name.
-fn is_key(it: &Setting, key: &str) -> bool {
-    key.strip_suffix('*').map_or(it.key == key, |start| it.key.starts_with(start))
+fn is_key(setting: &Setting, key: &str) -> bool {
+    key.strip_suffix('*').map_or(setting.key == key, |start| setting.key.starts_with(start))
 }
 
 #[test]
@@ -206,8 +206,8 @@ fn help_of(call: &[&str]) -> String {
 /// Flags of a call: what begins with two dashes.
 fn flags<'a>(call: &[&'a str]) -> Vec<&'a str> {
     let is_end = |it: char| !it.is_ascii_lowercase() && it != '-';
-    let flag = |it: &&'a str| {
-        let it = it.trim_start_matches('[');
+    let flag = |text: &&'a str| {
+        let it = text.trim_start_matches('[');
         it.starts_with("--").then(|| it.split(is_end).next().unwrap_or(it))
     };
     call.iter().filter_map(flag).collect()

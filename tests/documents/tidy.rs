@@ -407,8 +407,8 @@ fn machine_paths(source: &Source) -> Vec<Complaint> {
 
 // ---- reading Rust ----
 
-fn is_word(it: char) -> bool {
-    it.is_alphanumeric() || it == '_'
+fn is_word(character: char) -> bool {
+    character.is_alphanumeric() || character == '_'
 }
 
 /// Where a whole word stands.
@@ -497,11 +497,11 @@ fn block_comment_length(text: &str) -> usize {
 
 fn quoted_length(text: &str, quote: char) -> usize {
     let mut escaped = false;
-    for (at, it) in text.char_indices().skip(1) {
-        match it {
+    for (at, character) in text.char_indices().skip(1) {
+        match character {
             _ if escaped => escaped = false,
             '\\' => escaped = true,
-            _ if it == quote => return at + it.len_utf8(),
+            _ if character == quote => return at + character.len_utf8(),
             _ => {}
         }
     }

@@ -341,9 +341,10 @@ fn flood_over_udp(address: SocketAddr, count: u32, seed: u64) {
     let (mut random, mut buffer) = (Rng::with_seed(seed), [0; 2048]);
     for number in 0..count / 64 {
         for _ in 0..64 {
-            let it = Announcement { info_hash: random_hash(&mut random), ..leecher(0, 6881) };
+            let announcement =
+                Announcement { info_hash: random_hash(&mut random), ..leecher(0, 6881) };
             let transaction = TransactionId(number.to_be_bytes());
-            let bytes = encode_announce(connection_id, transaction, &it, &mut buffer);
+            let bytes = encode_announce(connection_id, transaction, &announcement, &mut buffer);
             socket.send(&buffer[..bytes]).unwrap();
         }
         // A lost one is no matter; what is waited for is that the tracker keeps up.

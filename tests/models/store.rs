@@ -58,8 +58,8 @@ impl Who {
     /// What is taken for one host and one network, and how many of the host a large swarm keeps.
     fn prefixes(self) -> Option<(u128, u128, usize)> {
         match self {
-            Self::At(IpAddr::V4(it), _) => {
-                let bits = u128::from(u32::from(it));
+            Self::At(IpAddr::V4(address), _) => {
+                let bits = u128::from(u32::from(address));
                 Some((bits, bits >> 8, 16))
             }
             Self::At(IpAddr::V6(it), _) => {
@@ -75,8 +75,8 @@ impl Who {
     fn crowd(self) -> Option<[u128; 2]> {
         match self {
             _ if self.scope() != Scope::Public => None,
-            Self::At(IpAddr::V4(it), _) => {
-                Some([8, 16].map(|bits| u128::from(u32::from(it)) >> bits))
+            Self::At(IpAddr::V4(address), _) => {
+                Some([8, 16].map(|bits| u128::from(u32::from(address)) >> bits))
             }
             Self::At(IpAddr::V6(it), _) => Some([80, 96].map(|bits| u128::from(it) >> bits)),
             Self::Web([a, b, ..]) => Some([u128::from(u16::from_be_bytes([a, b])); 2]),
@@ -379,11 +379,11 @@ impl Model {
     /// Every torrent, the largest first.
     fn listed_by(&self, order: TorrentOrder) -> Vec<ListedTorrent> {
         let mut all = self.listed();
-        all.sort_by_key(|it| {
+        all.sort_by_key(|torrent| {
             Reverse(match order {
-                TorrentOrder::Peers => it.counts.seeders + it.counts.leechers,
-                TorrentOrder::Seeders => it.counts.seeders,
-                TorrentOrder::Completed => it.counts.completed,
+                TorrentOrder::Peers => torrent.counts.seeders + torrent.counts.leechers,
+                TorrentOrder::Seeders => torrent.counts.seeders,
+                TorrentOrder::Completed => torrent.counts.completed,
             })
         });
         all

@@ -132,9 +132,9 @@ fn skip(why: &str) {
 }
 
 fn client(address: &str) -> UdpSocket {
-    let it = UdpSocket::bind(address).unwrap();
-    it.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-    it
+    let socket = UdpSocket::bind(address).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    socket
 }
 
 /// Sends and waits for the right answer; says where it came from.
@@ -147,9 +147,18 @@ fn ask(client: &UdpSocket, target: SocketAddr, datagram: &[u8]) -> SocketAddr {
 }
 
 fn sum(counters: &WorkerCounters, family: Family) -> (u64, u64, u64) {
-    let it = counters.datagrams(family);
-    let answered = it.answered.iter().chain(&it.refused).map(|it| it.get()).sum();
-    (it.received.get(), answered, it.dropped.iter().map(|it| it.get()).sum())
+    let datagram_counters = counters.datagrams(family);
+    let answered = datagram_counters
+        .answered
+        .iter()
+        .chain(&datagram_counters.refused)
+        .map(|it| it.get())
+        .sum();
+    (
+        datagram_counters.received.get(),
+        answered,
+        datagram_counters.dropped.iter().map(|it| it.get()).sum(),
+    )
 }
 
 #[test]

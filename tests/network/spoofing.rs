@@ -199,9 +199,9 @@ impl Victim {
 
     /// Announces once; says whether that was answered.
     fn announce(&mut self) -> bool {
-        let it = leecher(5, 6881);
+        let announcement = leecher(5, 6881);
         let mut request = [0; ANNOUNCE_BYTES];
-        encode_announce(self.connection_id, self.transaction(), &it, &mut request);
+        encode_announce(self.connection_id, self.transaction(), &announcement, &mut request);
         self.socket.send(&request).unwrap();
         let reply = self.hear(DEADLINE);
         reply

@@ -197,9 +197,9 @@ fn unfinished_messages_keep_to_the_bound_and_honest_ones_get_through() {
         };
         let mut honest = socket(1);
         let mut held: Vec<_> = (0..100).map(|at| socket(2 + at % 10)).collect();
-        for (at, it) in held.iter_mut().enumerate() {
+        for (at, web_socket) in held.iter_mut().enumerate() {
             // Some of them are closed meanwhile.
-            let stream = it.get_mut();
+            let stream = web_socket.get_mut();
             let _ = stream.write_all(&[0x01, 0xff, 0, 0, 0, 0, 0, 0, 0xea, 0x60, 0, 0, 0, 0]);
             let _ = stream.write_all(&vec![b'a'; 60_000 - 1]);
             let bytes = server.shared.held_bytes();
@@ -319,9 +319,9 @@ fn handshakes_and_upgrades_are_charged_to_their_source_alone() {
         let server = Server::start(backend, plan);
         let from = |address, source: [u8; 4]| connect_from(address, source.into()).unwrap();
         let shaken = |source| {
-            let mut it = secure(server.trust(), from(server.tls[0], source));
-            it.write_all(request("/").as_bytes()).is_ok()
-                && it.read(&mut [0; 16]).is_ok_and(|it| it > 0)
+            let mut owned = secure(server.trust(), from(server.tls[0], source));
+            owned.write_all(request("/").as_bytes()).is_ok()
+                && owned.read(&mut [0; 16]).is_ok_and(|it| it > 0)
         };
         // A burst of 100 units: a handshake costs four, and the page one.
         let count = (0..60).filter(|_| shaken([127, 0, 3, 1])).count();

@@ -179,8 +179,8 @@ impl Server {
     }
 
     pub(crate) fn rejected(&self, transport: Transport, rejected: Rejected) -> u64 {
-        let of = |it: &StreamCounters, family| {
-            it.requests(transport, family).rejected[rejected as usize].get()
+        let of = |counters: &StreamCounters, family| {
+            counters.requests(transport, family).rejected[rejected as usize].get()
         };
         self.sum(|it| Family::ALL.iter().map(|family| of(it, *family)).sum())
     }
@@ -216,15 +216,19 @@ impl Server {
             thread.join().unwrap().unwrap();
         }
         let elapsed = start.elapsed();
-        for it in &self.counters {
-            assert_eq!(Transport::ALL.map(|transport| it.open(transport).get()), [0, 0], "open");
-            assert_eq!(it.open_tls.get(), 0, "open over TLS");
-            let closed: u64 = Closed::ALL.iter().map(|reason| it.closed(*reason).get()).sum();
-            assert_eq!(it.accepted.get(), closed, "each connection ended for one reason");
+        for counters in &self.counters {
+            assert_eq!(
+                Transport::ALL.map(|transport| counters.open(transport).get()),
+                [0, 0],
+                "open"
+            );
+            assert_eq!(counters.open_tls.get(), 0, "open over TLS");
+            let closed: u64 = Closed::ALL.iter().map(|reason| counters.closed(*reason).get()).sum();
+            assert_eq!(counters.accepted.get(), closed, "each connection ended for one reason");
             for (transport, family) in
                 Transport::ALL.into_iter().flat_map(|it| Family::ALL.map(|family| (it, family)))
             {
-                let requests = it.requests(transport, family);
+                let requests = counters.requests(transport, family);
                 let sum = |counts: &[skep::metrics::Counter]| -> u64 {
                     counts.iter().map(skep::metrics::Counter::get).sum()
                 };

@@ -214,11 +214,11 @@ fn a_source_has_so_many_connections_unless_it_is_exempt_or_a_proxy() {
     for_each_backend(|backend| {
         let server = Server::start(
             backend,
-            quick(|it| {
-                it.head_timeout_s = 60;
-                it.exempt = vec!["127.0.0.8/32".parse().unwrap()];
-                it.trusted_proxies = vec!["127.0.0.9/32".parse().unwrap()];
-                it.connections_per_source_max = 3;
+            quick(|options| {
+                options.head_timeout_s = 60;
+                options.exempt = vec!["127.0.0.8/32".parse().unwrap()];
+                options.trusted_proxies = vec!["127.0.0.9/32".parse().unwrap()];
+                options.connections_per_source_max = 3;
             }),
         );
         let mut held: Vec<_> = (0..3).map(|_| server.connect_from([127, 0, 0, 2])).collect();
@@ -259,8 +259,8 @@ fn a_trusted_proxys_header_names_the_source_and_a_strangers_does_not() {
     for_each_backend(|backend| {
         let server = Server::start(
             backend,
-            quick(|it| {
-                it.trusted_proxies = vec!["127.0.0.9/32".parse().unwrap()];
+            quick(|options| {
+                options.trusted_proxies = vec!["127.0.0.9/32".parse().unwrap()];
             }),
         );
         let header =

@@ -341,9 +341,13 @@ fn torrent_files_of_every_version_are_registered_and_others_reported() {
         (v1(2), v1(2), 5),
         (second, v1(2), 5),
     ] {
-        let (_, it) = ask(&skep, "GET", &format!("/api/v1/torrents/{hash}/registration"), "");
-        assert_eq!((&it["info_hash"], &it["size"]), (&json!(expected), &json!(size)), "{it}");
-        assert_eq!(it["comment"], "hi");
+        let (_, value) = ask(&skep, "GET", &format!("/api/v1/torrents/{hash}/registration"), "");
+        assert_eq!(
+            (&value["info_hash"], &value["size"]),
+            (&json!(expected), &json!(size)),
+            "{value}"
+        );
+        assert_eq!(value["comment"], "hi");
     }
     fs::write(folder.path().join("d.torrent"), "d4:infod").unwrap();
     let missing = folder.path().join("missing.torrent");

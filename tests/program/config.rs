@@ -60,10 +60,13 @@ fn what_is_printed_reads_back_as_it_was() {
 #[test]
 fn every_setting_is_printed_with_help_and_bounds() {
     let printed = Config::default().to_commented_toml();
-    for it in settings() {
-        assert!(!it.help.is_empty() && !it.allowed.is_empty(), "{it:?}");
-        assert!(printed.contains(&format!("\n{} = ", it.key)), "{it:?}");
-        assert!(printed.contains(&format!("# Allowed: {}\n{} = ", it.allowed, it.key)), "{it:?}");
+    for setting in settings() {
+        assert!(!setting.help.is_empty() && !setting.allowed.is_empty(), "{setting:?}");
+        assert!(printed.contains(&format!("\n{} = ", setting.key)), "{setting:?}");
+        assert!(
+            printed.contains(&format!("# Allowed: {}\n{} = ", setting.allowed, setting.key)),
+            "{setting:?}"
+        );
     }
     assert!(printed.lines().all(|it| it.chars().count() <= 100));
 }

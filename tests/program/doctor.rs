@@ -73,13 +73,13 @@ fn programs_read_every_finding_of_this_host() {
     let state = tempfile::tempdir().unwrap();
     let (findings, code) = findings(&mut doctor(&state, &["--json"]));
     for id in IDS {
-        let it = finding(&findings, id);
-        let severity = it["severity"].as_str().unwrap();
-        assert!(["ok", "info", "warning", "problem"].contains(&severity), "{it}");
-        assert!(!it["fact"].as_str().unwrap().is_empty(), "{it}");
-        assert!(!it["why"].as_str().unwrap().is_empty(), "{it}");
+        let value = finding(&findings, id);
+        let severity = value["severity"].as_str().unwrap();
+        assert!(["ok", "info", "warning", "problem"].contains(&severity), "{value}");
+        assert!(!value["fact"].as_str().unwrap().is_empty(), "{value}");
+        assert!(!value["why"].as_str().unwrap().is_empty(), "{value}");
         let is_bad = ["warning", "problem"].contains(&severity);
-        assert!(!is_bad || it["remedy"].is_string(), "{it}");
+        assert!(!is_bad || value["remedy"].is_string(), "{value}");
     }
     assert_eq!(code, Some(code_of(&findings)));
 }
@@ -105,8 +105,8 @@ fn nothing_is_changed() {
     let state = folder.path().join("state");
     let output = command().env("STATE_DIRECTORY", &state).args(["doctor", "--json"]).output();
     let parsed: Vec<Value> = serde_json::from_slice(&output.unwrap().stdout).unwrap();
-    let it = finding(&parsed, "state.directory");
-    assert!(it["fact"].as_str().unwrap().contains("not there yet"), "{it}");
+    let value = finding(&parsed, "state.directory");
+    assert!(value["fact"].as_str().unwrap().contains("not there yet"), "{value}");
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
 }
 
@@ -115,9 +115,9 @@ fn what_keeps_skep_from_starting_is_a_problem_and_ends_with_1() {
     let state = tempfile::tempdir().unwrap();
     let other_hosts = ["--json", "--listen", "203.0.113.77:6969"];
     let (found, code) = findings(&mut doctor(&state, &other_hosts));
-    let it = finding(&found, "addresses.bind");
-    assert_eq!((&it["severity"], code), (&"problem".into(), Some(1)), "{it}");
-    assert!(it["fact"].as_str().unwrap().starts_with("203.0.113.77:6969: "), "{it}");
+    let value = finding(&found, "addresses.bind");
+    assert_eq!((&value["severity"], code), (&"problem".into(), Some(1)), "{value}");
+    assert!(value["fact"].as_str().unwrap().starts_with("203.0.113.77:6969: "), "{value}");
     let output = doctor(&state, &other_hosts[1..]).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     assert!(texts(&output).0.lines().last().unwrap().contains("see addresses.bind"), "{output:?}");
@@ -128,11 +128,11 @@ fn denied_io_uring_is_told_with_its_remedy() {
     let state = tempfile::tempdir().unwrap();
     let mut denied = doctor(&state, &["--json", "--io", "uring"]);
     let (found, code) = findings(command_without_io_uring(&mut denied, libc::EPERM));
-    let it = finding(&found, "kernel.io_uring");
-    assert_eq!((&it["severity"], code), (&"problem".into(), Some(1)), "{it}");
-    assert!(it["remedy"].as_str().unwrap().contains("server.io = \"auto\""), "{it}");
-    let it = finding(&found, "kernel.seccomp");
-    assert_eq!(it["severity"], "warning", "{it}");
+    let value = finding(&found, "kernel.io_uring");
+    assert_eq!((&value["severity"], code), (&"problem".into(), Some(1)), "{value}");
+    assert!(value["remedy"].as_str().unwrap().contains("server.io = \"auto\""), "{value}");
+    let json = finding(&found, "kernel.seccomp");
+    assert_eq!(json["severity"], "warning", "{json}");
     let mut denied = doctor(&state, &["--json", "--io", "auto"]);
     let (found, code) = findings(command_without_io_uring(&mut denied, libc::EPERM));
     assert_eq!(finding(&found, "kernel.io_uring")["severity"], "warning");
@@ -164,19 +164,19 @@ fn the_kernel_is_asked_whether_the_clock_is_kept_right() {
 fn a_snapshot_of_the_future_tells_that_the_clock_was_set_back() {
     let state = tempfile::tempdir().unwrap();
     let (found, _) = findings(&mut doctor(&state, &["--json"]));
-    let it = finding(&found, "time.jumps");
-    assert_eq!(it["severity"], "ok", "{it}");
+    let value = finding(&found, "time.jumps");
+    assert_eq!(value["severity"], "ok", "{value}");
     let now_s = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs();
     let header =
         Header { version: VERSION, at_s: now_s + 7200, tracker: [1; 16], build: "0".into() };
     let (bytes, _) = Writer::new(Vec::new(), &header).unwrap().finish(0).unwrap();
     fs::write(state.path().join(CURRENT), bytes).unwrap();
     let (found, code) = findings(&mut doctor(&state, &["--json"]));
-    let it = finding(&found, "time.jumps");
-    assert_eq!(it["severity"], "warning", "{it}");
-    let fact = it["fact"].as_str().unwrap();
+    let json = finding(&found, "time.jumps");
+    assert_eq!(json["severity"], "warning", "{json}");
+    let fact = json["fact"].as_str().unwrap();
     assert!(fact.starts_with("swarms.snapshot is of 7") && fact.ends_with(" s in the future"));
-    assert!(it["remedy"].as_str().unwrap().contains("$ systemctl restart skep"), "{it}");
+    assert!(json["remedy"].as_str().unwrap().contains("$ systemctl restart skep"), "{json}");
     assert_eq!(code, Some(code_of(&found)));
 }
 
@@ -186,13 +186,13 @@ fn a_running_tracker_is_asked() {
     let skep = Skep::start(&[]);
     let admin = skep.admin.to_string();
     let (found, _) = findings(&mut doctor(&state, &["--json", "--admin", &admin]));
-    let it = finding(&found, "addresses.scope");
-    assert_eq!(it["severity"], "ok", "{it}");
+    let value = finding(&found, "addresses.scope");
+    assert_eq!(value["severity"], "ok", "{value}");
     drop(skep);
     let (found, _) = findings(&mut doctor(&state, &["--json", "--admin", &admin]));
-    let it = finding(&found, "addresses.scope");
-    assert_eq!(it["severity"], "info", "{it}");
-    assert!(it["fact"].as_str().unwrap().contains("no skep answers"), "{it}");
+    let json = finding(&found, "addresses.scope");
+    assert_eq!(json["severity"], "info", "{json}");
+    assert!(json["fact"].as_str().unwrap().contains("no skep answers"), "{json}");
 }
 
 #[test]
@@ -219,9 +219,9 @@ fn a_silent_or_strange_admin_listener_is_no_failure() {
     });
     let (found, _) = findings(&mut doctor(&state, &["--json", "--admin", &admin]));
     answering.join().unwrap();
-    let it = finding(&found, "addresses.scope");
-    assert_eq!(it["severity"], "info");
-    assert!(it["fact"].as_str().unwrap().contains("is not skep"), "{it}");
+    let value = finding(&found, "addresses.scope");
+    assert_eq!(value["severity"], "info");
+    assert!(value["fact"].as_str().unwrap().contains("is not skep"), "{value}");
 }
 
 #[test]

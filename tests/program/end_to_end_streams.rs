@@ -47,7 +47,7 @@ fn with_config(folder: &Path, text: &str, arguments: &[&str]) -> Skep {
 fn peers(reply: &Response) -> Vec<(u8, u16)> {
     let reply = reply.bencoded();
     let bytes = |key: &str, stride: usize| match &reply[key.as_bytes()] {
-        Bencoded::ByteStr(it) => it
+        Bencoded::ByteStr(string) => string
             .chunks(stride)
             .map(|it| (it[stride - 3], u16::from_be_bytes([it[stride - 2], it[stride - 1]])))
             .collect::<Vec<_>>(),
@@ -58,8 +58,8 @@ fn peers(reply: &Response) -> Vec<(u8, u16)> {
 
 fn integer(reply: &Response, key: &str) -> u64 {
     match &reply.bencoded()[key.as_bytes()] {
-        Bencoded::Int(Number::Unsigned(it)) => *it,
-        Bencoded::Int(Number::Signed(it)) => u64::try_from(*it).unwrap(),
+        Bencoded::Int(Number::Unsigned(value)) => *value,
+        Bencoded::Int(Number::Signed(number)) => u64::try_from(*number).unwrap(),
         other => panic!("{other:?}"),
     }
 }
@@ -193,9 +193,9 @@ fn a_seeder_of_eighty_torrents_on_one_socket_is_offered_all() {
             seeder.ask(&web_announce(torrent, 100, 0, 0));
         }
         let leechers: Vec<_> = (1..=80)
-            .map(|it| {
-                let mut leecher = Browser::open_from(skep.tcp[0], [127, 0, 1, it]);
-                leecher.ask(&web_announce(it, it, 1, 1));
+            .map(|byte| {
+                let mut leecher = Browser::open_from(skep.tcp[0], [127, 0, 1, byte]);
+                leecher.ask(&web_announce(byte, byte, 1, 1));
                 leecher
             })
             .collect();
@@ -363,8 +363,8 @@ fn statistics_are_for_operators_until_they_are_public() {
     browser.ask(&web_announce(2, 7, 1, 0));
     let stats = |text: &str| serde_json::from_str::<Value>(text).unwrap();
     eventually("the public page follows within a second or two", || {
-        let it = stats(&ask(skep.tcp[0], "/stats.json").text());
-        it["torrents"] == 2 && it["peersIPv4"] == 2
+        let value = stats(&ask(skep.tcp[0], "/stats.json").text());
+        value["torrents"] == 2 && value["peersIPv4"] == 2
     });
     let (status, text) = skep.get("/stats.json");
     let it = stats(&text);
@@ -387,8 +387,8 @@ fn operators_see_and_stop_it_through_the_api() {
     assert_eq!(refused.0, 401, "{}", refused.1);
     let token = "Authorization: Bearer open sesame, please\r\nConnection: close\r\n";
     let reply = ask_with(skep.admin, None, &format!("/api/v1/torrents/{hash}"), token);
-    let it: Value = serde_json::from_slice(&reply.body).unwrap();
-    assert_eq!(it["peers"][0]["address"], json!("127.0.0.1:1001"), "{it}");
+    let value: Value = serde_json::from_slice(&reply.body).unwrap();
+    assert_eq!(value["peers"][0]["address"], json!("127.0.0.1:1001"), "{value}");
     let mut stream = connect(skep.admin, None);
     let request = format!(
         "POST /api/v1/shutdown HTTP/1.1\r\nHost: {}\r\nContent-Length: 0\r\n{token}\r\n",

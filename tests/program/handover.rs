@@ -282,11 +282,11 @@ impl Puppet {
             descriptors::set_timeouts(&line, DEADLINE).unwrap();
             let lock = ServingLock::new().unwrap();
             descriptors::send(&line, br#"{"say":"lock"}"#, &[lock.as_fd()]).unwrap();
-            let mut it = Self { listener: Some(listener), line: Some(line), lock: Some(lock) };
-            assert!(it.hear().contains("ask"));
-            it.say(r#"{"say":"sockets","sockets":[],"last":true}"#);
-            act(&mut it);
-            (it, started.join().unwrap())
+            let mut puppet = Self { listener: Some(listener), line: Some(line), lock: Some(lock) };
+            assert!(puppet.hear().contains("ask"));
+            puppet.say(r#"{"say":"sockets","sockets":[],"last":true}"#);
+            act(&mut puppet);
+            (puppet, started.join().unwrap())
         })
     }
 

@@ -90,11 +90,11 @@ impl Description {
                     self.check_properties(at, schema, value);
                     true
                 }
-                "anyOf" => wanted.as_array().unwrap().iter().any(|it| {
-                    let kind = &self.resolved(it)["type"];
+                "anyOf" => wanted.as_array().unwrap().iter().any(|json| {
+                    let kind = &self.resolved(json)["type"];
                     let fits = is_of_type(kind, value);
                     if fits {
-                        self.check_value(at, it, value);
+                        self.check_value(at, json, value);
                     }
                     fits
                 }),
@@ -105,12 +105,12 @@ impl Description {
     }
 
     fn check_properties(&self, at: &str, schema: &Value, value: &Value) {
-        for (name, it) in value.as_object().into_iter().flatten() {
+        for (name, json) in value.as_object().into_iter().flatten() {
             let at = format!("{at}.{name}");
             match (&schema["properties"][name], &schema["additionalProperties"]) {
                 (Value::Null, Value::Bool(false)) => panic!("{at} is not described"),
                 (Value::Null, Value::Null | Value::Bool(true)) => {}
-                (Value::Null, schema) | (schema, _) => self.check_value(&at, schema, it),
+                (Value::Null, schema) | (schema, _) => self.check_value(&at, schema, json),
             }
         }
     }

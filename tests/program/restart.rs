@@ -135,10 +135,10 @@ fn of_trackers_that_start_at_the_same_time_on_one_address_one_serves() {
         });
         assert_eq!(ended, 3, "one serves");
         let mut ready = 0;
-        for it in &mut all {
-            if it.0.try_wait().unwrap().is_some() {
+        for starting in &mut all {
+            if starting.0.try_wait().unwrap().is_some() {
                 let mut text = String::new();
-                it.0.stdout.take().unwrap().read_to_string(&mut text).unwrap();
+                starting.0.stdout.take().unwrap().read_to_string(&mut text).unwrap();
                 ready += usize::from(text.starts_with("ready"));
             }
         }

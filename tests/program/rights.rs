@@ -128,8 +128,12 @@ fn what_root_starts_belongs_to_the_user_that_it_becomes() {
         command.env("SKEP__SERVER__USER", USER.to_string());
         command.env("SKEP__HTTP__UNIX_SOCKET", &socket).env("SKEP__ACCESS__MODE", "registered");
         let mut skep = Skep::spawn(command);
-        let it = socket.metadata().unwrap();
-        assert_eq!((it.uid(), it.gid(), it.mode() & 0o777), (USER, USER, 0o660), "{socket:?}");
+        let metadata = socket.metadata().unwrap();
+        assert_eq!(
+            (metadata.uid(), metadata.gid(), metadata.mode() & 0o777),
+            (USER, USER, 0o660),
+            "{socket:?}"
+        );
         assert!(UnixStream::connect(&socket).is_ok());
         let (status, said) = skep.ask(("POST", "/api/v1/save"), "");
         assert_eq!(status, 200, "{said}");
@@ -156,8 +160,8 @@ fn nothing_that_it_makes_is_open_to_others() {
     assert_eq!(skep.ask(("POST", "/api/v1/save"), "").0, 200);
     let mut looked_at = 0;
     let mut look = |folder: &Path| {
-        for it in fs::read_dir(folder).unwrap() {
-            let path = it.unwrap().path();
+        for result in fs::read_dir(folder).unwrap() {
+            let path = result.unwrap().path();
             let mode = path.symlink_metadata().unwrap().mode();
             assert_eq!(mode & 0o077, 0, "{} {mode:o}", path.display());
             looked_at += 1;

@@ -50,8 +50,8 @@ fn fill(skep: &Skep) {
 }
 
 /// Seeders, downloads counted, leechers.
-fn counts(it: ScrapeEntry) -> (u32, u32, u32) {
-    (it.seeders, it.completed, it.leechers)
+fn counts(entry: ScrapeEntry) -> (u32, u32, u32) {
+    (entry.seeders, entry.completed, entry.leechers)
 }
 
 fn is_filled(skep: &Skep) -> bool {

@@ -151,8 +151,8 @@ enum Serving {
 impl Serving {
     fn is_alive(&mut self) -> bool {
         match self {
-            Self::First(it) => it.is_alive(),
-            Self::Later(it) => it.child.try_wait().unwrap().is_none(),
+            Self::First(skep) => skep.is_alive(),
+            Self::Later(successor) => successor.child.try_wait().unwrap().is_none(),
         }
     }
 }

@@ -617,7 +617,7 @@ fn v6_of(network: u32, subnet: u16, host: u16) -> IpAddr {
 
 /// How many peers of some IPv6 /32s are in a swarm.
 fn v6_left(store: &Store, torrent: &InfoHash, of: std::ops::Range<u32>) -> usize {
-    ports_of(store, torrent, |it| match it {
+    ports_of(store, torrent, |address| match address {
         IpAddr::V6(it) => of.contains(&it.segments()[1].into()),
         IpAddr::V4(_) => false,
     })

@@ -404,7 +404,7 @@ fn an_unknown_version_is_told_by_number() {
     for version in [0, VERSION + 1, u32::MAX] {
         let bytes = snapshot_with(&store, START, TRACKER, version);
         let fault = Snapshot::open(Cursor::new(bytes)).unwrap_err();
-        assert!(matches!(fault, SnapshotError::Version(it) if it == version), "{fault}");
+        assert!(matches!(fault, SnapshotError::Version(value) if value == version), "{fault}");
         assert!(fault.to_string().contains(&format!("version {version}")), "{fault}");
     }
 }

@@ -69,12 +69,12 @@ struct Faulty {
 
 impl Faulty {
     fn failing_at(operation: u32, error: i32, for_good: bool, halves: bool) -> Self {
-        let it = Self::default();
-        it.fails_at.set(Some(operation));
-        it.error.set(error);
-        it.for_good.set(for_good);
-        it.halves.set(halves);
-        it
+        let faulty = Self::default();
+        faulty.fails_at.set(Some(operation));
+        faulty.error.set(error);
+        faulty.for_good.set(for_good);
+        faulty.halves.set(halves);
+        faulty
     }
 
     fn ask(&self) -> io::Result<()> {
@@ -222,13 +222,13 @@ fn a_file_that_cannot_be_read_is_set_aside_and_the_previous_one_taken() {
         [1, 2].into_iter().for_each(|number| save(&whole, number).unwrap());
         let disk = Faulty::failing_at(operation, libc::EIO, false, false);
         let folder = SnapshotFolder::new(disk.clone(), directory.path().to_owned(), TRACKER);
-        let it = folder.find(START);
+        let snapshots = folder.find(START);
         if disk.asked.get() <= operation {
-            assert_eq!((found(&it), it.aside.len()), (Some(2), 0));
+            assert_eq!((found(&snapshots), snapshots.aside.len()), (Some(2), 0));
             break;
         }
-        outcomes.insert((found(&it), it.aside.len()));
-        for aside in &it.aside {
+        outcomes.insert((found(&snapshots), snapshots.aside.len()));
+        for aside in &snapshots.aside {
             assert_eq!(aside.kind, "unreadable");
             assert!(aside.name.as_ref().unwrap().exists(), "it is kept");
         }
@@ -259,9 +259,9 @@ fn what_is_no_snapshot_of_this_tracker_is_named_and_kept() {
         fs::write(directory.path().join(CURRENT), bytes).unwrap();
         fs::write(directory.path().join(TEMPORARY), "half").unwrap();
         let now = START.plus_s(77);
-        let it = folder.find(now);
-        assert_eq!((found(&it), it.aside.len()), (Some(1), 1), "the previous one");
-        let aside = &it.aside[0];
+        let snapshots = folder.find(now);
+        assert_eq!((found(&snapshots), snapshots.aside.len()), (Some(1), 1), "the previous one");
+        let aside = &snapshots.aside[0];
         assert!(aside.reason.contains(reason), "{}", aside.reason);
         let name = format!("{CURRENT}.{kind}-{}", now.seconds());
         let mut expected = [PREVIOUS, name.as_str()];
@@ -271,8 +271,8 @@ fn what_is_no_snapshot_of_this_tracker_is_named_and_kept() {
 
         // The previous one as well, in the same second: nothing is overwritten.
         fs::write(directory.path().join(PREVIOUS), bytes).unwrap();
-        let it = folder.find(now);
-        assert_eq!((found(&it), it.aside.len()), (None, 1));
+        let found_snapshots = folder.find(now);
+        assert_eq!((found(&found_snapshots), found_snapshots.aside.len()), (None, 1));
         assert_eq!(names(directory.path()), [name.clone(), format!("{name}-1")]);
         assert!(folder.find(now).aside.is_empty(), "an empty start, without a word");
     }
@@ -283,8 +283,12 @@ fn a_folder_where_a_snapshot_should_be_is_set_aside_too() {
     let directory = tempfile::tempdir().unwrap();
     let folder = SnapshotFolder::new(OsDisk, directory.path().to_owned(), TRACKER);
     fs::create_dir(directory.path().join(CURRENT)).unwrap();
-    let it = folder.find(START);
-    assert!(it.snapshot.is_none() && it.aside[0].name.is_ok(), "{:?}", it.aside);
+    let snapshots = folder.find(START);
+    assert!(
+        snapshots.snapshot.is_none() && snapshots.aside[0].name.is_ok(),
+        "{:?}",
+        snapshots.aside
+    );
     save(&folder, 1).unwrap();
     assert_eq!(found(&folder.find(START)), Some(1));
 }
@@ -315,9 +319,9 @@ fn no_kill_leaves_a_snapshot_that_loads_wrongly() {
         let names = names(directory.path());
         unfinished += u32::from(names.iter().any(|it| it == TEMPORARY));
         commits += u32::from(!names.iter().any(|it| it == CURRENT));
-        let it = folder.find(START);
-        assert!(it.aside.is_empty(), "kill {kill}: {:?}", it.aside);
-        let number = found(&it).unwrap();
+        let snapshots = folder.find(START);
+        assert!(snapshots.aside.is_empty(), "kill {kill}: {:?}", snapshots.aside);
+        let number = found(&snapshots).unwrap();
         // The one after the last that was told may have been committed, too.
         assert!((committed..=committed + 1).contains(&number), "{number}, {committed} was told");
         assert!(!directory.path().join(TEMPORARY).exists(), "kill {kill}, {saved_us} us");
@@ -336,8 +340,8 @@ fn kill_one(path: &Path, random: &mut Rng) -> (u64, u64) {
         .spawn()
         .unwrap();
     let lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
-    let mut told = lines.filter_map(|it| {
-        let (number, us) = it.split_once(" saved in ")?;
+    let mut told = lines.filter_map(|text| {
+        let (number, us) = text.split_once(" saved in ")?;
         let number = number.rsplit(' ').next()?;
         Some((number.parse::<u64>().ok()?, us.parse::<u64>().ok()?))
     });
@@ -369,8 +373,8 @@ fn moments_are_kept() {
     let folder = SnapshotFolder::new(OsDisk, directory.path().to_owned(), TRACKER);
     let at = Now::from_s(1_900_000_000);
     folder.save((&marked(3), &PasskeyTable::default()), at, at.seconds(), &mut || Ok(())).unwrap();
-    let it = folder.find(at);
-    let header = it.snapshot.as_ref().unwrap().0.header();
+    let snapshots = folder.find(at);
+    let header = snapshots.snapshot.as_ref().unwrap().0.header();
     assert_eq!((header.at_s, header.build.as_str()), (at.seconds(), env!("CARGO_PKG_VERSION")));
     let path = directory.path().join(CURRENT);
     let mode = std::os::unix::fs::PermissionsExt::mode(&fs::metadata(path).unwrap().permissions());

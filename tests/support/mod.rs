@@ -83,8 +83,8 @@ pub(crate) fn command() -> Command {
         "LISTEN_FDS",
         "LISTEN_FDNAMES",
     ];
-    unset.iter().for_each(|it| {
-        command.env_remove(it);
+    unset.iter().for_each(|text| {
+        command.env_remove(text);
     });
     command
 }
@@ -344,7 +344,8 @@ impl Metrics {
     /// The sum of all series of a name whose labels hold `label`.
     pub(crate) fn sum(&self, name: &str, label: &str) -> f64 {
         let of_name = |line: &&str| {
-            line.strip_prefix(name).is_some_and(|it| it.starts_with('{')) && line.contains(label)
+            line.strip_prefix(name).is_some_and(|text| text.starts_with('{'))
+                && line.contains(label)
         };
         let value = |line: &str| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap();
         self.text.lines().filter(of_name).map(value).sum()

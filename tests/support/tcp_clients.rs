@@ -28,11 +28,11 @@ impl Certificate {
     /// Writes a new pair into a folder, over what is there.
     pub(crate) fn write(folder: &Path) -> Self {
         let names = ["localhost".to_owned(), "127.0.0.1".to_owned()];
-        let it = rcgen::generate_simple_self_signed(names).unwrap();
+        let certified_key = rcgen::generate_simple_self_signed(names).unwrap();
         let files =
             Self { certificate: folder.join("certificate.pem"), key: folder.join("key.pem") };
-        std::fs::write(&files.key, it.signing_key.serialize_pem()).unwrap();
-        std::fs::write(&files.certificate, it.cert.pem()).unwrap();
+        std::fs::write(&files.key, certified_key.signing_key.serialize_pem()).unwrap();
+        std::fs::write(&files.certificate, certified_key.cert.pem()).unwrap();
         files
     }
 
@@ -88,8 +88,8 @@ impl Response {
     pub(crate) fn bencoded(&self) -> BTreeMap<Vec<u8>, bt_bencode::Value> {
         assert_eq!(self.status, 200, "{self:?}");
         match bt_bencode::from_slice(&self.body).unwrap() {
-            bt_bencode::Value::Dict(it) => {
-                it.into_iter().map(|(key, value)| (key.into_vec(), value)).collect()
+            bt_bencode::Value::Dict(map) => {
+                map.into_iter().map(|(key, value)| (key.into_vec(), value)).collect()
             }
             other => panic!("{other:?}"),
         }

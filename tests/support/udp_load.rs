@@ -97,9 +97,9 @@ fn send(
             let on_their_way = |sent: u32| u64::from(sent) - here.load(Ordering::Relaxed);
             while f64::from(sent) < due && on_their_way(sent) < ON_THEIR_WAY_MAX {
                 let torrent = u8::try_from(sent % 50).unwrap();
-                let it = leecher(torrent, 1000 + number);
+                let announcement = leecher(torrent, 1000 + number);
                 let transaction = TransactionId(sent.to_be_bytes());
-                let bytes = encode_announce(id, transaction, &it, &mut buffer);
+                let bytes = encode_announce(id, transaction, &announcement, &mut buffer);
                 // Nobody listens for a moment only if there is nobody at all: that is a loss.
                 let _ = socket.send(&buffer[..bytes]);
                 sent += 1;

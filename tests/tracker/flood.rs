@@ -112,7 +112,7 @@ impl Flooded {
 
     /// With an id that is valid, or off by this.
     fn announce(&mut self, source: IpAddr, forged: u64) -> Result<(AnnounceReply, usize), Dropped> {
-        let it = Announcement {
+        let announcement = Announcement {
             info_hash: self.torrent,
             peer_id: PeerId([6; 20]),
             downloaded: 0,
@@ -125,7 +125,7 @@ impl Flooded {
         };
         let mut request = [0; ANNOUNCE_BYTES];
         let id = self.ids.issue(self.now, source) ^ forged;
-        encode_announce(id, TransactionId([9; 4]), &it, &mut request);
+        encode_announce(id, TransactionId([9; 4]), &announcement, &mut request);
         let reply = self.send(source, &request)?;
         match decode(&reply, Family::V4).unwrap() {
             (_, Reply::Announced(reply, peers)) => Ok((reply, peers.len())),

@@ -83,7 +83,7 @@ impl Doors {
 
     /// Announces by UDP with the path of its URL, as BEP 41 has it.
     fn udp(&mut self, torrent: InfoHash, path: &str) -> Told {
-        let it = Announcement {
+        let announcement = Announcement {
             info_hash: torrent,
             peer_id: PeerId(*b"-XX0000-cccccccccccc"),
             downloaded: 70 * self.moved,
@@ -96,7 +96,7 @@ impl Doors {
         };
         let mut request = vec![0; ANNOUNCE_BYTES];
         let id = self.ids.issue(NOW, CLIENT);
-        encode_announce(id, TransactionId([9; 4]), &it, &mut request);
+        encode_announce(id, TransactionId([9; 4]), &announcement, &mut request);
         request.extend([2, u8::try_from(path.len()).unwrap()]);
         request.extend(path.bytes());
         self.send(&request)

@@ -127,10 +127,10 @@ impl Conversation {
             self.frontend.prefetch(stage, request);
         }
         let answer = self.frontend.handle(self.now, self.source, request, &mut out);
-        self.answer = answer.map(|it| {
-            let reply = &out[..it.bytes];
+        self.answer = answer.map(|answered| {
+            let reply = &out[..answered.bytes];
             let is_error = reply.starts_with(&[0, 0, 0, 3]);
-            assert_eq!(it.refusal.is_some(), is_error, "what is counted is what is sent");
+            assert_eq!(answered.refusal.is_some(), is_error, "what is counted is what is sent");
             assert!(!is_error || reply.len() <= request.len(), "an error never outgrows");
             reply.to_vec()
         });

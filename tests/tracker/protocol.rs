@@ -59,9 +59,9 @@ fn connect(transaction: TransactionId) -> Vec<u8> {
     out[..bytes].to_vec()
 }
 
-fn announce(id: u64, transaction: TransactionId, it: &Announcement) -> Vec<u8> {
+fn announce(id: u64, transaction: TransactionId, announcement: &Announcement) -> Vec<u8> {
     let mut out = [0; ANNOUNCE_BYTES];
-    let bytes = client::encode_announce(id, transaction, it, &mut out);
+    let bytes = client::encode_announce(id, transaction, announcement, &mut out);
     out[..bytes].to_vec()
 }
 

@@ -59,7 +59,7 @@ impl World {
         event: Event,
         numwant: i32,
     ) -> (usize, usize) {
-        let it = Announcement {
+        let announcement = Announcement {
             info_hash: InfoHash([5; 20]),
             peer_id: PeerId([6; 20]),
             downloaded: 0,
@@ -72,7 +72,7 @@ impl World {
         };
         let mut request = [0; ANNOUNCE_BYTES];
         let id = self.ids.issue(NOW, source);
-        encode_announce(id, TransactionId([9; 4]), &it, &mut request);
+        encode_announce(id, TransactionId([9; 4]), &announcement, &mut request);
         request[84..88].copy_from_slice(&claimed);
         let mut out = [0; REPLY_BYTES_MAX];
         let source = SocketAddr::new(source, 50_000);

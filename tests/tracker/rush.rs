@@ -271,7 +271,7 @@ impl World {
 
     fn announce_udp(&mut self, number: usize, of: u32, event: Event) -> Told {
         let client = &self.clients[number];
-        let it = Announcement {
+        let announcement = Announcement {
             info_hash: torrent(of),
             peer_id: PeerId([u8::try_from(number % 256).unwrap(); 20]),
             downloaded: 0,
@@ -284,7 +284,7 @@ impl World {
         };
         let mut request = vec![0; ANNOUNCE_BYTES];
         let id = client.id.unwrap().0;
-        encode_announce(id, TransactionId([9; 4]), &it, &mut request);
+        encode_announce(id, TransactionId([9; 4]), &announcement, &mut request);
         request.extend([2, u8::try_from(self.path.len()).unwrap()]);
         request.extend(self.path.bytes());
         let Some(reply) = self.datagram(number, &request) else { return Told::Nothing };

@@ -111,17 +111,17 @@ impl Figures {
         for (name, traffic) in [("honest", &self.honest), ("attack", &self.attack)] {
             out.extend(traffic.as_ref().map(|it| it.text(name)));
         }
-        for it in &self.measures {
-            let value = it.value.map_or_else(|| "not known".to_owned(), short);
-            out.push_str(&format!("{:<24} {value:>12}  {}\n", it.name, it.meaning));
+        for measure in &self.measures {
+            let value = measure.value.map_or_else(|| "not known".to_owned(), short);
+            out.push_str(&format!("{:<24} {value:>12}  {}\n", measure.name, measure.meaning));
         }
         match &self.server {
-            Some(it) => out.push_str(&format!(
+            Some(server_use) => out.push_str(&format!(
                 "server      {:.2} cores; RSS {:.1} MiB before, {:.1} MiB after, peak {:.1} MiB\n",
-                it.cores,
-                mib(it.rss_start_bytes),
-                mib(it.rss_bytes),
-                mib(it.rss_peak_bytes)
+                server_use.cores,
+                mib(server_use.rss_start_bytes),
+                mib(server_use.rss_bytes),
+                mib(server_use.rss_peak_bytes)
             )),
             None => out.push_str("server      not a process of this host: no CPU, no memory\n"),
         }

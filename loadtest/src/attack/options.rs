@@ -201,22 +201,23 @@ mod tests {
 
     #[test]
     fn options_of_other_profiles_are_refused() {
-        let it = AttackArguments { ports: Some(7), ..AttackArguments::default() };
-        assert!(it.are_given());
-        assert_eq!(it.attack(Profile::Sybil).unwrap().ports, 7);
-        assert!(it.attack(Profile::Flood).unwrap_err().contains("--ports"));
-        let it = AttackArguments { expect_honest: Some(1.5), ..AttackArguments::default() };
-        assert!(it.attack(Profile::Flood).unwrap_err().contains("--expect"));
+        let arguments = AttackArguments { ports: Some(7), ..AttackArguments::default() };
+        assert!(arguments.are_given());
+        assert_eq!(arguments.attack(Profile::Sybil).unwrap().ports, 7);
+        assert!(arguments.attack(Profile::Flood).unwrap_err().contains("--ports"));
+        let attack_arguments =
+            AttackArguments { expect_honest: Some(1.5), ..AttackArguments::default() };
+        assert!(attack_arguments.attack(Profile::Flood).unwrap_err().contains("--expect"));
     }
 
     #[test]
     fn expectations_are_bounds_of_measures() {
-        let it = AttackArguments {
+        let arguments = AttackArguments {
             expect_kept: Some(0.99),
             memory_cap: Some(1 << 30),
             ..AttackArguments::default()
         };
         let wanted = [("kept_share", Bound::AtLeast(0.99)), ("rss_of_cap", Bound::AtMost(1.05))];
-        assert_eq!(it.expected(), wanted);
+        assert_eq!(arguments.expected(), wanted);
     }
 }

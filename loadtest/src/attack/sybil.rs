@@ -99,7 +99,7 @@ struct Asking {
 impl Asking {
     fn new(plan: &Plan, wanted: IpAddr, honest: u16) -> Self {
         let wanted = match wanted {
-            IpAddr::V4(it) => it.octets(),
+            IpAddr::V4(address) => address.octets(),
             IpAddr::V6(_) => [0; 4],
         };
         let (seed, numwant) = (plan.seed, plan.numwant);
@@ -141,7 +141,7 @@ mod tests {
     #[test]
     fn addresses_in_replies_are_counted() {
         let plan = Profile::Smoke.plan();
-        let mut it = Asking::new(&plan, [127, 0, 0, 9].into(), 2);
+        let mut asking = Asking::new(&plan, [127, 0, 0, 9].into(), 2);
         let pending = Pending {
             intended_ns: 0,
             sent_ns: 0,
@@ -153,9 +153,9 @@ mod tests {
         };
         let head = AnnounceReply { interval_s: 1, min_interval_s: 1, leechers: 1, seeders: 1 };
         let (sybil, other) = ([127, 0, 0, 9, 0, 1], [127, 0, 9, 9, 0, 1]);
-        it.answered(&pending, &Reply::Announced(head, &[sybil, other, sybil].concat()));
-        it.answered(&pending, &Reply::Announced(head, &other));
-        assert_eq!((it.replies, it.peers, it.found, it.most), (2, 4, 2, 2));
-        assert_eq!(std::iter::from_fn(|| it.next(0)).count(), 2);
+        asking.answered(&pending, &Reply::Announced(head, &[sybil, other, sybil].concat()));
+        asking.answered(&pending, &Reply::Announced(head, &other));
+        assert_eq!((asking.replies, asking.peers, asking.found, asking.most), (2, 4, 2, 2));
+        assert_eq!(std::iter::from_fn(|| asking.next(0)).count(), 2);
     }
 }

@@ -76,8 +76,8 @@ pub(crate) struct Traffic {
     pub(crate) latency: Histogram<u64>,
 }
 
-fn quantiles<S: Serializer>(it: &Histogram<u64>, serializer: S) -> Result<S::Ok, S::Error> {
-    Latency::of(it).serialize(serializer)
+fn quantiles<S: Serializer>(histogram: &Histogram<u64>, serializer: S) -> Result<S::Ok, S::Error> {
+    Latency::of(histogram).serialize(serializer)
 }
 
 impl Traffic {
@@ -144,9 +144,9 @@ impl Traffic {
         let by_kind: Vec<String> = Kind::ALL
             .into_iter()
             .filter(|it| self.sent.of(*it) > 0)
-            .map(|it| {
-                let (answered, sent) = (self.answered.of(it), self.sent.of(it));
-                format!("{} of {} {}s", grouped(answered), grouped(sent), it.label())
+            .map(|kind| {
+                let (answered, sent) = (self.answered.of(kind), self.sent.of(kind));
+                format!("{} of {} {}s", grouped(answered), grouped(sent), kind.label())
             })
             .collect();
         let latency = Latency::of(&self.latency);

@@ -230,26 +230,26 @@ mod tests {
     #[test]
     fn filling_asks_for_each_peer_once_and_for_the_lost_again() {
         let plan = Plan { torrents: 10, peers: 35, ..Profile::Smoke.plan() };
-        let mut it = Filling::new(&plan, 4);
-        let asks: Vec<Ask> = std::iter::from_fn(|| it.next(0)).collect();
+        let mut filling = Filling::new(&plan, 4);
+        let asks: Vec<Ask> = std::iter::from_fn(|| filling.next(0)).collect();
         let peers: HashSet<_> = asks.iter().map(|it| (it.torrent.1, it.source, it.port)).collect();
         assert_eq!((asks.len(), peers.len()), (35, 35));
-        it.failed(&pending(&asks[7]));
-        let again = it.next(0).unwrap();
+        filling.failed(&pending(&asks[7]));
+        let again = filling.next(0).unwrap();
         assert_eq!((again.item, again.source, again.port), (7, asks[7].source, asks[7].port));
-        assert!(it.next(0).is_none());
+        assert!(filling.next(0).is_none());
         for _ in 1..TRIES_MAX {
-            it.failed(&pending(&asks[7]));
+            filling.failed(&pending(&asks[7]));
         }
-        let more = std::iter::from_fn(|| it.next(0)).count();
+        let more = std::iter::from_fn(|| filling.next(0)).count();
         assert_eq!(more, usize::from(TRIES_MAX) - 2, "given up in the end");
     }
 
     #[test]
     fn counting_covers_every_torrent_once() {
         let plan = Plan { torrents: 100, ..Profile::Smoke.plan() };
-        let mut it = Counting::new(&plan);
-        let parts: Vec<_> = std::iter::from_fn(|| it.next(0)).collect();
+        let mut counting = Counting::new(&plan);
+        let parts: Vec<_> = std::iter::from_fn(|| counting.next(0)).collect();
         let parts: Vec<_> = parts.iter().map(|it| (it.torrent.1, it.count)).collect();
         assert_eq!(parts, [(0, 74), (74, 26)]);
     }
@@ -257,9 +257,9 @@ mod tests {
     #[test]
     fn attackers_stay_among_the_torrents() {
         for (kind, torrents) in [(Kind::Scrape, 80), (Kind::Scrape, 3), (Kind::Announce, 3)] {
-            let mut it = Attacking { kind, seed: 1, torrents, numwant: 50, asked: 0 };
+            let mut attacking = Attacking { kind, seed: 1, torrents, numwant: 50, asked: 0 };
             for _ in 0..100 {
-                let ask = it.next(1).unwrap();
+                let ask = attacking.next(1).unwrap();
                 let hashes = if kind == Kind::Scrape { ask.count.into() } else { 1 };
                 assert!(ask.torrent.1 + hashes <= torrents);
             }

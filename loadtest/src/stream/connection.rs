@@ -312,8 +312,8 @@ impl Connection {
         }
         match judged {
             Ok((http::Said::Refused(reason), _)) => run.tally.error(reason),
-            Ok((http::Said::Announced(it), _)) => {
-                run.tally.peers += it.peer_count() as u64;
+            Ok((http::Said::Announced(announce), _)) => {
+                run.tally.peers += announce.peer_count() as u64;
                 run.tally.peer_replies += u64::from(pending.count > 0);
                 settle(&mut self.members, &pending, now_ns, run);
             }

@@ -251,9 +251,12 @@ mod tests {
         let plan = Arc::new(Profile::Smoke.plan());
         let endpoint = Endpoint::local("127.0.0.1:1".parse().unwrap(), Protocol::Http);
         let clock = Clock::start();
-        let mut it = Generator::new(&plan, &endpoint, clock, Vec::new(), 0..0).unwrap();
-        let tally = it.run(Task::Fill, &AtomicU64::new(0)).tally;
-        assert_eq!((tally.answered_all(), it.resident(), it.open_connections()), (0, 0, 0));
+        let mut generator = Generator::new(&plan, &endpoint, clock, Vec::new(), 0..0).unwrap();
+        let tally = generator.run(Task::Fill, &AtomicU64::new(0)).tally;
+        assert_eq!(
+            (tally.answered_all(), generator.resident(), generator.open_connections()),
+            (0, 0, 0)
+        );
         assert!(tally.elapsed_ns < NS_PER_S);
     }
 }

@@ -155,9 +155,9 @@ pub(crate) struct World {
 /// The first invariant that does not hold, with the moment.
 pub(crate) fn run(seed: u64, sabotage: Option<Sabotage>) -> Result<Tally, Violation> {
     let mut world = World::new(seed, sabotage);
-    world.run().map_err(|it| {
-        let what = format!("after {} s: {}", world.mono_ns / S, it.what);
-        Violation { what, ..it }
+    world.run().map_err(|violation| {
+        let what = format!("after {} s: {}", world.mono_ns / S, violation.what);
+        Violation { what, ..violation }
     })?;
     Ok(world.tally)
 }
@@ -356,9 +356,10 @@ impl World {
     fn judge_counts(&self) -> Judged {
         for family in Family::ALL {
             let (mut received, mut met) = (0, 0);
-            for it in self.site.counters.iter().map(|it| it.datagrams(family)) {
-                received += it.received.get();
-                let all = it.answered.iter().chain(&it.refused).chain(&it.dropped);
+            for counters in self.site.counters.iter().map(|it| it.datagrams(family)) {
+                received += counters.received.get();
+                let all =
+                    counters.answered.iter().chain(&counters.refused).chain(&counters.dropped);
                 met += all.map(Counter::get).sum::<u64>();
             }
             let shown = self.tally.datagrams[family as usize];

@@ -107,7 +107,7 @@ impl Site {
 /// The datagram worker that the kernel picks for a source.
 pub(crate) fn worker_of(source: IpAddr, port: u16) -> usize {
     let last = match source {
-        IpAddr::V4(it) => it.octets()[3],
+        IpAddr::V4(address) => address.octets()[3],
         IpAddr::V6(it) => it.octets()[15],
     };
     (usize::from(last) + usize::from(port)) % WORKERS

@@ -31,10 +31,10 @@ fn number(value: &Value, key: &str) -> u32 {
 fn peers_of(reply: &Value) -> Vec<SocketAddr> {
     let peers = reply.get("peers").unwrap();
     if let Some(list) = peers.as_list() {
-        let peer = |it: &Value| {
-            let ip = it.get("ip").unwrap().as_byte_str().unwrap().as_slice();
+        let peer = |value: &Value| {
+            let ip = value.get("ip").unwrap().as_byte_str().unwrap().as_slice();
             let ip: IpAddr = std::str::from_utf8(ip).unwrap().parse().unwrap();
-            SocketAddr::new(ip, number(it, "port").try_into().unwrap())
+            SocketAddr::new(ip, number(value, "port").try_into().unwrap())
         };
         return list.iter().map(peer).collect();
     }

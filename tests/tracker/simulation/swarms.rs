@@ -50,7 +50,7 @@ impl Who {
             // Of those that may be browsers, every twelfth has the same address.
             Self::Web(client) if client % 12 == 6 => (kind, scope, nowhere, 0),
             Self::Web(client) => (kind, scope, nowhere, 1 + u16::try_from(client).unwrap()),
-            Self::At(it) if scope == 2 => (kind, scope, it.ip(), it.port()),
+            Self::At(address) if scope == 2 => (kind, scope, address.ip(), address.port()),
             Self::At(it) if scope == 1 => {
                 let host = match it.ip() {
                     IpAddr::V4(_) => it.ip(),
@@ -78,7 +78,7 @@ impl Who {
     fn scope(self) -> u8 {
         match self {
             Self::Web(_) => 0,
-            Self::At(it) => match it.ip() {
+            Self::At(address) => match address.ip() {
                 IpAddr::V4(it) if it.is_loopback() => 2,
                 IpAddr::V4(it) => u8::from(it.is_private()),
                 IpAddr::V6(it) if it.is_loopback() => 2,
@@ -101,7 +101,7 @@ pub(crate) struct Said {
 impl Said {
     /// Whether its peer accepts no connections.
     pub(crate) fn accepts_nothing(&self) -> bool {
-        matches!(self.who, Who::At(it) if it.port() < 2)
+        matches!(self.who, Who::At(address) if address.port() < 2)
     }
 
     /// What the peer is after it; `None` where it leaves.
@@ -202,8 +202,8 @@ impl Torrent {
         let there: BTreeMap<SocketAddr, &ListedPeer> =
             listed.iter().filter_map(|it| Some((it.address?, it))).collect();
         let mut web: BTreeMap<(u8, u64), usize> = BTreeMap::new();
-        for it in listed.iter().filter(|it| it.address.is_none()) {
-            *web.entry((it.role as u8, it.age_s.into())).or_default() += 1;
+        for peer in listed.iter().filter(|it| it.address.is_none()) {
+            *web.entry((peer.role as u8, peer.age_s.into())).or_default() += 1;
         }
         // Of WebRTC peers the store tells no names: the latest are the ones that stay.
         let mut peers: Vec<(Who, Known)> = self.peers.iter().map(|it| (*it.0, *it.1)).collect();
@@ -365,7 +365,7 @@ impl Swarms {
     pub(crate) fn may_be_handed(&self, said: &Said, who: Who) -> Judged {
         hold(who != said.who, Invariant::NeverTheAsker, || format!("{said:?}"))?;
         let shown = who.scope() == 0 || who.scope() == said.who.scope();
-        let named = !matches!(who, Who::At(it) if it.port() < 2);
+        let named = !matches!(who, Who::At(address) if address.port() < 2);
         hold(shown && named, Invariant::RightScope, || format!("{who:?} for {said:?}"))?;
         let peers = self.torrents.get(&said.torrent).map(|it| &it.peers);
         let known = peers.and_then(|it| it.get(&who));

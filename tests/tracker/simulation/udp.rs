@@ -21,7 +21,7 @@ pub(crate) struct Issued(BTreeMap<(IpAddr, u64), (u8, Now)>);
 fn shared(source: IpAddr) -> IpAddr {
     match source {
         IpAddr::V4(_) => source,
-        IpAddr::V6(it) => IpAddr::V6((it.to_bits() >> 64 << 64).into()),
+        IpAddr::V6(address) => IpAddr::V6((address.to_bits() >> 64 << 64).into()),
     }
 }
 
@@ -286,11 +286,11 @@ impl World {
 /// Compact peers, decoded.
 pub(crate) fn compact(kind: PeerKind, peers: &[u8]) -> Vec<SocketAddr> {
     let stride = if kind == PeerKind::V4 { 6 } else { 18 };
-    let peer = |it: &[u8]| {
-        let port = u16::from_be_bytes(be(it, stride - 2));
+    let peer = |bytes: &[u8]| {
+        let port = u16::from_be_bytes(be(bytes, stride - 2));
         match kind {
-            PeerKind::V4 => SocketAddr::from((be::<4>(it, 0), port)),
-            _ => SocketAddr::from((be::<16>(it, 0), port)),
+            PeerKind::V4 => SocketAddr::from((be::<4>(bytes, 0), port)),
+            _ => SocketAddr::from((be::<16>(bytes, 0), port)),
         }
     };
     peers.chunks(stride).map(peer).collect()
