@@ -105,7 +105,7 @@ impl Generator {
             clock,
             clients,
             slots: SlotTable::new(open.max(closed)),
-            incoming: ReceiveBatch::without_sources(BATCH),
+            incoming: ReceiveBatch::new(BATCH),
             outgoing: SendBatch::new(BATCH),
             segments: plan.gso.then(|| SegmentedBatch::new(ANNOUNCE_BYTES)),
             random: fastrand::Rng::with_seed(mix(plan.seed ^ (u64::from(first) << 32))),

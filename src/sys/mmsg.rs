@@ -33,27 +33,13 @@ pub struct Received<'a> {
 pub struct ReceiveBatch {
     datagrams: Datagrams,
     received: usize,
-    with_sources: bool,
 }
 
 impl ReceiveBatch {
-    /// A batch that tells where each datagram came from.
+    /// A batch without datagrams.
     pub fn new(capacity: usize) -> Self {
-        let mut batch =
-            Self { datagrams: Datagrams::new(capacity), received: capacity, with_sources: true };
+        let mut batch = Self { datagrams: Datagrams::new(capacity), received: capacity };
         batch.clear();
-        batch
-    }
-
-    /// A batch for connected sockets, whose peer is known: the kernel copies no addresses.
-    pub fn without_sources(capacity: usize) -> Self {
-        let mut batch = Self::new(capacity);
-        batch.with_sources = false;
-        for index in 0..capacity {
-            let header = &mut batch.datagrams.headers.get_mut(index).msg_hdr;
-            header.msg_name = ptr::null_mut();
-            header.msg_namelen = 0;
-        }
         batch
     }
 
@@ -123,9 +109,7 @@ impl ReceiveBatch {
     fn clear(&mut self) {
         for index in 0..self.received {
             let header = &mut self.datagrams.headers.get_mut(index).msg_hdr;
-            if self.with_sources {
-                header.msg_namelen = ADDRESS_V6_BYTES;
-            }
+            header.msg_namelen = ADDRESS_V6_BYTES;
             header.msg_controllen = CONTROL_BYTES as _;
             header.msg_flags = 0;
         }
@@ -259,16 +243,16 @@ mod tests {
     }
 
     #[test]
-    fn connected_sockets_need_no_addresses() {
+    fn a_connected_socket_sends_without_an_address() {
         let (client, server) = pair();
         client.connect(server.local_addr().unwrap()).unwrap();
         let mut out = SendBatch::new(1);
         out.push(0, &RawAddress::NONE, None);
         assert_eq!(out.flush(&client, |error| panic!("{error}")), 1);
-        let mut batch = ReceiveBatch::without_sources(2);
+        let mut batch = ReceiveBatch::new(2);
         assert_eq!(batch.receive(&server).unwrap(), 1);
         assert!(batch.get(0).payload.is_empty());
-        assert_eq!(batch.get(0).source.to_socket_addr(), None);
+        assert_eq!(batch.get(0).source.to_socket_addr(), client.local_addr().ok());
     }
 
     #[test]

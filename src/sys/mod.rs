@@ -20,7 +20,6 @@ pub(crate) mod readiness;
 pub mod regular_file;
 pub(crate) mod ring;
 pub(crate) mod ring_host;
-pub mod seccomp;
 pub mod serving_lock;
 pub mod signals;
 pub mod socket;

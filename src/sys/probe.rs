@@ -224,7 +224,6 @@ fn diagnose(error: &io::Error, sysctl: u8, status: &str) -> UringDenial {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sys::seccomp::deny_io_uring;
 
     const PLAIN: &str = "CapEff:\t0000000000000000\nSeccomp:\t0\n";
     const FILTERED: &str = "CapEff:\t0000000000000000\nSeccomp:\t2\n";
@@ -253,32 +252,6 @@ mod tests {
         }
         let silence = io::ErrorKind::TimedOut.into();
         assert_eq!(diagnose(&silence, 0, PLAIN), UringDenial::NoTraffic);
-    }
-
-    /// The verdict of a thread whose io_uring calls fail with `errno`.
-    fn probe_denied(errno: i32) -> UringProbeError {
-        let probed = std::thread::spawn(move || deny_io_uring(errno).map(|()| probe()));
-        probed.join().unwrap().unwrap().unwrap_err()
-    }
-
-    #[test]
-    fn a_filter_as_dockers_is_named_with_its_remedy() {
-        let error = probe_denied(libc::EPERM);
-        let text = error.to_string();
-        assert!(matches!(error.cause(), UringDenial::Seccomp | UringDenial::Sysctl(_)), "{text}");
-        assert!(text.contains("remedy:"), "{text}");
-        if error.cause() == UringDenial::Seccomp {
-            assert!(text.contains("seccomp profile denies"), "{text}");
-            assert!(text.contains("allow io_uring_setup"), "{text}");
-        }
-    }
-
-    #[test]
-    fn a_filter_as_podmans_is_named_with_its_remedy() {
-        let error = probe_denied(libc::ENOSYS);
-        let text = error.to_string();
-        assert_eq!(error.cause(), UringDenial::Missing);
-        assert!(text.contains("Podman") && text.contains("remedy: allow io_uring_setup"), "{text}");
     }
 
     #[test]

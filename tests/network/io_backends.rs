@@ -14,14 +14,14 @@ use std::time::Duration;
 use skep::metrics::{IoEvent, WorkerCounters};
 use skep::sys::clock::Clock;
 use skep::sys::mmsg::DATAGRAM_BYTES_MAX;
-use skep::sys::probe::probe;
-use skep::sys::seccomp::{command_without_io_uring, deny_io_uring};
+use skep::sys::probe::{Cause, ProbeError, probe};
 use skep::sys::socket::{BoundUdp, UdpOptions, bind_udp};
 use skep::time::Now;
 use skep::types::{Action, Answered, Dropped, Family};
 use skep::worker::Responder;
 use skep::worker::datagram::{DatagramBackend, DatagramWorker};
 
+use crate::support::seccomp::without_io_uring;
 use crate::support::{assert_passed, child_arguments, texts};
 
 /// Answers with the datagram's length and a checksum over it; runs one command when told to.
@@ -388,8 +388,7 @@ fn udp(source_port: u16, target_port: u16) -> Vec<u8> {
 
 #[test]
 fn a_worker_that_is_denied_a_ring_says_so() {
-    let denied = std::thread::spawn(|| {
-        deny_io_uring(libc::EPERM).unwrap();
+    let denied = without_io_uring(libc::EPERM, || {
         let sockets = [bind_udp("127.0.0.1:0".parse().unwrap(), &UdpOptions::default()).unwrap()];
         let counters = WorkerCounters::default();
         let mut echo = Echo { on_cut: || (), upkeeps: Arc::default() };
@@ -403,8 +402,32 @@ fn a_worker_that_is_denied_a_ring_says_so() {
         }
         .run(&mut echo)
     });
-    let error = denied.join().unwrap().unwrap_err();
+    let error = denied.unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
+}
+
+fn probe_denied(errno: i32) -> ProbeError {
+    without_io_uring(errno, probe).unwrap_err()
+}
+
+#[test]
+fn a_filter_as_dockers_is_named_with_its_remedy() {
+    let error = probe_denied(libc::EPERM);
+    let text = error.to_string();
+    assert!(matches!(error.cause(), Cause::Seccomp | Cause::Sysctl(_)), "{text}");
+    assert!(text.contains("remedy:"), "{text}");
+    if error.cause() == Cause::Seccomp {
+        assert!(text.contains("seccomp profile denies"), "{text}");
+        assert!(text.contains("allow io_uring_setup"), "{text}");
+    }
+}
+
+#[test]
+fn a_filter_as_podmans_is_named_with_its_remedy() {
+    let error = probe_denied(libc::ENOSYS);
+    let text = error.to_string();
+    assert_eq!(error.cause(), Cause::Missing);
+    assert!(text.contains("Podman") && text.contains("remedy: allow io_uring_setup"), "{text}");
 }
 
 /// Runs one test of this program again, in a child that `command` has prepared.
@@ -432,9 +455,10 @@ fn a_child_process_meets_what_container_runtimes_do() {
     }
     let name = "a_child_process_meets_what_container_runtimes_do";
     let program = std::env::current_exe().unwrap();
-    let text = run_again(command_without_io_uring(&mut Command::new(&program), libc::ENOSYS), name);
+    let run_with = |errno| without_io_uring(errno, || run_again(&mut Command::new(&program), name));
+    let text = run_with(libc::ENOSYS);
     assert!(text.contains("verdict missing") && text.contains("remedy: allow"), "{text}");
-    let text = run_again(command_without_io_uring(&mut Command::new(&program), libc::EPERM), name);
+    let text = run_with(libc::EPERM);
     let named = ["verdict seccomp", "verdict sysctl"].iter().any(|it| text.contains(it));
     assert!(named && text.contains("remedy:"), "{text}");
 }

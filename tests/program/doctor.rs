@@ -8,8 +8,8 @@ use skep::cli::doctor::{Answers, Host, Patient, Severity, examine};
 use skep::config::Config;
 use skep::snapshot::{CURRENT, Header, VERSION, Writer};
 use skep::sys::clock::synchronisation;
-use skep::sys::seccomp::{command_without_clock, command_without_io_uring};
 
+use crate::support::seccomp::{without_clock, without_io_uring};
 use crate::support::{Skep, assert_bad_usage, command, run, texts};
 
 /// Every name there is on a host with connection tracking in use.
@@ -127,14 +127,14 @@ fn what_keeps_skep_from_starting_is_a_problem_and_ends_with_1() {
 fn denied_io_uring_is_told_with_its_remedy() {
     let state = tempfile::tempdir().unwrap();
     let mut denied = doctor(&state, &["--json", "--io", "uring"]);
-    let (found, code) = findings(command_without_io_uring(&mut denied, libc::EPERM));
-    let value = finding(&found, "kernel.io_uring");
-    assert_eq!((&value["severity"], code), (&"problem".into(), Some(1)), "{value}");
-    assert!(value["remedy"].as_str().unwrap().contains("server.io = \"auto\""), "{value}");
-    let json = finding(&found, "kernel.seccomp");
-    assert_eq!(json["severity"], "warning", "{json}");
+    let (found, code) = without_io_uring(libc::EPERM, || findings(&mut denied));
+    let it = finding(&found, "kernel.io_uring");
+    assert_eq!((&it["severity"], code), (&"problem".into(), Some(1)), "{it}");
+    assert!(it["remedy"].as_str().unwrap().contains("server.io = \"auto\""), "{it}");
+    let it = finding(&found, "kernel.seccomp");
+    assert_eq!(it["severity"], "warning", "{it}");
     let mut denied = doctor(&state, &["--json", "--io", "auto"]);
-    let (found, code) = findings(command_without_io_uring(&mut denied, libc::EPERM));
+    let (found, code) = without_io_uring(libc::EPERM, || findings(&mut denied));
     assert_eq!(finding(&found, "kernel.io_uring")["severity"], "warning");
     assert_eq!(code, Some(code_of(&found)));
 }
@@ -152,7 +152,7 @@ fn the_kernel_is_asked_whether_the_clock_is_kept_right() {
     assert!(fact.contains(said) || fact.starts_with("cannot tell"), "{fact}");
     assert_eq!(fact.starts_with("cannot tell"), fact.contains("adjtimex: "), "{fact}");
     let mut denied = doctor(&state, &["--json"]);
-    let (found, code) = findings(command_without_clock(&mut denied, libc::EPERM));
+    let (found, code) = without_clock(libc::EPERM, || findings(&mut denied));
     let fact = finding(&found, "time.synchronised")["fact"].as_str().unwrap();
     let is_left_a_file = fs::exists("/run/systemd/timesync/synchronized").unwrap();
     let said = if is_left_a_file { "systemd-timesyncd" } else { "(adjtimex: Operation not perm" };

@@ -11,9 +11,9 @@ use std::time::Duration;
 
 use skep::protocol::udp::client::{Announcement, encode_announce};
 use skep::protocol::udp::{ANNOUNCE_BYTES, TransactionId};
-use skep::sys::seccomp::command_without_io_uring;
 use skep::types::{Event, Family, InfoHash};
 
+use crate::support::seccomp::without_io_uring;
 use crate::support::{
     Client, Metrics, Skep, backends, command, deny_port, eventually, has_io_uring, has_ipv6,
     leecher, run, seeder, takes_sigterm, texts,
@@ -467,18 +467,16 @@ fn an_address_of_another_skep_is_in_use() {
     assert!(stderr.contains(&format!("cannot listen on udp {address}")), "{stderr}");
 }
 
-/// Starts as under a container runtime's filter.
-fn start_filtered(errno: i32, io: &str) -> Command {
+fn start_with_io(io: &str) -> Command {
     let mut command = command();
     command.args(["--listen", "127.0.0.1:0", "--workers", "1", "--io", io]);
-    command_without_io_uring(&mut command, errno);
     command
 }
 
 #[test]
 fn where_io_uring_is_denied_it_serves_without_and_says_why() {
     for (errno, reasons) in [(EPERM, ["seccomp", "sysctl"]), (ENOSYS, ["missing", "missing"])] {
-        let skep = Skep::spawn(start_filtered(errno, "auto"));
+        let skep = without_io_uring(errno, || Skep::spawn(start_with_io("auto")));
         assert_eq!(skep.ready_value("io"), "mmsg");
         Client::connect(skep.udp[0]).announce(&leecher(7, 6881));
         let log = skep.log_with("ready ");
@@ -494,8 +492,9 @@ fn where_io_uring_is_denied_it_serves_without_and_says_why() {
 #[test]
 fn where_io_uring_is_denied_but_demanded_it_does_not_start() {
     for errno in [EPERM, ENOSYS] {
-        let mut command = start_filtered(errno, "uring");
-        let output = command.args(["--admin", "127.0.0.1:0"]).output().unwrap();
+        let mut command = start_with_io("uring");
+        command.args(["--admin", "127.0.0.1:0"]);
+        let output = without_io_uring(errno, || command.output().unwrap());
         let (_, stderr) = texts(&output);
         assert_eq!(output.status.code(), Some(1), "{stderr}");
         assert!(stderr.contains("remedy: ") && stderr.contains("--io auto"), "{stderr}");

@@ -9,9 +9,9 @@ use std::path::Path;
 use bt_bencode::Value as Bencoded;
 use bt_bencode::value::Number;
 use serde_json::{Value, json};
-use skep::sys::seccomp::command_without_io_uring;
 use skep::types::InfoHash;
 
+use crate::support::seccomp::without_io_uring;
 use crate::support::tcp_clients::{
     Browser, Certificate, Response, announce, ask, ask_with, connect, exchange, read_response,
     web_announce,
@@ -311,9 +311,8 @@ fn a_proxy_names_the_client_only_where_it_is_trusted() {
 #[test]
 fn where_io_uring_is_denied_tcp_is_served_all_the_same() {
     let mut command = command();
-    command_without_io_uring(&mut command, EPERM);
     command.args(["--listen", "127.0.0.1:0", "--workers", "2"]);
-    let skep = Skep::spawn(command);
+    let skep = without_io_uring(EPERM, || Skep::spawn(command));
     assert_eq!(skep.ready_value("io"), "mmsg");
     assert_eq!(integer(&ask(skep.tcp[0], &announce(1, 1001, "&left=1")), "incomplete"), 1);
     let reply = Browser::open(skep.tcp[0], None).ask(&web_announce(1, 7, 1, 0));

@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test program uses a part")]
 #![allow(clippy::disallowed_methods, reason = "deadlines of tests are no time of the core")]
 
+pub(crate) mod seccomp;
 pub(crate) mod tcp_clients;
 pub(crate) mod udp_load;
 pub(crate) mod webtorrent_workers;
