@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use mio::event::Event;
 use mio::{Registry, Token};
+use tungstenite::protocol::frame::coding::{Control, Data, OpCode};
 
 use crate::check::Invalid;
 use crate::endpoint::Endpoint;
@@ -17,7 +18,7 @@ use crate::requests::{Members, Request};
 use crate::slots::{Kind, Pending};
 use crate::sources::Origin;
 
-use super::frames::{self, BINARY, CLOSE, PING, PONG, TEXT};
+use super::frames::{self, PONG, TEXT};
 use super::http;
 use super::link::Link;
 use super::messages::{self, Heard};
@@ -368,19 +369,19 @@ impl Connection {
     /// One frame.
     fn heard(
         &mut self,
-        opcode: u8,
+        opcode: OpCode,
         payload: &[u8],
         now_ns: u64,
         shared: &mut Shared,
         run: &mut Run,
     ) -> Result<(), Invalid> {
         match opcode {
-            TEXT | BINARY => {}
-            PING => {
+            OpCode::Data(Data::Text | Data::Binary) => {}
+            OpCode::Control(Control::Ping) => {
                 self.send_frame(PONG, payload, shared);
                 return Ok(());
             }
-            CLOSE => {
+            OpCode::Control(Control::Close) => {
                 if let Some(link) = &mut self.link {
                     link.closed = true;
                 }
@@ -463,7 +464,7 @@ impl Connection {
     }
 
     /// Sends a frame; what cannot be sent now shows in the next event.
-    fn send_frame(&mut self, opcode: u8, payload: &[u8], shared: &mut Shared) {
+    fn send_frame(&mut self, opcode: OpCode, payload: &[u8], shared: &mut Shared) {
         let Some(link) = &mut self.link else { return };
         shared.out.clear();
         let mask = shared.random.u32(..).to_ne_bytes();

@@ -1,8 +1,11 @@
 //! RFC 6455 as a client needs it: the upgrade, text frames out, any frames of a tracker in.
 
+use std::io::Cursor;
 use std::ops::Range;
 
 use skep::client::http::head;
+use tungstenite::protocol::frame::FrameHeader;
+use tungstenite::protocol::frame::coding::{Control, Data, OpCode};
 
 use crate::check::Invalid;
 
@@ -13,12 +16,9 @@ const ACCEPT: &[u8] = b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
 /// The longest message that is taken.
 const MESSAGE_BYTES_MAX: usize = 1 << 20;
 
-/// Frames' opcodes.
-pub(crate) const TEXT: u8 = 1;
-pub(crate) const BINARY: u8 = 2;
-pub(crate) const CLOSE: u8 = 8;
-pub(crate) const PING: u8 = 9;
-pub(crate) const PONG: u8 = 10;
+/// The opcodes that are sent.
+pub(crate) const TEXT: OpCode = OpCode::Data(Data::Text);
+pub(crate) const PONG: OpCode = OpCode::Control(Control::Pong);
 
 /// The request that opens a WebSocket.
 pub(crate) fn upgrade(target: &str, authority: &str) -> Vec<u8> {
@@ -40,63 +40,36 @@ pub(crate) fn upgraded(input: &[u8]) -> Result<Option<usize>, Invalid> {
 }
 
 /// Appends a frame, masked as a client's must be.
-pub(crate) fn push_frame(out: &mut Vec<u8>, opcode: u8, payload: &[u8], mask: [u8; 4]) {
-    const FINAL: u8 = 0x80;
-    const MASKED: u8 = 0x80;
-    out.push(FINAL | opcode);
-    match u16::try_from(payload.len()) {
-        Ok(length) if length < 126 => out.push(MASKED | u8::try_from(length).unwrap_or(0)),
-        Ok(length) => {
-            out.push(MASKED | 126);
-            out.extend(length.to_be_bytes());
-        }
-        Err(_) => {
-            out.push(MASKED | 127);
-            out.extend((payload.len() as u64).to_be_bytes());
-        }
-    }
-    out.extend(mask);
-    let start = out.len();
-    out.extend_from_slice(payload);
-    for chunk in out[start..].chunks_mut(4) {
-        chunk.iter_mut().zip(mask).for_each(|(byte, mask)| *byte ^= mask);
-    }
+pub(crate) fn push_frame(out: &mut Vec<u8>, opcode: OpCode, payload: &[u8], mask: [u8; 4]) {
+    let head = FrameHeader { opcode, mask: Some(mask), ..FrameHeader::default() };
+    let written = head.format(payload.len() as u64, out);
+    debug_assert!(written.is_ok(), "a vector takes everything");
+    out.extend(payload.iter().zip(mask.into_iter().cycle()).map(|(byte, mask)| byte ^ mask));
 }
 
 /// A whole frame at the start of the input.
 pub(crate) struct Frame {
-    pub(crate) opcode: u8,
+    pub(crate) opcode: OpCode,
     pub(crate) payload: Range<usize>,
 }
 
 /// Finds the end of the first frame; `None` where more has to come. Fragments are not expected: no
 /// tracker has a reason to cut its short messages.
 pub(crate) fn frame(input: &[u8]) -> Result<Option<Frame>, Invalid> {
-    let [first, second, rest @ ..] = input else { return Ok(None) };
-    let is_whole = first & 0xf0 == 0x80;
-    let is_masked = second & 0x80 != 0;
-    if !is_whole || is_masked {
+    const MASKED: u8 = 0x80;
+    if input.get(1).is_some_and(|second| second & MASKED != 0) {
         return Err(Invalid::NotWebSocket);
     }
-    let (start, length) = match second {
-        126 => match rest.first_chunk() {
-            Some(it) => (4, usize::from(u16::from_be_bytes(*it))),
-            None => return Ok(None),
-        },
-        127 => match rest.first_chunk() {
-            Some(it) => {
-                let length = usize::try_from(u64::from_be_bytes(*it));
-                (10, length.map_err(|_| Invalid::Oversized)?)
-            }
-            None => return Ok(None),
-        },
-        length => (2, usize::from(*length)),
-    };
-    if length > MESSAGE_BYTES_MAX {
-        return Err(Invalid::Oversized);
+    let mut cursor = Cursor::new(input);
+    let parsed = FrameHeader::parse(&mut cursor).map_err(|_| Invalid::NotWebSocket)?;
+    let Some((head, length)) = parsed else { return Ok(None) };
+    if !head.is_final || head.rsv1 || head.rsv2 || head.rsv3 {
+        return Err(Invalid::NotWebSocket);
     }
-    let payload = start..start + length;
-    Ok((payload.end <= input.len()).then_some(Frame { opcode: first & 0x0f, payload }))
+    let start = usize::try_from(cursor.position()).map_err(|_| Invalid::Oversized)?;
+    let length = usize::try_from(length).ok().filter(|bytes| *bytes <= MESSAGE_BYTES_MAX);
+    let payload = start..start + length.ok_or(Invalid::Oversized)?;
+    Ok((payload.end <= input.len()).then_some(Frame { opcode: head.opcode, payload }))
 }
 
 #[cfg(test)]
@@ -130,8 +103,13 @@ mod tests {
 
     #[test]
     fn what_no_server_may_send_is_refused() {
-        for bad in [&[0x81, 0x80][..], &[0x01, 0], &[0xc1, 0], &[0x81, 127, 1, 0, 0, 0, 0, 0, 0, 0]]
-        {
+        for bad in [
+            &[0x81, 0x80][..],
+            &[0x01, 0],
+            &[0xc1, 0],
+            &[0x83, 0],
+            &[0x81, 127, 1, 0, 0, 0, 0, 0, 0, 0],
+        ] {
             assert!(frame(bad).is_err(), "{bad:?}");
         }
     }
