@@ -118,13 +118,6 @@ fn lead_ns() -> i64 {
     std::iter::repeat_with(pair).take(TRIES).min().map_or(0, |it| it.1)
 }
 
-/// Microseconds of the monotonic clock, as the service manager counts them.
-pub fn monotonic_us() -> u64 {
-    let time = clock_gettime(ClockId::Monotonic);
-    let [seconds, ns] = [time.tv_sec, time.tv_nsec].map(|it| u64::try_from(it).unwrap_or(0));
-    seconds * 1_000_000 + ns / 1000
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -152,20 +152,16 @@ pub fn cookie(socket: impl AsFd) -> io::Result<u64> {
 /// The first descriptor that a service manager passes.
 const FIRST: RawFd = 3;
 
-/// Takes over `count` descriptors that the service manager has passed (sd_listen_fds(3)): those
-/// from 3 on that are open. No child will inherit them. To be called once, before this process
-/// opens anything: whatever is open there counts as passed.
-#[must_use]
-pub fn inherited(count: usize) -> Vec<(usize, OwnedFd)> {
-    let mut them = Vec::new();
-    for (place, fd) in (FIRST..).take(count).enumerate() {
-        // SAFETY: a number that is no descriptor is refused with EBADF.
-        if unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) } == 0 {
-            // SAFETY: it is open, and its owner was whoever started us, who meant it for us.
-            them.push((place, unsafe { OwnedFd::from_raw_fd(fd) }));
-        }
-    }
-    them
+/// Takes over the descriptors that the service manager has passed (sd_listen_fds(3)), each with its
+/// name. No child will inherit them. To be called once, before this process opens anything.
+///
+/// # Errors
+/// The environment does not describe the descriptors that are open. None is taken over then.
+pub fn inherited() -> io::Result<Vec<(String, OwnedFd)>> {
+    let passed = sd_notify::listen_fds_with_names()?;
+    // SAFETY: it was found open, and its owner was whoever started us, who meant it for us.
+    let own = |(fd, name)| (name, unsafe { OwnedFd::from_raw_fd(fd) });
+    Ok(passed.map(own).collect())
 }
 
 /// Lets a child process start with these descriptors from 3 on, as a service manager does.

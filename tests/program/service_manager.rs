@@ -163,6 +163,20 @@ fn sockets_of_a_socket_unit_are_served() {
 }
 
 #[test]
+fn sockets_that_the_environment_does_not_describe_are_an_error_with_a_remedy() {
+    let manager = Manager::new();
+    for (variable, value) in [("LISTEN_FDS", "3"), ("LISTEN_FDNAMES", "one:two:three")] {
+        let (udp, tcp) = udp_and_tcp();
+        let unit = |it: OwnedFd| ("skep.socket".to_owned(), it);
+        let mut command = manager.service_with(vec![unit(udp.into()), unit(tcp.into())]);
+        let output = command.env(variable, value).output().unwrap();
+        let (_, stderr) = support::texts(&output);
+        assert_eq!(output.status.code(), Some(1), "{stderr}");
+        assert!(stderr.contains("remedy: LISTEN_FDS counts"), "{stderr}");
+    }
+}
+
+#[test]
 fn what_a_socket_unit_listens_on_outlives_every_process_that_serves_it() {
     // One that passes sockets, and wants to hear nothing.
     let manager = Manager::new();

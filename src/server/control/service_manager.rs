@@ -1,7 +1,9 @@
-//! What the service manager is told (sd_notify(3)): readiness, the end, a sign of life, and the
-//! sockets it is to keep while no process of ours runs.
+//! Messages to the service manager (sd_notify(3)): readiness, the end, a sign of life, and the
+//! sockets it keeps while no process of ours runs.
 //!
-//! Without `NOTIFY_SOCKET` all of this does nothing.
+//! sd-notify knows the messages and the environment. They are sent here, as its `notify` (0.5)
+//! reaches no abstract address, and waits without end for a manager that reads nothing. Without
+//! `NOTIFY_SOCKET` all of this does nothing.
 
 use std::os::fd::BorrowedFd;
 use std::os::linux::net::SocketAddrExt as _;
@@ -10,8 +12,9 @@ use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::time::Duration;
 use std::{ffi::OsStr, io};
 
+use sd_notify::NotifyState;
+
 use crate::server::sockets::inherited::OwnedSockets;
-use crate::sys::clock::monotonic_us;
 use crate::sys::descriptors;
 
 /// How long the manager may leave a message unread.
@@ -31,13 +34,9 @@ impl ServiceManager {
         let Some(address) = std::env::var_os("NOTIFY_SOCKET").filter(|it| !it.is_empty()) else {
             return Self::default();
         };
-        let number = |name| std::env::var(name).ok()?.parse::<u64>().ok();
-        let is_ours = number("WATCHDOG_PID").is_none_or(|it| it == u64::from(std::process::id()));
-        let watchdog_us = number("WATCHDOG_USEC").filter(|it| is_ours && *it > 0);
+        let watchdog = sd_notify::watchdog_enabled().filter(|it| !it.is_zero());
         match connect(&address) {
-            Ok(socket) => {
-                Self { socket: Some(socket), watchdog: watchdog_us.map(Duration::from_micros) }
-            }
+            Ok(socket) => Self { socket: Some(socket), watchdog },
             Err(error) => {
                 tracing::warn!("the service manager cannot be told anything: {error}");
                 Self::default()
@@ -59,51 +58,59 @@ impl ServiceManager {
 
     /// Every socket answers. Names the process, as it may have taken over from another.
     pub(crate) fn ready(&self, status: &str) {
-        self.say(&format!("READY=1\nMAINPID={}\nSTATUS={status}", std::process::id()));
+        let process = NotifyState::MainPid(std::process::id());
+        self.notify(&[NotifyState::Ready, process, NotifyState::Status(status)]);
     }
 
     /// What goes on.
     pub(crate) fn status(&self, status: &str) {
-        self.say(&format!("STATUS={status}"));
+        self.notify(&[NotifyState::Status(status)]);
     }
 
     /// Settings are read again; [`Self::ready`] ends that.
     pub(crate) fn reloading(&self) {
-        self.say(&format!("RELOADING=1\nMONOTONIC_USEC={}", monotonic_us()));
+        if let Ok(now) = NotifyState::monotonic_usec_now() {
+            self.notify(&[NotifyState::Reloading, now]);
+        }
     }
 
     /// The end has begun, and may take so long.
     pub(crate) fn stopping(&self, status: &str, at_most: Duration) {
-        let at_most_us = at_most.as_micros();
-        self.say(&format!("STOPPING=1\nSTATUS={status}\nEXTEND_TIMEOUT_USEC={at_most_us}"));
+        let at_most_us = u32::try_from(at_most.as_micros()).unwrap_or(u32::MAX);
+        let timeout = NotifyState::ExtendTimeoutUsec(at_most_us);
+        self.notify(&[NotifyState::Stopping, NotifyState::Status(status), timeout]);
     }
 
     /// A sign of life.
     pub(crate) fn alive(&self) {
-        self.say("WATCHDOG=1");
+        self.notify(&[NotifyState::Watchdog]);
     }
 
     /// Gives it all sockets to keep, and takes back those of these names.
     pub(crate) fn keep(&self, owned: &OwnedSockets, gone: &[String]) {
         for name in gone {
-            self.say(&format!("FDSTOREREMOVE=1\nFDNAME={name}"));
+            let name = format!("FDNAME={name}");
+            self.notify(&[NotifyState::Custom("FDSTOREREMOVE=1"), NotifyState::Custom(&name)]);
         }
         if self.is_there() {
             for (name, socket) in owned.named() {
                 // One that is there already is kept once, under its first name. No poll: the
                 // manager would throw a socket away that is in error, as a UDP socket may be.
-                self.send(&format!("FDSTORE=1\nFDPOLL=0\nFDNAME={name}"), &[socket]);
+                let name = format!("FDNAME={name}");
+                let store = ["FDSTORE=1", "FDPOLL=0", &name].map(NotifyState::Custom);
+                self.send(&store, &[socket]);
             }
         }
     }
 
-    fn say(&self, text: &str) {
-        self.send(text, &[]);
+    fn notify(&self, states: &[NotifyState<'_>]) {
+        self.send(states, &[]);
     }
 
-    fn send(&self, text: &str, them: &[BorrowedFd<'_>]) {
+    fn send(&self, states: &[NotifyState<'_>], sockets: &[BorrowedFd<'_>]) {
         let Some(socket) = &self.socket else { return };
-        if let Err(error) = descriptors::send(socket, text.as_bytes(), them) {
+        let lines: Vec<_> = states.iter().map(NotifyState::to_string).collect();
+        if let Err(error) = descriptors::send(socket, lines.join("\n").as_bytes(), sockets) {
             tracing::debug!(%error, "the service manager does not listen");
         }
     }

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use socket2::{Domain, SockRef, Type};
 
+use crate::server::StartError;
 use crate::sys::descriptors;
 
 /// Sockets that are taken over at most.
@@ -105,20 +106,22 @@ struct InheritedSocket {
 impl InheritedSockets {
     /// What the service manager has passed (sd_listen_fds(3)). To be called before anything else
     /// opens descriptors.
-    pub(crate) fn of_process() -> Self {
-        let number = |name| std::env::var(name).ok()?.parse::<usize>().ok();
-        let ours = usize::try_from(std::process::id()).ok();
-        if number("LISTEN_PID").filter(|it| Some(*it) == ours).is_none() {
-            return Self::default();
-        }
-        let count = number("LISTEN_FDS").unwrap_or(0).min(SOCKETS_MAX);
-        let names = std::env::var("LISTEN_FDNAMES").unwrap_or_default();
-        let names: Vec<_> = names.split(':').collect();
+    ///
+    /// # Errors
+    /// The environment does not describe what was passed. A socket that nobody reads would keep its
+    /// share of what clients send.
+    pub(crate) fn of_process() -> Result<Self, StartError> {
+        let passed = descriptors::inherited().map_err(|error| {
+            StartError::Failed(format!(
+                "cannot take the sockets that were passed: {error}; remedy: LISTEN_FDS counts the \
+                 open descriptors from 3 on, and LISTEN_FDNAMES, if set, has a name for each"
+            ))
+        })?;
         let mut sockets = Self::default();
-        for (place, socket) in descriptors::inherited(count) {
-            sockets.add(names.get(place).copied().unwrap_or_default(), socket);
+        for (name, socket) in passed {
+            sockets.add(&name, socket);
         }
-        sockets
+        Ok(sockets)
     }
 
     /// Adds a socket that the service manager has passed under this name; what is none of ours, or

@@ -47,7 +47,7 @@ use crate::sys::socket::BoundUdp;
 /// # Errors
 /// As [`crate::server::run`].
 pub(crate) fn serve(source: Source, take_over: bool) -> Result<(), StartError> {
-    let mut inherited_sockets = InheritedSockets::of_process();
+    let mut inherited_sockets = InheritedSockets::of_process()?;
     // A pipe's end is waited for, which a signal has to be able to break off.
     let config = source.load()?;
     let base = ControlRuntime::new()?;
