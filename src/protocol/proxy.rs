@@ -8,7 +8,8 @@
 //! ```
 //!
 //! Whoever can send such a header can name any source, so it may only be asked for where the
-//! socket's address is trusted.
+//! socket's address is trusted. It is read here, as what ppp (2.3) makes of a header depends on
+//! where packets end, and a line may lack its CR; the last test has the cases.
 #![warn(clippy::indexing_slicing)]
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -130,6 +131,7 @@ where
 #[cfg(test)]
 #[allow(clippy::indexing_slicing, reason = "a test may stop")]
 mod tests {
+    use ppp::{HeaderResult, PartialResult as _, v1, v2};
     use proptest::collection::vec;
     use proptest::prelude::*;
 
@@ -248,9 +250,49 @@ mod tests {
         }
 
         #[test]
+        fn headers_that_ppp_writes_are_read(
+            source in any::<SocketAddr>(),
+            value in vec(any::<u8>(), 0..99),
+        ) {
+            let (both, unmapped) = ((source, source), source.ip().to_canonical());
+            let expected = Some(SocketAddr::new(unmapped, source.port()).to_string());
+            let line = v1::Addresses::from(both).to_string();
+            prop_assert_eq!(read(line.as_bytes()), (line.len(), expected.clone()));
+            for command in [v2::Command::Local, v2::Command::Proxy] {
+                let version = v2::Version::Two | command;
+                let header = v2::Builder::with_addresses(version, v2::Protocol::Stream, both);
+                let bytes = header.write_tlv(v2::Type::NoOp, &value).unwrap().build().unwrap();
+                let expected = expected.clone().filter(|_| command == v2::Command::Proxy);
+                prop_assert_eq!(read(&bytes), (bytes.len(), expected));
+            }
+        }
+
+        #[test]
         fn no_preamble_is_too_strange(rest in vec(any::<u8>(), 0..200)) {
             let _ = (parse(&rest), parse(&[&SIGNATURE[..], &rest].concat()));
             let _ = parse(&[WORD, &rest].concat());
         }
+    }
+
+    #[test]
+    fn ppp_takes_a_line_without_cr_and_refuses_headers_that_are_allowed() {
+        // A line without CR, but only if nothing follows.
+        let bare = b"PROXY TCP4 6.6.6.6 192.0.2.1 4711 80 \n";
+        assert!(matches!(HeaderResult::parse(bare), HeaderResult::V1(Ok(_))));
+        let followed = [&bare[..], b"GET /\r\n"].concat();
+        assert!(matches!(HeaderResult::parse(&followed), HeaderResult::V1(Err(_))));
+        assert_eq!((parse(bare), parse(&followed)), (Ok(Preamble::More), Err(BadHeader)));
+        // A line whose last port comes in the next packet is invalid, not incomplete.
+        let cut = b"PROXY TCP4 198.51.100.7 192.0.2.1 4711 ";
+        assert!(HeaderResult::parse(cut).is_complete());
+        assert_eq!(parse(cut), Ok(Preamble::More));
+        // What follows UNKNOWN is to be ignored; with five words, the line never ends.
+        let unknown = b"PROXY UNKNOWN a b c d e\r\n";
+        assert!(HeaderResult::parse(unknown).is_incomplete());
+        assert_eq!(read(unknown), (unknown.len(), None));
+        // The family of a balancer's own connection is to be ignored.
+        let own = header(0x20, 0x11, &[]);
+        assert!(HeaderResult::parse(&own).is_complete() && v2::Header::try_from(&own[..]).is_err());
+        assert_eq!(read(&own), (16, None));
     }
 }
