@@ -265,7 +265,7 @@ impl<S: Send + Sync> axum::extract::FromRequestParts<S> for ListPath {
     type Rejection = ApiError;
 
     async fn from_request_parts(
-        parts: &mut axum::http::request::Parts,
+        parts: &mut http::request::Parts,
         state: &S,
     ) -> Result<Self, ApiError> {
         type Parts = (String, String, String);

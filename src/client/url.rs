@@ -1,10 +1,15 @@
 //! Trackers' URLs.
 
 use std::fmt;
+use std::net::Ipv6Addr;
 use std::str::FromStr;
 
+use http::Uri;
+use strum::EnumString;
+
 /// How a tracker is spoken to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, EnumString)]
+#[strum(serialize_all = "lowercase", ascii_case_insensitive)]
 pub enum Scheme {
     /// BEP 15.
     Udp,
@@ -19,14 +24,6 @@ pub enum Scheme {
 }
 
 impl Scheme {
-    const ALL: [(&'static str, Self); 5] = [
-        ("udp://", Self::Udp),
-        ("http://", Self::Http),
-        ("https://", Self::Https),
-        ("ws://", Self::Ws),
-        ("wss://", Self::Wss),
-    ];
-
     /// Whether it is spoken through TLS.
     pub fn has_tls(self) -> bool {
         matches!(self, Self::Https | Self::Wss)
@@ -87,31 +84,29 @@ impl FromStr for Url {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
+        if !text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'#') {
+            return Err("a URL holds printable ASCII without spaces and #; escape as %XX".into());
+        }
         let wrong = || ALLOWED.to_owned();
-        let mut schemes = Scheme::ALL.into_iter();
-        let found = schemes.find_map(|(prefix, it)| Some((it, text.strip_prefix(prefix)?)));
-        let (scheme, rest) = found.ok_or_else(wrong)?;
-        let (authority, path) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
-        let (host, port) = match authority.rsplit_once(':') {
-            // The colons of an address in brackets are its own.
-            Some((host, port)) if !port.contains(']') => (host, port.parse().ok()),
-            _ => (authority, scheme.port()),
+        let uri: Uri = text.parse().map_err(|_| wrong())?;
+        let name = uri.scheme_str().ok_or_else(wrong)?;
+        let scheme: Scheme = name.parse().map_err(|_| wrong())?;
+        let authority = uri.authority().ok_or_else(wrong)?.as_str();
+        let host = uri.host().filter(|host| !host.is_empty()).ok_or_else(wrong)?;
+        // `Uri` has no port where it is none, and a host without the user before it.
+        let port = match authority.strip_prefix(host).ok_or_else(wrong)? {
+            "" => scheme.port(),
+            port => port.strip_prefix(':').and_then(|digits| digits.parse().ok()),
         };
-        let port = port.filter(|it| *it > 0).ok_or_else(wrong)?;
-        let bare = host.strip_prefix('[').and_then(|it| it.strip_suffix(']'));
-        let is_host = |it: &u8| it.is_ascii_alphanumeric() || matches!(it, b'-' | b'.' | b'_');
-        let sound = match bare {
-            Some(address) => address.parse::<std::net::Ipv6Addr>().is_ok(),
-            None => !host.is_empty() && host.bytes().all(|it| is_host(&it)),
-        };
-        if !sound {
+        let port = port.filter(|port| *port > 0).ok_or_else(wrong)?;
+        let bare = host.strip_prefix('[').and_then(|address| address.strip_suffix(']'));
+        if bare.is_some_and(|address| address.parse::<Ipv6Addr>().is_err()) {
             return Err(wrong());
         }
+        // As given: `Uri` has a slash where there is no path.
+        let path = &text[name.len() + "://".len() + authority.len()..];
         if path.len() > PATH_BYTES_MAX {
             return Err(format!("a path of more than {PATH_BYTES_MAX} bytes"));
-        }
-        if !path.bytes().all(|it| it.is_ascii_graphic() && it != b'#') {
-            return Err("a path holds printable ASCII without spaces and #; escape as %XX".into());
         }
         let (text, path) = (text.to_owned(), path.to_owned());
         Ok(Self { text, scheme, host: bare.unwrap_or(host).to_owned(), port, path })
@@ -145,6 +140,8 @@ mod tests {
         assert_eq!((it.scheme, it.port, it.target().as_str()), (Scheme::Https, 443, "/?x"));
         let it = parse("ws://[::1]/").unwrap();
         assert_eq!((it.scheme, it.authority().as_str()), (Scheme::Ws, "[::1]:80"));
+        let it = parse("WSS://a_b.example:1/x/a_b.example:1").unwrap();
+        assert_eq!((it.scheme, it.port, &*it.path), (Scheme::Wss, 1, "/x/a_b.example:1"));
     }
 
     #[test]
@@ -158,6 +155,14 @@ mod tests {
             "udp://a:x",
             "http://",
             "http://a:99999",
+            "http://a:x/",
+            "http://a:/",
+            "http://[::1]x/",
+            "http://[a]/",
+            "http://a:80@a/",
+            "http://a@a:80/",
+            "/announce",
+            "a",
             "http://u@a/",
             "http://a b/",
             "http://::1/",
