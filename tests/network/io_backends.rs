@@ -14,7 +14,7 @@ use std::time::Duration;
 use skep::metrics::{IoEvent, WorkerCounters};
 use skep::sys::clock::Clock;
 use skep::sys::mmsg::DATAGRAM_BYTES_MAX;
-use skep::sys::probe::{Cause, ProbeError, probe};
+use skep::sys::probe::{UringDenial, UringProbeError, probe};
 use skep::sys::socket::{BoundUdp, UdpOptions, bind_udp};
 use skep::time::Now;
 use skep::types::{Action, Answered, Dropped, Family};
@@ -406,7 +406,7 @@ fn a_worker_that_is_denied_a_ring_says_so() {
     assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
 }
 
-fn probe_denied(errno: i32) -> ProbeError {
+fn probe_denied(errno: i32) -> UringProbeError {
     without_io_uring(errno, probe).unwrap_err()
 }
 
@@ -414,9 +414,9 @@ fn probe_denied(errno: i32) -> ProbeError {
 fn a_filter_as_dockers_is_named_with_its_remedy() {
     let error = probe_denied(libc::EPERM);
     let text = error.to_string();
-    assert!(matches!(error.cause(), Cause::Seccomp | Cause::Sysctl(_)), "{text}");
+    assert!(matches!(error.cause(), UringDenial::Seccomp | UringDenial::Sysctl(_)), "{text}");
     assert!(text.contains("remedy:"), "{text}");
-    if error.cause() == Cause::Seccomp {
+    if error.cause() == UringDenial::Seccomp {
         assert!(text.contains("seccomp profile denies"), "{text}");
         assert!(text.contains("allow io_uring_setup"), "{text}");
     }
@@ -426,7 +426,7 @@ fn a_filter_as_dockers_is_named_with_its_remedy() {
 fn a_filter_as_podmans_is_named_with_its_remedy() {
     let error = probe_denied(libc::ENOSYS);
     let text = error.to_string();
-    assert_eq!(error.cause(), Cause::Missing);
+    assert_eq!(error.cause(), UringDenial::Missing);
     assert!(text.contains("Podman") && text.contains("remedy: allow io_uring_setup"), "{text}");
 }
 

@@ -1,5 +1,5 @@
-//! Messages to the service manager (sd_notify(3)): readiness, the end, a sign of life, and the
-//! sockets it keeps while no process of ours runs.
+//! Messages to the service manager (sd_notify(3)): readiness, stopping, the watchdog, and the sockets
+//! it keeps while no process of ours runs.
 //!
 //! sd-notify knows the messages and the environment. They are sent here, as its `notify` (0.5)
 //! reaches no abstract address, and waits without end for a manager that reads nothing. Without
@@ -24,7 +24,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 #[derive(Debug, Default)]
 pub(crate) struct ServiceManager {
     socket: Option<UnixDatagram>,
-    /// Within what time it wants a sign of life.
+    /// The watchdog's time.
     watchdog: Option<Duration>,
 }
 
@@ -38,7 +38,7 @@ impl ServiceManager {
         match connect(&address) {
             Ok(socket) => Self { socket: Some(socket), watchdog },
             Err(error) => {
-                tracing::warn!("the service manager cannot be told anything: {error}");
+                tracing::warn!(%error, "service manager not notified: cannot reach NOTIFY_SOCKET");
                 Self::default()
             }
         }
@@ -49,20 +49,20 @@ impl ServiceManager {
         self.socket.is_some()
     }
 
-    /// How often it is to be told that this process lives, if it wants to know (thrice in the time
-    /// after which it would act), and by whom.
+    /// How often to reset the watchdog, if there is one: three times in its time; and a handle to
+    /// do that with.
     pub(crate) fn watchdog(&self) -> Option<(Duration, Self)> {
         let socket = self.socket.as_ref()?.try_clone().ok()?;
         Some((self.watchdog? / 3, Self { socket: Some(socket), watchdog: None }))
     }
 
-    /// Every socket answers. Names the process, as it may have taken over from another.
+    /// Every socket is served. Names the process, as it may have taken over from another.
     pub(crate) fn ready(&self, status: &str) {
         let process = NotifyState::MainPid(std::process::id());
         self.notify(&[NotifyState::Ready, process, NotifyState::Status(status)]);
     }
 
-    /// What goes on.
+    /// Sets the status text.
     pub(crate) fn status(&self, status: &str) {
         self.notify(&[NotifyState::Status(status)]);
     }
@@ -74,19 +74,20 @@ impl ServiceManager {
         }
     }
 
-    /// The end has begun, and may take so long.
+    /// The process is stopping, which takes this long at most.
     pub(crate) fn stopping(&self, status: &str, at_most: Duration) {
+        // 71 minutes fit; the longest drain takes one hour.
         let at_most_us = u32::try_from(at_most.as_micros()).unwrap_or(u32::MAX);
         let timeout = NotifyState::ExtendTimeoutUsec(at_most_us);
         self.notify(&[NotifyState::Stopping, NotifyState::Status(status), timeout]);
     }
 
-    /// A sign of life.
+    /// Resets the watchdog.
     pub(crate) fn alive(&self) {
         self.notify(&[NotifyState::Watchdog]);
     }
 
-    /// Gives it all sockets to keep, and takes back those of these names.
+    /// Stores all sockets with it, and removes those of these names.
     pub(crate) fn keep(&self, owned: &OwnedSockets, gone: &[String]) {
         for name in gone {
             let name = format!("FDNAME={name}");
@@ -111,7 +112,7 @@ impl ServiceManager {
         let Some(socket) = &self.socket else { return };
         let lines: Vec<_> = states.iter().map(NotifyState::to_string).collect();
         if let Err(error) = descriptors::send(socket, lines.join("\n").as_bytes(), sockets) {
-            tracing::debug!(%error, "the service manager does not listen");
+            tracing::debug!(%error, "service manager not notified");
         }
     }
 }
