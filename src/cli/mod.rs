@@ -53,6 +53,8 @@ enum Command {
     Run(Run),
     /// Print every setting, commented, with its default
     Config(Print),
+    /// Print every metric, as docs/metrics.md has them
+    Metrics,
     /// Judge the configuration that `run` would use, without starting
     Check(Settings),
     /// Judge this host: kernel, buffers, connection tracking, limits, each with its remedy
@@ -117,6 +119,7 @@ pub fn main() -> ExitCode {
             "markdown" => Config::to_markdown(),
             _ => Config::default().to_commented_toml(),
         }),
+        Command::Metrics => print(&server::metrics_page()),
         Command::Doctor(options) => return doctor::run(&options),
         Command::Probe(options) => return probe::run(&options),
         Command::Torrent(command) => return torrent::run(command),

@@ -7,7 +7,7 @@ use arc_swap::ArcSwap;
 use crate::access_store::AccessManager;
 use crate::frontend::http::FullScrapeLimits;
 use crate::frontend::stats::Pages;
-use crate::limiter::Limiter;
+use crate::limiter::{self, Limiter};
 use crate::server::live_options::LiveOptions;
 use crate::server::memory::Keeper;
 use crate::server::snapshots::Snapshots;
@@ -35,9 +35,49 @@ pub(super) struct AppContext {
 }
 
 impl AppContext {
+    /// One of a store without torrents, and of workers that have yet to start.
+    pub(super) fn new(
+        store: Store,
+        access_manager: AccessManager,
+        options: LiveOptions,
+        snapshots: Arc<Snapshots>,
+    ) -> Self {
+        let store = Arc::new(store);
+        Self {
+            access_manager: Arc::new(access_manager),
+            memory: Keeper::new(store.clone(), options.memory),
+            store,
+            options: Arc::new(ArcSwap::from_pointee(options)),
+            clients: Arc::default(),
+            families: Arc::default(),
+            sources: Arc::default(),
+            load: Arc::default(),
+            limiter: Arc::new(Limiter::new(limiter::Sizes::default(), None)),
+            pages: Arc::default(),
+            full_scrapes: Arc::default(),
+            snapshots,
+            clock: Clock::start(),
+        }
+    }
+
     /// Puts new options in force, for everything that starts from now on.
     pub(super) fn apply(&self, options: LiveOptions) {
         self.memory.set(options.memory);
         self.options.store(Arc::new(options));
+    }
+}
+
+#[cfg(test)]
+impl AppContext {
+    /// One of a tracker with default settings that keeps nothing.
+    pub(super) fn of_a_test() -> Self {
+        use crate::server::options;
+        let folder = tempfile::tempdir().unwrap();
+        let mut config = crate::config::Config::default();
+        config.server.state_dir = folder.path().to_str().unwrap().to_owned();
+        let keys = options::keys(&config).unwrap();
+        let access_manager = AccessManager::open(&options::access(&config)).unwrap();
+        let live = options::live(&config, &keys, options::admin_token(&config, false, None));
+        Self::new(Store::new(options::store(&config)), access_manager, live, Arc::default())
     }
 }

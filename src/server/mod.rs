@@ -40,6 +40,7 @@ use crate::sys::stream::uring;
 use sockets::listeners;
 
 pub use error::StartError;
+pub use metrics::metrics_page;
 pub(crate) use state_directory::KEY_VARIABLE;
 
 /// Serves until SIGTERM or SIGINT, or until a successor has taken over. Blocks. With `take_over`

@@ -100,6 +100,14 @@ fn the_page_on_configuration_is_what_is_printed() {
     );
 }
 
+#[test]
+fn the_page_on_metrics_is_what_is_printed() {
+    let page = fs::read_to_string(Path::new(ROOT).join("docs/metrics.md"));
+    let (printed, _) = texts(&run(&["metrics"]));
+    assert!(printed == skep::server::metrics_page() && printed.len() > 5000);
+    assert!(page.unwrap_or_default() == printed, "run: cargo run -- metrics > docs/metrics.md");
+}
+
 /// Whether this is written like a setting, in a section that exists: its section and key.
 fn as_setting(word: &str) -> Option<(&str, &str)> {
     let (section, key) = word.split_once('.')?;

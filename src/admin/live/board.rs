@@ -12,7 +12,7 @@ use serde_json::json;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tungstenite::Utf8Bytes;
 
-use super::sample::{Cause, Protocol, Sample, Subject, float};
+use super::sample::{Cause, Protocol, Sample, float};
 use super::tables;
 use crate::types::{Action, PeerKind};
 
@@ -192,8 +192,8 @@ pub(super) const COLUMNS: [&str; 23] = [
 fn row_of(sample: &Sample) -> [f64; COLUMNS.len()] {
     let action = |it| thousandths(sample.answered(it).per_s);
     let protocol = |protocol: Protocol| {
-        let flow = sample.sum(|it| matches!(it, Subject::Answered(of, _) if of == protocol));
-        thousandths(flow.per_s)
+        let labels = [("transport", protocol.label())];
+        thousandths(sample.sum("skep_responses_total", &labels).per_s)
     };
     let cause = |it| thousandths(sample.silenced(it).per_s);
     let store = &sample.store;
@@ -203,7 +203,6 @@ fn row_of(sample: &Sample) -> [f64; COLUMNS.len()] {
         [Action::Connect, Action::Announce, Action::Scrape].map(action);
     let [udp, http, ws] = Protocol::ALL.map(protocol);
     let [queue_full, limited, shed, bad] = Cause::ALL.map(cause);
-    let memory = &sample.memory;
     [
         thousandths(sample.at_s),
         sample.span_s,
@@ -224,9 +223,9 @@ fn row_of(sample: &Sample) -> [f64; COLUMNS.len()] {
         float(store.seeders.iter().sum()),
         float(store.leechers.iter().sum()),
         float(store.torrents),
-        float(memory.store_bytes),
-        float(memory.store_bytes_max),
-        float(memory.resident_bytes.unwrap_or(0)),
+        sample.value("skep_store_used_bytes"),
+        sample.value("skep_store_limit_bytes"),
+        sample.value("skep_memory_resident_bytes"),
         thousandths(sample.busiest_ratio()),
     ]
 }
@@ -246,7 +245,7 @@ fn message_of(row: &[f64; COLUMNS.len()], sample: &Sample) -> Utf8Bytes {
 
 #[cfg(test)]
 mod tests {
-    use super::super::sample::Flow;
+    use super::super::sample::{Flow, MetricFlow};
     use super::*;
 
     fn column(name: &str) -> usize {
@@ -289,13 +288,19 @@ mod tests {
 
     #[test]
     fn a_row_has_each_figure_in_its_column() {
-        let flow = |per_s| Flow { total: 9, per_s };
+        let metric =
+            |name, labels, per_s| MetricFlow { name, labels, flow: Flow { total: 9.0, per_s } };
+        let responses = |transport: &'static str, action: &'static str, per_s| {
+            let labels = vec![("transport", transport.into()), ("action", action.into())];
+            metric("skep_responses_total", labels, per_s)
+        };
         let flows = vec![
-            (Subject::Answered(Protocol::Udp, Action::Connect), flow(1.0)),
-            (Subject::Answered(Protocol::Udp, Action::Announce), flow(20.0)),
-            (Subject::Answered(Protocol::Http, Action::Announce), flow(300.0)),
-            (Subject::Answered(Protocol::Ws, Action::Scrape), flow(4000.0)),
-            (Subject::QueueFull, flow(0.123_456)),
+            responses("udp", "connect", 1.0),
+            responses("udp", "announce", 20.0),
+            responses("http", "announce", 300.0),
+            responses("ws", "scrape", 4000.0),
+            metric("skep_udp_socket_drops_total", Vec::new(), 0.123_456),
+            metric("skep_store_used_bytes", Vec::new(), 1.0),
         ];
         let row = row_of(&Sample { flows, ..sample(7) });
         for (name, expected) in [
@@ -308,6 +313,7 @@ mod tests {
             ("ws_per_s", 4000.0),
             ("queue_full_per_s", 0.123),
             ("bad_per_s", 0.0),
+            ("store_bytes", 9.0),
         ] {
             assert_eq!(row[column(name)], expected, "{name}");
         }

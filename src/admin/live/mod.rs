@@ -17,7 +17,7 @@ mod tables;
 mod top;
 
 pub use board::{Board, HISTORY_S, VIEWERS_MAX};
-pub use sample::{Flow, Memory, Protocol, Sample, Subject, WorkerLoad};
+pub use sample::{Flow, METRICS, MetricFlow, Sample, WorkerLoad};
 
 pub(super) use page::page;
 pub(super) use socket::socket;

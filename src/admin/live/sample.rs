@@ -1,11 +1,13 @@
-//! The figures of one second: what the process counts, and how fast that grows.
+//! The figures of one second: the process's metrics, and how fast they grow.
+
+use std::borrow::Cow;
 
 use crate::frontend::stats::Stats;
-use crate::types::{Action, Dropped, NotStored, Refusal, Rejected};
+use crate::types::{Action, Dropped};
 
 /// What requests come by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Protocol {
+pub(super) enum Protocol {
     /// BEP 15.
     Udp,
     /// BEP 3 and 23.
@@ -16,7 +18,7 @@ pub enum Protocol {
 
 impl Protocol {
     /// Every protocol, in the order of tables.
-    pub const ALL: [Self; 3] = [Self::Udp, Self::Http, Self::Ws];
+    pub(super) const ALL: [Self; 3] = [Self::Udp, Self::Http, Self::Ws];
 
     /// What people call it.
     pub(super) fn name(self) -> &'static str {
@@ -26,48 +28,76 @@ impl Protocol {
             Self::Ws => "WebSocket",
         }
     }
+
+    /// The label of metrics.
+    pub(super) fn label(self) -> &'static str {
+        match self {
+            Self::Udp => "udp",
+            Self::Http => "http",
+            Self::Ws => "ws",
+        }
+    }
 }
 
-/// What is counted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Subject {
-    /// Requests given what they asked for.
-    Answered(Protocol, Action),
-    /// Requests refused in words.
-    Refused(Refusal),
-    /// Datagrams met with silence.
-    Dropped(Dropped),
-    /// Requests over TCP met with an error.
-    Rejected(Rejected),
-    /// Announces that were answered though their peer was not stored.
-    NotStored(NotStored),
-    /// Datagrams that the kernel dropped because a receive queue was full.
-    QueueFull,
-    /// Requests over a limit of their source, by the limit's label: those held back.
-    Limited(&'static str),
-    /// The same: those answered in spite of it.
-    Slipped(&'static str),
-    /// Payload bytes received.
-    ReceivedBytes,
-    /// Payload bytes sent.
-    SentBytes,
+/// The metrics that the page shows, each with the labels that it asks for: the process has them
+/// all.
+pub const METRICS: [(&str, &[&str]); 21] = [
+    ("skep_announce_interval_seconds", &[]),
+    ("skep_announces_not_stored_total", &["reason"]),
+    ("skep_connections", &["kind"]),
+    ("skep_dropped_total", &["reason"]),
+    ("skep_kernel_denied_sources", &[]),
+    ("skep_limited_total", &["table", "action"]),
+    ("skep_load_ratio", &[]),
+    ("skep_memory_resident_bytes", &[]),
+    ("skep_receive_bytes_total", &[]),
+    ("skep_refused_total", &["reason"]),
+    ("skep_rejected_total", &["reason"]),
+    ("skep_responses_total", &["transport", "action"]),
+    ("skep_snapshot_last_success_timestamp_seconds", &[]),
+    ("skep_stats_viewers", &[]),
+    ("skep_store_limit_bytes", &[]),
+    ("skep_store_used_bytes", &[]),
+    ("skep_stream_receive_bytes_total", &[]),
+    ("skep_stream_transmit_bytes_total", &[]),
+    ("skep_torrents_evicted_total", &[]),
+    ("skep_transmit_bytes_total", &[]),
+    ("skep_udp_socket_drops_total", &[]),
+];
+
+/// A value of a metric, and how fast it grows.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MetricFlow {
+    /// The metric's name.
+    pub name: &'static str,
+    /// Names and values of its labels.
+    pub labels: Vec<(&'static str, Cow<'static, str>)>,
+    /// The value.
+    pub flow: Flow,
 }
 
-/// A count, and how fast it grows.
+impl MetricFlow {
+    /// A label's value.
+    pub(super) fn label(&self, name: &str) -> &str {
+        self.labels.iter().find(|label| label.0 == name).map_or("", |label| &label.1)
+    }
+}
+
+/// A number, and how fast it grows.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Flow {
-    /// Since the start.
-    pub total: u64,
+    /// Now; of a count: since the start.
+    pub total: f64,
     /// A second, since the sample before.
     pub per_s: f64,
 }
 
 impl Flow {
-    /// A count that was `before` some seconds ago and is `now`. One that has fallen began anew
+    /// A number that was `before` some seconds ago and is `now`. A count that has fallen began anew
     /// meanwhile, so that all of it is new.
-    pub fn between(before: u64, now: u64, span_s: f64) -> Self {
-        let grown = now.checked_sub(before).unwrap_or(now);
-        let per_s = if span_s > 0.0 { float(grown) / span_s } else { 0.0 };
+    pub fn between(before: f64, now: f64, span_s: f64) -> Self {
+        let grown = if now < before { now } else { now - before };
+        let per_s = if span_s > 0.0 { grown / span_s } else { 0.0 };
         Self { total: now, per_s }
     }
 }
@@ -75,23 +105,10 @@ impl Flow {
 impl std::iter::Sum for Flow {
     fn sum<I: Iterator<Item = Self>>(flows: I) -> Self {
         flows.fold(Self::default(), |sum, it| Self {
-            total: sum.total.saturating_add(it.total),
+            total: sum.total + it.total,
             per_s: sum.per_s + it.per_s,
         })
     }
-}
-
-/// What memory is taken.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Memory {
-    /// Bytes of torrents and peers, as asked of the allocator.
-    pub store_bytes: u64,
-    /// Bytes they may take; 0: no bound.
-    pub store_bytes_max: u64,
-    /// Torrents on probation that made room for others, since the start.
-    pub evicted: u64,
-    /// Bytes of the process that are in memory; `None` where the kernel does not tell.
-    pub resident_bytes: Option<u64>,
 }
 
 /// How a worker does.
@@ -118,66 +135,67 @@ pub struct Sample {
     pub uptime_s: u64,
     /// What the process is doing: `serving`, `starting`, `restoring`, `stopping`.
     pub state: String,
-    /// The version of the program.
-    pub version: &'static str,
     /// How datagrams are moved.
     pub backend: &'static str,
-    /// Counts, each subject once.
-    pub flows: Vec<(Subject, Flow)>,
+    /// The process's metrics.
+    pub flows: Vec<MetricFlow>,
     /// Torrents, peers and clients.
     pub store: Stats,
-    /// Memory.
-    pub memory: Memory,
     /// Every worker.
     pub workers: Vec<WorkerLoad>,
     /// Whether sources are limited: `on`, `off`, `dry run`.
     pub limits: &'static str,
     /// Sources that were over the limit of verified work lately: at least so many.
     pub limited_sources: u64,
-    /// Sources whose datagrams the kernel drops.
-    pub denied_sources: u64,
     /// Who and what is served: the access mode.
     pub access: &'static str,
-    /// How far the announce interval is on its way from the usual to the longest.
-    pub load_ratio: f64,
-    /// Seconds that clients of small swarms are told to wait, on average.
-    pub interval_s: u64,
-    /// Seconds since the latest snapshot; `None`: there is none.
-    pub snapshot_age_s: Option<u64>,
-    /// Connections that are open, HTTP and WebSocket.
-    pub connections: [u64; 2],
-    /// Who has this page open.
-    pub viewers: u64,
 }
 
 impl Sample {
-    /// One subject's flow.
-    pub(super) fn flow(&self, subject: Subject) -> Flow {
-        self.sum(|it| it == subject)
+    /// The values of a metric that have these labels, together.
+    pub(super) fn sum(&self, name: &str, labels: &[(&str, &str)]) -> Flow {
+        let is_asked = |known: &[&str]| labels.iter().all(|label| known.contains(&label.0));
+        let is_known = METRICS.iter().any(|known| known.0 == name && is_asked(known.1));
+        debug_assert!(is_known, "{name}{labels:?} is not in the list of metrics");
+        let has_labels = |it: &&MetricFlow| labels.iter().all(|label| it.label(label.0) == label.1);
+        self.of(name).filter(has_labels).map(|it| it.flow).sum()
     }
 
-    /// All flows of some subjects together.
-    pub(super) fn sum(&self, is_one: impl Fn(Subject) -> bool) -> Flow {
-        self.flows.iter().filter(|it| is_one(it.0)).map(|it| it.1).sum()
+    /// The value of a metric now.
+    pub(super) fn value(&self, name: &str) -> f64 {
+        self.sum(name, &[]).total
+    }
+
+    /// All values of a metric.
+    pub(super) fn of(&self, name: &str) -> impl Iterator<Item = &MetricFlow> {
+        self.flows.iter().filter(move |it| it.name == name)
     }
 
     /// Answered requests of one kind over all protocols.
     pub(super) fn answered(&self, action: Action) -> Flow {
-        self.sum(|it| matches!(it, Subject::Answered(_, of) if of == action))
+        self.sum("skep_responses_total", &[("action", action.label())])
     }
 
-    /// What a reason for silence belongs to.
+    /// Datagrams without a response for one reason.
+    pub(super) fn dropped(&self, reason: Dropped) -> Flow {
+        self.sum("skep_dropped_total", &[("reason", reason.label())])
+    }
+
+    /// The same, for all reasons that belong to a cause.
     pub(super) fn silenced(&self, cause: Cause) -> Flow {
-        self.sum(|it| match it {
-            Subject::Dropped(reason) => cause_of(reason) == cause,
-            Subject::QueueFull => cause == Cause::Queue,
-            _ => false,
-        })
+        match cause {
+            Cause::Queue => self.sum("skep_udp_socket_drops_total", &[]),
+            _ => Dropped::ALL
+                .into_iter()
+                .filter(|it| cause_of(*it) == cause)
+                .map(|it| self.dropped(it))
+                .sum(),
+        }
     }
 
     /// Requests that were refused or met with an error.
     pub(super) fn errors(&self) -> Flow {
-        self.sum(|it| matches!(it, Subject::Refused(_) | Subject::Rejected(_)))
+        ["skep_refused_total", "skep_rejected_total"].map(|it| self.sum(it, &[])).into_iter().sum()
     }
 
     /// The share of its time that the busiest worker used.
@@ -241,27 +259,33 @@ mod tests {
 
     #[test]
     fn a_rate_is_what_came_over_the_time_it_took() {
-        let found = Flow::between(100, 350, 2.0);
-        assert_eq!(found, Flow { total: 350, per_s: 125.0 });
-        assert_eq!(Flow::between(0, 0, 1.0), Flow::default());
+        let found = Flow::between(100.0, 350.0, 2.0);
+        assert_eq!(found, Flow { total: 350.0, per_s: 125.0 });
+        assert_eq!(Flow::between(0.0, 0.0, 1.0), Flow::default());
     }
 
     #[test]
     fn a_count_that_began_anew_is_all_new_and_no_time_is_no_rate() {
-        assert_eq!(Flow::between(u64::MAX - 1, 30, 1.5), Flow { total: 30, per_s: 20.0 });
-        assert_eq!(Flow::between(3, 30, 0.0), Flow { total: 30, per_s: 0.0 });
+        let found = Flow::between(float(u64::MAX - 1), 30.0, 1.5);
+        assert_eq!(found, Flow { total: 30.0, per_s: 20.0 });
+        assert_eq!(Flow::between(3.0, 30.0, 0.0), Flow { total: 30.0, per_s: 0.0 });
     }
 
     #[test]
     fn every_reason_for_silence_belongs_to_one_cause() {
-        let flow = Flow { total: 1, per_s: 0.5 };
-        let mut flows: Vec<_> =
-            Dropped::ALL.into_iter().map(|it| (Subject::Dropped(it), flow)).collect();
-        flows.push((Subject::QueueFull, flow));
+        let flow = Flow { total: 1.0, per_s: 0.5 };
+        let dropped = |it: Dropped| MetricFlow {
+            name: "skep_dropped_total",
+            labels: vec![("family", "ipv4".into()), ("reason", it.label().into())],
+            flow,
+        };
+        let mut flows = Dropped::ALL.map(dropped).to_vec();
+        flows.push(MetricFlow { name: "skep_udp_socket_drops_total", labels: Vec::new(), flow });
         let sample = Sample { flows, ..Sample::default() };
         let totals = Cause::ALL.map(|it| sample.silenced(it).total);
-        assert_eq!(totals, [1, 2, 2, 7]);
-        assert_eq!(sample.sum(|_| true).total, totals.iter().sum::<u64>());
-        assert_eq!(sample.flow(Subject::QueueFull), flow);
+        assert_eq!(totals, [1.0, 2.0, 2.0, 7.0]);
+        let all: f64 = sample.flows.iter().map(|it| it.flow.total).sum();
+        assert_eq!(all, totals.iter().sum::<f64>());
+        assert_eq!(sample.sum("skep_udp_socket_drops_total", &[]), flow);
     }
 }

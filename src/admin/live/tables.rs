@@ -8,7 +8,8 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::sample::{Cause, Flow, Protocol, Sample, Subject, float};
+use super::board::VERSION;
+use super::sample::{Cause, Flow, Protocol, Sample, float};
 use crate::frontend::stats::grouped;
 use crate::tracker::ListedTorrent;
 use crate::types::{Action, Dropped, NotStored, PeerKind, Refusal, Rejected};
@@ -149,7 +150,7 @@ pub(super) fn figures(sample: &Sample) -> Vec<Figure> {
         figure("dropped", "Dropped a second", rate(dropped.per_s)),
         figure("peers", "Peers", grouped(peers)),
         figure("torrents", "Torrents", grouped(store.torrents)),
-        figure("memory", "Memory of the store", bytes(sample.memory.store_bytes)),
+        figure("memory", "Memory of the store", bytes(sample.value("skep_store_used_bytes"))),
     ]
 }
 
@@ -179,19 +180,19 @@ pub(super) fn top(listed: &[ListedTorrent]) -> Rows {
 }
 
 fn requests(sample: &Sample) -> Rows {
-    let row = |name: &str, protocols: &[Protocol]| {
+    let row = |name: &str, protocol: Option<Protocol>| {
         let of = |action: Option<Action>| {
-            sample.sum(|it| {
-                matches!(it, Subject::Answered(protocol, what)
-                    if protocols.contains(&protocol) && action.is_none_or(|it| it == what))
-            })
+            let transport = protocol.map(|it| ("transport", it.label()));
+            let action = action.map(|it| ("action", it.label()));
+            let labels: Vec<_> = transport.into_iter().chain(action).collect();
+            sample.sum("skep_responses_total", &labels)
         };
         let rates = [Action::Connect, Action::Announce, Action::Scrape];
         let rates = rates.map(|it| rate(of(Some(it)).per_s));
-        [vec![name.to_owned()], rates.into(), vec![grouped(of(None).total)]].concat()
+        [vec![name.to_owned()], rates.into(), vec![count(of(None).total)]].concat()
     };
-    let each = Protocol::ALL.into_iter().map(|it| row(it.name(), &[it]));
-    each.chain([row("All", &Protocol::ALL)]).collect()
+    let each = Protocol::ALL.into_iter().map(|it| row(it.name(), Some(it)));
+    each.chain([row("All", None)]).collect()
 }
 
 fn peers(sample: &Sample) -> Rows {
@@ -233,8 +234,8 @@ fn drops(sample: &Sample) -> Rows {
     for cause in Cause::ALL {
         rows.push(counted(cause.name(), "all", sample.silenced(cause)));
         for reason in Dropped::ALL.into_iter().filter(|it| super::sample::cause_of(*it) == cause) {
-            let flow = sample.flow(Subject::Dropped(reason));
-            rows.extend((flow.total > 0).then(|| counted(cause.name(), reason.label(), flow)));
+            let flow = sample.dropped(reason);
+            rows.extend((flow.total > 0.0).then(|| counted(cause.name(), reason.label(), flow)));
         }
     }
     rows
@@ -242,51 +243,55 @@ fn drops(sample: &Sample) -> Rows {
 
 /// Each reason that there was.
 fn errors(sample: &Sample) -> Rows {
-    let refused = Refusal::ALL.map(|it| ("Refused", it.label(), Subject::Refused(it)));
-    let rejected = Rejected::ALL.map(|it| ("Error over TCP", it.label(), Subject::Rejected(it)));
-    let not_stored = NotStored::ALL.map(|it| ("Not stored", it.label(), Subject::NotStored(it)));
+    let refused = Refusal::ALL.map(|it| ("Refused", "skep_refused_total", it.label()));
+    let rejected = Rejected::ALL.map(|it| ("Error over TCP", "skep_rejected_total", it.label()));
+    let not_stored = "skep_announces_not_stored_total";
+    let not_stored = NotStored::ALL.map(|it| ("Not stored", not_stored, it.label()));
     let all = refused.into_iter().chain(rejected).chain(not_stored);
-    let all = all.map(|(what, reason, subject)| (what, reason, sample.flow(subject)));
-    let happened = all.filter(|it| it.2.total > 0);
+    let all =
+        all.map(|(what, metric, reason)| (what, reason, sample.sum(metric, &[("reason", reason)])));
+    let happened = all.filter(|it| it.2.total > 0.0);
     happened.map(|(what, reason, flow)| counted(what, reason, flow)).collect()
 }
 
 fn counted(what: &str, reason: &str, flow: Flow) -> Vec<String> {
-    vec![what.to_owned(), reason.replace('_', " "), rate(flow.per_s), grouped(flow.total)]
+    vec![what.to_owned(), reason.replace('_', " "), rate(flow.per_s), count(flow.total)]
 }
 
 fn limits(sample: &Sample) -> Rows {
     let mut rows = vec![
         row("Sources are limited", sample.limits.to_owned()),
         row("Sources over their limit", at_least(sample.limited_sources)),
-        row("Sources denied in the kernel", grouped(sample.denied_sources)),
+        row("Sources denied in the kernel", count(sample.value("skep_kernel_denied_sources"))),
     ];
-    for &(subject, flow) in &sample.flows {
-        let (label, what) = match subject {
-            Subject::Limited(label) => (label, "held back"),
-            Subject::Slipped(label) => (label, "answered all the same"),
+    for metric in sample.of("skep_limited_total") {
+        let what = match metric.label("action") {
+            "limited" => "held back",
+            "slipped" => "answered all the same",
             _ => continue,
         };
-        let label = label.replace('_', " ");
-        rows.push(row(&format!("Over the limit, {label}: {what}"), grouped(flow.total)));
+        let table = metric.label("table").replace('_', " ");
+        rows.push(row(&format!("Over the limit, {table}: {what}"), count(metric.flow.total)));
     }
     rows
 }
 
 fn memory(sample: &Sample) -> Rows {
-    let it = &sample.memory;
+    let (used, max) =
+        (sample.value("skep_store_used_bytes"), sample.value("skep_store_limit_bytes"));
     let peers: u64 = sample.store.seeders.iter().chain(&sample.store.leechers).sum();
-    let (max, share) = match it.store_bytes_max {
-        0 => ("no bound".to_owned(), "–".to_owned()),
-        max => (bytes(max), percent(float(it.store_bytes) / float(max))),
+    let (limit, share) = match max > 0.0 {
+        true => (bytes(max), percent(used / max)),
+        false => ("no bound".to_owned(), "–".to_owned()),
     };
+    let of_each = if peers > 0 { bytes((used / float(peers)).floor()) } else { "–".to_owned() };
     vec![
-        row("Torrents and peers", bytes(it.store_bytes)),
-        row("They may take", max),
+        row("Torrents and peers", bytes(used)),
+        row("They may take", limit),
         row("Used of that", share),
-        row("For each peer", it.store_bytes.checked_div(peers).map_or_else(|| "–".into(), bytes)),
-        row("The whole process", it.resident_bytes.map_or_else(|| "–".into(), bytes)),
-        row("Torrents that made room", grouped(it.evicted)),
+        row("For each peer", of_each),
+        row("The whole process", bytes(sample.value("skep_memory_resident_bytes"))),
+        row("Torrents that made room", count(sample.value("skep_torrents_evicted_total"))),
     ]
 }
 
@@ -304,24 +309,32 @@ fn workers(sample: &Sample) -> Rows {
 
 fn tracker(sample: &Sample) -> Rows {
     let store = &sample.store;
-    let traffic = |it| format!("{}/s", bytes(rounded(sample.flow(it).per_s)));
-    let snapshot = sample.snapshot_age_s.map_or_else(|| "none".into(), |it| duration(it) + " ago");
+    let traffic = |metrics: [&str; 2]| {
+        let flow: Flow = metrics.into_iter().map(|it| sample.sum(it, &[])).sum();
+        format!("{}/s", bytes(flow.per_s.round()))
+    };
+    let open = |kind| count(sample.sum("skep_connections", &[("kind", kind)]).total);
+    let snapshot_s = sample.value("skep_snapshot_last_success_timestamp_seconds");
+    let snapshot = match snapshot_s > 0.0 {
+        true => duration(rounded((sample.at_s.floor() - snapshot_s).max(0.0))) + " ago",
+        false => "none".to_owned(),
+    };
     vec![
         row("State", sample.state.clone()),
-        row("Version", sample.version.to_owned()),
+        row("Version", VERSION.to_owned()),
         row("Datagrams by", sample.backend.to_owned()),
         row("Running for", duration(sample.uptime_s)),
         row("Serves", sample.access.to_owned()),
-        row("Announce interval", duration(sample.interval_s)),
-        row("On its way to the longest", percent(sample.load_ratio)),
+        row("Announce interval", duration(rounded(sample.value("skep_announce_interval_seconds")))),
+        row("On its way to the longest", percent(sample.value("skep_load_ratio"))),
         row("Active torrents", grouped(store.active_torrents)),
         row("Downloads completed", grouped(store.completed)),
-        row("Received", traffic(Subject::ReceivedBytes)),
-        row("Sent", traffic(Subject::SentBytes)),
-        row("HTTP connections", grouped(sample.connections[0])),
-        row("WebSockets", grouped(sample.connections[1])),
+        row("Received", traffic(["skep_receive_bytes_total", "skep_stream_receive_bytes_total"])),
+        row("Sent", traffic(["skep_transmit_bytes_total", "skep_stream_transmit_bytes_total"])),
+        row("HTTP connections", open("http")),
+        row("WebSockets", open("ws")),
         row("Latest snapshot", snapshot),
-        row("Open pages like this", grouped(sample.viewers)),
+        row("Open pages like this", count(sample.value("skep_stats_viewers"))),
     ]
 }
 
@@ -353,9 +366,13 @@ fn percent(ratio: f64) -> String {
     format!("{:.1} %", ratio * 100.0)
 }
 
+/// A count as people write it.
+fn count(number: f64) -> String {
+    grouped(rounded(number))
+}
+
 /// A number of bytes in the unit that suits it.
-fn bytes(count: u64) -> String {
-    let mut amount = float(count);
+fn bytes(mut amount: f64) -> String {
     let mut units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"].into_iter();
     let mut unit = units.next().unwrap_or_default();
     for larger in units {
@@ -365,7 +382,7 @@ fn bytes(count: u64) -> String {
         amount /= 1024.0;
         unit = larger;
     }
-    if unit == "B" { format!("{count} B") } else { format!("{amount:.1} {unit}") }
+    if unit == "B" { format!("{amount} B") } else { format!("{amount:.1} {unit}") }
 }
 
 /// Seconds as people say them: the two largest units.
@@ -382,19 +399,25 @@ fn duration(seconds: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::admin::live::MetricFlow;
     use crate::frontend::stats::Stats;
 
     #[test]
     fn every_table_has_rows_as_wide_as_its_columns() {
-        let flow = Flow { total: 3, per_s: 0.5 };
-        let flows = [
-            Subject::Dropped(Dropped::BadMagic),
-            Subject::Refused(Refusal::LowPort),
-            Subject::Limited("verified"),
-            Subject::Slipped("new_torrent"),
+        let metric = |name, labels: &[(&'static str, &'static str)]| MetricFlow {
+            name,
+            labels: labels.iter().map(|it| (it.0, it.1.into())).collect(),
+            flow: Flow { total: 3.0, per_s: 0.5 },
+        };
+        let flows = vec![
+            metric("skep_dropped_total", &[("reason", "bad_magic")]),
+            metric("skep_refused_total", &[("reason", "low_port")]),
+            metric("skep_limited_total", &[("table", "verified"), ("action", "limited")]),
+            metric("skep_limited_total", &[("table", "new_torrent"), ("action", "slipped")]),
+            metric("skep_limited_total", &[("table", "stop"), ("action", "passed")]),
         ];
         let sample = Sample {
-            flows: flows.map(|it| (it, flow)).into(),
+            flows,
             workers: vec![super::super::WorkerLoad::default(); 99],
             store: Stats {
                 clients: (0..40).map(|it| ("x".into(), it.to_string(), it)).collect(),
@@ -424,7 +447,10 @@ mod tests {
             [0.0, 0.04, 12.34, 99.99, 100.2, 1_234_567.8].map(rate),
             ["0", "0.0", "12.3", "100.0", "100", "1,234,568"]
         );
-        assert_eq!([0, 1023, 1536, 5 << 30].map(bytes), ["0 B", "1023 B", "1.5 KiB", "5.0 GiB"]);
+        assert_eq!(
+            [0.0, 1023.0, 1536.0, 5.0 * 1024.0 * 1024.0 * 1024.0].map(bytes),
+            ["0 B", "1023 B", "1.5 KiB", "5.0 GiB"]
+        );
         assert_eq!(
             [59, 61, 7260, 90_000].map(duration),
             ["59 s", "1 min 1 s", "2 h 1 min", "1 d 1 h"]

@@ -27,7 +27,7 @@ use tracing::{info, warn};
 use crate::admin::{self, Process as _};
 use crate::server::StartError;
 use crate::server::log::OPERATOR;
-use crate::server::metrics::exporter::Exporter;
+use crate::server::metrics::Metrics;
 use crate::server::options;
 use crate::server::snapshots::Contents;
 use crate::server::sockets::handover::{self, Predecessor, Successor, TakeoverOffer};
@@ -60,7 +60,7 @@ pub(crate) struct Control {
     pub(crate) streams: Streams,
     /// Hears of each worker's end.
     pub(crate) ended: WorkerExits,
-    pub(crate) exporter: Exporter,
+    pub(crate) metrics: Metrics,
     pub(crate) reloader: Reloader,
     pub(crate) admin: TcpListener,
     /// Written to standard output once everything answers.
@@ -70,8 +70,6 @@ pub(crate) struct Control {
     pub(crate) predecessor: Option<Predecessor>,
     /// All sockets, to pass on.
     pub(crate) owned: Arc<OwnedSockets>,
-    /// How datagrams are moved.
-    pub(crate) backend: &'static str,
 }
 
 /// What comes before anything that takes time: from here on, a signal waits until it is served
@@ -110,11 +108,10 @@ pub(crate) fn run(base: ControlRuntime, control: Control) -> Result<(), StartErr
 }
 
 async fn serve(control: Control, mut signals: Signals) -> Result<(), StartError> {
-    let Control { workers, mut streams, mut ended, exporter, reloader, admin, .. } = control;
-    let Control { ready_line, manager, predecessor, owned, backend, .. } = control;
+    let Control { workers, mut streams, mut ended, metrics, reloader, admin, .. } = control;
+    let Control { ready_line, manager, predecessor, owned, .. } = control;
     let context = reloader.context.clone();
-    let state =
-        Arc::new(ProcessState::new(context.clone(), exporter, (&workers, &streams), backend));
+    let state = Arc::new(ProcessState::new(context.clone(), metrics));
     let pages = admin::router(state.clone());
     let listener = tokio::net::TcpListener::from_std(admin)
         .map_err(|error| StartError::lacking("cannot serve the admin pages", &error))?;
@@ -164,7 +161,8 @@ async fn serve(control: Control, mut signals: Signals) -> Result<(), StartError>
     let ears = (&mut signals, &mut ended, &mut successor);
     let outcome = drain::shut_down(&state, outcome, running, &manager, ears).await;
     drop(offer);
-    let last = async { tokio::join!(admin, state.statistics.board.emptied()) };
+    let board = state.board();
+    let last = async { tokio::join!(admin, board.emptied()) };
     let _ = timeout(LAST_PAGES_MAX, last).await;
     outcome
 }

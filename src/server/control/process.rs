@@ -2,7 +2,7 @@
 //! once a second.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -17,12 +17,10 @@ use crate::server::context::AppContext;
 use crate::server::control::admin_connections::AdminConnections;
 use crate::server::control::kernel_filter::KernelFilter;
 use crate::server::log::OPERATOR;
-use crate::server::metrics::exporter::Exporter;
-use crate::server::metrics::statistics::{Counters, Found, Statistics};
+use crate::server::metrics::series::Reading;
+use crate::server::metrics::sources::Sources;
+use crate::server::metrics::{Metrics, statistics};
 use crate::server::snapshots::{STALLED_AGAIN_MIN, STALLED_MAX, has_ended};
-use crate::server::workers::datagram::Workers;
-use crate::server::workers::stream::Streams;
-use crate::store::StoreTotals;
 use crate::time::Now;
 use crate::tracker::{Listing, SourceAnomaly};
 
@@ -37,7 +35,7 @@ pub(crate) struct ProcessState {
     pub(crate) context: AppContext,
     workers: Vec<Arc<WorkerCounters>>,
     streams: Vec<Arc<StreamCounters>>,
-    exporter: Mutex<Exporter>,
+    metrics: Mutex<Metrics>,
     pub(crate) started: AtomicBool,
     pub(crate) stopping: AtomicBool,
     /// By the API, or by a signal that came before anybody could obey it.
@@ -47,45 +45,51 @@ pub(crate) struct ProcessState {
     kernel_filter: Mutex<KernelFilter>,
     /// Datagrams that the kernel had dropped when it was last said.
     drops_told: AtomicU64,
-    pub(crate) statistics: Statistics,
+    board: Arc<Board>,
     /// Those at the admin listener.
     pub(crate) seats: Arc<AdminConnections>,
 }
 
 impl ProcessState {
     /// Of a process that starts.
-    pub(crate) fn new(
-        context: AppContext,
-        exporter: Exporter,
-        (workers, streams): (&Workers, &Streams),
-        backend: &'static str,
-    ) -> Self {
+    pub(crate) fn new(context: AppContext, metrics: Metrics) -> Self {
+        let Sources { workers, streams, board, seats, .. } = &metrics.sources;
         Self {
             context,
-            workers: workers.counters.clone(),
-            streams: streams.counters.clone(),
-            exporter: Mutex::new(exporter),
+            workers: workers.clone(),
+            streams: streams.clone(),
+            board: board.clone(),
+            seats: seats.clone(),
+            metrics: Mutex::new(metrics),
             started: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
             asked_to_stop: Notify::new(),
             warned_of_sources: Mutex::new(None),
             kernel_filter: Mutex::new(KernelFilter::new()),
             drops_told: AtomicU64::new(0),
-            seats: Arc::default(),
-            statistics: Statistics::new(Counters {
-                workers: workers.counters.clone(),
-                streams: streams.counters.clone(),
-                tallies: workers.tallies.iter().chain(&streams.tallies).cloned().collect(),
-                backend,
-            }),
         }
     }
 
     /// Writes the public statistics anew, if they are public.
     pub(crate) fn renew_pages(&self) {
+        let reading = self.lock_metrics().read(self.now());
+        self.renew_pages_from(&reading);
+    }
+
+    fn renew_pages_from(&self, reading: &Reading) {
         if self.context.options.load().http.public_stats {
-            self.context.pages.store(Arc::new(Pages::of(&self.stats())));
+            let stats = statistics::stats_of(reading, self.clients());
+            self.context.pages.store(Arc::new(Pages::of(&stats)));
         }
+    }
+
+    /// Client name, version, peers: an estimate.
+    fn clients(&self) -> Vec<(String, String, u64)> {
+        self.context.clients.estimate(self.now(), &self.context.store.totals())
+    }
+
+    fn lock_metrics(&self) -> MutexGuard<'_, Metrics> {
+        self.metrics.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What is held, in a few words.
@@ -102,28 +106,24 @@ impl ProcessState {
 
     /// Does what is due once a second.
     pub(crate) fn tick_and_renew(&self) {
-        let drops = self.tick(self.drops_told.load(Ordering::Relaxed));
-        self.drops_told.store(drops, Ordering::Relaxed);
-        self.renew_pages();
-        self.show_figures(drops);
-    }
-
-    /// Puts up what the statistics page shows.
-    fn show_figures(&self, socket_drops: u64) {
-        let denied = self.kernel_filter.lock().unwrap_or_else(PoisonError::into_inner).denied();
+        let now = self.now();
+        let mut metrics = self.lock_metrics();
+        if let Some((elapsed_s, busy_ratio)) = metrics.tick(now) {
+            self.context.load.observe(elapsed_s, busy_ratio);
+        }
+        self.warn_of(self.context.sources.anomaly(now), now);
+        let denied = self.deny_offenders(&mut metrics.sources, now);
+        let reading = metrics.read(now);
+        self.warn_of_drops(reading.sum("skep_udp_socket_drops_total", &[]), denied);
+        self.renew_pages_from(&reading);
         let state = self.ready().err().unwrap_or_else(|| "serving".into());
-        let is_watched = self.statistics.board.viewers() > 0;
-        let totals = self.context.store.totals();
-        let estimate = || self.context.clients.estimate(self.now(), &totals);
-        let clients = if is_watched { estimate() } else { Vec::new() };
-        let store = stats_of(&totals, clients);
-        let found = Found { socket_drops, denied, state, store };
-        self.statistics.show(self.now(), &self.context, found);
+        let clients = if self.board.viewers() > 0 { self.clients() } else { Vec::new() };
+        metrics.show(reading, state, clients);
     }
 
     /// Tells everyone who has the statistics page open that there will be no more figures.
     pub(crate) fn close_board(&self) {
-        self.statistics.board.close();
+        self.board.close();
     }
 
     /// Waits until the API, or a signal that came too early, says to end.
@@ -167,43 +167,19 @@ impl ProcessState {
         self.context.access_manager.flush(self.context.clock.now(), age_s_max)
     }
 
-    /// Brings the figures up to date, once a second. Takes and returns the drops seen so far.
-    fn tick(&self, drops_before: u64) -> u64 {
-        let mut exporter = self.exporter.lock().unwrap_or_else(PoisonError::into_inner);
-        exporter.update(&self.context.store.totals());
-        self.update_memory(&exporter);
-        let now = self.context.clock.now();
-        exporter.update_heartbeats(self.context.clock.elapsed_ns_at(now));
-        if let Some((elapsed_s, busy_ratio)) = exporter.tick(now) {
-            self.context.load.observe(elapsed_s, busy_ratio);
-        }
-        let anomaly = self.context.sources.anomaly(now);
-        let options = self.context.options.load();
-        exporter.update_load(self.context.load.ratio(), &options.tracker, anomaly);
-        self.warn_of(anomaly, now);
-        exporter.update_access(&self.context.access_manager);
-        let denied = self.deny_offenders(&exporter, now);
-        exporter.update_snapshots(&self.context.snapshots.figures);
-        exporter.update_viewers(&self.statistics.board, self.seats.closed());
-        let drops = exporter.socket_drops();
+    /// Warns of datagrams that the kernel has dropped since the last time.
+    fn warn_of_drops(&self, drops: u64, denied: usize) {
+        let before = self.drops_told.swap(drops, Ordering::Relaxed);
         // The kernel counts what it was told to drop among what it had to.
-        if drops > drops_before && denied == 0 {
+        if drops > before && denied == 0 {
             let remedy = "more workers or cores, or a larger udp.receive_buffer";
-            warn!(drops = drops - drops_before, remedy, "datagrams dropped: receive queue full");
+            warn!(drops = drops - before, remedy, "datagrams dropped: receive queue full");
         }
-        drops
-    }
-
-    /// Brings the figures about memory up to date.
-    fn update_memory(&self, exporter: &Exporter) {
-        let AppContext { store, memory, options, .. } = &self.context;
-        let connection_bytes_max = options.load().streams.memory_max_bytes;
-        exporter.update_memory(&store.usage(), memory, connection_bytes_max);
     }
 
     /// Denies the worst offenders in the kernel, if that is asked for; says how many are denied, or
     /// were until now.
-    fn deny_offenders(&self, exporter: &Exporter, now: Now) -> usize {
+    fn deny_offenders(&self, sources: &mut Sources, now: Now) -> usize {
         let limits = self.context.options.load().limits.clone();
         let rate = limits.kernel_deny_rate;
         let is_wanted = rate > 0 && limits.enabled && !limits.dry_run;
@@ -211,8 +187,8 @@ impl ProcessState {
             if is_wanted { self.context.limiter.heavy_hitters(now, rate) } else { Vec::new() };
         let mut kernel_filter = self.kernel_filter.lock().unwrap_or_else(PoisonError::into_inner);
         let before = kernel_filter.denied();
-        kernel_filter.tick(now, &offenders, exporter.sockets());
-        exporter.update_denied(kernel_filter.denied());
+        kernel_filter.tick(now, &offenders, sources.udp_sockets());
+        sources.denied = kernel_filter.denied();
         kernel_filter.denied().max(before)
     }
 
@@ -241,28 +217,11 @@ impl ProcessState {
     }
 }
 
-/// What is held, as statistics have it.
-fn stats_of(totals: &StoreTotals, clients: Vec<(String, String, u64)>) -> Stats {
-    Stats {
-        torrents: totals.torrents,
-        active_torrents: totals.active_torrents,
-        seeders: totals.seeders,
-        leechers: totals.leechers,
-        completed: totals.completed,
-        clients,
-    }
-}
-
 impl Process for ProcessState {
     fn metrics(&self) -> String {
-        let mut exporter = self.exporter.lock().unwrap_or_else(PoisonError::into_inner);
-        exporter.update(&self.context.store.totals());
-        self.update_memory(&exporter);
-        exporter.update_access(&self.context.access_manager);
-        exporter.update_heartbeats(self.context.clock.elapsed_ns_at(self.now()));
-        exporter.update_snapshots(&self.context.snapshots.figures);
-        exporter.update_viewers(&self.statistics.board, self.seats.closed());
-        exporter.render()
+        let mut metrics = self.lock_metrics();
+        metrics.read(self.now());
+        metrics.render()
     }
 
     fn live(&self) -> Result<(), String> {
@@ -286,12 +245,12 @@ impl Process for ProcessState {
     }
 
     fn stats(&self) -> Stats {
-        let totals = self.context.store.totals();
-        stats_of(&totals, self.context.clients.estimate(self.now(), &totals))
+        let reading = self.lock_metrics().read(self.now());
+        statistics::stats_of(&reading, self.clients())
     }
 
     fn board(&self) -> Arc<Board> {
-        self.statistics.board.clone()
+        self.board.clone()
     }
 
     fn listing(&self) -> Listing {

@@ -51,7 +51,7 @@ impl RestoreOutcome {
     }
 }
 
-/// What is told of snapshots: written by the thread, read by the exporter.
+/// The figures: written by the thread, read for metrics.
 #[derive(Debug, Default)]
 pub(crate) struct Figures {
     pub(crate) last_success_s: AtomicU64,

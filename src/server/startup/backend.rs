@@ -2,7 +2,7 @@
 
 use crate::config::Io;
 use crate::server::StartError;
-use crate::server::metrics::exporter::BackendInfo;
+use crate::server::metrics::sources::BackendInfo;
 use crate::sys::probe;
 use crate::worker::datagram::DatagramBackend;
 

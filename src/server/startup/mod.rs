@@ -14,18 +14,17 @@ mod backend;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 
-use arc_swap::ArcSwap;
 use tokio::sync::mpsc;
 
 use crate::access::mode::Mode;
 use crate::access_store::AccessManager;
 use crate::config::{Config, Source};
-use crate::limiter::{self, Limiter};
 use crate::server::context::AppContext;
 use crate::server::control::reload::Reloader;
 use crate::server::control::service_manager::ServiceManager;
 use crate::server::control::{self, Control, ControlRuntime};
-use crate::server::metrics::exporter::{Exporter, WatchedSocket};
+use crate::server::metrics::Metrics;
+use crate::server::metrics::sources::{Sources, WatchedSocket};
 use crate::server::sockets::bind::{self, Sockets};
 use crate::server::sockets::bind_retry::BindRetry;
 use crate::server::sockets::handover::{self, Predecessor};
@@ -34,10 +33,9 @@ use crate::server::sockets::listeners::BoundListener;
 use crate::server::sockets::stream_listeners::StreamListeners;
 use crate::server::workers::datagram::Workers;
 use crate::server::workers::stream::Streams;
-use crate::server::{StartError, confine, end_with_any_panic, log, memory, options, tls, workers};
+use crate::server::{StartError, confine, end_with_any_panic, log, options, tls, workers};
 use crate::store::Store;
 use crate::sys::allocator::restrain_huge_pages;
-use crate::sys::clock::Clock;
 use crate::sys::identity::keep_files_private;
 use crate::sys::signals::ignore_meaningless;
 use crate::sys::socket::BoundUdp;
@@ -77,25 +75,11 @@ pub(crate) fn serve(source: Source, take_over: bool) -> Result<(), StartError> {
         (predecessor, inherited_sockets) = (Some(found), sockets);
         snapshots.wait_for_predecessor();
     }
-    let store = Arc::new(Store::new(options::store(&config)));
-    let access_manager = Arc::new(open_access(&config, &mut was_warned)?);
+    let store = Store::new(options::store(&config));
+    let access_manager = open_access(&config, &mut was_warned)?;
     let token = options::admin_token(&config, was_warned, None);
     let live = options::live(&config, &keys, token);
-    let context = AppContext {
-        access_manager,
-        memory: memory::Keeper::new(store.clone(), live.memory),
-        store,
-        options: Arc::new(ArcSwap::from_pointee(live)),
-        clients: Arc::default(),
-        families: Arc::default(),
-        sources: Arc::default(),
-        load: Arc::default(),
-        limiter: Arc::new(Limiter::new(limiter::Sizes::default(), None)),
-        pages: Arc::default(),
-        full_scrapes: Arc::default(),
-        snapshots,
-        clock: Clock::start(),
-    };
+    let context = AppContext::new(store, access_manager, live, snapshots);
     drop(acting);
     prepare_for_sessions(&context);
     let memory = context.memory.clone();
@@ -188,7 +172,7 @@ fn assemble(
     let streams = Streams::start(config, context, backend, listeners, tls, &ends, how)?;
     let counters = (workers.counters.clone(), streams.counters.clone());
     let tallies = workers.tallies.iter().chain(&streams.tallies).cloned().collect();
-    let exporter = Exporter::new(counters.0, counters.1, watched, tallies, choice.info);
+    let sources = Sources::new(context.clone(), counters, tallies, watched, choice.info);
     let SocketPartners { manager, predecessor } = outside;
     manager.keep(&owned, &gone);
     let owned = Arc::new(owned);
@@ -196,14 +180,13 @@ fn assemble(
         workers,
         streams,
         ended,
-        exporter,
+        metrics: Metrics::new(sources),
         reloader,
         admin,
         ready_line,
         manager,
         predecessor,
         owned,
-        backend: choice.backend.label(),
     })
 }
 

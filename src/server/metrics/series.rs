@@ -1,0 +1,264 @@
+//! What a series is, the macro that declares a table of them, and what is read from it.
+
+use std::borrow::Cow;
+
+use super::sources::Sources;
+use super::table;
+
+/// One metric: all that is known of it.
+pub(crate) struct Series {
+    /// The heading under which the page of documentation has it.
+    pub(super) topic: &'static str,
+    /// Its name, which ends in its unit.
+    pub(super) name: &'static str,
+    /// Lines of [`Series::help`].
+    pub(super) help: &'static str,
+    /// Names of its labels.
+    pub(super) labels: &'static [&'static str],
+    /// How it is read, and with that its type.
+    pub(super) read: Read,
+}
+
+/// How a metric is read.
+pub(super) enum Read {
+    /// A count that only grows.
+    Counter(fn(&Sources, &mut Values<'_>)),
+    /// A number that rises and falls.
+    Gauge(fn(&Sources, &mut Values<'_>)),
+    /// Durations in buckets.
+    Histogram(fn(&Sources) -> Durations),
+}
+
+/// Durations, counted by how long they took.
+#[derive(Debug)]
+pub(crate) struct Durations {
+    /// Bounds in seconds, each with how many were shorter.
+    pub(super) below: Vec<(f64, u64)>,
+    /// How many there were.
+    pub(super) count: u64,
+    /// Seconds of all together.
+    pub(super) sum_s: f64,
+}
+
+/// A value: counts are exact, whatever their size.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Number {
+    Whole(u64),
+    Real(f64),
+}
+
+impl Series {
+    /// What it counts or measures: text in Markdown.
+    pub(super) fn help(&self) -> &'static str {
+        self.help.trim_ascii()
+    }
+
+    /// Its type, as Prometheus calls it.
+    pub(super) fn kind(&self) -> &'static str {
+        match self.read {
+            Read::Counter(_) => "counter",
+            Read::Gauge(_) => "gauge",
+            Read::Histogram(_) => "histogram",
+        }
+    }
+
+    /// Its unit, by the end of its name; `None` where things are counted.
+    pub(super) fn unit(&self) -> Option<&'static str> {
+        let name = self.name.trim_end_matches("_total");
+        UNITS.into_iter().find(|unit| name.ends_with(unit))
+    }
+}
+
+/// The units that names end in.
+const UNITS: [&str; 3] = ["bytes", "seconds", "ratio"];
+
+impl Number {
+    pub(crate) fn whole(self) -> u64 {
+        match self {
+            Self::Whole(count) => count,
+            Self::Real(_) => 0,
+        }
+    }
+
+    pub(crate) fn real(self) -> f64 {
+        match self {
+            Self::Whole(count) => float(count),
+            Self::Real(number) => number,
+        }
+    }
+}
+
+impl From<u64> for Number {
+    fn from(count: u64) -> Self {
+        Self::Whole(count)
+    }
+}
+
+impl From<usize> for Number {
+    fn from(count: usize) -> Self {
+        Self::Whole(u64::try_from(count).unwrap_or(u64::MAX))
+    }
+}
+
+impl From<f64> for Number {
+    fn from(number: f64) -> Self {
+        Self::Real(number)
+    }
+}
+
+/// One value of a series.
+pub(crate) struct SeriesValue {
+    pub(crate) series: &'static Series,
+    /// The labels' values, in the order of their names.
+    labels: Vec<Cow<'static, str>>,
+    pub(crate) number: Number,
+}
+
+impl SeriesValue {
+    /// Names and values of the labels.
+    pub(crate) fn labels(&self) -> impl Iterator<Item = (&'static str, Cow<'static, str>)> {
+        self.series.labels.iter().copied().zip(self.labels.iter().cloned())
+    }
+
+    /// Whether it is one of this metric, with these labels among its own.
+    fn is_of(&self, name: &str, labels: &[(&str, &str)]) -> bool {
+        let has =
+            |wanted: &(&str, &str)| self.labels().any(|own| own.0 == wanted.0 && own.1 == wanted.1);
+        self.series.name == name && labels.iter().all(has)
+    }
+}
+
+/// The values of all series at one moment, in the order of the table.
+#[derive(Default)]
+pub(crate) struct Reading {
+    pub(crate) values: Vec<SeriesValue>,
+    pub(super) durations: Vec<(&'static Series, Durations)>,
+}
+
+impl Reading {
+    /// Reads a table.
+    pub(super) fn of(table: &'static [Series], sources: &Sources) -> Self {
+        let mut reading = Self::default();
+        for series in table {
+            match series.read {
+                Read::Counter(read) | Read::Gauge(read) => {
+                    read(sources, &mut Values { series, all: &mut reading.values });
+                }
+                Read::Histogram(read) => reading.durations.push((series, read(sources))),
+            }
+        }
+        reading
+    }
+
+    /// The sum of a metric's values that have these labels.
+    pub(crate) fn sum(&self, name: &str, labels: &[(&str, &str)]) -> u64 {
+        sum(&self.values, name, labels)
+    }
+}
+
+fn sum(values: &[SeriesValue], name: &str, labels: &[(&str, &str)]) -> u64 {
+    debug_assert!(table::has(name, labels.iter().map(|label| label.0)), "{name}{labels:?}");
+    let found = values.iter().filter(|value| value.is_of(name, labels));
+    found.map(|value| value.number.whole()).sum()
+}
+
+/// Where the values of a series are put.
+pub(super) struct Values<'a> {
+    series: &'static Series,
+    all: &'a mut Vec<SeriesValue>,
+}
+
+impl Values<'_> {
+    /// Adds the value that has these labels.
+    pub(super) fn put<const LABELS: usize>(
+        &mut self,
+        labels: [impl Into<Cow<'static, str>>; LABELS],
+        number: impl Into<Number>,
+    ) {
+        debug_assert_eq!(LABELS, self.series.labels.len(), "{}", self.series.name);
+        let labels = labels.map(Into::into).into();
+        self.all.push(SeriesValue { series: self.series, labels, number: number.into() });
+    }
+
+    /// The sum of what a metric above this one was read as. So both agree, though the workers go on
+    /// counting.
+    pub(super) fn sum(&self, name: &str, labels: &[(&str, &str)]) -> u64 {
+        sum(self.all, name, labels)
+    }
+}
+
+/// Declares a table of series. Each is its help, its type, its name with its labels, and how it is
+/// read: a function from [`Sources`] to the value. A label `in` a closed list has a value for each
+/// item, which the function gets. Where labels are listed without one, the function puts the
+/// values itself.
+macro_rules! series {
+    ($(
+        $topic:literal {
+            $(
+                $(#[doc = $help:literal])+
+                $type:ident $name:ident $({ $($labels:tt)+ })? = $read:expr;
+            )+
+        }
+    )+) => {
+        /// Every series, in the order in which they are read and documented.
+        pub(super) static SERIES: &[Series] = &[ $( $(
+            Series {
+                topic: $topic,
+                name: stringify!($name),
+                help: concat!($($help),+),
+                labels: labels!([$($($labels)+)?]),
+                read: read!($type [$($($labels)+)?] $read),
+            },
+        )+ )+ ];
+    };
+}
+
+/// The names of labels.
+macro_rules! labels {
+    ([$($label:ident $(in $list:ident)?),*]) => { &[$(stringify!($label)),*] };
+}
+
+/// A function that puts all values of a series.
+macro_rules! read {
+    (counter $labels:tt $read:expr) => { Read::Counter(read!($labels $read)) };
+    (gauge $labels:tt $read:expr) => { Read::Gauge(read!($labels $read)) };
+    (histogram [] $read:expr) => { Read::Histogram($read) };
+    ([] $read:expr) => {
+        |from, to| {
+            let read: fn(&Sources) -> _ = $read;
+            to.put([""; 0], read(from));
+        }
+    };
+    ([$label:ident in $list:ident] $read:expr) => {
+        |from, to| {
+            let read: fn(&Sources, $list) -> _ = $read;
+            for item in $list::ALL {
+                to.put([item.label()], read(from, item));
+            }
+        }
+    };
+    ([$label:ident in $list:ident, $other:ident in $others:ident] $read:expr) => {
+        |from, to| {
+            let read: fn(&Sources, $list, $others) -> _ = $read;
+            for item in $list::ALL {
+                for other in $others::ALL {
+                    to.put([item.label(), other.label()], read(from, item, other));
+                }
+            }
+        }
+    };
+    ([$($label:ident),+] $read:expr) => { $read };
+}
+
+pub(super) use {labels, read, series};
+
+/// A count as gauges hold it: exact below 2^53.
+#[expect(clippy::cast_precision_loss, reason = "nothing is counted up to 2^53")]
+pub(super) fn float(count: u64) -> f64 {
+    count as f64
+}
+
+/// Nanoseconds as seconds.
+pub(super) fn seconds(ns: u64) -> f64 {
+    float(ns) / 1e9
+}

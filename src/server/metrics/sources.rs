@@ -1,0 +1,316 @@
+//! All that metrics are read from: the workers' blocks, what all parts share, and what has to be
+//! remembered between two readings.
+
+use std::net::UdpSocket;
+use std::sync::Arc;
+
+use super::series::{float, seconds};
+use crate::admin::live::Board;
+use crate::metrics::{DatagramCounters, RequestCounters, StreamCounters, WorkerCounters};
+use crate::server::context::AppContext;
+use crate::server::control::admin_connections::AdminConnections;
+use crate::server::workers::Tallies;
+use crate::store::{MemoryUsage, StoreTotals};
+use crate::sys::socket::memory_of;
+use crate::time::Now;
+use crate::types::{Family, Transport};
+
+/// Workers with a label of their own: their up to seven series each, the rest of the list and the
+/// process's own figures keep a scrape below 500 series.
+const WORKER_LABELS_MAX: usize = 24;
+
+/// A socket that is watched, and who serves it.
+#[derive(Debug)]
+pub(crate) struct WatchedSocket {
+    /// The worker's number.
+    pub(crate) worker: usize,
+    /// The family of its clients.
+    pub(crate) family: Family,
+    /// A second handle on the worker's socket.
+    pub(crate) socket: UdpSocket,
+}
+
+/// How datagrams are moved, and why.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct BackendInfo {
+    /// The backend's label.
+    pub(crate) backend: &'static str,
+    /// Why that one: `configured`, `probed`, or what keeps the better one from working.
+    pub(crate) reason: &'static str,
+}
+
+/// All that metrics are read from.
+pub(crate) struct Sources {
+    pub(crate) context: AppContext,
+    pub(crate) workers: Vec<Arc<WorkerCounters>>,
+    pub(crate) streams: Vec<Arc<StreamCounters>>,
+    pub(super) info: BackendInfo,
+    pub(crate) board: Arc<Board>,
+    pub(crate) seats: Arc<AdminConnections>,
+    /// Sources whose datagrams the kernel drops.
+    pub(crate) denied: usize,
+    pub(super) busy: Vec<BusyWorkers>,
+    pub(super) sockets: Vec<WorkerSockets>,
+    pub(super) now: Now,
+    pub(super) totals: StoreTotals,
+    pub(super) usage: MemoryUsage,
+    tallies: Vec<Tallies>,
+}
+
+impl Sources {
+    pub(crate) fn new(
+        context: AppContext,
+        (workers, streams): (Vec<Arc<WorkerCounters>>, Vec<Arc<StreamCounters>>),
+        tallies: Vec<Tallies>,
+        sockets: Vec<WatchedSocket>,
+        info: BackendInfo,
+    ) -> Self {
+        Self {
+            now: context.clock.now(),
+            context,
+            busy: BusyWorkers::of(&workers),
+            workers,
+            streams,
+            info,
+            board: Arc::default(),
+            seats: Arc::default(),
+            denied: 0,
+            sockets: WorkerSockets::of(sockets),
+            totals: StoreTotals::default(),
+            usage: MemoryUsage::default(),
+            tallies,
+        }
+    }
+
+    /// Looks at what is read as a whole: the moment, the store's sums, the sockets.
+    pub(super) fn look(&mut self, now: Now) {
+        self.now = now;
+        self.totals = self.context.store.totals();
+        self.usage = self.context.store.usage();
+        self.sockets.iter_mut().for_each(WorkerSockets::look);
+    }
+
+    /// Measures how busy the workers were since the last time. Returns those seconds, and the busy
+    /// ratio of the busiest worker in them.
+    pub(super) fn tick(&mut self, now: Now) -> Option<(f64, f64)> {
+        let stretches = self.busy.iter_mut().filter_map(|workers| workers.tick(now));
+        stretches.max_by(|a, b| a.1.total_cmp(&b.1))
+    }
+
+    /// The UDP sockets, with the family of their clients.
+    pub(crate) fn udp_sockets(&self) -> impl Iterator<Item = (Family, &UdpSocket)> {
+        self.sockets.iter().flat_map(|group| group.sockets.iter().map(|it| (group.family, &it.0)))
+    }
+
+    /// A count summed over the datagram workers.
+    pub(super) fn worker_sum(&self, of: impl Fn(&WorkerCounters) -> u64) -> u64 {
+        self.workers.iter().map(|worker| of(worker)).sum()
+    }
+
+    /// A count of one family's datagrams.
+    pub(super) fn datagrams(&self, of: Family, count: impl Fn(&DatagramCounters) -> u64) -> u64 {
+        self.worker_sum(|worker| count(worker.datagrams(of)))
+    }
+
+    /// A count summed over the stream workers.
+    pub(super) fn stream_sum(&self, of: impl Fn(&StreamCounters) -> u64) -> u64 {
+        self.streams.iter().map(|worker| of(worker)).sum()
+    }
+
+    /// A count of one family's requests over one transport.
+    pub(super) fn requests(
+        &self,
+        (transport, family): (Transport, Family),
+        count: impl Fn(&RequestCounters) -> u64,
+    ) -> u64 {
+        self.stream_sum(|worker| count(worker.requests(transport, family)))
+    }
+
+    /// A count of what the rules of all workers count.
+    pub(super) fn tally_sum(&self, of: impl Fn(&Tallies) -> u64) -> u64 {
+        self.tallies.iter().map(of).sum()
+    }
+
+    /// How long ago the latest turn of a worker was, in seconds.
+    pub(super) fn age_s(&self, latest_turns_ns: impl Iterator<Item = u64>) -> f64 {
+        let now_ns = self.context.clock.elapsed_ns_at(self.now);
+        latest_turns_ns.min().map_or(0.0, |at_ns| seconds(now_ns.saturating_sub(at_ns)))
+    }
+}
+
+/// How busy the workers of one label are.
+pub(super) struct BusyWorkers {
+    pub(super) label: String,
+    /// Of the last stretch of time.
+    pub(super) ratio: f64,
+    workers: Vec<Arc<WorkerCounters>>,
+    last: Option<(Now, u64)>,
+}
+
+impl BusyWorkers {
+    fn of(workers: &[Arc<WorkerCounters>]) -> Vec<Self> {
+        let mut all: Vec<Self> = Vec::new();
+        for (number, worker) in workers.iter().enumerate() {
+            match all.get_mut(WORKER_LABELS_MAX - 1) {
+                Some(shared) => shared.workers.push(worker.clone()),
+                None => all.push(Self {
+                    label: worker_label(number),
+                    ratio: 0.0,
+                    workers: vec![worker.clone()],
+                    last: None,
+                }),
+            }
+        }
+        all
+    }
+
+    /// Returns seconds since the last time, and the share of them that was worked.
+    fn tick(&mut self, now: Now) -> Option<(f64, f64)> {
+        let busy_ns = self.workers.iter().map(|worker| worker.busy_ns.get()).sum();
+        let (at, before_ns) = self.last.replace((now, busy_ns)).filter(|last| now > last.0)?;
+        let elapsed_ns = now.ns_since(at);
+        let available_ns = float(elapsed_ns) * float(self.workers.len() as u64);
+        self.ratio = (float(busy_ns.saturating_sub(before_ns)) / available_ns).min(1.0);
+        Some((seconds(elapsed_ns), self.ratio))
+    }
+}
+
+/// The sockets of one worker label and family.
+pub(super) struct WorkerSockets {
+    pub(super) worker: String,
+    pub(super) family: Family,
+    /// Datagrams that the kernel has dropped because the receive queue was full.
+    pub(super) drops: u64,
+    pub(super) queue_bytes: u64,
+    pub(super) buffer_bytes: u64,
+    /// Each with the drops that are counted or were before this process had it.
+    sockets: Vec<(UdpSocket, u32)>,
+}
+
+impl WorkerSockets {
+    fn of(sockets: Vec<WatchedSocket>) -> Vec<Self> {
+        let mut all: Vec<Self> = Vec::new();
+        for WatchedSocket { worker, family, socket } in sockets {
+            let worker = worker_label(worker);
+            // One that was inherited has a past.
+            let drops_seen = memory_of(&socket).map_or(0, |memory| memory.drops);
+            let is_same = |group: &&mut Self| group.worker == worker && group.family == family;
+            match all.iter_mut().find(is_same) {
+                Some(group) => group.sockets.push((socket, drops_seen)),
+                None => all.push(Self {
+                    worker,
+                    family,
+                    drops: 0,
+                    queue_bytes: 0,
+                    buffer_bytes: 0,
+                    sockets: vec![(socket, drops_seen)],
+                }),
+            }
+        }
+        all
+    }
+
+    fn look(&mut self) {
+        (self.queue_bytes, self.buffer_bytes) = (0, 0);
+        for (socket, drops_seen) in &mut self.sockets {
+            let Ok(memory) = memory_of(&*socket) else { continue };
+            // The kernel counts in 32 bits.
+            self.drops += u64::from(memory.drops.wrapping_sub(*drops_seen));
+            *drops_seen = memory.drops;
+            self.queue_bytes += memory.queued_bytes;
+            self.buffer_bytes += memory.limit_bytes;
+        }
+    }
+
+    /// The values of its labels.
+    pub(super) fn labels(&self) -> [String; 2] {
+        [self.worker.clone(), self.family.label().to_owned()]
+    }
+}
+
+/// A worker's label: its number, or the shared one.
+fn worker_label(number: usize) -> String {
+    let shared = WORKER_LABELS_MAX - 1;
+    if number < shared { number.to_string() } else { format!("{shared}+") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    impl Sources {
+        /// Those of so many workers, with a socket of each family for each of these.
+        pub(in crate::server::metrics) fn of_a_test(
+            workers: usize,
+            streams: usize,
+            sockets: Vec<usize>,
+        ) -> Self {
+            let blocks = (
+                (0..workers).map(|_| Arc::default()).collect(),
+                (0..streams).map(|_| Arc::default()).collect(),
+            );
+            let watched = |worker| {
+                Family::ALL.map(|family| WatchedSocket {
+                    worker,
+                    family,
+                    socket: UdpSocket::bind("127.0.0.1:0").unwrap(),
+                })
+            };
+            let sockets = sockets.into_iter().flat_map(watched).collect();
+            let tallies = vec![Tallies::default(), Tallies::default()];
+            let info = BackendInfo { backend: "mmsg", reason: "configured" };
+            Self::new(AppContext::of_a_test(), blocks, tallies, sockets, info)
+        }
+
+        /// What the rules of a worker count.
+        pub(in crate::server::metrics) fn tallies(&self, worker: usize) -> &Tallies {
+            &self.tallies[worker]
+        }
+    }
+
+    #[test]
+    fn a_worker_is_as_busy_as_its_cpu_time_says() {
+        let mut sources = Sources::of_a_test(40, 0, Vec::new());
+        assert_eq!(sources.tick(Now::from_s(100)), None);
+        sources.workers[1].busy_ns.add(500_000_000);
+        sources.workers[31].busy_ns.add(850_000_000);
+        assert_eq!(sources.tick(Now::from_s(101)), Some((1.0, 0.5)));
+        let ratio = |label| sources.busy.iter().find(|it| it.label == label).unwrap().ratio;
+        assert_eq!(["0", "1", "23+"].map(ratio), [0.0, 0.5, 0.05]);
+    }
+
+    #[test]
+    fn the_age_of_workers_is_that_of_the_longest_ago_turn() {
+        let mut sources = Sources::of_a_test(0, 0, Vec::new());
+        sources.now = sources.now.plus_s(4);
+        let elapsed_ns = sources.context.clock.elapsed_ns_at(sources.now);
+        let turns_ns = (1..=40).map(|number| elapsed_ns - 4_000_000_000 + number * 100_000_000);
+        assert_eq!(sources.age_s(turns_ns), 3.9);
+        assert_eq!(sources.age_s(std::iter::empty()), 0.0, "no worker is late");
+    }
+
+    #[test]
+    fn what_the_kernel_dropped_before_a_socket_was_inherited_is_not_new() {
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let address = socket.local_addr().unwrap();
+        let dropped = || memory_of(&socket).unwrap().drops;
+        let overflow = || {
+            let before = dropped();
+            while dropped() == before {
+                sender.send_to(&[0; 1024], address).unwrap();
+            }
+        };
+        overflow();
+        let socket = socket.try_clone().unwrap();
+        let mut groups =
+            WorkerSockets::of(vec![WatchedSocket { worker: 0, family: Family::V4, socket }]);
+        groups[0].look();
+        assert_eq!(groups[0].drops, 0);
+        let before = dropped();
+        overflow();
+        groups[0].look();
+        assert_eq!(groups[0].drops, u64::from(dropped() - before));
+        assert!(groups[0].queue_bytes > 0 && groups[0].buffer_bytes > 0);
+    }
+}

@@ -1,0 +1,404 @@
+//! The table of metrics: name with its unit, help, labels and how it is read, each once.
+//!
+//! Labels have closed lists of values, so the number of series is bounded.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::series::{Durations, Read, Series, Values, labels, read, seconds, series};
+use super::sources::Sources;
+use crate::access::lists::ListName;
+use crate::limiter::{LimitAction, LimitTable};
+use crate::metrics::{Closed, DurationHistogram, Handshake, IoEvent, MailLost, RequestCounters};
+use crate::server::log;
+use crate::server::snapshots::figures::{Figures, RestoreOutcome};
+use crate::snapshot::SaveStep;
+use crate::tracker::SourceAnomaly;
+use crate::types::{Action, Dropped, Family, NotStored, PeerKind, Refusal, Rejected, Transport};
+
+series! {
+    "Requests" {
+        /// Requests answered. `action`: connect, announce, scrape, answer (WebRTC) or page.
+        counter skep_responses_total{transport, family, action} = responses;
+        /// Well-formed requests answered with an error.
+        counter skep_refused_total{transport, family, reason} = refused;
+        /// Datagrams without a response: too short, wrong magic, forged or expired connection id,
+        /// over a limit, shed under load.
+        counter skep_dropped_total{transport, family, reason} = |from, to| {
+            for family in Family::ALL {
+                for reason in Dropped::ALL {
+                    let count = from.datagrams(family, |it| it.dropped[reason as usize].get());
+                    to.put(["udp", family.label(), reason.label()], count);
+                }
+            }
+        };
+        /// Requests over TCP that were not well-formed.
+        counter skep_rejected_total{transport, family, reason} = |from, to| {
+            for reason in Rejected::ALL {
+                let transport = reason.transport();
+                for family in Family::ALL {
+                    let of = |it: &RequestCounters| it.rejected[reason as usize].get();
+                    let count = from.requests((transport, family), of);
+                    to.put([transport.label(), family.label(), reason.label()], count);
+                }
+            }
+        };
+        /// Requests received. Over UDP this is exactly `skep_responses_total` +
+        /// `skep_refused_total` + `skep_dropped_total`; over TCP `skep_rejected_total` takes the
+        /// place of `skep_dropped_total`.
+        counter skep_requests_total{transport, family} = requests;
+        /// Payload bytes of datagrams received.
+        counter skep_receive_bytes_total{transport, family} = |from, to| {
+            for family in Family::ALL {
+                let count = from.datagrams(family, |it| it.received_bytes.get());
+                to.put(["udp", family.label()], count);
+            }
+        };
+        /// Payload bytes of datagrams sent.
+        counter skep_transmit_bytes_total{transport, family} = |from, to| {
+            for family in Family::ALL {
+                let count = from.datagrams(family, |it| it.sent_bytes.get());
+                to.put(["udp", family.label()], count);
+            }
+        };
+        /// Datagrams that the kernel dropped before skep received them, because a receive queue was
+        /// full or their source is denied.
+        counter skep_udp_socket_drops_total{worker, family} = |from, to| {
+            from.sockets.iter().for_each(|group| to.put(group.labels(), group.drops));
+        };
+        /// Bytes that wait in receive queues, with overhead.
+        gauge skep_udp_socket_queue_bytes{worker, family} = |from, to| {
+            from.sockets.iter().for_each(|group| to.put(group.labels(), group.queue_bytes));
+        };
+        /// Bytes that receive queues may hold, with overhead.
+        gauge skep_udp_socket_buffer_bytes{worker, family} = |from, to| {
+            from.sockets.iter().for_each(|group| to.put(group.labels(), group.buffer_bytes));
+        };
+        /// Failures of system calls that the workers survived.
+        counter skep_io_events_total{event in IoEvent} =
+            |from, event| from.worker_sum(|worker| worker.io_event(event).get());
+        /// Handling time of a batch of datagrams, from the reading of the clock until all responses
+        /// were queued, sampled from one turn in 64.
+        histogram skep_handling_duration_seconds = handling;
+    }
+
+    "Swarms and memory" {
+        /// Torrents in the store, those with only a completed count included.
+        gauge skep_torrents = |from| from.totals.torrents;
+        /// Torrents that have peers.
+        gauge skep_active_torrents = |from| from.totals.active_torrents;
+        /// Peers in the store. `family`: ipv4, ipv6, or webrtc for browsers. `state`: seeder or
+        /// leecher; a seeder lacks nothing of its torrent.
+        gauge skep_peers{family, state} = |from, to| {
+            for kind in PeerKind::ALL {
+                to.put([kind.label(), "seeder"], from.totals.seeders[kind as usize]);
+                to.put([kind.label(), "leecher"], from.totals.leechers[kind as usize]);
+            }
+        };
+        /// Completed downloads, each address and port counted once.
+        counter skep_completed_total = |from| from.totals.completed;
+        /// Announces answered though their peer was not stored: no memory, too many peers of one
+        /// host, too many new torrents, overload.
+        counter skep_announces_not_stored_total{reason in NotStored} =
+            |from, reason| from.tally_sum(|tallies| tallies.not_stored.of(reason).get());
+        /// Torrents without peers or on probation that were removed to make room.
+        counter skep_torrents_evicted_total = |from| from.usage.evicted;
+        /// Bytes that torrents and peers take, as asked of the allocator.
+        gauge skep_store_used_bytes = |from| from.usage.bytes;
+        /// Bytes that torrents and peers may take, by the latest measurement. 0: no limit.
+        gauge skep_store_limit_bytes = |from| from.usage.bytes_max;
+        /// Resident memory by the latest measurement; the store's limit follows it.
+        gauge skep_memory_resident_bytes = |from| from.context.memory.resident_bytes();
+        /// Cap on resident memory. 0: no cap.
+        gauge skep_memory_cap_bytes = |from| from.context.memory.cap();
+    }
+
+    "Limits and load" {
+        /// Requests at the limits of their source: passed, limited, slipped (over the limit, and
+        /// answered all the same), exempt. In a dry run all of them are served.
+        counter skep_limited_total{table in LimitTable, action in LimitAction} =
+            |from, table, action| from.tally_sum(|tallies| tallies.limits.of(table, action).get());
+        /// Sources whose datagrams the filter on the sockets drops at present, see
+        /// `limits.kernel_deny_rate`; what it drops counts in `skep_udp_socket_drops_total`.
+        gauge skep_kernel_denied_sources = |from| from.denied;
+        /// Load of the busiest worker, as the announce interval follows it: 0 is the usual
+        /// interval, 1 the longest.
+        gauge skep_load_ratio = |from| from.context.load.ratio();
+        /// Announce interval that clients of small swarms are sent, on average.
+        gauge skep_announce_interval_seconds = |from| {
+            let options = &from.context.options.load().tracker;
+            let more_s = options.interval_s_max.saturating_sub(options.interval_s);
+            f64::from(options.interval_s) + f64::from(more_s) * from.context.load.ratio()
+        };
+        /// Share of the announces that come from one address, or from unroutable ones, where it is
+        /// more than half: something hides the clients' addresses. Else 0.
+        gauge skep_odd_sources_ratio{kind} = |from, to| {
+            let (one_address, unroutable) = match from.context.sources.anomaly(from.now) {
+                None => (0.0, 0.0),
+                Some(SourceAnomaly::SingleAddress(_, share)) => (share, 0.0),
+                Some(SourceAnomaly::Unroutable(share)) => (0.0, share),
+            };
+            to.put(["one_address"], one_address);
+            to.put(["unroutable"], unroutable);
+        };
+        /// Share of the last second for which a worker used its CPU.
+        gauge skep_worker_busy_ratio{worker} = |from, to| {
+            from.busy.iter().for_each(|busy| to.put([busy.label.clone()], busy.ratio));
+        };
+        /// Age of the oldest last turn of a worker; `/livez` fails above 5 s.
+        gauge skep_worker_last_turn_age_seconds{transport} = |from, to| {
+            to.put(["udp"], from.age_s(from.workers.iter().map(|it| it.elapsed_ns.get())));
+            to.put(["tcp"], from.age_s(from.streams.iter().map(|it| it.elapsed_ns.get())));
+        };
+        /// Always 1. The labels name the I/O backend, and why that one.
+        gauge skep_io_backend_info{backend, reason} =
+            |from, to| to.put([from.info.backend, from.info.reason], 1_u64);
+    }
+
+    "Connections" {
+        /// Open TCP connections. `ws`: WebSockets.
+        gauge skep_connections{kind in Transport} =
+            |from, kind| from.stream_sum(|worker| worker.open(kind).get());
+        /// Open connections over TLS.
+        gauge skep_tls_connections = |from| from.stream_sum(|worker| worker.open_tls.get());
+        /// Connections accepted.
+        counter skep_connections_accepted_total =
+            |from| from.stream_sum(|worker| worker.accepted.get());
+        /// Failures to accept a connection, most often because the process has no descriptor left.
+        counter skep_accept_failed_total =
+            |from| from.stream_sum(|worker| worker.accept_errors.get());
+        /// Connections that ended. `memory` and `limited`: their source held or asked too much.
+        counter skep_connections_closed_total{reason in Closed} =
+            |from, reason| from.stream_sum(|worker| worker.closed(reason).get());
+        /// Memory that connections hold.
+        gauge skep_connections_used_bytes = |from| from.context.memory.connection_bytes();
+        /// Memory that connections may hold.
+        gauge skep_connections_limit_bytes =
+            |from| from.context.options.load().streams.memory_max_bytes;
+        /// Bytes read from connections, without what TLS adds.
+        counter skep_stream_receive_bytes_total{transport in Transport} =
+            |from, transport| from.stream_sum(|worker| worker.received_bytes(transport).get());
+        /// Bytes written to connections, without what TLS adds.
+        counter skep_stream_transmit_bytes_total{transport in Transport} =
+            |from, transport| from.stream_sum(|worker| worker.sent_bytes(transport).get());
+        /// TLS handshakes: full, resumed, failed.
+        counter skep_tls_handshakes_total{kind in Handshake} =
+            |from, kind| from.stream_sum(|worker| worker.handshakes(kind).get());
+        /// Connections that became WebSockets.
+        counter skep_websocket_upgrades_total =
+            |from| from.stream_sum(|worker| worker.upgrades.get());
+        /// WebRTC offers and answers that were not delivered: unusable, receiver gone, over its
+        /// quota, its queue or its worker's inbox full.
+        counter skep_webtorrent_mail_lost_total{reason in MailLost} =
+            |from, reason| from.stream_sum(|worker| worker.mail_lost(reason).get());
+        /// Open statistics pages that are kept up to date, 16 at most.
+        gauge skep_stats_viewers = |from| from.board.viewers();
+        /// Statistics pages that were not kept up to date because too many were open.
+        counter skep_stats_viewers_refused_total = |from| from.board.refused();
+        /// Connections to the admin listener closed or refused for want of seats.
+        counter skep_admin_connections_closed_total = |from| from.seats.closed();
+    }
+
+    "Access, snapshots, process" {
+        /// Entries of each access list.
+        gauge skep_access_entries{list in ListName} =
+            |from, list| from.context.access_manager.access().lists().get(list).len();
+        /// Access lists that could not be reloaded, and stayed as they were.
+        counter skep_access_reload_failures_total =
+            |from| from.context.access_manager.reload_failures();
+        /// Registered info-hashes; a hybrid torrent has two.
+        gauge skep_registered_torrents =
+            |from| from.context.access_manager.access().registry().len();
+        /// Valid passkeys.
+        gauge skep_passkeys = |from| from.context.access_manager.access().keys().len();
+        /// Time of the latest snapshot; until there is one, of the snapshot that was restored. 0:
+        /// none.
+        gauge skep_snapshot_last_success_timestamp_seconds =
+            |from| snapshots(from, |figures| &figures.last_success_s);
+        /// Time that the latest snapshot took, the disk included.
+        gauge skep_snapshot_duration_seconds =
+            |from| seconds(snapshots(from, |figures| &figures.duration_us) * 1000);
+        /// Size of the latest snapshot.
+        gauge skep_snapshot_bytes = |from| snapshots(from, |figures| &figures.bytes);
+        /// Torrents, and parts of large ones, in the latest snapshot.
+        gauge skep_snapshot_torrents = |from| snapshots(from, |figures| &figures.torrents);
+        /// Peers in the latest snapshot.
+        gauge skep_snapshot_peers = |from| snapshots(from, |figures| &figures.peers);
+        /// Snapshots that failed, by step: create, write, sync, commit. Earlier ones stay as they
+        /// were.
+        counter skep_snapshot_errors_total{reason in SaveStep} =
+            |from, step| snapshots(from, |figures| &figures.errors[step as usize]);
+        /// 1 for the outcome of the restore at start: off, waiting (for another process that keeps
+        /// snapshots there), running, restored, empty (there was no snapshot), lost (there was no
+        /// usable one), broken_off.
+        gauge skep_restore_outcome{outcome in RestoreOutcome} =
+            |from, outcome| u64::from(from.context.snapshots.figures.outcome() == outcome);
+        /// Time that the restore took.
+        gauge skep_restore_duration_seconds =
+            |from| seconds(snapshots(from, |figures| &figures.restore_duration_us) * 1000);
+        /// Torrents, and parts of large ones, that were restored.
+        gauge skep_restore_torrents =
+            |from| snapshots(from, |figures| &figures.restored_torrents);
+        /// Peers that were restored.
+        gauge skep_restore_peers = |from| snapshots(from, |figures| &figures.restored_peers);
+        /// Peers that were too old to be restored.
+        gauge skep_restore_expired_peers = |from| snapshots(from, |figures| &figures.expired_peers);
+        /// Peers that were not restored because memory was short, or their torrent had all the
+        /// peers it may have.
+        gauge skep_restore_refused_peers = |from| snapshots(from, |figures| &figures.refused_peers);
+        /// Files that were damaged or not a snapshot of this tracker, and were renamed.
+        counter skep_restore_set_aside_total = |from| snapshots(from, |figures| &figures.set_aside);
+        /// Log lines lost because standard error was not read; up to 8192 lines wait.
+        counter skep_log_lines_lost_total = |_| log::lost();
+        /// Always 1. The label is the version.
+        gauge skep_build_info{version} = |_, to| to.put([env!("CARGO_PKG_VERSION")], 1_u64);
+    }
+}
+
+/// Whether there is a metric of this name, with these labels among its own.
+pub(super) fn has<'a>(name: &str, mut labels: impl Iterator<Item = &'a str>) -> bool {
+    let series = SERIES.iter().find(|series| series.name == name);
+    series.is_some_and(|series| labels.all(|label| series.labels.contains(&label)))
+}
+
+/// What can be asked for by each transport.
+const UDP_ACTIONS: [Action; 3] = [Action::Connect, Action::Announce, Action::Scrape];
+const HTTP_ACTIONS: [Action; 3] = [Action::Announce, Action::Scrape, Action::Page];
+const WS_ACTIONS: [Action; 3] = [Action::Announce, Action::Scrape, Action::Answer];
+
+/// What is refused over UDP.
+const UDP_REFUSALS: [Refusal; 9] = [
+    Refusal::LowPort,
+    Refusal::TorrentDenied,
+    Refusal::NetworkDenied,
+    Refusal::ClientDenied,
+    Refusal::PortDenied,
+    Refusal::Unregistered,
+    Refusal::SimilarTorrent,
+    Refusal::UnknownPasskey,
+    Refusal::PasskeyLimit,
+];
+
+fn responses(from: &Sources, to: &mut Values<'_>) {
+    for family in Family::ALL {
+        for action in UDP_ACTIONS {
+            let count = from.datagrams(family, |it| it.answered[action as usize].get());
+            to.put(["udp", family.label(), action.label()], count);
+        }
+        for (transport, actions) in [(Transport::Http, HTTP_ACTIONS), (Transport::Ws, WS_ACTIONS)] {
+            for action in actions {
+                let of = |it: &RequestCounters| it.answered[action as usize].get();
+                let count = from.requests((transport, family), of);
+                to.put([transport.label(), family.label(), action.label()], count);
+            }
+        }
+    }
+}
+
+fn refused(from: &Sources, to: &mut Values<'_>) {
+    for family in Family::ALL {
+        for reason in UDP_REFUSALS {
+            let count = from.datagrams(family, |it| it.refused[reason as usize].get());
+            to.put(["udp", family.label(), reason.label()], count);
+        }
+        for transport in Transport::ALL {
+            for reason in Refusal::ALL {
+                let of = |it: &RequestCounters| it.refused[reason as usize].get();
+                let count = from.requests((transport, family), of);
+                to.put([transport.label(), family.label(), reason.label()], count);
+            }
+        }
+    }
+}
+
+/// The sums of the outcomes above as they were just read, so that every scrape adds up while the
+/// workers go on counting.
+fn requests(_: &Sources, to: &mut Values<'_>) {
+    for transport in ["udp", "http", "ws"] {
+        let ends = match transport {
+            "udp" => ["skep_responses_total", "skep_refused_total", "skep_dropped_total"],
+            _ => ["skep_responses_total", "skep_refused_total", "skep_rejected_total"],
+        };
+        for family in Family::ALL.map(Family::label) {
+            let labels = [("transport", transport), ("family", family)];
+            let sum = ends.map(|name| to.sum(name, &labels)).iter().sum::<u64>();
+            to.put([transport, family], sum);
+        }
+    }
+}
+
+/// The histogram's bounds, as powers of two in nanoseconds: 1 us to 134 ms.
+const HANDLING_BOUNDS: std::ops::RangeInclusive<usize> = 10..=27;
+
+fn handling(from: &Sources) -> Durations {
+    let bucket = |index| from.worker_sum(|worker| worker.handling.bucket(index).get());
+    let mut count = (0..*HANDLING_BOUNDS.start()).map(bucket).sum::<u64>();
+    let mut below = Vec::new();
+    for index in HANDLING_BOUNDS {
+        count += bucket(index);
+        below.push((seconds(1 << index), count));
+    }
+    count += (HANDLING_BOUNDS.end() + 1..DurationHistogram::BUCKETS).map(bucket).sum::<u64>();
+    let sum_s = seconds(from.worker_sum(|worker| worker.handling.sum_ns.get()));
+    Durations { below, count, sum_s }
+}
+
+/// A figure about snapshots.
+fn snapshots(from: &Sources, of: impl Fn(&Figures) -> &AtomicU64) -> u64 {
+    of(&from.context.snapshots.figures).load(Ordering::Relaxed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::series::{Reading, SeriesValue};
+    use super::*;
+    use crate::admin::live::METRICS;
+
+    #[test]
+    fn every_metric_stands_once_with_a_name_and_help_as_they_should_be() {
+        for (at, series) in SERIES.iter().enumerate() {
+            let (name, help) = (series.name, series.help());
+            assert!(SERIES[..at].iter().all(|other| other.name != name), "{name} twice");
+            let is_counter = matches!(series.read, Read::Counter(_));
+            assert_eq!(name.ends_with("_total"), is_counter, "{name}");
+            assert!(name.starts_with("skep_"), "{name}");
+            assert!(help.ends_with('.') && !help.contains(['|', '\n', '\\']), "{name}: {help}");
+        }
+        assert!(SERIES.len() > 50);
+    }
+
+    #[test]
+    fn every_metric_that_the_statistics_page_shows_exists() {
+        for (name, labels) in METRICS {
+            assert!(has(name, labels.iter().copied()), "{name}{labels:?}");
+        }
+    }
+
+    #[test]
+    fn two_readings_have_the_same_series_in_the_same_order() {
+        let mut sources = Sources::of_a_test(30, 2, vec![0, 1]);
+        let names = |sources: &Sources| -> Vec<_> {
+            let of = |it: &SeriesValue| (it.series.name, it.labels().collect::<Vec<_>>());
+            Reading::of(SERIES, sources).values.iter().map(of).collect()
+        };
+        let first = names(&sources);
+        sources.look(sources.now.plus_s(1));
+        sources.tick(sources.now);
+        assert_eq!(names(&sources), first);
+        let distinct: std::collections::BTreeSet<_> = first.iter().collect();
+        assert_eq!(distinct.len(), first.len(), "no series twice");
+    }
+
+    #[test]
+    fn requests_are_the_sum_of_their_outcomes() {
+        let sources = Sources::of_a_test(1, 1, Vec::new());
+        sources.workers[0].count(Family::V4, 3, Err(Dropped::TooShort));
+        let http = sources.streams[0].requests(Transport::Http, Family::V4);
+        http.answered[Action::Page as usize].add(1);
+        http.refused[Refusal::Malformed as usize].add(20);
+        http.rejected[Rejected::NotFound as usize].add(300);
+        http.received.add(7000); // what is read later may be more
+        let reading = Reading::of(SERIES, &sources);
+        let of = |transport| reading.sum("skep_requests_total", &[("transport", transport)]);
+        assert_eq!(["udp", "http", "ws"].map(of), [1, 321, 0]);
+    }
+}
