@@ -17,7 +17,8 @@
 //! use skep::frontend::{REPLY_BYTES_MAX, Responder, udp::UdpFrontend};
 //! use skep::{store::Store, time::Now, tracker::Tracker};
 //!
-//! let tracker = Tracker::new(Arc::new(Store::new(Default::default())), Default::default(), 1, 0, 1);
+//! let store = Arc::new(Store::new(Default::default()));
+//! let tracker = Tracker::new(store, Default::default(), 1, 0, 1);
 //! let keys = KeyPair { active: [7; 32], staging: None, algorithm: Algorithm::SipHash };
 //! let ids = Arc::new(ArcSwap::from_pointee(ConnectionIds::new(&keys)));
 //! let mut udp = UdpFrontend::new(tracker, ids);
@@ -30,9 +31,10 @@
 //! assert_eq!(response.bytes, 16); // 8 more bytes: the connection id for announces and scrapes
 //! ```
 //!
-//! The library exists so that the server, the load tester, tests, benchmarks and fuzz targets share
-//! one code. It is not published on crates.io, and Semantic Versioning does not cover it. The module
-//! to read first is [`frontend::udp`], the path of a datagram; follow any call one level from there.
+//! The library exists so that the server, the load tester, tests, benchmarks and fuzz targets
+//! share one code. It is not published on crates.io, and Semantic Versioning does not cover it. The
+//! module to read first is [`frontend::udp`], the path of a datagram; follow any call one level
+//! from there.
 
 #![cfg_attr(
     test,

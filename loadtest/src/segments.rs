@@ -2,8 +2,8 @@
 //! (`UDP_SEGMENT`, Linux 4.18). The receiver sees ordinary datagrams; the sender pays for routing,
 //! queueing and the network stack once per batch instead of once per datagram.
 //!
-//! The load tester must outrun a server that gains nothing from it: responses go to many clients and
-//! differ in length.
+//! The load tester must outrun a server that gains nothing from it: responses go to many clients
+//! and differ in length.
 
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, AsRawFd};

@@ -165,9 +165,10 @@ pub(super) fn connection_id_keys(options: &Options) -> Result<LoadedKeys, KeyErr
             origin: "made up for this run".into(),
             made_up: true,
             warning: Some(format!(
-                "no state directory: {reason}; a restart begins with empty swarms, new connection \
-                 ids and empty access lists, and without admin.token the API is read-only; \
-                 remedy: set server.state_dir to a directory that this user may write"
+                "no state directory: {reason}; after a restart swarms are empty and connection \
+                 ids are new, access lists without a configured file are empty, and without \
+                 admin.token the API is read-only; remedy: set server.state_dir to a directory \
+                 that this user may write"
             )),
         }),
     }

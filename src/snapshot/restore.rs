@@ -48,8 +48,8 @@ impl<R: Read + Seek> Restore<R> {
     /// Restores the swarms of the next block; false once there is no more.
     ///
     /// # Errors
-    /// [`SnapshotError`] where the file is not any more what it was when it was judged. What was restored
-    /// before stays: it was right.
+    /// [`SnapshotError`] where the file is not any more what it was when it was verified. What was
+    /// restored before stays: it was right.
     pub fn step(&mut self, store: &Store, now: Now) -> Result<bool, SnapshotError> {
         if !self.snapshot.next(&mut self.block)? {
             store.restore_completed(self.snapshot.contents().completed);

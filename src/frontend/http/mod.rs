@@ -172,8 +172,8 @@ impl HttpFrontend {
         handler.respond(&request, out)
     }
 
-    /// The body of a [`ReceiveOutcome::FullScrape`] with this encoding and framing, to be written on a
-    /// thread of its own. Until it is dropped, no other full scrape starts.
+    /// The body of a [`ReceiveOutcome::FullScrape`] with this encoding and framing, to be written
+    /// on a thread of its own. Until it is dropped, no other full scrape starts.
     ///
     /// # Errors
     /// If there is no memory for the encoder: the connection has to be closed.

@@ -321,13 +321,18 @@ async fn run_until_shutdown(
                 state.renew_pages();
                 manager.ready("reloaded");
             },
-            _ = signals.terminate.recv() => break info!(target: OPERATOR, "stopping: SIGTERM received"),
-            _ = signals.interrupt.recv() => break info!(target: OPERATOR, "stopping: SIGINT received"),
+            _ = signals.terminate.recv() => {
+                break info!(target: OPERATOR, "stopping: SIGTERM received");
+            }
+            _ = signals.interrupt.recv() => {
+                break info!(target: OPERATOR, "stopping: SIGINT received");
+            }
             () = state.is_asked_to_stop() => {
                 break info!(target: OPERATOR, "stopping: requested during the take-over");
             }
             Some(arrived) = successor.recv() => {
-                if let Some(reason) = drain::yield_to_successor(state, arrived, running, signals).await {
+                let yielding = drain::yield_to_successor(state, arrived, running, signals);
+                if let Some(reason) = yielding.await {
                     return Ok(reason);
                 }
             }

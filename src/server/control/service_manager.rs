@@ -1,5 +1,5 @@
-//! Messages to the service manager (sd_notify(3)): readiness, stopping, the watchdog, and the sockets
-//! it keeps while no process of ours runs.
+//! Messages to the service manager (sd_notify(3)): readiness, stopping, the watchdog, and the
+//! sockets that it keeps while no process of ours runs.
 //!
 //! sd-notify knows the messages and the environment. They are sent here, as its `notify` (0.5)
 //! reaches no abstract address, and waits without end for a manager that reads nothing. Without

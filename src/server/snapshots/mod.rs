@@ -145,11 +145,11 @@ impl Snapshots {
         if let Some((orders, thread)) = thread {
             let _ = orders.send(Order::Stop);
             if !has_ended(&thread, &self.progress, stalled_max) {
-                let remedy = "check the disk of server.state_dir";
+                let remedy = "the disk of server.state_dir hangs: check it";
                 let stalled_s = stalled_max.as_secs();
                 warn!(
                     target: OPERATOR,
-                    stalled_s, remedy, "last snapshot not saved, the previous one stays: the disk hangs"
+                    stalled_s, remedy, "last snapshot not saved, the previous one stays"
                 );
             }
         }

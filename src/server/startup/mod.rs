@@ -195,7 +195,8 @@ fn assemble(
 fn close(inherited_sockets: InheritedSockets) -> Vec<String> {
     let (places, names) = inherited_sockets.close();
     for place in places {
-        tracing::warn!(target: log::OPERATOR, socket = %place, "passed socket closed: not configured");
+        let socket = place.to_string();
+        tracing::warn!(target: log::OPERATOR, %socket, "passed socket closed: not configured");
     }
     names
 }

@@ -13,7 +13,8 @@
 //!
 //! Each worker has a part of the account, and closes connections of its own once they hold more
 //! than that and the account is full. It may be busy just then. Those that are within their parts
-//! go on meanwhile, but take in nothing while the account is an eighth over its bound ([`MemoryWaiters`]).
+//! go on meanwhile, but take in nothing while the account is an eighth over its bound
+//! ([`MemoryWaiters`]).
 
 use std::cell::Cell;
 use std::cmp::Reverse;

@@ -231,7 +231,8 @@ mod tests {
                 let whole = bytes.len();
                 for end in 0..whole {
                     let mut part = bytes[..end].to_vec();
-                    let step = Fragments::default().take(&mut part).map(|frame_step| match frame_step {
+                    let mut fragments = Fragments::default();
+                    let step = fragments.take(&mut part).map(|frame_step| match frame_step {
                         FrameStep::Partial(needed) => needed > end,
                         FrameStep::Frame(..) => false,
                     });

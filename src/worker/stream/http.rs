@@ -57,7 +57,8 @@ pub(super) async fn serve<N: Network>(connection: &Connection<N>, mut input: Vec
         let (consumed, step) = connection.answer(&input, &mut out);
         input.drain(..consumed);
         if consumed > 0 {
-            connection.with_deadlines(|it| it.read = NEVER); // while a reply is written, that counts
+            // While a response is written, only the deadline for that counts.
+            connection.with_deadlines(|it| it.read = NEVER);
         }
         if !out.is_empty()
             && let Err(reason) = connection.write(out).await
