@@ -44,7 +44,11 @@ pub(crate) fn push_frame(out: &mut Vec<u8>, opcode: OpCode, payload: &[u8], mask
     let head = FrameHeader { opcode, mask: Some(mask), ..FrameHeader::default() };
     let written = head.format(payload.len() as u64, out);
     debug_assert!(written.is_ok(), "a vector takes everything");
-    out.extend(payload.iter().zip(mask.into_iter().cycle()).map(|(byte, mask)| byte ^ mask));
+    let start = out.len();
+    out.extend_from_slice(payload);
+    for chunk in out[start..].chunks_mut(4) {
+        chunk.iter_mut().zip(mask).for_each(|(byte, mask)| *byte ^= mask);
+    }
 }
 
 /// A whole frame at the start of the input.
