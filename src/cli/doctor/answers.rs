@@ -4,16 +4,17 @@
 //! to ports of the kernel's choice and closed again; nothing is left behind, and no file is made.
 
 use std::fs::File;
-use std::io::{self, ErrorKind, Read as _, Write as _};
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::io::{self, ErrorKind};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use http::Request;
 use rlimit::Resource;
 use rustix::fs::{Access, AtFlags, CWD, accessat, statvfs};
 
-use crate::client::http::{BodyEnd, head, unchunk};
+use crate::cli::admin_client::{AdminRequestError, RequestLimits, exchange};
 use crate::config::Config;
 use crate::server::{self, KEY_VARIABLE};
 use crate::snapshot::{CURRENT, PREVIOUS, read_header};
@@ -22,11 +23,9 @@ use crate::sys::filter::{self, SOURCES_MAX};
 use crate::sys::socket::{BoundUdp, UdpOptions, bind_udp};
 use crate::sys::{affinity, memory, probe};
 
-/// How long the tracker may take to answer, and each step of that.
-const PATIENCE: Duration = Duration::from_secs(2);
-
-/// The most that is read of the tracker's metrics, in bytes.
-const METRICS_BYTES_MAX: usize = 4 << 20;
+/// What the tracker's metrics may take.
+const METRICS_LIMITS: RequestLimits =
+    RequestLimits { step: Duration::from_secs(2), body_bytes: 4 << 20 };
 
 /// What the host answers.
 #[derive(Clone, Debug)]
@@ -107,7 +106,7 @@ impl Answers {
             locked_memory: Resource::MEMLOCK.get().map(|it| it.0).map_err(text),
             cores: affinity::usable_cpus().map(|it| it.len()).map_err(text),
             memory: memory::usable_bytes().map_err(text),
-            metrics: metrics(reachable(config.admin.listen)).map_err(text),
+            metrics: metrics(reachable(config.admin.listen)),
             state: server::state_directory(config).map(StateHome::inspect),
             in_kubernetes: std::env::var_os("KUBERNETES_SERVICE_HOST").is_some(),
             has_key_variable: std::env::var_os(KEY_VARIABLE).is_some(),
@@ -203,36 +202,16 @@ fn reachable(listen: SocketAddr) -> SocketAddr {
 }
 
 /// Asks the tracker for its metrics.
-fn metrics(admin: SocketAddr) -> io::Result<String> {
-    let clock = Clock::start();
-    let late_ns = clock.now().ns() + u64::try_from(2 * PATIENCE.as_nanos()).unwrap_or(u64::MAX / 2);
-    let mut stream = TcpStream::connect_timeout(&admin, PATIENCE)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
-    let request = format!("GET /metrics HTTP/1.1\r\nHost: {admin}\r\nConnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes())?;
-    let mut bytes = Vec::new();
-    let mut part = [0; 16 * 1024];
-    loop {
-        let count = stream.read(&mut part)?;
-        bytes.extend_from_slice(&part[..count]);
-        if count == 0 {
-            break;
-        }
-        if bytes.len() > METRICS_BYTES_MAX || clock.now().ns() > late_ns {
-            return Err(io::Error::other("its answer does not end"));
-        }
-    }
-    let stranger = || io::Error::other("the program that answers there is not skep");
-    let head = head(&bytes).ok().flatten().filter(|it| it.status == 200).ok_or_else(stranger)?;
-    let rest = &bytes[head.bytes..];
-    let body = match head.body {
-        BodyEnd::Chunked => unchunk(rest).ok().flatten().unwrap_or_default(),
-        BodyEnd::Length(length) => rest[..length.min(rest.len())].to_vec(),
-        BodyEnd::UntilClose => rest.to_vec(),
-    };
-    let body = String::from_utf8(body).map_err(|_| stranger())?;
-    if body.contains("skep_") { Ok(body) } else { Err(stranger()) }
+fn metrics(admin: SocketAddr) -> Result<String, String> {
+    let stranger = || "the program that answers there is not skep".to_owned();
+    let request = Request::get("/metrics");
+    let reply = exchange(&admin.to_string(), request, Vec::new(), METRICS_LIMITS);
+    let reply = reply.map_err(|error| match error {
+        AdminRequestError::NotHttp => stranger(),
+        AdminRequestError::Connection(error) => text(error),
+    })?;
+    let body = std::str::from_utf8(reply.body()).ok().filter(|body| body.contains("skep_"));
+    body.filter(|_| reply.status() == 200).map(str::to_owned).ok_or_else(stranger)
 }
 
 fn text(error: impl std::fmt::Display) -> String {

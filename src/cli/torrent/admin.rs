@@ -1,12 +1,12 @@
 //! Asks a tracker's admin listener to register a torrent, again where it does not answer.
 
-use std::io::{self, Read as _, Write as _};
-use std::net::{TcpStream, ToSocketAddrs as _};
 use std::time::Duration;
 
+use http::Request;
+use http::header::{AUTHORIZATION, CONTENT_TYPE};
 use serde_json::Value;
 
-use crate::client::http::{BodyEnd, HEAD_BYTES_MAX, head, unchunk};
+use crate::cli::admin_client::{AdminRequestError, RequestLimits, exchange};
 use crate::client::url::Url;
 
 /// How often a request is sent again where there is no answer, or one that says to.
@@ -15,11 +15,9 @@ const RETRIES: u32 = 3;
 /// How long to wait before the first of those; twice as long before each further one.
 const PAUSE: Duration = Duration::from_millis(250);
 
-/// How long connecting, or a byte, may take.
-const TIMEOUT: Duration = Duration::from_secs(10);
-
-/// The longest reply that is read, in bytes.
-const REPLY_BYTES_MAX: usize = HEAD_BYTES_MAX + 64 * 1024;
+/// What a request may take: far more than the tracker does.
+const LIMITS: RequestLimits =
+    RequestLimits { step: Duration::from_secs(10), body_bytes: 64 * 1024 };
 
 /// What the tracker says of a torrent that it now serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,29 +90,28 @@ impl Admin {
 
     fn ask(&self, body: &[u8]) -> Result<Reply, Failure> {
         let url = &self.url;
-        let passing = |error: io::Error| {
-            Failure::Passing(format!(
+        let no_http = || Failure::Lasting(format!("the program at {url} is not a tracker"));
+        let request = Request::post("/api/v1/torrents").header(CONTENT_TYPE, "application/json");
+        let request = match self.tokens.first() {
+            Some(token) => request.header(AUTHORIZATION, format!("Bearer {token}")),
+            None => request,
+        };
+        let reply = exchange(&url.authority(), request, body.to_vec(), LIMITS);
+        let reply = reply.map_err(|error| match error {
+            AdminRequestError::NotHttp => no_http(),
+            AdminRequestError::Connection(error) => Failure::Passing(format!(
                 "cannot ask {url}: {error}; remedy: start skep, or name its admin listener with \
                  --admin"
-            ))
-        };
-        let bytes = self.exchange(body).map_err(passing)?;
-        let no_http = || Failure::Lasting(format!("the program at {url} is not a tracker"));
-        let reply = head(&bytes).ok().flatten().ok_or_else(no_http)?;
-        let rest = &bytes[reply.bytes..];
-        let said = match reply.body {
-            BodyEnd::Chunked => unchunk(rest).ok().flatten().unwrap_or_default(),
-            BodyEnd::Length(length) => rest[..length.min(rest.len())].to_vec(),
-            BodyEnd::UntilClose => rest.to_vec(),
-        };
-        let said: Value = serde_json::from_slice(&said).map_err(|_| no_http())?;
+            )),
+        })?;
+        let said: Value = serde_json::from_slice(reply.body()).map_err(|_| no_http())?;
         let code = said["error"]["code"].as_str().unwrap_or_default();
         let message = || {
             let field = said["error"]["field"].as_str().map(|it| format!("{it}: "));
             let message = said["error"]["message"].as_str().unwrap_or("no reason");
             field.unwrap_or_default() + message
         };
-        match (reply.status, code) {
+        match (reply.status().as_u16(), code) {
             (201, _) => Ok(Reply::Created),
             (200, _) => Ok(Reply::Known),
             (401, _) => Err(Failure::Unauthorized(message())),
@@ -125,43 +122,12 @@ impl Admin {
             _ => Err(Failure::Refused(message())),
         }
     }
-
-    /// Sends a request and reads all that comes back.
-    fn exchange(&self, body: &[u8]) -> io::Result<Vec<u8>> {
-        let mut refused = io::Error::other("its name has no address");
-        for address in (self.url.host.as_str(), self.url.port).to_socket_addrs()? {
-            match TcpStream::connect_timeout(&address, TIMEOUT) {
-                Ok(stream) => return self.converse(stream, body),
-                Err(error) => refused = error,
-            }
-        }
-        Err(refused)
-    }
-
-    fn converse(&self, mut stream: TcpStream, body: &[u8]) -> io::Result<Vec<u8>> {
-        stream.set_read_timeout(Some(TIMEOUT))?;
-        stream.set_write_timeout(Some(TIMEOUT))?;
-        let mut request = format!(
-            "POST /api/v1/torrents HTTP/1.1\r\nHost: {}\r\nContent-Type: application/json\r\n\
-             Content-Length: {}\r\nConnection: close\r\n",
-            self.url.authority(),
-            body.len()
-        );
-        if let Some(token) = self.tokens.first() {
-            request += &format!("Authorization: Bearer {token}\r\n");
-        }
-        stream.write_all((request + "\r\n").as_bytes())?;
-        stream.write_all(body)?;
-        let mut reply = Vec::new();
-        stream.take(REPLY_BYTES_MAX as u64).read_to_end(&mut reply)?;
-        Ok(reply)
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::{BufRead as _, BufReader};
+    use std::io::{BufRead as _, BufReader, Write as _};
     use std::net::TcpListener;
 
     /// Answers so many requests, each with 201 if it shows this token and else with 401: the tokens
@@ -171,7 +137,7 @@ mod tests {
             let mut stream = listener.accept().unwrap().0;
             let head = BufReader::new(&stream).lines().map(Result::unwrap);
             let head: Vec<_> = head.take_while(|it| !it.is_empty()).collect();
-            let shown = head.iter().find_map(|it| it.strip_prefix("Authorization: Bearer "));
+            let shown = head.iter().find_map(|it| it.strip_prefix("authorization: Bearer "));
             let shown = shown.unwrap_or_default().to_owned();
             let status = if shown == token { "201 Created" } else { "401 Unauthorized" };
             let said = format!("HTTP/1.1 {status}\r\nContent-Length: 2\r\n\r\n{{}}");

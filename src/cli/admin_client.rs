@@ -1,0 +1,159 @@
+//! Requests to a tracker's admin listener, by hyper: one connection each, with bounds on its time
+//! and on the size of the reply. For `skep torrent` and `skep doctor`.
+//!
+//! `skep probe` has clients of its own: it measures connecting, TLS and the reply apart, and judges
+//! bytes that an HTTP library hides.
+
+use std::error::Error as _;
+use std::io;
+use std::time::Duration;
+
+use http::header::{CONNECTION, HOST};
+use http::{Response, request};
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::body::Bytes;
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use crate::client::http::HEAD_BYTES_MAX;
+
+/// What a request may take.
+#[derive(Clone, Copy)]
+pub(super) struct RequestLimits {
+    /// How long connecting may take, and all that follows.
+    pub(super) step: Duration,
+    /// The longest body of a reply, in bytes.
+    pub(super) body_bytes: usize,
+}
+
+/// Why a request brought no reply.
+#[derive(Debug)]
+pub(super) enum AdminRequestError {
+    /// There was no connection, or it failed or took too long.
+    Connection(io::Error),
+    /// What came is not HTTP, or too long for a tracker's reply.
+    NotHttp,
+}
+
+impl From<io::Error> for AdminRequestError {
+    fn from(error: io::Error) -> Self {
+        Self::Connection(error)
+    }
+}
+
+impl From<hyper::Error> for AdminRequestError {
+    fn from(error: hyper::Error) -> Self {
+        if error.is_parse() || error.is_incomplete_message() {
+            return Self::NotHttp;
+        }
+        let cause = error.source().map_or_else(|| error.to_string(), ToString::to_string);
+        Self::Connection(io::Error::other(cause))
+    }
+}
+
+/// Sends a request to HOST:PORT, and waits for the whole reply. Blocks.
+///
+/// # Errors
+/// [`AdminRequestError`] where there is none.
+pub(super) fn exchange(
+    authority: &str,
+    request: request::Builder,
+    body: Vec<u8>,
+    limits: RequestLimits,
+) -> Result<Response<Bytes>, AdminRequestError> {
+    let request = request.header(HOST, authority).header(CONNECTION, "close");
+    let request = request.body(Full::from(body)).map_err(io::Error::other)?;
+    let late =
+        |_| io::Error::new(io::ErrorKind::TimedOut, format!("timed out after {:?}", limits.step));
+    let conversation = async {
+        let connecting = timeout(limits.step, TcpStream::connect(authority));
+        let stream = connecting.await.map_err(late)??;
+        let answering = timeout(limits.step, converse(stream, request, limits.body_bytes));
+        answering.await.map_err(late)?
+    };
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(conversation)
+}
+
+async fn converse(
+    stream: TcpStream,
+    request: http::Request<Full<Bytes>>,
+    body_bytes_max: usize,
+) -> Result<Response<Bytes>, AdminRequestError> {
+    let mut builder = http1::Builder::new();
+    builder.max_buf_size(HEAD_BYTES_MAX);
+    let (mut sender, connection) = builder.handshake(TokioIo::new(stream)).await?;
+    tokio::spawn(connection);
+    let (head, body) = sender.send_request(request).await?.into_parts();
+    let collected = Limited::new(body, body_bytes_max).collect().await;
+    let body = collected.map_err(|error| match error.downcast::<hyper::Error>() {
+        Ok(error) => AdminRequestError::from(*error),
+        Err(_too_long) => AdminRequestError::NotHttp,
+    })?;
+    Ok(Response::from_parts(head, body.to_bytes()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{BufRead as _, BufReader, Write as _};
+    use std::net::TcpListener;
+
+    /// What a request of a program that replies with this brings.
+    fn ask(reply: &'static [u8]) -> Result<Response<Bytes>, AdminRequestError> {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let authority = listener.local_addr().unwrap().to_string();
+        let replying = std::thread::spawn(move || {
+            let mut stream = listener.accept().unwrap().0;
+            let head = BufReader::new(&stream).lines().map(Result::unwrap);
+            let head: Vec<_> = head.take_while(|line| !line.is_empty()).collect();
+            stream.write_all(reply).unwrap();
+            head
+        });
+        let limits = RequestLimits { step: Duration::from_secs(30), body_bytes: 5 };
+        let result = exchange(&authority, http::Request::get("/x?y"), Vec::new(), limits);
+        let head = replying.join().unwrap();
+        assert_eq!(head[0], "GET /x?y HTTP/1.1");
+        assert!(head.contains(&format!("host: {authority}")), "{head:?}");
+        result
+    }
+
+    #[test]
+    fn replies_are_read_however_they_end() {
+        for reply in [
+            &b"HTTP/1.1 404 Not Found\r\nContent-Length: 5\r\n\r\nhello"[..],
+            b"HTTP/1.1 404 No\r\nTransfer-Encoding: chunked\r\n\r\n\
+              2\r\nhe\r\n3\r\nllo\r\n0\r\n\r\n",
+            b"HTTP/1.1 404 Not Found\r\n\r\nhello",
+        ] {
+            let reply = ask(reply).unwrap();
+            assert_eq!((reply.status().as_u16(), &reply.body()[..]), (404, &b"hello"[..]));
+        }
+    }
+
+    #[test]
+    fn what_no_tracker_sends_is_not_a_reply() {
+        let long = b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nhello!";
+        let endless = b"HTTP/1.1 200 OK\r\n\r\nhello, hello, hello";
+        for reply in [&b""[..], b"hello", b"SSH-2.0-OpenSSH_9.9\r\n", long, endless] {
+            assert!(matches!(ask(reply), Err(AdminRequestError::NotHttp)), "{reply:?}");
+        }
+        let cut = ask(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhell");
+        assert!(matches!(cut, Err(AdminRequestError::Connection(_))), "{cut:?}");
+    }
+
+    #[test]
+    fn nobody_and_silence_are_errors_of_the_connection() {
+        let limits = RequestLimits { step: Duration::from_millis(50), body_bytes: 5 };
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let authority = listener.local_addr().unwrap().to_string();
+        let kind = || match exchange(&authority, http::Request::get("/"), Vec::new(), limits) {
+            Err(AdminRequestError::Connection(error)) => error.kind(),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(kind(), io::ErrorKind::TimedOut, "it accepts, by its queue, and is silent");
+        drop(listener);
+        assert_eq!(kind(), io::ErrorKind::ConnectionRefused);
+    }
+}
