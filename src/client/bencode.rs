@@ -1,4 +1,7 @@
 //! A reader of bencode (BEP 3) that borrows from its input, allocates nothing and never recurses.
+//!
+//! It is our own because an info-hash is a hash of raw bytes: it shows where a value begins and
+//! ends, and the load tester reads every reply with it. Fuzzing holds it against bt_bencode.
 
 /// The bytes are no bencode, or no value of the kind that was asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,4 +1,7 @@
 //! HTTP/1.1 as clients of trackers speak it: requests out, the frame of replies in.
+//!
+//! It is our own because the load tester sends and reads in buffers that it keeps, and `skep probe`
+//! judges the bytes themselves. Our own admin listener is asked by hyper (`cli::admin_client`).
 
 use crate::protocol::udp::client::Announcement;
 use crate::types::{Event, InfoHash};

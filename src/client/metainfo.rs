@@ -2,7 +2,8 @@
 //! people of it. Borrowing, without recursion, and bounded by the file.
 //!
 //! The info-hash is a hash of bytes as they stand in the file. So the info dictionary is not read
-//! and written again; its span is found, and hashed as it is.
+//! and written again; its span is found, and hashed as it is. A deserializer shows no span, so this
+//! reads with `client::bencode`.
 
 use std::fmt;
 

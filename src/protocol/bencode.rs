@@ -2,7 +2,8 @@
 //!
 //! Values are appended to the reply's buffer as they are named; nothing else is allocated. A
 //! dictionary closes itself when it is dropped, and in debug builds asserts that its keys ascend,
-//! as BEP 3 asks and strict clients check.
+//! as BEP 3 asks and strict clients check. It is our own because it writes in place, without a
+//! value to serialize; tests read what it writes with bt_bencode.
 
 use std::ops::Range;
 

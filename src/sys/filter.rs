@@ -2,7 +2,9 @@
 //!
 //! A datagram that is denied costs the worker nothing, and the kernel a search of a few comparisons
 //! where it would have queued it. The program is a binary search for the source address, or, for
-//! IPv6, for the first 32 bits of the /64, then a look at the others that share them.
+//! IPv6, for the first 32 bits of the /64, then a look at the others that share them. It is put
+//! together here because libraries make filters of expressions (libpcap) or for system calls
+//! (seccompiler), and neither makes a search tree.
 
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, UdpSocket};

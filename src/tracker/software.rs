@@ -8,6 +8,9 @@
 //! M7-4-3--…   mainline style: a letter or two, numbers between dashes
 //! T03I--…     Shadow style: a letter, a place for each number, dashes to fill up
 //! ```
+//!
+//! It is our own because every announce asks, and aquatic_peer_id knows fewer clients, by regular
+//! expressions.
 
 use std::fmt::Write as _;
 

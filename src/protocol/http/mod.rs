@@ -1,8 +1,8 @@
 //! HTTP/1.0 and 1.1 (RFC 9112), as far as a tracker needs them: the head of a request, borrowed
 //! from the connection's bytes, and the head of a reply. Requests have no body.
 //!
-//! The request line is taken apart here, because clients send targets that a strict parser refuses
-//! (`GET /announce ?info_hash=…`); the header fields are httparse's.
+//! The request line is taken apart here, because clients send targets that a strict parser, such as
+//! httparse's, refuses (`GET /announce ?info_hash=…`); the header fields are httparse's.
 
 mod fields;
 pub mod forwarded;
