@@ -8,7 +8,6 @@
 
 mod addresses;
 mod error;
-mod live;
 mod markdown;
 mod source;
 mod values;
@@ -62,14 +61,16 @@ impl fmt::Display for Difference {
 }
 
 /// Declares the sections: a type each, the defaults, and what [`settings`] and [`out_of_bounds`]
-/// tell. A setting is `name: type = default`, with bounds `in low..=high` where it is a number.
+/// tell. A setting is `name: type = default`, with bounds `in low..=high` where it is a number, and
+/// `=> live` where a reload makes a new value act.
 macro_rules! sections {
     ($(
         $(#[doc = $about:literal])+
         $section:ident: $name:ident {
             $(
                 $(#[doc = $help:literal])+
-                $key:ident: $type:ty = $default:expr $(, in $low:literal ..= $high:literal)?;
+                $key:ident: $type:ty = $default:expr
+                    $(, in $low:literal ..= $high:literal)? $(=> $change:ident)?;
             )+
         }
     )+) => {
@@ -106,7 +107,7 @@ macro_rules! sections {
                     key: stringify!($key),
                     help: &[ $( $help, )+ ],
                     allowed: <$type>::allowed(bounds!($( $low, $high )?)),
-                    is_live: live::is_live(stringify!($section), stringify!($key)),
+                    is_live: is_live!($($change)?),
                 },
             )+ )+ ]
         }
@@ -116,7 +117,7 @@ macro_rules! sections {
             pub fn reloaded(&self, new: &Self) -> Self {
                 let mut all = self.clone();
                 $( $(
-                    if live::is_live(stringify!($section), stringify!($key)) {
+                    if is_live!($($change)?) {
                         all.$section.$key.clone_from(&new.$section.$key);
                     }
                 )+ )+
@@ -133,6 +134,16 @@ macro_rules! sections {
             )? )+ )+
             None
         }
+    };
+}
+
+/// Whether a setting is marked as one that a reload changes.
+macro_rules! is_live {
+    () => {
+        false
+    };
+    (live) => {
+        true
     };
 }
 
@@ -166,8 +177,8 @@ sections! {
         handover_socket: String = String::new();
         /// Seconds for which everything is still answered after SIGTERM, while /readyz says 503 and
         /// WebSockets are told to reconnect, one after the other: as long as a balancer takes to
-        /// notice, 15 in Kubernetes. A second signal ends it. 0: there is none. Reloaded by SIGHUP.
-        drain_s: u32 = 0, in 0..=3600;
+        /// notice, 15 in Kubernetes. A second signal ends it. 0: there is none.
+        drain_s: u32 = 0, in 0..=3600 => live;
         /// User to become once every socket is bound, by name or number, where skep was started as
         /// root; the state directory is given to it, and certificates, lists and the key file have
         /// to be readable for it. Empty: stay.
@@ -190,10 +201,10 @@ sections! {
         /// whose rules name it. Every node behind one address needs the same.
         connection_id: ConnectionIdMac = ConnectionIdMac::Siphash;
         /// File with the connection-id key as 64 hexadecimal digits, and the staging key (accepted
-        /// as well, for a rollover) on a second line. Give several nodes the same file. Reloaded
-        /// by SIGHUP. Empty: a key of this host's own, kept in server.state_dir. The variable
+        /// as well, for a rollover) on a second line. Give several nodes the same file.
+        /// Empty: a key of this host's own, kept in server.state_dir. The variable
         /// SKEP_CONNECTION_ID_KEY (a key, or two with a comma between) overrides either.
-        key_file: String = String::new();
+        key_file: String = String::new() => live;
     }
 
     /// The HTTP front end (BEP 3, 7, 21, 23, 24, 31, 48), and what WebSockets share with it: one
@@ -207,12 +218,12 @@ sections! {
         /// in. Empty: none.
         unix_socket: String = String::new();
         /// Networks whose PROXY protocol, Forwarded, X-Forwarded-For and X-Real-IP headers are
-        /// believed: your reverse proxies. Reloaded by SIGHUP.
-        trusted_proxies: NetworkList = NetworkList::default();
+        /// believed: your reverse proxies.
+        trusted_proxies: NetworkList = NetworkList::default() => live;
         /// The one header your reverse proxies write the client's address into; the others, which
         /// they may pass on as the client sent them, are ignored. Empty: all three are read, and a
-        /// request in which they disagree is refused. Reloaded by SIGHUP.
-        source_header: SourceHeader = SourceHeader::Any;
+        /// request in which they disagree is refused.
+        source_header: SourceHeader = SourceHeader::Any => live;
         /// Most connections at once, over all of TCP. 0: nine tenths of the limit on open files.
         /// Memory bounds them, too: connections have a quarter of what memory.max_memory leaves
         /// beside the process itself, of which an idle one takes 4 KiB, or 13 KiB with TLS. Where
@@ -222,48 +233,46 @@ sections! {
         /// of a /20 256 times, of a /18 768 times; of an IPv6 /64 twice as many, of a /56 three
         /// times, of a /48 four times, of a /32 64 times. Trusted proxies and limits.exempt are not
         /// counted. Clients that end open one for each of their torrents, and no stop is repeated.
-        /// Reloaded by SIGHUP.
-        connections_per_source_max: u32 = 2048, in 1..=1000000;
-        /// Seconds in which the head of a request has to arrive. Reloaded by SIGHUP.
-        head_timeout_s: u32 = 5, in 1..=60;
+        connections_per_source_max: u32 = 2048, in 1..=1000000 => live;
+        /// Seconds in which the head of a request has to arrive.
+        head_timeout_s: u32 = 5, in 1..=60 => live;
         /// Seconds after which a connection without a request is closed. It has to be longer than a
         /// reverse proxy or balancer keeps one for its next request (nginx and AWS's ALB 60,
         /// Traefik 90), which is else lost where both meet. Up to 30 of them are what a client has
-        /// for taking 64 KiB, and for the rest of a WebSocket message. Reloaded by SIGHUP.
-        idle_timeout_s: u32 = 75, in 1..=3600;
+        /// for taking 64 KiB, and for the rest of a WebSocket message.
+        idle_timeout_s: u32 = 75, in 1..=3600 => live;
         /// Whether a scrape that names no torrent is answered with all of them. It costs a walk
-        /// over the whole store, and tells everyone what is here. Reloaded by SIGHUP.
-        full_scrape: bool = false;
-        /// Seconds a source has to wait between two full scrapes. Reloaded by SIGHUP.
-        full_scrape_interval_s: u32 = 300, in 0..=86400;
-        /// Whether /stats and /stats.json are served to the public as well. Reloaded by SIGHUP.
-        public_stats: bool = false;
+        /// over the whole store, and tells everyone what is here.
+        full_scrape: bool = false => live;
+        /// Seconds a source has to wait between two full scrapes.
+        full_scrape_interval_s: u32 = 300, in 0..=86400 => live;
+        /// Whether /stats and /stats.json are served to the public as well.
+        public_stats: bool = false => live;
         /// A message that clients show their users with every announce (`warning message`).
-        /// Empty: none. Reloaded by SIGHUP.
-        warning: String = String::new();
+        /// Empty: none.
+        warning: String = String::new() => live;
         /// What clients are to send back with every announce (`tracker id`). skep has no use for
         /// it; what stands before it may. At most 128 bytes: a request has 2 KiB for everything.
-        /// Empty: none. Reloaded by SIGHUP.
-        tracker_id: String = String::new();
+        /// Empty: none.
+        tracker_id: String = String::new() => live;
     }
 
     /// WebTorrent: browsers find each other through WebSockets on HTTP's ports, on any path.
     websocket: Websocket {
-        /// Seconds until a WebTorrent client's next announce. Reloaded by SIGHUP.
-        interval_s: u32 = 120, in 10..=7200;
+        /// Seconds until a WebTorrent client's next announce.
+        interval_s: u32 = 120, in 10..=7200 => live;
         /// Seconds between pings: proxies cut sockets that are silent for 60 to 100 seconds.
-        /// Reloaded by SIGHUP.
-        ping_interval_s: u32 = 50, in 1..=3600;
-        /// Most offers taken from one announce. Reloaded by SIGHUP.
-        offers_max: u32 = 10, in 0..=50;
+        ping_interval_s: u32 = 50, in 1..=3600 => live;
+        /// Most offers taken from one announce.
+        offers_max: u32 = 10, in 0..=50 => live;
         /// Most offers handed to one socket in a minute for each of its torrents: each makes a
         /// browser open a connection. Over it, offers from the networks that sent fewest go first,
         /// and among equals those that chance picks. For all of its torrents a socket is handed
         /// 1024, or this if it is more. 0: any number, as load tests need; offers from networks in
-        /// limits.exempt are under no such limit either. Reloaded by SIGHUP.
-        offers_per_minute_max: u32 = 60, in 0..=10000;
-        /// Most swarms that one socket may be in. Reloaded by SIGHUP.
-        torrents_max: u32 = 1000, in 1..=100000;
+        /// limits.exempt are under no such limit either.
+        offers_per_minute_max: u32 = 60, in 0..=10000 => live;
+        /// Most swarms that one socket may be in.
+        torrents_max: u32 = 1000, in 1..=100000 => live;
     }
 
     /// HTTPS and wss. The certificate is read again on SIGHUP, and when a file changes.
@@ -281,7 +290,7 @@ sections! {
     /// do not count. What is on a deny list is refused, whatever allows it; where an allow list is
     /// in force, so is what is not on it. The API (/api/v1/access) edits the files; SIGHUP reads
     /// them again, and a list with a bad line stays as it was. Without a file of its own a list is
-    /// kept in server.state_dir, under access/. All but mode is reloaded by SIGHUP.
+    /// kept in server.state_dir, under access/.
     access: Access {
         /// open: any torrent, for anybody. registered: torrents that were registered with `skep
         /// torrent add` or /api/v1/torrents. private: the same, for whoever has a passkey
@@ -291,100 +300,100 @@ sections! {
         /// Where torrents are registered: an unknown info-hash that differs from a registered one
         /// in at most this many of its 40 digits is refused as similar, not as unknown. One with
         /// the same first ten and last five digits is in any case.
-        similar_digits_max: u32 = 0, in 0..=3;
+        similar_digits_max: u32 = 0, in 0..=3 => live;
         /// File with the torrents that are served, as info-hashes of 40 or 64 digits or as magnet
         /// links. While it names none, none is. Empty: server.state_dir, in force with an entry.
-        torrents_allow: String = String::new();
+        torrents_allow: String = String::new() => live;
         /// File with torrents that are not served.
-        torrents_deny: String = String::new();
+        torrents_deny: String = String::new() => live;
         /// File with the networks that are served, such as 192.0.2.0/24, or addresses. While it
         /// names none, none is. Empty: server.state_dir, in force with an entry.
-        networks_allow: String = String::new();
+        networks_allow: String = String::new() => live;
         /// File with networks that are not served.
-        networks_deny: String = String::new();
+        networks_deny: String = String::new() => live;
         /// File with the clients that are served, as beginnings of peer ids such as -TR; bytes
         /// outside ASCII as %1f. While it names none, none is. Empty: server.state_dir, in force
         /// with an entry.
-        clients_allow: String = String::new();
+        clients_allow: String = String::new() => live;
         /// File with clients that are not served.
-        clients_deny: String = String::new();
+        clients_deny: String = String::new() => live;
         /// File with ports that no peer may listen on: 25, or 6881-6889.
-        ports_deny: String = String::new();
+        ports_deny: String = String::new() => live;
     }
 
     /// Limits on what one source may ask for, on every front end. They count by address and by the
     /// networks around it: an IPv4 /24 may do 32 times as much as an address, a /20 256 times, a
-    /// /18 768 times; an IPv6 /64 twice, a /56 3, a /48 4, a /32 64 times. Reloaded by SIGHUP.
+    /// /18 768 times; an IPv6 /64 twice, a /56 3, a /48 4, a /32 64 times.
     limits: Limits {
         /// Whether sources are limited at all.
-        enabled: bool = true;
+        enabled: bool = true => live;
         /// Whether what is over a limit is served all the same, and counted only: to try limits
         /// out. See skep_limited_total.
-        dry_run: bool = false;
+        dry_run: bool = false => live;
         /// Units of work a second for an address that has proved to be its own. An announce is 1, a
         /// scrape of n torrents 1 + n/8, a stop nothing. What is over the limit is told to try
         /// again in about a minute over HTTP, and dropped over UDP; of announces without an event,
         /// every 16th is told to come back much later instead. Stops of peers that are not there
         /// are counted apart, under the same limit; beyond it stops are applied, but not answered.
-        rate: u32 = 100, in 1..=1000000;
+        rate: u32 = 100, in 1..=1000000 => live;
         /// Units at once after a silence. Clients announce all their torrents when they start.
-        burst: u32 = 10000, in 16..=1000000;
+        burst: u32 = 10000, in 16..=1000000 => live;
         /// Connection ids a second for an address that has proved nothing yet. It may be forged:
         /// over the limit, every 4th is sent still.
-        unverified_rate: u32 = 1000, in 1..=1000000;
+        unverified_rate: u32 = 1000, in 1..=1000000 => live;
         /// Connection ids at once after a silence. Clients that start ask for one with each of
         /// their torrents.
-        unverified_burst: u32 = 10000, in 16..=1000000;
+        unverified_burst: u32 = 10000, in 16..=1000000 => live;
         /// New torrents a second for an address. More are answered, but not stored.
-        new_torrent_rate: u32 = 5, in 1..=1000000;
+        new_torrent_rate: u32 = 5, in 1..=1000000 => live;
         /// New torrents at once: all those of a seedbox when the tracker has started empty.
-        new_torrent_burst: u32 = 10000, in 16..=10000000;
+        new_torrent_burst: u32 = 10000, in 16..=10000000 => live;
         /// Requests a second over the limit from which on the kernel drops what a source sends over
         /// UDP, for 30 s at a time: half the cost of a flood that comes from few addresses. The
         /// worst 128 at most. 0: never. Behind an address over its limit there may be many users,
         /// of whom rate still serves some: so this should be well above it, such as 1000.
-        kernel_deny_rate: u32 = 0, in 0..=10000000;
+        kernel_deny_rate: u32 = 0, in 0..=10000000 => live;
         /// Networks under no limit.
-        exempt: NetworkList = values::networks(&["127.0.0.0/8", "::1/128"]);
+        exempt: NetworkList = values::networks(&["127.0.0.0/8", "::1/128"]) => live;
     }
 
-    /// The tracker's rules. Reloaded by SIGHUP.
+    /// The tracker's rules.
     tracker: Tracker {
         /// Seconds until a client's next announce.
-        interval_s: u32 = 1800, in 1..=7200;
+        interval_s: u32 = 1800, in 1..=7200 => live;
         /// Seconds to which that grows while the busiest UDP worker is busy for more than 60 % of
         /// its time, in full at 90 %. 0: twice interval_s, or less where peer_age_s_max demands it.
         /// As interval_s, or below: it never grows.
-        interval_s_max: u32 = 0, in 0..=14400;
+        interval_s_max: u32 = 0, in 0..=14400 => live;
         /// Whether clients in swarms much larger than a reply (256 to 8192 peers) are told to come
         /// back later as well, up to interval_s_max: they would only hear of yet other peers.
-        interval_by_swarm: bool = false;
+        interval_by_swarm: bool = false => live;
         /// Each reply's interval is drawn from interval_s ± this, so that clients spread out.
         /// Must be below interval_s.
-        interval_jitter_s: u32 = 120, in 0..=3600;
+        interval_jitter_s: u32 = 120, in 0..=3600 => live;
         /// Seconds before which a client should not come back, told over HTTP (`min interval`).
         /// Where it exceeds a reply's interval, that is told instead.
-        min_interval_s: u32 = 900, in 1..=7200;
+        min_interval_s: u32 = 900, in 1..=7200 => live;
         /// Peers handed to a client that names no number. At most numwant_max.
-        numwant_default: u32 = 50, in 1..=200;
+        numwant_default: u32 = 50, in 1..=200 => live;
         /// Most peers in one reply. An IPv6 reply holds at most 67, whatever this says.
-        numwant_max: u32 = 200, in 1..=200;
+        numwant_max: u32 = 200, in 1..=200 => live;
         /// Seconds of silence after which a peer is forgotten. Must exceed interval_s (or
         /// interval_s_max) + interval_jitter_s, and websocket.interval_s; twice the interval
         /// forgives one lost announce.
-        peer_age_s_max: u32 = 3900, in 2..=21600;
+        peer_age_s_max: u32 = 3900, in 2..=21600 => live;
         /// Seconds for which an empty torrent's count of completed downloads is kept. It is kept
         /// only if peers of two networks (IPv4 /24, IPv6 /48) met when it was made, and goes early
         /// where memory is short.
-        empty_torrent_age_s_max: u32 = 86400, in 0..=31536000;
+        empty_torrent_age_s_max: u32 = 86400, in 0..=31536000 => live;
         /// Networks whose announces may name another address for their peer (ip, ipv4, ipv6 over
         /// HTTP, the IP field over UDP), with a port from 1024 on: for a seeder behind the same
         /// NAT as the tracker. From everywhere else such names are ignored, for anyone could name
         /// a victim.
-        ip_override_from: NetworkList = NetworkList::default();
+        ip_override_from: NetworkList = NetworkList::default() => live;
     }
 
-    /// Bounds on memory. Reloaded by SIGHUP.
+    /// Bounds on memory.
     memory: Memory {
         /// What the resident memory of the process is kept to. It is measured, up to forty
         /// times a second where little is left, and torrents and peers may take what is left; a
@@ -394,12 +403,12 @@ sections! {
         /// to go. auto: three quarters of what this process may use, by its control group or the
         /// host's memory; a size such as "1GiB"; 0: no cap. With a cap, the control group's limit
         /// is kept to as well. A lower one removes nothing that is there.
-        max_memory: MemoryCap = MemoryCap::Auto;
+        max_memory: MemoryCap = MemoryCap::Auto => live;
         /// Most peers of one torrent; 0: no cap. Beyond it, a newcomer takes the place of one of a
         /// network (IPv4 /24, IPv6 /48) with more than its share, its own first; where there is no
         /// such network, of one that has been silent for long. Five times the largest swarms known,
         /// so that only a flood meets it; such a swarm takes some 25 MiB.
-        max_peers_per_torrent: u32 = 1000000, in 0..=100000000;
+        max_peers_per_torrent: u32 = 1000000, in 0..=100000000 => live;
     }
 
     /// Snapshots of the swarms in server.state_dir: peers with their ages, counts of downloads. One
@@ -410,8 +419,7 @@ sections! {
         /// after a restart; on: refuse to start where it cannot; off: none, and none restored.
         mode: SnapshotMode = SnapshotMode::Auto;
         /// Seconds between two snapshots: what a crash loses at most. 0: none but those above.
-        /// Reloaded by SIGHUP.
-        interval_s: u32 = 60, in 0..=86400;
+        interval_s: u32 = 60, in 0..=86400 => live;
     }
 
     /// The listener for operators: /metrics, /livez, /readyz, /startupz, /stats, /api/v1.
@@ -422,14 +430,14 @@ sections! {
         /// 512 printable ASCII characters. Empty: a token that is made at the first start and kept
         /// in the file `admin.token` in server.state_dir, where `skep torrent` finds it; whatever
         /// changes something needs it, and looking from elsewhere than this host, or by a reverse
-        /// proxy. SIGHUP reads that file again, too. Reloaded by SIGHUP.
-        token: String = String::new();
+        /// proxy. SIGHUP reads that file again, too.
+        token: String = String::new() => live;
     }
 
     /// What goes to standard error.
     log: Log {
-        /// Least severe lines to write. Reloaded by SIGHUP.
-        level: LogLevel = LogLevel::Info;
+        /// Least severe lines to write.
+        level: LogLevel = LogLevel::Info => live;
         /// text for people, json (one object a line) for machines.
         format: LogFormat = LogFormat::Text;
     }
@@ -471,6 +479,7 @@ impl Config {
             let _ = writeln!(out, "\n\n#{}\n[{section}]", about.join("\n#"));
             for setting in settings().iter().filter(|it| it.section == *section) {
                 let _ = writeln!(out, "\n#{}", setting.help.join("\n#"));
+                out.push_str(if setting.is_live { RELOADED } else { "" });
                 let _ = writeln!(out, "# Allowed: {}", setting.allowed);
                 if let Some(value) = table.get(*section).and_then(|inner| inner.get(setting.key)) {
                     let _ = writeln!(out, "{} = {value}", setting.key);
@@ -652,6 +661,9 @@ struct CheckError {
     problem: String,
 }
 
+/// What stands above a setting that a reload changes.
+const RELOADED: &str = "# Reloaded by SIGHUP.\n";
+
 /// What stands at the top of a printed file.
 const HEAD: &str = "\
 # skep's settings with their defaults, as printed by `skep config`.
@@ -664,4 +676,45 @@ fn repeated(addresses: &[SocketAddr]) -> Option<SocketAddr> {
     let again = |(at, it): (usize, &SocketAddr)| it.port() != 0 && addresses[..at].contains(it);
     let found = addresses.iter().enumerate().find(|&(at, it)| again((at, it)));
     found.map(|(_, it)| *it)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn documentation_says_what_is_reloaded() {
+        let printed = Config::default().to_commented_toml();
+        for it in settings() {
+            let (_, section) = printed.split_once(&format!("\n[{}]\n", it.section)).unwrap();
+            let (above, _) = section.split_once(&format!("\n{} = ", it.key)).unwrap();
+            let above = above.rsplit("\n\n").next().unwrap();
+            assert_eq!(above.contains(RELOADED), it.is_live, "{}.{}", it.section, it.key);
+            assert!(!it.help.concat().contains("eloaded by SIGHUP"), "{it:?}: not by hand");
+        }
+        assert_eq!(printed.matches(RELOADED).count(), 50);
+    }
+
+    #[test]
+    fn a_reload_takes_what_is_live_and_nothing_else() {
+        let old = Config::default();
+        let mut new = old.clone();
+        new.server.drain_s = 7;
+        new.server.workers = 7;
+        new.access.mode = AccessMode::Private;
+        new.access.ports_deny = "ports".into();
+        new.http.full_scrape = true;
+        new.http.unix_socket = "socket".into();
+        new.tracker.interval_s = 700;
+        new.log.format = LogFormat::Json;
+        let reloaded = old.reloaded(&new);
+        let mut expected = old;
+        expected.server.drain_s = 7;
+        expected.access.ports_deny = "ports".into();
+        expected.http.full_scrape = true;
+        expected.tracker.interval_s = 700;
+        assert_eq!(reloaded, expected);
+        assert!(reloaded.differences(&new).iter().all(|it| !it.is_live));
+        assert_eq!(reloaded.differences(&new).len(), 4);
+    }
 }
