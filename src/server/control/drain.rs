@@ -171,7 +171,7 @@ pub(crate) async fn shut_down(
             let heard = (&mut *signals, ended, &mut *successors);
             match serve_until_drained(state, &running, drain, heard).await {
                 Ok(Some(successor)) => {
-                    finish_after_handover(state, running, successor, signals).await
+                    finish_after_handover(state, running, successor, signals).await;
                 }
                 Ok(None) => stop(state, running, successors).await,
                 Err(error) => {

@@ -21,7 +21,7 @@ fn a_panic_of_tokio_uring_comes_with_a_remedy_and_ours_does_not() {
     let print = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| match panic.location() {
         Some(location) if std::thread::current().id() == here => {
-            tell.send(location.file().into()).unwrap()
+            tell.send(location.file().into()).unwrap();
         }
         _ => print(panic), // another test's
     }));
