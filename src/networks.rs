@@ -5,17 +5,21 @@
 //! stretches, each of which belongs to its innermost network or to none. It is our own because
 //! every announce asks: a prefix tree (prefix-trie) follows links where one array is searched here.
 
-use std::fmt;
 use std::net::IpAddr;
 
 use ipnet::{IpNet, Ipv4Net};
 
 /// Why a text does not name a network. Its text is meant for the operator.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NetworkError {
     /// Neither an address nor a network.
+    #[error("{0:?} is not a network (192.0.2.0/24, 2001:db8::/32) or an address")]
     Malformed(String),
     /// An address within a network, followed by the length of that network's prefix.
+    #[error(
+        "{text:?} has bits set beyond its prefix; write {network} for the whole network, or \
+         {address} for that address alone"
+    )]
     BitsBeyondPrefix {
         /// What was written.
         text: String,
@@ -25,23 +29,6 @@ pub enum NetworkError {
         network: IpNet,
     },
 }
-
-impl fmt::Display for NetworkError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Malformed(text) => {
-                write!(f, "{text:?} is not a network (192.0.2.0/24, 2001:db8::/32) or an address")
-            }
-            Self::BitsBeyondPrefix { text, address, network } => write!(
-                f,
-                "{text:?} has bits set beyond its prefix; write {network} for the whole network, \
-                 or {address} for that address alone"
-            ),
-        }
-    }
-}
-
-impl std::error::Error for NetworkError {}
 
 /// Reads a network as settings, access lists and the API have it: `192.0.2.0/24`, `2001:db8::/32`,
 /// or an address, which is a network of its own. A network of v4-mapped addresses is the IPv4

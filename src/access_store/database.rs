@@ -47,15 +47,12 @@ impl Database {
     ///
     /// # Errors
     /// Which file cannot be opened, why, and what to do.
-    pub(super) fn open(folder: &Path) -> Result<Self, String> {
+    pub(super) fn open(folder: &Path) -> Result<Self, DatabaseError> {
         let path = folder.join(FILE);
         if fs::symlink_metadata(&path).is_err_and(|it| it.kind() == io::ErrorKind::NotFound) {
-            make(&path).map_err(|error| {
-                format!(
-                    "cannot make {}: {error}; remedy: let skep's user write the folder, or set \
-                     server.state_dir to one that it may write",
-                    path.display()
-                )
+            make(&path).map_err(|error| DatabaseError::Create {
+                path: path.clone(),
+                reason: error.to_string(),
             })?;
         }
         let database = reopened(&path).map_err(|error| unusable(&path, &error))?;
@@ -73,7 +70,7 @@ impl Database {
     ///
     /// # Errors
     /// As [`Database::open`].
-    pub(super) fn reopen(&self) -> Result<(), String> {
+    pub(super) fn reopen(&self) -> Result<(), DatabaseError> {
         let mut place = self.database.write().unwrap_or_else(PoisonError::into_inner);
         if place.is_none() {
             let opened = reopened(&self.path);
@@ -86,9 +83,9 @@ impl Database {
     fn begin<T, E>(
         &self,
         begin: impl FnOnce(&redb::Database) -> Result<T, E>,
-    ) -> Result<T, DatabaseError>
+    ) -> Result<T, BoxedError>
     where
-        DatabaseError: From<E>,
+        BoxedError: From<E>,
     {
         let place = self.database.read().unwrap_or_else(PoisonError::into_inner);
         Ok(begin(place.as_ref().ok_or("another process is taking over, and has it")?)?)
@@ -98,8 +95,8 @@ impl Database {
     ///
     /// # Errors
     /// As [`Database::open`].
-    pub(super) fn torrents(&self) -> Result<Vec<RegisteredTorrent>, String> {
-        let read = || -> Result<Vec<RegisteredTorrent>, DatabaseError> {
+    pub(super) fn torrents(&self) -> Result<Vec<RegisteredTorrent>, DatabaseError> {
+        let read = || -> Result<Vec<RegisteredTorrent>, BoxedError> {
             let read = self.begin(redb::Database::begin_read)?;
             let mut all = Vec::new();
             for entry in read.open_table(TORRENTS)?.iter()? {
@@ -119,8 +116,8 @@ impl Database {
     ///
     /// # Errors
     /// As [`Database::open`].
-    pub(super) fn passkeys(&self) -> Result<Vec<(Digest, Record)>, String> {
-        let read = || -> Result<Vec<(Digest, Record)>, DatabaseError> {
+    pub(super) fn passkeys(&self) -> Result<Vec<(Digest, Record)>, DatabaseError> {
+        let read = || -> Result<Vec<(Digest, Record)>, BoxedError> {
             let read = self.begin(redb::Database::begin_read)?;
             let mut all = Vec::new();
             for entry in read.open_table(PASSKEYS)?.iter()? {
@@ -139,8 +136,8 @@ impl Database {
     pub(super) fn torrent(
         &self,
         info_hash: &InfoHash,
-    ) -> Result<Option<RegisteredTorrent>, String> {
-        let read = || -> Result<Option<RegisteredTorrent>, DatabaseError> {
+    ) -> Result<Option<RegisteredTorrent>, DatabaseError> {
+        let read = || -> Result<Option<RegisteredTorrent>, BoxedError> {
             let table = self.begin(redb::Database::begin_read)?.open_table(TORRENTS)?;
             table.get(&info_hash.0)?.map(|it| decode(it.value())).transpose()
         };
@@ -151,7 +148,7 @@ impl Database {
     ///
     /// # Errors
     /// Where the file cannot be written.
-    pub(super) fn put_torrent(&self, torrent: &RegisteredTorrent) -> Result<(), String> {
+    pub(super) fn put_torrent(&self, torrent: &RegisteredTorrent) -> Result<(), DatabaseError> {
         let value = encode(torrent)?;
         self.write(|write| {
             write.open_table(TORRENTS)?.insert(&torrent.info_hash.0, &*value)?;
@@ -163,7 +160,7 @@ impl Database {
     ///
     /// # Errors
     /// Where the file cannot be written.
-    pub(super) fn remove_torrent(&self, info_hash: &InfoHash) -> Result<(), String> {
+    pub(super) fn remove_torrent(&self, info_hash: &InfoHash) -> Result<(), DatabaseError> {
         self.write(|write| {
             write.open_table(TORRENTS)?.remove(&info_hash.0)?;
             Ok(())
@@ -174,7 +171,7 @@ impl Database {
     ///
     /// # Errors
     /// Where the file cannot be written.
-    pub(super) fn put_passkeys(&self, them: &[(Digest, Record)]) -> Result<(), String> {
+    pub(super) fn put_passkeys(&self, them: &[(Digest, Record)]) -> Result<(), DatabaseError> {
         let mut values = Vec::with_capacity(them.len());
         for (digest, record) in them {
             values.push((digest, encode(record)?));
@@ -192,14 +189,14 @@ impl Database {
     ///
     /// # Errors
     /// Where the file cannot be written.
-    pub(super) fn remove_passkey(&self, digest: &Digest) -> Result<(), String> {
+    pub(super) fn remove_passkey(&self, digest: &Digest) -> Result<(), DatabaseError> {
         self.write(|write| {
             write.open_table(PASSKEYS)?.remove(digest)?;
             Ok(())
         })
     }
 
-    fn make_tables(&self) -> Result<(), DatabaseError> {
+    fn make_tables(&self) -> Result<(), BoxedError> {
         let write = self.begin(redb::Database::begin_write)?;
         write.open_table(TORRENTS)?;
         write.open_table(PASSKEYS)?;
@@ -209,21 +206,61 @@ impl Database {
     fn write(
         &self,
         change: impl FnOnce(&redb::WriteTransaction) -> Result<(), redb::Error>,
-    ) -> Result<(), String> {
-        let write = || -> Result<(), DatabaseError> {
+    ) -> Result<(), DatabaseError> {
+        let write = || -> Result<(), BoxedError> {
             let write = self.begin(redb::Database::begin_write)?;
             change(&write)?;
             Ok(write.commit()?)
         };
-        write().map_err(|error| {
-            let path = self.path.display();
-            format!("cannot write {path}: {error}; remedy: see that its disk has room and works")
+        write().map_err(|error| DatabaseError::Write {
+            path: self.path.clone(),
+            reason: error.to_string(),
         })
     }
 }
 
-/// What can go wrong on reading.
-type DatabaseError = Box<dyn std::error::Error + Send + Sync>;
+/// Why the database cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DatabaseError {
+    /// It is absent and cannot be created.
+    #[error(
+        "cannot create {}: {reason}; remedy: let skep's user write the folder, or set \
+         server.state_dir to one that it may write", path.display()
+    )]
+    Create {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        reason: String,
+    },
+    /// It cannot be opened or read.
+    #[error(
+        "cannot use {}, which holds registered torrents and passkeys: {reason}; remedy: stop \
+         whatever else uses it, let skep's user read and write it, or put a copy in its place; if \
+         it is damaged and there is no copy, move it away, and start with nothing registered",
+        path.display()
+    )]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        reason: String,
+    },
+    /// It cannot be written.
+    #[error("cannot write {}: {reason}; remedy: see that its disk has room and works", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        reason: String,
+    },
+    /// A record has no form on the disk.
+    #[error("cannot encode a record: {0}")]
+    Encode(String),
+}
+
+/// Whatever fails below one of the errors above.
+type BoxedError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Every page is checked when a file is opened: what somebody else altered is noticed then.
 fn builder() -> redb::Builder {
@@ -234,7 +271,7 @@ fn builder() -> redb::Builder {
 
 /// Makes an empty database. It gets its name when it is whole, so that a file of that name which is
 /// none has been damaged.
-fn make(path: &Path) -> Result<(), DatabaseError> {
+fn make(path: &Path) -> Result<(), BoxedError> {
     let unfinished = path.with_extension("unfinished");
     let _ = fs::remove_file(&unfinished);
     let mut new = OpenOptions::new();
@@ -246,7 +283,7 @@ fn make(path: &Path) -> Result<(), DatabaseError> {
 }
 
 /// Opens a database that is there: no link, and nobody else's to read from now on.
-fn reopened(path: &Path) -> Result<redb::Database, DatabaseError> {
+fn reopened(path: &Path) -> Result<redb::Database, BoxedError> {
     let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
     let file = OpenOptions::new().read(true).write(true).custom_flags(flags).open(path)?;
     let metadata = file.metadata()?;
@@ -260,21 +297,16 @@ fn reopened(path: &Path) -> Result<redb::Database, DatabaseError> {
     Ok(builder().create_with_backend(FileBackend::new(file)?)?)
 }
 
-fn encode(value: &impl Serialize) -> Result<Vec<u8>, String> {
-    serde_json::to_vec(value).map_err(|error| error.to_string())
+fn encode(value: &impl Serialize) -> Result<Vec<u8>, DatabaseError> {
+    serde_json::to_vec(value).map_err(|error| DatabaseError::Encode(error.to_string()))
 }
 
-fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, DatabaseError> {
+fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, BoxedError> {
     Ok(serde_json::from_slice(bytes)?)
 }
 
-fn unusable(path: &Path, error: &dyn std::fmt::Display) -> String {
-    let path = path.display();
-    format!(
-        "cannot use {path}, which holds registered torrents and passkeys: {error}; remedy: stop \
-         whatever else uses it, let skep's user read and write it, or put a copy in its place; if \
-         it is damaged and there is no copy, move it away, and start with nothing registered"
-    )
+fn unusable(path: &Path, error: &dyn std::fmt::Display) -> DatabaseError {
+    DatabaseError::Read { path: path.to_owned(), reason: error.to_string() }
 }
 
 #[cfg(test)]
@@ -339,7 +371,7 @@ mod tests {
     fn no_two_have_it_open() {
         let folder = tempfile::tempdir().unwrap();
         let _held = Database::open(folder.path()).unwrap();
-        let error = Database::open(folder.path()).err().unwrap();
+        let error = Database::open(folder.path()).err().unwrap().to_string();
         assert!(error.contains(FILE) && error.contains("remedy"), "{error}");
     }
 
@@ -349,8 +381,8 @@ mod tests {
         let it = Database::open(folder.path()).unwrap();
         it.put_torrent(&torrent(1)).unwrap();
         it.close_for_successor();
-        assert!(it.put_torrent(&torrent(2)).unwrap_err().contains("taking over"));
-        assert!(it.torrents().unwrap_err().contains("taking over"));
+        assert!(it.put_torrent(&torrent(2)).unwrap_err().to_string().contains("taking over"));
+        assert!(it.torrents().unwrap_err().to_string().contains("taking over"));
         let other = Database::open(folder.path()).unwrap();
         other.put_torrent(&torrent(3)).unwrap();
         assert!(it.reopen().is_err());
@@ -366,7 +398,7 @@ mod tests {
         let path = folder.path().join(FILE);
         for text in ["", "no database", &"x".repeat(100_000)] {
             fs::write(&path, text).unwrap();
-            let error = Database::open(folder.path()).err().unwrap();
+            let error = Database::open(folder.path()).err().unwrap().to_string();
             assert!(error.contains(FILE) && error.contains("remedy"), "{error}");
             assert_eq!(fs::read_to_string(&path).unwrap(), text);
         }
@@ -387,7 +419,7 @@ mod tests {
     #[test]
     fn without_a_folder_none_is_made() {
         let folder = tempfile::tempdir().unwrap();
-        let error = Database::open(&folder.path().join("absent")).err().unwrap();
+        let error = Database::open(&folder.path().join("absent")).err().unwrap().to_string();
         assert!(error.contains("server.state_dir"), "{error}");
     }
 }

@@ -31,6 +31,37 @@ pub(super) struct ListFile {
     pub(super) configured: bool,
 }
 
+/// Why a list's file cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ListFileError {
+    /// It cannot be read.
+    #[error("cannot read {}: {reason}; remedy: let skep's user read it", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        reason: String,
+    },
+    /// It cannot be written.
+    #[error("cannot write {}: {reason}; remedy: let skep's user write the folder", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        reason: String,
+    },
+    /// A line has no value of the list's kind.
+    #[error("{}:{line}: cannot be used; expected: {expected}", path.display())]
+    Line {
+        /// The file.
+        path: PathBuf,
+        /// Its number, from 1.
+        line: usize,
+        /// What a line of this list is.
+        expected: String,
+    },
+}
+
 /// What to change on a list. What is to be removed and to be added is added.
 #[derive(Clone, Debug, Default)]
 pub struct Edit {
@@ -45,7 +76,7 @@ impl ListFile {
     ///
     /// # Errors
     /// The file and, where it is about one, the line; what is wrong; what to do.
-    pub(super) fn load(&self, name: ListName) -> Result<AccessList, String> {
+    pub(super) fn load(&self, name: ListName) -> Result<AccessList, ListFileError> {
         let text = self.text().map_err(|error| self.unreadable(&error))?;
         AccessList::parse(name.kind(), &text).map_err(|error| self.bad_line(error))
     }
@@ -54,14 +85,14 @@ impl ListFile {
     ///
     /// # Errors
     /// As [`ListFile::load`]; or why the file cannot be written.
-    pub(super) fn edit(&self, name: ListName, edit: &Edit) -> Result<AccessList, String> {
+    pub(super) fn edit(&self, name: ListName, edit: &Edit) -> Result<AccessList, ListFileError> {
         let before = self.text().map_err(|error| self.unreadable(&error))?;
         let after = edited(name.kind(), &before, edit).map_err(|error| self.bad_line(error))?;
         let list = AccessList::parse(name.kind(), &after).map_err(|error| self.bad_line(error))?;
         if after != before {
-            self.replace(&after).map_err(|error| {
-                let path = self.path.display();
-                format!("cannot write {path}: {error}; remedy: let skep's user write the folder")
+            self.replace(&after).map_err(|error| ListFileError::Write {
+                path: self.path.clone(),
+                reason: error.to_string(),
             })?;
         }
         Ok(list)
@@ -109,13 +140,12 @@ impl ListFile {
         written
     }
 
-    fn unreadable(&self, error: &io::Error) -> String {
-        let path = self.path.display();
-        format!("cannot read {path}: {error}; remedy: let skep's user read it")
+    fn unreadable(&self, error: &io::Error) -> ListFileError {
+        ListFileError::Read { path: self.path.clone(), reason: error.to_string() }
     }
 
-    fn bad_line(&self, ListLineError { line, problem }: ListLineError) -> String {
-        format!("{}:{line}: cannot be used; expected: {problem}", self.path.display())
+    fn bad_line(&self, ListLineError { line, problem }: ListLineError) -> ListFileError {
+        ListFileError::Line { path: self.path.clone(), line, expected: problem.to_string() }
     }
 }
 
@@ -235,13 +265,16 @@ mod tests {
     fn what_is_wrong_is_said_with_file_and_line() {
         let folder = tempfile::tempdir().unwrap();
         let file = ListFile { path: folder.path().join("list"), configured: true };
-        let error = file.load(ListName::PortsDeny).unwrap_err();
+        let error = file.load(ListName::PortsDeny).unwrap_err().to_string();
         assert!(error.contains("cannot read") && error.contains("/list: "), "{error}");
         fs::write(&file.path, "25\nhttp\n").unwrap();
-        let error = file.load(ListName::PortsDeny).unwrap_err();
+        let error = file.load(ListName::PortsDeny).unwrap_err().to_string();
         assert!(error.contains("/list:2: ") && error.contains("6881-6889"), "{error}");
         let add = vec![(value(ListKind::Ports, "80"), None)];
-        let error = file.edit(ListName::PortsDeny, &Edit { add, remove: Vec::new() }).unwrap_err();
+        let error = file
+            .edit(ListName::PortsDeny, &Edit { add, remove: Vec::new() })
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("/list:2: "), "{error}");
         assert_eq!(fs::read_to_string(&file.path).unwrap(), "25\nhttp\n", "nothing is lost");
         let list = folder.path().join("list");

@@ -17,8 +17,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tracing::{error, info};
 
 use database::Database;
-pub use files::Edit;
+pub use database::DatabaseError;
 use files::ListFile;
+pub use files::{Edit, ListFileError};
 pub use registrations::{Issued, Registered};
 pub use torrent::RegisteredTorrent;
 
@@ -68,47 +69,39 @@ impl fmt::Display for Actor {
 }
 
 /// Why something was not done. Nothing has changed then.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AccessError {
-    /// A list cannot be read or written; the text names the file, the line and the remedy.
-    List(String),
+    /// A list cannot be read or written.
+    #[error(transparent)]
+    List(#[from] ListFileError),
     /// There is nowhere to keep it.
+    #[error(
+        "there is nowhere to keep this: {0}; remedy: set server.state_dir to a directory that \
+         skep's user may write"
+    )]
     NoState(String),
-    /// The database cannot be read or written; the text names the file and the remedy.
-    Database(String),
+    /// The database cannot be read or written.
+    #[error(transparent)]
+    Database(#[from] DatabaseError),
     /// A snapshot cannot be written; the text names the file and the cause.
+    #[error("{0}")]
     Snapshot(String),
     /// The tracker is open: it has neither registrations nor passkeys.
+    #[error("access.mode is open: nothing is registered")]
     Open,
     /// The tracker has no passkeys.
+    #[error("access.mode is not private: there are no passkeys")]
     NotPrivate,
     /// No such torrent or passkey.
+    #[error("it does not exist")]
     Unknown,
     /// One of a torrent's hashes is another torrent's already.
+    #[error("one of the hashes is another torrent's already")]
     Taken,
     /// As many torrents or passkeys as there may be.
+    #[error("the limit on their number is reached")]
     Full,
 }
-
-impl fmt::Display for AccessError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::List(text) | Self::Database(text) | Self::Snapshot(text) => f.write_str(text),
-            Self::Open => f.write_str("access.mode is open: nothing is registered"),
-            Self::NotPrivate => f.write_str("access.mode is not private: there are no passkeys"),
-            Self::Unknown => f.write_str("there is none"),
-            Self::Taken => f.write_str("one of the hashes is another torrent's already"),
-            Self::Full => f.write_str("there are as many as there may be"),
-            Self::NoState(reason) => write!(
-                f,
-                "there is nowhere to keep this: {reason}; remedy: set server.state_dir to a \
-                 directory that skep's user may write"
-            ),
-        }
-    }
-}
-
-impl std::error::Error for AccessError {}
 
 /// How a list has changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -147,7 +140,7 @@ impl AccessManager {
         let mut lists = Lists::default();
         for name in ListName::ALL {
             let Ok(file) = home.file(name) else { continue };
-            let list = file.load(name).map_err(AccessError::List)?;
+            let list = file.load(name)?;
             if !list.is_empty() || file.configured {
                 let (entries, path) = (list.len(), file.path.display());
                 info!(target: OPERATOR, list = name.label(), entries, %path, "list loaded");
@@ -172,7 +165,7 @@ impl AccessManager {
             if let Ok(file) = file.as_ref()
                 && file.configured
             {
-                file.load(name).map_err(AccessError::List)?;
+                file.load(name)?;
             }
         }
         Ok(())
@@ -191,7 +184,7 @@ impl AccessManager {
     /// # Errors
     /// [`AccessError::Database`] where that cannot be done, for instance not yet.
     pub fn reopen_database(&self) -> Result<(), AccessError> {
-        self.database.as_ref().map_or(Ok(()), |it| it.reopen().map_err(AccessError::Database))
+        self.database.as_ref().map_or(Ok(()), |it| Ok(it.reopen()?))
     }
 
     /// What is in force.
@@ -247,7 +240,7 @@ impl AccessManager {
     pub fn edit(&self, name: ListName, edit: &Edit, who: Actor) -> Result<Change, AccessError> {
         let home = self.list_files();
         let file = home.file(name)?;
-        let list = file.edit(name, edit).map_err(AccessError::List)?;
+        let list = file.edit(name, edit)?;
         Ok(self.put(name, list, file.configured, who, &edited_values(edit)))
     }
 
@@ -289,7 +282,7 @@ impl ListFiles {
 
 fn open_database(options: &Options) -> Result<Database, AccessError> {
     let folder = options.state.as_ref().map_err(|it| AccessError::NoState(it.clone()))?;
-    Database::open(folder).map_err(AccessError::Database)
+    Ok(Database::open(folder)?)
 }
 
 /// Where each list is kept: where a setting says, or in the state directory.

@@ -35,14 +35,14 @@ impl AccessManager {
     /// Puts in force what the database holds.
     pub(super) fn load_database(&self) -> Result<(), AccessError> {
         let Some(database) = &self.database else { return Ok(()) };
-        let torrents = database.torrents().map_err(AccessError::Database)?;
+        let torrents = database.torrents()?;
         for torrent in &torrents {
             torrent.hashes().for_each(|it| self.access.registry().insert(it, torrent.info_hash));
         }
         let mode = self.access.mode().label();
         let mut passkeys = Vec::new();
         if self.access.mode() == Mode::Private {
-            passkeys = database.passkeys().map_err(AccessError::Database)?;
+            passkeys = database.passkeys()?;
         }
         for (digest, record) in &passkeys {
             let limits = record.limits.current();
@@ -72,13 +72,13 @@ impl AccessManager {
         if torrent.hashes().any(is_taken) {
             return Err(AccessError::Taken);
         }
-        let before = database.torrent(&torrent.info_hash).map_err(AccessError::Database)?;
+        let before = database.torrent(&torrent.info_hash)?;
         if before.is_none() && registry.len() >= REGISTERED_MAX {
             return Err(AccessError::Full);
         }
         let registered_s = before.as_ref().map_or_else(|| now.seconds(), |it| it.registered_s);
         let torrent = RegisteredTorrent { registered_s, ..torrent };
-        database.put_torrent(&torrent).map_err(AccessError::Database)?;
+        database.put_torrent(&torrent)?;
         let gone = before.iter().flat_map(RegisteredTorrent::hashes);
         gone.filter(|it| torrent.hashes().all(|kept| kept != *it)).for_each(|it| {
             registry.remove(&it);
@@ -100,7 +100,7 @@ impl AccessManager {
         let database = self.database()?;
         let _home = self.list_files();
         let torrent = self.registered(info_hash)?;
-        database.remove_torrent(&torrent.info_hash).map_err(AccessError::Database)?;
+        database.remove_torrent(&torrent.info_hash)?;
         torrent.hashes().for_each(|it| self.access.registry().remove(&it));
         info!(target: OPERATOR, info_hash = %torrent.info_hash, by = %who, "torrent unregistered");
         Ok(())
@@ -113,7 +113,7 @@ impl AccessManager {
     pub fn registered(&self, info_hash: &InfoHash) -> Result<RegisteredTorrent, AccessError> {
         let database = self.database()?;
         let canonical = self.access.registry().canonical(info_hash).ok_or(AccessError::Unknown)?;
-        let torrent = database.torrent(&canonical).map_err(AccessError::Database)?;
+        let torrent = database.torrent(&canonical)?;
         torrent.ok_or(AccessError::Unknown)
     }
 
@@ -136,7 +136,7 @@ impl AccessManager {
         let (passkey, digest) = passkey::generate();
         let (name, issued_s) = (name.to_owned(), now.seconds());
         let record = Record { name, limits, issued_s, totals: Totals::default() };
-        database.put_passkeys(&[(digest, record.clone())]).map_err(AccessError::Database)?;
+        database.put_passkeys(&[(digest, record.clone())])?;
         let id = self.access.keys().insert(digest, &record).id();
         info!(target: OPERATOR, id, by = %who, "passkey issued");
         Ok(Issued { passkey, id, record })
@@ -150,7 +150,7 @@ impl AccessManager {
         let database = self.passkeys()?;
         let _home = self.list_files();
         let key = self.access.keys().with_id(id).ok_or(AccessError::Unknown)?;
-        database.remove_passkey(key.digest()).map_err(AccessError::Database)?;
+        database.remove_passkey(key.digest())?;
         self.access.keys().remove(key.digest());
         info!(target: OPERATOR, id = key.id(), by = %who, "passkey revoked");
         Ok(())
@@ -177,7 +177,7 @@ impl AccessManager {
             if let Err(text) = database.put_passkeys(&records) {
                 changed.iter().for_each(|it| it.set_changed());
                 warn!(passkeys = records.len(), error = %text, "totals of passkeys not saved");
-                return Err(AccessError::Database(text));
+                return Err(text.into());
             }
         }
         Ok(())

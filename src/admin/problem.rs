@@ -195,8 +195,8 @@ impl From<AccessError> for ApiError {
                 let message = "this torrent is not registered";
                 Self::new(StatusCode::NOT_FOUND, "unregistered", message)
             }
-            AccessError::Database(text) => {
-                Self::new(StatusCode::INTERNAL_SERVER_ERROR, "database", text.clone())
+            AccessError::Database(error) => {
+                Self::new(StatusCode::INTERNAL_SERVER_ERROR, "database", error.to_string())
             }
             AccessError::Snapshot(text) => {
                 Self::new(StatusCode::INTERNAL_SERVER_ERROR, "snapshot", text.clone())

@@ -2,7 +2,6 @@
 //!
 //! Every command judges the whole file first, so nothing is ever shown of one that is damaged.
 
-use std::fmt;
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter, ErrorKind, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -63,30 +62,12 @@ pub(super) struct Export {
 }
 
 /// Why there is nothing more to print.
+#[derive(Debug, thiserror::Error)]
 enum SnapshotCommandError {
-    File(SnapshotError),
-    Output(io::Error),
-}
-
-impl From<SnapshotError> for SnapshotCommandError {
-    fn from(fault: SnapshotError) -> Self {
-        Self::File(fault)
-    }
-}
-
-impl From<io::Error> for SnapshotCommandError {
-    fn from(error: io::Error) -> Self {
-        Self::Output(error)
-    }
-}
-
-impl fmt::Display for SnapshotCommandError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::File(fault) => fault.fmt(f),
-            Self::Output(error) => write!(f, "cannot write to standard output: {error}"),
-        }
-    }
+    #[error(transparent)]
+    File(#[from] SnapshotError),
+    #[error("cannot write to standard output: {0}")]
+    Output(#[from] io::Error),
 }
 
 /// Does what the command line says, and tells how it went.

@@ -5,8 +5,6 @@
 //! and written again; its span is found, and hashed as it is. A deserializer shows no span, so this
 //! reads with `client::bencode`.
 
-use std::fmt;
-
 use sha1::Sha1;
 use sha2::{Digest as _, Sha256};
 
@@ -37,34 +35,25 @@ pub struct Metainfo<'a> {
     pub created_s: Option<u64>,
 }
 
-/// Why a file is no torrent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Why a file is not a torrent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MetainfoError {
     /// It is no bencoded dictionary, or cut, or something follows it.
+    #[error("no bencoded dictionary, or not all of it")]
     NotBencode,
     /// It has no info dictionary, or two.
+    #[error("no info dictionary, or more than one")]
     Info,
     /// The info dictionary has neither v1 pieces nor a v2 file tree.
+    #[error("neither v1 pieces nor a v2 file tree")]
     NeitherVersion,
     /// The info dictionary has no name or piece length, or files without a length.
+    #[error("no name, no piece length, or files without a length")]
     Incomplete,
     /// Folders in folders without end.
+    #[error("more than 100 folders within each other")]
     TooDeep,
 }
-
-impl fmt::Display for MetainfoError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::NotBencode => "no bencoded dictionary, or not all of it",
-            Self::Info => "no info dictionary, or more than one",
-            Self::NeitherVersion => "neither v1 pieces nor a v2 file tree",
-            Self::Incomplete => "no name, no piece length, or files without a length",
-            Self::TooDeep => "more than 100 folders within each other",
-        })
-    }
-}
-
-impl std::error::Error for MetainfoError {}
 
 impl From<BencodeError> for MetainfoError {
     fn from(_: BencodeError) -> Self {

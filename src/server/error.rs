@@ -1,6 +1,5 @@
 //! Why a start failed: one sentence that names the cause and the remedy.
 
-use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -11,11 +10,13 @@ use crate::server::state_directory::KeyError;
 use crate::sys::holder::{AddressHolder, BoundTransport, holder, holder_at};
 
 /// A start that failed. Its text is meant for the operator.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// The configuration is wrong.
-    Config(ConfigError),
+    #[error(transparent)]
+    Config(#[from] ConfigError),
     /// The configuration is fine, but the host does not grant it, or a part broke later.
+    #[error("{0}")]
     Failed(String),
 }
 
@@ -117,17 +118,11 @@ fn remedy(error: &io::Error) -> &'static str {
     }
 }
 
-impl From<ConfigError> for StartError {
-    fn from(error: ConfigError) -> Self {
-        Self::Config(error)
-    }
-}
-
 impl From<AccessError> for StartError {
     /// A list that was given is configuration, wherever it stands.
     fn from(trouble: AccessError) -> Self {
         match trouble {
-            AccessError::List(text) => Self::Config(ConfigError::at("", text)),
+            AccessError::List(error) => Self::Config(ConfigError::at("", error.to_string())),
             other => Self::Failed(other.to_string()),
         }
     }
@@ -139,17 +134,6 @@ impl From<KeyError> for StartError {
         Self::Config(ConfigError::at("", error.to_string()))
     }
 }
-
-impl fmt::Display for StartError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Config(error) => error.fmt(f),
-            Self::Failed(text) => f.write_str(text),
-        }
-    }
-}
-
-impl std::error::Error for StartError {}
 
 #[cfg(test)]
 mod tests {

@@ -95,7 +95,8 @@ impl fmt::Debug for LoadedKeys {
 }
 
 /// A key that was given and cannot be used. Says where, why, and what to do.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{text}")]
 pub(super) struct KeyError {
     text: String,
     is_denied: bool,
@@ -108,26 +109,13 @@ impl KeyError {
     }
 }
 
-impl fmt::Display for KeyError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.text)
-    }
-}
-
-impl std::error::Error for KeyError {}
-
 /// Why the state directory has no token to ask for.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{text}")]
 pub(super) struct TokenError {
     text: String,
     /// Whether there is a file, whose content must not be asked for.
     pub(super) is_refused: bool,
-}
-
-impl fmt::Display for TokenError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.text)
-    }
 }
 
 impl From<String> for TokenError {

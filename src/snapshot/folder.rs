@@ -15,7 +15,6 @@
 //! kernel may call pages clean that never reached the disk, so the file is given up and never
 //! synced again.
 
-use std::fmt;
 use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
@@ -66,7 +65,11 @@ impl SaveStep {
 
 /// A snapshot that could not be saved. The latest one before it is there still: as the latest, or
 /// as the previous one where it could not even have its name back.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "{}cannot {} {}: {error}",
+    if *is_in_place { IN_PLACE } else { "" }, step.label(), path.display()
+)]
 pub struct SaveError {
     /// Whether the new snapshot is in its place all the same, if not for certain on the disk.
     pub is_in_place: bool,
@@ -78,17 +81,7 @@ pub struct SaveError {
     pub error: io::Error,
 }
 
-impl fmt::Display for SaveError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let path = self.path.display();
-        if self.is_in_place {
-            f.write_str("the snapshot is in its place, but may not survive a power cut: ")?;
-        }
-        write!(f, "cannot {} {path}: {}", self.step.label(), self.error)
-    }
-}
-
-impl std::error::Error for SaveError {}
+const IN_PLACE: &str = "the snapshot is in its place, but may not survive a power cut: ";
 
 impl SaveError {
     /// What ends an attempt at this step, for this file.

@@ -2,7 +2,6 @@
 //! input with one block in memory. Nothing a file says is believed before a checksum has covered
 //! it, and no length leads to an allocation beyond [`BLOCK_BYTES_MAX`].
 
-use std::fmt;
 use std::io::{self, ErrorKind, Read, Seek, SeekFrom};
 
 use zerocopy::byteorder::little_endian::U32;
@@ -17,14 +16,20 @@ use crate::access::passkey::Totals;
 use crate::access::sessions::{SavedKey, SavedSession};
 use crate::store::{SavedPeer, SavedPeerV4, TorrentPart};
 
-/// Why a file is of no use.
-#[derive(Debug)]
+/// Why a file is unusable.
+#[derive(Debug, thiserror::Error)]
 pub enum SnapshotError {
     /// It cannot be read.
+    #[error("it cannot be read: {0}")]
     Io(io::Error),
     /// It is whole as far as can be told, but of a version that this skep does not know.
+    #[error(
+        "it is of version {number}{}; this skep reads {VERSION_MIN} to {VERSION}",
+        newer(*.0), number = .0
+    )]
     Version(u32),
-    /// It is no snapshot, or not what was once written.
+    /// It is not a snapshot, or not what was once written.
+    #[error("{what} (at byte {offset})")]
     Damaged {
         /// What is wrong.
         what: &'static str,
@@ -33,22 +38,9 @@ pub enum SnapshotError {
     },
 }
 
-impl fmt::Display for SnapshotError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Io(error) => write!(f, "it cannot be read: {error}"),
-            Self::Version(value) if *value < VERSION_MIN => {
-                write!(f, "it is of version {value}; this skep reads {VERSION_MIN} to {VERSION}")
-            }
-            Self::Version(number) => {
-                write!(f, "it is of version {number}, which is newer than this skep's {VERSION}")
-            }
-            Self::Damaged { what, offset } => write!(f, "{what} (at byte {offset})"),
-        }
-    }
+fn newer(version: u32) -> &'static str {
+    if version > VERSION { ", which is newer than this skep's" } else { "" }
 }
-
-impl std::error::Error for SnapshotError {}
 
 impl SnapshotError {
     /// The same in a word, for the name under which the file is kept.

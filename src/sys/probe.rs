@@ -3,7 +3,6 @@
 //! Container runtimes deny it, sysctls switch it off, old kernels lack parts of it. Asking for
 //! features tells little of that, so a ring as the workers use it sends a datagram to itself.
 
-use std::fmt;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
@@ -108,7 +107,8 @@ impl UringDenial {
 }
 
 /// Why io_uring cannot be used; says how to change that.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
+#[error("io_uring is not usable: {} ({source}); remedy: {}", cause.texts().0, cause.texts().1)]
 pub struct UringProbeError {
     cause: UringDenial,
     source: io::Error,
@@ -118,19 +118,6 @@ impl UringProbeError {
     /// The cause.
     pub fn cause(&self) -> UringDenial {
         self.cause
-    }
-}
-
-impl fmt::Display for UringProbeError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (cause, remedy) = self.cause.texts();
-        write!(f, "io_uring is not usable: {cause} ({}); remedy: {remedy}", self.source)
-    }
-}
-
-impl std::error::Error for UringProbeError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        Some(&self.source)
     }
 }
 

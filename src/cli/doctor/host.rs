@@ -1,6 +1,5 @@
 //! What the host's files say: /proc, /sys and /run, below a root that tests make up.
 
-use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
@@ -15,7 +14,8 @@ pub struct Host {
 }
 
 /// A file that could not be read, or holds what nobody expects.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{path}: {reason}")]
 pub struct HostReadError {
     /// The file, as it is called on the host.
     pub path: String,
@@ -102,14 +102,6 @@ impl HostReadError {
         Self { path: path.to_owned(), reason: reason.to_owned(), is_missing: false }
     }
 }
-
-impl fmt::Display for HostReadError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.path, self.reason)
-    }
-}
-
-impl std::error::Error for HostReadError {}
 
 #[cfg(test)]
 mod tests {
