@@ -247,7 +247,9 @@ pub enum DatabaseError {
         reason: String,
     },
     /// It cannot be written.
-    #[error("cannot write {}: {reason}; remedy: see that its disk has room and works", path.display())]
+    #[error(
+        "cannot write {}: {reason}; remedy: see that its disk has room and works", path.display()
+    )]
     Write {
         /// The file.
         path: PathBuf,
