@@ -100,10 +100,15 @@ impl FromStr for Url {
         };
         let port = port.filter(|port| *port > 0).ok_or_else(wrong)?;
         let bare = host.strip_prefix('[').and_then(|address| address.strip_suffix(']'));
-        if bare.is_some_and(|address| address.parse::<Ipv6Addr>().is_err()) {
+        let is_host = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
+        let is_valid = match bare {
+            Some(address) => address.parse::<Ipv6Addr>().is_ok(),
+            None => host.bytes().all(is_host), // `Uri` takes all of RFC 3986's, which no name has
+        };
+        if !is_valid {
             return Err(wrong());
         }
-        // As given: `Uri` has a slash where there is no path.
+        // As it was given: `Uri` adds a slash where there is no path.
         let path = &text[name.len() + "://".len() + authority.len()..];
         if path.len() > PATH_BYTES_MAX {
             return Err(format!("a path of more than {PATH_BYTES_MAX} bytes"));
@@ -159,6 +164,8 @@ mod tests {
             "http://a:/",
             "http://[::1]x/",
             "http://[a]/",
+            "udp://a$b:1",
+            "http://a%20b/",
             "http://a:80@a/",
             "http://a@a:80/",
             "/announce",
