@@ -10,7 +10,7 @@ const HEAD: &str = "\
 
 <!-- Printed by `skep config --format markdown`: change the comments in src/config/mod.rs. -->
 
-Nothing has to be configured. Settings come from a TOML file (`--config FILE`), over it the
+skep runs without configuration. Settings come from a TOML file (`--config FILE`), over it the
 environment, over both the flags. A file needs only what differs from the defaults below;
 `skep config` prints them all as such a file, and `skep check --config FILE` judges one without
 starting: a key that does not exist, or a value that is not allowed, is refused with line and

@@ -1,7 +1,7 @@
 //! The one configuration: every setting with its default, its bounds and its documentation.
 //!
-//! What stands here once serves thrice: the doc comment of a setting is its documentation, the
-//! comment above it in what `skep config` prints, and (with the bounds) what an error tells.
+//! Each setting is defined once: its doc comment is its documentation and the comment above it in
+//! the output of `skep config`, and errors quote its bounds.
 //! Settings come from a file, the environment and flags, in rising order: see [`Source`].
 //!
 //! Only the server and the command line see [`Config`]; other modules take their own options.
@@ -61,8 +61,8 @@ impl fmt::Display for Difference {
 }
 
 /// Declares the sections: a type each, the defaults, and what [`settings`] and [`out_of_bounds`]
-/// tell. A setting is `name: type = default`, with bounds `in low..=high` where it is a number, and
-/// `=> live` where a reload makes a new value act.
+/// return. A setting is `name: type = default`, with bounds `in low..=high` where it is a number,
+/// and `=> live` where a reload makes a new value act.
 macro_rules! sections {
     ($(
         $(#[doc = $about:literal])+
@@ -173,19 +173,20 @@ sections! {
         /// uring: io_uring or refuse to start; mmsg: recvmmsg and sendmmsg.
         io: Io = Io::Auto;
         /// Unix socket by which `skep run --take-over` asks the running tracker for its sockets;
-        /// only its own user and root are answered. Empty: handover.sock in server.state_dir.
+        /// only its own user and root get them. Empty: handover.sock in server.state_dir.
         handover_socket: String = String::new();
-        /// Seconds for which everything is still answered after SIGTERM, while /readyz says 503 and
-        /// WebSockets are told to reconnect, one after the other: as long as a balancer takes to
-        /// notice, 15 in Kubernetes. A second signal ends it. 0: there is none.
+        /// Seconds for which all requests are still served after SIGTERM, while /readyz returns 503
+        /// and WebSockets are closed with "going away", one after the other. It should be as long
+        /// as a balancer takes to notice: 15 in Kubernetes. A second signal ends the drain. 0: no
+        /// drain.
         drain_s: u32 = 0, in 0..=3600 => live;
         /// User to become once every socket is bound, by name or number, where skep was started as
         /// root; the state directory is given to it, and certificates, lists and the key file have
         /// to be readable for it. Empty: stay.
         user: String = String::new();
-        /// Whether to give up, where the kernel can (Landlock, Linux 5.13), the right to run
-        /// programs, and to write anywhere but in server.state_dir and the folders of lists and
-        /// sockets that settings name. A folder that is replaced while skep runs is another one: it
+        /// Whether to drop, where the kernel can (Landlock, Linux 5.13), the right to run programs,
+        /// and to write anywhere but in server.state_dir and the folders of lists and sockets that
+        /// settings name. A folder that is replaced while skep runs is another one: it
         /// can be written to after a restart.
         confine: bool = true;
     }
@@ -195,7 +196,7 @@ sections! {
         /// Addresses for UDP alone. Empty: those of server.listen.
         listen: Vec<SocketAddr> = Vec::new();
         /// Receive buffer to ask for, for each socket. The kernel gives at most
-        /// net.core.rmem_max (without CAP_NET_ADMIN); a warning tells if it gives less.
+        /// net.core.rmem_max (without CAP_NET_ADMIN); a warning is logged if it gives less.
         receive_buffer: Bytes = Bytes(8 << 20), in 65536..=536870912;
         /// The keyed MAC that makes connection ids. siphash is fast; hmac-sha256 is for those
         /// whose rules name it. Every node behind one address needs the same.
@@ -242,7 +243,7 @@ sections! {
         /// for taking 64 KiB, and for the rest of a WebSocket message.
         idle_timeout_s: u32 = 75, in 1..=3600 => live;
         /// Whether a scrape that names no torrent is answered with all of them. It costs a walk
-        /// over the whole store, and tells everyone what is here.
+        /// over the whole store, and shows every torrent to everyone.
         full_scrape: bool = false => live;
         /// Seconds a source has to wait between two full scrapes.
         full_scrape_interval_s: u32 = 300, in 0..=86400 => live;
@@ -251,8 +252,8 @@ sections! {
         /// A message that clients show their users with every announce (`warning message`).
         /// Empty: none.
         warning: String = String::new() => live;
-        /// What clients are to send back with every announce (`tracker id`). skep has no use for
-        /// it; what stands before it may. At most 128 bytes: a request has 2 KiB for everything.
+        /// Text for clients to send back with every announce (`tracker id`). skep does not use it;
+        /// a proxy in front may. At most 128 bytes: a request has 2 KiB for everything.
         /// Empty: none.
         tracker_id: String = String::new() => live;
     }
@@ -285,15 +286,15 @@ sections! {
         key: String = String::new();
     }
 
-    /// Who and what is served. A list is a file: a value a line, then perhaps blanks and a reason,
-    /// which clients over TCP are told (200 bytes at most); empty lines and those that begin with #
-    /// do not count. What is on a deny list is refused, whatever allows it; where an allow list is
-    /// in force, so is what is not on it. The API (/api/v1/access) edits the files; SIGHUP reads
-    /// them again, and a list with a bad line stays as it was. Without a file of its own a list is
-    /// kept in server.state_dir, under access/.
+    /// Who and what is served. A list is a file: one value a line, optionally followed by blanks
+    /// and a reason, which clients over TCP get (200 bytes at most); empty lines and those that
+    /// begin with # are ignored. What is on a deny list is refused, whatever allows it; where an
+    /// allow list is in force, what is not on it is refused, too. The API (/api/v1/access) edits
+    /// the files; SIGHUP reads them again, and a list with a bad line stays as it was. Without a
+    /// file of its own a list is kept in server.state_dir, under access/.
     access: Access {
-        /// open: any torrent, for anybody. registered: torrents that were registered with `skep
-        /// torrent add` or /api/v1/torrents. private: the same, for whoever has a passkey
+        /// open: any torrent, for every client. registered: torrents that were registered with
+        /// `skep torrent add` or /api/v1/torrents. private: the same, for clients with a passkey
         /// (/api/v1/passkeys) in the path of the announce URL, such as /announce/PASSKEY. Both
         /// need a server.state_dir that can be written: torrents and passkeys are kept there.
         mode: AccessMode = AccessMode::Open;
@@ -331,15 +332,16 @@ sections! {
         /// out. See skep_limited_total.
         dry_run: bool = false => live;
         /// Units of work a second for an address that has proved to be its own. An announce is 1, a
-        /// scrape of n torrents 1 + n/8, a stop nothing. What is over the limit is told to try
-        /// again in about a minute over HTTP, and dropped over UDP; of announces without an event,
-        /// every 16th is told to come back much later instead. Stops of peers that are not there
-        /// are counted apart, under the same limit; beyond it stops are applied, but not answered.
+        /// scrape of n torrents 1 + n/8, a stop nothing. Over the limit, HTTP requests are refused
+        /// for about a minute, and UDP requests are dropped; of announces without an event, every
+        /// 16th gets a response with the longest interval instead. Stops of peers that are not
+        /// there are counted apart, under the same limit; beyond it stops are applied without a
+        /// response.
         rate: u32 = 100, in 1..=1000000 => live;
         /// Units at once after a silence. Clients announce all their torrents when they start.
         burst: u32 = 10000, in 16..=1000000 => live;
-        /// Connection ids a second for an address that has proved nothing yet. It may be forged:
-        /// over the limit, every 4th is sent still.
+        /// Connection ids a second for an address that is not verified yet. It may be forged: over
+        /// the limit, every 4th request still gets one.
         unverified_rate: u32 = 1000, in 1..=1000000 => live;
         /// Connection ids at once after a silence. Clients that start ask for one with each of
         /// their torrents.
@@ -365,18 +367,18 @@ sections! {
         /// its time, in full at 90 %. 0: twice interval_s, or less where peer_age_s_max demands it.
         /// As interval_s, or below: it never grows.
         interval_s_max: u32 = 0, in 0..=14400 => live;
-        /// Whether clients in swarms much larger than a reply (256 to 8192 peers) are told to come
-        /// back later as well, up to interval_s_max: they would only hear of yet other peers.
+        /// Whether the interval also grows in swarms much larger than a response (256 to 8192
+        /// peers), up to interval_s_max: clients there would only get yet other peers.
         interval_by_swarm: bool = false => live;
-        /// Each reply's interval is drawn from interval_s ± this, so that clients spread out.
+        /// Each response's interval is drawn from interval_s ± this, so that clients spread out.
         /// Must be below interval_s.
         interval_jitter_s: u32 = 120, in 0..=3600 => live;
-        /// Seconds before which a client should not come back, told over HTTP (`min interval`).
-        /// Where it exceeds a reply's interval, that is told instead.
+        /// Seconds before which a client should not announce again, sent over HTTP (`min
+        /// interval`). Where it exceeds a response's interval, that is sent instead.
         min_interval_s: u32 = 900, in 1..=7200 => live;
         /// Peers handed to a client that names no number. At most numwant_max.
         numwant_default: u32 = 50, in 1..=200 => live;
-        /// Most peers in one reply. An IPv6 reply holds at most 67, whatever this says.
+        /// Most peers in one response. A UDP response over IPv6 holds at most 67 in any case.
         numwant_max: u32 = 200, in 1..=200 => live;
         /// Seconds of silence after which a peer is forgotten. Must exceed interval_s (or
         /// interval_s_max) + interval_jitter_s, and websocket.interval_s; twice the interval
@@ -413,7 +415,7 @@ sections! {
 
     /// Snapshots of the swarms in server.state_dir: peers with their ages, counts of downloads. One
     /// is written on a clean stop and when POST /api/v1/save asks for it, too. At start the latest
-    /// is restored while the tracker serves already; /readyz tells when that is done.
+    /// is restored while the tracker already serves; /readyz shows when that is done.
     snapshot: Snapshot {
         /// auto: snapshots where server.state_dir can be written, else a warning, and empty swarms
         /// after a restart; on: refuse to start where it cannot; off: none, and none restored.
@@ -426,10 +428,10 @@ sections! {
     admin: Admin {
         /// Address to serve HTTP on. Keep it off the Internet.
         listen: SocketAddr = values::address("127.0.0.1:6970");
-        /// What `Authorization: Bearer …` has to say under /api/v1, to look and to change: 16 to
-        /// 512 printable ASCII characters. Empty: a token that is made at the first start and kept
-        /// in the file `admin.token` in server.state_dir, where `skep torrent` finds it; whatever
-        /// changes something needs it, and looking from elsewhere than this host, or by a reverse
+        /// Token that `Authorization: Bearer …` must have under /api/v1, for reading and for
+        /// changes: 16 to 512 printable ASCII characters. Empty: a token that is created at the
+        /// first start and kept in the file `admin.token` in server.state_dir, where `skep torrent`
+        /// finds it; changes need it, and so does reading from another host or through a reverse
         /// proxy. SIGHUP reads that file again, too.
         token: String = String::new() => live;
     }
