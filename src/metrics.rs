@@ -205,7 +205,7 @@ impl Gauge {
 /// Why a connection ended. Each accepted connection ends for exactly one of these reasons.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EnumCount, IntoStaticStr, VariantArray)]
 #[strum(serialize_all = "snake_case")]
-pub enum Closed {
+pub enum CloseReason {
     /// The client closed it.
     ByClient,
     /// It was answered, and was not to be kept open.
@@ -239,7 +239,7 @@ pub enum Closed {
     Stopped,
 }
 
-impl Closed {
+impl CloseReason {
     /// Every reason, in index order.
     pub const ALL: [Self; Self::COUNT] = *Self::VARIANTS.first_chunk().unwrap();
 
@@ -274,7 +274,7 @@ impl Handshake {
 /// Why an offer or an answer did not reach another WebSocket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EnumCount, IntoStaticStr, VariantArray)]
 #[strum(serialize_all = "snake_case")]
-pub enum MailLost {
+pub enum DeliveryFailure {
     /// An offer that no client could take up.
     Unusable,
     /// The peer it was for has left, or its socket has closed.
@@ -288,7 +288,7 @@ pub enum MailLost {
     MailboxFull,
 }
 
-impl MailLost {
+impl DeliveryFailure {
     /// Every reason, in index order.
     pub const ALL: [Self; Self::COUNT] = *Self::VARIANTS.first_chunk().unwrap();
 
@@ -321,9 +321,9 @@ pub struct StreamCounters {
     open: [Gauge; Transport::ALL.len()],
     received_bytes: [Counter; Transport::ALL.len()],
     sent_bytes: [Counter; Transport::ALL.len()],
-    closed: [Counter; Closed::ALL.len()],
+    closed: [Counter; CloseReason::ALL.len()],
     handshakes: [Counter; Handshake::ALL.len()],
-    mail_lost: [Counter; MailLost::ALL.len()],
+    mail_lost: [Counter; DeliveryFailure::ALL.len()],
     /// Connections accepted. Those that still live are `open`, the others `closed`.
     pub accepted: Counter,
     /// Accepts that failed: most often because the process has no descriptor left.
@@ -363,12 +363,12 @@ impl StreamCounters {
     }
 
     /// How many connections ended for this reason.
-    pub fn closed(&self, reason: Closed) -> &Counter {
+    pub fn closed(&self, reason: CloseReason) -> &Counter {
         &self.closed[reason as usize]
     }
 
     /// How many offers and answers were lost for this reason.
-    pub fn mail_lost(&self, reason: MailLost) -> &Counter {
+    pub fn mail_lost(&self, reason: DeliveryFailure) -> &Counter {
         &self.mail_lost[reason as usize]
     }
 

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use skep::protocol::udp::client::{Malformed, Reply, decode};
+use skep::protocol::udp::client::{Reply, ResponseDecodeError, decode};
 use skep::protocol::udp::peer_stride;
 use skep::types::Family;
 use strum::{EnumCount, VariantArray};
@@ -97,13 +97,13 @@ impl Invalid {
     }
 }
 
-impl From<Malformed> for Invalid {
-    fn from(malformed: Malformed) -> Self {
+impl From<ResponseDecodeError> for Invalid {
+    fn from(malformed: ResponseDecodeError) -> Self {
         match malformed {
-            Malformed::TooShort => Self::TooShort,
-            Malformed::ConnectLength => Self::ConnectLength,
-            Malformed::RaggedTail => Self::RaggedTail,
-            Malformed::UnknownAction => Self::UnknownAction,
+            ResponseDecodeError::TooShort => Self::TooShort,
+            ResponseDecodeError::ConnectLength => Self::ConnectLength,
+            ResponseDecodeError::RaggedTail => Self::RaggedTail,
+            ResponseDecodeError::UnknownAction => Self::UnknownAction,
         }
     }
 }

@@ -190,7 +190,7 @@ impl Gate {
 
     /// What the operator says about a refusal of this announce, for protocols with room for it.
     pub fn reason(&mut self, refusal: Refusal, announce: &Announce) -> Option<&str> {
-        self.lists.load().reason(refusal, &question_of(announce))
+        self.lists.load().reason(refusal, &query_of(announce))
     }
 
     fn check_announce(
@@ -199,7 +199,7 @@ impl Gate {
         announce: &Announce,
         credentials: &Credentials<'_>,
     ) -> Result<InfoHash, Refusal> {
-        self.check_lists(&question_of(announce))?;
+        self.check_lists(&query_of(announce))?;
         let key = self.check_passkey(credentials.passkey)?;
         let canonical = self.check_torrent(now, &announce.info_hash)?;
         if let Some(key) = key {
@@ -242,7 +242,7 @@ impl Gate {
 }
 
 /// What lists are asked about an announce.
-fn question_of(announce: &Announce) -> AccessQuery<'_> {
+fn query_of(announce: &Announce) -> AccessQuery<'_> {
     let port = match announce.contact {
         Contact::Port(port) => Some(port),
         Contact::Web(_) => None,

@@ -310,6 +310,6 @@ mod tests {
         assert_eq!(registry.similar_to(&known()).len(), SEEN_MAX);
         let later = NOW.plus_s(SEEN_AGE_S_MAX + 60);
         let _ = registry.judge(later, &stranger(SEEN_MAX + 20));
-        assert_eq!(registry.similar_to(&known()).len(), 1, "the old give way");
+        assert_eq!(registry.similar_to(&known()).len(), 1, "old entries are replaced");
     }
 }

@@ -68,11 +68,11 @@ pub(super) async fn guard<P: Process>(
     request: Request,
     next: Next,
 ) -> Response {
-    let (asker, token) = (RequestSender::of(from.ok(), &request), admin.process.token());
+    let (sender, token) = (RequestSender::of(from.ok(), &request), admin.process.token());
     let verdict = if has_effect(&request) {
-        no_page(&request).and_then(|()| asker.may_change(&token))
+        no_page(&request).and_then(|()| sender.may_change(&token))
     } else {
-        asker.may_read(&token)
+        sender.may_read(&token)
     };
     match verdict {
         Ok(()) => next.run(request).await,
@@ -242,7 +242,7 @@ mod tests {
 
     use super::*;
 
-    fn asker(from: [u8; 4], fields: &[(&str, &str)]) -> RequestSender {
+    fn sender(from: [u8; 4], fields: &[(&str, &str)]) -> RequestSender {
         let mut request = Request::builder().uri("/stats/live");
         for (name, value) in fields {
             request = request.header(*name, *value);
@@ -255,10 +255,10 @@ mod tests {
     fn what_an_asker_may_changes_with_the_token() {
         let configured = |it: &str| Token::Configured(it.into());
         let kept = Token::Kept("open sesame".into());
-        let here = asker([127, 0, 0, 1], &[("host", "127.0.0.1:6970")]);
+        let here = sender([127, 0, 0, 1], &[("host", "127.0.0.1:6970")]);
         assert!(here.may_read(&Token::Absent).is_ok() && here.may_read(&kept).is_ok());
         assert!(here.may_read(&configured("open sesame")).is_err(), "set since it asked");
-        let knowing = asker([192, 0, 2, 7], &[("authorization", "bearer open sesame")]);
+        let knowing = sender([192, 0, 2, 7], &[("authorization", "bearer open sesame")]);
         for token in [&configured("open sesame"), &kept] {
             assert!(knowing.may_read(token).is_ok() && knowing.may_change(token).is_ok());
             assert!(here.may_change(token).is_err());
@@ -271,7 +271,7 @@ mod tests {
 
     #[test]
     fn a_proxys_traces_are_known() {
-        let is_forwarded = |fields: &[(&str, &str)]| asker([127, 0, 0, 1], fields).is_forwarded;
+        let is_forwarded = |fields: &[(&str, &str)]| sender([127, 0, 0, 1], fields).is_forwarded;
         assert!(!is_forwarded(&[("host", "127.0.0.1"), ("user-agent", "curl"), ("x-request", "")]));
         let names = ["X-Forwarded-Host", "X-Forwarded-Proto", "x-forwarded", "Via", "CF-Ray"];
         for name in names.iter().chain(&TRACES) {

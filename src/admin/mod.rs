@@ -30,7 +30,7 @@ use crate::access_store::{AccessError, AccessManager};
 use crate::frontend::stats::{Pages, Stats};
 use crate::time::Now;
 use crate::tracker::Listing;
-use live::{Board, Top};
+use live::{StatsHub, Top};
 use problem::ApiError;
 
 /// What the process says of itself.
@@ -60,7 +60,7 @@ pub trait Process: Send + Sync + 'static {
     fn stats(&self) -> Stats;
 
     /// Where the statistics page has its figures from.
-    fn board(&self) -> Arc<Board>;
+    fn board(&self) -> Arc<StatsHub>;
 
     /// A handle for lists of torrents.
     fn listing(&self) -> Listing;
@@ -191,7 +191,7 @@ mod tests {
             match *self {}
         }
 
-        fn board(&self) -> Arc<Board> {
+        fn board(&self) -> Arc<StatsHub> {
             match *self {}
         }
 

@@ -69,39 +69,39 @@ impl ApiError {
 
     /// Something is to be changed while there is no token: 403.
     pub(super) fn token_absent() -> Self {
-        let message = "nothing can be changed, for there is no token: none is configured, and \
-                       there is no state directory to keep one in; remedy: set admin.token, or \
+        let message = "nothing can be changed without a token: none is configured, and there is \
+                       no state directory to keep one in; remedy: set admin.token, or \
                        server.state_dir to a directory that skep's user may write";
         Self::new(StatusCode::FORBIDDEN, "token_absent", message)
     }
 
     /// Asked from elsewhere without the token: 403.
     pub(super) fn only_local() -> Self {
-        let message = "only this host may ask without the token; remedy: the header \
-                       `Authorization: Bearer` with what admin.token says, the setting or the file \
-                       in the state directory";
+        let message = "only this host may read without the token; remedy: the header \
+                       `Authorization: Bearer` with the token of the setting admin.token or of \
+                       the file admin.token in the state directory";
         Self::new(StatusCode::FORBIDDEN, "only_local", message)
     }
 
     /// Asked through a reverse proxy without the token: 403.
     pub(super) fn forwarded() -> Self {
-        let message = "a reverse proxy seems to have passed this on (a header of its kind, or \
-                       HTTP/1.0), so it may come from anywhere; remedy: the header `Authorization: \
-                       Bearer` with what admin.token says, the setting or the file in the state \
-                       directory";
+        let message = "a reverse proxy seems to have forwarded this request (a header of its \
+                       kind, or HTTP/1.0), so its origin is unknown; remedy: the header \
+                       `Authorization: Bearer` with the token of the setting admin.token or of \
+                       the file admin.token in the state directory";
         Self::new(StatusCode::FORBIDDEN, "forwarded", message)
     }
 
     /// Asked under a name that may have been pointed here by somebody else: 403.
     pub(super) fn bad_host() -> Self {
         let message = "without a token, the header Host must name a loopback address or \
-                       localhost; remedy: ask that way, or show the token (admin.token)";
+                       localhost; remedy: use such an address, or send the token (admin.token)";
         Self::new(StatusCode::FORBIDDEN, "bad_host", message)
     }
 
     /// Something is to be changed under a host that is nobody's: 403.
     pub(super) fn odd_host() -> Self {
-        let message = "nothing is changed for who asks 0.0.0.0, [::], an address in another \
+        let message = "no changes through the addresses 0.0.0.0, [::], an address in another \
                        spelling or a host with a user before it (header Host); remedy: ask an \
                        address of this host";
         Self::new(StatusCode::FORBIDDEN, "odd_host", message)
@@ -142,7 +142,7 @@ impl ApiError {
 
     /// No such page: 404.
     pub(super) fn no_such_page() -> Self {
-        let message = "there is no such page; /api/v1/openapi.json describes those there are";
+        let message = "no such page; /api/v1/openapi.json lists all pages";
         Self::new(StatusCode::NOT_FOUND, "no_such_page", message)
     }
 

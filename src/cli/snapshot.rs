@@ -25,7 +25,7 @@ Examples:
 Snapshots are in server.state_dir: swarms.snapshot, and swarms.snapshot.previous before it. A
 tracker that runs writes one at once when POST /api/v1/save asks for it on the admin listener.
 
-Exit codes: 0 done, 1 the file is of no use or cannot be read, 2 bad usage.";
+Exit codes: 0 done, 1 the file is damaged or cannot be read, 2 bad usage.";
 
 /// What can be done with snapshots.
 #[derive(Debug, Subcommand)]

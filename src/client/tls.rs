@@ -75,14 +75,14 @@ pub fn explain(error: &Error, host: &str) -> String {
     match error {
         Error::InvalidCertificate(CertificateError::UnknownIssuer) => {
             "the certificate is not trusted, its issuer is unknown: name its CA with --ca FILE, or \
-             believe anybody with --insecure"
+             skip the check with --insecure"
                 .into()
         }
         Error::InvalidCertificate(
             CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
         ) => {
             let host = host.escape_debug();
-            format!("the certificate is not for {host}: ask by a name that it holds")
+            format!("the certificate is not for {host}: use a name that it has")
         }
         Error::InvalidCertificate(
             CertificateError::Expired | CertificateError::ExpiredContext { .. },

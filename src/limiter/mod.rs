@@ -37,7 +37,7 @@ pub use counters::{LimitAction, LimitCounters, LimitTable};
 pub use handle::Handle;
 use heavy_hitters::HeavyHitters;
 use prefix::PrefixKeys;
-pub use prefix::{Network, networks_of};
+pub use prefix::{PrefixNetwork, networks_of};
 use table::LoadTable;
 
 use crate::time::Now;

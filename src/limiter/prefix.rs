@@ -30,7 +30,7 @@ pub(super) const V6: [PrefixLength; 5] =
 
 /// A network that an address is in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Network {
+pub struct PrefixNetwork {
     /// Its leading bits, to the right; those of IPv4 as they are.
     pub prefix: u128,
     /// How many bits that is.
@@ -41,12 +41,12 @@ pub struct Network {
 
 /// The address itself, and the networks around it that count, ever wider. To count by other things
 /// than loads that fall with time, such as open connections.
-pub fn networks_of(address: IpAddr) -> impl DoubleEndedIterator<Item = Network> {
+pub fn networks_of(address: IpAddr) -> impl DoubleEndedIterator<Item = PrefixNetwork> {
     let (prefixes, all, length) = match address {
         IpAddr::V4(it) => (&V4[..], u128::from(it.to_bits()), u32::BITS),
         IpAddr::V6(it) => (&V6[..], it.to_bits(), u128::BITS),
     };
-    prefixes.iter().map(move |&PrefixLength { bits, times }| Network {
+    prefixes.iter().map(move |&PrefixLength { bits, times }| PrefixNetwork {
         prefix: all >> (length - bits),
         bits,
         times,

@@ -462,7 +462,7 @@ pub mod client {
 
     /// Why a reply is none.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-    pub enum Malformed {
+    pub enum ResponseDecodeError {
         /// Fewer bytes than its action needs.
         TooShort,
         /// A connect reply that is not exactly 16 bytes: strict clients drop it.
@@ -476,23 +476,24 @@ pub mod client {
     /// Decodes a reply as strictly as the strictest clients in use do.
     ///
     /// # Errors
-    /// [`Malformed`], with the first thing that is wrong.
+    /// [`ResponseDecodeError`], with the first thing that is wrong.
     pub fn decode(
         datagram: &[u8],
         family: Family,
-    ) -> Result<(TransactionId, Reply<'_>), Malformed> {
-        let (head, tail) = ReplyHead::ref_from_prefix(datagram).map_err(|_| Malformed::TooShort)?;
+    ) -> Result<(TransactionId, Reply<'_>), ResponseDecodeError> {
+        let (head, tail) =
+            ReplyHead::ref_from_prefix(datagram).map_err(|_| ResponseDecodeError::TooShort)?;
         let reply = match head.action.get() {
             ACTION_CONNECT => {
-                let connected =
-                    Connected::read_from_bytes(datagram).map_err(|_| Malformed::ConnectLength)?;
+                let connected = Connected::read_from_bytes(datagram)
+                    .map_err(|_| ResponseDecodeError::ConnectLength)?;
                 Reply::Connected(connected.connection_id.get())
             }
             ACTION_ANNOUNCE => {
-                let (announced_head, peers) =
-                    AnnouncedHead::ref_from_prefix(datagram).map_err(|_| Malformed::TooShort)?;
+                let (announced_head, peers) = AnnouncedHead::ref_from_prefix(datagram)
+                    .map_err(|_| ResponseDecodeError::TooShort)?;
                 if !peers.len().is_multiple_of(peer_stride(family)) {
-                    return Err(Malformed::RaggedTail);
+                    return Err(ResponseDecodeError::RaggedTail);
                 }
                 let reply = AnnounceReply {
                     interval_s: announced_head.interval_s.get(),
@@ -503,11 +504,11 @@ pub mod client {
                 Reply::Announced(reply, peers)
             }
             ACTION_SCRAPE if !tail.len().is_multiple_of(size_of::<Scraped>()) => {
-                return Err(Malformed::RaggedTail);
+                return Err(ResponseDecodeError::RaggedTail);
             }
             ACTION_SCRAPE => Reply::Scraped(Entries(tail)),
             ACTION_ERROR => Reply::Error(tail),
-            _ => return Err(Malformed::UnknownAction),
+            _ => return Err(ResponseDecodeError::UnknownAction),
         };
         Ok((head.transaction_id, reply))
     }

@@ -9,7 +9,7 @@ use crate::frontend::http::FullScrapeLimits;
 use crate::frontend::stats::Pages;
 use crate::limiter::{self, Limiter};
 use crate::server::live_options::LiveOptions;
-use crate::server::memory::Keeper;
+use crate::server::memory::MemoryMonitor;
 use crate::server::snapshots::Snapshots;
 use crate::store::Store;
 use crate::sys::clock::Clock;
@@ -20,7 +20,7 @@ use crate::tracker::{ClientStats, DualStackClients, Load, SourceMonitor};
 pub(super) struct AppContext {
     pub(super) access_manager: Arc<AccessManager>,
     pub(super) store: Arc<Store>,
-    pub(super) memory: Arc<Keeper>,
+    pub(super) memory: Arc<MemoryMonitor>,
     /// What a reload can change, replaced as a whole.
     pub(super) options: Arc<ArcSwap<LiveOptions>>,
     pub(super) clients: Arc<ClientStats>,
@@ -45,7 +45,7 @@ impl AppContext {
         let store = Arc::new(store);
         Self {
             access_manager: Arc::new(access_manager),
-            memory: Keeper::new(store.clone(), options.memory),
+            memory: MemoryMonitor::new(store.clone(), options.memory),
             store,
             options: Arc::new(ArcSwap::from_pointee(options)),
             clients: Arc::default(),

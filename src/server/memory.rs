@@ -205,7 +205,7 @@ impl Reclaim {
 
 /// Keeps the store's budget to what is measured. Shared by who reloads settings, who exports
 /// figures, and the thread that looks.
-pub struct Keeper {
+pub struct MemoryMonitor {
     store: Arc<Store>,
     /// The stream workers, once they have been started.
     streams: OnceLock<Arc<stream::StreamContext>>,
@@ -218,13 +218,13 @@ pub struct Keeper {
     resident_bytes: AtomicU64,
 }
 
-impl Keeper {
+impl MemoryMonitor {
     /// One for a store, whose budget is set.
     pub fn new(store: Arc<Store>, options: Options) -> Arc<Self> {
         let resident = memory::Resident::open().inspect_err(|error| {
             tracing::warn!(%error, "resident memory not measured, memory.max_memory is estimated");
         });
-        let keeper = Self {
+        let monitor = Self {
             store,
             streams: OnceLock::new(),
             sessions: OnceLock::new(),
@@ -233,22 +233,22 @@ impl Keeper {
             peers_per_torrent_max: AtomicU64::new(0),
             resident_bytes: AtomicU64::new(0),
         };
-        keeper.set(options);
-        Arc::new(keeper)
+        monitor.set(options);
+        Arc::new(monitor)
     }
 
     /// Puts settings in force.
     pub(super) fn set(&self, options: Options) {
         self.cap.store(options.cap, Ordering::Relaxed);
         self.peers_per_torrent_max.store(options.peers_per_torrent_max.into(), Ordering::Relaxed);
-        self.look();
+        self.measure();
     }
 
     /// Gives the sessions of a private tracker's passkeys a part of the cap.
     pub fn count_sessions(&self, sessions: Arc<SessionBytes>) {
         // They are the same as long as the process runs.
         let _ = self.sessions.set(sessions);
-        self.look();
+        self.measure();
     }
 
     /// Counts what the connections of these workers hold.
@@ -273,7 +273,7 @@ impl Keeper {
     }
 
     /// Measures, and sets the store's budget.
-    pub(super) fn look(&self) -> Measured {
+    pub(super) fn measure(&self) -> Measured {
         let cap = self.cap();
         let MemoryUsage { bytes: store, reserved, .. } = self.store.usage();
         let mut resident = self.resident.lock().unwrap_or_else(PoisonError::into_inner);
@@ -302,7 +302,7 @@ impl Keeper {
     /// Says so if the process itself leaves the store next to nothing of the cap. For when all
     /// workers have been started, and nothing is stored yet.
     fn warn_of_a_low_cap(&self) {
-        let (cap, measured) = (self.cap(), self.look());
+        let (cap, measured) = (self.cap(), self.measure());
         let lacking = signed(STORE_BYTES_MIN) - room(cap, &measured) - signed(measured.store);
         if cap > 0 && lacking > 0 {
             let (has_mib, least_mib) = (measured.resident >> 20, (signed(cap) + lacking) >> 20);
@@ -320,28 +320,28 @@ impl Keeper {
     ///
     /// # Errors
     /// Where there is no thread to be had.
-    pub fn start(self: &Arc<Self>) -> std::io::Result<Looking> {
+    pub fn start(self: &Arc<Self>) -> std::io::Result<MonitorThread> {
         self.warn_of_a_low_cap();
-        let (keeper, stop) = (self.clone(), Arc::new(AtomicBool::new(false)));
+        let (monitor, stop) = (self.clone(), Arc::new(AtomicBool::new(false)));
         let stopped = stop.clone();
         let work = move || {
-            let (mut reclaim, mut waited) = (Reclaim::new(&keeper.look()), Duration::ZERO);
+            let (mut reclaim, mut waited) = (Reclaim::new(&monitor.measure()), Duration::ZERO);
             let mut asked = false;
             while !stopped.load(Ordering::Relaxed) {
                 if asked {
                     allocator::release_unused();
                 }
-                let measured = keeper.look();
-                asked = reclaim.is_due(keeper.cap(), &measured, waited);
+                let measured = monitor.measure();
+                asked = reclaim.is_due(monitor.cap(), &measured, waited);
                 if asked {
                     allocator::ask_to_collect();
                 }
-                waited = if asked { SOON } else { pause(keeper.cap(), &measured) };
+                waited = if asked { SOON } else { pause(monitor.cap(), &measured) };
                 thread::park_timeout(waited);
             }
         };
         let thread = thread::Builder::new().name("memory".into()).spawn(work)?;
-        Ok(Looking { thread: Some(thread), stop })
+        Ok(MonitorThread { thread: Some(thread), stop })
     }
 }
 
@@ -349,12 +349,12 @@ impl Keeper {
 const SOON: Duration = Duration::from_millis(100);
 
 /// The thread that looks; ends when dropped.
-pub struct Looking {
+pub struct MonitorThread {
     thread: Option<JoinHandle<()>>,
     stop: Arc<AtomicBool>,
 }
 
-impl Drop for Looking {
+impl Drop for MonitorThread {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {
@@ -425,10 +425,11 @@ mod tests {
     fn sessions_may_take_their_part_of_the_cap() {
         let store = Arc::new(Store::new(crate::store::Options { shards: 2, seed: Some(1) }));
         let options = Options { cap: 256 * MIB, peers_per_torrent_max: 0 };
-        let (keeper, sessions) = (Keeper::new(store, options), Arc::new(SessionBytes::default()));
-        keeper.count_sessions(sessions.clone());
+        let (monitor, sessions) =
+            (MemoryMonitor::new(store, options), Arc::new(SessionBytes::default()));
+        monitor.count_sessions(sessions.clone());
         assert_eq!(sessions.max(), 28 * MIB);
-        keeper.set(Options { cap: 0, ..options });
+        monitor.set(Options { cap: 0, ..options });
         assert_eq!(sessions.max(), u64::MAX);
     }
 

@@ -201,7 +201,7 @@ fn token_in(path: &Path) -> Result<String, TokenError> {
     let token = text.trim();
     match token_fault(token) {
         None => Ok(token.to_owned()),
-        Some(fault) => refused(format!("what is in {name} is no token: {fault}: remove it")),
+        Some(fault) => refused(format!("{name} does not hold a token: {fault}: remove it")),
     }
 }
 
@@ -371,7 +371,7 @@ fn parse(text: &str, origin: &str, warning: Option<String>) -> Result<LoadedKeys
         Some([active]) => (*active, None),
         Some([active, staging]) => (*active, Some(*staging)),
         Some(keys) => return Err(malformed(origin, &format!("{} keys", keys.len()))),
-        None => return Err(malformed(origin, "something that is no key")),
+        None => return Err(malformed(origin, "something that is not a key")),
     };
     Ok(LoadedKeys { active, staging, origin: origin.to_owned(), made_up: false, warning })
 }

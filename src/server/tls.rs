@@ -153,7 +153,7 @@ fn unreadable(setting: &str, path: &Path, error: &PemError) -> ConfigError {
     let problem = match error {
         PemError::Io(error) => format!("cannot read {path}: {error}"),
         PemError::NoItemsFound => format!("{path} holds no PEM {setting}"),
-        error => format!("{path} is no PEM file: {error}"),
+        error => format!("{path} is not a PEM file: {error}"),
     };
     ConfigError::at(format!("tls.{setting}"), problem)
 }

@@ -197,7 +197,7 @@ impl<R: Read + Seek> Snapshot<R> {
         }
         found.completed = self.contents.completed;
         if found != self.contents {
-            return Err(damaged("its footer does not tell what is in it", self.table));
+            return Err(damaged("its footer is incomplete", self.table));
         }
         let actual = self.table_checksum()?;
         if actual != expected || actual != footer.table_crc.get() {
@@ -286,7 +286,10 @@ impl Block {
             peers += (torrent.v4.len() + torrent.v6.len()) as u64;
         }
         if self.kind == KIND_SWARMS && torrents != u64::from(self.torrents) {
-            return Err(damaged("a block holds more or fewer torrents than it says", self.offset));
+            return Err(damaged(
+                "a block holds more or fewer torrents than it states",
+                self.offset,
+            ));
         }
         Ok((torrents, peers))
     }

@@ -135,7 +135,7 @@ mod tests {
     #[test]
     fn the_kernel_tells_of_the_clock_or_why_it_does_not() {
         match synchronisation() {
-            // Where nobody keeps it right, the kernel lets the error grow up to 16 s.
+            // Where no service synchronises it, the kernel lets the error grow up to 16 s.
             Ok(it) => assert!(!it.is_synchronised || it.error_us_max < 16_000_000, "{it:?}"),
             Err(error) => assert_eq!(error.kind(), io::ErrorKind::PermissionDenied),
         }

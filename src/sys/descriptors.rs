@@ -159,7 +159,8 @@ const FIRST: RawFd = 3;
 /// The environment does not describe the descriptors that are open. None is taken over then.
 pub fn inherited() -> io::Result<Vec<(String, OwnedFd)>> {
     let passed = sd_notify::listen_fds_with_names()?;
-    // SAFETY: it was found open, and its owner was whoever started us, who meant it for us.
+    // SAFETY: sd-notify has checked that it is open; the process that started this one passed it
+    // for this one to own, and nothing else here takes it.
     let own = |(fd, name)| (name, unsafe { OwnedFd::from_raw_fd(fd) });
     Ok(passed.map(own).collect())
 }

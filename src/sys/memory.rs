@@ -30,9 +30,8 @@ fn host_bytes() -> io::Result<u64> {
     }
     // SAFETY: zeros are valid in all its fields, which are integers, and so is what was written.
     let host = unsafe { host.assume_init() };
-    host.totalram
-        .checked_mul(u64::from(host.mem_unit))
-        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "sysinfo(2) tells too much"))
+    let too_large = || io::Error::new(io::ErrorKind::InvalidData, "sysinfo(2): too large a number");
+    host.totalram.checked_mul(u64::from(host.mem_unit)).ok_or_else(too_large)
 }
 
 /// The total that the text of /proc/meminfo tells.
@@ -72,7 +71,7 @@ impl Resident {
         // Pages: all, resident, and others.
         let pages: Option<u64> = text.and_then(|it| it.split(' ').nth(1)?.parse().ok());
         let bytes = pages.and_then(|it| it.checked_mul(self.page_bytes));
-        bytes.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "statm tells no number"))
+        bytes.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "statm has no number"))
     }
 }
 

@@ -9,14 +9,14 @@ use crate::types::{Family, PeerKind};
 
 /// Takes peers out of `room` at random until both IP families together are no more than `wanted`.
 /// Each gets its share of the swarm, so that every peer is handed out about as often as any other.
-/// But the asker's own family, which it certainly reaches, gets at least a quarter of `wanted` and
+/// But the client's own family, which it certainly reaches, gets at least a quarter of `wanted` and
 /// the other an eighth, as far as they have so many: a large family crowds out no small one.
 #[inline]
 pub(super) fn fit(
     room: &mut PeerBuffers<'_>,
     answer: &mut AnnounceResult,
     wanted: usize,
-    asker: IpAddr,
+    client: IpAddr,
     random: &mut Rng,
 ) {
     let AnnounceResult { bytes, available, .. } = answer;
@@ -26,7 +26,7 @@ pub(super) fn fit(
     }
     let as_v4 = FamilyPeers { chosen: v4, of: available[PeerKind::V4 as usize] };
     let as_v6 = FamilyPeers { chosen: v6, of: available[PeerKind::V6 as usize] };
-    let keep_v4 = match Family::of(asker) {
+    let keep_v4 = match Family::of(client) {
         Family::V4 => share(as_v4, as_v6, wanted),
         Family::V6 => wanted - share(as_v6, as_v4, wanted),
     };
@@ -44,7 +44,7 @@ struct FamilyPeers {
     of: usize,
 }
 
-/// How many of `wanted` the asker's own family gets, where more were chosen from both together.
+/// How many of `wanted` the client's own family gets, where more were chosen from both together.
 fn share(own: FamilyPeers, other: FamilyPeers, wanted: usize) -> usize {
     let least = own.chosen.min(wanted / 4).max(wanted.saturating_sub(other.chosen));
     let most = own.chosen.min(wanted - other.chosen.min(wanted / 8));
@@ -70,12 +70,12 @@ fn thin<const STRIDE: usize>(
 mod tests {
     use super::*;
 
-    const ASKERS: [IpAddr; 2] =
+    const CLIENTS: [IpAddr; 2] =
         [IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), IpAddr::V6(std::net::Ipv6Addr::LOCALHOST)];
 
     /// What is left of `v4` and `v6` peers, each marked by its first byte, in a swarm of no others.
-    fn left(v4: usize, v6: usize, wanted: usize, asker: IpAddr, seed: u64) -> [Vec<u8>; 2] {
-        left_of([v4, v6], [v4, v6], wanted, asker, seed)
+    fn left(v4: usize, v6: usize, wanted: usize, client: IpAddr, seed: u64) -> [Vec<u8>; 2] {
+        left_of([v4, v6], [v4, v6], wanted, client, seed)
     }
 
     /// What is left of `[v4, v6]` peers that were chosen from so many.
@@ -83,7 +83,7 @@ mod tests {
         [v4, v6]: [usize; 2],
         available: [usize; 2],
         wanted: usize,
-        asker: IpAddr,
+        client: IpAddr,
         seed: u64,
     ) -> [Vec<u8>; 2] {
         let mark = |at: usize| u8::try_from(at).unwrap();
@@ -95,7 +95,7 @@ mod tests {
             ..AnnounceResult::default()
         };
         let mut room = PeerBuffers { v4: &mut room_v4, v6: &mut room_v6, web: &mut [] };
-        fit(&mut room, &mut answer, wanted, asker, &mut Rng::with_seed(seed));
+        fit(&mut room, &mut answer, wanted, client, &mut Rng::with_seed(seed));
         let bytes = answer.bytes;
         let firsts = |peers: &[u8], stride| {
             assert!(peers.chunks_exact(stride).all(|it| it.iter().all(|byte| *byte == it[0])));
@@ -106,13 +106,13 @@ mod tests {
 
     #[test]
     fn no_family_starves_and_nothing_wanted_is_withheld() {
-        for asker in ASKERS {
+        for client in CLIENTS {
             for wanted in 1..40 {
                 for (v4, v6) in (0..=wanted).flat_map(|v4| (0..=wanted).map(move |v6| (v4, v6))) {
-                    let [mut kept_v4, mut kept_v6] = left(v4, v6, wanted, asker, 3);
+                    let [mut kept_v4, mut kept_v6] = left(v4, v6, wanted, client, 3);
                     let total = kept_v4.len() + kept_v6.len();
                     assert_eq!(total, wanted.min(v4 + v6), "{v4} {v6} {wanted}");
-                    let [least_v4, least_v6] = match Family::of(asker) {
+                    let [least_v4, least_v6] = match Family::of(client) {
                         Family::V4 => [wanted / 4, wanted / 8],
                         Family::V6 => [wanted / 8, wanted / 4],
                     };
@@ -130,27 +130,27 @@ mod tests {
 
     #[test]
     fn families_of_one_size_share_evenly_and_the_askers_own_takes_the_odd_peer() {
-        let lengths = |asker, wanted| left(wanted, wanted, wanted, asker, 1).map(|it| it.len());
-        assert_eq!(lengths(ASKERS[0], 50), [25, 25]);
-        assert_eq!(lengths(ASKERS[0], 1), [1, 0]);
-        assert_eq!(lengths(ASKERS[1], 1), [0, 1]);
-        assert_eq!(lengths(ASKERS[0], 5), [3, 2]);
-        assert_eq!(left(50, 4, 50, ASKERS[0], 1).map(|it| it.len()), [46, 4]);
+        let lengths = |client, wanted| left(wanted, wanted, wanted, client, 1).map(|it| it.len());
+        assert_eq!(lengths(CLIENTS[0], 50), [25, 25]);
+        assert_eq!(lengths(CLIENTS[0], 1), [1, 0]);
+        assert_eq!(lengths(CLIENTS[1], 1), [0, 1]);
+        assert_eq!(lengths(CLIENTS[0], 5), [3, 2]);
+        assert_eq!(left(50, 4, 50, CLIENTS[0], 1).map(|it| it.len()), [46, 4]);
     }
 
     #[test]
     fn families_far_above_what_is_wanted_share_by_their_sizes() {
-        for (available, asker, expected) in [
-            ([10_000, 60], ASKERS[0], [44, 6]),
-            ([10_000, 60], ASKERS[1], [38, 12]),
-            ([60, 10_000], ASKERS[0], [12, 38]),
-            ([6_000, 4_000], ASKERS[0], [30, 20]),
-            ([6_000, 4_000], ASKERS[1], [30, 20]),
-            ([10_000, 3], ASKERS[0], [47, 3]),
+        for (available, client, expected) in [
+            ([10_000, 60], CLIENTS[0], [44, 6]),
+            ([10_000, 60], CLIENTS[1], [38, 12]),
+            ([60, 10_000], CLIENTS[0], [12, 38]),
+            ([6_000, 4_000], CLIENTS[0], [30, 20]),
+            ([6_000, 4_000], CLIENTS[1], [30, 20]),
+            ([10_000, 3], CLIENTS[0], [47, 3]),
         ] {
             let chosen = available.map(|it: usize| it.min(50));
-            let kept = left_of(chosen, available, 50, asker, 1).map(|it| it.len());
-            assert_eq!(kept, expected, "{available:?} {asker}");
+            let kept = left_of(chosen, available, 50, client, 1).map(|it| it.len());
+            assert_eq!(kept, expected, "{available:?} {client}");
         }
     }
 
@@ -158,7 +158,7 @@ mod tests {
     fn every_peer_is_as_likely_to_stay_as_any_other() {
         let mut hits = [0_u32; 20];
         for seed in 0..20_000 {
-            let [v4, _] = left(20, 20, 20, ASKERS[0], seed);
+            let [v4, _] = left(20, 20, 20, CLIENTS[0], seed);
             v4.iter().for_each(|it| hits[usize::from(*it)] += 1);
         }
         // 20 000 rounds of 10 out of 20: mean 10 000, deviation 71; six of them never happen.

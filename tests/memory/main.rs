@@ -21,7 +21,7 @@ use fastrand::Rng;
 use skep::access::passkey::{self, PasskeyTable};
 use skep::protocol::udp::TransactionId;
 use skep::protocol::udp::client::{Announcement, encode_announce};
-use skep::server::memory::{self, Keeper};
+use skep::server::memory::{self, MemoryMonitor};
 use skep::store::{
     ExpiryLimits, Options, PeerAnnounce, PeerBuffers, PeerChange, Role, Store, Stored, Sweeper,
 };
@@ -155,7 +155,7 @@ impl Walking {
         restrain_huge_pages();
         let cap = self.walk.cap_mib * MIB;
         let options = memory::Options { cap, peers_per_torrent_max: 0 };
-        let keeper = Keeper::new(self.store.clone(), options);
+        let keeper = MemoryMonitor::new(self.store.clone(), options);
         let sessions = self.keys.session_bytes();
         if self.walk.is_private {
             keeper.count_sessions(sessions.clone());

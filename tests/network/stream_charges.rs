@@ -5,7 +5,7 @@ use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 
 use skep::limiter;
-use skep::metrics::{Closed, Transport};
+use skep::metrics::{CloseReason, Transport};
 use tungstenite::Message;
 
 use crate::stream_server::{
@@ -107,7 +107,7 @@ fn sources_that_hold_most_lose_connections_to_new_ones() {
             assert_eq!(newcomer.get(&announce_path("a", 2)).status, 200, "{source}");
         }
         assert_eq!(quiet.get(&announce_path("a", 1)).status, 200, "and who was here stays");
-        assert!(server.closed(Closed::Memory) > 100);
+        assert!(server.closed(CloseReason::Memory) > 100);
         assert!(server.shared.held_bytes() <= 1 << 20);
         drop(crowd);
         server.finish();
@@ -205,7 +205,7 @@ fn unfinished_messages_keep_to_the_bound_and_honest_ones_get_through() {
             let bytes = server.shared.held_bytes();
             assert!(bytes <= (2 << 20) + (128 << 10), "{bytes} at {at}");
         }
-        eventually("somebody has to go", || server.closed(Closed::Memory) > 40);
+        eventually("somebody has to go", || server.closed(CloseReason::Memory) > 40);
         let message =
             format!("{},\"x\":\"{}\"}}", SCRAPE.trim_end_matches('}'), "y".repeat(20_000));
         assert!(ask(&mut honest, &message).contains("files"));
@@ -241,7 +241,7 @@ fn floods_of_minor_work_are_closed_and_others_are_served() {
                 socket.get_mut().write_all(&frame(0x01, b"")).unwrap();
             }
             flood(socket.get_mut(), bytes);
-            server.expect_closed(Closed::Limited, at as u64 + 1);
+            server.expect_closed(CloseReason::Limited, at as u64 + 1);
         }
         assert!(ask(&mut beside, SCRAPE).contains("files"));
         drop(beside);
@@ -276,7 +276,7 @@ fn requests_that_are_not_announces_are_charged() {
             let source = [127, 0, 2, u8::try_from(at).unwrap() + 1];
             let mut stream = connect_from(server.plain[0], source.into()).unwrap();
             flood(&mut stream, request(path).as_bytes());
-            server.expect_closed(Closed::Limited, at as u64 + 1);
+            server.expect_closed(CloseReason::Limited, at as u64 + 1);
         }
         let answered = server.received(Transport::Http);
         assert!(
@@ -299,14 +299,14 @@ fn requests_over_the_limit_are_refused_thousands_of_times_and_then_closed() {
             let source = [127, 0, 6, u8::try_from(at).unwrap() + 1];
             let mut stream = connect_from(server.plain[0], source.into()).unwrap();
             flood(&mut stream, request(path).as_bytes());
-            server.expect_closed(Closed::Limited, at as u64 + 1);
+            server.expect_closed(CloseReason::Limited, at as u64 + 1);
         }
         let answered = server.received(Transport::Http);
         // Of each a hundred, and eight for each of 100 units.
         assert!((2_300..7_000).contains(&answered), "{answered}");
         let mut socket = upgrade(connect_from(server.plain[0], [127, 0, 6, 9].into()).unwrap());
         flood(socket.get_mut(), &frame(0x81, SCRAPE.as_bytes()));
-        server.expect_closed(Closed::Limited, 4);
+        server.expect_closed(CloseReason::Limited, 4);
         server.finish();
     });
 }
@@ -354,7 +354,7 @@ fn short_reads_are_charged() {
         eventually("the end", || {
             bytes.by_ref().take(1_000).any(|it| stream.write_all(&[it]).is_err())
         });
-        server.expect_closed(Closed::Limited, 1);
+        server.expect_closed(CloseReason::Limited, 1);
         server.finish();
     });
 }
@@ -368,7 +368,7 @@ fn a_quiet_socket_stays_though_its_source_is_over_the_limit() {
         let from = || connect_from(server.plain[0], [127, 0, 5, 1].into()).unwrap();
         let mut quiet = upgrade(from());
         flood(&mut from(), request("/nowhere").as_bytes());
-        server.expect_closed(Closed::Limited, 1);
+        server.expect_closed(CloseReason::Limited, 1);
         for _ in 0..6 {
             quiet.send(Message::Pong("".into())).unwrap();
             quiet.send(Message::Ping("x".into())).unwrap();

@@ -10,7 +10,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::process::{Child, Stdio};
 use std::time::Instant;
 
-use skep::metrics::Closed;
+use skep::metrics::CloseReason;
 use skep::worker::stream::StreamBackend;
 
 use crate::stream_server::{
@@ -55,7 +55,7 @@ fn ten_thousand_half_open_heads_keep_nobody_out_and_end_at_their_deadline() {
         assert!(lines.any(|it| it.unwrap().ends_with("holding")));
         // They are connected; the last of them may wait to be accepted still, and on a busy host
         // the first may have reached their deadline before.
-        let late = || server.closed(Closed::HeadTimeout);
+        let late = || server.closed(CloseReason::HeadTimeout);
         let open = || u64::from(server.shared.connections_open());
         eventually("all were open", || late() + open() > u64::from(HEADS));
         let mut served = 0;
@@ -64,7 +64,7 @@ fn ten_thousand_half_open_heads_keep_nobody_out_and_end_at_their_deadline() {
             served += u32::from(server.connect().get(&announce_path("a", port)).status == 200);
         }
         assert!(served >= 990, "{served} of 1000 were served");
-        server.expect_closed(Closed::HeadTimeout, HEADS.into());
+        server.expect_closed(CloseReason::HeadTimeout, HEADS.into());
         eventually("all have left", || server.shared.connections_open() == 1);
         drop(child.stdin.take());
         assert!(child.wait().unwrap().success());

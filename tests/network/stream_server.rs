@@ -16,7 +16,7 @@ use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, Stream
 use skep::frontend::http::HttpFrontend;
 use skep::frontend::{http, stats, ws};
 use skep::limiter::{self, Handle, Limiter, Sizes};
-use skep::metrics::{Closed, StreamCounters, Transport};
+use skep::metrics::{CloseReason, StreamCounters, Transport};
 use skep::store::{self, Store};
 use skep::sys::clock::Clock;
 use skep::sys::probe::probe;
@@ -174,7 +174,7 @@ impl Server {
         self.counters.iter().map(|it| count(it)).sum()
     }
 
-    pub(crate) fn closed(&self, reason: Closed) -> u64 {
+    pub(crate) fn closed(&self, reason: CloseReason) -> u64 {
         self.sum(|it| it.closed(reason).get())
     }
 
@@ -197,7 +197,7 @@ impl Server {
     }
 
     /// Waits until so many connections ended for this reason.
-    pub(crate) fn expect_closed(&self, reason: Closed, count: u64) {
+    pub(crate) fn expect_closed(&self, reason: CloseReason, count: u64) {
         eventually(reason.label(), || self.closed(reason) >= count);
         assert_eq!(self.closed(reason), count, "{reason:?}");
     }
@@ -223,7 +223,8 @@ impl Server {
                 "open"
             );
             assert_eq!(counters.open_tls.get(), 0, "open over TLS");
-            let closed: u64 = Closed::ALL.iter().map(|reason| counters.closed(*reason).get()).sum();
+            let closed: u64 =
+                CloseReason::ALL.iter().map(|reason| counters.closed(*reason).get()).sum();
             assert_eq!(counters.accepted.get(), closed, "each connection ended for one reason");
             for (transport, family) in
                 Transport::ALL.into_iter().flat_map(|it| Family::ALL.map(|family| (it, family)))

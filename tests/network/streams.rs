@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bt_bencode::Value;
 use skep::frontend::http as http_frontend;
-use skep::metrics::{Closed, Handshake, MailLost, Transport};
+use skep::metrics::{CloseReason, DeliveryFailure, Handshake, Transport};
 use skep::types::{Refusal, Rejected};
 use skep::worker::stream::{Options, StreamBackend};
 use tungstenite::protocol::frame::Frame;
@@ -56,7 +56,7 @@ fn a_connection_is_used_again_and_pipelined_requests_are_answered_in_order() {
         assert_eq!(server.received(Transport::Http), 8);
         assert_eq!(server.sum(|it| it.accepted.get()), 1);
         drop(client);
-        server.expect_closed(Closed::ByClient, 1);
+        server.expect_closed(CloseReason::ByClient, 1);
         server.finish();
     });
 }
@@ -89,7 +89,7 @@ fn connections_that_are_not_to_be_kept_end_after_the_reply() {
             assert_eq!(client.reply().status, 200);
             client.expect_end();
         }
-        server.expect_closed(Closed::Done, 2);
+        server.expect_closed(CloseReason::Done, 2);
         server.finish();
     });
 }
@@ -122,7 +122,7 @@ fn a_head_that_is_too_long_is_told_so_while_it_is_still_being_sent() {
         assert_eq!(client.reply().status, 431);
         let _ = client.stream.shutdown(Shutdown::Both);
         let _ = sending.join().unwrap();
-        server.expect_closed(Closed::Done, 1);
+        server.expect_closed(CloseReason::Done, 1);
         assert_eq!(server.rejected(Transport::Http, Rejected::LongHead), 1);
         server.finish();
     });
@@ -148,7 +148,7 @@ fn half_a_head_ends_at_its_deadline_however_it_trickles() {
         trickling.expect_end();
         used.expect_end();
         trickle.join().unwrap();
-        server.expect_closed(Closed::HeadTimeout, 3);
+        server.expect_closed(CloseReason::HeadTimeout, 3);
         server.finish();
     });
 }
@@ -160,7 +160,7 @@ fn a_connection_without_requests_ends_at_its_deadline() {
         let mut client = server.connect();
         assert_eq!(client.get("/").status, 200);
         client.expect_end();
-        server.expect_closed(Closed::IdleTimeout, 1);
+        server.expect_closed(CloseReason::IdleTimeout, 1);
         server.finish();
     });
 }
@@ -173,7 +173,7 @@ fn who_does_not_take_replies_is_not_read_from_and_ends_at_the_deadline() {
         let requests = request("/scrape?info_hash=aaaaaaaaaaaaaaaaaaaa").repeat(1_000);
         // Until the buffers of both ends are full; then until the server gives up.
         while client.stream.write_all(requests.as_bytes()).is_ok() {}
-        server.expect_closed(Closed::WriteStalled, 1);
+        server.expect_closed(CloseReason::WriteStalled, 1);
         server.finish();
     });
 }
@@ -223,14 +223,14 @@ fn a_source_has_so_many_connections_unless_it_is_exempt_or_a_proxy() {
         );
         let mut held: Vec<_> = (0..3).map(|_| server.connect_from([127, 0, 0, 2])).collect();
         server.connect_from([127, 0, 0, 2]).expect_end();
-        server.expect_closed(Closed::PerSourceCap, 1);
+        server.expect_closed(CloseReason::PerSourceCap, 1);
         for source in [3, 8, 8, 8, 8, 9, 9, 9, 9] {
             let mut client = server.connect_from([127, 0, 0, source]);
             assert_eq!(client.get(&announce_path("a", 6881)).status, 200);
             held.push(client);
         }
         held.remove(0);
-        server.expect_closed(Closed::ByClient, 1);
+        server.expect_closed(CloseReason::ByClient, 1);
         assert_eq!(server.connect_from([127, 0, 0, 2]).get("/").status, 200, "one had left");
         server.finish();
     });
@@ -243,7 +243,7 @@ fn there_are_so_many_connections_in_all() {
         let mut held = [server.connect(), server.connect()];
         assert!(held.iter_mut().all(|it| it.get("/").status == 200));
         server.connect().expect_end();
-        server.expect_closed(Closed::GlobalCap, 1);
+        server.expect_closed(CloseReason::GlobalCap, 1);
         assert_eq!(server.shared.connections_open(), 2);
         drop(held);
         eventually("room", || server.shared.connections_open() == 0);
@@ -288,7 +288,7 @@ fn a_trusted_proxys_header_names_the_source_and_a_strangers_does_not() {
         let mut broken = server.connect_from([127, 0, 0, 9]);
         broken.send(b"\r\n\r\n\0\r\nQUIT\n\x99\x11\0\x0c");
         broken.expect_end();
-        server.expect_closed(Closed::BadPreamble, 1);
+        server.expect_closed(CloseReason::BadPreamble, 1);
         assert_eq!(server.rejected(Transport::Http, Rejected::BadPreamble), 1);
         server.finish();
     });
@@ -305,7 +305,7 @@ fn a_proxy_on_a_unix_socket_names_its_clients() {
         assert!(reply.body.starts_with(b"d8:completei0e11:external ip4:\x0a\x01\x02\x03"));
         assert!(is_refused(&client.get(&path), Refusal::NoSource));
         drop(client);
-        server.expect_closed(Closed::ByClient, 1);
+        server.expect_closed(CloseReason::ByClient, 1);
         server.finish();
     });
 }
@@ -328,7 +328,7 @@ fn https_keeps_connections_and_resumes_sessions() {
         }
         let handshakes = |how| server.sum(|it| it.handshakes(how).get());
         assert_eq!(Handshake::ALL.map(handshakes), [1, 2, 0]);
-        server.expect_closed(Closed::Done, 3);
+        server.expect_closed(CloseReason::Done, 3);
         server.finish();
     });
 }
@@ -340,18 +340,18 @@ fn what_is_no_tls_or_bad_tls_is_closed_and_counted() {
         let mut plain = Client::new(connect(server.tls[0]));
         plain.send(request("/").as_bytes());
         plain.expect_end();
-        server.expect_closed(Closed::BadPreamble, 1);
+        server.expect_closed(CloseReason::BadPreamble, 1);
         assert_eq!(server.rejected(Transport::Http, Rejected::BadPreamble), 1);
         let mut broken = connect(server.tls[0]);
         broken.write_all(b"\x16\x03\x01\0\x06\x01\0\0\x02\xff\xff").unwrap();
         let mut alert = Vec::new();
         let _ = broken.read_to_end(&mut alert);
         assert_eq!(alert.first(), Some(&21), "an alert: {alert:?}");
-        server.expect_closed(Closed::TlsFailed, 1);
+        server.expect_closed(CloseReason::TlsFailed, 1);
         let mut half = Client::new(connect(server.tls[0]));
         half.send(b"\x16\x03\x01");
         half.expect_end();
-        server.expect_closed(Closed::HeadTimeout, 1);
+        server.expect_closed(CloseReason::HeadTimeout, 1);
         assert_eq!(server.sum(|it| it.handshakes(Handshake::Failed).get()), 2);
         server.finish();
     });
@@ -403,7 +403,7 @@ fn sockets_on_different_workers_reach_each_other() {
             text(other);
         }
         assert_eq!(server.sum(|it| it.mail_delivered.get()), 4);
-        for reason in MailLost::ALL {
+        for reason in DeliveryFailure::ALL {
             assert_eq!(server.sum(|it| it.mail_lost(reason).get()), 0, "{reason:?}");
         }
         assert_eq!(server.sum(|it| it.upgrades.get()), 3);
@@ -426,7 +426,7 @@ fn a_closed_socket_takes_its_peers_along() {
         polite.close(None).unwrap();
         while polite.read().is_ok() {}
         eventually("the polite one has left", || peers() == 0);
-        server.expect_closed(Closed::ByClient, 2);
+        server.expect_closed(CloseReason::ByClient, 2);
         server.finish();
     });
 }
@@ -450,7 +450,7 @@ fn peers_that_went_silent_leave_while_their_socket_stays() {
         let reply = ask(&mut socket, &announce(TORRENT, "bob", "", ""));
         assert!(reply.contains(r#""incomplete":1"#), "{reply}");
         drop(socket);
-        server.expect_closed(Closed::ByClient, 1);
+        server.expect_closed(CloseReason::ByClient, 1);
         server.finish();
     });
 }
@@ -513,7 +513,7 @@ fn bad_frames_close_the_socket_with_a_status() {
             while socket.read().is_ok() {}
         }
         assert_eq!(server.rejected(Transport::Ws, Rejected::BadFrame), 3);
-        server.expect_closed(Closed::BadFrame, 3);
+        server.expect_closed(CloseReason::BadFrame, 3);
         assert_eq!(server.peers(), 0);
         server.finish();
     });
@@ -532,7 +532,7 @@ fn who_answers_pings_stays_and_who_does_not_is_closed() {
         let mut pings = Vec::new();
         silent.stream.read_to_end(&mut pings).unwrap();
         assert!(pings.chunks(2).all(|it| it == b"\x89\0"), "{pings:?}");
-        server.expect_closed(Closed::IdleTimeout, 1);
+        server.expect_closed(CloseReason::IdleTimeout, 1);
         assert!(ask(&mut alive, &announce(TORRENT, "a", "", "")).contains("interval"));
         drop(alive);
         server.finish();
@@ -544,17 +544,17 @@ fn half_a_message_ends_at_its_deadline_whatever_pongs_come() {
     for_each_backend(|backend| {
         let server = Server::start(backend, quick(|it| it.ping_interval_s = 60));
         for half in [&b"\x81\xfe\xff\xff\0\0\0\0half"[..], b"\x01\x84\0\0\0\0half"] {
-            let before = server.closed(Closed::IdleTimeout);
+            let before = server.closed(CloseReason::IdleTimeout);
             let mut stream = server.web_socket(0).into_inner();
             stream.write_all(half).unwrap();
-            while server.closed(Closed::IdleTimeout) == before {
+            while server.closed(CloseReason::IdleTimeout) == before {
                 // Between fragments, pongs may come.
                 if half[0] == 1 && stream.write_all(b"\x8a\x80\0\0\0\0").is_err() {
                     break;
                 }
                 std::thread::sleep(Duration::from_millis(20));
             }
-            server.expect_closed(Closed::IdleTimeout, before + 1);
+            server.expect_closed(CloseReason::IdleTimeout, before + 1);
         }
         server.finish();
     });
@@ -572,10 +572,10 @@ fn mail_for_who_does_not_read_is_lost_and_the_deadline_ends_it() {
         // The kernel's buffers take what the queue could not for a while.
         eventually("it is stalled", || {
             ask(&mut sender, &message);
-            server.closed(Closed::WriteStalled) > 0
+            server.closed(CloseReason::WriteStalled) > 0
         });
-        assert!(server.sum(|it| it.mail_lost(MailLost::QueueFull).get()) > 0);
-        assert_eq!(server.closed(Closed::SendQueueFull), 0, "others cannot fill its queue");
+        assert!(server.sum(|it| it.mail_lost(DeliveryFailure::QueueFull).get()) > 0);
+        assert_eq!(server.closed(CloseReason::SendQueueFull), 0, "others cannot fill its queue");
         eventually("it has left", || server.peers() == 1);
         assert!(ask(&mut sender, &announce(TORRENT, "sender", "", "")).contains("interval"));
         drop((stalled, sender));
@@ -628,7 +628,7 @@ fn a_worker_that_stops_cuts_off_who_dawdles() {
         let counters = server.counters[0].clone();
         let elapsed = server.finish();
         assert!(elapsed >= Duration::from_millis(1_500), "{elapsed:?}");
-        assert_eq!(counters.closed(Closed::Stopped).get(), 1);
+        assert_eq!(counters.closed(CloseReason::Stopped).get(), 1);
         dawdling.expect_end();
     });
 }

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use skep::access::lists::ListName;
 use skep::access::mode::Mode;
 use skep::access_store::{self, AccessError, AccessManager};
-use skep::admin::live::Board;
+use skep::admin::live::StatsHub;
 use skep::admin::{Process, Token, router};
 use skep::frontend::stats::Stats;
 use skep::store::{Options, PeerAnnounce, PeerBuffers, PeerChange, Role, Store};
@@ -40,7 +40,7 @@ struct Fake {
     token: Mutex<Token>,
     access_manager: Mutex<Arc<AccessManager>>,
     folder: tempfile::TempDir,
-    board: Arc<Board>,
+    board: Arc<StatsHub>,
 }
 
 /// An access manager that keeps everything in a folder.
@@ -128,7 +128,7 @@ impl Process for Fake {
         Stats { torrents: 25, active_torrents: 25, clients, ..Stats::default() }
     }
 
-    fn board(&self) -> Arc<Board> {
+    fn board(&self) -> Arc<StatsHub> {
         self.board.clone()
     }
 

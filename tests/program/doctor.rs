@@ -4,7 +4,7 @@ use std::fs;
 use std::process::Command;
 
 use serde_json::Value;
-use skep::cli::doctor::{Answers, Host, Patient, Severity, examine};
+use skep::cli::doctor::{Answers, Host, HostReport, Severity, examine};
 use skep::config::Config;
 use skep::snapshot::{CURRENT, Header, VERSION, Writer};
 use skep::sys::clock::synchronisation;
@@ -149,8 +149,8 @@ fn the_kernel_is_asked_whether_the_clock_is_kept_right() {
         Ok(_) => "calls it not synchronised (STA_UNSYNC); estimated error ",
         Err(_) => "systemd-timesyncd",
     };
-    assert!(fact.contains(said) || fact.starts_with("cannot tell"), "{fact}");
-    assert_eq!(fact.starts_with("cannot tell"), fact.contains("adjtimex: "), "{fact}");
+    assert!(fact.contains(said) || fact.starts_with("unknown: "), "{fact}");
+    assert_eq!(fact.starts_with("unknown: "), fact.contains("adjtimex: "), "{fact}");
     let mut denied = doctor(&state, &["--json"]);
     let (found, code) = without_clock(libc::EPERM, || findings(&mut denied));
     let fact = finding(&found, "time.synchronised")["fact"].as_str().unwrap();
@@ -258,9 +258,9 @@ fn a_root_that_hides_everything_fails_nothing() {
     // Below the first nothing exists, below the second nothing can exist.
     for root in [empty.path().join("none"), file] {
         let patient =
-            Patient { host: Host::at(&root), answers: answers.clone(), config: config.clone() };
+            HostReport { host: Host::at(&root), answers: answers.clone(), config: config.clone() };
         let findings = examine(&patient);
-        let unread = |it: &&skep::cli::doctor::Finding| it.fact.starts_with("cannot tell: /");
+        let unread = |it: &&skep::cli::doctor::Finding| it.fact.starts_with("unknown: /");
         let unread: Vec<_> = findings.iter().filter(unread).collect();
         assert!(unread.len() >= 10, "{findings:#?}");
         assert!(unread.iter().all(|it| it.severity == Severity::Info), "{unread:#?}");

@@ -333,7 +333,7 @@ fn a_successor_whose_predecessor_serves_on_ends_and_says_why() {
         Puppet::asked(folder.path(), || command.output().unwrap(), Puppet::give_up);
     let (stdout, log) = texts(&output);
     assert_eq!((output.status.code(), stdout.as_str()), (Some(1), ""), "{log}");
-    assert!(log.contains("the running tracker goes on") && log.contains("remedy"), "{log}");
+    assert!(log.contains("the running tracker continues") && log.contains("remedy"), "{log}");
 }
 
 #[test]

@@ -481,7 +481,7 @@ fn a_successor_whose_predecessor_stands_still_serves_only_where_that_one_never_w
     let (serves, log) = gone.unwrap();
     assert!(serves && log.contains("predecessor ended early, taking over without it"), "{log}");
     let (serves, log) = there.unwrap();
-    assert!(!serves && log.contains("the running tracker goes on"), "{log}");
+    assert!(!serves && log.contains("the running tracker continues"), "{log}");
     assert!(log.contains("if the running one hangs, end it"), "{log}");
 }
 

@@ -12,7 +12,7 @@ use skep::frontend::ws::{
     Directory, Options, Outbox, PeerMessage, SocketRoute, SocketSession, WsFrontend,
 };
 use skep::limiter::{self, Handle, Limiter, Sizes};
-use skep::metrics::MailLost;
+use skep::metrics::DeliveryFailure;
 use skep::store::{self, Store};
 use skep::time::Now;
 use skep::tracker::{self, Announced, PeerBuffers, Tracker};
@@ -197,7 +197,7 @@ impl Hive {
         }
     }
 
-    fn note_lost(&mut self, reason: MailLost, count: usize) {
+    fn note_lost(&mut self, reason: DeliveryFailure, count: usize) {
         *self.lost.entry(reason.label()).or_default() += count;
     }
 

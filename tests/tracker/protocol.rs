@@ -3,7 +3,7 @@
 
 use proptest::collection::vec;
 use proptest::prelude::*;
-use skep::protocol::udp::client::{self, Announcement, Malformed, Reply};
+use skep::protocol::udp::client::{self, Announcement, Reply, ResponseDecodeError};
 use skep::protocol::udp::{
     self, ANNOUNCE_BYTES, ANNOUNCED_BYTES, HEAD_BYTES, REPLY_HEAD_BYTES, REQUEST_BYTES_MAX,
     Request, SCRAPE_HASHES_MAX, TransactionId, peer_stride,
@@ -247,8 +247,10 @@ proptest! {
             match client::decode(&out[..bytes], family) {
                 Ok((_, Reply::Announced(_, peers))) => prop_assert_eq!(peers.len() % stride, 0),
                 Ok((_, other)) => panic!("{other:?}"),
-                Err(why) if bytes < ANNOUNCED_BYTES => prop_assert_eq!(why, Malformed::TooShort),
-                Err(why) => prop_assert_eq!(why, Malformed::RaggedTail),
+                Err(error) if bytes < ANNOUNCED_BYTES => {
+                    prop_assert_eq!(error, ResponseDecodeError::TooShort);
+                }
+                Err(error) => prop_assert_eq!(error, ResponseDecodeError::RaggedTail),
             }
         }
     }

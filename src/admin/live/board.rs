@@ -31,15 +31,15 @@ const ALL_SEATS: u32 = 16;
 pub(super) const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// The latest figures, the last minutes, and who looks at them.
-pub struct Board {
-    shown: Mutex<Shown>,
-    beat: watch::Sender<Beat>,
+pub struct StatsHub {
+    shown: Mutex<PublishedSamples>,
+    beat: watch::Sender<ViewerTick>,
     seats: Arc<Semaphore>,
     refused: AtomicU64,
 }
 
 #[derive(Default)]
-struct Shown {
+struct PublishedSamples {
     latest: Option<Arc<Sample>>,
     /// The rows of the last samples, oldest first.
     rows: VecDeque<[f64; COLUMNS.len()]>,
@@ -49,7 +49,7 @@ struct Shown {
     message: Option<Utf8Bytes>,
 }
 
-impl Shown {
+impl PublishedSamples {
     /// The last minutes, as they are sent.
     fn history(&self) -> Utf8Bytes {
         let message = json!({ "type": "history", "version": VERSION, "every_s": 1,
@@ -60,14 +60,14 @@ impl Shown {
 
 /// What viewers wait for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Beat {
+pub(super) struct ViewerTick {
     /// How many samples there have been.
     pub(super) samples: u64,
     /// Whether there will be no more.
     pub(super) is_over: bool,
 }
 
-impl Default for Board {
+impl Default for StatsHub {
     fn default() -> Self {
         Self {
             shown: Mutex::default(),
@@ -78,7 +78,7 @@ impl Default for Board {
     }
 }
 
-impl Board {
+impl StatsHub {
     /// Puts up what is true now. To be called once a second.
     pub fn show(&self, sample: Sample) {
         let row = row_of(&sample);
@@ -123,18 +123,18 @@ impl Board {
     }
 
     /// A seat for a viewer, for as long as it is held.
-    pub(super) fn seat(&self) -> Result<OwnedSemaphorePermit, NoSeat> {
+    pub(super) fn seat(&self) -> Result<OwnedSemaphorePermit, JoinError> {
         if self.beat.borrow().is_over {
-            return Err(NoSeat::Over);
+            return Err(JoinError::Over);
         }
         self.seats.clone().try_acquire_owned().map_err(|_| {
             self.refused.fetch_add(1, Ordering::Relaxed);
-            NoSeat::Full
+            JoinError::Full
         })
     }
 
     /// What to wait for.
-    pub(super) fn beats(&self) -> watch::Receiver<Beat> {
+    pub(super) fn beats(&self) -> watch::Receiver<ViewerTick> {
         self.beat.subscribe()
     }
 
@@ -147,14 +147,14 @@ impl Board {
         (shown.samples, message.unwrap_or_else(|| shown.history()))
     }
 
-    fn shown(&self) -> MutexGuard<'_, Shown> {
+    fn shown(&self) -> MutexGuard<'_, PublishedSamples> {
         self.shown.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// Why nobody can be let in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum NoSeat {
+pub(super) enum JoinError {
     /// As many look as may.
     Full,
     /// The process ends.
@@ -258,7 +258,7 @@ mod tests {
 
     #[test]
     fn the_ring_keeps_the_last_five_minutes_and_no_more() {
-        let board = Board::default();
+        let board = StatsHub::default();
         (0..400).for_each(|it| board.show(sample(it)));
         let (samples, history) = board.after(None);
         let history: serde_json::Value = serde_json::from_str(&history).unwrap();
@@ -271,7 +271,7 @@ mod tests {
 
     #[tokio::test]
     async fn who_lacks_one_sample_gets_it_and_who_lacks_more_gets_the_last_minutes() {
-        let board = Board::default();
+        let board = StatsHub::default();
         let is_history = |(seen, message): (u64, Utf8Bytes)| {
             (seen, message.starts_with(r#"{"columns""#) && message.contains(r#""history""#))
         };
@@ -321,14 +321,14 @@ mod tests {
 
     #[tokio::test]
     async fn seats_are_counted_and_none_is_given_at_the_end() {
-        let board = Board::default();
+        let board = StatsHub::default();
         let mut seats: Vec<_> = (0..VIEWERS_MAX).map(|_| board.seat().unwrap()).collect();
-        assert_eq!(board.seat().err(), Some(NoSeat::Full));
+        assert_eq!(board.seat().err(), Some(JoinError::Full));
         assert_eq!((board.viewers(), board.refused()), (VIEWERS_MAX, 1));
         seats.pop();
         drop(board.seat().unwrap());
         board.close();
-        assert_eq!(board.seat().err(), Some(NoSeat::Over));
+        assert_eq!(board.seat().err(), Some(JoinError::Over));
         drop(seats);
         board.emptied().await;
         assert_eq!(board.viewers(), 0);

@@ -16,7 +16,7 @@ mod socket;
 mod tables;
 mod top;
 
-pub use board::{Board, HISTORY_S, VIEWERS_MAX};
+pub use board::{HISTORY_S, StatsHub, VIEWERS_MAX};
 pub use sample::{Flow, METRICS, MetricFlow, Sample, WorkerLoad};
 
 pub(super) use page::page;

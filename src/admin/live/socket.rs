@@ -32,7 +32,7 @@ use tungstenite::protocol::frame::coding::CloseCode;
 use tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
 use tungstenite::{Bytes, Message};
 
-use super::board::{Board, NoSeat};
+use super::board::{JoinError, StatsHub};
 use super::tables;
 use crate::admin::access::RequestSender;
 use crate::admin::problem::ApiError;
@@ -41,7 +41,7 @@ use crate::time::Now;
 
 /// How long to bear with a viewer.
 #[derive(Clone, Copy, Debug)]
-struct Patience {
+struct ViewerTimeouts {
     /// How long it may take nothing of what is sent to it. What it has not taken until then has
     /// filled the kernel's buffers.
     write: Duration,
@@ -49,8 +49,8 @@ struct Patience {
     silence: Duration,
 }
 
-const PATIENCE: Patience =
-    Patience { write: Duration::from_secs(10), silence: Duration::from_secs(60) };
+const PATIENCE: ViewerTimeouts =
+    ViewerTimeouts { write: Duration::from_secs(10), silence: Duration::from_secs(60) };
 
 /// Samples between two pings.
 const PING_EVERY: u64 = 10;
@@ -60,7 +60,7 @@ const MESSAGE_BYTES_MAX: usize = 1024;
 
 /// Gives the message with the largest torrents, and since when it is known, if the viewer may see
 /// them now and has not seen those of then. Waits for nothing.
-type Top = Box<dyn Fn(Option<Now>) -> Option<(Now, Message)> + Send + Sync>;
+type TopMessage = Box<dyn Fn(Option<Now>) -> Option<(Now, Message)> + Send + Sync>;
 
 /// Opens the socket, or says why not.
 pub(in crate::admin) async fn socket<P: Process>(
@@ -78,8 +78,8 @@ pub(in crate::admin) async fn socket<P: Process>(
     let upgrade = upgrade.ok_or_else(ApiError::no_socket)?;
     let board = admin.process.board();
     let seat = board.seat().map_err(|reason| match reason {
-        NoSeat::Full => ApiError::too_many_viewers(),
-        NoSeat::Over => ApiError::stopping(),
+        JoinError::Full => ApiError::too_many_viewers(),
+        JoinError::Over => ApiError::stopping(),
     })?;
     tokio::spawn(async move {
         // Who goes away before the socket is open is no concern of ours.
@@ -122,7 +122,7 @@ fn is_from_here(headers: &HeaderMap, target: &Uri) -> bool {
 }
 
 /// What gives the message with the largest torrents.
-fn top_of<P: Process>(admin: &Admin<P>, asker: RequestSender) -> Top {
+fn top_of<P: Process>(admin: &Admin<P>, asker: RequestSender) -> TopMessage {
     let admin = admin.clone();
     Box::new(move |seen| {
         let listed = asker.is_served(&admin).then(|| admin.top.at_hand(&admin)).flatten();
@@ -134,9 +134,9 @@ fn top_of<P: Process>(admin: &Admin<P>, asker: RequestSender) -> Top {
 
 /// One who looks.
 struct Viewer {
-    board: Arc<Board>,
-    top: Top,
-    patience: Patience,
+    board: Arc<StatsHub>,
+    top: TopMessage,
+    patience: ViewerTimeouts,
     _seat: OwnedSemaphorePermit,
 }
 
@@ -222,9 +222,9 @@ mod tests {
 
     /// Someone who looks, through a pipe of so many bytes.
     fn looking(
-        board: &Arc<Board>,
-        top: Top,
-        patience: Patience,
+        board: &Arc<StatsHub>,
+        top: TopMessage,
+        patience: ViewerTimeouts,
         bytes: usize,
     ) -> (DuplexStream, JoinHandle<()>) {
         let (far, near) = duplex(bytes);
@@ -234,16 +234,16 @@ mod tests {
     }
 
     /// What lists no torrents.
-    fn no_top() -> Top {
+    fn no_top() -> TopMessage {
         Box::new(|_| None)
     }
 
     #[tokio::test]
     async fn each_list_of_torrents_is_sent_once() {
-        let board = Arc::new(Board::default());
+        let board = Arc::new(StatsHub::default());
         let seen_when_asked = Arc::new(Mutex::new(Vec::new()));
         let noted = seen_when_asked.clone();
-        let top: Top = Box::new(move |seen| {
+        let top: TopMessage = Box::new(move |seen| {
             let mut noted = noted.lock().unwrap();
             let since = Now::from_s([5, 5, 6, 6][noted.len()]);
             noted.push(seen);
@@ -281,8 +281,8 @@ mod tests {
 
     #[tokio::test]
     async fn who_takes_nothing_is_cut_off() {
-        let board = Arc::new(Board::default());
-        let patience = Patience { write: SHORT, silence: LONG };
+        let board = Arc::new(StatsHub::default());
+        let patience = ViewerTimeouts { write: SHORT, silence: LONG };
         let (far, serving) = looking(&board, no_top(), patience, 64);
         timeout(LONG, serving).await.unwrap().unwrap();
         assert_eq!(board.viewers(), 0, "the seat is free");
@@ -291,8 +291,8 @@ mod tests {
 
     #[tokio::test]
     async fn who_answers_no_ping_is_cut_off() {
-        let board = Arc::new(Board::default());
-        let patience = Patience { write: LONG, silence: SHORT };
+        let board = Arc::new(StatsHub::default());
+        let patience = ViewerTimeouts { write: LONG, silence: SHORT };
         let (mut far, serving) = looking(&board, no_top(), patience, 1 << 20);
         board.show(Sample::default());
         let mut received = Vec::new();
@@ -303,7 +303,7 @@ mod tests {
 
     #[tokio::test]
     async fn all_are_told_when_there_is_no_more() {
-        let board = Arc::new(Board::default());
+        let board = Arc::new(StatsHub::default());
         let (far, serving) = looking(&board, no_top(), PATIENCE, 1 << 20);
         board.close();
         let mut far = WebSocketStream::from_raw_socket(far, Role::Client, None).await;

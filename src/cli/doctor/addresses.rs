@@ -3,7 +3,7 @@
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
-use super::Patient;
+use super::HostReport;
 use super::finding::{Check, Finding};
 use super::host::{Host, HostReadError};
 
@@ -23,11 +23,11 @@ const SCOPE: Check = Check::new(
      externalTrafficPolicy: Cluster, an unlisted proxy) every peer that is handed out is useless.",
 );
 
-pub(super) fn examine(it: &Patient) -> Vec<Finding> {
+pub(super) fn examine(it: &HostReport) -> Vec<Finding> {
     vec![bind(it), ipv6(it), scope(it)]
 }
 
-fn bind(it: &Patient) -> Finding {
+fn bind(it: &HostReport) -> Finding {
     // What no IPv6 means for a wildcard is said below.
     let matters = |it: &&(SocketAddr, String)| !(it.0.is_ipv6() && it.0.ip().is_unspecified());
     let refused: Vec<_> = it.answers.unbindable.iter().filter(matters).collect();
@@ -43,7 +43,7 @@ fn bind(it: &Patient) -> Finding {
     )
 }
 
-fn ipv6(it: &Patient) -> Finding {
+fn ipv6(it: &HostReport) -> Finding {
     let config = &it.config;
     let all = [config.udp_listen(), config.http_listen(), &config.tls.listen].concat();
     let outward = |it: &&SocketAddr| it.is_ipv6() && !it.ip().is_loopback();
@@ -108,7 +108,7 @@ fn has_default_route(host: &Host) -> Result<bool, HostReadError> {
     Ok(text.lines().any(leads))
 }
 
-fn scope(it: &Patient) -> Finding {
+fn scope(it: &HostReport) -> Finding {
     let admin = it.config.admin.listen;
     let metrics = match &it.answers.metrics {
         Ok(metrics) => metrics,
@@ -124,7 +124,7 @@ fn scope(it: &Patient) -> Finding {
         value.trim().parse::<f64>().ok().filter(|it| it.is_finite())
     };
     let (Some(one), Some(unroutable)) = (ratio("one_address"), ratio("unroutable")) else {
-        return SCOPE.info(format!("not known: what answers at {admin} does not tell"));
+        return SCOPE.info(format!("unknown: what responds at {admin} has no such metric"));
     };
     let remedy = "let clients' addresses through: the host's network instead of a bridge, \
                   externalTrafficPolicy: Local, or http.trusted_proxies for the reverse proxy in \

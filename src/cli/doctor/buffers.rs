@@ -2,7 +2,7 @@
 
 use super::finding::{Check, Finding};
 use super::host::{Host, HostReadError};
-use super::{Patient, container, size};
+use super::{HostReport, container, size};
 
 const RECEIVE: Check = Check::new(
     "network.receive_buffer",
@@ -22,7 +22,7 @@ const ERRORS: Check = Check::new(
 const FILTER: Check = Check::new(
     "network.optmem",
     "limits.kernel_deny_rate attaches a filter to each socket, whose memory counts against \
-     net.core.optmem_max (20 KiB on older hosts). If it does not fit, nobody is denied.",
+     net.core.optmem_max (20 KiB on older hosts). If it does not fit, no source is denied.",
 );
 const BACKLOG: Check = Check::new(
     "network.backlog",
@@ -33,16 +33,16 @@ const BACKLOG: Check = Check::new(
 /// The kernel's own default; less was set by somebody.
 const SEND_BUFFER_USUAL: u64 = 212_992;
 
-pub(super) fn examine(it: &Patient) -> Vec<Finding> {
+pub(super) fn examine(it: &HostReport) -> Vec<Finding> {
     vec![receive(it), send(it), errors(it), backlog(it), filter(it)]
 }
 
-fn receive(it: &Patient) -> Finding {
+fn receive(it: &HostReport) -> Finding {
     let asked = it.config.udp.receive_buffer.0;
     let given = match &it.answers.receive_buffer {
         Ok(given) => *given as u64,
         Err(error) => {
-            return RECEIVE.info(format!("cannot tell: no socket could be made: {error}"));
+            return RECEIVE.info(format!("unknown: no socket could be made: {error}"));
         }
     };
     let remedy = format!(
@@ -64,7 +64,7 @@ fn receive(it: &Patient) -> Finding {
     }
 }
 
-fn send(it: &Patient) -> Finding {
+fn send(it: &HostReport) -> Finding {
     let read = |name: &str| it.host.number(&format!("/proc/sys/net/core/wmem_{name}"));
     let (given, max) = match (read("default"), read("max")) {
         (Ok(given), Ok(max)) => (given, max),
@@ -115,7 +115,7 @@ fn counts(host: &Host) -> Result<DatagramCounts, HostReadError> {
     Ok(it)
 }
 
-fn errors(it: &Patient) -> Finding {
+fn errors(it: &HostReport) -> Finding {
     let counts = match counts(&it.host) {
         Ok(counts) => counts,
         Err(unread) => return ERRORS.unread(&unread),
@@ -139,7 +139,7 @@ fn errors(it: &Patient) -> Finding {
 }
 
 /// The second column of /proc/net/softnet_stat: packets dropped by each core, in hexadecimal.
-fn backlog(it: &Patient) -> Finding {
+fn backlog(it: &HostReport) -> Finding {
     let text = match it.host.text("/proc/net/softnet_stat") {
         Ok(text) => text,
         Err(unread) => return BACKLOG.unread(&unread),
@@ -165,7 +165,7 @@ fn backlog(it: &Patient) -> Finding {
 }
 
 /// Where this is, if not in the host's own network, as far as can be seen from here.
-fn elsewhere(it: &Patient) -> Option<String> {
+fn elsewhere(it: &HostReport) -> Option<String> {
     let network = |process: &str| it.host.link(&format!("/proc/{process}/ns/net")).ok();
     if let Some(name) = container::runtime_name(it) {
         return Some(format!("container ({name})"));
@@ -174,7 +174,7 @@ fn elsewhere(it: &Patient) -> Option<String> {
     (ours != first).then(|| format!("network namespace ({})", ours.display()))
 }
 
-fn filter(it: &Patient) -> Finding {
+fn filter(it: &HostReport) -> Finding {
     let max = it.host.number("/proc/sys/net/core/optmem_max");
     let told = max.map_or_else(|it| it.to_string(), |it| format!("{it} bytes"));
     let is_wanted = it.config.limits.kernel_deny_rate > 0;

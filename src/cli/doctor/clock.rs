@@ -1,7 +1,7 @@
 //! Findings on time: what it costs to read the clock, whether somebody keeps it right, and whether
 //! it jumps.
 
-use super::Patient;
+use super::HostReport;
 use super::finding::{Check, Finding};
 use crate::sys::clock::Synchronisation;
 
@@ -12,9 +12,9 @@ const SOURCE: Check = Check::new(
 );
 const SYNCHRONISED: Check = Check::new(
     "time.synchronised",
-    "skep's time starts with the system clock and goes on by itself. Nodes that share a \
+    "skep reads the system clock once at start and runs on the monotonic clock. Nodes that share a \
      connection-id key refuse each other's ids once they are a minute apart; snapshots, \
-     certificates and the log go by the true time.",
+     certificates and the log use the system clock.",
 );
 const JUMPS: Check = Check::new(
     "time.jumps",
@@ -35,11 +35,11 @@ const AHEAD_S_MAX: u64 = 2;
 /// From here on the clock was set, in nanoseconds: a crowded host delays a reading by less.
 const SET_NS_MIN: u64 = 100_000_000;
 
-pub(super) fn examine(it: &Patient) -> Vec<Finding> {
+pub(super) fn examine(it: &HostReport) -> Vec<Finding> {
     vec![source(it), synchronised(it), jumps(it)]
 }
 
-fn source(it: &Patient) -> Finding {
+fn source(it: &HostReport) -> Finding {
     let current = match it.host.text(&format!("{FOLDER}/current_clocksource")) {
         Ok(current) => current,
         Err(unread) => return SOURCE.unread(&unread),
@@ -56,14 +56,14 @@ fn source(it: &Patient) -> Finding {
                 "$ echo {better} > {FOLDER}/current_clocksource\nand clocksource={better} on the \
                  kernel's command line"
             ),
-            None => "see why the kernel has given up a fast one; a virtual machine needs a host \
+            None => "see why the kernel dropped the fast one; a virtual machine needs a host \
                      that offers it\n$ dmesg | grep -i -e tsc -e clocksource"
                 .into(),
         },
     )
 }
 
-fn synchronised(it: &Patient) -> Finding {
+fn synchronised(it: &HostReport) -> Finding {
     const REMEDY: &str = "let chrony or systemd-timesyncd keep it right (of a container: on its \
                           host)\n$ apt-get install chrony\n$ chronyc tracking";
     match &it.answers.clock.synchronisation {
@@ -72,7 +72,7 @@ fn synchronised(it: &Patient) -> Finding {
         }
         Ok(told) => {
             let fact = format!(
-                "the kernel calls it not synchronised (STA_UNSYNC); {}: nobody keeps it right",
+                "the kernel calls it not synchronised (STA_UNSYNC); {}: no service synchronises it",
                 errors(told)
             );
             let is_shared = it.answers.has_key_variable || !it.config.udp.key_file.is_empty();
@@ -88,9 +88,9 @@ fn synchronised(it: &Patient) -> Finding {
             SYNCHRONISED.ok("systemd-timesyncd has set the clock since boot")
         }
         Err(error) => SYNCHRONISED
-            .info(format!("cannot tell: the kernel was not to be asked (adjtimex: {error})"))
+            .info(format!("unknown: the kernel refuses the call (adjtimex: {error})"))
             .remedied(
-                "run `skep doctor` outside of the container or sandbox, or ask there\n\
+                "run `skep doctor` outside of the container or sandbox, or run this there\n\
                  $ timedatectl show -p NTPSynchronized",
             ),
     }
@@ -104,7 +104,7 @@ fn errors(it: &Synchronisation) -> String {
     format!("estimated error {probable}, at most {most}")
 }
 
-fn jumps(it: &Patient) -> Finding {
+fn jumps(it: &HostReport) -> Finding {
     let mut signs = ahead(it);
     let set_ns = it.answers.clock.set_ns;
     if set_ns.unsigned_abs() >= SET_NS_MIN {
@@ -129,14 +129,14 @@ fn jumps(it: &Patient) -> Finding {
     let unread = snapshots.filter_map(|(name, at_s)| Some((name, at_s.as_ref().err()?)));
     match unread.into_iter().next() {
         Some((name, reason)) => JUMPS
-            .info(format!("cannot tell when {name} was taken: {reason}"))
+            .info(format!("unknown time of {name}: {reason}"))
             .remedied("look again as the tracker's user, or as root\n$ sudo -u skep skep doctor"),
         None => JUMPS.ok("it was not set while this was found out, and nothing is of the future"),
     }
 }
 
 /// What is dated later than now: when it was written, the clock was ahead of what it is.
-fn ahead(it: &Patient) -> Vec<String> {
+fn ahead(it: &HostReport) -> Vec<String> {
     let by = |at_s: u64| {
         let ahead_s = at_s.saturating_sub(it.answers.clock.now_s);
         (ahead_s > AHEAD_S_MAX).then(|| format!("is of {ahead_s} s in the future"))
@@ -152,7 +152,7 @@ fn ahead(it: &Patient) -> Vec<String> {
 }
 
 /// When the running tracker, if there is one, last took a snapshot.
-fn last_success_s(it: &Patient) -> Option<u64> {
+fn last_success_s(it: &HostReport) -> Option<u64> {
     const SERIES: &str = "skep_snapshot_last_success_timestamp_seconds ";
     let metrics = it.answers.metrics.as_ref().ok()?;
     let value = metrics.lines().find_map(|it| it.strip_prefix(SERIES))?;
@@ -220,7 +220,7 @@ mod tests {
         };
         let (severity, text) = judge(Fake::new());
         assert_eq!(severity, Severity::Info);
-        assert!(text.contains("cannot tell") && text.contains("adjtimex: Operation not"), "{text}");
+        assert!(text.contains("unknown: ") && text.contains("adjtimex: Operation not"), "{text}");
         let (severity, text) = judge(Fake::new().with("/run/systemd/timesync/synchronized", ""));
         assert!(severity == Severity::Ok && text.contains("timesyncd"), "{text}");
     }
@@ -245,7 +245,7 @@ mod tests {
         let unread = || ("b", Err("Permission denied".to_owned()));
         let (severity, text) = judge(vec![("a", Ok(NOW_S)), unread()]);
         assert_eq!(severity, Severity::Info);
-        assert!(text.starts_with("cannot tell when b was taken: Permission denied"), "{text}");
+        assert!(text.starts_with("unknown time of b: Permission denied"), "{text}");
         assert_eq!(judge(vec![unread(), ("a", Ok(NOW_S + 9))]).0, Severity::Warning);
         assert_eq!(jumps_of(|it| it.it.answers.state = Err(String::new())).0, Severity::Ok);
     }

@@ -1,6 +1,6 @@
 //! Findings on connection tracking: whether it is in the way of datagrams, and how full it is.
 
-use super::Patient;
+use super::HostReport;
 use super::finding::{Check, Finding};
 use super::host::{Host, HostReadError};
 
@@ -33,7 +33,7 @@ struct Use {
     max: u64,
 }
 
-pub(super) fn examine(it: &Patient) -> Vec<Finding> {
+pub(super) fn examine(it: &HostReport) -> Vec<Finding> {
     let used = match used(&it.host) {
         Ok(used) => used,
         Err(unread) => {
@@ -60,13 +60,13 @@ fn used(host: &Host) -> Result<Option<Use>, HostReadError> {
     }
 }
 
-fn tracked(it: &Patient) -> Finding {
+fn tracked(it: &HostReport) -> Finding {
     let ports = ports(it);
     let list = match it.host.text("/proc/net/nf_conntrack") {
         Ok(list) => list,
         Err(unread) => {
             return TRACKED
-                .info(format!("in use; whether for the tracker's port cannot be told: {unread}"))
+                .info(format!("in use; unknown whether for the tracker's port: {unread}"))
                 .remedied(format!("if it is (first command)\n{}", {
                     let port = ports.first().copied().unwrap_or_default();
                     format!("$ conntrack -L -p udp | grep -c port={port}\n{}", rules(&ports))
@@ -105,7 +105,7 @@ fn fill(used: &Use) -> Finding {
     }
 }
 
-fn timeouts(it: &Patient, used: &Use) -> Finding {
+fn timeouts(it: &HostReport, used: &Use) -> Finding {
     let read = |name: &str| it.host.number(&format!("{SYSCTLS}/nf_conntrack_udp_timeout{name}"));
     let (one_way, both_ways) = match (read(""), read("_stream")) {
         (Ok(one_way), Ok(both_ways)) => (one_way, both_ways),
@@ -128,7 +128,7 @@ fn timeouts(it: &Patient, used: &Use) -> Finding {
 /// New clients a second that a large public tracker has.
 const RATE_GOOD: u64 = 10_000;
 
-fn drops(it: &Patient) -> Finding {
+fn drops(it: &HostReport) -> Finding {
     const PATH: &str = "/proc/net/stat/nf_conntrack";
     let text = match it.host.text(PATH) {
         Ok(text) => text,
@@ -157,7 +157,7 @@ fn drops(it: &Patient) -> Finding {
 }
 
 /// The ports UDP is served on.
-fn ports(it: &Patient) -> Vec<u16> {
+fn ports(it: &HostReport) -> Vec<u16> {
     let mut ports: Vec<_> = it.config.udp_listen().iter().map(|it| it.port()).collect();
     ports.sort_unstable();
     ports.dedup();
@@ -227,7 +227,7 @@ mod tests {
         assert!(severity == Severity::Ok && text.contains("80, 7000"), "{text}");
         let (severity, text) = judge(&with_table("5\n", "262144\n"), "conntrack.tracked");
         assert_eq!(severity, Severity::Info);
-        assert!(text.contains("cannot be told") && text.contains("conntrack -L"), "{text}");
+        assert!(text.contains("unknown whether") && text.contains("conntrack -L"), "{text}");
     }
 
     #[test]

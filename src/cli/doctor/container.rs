@@ -2,7 +2,7 @@
 
 use super::control_group::ControlGroup;
 use super::finding::{Check, Finding};
-use super::{Patient, size};
+use super::{HostReport, size};
 use crate::config::MemoryCap;
 
 const RUNTIME: Check = Check::new(
@@ -24,11 +24,11 @@ const MEMORY: Check = Check::new(
 /// What version 1 calls no limit is close to this.
 const NO_LIMIT: u64 = 1 << 62;
 
-pub(super) fn examine(it: &Patient) -> Vec<Finding> {
+pub(super) fn examine(it: &HostReport) -> Vec<Finding> {
     vec![runtime(it), cpu(it), memory(it)]
 }
 
-fn runtime(it: &Patient) -> Finding {
+fn runtime(it: &HostReport) -> Finding {
     let Some(name) = runtime_name(it) else { return RUNTIME.ok("no sign of one") };
     RUNTIME.info(format!("in a container ({name})")).remedied(
         "give it the host's network (--network host, hostNetwork: true) and the seccomp profile \
@@ -37,7 +37,7 @@ fn runtime(it: &Patient) -> Finding {
 }
 
 /// What runs the container that this is in, if it is.
-pub(super) fn runtime_name(it: &Patient) -> Option<&'static str> {
+pub(super) fn runtime_name(it: &HostReport) -> Option<&'static str> {
     let host = &it.host;
     let groups = host.text("/proc/self/cgroup").unwrap_or_default();
     let grouped = |names: &[&str]| names.iter().any(|it| groups.contains(it));
@@ -54,7 +54,7 @@ pub(super) fn runtime_name(it: &Patient) -> Option<&'static str> {
     }
 }
 
-fn cpu(it: &Patient) -> Finding {
+fn cpu(it: &HostReport) -> Finding {
     let group = match ControlGroup::of(&it.host) {
         Ok(group) => group,
         Err(unread) => return CPU.unread(&unread),
@@ -95,7 +95,7 @@ fn quota_tenths(group: &ControlGroup<'_>) -> Option<u64> {
     new.chain(old).min()
 }
 
-fn memory(it: &Patient) -> Finding {
+fn memory(it: &HostReport) -> Finding {
     let group = match ControlGroup::of(&it.host) {
         Ok(group) => group,
         Err(unread) => return MEMORY.unread(&unread),
@@ -108,7 +108,7 @@ fn memory(it: &Patient) -> Finding {
     let Some((room, whose)) =
         limit.map(|it| (it, "limit")).or_else(|| usable.map(|it| (it, "host's")))
     else {
-        return MEMORY.info("cannot tell how much memory there is");
+        return MEMORY.info("unknown amount of memory");
     };
     let (cap, setting) = match it.config.memory.max_memory {
         MemoryCap::Bytes(bytes) => (bytes.0, bytes.to_string()),

@@ -5,7 +5,7 @@ use std::os::unix::fs::symlink;
 
 use tempfile::TempDir;
 
-use super::{Answers, Denial, Finding, Host, Patient, Severity, StateHome, WallClock};
+use super::{Answers, Denial, Finding, Host, HostReport, Severity, StateHome, WallClock};
 use crate::config::Config;
 use crate::sys::clock::Synchronisation;
 
@@ -15,7 +15,7 @@ pub(super) const NOW_S: u64 = 1_800_000_000;
 /// A host that shows no file until it is given some, and answers well.
 pub(super) struct Fake {
     root: TempDir,
-    pub(super) it: Patient,
+    pub(super) it: HostReport,
 }
 
 impl Fake {
@@ -46,7 +46,7 @@ impl Fake {
             clock: WallClock { synchronisation, now_s: NOW_S, set_ns: 0 },
         };
         let host = Host::at(root.path());
-        Self { root, it: Patient { host, answers, config: Config::default() } }
+        Self { root, it: HostReport { host, answers, config: Config::default() } }
     }
 
     /// A host on which hardly anything is well.

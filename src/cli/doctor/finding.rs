@@ -98,7 +98,7 @@ impl Check {
 
     /// It cannot be told, as a file could not be read.
     pub(super) fn unread(&self, error: &HostReadError) -> Finding {
-        self.info(format!("cannot tell: {error}")).remedied(format!(
+        self.info(format!("unknown: {error}")).remedied(format!(
             "let this user read {}, or run `skep doctor` as root, outside of a sandbox",
             error.path
         ))

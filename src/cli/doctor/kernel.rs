@@ -1,6 +1,6 @@
 //! Findings on the kernel: its version, and whether and why not io_uring works.
 
-use super::Patient;
+use super::HostReport;
 use super::finding::{Check, Finding};
 use super::host::{Host, HostReadError};
 use crate::config::Io;
@@ -12,13 +12,13 @@ const VERSION: Check = Check::new(
 );
 const IO_URING: Check = Check::new(
     "kernel.io_uring",
-    "Without it skep serves through recvmmsg and epoll, and says so in its log and its metrics \
+    "Without it skep serves through recvmmsg and epoll, which its log and its metrics show \
      (skep_io_backend_info); with server.io = \"uring\" it does not start.",
 );
 const SYSCTL: Check = Check::new(
     "kernel.io_uring_sysctl",
     "kernel.io_uring_disabled (Linux 6.6): 0 allows io_uring to all, 1 to privileged processes and \
-     the group kernel.io_uring_group, 2 to nobody.",
+     the group kernel.io_uring_group, 2 to no process.",
 );
 const SECCOMP: Check = Check::new(
     "kernel.seccomp",
@@ -31,7 +31,7 @@ const RELEASE_MIN: (u32, u32) = (6, 1);
 
 const RELEASE_PATH: &str = "/proc/sys/kernel/osrelease";
 
-pub(super) fn examine(it: &Patient) -> Vec<Finding> {
+pub(super) fn examine(it: &HostReport) -> Vec<Finding> {
     vec![version(it), io_uring(it), sysctl(it), seccomp(it)]
 }
 
@@ -45,7 +45,7 @@ pub(super) fn release(host: &Host) -> Result<(u32, u32), HostReadError> {
     }
 }
 
-fn version(it: &Patient) -> Finding {
+fn version(it: &HostReport) -> Finding {
     match release(&it.host) {
         Err(unread) => VERSION.unread(&unread),
         Ok(release) => {
@@ -60,8 +60,8 @@ fn version(it: &Patient) -> Finding {
     }
 }
 
-fn io_uring(it: &Patient) -> Finding {
-    const WORKS: &str = "a datagram went through a ring, to ourselves and back";
+fn io_uring(it: &HostReport) -> Finding {
+    const WORKS: &str = "a datagram was sent and received through a ring";
     match (&it.answers.io_uring, it.config.server.io) {
         (Ok(()), Io::Mmsg) => IO_URING.ok("it works; server.io = \"mmsg\" does without"),
         (Ok(()), Io::Uring) => IO_URING.ok(WORKS),
@@ -88,14 +88,14 @@ fn io_uring(it: &Patient) -> Finding {
 
 /// Why the running tracker, if there is one, went without io_uring: what denies it there may not
 /// bind this process.
-fn fallback(patient: &Patient) -> Option<&str> {
+fn fallback(patient: &HostReport) -> Option<&str> {
     const SERIES: &str = "skep_io_backend_info{backend=\"mmsg\",reason=\"";
     let metrics = patient.answers.metrics.as_ref().ok()?;
     let reason = metrics.lines().find_map(|it| it.strip_prefix(SERIES))?.strip_suffix("\"} 1")?;
     (reason != "configured").then_some(reason)
 }
 
-fn sysctl(patient: &Patient) -> Finding {
+fn sysctl(patient: &HostReport) -> Finding {
     let works = patient.answers.io_uring.is_ok();
     match patient.host.number("/proc/sys/kernel/io_uring_disabled") {
         Ok(0) => SYSCTL.ok("kernel.io_uring_disabled = 0"),
@@ -113,7 +113,7 @@ fn sysctl(patient: &Patient) -> Finding {
     }
 }
 
-fn seccomp(patient: &Patient) -> Finding {
+fn seccomp(patient: &HostReport) -> Finding {
     const PATH: &str = "/proc/self/status";
     let status = match patient.host.text(PATH) {
         Ok(status) => status,

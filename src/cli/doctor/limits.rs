@@ -1,7 +1,7 @@
 //! Findings on limits of the process: open files, locked memory.
 
 use super::finding::{Check, Finding};
-use super::{Patient, kernel, size};
+use super::{HostReport, kernel, size};
 
 const OPEN_FILES: Check = Check::new(
     "limits.open_files",
@@ -23,14 +23,14 @@ const OPEN_FILES_GOOD: u64 = 65_536;
 /// What rings may take.
 const LOCKED_MEMORY_MIN: u64 = 64 << 20;
 
-pub(super) fn examine(it: &Patient) -> Vec<Finding> {
+pub(super) fn examine(it: &HostReport) -> Vec<Finding> {
     vec![open_files(it), locked_memory(it)]
 }
 
-fn open_files(it: &Patient) -> Finding {
+fn open_files(it: &HostReport) -> Finding {
     let limit = match &it.answers.open_files {
         Ok(limit) => *limit,
-        Err(error) => return OPEN_FILES.info(format!("cannot tell: {error}")),
+        Err(error) => return OPEN_FILES.info(format!("unknown: {error}")),
     };
     let config = &it.config;
     let addresses =
@@ -56,7 +56,7 @@ fn open_files(it: &Patient) -> Finding {
     OPEN_FILES.ok(fact)
 }
 
-fn locked_memory(it: &Patient) -> Finding {
+fn locked_memory(it: &HostReport) -> Finding {
     match (kernel::release(&it.host), &it.answers.locked_memory) {
         (Ok(release), _) if release >= (5, 12) => {
             LOCKED_MEMORY.ok("of no importance to this kernel")
@@ -65,7 +65,7 @@ fn locked_memory(it: &Patient) -> Finding {
         (Ok(_), Ok(limit)) => LOCKED_MEMORY
             .warning(size(*limit), "LimitMEMLOCK=64M in the unit, or\n$ ulimit -l 65536"),
         (Err(unread), _) => LOCKED_MEMORY.unread(&unread),
-        (_, Err(error)) => LOCKED_MEMORY.info(format!("cannot tell: {error}")),
+        (_, Err(error)) => LOCKED_MEMORY.info(format!("unknown: {error}")),
     }
 }
 

@@ -73,7 +73,7 @@ pub(super) struct Options {
 
 /// Everything that is judged.
 #[derive(Clone, Debug)]
-pub struct Patient {
+pub struct HostReport {
     /// What files say.
     pub host: Host,
     /// What system calls say.
@@ -82,7 +82,7 @@ pub struct Patient {
     pub config: Config,
 }
 
-impl Patient {
+impl HostReport {
     /// How many workers there would be.
     fn workers(&self) -> usize {
         match self.config.server.workers {
@@ -98,8 +98,8 @@ impl Patient {
 }
 
 /// Judges everything, group by group.
-pub fn examine(patient: &Patient) -> Vec<Finding> {
-    let groups: [fn(&Patient) -> Vec<Finding>; 9] = [
+pub fn examine(patient: &HostReport) -> Vec<Finding> {
+    let groups: [fn(&HostReport) -> Vec<Finding>; 9] = [
         kernel::examine,
         clock::examine,
         limits::examine,
@@ -129,7 +129,7 @@ pub(super) fn run(options: &Options) -> ExitCode {
 fn report_here(options: &Options) -> Result<Option<Severity>, StartError> {
     let config = options.settings.source()?.load()?;
     let answers = Answers::gather(&config);
-    let findings = examine(&Patient { host: Host::here(), answers, config });
+    let findings = examine(&HostReport { host: Host::here(), answers, config });
     print(&if options.json { report::json(&findings) } else { report::text(&findings) })?;
     Ok(findings.iter().map(|it| it.severity).max())
 }

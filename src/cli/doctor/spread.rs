@@ -1,6 +1,6 @@
 //! Findings on how the network's work is spread over cores: softirqs, queues, RPS.
 
-use super::Patient;
+use super::HostReport;
 use super::finding::{Check, Finding};
 use super::host::{Host, HostReadError};
 
@@ -31,12 +31,12 @@ struct Card {
     rps_cores: u32,
 }
 
-pub(super) fn examine(it: &Patient) -> Vec<Finding> {
+pub(super) fn examine(it: &HostReport) -> Vec<Finding> {
     let cards = cards(&it.host);
     vec![softirq(it), queues(it, &cards), rps(it, &cards)]
 }
 
-fn softirq(it: &Patient) -> Finding {
+fn softirq(it: &HostReport) -> Finding {
     const PATH: &str = "/proc/softirqs";
     let text = match it.host.text(PATH) {
         Ok(text) => text,
@@ -52,7 +52,7 @@ fn softirq(it: &Patient) -> Finding {
     let share = most.saturating_mul(100) / total.max(1);
     let cores = by_core.iter().filter(|it| **it > total / 100).count();
     if total < PACKETS_MIN {
-        return SOFTIRQ.ok("too little was received since boot to tell");
+        return SOFTIRQ.ok("too few packets since boot");
     }
     let fact = format!("{cores} of {} cores receive, the busiest {share} %", by_core.len());
     let is_uneven = by_core.len() > 1 && share > 80 && it.workers() > 1;
@@ -84,7 +84,7 @@ fn cards(host: &Host) -> Result<Vec<Card>, HostReadError> {
     Ok(host.names(FOLDER)?.into_iter().filter_map(card).collect())
 }
 
-fn queues(it: &Patient, cards: &Result<Vec<Card>, HostReadError>) -> Finding {
+fn queues(it: &HostReport, cards: &Result<Vec<Card>, HostReadError>) -> Finding {
     let cards = match cards {
         Ok(cards) if cards.is_empty() => return QUEUES.ok(NO_CARD),
         Ok(cards) => cards,
@@ -101,7 +101,7 @@ fn queues(it: &Patient, cards: &Result<Vec<Card>, HostReadError>) -> Finding {
     ))
 }
 
-fn rps(it: &Patient, cards: &Result<Vec<Card>, HostReadError>) -> Finding {
+fn rps(it: &HostReport, cards: &Result<Vec<Card>, HostReadError>) -> Finding {
     let cards = match cards {
         Ok(cards) if cards.is_empty() => return RPS.ok(NO_CARD),
         Ok(cards) => cards,

@@ -2,7 +2,7 @@
 
 use super::answers::StateHome;
 use super::finding::{Check, Finding};
-use super::{Patient, size};
+use super::{HostReport, size};
 use crate::config::AccessMode;
 
 const DIRECTORY: Check = Check::new(
@@ -30,7 +30,7 @@ const SPACE_GOOD: u64 = 1 << 30;
 /// Files that are made at once, with some to spare.
 const FILES_MIN: u64 = 100;
 
-pub(super) fn examine(it: &Patient) -> Vec<Finding> {
+pub(super) fn examine(it: &HostReport) -> Vec<Finding> {
     let is_needed = it.config.access.mode != AccessMode::Open;
     match &it.answers.state {
         Ok(home) => vec![directory(home, is_needed), permissions(home), space(home)],
@@ -70,7 +70,7 @@ fn permissions(home: &StateHome) -> Finding {
 fn space(home: &StateHome) -> Finding {
     let (bytes, files) = match &home.free {
         Ok(free) => *free,
-        Err(error) => return SPACE.info(format!("cannot tell: {error}")),
+        Err(error) => return SPACE.info(format!("unknown: {error}")),
     };
     let remedy = format!(
         "free some, or set server.state_dir elsewhere\n$ df -hi {0}\n$ df -h {0}",

@@ -5,7 +5,8 @@ use std::net::{SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use crate::protocol::udp::client::{
-    Announcement, Malformed, Reply, decode, encode_announce, encode_connect, encode_scrape,
+    Announcement, Reply, ResponseDecodeError, decode, encode_announce, encode_connect,
+    encode_scrape,
 };
 use crate::protocol::udp::{TransactionId, peer_stride};
 use crate::sys::clock::Clock;
@@ -143,7 +144,8 @@ impl UdpProbe {
 
     /// Reads an answer as strictly as the strictest clients do.
     fn read<'a>(&self, step: &'static str, answer: &'a Answer) -> Result<Reply<'a>, StepFailure> {
-        let malformed = |it: Malformed| StepFailure { step, problem: format!("malformed: {it:?}") };
+        let malformed =
+            |it: ResponseDecodeError| StepFailure { step, problem: format!("malformed: {it:?}") };
         match decode(&answer.datagram, self.family).map_err(malformed)?.1 {
             Reply::Error(text) => {
                 let text = text.escape_ascii();

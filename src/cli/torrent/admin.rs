@@ -21,7 +21,7 @@ const LIMITS: RequestLimits =
 
 /// What the tracker says of a torrent that it now serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Reply {
+pub(super) enum RegisterResult {
     /// It is new to it.
     Created,
     /// It was registered before.
@@ -29,7 +29,7 @@ pub(super) enum Reply {
 }
 
 /// A tracker's admin listener.
-pub(super) struct Admin {
+pub(super) struct AdminClient {
     url: Url,
     /// The first one is shown; one that is refused makes room for the next.
     tokens: Vec<String>,
@@ -38,7 +38,7 @@ pub(super) struct Admin {
 }
 
 /// What went wrong with one request.
-enum Failure {
+enum RegisterError {
     /// It may go better next time.
     Passing(String),
     /// It will not; the same is true of every other file.
@@ -49,13 +49,13 @@ enum Failure {
     Refused(String),
 }
 
-impl Admin {
+impl AdminClient {
     pub(super) fn new(url: Url, tokens: Vec<String>) -> Self {
         Self { url, tokens, broken: None }
     }
 
     /// Registers what a JSON body describes.
-    pub(super) fn register(&mut self, body: &[u8]) -> Result<Reply, String> {
+    pub(super) fn register(&mut self, body: &[u8]) -> Result<RegisterResult, String> {
         if let Some(problem) = &self.broken {
             return Err(problem.clone());
         }
@@ -63,9 +63,11 @@ impl Admin {
         for retry in 0..=RETRIES {
             let (problem, is_last) = match self.ask_with_any_token(body) {
                 Ok(reply) => return Ok(reply),
-                Err(Failure::Refused(problem)) => return Err(problem),
-                Err(Failure::Lasting(problem) | Failure::Unauthorized(problem)) => (problem, true),
-                Err(Failure::Passing(problem)) => (problem, retry == RETRIES),
+                Err(RegisterError::Refused(problem)) => return Err(problem),
+                Err(RegisterError::Lasting(problem) | RegisterError::Unauthorized(problem)) => {
+                    (problem, true)
+                }
+                Err(RegisterError::Passing(problem)) => (problem, retry == RETRIES),
             };
             if is_last {
                 self.broken = Some(problem.clone());
@@ -77,10 +79,10 @@ impl Admin {
         unreachable!("the last try returns")
     }
 
-    fn ask_with_any_token(&mut self, body: &[u8]) -> Result<Reply, Failure> {
+    fn ask_with_any_token(&mut self, body: &[u8]) -> Result<RegisterResult, RegisterError> {
         loop {
             match self.ask(body) {
-                Err(Failure::Unauthorized(_)) if self.tokens.len() > 1 => {
+                Err(RegisterError::Unauthorized(_)) if self.tokens.len() > 1 => {
                     self.tokens.remove(0);
                 }
                 asked => return asked,
@@ -88,9 +90,9 @@ impl Admin {
         }
     }
 
-    fn ask(&self, body: &[u8]) -> Result<Reply, Failure> {
+    fn ask(&self, body: &[u8]) -> Result<RegisterResult, RegisterError> {
         let url = &self.url;
-        let no_http = || Failure::Lasting(format!("the program at {url} is not a tracker"));
+        let no_http = || RegisterError::Lasting(format!("the program at {url} is not a tracker"));
         let request = Request::post("/api/v1/torrents").header(CONTENT_TYPE, "application/json");
         let request = match self.tokens.first() {
             Some(token) => request.header(AUTHORIZATION, format!("Bearer {token}")),
@@ -99,7 +101,7 @@ impl Admin {
         let reply = exchange(&url.authority(), request, body.to_vec(), LIMITS);
         let reply = reply.map_err(|error| match error {
             AdminRequestError::NotHttp => no_http(),
-            AdminRequestError::Connection(error) => Failure::Passing(format!(
+            AdminRequestError::Connection(error) => RegisterError::Passing(format!(
                 "cannot ask {url}: {error}; remedy: start skep, or name its admin listener with \
                  --admin"
             )),
@@ -112,14 +114,14 @@ impl Admin {
             field.unwrap_or_default() + message
         };
         match (reply.status().as_u16(), code) {
-            (201, _) => Ok(Reply::Created),
-            (200, _) => Ok(Reply::Known),
-            (401, _) => Err(Failure::Unauthorized(message())),
-            (403, _) => Err(Failure::Lasting(message())),
+            (201, _) => Ok(RegisterResult::Created),
+            (200, _) => Ok(RegisterResult::Known),
+            (401, _) => Err(RegisterError::Unauthorized(message())),
+            (403, _) => Err(RegisterError::Lasting(message())),
             (404, _) => Err(no_http()),
-            (409, "wrong_mode" | "full") => Err(Failure::Lasting(message())),
-            (500..=599 | 429, _) => Err(Failure::Passing(message())),
-            _ => Err(Failure::Refused(message())),
+            (409, "wrong_mode" | "full") => Err(RegisterError::Lasting(message())),
+            (500..=599 | 429, _) => Err(RegisterError::Passing(message())),
+            _ => Err(RegisterError::Refused(message())),
         }
     }
 }
@@ -152,12 +154,15 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let admin = |tokens: &[&str]| {
-            Admin::new(url.parse().unwrap(), tokens.iter().map(|it| (*it).to_owned()).collect())
+            AdminClient::new(
+                url.parse().unwrap(),
+                tokens.iter().map(|it| (*it).to_owned()).collect(),
+            )
         };
         let (mut fitting, mut none) = (admin(&["old", "new", "other"]), admin(&["old", "older"]));
         let thread = std::thread::spawn(move || answer(&listener, "new", 5));
-        assert_eq!(fitting.register(b""), Ok(Reply::Created));
-        assert_eq!(fitting.register(b""), Ok(Reply::Created), "and is shown from now on");
+        assert_eq!(fitting.register(b""), Ok(RegisterResult::Created));
+        assert_eq!(fitting.register(b""), Ok(RegisterResult::Created), "and is shown from now on");
         assert!(none.register(b"").is_err());
         assert_eq!(thread.join().unwrap(), ["old", "new", "new", "old", "older"]);
     }

@@ -20,7 +20,7 @@ use crate::client::url::{Scheme, Url};
 use crate::config::Source;
 use crate::server;
 use crate::sys::regular_file;
-use admin::{Admin, Reply};
+use admin::{AdminClient, RegisterResult};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -139,7 +139,7 @@ pub(super) fn run(command: TorrentCommand) -> ExitCode {
 }
 
 /// The tracker that is meant.
-fn connect(options: &Options) -> Result<Admin, String> {
+fn connect(options: &Options) -> Result<AdminClient, String> {
     if options.admin.scheme != Scheme::Http || !["", "/"].contains(&options.admin.path.as_str()) {
         return Err("--admin: allowed: http://HOST:PORT".into());
     }
@@ -157,9 +157,9 @@ fn connect(options: &Options) -> Result<Admin, String> {
     };
     tokens.retain(|it| !it.is_empty());
     if tokens.iter().any(|it| it.bytes().any(|byte| !(0x20..0x7f).contains(&byte))) {
-        return Err("the token holds something that cannot stand in a header".into());
+        return Err("the token has characters that a header cannot carry".into());
     }
-    Ok(Admin::new(options.admin.clone(), tokens))
+    Ok(AdminClient::new(options.admin.clone(), tokens))
 }
 
 /// The tokens that trackers on this host have made. They are shown to nobody elsewhere.
@@ -214,7 +214,7 @@ fn collect(path: &Path, depth: usize, files: &mut Vec<FoundFile>) {
 }
 
 /// Registers one file.
-fn add(admin: &mut Admin, path: &Path) -> FileResult {
+fn add(admin: &mut AdminClient, path: &Path) -> FileResult {
     let bytes = match read(path) {
         Ok(bytes) => bytes,
         Err(problem) => return FileResult::failed(path, problem),
@@ -241,8 +241,8 @@ fn add(admin: &mut Admin, path: &Path) -> FileResult {
     };
     let told = serde_json::to_vec(&body).map_err(|error| error.to_string());
     let (status, error) = match told.and_then(|body| admin.register(&body)) {
-        Ok(Reply::Created) => (Status::Registered, None),
-        Ok(Reply::Known) => (Status::Known, None),
+        Ok(RegisterResult::Created) => (Status::Registered, None),
+        Ok(RegisterResult::Known) => (Status::Known, None),
         Err(problem) => (Status::Failed, Some(problem)),
     };
     let file = path.display().to_string();

@@ -24,7 +24,7 @@ pub use handed::OFFER_AGE_S_MAX;
 pub use session::SocketSession;
 
 use crate::frontend::http::Outcome;
-use crate::metrics::MailLost;
+use crate::metrics::DeliveryFailure;
 use crate::protocol::passkey::Passkey;
 use crate::protocol::webtorrent::{
     self, AnnounceMessage, AnswerRequest, MessageMethod, Unusable, WebTorrentMessage,
@@ -105,7 +105,7 @@ pub struct Outbox {
     /// Messages for other sockets, and maybe for this one under another of its peer ids.
     pub messages: Vec<(SocketRoute, PeerMessage)>,
     /// How many offers and answers did not become messages, and why.
-    pub lost: Vec<(MailLost, usize)>,
+    pub lost: Vec<(DeliveryFailure, usize)>,
 }
 
 /// One worker's WebTorrent front end.
@@ -166,16 +166,16 @@ impl WsFrontend {
         session: &mut SocketSession,
         message: PeerMessage,
         outbox: &mut Outbox,
-    ) -> Result<(), MailLost> {
+    ) -> Result<(), DeliveryFailure> {
         let quota = Quota { per_minute_max: self.options.load().offers_per_minute_max };
         let PeerMessage { to, offer, text } = message;
         if !session.speaks_for(&to) {
-            return Err(MailLost::ReceiverGone);
+            return Err(DeliveryFailure::ReceiverGone);
         }
         if let Some(offer) = offer
             && !session.offers.take(now, &offer, &to, quota, &mut self.lots)
         {
-            return Err(MailLost::OverQuota);
+            return Err(DeliveryFailure::OverQuota);
         }
         outbox.replies.push(text);
         Ok(())
@@ -341,7 +341,7 @@ impl MessageHandler<'_> {
         let is_exempt = self.tracker.is_exempt(self.session.source);
         for (offer, to) in offers.iter().zip(chosen.iter().map(|it| WebPeer(*it))) {
             let Some(route) = self.directory.route(&to) else {
-                self.outbox.lost.push((MailLost::ReceiverGone, 1));
+                self.outbox.lost.push((DeliveryFailure::ReceiverGone, 1));
                 continue;
             };
             let mut text = Vec::with_capacity(offer.text.len() + 256);
@@ -396,7 +396,7 @@ impl MessageHandler<'_> {
             webtorrent::encode_answer(request, &mut text);
             self.outbox.messages.push((route, PeerMessage { to, offer: None, text }));
         } else {
-            self.outbox.lost.push((MailLost::ReceiverGone, 1));
+            self.outbox.lost.push((DeliveryFailure::ReceiverGone, 1));
         }
         Outcome::Answered(Action::Answer)
     }
@@ -424,7 +424,7 @@ impl MessageHandler<'_> {
         let warning = unusable.filter(|_| !self.session.is_warned).map(|it| it.fault);
         if let Some(Unusable { count, .. }) = unusable {
             self.session.is_warned = true;
-            self.outbox.lost.push((MailLost::Unusable, count));
+            self.outbox.lost.push((DeliveryFailure::Unusable, count));
         }
         let counts = (seeders, leechers);
         self.outbox.reply(|out| {

@@ -17,7 +17,7 @@ use crate::types::{Event, InfoHash, PeerId};
 /// Decodes a message; offers beyond `offers_max` are ignored, those that nobody can use dropped.
 ///
 /// # Errors
-/// [`InvalidMessage`]: what the client is to be told.
+/// [`InvalidMessage`], with the text for the client.
 pub fn decode(message: &[u8], offers_max: usize) -> Result<WebTorrentMessage<'_>, InvalidMessage> {
     let text = std::str::from_utf8(message).ok();
     let mut fields = MessageFields { offers_max: Some(offers_max), ..MessageFields::default() };

@@ -168,8 +168,8 @@ pub(crate) async fn shut_down(
             Ok(())
         }
         Ok(ShutdownReason::Requested) => {
-            let heard = (&mut *signals, ended, &mut *successors);
-            match serve_until_drained(state, &running, drain, heard).await {
+            let events = (&mut *signals, ended, &mut *successors);
+            match serve_until_drained(state, &running, drain, events).await {
                 Ok(Some(successor)) => {
                     finish_after_handover(state, running, successor, signals).await;
                 }

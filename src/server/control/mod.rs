@@ -58,7 +58,7 @@ const RELIEF_MAX: Duration = Duration::from_secs(5);
 pub(crate) struct Control {
     pub(crate) workers: Workers,
     pub(crate) streams: Streams,
-    /// Hears of each worker's end.
+    /// Receives the end of each worker.
     pub(crate) ended: WorkerExits,
     pub(crate) metrics: Metrics,
     pub(crate) reloader: Reloader,
@@ -154,12 +154,12 @@ async fn serve(control: Control, mut signals: Signals) -> Result<(), StartError>
     manager.ready(&ready_line);
     drain::await_saved(taken_over, context.snapshots.clone());
     notify_watchdog(&state, &manager);
-    let heard = (&mut ended, &mut successor, &mut signals);
+    let events = (&mut ended, &mut successor, &mut signals);
     let outcome =
-        run_until_shutdown(&state, (&workers, &streams), heard, &mut reloads, &manager).await;
+        run_until_shutdown(&state, (&workers, &streams), events, &mut reloads, &manager).await;
     let running = Running { workers, streams, close_admin, drain: state.drain(), is_managed };
-    let ears = (&mut signals, &mut ended, &mut successor);
-    let outcome = drain::shut_down(&state, outcome, running, &manager, ears).await;
+    let events = (&mut signals, &mut ended, &mut successor);
+    let outcome = drain::shut_down(&state, outcome, running, &manager, events).await;
     drop(offer);
     let board = state.board();
     let last = async { tokio::join!(admin, board.emptied()) };

@@ -9,7 +9,7 @@ use tokio::sync::Notify;
 use tracing::warn;
 
 use crate::access_store::{AccessError, AccessManager};
-use crate::admin::live::Board;
+use crate::admin::live::StatsHub;
 use crate::admin::{Process, Token};
 use crate::frontend::stats::{Pages, Stats};
 use crate::metrics::{StreamCounters, WorkerCounters};
@@ -45,7 +45,7 @@ pub(crate) struct ProcessState {
     kernel_filter: Mutex<KernelFilter>,
     /// Datagrams that the kernel had dropped when it was last said.
     drops_told: AtomicU64,
-    board: Arc<Board>,
+    board: Arc<StatsHub>,
     /// Those at the admin listener.
     pub(crate) seats: Arc<AdminConnections>,
 }
@@ -249,7 +249,7 @@ impl Process for ProcessState {
         statistics::stats_of(&reading, self.clients())
     }
 
-    fn board(&self) -> Arc<Board> {
+    fn board(&self) -> Arc<StatsHub> {
         self.board.clone()
     }
 

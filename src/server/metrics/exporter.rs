@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use metrics::{Label, counter, describe_counter, describe_gauge, gauge};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 
-use super::series::{Durations, Read, Reading, Series};
+use super::series::{Durations, Reading, Series, SeriesReader};
 use super::table::SERIES;
 
 /// Puts values into handles and writes them out.
@@ -28,9 +28,9 @@ impl Exporter {
             process.describe();
             for series in SERIES {
                 match series.read {
-                    Read::Counter(_) => describe_counter!(series.name, series.help()),
-                    Read::Gauge(_) => describe_gauge!(series.name, series.help()),
-                    Read::Histogram(_) => {}
+                    SeriesReader::Counter(_) => describe_counter!(series.name, series.help()),
+                    SeriesReader::Gauge(_) => describe_gauge!(series.name, series.help()),
+                    SeriesReader::Histogram(_) => {}
                 }
             }
         });
@@ -44,8 +44,10 @@ impl Exporter {
                 let labels: Vec<_> = value.labels().map(|it| Label::new(it.0, it.1)).collect();
                 let (name, number) = (value.series.name, value.number);
                 match value.series.read {
-                    Read::Counter(_) => counter!(name, labels).absolute(number.whole()),
-                    Read::Gauge(_) | Read::Histogram(_) => gauge!(name, labels).set(number.real()),
+                    SeriesReader::Counter(_) => counter!(name, labels).absolute(number.whole()),
+                    SeriesReader::Gauge(_) | SeriesReader::Histogram(_) => {
+                        gauge!(name, labels).set(number.real())
+                    }
                 }
             }
             self.process.collect();

@@ -16,15 +16,15 @@ pub(crate) struct Series {
     /// Names of its labels.
     pub(super) labels: &'static [&'static str],
     /// How it is read, and with that its type.
-    pub(super) read: Read,
+    pub(super) read: SeriesReader,
 }
 
 /// How a metric is read.
-pub(super) enum Read {
+pub(super) enum SeriesReader {
     /// A count that only grows.
-    Counter(fn(&Sources, &mut Values<'_>)),
+    Counter(fn(&Sources, &mut SeriesWriter<'_>)),
     /// A number that rises and falls.
-    Gauge(fn(&Sources, &mut Values<'_>)),
+    Gauge(fn(&Sources, &mut SeriesWriter<'_>)),
     /// Durations in buckets.
     Histogram(fn(&Sources) -> Durations),
 }
@@ -56,9 +56,9 @@ impl Series {
     /// Its type, as Prometheus calls it.
     pub(super) fn kind(&self) -> &'static str {
         match self.read {
-            Read::Counter(_) => "counter",
-            Read::Gauge(_) => "gauge",
-            Read::Histogram(_) => "histogram",
+            SeriesReader::Counter(_) => "counter",
+            SeriesReader::Gauge(_) => "gauge",
+            SeriesReader::Histogram(_) => "histogram",
         }
     }
 
@@ -141,10 +141,10 @@ impl Reading {
         let mut reading = Self::default();
         for series in table {
             match series.read {
-                Read::Counter(read) | Read::Gauge(read) => {
-                    read(sources, &mut Values { series, all: &mut reading.values });
+                SeriesReader::Counter(read) | SeriesReader::Gauge(read) => {
+                    read(sources, &mut SeriesWriter { series, all: &mut reading.values });
                 }
-                Read::Histogram(read) => reading.durations.push((series, read(sources))),
+                SeriesReader::Histogram(read) => reading.durations.push((series, read(sources))),
             }
         }
         reading
@@ -163,12 +163,12 @@ fn sum(values: &[SeriesValue], name: &str, labels: &[(&str, &str)]) -> u64 {
 }
 
 /// Where the values of a series are put.
-pub(super) struct Values<'a> {
+pub(super) struct SeriesWriter<'a> {
     series: &'static Series,
     all: &'a mut Vec<SeriesValue>,
 }
 
-impl Values<'_> {
+impl SeriesWriter<'_> {
     /// Adds the value that has these labels.
     pub(super) fn put<const LABELS: usize>(
         &mut self,
@@ -220,9 +220,9 @@ macro_rules! labels {
 
 /// A function that puts all values of a series.
 macro_rules! read {
-    (counter $labels:tt $read:expr) => { Read::Counter(read!($labels $read)) };
-    (gauge $labels:tt $read:expr) => { Read::Gauge(read!($labels $read)) };
-    (histogram [] $read:expr) => { Read::Histogram($read) };
+    (counter $labels:tt $read:expr) => { SeriesReader::Counter(read!($labels $read)) };
+    (gauge $labels:tt $read:expr) => { SeriesReader::Gauge(read!($labels $read)) };
+    (histogram [] $read:expr) => { SeriesReader::Histogram($read) };
     ([] $read:expr) => {
         |from, to| {
             let read: fn(&Sources) -> _ = $read;

@@ -5,7 +5,7 @@ use std::net::UdpSocket;
 use std::sync::Arc;
 
 use super::series::{float, seconds};
-use crate::admin::live::Board;
+use crate::admin::live::StatsHub;
 use crate::metrics::{DatagramCounters, RequestCounters, StreamCounters, WorkerCounters};
 use crate::server::context::AppContext;
 use crate::server::control::admin_connections::AdminConnections;
@@ -45,7 +45,7 @@ pub(crate) struct Sources {
     pub(crate) workers: Vec<Arc<WorkerCounters>>,
     pub(crate) streams: Vec<Arc<StreamCounters>>,
     pub(super) info: BackendInfo,
-    pub(crate) board: Arc<Board>,
+    pub(crate) board: Arc<StatsHub>,
     pub(crate) seats: Arc<AdminConnections>,
     /// Sources whose datagrams the kernel drops.
     pub(crate) denied: usize,

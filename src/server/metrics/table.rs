@@ -4,11 +4,13 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::series::{Durations, Read, Series, Values, labels, read, seconds, series};
+use super::series::{Durations, Series, SeriesReader, SeriesWriter, labels, read, seconds, series};
 use super::sources::Sources;
 use crate::access::lists::ListName;
 use crate::limiter::{LimitAction, LimitTable};
-use crate::metrics::{Closed, DurationHistogram, Handshake, IoEvent, MailLost, RequestCounters};
+use crate::metrics::{
+    CloseReason, DeliveryFailure, DurationHistogram, Handshake, IoEvent, RequestCounters,
+};
 use crate::server::log;
 use crate::server::snapshots::figures::{Figures, RestoreOutcome};
 use crate::snapshot::SaveStep;
@@ -167,7 +169,7 @@ series! {
         counter skep_accept_failed_total =
             |from| from.stream_sum(|worker| worker.accept_errors.get());
         /// Connections that ended. `memory` and `limited`: their source held or asked too much.
-        counter skep_connections_closed_total{reason in Closed} =
+        counter skep_connections_closed_total{reason in CloseReason} =
             |from, reason| from.stream_sum(|worker| worker.closed(reason).get());
         /// Memory that connections hold.
         gauge skep_connections_used_bytes = |from| from.context.memory.connection_bytes();
@@ -188,7 +190,7 @@ series! {
             |from| from.stream_sum(|worker| worker.upgrades.get());
         /// WebRTC offers and answers that were not delivered: unusable, receiver gone, over its
         /// quota, its queue or its worker's inbox full.
-        counter skep_webtorrent_mail_lost_total{reason in MailLost} =
+        counter skep_webtorrent_mail_lost_total{reason in DeliveryFailure} =
             |from, reason| from.stream_sum(|worker| worker.mail_lost(reason).get());
         /// Open statistics pages that are kept up to date, 16 at most.
         gauge skep_stats_viewers = |from| from.board.viewers();
@@ -278,7 +280,7 @@ const UDP_REFUSALS: [Refusal; 9] = [
     Refusal::PasskeyLimit,
 ];
 
-fn responses(from: &Sources, to: &mut Values<'_>) {
+fn responses(from: &Sources, to: &mut SeriesWriter<'_>) {
     for family in Family::ALL {
         for action in UDP_ACTIONS {
             let count = from.datagrams(family, |it| it.answered[action as usize].get());
@@ -294,7 +296,7 @@ fn responses(from: &Sources, to: &mut Values<'_>) {
     }
 }
 
-fn refused(from: &Sources, to: &mut Values<'_>) {
+fn refused(from: &Sources, to: &mut SeriesWriter<'_>) {
     for family in Family::ALL {
         for reason in UDP_REFUSALS {
             let count = from.datagrams(family, |it| it.refused[reason as usize].get());
@@ -312,7 +314,7 @@ fn refused(from: &Sources, to: &mut Values<'_>) {
 
 /// The sums of the outcomes above as they were just read, so that every scrape adds up while the
 /// workers go on counting.
-fn requests(_: &Sources, to: &mut Values<'_>) {
+fn requests(_: &Sources, to: &mut SeriesWriter<'_>) {
     for transport in ["udp", "http", "ws"] {
         let ends = match transport {
             "udp" => ["skep_responses_total", "skep_refused_total", "skep_dropped_total"],
@@ -358,7 +360,7 @@ mod tests {
         for (at, series) in SERIES.iter().enumerate() {
             let (name, help) = (series.name, series.help());
             assert!(SERIES[..at].iter().all(|other| other.name != name), "{name} twice");
-            let is_counter = matches!(series.read, Read::Counter(_));
+            let is_counter = matches!(series.read, SeriesReader::Counter(_));
             assert_eq!(name.ends_with("_total"), is_counter, "{name}");
             assert!(name.starts_with("skep_"), "{name}");
             assert!(help.ends_with('.') && !help.contains(['|', '\n', '\\']), "{name}: {help}");

@@ -108,11 +108,11 @@ impl Snapshots {
         let (orders, asked) = channel();
         let Contents { store, access, memory, options, clock } = contents;
         let (snapshots, in_the_way) = (self.clone(), Vec::new());
-        let keeper =
+        let snapshot_thread =
             SnapshotThread { folder, snapshots, store, access, memory, options, clock, in_the_way };
         let thread = std::thread::Builder::new().name("snapshot".into());
         let thread = thread
-            .spawn(move || keeper.run(&asked))
+            .spawn(move || snapshot_thread.run(&asked))
             .map_err(|error| StartError::lacking("cannot start a thread", &error))?;
         *self.thread.lock().unwrap_or_else(PoisonError::into_inner) = Some((orders, thread));
         Ok(())
@@ -202,7 +202,7 @@ const LOCK: &str = "swarms.snapshot.lock";
 pub(crate) struct Contents {
     pub(crate) store: Arc<Store>,
     pub(crate) access: Arc<Access>,
-    pub(crate) memory: Arc<memory::Keeper>,
+    pub(crate) memory: Arc<memory::MemoryMonitor>,
     pub(crate) options: Arc<ArcSwap<LiveOptions>>,
     pub(crate) clock: Clock,
 }

@@ -52,7 +52,7 @@ pub(super) struct SnapshotThread {
     pub(super) snapshots: Arc<Snapshots>,
     pub(super) store: Arc<Store>,
     pub(super) access: Arc<Access>,
-    pub(super) memory: Arc<memory::Keeper>,
+    pub(super) memory: Arc<memory::MemoryMonitor>,
     pub(super) options: Arc<ArcSwap<LiveOptions>>,
     pub(super) clock: Clock,
     /// Files that are of no use and could not be set aside: a save would remove them.
@@ -198,7 +198,7 @@ impl SnapshotThread {
             self.snapshots.note_progress();
             if self.store.is_short_of_memory() {
                 // What comes back in a moment may be more than the budget foresees for it.
-                self.memory.look();
+                self.memory.measure();
             }
             let (keys, now) = (self.access.keys(), self.clock.now());
             let sessions = match restore.step(&self.store, now) {

@@ -9,7 +9,7 @@ use std::os::fd::OwnedFd;
 
 use crate::server::StartError;
 use crate::server::sockets::bind_retry::BindRetry;
-use crate::server::sockets::inherited::{InheritedSockets, Kind};
+use crate::server::sockets::inherited::{InheritedSockets, SocketKind};
 use crate::server::sockets::listeners::{self, BoundListener};
 use crate::sys::socket::{BoundUdp, UdpOptions, adopt_udp, bind_udp, steer};
 
@@ -48,7 +48,7 @@ pub(crate) fn bind(
     retry: &mut BindRetry,
 ) -> Result<Sockets, StartError> {
     let shares: Vec<_> =
-        addresses.iter().map(|it| (*it, inherited_sockets.take(Kind::Udp, *it))).collect();
+        addresses.iter().map(|it| (*it, inherited_sockets.take(SocketKind::Udp, *it))).collect();
     let usable = usable(&shares, inherited_sockets, retry)?;
     let mut sockets = Sockets {
         by_worker: cpus.iter().map(|_| Vec::with_capacity(usable.len())).collect(),
@@ -139,7 +139,7 @@ pub(crate) fn bind_both(
         tries -= 1;
         let bind = |at, is_ours| {
             let retry = if is_chosen(&at) { &mut none } else { &mut *retry };
-            listeners::bind(at, cpus.len(), Kind::Tcp, is_ours, inherited_sockets, retry)
+            listeners::bind(at, cpus.len(), SocketKind::Tcp, is_ours, inherited_sockets, retry)
         };
         match bind_tcp(&sockets.addresses, bind) {
             Ok(listeners) => return Ok((sockets, listeners)),
@@ -154,7 +154,7 @@ pub(crate) fn bind_both(
 pub(crate) fn bind_streams(
     addresses: &[SocketAddr],
     workers: usize,
-    kind: Kind,
+    kind: SocketKind,
     inherited_sockets: &mut InheritedSockets,
     retry: &mut BindRetry,
 ) -> Result<Vec<BoundListener>, StartError> {
@@ -254,7 +254,7 @@ fn remedy_of_small_buffers(given: usize, asked: usize) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::server::sockets::inherited::{Description, Place};
+    use crate::server::sockets::inherited::{BindPlace, SocketDescription};
     use crate::sys::descriptors;
 
     fn at(text: &str) -> SocketAddr {
@@ -282,18 +282,18 @@ mod tests {
     fn passed_on(sockets: &Sockets, listeners: &[BoundListener]) -> InheritedSockets {
         let mut given = InheritedSockets::default();
         let mut add = |kind, address, index, socket: OwnedFd| {
-            let (kind, place) = (Some(kind), Place::At(address));
+            let (kind, place) = (Some(kind), BindPlace::At(address));
             let is_managed = false;
-            given.receive(Description { kind, place, index, is_managed }, socket);
+            given.receive(SocketDescription { kind, place, index, is_managed }, socket);
         };
         for &address in &sockets.addresses {
             for (index, it) in (0..).zip(sockets.of(address)) {
-                add(Kind::Udp, address, index, it.socket().try_clone().unwrap().into());
+                add(SocketKind::Udp, address, index, it.socket().try_clone().unwrap().into());
             }
         }
         for bound in listeners {
             for (index, it) in (0..).zip(&bound.by_worker) {
-                add(Kind::Tcp, bound.address, index, it.try_clone().unwrap().into());
+                add(SocketKind::Tcp, bound.address, index, it.try_clone().unwrap().into());
             }
         }
         given
@@ -433,7 +433,7 @@ mod tests {
             }
             let (mut inherited_sockets, mut retry) =
                 (InheritedSockets::default(), BindRetry::none());
-            listeners::bind(at, 1, Kind::Tcp, false, &mut inherited_sockets, &mut retry)
+            listeners::bind(at, 1, SocketKind::Tcp, false, &mut inherited_sockets, &mut retry)
         };
         let served = bind_tcp(&[at("[::]:0"), at("127.0.0.1:0")], bind).unwrap();
         assert_eq!(served.len(), 1);

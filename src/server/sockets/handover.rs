@@ -42,7 +42,9 @@ use tracing::{info, warn};
 use crate::access_store::AccessManager;
 use crate::server::StartError;
 use crate::server::log::OPERATOR;
-use crate::server::sockets::inherited::{Description, InheritedSockets, OwnedSockets, SOCKETS_MAX};
+use crate::server::sockets::inherited::{
+    InheritedSockets, OwnedSockets, SOCKETS_MAX, SocketDescription,
+};
 use crate::server::sockets::socket_file::SocketFile;
 use crate::sys::descriptors::{self, DESCRIPTORS_MAX};
 use crate::sys::identity::UnixUser;
@@ -101,7 +103,7 @@ enum Message {
     /// The one descriptor of the right to serve.
     Lock,
     /// Some of the sockets, in the order of the descriptors; more follow unless `last`.
-    Sockets { sockets: Vec<Description>, last: bool },
+    Sockets { sockets: Vec<SocketDescription>, last: bool },
     /// The successor receives, and could accept.
     Serving,
     /// The predecessor takes nothing any more, has answered all it took, and has given up the right
@@ -154,7 +156,7 @@ impl Channel {
             Ok((0, _)) => Err(io::Error::other("it has gone")),
             Ok((bytes, sockets)) => Ok((serde_json::from_slice(&text[..bytes])?, sockets)),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                let text = format!("it said nothing for {} s", wait.as_secs());
+                let text = format!("no message for {} s", wait.as_secs());
                 Err(io::Error::new(io::ErrorKind::TimedOut, text))
             }
             Err(error) => Err(error),
@@ -189,7 +191,7 @@ impl TakeoverError {
     /// What ends a successor whose predecessor goes on.
     pub(crate) fn into_start_error(error: &io::Error) -> StartError {
         StartError::Failed(format!(
-            "not taken over: the running tracker goes on ({error}); remedy: start it again with \
+            "not taken over: the running tracker continues ({error}); remedy: start it again with \
              --take-over; see both logs for what took so long; if the running one hangs, end it \
              (kill -9), then start without --take-over"
         ))
@@ -277,7 +279,7 @@ impl Channel {
                     continue;
                 }
                 Message::Refused { reason } => {
-                    return Err(io::Error::other(format!("the running tracker says: {reason}")));
+                    return Err(io::Error::other(format!("the running tracker refuses: {reason}")));
                 }
                 _ => return Err(unexpected_message()),
             };
@@ -314,7 +316,7 @@ fn remedy_of(error: &io::Error) -> &'static str {
              stop it, then start without --take-over"
         }
         // The other one's own words, among others.
-        io::ErrorKind::Other => "remedy: the tracker there goes on; see its log",
+        io::ErrorKind::Other => "remedy: see the log of the running tracker, which continues",
         _ => "remedy: see that server.handover_socket names the running tracker's socket",
     }
 }
@@ -325,7 +327,9 @@ fn is_of(peer: &Channel, users: &[u32]) -> Result<(), String> {
     if users.contains(&user) {
         return Ok(());
     }
-    Err(format!("it is user {user}'s, who is neither root, this process's user nor server.user"))
+    Err(format!(
+        "it belongs to user {user}, who is neither root, this process's user nor server.user"
+    ))
 }
 
 /// Whom a successor trusts with sockets: root, itself, and the user that it will become.
@@ -335,7 +339,7 @@ pub(crate) fn trusted_users(configured: &str) -> Vec<u32> {
 }
 
 fn unexpected_message() -> io::Error {
-    io::Error::other("it said what nobody had asked")
+    io::Error::other("unexpected message")
 }
 
 /// A successor that could serve: this process is to rest, then to leave.
@@ -367,7 +371,7 @@ impl Successor {
         let Self { peer, goes_on, .. } = self;
         drop(peer);
         let told = error.to_string();
-        let _ = goes_on.send(error); // the clerk waits for it
+        let _ = goes_on.send(error); // the hand-over thread waits for it
         told
     }
 
@@ -584,7 +588,7 @@ fn check_successor(peer: &Channel) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::server::sockets::inherited::{Kind, Place};
+    use crate::server::sockets::inherited::{BindPlace, SocketKind};
     use std::net::UdpSocket;
 
     fn us() -> Vec<u32> {
@@ -605,8 +609,8 @@ mod tests {
         let access_manager = Arc::new(AccessManager::open(&options).unwrap());
         let mut owned = OwnedSockets::default();
         let sockets: Vec<_> = (0..count).map(|_| UdpSocket::bind("127.0.0.1:0").unwrap()).collect();
-        let place = Place::At("127.0.0.1:7".parse().unwrap());
-        owned.add(Kind::Udp, &place, &sockets).unwrap();
+        let place = BindPlace::At("127.0.0.1:7".parse().unwrap());
+        owned.add(SocketKind::Udp, &place, &sockets).unwrap();
         let (successors, heard) = tokio::sync::mpsc::unbounded_channel();
         let (owned, prepare) = (Arc::new(owned), Box::new(|| Ok(())));
         let lock = Arc::new(ServingLock::new().unwrap());
@@ -621,7 +625,7 @@ mod tests {
         let (offer, mut heard) = offer(&path, 2 * DESCRIPTORS_MAX + 1);
         let (predecessor, mut given) =
             Predecessor::ask(&path, &us()).map_err(|it| it.to_string()).unwrap();
-        let taken = given.take(Kind::Udp, "127.0.0.1:7".parse().unwrap());
+        let taken = given.take(SocketKind::Udp, "127.0.0.1:7".parse().unwrap());
         assert_eq!(taken.len(), 2 * DESCRIPTORS_MAX + 1);
         let thread = std::thread::spawn(move || {
             predecessor.take_over().unwrap();

@@ -23,7 +23,7 @@ pub(crate) const SOCKETS_MAX: usize = 8192;
 /// What a socket is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(crate) enum Kind {
+pub(crate) enum SocketKind {
     /// BEP 15.
     Udp,
     /// HTTP and WebSocket.
@@ -36,7 +36,7 @@ pub(crate) enum Kind {
     Admin,
 }
 
-impl Kind {
+impl SocketKind {
     const ALL: [Self; 5] = [Self::Udp, Self::Tcp, Self::Tls, Self::Unix, Self::Admin];
 
     /// Its name in logs and in the service manager's store.
@@ -54,14 +54,14 @@ impl Kind {
 /// Where a socket is bound.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(crate) enum Place {
+pub(crate) enum BindPlace {
     /// On the network.
     At(SocketAddr),
     /// In the file system.
     Path(PathBuf),
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for BindPlace {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::At(address) => address.fmt(f),
@@ -72,11 +72,11 @@ impl fmt::Display for Place {
 
 /// What is said of a socket that is passed on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Description {
+pub(crate) struct SocketDescription {
     /// What for; `None`: any TCP, as its address says.
-    pub(crate) kind: Option<Kind>,
+    pub(crate) kind: Option<SocketKind>,
     /// Where it is bound.
-    pub(crate) place: Place,
+    pub(crate) place: BindPlace,
     /// Which it is of those that share the place, from 0.
     pub(crate) index: u16,
     /// Whether the service manager has it, too: it listens, and its file stays, when all of us have
@@ -92,12 +92,12 @@ pub(crate) struct InheritedSockets {
     /// Ports of all that ever was here.
     ports: Vec<u16>,
     /// Places of all that ever was here and that the service manager has, too.
-    managed: Vec<Place>,
+    managed: Vec<BindPlace>,
 }
 
 #[derive(Debug)]
 struct InheritedSocket {
-    description: Description,
+    description: SocketDescription,
     /// The name it has in the service manager's store, if it comes from there.
     name: Option<String>,
     socket: OwnedFd,
@@ -108,8 +108,8 @@ impl InheritedSockets {
     /// opens descriptors.
     ///
     /// # Errors
-    /// The environment does not describe what was passed. A socket that nobody reads would keep its
-    /// share of what clients send.
+    /// The environment does not describe what was passed. An unread socket would take its share of
+    /// the datagrams.
     pub(crate) fn of_process() -> Result<Self, StartError> {
         let passed = descriptors::inherited().map_err(|error| {
             StartError::Failed(format!(
@@ -138,7 +138,7 @@ impl InheritedSockets {
     }
 
     /// Adds a socket of which a predecessor says this.
-    pub(crate) fn receive(&mut self, description: Description, socket: OwnedFd) {
+    pub(crate) fn receive(&mut self, description: SocketDescription, socket: OwnedFd) {
         self.push(InheritedSocket { description, name: None, socket });
     }
 
@@ -146,14 +146,14 @@ impl InheritedSockets {
         if socket.description.is_managed {
             self.managed.push(socket.description.place.clone());
         }
-        if let Place::At(at) = socket.description.place {
+        if let BindPlace::At(at) = socket.description.place {
             self.ports.push(at.port());
         }
         self.left.push(socket);
     }
 
     /// Places of what the service manager has, too, taken or not.
-    pub(crate) fn managed(&self) -> &[Place] {
+    pub(crate) fn managed(&self) -> &[BindPlace] {
         &self.managed
     }
 
@@ -164,15 +164,15 @@ impl InheritedSockets {
 
     /// Takes the sockets of a kind that are bound to `asked`, in the order of their group. Where
     /// that leaves the port to the kernel, those of the first address with its IP address.
-    pub(crate) fn take(&mut self, kind: Kind, asked: SocketAddr) -> Vec<OwnedFd> {
-        let is_asked = |description: &Description| match &description.place {
-            Place::At(at) if asked.port() == 0 => at.ip() == asked.ip(),
-            Place::At(at) => *at == asked,
-            Place::Path(_) => false,
+    pub(crate) fn take(&mut self, kind: SocketKind, asked: SocketAddr) -> Vec<OwnedFd> {
+        let is_asked = |description: &SocketDescription| match &description.place {
+            BindPlace::At(at) if asked.port() == 0 => at.ip() == asked.ip(),
+            BindPlace::At(at) => *at == asked,
+            BindPlace::Path(_) => false,
         };
-        let is_of_kind = |it: &Description| match it.kind {
+        let is_of_kind = |it: &SocketDescription| match it.kind {
             Some(known) => known == kind,
-            None => matches!(kind, Kind::Tcp | Kind::Tls | Kind::Admin),
+            None => matches!(kind, SocketKind::Tcp | SocketKind::Tls | SocketKind::Admin),
         };
         let fits = |it: &InheritedSocket| is_of_kind(&it.description) && is_asked(&it.description);
         let Some(place) =
@@ -185,10 +185,10 @@ impl InheritedSockets {
 
     /// Takes the Unix socket at a path.
     pub(crate) fn take_path(&mut self, path: &Path) -> Option<OwnedFd> {
-        self.take_all(|it| matches!(&it.place, Place::Path(at) if at == path)).pop()
+        self.take_all(|it| matches!(&it.place, BindPlace::Path(at) if at == path)).pop()
     }
 
-    fn take_all(&mut self, mut is_taken: impl FnMut(&Description) -> bool) -> Vec<OwnedFd> {
+    fn take_all(&mut self, mut is_taken: impl FnMut(&SocketDescription) -> bool) -> Vec<OwnedFd> {
         let (mut taken, rest): (Vec<_>, Vec<_>) =
             self.left.drain(..).partition(|it| is_taken(&it.description));
         self.left = rest;
@@ -206,7 +206,7 @@ impl InheritedSockets {
     pub(crate) fn close(self) -> (Vec<String>, Vec<String>) {
         let mut places = Vec::new();
         for socket in &self.left {
-            let kind = socket.description.kind.map_or("tcp", Kind::label);
+            let kind = socket.description.kind.map_or("tcp", SocketKind::label);
             let place = format!("{kind} {}", socket.description.place);
             if !places.contains(&place) {
                 places.push(place);
@@ -217,7 +217,7 @@ impl InheritedSockets {
 }
 
 /// What can be told of a socket from itself and from the name it was passed under.
-fn describe(name: &str, socket: &OwnedFd) -> io::Result<Description> {
+fn describe(name: &str, socket: &OwnedFd) -> io::Result<SocketDescription> {
     let sock_ref = SockRef::from(socket);
     let (kind, index) = parse_name(name);
     let address = sock_ref.local_addr()?;
@@ -227,23 +227,24 @@ fn describe(name: &str, socket: &OwnedFd) -> io::Result<Description> {
     }
     let is_unix = sock_ref.domain()? == Domain::UNIX;
     let place = match (address.as_socket(), address.as_pathname()) {
-        (Some(at), _) => Place::At(at),
-        (None, Some(path)) => Place::Path(path.to_owned()),
+        (Some(at), _) => BindPlace::At(at),
+        (None, Some(path)) => BindPlace::Path(path.to_owned()),
         (None, None) => return Err(io::ErrorKind::InvalidInput.into()),
     };
     let kind = match (is_stream, is_unix) {
-        (true, true) => Some(Kind::Unix),
-        (true, false) => kind.filter(|it| !matches!(it, Kind::Udp | Kind::Unix)),
-        (false, false) if sock_ref.r#type()? == Type::DGRAM => Some(Kind::Udp),
+        (true, true) => Some(SocketKind::Unix),
+        (true, false) => kind.filter(|it| !matches!(it, SocketKind::Udp | SocketKind::Unix)),
+        (false, false) if sock_ref.r#type()? == Type::DGRAM => Some(SocketKind::Udp),
         (false, _) => return Err(io::ErrorKind::InvalidInput.into()),
     };
-    Ok(Description { kind, place, index, is_managed: true })
+    Ok(SocketDescription { kind, place, index, is_managed: true })
 }
 
 /// What a name of ours says; another program's says nothing.
-fn parse_name(name: &str) -> (Option<Kind>, u16) {
+fn parse_name(name: &str) -> (Option<SocketKind>, u16) {
     let mut parts = name.split('-');
-    let kind = parts.next().and_then(|it| Kind::ALL.into_iter().find(|kind| kind.label() == it));
+    let kind =
+        parts.next().and_then(|it| SocketKind::ALL.into_iter().find(|kind| kind.label() == it));
     let index = parts.next_back().and_then(|it| it.parse().ok());
     (kind, kind.and(index).unwrap_or(0))
 }
@@ -251,9 +252,9 @@ fn parse_name(name: &str) -> (Option<Kind>, u16) {
 /// Second handles on every socket of this process, to pass on.
 #[derive(Debug, Default)]
 pub(crate) struct OwnedSockets {
-    all: Vec<(Description, OwnedFd)>,
+    all: Vec<(SocketDescription, OwnedFd)>,
     /// Places of which the service manager has a descriptor, too.
-    managed: Vec<Place>,
+    managed: Vec<BindPlace>,
     /// Whether it gets one of every socket on the network.
     is_stored: bool,
 }
@@ -261,7 +262,7 @@ pub(crate) struct OwnedSockets {
 impl OwnedSockets {
     /// An empty one. The service manager has what is at these places, and gets all that is on the
     /// network if it `is_stored`.
-    pub(crate) fn new(managed: &[Place], is_stored: bool) -> Self {
+    pub(crate) fn new(managed: &[BindPlace], is_stored: bool) -> Self {
         Self { all: Vec::new(), managed: managed.to_vec(), is_stored }
     }
 
@@ -276,15 +277,15 @@ impl OwnedSockets {
     /// Where no more descriptors are to be had.
     pub(crate) fn add<'a, S: AsFd + 'a>(
         &mut self,
-        kind: Kind,
-        place: &Place,
+        kind: SocketKind,
+        place: &BindPlace,
         sockets: impl IntoIterator<Item = &'a S>,
     ) -> io::Result<()> {
         for (index, socket) in (0..=u16::MAX).zip(sockets) {
-            let is_stored = self.is_stored && matches!(place, Place::At(_));
+            let is_stored = self.is_stored && matches!(place, BindPlace::At(_));
             let is_managed = is_stored || self.managed.contains(place);
             let place = place.clone();
-            let description = Description { kind: Some(kind), place, index, is_managed };
+            let description = SocketDescription { kind: Some(kind), place, index, is_managed };
             self.all.push((description, socket.as_fd().try_clone_to_owned()?));
         }
         Ok(())
@@ -296,15 +297,15 @@ impl OwnedSockets {
     /// As [`Self::add`].
     pub(crate) fn add_tcp(
         &mut self,
-        kind: Kind,
+        kind: SocketKind,
         address: SocketAddr,
         listeners: &[TcpListener],
     ) -> io::Result<()> {
-        self.add(kind, &Place::At(address), listeners)
+        self.add(kind, &BindPlace::At(address), listeners)
     }
 
     /// Every socket and what is to be said of it.
-    pub(crate) fn all(&self) -> impl Iterator<Item = (&Description, BorrowedFd<'_>)> {
+    pub(crate) fn all(&self) -> impl Iterator<Item = (&SocketDescription, BorrowedFd<'_>)> {
         self.all.iter().map(|(description, socket)| (description, socket.as_fd()))
     }
 
@@ -312,15 +313,15 @@ impl OwnedSockets {
     /// store: its kind, which of the kind's addresses it has, and which of that address it is. (A
     /// Unix socket's file goes with us: it is made anew.)
     pub(crate) fn named(&self) -> Vec<(String, BorrowedFd<'_>)> {
-        let mut places: Vec<(Option<Kind>, &Place)> = Vec::new();
+        let mut places: Vec<(Option<SocketKind>, &BindPlace)> = Vec::new();
         let mut named = Vec::new();
-        for (Description { kind, place, index, .. }, socket) in self.all() {
+        for (SocketDescription { kind, place, index, .. }, socket) in self.all() {
             if !places.contains(&(*kind, place)) {
                 places.push((*kind, place));
             }
             let of_kind = places.iter().filter(|it| it.0 == *kind);
             let nth = of_kind.into_iter().position(|it| it.1 == place).unwrap_or(0);
-            if let (Some(kind), Place::At(_)) = (kind, place) {
+            if let (Some(kind), BindPlace::At(_)) = (kind, place) {
                 named.push((format!("{}-{nth}-{index}", kind.label()), socket));
             }
         }
@@ -337,9 +338,9 @@ mod tests {
         UdpSocket::bind(at).unwrap()
     }
 
-    fn at(kind: Kind, socket: &UdpSocket, index: u16) -> Description {
-        let place = Place::At(socket.local_addr().unwrap());
-        Description { kind: Some(kind), place, index, is_managed: false }
+    fn at(kind: SocketKind, socket: &UdpSocket, index: u16) -> SocketDescription {
+        let place = BindPlace::At(socket.local_addr().unwrap());
+        SocketDescription { kind: Some(kind), place, index, is_managed: false }
     }
 
     #[test]
@@ -350,17 +351,17 @@ mod tests {
         let cookies = [0, 1, 2].map(|index| {
             let socket = udp("127.0.0.3:0");
             let cookie = descriptors::cookie(&socket).unwrap();
-            let place = Place::At("127.0.0.1:7".parse().unwrap());
-            let (kind, index, is_managed) = (Some(Kind::Udp), 2 - index, false);
-            let description = Description { kind, place, index, is_managed };
+            let place = BindPlace::At("127.0.0.1:7".parse().unwrap());
+            let (kind, index, is_managed) = (Some(SocketKind::Udp), 2 - index, false);
+            let description = SocketDescription { kind, place, index, is_managed };
             given.receive(description, socket.into());
             cookie
         });
-        given.receive(at(Kind::Udp, &other, 0), twin(&other));
-        given.receive(at(Kind::Tcp, &first, 0), twin(&first));
-        assert!(given.take(Kind::Udp, "127.0.0.1:8".parse().unwrap()).is_empty());
-        assert!(given.take(Kind::Tls, first.local_addr().unwrap()).is_empty());
-        let taken = given.take(Kind::Udp, "127.0.0.1:0".parse().unwrap());
+        given.receive(at(SocketKind::Udp, &other, 0), twin(&other));
+        given.receive(at(SocketKind::Tcp, &first, 0), twin(&first));
+        assert!(given.take(SocketKind::Udp, "127.0.0.1:8".parse().unwrap()).is_empty());
+        assert!(given.take(SocketKind::Tls, first.local_addr().unwrap()).is_empty());
+        let taken = given.take(SocketKind::Udp, "127.0.0.1:0".parse().unwrap());
         let taken: Vec<_> = taken.iter().map(|it| descriptors::cookie(it).unwrap()).collect();
         assert!(taken.into_iter().eq(cookies.into_iter().rev()));
         assert!(given.has_port(7) && !given.has_port(8));
@@ -374,11 +375,11 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let mut owned = OwnedSockets::default();
         for udp_socket in [&one, &two] {
-            let place = Place::At(udp_socket.local_addr().unwrap());
-            owned.add(Kind::Udp, &place, [udp_socket, udp_socket]).unwrap();
+            let place = BindPlace::At(udp_socket.local_addr().unwrap());
+            owned.add(SocketKind::Udp, &place, [udp_socket, udp_socket]).unwrap();
         }
         let address = listener.local_addr().unwrap();
-        owned.add_tcp(Kind::Tls, address, std::slice::from_ref(&listener)).unwrap();
+        owned.add_tcp(SocketKind::Tls, address, std::slice::from_ref(&listener)).unwrap();
         let named = owned.named();
         let names: Vec<_> = named.iter().map(|it| it.0.as_str()).collect();
         assert_eq!(names, ["udp-0-0", "udp-0-1", "udp-1-0", "udp-1-1", "tls-0-0"]);
@@ -387,9 +388,13 @@ mod tests {
             given.add(name, socket.try_clone_to_owned().unwrap());
         }
         given.add("http", listener.try_clone().unwrap().into());
-        assert!(given.take(Kind::Tcp, address).is_empty());
-        assert_eq!(given.take(Kind::Tls, address).len(), 1);
-        assert_eq!(given.take(Kind::Udp, two.local_addr().unwrap()).len(), 1, "known already");
+        assert!(given.take(SocketKind::Tcp, address).is_empty());
+        assert_eq!(given.take(SocketKind::Tls, address).len(), 1);
+        assert_eq!(
+            given.take(SocketKind::Udp, two.local_addr().unwrap()).len(),
+            1,
+            "known already"
+        );
         assert_eq!(given.close().1, ["udp-0-0"]);
     }
 
@@ -398,14 +403,14 @@ mod tests {
         let (unit, ours) = (udp("127.0.0.1:0"), udp("127.0.0.1:0"));
         let mut given = InheritedSockets::default();
         given.add("skep.socket", unit.try_clone().unwrap().into());
-        let place = |it: &UdpSocket| Place::At(it.local_addr().unwrap());
-        let file = Place::Path("/run/skep.sock".into());
+        let place = |it: &UdpSocket| BindPlace::At(it.local_addr().unwrap());
+        let file = BindPlace::Path("/run/skep.sock".into());
         for is_stored in [false, true] {
             let mut owned = OwnedSockets::new(given.managed(), is_stored);
-            owned.add(Kind::Udp, &place(&ours), [&ours]).unwrap();
+            owned.add(SocketKind::Udp, &place(&ours), [&ours]).unwrap();
             assert_eq!(owned.is_managed(), is_stored);
-            owned.add(Kind::Udp, &place(&unit), [&unit]).unwrap();
-            owned.add(Kind::Unix, &file, [&ours]).unwrap();
+            owned.add(SocketKind::Udp, &place(&unit), [&unit]).unwrap();
+            owned.add(SocketKind::Unix, &file, [&ours]).unwrap();
             let mut next = InheritedSockets::default();
             for (description, socket) in owned.all() {
                 // As it is told by one process to the other.
@@ -418,7 +423,7 @@ mod tests {
             assert_eq!(next.managed(), expected);
         }
         let old = r#"{"kind":"unix","place":{"path":"/run/skep.sock"},"index":0}"#;
-        assert!(!serde_json::from_str::<Description>(old).unwrap().is_managed);
+        assert!(!serde_json::from_str::<SocketDescription>(old).unwrap().is_managed);
     }
 
     #[test]
@@ -431,8 +436,8 @@ mod tests {
         given.add("skep.socket", connected.into());
         given.add("skep.socket", std::fs::File::open("/dev/null").unwrap().into());
         assert_eq!(given.left.len(), 2);
-        assert_eq!(given.take(Kind::Admin, listener.local_addr().unwrap()).len(), 1);
-        assert_eq!(given.take(Kind::Udp, "127.0.0.1:0".parse().unwrap()).len(), 1);
+        assert_eq!(given.take(SocketKind::Admin, listener.local_addr().unwrap()).len(), 1);
+        assert_eq!(given.take(SocketKind::Udp, "127.0.0.1:0".parse().unwrap()).len(), 1);
         assert!(given.is_empty());
     }
 }

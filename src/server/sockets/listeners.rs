@@ -11,7 +11,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::server::StartError;
 use crate::server::sockets::bind_retry::BindRetry;
-use crate::server::sockets::inherited::{InheritedSockets, Kind};
+use crate::server::sockets::inherited::{InheritedSockets, SocketKind};
 use crate::sys::identity::{self, UnixUser};
 
 /// Connections that wait to be accepted; the kernel cuts it to net.core.somaxconn.
@@ -36,7 +36,7 @@ pub(crate) struct BoundListener {
 pub(crate) fn bind(
     address: SocketAddr,
     workers: usize,
-    kind: Kind,
+    kind: SocketKind,
     is_ours: bool,
     inherited_sockets: &mut InheritedSockets,
     retry: &mut BindRetry,
@@ -210,7 +210,7 @@ mod tests {
 
     fn bind_new(address: SocketAddr, workers: usize) -> io::Result<BoundListener> {
         let (mut inherited_sockets, mut retry) = (InheritedSockets::default(), BindRetry::none());
-        bind(address, workers, Kind::Tcp, false, &mut inherited_sockets, &mut retry)
+        bind(address, workers, SocketKind::Tcp, false, &mut inherited_sockets, &mut retry)
     }
 
     #[test]

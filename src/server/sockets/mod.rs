@@ -4,7 +4,7 @@
 //! ```text
 //! service manager ─┐
 //! predecessor ─────┴▶ inherited ─▶ bind ─▶ workers
-//!                                   └────▶ inherited::Estate ─▶ handover ─▶ successor
+//!                                   └────▶ inherited::OwnedSockets ─▶ handover ─▶ successor
 //! ```
 
 pub(crate) mod bind;

@@ -8,7 +8,7 @@ use crate::server::StartError;
 use crate::server::confine;
 use crate::server::sockets::bind::bind_streams;
 use crate::server::sockets::bind_retry::BindRetry;
-use crate::server::sockets::inherited::{InheritedSockets, Kind, OwnedSockets, Place};
+use crate::server::sockets::inherited::{BindPlace, InheritedSockets, OwnedSockets, SocketKind};
 use crate::server::sockets::listeners::{BoundListener, UnixSocket};
 use crate::worker::stream::Listener;
 
@@ -32,9 +32,9 @@ impl StreamListeners {
         retry: &mut BindRetry,
     ) -> Result<Self, StartError> {
         let tls = &config.tls.listen;
-        let tls = bind_streams(tls, workers, Kind::Tls, inherited_sockets, retry)?;
+        let tls = bind_streams(tls, workers, SocketKind::Tls, inherited_sockets, retry)?;
         let path = Path::new(&config.http.unix_socket);
-        let is_managed = inherited_sockets.managed().contains(&Place::Path(path.to_owned()));
+        let is_managed = inherited_sockets.managed().contains(&BindPlace::Path(path.to_owned()));
         let unix = match inherited_sockets.take_path(path) {
             _ if config.http.unix_socket.is_empty() => None,
             Some(socket) => Some(UnixSocket::adopt(path, socket, is_managed)),
@@ -51,13 +51,17 @@ impl StreamListeners {
     /// # Errors
     /// Where no more descriptors are to be had.
     pub(crate) fn list_in(&self, owned: &mut OwnedSockets) -> io::Result<()> {
-        for (kind, all) in [(Kind::Tcp, &self.plain), (Kind::Tls, &self.tls)] {
+        for (kind, all) in [(SocketKind::Tcp, &self.plain), (SocketKind::Tls, &self.tls)] {
             for listener in all {
                 owned.add_tcp(kind, listener.address, &listener.by_worker)?;
             }
         }
         if let Some(socket) = &self.unix {
-            owned.add(Kind::Unix, &Place::Path(socket.path.clone()), [&socket.listener])?;
+            owned.add(
+                SocketKind::Unix,
+                &BindPlace::Path(socket.path.clone()),
+                [&socket.listener],
+            )?;
         }
         Ok(())
     }
@@ -100,7 +104,7 @@ mod tests {
             let (mut inherited_sockets, mut retry) =
                 (InheritedSockets::default(), BindRetry::none());
             let bind = listeners::bind;
-            bind(at, 3, Kind::Tcp, false, &mut inherited_sockets, &mut retry).unwrap()
+            bind(at, 3, SocketKind::Tcp, false, &mut inherited_sockets, &mut retry).unwrap()
         };
         let path = folder.path().join("skep.sock");
         let unix = UnixSocket::bind(&path, None, &mut BindRetry::none()).unwrap();

@@ -28,7 +28,7 @@ use crate::server::metrics::sources::{Sources, WatchedSocket};
 use crate::server::sockets::bind::{self, Sockets};
 use crate::server::sockets::bind_retry::BindRetry;
 use crate::server::sockets::handover::{self, Predecessor};
-use crate::server::sockets::inherited::{InheritedSockets, Kind, OwnedSockets, Place};
+use crate::server::sockets::inherited::{BindPlace, InheritedSockets, OwnedSockets, SocketKind};
 use crate::server::sockets::listeners::BoundListener;
 use crate::server::sockets::stream_listeners::StreamListeners;
 use crate::server::workers::datagram::Workers;
@@ -209,10 +209,10 @@ fn list(
     admin: &TcpListener,
 ) -> std::io::Result<()> {
     for &address in &sockets.addresses {
-        owned.add(Kind::Udp, &Place::At(address), sockets.of(address))?;
+        owned.add(SocketKind::Udp, &BindPlace::At(address), sockets.of(address))?;
     }
     listeners.list_in(owned)?;
-    owned.add_tcp(Kind::Admin, admin.local_addr()?, std::slice::from_ref(admin))
+    owned.add_tcp(SocketKind::Admin, admin.local_addr()?, std::slice::from_ref(admin))
 }
 
 /// Binds what is served: UDP and TCP on the same addresses, unless one has its own.
@@ -229,7 +229,7 @@ fn bind(
         let udp = config.udp_listen();
         let sockets = bind::bind(udp, cpus, buffer_bytes, inherited_sockets, retry)?;
         let plain = config.http_listen();
-        (sockets, bind::bind_streams(plain, cpus.len(), Kind::Tcp, inherited_sockets, retry)?)
+        (sockets, bind::bind_streams(plain, cpus.len(), SocketKind::Tcp, inherited_sockets, retry)?)
     };
     Ok((sockets, StreamListeners::bind(config, plain, cpus.len(), inherited_sockets, retry)?))
 }
@@ -254,7 +254,7 @@ fn bind_admin(
 ) -> Result<(TcpListener, SocketAddr), StartError> {
     let asked = config.admin.listen;
     let bind = || {
-        let listener = match inherited_sockets.take(Kind::Admin, asked).pop() {
+        let listener = match inherited_sockets.take(SocketKind::Admin, asked).pop() {
             Some(inherited) => inherited.into(),
             None => TcpListener::bind(asked)?,
         };

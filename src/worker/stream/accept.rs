@@ -16,7 +16,7 @@ use super::slots::Deadlines;
 use super::thread::{HELD_TICK, TaskContext};
 use crate::frontend::ConnectionWork;
 use crate::frontend::origin::Origin;
-use crate::metrics::{Closed, Transport};
+use crate::metrics::{CloseReason, Transport};
 use crate::sys::stream::{Acceptor, Network, Socket};
 use crate::types::unmap;
 
@@ -113,7 +113,7 @@ fn admit<N: Network>(
     let counters = &worker.counters;
     counters.accepted.add(1);
     if worker.is_stopping() {
-        counters.closed(Closed::Stopped).add(1);
+        counters.closed(CloseReason::Stopped).add(1);
         return;
     }
     worker.begin_turn();
@@ -147,7 +147,7 @@ fn admit<N: Network>(
         },
     };
     let head_by = worker.now().plus_s(head_timeout_s);
-    let deadlines = Deadlines::until(head_by, Closed::HeadTimeout);
+    let deadlines = Deadlines::until(head_by, CloseReason::HeadTimeout);
     let connection = worker.slots.borrow_mut().insert(deadlines, |place| {
         let origin = address.map_or(Origin::Local, Origin::Address);
         Connection::new(worker.clone(), place, socket, origin, admission)

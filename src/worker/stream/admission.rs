@@ -9,8 +9,8 @@ use std::net::IpAddr;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::limiter::{Network, networks_of};
-use crate::metrics::Closed;
+use crate::limiter::{PrefixNetwork, networks_of};
+use crate::metrics::CloseReason;
 
 /// Locks for the counts: more than there are cores, so that workers seldom meet. All networks of an
 /// address are behind one.
@@ -68,10 +68,10 @@ impl Connections {
     pub(super) fn admit(
         self: &Arc<Self>,
         limit: Option<(IpAddr, u32)>,
-    ) -> Result<Admission, Closed> {
+    ) -> Result<Admission, CloseReason> {
         if self.open.fetch_add(1, Ordering::Relaxed) >= self.max {
             self.open.fetch_sub(1, Ordering::Relaxed);
-            return Err(Closed::GlobalCap);
+            return Err(CloseReason::GlobalCap);
         }
         // From here on, dropping it undoes what was done.
         let mut admission =
@@ -86,7 +86,7 @@ impl Connections {
     /// holds most for its size.
     pub(super) fn source_bytes(&self, address: IpAddr) -> u64 {
         let shard = self.shard(address);
-        let held = |network: Network| {
+        let held = |network: PrefixNetwork| {
             let bytes = shard.get(&self.key(address, network))?.bytes.load(Ordering::Relaxed);
             Some(share(bytes, network.times, address.is_ipv4()))
         };
@@ -94,7 +94,7 @@ impl Connections {
     }
 
     /// Counts a connection in each network of an address, or in none of them.
-    fn count(&self, address: IpAddr, max: u32) -> Result<CountedNetworks, Closed> {
+    fn count(&self, address: IpAddr, max: u32) -> Result<CountedNetworks, CloseReason> {
         let mut shard = self.shard(address);
         let is_full = networks_of(address).any(|network| {
             let held = shard.get(&self.key(address, network));
@@ -102,7 +102,7 @@ impl Connections {
             count >= max.max(1).saturating_mul(network.times)
         });
         if is_full {
-            return Err(Closed::PerSourceCap);
+            return Err(CloseReason::PerSourceCap);
         }
         let mut networks = Vec::with_capacity(networks_of(address).count());
         for it in networks_of(address) {
@@ -136,7 +136,7 @@ impl Connections {
         shard.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn key(&self, address: IpAddr, network: Network) -> u64 {
+    fn key(&self, address: IpAddr, network: PrefixNetwork) -> u64 {
         self.hasher.hash_one((address.is_ipv4(), network.bits, network.prefix))
     }
 }
@@ -157,7 +157,7 @@ impl Admission {
     ///
     /// # Errors
     /// If it, or a network around it, has as many.
-    pub(super) fn count_for(&mut self, address: IpAddr, max: u32) -> Result<(), Closed> {
+    pub(super) fn count_for(&mut self, address: IpAddr, max: u32) -> Result<(), CloseReason> {
         self.uncount();
         let networks = self.connections.count(address, max)?;
         change(&networks, self.bytes);
@@ -229,7 +229,7 @@ mod tests {
     fn a_source_may_have_so_many_and_not_more() {
         let connections = Arc::new(Connections::new(100));
         let held: Vec<_> = (0..2).map(|_| connections.admit(at("192.0.2.1")).unwrap()).collect();
-        assert_eq!(connections.admit(at("192.0.2.1")).unwrap_err(), Closed::PerSourceCap);
+        assert_eq!(connections.admit(at("192.0.2.1")).unwrap_err(), CloseReason::PerSourceCap);
         assert!(connections.admit(at("192.0.2.2")).is_ok(), "another source");
         assert!(connections.admit(None).is_ok(), "one that is not counted");
         assert_eq!(connections.open(), 2, "what was turned away does not count");
@@ -268,8 +268,8 @@ mod tests {
     fn there_may_be_so_many_in_all() {
         let connections = Arc::new(Connections::new(2));
         let held = [None, at("192.0.2.1")].map(|it| connections.admit(it).unwrap());
-        assert_eq!(connections.admit(None).unwrap_err(), Closed::GlobalCap);
-        assert_eq!(connections.admit(at("192.0.2.2")).unwrap_err(), Closed::GlobalCap);
+        assert_eq!(connections.admit(None).unwrap_err(), CloseReason::GlobalCap);
+        assert_eq!(connections.admit(at("192.0.2.2")).unwrap_err(), CloseReason::GlobalCap);
         drop(held);
         assert!(connections.admit(None).is_ok());
         assert_eq!(entries(&connections), 0);

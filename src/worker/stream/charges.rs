@@ -14,7 +14,7 @@ use super::connection_memory::{self, BufferKind, ClosableConnection, IDLE_BYTES,
 use super::thread::TaskContext;
 use crate::frontend::origin::Origin;
 use crate::frontend::{ConnectionWork, Tracker};
-use crate::metrics::Closed;
+use crate::metrics::CloseReason;
 use crate::sys::stream::Network;
 use crate::time::Now;
 
@@ -64,13 +64,13 @@ impl<N: Network> Connection<N> {
     /// Notes how much it holds of a part. If that is more than before, connections may be closed.
     ///
     /// # Errors
-    /// [`Closed::Memory`] if this is one of them.
-    pub(super) fn hold(&self, part: BufferKind, bytes: usize) -> Result<(), Closed> {
+    /// [`CloseReason::Memory`] if this is one of them.
+    pub(super) fn hold(&self, part: BufferKind, bytes: usize) -> Result<(), CloseReason> {
         if self.held.is(part, bytes) {
             return Ok(());
         }
         if self.is_released.get() {
-            return Err(Closed::Memory);
+            return Err(CloseReason::Memory);
         }
         let (before, after) = self.held.set(part, bytes);
         self.admission.borrow_mut().hold(after);
@@ -78,7 +78,7 @@ impl<N: Network> Connection<N> {
         if after > before {
             self.worker.keep_to_memory();
         }
-        if self.is_released.get() { Err(Closed::Memory) } else { Ok(()) }
+        if self.is_released.get() { Err(CloseReason::Memory) } else { Ok(()) }
     }
 
     /// Takes it off all accounts and counts. What it holds is freed as its task ends.
@@ -92,29 +92,29 @@ impl<N: Network> Connection<N> {
     /// Charges a read, if it was a short one.
     ///
     /// # Errors
-    /// [`Closed::Limited`] if the source is over its limit.
-    pub(super) fn count_read(&self, bytes: usize) -> Result<(), Closed> {
+    /// [`CloseReason::Limited`] if the source is over its limit.
+    pub(super) fn count_read(&self, bytes: usize) -> Result<(), CloseReason> {
         if bytes >= SHORT_READ_BYTES { Ok(()) } else { self.charge_minor(self.worker.now(), 1) }
     }
 
     /// Charges minor work, beyond what is free. Not to be called while the front ends are borrowed.
     ///
     /// # Errors
-    /// [`Closed::Limited`] if the source is over its limit.
-    pub(super) fn charge_minor(&self, now: Now, eighths: u16) -> Result<(), Closed> {
+    /// [`CloseReason::Limited`] if the source is over its limit.
+    pub(super) fn charge_minor(&self, now: Now, eighths: u16) -> Result<(), CloseReason> {
         self.charge_minor_to(&mut self.worker.front_ends.borrow_mut().tracker, now, eighths)
     }
 
     /// The same where the front ends are borrowed.
     ///
     /// # Errors
-    /// [`Closed::Limited`] if the source is over its limit.
+    /// [`CloseReason::Limited`] if the source is over its limit.
     pub(super) fn charge_minor_to(
         &self,
         tracker: &mut Tracker,
         now: Now,
         eighths: u16,
-    ) -> Result<(), Closed> {
+    ) -> Result<(), CloseReason> {
         let mut minor_work = self.minor_work.get();
         let is_due = minor_work.add(now, eighths);
         self.minor_work.set(minor_work);
@@ -124,8 +124,8 @@ impl<N: Network> Connection<N> {
     /// Charges work to its source. Not to be called while the front ends are borrowed.
     ///
     /// # Errors
-    /// [`Closed::Limited`] if the source is over its limit.
-    pub(super) fn charge(&self, now: Now, work: ConnectionWork) -> Result<(), Closed> {
+    /// [`CloseReason::Limited`] if the source is over its limit.
+    pub(super) fn charge(&self, now: Now, work: ConnectionWork) -> Result<(), CloseReason> {
         let tracker = &mut self.worker.front_ends.borrow_mut().tracker;
         charge(tracker, now, self.payer(), work)
     }
@@ -149,15 +149,15 @@ impl<N: Network> Connection<N> {
 /// Charges work to a source, if one is known.
 ///
 /// # Errors
-/// [`Closed::Limited`] if it is over its limit.
+/// [`CloseReason::Limited`] if it is over its limit.
 pub(super) fn charge(
     tracker: &mut Tracker,
     now: Now,
     source: Option<IpAddr>,
     work: ConnectionWork,
-) -> Result<(), Closed> {
+) -> Result<(), CloseReason> {
     let is_admitted = source.is_none_or(|it| tracker.admit_connection_work(now, it, work));
-    if is_admitted { Ok(()) } else { Err(Closed::Limited) }
+    if is_admitted { Ok(()) } else { Err(CloseReason::Limited) }
 }
 
 impl<N: Network> TaskContext<N> {
@@ -194,16 +194,16 @@ impl<N: Network> TaskContext<N> {
     ///
     /// # Errors
     /// Which limit is reached.
-    pub(super) fn admit(&self, limit: Option<(IpAddr, u32)>) -> Result<Admission, Closed> {
+    pub(super) fn admit(&self, limit: Option<(IpAddr, u32)>) -> Result<Admission, CloseReason> {
         let excess = || {
             let (all, own) = (self.shared.account.held(), self.held.held());
             self.bound().for_new().excess(all + IDLE_BYTES, own + IDLE_BYTES)
         };
         if excess() > 0 && !self.evict_for(limit, excess()) {
-            return Err(Closed::Memory);
+            return Err(CloseReason::Memory);
         }
         match self.shared.connections.admit(limit) {
-            Err(Closed::GlobalCap) if self.evict_for(limit, PLACES_MADE * IDLE_BYTES) => {
+            Err(CloseReason::GlobalCap) if self.evict_for(limit, PLACES_MADE * IDLE_BYTES) => {
                 self.shared.connections.admit(limit)
             }
             admitted => admitted,
@@ -236,7 +236,7 @@ impl<N: Network> TaskContext<N> {
         for at in chosen {
             freed += open[at].held.total();
             open[at].release();
-            open[at].end(Closed::Memory);
+            open[at].end(CloseReason::Memory);
         }
         freed
     }

@@ -19,7 +19,7 @@ use super::ws::{self, Web};
 use crate::frontend::ConnectionWork;
 use crate::frontend::http::Outcome;
 use crate::frontend::origin::{Origin, proxy};
-use crate::metrics::{Closed, Handshake, Transport};
+use crate::metrics::{CloseReason, Handshake, Transport};
 use crate::sys::stream::{Network, Socket, Stream as _};
 use crate::types::{Family, Rejected};
 
@@ -46,7 +46,7 @@ pub(super) struct Connection<N: Network> {
     socket: Socket<N>,
     tls: OnceCell<Box<TlsSession>>,
     /// Why it ends, where that was decided elsewhere than in its task.
-    ending: Cell<Option<Closed>>,
+    ending: Cell<Option<CloseReason>>,
     /// Whether it waits for a request of which nothing has come.
     is_idle: Cell<bool>,
     /// Whether it has been answered once.
@@ -87,7 +87,10 @@ pub(super) async fn run<N: Network>(connection: Rc<Connection<N>>, start: Start)
 }
 
 /// What comes before HTTP; gives what was received of that already.
-async fn open<N: Network>(connection: &Connection<N>, start: Start) -> Result<Vec<u8>, Closed> {
+async fn open<N: Network>(
+    connection: &Connection<N>,
+    start: Start,
+) -> Result<Vec<u8>, CloseReason> {
     let input = Vec::new();
     if !start.reads_proxy_header && start.tls.is_none() {
         return Ok(input);
@@ -144,7 +147,7 @@ impl<N: Network> Connection<N> {
     }
 
     /// Reads what a trusted proxy says of the connection's source, if it says something.
-    async fn read_proxy_header(&self, mut input: Vec<u8>) -> Result<Vec<u8>, Closed> {
+    async fn read_proxy_header(&self, mut input: Vec<u8>) -> Result<Vec<u8>, CloseReason> {
         loop {
             match proxy::parse(&input) {
                 Ok(proxy::Preamble::More) => input = self.read_more(input).await?,
@@ -164,7 +167,7 @@ impl<N: Network> Connection<N> {
     }
 
     /// Counts it for the client that a trusted proxy speaks for.
-    fn count_for(&self, source: IpAddr) -> Result<(), Closed> {
+    fn count_for(&self, source: IpAddr) -> Result<(), CloseReason> {
         let max = self
             .worker
             .with_options(|it| it.counts(source).then_some(it.connections_per_source_max));
@@ -172,7 +175,7 @@ impl<N: Network> Connection<N> {
     }
 
     /// Counts a WebSocket, which stays, for its client; a request of HTTP is soon over.
-    fn count_upgrade(&self, source: IpAddr) -> Result<(), Closed> {
+    fn count_upgrade(&self, source: IpAddr) -> Result<(), CloseReason> {
         if self.origin.get() == Origin::Address(source) { Ok(()) } else { self.count_for(source) }
     }
 
@@ -180,7 +183,7 @@ impl<N: Network> Connection<N> {
         &self,
         config: Arc<ServerConfig>,
         mut input: Vec<u8>,
-    ) -> Result<(), Closed> {
+    ) -> Result<(), CloseReason> {
         if input.is_empty() {
             input = self.read_more(input).await?;
         }
@@ -205,9 +208,9 @@ impl<N: Network> Connection<N> {
             Err(error) => {
                 counters.handshakes(Handshake::Failed).add(1);
                 Err(match error.kind() {
-                    ErrorKind::UnexpectedEof => Closed::ByClient,
-                    ErrorKind::InvalidData => Closed::TlsFailed,
-                    _ => Closed::IoError,
+                    ErrorKind::UnexpectedEof => CloseReason::ByClient,
+                    ErrorKind::InvalidData => CloseReason::TlsFailed,
+                    _ => CloseReason::IoError,
                 })
             }
         }
@@ -227,10 +230,10 @@ impl<N: Network> Connection<N> {
         })
     }
 
-    fn bad_preamble(&self) -> Closed {
+    fn bad_preamble(&self) -> CloseReason {
         let outcome = Outcome::Rejected(Rejected::BadPreamble);
         self.count(Transport::Http, self.family(), outcome);
-        Closed::BadPreamble
+        CloseReason::BadPreamble
     }
 
     /// Counts one request: the single place where outcomes become counts.
@@ -259,7 +262,7 @@ impl<N: Network> Connection<N> {
     }
 
     /// Reads what comes, into the spare capacity or, where there is none, into some more.
-    pub(super) async fn read_more(&self, mut buffer: Vec<u8>) -> Result<Vec<u8>, Closed> {
+    pub(super) async fn read_more(&self, mut buffer: Vec<u8>) -> Result<Vec<u8>, CloseReason> {
         if buffer.capacity() == buffer.len() {
             buffer.reserve_exact(buffer.len().max(HEAD_BYTES_USUAL));
         }
@@ -274,18 +277,18 @@ impl<N: Network> Connection<N> {
             }
         };
         match result {
-            Ok(0) => Err(Closed::ByClient),
+            Ok(0) => Err(CloseReason::ByClient),
             Ok(count) => {
                 self.worker.counters.received_bytes(self.transport()).add(count as u64);
                 self.count_read(count).map(|()| buffer)
             }
-            Err(error) if error.kind() == ErrorKind::InvalidData => Err(Closed::TlsFailed),
-            Err(_) => Err(Closed::IoError),
+            Err(error) if error.kind() == ErrorKind::InvalidData => Err(CloseReason::TlsFailed),
+            Err(_) => Err(CloseReason::IoError),
         }
     }
 
     /// Writes everything, piece by piece; each has to be taken in time.
-    pub(super) async fn write(&self, mut bytes: Vec<u8>) -> Result<(), Closed> {
+    pub(super) async fn write(&self, mut bytes: Vec<u8>) -> Result<(), CloseReason> {
         loop {
             let rest = bytes.split_off(bytes.len().min(WRITE_BYTES_MAX));
             let count = bytes.len() as u64;
@@ -298,7 +301,7 @@ impl<N: Network> Connection<N> {
                 Some(session) => Box::pin(session.write_all(&self.socket, bytes)).await,
             };
             self.with_deadlines(|it| it.write = NEVER);
-            result.map_err(|_| Closed::IoError)?;
+            result.map_err(|_| CloseReason::IoError)?;
             self.worker.counters.sent_bytes(self.transport()).add(count);
             if rest.is_empty() {
                 return self.hold(BufferKind::Output, 0);
@@ -331,13 +334,13 @@ impl<N: Network> Connection<N> {
     }
 
     /// Decides why it ends, unless that is decided.
-    pub(super) fn decide_ending(&self, reason: Closed) {
+    pub(super) fn decide_ending(&self, reason: CloseReason) {
         self.ending.set(self.ending.get().or(Some(reason)));
     }
 
     /// Ends it now, for this reason unless there was one before. Its task comes to its end soon
     /// after.
-    pub(super) fn end(&self, reason: Closed) {
+    pub(super) fn end(&self, reason: CloseReason) {
         self.decide_ending(reason);
         self.socket.shutdown(Shutdown::Both);
     }
@@ -345,9 +348,9 @@ impl<N: Network> Connection<N> {
     /// Ends it without losing a reply that is under way: the worker stops.
     pub(super) fn start_close(self: &Rc<Self>) {
         if self.web.borrow().is_some() {
-            self.close_with(ws::GOING_AWAY, Closed::Stopped);
+            self.close_with(ws::GOING_AWAY, CloseReason::Stopped);
         } else if self.is_idle() {
-            self.end(Closed::Stopped);
+            self.end(CloseReason::Stopped);
         }
     }
 
@@ -355,7 +358,7 @@ impl<N: Network> Connection<N> {
     /// from the others that a server may close then, and asks again.
     pub(super) fn leave(&self) {
         if self.web.borrow().is_none() && self.is_idle() && self.is_served.get() {
-            self.end(Closed::Stopped);
+            self.end(CloseReason::Stopped);
         }
     }
 
@@ -367,7 +370,7 @@ impl<N: Network> Connection<N> {
     /// Says that nothing more will be sent. From here on, the end is near whatever comes.
     pub(super) async fn end_writing(&self) {
         let end_by = self.worker.now().plus_s(LINGER_S);
-        self.with_deadlines(|it| *it = Deadlines::until(end_by, Closed::Done));
+        self.with_deadlines(|it| *it = Deadlines::until(end_by, CloseReason::Done));
         if let Some(session) = self.tls.get() {
             Box::pin(session.close_with(&self.socket)).await;
         }
@@ -388,7 +391,7 @@ impl<N: Network> Connection<N> {
     }
 
     /// Gives back what it held.
-    fn finish(&self, reason: Closed) {
+    fn finish(&self, reason: CloseReason) {
         let worker = &self.worker;
         let transport = self.transport();
         self.end_session();

@@ -12,7 +12,7 @@ use super::connection::{Connection, HEAD_BYTES_USUAL};
 use super::slots::{Deadlines, NEVER};
 use crate::frontend::http::{FullScrape, HEAD_BYTES_MAX, Outcome, PIECE_BYTES_MAX, ReceiveOutcome};
 use crate::frontend::{ConnectionWork, Passkey, Tracker};
-use crate::metrics::{Closed, Transport};
+use crate::metrics::{CloseReason, Transport};
 use crate::sys::stream::Network;
 use crate::time::Now;
 use crate::types::{Action, Family, Refusal};
@@ -29,7 +29,7 @@ const PIECES_MAX: usize = 2;
 /// What comes after HTTP.
 pub(super) enum Next {
     /// Nothing.
-    Ended(Closed),
+    Ended(CloseReason),
     /// A WebSocket of a client at `source`, which may have shown a passkey; `input` was received
     /// of it already.
     Upgraded { source: IpAddr, passkey: Option<Box<Passkey>>, input: Vec<u8> },
@@ -116,7 +116,7 @@ impl<N: Network> Connection<N> {
                     self.set_served();
                     if !is_paid {
                         out.truncate(start);
-                        self.decide_ending(Closed::Limited);
+                        self.decide_ending(CloseReason::Limited);
                         return (done, NextStep::Close { linger: true });
                     }
                     if !keep_alive || worker.is_leaving() || worker.is_stopping() {
@@ -128,7 +128,7 @@ impl<N: Network> Connection<N> {
                     if charges::charge(tracker, now, Some(source), ConnectionWork::Request).is_err()
                     {
                         out.truncate(start);
-                        self.decide_ending(Closed::Limited);
+                        self.decide_ending(CloseReason::Limited);
                         return (done + consumed, NextStep::Close { linger: true });
                     }
                     return (done + consumed, NextStep::Upgrade(source, passkey.map(Box::new)));
@@ -181,32 +181,32 @@ impl<N: Network> Connection<N> {
             *input = Vec::with_capacity(HEAD_BYTES_USUAL);
         }
         let (seconds, missed) = self.worker.with_options(|options| match is_idle {
-            true => (options.idle_timeout_s, Closed::IdleTimeout),
-            false => (options.head_timeout_s, Closed::HeadTimeout),
+            true => (options.idle_timeout_s, CloseReason::IdleTimeout),
+            false => (options.head_timeout_s, CloseReason::HeadTimeout),
         });
         let deadlines = Deadlines::until(self.worker.now().plus_s(u64::from(seconds)), missed);
         self.with_deadlines(|it| {
-            let was_idle = it.missed == Closed::IdleTimeout;
+            let was_idle = it.missed == CloseReason::IdleTimeout;
             if it.read == NEVER || (was_idle && !is_idle) {
                 *it = deadlines;
             }
         });
     }
 
-    async fn close(&self, linger: bool, input: Vec<u8>) -> Closed {
-        self.decide_ending(Closed::Done);
+    async fn close(&self, linger: bool, input: Vec<u8>) -> CloseReason {
+        self.decide_ending(CloseReason::Done);
         if linger || self.is_secure() {
             self.end_writing().await;
         }
         if linger {
             self.linger(input).await;
         }
-        Closed::Done
+        CloseReason::Done
     }
 
     /// Writes a body as fast as it is taken. It is made on a thread of its own, as that costs
     /// milliseconds for each million torrents, and stops where nobody takes it any more.
-    async fn send_full_scrape(&self, mut body: Box<FullScrape>) -> Result<(), Closed> {
+    async fn send_full_scrape(&self, mut body: Box<FullScrape>) -> Result<(), CloseReason> {
         let (pieces, mut ready) = mpsc::channel::<io::Result<Vec<u8>>>(PIECES_MAX);
         let make = move || {
             loop {
@@ -220,14 +220,14 @@ impl<N: Network> Connection<N> {
         };
         // Until the first piece is there, the client is not waited for.
         let thread = std::thread::Builder::new().name("full-scrape".into()).spawn(make);
-        thread.map_err(|_| Closed::IoError)?;
+        thread.map_err(|_| CloseReason::IoError)?;
         let begun = self.worker.now();
         let mut sent = 0;
         while let Some(piece) = ready.recv().await {
-            let piece = piece.map_err(|_| Closed::IoError)?;
+            let piece = piece.map_err(|_| CloseReason::IoError)?;
             sent += piece.len() as u64;
             if self.worker.now() > begun.plus_s(SLOW_S_MAX + sent / SLOW_BYTES_PER_S) {
-                return Err(Closed::WriteStalled);
+                return Err(CloseReason::WriteStalled);
             }
             self.write(piece).await?;
         }

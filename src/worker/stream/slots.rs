@@ -4,7 +4,7 @@
 use std::rc::Rc;
 
 use crate::frontend::ws::SocketRoute;
-use crate::metrics::Closed;
+use crate::metrics::CloseReason;
 use crate::time::Now;
 
 /// Far beyond any clock.
@@ -31,7 +31,7 @@ pub(super) struct Deadlines {
     /// When something has to have been received.
     pub(super) read: Now,
     /// Why it ends where that has not happened.
-    pub(super) missed: Closed,
+    pub(super) missed: CloseReason,
     /// When what is being written has to have been taken.
     pub(super) write: Now,
     /// When to send a ping.
@@ -40,7 +40,7 @@ pub(super) struct Deadlines {
 
 impl Deadlines {
     /// Those of a connection from which something has to come before `read`.
-    pub(super) fn until(read: Now, missed: Closed) -> Self {
+    pub(super) fn until(read: Now, missed: CloseReason) -> Self {
         Self { read, missed, write: NEVER, ping: NEVER }
     }
 }
@@ -49,7 +49,7 @@ impl Deadlines {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Due {
     /// The connection has to end.
-    End(Closed),
+    End(CloseReason),
     /// A ping has to be sent.
     Ping,
 }
@@ -86,7 +86,7 @@ impl<C> ConnectionSlots<C> {
         make: impl FnOnce(SlotAddress) -> C,
     ) -> Rc<C> {
         let slot = self.free.pop().unwrap_or_else(|| {
-            let empty = Deadlines::until(NEVER, Closed::Done);
+            let empty = Deadlines::until(NEVER, CloseReason::Done);
             self.slots.push(ConnectionSlot { deadlines: empty, generation: 0, connection: None });
             // Each connection has a descriptor, of which there are fewer than 2^31.
             u32::try_from(self.slots.len() - 1).unwrap_or(u32::MAX)
@@ -103,7 +103,7 @@ impl<C> ConnectionSlots<C> {
     pub(super) fn remove(&mut self, place: SlotAddress) {
         let Some(slot) = self.slots.get_mut(place.slot as usize) else { return };
         debug_assert_eq!(slot.generation, place.generation, "a connection leaves once");
-        slot.deadlines = Deadlines::until(NEVER, Closed::Done);
+        slot.deadlines = Deadlines::until(NEVER, CloseReason::Done);
         slot.generation = slot.generation.wrapping_add(1);
         slot.connection = None;
         self.free.push(place.slot);
@@ -138,7 +138,7 @@ impl<C> ConnectionSlots<C> {
             let Some(connection) = &slot.connection else { continue };
             if now >= write {
                 slot.deadlines = Deadlines::until(NEVER, missed);
-                due.push((connection.clone(), Due::End(Closed::WriteStalled)));
+                due.push((connection.clone(), Due::End(CloseReason::WriteStalled)));
             } else if now >= read {
                 slot.deadlines = Deadlines::until(NEVER, missed);
                 due.push((connection.clone(), Due::End(missed)));
@@ -158,7 +158,7 @@ mod tests {
     const START: Now = Now::from_s(1_000);
 
     fn deadlines(read_s: u64) -> Deadlines {
-        Deadlines::until(START.plus_s(read_s), Closed::IdleTimeout)
+        Deadlines::until(START.plus_s(read_s), CloseReason::IdleTimeout)
     }
 
     #[test]
@@ -183,8 +183,8 @@ mod tests {
         assert!(slots.due(START.plus_s(4), 50).is_empty());
         let due: Vec<_> =
             slots.due(START.plus_s(5), 50).into_iter().map(|(it, due)| (*it, due)).collect();
-        let stalled = Due::End(Closed::WriteStalled);
-        assert_eq!(due, [(late, Due::End(Closed::IdleTimeout)), (writing, stalled)]);
+        let stalled = Due::End(CloseReason::WriteStalled);
+        assert_eq!(due, [(late, Due::End(CloseReason::IdleTimeout)), (writing, stalled)]);
         assert!(slots.due(START.plus_s(100), 50).is_empty());
     }
 

@@ -14,12 +14,12 @@ use tokio::time::{MissedTickBehavior, interval};
 use super::accept::{self, Security};
 use super::connection::Connection;
 use super::connection_memory::WorkerAccount;
-use super::inbox::{Envelope, LETTERS_TAKEN_MAX};
+use super::inbox::{ENVELOPES_TAKEN_MAX, Envelope};
 use super::shutdown::{DrainSchedule, Stage};
 use super::slots::{ConnectionSlots, Due, SlotAddress};
 use super::{FrontEnds, Listener, Options, StreamContext, StreamWorker};
 use crate::frontend::ws::{Outbox, PeerMessage, SocketRoute};
-use crate::metrics::{Closed, MailLost, StreamCounters};
+use crate::metrics::{CloseReason, DeliveryFailure, StreamCounters};
 use crate::sys::allocator::Collector;
 use crate::sys::clock::{Clock, thread_cpu_ns};
 use crate::sys::stream::{Acceptor, Listening, Network};
@@ -195,7 +195,7 @@ async fn drain<N: Network>(worker: &Rc<TaskContext<N>>) {
     if wait_for_all(worker, DRAIN_TICKS_MAX).await {
         return;
     }
-    worker.connections().iter().for_each(|it| it.end(Closed::Stopped));
+    worker.connections().iter().for_each(|it| it.end(CloseReason::Stopped));
     wait_for_all(worker, CUT_TICKS_MAX).await;
 }
 
@@ -212,11 +212,12 @@ async fn wait_for_all<N: Network>(worker: &TaskContext<N>, ticks_max: u32) -> bo
 }
 
 async fn take_mail<N: Network>(worker: Rc<TaskContext<N>>, mut mail: Receiver<Envelope>) {
-    let mut letters = Vec::with_capacity(LETTERS_TAKEN_MAX);
-    while mail.recv_many(&mut letters, LETTERS_TAKEN_MAX).await > 0 {
-        for letter in letters.drain(..) {
-            worker.shared.inboxes[usize::from(worker.index)].took(&worker.shared.account, &letter);
-            let (route, mail) = letter;
+    let mut envelopes = Vec::with_capacity(ENVELOPES_TAKEN_MAX);
+    while mail.recv_many(&mut envelopes, ENVELOPES_TAKEN_MAX).await > 0 {
+        for envelope in envelopes.drain(..) {
+            worker.shared.inboxes[usize::from(worker.index)]
+                .took(&worker.shared.account, &envelope);
+            let (route, mail) = envelope;
             worker.receive(route, mail);
         }
     }
@@ -288,14 +289,14 @@ impl<N: Network> TaskContext<N> {
         let inbox = self.shared.inboxes.get(usize::from(route.worker));
         let all_max = self.with_options(|it| it.memory_max_bytes);
         if !inbox.is_some_and(|it| it.post(&self.shared.account, all_max, (route, mail))) {
-            self.counters.mail_lost(MailLost::MailboxFull).add(1);
+            self.counters.mail_lost(DeliveryFailure::MailboxFull).add(1);
         }
     }
 
     /// Takes mail for a socket of this worker.
     fn receive(&self, route: SocketRoute, mail: PeerMessage) {
         let Some(connection) = self.connection(route) else {
-            self.counters.mail_lost(MailLost::ReceiverGone).add(1);
+            self.counters.mail_lost(DeliveryFailure::ReceiverGone).add(1);
             return;
         };
         self.counters.mail_delivered.add(1);

@@ -14,7 +14,7 @@ use super::slots::Deadlines;
 use crate::frontend::Passkey;
 use crate::frontend::http::Outcome;
 use crate::frontend::ws::{MESSAGE_BYTES_MAX, Outbox, PeerMessage, SocketSession};
-use crate::metrics::{Closed, MailLost, Transport};
+use crate::metrics::{CloseReason, DeliveryFailure, Transport};
 use crate::sys::stream::Network;
 use crate::time::Now;
 use crate::types::{Family, Refusal, Rejected};
@@ -71,14 +71,14 @@ enum Then {
     /// Write the replies, and go on with what was received.
     GoOn,
     /// The last frame was queued: hear the client out.
-    Close(Closed),
+    Close(CloseReason),
 }
 
 /// Answers messages until the socket ends.
 pub(super) async fn serve<N: Network>(
     connection: &Rc<Connection<N>>,
     mut input: Vec<u8>,
-) -> Closed {
+) -> CloseReason {
     let mut fragments = Fragments::default();
     let mut rest_by = None;
     loop {
@@ -120,7 +120,7 @@ fn keep_to(error_bytes: &mut usize, replies: &mut Vec<Vec<u8>>) {
 /// Makes room for a frame of so many bytes, or for `usual` bytes where nothing of it has come. For
 /// a long one there is never more than has come already: its head alone is worth nothing.
 fn make_room(input: &mut Vec<u8>, bytes: usize, usual: usize) {
-    debug_assert!(bytes <= FRAME_BYTES_MAX, "longer frames are turned away");
+    debug_assert!(bytes <= FRAME_BYTES_MAX, "longer frames are refused");
     if input.is_empty() {
         if input.capacity() != usual {
             *input = Vec::with_capacity(usual);
@@ -151,7 +151,7 @@ impl<N: Network> Connection<N> {
         worker.counters.open(Transport::Ws).rise();
         let now = worker.now();
         let ping_s = worker.with_options(|it| u64::from(it.ping_interval_s));
-        let mut deadlines = Deadlines::until(now.plus_s(2 * ping_s), Closed::IdleTimeout);
+        let mut deadlines = Deadlines::until(now.plus_s(2 * ping_s), CloseReason::IdleTimeout);
         deadlines.ping = now.plus_s(ping_s);
         self.with_deadlines(|it| *it = deadlines);
     }
@@ -182,7 +182,7 @@ impl<N: Network> Connection<N> {
                     done += bytes;
                     alive |= !matches!(event, FrameEvent::Fragment);
                     match self.take_event(now, event) {
-                        Ok(true) => break Then::Close(Closed::ByClient),
+                        Ok(true) => break Then::Close(CloseReason::ByClient),
                         Ok(false) => fragments.forget(),
                         Err(reason) => {
                             self.enqueue_last(Some(POLICY), reason);
@@ -193,8 +193,8 @@ impl<N: Network> Connection<N> {
                 Err(bad) => {
                     let outcome = Outcome::Rejected(Rejected::BadFrame);
                     self.count(Transport::Ws, self.web_family(), outcome);
-                    self.enqueue_last(Some(bad.status()), Closed::BadFrame);
-                    break Then::Close(Closed::BadFrame);
+                    self.enqueue_last(Some(bad.status()), CloseReason::BadFrame);
+                    break Then::Close(CloseReason::BadFrame);
                 }
             }
         };
@@ -209,8 +209,8 @@ impl<N: Network> Connection<N> {
     /// Says whether the client closes.
     ///
     /// # Errors
-    /// [`Closed::Limited`] if the source is over its limit.
-    fn take_event(&self, now: Now, event: FrameEvent<'_>) -> Result<bool, Closed> {
+    /// [`CloseReason::Limited`] if the source is over its limit.
+    fn take_event(&self, now: Now, event: FrameEvent<'_>) -> Result<bool, CloseReason> {
         let eighths = match event {
             FrameEvent::Message(message) => self.take_message(now, message),
             FrameEvent::Ping(payload) => {
@@ -219,7 +219,7 @@ impl<N: Network> Connection<N> {
             }
             FrameEvent::Pong | FrameEvent::Fragment => FRAME_EIGHTHS,
             FrameEvent::Close(status) => {
-                self.enqueue_last(status, Closed::ByClient);
+                self.enqueue_last(status, CloseReason::ByClient);
                 return Ok(true);
             }
         };
@@ -276,13 +276,13 @@ impl<N: Network> Connection<N> {
             let mut web = self.web.borrow_mut();
             let Some(Web { session: Some(session), queue, writing_bytes, .. }) = web.as_deref_mut()
             else {
-                self.worker.counters.mail_lost(MailLost::ReceiverGone).add(1);
+                self.worker.counters.mail_lost(DeliveryFailure::ReceiverGone).add(1);
                 return;
             };
             if queue.len() + *writing_bytes + mail.bytes() > QUEUE_BYTES_MAX / 2
                 || !self.worker.has_memory(mail.bytes())
             {
-                self.worker.counters.mail_lost(MailLost::QueueFull).add(1);
+                self.worker.counters.mail_lost(DeliveryFailure::QueueFull).add(1);
                 return;
             }
             let mut front_ends = self.worker.front_ends.borrow_mut();
@@ -312,7 +312,7 @@ impl<N: Network> Connection<N> {
     }
 
     /// Tells the client that the socket closes, and why.
-    pub(super) fn close_with(self: &Rc<Self>, status: u16, reason: Closed) {
+    pub(super) fn close_with(self: &Rc<Self>, status: u16, reason: CloseReason) {
         self.enqueue_last(Some(status), reason);
         self.start_writing();
     }
@@ -329,7 +329,7 @@ impl<N: Network> Connection<N> {
     }
 
     /// Queues a close.
-    fn enqueue_last(&self, status: Option<u16>, reason: Closed) {
+    fn enqueue_last(&self, status: Option<u16>, reason: CloseReason) {
         self.decide_ending(reason);
         self.enqueue(size_of::<u16>(), |queue| frames::write_close(queue, status));
         if let Some(web) = self.web.borrow_mut().as_deref_mut() {
@@ -350,7 +350,7 @@ impl<N: Network> Connection<N> {
         } else {
             web.is_closing = true;
             web.queue = Vec::new();
-            self.end(Closed::SendQueueFull);
+            self.end(CloseReason::SendQueueFull);
         }
         // If it is closed for that, that is done already.
         let _ = self.hold(BufferKind::Queue, web.queue.capacity());
@@ -369,7 +369,7 @@ impl<N: Network> Connection<N> {
     }
 
     /// Notes what it holds between two reads.
-    fn hold_session(&self, fragments: &Fragments) -> Result<(), Closed> {
+    fn hold_session(&self, fragments: &Fragments) -> Result<(), CloseReason> {
         self.hold(BufferKind::Message, fragments.capacity())?;
         let of_web = |it: &Web| it.session.as_ref().map_or(0, SocketSession::held_bytes);
         let session_bytes = self.web.borrow().as_deref().map_or(0, of_web);
