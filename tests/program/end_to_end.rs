@@ -165,6 +165,7 @@ fn metrics_are_well_formed_and_bounded() {
     eventually("all series are there", || skep.metrics().text.contains("skep_worker_busy_ratio{"));
     let metrics = skep.metrics();
     assert!(metrics.series() <= 500, "{}", metrics.series());
+    assert!(metrics.value("skep_memory_resident_bytes") > 1_048_576.0, "{}", metrics.text);
     for name in ["skep_build_info", "process_cpu_seconds_total", "process_resident_memory_bytes"] {
         assert!(metrics.text.contains(name), "{name}");
     }

@@ -17,7 +17,6 @@ use crate::server::context::AppContext;
 use crate::server::control::admin_connections::AdminConnections;
 use crate::server::control::kernel_filter::KernelFilter;
 use crate::server::log::OPERATOR;
-use crate::server::metrics::series::Reading;
 use crate::server::metrics::sources::Sources;
 use crate::server::metrics::{Metrics, statistics};
 use crate::server::snapshots::{STALLED_AGAIN_MIN, STALLED_MAX, has_ended};
@@ -27,7 +26,7 @@ use crate::tracker::{Listing, SourceAnomaly};
 /// Nanoseconds without a turn after which a worker counts as stuck. It waits 50 ms at most.
 const HEARTBEAT_NS_MAX: u64 = 5_000_000_000;
 
-/// Seconds between two warnings that clients' addresses do not reach us.
+/// Seconds between two warnings of hidden client addresses.
 const ODDITY_EVERY_S: u64 = 600;
 
 /// What the admin pages show.
@@ -38,13 +37,13 @@ pub(crate) struct ProcessState {
     metrics: Mutex<Metrics>,
     pub(crate) started: AtomicBool,
     pub(crate) stopping: AtomicBool,
-    /// By the API, or by a signal that came before anybody could obey it.
+    /// By the API, or by a signal that came before it could be handled.
     pub(crate) asked_to_stop: Notify,
-    /// When it was last said that clients' addresses do not reach us.
+    /// When the log last had a warning of hidden client addresses.
     warned_of_sources: Mutex<Option<Now>>,
     kernel_filter: Mutex<KernelFilter>,
-    /// Datagrams that the kernel had dropped when it was last said.
-    drops_told: AtomicU64,
+    /// Datagrams that the kernel had dropped a second ago.
+    drops_before: AtomicU64,
     board: Arc<StatsHub>,
     /// Those at the admin listener.
     pub(crate) seats: Arc<AdminConnections>,
@@ -66,21 +65,19 @@ impl ProcessState {
             asked_to_stop: Notify::new(),
             warned_of_sources: Mutex::new(None),
             kernel_filter: Mutex::new(KernelFilter::new()),
-            drops_told: AtomicU64::new(0),
+            drops_before: AtomicU64::new(0),
         }
     }
 
-    /// Writes the public statistics anew, if they are public.
+    /// Renews the public statistics pages, if there are any.
     pub(crate) fn renew_pages(&self) {
-        let reading = self.lock_metrics().read(self.now());
-        self.renew_pages_from(&reading);
+        if self.has_public_stats() {
+            self.context.pages.store(Arc::new(Pages::of(&self.stats())));
+        }
     }
 
-    fn renew_pages_from(&self, reading: &Reading) {
-        if self.context.options.load().http.public_stats {
-            let stats = statistics::stats_of(reading, self.clients());
-            self.context.pages.store(Arc::new(Pages::of(&stats)));
-        }
+    fn has_public_stats(&self) -> bool {
+        self.context.options.load().http.public_stats
     }
 
     /// Client name, version, peers: an estimate.
@@ -115,18 +112,24 @@ impl ProcessState {
         let denied = self.deny_offenders(&mut metrics.sources, now);
         let reading = metrics.read(now);
         self.warn_of_drops(reading.sum("skep_udp_socket_drops_total", &[]), denied);
-        self.renew_pages_from(&reading);
+        // An estimate has its cost: made once, and only where it is shown.
+        let is_public = self.has_public_stats();
+        let is_shown = is_public || self.board.viewers() > 0;
+        let clients = if is_shown { self.clients() } else { Vec::new() };
+        if is_public {
+            let stats = statistics::stats_of(&reading, clients.clone());
+            self.context.pages.store(Arc::new(Pages::of(&stats)));
+        }
         let state = self.ready().err().unwrap_or_else(|| "serving".into());
-        let clients = if self.board.viewers() > 0 { self.clients() } else { Vec::new() };
         metrics.show(reading, state, clients);
     }
 
-    /// Tells everyone who has the statistics page open that there will be no more figures.
+    /// Ends the open statistics pages: there are no more figures.
     pub(crate) fn close_board(&self) {
         self.board.close();
     }
 
-    /// Waits until the API, or a signal that came too early, says to end.
+    /// Waits for a stop that the API, or a signal during the start, has requested.
     pub(crate) async fn is_asked_to_stop(&self) {
         self.asked_to_stop.notified().await;
     }
@@ -136,12 +139,12 @@ impl ProcessState {
         self.now().plus_s(time.as_secs())
     }
 
-    /// Writes down what passkeys were used for. What goes wrong is in the log, and kept.
+    /// Saves the totals of passkeys. What cannot be saved is logged, and kept for the next time.
     pub(crate) fn flush(&self) {
         let _ = self.write_down();
     }
 
-    /// Writes down all there is, for the last time. Blocks, but for no disk that hangs.
+    /// Saves everything for the last time. Blocks, but not on a disk that hangs.
     pub(crate) fn write_last(self: &Arc<Self>) {
         let (state, begun) = (self.clone(), self.now());
         let flushing = std::thread::Builder::new().name("flush".into());
@@ -169,16 +172,16 @@ impl ProcessState {
 
     /// Warns of datagrams that the kernel has dropped since the last time.
     fn warn_of_drops(&self, drops: u64, denied: usize) {
-        let before = self.drops_told.swap(drops, Ordering::Relaxed);
-        // The kernel counts what it was told to drop among what it had to.
+        let before = self.drops_before.swap(drops, Ordering::Relaxed);
+        // The kernel counts what its filter drops among what did not fit.
         if drops > before && denied == 0 {
             let remedy = "more workers or cores, or a larger udp.receive_buffer";
             warn!(drops = drops - before, remedy, "datagrams dropped: receive queue full");
         }
     }
 
-    /// Denies the worst offenders in the kernel, if that is asked for; says how many are denied, or
-    /// were until now.
+    /// Denies the worst offenders in the kernel, if that is configured. Returns how many are
+    /// denied, or were until now.
     fn deny_offenders(&self, sources: &mut Sources, now: Now) -> usize {
         let limits = self.context.options.load().limits.clone();
         let rate = limits.kernel_deny_rate;
@@ -192,7 +195,7 @@ impl ProcessState {
         kernel_filter.denied().max(before)
     }
 
-    /// Says now and then that clients' addresses do not reach us.
+    /// Warns of hidden client addresses, every ten minutes at most.
     fn warn_of(&self, anomaly: Option<SourceAnomaly>, now: Now) {
         let Some(anomaly) = anomaly else { return };
         let mut warned = self.warned_of_sources.lock().unwrap_or_else(PoisonError::into_inner);
@@ -219,9 +222,7 @@ impl ProcessState {
 
 impl Process for ProcessState {
     fn metrics(&self) -> String {
-        let mut metrics = self.lock_metrics();
-        metrics.read(self.now());
-        metrics.render()
+        self.lock_metrics().render(self.now())
     }
 
     fn live(&self) -> Result<(), String> {

@@ -13,9 +13,6 @@ pub(super) struct Exporter {
     recorder: PrometheusRecorder,
     handle: PrometheusHandle,
     process: metrics_process::Collector,
-    /// Histograms as text. The library's own keep every sample until upkeep; the workers have
-    /// sorted theirs into buckets already.
-    histograms: String,
 }
 
 impl Exporter {
@@ -34,11 +31,22 @@ impl Exporter {
                 }
             }
         });
-        Self { recorder, handle, process, histograms: String::new() }
+        Self { recorder, handle, process }
     }
 
-    /// Brings every series up to date.
-    pub(super) fn update(&mut self, reading: &Reading) {
+    /// A reading as text, the process's own figures beside it, in the same order each time.
+    pub(super) fn render(&self, reading: &Reading) -> String {
+        self.update(reading);
+        let mut text = ordered(&self.handle.render());
+        // The library's own histograms keep every sample until upkeep; the workers have sorted
+        // theirs into buckets already.
+        for (series, durations) in &reading.durations {
+            write_histogram(&mut text, series, durations);
+        }
+        text
+    }
+
+    fn update(&self, reading: &Reading) {
         metrics::with_local_recorder(&self.recorder, || {
             for value in &reading.values {
                 let labels: Vec<_> = value.labels().map(|it| Label::new(it.0, it.1)).collect();
@@ -52,20 +60,6 @@ impl Exporter {
             }
             self.process.collect();
         });
-        self.histograms.clear();
-        for (series, durations) in &reading.durations {
-            write_histogram(&mut self.histograms, series, durations);
-        }
-    }
-
-    /// The library's own upkeep, due now and then.
-    pub(super) fn keep_up(&self) {
-        self.handle.run_upkeep();
-    }
-
-    /// All series as text, in the same order each time.
-    pub(super) fn render(&self) -> String {
-        ordered(&self.handle.render()) + &self.histograms
     }
 }
 
@@ -109,11 +103,11 @@ mod tests {
     use crate::time::Now;
     use crate::types::{Action, Answered, Dropped, Family};
 
-    fn exporter(sources: &Sources) -> Exporter {
-        let mut exporter = Exporter::new();
-        exporter.update(&Reading::of(SERIES, sources));
-        exporter.update(&Reading::of(SERIES, sources));
-        exporter
+    /// What the second scrape of these gets.
+    fn scraped(sources: &Sources) -> String {
+        let exporter = Exporter::new();
+        exporter.render(&Reading::of(SERIES, sources));
+        exporter.render(&Reading::of(SERIES, sources))
     }
 
     fn value(text: &str, series: &str) -> f64 {
@@ -133,7 +127,7 @@ mod tests {
             worker.handling.record(2000);
         }
         sources.totals = StoreTotals { torrents: 7, completed: 2, ..StoreTotals::default() };
-        let text = exporter(&sources).render();
+        let text = scraped(&sources);
         let udp6 = "transport=\"udp\",family=\"ipv6\"";
         assert_eq!(value(&text, &format!("skep_requests_total{{{udp6}}}")), 12.0);
         let announces = format!("skep_responses_total{{{udp6},action=\"announce\"}}");
@@ -160,11 +154,11 @@ mod tests {
             text.lines().map(|it| it.rsplit_once(' ').map_or("", |it| it.0).to_owned()).collect()
         };
         let sources = Sources::of_a_test(3, 0, Vec::new());
-        let first = exporter(&sources);
-        let text = first.render();
+        let first = Exporter::new();
+        let text = first.render(&Reading::of(SERIES, &sources));
         // Hash maps of two exporters are not of the same order, nor those of two renderings.
-        assert_eq!(names(&text), names(&exporter(&sources).render()));
-        assert_eq!(names(&text), names(&first.render()));
+        assert_eq!(names(&text), names(&scraped(&sources)));
+        assert_eq!(names(&text), names(&first.render(&Reading::of(SERIES, &sources))));
         let types = |it: &str| {
             let types = it.lines().filter_map(|it| it.strip_prefix("# TYPE "));
             types.map(str::to_owned).collect::<Vec<_>>()
@@ -191,7 +185,7 @@ mod tests {
         for second in 1..=2 {
             sources.tick(Now::from_s(second));
         }
-        let text = exporter(&sources).render();
+        let text = scraped(&sources);
         let series = text.lines().filter(|it| !it.starts_with('#') && !it.is_empty()).count();
         assert!((200..=500).contains(&series), "{series}");
     }

@@ -1,5 +1,5 @@
-//! What is counted, as others read it. One table has every series: Prometheus, the statistics pages
-//! and `docs/metrics.md` come from it.
+//! Metrics. One table has every series: Prometheus, the statistics pages and `docs/metrics.md` come
+//! from it.
 //!
 //! ```text
 //! workers' blocks, store, … ─▶ Sources ─▶ table ─▶ Reading ─┬▶ exporter    Prometheus
@@ -33,28 +33,26 @@ impl Metrics {
         Self { sources, exporter: Exporter::new(), statistics: Statistics::default() }
     }
 
-    /// All series at this moment. [`Metrics::render`] writes them from now on.
+    /// All series at this moment.
     pub(crate) fn read(&mut self, now: Now) -> Reading {
-        self.sources.look(now);
-        let reading = Reading::of(table::SERIES, &self.sources);
-        self.exporter.update(&reading);
-        reading
+        self.sources.measure(now);
+        Reading::of(table::SERIES, &self.sources)
     }
 
-    /// The latest reading as Prometheus scrapes it.
-    pub(crate) fn render(&self) -> String {
-        self.exporter.render()
+    /// All series at this moment, as Prometheus scrapes them.
+    pub(crate) fn render(&mut self, now: Now) -> String {
+        let reading = self.read(now);
+        self.exporter.render(&reading)
     }
 
     /// Once a second: what only makes sense over a stretch of time. Returns how many seconds have
     /// passed since, and the busy ratio of the busiest worker in them.
     pub(crate) fn tick(&mut self, now: Now) -> Option<(f64, f64)> {
-        self.exporter.keep_up();
         self.sources.tick(now)
     }
 
-    /// Puts a reading up on the statistics page, once a second, with what the process is doing and
-    /// the clients that are known: name, version, peers.
+    /// Publishes a reading on the statistics page, once a second, with the state of the process
+    /// and the known clients: name, version, peers.
     pub(crate) fn show(
         &mut self,
         reading: Reading,

@@ -82,12 +82,12 @@ impl Sources {
         }
     }
 
-    /// Looks at what is read as a whole: the moment, the store's sums, the sockets.
-    pub(super) fn look(&mut self, now: Now) {
+    /// Measures what is read as a whole: the moment, the store's sums, the sockets.
+    pub(super) fn measure(&mut self, now: Now) {
         self.now = now;
         self.totals = self.context.store.totals();
         self.usage = self.context.store.usage();
-        self.sockets.iter_mut().for_each(WorkerSockets::look);
+        self.sockets.iter_mut().for_each(WorkerSockets::measure);
     }
 
     /// Measures how busy the workers were since the last time. Returns those seconds, and the busy
@@ -210,7 +210,7 @@ impl WorkerSockets {
         all
     }
 
-    fn look(&mut self) {
+    fn measure(&mut self) {
         (self.queue_bytes, self.buffer_bytes) = (0, 0);
         for (socket, drops_seen) in &mut self.sockets {
             let Ok(memory) = memory_of(&*socket) else { continue };
@@ -305,11 +305,11 @@ mod tests {
         let socket = socket.try_clone().unwrap();
         let mut groups =
             WorkerSockets::of(vec![WatchedSocket { worker: 0, family: Family::V4, socket }]);
-        groups[0].look();
+        groups[0].measure();
         assert_eq!(groups[0].drops, 0);
         let before = dropped();
         overflow();
-        groups[0].look();
+        groups[0].measure();
         assert_eq!(groups[0].drops, u64::from(dropped() - before));
         assert!(groups[0].queue_bytes > 0 && groups[0].buffer_bytes > 0);
     }

@@ -383,7 +383,7 @@ mod tests {
             Reading::of(SERIES, sources).values.iter().map(of).collect()
         };
         let first = names(&sources);
-        sources.look(sources.now.plus_s(1));
+        sources.measure(sources.now.plus_s(1));
         sources.tick(sources.now);
         assert_eq!(names(&sources), first);
         let distinct: std::collections::BTreeSet<_> = first.iter().collect();
