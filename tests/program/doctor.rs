@@ -192,7 +192,7 @@ fn a_running_tracker_is_asked() {
     let (found, _) = findings(&mut doctor(&state, &["--json", "--admin", &admin]));
     let json = finding(&found, "addresses.scope");
     assert_eq!(json["severity"], "info", "{json}");
-    assert!(json["fact"].as_str().unwrap().contains("no skep answers"), "{json}");
+    assert!(json["fact"].as_str().unwrap().contains("no skep responds"), "{json}");
 }
 
 #[test]

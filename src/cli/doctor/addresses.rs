@@ -114,7 +114,7 @@ fn scope(it: &HostReport) -> Finding {
         Ok(metrics) => metrics,
         Err(error) => {
             return SCOPE
-                .info(format!("not known: no skep answers at {admin} ({error})"))
+                .info(format!("unknown: no skep responds at {admin} ({error})"))
                 .remedied("run `skep doctor` again, with the same settings, while skep serves");
         }
     };

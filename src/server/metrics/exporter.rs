@@ -54,7 +54,7 @@ impl Exporter {
                 match value.series.read {
                     SeriesReader::Counter(_) => counter!(name, labels).absolute(number.whole()),
                     SeriesReader::Gauge(_) | SeriesReader::Histogram(_) => {
-                        gauge!(name, labels).set(number.real())
+                        gauge!(name, labels).set(number.real());
                     }
                 }
             }

@@ -683,7 +683,7 @@ mod tests {
         let (_offer, _heard) = offer(&path, 1);
         let strangers = [descriptors::own_user() + 1];
         let text = Predecessor::ask(&path, &strangers).err().unwrap().to_string();
-        let user = format!("it is user {}'s", descriptors::own_user());
+        let user = format!("it belongs to user {},", descriptors::own_user());
         assert!(text.contains(&user) && text.contains("remedy: name another"), "{text}");
         assert!(Predecessor::ask(&path, &us()).is_ok());
         assert_eq!(trusted_users(""), us());
