@@ -114,7 +114,7 @@ fn scope(it: &HostReport) -> Finding {
         Ok(metrics) => metrics,
         Err(error) => {
             return SCOPE
-                .info(format!("unknown: no skep responds at {admin} ({error})"))
+                .info(format!("no skep responds at {admin} ({error})"))
                 .remedied("run `skep doctor` again, with the same settings, while skep serves");
         }
     };
@@ -124,7 +124,7 @@ fn scope(it: &HostReport) -> Finding {
         value.trim().parse::<f64>().ok().filter(|it| it.is_finite())
     };
     let (Some(one), Some(unroutable)) = (ratio("one_address"), ratio("unroutable")) else {
-        return SCOPE.info(format!("unknown: what responds at {admin} has no such metric"));
+        return SCOPE.info(format!("what responds at {admin} has no such metric"));
     };
     let remedy = "let clients' addresses through: the host's network instead of a bridge, \
                   externalTrafficPolicy: Local, or http.trusted_proxies for the reverse proxy in \
