@@ -14,10 +14,11 @@
 //!
 //! The page needs no script and nothing from elsewhere: [`HTML_POLICY`] forbids both.
 
+use std::borrow::Cow;
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 
+use askama::Template;
 use serde::Serialize;
 
 use crate::types::PeerKind;
@@ -59,9 +60,10 @@ const CLIENT_ROWS_MAX: usize = 40;
 impl Pages {
     /// Writes both pages.
     pub fn of(stats: &Stats) -> Self {
-        // A string always takes what is written to it, and the keys are strings.
+        // Neither fails: keys and values are strings and numbers.
         let json = serde_json::to_string(&Json::of(stats)).unwrap_or_default();
-        Self { html: html(stats), json }
+        let html = StatsPage::of(stats).render().unwrap_or_default();
+        Self { html, json }
     }
 }
 
@@ -118,86 +120,75 @@ impl Stats {
 }
 
 /// The page for people.
-fn html(stats: &Stats) -> String {
-    let mut page = String::with_capacity(8 * 1024);
-    page += HEAD;
-    figures(&mut page, stats);
-    page += "<section aria-labelledby=\"by-kind\"><h2 id=\"by-kind\">Peers</h2>";
-    peers_table(&mut page, stats);
-    page += "</section>\n<section aria-labelledby=\"by-client\"><h2 id=\"by-client\">Clients</h2>";
-    clients_table(&mut page, stats);
-    page += "</section>\n";
-    page += FOOT;
-    page
+#[derive(Template)]
+#[template(path = "frontend/stats.html")]
+struct StatsPage<'a> {
+    /// The figures that most people come for.
+    figures: [(&'static str, String); 6],
+    /// Seeders, leechers and their sum, by how peers are reached.
+    kinds: [(&'static str, [String; 3]); PeerKind::ALL.len()],
+    clients: Vec<ClientRow<'a>>,
 }
 
-/// The figures that most people come for.
-fn figures(page: &mut String, stats: &Stats) {
-    *page += "<dl class=\"figures\">";
-    for (name, count) in [
-        ("Peers", stats.peers()),
-        ("Seeders", stats.seeders.iter().sum()),
-        ("Leechers", stats.leechers.iter().sum()),
-        ("Torrents", stats.torrents),
-        ("Active torrents", stats.active_torrents),
-        ("Downloads completed", stats.completed),
-    ] {
-        let _ = write!(page, "<div><dt>{name}</dt><dd>{}</dd></div>", grouped(count));
-    }
-    *page += "</dl>\n";
+/// A version of a client.
+struct ClientRow<'a> {
+    name: &'a str,
+    version: Cow<'a, str>,
+    peers: String,
+    share: String,
 }
 
-fn peers_table(page: &mut String, stats: &Stats) {
-    *page += "<table><thead><tr><th scope=\"col\">Reached by</th>\
-        <th scope=\"col\" class=\"n\">Seeders</th><th scope=\"col\" class=\"n\">Leechers</th>\
-        <th scope=\"col\" class=\"n\">Peers</th></tr></thead><tbody>";
-    for (kind, name) in [(PeerKind::V4, "IPv4"), (PeerKind::V6, "IPv6"), (PeerKind::Web, "WebRTC")]
-    {
-        let at = kind as usize;
-        let [seeders, leechers, all] =
-            [stats.seeders[at], stats.leechers[at], stats.peers_of(kind)].map(grouped);
-        let _ = write!(
-            page,
-            "<tr><th scope=\"row\">{name}</th><td class=\"n\">{seeders}</td>\
-             <td class=\"n\">{leechers}</td><td class=\"n\">{all}</td></tr>"
-        );
+impl<'a> StatsPage<'a> {
+    fn of(stats: &'a Stats) -> Self {
+        let figures = [
+            ("Peers", stats.peers()),
+            ("Seeders", stats.seeders.iter().sum()),
+            ("Leechers", stats.leechers.iter().sum()),
+            ("Torrents", stats.torrents),
+            ("Active torrents", stats.active_torrents),
+            ("Downloads completed", stats.completed),
+        ];
+        let of_kind = |(kind, name): (PeerKind, _)| {
+            let at = kind as usize;
+            (name, [stats.seeders[at], stats.leechers[at], stats.peers_of(kind)].map(grouped))
+        };
+        let kinds = [(PeerKind::V4, "IPv4"), (PeerKind::V6, "IPv6"), (PeerKind::Web, "WebRTC")];
+        Self {
+            figures: figures.map(|(name, count)| (name, grouped(count))),
+            kinds: kinds.map(of_kind),
+            clients: client_rows(stats),
+        }
     }
-    *page += "</tbody></table>";
 }
 
-fn clients_table(page: &mut String, stats: &Stats) {
-    if stats.clients.is_empty() {
-        *page += "<p>No client has announced yet.</p>";
-        return;
-    }
-    *page += "<p>Estimated from the announces of the last interval.</p>\
-        <table><thead><tr><th scope=\"col\">Client</th><th scope=\"col\">Version</th>\
-        <th scope=\"col\" class=\"n\">Peers</th><th scope=\"col\" class=\"n\">Share</th></tr>\
-        </thead><tbody>";
+/// The rows of clients, those with the most peers first.
+fn client_rows(stats: &Stats) -> Vec<ClientRow<'_>> {
+    let all = stats.peers();
     let mut clients: Vec<_> = stats.clients.iter().collect();
     clients.sort_by_key(|(name, version, peers)| (Reverse(*peers), name, version));
-    let all = stats.peers();
     let (shown, rest) = clients.split_at(clients.len().min(CLIENT_ROWS_MAX));
-    for (name, version, peers) in shown {
-        client_row(page, &escaped(name), &escaped(version), *peers, all);
-    }
+    let row = |name, version, peers: u64| ClientRow {
+        name,
+        version,
+        peers: grouped(peers),
+        share: percent(peers, all),
+    };
+    let mut rows: Vec<_> = shown
+        .iter()
+        .map(|(name, version, peers)| row(name.as_str(), version.as_str().into(), *peers))
+        .collect();
     if !rest.is_empty() {
-        let peers = rest.iter().map(|it| it.2).sum();
+        let peers = rest.iter().map(|client| client.2).sum();
         let versions = format!("{} more versions", grouped(rest.len() as u64));
-        client_row(page, "All others", &versions, peers, all);
+        rows.push(row("All others", versions.into(), peers));
     }
-    *page += "</tbody></table>";
+    rows
 }
 
-fn client_row(page: &mut String, name: &str, version: &str, peers: u64, all: u64) {
+/// A share of all peers, in percent with one decimal.
+fn percent(peers: u64, all: u64) -> String {
     let per_mille = u128::from(peers) * 1000 / u128::from(all.max(1));
-    let (percent, tenth) = (per_mille / 10, per_mille % 10);
-    let _ = write!(
-        page,
-        "<tr><th scope=\"row\">{name}</th><td>{version}</td><td class=\"n\">{}</td>\
-         <td class=\"n\">{percent}.{tenth} %</td></tr>",
-        grouped(peers)
-    );
+    format!("{}.{} %", per_mille / 10, per_mille % 10)
 }
 
 /// A number with commas between thousands.
@@ -212,69 +203,6 @@ pub(crate) fn grouped(number: u64) -> String {
     }
     text
 }
-
-/// Text as HTML shows it, in elements and attributes alike.
-pub(crate) fn escaped(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for character in text.chars() {
-        match character {
-            '&' => out += "&amp;",
-            '<' => out += "&lt;",
-            '>' => out += "&gt;",
-            '"' => out += "&quot;",
-            '\'' => out += "&#39;",
-            it => out.push(it),
-        }
-    }
-    out
-}
-
-/// All that stands before the figures.
-const HEAD: &str = r#"<!doctype html>
-<html lang="en"><head><meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>Tracker statistics</title>
-<style>
-:root{color-scheme:light dark;--page:#faf8f3;--card:#fff;--text:#25211a;--soft:#655d4e;
---line:#e4ddcf;--accent:#8a5a00}
-@media (prefers-color-scheme:dark){:root{--page:#17150f;--card:#211e17;--text:#efeadf;
---soft:#b5ab98;--line:#39342a;--accent:#f0b94a}}
-*{box-sizing:border-box}
-body{margin:0;background:var(--page);color:var(--text);
-font:1rem/1.5 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
-header,main,footer{max-width:60rem;margin:0 auto;padding:0 1.25rem}
-h1{margin:2rem 0 .25rem;font-size:1.75rem;line-height:1.2}
-h2{margin:2.25rem 0 .75rem;font-size:1.2rem}
-p,footer{color:var(--soft)}
-p{margin:.25rem 0 1rem}
-footer{padding-top:2rem;padding-bottom:2rem;font-size:.9rem}
-a{color:var(--accent)}
-.figures{display:grid;grid-template-columns:repeat(2,1fr);gap:.75rem;
-margin:1.5rem 0 0}
-.figures div{padding:.8rem 1rem;background:var(--card);border:1px solid var(--line);
-border-radius:.6rem}
-dt{color:var(--soft);font-size:.9rem}
-dd{margin:0;font-size:1.5rem;font-weight:650;font-variant-numeric:tabular-nums;
-overflow-wrap:anywhere}
-section{overflow-x:auto}
-table{width:100%;border-collapse:collapse;background:var(--card);
-border:1px solid var(--line);border-radius:.6rem}
-th,td{padding:.5rem 1rem;text-align:left;border-top:1px solid var(--line)}
-thead th{border-top:0;color:var(--soft);font-weight:500;font-size:.9rem}
-tbody th{font-weight:600}
-@media (min-width:42rem){.figures{grid-template-columns:repeat(3,1fr)}}
-@media (max-width:30rem){th,td{padding:.5rem .6rem}dd{font-size:1.25rem}}
-.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
-</style></head><body>
-<header><h1>Tracker statistics</h1>
-<p>Peers are counted once for each torrent they are in.</p></header>
-<main>
-"#;
-
-/// All that stands behind the tables.
-const FOOT: &str = "</main>\n<footer>The same for programs: <a href=\"/stats.json\">/stats.json\
-    </a>. Served by skep.</footer>\n</body></html>\n";
 
 #[cfg(test)]
 mod tests {
@@ -331,7 +259,7 @@ mod tests {
             "IPv4</th><td class=\"n\">100</td><td class=\"n\">4,000</td><td class=\"n\">4,100</td>",
             "WebRTC</th><td class=\"n\">3</td><td class=\"n\">60</td><td class=\"n\">63</td>",
             "qBittorrent</th><td>5.0.1</td><td class=\"n\">4,000</td><td class=\"n\">85.4 %</td>",
-            "&lt;b&gt;&quot;&#39;&amp;</th><td>&lt;script&gt;</td><td class=\"n\">1</td>",
+            "&#60;b&#62;&#34;&#39;&#38;</th><td>&#60;script&#62;</td><td class=\"n\">1</td>",
         ];
         for row in rows {
             assert!(page.contains(row), "no {row} in\n{page}");

@@ -4,10 +4,10 @@
 //! elsewhere, and the policy that comes with it allows nothing else: the one style sheet and the
 //! one script by their hashes, and a connection to where the page comes from.
 
-use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::sync::OnceLock;
 
+use askama::Template;
 use axum::extract::rejection::ExtensionRejection;
 use axum::extract::{ConnectInfo, Request, State};
 use axum::http::header;
@@ -18,16 +18,16 @@ use sha2::{Digest as _, Sha256};
 
 use super::board::VERSION;
 use super::sample::Sample;
-use super::tables::{self, Column, LAYOUTS, Layout, Rows};
+use super::tables::{self, Figure, LAYOUTS, Layout, Rows};
 use crate::admin::access::RequestSender;
 use crate::admin::{Admin, NOT_KEPT, Process};
-use crate::frontend::stats::escaped;
 
-/// The page, with `{{…}}` where something is filled in.
+/// The template, for the hashes of its style sheet and script.
 const PAGE: &str = include_str!("page.html");
 
 /// Said in place of the largest torrents to those who may not see them.
-const NO_TORRENTS: &str = "Shown to those whom the API serves: from this host, or with the token.";
+const NO_TORRENTS: &str =
+    "Shown only to requests that the API accepts: from this host, or with the token.";
 
 /// Serves the page.
 pub(in crate::admin) async fn page<P: Process>(
@@ -73,71 +73,26 @@ fn inside<'a>(page: &'a str, tag: &str) -> &'a str {
     begin.zip(end).and_then(|(begin, end)| page.get(begin..end)).unwrap_or_default()
 }
 
-/// The page with its figures; without `top`, one that says who may see the largest torrents.
+/// The page. Its style sheet and its script are the same for every request.
+#[derive(Template)]
+#[template(path = "admin/live/page.html")]
+struct LivePage {
+    version: &'static str,
+    figures: Vec<Figure>,
+    /// Each table with its rows; none for the largest torrents if the client may not see them.
+    tables: Vec<(&'static Layout, Option<Rows>)>,
+}
+
+/// The page with its figures; without `top`, one that names who may see the largest torrents.
 fn html(sample: &Sample, top: Option<Rows>) -> String {
-    let mut figures = String::new();
-    for it in tables::figures(sample) {
-        let (id, name, value) = (it.id, it.name, escaped(&it.value));
-        let _ = write!(figures, "<div><dt>{name}</dt><dd id=\"figure-{id}\">{value}</dd></div>");
-    }
-    let mut of = tables::tables(sample);
-    let mut all = String::new();
-    for layout in &LAYOUTS {
-        let rows = match layout.id {
-            "top" => top.clone(),
-            id => of.remove(id),
-        };
-        section(&mut all, layout, rows.as_deref());
-    }
-    let page = PAGE.replacen("{{version}}", VERSION, 1);
-    page.replacen("{{figures}}", &figures, 1).replacen("{{tables}}", &all, 1)
-}
-
-fn section(page: &mut String, layout: &Layout, rows: Option<&[Vec<String>]>) {
-    let Layout { id, title, note, columns, empty } = layout;
-    let _ = write!(page, "\n<section id=\"{id}\" aria-labelledby=\"{id}-title\">");
-    let _ = write!(page, "<h2 id=\"{id}-title\">{title}</h2>");
-    let note = if rows.is_some() { note } else { NO_TORRENTS };
-    if !note.is_empty() {
-        let _ = write!(page, "<p>{note}</p>");
-    }
-    if let Some(rows) = rows {
-        let class = if columns.len() == 2 { " class=\"pairs\"" } else { "" };
-        let _ = write!(page, "<table{class} aria-labelledby=\"{id}-title\"><thead><tr>");
-        for column in *columns {
-            let (class, name) = class_and_name(column);
-            let _ = write!(page, "<th scope=\"col\"{class}>{name}</th>");
-        }
-        let _ = write!(page, "</tr></thead><tbody data-empty=\"{empty}\">");
-        for row in rows {
-            cells(page, columns, row);
-        }
-        if rows.is_empty() {
-            let _ = write!(page, "<tr><td colspan=\"{}\">{empty}</td></tr>", columns.len());
-        }
-        *page += "</tbody></table>";
-    }
-    *page += "</section>";
-}
-
-fn cells(page: &mut String, columns: &[Column], row: &[String]) {
-    *page += "<tr>";
-    for (at, (column, text)) in columns.iter().zip(row).enumerate() {
-        let (class, _) = class_and_name(column);
-        let text = escaped(text);
-        let _ = match at {
-            0 => write!(page, "<th scope=\"row\"{class}>{text}</th>"),
-            _ => write!(page, "<td{class}>{text}</td>"),
-        };
-    }
-    *page += "</tr>";
-}
-
-fn class_and_name(column: &Column) -> (&'static str, &'static str) {
-    match column {
-        Column::Text(name) => ("", name),
-        Column::Number(name) => (" class=\"n\"", name),
-    }
+    let (mut top, mut rows) = (top, tables::tables(sample));
+    let tables = LAYOUTS.iter().map(|layout| match layout.id {
+        "top" => (layout, top.take()),
+        id => (layout, rows.remove(id)),
+    });
+    let tables = tables.collect();
+    let page = LivePage { version: VERSION, figures: tables::figures(sample), tables };
+    page.render().unwrap_or_default() // does not fail: all values are strings and numbers
 }
 
 #[cfg(test)]
@@ -166,8 +121,8 @@ mod tests {
         for part in [
             "<dd id=\"figure-torrents\">1,234,567</dd>",
             "IPv4</th><td class=\"n\">100</td><td class=\"n\">0</td><td class=\"n\">100</td>",
-            "&lt;b&gt;&quot;&#39;&amp;</th><td>&lt;script&gt;alert(1)&lt;/script&gt;</td>",
-            "&lt;/th&gt;&lt;img src=x onerror=alert(1)&gt;",
+            "&#60;b&#62;&#34;&#39;&#38;</th><td>&#60;script&#62;alert(1)&#60;/script&#62;</td>",
+            "&#60;/th&#62;&#60;img src=x onerror=alert(1)&#62;",
             "abababab</th><td class=\"n\">7</td>",
             "<td colspan=\"4\">Nothing was refused.</td>",
         ] {

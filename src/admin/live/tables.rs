@@ -40,17 +40,36 @@ pub(super) enum Column {
     Number(&'static str),
 }
 
+impl Layout {
+    /// Whether the table has pairs of a name and a value.
+    pub(super) fn is_pairs(&self) -> bool {
+        self.columns.len() == 2
+    }
+}
+
+impl Column {
+    pub(super) fn name(&self) -> &'static str {
+        match self {
+            Self::Text(name) | Self::Number(name) => name,
+        }
+    }
+
+    pub(super) fn is_number(&self) -> bool {
+        matches!(self, Self::Number(_))
+    }
+}
+
 use Column::{Number, Text};
 
 /// Rows of text.
 pub(super) type Rows = Vec<Vec<String>>;
 
 /// Every table, in the order of the page.
-pub(super) const LAYOUTS: [Layout; 10] = [
+pub(super) static LAYOUTS: [Layout; 10] = [
     Layout {
         id: "requests",
-        title: "Requests answered",
-        note: "A second; the total counts answers between browsers and pages too.",
+        title: "Responses",
+        note: "Per second. The total includes relayed WebRTC answers and pages.",
         columns: &[
             Text("Protocol"),
             Number("Connects"),
@@ -70,7 +89,7 @@ pub(super) const LAYOUTS: [Layout; 10] = [
     Layout {
         id: "top",
         title: "Largest torrents",
-        note: "Looked for every ten seconds while this page is open.",
+        note: "Updated every 10 s while this page is open.",
         columns: &[Text("Info-hash"), Number("Seeders"), Number("Leechers"), Number("Completed")],
         empty: "There is no torrent.",
     },
@@ -83,16 +102,16 @@ pub(super) const LAYOUTS: [Layout; 10] = [
     },
     Layout {
         id: "drops",
-        title: "No answer",
-        note: "Datagrams met with silence.",
-        columns: &[Text("Cause"), Text("Reason"), Number("A second"), Number("Total")],
+        title: "Dropped",
+        note: "Datagrams that got no response.",
+        columns: &[Text("Cause"), Text("Reason"), Number("Per second"), Number("Total")],
         empty: "Nothing was dropped.",
     },
     Layout {
         id: "errors",
         title: "Refused",
-        note: "Requests answered with an error, and announces whose peer was not stored.",
-        columns: &[Text("What"), Text("Reason"), Number("A second"), Number("Total")],
+        note: "Requests with an error as the response, and announces whose peer was not stored.",
+        columns: &[Text("What"), Text("Reason"), Number("Per second"), Number("Total")],
         empty: "Nothing was refused.",
     },
     Layout {
@@ -116,7 +135,7 @@ pub(super) const LAYOUTS: [Layout; 10] = [
         columns: &[
             Text("Worker"),
             Number("Busy"),
-            Number("Requests a second"),
+            Number("Requests per second"),
             Number("Last turn"),
         ],
         empty: "",
@@ -145,9 +164,9 @@ pub(super) fn figures(sample: &Sample) -> Vec<Figure> {
     let peers = store.seeders.iter().chain(&store.leechers).sum();
     let dropped: Flow = Cause::ALL.into_iter().map(|it| sample.silenced(it)).sum();
     vec![
-        figure("announces", "Announces a second", rate(sample.answered(Action::Announce).per_s)),
-        figure("scrapes", "Scrapes a second", rate(sample.answered(Action::Scrape).per_s)),
-        figure("dropped", "Dropped a second", rate(dropped.per_s)),
+        figure("announces", "Announces per second", rate(sample.answered(Action::Announce).per_s)),
+        figure("scrapes", "Scrapes per second", rate(sample.answered(Action::Scrape).per_s)),
+        figure("dropped", "Dropped per second", rate(dropped.per_s)),
         figure("peers", "Peers", grouped(peers)),
         figure("torrents", "Torrents", grouped(store.torrents)),
         figure("memory", "Memory of the store", bytes(sample.value("skep_store_used_bytes"))),
@@ -266,8 +285,8 @@ fn limits(sample: &Sample) -> Rows {
     ];
     for metric in sample.of("skep_limited_total") {
         let what = match metric.label("action") {
-            "limited" => "held back",
-            "slipped" => "answered all the same",
+            "limited" => "limited",
+            "slipped" => "slipped (got a response)",
             _ => continue,
         };
         let table = metric.label("table").replace('_', " ");
@@ -282,16 +301,16 @@ fn memory(sample: &Sample) -> Rows {
     let peers: u64 = sample.store.seeders.iter().chain(&sample.store.leechers).sum();
     let (limit, share) = match max > 0.0 {
         true => (bytes(max), percent(used / max)),
-        false => ("no bound".to_owned(), "–".to_owned()),
+        false => ("none".to_owned(), "–".to_owned()),
     };
     let of_each = if peers > 0 { bytes((used / float(peers)).floor()) } else { "–".to_owned() };
     vec![
         row("Torrents and peers", bytes(used)),
-        row("They may take", limit),
-        row("Used of that", share),
-        row("For each peer", of_each),
-        row("The whole process", bytes(sample.value("skep_memory_resident_bytes"))),
-        row("Torrents that made room", count(sample.value("skep_torrents_evicted_total"))),
+        row("Limit", limit),
+        row("Share of the limit", share),
+        row("Per peer", of_each),
+        row("Resident memory of the process", bytes(sample.value("skep_memory_resident_bytes"))),
+        row("Torrents evicted", count(sample.value("skep_torrents_evicted_total"))),
     ]
 }
 
@@ -308,6 +327,7 @@ fn workers(sample: &Sample) -> Rows {
 }
 
 fn tracker(sample: &Sample) -> Rows {
+    const LOAD: &str = "Load (0 %: usual interval, 100 %: longest)";
     let store = &sample.store;
     let traffic = |metrics: [&str; 2]| {
         let flow: Flow = metrics.into_iter().map(|it| sample.sum(it, &[])).sum();
@@ -322,11 +342,11 @@ fn tracker(sample: &Sample) -> Rows {
     vec![
         row("State", sample.state.clone()),
         row("Version", VERSION.to_owned()),
-        row("Datagrams by", sample.backend.to_owned()),
+        row("I/O backend", sample.backend.to_owned()),
         row("Running for", duration(sample.uptime_s)),
         row("Serves", sample.access.to_owned()),
         row("Announce interval", duration(rounded(sample.value("skep_announce_interval_seconds")))),
-        row("On its way to the longest", percent(sample.value("skep_load_ratio"))),
+        row(LOAD, percent(sample.value("skep_load_ratio"))),
         row("Active torrents", grouped(store.active_torrents)),
         row("Downloads completed", grouped(store.completed)),
         row("Received", traffic(["skep_receive_bytes_total", "skep_stream_receive_bytes_total"])),
@@ -334,7 +354,7 @@ fn tracker(sample: &Sample) -> Rows {
         row("HTTP connections", open("http")),
         row("WebSockets", open("ws")),
         row("Latest snapshot", snapshot),
-        row("Open pages like this", count(sample.value("skep_stats_viewers"))),
+        row("Open statistics pages", count(sample.value("skep_stats_viewers"))),
     ]
 }
 
