@@ -1,5 +1,5 @@
-//! From the bytes of an HTTP request to those of its reply, without a socket; and the parsing of it
-//! alone. One million torrents, two million peers, 30 peers wanted, as `pipeline` has them.
+//! From the bytes of an HTTP request to those of its response, without a socket; and the parsing of
+//! it alone. One million torrents, two million peers, 30 peers wanted, as `pipeline` has them.
 #![allow(missing_docs, reason = "criterion's macros make undocumented functions")]
 #![allow(clippy::unwrap_used, reason = "a benchmark may fail by panicking")]
 
@@ -82,7 +82,7 @@ fn swarms(torrents: u32, peers: u32) -> (HttpFrontend, Tracker, Vec<Client>) {
 fn serve(frontend: &mut HttpFrontend, tracker: &mut Tracker, it: &Client, out: &mut Vec<u8>) {
     out.clear();
     match frontend.handle(tracker, NOW, it.origin, &it.request, out) {
-        ReceiveOutcome::Replied {
+        ReceiveOutcome::Responded {
             outcome: Outcome::Answered(Action::Announce),
             keep_alive: true,
             ..

@@ -1,5 +1,5 @@
-//! From datagram to reply without a socket: everything a worker does except I/O, in batches of 32
-//! as it does them. One million torrents, two million peers, 30 peers wanted.
+//! From datagram to response without a socket: everything a worker does except I/O, in batches of
+//! 32 as it does them. One million torrents, two million peers, 30 peers wanted.
 #![allow(missing_docs, reason = "criterion's macros make undocumented functions")]
 #![allow(clippy::unwrap_used, reason = "a benchmark may fail by panicking")]
 
@@ -12,7 +12,7 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use fastrand::Rng;
 use skep::frontend::connection_id::{Algorithm, ConnectionIds, KEY_BYTES, KeyPair};
 use skep::frontend::udp::UdpFrontend;
-use skep::frontend::{REPLY_BYTES_MAX, Responder};
+use skep::frontend::{RESPONSE_BYTES_MAX, Responder};
 use skep::protocol::udp::{ANNOUNCE_BYTES, TransactionId, client};
 use skep::store::{Options, Store};
 use skep::time::Now;
@@ -93,7 +93,7 @@ fn pipeline(criterion: &mut Criterion) {
         let mut random = Rng::with_seed(1);
         let mut datagrams: Vec<Datagram> =
             (0..peers).map(|peer| announce(&ids, torrent(&mut random, torrents), peer)).collect();
-        let mut out = [0; REPLY_BYTES_MAX];
+        let mut out = [0; RESPONSE_BYTES_MAX];
         datagrams.chunks(BATCH).for_each(|batch| _ = serve(&mut frontend, batch, &mut out));
         random.shuffle(&mut datagrams);
         let mut batches = datagrams.chunks_exact(BATCH).cycle();

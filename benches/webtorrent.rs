@@ -1,4 +1,4 @@
-//! WebTorrent from message to reply without a socket: decoding, an announce in full, an offer on
+//! WebTorrent from message to response without a socket: decoding, an announce in full, an offer on
 //! its way to another client and its answer back.
 #![allow(missing_docs, reason = "criterion's macros make undocumented functions")]
 #![allow(clippy::unwrap_used, reason = "a benchmark may fail by panicking")]

@@ -14,7 +14,7 @@
 //! use std::sync::Arc;
 //! use arc_swap::ArcSwap;
 //! use skep::frontend::connection_id::{Algorithm, ConnectionIds, KeyPair};
-//! use skep::frontend::{REPLY_BYTES_MAX, Responder, udp::UdpFrontend};
+//! use skep::frontend::{RESPONSE_BYTES_MAX, Responder, udp::UdpFrontend};
 //! use skep::{store::Store, time::Now, tracker::Tracker};
 //!
 //! let store = Arc::new(Store::new(Default::default()));
@@ -25,7 +25,7 @@
 //!
 //! let connect = [&0x417_2710_1980_u64.to_be_bytes()[..], &[0; 4], b"abcd"].concat();
 //! let (now, source) = (Now::from_s(1_800_000_000), "192.0.2.1:6881".parse().unwrap());
-//! let mut out = [0; REPLY_BYTES_MAX];
+//! let mut out = [0; RESPONSE_BYTES_MAX];
 //! let response = udp.handle(now, source, &connect, &mut out).unwrap();
 //! assert_eq!(&out[..8], b"\0\0\0\0abcd"); // the action and the transaction id of the request
 //! assert_eq!(response.bytes, 16); // 8 more bytes: the connection id for announces and scrapes
@@ -52,9 +52,9 @@ pub mod admin;
 pub mod cli;
 pub mod client;
 pub mod config;
+pub mod counters;
 pub mod frontend;
 pub mod limiter;
-pub mod metrics;
 pub mod networks;
 pub mod protocol;
 pub mod server;

@@ -88,7 +88,7 @@ impl Hash for PeerId {
     }
 }
 
-/// IPv4 or IPv6: which socket a datagram came by, and which addresses its reply may hold.
+/// IPv4 or IPv6: which socket a datagram came by, and which addresses its response may hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Family {
     /// IPv4, v4-mapped IPv6 included.
@@ -115,7 +115,7 @@ impl Family {
     }
 }
 
-/// Treats `::ffff:a.b.c.d` as the IPv4 address it is: for storage, replies, ids and limits alike.
+/// Treats `::ffff:a.b.c.d` as the IPv4 address it is: for storage, responses, ids and limits alike.
 #[inline]
 pub fn unmap(source: SocketAddr) -> SocketAddr {
     SocketAddr::new(source.ip().to_canonical(), source.port())
@@ -214,6 +214,16 @@ impl PeerKind {
     /// Every kind, in index order.
     pub const ALL: [Self; 3] = [Self::V4, Self::V6, Self::Web];
 
+    /// Bytes of one peer in a response: address and port in compact form (BEP 23, BEP 7), or the
+    /// number of a WebTorrent socket.
+    pub const fn bytes(self) -> usize {
+        match self {
+            Self::V4 => 6,
+            Self::V6 => 18,
+            Self::Web => size_of::<WebPeer>(),
+        }
+    }
+
     /// The label used in metrics.
     pub fn label(self) -> &'static str {
         match self {
@@ -269,7 +279,7 @@ pub struct Announce {
     /// Where the announce came from, unmapped.
     pub source: IpAddr,
     /// The peer's own address, where it is another than that of its announce and is believed.
-    pub elsewhere: Option<IpAddr>,
+    pub address_override: Option<IpAddr>,
     /// Where the peer is reached: with its address, its identity.
     pub contact: Contact,
     /// What the client calls itself. Its software is counted by it; nothing else is.
@@ -284,7 +294,7 @@ pub struct Announce {
 
 /// What an announce is told besides the peers, which are written where the caller wants them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct AnnounceReply {
+pub struct AnnounceResponse {
     /// Seconds until the next announce.
     pub interval_s: u32,
     /// Seconds before which a client should not come back; never above `interval_s`.
@@ -373,8 +383,8 @@ impl Refusal {
     }
 }
 
-/// The longest text of a refusal: with the reply's head of 8 bytes it stays below the 36 bytes of
-/// the shortest request that can be refused, a scrape of one torrent.
+/// The longest text of a refusal: with the response's head of 8 bytes it stays below the 36 bytes
+/// of the shortest request that can be refused, a scrape of one torrent.
 pub const REFUSAL_BYTES_MAX: usize = 24;
 
 const _: () = {
@@ -385,8 +395,8 @@ const _: () = {
     }
 };
 
-/// Why a datagram is met with silence. Every received datagram is answered or counted as one of
-/// these, so that received = answered + dropped, exactly.
+/// Why a datagram gets no response. Every received datagram is answered, refused, or counted as one
+/// of these, so that received = answered + refused + dropped, exactly.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EnumCount, IntoStaticStr, VariantArray)]
 #[strum(serialize_all = "snake_case")]
 pub enum Dropped {
@@ -400,7 +410,7 @@ pub enum Dropped {
     ForgedId,
     /// A connection id of ours that is too old.
     ExpiredId,
-    /// A source port of 0: no reply can reach it.
+    /// A source port of 0: no response can reach it.
     SourcePortZero,
     /// More bytes than the receive buffer holds.
     Oversized,
@@ -551,7 +561,7 @@ impl Transport {
 
 /// An answer that stands in the send buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Answered {
+pub struct DatagramResponse {
     /// What was asked.
     pub action: Action,
     /// How many bytes of the send buffer to send.

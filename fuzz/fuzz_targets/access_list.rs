@@ -4,8 +4,8 @@
 //! input   the kind of list (1) | the file's bytes
 //! ```
 //!
-//! Invariants checked: nothing panics; an error names a line that is there; every value that was
-//! read is found again, is judged as a denied one, and reads back from the text it is written as.
+//! Invariants checked: nothing panics; an error names an existing line; every value that was read
+//! is found in the list, is refused as a denied one, and survives writing and reading.
 #![no_main]
 
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use skep::types::{InfoHash, PeerId};
 const NAMES: [ListName; 4] =
     [ListName::TorrentsDeny, ListName::NetworksDeny, ListName::ClientsDeny, ListName::PortsDeny];
 
-/// Whether something that the value describes is refused.
+/// Whether a request that matches the value is refused.
 fn is_refused(lists: &Lists, value: &ListValue) -> bool {
     let (other, source) = (InfoHash([0; 20]), std::net::Ipv4Addr::UNSPECIFIED.into());
     let asked = AccessQuery { info_hash: &other, source, peer_id: None, port: None };

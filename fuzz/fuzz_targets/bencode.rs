@@ -1,22 +1,22 @@
-//! Dictionaries written by our bencode writer, read back by an independent reader.
+//! Dictionaries written by skep's bencode writer, read back by an independent reader.
 //!
 //! ```text
 //! input  { kind (1) | length (1) | bytes (length) } × n       kind 0 bytes | 1 integer | 2 open a
 //!        dictionary | 3 close it | 4 a list of one dictionary
 //! ```
 //!
-//! Invariants checked: nothing panics; what is written is bencode that the reader accepts; the
-//! reader's own writer makes the same bytes of it, so keys ascend and numbers are canonical.
+//! Invariants checked: nothing panics; the reader accepts the output; written again by its own
+//! writer, it has the same bytes, so keys ascend and numbers are canonical.
 #![no_main]
 
 use bt_bencode::Value;
 use libfuzzer_sys::fuzz_target;
 use skep::protocol::bencode::Dict;
 
-/// As deep as any reply goes, and some more.
+/// Somewhat deeper than any response.
 const DEPTH_MAX: usize = 8;
 
-/// Takes the next kind and bytes off the input.
+/// Takes the next kind and bytes from the input.
 fn next<'a>(input: &mut &'a [u8]) -> Option<(u8, &'a [u8])> {
     let (&[kind, length], rest) = input.split_first_chunk::<2>()?;
     let (bytes, rest) = rest.split_at(usize::from(length).min(rest.len()));

@@ -4,8 +4,8 @@
 //! input   the file's text | 0 | VARIABLE=value | 0 | VARIABLE=value | …
 //! ```
 //!
-//! Invariants checked: nothing panics; a refusal has a text, in one line; what is accepted can be
-//! printed, and is the same when read back.
+//! Invariants checked: nothing panics; an error has a text of one line; an accepted configuration
+//! can be printed, and is the same when read back.
 #![no_main]
 
 use std::path::PathBuf;
@@ -14,7 +14,7 @@ use std::sync::LazyLock;
 use libfuzzer_sys::fuzz_target;
 use skep::config::{Config, Source};
 
-/// Where the text is put to be read: a file of this process.
+/// The file that the text is written to.
 static FILE: LazyLock<PathBuf> = LazyLock::new(|| {
     std::env::temp_dir().join(format!("skep-fuzz-config-{}.toml", std::process::id()))
 });
@@ -35,7 +35,7 @@ fn load(text: &str, environment: Vec<(String, String)>) -> Option<Config> {
 fuzz_target!(|input: &str| {
     let mut parts = input.split('\0');
     let text = parts.next().unwrap_or_default();
-    // Other names cannot be set by a shell, and end in no log of anybody but who set them.
+    // Other names cannot be set by a shell. They reach no log except that of the user who set them.
     let word = |it: &&str| it.bytes().all(|it| it.is_ascii_alphanumeric() || it == b'_');
     let pairs = parts.filter_map(|it| it.split_once('=').filter(|(name, _)| word(name)));
     let environment = pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();

@@ -1,13 +1,14 @@
-//! Connections into the HTTP front end, whole and in pieces, from strangers and from proxies.
+//! Connections to the HTTP front end, whole and in pieces, from clients and from proxies.
 //!
 //! ```text
 //! input   options (1) | where the input is cut (1) | bytes of a connection
 //! options 0 a trusted proxy | 1 a Unix socket | 2 full scrapes on | 3 statistics on
 //! ```
 //!
-//! Invariants checked: nothing panics; a request takes some of the input, and never more than there
-//! is; 8 KiB are never too few to decide; every reply is HTTP with the length it says; what is
-//! decided on a part of the input does not change when the rest comes; every bencoded body ends.
+//! Invariants checked: nothing panics; a request consumes at least one byte and at most the input;
+//! 8 KiB are always enough to decide; every response is HTTP with the length that it declares; a
+//! decision on part of the input does not change when the rest arrives; every bencoded body is
+//! complete.
 #![no_main]
 
 use std::net::{IpAddr, Ipv4Addr};
@@ -47,7 +48,7 @@ fn frontend(options: u8) -> (HttpFrontend, Origin) {
     (HttpFrontend::new(options, Arc::default()), origin)
 }
 
-/// One request of the input: how it went, and the reply.
+/// Handles one request of the input; returns the outcome and the response.
 fn step(options: u8, input: &[u8]) -> (ReceiveOutcome, Vec<u8>) {
     let (mut frontend, origin) = frontend(options);
     let mut tracker = tracker();
@@ -62,24 +63,24 @@ fn step(options: u8, input: &[u8]) -> (ReceiveOutcome, Vec<u8>) {
     (flow, out)
 }
 
-fn check(input: &[u8], flow: ReceiveOutcome, reply: &[u8]) -> usize {
+fn check(input: &[u8], flow: ReceiveOutcome, response: &[u8]) -> usize {
     let consumed = match flow {
         ReceiveOutcome::More => {
             assert!(input.len() < HEAD_BYTES_MAX, "8 KiB are a head or none");
-            assert!(reply.is_empty());
+            assert!(response.is_empty());
             return 0;
         }
-        ReceiveOutcome::Replied { consumed, .. }
+        ReceiveOutcome::Responded { consumed, .. }
         | ReceiveOutcome::Upgraded { consumed, .. }
         | ReceiveOutcome::FullScrape { consumed, .. } => consumed,
     };
     assert!((1..=input.len()).contains(&consumed));
-    assert!(reply.starts_with(b"HTTP/1.1 "));
-    let head = reply.windows(4).position(|it| it == b"\r\n\r\n").expect("a whole head") + 4;
-    let head_text = std::str::from_utf8(&reply[..head]).expect("a head of ASCII");
+    assert!(response.starts_with(b"HTTP/1.1 "));
+    let head = response.windows(4).position(|it| it == b"\r\n\r\n").expect("a whole head") + 4;
+    let head_text = std::str::from_utf8(&response[..head]).expect("a head of ASCII");
     if let Some((_, rest)) = head_text.split_once("Content-Length: ") {
         let length: usize = rest.split("\r\n").next().and_then(|it| it.parse().ok()).expect("n");
-        let body = &reply[head..];
+        let body = &response[head..];
         assert!(body.is_empty() || body.len() == length, "as long as it says, or a HEAD");
         assert!(!body.starts_with(b"d") || body.ends_with(b"e"), "bencode that ends");
     }
@@ -89,16 +90,16 @@ fn check(input: &[u8], flow: ReceiveOutcome, reply: &[u8]) -> usize {
 fuzz_target!(|input: &[u8]| {
     let [options, cut, input @ ..] = input else { return };
     let mut rest = input;
-    // A few requests are as good as many: each begins with nothing remembered.
+    // Four requests are enough: no state is kept between them.
     for _ in 0..4 {
-        let (flow, reply) = step(*options, rest);
+        let (flow, response) = step(*options, rest);
         let part = &rest[..rest.len() * usize::from(*cut) / 256];
-        let (early, early_reply) = step(*options, part);
-        check(part, early, &early_reply);
+        let (early, early_response) = step(*options, part);
+        check(part, early, &early_response);
         if early != ReceiveOutcome::More && part.len() < HEAD_BYTES_MAX {
-            assert_eq!(early_reply, reply, "the rest changes nothing");
+            assert_eq!(early_response, response, "the rest changes nothing");
         }
-        match check(rest, flow, &reply) {
+        match check(rest, flow, &response) {
             0 => return,
             consumed => rest = &rest[consumed..],
         }

@@ -1,20 +1,20 @@
-//! Queries of announces and scrapes, straight into their decoder.
+//! Queries of announces and scrapes, passed directly to their decoder.
 //!
 //! ```text
 //! input  a query; its first 20 bytes are also tried as an info-hash in percent coding
 //! ```
 //!
-//! Invariants checked: nothing panics; 20 bytes survive percent coding; a query is read the same
-//! with parameters appended that mean nothing; a scrape never has too many torrents, and has them
-//! in order; where an announce is read, a scrape of the same query finds the same torrent.
+//! Invariants checked: nothing panics; 20 bytes survive percent coding; unknown parameters at the
+//! end do not change the result; a scrape never has too many torrents, and has them in order; if a
+//! query is a valid announce, a scrape of it has the same torrent.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
 use skep::protocol::http::{self, SCRAPE_HASHES_MAX};
 use skep::types::InfoHash;
 
-/// Percent coding: whatever a digit's case, a plain byte and a plus for a blank allow, chosen by
-/// the byte itself.
+/// Percent coding in all its variants: either case of digits, plain bytes, a plus for a blank. The
+/// byte itself selects the variant.
 fn coded(bytes: &[u8; 20]) -> Vec<u8> {
     let code = |byte: &u8| match byte {
         b'a'..=b'z' | b'0'..=b'9' => vec![*byte],

@@ -1,7 +1,7 @@
 //! Arbitrary bytes as a `.torrent` file.
 //!
-//! Invariants checked: nothing panics; a torrent has a hash, a piece length, and texts that stand
-//! in the file; an independent reader, where it takes the file for a dictionary, finds an info
+//! Invariants checked: nothing panics; a torrent has a hash, a piece length, and texts that occur
+//! in the file; if an independent reader reads the file as a dictionary, it finds an info
 //! dictionary in it.
 #![no_main]
 

@@ -1,8 +1,9 @@
-//! The first bytes of a connection into the PROXY protocol's decoder, and hop fields into theirs.
+//! The first bytes of a connection, passed to the PROXY protocol's decoder, and hop fields, passed
+//! to theirs.
 //!
-//! Invariants checked: nothing panics; a header takes no more than there is, nor than the longest
-//! allowed; what is decided on a part of the input does not change when the rest comes; sources are
-//! unmapped, and a hop field never makes the proxy itself the source.
+//! Invariants checked: nothing panics; a header is not longer than the input, nor than the limit; a
+//! decision on part of the input does not change when the rest arrives; sources are unmapped, and a
+//! hop field never makes the proxy itself the source.
 #![no_main]
 
 use std::net::{IpAddr, Ipv4Addr};

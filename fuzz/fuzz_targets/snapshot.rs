@@ -1,9 +1,8 @@
 //! Arbitrary bytes as a snapshot.
 //!
-//! The checksums of the input are made right first, as far as its lengths allow, so that what is
-//! behind them is met at all. Invariants checked: nothing panics; a file that is taken for whole
-//! shows all its torrents and passkeys; what is restored of it comes out again, and as a snapshot
-//! of its own it is whole.
+//! The checksums of the input are corrected first, as far as its lengths allow, so that the code
+//! behind them is reached. Invariants checked: nothing panics; a file that counts as complete
+//! yields all its torrents and passkeys; restored swarms are saved again as a complete snapshot.
 #![no_main]
 
 use std::io::Cursor;
@@ -28,7 +27,7 @@ fn u32_at(bytes: &[u8], at: usize) -> usize {
     bytes[at..at + 4].try_into().map_or(0, u32::from_le_bytes) as usize
 }
 
-/// Makes the checksums right, and table and footer what the blocks demand.
+/// Corrects the checksums, and sets table and footer to match the blocks.
 fn mend(input: &[u8]) -> Option<Vec<u8>> {
     let mut bytes = input.to_vec();
     (bytes.len() >= HEADER).then_some(())?;

@@ -1,4 +1,4 @@
-//! Operations on the store and on the naive model of `tests/models/store.rs`: both must tell the
+//! Operations on the store and on the naive model of `tests/models/store.rs`: both must return the
 //! same at every step.
 //!
 //! ```text
@@ -22,7 +22,7 @@ use skep::store::{Budget, Options, PeerAnnounce, PeerChange, Role, Store, Sweepe
 use skep::time::Now;
 use skep::types::{Contact, InfoHash, WebPeer};
 
-/// The address a byte stands for: both families, every scope.
+/// The address for a byte: both families, every scope.
 fn address(byte: u8) -> IpAddr {
     let low = byte & 0x1f;
     match byte >> 5 {
@@ -35,7 +35,7 @@ fn address(byte: u8) -> IpAddr {
     }
 }
 
-/// How the peer is reached.
+/// How the peer is contacted.
 fn contact(from: u8, port: u8, operation: u8) -> Contact {
     if operation & 0x80 == 0 {
         return Contact::Port(1 + u16::from(port));
@@ -57,11 +57,10 @@ fn change(operation: u8) -> Option<PeerChange> {
     }
 }
 
-/// Seconds without a sweep after which there is one: stamps wrap after nine hours, and the server
-/// sweeps every minute.
+/// Most seconds without a sweep. Stamps wrap after nine hours, and the server sweeps every minute.
 const SWEEP_S: u64 = 3 * 3600;
 
-/// Both stores at one moment.
+/// The store and the model at one moment.
 struct Pair {
     store: Store,
     model: Model,

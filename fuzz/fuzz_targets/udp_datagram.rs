@@ -1,13 +1,13 @@
-//! Datagrams into the UDP front end, from several clients, with and without a valid connection id.
+//! Datagrams to the UDP front end, from several clients, with and without a valid connection id.
 //!
 //! ```text
 //! input   { client (1) | seconds that pass (1) | length (2) | datagram (length) } × n
 //! client  7 has a valid id | 1..0 which address, the high two of them IPv6
 //! ```
 //!
-//! Invariants checked: nothing panics; without a valid id no reply outgrows its datagram; no reply
-//! is longer than 1232 bytes; every reply is one that the strictest client accepts, and hands
-//! nobody port 0 or the asker itself.
+//! Invariants checked: nothing panics; without a valid id no response is longer than its datagram;
+//! no response is longer than 1232 bytes; the strictest client accepts every response; no response
+//! contains port 0 or the client itself.
 #![no_main]
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -17,15 +17,15 @@ use arc_swap::ArcSwap;
 use libfuzzer_sys::fuzz_target;
 use skep::frontend::connection_id::{Algorithm, ConnectionIds, KEY_BYTES, KeyPair};
 use skep::frontend::udp::UdpFrontend;
-use skep::protocol::udp::client::{self, Reply};
+use skep::protocol::udp::client::{self, Response};
 use skep::protocol::udp::{HEAD_BYTES, TransactionId};
 use skep::store::{self, Store};
 use skep::time::Now;
 use skep::tracker::{self, Tracker};
 use skep::types::{Action, Family};
-use skep::worker::{REPLY_BYTES_MAX, Responder};
+use skep::worker::{RESPONSE_BYTES_MAX, Responder};
 
-/// Clients that talk in turn: two of each family.
+/// Clients that send in turn: two of each family.
 const CLIENTS: [SocketAddr; 4] = [
     SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::new(198, 51, 100, 1)), 6881),
     SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::new(8, 8, 4, 4)), 6882),
@@ -33,7 +33,7 @@ const CLIENTS: [SocketAddr; 4] = [
     SocketAddr::new(std::net::IpAddr::V6(Ipv6Addr::new(0x2600, 0, 0, 0, 0, 0, 0, 2)), 6884),
 ];
 
-/// One datagram and who sends it.
+/// One datagram and its sender.
 struct Delivery<'a> {
     client: SocketAddr,
     verified: bool,
@@ -41,7 +41,7 @@ struct Delivery<'a> {
     datagram: &'a [u8],
 }
 
-/// Takes the next delivery off the input.
+/// Takes the next delivery from the input.
 fn next<'a>(input: &mut &'a [u8]) -> Option<Delivery<'a>> {
     let (&[client, pause_s, high, low], rest) = input.split_first_chunk::<4>()?;
     let length = usize::from(u16::from_be_bytes([high, low])).min(rest.len());
@@ -59,25 +59,25 @@ fn frontend() -> UdpFrontend {
     UdpFrontend::new(tracker, Arc::new(ArcSwap::from_pointee(ConnectionIds::new(&keys))))
 }
 
-/// A client's connection id, by connecting.
+/// Obtains a client's connection id by a connect request.
 fn connect(frontend: &mut UdpFrontend, now: Now, client: SocketAddr) -> [u8; 8] {
     let mut request = [0; HEAD_BYTES];
-    let mut out = [0; REPLY_BYTES_MAX];
+    let mut out = [0; RESPONSE_BYTES_MAX];
     client::encode_connect(TransactionId([0; 4]), &mut request);
     let answer = frontend.handle(now, client, &request, &mut out).expect("a connect is answered");
     assert_eq!(answer.bytes, HEAD_BYTES);
     *out[8..].first_chunk().expect("an id")
 }
 
-fn check(it: &Delivery<'_>, action: Action, reply: &[u8]) {
-    assert!(reply.len() <= REPLY_BYTES_MAX);
+fn check(it: &Delivery<'_>, action: Action, response: &[u8]) {
+    assert!(response.len() <= RESPONSE_BYTES_MAX);
     assert!(it.datagram.len() >= HEAD_BYTES, "what is too short is not answered");
     if !it.verified || action == Action::Connect {
-        assert!(reply.len() <= it.datagram.len(), "no amplification");
+        assert!(response.len() <= it.datagram.len(), "no amplification");
     }
     let family = Family::of(it.client.ip());
-    let (_, decoded) = client::decode(reply, family).expect("a reply every client accepts");
-    if let Reply::Announced(_, peers) = decoded {
+    let (_, decoded) = client::decode(response, family).expect("a reply every client accepts");
+    if let Response::Announced(_, peers) = decoded {
         let (address, port) = (it.client.ip(), &it.datagram[96..98]);
         let own = match address {
             std::net::IpAddr::V4(it) => [&it.octets()[..], port].concat(),
@@ -94,7 +94,7 @@ fuzz_target!(|input: &[u8]| {
     let mut frontend = frontend();
     let mut now = Now::from_s(1_800_000_000);
     let mut input = input;
-    let mut out = [0; REPLY_BYTES_MAX];
+    let mut out = [0; RESPONSE_BYTES_MAX];
     while let Some(mut it) = next(&mut input) {
         now = now.plus_s(it.pause_s);
         frontend.upkeep(now);

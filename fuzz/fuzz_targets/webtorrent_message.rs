@@ -1,13 +1,13 @@
-//! Messages from several sockets into the WebTorrent front ends of two workers.
+//! Messages from several sockets to the WebTorrent front ends of two workers.
 //!
 //! ```text
-//! input  lines: SOCKET (1) message      SOCKET's low two bits say who speaks
+//! input  lines: SOCKET (1) message      SOCKET's low two bits select the socket
 //!        '+' at the front: half a minute passes; a line of SOCKET alone: that client reconnects
 //! ```
 //!
-//! Invariants checked: nothing panics; a message gets one reply, an answer none; all that is sent
-//! is JSON in which names are of 20 bytes; the directory holds no more than the sockets speak for;
-//! and when all have gone, neither it nor the store holds anybody.
+//! Invariants checked: nothing panics; a message gets one response, an answer none; every sent text
+//! is JSON in which names have 20 bytes; the directory holds only peers of open sockets; when all
+//! sockets are closed, the directory and the store are empty.
 #![no_main]
 
 #[path = "../../tests/support/webtorrent_workers.rs"]
@@ -39,11 +39,11 @@ fn check(text: &str) {
 
 fn say(hive: &mut Hive, name: &str, message: &[u8]) {
     let outcome = hive.say_undelivered_bytes(name, message);
-    let replies = std::iter::from_fn(|| hive.next(name)).inspect(|it| check(it)).count();
+    let responses = std::iter::from_fn(|| hive.next(name)).inspect(|it| check(it)).count();
     match outcome {
-        Outcome::Answered(Action::Answer) => assert_eq!(replies, 0),
-        Outcome::Rejected(Rejected::BadMessage) => assert!(replies <= 1),
-        _ => assert_eq!(replies, 1),
+        Outcome::Answered(Action::Answer) => assert_eq!(responses, 0),
+        Outcome::Rejected(Rejected::BadMessage) => assert!(responses <= 1),
+        _ => assert_eq!(responses, 1),
     }
     hive.deliver();
     for (name, _) in SOCKETS {

@@ -1,97 +1,97 @@
-//! What a client can hold against a reply, cheaply enough to do it for every one.
+//! Checks that a client can apply to a response, cheap enough to apply them to every one.
 
 use std::net::IpAddr;
 
-use skep::protocol::udp::client::{Reply, ResponseDecodeError, decode};
+use skep::protocol::udp::client::{Response, ResponseDecodeError, decode};
 use skep::protocol::udp::peer_stride;
 use skep::types::Family;
 use strum::{EnumCount, VariantArray};
 
 use crate::slots::{Kind, Pending};
 
-/// Why a reply is wrong.
+/// Why a response is invalid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EnumCount, VariantArray)]
 pub(crate) enum Invalid {
-    /// Fewer bytes than its action needs.
+    /// Fewer bytes than its action requires.
     TooShort,
-    /// A connect reply that is not 16 bytes long.
+    /// A connect response that is not 16 bytes long.
     ConnectLength,
-    /// Peers or entries that do not end where the reply does.
+    /// Peers or entries that do not end where the response does.
     RaggedTail,
-    /// An action no tracker sends.
+    /// An action that no tracker sends.
     UnknownAction,
-    /// The answer to another kind of request.
+    /// The response to another kind of request.
     WrongAction,
     /// Longer than 2048 bytes over UDP, 1 MiB over TCP.
     Oversized,
-    /// The asker among the peers.
+    /// The client's own address among the peers.
     OwnAddress,
     /// A peer with port 0.
     PortZero,
-    /// More peers than were asked for.
+    /// More peers than requested.
     TooManyPeers,
-    /// A peer twice in one reply; looked for in one reply out of 64.
+    /// A peer twice in one response. Checked in one response of 64.
     DuplicatePeer,
     /// Not one entry per info-hash.
     ScrapeCount,
-    /// A transaction id that is none of ours.
+    /// A transaction id that was never sent.
     UnknownTransaction,
-    /// A second reply to one request.
-    SecondReply,
-    /// No HTTP reply.
+    /// A second response to one request.
+    SecondResponse,
+    /// Not an HTTP response.
     NotHttp,
     /// A status other than 200.
     HttpStatus,
-    /// No bencoded dictionary.
+    /// Not a bencoded dictionary.
     NotBencode,
-    /// Keys of a dictionary out of order.
+    /// Keys of a dictionary that are not sorted.
     UnsortedKeys,
-    /// A reply without what every client needs.
+    /// A response without keys that every client requires.
     KeysMissing,
-    /// A count below 0 or beyond 32 bits.
+    /// A negative count, or one beyond 32 bits.
     BadCount,
-    /// A reply about a torrent that was not asked about.
+    /// A response about a torrent that was not requested.
     WrongTorrent,
-    /// A connection that outlives `Connection: close`.
+    /// A connection that stays open despite `Connection: close`.
     KeptOpen,
-    /// No WebSocket frame that a server may send.
+    /// Not a WebSocket frame that a server may send.
     NotWebSocket,
-    /// A message that is no JSON object of WebTorrent's.
+    /// A message that is not one of WebTorrent's JSON objects.
     NotJson,
-    /// An offer or answer that is not for this peer.
+    /// An offer or answer for another peer.
     Misrouted,
 }
 
 impl Invalid {
-    /// All, in index order.
+    /// All variants, in index order.
     pub(crate) const ALL: [Self; Self::COUNT] = *Self::VARIANTS.first_chunk().unwrap();
 
     /// The name in reports.
     pub(crate) fn label(self) -> &'static str {
         match self {
             Self::TooShort => "too short",
-            Self::ConnectLength => "connect reply not 16 bytes",
+            Self::ConnectLength => "connect response not 16 bytes",
             Self::RaggedTail => "ragged tail",
             Self::UnknownAction => "unknown action",
-            Self::WrongAction => "answer to another action",
+            Self::WrongAction => "response to another action",
             Self::Oversized => "too long",
-            Self::OwnAddress => "asker handed to itself",
+            Self::OwnAddress => "client handed to itself",
             Self::PortZero => "peer with port 0",
-            Self::TooManyPeers => "more peers than wanted",
-            Self::DuplicatePeer => "peer twice in a reply",
+            Self::TooManyPeers => "more peers than requested",
+            Self::DuplicatePeer => "peer twice in a response",
             Self::ScrapeCount => "scrape entries missing",
             Self::UnknownTransaction => "unknown transaction id",
-            Self::SecondReply => "second reply",
-            Self::NotHttp => "no HTTP reply",
+            Self::SecondResponse => "second response",
+            Self::NotHttp => "not an HTTP response",
             Self::HttpStatus => "HTTP status other than 200",
-            Self::NotBencode => "no bencode",
+            Self::NotBencode => "not bencode",
             Self::UnsortedKeys => "keys not sorted",
             Self::KeysMissing => "keys missing",
             Self::BadCount => "count out of bounds",
             Self::WrongTorrent => "about another torrent",
             Self::KeptOpen => "connection kept open after close",
-            Self::NotWebSocket => "no WebSocket frame",
-            Self::NotJson => "no WebTorrent message",
+            Self::NotWebSocket => "not a WebSocket frame",
+            Self::NotJson => "not a WebTorrent message",
             Self::Misrouted => "offer or answer for another peer",
         }
     }
@@ -108,14 +108,14 @@ impl From<ResponseDecodeError> for Invalid {
     }
 }
 
-/// A reply, and what is wrong with it although it answers its request.
-pub(crate) type Judged<'a> = (Reply<'a>, Option<Invalid>);
+/// A response, and its fault if it has one although it matches its request.
+pub(crate) type Judged<'a> = (Response<'a>, Option<Invalid>);
 
-/// Decodes a reply and compares it with what was asked. `thorough` also looks for peers that come
-/// twice, which takes the square of their number. An error reply answers every kind of request.
+/// Decodes a response and compares it with its request. `thorough` also searches for duplicate
+/// peers, which takes quadratic time. An error is a valid response to every kind of request.
 ///
 /// # Errors
-/// Why it is no answer.
+/// Why the response is invalid.
 #[inline]
 pub(crate) fn check<'a>(
     datagram: &'a [u8],
@@ -124,13 +124,13 @@ pub(crate) fn check<'a>(
     thorough: bool,
 ) -> Result<Judged<'a>, Invalid> {
     let family = Family::of(own);
-    let (_, reply) = decode(datagram, family)?;
-    let flaw = match (pending.kind, &reply) {
-        (_, Reply::Error(_)) | (Kind::Connect, Reply::Connected(_)) => None,
-        (Kind::Announce, Reply::Announced(_, peers)) => {
+    let (_, response) = decode(datagram, family)?;
+    let flaw = match (pending.kind, &response) {
+        (_, Response::Error(_)) | (Kind::Connect, Response::Connected(_)) => None,
+        (Kind::Announce, Response::Announced(_, peers)) => {
             flaw_of_peers(peers, pending, own, family, thorough)
         }
-        (Kind::Scrape, Reply::Scraped(entries)) => {
+        (Kind::Scrape, Response::Scraped(entries)) => {
             if entries.count() != usize::from(pending.count) {
                 return Err(Invalid::ScrapeCount);
             }
@@ -138,10 +138,10 @@ pub(crate) fn check<'a>(
         }
         _ => return Err(Invalid::WrongAction),
     };
-    Ok((reply, flaw))
+    Ok((response, flaw))
 }
 
-/// What is wrong with compact peers of the asker's own family.
+/// The fault of compact peers of the client's own family.
 pub(crate) fn flaw_of_peers(
     peers: &[u8],
     pending: &Pending,
@@ -189,10 +189,10 @@ mod tests {
             count: 2,
             port: 6881,
         };
-        let mut reply = vec![0, 0, 0, 1, 0, 0, 0, 9];
-        reply.extend([0; 12]);
-        peers.iter().for_each(|it| reply.extend(it));
-        check(&reply, &pending, OWN, true).unwrap().1
+        let mut response = vec![0, 0, 0, 1, 0, 0, 0, 9];
+        response.extend([0; 12]);
+        peers.iter().for_each(|it| response.extend(it));
+        check(&response, &pending, OWN, true).unwrap().1
     }
 
     #[test]
@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn replies_of_another_kind_or_length_are_wrong() {
+    fn responses_of_another_kind_or_length_are_wrong() {
         let pending = Pending {
             intended_ns: 0,
             sent_ns: 0,
@@ -228,6 +228,6 @@ mod tests {
         assert_eq!(check(&connect, &pending, OWN, false), Err(Invalid::WrongAction));
         assert_eq!(check(&connect[..15], &pending, OWN, false), Err(Invalid::ConnectLength));
         let error = [0, 0, 0, 3, 0, 0, 0, 9, b'x'];
-        assert_eq!(check(&error, &pending, OWN, false), Ok((Reply::Error(b"x"), None)));
+        assert_eq!(check(&error, &pending, OWN, false), Ok((Response::Error(b"x"), None)));
     }
 }

@@ -1,4 +1,4 @@
-//! Flags and subcommands, with the texts that teach them.
+//! Flags and subcommands, with their help texts.
 
 use std::path::PathBuf;
 
@@ -12,32 +12,34 @@ use crate::plan::{Distribution, Families, Mix, Plan, Profile, Protocol, Transpor
 use crate::soak::SoakArguments;
 use crate::sources::SourceRange;
 
-/// What --help explains below the flags.
+/// The explanation in --help, below the flags.
 const LESSON: &str = "\
 How to read and trust a result:
-  Closed loop (no --rate): each socket keeps --in-flight requests unanswered, so the tracker is
-  driven as fast as it answers. Read answered/s and CPU per answer; latency then is queueing.
+  Closed loop (no --rate): each socket keeps --in-flight requests unanswered, so that requests are
+  sent as fast as the tracker responds. Read answered/s and CPU per response; latency then is
+  queueing.
   Open loop (--rate): requests leave at moments fixed in advance, answered or not. Latency counts
-  from those moments, so a stall is charged to all it delays. Read latency and loss.
-  Every reply is checked: length, transaction id, action, no own address, no port 0, not more
-  peers than wanted. Whatever is wrong is counted by kind, and never as answered.
-  CPU per answer is the tracker process's own, from the kernel's scheduler, to the nanosecond. On
-  loopback each side pays for queueing its datagrams at the other.
+  from those moments, so a stall counts in all requests that it delays. Read latency and loss.
+  Every response is checked: length, transaction id, action, no own address, no port 0, not more
+  peers than requested. An invalid response is counted by kind, and never as answered.
+  CPU per response is that of the tracker's process, from the kernel's scheduler, to the
+  nanosecond. On loopback each side pays for queueing its datagrams at the other.
   `loadtest limit` is the floor: a responder without tracking over skep's own I/O.
 
   Over TCP a closed loop keeps one request unanswered on each of --connections, 1024 a
   thread at most.
   An open loop's request that finds no idle connection leaves late, and that lateness is counted.
   WebTorrent: a socket is one peer in each of its torrents, so no swarm is larger than the number of
-  connections. Offers are answered; offers and answers that came through are counted beside.
+  connections. Offers are answered; relayed offers and answers are counted separately.
 
 Attack profiles (flood, forged, random-hashes, sybil, scrape-storm, overload):
-  They need a --target, over UDP and IPv4, and say what honest clients got meanwhile. A tracker in
-  127.0.0.0/8 sees every source as an address of its own; elsewhere give a network as --source. skep
-  limits sources on loopback only where [limits] exempt is empty. Of the options above they heed
-  --torrents, --peers, --numwant, --seed, --source, --timeout-ms, --threads (those of the attack),
-  --warmup and --duration; overload heeds all. An --expect-... that is not met ends the run with
-  code 1, after its report. A reply of a limiter counts as an answer, an error reply does not.
+  They need a --target, over UDP and IPv4, and report which share of honest requests was answered
+  meanwhile. For a tracker in 127.0.0.0/8 every source has its own address; elsewhere set --source
+  to a network. skep limits sources on loopback only if [limits] exempt is empty. Of the options
+  above they use --torrents, --peers, --numwant, --seed, --source, --timeout-ms, --threads (those of
+  the attack), --warmup and --duration; overload uses all. An --expect-... that is not met ends the
+  run with code 1, after its report. A limiter's response counts as answered, an error response does
+  not.
 
 Soak profile:
   An open loop at --rate, or at half of what a short closed loop measures first, for --for (1h)
@@ -63,8 +65,8 @@ Examples:
 /// Load tester for BitTorrent trackers over UDP, HTTP and WebSocket: rate, latency, loss, CPU,
 /// memory.
 ///
-/// Without arguments it starts a skep, makes 2 million peers in 1 million torrents resident,
-/// drives it as fast as it answers, and reports.
+/// Without arguments it starts a skep, makes 2 million peers in 1 million torrents resident, sends
+/// requests as fast as it responds, and reports.
 #[derive(Debug, Parser)]
 #[command(version, after_long_help = LESSON, args_conflicts_with_subcommands = true)]
 pub(crate) struct Cli {
@@ -99,21 +101,21 @@ pub(crate) enum Command {
     Memory(MemoryArguments),
 }
 
-/// What --help of compare explains below the flags.
+/// The explanation in --help of compare, below the flags.
 const COMPARE_LESSON: &str = "\
 A --tracker is NAME=COMMAND@IP:PORT; port 0 means any free one. No shell is involved. In COMMAND,
 and in files named by {template:FILE}, these are filled in:
-  {ip} {port} {addr}   where it shall answer
+  {ip} {port} {addr}   where it has to respond
   {addr4} {addr6}      the same port on 127.0.0.1 and ::1
   {hashes}             a file with the load's info-hashes, in hex, one per line (for allow lists)
   {dir}                a scratch folder; also the working folder
 Each tracker is pinned to one CPU and the generator to the others, and is a fresh process in each
 round. Close other programs first, and quote the medians of at least 5 rounds.";
 
-/// Options of the workload. Each overrides what the profile says.
+/// Options of the workload. Each overrides the profile.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct PlanArguments {
-    /// Where to start from.
+    /// Workload profile; other options override it.
     #[arg(long, value_enum)]
     profile: Option<Profile>,
     /// Torrents.
@@ -125,7 +127,7 @@ pub(crate) struct PlanArguments {
     /// How peers are spread over torrents.
     #[arg(long, value_enum)]
     distribution: Option<Distribution>,
-    /// Share of peers that are seeders from birth, 0 to 1.
+    /// Share of peers that are seeders from the start, 0 to 1.
     #[arg(long)]
     seeders: Option<f64>,
     /// Share of announces by which a peer completes or leaves, 0 to 1.
@@ -134,19 +136,19 @@ pub(crate) struct PlanArguments {
     /// Weights CONNECT:ANNOUNCE:SCRAPE.
     #[arg(long)]
     mix: Option<Mix>,
-    /// Peers asked for per announce; one that stops asks for none.
+    /// Peers wanted per announce; an announce of a stop requests none.
     #[arg(long)]
     numwant: Option<u16>,
     /// Info-hashes per scrape, 1 to 74.
     #[arg(long)]
     scrape_hashes: Option<u16>,
-    /// What all random choices come from.
+    /// Seed of the random numbers.
     #[arg(long)]
     seed: Option<u64>,
     /// IP versions to use.
     #[arg(long, value_enum)]
     families: Option<Families>,
-    /// Sockets, each with its own source address where there are enough.
+    /// Sockets, each with its own source address if there are enough.
     #[arg(long)]
     sources: Option<u16>,
     /// Source address or network; repeatable. [default: 127.0.0.0/8 for a loopback target]
@@ -173,7 +175,7 @@ pub(crate) struct PlanArguments {
     /// Seconds to measure.
     #[arg(long)]
     duration: Option<f64>,
-    /// Connections (HTTP, WebSocket), each with its own source address where there are enough.
+    /// Connections (HTTP, WebSocket), each with its own source address if there are enough.
     /// [default: 512 for HTTP, by the peers for WebSocket]
     #[arg(long)]
     connections: Option<u16>,
@@ -186,18 +188,18 @@ pub(crate) struct PlanArguments {
     /// WebRTC offers that go along with an announce (WebSocket). [default: 5]
     #[arg(long, value_name = "N")]
     offers: Option<u16>,
-    /// Requests a second (open loop). [default: closed loop, as fast as answers come]
+    /// Requests a second (open loop). [default: closed loop, as fast as responses arrive]
     #[arg(long)]
     rate: Option<u64>,
 }
 
 impl PlanArguments {
-    /// The profile's plan with all that was given.
+    /// The profile's plan, with the given options.
     ///
     /// # Errors
     /// One sentence that names the option to change.
     pub(crate) fn plan(&self) -> Result<Plan, String> {
-        /// Replaces a value where one was given.
+        /// Replaces a value if an option was given.
         fn set<T: Clone>(value: &mut T, given: &Option<T>) {
             if let Some(given) = given {
                 value.clone_from(given);
@@ -231,7 +233,7 @@ impl PlanArguments {
         Ok(plan)
     }
 
-    /// A plan of [`Self::plan`]'s, carried by a protocol: what only that decides.
+    /// A plan from [`Self::plan`], completed with the values that depend on the protocol.
     ///
     /// # Errors
     /// As [`Self::plan`].
@@ -248,13 +250,13 @@ impl PlanArguments {
         let connections = match protocol {
             // A tracker may refuse a socket that is in more than 1000 swarms.
             Protocol::Ws => (plan.peers / 100).clamp(64, 1000).max(plan.peers / 900),
-            // Some trackers are at their best with many.
+            // Some trackers perform best with many.
             _ => 512,
         };
         let connections = u16::try_from(connections).unwrap_or(u16::MAX);
         let plan = Plan {
             transport,
-            // Connecting is no request here.
+            // Connecting is not a request here.
             mix: Mix { connect: 0, ..plan.mix },
             sources: self.connections.or(self.sources).unwrap_or(connections),
             timeout_ms: self.timeout_ms.unwrap_or(5000),
@@ -272,10 +274,11 @@ pub(crate) struct RunArguments {
     /// [default: start a skep]
     #[arg(long, value_name = "HOST:PORT|URL")]
     pub(crate) target: Vec<String>,
-    /// Whose certificates are believed.
+    /// Which certificates are trusted.
     #[command(flatten)]
     pub(crate) tls: TlsArguments,
-    /// Process of the tracker, for its CPU and memory. [default: who listens there on this host]
+    /// Process of the tracker, for its CPU and memory. [default: the process that listens on the
+    /// target on this host]
     #[arg(long)]
     pub(crate) pid: Option<u32>,
     /// The workload.
@@ -301,7 +304,7 @@ pub(crate) struct LimitArguments {
     /// How to serve.
     #[command(flatten)]
     pub(crate) serve: ServeOptions,
-    /// Peers in each announce reply.
+    /// Peers in each announce response.
     #[arg(long, default_value_t = 10, value_parser = limit_peers())]
     pub(crate) peers: u16,
 }
@@ -309,8 +312,8 @@ pub(crate) struct LimitArguments {
 /// A comparison.
 #[derive(Debug, Args)]
 pub(crate) struct CompareArguments {
-    /// What carries the load. Over HTTP and WebSocket the peers found on PATH take part by
-    /// themselves, and there is no limit responder.
+    /// Protocol of the load. Over HTTP and WebSocket the other trackers found on PATH are included
+    /// automatically, and there is no limit responder.
     #[arg(long, value_enum, default_value_t = Protocol::Udp)]
     pub(crate) protocol: Protocol,
     /// The aquatic_http program. [default: from PATH]
@@ -322,7 +325,7 @@ pub(crate) struct CompareArguments {
     /// The opentracker program, for HTTP. [default: from PATH]
     #[arg(long, value_name = "FILE")]
     pub(crate) opentracker: Option<PathBuf>,
-    /// Tracker to compare; repeatable. The skep beside this program takes part by itself.
+    /// Tracker to compare; repeatable. The skep beside this program is included automatically.
     #[arg(long, value_name = "NAME=COMMAND@IP:PORT")]
     pub(crate) tracker: Vec<Contestant>,
     /// Leave out the skep beside this program.
@@ -334,7 +337,8 @@ pub(crate) struct CompareArguments {
     /// CPU of the trackers. [default: the first this process may use]
     #[arg(long)]
     pub(crate) server_cpu: Option<usize>,
-    /// Peers in each announce reply of the limit. [default: what the workload makes a tracker send]
+    /// Peers in each announce response of the limit. [default: as many as a tracker sends under
+    /// this workload]
     #[arg(long, value_parser = limit_peers())]
     pub(crate) limit_peers: Option<u16>,
     /// The workload.
@@ -345,12 +349,12 @@ pub(crate) struct CompareArguments {
     pub(crate) json: bool,
 }
 
-/// What --help of hold explains below the flags.
+/// The explanation in --help of hold, below the flags.
 const HOLD_LESSON: &str = "\
 Each connection announces once, without offers, in a torrent that it shares with one other, and
-answers pings. On loopback every 25 000 connections have another source address (127.0.0.2, ...).
-Bytes per connection are the growth of the tracker's resident memory; what the kernel keeps for
-sockets is not in it. Both sides need a descriptor for each connection (ulimit -n).
+responds to pings. On loopback every 25 000 connections have another source address (127.0.0.2,
+...). Bytes per connection are the growth of the tracker's resident memory; memory of the kernel for
+sockets is not included. Both sides need a descriptor for each connection (ulimit -n).
 
 Example:
   loadtest hold ws://127.0.0.1:6969 --connections 50000";
@@ -365,13 +369,14 @@ pub(crate) struct HoldArguments {
     #[arg(long, default_value_t = 10_000,
           value_parser = clap::value_parser!(u16).range(1..=60_000))]
     pub(crate) connections: u16,
-    /// Seconds to stay.
+    /// Seconds to hold them.
     #[arg(long, default_value_t = 10.0)]
     pub(crate) duration: f64,
-    /// Process of the tracker, for its memory. [default: who listens there on this host]
+    /// Process of the tracker, for its memory. [default: the process that listens on the target on
+    /// this host]
     #[arg(long)]
     pub(crate) pid: Option<u32>,
-    /// Whose certificates are believed.
+    /// Which certificates are trusted.
     #[command(flatten)]
     pub(crate) tls: TlsArguments,
     /// Print the result as JSON.
@@ -399,7 +404,7 @@ pub(crate) struct MemoryArguments {
     pub(crate) json: bool,
 }
 
-/// Numbers of peers that fit a reply of the limit.
+/// Numbers of peers that fit into a response of the limit responder.
 fn limit_peers() -> clap::builder::RangedI64ValueParser<u16> {
     clap::value_parser!(u16).range(0..=i64::from(PEERS_MAX))
 }

@@ -1,5 +1,5 @@
-//! Several trackers and the limit, run in turn, round by round, so that whatever else the host
-//! does meets all of them alike; then medians and ratios side by side.
+//! Runs several trackers and the limit in turn, round by round, so that other load on the host
+//! affects all of them equally. Prints medians and ratios side by side.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -23,9 +23,9 @@ use crate::tally::StreamCounts;
 /// One contestant's results.
 #[derive(Clone, Debug, Serialize)]
 struct Row {
-    /// Its name.
+    /// The contestant's name.
     name: String,
-    /// How it was started.
+    /// The command that started it.
     command: String,
     /// Medians over the rounds.
     median: Medians,
@@ -49,7 +49,7 @@ struct Medians {
     rss_peak_bytes: f64,
     bytes_per_peer: f64,
     generator_idle_share: f64,
-    /// Sum over the rounds, not a median: a single one matters.
+    /// Sum over the rounds, not a median: a single invalid response matters.
     invalid: u64,
     /// Sum over the rounds.
     errors: u64,
@@ -81,25 +81,25 @@ impl Medians {
     }
 }
 
-/// Everything a committed result carries.
+/// All data of a result file.
 #[derive(Clone, Debug, Serialize)]
 struct Comparison {
     machine: Machine,
     /// CPU of the trackers, and CPUs of the generator.
     pinned: (Option<usize>, Vec<usize>),
     plan: Plan,
-    /// Peers in each reply of the limit.
+    /// Peers in each response of the limit.
     limit_peers: u16,
     rounds: u16,
     rows: Vec<Row>,
-    /// What could be wrong with these figures, each remark with the contestant it is about.
+    /// Reasons to doubt these results, each with its contestant.
     warnings: Vec<String>,
 }
 
 /// Names of the limit's two contestants.
 const LIMITS: [(&str, &str); 2] = [("limit (uring)", "uring"), ("limit (mmsg)", "mmsg")];
 
-/// Runs a comparison and prints it.
+/// Runs a comparison and prints the result.
 ///
 /// # Errors
 /// One sentence with the cause, e.g. a tracker that does not start.
@@ -113,7 +113,7 @@ pub(crate) fn compare(arguments: &CompareArguments) -> Result<(), String> {
     }
     let limit_peers = arguments.limit_peers.unwrap_or_else(|| limit_peers(&plan));
     let contestants = contestants(arguments, &plan, limit_peers);
-    let cpus = usable_cpus().map_err(|error| format!("cannot ask for CPUs: {error}"))?;
+    let cpus = usable_cpus().map_err(|error| format!("cannot read the usable CPUs: {error}"))?;
     let server_cpu = arguments.server_cpu.or_else(|| cpus.first().copied());
     let generator_cpus: Vec<usize> =
         cpus.iter().rev().copied().filter(|it| Some(*it) != server_cpu).collect();
@@ -165,14 +165,15 @@ pub(crate) fn compare(arguments: &CompareArguments) -> Result<(), String> {
     }
 }
 
-/// What a tracker sends on average, so that the limit sends as much.
+/// Average number of peers in a tracker's response, so that the limit sends as many.
 fn limit_peers(plan: &Plan) -> u16 {
     let peers = whole(peers_per_reply(plan).round());
     u16::try_from(peers).unwrap_or(PEERS_MAX).min(PEERS_MAX)
 }
 
-/// Who takes part, and whether each of its requests has a connection to itself: the limit (UDP) and
-/// skep by both backends, the peers that are found (over TCP), then whatever was given.
+/// All contestants, each with whether every request has its own connection: the limit (UDP) and
+/// skep with both backends, other trackers that are installed (over TCP), then those that were
+/// given.
 fn contestants(
     arguments: &CompareArguments,
     plan: &Plan,
@@ -215,7 +216,7 @@ fn renamed_one_shot(contestant: Contestant) -> Contestant {
     Contestant { name: format!("{}, one-shot", contestant.name), ..contestant }
 }
 
-/// The limit by both backends.
+/// The limit with both backends.
 fn limits(peers: u16) -> Vec<Contestant> {
     let (program, peers) = (own_program(), peers.to_string());
     let limit = |(name, io)| {
@@ -225,7 +226,7 @@ fn limits(peers: u16) -> Vec<Contestant> {
     LIMITS.into_iter().map(limit).collect()
 }
 
-/// The skep beside this program by both backends.
+/// The skep next to this program, with both backends.
 fn skeps(arguments: &CompareArguments, protocol: Protocol) -> Vec<Contestant> {
     let Some(program) = sibling_skep().filter(|_| !arguments.no_skep) else { return Vec::new() };
     let backends = [("skep (uring)", "uring"), ("skep (mmsg)", "mmsg")];
@@ -236,7 +237,7 @@ fn skeps(arguments: &CompareArguments, protocol: Protocol) -> Vec<Contestant> {
             &["run", "--listen", "{addr}", "--admin", "127.0.0.1:0", "--workers", "1", "--io", io],
         );
         if protocol == Protocol::Ws {
-            // No other tracker spares its clients offers: the same work for all.
+            // No other tracker limits the offers to a client: the same work for all.
             let unsparing = "SKEP__WEBSOCKET__OFFERS_PER_MINUTE_MAX=0";
             contestant.words.splice(0..0, ["env".to_owned(), unsparing.to_owned()]);
         }
@@ -245,7 +246,7 @@ fn skeps(arguments: &CompareArguments, protocol: Protocol) -> Vec<Contestant> {
     backends.into_iter().map(skep).collect()
 }
 
-/// The remarks of all rounds, each once per contestant.
+/// The warnings of all rounds, each once per contestant.
 fn warnings(rows: &[Row], generator_cpus: &[usize]) -> Vec<String> {
     let mut warnings = Vec::new();
     if generator_cpus.is_empty() {
@@ -262,7 +263,7 @@ fn warnings(rows: &[Row], generator_cpus: &[usize]) -> Vec<String> {
 }
 
 impl Comparison {
-    /// The tables, in Markdown, fit for a file of results.
+    /// The tables in Markdown, for a result file.
     fn text(&self) -> String {
         let mut out = String::new();
         // Writing to a string cannot fail.
@@ -311,7 +312,7 @@ impl Comparison {
             self.write_relayed(out)?;
         }
         self.write_invalid(out)?;
-        self.write_ratios(out, "CPU per answer, row ÷ column", |it| it.cpu_ns_per_answer)?;
+        self.write_ratios(out, "CPU per response, row ÷ column", |it| it.cpu_ns_per_answer)?;
         self.write_ratios(out, "resident memory, row ÷ column", |it| it.rss_bytes)?;
         writeln!(out, "\ncommands:")?;
         for row in &self.rows {
@@ -323,8 +324,9 @@ impl Comparison {
     fn write_medians(&self, out: &mut String) -> std::fmt::Result {
         writeln!(
             out,
-            "\n| tracker | answers/s | CPU ns/answer | cores | p50 us | p99 us | p99.9 us | lost % \
-             | peers/reply | bytes/reply | RSS MiB | peak MiB | bytes/peer | errors | invalid |"
+            "\n| tracker | responses/s | CPU ns/response | cores | p50 us | p99 us | p99.9 us \
+             | lost % | peers/response | bytes/response | RSS MiB | peak MiB | bytes/peer \
+             | errors | invalid |"
         )?;
         writeln!(out, "|---|{}", "---:|".repeat(14))?;
         for Row { name, median: it, .. } in &self.rows {
@@ -351,7 +353,7 @@ impl Comparison {
         Ok(())
     }
 
-    /// What WebTorrent's peers got from each other.
+    /// Offers and answers that were relayed between WebTorrent peers.
     fn write_relayed(&self, out: &mut String) -> std::fmt::Result {
         writeln!(out, "\n| tracker | offers relayed/s | of those sent % | answers relayed/s |")?;
         writeln!(out, "|---|---:|---:|---:|")?;
@@ -372,7 +374,7 @@ impl Comparison {
         Ok(())
     }
 
-    /// What was wrong with replies, by kind, over all rounds.
+    /// Invalid responses by kind, over all rounds.
     fn write_invalid(&self, out: &mut String) -> std::fmt::Result {
         for row in &self.rows {
             let mut sums = BTreeMap::<&str, u64>::new();
@@ -386,7 +388,7 @@ impl Comparison {
         Ok(())
     }
 
-    /// A square table of one figure's ratios.
+    /// A square table of the ratios of one value.
     fn write_ratios(
         &self,
         out: &mut String,
@@ -407,7 +409,7 @@ impl Comparison {
     }
 }
 
-/// CPUs by number; "any" where none is named.
+/// CPUs by number; "any" if there are none.
 fn names(cpus: &[usize]) -> String {
     let names: Vec<_> = cpus.iter().map(usize::to_string).collect();
     if names.is_empty() { "any".to_owned() } else { names.join(", ") }

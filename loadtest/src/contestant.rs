@@ -1,15 +1,15 @@
-//! Trackers by name: how each is started for a run, and where it then answers.
+//! Trackers by name: how each is started for a run, and at which addresses it then responds.
 //!
-//! A contestant is `NAME=COMMAND@ADDRESS`. The command is split into words as a shell would (single
-//! and double quotes), but no shell is involved. Port 0 means any free one. Placeholders:
+//! A contestant is `NAME=COMMAND@ADDRESS`. The command is split into words as by a shell (single
+//! and double quotes), but no shell is used. Port 0 means any free port. Placeholders:
 //!
 //! ```text
-//! {ip} {port} {addr}   where this run wants it to answer; {addr} is IP:PORT
+//! {ip} {port} {addr}   address of the tracker in this run; {addr} is IP:PORT
 //! {addr4} {addr6}      the same port on 127.0.0.1 and on ::1
 //! {hashes}             a file with the info-hashes of the load, one in hex per line
-//! {dir}                this run's scratch folder, readable by everybody, also its working folder
-//! {template:PATH}      a copy of the file PATH in {dir}, its own placeholders filled in
-//! {config}             the settings that this program brings along for a peer, likewise
+//! {dir}                scratch folder of this run and working folder; all users may read it
+//! {template:PATH}      a copy of the file PATH in {dir}, with its placeholders replaced
+//! {config}             a copy of the settings that this program has for a known tracker
 //! ```
 
 use std::fmt::Write as _;
@@ -32,11 +32,11 @@ use crate::sources::Targets;
 pub(crate) struct Contestant {
     /// Its name in tables.
     pub(crate) name: String,
-    /// Its command, placeholders not filled in.
+    /// Its command, with placeholders.
     pub(crate) words: Vec<String>,
-    /// Where it shall answer.
+    /// The address at which it has to respond.
     pub(crate) address: SocketAddr,
-    /// What `{config}` stands for a copy of.
+    /// The text whose copy replaces `{config}`.
     pub(crate) config: &'static str,
 }
 
@@ -44,7 +44,7 @@ impl FromStr for Contestant {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        const WANTED: &str = "wanted: NAME=COMMAND@IP:PORT";
+        const WANTED: &str = "expected: NAME=COMMAND@IP:PORT";
         let (name, rest) = text.split_once('=').ok_or(WANTED)?;
         let (command, address) = rest.rsplit_once('@').ok_or(WANTED)?;
         let address =
@@ -57,18 +57,18 @@ impl FromStr for Contestant {
     }
 }
 
-/// A contestant that runs and answers.
+/// A contestant that runs and responds.
 pub(crate) struct Started {
     /// Its process.
     pub(crate) server: Server,
-    /// Where it answers.
+    /// Addresses at which it responds.
     pub(crate) targets: Targets,
-    /// Lives as long as the process may read it.
+    /// Kept as long as the process may read it.
     _scratch: Scratch,
 }
 
 impl Started {
-    /// How it is spoken to over TCP; `None` for UDP.
+    /// The endpoint for TCP; `None` for UDP.
     pub(crate) fn endpoint(&self, protocol: Protocol) -> Option<Endpoint> {
         let address = self.targets.v4.or(self.targets.v6)?;
         (protocol != Protocol::Udp).then(|| Endpoint::local(address, protocol))
@@ -76,7 +76,7 @@ impl Started {
 }
 
 impl Contestant {
-    /// One of our own programs on any free loopback port.
+    /// One of the project's own programs on any free loopback port.
     pub(crate) fn own(name: &str, program: &Path, arguments: &[&str]) -> Self {
         let mut words = vec![program.display().to_string()];
         words.extend(arguments.iter().map(|it| (*it).to_owned()));
@@ -88,7 +88,7 @@ impl Contestant {
         }
     }
 
-    /// The command as results name it: no folders of this host, placeholders as they were given.
+    /// The command as in results: without folders of this host, with placeholders not replaced.
     pub(crate) fn command(&self) -> String {
         let without_folders = |word: &String| {
             let name = Path::new(word).file_name().and_then(|it| it.to_str());
@@ -101,11 +101,12 @@ impl Contestant {
         self.words.iter().map(without_folders).collect::<Vec<_>>().join(" ")
     }
 
-    /// Starts it on one CPU and waits until it answers connects or takes connections, and knows the
-    /// last of the hashes if it is given them (asked over UDP, whatever carries the load).
+    /// Starts it on one CPU. Waits until it responds to connects or accepts connections and, if it
+    /// has a list of hashes, until it accepts the last of them (tested over UDP, whatever the
+    /// protocol of the load).
     ///
     /// # Errors
-    /// One sentence with the cause and its last words.
+    /// One sentence with the cause and its last output.
     pub(crate) fn start(
         &self,
         plan: &Plan,
@@ -134,7 +135,7 @@ impl Contestant {
         Ok(Started { server, targets, _scratch: scratch })
     }
 
-    /// Starts a program that chooses its own ports and says them in a ready line.
+    /// Starts a program that chooses its own ports and prints them in a ready line.
     ///
     /// # Errors
     /// As [`Self::start`].
@@ -149,7 +150,7 @@ impl Contestant {
         Ok(Started { server, targets: targets_in(&line), _scratch: scratch })
     }
 
-    /// The address of a run: a loopback one follows the family that the plan wants.
+    /// The address of a run. On loopback, it follows the family of the plan.
     fn address_for(&self, families: Families) -> io::Result<SocketAddr> {
         let ip: IpAddr = match (self.address.ip(), families) {
             (ip, Families::V6) if ip == Ipv4Addr::LOCALHOST => Ipv6Addr::LOCALHOST.into(),
@@ -161,7 +162,7 @@ impl Contestant {
     }
 }
 
-/// The skep binary beside ours, if there is one.
+/// The skep binary next to this program, if there is one.
 pub(crate) fn sibling_skep() -> Option<PathBuf> {
     let path = own_program().parent()?.join("skep");
     path.is_file().then_some(path)
@@ -200,7 +201,7 @@ fn split(command: &str) -> Result<Vec<String>, String> {
     if quote.is_some() { Err("a quote is not closed".to_owned()) } else { Ok(words) }
 }
 
-/// What the placeholders of one run stand for.
+/// The values of the placeholders in one run.
 struct Fill<'a> {
     address: SocketAddr,
     plan: &'a Plan,
@@ -209,7 +210,7 @@ struct Fill<'a> {
 }
 
 impl Fill<'_> {
-    /// A text with its placeholders filled in. Braces around anything else stay as they are.
+    /// A text with its placeholders replaced. Other text in braces is unchanged.
     fn fill(&self, text: &str) -> Result<String, String> {
         let mut out = String::new();
         let mut rest = text;

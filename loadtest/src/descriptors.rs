@@ -1,14 +1,14 @@
-//! Descriptors for many connections.
+//! Raises the limit on descriptors.
 
 use rlimit::Resource;
 
-/// What this program needs beside connections.
+/// Descriptors that this program needs besides connections.
 const OTHERS: u64 = 100;
 
-/// Raises this process's limit so that it can open so many connections.
+/// Raises this process's limit so that it can open that many connections.
 ///
 /// # Errors
-/// Where the hard limit forbids it, with the remedy.
+/// If the hard limit prevents it, with the remedy.
 pub(crate) fn raise(connections: u64) -> Result<(), String> {
     let wanted = connections + OTHERS;
     let failed = |error: std::io::Error| format!("cannot read the limit of descriptors: {error}");
@@ -16,7 +16,7 @@ pub(crate) fn raise(connections: u64) -> Result<(), String> {
     if soft >= wanted {
         return Ok(());
     }
-    // Beyond the hard limit only a privileged process gets.
+    // Only a privileged process can exceed the hard limit.
     let raised = Resource::NOFILE.set(wanted, hard.max(wanted));
     raised.map_err(|_| {
         format!(

@@ -1,5 +1,5 @@
-//! What a `--target` names: the protocol, the path, and whose certificates are believed. Addresses
-//! are in [`Targets`].
+//! The parts of a `--target`: protocol, path, and trusted certificates. Addresses are in
+//! [`Targets`].
 
 use std::net::{SocketAddr, ToSocketAddrs as _};
 use std::path::PathBuf;
@@ -8,7 +8,7 @@ use std::sync::Arc;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use skep::client::http::scrape_target;
-use skep::client::tls::{self, Trust};
+use skep::client::tls::{self, TlsConfigError, Trust};
 use skep::client::url::{Scheme, Url};
 
 use crate::plan::{Protocol, Transport};
@@ -25,32 +25,33 @@ pub(crate) struct TlsArguments {
     pub(crate) insecure: bool,
 }
 
-/// A tracker spoken to over TCP: all but its addresses.
+/// A tracker over TCP, without its addresses.
 #[derive(Clone, Debug)]
 pub(crate) struct Endpoint {
-    /// What the Host header says.
+    /// Value of the Host header.
     pub(crate) authority: String,
-    /// Announces go here; query parameters may follow.
+    /// Target of announces; query parameters may follow.
     pub(crate) target: String,
-    /// Scrapes go here, where the path has a scrape by convention.
+    /// Target of scrapes, if the path has one by convention.
     pub(crate) scrape_target: Option<String>,
-    /// Settings and the certificate's name, where TLS is spoken.
+    /// Configuration and name of the certificate, if TLS is used.
     pub(crate) tls: Option<(Arc<ClientConfig>, ServerName<'static>)>,
 }
 
-/// What all targets of a run have in common, and where they are.
+/// The common part of all targets of a run, and their addresses.
 #[derive(Clone, Debug)]
 pub(crate) struct Aim {
     /// The addresses.
     pub(crate) targets: Targets,
-    /// Which protocol, through TLS or not.
+    /// Protocol, and whether TLS is used.
     pub(crate) protocol: Protocol,
-    /// Set for all but UDP.
+    /// Set unless the protocol is UDP.
     pub(crate) endpoint: Option<Endpoint>,
 }
 
 impl Aim {
-    /// Reads targets: HOST:PORT or a URL, one per IP version, alike but for the address.
+    /// Parses targets: HOST:PORT or a URL, one per IP version. They may differ only in their
+    /// addresses.
     ///
     /// # Errors
     /// One sentence with the cause.
@@ -92,17 +93,17 @@ impl Endpoint {
         };
         let tls = url.scheme.has_tls().then(|| {
             let trust = Trust::of(trust.ca.as_deref(), trust.insecure);
-            Ok::<_, String>((tls::config(trust, resumption)?, tls::server_name(&url.host)?))
+            Ok::<_, TlsConfigError>((tls::config(trust, resumption)?, tls::server_name(&url.host)?))
         });
         Ok(Self {
             authority: url.authority(),
             scrape_target: scrape_target(&target),
             target,
-            tls: tls.transpose()?,
+            tls: tls.transpose().map_err(|error| error.to_string())?,
         })
     }
 
-    /// A tracker of this host without TLS.
+    /// A tracker on this host without TLS.
     pub(crate) fn local(address: SocketAddr, protocol: Protocol) -> Self {
         let target = if protocol == Protocol::Ws { "/" } else { "/announce" };
         Self {
@@ -114,17 +115,17 @@ impl Endpoint {
     }
 }
 
-/// A URL, or HOST:PORT for UDP.
+/// Parses a URL, or HOST:PORT for UDP.
 fn read(text: &str) -> Result<Url, String> {
     let url = if text.contains("://") { text.to_owned() } else { format!("udp://{text}") };
-    url.parse().map_err(|error| format!("--target {text}: {error}; HOST:PORT means UDP"))
+    url.parse::<Url>().map_err(|error| format!("--target {text}: {error}; HOST:PORT means UDP"))
 }
 
 fn resolve(url: &Url) -> Result<SocketAddr, String> {
     match (url.host.as_str(), url.port).to_socket_addrs().map(|mut it| it.next()) {
         Ok(Some(address)) => Ok(address),
         Ok(None) => Err(format!("{url} has no address")),
-        Err(error) => Err(format!("--target {url}: {error}; wanted HOST:PORT or a URL")),
+        Err(error) => Err(format!("--target {url}: {error}; expected: HOST:PORT or a URL")),
     }
 }
 

@@ -1,17 +1,17 @@
-//! One thread of load: sockets, the peers that announce through them, and the loop between.
+//! One thread of load: its sockets, the peers that announce through them, and the loop.
 //!
-//! The loop never sleeps. A turn visits every socket: take its replies (up to 64 by one system
-//! call), judge each, then fill the socket up again (closed loop) or send what has become due (open
-//! loop). Nothing is allocated per datagram.
+//! The loop never sleeps. A turn visits every socket: it receives responses (up to 64 by one system
+//! call), checks each, then fills the socket up again (closed loop) or sends what has become due
+//! (open loop). Nothing is allocated per datagram.
 //!
 //! In the open loop, requests are due at moments fixed in advance, and latency counts from those
-//! moments: a tracker that stalls is charged for everyone who would have come meanwhile.
+//! moments: a tracker that stalls is charged for all requests that would have arrived meanwhile.
 
 use std::sync::Arc;
 
 use skep::protocol::udp::TransactionId;
 use skep::protocol::udp::client::{
-    Announcement, Reply, encode_announce, encode_connect, encode_scrape,
+    Announcement, Response, encode_announce, encode_connect, encode_scrape,
 };
 use skep::protocol::udp::peer_stride;
 use skep::sys::address::RawAddress;
@@ -30,18 +30,18 @@ use crate::slots::{Kind, Pending, Settled, SlotTable};
 use crate::sources::Source;
 use crate::tally::Tally;
 
-/// Age at which a connection id is renewed: BEP 15 lets a client use it for a minute.
+/// Age at which a connection id is renewed: in BEP 15 a client may use it for a minute.
 const RENEW_AFTER_NS: u64 = 55 * NS_PER_S;
 
-/// How often, per timeout, the whole table is searched for lost requests, and the clock-driven
-/// chores are done. One part of [`SWEEP_PARTS`] is searched per chore.
+/// How often, per timeout, the whole table is searched for lost requests, and time-driven work is
+/// done. One part of [`SWEEP_PARTS`] is searched each time.
 const SWEEPS_PER_TIMEOUT: u64 = 10;
 const SWEEP_PARTS: usize = 32;
 
 /// A socket of the load.
 struct Client {
     source: Source,
-    /// Its place among all threads' sockets.
+    /// Its index among all threads' sockets.
     place: u16,
     connection_id: Option<u64>,
     renew_at_ns: u64,
@@ -58,10 +58,10 @@ pub(crate) struct Generator {
     slots: SlotTable,
     incoming: ReceiveBatch,
     outgoing: SendBatch,
-    /// Announces, all of one length, where they may leave as segments of one packet.
+    /// Announces, all of one length, if they may be sent as segments of one packet.
     segments: Option<SegmentedBatch>,
     random: fastrand::Rng,
-    /// Torrents left to scrape.
+    /// Torrents still to scrape.
     verify: std::ops::Range<u32>,
     /// This thread's part of the torrents.
     torrents: std::ops::Range<u32>,
@@ -73,11 +73,11 @@ pub(crate) struct Generator {
 const ANNOUNCE_BYTES: u16 = 98;
 const _: () = assert!(ANNOUNCE_BYTES as usize == skep::protocol::udp::ANNOUNCE_BYTES);
 
-/// How long to wait for connection ids before giving up.
+/// How long to wait for connection ids before the run fails.
 const CONNECT_NS_MAX: u64 = 5 * NS_PER_S;
 
 impl Generator {
-    /// A thread's share: its sockets (with their places among all) and their peers.
+    /// A thread's share: its sockets (with their indices among all) and their peers.
     pub(crate) fn new(
         plan: &Arc<Plan>,
         clock: Clock,
@@ -129,7 +129,7 @@ impl Generator {
             let sent = self.send(self.turn, count, now_ns, run);
             worked = true;
             if sent < count {
-                // The table is full, or the socket has no connection id: due, but held back.
+                // The table is full, or the socket has no connection id: due, but not sent.
                 let held_back = count - sent;
                 run.tally.held_back += held_back as u64;
                 if let Some(pace) = &mut run.pace {
@@ -142,7 +142,7 @@ impl Generator {
         }
     }
 
-    /// Takes a batch of replies from one socket.
+    /// Receives a batch of responses from one socket.
     fn receive(&mut self, index: usize, run: &mut Run) -> bool {
         match self.incoming.receive(&self.clients[index].source.socket) {
             Ok(_) => {}
@@ -165,18 +165,18 @@ impl Generator {
             match self.slots.settle(u32::from_be_bytes(*id), place) {
                 Settled::Answered(pending) => {
                     client.in_flight -= 1;
-                    let reply = (datagram.payload, datagram.truncated);
-                    client.answered(&pending, reply, now_ns, run);
+                    let response = (datagram.payload, datagram.truncated);
+                    client.answered(&pending, response, now_ns, run);
                 }
                 Settled::Late => tally.late += 1,
-                Settled::Duplicate => tally.invalid[Invalid::SecondReply as usize] += 1,
+                Settled::Duplicate => tally.invalid[Invalid::SecondResponse as usize] += 1,
                 Settled::Unknown => tally.invalid[Invalid::UnknownTransaction as usize] += 1,
             }
         }
         true
     }
 
-    /// Sends up to `count` requests through one socket, by one system call. Says how many.
+    /// Sends up to `count` requests through one socket, by one system call. Returns how many.
     fn send(&mut self, index: usize, count: usize, now_ns: u64, run: &mut Run) -> usize {
         let client = &mut self.clients[index];
         for _ in 0..count {
@@ -220,7 +220,7 @@ impl Generator {
         self.flush(index, &mut run.tally)
     }
 
-    /// Hands what was queued for one socket to the kernel. Says how many datagrams that was.
+    /// Sends the queued datagrams of one socket. Returns how many.
     fn flush(&mut self, index: usize, tally: &mut Tally) -> usize {
         let socket = &self.clients[index].source.socket;
         let mut queued = 0;
@@ -240,7 +240,8 @@ impl Generator {
                         }
                     }
                     if error.kind() != std::io::ErrorKind::ConnectionRefused {
-                        // The kernel or the network device cannot do it: one by one from now on.
+                        // The kernel or the network device does not support it: single datagrams
+                        // from now on.
                         self.segments = None;
                         continue;
                     }
@@ -323,7 +324,7 @@ impl Driver for Generator {
 }
 
 impl Client {
-    /// The next request of a task; `None` where there is none to send now.
+    /// The next request of a task; `None` if there is none to send now.
     fn next(
         &mut self,
         task: Task,
@@ -369,12 +370,12 @@ impl Client {
         }
     }
 
-    /// Takes in one reply, the very bytes and whether they were cut.
+    /// Handles one response: its bytes, and whether it was truncated.
     #[inline]
     fn answered(
         &mut self,
         pending: &Pending,
-        (reply, truncated): (&[u8], bool),
+        (response, truncated): (&[u8], bool),
         now_ns: u64,
         run: &mut Run,
     ) {
@@ -383,23 +384,23 @@ impl Client {
         let checked = if truncated {
             Err(Invalid::Oversized)
         } else {
-            check(reply, pending, self.source.ip, thorough)
+            check(response, pending, self.source.ip, thorough)
         };
         self.connecting &= pending.kind != Kind::Connect;
         if let Err(wrong) | Ok((_, Some(wrong))) = &checked {
             tally.invalid[*wrong as usize] += 1;
         }
-        let Ok((reply, _)) = checked else { return };
-        match reply {
-            Reply::Error(text) => {
+        let Ok((response, _)) = checked else { return };
+        match response {
+            Response::Error(text) => {
                 tally.error(text);
                 return;
             }
-            Reply::Connected(id) => {
+            Response::Connected(id) => {
                 self.connection_id = Some(id);
                 self.renew_at_ns = now_ns + RENEW_AFTER_NS;
             }
-            Reply::Announced(_, peers) => {
+            Response::Announced(_, peers) => {
                 let stride = peer_stride(Family::of(self.source.ip));
                 tally.peers += (peers.len() / stride) as u64;
                 tally.peer_replies += u64::from(pending.count > 0);
@@ -407,7 +408,7 @@ impl Client {
                     self.members.filled(pending.item);
                 }
             }
-            Reply::Scraped(entries) => {
+            Response::Scraped(entries) => {
                 if run.task == Task::Verify {
                     let peers =
                         entries.iter().map(|it| u64::from(it.seeders) + u64::from(it.leechers));

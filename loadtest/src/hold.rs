@@ -1,4 +1,5 @@
-//! Many WebSocket connections, and what each costs the tracker while it does next to nothing.
+//! Opens many WebSocket connections, and measures what each costs the tracker while it is nearly
+//! idle.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -21,25 +22,25 @@ use crate::sources::Origin;
 use crate::stream::Generator;
 use crate::tally::Tally;
 
-/// Connections from one loopback address: ephemeral ports are about 28 000.
+/// Connections from one loopback address: there are about 28 000 ephemeral ports.
 const PER_SOURCE_MAX: u16 = 25_000;
 
-/// What was found.
+/// The results.
 #[derive(Clone, Debug, Serialize)]
 struct Held {
     machine: Machine,
     tracker: String,
-    /// Connections asked for.
+    /// Number of connections requested.
     connections: u16,
-    /// Those that were opened, and announces that were answered.
+    /// Connections that were opened, and announces that were answered.
     opened: u64,
     announced: u64,
-    /// Those that were open to the end.
+    /// Connections that were open to the end.
     open_at_end: u64,
-    /// How long opening took, and how long they stayed.
+    /// Seconds to open them, and seconds they were held.
     opening_s: f64,
     held_s: f64,
-    /// The tracker's process; absent where it is not on this host.
+    /// The tracker's process; absent if it does not run on this host.
     memory: Option<Memory>,
 }
 
@@ -50,11 +51,11 @@ struct Memory {
     connected_bytes: u64,
     announced_bytes: u64,
     end_bytes: u64,
-    /// Growth until all had announced, for each of them.
+    /// Growth until all connections had announced, per connection.
     per_connection_bytes: f64,
 }
 
-/// Opens them, stays, and prints what was found.
+/// Opens the connections, holds them, and prints the results.
 ///
 /// # Errors
 /// One sentence with the cause, e.g. too few descriptors.
@@ -70,7 +71,7 @@ pub(crate) fn hold(arguments: &HoldArguments) -> Result<(), String> {
     let pid = arguments.pid.or_else(|| listening_on(target, Protocol::Ws));
     let rss_bytes = || pid.and_then(usage).map(|it| it.rss_bytes);
     let clients = (0..arguments.connections).map(|place| {
-        // Every torrent has a peer of each of two connections.
+        // Each torrent has two peers, on two connections.
         (place, origin(target, place), vec![Peer::leecher(u32::from(place / 2))])
     });
     let mut generator =
@@ -79,7 +80,7 @@ pub(crate) fn hold(arguments: &HoldArguments) -> Result<(), String> {
     let mut phase = |task| {
         let run = generator.run(task, &AtomicU64::new(0));
         if run.silent {
-            return Err(format!("{target} fell silent: {}", cause(&run.tally)));
+            return Err(format!("{target} stopped responding: {}", cause(&run.tally)));
         }
         Ok((run.tally, rss_bytes(), generator.open_connections()))
     };
@@ -147,10 +148,10 @@ fn origin(to: SocketAddr, place: u16) -> Origin {
 
 /// Why connections failed.
 fn cause(tally: &Tally) -> String {
-    let remedy = "does the tracker have descriptors enough (ulimit -n), does it cap connections?";
+    let remedy = "does the tracker have enough descriptors (ulimit -n), does it cap connections?";
     match &tally.failure {
         Some(failure) => format!("{failure}; {remedy}"),
-        None => format!("the tracker closed them or did not answer; {remedy}"),
+        None => format!("the tracker closed them or did not respond; {remedy}"),
     }
 }
 

@@ -1,8 +1,8 @@
-//! The physical limit: a responder that does no tracking, over the very workers and backends that
-//! the tracker uses. It decodes a request, writes a reply of the usual size and keeps nothing, so
-//! what it costs is what UDP on this host costs.
+//! The physical limit: a responder that does no tracking, on the same workers and backends as the
+//! tracker. It decodes a request, writes a response of the usual size and stores nothing, so its
+//! cost is that of UDP on this host.
 //!
-//! The same entry can serve the real tracker, which stands in where no skep binary is at hand.
+//! The same code can serve the real tracker, for tests without a skep binary.
 
 use std::io::{self, Write as _};
 use std::net::SocketAddr;
@@ -10,9 +10,9 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use arc_swap::ArcSwap;
+use skep::counters::WorkerCounters;
 use skep::frontend::connection_id::{Algorithm, ConnectionIds, KEY_BYTES, KeyPair};
 use skep::frontend::udp::UdpFrontend;
-use skep::metrics::WorkerCounters;
 use skep::protocol::udp::{
     Request, decode, encode_announced, encode_connected, encode_scraped, peer_stride, peers_of,
 };
@@ -23,7 +23,7 @@ use skep::sys::probe::probe;
 use skep::sys::socket::{BoundUdp, UdpOptions, bind_udp};
 use skep::time::Now;
 use skep::tracker::{Options, Tracker};
-use skep::types::{Action, AnnounceReply, Answered, Dropped, Family, ScrapeEntry};
+use skep::types::{Action, AnnounceResponse, DatagramResponse, Dropped, Family, ScrapeEntry};
 use skep::worker::Responder;
 use skep::worker::datagram::{DatagramBackend, DatagramWorker};
 
@@ -33,7 +33,7 @@ pub(crate) struct ServeOptions {
     /// Address to listen on; repeatable. Port 0 lets the kernel choose.
     #[arg(long, value_name = "ADDR", default_values = ["127.0.0.1:0", "[::1]:0"])]
     pub(crate) listen: Vec<SocketAddr>,
-    /// How to reach the kernel.
+    /// How datagrams are received and sent.
     #[arg(long, value_enum, default_value_t = Io::Auto)]
     pub(crate) io: Io,
     /// Worker threads, each with sockets of its own on every address.
@@ -44,7 +44,7 @@ pub(crate) struct ServeOptions {
 /// Which backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Io {
-    /// io_uring where this host allows it, else recvmmsg.
+    /// io_uring if this host allows it, else recvmmsg.
     Auto,
     /// io_uring.
     Uring,
@@ -63,16 +63,16 @@ impl Io {
     }
 }
 
-/// Answers everything at a constant cost.
+/// Responds to everything at a constant cost.
 struct NoTracker {
     peers: [Vec<u8>; Family::ALL.len()],
 }
 
-/// The most peers whose compact form fits a reply in either family.
+/// Most peers whose compact form fits into a response in both families.
 pub(crate) const PEERS_MAX: u16 = 67;
 
 impl NoTracker {
-    /// Each announce is answered with the same `peers` peers.
+    /// Every announce gets the same `peers` peers.
     fn new(peers: u16) -> Self {
         let list = |family| {
             let stride = peer_stride(family);
@@ -98,7 +98,7 @@ impl Responder for NoTracker {
         source: SocketAddr,
         datagram: &[u8],
         out: &mut [u8],
-    ) -> Result<Answered, Dropped> {
+    ) -> Result<DatagramResponse, Dropped> {
         let (action, bytes) = match decode(datagram)? {
             Request::Connect(head) => (Action::Connect, encode_connected(head, 1, out)),
             Request::Announce(request, _) => {
@@ -107,13 +107,13 @@ impl Responder for NoTracker {
                 let stride = peer_stride(Family::of(source.ip()));
                 let list = &list[..list.len().min(wanted * stride)];
                 peers_of(out)[..list.len()].copy_from_slice(list);
-                let reply = AnnounceReply {
+                let response = AnnounceResponse {
                     interval_s: 1800,
                     min_interval_s: 900,
                     leechers: 1,
                     seeders: 1,
                 };
-                let bytes = encode_announced(&request.head, &reply, list.len(), out);
+                let bytes = encode_announced(&request.head, &response, list.len(), out);
                 (Action::Announce, bytes)
             }
             Request::Scrape(head, hashes) => {
@@ -121,7 +121,7 @@ impl Responder for NoTracker {
                 (Action::Scrape, encode_scraped(head, entries, out))
             }
         };
-        Ok(Answered { action, bytes, refusal: None })
+        Ok(DatagramResponse { action, bytes, refusal: None })
     }
 
     fn upkeep(&mut self, _now: Now) {}
@@ -129,7 +129,7 @@ impl Responder for NoTracker {
     fn set_queue(&mut self, _queue_permille: u32) {}
 }
 
-/// Serves without tracking until the process is ended.
+/// Serves without tracking until the process is terminated.
 ///
 /// # Errors
 /// One sentence with the cause.
@@ -137,7 +137,7 @@ pub(crate) fn serve_limit(options: &ServeOptions, peers: u16) -> Result<(), Stri
     serve(options, |_| NoTracker::new(peers))
 }
 
-/// Serves the library's tracker with default settings until the process is ended.
+/// Serves the library's tracker with default settings until the process is terminated.
 ///
 /// # Errors
 /// One sentence with the cause.
@@ -156,7 +156,7 @@ pub(crate) fn serve_tracker(options: &ServeOptions) -> Result<(), String> {
     })
 }
 
-/// Good enough for a tracker that lives as long as a benchmark.
+/// Good enough for a tracker that runs as long as a benchmark.
 fn random_key() -> [u8; KEY_BYTES] {
     let mut key = [0; KEY_BYTES];
     fastrand::fill(&mut key);
@@ -184,7 +184,7 @@ fn serve<R: Responder + Send>(
             let mut responder = make(worker);
             let cpu = cpus.get(worker % cpus.len().max(1)).copied();
             scope.spawn(move || {
-                // Unpinned, it serves as well.
+                // Unpinned, it works as well.
                 let _ = cpu.map(pin);
                 let counters = WorkerCounters::default();
                 let (sockets, counters) = (&sockets[..], &counters);
@@ -201,7 +201,7 @@ fn serve<R: Responder + Send>(
     .map_err(|error| format!("the {} backend failed: {error}; try --io mmsg", backend.label()))
 }
 
-/// One worker's sockets. The first fixes the ports that the kernel chose for all.
+/// One worker's sockets. The first call fixes the ports that the kernel chose, for all workers.
 fn bind(listen: &mut [SocketAddr]) -> io::Result<Vec<BoundUdp>> {
     let mut sockets = Vec::with_capacity(listen.len());
     for address in listen {
@@ -214,7 +214,7 @@ fn bind(listen: &mut [SocketAddr]) -> io::Result<Vec<BoundUdp>> {
 
 fn say_ready(addresses: &[String], backend: DatagramBackend, workers: usize) {
     let mut out = io::stdout().lock();
-    // Nobody reads it: no reason to stop serving.
+    // If standard output is closed, serving continues.
     let _ = writeln!(out, "ready {} io={} workers={workers}", addresses.join(" "), backend.label());
     let _ = out.flush();
 }
@@ -238,14 +238,15 @@ mod tests {
         let id = TransactionId([1, 2, 3, 4]);
         let mut request = [0; 2048];
         let bytes = client::encode_connect(id, &mut request);
-        let reply = ask(&request[..bytes]);
-        assert_eq!(client::decode(&reply, Family::V4), Ok((id, client::Reply::Connected(1))));
+        let response = ask(&request[..bytes]);
+        assert_eq!(client::decode(&response, Family::V4), Ok((id, client::Response::Connected(1))));
 
         let hashes = [InfoHash([7; 20]); 3];
         let bytes = client::encode_scrape(1, id, &hashes, &mut request);
-        let reply = ask(&request[..bytes]);
-        let Ok((_, client::Reply::Scraped(entries))) = client::decode(&reply, Family::V4) else {
-            panic!("{reply:?}");
+        let response = ask(&request[..bytes]);
+        let Ok((_, client::Response::Scraped(entries))) = client::decode(&response, Family::V4)
+        else {
+            panic!("{response:?}");
         };
         assert_eq!(entries.count(), 3);
     }
@@ -267,10 +268,11 @@ mod tests {
             };
             let id = TransactionId([0; 4]);
             let bytes = client::encode_announce(1, id, &announcement, &mut request);
-            let reply = ask(&request[..bytes]);
-            let Ok((_, client::Reply::Announced(_, peers))) = client::decode(&reply, Family::V4)
+            let response = ask(&request[..bytes]);
+            let Ok((_, client::Response::Announced(_, peers))) =
+                client::decode(&response, Family::V4)
             else {
-                panic!("{reply:?}");
+                panic!("{response:?}");
             };
             assert_eq!(peers.len(), expected * 6);
         }

@@ -1,20 +1,20 @@
-//! What a result was measured on: a figure without its machine is worth nothing.
+//! The host on which a result was measured: a result is only meaningful with it.
 
 use std::fs;
 
 use serde::Serialize;
 use skep::sys::affinity::usable_cpus;
 
-/// The host, in the words it uses itself.
+/// The host, as it describes itself.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Machine {
     /// The CPU's model.
     pub(crate) cpu: String,
-    /// CPUs this process may use.
+    /// Number of CPUs that this process may use.
     pub(crate) cpus: usize,
-    /// Whether it says that it is a virtual machine.
+    /// Whether it reports that it is a virtual machine.
     pub(crate) is_virtual: bool,
-    /// Main memory.
+    /// Main memory, in bytes.
     pub(crate) memory_bytes: u64,
     /// The kernel's release.
     pub(crate) kernel: String,
@@ -25,7 +25,7 @@ pub(crate) struct Machine {
 }
 
 impl Machine {
-    /// Looks around.
+    /// Reads the description of this host.
     pub(crate) fn look() -> Self {
         let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
         let cpuinfo = read("/proc/cpuinfo");

@@ -1,10 +1,10 @@
-//! Load tester for BitTorrent trackers. See `--help`, and the pages of each module:
+//! Load tester for BitTorrent trackers. See `--help`, and the documentation of each module:
 //!
 //! ```text
 //! cli ─▶ plan ─▶ run ─▶ generator (UDP) or stream (TCP), one per thread ─▶ tally ─▶ report, plot
 //!                │        phase, requests, sources, population, slots, check
-//!                └─ process, contestant: the tracker's side; limit: the tracker that is none
-//! attack: what is no honest load; soak: what lasts; compare, memory: many runs; hold: connections
+//!                └─ process, contestant: the tracker's side; limit: the responder without tracking
+//! attack: attack profiles; soak: long runs; compare, memory: many runs; hold: connections
 //! ```
 
 mod attack;
@@ -77,7 +77,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// What a single run prints as JSON.
+/// The JSON output of a single run.
 #[derive(Serialize)]
 struct Printed<'a> {
     machine: Machine,
@@ -86,17 +86,17 @@ struct Printed<'a> {
     figures: &'a Figures,
 }
 
-/// One run against a given tracker, or a skep of our own.
+/// One run against a given tracker, or against a skep that it starts.
 fn single(arguments: &RunArguments) -> Result<(), String> {
     let plan = arguments.soak.plan(arguments.plan.plan()?)?;
     if plan.profile.is_attack() {
         return attack::attack(arguments, &plan);
     }
     if arguments.attack.are_given() {
-        return Err("options of the attack profiles mean nothing to this --profile".to_owned());
+        return Err("options of the attack profiles have no effect on this --profile".to_owned());
     }
     let clock = Clock::start();
-    let cpus = usable_cpus().map_err(|error| format!("cannot ask for CPUs: {error}"))?;
+    let cpus = usable_cpus().map_err(|error| format!("cannot read the usable CPUs: {error}"))?;
     let (started, name, aim);
     if arguments.target.is_empty() {
         let (own, label) = start_skep(cpus.first().copied(), &clock)?;
@@ -117,7 +117,7 @@ fn single(arguments: &RunArguments) -> Result<(), String> {
         let mut local = [targets.v4, targets.v6].into_iter().flatten();
         local.find_map(|it| process::listening_on(it, protocol))
     });
-    // The generator takes the last CPUs, a tracker of ours the first.
+    // The generator uses the last CPUs, a tracker that was started here the first.
     let generator_cpus = match started {
         Some(_) if cpus.len() > 1 => cpus.iter().rev().take(cpus.len() - 1).copied().collect(),
         _ => Vec::new(),
@@ -129,7 +129,7 @@ fn single(arguments: &RunArguments) -> Result<(), String> {
     let outcome = run(&plan, &site)?;
     let figures = Figures::of(&outcome);
     if let Some(file) = &arguments.plot {
-        plot::plot(file, &format!("{name}: answers"), &outcome.tally)?;
+        plot::plot(file, &format!("{name}: responses"), &outcome.tally)?;
     }
     print(arguments, &name, &outcome.plan, &figures)
 }
@@ -161,14 +161,14 @@ fn print(
 /// Prints a value as JSON.
 ///
 /// # Errors
-/// Where standard output is closed.
+/// If standard output is closed.
 fn print_json(value: &impl Serialize) -> Result<(), String> {
     let text = serde_json::to_string_pretty(value).map_err(|it| format!("JSON: {it}"))?;
     println!("{text}");
     Ok(())
 }
 
-/// Without a word about families, they follow from the targets.
+/// If no family was given, the families follow from the targets.
 fn families_of(plan: Plan, targets: &Targets, arguments: &RunArguments) -> Plan {
     if arguments.target.is_empty() || targets.of(plan.families == Families::V6).is_some() {
         return plan;
@@ -177,9 +177,9 @@ fn families_of(plan: Plan, targets: &Targets, arguments: &RunArguments) -> Plan 
     Plan { families, ..plan }
 }
 
-/// Starts the skep beside this program, or the one within it, on any free port.
+/// Starts the skep next to this program, or the one inside it, on any free port.
 fn start_skep(cpu: Option<usize>, clock: &Clock) -> Result<(Started, String), String> {
-    // One CPU is the generator's; with two, the tracker has the other.
+    // One CPU belongs to the generator. With two, the tracker has the other.
     let beside = sibling_skep().map(|it| ("skep", it, vec!["run", "--admin", "127.0.0.1:0"]));
     let within = ("skep (within loadtest)", own_program(), vec!["serve"]);
     let mut failure = None;

@@ -1,5 +1,5 @@
-//! Resident bytes per peer, by swarm size and family: a fresh process per cell, filled by real
-//! announces over UDP, its memory before and after.
+//! Resident bytes per peer, by swarm size and family. For each cell a new process is filled by real
+//! announces over UDP, and its memory is read before and after.
 
 use serde::Serialize;
 use skep::sys::affinity::usable_cpus;
@@ -13,20 +13,20 @@ use crate::plan::{Distribution, Families, Mix, Plan, Profile};
 use crate::process::usage;
 use crate::run::{Session, Site};
 
-/// One cell.
+/// One cell of the table.
 #[derive(Clone, Copy, Debug, Serialize)]
 struct Cell {
     /// Peers in each torrent.
     per_torrent: u32,
     /// `v4` or `v6`.
     families: Families,
-    /// Peers that are resident.
+    /// Number of resident peers.
     resident: u64,
-    /// Resident memory before the first announce.
+    /// Resident memory before the first announce, in bytes.
     rss_before_bytes: u64,
-    /// Resident memory with all peers.
+    /// Resident memory with all peers, in bytes.
     rss_after_bytes: u64,
-    /// What each peer added.
+    /// Growth per peer.
     bytes_per_peer: f64,
 }
 
@@ -46,7 +46,7 @@ struct Table {
     rows: Vec<Row>,
 }
 
-/// Measures and prints the table.
+/// Measures the table and prints it.
 ///
 /// # Errors
 /// One sentence with the cause, e.g. a tracker that does not start.
@@ -72,7 +72,7 @@ pub(crate) fn memory(arguments: &MemoryArguments) -> Result<(), String> {
                         );
                         cells.push(cell);
                     }
-                    // Not every tracker speaks both families.
+                    // Not every tracker supports both families.
                     Err(error) => eprintln!("warning: {error}"),
                 }
             }
@@ -90,7 +90,7 @@ pub(crate) fn memory(arguments: &MemoryArguments) -> Result<(), String> {
     Ok(())
 }
 
-/// The load of one cell: announces alone, swarms of one size, as many sources as that takes.
+/// The load of one cell: only announces, swarms of one size, as many sources as needed.
 fn plan(peers: u32, per_torrent: u32, families: Families) -> Plan {
     Plan {
         torrents: (peers / per_torrent.max(1)).max(1),
@@ -98,7 +98,7 @@ fn plan(peers: u32, per_torrent: u32, families: Families) -> Plan {
         distribution: Distribution::Flat,
         mix: Mix { connect: 0, announce: 1, scrape: 0 },
         families,
-        // A source has 32 767 peers per torrent at most.
+        // A source has at most 32 767 peers per torrent.
         sources: u16::try_from(per_torrent.div_ceil(32_000)).unwrap_or(4096).clamp(8, 4096),
         ..Profile::Canonical.plan()
     }

@@ -1,16 +1,16 @@
-//! Conversions between counts and fractions, and the arithmetic that reports share, in one place,
-//! so that no figure is cut or rounded by accident elsewhere.
+//! Conversions between counts and fractions, and the arithmetic of reports, in one place, so that
+//! no value is truncated or rounded by accident elsewhere.
 
 /// Nanoseconds in a second.
 pub(crate) const NS_PER_S: u64 = 1_000_000_000;
 
-/// A count as a real number; exact up to 2^53.
+/// A count as a float; exact up to 2^53.
 #[expect(clippy::cast_precision_loss, reason = "counts stay far below 2^53")]
 pub(crate) fn real(count: u64) -> f64 {
     count as f64
 }
 
-/// A real number as a count: cut towards zero, negative and NaN read as 0.
+/// A float as a count: truncated; negative numbers and NaN become 0.
 #[expect(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
@@ -20,7 +20,7 @@ pub(crate) fn whole(value: f64) -> u64 {
     value as u64
 }
 
-/// `part` for each one of `all`; 0 where there are none.
+/// `part` divided by `all`; 0 if `all` is 0.
 pub(crate) fn per(part: u64, all: u64) -> f64 {
     if all == 0 { 0.0 } else { real(part) / real(all) }
 }
@@ -35,7 +35,8 @@ pub(crate) fn seconds(ns: u64) -> f64 {
     real(ns) / real(NS_PER_S)
 }
 
-/// The middle of some values, the mean of the middle two where their number is even; NaN for none.
+/// The median: the middle value, or the mean of the middle two if their number is even. NaN if
+/// there are no values.
 pub(crate) fn median(values: impl IntoIterator<Item = f64>) -> f64 {
     let mut values: Vec<f64> = values.into_iter().filter(|it| !it.is_nan()).collect();
     values.sort_by(f64::total_cmp);
@@ -47,7 +48,7 @@ pub(crate) fn median(values: impl IntoIterator<Item = f64>) -> f64 {
     }
 }
 
-/// A count with thousands set apart: `1 234 567`.
+/// A count with its thousands separated: `1 234 567`.
 pub(crate) fn grouped(count: u64) -> String {
     let digits = count.to_string();
     let mut out = String::with_capacity(digits.len() + digits.len() / 3);

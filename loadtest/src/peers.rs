@@ -1,11 +1,12 @@
-//! The other trackers that a comparison over TCP starts by itself, where they are installed, with
-//! the settings that make it fair: one worker, keep-alive as the row says, peers that stay.
+//! The other trackers that a comparison over TCP starts if they are installed, with settings that
+//! make it fair: one worker, keep-alive as in the row, peers that are not removed.
 
 use std::path::{Path, PathBuf};
 
 use crate::contestant::Contestant;
 
-/// aquatic_http, once kept alive and once not: it does not heed what a request says about it.
+/// aquatic_http, once with keep-alive and once without: it ignores the `Connection` header of
+/// requests.
 pub(crate) fn aquatic_http(given: Option<&Path>, one_shot: bool) -> Vec<Contestant> {
     let (name, config) = if one_shot {
         ("aquatic_http, one-shot", include_str!("../trackers/aquatic_http_one_shot.toml"))
@@ -21,14 +22,14 @@ pub(crate) fn aquatic_ws(given: Option<&Path>) -> Vec<Contestant> {
     start("aquatic_ws", "aquatic_ws", given, "--aquatic-ws", &["-c", "{config}"], config)
 }
 
-/// opentracker, which ends every connection. Debian's wants a list of the torrents it may track;
-/// whether it has read it is asked over UDP.
+/// opentracker, which closes every connection. Debian's build requires a list of the torrents that
+/// it may track; a test over UDP shows when it has read the list.
 pub(crate) fn opentracker(given: Option<&Path>) -> Vec<Contestant> {
     let arguments = ["-i", "{ip}", "-p", "{port}", "-P", "{port}", "-w", "{hashes}", "-d", "/"];
     start("opentracker, one-shot", "opentracker", given, "--opentracker", &arguments, "")
 }
 
-/// One of them; none, with a remark, where the program is not found.
+/// A contestant, or none, with a message, if the program is not found.
 fn start(
     name: &str,
     program: &str,
@@ -38,13 +39,15 @@ fn start(
     config: &'static str,
 ) -> Vec<Contestant> {
     let Some(path) = given.map(Path::to_owned).or_else(|| on_path(program)) else {
-        eprintln!("loadtest: without {name}: {program} is not on PATH (say where by {option})");
+        eprintln!(
+            "loadtest: without {name}: {program} is not on PATH (set its path with {option})"
+        );
         return Vec::new();
     };
     vec![Contestant { config, ..Contestant::own(name, &path, arguments) }]
 }
 
-/// Where a program is, if PATH leads to it.
+/// The path of a program, if it is on PATH.
 fn on_path(program: &str) -> Option<PathBuf> {
     let folders = std::env::var_os("PATH")?;
     std::env::split_paths(&folders).map(|it| it.join(program)).find(|it| it.is_file())

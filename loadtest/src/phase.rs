@@ -1,44 +1,44 @@
-//! One phase of a run on one thread: what it does, when it ends, and at which moments requests are
-//! due. UDP and stream generators share it, and the loop around it.
+//! One phase of a run on one thread: its task, its end, and the moments at which requests are due.
+//! Shared by the UDP and stream generators, as is the loop.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::numbers::{NS_PER_S, real, whole};
 use crate::tally::Tally;
 
-/// What a phase does.
+/// The task of a phase.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Task {
-    /// Every socket gets a connection id, or is connected.
+    /// Every socket obtains a connection id, or is connected.
     Connect,
-    /// Every peer that is not resident announces, until its announce is answered.
+    /// Every peer that is not resident announces until its announce is answered.
     Fill,
     /// Every torrent is scraped once.
     Verify,
-    /// The plan's mix, for a time.
+    /// The plan's mix, for a period.
     Load {
-        /// For how long.
+        /// Length of the period.
         duration_ns: u64,
-        /// Requests a second of this thread; as fast as answers come where absent.
+        /// Requests per second of this thread; `None`: as fast as responses arrive.
         rate: Option<f64>,
     },
-    /// Nothing but answering what the tracker sends, for a time.
+    /// Nothing but responding to what the tracker sends, for a period.
     Rest {
-        /// For how long.
+        /// Length of the period.
         duration_ns: u64,
     },
 }
 
 /// Moments at which requests are due.
 pub(crate) struct Pace {
-    /// The next one.
+    /// The next moment.
     pub(crate) next_ns: f64,
-    /// From each to the one after.
+    /// The distance between two moments.
     pub(crate) step_ns: f64,
 }
 
 impl Pace {
-    /// How many requests are due at a moment, `most` at most.
+    /// Number of requests that are due at a moment, at most `most`.
     pub(crate) fn due(&self, now_ns: u64, most: usize) -> usize {
         let late_ns = real(now_ns) - self.next_ns;
         let due = if late_ns < 0.0 { 0 } else { whole(late_ns / self.step_ns) + 1 };
@@ -48,61 +48,61 @@ impl Pace {
 
 /// One phase under way.
 pub(crate) struct Run {
-    /// What it does.
+    /// Its task.
     pub(crate) task: Task,
-    /// What it has counted.
+    /// Its counts.
     pub(crate) tally: Tally,
-    /// When it began.
+    /// Its start.
     pub(crate) start_ns: u64,
     /// When it stops sending.
     pub(crate) deadline_ns: u64,
     /// Set in the open loop.
     pub(crate) pace: Option<Pace>,
-    /// Whether it was given up because the tracker had fallen silent.
+    /// Whether it was aborted because the tracker had stopped responding.
     pub(crate) silent: bool,
 }
 
-/// How long a tracker may say nothing at all, and take no connection, while something waits for
-/// it: beyond any pause of one in working order. A longer timeout of requests is waited for.
+/// How long a tracker may send nothing, and accept no connection, while requests wait for it:
+/// longer than any pause of a working tracker. A longer timeout of requests takes precedence.
 const SILENCE_NS_MAX: u64 = 5 * NS_PER_S;
 
-/// The same where the kernel says that nobody listens: long enough for one that restarts.
+/// The same if the kernel reports that no process listens: long enough for a restart.
 const ABSENCE_NS_MAX: u64 = 2 * NS_PER_S;
 
-/// What makes load: the sockets or connections of one thread.
+/// Generates load with the sockets or connections of one thread.
 pub(crate) trait Driver: Send {
-    /// A phase begins.
+    /// Starts a phase.
     fn start(&mut self, task: Task) -> Run;
 
-    /// Receives and sends what can be. Says whether anything was done.
+    /// Receives and sends what is possible. True if anything was done.
     fn turn(&mut self, run: &mut Run) -> bool;
 
-    /// Gives up what was not answered in time.
+    /// Counts requests that were not answered in time as lost.
     fn expire(&mut self, now_ns: u64, run: &mut Run);
 
-    /// When requests are given up.
+    /// The timeout of requests.
     fn timeout_ns(&self) -> u64;
 
-    /// How often that is looked for, per timeout.
+    /// How often, per timeout, [`Self::expire`] is called.
     fn expiries_per_timeout(&self) -> u64;
 
-    /// Whether all is sent, and answered or given up.
+    /// Whether all requests are sent, and answered or lost.
     fn is_over(&self, run: &Run, now_ns: u64) -> bool;
 
-    /// Requests, or connections, that wait for the tracker.
+    /// Number of requests, or connections, that wait for the tracker.
     fn waiting(&self) -> usize;
 
-    /// What is left to count when a phase is over.
+    /// Counts what is left at the end of a phase.
     fn finish(&self, _run: &mut Run) {}
 
     /// Nanoseconds on this process's clock.
     fn now_ns(&self) -> u64;
 
-    /// Peers the tracker has been told of, and not of their leaving.
+    /// Peers that were announced to the tracker and have not left.
     fn resident(&self) -> u64;
 
-    /// Runs one phase to its end, lost requests included, or until the tracker has been silent for
-    /// too long. `progress` is raised by each answer.
+    /// Runs one phase to its end, lost requests included, or until the tracker has not responded
+    /// for too long. Each response increments `progress`.
     fn run(&mut self, task: Task, progress: &AtomicU64) -> Run {
         let mut run = self.start(task);
         let expire_every_ns = self.timeout_ns() / self.expiries_per_timeout();
@@ -136,10 +136,10 @@ pub(crate) trait Driver: Send {
     }
 }
 
-/// For how long nothing has been heard, though it was waited for.
+/// Measures for how long nothing was received although requests waited.
 struct Silence {
     since_ns: u64,
-    /// The counts when it began.
+    /// The counts at its start.
     heard: u64,
     lost: u64,
     unreachable: u64,
@@ -151,8 +151,8 @@ impl Silence {
         Self { since_ns, heard: tally.heard(), lost, unreachable: tally.unreachable }
     }
 
-    /// Looks again. Where nothing waits for the tracker, and nothing was lost, its silence means
-    /// nothing.
+    /// Updates the measurement. While nothing waits for the tracker, and nothing was lost, its
+    /// silence does not count.
     fn is_too_long(&mut self, tally: &Tally, waits: bool, now_ns: u64, patience_ns: u64) -> bool {
         let lost: u64 = tally.lost.iter().sum();
         if tally.heard() != self.heard || (!waits && lost == self.lost) {
@@ -170,12 +170,12 @@ const INTERVALS_MAX: u64 = 100;
 const INTERVAL_NS_MIN: u64 = 50_000_000;
 
 impl Run {
-    /// A phase that begins now; connecting gives up after `connect_ns_max`.
+    /// A phase that begins now. Connecting stops after `connect_ns_max`.
     pub(crate) fn new(task: Task, start_ns: u64, connect_ns_max: u64) -> Self {
         let (duration_ns, rate) = match task {
             Task::Load { duration_ns, rate } => (duration_ns, rate),
             Task::Rest { duration_ns } => (duration_ns, None),
-            // Against a tracker that answers nothing, these would never end.
+            // These would never end with a tracker that does not respond.
             Task::Connect => (connect_ns_max, None),
             Task::Fill | Task::Verify => (600 * NS_PER_S, None),
         };

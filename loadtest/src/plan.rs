@@ -1,7 +1,7 @@
-//! What a run does: the workload's size and shape, how it is sent, for how long.
+//! The definition of a run: size and shape of the workload, how it is sent, and for how long.
 //!
-//! A [`Plan`] is plain data. It is printed with every result, so that a figure can be repeated:
-//! the same plan and seed make the same torrents, peers and choices.
+//! A [`Plan`] is plain data. It is printed with every result, so that a measurement can be
+//! repeated: the same plan and seed make the same torrents, peers and choices.
 
 use std::net::IpAddr;
 use std::str::FromStr;
@@ -26,10 +26,10 @@ pub(crate) enum Distribution {
     Flat,
 }
 
-/// Which requests are sent, by weight.
+/// The requests to send, by weight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub(crate) struct Mix {
-    /// Weight of connects beyond those that keep the connection ids fresh.
+    /// Weight of connects in addition to those that renew connection ids.
     pub(crate) connect: u32,
     /// Weight of announces.
     pub(crate) announce: u32,
@@ -46,7 +46,7 @@ impl FromStr for Mix {
             Ok(&[connect, announce, scrape]) if connect + announce + scrape > 0 => {
                 Ok(Self { connect, announce, scrape })
             }
-            _ => Err("wanted: CONNECT:ANNOUNCE:SCRAPE, three whole weights, e.g. 10:100:1".into()),
+            _ => Err("expected: CONNECT:ANNOUNCE:SCRAPE, three whole weights, as 10:100:1".into()),
         }
     }
 }
@@ -55,9 +55,9 @@ impl FromStr for Mix {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Families {
-    /// IPv4 alone.
+    /// IPv4 only.
     V4,
-    /// IPv6 alone.
+    /// IPv6 only.
     V6,
     /// Both: every other socket is IPv6.
     Both,
@@ -69,33 +69,33 @@ pub(crate) enum Families {
 pub(crate) enum Protocol {
     /// BEP 15.
     Udp,
-    /// BEP 3 and its followers.
+    /// BEP 3 and its extensions.
     Http,
     /// WebTorrent over WebSocket.
     Ws,
 }
 
-/// How it is carried. What does not belong to the protocol means nothing.
+/// How the load is transported. Values of other protocols have no effect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub(crate) struct Transport {
     /// The protocol.
     pub(crate) protocol: Protocol,
-    /// Whether it is spoken through TLS.
+    /// Whether TLS is used.
     pub(crate) tls: bool,
-    /// Whether TLS sessions are resumed where the tracker allows it.
+    /// Whether TLS sessions are resumed if the tracker allows it.
     pub(crate) resumption: bool,
-    /// HTTP: whether each request has a connection of its own.
+    /// HTTP: whether each request has its own connection.
     pub(crate) one_shot: bool,
-    /// WebTorrent: offers that go along with an announce.
+    /// WebTorrent: number of offers in an announce.
     pub(crate) offers: u16,
 }
 
 impl Transport {
-    /// Datagrams.
+    /// UDP datagrams.
     pub(crate) const UDP: Self =
         Self { protocol: Protocol::Udp, tls: false, resumption: true, one_shot: false, offers: 5 };
 
-    /// In words, as results name it.
+    /// A description for results.
     pub(crate) fn text(&self) -> String {
         let tls = match (self.tls, self.resumption) {
             (false, _) => "",
@@ -118,31 +118,31 @@ pub(crate) enum Profile {
     /// 1 M torrents, 2 M peers, all resident before anything is measured; announces, some
     /// connects and scrapes, a little churn. What results are compared by.
     Canonical,
-    /// As close to aquatic's bencher as an honest load gets: its sizes, skew, 30 peers wanted, 3 of
-    /// 4 peers are seeders, announces and 1 % scrapes, no churn.
+    /// As close to aquatic's bencher as a realistic load can be: its sizes, skew, 30 peers
+    /// requested, 3 of 4 peers are seeders, announces and 1 % scrapes, no churn.
     Aquatic,
-    /// As public trackers see it: a connect for each announce, more churn, both families.
+    /// As on public trackers: a connect for each announce, more churn, both families.
     Public,
     /// Small and short: does everything work?
     Smoke,
     /// Steady load at half the peak, for long: does memory grow, do descriptors leak, does latency
     /// drift? Takes --for and --expect-....
     Soak,
-    /// Attack: a thousand addresses with valid connection ids announce without end, as those who
-    /// watch swarms for rights holders do; beside them many honest clients. Shows the share of
-    /// honest requests answered.
+    /// Attack: a thousand addresses with valid connection ids announce without end, as monitors of
+    /// rights holders do; beside them many honest clients. Shows the share of honest requests
+    /// answered.
     Flood,
     /// Attack: connects, and announces with made-up connection ids, in the name of a victim, as
     /// spoofed traffic does. Shows whether the victim gets an id and is served, and how many bytes
     /// it is sent for each forged one.
     Forged,
-    /// Attack: ever new info-hashes from many addresses, to fill the tracker's memory. Shows what
-    /// is left of the peers that were there before, and the memory it took.
+    /// Attack: random info-hashes from many addresses, to fill the tracker's memory. Shows the
+    /// share of the earlier peers that are still stored, and the memory used.
     RandomHashes,
-    /// Attack: one address with tens of thousands of ports in one swarm, to be all that others get
-    /// to see. Shows how often it is in their replies.
+    /// Attack: one address with tens of thousands of ports in one swarm, to displace all others.
+    /// Shows how often it is in the responses to others.
     Sybil,
-    /// Attack: scrapes of 74 info-hashes from a few addresses, the dearest request there is; beside
+    /// Attack: scrapes of 74 info-hashes from a few addresses, the most expensive request; beside
     /// them many honest clients. Shows the share of honest requests answered.
     ScrapeStorm,
     /// Attack: three times as many requests as are answered at best, as after an outage. Shows what
@@ -150,37 +150,37 @@ pub(crate) enum Profile {
     Overload,
 }
 
-/// All of a run.
+/// The parameters of a run.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Plan {
-    /// What it started from.
+    /// The profile that it is based on.
     pub(crate) profile: Profile,
-    /// What carries it.
+    /// The transport.
     pub(crate) transport: Transport,
     /// Torrents, each with its own info-hash.
     pub(crate) torrents: u32,
     /// Peers over all torrents.
     pub(crate) peers: u32,
-    /// How the peers are spread.
+    /// The distribution of peers over torrents.
     pub(crate) distribution: Distribution,
-    /// The share of peers that are seeders from birth, 0 to 1.
+    /// The share of peers that start as seeders, 0 to 1.
     pub(crate) seeders: f64,
-    /// The share of announces by which a peer completes or leaves; one that left is replaced.
+    /// The share of announces by which a peer completes or leaves. A peer that left is replaced.
     pub(crate) churn: f64,
-    /// Which requests.
+    /// The mix of requests.
     pub(crate) mix: Mix,
-    /// Peers asked for per announce.
+    /// Peers wanted per announce.
     pub(crate) numwant: u16,
     /// Info-hashes per scrape.
     pub(crate) scrape_hashes: u16,
-    /// What all random choices come from.
+    /// The seed of all random choices.
     pub(crate) seed: u64,
-    /// Which families.
+    /// The families.
     pub(crate) families: Families,
-    /// Sockets, or connections, over all threads; each has its own source address where there are
-    /// enough.
+    /// Number of sockets, or connections, over all threads. Each has its own source address if
+    /// there are enough.
     pub(crate) sources: u16,
-    /// Where source addresses come from; chosen by the target where empty.
+    /// Ranges of source addresses; if empty, the target determines them.
     pub(crate) source: Vec<SourceRange>,
     /// Most unanswered requests per socket in a closed loop.
     pub(crate) in_flight: u16,
@@ -188,21 +188,21 @@ pub(crate) struct Plan {
     pub(crate) timeout_ms: u32,
     /// Generator threads.
     pub(crate) threads: u16,
-    /// Whether announces leave as segments of one packet where the kernel can do that: cheaper for
-    /// the generator, and the same datagrams for the tracker.
+    /// Whether announces are sent as segments of one packet if the kernel supports that. It is
+    /// cheaper for the generator, and the tracker receives the same datagrams.
     pub(crate) gso: bool,
-    /// Whether every peer announces once before anything is measured.
+    /// Whether every peer announces once before the measurement.
     pub(crate) fill: bool,
-    /// Seconds of load that are not measured.
+    /// Seconds of load before the measurement.
     pub(crate) warmup_s: f64,
-    /// Seconds of load that are.
+    /// Seconds of load that are measured.
     pub(crate) duration_s: f64,
-    /// Requests a second over all threads (open loop); as fast as answers come where absent.
+    /// Requests per second over all threads (open loop); `None`: as fast as responses arrive.
     pub(crate) rate: Option<u64>,
 }
 
 impl Profile {
-    /// The plan it stands for.
+    /// The plan of this profile.
     pub(crate) fn plan(self) -> Plan {
         let canonical = Plan {
             profile: self,
@@ -269,14 +269,14 @@ impl Profile {
         }
     }
 
-    /// Whether it is an attack, which only a single run can make.
+    /// Whether it is an attack, which only a single run supports.
     pub(crate) fn is_attack(self) -> bool {
         !matches!(self, Self::Canonical | Self::Aquatic | Self::Public | Self::Smoke | Self::Soak)
     }
 }
 
 impl Plan {
-    /// Refuses what cannot be run, naming the option to change.
+    /// Checks whether the plan can be run. An error names the option to change.
     ///
     /// # Errors
     /// One sentence with the remedy.
@@ -316,7 +316,7 @@ impl Plan {
         }
     }
 
-    /// Whether the socket at some place is an IPv6 one.
+    /// Whether the socket with this index is an IPv6 socket.
     pub(crate) fn is_v6(&self, socket: u16) -> bool {
         match self.families {
             Families::V4 => false,
@@ -325,7 +325,7 @@ impl Plan {
         }
     }
 
-    /// The ranges of one family that were given by hand.
+    /// The given ranges of one family.
     pub(crate) fn ranges(&self, v6: bool) -> impl Iterator<Item = &SourceRange> {
         self.source.iter().filter(move |it| matches!(it.first, IpAddr::V6(_)) == v6)
     }

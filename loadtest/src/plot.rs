@@ -1,4 +1,4 @@
-//! Rate and latency over time as one SVG, so that a stall shows where an average hides it.
+//! Rate and latency over time as one SVG, which shows a stall that an average hides.
 
 use std::path::Path;
 
@@ -17,7 +17,7 @@ const SIZE: (u32, u32) = (1000, 700);
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 type Points = Vec<(f64, f64)>;
 
-/// Writes the picture of a measured phase.
+/// Writes the plot of a measured phase.
 ///
 /// # Errors
 /// One sentence with the cause, e.g. a folder that does not exist.
@@ -32,7 +32,8 @@ pub(crate) fn plot(file: &Path, title: &str, tally: &Tally) -> Result<(), String
         tally.timeline.iter().enumerate().map(|(place, it)| (at(place), value(it))).collect()
     };
     let rate = series(&|it| real(it.answered) / interval_s / 1000.0);
-    draw(&upper, title, "1000 answers/s", &[("answered", rate, BLUE)]).map_err(|it| failed(&it))?;
+    draw(&upper, title, "1000 responses/s", &[("answered", rate, BLUE)])
+        .map_err(|it| failed(&it))?;
     let quantile =
         |quantile: f64| series(&|it| real(it.latency.value_at_quantile(quantile)) / 1000.0);
     let lines = [

@@ -1,8 +1,8 @@
-//! Who is in which swarm. Everything follows from the plan's seed, so two runs of one plan load
+//! The peers of each swarm. Everything follows from the plan's seed, so two runs of one plan load
 //! any two trackers with the same torrents, peers and roles.
 //!
-//! A peer is 8 bytes here; its info-hash, peer id and port are computed when they are needed, which
-//! is cheaper than the cache misses that stored ones would cost a generator with millions of peers.
+//! A peer is 8 bytes here. Its info-hash, peer id and port are computed when needed: for millions
+//! of peers, that is cheaper than the cache misses of stored values.
 //!
 //! ```text
 //! torrent (4) | place among the torrent's peers of one address (2) | life (1) | state (1)
@@ -17,18 +17,18 @@ use crate::sources::peer_port;
 /// One peer of the load.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Peer {
-    /// Which torrent.
+    /// Index of the torrent.
     pub(crate) torrent: u32,
     place: u16,
     life: u8,
     state: u8,
 }
 
-/// Set for one that is a seeder from birth.
+/// Set for a peer that starts as a seeder.
 const BORN_SEEDER: u8 = 1;
-/// Set for one that has completed.
+/// Set for a peer that has completed.
 const COMPLETED: u8 = 2;
-/// Set for one that the tracker has been told of.
+/// Set for a peer that was announced to the tracker.
 const PRESENT: u8 = 4;
 
 impl Peer {
@@ -37,28 +37,28 @@ impl Peer {
         Self { torrent, place: 0, life: 0, state: 0 }
     }
 
-    /// The tracker knows nothing of it any more.
+    /// Records that the tracker has no entry of it any more.
     pub(crate) fn forget(&mut self) {
         self.state &= !PRESENT;
     }
 
-    /// Whether the tracker has been told of it, and not of its leaving.
+    /// Whether it was announced to the tracker and has not left.
     pub(crate) fn is_present(self) -> bool {
         self.state & PRESENT != 0
     }
 
-    /// Whether it lacks nothing.
+    /// Whether it is a seeder now.
     pub(crate) fn is_seeder(self) -> bool {
         self.state & (BORN_SEEDER | COMPLETED) != 0
     }
 
-    /// The port it announces. A replacement has another one than the peer that left: each peer
-    /// owns two, and takes them in turn.
+    /// The port that it announces. A replacement has another port than the peer that left: each
+    /// peer has two, and uses them in turn.
     pub(crate) fn port(self) -> u16 {
         peer_port(self.torrent, u32::from(self.place) * 2 + u32::from(self.life % 2))
     }
 
-    /// Its name; no two peers of the load share one, nor does a replacement its predecessor's.
+    /// Its peer id. No two peers of the load have the same, and a replacement has a new one.
     pub(crate) fn id(self, seed: u64, socket: u16, index: u32) -> PeerId {
         let mut id = *b"-SL0100-............";
         id[8..10].copy_from_slice(&socket.to_be_bytes());
@@ -69,7 +69,7 @@ impl Peer {
         PeerId(id)
     }
 
-    /// The next thing it does. `luck` is drawn anew for each announce, from 0 to 1.
+    /// The event of its next announce. `luck` is drawn anew for each announce, from 0 to 1.
     pub(crate) fn next_event(self, churn: f64, luck: f64) -> Event {
         if !self.is_present() {
             Event::Started
@@ -82,8 +82,8 @@ impl Peer {
         }
     }
 
-    /// What follows from an event for the next announce. One that stops is replaced by a new peer
-    /// of the same role, which has not been announced yet.
+    /// Updates the peer after an event. A peer that stops is replaced by a new one of the same
+    /// role, which has not been announced yet.
     pub(crate) fn live(&mut self, event: Event) {
         match event {
             Event::Stopped => {
@@ -96,7 +96,7 @@ impl Peer {
     }
 }
 
-/// The info-hash of a torrent: random bytes by all appearances, and the same in every run.
+/// The info-hash of a torrent: looks random, and is the same in every run.
 pub(crate) fn info_hash(seed: u64, torrent: u32) -> InfoHash {
     let root = mix(mix(seed) ^ u64::from(torrent));
     let mut bytes = [0; 20];
@@ -106,7 +106,7 @@ pub(crate) fn info_hash(seed: u64, torrent: u32) -> InfoHash {
     InfoHash(bytes)
 }
 
-/// How many peers each torrent has; they add up to the plan's.
+/// The number of peers of each torrent. They add up to the plan's peers.
 pub(crate) fn swarm_sizes(plan: &Plan) -> Vec<u32> {
     let torrents = plan.torrents;
     let mut sizes = vec![0; torrents as usize];
@@ -125,7 +125,7 @@ pub(crate) fn swarm_sizes(plan: &Plan) -> Vec<u32> {
     sizes
 }
 
-/// Adds `count` peers by weight, as exactly as whole numbers allow: no chance is involved.
+/// Distributes `count` peers by weight, as exactly as whole numbers allow, without randomness.
 fn deal(sizes: &mut [u32], count: u32, weight: impl Fn(u64) -> f64) {
     let total: f64 = (0..sizes.len() as u64).map(&weight).sum();
     let (mut sum, mut dealt) = (0.0, 0);
@@ -141,7 +141,7 @@ fn deal(sizes: &mut [u32], count: u32, weight: impl Fn(u64) -> f64) {
     }
 }
 
-/// Lets each peer join a torrent drawn by weight.
+/// Lets each peer join a torrent that is drawn by weight.
 fn draw(sizes: &mut [u32], plan: &Plan, weight: impl Fn(u64) -> f64) {
     let mut sum = 0.0;
     let sums: Vec<f64> = (0..sizes.len() as u64)
@@ -158,20 +158,20 @@ fn draw(sizes: &mut [u32], plan: &Plan, weight: impl Fn(u64) -> f64) {
     }
 }
 
-/// Which socket of how many: its place, and its place among those with the same address.
+/// The position of a socket among those with the same address.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Seat {
-    /// Its place among those that share its address.
+    /// Its index among the sockets with its address.
     pub(crate) lane: u32,
-    /// How many share its address.
+    /// Number of sockets with its address.
     pub(crate) lanes: u32,
 }
 
-/// All peers by socket, each socket's in random order, so that swarms grow interleaved as they do
-/// in the world.
+/// All peers by socket, each socket's in random order, so that swarms grow interleaved, as in
+/// practice.
 ///
 /// # Errors
-/// Where a swarm has more peers than the sources have ports for.
+/// If a swarm has more peers than the sources have ports.
 pub(crate) fn populate(plan: &Plan, seats: &[Seat]) -> Result<Vec<Vec<Peer>>, String> {
     let sockets = seats.len().max(1);
     let mut by_socket: Vec<Vec<Peer>> =
@@ -184,7 +184,7 @@ pub(crate) fn populate(plan: &Plan, seats: &[Seat]) -> Result<Vec<Vec<Peer>>, St
             let socket = (offset + member) % sockets;
             let (seat, turn) = (seats[socket], u32::try_from(member / sockets).unwrap_or(u32::MAX));
             let place = turn.saturating_mul(seat.lanes).saturating_add(seat.lane);
-            // Each peer owns two ports out of 65 534.
+            // Each peer has two ports out of 65 534.
             let place = u16::try_from(place).ok().filter(|it| *it < 32_767).ok_or_else(|| {
                 format!(
                     "a swarm of {size} peers needs more than {sockets} sockets with addresses of \
@@ -201,8 +201,8 @@ pub(crate) fn populate(plan: &Plan, seats: &[Seat]) -> Result<Vec<Vec<Peer>>, St
     Ok(by_socket)
 }
 
-/// How many peers an announce reply holds on average once all peers are resident, for a tracker
-/// that hands no seeder to a seeder and caps nothing. What a fair limit responder answers with.
+/// Average number of peers in an announce response once all peers are resident, for a tracker that
+/// sends no seeders to a seeder and has no caps. A fair limit responder sends this many.
 pub(crate) fn peers_per_reply(plan: &Plan) -> f64 {
     let wanted = f64::from(plan.numwant);
     let sum: f64 = swarm_sizes(plan)
@@ -314,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn replies_of_flat_swarms_can_be_foretold() {
+    fn responses_of_flat_swarms_can_be_foretold() {
         let plan = Plan { torrents: 10, peers: 30, seeders: 0.0, ..plan(Distribution::Flat) };
         assert!((peers_per_reply(&plan) - 2.0).abs() < 1e-9);
     }

@@ -1,5 +1,5 @@
-//! The tracker's process: started on CPUs of its own, found when it runs already, and what it
-//! uses, read from /proc to the nanosecond.
+//! The tracker's process: starts it on CPUs of its own, finds one that runs already, and reads its
+//! use of resources from /proc, with nanosecond resolution.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -10,31 +10,33 @@ use std::time::Duration;
 
 use serde::Serialize;
 use skep::protocol::udp::TransactionId;
-use skep::protocol::udp::client::{Announcement, Reply, decode, encode_announce, encode_connect};
+use skep::protocol::udp::client::{
+    Announcement, Response, decode, encode_announce, encode_connect,
+};
 use skep::sys::affinity::pin;
 use skep::sys::clock::Clock;
 use skep::types::{Event, Family, InfoHash, PeerId};
 
 use crate::plan::Protocol;
 
-/// What a process has used so far.
+/// Resources that a process has used so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub(crate) struct Usage {
-    /// CPU time of all its threads, the kernel's work on their behalf included.
+    /// CPU time of all its threads, including the kernel's work for them.
     pub(crate) cpu_ns: u64,
-    /// Time in which its threads could have run but another program had the CPU.
+    /// Time in which its threads were runnable, but another program had the CPU.
     pub(crate) wait_ns: u64,
-    /// Resident memory now.
+    /// Resident memory now, in bytes.
     pub(crate) rss_bytes: u64,
-    /// Resident memory at its highest.
+    /// Highest resident memory, in bytes.
     pub(crate) rss_peak_bytes: u64,
 }
 
-/// Reads what a process has used; `None` where it is gone or not ours to look at.
+/// Reads the resources that a process has used; `None` if it has ended or may not be inspected.
 pub(crate) fn usage(pid: u32) -> Option<Usage> {
     let (mut cpu_ns, mut wait_ns) = (0, 0);
     for task in fs::read_dir(format!("/proc/{pid}/task")).ok()?.flatten() {
-        // A thread that ends meanwhile takes its time with it.
+        // The time of a thread that ends meanwhile is lost.
         let text = fs::read_to_string(task.path().join("schedstat")).unwrap_or_default();
         let mut fields = text.split_whitespace().map(|it| it.parse::<u64>().unwrap_or(0));
         cpu_ns += fields.next().unwrap_or(0);
@@ -50,7 +52,7 @@ pub(crate) fn usage(pid: u32) -> Option<Usage> {
     Some(Usage { cpu_ns, wait_ns, rss_bytes, rss_peak_bytes })
 }
 
-/// Descriptors that a process has open; `None` where it is gone or not ours to look at.
+/// Number of open descriptors of a process; `None` if it has ended or may not be inspected.
 pub(crate) fn descriptors(pid: u32) -> Option<u64> {
     Some(fs::read_dir(format!("/proc/{pid}/fd")).ok()?.flatten().count() as u64)
 }
@@ -71,14 +73,14 @@ pub(crate) fn listening_on(address: SocketAddr, protocol: Protocol) -> Option<u3
     inodes.iter().find_map(|it| owner(it))
 }
 
-/// The inode of the socket that has bound a port, by one of the kernel's tables.
+/// The inode of the socket that has bound a port, from one of the kernel's tables.
 fn bound_inode(table: &str, port: u16, protocol: Protocol) -> Option<String> {
     const LISTEN: &str = "0A";
     let port = format!(":{port:04X}");
     table.lines().skip(1).find_map(|line| {
         let mut fields = line.split_whitespace().skip(1);
         let (local, remote, state) = (fields.next()?, fields.next()?, fields.next()?);
-        // A connected socket is a client's.
+        // A connected socket belongs to a client.
         let free = remote.ends_with(":0000") && (protocol == Protocol::Udp || state == LISTEN);
         (local.ends_with(&port) && free).then(|| fields.nth(5).map(str::to_owned)).flatten()
     })
@@ -94,10 +96,10 @@ fn owner(inode: &str) -> Option<u32> {
     })
 }
 
-/// A port of an address that is free for UDP and TCP alike at this moment.
+/// A port of an address that is free for both UDP and TCP at the moment.
 ///
 /// # Errors
-/// What the kernel says, e.g. that the address is not ours.
+/// Errors of the system calls, e.g. if the address is not one of the host.
 pub(crate) fn free_port(ip: IpAddr) -> io::Result<u16> {
     loop {
         let port = UdpSocket::bind((ip, 0))?.local_addr()?.port();
@@ -107,17 +109,17 @@ pub(crate) fn free_port(ip: IpAddr) -> io::Result<u16> {
     }
 }
 
-/// A process of ours. It is killed when this value goes.
+/// A process that this program has started. It is killed when this value is dropped.
 pub(crate) struct Server {
     child: Child,
     output: PathBuf,
 }
 
 impl Server {
-    /// Starts a command on one CPU (all of ours where `None`), its output in a file.
+    /// Starts a command on one CPU (`None`: all of this process), with its output in a file.
     ///
     /// # Errors
-    /// One sentence that says what could not be started.
+    /// One sentence that names what could not be started.
     pub(crate) fn start(
         words: &[String],
         cpu: Option<usize>,
@@ -132,10 +134,10 @@ impl Server {
             let log = File::create(&output)?;
             let mut command = Command::new(program);
             command.args(arguments).current_dir(folder).stdin(Stdio::null());
-            // A skep keeps its state here, not in the home of whoever measures it.
+            // skep's state directory is here, not in the home of the user who runs the measurement.
             command.env("SKEP__SERVER__STATE_DIR", folder);
             command.stdout(log.try_clone()?).stderr(log);
-            // Affinity is inherited: a thread that exists for this alone can take it on.
+            // Affinity is inherited, so a temporary thread sets it and starts the command.
             std::thread::scope(|scope| {
                 let starter = scope.spawn(|| {
                     cpu.map_or(Ok(()), pin)?;
@@ -148,12 +150,12 @@ impl Server {
         Ok(Self { child, output })
     }
 
-    /// Its id.
+    /// The process id.
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// The last lines it wrote, for error texts.
+    /// The last lines of its output, for error texts.
     pub(crate) fn last_words(&self) -> String {
         let mut text = String::new();
         // A log that cannot be read only makes the error text shorter.
@@ -162,10 +164,10 @@ impl Server {
         lines.into_iter().rev().collect::<Vec<_>>().join("\n")
     }
 
-    /// The line by which skep and our own responder say that they serve, once it is there.
+    /// Waits for the ready line of skep or of the limit responder.
     ///
     /// # Errors
-    /// Where the process ends first or takes too long, with its last words.
+    /// If the process ends first or takes too long, with its last output.
     pub(crate) fn ready_line(&mut self, clock: &Clock) -> Result<String, String> {
         let give_up_ns = clock.elapsed_ns_at(clock.now()) + READY_NS_MAX;
         loop {
@@ -179,7 +181,7 @@ impl Server {
         }
     }
 
-    /// Waits until something holds, e.g. [`answers_connect`]; it is asked again and again.
+    /// Waits until a condition holds, e.g. [`answers_connect`], which is called repeatedly.
     ///
     /// # Errors
     /// As [`Self::ready_line`].
@@ -209,7 +211,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // Both fail only when it has ended already.
+        // Both fail only if it has ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -218,25 +220,25 @@ impl Drop for Server {
 /// How long a tracker may take to start.
 const READY_NS_MAX: u64 = 20_000_000_000;
 
-/// How often to look whether it has.
+/// How often to check whether it has started.
 const POLL: Duration = Duration::from_millis(20);
 
-/// Whether a connect request is answered at once.
+/// Whether a connect request gets a response at once.
 pub(crate) fn answers_connect(address: SocketAddr) -> bool {
     let connected = Asking::open(address).and_then(|mut it| it.connect());
-    // Refused at once, most likely: nobody listens yet.
+    // Refused at once, most likely: no process listens yet.
     connected.inspect_err(|_| std::thread::sleep(POLL)).is_ok()
 }
 
-/// Whether connections are taken.
+/// Whether connections are accepted.
 pub(crate) fn takes_connections(address: SocketAddr) -> bool {
     TcpStream::connect_timeout(&address, Duration::from_secs(1))
         .inspect_err(|_| std::thread::sleep(POLL))
         .is_ok()
 }
 
-/// Whether an announce for a torrent is accepted: a tracker with an allow list reads it in its own
-/// time. The peer that announces leaves again.
+/// Whether an announce for a torrent is accepted: a tracker with an allow list may need time to
+/// read it. The peer that announces leaves again.
 pub(crate) fn accepts(address: SocketAddr, info_hash: InfoHash) -> bool {
     let announce = || -> io::Result<()> {
         let mut asking = Asking::open(address)?;
@@ -247,7 +249,7 @@ pub(crate) fn accepts(address: SocketAddr, info_hash: InfoHash) -> bool {
     announce().inspect_err(|_| std::thread::sleep(POLL)).is_ok()
 }
 
-/// One client with one question at a time.
+/// A client that sends one request at a time.
 struct Asking {
     socket: UdpSocket,
     family: Family,
@@ -263,13 +265,13 @@ impl Asking {
         Ok(Self { socket, family: Family::of(address.ip()), datagram: [0; 2048] })
     }
 
-    /// Sends what stands in the buffer and reads the reply to it.
-    fn ask(&mut self, bytes: usize) -> io::Result<Reply<'_>> {
+    /// Sends the request in the buffer and reads its response.
+    fn ask(&mut self, bytes: usize) -> io::Result<Response<'_>> {
         let asked = self.datagram;
         self.socket.send(&asked[..bytes])?;
         let received = self.socket.recv(&mut self.datagram)?;
         match decode(&self.datagram[..received], self.family) {
-            Ok((TransactionId(id), reply)) if id == asked[12..16] => Ok(reply),
+            Ok((TransactionId(id), response)) if id == asked[12..16] => Ok(response),
             _ => Err(io::ErrorKind::InvalidData.into()),
         }
     }
@@ -277,7 +279,7 @@ impl Asking {
     fn connect(&mut self) -> io::Result<u64> {
         let bytes = encode_connect(TransactionId(*b"conn"), &mut self.datagram);
         match self.ask(bytes)? {
-            Reply::Connected(id) => Ok(id),
+            Response::Connected(id) => Ok(id),
             _ => Err(io::ErrorKind::InvalidData.into()),
         }
     }
@@ -297,20 +299,21 @@ impl Asking {
         let transaction_id = TransactionId(*b"anno");
         let bytes = encode_announce(id, transaction_id, &announcement, &mut self.datagram);
         match self.ask(bytes)? {
-            Reply::Announced(..) => Ok(()),
+            Response::Announced(..) => Ok(()),
             _ => Err(io::ErrorKind::PermissionDenied.into()),
         }
     }
 }
 
-/// A folder that lives as long as this value. Others may read it: trackers drop privileges.
+/// A folder that is removed when this value is dropped. All users may read it: trackers drop
+/// privileges.
 pub(crate) struct Scratch(PathBuf);
 
 impl Scratch {
-    /// A new folder under the system's temporary one.
+    /// A new folder in the system's temporary folder.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// Errors of the system call.
     pub(crate) fn new() -> io::Result<Self> {
         use std::os::unix::fs::PermissionsExt;
         for attempt in 0..1000 {
@@ -328,7 +331,7 @@ impl Scratch {
         Err(io::ErrorKind::AlreadyExists.into())
     }
 
-    /// Where it is.
+    /// The path of the folder.
     pub(crate) fn path(&self) -> &Path {
         &self.0
     }
@@ -336,7 +339,7 @@ impl Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        // What cannot be removed is left to the system's own cleaning.
+        // A folder that cannot be removed is left to the system's own cleanup.
         let _ = fs::remove_dir_all(&self.0);
     }
 }

@@ -1,4 +1,4 @@
-//! Figures of a run: computed once, printed for people or as JSON.
+//! The figures of a run: computed once, printed for people or as JSON.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -16,13 +16,13 @@ use crate::tally::StreamCounts;
 /// Latencies in microseconds.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub(crate) struct Latency {
-    /// Half of the answers took no longer.
+    /// Half of the responses took at most this long.
     pub(crate) p50_us: f64,
-    /// 90 % did not.
+    /// 90 % took at most this long.
     pub(crate) p90_us: f64,
-    /// 99 % did not.
+    /// 99 % took at most this long.
     pub(crate) p99_us: f64,
-    /// 99.9 % did not.
+    /// 99.9 % took at most this long.
     pub(crate) p999_us: f64,
     /// The longest.
     pub(crate) max_us: f64,
@@ -42,35 +42,35 @@ impl Latency {
     }
 }
 
-/// What the tracker's process used in the measured phase.
+/// Resources that the tracker's process used in the measured phase.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub(crate) struct ServerFigures {
-    /// CPU time per good reply, in nanoseconds.
+    /// CPU time per good response, in nanoseconds.
     pub(crate) cpu_ns_per_answer: f64,
-    /// CPU time per time: 1 is one whole core.
+    /// CPU time per elapsed time: 1 is one whole core.
     pub(crate) cores: f64,
-    /// Time waited for a CPU that another program had, as a share.
+    /// Share of time in which threads waited for a CPU that another program had.
     pub(crate) wait_share: f64,
-    /// Resident memory at the end.
+    /// Resident memory at the end, in bytes.
     pub(crate) rss_bytes: u64,
-    /// Resident memory at its highest.
+    /// Highest resident memory, in bytes.
     pub(crate) rss_peak_bytes: u64,
-    /// Resident memory before the first request, connections already open.
+    /// Resident memory before the first request, with connections already open, in bytes.
     pub(crate) rss_start_bytes: u64,
-    /// What each resident peer added to it, in bytes, where the peers were filled in.
+    /// Growth per resident peer, in bytes, if the peers were filled in.
     pub(crate) bytes_per_peer: Option<f64>,
 }
 
-/// What filling did.
+/// Results of the fill.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub(crate) struct FillFigures {
     /// Seconds it took.
     pub(crate) seconds: f64,
     /// Peers whose announce was answered.
     pub(crate) resident: u64,
-    /// Peers by the tracker's own scrape counts.
+    /// Peers in the tracker's own scrape counts.
     pub(crate) scraped: Option<u64>,
-    /// Error replies.
+    /// Error responses.
     pub(crate) errors: u64,
 }
 
@@ -79,54 +79,54 @@ pub(crate) struct FillFigures {
 pub(crate) struct Figures {
     /// Seconds in which requests were sent.
     pub(crate) seconds: f64,
-    /// Good replies a second, of all kinds.
+    /// Good responses per second, of all kinds.
     pub(crate) answered_per_s: f64,
     /// Requests sent, by kind.
     pub(crate) sent: BTreeMap<&'static str, u64>,
-    /// Good replies, by kind.
+    /// Good responses, by kind.
     pub(crate) answered: BTreeMap<&'static str, u64>,
-    /// Requests that were never answered.
+    /// Requests without a response.
     pub(crate) lost: u64,
-    /// The same as a share of those sent.
+    /// `lost` as a share of the requests sent.
     pub(crate) lost_share: f64,
-    /// From the moment a request was due to its reply.
+    /// From the moment a request was due to its response.
     pub(crate) latency: Latency,
-    /// From the moment a request was due to the moment it left (open loop).
+    /// From the moment a request was due to the moment it was sent (open loop).
     pub(crate) lag: Latency,
-    /// Peers per reply to an announce that wanted some.
+    /// Peers per response to an announce that wanted some.
     pub(crate) peers_per_reply: f64,
-    /// Payload bytes per good reply.
+    /// Payload bytes per good response.
     pub(crate) bytes_per_reply: f64,
-    /// Error replies.
+    /// Error responses.
     pub(crate) errors: u64,
-    /// Text of the first.
+    /// Text of the first error.
     pub(crate) error_text: Option<String>,
-    /// Bad replies by what is wrong with them.
+    /// Invalid responses, by fault.
     pub(crate) invalid: BTreeMap<&'static str, u64>,
-    /// Replies after their timeout.
+    /// Responses after their timeout.
     pub(crate) late: u64,
-    /// Requests this host could not send.
+    /// Requests that this host could not send.
     pub(crate) unsent: u64,
-    /// Requests that were due but could not be held (open loop).
+    /// Requests that were due but found no room (open loop).
     pub(crate) held_back: u64,
-    /// The share of time in which the generator had nothing to do.
+    /// Share of time in which the generator had nothing to do.
     pub(crate) generator_idle_share: f64,
-    /// Time the generator's threads waited for a CPU that another program had, as a share.
+    /// Share of time in which the generator's threads waited for a CPU that another program had.
     pub(crate) generator_wait_share: f64,
-    /// Peers resident at the end, as far as the generator knows.
+    /// Peers resident at the end, by the generator's count.
     pub(crate) resident: u64,
     /// The fill.
     pub(crate) fill: Option<FillFigures>,
-    /// What only connections have; absent over UDP.
+    /// Counts of connections; absent over UDP.
     pub(crate) stream: Option<StreamCounts>,
     /// The tracker's process.
     pub(crate) server: Option<ServerFigures>,
-    /// What makes these figures doubtful.
+    /// Reasons to doubt these results.
     pub(crate) warnings: Vec<String>,
 }
 
 impl Figures {
-    /// Computes them.
+    /// Computes the figures.
     pub(crate) fn of(outcome: &Outcome) -> Self {
         let (plan, tally) = (&outcome.plan, &outcome.tally);
         let answered = tally.answered_all();
@@ -174,7 +174,7 @@ impl Figures {
         figures
     }
 
-    /// What a reader should know before believing a figure.
+    /// Reasons to doubt the results.
     fn doubts(&self, plan: &Plan) -> Vec<String> {
         let mut doubts = Vec::new();
         let mut doubt = |applies: bool, text: String| {
@@ -220,16 +220,16 @@ impl Figures {
         }
         doubt(self.unsent > 0, format!("{} requests could not be sent by this host", self.unsent));
         let text = self.error_text.as_deref().unwrap_or_default();
-        doubt(self.errors > 0, format!("{} error replies, the first: {text:?}", self.errors));
+        doubt(self.errors > 0, format!("{} error responses, the first: {text:?}", self.errors));
         let invalid: u64 = self.invalid.values().sum();
-        doubt(invalid > 0, format!("{invalid} replies are invalid"));
+        doubt(invalid > 0, format!("{invalid} responses are invalid"));
         if let Some(fill) = self.fill {
             let peers = u64::from(plan.peers);
             doubt(
                 fill.resident < peers,
                 format!("only {} of {peers} peers could be filled in", fill.resident),
             );
-            // A tracker that keeps nothing, like the limit responder, says so by counts of 0.
+            // A tracker that stores nothing, like the limit responder, reports counts of 0.
             doubt(
                 fill.scraped.is_some_and(|it| it > 0 && it.abs_diff(peers) > peers / 1000),
                 format!("the tracker counts {} of {peers} peers", fill.scraped.unwrap_or(0)),
@@ -289,7 +289,7 @@ impl Figures {
         }
         writeln!(
             out,
-            "replies     {:.2} peers each, {:.1} bytes, {} errors, {} invalid",
+            "responses     {:.2} peers each, {:.1} bytes, {} errors, {} invalid",
             self.peers_per_reply,
             self.bytes_per_reply,
             grouped(self.errors),
@@ -304,7 +304,7 @@ impl Figures {
         self.warnings.iter().try_for_each(|it| writeln!(out, "warning: {it}"))
     }
 
-    /// What only connections have.
+    /// The part about connections.
     fn write_stream(&self, out: &mut String) -> std::fmt::Result {
         let Some(it) = &self.stream else { return Ok(()) };
         writeln!(
@@ -327,10 +327,10 @@ impl Figures {
         Ok(())
     }
 
-    /// The tracker's side: what it holds, and what that costs.
+    /// The part about the tracker: what it holds, and what that costs.
     fn write_server(&self, out: &mut String) -> std::fmt::Result {
         if let Some(fill) = &self.fill {
-            let scraped = fill.scraped.map_or_else(|| "not asked".to_owned(), grouped);
+            let scraped = fill.scraped.map_or_else(|| "not scraped".to_owned(), grouped);
             writeln!(
                 out,
                 "resident    {:>12} peers after {:.1} s of filling; scrapes count {scraped}; \
@@ -344,7 +344,7 @@ impl Figures {
             Some(it) => {
                 writeln!(
                     out,
-                    "server CPU  {:>12} ns per answer, {:.2} cores",
+                    "server CPU  {:>12} ns per response, {:.2} cores",
                     rate(it.cpu_ns_per_answer),
                     it.cores
                 )?;
@@ -365,10 +365,10 @@ impl Figures {
     }
 }
 
-/// The share of time that may be lost to other programs before figures are doubtful.
+/// The share of time that may be lost to other programs before results are doubtful.
 const DISTURBED: f64 = 0.03;
 
-/// A rate without decimals, thousands set apart.
+/// A rate without decimals, with its thousands separated.
 pub(crate) fn rate(value: f64) -> String {
     grouped(crate::numbers::whole(value.round()))
 }
@@ -426,7 +426,7 @@ mod tests {
         assert!((it.answered_per_s - 2000.0).abs() < 1e-6);
         assert_eq!(it.lost, 1);
         assert!((it.peers_per_reply - 12.0).abs() < 1e-9);
-        // The histogram holds three digits.
+        // The histogram has a precision of three digits.
         let near = |value: f64, wanted: f64| (value - wanted).abs() < wanted / 500.0;
         assert!(near(it.latency.p50_us, 500.0) && near(it.latency.p99_us, 990.0));
         assert!(near(it.latency.p999_us, 999.0) && near(it.latency.max_us, 1000.0));

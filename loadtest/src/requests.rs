@@ -1,4 +1,4 @@
-//! What the peers of one socket ask next, whatever protocol carries it.
+//! The next request of one socket's peers, independent of the protocol.
 
 use std::ops::Range;
 
@@ -12,32 +12,32 @@ use crate::slots::Kind;
 /// A request before it is encoded.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Request {
-    /// What is asked.
+    /// Kind of the request.
     pub(crate) kind: Kind,
-    /// The peer that announces, by its place among the socket's; or the first torrent of a scrape.
+    /// The announcing peer, by its index among the socket's; or the first torrent of a scrape.
     pub(crate) item: u32,
-    /// Peers wanted, or info-hashes asked.
+    /// Number of peers wanted, or of info-hashes.
     pub(crate) count: u16,
     /// The port announced.
     pub(crate) port: u16,
-    /// What the peer says.
+    /// The event of the peer.
     pub(crate) event: Event,
-    /// The announcing peer as it is at that moment.
+    /// The announcing peer, as it is at that moment.
     pub(crate) peer: Option<Peer>,
 }
 
 impl Request {
-    /// For a connection id.
+    /// A request for a connection id.
     pub(crate) const CONNECT: Self =
         Self { kind: Kind::Connect, item: 0, count: 0, port: 0, event: Event::None, peer: None };
 
-    /// For the counts of some torrents in a row.
+    /// A scrape of consecutive torrents.
     fn scrape(first: u32, count: usize) -> Self {
         let count = u16::try_from(count).unwrap_or(1);
         Self { kind: Kind::Scrape, item: first, count, ..Self::CONNECT }
     }
 
-    /// One that stops wants no peers.
+    /// An announce. A peer that stops wants no peers.
     fn announce(index: u32, peer: Peer, event: Event, plan: &Plan) -> Self {
         let count = if event == Event::Stopped { 0 } else { plan.numwant };
         let port = peer.port();
@@ -49,54 +49,54 @@ impl Request {
 pub(crate) struct Members {
     /// All of them.
     pub(crate) peers: Vec<Peer>,
-    /// Next peer to fill.
+    /// Index of the next peer to fill.
     cursor: usize,
-    /// Peers whose filling announce was lost.
+    /// Peers whose announce was lost while filling.
     retry: Vec<u32>,
 }
 
 impl Members {
-    /// None has announced yet.
+    /// Peers that have not announced yet.
     pub(crate) fn new(peers: Vec<Peer>) -> Self {
         Self { peers, cursor: 0, retry: Vec::new() }
     }
 
-    /// A phase begins.
+    /// Starts a phase.
     pub(crate) fn restart(&mut self) {
         self.cursor = 0;
         self.retry.clear();
     }
 
-    /// Whether a filling phase has asked for all of them.
+    /// Whether a filling phase has sent announces for all of them.
     pub(crate) fn are_filled(&self) -> bool {
         self.cursor == self.peers.len() && self.retry.is_empty()
     }
 
-    /// Peers the tracker has been told of, and not of their leaving.
+    /// Peers that were announced to the tracker and have not left.
     pub(crate) fn resident(&self) -> u64 {
         self.peers.iter().filter(|it| it.is_present()).count() as u64
     }
 
-    /// The announce of one was answered while filling.
+    /// Records that the announce of a peer was answered while filling.
     pub(crate) fn filled(&mut self, item: u32) {
         if let Some(peer) = self.peers.get_mut(item as usize) {
             peer.live(Event::Started);
         }
     }
 
-    /// The tracker has forgotten them all.
+    /// Records that the tracker has no entries of them any more.
     pub(crate) fn forget(&mut self) {
         self.peers.iter_mut().for_each(Peer::forget);
     }
 
-    /// The announce of one was lost.
+    /// Records that the announce of a peer was lost.
     pub(crate) fn lost(&mut self, item: u32) {
         if self.peers.get(item as usize).is_some_and(|it| !it.is_present()) {
             self.retry.push(item);
         }
     }
 
-    /// The next request of a task; `None` where there is none to send now.
+    /// The next request of a task; `None` if there is none to send now.
     pub(crate) fn next(
         &mut self,
         task: Task,
@@ -133,7 +133,7 @@ impl Members {
         Some(Request::announce(index, peer, Event::Started, plan))
     }
 
-    /// A request of the plan's mix. The peer lives on as if its announce had arrived.
+    /// A request of the plan's mix. The peer is updated as if its announce had arrived.
     fn draw(&mut self, plan: &Plan, random: &mut fastrand::Rng) -> Request {
         let mix = plan.mix;
         let drawn = random.u32(0..mix.connect + mix.announce + mix.scrape);
@@ -150,7 +150,8 @@ impl Members {
         let event = peer.next_event(plan.churn, random.f64());
         let before = *peer;
         peer.live(event);
-        // It announces with what it lacks now, but the port it had: a stop replaces the peer.
+        // It announces with what it has left now, but with its previous port: a stop replaces the
+        // peer.
         let announced = if event == Event::Stopped { before } else { *peer };
         Request::announce(u32::try_from(index).unwrap_or(0), announced, event, plan)
     }

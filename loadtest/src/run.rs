@@ -1,5 +1,6 @@
-//! A run from end to end: sockets and peers, connection ids, fill, warm-up, the measured phase; one
-//! generator thread per CPU given, and what the tracker's process used meanwhile.
+//! A run from start to end: sockets and peers, connection ids, fill, warm-up, the measured phase.
+//! There is one generator thread per given CPU. The resources of the tracker's process are read as
+//! well.
 
 use std::collections::HashSet;
 use std::ops::Range;
@@ -24,30 +25,30 @@ use crate::sources::{Targets, open, origins};
 use crate::stream;
 use crate::tally::Tally;
 
-/// Where and with what a run happens.
+/// The environment of a run.
 #[derive(Clone, Debug)]
 pub(crate) struct Site {
     /// The trackers.
     pub(crate) targets: Targets,
-    /// How they are spoken to, set for all but UDP.
+    /// The endpoint, set unless the protocol is UDP.
     pub(crate) endpoint: Option<Endpoint>,
-    /// The tracker's process, where it runs on this host.
+    /// The tracker's process, if it runs on this host.
     pub(crate) pid: Option<u32>,
-    /// CPUs of the generator's threads, in order; threads beyond them are not pinned.
+    /// CPUs of the generator's threads, in order. Further threads are not pinned.
     pub(crate) cpus: Vec<usize>,
     /// The clock of this process.
     pub(crate) clock: Clock,
 }
 
-/// What filling did.
+/// Results of the fill.
 #[derive(Clone, Debug)]
 pub(crate) struct Filled {
     /// How long it took.
     pub(crate) seconds: f64,
     /// Peers whose announce was answered.
     pub(crate) resident: u64,
-    /// Peers that the tracker's own scrape counts add up to; `None` where not asked (a tracker
-    /// that keeps both families apart would name half of each).
+    /// The sum of the tracker's own scrape counts; `None` if not scraped (a tracker that keeps both
+    /// families apart would report half of each).
     pub(crate) scraped: Option<u64>,
     /// Its counts.
     pub(crate) tally: Tally,
@@ -56,17 +57,18 @@ pub(crate) struct Filled {
 /// A finished run.
 #[derive(Clone, Debug)]
 pub(crate) struct Outcome {
-    /// The plan as it was run: WebTorrent's swarms may have been cut.
+    /// The plan as it was run: WebTorrent's swarms may have been reduced.
     pub(crate) plan: Plan,
-    /// The fill, where the plan has one.
+    /// Results of the fill, if the plan has one.
     pub(crate) filled: Option<Filled>,
     /// Counts of the measured phase.
     pub(crate) tally: Tally,
-    /// Peers resident at the end, as far as the generator knows.
+    /// Peers resident at the end, by the generator's count.
     pub(crate) resident: u64,
-    /// The process before anything was sent, before and after the measured phase.
+    /// Resources of the tracker's process before anything was sent, before and after the measured
+    /// phase.
     pub(crate) usage: Option<[Usage; 3]>,
-    /// This process before and after the measured phase.
+    /// Resources of this process before and after the measured phase.
     pub(crate) own_usage: [Usage; 2],
 }
 
@@ -74,17 +76,17 @@ pub(crate) struct Outcome {
 pub(crate) struct Session {
     plan: Arc<Plan>,
     site: Site,
-    /// One for each thread.
+    /// One generator per thread.
     generators: Vec<Load>,
 }
 
 type Load = Box<dyn Driver>;
 
 impl Session {
-    /// Opens the sockets, makes the peers, and gets a connection id for every socket.
+    /// Opens the sockets, creates the peers, and obtains a connection id for every socket.
     ///
     /// # Errors
-    /// One sentence with the cause: a source that cannot be used, a tracker that does not answer.
+    /// One sentence with the cause: a source that cannot be used, a tracker that does not respond.
     pub(crate) fn open(plan: &Plan, site: &Site) -> Result<Self, String> {
         plan.check()?;
         let mut plan = plan.clone();
@@ -101,7 +103,7 @@ impl Session {
         Ok(session)
     }
 
-    /// What to say where sockets or connections could not be used.
+    /// The error text if sockets or connections could not be used.
     fn unconnected(&self, missing: u64, tally: &Tally) -> String {
         let (sources, tracker) = (self.plan.sources, self.site.targets);
         let protocol = match self.plan.transport.protocol {
@@ -122,10 +124,10 @@ impl Session {
         )
     }
 
-    /// Announces every peer once and asks the tracker how many it holds.
+    /// Announces every peer once, and reads from the tracker how many it has.
     ///
     /// # Errors
-    /// Where the tracker falls silent.
+    /// If the tracker stops responding.
     pub(crate) fn fill(&mut self) -> Result<Filled, String> {
         let peers = u64::from(self.plan.peers);
         let tally = self.heard_phase("filling", Task::Fill, Some(peers))?;
@@ -144,10 +146,10 @@ impl Session {
         self.generators.iter().map(|it| it.resident()).sum()
     }
 
-    /// The plan's mix for some time.
+    /// Sends the plan's mix for a period.
     ///
     /// # Errors
-    /// Where the tracker falls silent.
+    /// If the tracker stops responding.
     pub(crate) fn load(&mut self, name: &'static str, duration_s: f64) -> Result<Tally, String> {
         let threads = f64::from(self.plan.threads);
         let rate = self.plan.rate.map(|it| real(it) / threads);
@@ -156,12 +158,12 @@ impl Session {
         self.heard_phase(name, task, expected)
     }
 
-    /// What the tracker's process has used so far.
+    /// The resources that the tracker's process has used so far.
     pub(crate) fn usage(&self) -> Option<Usage> {
         self.site.pid.and_then(usage)
     }
 
-    /// A phase that a tracker must live through.
+    /// A phase in which the tracker must not stop responding.
     fn heard_phase(
         &mut self,
         name: &'static str,
@@ -173,16 +175,16 @@ impl Session {
             return Ok(tally);
         }
         Err(format!(
-            "{} fell silent while {name}, after {} answers ({}): has it ended, does it hang, or \
-             does it refuse these sources?",
+            "{} stopped responding while {name}, after {} responses ({}): has it ended, is it \
+             stuck, or does it refuse these sources?",
             self.site.targets,
             tally.answered_all(),
             cause(&tally)
         ))
     }
 
-    /// One phase on all threads, with a progress bar where somebody watches. Says whether the
-    /// tracker was given up for its silence.
+    /// One phase on all threads, with a progress bar on a terminal. True if it was aborted because
+    /// the tracker had stopped responding.
     fn phase(&mut self, name: &'static str, task: Task, expected: Option<u64>) -> (Tally, bool) {
         let progress = AtomicU64::new(0);
         let bar = progress_bar(name, expected);
@@ -195,7 +197,7 @@ impl Session {
                 .map(|(index, generator)| {
                     let (cpu, progress) = (cpus.get(index).copied(), &progress);
                     scope.spawn(move || {
-                        // Unpinned, it measures as well, only with more noise.
+                        // Unpinned, it measures as well, but with more noise.
                         let _ = cpu.map(pin);
                         generator.run(task, progress)
                     })
@@ -216,7 +218,7 @@ impl Session {
     }
 }
 
-/// What the kernel, or the replies, say about a tracker that does not answer.
+/// Why a tracker does not respond, as far as the kernel or responses show.
 fn cause(tally: &Tally) -> String {
     let wrong = || Invalid::ALL.into_iter().find(|it| tally.invalid[*it as usize] > 0);
     if let Some(failure) = &tally.failure {
@@ -226,11 +228,11 @@ fn cause(tally: &Tally) -> String {
     } else if let Some(wrong) = wrong() {
         wrong.label().to_owned()
     } else {
-        "no reply".to_owned()
+        "no response".to_owned()
     }
 }
 
-/// Whether the tracker can be asked for counts.
+/// Whether the tracker can be scraped.
 fn scrapes(plan: &Plan, endpoint: &Endpoint) -> bool {
     plan.transport.protocol == Protocol::Ws || endpoint.scrape_target.is_some()
 }
@@ -249,7 +251,7 @@ fn datagram_load(plan: &Plan, site: &Site) -> Result<Vec<Load>, String> {
     Ok(loads.collect())
 }
 
-/// Connections and their peers, by thread. The plan is cut to what they can hold.
+/// Connections and their peers, by thread. The plan is reduced to what they can have.
 fn stream_load(plan: &mut Plan, site: &Site, endpoint: &Endpoint) -> Result<Vec<Load>, String> {
     descriptors::raise(plan.sources.into())?;
     let origins = origins(plan, &site.targets)?;
@@ -282,7 +284,7 @@ fn keep_one_a_torrent(peers: &mut Vec<Peer>) {
     peers.retain(|it| seen.insert(it.torrent));
 }
 
-/// Deals things out to threads, with each thread's part of the torrents.
+/// Distributes things among threads, with each thread's part of the torrents.
 fn by_thread<T>(plan: &Plan, things: Vec<T>) -> Vec<(Vec<T>, Range<u32>)> {
     let mut things = things.into_iter();
     let part = |thread| {
@@ -293,14 +295,14 @@ fn by_thread<T>(plan: &Plan, things: Vec<T>) -> Vec<(Vec<T>, Range<u32>)> {
     (0..plan.threads).map(part).collect()
 }
 
-/// Runs a plan against a tracker that answers already.
+/// Runs a plan against a tracker that already responds.
 ///
 /// # Errors
 /// One sentence with the cause.
 pub(crate) fn run(plan: &Plan, site: &Site) -> Result<Outcome, String> {
     let start = site.pid.and_then(usage);
     let mut session = Session::open(plan, site)?;
-    // What open connections cost is no cost of peers; `hold` measures it.
+    // The cost of open connections is not a cost of peers; `hold` measures it.
     let start = if site.endpoint.is_some() { session.usage() } else { start };
     let filled = plan.fill.then(|| session.fill()).transpose()?;
     if plan.warmup_s > 0.0 {
@@ -325,14 +327,14 @@ fn share(count: u32, thread: u16, threads: u16) -> Range<u32> {
     at(thread)..at(thread + 1)
 }
 
-/// Draws nothing where standard error is no terminal.
+/// Draws nothing if standard error is not a terminal.
 fn progress_bar(name: &'static str, expected: Option<u64>) -> ProgressBar {
     let (bar, template) = match expected {
         Some(length) => (
             ProgressBar::new(length),
             "{msg:>10} [{bar:40}] {human_pos}/{human_len} {per_sec} {eta}",
         ),
-        None => (ProgressBar::new_spinner(), "{msg:>10} {human_pos} answers {per_sec} {elapsed}"),
+        None => (ProgressBar::new_spinner(), "{msg:>10} {human_pos} responses {per_sec} {elapsed}"),
     };
     let style = ProgressStyle::with_template(template);
     bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar())).with_message(name)

@@ -1,9 +1,9 @@
-//! Many datagrams of one length and to one place by a single `sendmsg`: UDP segmentation offload
-//! (`UDP_SEGMENT`, Linux 4.18). The receiver sees ordinary datagrams; the sender pays for routing,
-//! queueing and the network stack once per batch instead of once per datagram.
+//! Many datagrams of one length to one destination by a single `sendmsg`: UDP segmentation offload
+//! (`UDP_SEGMENT`, Linux 4.18). The receiver gets ordinary datagrams. For the sender, routing,
+//! queueing and the network stack cost once per batch instead of once per datagram.
 //!
-//! The load tester must outrun a server that gains nothing from it: responses go to many clients
-//! and differ in length.
+//! The load tester must be faster than a server, which cannot benefit from this: its responses go
+//! to many clients and differ in length.
 
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, AsRawFd};
@@ -13,7 +13,7 @@ use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 /// The kernel's own bound on segments per call (`UDP_MAX_SEGMENTS`) in its oldest version.
 pub(crate) const SEGMENTS_MAX: usize = 64;
 
-/// Datagrams of one length, waiting to be sent together.
+/// Datagrams of one length, to be sent together.
 pub(crate) struct SegmentedBatch {
     bytes: Vec<u8>,
     segment_bytes: u16,
@@ -31,24 +31,24 @@ impl SegmentedBatch {
         Self { bytes, segment_bytes, queued: 0 }
     }
 
-    /// How many datagrams wait.
+    /// Number of queued datagrams.
     pub(crate) fn len(&self) -> usize {
         self.queued
     }
 
-    /// Whether none waits.
+    /// Whether no datagram is queued.
     pub(crate) fn is_empty(&self) -> bool {
         self.queued == 0
     }
 
-    /// The buffer of the next datagram, exactly as long as it will be; `None` when the batch is
+    /// The buffer of the next datagram, exactly as long as the datagram; `None` if the batch is
     /// full. Nothing is queued before [`Self::push`].
     #[inline]
     pub(crate) fn next_payload(&mut self) -> Option<&mut [u8]> {
         self.bytes.chunks_exact_mut(self.segment_bytes.into()).nth(self.queued)
     }
 
-    /// Queues what stands in [`Self::next_payload`].
+    /// Queues the datagram in [`Self::next_payload`].
     ///
     /// # Panics
     /// If the batch is full.
@@ -58,22 +58,22 @@ impl SegmentedBatch {
         self.queued += 1;
     }
 
-    /// The datagrams that wait.
+    /// The queued datagrams.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &[u8]> {
         self.bytes.chunks_exact(self.segment_bytes.into()).take(self.queued)
     }
 
-    /// Forgets the datagrams that wait.
+    /// Removes the queued datagrams.
     pub(crate) fn clear(&mut self) {
         self.queued = 0;
     }
 
-    /// Sends all that wait over a connected socket, by one system call: all of them or none. They
-    /// wait on until [`Self::clear`].
+    /// Sends all queued datagrams over a connected socket, by one system call: all of them or none.
+    /// They stay queued until [`Self::clear`].
     ///
     /// # Errors
-    /// What the kernel says: `EIO` where the network device cannot do checksums, `EINVAL` where
-    /// the kernel is too old; anything that an ordinary send may fail with.
+    /// Errors of the system call: `EIO` if the network device does not support checksums, `EINVAL`
+    /// if the kernel is too old; all errors of an ordinary send.
     pub(crate) fn send(&self, socket: impl AsFd) -> io::Result<()> {
         if self.queued == 0 {
             return Ok(());

@@ -1,12 +1,12 @@
-//! Which requests are unanswered. The transaction id *is* the place in this table, so a reply is
-//! matched by one look-up, and no two unanswered requests can share an id.
+//! The table of unanswered requests. The transaction id *is* the place in this table, so a response
+//! is matched by one look-up, and no two unanswered requests can share an id.
 //!
 //! ```text
 //! transaction id   31 generation (12) 20 | 19 place (20) 0
 //! ```
 //!
-//! The generation counts the uses of a place: a reply that comes late, twice or from nowhere is
-//! told apart from one to the request that holds the place now.
+//! The generation counts the uses of a place: it distinguishes a late, duplicate or stray response
+//! from a response to the request that has the place now.
 
 use std::collections::VecDeque;
 
@@ -14,20 +14,20 @@ use strum::{EnumCount, IntoStaticStr, VariantArray};
 
 use crate::numbers::whole;
 
-/// What was asked.
+/// The kind of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EnumCount, IntoStaticStr, VariantArray)]
 #[strum(serialize_all = "snake_case")]
 pub(crate) enum Kind {
-    /// A connection id.
+    /// A request for a connection id.
     Connect,
     /// An announce.
     Announce,
-    /// Counts.
+    /// A scrape.
     Scrape,
 }
 
 impl Kind {
-    /// All, in index order.
+    /// All kinds, in index order.
     pub(crate) const ALL: [Self; Self::COUNT] = *Self::VARIANTS.first_chunk().unwrap();
 
     /// The name in reports.
@@ -39,17 +39,17 @@ impl Kind {
 /// A request that was sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Pending {
-    /// When it should have left, in nanoseconds of the generator's clock.
+    /// When it was due, in nanoseconds of the generator's clock.
     pub(crate) intended_ns: u64,
-    /// When it did.
+    /// When it was sent.
     pub(crate) sent_ns: u64,
-    /// The peer that announces, or the first torrent of a scrape.
+    /// The announcing peer, or the first torrent of a scrape.
     pub(crate) item: u32,
-    /// Which socket of the thread.
+    /// Index of the socket in its thread.
     pub(crate) client: u16,
-    /// What was asked.
+    /// Kind of the request.
     pub(crate) kind: Kind,
-    /// Peers wanted, or info-hashes asked.
+    /// Number of peers wanted, or of info-hashes.
     pub(crate) count: u16,
     /// The port announced.
     pub(crate) port: u16,
@@ -70,26 +70,26 @@ struct Slot {
     state: State,
 }
 
-/// What a transaction id turned out to be.
+/// The match of a transaction id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Settled {
-    /// The answer to this.
+    /// The response to this request.
     Answered(Pending),
-    /// An answer to what had been given up as lost.
+    /// A response to a request that was counted as lost.
     Late,
-    /// A second answer.
+    /// A second response.
     Duplicate,
-    /// An answer to nothing we asked.
+    /// A response to a request that was never sent.
     Unknown,
 }
 
-/// The table.
+/// The table of unanswered requests.
 pub(crate) struct SlotTable {
     slots: Vec<Slot>,
-    /// Free places: the end is reused first, being in the cache; lost ones go to the front, so
-    /// that their ids rest long.
+    /// Free places. The last is reused first, as it is in the cache. Places of lost requests go to
+    /// the front, so that their ids are not reused soon.
     free: VecDeque<u32>,
-    /// Where the search for lost ones goes on.
+    /// Where the search for lost requests continues.
     sweep: usize,
 }
 
@@ -97,10 +97,10 @@ const PLACE_BITS: u32 = 20;
 const GENERATION_MASK: u16 = 0x0fff;
 
 impl SlotTable {
-    /// The most places there can be.
+    /// Most places of a table.
     pub(crate) const CAPACITY_MAX: usize = 1 << PLACE_BITS;
 
-    /// Room for this many unanswered requests, [`Self::CAPACITY_MAX`] at most.
+    /// Room for this many unanswered requests, at most [`Self::CAPACITY_MAX`].
     pub(crate) fn new(capacity: usize) -> Self {
         let capacity = u32::try_from(capacity.clamp(1, Self::CAPACITY_MAX)).unwrap_or(1);
         let pending = Pending {
@@ -116,17 +116,17 @@ impl SlotTable {
         Self { slots: vec![slot; capacity as usize], free: (0..capacity).rev().collect(), sweep: 0 }
     }
 
-    /// Room for a rate at which everything is lost: nothing is ever held back for want of places.
+    /// Room for a rate at which all requests are lost: none is ever held back for lack of places.
     pub(crate) fn capacity_for(rate: f64, timeout_s: f64) -> usize {
         usize::try_from(whole(rate * (timeout_s + 0.2))).unwrap_or(usize::MAX).max(4096)
     }
 
-    /// Unanswered requests.
+    /// Number of unanswered requests.
     pub(crate) fn waiting(&self) -> usize {
         self.slots.len() - self.free.len()
     }
 
-    /// Takes a place and gives its transaction id; `None` where the table is full.
+    /// Takes a place and returns its transaction id; `None` if the table is full.
     #[inline]
     pub(crate) fn take(&mut self, pending: Pending) -> Option<u32> {
         let place = self.free.pop_back()?;
@@ -137,7 +137,7 @@ impl SlotTable {
         Some(u32::from(slot.generation) << PLACE_BITS | place)
     }
 
-    /// Matches a reply to its request, whose place becomes free.
+    /// Matches a response to its request, whose place becomes free.
     #[inline]
     pub(crate) fn settle(&mut self, transaction_id: u32, client: u16) -> Settled {
         let place = transaction_id & ((1 << PLACE_BITS) - 1);
@@ -158,8 +158,8 @@ impl SlotTable {
         }
     }
 
-    /// Gives up what was sent before a moment, looking at one part of the table in `parts` per
-    /// call, so that no call takes long.
+    /// Removes requests that were sent before a moment. Each call searches one of `parts` parts of
+    /// the table, so that no call takes long.
     pub(crate) fn expire(&mut self, before_ns: u64, parts: usize, mut lost: impl FnMut(Pending)) {
         for _ in 0..self.slots.len().div_ceil(parts) {
             self.sweep = (self.sweep + 1) % self.slots.len();
@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn replies_find_their_requests_once() {
+    fn responses_find_their_requests_once() {
         let mut table = SlotTable::new(2);
         let first = table.take(request(1)).unwrap();
         let second = table.take(request(2)).unwrap();

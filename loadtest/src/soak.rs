@@ -1,9 +1,10 @@
-//! Soak: steady load for long, and what creeps meanwhile: resident memory, open descriptors, p99,
-//! loss.
+//! Soak: steady load for a long time, and slow changes meanwhile: resident memory, open
+//! descriptors, p99, loss.
 //!
-//! The load is an open loop at a rate that the tracker handles, cut into windows of a minute (an
-//! eighth of a short run). At the end of each the process is looked at. What is reported is the
-//! slope of its memory over all windows, by least squares, and the last quarter against the first.
+//! The load is an open loop at a rate that the tracker can handle, divided into windows of a minute
+//! (an eighth of a short run). The process is inspected at the end of each window. The report has
+//! the slope of its memory over all windows, by least squares, and compares the last quarter with
+//! the first.
 
 use serde::Serialize;
 
@@ -17,15 +18,15 @@ use crate::report::mib;
 use crate::run::{Session, Site};
 use crate::tally::Tally;
 
-/// Seconds of a window at most.
+/// Most seconds of a window.
 const WINDOW_S_MAX: f64 = 60.0;
-/// Windows at least: a quarter has two of them.
+/// Least number of windows: a quarter has two of them.
 const WINDOWS_MIN: f64 = 8.0;
-/// Seconds in which the peak is measured at most.
+/// Most seconds in which the peak is measured.
 const PEAK_S_MAX: f64 = 5.0;
-/// The part of the peak that is asked for.
+/// The rate of the load, as a part of the peak.
 const PART: f64 = 0.5;
-/// Below so many seconds, a slope an hour says more about the start than about the run.
+/// Seconds below which a slope per hour depends more on the start than on the run.
 const TELLING_S: f64 = 1800.0;
 const HOUR_S: f64 = 3600.0;
 
@@ -42,7 +43,7 @@ pub(crate) struct SoakArguments {
     /// The most descriptors that may be open at the end beyond those at the start.
     #[arg(long, value_name = "N", allow_hyphen_values = true)]
     expect_descriptors: Option<f64>,
-    /// The most that p99 of the last quarter may be of the first quarter's.
+    /// The highest p99 of the last quarter, as a multiple of that of the first quarter.
     #[arg(long, value_name = "RATIO")]
     expect_p99_drift: Option<f64>,
     /// The most requests that may be lost, as a share.
@@ -50,10 +51,10 @@ pub(crate) struct SoakArguments {
     expect_loss: Option<f64>,
 }
 
-/// What a window has shown.
+/// The results of a window.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 struct Window {
-    /// Seconds from the beginning of the soak to its end.
+    /// Seconds from the start of the soak to the end of the window.
     at_s: f64,
     answered_per_s: f64,
     lost: u64,
@@ -62,7 +63,7 @@ struct Window {
     descriptors: Option<u64>,
 }
 
-/// What is printed as JSON.
+/// The JSON output.
 #[derive(Serialize)]
 struct Printed<'a> {
     machine: Machine,
@@ -73,7 +74,7 @@ struct Printed<'a> {
 }
 
 impl SoakArguments {
-    /// A plan with what was given.
+    /// A plan with the given options.
     ///
     /// # Errors
     /// One sentence that names the option to change.
@@ -88,10 +89,10 @@ impl SoakArguments {
         if plan.profile != Profile::Soak
             && let Some((option, _)) = all.find(|it| it.1.is_some())
         {
-            return Err(format!("{option} means nothing to this --profile"));
+            return Err(format!("{option} has no effect on this --profile"));
         }
         if let Some((option, _)) = bounds.iter().find(|it| it.1.is_some_and(|it| !it.is_finite())) {
-            return Err(format!("{option} is a number"));
+            return Err(format!("{option} must be a finite number"));
         }
         let Some(span_s) = self.span_s else { return Ok(plan) };
         let warmup_s = plan.warmup_s.min(span_s / 10.0);
@@ -100,7 +101,7 @@ impl SoakArguments {
         Ok(plan)
     }
 
-    /// What was expected of the measures, by their names.
+    /// The expectations, by the names of the measures.
     fn expected(&self) -> Vec<(&'static str, Bound)> {
         let bounds = [
             ("rss_slope_mib_per_h", self.expect_slope),
@@ -112,7 +113,7 @@ impl SoakArguments {
     }
 }
 
-/// Runs it, and prints what it has shown.
+/// Runs the soak, and prints the results.
 ///
 /// # Errors
 /// One sentence with the cause, or with the expectations that were missed.
@@ -158,7 +159,7 @@ pub(crate) fn soak(
     if figures.missed.is_empty() { Ok(()) } else { Err(figures.missed.join("; ")) }
 }
 
-/// Answers a second in a closed loop.
+/// Responses per second in a closed loop.
 fn peak(plan: &Plan, site: &Site) -> Result<f64, String> {
     let mut session = Session::open(plan, site)?;
     if plan.fill {
@@ -184,7 +185,7 @@ impl Window {
         }
     }
 
-    /// A line about it.
+    /// One line for people.
     fn text(&self) -> String {
         let known = |it: Option<String>| it.unwrap_or_else(|| "not known".to_owned());
         format!(
@@ -199,7 +200,7 @@ impl Window {
     }
 }
 
-/// The slope of the line that lies nearest to some points; `None` where that is no line.
+/// The slope of the regression line through some points; `None` if there is no such line.
 fn slope(points: &[(f64, f64)]) -> Option<f64> {
     let count = real(points.len() as u64);
     let mean = |of: fn(&(f64, f64)) -> f64| points.iter().map(of).sum::<f64>() / count;
@@ -209,7 +210,7 @@ fn slope(points: &[(f64, f64)]) -> Option<f64> {
     (points.len() > 1 && spread > 0.0).then(|| both / spread)
 }
 
-/// p99 over some windows together.
+/// p99 over several windows together.
 fn p99_of(tallies: &[Tally]) -> Option<f64> {
     let (first, others) = tallies.split_first()?;
     let mut sum = first.clone();
@@ -246,7 +247,7 @@ fn figures(
         of("p99_first_us", first_us, "p99 of the first quarter, microseconds"),
         of("p99_last_us", last_us, "of the last quarter"),
         of("p99_drift", first_us.zip(last_us).map(|it| it.1 / it.0), "the last over the first"),
-        Measure::new("lost_share", per(lost, sent), "requests that were never answered"),
+        Measure::new("lost_share", per(lost, sent), "requests without a response"),
         Measure::new("lost", real(lost), "how many"),
         Measure::new("refused", real(sum(|it| it.errors)), "answered with an error"),
         Measure::new("sent", real(sent), "requests"),
@@ -254,13 +255,13 @@ fn figures(
         Measure::new(
             "answered_per_s",
             answered_per_s / real(windows.len() as u64).max(1.0),
-            "good answers a second",
+            "good responses a second",
         ),
     ];
     let mut warnings = Vec::new();
     if plan.duration_s < TELLING_S {
         let minutes = plan.duration_s / 60.0;
-        warnings.push(format!("{minutes:.1} minutes: what creeps shows in hours"));
+        warnings.push(format!("{minutes:.1} minutes: slow growth shows only in hours"));
     }
     let unsent = sum(|it| it.unsent);
     if unsent > 0 {
@@ -294,9 +295,9 @@ fn print(
     Ok(())
 }
 
-/// Reads a time: a number with one of the units s, m and h.
+/// Parses a time: a number with one of the units s, m and h.
 fn span_s(text: &str) -> Result<f64, String> {
-    let wanted = || "wanted: a time with its unit, e.g. 90s, 30m or 1h".to_owned();
+    let wanted = || "expected: a time with its unit, e.g. 90s, 30m or 1h".to_owned();
     let unit = text.chars().next_back().ok_or_else(wanted)?;
     let each_s = match unit {
         's' => 1.0,

@@ -1,6 +1,6 @@
-//! Where the load comes from: one socket per source, each bound to an address of its own where
-//! there are enough, and connected to the tracker, so that a reply from any other address or port
-//! is lost, just as strict clients lose it.
+//! Sources of the load: one socket per source. Each is bound to an address of its own if there are
+//! enough, and connected to the tracker, so that a response from any other address or port is lost,
+//! as it is for strict clients.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -14,12 +14,12 @@ use socket2::{Domain, Socket, Type};
 use crate::numbers::mix;
 use crate::plan::Plan;
 
-/// A network that source addresses are taken from; a single address is one of /32 or /128.
+/// A network of source addresses. A single address is a /32 or /128.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct SourceRange {
     /// The lowest address.
     pub(crate) first: IpAddr,
-    /// Bits that all of its addresses share.
+    /// Number of bits that all of its addresses share.
     pub(crate) prefix: u8,
 }
 
@@ -46,18 +46,18 @@ impl FromStr for SourceRange {
 }
 
 impl SourceRange {
-    /// How many addresses it has, capped at 2^24: more are never needed.
+    /// Number of its addresses, at most 2^24: more are never needed.
     fn size(self) -> u64 {
         let bits = if self.first.is_ipv4() { 32 } else { 128 };
         1 << (bits - self.prefix).min(24)
     }
 
-    /// Its address at some place. Places of a large network lie far apart, so that all bytes vary
-    /// and no /24 has many; its first and last address (the network's own, and the one for all)
-    /// come only when half of the others are used up.
+    /// The address with this index. Those of neighbouring indices are far apart, so that all bytes
+    /// vary and no /24 has many. The first and last address of the network (its own and the
+    /// broadcast address) come only after half of the others.
     fn address(self, place: u64) -> IpAddr {
-        // Odd, hence coprime to the power of two below: places do not meet before all are used. The
-        // inverse of 65 521, so places that far apart are neighbours, and none that are nearer.
+        // Odd, hence coprime to the power of two below: no address repeats before all are used. It
+        // is the inverse of 65 521, so only indices that far apart are neighbours.
         const STEP: u64 = 0xf0_1111;
         let size = self.size();
         let step = if size > 65_536 { STEP } else { 1 };
@@ -74,25 +74,25 @@ impl SourceRange {
     }
 }
 
-/// A socket of the load and its place among those that share its address.
+/// A socket of the load, and its index among those with the same address.
 #[derive(Debug)]
 pub(crate) struct Source {
     /// Bound, connected, nonblocking.
     pub(crate) socket: UdpSocket,
-    /// What the tracker sees (unless something translates addresses on the way).
+    /// The source address that the tracker receives (unless there is address translation).
     pub(crate) ip: IpAddr,
-    /// Its place among the sockets with this address.
+    /// Its index among the sockets with this address.
     pub(crate) lane: u32,
-    /// How many those are.
+    /// Number of sockets with this address.
     pub(crate) lanes: u32,
 }
 
 /// The trackers under load, one per family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Targets {
-    /// Where IPv4 sockets send to.
+    /// Destination of IPv4 sockets.
     pub(crate) v4: Option<SocketAddr>,
-    /// Where IPv6 sockets send to.
+    /// Destination of IPv6 sockets.
     pub(crate) v6: Option<SocketAddr>,
 }
 
@@ -113,23 +113,23 @@ impl fmt::Display for Targets {
     }
 }
 
-/// Where one connection comes from, and where it goes.
+/// Source and destination of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Origin {
-    /// Bound to before connecting; unspecified where routing decides.
+    /// The address to bind to; unspecified if routing decides.
     pub(crate) from: IpAddr,
     /// The tracker.
     pub(crate) to: SocketAddr,
-    /// Its place among the connections with this address.
+    /// Its index among the connections with this address.
     pub(crate) lane: u32,
-    /// How many those are.
+    /// Number of connections with this address.
     pub(crate) lanes: u32,
 }
 
-/// Where all connections of a plan come from, in order.
+/// The origins of all connections of a plan, in order.
 ///
 /// # Errors
-/// Where a family is wanted that has no target.
+/// If the plan has a family without a target.
 pub(crate) fn origins(plan: &Plan, targets: &Targets) -> Result<Vec<Origin>, String> {
     let mut shared = HashMap::<IpAddr, u32>::new();
     let mut origins = Vec::with_capacity(plan.sources.into());
@@ -146,7 +146,7 @@ pub(crate) fn origins(plan: &Plan, targets: &Targets) -> Result<Vec<Origin>, Str
     Ok(origins)
 }
 
-/// The tracker that the socket at some place talks to.
+/// The tracker for the socket with this index.
 fn target_of(plan: &Plan, targets: &Targets, place: u16) -> Result<SocketAddr, String> {
     let v6 = plan.is_v6(place);
     targets.of(v6).ok_or_else(|| {
@@ -158,7 +158,7 @@ fn target_of(plan: &Plan, targets: &Targets, place: u16) -> Result<SocketAddr, S
 /// Opens all sockets of a plan, in order.
 ///
 /// # Errors
-/// One sentence that says which address could not be used, and what to do.
+/// One sentence that names the address that could not be used, and a remedy.
 pub(crate) fn open(plan: &Plan, targets: &Targets) -> Result<Vec<Source>, String> {
     let mut sources = Vec::with_capacity(plan.sources.into());
     for place in 0..plan.sources {
@@ -185,8 +185,8 @@ pub(crate) fn open(plan: &Plan, targets: &Targets) -> Result<Vec<Source>, String
     Ok(sources)
 }
 
-/// Where a socket is bound: ranges given by hand in turn; else all of 127/8 for an IPv4 loopback
-/// target, its own address for an IPv6 one, and whatever routing says for any other.
+/// The address to bind a socket to: from the given ranges in turn; else from 127/8 for an IPv4
+/// loopback target, the target's own for an IPv6 one; for other targets routing decides.
 pub(crate) fn address_of(plan: &Plan, target: SocketAddr, place: usize) -> IpAddr {
     let ranges: Vec<_> = plan.ranges(target.is_ipv6()).collect();
     if let Some(count) = std::num::NonZero::new(ranges.len()) {
@@ -204,13 +204,13 @@ pub(crate) fn address_of(plan: &Plan, target: SocketAddr, place: usize) -> IpAdd
 }
 
 fn connect(from: IpAddr, target: SocketAddr) -> io::Result<UdpSocket> {
-    /// Replies that wait for the generator; as for a tracker, more would only be stale.
+    /// Bytes of responses that wait for the generator. As for a tracker, more would only be stale.
     const RECEIVE_BUFFER_BYTES: usize = 4 << 20;
     let socket = Socket::new(Domain::for_address(target), Type::DGRAM, None)?;
     socket.set_nonblocking(true)?;
     socket.set_recv_buffer_size(RECEIVE_BUFFER_BYTES)?;
     if from.is_ipv6() && !from.is_unspecified() && !from.is_loopback() {
-        // Lets an address be used that only a route makes ours.
+        // Allows an address that belongs to this host only by a route.
         socket.set_freebind_v6(true)?;
     }
     socket.bind(&SocketAddr::new(from, 0).into())?;
@@ -218,8 +218,8 @@ fn connect(from: IpAddr, target: SocketAddr) -> io::Result<UdpSocket> {
     Ok(socket.into())
 }
 
-/// The port that one peer of a torrent announces: distinct for all `index`es below 65 534, never
-/// 0 or 1, which no peer is reached at, and scattered, so that no tracker profits from an order.
+/// The port that one peer of a torrent announces: distinct for all `index`es below 65 534, never 0
+/// or 1, which no peer uses, and scattered, so that no tracker benefits from an order.
 pub(crate) fn peer_port(torrent: u32, index: u32) -> u16 {
     const PORTS: u64 = 65_534;
     // Coprime to 65534 = 2 * 7 * 31 * 151, hence a permutation.

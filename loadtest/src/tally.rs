@@ -1,4 +1,4 @@
-//! What a generator thread counts during one phase, and how the threads' counts are merged.
+//! The counts of a generator thread in one phase, and how those of several threads are merged.
 
 use hdrhistogram::Histogram;
 use serde::Serialize;
@@ -7,36 +7,36 @@ use crate::check::Invalid;
 use crate::numbers::NS_PER_S;
 use crate::slots::Kind;
 
-/// Longest latency told apart from longer ones.
+/// Longest latency that is distinguished from longer ones.
 const LATENCY_NS_MAX: u64 = 60 * NS_PER_S;
-/// Shortest: below this, the generator's own loop is what would be measured.
+/// Shortest latency: below this, the generator's own loop would be measured.
 const LATENCY_NS_MIN: u64 = 128;
 
 /// One interval of the timeline.
 #[derive(Clone, Debug)]
 pub(crate) struct Interval {
-    /// Answers that came in it.
+    /// Number of responses in the interval.
     pub(crate) answered: u64,
-    /// Their latencies, to two digits.
+    /// Their latencies, with a precision of two digits.
     pub(crate) latency: Histogram<u32>,
 }
 
-/// What only connections have, as it is counted and reported.
+/// Counts of connections, as counted and reported.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 pub(crate) struct StreamCounts {
-    /// Connections that were begun.
+    /// Connections that were started.
     pub(crate) connections: u64,
     /// WebSockets that the tracker closed.
     pub(crate) closed_by_tracker: u64,
-    /// WebRTC offers that went along with announces.
+    /// WebRTC offers sent with announces.
     pub(crate) offers_sent: u64,
-    /// Those that reached another peer.
+    /// Offers that reached another peer.
     pub(crate) offers_relayed: u64,
-    /// Answers that peers gave to offers.
+    /// Answers that peers sent to offers.
     pub(crate) answers_sent: u64,
-    /// Those that came back.
+    /// Answers that reached the offering peer.
     pub(crate) answers_relayed: u64,
-    /// Those the tracker had no taker for: an offer had expired, or its peer had left.
+    /// Answers that the tracker could not deliver: an offer had expired, or its peer had left.
     pub(crate) answers_refused: u64,
 }
 
@@ -52,48 +52,49 @@ impl StreamCounts {
     }
 }
 
-/// Everything counted.
+/// All counts.
 #[derive(Clone, Debug)]
 pub(crate) struct Tally {
     /// Requests handed to the kernel, by [`Kind`].
     pub(crate) sent: [u64; Kind::ALL.len()],
-    /// Good replies, by [`Kind`].
+    /// Good responses, by [`Kind`].
     pub(crate) answered: [u64; Kind::ALL.len()],
-    /// Good replies that came while requests were being sent: what rates are computed from.
+    /// Good responses that arrived while requests were being sent. Rates are computed from these.
     pub(crate) answered_in_time: u64,
-    /// Requests without a reply, by [`Kind`]; those that never left included, see `unsent`.
+    /// Requests without a response, by [`Kind`], including those that were never sent, see
+    /// `unsent`.
     pub(crate) lost: [u64; Kind::ALL.len()],
     /// Requests that this host could not send.
     pub(crate) unsent: u64,
     /// Requests that were due but had no place in the table.
     pub(crate) held_back: u64,
-    /// BEP 15 error replies.
+    /// BEP 15 error responses.
     pub(crate) errors: u64,
-    /// Text of the first error reply, printable ASCII.
+    /// Text of the first error response, printable ASCII.
     pub(crate) error_text: Option<String>,
-    /// Replies to what had been given up.
+    /// Responses to requests that were counted as lost.
     pub(crate) late: u64,
-    /// Bad replies, by [`Invalid`].
+    /// Invalid responses, by [`Invalid`].
     pub(crate) invalid: [u64; Invalid::ALL.len()],
-    /// Times the kernel said that nobody listens there, or that a connection broke.
+    /// How many times the kernel reported that no process listens, or that a connection broke.
     pub(crate) unreachable: u64,
-    /// What the kernel or TLS first said against a connection.
+    /// The first error of the kernel or of TLS on a connection.
     pub(crate) failure: Option<String>,
-    /// What only connections have.
+    /// Counts of connections.
     pub(crate) stream: StreamCounts,
-    /// Peers in all announce replies.
+    /// Peers in all announce responses.
     pub(crate) peers: u64,
-    /// Announce replies to requests that wanted peers.
+    /// Announce responses to requests that wanted peers.
     pub(crate) peer_replies: u64,
     /// Payload bytes sent.
     pub(crate) sent_bytes: u64,
     /// Payload bytes received.
     pub(crate) received_bytes: u64,
-    /// Seeders and leechers that scrapes named.
+    /// Seeders and leechers in scrape responses.
     pub(crate) scraped_peers: u64,
-    /// From the intended moment to the reply.
+    /// From the moment a request was due to its response.
     pub(crate) latency: Histogram<u64>,
-    /// From the intended moment to the actual one.
+    /// From the moment a request was due to the moment it was sent.
     pub(crate) lag: Histogram<u64>,
     /// Nanoseconds of turns that neither sent nor received anything, over all threads.
     pub(crate) idle_ns: u64,
@@ -119,8 +120,8 @@ fn interval() -> Interval {
 }
 
 impl Tally {
-    /// Nothing counted yet. `interval_ns` is the timeline's resolution, of `intervals` at most, so
-    /// that nothing is allocated while datagrams fly.
+    /// All counts are zero. `interval_ns` is the timeline's resolution. It has at most `intervals`
+    /// intervals, so that nothing is allocated during the phase.
     pub(crate) fn new(interval_ns: u64, intervals: usize) -> Self {
         Self {
             sent: [0; 3],
@@ -151,7 +152,7 @@ impl Tally {
         }
     }
 
-    /// Counts one good reply: when it came, after the phase's start, and how long it took.
+    /// Counts one good response: when it arrived after the start of the phase, and its latency.
     #[inline]
     pub(crate) fn answered(&mut self, kind: Kind, at_ns: u64, latency_ns: u64) {
         self.answered[kind as usize] += 1;
@@ -178,22 +179,22 @@ impl Tally {
         self.failure.get_or_insert_with(|| error.to_string());
     }
 
-    /// Good replies of all kinds.
+    /// Good responses of all kinds.
     pub(crate) fn answered_all(&self) -> u64 {
         self.answered.iter().sum()
     }
 
-    /// Grows with all that the tracker says, be it right or wrong.
+    /// Grows with everything that the tracker sends, whether valid or not.
     pub(crate) fn heard(&self) -> u64 {
         self.received_bytes + self.answered_all()
     }
 
-    /// Requests that left and were never answered.
+    /// Requests that were sent and never answered.
     pub(crate) fn lost_all(&self) -> u64 {
         self.lost.iter().sum::<u64>().saturating_sub(self.unsent)
     }
 
-    /// Adds what another thread counted in the same phase.
+    /// Adds the counts of another thread in the same phase.
     pub(crate) fn merge(&mut self, other: &Self) {
         let sums = |mine: &mut [u64], theirs: &[u64]| {
             mine.iter_mut().zip(theirs).for_each(|(mine, theirs)| *mine += theirs);

@@ -288,7 +288,8 @@ fn a_target_that_takes_connections_and_says_nothing_is_given_up() {
     let output = loadtest(&[&["--target", &url], &few[..]].concat());
     assert_eq!(output.status.code(), Some(1));
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    let wanted = format!("{address} fell silent while filling, after 0 answers (no reply)");
+    let wanted =
+        format!("{address} stopped responding while filling, after 0 responses (no response)");
     assert!(said.contains(&wanted), "{said}");
     let output = loadtest(&["hold", &url.replace("http", "ws"), "--connections", "2"]);
     assert_eq!(output.status.code(), Some(1));
@@ -326,7 +327,7 @@ fn a_tracker_that_ends_in_mid_run_ends_the_run() {
         tracker.join().unwrap();
         assert_eq!(output.status.code(), Some(1));
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        let wanted = format!("{address} fell silent while {phase}, after ");
+        let wanted = format!("{address} stopped responding while {phase}, after ");
         assert!(said.contains(&wanted) && said.contains("connection refused"), "{said}");
     }
 }

@@ -1,5 +1,5 @@
-//! Who and what is served: lists of torrents, networks, clients and ports; torrents that have to be
-//! registered; passkeys of a private tracker.
+//! Decides who and what is served, by lists of torrents, networks, clients and ports, by registered
+//! torrents, and by passkeys of a private tracker.
 //!
 //! ```text
 //! files ──────▶ access_store ─▶ Access ─▶ Gate, one a worker ─▶ admitted, or a refusal
@@ -7,9 +7,9 @@
 //! API ──────────────┘
 //! ```
 //!
-//! [`Access`] is what is in force, shared by all; [`Gate`] is one worker's look at it. Nothing in
-//! it waits for a disk: what is changed is written down first, then put in force. `access_store`
-//! does both; nothing here touches a file or reads a clock.
+//! [`Access`] is what is in force, shared by all workers; [`Gate`] is one worker's view of it.
+//! Nothing here waits for a disk, touches a file or reads a clock: `access_store` first writes a
+//! change to disk, then puts it in force.
 
 pub mod lists;
 pub mod mode;
@@ -31,18 +31,18 @@ use registry::Registry;
 use crate::time::Now;
 use crate::types::{Announce, Contact, InfoHash, PeerId, Refusal};
 
-/// What is in force.
+/// The mode, lists, registrations and passkeys in force.
 pub struct Access {
     mode: Mode,
     lists: Arc<ArcSwap<Lists>>,
     registry: Registry,
     keys: PasskeyTable,
-    /// Whether anything can be refused at all: one look says so where nothing is set up.
+    /// Whether anything can be refused at all: one load decides where nothing is set up.
     guarded: AtomicBool,
 }
 
 impl Access {
-    /// In this mode, under these lists, with nothing registered and no key issued.
+    /// This mode and these lists, with nothing registered and no key issued.
     pub fn new(mode: Mode, lists: Lists) -> Self {
         let access = Self {
             mode,
@@ -55,7 +55,7 @@ impl Access {
         access
     }
 
-    /// Whom the tracker is for. A restart alone changes it.
+    /// The access mode. Only a restart changes it.
     pub fn mode(&self) -> Mode {
         self.mode
     }
@@ -72,35 +72,35 @@ impl Access {
         self.guarded.store(guarded, Ordering::Release);
     }
 
-    /// Which torrents are registered.
+    /// The registered torrents.
     pub fn registry(&self) -> &Registry {
         &self.registry
     }
 
-    /// Whether a torrent is one of those that are served at all, under these lists.
+    /// Whether a torrent is served at all, with these lists.
     pub fn is_visible(&self, lists: &Lists, info_hash: &InfoHash) -> bool {
         let is_known =
             !self.mode.needs_registration() || self.registry.canonical(info_hash).is_some();
         is_known && lists.check_torrent(info_hash).is_none()
     }
 
-    /// Which passkeys are valid.
-    pub fn keys(&self) -> &PasskeyTable {
+    /// The valid passkeys.
+    pub fn passkeys(&self) -> &PasskeyTable {
         &self.keys
     }
 }
 
 impl Default for Access {
-    /// Everybody and everything.
+    /// Serves all torrents to all clients.
     fn default() -> Self {
         Self::new(Mode::Open, Lists::default())
     }
 }
 
-/// What a request shows besides what every tracker needs.
+/// The fields of a request that only access control needs.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Credentials<'a> {
-    /// The passkey in the path, as it came.
+    /// The passkey in the path, as received.
     pub passkey: Option<&'a [u8]>,
     /// Bytes uploaded since the session began.
     pub uploaded: u64,
@@ -108,24 +108,24 @@ pub struct Credentials<'a> {
     pub downloaded: u64,
 }
 
-/// One worker's look at what is in force.
+/// One worker's view of [`Access`].
 pub struct Gate {
     access: Arc<Access>,
     lists: arc_swap::Cache<Arc<ArcSwap<Lists>>, Arc<Lists>>,
 }
 
 impl Gate {
-    /// A look at `access`.
+    /// A view of `access`.
     pub fn new(access: Arc<Access>) -> Self {
         let lists = arc_swap::Cache::new(access.lists.clone());
         Self { access, lists }
     }
 
-    /// Lets an announce in, and says which swarm it is for: not always that of the hash it names.
-    /// `credentials` is asked only where something can be refused.
+    /// Admits an announce and returns the info-hash of its swarm, which may differ from the
+    /// announced one. `credentials` is called only if something can be refused.
     ///
     /// # Errors
-    /// Why it is refused.
+    /// The refusal.
     #[inline]
     pub fn announce<'a>(
         &mut self,
@@ -139,15 +139,15 @@ impl Gate {
         self.check_announce(now, announce, &credentials())
     }
 
-    /// What it looks at.
+    /// The shared state that it reads.
     pub fn access(&self) -> &Arc<Access> {
         &self.access
     }
 
-    /// Lets a scrape of one torrent in, and says which swarm it is about.
+    /// Admits a scrape of one torrent and returns the info-hash of its swarm.
     ///
     /// # Errors
-    /// Why it is refused.
+    /// The refusal.
     #[inline]
     pub fn scrape(
         &mut self,
@@ -165,7 +165,7 @@ impl Gate {
         self.check_torrent(now, info_hash)
     }
 
-    /// Lets somebody see the list of all torrents.
+    /// Admits a request for the list of all torrents.
     ///
     /// # Errors
     /// [`Refusal::NetworkDenied`], or in private mode [`Refusal::UnknownPasskey`].
@@ -174,21 +174,21 @@ impl Gate {
         self.check_passkey(passkey).map(drop)
     }
 
-    /// The swarm that an info-hash leads to, allowed or not.
+    /// The swarm of an info-hash, whether it is served or not.
     pub fn swarm_of(&self, info_hash: &InfoHash) -> InfoHash {
         let canonical = self.access.registry.canonical(info_hash);
         let registered = canonical.filter(|_| self.access.mode.needs_registration());
         registered.unwrap_or(*info_hash)
     }
 
-    /// A passkey's peer is gone without a word of its own.
+    /// Removes a passkey's peer that is gone without an announce.
     pub fn release(&self, passkey: Option<&[u8]>, info_hash: &InfoHash, peer_id: &PeerId) {
         if let Ok(Some(key)) = self.check_passkey(passkey) {
             key.release(&self.swarm_of(info_hash), peer_id);
         }
     }
 
-    /// What the operator says about a refusal of this announce, for protocols with room for it.
+    /// The operator's reason for a refusal of this announce, for protocols with room for it.
     pub fn reason(&mut self, refusal: Refusal, announce: &Announce) -> Option<&str> {
         self.lists.load().reason(refusal, &query_of(announce))
     }
@@ -235,13 +235,13 @@ impl Gate {
             return Ok(*info_hash);
         }
         let canonical = self.access.registry.judge(now, info_hash)?;
-        // The swarm's other hash may be on a list as well.
+        // The swarm's other hash may be listed as well.
         let denied = (canonical != *info_hash).then(|| self.lists.load().check_torrent(&canonical));
         denied.flatten().map_or(Ok(canonical), Err)
     }
 }
 
-/// What lists are asked about an announce.
+/// The fields of an announce that lists are checked for.
 fn query_of(announce: &Announce) -> AccessQuery<'_> {
     let port = match announce.contact {
         Contact::Port(port) => Some(port),

@@ -1,19 +1,19 @@
-//! Whom the tracker is for.
+//! Access modes.
 
 /// What a torrent and a client need to be served.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Mode {
-    /// Any torrent, anybody.
+    /// Any torrent, any client.
     #[default]
     Open,
-    /// Torrents that are registered, anybody.
+    /// Registered torrents, any client.
     Registered,
-    /// Torrents that are registered, for whoever shows a passkey.
+    /// Registered torrents, clients with a passkey.
     Private,
 }
 
 impl Mode {
-    /// The setting's value.
+    /// The value of the setting `access.mode`.
     pub const fn label(self) -> &'static str {
         match self {
             Self::Open => "open",

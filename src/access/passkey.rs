@@ -1,7 +1,7 @@
-//! Passkeys: what holders show with every announce of a private tracker, and what they did with it.
+//! Passkeys of a private tracker: clients send one with every announce; its traffic is summed up.
 //!
-//! A key is 16 random bytes, told once, as 32 hexadecimal digits; only its SHA-256 is kept. So a
-//! copy of the database lets nobody in, and the time a look-up takes tells nothing about keys.
+//! A key is 16 random bytes. It is shown once, as 32 hexadecimal digits; only its SHA-256 is kept.
+//! So a copy of the database gives no access, and the time of a lookup reveals nothing about keys.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,26 +15,27 @@ use super::sessions::{RestoreTimes, SavedKey, SavedSession, SessionBytes, Sessio
 use crate::time::Now;
 use crate::types::{Event, InfoHash, PeerId, Refusal};
 
-/// Keys that may be issued.
+/// Maximum number of keys that can be issued.
 pub const KEYS_MAX: usize = 1 << 20;
 
-/// Peers of one key, at most, whatever is set: each takes some 110 bytes, the first 900.
+/// Maximum number of peers of one key, whatever its limits: each takes some 110 bytes, the first
+/// 900.
 pub const PEERS_MAX: u32 = 100_000;
 
 /// The longest name of a key, in bytes.
 pub const NAME_BYTES_MAX: usize = 100;
 
-/// A passkey's bytes.
+/// Length of a passkey, in bytes.
 const KEY_BYTES: usize = 16;
 
-/// What a key is found by: SHA-256 of it.
+/// The SHA-256 of a key, by which it is looked up.
 pub type Digest = [u8; 32];
 
-/// What a key's holder may do.
+/// The limits of a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {
-    /// Announces in a minute. Stops do not count: who leaves takes nothing.
+    /// Announces per minute. Stops do not count: they cost nothing.
     pub announces_per_minute: u32,
     /// Torrents at once.
     pub torrents: u32,
@@ -42,14 +43,14 @@ pub struct Limits {
     pub peers: u32,
 }
 
-/// The least that an announce limit follows from torrents to, and the least of peers.
+/// Lower bounds of the limits on announces and peers, where these follow from `torrents`.
 const ANNOUNCES_MIN: u32 = 600;
 const PEERS_MIN: u32 = 10_000;
 
 impl Limits {
-    /// Those that are given; the others follow from `torrents`. A client announces all of its
-    /// torrents when it starts. Its peers may be in two places, which then have to start in
-    /// different minutes.
+    /// The given limits; the others follow from `torrents`. A client announces all of its torrents
+    /// when it starts. A key may have clients in two places, which then have to start in different
+    /// minutes.
     pub fn of(
         announces_per_minute: Option<u32>,
         torrents: Option<u32>,
@@ -63,38 +64,39 @@ impl Limits {
     }
 }
 
-/// What was the default when limits did not follow from torrents, and stands in each key's record
-/// that was issued without limits then.
+/// The default before limits followed from `torrents`. It is in the record of each key that was
+/// issued without limits then.
 const FORMER_DEFAULT: Limits = Limits { announces_per_minute: 600, torrents: 5000, peers: 10_000 };
 
 impl Limits {
-    /// Those of a stored record that are in force: the default of before is the default of now.
+    /// The limits in force for those of a stored record: the former default becomes the current
+    /// one.
     pub(crate) fn current(self) -> Self {
         if self == FORMER_DEFAULT { Self::default() } else { self }
     }
 }
 
 impl Default for Limits {
-    /// Room for a seedbox.
+    /// Enough for a seedbox.
     fn default() -> Self {
         Self::of(None, None, None)
     }
 }
 
-/// What is known of a key and outlives a restart.
+/// A key's data that is kept across restarts.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
-    /// Whose it is, in the operator's words.
+    /// The holder's name, chosen by the operator.
     pub name: String,
-    /// What its holder may do.
+    /// The key's limits.
     pub limits: Limits,
     /// When it was issued, in seconds since the Unix epoch.
     pub issued_s: u64,
-    /// What its holder did.
+    /// The key's totals.
     pub totals: Totals,
 }
 
-/// What a key's holder did, as clients say: bytes, summed over torrents and sessions.
+/// The totals of a key, as clients report them, over all its torrents and sessions.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Totals {
     /// Bytes uploaded.
@@ -105,14 +107,14 @@ pub struct Totals {
     pub announces: u64,
 }
 
-/// What an announce says about its session.
+/// An announce's report on its session.
 #[derive(Clone, Copy, Debug)]
 pub struct SessionReport<'a> {
     /// The torrent.
     pub info_hash: &'a InfoHash,
-    /// The session: a client keeps its peer id while it runs, over whichever protocol it announces.
+    /// The session: a client keeps its peer id while it runs, over all protocols.
     pub peer_id: &'a PeerId,
-    /// What happened.
+    /// The announce's event.
     pub event: Event,
     /// Bytes uploaded since the session began.
     pub uploaded: u64,
@@ -123,7 +125,7 @@ pub struct SessionReport<'a> {
 }
 
 impl Totals {
-    /// The larger of each.
+    /// The larger value of each field.
     pub(super) fn max(&self, other: &Self) -> Self {
         Self {
             uploaded: self.uploaded.max(other.uploaded),
@@ -132,7 +134,7 @@ impl Totals {
         }
     }
 
-    /// What was added since they were `before`.
+    /// The increase since `before`.
     pub(super) fn since(&self, before: &Self) -> Self {
         Self {
             uploaded: self.uploaded.saturating_sub(before.uploaded),
@@ -148,18 +150,18 @@ impl Totals {
         self.announces = self.announces.saturating_add(announces);
     }
 
-    /// Takes away bytes that were added before.
+    /// Subtracts bytes that were added before.
     pub(super) fn take_away(&mut self, [uploaded, downloaded]: [u64; 2]) {
         self.uploaded = self.uploaded.saturating_sub(uploaded);
         self.downloaded = self.downloaded.saturating_sub(downloaded);
     }
 }
 
-/// Every key that is valid.
+/// All valid keys.
 #[derive(Default)]
 pub struct PasskeyTable {
     all: DashMap<Digest, Arc<ValidKey>, RandomState>,
-    /// Whether sessions of before the start may be restored.
+    /// Whether saved sessions may still be restored.
     awaits: AtomicBool,
     session_bytes: Arc<SessionBytes>,
 }
@@ -170,26 +172,26 @@ pub struct ValidKey {
     name: String,
     limits: Limits,
     issued_s: u64,
-    /// Whether the totals have changed since they were written down.
+    /// Whether the totals have changed since they were last saved.
     changed: AtomicBool,
     sessions: Mutex<Sessions>,
 }
 
-/// What a key is used for at a moment.
+/// The current use of a key.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
     /// Torrents it announces.
     pub torrents: u32,
     /// Peers it announces.
     pub peers: u32,
-    /// Bytes those lack, as far as they know.
+    /// The sum of the bytes that these peers lack, as far as they report it.
     pub left: u64,
 }
 
-/// A new key, as its holder is told, and what is kept of it.
+/// A new key: the digits for its holder, and the digest that is kept.
 pub fn generate() -> (String, Digest) {
     let mut bytes = [0; KEY_BYTES];
-    // Fails on no Linux that has getrandom; a known key would be worse than no tracker.
+    // Never fails on a Linux with getrandom; a predictable key would be worse than no tracker.
     getrandom::fill(&mut bytes).unwrap_or_else(|error| unreachable!("no randomness: {error}"));
     (bytes.iter().map(|it| format!("{it:02x}")).collect(), digest(&bytes))
 }
@@ -198,7 +200,7 @@ fn digest(bytes: &[u8; KEY_BYTES]) -> Digest {
     Sha256::digest(bytes).into()
 }
 
-/// The key that 32 hexadecimal digits stand for.
+/// Parses a key of 32 hexadecimal digits.
 fn parse(digits: &[u8]) -> Option<[u8; KEY_BYTES]> {
     let (pairs, rest) = digits.as_chunks::<2>();
     let mut key = [0; KEY_BYTES];
@@ -213,7 +215,7 @@ fn parse(digits: &[u8]) -> Option<[u8; KEY_BYTES]> {
 }
 
 impl PasskeyTable {
-    /// The valid key that these digits are.
+    /// The valid key with these digits.
     #[inline]
     pub fn check(&self, digits: &[u8]) -> Option<Arc<ValidKey>> {
         let key = parse(digits)?;
@@ -226,11 +228,11 @@ impl PasskeyTable {
         self.insert_awaiting(digest, record, awaits)
     }
 
-    /// The same, where it was looked before whether sessions may be restored.
+    /// As `insert`, with an earlier reading of `awaits`.
     fn insert_awaiting(&self, digest: Digest, record: &Record, awaits: bool) -> Arc<ValidKey> {
         let key = Arc::new(ValidKey::new(digest, record, awaits, self.session_bytes.clone()));
         self.all.insert(digest, key.clone());
-        // Restoring may have ended in between, without this key.
+        // Restoring may have ended since that reading, without this key.
         if awaits && !self.awaits.load(Ordering::Acquire) {
             key.sessions().end_restoring();
         }
@@ -247,12 +249,12 @@ impl PasskeyTable {
         self.all.contains_key(digest)
     }
 
-    /// How many keys are valid.
+    /// Number of valid keys.
     pub fn len(&self) -> usize {
         self.all.len()
     }
 
-    /// Whether none is.
+    /// Whether no key is valid.
     pub fn is_empty(&self) -> bool {
         self.all.is_empty()
     }
@@ -269,18 +271,18 @@ impl PasskeyTable {
         self.all.iter().find(|it| it.id() == id).map(|it| it.value().clone())
     }
 
-    /// What the sessions of all keys take.
+    /// The memory of the sessions of all keys.
     pub fn session_bytes(&self) -> &Arc<SessionBytes> {
         &self.session_bytes
     }
 
-    /// Says that sessions of before the start will be restored, before anybody announces.
+    /// Prepares for saved sessions that will be restored. To be called before the first announce.
     pub fn await_sessions(&self) {
         self.awaits.store(true, Ordering::Release);
         self.all.iter().for_each(|it| it.sessions().await_restoring());
     }
 
-    /// Restores sessions of a key, if it is valid still.
+    /// Restores sessions of a key, if it is still valid.
     pub fn restore(&self, saved: &SavedKey<'_>, terms: &RestoreTimes) {
         let key = self.all.get(&saved.digest).map(|it| it.clone());
         if let Some(key) = key {
@@ -289,7 +291,7 @@ impl PasskeyTable {
         }
     }
 
-    /// Says that no more sessions are restored.
+    /// Ends the restoring of sessions.
     pub fn end_restoring(&self) {
         if self.awaits.swap(false, Ordering::AcqRel) {
             self.all.iter().for_each(|it| it.sessions().end_restoring());
@@ -309,33 +311,33 @@ impl ValidKey {
         }
     }
 
-    /// What the key is called by operators: the first 16 digits of its digest. It opens nothing.
+    /// The key's id, for operators: the first 16 digits of its digest. It gives no access.
     pub fn id(&self) -> String {
         self.digest[..8].iter().map(|it| format!("{it:02x}")).collect()
     }
 
-    /// What it is found by.
+    /// The digest by which it is looked up.
     pub fn digest(&self) -> &Digest {
         &self.digest
     }
 
-    /// What is to be written down.
+    /// The record to save.
     pub fn record(&self) -> Record {
         let totals = self.sessions().totals();
         Record { name: self.name.clone(), limits: self.limits, issued_s: self.issued_s, totals }
     }
 
-    /// Whether the totals have changed since this was asked last.
+    /// Whether the totals have changed since the previous call.
     pub fn take_changed(&self) -> bool {
         self.changed.swap(false, Ordering::AcqRel)
     }
 
-    /// Says that the totals are not written down after all.
+    /// Marks the totals as not saved.
     pub fn set_changed(&self) {
         self.changed.store(true, Ordering::Release);
     }
 
-    /// Counts an announce. Of a session that is new here, only what comes from now on counts.
+    /// Counts an announce. Of a session that is new here, only bytes moved from now on count.
     ///
     /// # Errors
     /// [`Refusal::PasskeyLimit`]: more announces, torrents or peers than the key may have.
@@ -346,25 +348,25 @@ impl ValidKey {
         Ok(())
     }
 
-    /// Forgets peers that have been silent for longer than this.
+    /// Removes peers that have been silent for `age_s_max` seconds.
     pub fn sweep(&self, now: Now, age_s_max: u32) {
         self.sessions().sweep(now, age_s_max);
     }
 
-    /// A peer of its is gone.
+    /// Removes one of its peers.
     pub fn release(&self, info_hash: &InfoHash, peer_id: &PeerId) {
         self.sessions().leave(info_hash, peer_id);
     }
 
-    /// Copies its sessions, in place of what is in `sessions`, as of `at`; gives the sums that
-    /// belong to them. `None` if there is nothing that is not written down elsewhere.
+    /// Copies its sessions as of `at` into `sessions`, replacing its contents; returns their
+    /// totals. `None` if there is nothing that is not saved elsewhere.
     pub fn save(&self, at: Now, sessions: &mut Vec<SavedSession>) -> Option<Totals> {
         let own = self.sessions();
         let has_any = !own.is_empty() || self.changed.load(Ordering::Acquire);
         has_any.then(|| own.save(at, sessions))
     }
 
-    /// What it is used for.
+    /// The current use.
     pub fn usage(&self) -> Usage {
         let (torrents, peers, left) = self.sessions().usage();
         Usage { torrents, peers, left }
@@ -437,9 +439,9 @@ mod tests {
         };
         count(0, 0, Event::Started, (0, 0));
         count(0, 0, Event::None, (100, 10));
-        count(0, 1, Event::None, (1000, 1000)); // joined elsewhere: nobody saw it move that
+        count(0, 1, Event::None, (1000, 1000)); // joined elsewhere: these bytes were not moved here
         count(0, 1, Event::None, (1001, 1002));
-        count(0, 0, Event::None, (50, 20)); // began anew
+        count(0, 0, Event::None, (50, 20)); // the client restarted
         count(0, 0, Event::Started, (70, 70));
         count(0, 0, Event::Stopped, (75, 71));
         let totals = key.record().totals;

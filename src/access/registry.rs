@@ -1,8 +1,8 @@
-//! Which torrents are registered, as workers look at it: which swarm a hash belongs to, and whether
-//! an unknown one resembles a known one.
+//! The registered torrents, as workers read them: the swarm of a hash, and whether an unknown hash
+//! resembles a registered one.
 //!
 //! A hybrid torrent is announced under two hashes (BEP 52). Both lead to the swarm of the first, so
-//! that clients of either version find each other. Names and sizes are in the database alone.
+//! that clients of both versions find each other. Only the database has names and sizes.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -14,29 +14,29 @@ use dashmap::DashMap;
 use crate::time::Now;
 use crate::types::{InfoHash, Refusal};
 
-/// Torrents that may be registered: some 250 bytes of memory each.
+/// Maximum number of registered hashes (a hybrid torrent has two): some 250 bytes of memory each.
 pub const REGISTERED_MAX: usize = 4 << 20;
 
-/// Most differing digits for which two hashes can be told to be similar: of four blocks of a hash,
-/// one is the same in both then, and leads from one to the other.
+/// Maximum number of differing digits of two similar hashes. At least one of their four blocks is
+/// then equal, and leads from one hash to the other.
 pub const SIMILAR_DIGITS_MAX: u32 = 3;
 
-/// Parts of a hash, ten digits each, by which similar ones are found.
+/// Blocks of a hash, ten digits each, by which similar hashes are found.
 const BLOCKS: usize = 4;
 
-/// Registered torrents that share a block, at most, which are compared with an unknown hash. Random
-/// hashes never share one.
+/// Maximum number of registered torrents with the same block that are compared with an unknown
+/// hash. Random hashes never share a block.
 const COMPARED_MAX: usize = 64;
 
-/// Unknown similar hashes that are remembered: anybody can make up more.
+/// Maximum number of unknown similar hashes that are remembered: any client can make up more.
 const SEEN_MAX: usize = 4096;
 
-/// Seconds after which one of those gives way to a new one.
+/// Seconds after which such a hash can be replaced by a new one.
 const SEEN_AGE_S_MAX: u64 = 3600;
 
-/// Torrents that are served.
+/// The registered torrents.
 pub struct Registry {
-    /// Every hash that is registered, and the one its swarm has.
+    /// Every registered hash, and the hash of its swarm.
     torrents: DashMap<InfoHash, InfoHash, RandomState>,
     /// For each block of a hash, the registered hashes that have it.
     blocks: [DashMap<u64, Vec<InfoHash>, RandomState>; BLOCKS],
@@ -47,13 +47,13 @@ pub struct Registry {
 /// An unknown hash that was refused because it resembles a registered one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Similar {
-    /// The unknown one.
+    /// The unknown hash.
     pub info_hash: InfoHash,
-    /// The registered one it resembles.
+    /// The registered hash that it resembles.
     pub registered: InfoHash,
     /// How often it was refused.
     pub refused: u64,
-    /// When it was refused last.
+    /// When it was last refused.
     pub last: Now,
 }
 
@@ -63,7 +63,7 @@ struct Seen {
 }
 
 impl Registry {
-    /// With nothing registered.
+    /// An empty registry.
     pub fn new() -> Self {
         let seen = Seen { all: HashMap::default(), swept: Now::from_s(0) };
         Self {
@@ -74,17 +74,17 @@ impl Registry {
         }
     }
 
-    /// How many hashes are registered; a hybrid has two.
+    /// Number of registered hashes; a hybrid has two.
     pub fn len(&self) -> usize {
         self.torrents.len()
     }
 
-    /// Whether none is.
+    /// Whether no hash is registered.
     pub fn is_empty(&self) -> bool {
         self.torrents.is_empty()
     }
 
-    /// Sets how many digits of a similar hash may differ, wherever they are.
+    /// Sets how many digits of a similar hash may differ, at any position.
     pub fn set_similar_digits_max(&self, digits: u32) {
         self.digits_max.store(digits.min(SIMILAR_DIGITS_MAX), Ordering::Relaxed);
     }
@@ -103,12 +103,12 @@ impl Registry {
         for (at, block) in self.blocks.iter().enumerate() {
             block.entry(block_of(&info_hash, at)).or_default().push(info_hash);
         }
-        // It is no stranger any more.
+        // The hash is no longer unknown.
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         seen.all.remove(&info_hash);
     }
 
-    /// Forgets a hash.
+    /// Unregisters a hash.
     pub fn remove(&self, info_hash: &InfoHash) {
         if self.torrents.remove(info_hash).is_none() {
             return;
@@ -127,14 +127,15 @@ impl Registry {
     /// The hash of the swarm that an announce or a scrape is about.
     ///
     /// # Errors
-    /// [`Refusal::SimilarTorrent`], which is remembered; else [`Refusal::Unregistered`].
+    /// [`Refusal::SimilarTorrent`] if it resembles a registered hash, which is remembered; else
+    /// [`Refusal::Unregistered`].
     #[inline]
     pub fn judge(&self, now: Now, info_hash: &InfoHash) -> Result<InfoHash, Refusal> {
         self.canonical(info_hash).ok_or_else(|| self.refuse(now, info_hash))
     }
 
     /// Registered hashes that a hash resembles: those with the same first ten and last five digits,
-    /// and those that differ in no more digits than are set.
+    /// and those that differ in no more digits than the setting allows.
     pub fn resembled(&self, info_hash: &InfoHash) -> Vec<InfoHash> {
         let digits_max = self.digits_max.load(Ordering::Relaxed);
         let blocks = if digits_max == 0 { 1 } else { BLOCKS };
@@ -152,7 +153,7 @@ impl Registry {
         found
     }
 
-    /// What was refused because it resembles this registered torrent, the latest first.
+    /// The refused hashes that resemble this registered one, the latest first.
     pub fn similar_to(&self, registered: &InfoHash) -> Vec<Similar> {
         let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         let mut them: Vec<_> =
@@ -166,7 +167,7 @@ impl Registry {
         let Some(registered) = self.resembled(info_hash).first().copied() else {
             return Refusal::Unregistered;
         };
-        // A worker waits for nobody: what is not written down now will be with the next announce.
+        // A worker never waits for a lock: the next announce of this hash can be noted instead.
         if let Ok(mut seen) = self.seen.try_lock() {
             seen.note(now, info_hash, registered);
         }
@@ -198,7 +199,7 @@ impl Seen {
     }
 }
 
-/// Ten digits of a hash, from the tenfold of `at` on.
+/// Block `at` of a hash: ten digits.
 fn block_of(InfoHash(bytes): &InfoHash, at: usize) -> u64 {
     bytes[at * 5..at * 5 + 5].iter().fold(0, |sum, it| sum << 8 | u64::from(*it))
 }
@@ -208,7 +209,7 @@ fn have_same_ends(InfoHash(a): &InfoHash, InfoHash(b): &InfoHash) -> bool {
     a[..5] == b[..5] && a[18..] == b[18..] && (a[17] ^ b[17]) & 0x0f == 0
 }
 
-/// How many of the 40 digits are not the same.
+/// Number of digits, of 40, that differ.
 fn differing(InfoHash(a): &InfoHash, InfoHash(b): &InfoHash) -> u32 {
     let digits = |(a, b): (&u8, &u8)| {
         let difference = a ^ b;

@@ -1,20 +1,20 @@
-//! What a passkey is used for now, and the sums that follow: a session is a torrent and a peer id,
-//! and each of its announces adds what it has moved since the one before.
+//! A passkey's current sessions and its totals. A session is a torrent and a peer id; each of its
+//! announces adds the bytes moved since the previous one.
 //!
-//! # Over a restart
+//! # Across a restart
 //!
-//! A snapshot holds sessions together with the sums they have led to, copied at one moment, so that
-//! the next announce of a session adds what it has moved since. Three things may happen besides,
-//! and none of them counts a byte twice or not at all:
+//! A snapshot holds sessions together with the totals they led to, copied at one moment, so that a
+//! session's next announce adds what it has moved since. In three further cases, too, no byte is
+//! counted twice or lost:
 //!
-//! - A session has announced to this process before its snapshot was restored, be it at a start
-//!   that serves while it restores, or beside a predecessor that this process takes over from. Both
-//!   have added differences of one and the same counter. `Early` remembers which; when the
-//!   session is restored, their union is added instead: up to the higher of both last values.
-//! - It has ended here before that: then the same, and it stays away.
-//! - The sums that were written down are later than the snapshot (both happen once a minute, and
-//!   the process was killed): what sessions add next was counted already. The sum is continued
-//!   where the snapshot has it, and shown once it is above what was written down.
+//! - A session announces to this process before its snapshot is restored: at a start that serves
+//!   while it restores, or beside a predecessor that this process takes over from. Both processes
+//!   have then added differences of the same counter. `Early` remembers them; when the session is
+//!   restored, their union replaces them: up to the higher of both last values.
+//! - It ends here before that: the same applies, and the session is not restored.
+//! - The saved totals are newer than the snapshot (both are written once a minute, and the process
+//!   was killed): what sessions add next was counted already. The total continues from the
+//!   snapshot's, and is shown once it is above the saved one.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -31,55 +31,56 @@ use crate::types::{Event, InfoHash, PeerId};
 /// Bytes uploaded and downloaded.
 type Moved = [u64; 2];
 
-/// What a key is used for now, and what it was used for.
+/// A key's current sessions and its totals.
 #[derive(Default)]
 pub(super) struct Sessions {
-    /// By torrent, and in a tree: it holds thousands of a seedbox at the same price as a few.
+    /// Sorted by torrent. A tree costs the same per session for a seedbox's thousands as for a few.
     all: BTreeMap<(InfoHash, PeerId), PeerSession>,
-    /// How many torrents they are of.
+    /// Number of torrents of these sessions.
     torrents: u32,
     noted: Noted,
     minute: u64,
     announces: u32,
     /// The sum of what sessions have moved.
     sums: Totals,
-    /// What was written down before the start: what is shown is never less.
+    /// The totals saved before the start: those shown are never less.
     written: Totals,
-    /// Until the sessions of before the start are restored, those that have announced meanwhile.
+    /// Sessions that announced before the saved ones were restored; `None` once restoring has
+    /// ended.
     early: Option<Early>,
 }
 
-/// Bytes that a session takes, with its part of the tree's nodes: 105 to 115 were measured.
+/// Bytes per session, with its part of the tree's nodes: 105 to 115 were measured.
 const SESSION_BYTES: u64 = 120;
 
-/// Bytes more that the first session of a key takes: the tree's first node.
+/// Further bytes for the first session of a key: the tree's first node.
 const FIRST_BYTES: u64 = 800;
 
-/// What the sessions of all keys take, and may take.
+/// Memory of the sessions of all keys, and its limit.
 pub struct SessionBytes {
     used: AtomicU64,
     max: AtomicU64,
 }
 
 impl Default for SessionBytes {
-    /// Without a bound.
+    /// Without a limit.
     fn default() -> Self {
         Self { used: AtomicU64::new(0), max: AtomicU64::new(u64::MAX) }
     }
 }
 
 impl SessionBytes {
-    /// Bytes that they take, about.
+    /// Bytes in use, estimated.
     pub fn used(&self) -> u64 {
         self.used.load(Ordering::Relaxed)
     }
 
-    /// Sets what they may take. Those that are there stay.
+    /// Sets the limit, in bytes. Existing sessions stay.
     pub fn allow(&self, max: u64) {
         self.max.store(max, Ordering::Relaxed);
     }
 
-    /// Bytes that they may take.
+    /// The limit, in bytes.
     pub fn max(&self) -> u64 {
         self.max.load(Ordering::Relaxed)
     }
@@ -89,7 +90,7 @@ impl SessionBytes {
     }
 }
 
-/// A key's part of [`SessionBytes`], for as long as it is there.
+/// A key's part of [`SessionBytes`], released when dropped.
 #[derive(Default)]
 struct Noted {
     of_all: Arc<SessionBytes>,
@@ -116,26 +117,26 @@ struct PeerSession {
     left: u64,
 }
 
-/// What came before the sessions were restored.
+/// Announces before the sessions were restored.
 #[derive(Default)]
 struct Early {
     sessions: HashMap<(InfoHash, PeerId), Meanwhile, RandomState>,
-    /// What the sums began with: what was written down, or what the snapshot says.
+    /// The totals before these announces: those saved before the start, or those of the snapshot.
     base: Totals,
-    /// Whether a session goes on that this belongs to.
+    /// Whether `base` is final, because a session of the snapshot continues.
     is_settled: bool,
 }
 
-/// A session that has announced already.
+/// A session that announced before it was restored.
 #[derive(Default)]
 struct Meanwhile {
     latest: Moved,
     added: Moved,
-    /// Whether it has begun anew: its counters are not those of the snapshot.
+    /// Whether the client restarted: its counters do not continue those of the snapshot.
     is_anew: bool,
 }
 
-/// A session as it is saved: 68 bytes.
+/// A session in a snapshot: 68 bytes.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,
 )]
@@ -157,31 +158,31 @@ pub struct SavedSession {
 
 const _: () = assert!(size_of::<SavedSession>() == 68);
 
-/// A key's sessions and the sums that belong to them, or a part of the sessions with the same sums.
+/// A key's sessions and their totals, or a part of the sessions with the same totals.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SavedKey<'a> {
     /// The key.
     pub digest: Digest,
-    /// What its holder did.
+    /// The key's totals.
     pub totals: Totals,
-    /// Sessions.
+    /// All or some of its sessions.
     pub sessions: &'a [SavedSession],
 }
 
-/// When sessions were saved and are restored.
+/// The times of a save and its restore.
 #[derive(Clone, Copy, Debug)]
 pub struct RestoreTimes {
-    /// The snapshot's moment.
+    /// The moment of the snapshot.
     pub at: Now,
-    /// Now.
+    /// The current time.
     pub now: Now,
-    /// Sessions that were silent for longer stay away.
+    /// Seconds of silence after which a session is not restored.
     pub peer_age_s_max: u32,
 }
 
 impl Sessions {
-    /// No sessions, and sums of before. `awaits`: whether sessions of before may be restored. What
-    /// they take is counted in `of_all`.
+    /// No sessions, and the saved totals. `awaits`: whether saved sessions may be restored later.
+    /// The memory of sessions is counted in `of_all`.
     pub(super) fn new(written: Totals, awaits: bool, of_all: Arc<SessionBytes>) -> Self {
         let noted = Noted { of_all, bytes: 0 };
         let mut sessions = Self { sums: written, written, noted, ..Self::default() };
@@ -191,28 +192,28 @@ impl Sessions {
         sessions
     }
 
-    /// From now on, what announces is remembered until [`Sessions::end_restoring`].
+    /// From now on, announces are remembered until [`Sessions::end_restoring`].
     pub(super) fn await_restoring(&mut self) {
         self.early = Some(Early { base: self.written, ..Early::default() });
     }
 
-    /// Whether sessions of before may still be restored.
+    /// Whether saved sessions may still be restored.
     #[cfg(test)]
     pub(super) fn awaits_restoring(&self) -> bool {
         self.early.is_some()
     }
 
-    /// Whether there is none.
+    /// Whether there are no sessions.
     pub(super) fn is_empty(&self) -> bool {
         self.all.is_empty()
     }
 
-    /// What the key was used for.
+    /// The totals, never less than the saved ones.
     pub(super) fn totals(&self) -> Totals {
         self.sums.max(&self.written)
     }
 
-    /// Torrents, peers, and the bytes that those lack which know it.
+    /// Number of torrents, number of peers, and the sum of their missing bytes, as far as known.
     pub(super) fn usage(&self) -> (u32, u32, u64) {
         let lacks = self.all.values().map(|it| it.left).filter(|it| *it != u64::MAX);
         (self.torrents, self.peers(), lacks.fold(0, u64::saturating_add))
@@ -222,27 +223,27 @@ impl Sessions {
         u32::try_from(self.all.len()).unwrap_or(u32::MAX)
     }
 
-    /// Whether it is announced by any peer.
+    /// Whether any peer announces the torrent.
     fn has_torrent(&self, info_hash: &InfoHash) -> bool {
         let first = (*info_hash, PeerId([0; 20]));
         self.all.range(first..).next().is_some_and(|(it, _)| it.0 == *info_hash)
     }
 
-    /// Adds what the session has moved since its announce before; `None`: over a limit. Where there
-    /// is no memory for a new session none begins: its announces are counted, and add nothing.
+    /// Adds the bytes that the session has moved since its previous announce; `None`: over a limit.
+    /// Without memory for a new session none begins: its announces are counted, but add no bytes.
     pub(super) fn count(
         &mut self,
         now: Now,
         report: &SessionReport<'_>,
         limits: &Limits,
     ) -> Option<()> {
-        // Who leaves takes nothing, and frees what he had.
+        // A stop costs nothing and frees a session, so it is not limited.
         if report.event != Event::Stopped && !self.may_announce(now, limits) {
             return None;
         }
         let latest = [report.uploaded, report.downloaded];
         let before = self.all.get_mut(&(*report.info_hash, *report.peer_id));
-        // Less than before: the client has begun anew under its old id.
+        // Lower than before: the client restarted with the same peer id.
         let is_anew = report.event == Event::Started
             || before.as_ref().is_some_and(|it| latest[0] < it.moved[0] || latest[1] < it.moved[1]);
         let added = match &before {
@@ -269,7 +270,7 @@ impl Sessions {
         Some(())
     }
 
-    /// Forgets peers that have been silent for longer than this.
+    /// Removes peers that have been silent for `age_s_max` seconds.
     pub(super) fn sweep(&mut self, now: Now, age_s_max: u32) {
         let mut latest = None;
         self.torrents = 0;
@@ -283,7 +284,7 @@ impl Sessions {
         self.note_bytes();
     }
 
-    /// A peer is gone.
+    /// Removes a peer.
     pub(super) fn leave(&mut self, info_hash: &InfoHash, peer_id: &PeerId) {
         if self.all.remove(&(*info_hash, *peer_id)).is_some() {
             self.torrents -= u32::from(!self.has_torrent(info_hash));
@@ -291,7 +292,7 @@ impl Sessions {
         }
     }
 
-    /// Copies all sessions, in place of what is in `sessions`; gives the sums that belong to them.
+    /// Copies all sessions into `sessions`, replacing its contents; returns their totals.
     pub(super) fn save(&self, at: Now, sessions: &mut Vec<SavedSession>) -> Totals {
         sessions.clear();
         sessions.extend(self.all.iter().map(|((info_hash, peer_id), it)| {
@@ -308,7 +309,7 @@ impl Sessions {
         self.sums
     }
 
-    /// Goes on where these sessions were saved. Does nothing after [`Sessions::end_restoring`].
+    /// Continues saved sessions. Does nothing after [`Sessions::end_restoring`].
     pub(super) fn restore(&mut self, saved: &SavedKey<'_>, terms: &RestoreTimes, limits: &Limits) {
         let Some(mut early) = self.early.take() else { return };
         let age_ns = terms.now.ns_since(terms.at);
@@ -337,13 +338,13 @@ impl Sessions {
         self.early = Some(early);
     }
 
-    /// From now on, sessions that are not known are new.
+    /// From now on, unknown sessions are new.
     pub(super) fn end_restoring(&mut self) {
         self.early = None;
     }
 
-    /// Takes over the sums that belong to the sessions; where none of those goes on, only as far as
-    /// they are above what was written down.
+    /// Continues from the totals of the saved sessions; if none of the sessions continues, only as
+    /// far as they are above those saved before the start.
     fn go_on_from(&mut self, saved: &Totals, early: &mut Early, has_sessions: bool) {
         if early.is_settled {
             return;
@@ -356,8 +357,8 @@ impl Sessions {
         (early.base, early.is_settled) = (base, has_sessions);
     }
 
-    /// Adds to the sums what two processes have not seen of one session, or takes away what both
-    /// have.
+    /// Corrects the totals for a session that both processes counted: they rise to the higher of
+    /// both last values, and no byte is counted twice.
     fn merge(&mut self, saved_session: &SavedSession, saved: Moved, meanwhile: &Meanwhile) {
         if meanwhile.is_anew {
             return;
@@ -378,7 +379,7 @@ impl Sessions {
         }
     }
 
-    /// Whether another peer of a torrent would be one too many.
+    /// Whether another peer of a torrent would exceed a limit.
     fn is_full_for(&self, info_hash: &InfoHash, limits: &Limits) -> bool {
         self.peers() >= limits.peers.min(PEERS_MAX)
             || (self.torrents >= limits.torrents && !self.has_torrent(info_hash))
@@ -390,7 +391,7 @@ impl Sessions {
         self.noted.of_all.admits(first + SESSION_BYTES)
     }
 
-    /// Puts a session that is not there.
+    /// Inserts a new session.
     fn put(&mut self, info_hash: &InfoHash, peer_id: &PeerId, session: PeerSession) {
         self.torrents += u32::from(!self.has_torrent(info_hash));
         self.all.insert((*info_hash, *peer_id), session);
@@ -426,7 +427,7 @@ impl Early {
     }
 }
 
-/// How much more one is than the other.
+/// The increase of each counter, 0 if it has fallen.
 fn increase(latest: Moved, before: Moved) -> Moved {
     [latest[0].saturating_sub(before[0]), latest[1].saturating_sub(before[1])]
 }

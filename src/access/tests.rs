@@ -16,7 +16,7 @@ fn announce(info_hash: InfoHash) -> Announce {
     Announce {
         info_hash,
         source: "192.0.2.1".parse().unwrap(),
-        elsewhere: None,
+        address_override: None,
         contact: Contact::Port(6881),
         peer_id: PeerId(*b"-XL0012-abcdefghijkl"),
         left: 7,
@@ -82,7 +82,7 @@ fn registered_torrents_alone_are_served_where_that_is_the_mode() {
 fn a_private_tracker_wants_a_passkey_and_a_registered_torrent() {
     let access = access(Mode::Private);
     let (digits, digest) = generate();
-    let key = access.keys().insert(digest, &record(Limits::default()));
+    let key = access.passkeys().insert(digest, &record(Limits::default()));
     let mut gate = Gate::new(access.clone());
     let right = Some(digits.as_str());
     assert_eq!(enter(&mut gate, KNOWN, None), Err(Refusal::UnknownPasskey));
@@ -92,7 +92,7 @@ fn a_private_tracker_wants_a_passkey_and_a_registered_torrent() {
     assert_eq!(enter(&mut gate, STRANGE, right), Err(Refusal::Unregistered));
     let totals = key.record().totals;
     assert_eq!((totals.announces, totals.uploaded, totals.downloaded), (1, 0, 0));
-    access.keys().remove(&digest);
+    access.passkeys().remove(&digest);
     assert_eq!(enter(&mut gate, KNOWN, right), Err(Refusal::UnknownPasskey));
 }
 
@@ -100,7 +100,7 @@ fn a_private_tracker_wants_a_passkey_and_a_registered_torrent() {
 fn a_key_over_its_limit_is_told_so() {
     let access = access(Mode::Private);
     let (digits, digest) = generate();
-    access.keys().insert(digest, &record(Limits { peers: 0, ..Limits::default() }));
+    access.passkeys().insert(digest, &record(Limits { peers: 0, ..Limits::default() }));
     let credentials = Credentials { passkey: Some(digits.as_bytes()), ..Credentials::default() };
     let refused = Gate::new(access).announce(NOW, &announce(KNOWN), || credentials);
     assert_eq!(refused, Err(Refusal::PasskeyLimit));

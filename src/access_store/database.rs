@@ -20,13 +20,13 @@ use crate::types::InfoHash;
 /// The file's name in the state directory.
 const FILE: &str = "access.redb";
 
-/// Its mode: hashes of passkeys and what they are called are nobody else's business.
+/// The file's mode: digests and names of passkeys are private.
 const MODE: u32 = 0o600;
 
-/// Permission bits that let others than the owner at a file.
+/// Permission bits of group and others.
 const OTHERS: u32 = 0o077;
 
-/// Memory for pages, in bytes. Everything that has to be fast is held elsewhere.
+/// Memory for pages, in bytes. Little is enough: workers never read the database.
 const CACHE_BYTES: usize = 8 << 20;
 
 /// Torrents by the hash of their swarm, as JSON.
@@ -38,15 +38,15 @@ const PASSKEYS: TableDefinition<'_, &[u8; 32], &[u8]> = TableDefinition::new("pa
 /// The open database.
 pub(super) struct Database {
     path: PathBuf,
-    /// `None` while it is lent: only one process may have it open.
+    /// `None` while it is lent: only one process may have the file open.
     database: RwLock<Option<redb::Database>>,
 }
 
 impl Database {
-    /// Opens the database in this folder; makes one where there is none.
+    /// Opens the database in this folder; creates it if it does not exist.
     ///
     /// # Errors
-    /// Which file cannot be opened, why, and what to do.
+    /// Which file cannot be opened, why, and the remedy.
     pub(super) fn open(folder: &Path) -> Result<Self, DatabaseError> {
         let path = folder.join(FILE);
         if fs::symlink_metadata(&path).is_err_and(|it| it.kind() == io::ErrorKind::NotFound) {
@@ -66,7 +66,7 @@ impl Database {
         *self.database.write().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
-    /// Opens it again.
+    /// Opens the file again.
     ///
     /// # Errors
     /// As [`Database::open`].
@@ -79,7 +79,7 @@ impl Database {
         Ok(())
     }
 
-    /// Begins what `begin` does, unless the file is lent.
+    /// Begins a transaction, unless the file is lent.
     fn begin<T, E>(
         &self,
         begin: impl FnOnce(&redb::Database) -> Result<T, E>,
@@ -103,7 +103,7 @@ impl Database {
                 let (key, value) = entry?;
                 let torrent: RegisteredTorrent = decode(value.value())?;
                 if torrent.info_hash != InfoHash(*key.value()) {
-                    return Err("a torrent under another's hash".into());
+                    return Err("a torrent stored under another hash".into());
                 }
                 all.push(torrent);
             }
@@ -132,7 +132,7 @@ impl Database {
     /// One registered torrent.
     ///
     /// # Errors
-    /// Where the file cannot be read any more.
+    /// If the file cannot be read any more.
     pub(super) fn torrent(
         &self,
         info_hash: &InfoHash,
@@ -144,10 +144,10 @@ impl Database {
         read().map_err(|error| unusable(&self.path, &error))
     }
 
-    /// Keeps a torrent. On disk when it returns.
+    /// Saves a torrent. It is on disk on return.
     ///
     /// # Errors
-    /// Where the file cannot be written.
+    /// If the file cannot be written.
     pub(super) fn put_torrent(&self, torrent: &RegisteredTorrent) -> Result<(), DatabaseError> {
         let value = encode(torrent)?;
         self.write(|write| {
@@ -156,10 +156,10 @@ impl Database {
         })
     }
 
-    /// Forgets a torrent.
+    /// Removes a torrent.
     ///
     /// # Errors
-    /// Where the file cannot be written.
+    /// If the file cannot be written.
     pub(super) fn remove_torrent(&self, info_hash: &InfoHash) -> Result<(), DatabaseError> {
         self.write(|write| {
             write.open_table(TORRENTS)?.remove(&info_hash.0)?;
@@ -167,10 +167,10 @@ impl Database {
         })
     }
 
-    /// Keeps passkeys, new ones and such with new totals.
+    /// Saves passkeys, new ones and those with new totals.
     ///
     /// # Errors
-    /// Where the file cannot be written.
+    /// If the file cannot be written.
     pub(super) fn put_passkeys(&self, them: &[(Digest, Record)]) -> Result<(), DatabaseError> {
         let mut values = Vec::with_capacity(them.len());
         for (digest, record) in them {
@@ -185,10 +185,10 @@ impl Database {
         })
     }
 
-    /// Forgets a passkey.
+    /// Removes a passkey.
     ///
     /// # Errors
-    /// Where the file cannot be written.
+    /// If the file cannot be written.
     pub(super) fn remove_passkey(&self, digest: &Digest) -> Result<(), DatabaseError> {
         self.write(|write| {
             write.open_table(PASSKEYS)?.remove(digest)?;
@@ -222,7 +222,7 @@ impl Database {
 /// Why the database cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DatabaseError {
-    /// It is absent and cannot be created.
+    /// The file is absent and cannot be created.
     #[error(
         "cannot create {}: {reason}; remedy: let skep's user write the folder, or set \
          server.state_dir to one that it may write", path.display()
@@ -230,10 +230,10 @@ pub enum DatabaseError {
     Create {
         /// The file.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         reason: String,
     },
-    /// It cannot be opened or read.
+    /// The file cannot be opened or read.
     #[error(
         "cannot use {}, which holds registered torrents and passkeys: {reason}; remedy: stop \
          whatever else uses it, let skep's user read and write it, or put a copy in its place; if \
@@ -243,36 +243,36 @@ pub enum DatabaseError {
     Read {
         /// The file.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         reason: String,
     },
-    /// It cannot be written.
+    /// The file cannot be written.
     #[error(
-        "cannot write {}: {reason}; remedy: see that its disk has room and works", path.display()
+        "cannot write {}: {reason}; remedy: check the disk and its free space", path.display()
     )]
     Write {
         /// The file.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         reason: String,
     },
-    /// A record has no form on the disk.
+    /// A record cannot be encoded.
     #[error("cannot encode a record: {0}")]
     Encode(String),
 }
 
-/// Whatever fails below one of the errors above.
+/// The cause of one of the errors above.
 type BoxedError = Box<dyn std::error::Error + Send + Sync>;
 
-/// Every page is checked when a file is opened: what somebody else altered is noticed then.
+/// Every page is checked when a file is opened, to detect changes by other programs.
 fn builder() -> redb::Builder {
     let mut builder = redb::Builder::new();
     builder.set_cache_size(CACHE_BYTES).set_check_integrity_on_open(true);
     builder
 }
 
-/// Makes an empty database. It gets its name when it is whole, so that a file of that name which is
-/// none has been damaged.
+/// Creates an empty database. The file gets its name when it is complete, so a file of that name
+/// that is not a database has been damaged.
 fn make(path: &Path) -> Result<(), BoxedError> {
     let unfinished = path.with_extension("unfinished");
     let _ = fs::remove_file(&unfinished);
@@ -284,16 +284,16 @@ fn make(path: &Path) -> Result<(), BoxedError> {
     Ok(fs::File::open(folder)?.sync_all()?)
 }
 
-/// Opens a database that is there: no link, and nobody else's to read from now on.
+/// Opens an existing database. Refuses a link, and removes access of other users.
 fn reopened(path: &Path) -> Result<redb::Database, BoxedError> {
     let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
     let file = OpenOptions::new().read(true).write(true).custom_flags(flags).open(path)?;
     let metadata = file.metadata()?;
     if !metadata.is_file() || metadata.len() == 0 {
-        return Err("not a regular file, or an empty one".into()); // which redb would fill
+        return Err("not a regular file, or an empty one".into()); // redb would fill it
     }
     if metadata.permissions().mode() & OTHERS != 0 {
-        // As an earlier version made it. Of another owner's file, that is the owner's matter.
+        // An earlier version created it so. A file of another owner keeps its mode.
         let _ = file.set_permissions(fs::Permissions::from_mode(MODE));
     }
     Ok(builder().create_with_backend(FileBackend::new(file)?)?)

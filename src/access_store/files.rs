@@ -1,8 +1,8 @@
-//! Files that lists are kept in: read whole, changed line by line, replaced at once.
+//! The files of lists: read as a whole, edited line by line, replaced atomically.
 //!
-//! An edit keeps what it is not about, comments included, so that people and programs can share a
-//! file. It works on the file as it is now, not as it was when it was loaded: after an edit, what
-//! is in force is what stands there.
+//! An edit keeps everything else, comments included, so that people and programs can share a file.
+//! It applies to the file's current contents, not to those that were loaded: after an edit, the
+//! list in force is that of the file.
 
 use std::collections::HashMap;
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -17,57 +17,60 @@ use crate::access::lists::{AccessList, Line, ListKind, ListLineError, ListName, 
 /// The largest file that is read, in bytes: every entry a list may have, with a reason or a link.
 const FILE_BYTES_MAX: u64 = 512 << 20;
 
-/// Mode of files that we make.
+/// Mode of files that skep creates.
 const MODE: u32 = 0o600;
 
-/// Mode of the folder that we make for them.
+/// Mode of the folder that skep creates for them.
 const FOLDER_MODE: u32 = 0o700;
 
-/// Where a list is kept.
+/// The file of a list.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct ListFile {
     pub(super) path: PathBuf,
-    /// Whether a setting names it. Then it has to be there; a file of ours is made when needed.
+    /// Whether a setting names it. Then it must exist; skep's own file is created when needed.
     pub(super) configured: bool,
 }
 
 /// Why a list's file cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ListFileError {
-    /// It cannot be read.
-    #[error("cannot read {}: {reason}; remedy: let skep's user read it", path.display())]
+    /// The file cannot be read.
+    #[error(
+        "cannot read the access list {}: {reason}; remedy: create the file, let skep's user read \
+         it, or correct its setting in [access]", path.display()
+    )]
     Read {
         /// The file.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         reason: String,
     },
-    /// It cannot be written.
+    /// The file cannot be written.
     #[error("cannot write {}: {reason}; remedy: let skep's user write the folder", path.display())]
     Write {
         /// The file.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         reason: String,
     },
     /// A line has no value of the list's kind.
-    #[error("{}:{line}: cannot be used; expected: {expected}", path.display())]
+    #[error("{}:{line}: invalid line; expected: {expected}", path.display())]
     Line {
         /// The file.
         path: PathBuf,
-        /// Its number, from 1.
+        /// The line's number, from 1.
         line: usize,
-        /// What a line of this list is.
+        /// What a line of this list must be.
         expected: String,
     },
 }
 
-/// What to change on a list. What is to be removed and to be added is added.
+/// A change of a list. A value both to remove and to add is added.
 #[derive(Clone, Debug, Default)]
 pub struct Edit {
-    /// To be there from now on, with this reason or none.
+    /// Values to add, each with an optional reason.
     pub add: Vec<(ListValue, Option<String>)>,
-    /// Not to be there any more.
+    /// Values to remove.
     pub remove: Vec<ListValue>,
 }
 
@@ -75,13 +78,13 @@ impl ListFile {
     /// Reads the list.
     ///
     /// # Errors
-    /// The file and, where it is about one, the line; what is wrong; what to do.
+    /// The file, the line if there is one, the cause and the remedy.
     pub(super) fn load(&self, name: ListName) -> Result<AccessList, ListFileError> {
         let text = self.text().map_err(|error| self.unreadable(&error))?;
         AccessList::parse(name.kind(), &text).map_err(|error| self.bad_line(error))
     }
 
-    /// Changes the list, in the file and then as it is returned.
+    /// Changes the file, and returns the new list.
     ///
     /// # Errors
     /// As [`ListFile::load`]; or why the file cannot be written.
@@ -99,9 +102,10 @@ impl ListFile {
     }
 
     fn text(&self) -> io::Result<Vec<u8>> {
-        // A setting may name a link. In a folder of ours there is none that we have made.
+        // A setting may name a link. skep itself never creates one, so one in its folder is
+        // refused.
         let flags = if self.configured { 0 } else { libc::O_NOFOLLOW };
-        let flags = flags | libc::O_NONBLOCK; // nobody waits for a pipe
+        let flags = flags | libc::O_NONBLOCK; // never waits for a pipe
         let file = match OpenOptions::new().read(true).custom_flags(flags).open(&self.path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound && !self.configured => {
                 return Ok(Vec::new());
@@ -110,15 +114,16 @@ impl ListFile {
         };
         let metadata = file.metadata()?;
         if !metadata.is_file() || metadata.len() > FILE_BYTES_MAX {
-            return Err(io::Error::other(format!("no file of at most {FILE_BYTES_MAX} bytes")));
+            let problem = format!("not a regular file, or longer than {FILE_BYTES_MAX} bytes");
+            return Err(io::Error::other(problem));
         }
         let mut text = Vec::with_capacity(usize::try_from(metadata.len()).unwrap_or(0));
         file.take(FILE_BYTES_MAX).read_to_end(&mut text)?;
         Ok(text)
     }
 
-    /// Writes a new file beside the old one and gives it its name: whoever reads sees all of the
-    /// one or all of the other, also after a power cut.
+    /// Writes a new file beside the old one and renames it: a reader sees either the old or the new
+    /// contents as a whole, also after a power cut.
     fn replace(&self, text: &[u8]) -> io::Result<()> {
         let real =
             Some(&self.path).filter(|_| self.configured).and_then(|it| it.canonicalize().ok());
@@ -151,12 +156,12 @@ impl ListFile {
 
 fn write_new(path: &Path, mode: u32, text: &[u8]) -> io::Result<()> {
     let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
-    file.set_permissions(fs::Permissions::from_mode(mode))?; // whatever the umask says
+    file.set_permissions(fs::Permissions::from_mode(mode))?; // whatever the umask is
     file.write_all(text)?;
     file.sync_all()
 }
 
-/// A list's text with an edit made.
+/// A list's text after an edit.
 fn edited(kind: ListKind, text: &[u8], edit: &Edit) -> Result<Vec<u8>, ListLineError> {
     let mut touched: HashMap<ListValue, (), RandomState> = HashMap::default();
     let values = edit.remove.iter().chain(edit.add.iter().map(|it| &it.0));
@@ -174,7 +179,7 @@ fn edited(kind: ListKind, text: &[u8], edit: &Edit) -> Result<Vec<u8>, ListLineE
             out.extend_from_slice(bytes);
             continue;
         }
-        // Of a hybrid's magnet link, one half may be left.
+        // Of a hybrid's magnet link, one of two values may stay.
         kept.into_iter().flatten().for_each(|it| push(&mut out, &it, reason));
     }
     if out.last().is_some_and(|it| *it != b'\n') {

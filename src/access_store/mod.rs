@@ -1,7 +1,7 @@
-//! The side of access control that writes: lists in files, registrations and passkeys in a
-//! database, and what is in force changed after them.
+//! The writing side of access control: lists in files, registrations and passkeys in a database. A
+//! change is written to disk, then put in force.
 //!
-//! Nothing here is called by a worker: an operator's act waits for the disk, an announce never.
+//! Workers never call this: a change waits for the disk, an announce never does.
 
 mod database;
 mod files;
@@ -27,16 +27,16 @@ use crate::access::Access;
 use crate::access::lists::{AccessList, ListName, Lists};
 use crate::access::mode::Mode;
 
-/// The log's target of lines that answer an operator's own act: they are never held back.
+/// The log's target of lines about an operator's own action, which are never suppressed.
 pub const OPERATOR: &str = "skep::operator";
 
-/// Values of an edit that the log names one by one, at most; of more, it tells how many.
+/// Maximum number of values of an edit that the log lists; of further ones it gives the number.
 const NAMED_MAX: usize = 8;
 
-/// What the operator may set.
+/// Settings of access control.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Whom the tracker is for.
+    /// The access mode.
     pub mode: Mode,
     /// Digits in which an unknown hash may differ from a registered one to be similar to it.
     pub similar_digits_max: u32,
@@ -46,14 +46,14 @@ pub struct Options {
     pub state: Result<PathBuf, String>,
 }
 
-/// Who changes something, for the log.
+/// The cause of a change, for the log.
 #[derive(Clone, Copy, Debug)]
 pub enum Actor {
     /// The start.
     Start,
     /// SIGHUP.
     Reload,
-    /// The API, asked from there.
+    /// The API, with the client's address.
     Api(Option<SocketAddr>),
 }
 
@@ -62,22 +62,22 @@ impl fmt::Display for Actor {
         match self {
             Self::Start => f.write_str("start"),
             Self::Reload => f.write_str("reload"),
-            Self::Api(Some(from)) => write!(f, "API from {from}"),
-            Self::Api(None) => f.write_str("API"),
+            Self::Api(Some(from)) => write!(f, "api:{from}"),
+            Self::Api(None) => f.write_str("api"),
         }
     }
 }
 
-/// Why something was not done. Nothing has changed then.
+/// Why a change failed. Nothing has changed then.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AccessError {
     /// A list cannot be read or written.
     #[error(transparent)]
     List(#[from] ListFileError),
-    /// There is nowhere to keep it.
+    /// There is no place for the data.
     #[error(
-        "there is nowhere to keep this: {0}; remedy: set server.state_dir to a directory that \
-         skep's user may write"
+        "no state directory for access lists, torrents and passkeys: {0}; remedy: set \
+         server.state_dir to a directory that skep's user may write"
     )]
     NoState(String),
     /// The database cannot be read or written.
@@ -92,36 +92,36 @@ pub enum AccessError {
     /// The tracker has no passkeys.
     #[error("access.mode is not private: there are no passkeys")]
     NotPrivate,
-    /// No such torrent or passkey.
-    #[error("it does not exist")]
+    /// The torrent or the passkey does not exist.
+    #[error("no such torrent or passkey")]
     Unknown,
-    /// One of a torrent's hashes is another torrent's already.
-    #[error("one of the hashes is another torrent's already")]
+    /// Another torrent already has one of the hashes.
+    #[error("one of the hashes already belongs to another torrent")]
     Taken,
-    /// As many torrents or passkeys as there may be.
-    #[error("the limit on their number is reached")]
+    /// The limit on torrents or passkeys is reached.
+    #[error("the limit on torrents or passkeys is reached")]
     Full,
 }
 
-/// How a list has changed.
+/// A change of a list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Change {
-    /// Which.
+    /// The list.
     pub name: ListName,
-    /// Values that were not there before.
+    /// Number of added values.
     pub added: usize,
-    /// Values that are not there any more.
+    /// Number of removed values.
     pub removed: usize,
-    /// Values there are.
+    /// Number of values after the change.
     pub entries: usize,
 }
 
-/// What the API and the server ask to change things.
+/// Changes lists, registrations and passkeys, for the API and the server.
 pub struct AccessManager {
     access: Arc<Access>,
     /// Held through every change, so that files and what is in force change in the same order.
     home: Mutex<ListFiles>,
-    /// Where torrents have to be registered.
+    /// `Some` if torrents have to be registered.
     database: Option<Database>,
     reload_failures: AtomicU64,
 }
@@ -131,10 +131,10 @@ struct ListFiles {
 }
 
 impl AccessManager {
-    /// Reads everything.
+    /// Reads all lists and the database.
     ///
     /// # Errors
-    /// [`AccessError`] with the first thing that cannot be read.
+    /// [`AccessError`] for the first file that cannot be read.
     pub fn open(options: &Options) -> Result<Self, AccessError> {
         let home = ListFiles { files: list_file_paths(options) };
         let mut lists = Lists::default();
@@ -156,10 +156,10 @@ impl AccessManager {
         Ok(it)
     }
 
-    /// Reads the list files that settings name, and changes nothing.
+    /// Reads the list files that settings name, without putting them in force.
     ///
     /// # Errors
-    /// [`AccessError`] with the first thing that cannot be read.
+    /// [`AccessError`] for the first file that cannot be read.
     pub fn check(options: &Options) -> Result<(), AccessError> {
         for (name, file) in ListName::ALL.into_iter().zip(list_file_paths(options)) {
             if let Ok(file) = file.as_ref()
@@ -171,8 +171,8 @@ impl AccessManager {
         Ok(())
     }
 
-    /// Lets another process open the database of registrations, if there is one: until
-    /// [`AccessManager::reopen_database`], changes are refused, and what is in force stays so.
+    /// Closes the database of registrations, if any, so that another process can open it. Until
+    /// [`AccessManager::reopen_database`], changes are refused, and what is in force stays.
     pub fn lend_database(&self) {
         if let Some(database) = &self.database {
             database.close_for_successor();
@@ -182,43 +182,44 @@ impl AccessManager {
     /// Opens the database again.
     ///
     /// # Errors
-    /// [`AccessError::Database`] where that cannot be done, for instance not yet.
+    /// [`AccessError::Database`] if that fails, for instance because the other process still has
+    /// it.
     pub fn reopen_database(&self) -> Result<(), AccessError> {
         self.database.as_ref().map_or(Ok(()), |it| Ok(it.reopen()?))
     }
 
-    /// What is in force.
+    /// The mode, lists, registrations and passkeys in force.
     pub fn access(&self) -> &Arc<Access> {
         &self.access
     }
 
-    /// How often a list could not be reloaded.
+    /// Number of failed reloads of a list.
     pub fn reload_failures(&self) -> u64 {
         self.reload_failures.load(Ordering::Relaxed)
     }
 
-    /// The file a list is kept in; `None`: there is nowhere to keep it.
+    /// The file of a list; `None`: there is no place for one.
     pub fn path(&self, name: ListName) -> Option<PathBuf> {
         self.list_files().file(name).ok().map(|it| it.path.clone())
     }
 
-    /// Takes other settings over; files are read with the next reload. The mode stays as it is.
+    /// Applies other settings; the next reload reads the files. The mode does not change.
     pub fn set_options(&self, options: &Options) {
         self.access.registry().set_similar_digits_max(options.similar_digits_max);
         self.list_files().files = list_file_paths(options);
     }
 
-    /// Reads all lists again. Those that cannot be read stay as they are.
+    /// Reads all list files again. A list that cannot be read stays as it is.
     ///
     /// # Errors
-    /// What is wrong with them.
+    /// The errors of all lists that cannot be read.
     pub fn reload(&self, who: Actor) -> Result<Vec<Change>, Vec<AccessError>> {
         let home = self.list_files();
         let (mut changes, mut errors) = (Vec::new(), Vec::new());
         for name in ListName::ALL {
             let Ok(file) = home.file(name) else { continue };
             match file.load(name) {
-                Ok(list) => changes.push(self.put(name, list, file.configured, who, "")),
+                Ok(list) => changes.push(self.put(name, list, file.configured, who, None)),
                 Err(text) => {
                     error!(
                         target: OPERATOR,
@@ -233,25 +234,26 @@ impl AccessManager {
         if errors.is_empty() { Ok(changes) } else { Err(errors) }
     }
 
-    /// Changes a list: its file, then what is in force.
+    /// Changes a list: first its file, then the list in force.
     ///
     /// # Errors
-    /// [`AccessError`] where there is no file, or it cannot be read or written.
+    /// [`AccessError`] if there is no file, or the file cannot be read or written.
     pub fn edit(&self, name: ListName, edit: &Edit, who: Actor) -> Result<Change, AccessError> {
         let home = self.list_files();
         let file = home.file(name)?;
         let list = file.edit(name, edit)?;
-        Ok(self.put(name, list, file.configured, who, &edited_values(edit)))
+        Ok(self.put(name, list, file.configured, who, Some(edit)))
     }
 
-    /// Puts a list in force, and logs that.
+    /// Puts a list in force, and logs the change. An edit that adds a known value may change its
+    /// reason.
     fn put(
         &self,
         name: ListName,
         list: AccessList,
         configured: bool,
         who: Actor,
-        what: &str,
+        edit: Option<&Edit>,
     ) -> Change {
         let before = self.access.lists();
         let old = before.get(name);
@@ -259,11 +261,12 @@ impl AccessManager {
         let change = Change { name, added, removed, entries: list.len() };
         let lists = Lists::clone(&before).with(name, Arc::new(list), configured);
         self.access.set_lists(lists);
-        if added + removed > 0 || !what.is_empty() {
+        if added + removed > 0 || edit.is_some_and(|it| !it.add.is_empty()) {
             let (list, entries) = (name.label(), change.entries);
+            let values = edit.map(edited_values).unwrap_or_default();
             info!(
                 target: OPERATOR,
-                list, added, removed, entries, by = %who, values = %what, "list changed"
+                list, added, removed, entries, by = %who, %values, "list changed"
             );
         }
         change
@@ -285,7 +288,7 @@ fn open_database(options: &Options) -> Result<Database, AccessError> {
     Ok(Database::open(folder)?)
 }
 
-/// Where each list is kept: where a setting says, or in the state directory.
+/// The file of each list: the one that a setting names, or one in the state directory.
 fn list_file_paths(options: &Options) -> [Result<ListFile, String>; ListName::ALL.len()] {
     ListName::ALL.map(|name| match &options.files[name as usize] {
         Some(path) => Ok(ListFile { path: path.clone(), configured: true }),

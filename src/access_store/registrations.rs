@@ -1,4 +1,4 @@
-//! Registering torrents and issuing passkeys: into the database, then into force.
+//! Registers torrents and issues passkeys: first in the database, then in force.
 
 use tracing::{info, warn};
 
@@ -9,30 +9,30 @@ use crate::access::registry::REGISTERED_MAX;
 use crate::time::Now;
 use crate::types::InfoHash;
 
-/// Passkeys whose totals are written down in one transaction.
+/// Passkeys whose totals are saved in one transaction.
 const FLUSHED_MAX: usize = 4096;
 
-/// A torrent as it is registered now.
+/// A torrent as it is now registered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Registered {
-    /// Whether it was not before.
+    /// Whether it was not registered before.
     pub created: bool,
-    /// What is known of it.
+    /// Its record.
     pub torrent: RegisteredTorrent,
 }
 
-/// A new passkey. Nobody is told it again.
+/// A new passkey. It is not shown again.
 pub struct Issued {
     /// 32 hexadecimal digits.
     pub passkey: String,
-    /// What operators call it.
+    /// Its id, for operators.
     pub id: String,
-    /// What is kept of it.
+    /// Its record.
     pub record: Record,
 }
 
 impl AccessManager {
-    /// Puts in force what the database holds.
+    /// Puts the contents of the database in force.
     pub(super) fn load_database(&self) -> Result<(), AccessError> {
         let Some(database) = &self.database else { return Ok(()) };
         let torrents = database.torrents()?;
@@ -46,14 +46,14 @@ impl AccessManager {
         }
         for (digest, record) in &passkeys {
             let limits = record.limits.current();
-            self.access.keys().insert(*digest, &Record { limits, ..record.clone() });
+            self.access.passkeys().insert(*digest, &Record { limits, ..record.clone() });
         }
         let (torrents, passkeys) = (torrents.len(), passkeys.len());
         info!(target: OPERATOR, mode, torrents, passkeys, "registrations loaded");
         Ok(())
     }
 
-    /// Registers a torrent, or tells more of one that is registered.
+    /// Registers a torrent, or replaces the record of a registered one.
     ///
     /// # Errors
     /// [`AccessError`]: the tracker is open, a hash is taken, or the database fails.
@@ -92,7 +92,7 @@ impl AccessManager {
         Ok(Registered { created, torrent })
     }
 
-    /// Serves a torrent no more.
+    /// Unregisters a torrent.
     ///
     /// # Errors
     /// [`AccessError`]: the tracker is open, the torrent is unknown, or the database fails.
@@ -106,7 +106,7 @@ impl AccessManager {
         Ok(())
     }
 
-    /// What is known of a registered torrent, by any of its hashes.
+    /// The record of a registered torrent, by any of its hashes.
     ///
     /// # Errors
     /// As [`AccessManager::unregister`].
@@ -117,7 +117,7 @@ impl AccessManager {
         torrent.ok_or(AccessError::Unknown)
     }
 
-    /// Makes a passkey for somebody.
+    /// Issues a passkey.
     ///
     /// # Errors
     /// [`AccessError`]: the tracker is not private, there are too many, or the database fails.
@@ -130,45 +130,45 @@ impl AccessManager {
     ) -> Result<Issued, AccessError> {
         let database = self.passkeys()?;
         let _home = self.list_files();
-        if self.access.keys().len() >= KEYS_MAX {
+        if self.access.passkeys().len() >= KEYS_MAX {
             return Err(AccessError::Full);
         }
         let (passkey, digest) = passkey::generate();
         let (name, issued_s) = (name.to_owned(), now.seconds());
         let record = Record { name, limits, issued_s, totals: Totals::default() };
         database.put_passkeys(&[(digest, record.clone())])?;
-        let id = self.access.keys().insert(digest, &record).id();
+        let id = self.access.passkeys().insert(digest, &record).id();
         info!(target: OPERATOR, id, by = %who, "passkey issued");
         Ok(Issued { passkey, id, record })
     }
 
-    /// Makes a passkey invalid.
+    /// Revokes a passkey.
     ///
     /// # Errors
     /// [`AccessError`]: the tracker is not private, there is no such key, or the database fails.
     pub fn revoke(&self, id: &str, who: Actor) -> Result<(), AccessError> {
         let database = self.passkeys()?;
         let _home = self.list_files();
-        let key = self.access.keys().with_id(id).ok_or(AccessError::Unknown)?;
+        let key = self.access.passkeys().with_id(id).ok_or(AccessError::Unknown)?;
         database.remove_passkey(key.digest())?;
-        self.access.keys().remove(key.digest());
+        self.access.passkeys().remove(key.digest());
         info!(target: OPERATOR, id = key.id(), by = %who, "passkey revoked");
         Ok(())
     }
 
-    /// Writes down the totals of passkeys that have changed, and forgets peers of theirs that have
-    /// been silent for longer than this. To be called once a minute, and at the end.
+    /// Saves the totals of passkeys that have changed, and removes their peers that have been
+    /// silent for `peer_age_s_max` seconds. To be called once a minute, and at the end.
     ///
     /// # Errors
-    /// [`AccessError`] where the database fails; the totals are kept for the next time.
+    /// [`AccessError`] if the database fails; the next call saves these totals.
     pub fn flush(&self, now: Now, peer_age_s_max: u32) -> Result<(), AccessError> {
         let Ok(database) = self.passkeys() else { return Ok(()) };
-        let all = self.access.keys().all();
+        let all = self.access.passkeys().all();
         for some in all.chunks(FLUSHED_MAX) {
-            // A key that is revoked meanwhile must not come back.
+            // Locked, so that a key that is revoked meanwhile is not saved again.
             let _home = self.list_files();
             some.iter().for_each(|it| it.sweep(now, peer_age_s_max));
-            let valid = some.iter().filter(|it| self.access.keys().contains(it.digest()));
+            let valid = some.iter().filter(|it| self.access.passkeys().contains(it.digest()));
             let changed: Vec<_> = valid.filter(|it| it.take_changed()).collect();
             if changed.is_empty() {
                 continue;

@@ -1,4 +1,4 @@
-//! the access manager on a folder of its own: loading, reloading, editing.
+//! The access manager with a folder of its own: loading, reloading, editing.
 
 use std::fs;
 use std::path::Path;
@@ -194,7 +194,7 @@ fn passkeys_and_their_totals_outlive_the_office_and_are_kept_hashed() {
     let issued = first.issue("ann", limits, NOW, Actor::Api(None)).unwrap();
     let other = first.issue("bob", limits, NOW, Actor::Api(None)).unwrap();
     let digits = issued.passkey.as_bytes();
-    let key = first.access().keys().check(digits).unwrap();
+    let key = first.access().passkeys().check(digits).unwrap();
     for uploaded in [0, 700] {
         let report = SessionReport {
             info_hash: &InfoHash([1; 20]),
@@ -211,11 +211,11 @@ fn passkeys_and_their_totals_outlive_the_office_and_are_kept_hashed() {
     assert_eq!(first.revoke(&other.id, Actor::Api(None)), Err(AccessError::Unknown));
     drop(first);
     let again = access_manager(folder.path(), Mode::Private).unwrap();
-    let key = again.access().keys().check(digits).unwrap();
+    let key = again.access().passkeys().check(digits).unwrap();
     let record = key.record();
     assert_eq!((record.name.as_str(), record.limits), ("ann", limits));
     assert_eq!((record.totals.uploaded, record.totals.announces), (700, 2));
-    assert!(again.access().keys().check(other.passkey.as_bytes()).is_none());
+    assert!(again.access().passkeys().check(other.passkey.as_bytes()).is_none());
     let file = fs::read(folder.path().join("access.redb")).unwrap();
     let holds = |needle: &[u8]| file.windows(needle.len()).any(|it| it == needle);
     assert!(!holds(digits) && holds(b"ann"), "the key itself is nowhere");
@@ -231,7 +231,8 @@ fn keys_that_were_issued_with_the_former_default_have_that_of_now() {
     let passkeys = [former, chosen].map(issue);
     drop(first);
     let again = access_manager(folder.path(), Mode::Private).unwrap();
-    let limits = passkeys.map(|it| again.access().keys().check(it.as_bytes()).unwrap().record());
+    let limits =
+        passkeys.map(|it| again.access().passkeys().check(it.as_bytes()).unwrap().record());
     assert_eq!(limits.map(|it| it.limits), [Limits::default(), chosen]);
     assert_ne!(former, Limits::default());
 }

@@ -1,4 +1,4 @@
-//! What is known of a registered torrent.
+//! The record of a registered torrent.
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -15,10 +15,10 @@ const TEXT_BYTES_MAX: usize = 4096;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RegisteredTorrent {
-    /// The hash of its swarm: 40 digits, or 64 for a v2 torrent, which are cut.
+    /// The hash of its swarm: 40 digits, or the 64 of a v2 torrent, which are truncated.
     #[serde(serialize_with = "write_hash", deserialize_with = "read_hash")]
     pub info_hash: InfoHash,
-    /// The v2 hash of a hybrid torrent (BEP 52), cut: who announces it is in the same swarm.
+    /// The truncated v2 hash of a hybrid torrent (BEP 52): it leads to the same swarm.
     #[serde(
         default,
         skip_serializing_if = "Option::is_none",
@@ -26,7 +26,7 @@ pub struct RegisteredTorrent {
         deserialize_with = "read_second"
     )]
     pub info_hash_v2: Option<InfoHash>,
-    /// What it is called.
+    /// Its name.
     #[serde(default)]
     pub name: Option<String>,
     /// Bytes of all its files.
@@ -35,16 +35,16 @@ pub struct RegisteredTorrent {
     /// Bytes of a piece.
     #[serde(default)]
     pub piece_length: Option<u64>,
-    /// What its maker says of it.
+    /// The maker's comment.
     #[serde(default)]
     pub comment: Option<String>,
-    /// With what it was made.
+    /// The program that made it.
     #[serde(default)]
     pub created_by: Option<String>,
     /// When it was made, in seconds since the Unix epoch.
     #[serde(default)]
     pub created_s: Option<u64>,
-    /// When it was registered first, in seconds since the Unix epoch. Told, not asked for.
+    /// When it was first registered, in seconds since the Unix epoch. Not part of a request.
     #[serde(default)]
     pub registered_s: u64,
 }
@@ -66,13 +66,13 @@ impl Default for RegisteredTorrent {
 }
 
 impl RegisteredTorrent {
-    /// Its hashes: one, or two of a hybrid.
+    /// Its hashes: one, or two for a hybrid.
     pub fn hashes(&self) -> impl Iterator<Item = InfoHash> {
         let second = self.info_hash_v2.filter(|it| *it != self.info_hash);
         [Some(self.info_hash), second].into_iter().flatten()
     }
 
-    /// The field that is too long, if one is, and what it may be.
+    /// The field that is too long, if any, and its limit.
     pub fn fault(&self) -> Option<(&'static str, &'static str)> {
         let long = |it: &Option<String>, max| it.as_ref().is_some_and(|it| it.len() > max);
         if long(&self.name, NAME_BYTES_MAX) {

@@ -1,8 +1,8 @@
-//! `/api/v1`: what the tracker holds, for operators' tools, and its orderly end. What it may serve
-//! is the matter of `lists`, `registrations` and `passkeys`.
+//! `/api/v1`: the tracker's torrents and peers for operators' tools, and its orderly stop. `lists`,
+//! `registrations` and `passkeys` have the routes for what it serves.
 //!
-//! A look over the whole store takes milliseconds for each million torrents. It is done on a thread
-//! of its own, one at a time: others wait, and the rest of the listener goes on.
+//! A walk over the whole store takes milliseconds per million torrents. It runs on a thread of its
+//! own, one walk at a time: further walks wait, and the listener keeps serving.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -25,22 +25,22 @@ use crate::time::Now;
 use crate::tracker::{ListedPeer, ListedTorrent, Listing, Role, TorrentOrder};
 use crate::types::{InfoHash, PeerKind};
 
-/// Entries in one reply, at most.
+/// Maximum number of entries in one response.
 const LIMIT_MAX: usize = 1000;
-/// Entries in one reply, if nobody says how many.
+/// Entries in one response, by default.
 const LIMIT_DEFAULT: usize = 100;
 
 /// The API's description.
 const OPENAPI: &str = include_str!("openapi.json");
 
-/// The API.
+/// The routes of the API.
 pub(super) fn routes<P: Process>() -> Routes<P> {
     let mut routes: Routes<P> = vec![
         ("/api/v1/openapi.json", get(async || (JSON, OPENAPI))),
         ("/api/v1/torrents", get(torrents::<P>).post(registrations::register::<P>)),
         ("/api/v1/torrents/{info_hash}", get(torrent::<P>).delete(registrations::unregister::<P>)),
         ("/api/v1/save", post(save::<P>)),
-        // For what can only fetch. No page in a browser may: `access` sees to that.
+        // For tools that can only send GET. `access` refuses pages in browsers.
         ("/save_state", get(save::<P>)),
         ("/api/v1/shutdown", post(shutdown::<P>)),
     ];
@@ -50,7 +50,7 @@ pub(super) fn routes<P: Process>() -> Routes<P> {
     routes
 }
 
-/// Who asks, for the log.
+/// The sender of a request, for the log.
 pub(super) struct Caller(pub(super) Actor);
 
 impl<S: Send + Sync> FromRequestParts<S> for Caller {
@@ -62,7 +62,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Caller {
     }
 }
 
-/// Does what may wait for a disk, away from the thread that serves everyone.
+/// Runs work that may wait for a disk on another thread, so that the listener keeps serving.
 pub(super) async fn work<P: Process, T: Send + 'static>(
     admin: &Admin<P>,
     act: impl FnOnce(&AccessManager, Now) -> Result<T, AccessError> + Send + 'static,
@@ -72,7 +72,7 @@ pub(super) async fn work<P: Process, T: Send + 'static>(
     Ok(done.await.map_err(|_| ApiError::broken())??)
 }
 
-/// A torrent in a reply.
+/// A torrent in a response.
 #[derive(Serialize)]
 struct TorrentBody {
     info_hash: String,
@@ -94,7 +94,7 @@ impl From<&ListedTorrent> for TorrentBody {
     }
 }
 
-/// A peer in a reply.
+/// A peer in a response.
 #[derive(Serialize)]
 struct PeerBody {
     address: Option<String>,
@@ -121,13 +121,13 @@ impl From<&ListedPeer> for PeerBody {
 }
 
 #[derive(Serialize)]
-struct TorrentsReply {
+struct TorrentsResponse {
     torrents: Vec<TorrentBody>,
     /// `after` of the next page, if there is one.
     next: Option<String>,
 }
 
-/// The largest torrents, or a page of all of them in order.
+/// Serves the largest torrents, or a page of all torrents in the order of their info-hashes.
 async fn torrents<P: Process>(
     State(admin): State<Admin<P>>,
     uri: Uri,
@@ -139,11 +139,11 @@ async fn torrents<P: Process>(
     let after = after.map(|it| info_hash("after", &it)).transpose()?;
     parameters.end()?;
     if order.is_some() && after.is_some() {
-        return Err(ApiError::bad_parameter("after", "goes with no sort: pages are in order"));
+        return Err(ApiError::bad_parameter("after", "cannot be combined with sort"));
     }
     let mut listed = walk(&admin, move |listing| match order {
         Some(order) => listing.torrents_by(order, limit),
-        // One more, to know whether there is another page.
+        // One torrent more shows whether there is another page.
         None => listing.torrents_after(after.as_ref(), limit + 1),
     })
     .await?;
@@ -151,11 +151,11 @@ async fn torrents<P: Process>(
     listed.truncate(limit);
     let next = listed.last().filter(|_| !is_last).map(|it| it.info_hash.to_string());
     let torrents = listed.iter().map(TorrentBody::from).collect();
-    Ok(([NOT_KEPT], Json(TorrentsReply { torrents, next })))
+    Ok(([NOT_KEPT], Json(TorrentsResponse { torrents, next })))
 }
 
 #[derive(Serialize)]
-struct TorrentReply {
+struct TorrentResponse {
     #[serde(flatten)]
     torrent: TorrentBody,
     peers: Vec<PeerBody>,
@@ -163,17 +163,17 @@ struct TorrentReply {
     next: Option<usize>,
 }
 
-/// One torrent with a page of its peers.
+/// Serves one torrent with a page of its peers.
 async fn torrent<P: Process>(
     State(admin): State<Admin<P>>,
     digits: Result<Path<String>, PathRejection>,
     uri: Uri,
 ) -> Result<impl IntoResponse, ApiError> {
-    // What cannot be decoded is no hash either.
+    // A path that cannot be decoded is not a hash.
     let info_hash = info_hash("info_hash", digits.as_deref().map_or("", String::as_str))?;
     let mut parameters = Parameters::of(&uri)?;
     let limit = parameters.limit()?;
-    let skip = parameters.number("skip", "a number from 0 on")?.unwrap_or(0);
+    let skip = parameters.number("skip", "must be a number from 0 on")?.unwrap_or(0);
     parameters.end()?;
     let now: Now = admin.process.now();
     let found = walk(&admin, move |listing| listing.torrent(&info_hash, now, skip, limit)).await?;
@@ -182,33 +182,33 @@ async fn torrent<P: Process>(
     let behind = skip.saturating_add(peers.len());
     let next = (!peers.is_empty() && (behind as u64) < all).then_some(behind);
     let peers = peers.iter().map(PeerBody::from).collect();
-    Ok(([NOT_KEPT], Json(TorrentReply { torrent: (&listed).into(), peers, next })))
+    Ok(([NOT_KEPT], Json(TorrentResponse { torrent: (&listed).into(), peers, next })))
 }
 
 #[derive(Serialize)]
-struct SaveReply {
+struct SaveResponse {
     status: &'static str,
 }
 
-/// Writes down what is kept in memory and would be written down later.
+/// Saves now what is kept in memory and would be saved later.
 async fn save<P: Process>(State(admin): State<Admin<P>>) -> Result<impl IntoResponse, ApiError> {
     let process = admin.process.clone();
     spawn_blocking(move || process.save()).await.map_err(|_| ApiError::broken())??;
-    Ok(([NOT_KEPT], Json(SaveReply { status: "saved" })))
+    Ok(([NOT_KEPT], Json(SaveResponse { status: "saved" })))
 }
 
 #[derive(Serialize)]
-struct ShutdownReply {
+struct ShutdownResponse {
     status: &'static str,
 }
 
-/// Begins the orderly stop.
+/// Starts the orderly stop.
 async fn shutdown<P: Process>(State(admin): State<Admin<P>>) -> impl IntoResponse {
     admin.process.shut_down();
-    (StatusCode::ACCEPTED, [NOT_KEPT], Json(ShutdownReply { status: "stopping" }))
+    (StatusCode::ACCEPTED, [NOT_KEPT], Json(ShutdownResponse { status: "stopping" }))
 }
 
-/// Looks over the store as soon as nobody else does.
+/// Walks over the store, once no other walk is running.
 pub(super) async fn walk<P: Process, T: Send + 'static>(
     admin: &Admin<P>,
     look: impl FnOnce(&Listing) -> T + Send + 'static,
@@ -217,7 +217,7 @@ pub(super) async fn walk<P: Process, T: Send + 'static>(
     walk_with(permit, admin, look).await
 }
 
-/// Looks over the store with the permit to do so.
+/// Walks over the store with the permit for that.
 pub(super) async fn walk_with<P: Process, T: Send + 'static>(
     permit: OwnedSemaphorePermit,
     admin: &Admin<P>,
@@ -226,13 +226,13 @@ pub(super) async fn walk_with<P: Process, T: Send + 'static>(
     let process = admin.process.clone();
     let done = spawn_blocking(move || {
         let found = look(&process.listing());
-        drop(permit); // here, so that it is held even where nobody waits for the answer any more
+        drop(permit); // here, so that it is held to the end even if the request is cancelled
         found
     });
     done.await.map_err(|_| ApiError::broken())
 }
 
-/// A query's parameters, each of them taken once.
+/// A query's parameters; each is taken once.
 pub(super) struct Parameters(Vec<(String, String)>);
 
 impl Parameters {
@@ -259,13 +259,13 @@ impl Parameters {
     }
 
     pub(super) fn limit(&mut self) -> Result<usize, ApiError> {
-        const WHAT: &str = "a number from 1 to 1000";
+        const WHAT: &str = "must be a number from 1 to 1000";
         let limit = self.number("limit", WHAT)?.unwrap_or(LIMIT_DEFAULT);
         let fits = (1..=LIMIT_MAX).contains(&limit);
         if fits { Ok(limit) } else { Err(ApiError::bad_parameter("limit", WHAT)) }
     }
 
-    /// Whatever was not taken was meant to do something, and does nothing.
+    /// Fails if a parameter is left: it would be ignored silently.
     pub(super) fn end(self) -> Result<(), ApiError> {
         if self.0.is_empty() { Ok(()) } else { Err(ApiError::bad_query()) }
     }
@@ -280,7 +280,7 @@ fn order(text: &str) -> Result<TorrentOrder, ApiError> {
     }
 }
 
-/// An info-hash from what a parameter says.
+/// Parses the info-hash of a parameter.
 pub(super) fn info_hash(field: &'static str, digits: &str) -> Result<InfoHash, ApiError> {
     let problem = || ApiError::bad_parameter(field, "must be 40 hexadecimal digits");
     InfoHash::from_hex(digits).ok_or_else(problem)

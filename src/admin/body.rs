@@ -1,4 +1,5 @@
-//! What a request's body says: one JSON object, each field of which is given and taken once.
+//! The fields of a request's body: one JSON object, in which each field comes once and is taken
+//! once.
 
 use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
@@ -12,7 +13,7 @@ use super::problem::ApiError;
 pub(super) struct BodyFields(Map<String, Value>);
 
 impl BodyFields {
-    /// Reads a body; an empty one has no fields.
+    /// Parses a body; an empty one has no fields.
     pub(super) fn of(body: Result<Bytes, BytesRejection>) -> Result<Self, ApiError> {
         let body = body.map_err(|error| match error.status() {
             StatusCode::PAYLOAD_TOO_LARGE => ApiError::long_body(),
@@ -27,42 +28,42 @@ impl BodyFields {
         }
     }
 
-    /// A field, if it is there and not null.
+    /// Takes a field; `None` if it is absent or null.
     pub(super) fn take(&mut self, name: &'static str) -> Option<Value> {
         self.0.remove(name).filter(|it| !it.is_null())
     }
 
-    /// A text.
+    /// Takes a text.
     pub(super) fn text(&mut self, name: &'static str) -> Result<Option<String>, ApiError> {
         match self.take(name) {
             None => Ok(None),
             Some(Value::String(it)) => Ok(Some(it)),
-            Some(_) => Err(ApiError::bad_parameter(name, "must be a text")),
+            Some(_) => Err(ApiError::bad_parameter(name, "must be a string")),
         }
     }
 
-    /// A whole number.
+    /// Takes a whole number.
     pub(super) fn number(&mut self, name: &'static str) -> Result<Option<u64>, ApiError> {
         let problem = || ApiError::bad_parameter(name, "must be a whole number from 0 on");
         self.take(name).map(|it| it.as_u64().ok_or_else(problem)).transpose()
     }
 
-    /// A number of 32 bits.
+    /// Takes a number of 32 bits.
     pub(super) fn short(&mut self, name: &'static str) -> Result<Option<u32>, ApiError> {
         let problem = |_| ApiError::bad_parameter(name, "must be a whole number below 4294967296");
         self.number(name)?.map(|it| u32::try_from(it).map_err(problem)).transpose()
     }
 
-    /// A list.
+    /// Takes a list.
     pub(super) fn list(&mut self, name: &'static str) -> Result<Vec<Value>, ApiError> {
         match self.take(name) {
             None => Ok(Vec::new()),
             Some(Value::Array(them)) => Ok(them),
-            Some(_) => Err(ApiError::bad_parameter(name, "must be a list")),
+            Some(_) => Err(ApiError::bad_parameter(name, "must be an array")),
         }
     }
 
-    /// Whatever was not taken was meant to do something, and does nothing.
+    /// Fails if a field is left: it would be ignored silently.
     pub(super) fn end(self) -> Result<(), ApiError> {
         if self.0.is_empty() { Ok(()) } else { Err(ApiError::bad_body()) }
     }

@@ -1,12 +1,12 @@
-//! JSON in which no object has a field twice. RFC 8259 leaves open which of two counts, and
-//! serde_json drops the first in silence: half of what somebody meant would be lost.
+//! JSON in which no object has a field twice. RFC 8259 leaves open which of the two counts, and
+//! serde_json silently drops the first: half of the input would be lost.
 
 use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
-/// What a text says.
+/// A JSON value without duplicate fields.
 pub(super) struct Strict(pub(super) Value);
 
 impl<'de> Deserialize<'de> for Strict {

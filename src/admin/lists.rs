@@ -1,5 +1,5 @@
-//! `/api/v1/access`: the lists of who and what is served. What is changed here is changed in the
-//! files as well; who changes files by hand asks for a reload.
+//! `/api/v1/access`: the lists of who and what is served. A change through the API also changes the
+//! files; a change by hand in a file needs a reload.
 
 use axum::Json;
 use axum::body::Bytes;
@@ -18,14 +18,14 @@ use super::{Admin, NOT_KEPT, Process, Routes};
 use crate::access::lists::{ListName, ListValue, parse_value, reason};
 use crate::access_store::{AccessError, AccessManager, Change, Edit};
 
-/// Values of one edit, at most.
+/// Maximum number of values of one edit.
 const EDITED_MAX: usize = 10_000;
 
-/// What an edit's values are called.
+/// The JSON fields of an edit.
 const ADD: &str = "add";
 const REMOVE: &str = "remove";
 
-/// The lists' routes.
+/// The routes of the lists.
 pub(super) fn routes<P: Process>() -> Routes<P> {
     vec![
         ("/api/v1/access", get(overview::<P>)),
@@ -38,14 +38,14 @@ pub(super) fn routes<P: Process>() -> Routes<P> {
     ]
 }
 
-/// A list in a reply.
+/// A list in a response.
 #[derive(Serialize)]
 struct Summary {
     list: &'static str,
     entries: usize,
-    /// Whether it refuses anything.
+    /// Whether the list refuses anything.
     in_force: bool,
-    /// Where it is kept.
+    /// The list's file.
     file: Option<String>,
 }
 
@@ -55,7 +55,7 @@ struct Overview {
     lists: Vec<Summary>,
 }
 
-/// What is in force.
+/// Serves the mode and all lists, without their entries.
 async fn overview<P: Process>(
     State(admin): State<Admin<P>>,
     uri: Uri,
@@ -75,7 +75,7 @@ async fn overview<P: Process>(
     Ok(([NOT_KEPT], Json(work(&admin, move |access_manager, _| look(access_manager)).await?)))
 }
 
-/// A change in a reply.
+/// A change in a response.
 #[derive(Serialize)]
 struct Changed {
     list: &'static str,
@@ -96,7 +96,7 @@ struct Reloaded {
     lists: Vec<Changed>,
 }
 
-/// Reads all files again.
+/// Reads all list files again.
 async fn reload<P: Process>(
     State(admin): State<Admin<P>>,
     Caller(who): Caller,
@@ -111,7 +111,7 @@ async fn reload<P: Process>(
     Ok(([NOT_KEPT], Json(Reloaded { lists })))
 }
 
-/// An entry in a reply.
+/// An entry in a response.
 #[derive(Serialize)]
 struct ListEntry {
     value: String,
@@ -131,7 +131,7 @@ struct ListPage {
     next: Option<String>,
 }
 
-/// A page of a list.
+/// Serves a page of a list.
 async fn page<P: Process>(
     State(admin): State<Admin<P>>,
     path: Result<Path<(String, String)>, PathRejection>,
@@ -146,7 +146,7 @@ async fn page<P: Process>(
     parameters.end()?;
     let look = move |access_manager: &AccessManager| {
         let lists = access_manager.access().lists();
-        // One more, to know whether there is another page.
+        // One entry more shows whether there is another page.
         let found = lists.get(name).page(after.as_ref(), limit + 1);
         let is_last = found.len() <= limit;
         let entries: Vec<_> = found.into_iter().take(limit).map(ListEntry::new).collect();
@@ -169,7 +169,8 @@ async fn edit<P: Process>(
     let (add, remove) = (fields.list(ADD)?, fields.list(REMOVE)?);
     fields.end()?;
     if add.len() + remove.len() > EDITED_MAX {
-        return Err(ApiError::bad_parameter(ADD, "at most 10000 values at once, with remove"));
+        let problem = "must have at most 10000 values, together with remove";
+        return Err(ApiError::bad_parameter(ADD, problem));
     }
     let mut edit = Edit::default();
     for value in add {
@@ -184,7 +185,7 @@ async fn edit<P: Process>(
     Ok(([NOT_KEPT], Json(Changed::from(change))))
 }
 
-/// Takes what `add` holds: a value, or an object with a value and perhaps a reason.
+/// Adds an item of `add` to an edit: a value, or an object with a value and an optional reason.
 fn push_added(edit: &mut Edit, name: ListName, value: Field) -> Result<(), ApiError> {
     let (text, reason) = match value {
         Field::String(text) => (Some(text), None),
@@ -202,7 +203,7 @@ fn push_added(edit: &mut Edit, name: ListName, value: Field) -> Result<(), ApiEr
     Ok(())
 }
 
-/// Whether a value is listed just so.
+/// Serves the entry of exactly this value.
 async fn read_entry<P: Process>(
     State(admin): State<Admin<P>>,
     place: ListPath,
@@ -216,7 +217,7 @@ async fn read_entry<P: Process>(
     Ok(([NOT_KEPT], Json(found.ok_or_else(ApiError::not_listed)?)))
 }
 
-/// Lists a value, with a reason or without.
+/// Adds a value to a list, with or without a reason.
 async fn add<P: Process>(
     State(admin): State<Admin<P>>,
     Caller(who): Caller,
@@ -233,7 +234,7 @@ async fn add<P: Process>(
     Ok(([NOT_KEPT], Json(Changed::from(change))))
 }
 
-/// Lists a value no more.
+/// Removes a value from a list.
 async fn remove<P: Process>(
     State(admin): State<Admin<P>>,
     Caller(who): Caller,
@@ -248,7 +249,7 @@ async fn remove<P: Process>(
     Ok(([NOT_KEPT], Json(Changed::from(change))))
 }
 
-/// A list and a value, as a path names them.
+/// A list and its values, from a path.
 struct ListPath {
     name: ListName,
     first: ListValue,
@@ -270,7 +271,7 @@ impl<S: Send + Sync> axum::extract::FromRequestParts<S> for ListPath {
     ) -> Result<Self, ApiError> {
         type Parts = (String, String, String);
         let path = Path::<Parts>::from_request_parts(parts, state).await;
-        // What cannot be decoded is no value either.
+        // A path that cannot be decoded names no list.
         let Path((kind, side, text)) = path.map_err(|_| ApiError::no_such_list())?;
         let name = name(&kind, &side).ok_or_else(ApiError::no_such_list)?;
         let found = parse_value(name.kind(), &text).ok_or_else(|| not_one("value", name))?;
@@ -286,12 +287,12 @@ fn name(kind: &str, side: &str) -> Option<ListName> {
     ListName::ALL.iter().find(is_it).copied()
 }
 
-/// One value, from a parameter.
+/// Parses one value of a parameter.
 fn value(field: &'static str, name: ListName, text: &str) -> Result<ListValue, ApiError> {
     parse_value(name.kind(), text).map(|it| it.0).ok_or_else(|| not_one(field, name))
 }
 
-/// A value, or the two of a hybrid torrent's magnet link.
+/// Parses a value, or the two values of a hybrid torrent's magnet link.
 fn values(
     field: &'static str,
     name: ListName,
@@ -302,13 +303,13 @@ fn values(
 }
 
 fn not_one(field: &'static str, name: ListName) -> ApiError {
-    ApiError::bad_parameter(field, name.kind().allowed())
+    ApiError::bad_parameter(field, format!("must be {}", name.kind().allowed()))
 }
 
-/// A reason that can stand in a file's line.
+/// Checks a reason, which must fit into one line of a file.
 fn sound(text: Option<String>) -> Result<Option<String>, ApiError> {
     let Some(text) = text else { return Ok(None) };
     let text = text.trim();
-    let found = reason(text).map_err(|problem| ApiError::bad_parameter("reason", problem))?;
-    Ok(found.map(str::to_owned))
+    let fault = |problem: &str| ApiError::bad_parameter("reason", format!("must be {problem}"));
+    Ok(reason(text).map_err(fault)?.map(str::to_owned))
 }

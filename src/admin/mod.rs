@@ -1,9 +1,9 @@
 //! The operators' front end: `/metrics` for Prometheus, `/livez /readyz /startupz` for Kubernetes,
 //! `/stats` for people, `/api/v1` for tools.
 //!
-//! Serves whatever the process says of itself through [`Process`]; opens no socket. A probe's
-//! answer has a one-line body with the reason, for people who ask by hand. What the API offers
-//! stands in `openapi.json`, which it serves itself; who may use it is `access`'s matter.
+//! Serves the state of the process, which it reads through [`Process`]; opens no socket. The
+//! response to a probe has a one-line body with the reason, for manual checks. `openapi.json`
+//! describes the API, which also serves that file; `access` decides which requests the API serves.
 
 mod access;
 mod api;
@@ -33,24 +33,24 @@ use crate::tracker::Listing;
 use live::{StatsHub, Top};
 use problem::ApiError;
 
-/// What the process says of itself.
+/// The process, as this front end uses it.
 pub trait Process: Send + Sync + 'static {
     /// All metrics in Prometheus' text format, as of now.
     fn metrics(&self) -> String;
 
-    /// Whether every worker's loop goes round. A restart is the answer where it does not.
+    /// Whether every worker's loop is running. If not, a restart is the remedy.
     ///
     /// # Errors
     /// What is stuck.
     fn live(&self) -> Result<(), String>;
 
-    /// Whether requests should be sent here.
+    /// Whether the process is ready for requests.
     ///
     /// # Errors
     /// Why not.
     fn ready(&self) -> Result<(), String>;
 
-    /// Whether the start is over.
+    /// Whether the start is complete.
     ///
     /// # Errors
     /// What is still missing.
@@ -59,34 +59,34 @@ pub trait Process: Send + Sync + 'static {
     /// The figures of the statistics pages, as of now.
     fn stats(&self) -> Stats;
 
-    /// Where the statistics page has its figures from.
+    /// The source of the statistics page's figures.
     fn board(&self) -> Arc<StatsHub>;
 
     /// A handle for lists of torrents.
     fn listing(&self) -> Listing;
 
-    /// What keeps lists, registrations and passkeys.
+    /// The manager of lists, registrations and passkeys.
     fn access_manager(&self) -> Arc<AccessManager>;
 
-    /// The time, for the ages of peers.
+    /// The current time, for the ages of peers.
     fn now(&self) -> Now;
 
-    /// What `Authorization: Bearer …` has to say under `/api/v1`.
+    /// The token that `Authorization: Bearer …` must hold under `/api/v1`.
     fn token(&self) -> Token;
 
-    /// Writes down what is kept in memory and would be written down later, swarms included; waits
-    /// for the disk.
+    /// Saves now what is kept in memory and would be saved later, swarms included; waits for the
+    /// disk.
     ///
     /// # Errors
-    /// [`AccessError`] where it cannot; nothing is lost by that.
+    /// [`AccessError`] if that fails; nothing in memory is lost then.
     fn save(&self) -> Result<(), AccessError>;
 
-    /// Begins the orderly stop, as SIGTERM does; returns at once.
+    /// Starts the orderly stop, as SIGTERM does; returns at once.
     fn shut_down(&self);
 }
 
-/// The pages and the API. To be served with the connecting address, as an extension
-/// `ConnectInfo<SocketAddr>` of each request.
+/// The router of the pages and the API. Each request needs the client's address, as an extension
+/// `ConnectInfo<SocketAddr>`.
 pub fn router<P: Process>(process: Arc<P>) -> Router {
     let admin = Admin { process, walk: Arc::new(Semaphore::new(1)), top: Top::default() };
     let open = routed(pages());
@@ -95,10 +95,10 @@ pub fn router<P: Process>(process: Arc<P>) -> Router {
     open.merge(guarded).fallback(async || ApiError::no_such_page()).with_state(admin)
 }
 
-/// What every request works with.
+/// The state that all requests share.
 struct Admin<P> {
     process: Arc<P>,
-    /// Held by the one walk over the store that may be under way.
+    /// The permit of a walk over the store: only one walk runs at a time.
     walk: Arc<Semaphore>,
     /// The largest torrents, for the statistics page.
     top: Top,
@@ -110,7 +110,7 @@ impl<P> Clone for Admin<P> {
     }
 }
 
-/// Paths and what serves them.
+/// Paths and their handlers.
 type Routes<P> = Vec<(&'static str, MethodRouter<Admin<P>>)>;
 
 fn routed<P: Process>(routes: Routes<P>) -> Router<Admin<P>> {
@@ -119,7 +119,7 @@ fn routed<P: Process>(routes: Routes<P>) -> Router<Admin<P>> {
     router.method_not_allowed_fallback(async || ApiError::bad_method())
 }
 
-/// What everyone who can reach the listener may see.
+/// The pages that are open to every client that reaches the listener.
 fn pages<P: Process>() -> Routes<P> {
     let live = async |State(it): State<Admin<P>>| verdict(it.process.live());
     let ready = async |State(it): State<Admin<P>>| verdict(it.process.ready());
@@ -144,10 +144,10 @@ async fn stats_json<P: Process>(State(admin): State<Admin<P>>) -> impl IntoRespo
     (JSON, Pages::of(&admin.process.stats()).json)
 }
 
-/// Figures of this moment are worth nothing in a cache.
+/// Current figures must not be cached.
 const NOT_KEPT: (HeaderName, &str) = (header::CACHE_CONTROL, "no-store");
 
-/// The head of a JSON page.
+/// The headers of a JSON response.
 const JSON: [(HeaderName, &str); 3] = [
     (header::CONTENT_TYPE, "application/json"),
     (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
@@ -167,7 +167,7 @@ mod tests {
 
     use super::*;
 
-    /// A process that is never there: routes are the same for all.
+    /// A process that is never constructed: routes do not depend on it.
     enum Nobody {}
 
     impl Process for Nobody {

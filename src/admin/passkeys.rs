@@ -1,4 +1,4 @@
-//! `/api/v1/passkeys`: who may use a private tracker, how much, and what they did.
+//! `/api/v1/passkeys`: the passkeys of a private tracker, their limits and their totals.
 
 use axum::Json;
 use axum::body::Bytes;
@@ -17,7 +17,7 @@ use crate::access::mode::Mode;
 use crate::access::passkey::{Limits, NAME_BYTES_MAX, PEERS_MAX, Record, Totals, Usage, ValidKey};
 use crate::access_store::{AccessError, AccessManager};
 
-/// The routes.
+/// The routes of passkeys.
 pub(super) fn routes<P: Process>() -> Routes<P> {
     vec![
         ("/api/v1/passkeys", get(list::<P>).post(issue::<P>)),
@@ -25,7 +25,7 @@ pub(super) fn routes<P: Process>() -> Routes<P> {
     ]
 }
 
-/// A passkey in a reply: never the key itself.
+/// A passkey in a response: never the key itself.
 #[derive(Serialize)]
 struct Listed {
     id: String,
@@ -58,7 +58,7 @@ struct PasskeyPage {
     next: Option<String>,
 }
 
-/// A page of passkeys.
+/// Serves a page of passkeys.
 async fn list<P: Process>(
     State(admin): State<Admin<P>>,
     uri: Uri,
@@ -68,7 +68,7 @@ async fn list<P: Process>(
     let after = parameters.take("after")?.unwrap_or_default();
     parameters.end()?;
     let look = move |access_manager: &AccessManager| {
-        let all = private(access_manager)?.keys().all();
+        let all = private(access_manager)?.passkeys().all();
         let mut rest = all.iter().filter(|it| it.id() > after);
         let passkeys: Vec<_> = rest.by_ref().take(limit).map(|it| Listed::of(it)).collect();
         let more = rest.next().is_some();
@@ -80,13 +80,13 @@ async fn list<P: Process>(
 
 #[derive(Serialize)]
 struct New {
-    /// Told this once.
+    /// Only this response contains it.
     passkey: String,
     #[serde(flatten)]
     listed: Listed,
 }
 
-/// Makes a passkey.
+/// Issues a passkey.
 async fn issue<P: Process>(
     State(admin): State<Admin<P>>,
     Caller(who): Caller,
@@ -113,28 +113,28 @@ async fn issue<P: Process>(
     Ok((StatusCode::CREATED, [NOT_KEPT], Json(new)))
 }
 
-/// One passkey.
+/// Serves one passkey.
 async fn look<P: Process>(
     State(admin): State<Admin<P>>,
     id: Result<Path<String>, PathRejection>,
 ) -> Result<impl IntoResponse, ApiError> {
     let id = id.map(|Path(text)| text).unwrap_or_default();
     let look = move |access_manager: &AccessManager| {
-        let key = private(access_manager)?.keys().with_id(&id);
+        let key = private(access_manager)?.passkeys().with_id(&id);
         Ok(key.map(|it| Listed::of(&it)))
     };
     let found = work(&admin, move |access_manager, _| look(access_manager)).await?;
     Ok(([NOT_KEPT], Json(found.ok_or_else(ApiError::unknown_passkey)?)))
 }
 
-/// Makes a passkey invalid.
+/// Revokes a passkey.
 async fn revoke<P: Process>(
     State(admin): State<Admin<P>>,
     Caller(who): Caller,
     id: Result<Path<String>, PathRejection>,
 ) -> Result<impl IntoResponse, ApiError> {
     #[derive(Serialize)]
-    struct Reply {
+    struct Response {
         status: &'static str,
     }
     let id = id.map(|Path(text)| text).unwrap_or_default();
@@ -146,7 +146,7 @@ async fn revoke<P: Process>(
     if !done {
         return Err(ApiError::unknown_passkey());
     }
-    Ok(([NOT_KEPT], Json(Reply { status: "revoked" })))
+    Ok(([NOT_KEPT], Json(Response { status: "revoked" })))
 }
 
 fn private(access_manager: &AccessManager) -> Result<&crate::access::Access, AccessError> {

@@ -1,8 +1,8 @@
-//! What the API says when it cannot do what it was asked:
+//! Error responses of the API:
 //! `{"error":{"code":"…","message":"…","field":"…"}}`.
 //!
-//! The code never changes, for programs; the message says what to do, for people. Neither holds
-//! anything that the request held.
+//! The code never changes, for programs; the message gives the remedy, for people. Neither contains
+//! anything from the request.
 
 use std::borrow::Cow;
 
@@ -14,7 +14,7 @@ use super::JSON;
 use super::live::VIEWERS_MAX;
 use crate::access_store::AccessError;
 
-/// An error reply.
+/// An error response.
 #[derive(Debug)]
 pub(super) struct ApiError {
     status: StatusCode,
@@ -34,22 +34,26 @@ impl ApiError {
         Self { status, error: Error { code, message: message.into(), field: None } }
     }
 
-    /// A parameter that cannot be used: 400. `message` says what it must be.
-    pub(super) fn bad_parameter(field: &'static str, message: &'static str) -> Self {
+    /// A parameter that cannot be used: 400. `message` states what it must be.
+    pub(super) fn bad_parameter(
+        field: &'static str,
+        message: impl Into<Cow<'static, str>>,
+    ) -> Self {
         let it = Self::new(StatusCode::BAD_REQUEST, "bad_parameter", message);
         Self { error: Error { field: Some(field), ..it.error }, ..it }
     }
 
-    /// A parameter that nobody knows, or a query that cannot be read: 400.
+    /// An unknown parameter, or a query that cannot be parsed: 400.
     pub(super) fn bad_query() -> Self {
-        let message = "the query cannot be read, or holds a parameter that this page does not have";
+        let message =
+            "the query cannot be parsed, or has a parameter that this path does not accept";
         Self::new(StatusCode::BAD_REQUEST, "bad_query", message)
     }
 
-    /// A body that is no JSON object with the fields of this page: 400.
+    /// A body that is not a JSON object with the fields of this page: 400.
     pub(super) fn bad_body() -> Self {
-        let message = "the body must be a JSON object with fields that this page has, each once; \
-                       /api/v1/openapi.json describes them";
+        let message = "the body must be a JSON object with fields that this path accepts, each \
+                       once; /api/v1/openapi.json describes them";
         Self::new(StatusCode::BAD_REQUEST, "bad_body", message)
     }
 
@@ -61,13 +65,13 @@ impl ApiError {
 
     /// No token, or a wrong one: 401.
     pub(super) fn no_token() -> Self {
-        let message = "this needs the header `Authorization: Bearer` with the token of the \
-                       setting admin.token, or where that is empty, of the file admin.token in \
-                       the state directory";
+        let message = "token missing or wrong; remedy: send the header `Authorization: Bearer` \
+                       with the token of the setting admin.token, or where that is empty, of the \
+                       file admin.token in the state directory";
         Self::new(StatusCode::UNAUTHORIZED, "no_token", message)
     }
 
-    /// Something is to be changed while there is no token: 403.
+    /// A change while there is no token: 403.
     pub(super) fn token_absent() -> Self {
         let message = "nothing can be changed without a token: none is configured, and there is \
                        no state directory to keep one in; remedy: set admin.token, or \
@@ -75,88 +79,87 @@ impl ApiError {
         Self::new(StatusCode::FORBIDDEN, "token_absent", message)
     }
 
-    /// Asked from elsewhere without the token: 403.
+    /// A request from another host without the token: 403.
     pub(super) fn only_local() -> Self {
-        let message = "only this host may read without the token; remedy: the header \
+        let message = "only this host may read without the token; remedy: send the header \
                        `Authorization: Bearer` with the token of the setting admin.token or of \
                        the file admin.token in the state directory";
         Self::new(StatusCode::FORBIDDEN, "only_local", message)
     }
 
-    /// Asked through a reverse proxy without the token: 403.
+    /// A request through a reverse proxy without the token: 403.
     pub(super) fn forwarded() -> Self {
         let message = "a reverse proxy seems to have forwarded this request (a header of its \
-                       kind, or HTTP/1.0), so its origin is unknown; remedy: the header \
+                       kind, or HTTP/1.0), so its origin is unknown; remedy: send the header \
                        `Authorization: Bearer` with the token of the setting admin.token or of \
                        the file admin.token in the state directory";
         Self::new(StatusCode::FORBIDDEN, "forwarded", message)
     }
 
-    /// Asked under a name that may have been pointed here by somebody else: 403.
+    /// A request without the token, to a name that DNS rebinding may have pointed here: 403.
     pub(super) fn bad_host() -> Self {
         let message = "without a token, the header Host must name a loopback address or \
                        localhost; remedy: use such an address, or send the token (admin.token)";
         Self::new(StatusCode::FORBIDDEN, "bad_host", message)
     }
 
-    /// Something is to be changed under a host that is nobody's: 403.
+    /// A change, with a Host header that is not a usable host: 403.
     pub(super) fn odd_host() -> Self {
         let message = "no changes through the addresses 0.0.0.0, [::], an address in another \
-                       spelling or a host with a user before it (header Host); remedy: ask an \
-                       address of this host";
+                       spelling or a host with a user before it (header Host); remedy: send \
+                       it to an address of this host";
         Self::new(StatusCode::FORBIDDEN, "odd_host", message)
     }
 
-    /// A page in a browser wants to change something: 403.
+    /// A change that a page in a browser requests: 403.
     pub(super) fn from_browser() -> Self {
-        let message = "nothing is changed for a page in a browser (headers Origin, Referer, \
-                       Sec-Fetch-Site)";
+        let message = "requests from a browser page cannot change anything (headers Origin, \
+                       Referer, Sec-Fetch-Site); remedy: use curl or a script";
         Self::new(StatusCode::FORBIDDEN, "from_browser", message)
     }
 
-    /// No opening handshake of a WebSocket: 426.
+    /// Not the opening handshake of a WebSocket: 426.
     pub(super) fn no_socket() -> Self {
         let message = "this is a WebSocket (RFC 6455, version 13), which the page /stats opens";
         Self::new(StatusCode::UPGRADE_REQUIRED, "no_socket", message)
     }
 
-    /// A page of another host or port wants to read: 403.
+    /// A page of another host or port requests figures: 403.
     pub(super) fn foreign_page() -> Self {
-        let message = "only a page that this host and port have served may read this; behind a \
-                       reverse proxy, have it pass on the header Host";
+        let message = "only a page from this host and port may read this; remedy: behind a \
+                       reverse proxy, forward the header Host";
         Self::new(StatusCode::FORBIDDEN, "foreign_page", message)
     }
 
-    /// As many statistics pages are open as may be: 503.
+    /// The maximum number of statistics pages is open already: 503.
     pub(super) fn too_many_viewers() -> Self {
-        let message = format!(
-            "{VIEWERS_MAX} statistics pages are open, and no more may be; remedy: close one"
-        );
+        let message =
+            format!("the maximum of {VIEWERS_MAX} statistics pages is open; remedy: close one");
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "too_many_viewers", message)
     }
 
-    /// There will be no more figures: 503.
+    /// The tracker stops, so there are no more figures: 503.
     pub(super) fn stopping() -> Self {
-        Self::new(StatusCode::SERVICE_UNAVAILABLE, "stopping", "the tracker stops")
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "stopping", "the tracker is stopping")
     }
 
-    /// No such page: 404.
+    /// An unknown page: 404.
     pub(super) fn no_such_page() -> Self {
-        let message = "no such page; /api/v1/openapi.json lists all pages";
+        let message = "no such path; /api/v1/openapi.json lists all paths";
         Self::new(StatusCode::NOT_FOUND, "no_such_page", message)
     }
 
-    /// A torrent that nobody has announced: 404.
+    /// A torrent that no client has announced: 404.
     pub(super) fn unknown_torrent() -> Self {
-        Self::new(StatusCode::NOT_FOUND, "unknown_torrent", "nobody has announced this torrent")
+        Self::new(StatusCode::NOT_FOUND, "unknown_torrent", "no peer has announced this torrent")
     }
 
-    /// A passkey that was never issued, or is revoked: 404.
+    /// An unknown or revoked passkey: 404.
     pub(super) fn unknown_passkey() -> Self {
         Self::new(StatusCode::NOT_FOUND, "unknown_passkey", "there is no passkey with this id")
     }
 
-    /// A list that there is not: 404.
+    /// An unknown list: 404.
     pub(super) fn no_such_list() -> Self {
         let message = "the lists are torrents, networks and clients, each with allow and deny, and \
                        ports with deny";
@@ -165,18 +168,19 @@ impl ApiError {
 
     /// A value that is not on the list: 404.
     pub(super) fn not_listed() -> Self {
-        Self::new(StatusCode::NOT_FOUND, "not_listed", "this value is not on the list just so")
+        Self::new(StatusCode::NOT_FOUND, "not_listed", "the list has no such entry")
     }
 
-    /// A method that the page does not have: 405. The header Allow names those it has.
+    /// A method that the page does not have: 405. The header Allow lists those it has.
     pub(super) fn bad_method() -> Self {
-        let message = "this page does not have this method; the header Allow names those it has";
+        let message =
+            "this path does not accept this method; the header Allow lists those it accepts";
         Self::new(StatusCode::METHOD_NOT_ALLOWED, "bad_method", message)
     }
 
-    /// The work broke off: 500.
+    /// An internal task failed: 500.
     pub(super) fn broken() -> Self {
-        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "broken", "the work broke off; see the log")
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "broken", "internal error; see the log")
     }
 }
 
@@ -212,7 +216,7 @@ impl IntoResponse for ApiError {
             error: Error,
         }
         let status = self.status;
-        // The body is made of strings alone, which are always JSON.
+        // The body consists of strings, which always serialize.
         let body = serde_json::to_string(&Body { error: self.error }).unwrap_or_default();
         let mut response = (status, JSON, body).into_response();
         if status == StatusCode::UNAUTHORIZED {
@@ -222,7 +226,7 @@ impl IntoResponse for ApiError {
         if status == StatusCode::UPGRADE_REQUIRED {
             let wanted = [
                 (header::UPGRADE, "websocket"),
-                (header::CONNECTION, "Upgrade"), // as RFC 9110, 7.8, wants it beside the other
+                (header::CONNECTION, "Upgrade"), // required beside Upgrade (RFC 9110, 7.8)
                 (header::SEC_WEBSOCKET_VERSION, "13"),
             ];
             let wanted = wanted.map(|(name, value)| (name, HeaderValue::from_static(value)));

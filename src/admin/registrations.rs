@@ -1,4 +1,4 @@
-//! Torrents of a tracker that serves registered ones alone, and what resembles them.
+//! Registered torrents, and unknown hashes that resemble them.
 
 use axum::Json;
 use axum::body::Bytes;
@@ -18,10 +18,10 @@ use crate::access::registry::Similar;
 use crate::access_store::{AccessError, AccessManager, RegisteredTorrent};
 use crate::types::InfoHash;
 
-/// Similar hashes in one reply, at most.
+/// Maximum number of similar hashes in one response.
 const SIMILAR_MAX: usize = 1000;
 
-/// The routes that are not shared with the torrents that are announced.
+/// The routes of registrations alone; `api` has those that announced torrents share.
 pub(super) fn routes<P: Process>() -> Routes<P> {
     vec![
         ("/add_torrent_info", post(register::<P>)),
@@ -51,17 +51,17 @@ pub(super) async fn unregister<P: Process>(
     digits: Result<Path<String>, PathRejection>,
 ) -> Result<impl IntoResponse, ApiError> {
     #[derive(Serialize)]
-    struct Reply {
+    struct Response {
         status: &'static str,
     }
     let info_hash = info_hash("info_hash", digits.as_deref().map_or("", String::as_str))?;
     let unregister =
         move |access_manager: &AccessManager| access_manager.unregister(&info_hash, who);
     work(&admin, move |access_manager, _| unregister(access_manager)).await?;
-    Ok(([NOT_KEPT], Json(Reply { status: "unregistered" })))
+    Ok(([NOT_KEPT], Json(Response { status: "unregistered" })))
 }
 
-/// What is known of a registered torrent.
+/// Serves the record of a registered torrent.
 async fn registration<P: Process>(
     State(admin): State<Admin<P>>,
     digits: Result<Path<String>, PathRejection>,
@@ -81,16 +81,16 @@ struct Refused {
 }
 
 #[derive(Serialize)]
-struct SimilarReply {
+struct SimilarResponse {
     info_hash: String,
     registered: bool,
-    /// Registered torrents that it resembles.
+    /// Registered torrents that the hash resembles.
     resembles: Vec<String>,
-    /// What was refused because it resembles this one.
+    /// Unknown hashes that were refused because they resemble this one.
     refused: Vec<Refused>,
 }
 
-/// What a hash resembles, and what resembles it.
+/// Serves the hashes that a hash resembles, and those that resemble it.
 async fn similar<P: Process>(
     State(admin): State<Admin<P>>,
     digits: Result<Path<String>, PathRejection>,
@@ -109,7 +109,7 @@ async fn similar<P: Process>(
         };
         let seen = registry.similar_to(&info_hash);
         let resembled = registry.resembled(&info_hash);
-        Ok(SimilarReply {
+        Ok(SimilarResponse {
             info_hash: info_hash.to_string(),
             registered: registry.canonical(&info_hash).is_some(),
             resembles: resembled.iter().take(SIMILAR_MAX).map(ToString::to_string).collect(),
@@ -119,7 +119,7 @@ async fn similar<P: Process>(
     Ok(([NOT_KEPT], Json(work(&admin, look).await?)))
 }
 
-/// A torrent from the fields of a body.
+/// Parses a torrent from the fields of a body.
 fn torrent(mut fields: BodyFields) -> Result<RegisteredTorrent, ApiError> {
     const HASH: &str = "must be 40 or 64 hexadecimal digits";
     let mut hash = |name: &'static str| -> Result<Option<InfoHash>, ApiError> {

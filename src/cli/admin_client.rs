@@ -1,8 +1,8 @@
-//! Requests to a tracker's admin listener, by hyper: one connection each, with bounds on its time
-//! and on the size of the reply. For `skep torrent` and `skep doctor`.
+//! Sends requests to a tracker's admin listener, with hyper: one connection per request, with
+//! limits on time and size. Used by `skep torrent` and `skep doctor`.
 //!
-//! `skep probe` has clients of its own: it measures connecting, TLS and the reply apart, and judges
-//! bytes that an HTTP library hides.
+//! `skep probe` has its own clients, because it times connect, TLS and response separately and
+//! checks bytes that an HTTP library hides.
 
 use std::error::Error as _;
 use std::io;
@@ -19,21 +19,21 @@ use tokio::time::timeout;
 
 use crate::client::http::HEAD_BYTES_MAX;
 
-/// What a request may take.
+/// Limits of one request.
 #[derive(Clone, Copy)]
 pub(super) struct RequestLimits {
-    /// How long connecting may take, and all that follows.
+    /// Timeout of the connect, and again of the request with its response.
     pub(super) step: Duration,
-    /// The longest body of a reply, in bytes.
+    /// The longest body of a response, in bytes.
     pub(super) body_bytes: usize,
 }
 
-/// Why a request brought no reply.
+/// Why a request has no response.
 #[derive(Debug)]
 pub(super) enum AdminRequestError {
-    /// There was no connection, or it failed or took too long.
+    /// The connect failed, the connection broke, or a step timed out.
     Connection(io::Error),
-    /// What came is not HTTP, or too long for a tracker's reply.
+    /// The response is not HTTP, or longer than the limits.
     NotHttp,
 }
 
@@ -53,10 +53,10 @@ impl From<hyper::Error> for AdminRequestError {
     }
 }
 
-/// Sends a request to HOST:PORT, and waits for the whole reply. Blocks.
+/// Sends a request to HOST:PORT and waits for the whole response. Blocks.
 ///
 /// # Errors
-/// [`AdminRequestError`] where there is none.
+/// [`AdminRequestError`] if there is no complete response.
 pub(super) fn exchange(
     authority: &str,
     request: request::Builder,
@@ -70,8 +70,8 @@ pub(super) fn exchange(
     let conversation = async {
         let connecting = timeout(limits.step, TcpStream::connect(authority));
         let stream = connecting.await.map_err(late)??;
-        let answering = timeout(limits.step, converse(stream, request, limits.body_bytes));
-        answering.await.map_err(late)?
+        let responding = timeout(limits.step, converse(stream, request, limits.body_bytes));
+        responding.await.map_err(late)?
     };
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(conversation)
 }
@@ -100,44 +100,44 @@ mod tests {
     use std::io::{BufRead as _, BufReader, Write as _};
     use std::net::TcpListener;
 
-    /// What a request of a program that replies with this brings.
-    fn ask(reply: &'static [u8]) -> Result<Response<Bytes>, AdminRequestError> {
+    /// Sends a request to a server whose response is these bytes.
+    fn ask(response: &'static [u8]) -> Result<Response<Bytes>, AdminRequestError> {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let authority = listener.local_addr().unwrap().to_string();
-        let replying = std::thread::spawn(move || {
+        let responding = std::thread::spawn(move || {
             let mut stream = listener.accept().unwrap().0;
             let head = BufReader::new(&stream).lines().map(Result::unwrap);
             let head: Vec<_> = head.take_while(|line| !line.is_empty()).collect();
-            stream.write_all(reply).unwrap();
+            stream.write_all(response).unwrap();
             head
         });
         let limits = RequestLimits { step: Duration::from_secs(30), body_bytes: 5 };
         let result = exchange(&authority, http::Request::get("/x?y"), Vec::new(), limits);
-        let head = replying.join().unwrap();
+        let head = responding.join().unwrap();
         assert_eq!(head[0], "GET /x?y HTTP/1.1");
         assert!(head.contains(&format!("host: {authority}")), "{head:?}");
         result
     }
 
     #[test]
-    fn replies_are_read_however_they_end() {
-        for reply in [
+    fn responses_are_read_however_they_end() {
+        for response in [
             &b"HTTP/1.1 404 Not Found\r\nContent-Length: 5\r\n\r\nhello"[..],
             b"HTTP/1.1 404 No\r\nTransfer-Encoding: chunked\r\n\r\n\
               2\r\nhe\r\n3\r\nllo\r\n0\r\n\r\n",
             b"HTTP/1.1 404 Not Found\r\n\r\nhello",
         ] {
-            let reply = ask(reply).unwrap();
-            assert_eq!((reply.status().as_u16(), &reply.body()[..]), (404, &b"hello"[..]));
+            let response = ask(response).unwrap();
+            assert_eq!((response.status().as_u16(), &response.body()[..]), (404, &b"hello"[..]));
         }
     }
 
     #[test]
-    fn what_no_tracker_sends_is_not_a_reply() {
+    fn what_no_tracker_sends_is_not_a_response() {
         let long = b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nhello!";
         let endless = b"HTTP/1.1 200 OK\r\n\r\nhello, hello, hello";
-        for reply in [&b""[..], b"hello", b"SSH-2.0-OpenSSH_9.9\r\n", long, endless] {
-            assert!(matches!(ask(reply), Err(AdminRequestError::NotHttp)), "{reply:?}");
+        for response in [&b""[..], b"hello", b"SSH-2.0-OpenSSH_9.9\r\n", long, endless] {
+            assert!(matches!(ask(response), Err(AdminRequestError::NotHttp)), "{response:?}");
         }
         let cut = ask(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhell");
         assert!(matches!(cut, Err(AdminRequestError::Connection(_))), "{cut:?}");

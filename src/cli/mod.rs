@@ -1,6 +1,6 @@
-//! The command line: what `skep --help` teaches.
+//! The command line: arguments and commands, as `skep --help` lists them.
 //!
-//! Exit codes: 0 done, 1 failed at run time, 2 bad usage or configuration.
+//! Exit codes: 0 done, 1 failed at run time, 2 invalid usage or configuration.
 
 mod admin_client;
 pub mod doctor;
@@ -14,7 +14,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::config::{Assignment, Config, ConfigError, Source};
+use crate::config::{Assignment, Config, ConfigError, SettingsSource};
 use crate::server::{self, StartError};
 
 const EXAMPLES: &str = "\
@@ -22,21 +22,21 @@ Examples:
   skep                                       serve on port 6969, both families, no configuration
   skep --listen 192.0.2.1:6969 --workers 4   one address, four cores
   skep config > skep.toml                    every setting with its default, to edit
-  skep check --config skep.toml              judge it without starting
+  skep check --config skep.toml              validate it without starting
   skep --config skep.toml                    serve with it; SIGHUP reloads it, SIGTERM stops
-  skep run --take-over --config skep.toml    replace the running one without losing a packet
+  skep run --take-over --config skep.toml    replace the running tracker, without losing a datagram
   SKEP__TRACKER__INTERVAL_S=900 skep         every setting has a variable, too
-  skep doctor                                judge this host: each finding with its remedy
-  skep probe udp://127.0.0.1:6969            ask it as a client would
+  skep doctor                                check this host: findings with remedies
+  skep probe udp://127.0.0.1:6969            send requests as a client would
   skep torrent add DIR                       register .torrent files with a running tracker
-  skep snapshot inspect FILE                 what a snapshot of the swarms holds
+  skep snapshot inspect FILE                 print what is in a snapshot of the swarms
   curl http://127.0.0.1:6970/metrics         figures; /livez and /readyz for probes
 
-Once every socket answers, one line goes to standard output:
+Once every socket is served, skep writes one line to standard output:
   ready udp=0.0.0.0:6969 tcp=0.0.0.0:6969 admin=127.0.0.1:6970 io=uring workers=2
 Logs go to standard error.
 
-Exit codes: 0 done, 1 failed at run time, 2 bad usage or configuration.";
+Exit codes: 0 done, 1 failed at run time, 2 invalid usage or configuration.";
 
 /// A UDP-first BitTorrent tracker.
 #[derive(Debug, Parser)]
@@ -52,43 +52,43 @@ struct Arguments {
 enum Command {
     /// Serve until SIGTERM (the default)
     Run(Run),
-    /// Print every setting, commented, with its default
+    /// Print every setting with its default and a description
     Config(Print),
-    /// Print every metric, as docs/metrics.md has them
+    /// Print every metric with its description, in Markdown
     Metrics,
-    /// Judge the configuration that `run` would use, without starting
+    /// Validate the configuration without starting; `skep doctor` checks the host
     Check(Settings),
-    /// Judge this host: kernel, buffers, connection tracking, limits, each with its remedy
+    /// Check this host: kernel, buffers, connection tracking, limits; each problem has a remedy
     Doctor(doctor::Options),
-    /// Ask trackers as a client would: connect, announce, scrape
+    /// Send requests as a client would: connect, announce, scrape
     Probe(probe::Options),
     /// Register .torrent files with a running tracker
     #[command(subcommand)]
     Torrent(torrent::TorrentCommand),
-    /// Look into a snapshot of the swarms
+    /// Inspect, verify or export a snapshot of the swarms
     #[command(subcommand)]
     Snapshot(snapshot::SnapshotCommand),
 }
 
-/// How to serve.
+/// Arguments of `run`.
 #[derive(Debug, Args)]
 struct Run {
-    /// Replace the running tracker, on its own sockets: nothing is lost
+    /// Replace the running tracker on its own sockets, losing no datagram
     #[arg(long)]
     take_over: bool,
     #[command(flatten)]
     settings: Settings,
 }
 
-/// How to print the settings.
+/// Arguments of `config`.
 #[derive(Debug, Args)]
 struct Print {
-    /// A file to edit, or docs/configuration.md
+    /// toml: a file to edit; markdown: docs/configuration.md
     #[arg(long, default_value = "toml", value_parser = ["toml", "markdown"])]
     format: String,
 }
 
-/// What is set on the command line; overrides the environment, which overrides the file.
+/// Settings from the command line. They override the environment, which overrides the file.
 #[derive(Debug, Args)]
 struct Settings {
     /// Read settings from this TOML file
@@ -97,18 +97,18 @@ struct Settings {
     /// Serve on this address; repeat for more; port 0 lets the kernel choose
     #[arg(long, value_name = "ADDRESS:PORT")]
     listen: Vec<String>,
-    /// Serve /metrics and probes on this address
+    /// Serve metrics, health, statistics and the API on this address
     #[arg(long, value_name = "ADDRESS:PORT")]
     admin: Option<String>,
-    /// How many worker threads; 0: one for each usable core
+    /// Number of worker threads; 0: one per usable core
     #[arg(long, value_name = "N")]
     workers: Option<String>,
-    /// How datagrams are moved
+    /// I/O backend for datagrams
     #[arg(long, value_parser = ["auto", "uring", "mmsg"], ignore_case = true)]
     io: Option<String>,
 }
 
-/// Reads the command line, does what it says, and tells how that went.
+/// Parses the command line, runs the command and returns its exit code.
 pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let done = match arguments.command.unwrap_or(Command::Run(arguments.run)) {
@@ -138,10 +138,10 @@ pub fn main() -> ExitCode {
 fn check(settings: &Settings) -> Result<(), StartError> {
     let warnings = server::check(&settings.source()?)?;
     warnings.iter().for_each(|it| complain(&format!("warning: {it}")));
-    print("the configuration is fine\n")
+    print("the configuration is valid\n")
 }
 
-/// Writes to standard output. A reader that has had enough, such as `head`, is no failure.
+/// Writes to standard output. A closed pipe is not an error: `head`, for instance, stops early.
 fn print(text: &str) -> Result<(), StartError> {
     match std::io::stdout().lock().write_all(text.as_bytes()) {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
@@ -151,14 +151,14 @@ fn print(text: &str) -> Result<(), StartError> {
     }
 }
 
-/// Tells the user what went wrong.
+/// Writes an error or a warning to standard error.
 fn complain(text: &str) {
     let _ = writeln!(std::io::stderr().lock(), "skep: {text}");
 }
 
 impl Settings {
-    /// Where the settings come from.
-    fn source(&self) -> Result<Source, StartError> {
+    /// The sources of the settings: file, environment and flags.
+    fn source(&self) -> Result<SettingsSource, StartError> {
         let mut flags = Vec::new();
         let mut flag = |place: &str, section: &str, key: &str, text: String| {
             let (place, section, key) = (place.into(), section.into(), key.into());
@@ -166,7 +166,7 @@ impl Settings {
         };
         if !self.listen.is_empty() {
             flag("--listen", "server", "listen", self.listen.join(","));
-            // A flag overrides the file, also where that lists addresses for UDP alone.
+            // `--listen` also overrides addresses that the file lists for UDP alone.
             flag("--listen", "udp", "listen", String::new());
         }
         if let Some(text) = &self.admin {
@@ -178,21 +178,21 @@ impl Settings {
         if let Some(text) = &self.io {
             flag("--io", "server", "io", text.clone());
         }
-        Ok(Source { file: self.config.clone(), environment: environment()?, flags })
+        Ok(SettingsSource { file: self.config.clone(), environment: environment()?, flags })
     }
 }
 
-/// The variables that set settings, or look as if they were meant to.
+/// The variables that start with `SKEP_`: some set settings, others may be misspelled.
 fn environment() -> Result<Vec<(String, String)>, ConfigError> {
     let mut all = Vec::new();
     for (name, value) in std::env::vars_os() {
         let Ok(name) = name.into_string() else { continue };
-        if !Source::is_about(&name) {
+        if !SettingsSource::is_about(&name) {
             continue;
         }
         match value.into_string() {
             Ok(value) => all.push((name, value)),
-            Err(_) if name.starts_with(Source::VARIABLE_PREFIX) => {
+            Err(_) if name.starts_with(SettingsSource::VARIABLE_PREFIX) => {
                 return Err(ConfigError::at(name, "is not UTF-8"));
             }
             Err(_) => {}

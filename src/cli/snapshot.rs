@@ -1,6 +1,6 @@
-//! `skep snapshot`: what is in a snapshot, whether it is whole, all of it as JSON.
+//! `skep snapshot`: inspects or verifies a snapshot, or exports it as JSON.
 //!
-//! Every command judges the whole file first, so nothing is ever shown of one that is damaged.
+//! Every command verifies the whole file first: data of a damaged file is never printed.
 
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter, ErrorKind, Write};
@@ -17,23 +17,23 @@ use crate::sys::regular_file;
 
 const EXAMPLES: &str = "\
 Examples:
-  skep snapshot inspect swarms.snapshot          when it was written, by whom, what is in it
-  skep snapshot verify /backup/swarms.snapshot   exit code 0 if all of it is whole
+  skep snapshot inspect swarms.snapshot          when and by what it was written, its contents
+  skep snapshot verify /backup/swarms.snapshot   exit code 0 if it is intact
   skep snapshot export --json swarms.snapshot | head -1
   skep snapshot export --json swarms.snapshot | jq -c 'select(.completed > 1000)'
 
-Snapshots are in server.state_dir: swarms.snapshot, and swarms.snapshot.previous before it. A
-tracker that runs writes one at once when POST /api/v1/save asks for it on the admin listener.
+Snapshots are in server.state_dir: swarms.snapshot is the latest, swarms.snapshot.previous the one
+before it. After POST /api/v1/save on its admin listener, a running tracker writes one at once.
 
-Exit codes: 0 done, 1 the file is damaged or cannot be read, 2 bad usage.";
+Exit codes: 0 done, 1 the file is damaged or cannot be read, 2 invalid usage.";
 
-/// What can be done with snapshots.
+/// Subcommands of `skep snapshot`.
 #[derive(Debug, Subcommand)]
 pub(super) enum SnapshotCommand {
-    /// Tell when a snapshot was written, by whom, and what is in it
+    /// Print when and by which version a snapshot was written, and its contents
     #[command(after_help = EXAMPLES)]
     Inspect(Named),
-    /// Tell whether a snapshot is whole: every checksum, every length
+    /// Verify all checksums and lengths of a snapshot
     #[command(after_help = EXAMPLES)]
     Verify(Named),
     /// Print every torrent with its peers
@@ -41,7 +41,7 @@ pub(super) enum SnapshotCommand {
     Export(Export),
 }
 
-/// A file.
+/// Arguments of `inspect` and `verify`.
 #[derive(Debug, Args)]
 pub(super) struct Named {
     /// The snapshot
@@ -49,11 +49,11 @@ pub(super) struct Named {
     file: PathBuf,
 }
 
-/// A file, and how to print it.
+/// Arguments of `export`.
 #[derive(Debug, Args)]
 pub(super) struct Export {
-    /// As JSON, an object a line; there is no other form yet. A torrent with very many peers comes
-    /// in several lines, whose counts of downloads add up
+    /// Print JSON, one object per line (required). A large torrent takes several lines; add up
+    /// their download counts
     #[arg(long, required = true)]
     json: bool,
     /// The snapshot
@@ -61,7 +61,7 @@ pub(super) struct Export {
     file: PathBuf,
 }
 
-/// Why there is nothing more to print.
+/// Why a command failed.
 #[derive(Debug, thiserror::Error)]
 enum SnapshotCommandError {
     #[error(transparent)]
@@ -70,7 +70,7 @@ enum SnapshotCommandError {
     Output(#[from] io::Error),
 }
 
-/// Does what the command line says, and tells how it went.
+/// Runs the command and returns its exit code.
 pub(super) fn run(command: SnapshotCommand) -> ExitCode {
     let mut out = BufWriter::new(io::stdout().lock());
     let (file, done) = match &command {
@@ -80,7 +80,7 @@ pub(super) fn run(command: SnapshotCommand) -> ExitCode {
     };
     match done.and_then(|()| Ok(out.flush()?)) {
         Ok(()) => ExitCode::SUCCESS,
-        // A reader that has had enough, such as `head`, is no failure.
+        // A closed pipe is not an error: `head`, for instance, stops early.
         Err(SnapshotCommandError::Output(error)) if error.kind() == ErrorKind::BrokenPipe => {
             ExitCode::SUCCESS
         }
@@ -112,7 +112,7 @@ fn inspect(path: &Path, out: &mut impl Write) -> Result<(), SnapshotCommandError
         ("written by", format!("skep {}", header.build)),
         ("tracker", tracker),
         ("written at", format!("{} s since the Unix epoch", header.at_s)),
-        ("bytes", format!("{} in {} blocks", contents.bytes, contents.blocks)),
+        ("bytes", format!("{}, blocks {}", contents.bytes, contents.blocks)),
         ("torrents", format!("{}, of which {} have peers", sums.torrents, sums.active)),
         ("peers", format!("{} over IPv4, {} over IPv6", sums.v4, sums.v6)),
         ("seeders", format!("{} of them", sums.seeders)),
@@ -128,7 +128,7 @@ fn inspect(path: &Path, out: &mut impl Write) -> Result<(), SnapshotCommandError
     Ok(())
 }
 
-/// What `inspect` adds up.
+/// The sums that `inspect` prints.
 #[derive(Default)]
 struct Sums {
     latest: Option<[u8; 20]>,
@@ -164,11 +164,11 @@ impl Sums {
 fn verify(path: &Path, out: &mut impl Write) -> Result<(), SnapshotCommandError> {
     let snapshot = open(path)?;
     let it = snapshot.contents();
-    writeln!(out, "{}: whole, {} blocks, {} peers", path.display(), it.blocks, it.peers)?;
+    writeln!(out, "{}: complete, {} blocks, {} peers", path.display(), it.blocks, it.peers)?;
     Ok(())
 }
 
-/// A torrent, or a part of one, as a line of JSON.
+/// One line of JSON: a torrent, or a part of one.
 #[derive(Serialize)]
 struct TorrentLine {
     info_hash: String,
@@ -220,7 +220,7 @@ impl PeerLine {
     }
 }
 
-/// What a peer does, in the words of the admin API.
+/// A peer's role, named as in the admin API.
 fn role<const ENDPOINT: usize>(peer: &SavedPeer<ENDPOINT>) -> &'static str {
     match peer.role() {
         Role::Leecher => "leecher",

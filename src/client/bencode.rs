@@ -1,13 +1,14 @@
 //! A reader of bencode (BEP 3) that borrows from its input, allocates nothing and never recurses.
 //!
-//! It is our own because an info-hash is a hash of raw bytes: it shows where a value begins and
-//! ends, and the load tester reads every reply with it. Fuzzing holds it against bt_bencode.
+//! It is our own code because an info-hash is a hash of raw bytes: the reader shows where a value
+//! begins and ends. The load tester reads every response with it. Fuzzing compares it with
+//! bt_bencode.
 
-/// The bytes are no bencode, or no value of the kind that was asked for.
+/// The bytes are not bencode, or not a value of the expected kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BencodeError;
 
-/// A place in some bencode.
+/// A position in bencode.
 #[derive(Clone, Copy, Debug)]
 pub struct BencodeReader<'a> {
     rest: &'a [u8],
@@ -19,7 +20,7 @@ impl<'a> BencodeReader<'a> {
         Self { rest: bytes }
     }
 
-    /// What follows.
+    /// The bytes that follow.
     pub fn rest(&self) -> &'a [u8] {
         self.rest
     }
@@ -40,7 +41,7 @@ impl<'a> BencodeReader<'a> {
     /// Reads a string.
     ///
     /// # Errors
-    /// Where there is none, or it is cut.
+    /// If there is no string, or it is truncated.
     #[inline]
     pub fn string(&mut self) -> Result<&'a [u8], BencodeError> {
         let length = usize::try_from(self.digits()?).map_err(|_| BencodeError)?;
@@ -55,7 +56,7 @@ impl<'a> BencodeReader<'a> {
     /// Reads an integer.
     ///
     /// # Errors
-    /// Where there is none, or it does not fit.
+    /// If there is no integer, or it has more than 18 digits.
     pub fn integer(&mut self) -> Result<i64, BencodeError> {
         if !self.take(b'i') {
             return Err(BencodeError);
@@ -69,10 +70,10 @@ impl<'a> BencodeReader<'a> {
         Ok(if negative { -value } else { value })
     }
 
-    /// Reads over one value of any kind.
+    /// Skips one value of any kind.
     ///
     /// # Errors
-    /// Where it is no bencode.
+    /// If it is not bencode.
     pub fn skip(&mut self) -> Result<(), BencodeError> {
         let mut open: usize = 0;
         loop {

@@ -1,27 +1,28 @@
-//! HTTP/1.1 as clients of trackers speak it: requests out, the frame of replies in.
+//! HTTP/1.1 for clients of trackers: encodes requests, and decodes the framing of responses.
 //!
-//! It is our own because the load tester sends and reads in buffers that it keeps, and `skep probe`
-//! judges the bytes themselves. Our own admin listener is asked by hyper (`cli::admin_client`).
+//! It is our own code because the load tester sends and reads in buffers that it reuses, and
+//! `skep probe` judges the bytes themselves. Requests to our own admin listener use hyper
+//! (`cli::admin_client`).
 
 use crate::protocol::udp::client::Announcement;
 use crate::types::{Event, InfoHash};
 
-/// The longest head of a reply, in bytes, that clients should take.
+/// The longest head of a response that clients should accept, in bytes.
 pub const HEAD_BYTES_MAX: usize = 16 * 1024;
 
-/// Headers looked at.
+/// Maximum number of headers of a response.
 const HEADERS_MAX: usize = 64;
 
-/// The head of a reply.
+/// The head of a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ResponseHead {
-    /// 200, most likely.
+    /// The status code, usually 200.
     pub status: u16,
-    /// Its length, the blank line included.
+    /// Its length in bytes, including the blank line.
     pub bytes: usize,
     /// How the body ends.
     pub body: BodyEnd,
-    /// Whether the connection may be used again.
+    /// Whether the connection can be reused.
     pub keep_alive: bool,
     /// Whether the body is compressed.
     pub encoded: bool,
@@ -30,7 +31,7 @@ pub struct ResponseHead {
 /// How a body ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BodyEnd {
-    /// After so many bytes.
+    /// After this many bytes.
     Length(usize),
     /// With a chunk of length 0.
     Chunked,
@@ -38,14 +39,14 @@ pub enum BodyEnd {
     UntilClose,
 }
 
-/// The bytes are no HTTP reply.
+/// The bytes are not an HTTP response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HttpResponseError;
 
-/// Reads a head; `None` where more bytes are needed.
+/// Parses a head; `None` if more bytes are needed.
 ///
 /// # Errors
-/// Where it is none.
+/// If it is not a head, or is too long.
 #[inline]
 pub fn head(bytes: &[u8]) -> Result<Option<ResponseHead>, HttpResponseError> {
     let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
@@ -84,10 +85,10 @@ pub fn head(bytes: &[u8]) -> Result<Option<ResponseHead>, HttpResponseError> {
     Ok(Some(response_head))
 }
 
-/// Puts the chunks of a body together; `None` where more bytes are needed.
+/// Joins the chunks of a body; `None` if more bytes are needed.
 ///
 /// # Errors
-/// Where they are no chunks.
+/// If they are not chunks.
 pub fn unchunk(mut bytes: &[u8]) -> Result<Option<Vec<u8>>, HttpResponseError> {
     let mut body = Vec::new();
     loop {
@@ -110,8 +111,8 @@ pub fn unchunk(mut bytes: &[u8]) -> Result<Option<Vec<u8>>, HttpResponseError> {
     }
 }
 
-/// The target that scrapes belong to, by BEP 48's convention: the last part of the path begins with
-/// `announce`, which becomes `scrape`.
+/// The target of scrapes, by BEP 48's convention: the last part of the path begins with `announce`,
+/// which becomes `scrape`. `None` if it does not.
 pub fn scrape_target(target: &str) -> Option<String> {
     let path_bytes = target.find('?').unwrap_or(target.len());
     let last = target[..path_bytes].rfind('/')? + 1;
@@ -119,7 +120,7 @@ pub fn scrape_target(target: &str) -> Option<String> {
     Some(format!("{}scrape{rest}", &target[..last]))
 }
 
-/// Appends what separates a target from a first parameter of ours.
+/// Appends the separator between a target and a first parameter of ours.
 pub fn push_separator(target: &mut Vec<u8>) {
     target.push(if target.contains(&b'?') { b'&' } else { b'?' });
 }

@@ -1,9 +1,9 @@
-//! Reads `.torrent` files (BEP 3, 52): which hashes a torrent is announced under, and what to tell
-//! people of it. Borrowing, without recursion, and bounded by the file.
+//! Parses `.torrent` files (BEP 3, 52): the hashes under which a torrent is announced, and its
+//! description. Borrows, does not recurse, and is bounded by the file.
 //!
-//! The info-hash is a hash of bytes as they stand in the file. So the info dictionary is not read
-//! and written again; its span is found, and hashed as it is. A deserializer shows no span, so this
-//! reads with `client::bencode`.
+//! The info-hash is a hash of the bytes in the file. So the info dictionary is not decoded and
+//! encoded again: its span is found, and hashed as it is. A deserializer shows no span, so this
+//! module uses `client::bencode`.
 
 use sha1::Sha1;
 use sha2::{Digest as _, Sha256};
@@ -14,22 +14,22 @@ use crate::types::InfoHash;
 /// The deepest folder in a v2 torrent.
 const DEPTH_MAX: usize = 100;
 
-/// What a `.torrent` file says.
+/// The contents of a `.torrent` file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Metainfo<'a> {
     /// SHA-1 of the info dictionary, if the torrent has v1 pieces.
     pub v1: Option<InfoHash>,
     /// SHA-256 of it, if the torrent has a v2 file tree.
     pub v2: Option<[u8; 32]>,
-    /// The torrent's name; mostly UTF-8.
+    /// The torrent's name; usually UTF-8.
     pub name: &'a [u8],
     /// Bytes of all its files.
     pub size: u64,
     /// Bytes of a piece.
     pub piece_length: u64,
-    /// What its maker says of it.
+    /// The maker's comment.
     pub comment: Option<&'a [u8]>,
-    /// With what it was made.
+    /// The program that made it.
     pub created_by: Option<&'a [u8]>,
     /// When it was made, in seconds since the Unix epoch.
     pub created_s: Option<u64>,
@@ -38,8 +38,8 @@ pub struct Metainfo<'a> {
 /// Why a file is not a torrent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MetainfoError {
-    /// It is no bencoded dictionary, or cut, or something follows it.
-    #[error("no bencoded dictionary, or not all of it")]
+    /// It is not a bencoded dictionary, is truncated, or is followed by other bytes.
+    #[error("not a bencoded dictionary, or a truncated one")]
     NotBencode,
     /// It has no info dictionary, or two.
     #[error("no info dictionary, or more than one")]
@@ -50,7 +50,7 @@ pub enum MetainfoError {
     /// The info dictionary has no name or piece length, or files without a length.
     #[error("no name, no piece length, or files without a length")]
     Incomplete,
-    /// Folders in folders without end.
+    /// Folders that are nested too deeply.
     #[error("more than 100 folders within each other")]
     TooDeep,
 }
@@ -62,7 +62,7 @@ impl From<BencodeError> for MetainfoError {
 }
 
 impl<'a> Metainfo<'a> {
-    /// Reads a whole file.
+    /// Parses a whole file.
     ///
     /// # Errors
     /// [`MetainfoError`], with the first thing that is wrong.
@@ -91,7 +91,7 @@ impl<'a> Metainfo<'a> {
         Ok(Self { v1, v2, name, size, piece_length, comment, created_by, created_s })
     }
 
-    /// The hash that the torrent is announced under: of a hybrid, the v1 hash.
+    /// The hash under which the torrent is announced: for a hybrid, the v1 hash.
     pub fn info_hash(&self) -> Option<InfoHash> {
         self.v1.or_else(|| self.v2_cut())
     }
@@ -102,7 +102,7 @@ impl<'a> Metainfo<'a> {
     }
 }
 
-/// What matters of an info dictionary.
+/// The fields of an info dictionary that are used.
 struct Info<'a> {
     name: &'a [u8],
     piece_length: u64,

@@ -1,13 +1,13 @@
-//! What clients of trackers need: URLs, HTTP requests and replies, bencode, what `.torrent` files
-//! say, and TLS that trusts who it is told to. `skep probe`, `skep torrent` and the load tester
-//! share it.
+//! Parts that clients of trackers need: URLs, HTTP requests and responses, bencode, `.torrent`
+//! files, and TLS with a choice of trusted authorities. `skep probe`, `skep torrent` and the load
+//! tester share them.
 //!
-//! Replies are strangers' input: readers borrow, are bounded by what they are given, and judge as
-//! the strictest clients do. No connection is opened here.
+//! Responses are untrusted input: readers borrow, are bounded by their input, and judge as the
+//! strictest clients do. No connection is opened here.
 
 pub mod bencode;
 pub mod http;
 pub mod metainfo;
-pub mod reply;
+pub mod response;
 pub mod tls;
 pub mod url;

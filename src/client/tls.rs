@@ -1,30 +1,30 @@
-//! TLS as clients set it up: whom they trust, and what a failed handshake tells.
+//! TLS for clients: which certificates are trusted, and explanations of failed handshakes.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustls::client::Resumption;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
-use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::pem::{Error as PemError, PemObject as _};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
 };
 
-/// Whose certificates are believed.
+/// Which certificates are trusted.
 #[derive(Clone, Copy, Debug)]
 pub enum Trust<'a> {
-    /// Those of the authorities this host trusts.
+    /// Those of the authorities that this host trusts.
     System,
     /// Those of the authorities in a PEM file, and no others.
     File(&'a Path),
-    /// Anybody's.
+    /// All certificates.
     Anyone,
 }
 
 impl<'a> Trust<'a> {
-    /// As command lines say it: `insecure` before all, then a file, then this host's authorities.
+    /// From command-line options: `insecure` first, then a file, then this host's authorities.
     pub fn of(file: Option<&'a Path>, insecure: bool) -> Self {
         match file {
             _ if insecure => Self::Anyone,
@@ -34,24 +34,56 @@ impl<'a> Trust<'a> {
     }
 }
 
-/// The name that a certificate has to hold.
-///
-/// # Errors
-/// One sentence where the host cannot stand in a certificate.
-pub fn server_name(host: &str) -> Result<ServerName<'static>, String> {
-    ServerName::try_from(host.to_owned())
-        .map_err(|_| format!("{host} is not a valid server name for TLS"))
+/// Why there are no TLS settings for a client.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsConfigError {
+    /// A certificate cannot hold this host.
+    #[error("{0} is not a valid server name for TLS")]
+    ServerName(String),
+    /// The library has none of the protocol versions.
+    #[error(transparent)]
+    Versions(Error),
+    /// This host has no certificates of authorities.
+    #[error("this host trusts no authorities: install ca-certificates, or use --ca")]
+    NoSystemRoots,
+    /// The file of `--ca` cannot be read, or is not PEM.
+    #[error("{}: {error}", file.display())]
+    File {
+        /// The file.
+        file: PathBuf,
+        /// Why.
+        error: PemError,
+    },
+    /// The library refuses a certificate of the file of `--ca`.
+    #[error("{}: {error}", file.display())]
+    Certificate {
+        /// The file.
+        file: PathBuf,
+        /// Why.
+        error: Error,
+    },
+    /// The file of `--ca` has no certificate.
+    #[error("{}: holds no PEM certificate", .0.display())]
+    EmptyFile(PathBuf),
 }
 
-/// A client's settings. Without `resumption` every handshake is a full one.
+/// The name that a certificate must hold.
 ///
 /// # Errors
-/// One sentence with the cause: no certificates where they should be.
-pub fn config(trust: Trust<'_>, resumption: bool) -> Result<Arc<ClientConfig>, String> {
+/// [`TlsConfigError::ServerName`], if a certificate cannot hold this host.
+pub fn server_name(host: &str) -> Result<ServerName<'static>, TlsConfigError> {
+    ServerName::try_from(host.to_owned()).map_err(|_| TlsConfigError::ServerName(host.to_owned()))
+}
+
+/// The TLS settings of a client. Without `resumption` every handshake is a full one.
+///
+/// # Errors
+/// There are no certificates, or they cannot be read.
+pub fn config(trust: Trust<'_>, resumption: bool) -> Result<Arc<ClientConfig>, TlsConfigError> {
     let provider = Arc::new(ring::default_provider());
     let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()
-        .map_err(|error| error.to_string())?;
+        .map_err(TlsConfigError::Versions)?;
     let roots = match trust {
         Trust::System => Some(system_roots()?),
         Trust::File(file) => Some(roots_in(file)?),
@@ -70,7 +102,7 @@ pub fn config(trust: Trust<'_>, resumption: bool) -> Result<Arc<ClientConfig>, S
     Ok(Arc::new(config))
 }
 
-/// What a failed handshake tells the user, with the remedy.
+/// Explains a failed handshake, with the remedy.
 pub fn explain(error: &Error, host: &str) -> String {
     match error {
         Error::InvalidCertificate(CertificateError::UnknownIssuer) => {
@@ -88,33 +120,33 @@ pub fn explain(error: &Error, host: &str) -> String {
             CertificateError::Expired | CertificateError::ExpiredContext { .. },
         ) => "the certificate has expired: renew it".into(),
         Error::InvalidMessage(_) => {
-            "no TLS is spoken there: use http:// or ws://, or another port".into()
+            "the response is not TLS: use http:// or ws://, or another port".into()
         }
         other => format!("TLS: {}", other.to_string().escape_debug()),
     }
 }
 
-fn system_roots() -> Result<RootCertStore, String> {
+fn system_roots() -> Result<RootCertStore, TlsConfigError> {
     let found = rustls_native_certs::load_native_certs();
     let mut roots = RootCertStore::empty();
     roots.add_parsable_certificates(found.certs);
     if roots.is_empty() {
-        return Err("this host trusts no authorities: install ca-certificates, or use --ca".into());
+        return Err(TlsConfigError::NoSystemRoots);
     }
     Ok(roots)
 }
 
-fn roots_in(file: &Path) -> Result<RootCertStore, String> {
-    let failed = |error: &dyn std::fmt::Display| format!("{}: {error}", file.display());
+fn roots_in(file: &Path) -> Result<RootCertStore, TlsConfigError> {
+    let unreadable = |error| TlsConfigError::File { file: file.to_owned(), error };
     let mut roots = RootCertStore::empty();
-    for certificate in CertificateDer::pem_file_iter(file).map_err(|it| failed(&it))? {
-        let certificate = certificate.map_err(|it| failed(&it))?;
-        roots.add(certificate).map_err(|it| failed(&it))?;
+    for certificate in CertificateDer::pem_file_iter(file).map_err(unreadable)? {
+        let added = roots.add(certificate.map_err(unreadable)?);
+        added.map_err(|error| TlsConfigError::Certificate { file: file.to_owned(), error })?;
     }
-    if roots.is_empty() { Err(failed(&"holds no PEM certificate")) } else { Ok(roots) }
+    if roots.is_empty() { Err(TlsConfigError::EmptyFile(file.to_owned())) } else { Ok(roots) }
 }
 
-/// Believes any certificate. The handshake's signature is still checked.
+/// Trusts any certificate. The handshake's signature is still checked.
 #[derive(Debug)]
 struct Credulous(Arc<CryptoProvider>);
 
@@ -170,15 +202,18 @@ mod tests {
     #[test]
     fn certificates_hold_names_and_addresses() {
         assert!(server_name("tracker.example").is_ok() && server_name("::1").is_ok());
-        assert_eq!(server_name("a b").unwrap_err(), "a b is not a valid server name for TLS");
+        assert_eq!(
+            server_name("a b").unwrap_err().to_string(),
+            "a b is not a valid server name for TLS"
+        );
     }
 
     #[test]
     fn a_file_without_certificates_is_named() {
         let empty = tempfile::NamedTempFile::new().unwrap();
-        let error = config(Trust::File(empty.path()), true).unwrap_err();
+        let error = config(Trust::File(empty.path()), true).unwrap_err().to_string();
         assert!(error.contains("no PEM certificate"), "{error}");
-        let error = config(Trust::File(Path::new("/absent")), true).unwrap_err();
+        let error = config(Trust::File(Path::new("/absent")), true).unwrap_err().to_string();
         assert!(error.starts_with("/absent: "), "{error}");
         assert!(config(Trust::Anyone, false).is_ok());
     }

@@ -1,4 +1,4 @@
-//! Trackers' URLs.
+//! URLs of trackers.
 
 use std::fmt;
 use std::net::Ipv6Addr;
@@ -7,7 +7,7 @@ use std::str::FromStr;
 use http::Uri;
 use strum::EnumString;
 
-/// How a tracker is spoken to.
+/// The protocol of a tracker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EnumString)]
 #[strum(serialize_all = "lowercase", ascii_case_insensitive)]
 pub enum Scheme {
@@ -24,7 +24,7 @@ pub enum Scheme {
 }
 
 impl Scheme {
-    /// Whether it is spoken through TLS.
+    /// Whether it uses TLS.
     pub fn has_tls(self) -> bool {
         matches!(self, Self::Https | Self::Wss)
     }
@@ -34,7 +34,7 @@ impl Scheme {
         matches!(self, Self::Ws | Self::Wss)
     }
 
-    /// The port where a URL names none; UDP has none.
+    /// The default port; UDP has none.
     fn port(self) -> Option<u16> {
         match self {
             Self::Udp => None,
@@ -47,13 +47,13 @@ impl Scheme {
 /// A tracker's URL.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Url {
-    /// As it was given.
+    /// The URL as it was given.
     pub text: String,
-    /// What comes first.
+    /// The protocol.
     pub scheme: Scheme,
-    /// A name or an address, this without brackets.
+    /// A name or an address; an IPv6 address without brackets.
     pub host: String,
-    /// Where it listens.
+    /// The port that the tracker listens on.
     pub port: u16,
     /// Path and query, as given; printable ASCII, empty or beginning with `/` or `?`.
     pub path: String,
@@ -62,18 +62,30 @@ pub struct Url {
 /// The longest path, in bytes, so that a request stays one packet.
 const PATH_BYTES_MAX: usize = 1024;
 
-/// What is accepted.
-const ALLOWED: &str = "allowed: udp://HOST:PORT[/PATH], http[s]://HOST[:PORT][/PATH], \
-                       ws[s]://HOST[:PORT][/PATH]";
+/// Why a text is not the URL of a tracker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum UrlError {
+    /// There are spaces, control or other characters that have to be escaped.
+    #[error("a URL holds printable ASCII without spaces and #; escape as %XX")]
+    Character,
+    /// Another scheme, or no valid host and port.
+    #[error(
+        "allowed: udp://HOST:PORT[/PATH], http[s]://HOST[:PORT][/PATH], ws[s]://HOST[:PORT][/PATH]"
+    )]
+    Form,
+    /// The path does not fit into one packet.
+    #[error("a path of more than {PATH_BYTES_MAX} bytes")]
+    LongPath,
+}
 
 impl Url {
-    /// Host and port, as name resolution and HTTP want them.
+    /// Host and port, in the form for name resolution and HTTP.
     pub fn authority(&self) -> String {
         let Self { host, port, .. } = self;
         if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
     }
 
-    /// What an HTTP request asks for: the path and query, `/` where there is none.
+    /// The target of an HTTP request: path and query, `/` if there is no path.
     pub fn target(&self) -> String {
         let missing = if self.path.starts_with('/') { "" } else { "/" };
         format!("{missing}{}", self.path)
@@ -81,37 +93,36 @@ impl Url {
 }
 
 impl FromStr for Url {
-    type Err = String;
+    type Err = UrlError;
 
-    fn from_str(text: &str) -> Result<Self, String> {
+    fn from_str(text: &str) -> Result<Self, UrlError> {
         if !text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'#') {
-            return Err("a URL holds printable ASCII without spaces and #; escape as %XX".into());
+            return Err(UrlError::Character);
         }
-        let wrong = || ALLOWED.to_owned();
-        let uri: Uri = text.parse().map_err(|_| wrong())?;
-        let name = uri.scheme_str().ok_or_else(wrong)?;
-        let scheme: Scheme = name.parse().map_err(|_| wrong())?;
-        let authority = uri.authority().ok_or_else(wrong)?.as_str();
-        let host = uri.host().filter(|host| !host.is_empty()).ok_or_else(wrong)?;
-        // `Uri` has no port where it is none, and a host without the user before it.
-        let port = match authority.strip_prefix(host).ok_or_else(wrong)? {
+        let uri: Uri = text.parse().map_err(|_| UrlError::Form)?;
+        let name = uri.scheme_str().ok_or(UrlError::Form)?;
+        let scheme: Scheme = name.parse().map_err(|_| UrlError::Form)?;
+        let authority = uri.authority().ok_or(UrlError::Form)?.as_str();
+        let host = uri.host().filter(|host| !host.is_empty()).ok_or(UrlError::Form)?;
+        // `Uri` omits an invalid port, and a user part from the host: both are errors here.
+        let port = match authority.strip_prefix(host).ok_or(UrlError::Form)? {
             "" => scheme.port(),
             port => port.strip_prefix(':').and_then(|digits| digits.parse().ok()),
         };
-        let port = port.filter(|port| *port > 0).ok_or_else(wrong)?;
+        let port = port.filter(|port| *port > 0).ok_or(UrlError::Form)?;
         let bare = host.strip_prefix('[').and_then(|address| address.strip_suffix(']'));
         let is_host = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
         let is_valid = match bare {
             Some(address) => address.parse::<Ipv6Addr>().is_ok(),
-            None => host.bytes().all(is_host), // `Uri` takes all of RFC 3986's, which no name has
+            None => host.bytes().all(is_host), // `Uri` accepts all of RFC 3986
         };
         if !is_valid {
-            return Err(wrong());
+            return Err(UrlError::Form);
         }
-        // As it was given: `Uri` adds a slash where there is no path.
+        // The path as it was given: `Uri` adds a slash if there is none.
         let path = &text[name.len() + "://".len() + authority.len()..];
         if path.len() > PATH_BYTES_MAX {
-            return Err(format!("a path of more than {PATH_BYTES_MAX} bytes"));
+            return Err(UrlError::LongPath);
         }
         let (text, path) = (text.to_owned(), path.to_owned());
         Ok(Self { text, scheme, host: bare.unwrap_or(host).to_owned(), port, path })
@@ -128,7 +139,7 @@ impl fmt::Display for Url {
 mod tests {
     use super::*;
 
-    fn parse(text: &str) -> Result<Url, String> {
+    fn parse(text: &str) -> Result<Url, UrlError> {
         text.parse()
     }
 

@@ -1,15 +1,15 @@
-//! Addresses to listen on: written in one way, and judged before anybody binds them.
+//! Addresses to listen on: normalised, and checked before any socket is bound.
 
 use std::net::{IpAddr, SocketAddr};
 
 use super::{CheckError, Config};
 
-/// The longest path of a Unix socket, in bytes (unix(7)).
+/// Most bytes of the path of a Unix socket (unix(7)).
 const SOCKET_PATH_BYTES_MAX: usize = 107;
 
 impl Config {
-    /// Writes IPv4 addresses that stand in the form of IPv6 (`::ffff:192.0.2.1`) as what they are:
-    /// a socket of IPv6 serves that family alone, and cannot be bound to them.
+    /// Turns IPv4 addresses in IPv6 form (`::ffff:192.0.2.1`) into IPv4 addresses. An IPv6 socket
+    /// serves only IPv6 and cannot be bound to them.
     pub(super) fn unmap_addresses(&mut self) {
         let (server, udp) = (&mut self.server.listen, &mut self.udp.listen);
         let lists = [server, udp, &mut self.http.listen, &mut self.tls.listen];
@@ -20,7 +20,7 @@ impl Config {
         }
     }
 
-    /// Checks what can be said of addresses without binding them.
+    /// Checks addresses as far as possible without binding them.
     pub(super) fn check_addresses(&self) -> Result<(), CheckError> {
         let fault =
             |section, key, others, problem: String| CheckError { section, key, others, problem };
@@ -59,7 +59,7 @@ fn is_wildcard_of_many(ip: IpAddr) -> bool {
     ip.is_multicast() || matches!(ip, IpAddr::V4(address) if address.is_broadcast())
 }
 
-/// Whether the second of two TCP sockets cannot be bound.
+/// Whether the second of two TCP sockets cannot be bound because of the first.
 fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
     let is_any = one.ip().is_unspecified() || other.ip().is_unspecified();
     let is_same_family = one.is_ipv4() == other.is_ipv4();

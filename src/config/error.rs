@@ -1,22 +1,22 @@
-//! What is wrong with the configuration: where, which setting, how, and what would be right.
+//! An error in the configuration: its place, its setting, the problem, and what is allowed.
 
 use std::fmt::{self, Write as _};
 
-/// A configuration that is refused. Its text is meant for the operator.
+/// A configuration that is refused. Its text is for the operator.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigError {
-    /// Where it stands: `skep.toml:3:10`, a variable, or a flag. Empty for a default.
+    /// The place: `skep.toml:3:10`, a variable, or a flag. Empty for a default.
     pub place: String,
-    /// The setting, as `section.key`, if it is about one.
+    /// The setting, as `section.key`, if the error concerns one.
     pub setting: Option<String>,
     /// What is wrong.
     pub problem: String,
-    /// What is allowed instead, where that can be said.
+    /// What is allowed instead, if that can be named.
     pub allowed: Option<String>,
 }
 
 impl ConfigError {
-    /// An error at a place, about no setting in particular.
+    /// An error at a place that concerns no particular setting.
     pub fn at(place: impl Into<String>, problem: impl Into<String>) -> Self {
         Self { place: place.into(), setting: None, problem: problem.into(), allowed: None }
     }
@@ -38,7 +38,7 @@ impl fmt::Display for ConfigError {
     }
 }
 
-/// Text that may quote what somebody wrote: an error is one line, and steers no terminal.
+/// Text that may quote input: printed as one line, without control characters for a terminal.
 struct OneLine<'a>(&'a str);
 
 impl fmt::Display for OneLine<'_> {

@@ -1,23 +1,24 @@
-//! The configuration as a page of documentation: the comments of `skep config`, to be read.
+//! The configuration as a page of documentation, from the comments of `skep config`.
 
 use std::fmt::Write as _;
 
-use super::{Config, SECTIONS, Setting, Source, settings};
+use super::{Config, SECTIONS, Setting, SettingsSource, settings};
 
-/// What stands at the top of the page.
+/// The head of the page.
 const HEAD: &str = "\
 # Configuration
 
 <!-- Printed by `skep config --format markdown`: change the comments in src/config/mod.rs. -->
 
-skep runs without configuration. Settings come from a TOML file (`--config FILE`), over it the
-environment, over both the flags. A file needs only what differs from the defaults below;
-`skep config` prints them all as such a file, and `skep check --config FILE` judges one without
-starting: a key that does not exist, or a value that is not allowed, is refused with line and
-column. In a variable, the items of a list are separated by commas.
+skep runs without configuration. Settings come from a TOML file (`--config FILE`). The environment
+overrides the file, and flags override both. A file needs only what differs from the defaults below.
+`skep config` prints them all as such a file, and `skep check --config FILE` validates such a file
+without starting: a key that does not exist, or a value that is not allowed, is refused with line
+and column. In a variable, the items of a list are separated by commas.
 
-*Reload* means that SIGHUP (`systemctl reload skep`) makes a new value act while clients are
-served; *restart*, that it does not: the log then says that the setting waits for one.
+*Reload* means that SIGHUP (`systemctl reload skep`) applies a new value while clients are served.
+*Restart* means that the setting changes only at the next start; a reload logs
+`not reloaded, needs a restart`.
 
 ";
 
@@ -43,11 +44,11 @@ impl Config {
     }
 }
 
-/// One setting: what it does, then a table of what is known of it.
+/// One setting: what it does, then a table of its properties.
 fn entry(it: &Setting, default: &str, all: &[Setting]) -> String {
     let Setting { section, key, .. } = it;
     let change = if it.is_live { "reload" } else { "restart" };
-    let variable = format!("{}{section}__{key}", Source::VARIABLE_PREFIX).to_uppercase();
+    let variable = format!("{}{section}__{key}", SettingsSource::VARIABLE_PREFIX).to_uppercase();
     format!(
         "\n### {section}.{key}\n\n{}\n\n\
          | default | allowed | changes by | variable |\n|---|---|---|---|\n\
@@ -57,11 +58,11 @@ fn entry(it: &Setting, default: &str, all: &[Setting]) -> String {
     )
 }
 
-/// Lines as one paragraph, in which settings are links.
+/// Lines as one paragraph, in which names of settings are links.
 fn paragraph(lines: &[&str], all: &[Setting]) -> String {
     let text: String = lines.concat();
     let mut out = String::new();
-    // Every other piece stands between backticks.
+    // Every second piece is between backticks.
     for (at, piece) in text.trim().split('`').enumerate() {
         if at % 2 == 1 {
             let _ = write!(out, "`{piece}`");
@@ -73,7 +74,7 @@ fn paragraph(lines: &[&str], all: &[Setting]) -> String {
     out
 }
 
-/// A word, as a link where it is a setting's name.
+/// A word, as a link if it is the name of a setting.
 fn linked(word: &str, all: &[Setting]) -> String {
     let name = word.trim_matches(|it: char| !it.is_ascii_alphanumeric());
     let is_it = |it: &Setting| name == format!("{}.{}", it.section, it.key);
@@ -85,7 +86,7 @@ fn linked(word: &str, all: &[Setting]) -> String {
     }
 }
 
-/// Up to the first full stop or colon that ends a word.
+/// The text up to the first full stop or colon that ends a word.
 fn first_sentence(text: &str) -> &str {
     let ends = [". ", ": "].iter().filter_map(|end| text.find(end));
     ends.min().map_or(text, |end| &text[..end]).trim_end_matches('.')

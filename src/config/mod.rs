@@ -1,10 +1,10 @@
-//! The one configuration: every setting with its default, its bounds and its documentation.
+//! The configuration: every setting with its default, its bounds and its documentation.
 //!
 //! Each setting is defined once: its doc comment is its documentation and the comment above it in
-//! the output of `skep config`, and errors quote its bounds.
-//! Settings come from a file, the environment and flags, in rising order: see [`Source`].
+//! the output of `skep config`, and errors quote its bounds. Settings come from a file, the
+//! environment and flags. The later override the earlier: see [`SettingsSource`].
 //!
-//! Only the server and the command line see [`Config`]; other modules take their own options.
+//! Only the server and the command line use [`Config`]. Other modules have options of their own.
 
 mod addresses;
 mod error;
@@ -19,14 +19,14 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 pub use error::ConfigError;
-pub use source::{Assignment, Source};
+pub use source::{Assignment, SettingsSource};
 pub use values::{
     AccessMode, Bytes, ConnectionIdMac, Io, LogFormat, LogLevel, MemoryCap, NetworkList,
     SnapshotMode, SourceHeader,
 };
 use values::{Numeric, Value};
 
-/// What is known of a setting besides its value.
+/// A setting, without its value.
 #[derive(Clone, Debug)]
 pub struct Setting {
     /// The section's name.
@@ -35,13 +35,13 @@ pub struct Setting {
     pub key: &'static str,
     /// Lines of documentation.
     pub help: &'static [&'static str],
-    /// The values that are allowed, in words.
+    /// The allowed values, in words.
     pub allowed: String,
-    /// Whether a reload (SIGHUP) makes a new value act; else a restart does.
+    /// Whether a reload (SIGHUP) applies a new value; otherwise a restart is needed.
     pub is_live: bool,
 }
 
-/// A setting that two configurations disagree on.
+/// A setting whose value differs between two configurations.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Difference {
     /// The setting, as `section.key`.
@@ -50,7 +50,7 @@ pub struct Difference {
     pub before: String,
     /// The new value, as TOML.
     pub after: String,
-    /// Whether a reload makes the new value act.
+    /// Whether a reload applies the new value.
     pub is_live: bool,
 }
 
@@ -60,9 +60,9 @@ impl fmt::Display for Difference {
     }
 }
 
-/// Declares the sections: a type each, the defaults, and what [`settings`] and [`out_of_bounds`]
-/// return. A setting is `name: type = default`, with bounds `in low..=high` where it is a number,
-/// and `=> live` where a reload makes a new value act.
+/// Declares the sections: a type for each, the defaults, and the functions [`settings`] and
+/// [`out_of_bounds`]. A setting is `name: type = default`, with bounds `in low..=high` if it is a
+/// number, and `=> live` if a reload applies a new value.
 macro_rules! sections {
     ($(
         $(#[doc = $about:literal])+
@@ -113,7 +113,7 @@ macro_rules! sections {
         }
 
         impl Config {
-            /// These settings, with those of `new` that can change while serving.
+            /// These settings, with the live ones replaced by those of `new`.
             pub fn reloaded(&self, new: &Self) -> Self {
                 let mut all = self.clone();
                 $( $(
@@ -161,7 +161,7 @@ sections! {
     /// What the process listens on and runs with.
     server: Server {
         /// Addresses to serve on. Port 0 lets the kernel choose one, which the ready line names.
-        /// `[::]` is IPv6 alone: IPv4 clients need `0.0.0.0` beside it.
+        /// `[::]` serves IPv6 only: add `0.0.0.0` for IPv4.
         listen: Vec<SocketAddr> = values::addresses(&["0.0.0.0:6969", "[::]:6969"]);
         /// Directory for what outlives a restart: the connection-id key, snapshots of the swarms,
         /// registered torrents, access lists. Created if absent.
@@ -169,81 +169,81 @@ sections! {
         state_dir: String = String::new();
         /// Worker threads, each pinned to a core. 0: one for each core this process may use.
         workers: u32 = 0, in 0..=1024;
-        /// How datagrams are moved. auto: io_uring where it works, else recvmmsg with a warning;
-        /// uring: io_uring or refuse to start; mmsg: recvmmsg and sendmmsg.
+        /// How datagrams are received and sent. auto: io_uring where it works, else recvmmsg with a
+        /// warning; uring: io_uring or refuse to start; mmsg: recvmmsg and sendmmsg.
         io: Io = Io::Auto;
-        /// Unix socket by which `skep run --take-over` asks the running tracker for its sockets;
-        /// only its own user and root get them. Empty: handover.sock in server.state_dir.
+        /// Unix socket through which `skep run --take-over` requests the sockets of the running
+        /// tracker; only its own user and root get them. Empty: handover.sock in server.state_dir.
         handover_socket: String = String::new();
         /// Seconds for which all requests are still served after SIGTERM, while /readyz returns 503
         /// and WebSockets are closed with "going away", one after the other. It should be as long
         /// as a balancer takes to notice: 15 in Kubernetes. A second signal ends the drain. 0: no
         /// drain.
         drain_s: u32 = 0, in 0..=3600 => live;
-        /// User to become once every socket is bound, by name or number, where skep was started as
-        /// root; the state directory is given to it, and certificates, lists and the key file have
-        /// to be readable for it. Empty: stay.
+        /// User to change to once every socket is bound, by name or number, if skep was started as
+        /// root. That user becomes the owner of the state directory, and has to be able to read
+        /// certificates, lists and the key file. Empty: no change of user.
         user: String = String::new();
-        /// Whether to drop, where the kernel can (Landlock, Linux 5.13), the right to run programs,
-        /// and to write anywhere but in server.state_dir and the folders of lists and sockets that
-        /// settings name. A folder that is replaced while skep runs is another one: it
-        /// can be written to after a restart.
+        /// Whether to drop, if the kernel supports it (Landlock, Linux 5.13), the right to run
+        /// programs, and to write anywhere but in server.state_dir and the folders of lists and
+        /// sockets that settings name. A folder that is replaced while skep runs is a different
+        /// one: it can be written to only after a restart.
         confine: bool = true;
     }
 
     /// The UDP front end (BEP 15).
     udp: Udp {
-        /// Addresses for UDP alone. Empty: those of server.listen.
+        /// Addresses for UDP only. Empty: those of server.listen.
         listen: Vec<SocketAddr> = Vec::new();
-        /// Receive buffer to ask for, for each socket. The kernel gives at most
-        /// net.core.rmem_max (without CAP_NET_ADMIN); a warning is logged if it gives less.
+        /// Receive buffer to request for each socket. The kernel grants at most
+        /// net.core.rmem_max (without CAP_NET_ADMIN); a warning is logged if it grants less.
         receive_buffer: Bytes = Bytes(8 << 20), in 65536..=536870912;
-        /// The keyed MAC that makes connection ids. siphash is fast; hmac-sha256 is for those
-        /// whose rules name it. Every node behind one address needs the same.
+        /// The keyed MAC of connection ids. siphash is fast; hmac-sha256 is for operators whose
+        /// rules require it. Every node behind one address needs the same.
         connection_id: ConnectionIdMac = ConnectionIdMac::Siphash;
         /// File with the connection-id key as 64 hexadecimal digits, and the staging key (accepted
         /// as well, for a rollover) on a second line. Give several nodes the same file.
-        /// Empty: a key of this host's own, kept in server.state_dir. The variable
-        /// SKEP_CONNECTION_ID_KEY (a key, or two with a comma between) overrides either.
+        /// Empty: a key of this host only, kept in server.state_dir. The variable
+        /// SKEP_CONNECTION_ID_KEY (a key, or two separated by a comma) overrides both.
         key_file: String = String::new() => live;
     }
 
     /// The HTTP front end (BEP 3, 7, 21, 23, 24, 31, 48), and what WebSockets share with it: one
     /// TCP port, connections, source addresses.
     http: Http {
-        /// Addresses for HTTP and WebSocket alone. Empty: those of server.listen.
+        /// Addresses for HTTP and WebSocket only. Empty: those of server.listen.
         listen: Vec<SocketAddr> = Vec::new();
-        /// Unix socket to serve HTTP and WebSocket on, for a reverse proxy on this host: what
-        /// connects there is trusted to name the client's address, so whoever may connect can name
-        /// any. That is this process's user and its group (mode 0660), which the proxy has to be
-        /// in. Empty: none.
+        /// Unix socket to serve HTTP and WebSocket on, for a reverse proxy on this host. The proxy
+        /// is trusted to name the client's address: a process that may connect can name any
+        /// address. The socket is open to this process's user and group (mode 0660), and the proxy
+        /// has to be in that group. Empty: none.
         unix_socket: String = String::new();
         /// Networks whose PROXY protocol, Forwarded, X-Forwarded-For and X-Real-IP headers are
-        /// believed: your reverse proxies.
+        /// trusted: your reverse proxies.
         trusted_proxies: NetworkList = NetworkList::default() => live;
-        /// The one header your reverse proxies write the client's address into; the others, which
-        /// they may pass on as the client sent them, are ignored. Empty: all three are read, and a
-        /// request in which they disagree is refused.
+        /// The one header in which your reverse proxies write the client's address; the others,
+        /// which they may pass on as the client sent them, are ignored. Empty: all three are read,
+        /// and a request in which they disagree is refused.
         source_header: SourceHeader = SourceHeader::Any => live;
-        /// Most connections at once, over all of TCP. 0: nine tenths of the limit on open files.
-        /// Memory bounds them, too: connections have a quarter of what memory.max_memory leaves
-        /// beside the process itself, of which an idle one takes 4 KiB, or 13 KiB with TLS. Where
-        /// it is used up, the address that holds most loses connections.
+        /// Most TCP connections at once. 0: nine tenths of the limit on open files. Memory limits
+        /// them as well: connections may use a quarter of what memory.max_memory leaves beside the
+        /// process itself. An idle one takes 4 KiB, or 13 KiB with TLS. When that quarter is used
+        /// up, the address that holds most of it loses connections.
         connections_max: u32 = 0, in 0..=10000000;
         /// Most connections of one address at once. All of an IPv4 /24 may have 32 times as many,
         /// of a /20 256 times, of a /18 768 times; of an IPv6 /64 twice as many, of a /56 three
         /// times, of a /48 four times, of a /32 64 times. Trusted proxies and limits.exempt are not
-        /// counted. Clients that end open one for each of their torrents, and no stop is repeated.
+        /// counted. A client that exits opens one for each of its torrents, and repeats no stop.
         connections_per_source_max: u32 = 2048, in 1..=1000000 => live;
         /// Seconds in which the head of a request has to arrive.
         head_timeout_s: u32 = 5, in 1..=60 => live;
         /// Seconds after which a connection without a request is closed. It has to be longer than a
         /// reverse proxy or balancer keeps one for its next request (nginx and AWS's ALB 60,
-        /// Traefik 90), which is else lost where both meet. Up to 30 of them are what a client has
-        /// for taking 64 KiB, and for the rest of a WebSocket message.
+        /// Traefik 90); otherwise a request sent while skep closes is lost. A client has at most
+        /// 30 s of it to receive 64 KiB, and to send the rest of a WebSocket message.
         idle_timeout_s: u32 = 75, in 1..=3600 => live;
-        /// Whether a scrape that names no torrent is answered with all of them. It costs a walk
-        /// over the whole store, and shows every torrent to everyone.
+        /// Whether a scrape without info-hashes returns all torrents. It reads the whole store, and
+        /// shows every torrent to every client.
         full_scrape: bool = false => live;
         /// Seconds a source has to wait between two full scrapes.
         full_scrape_interval_s: u32 = 300, in 0..=86400 => live;
@@ -267,10 +267,10 @@ sections! {
         /// Most offers taken from one announce.
         offers_max: u32 = 10, in 0..=50 => live;
         /// Most offers handed to one socket in a minute for each of its torrents: each makes a
-        /// browser open a connection. Over it, offers from the networks that sent fewest go first,
-        /// and among equals those that chance picks. For all of its torrents a socket is handed
-        /// 1024, or this if it is more. 0: any number, as load tests need; offers from networks in
-        /// limits.exempt are under no such limit either.
+        /// browser open a connection. Beyond it, offers from the networks that sent fewest are
+        /// handed on first, and among equals random ones. Over all of its torrents a socket is
+        /// handed 1024, or this number if it is larger. 0: no limit, as load tests need; offers
+        /// from networks in limits.exempt are not limited either.
         offers_per_minute_max: u32 = 60, in 0..=10000 => live;
         /// Most swarms that one socket may be in.
         torrents_max: u32 = 1000, in 1..=100000 => live;
@@ -289,7 +289,7 @@ sections! {
     /// Who and what is served. A list is a file: one value a line, optionally followed by blanks
     /// and a reason, which clients over TCP get (200 bytes at most); empty lines and those that
     /// begin with # are ignored. What is on a deny list is refused, whatever allows it; where an
-    /// allow list is in force, what is not on it is refused, too. The API (/api/v1/access) edits
+    /// allow list is in force, what is not on it is refused as well. The API (/api/v1/access) edits
     /// the files; SIGHUP reads them again, and a list with a bad line stays as it was. Without a
     /// file of its own a list is kept in server.state_dir, under access/.
     access: Access {
@@ -298,23 +298,24 @@ sections! {
         /// (/api/v1/passkeys) in the path of the announce URL, such as /announce/PASSKEY. Both
         /// need a server.state_dir that can be written: torrents and passkeys are kept there.
         mode: AccessMode = AccessMode::Open;
-        /// Where torrents are registered: an unknown info-hash that differs from a registered one
-        /// in at most this many of its 40 digits is refused as similar, not as unknown. One with
-        /// the same first ten and last five digits is in any case.
+        /// If torrents are registered: an unknown info-hash that differs from a registered one in
+        /// at most this many of its 40 digits is refused as similar, not as unknown. One with the
+        /// same first ten and last five digits always is.
         similar_digits_max: u32 = 0, in 0..=3 => live;
         /// File with the torrents that are served, as info-hashes of 40 or 64 digits or as magnet
-        /// links. While it names none, none is. Empty: server.state_dir, in force with an entry.
+        /// links. An empty file allows none. If not set: a list in server.state_dir, in force once
+        /// it has an entry.
         torrents_allow: String = String::new() => live;
         /// File with torrents that are not served.
         torrents_deny: String = String::new() => live;
-        /// File with the networks that are served, such as 192.0.2.0/24, or addresses. While it
-        /// names none, none is. Empty: server.state_dir, in force with an entry.
+        /// File with the networks that are served, such as 192.0.2.0/24, or addresses. An empty
+        /// file allows none. If not set: a list in server.state_dir, in force once it has an entry.
         networks_allow: String = String::new() => live;
         /// File with networks that are not served.
         networks_deny: String = String::new() => live;
         /// File with the clients that are served, as beginnings of peer ids such as -TR; bytes
-        /// outside ASCII as %1f. While it names none, none is. Empty: server.state_dir, in force
-        /// with an entry.
+        /// outside ASCII as %1f. An empty file allows none. If not set: a list in server.state_dir,
+        /// in force once it has an entry.
         clients_allow: String = String::new() => live;
         /// File with clients that are not served.
         clients_deny: String = String::new() => live;
@@ -322,40 +323,40 @@ sections! {
         ports_deny: String = String::new() => live;
     }
 
-    /// Limits on what one source may ask for, on every front end. They count by address and by the
-    /// networks around it: an IPv4 /24 may do 32 times as much as an address, a /20 256 times, a
-    /// /18 768 times; an IPv6 /64 twice, a /56 3, a /48 4, a /32 64 times.
+    /// Limits on the requests of one source, on every front end. They apply to each address and to
+    /// the networks around it: an IPv4 /24 may send 32 times as much as an address, a /20 256
+    /// times, a /18 768 times; an IPv6 /64 twice, a /56 3, a /48 4, a /32 64 times as much.
     limits: Limits {
         /// Whether sources are limited at all.
         enabled: bool = true => live;
-        /// Whether what is over a limit is served all the same, and counted only: to try limits
-        /// out. See skep_limited_total.
+        /// Whether what is over a limit is still served, and only counted: to try limits out. See
+        /// skep_limited_total.
         dry_run: bool = false => live;
-        /// Units of work a second for an address that has proved to be its own. An announce is 1, a
-        /// scrape of n torrents 1 + n/8, a stop nothing. Over the limit, HTTP requests are refused
-        /// for about a minute, and UDP requests are dropped; of announces without an event, every
-        /// 16th gets a response with the longest interval instead. Stops of peers that are not
-        /// there are counted apart, under the same limit; beyond it stops are applied without a
-        /// response.
+        /// Units of work a second for a verified address. An announce is 1, a scrape of n torrents
+        /// 1 + n/8, a stop 0. Over the limit, HTTP requests are refused for about a minute, and UDP
+        /// requests are dropped; of announces without an event, every 16th gets a response with the
+        /// longest interval instead. Stops of peers that are not in the swarm are counted
+        /// separately, under the same limit; beyond it stops are applied without a response.
         rate: u32 = 100, in 1..=1000000 => live;
-        /// Units at once after a silence. Clients announce all their torrents when they start.
+        /// Units in a burst after a pause. Clients announce all their torrents when they start.
         burst: u32 = 10000, in 16..=1000000 => live;
-        /// Connection ids a second for an address that is not verified yet. It may be forged: over
-        /// the limit, every 4th request still gets one.
+        /// Connection ids a second for an address that is not verified yet. Such an address may be
+        /// forged: over the limit, every 4th request still gets one.
         unverified_rate: u32 = 1000, in 1..=1000000 => live;
-        /// Connection ids at once after a silence. Clients that start ask for one with each of
+        /// Connection ids in a burst after a pause. Clients that start request one for each of
         /// their torrents.
         unverified_burst: u32 = 10000, in 16..=1000000 => live;
-        /// New torrents a second for an address. More are answered, but not stored.
+        /// New torrents a second for an address. Announces of more get a response, but are not
+        /// stored.
         new_torrent_rate: u32 = 5, in 1..=1000000 => live;
-        /// New torrents at once: all those of a seedbox when the tracker has started empty.
+        /// New torrents in a burst: all those of a seedbox when the tracker has started empty.
         new_torrent_burst: u32 = 10000, in 16..=10000000 => live;
-        /// Requests a second over the limit from which on the kernel drops what a source sends over
-        /// UDP, for 30 s at a time: half the cost of a flood that comes from few addresses. The
-        /// worst 128 at most. 0: never. Behind an address over its limit there may be many users,
-        /// of whom rate still serves some: so this should be well above it, such as 1000.
+        /// Requests a second over the limit from which on the kernel drops the datagrams of a
+        /// source, for 30 s at a time: half the cost of a flood from few addresses. At most the 128
+        /// worst sources. 0: never. Many users may share an address over its limit, and limits.rate
+        /// still serves some of them: this should be well above limits.rate, such as 1000.
         kernel_deny_rate: u32 = 0, in 0..=10000000 => live;
-        /// Networks under no limit.
+        /// Networks without limits.
         exempt: NetworkList = values::networks(&["127.0.0.0/8", "::1/128"]) => live;
     }
 
@@ -363,12 +364,12 @@ sections! {
     tracker: Tracker {
         /// Seconds until a client's next announce.
         interval_s: u32 = 1800, in 1..=7200 => live;
-        /// Seconds to which that grows while the busiest UDP worker is busy for more than 60 % of
-        /// its time, in full at 90 %. 0: twice interval_s, or less where peer_age_s_max demands it.
-        /// As interval_s, or below: it never grows.
+        /// Seconds to which interval_s grows while the busiest UDP worker is busy for more than
+        /// 60 % of its time, in full at 90 %. 0: twice interval_s, or less if peer_age_s_max
+        /// requires it. At most interval_s: the interval never grows.
         interval_s_max: u32 = 0, in 0..=14400 => live;
         /// Whether the interval also grows in swarms much larger than a response (256 to 8192
-        /// peers), up to interval_s_max: clients there would only get yet other peers.
+        /// peers), up to interval_s_max: an earlier announce there would only return other peers.
         interval_by_swarm: bool = false => live;
         /// Each response's interval is drawn from interval_s ± this, so that clients spread out.
         /// Must be below interval_s.
@@ -380,47 +381,49 @@ sections! {
         numwant_default: u32 = 50, in 1..=200 => live;
         /// Most peers in one response. A UDP response over IPv6 holds at most 67 in any case.
         numwant_max: u32 = 200, in 1..=200 => live;
-        /// Seconds of silence after which a peer is forgotten. Must exceed interval_s (or
-        /// interval_s_max) + interval_jitter_s, and websocket.interval_s; twice the interval
-        /// forgives one lost announce.
+        /// Seconds without an announce after which a peer is removed. Must exceed interval_s (or
+        /// interval_s_max) + interval_jitter_s, and websocket.interval_s. With twice the interval,
+        /// one lost announce does not matter.
         peer_age_s_max: u32 = 3900, in 2..=21600 => live;
         /// Seconds for which an empty torrent's count of completed downloads is kept. It is kept
-        /// only if peers of two networks (IPv4 /24, IPv6 /48) met when it was made, and goes early
-        /// where memory is short.
+        /// only if peers of two networks (IPv4 /24, IPv6 /48) were in the swarm when a download
+        /// completed, and is removed earlier if memory is short.
         empty_torrent_age_s_max: u32 = 86400, in 0..=31536000 => live;
         /// Networks whose announces may name another address for their peer (ip, ipv4, ipv6 over
         /// HTTP, the IP field over UDP), with a port from 1024 on: for a seeder behind the same
-        /// NAT as the tracker. From everywhere else such names are ignored, for anyone could name
-        /// a victim.
+        /// NAT as the tracker. From all other networks such addresses are ignored, because any
+        /// client could name a victim.
         ip_override_from: NetworkList = NetworkList::default() => live;
     }
 
     /// Bounds on memory.
     memory: Memory {
-        /// What the resident memory of the process is kept to. It is measured, up to forty
-        /// times a second where little is left, and torrents and peers may take what is left; a
-        /// quarter of what the process does not need itself is for TCP connections, and in a
-        /// private tracker an eighth for the sessions of passkeys. Where it is used up, announces
-        /// are answered but not stored; from four fifths on, torrents that come newly are the first
-        /// to go. auto: three quarters of what this process may use, by its control group or the
-        /// host's memory; a size such as "1GiB"; 0: no cap. With a cap, the control group's limit
-        /// is kept to as well. A lower one removes nothing that is there.
+        /// Limit on the resident memory of the process. It is measured, up to forty times a second
+        /// if little is left, and torrents and peers may take what is left; a quarter of what the
+        /// process does not need itself is for TCP connections, and in a private tracker an eighth
+        /// for the sessions of passkeys. When it is used up, announces get a response but are not
+        /// stored. Torrents that are created from four fifths on are evicted first. auto: three
+        /// quarters of what this process may use, by its control group or the host's memory; a size
+        /// such as "1GiB"; 0: no cap. With a cap, the control group's limit is kept to as well.
+        /// Lowering it removes no stored peers.
         max_memory: MemoryCap = MemoryCap::Auto => live;
-        /// Most peers of one torrent; 0: no cap. Beyond it, a newcomer takes the place of one of a
-        /// network (IPv4 /24, IPv6 /48) with more than its share, its own first; where there is no
-        /// such network, of one that has been silent for long. Five times the largest swarms known,
-        /// so that only a flood meets it; such a swarm takes some 25 MiB.
+        /// Most peers of one torrent; 0: no cap. Beyond it, a new peer replaces a peer of a network
+        /// (IPv4 /24, IPv6 /48) that has more than its share (its own network first), else a peer
+        /// that has been silent for long. The default is five times the largest swarms known, so
+        /// that only a flood reaches it; such a swarm takes about 25 MiB.
         max_peers_per_torrent: u32 = 1000000, in 0..=100000000 => live;
     }
 
     /// Snapshots of the swarms in server.state_dir: peers with their ages, counts of downloads. One
-    /// is written on a clean stop and when POST /api/v1/save asks for it, too. At start the latest
-    /// is restored while the tracker already serves; /readyz shows when that is done.
+    /// is also written on a clean stop and on POST /api/v1/save. At start the latest is restored
+    /// while the tracker already serves; /readyz shows when that is done.
     snapshot: Snapshot {
-        /// auto: snapshots where server.state_dir can be written, else a warning, and empty swarms
-        /// after a restart; on: refuse to start where it cannot; off: none, and none restored.
+        /// auto: snapshots if server.state_dir can be written, else a warning, and empty swarms
+        /// after a restart; on: refuse to start if it cannot be written; off: none is written or
+        /// restored.
         mode: SnapshotMode = SnapshotMode::Auto;
-        /// Seconds between two snapshots: what a crash loses at most. 0: none but those above.
+        /// Seconds between two snapshots: what a crash loses at most. 0: only on a clean stop and
+        /// on request.
         interval_s: u32 = 60, in 0..=86400 => live;
     }
 
@@ -428,11 +431,11 @@ sections! {
     admin: Admin {
         /// Address to serve HTTP on. Keep it off the Internet.
         listen: SocketAddr = values::address("127.0.0.1:6970");
-        /// Token that `Authorization: Bearer …` must have under /api/v1, for reading and for
+        /// Token that `Authorization: Bearer …` must contain under /api/v1, for reading and for
         /// changes: 16 to 512 printable ASCII characters. Empty: a token that is created at the
         /// first start and kept in the file `admin.token` in server.state_dir, where `skep torrent`
         /// finds it; changes need it, and so does reading from another host or through a reverse
-        /// proxy. SIGHUP reads that file again, too.
+        /// proxy. SIGHUP reads that file again.
         token: String = String::new() => live;
     }
 
@@ -440,14 +443,14 @@ sections! {
     log: Log {
         /// Least severe lines to write.
         level: LogLevel = LogLevel::Info => live;
-        /// text for people, json (one object a line) for machines.
+        /// text for people, json (one object a line) for programs.
         format: LogFormat = LogFormat::Text;
     }
 }
 
 impl Access {
-    /// The files of lists, as far as they are named: which torrents, networks and clients are
-    /// served and which are not, and the ports that are not.
+    /// The files of lists, as far as they are set: torrents, networks and clients that are served
+    /// or denied, and denied ports.
     pub fn files(&self) -> [Option<&Path>; 7] {
         [
             &self.torrents_allow,
@@ -507,7 +510,7 @@ impl Config {
         settings().into_iter().filter_map(difference).collect()
     }
 
-    /// What is allowed, but may have been meant otherwise: a sentence each, with its remedy.
+    /// Values that are allowed but probably a mistake: one sentence each, with a remedy.
     fn warnings(&self) -> Vec<String> {
         let mut warnings = Vec::new();
         if self.tls.listen.is_empty() && (self.tls.certificate.len() + self.tls.key.len()) > 0 {
@@ -528,14 +531,14 @@ impl Config {
                 let port = wildcard.port();
                 warnings.push(format!(
                     "{kind} is served over IPv6 alone: {wildcard} does not include IPv4; remedy: \
-                     listen on \"0.0.0.0:{port}\" as well, unless that is meant"
+                     listen on \"0.0.0.0:{port}\" as well, unless this is intended"
                 ));
             }
         }
         warnings
     }
 
-    /// Checks what types cannot: bounds, and settings that depend on each other.
+    /// Checks what types cannot express: bounds, and settings that depend on each other.
     fn check(&self) -> Result<(), CheckError> {
         let fault =
             |section, key, others, problem: String| CheckError { section, key, others, problem };
@@ -578,8 +581,8 @@ impl Config {
         let longest_s = tracker.interval_s.max(tracker.interval_s_max) + tracker.interval_jitter_s;
         if tracker.peer_age_s_max <= longest_s {
             let problem = format!(
-                "must exceed the longest of interval_s and interval_s_max, and interval_jitter_s: \
-                 {longest_s}"
+                "must exceed the larger of interval_s and interval_s_max plus interval_jitter_s, \
+                 which is {longest_s}"
             );
             let others = &[
                 ("tracker", "interval_s"),
@@ -597,7 +600,7 @@ impl Config {
         Ok(())
     }
 
-    /// Checks that a cap on memory leaves room for something.
+    /// Checks that a cap on memory leaves room for the store.
     fn check_memory(&self) -> Result<(), CheckError> {
         match self.memory.max_memory {
             MemoryCap::Bytes(bytes) if bytes.0 > 0 && bytes.0 < values::MEMORY_CAP_MIN.0 => {
@@ -608,7 +611,7 @@ impl Config {
         }
     }
 
-    /// Checks what TCP is served on.
+    /// Checks the settings of TCP listeners.
     fn check_streams(&self) -> Result<(), CheckError> {
         let fault =
             |section, key, others, problem: String| CheckError { section, key, others, problem };
@@ -628,20 +631,22 @@ impl Config {
         let it = &self.tls;
         for (key, file) in [("certificate", &it.certificate), ("key", &it.key)] {
             if !it.listen.is_empty() && file.is_empty() {
-                return Err(fault("tls", key, &[("tls", "listen")], "TLS needs one".into()));
+                let problem = "is empty, but tls.listen is set; remedy: name a PEM file, or leave \
+                               tls.listen empty";
+                return Err(fault("tls", key, &[("tls", "listen")], problem.into()));
             }
         }
         Ok(())
     }
 }
 
-/// The shortest token, in bytes: fewer could be found by trying.
+/// Least bytes of a token: a shorter one could be guessed.
 const TOKEN_BYTES_MIN: usize = 16;
 
-/// The longest, in bytes: it has to fit into a request's head with all else.
+/// Most bytes of a token: it must fit into the head of a request.
 const TOKEN_BYTES_MAX: usize = 512;
 
-/// What keeps a text from being a token of the API, if anything does.
+/// Why a text cannot be a token of the API; `None` if it can.
 pub fn token_fault(token: &str) -> Option<String> {
     let is_printable = token.bytes().all(|it| matches!(it, b' '..=b'~'));
     let is_fit = (TOKEN_BYTES_MIN..=TOKEN_BYTES_MAX).contains(&token.len());
@@ -653,27 +658,27 @@ pub fn token_fault(token: &str) -> Option<String> {
     })
 }
 
-/// What [`Config::check`] finds wrong.
+/// An error found by [`Config::check`].
 struct CheckError {
     section: &'static str,
     key: &'static str,
-    /// Sections and keys that the setting disagrees with: where it is a default itself, one of
+    /// Sections and keys that the setting conflicts with. If the setting has its default, one of
     /// these was set.
     others: &'static [(&'static str, &'static str)],
     problem: String,
 }
 
-/// What stands above a setting that a reload changes.
+/// The comment above a setting that a reload changes.
 const RELOADED: &str = "# Reloaded by SIGHUP.\n";
 
-/// What stands at the top of a printed file.
+/// The head of a printed file.
 const HEAD: &str = "\
 # skep's settings with their defaults, as printed by `skep config`.
 # A file needs only what differs. The environment overrides it (SKEP__TRACKER__INTERVAL_S=900;
 # lists are separated by commas), and flags override both.
 ";
 
-/// The first address with a port of its own that occurs again.
+/// The first address with a port other than 0 that occurs again.
 fn repeated(addresses: &[SocketAddr]) -> Option<SocketAddr> {
     let again = |(at, it): (usize, &SocketAddr)| it.port() != 0 && addresses[..at].contains(it);
     let found = addresses.iter().enumerate().find(|&(at, it)| again((at, it)));

@@ -1,8 +1,8 @@
-//! Where settings come from: a file, over it the environment, over both the flags.
+//! Sources of settings: a file, overridden by the environment, overridden by flags.
 //!
-//! Every layer is checked for itself first, so that an error names the layer it stands in; what
-//! only the whole can show (bounds, settings that depend on each other) is then traced back to
-//! the layer that set the culprit.
+//! Each layer is checked on its own first, so that an error names its layer. Faults that only the
+//! whole shows (bounds, settings that depend on each other) are then traced back to the layer that
+//! set the value.
 
 use std::collections::BTreeMap;
 use std::fs::OpenOptions;
@@ -12,12 +12,13 @@ use std::path::{Path, PathBuf};
 
 use toml::de::DeTable;
 
+use super::values::ANY_STRING;
 use super::{CheckError, Config, ConfigError, Setting, settings};
 
-/// One setting's value as text: what a variable or a flag says.
+/// One setting's value as text, from a variable or a flag.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Assignment {
-    /// Who says so, for errors: the variable's or flag's name.
+    /// The name of the variable or flag, for errors.
     pub place: String,
     /// The section.
     pub section: String,
@@ -29,38 +30,39 @@ pub struct Assignment {
 
 /// Where to read the settings, now and on reload.
 #[derive(Clone, Debug, Default)]
-pub struct Source {
+pub struct SettingsSource {
     /// The file, if there is one.
     pub file: Option<PathBuf>,
-    /// Variables of the environment: all of them, or those [`Source::is_about`] picks.
+    /// Variables of the environment: all of them, or those that [`SettingsSource::is_about`]
+    /// selects.
     pub environment: Vec<(String, String)>,
-    /// What flags set.
+    /// Settings from flags.
     pub flags: Vec<Assignment>,
 }
 
-/// Settings so far, and where each that is no default was set.
+/// The merged settings, and the place that set each one that is not a default.
 #[derive(Default)]
 struct Layers {
     table: toml::Table,
     places: BTreeMap<(String, String), String>,
 }
 
-impl Source {
-    /// What variables that set a setting start with: `SKEP__SECTION__KEY`.
+impl SettingsSource {
+    /// Prefix of variables that set a setting: `SKEP__SECTION__KEY`.
     pub const VARIABLE_PREFIX: &str = "SKEP__";
 
-    /// What all variables of ours start with. Those that no setting is named after (Kubernetes sets
-    /// `SKEP_PORT` and its like for a service of that name) are ignored.
+    /// Prefix of all of skep's variables. Those that do not name a setting are ignored: Kubernetes
+    /// sets `SKEP_PORT` and others for a service of that name.
     const COMMON_PREFIX: &str = "SKEP_";
 
-    /// Whether a variable of the environment is to be looked at: one that sets a setting, or looks
-    /// as if it was meant to.
+    /// Whether a variable of the environment is read: one that sets a setting, or looks like an
+    /// attempt to.
     pub fn is_about(variable: &str) -> bool {
         variable.starts_with(Self::COMMON_PREFIX)
     }
 
-    /// What may have been meant otherwise than the settings say, a sentence each with its remedy:
-    /// settings of `config`, and variables that are ignored for want of a second underscore.
+    /// Probable mistakes, one sentence each with a remedy: settings of `config`, and variables that
+    /// are ignored because they lack a second underscore.
     pub fn warnings(&self, config: &Config) -> Vec<String> {
         let names = self.environment.iter().map(|it| it.0.as_str());
         let ignored = names.filter(|it| !it.starts_with(Self::VARIABLE_PREFIX));
@@ -68,26 +70,26 @@ impl Source {
         let mut warnings: Vec<_> = ignored
             .filter_map(misspelt)
             .map(|(name, meant)| {
-                format!("the variable {name} is ignored; remedy: call it {meant}, or remove it")
+                format!("variable ignored: {name}; remedy: rename it to {meant}, or remove it")
             })
             .collect();
         warnings.extend(config.warnings());
         warnings
     }
 
-    /// Reads, merges and checks the settings. The file may be a pipe, whose end is waited for.
+    /// Reads, merges and checks the settings. The file may be a pipe; it is read to its end.
     ///
     /// # Errors
-    /// [`ConfigError`] with the first thing that is wrong.
+    /// [`ConfigError`] with the first fault.
     pub fn load(&self) -> Result<Config, ConfigError> {
         self.load_by(|path| std::fs::read_to_string(path))
     }
 
-    /// The same on reload, when nothing is waited for. A pipe that has been read is refused: it
-    /// would be an empty file, and all settings those of the default.
+    /// As [`Self::load`], for a reload, without blocking. A pipe that has been read is refused: it
+    /// would be an empty file, and every setting would get its default.
     ///
     /// # Errors
-    /// As above.
+    /// As [`Self::load`].
     pub fn load_again(&self) -> Result<Config, ConfigError> {
         self.load_by(read_again)
     }
@@ -95,8 +97,14 @@ impl Source {
     fn load_by(&self, read: fn(&Path) -> io::Result<String>) -> Result<Config, ConfigError> {
         let mut layers = Layers::default();
         if let Some(path) = &self.file {
-            let text = read(path)
-                .map_err(|error| ConfigError::at(path.display().to_string(), error.to_string()))?;
+            let text = read(path).map_err(|error| {
+                let path = path.display();
+                let problem = format!(
+                    "cannot read the configuration file {path}: {error}; remedy: name with \
+                     --config a file that skep's user can read"
+                );
+                ConfigError::at("", problem)
+            })?;
             layers.add_file(path, &text)?;
         }
         for (variable, text) in &self.environment {
@@ -111,10 +119,10 @@ impl Source {
 }
 
 impl Config {
-    /// Reads and checks a file's text alone.
+    /// Reads and checks the text of a file, without other sources.
     ///
     /// # Errors
-    /// [`ConfigError`] with the first thing that is wrong.
+    /// [`ConfigError`] with the first fault.
     pub fn from_toml(text: &str) -> Result<Self, ConfigError> {
         let mut layers = Layers::default();
         layers.add_file(Path::new("skep.toml"), text)?;
@@ -122,7 +130,7 @@ impl Config {
     }
 }
 
-/// Reads a file that can be read any number of times.
+/// Reads a file that can be read repeatedly.
 fn read_again(path: &Path) -> io::Result<String> {
     let mut file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
     if !file.metadata()?.is_file() {
@@ -133,7 +141,7 @@ fn read_again(path: &Path) -> io::Result<String> {
     Ok(text)
 }
 
-/// Reads a variable's name.
+/// Parses a variable's name.
 fn assignment(variable: &str, name: &str, text: &str) -> Result<Assignment, ConfigError> {
     let unknown = || {
         let meant = variable_meant_by(variable).map(|it| format!("; did you mean {it}?"));
@@ -171,16 +179,10 @@ impl Layers {
 
     /// Sets one setting.
     fn assign(&mut self, assignment: &Assignment) -> Result<(), ConfigError> {
-        let about = |problem: String| ConfigError {
-            place: assignment.place.clone(),
-            setting: Some(format!("{}.{}", assignment.section, assignment.key)),
-            problem,
-            allowed: allowed(&assignment.section, &assignment.key),
-        };
-        let value = typed(assignment).map_err(about)?;
+        let value = assignment.typed()?;
         let inner = toml::Table::from_iter([(assignment.key.clone(), value.clone())]);
         let alone = toml::Table::from_iter([(assignment.section.clone(), inner.into())]);
-        alone.try_into::<Config>().map_err(|error| about(error.message().to_owned()))?;
+        alone.try_into::<Config>().map_err(|error| assignment.error(error.message().to_owned()))?;
         let empty = || toml::Table::new().into();
         let section = self.table.entry(assignment.section.clone()).or_insert_with(empty);
         if let Some(section) = section.as_table_mut() {
@@ -191,7 +193,7 @@ impl Layers {
         Ok(())
     }
 
-    /// Checks the whole.
+    /// Checks the merged settings.
     fn finish(self) -> Result<Config, ConfigError> {
         let mut config: Config =
             self.table.try_into().map_err(|error| ConfigError::at("", error.message()))?;
@@ -203,36 +205,49 @@ impl Layers {
                 place: place.cloned().unwrap_or_default(),
                 setting: Some(format!("{section}.{key}")),
                 problem,
-                allowed: allowed(section, key),
+                // The value has the right type already.
+                allowed: allowed(section, key).filter(|allowed| allowed != ANY_STRING),
             }
         })?;
         Ok(config)
     }
 }
 
-/// Gives a text the type that its setting has by default.
-fn typed(assignment: &Assignment) -> Result<toml::Value, String> {
-    let defaults = toml::Table::try_from(Config::default()).map_err(|error| error.to_string())?;
-    let default =
-        defaults.get(&assignment.section).and_then(|section| section.get(&assignment.key));
-    let text = assignment.text.trim();
-    Ok(match default {
-        Some(toml::Value::Integer(_)) => {
-            let number: Result<i64, _> = text.parse();
-            number.map_err(|_| format!("{text:?} is not a whole number"))?.into()
+impl Assignment {
+    /// The text as a value of the type of the setting's default.
+    fn typed(&self) -> Result<toml::Value, ConfigError> {
+        let defaults = toml::Table::try_from(Config::default())
+            .map_err(|error| self.error(error.to_string()))?;
+        let default = defaults.get(&self.section).and_then(|section| section.get(&self.key));
+        let text = self.text.trim();
+        Ok(match default {
+            Some(toml::Value::Integer(_)) => {
+                let number: Result<i64, _> = text.parse();
+                number.map_err(|_| self.error(format!("{text:?} is not a whole number")))?.into()
+            }
+            Some(toml::Value::Boolean(_)) => {
+                let truth: Result<bool, _> = text.to_ascii_lowercase().parse();
+                truth.map_err(|_| self.error(format!("{text:?} is neither true nor false")))?.into()
+            }
+            Some(toml::Value::Array(_)) => toml::Value::Array(items(text)),
+            _ => text.into(),
+        })
+    }
+
+    /// A problem with the assigned value.
+    fn error(&self, problem: String) -> ConfigError {
+        ConfigError {
+            place: self.place.clone(),
+            setting: Some(format!("{}.{}", self.section, self.key)),
+            problem,
+            allowed: allowed(&self.section, &self.key),
         }
-        Some(toml::Value::Boolean(_)) => {
-            let truth: Result<bool, _> = text.to_ascii_lowercase().parse();
-            truth.map_err(|_| format!("{text:?} is neither true nor false"))?.into()
-        }
-        Some(toml::Value::Array(_)) => toml::Value::Array(items(text)),
-        _ => text.into(),
-    })
+    }
 }
 
-/// The items of a list: as TOML writes them (`["a", "b"]`, `[]`), else separated by commas.
+/// The items of a list: in TOML notation (`["a", "b"]`, `[]`), else separated by commas.
 fn items(text: &str) -> Vec<toml::Value> {
-    // An IPv6 address may begin with a bracket as well, and is not TOML then.
+    // An IPv6 address may begin with a bracket as well. It is not TOML.
     if let Ok(toml::Value::Array(items)) = text.parse() {
         return items;
     }
@@ -242,12 +257,12 @@ fn items(text: &str) -> Vec<toml::Value> {
 
 /// The variable that sets a setting.
 fn variable(setting: &Setting) -> String {
-    let (prefix, section, key) = (Source::VARIABLE_PREFIX, setting.section, setting.key);
+    let (prefix, section, key) = (SettingsSource::VARIABLE_PREFIX, setting.section, setting.key);
     format!("{prefix}{section}__{key}").to_ascii_uppercase()
 }
 
-/// The variable that was meant by `name`, if that has as many underscores as it should have nowhere
-/// but between its words.
+/// The variable that `name` stands for, if `name` only has the wrong number of underscores between
+/// its words.
 fn variable_meant_by(name: &str) -> Option<String> {
     let words = |name: &str| name.to_ascii_uppercase().replace("__", "_");
     let all = settings();
@@ -255,7 +270,7 @@ fn variable_meant_by(name: &str) -> Option<String> {
     variables.find(|it| it != name && words(it) == words(name))
 }
 
-/// An error at an offset of a file, with the setting that stands there.
+/// An error at an offset of a file, with the setting at that offset.
 fn refused(place: String, tree: &DeTable<'_>, offset: usize, problem: &str) -> ConfigError {
     for (section, inner) in tree {
         let section = section.get_ref();

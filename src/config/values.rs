@@ -1,4 +1,5 @@
-//! The types of settings that the standard library lacks, and how each type describes itself.
+//! The types of settings that the standard library lacks, and the description of the allowed values
+//! of each type.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -8,30 +9,30 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::networks;
 
-/// How datagrams are moved.
+/// The I/O backend for datagrams.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Io {
-    /// io_uring where it works.
+    /// io_uring if it works, else recvmmsg.
     Auto,
-    /// io_uring or nothing.
+    /// io_uring only.
     Uring,
-    /// recvmmsg and sendmmsg.
+    /// recvmmsg and sendmmsg only.
     Mmsg,
 }
 
-/// The keyed MAC behind connection ids.
+/// The keyed MAC of connection ids.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ConnectionIdMac {
     /// SipHash-2-4.
     Siphash,
-    /// HMAC-SHA-256, cut.
+    /// HMAC-SHA-256, truncated.
     HmacSha256,
 }
 
 /// Headers in which reverse proxies name clients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SourceHeader {
-    /// Whichever are there.
+    /// All headers that are present.
     Any,
     /// RFC 7239.
     Forwarded,
@@ -41,25 +42,25 @@ pub enum SourceHeader {
     XRealIp,
 }
 
-/// Whom the tracker is for.
+/// Which torrents and clients are served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AccessMode {
-    /// Any torrent, anybody.
+    /// Any torrent, any client.
     Open,
-    /// Registered torrents, anybody.
+    /// Registered torrents, any client.
     Registered,
-    /// Registered torrents, holders of a passkey.
+    /// Registered torrents, clients with a passkey.
     Private,
 }
 
-/// Whether swarms outlive a restart.
+/// Whether swarms are kept across restarts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SnapshotMode {
-    /// Where the state directory can be written.
+    /// If the state directory can be written.
     Auto,
-    /// They must.
+    /// Always. skep refuses to start if it cannot.
     On,
-    /// They do not.
+    /// Never.
     Off,
 }
 
@@ -68,19 +69,19 @@ pub enum SnapshotMode {
 pub enum LogLevel {
     /// Nothing.
     Off,
-    /// What ends or cripples the process.
+    /// Errors that end or severely limit the process.
     Error,
-    /// What an operator should change.
+    /// Conditions that the operator should change.
     Warn,
-    /// What happened in the large.
+    /// Important events.
     Info,
-    /// What happened in the small.
+    /// Minor events.
     Debug,
     /// Everything.
     Trace,
 }
 
-/// Forms of log lines.
+/// Formats of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {
     /// For people.
@@ -104,10 +105,15 @@ impl fmt::Display for Bytes {
     }
 }
 
-impl std::str::FromStr for Bytes {
-    type Err = String;
+/// A text is not a number of bytes.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not a number of bytes")]
+pub struct BytesError(String);
 
-    fn from_str(text: &str) -> Result<Self, String> {
+impl std::str::FromStr for Bytes {
+    type Err = BytesError;
+
+    fn from_str(text: &str) -> Result<Self, BytesError> {
         let split = |(name, unit): &(&str, u64)| {
             let at = text.len().checked_sub(name.len())?;
             let (digits, end) = text.split_at_checked(at)?;
@@ -116,7 +122,7 @@ impl std::str::FromStr for Bytes {
         let (digits, unit) = UNITS.iter().find_map(split).unwrap_or((text, 1));
         let number: Option<u64> = digits.parse().ok().filter(|_| !digits.starts_with('+'));
         let bytes = number.and_then(|it| it.checked_mul(unit));
-        bytes.map(Self).ok_or_else(|| format!("{text:?} is not a number of bytes"))
+        bytes.map(Self).ok_or_else(|| BytesError(text.to_owned()))
     }
 }
 
@@ -149,7 +155,7 @@ impl<'de> Deserialize<'de> for Bytes {
     }
 }
 
-/// Networks, each written as [`networks::parse`] reads them.
+/// Networks, each in a form that [`networks::parse`] reads.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NetworkList(pub Vec<IpNet>);
 
@@ -173,25 +179,25 @@ impl<'de> Deserialize<'de> for NetworkList {
     }
 }
 
-/// The longest `tracker id`: clients send it back, escaped, in every request.
+/// Most bytes of the `tracker id`: clients send it back, escaped, in every request.
 pub(super) const TRACKER_ID_BYTES_MAX: usize = 128;
 
-/// How much memory the process should keep to.
+/// The cap on resident memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MemoryCap {
-    /// Three quarters of what it may use.
+    /// Three quarters of the memory that the process may use.
     Auto,
-    /// So many bytes; 0: no cap.
+    /// This many bytes; 0: no cap.
     Bytes(Bytes),
 }
 
-/// The lowest cap: below it, there would be little more than the program itself.
+/// The lowest cap. Below it there would be little room besides the program itself.
 pub(super) const MEMORY_CAP_MIN: Bytes = Bytes(64 << 20);
 
 impl std::str::FromStr for MemoryCap {
-    type Err = String;
+    type Err = BytesError;
 
-    fn from_str(text: &str) -> Result<Self, String> {
+    fn from_str(text: &str) -> Result<Self, BytesError> {
         let is_auto = text.eq_ignore_ascii_case("auto");
         if is_auto { Ok(Self::Auto) } else { text.parse().map(Self::Bytes) }
     }
@@ -227,15 +233,15 @@ impl Value for MemoryCap {
     }
 }
 
-/// A setting's type says what it allows.
+/// The allowed values of a setting's type.
 pub(super) trait Value {
-    /// The allowed values in words, within bounds where there are any.
+    /// The allowed values in words, within bounds if there are any.
     fn allowed(bounds: Option<(u64, u64)>) -> String;
 }
 
 /// A setting that may have bounds.
 pub(super) trait Numeric {
-    /// The value as it is compared with the bounds.
+    /// The value to compare with the bounds.
     fn number(&self) -> u64;
 }
 
@@ -266,9 +272,12 @@ impl Value for Bytes {
     }
 }
 
+/// What a setting that is a text allows.
+pub(super) const ANY_STRING: &str = "a string";
+
 impl Value for String {
     fn allowed(_: Option<(u64, u64)>) -> String {
-        "a text".into()
+        ANY_STRING.into()
     }
 }
 
@@ -296,7 +305,7 @@ impl Value for Vec<SocketAddr> {
     }
 }
 
-/// Names the variants of enums, as settings write them: in lower case, read in any case.
+/// Defines the names of an enum's variants in settings: written in lower case, read in any case.
 macro_rules! choices {
     ($($type:ident: $($variant:ident $name:literal)+;)+) => {
         $(

@@ -75,18 +75,18 @@ pub struct KeyPair {
 impl std::fmt::Debug for KeyPair {
     /// Never prints a key.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Keys").field("algorithm", &self.algorithm).finish_non_exhaustive()
+        f.debug_struct("KeyPair").field("algorithm", &self.algorithm).finish_non_exhaustive()
     }
 }
 
 /// One key, ready for use.
 #[derive(Clone)]
-enum Code {
+enum KeyedMac {
     SipHash(SipHasher24),
     HmacSha256(Box<Hmac<Sha256>>),
 }
 
-impl Code {
+impl KeyedMac {
     fn new(key: &[u8; KEY_BYTES], algorithm: Algorithm) -> Self {
         match algorithm {
             Algorithm::SipHash => {
@@ -127,14 +127,14 @@ impl Code {
 /// Issues and checks ids under one set of keys.
 #[derive(Clone)]
 pub struct ConnectionIds {
-    active: Code,
-    staging: Option<Code>,
+    active: KeyedMac,
+    staging: Option<KeyedMac>,
 }
 
 impl ConnectionIds {
     /// Prepares the keys.
     pub fn new(keys: &KeyPair) -> Self {
-        let code = |key| Code::new(key, keys.algorithm);
+        let code = |key| KeyedMac::new(key, keys.algorithm);
         Self { active: code(&keys.active), staging: keys.staging.as_ref().map(code) }
     }
 
@@ -148,9 +148,9 @@ impl ConnectionIds {
     /// same key, recently enough.
     ///
     /// # Errors
-    /// [`Dropped::ExpiredId`] for one of ours that is too old or from too far ahead,
-    /// [`Dropped::ForgedId`] for anything else. How old an id is can only be told up to eight
-    /// buckets back; older ones count as forged.
+    /// [`Dropped::ExpiredId`] for an id of ours from three to six buckets before the current one.
+    /// [`Dropped::ForgedId`] for anything else, also for an id of ours that is older or from more
+    /// than one bucket ahead: an id has room for the lowest three bits of its bucket only.
     #[inline]
     pub fn check(&self, now: Now, source: IpAddr, id: u64) -> Result<(), Dropped> {
         let network = network_of(source);

@@ -12,7 +12,7 @@ use std::net::SocketAddr;
 pub use crate::protocol::passkey::Passkey;
 use crate::time::Now;
 pub use crate::tracker::{ConnectionWork, Tracker};
-use crate::types::{Answered, Dropped};
+use crate::types::{DatagramResponse, Dropped};
 
 /// The front ends of a stream worker, and the tracker they share.
 pub struct FrontEnds {
@@ -40,7 +40,7 @@ pub trait Responder {
     const PREFETCH_STAGES: usize;
 
     /// One datagram in, at most one out, written to the front of `out` (at least
-    /// [`REPLY_BYTES_MAX`] long). `source` is unmapped.
+    /// [`RESPONSE_BYTES_MAX`] long). `source` is unmapped.
     ///
     /// # Errors
     /// [`Dropped`] where the datagram is met with silence.
@@ -50,7 +50,7 @@ pub trait Responder {
         source: SocketAddr,
         datagram: &[u8],
         out: &mut [u8],
-    ) -> Result<Answered, Dropped>;
+    ) -> Result<DatagramResponse, Dropped>;
 
     /// One bounded slice of upkeep, once per turn of the worker's loop.
     fn upkeep(&mut self, now: Now);
@@ -60,5 +60,5 @@ pub trait Responder {
     fn set_queue(&mut self, queue_permille: u32);
 }
 
-/// The longest reply: what fits an IPv6 packet that is never fragmented (RFC 8200: 1280 - 48).
-pub const REPLY_BYTES_MAX: usize = 1232;
+/// The longest response: what fits an IPv6 packet that is never fragmented (RFC 8200: 1280 - 48).
+pub const RESPONSE_BYTES_MAX: usize = 1232;

@@ -1,5 +1,6 @@
 //! The UDP front end: one datagram in, at most one out. The function to read first is
-//! [`UdpFrontend::handle`]; every line of it is a call into the module named by its word.
+//! [`UdpFrontend::handle`]: it decodes the datagram, checks the connection id, and calls the
+//! tracker.
 
 use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr};
@@ -8,14 +9,14 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 
 use crate::frontend::connection_id::ConnectionIds;
-use crate::frontend::{REPLY_BYTES_MAX, Responder};
+use crate::frontend::{RESPONSE_BYTES_MAX, Responder};
 use crate::protocol::passkey;
-use crate::protocol::udp::{self, AnnounceRequest, Head, Options, Request};
+use crate::protocol::udp::{self, AnnounceRequest, Head, Request, UrlOptions};
 use crate::time::Now;
 use crate::tracker::{
     self, AdmitError, AnnounceDetails, Announced, Credentials, PeerBuffers, Tracker,
 };
-use crate::types::{Action, Announce, Answered, Contact, Dropped, Family, InfoHash};
+use crate::types::{Action, Announce, Contact, DatagramResponse, Dropped, Family, InfoHash};
 
 /// One worker's UDP front end.
 pub struct UdpFrontend {
@@ -32,19 +33,68 @@ impl UdpFrontend {
     pub fn new(tracker: Tracker, ids: Arc<ArcSwap<ConnectionIds>>) -> Self {
         Self { tracker, ids: SharedIds::new(ids) }
     }
+}
 
+impl Responder for UdpFrontend {
+    const PREFETCH_STAGES: usize = tracker::PREFETCH_STAGES;
+
+    #[inline]
+    fn prefetch(&mut self, stage: usize, datagram: &[u8]) {
+        if let Some(info_hash) = udp::peek_info_hash(datagram) {
+            self.tracker.prefetch(stage, info_hash);
+        }
+    }
+
+    #[inline]
+    fn handle(
+        &mut self,
+        now: Now,
+        source: SocketAddr,
+        datagram: &[u8],
+        out: &mut [u8],
+    ) -> Result<DatagramResponse, Dropped> {
+        let request = udp::decode(datagram)?;
+        let ids = self.ids.load();
+        match request {
+            Request::Connect(head) => {
+                self.tracker.admit_connect(now, source)?;
+                let bytes = udp::encode_connected(head, ids.issue(now, source.ip()), out);
+                Ok(DatagramResponse { action: Action::Connect, bytes, refusal: None })
+            }
+            Request::Announce(it, options) => {
+                ids.check(now, source.ip(), it.head.connection_id.get())?;
+                self.announce(now, source, it, options, out)
+            }
+            Request::Scrape(head, info_hashes) => {
+                ids.check(now, source.ip(), head.connection_id.get())?;
+                self.scrape(now, source, head, info_hashes, out)
+            }
+        }
+    }
+
+    #[inline]
+    fn upkeep(&mut self, now: Now) {
+        self.tracker.upkeep(now);
+    }
+
+    fn set_queue(&mut self, queue_permille: u32) {
+        self.tracker.set_queue(queue_permille);
+    }
+}
+
+impl UdpFrontend {
     fn announce(
         &mut self,
         now: Now,
         source: SocketAddr,
         request: &AnnounceRequest,
-        options: Options<'_>,
+        options: UrlOptions<'_>,
         out: &mut [u8],
-    ) -> Result<Answered, Dropped> {
+    ) -> Result<DatagramResponse, Dropped> {
         let mut announce = Announce {
             info_hash: request.info_hash,
             source: source.ip(),
-            elsewhere: None,
+            address_override: None,
             contact: Contact::Port(request.port.get()),
             peer_id: request.peer_id,
             left: request.left.get(),
@@ -52,17 +102,17 @@ impl UdpFrontend {
             numwant: request.numwant(),
         };
         let mut details = UdpDetails { request, options, url: None };
-        let end = out.len().min(REPLY_BYTES_MAX);
+        let end = out.len().min(RESPONSE_BYTES_MAX);
         let peers = udp::peers_of(&mut out[..end]);
         let room = match Family::of(source.ip()) {
             Family::V4 => PeerBuffers { v4: peers, ..PeerBuffers::default() },
             Family::V6 => PeerBuffers { v6: peers, ..PeerBuffers::default() },
         };
         match self.tracker.announce(now, &mut announce, &mut details, room) {
-            Ok(Announced { reply, bytes, .. }) => {
+            Ok(Announced { response, bytes, .. }) => {
                 let bytes = bytes.iter().sum();
-                let bytes = udp::encode_announced(&request.head, &reply, bytes, out);
-                Ok(Answered { action: Action::Announce, bytes, refusal: None })
+                let bytes = udp::encode_announced(&request.head, &response, bytes, out);
+                Ok(DatagramResponse { action: Action::Announce, bytes, refusal: None })
             }
             Err(error) => fail(Action::Announce, &request.head, error, out),
         }
@@ -76,13 +126,13 @@ impl UdpFrontend {
         head: &Head,
         info_hashes: &[InfoHash],
         out: &mut [u8],
-    ) -> Result<Answered, Dropped> {
+    ) -> Result<DatagramResponse, Dropped> {
         let mut bytes = udp::encode_scraped_head(head, out);
         let scraped = self.tracker.scrape(now, source.ip(), info_hashes, None, |_, counts| {
             bytes += udp::encode_scraped_entry(&counts, out.get_mut(bytes..).unwrap_or_default());
         });
         match scraped {
-            Ok(()) => Ok(Answered { action: Action::Scrape, bytes, refusal: None }),
+            Ok(()) => Ok(DatagramResponse { action: Action::Scrape, bytes, refusal: None }),
             Err(error) => fail(Action::Scrape, head, error, out),
         }
     }
@@ -91,7 +141,7 @@ impl UdpFrontend {
 /// Parts of an announce that the tracker rarely reads.
 struct UdpDetails<'a> {
     request: &'a AnnounceRequest,
-    options: Options<'a>,
+    options: UrlOptions<'a>,
     /// The URL that the options name, joined when it is first asked for.
     url: Option<Cow<'a, [u8]>>,
 }
@@ -118,59 +168,12 @@ fn fail(
     request: &Head,
     error: AdmitError,
     out: &mut [u8],
-) -> Result<Answered, Dropped> {
+) -> Result<DatagramResponse, Dropped> {
     let (bytes, refusal) = match error {
         AdmitError::Refused(refusal) => (udp::encode_error(request, refusal, out), Some(refusal)),
-        AdmitError::Slipped(reply) => (udp::encode_announced(request, &reply, 0, out), None),
+        AdmitError::Slipped(response) => (udp::encode_announced(request, &response, 0, out), None),
         AdmitError::Limited => return Err(Dropped::Limited),
         AdmitError::Shed => return Err(Dropped::ShedScrape),
     };
-    Ok(Answered { action, bytes, refusal })
-}
-
-impl Responder for UdpFrontend {
-    const PREFETCH_STAGES: usize = tracker::PREFETCH_STAGES;
-
-    #[inline]
-    fn prefetch(&mut self, stage: usize, datagram: &[u8]) {
-        if let Some(info_hash) = udp::peek_info_hash(datagram) {
-            self.tracker.prefetch(stage, info_hash);
-        }
-    }
-
-    #[inline]
-    fn handle(
-        &mut self,
-        now: Now,
-        source: SocketAddr,
-        datagram: &[u8],
-        out: &mut [u8],
-    ) -> Result<Answered, Dropped> {
-        let request = udp::decode(datagram)?;
-        let ids = self.ids.load();
-        match request {
-            Request::Connect(head) => {
-                self.tracker.admit_connect(now, source)?;
-                let bytes = udp::encode_connected(head, ids.issue(now, source.ip()), out);
-                Ok(Answered { action: Action::Connect, bytes, refusal: None })
-            }
-            Request::Announce(it, options) => {
-                ids.check(now, source.ip(), it.head.connection_id.get())?;
-                self.announce(now, source, it, options, out)
-            }
-            Request::Scrape(head, info_hashes) => {
-                ids.check(now, source.ip(), head.connection_id.get())?;
-                self.scrape(now, source, head, info_hashes, out)
-            }
-        }
-    }
-
-    #[inline]
-    fn upkeep(&mut self, now: Now) {
-        self.tracker.upkeep(now);
-    }
-
-    fn set_queue(&mut self, queue_permille: u32) {
-        self.tracker.set_queue(queue_permille);
-    }
+    Ok(DatagramResponse { action, bytes, refusal })
 }

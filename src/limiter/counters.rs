@@ -1,9 +1,9 @@
 //! What the limiter counts: for each table, what came of each request. A worker's own, as all that
-//! [`crate::metrics`] has.
+//! [`crate::counters`] has.
 
 use strum::{EnumCount, IntoStaticStr, VariantArray};
 
-use crate::metrics::Counter;
+use crate::counters::Counter;
 
 /// What is limited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EnumCount, IntoStaticStr, VariantArray)]
@@ -11,7 +11,7 @@ use crate::metrics::Counter;
 pub enum LimitTable {
     /// Work for sources that have proved their address.
     Verified,
-    /// Replies to sources that have not.
+    /// Responses to sources that have not.
     Unverified,
     /// Torrents that the store does not know yet.
     NewTorrent,

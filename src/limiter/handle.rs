@@ -113,10 +113,15 @@ impl Handle {
         self.ask::<false>(new_torrent, now, source, price, |_| false) == Verdict::Pass
     }
 
-    /// Whether a reply may be sent to a source that has proved nothing. Over the limit, one is sent
-    /// all the same if it `slips`: someone whose address is forged still has to get through.
+    /// Whether a response may be sent to a source that has proved nothing. Over the limit, one is
+    /// sent all the same if it `slips`: someone whose address is forged still has to get through.
     #[inline]
-    pub fn admit_reply(&mut self, now: Now, source: IpAddr, slips: impl FnOnce() -> bool) -> bool {
+    pub fn admit_response(
+        &mut self,
+        now: Now,
+        source: IpAddr,
+        slips: impl FnOnce() -> bool,
+    ) -> bool {
         let unverified = LimitTable::Unverified;
         self.ask::<false>(unverified, now, source, Price::ANNOUNCE, |_| slips()) != Verdict::Drop
     }

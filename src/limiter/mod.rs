@@ -8,7 +8,7 @@
 //!
 //! Memory is fixed at the start and no sender can make it grow. A load falls exponentially, so that
 //! there is no window to be exploited at its edges: `burst` units at once, `rate` for ever. Five
-//! tables, as five things are limited: work for sources that have proved their address, replies
+//! tables, as five things are limited: work for sources that have proved their address, responses
 //! to those that have not, new torrents, stops of peers that are not there, and what connections
 //! cause besides announces. **No source is charged for a datagram it may not have sent**: what is
 //! unverified touches the second table only, and what is verified never does.
@@ -55,9 +55,9 @@ pub struct Options {
     pub rate: u32,
     /// Units at once after a silence.
     pub burst: u32,
-    /// Replies a second to an address that has proved nothing.
+    /// Responses a second to an address that has proved nothing.
     pub unverified_rate: u32,
-    /// Replies at once to such an address after a silence.
+    /// Responses at once to such an address after a silence.
     pub unverified_burst: u32,
     /// New torrents a second, for each address.
     pub new_torrent_rate: u32,
@@ -103,7 +103,7 @@ impl Default for Options {
 pub struct Sizes {
     /// Verified work. A source takes up to four or five slots of 4.3 bytes.
     pub verified: usize,
-    /// Replies to unverified sources: an attacker can forge any number, so a smaller table loses
+    /// Responses to unverified sources: an attacker can forge any number, so a smaller table loses
     /// nothing.
     pub unverified: usize,
     /// New torrents.

@@ -1,9 +1,9 @@
-//! Bencode (BEP 3), the writing side only: nothing a tracker receives is bencoded.
+//! Writer of bencode (BEP 3). There is no reader: nothing that a tracker receives is bencoded.
 //!
-//! Values are appended to the reply's buffer as they are named; nothing else is allocated. A
-//! dictionary closes itself when it is dropped, and in debug builds asserts that its keys ascend,
-//! as BEP 3 asks and strict clients check. It is our own because it writes in place, without a
-//! value to serialize; tests read what it writes with bt_bencode.
+//! Values are appended to the response's buffer; nothing else is allocated. A dictionary is closed
+//! when it is dropped. In debug builds it asserts that its keys ascend, as BEP 3 requires and
+//! strict clients check. Written here, because it writes in place, without a value to serialize.
+//! Tests read its output with bt_bencode.
 
 use std::ops::Range;
 
@@ -15,7 +15,7 @@ pub fn bytes(out: &mut Vec<u8>, value: &[u8]) {
     out.extend_from_slice(value);
 }
 
-/// Appends an integer. A tracker has no negative ones to tell.
+/// Appends an integer. A tracker sends no negative ones.
 #[inline]
 pub fn integer(out: &mut Vec<u8>, value: u64) {
     out.push(b'i');
@@ -43,7 +43,7 @@ pub fn decimal(out: &mut Vec<u8>, mut value: u64) {
 #[derive(Debug)]
 pub struct Dict<'a> {
     out: &'a mut Vec<u8>,
-    /// Where the latest key stands in `out`: empty before the first.
+    /// Range of the latest key in `out`; empty before the first.
     latest: Range<usize>,
 }
 
@@ -139,7 +139,7 @@ mod tests {
 
     use super::*;
 
-    /// What can be written, as a tree.
+    /// A value that can be written, as a tree.
     #[derive(Clone, Debug)]
     enum Tree {
         Integer(u64),
@@ -173,7 +173,7 @@ mod tests {
         }
     }
 
-    /// The same tree as the independent reader would show it.
+    /// The same tree as the independent reader returns it.
     fn expected(tree: &BTreeMap<Vec<u8>, Tree>) -> Value {
         let value = |it: &Tree| match it {
             Tree::Integer(number) => Value::Int(Number::Unsigned(*number)),
@@ -184,7 +184,7 @@ mod tests {
         Value::Dict(tree.iter().map(|(key, it)| (key.clone().into(), value(it))).collect())
     }
 
-    /// Numbers compare by value: the reader calls small ones signed.
+    /// Numbers compare by value: the reader returns small ones as signed.
     fn unsigned(value: Value) -> Value {
         match value {
             Value::Int(Number::Signed(number)) => {

@@ -1,4 +1,5 @@
-//! Pure codecs: bytes to borrowed requests, replies to bytes. No I/O, no clock, no state.
+//! Pure codecs: from bytes to borrowed requests, and from responses to bytes. No I/O, no clock, no
+//! state.
 
 pub mod bencode;
 pub mod http;
@@ -7,6 +8,6 @@ pub mod proxy;
 pub mod udp;
 pub mod webtorrent;
 
-/// Torrents answered for in one scrape, by whatever protocol. BEP 15 says "up to about 74", which
-/// is a request of 1496 bytes, and clients ask for as many over HTTP.
+/// Most torrents in one scrape, over any protocol. BEP 15 allows "up to about 74", a request of
+/// 1496 bytes; HTTP clients send as many.
 pub const SCRAPE_HASHES_MAX: usize = 74;

@@ -3,10 +3,10 @@
 
 use std::fmt;
 
-/// The longest passkey that is looked at, in bytes.
+/// Most bytes of a passkey. A longer one is not looked up.
 pub const PASSKEY_BYTES_MAX: usize = 64;
 
-/// A passkey as it came, kept for as long as a connection. Printed, it shows nothing of itself.
+/// A passkey as received, kept as long as its connection. Its debug output hides it.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Passkey {
     bytes: [u8; PASSKEY_BYTES_MAX],
@@ -14,14 +14,14 @@ pub struct Passkey {
 }
 
 impl Passkey {
-    /// A copy of it. `None`: it is longer than a passkey can be.
+    /// A copy of the passkey; `None` if it is longer than [`PASSKEY_BYTES_MAX`].
     pub fn new(bytes: &[u8]) -> Option<Self> {
         let mut passkey = Self { bytes: [0; PASSKEY_BYTES_MAX], length: bytes.len() };
         passkey.bytes.get_mut(..bytes.len())?.copy_from_slice(bytes);
         Some(passkey)
     }
 
-    /// As it came.
+    /// The passkey as received.
     pub fn as_bytes(&self) -> &[u8] {
         &self.bytes[..self.length]
     }
@@ -33,7 +33,7 @@ impl fmt::Debug for Passkey {
     }
 }
 
-/// The passkey in a path; a query behind it does not matter. `None`: there is none.
+/// The passkey in a path, which may be followed by a query; `None` if there is none.
 pub fn of_path(path: &[u8]) -> Option<&[u8]> {
     let end = path.iter().position(|it| *it == b'?').unwrap_or(path.len());
     let mut segments = path[..end].split(|it| *it == b'/').filter(|it| !it.is_empty());

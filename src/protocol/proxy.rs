@@ -1,5 +1,5 @@
-//! The PROXY protocol, versions 1 and 2 (haproxy's proxy-protocol.txt): what a load balancer says
-//! in front of a connection's own bytes about where that connection comes from.
+//! The PROXY protocol, versions 1 and 2 (haproxy's proxy-protocol.txt): a header in front of a
+//! connection's own bytes, in which a load balancer names the source of the connection.
 //!
 //! ```text
 //! v2  0 signature (12) | 12 version 2 and command (1) | 13 family and transport (1)
@@ -7,36 +7,36 @@
 //! v1  PROXY TCP4 source destination source-port destination-port \r\n      at most 107 bytes
 //! ```
 //!
-//! Whoever can send such a header can name any source, so it may only be asked for where the
-//! socket's address is trusted. It is read here, as what ppp (2.3) makes of a header depends on
-//! where packets end, and a line may lack its CR; the last test has the cases.
+//! A sender of such a header can name any source, so the header may only be read if the socket's
+//! address is trusted. Written here, because the result of ppp (2.3) depends on where packets end,
+//! and it accepts a line without CR; the last test has the cases.
 #![warn(clippy::indexing_slicing)]
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-/// The longest header of version 2: 16 bytes, IPv6 addresses, and room for what balancers add.
+/// Most bytes of a header of version 2: 16, IPv6 addresses, and room for what balancers add.
 pub const HEADER_BYTES_MAX: usize = 536;
 
-/// The longest header of version 1, line end included.
+/// Most bytes of a header of version 1, line end included.
 const LINE_BYTES_MAX: usize = 107;
 
 const SIGNATURE: [u8; 12] = *b"\r\n\r\n\0\r\nQUIT\n";
 const FIXED_BYTES: usize = 16;
 const WORD: &[u8] = b"PROXY ";
 
-/// What the first bytes of a connection are.
+/// The start of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Preamble {
-    /// Not to be told yet.
+    /// More bytes are needed to decide.
     More,
-    /// No PROXY header: the connection's own bytes.
+    /// There is no PROXY header. These are the connection's own bytes.
     Absent,
     /// A PROXY header.
     Header {
-        /// Bytes to take away from the front of the input.
+        /// Bytes to remove from the front of the input.
         bytes: usize,
-        /// Where the connection comes from, unmapped. `None` if the balancer does not say, because
-        /// the connection is its own (a health check) or comes by a transport without addresses.
+        /// The source of the connection, unmapped. `None` if the balancer names none: the
+        /// connection is its own (a health check), or has a transport without addresses.
         source: Option<SocketAddr>,
     },
 }
@@ -45,10 +45,10 @@ pub enum Preamble {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BadHeader;
 
-/// Looks at the first bytes of a connection.
+/// Parses the first bytes of a connection.
 ///
 /// # Errors
-/// [`BadHeader`] as soon as it is certain.
+/// [`BadHeader`], as soon as the header is found to be invalid.
 pub fn parse(bytes: &[u8]) -> Result<Preamble, BadHeader> {
     if begins(bytes, &SIGNATURE) {
         return binary(bytes);
@@ -59,7 +59,7 @@ pub fn parse(bytes: &[u8]) -> Result<Preamble, BadHeader> {
     Ok(Preamble::Absent)
 }
 
-/// Whether `bytes` start with `beginning`, as far as they go.
+/// Whether one of `bytes` and `beginning` is a prefix of the other.
 fn begins(bytes: &[u8], beginning: &[u8]) -> bool {
     bytes.iter().zip(beginning).all(|(a, b)| a == b)
 }
@@ -116,7 +116,7 @@ fn line(bytes: &[u8]) -> Result<Preamble, BadHeader> {
     Ok(Preamble::Header { bytes: end + "\r\n".len(), source })
 }
 
-/// The source in the words behind the family. The destination has to be there, and is ignored.
+/// The source in the words after the family. The destination must be present, and is ignored.
 fn named<'a, A>(mut words: impl Iterator<Item = &'a str>) -> Option<SocketAddr>
 where
     A: std::str::FromStr + Into<IpAddr>,
@@ -276,17 +276,18 @@ mod tests {
 
     #[test]
     fn ppp_takes_a_line_without_cr_and_refuses_headers_that_are_allowed() {
-        // A line without CR, but only if nothing follows.
+        // ppp accepts a line without CR, but only if nothing follows.
         let bare = b"PROXY TCP4 6.6.6.6 192.0.2.1 4711 80 \n";
         assert!(matches!(HeaderResult::parse(bare), HeaderResult::V1(Ok(_))));
         let followed = [&bare[..], b"GET /\r\n"].concat();
         assert!(matches!(HeaderResult::parse(&followed), HeaderResult::V1(Err(_))));
         assert_eq!((parse(bare), parse(&followed)), (Ok(Preamble::More), Err(BadHeader)));
-        // A line whose last port comes in the next packet is invalid, not incomplete.
+        // For ppp, a line whose last port is in the next packet is invalid, not incomplete.
         let cut = b"PROXY TCP4 198.51.100.7 192.0.2.1 4711 ";
         assert!(HeaderResult::parse(cut).is_complete());
         assert_eq!(parse(cut), Ok(Preamble::More));
-        // What follows UNKNOWN is to be ignored; with five words, the line never ends.
+        // Words after UNKNOWN are to be ignored. With five of them, ppp never finds the end of the
+        // line.
         let unknown = b"PROXY UNKNOWN a b c d e\r\n";
         assert!(HeaderResult::parse(unknown).is_incomplete());
         assert_eq!(read(unknown), (unknown.len(), None));

@@ -1,7 +1,7 @@
-//! BEP 15, the UDP tracker protocol, with BEP 41 options; both the tracker's and the client's side.
+//! BEP 15, the UDP tracker protocol, with BEP 41 options: the tracker's side and the client's.
 //!
-//! Everything is big-endian. Requests are decoded in place: a [`Request`] borrows the datagram and
-//! is a handful of pointers into it. Replies are written straight into the send buffer.
+//! All numbers are big-endian. Requests are decoded in place: a [`Request`] borrows from the
+//! datagram. Responses are written straight into the send buffer.
 //!
 //! ```text
 //! connect   0 magic 0x41727101980 (8) | 8 action=0 (4) | 12 transaction id (4)               = 16
@@ -19,9 +19,10 @@
 //! error     0 action=3 (4) | 4 transaction id (4) | 8 text, not NUL-terminated
 //! ```
 //!
-//! Two orders trap the unwary: an announce is told leechers then seeders, a scrape seeders,
-//! completed, leechers. Clients drop a connect reply that is not exactly 16 bytes, and fail an
-//! announce reply whose tail is not a whole number of peers: nothing is ever padded or appended.
+//! Note the orders: an announce response has leechers, then seeders; a scrape response has seeders,
+//! completed, leechers. Clients drop a connect response that is not exactly 16 bytes long, and
+//! reject an announce response whose tail is not a whole number of peers. Nothing is ever padded or
+//! appended.
 #![warn(clippy::indexing_slicing)]
 
 use std::borrow::Cow;
@@ -31,9 +32,11 @@ use zerocopy::byteorder::big_endian::{I32, U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 pub use super::SCRAPE_HASHES_MAX;
-use crate::types::{AnnounceReply, Dropped, Event, Family, InfoHash, PeerId, Refusal, ScrapeEntry};
+use crate::types::{
+    AnnounceResponse, Dropped, Event, Family, InfoHash, PeerId, Refusal, ScrapeEntry,
+};
 
-/// What a connect request carries instead of a connection id (BEP 15).
+/// The number in a connect request in place of a connection id (BEP 15).
 pub const MAGIC: u64 = 0x0417_2710_1980;
 
 const ACTION_CONNECT: u32 = 0;
@@ -41,16 +44,16 @@ const ACTION_ANNOUNCE: u32 = 1;
 const ACTION_SCRAPE: u32 = 2;
 const ACTION_ERROR: u32 = 3;
 
-/// Bytes of the head every request starts with, and of a whole connect request.
+/// Bytes of the head of every request, which is all of a connect request.
 pub const HEAD_BYTES: usize = size_of::<Head>();
 /// Bytes of an announce request without options.
 pub const ANNOUNCE_BYTES: usize = size_of::<AnnounceRequest>();
-/// Bytes before the first peer of an announce reply.
+/// Bytes before the first peer of an announce response.
 pub const ANNOUNCED_BYTES: usize = size_of::<AnnouncedHead>();
-/// Bytes before the first entry of a scrape reply, and before the text of an error.
-pub const REPLY_HEAD_BYTES: usize = size_of::<ReplyHead>();
-/// What a receive buffer must hold: a scrape of 74 takes 1496 bytes, and an announce with BEP 41
-/// options fits an Ethernet frame.
+/// Bytes before the first entry of a scrape response, and before the text of an error.
+pub const RESPONSE_HEAD_BYTES: usize = size_of::<ResponseHead>();
+/// Bytes that a receive buffer must hold: a scrape of 74 info-hashes has 1496, and an announce with
+/// BEP 41 options fits into an Ethernet frame.
 pub const REQUEST_BYTES_MAX: usize = 2048;
 
 const _: () = assert!(HEAD_BYTES == 16 && ANNOUNCE_BYTES == 98 && ANNOUNCED_BYTES == 20);
@@ -64,7 +67,7 @@ pub const fn peer_stride(family: Family) -> usize {
     }
 }
 
-/// Client-chosen, returned as it came. Opaque: it has no order and no arithmetic.
+/// Chosen by the client, and returned unchanged. It has no order and no arithmetic.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,
 )]
@@ -75,10 +78,10 @@ pub struct TransactionId(pub [u8; 4]);
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 pub struct Head {
-    /// What connect handed out; proves that the sender receives at its source address.
+    /// From the response to connect. Shows that the sender receives at its source address.
     pub connection_id: U64,
     action: U32,
-    /// Returned to the client as it came.
+    /// Returned to the client unchanged.
     pub transaction_id: TransactionId,
 }
 
@@ -88,27 +91,28 @@ pub struct Head {
 pub struct AnnounceRequest {
     /// Connection id, action, transaction id.
     pub head: Head,
-    /// The torrent.
+    /// The info-hash of the torrent.
     pub info_hash: InfoHash,
-    /// The client's own name.
+    /// The peer id that the client chose.
     pub peer_id: PeerId,
-    /// Bytes downloaded since `started`; not kept.
+    /// Bytes downloaded since `started`. Not stored.
     pub downloaded: U64,
-    /// Bytes still missing.
+    /// Bytes left to download.
     pub left: U64,
-    /// Bytes uploaded since `started`; not kept.
+    /// Bytes uploaded since `started`. Not stored.
     pub uploaded: U64,
     event: U32,
     ip: [u8; 4],
-    /// Lets a client prove itself across address changes; not used, the peer is its address.
+    /// Would identify a client after a change of its address. Not used: a peer is identified by its
+    /// address.
     pub key: [u8; 4],
     numwant: I32,
-    /// The port the client listens on.
+    /// The port that the client listens on.
     pub port: U16,
 }
 
 impl AnnounceRequest {
-    /// What happened. 4 is what libtorrent sends for a partial seed (BEP 21); others mean none.
+    /// The event. libtorrent sends 4 for a partial seed (BEP 21). Unknown numbers mean none.
     pub fn event(&self) -> Event {
         match self.event.get() {
             1 => Event::Completed,
@@ -119,14 +123,14 @@ impl AnnounceRequest {
         }
     }
 
-    /// "Use this address instead of mine". It is a claim, to be believed from the operator's own
-    /// networks at most.
+    /// The address that the client names for its peer. It is a claim: trust it only from the
+    /// operator's own networks.
     pub fn claimed_address(&self) -> Option<Ipv4Addr> {
         (self.ip != [0; 4]).then(|| self.ip.into())
     }
 
-    /// How many peers are wanted. BEP 15 says -1 for "your default"; 0, which clients send and
-    /// do not mean, and other negatives are read the same way.
+    /// Number of peers wanted. In BEP 15, -1 requests the tracker's default. 0, which clients send
+    /// without meaning it, and other negative numbers are read in the same way.
     pub fn numwant(&self) -> Option<u32> {
         u32::try_from(self.numwant.get()).ok().filter(|&wanted| wanted > 0)
     }
@@ -135,19 +139,19 @@ impl AnnounceRequest {
 /// A decoded request, borrowed from its datagram.
 #[derive(Clone, Copy, Debug)]
 pub enum Request<'a> {
-    /// Asks for a connection id. Its head holds [`MAGIC`].
+    /// A request for a connection id. Its head contains [`MAGIC`].
     Connect(&'a Head),
     /// Joins, stays in or leaves a swarm.
-    Announce(&'a AnnounceRequest, Options<'a>),
-    /// Asks for counts of up to [`SCRAPE_HASHES_MAX`] torrents; may be none.
+    Announce(&'a AnnounceRequest, UrlOptions<'a>),
+    /// A request for counts of up to [`SCRAPE_HASHES_MAX`] torrents, possibly none.
     Scrape(&'a Head, &'a [InfoHash]),
 }
 
 /// Decodes a datagram in place.
 ///
 /// # Errors
-/// [`Dropped::TooShort`], [`Dropped::BadMagic`] or [`Dropped::UnknownAction`]: all of them are met
-/// with silence, for nothing has proven where the datagram came from.
+/// [`Dropped::TooShort`], [`Dropped::BadMagic`] or [`Dropped::UnknownAction`]: none of them gets a
+/// response, because the source is not verified.
 #[inline]
 pub fn decode(datagram: &[u8]) -> Result<Request<'_>, Dropped> {
     let (head, rest) = Head::ref_from_prefix(datagram).map_err(|_| Dropped::TooShort)?;
@@ -157,39 +161,40 @@ pub fn decode(datagram: &[u8]) -> Result<Request<'_>, Dropped> {
         ACTION_ANNOUNCE => {
             let (announce, options) =
                 AnnounceRequest::ref_from_prefix(datagram).map_err(|_| Dropped::TooShort)?;
-            Ok(Request::Announce(announce, Options(options)))
+            Ok(Request::Announce(announce, UrlOptions(options)))
         }
         ACTION_SCRAPE => Ok(Request::Scrape(head, info_hashes(rest))),
         _ => Err(Dropped::UnknownAction),
     }
 }
 
-/// The whole info-hashes at the front of a scrape's tail: a ragged end is ignored, so is what
-/// comes after [`SCRAPE_HASHES_MAX`], which the reply's length shows.
+/// The whole info-hashes at the start of a scrape's tail. An incomplete one at the end is ignored,
+/// and so are those after [`SCRAPE_HASHES_MAX`]: the client sees that from the length of the
+/// response.
 fn info_hashes(tail: &[u8]) -> &[InfoHash] {
     let count = (tail.len() / size_of::<InfoHash>()).min(SCRAPE_HASHES_MAX);
     <[InfoHash]>::ref_from_prefix_with_elems(tail, count).map_or(&[], |(hashes, _)| hashes)
 }
 
-/// The info-hash of what may be an announce, without judging anything else: for prefetching.
+/// The info-hash of a datagram that may be an announce, without further checks: for prefetching.
 #[inline]
 pub fn peek_info_hash(datagram: &[u8]) -> Option<&InfoHash> {
     let (announce, _) = AnnounceRequest::ref_from_prefix(datagram).ok()?;
     (announce.head.action.get() == ACTION_ANNOUNCE).then_some(&announce.info_hash)
 }
 
-/// BEP 41 options behind an announce. Nothing in here can make the announce fail.
+/// BEP 41 options after an announce. Invalid options never make the announce fail.
 ///
 /// ```text
 /// 0 end (no length) | 1 nop (no length) | 2 URLData: length (1) bytes | n: length (1) bytes
 /// ```
 #[derive(Clone, Copy, Debug)]
-pub struct Options<'a>(&'a [u8]);
+pub struct UrlOptions<'a>(&'a [u8]);
 
-impl<'a> Options<'a> {
-    /// Path and query of the announce URL, all URLData options joined (BEP 41 splits one that is
-    /// longer than 255 bytes). Empty where there is none. Unknown options are skipped; an option
-    /// that ends beyond the datagram ends the list.
+impl<'a> UrlOptions<'a> {
+    /// Path and query of the announce URL: all URLData options joined (BEP 41 splits a URL longer
+    /// than 255 bytes). Empty if there is none. Unknown options are skipped. An option that ends
+    /// beyond the datagram ends the list.
     pub fn url_data(self) -> Cow<'a, [u8]> {
         let mut joined = Cow::Borrowed(&[][..]);
         let mut rest = self.0;
@@ -208,7 +213,7 @@ impl<'a> Options<'a> {
     }
 }
 
-/// The next option that has a value: its kind, value, and what comes behind it.
+/// The next option that has a value: its kind, its value, and the bytes after it.
 fn next_option(mut bytes: &[u8]) -> Option<(u8, &[u8], &[u8])> {
     loop {
         match bytes {
@@ -222,10 +227,10 @@ fn next_option(mut bytes: &[u8]) -> Option<(u8, &[u8], &[u8])> {
     }
 }
 
-/// The 8 bytes at the front of every reply.
+/// The 8 bytes at the start of every response.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
-struct ReplyHead {
+struct ResponseHead {
     action: U32,
     transaction_id: TransactionId,
 }
@@ -233,14 +238,14 @@ struct ReplyHead {
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 struct Connected {
-    head: ReplyHead,
+    head: ResponseHead,
     connection_id: U64,
 }
 
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 struct AnnouncedHead {
-    head: ReplyHead,
+    head: ResponseHead,
     interval_s: U32,
     leechers: U32,
     seeders: U32,
@@ -254,49 +259,49 @@ struct Scraped {
     leechers: U32,
 }
 
-fn reply_head(action: u32, transaction_id: TransactionId) -> ReplyHead {
-    ReplyHead { action: action.into(), transaction_id }
+fn response_head(action: u32, transaction_id: TransactionId) -> ResponseHead {
+    ResponseHead { action: action.into(), transaction_id }
 }
 
-/// Writes a value to the front of `out`; says how many bytes that took. `out` is a send buffer of
-/// the worker and always longer than any fixed part, so the write cannot fall short.
+/// Writes a value to the front of `out`; returns how many bytes that took. `out` is a send buffer
+/// of the worker and always longer than any fixed part, so the value always fits.
 fn put<T: IntoBytes + Immutable>(value: &T, out: &mut [u8]) -> usize {
     let written = value.write_to_prefix(out);
     debug_assert!(written.is_ok(), "send buffers hold every reply head");
     size_of::<T>()
 }
 
-/// Writes a connect reply: 16 bytes, as long as the request (invariant 1: no amplification).
+/// Writes a connect response: 16 bytes, as long as the request (invariant 1: no amplification).
 #[inline]
 pub fn encode_connected(request: &Head, connection_id: u64, out: &mut [u8]) -> usize {
-    let head = reply_head(ACTION_CONNECT, request.transaction_id);
+    let head = response_head(ACTION_CONNECT, request.transaction_id);
     put(&Connected { head, connection_id: connection_id.into() }, out)
 }
 
-/// Where the peers of an announce reply go: the tail of `out` behind the reply's head.
+/// The room for the peers of an announce response: `out` without the response's head.
 #[inline]
 pub fn peers_of(out: &mut [u8]) -> &mut [u8] {
     out.get_mut(ANNOUNCED_BYTES..).unwrap_or_default()
 }
 
-/// Writes the head of an announce reply whose peers already stand at [`peers_of`]`(out)`.
+/// Writes the head of an announce response whose peers are already in [`peers_of`]`(out)`.
 #[inline]
 pub fn encode_announced(
     request: &Head,
-    reply: &AnnounceReply,
+    response: &AnnounceResponse,
     peers_bytes: usize,
     out: &mut [u8],
 ) -> usize {
     let announced = AnnouncedHead {
-        head: reply_head(ACTION_ANNOUNCE, request.transaction_id),
-        interval_s: reply.interval_s.into(),
-        leechers: reply.leechers.into(),
-        seeders: reply.seeders.into(),
+        head: response_head(ACTION_ANNOUNCE, request.transaction_id),
+        interval_s: response.interval_s.into(),
+        leechers: response.leechers.into(),
+        seeders: response.seeders.into(),
     };
     put(&announced, out) + peers_bytes
 }
 
-/// Writes a scrape reply, one entry for each info-hash asked, in the order asked.
+/// Writes a scrape response with one entry per requested info-hash, in the requested order.
 #[inline]
 pub fn encode_scraped(
     request: &Head,
@@ -310,10 +315,10 @@ pub fn encode_scraped(
     bytes
 }
 
-/// Writes the head of a scrape response; the entries follow, in the order asked.
+/// Writes the head of a scrape response. The entries follow in the requested order.
 #[inline]
 pub fn encode_scraped_head(request: &Head, out: &mut [u8]) -> usize {
-    put(&reply_head(ACTION_SCRAPE, request.transaction_id), out)
+    put(&response_head(ACTION_SCRAPE, request.transaction_id), out)
 }
 
 /// Writes one entry of a scrape response.
@@ -327,10 +332,10 @@ pub fn encode_scraped_entry(entry: &ScrapeEntry, out: &mut [u8]) -> usize {
     put(&scraped, out)
 }
 
-/// Writes an error reply. Its text is constant, so the reply is at most 32 bytes long.
+/// Writes an error response. Its text is constant, so the response is at most 32 bytes long.
 #[inline]
 pub fn encode_error(request: &Head, refusal: Refusal, out: &mut [u8]) -> usize {
-    let head = put(&reply_head(ACTION_ERROR, request.transaction_id), out);
+    let head = put(&response_head(ACTION_ERROR, request.transaction_id), out);
     let text = refusal.text().as_bytes();
     if let Some(room) = out.get_mut(head..head + text.len()) {
         room.copy_from_slice(text);
@@ -338,32 +343,33 @@ pub fn encode_error(request: &Head, refusal: Refusal, out: &mut [u8]) -> usize {
     head + text.len()
 }
 
-/// The client's side: what `skep probe` and the load tester send and read.
+/// The client's side, for `skep probe` and the load tester.
 pub mod client {
     use super::{
-        ACTION_ANNOUNCE, ACTION_CONNECT, ACTION_ERROR, ACTION_SCRAPE, AnnounceReply,
-        AnnounceRequest, AnnouncedHead, Connected, Event, Family, FromBytes, Head, InfoHash,
-        IntoBytes, MAGIC, PeerId, ReplyHead, ScrapeEntry, Scraped, TransactionId, peer_stride, put,
+        ACTION_ANNOUNCE, ACTION_CONNECT, ACTION_ERROR, ACTION_SCRAPE, AnnounceRequest,
+        AnnounceResponse, AnnouncedHead, Connected, Event, Family, FromBytes, Head, InfoHash,
+        IntoBytes, MAGIC, PeerId, ResponseHead, ScrapeEntry, Scraped, TransactionId, peer_stride,
+        put,
     };
 
-    /// What an announce says, in the client's terms.
+    /// The fields of an announce, for a client.
     #[derive(Clone, Copy, Debug)]
     pub struct Announcement {
-        /// The torrent.
+        /// The info-hash of the torrent.
         pub info_hash: InfoHash,
-        /// The client's own name.
+        /// The peer id that the client chose.
         pub peer_id: PeerId,
         /// Bytes downloaded.
         pub downloaded: u64,
-        /// Bytes missing; 0 makes a seeder.
+        /// Bytes left to download; 0 for a seeder.
         pub left: u64,
         /// Bytes uploaded.
         pub uploaded: u64,
-        /// What happened.
+        /// The event.
         pub event: Event,
-        /// Peers wanted; -1 leaves it to the tracker.
+        /// Number of peers wanted; -1 for the tracker's default.
         pub numwant: i32,
-        /// Where the client listens.
+        /// The port that the client listens on.
         pub port: u16,
         /// The client's key.
         pub key: [u8; 4],
@@ -408,7 +414,7 @@ pub mod client {
         put(&request, out)
     }
 
-    /// Writes a scrape request; 16 + 20 bytes an info-hash.
+    /// Writes a scrape request; 16 bytes, and 20 per info-hash.
     pub fn encode_scrape(
         connection_id: u64,
         transaction_id: TransactionId,
@@ -423,25 +429,25 @@ pub mod client {
         bytes + hashes.len()
     }
 
-    /// A reply, borrowed from its datagram.
+    /// A response, borrowed from its datagram.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-    pub enum Reply<'a> {
-        /// The connection id to use from this address, for a minute.
+    pub enum Response<'a> {
+        /// The connection id, valid for requests from this address for a minute.
         Connected(u64),
-        /// An announce's answer; peers are compact, 6 or 18 bytes each by the socket's family.
-        Announced(AnnounceReply, &'a [u8]),
-        /// A scrape's answer.
+        /// Response to an announce. Peers are compact, 6 or 18 bytes each by the socket's family.
+        Announced(AnnounceResponse, &'a [u8]),
+        /// Response to a scrape.
         Scraped(Entries<'a>),
-        /// The tracker's complaint.
+        /// The text of an error.
         Error(&'a [u8]),
     }
 
-    /// Entries of a scrape reply.
+    /// Entries of a scrape response.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub struct Entries<'a>(&'a [u8]);
 
     impl Entries<'_> {
-        /// The counts, in the order asked.
+        /// The counts, in the requested order.
         pub fn iter(&self) -> impl Iterator<Item = ScrapeEntry> + '_ {
             self.0.chunks_exact(size_of::<Scraped>()).filter_map(|chunk| {
                 let scraped = Scraped::read_from_bytes(chunk).ok()?;
@@ -449,45 +455,46 @@ pub mod client {
                     seeders: scraped.seeders.get(),
                     completed: scraped.completed.get(),
                     leechers: scraped.leechers.get(),
-                    downloaders: scraped.leechers.get(), // BEP 15 does not tell them apart
+                    downloaders: scraped.leechers.get(), // BEP 15 has one number for both
                 })
             })
         }
 
-        /// How many torrents were answered.
+        /// Number of entries.
         pub fn count(&self) -> usize {
             self.0.len() / size_of::<Scraped>()
         }
     }
 
-    /// Why a reply is none.
+    /// Why a response is invalid.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub enum ResponseDecodeError {
-        /// Fewer bytes than its action needs.
+        /// Fewer bytes than its action requires.
         TooShort,
-        /// A connect reply that is not exactly 16 bytes: strict clients drop it.
+        /// A connect response that is not exactly 16 bytes long. Strict clients drop it.
         ConnectLength,
-        /// A tail that is not a whole number of peers or entries: strict clients fail the tracker.
+        /// A tail that is not a whole number of peers or entries. Strict clients treat it as a
+        /// failure of the tracker.
         RaggedTail,
-        /// An action no tracker sends.
+        /// An action that no tracker sends.
         UnknownAction,
     }
 
-    /// Decodes a reply as strictly as the strictest clients in use do.
+    /// Decodes a response as strictly as the strictest clients in use.
     ///
     /// # Errors
-    /// [`ResponseDecodeError`], with the first thing that is wrong.
+    /// [`ResponseDecodeError`], the first fault found.
     pub fn decode(
         datagram: &[u8],
         family: Family,
-    ) -> Result<(TransactionId, Reply<'_>), ResponseDecodeError> {
+    ) -> Result<(TransactionId, Response<'_>), ResponseDecodeError> {
         let (head, tail) =
-            ReplyHead::ref_from_prefix(datagram).map_err(|_| ResponseDecodeError::TooShort)?;
-        let reply = match head.action.get() {
+            ResponseHead::ref_from_prefix(datagram).map_err(|_| ResponseDecodeError::TooShort)?;
+        let response = match head.action.get() {
             ACTION_CONNECT => {
                 let connected = Connected::read_from_bytes(datagram)
                     .map_err(|_| ResponseDecodeError::ConnectLength)?;
-                Reply::Connected(connected.connection_id.get())
+                Response::Connected(connected.connection_id.get())
             }
             ACTION_ANNOUNCE => {
                 let (announced_head, peers) = AnnouncedHead::ref_from_prefix(datagram)
@@ -495,21 +502,21 @@ pub mod client {
                 if !peers.len().is_multiple_of(peer_stride(family)) {
                     return Err(ResponseDecodeError::RaggedTail);
                 }
-                let reply = AnnounceReply {
+                let response = AnnounceResponse {
                     interval_s: announced_head.interval_s.get(),
                     min_interval_s: 0, // BEP 15 has none
                     leechers: announced_head.leechers.get(),
                     seeders: announced_head.seeders.get(),
                 };
-                Reply::Announced(reply, peers)
+                Response::Announced(response, peers)
             }
             ACTION_SCRAPE if !tail.len().is_multiple_of(size_of::<Scraped>()) => {
                 return Err(ResponseDecodeError::RaggedTail);
             }
-            ACTION_SCRAPE => Reply::Scraped(Entries(tail)),
-            ACTION_ERROR => Reply::Error(tail),
+            ACTION_SCRAPE => Response::Scraped(Entries(tail)),
+            ACTION_ERROR => Response::Error(tail),
             _ => return Err(ResponseDecodeError::UnknownAction),
         };
-        Ok((head.transaction_id, reply))
+        Ok((head.transaction_id, response))
     }
 }

@@ -1,5 +1,6 @@
-//! Rights that are given up once every socket is bound: those of root, and that to write elsewhere
-//! or run programs. What is in the state directory is opened without those of root from the start.
+//! Rights that the process drops once every socket is bound: those of root, and the rights to run
+//! programs and to write outside its own folders. Files in the state directory are opened without
+//! the rights of root from the start.
 
 use std::path::{Path, PathBuf};
 
@@ -14,20 +15,19 @@ use crate::server::StartError;
 use crate::server::log::OPERATOR;
 use crate::sys::identity::{ActingUser, UnixUser};
 
-/// What the rules are written for; older kernels keep as many of them as they know.
+/// The version of the rules. An older kernel applies those that it supports.
 const RULES: ABI = ABI::V5;
 
-/// Where this process may write.
+/// The folders that this process may write to.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Confinement {
-    /// Below these folders, or anywhere.
+    /// These folders and everything below them; `None`: no restriction.
     folders: Option<Vec<PathBuf>>,
 }
 
 impl Confinement {
-    /// The folders of lists that `config` names and in which nothing can be written: rules that
-    /// were made at the start can only become stricter, so one that a reload names first is closed
-    /// until a restart.
+    /// The folders of lists in `config` that cannot be written to. The rules of the start can only
+    /// become stricter, so a folder that a reload names first is not writable until a restart.
     pub(super) fn closed_to(&self, config: &Config) -> Vec<PathBuf> {
         let Some(open) = &self.folders else { return Vec::new() };
         let is_open = |path: &PathBuf| {
@@ -40,11 +40,11 @@ impl Confinement {
     }
 }
 
-/// Gives up what is not needed. Every thread that starts later is bound by it.
+/// Drops rights that are not needed. Every thread that starts later is restricted as well.
 ///
 /// # Errors
-/// [`StartError`] where the settings name a user that this process cannot become: to stay root then
-/// would be no answer.
+/// [`StartError`] if the settings name a user that this process cannot change to: it must not
+/// continue as root then.
 pub(super) fn confine(config: &Config, state: Option<&Path>) -> Result<Confinement, StartError> {
     drop_root(config)?;
     if !config.server.confine {
@@ -53,10 +53,10 @@ pub(super) fn confine(config: &Config, state: Option<&Path>) -> Result<Confineme
     Ok(restrict(&writable(config, state)))
 }
 
-/// The user to become, if the settings name one and this process can become anybody.
+/// The user to change to, if the settings name one and this process is root.
 ///
 /// # Errors
-/// [`StartError`] where there is no such user.
+/// [`StartError`] if there is no such user.
 pub(super) fn user_of(config: &Config) -> Result<Option<UnixUser>, StartError> {
     let name = &config.server.user;
     if name.is_empty() || !UnixUser::can_change() {
@@ -65,26 +65,28 @@ pub(super) fn user_of(config: &Config) -> Result<Option<UnixUser>, StartError> {
     UnixUser::find(name).map(Some).map_err(|error| cannot_become(name, &error))
 }
 
-/// Acts as the user to become, if there is one, for as long as the returned value lives: what is
-/// done with the user's own files is done with the user's rights. A link that the user has put
-/// there leads nowhere then where the user could not go as well.
+/// Acts as the user to change to, if there is one, while the returned value lives: the user's files
+/// are accessed with the user's rights. A link in them cannot lead to a file that the user could
+/// not access.
 ///
 /// # Errors
-/// [`StartError`] where this process cannot.
+/// [`StartError`] if this process cannot change its user.
 pub(super) fn act_as(user: Option<&UnixUser>) -> Result<Option<ActingUser>, StartError> {
-    let acting = user.map(UnixUser::act).transpose();
-    acting.map_err(|error| cannot_become("of server.user", &error))
+    let Some(user) = user else { return Ok(None) };
+    let acting = user.act().map(Some);
+    acting.map_err(|error| cannot_become(&user.user().to_string(), &error))
 }
 
-/// Sees that the user to become has the state directory. Where that cannot be, what is kept there
-/// finds that out, and says what follows from it.
+/// Makes sure that the user to change to has the state directory. A failure is not reported here:
+/// the code that uses the directory finds it and logs the consequences.
 pub(super) fn create_state_directory(user: Option<&UnixUser>, state: Option<&Path>) {
     let (Some(user), Some(state)) = (user, state) else { return };
     if let Err(error) = user.create_directory(state) {
         let path = state.display();
         info!(
             target: OPERATOR,
-            %path, %error, "state directory not created for or given to the user in server.user"
+            %path, %error,
+            "state directory not created, or its owner not changed to server.user"
         );
     }
 }
@@ -94,7 +96,7 @@ fn drop_root(config: &Config) -> Result<(), StartError> {
     let Some(identity) = user_of(config)? else {
         if UnixUser::can_change() {
             let remedy = "set server.user, or let the service manager set one";
-            info!(remedy, "running as root");
+            info!(remedy, "running as root, which skep does not need");
         } else if !user.is_empty() {
             info!("server.user ignored: skep was not started as root");
         }
@@ -107,13 +109,13 @@ fn drop_root(config: &Config) -> Result<(), StartError> {
 
 fn cannot_become(user: &str, error: &std::io::Error) -> StartError {
     StartError::Failed(format!(
-        "cannot become user {user} (server.user): {error}; remedy: name an existing user, and \
-         start skep as root, or leave it empty"
+        "cannot change to user {user} (server.user): {error}; remedy: name an existing user and \
+         start skep as root, or leave server.user empty"
     ))
 }
 
-/// The folders in which something may have to be written: not the files, because they are replaced
-/// by others of the same name. Those of lists only as far as they are named at the start.
+/// The folders that may have to be written to. Not single files, because they are replaced by new
+/// ones of the same name. Of lists only the folders that are named at the start.
 fn writable(config: &Config, state: Option<&Path>) -> Vec<PathBuf> {
     let sockets = [&config.http.unix_socket, &config.server.handover_socket];
     let sockets = sockets.into_iter().filter(|it| !it.is_empty()).map(Path::new);
@@ -124,7 +126,7 @@ fn writable(config: &Config, state: Option<&Path>) -> Vec<PathBuf> {
     all
 }
 
-/// The folders that these files are in, each once.
+/// The folders of these files, each once.
 fn folders_of<'a>(files: impl Iterator<Item = &'a Path>) -> Vec<PathBuf> {
     let folder_of = |file: &Path| {
         let folder = file.parent()?;
@@ -136,11 +138,11 @@ fn folders_of<'a>(files: impl Iterator<Item = &'a Path>) -> Vec<PathBuf> {
     all
 }
 
-/// Allows writing in these folders alone, and running nothing. What is read is not restricted:
-/// settings, certificates and lists may be anywhere, and move.
+/// Allows writing only in these folders, and running no programs. Reading is not restricted:
+/// settings, certificates and lists may be anywhere, and may move.
 fn restrict(writable: &[PathBuf]) -> Confinement {
     let writing = AccessFs::from_write(RULES);
-    // Of those that are not there, a rule cannot be made.
+    // A rule cannot be made for a folder that does not exist.
     let open = writable.iter().filter_map(|it| it.canonicalize().ok()).collect();
     let restricted = Ruleset::default()
         .handle_access(writing | AccessFs::Execute)
@@ -151,15 +153,23 @@ fn restrict(writable: &[PathBuf]) -> Confinement {
     let folders = folders.join(", ");
     match restricted.map(|it| it.ruleset) {
         Ok(RulesetStatus::FullyEnforced) => {
-            info!(writable = folders, "confined: writes in these folders only, runs no program");
+            info!(
+                writable = folders,
+                "process confined: it may write only in these folders and run no program"
+            );
             return Confinement { folders: Some(open) };
         }
         Ok(RulesetStatus::PartiallyEnforced) => {
-            info!(writable = folders, "confined in part: this kernel has an older Landlock");
+            info!(
+                writable = folders,
+                "process confined in part: this kernel has an older Landlock"
+            );
             return Confinement { folders: Some(open) };
         }
-        Ok(RulesetStatus::NotEnforced) => info!("not confined: this kernel has no Landlock"),
-        Err(error) => warn!(%error, remedy = "set server.confine = false", "not confined"),
+        Ok(RulesetStatus::NotEnforced) => {
+            info!("process not confined: this kernel has no Landlock");
+        }
+        Err(error) => warn!(%error, remedy = "set server.confine = false", "process not confined"),
     }
     Confinement::default()
 }
@@ -200,7 +210,7 @@ mod tests {
         std::fs::create_dir_all(&inside).unwrap();
         std::fs::create_dir_all(&outside).unwrap();
         std::fs::write(outside.join("text"), "text").unwrap();
-        // Of this thread alone, and of no other test.
+        // Restricts only this thread, not other tests.
         let thread = std::thread::spawn(move || {
             restrict(std::slice::from_ref(&inside));
             let written = [&inside, &outside].map(|it| std::fs::write(it.join("new"), "").is_ok());

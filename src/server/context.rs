@@ -1,4 +1,4 @@
-//! What all parts of a running tracker share.
+//! State that all parts of a running tracker share.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use crate::store::Store;
 use crate::sys::clock::Clock;
 use crate::tracker::{ClientStats, DualStackClients, Load, SourceMonitor};
 
-/// The one context of the process: cheap to clone, the same behind every clone.
+/// The context of the process. Cheap to clone; all clones share the same state.
 #[derive(Clone)]
 pub(super) struct AppContext {
     pub(super) access_manager: Arc<AccessManager>,
@@ -24,8 +24,8 @@ pub(super) struct AppContext {
     /// What a reload can change, replaced as a whole.
     pub(super) options: Arc<ArcSwap<LiveOptions>>,
     pub(super) clients: Arc<ClientStats>,
-    pub(super) families: Arc<DualStackClients>,
-    pub(super) sources: Arc<SourceMonitor>,
+    pub(super) dual_stack: Arc<DualStackClients>,
+    pub(super) source_monitor: Arc<SourceMonitor>,
     pub(super) load: Arc<Load>,
     pub(super) limiter: Arc<Limiter>,
     pub(super) pages: Arc<ArcSwap<Pages>>,
@@ -35,7 +35,7 @@ pub(super) struct AppContext {
 }
 
 impl AppContext {
-    /// One of a store without torrents, and of workers that have yet to start.
+    /// A context with an empty store, for workers that have not started yet.
     pub(super) fn new(
         store: Store,
         access_manager: AccessManager,
@@ -49,8 +49,8 @@ impl AppContext {
             store,
             options: Arc::new(ArcSwap::from_pointee(options)),
             clients: Arc::default(),
-            families: Arc::default(),
-            sources: Arc::default(),
+            dual_stack: Arc::default(),
+            source_monitor: Arc::default(),
             load: Arc::default(),
             limiter: Arc::new(Limiter::new(limiter::Sizes::default(), None)),
             pages: Arc::default(),
@@ -60,7 +60,7 @@ impl AppContext {
         }
     }
 
-    /// Puts new options in force, for everything that starts from now on.
+    /// Applies new options to everything that starts from now on.
     pub(super) fn apply(&self, options: LiveOptions) {
         self.memory.set(options.memory);
         self.options.store(Arc::new(options));
@@ -69,7 +69,7 @@ impl AppContext {
 
 #[cfg(test)]
 impl AppContext {
-    /// One of a tracker with default settings that keeps nothing.
+    /// A context with default settings that saves nothing.
     pub(super) fn of_a_test() -> Self {
         use crate::server::options;
         let folder = tempfile::tempdir().unwrap();

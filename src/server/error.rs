@@ -9,19 +9,19 @@ use crate::config::ConfigError;
 use crate::server::state_directory::KeyError;
 use crate::sys::holder::{AddressHolder, BoundTransport, holder, holder_at};
 
-/// A start that failed. Its text is meant for the operator.
+/// A start that failed. Its text is for the operator.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// The configuration is wrong.
+    /// The configuration is invalid.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// The configuration is fine, but the host does not grant it, or a part broke later.
+    /// The configuration is valid, but the host does not permit it, or a part failed later.
     #[error("{0}")]
     Failed(String),
 }
 
 impl StartError {
-    /// The exit code it ends the process with: 2 for bad configuration, else 1.
+    /// The exit code of the process: 2 for an invalid configuration, else 1.
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Config(_) => 2,
@@ -29,7 +29,7 @@ impl StartError {
         }
     }
 
-    /// Something could not be listened on.
+    /// An address cannot be listened on.
     pub(super) fn listening(kind: &str, address: SocketAddr, error: &io::Error) -> Self {
         let failed = format!("cannot listen on {kind} {address}: {error}");
         let remedy = match error.kind() {
@@ -55,7 +55,7 @@ impl StartError {
         Self::Failed(format!("{failed}; remedy: {remedy}"))
     }
 
-    /// A Unix socket could not be listened on.
+    /// A Unix socket cannot be listened on.
     pub(super) fn listening_at(path: &Path, error: &io::Error) -> Self {
         let failed = format!("cannot listen on the Unix socket {}: {error}", path.display());
         if error.kind() == io::ErrorKind::AddrInUse {
@@ -68,45 +68,45 @@ impl StartError {
         ))
     }
 
-    /// Something else that takes descriptors, memory or threads could not be had.
+    /// Something else failed that needs descriptors, memory or threads.
     pub(super) fn lacking(what: &str, error: &io::Error) -> Self {
         Self::Failed(format!("{what}: {error}; remedy: {}", remedy(error)))
     }
 }
 
-/// Who has an address, and what to do about that.
+/// The process that has an address, and what to do about it.
 fn in_use(holder: &AddressHolder) -> (String, String) {
     let other = "or choose another address";
     match holder {
         AddressHolder::Process { id, .. } if *id == std::process::id() => {
-            ("the settings name it twice".into(), "leave out one of the two".into())
+            ("the settings list this address twice".into(), "remove one of the two".into())
         }
         AddressHolder::Process { id, program } if program == NAME => (
-            format!("process {id} has it, which is another {NAME}"),
+            format!("it is in use by process {id}, another {NAME}"),
             format!(
-                "stop that one (`kill {id}`, `systemctl stop {NAME}`), or replace it while it \
+                "stop that process (`kill {id}`, `systemctl stop {NAME}`), or replace it while it \
                  serves (`{NAME} run --take-over`), {other}"
             ),
         ),
         AddressHolder::Process { id, program } => (
-            format!("process {id} ({program}) has it"),
-            format!("stop that one (see `ss -lnp`), {other}"),
+            format!("it is in use by process {id} ({program})"),
+            format!("stop that process (see `ss -lnp`), {other}"),
         ),
         AddressHolder::User(user) => (
-            format!("a process of user {user} has it, which cannot be seen from here"),
+            format!("it is in use by a process of user {user}, which is not visible from here"),
             format!("find it as root, outside of containers (`ss -lnp`), and stop it, {other}"),
         ),
         AddressHolder::Nobody => (
-            "no process that can be seen from here has it".into(),
-            format!("stop the program that has it (see `ss -lnp` as root), {other}"),
+            "no process that is visible from here uses it".into(),
+            format!("stop the program that uses it (see `ss -lnp` as root), {other}"),
         ),
     }
 }
 
-/// The name of our own program.
+/// The name of skep's program.
 const NAME: &str = env!("CARGO_PKG_NAME");
 
-/// What to do about an error that may come from anywhere.
+/// A remedy for an error that may have several causes.
 fn remedy(error: &io::Error) -> &'static str {
     match error.raw_os_error() {
         Some(libc::EMFILE) => "raise the limit on open files (ulimit -n, LimitNOFILE=)",
@@ -114,12 +114,12 @@ fn remedy(error: &io::Error) -> &'static str {
         Some(libc::ENOMEM | libc::ENOBUFS) => "free memory, or raise the cgroup's limit",
         Some(libc::EAGAIN) => "raise the limit on threads (ulimit -u, TasksMax=, pids.max)",
         Some(libc::EAFNOSUPPORT) => "enable IPv6 on this host, or listen on IPv4 alone",
-        _ => "see that the host's limits and policies allow it",
+        _ => "check the host's limits and security policies",
     }
 }
 
 impl From<AccessError> for StartError {
-    /// A list that was given is configuration, wherever it stands.
+    /// A list that the settings name counts as configuration, wherever its file is.
     fn from(trouble: AccessError) -> Self {
         match trouble {
             AccessError::List(error) => Self::Config(ConfigError::at("", error.to_string())),
@@ -129,7 +129,7 @@ impl From<AccessError> for StartError {
 }
 
 impl From<KeyError> for StartError {
-    /// A key that was given is configuration, wherever it stands.
+    /// A key that the settings name counts as configuration, wherever its file is.
     fn from(error: KeyError) -> Self {
         Self::Config(ConfigError::at("", error.to_string()))
     }
@@ -145,7 +145,7 @@ mod tests {
         let cases = [
             (process(4711, "nginx"), "4711 (nginx)", "ss -lnp"),
             (process(4711, "skep"), "another skep", "--take-over"),
-            (process(std::process::id(), "skep"), "name it twice", "leave out"),
+            (process(std::process::id(), "skep"), "list this address twice", "remove one"),
             (AddressHolder::User(33), "user 33", "as root"),
             (AddressHolder::Nobody, "no process", "ss -lnp"),
         ];

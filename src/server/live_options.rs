@@ -1,12 +1,12 @@
-//! What a reload can change, in one piece.
+//! The options that a reload can change, as one value.
 //!
 //! ```text
 //! settings ─▶ options::live ─▶ LiveOptions ─▶ one ArcSwap ─▶ WorkerOptions, one for each worker
 //! ```
 //!
-//! A reload replaces all of it with one store. Each worker takes what is in force at the start of a
-//! turn, and its modules see nothing newer before the next turn: so no request is handled by some
-//! of the old options and some of the new ones.
+//! A reload replaces the whole value with one store. Each worker loads the current value at the
+//! start of a turn, and its modules see nothing newer before the next turn. No request is therefore
+//! handled with a mix of old and new options.
 
 use std::sync::Arc;
 
@@ -20,7 +20,7 @@ use crate::server::memory;
 use crate::tracker;
 use crate::worker::stream;
 
-/// Everything that a reload can change for those who are served.
+/// Every option that a reload can change.
 pub(super) struct LiveOptions {
     pub(super) tracker: Arc<tracker::Options>,
     pub(super) connection_ids: Arc<ConnectionIds>,
@@ -29,16 +29,16 @@ pub(super) struct LiveOptions {
     pub(super) websocket: Arc<ws::Options>,
     pub(super) streams: Arc<stream::Options>,
     pub(super) memory: memory::Options,
-    /// Seconds between two snapshots; 0: none are written by themselves.
+    /// Seconds between two snapshots; 0: none at intervals.
     pub(super) snapshot_interval_s: u32,
-    /// How long to serve on once the process has been asked to stop.
+    /// How long to continue serving after a request to stop, in seconds.
     pub(super) drain_s: u32,
-    /// What the API asks for.
+    /// The token of the API.
     pub(super) token: Token,
 }
 
-/// The options that one worker goes by in this turn. Its modules read them from the cells below,
-/// which nobody else writes to.
+/// The options of one worker in this turn. Its modules read them from the cells below, which only
+/// this value writes to.
 pub(super) struct WorkerOptions {
     latest: Cache<Arc<ArcSwap<LiveOptions>>, Arc<LiveOptions>>,
     current: Arc<LiveOptions>,
@@ -51,7 +51,7 @@ pub(super) struct WorkerOptions {
 }
 
 impl WorkerOptions {
-    /// Those in force.
+    /// Starts with the options in force.
     pub(super) fn new(live: Arc<ArcSwap<LiveOptions>>) -> Self {
         let current = live.load_full();
         Self {
@@ -66,7 +66,7 @@ impl WorkerOptions {
         }
     }
 
-    /// Takes those that are in force now, all of them. To be called between two requests.
+    /// Loads all options in force now. Must be called between two requests.
     #[inline]
     pub(super) fn begin_turn(&mut self) {
         let latest = self.latest.load();
@@ -128,7 +128,7 @@ mod tests {
         options: WorkerOptions,
         tracker: Tracker,
         http: HttpFrontend,
-        reply: Vec<u8>,
+        response: Vec<u8>,
     }
 
     impl Worker {
@@ -137,21 +137,21 @@ mod tests {
             let store = Arc::new(Store::new(store::Options { shards: 4, seed: Some(1) }));
             let tracker = Tracker::without_upkeep(store, options.tracker.clone(), 1);
             let http = HttpFrontend::new(options.http.clone(), Arc::default());
-            Self { options, tracker, http, reply: Vec::new() }
+            Self { options, tracker, http, response: Vec::new() }
         }
 
-        /// The interval, and the text that is to repeat it, of the reply to an announce.
+        /// The interval in the response to an announce, and the text that has to repeat it.
         fn announce(&mut self) -> (u32, u32) {
             const REQUEST: &str = "GET /announce?info_hash=aaaaaaaaaaaaaaaaaaaa&peer_id=\
                  -XX0001-bbbbbbbbbbbb&port=6881&left=1&uploaded=0&downloaded=0&compact=1 \
                  HTTP/1.1\r\nHost: tracker\r\n\r\n";
-            self.reply.clear();
-            let Self { tracker, http, reply, .. } = self;
+            self.response.clear();
+            let Self { tracker, http, response, .. } = self;
             let origin = Origin::Address(IpAddr::from([8, 8, 8, 8]));
             let now = Now::from_s(1_800_000_000);
-            let flow = http.handle(tracker, now, origin, REQUEST.as_bytes(), reply);
-            assert!(matches!(flow, ReceiveOutcome::Replied { .. }));
-            let text = String::from_utf8_lossy(&self.reply);
+            let flow = http.handle(tracker, now, origin, REQUEST.as_bytes(), response);
+            assert!(matches!(flow, ReceiveOutcome::Responded { .. }));
+            let text = String::from_utf8_lossy(&self.response);
             let number_after = |key: &str, mark: char| -> u32 {
                 let (_, rest) = text.split_once(key).unwrap();
                 let (_, number) = rest.split_once(mark).unwrap();

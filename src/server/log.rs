@@ -1,12 +1,12 @@
 //! Log lines on standard error: text for people or JSON for machines.
 //!
-//! A fault that goes on must not fill a disk: each cause (place in the code) writes at most one
-//! line in ten seconds, and its next line tells how many were held back. Lines that answer an
-//! operator's own act (start, reload, stop) have the target [`OPERATOR`] and are never held back.
-//! Control characters are escaped, whatever a value holds.
+//! A persistent fault must not fill a disk: each cause (place in the code) writes at most one line
+//! in ten seconds, and its next line has the number of lines that were suppressed. Lines about an
+//! operator's own action (start, reload, stop) have the target [`OPERATOR`] and are never
+//! suppressed. Control characters in values are escaped.
 //!
-//! A reader that takes nothing must not hold up who serves: a thread of its own waits for it, and
-//! what does not fit into the queue to it is lost and counted.
+//! A reader of standard error that does not read must not block the other threads: a thread of its
+//! own writes the lines, and lines that do not fit into its queue are lost and counted.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -24,22 +24,22 @@ use tracing_subscriber::layer::{Layer as _, SubscriberExt as _};
 use tracing_subscriber::registry::{LookupSpan, Registry};
 use tracing_subscriber::reload;
 
-/// The target of lines that answer an operator's own act.
+/// The target of lines about an operator's own action.
 pub(super) use crate::access_store::OPERATOR;
 
 /// How long a cause is silent after a line.
 const SILENCE: Duration = Duration::from_secs(10);
 
-/// Lines that may wait for who reads standard error.
+/// Most lines that wait for the reader of standard error.
 const LINES_WAITING_MAX: usize = 8192;
 
-/// Writes what waits when it is dropped, for a second at most.
+/// Writes the waiting lines when dropped, for a second at most.
 static WAITING: Mutex<Option<WorkerGuard>> = Mutex::new(None);
 
-/// Counts the lines that did not fit.
+/// Counts the lines that did not fit into the queue.
 static LOST: OnceLock<ErrorCounter> = OnceLock::new();
 
-/// How to log.
+/// Options of the log.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Options {
     /// The least severe lines to write.
@@ -54,7 +54,7 @@ pub(super) struct LevelHandle(reload::Handle<Targets, Registry>);
 impl LevelHandle {
     /// Writes lines of this severity and worse from now on.
     pub(super) fn set(&self, level: LevelFilter) {
-        // Fails only once the subscriber is gone, and then nothing is written anyway.
+        // Fails only if the subscriber is gone, and then nothing is written anyway.
         let _ = self.0.reload(targets(level));
     }
 }
@@ -80,9 +80,10 @@ pub(super) fn start(options: Options) -> LevelHandle {
     LevelHandle(handle)
 }
 
-/// Where lines go, and what waits to be written where they are written by another thread.
+/// The destination of lines. With a thread that writes them, also the guard that flushes its queue,
+/// and the count of lost lines.
 fn writer() -> (BoxMakeWriter, Option<(WorkerGuard, ErrorCounter)>) {
-    // Where no thread is to be had, the start fails for it soon, and has to say so.
+    // If no thread can be started, the start fails soon, and has to log that.
     if std::thread::Builder::new().name("log".into()).spawn(|| ()).is_err() {
         return (BoxMakeWriter::new(std::io::stderr), None);
     }
@@ -93,31 +94,31 @@ fn writer() -> (BoxMakeWriter, Option<(WorkerGuard, ErrorCounter)>) {
     (BoxMakeWriter::new(writer), Some((guard, lost)))
 }
 
-/// Writes what waits, for a second at most: to be called when the process ends, whatever the
+/// Writes the waiting lines, for a second at most. Call it when the process ends, for whatever
 /// reason. Nothing is written afterwards.
 pub(super) fn finish() {
     let waiting = WAITING.lock().unwrap_or_else(PoisonError::into_inner).take();
     drop(waiting);
 }
 
-/// Lines that were lost because nobody read standard error.
+/// Number of lines lost because standard error was not read.
 pub(super) fn lost() -> u64 {
     LOST.get().map_or(0, |it| it.dropped_lines() as u64)
 }
 
-/// Our own lines from `level` on; those of libraries from warnings on at most.
+/// skep's own lines from `level` on; of libraries only warnings and errors.
 fn targets(level: LevelFilter) -> Targets {
     Targets::new().with_target("skep", level).with_default(level.min(LevelFilter::WARN))
 }
 
-/// Formats events, and holds back what a cause repeats.
+/// Formats events, and suppresses repeated ones of a cause.
 struct Limited {
     text: Format,
     json: Option<Format<Json>>,
     causes: Mutex<HashMap<callsite::Identifier, CallSiteState>>,
 }
 
-/// What is remembered of a place in the code that has logged.
+/// What is recorded for a place in the code that has logged.
 struct CallSiteState {
     written: Instant,
     held_back: u64,
@@ -130,14 +131,15 @@ impl Limited {
         Self { text, json, causes: Mutex::default() }
     }
 
-    /// Whether an event may be written now, and how many of its cause were not.
+    /// Whether an event may be written now: the number of suppressed events of its cause, or `None`
+    /// if it is suppressed.
     fn admit(&self, event: &Event<'_>, now: Instant) -> Option<u64> {
         if event.metadata().target() == OPERATOR {
             return Some(0);
         }
         let mut causes = self.causes.lock().unwrap_or_else(|it| it.into_inner());
         let Some(cause) = causes.get_mut(&event.metadata().callsite()) else {
-            // As many entries as there are places in the code, and never more.
+            // At most one entry for each place in the code.
             causes
                 .insert(event.metadata().callsite(), CallSiteState { written: now, held_back: 0 });
             return Some(0);
@@ -188,7 +190,7 @@ where
     }
 }
 
-/// Writes a line without the characters that would end it or drive a terminal.
+/// Writes a line, and escapes characters that would end it or control a terminal.
 fn write_escaped(writer: &mut Writer<'_>, line: &str) -> fmt::Result {
     for character in line.chars() {
         if character.is_control() {
@@ -220,7 +222,7 @@ mod tests {
         }
     }
 
-    /// What `act` logs.
+    /// The log output of `act`.
     fn logged(json: bool, act: impl FnOnce()) -> String {
         let memory = Memory::default();
         let writer = memory.clone();
@@ -249,7 +251,7 @@ mod tests {
         assert_eq!(text.lines().count(), 4, "{text}");
     }
 
-    /// Asks about every event, as if four seconds passed between them.
+    /// Checks every event as if four seconds had passed since the previous one.
     struct Asker(Limited, Arc<Mutex<Vec<Option<u64>>>>, Instant);
 
     impl tracing_subscriber::Layer<Registry> for Asker {

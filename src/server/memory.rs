@@ -1,11 +1,10 @@
-//! How the process keeps to its cap on memory: the cap is divided between what the process takes
-//! anyway, connections, the sessions of passkeys, and the store; and what the store may take
-//! follows what is measured.
+//! How the process keeps to its cap on memory. The cap is divided between the process's fixed part,
+//! connections, the sessions of passkeys, and the store. The store's budget follows measurements.
 //!
-//! The cap is on resident memory, while the store counts bytes that it asks for. How much of both
-//! there is to one another depends on what was stored before: an allocator's pages are not all
-//! full. So what is resident is measured, and the store may take a part of what is left, again and
-//! again: the closer to the cap, the less can come between two looks. Public for the test that
+//! The cap is on resident memory, while the store counts the bytes that it allocates. The ratio
+//! between the two depends on what was stored before: an allocator's pages are not all full.
+//! Resident memory is therefore measured repeatedly, and the store may use a part of what is left:
+//! the closer to the cap, the less may be added between two measurements. Public for the test that
 //! fills a store in a process of its own.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -19,31 +18,31 @@ use crate::sys::allocator;
 use crate::sys::memory;
 use crate::worker::stream;
 
-/// What the process takes before it holds a torrent or a connection: program, stacks, buffers of
-/// some workers, the limiter's tables, the store's locks. An idle one has 27 MiB, eleven of them
-/// the program itself.
+/// Bytes of the process before it holds a torrent or a connection: program, stacks, buffers of some
+/// workers, the limiter's tables, the store's locks. An idle process has 27 MiB, eleven of them the
+/// program itself.
 const FIXED_BYTES: u64 = 32 << 20;
 
-/// The least that connections are given, however low the cap.
+/// Least bytes for connections, however low the cap.
 const CONNECTION_BYTES_MIN: u64 = 4 << 20;
 
-/// The least that sessions of passkeys are given: those of some thousand clients.
+/// Least bytes for sessions of passkeys: those of some thousand clients.
 const SESSION_BYTES_MIN: u64 = 1 << 20;
 
-/// The least that is to be left for the store, however low the cap.
+/// Least bytes for the store, however low the cap.
 const STORE_BYTES_MIN: u64 = 8 << 20;
 
-/// The parts of a cap, in resident bytes, that the store is not lent. It has all that is left.
+/// The parts of a cap, in resident bytes, besides the store's. The store has what is left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Division {
-    /// What all TCP connections hold: buffers, messages, TLS sessions.
+    /// For all TCP connections: buffers, messages, TLS sessions.
     pub(super) connections: u64,
-    /// What the sessions of passkeys take, in a private tracker.
+    /// For the sessions of passkeys, in a private tracker.
     pub(super) sessions: u64,
 }
 
 impl Division {
-    /// The parts of a cap of so many bytes; `None` without one (0).
+    /// The parts of a cap of `cap` bytes; `None` without a cap (0).
     pub(super) fn of(cap: u64) -> Option<Self> {
         if cap == 0 {
             return None;
@@ -54,46 +53,46 @@ impl Division {
     }
 }
 
-/// What the settings say.
+/// The settings of memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Options {
-    /// Resident bytes that the process is to keep to; 0: no cap.
+    /// Most resident bytes of the process; 0: no cap.
     pub cap: u64,
-    /// Peers of one torrent; 0: no bound.
+    /// Most peers of one torrent; 0: no bound.
     pub peers_per_torrent_max: u32,
 }
 
-/// What was measured, in bytes.
+/// Measurements, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Measured {
     /// Resident memory of the process.
     pub(super) resident: u64,
-    /// What its control group may take beyond what it has, if it has a limit.
+    /// What its control group may still allocate, if it has a limit.
     pub(super) group_room: Option<u64>,
-    /// What the store asked for.
+    /// Bytes that the store has allocated.
     pub(super) store: u64,
-    /// What it has set aside, which is a little more.
+    /// Bytes that the store has reserved, which is a little more.
     pub(super) reserved: u64,
-    /// What connections hold of their part.
+    /// Bytes that connections use of their part.
     pub(super) connections: u64,
-    /// What sessions of passkeys take of theirs, if there may be any.
+    /// Bytes that sessions of passkeys use of their part; `None` if there are no sessions.
     pub(super) sessions: Option<u64>,
 }
 
-/// A part of the cap that is left for what nobody counts, and for what comes between two looks: a
-/// sixteenth, but at least what a worker can take in a tenth of a second.
+/// The part of the cap that is reserved for memory that is not counted, and for growth between two
+/// measurements: a sixteenth, but at least what a worker can allocate in a tenth of a second.
 fn reserve(cap: u64) -> u64 {
     (cap / 16).clamp(6 << 20, 64 << 20)
 }
 
-/// The store's bytes that may come for each three that could become resident until the next look.
-/// Where blocks of one size give way to those of the next, three become resident for one: that is
-/// what the reserve is for.
+/// The bytes that the store may add for each three that could become resident until the next
+/// measurement. While blocks of one size replace those of another, three bytes become resident for
+/// one; the reserve covers that.
 const STORED_PER_3_RESIDENT: u64 = 2;
 
-/// Bytes that may become resident for the store, below 0 if there are too many already.
+/// Bytes that may become resident for the store; negative if too many are resident already.
 fn room(cap: u64, measured: &Measured) -> i64 {
-    // What they have is resident already.
+    // Memory that they use is resident already.
     let kept = Division::of(cap).map_or(0, |parts| {
         let sessions = measured.sessions.map_or(0, |used| parts.sessions.saturating_sub(used));
         parts.connections.saturating_sub(measured.connections) + sessions
@@ -102,9 +101,10 @@ fn room(cap: u64, measured: &Measured) -> i64 {
     measured.group_room.map_or(room, |group| room.min(signed(group) - signed(reserve(cap))))
 }
 
-/// What the store may ask for until the next look; at least 1, as 0 is no bound. Where half of the
-/// reserve is used up, what goes is not replaced for a while: torrents that take the place of one
-/// another leave holes behind. Slowly, for what goes is not given back at once.
+/// The bytes that the store may use until the next measurement; at least 1, as 0 means no bound. If
+/// half of the reserve is used up, removed torrents are not replaced for a while, because torrents
+/// that replace each other leave holes in pages. The budget shrinks slowly, because removed
+/// torrents are not freed at once.
 fn store_bytes_max(cap: u64, measured: &Measured) -> u64 {
     if cap == 0 {
         return 0;
@@ -123,13 +123,13 @@ fn store_bytes_max(cap: u64, measured: &Measured) -> u64 {
     measured.reserved.saturating_add_signed(more).max(1)
 }
 
-/// Memory is no larger than what an i64 counts.
+/// No memory is larger than an i64 can count.
 fn signed(bytes: u64) -> i64 {
     i64::try_from(bytes).unwrap_or(i64::MAX / 4).min(i64::MAX / 4)
 }
 
-/// How long until the next look. Where there is much room, nothing fills it in a second; where
-/// there is little, new torrents that take the place of others leave holes behind.
+/// The time until the next measurement. Much room is not filled within a second. With little room,
+/// new torrents that replace others leave holes in pages.
 fn pause(cap: u64, measured: &Measured) -> Duration {
     let room = room(cap, measured);
     if cap == 0 || room > signed((cap / 2).max(SECONDS_GROWTH_MAX)) {
@@ -141,42 +141,42 @@ fn pause(cap: u64, measured: &Measured) -> Duration {
     }
 }
 
-/// What no store has been seen to grow by in a second.
+/// Largest growth of a store in a second, in bytes. None that was measured exceeded it.
 const SECONDS_GROWTH_MAX: u64 = 512 << 20;
 
-/// When memory that is resident for nothing is asked back: threads take back what others freed.
+/// Decides when to request that threads collect freed blocks, which are resident but unused.
 #[derive(Debug)]
 struct Reclaim {
-    /// What the process has without torrents and connections.
+    /// Resident bytes of the process without torrents and connections.
     idle: u64,
-    /// How often it did not help, and is given twice as long the next time.
+    /// How many requests in a row had no effect. Each doubles the wait for the next one.
     vain: u32,
     waited: Duration,
-    /// What was resident for nothing when it was last asked.
+    /// Unused resident bytes at the last request.
     waste: u64,
 }
 
-/// Resident bytes that are expected of a store that asks for so many.
+/// Expected resident bytes of a store that has allocated `store` bytes.
 fn resident_of(store: u64) -> u64 {
     store + store / 8
 }
 
-/// How much may be resident for nothing before it is asked back.
+/// Unused resident bytes below which no request is made.
 const WASTE_BYTES_MIN: u64 = 8 << 20;
 
-/// The longest wait where it does not help, as a power of two: a minute, or less than half a second
-/// where memory is short.
+/// The longest wait after requests without effect, as a power of two: a minute, or less than half a
+/// second if memory is short.
 const VAIN_MAX: u32 = 6;
 const VAIN_MAX_PRESSING: u32 = 2;
 
 impl Reclaim {
-    /// One that starts with what was measured then.
+    /// Starts with the measurements at that moment.
     fn new(measured: &Measured) -> Self {
         let idle = measured.resident.saturating_sub(resident_of(measured.store));
         Self { idle, vain: 0, waited: Duration::ZERO, waste: 0 }
     }
 
-    /// Whether it is time, `waited` after the last look.
+    /// Whether a request is due, `waited` after the last measurement.
     fn is_due(&mut self, cap: u64, measured: &Measured, waited: Duration) -> bool {
         self.waited += waited;
         let is_pressing = cap > 0 && room(cap, measured) <= 0;
@@ -203,23 +203,23 @@ impl Reclaim {
     }
 }
 
-/// Keeps the store's budget to what is measured. Shared by who reloads settings, who exports
-/// figures, and the thread that looks.
+/// Keeps the store's budget in line with measurements. Shared by reloads, metrics, and the thread
+/// that measures.
 pub struct MemoryMonitor {
     store: Arc<Store>,
-    /// The stream workers, once they have been started.
+    /// The stream workers, after their start.
     streams: OnceLock<Arc<stream::StreamContext>>,
-    /// What sessions of passkeys take, where there are any.
+    /// Bytes of the sessions of passkeys, in a private tracker.
     sessions: OnceLock<Arc<SessionBytes>>,
     resident: Mutex<Option<memory::Resident>>,
     cap: AtomicU64,
     peers_per_torrent_max: AtomicU64,
-    /// As last measured.
+    /// The last measurement.
     resident_bytes: AtomicU64,
 }
 
 impl MemoryMonitor {
-    /// One for a store, whose budget is set.
+    /// A monitor for a store. Sets the store's budget.
     pub fn new(store: Arc<Store>, options: Options) -> Arc<Self> {
         let resident = memory::Resident::open().inspect_err(|error| {
             tracing::warn!(%error, "resident memory not measured, memory.max_memory is estimated");
@@ -237,27 +237,27 @@ impl MemoryMonitor {
         Arc::new(monitor)
     }
 
-    /// Puts settings in force.
+    /// Applies settings.
     pub(super) fn set(&self, options: Options) {
         self.cap.store(options.cap, Ordering::Relaxed);
         self.peers_per_torrent_max.store(options.peers_per_torrent_max.into(), Ordering::Relaxed);
         self.measure();
     }
 
-    /// Gives the sessions of a private tracker's passkeys a part of the cap.
+    /// Gives the sessions of a private tracker's passkeys their part of the cap.
     pub fn count_sessions(&self, sessions: Arc<SessionBytes>) {
-        // They are the same as long as the process runs.
+        // Set once: they stay the same while the process runs.
         let _ = self.sessions.set(sessions);
         self.measure();
     }
 
-    /// Counts what the connections of these workers hold.
+    /// Counts the memory of these workers' connections.
     pub(super) fn count_connections(&self, streams: Arc<stream::StreamContext>) {
-        // They are started once.
+        // Set once: the workers are started once.
         let _ = self.streams.set(streams);
     }
 
-    /// The cap in force; 0: none.
+    /// The cap in force; 0: no cap.
     pub(super) fn cap(&self) -> u64 {
         self.cap.load(Ordering::Relaxed)
     }
@@ -267,7 +267,7 @@ impl MemoryMonitor {
         self.resident_bytes.load(Ordering::Relaxed)
     }
 
-    /// Bytes that connections hold: none before their workers have been started.
+    /// Bytes that connections hold; 0 before their workers have started.
     pub(super) fn connection_bytes(&self) -> u64 {
         self.streams.get().map_or(0, |streams| streams.held_bytes())
     }
@@ -299,14 +299,17 @@ impl MemoryMonitor {
         measured
     }
 
-    /// Says so if the process itself leaves the store next to nothing of the cap. For when all
-    /// workers have been started, and nothing is stored yet.
+    /// Warns if the process itself leaves the store hardly anything of the cap. Call it when all
+    /// workers have started, and the store is still empty.
     fn warn_of_a_low_cap(&self) {
         let (cap, measured) = (self.cap(), self.measure());
         let lacking = signed(STORE_BYTES_MIN) - room(cap, &measured) - signed(measured.store);
         if cap > 0 && lacking > 0 {
             let (has_mib, least_mib) = (measured.resident >> 20, (signed(cap) + lacking) >> 20);
-            let remedy = format!("set {}MiB or more, or fewer workers", least_mib + 1);
+            let remedy = format!(
+                "set memory.max_memory to {}MiB or more, or lower server.workers",
+                least_mib + 1
+            );
             tracing::warn!(
                 process_mib = has_mib,
                 remedy,
@@ -315,11 +318,11 @@ impl MemoryMonitor {
         }
     }
 
-    /// Looks again and again, on a thread of its own: the control thread may be busy for long, and
-    /// pages are given back at nobody's cost.
+    /// Measures repeatedly, on a thread of its own: the control thread may be busy for long, and
+    /// freeing pages there delays no other work.
     ///
     /// # Errors
-    /// Where there is no thread to be had.
+    /// If no thread can be started.
     pub fn start(self: &Arc<Self>) -> std::io::Result<MonitorThread> {
         self.warn_of_a_low_cap();
         let (monitor, stop) = (self.clone(), Arc::new(AtomicBool::new(false)));
@@ -345,10 +348,11 @@ impl MemoryMonitor {
     }
 }
 
-/// How long threads are given to take back what others freed: each comes by in a tenth of a second.
+/// How long threads may take to collect freed blocks. Each checks for a request within a tenth of a
+/// second.
 const SOON: Duration = Duration::from_millis(100);
 
-/// The thread that looks; ends when dropped.
+/// The thread that measures. Ends when dropped.
 pub struct MonitorThread {
     thread: Option<JoinHandle<()>>,
     stop: Arc<AtomicBool>,
@@ -394,7 +398,7 @@ mod tests {
     #[test]
     fn the_store_may_take_less_the_closer_the_cap_is() {
         let cap = 256 * MIB;
-        // 16 MiB are in reserve, 56 are the connections'.
+        // 16 MiB are the reserve, 56 are for connections.
         assert_eq!(room(cap, &measured(30, 0)), signed(154 * MIB));
         let bytes = |resident, store| store_bytes_max(cap, &measured(resident, store));
         assert!((102..104).contains(&(bytes(30, 0) / MIB)), "{}", bytes(30, 0));
@@ -412,7 +416,7 @@ mod tests {
         let none = measured(100, 60);
         let full = Measured { connections: 56 * MIB, resident: 156 * MIB, ..none };
         assert_eq!(room(cap, &none), room(cap, &full));
-        // A private tracker keeps 28 MiB for sessions, of which those that are there are a part.
+        // A private tracker reserves 28 MiB for sessions. Existing sessions count as part of them.
         let begun = Measured { sessions: Some(0), ..none };
         assert_eq!(room(cap, &begun), room(cap, &none) - signed(28 * MIB));
         let some = Measured { sessions: Some(20 * MIB), resident: 120 * MIB, ..none };
@@ -442,8 +446,8 @@ mod tests {
         assert_eq!(store_bytes_max(cap, &measured), 84 * MIB);
     }
 
-    /// A store that takes all it may between two looks, at so many resident bytes for each hundred
-    /// asked for: what is resident stays below the cap, and comes close to what is left of it.
+    /// A store that uses all it may between two measurements, with different resident bytes per
+    /// hundred allocated: resident memory stays below the cap, and comes close to it.
     #[test]
     fn resident_memory_converges_below_the_cap() {
         for cap in [64, 128, 256, 1024].map(|it| it * MIB) {
@@ -461,7 +465,7 @@ mod tests {
         }
     }
 
-    /// Three resident for each byte asked for, as fast as a worker can bring it about.
+    /// Three resident bytes per allocated one, as fast as a worker can cause that.
     #[test]
     fn the_reserve_covers_what_comes_between_two_looks_at_worst() {
         let cap = 64 * MIB;

@@ -1,17 +1,17 @@
-//! The server: builds everything, runs it until it is asked to stop, and hands it over.
+//! The server: builds everything, runs until it has to stop, and hands over.
 //!
 //! | module | what it does |
 //! |---|---|
 //! | `startup` | builds all of it, in the order in which it can fail |
 //! | `options`, `live_options` | from settings to each module's options; what a reload can change |
-//! | `context` | what all parts share |
+//! | `context` | state that all parts share |
 //! | `sockets` | binds, inherits and hands over |
 //! | `workers` | the threads that serve |
 //! | `control` | the thread for signals, reloads, admin pages, the orderly end |
-//! | `metrics` | what is counted, for Prometheus and the statistics page |
+//! | `metrics` | values for Prometheus and the statistics page |
 //! | `snapshots` | saves and restores |
 //! | `memory` | keeps the process to its cap |
-//! | `confine`, `state_directory` | rights that are given up; keys, token and id that are kept |
+//! | `confine`, `state_directory` | rights that are dropped; keys, token and id that are kept |
 //! | `tls`, `log` | the certificate; log lines |
 
 mod confine;
@@ -35,32 +35,33 @@ use std::io::Write as _;
 use std::path::PathBuf;
 
 use crate::access_store::AccessManager;
-use crate::config::{Config, ConfigError, Source};
+use crate::config::{Config, ConfigError, SettingsSource};
 use crate::sys::stream::uring;
 use sockets::listeners;
 
 pub use error::StartError;
 pub use metrics::metrics_page;
-pub(crate) use state_directory::KEY_VARIABLE;
+pub(crate) use state_directory::{KEY_VARIABLE, StateDirectoryError};
 
-/// Serves until SIGTERM or SIGINT, or until a successor has taken over. Blocks. With `take_over`
-/// the sockets are those of the tracker that runs with the same state directory.
+/// Serves until SIGTERM or SIGINT, or until a successor has taken over. Blocks. With `take_over` it
+/// receives the sockets of the tracker that runs with the same state directory.
 ///
 /// # Errors
-/// [`StartError`] where the configuration is wrong, the host does not grant what it asks for, there
-/// is nobody to take over from, or a worker breaks later.
-pub fn run(source: Source, take_over: bool) -> Result<(), StartError> {
+/// [`StartError`] if the configuration is invalid, the host does not permit it, there is no process
+/// to take over from, or a worker fails later.
+pub fn run(source: SettingsSource, take_over: bool) -> Result<(), StartError> {
     let outcome = startup::serve(source, take_over);
     log::finish();
     outcome
 }
 
-/// Checks what a start would check without binding or creating anything: settings, the key that the
-/// environment or they name, the lists, the certificate, the user and the socket they name.
+/// Makes the checks of a start without binding or creating anything: settings, the key of the
+/// environment or of the settings, lists, certificate, user and Unix socket. Returns warnings, each
+/// with its remedy.
 ///
 /// # Errors
-/// [`StartError`] with the first thing that is wrong. Else warnings, each with its remedy.
-pub fn check(source: &Source) -> Result<Vec<String>, StartError> {
+/// [`StartError`] with the first fault.
+pub fn check(source: &SettingsSource) -> Result<Vec<String>, StartError> {
     let config = source.load()?;
     let in_environment = state_directory::Environment::of_process().key.is_some();
     if in_environment || !config.udp.key_file.is_empty() {
@@ -68,14 +69,14 @@ pub fn check(source: &Source) -> Result<Vec<String>, StartError> {
     }
     AccessManager::check(&options::lists(&config))?;
     options::tls(&config).map_or(Ok(()), |it| it.check()).map_err(StartError::Config)?;
-    confine::user_of(&config).map_err(|error| ConfigError::at("server.user", error.to_string()))?;
-    listeners::check_unix_path(&config.http.unix_socket)
-        .map_err(|error| ConfigError::at("http.unix_socket", error))?;
+    confine::user_of(&config).map_err(|error| ConfigError::at("", error.to_string()))?;
+    listeners::check_unix_path(&config.http.unix_socket)?;
     Ok(source.warnings(&config))
 }
 
-/// The tokens that a tracker with these settings may have made for its API, the likeliest first, as
-/// far as this user may read them. One that was started in another way may have left its own.
+/// The API tokens that a tracker with these settings may have created, the most likely first, as
+/// far as this user may read them. A tracker that was started in another way may have another
+/// token.
 pub(crate) fn kept_tokens(config: &Config) -> Vec<String> {
     let usual = || Ok(PathBuf::from(USUAL_STATE_DIRECTORY));
     let places = [options::state_home(config), usual()];
@@ -85,15 +86,15 @@ pub(crate) fn kept_tokens(config: &Config) -> Vec<String> {
     all
 }
 
-/// Where the unit that we ship has the state directory.
+/// The state directory of the systemd unit in `deploy/`.
 const USUAL_STATE_DIRECTORY: &str = "/var/lib/skep";
 
-/// The state directory that a start would use, which may not be there yet, or why there is none.
-pub(crate) fn state_directory(config: &Config) -> Result<PathBuf, String> {
+/// The state directory that a start would use, which may not exist yet, or why there is none.
+pub(crate) fn state_directory(config: &Config) -> Result<PathBuf, StateDirectoryError> {
     options::state_home(config)
 }
 
-/// From now on a panic anywhere ends the process, whatever the build profile says.
+/// From now on a panic on any thread ends the process, with every build profile.
 #[doc(hidden)]
 pub fn end_with_any_panic() {
     let print = std::panic::take_hook();

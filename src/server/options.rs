@@ -1,4 +1,4 @@
-//! The one place that turns settings into the options of each module.
+//! Turns settings into the options of each module. No other code does that.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -21,7 +21,9 @@ use crate::server::live_options::LiveOptions;
 use crate::server::memory;
 use crate::server::snapshots::Snapshots;
 use crate::server::sockets::handover;
-use crate::server::state_directory::{self, Environment, KeyError, LoadedKeys};
+use crate::server::state_directory::{
+    self, Environment, KeyError, LoadedKeys, StateDirectoryError,
+};
 use crate::server::tls;
 use crate::server::{confine, log};
 use crate::store;
@@ -30,8 +32,8 @@ use crate::sys::memory::usable_bytes;
 use crate::tracker;
 use crate::worker::stream;
 
-/// Everything that a reload can change, at a start as at a reload: with the keys and the token that
-/// are in force from then on.
+/// Every option that a reload can change, for a start and for a reload, with the keys and the token
+/// in force from then on.
 pub(super) fn live(config: &Config, keys: &LoadedKeys, token: Token) -> LiveOptions {
     LiveOptions {
         tracker: Arc::new(tracker(config)),
@@ -47,7 +49,6 @@ pub(super) fn live(config: &Config, keys: &LoadedKeys, token: Token) -> LiveOpti
     }
 }
 
-/// The tracker's options.
 fn tracker(config: &Config) -> tracker::Options {
     let section = &config.tracker;
     tracker::Options {
@@ -87,14 +88,14 @@ fn limits(config: &Config) -> limiter::Options {
     }
 }
 
-/// Access control's options for a look at the lists that settings name, and nothing else.
+/// Access control's options to check the lists that settings name, and nothing else.
 pub(super) fn lists(config: &Config) -> access::Options {
     let mut open = config.clone();
     open.access.mode = AccessMode::Open;
     access(&open)
 }
 
-/// Access control's options. Where torrents are registered, makes the state directory.
+/// Access control's options. Creates the state directory if torrents have to be registered.
 pub(super) fn access(config: &Config) -> access::Options {
     let section = &config.access;
     let mode = match section.mode {
@@ -102,9 +103,10 @@ pub(super) fn access(config: &Config) -> access::Options {
         AccessMode::Registered => Mode::Registered,
         AccessMode::Private => Mode::Private,
     };
-    // In the order of `Name::ALL`, as the compiler cannot see.
+    // In the order of `Name::ALL`, which the compiler cannot check.
     let files = section.files().map(|it| it.map(Path::to_owned));
     let state = state_directory::home(&state_options(config), mode.needs_registration());
+    let state = state.map_err(|error| error.to_string());
     access::Options { mode, similar_digits_max: section.similar_digits_max, files, state }
 }
 
@@ -152,7 +154,7 @@ fn stream(config: &Config) -> stream::Options {
     }
 }
 
-/// Where the certificate is, if TLS is served.
+/// The files of the certificate, if TLS is served.
 pub(super) fn tls(config: &Config) -> Option<tls::Files> {
     let section = &config.tls;
     let path = |text: &str| PathBuf::from(text);
@@ -160,47 +162,51 @@ pub(super) fn tls(config: &Config) -> Option<tls::Files> {
         .then(|| tls::Files { certificate: path(&section.certificate), key: path(&section.key) })
 }
 
-/// Bytes that the whole process is to keep to; 0: no cap.
+/// Most resident bytes of the process; 0: no cap.
 fn memory_cap(config: &Config) -> u64 {
     match config.memory.max_memory {
         MemoryCap::Bytes(Bytes(bytes)) => bytes,
         MemoryCap::Auto => usable_bytes().map(|bytes| bytes / 4 * 3).unwrap_or_else(|error| {
-            tracing::warn!(%error, "no cap on memory: memory.max_memory = \"auto\" failed");
+            tracing::warn!(
+                %error,
+                remedy = "set memory.max_memory to a size",
+                "memory not capped: the available memory cannot be determined"
+            );
             0
         }),
     }
 }
 
-/// What connections may hold, in bytes.
+/// Most bytes of connections.
 fn connection_bytes(config: &Config) -> u64 {
     memory::Division::of(memory_cap(config)).map_or(CONNECTION_BYTES_UNCAPPED, |it| it.connections)
 }
 
-/// What connections may hold where the process has no cap: a quarter of a million idle ones do.
-/// Without a bound, strangers could fill the host with unfinished messages.
+/// Most bytes of connections if the process has no cap: enough for a quarter of a million idle
+/// ones. Without a bound, clients could fill the host's memory with unfinished messages.
 const CONNECTION_BYTES_UNCAPPED: u64 = 1 << 30;
 
-/// What the process and its largest torrent are to keep to.
+/// The cap on memory, and the bound on the largest torrent.
 fn memory(config: &Config) -> memory::Options {
     let peers_per_torrent_max = config.memory.max_peers_per_torrent;
     memory::Options { cap: memory_cap(config), peers_per_torrent_max }
 }
 
-/// The store's options. A table that doubles is there twice for a moment: the more shards, the less
-/// that is; but each shard holds back a little, and has pages that are not full.
+/// The store's options. A table that doubles exists twice for a moment: with more shards, that is
+/// less memory; but each shard reserves a little, and has pages that are not full.
 pub(super) fn store(config: &Config) -> store::Options {
     let few = (1..MANY_SHARDS_FROM).contains(&memory_cap(config));
     let shards = if few { SHARDS_MIN } else { store::Options::default().shards };
     store::Options { shards, ..store::Options::default() }
 }
 
-/// The cap from which on the store has all its shards.
+/// Least cap, in bytes, for which the store has all its shards.
 const MANY_SHARDS_FROM: u64 = 256 << 20;
 
 /// Shards of a small store.
 const SHARDS_MIN: usize = 256;
 
-/// How to log.
+/// The options of the log.
 pub(super) fn log(config: &Config) -> log::Options {
     let level = match config.log.level {
         LogLevel::Off => LevelFilter::OFF,
@@ -213,22 +219,23 @@ pub(super) fn log(config: &Config) -> log::Options {
     log::Options { level, json: config.log.format == LogFormat::Json }
 }
 
-/// The connection-id keys at a start: a file that the settings name is the operator's, and read as
-/// who starts this process; one in the state directory is the user's to become.
+/// The connection-id keys at a start. A file that the settings name belongs to the operator, and is
+/// read as the user who starts this process. A file in the state directory belongs to the user to
+/// change to.
 pub(super) fn keys_as(user: Option<&UnixUser>, config: &Config) -> Result<LoadedKeys, StartError> {
     let user = user.filter(|_| config.udp.key_file.is_empty());
     let _acting = confine::act_as(user)?;
     Ok(keys(config)?)
 }
 
-/// The connection-id keys: read, or created.
+/// The connection-id keys, read or created.
 pub(super) fn keys(config: &Config) -> Result<LoadedKeys, KeyError> {
     state_directory::connection_id_keys(&state_options(config))
 }
 
-/// Where snapshots are kept, if they are; makes the state directory. What goes wrong ends the start
-/// only if the settings ask for snapshots by name; else there is one warning, unless the operator
-/// `was_warned` of the state directory before.
+/// Options of snapshots; creates the state directory. An error ends the start only if the settings
+/// require snapshots. Otherwise one warning is logged, unless the operator `was_warned` about the
+/// state directory before.
 pub(super) fn snapshots(config: &Config, was_warned: &mut bool) -> Result<Snapshots, StartError> {
     let section = &config.snapshot;
     let kept = match section.mode {
@@ -237,7 +244,10 @@ pub(super) fn snapshots(config: &Config, was_warned: &mut bool) -> Result<Snapsh
             state_directory::tracker_id(&state_options(config))
         }
     };
-    match kept.and_then(|(directory, tracker)| Snapshots::kept_in(directory, tracker)) {
+    let kept = kept.map_err(|error| error.to_string()).and_then(|(directory, tracker)| {
+        Snapshots::kept_in(directory, tracker).map_err(|error| error.to_string())
+    });
+    match kept {
         Ok(snapshots) => Ok(snapshots),
         Err(reason) if section.mode == SnapshotMode::On => Err(StartError::Failed(format!(
             "snapshot.mode is \"on\", and snapshots cannot be kept: {reason}; remedy: set \
@@ -257,7 +267,7 @@ pub(super) fn snapshots(config: &Config, was_warned: &mut bool) -> Result<Snapsh
     }
 }
 
-/// Where state may live.
+/// Where the state directory may be.
 fn state_options(config: &Config) -> state_directory::Options {
     let path = |text: &str| (!text.is_empty()).then(|| PathBuf::from(text));
     state_directory::Options {
@@ -267,20 +277,22 @@ fn state_options(config: &Config) -> state_directory::Options {
     }
 }
 
-/// The state directory, which may not be there yet, or why there is none.
-pub(super) fn state_home(config: &Config) -> Result<PathBuf, String> {
+/// The state directory, which may not exist yet, or why there is none.
+pub(super) fn state_home(config: &Config) -> Result<PathBuf, StateDirectoryError> {
     state_directory::home(&state_options(config), false)
 }
 
-/// Where this tracker can be taken over, or why it cannot.
-pub(super) fn handover_path(config: &Config) -> Result<PathBuf, String> {
-    handover::path(&config.server.handover_socket, state_home(config))
+/// The path of the hand-over socket, or why there is none.
+pub(super) fn handover_path(config: &Config) -> Result<PathBuf, StateDirectoryError> {
+    match config.server.handover_socket.as_str() {
+        "" => Ok(state_home(config)?.join(handover::SOCKET_NAME)),
+        configured => Ok(configured.into()),
+    }
 }
 
-/// What the API asks for. Where the settings name no token, the one in the state directory, which
-/// is made when absent. One that is `in_force` stays so where it cannot be read any more. Where
-/// there is none, a warning says why, unless the operator `was_warned` of the state directory
-/// before.
+/// The token of the API. If the settings have none, it is the one in the state directory, which is
+/// created if absent. A token `in_force` stays if it cannot be read any more. If there is none, a
+/// warning has the reason, unless the operator `was_warned` about the state directory before.
 pub(super) fn admin_token(config: &Config, was_warned: bool, in_force: Option<&Token>) -> Token {
     if !config.admin.token.is_empty() {
         return Token::Configured(config.admin.token.as_str().into());
@@ -306,7 +318,7 @@ pub(super) fn admin_token(config: &Config, was_warned: bool, in_force: Option<&T
     }
 }
 
-/// Connection ids under these keys.
+/// Connection ids with these keys.
 fn connection_ids(config: &Config, keys: &LoadedKeys) -> ConnectionIds {
     let algorithm = match config.udp.connection_id {
         ConnectionIdMac::Siphash => Algorithm::SipHash,

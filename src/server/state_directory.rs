@@ -1,10 +1,11 @@
-//! What outlives a restart: the state directory and, in it, the connection-id key, the tracker's
-//! identity, and the token of the API.
+//! State that is kept across restarts: the state directory and, in it, the connection-id key, the
+//! tracker's identity, and the token of the API.
 //!
-//! A client holds an id for up to two minutes. If the key changed with every restart, all of them
-//! would be met with silence; if nodes behind one address had different keys, half of them would.
-//! So the key comes from where several processes can share it: the environment, a file that is
-//! named, or a file in the state directory that the first process to need it creates.
+//! A client uses a connection id for up to two minutes. If the key changed with every restart,
+//! requests with older ids would get no response; if nodes behind one address had different keys,
+//! half of the requests would get none. The key therefore comes from a place that several processes
+//! can share: the environment, a file that is configured, or a file in the state directory, created
+//! by the first process that needs it.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -13,40 +14,42 @@ use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
+use tracing::warn;
+
 use crate::config::token_fault;
 use crate::frontend::connection_id::KEY_BYTES;
+use crate::server::log::OPERATOR;
 use crate::snapshot::TrackerId;
 
-/// The variable that may hold the key: 64 hexadecimal digits, or two keys and a comma between.
+/// The variable that may contain the key: 64 hexadecimal digits, or two keys separated by a comma.
 pub(crate) const KEY_VARIABLE: &str = "SKEP_CONNECTION_ID_KEY";
 
-/// The tracker's name in the state directory, which its snapshots carry.
+/// The file with the tracker's identity, which its snapshots contain.
 const IDENTITY_FILE: &str = "tracker.id";
 
-/// The key's file in the state directory.
+/// The file of the key.
 const KEY_FILE: &str = "connection_id.key";
 
-/// The file of the token for the API in the state directory.
+/// The file of the API's token.
 pub(super) const TOKEN_FILE: &str = "admin.token";
 
-/// The longest key or token file that is read, in bytes: two keys with comments.
+/// Most bytes of a key or token file: two keys with comments.
 const KEY_FILE_BYTES_MAX: u64 = 4096;
 
-/// Permission bits that let others than the owner at a file.
+/// Permission bits that give others than the owner access to a file.
 const OTHERS: u32 = 0o077;
 
-/// Where state may live and keys may come from.
+/// Where the state directory may be and keys may come from.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Options {
-    /// The state directory as configured.
+    /// The configured state directory.
     pub(super) directory: Option<PathBuf>,
-    /// The key file as configured.
+    /// The configured key file.
     pub(super) key_file: Option<PathBuf>,
-    /// What the environment says.
+    /// Variables of the environment.
     pub(super) environment: Environment,
 }
 
-/// Variables of the environment that matter here.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Environment {
     /// `STATE_DIRECTORY`: set by systemd; several are separated by colons.
@@ -60,7 +63,7 @@ pub(super) struct Environment {
 }
 
 impl Environment {
-    /// That of this process.
+    /// Reads the environment of this process.
     pub(super) fn of_process() -> Self {
         let variable = |name| std::env::var_os(name).filter(|it| !it.is_empty());
         Self {
@@ -72,19 +75,75 @@ impl Environment {
     }
 }
 
-/// The keys, and what the operator should know about them.
+/// The keys, their origin, and a possible warning.
 #[derive(Clone)]
 pub(super) struct LoadedKeys {
-    /// Makes new ids.
+    /// The key for new connection ids.
     pub(super) active: [u8; KEY_BYTES],
-    /// Accepted as well.
+    /// A further key whose ids are accepted.
     pub(super) staging: Option<[u8; KEY_BYTES]>,
-    /// Where they came from, in words.
+    /// The origin of the keys, in words.
     pub(super) origin: String,
-    /// Whether they are good for this run alone.
+    /// Whether the keys exist only for this process, because they could not be kept.
     pub(super) made_up: bool,
-    /// Something to change, with its remedy.
-    pub(super) warning: Option<String>,
+    /// A warning for the operator.
+    pub(super) warning: Option<KeyWarning>,
+}
+
+/// A warning about the keys or the state directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum KeyWarning {
+    /// There is no state directory, for this reason.
+    NoDirectory(String),
+    /// Other users have access to the state directory.
+    OpenDirectory { path: PathBuf, mode: u32 },
+    /// Other users have access to the file of the keys.
+    OpenFile { path: PathBuf, mode: u32 },
+}
+
+impl KeyWarning {
+    /// Logs the warning.
+    pub(super) fn log(&self) {
+        let remedy = self.remedy();
+        match self {
+            Self::NoDirectory(error) => warn!(
+                target: OPERATOR,
+                %error,
+                effect = "swarms and connection ids do not survive a restart, access lists \
+                          without a configured file are empty, and without admin.token the API is \
+                          read-only",
+                remedy,
+                "no state directory"
+            ),
+            Self::OpenDirectory { path, mode } => {
+                let (path, mode) = (path.display(), format!("{mode:04o}"));
+                warn!(
+                    target: OPERATOR,
+                    %path, %mode, remedy,
+                    "state directory open to other users"
+                );
+            }
+            Self::OpenFile { path, mode } => {
+                let (path, mode) = (path.display(), format!("{mode:04o}"));
+                warn!(
+                    target: OPERATOR,
+                    %path, %mode, remedy,
+                    "connection-id key readable by other users, who could forge ids"
+                );
+            }
+        }
+    }
+
+    /// What the operator should do.
+    pub(super) fn remedy(&self) -> String {
+        match self {
+            Self::NoDirectory(_) => {
+                "set server.state_dir to a directory that this user may write".into()
+            }
+            Self::OpenDirectory { path, .. } => format!("chmod 700 {}", path.display()),
+            Self::OpenFile { path, .. } => format!("chmod 600 {}", path.display()),
+        }
+    }
 }
 
 impl fmt::Debug for LoadedKeys {
@@ -94,7 +153,42 @@ impl fmt::Debug for LoadedKeys {
     }
 }
 
-/// A key that was given and cannot be used. Says where, why, and what to do.
+/// Why there is no state directory, or why one of its files cannot be created or read.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StateDirectoryError {
+    /// Neither the settings nor the environment name one.
+    #[error("neither STATE_DIRECTORY, XDG_STATE_HOME nor HOME is set")]
+    NotNamed,
+    /// The directory or a file cannot be created.
+    #[error("cannot create {}: {error}", path.display())]
+    Create {
+        /// Its path.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+    /// This user may not enter the directory.
+    #[error("cannot enter {}: {error}", path.display())]
+    Enter {
+        /// Its path.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+    /// A file cannot be read.
+    #[error("cannot read {}: {}", path.display(), why(error))]
+    Read {
+        /// Its path.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+    /// The file of the tracker's identity does not contain one.
+    #[error("{} is not a valid identity file: remove it", .0.display())]
+    MalformedIdentity(PathBuf),
+}
+
+/// A key that was configured and cannot be used: where it is, why, and what to do.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{text}")]
 pub(super) struct KeyError {
@@ -103,35 +197,35 @@ pub(super) struct KeyError {
 }
 
 impl KeyError {
-    /// Whether this user may not read it.
+    /// Whether this user may not read the file.
     pub(super) fn is_denied(&self) -> bool {
         self.is_denied
     }
 }
 
-/// Why the state directory has no token to ask for.
+/// Why the state directory has no usable token.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{text}")]
 pub(super) struct TokenError {
     text: String,
-    /// Whether there is a file, whose content must not be asked for.
+    /// Whether a file exists whose content must not be used as a token.
     pub(super) is_refused: bool,
 }
 
-impl From<String> for TokenError {
-    /// There is no file, or none that can be read.
-    fn from(text: String) -> Self {
-        Self { text, is_refused: false }
+impl From<StateDirectoryError> for TokenError {
+    /// There is no file, or it cannot be read.
+    fn from(error: StateDirectoryError) -> Self {
+        Self { text: error.to_string(), is_refused: false }
     }
 }
 
-/// Finds the connection-id keys: the variable, else the file that is named, else the file in the
-/// state directory, created when absent. Without a writable state directory the key is made up,
-/// with a warning.
+/// Finds the connection-id keys: in the variable, else in the configured file, else in the file in
+/// the state directory, which is created if absent. Without a writable state directory a random key
+/// is used, with a warning.
 ///
 /// # Errors
-/// [`KeyError`] where a key is there but cannot be read, or is none: going on with another key
-/// would silently part this node from the others.
+/// [`KeyError`] if a key exists but cannot be read, or is invalid: with another key this node would
+/// refuse ids of the others unnoticed.
 pub(super) fn connection_id_keys(options: &Options) -> Result<LoadedKeys, KeyError> {
     if let Some(text) = &options.environment.key {
         let origin = format!("${KEY_VARIABLE}");
@@ -147,42 +241,37 @@ pub(super) fn connection_id_keys(options: &Options) -> Result<LoadedKeys, KeyErr
             let loaded = read(&path, Links::Refused)?;
             Ok(LoadedKeys { warning: loaded.warning.or_else(|| too_open(&directory)), ..loaded })
         }
-        Err(reason) => Ok(LoadedKeys {
+        Err(error) => Ok(LoadedKeys {
             active: random_key(),
             staging: None,
-            origin: "made up for this run".into(),
+            origin: "random, for this run only".into(),
             made_up: true,
-            warning: Some(format!(
-                "no state directory: {reason}; after a restart swarms are empty and connection \
-                 ids are new, access lists without a configured file are empty, and without \
-                 admin.token the API is read-only; remedy: set server.state_dir to a directory \
-                 that this user may write"
-            )),
+            warning: Some(KeyWarning::NoDirectory(error.to_string())),
         }),
     }
 }
 
-/// The state directory and the identity of the tracker whose state it is; both are created when
-/// absent. Or why there are none.
-pub(super) fn tracker_id(options: &Options) -> Result<(PathBuf, TrackerId), String> {
+/// The state directory and the identity of its tracker, both created if absent; or why there are
+/// none.
+pub(super) fn tracker_id(options: &Options) -> Result<(PathBuf, TrackerId), StateDirectoryError> {
     let directory = directory(options)?;
     let path = create(&directory.join(IDENTITY_FILE))?;
-    let failed = |error: io::Error| format!("cannot read {}: {}", path.display(), why(&error));
-    let (text, _) = read_file(&path, Links::Refused).map_err(failed)?;
+    let (text, _) = match read_file(&path, Links::Refused) {
+        Ok(found) => found,
+        Err(error) => return Err(StateDirectoryError::Read { path, error }),
+    };
     let identity = key(text.trim()).and_then(|key| key.first_chunk().copied());
-    let malformed = || format!("{} is not as skep writes it: remove it", path.display());
-    identity.map(|it| (directory, it)).ok_or_else(malformed)
+    identity.map(|it| (directory, it)).ok_or(StateDirectoryError::MalformedIdentity(path))
 }
 
-/// What lets whoever shows it change things through the API, where the settings name nothing: made
-/// once, and kept in the state directory. Or why there is none. An operator may put another one in
-/// its place, with which the next start or reload begins.
+/// The API's token if the settings have none: created once, and kept in the state directory; or why
+/// there is none. An operator may replace the file. The next start or reload reads it.
 pub(super) fn admin_token(options: &Options) -> Result<String, TokenError> {
     let path = create(&directory(options)?.join(TOKEN_FILE))?;
     token_in(&path)
 }
 
-/// The token that a tracker with this state directory has made, if this user may read it.
+/// The token that a tracker with this state directory has created, if this user may read it.
 pub(super) fn kept_token(directory: &Path) -> Option<String> {
     token_in(&directory.join(TOKEN_FILE)).ok()
 }
@@ -191,60 +280,54 @@ fn token_in(path: &Path) -> Result<String, TokenError> {
     let name = path.display();
     let refused = |text: String| Err(TokenError { text, is_refused: true });
     let (text, mode) = read_file(path, Links::Refused)
-        .map_err(|error| format!("cannot read {name}: {}", why(&error)))?;
+        .map_err(|error| StateDirectoryError::Read { path: path.to_owned(), error })?;
     if mode & OTHERS != 0 {
         return refused(format!(
-            "others may read {name} (mode {mode:04o}), which is as good as no token: remove it, \
-             for another to be made"
+            "other users may read {name} (mode {mode:04o}), so it is not used: remove it, and the \
+             next start or reload creates another"
         ));
     }
     let token = text.trim();
     match token_fault(token) {
         None => Ok(token.to_owned()),
-        Some(fault) => refused(format!("{name} does not hold a token: {fault}: remove it")),
+        Some(fault) => refused(format!("{name} does not contain a token: {fault}: remove it")),
     }
 }
 
-/// The state directory, created when absent if it is `needed`; or why there is none, or none that
-/// this user may enter.
-pub(super) fn home(options: &Options, needed: bool) -> Result<PathBuf, String> {
+/// The state directory, created if absent and `needed`; or why there is none, or none that this
+/// user may enter.
+pub(super) fn home(options: &Options, needed: bool) -> Result<PathBuf, StateDirectoryError> {
     if needed {
         return directory(options);
     }
-    let path = located(options).ok_or(NOWHERE)?;
-    // Looking at what is in a directory takes the right to enter it; at itself, that of its parent.
+    let path = located(options).ok_or(StateDirectoryError::NotNamed)?;
+    // Access to the contents of a directory requires the right to enter it; access to the directory
+    // itself requires that of its parent.
     match fs::metadata(path.join(".")) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(format!("cannot enter {}: {error}", path.display()))
+            Err(StateDirectoryError::Enter { path, error })
         }
         _ => Ok(path),
     }
 }
 
-/// Why there is no state directory where nothing names one.
-const NOWHERE: &str = "neither STATE_DIRECTORY, XDG_STATE_HOME nor HOME is set";
-
-/// The state directory, created when absent.
-fn directory(options: &Options) -> Result<PathBuf, String> {
-    let path = located(options).ok_or(NOWHERE)?;
-    let created = DirBuilder::new().recursive(true).mode(0o700).create(&path);
-    created.map_err(|error| format!("cannot create {}: {error}", path.display()))?;
-    Ok(path)
+/// The state directory, created if absent.
+fn directory(options: &Options) -> Result<PathBuf, StateDirectoryError> {
+    let path = located(options).ok_or(StateDirectoryError::NotNamed)?;
+    match DirBuilder::new().recursive(true).mode(0o700).create(&path) {
+        Ok(()) => Ok(path),
+        Err(error) => Err(StateDirectoryError::Create { path, error }),
+    }
 }
 
-/// What to say of a state directory that is open to others, if it is.
-fn too_open(directory: &Path) -> Option<String> {
+/// A warning if other users have access to a state directory.
+fn too_open(directory: &Path) -> Option<KeyWarning> {
     let mode = fs::metadata(directory).ok()?.permissions().mode() & 0o7777;
-    let path = directory.display();
-    (mode & OTHERS != 0).then(|| {
-        format!(
-            "the state directory {path} is open to others (mode {mode:04o}); remedy: chmod 700 \
-             {path}"
-        )
-    })
+    let path = directory.to_owned();
+    (mode & OTHERS != 0).then_some(KeyWarning::OpenDirectory { path, mode })
 }
 
-/// Where the state directory is: as configured, by systemd, or by the XDG rules (which ignore
+/// The path of the state directory: as configured, from systemd, or by the XDG rules (which ignore
 /// relative paths).
 fn located(options: &Options) -> Option<PathBuf> {
     let first_of = |paths: &OsString| std::env::split_paths(paths).next();
@@ -257,27 +340,28 @@ fn located(options: &Options) -> Option<PathBuf> {
     configured.or_else(systemd).or_else(|| Some(xdg().or_else(home)?.join("skep")))
 }
 
-/// Creates a key file unless there is one. Of several processes that try at once, one succeeds
-/// and all find its key: the file is complete before it has its name.
-fn create(path: &Path) -> Result<PathBuf, String> {
+/// Creates a key file unless it exists. Of several processes that try at once, one succeeds and all
+/// use its key: the file is complete before it gets its name.
+fn create(path: &Path) -> Result<PathBuf, StateDirectoryError> {
     if path.symlink_metadata().is_ok() {
         return Ok(path.to_owned());
     }
-    let failed = |error: io::Error| format!("cannot create {}: {error}", path.display());
     let unfinished = path.with_extension(hex(&random_key()[..8]));
     let linked = write_key(&unfinished).and_then(|()| fs::hard_link(&unfinished, path));
     let _ = fs::remove_file(&unfinished);
     let written = match linked {
         // A file system without hard links (FAT, some network mounts): only there, a process that
-        // starts at the same moment may find the file still empty, and says so.
+        // starts at the same moment may find the file still empty, and reports that.
         Err(error) if lacks_hard_links(&error) => write_key(path),
         linked => linked,
     };
     match written {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(failed(error)),
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+            return Err(StateDirectoryError::Create { path: path.to_owned(), error });
+        }
         _ => {}
     }
-    // The name outlives a power cut, too, where the file system can promise that.
+    // Makes the name survive a power failure, if the file system supports that.
     let _ = path.parent().map(|it| fs::File::open(it)?.sync_all());
     Ok(path.to_owned())
 }
@@ -290,17 +374,17 @@ fn write_key(path: &Path) -> io::Result<()> {
     file.sync_all()
 }
 
-/// Whether an error of link(2) says that the file system has none.
+/// Whether an error of link(2) means that the file system has no hard links.
 fn lacks_hard_links(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EPERM | libc::EOPNOTSUPP))
 }
 
-/// What becomes of a link where a file should be.
+/// How a link in place of a file is handled.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Links {
     /// It is followed: an operator named it.
     Followed,
-    /// It is an error: there are none in the state directory that we have made.
+    /// It is an error: skep creates no links in the state directory.
     Refused,
 }
 
@@ -312,14 +396,14 @@ fn why(error: &io::Error) -> String {
     }
 }
 
-/// Reads a short file whole; and its mode. Waits for no pipe.
+/// Reads a short file and its mode. Does not block on a pipe.
 fn read_file(path: &Path, links: Links) -> io::Result<(String, u32)> {
     let nofollow = if links == Links::Refused { libc::O_NOFOLLOW } else { 0 };
     let flags = nofollow | libc::O_NONBLOCK;
     let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
     let metadata = file.metadata()?;
     if !metadata.is_file() || metadata.len() > KEY_FILE_BYTES_MAX {
-        let text = format!("found no file of at most {KEY_FILE_BYTES_MAX} bytes");
+        let text = format!("it is not a regular file of at most {KEY_FILE_BYTES_MAX} bytes");
         return Err(io::Error::new(io::ErrorKind::InvalidData, text));
     }
     let mut text = String::new();
@@ -347,31 +431,26 @@ fn read(path: &Path, links: Links) -> Result<LoadedKeys, KeyError> {
     };
     let (text, mode) = match read_file(path, links) {
         Err(error) if error.kind() == io::ErrorKind::InvalidData => {
-            let problem = format!("no text of at most {KEY_FILE_BYTES_MAX} bytes");
+            let problem = format!("a file that is not text of at most {KEY_FILE_BYTES_MAX} bytes");
             return Err(malformed(&origin, &problem));
         }
         read => read.map_err(failed)?,
     };
-    let open = mode & OTHERS != 0;
-    let warning = open.then(|| {
-        format!(
-            "others may read the connection-id key in {origin} (mode {mode:04o}) and forge ids; \
-             remedy: chmod 600 {origin}"
-        )
-    });
+    let is_open = mode & OTHERS != 0;
+    let warning = is_open.then(|| KeyWarning::OpenFile { path: path.to_owned(), mode });
     parse(&text, &origin, warning)
 }
 
-/// Reads keys from lines: the active one, then perhaps the staging one. Empty lines and those
-/// that start with `#` do not count.
-fn parse(text: &str, origin: &str, warning: Option<String>) -> Result<LoadedKeys, KeyError> {
+/// Reads keys from lines: the active one, then an optional staging one. Empty lines and those that
+/// start with `#` are skipped.
+fn parse(text: &str, origin: &str, warning: Option<KeyWarning>) -> Result<LoadedKeys, KeyError> {
     let lines = text.lines().map(str::trim).filter(|it| !it.is_empty() && !it.starts_with('#'));
     let keys: Option<Vec<_>> = lines.map(key).collect();
     let (active, staging) = match keys.as_deref() {
         Some([active]) => (*active, None),
         Some([active, staging]) => (*active, Some(*staging)),
         Some(keys) => return Err(malformed(origin, &format!("{} keys", keys.len()))),
-        None => return Err(malformed(origin, "something that is not a key")),
+        None => return Err(malformed(origin, "an invalid key")),
     };
     Ok(LoadedKeys { active, staging, origin: origin.to_owned(), made_up: false, warning })
 }
@@ -386,7 +465,7 @@ fn malformed(origin: &str, problem: &str) -> KeyError {
     KeyError { text, is_denied: false }
 }
 
-/// A key from its digits.
+/// Decodes a key from its digits.
 fn key(digits: &str) -> Option<[u8; KEY_BYTES]> {
     let mut key = [0; KEY_BYTES];
     if digits.len() != 2 * KEY_BYTES || !digits.bytes().all(|it| it.is_ascii_hexdigit()) {
@@ -398,10 +477,10 @@ fn key(digits: &str) -> Option<[u8; KEY_BYTES]> {
     Some(key)
 }
 
-/// A key nobody knows.
+/// A new random key.
 fn random_key() -> [u8; KEY_BYTES] {
     let mut key = [0; KEY_BYTES];
-    // Fails on no Linux that has getrandom; a known key would be worse than no tracker.
+    // Does not fail on a Linux with getrandom. A predictable key would be worse than no tracker.
     getrandom::fill(&mut key).unwrap_or_else(|error| unreachable!("no randomness: {error}"));
     key
 }
@@ -443,8 +522,9 @@ mod tests {
         fs::set_permissions(temporary.path(), fs::Permissions::from_mode(0o755)).unwrap();
         let directory = Some(temporary.path().to_owned());
         let it = connection_id_keys(&Options { directory, ..Options::default() }).unwrap();
-        let warning = it.warning.unwrap();
-        assert!(warning.contains("mode 0755") && warning.contains("chmod 700"), "{warning}");
+        let (path, warning) = (temporary.path().to_owned(), it.warning.unwrap());
+        assert_eq!(warning, KeyWarning::OpenDirectory { path, mode: 0o755 });
+        assert!(warning.remedy().contains("chmod 700"), "{warning:?}");
     }
 
     #[test]
@@ -495,7 +575,7 @@ mod tests {
         let pipe = directory.join(TOKEN_FILE);
         assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
         let error = admin_token(&options).unwrap_err();
-        assert!(!error.is_refused && error.to_string().contains("found no file"), "{error}");
+        assert!(!error.is_refused && error.to_string().contains("not a regular file"), "{error}");
     }
 
     #[test]
@@ -505,7 +585,7 @@ mod tests {
         assert_eq!(tracker_id(&within(ours.path())).unwrap().1, identity);
         assert_ne!(tracker_id(&within(theirs.path())).unwrap().1, identity);
         fs::write(directory.join(IDENTITY_FILE), "mine").unwrap();
-        let said = tracker_id(&within(ours.path())).unwrap_err();
+        let said = tracker_id(&within(ours.path())).unwrap_err().to_string();
         assert!(said.contains("tracker.id") && said.contains("remove it"), "{said}");
     }
 
@@ -541,7 +621,8 @@ mod tests {
         let it = connection_id_keys(&options).unwrap();
         assert_eq!((it.active, it.staging), ([0x0a; 32], Some([0xff; 32])));
         let warning = it.warning.unwrap();
-        assert!(warning.contains("mode 0640") && warning.contains("chmod 600"), "{warning}");
+        assert_eq!(warning, KeyWarning::OpenFile { path: path.clone(), mode: 0o640 });
+        assert!(warning.remedy().contains("chmod 600"), "{warning:?}");
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
         assert_eq!(connection_id_keys(&options).unwrap().warning, None);
     }
@@ -575,10 +656,11 @@ mod tests {
     #[test]
     fn without_a_directory_a_key_is_made_up_with_a_warning() {
         let it = connection_id_keys(&Options::default()).unwrap();
-        assert!(it.warning.unwrap().contains("server.state_dir"));
+        assert!(it.warning.unwrap().remedy().contains("server.state_dir"));
         let directory = Some("/proc/nowhere".into());
         let it = connection_id_keys(&Options { directory, ..Options::default() }).unwrap();
-        assert!(it.warning.unwrap().contains("/proc/nowhere"));
+        let Some(KeyWarning::NoDirectory(error)) = it.warning else { panic!("{:?}", it.warning) };
+        assert!(error.contains("/proc/nowhere"), "{error}");
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! The certificate: read at start, and again on SIGHUP or when one of its files changes.
 //!
-//! A certificate that cannot be used any more never replaces one that works. Session tickets are
-//! stateless and their keys outlive a reload, so clients resume on any worker, whichever
-//! certificate they met first.
+//! A certificate that cannot be used never replaces one that works. Session tickets are stateless
+//! and their keys are kept across reloads, so clients resume on any worker, whichever certificate
+//! their first session had.
 
 use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
@@ -22,16 +22,16 @@ use crate::server::StartError;
 use crate::server::log::OPERATOR;
 use crate::sys::regular_file;
 
-/// The certificate in force, and where it came from.
+/// The certificate in force, and its files.
 pub(super) struct Tls {
-    /// What the workers make connections with.
+    /// The configuration for new connections of the workers.
     pub(super) config: Arc<ArcSwap<ServerConfig>>,
     files: Files,
     seen: Option<[FileStamp; 2]>,
     tickets: Arc<dyn ProducesTickets>,
 }
 
-/// Where certificate and key are.
+/// Paths of certificate and key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Files {
     /// The certificate and its chain.
@@ -40,7 +40,7 @@ pub(super) struct Files {
     pub(super) key: PathBuf,
 }
 
-/// Tells one state of a file from another, also where a link is set to another file.
+/// Detects that a file has changed, also if a link leads to another file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct FileStamp {
     inode: u64,
@@ -61,7 +61,7 @@ impl Tls {
         Ok(Self { config: Arc::new(ArcSwap::from_pointee(config)), files, seen, tickets })
     }
 
-    /// Reads the certificate again if a file has changed since; to be called now and then.
+    /// Reads the certificate again if a file has changed since the last read. Call it periodically.
     pub(super) fn follow(&mut self) {
         let stamps = self.files.stamps();
         if stamps.is_some() && stamps != self.seen {
@@ -69,9 +69,9 @@ impl Tls {
         }
     }
 
-    /// Reads the certificate again. What cannot be used leaves the one in force.
+    /// Reads the certificate again. If it cannot be used, the one in force stays.
     pub(super) fn renew(&mut self) {
-        // Before reading: a change while we read is followed, rather than missed.
+        // Taken before reading, so that a change during the read is noticed later.
         self.seen = self.files.stamps();
         match self.files.load(&self.tickets) {
             Ok(config) => {
@@ -86,7 +86,7 @@ impl Tls {
 }
 
 impl Files {
-    /// Reads what TLS is served with, to judge it.
+    /// Reads certificate and key, to check them.
     ///
     /// # Errors
     /// [`ConfigError`] that names the setting and the file.
@@ -141,8 +141,8 @@ impl Files {
     }
 }
 
-/// Whether a PEM file holds a key that a passphrase protects: as PKCS #8 (RFC 5958), or in
-/// the older way of OpenSSL.
+/// Whether a PEM file has a key that is protected by a passphrase: as PKCS #8 (RFC 5958), or in the
+/// older format of OpenSSL.
 fn is_encrypted(pem: &[u8]) -> bool {
     let marks: [&[u8]; 2] = [b"-----BEGIN ENCRYPTED PRIVATE KEY-----", b"Proc-Type: 4,ENCRYPTED"];
     marks.iter().any(|mark| memchr::memmem::find(pem, mark).is_some())
@@ -151,8 +151,10 @@ fn is_encrypted(pem: &[u8]) -> bool {
 fn unreadable(setting: &str, path: &Path, error: &PemError) -> ConfigError {
     let path = path.display();
     let problem = match error {
-        PemError::Io(error) => format!("cannot read {path}: {error}"),
-        PemError::NoItemsFound => format!("{path} holds no PEM {setting}"),
+        PemError::Io(error) => format!(
+            "cannot read {path}: {error}; remedy: create the file, or let skep's user read it"
+        ),
+        PemError::NoItemsFound => format!("{path} contains no PEM {setting}"),
         error => format!("{path} is not a PEM file: {error}"),
     };
     ConfigError::at(format!("tls.{setting}"), problem)
@@ -188,7 +190,7 @@ mod tests {
         write(&files, "localhost");
         files.check().unwrap();
         fs::write(&files.certificate, "").unwrap();
-        assert!(said(&files).contains("holds no PEM certificate"), "{}", said(&files));
+        assert!(said(&files).contains("contains no PEM certificate"), "{}", said(&files));
         write(&files, "localhost");
         let other = rcgen::generate_simple_self_signed(["other".to_owned()]).unwrap();
         fs::write(&files.key, other.signing_key.serialize_pem()).unwrap();
@@ -200,7 +202,7 @@ mod tests {
         fs::write(&files.key, pem).unwrap();
         assert!(said(&files).contains("encrypted, which is not supported"), "{}", said(&files));
         fs::remove_file(&files.key).unwrap();
-        // A pipe is not waited for.
+        // A pipe does not block.
         assert!(std::process::Command::new("mkfifo").arg(&files.key).status().unwrap().success());
         assert!(said(&files).contains("not a regular file"), "{}", said(&files));
     }

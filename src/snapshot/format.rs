@@ -1,5 +1,5 @@
-//! What lies where in a snapshot. All numbers are little-endian; addresses and ports are as replies
-//! carry them.
+//! What lies where in a snapshot. All numbers are little-endian; addresses and ports are as
+//! responses carry them.
 //!
 //! ```text
 //! file      header | block … | table | footer

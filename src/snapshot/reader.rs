@@ -20,11 +20,11 @@ use crate::store::{SavedPeer, SavedPeerV4, TorrentPart};
 #[derive(Debug, thiserror::Error)]
 pub enum SnapshotError {
     /// It cannot be read.
-    #[error("it cannot be read: {0}")]
+    #[error("cannot be read: {0}")]
     Io(io::Error),
     /// It is whole as far as can be told, but of a version that this skep does not know.
     #[error(
-        "it is of version {number}{}; this skep reads {VERSION_MIN} to {VERSION}",
+        "version {number} is not supported{}; supported: {VERSION_MIN} to {VERSION}",
         newer(*.0), number = .0
     )]
     Version(u32),
@@ -39,7 +39,7 @@ pub enum SnapshotError {
 }
 
 fn newer(version: u32) -> &'static str {
-    if version > VERSION { ", which is newer than this skep's" } else { "" }
+    if version > VERSION { " (newer than this skep's)" } else { "" }
 }
 
 impl SnapshotError {
@@ -228,7 +228,7 @@ pub fn read_header(input: &mut impl Read) -> Result<Header, SnapshotError> {
     let mut raw = RawHeader::new_zeroed();
     read(input, raw.as_mut_bytes(), 0)?;
     if raw.magic != MAGIC {
-        return Err(damaged("it does not begin as snapshots do", 0));
+        return Err(damaged("not a snapshot: wrong first bytes", 0));
     }
     if raw.checksum() != raw.crc.get() {
         return Err(damaged("its header's checksum is wrong", 0));
@@ -246,7 +246,7 @@ fn read_footer(input: &mut impl Read, offset: u64) -> Result<Footer, SnapshotErr
     let mut footer = Footer::new_zeroed();
     read(input, footer.as_mut_bytes(), offset)?;
     if footer.end != END {
-        return Err(damaged("it does not end as snapshots do: it is cut off", offset));
+        return Err(damaged("truncated: the footer is missing", offset));
     }
     if footer.checksum() != footer.crc.get() {
         return Err(damaged("its footer's checksum is wrong", offset));
@@ -257,7 +257,7 @@ fn read_footer(input: &mut impl Read, offset: u64) -> Result<Footer, SnapshotErr
 /// Fills `bytes` from what was there a moment ago.
 fn read(input: &mut impl Read, bytes: &mut [u8], offset: u64) -> Result<(), SnapshotError> {
     input.read_exact(bytes).map_err(|error| match error.kind() {
-        ErrorKind::UnexpectedEof => damaged("it ends too early", offset),
+        ErrorKind::UnexpectedEof => damaged("truncated", offset),
         _ => SnapshotError::Io(error),
     })
 }
@@ -271,14 +271,14 @@ impl Block {
     }
 
     /// Its passkeys and parts of such, likewise.
-    pub fn keys(&self) -> PasskeyRecords<'_> {
+    pub fn passkeys(&self) -> PasskeyRecords<'_> {
         let is_known = self.kind == KIND_SESSIONS;
         PasskeyRecords { rest: if is_known { &self.payload } else { &[] }, block: self }
     }
 
     /// How many torrents and peers there are, if all there is can be read.
     fn count(&self) -> Result<(u64, u64), SnapshotError> {
-        self.keys().try_for_each(|it| it.map(drop))?;
+        self.passkeys().try_for_each(|it| it.map(drop))?;
         let (mut torrents, mut peers) = (0, 0);
         for torrent in self.torrents() {
             let torrent = torrent?;
@@ -452,7 +452,7 @@ mod tests {
         let (mut snapshot, mut block) = (open(&bytes).unwrap(), Block::default());
         let mut found: Vec<([u8; 32], Vec<SavedSession>)> = Vec::new();
         while snapshot.next(&mut block).unwrap() {
-            for key in block.keys().map(Result::unwrap) {
+            for key in block.passkeys().map(Result::unwrap) {
                 assert_eq!(key.totals, totals);
                 match found.last_mut().filter(|it| it.0 == key.digest) {
                     Some(last) => last.1.extend_from_slice(key.sessions),

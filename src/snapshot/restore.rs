@@ -35,7 +35,7 @@ impl<R: Read + Seek> Restore<R> {
     pub fn restore_sessions(&self, keys: &PasskeyTable, now: Now) -> Result<(), SnapshotError> {
         let (at, peer_age_s_max) = (self.at(), self.peer_age_s_max);
         let terms = sessions::RestoreTimes { at, now, peer_age_s_max };
-        for key in self.block.keys() {
+        for key in self.block.passkeys() {
             keys.restore(&key?, &terms);
         }
         Ok(())

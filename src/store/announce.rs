@@ -4,7 +4,7 @@
 use fastrand::Rng;
 
 use super::apply::apply;
-use super::choose::{Requester, choose};
+use super::choose::{Chosen, Requester, choose};
 use super::context::AnnounceContext;
 use super::evict::Shortage;
 use super::peer_list::{ApplyResult, PeerChange};
@@ -42,7 +42,7 @@ impl AnnounceResult {
 }
 
 impl Store {
-    /// Applies one announce to its own peer, then chooses others for it.
+    /// The same as [`Self::announce_if`], whatever is stored.
     #[inline]
     pub fn announce(
         &self,
@@ -54,8 +54,9 @@ impl Store {
         self.announce_if(now, announce, buffers, random, &mut || true)
     }
 
-    /// The same, but a torrent that is not known is stored only if `admits_new` allows it. It is
-    /// called once at most, under a lock: it must be quick, and must not use the store.
+    /// Applies one announce to its own peer, then chooses others for it. A torrent that is not
+    /// known is stored only if `admits_new` returns true: it is called once at most, under a lock,
+    /// so it must be quick, and must not use the store.
     #[inline]
     pub fn announce_if(
         &self,
@@ -65,8 +66,7 @@ impl Store {
         random: &mut Rng,
         admits_new: &mut dyn FnMut() -> bool,
     ) -> AnnounceResult {
-        let scope = announce.scope();
-        let key = self.table.key(announce.info_hash);
+        let (scope, key) = (announce.scope(), self.table.key(announce.info_hash));
         let mut shard = self.table.lock(key);
         let number = shard.number();
         let totals = &self.totals[number];
@@ -115,7 +115,8 @@ impl Store {
                     && (applied.stored != Stored::NoMemory || has_evicted)
                 {
                     let requester = Requester { scope, role, kind, position: applied.position };
-                    [result.bytes, result.available] = choose(&swarm, requester, buffers, random);
+                    let Chosen { bytes, available } = choose(&swarm, requester, buffers, random);
+                    (result.bytes, result.available) = (bytes, available);
                 }
                 (swarm, result)
             });

@@ -1,12 +1,12 @@
 //! What an announce does to one swarm, whichever of the five layouts it is in.
 //!
 //! ```text
-//! Empty ─▶ One ─▶ Few4 ─▶ Many        an IPv4 swarm as it grows
-//! Empty ─────────▶ Few6 ─▶ Many       an IPv6 one
+//! Empty ─▶ Inline ─▶ SmallV4 ─▶ Large      an IPv4 swarm as it grows
+//! Empty ───────────▶ SmallV6 ─▶ Large      an IPv6 swarm
 //! ```
 //!
-//! A second family or scope leads to Many at once, and so does a WebRTC peer. Layouts only grow
-//! here; [`super::expire`] leads back to smaller ones.
+//! A second family or scope leads to `Large` at once, and so does a WebRTC peer. Layouts only grow
+//! here; [`super::expire`] shrinks them.
 
 use std::net::IpAddr;
 

@@ -11,10 +11,19 @@ use super::sampling::{CandidatePool, CapScope, write_sample};
 use super::swarm::Swarm;
 use crate::types::{PeerKind, Scope};
 
+/// What was chosen, by [`PeerKind`].
+#[derive(Clone, Copy, Default)]
+pub(super) struct Chosen {
+    /// Bytes written.
+    pub(super) bytes: [usize; PeerKind::ALL.len()],
+    /// Peers that they were chosen from.
+    pub(super) available: [usize; PeerKind::ALL.len()],
+}
+
 /// Who is given peers.
 #[derive(Clone, Copy)]
 pub(super) struct Requester {
-    /// Who may be given it.
+    /// Which peers it may be given beside public ones.
     pub(super) scope: Scope,
     /// What it does.
     pub(super) role: Role,
@@ -51,31 +60,33 @@ impl Requester {
     }
 }
 
-/// Writes peers for a requester; returns how many bytes of each kind, and how many peers of each
-/// they were chosen from.
+/// Chooses peers for a requester, and writes them to `buffers`.
 #[inline]
 pub(super) fn choose(
     swarm: &Swarm,
     requester: Requester,
     buffers: &mut PeerBuffers<'_>,
     random: &mut Rng,
-) -> [[usize; PeerKind::ALL.len()]; 2] {
+) -> Chosen {
     let Requester { scope, role, .. } = requester;
     match swarm {
         Swarm::Inline(record, _) if requester.position.is_none() => {
             let is_wanted = role.wants_data() || record.meta().role().wants_data();
             let run = if is_wanted { std::slice::from_ref(record) } else { &[] };
             let pool = requester.pool_of(run);
-            [[write_sample(&pool, random, buffers.v4), 0, 0], [pool.available(), 0, 0]]
+            let written = write_sample(&pool, random, buffers.v4);
+            Chosen { bytes: [written, 0, 0], available: [pool.available(), 0, 0] }
         }
-        Swarm::Empty { .. } | Swarm::Inline(..) => [[0; 3]; 2],
+        Swarm::Empty { .. } | Swarm::Inline(..) => Chosen::default(),
         Swarm::SmallV4(block) => {
             let pool = requester.pool_of(run_of(block, role));
-            [[write_sample(&pool, random, buffers.v4), 0, 0], [pool.available(), 0, 0]]
+            let written = write_sample(&pool, random, buffers.v4);
+            Chosen { bytes: [written, 0, 0], available: [pool.available(), 0, 0] }
         }
         Swarm::SmallV6(block) => {
             let pool = requester.pool_of(run_of(block, role));
-            [[0, write_sample(&pool, random, buffers.v6), 0], [0, pool.available(), 0]]
+            let written = write_sample(&pool, random, buffers.v6);
+            Chosen { bytes: [0, written, 0], available: [0, pool.available(), 0] }
         }
         Swarm::Large(large) => {
             let v4 = pool_of(&large.v4, scope, role, requester.own_in(PeerKind::V4));
@@ -87,7 +98,8 @@ pub(super) fn choose(
                 write_sample(&v6, random, buffers.v6),
                 write_sample(&web, random, buffers.web),
             ];
-            [bytes, [v4.available(), v6.available(), web.available()]]
+            let available = [v4.available(), v6.available(), web.available()];
+            Chosen { bytes, available }
         }
     }
 }

@@ -54,7 +54,7 @@ const PEERS_PER_SLICE: usize = 4096;
 )]
 #[repr(C)]
 pub struct SavedPeer<const ENDPOINT: usize> {
-    /// Address and port, as replies carry them.
+    /// Address and port, as responses carry them.
     pub endpoint: [u8; ENDPOINT],
     /// What the peer does and how far its download was counted: 0 leecher, 2 paused, 4 seeder that
     /// was a leecher, 6 seeder from the start; 1 more where its download was counted, 8 more while

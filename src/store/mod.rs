@@ -52,7 +52,7 @@ pub use peer_list::PeerChange;
 pub use restore::{RestoreCounts, RestoreOptions, TorrentPart};
 
 use crate::types::{Contact, InfoHash, PeerKind, Scope, ScrapeEntry};
-use choose::{Requester, choose};
+use choose::{Chosen, Requester, choose};
 use memory::{ShardAccount, StoreMemory};
 use peer_list::ApplyResult;
 use raw::SwarmTable;
@@ -191,7 +191,7 @@ pub enum Stored {
     /// It is not in the swarm: the store is full, and nothing in reach could be evicted.
     NoMemory,
     /// It is not in the swarm: its host has as many peers there as it may have.
-    NetworkFull,
+    HostFull,
     /// It is not in the swarm: there is none, and the caller did not want a new one.
     NotAdmitted,
 }
@@ -318,7 +318,7 @@ impl Store {
         let reader =
             Requester { scope: Scope::of(address), role, kind: PeerKind::V4, position: None };
         let look = |swarm: &Swarm| {
-            let [bytes, available] = choose(swarm, reader, buffers, random);
+            let Chosen { bytes, available } = choose(swarm, reader, buffers, random);
             AnnounceResult { bytes, available, ..SwarmStats::of(swarm).result() }
         };
         self.table.read(info_hash, |packed| packed.peek(look)).unwrap_or_default()

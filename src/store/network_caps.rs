@@ -1,12 +1,12 @@
-//! Caps on how much of a reply one network may have, where the swarm has others to offer.
+//! Caps on how much of a response one network may have, where the swarm has others to offer.
 //!
-//! Whoever owns one address can announce sixty thousand ports of it. So a reply carries at most two
-//! peers of one IPv4 address and one of an IPv6 /64, and at most an eighth of it (or as many as of
-//! one host) from one /24 or /48. Public addresses only: in a local network many peers share one.
-//! The store does not remember which peers were exempt from limits; no requester gets fewer peers
-//! by that, for where there are no others the reply is filled with those above the cap.
+//! Whoever owns one address can announce sixty thousand ports of it. So a response carries at most
+//! two peers of one IPv4 address and one of an IPv6 /64, and at most an eighth of it (or as many as
+//! of one host) from one /24 or /48. Public addresses only: in a local network many peers share
+//! one. The store does not remember which peers were exempt from limits; no requester gets fewer
+//! peers by that, for where there are no others the response is filled with those above the cap.
 //!
-//! Replies are short and nearly always fine, so that is what is cheap to see: a table of small
+//! Responses are short and nearly always fine, so that is what is cheap to see: a table of small
 //! counts, each for many networks, and an exact look only at those whose count is suspicious.
 
 use fastrand::Rng;
@@ -14,7 +14,7 @@ use fastrand::Rng;
 use super::peer::Endpoint;
 use super::sampling::CHOICE_MAX;
 
-/// The most peers of a reply that may come from the same place.
+/// The most peers of a response that may come from the same place.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct NetworkCaps {
     /// From one IPv4 address or IPv6 /64.
@@ -26,7 +26,7 @@ pub(super) struct NetworkCaps {
 }
 
 impl NetworkCaps {
-    /// The caps of a reply of `count` peers; `None` where nothing can exceed them.
+    /// The caps of a response of `count` peers; `None` where nothing can exceed them.
     #[inline]
     pub(super) fn of<const ADDRESS: usize>(count: usize, mixed: bool) -> Option<Self> {
         let host = if ADDRESS == 4 { 2 } else { 1 };
@@ -43,7 +43,7 @@ impl NetworkCaps {
     /// Whether `places` keep the caps. May return false for what does, rarely.
     #[inline]
     pub(super) fn hold<const ADDRESS: usize>(self, places: &[Endpoint<ADDRESS>]) -> bool {
-        // By chance a count of the small table misleads in one reply of sixteen, at 30 peers.
+        // By chance a count of the small table misleads in one response of sixteen, at 30 peers.
         if ADDRESS == 4 && places.len() <= 32 {
             self.hold_by::<ADDRESS, 256>(places)
         } else {
@@ -96,7 +96,7 @@ impl NetworkCaps {
         mut replacements: impl Replacements,
         candidate: impl Fn(usize) -> Endpoint<ADDRESS>,
     ) {
-        let mut counts = ReplyCounts::new(self, random);
+        let mut counts = ResponseCounts::new(self, random);
         let mut kept = partition(places, |it| counts.admits(it));
         // Whose network is full, but not whose host: they fill what is empty in the end.
         let (mut spares, mut spare) = ([0; CHOICE_MAX], 0);
@@ -134,14 +134,14 @@ fn partition<T>(all: &mut [T], mut passes: impl FnMut(&T) -> bool) -> usize {
     front
 }
 
-/// How much a reply holds of each host and network.
-struct ReplyCounts {
+/// How much a response holds of each host and network.
+struct ResponseCounts {
     caps: NetworkCaps,
     hosts: PrefixCounts,
     networks: PrefixCounts,
 }
 
-impl ReplyCounts {
+impl ResponseCounts {
     fn new(caps: NetworkCaps, random: &mut Rng) -> Self {
         let key = random.u64(..) | 1;
         let [hosts, networks] = [(); 2].map(|()| PrefixCounts::new(key));
@@ -170,14 +170,14 @@ impl ReplyCounts {
 
 /// Candidates beyond those that were chosen.
 pub(super) trait Replacements {
-    /// The number of another candidate, which is not in the reply.
+    /// The number of another candidate, which is not in the response.
     fn next(&mut self, random: &mut Rng) -> Option<u32>;
-    /// Notes that the candidate is in the reply now.
+    /// Notes that the candidate is in the response now.
     fn take(&mut self, number: u32);
 }
 
 /// Suspicious counts that are looked into before the exact way is taken: it is the cheaper one for
-/// a reply that is full of them.
+/// a response that is full of them.
 const LOOKS_MAX: u32 = 4;
 
 /// An odd number without pattern: the golden ratio's fraction, as Knuth has it.
@@ -191,11 +191,11 @@ fn slot(prefix: u64, key: u64, slots: usize) -> usize {
     slot
 }
 
-/// Twice as many as there can be prefixes: those of a reply, and of as many that replace them.
+/// Twice as many as there can be prefixes: those of a response, and of as many that replace them.
 const COUNTED_SLOTS: usize = CHOICE_MAX * 4;
 
-/// How often each prefix is in the reply: an open-addressed table. Every call has its own key, so
-/// addresses that collide in it cannot be chosen.
+/// How often each prefix is in the response: an open-addressed table. Every call has its own key,
+/// so addresses that collide in it cannot be chosen.
 struct PrefixCounts {
     key: u64,
     prefixes: [u64; COUNTED_SLOTS],
@@ -231,14 +231,14 @@ mod tests {
         PeerRecord::new(Endpoint::new(address, port), PeerMeta::new(Now::from_s(0), Role::Leecher))
     }
 
-    /// The replies that `rounds` choices of `want` from the pool give.
-    fn replies<const ADDRESS: usize>(
+    /// The responses that `rounds` choices of `want` from the pool give.
+    fn responses<const ADDRESS: usize>(
         runs: [&[PeerRecord<ADDRESS>]; 2],
         capped: CapScope,
         want: usize,
         rounds: u64,
     ) -> Vec<Vec<Endpoint<ADDRESS>>> {
-        let reply = |seed| {
+        let response = |seed| {
             let mut out = vec![0; want * (ADDRESS + 2)];
             let pool = CandidatePool { runs, own: None, capped };
             let written = write_sample(&pool, &mut Rng::with_seed(seed), &mut out);
@@ -248,30 +248,30 @@ mod tests {
             });
             peers.collect()
         };
-        (0..rounds).map(reply).collect()
+        (0..rounds).map(response).collect()
     }
 
-    /// How many of a reply the host and the network have that have most of it.
-    fn most<const ADDRESS: usize>(reply: &[Endpoint<ADDRESS>]) -> [usize; 2] {
+    /// How many of a response the host and the network have that have most of it.
+    fn most<const ADDRESS: usize>(response: &[Endpoint<ADDRESS>]) -> [usize; 2] {
         let [mut hosts, mut networks] = [(); 2].map(|()| BTreeMap::<u64, usize>::new());
-        for peer in reply.iter().filter(|peer| peer.is_public()) {
+        for peer in response.iter().filter(|peer| peer.is_public()) {
             *hosts.entry(peer.host()).or_default() += 1;
             *networks.entry(peer.network()).or_default() += 1;
         }
         [hosts, networks].map(|it| it.into_values().max().unwrap_or(0))
     }
 
-    /// Every reply is full, of distinct peers, and has at most so many of one host and network.
+    /// Every response is full, of distinct peers, and has at most so many of one host and network.
     fn check<const ADDRESS: usize>(
-        replies: &[Vec<Endpoint<ADDRESS>>],
+        responses: &[Vec<Endpoint<ADDRESS>>],
         want: usize,
         caps: [usize; 2],
     ) {
-        for reply in replies {
+        for response in responses {
             let bytes = |it: &Endpoint<ADDRESS>| zerocopy::IntoBytes::as_bytes(it).to_vec();
-            let distinct: BTreeSet<_> = reply.iter().map(bytes).collect();
-            assert_eq!([reply.len(), distinct.len()], [want; 2]);
-            let [host, network] = most(reply);
+            let distinct: BTreeSet<_> = response.iter().map(bytes).collect();
+            assert_eq!([response.len(), distinct.len()], [want; 2]);
+            let [host, network] = most(response);
             assert!(host <= caps[0] && network <= caps[1], "{host} {network}");
         }
     }
@@ -280,21 +280,21 @@ mod tests {
     fn one_address_with_many_ports_gets_two_places() {
         let mut all: Vec<_> = (0..900).map(|port| record([20, 0, 0, 1], port + 1)).collect();
         all.extend((0..60).map(|at| record([30, 0, at, 1], 1)));
-        check(&replies([&all, &[]], CapScope::All, 30, 200), 30, [2, 3]);
-        check(&replies([&all, &[]], CapScope::All, 50, 200), 50, [2, 6]);
-        check(&replies([&all, &[]], CapScope::All, 3, 200), 3, [2, 2]);
+        check(&responses([&all, &[]], CapScope::All, 30, 200), 30, [2, 3]);
+        check(&responses([&all, &[]], CapScope::All, 50, 200), 50, [2, 6]);
+        check(&responses([&all, &[]], CapScope::All, 3, 200), 3, [2, 2]);
         // Of a large swarm not everyone is tried; here a third are others.
         let mut all: Vec<_> = (0..20_000).map(|port| record([20, 0, 0, 1], port + 1)).collect();
         all.extend((0..10_000_u16).map(|at| record([30, (at >> 8) as u8, at as u8, 1], 1)));
-        check(&replies([&all, &[]], CapScope::All, 50, 200), 50, [2, 6]);
-        check(&replies([&all, &[]], CapScope::All, 200, 50), 200, [2, 25]);
+        check(&responses([&all, &[]], CapScope::All, 50, 200), 50, [2, 6]);
+        check(&responses([&all, &[]], CapScope::All, 200, 50), 200, [2, 25]);
     }
 
     #[test]
     fn one_network_with_many_hosts_gets_an_eighth() {
         let mut all: Vec<_> = (0..=255).map(|host| record([20, 0, 0, host], 1)).collect();
         all.extend((0..100).map(|at| record([30, 0, at, 1], 1)));
-        check(&replies([&all, &[]], CapScope::All, 50, 200), 50, [1, 6]);
+        check(&responses([&all, &[]], CapScope::All, 50, 200), 50, [1, 6]);
         let other = |at: u8| {
             let mut address = [0x20; 16];
             address[5] = at;
@@ -306,8 +306,8 @@ mod tests {
             record(address, 1)
         };
         let all: Vec<_> = (0..240).map(host).chain((0..80).map(other)).collect();
-        check(&replies([&all, &[]], CapScope::All, 40, 200), 40, [1, 5]);
-        check(&replies([&all, &[]], CapScope::All, 7, 200), 7, [1, 1]);
+        check(&responses([&all, &[]], CapScope::All, 40, 200), 40, [1, 5]);
+        check(&responses([&all, &[]], CapScope::All, 7, 200), 7, [1, 1]);
     }
 
     #[test]
@@ -315,19 +315,19 @@ mod tests {
         let honest = |at: u16| record([20, 0, (at >> 8) as u8, at as u8], 1);
         let mut all: Vec<_> = (0..1000).map(honest).collect();
         all.extend((0..600).map(|port| record([20, 0, 0, 7], port + 2)));
-        check(&replies([&all, &[]], CapScope::All, 50, 200), 50, [2, 50]);
-        check(&replies([&all, &[]], CapScope::All, 200, 50), 200, [2, 200]);
-        check(&replies([&all[..200], &all[1000..1100]], CapScope::All, 50, 200), 50, [2, 50]);
+        check(&responses([&all, &[]], CapScope::All, 50, 200), 50, [2, 50]);
+        check(&responses([&all, &[]], CapScope::All, 200, 50), 200, [2, 200]);
+        check(&responses([&all[..200], &all[1000..1100]], CapScope::All, 50, 200), 50, [2, 50]);
     }
 
     #[test]
-    fn where_there_are_no_others_replies_are_full_all_the_same() {
+    fn where_there_are_no_others_responses_are_full_all_the_same() {
         let all: Vec<_> = (0..1000).map(|port| record([20, 0, 0, 1], port + 1)).collect();
-        check(&replies([&all, &[]], CapScope::All, 50, 100), 50, [50, 50]);
+        check(&responses([&all, &[]], CapScope::All, 50, 100), 50, [50, 50]);
         let some = [record([30, 0, 0, 1], 1), record([40, 0, 0, 1], 1)];
-        for reply in replies([&all, &some], CapScope::All, 50, 100) {
-            let others = reply.iter().filter(|it| it.host() >> 56 != 20).count();
-            assert_eq!((reply.len(), others), (50, 2), "whoever else there is comes in");
+        for response in responses([&all, &some], CapScope::All, 50, 100) {
+            let others = response.iter().filter(|it| it.host() >> 56 != 20).count();
+            assert_eq!((response.len(), others), (50, 2), "whoever else there is comes in");
         }
     }
 
@@ -335,9 +335,9 @@ mod tests {
     fn local_peers_are_under_no_cap() {
         let local: Vec<_> = (0..900).map(|port| record([10, 0, 0, 1], port + 1)).collect();
         let public: Vec<_> = (0..900).map(|port| record([20, 0, 0, 1], port + 1)).collect();
-        let alone = replies([&local, &[]], CapScope::None, 30, 10);
+        let alone = responses([&local, &[]], CapScope::None, 30, 10);
         assert!(alone.iter().all(|it| it.len() == 30));
-        check(&replies([&local, &public], CapScope::Public, 30, 100), 30, [2, 2]);
+        check(&responses([&local, &public], CapScope::Public, 30, 100), 30, [2, 2]);
     }
 
     #[test]
@@ -351,10 +351,10 @@ mod tests {
                 let network = random.u16(..) >> shift;
                 Endpoint::new([20, (network >> 8) as u8, network as u8, random.u8(..4)], 1)
             };
-            let reply: Vec<Endpoint<4>> = (0..count).map(peer).collect();
-            let [host, network] = most(&reply);
+            let response: Vec<Endpoint<4>> = (0..count).map(peer).collect();
+            let [host, network] = most(&response);
             let keeps = host <= 2 && network <= 2.max(count / 8);
-            let holds = NetworkCaps::of::<4>(count, round % 2 == 0).unwrap().hold(&reply);
+            let holds = NetworkCaps::of::<4>(count, round % 2 == 0).unwrap().hold(&response);
             assert!(keeps || !holds, "{host} {network} of {count}");
             seen[usize::from(keeps)] += 1;
         }

@@ -1,8 +1,9 @@
-//! One peer as it lies in memory: its endpoint exactly as replies carry it, and two bytes about it.
+//! One peer as it lies in memory: its endpoint exactly as responses carry it, and two bytes about
+//! it.
 //!
 //! ```text
-//! IPv4   address (4)  | port (2) | meta (2)   =  8 bytes, the first 6 copied into replies
-//! IPv6   address (16) | port (2) | meta (2)   = 20 bytes, the first 18 copied into replies
+//! IPv4   address (4)  | port (2) | meta (2)   =  8 bytes, the first 6 copied into responses
+//! IPv6   address (16) | port (2) | meta (2)   = 20 bytes, the first 18 copied into responses
 //! WebRTC hash (14 + 2)           | meta (2)   = 18 bytes, the first 16 name the peer's socket
 //!
 //! meta   15..4 tick of the latest announce | 3 on probation | 2..0 state
@@ -33,7 +34,7 @@ pub const PEER_AGE_S_LIMIT: u32 = 6 * 3600;
 
 const _: () = assert!((PEER_AGE_S_LIMIT as u64) < (TICKS as u64 * TICK_S as u64) * 2 / 3);
 
-/// Address and port, in network byte order: a peer's identity, and its compact form in replies.
+/// Address and port, in network byte order: a peer's identity, and its compact form in responses.
 /// A WebRTC peer has neither; the 16 bytes of its [`WebPeer`] are split the same way.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,

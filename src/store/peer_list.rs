@@ -111,7 +111,7 @@ pub(super) enum Placement {
     None,
 }
 
-/// Below so many peers the cap on peers of one host is not enforced: replies have their own caps.
+/// Below so many peers the cap on peers of one host is not enforced: responses have their own caps.
 pub(super) const HOSTS_COUNTED_FROM: usize = 256;
 
 /// How many are looked at to find one that has been silent for long. On average, 3 in a hundred
@@ -233,7 +233,7 @@ pub(super) trait PeerList<const ADDRESS: usize> {
             && joins_probation(self.records(), &endpoint);
         let replaced = match placement {
             Placement::None | Placement::Others => {
-                return ApplyResult::refused(Stored::NetworkFull);
+                return ApplyResult::refused(Stored::HostFull);
             }
             Placement::Own if !context.budget.charge(self.growth(1)) => {
                 return ApplyResult::refused(Stored::NoMemory);

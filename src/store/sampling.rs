@@ -2,7 +2,7 @@
 //!
 //! Robert Floyd's sampling draws k of n in k steps whatever n is, and every set of k is equally
 //! likely. Numbers come from an exact bounded draw (Lemire's, with rejection), so no peer is
-//! favoured by rounding. A reply that one network would fill is changed, see
+//! favoured by rounding. A response that one network would fill is changed, see
 //! [`super::network_caps`].
 
 use fastrand::Rng;

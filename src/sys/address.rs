@@ -1,7 +1,8 @@
 //! Socket addresses as the kernel writes them, read and written byte by byte.
 //!
-//! A reply goes back to the very bytes its request came from, so the hot path converts an address
-//! once (to judge it) and never back. The layouts below are Linux ABI; no pointer cast is needed.
+//! A response is sent to the same bytes that its request came from, so the hot path converts an
+//! address once, to check it, and never back. The layouts below are Linux ABI; no pointer cast is
+//! needed.
 //!
 //! ```text
 //! sockaddr_in    0 family(native) 2 port(big) 4 address
@@ -17,10 +18,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV
 /// Bytes of the longest address: `sockaddr_in6`.
 pub(crate) const ADDRESS_BYTES: usize = 28;
 
-/// The same, in the type of the kernel's lengths.
+/// [`ADDRESS_BYTES`] in the type of the kernel's lengths.
 pub(crate) const ADDRESS_V6_BYTES: u32 = 28;
 
-/// Bytes of the shorter one: `sockaddr_in`.
+/// Bytes of an IPv4 address: `sockaddr_in`.
 const ADDRESS_V4_BYTES: u32 = 16;
 
 /// Bytes of a control header.
@@ -29,11 +30,11 @@ const CONTROL_HEADER: usize = size_of::<libc::cmsghdr>();
 /// Bytes of the longest control message: a header and an `in6_pktinfo`, padded.
 pub(crate) const CONTROL_BYTES: usize = 40;
 
-/// The family numbers as they stand in an address.
+/// The family numbers in an address.
 #[expect(clippy::cast_possible_truncation, reason = "2 and 10 fit")]
 const FAMILIES: [u16; 2] = [libc::AF_INET as u16, libc::AF_INET6 as u16];
 
-/// A peer's address as the kernel wrote it, or as it wants to read it.
+/// A peer's address in the kernel's layout, received or to send to.
 #[derive(Clone, Copy, Debug)]
 #[repr(C, align(8))]
 pub struct RawAddress {
@@ -42,10 +43,10 @@ pub struct RawAddress {
 }
 
 impl RawAddress {
-    /// No address: sends on a connected socket.
+    /// No address: for sends on a connected socket.
     pub const NONE: Self = Self { bytes: [0; ADDRESS_BYTES], length: 0 };
 
-    /// The address, unless it is of no Internet family.
+    /// The address; `None` if it is neither IPv4 nor IPv6.
     #[inline]
     pub fn to_socket_addr(&self) -> Option<SocketAddr> {
         let [f0, f1, p0, p1, rest @ ..] = &self.bytes;
@@ -87,13 +88,13 @@ impl From<SocketAddr> for RawAddress {
     }
 }
 
-/// The address of ours that a datagram was sent to, known on wildcard sockets only. A reply that
-/// does not name it would leave from whatever address routing likes best.
+/// The host's address that a datagram was sent to, known on wildcard sockets only. A response that
+/// does not name it would leave from an address that routing chooses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LocalAddress {
-    /// The address asked.
+    /// The destination of the request.
     pub ip: IpAddr,
-    /// The interface it came in by.
+    /// The interface that the request arrived on.
     pub interface: u32,
 }
 
@@ -122,9 +123,8 @@ impl LocalAddress {
         }
     }
 
-    /// Writes the control bytes that make a reply leave from this address, and says how many. The
-    /// way out is left to routing, except for link-local addresses, which mean nothing without
-    /// their interface.
+    /// Writes the control bytes that make a response leave from this address, and returns how many.
+    /// Routing chooses the interface, except for link-local addresses, which need theirs.
     #[inline]
     pub(crate) fn write(&self, control: &mut [u8; CONTROL_BYTES]) -> usize {
         control.fill(0);
@@ -152,7 +152,7 @@ impl LocalAddress {
     }
 }
 
-/// `N` bytes at a constant place; both lengths are known, so the check folds away.
+/// `N` bytes at a constant offset. Both lengths are constants, so the check is compiled away.
 #[inline]
 fn array_at<const N: usize, const M: usize>(bytes: &[u8; M], at: usize) -> [u8; N] {
     let mut out = [0; N];

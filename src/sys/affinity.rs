@@ -1,15 +1,15 @@
-//! Which CPUs this process may use, staying on one of them, and leaving them to others.
+//! CPUs of this process: which it may use, pinning to one, and yielding them to other threads.
 #![expect(unsafe_code, reason = "two system calls and the macros for their bit set")]
 
 use std::io;
 use std::mem::size_of;
 use std::thread::available_parallelism;
 
-/// The CPUs a worker may be pinned to, in ascending order, never empty: those this thread may run
-/// on (`taskset`, cpusets), and no more of them than the cgroup's quota pays for.
+/// The CPUs that a worker may be pinned to, in ascending order, never empty: those that this thread
+/// may run on (`taskset`, cpusets), and at most as many as the cgroup's quota allows.
 ///
 /// # Errors
-/// What the kernel says, e.g. on a machine with more than 1024 CPUs.
+/// Errors of the system call, e.g. on a machine with more than 1024 CPUs.
 pub fn usable_cpus() -> io::Result<Vec<usize>> {
     let mut set = empty_set();
     // SAFETY: the set lives during the call, which fills in at most its size.
@@ -27,10 +27,10 @@ pub fn usable_cpus() -> io::Result<Vec<usize>> {
     Ok(cpus)
 }
 
-/// Keeps the calling thread on one CPU.
+/// Pins the calling thread to one CPU.
 ///
 /// # Errors
-/// `InvalidInput` where this process may not use that CPU.
+/// `InvalidInput` if this process may not use that CPU.
 pub fn pin(cpu: usize) -> io::Result<()> {
     let mut set = empty_set();
     if cpu >= 8 * size_of::<libc::cpu_set_t>() {
@@ -43,12 +43,12 @@ pub fn pin(cpu: usize) -> io::Result<()> {
     if result == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// Has the calling thread give way to others that want its CPU, for good: it gets the weight of
-/// nice 19 (sched(7)), some 1.5 % beside one busy thread. SCHED_IDLE would leave it a fifth of
-/// that, which is too little for who holds a lock now and then.
+/// Lowers the priority of the calling thread for its whole life: it gets the weight of nice 19
+/// (sched(7)), about 1.5 % of a CPU that one other busy thread uses. SCHED_IDLE would leave a fifth
+/// of that, too little for a thread that sometimes holds a lock.
 ///
 /// # Errors
-/// Where a filter denies the call.
+/// If a filter denies the call.
 pub fn lower_priority() -> io::Result<()> {
     // SAFETY: no memory is passed; on Linux 0 is the calling thread, not its process.
     let result = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 19) };

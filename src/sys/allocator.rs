@@ -1,9 +1,9 @@
-//! The program's allocator: small things come from mimalloc, large ones are mappings of their own.
+//! The program's allocator: small blocks come from mimalloc, large ones are mappings of their own.
 //!
-//! Tables of the store double and halve. In pages that hold things of one size, what is freed stays
-//! resident until all around it is freed, and nothing else has a table's size. A mapping is exact
-//! to the page and goes back to the kernel at once. Nothing is mapped but what was asked for, so
-//! the kernel can put huge pages only where memory is in use.
+//! Tables of the store double and halve. In pages for blocks of one size, a freed block stays
+//! resident until all others of its page are freed, and nothing else has a table's size. A mapping
+//! is exact to the page and goes back to the kernel at once. Only what was requested is mapped, so
+//! the kernel can use huge pages only where memory is in use.
 #![expect(unsafe_code, reason = "memory from the kernel, and mimalloc's own upkeep")]
 
 use std::alloc::{GlobalAlloc, Layout};
@@ -14,26 +14,26 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use crossbeam_utils::CachePadded;
 use mimalloc::MiMalloc;
 
-/// mimalloc, and mappings.
+/// mimalloc for small blocks, mappings for large ones.
 #[derive(Debug)]
 pub struct Allocator;
 
-/// What is larger and aligned like a table is mapped: pages of 4 KiB waste little of it.
+/// A larger block that is aligned like a table is mapped: pages of 4 KiB waste little of it.
 const SHARED_TABLE_BYTES_MAX: usize = 4 << 10;
 
-/// What is larger is mapped, however aligned. The usual buffers of I/O are not: they come and go
-/// too often for a system call each.
+/// A larger block is mapped, whatever its alignment. The usual I/O buffers are smaller: they are
+/// allocated too often for a system call each.
 const SHARED_BYTES_MAX: usize = 16 << 10;
 
-/// What hashbrown aligns tables to; hardly anything else asks for as much.
+/// The alignment of hashbrown's tables. Hardly anything else requests as much.
 const TABLE_ALIGN: usize = 16;
 
-/// The page that all this is for. Where pages are larger, too much of each would be wasted, and
-/// everything is mimalloc's.
+/// The page size that mappings are for. Larger pages would waste too much, so everything is
+/// mimalloc's there.
 const PAGE_BYTES: usize = 4096;
 
-/// How far behind the begin of a page memory starts that is mimalloc's, as there were too many
-/// mappings already. What is mapped starts with its page.
+/// Offset from the start of a page of memory that came from mimalloc because there were too many
+/// mappings. Mapped memory starts at a page.
 const UNMAPPED_OFFSET: usize = 64;
 
 #[inline]
@@ -43,7 +43,7 @@ fn is_mapped(layout: Layout) -> bool {
     layout.size() > shared_max && layout.align() <= UNMAPPED_OFFSET && has_small_pages()
 }
 
-/// Whether the kernel's pages are of the size that mappings are for.
+/// Whether the kernel's pages have the size that mappings are for.
 fn has_small_pages() -> bool {
     static PAGE: AtomicUsize = AtomicUsize::new(0);
     let mut bytes = PAGE.load(Ordering::Relaxed);
@@ -60,36 +60,38 @@ fn has_small_pages() -> bool {
 fn map(bytes: usize) -> *mut u8 {
     let (access, kind) =
         (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
-    // SAFETY: a new private mapping, where the kernel chooses, touches nothing that is there.
+    // SAFETY: a new private mapping at an address that the kernel chooses touches nothing that
+    // exists.
     let memory = unsafe { libc::mmap(ptr::null_mut(), bytes, access, kind, -1, 0) };
     if memory == libc::MAP_FAILED {
         return ptr::null_mut();
     }
-    // SAFETY: the range was just mapped. The advice changes no contents, and may be declined.
+    // SAFETY: the range was just mapped. The advice changes no contents, and may be refused.
     unsafe { libc::madvise(memory, bytes, libc::MADV_HUGEPAGE) };
     memory.cast()
 }
 
-/// What is asked of mimalloc where the kernel has no mapping left.
+/// The layout to request from mimalloc if the kernel allows no more mappings.
 fn unmapped(layout: Layout) -> Option<Layout> {
     let bytes = layout.size().checked_add(UNMAPPED_OFFSET)?;
     Layout::from_size_align(bytes, PAGE_BYTES).ok()
 }
 
-/// Mappings of this module that there are.
+/// Number of mappings that this module has.
 static MAPPED: CachePadded<AtomicUsize> = CachePadded::new(AtomicUsize::new(0));
 
-/// Most of them: half of what the kernel lets a process have by default (vm.max_map_count). Stacks,
-/// libraries and mimalloc's own memory have the other half, for a process that finds none ends.
+/// Most mappings: half of what the kernel allows a process by default (vm.max_map_count). Stacks,
+/// libraries and mimalloc's own memory need the other half: a process that gets no mapping for them
+/// ends.
 const MAPPED_MAX: usize = 32_000;
 
-/// Zeroed memory for what is mapped, or null.
+/// Zeroed memory for a layout that is mapped, or null.
 #[cold]
 fn allocate(layout: Layout) -> *mut u8 {
     allocate_within(layout, MAPPED_MAX)
 }
 
-/// The same, where so many mappings may be there; beyond them memory is mimalloc's.
+/// As [`allocate`], with a limit on the number of mappings. Beyond it, memory comes from mimalloc.
 fn allocate_within(layout: Layout, mapped_max: usize) -> *mut u8 {
     let has_room = MAPPED.load(Ordering::Relaxed) < mapped_max;
     let memory = if has_room { map(layout.size()) } else { ptr::null_mut() };
@@ -97,7 +99,7 @@ fn allocate_within(layout: Layout, mapped_max: usize) -> *mut u8 {
     let Some(other) = unmapped(layout).filter(|_| memory.is_null()) else { return memory };
     // SAFETY: the layout is not of size zero.
     let memory = unsafe { MiMalloc.alloc_zeroed(other) };
-    // In bounds where it is not null: the layout has as many bytes more.
+    // In bounds unless null: the layout is larger by the offset.
     if memory.is_null() { memory } else { memory.wrapping_add(UNMAPPED_OFFSET) }
 }
 
@@ -106,47 +108,49 @@ fn was_mapped(memory: *mut u8) -> bool {
     memory.addr().is_multiple_of(PAGE_BYTES)
 }
 
-/// Gives back what [`allocate`] gave.
+/// Frees memory of [`allocate`].
 ///
 /// # Safety
-/// The memory came from it for this layout, and is not used after.
+/// The memory came from [`allocate`] for this layout, and is not used afterwards.
 #[cold]
 unsafe fn free(memory: *mut u8, layout: Layout) {
     if was_mapped(memory) {
-        // SAFETY: the range is a mapping of ours, which the caller gives up.
+        // SAFETY: the range is a mapping of this module, which the caller does not use any more.
         let done = unsafe { libc::munmap(memory.cast(), layout.size()) };
         if done == 0 {
             MAPPED.fetch_sub(1, Ordering::Relaxed);
         } else {
-            // No mapping left for the two sides of a hole: the pages go, the addresses stay.
+            // At the limit of mappings the kernel cannot split one: the pages are freed, and the
+            // addresses stay.
             // SAFETY: as above.
             unsafe { libc::madvise(memory.cast(), layout.size(), libc::MADV_DONTNEED) };
         }
     } else if let Some(other) = unmapped(layout) {
-        // SAFETY: it was so many bytes further that this was handed out.
+        // SAFETY: [`allocate`] handed this memory out with that offset.
         unsafe { MiMalloc.dealloc(memory.wrapping_sub(UNMAPPED_OFFSET), other) };
     }
 }
 
-/// Lets a mapping grow or shrink without a copy, if it can be; null if not.
+/// Grows or shrinks a mapping without a copy. Null if that is not possible.
 ///
 /// # Safety
-/// As for [`free`], unless null comes back.
+/// As for [`free`], unless null is returned.
 unsafe fn remap(memory: *mut u8, layout: Layout, bytes: usize) -> *mut u8 {
-    // SAFETY: the range is a mapping of ours, which the caller gives up for what comes back.
+    // SAFETY: the range is a mapping of this module, which the caller gives up for the returned
+    // one.
     let other = unsafe { libc::mremap(memory.cast(), layout.size(), bytes, libc::MREMAP_MAYMOVE) };
     if other == libc::MAP_FAILED { ptr::null_mut() } else { other.cast() }
 }
 
-// SAFETY: each layout leads to one of two allocators, the same one whenever it comes; both return
-// memory of at least its size and alignment that nobody else has.
+// SAFETY: each layout leads to one of two allocators, always to the same one; both return memory of
+// at least its size and alignment that no other owner has.
 unsafe impl GlobalAlloc for Allocator {
     #[inline]
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         if is_mapped(layout) {
             return allocate(layout);
         }
-        // SAFETY: the caller's promises are those that mimalloc wants.
+        // SAFETY: the caller's guarantees are those that mimalloc requires.
         unsafe { MiMalloc.alloc(layout) }
     }
 
@@ -155,14 +159,15 @@ unsafe impl GlobalAlloc for Allocator {
         if is_mapped(layout) {
             return allocate(layout);
         }
-        // SAFETY: the caller's promises are those that mimalloc wants.
+        // SAFETY: the caller's guarantees are those that mimalloc requires.
         unsafe { MiMalloc.alloc_zeroed(layout) }
     }
 
     #[inline]
     unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
         if is_mapped(layout) {
-            // SAFETY: a layout that is mapped was allocated as such, and the caller gives it up.
+            // SAFETY: a layout that is mapped was allocated as a mapping, and the caller gives the
+            // memory up.
             return unsafe { free(memory, layout) };
         }
         // SAFETY: the layout led to mimalloc when the memory was allocated, too.
@@ -176,11 +181,13 @@ unsafe impl GlobalAlloc for Allocator {
         };
         match (is_mapped(layout), is_mapped(new)) {
             (false, false) => {
-                // SAFETY: both layouts lead to mimalloc, and the caller's promises are its own.
+                // SAFETY: both layouts lead to mimalloc, and the caller's guarantees are those it
+                // requires.
                 return unsafe { MiMalloc.realloc(memory, layout, bytes) };
             }
             (true, true) if was_mapped(memory) => {
-                // SAFETY: it was mapped, and the caller gives it up unless null comes back.
+                // SAFETY: the memory was mapped, and the caller gives it up unless null is
+                // returned.
                 let other = unsafe { remap(memory, layout, bytes) };
                 if !other.is_null() {
                     return other;
@@ -188,13 +195,13 @@ unsafe impl GlobalAlloc for Allocator {
             }
             _ => {}
         }
-        // SAFETY: the caller promises that the new size is not zero.
+        // SAFETY: the caller guarantees that the new size is not zero.
         let other = unsafe { self.alloc(new) };
         if !other.is_null() {
             let kept = layout.size().min(bytes);
-            // SAFETY: both have at least so many bytes, and the other one is new.
+            // SAFETY: both blocks have at least `kept` bytes, and the new one overlaps nothing.
             unsafe { ptr::copy_nonoverlapping(memory, other, kept) };
-            // SAFETY: the caller gives it up.
+            // SAFETY: the caller gives the old memory up.
             unsafe { self.dealloc(memory, layout) };
         }
         other
@@ -203,31 +210,31 @@ unsafe impl GlobalAlloc for Allocator {
 
 // SAFETY: the signature is that of mimalloc.h, and the crate links the library.
 unsafe extern "C" {
-    /// Takes back what other threads freed of the calling thread's memory, and gives empty pages
-    /// away. With `force`, pages that nobody uses go to the kernel at once.
+    /// Collects blocks of the calling thread that other threads freed, and frees empty pages. With
+    /// `force`, unused pages go to the kernel at once.
     safe fn mi_collect(force: bool);
 }
 
-/// How often all threads were asked to collect.
+/// How many times a collection was requested.
 static ASKED: CachePadded<AtomicU64> = CachePadded::new(AtomicU64::new(0));
 
-/// Asks all threads that have a [`Collector`] to take back what others freed of their memory. In a
-/// thread that no longer allocates things of a size it stays resident otherwise.
+/// Requests that every thread with a [`Collector`] collects blocks of its own that other threads
+/// freed. Otherwise they stay resident in a thread that no longer allocates blocks of that size.
 pub fn ask_to_collect() {
     ASKED.fetch_add(1, Ordering::Relaxed);
 }
 
-/// What a thread collects with when it is asked to.
+/// Collects freed blocks of a thread on request.
 #[derive(Debug, Default)]
 pub struct Collector {
     answered: u64,
 }
 
 impl Collector {
-    /// Collects if it was asked for since the last time: some microseconds, and a millisecond for
-    /// each ten thousand things that others have freed. Says whether it did.
+    /// Collects if that was requested since the last call: some microseconds, and a millisecond for
+    /// every ten thousand blocks that other threads freed. True if it collected.
     #[inline]
-    pub fn collect_if_asked(&mut self) -> bool {
+    pub fn collect_if_requested(&mut self) -> bool {
         let asked = ASKED.load(Ordering::Relaxed);
         let is_asked = asked != self.answered;
         if is_asked {
@@ -238,14 +245,15 @@ impl Collector {
     }
 }
 
-/// Gives pages that nobody uses back to the kernel, on this thread's time.
+/// Returns unused pages to the kernel, on the calling thread.
 pub fn release_unused() {
     mi_collect(true);
 }
 
-/// Keeps the kernel from putting huge pages where it was not advised to: a page of 2 MiB for a few
-/// small things would be resident as a whole. Linux 6.18 can tell the two apart; before, mappings
-/// forgo huge pages as well, but only where the host has them everywhere ("always").
+/// Prevents huge pages except where they were advised: a page of 2 MiB for a few small blocks would
+/// be resident as a whole. Since Linux 6.18 the kernel distinguishes the two. On older kernels,
+/// mappings lose their huge pages as well; this is done only if the host has them everywhere
+/// ("always").
 pub fn restrain_huge_pages() {
     static DONE: AtomicBool = AtomicBool::new(false);
     if DONE.swap(true, Ordering::Relaxed) || disable_huge_pages(PR_THP_DISABLE_EXCEPT_ADVISED) {
@@ -253,7 +261,7 @@ pub fn restrain_huge_pages() {
     }
     let mode = std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled");
     if mode.is_ok_and(|it| it.contains("[always]")) && !disable_huge_pages(0) {
-        tracing::debug!(error = %io::Error::last_os_error(), "huge pages not restrained");
+        tracing::debug!(error = %io::Error::last_os_error(), "huge pages not restricted");
     }
 }
 
@@ -262,7 +270,7 @@ const PR_THP_DISABLE_EXCEPT_ADVISED: libc::c_ulong = 1 << 1;
 
 fn disable_huge_pages(how: libc::c_ulong) -> bool {
     let (yes, none): (libc::c_ulong, libc::c_ulong) = (1, 0);
-    // SAFETY: it takes numbers only, and changes how the kernel chooses pages from now on.
+    // SAFETY: the call takes only numbers, and changes how the kernel chooses pages from now on.
     unsafe { libc::prctl(libc::PR_SET_THP_DISABLE, yes, how, none, none) == 0 }
 }
 
@@ -274,7 +282,7 @@ mod tests {
         Layout::from_size_align(bytes, align).unwrap()
     }
 
-    /// Fills memory, and looks whether it is what was written.
+    /// Fills memory with a pattern.
     fn write(memory: *mut u8, bytes: usize) {
         // SAFETY: the caller has just allocated so many bytes.
         unsafe { ptr::write_bytes(memory, 0x5a, bytes) };
@@ -303,13 +311,13 @@ mod tests {
         write(memory, 10);
         let mut before = 10;
         for bytes in sizes {
-            // SAFETY: it was allocated with this layout, and is replaced by what comes back.
+            // SAFETY: it was allocated with this layout, and is replaced by the returned memory.
             memory = unsafe { Allocator.realloc(memory, layout(before, 1), bytes) };
             assert!(holds(memory, before.min(bytes), 0x5a), "{before} to {bytes}");
             write(memory, bytes);
             before = bytes;
         }
-        // SAFETY: it was allocated with this layout, and is not used after.
+        // SAFETY: it was allocated with this layout, and is not used afterwards.
         unsafe { Allocator.dealloc(memory, layout(before, 1)) };
     }
 
@@ -322,11 +330,11 @@ mod tests {
         assert!(!was_mapped(memory) && holds(memory, table.size(), 0));
         assert!(memory.addr().is_multiple_of(table.align()));
         write(memory, table.size());
-        // SAFETY: this is what `allocate` returns without a mapping, and it is not used after.
+        // SAFETY: this is what `allocate` returns without a mapping, and it is not used afterwards.
         unsafe { free(memory, table) };
         let mapped = allocate(table);
         assert!(was_mapped(mapped) && holds(mapped, table.size(), 0));
-        // SAFETY: it was allocated for this layout, and is not used after.
+        // SAFETY: it was allocated for this layout, and is not used afterwards.
         unsafe { free(mapped, table) };
     }
 
@@ -336,21 +344,21 @@ mod tests {
         let memory = allocate_within(table, 0);
         assert!(!was_mapped(memory) && holds(memory, table.size(), 0));
         write(memory, table.size());
-        // SAFETY: it was allocated for this layout, and is replaced by what comes back.
+        // SAFETY: it was allocated for this layout, and is replaced by the returned memory.
         let memory = unsafe { Allocator.realloc(memory, table, 2 * table.size()) };
         assert!(holds(memory, table.size(), 0x5a));
-        // SAFETY: it was allocated for this layout, and is not used after.
+        // SAFETY: it was allocated for this layout, and is not used afterwards.
         unsafe { Allocator.dealloc(memory, layout(2 * table.size(), 16)) };
     }
 
     #[test]
     fn a_thread_collects_once_each_time_it_is_asked() {
         let mut collector = Collector::default();
-        assert!(!collector.collect_if_asked());
+        assert!(!collector.collect_if_requested());
         for _ in 0..2 {
             ask_to_collect();
-            assert!(collector.collect_if_asked());
-            assert!(!collector.collect_if_asked());
+            assert!(collector.collect_if_requested());
+            assert!(!collector.collect_if_requested());
         }
         release_unused();
     }

@@ -1,16 +1,17 @@
-//! Memory whose addresses the kernel is given.
+//! Memory whose addresses are passed to the kernel.
 //!
-//! Headers and rings hold raw pointers into these arrays for as long as they live, so the arrays
-//! never move and are only ever reached through one raw pointer: no reference of ours can
-//! invalidate what the kernel holds.
+//! Headers and rings hold raw pointers into these arrays for as long as they live. The arrays
+//! therefore never move, and are only reached through one raw pointer: no Rust reference can
+//! invalidate a pointer that the kernel holds.
 #![expect(unsafe_code, reason = "memory shared with the kernel is owned through raw pointers")]
 
 use std::ptr::{self, NonNull};
 
 use super::address::{CONTROL_BYTES, LocalAddress, RawAddress};
 
-/// The most payload bytes a datagram may bring or take: a full scrape of 74 hashes has 1496, and
-/// an announce with long BEP 41 options somewhat more. Longer ones arrive cut, and say so.
+/// Most payload bytes of a datagram, received or sent. A full scrape of 74 info-hashes has 1496,
+/// and an announce with long BEP 41 options somewhat more. A longer datagram is received truncated,
+/// and marked so.
 pub const DATAGRAM_BYTES_MAX: usize = 2048;
 
 /// A fixed array that never moves, owned through a raw pointer.
@@ -30,32 +31,33 @@ impl<T> Pinned<T> {
         Self { items }
     }
 
-    /// How many items there are.
+    /// Number of items.
     #[inline]
     pub(crate) fn len(&self) -> usize {
         self.items.len()
     }
 
-    /// The address of one item, valid as long as `self` is, for the kernel's eyes.
+    /// The address of one item, to pass to the kernel. Valid as long as `self`.
     ///
     /// # Panics
     /// If there is no such item.
     #[inline]
     pub(crate) fn pointer(&self, index: usize) -> NonNull<T> {
         assert!(index < self.len(), "item {index} of {}", self.len());
-        // SAFETY: just checked to lie inside the array.
+        // SAFETY: the index was just checked to be inside the array.
         unsafe { self.items.cast::<T>().add(index) }
     }
 
-    /// One item. It must be ours at the moment, not the kernel's.
+    /// One item. The kernel must not own it at the moment.
     #[inline]
     pub(crate) fn get(&self, index: usize) -> &T {
-        // SAFETY: `pointer` checks the index, and `&self` rules out a writer of ours. The kernel
-        // writes only to what it was given: the owners ask for nothing else meanwhile.
+        // SAFETY: `pointer` checks the index, and `&self` rules out a writer in this process. The
+        // kernel writes only to items that were passed to it, and the owners of this array do not
+        // call `get` for those meanwhile.
         unsafe { self.pointer(index).as_ref() }
     }
 
-    /// One item, to be changed. It must be ours at the moment, not the kernel's.
+    /// One item, to change it. The kernel must not own it at the moment.
     #[inline]
     pub(crate) fn get_mut(&mut self, index: usize) -> &mut T {
         // SAFETY: as for `get`, and `&mut self` rules out every other reference.
@@ -65,13 +67,13 @@ impl<T> Pinned<T> {
 
 impl<T> Drop for Pinned<T> {
     fn drop(&mut self) {
-        // SAFETY: the pointer came from a box in `new` and is given back once.
+        // SAFETY: the pointer came from a box in `new` and is freed once.
         drop(unsafe { Box::from_raw(self.items.as_ptr()) });
     }
 }
 
-/// What belongs to one datagram. Not a power of two long, so that the payloads of a batch do not
-/// all fall into the same few cache sets.
+/// Everything for one datagram. Its size is not a power of two, so that the payloads of a batch do
+/// not all fall into the same few cache sets.
 #[repr(C, align(64))]
 pub(crate) struct DatagramSlot {
     pub(crate) address: RawAddress,
@@ -80,13 +82,13 @@ pub(crate) struct DatagramSlot {
     pub(crate) payload: [u8; DATAGRAM_BYTES_MAX],
 }
 
-/// Slots, and the headers that point at them, index by index.
+/// Slots, and for each slot the header that points at it.
 pub(crate) struct Datagrams {
     pub(crate) headers: Pinned<libc::mmsghdr>,
     pub(crate) slots: Pinned<DatagramSlot>,
 }
 
-// SAFETY: the headers point into `slots` alone, which lie where they are while this value moves.
+// SAFETY: the headers point into `slots` alone, whose items do not move when this value moves.
 unsafe impl Send for Datagrams {}
 
 impl Datagrams {
@@ -102,18 +104,17 @@ impl Datagrams {
         Self { headers, slots }
     }
 
-    /// How many datagrams there is room for.
     #[inline]
     pub(crate) fn capacity(&self) -> usize {
         self.headers.len()
     }
 
-    /// Readies one datagram for sending; its payload stands there already.
+    /// Prepares one datagram for sending. Its payload is in the slot already.
     ///
     /// # Panics
     /// If `bytes` exceeds [`DATAGRAM_BYTES_MAX`] or there is no such slot.
     #[inline]
-    pub(crate) fn address(
+    pub(crate) fn prepare_send(
         &mut self,
         index: usize,
         bytes: usize,
@@ -131,10 +132,10 @@ impl Datagrams {
     }
 }
 
-/// A header whose one part is the slot's whole payload; lengths are set per use.
+/// A header with one part, the slot's whole payload. Lengths are set for each use.
 fn header_of(slots: &Pinned<DatagramSlot>, index: usize) -> libc::mmsghdr {
     let slot = slots.pointer(index).as_ptr();
-    // SAFETY: `pointer` gives a valid slot, and no reference to it exists here or below.
+    // SAFETY: `pointer` returns a valid slot, and no reference to it exists here or below.
     let payload = unsafe { &raw mut (*slot).payload };
     // SAFETY: as above.
     let part = unsafe { &raw mut (*slot).part };

@@ -1,4 +1,4 @@
-//! The clock at the edge: everything further in is told the time.
+//! The clock of the process. All other code receives the time as an argument.
 #![expect(unsafe_code, reason = "two system calls that no safe crate in use offers")]
 
 use std::io;
@@ -8,8 +8,8 @@ use rustix::time::{ClockId, clock_gettime};
 
 use crate::time::Now;
 
-/// Wall-clock time at start, carried on by the monotonic clock: it never jumps, so nothing that
-/// was timed can suddenly be too old or lie in the future.
+/// Wall-clock time at start, advanced by the monotonic clock. It never jumps, so no recorded moment
+/// suddenly expires or lies in the future.
 #[derive(Clone, Copy, Debug)]
 pub struct Clock {
     start: Instant,
@@ -17,7 +17,7 @@ pub struct Clock {
 }
 
 impl Clock {
-    /// Reads both clocks. One value is made at start and copied to every thread.
+    /// Reads both clocks. The process makes one value at start and copies it to every thread.
     #[expect(clippy::disallowed_methods, reason = "this is the edge")]
     pub fn start() -> Self {
         let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -25,24 +25,24 @@ impl Clock {
         Self { start: Instant::now(), start_ns }
     }
 
-    /// The moment. Not free, though no system call: workers ask once a turn.
+    /// The current moment. No system call, but not free: workers read it once per turn.
     #[inline]
     pub fn now(&self) -> Now {
         let elapsed = self.start.elapsed();
-        // As one product and sum: cheaper than by way of u128.
+        // One product and one sum: cheaper than through u128.
         let elapsed_ns = elapsed.as_secs() * 1_000_000_000 + u64::from(elapsed.subsec_nanos());
         Now::from_ns(self.start_ns + elapsed_ns)
     }
 
-    /// Nanoseconds from the start to a moment this clock gave.
+    /// Nanoseconds from the start to a moment that this clock returned.
     #[inline]
     pub fn elapsed_ns_at(&self, moment: Now) -> u64 {
         moment.ns().saturating_sub(self.start_ns)
     }
 }
 
-/// CPU time this thread has used, in nanoseconds, the kernel's work on its behalf included. A
-/// system call: sample it.
+/// CPU time that this thread has used, in nanoseconds, the kernel's work for it included. A system
+/// call: sample it.
 pub fn thread_cpu_ns() -> u64 {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: the value lives during the call, which fills it in.
@@ -51,25 +51,26 @@ pub fn thread_cpu_ns() -> u64 {
     seconds * 1_000_000_000 + ns
 }
 
-/// What the kernel has been told of the system clock by whoever keeps it right.
+/// The kernel's record of how well the system clock is synchronised.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Synchronisation {
-    /// Whether anybody keeps it right: neither STA_UNSYNC nor TIME_ERROR.
+    /// Whether a service synchronises it: neither STA_UNSYNC nor TIME_ERROR.
     pub is_synchronised: bool,
-    /// How wrong it probably is, in microseconds.
+    /// Estimated error, in microseconds.
     pub error_us: u64,
-    /// How wrong it is at most, in microseconds; from 16 s on the kernel calls it unsynchronised.
+    /// Maximum error, in microseconds. From 16 s on, the kernel counts the clock as unsynchronised.
     pub error_us_max: u64,
 }
 
-/// Asks the kernel whether the system clock is kept right: adjtimex(2), by which nothing is set.
+/// Reads whether the system clock is synchronised: adjtimex(2), without setting anything.
 ///
 /// # Errors
-/// Those of the system call: sandboxes deny it together with the setting of clocks.
+/// Errors of the system call: sandboxes deny it together with the setting of clocks.
 pub fn synchronisation() -> io::Result<Synchronisation> {
-    // SAFETY: integers alone, for each of which zero is a value. `modes` of zero sets nothing.
+    // SAFETY: only integers, for each of which zero is a value. `modes` of zero sets nothing.
     let mut told: libc::timex = unsafe { std::mem::zeroed() };
-    // SAFETY: the value is ours alone and lives during the call, which fills it in.
+    // SAFETY: no other reference to the value exists, and it lives during the call, which fills it
+    // in.
     let state = unsafe { libc::adjtimex(&raw mut told) };
     if state == -1 {
         return Err(io::Error::last_os_error());
@@ -81,29 +82,29 @@ pub fn synchronisation() -> io::Result<Synchronisation> {
     })
 }
 
-/// Whether the system clock is set while somebody watches: held against a clock that nobody can
-/// set, and that goes on while the host sleeps.
+/// Detects that the system clock is set. It compares the clock with one that no process can set,
+/// and that continues while the host sleeps.
 #[derive(Clone, Copy, Debug)]
 pub struct ClockWatch {
     lead_ns: i64,
 }
 
 impl ClockWatch {
-    /// Begins to watch.
+    /// Starts the comparison.
     pub fn start() -> Self {
         Self { lead_ns: lead_ns() }
     }
 
-    /// By how many nanoseconds the system clock was set forward since; below zero: back. Both
-    /// clocks are sped up and slowed down alike, so that is not seen.
+    /// Nanoseconds by which the system clock was set forward since the start; negative if it was
+    /// set back. A change of speed affects both clocks equally, so it does not count.
     pub fn set_ns(&self) -> i64 {
         lead_ns() - self.lead_ns
     }
 }
 
-/// How far the system clock is ahead of the one since boot, in nanoseconds.
+/// How far the system clock is ahead of the clock since boot, in nanoseconds.
 fn lead_ns() -> i64 {
-    // Between two readings another thread may have its turn: the closest pair counts.
+    // Another thread may run between two readings: the closest pair is used.
     const TRIES: usize = 8;
     let read_ns = |id| {
         let time = clock_gettime(id);
@@ -135,7 +136,7 @@ mod tests {
     #[test]
     fn the_kernel_tells_of_the_clock_or_why_it_does_not() {
         match synchronisation() {
-            // Where no service synchronises it, the kernel lets the error grow up to 16 s.
+            // If no service synchronises the clock, the kernel lets the error grow up to 16 s.
             Ok(it) => assert!(!it.is_synchronised || it.error_us_max < 16_000_000, "{it:?}"),
             Err(error) => assert_eq!(error.kind(), io::ErrorKind::PermissionDenied),
         }

@@ -1,7 +1,8 @@
-//! Descriptors that travel: to another process over a Unix socket, or from the one that started us.
+//! Descriptors that are passed on: to another process over a Unix socket, or by the process that
+//! started this one.
 //!
-//! A socket outlives every process as long as one of them, or the kernel's queue of a message on
-//! its way, holds a descriptor of it. So what clients have sent waits, and none of it is lost.
+//! A socket lives as long as a process, or a message in a kernel queue, holds a descriptor of it.
+//! What clients have sent waits in the socket meanwhile, and none of it is lost.
 #![expect(unsafe_code, reason = "inherited descriptors are known by number alone")]
 
 use std::io::{self, IoSlice, IoSliceMut};
@@ -21,13 +22,13 @@ use socket2::{Domain, SockAddr, Socket, Type};
 /// Most descriptors in one message; the kernel allows 253.
 pub const DESCRIPTORS_MAX: usize = 64;
 
-/// Room for as many.
+/// Room for [`DESCRIPTORS_MAX`] descriptors.
 const CONTROL_BYTES: usize = rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX));
 
-/// Sends one message with descriptors, which stay open here as well.
+/// Sends one message with descriptors, which stay open in this process as well.
 ///
 /// # Errors
-/// The kernel's; more than [`DESCRIPTORS_MAX`] descriptors.
+/// Errors of the system call; more than [`DESCRIPTORS_MAX`] descriptors.
 pub fn send(socket: impl AsFd, bytes: &[u8], them: &[BorrowedFd<'_>]) -> io::Result<()> {
     if them.len() > DESCRIPTORS_MAX {
         return Err(io::ErrorKind::InvalidInput.into());
@@ -41,12 +42,12 @@ pub fn send(socket: impl AsFd, bytes: &[u8], them: &[BorrowedFd<'_>]) -> io::Res
     if sent == bytes.len() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
 }
 
-/// Takes one message into `buffer`: its length, and the descriptors that came with it, which no
-/// child will inherit. No bytes: the other side has gone.
+/// Receives one message into `buffer`. Returns its length, and its descriptors, which child
+/// processes do not inherit. A length of 0: the other side has closed.
 ///
 /// # Errors
-/// The kernel's; a message that is longer than the buffer or has more descriptors than
-/// [`DESCRIPTORS_MAX`]. Those that came are closed then.
+/// Errors of the system call; a message that is longer than the buffer or has more descriptors than
+/// [`DESCRIPTORS_MAX`]. The received descriptors are closed then.
 pub fn receive(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
     let mut space = [MaybeUninit::uninit(); CONTROL_BYTES];
     let mut control = RecvAncillaryBuffer::new(&mut space);
@@ -64,10 +65,10 @@ pub fn receive(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<(usize, Vec<O
     Ok((received.bytes, descriptors))
 }
 
-/// A Unix socket of whole messages, on which connections wait. Nothing may be there.
+/// Listens on a Unix socket that preserves message boundaries. The path must not exist.
 ///
 /// # Errors
-/// The kernel's; a path of more than 107 bytes.
+/// Errors of the system call; a path of more than 107 bytes.
 pub fn listen(path: &Path) -> io::Result<Socket> {
     let socket = Socket::new(Domain::UNIX, Type::SEQPACKET, None)?;
     socket.bind(&SockAddr::unix(path)?)?;
@@ -78,10 +79,10 @@ pub fn listen(path: &Path) -> io::Result<Socket> {
 /// How long a listener may leave its queue full.
 const QUEUED_MAX: Duration = Duration::from_secs(5);
 
-/// Connects to what [`listen`]s there.
+/// Connects to the socket that [`listen`]s at `path`.
 ///
 /// # Errors
-/// The kernel's; `WouldBlock` where somebody listens who accepts nobody.
+/// Errors of the system call; `WouldBlock` if the listener does not accept connections.
 pub fn connect(path: &Path) -> io::Result<Socket> {
     let socket = Socket::new(Domain::UNIX, Type::SEQPACKET, None)?;
     socket.set_write_timeout(Some(QUEUED_MAX))?;
@@ -89,35 +90,35 @@ pub fn connect(path: &Path) -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// Bounds every wait for the other side of a connection.
+/// Sets how long a read or write waits for the other side of a connection.
 ///
 /// # Errors
-/// The kernel's; it has no reason to.
+/// Errors of the system call; none is expected.
 pub fn set_timeouts(socket: &Socket, wait: Duration) -> io::Result<()> {
     socket.set_read_timeout(Some(wait))?;
     socket.set_write_timeout(Some(wait))
 }
 
-/// Who made the other end of a Unix socket, or listened there.
+/// The process that created the other end of a Unix socket, or listened there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Peer {
-    /// The process; none where it has no number here, as in another container.
+    /// The process id; `None` if it has no id here, as in another container.
     pub process: Option<u32>,
-    /// Its user.
+    /// The user id.
     pub user: u32,
 }
 
-/// Who made the other end of a Unix socket, or listened there.
+/// The process that created the other end of a Unix socket, or listened there.
 ///
 /// # Errors
-/// The kernel's.
+/// Errors of the system call.
 pub fn peer(socket: impl AsFd) -> io::Result<Peer> {
     let mut it = libc::ucred { pid: 0, uid: 0, gid: 0 };
     let mut bytes = libc::socklen_t::try_from(size_of_val(&it)).unwrap_or_default();
     let fd = socket.as_fd().as_raw_fd();
     let (level, option) = (libc::SOL_SOCKET, libc::SO_PEERCRED);
-    // SAFETY: both pointers are to values of this function, and the kernel writes no more than
-    // `bytes` says.
+    // SAFETY: both pointers are to values of this function, and the kernel writes at most `bytes`
+    // bytes.
     let result =
         unsafe { libc::getsockopt(fd, level, option, (&raw mut it).cast(), &raw mut bytes) };
     if result != 0 {
@@ -127,24 +128,25 @@ pub fn peer(socket: impl AsFd) -> io::Result<Peer> {
     Ok(Peer { process, user: it.uid })
 }
 
-/// The user who made the other end of a Unix socket.
+/// The user id of the process that created the other end of a Unix socket.
 ///
 /// # Errors
-/// The kernel's.
+/// Errors of the system call.
 pub fn peer_user(socket: impl AsFd) -> io::Result<u32> {
     Ok(peer(socket)?.user)
 }
 
-/// The user this process acts as.
+/// The effective user id of this process.
 pub fn own_user() -> u32 {
-    // SAFETY: it has no conditions and cannot fail.
+    // SAFETY: the call has no conditions and cannot fail.
     unsafe { libc::geteuid() }
 }
 
-/// What tells a socket from all others since the host's start, however many descriptors it has.
+/// A number that identifies a socket among all since the host's start, however many descriptors it
+/// has.
 ///
 /// # Errors
-/// The kernel's; what is no socket.
+/// Errors of the system call; a descriptor that is not a socket.
 pub fn cookie(socket: impl AsFd) -> io::Result<u64> {
     Ok(sockopt::socket_cookie(socket)?)
 }
@@ -153,22 +155,22 @@ pub fn cookie(socket: impl AsFd) -> io::Result<u64> {
 const FIRST: RawFd = 3;
 
 /// Takes over the descriptors that the service manager has passed (sd_listen_fds(3)), each with its
-/// name. No child will inherit them. To be called once, before this process opens anything.
+/// name. Child processes do not inherit them. Call it once, before this process opens a descriptor.
 ///
 /// # Errors
-/// The environment does not describe the descriptors that are open. None is taken over then.
+/// If the environment does not describe the descriptors that are open. None is taken over then.
 pub fn inherited() -> io::Result<Vec<(String, OwnedFd)>> {
     let passed = sd_notify::listen_fds_with_names()?;
     // SAFETY: sd-notify has checked that it is open; the process that started this one passed it
-    // for this one to own, and nothing else here takes it.
+    // for this one to own, and no other code here takes it.
     let own = |(fd, name)| (name, unsafe { OwnedFd::from_raw_fd(fd) });
     Ok(passed.map(own).collect())
 }
 
-/// Lets a child process start with these descriptors from 3 on, as a service manager does.
+/// Makes a child process start with these descriptors from 3 on, as a service manager does.
 #[doc(hidden)]
 pub fn command_with(command: &mut Command, them: Vec<OwnedFd>) -> &mut Command {
-    // Beyond all that are to be replaced, so that none is overwritten before it was copied.
+    // Above all numbers that are replaced, so that none is overwritten before it was copied.
     const HIGH: RawFd = 200;
     let place = move || {
         let mut copies = [0; DESCRIPTORS_MAX];

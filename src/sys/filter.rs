@@ -1,10 +1,10 @@
-//! Drops what some sources send before it is queued: a classic BPF program on a UDP socket.
+//! Drops datagrams of some sources before they are queued: a classic BPF program on a UDP socket.
 //!
-//! A datagram that is denied costs the worker nothing, and the kernel a search of a few comparisons
-//! where it would have queued it. The program is a binary search for the source address, or, for
-//! IPv6, for the first 32 bits of the /64, then a look at the others that share them. It is put
-//! together here because libraries make filters of expressions (libpcap) or for system calls
-//! (seccompiler), and neither makes a search tree.
+//! A denied datagram costs the worker nothing, and the kernel a search of a few comparisons. The
+//! program is a binary search for the source address or, for IPv6, for the first 32 bits of the
+//! /64, then a comparison with those that share them. It is assembled here because libraries
+//! compile filter expressions (libpcap) or filters for system calls (seccompiler), and neither
+//! produces a search tree.
 
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, UdpSocket};
@@ -13,11 +13,11 @@ use socket2::{SockFilter, SockRef};
 
 use crate::types::Family;
 
-/// The most sources that one program denies. Each takes 5 instructions; the kernel takes 4096, and
+/// Most sources that one program denies. Each takes 5 instructions. The kernel accepts 4096, and
 /// counts their memory against `net.core.optmem_max` (20 KiB on older hosts).
 pub const SOURCES_MAX: usize = 128;
 
-/// Where the kernel's loads begin to count at the network header (`SKF_NET_OFF`).
+/// Offset at which the kernel's loads start at the network header (`SKF_NET_OFF`).
 const NETWORK_HEADER: u32 = 0xfff0_0000;
 
 // Classic BPF, linux/bpf_common.h.
@@ -29,11 +29,11 @@ const RETURN: u16 = 0x06;
 const TAKE: u32 = u32::MAX;
 const DROP: u32 = 0;
 
-/// Denies the first [`SOURCES_MAX`] of these sources, IPv6 ones with all of their /64, in place of
-/// those denied before; with none of the socket's family, nobody is.
+/// Denies the first [`SOURCES_MAX`] of these sources, an IPv6 source with its whole /64. They
+/// replace the sources denied before; if none is of the socket's family, no source is denied.
 ///
 /// # Errors
-/// What the kernel says: `ENOMEM` where `net.core.optmem_max` is too small.
+/// Errors of the system call: `ENOMEM` if `net.core.optmem_max` is too small.
 pub fn deny(socket: &UdpSocket, family: Family, sources: &[IpAddr]) -> io::Result<()> {
     let socket = SockRef::from(socket);
     let mut words: Vec<[u32; 2]> =
@@ -52,7 +52,7 @@ pub fn deny(socket: &UdpSocket, family: Family, sources: &[IpAddr]) -> io::Resul
     socket.attach_filter(&program)
 }
 
-/// What is searched for: an IPv4 address, or the halves of an IPv6 /64's prefix.
+/// The words that are searched for: an IPv4 address, or the halves of an IPv6 /64's prefix.
 fn words_of(family: Family, source: IpAddr) -> Option<[u32; 2]> {
     match (family, source) {
         (Family::V4, IpAddr::V4(address)) => Some([address.to_bits(), 0]),
@@ -99,13 +99,13 @@ impl Program {
         let (low, high) = groups.split_at(groups.len() / 2);
         self.compare(JUMP_IF_AT_LEAST, high[0][0][0], 0, 1);
         let over = self.0.len();
-        self.push(JUMP, 0); // over the lower half, whose length shows when it is there
+        self.push(JUMP, 0); // jumps over the lower half, whose length is set below
         self.search(low, second);
         self.0[over].value = u32::try_from(self.0.len() - over - 1).unwrap_or(0);
         self.search(high, second);
     }
 
-    /// The end of a search: those that share the first word.
+    /// The end of a search: compares the second word with the sources that share the first.
     fn judge(&mut self, group: &[[u32; 2]], second: Option<u32>) {
         self.compare(JUMP_IF_EQUAL, group[0][0], 1, 0);
         self.push(RETURN, TAKE);
@@ -139,7 +139,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// What a program does with a packet of this source: a machine for the five instructions.
+    /// Whether a program accepts a packet of this source: an interpreter for the five instructions.
     fn takes(program: &Program, family: Family, source: IpAddr) -> bool {
         let header: Vec<u8> = match source {
             IpAddr::V4(address) => [vec![0; 12], address.octets().to_vec()].concat(),

@@ -1,5 +1,5 @@
-//! Who has an address that cannot be bound: the kernel's tables of sockets (proc_net_tcp(5)) and
-//! the processes that hold them, as far as /proc shows them to this one.
+//! Finds out which process has an address that cannot be bound: from the kernel's tables of sockets
+//! (proc_net_tcp(5)) and the processes that hold them, as far as /proc shows them to this process.
 
 use std::collections::HashMap;
 use std::fs;
@@ -9,7 +9,7 @@ use std::path::Path;
 
 use crate::sys::descriptors;
 
-/// What an address is bound for.
+/// The use that an address is bound for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BoundTransport {
     /// Datagrams.
@@ -18,20 +18,20 @@ pub enum BoundTransport {
     Tcp,
 }
 
-/// Who has an address.
+/// The holder of an address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AddressHolder {
     /// A process.
     Process {
-        /// Its number.
+        /// Its process id.
         id: u32,
         /// The name of its program, up to 15 bytes, as the kernel keeps it.
         program: String,
     },
-    /// Some process of this user: it may not be looked at, runs in another container, or has just
+    /// Some process of this user: it may not be inspected, runs in another container, or has just
     /// ended.
     User(u32),
-    /// No socket that is in the tables.
+    /// No socket in the tables.
     Nobody,
 }
 
@@ -46,7 +46,8 @@ struct SocketTableLine {
 /// The state of a socket that listens (TCP_LISTEN).
 const LISTENS: &str = "0A";
 
-/// Looks for who keeps `address` from being bound. Reads all of /proc: for a start that fails.
+/// Finds what prevents `address` from being bound. Reads all of /proc, so it is only for a start
+/// that failed.
 #[must_use]
 pub fn holder(transport: BoundTransport, address: SocketAddr) -> AddressHolder {
     let (name, state) = match transport {
@@ -59,7 +60,7 @@ pub fn holder(transport: BoundTransport, address: SocketAddr) -> AddressHolder {
         entries.extend(table.lines().skip(1).filter_map(|it| parse(it, state)));
     }
     entries.retain(|it| is_in_the_way(address, it.address));
-    // Of two families, the one that is asked for: the other may not be in the way at all.
+    // The requested family comes first: a socket of the other family may not be in the way.
     entries.sort_by_key(|it| it.address.is_ipv4() != address.is_ipv4());
     let ranks = entries.iter().map(|it| it.inode).enumerate().map(|(rank, inode)| (inode, rank));
     let found = process_with(&ranks.collect());
@@ -70,7 +71,8 @@ pub fn holder(transport: BoundTransport, address: SocketAddr) -> AddressHolder {
     }
 }
 
-/// Looks for who listens on a Unix socket: who made it listen, as the kernel noted then.
+/// Finds the process that listens on a Unix socket, as the kernel recorded it at the call to
+/// listen.
 #[must_use]
 pub fn holder_at(path: &Path) -> AddressHolder {
     let Ok(stream) = UnixStream::connect(path) else { return AddressHolder::Nobody };
@@ -90,7 +92,7 @@ fn parse(line: &str, state: Option<&str>) -> Option<SocketTableLine> {
     }
     let (ip, port) = fields.get(1)?.split_once(':')?;
     let port = u16::from_str_radix(port, 16).ok()?;
-    // Words of 32 bits, each as this host's byte order reads what stands in network order.
+    // Words of 32 bits: network byte order, printed as this host reads it.
     let words = ip.len() / 8;
     let word = |n: usize| u32::from_str_radix(ip.get(8 * n..8 * n + 8)?, 16).ok();
     let mut bytes = [0; 16];
@@ -107,8 +109,8 @@ fn parse(line: &str, state: Option<&str>) -> Option<SocketTableLine> {
     Some(SocketTableLine { address, user, inode })
 }
 
-/// Whether a socket that is bound to `bound` may keep another from being bound to `asked`. One on
-/// `[::]` may take IPv4 as well.
+/// Whether a socket bound to `bound` may prevent one from being bound to `asked`. A socket on
+/// `[::]` may include IPv4.
 fn is_in_the_way(asked: SocketAddr, bound: SocketAddr) -> bool {
     let overlaps =
         |one: IpAddr, other: IpAddr| one == other || one.is_unspecified() || other.is_unspecified();
@@ -123,8 +125,8 @@ fn is_in_the_way(asked: SocketAddr, bound: SocketAddr) -> bool {
         }
 }
 
-/// The process that has a descriptor of one of these sockets, of the lowest rank if there are some,
-/// and its program. Each process is looked at once, however many sockets there are.
+/// The process that has a descriptor of one of these sockets, and its program; of several sockets,
+/// the one with the lowest rank. Each process is inspected once, however many sockets there are.
 fn process_with(ranks: &HashMap<u64, usize>) -> Option<(u32, String)> {
     let ids = fs::read_dir("/proc")
         .ok()?
@@ -141,7 +143,7 @@ fn process_with(ranks: &HashMap<u64, usize>) -> Option<(u32, String)> {
     best.map(|(_, id, program)| (id, program))
 }
 
-/// The socket that a descriptor's link in /proc stands for.
+/// The inode of the socket that a descriptor's link in /proc names.
 fn inode_of(link: &Path) -> Option<u64> {
     link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
 }

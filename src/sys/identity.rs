@@ -1,4 +1,4 @@
-//! Who the process acts as: the rights of root, put aside for a while or given up for good.
+//! The user that the process acts as: drops the rights of root, for a while or for good.
 
 use std::ffi::{CString, OsString};
 use std::fs::{DirBuilder, Metadata, OpenOptions, Permissions, set_permissions};
@@ -16,27 +16,27 @@ use nix::unistd::{
 };
 use rustix::fs::{AtFlags, Mode, chownat};
 
-/// A user to become.
+/// A user to change to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UnixUser {
     name: String,
     uid: Uid,
     gid: Gid,
-    /// Whether the user database knows it, and with that its further groups.
+    /// Whether the user is in the user database, which also has the supplementary groups.
     is_known: bool,
 }
 
-/// How deep a directory is given away: the state directory's lists lie one folder down.
+/// How deep the owner of a directory's contents is changed: the lists are one folder below the
+/// state directory.
 const DEPTH_MAX: u32 = 2;
 
-/// Files that this process makes from now on are its user's alone, whatever mode the code that
-/// makes them asks for.
+/// From now on, only the user of this process has access to files that it creates, whatever mode
+/// the creating code requests.
 pub fn keep_files_private() {
     rustix::process::umask(Mode::RWXG | Mode::RWXO);
 }
 
-/// The rights of root, put aside: this process, all its threads included, acts as a user until this
-/// is dropped.
+/// The process, all its threads included, acts as another user until this value is dropped.
 #[derive(Debug)]
 #[must_use]
 pub struct ActingUser {
@@ -45,7 +45,8 @@ pub struct ActingUser {
 }
 
 impl Drop for ActingUser {
-    /// Where a step fails, less is allowed than before, not more; [`UnixUser::assume`] sees it.
+    /// If a step fails, the process has fewer rights than before, not more. [`UnixUser::assume`]
+    /// reports it.
     fn drop(&mut self) {
         let _ = seteuid(Uid::from_raw(0));
         let _ = setegid(self.gid);
@@ -54,11 +55,11 @@ impl Drop for ActingUser {
 }
 
 impl UnixUser {
-    /// Looks a user up by name or number. A number that the user database does not know is its own
+    /// Looks a user up by name or number. A number that is not in the user database is its own
     /// group.
     ///
     /// # Errors
-    /// Where there is no such user, or the database cannot be read.
+    /// If there is no such user, or the database cannot be read.
     pub fn find(name: &str) -> io::Result<Self> {
         let number = name.parse::<u32>().ok();
         let found = match number {
@@ -83,16 +84,16 @@ impl UnixUser {
         self.uid.as_raw()
     }
 
-    /// Whether this process is root, and so can become anybody.
+    /// Whether this process is root, and so can change to any user.
     pub fn can_change() -> bool {
         geteuid().is_root()
     }
 
-    /// Acts as this user until the returned value is dropped: whatever is opened, made or removed
-    /// meanwhile is so with the user's rights, wherever names lead.
+    /// Acts as this user until the returned value is dropped. Everything is opened, created or
+    /// removed with the user's rights meanwhile, wherever links lead.
     ///
     /// # Errors
-    /// Where the process is not root.
+    /// If the process is not root.
     pub fn act(&self) -> io::Result<ActingUser> {
         let before = ActingUser { gid: getegid(), groups: getgroups()? };
         self.set_groups()?;
@@ -101,13 +102,14 @@ impl UnixUser {
         Ok(before)
     }
 
-    /// Sees that the user has this directory: as the user, or where the user may not make or enter
-    /// it, as root, provided that nobody but root has a say in where its name leads. Then it is
-    /// given to the user with what root owns in it, unless it is somebody else's. No file in it is
-    /// opened.
+    /// Makes sure that the user has this directory. It is created as the user. If the user may not
+    /// create or enter it, it is created as root, provided that only root can change where its path
+    /// leads; the user then becomes the owner of the directory and of what root owns in it. A
+    /// directory of another user stays as it is. No file in it is opened.
     ///
     /// # Errors
-    /// The kernel's; `PermissionDenied` where the name leads through what is not root's.
+    /// Errors of the system calls; `PermissionDenied` if a part of the path does not belong to
+    /// root.
     pub fn create_directory(&self, directory: &Path) -> io::Result<()> {
         let may_enter = {
             let _acting = self.act()?;
@@ -115,7 +117,7 @@ impl UnixUser {
             made.and_then(|()| std::fs::metadata(directory.join(".")))
         };
         match may_enter {
-            // Whoever it belongs to could have put links there.
+            // Its owner could have created links in it.
             Ok(it) if it.uid() != 0 => return Ok(()),
             Err(error) if error.kind() != io::ErrorKind::PermissionDenied => return Err(error),
             _ => {}
@@ -124,7 +126,8 @@ impl UnixUser {
         self.own_to(&inspect(&real)?, DEPTH_MAX)
     }
 
-    /// Makes what is missing of a directory as root, for the user; where it is, without links.
+    /// Creates the missing parts of a directory as root, for the user. Returns its path without
+    /// links.
     fn make(&self, directory: &Path) -> io::Result<PathBuf> {
         let directory = std::path::absolute(directory)?;
         let is_missing = |it: &&Path| it.symlink_metadata().is_err();
@@ -132,24 +135,23 @@ impl UnixUser {
         let there = directory.ancestors().nth(missing.len()).unwrap_or_else(|| Path::new("/"));
         let mut made = vec![roots_own(there)?];
         for path in missing.iter().rev() {
-            // `..` behind a folder that is missing leads nowhere.
+            // `..` behind a missing folder leads nowhere.
             let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
             let next = made[made.len() - 1].join(name);
             DirBuilder::new().mode(0o700).create(&next)?;
             made.push(next);
         }
-        // From the deepest one up: until all are given away, only root can put a link on the way.
+        // The deepest first: until all owners are changed, only root can create a link on the path.
         for path in made.iter().skip(1).rev() {
             self.take(&inspect(path)?)?;
         }
         made.pop().ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
-    /// By descriptors, not by names: whoever the directory belongs to may put a link in the place
-    /// of a file between two looks at it. Sockets stay root's, and files with other names
-    /// elsewhere.
+    /// Uses descriptors, not names: the owner of the directory could replace a file by a link
+    /// between two accesses. Sockets, and files with hard links elsewhere, stay with root.
     fn own_to(&self, descriptor: &OwnedFd, depth: u32) -> io::Result<()> {
-        // What is open, wherever its name leads by now.
+        // The open file itself, wherever its name leads now.
         let opened = path_of(descriptor);
         let metadata = std::fs::metadata(&opened)?;
         let is_lone_file = metadata.is_file() && metadata.nlink() == 1;
@@ -169,17 +171,18 @@ impl UnixUser {
         Ok(())
     }
 
-    /// Gives what a descriptor stands for to this user.
+    /// Makes this user the owner of what a descriptor refers to.
     fn take(&self, descriptor: &OwnedFd) -> io::Result<()> {
         let (uid, gid) = (self.uid.as_raw(), self.gid.as_raw());
         let (uid, gid) = (rustix::fs::Uid::from_raw(uid), rustix::fs::Gid::from_raw(gid));
         Ok(chownat(descriptor.as_fd(), "", Some(uid), Some(gid), AtFlags::EMPTY_PATH)?)
     }
 
-    /// Gives a socket's file that root has bound to this user and its group, with this mode.
+    /// Makes this user and its group the owners of a socket file that root has bound, and sets its
+    /// mode.
     ///
     /// # Errors
-    /// The kernel's; `AlreadyExists` where something else is there by now.
+    /// Errors of the system call; `AlreadyExists` if the path is something else by now.
     pub fn own_socket(&self, path: &Path, mode: u32) -> io::Result<()> {
         let descriptor = inspect(path)?;
         let metadata = std::fs::metadata(path_of(&descriptor))?;
@@ -190,11 +193,10 @@ impl UnixUser {
         self.take(&descriptor)
     }
 
-    /// Makes this process, all its threads included, act as the user from now on, with no way back,
-    /// and sees that it is so.
+    /// Changes this process, all its threads included, to the user for good, and verifies it.
     ///
     /// # Errors
-    /// Where the process is not root, or something of root is left.
+    /// If the process is not root, or keeps a right of root.
     pub fn assume(&self) -> io::Result<()> {
         self.set_groups()?;
         setgid(self.gid)?;
@@ -221,31 +223,31 @@ impl UnixUser {
     }
 }
 
-/// What a name stands for, links themselves included: for looks at it and changes of its owner. Not
-/// opened: nobody waits for a pipe, and no device learns of it.
+/// Refers to what is at a path, without following a link in its last part, to inspect it or to
+/// change its owner. Does not open it: a pipe would block, and a device could react.
 fn inspect(path: &Path) -> io::Result<OwnedFd> {
     let flags = libc::O_PATH | libc::O_NOFOLLOW;
     Ok(OpenOptions::new().read(true).custom_flags(flags).open(path)?.into())
 }
 
-/// A name of what is open, which nobody can lead elsewhere.
+/// A path to an open file that no process can redirect.
 fn path_of(descriptor: &OwnedFd) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}", descriptor.as_raw_fd()))
 }
 
-/// Links on the way to a path, as many as the kernel follows.
+/// Most links in a path: as many as the kernel follows.
 const LINKS_MAX: u32 = 40;
 
-/// The bits of a mode by which others than the owner may write.
+/// The bits of a mode that let others than the owner write.
 const OTHERS_WRITE: u32 = 0o022;
 
-/// Where a path leads, provided that nobody but root has a say in that, or in what is in the folder
-/// there: every folder on the way and every link is root's, and only root may write to them. On the
-/// way others may write to a folder with the sticky bit, in which they cannot replace what is
-/// root's.
+/// Where a path leads, provided that only root can change that, or the contents of the folder
+/// there: every folder and link on the path belongs to root, and only root may write to them.
+/// Exception: others may write to a folder on the path that has the sticky bit, because they cannot
+/// replace root's files in it.
 ///
 /// # Errors
-/// `PermissionDenied` with the part that is not so; the kernel's.
+/// `PermissionDenied` with the part that violates this; errors of the system calls.
 pub fn roots_own(path: &Path) -> io::Result<PathBuf> {
     let path = std::path::absolute(path)?;
     let mut ahead = parts(&path);
@@ -271,30 +273,30 @@ pub fn roots_own(path: &Path) -> io::Result<PathBuf> {
             real = next;
         }
     }
-    // Once more, as links and `..` may have led to a folder that was on the way before.
+    // Checked once more, as links and `..` may have led to a folder that was on the path before.
     may_only_be_changed_by_root(&real, true)?;
     Ok(real)
 }
 
-/// The names of a path, the last one first, with `..` as it stands there.
+/// The names of a path, the last first. `..` is kept.
 fn parts(path: &Path) -> Vec<OsString> {
     let is_name = |it: &Component<'_>| matches!(it, Component::Normal(_) | Component::ParentDir);
     path.components().filter(is_name).map(|it| it.as_os_str().to_owned()).rev().collect()
 }
 
-/// Sees that a part of a path is root's and changed by nobody else.
+/// Checks that a part of a path belongs to root and that only root can change it.
 fn may_only_be_changed_by_root(part: &Path, is_last: bool) -> io::Result<Metadata> {
     let metadata = part.symlink_metadata()?;
     let is_shared = !metadata.is_symlink() && metadata.mode() & OTHERS_WRITE != 0;
     let is_sticky = metadata.is_dir() && metadata.mode() & libc::S_ISVTX != 0;
     let fault = if metadata.uid() != 0 {
-        "is not root's"
+        "does not belong to root"
     } else if is_shared && (is_last || !is_sticky) {
-        "can be written to by others than root"
+        "can be written to by other users than root"
     } else {
         return Ok(metadata);
     };
-    let text = format!("{} {fault}: root makes and gives away nothing below it", part.display());
+    let text = format!("{} {fault}: skep creates nothing below it as root", part.display());
     Err(io::Error::new(io::ErrorKind::PermissionDenied, text))
 }
 
@@ -322,7 +324,7 @@ mod tests {
         UnixUser::find("65534").unwrap()
     }
 
-    /// A folder that others may enter; `None`, with a sentence, where this is not root.
+    /// A folder that others may enter; `None`, with a printed message, if this process is not root.
     fn folder() -> Option<tempfile::TempDir> {
         if !UnixUser::can_change() {
             eprintln!("skipped: this is not root");
@@ -333,7 +335,8 @@ mod tests {
         Some(folder)
     }
 
-    /// In a process of its own, as rights are the process's: this test program once more.
+    /// Runs a test in a process of its own, as rights belong to the process: starts this test
+    /// program again.
     fn alone(test: &str, act: impl FnOnce()) {
         if std::env::var_os("SKEP_TEST_ALONE").is_some() {
             return act();
@@ -365,7 +368,7 @@ mod tests {
             assert_eq!([&state, &list].map(|it| owner(it)), [65534; 2]);
             let left = ["link", "twin", "pipe"].map(|it| owner(&state.join(it)));
             assert_eq!((owner(&other), left), (0, [0; 3]));
-            // It is the user's from now on: what root has there by chance stays root's.
+            // The directory belongs to the user from now on: what root has in it stays root's.
             std::fs::write(state.join("later"), "").unwrap();
             nobody().create_directory(&state).unwrap();
             assert_eq!(owner(&state.join("later")), 0);
@@ -380,7 +383,7 @@ mod tests {
             nobody().create_directory(&deep).unwrap();
             assert_eq!([&deep, &folder.path().join("a")].map(|it| owner(it)), [65534; 2]);
             assert_eq!(deep.metadata().unwrap().mode() & 0o777, 0o700);
-            // The user has put a link to a folder of root's on the way.
+            // The user has created a link to a folder of root on the path.
             let roots = folder.path().join("roots");
             std::fs::create_dir_all(roots.join("skep")).unwrap();
             set_permissions(&roots, Permissions::from_mode(0o700)).unwrap();
@@ -414,12 +417,12 @@ mod tests {
         let is_denied = |name: &str| {
             let error = real(name).unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::PermissionDenied, "{name}");
-            assert!(error.to_string().contains("others than root"), "{error}");
+            assert!(error.to_string().contains("other users than root"), "{error}");
         };
         assert_eq!(real("roots/in").unwrap(), top.join("roots/in"));
         assert_eq!(real("sticky/in").unwrap(), top.join("sticky/in"));
         ["shared", "shared/in", "sticky"].into_iter().for_each(is_denied);
-        // Links to links: what is between counts as well.
+        // Links to links: those in between count as well.
         use std::os::unix::fs::symlink;
         symlink("../roots/in", top.join("sticky/direct")).unwrap();
         symlink(top.join("roots"), top.join("shared/link")).unwrap();
@@ -432,7 +435,7 @@ mod tests {
         assert_eq!(real("loop").unwrap_err().raw_os_error(), Some(libc::ELOOP));
         std::os::unix::fs::lchown(top.join("by-shared"), Some(65534), None).unwrap();
         let error = real("by-shared").unwrap_err().to_string();
-        assert!(error.contains("by-shared is not root's"), "{error}");
+        assert!(error.contains("by-shared does not belong to root"), "{error}");
         for name in ["shared", "shared/new"] {
             let error = nobody().make(&top.join(name)).unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::PermissionDenied, "{name}");

@@ -1,5 +1,5 @@
-//! How much memory this process may use (the host's, or less where a control group says so), and
-//! how much it does.
+//! How much memory this process may use (the host's, or the limit of a control group), and how much
+//! it uses.
 #![expect(unsafe_code, reason = "one system call that no safe crate in use offers")]
 
 use std::fs::{self, File};
@@ -8,23 +8,23 @@ use std::mem::MaybeUninit;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
-/// Bytes this process may use: all the host has, unless its control group (version 2) or one above
-/// it has a lower limit.
+/// Bytes that this process may use: all memory of the host, unless its control group (version 2) or
+/// a parent of it has a lower limit.
 ///
 /// # Errors
-/// Where the kernel does not tell how much memory there is.
+/// If the size of the host's memory cannot be read.
 pub fn usable_bytes() -> io::Result<u64> {
     let told = fs::read_to_string("/proc/meminfo").ok();
-    // systemd's ProcSubset=pid hides the file. It comes first, as containers may have their own.
+    // The file comes first, as containers may have their own. systemd's ProcSubset=pid hides it.
     let total = told.and_then(|text| total_bytes(&text)).map_or_else(host_bytes, Ok)?;
     let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     Ok(group_limit(Path::new(GROUPS), &groups).map_or(total, |limit| limit.min(total)))
 }
 
-/// All the host's memory, as sysinfo(2) has it.
+/// All memory of the host, from sysinfo(2).
 fn host_bytes() -> io::Result<u64> {
     let mut host = MaybeUninit::<libc::sysinfo>::zeroed();
-    // SAFETY: the pointer is to a structure of ours, which the kernel only writes to.
+    // SAFETY: the pointer is to a structure of this function, which the kernel only writes to.
     if unsafe { libc::sysinfo(host.as_mut_ptr()) } != 0 {
         return Err(io::Error::last_os_error());
     }
@@ -34,14 +34,14 @@ fn host_bytes() -> io::Result<u64> {
     host.totalram.checked_mul(u64::from(host.mem_unit)).ok_or_else(too_large)
 }
 
-/// The total that the text of /proc/meminfo tells.
+/// The total in the text of /proc/meminfo.
 fn total_bytes(text: &str) -> Option<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim_end().parse().ok()?;
     kib.checked_mul(1024)
 }
 
-/// Where the kernel tells how much of the process is resident.
+/// Reads how much memory of the process is resident.
 #[derive(Debug)]
 pub struct Resident {
     statm: File,
@@ -49,10 +49,10 @@ pub struct Resident {
 }
 
 impl Resident {
-    /// Opens it, for this process.
+    /// Opens the file for this process.
     ///
     /// # Errors
-    /// Where there is no /proc, or it is not told there.
+    /// If there is no /proc, or the figure is missing there.
     pub fn open() -> io::Result<Self> {
         let resident = Self { statm: File::open("/proc/self/statm")?, page_bytes: page_bytes()? };
         resident.read()?;
@@ -60,15 +60,15 @@ impl Resident {
     }
 
     /// Resident bytes: a system call, without an allocation. The kernel counts a page when it is
-    /// first touched, some tens of pages late for each CPU.
+    /// first touched, with a delay of some tens of pages per CPU.
     ///
     /// # Errors
-    /// Where it is not told any more.
+    /// If the file cannot be read any more.
     pub fn read(&self) -> io::Result<u64> {
         let mut text = [0; 128];
         let length = self.statm.read_at(&mut text, 0)?;
         let text = text.get(..length).and_then(|it| std::str::from_utf8(it).ok());
-        // Pages: all, resident, and others.
+        // Pages: total, resident, and others.
         let pages: Option<u64> = text.and_then(|it| it.split(' ').nth(1)?.parse().ok());
         let bytes = pages.and_then(|it| it.checked_mul(self.page_bytes));
         bytes.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "statm has no number"))
@@ -77,7 +77,7 @@ impl Resident {
 
 /// Bytes of a page.
 fn page_bytes() -> io::Result<u64> {
-    // SAFETY: it reads a constant of the system.
+    // SAFETY: the call reads a constant of the system.
     let bytes = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
     u64::try_from(bytes).map_err(|_| io::Error::last_os_error())
 }
@@ -85,14 +85,14 @@ fn page_bytes() -> io::Result<u64> {
 /// Where control groups (version 2) are mounted.
 const GROUPS: &str = "/sys/fs/cgroup";
 
-/// What this process's control group may take beyond what it has and could not do without; the
-/// least of it and those above. `None` where none has a limit.
+/// Bytes that this process's control group may still allocate, reclaimable memory included; the
+/// least of its own and those of its parents. `None` if none has a limit.
 pub fn group_room() -> Option<u64> {
     let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
     folders(Path::new(GROUPS), &groups)?.iter().filter_map(|it| room_in(it)).min()
 }
 
-/// What one group may take more.
+/// Bytes that one group may still allocate.
 fn room_in(folder: &Path) -> Option<u64> {
     let read = |name: &str| fs::read_to_string(folder.join(name)).ok();
     let limit: u64 = read("memory.max")?.trim().parse().ok()?; // "max" is none
@@ -100,8 +100,8 @@ fn room_in(folder: &Path) -> Option<u64> {
     Some(limit.saturating_sub(taken.saturating_sub(reclaimable(&read("memory.stat")?))))
 }
 
-/// Bytes that the kernel gives up before it kills: pages of files, and caches of its own. What is
-/// in memory only (shmem) counts among files, and stays.
+/// Bytes that the kernel reclaims before it kills a process: pages of files, and its own caches.
+/// Memory without a file behind it (shmem) counts as file pages, but cannot be reclaimed.
 fn reclaimable(stat: &str) -> u64 {
     let value = |name: &str| -> u64 {
         let mut words = stat.lines().map(|line| line.split_once(' ').unwrap_or((line, "")));
@@ -110,11 +110,11 @@ fn reclaimable(stat: &str) -> u64 {
     value("file").saturating_sub(value("shmem")) + value("slab_reclaimable")
 }
 
-/// The folders of a process's group and those above it, below the folder that groups are mounted
-/// on; `groups` is the text of its /proc/PID/cgroup.
+/// The folders of a process's group and its parents, below the mount point of control groups.
+/// `groups` is the text of the process's /proc/PID/cgroup.
 fn folders(mounted: &Path, groups: &str) -> Option<Vec<PathBuf>> {
     let path = groups.lines().find_map(|line| line.strip_prefix("0::/"))?;
-    // In a namespace of its own, a group may be told as outside of what is mounted.
+    // In a namespace of its own, a group's path may lead outside of what is mounted.
     let inside = path.split('/').filter(|name| !name.is_empty() && *name != "..");
     let mut folder = PathBuf::from(mounted);
     let mut folders = vec![folder.clone()];
@@ -125,12 +125,12 @@ fn folders(mounted: &Path, groups: &str) -> Option<Vec<PathBuf>> {
     Some(folders)
 }
 
-/// The lowest limit of a process's group and those above it.
+/// The lowest limit of a process's group and its parents.
 fn group_limit(mounted: &Path, groups: &str) -> Option<u64> {
     let limit = |folder: &PathBuf| fs::read_to_string(folder.join("memory.max")).ok();
     let folders = folders(mounted, groups)?;
     let limits = folders.iter().filter_map(limit);
-    limits.filter_map(|text| text.trim().parse::<u64>().ok()).min() // "max" is none
+    limits.filter_map(|text| text.trim().parse::<u64>().ok()).min() // "max": no limit
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! Batches of datagrams through `recvmmsg` and `sendmmsg`: one system call for up to 64.
 //!
-//! All memory is taken at construction; nothing is allocated per datagram. The batches belong to
-//! no socket, so one pair serves a server's many sockets as well as a load generator's.
+//! All memory is allocated at construction, none per datagram. A batch is not bound to a socket, so
+//! one pair is enough for all sockets of a worker or of a load generator.
 #![expect(unsafe_code, reason = "two system calls, and headers that hold pointers")]
 
 use std::io;
@@ -12,20 +12,20 @@ use super::address::{ADDRESS_V6_BYTES, CONTROL_BYTES, LocalAddress, RawAddress};
 pub use super::buffers::DATAGRAM_BYTES_MAX;
 use super::buffers::Datagrams;
 
-/// Datagrams per system call: enough to spread the call's cost thin; more would mostly age the
-/// clock, which is read once a batch.
+/// Datagrams per system call. A larger batch would save little per datagram, and delay the clock,
+/// which is read once per batch.
 pub const BATCH: usize = 64;
 
 /// A datagram that was received.
 #[derive(Clone, Copy, Debug)]
 pub struct Received<'a> {
-    /// Where it came from; [`RawAddress::NONE`] for a batch without sources.
+    /// The sender; [`RawAddress::NONE`] for a batch without sources.
     pub source: &'a RawAddress,
-    /// The address of ours it was sent to, where the socket reports that.
+    /// The host's address that it was sent to, if the socket reports that.
     pub local: Option<LocalAddress>,
-    /// What it brought.
+    /// The payload.
     pub payload: &'a [u8],
-    /// Whether it was longer than [`DATAGRAM_BYTES_MAX`] and has lost its tail.
+    /// Whether it was longer than [`DATAGRAM_BYTES_MAX`] and is truncated.
     pub truncated: bool,
 }
 
@@ -43,20 +43,20 @@ impl ReceiveBatch {
         batch
     }
 
-    /// Takes what the socket holds, never waits, and says how many datagrams there were; whatever
-    /// the batch held before is gone.
+    /// Takes what the socket holds, without waiting, and returns the number of datagrams. They
+    /// replace the previous content of the batch.
     ///
     /// # Errors
-    /// `WouldBlock` where the socket holds nothing; else what `recvmmsg` says, e.g. a pending
-    /// ICMP error (`ConnectionRefused`) on a connected socket: call again.
+    /// `WouldBlock` if the socket holds nothing; other errors of `recvmmsg`, e.g. a pending ICMP
+    /// error (`ConnectionRefused`) on a connected socket: call again.
     pub fn receive(&mut self, socket: impl AsFd) -> io::Result<usize> {
         self.clear();
         let count = u32::try_from(self.capacity()).unwrap_or(u32::MAX);
         let headers = self.datagrams.headers.pointer(0).as_ptr();
         let fd = socket.as_fd().as_raw_fd();
         let flags = libc::MSG_DONTWAIT as _;
-        // SAFETY: `count` headers stand at `headers`; each points at memory of a live slot with
-        // its true length, and `&mut self` keeps everybody else away during the call.
+        // SAFETY: `count` headers are at `headers`; each points at memory of a live slot with its
+        // true length, and `&mut self` rules out any other access during the call.
         let result = unsafe { libc::recvmmsg(fd, headers, count, flags, ptr::null_mut()) };
         self.received = usize::try_from(result).map_err(|_| io::Error::last_os_error())?;
         for index in 0..self.received {
@@ -66,17 +66,17 @@ impl ReceiveBatch {
         Ok(self.received)
     }
 
-    /// How many datagrams the batch holds.
+    /// Number of datagrams in the batch.
     pub fn len(&self) -> usize {
         self.received
     }
 
-    /// Whether it holds none.
+    /// Whether the batch holds no datagrams.
     pub fn is_empty(&self) -> bool {
         self.received == 0
     }
 
-    /// How many it can hold. A full batch means that the socket probably holds more.
+    /// Most datagrams of a batch. After a full batch, the socket probably holds more.
     pub fn capacity(&self) -> usize {
         self.datagrams.capacity()
     }
@@ -105,7 +105,7 @@ impl ReceiveBatch {
         (0..self.received).map(|index| self.get(index))
     }
 
-    /// Tells the kernel the room of the headers it has used.
+    /// Resets the headers that the kernel has used to their full room.
     fn clear(&mut self) {
         for index in 0..self.received {
             let header = &mut self.datagrams.headers.get_mut(index).msg_hdr;
@@ -117,7 +117,7 @@ impl ReceiveBatch {
     }
 }
 
-/// Datagrams waiting to be sent by one system call.
+/// Datagrams to be sent by one system call.
 pub struct SendBatch {
     datagrams: Datagrams,
     queued: usize,
@@ -129,45 +129,45 @@ impl SendBatch {
         Self { datagrams: Datagrams::new(capacity), queued: 0 }
     }
 
-    /// How many datagrams wait.
+    /// Number of queued datagrams.
     pub fn len(&self) -> usize {
         self.queued
     }
 
-    /// Whether none waits.
+    /// Whether no datagram is queued.
     pub fn is_empty(&self) -> bool {
         self.queued == 0
     }
 
-    /// How many may wait at once.
+    /// Most datagrams that can be queued.
     pub fn capacity(&self) -> usize {
         self.datagrams.capacity()
     }
 
-    /// The buffer of the next datagram, holding whatever a former one left there; `None` when the
-    /// batch is full. Nothing is queued before [`Self::push`].
+    /// The buffer of the next datagram, with content of earlier ones; `None` if the batch is full.
+    /// Nothing is queued before [`Self::push`].
     #[inline]
     pub fn next_payload(&mut self) -> Option<&mut [u8; DATAGRAM_BYTES_MAX]> {
         (self.queued < self.capacity())
             .then(|| &mut self.datagrams.slots.get_mut(self.queued).payload)
     }
 
-    /// Queues the datagram whose first `bytes` stand in [`Self::next_payload`].
+    /// Queues the datagram whose first `bytes` bytes are in [`Self::next_payload`].
     ///
-    /// `target` is where it goes ([`RawAddress::NONE`] on a connected socket), `local` the address
-    /// of ours it must leave from, where that is not the socket's own.
+    /// `target` is the destination ([`RawAddress::NONE`] on a connected socket). `local` is the
+    /// host's address that it must leave from, if that is not the socket's own.
     ///
     /// # Panics
     /// If the batch is full or `bytes` exceeds [`DATAGRAM_BYTES_MAX`].
     #[inline]
     pub fn push(&mut self, bytes: usize, target: &RawAddress, local: Option<LocalAddress>) {
-        self.datagrams.address(self.queued, bytes, target, local);
+        self.datagrams.prepare_send(self.queued, bytes, target, local);
         self.queued += 1;
     }
 
-    /// Sends all that waits and says how many the kernel took; the batch is empty afterwards.
-    /// Never waits. `failed` is told of each datagram that was not sent, and why: once the send
-    /// buffer is full (`WouldBlock`), all the rest fail.
+    /// Sends all queued datagrams, without waiting, and returns how many the kernel took. The batch
+    /// is empty afterwards. `failed` is called with the error of each datagram that was not sent.
+    /// Once the send buffer is full (`WouldBlock`), all further datagrams fail.
     pub fn flush(&mut self, socket: impl AsFd, mut failed: impl FnMut(io::Error)) -> usize {
         let (mut done, mut sent) = (0, 0);
         while done < self.queued {
@@ -182,8 +182,8 @@ impl SendBatch {
                     (done..self.queued).for_each(|_| failed(full()));
                     done = self.queued;
                 }
-                // The call stops before the datagram that failed, and names its error only when
-                // that one comes first.
+                // The call stops before the datagram that failed, and returns its error only if
+                // that datagram is the first.
                 Err(error) => {
                     failed(error);
                     done += 1;
@@ -194,14 +194,14 @@ impl SendBatch {
         sent
     }
 
-    /// One `sendmmsg` of the datagrams from `first` on.
+    /// One `sendmmsg` for the datagrams from `first` on.
     fn send_from(&mut self, first: usize, socket: &impl AsFd) -> io::Result<usize> {
         let headers = self.datagrams.headers.pointer(first).as_ptr();
         let count = u32::try_from(self.queued - first).unwrap_or(u32::MAX);
         let fd = socket.as_fd().as_raw_fd();
         let flags = libc::MSG_DONTWAIT as _;
-        // SAFETY: `count` headers stand there; each points at memory of a live slot with its true
-        // length, and `&mut self` keeps everybody else away during the call.
+        // SAFETY: `count` headers are there; each points at memory of a live slot with its true
+        // length, and `&mut self` rules out any other access during the call.
         let result = unsafe { libc::sendmmsg(fd, headers, count, flags) };
         usize::try_from(result).map_err(|_| io::Error::last_os_error())
     }

@@ -1,7 +1,7 @@
-//! The kernel's edge: sockets, batches of datagrams, rings, CPUs and the clock.
+//! System calls: sockets, batches of datagrams, rings, CPUs and the clock.
 //!
-//! This is the only module (beside the store's table) that may hold `unsafe`, and every API it
-//! shows is safe. It knows nothing of trackers: the workers and the load tester build on it alike.
+//! This is the only module, besides the store's table, that may contain `unsafe`. Its API is safe.
+//! It does not depend on tracker code: workers and the load tester both use it.
 
 pub mod address;
 pub mod affinity;

@@ -1,7 +1,8 @@
-//! Whether io_uring works here, tried with real traffic, and what to do where it does not.
+//! Tests whether io_uring works on this host, with real traffic. If not, names the cause and a
+//! remedy.
 //!
-//! Container runtimes deny it, sysctls switch it off, old kernels lack parts of it. Asking for
-//! features tells little of that, so a ring as the workers use it sends a datagram to itself.
+//! Container runtimes deny io_uring, sysctls switch it off, old kernels lack parts of it. A query
+//! of features shows little of that, so a ring set up as in the workers sends a datagram to itself.
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
@@ -14,28 +15,28 @@ use super::socket::{BoundUdp, UdpOptions, bind_udp};
 /// Why io_uring cannot be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum UringDenial {
-    /// ENOSYS: no such system call, or a filter that says so.
+    /// ENOSYS: no such system call, or a filter that returns this error.
     Missing,
     /// The sysctl `kernel.io_uring_disabled` has this value.
     Sysctl(u8),
     /// A seccomp filter denies it.
     Seccomp,
-    /// Something else denies it: a security module or a hypervisor.
+    /// A security module or a hypervisor denies it.
     Denied,
-    /// It may not lock enough memory.
+    /// The process may not lock enough memory.
     MemoryLimit,
-    /// The process, or the host, has no descriptor left.
+    /// The process, or the host, has no descriptors left.
     Descriptors,
-    /// The kernel knows too little of it.
+    /// The kernel lacks a required feature.
     OldKernel,
-    /// There is no loopback, or the datagram did not come back over it.
+    /// There is no loopback, or the datagram did not return over it.
     NoTraffic,
     /// Anything else.
     Other,
 }
 
 impl UringDenial {
-    /// Every cause, as labels go.
+    /// The labels of all causes, in their order.
     pub const LABELS: [&str; 9] = [
         "missing",
         "sysctl",
@@ -64,7 +65,7 @@ impl UringDenial {
         Self::LABELS[place]
     }
 
-    /// What is wrong, then what to do about it.
+    /// What is wrong, then how to fix it.
     fn texts(self) -> (&'static str, &'static str) {
         match self {
             Self::Missing => (
@@ -74,7 +75,8 @@ impl UringDenial {
             ),
             Self::Sysctl(1) => (
                 "the sysctl kernel.io_uring_disabled = 1 reserves it for privileged processes",
-                "set kernel.io_uring_disabled = 0, or kernel.io_uring_group to a group of ours",
+                "set kernel.io_uring_disabled = 0, or kernel.io_uring_group to a group of the \
+                 skep user",
             ),
             Self::Sysctl(_) => (
                 "the sysctl kernel.io_uring_disabled = 2 switches it off",
@@ -106,7 +108,7 @@ impl UringDenial {
     }
 }
 
-/// Why io_uring cannot be used; says how to change that.
+/// io_uring cannot be used. The text names the cause and a remedy.
 #[derive(Debug, thiserror::Error)]
 #[error("io_uring is not usable: {} ({source}); remedy: {}", cause.texts().0, cause.texts().1)]
 pub struct UringProbeError {
@@ -115,29 +117,29 @@ pub struct UringProbeError {
 }
 
 impl UringProbeError {
-    /// The cause.
+    /// Why io_uring cannot be used.
     pub fn cause(&self) -> UringDenial {
         self.cause
     }
 }
 
-/// Tries io_uring exactly as the workers use it. Takes milliseconds; a second where datagrams
-/// vanish.
+/// Tests io_uring exactly as the workers use it. Takes milliseconds, or a second if datagrams are
+/// lost.
 ///
 /// # Errors
-/// [`UringProbeError`] where it does not work.
+/// [`UringProbeError`] if io_uring does not work.
 pub fn probe() -> Result<(), UringProbeError> {
     let attempt =
         || exchange().map_err(|source| UringProbeError { cause: cause_here(&source), source });
-    // On a thread of its own: the end of a ring interrupts the thread that drove it once more,
-    // some milliseconds later, and the caller's next system call would fail with EINTR.
+    // On a thread of its own: some milliseconds after a ring ends, the kernel interrupts the thread
+    // that used it once more, and the caller's next system call would fail with EINTR.
     let thread = std::thread::Builder::new().name("probe".into()).spawn(attempt);
     let failed = |source| UringProbeError { cause: UringDenial::Other, source };
     let panicked = |_| Err(failed(io::Error::other("the probe panicked")));
     thread.map_err(failed)?.join().unwrap_or_else(panicked)
 }
 
-/// Sends a datagram to a ring on loopback and has it answer.
+/// Sends a datagram over loopback to a ring, which sends it back.
 fn exchange() -> io::Result<()> {
     let server = [bind_loopback()?];
     let client = UdpSocket::bind(SocketAddr::new(server[0].address().ip(), 0))?;
@@ -153,14 +155,14 @@ fn exchange() -> io::Result<()> {
             failure.get_or_insert(errno);
         }
     };
-    // The first turn may bring nothing but the receive's being armed.
+    // The first turn may do no more than arm the receive.
     const TURNS: u32 = 10;
     for _ in 0..TURNS {
         if ring.turn(Duration::from_millis(100), &mut note)? > 0 {
-            let received = ring.exchange(0);
+            let received = ring.datagram(0);
             let bytes = received.payload.len();
             received.out[..bytes].copy_from_slice(received.payload);
-            ring.reply(0, bytes);
+            ring.respond(0, bytes);
             break;
         }
     }
@@ -179,7 +181,7 @@ fn bind_loopback() -> io::Result<BoundUdp> {
         .or_else(|_| bind_udp((Ipv6Addr::LOCALHOST, 0).into(), &options))
 }
 
-/// Finds the cause in what this host says of itself.
+/// Finds the cause from the sysctl and the process status of this host.
 fn cause_here(error: &io::Error) -> UringDenial {
     let read = |path| std::fs::read_to_string(path).unwrap_or_default();
     let sysctl = read("/proc/sys/kernel/io_uring_disabled").trim().parse().unwrap_or(0);
@@ -243,7 +245,7 @@ mod tests {
 
     #[test]
     fn what_works_is_found_to_work_again_and_again() {
-        // Rings, registrations and buffers must all be given back: a thread may hold 16 rings.
+        // Rings, registrations and buffers must all be freed: a thread may hold 16 rings.
         for _ in 0..40 {
             match probe() {
                 Ok(()) => {}

@@ -1,36 +1,36 @@
-//! Waiting for sockets with `poll`, for the backend that has no ring.
+//! Waits for sockets with `poll`, for the backend without a ring.
 //!
 //! Not `epoll`, on purpose: an epoll set stays in each socket's wait queue, so the kernel wakes it
-//! for every reply that leaves, while `poll` is in the queue only as long as it waits. The figure
-//! is in docs/decisions/0001-poll-not-epoll.md; it outweighs the longer call, as there are a
-//! handful of sockets only.
+//! for every response that leaves, while `poll` is in the queue only while it waits. The
+//! measurement is in docs/decisions/0001-poll-not-epoll.md. With a handful of sockets, it outweighs
+//! the longer call.
 #![expect(unsafe_code, reason = "one system call")]
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::time::Duration;
 
-/// A set of descriptors, each known by its place, and the ones that were found ready.
+/// A set of descriptors, identified by index, and those found ready.
 pub(crate) struct Readiness {
     polled: Vec<libc::pollfd>,
-    /// Where to look for the next one that is ready.
+    /// Index at which the search for the next ready descriptor starts.
     cursor: usize,
 }
 
 impl Readiness {
-    /// Watches each of `sources` for something to read.
+    /// Watches each of `sources` for data to read.
     pub(crate) fn new<S: AsFd>(sources: &[S]) -> Self {
         let fds = sources.iter().map(|it| it.as_fd().as_raw_fd());
         let polled = fds.map(|fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 }).collect();
         Self { polled, cursor: usize::MAX }
     }
 
-    /// Waits until at least one is ready, at most `timeout`.
+    /// Waits until at least one descriptor is ready, at most `timeout`.
     pub(crate) fn wait(&mut self, timeout: Duration) -> io::Result<()> {
         self.cursor = usize::MAX;
         let timeout_ms = i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX);
         let count = self.polled.len() as libc::nfds_t;
-        // SAFETY: `count` entries stand there, and `&mut self` keeps others away.
+        // SAFETY: `count` entries are there, and `&mut self` rules out any other access.
         match unsafe { libc::poll(self.polled.as_mut_ptr(), count, timeout_ms) } {
             -1 => return Err(io::Error::last_os_error()),
             0 => {}
@@ -39,7 +39,7 @@ impl Readiness {
         Ok(())
     }
 
-    /// The place of the next one that the last wait found ready; each is named once.
+    /// The index of the next descriptor that the last wait found ready. Each is returned once.
     pub(crate) fn next(&mut self) -> Option<usize> {
         let rest = self.polled.get(self.cursor..)?;
         let found = rest.iter().position(|it| it.revents != 0).map(|it| self.cursor + it);

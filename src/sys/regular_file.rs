@@ -1,14 +1,14 @@
-//! Files that an operator names, opened without waiting for anybody.
+//! Opens files that an operator names, without blocking.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
-/// Opens a regular file for reading. A pipe without a writer would hold up whoever opens it.
+/// Opens a regular file for reading. A pipe without a writer would block the caller.
 ///
 /// # Errors
-/// The kernel's; `InvalidInput` for what is not a regular file.
+/// Errors of the system call; `InvalidInput` if it is not a regular file.
 pub fn open(path: &Path) -> io::Result<File> {
     let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
     if !file.metadata()?.is_file() {
@@ -17,10 +17,10 @@ pub fn open(path: &Path) -> io::Result<File> {
     Ok(file)
 }
 
-/// Reads a regular file whole.
+/// Reads a whole regular file.
 ///
 /// # Errors
-/// Those of [`open`].
+/// As [`open`]; errors of the read.
 pub fn read(path: &Path) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     open(path)?.read_to_end(&mut bytes)?;

@@ -1,4 +1,4 @@
-//! Making an io_uring, and taking from it all that is not needed.
+//! Creates an io_uring, and restricts it to what is needed.
 
 use std::io;
 
@@ -9,11 +9,13 @@ use io_uring::{IoUring, Submitter, opcode};
 /// Sizes of a ring.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RingOptions {
-    /// Receive buffers, a power of two: one arm can fill hundreds before we see the first.
+    /// Receive buffers, a power of two. One armed receive can fill hundreds before the first is
+    /// handled.
     pub(crate) buffers: u16,
-    /// Submission entries, and so the most replies of one turn: a batch and the arms must fit.
+    /// Submission entries. Bounds the responses of one turn: a batch and the receives to arm must
+    /// fit.
     pub(crate) submissions: u32,
-    /// Completion entries: every buffer may be full at once, and as many sends have failed.
+    /// Completion entries. Every buffer may be full at once, and as many sends may have failed.
     pub(crate) completions: u32,
 }
 
@@ -23,11 +25,11 @@ impl Default for RingOptions {
     }
 }
 
-/// The kernel's ring. It outlives the `Ring` that drives it.
+/// The kernel's ring. It outlives the `Ring` that uses it.
 pub(crate) struct RingHost(pub(super) IoUring);
 
 impl RingHost {
-    /// Makes a ring that is still disabled, stepping down where the kernel knows a flag not yet.
+    /// Creates a ring that is still disabled. Leaves out flags that the kernel does not support.
     pub(crate) fn new(options: &RingOptions) -> io::Result<Self> {
         let mut result = Err(io::ErrorKind::InvalidInput.into());
         for flags in [since_6_6, since_6_1, since_6_0] {
@@ -57,15 +59,15 @@ fn since_6_0(builder: &mut io_uring::Builder) {
     builder.setup_coop_taskrun();
 }
 
-/// Allows what the loop below uses and nothing else: an attacker who takes over the process finds
-/// a ring that can send, receive and cancel on these sockets only. (A seccomp filter sees nothing
-/// of what goes through a ring.)
+/// Allows the operations of the ring's loop and nothing else: an attacker who controls the process
+/// can only send, receive and cancel on these sockets. (A seccomp filter does not see the
+/// operations of a ring.)
 pub(super) fn restrict(submitter: &Submitter<'_>) -> io::Result<()> {
-    // From linux/io_uring.h; the crate keeps its names to itself.
+    // From linux/io_uring.h. The crate does not export them.
     const UNREGISTER_FILES: u8 = 3;
     const UNREGISTER_RING_FDS: u8 = 21;
     let flags = Flags::FIXED_FILE | Flags::BUFFER_SELECT | Flags::SKIP_SUCCESS;
-    // On registered files alone: an entry without the flag could name any descriptor.
+    // Only on registered files: an entry without the flag could name any descriptor.
     let required = Flags::FIXED_FILE;
     submitter.register_restrictions(&mut [
         Restriction::sqe_op(opcode::RecvMsgMulti::CODE),

@@ -1,12 +1,12 @@
-//! The right to serve, of which there is one among processes that hand sockets on.
+//! The right to serve. One process at a time has it, among processes that hand sockets over.
 //!
-//! It is a lock on a file in memory that all of them have a descriptor of (fcntl(2), `F_SETLK`).
-//! The kernel decides who has it, and frees it when its holder ends, however that comes about: so
-//! who finds it free knows that the one before has given it up or has ended, and who finds it taken
-//! knows that somebody lives who may serve, even if that one stands still at the moment.
+//! It is a lock on a file in memory of which all of them have a descriptor (fcntl(2), `F_SETLK`).
+//! The kernel grants it to one process, and frees it when its holder ends, for whatever reason. If
+//! the lock is free, its last holder has released it or has ended. If it is taken, its holder is
+//! alive and may serve, even if it is stopped at the moment.
 //!
-//! The lock belongs to the process: within one, taking it a second time succeeds, and closing any
-//! descriptor of the file frees it.
+//! The lock belongs to the process: within the same process, taking it a second time succeeds, and
+//! closing any descriptor of the file frees it.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -16,22 +16,22 @@ use std::time::Duration;
 use rustix::fs::{FlockOperation, MemfdFlags, fcntl_lock, memfd_create};
 use rustix::io::Errno;
 
-/// How often to look whether it is free.
+/// How often a wait checks whether the lock is free.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 
-/// The right to serve, or the possibility to ask for it.
+/// A handle to the lock.
 #[derive(Debug)]
 pub struct ServingLock(OwnedFd);
 
 impl ServingLock {
-    /// A new one, which this process has.
+    /// A new lock, which this process holds.
     ///
     /// # Errors
-    /// Where there is no descriptor or memory left, or a filter denies it.
+    /// If no descriptor or memory is left, or a filter denies the call.
     pub fn new() -> io::Result<Self> {
         let create = |flags| memfd_create("skep-right-to-serve", MemfdFlags::CLOEXEC | flags);
-        // Where vm.memfd_noexec is 2 the kernel refuses one that could become executable; before
-        // Linux 6.3 it does not know the flag.
+        // If vm.memfd_noexec is 2, the kernel refuses a file that could become executable. Before
+        // Linux 6.3 it does not support the flag.
         let created = match create(MemfdFlags::NOEXEC_SEAL) {
             Err(Errno::INVAL) => create(MemfdFlags::empty()),
             created => created,
@@ -41,16 +41,16 @@ impl ServingLock {
         Ok(lock)
     }
 
-    /// One that came from another process.
+    /// A lock whose descriptor came from another process.
     #[must_use]
     pub fn received(descriptor: OwnedFd) -> Self {
         Self(descriptor)
     }
 
-    /// Takes it, unless another process has it: whether this one has it now.
+    /// Takes the lock, unless another process has it. True if this process has it now.
     ///
     /// # Errors
-    /// The kernel's, such as where this is not a file that can be locked.
+    /// Errors of the system call, e.g. if the file cannot be locked.
     pub fn take(&self) -> io::Result<bool> {
         match fcntl_lock(&self.0, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => Ok(true),
@@ -59,8 +59,8 @@ impl ServingLock {
         }
     }
 
-    /// As [`Self::take`], for as long as a process takes that is just ending: it closes its
-    /// descriptors one after the other. What cannot be taken counts as another's.
+    /// As [`Self::take`], repeated while the holder may be ending: a process closes its descriptors
+    /// one after the other. A lock that cannot be taken counts as another process's.
     #[must_use]
     pub fn take_within(&self, tries: u32) -> bool {
         for _ in 1..tries {
@@ -72,10 +72,10 @@ impl ServingLock {
         matches!(self.take(), Ok(true))
     }
 
-    /// Gives it up.
+    /// Releases the lock.
     ///
     /// # Errors
-    /// The kernel's; it has no reason to.
+    /// Errors of the system call; none is expected.
     pub fn release(&self) -> io::Result<()> {
         Ok(fcntl_lock(&self.0, FlockOperation::NonBlockingUnlock)?)
     }

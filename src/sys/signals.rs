@@ -1,24 +1,25 @@
-//! Signals that would end the process and mean nothing here.
+//! Ignores signals that would end the process without a reason.
 #![expect(unsafe_code, reason = "how a signal is treated is set by a call of C")]
 
 use std::io;
 
-/// Ignored from now on, by programs that this process may run as well:
+/// Ignored from now on, also by programs that this process runs:
 ///
-/// - SIGXFSZ, by which the kernel ends who writes beyond the limit on a file's size (RLIMIT_FSIZE):
-///   without it the write fails with EFBIG, which is reported like any other failure to write;
-/// - SIGUSR1 and SIGUSR2, by which other daemons rotate their logs or report figures: whoever sends
-///   them out of habit does not want the end of the process.
+/// - SIGXFSZ, by which the kernel ends a process that writes beyond the limit on a file's size
+///   (RLIMIT_FSIZE). When ignored, the write fails with EFBIG, which is reported like any other
+///   failed write.
+/// - SIGUSR1 and SIGUSR2, which make other daemons rotate their logs or report figures. Operators
+///   and scripts that send them do not intend to end the process.
 const IGNORED: [libc::c_int; 3] = [libc::SIGXFSZ, libc::SIGUSR1, libc::SIGUSR2];
 
-/// Has the kernel discard the signals that would end this process and mean nothing here.
+/// Makes the kernel discard signals that have no use here and would end this process.
 ///
 /// # Errors
-/// The kernel's; it has no reason to.
+/// Errors of the system call; none is expected.
 pub fn ignore_meaningless() -> io::Result<()> {
     IGNORED.into_iter().try_for_each(|signal| {
-        // SAFETY: SIG_IGN is no handler: nothing of ours is run in the context of a signal, and
-        // nothing is owned by whatever was set before.
+        // SAFETY: SIG_IGN is not a handler: no code of this process runs in the context of a
+        // signal, and nothing is owned by the previous setting.
         let before = unsafe { libc::signal(signal, libc::SIG_IGN) };
         if before == libc::SIG_ERR { Err(io::Error::last_os_error()) } else { Ok(()) }
     })

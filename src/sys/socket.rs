@@ -1,12 +1,13 @@
-//! UDP sockets as a tracker wants them, and what the kernel tells about them.
+//! UDP sockets with the options that a tracker needs, and what the kernel reports about them.
 //!
 //! Why each option is set:
-//! - `SO_REUSEPORT`: every worker has its own socket on the same address, so no queue is shared;
-//! - `IPV6_V6ONLY`: `0.0.0.0` and `[::]` are two sockets, and an IPv4 client is IPv4 everywhere;
-//! - a receive buffer of 8 MiB: about 19 000 datagrams, 100 ms at 200 000 a second;
-//! - `IP_MTU_DISCOVER = PROBE`: spares each reply the choice of an IP id: replies are too short to
-//!   be fragmented;
-//! - `IP_PKTINFO` on wildcard sockets alone: replies must leave from the address that was asked.
+//! - `SO_REUSEPORT`: every worker has its own socket on the same address, so no queue is shared.
+//! - `IPV6_V6ONLY`: `0.0.0.0` and `[::]` are two sockets, and an IPv4 client is IPv4 everywhere.
+//! - A receive buffer of 8 MiB: about 19 000 datagrams, 100 ms at 200 000 a second.
+//! - `IP_MTU_DISCOVER = PROBE`: spares the choice of an IP id for each response. Responses are too
+//!   short to be fragmented.
+//! - `IP_PKTINFO` on wildcard sockets only: responses must leave from the address that the request
+//!   was sent to.
 #![expect(unsafe_code, reason = "socket options that no safe crate offers")]
 
 use std::io;
@@ -19,7 +20,7 @@ use socket2::{Domain, SockRef, Socket, Type};
 
 use crate::types::Family;
 
-/// The receive buffer to ask for, in bytes.
+/// The receive buffer to request, in bytes.
 pub const RECEIVE_BUFFER_BYTES: usize = 8 << 20;
 
 /// How to bind a socket.
@@ -27,7 +28,7 @@ pub const RECEIVE_BUFFER_BYTES: usize = 8 << 20;
 pub struct UdpOptions {
     /// Whether several sockets may share the address, each getting a part of the datagrams.
     pub reuse_port: bool,
-    /// The receive buffer to ask for, in bytes. The kernel may give less without a word: compare
+    /// The receive buffer to request, in bytes. The kernel may grant less without an error: compare
     /// [`BoundUdp::receive_buffer_bytes`].
     pub receive_buffer_bytes: usize,
 }
@@ -46,22 +47,22 @@ pub struct BoundUdp {
     receive_buffer_bytes: usize,
 }
 
-/// What the kernel keeps for a socket (`SO_MEMINFO`).
+/// Memory of a socket, as the kernel counts it (`SO_MEMINFO`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SocketMemory {
-    /// Bytes queued for us now, the kernel's own overhead included.
+    /// Bytes queued for reading, the kernel's own overhead included.
     pub queued_bytes: u64,
-    /// Where it starts to drop: twice the receive buffer, in the same unit.
+    /// Bytes at which the kernel starts to drop: twice the receive buffer, in the same unit.
     pub limit_bytes: u64,
-    /// Datagrams dropped since the socket was bound, exactly, modulo 2^32.
+    /// Exact number of datagrams dropped since the socket was bound, modulo 2^32.
     pub drops: u32,
 }
 
 /// Binds a UDP socket. Port 0 lets the kernel choose: see [`BoundUdp::address`].
 ///
 /// # Errors
-/// What the kernel says: the address is in use or not ours, the port is privileged, too few
-/// descriptors.
+/// Errors of the system calls: the address is in use or not one of the host, the port is
+/// privileged, no descriptors are left.
 pub fn bind_udp(address: SocketAddr, options: &UdpOptions) -> io::Result<BoundUdp> {
     let socket = Socket::new(Domain::for_address(address), Type::DGRAM, None)?;
     socket.set_nonblocking(true)?;
@@ -77,11 +78,11 @@ pub fn bind_udp(address: SocketAddr, options: &UdpOptions) -> io::Result<BoundUd
     Ok(BoundUdp { socket, address, receive_buffer_bytes })
 }
 
-/// Takes over a UDP socket that somebody else has bound, with what waits in it, and sets all that
-/// can still be set.
+/// Takes over a UDP socket that another process has bound, with the datagrams that wait in it, and
+/// sets all options that can still be set.
 ///
 /// # Errors
-/// What the kernel says; a socket of another kind.
+/// Errors of the system calls; a socket of another kind.
 pub fn adopt_udp(socket: OwnedFd, receive_buffer_bytes: usize) -> io::Result<BoundUdp> {
     let socket = Socket::from(socket);
     let address = socket.local_addr()?.as_socket();
@@ -92,7 +93,8 @@ pub fn adopt_udp(socket: OwnedFd, receive_buffer_bytes: usize) -> io::Result<Bou
     socket.set_nonblocking(true)?;
     socket.set_reuse_port(true)?;
     prepare(&socket, address)?;
-    // Whoever bound it may have been allowed more than this process is: it is not made smaller.
+    // The process that bound it may have been allowed a larger buffer than this one: never shrink
+    // it.
     let kept = socket.recv_buffer_size()? / 2;
     let fresh = Socket::new(Domain::for_address(address), Type::DGRAM, None)?;
     let has_less = kept < enlarge_receive_buffer(&fresh, receive_buffer_bytes)?;
@@ -101,7 +103,7 @@ pub fn adopt_udp(socket: OwnedFd, receive_buffer_bytes: usize) -> io::Result<Bou
     Ok(BoundUdp { socket: socket.into(), address, receive_buffer_bytes })
 }
 
-/// Sets what a socket needs that is, or will be, bound to `address`, but for its receive buffer.
+/// Sets the options of a socket that is, or will be, bound to `address`, except its receive buffer.
 fn prepare(socket: &Socket, address: SocketAddr) -> io::Result<()> {
     let (level, discover, probe, info) = match address {
         SocketAddr::V4(_) => {
@@ -121,8 +123,9 @@ fn prepare(socket: &Socket, address: SocketAddr) -> io::Result<()> {
     Ok(())
 }
 
-/// Asks for a receive buffer beyond the sysctl's limit first, which takes CAP_NET_ADMIN, then
-/// within it. Says what the kernel gave, in the unit it is asked in (it keeps twice that).
+/// Requests a receive buffer beyond the sysctl's limit first, which requires CAP_NET_ADMIN, then
+/// within it. Returns what the kernel granted, in the unit of the request (the kernel reports twice
+/// that).
 fn enlarge_receive_buffer(socket: &Socket, bytes: usize) -> io::Result<usize> {
     let asked = c_int::try_from(bytes).unwrap_or(c_int::MAX);
     if set_option(socket, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, &asked).is_err() {
@@ -132,16 +135,16 @@ fn enlarge_receive_buffer(socket: &Socket, bytes: usize) -> io::Result<usize> {
 }
 
 impl BoundUdp {
-    /// Lets further sockets of this user share the address of one that was bound alone: whoever
-    /// had it before would have kept this one from being bound.
+    /// Lets further sockets of this user share the address of a socket that was bound alone.
+    /// Binding it alone first shows that no other socket had the address.
     ///
     /// # Errors
-    /// What the kernel says; it has no reason to.
+    /// Errors of the system call; none is expected.
     pub fn share(&self) -> io::Result<()> {
         SockRef::from(&self.socket).set_reuse_port(true)
     }
 
-    /// The address it is bound to, with the port the kernel chose.
+    /// The address that it is bound to, with the port that the kernel chose.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
@@ -151,26 +154,26 @@ impl BoundUdp {
         Family::of(self.address.ip())
     }
 
-    /// Whether it is bound to every address of the host, so that replies must name theirs.
+    /// Whether it is bound to every address of the host, so that responses must name theirs.
     pub fn is_wildcard(&self) -> bool {
         self.address.ip().is_unspecified()
     }
 
-    /// The receive buffer the kernel gave, in bytes, in the unit it was asked in.
+    /// The receive buffer that the kernel granted, in bytes, in the unit of the request.
     pub fn receive_buffer_bytes(&self) -> usize {
         self.receive_buffer_bytes
     }
 
-    /// The socket.
+    /// The underlying socket.
     pub fn socket(&self) -> &UdpSocket {
         &self.socket
     }
 
-    /// How full the receive queue is, and what was dropped. Costs a system call: poll it about
-    /// once a second.
+    /// How full the receive queue is, and how many datagrams were dropped. A system call: call it
+    /// about once a second.
     ///
     /// # Errors
-    /// What the kernel says; it has no reason to.
+    /// Errors of the system call; none is expected.
     pub fn memory(&self) -> io::Result<SocketMemory> {
         memory_of(&self.socket)
     }
@@ -185,9 +188,9 @@ impl AsFd for BoundUdp {
 /// As [`BoundUdp::memory`], for any socket.
 ///
 /// # Errors
-/// What the kernel says, e.g. that this is no socket.
+/// Errors of the system call, e.g. if this is not a socket.
 pub fn memory_of(socket: impl AsFd) -> io::Result<SocketMemory> {
-    // Places in the array, see linux/sock_diag.h.
+    // Indices in the array, see linux/sock_diag.h.
     const RECEIVE_QUEUED: usize = 0;
     const RECEIVE_LIMIT: usize = 1;
     const DROPS: usize = 8;
@@ -196,7 +199,7 @@ pub fn memory_of(socket: impl AsFd) -> io::Result<SocketMemory> {
     let fd = socket.as_fd().as_raw_fd();
     let (level, name) = (libc::SOL_SOCKET, libc::SO_MEMINFO);
     let values_at = values.as_mut_ptr().cast();
-    // SAFETY: `length` bytes stand at `values_at`, and the kernel writes no more than that.
+    // SAFETY: `length` bytes are at `values_at`, and the kernel writes no more than that.
     let result = unsafe { libc::getsockopt(fd, level, name, values_at, &raw mut length) };
     check(result)?;
     Ok(SocketMemory {
@@ -206,20 +209,20 @@ pub fn memory_of(socket: impl AsFd) -> io::Result<SocketMemory> {
     })
 }
 
-/// Puts off the choice of a local port from `bind` to `connect` (`IP_BIND_ADDRESS_NO_PORT`), when
-/// the other side is known too: then ports run out for each pair of addresses by itself, and not
-/// for a source as a whole. For TCP clients that bind an address and port 0.
+/// Delays the choice of a local port from `bind` to `connect` (`IP_BIND_ADDRESS_NO_PORT`), when the
+/// other side is known: ports are then limited per pair of addresses, not per source. For TCP
+/// clients that bind an address and port 0.
 ///
 /// # Errors
-/// What the kernel says, e.g. one older than 4.2.
+/// Errors of the system call, e.g. on a kernel older than 4.2.
 pub fn choose_port_at_connect(socket: impl AsFd) -> io::Result<()> {
     set_option(&socket, libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT, &1)
 }
 
-/// How the kernel chooses among the sockets of one address.
+/// How the kernel chooses among the sockets of an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Steering {
-    /// By a hash over addresses and ports: nothing better applies.
+    /// By a hash of addresses and ports: no better method applies.
     Hash,
     /// Socket `cpu % n` for a datagram that is handled on `cpu` (`SO_ATTACH_REUSEPORT_CBPF`).
     CpuModulo,
@@ -228,16 +231,18 @@ pub enum Steering {
     IncomingCpu,
 }
 
-/// Makes a datagram go to the worker on the CPU that took it off the network, so that it never
-/// changes caches. `sockets` share one address, are complete and stand in bind order (which is
-/// the kernel's index); `cpus[i]` is where the worker of `sockets[i]` is pinned, if it is.
+/// Delivers a datagram to the worker on the CPU that received it from the network, so that it stays
+/// in that CPU's caches. `sockets` are all sockets of one address in bind order, which is the
+/// kernel's index. `cpus[i]` is the CPU that the worker of `sockets[i]` is pinned to, if it is
+/// pinned.
 ///
 /// The modulo program spreads the datagrams of *every* CPU evenly, but socket `i` must be worker
-/// `i` on CPU `i`: so it is used for CPUs 0..n in order only. Any other pinning uses the hint,
-/// which leaves datagrams of foreign CPUs to the hash. With one socket there is nothing to choose.
+/// `i` on CPU `i`: it is only used for CPUs 0..n in order. Any other pinning uses the hint, which
+/// leaves datagrams of other CPUs to the hash. With one socket there is nothing to choose.
 ///
 /// # Errors
-/// What the kernel says, e.g. one older than 4.6. Serving without steering is slower, not wrong.
+/// Errors of the system call, e.g. on a kernel older than 4.6. Serving without steering is slower,
+/// not wrong.
 pub fn steer(sockets: &[&BoundUdp], cpus: &[Option<usize>]) -> io::Result<Steering> {
     let pinned: Option<Vec<usize>> = cpus.iter().copied().collect();
     let Some(pinned) = pinned.filter(|it| sockets.len() > 1 && it.len() == sockets.len()) else {
@@ -268,7 +273,7 @@ fn attach_cpu_modulo(socket: &BoundUdp, n: usize) -> io::Result<()> {
     set_option(socket, libc::SOL_SOCKET, libc::SO_ATTACH_REUSEPORT_CBPF, &program)
 }
 
-/// Where classic BPF reads the number of the CPU it runs on.
+/// Offset at which classic BPF reads the number of the CPU that it runs on.
 #[expect(
     clippy::cast_sign_loss,
     reason = "the ABI's negative offset as the unsigned it is sent as"
@@ -281,23 +286,22 @@ const fn op(code: u32) -> u16 {
     code as u16
 }
 
-/// Sets one socket option from a plain value.
 fn set_option<T>(socket: &impl AsFd, level: c_int, name: c_int, value: &T) -> io::Result<()> {
     let fd = socket.as_fd().as_raw_fd();
     let length = length_of::<T>();
-    // SAFETY: `length` bytes stand at `value`, and the kernel only reads them.
+    // SAFETY: `length` bytes are at `value`, and the kernel only reads them.
     let result =
         unsafe { libc::setsockopt(fd, level, name, std::ptr::from_ref(value).cast(), length) };
     check(result)
 }
 
-/// A value's size as socket options want it.
+/// A value's size in the type of socket options.
 #[expect(clippy::cast_possible_truncation, reason = "option values are a few bytes")]
 const fn length_of<T>() -> libc::socklen_t {
     size_of::<T>() as libc::socklen_t
 }
 
-/// Turns a system call's -1 into the error it left.
+/// Turns a system call's -1 into its error.
 fn check(result: c_int) -> io::Result<()> {
     if result == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }

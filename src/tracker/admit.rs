@@ -2,13 +2,16 @@
 //! operator's lists, registrations and passkeys allow.
 //!
 //! ```text
-//! connect           shedding ─▶ responses to unverified sources ─▶ one in four all the same
-//! announce, scrape  (verified) shedding ─▶ work of a source ─▶ one announce in 16 slips
-//!                                                           ─▶ access: lists, registry, passkey
-//! stop              (verified) free and always applied; without a response over UDP, and refused
-//!                              otherwise, where the source has stopped thousands of peers that
-//!                              were not there
+//! connect   (unverified) shedding ─▶ responses to unverified sources ─▶ one in four slips
+//! announce  (verified)   work of a source ─▶ one in 16 slips ─▶ access: lists, registry, passkey
+//! scrape    (verified)   shedding ─▶ work of a source ─▶ access
+//! stop      (verified)   free and always applied; without a response over UDP, and refused
+//!                        otherwise, where the source has stopped thousands of peers that were not
+//!                        there
 //! ```
+//!
+//! An overloaded worker still serves the announce of a torrent that the store does not know, but
+//! does not store its peer ([`Tracker::announce`]).
 //!
 //! An announce that slips gets a response with no peers and the longest interval; its peer is not
 //! stored. One that begins or completes a download never slips: its client would take the response
@@ -26,7 +29,7 @@ use crate::access;
 use crate::limiter::{self, Price, Verdict};
 use crate::time::Now;
 use crate::types::{
-    Announce, AnnounceReply, Contact, Dropped, Event, InfoHash, PeerId, Refusal, ScrapeEntry,
+    Announce, AnnounceResponse, Contact, Dropped, Event, InfoHash, PeerId, Refusal, ScrapeEntry,
 };
 
 /// Work over TCP that is not an announce or scrape.
@@ -48,7 +51,7 @@ pub enum AdmitError {
     /// stop has been applied all the same.
     Limited,
     /// The same, but one announce in some gets this response over UDP.
-    Slipped(AnnounceReply),
+    Slipped(AnnounceResponse),
     /// The worker cannot keep up.
     Shed,
 }
@@ -109,7 +112,7 @@ impl Tracker {
             announce.info_hash = swarm;
         }
         if authorized.is_err() {
-            self.apply(now, announce, None, PeerBuffers::default());
+            self.apply_to_swarm(now, announce, None, PeerBuffers::default());
         }
         authorized.map(|_| ())
     }
@@ -205,7 +208,7 @@ impl Tracker {
             return Err(Dropped::ShedConnect);
         }
         let limiter = self.limiter.as_mut();
-        let admitted = limiter.is_none_or(|it| it.admit_reply(now, source.ip(), slips));
+        let admitted = limiter.is_none_or(|it| it.admit_response(now, source.ip(), slips));
         if admitted { Ok(()) } else { Err(Dropped::LimitedConnect) }
     }
 
@@ -232,7 +235,7 @@ impl Tracker {
         let is_admitted = match event {
             Event::None | Event::Paused => match limiter.admit(now, source, Price::ANNOUNCE) {
                 Verdict::Pass => true,
-                Verdict::Slip => return Err(AdmitError::Slipped(self.slip_reply())),
+                Verdict::Slip => return Err(AdmitError::Slipped(self.slip_response())),
                 Verdict::Drop => false,
             },
             Event::Stopped => limiter.admit_stop(now, source),
@@ -313,10 +316,10 @@ impl Tracker {
     /// The response to an announce over the limit: to come back as late as any client is asked to.
     /// Nothing is looked up: the counts are zeros.
     #[cold]
-    fn slip_reply(&mut self) -> AnnounceReply {
+    fn slip_response(&mut self) -> AnnounceResponse {
         let options = self.options.load();
         let interval_s = options.interval_s.max(options.interval_s_max);
-        AnnounceReply { interval_s, min_interval_s: interval_s, leechers: 0, seeders: 0 }
+        AnnounceResponse { interval_s, min_interval_s: interval_s, leechers: 0, seeders: 0 }
     }
 }
 

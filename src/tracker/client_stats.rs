@@ -24,7 +24,7 @@ use ahash::RandomState;
 use arc_swap::ArcSwap;
 
 use super::software::{self, SOFTWARE, SoftwarePrefix};
-use crate::metrics::Counter;
+use crate::counters::Counter;
 use crate::store::{StoreTotals, TICK_S};
 use crate::time::Now;
 use crate::types::{Announce, Contact, PeerId, PeerKind};
@@ -455,7 +455,7 @@ mod tests {
         Announce {
             info_hash: InfoHash([1; 20]),
             source: [8, 8, 8, 8].into(),
-            elsewhere: None,
+            address_override: None,
             contact,
             peer_id: PeerId(peer_id),
             left: 1,

@@ -1,7 +1,7 @@
 //! A client that announces over both families does not get its own other address.
 //!
-//! Over HTTP a reply holds peers of both families, and the store knows no peer ids: a client with
-//! an IPv4 and an IPv6 address is two peers. So a table of fixed size, shared by all workers,
+//! Over HTTP a response holds peers of both families, and the store knows no peer ids: a client
+//! with an IPv4 and an IPv6 address is two peers. So a table of fixed size, shared by all workers,
 //! remembers of announces over HTTP where a client of this torrent, peer id and port was last seen
 //! over each family. A response over the one lacks the address of the other.
 //!
@@ -42,7 +42,7 @@ impl Default for DualStackClients {
 /// A client of a torrent over one family: an announce of its, its port, the family.
 type FamilyAnnounce<'a> = (&'a Announce, u16, Family);
 
-/// A peer in a reply: its address, and its port as replies carry it.
+/// A peer in a response: its address, and its port as responses carry it.
 type PeerEndpoint = (IpAddr, [u8; 2]);
 
 impl DualStackClients {
@@ -52,10 +52,10 @@ impl DualStackClients {
         &self,
         announce: &Announce,
         room: &mut PeerBuffers<'_>,
-        answer: &mut AnnounceResult,
+        result: &mut AnnounceResult,
     ) {
         let Contact::Port(port) = announce.contact else { return };
-        let address = announce.elsewhere.unwrap_or(announce.source);
+        let address = announce.address_override.unwrap_or(announce.source);
         let (own, other) = match Family::of(address) {
             Family::V4 => (Family::V4, Family::V6),
             Family::V6 => (Family::V6, Family::V4),
@@ -69,14 +69,14 @@ impl DualStackClients {
             Family::V4 => PeerKind::V4,
             Family::V6 => PeerKind::V6,
         } as usize;
-        let bytes = answer.bytes[kind];
+        let bytes = result.bytes[kind];
         let left = match other {
             Family::V4 => without::<6>(&mut room.v4[..bytes], |it| is_own(v4_of(it))),
             Family::V6 => without::<18>(&mut room.v6[..bytes], |it| is_own(v6_of(it))),
         };
         if left < bytes {
-            answer.bytes[kind] = left;
-            answer.available[kind] -= 1;
+            result.bytes[kind] = left;
+            result.available[kind] -= 1;
         }
     }
 
@@ -166,7 +166,7 @@ mod tests {
         let mut announce = Announce {
             info_hash: InfoHash([7; 20]),
             source,
-            elsewhere: None,
+            address_override: None,
             contact: Contact::Port(6880 + port),
             peer_id: PeerId([id; 20]),
             left: 1,

@@ -1,4 +1,4 @@
-//! One reply, both families: how they share the number of peers wanted.
+//! One response, both families: how they share the number of peers wanted.
 
 use std::net::IpAddr;
 
@@ -14,12 +14,12 @@ use crate::types::{Family, PeerKind};
 #[inline]
 pub(super) fn fit(
     room: &mut PeerBuffers<'_>,
-    answer: &mut AnnounceResult,
+    result: &mut AnnounceResult,
     wanted: usize,
     client: IpAddr,
     random: &mut Rng,
 ) {
-    let AnnounceResult { bytes, available, .. } = answer;
+    let AnnounceResult { bytes, available, .. } = result;
     let [v4, v6] = [bytes[PeerKind::V4 as usize] / 6, bytes[PeerKind::V6 as usize] / 18];
     if v4 == 0 || v6 == 0 || v4 + v6 <= wanted {
         return; // always so over UDP, which asks for one family
@@ -89,14 +89,14 @@ mod tests {
         let mark = |at: usize| u8::try_from(at).unwrap();
         let mut room_v4: Vec<u8> = (0..v4).flat_map(|at| [mark(at); 6]).collect();
         let mut room_v6: Vec<u8> = (0..v6).flat_map(|at| [mark(at); 18]).collect();
-        let mut answer = AnnounceResult {
+        let mut result = AnnounceResult {
             bytes: [room_v4.len(), room_v6.len(), 0],
             available: [available[0], available[1], 0],
             ..AnnounceResult::default()
         };
         let mut room = PeerBuffers { v4: &mut room_v4, v6: &mut room_v6, web: &mut [] };
-        fit(&mut room, &mut answer, wanted, client, &mut Rng::with_seed(seed));
-        let bytes = answer.bytes;
+        fit(&mut room, &mut result, wanted, client, &mut Rng::with_seed(seed));
+        let bytes = result.bytes;
         let firsts = |peers: &[u8], stride| {
             assert!(peers.chunks_exact(stride).all(|it| it.iter().all(|byte| *byte == it[0])));
             peers.iter().step_by(stride).copied().collect()

@@ -53,7 +53,7 @@ impl Load {
 
 /// The interval between `usual_s` and `longest_s` (taken as `usual_s` where it is below) that is
 /// right for a load, and, if `by_swarm`, for a swarm of so many peers: a peer in a swarm many
-/// times larger than a reply gains little by asking often.
+/// times larger than a response gains little by asking often.
 #[inline]
 pub(super) fn interval_s(
     usual_s: u32,

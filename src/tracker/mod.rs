@@ -25,15 +25,15 @@ mod software;
 
 use crate::access;
 pub use crate::access::Credentials;
+use crate::counters::NotStoredCounters;
 use crate::limiter;
-use crate::metrics::NotStoredCounters;
 pub use crate::store::PeerBuffers;
 use crate::store::{
     AnnounceResult, CHOICE_MAX, ExpiryLimits, PeerAnnounce, PeerChange, Store, Stored, Sweeper,
 };
 use crate::time::Now;
 use crate::types::{
-    Announce, AnnounceReply, Contact, Event, InfoHash, NotStored, PeerKind, Refusal, ScrapeEntry,
+    Announce, AnnounceResponse, Contact, Event, InfoHash, NotStored, PeerKind, Refusal, ScrapeEntry,
 };
 pub use admit::{AdmitError, ConnectionWork};
 use client_stats::ClientCounter;
@@ -57,7 +57,7 @@ pub struct Options {
     pub interval_s: u32,
     /// Seconds until the next announce under full load; as `interval_s` where it is below.
     pub interval_s_max: u32,
-    /// Whether swarms much larger than a reply get longer intervals too.
+    /// Whether swarms much larger than a response get longer intervals too.
     pub interval_by_swarm: bool,
     /// Each client's interval is drawn from `interval_s` ± this, so that clients which came at
     /// once do not come back at once.
@@ -66,7 +66,7 @@ pub struct Options {
     pub min_interval_s: u32,
     /// Peers handed out where the client leaves it to us.
     pub numwant_default: u32,
-    /// Most peers in one reply.
+    /// Most peers in one response.
     pub numwant_max: u32,
     /// Seconds after which a peer that went silent is forgotten.
     pub peer_age_s_max: u32,
@@ -100,7 +100,7 @@ const PORT_ELSEWHERE_MIN: u16 = 1024;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Announced {
     /// What the response states.
-    pub reply: AnnounceReply,
+    pub response: AnnounceResponse,
     /// How many bytes of peers were written, by [`PeerKind`].
     pub bytes: [usize; PeerKind::ALL.len()],
     /// Whether the swarm holds the peer now, if it was to: where it does not, the interval is twice
@@ -126,8 +126,8 @@ pub trait AnnounceDetails {
         None
     }
 
-    /// The announce is allowed, and is about to be applied.
-    fn authorized(&mut self) {}
+    /// Called once the announce is allowed, before the store sees it.
+    fn before_apply(&mut self) {}
 }
 
 /// An announce of which nothing more is known.
@@ -247,7 +247,7 @@ impl Tracker {
             self.apply_limited_stop(now, announce, details);
             return Err(error);
         }
-        Ok(self.serve(now, announce, details, room)?)
+        Ok(self.serve_within_limits(now, announce, details, room)?)
     }
 
     /// Applies an announce that is over a limit, if it is a stop: a peer that stays without being
@@ -261,23 +261,23 @@ impl Tracker {
     ) {
         if announce.event == Event::Stopped {
             // The response is the same, whatever comes of it.
-            let _ = self.serve(now, announce, details, PeerBuffers::default());
+            let _ = self.serve_within_limits(now, announce, details, PeerBuffers::default());
         }
     }
 
     /// Serves an announce that is within its source's limits.
     #[inline]
-    fn serve(
+    fn serve_within_limits(
         &mut self,
         now: Now,
         announce: &mut Announce,
         details: &mut impl AnnounceDetails,
         room: PeerBuffers<'_>,
     ) -> Result<Announced, Refusal> {
-        announce.elsewhere = self.peer_address(announce, details)?;
+        announce.address_override = self.address_override(announce, details)?;
         self.authorize(now, announce, details)?;
-        details.authorized();
-        Ok(self.apply(now, announce, details.interval_s(), room))
+        details.before_apply();
+        Ok(self.apply_to_swarm(now, announce, details.interval_s(), room))
     }
 
     /// The other address of a peer, if its announce names one that counts: it counts from the
@@ -288,7 +288,7 @@ impl Tracker {
     /// [`Refusal::LowPort`] where another address counts and the port is below 1024, but for 0 and
     /// 1: whatever listens there is not a BitTorrent client, and has not asked to be called.
     #[inline]
-    fn peer_address(
+    fn address_override(
         &mut self,
         announce: &Announce,
         details: &mut impl AnnounceDetails,
@@ -315,7 +315,7 @@ impl Tracker {
     /// that any other gets, and is neither stored nor counted. `socket_interval_s` is the usual
     /// interval of a client that keeps a socket.
     #[inline]
-    fn apply(
+    fn apply_to_swarm(
         &mut self,
         now: Now,
         announce: &Announce,
@@ -328,11 +328,12 @@ impl Tracker {
         self.source_window.note(now, announce.source);
         let numwant = announce.numwant.unwrap_or(options.numwant_default).min(options.numwant_max);
         let numwant = (numwant as usize).min(CHOICE_MAX);
-        limit(&mut room.v4, numwant * 6);
-        limit(&mut room.v6, numwant * 18);
-        limit(&mut room.web, numwant * 16);
-        let (source, address) = (announce.source, announce.elsewhere.unwrap_or(announce.source));
-        let visit = PeerAnnounce {
+        limit(&mut room.v4, numwant * PeerKind::V4.bytes());
+        limit(&mut room.v6, numwant * PeerKind::V6.bytes());
+        limit(&mut room.web, numwant * PeerKind::Web.bytes());
+        let (source, address) =
+            (announce.source, announce.address_override.unwrap_or(announce.source));
+        let peer_announce = PeerAnnounce {
             info_hash: &announce.info_hash,
             address,
             contact: announce.contact,
@@ -345,48 +346,48 @@ impl Tracker {
                 && limiter.as_mut().is_none_or(|it| it.admit_new_torrent(now, source))
         };
         let random = &mut self.random;
-        let mut answer = match change {
+        let mut result = match change {
             PeerChange::Present { role, .. } if !joins => {
                 self.store.look_up(&announce.info_hash, (address, role), &mut room, random)
             }
-            _ => self.store.announce_if(now, &visit, &mut room, random, &mut admits_new),
+            _ => self.store.announce_if(now, &peer_announce, &mut room, random, &mut admits_new),
         };
         if change == PeerChange::Stopped
-            && !answer.was_there
+            && !result.was_there
             && let Some(limiter) = &mut self.limiter
         {
             limiter.charge_stop(now, source);
         }
-        let stays = joins && answer.stored == Stored::Yes;
-        self.client_counter.note(now, window_s(options), announce, stays, answer.announced_s);
+        let stays = joins && result.stored == Stored::Yes;
+        self.client_counter.note(now, window_s(options), announce, stays, result.announced_s);
         if let Some(clients) = &self.dual_stack
             && joins
             && !room.v4.is_empty()
             && !room.v6.is_empty()
         {
-            clients.remove_own_address(announce, &mut room, &mut answer);
+            clients.remove_own_address(announce, &mut room, &mut result);
         }
-        family_mix::fit(&mut room, &mut answer, numwant, announce.source, &mut self.random);
+        family_mix::fit(&mut room, &mut result, numwant, announce.source, &mut self.random);
         let stretch = self.load.stretch();
         let interval_s = match socket_interval_s {
-            None => interval_s(options, stretch, &answer, announce.event, &mut self.random),
-            Some(usual_s) => interval_of_socket_s(usual_s, stretch, &answer),
+            None => interval_s(options, stretch, &result, announce.event, &mut self.random),
+            Some(usual_s) => interval_of_socket_s(usual_s, stretch, &result),
         };
-        let is_stored = answer.stored == Stored::Yes;
-        if !is_stored {
-            self.not_stored.of(not_stored(answer.stored, shedding)).add(1);
+        let not_stored = not_stored(result.stored, shedding);
+        if let Some(cause) = not_stored {
+            self.not_stored.of(cause).add(1);
         }
         let min_interval_s = options.min_interval_s.min(interval_s);
-        let AnnounceResult { seeders, leechers, bytes, .. } = answer;
-        let reply = AnnounceReply { interval_s, min_interval_s, leechers, seeders };
-        Announced { reply, bytes, is_stored }
+        let AnnounceResult { seeders, leechers, bytes, .. } = result;
+        let response = AnnounceResponse { interval_s, min_interval_s, leechers, seeders };
+        Announced { response, bytes, is_stored: not_stored.is_none() }
     }
 
     /// Lets a peer leave whose connection is gone, as one does that sends [`Event::Stopped`]. Its
     /// source is charged nothing: it did not ask, and others may have displaced the peer.
     pub fn leave(&mut self, now: Now, announce: &Announce) {
         let limiter = self.limiter.take();
-        self.apply(now, announce, None, PeerBuffers::default());
+        self.apply_to_swarm(now, announce, None, PeerBuffers::default());
         self.limiter = limiter;
     }
 
@@ -430,15 +431,16 @@ fn window_s(options: &Options) -> u32 {
     longest_s.max(WINDOW_S_MIN)
 }
 
-/// Why a peer was not stored.
-#[cold]
-fn not_stored(stored: Stored, shedding: Shedding) -> NotStored {
-    match stored {
-        Stored::NetworkFull => NotStored::HostFull,
+/// Why a peer was not stored, if it was not.
+#[inline]
+fn not_stored(stored: Stored, shedding: Shedding) -> Option<NotStored> {
+    Some(match stored {
+        Stored::Yes => return None,
+        Stored::HostFull => NotStored::HostFull,
         Stored::NotAdmitted if shedding >= Shedding::NewTorrents => NotStored::Shed,
         Stored::NotAdmitted => NotStored::NewTorrentLimit,
-        Stored::NoMemory | Stored::Yes => NotStored::Memory,
-    }
+        Stored::NoMemory => NotStored::Memory,
+    })
 }
 
 /// What an announce means for the swarm. A peer is complete if it announces that or has nothing
@@ -462,35 +464,35 @@ fn change_of(announce: &Announce) -> PeerChange {
 fn interval_s(
     options: &Options,
     stretch: u32,
-    answer: &AnnounceResult,
+    result: &AnnounceResult,
     event: Event,
     random: &mut Rng,
 ) -> u32 {
     let (usual_s, longest_s) = (options.interval_s, options.interval_s_max);
-    let peers = answer.seeders + answer.leechers;
+    let peers = result.seeders + result.leechers;
     let middle_s = load::interval_s(usual_s, longest_s, stretch, options.interval_by_swarm, peers);
     let jitter = options.interval_jitter_s.min(usual_s);
     let interval_s = middle_s - jitter + random.u32(..=jitter * 2);
-    if answer.stored != Stored::Yes && event == Event::Started {
+    if result.stored != Stored::Yes && event == Event::Started {
         // It is in no swarm, and its client takes this for a success: however busy the tracker, it
         // is to come back no later than others where there is time.
         let latest_s = interval_s.min(options.interval_s);
         return random.u32(options.min_interval_s.min(latest_s)..=latest_s);
     }
-    doubled_if_not_stored(interval_s, answer)
+    doubled_if_not_stored(interval_s, result)
 }
 
 /// The same for a client that keeps a socket, which shows that its peers are alive: even under full
 /// load no longer than twice the usual interval.
-fn interval_of_socket_s(usual_s: u32, stretch: u32, answer: &AnnounceResult) -> u32 {
+fn interval_of_socket_s(usual_s: u32, stretch: u32, result: &AnnounceResult) -> u32 {
     let longest_s = usual_s.saturating_mul(2);
     let interval_s = load::interval_s(usual_s, longest_s, stretch, false, 0);
-    doubled_if_not_stored(interval_s, answer)
+    doubled_if_not_stored(interval_s, result)
 }
 
 #[inline]
-fn doubled_if_not_stored(interval_s: u32, answer: &AnnounceResult) -> u32 {
-    if answer.stored == Stored::Yes { interval_s } else { interval_s.saturating_mul(2) }
+fn doubled_if_not_stored(interval_s: u32, result: &AnnounceResult) -> u32 {
+    if result.stored == Stored::Yes { interval_s } else { interval_s.saturating_mul(2) }
 }
 
 fn limit(room: &mut &mut [u8], bytes: usize) {

@@ -1,16 +1,16 @@
-//! The datagram worker: one loop, two ways to reach the kernel.
+//! The datagram worker: one loop over either of two I/O backends.
 //!
-//! A turn: submit the last turn's replies and wait (one system call with io_uring); take a bounded
-//! batch; read the clock once; let the responder prefetch; handle each datagram; one slice of
-//! upkeep. Nothing is allocated per datagram, and a flooded socket delays neither the other
-//! sockets nor the clock by more than a batch.
+//! A turn submits the last turn's responses and waits (one system call with io_uring), takes a
+//! bounded batch, reads the clock once, lets the responder prefetch, handles each datagram, and
+//! ends with one slice of upkeep. Nothing is allocated per datagram. A flooded socket delays the
+//! other sockets and the clock by one batch at most.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use crate::metrics::{IoEvent, WorkerCounters};
+use crate::counters::{IoEvent, WorkerCounters};
 use crate::sys::allocator::Collector;
 use crate::sys::clock::{Clock, thread_cpu_ns};
 use crate::sys::ring::Ring;
@@ -19,20 +19,20 @@ use crate::sys::socket::BoundUdp;
 use crate::time::Now;
 use crate::types::{Dropped, Family, unmap};
 use crate::worker::{
-    REPLY_BYTES_MAX, Responder, mmsg::Mmsg, rest_signal::RestSignal, uring::UringBackend,
+    RESPONSE_BYTES_MAX, Responder, mmsg::Mmsg, pause_signal::PauseSignal, uring::UringBackend,
 };
 
 /// How datagrams travel between kernel and worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DatagramBackend {
-    /// An io_uring of the worker's own: Linux 6.0 or later, where nothing denies it.
+    /// An io_uring per worker. Needs Linux 6.0 or later, and a host that does not deny io_uring.
     Uring,
-    /// `recvmmsg` and `sendmmsg` on `poll`: works everywhere.
+    /// `recvmmsg` and `sendmmsg`, with `poll`. Works everywhere.
     Mmsg,
 }
 
 impl DatagramBackend {
-    /// Its name in flags, logs and labels.
+    /// The backend's name in flags, logs and labels.
     pub fn label(self) -> &'static str {
         match self {
             Self::Uring => "uring",
@@ -41,73 +41,74 @@ impl DatagramBackend {
     }
 }
 
-/// What a worker needs to run, besides its responder.
+/// What a datagram worker needs to run, besides its responder.
 #[derive(Clone, Copy, Debug)]
 pub struct DatagramWorker<'a> {
-    /// How to reach the kernel.
+    /// The I/O backend.
     pub backend: DatagramBackend,
-    /// Its sockets. Bind all workers' sockets beforehand, in order, on one thread: the order is
-    /// what steering goes by.
+    /// The worker's sockets. Bind the sockets of all workers beforehand, in order, on one thread:
+    /// steering depends on that order.
     pub sockets: &'a [BoundUdp],
     /// The clock of the process.
     pub clock: &'a Clock,
-    /// Its own counters.
+    /// The worker's own counters.
     pub counters: &'a WorkerCounters,
-    /// Set to end it: it answers what it has received and returns, within 100 ms.
+    /// Ends the worker when set. The worker responds to what it has received, and returns within
+    /// 100 ms.
     pub stop: &'a AtomicBool,
 }
 
 impl DatagramWorker<'_> {
-    /// Serves until told to stop, on the calling thread (pin it first).
+    /// Serves on the calling thread until `stop` is set. Pin the thread first.
     ///
     /// # Errors
-    /// Where the backend cannot start (see [`crate::sys::probe`]) or breaks; what a single
+    /// If the backend cannot start (see [`crate::sys::probe`]) or breaks. A fault that a single
     /// datagram can cause is counted instead, see [`IoEvent`].
     pub fn run<R: Responder>(&self, responder: &mut R) -> io::Result<()> {
-        self.run_with_rests(responder, &RestSignal::default())
+        self.run_with_pauses(responder, &PauseSignal::default())
     }
 
-    /// As [`Self::run`], but takes nothing from the sockets for as long as it is asked to rest: it
-    /// answers what it has received, and keeps all it needs to go on.
+    /// As [`Self::run`], but receives nothing while `rest` is requested. A paused worker responds
+    /// to what it has received, and keeps every resource that it needs to continue.
     ///
     /// # Errors
     /// As [`Self::run`].
-    pub fn run_with_rests<R: Responder>(
+    pub fn run_with_pauses<R: Responder>(
         &self,
         responder: &mut R,
-        rest: &RestSignal,
+        pause: &PauseSignal,
     ) -> io::Result<()> {
         match self.backend {
-            DatagramBackend::Mmsg => self.drive(&mut Mmsg::new(self.sockets), responder, rest),
+            DatagramBackend::Mmsg => self.drive(&mut Mmsg::new(self.sockets), responder, pause),
             DatagramBackend::Uring => {
                 let options = RingOptions::default();
                 let mut host = RingHost::new(&options)?;
                 let ring = Ring::start(&mut host, self.sockets, &options)?;
-                self.drive(&mut UringBackend(ring), responder, rest)
+                self.drive(&mut UringBackend(ring), responder, pause)
             }
         }
     }
 
-    /// Serves on a backend until told to stop.
+    /// Serves on a backend until `stop` is set.
     pub(super) fn drive(
         &self,
         io: &mut impl DatagramIo,
         responder: &mut impl Responder,
-        rest: &RestSignal,
+        pause: &PauseSignal,
     ) -> io::Result<()> {
         let mut meter = Meter::default();
         let is_stopped = || self.stop.load(Ordering::Relaxed);
         loop {
-            while !is_stopped() && !rest.is_requested() {
+            while !is_stopped() && !pause.is_requested() {
                 self.turn(io, responder, &mut meter, WAIT)?;
             }
             self.finish_receiving(io, responder, &mut meter)?;
-            rest.enter();
-            while rest.is_requested() && !is_stopped() {
+            pause.enter();
+            while pause.is_requested() && !is_stopped() {
                 std::thread::sleep(REST_LOOK);
                 meter.turn(self, self.clock.now(), 0);
             }
-            rest.leave();
+            pause.leave();
             if is_stopped() {
                 return Ok(());
             }
@@ -115,15 +116,15 @@ impl DatagramWorker<'_> {
         }
     }
 
-    /// Answers what has come, and ends receiving.
+    /// Responds to all datagrams that have arrived, then stops receiving.
     fn finish_receiving(
         &self,
         io: &mut impl DatagramIo,
         responder: &mut impl Responder,
         meter: &mut Meter,
     ) -> io::Result<()> {
-        // What waits in the sockets has come in time. Under load more comes forever, and under a
-        // successor's eyes the rest is for it.
+        // Datagrams that wait in the sockets arrived before the stop. The time is bounded: under
+        // load more arrive without end, and in a take-over the successor handles the rest.
         let until_ns = self.clock.now().ns() + QUEUED_NS_MAX;
         while self.turn(io, responder, meter, LAST_WAIT)? > 0 && self.clock.now().ns() < until_ns {}
         io.stop_receiving();
@@ -153,7 +154,7 @@ impl DatagramWorker<'_> {
         }
         responder.upkeep(now);
         if meter.turn(self, now, count) {
-            meter.collector.collect_if_asked();
+            meter.collector.collect_if_requested();
             responder.set_queue(fullest_queue_permille(self.sockets));
         }
         Ok(count)
@@ -163,56 +164,56 @@ impl DatagramWorker<'_> {
 /// How long to wait for datagrams before looking at the stop flag and the clock.
 const WAIT: Duration = Duration::from_millis(50);
 
-/// How often a worker that rests looks whether it is to go on.
+/// How often a paused worker checks whether to continue.
 const REST_LOOK: Duration = Duration::from_millis(1);
 
-/// How long to go on after the stop with what waits in the sockets, in nanoseconds.
+/// How long to handle datagrams that wait in the sockets after the stop, in nanoseconds.
 const QUEUED_NS_MAX: u64 = 50_000_000;
 
 /// How long to wait for the kernel to confirm that receiving has ended, per turn.
 const LAST_WAIT: Duration = Duration::from_millis(1);
 
-/// Turns after the stop: enough for every buffer of a full ring, far less than the 100 ms.
+/// Most turns after the stop: enough for every buffer of a full ring, and far less than 100 ms.
 const LAST_TURNS_MAX: u32 = 20;
 
-/// Datagrams prefetched for at once: their lines must survive in the first cache until used.
+/// Most datagrams prefetched together: their cache lines must stay in the first-level cache until
+/// they are used.
 const PREFETCHED_MAX: usize = 32;
 
-/// A datagram, and where its answer may be written.
+/// A datagram, and room for its response.
 pub(crate) struct ReceivedDatagram<'a> {
-    /// Where it came from; `None` for an address of no Internet family.
+    /// The sender; `None` if the address is neither IPv4 nor IPv6.
     pub(crate) source: Option<SocketAddr>,
-    /// What it brought.
     pub(crate) payload: &'a [u8],
-    /// Whether it was too long for the buffer.
+    /// Whether the datagram was longer than the buffer.
     pub(crate) truncated: bool,
-    /// At least [`REPLY_BYTES_MAX`] bytes.
+    /// Room for the response: at least [`RESPONSE_BYTES_MAX`] bytes.
     pub(crate) out: &'a mut [u8],
 }
 
-/// What the loop asks of a backend.
+/// What the loop needs from a backend.
 pub(crate) trait DatagramIo {
-    /// Submits the queued replies, waits at most `wait` and takes a bounded batch, whose size it
-    /// returns. Counts what goes wrong and can be survived.
+    /// Submits the queued responses, waits at most `wait`, takes a bounded batch and returns its
+    /// size. Counts faults that the worker survives.
     fn turn(&mut self, wait: Duration, counters: &WorkerCounters) -> io::Result<usize>;
 
     /// The payload of one datagram of the batch.
     fn payload(&self, index: usize) -> &[u8];
 
-    /// One datagram of the batch, with room for its answer.
-    fn exchange(&mut self, index: usize) -> ReceivedDatagram<'_>;
+    /// One datagram of the batch, with room for its response.
+    fn datagram(&mut self, index: usize) -> ReceivedDatagram<'_>;
 
-    /// Queues the answer to a datagram, as written to the room just given for it. False where it
-    /// cannot be queued and is lost.
-    fn reply(&mut self, index: usize, bytes: usize) -> bool;
+    /// Queues the response to a datagram, which the caller wrote into the room from
+    /// [`Self::exchange`]. False if it cannot be queued and is lost.
+    fn respond(&mut self, index: usize, bytes: usize) -> bool;
 
-    /// Receives nothing from now on but what has already left the sockets.
+    /// Receives nothing more, except what has already left the sockets.
     fn stop_receiving(&mut self);
 
-    /// Whether all that was received has been handed out, and all answers have been submitted.
+    /// Whether all received datagrams have been handed out, and all responses submitted.
     fn is_quiet(&self) -> bool;
 
-    /// Receives again. Takes nothing that it did not have before it stopped receiving.
+    /// Receives again. Needs no resource that the backend did not have before it stopped receiving.
     fn receive_again(&mut self);
 }
 
@@ -231,10 +232,10 @@ fn serve<R: Responder>(
         }
     }
     for index in part {
-        let exchange = io.exchange(index);
+        let exchange = io.datagram(index);
         let source = exchange.source.map_or(NOWHERE, unmap);
         let bytes = exchange.payload.len();
-        let out = &mut exchange.out[..REPLY_BYTES_MAX];
+        let out = &mut exchange.out[..RESPONSE_BYTES_MAX];
         let verdict = if source.port() == 0 {
             Err(Dropped::SourcePortZero)
         } else if exchange.truncated {
@@ -244,34 +245,35 @@ fn serve<R: Responder>(
         };
         counters.count(Family::of(source.ip()), bytes, verdict);
         if let Ok(answered) = verdict
-            && !io.reply(index, answered.bytes)
+            && !io.respond(index, answered.bytes)
         {
             counters.io_event(IoEvent::SendQueueFull).add(1);
         }
     }
 }
 
-/// Stands for a source that no reply can reach.
+/// Source of a datagram to which no response can be sent.
 const NOWHERE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
 
-/// The worker's figures about itself.
+/// Measurements of the worker itself.
 #[derive(Default)]
 struct Meter {
     turns: u64,
     cpu_read_at: Option<Now>,
     cpu_ns: u64,
-    /// Gives back memory that others freed.
+    /// Returns memory to the system that other threads freed.
     collector: Collector,
 }
 
 impl Meter {
-    /// One turn in so many is timed.
+    /// One turn of this many is timed.
     const SAMPLED: u64 = 64;
 
-    /// What takes a system call is read at most this often: CPU time, and how full queues are.
+    /// Least time between two readings that need a system call (CPU time, queue fill), in
+    /// nanoseconds.
     const CALLS_EVERY_NS: u64 = 10_000_000;
 
-    /// Notes a turn; says whether it is time to look at the queues.
+    /// Records a turn. True if it is time to read how full the queues are.
     #[inline]
     fn turn(&mut self, worker: &DatagramWorker<'_>, now: Now, count: usize) -> bool {
         let counters = worker.counters;
@@ -292,7 +294,8 @@ impl Meter {
     }
 }
 
-/// How full the fullest receive queue is, in thousandths. One that cannot be asked counts as empty.
+/// How full the fullest receive queue is, in thousandths. A queue that cannot be read counts as
+/// empty.
 #[cold]
 fn fullest_queue_permille(sockets: &[BoundUdp]) -> u32 {
     let fill = |udp: &BoundUdp| {
@@ -303,7 +306,7 @@ fn fullest_queue_permille(sockets: &[BoundUdp]) -> u32 {
     u32::try_from(fullest).unwrap_or(u32::MAX)
 }
 
-/// What a send's errno means to an operator.
+/// The event under which a send's errno is counted.
 pub(crate) fn send_event(errno: Option<i32>) -> IoEvent {
     match errno {
         Some(libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM) => IoEvent::SendQueueFull,
@@ -318,13 +321,13 @@ pub(crate) fn send_event(errno: Option<i32>) -> IoEvent {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::{Action, Answered};
+    use crate::types::{Action, DatagramResponse};
 
-    /// A backend that hands out the same batch once, and has room for some of the answers.
+    /// A backend that hands out one batch once, and has room for some of the responses.
     struct Script {
         batch: Vec<(Option<SocketAddr>, Vec<u8>, bool)>,
         room: usize,
-        replies: Vec<(usize, usize)>,
+        responses: Vec<(usize, usize)>,
         out: Vec<u8>,
     }
 
@@ -337,15 +340,15 @@ mod tests {
             &self.batch[index].1
         }
 
-        fn exchange(&mut self, index: usize) -> ReceivedDatagram<'_> {
+        fn datagram(&mut self, index: usize) -> ReceivedDatagram<'_> {
             let (source, payload, truncated) = &self.batch[index];
             let (source, truncated) = (*source, *truncated);
             ReceivedDatagram { source, payload, truncated, out: &mut self.out }
         }
 
-        fn reply(&mut self, index: usize, bytes: usize) -> bool {
-            self.replies.push((index, bytes));
-            self.replies.len() <= self.room
+        fn respond(&mut self, index: usize, bytes: usize) -> bool {
+            self.responses.push((index, bytes));
+            self.responses.len() <= self.room
         }
 
         fn stop_receiving(&mut self) {}
@@ -357,7 +360,7 @@ mod tests {
         fn receive_again(&mut self) {}
     }
 
-    /// Notes what it is told, in order.
+    /// Records its calls, in order.
     #[derive(Default)]
     struct Notes {
         prefetched: Vec<(usize, u8)>,
@@ -380,12 +383,12 @@ mod tests {
             source: SocketAddr,
             datagram: &[u8],
             out: &mut [u8],
-        ) -> Result<Answered, Dropped> {
+        ) -> Result<DatagramResponse, Dropped> {
             let ahead = self.prefetched.len() / 2 - self.handled.len();
             self.prefetched_ahead_max = self.prefetched_ahead_max.max(ahead);
             self.handled.push((source, datagram[0]));
-            assert_eq!(out.len(), REPLY_BYTES_MAX);
-            Ok(Answered { action: Action::Connect, bytes: 16, refusal: None })
+            assert_eq!(out.len(), RESPONSE_BYTES_MAX);
+            Ok(DatagramResponse { action: Action::Connect, bytes: 16, refusal: None })
         }
 
         fn upkeep(&mut self, _now: Now) {
@@ -413,7 +416,7 @@ mod tests {
     }
 
     fn script(batch: Vec<(Option<SocketAddr>, Vec<u8>, bool)>, room: usize) -> Script {
-        Script { batch, room, replies: Vec::new(), out: vec![0; 2048] }
+        Script { batch, room, responses: Vec::new(), out: vec![0; 2048] }
     }
 
     #[test]
@@ -429,7 +432,7 @@ mod tests {
             assert!(seen.eq(0..100));
         }
         assert_eq!((notes.upkeeps, notes.queues, counters.turns.get()), (1, 1, 1));
-        assert!(script.replies.iter().copied().eq((0..100).map(|index| (index, 16))));
+        assert!(script.responses.iter().copied().eq((0..100).map(|index| (index, 16))));
     }
 
     #[test]

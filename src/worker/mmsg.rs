@@ -1,25 +1,25 @@
 //! The recvmmsg/sendmmsg backend of the datagram worker.
 //!
 //! Each turn serves one socket's batch. Sockets that are ready take turns, one batch each, before
-//! the kernel is asked again which are: none can starve another.
+//! the next `poll`, so that none can starve another.
 
 use std::io;
 use std::time::Duration;
 
-use crate::metrics::{IoEvent, WorkerCounters};
+use crate::counters::{IoEvent, WorkerCounters};
 use crate::sys::mmsg::{BATCH, ReceiveBatch, SendBatch};
 use crate::sys::readiness::Readiness;
 use crate::sys::socket::BoundUdp;
 use crate::worker::datagram::{DatagramIo, ReceivedDatagram, send_event};
 
-/// Sockets, and one batch each way that they share.
+/// Sockets, with one receive batch and one send batch that they share.
 pub(crate) struct Mmsg<'a> {
     sockets: &'a [BoundUdp],
     readiness: Readiness,
-    /// The socket of the present batch.
+    /// The socket of the current batch.
     current: usize,
     received: ReceiveBatch,
-    replies: SendBatch,
+    responses: SendBatch,
     stopping: bool,
 }
 
@@ -30,7 +30,7 @@ impl<'a> Mmsg<'a> {
             readiness: Readiness::new(sockets),
             current: 0,
             received: ReceiveBatch::new(BATCH),
-            replies: SendBatch::new(BATCH),
+            responses: SendBatch::new(BATCH),
             stopping: false,
         }
     }
@@ -50,8 +50,8 @@ impl<'a> Mmsg<'a> {
 impl DatagramIo for Mmsg<'_> {
     #[inline]
     fn turn(&mut self, wait: Duration, counters: &WorkerCounters) -> io::Result<usize> {
-        if !self.replies.is_empty() {
-            self.replies.flush(&self.sockets[self.current], |error| {
+        if !self.responses.is_empty() {
+            self.responses.flush(&self.sockets[self.current], |error| {
                 counters.io_event(send_event(error.raw_os_error())).add(1);
             });
         }
@@ -62,7 +62,8 @@ impl DatagramIo for Mmsg<'_> {
         self.current = ready;
         match self.received.receive(&self.sockets[ready]) {
             Ok(count) => Ok(count),
-            // Taken by nobody else, but a datagram with a bad checksum is found out only now.
+            // Only this worker reads the socket, but the kernel drops a datagram with a bad
+            // checksum only at the receive call.
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(0),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(0),
             Err(_) => {
@@ -78,21 +79,21 @@ impl DatagramIo for Mmsg<'_> {
     }
 
     #[inline]
-    fn exchange(&mut self, index: usize) -> ReceivedDatagram<'_> {
+    fn datagram(&mut self, index: usize) -> ReceivedDatagram<'_> {
         let received = self.received.get(index);
-        let room = "a batch of replies is as long as a batch of requests";
+        let room = "a batch of responses is as long as a batch of requests";
         ReceivedDatagram {
             source: received.source.to_socket_addr(),
             payload: received.payload,
             truncated: received.truncated,
-            out: self.replies.next_payload().expect(room),
+            out: self.responses.next_payload().expect(room),
         }
     }
 
     #[inline]
-    fn reply(&mut self, index: usize, bytes: usize) -> bool {
+    fn respond(&mut self, index: usize, bytes: usize) -> bool {
         let received = self.received.get(index);
-        self.replies.push(bytes, received.source, received.local);
+        self.responses.push(bytes, received.source, received.local);
         true
     }
 
@@ -101,7 +102,7 @@ impl DatagramIo for Mmsg<'_> {
     }
 
     fn is_quiet(&self) -> bool {
-        self.replies.is_empty()
+        self.responses.is_empty()
     }
 
     fn receive_again(&mut self) {

@@ -1,13 +1,13 @@
-//! The io_uring backend of the datagram worker: names the ring's events as counters know them.
+//! The io_uring backend of the datagram worker: maps the ring's events to counters.
 
 use std::io;
 use std::time::Duration;
 
-use crate::metrics::{IoEvent, WorkerCounters};
+use crate::counters::{IoEvent, WorkerCounters};
 use crate::sys::ring::{Kernel, Ring, RingEvent};
 use crate::worker::datagram::{DatagramIo, ReceivedDatagram, send_event};
 
-/// A ring at work.
+/// A ring that runs.
 pub(crate) struct UringBackend<K: Kernel>(pub(crate) Ring<K>);
 
 impl<K: Kernel> DatagramIo for UringBackend<K> {
@@ -31,8 +31,8 @@ impl<K: Kernel> DatagramIo for UringBackend<K> {
     }
 
     #[inline]
-    fn exchange(&mut self, index: usize) -> ReceivedDatagram<'_> {
-        let it = self.0.exchange(index);
+    fn datagram(&mut self, index: usize) -> ReceivedDatagram<'_> {
+        let it = self.0.datagram(index);
         ReceivedDatagram {
             source: it.source.to_socket_addr(),
             payload: it.payload,
@@ -42,8 +42,8 @@ impl<K: Kernel> DatagramIo for UringBackend<K> {
     }
 
     #[inline]
-    fn reply(&mut self, index: usize, bytes: usize) -> bool {
-        self.0.reply(index, bytes)
+    fn respond(&mut self, index: usize, bytes: usize) -> bool {
+        self.0.respond(index, bytes)
     }
 
     fn stop_receiving(&mut self) {
@@ -62,7 +62,7 @@ impl<K: Kernel> DatagramIo for UringBackend<K> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::worker::rest_signal::RestSignal;
+    use crate::worker::pause_signal::PauseSignal;
     use std::net::SocketAddr;
     use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -70,11 +70,11 @@ mod tests {
     use crate::sys::ring::double::{Double, Faults, SEND_ERRORS};
     use crate::sys::ring_host::RingOptions;
     use crate::time::Now;
-    use crate::types::{Action, Answered, Dropped, Family};
+    use crate::types::{Action, DatagramResponse, Dropped, Family};
     use crate::worker::Responder;
     use crate::worker::datagram::{DatagramBackend, DatagramWorker};
 
-    /// Sends back what comes, and ends the worker when all has come.
+    /// Sends every datagram back, and ends the worker after the last.
     struct Echo<'a> {
         awaited: usize,
         stop: &'a AtomicBool,
@@ -91,11 +91,11 @@ mod tests {
             _source: SocketAddr,
             datagram: &[u8],
             out: &mut [u8],
-        ) -> Result<Answered, Dropped> {
+        ) -> Result<DatagramResponse, Dropped> {
             self.awaited -= 1;
             self.stop.store(self.awaited == 0, Ordering::Relaxed);
             out[..datagram.len()].copy_from_slice(datagram);
-            Ok(Answered { action: Action::Connect, bytes: datagram.len(), refusal: None })
+            Ok(DatagramResponse { action: Action::Connect, bytes: datagram.len(), refusal: None })
         }
 
         fn upkeep(&mut self, _now: Now) {}
@@ -105,7 +105,7 @@ mod tests {
 
     const OPTIONS: RingOptions = RingOptions { buffers: 64, submissions: 32, completions: 48 };
 
-    /// A worker on a kernel that was delivered `count` datagrams.
+    /// Runs a worker on a simulated kernel that received `count` datagrams.
     fn work(
         mut double: Double,
         count: usize,
@@ -125,7 +125,7 @@ mod tests {
         };
         let mut io = UringBackend(Ring::on(double, [false, false].into_iter(), OPTIONS.buffers));
         let mut echo = Echo { awaited: count, stop: &stop };
-        let result = worker.drive(&mut io, &mut echo, &RestSignal::default());
+        let result = worker.drive(&mut io, &mut echo, &PauseSignal::default());
         (result, counters, io)
     }
 
@@ -155,7 +155,7 @@ mod tests {
             assert_eq!(told(event), count, "{event:?}");
             failed += count;
         }
-        // Of these some are the kernel's, and some found no room in our own queue.
+        // Some of these are the kernel's, and some found no room in the worker's own queue.
         failed += told(IoEvent::SendQueueFull);
         assert_eq!(kernel.sent.len() as u64 + failed, COUNT as u64);
         for event in [IoEvent::ReceiveRearmed, IoEvent::ReceiveFailed, IoEvent::CompletionOverflow]

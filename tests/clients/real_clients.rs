@@ -136,7 +136,8 @@ fn hundreds_of_torrents_of_libtorrent_are_in_at_once_and_out_at_its_end() {
 // ---- the test of the public lists ----
 
 /// What newTrackon asks of a tracker before and while it lists it: a random torrent, an address it
-/// does not know written as `None`, and a reply that says 200, `peers`, and made-up peers of none.
+/// does not know written as `None`, and a response that says 200, `peers`, and made-up peers of
+/// none.
 #[test]
 fn newtrackon_lists_it() {
     let skep = support::Skep::start(&[]);
@@ -146,9 +147,9 @@ fn newtrackon_lists_it() {
          &downloaded=0&left=0&compact=1&ipv6=None&ipv4=None"
     );
     let headers = "User-Agent: qBittorrent/4.3.9\r\nAccept-Encoding: gzip\r\nConnection: close\r\n";
-    let reply = tcp_clients::ask_with(skep.tcp[0], None, &target, headers);
-    assert_eq!(reply.status, 200, "{reply:?}");
-    let answer = reply.bencoded();
+    let response = tcp_clients::ask_with(skep.tcp[0], None, &target, headers);
+    assert_eq!(response.status, 200, "{response:?}");
+    let answer = response.bencoded();
     let number = |key: &str| answer[key.as_bytes()].as_u64().unwrap();
     assert!(!answer.contains_key(b"failure reason".as_slice()), "{answer:?}");
     assert!(answer[b"peers".as_slice()].as_byte_str().unwrap().is_empty(), "{answer:?}");

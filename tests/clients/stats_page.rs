@@ -44,9 +44,9 @@ impl Viewer {
         }
         match tungstenite::client(request, stream) {
             Ok((socket, _)) => Ok(Self { socket, newest_s: 0.0 }),
-            Err(HandshakeError::Failure(tungstenite::Error::Http(reply))) => {
-                let body = reply.body().clone().unwrap_or_default();
-                Err((reply.status().as_u16(), String::from_utf8(body).unwrap()))
+            Err(HandshakeError::Failure(tungstenite::Error::Http(response))) => {
+                let body = response.body().clone().unwrap_or_default();
+                Err((response.status().as_u16(), String::from_utf8(body).unwrap()))
             }
             Err(other) => panic!("{other}"),
         }
@@ -224,7 +224,7 @@ fn torrents_are_shown_to_those_whom_the_api_serves() {
     let skep = Skep::start(&["--config", config.to_str().unwrap()]);
     Client::connect(skep.udp[0]).announce(&leecher(9, 1001));
     let page = skep.get("/stats").1;
-    assert!(page.contains("whom the API serves") && !page.contains(&"09".repeat(20)));
+    assert!(page.contains("requests that the API accepts") && !page.contains(&"09".repeat(20)));
     let token = ("authorization", "Bearer open sesame, please");
     let mut knowing = Viewer::try_open(skep.admin, &[token]).unwrap();
     assert_eq!(knowing.next("top")["rows"][0][0], "09".repeat(20));
@@ -385,7 +385,7 @@ fn a_browser_shows_it_live_in_light_and_dark() {
         assert!(legend.contains("Announces") && legend.contains("Scrapes"), "{legend}");
         let told = browser.value("document.querySelector('#charts svg title').textContent");
         let told = told.as_str().unwrap();
-        assert!(told.starts_with("Answered a second: Announces "), "{told}");
+        assert!(told.starts_with("Responses per second: Announces "), "{told}");
         assert!(browser.text("#clients").contains("qBittorrent"));
         assert!(browser.text("#top").contains(&"1e".repeat(20)));
         let picture = browser.picture();
@@ -433,7 +433,7 @@ fn without_scripts_there_are_the_tables() {
     let skep = busy();
     let mut browser = Browser::start();
     browser.open(&format!("http://{}/stats", skep.admin), View { scripts: false, ..WIDE });
-    assert_eq!(browser.text("#status"), "As of when this page was loaded.");
+    assert_eq!(browser.text("#status"), "Figures from when this page was loaded.");
     assert_eq!(browser.value("document.querySelector('#charts').offsetHeight"), 0);
     assert_eq!(browser.text("#figure-peers"), "465");
     let peers = browser.text("#peers");

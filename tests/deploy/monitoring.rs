@@ -32,7 +32,7 @@ const QUIET: [&str; 8] = [
     "skep_torrents_evicted_total",
     "skep_udp_socket_drops_total",
     "skep_udp_socket_queue_bytes",
-    "skep_webtorrent_mail_lost_total",
+    "skep_webtorrent_messages_lost_total",
 ];
 
 #[test]
@@ -195,8 +195,8 @@ fn watched(certificate: &Certificate) -> Skep {
 
 /// Every rule can be evaluated, and none finds fault with a skep that is merely busy.
 fn healthy(prometheus: &Prometheus) {
-    let answer = prometheus.get("rules");
-    let groups = list(&answer["data"]["groups"]);
+    let response = prometheus.get("rules");
+    let groups = list(&response["data"]["groups"]);
     let rules: Vec<_> = groups.iter().flat_map(|it| list(&it["rules"])).collect();
     assert_eq!(rules.len(), rules_count());
     for rule in rules {

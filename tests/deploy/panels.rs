@@ -110,9 +110,9 @@ them one `skep probe` after the other over UDP, HTTP, HTTPS and ws,
 and requests for a page that does not exist. Limits bind clients on IPv4 and not those on IPv6; \
 snapshots are taken once a second; there are two workers.
 
-It is one moment, some seconds from the start, with rates over 3 s (those of the reasons not to \
-answer over 5 minutes, of which there were some seconds). It shows that every panel has \
-something to show, and in which unit; it is no benchmark.
+It is one moment, some seconds from the start, with rates over 3 s (those of the reasons for no \
+response over 5 minutes, of which there were some seconds). It shows that every panel has \
+something to show, and in which unit; it is not a benchmark.
 ";
 
 /// What a panel calls a series.

@@ -64,9 +64,9 @@ impl Prometheus {
     pub(crate) fn query(&self, expression: &str) -> Vec<(Value, f64)> {
         let expression =
             expression.replace("$__rate_interval", RATE_INTERVAL).replace("$instance", ".+");
-        let answer = self.get(&format!("query?query={}", escaped(&expression)));
-        assert_eq!(answer["status"], "success", "{expression}: {answer}");
-        let series = answer["data"]["result"].as_array().unwrap();
+        let response = self.get(&format!("query?query={}", escaped(&expression)));
+        assert_eq!(response["status"], "success", "{expression}: {response}");
+        let series = response["data"]["result"].as_array().unwrap();
         let value = |it: &Value| it["value"][1].as_str().unwrap().parse().unwrap();
         series.iter().map(|it| (it["metric"].clone(), value(it))).collect()
     }

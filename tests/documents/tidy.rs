@@ -23,19 +23,19 @@ const MAY_NAME: [(&str, &[&str]); 22] = [
     ("time", &[]),
     ("random", &[]),
     ("networks", &[]),
-    ("metrics", &["types"]),
+    ("counters", &["types"]),
     ("sys", &["types", "time"]),
     ("protocol", &["types"]),
     ("access", &["types", "time", "random", "networks"]),
     ("access_store", &["types", "time", "access"]),
     ("store", &["types", "time", "random"]),
-    ("limiter", &["types", "time", "random", "metrics", "networks"]),
-    ("tracker", &["types", "time", "random", "metrics", "store", "limiter", "access"]),
+    ("limiter", &["types", "time", "random", "counters", "networks"]),
+    ("tracker", &["types", "time", "random", "counters", "store", "limiter", "access"]),
     ("snapshot", &["types", "time", "store", "access"]),
-    ("cluster", &["types", "time", "random", "metrics", "store"]),
-    ("frontend", &["types", "time", "random", "metrics", "protocol", "access", "tracker"]),
+    ("cluster", &["types", "time", "random", "counters", "store"]),
+    ("frontend", &["types", "time", "random", "counters", "protocol", "access", "tracker"]),
     ("admin", &["types", "time", "access", "access_store", "tracker", "frontend"]),
-    ("worker", &["types", "time", "random", "metrics", "limiter", "frontend", "cluster", "sys"]),
+    ("worker", &["types", "time", "random", "counters", "limiter", "frontend", "cluster", "sys"]),
     ("client", &["types", "protocol"]),
     ("config", &["types", "networks"]),
     ("server", &ALL),
@@ -50,7 +50,7 @@ const ALL: [&str; 21] = [
     "types",
     "time",
     "random",
-    "metrics",
+    "counters",
     "sys",
     "protocol",
     "access",
@@ -70,7 +70,7 @@ const ALL: [&str; 21] = [
 
 /// Modules that do no I/O and are handed the time: design invariant 5.
 const PURE: [&str; 13] = [
-    "types", "time", "random", "metrics", "networks", "protocol", "access", "store", "limiter",
+    "types", "time", "random", "counters", "networks", "protocol", "access", "store", "limiter",
     "tracker", "frontend", "snapshot", "cluster",
 ];
 
@@ -528,7 +528,7 @@ fn imports_against_the_direction_are_seen() {
     assert_eq!(lines("src/store/mod.rs", "use crate::{types::Peer, protocol::{udp, x}};"), [1]);
     assert_eq!(lines("src/store/mod.rs", "fn f() { crate::frontend::udp::go() }"), [1]);
     assert_eq!(lines("src/tracker.rs", "use super::worker;"), [1]);
-    assert_eq!(lines("src/sys/ring.rs", "use crate::metrics::Counter;"), [1]);
+    assert_eq!(lines("src/sys/ring.rs", "use crate::counters::Counter;"), [1]);
     assert_eq!(lines("src/worker/udp.rs", "use crate::config::Config;"), [1]);
     assert_eq!(lines("src/types.rs", "use crate :: time :: Now;"), [1]);
     assert_eq!(lines("src/novelty.rs", ""), [1]);

@@ -241,7 +241,7 @@ impl Walking {
                 }
                 self.turned_away.fetch_add((stored != Stored::Yes).into(), Ordering::Relaxed);
             }
-            collector.collect_if_asked(); // as a worker does a hundred times a second
+            collector.collect_if_requested(); // as a worker does a hundred times a second
         }
     }
 
@@ -277,7 +277,7 @@ impl Walking {
             self.age_s.fetch_max(step * 600, Ordering::Relaxed);
             self.come(4096, &mut collector, &mut random);
             sweeper.pass(&self.store, self.now(), LIMITS);
-            collector.collect_if_asked();
+            collector.collect_if_requested();
         }
     }
 
@@ -290,7 +290,7 @@ impl Walking {
         self.keys.all().iter().for_each(|it| it.sweep(self.now(), LIMITS.peer_age_s_max));
         let begun = Instant::now();
         while resident_bytes() >= until && begun.elapsed() < support::DEADLINE {
-            collector.collect_if_asked();
+            collector.collect_if_requested();
             std::thread::park_timeout(Duration::from_millis(10));
         }
     }

@@ -237,21 +237,21 @@ impl Model {
         store: &Store,
         (now, is_short): (Now, bool),
         visit: &PeerAnnounce<'_>,
-        answer: &AnnounceResult,
+        result: &AnnounceResult,
         evicted: u64,
     ) -> ScrapeEntry {
         self.follow_evicted(store, evicted, visit.info_hash);
-        if answer.stored != Stored::Yes {
-            assert!(answer.stored != Stored::NoMemory || store.usage().bytes_max > 0);
-            assert!(answer.stored != Stored::NetworkFull || visit.capped);
+        if result.stored != Stored::Yes {
+            assert!(result.stored != Stored::NoMemory || store.usage().bytes_max > 0);
+            assert!(result.stored != Stored::HostFull || visit.capped);
             let torrent = self.torrents.get(visit.info_hash);
             assert!(torrent.is_none_or(|it| !it.peers.contains_key(&Who::of(visit))));
             return torrent.map(Torrent::counts).unwrap_or_default();
         }
         let is_new = !self.torrents.contains_key(visit.info_hash);
         let mut counts = self.announce_when(is_short, now, visit);
-        assert_eq!(answer.created, is_new && self.torrents.contains_key(visit.info_hash));
-        let told = answer.seeders + answer.leechers;
+        assert_eq!(result.created, is_new && self.torrents.contains_key(visit.info_hash));
+        let told = result.seeders + result.leechers;
         if counts.seeders + counts.leechers == told + 1 {
             counts = self.follow_replaced(store, now, visit);
         }
@@ -431,13 +431,13 @@ pub(crate) fn announce_both(
     let mut web = vec![0; want[2] * 16];
     let mut room = PeerBuffers { v4: &mut v4, v6: &mut v6, web: &mut web };
     let (is_short, evicted) = (store.is_short_of_memory(), store.usage().evicted);
-    let answer = store.announce(now, visit, &mut room, random);
+    let result = store.announce(now, visit, &mut room, random);
     // The announce itself may make it so.
     let is_short = is_short || store.is_short_of_memory();
-    let counts = model.follow(store, (now, is_short), visit, &answer, evicted);
-    assert_eq!((answer.seeders, answer.leechers), (counts.seeders, counts.leechers));
+    let counts = model.follow(store, (now, is_short), visit, &result, evicted);
+    assert_eq!((result.seeders, result.leechers), (counts.seeders, counts.leechers));
     let PeerChange::Present { role, .. } = visit.change else {
-        assert_eq!(answer.bytes, [0, 0, 0], "a stop gets no peers");
+        assert_eq!(result.bytes, [0, 0, 0], "a stop gets no peers");
         return;
     };
     let none = BTreeMap::new();
@@ -447,7 +447,7 @@ pub(crate) fn announce_both(
             who.kind() == kind && Model::may_be_handed(visit, role, **who, known)
         };
         let available = peers.iter().filter(fits).count();
-        let handed = decode(&room[..answer.bytes[kind as usize]], kind);
+        let handed = decode(&room[..result.bytes[kind as usize]], kind);
         assert!(handed.iter().all(|it| Model::may_be_handed(visit, role, *it, &peers[it])));
         let expected = want[kind as usize].min(available);
         assert_eq!(handed.len(), expected, "exactly as many as there are");

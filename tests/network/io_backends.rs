@@ -11,13 +11,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use skep::metrics::{IoEvent, WorkerCounters};
+use skep::counters::{IoEvent, WorkerCounters};
 use skep::sys::clock::Clock;
 use skep::sys::mmsg::DATAGRAM_BYTES_MAX;
 use skep::sys::probe::{UringDenial, UringProbeError, probe};
 use skep::sys::socket::{BoundUdp, UdpOptions, bind_udp};
 use skep::time::Now;
-use skep::types::{Action, Answered, Dropped, Family};
+use skep::types::{Action, DatagramResponse, Dropped, Family};
 use skep::worker::Responder;
 use skep::worker::datagram::{DatagramBackend, DatagramWorker};
 
@@ -46,7 +46,7 @@ impl Responder for Echo {
         source: SocketAddr,
         datagram: &[u8],
         out: &mut [u8],
-    ) -> Result<Answered, Dropped> {
+    ) -> Result<DatagramResponse, Dropped> {
         assert_ne!(source.port(), 0);
         if datagram.is_empty() {
             return Err(Dropped::TooShort);
@@ -55,7 +55,7 @@ impl Responder for Echo {
             (self.on_cut)();
         }
         out[..12].copy_from_slice(&digest(datagram));
-        Ok(Answered { action: Action::Scrape, bytes: 12, refusal: None })
+        Ok(DatagramResponse { action: Action::Scrape, bytes: 12, refusal: None })
     }
 
     fn upkeep(&mut self, _now: Now) {
@@ -140,9 +140,9 @@ fn client(address: &str) -> UdpSocket {
 /// Sends and waits for the right answer; says where it came from.
 fn ask(client: &UdpSocket, target: SocketAddr, datagram: &[u8]) -> SocketAddr {
     client.send_to(datagram, target).unwrap();
-    let mut answer = [0; 64];
-    let (bytes, source) = client.recv_from(&mut answer).unwrap();
-    assert_eq!(answer[..bytes], digest(datagram), "an answer to something else");
+    let mut response = [0; 64];
+    let (bytes, source) = client.recv_from(&mut response).unwrap();
+    assert_eq!(response[..bytes], digest(datagram), "an answer to something else");
     source
 }
 

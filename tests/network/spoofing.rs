@@ -8,7 +8,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use skep::protocol::udp::client::{Reply, decode, encode_announce, encode_connect};
+use skep::protocol::udp::client::{Response, decode, encode_announce, encode_connect};
 use skep::protocol::udp::{ANNOUNCE_BYTES, TransactionId};
 use skep::types::Family;
 use socket2::{Domain, Protocol, Socket, Type};
@@ -105,7 +105,7 @@ fn from_several_addresses() {
     let bytes = encode_connect(TransactionId([1; 4]), &mut buffer);
     sockets[0].send(&buffer[..bytes]).unwrap();
     let bytes = sockets[0].recv(&mut buffer).unwrap();
-    let (_, Reply::Connected(id)) = decode(&buffer[..bytes], Family::V6).unwrap() else {
+    let (_, Response::Connected(id)) = decode(&buffer[..bytes], Family::V6).unwrap() else {
         panic!("no connect reply")
     };
     let announce = |socket: &UdpSocket| {
@@ -116,7 +116,8 @@ fn from_several_addresses() {
     for (leechers, socket) in (1..).zip(&sockets[..2]) {
         announce(socket);
         let bytes = socket.recv(&mut buffer).unwrap();
-        let (_, Reply::Announced(told, _)) = decode(&buffer[..bytes], Family::V6).unwrap() else {
+        let (_, Response::Announced(told, _)) = decode(&buffer[..bytes], Family::V6).unwrap()
+        else {
             panic!("no announce reply")
         };
         assert_eq!(told.leechers, leechers, "each address is a peer");
@@ -136,7 +137,7 @@ fn beside_a_forger() {
     command.args(["--listen", &format!("{TRACKER}:0"), "--workers", "1"]);
     let skep = Skep::spawn(command);
     let SocketAddr::V4(tracker) = skep.udp[0] else { unreachable!("it listens on IPv4") };
-    // Reflected replies are for this socket: what it is sent is counted.
+    // Reflected responses are for this socket: what it is sent is counted.
     let reflected = UdpSocket::bind((VICTIM, FORGED_PORT)).unwrap();
     reflected.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
     let mut known = Victim::new(tracker);
@@ -188,9 +189,9 @@ impl Victim {
             let mut request = [0; CONNECT_BYTES];
             encode_connect(self.transaction(), &mut request);
             self.socket.send(&request).unwrap();
-            let Some(reply) = self.hear(PATIENCE) else { return false };
-            let (_, Reply::Connected(id)) = decode(&reply, Family::V4).unwrap() else {
-                panic!("{reply:?}")
+            let Some(response) = self.hear(PATIENCE) else { return false };
+            let (_, Response::Connected(id)) = decode(&response, Family::V4).unwrap() else {
+                panic!("{response:?}")
             };
             self.connection_id = id;
             true
@@ -203,9 +204,10 @@ impl Victim {
         let mut request = [0; ANNOUNCE_BYTES];
         encode_announce(self.connection_id, self.transaction(), &announcement, &mut request);
         self.socket.send(&request).unwrap();
-        let reply = self.hear(DEADLINE);
-        reply
-            .is_some_and(|it| matches!(decode(&it, Family::V4).unwrap(), (_, Reply::Announced(..))))
+        let response = self.hear(DEADLINE);
+        response.is_some_and(|it| {
+            matches!(decode(&it, Family::V4).unwrap(), (_, Response::Announced(..)))
+        })
     }
 
     fn transaction(&mut self) -> TransactionId {
@@ -215,9 +217,9 @@ impl Victim {
 
     fn hear(&self, patience: Duration) -> Option<Vec<u8>> {
         self.socket.set_read_timeout(Some(patience)).unwrap();
-        let mut reply = [0; 2048];
-        let bytes = self.socket.recv(&mut reply).ok()?;
-        Some(reply[..bytes].to_vec())
+        let mut response = [0; 2048];
+        let bytes = self.socket.recv(&mut response).ok()?;
+        Some(response[..bytes].to_vec())
     }
 }
 

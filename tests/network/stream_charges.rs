@@ -4,8 +4,8 @@
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 
+use skep::counters::{CloseReason, Transport};
 use skep::limiter;
-use skep::metrics::{CloseReason, Transport};
 use tungstenite::Message;
 
 use crate::stream_server::{
@@ -389,7 +389,7 @@ fn exempt_sources_are_not_charged() {
         let server = Server::start(backend, plan);
         let mut client = server.connect();
         client.send(request("/nowhere").repeat(2_000).as_bytes());
-        assert!((0..2_000).all(|_| client.reply().status == 404));
+        assert!((0..2_000).all(|_| client.read_response().status == 404));
         drop(client);
         server.finish();
     });

@@ -10,7 +10,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::process::{Child, Stdio};
 use std::time::Instant;
 
-use skep::metrics::CloseReason;
+use skep::counters::CloseReason;
 use skep::worker::stream::StreamBackend;
 
 use crate::stream_server::{

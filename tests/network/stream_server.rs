@@ -13,10 +13,10 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, StreamOwned};
+use skep::counters::{CloseReason, StreamCounters, Transport};
 use skep::frontend::http::HttpFrontend;
 use skep::frontend::{http, stats, ws};
 use skep::limiter::{self, Handle, Limiter, Sizes};
-use skep::metrics::{CloseReason, StreamCounters, Transport};
 use skep::store::{self, Store};
 use skep::sys::clock::Clock;
 use skep::sys::probe::probe;
@@ -230,8 +230,8 @@ impl Server {
                 Transport::ALL.into_iter().flat_map(|it| Family::ALL.map(|family| (it, family)))
             {
                 let requests = counters.requests(transport, family);
-                let sum = |counts: &[skep::metrics::Counter]| -> u64 {
-                    counts.iter().map(skep::metrics::Counter::get).sum()
+                let sum = |counts: &[skep::counters::Counter]| -> u64 {
+                    counts.iter().map(skep::counters::Counter::get).sum()
                 };
                 let handled = sum(&requests.answered) + sum(&requests.refused);
                 assert_eq!(requests.received.get(), handled + sum(&requests.rejected));
@@ -325,9 +325,9 @@ pub(crate) struct Client<S> {
     received: Vec<u8>,
 }
 
-/// A reply.
+/// A response.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Reply {
+pub(crate) struct Response {
     pub(crate) status: u16,
     pub(crate) head: String,
     pub(crate) body: Vec<u8>,
@@ -342,14 +342,14 @@ impl<S: Read + Write> Client<S> {
         self.stream.write_all(bytes).unwrap();
     }
 
-    /// Asks for a path, and reads the reply.
-    pub(crate) fn get(&mut self, path: &str) -> Reply {
+    /// Asks for a path, and reads the response.
+    pub(crate) fn get(&mut self, path: &str) -> Response {
         self.send(request(path).as_bytes());
-        self.reply()
+        self.read_response()
     }
 
-    /// Reads one reply, with a length or in chunks.
-    pub(crate) fn reply(&mut self) -> Reply {
+    /// Reads one response, with a length or in chunks.
+    pub(crate) fn read_response(&mut self) -> Response {
         let end = self.read_until(b"\r\n\r\n");
         let head = String::from_utf8(self.received.drain(..end).collect()).unwrap();
         let status = head.split(' ').nth(1).unwrap().parse().unwrap();
@@ -360,7 +360,7 @@ impl<S: Read + Write> Client<S> {
             let length = length.split("\r\n").next().unwrap().parse().unwrap();
             self.take(length)
         };
-        Reply { status, head, body }
+        Response { status, head, body }
     }
 
     fn chunks(&mut self) -> Vec<u8> {
@@ -441,13 +441,13 @@ pub(crate) fn text<S: Read + Write>(socket: &mut Web<S>) -> String {
     }
 }
 
-/// Says something, and gives the reply.
+/// Says something, and gives the response.
 pub(crate) fn ask<S: Read + Write>(socket: &mut Web<S>, message: &str) -> String {
     socket.send(Message::text(message)).unwrap();
     text(socket)
 }
 
-/// The refusal's text as it stands in a bencoded reply.
-pub(crate) fn is_refused(reply: &Reply, refusal: Refusal) -> bool {
-    String::from_utf8_lossy(&reply.body).contains(refusal.text())
+/// The refusal's text as it stands in a bencoded response.
+pub(crate) fn is_refused(response: &Response, refusal: Refusal) -> bool {
+    String::from_utf8_lossy(&response.body).contains(refusal.text())
 }

@@ -7,8 +7,8 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use bt_bencode::Value;
+use skep::counters::{CloseReason, DeliveryFailure, Handshake, Transport};
 use skep::frontend::http as http_frontend;
-use skep::metrics::{CloseReason, DeliveryFailure, Handshake, Transport};
 use skep::types::{Refusal, Rejected};
 use skep::worker::stream::{Options, StreamBackend};
 use tungstenite::protocol::frame::Frame;
@@ -47,10 +47,10 @@ fn a_connection_is_used_again_and_pipelined_requests_are_answered_in_order() {
         let paths =
             [announce_path("b", 7), "/nowhere".into(), announce_path("c", 0), "/announce".into()];
         client.send(paths.map(|it| request(&it)).concat().as_bytes());
-        assert_eq!(client.reply().status, 200);
-        assert_eq!(client.reply().status, 404);
-        assert_eq!(client.reply().status, 200);
-        let refused = client.reply();
+        assert_eq!(client.read_response().status, 200);
+        assert_eq!(client.read_response().status, 404);
+        assert_eq!(client.read_response().status, 200);
+        let refused = client.read_response();
         assert!(String::from_utf8_lossy(&refused.body).contains("info_hash is missing"));
         assert_eq!(client.get(&announce_path("a", 6882)).status, 200, "still open");
         assert_eq!(server.received(Transport::Http), 8);
@@ -69,14 +69,14 @@ fn many_pipelined_requests_are_answered_before_more_is_read() {
         let mut sender = client.stream.try_clone().unwrap();
         let requests = request(&announce_path("a", 6881)).repeat(5_000);
         let sending = std::thread::spawn(move || sender.write_all(requests.as_bytes()).unwrap());
-        assert!((0..5_000).all(|_| client.reply().status == 200));
+        assert!((0..5_000).all(|_| client.read_response().status == 200));
         sending.join().unwrap();
         server.finish();
     });
 }
 
 #[test]
-fn connections_that_are_not_to_be_kept_end_after_the_reply() {
+fn connections_that_are_not_to_be_kept_end_after_the_response() {
     for_each_backend(|backend| {
         let server = patient(backend);
         let path = announce_path("a", 6881);
@@ -86,7 +86,7 @@ fn connections_that_are_not_to_be_kept_end_after_the_reply() {
         ] {
             let mut client = server.connect();
             client.send(head.as_bytes());
-            assert_eq!(client.reply().status, 200);
+            assert_eq!(client.read_response().status, 200);
             client.expect_end();
         }
         server.expect_closed(CloseReason::Done, 2);
@@ -101,11 +101,11 @@ fn a_request_may_come_byte_by_byte() {
         let mut client = server.connect();
         let long = format!("GET / HTTP/1.1\r\nA: {}\r\n\r\n", "x".repeat(6_000));
         long.as_bytes().chunks(97).for_each(|it| client.send(it));
-        assert_eq!(client.reply().status, 200);
+        assert_eq!(client.read_response().status, 200);
         for byte in request(&announce_path("a", 6881)).as_bytes() {
             client.send(&[*byte]);
         }
-        assert_eq!(client.reply().status, 200);
+        assert_eq!(client.read_response().status, 200);
         server.finish();
     });
 }
@@ -119,7 +119,7 @@ fn a_head_that_is_too_long_is_told_so_while_it_is_still_being_sent() {
         // The server may have closed before all was sent.
         let endless = format!("GET / HTTP/1.1\r\n{}", "A: b\r\n".repeat(100_000));
         let sending = std::thread::spawn(move || sender.write_all(endless.as_bytes()));
-        assert_eq!(client.reply().status, 431);
+        assert_eq!(client.read_response().status, 431);
         let _ = client.stream.shutdown(Shutdown::Both);
         let _ = sending.join().unwrap();
         server.expect_closed(CloseReason::Done, 1);
@@ -166,7 +166,7 @@ fn a_connection_without_requests_ends_at_its_deadline() {
 }
 
 #[test]
-fn who_does_not_take_replies_is_not_read_from_and_ends_at_the_deadline() {
+fn who_does_not_take_responses_is_not_read_from_and_ends_at_the_deadline() {
     for_each_backend(|backend| {
         let server = Server::start(backend, quick(|it| it.head_timeout_s = 60));
         let mut client = server.connect();
@@ -192,13 +192,13 @@ fn all_torrents_are_streamed_while_others_are_served() {
         for batch in 0..torrents / 100 {
             let paths = (0..100).map(|it| request(&announce_path(&format!("{batch}x{it}y"), 6881)));
             client.send(paths.collect::<String>().as_bytes());
-            assert!((0..100).all(|_| client.reply().status == 200));
+            assert!((0..100).all(|_| client.read_response().status == 200));
         }
         client.send(request("/scrape").as_bytes());
         let mut other = server.connect();
         assert_eq!(other.get(&announce_path("a", 6881)).status, 200);
-        let reply = client.reply();
-        let value: Value = bt_bencode::from_slice(&reply.body).unwrap();
+        let response = client.read_response();
+        let value: Value = bt_bencode::from_slice(&response.body).unwrap();
         let files = value.as_dict().unwrap().get(&b"files"[..]).unwrap().as_dict().unwrap();
         assert!((torrents..=torrents + 1).contains(&files.len()), "{}", files.len());
         assert_eq!(client.get("/").status, 200, "still open");
@@ -270,9 +270,9 @@ fn a_trusted_proxys_header_names_the_source_and_a_strangers_does_not() {
             let mut client = server.connect_from([127, 0, 0, 9]);
             client.send(&header[..end]);
             client.send(&header[end..]);
-            let reply = client.get(&path);
+            let response = client.get(&path);
             let external = b"external ip4:\x0a\x01\x02\x03";
-            assert!(reply.body.windows(external.len()).any(|it| it == external), "{reply:?}");
+            assert!(response.body.windows(external.len()).any(|it| it == external), "{response:?}");
             assert_eq!(client.get(&path).status, 200, "only the first bytes are a header");
         }
         let mut secure = secure(server.trust(), {
@@ -281,10 +281,10 @@ fn a_trusted_proxys_header_names_the_source_and_a_strangers_does_not() {
             stream
         });
         secure.write_all(request(&path).as_bytes()).unwrap();
-        assert_eq!(Client::new(secure).reply().status, 200);
+        assert_eq!(Client::new(secure).read_response().status, 200);
         let mut stranger = server.connect();
         stranger.send(header);
-        assert_eq!(stranger.reply().status, 400);
+        assert_eq!(stranger.read_response().status, 400);
         let mut broken = server.connect_from([127, 0, 0, 9]);
         broken.send(b"\r\n\r\n\0\r\nQUIT\n\x99\x11\0\x0c");
         broken.expect_end();
@@ -301,8 +301,8 @@ fn a_proxy_on_a_unix_socket_names_its_clients() {
         let mut client = Client::new(UnixStream::connect(&server.unix).unwrap());
         let path = announce_path("a", 6881);
         client.send(format!("GET {path} HTTP/1.1\r\nX-Forwarded-For: 10.1.2.3\r\n\r\n").as_bytes());
-        let reply = client.reply();
-        assert!(reply.body.starts_with(b"d8:completei0e11:external ip4:\x0a\x01\x02\x03"));
+        let response = client.read_response();
+        assert!(response.body.starts_with(b"d8:completei0e11:external ip4:\x0a\x01\x02\x03"));
         assert!(is_refused(&client.get(&path), Refusal::NoSource));
         drop(client);
         server.expect_closed(CloseReason::ByClient, 1);
@@ -323,7 +323,7 @@ fn https_keeps_connections_and_resumes_sessions() {
                 assert_eq!(client.get(&announce_path("a", port)).status, 200);
             }
             client.send(b"GET / HTTP/1.0\r\n\r\n");
-            assert_eq!(client.reply().status, 200);
+            assert_eq!(client.read_response().status, 200);
             client.expect_end();
         }
         let handshakes = |how| server.sum(|it| it.handshakes(how).get());
@@ -388,9 +388,9 @@ fn sockets_on_different_workers_reach_each_other() {
         let [first, second, third] = &mut sockets;
         ask(first, &announce(TORRENT, "first", "", ""));
         for (other, name) in [(second, "second"), (third, "third")] {
-            let reply =
+            let response =
                 ask(other, &announce(TORRENT, name, &[offer("1"), offer("2")].join(","), ""));
-            assert!(reply.contains(r#""interval":"#), "{reply}");
+            assert!(response.contains(r#""interval":"#), "{response}");
             let offered = text(first);
             assert!(offered.contains(r#""offer":"#) && offered.contains(&id(name)), "{offered}");
             let number = if offered.contains(&id("1")) { "1" } else { "2" };
@@ -402,9 +402,9 @@ fn sockets_on_different_workers_reach_each_other() {
                 .unwrap();
             text(other);
         }
-        assert_eq!(server.sum(|it| it.mail_delivered.get()), 4);
+        assert_eq!(server.sum(|it| it.messages_delivered.get()), 4);
         for reason in DeliveryFailure::ALL {
-            assert_eq!(server.sum(|it| it.mail_lost(reason).get()), 0, "{reason:?}");
+            assert_eq!(server.sum(|it| it.messages_lost(reason).get()), 0, "{reason:?}");
         }
         assert_eq!(server.sum(|it| it.upgrades.get()), 3);
         drop(sockets);
@@ -447,8 +447,8 @@ fn peers_that_went_silent_leave_while_their_socket_stays() {
             assert!(pings < 10, "it has not left");
         }
         assert_eq!(server.peers(), 0);
-        let reply = ask(&mut socket, &announce(TORRENT, "bob", "", ""));
-        assert!(reply.contains(r#""incomplete":1"#), "{reply}");
+        let response = ask(&mut socket, &announce(TORRENT, "bob", "", ""));
+        assert!(response.contains(r#""incomplete":1"#), "{response}");
         drop(socket);
         server.expect_closed(CloseReason::ByClient, 1);
         server.finish();
@@ -574,7 +574,7 @@ fn mail_for_who_does_not_read_is_lost_and_the_deadline_ends_it() {
             ask(&mut sender, &message);
             server.closed(CloseReason::WriteStalled) > 0
         });
-        assert!(server.sum(|it| it.mail_lost(DeliveryFailure::QueueFull).get()) > 0);
+        assert!(server.sum(|it| it.messages_lost(DeliveryFailure::QueueFull).get()) > 0);
         assert_eq!(server.closed(CloseReason::SendQueueFull), 0, "others cannot fill its queue");
         eventually("it has left", || server.peers() == 1);
         assert!(ask(&mut sender, &announce(TORRENT, "sender", "", "")).contains("interval"));
@@ -610,7 +610,7 @@ fn a_worker_that_stops_closes_who_waits_and_finishes_who_is_being_served() {
         assert!(matches!(socket.read(), Err(Error::ConnectionClosed)));
         drop(socket);
         half.send(tail);
-        assert_eq!(half.reply().status, 200);
+        assert_eq!(half.read_response().status, 200);
         half.expect_end();
         assert!(TcpStream::connect(server.plain[0]).is_err(), "nothing listens");
         assert_eq!(server.peers(), 1, "the one that came by HTTP");

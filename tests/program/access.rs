@@ -57,7 +57,7 @@ fn edits_through_the_api_are_in_force_in_the_file_and_in_the_log() {
     let (_, found) = ask(&skep, "GET", entry, "");
     assert_eq!(found, json!({ "value": "10.0.0.0/8", "reason": "not ours" }));
     skep.log_with(
-        "list changed list=\"networks_deny\" added=1 removed=0 entries=2 by=API from 127.0.0.1:",
+        "list changed list=\"networks_deny\" added=1 removed=0 entries=2 by=api:127.0.0.1:",
     );
     assert_eq!(
         fs::read_to_string(&file).unwrap(),
@@ -70,6 +70,9 @@ fn edits_through_the_api_are_in_force_in_the_file_and_in_the_log() {
     let hash = "0b".repeat(20);
     let magnet = format!(r#"{{"add":["magnet:?xt=urn:btih:{hash}"]}}"#);
     assert_eq!(ask(&skep, "POST", "/api/v1/access/torrents/deny", &magnet).0, 200);
+    let log =
+        skep.log_with("list changed list=\"torrents_deny\" added=1 removed=0 entries=1 by=api:");
+    assert!(!log.contains("added=0 removed=0"), "nothing changed: {log}");
     let metrics = skep.metrics();
     assert_eq!(metrics.value("skep_access_entries{list=\"networks_deny\"}"), 1.0);
     assert_eq!(metrics.value("skep_access_entries{list=\"torrents_deny\"}"), 1.0);
@@ -87,9 +90,9 @@ fn a_bad_line_keeps_the_list_in_force_on_reload_and_stops_a_start() {
     let clients = [("SKEP__ACCESS__CLIENTS_DENY", file.to_str().unwrap())];
     let skep = start(state.path(), &clients);
     fs::write(&file, "-XM\n-XN\n%\n").unwrap();
-    let (status, reply) = ask(&skep, "POST", "/api/v1/access/reload", "");
-    assert_eq!((status, &reply["error"]["code"]), (409, &json!("bad_list")));
-    let message = reply["error"]["message"].as_str().unwrap();
+    let (status, response) = ask(&skep, "POST", "/api/v1/access/reload", "");
+    assert_eq!((status, &response["error"]["code"]), (409, &json!("bad_list")));
+    let message = response["error"]["message"].as_str().unwrap();
     assert!(message.contains("clients:3: "), "{message}");
     assert_eq!(values(&skep, "clients/deny"), ["-XL"]);
     skep.signal("HUP");
@@ -99,8 +102,8 @@ fn a_bad_line_keeps_the_list_in_force_on_reload_and_stops_a_start() {
     let failures = || skep.metrics().value("skep_access_reload_failures_total");
     eventually("both failures are counted", || failures() == 2.0);
     assert_eq!(values(&skep, "clients/deny"), ["-XL"]);
-    let (status, reply) = ask(&skep, "PUT", "/api/v1/access/clients/deny/-XO", "");
-    assert_eq!((status, &reply["error"]["code"]), (409, &json!("bad_list")));
+    let (status, response) = ask(&skep, "PUT", "/api/v1/access/clients/deny/-XO", "");
+    assert_eq!((status, &response["error"]["code"]), (409, &json!("bad_list")));
     assert_eq!(fs::read_to_string(&file).unwrap(), "-XM\n-XN\n%\n", "left alone");
     let check = prepared(state.path(), &clients).arg("check").output().unwrap();
     for output in [refused(state.path(), &clients), check] {
@@ -120,8 +123,8 @@ fn announce(skep: &Skep, passkey: &str, who: u16, event: &str, [up, down, left]:
         "/announce/{passkey}?info_hash=aaaaaaaaaaaaaaaaaaaa&peer_id=-XX0000-{who:012}&port={who}\
          &uploaded={up}&downloaded={down}&left={left}&event={event}&compact=0"
     );
-    let (status, reply) = http_get(skep.tcp[0], &target);
-    assert!(status == 200 && reply.contains("interval"), "{reply}");
+    let (status, response) = http_get(skep.tcp[0], &target);
+    assert!(status == 200 && response.contains("interval"), "{response}");
 }
 
 /// A seeder and a leecher, with a restart between what they announce.
@@ -199,12 +202,12 @@ fn registered_torrents_outlive_a_restart_until_they_are_unregistered() {
     assert_eq!((status, &told["info_hash_v2"]), (201, &json!(v2[..40])));
     assert_eq!(ask(&skep, "POST", "/add_torrent_info", &body.to_string()).0, 200);
     let taken = json!({ "info_hash": v2 }).to_string();
-    let (status, reply) = ask(&skep, "POST", "/api/v1/torrents", &taken);
-    assert_eq!((status, &reply["error"]["code"]), (409, &json!("hash_taken")));
+    let (status, response) = ask(&skep, "POST", "/api/v1/torrents", &taken);
+    assert_eq!((status, &response["error"]["code"]), (409, &json!("hash_taken")));
     let stranger = format!("1b{}", &v1[2..]);
     let similar = format!("/api/v1/torrents/{stranger}/similar");
-    let (_, reply) = ask(&skep, "GET", &similar, "");
-    assert_eq!((&reply["registered"], &reply["resembles"]), (&json!(false), &json!([v1])));
+    let (_, response) = ask(&skep, "GET", &similar, "");
+    assert_eq!((&response["registered"], &response["resembles"]), (&json!(false), &json!([v1])));
     assert_eq!(skep.metrics().value("skep_registered_torrents"), 2.0);
     skep.signal("TERM");
     assert!(skep.wait().success());
@@ -216,7 +219,7 @@ fn registered_torrents_outlive_a_restart_until_they_are_unregistered() {
     assert_eq!(ask(&skep, "DELETE", &torrent, "").1, json!({ "status": "unregistered" }));
     assert_eq!(ask(&skep, "GET", &registration, "").1["error"]["code"], "unregistered");
     assert_eq!(ask(&skep, "DELETE", &torrent, "").0, 404);
-    skep.log_with(&format!("torrent unregistered info_hash={v1} by=API from 127.0.0.1:"));
+    skep.log_with(&format!("torrent unregistered info_hash={v1} by=api:127.0.0.1:"));
 }
 
 #[test]
@@ -243,8 +246,8 @@ fn an_open_tracker_says_that_it_registers_nothing() {
     let state = tempfile::tempdir().unwrap();
     let skep = start(state.path(), &[]);
     let body = json!({ "info_hash": "0a".repeat(20) }).to_string();
-    let (status, reply) = ask(&skep, "POST", "/api/v1/torrents", &body);
-    assert_eq!((status, &reply["error"]["code"]), (409, &json!("wrong_mode")));
+    let (status, response) = ask(&skep, "POST", "/api/v1/torrents", &body);
+    assert_eq!((status, &response["error"]["code"]), (409, &json!("wrong_mode")));
     assert_eq!(ask(&skep, "POST", "/api/v1/passkeys", "").0, 409);
     assert!(!state.path().join("access.redb").exists());
 }
@@ -381,7 +384,10 @@ fn torrent_add_says_what_keeps_it_from_registering() {
     assert!(skep.wait().success());
     let (code, said) = add(&skep, &[file, file]);
     assert_eq!(code, Some(1), "{said}");
-    assert!(said.contains("cannot ask http://127.0.0.1:") && said.contains("start skep"), "{said}");
+    assert!(
+        said.contains("cannot reach http://127.0.0.1:") && said.contains("start skep"),
+        "{said}"
+    );
     let open = start(&state.path().join("other"), &[]);
     let (code, said) = add(&open, &[file]);
     assert_eq!(code, Some(1), "{said}");

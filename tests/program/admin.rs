@@ -1,4 +1,4 @@
-//! The operators' listener: every documented reply, who is let in, what is listed. The router is
+//! The operators' listener: every documented response, who is let in, what is listed. The router is
 //! served on a port of the kernel's choice by a process that only seems to be one; the last test
 //! asks a real one.
 
@@ -175,14 +175,14 @@ fn serve(process: &Arc<Fake>, from: &str) -> SocketAddr {
     receiver.recv().unwrap()
 }
 
-/// A reply.
-struct Reply {
+/// A response.
+struct Response {
     status: u16,
     headers: Vec<(String, String)>,
     body: String,
 }
 
-impl Reply {
+impl Response {
     fn json(&self) -> Value {
         serde_json::from_str(&self.body).unwrap()
     }
@@ -196,7 +196,7 @@ impl Reply {
 }
 
 /// Asks; `headers` are lines without their ends.
-fn ask(address: SocketAddr, method: &str, target: &str, headers: &[&str]) -> Reply {
+fn ask(address: SocketAddr, method: &str, target: &str, headers: &[&str]) -> Response {
     ask_with(address, (method, target), headers, "")
 }
 
@@ -206,7 +206,7 @@ fn ask_with(
     (method, target): (&str, &str),
     headers: &[&str],
     body: &str,
-) -> Reply {
+) -> Response {
     let mut stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(support::DEADLINE)).unwrap();
     let headers: String = headers.iter().map(|it| format!("{it}\r\n")).collect();
@@ -216,19 +216,19 @@ fn ask_with(
          Connection: close\r\n\r\n{body}"
     );
     stream.write_all(request.as_bytes()).unwrap();
-    let mut reply = String::new();
-    stream.read_to_string(&mut reply).unwrap();
-    let (head, body) = reply.split_once("\r\n\r\n").unwrap();
+    let mut response = String::new();
+    stream.read_to_string(&mut response).unwrap();
+    let (head, body) = response.split_once("\r\n\r\n").unwrap();
     let mut lines = head.split("\r\n");
     let status = lines.next().unwrap().split(' ').nth(1).unwrap().parse().unwrap();
     let header = |line: &str| line.split_once(": ").map(|it| (it.0.into(), it.1.into()));
     let headers = lines.filter_map(header).collect();
-    Reply { status, headers, body: body.to_owned() }
+    Response { status, headers, body: body.to_owned() }
 }
 
 const LOCALHOST: &str = "Host: localhost:6970";
 
-fn get(address: SocketAddr, target: &str) -> Reply {
+fn get(address: SocketAddr, target: &str) -> Response {
     ask(address, "GET", target, &[LOCALHOST])
 }
 
@@ -266,17 +266,21 @@ fn ask_everything(
         let methods = described.methods(path);
         for method in ["GET", "POST", "PUT", "PATCH", "DELETE"] {
             let request = (method, &*target_of(path));
-            let reply = ask_with(address, request, headers, &body_of(path, method));
+            let response = ask_with(address, request, headers, &body_of(path, method));
             if methods.iter().any(|it| it == method) {
-                described.check((path, method, reply.status), &reply.headers, &reply.body);
-                seen.insert((path.clone(), method.to_owned(), reply.status));
-            } else if reply.status == 405 {
+                described.check((path, method, response.status), &response.headers, &response.body);
+                seen.insert((path.clone(), method.to_owned(), response.status));
+            } else if response.status == 405 {
                 for method in &methods {
-                    described.check((path, method, 405), &reply.headers, &reply.body);
+                    described.check((path, method, 405), &response.headers, &response.body);
                     seen.insert((path.clone(), method.clone(), 405));
                 }
             } else {
-                assert!([401, 403].contains(&reply.status), "{method} {path}: {}", reply.status);
+                assert!(
+                    [401, 403].contains(&response.status),
+                    "{method} {path}: {}",
+                    response.status
+                );
             }
         }
     }
@@ -340,7 +344,7 @@ const REGISTRATION: &str = "/api/v1/torrents/{info_hash}/registration";
 const ADD: &str = "/add_torrent_info";
 
 #[test]
-fn every_described_reply_comes_as_described() {
+fn every_described_response_comes_as_described() {
     let process = Fake::new();
     let (here, elsewhere) = (serve(&process, HERE), serve(&process, ELSEWHERE));
     let (described, mut seen) = (description(here), BTreeSet::new());
@@ -358,9 +362,9 @@ fn every_described_reply_comes_as_described() {
     ask_everything(elsewhere, &described, &[LOCALHOST], &mut seen);
     process.set_token(Token::Kept(TOKEN.into()));
     let mut look = |path: &str, target: &str| {
-        let reply = get(here, target);
-        described.check((path, "GET", reply.status), &reply.headers, &reply.body);
-        seen.insert((path.to_owned(), "GET".to_owned(), reply.status));
+        let response = get(here, target);
+        described.check((path, "GET", response.status), &response.headers, &response.body);
+        seen.insert((path.to_owned(), "GET".to_owned(), response.status));
     };
     look("/api/v1/torrents", "/api/v1/torrents?limit=7");
     look("/api/v1/torrents", "/api/v1/torrents?sort=seeders&limit=2");
@@ -377,17 +381,17 @@ fn every_described_reply_comes_as_described() {
             let target = target.replace("HASH", &"19".repeat(20));
             let body = body.replace("HASH", &"19".repeat(20)).replace("LONG", &" ".repeat(2 << 20));
             let body = body.replace("HYBRID", &"33".repeat(32));
-            let reply = ask_with(here, (method, &target), &authorized, &body);
-            described.check((path, method, reply.status), &reply.headers, &reply.body);
-            seen.insert(((*path).to_owned(), (*method).to_owned(), reply.status));
+            let response = ask_with(here, (method, &target), &authorized, &body);
+            described.check((path, method, response.status), &response.headers, &response.body);
+            seen.insert(((*path).to_owned(), (*method).to_owned(), response.status));
         }
     }
-    let id = process.access_manager().access().keys().all()[0].id();
+    let id = process.access_manager().access().passkeys().all()[0].id();
     for method in ["GET", "DELETE"] {
         let path = "/api/v1/passkeys/{id}";
-        let reply = ask(here, method, &path.replace("{id}", &id), &authorized);
-        described.check((path, method, reply.status), &reply.headers, &reply.body);
-        seen.insert((path.to_owned(), method.to_owned(), reply.status));
+        let response = ask(here, method, &path.replace("{id}", &id), &authorized);
+        described.check((path, method, response.status), &response.headers, &response.body);
+        seen.insert((path.to_owned(), method.to_owned(), response.status));
     }
     process.damage_lists();
     process.board.close(); // whoever wants to see live figures is told so
@@ -401,12 +405,12 @@ fn every_described_reply_comes_as_described() {
     ];
     let foreign = [&handshake[..5], &["Origin: http://tracker.example"]].concat();
     for (headers, status) in [(&handshake[..], 503), (&foreign, 403)] {
-        let reply = ask(here, "GET", "/stats/live", headers);
-        described.check(("/stats/live", "GET", status), &reply.headers, &reply.body);
-        seen.insert(("/stats/live".to_owned(), "GET".to_owned(), reply.status));
+        let response = ask(here, "GET", "/stats/live", headers);
+        described.check(("/stats/live", "GET", status), &response.headers, &response.body);
+        seen.insert(("/stats/live".to_owned(), "GET".to_owned(), response.status));
     }
     ask_everything(here, &described, &authorized, &mut seen);
-    let all: BTreeSet<_> = described.replies().into_iter().collect();
+    let all: BTreeSet<_> = described.responses().into_iter().collect();
     let missing: Vec<_> = all.difference(&seen).collect();
     assert!(missing.is_empty(), "described, but never seen: {missing:?}");
 }
@@ -417,17 +421,19 @@ fn pages_outside_the_api_need_no_token() {
     process.set_token(Token::Configured(TOKEN.into()));
     let address = serve(&process, ELSEWHERE);
     for page in ["/metrics", "/livez", "/readyz", "/startupz", "/stats", "/stats.json"] {
-        let reply = ask(address, "GET", page, &["Host: tracker.example"]);
-        assert_eq!(reply.status, 200, "{page}");
+        let response = ask(address, "GET", page, &["Host: tracker.example"]);
+        assert_eq!(response.status, 200, "{page}");
     }
     let page = get(address, "/stats");
     let policy = page.headers.iter().find(|it| it.0 == "content-security-policy").unwrap();
     assert!(policy.1.starts_with("default-src 'none'"));
     assert!(page.body.contains("Transmission"));
-    assert!(page.body.contains("whom the API serves") && !page.body.contains("1919191919"));
+    assert!(
+        page.body.contains("requests that the API accepts") && !page.body.contains("1919191919")
+    );
     let token = "Authorization: Bearer open sesame, please";
     let page = ask(address, "GET", "/stats", &["Host: tracker.example", token]).body;
-    assert!(!page.contains("whom the API serves") && page.contains(&"19".repeat(20)));
+    assert!(!page.contains("requests that the API accepts") && page.contains(&"19".repeat(20)));
     assert_eq!(get(address, "/").error().1, "no_such_page");
     assert_eq!(get(address, "/api/v1/nothing").error().1, "no_such_page");
 }
@@ -478,19 +484,19 @@ fn without_the_token_only_this_host_may_look_and_nobody_change_anything() {
         for token in [Token::Absent, Token::Kept(TOKEN.into())] {
             let is_absent = matches!(token, Token::Absent);
             process.set_token(token);
-            let reply = get(address, "/api/v1/torrents");
-            assert_eq!(reply.status, expected, "{from}");
+            let response = get(address, "/api/v1/torrents");
+            assert_eq!(response.status, expected, "{from}");
             if expected == 403 {
-                assert_eq!(reply.error().1, "only_local");
-                assert!(reply.body.contains("admin.token"), "{}", reply.body);
+                assert_eq!(response.error().1, "only_local");
+                assert!(response.body.contains("admin.token"), "{}", response.body);
             }
             for (method, target) in EFFECTS {
-                let reply = ask(address, method, target, &[LOCALHOST]);
-                assert_eq!(reply.status, if is_absent { 403 } else { 401 }, "{method} {target}");
+                let response = ask(address, method, target, &[LOCALHOST]);
+                assert_eq!(response.status, if is_absent { 403 } else { 401 }, "{method} {target}");
                 if method != "HEAD" {
                     let code = if is_absent { "token_absent" } else { "no_token" };
-                    assert_eq!(reply.error().1, code, "{method} {target} from {from}");
-                    assert!(reply.body.contains("admin.token"), "{}", reply.body);
+                    assert_eq!(response.error().1, code, "{method} {target} from {from}");
+                    assert!(response.body.contains("admin.token"), "{}", response.body);
                 }
             }
         }
@@ -522,9 +528,13 @@ fn without_the_token_what_a_proxy_may_have_passed_on_is_refused() {
     ] {
         for token in [Token::Absent, Token::Kept(TOKEN.into())] {
             process.set_token(token);
-            let reply = ask(address, "GET", target, &[LOCALHOST, field]);
-            assert_eq!((reply.status, reply.error().1.as_str()), (403, "forwarded"), "{field}");
-            assert!(reply.body.contains("admin.token"), "{}", reply.body);
+            let response = ask(address, "GET", target, &[LOCALHOST, field]);
+            assert_eq!(
+                (response.status, response.error().1.as_str()),
+                (403, "forwarded"),
+                "{field}"
+            );
+            assert!(response.body.contains("admin.token"), "{}", response.body);
         }
         assert_eq!(ask(address, "GET", target, &[LOCALHOST, field, AUTHORIZED]).status, 200);
         process.set_token(Token::Configured(TOKEN.into()));
@@ -537,9 +547,9 @@ fn without_the_token_what_a_proxy_may_have_passed_on_is_refused() {
         stream.set_read_timeout(Some(support::DEADLINE)).unwrap();
         let request = format!("GET {target} HTTP/1.0\r\nHost: 127.0.0.1:6970\r\n\r\n");
         stream.write_all(request.as_bytes()).unwrap();
-        let mut reply = String::new();
-        stream.read_to_string(&mut reply).unwrap();
-        assert!(reply.lines().next().unwrap().contains(expected), "{target}: {reply}");
+        let mut response = String::new();
+        stream.read_to_string(&mut response).unwrap();
+        assert!(response.lines().next().unwrap().contains(expected), "{target}: {response}");
     }
 }
 
@@ -570,8 +580,8 @@ fn another_name_for_this_host_is_refused() {
         ("[::ffff:0.0.0.0]", 403),
         ("", 403),
     ] {
-        let reply = ask(address, "GET", "/api/v1/torrents", &[&format!("Host: {host}")]);
-        assert_eq!(reply.status, expected, "{host}: {}", reply.body);
+        let response = ask(address, "GET", "/api/v1/torrents", &[&format!("Host: {host}")]);
+        assert_eq!(response.status, expected, "{host}: {}", response.body);
     }
     let target = "http://attacker.example/api/v1/torrents";
     assert_eq!(ask(address, "GET", target, &[LOCALHOST]).error().1, "bad_host");
@@ -586,8 +596,8 @@ fn a_page_in_a_browser_changes_nothing() {
             for token in [Token::Configured(TOKEN.into()), Token::Kept(TOKEN.into())] {
                 process.set_token(token);
                 let headers = [headers, &[AUTHORIZED]].concat();
-                let reply = ask(address, method, target, &headers);
-                assert_eq!(reply.status, 403, "{method} {target} {headers:?}");
+                let response = ask(address, method, target, &headers);
+                assert_eq!(response.status, 403, "{method} {target} {headers:?}");
             }
         }
     };
@@ -634,14 +644,14 @@ fn a_wrong_parameter_is_named() {
         (&format!("/{hash}?skip=x"), "skip"),
         (&format!("/{hash}?skip=99999999999999999999"), "skip"),
     ] {
-        let reply = get(address, &format!("/api/v1/torrents{query}"));
+        let response = get(address, &format!("/api/v1/torrents{query}"));
         let expected = (400, "bad_parameter".to_owned(), Some(field.to_owned()));
-        assert_eq!(reply.error(), expected, "{query}");
+        assert_eq!(response.error(), expected, "{query}");
     }
     for query in ["?order=peers", "?skip=1", "?%3Cscript%3E", "?limit=5&x"] {
-        let reply = get(address, &format!("/api/v1/torrents{query}"));
-        assert_eq!(reply.error(), (400, "bad_query".to_owned(), None), "{query}");
-        assert!(!reply.body.contains("script"));
+        let response = get(address, &format!("/api/v1/torrents{query}"));
+        assert_eq!(response.error(), (400, "bad_query".to_owned(), None), "{query}");
+        assert!(!response.body.contains("script"));
     }
     let unknown = get(address, &format!("/api/v1/torrents/{}", "AB".repeat(20)));
     assert_eq!(unknown.error(), (404, "unknown_torrent".to_owned(), None));

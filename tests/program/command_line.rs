@@ -47,8 +47,8 @@ fn config_prints_what_check_accepts() {
 fn check_warns_of_what_may_have_been_meant_otherwise() {
     let output = command().env("SKEP_TRACKER_INTERVAL_S", "9").arg("check").output().unwrap();
     let (stdout, stderr) = texts(&output);
-    assert_eq!((output.status.code(), stdout.as_str()), (Some(0), "the configuration is fine\n"));
-    let said = "skep: warning: the variable SKEP_TRACKER_INTERVAL_S is ignored; remedy: call it";
+    assert_eq!((output.status.code(), stdout.as_str()), (Some(0), "the configuration is valid\n"));
+    let said = "skep: warning: variable ignored: SKEP_TRACKER_INTERVAL_S; remedy: rename it to";
     assert!(stderr.starts_with(said), "{stderr}");
 }
 
@@ -81,7 +81,7 @@ fn check_refuses_what_could_not_start() {
         (output.status.code(), texts(&output).1)
     };
     let (code, said) = check("SKEP__HTTP__UNIX_SOCKET", folder);
-    assert!(code == Some(2) && said.contains("there already, and no socket"), "{said}");
+    assert!(code == Some(2) && said.contains("exists and is not a socket"), "{said}");
     if skep::sys::identity::UnixUser::can_change() {
         let (code, said) = check("SKEP__SERVER__USER", "no-such-user");
         assert!(code == Some(2) && said.contains("there is no user no-such-user"), "{said}");
@@ -216,7 +216,7 @@ fn probe_gives_up_on_silence_and_names_the_tries() {
     let url = format!("udp://{}", silent.local_addr().unwrap());
     let output = run(&["probe", "--timeout", "1", "--tries", "1", &url]);
     assert_eq!(output.status.code(), Some(1));
-    assert!(texts(&output).0.contains("no answer within 1 s, tried once"), "{output:?}");
+    assert!(texts(&output).0.contains("no response within 1 s (1 try)"), "{output:?}");
     let mut request = [0; 64];
     assert_eq!(silent.recv(&mut request).unwrap(), 16);
 }
@@ -225,18 +225,18 @@ fn probe_gives_up_on_silence_and_names_the_tries() {
 fn probe_escapes_what_a_tracker_says() {
     let rude = UdpSocket::bind("127.0.0.1:0").unwrap();
     let url = format!("udp://{}", rude.local_addr().unwrap());
-    let answering = std::thread::spawn(move || {
+    let responding = std::thread::spawn(move || {
         let mut request = [0; 64];
         let (_, client) = rude.recv_from(&mut request).unwrap();
-        let mut answer = vec![0, 0, 0, 3];
-        answer.extend_from_slice(&request[12..16]);
-        answer.extend_from_slice(b"\x1b[31mno\n\xff");
-        rude.send_to(&answer, client).unwrap();
+        let mut response = vec![0, 0, 0, 3];
+        response.extend_from_slice(&request[12..16]);
+        response.extend_from_slice(b"\x1b[31mno\n\xff");
+        rude.send_to(&response, client).unwrap();
     });
     let output = run(&["probe", &url]);
-    answering.join().unwrap();
+    responding.join().unwrap();
     assert_eq!(output.status.code(), Some(1));
-    assert!(texts(&output).0.contains(r#"the tracker refuses: "\x1b[31mno\n\xff""#), "{output:?}");
+    assert!(texts(&output).0.contains(r#"failure reason: "\x1b[31mno\n\xff""#), "{output:?}");
 }
 
 #[test]
@@ -245,20 +245,20 @@ fn probe_leaves_again_also_where_the_scrape_failed() {
     const STOPPED: u8 = 3;
     let tracker = UdpSocket::bind("127.0.0.1:0").unwrap();
     let url = format!("udp://{}", tracker.local_addr().unwrap());
-    let answering = std::thread::spawn(move || {
+    let responding = std::thread::spawn(move || {
         [(0, 16), (1, 20), (SCRAPE, 8), (1, 20)].map(|(action, bytes)| {
             let mut request = [0; 128];
             let (_, client) = tracker.recv_from(&mut request).unwrap();
             assert_eq!(request[11], action);
-            let mut answer = vec![0; bytes];
-            answer[3] = if action == SCRAPE { 3 } else { action };
-            answer[4..8].copy_from_slice(&request[12..16]);
-            tracker.send_to(&answer, client).unwrap();
+            let mut response = vec![0; bytes];
+            response[3] = if action == SCRAPE { 3 } else { action };
+            response[4..8].copy_from_slice(&request[12..16]);
+            tracker.send_to(&response, client).unwrap();
             request[83]
         })
     });
     let output = run(&["probe", "--timeout", "5", "--tries", "1", &url]);
     assert_eq!(output.status.code(), Some(1));
     assert!(texts(&output).0.contains("failed at scrape"), "{output:?}");
-    assert_eq!(answering.join().unwrap()[3], STOPPED);
+    assert_eq!(responding.join().unwrap()[3], STOPPED);
 }

@@ -3,18 +3,18 @@
 use std::fs;
 use std::path::Path;
 
-use skep::config::{Assignment, Bytes, Config, Source, settings};
+use skep::config::{Assignment, Bytes, Config, SettingsSource, settings};
 
 /// A source with nothing but this file.
-fn file(directory: &Path, text: &str) -> Source {
+fn file(directory: &Path, text: &str) -> SettingsSource {
     let path = directory.join("skep.toml");
     fs::write(&path, text).unwrap();
-    Source { file: Some(path), ..Source::default() }
+    SettingsSource { file: Some(path), ..SettingsSource::default() }
 }
 
 /// A source with nothing but this variable.
-fn variable(name: &str, text: &str) -> Source {
-    Source { environment: vec![(name.into(), text.into())], ..Source::default() }
+fn variable(name: &str, text: &str) -> SettingsSource {
+    SettingsSource { environment: vec![(name.into(), text.into())], ..SettingsSource::default() }
 }
 
 /// 129 bytes.
@@ -74,7 +74,7 @@ fn every_setting_is_printed_with_help_and_bounds() {
 #[test]
 fn nothing_needs_to_be_said() {
     let temporary = tempfile::tempdir().unwrap();
-    assert_eq!(Source::default().load().unwrap(), Config::default());
+    assert_eq!(SettingsSource::default().load().unwrap(), Config::default());
     assert_eq!(file(temporary.path(), "").load().unwrap(), Config::default());
     let config = Config::default();
     assert!(config.http.idle_timeout_s > 60, "longer than nginx and AWS's balancer keep one");
@@ -130,7 +130,7 @@ fn a_bad_file_is_refused_with_place_setting_and_what_is_allowed() {
         ("[udp]\nconnection_id = \"md5\"\n", "2:17", "`siphash`"),
         ("[tracker]\ninterval_s = 0\n", "2:1", "allowed: 1 to 7200"),
         ("[tracker]\npeer_age_s_max = 21601\n", "2:1", "allowed: 2 to 21600"),
-        ("[tracker]\npeer_age_s_max = 1920\n", "2:1", "must exceed the longest of interval_s"),
+        ("[tracker]\npeer_age_s_max = 1920\n", "2:1", "must exceed the larger of interval_s"),
         ("[tracker]\ninterval_s_max = 3780\n", "2:1", "tracker.peer_age_s_max: must exceed"),
         (LONG_TRACKER_ID, "2:1", "http.tracker_id: longer than 128 bytes"),
         ("[websocket]\ninterval_s = 3900\n", "2:1", "peer_age_s_max: must exceed websocket."),
@@ -177,7 +177,7 @@ fn a_bad_variable_is_refused_by_name() {
         ("SKEP__HTTP__SOURCE_HEADER", "via", "allowed: \"\", \"forwarded\", \"x-forwarded-for\""),
         ("SKEP__LOG__LEVEL", "in\nfo\u{1b}[1m", "`in\\nfo\\u{1b}[1m`"),
         ("SKEP__LOG__FORMAT", "xml", "allowed: \"text\", \"json\""),
-        ("SKEP__TRACKER__INTERVAL_S", "4000", "tracker.peer_age_s_max: must exceed the longest"),
+        ("SKEP__TRACKER__INTERVAL_S", "4000", "tracker.peer_age_s_max: must exceed the larger of"),
         ("SKEP__TRACKER__NUMWANT_MAX", "10", "tracker.numwant_default: must not exceed"),
         ("SKEP__ADMIN__LISTEN", "6970", "\"127.0.0.1:6970\""),
     ];
@@ -251,11 +251,12 @@ fn names_are_read_in_any_case() {
 
 #[test]
 fn what_may_have_been_meant_otherwise_is_warned_of() {
-    let warnings = |source: &Source| source.warnings(&source.load().unwrap());
-    assert_eq!(warnings(&Source::default()), [""; 0]);
+    let warnings = |source: &SettingsSource| source.warnings(&source.load().unwrap());
+    assert_eq!(warnings(&SettingsSource::default()), [""; 0]);
     for (name, text, said) in [
-        ("SKEP_TRACKER_INTERVAL_S", "1", "ignored; remedy: call it SKEP__TRACKER__INTERVAL_S"),
-        ("SKEP_TRACKER__INTERVAL_S", "1", "ignored; remedy: call it SKEP__TRACKER__INTERVAL_S"),
+        ("SKEP_TRACKER_INTERVAL_S", "1", "remedy: rename it to SKEP__TRACKER__INTERVAL_S"),
+        ("SKEP_TRACKER_INTERVAL_S", "1", "variable ignored: SKEP_TRACKER_INTERVAL_S;"),
+        ("SKEP_TRACKER__INTERVAL_S", "1", "remedy: rename it to SKEP__TRACKER__INTERVAL_S"),
         ("SKEP__TLS__CERTIFICATE", "/x.pem", "TLS is not served: tls.listen is empty; remedy:"),
         ("SKEP__TLS__KEY", "/x.pem", "TLS is not served: tls.listen is empty; remedy:"),
         ("SKEP__UDP__LISTEN", "[::]:7", "UDP is served over IPv6 alone: [::]:7 does not include"),
@@ -290,6 +291,8 @@ fn on_reload_a_pipe_is_refused_and_not_waited_for() {
 
 #[test]
 fn a_file_that_cannot_be_read_is_named() {
-    let source = Source { file: Some("/absent/skep.toml".into()), ..Source::default() };
-    assert!(source.load().unwrap_err().to_string().starts_with("/absent/skep.toml: "));
+    let source =
+        SettingsSource { file: Some("/absent/skep.toml".into()), ..SettingsSource::default() };
+    let error = source.load().unwrap_err().to_string();
+    assert!(error.starts_with("cannot read the configuration file /absent/skep.toml: "), "{error}");
 }

@@ -79,8 +79,8 @@ enum Filling {
     Head,
     /// Most of a WebSocket message, in fragments.
     Fragments,
-    /// Replies that are not read.
-    Replies,
+    /// Responses that are not read.
+    Responses,
     /// Most of a ClientHello.
     Handshake,
     /// Most of a WebSocket message over TLS, in fragments.
@@ -115,7 +115,7 @@ impl Filling {
                 let _ = stream.write_all(&fragments());
                 return Some(Box::new(stream));
             }
-            Self::Replies => {
+            Self::Responses => {
                 let hash = |n: u32| format!("\"\\u0001{n:019}\"");
                 let hashes: Vec<_> = (0..60).map(hash).collect();
                 let text =
@@ -141,8 +141,8 @@ fn fill(skep: &Skep, client: &Arc<ClientConfig>, round: u16) -> Vec<Attacker> {
     let kinds = [Filling::Handshake, Filling::Head, Filling::Fragments, Filling::SecureFragments];
     let number = round % 47 * 5; // of 235 sources
     let each = (0..).zip(kinds).flat_map(|(at, kind)| [(at, kind); 4]);
-    // Replies cost the server most: some of them do.
-    let all = each.chain(round.is_multiple_of(4).then_some((4, Filling::Replies)));
+    // Responses cost the server most: some of them do.
+    let all = each.chain(round.is_multiple_of(4).then_some((4, Filling::Responses)));
     all.filter_map(|(at, kind)| kind.fill(skep, client, source(number + at))).collect()
 }
 
@@ -230,8 +230,20 @@ fn cpu_ticks(id: u32) -> u64 {
     of(11) + of(12)
 }
 
+/// Sends a TLS client's first message from `source` on a new connection, and reads the beginning of
+/// the response, if there is one.
+fn greet(skep: &Skep, source: Ipv4Addr, hello: &[u8]) {
+    let mut stream = connect_from(source, skep.tls[0]).unwrap();
+    let _ = stream.write_all(hello);
+    let _ = stream.read(&mut [0; 16]);
+}
+
+/// What a handshake costs depends on the host and on the build, so the flood is compared with
+/// handshakes that were counted and measured before it. In an optimised build on one core of 2 GHz
+/// it takes a sixth of that core.
 #[test]
-fn handshakes_of_one_source_take_a_sixth_of_a_core_at_most() {
+fn a_flood_of_handshakes_costs_little_more_than_those_that_one_source_may_have() {
+    const MEASURED: u32 = 240; // one source has 250 at once
     let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/tls");
     let rsa = Certificate {
         certificate: data.join("rsa_certificate.pem"),
@@ -242,29 +254,38 @@ fn handshakes_of_one_source_take_a_sixth_of_a_core_at_most() {
     let name = ServerName::try_from("localhost").unwrap();
     let mut hello = Vec::new();
     ClientConnection::new(rsa.client(), name).unwrap().write_tls(&mut hello).unwrap();
+    let kinds = ["full", "resumed", "failed"].map(|kind| format!("kind=\"{kind}\""));
+    let handshakes = || {
+        let metrics = skep.metrics();
+        kinds.iter().map(|kind| metrics.sum("skep_tls_handshakes_total", kind)).sum::<f64>()
+    };
+    let used = |before: u64| f64::from(u32::try_from(cpu_ticks(skep.id()) - before).unwrap());
+
+    let before = cpu_ticks(skep.id());
+    (0..MEASURED).for_each(|_| greet(&skep, Ipv4Addr::new(127, 9, 9, 8), &hello));
+    let each = used(before) / f64::from(MEASURED);
+    let measured = handshakes();
+    assert_eq!(measured, f64::from(MEASURED), "none of them is over the limit");
+
     let (begun, before) = (Instant::now(), cpu_ticks(skep.id()));
-    let mut tries = 0;
+    let mut tries = 0_u32;
     // On a busy machine until there were more than may be had.
     while begun.elapsed() < Duration::from_secs(6) || (tries < 900 && begun.elapsed() < DEADLINE) {
         // A thousand a second: what one source got when nothing limited handshakes.
-        std::thread::sleep(Duration::from_millis(tries).saturating_sub(begun.elapsed()));
-        let mut stream = connect_from(Ipv4Addr::new(127, 9, 9, 9), skep.tls[0]).unwrap();
-        let _ = stream.write_all(&hello);
-        let _ = stream.read(&mut [0; 16]);
+        let due = Duration::from_millis(tries.into());
+        std::thread::sleep(due.saturating_sub(begun.elapsed()));
+        greet(&skep, Ipv4Addr::new(127, 9, 9, 9), &hello);
         tries += 1;
     }
-    let ticks = cpu_ticks(skep.id()) - before;
-    let elapsed_s = begun.elapsed().as_secs_f64();
-    let metrics = skep.metrics();
-    let limited = metrics.sum("skep_connections_closed_total", "reason=\"limited\"");
-    let kinds = ["full", "resumed", "failed"].map(|it| format!("kind=\"{it}\""));
-    let of_kind = |kind: &String| metrics.sum("skep_tls_handshakes_total", kind);
-    let handshakes = kinds.iter().map(of_kind).sum::<f64>();
+    let (ticks, elapsed_s) = (used(before), begun.elapsed().as_secs_f64());
+    let limited = skep.metrics().sum("skep_connections_closed_total", "reason=\"limited\"");
+    let had = handshakes() - measured;
     // Ten seconds of the rate at once, and the rate: at four units each.
     let most = 25.0 * (10.0 + elapsed_s) * 1.1;
-    assert!(handshakes <= most, "{handshakes} in {elapsed_s} s, {limited} of {tries} limited");
-    let ticks_max = 100.0 * elapsed_s / 6.0;
-    let said = format!("{ticks} hundredths of a second in {elapsed_s} s, {tries} tries");
-    assert!(f64::from(u32::try_from(ticks).unwrap()) <= ticks_max, "{said}, {limited} limited");
+    assert!(had <= most, "{had} in {elapsed_s} s, {limited} of {tries} limited");
+    // A connection that is closed unread costs an eighth of a handshake at most.
+    let ticks_max = each * (had + f64::from(tries) / 8.0);
+    let said = format!("{ticks} of {ticks_max} hundredths of a second, each {each}, {tries} tries");
+    assert!(ticks <= ticks_max, "{said}, {had} had, {limited} limited");
     be_served(&skep, &rsa);
 }

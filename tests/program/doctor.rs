@@ -4,7 +4,7 @@ use std::fs;
 use std::process::Command;
 
 use serde_json::Value;
-use skep::cli::doctor::{Answers, Host, HostReport, Severity, examine};
+use skep::cli::doctor::{Host, HostFacts, HostReport, Severity, examine};
 use skep::config::Config;
 use skep::snapshot::{CURRENT, Header, VERSION, Writer};
 use skep::sys::clock::synchronisation;
@@ -145,8 +145,8 @@ fn the_kernel_is_asked_whether_the_clock_is_kept_right() {
     let (found, _) = findings(&mut doctor(&state, &["--json"]));
     let fact = finding(&found, "time.synchronised")["fact"].as_str().unwrap();
     let said = match synchronisation() {
-        Ok(it) if it.is_synchronised => "calls it synchronised; estimated error ",
-        Ok(_) => "calls it not synchronised (STA_UNSYNC); estimated error ",
+        Ok(it) if it.is_synchronised => "synchronised according to the kernel; estimated error ",
+        Ok(_) => "not synchronised according to the kernel (STA_UNSYNC); estimated error ",
         Err(_) => "systemd-timesyncd",
     };
     assert!(fact.contains(said) || fact.starts_with("unknown: "), "{fact}");
@@ -175,7 +175,7 @@ fn a_snapshot_of_the_future_tells_that_the_clock_was_set_back() {
     let json = finding(&found, "time.jumps");
     assert_eq!(json["severity"], "warning", "{json}");
     let fact = json["fact"].as_str().unwrap();
-    assert!(fact.starts_with("swarms.snapshot is of 7") && fact.ends_with(" s in the future"));
+    assert!(fact.starts_with("swarms.snapshot is dated 7") && fact.ends_with(" s in the future"));
     assert!(json["remedy"].as_str().unwrap().contains("$ systemctl restart skep"), "{json}");
     assert_eq!(code, Some(code_of(&found)));
 }
@@ -251,14 +251,14 @@ fn help_teaches() {
 #[test]
 fn a_root_that_hides_everything_fails_nothing() {
     let config = Config::default();
-    let answers = Answers::gather(&config);
+    let facts = HostFacts::gather(&config);
     let empty = tempfile::tempdir().unwrap();
     let file = empty.path().join("file");
     fs::write(&file, "no folder").unwrap();
     // Below the first nothing exists, below the second nothing can exist.
     for root in [empty.path().join("none"), file] {
         let patient =
-            HostReport { host: Host::at(&root), answers: answers.clone(), config: config.clone() };
+            HostReport { host: Host::at(&root), facts: facts.clone(), config: config.clone() };
         let findings = examine(&patient);
         let unread = |it: &&skep::cli::doctor::Finding| it.fact.starts_with("unknown: /");
         let unread: Vec<_> = findings.iter().filter(unread).collect();

@@ -43,14 +43,14 @@ fn peers_find_each_other_over_either_family() {
         let skep = Skep::start(&["--io", io]);
         for (&address, stride) in skep.udp.iter().zip([6, 18]) {
             let mut first = Client::connect(address);
-            let (reply, peers) = first.announce(&leecher(1, 1001));
+            let (response, peers) = first.announce(&leecher(1, 1001));
             assert!(peers.is_empty());
-            assert!((1680..=1920).contains(&reply.interval_s), "{reply:?}");
+            assert!((1680..=1920).contains(&response.interval_s), "{response:?}");
             let mut second = Client::connect(address);
-            let (reply, peers) = second.announce(&seeder(1, 1002));
+            let (response, peers) = second.announce(&seeder(1, 1002));
             assert_eq!(peers.len(), stride);
             assert_eq!(peers[stride - 2..], 1001_u16.to_be_bytes());
-            assert!(reply.seeders >= 1 && reply.leechers >= 1);
+            assert!(response.seeders >= 1 && response.leechers >= 1);
         }
         let mut client = Client::connect(skep.udp[0]);
         let counts = client.scrape(&[InfoHash([1; 20]), InfoHash([9; 20])]);
@@ -346,7 +346,7 @@ fn sighup_reloads_what_can_change_and_names_what_cannot() {
 
     write("[tracker]\ninterval_s = 0\n");
     skep.signal("HUP");
-    let log = skep.log_with("not reloaded, all settings stay");
+    let log = skep.log_with("not reloaded, all settings unchanged");
     assert!(log.contains("skep.toml:4:1: tracker.interval_s: out of bounds"), "{log}");
     assert_eq!(client.announce(&leecher(6, 6881)).0.interval_s, 900);
     assert_eq!(skep.get("/readyz").0, 200);

@@ -43,10 +43,10 @@ fn with_config(folder: &Path, text: &str, arguments: &[&str]) -> Skep {
     Skep::start(&[&config[..], arguments].concat())
 }
 
-/// Peers of a compact reply as (last byte of the address, port).
-fn peers(reply: &Response) -> Vec<(u8, u16)> {
-    let reply = reply.bencoded();
-    let bytes = |key: &str, stride: usize| match &reply[key.as_bytes()] {
+/// Peers of a compact response as (last byte of the address, port).
+fn peers(response: &Response) -> Vec<(u8, u16)> {
+    let response = response.bencoded();
+    let bytes = |key: &str, stride: usize| match &response[key.as_bytes()] {
         Bencoded::ByteStr(string) => string
             .chunks(stride)
             .map(|it| (it[stride - 3], u16::from_be_bytes([it[stride - 2], it[stride - 1]])))
@@ -56,8 +56,8 @@ fn peers(reply: &Response) -> Vec<(u8, u16)> {
     [bytes("peers", 6), bytes("peers6", 18)].concat()
 }
 
-fn integer(reply: &Response, key: &str) -> u64 {
-    match &reply.bencoded()[key.as_bytes()] {
+fn integer(response: &Response, key: &str) -> u64 {
+    match &response.bencoded()[key.as_bytes()] {
         Bencoded::Int(Number::Unsigned(value)) => *value,
         Bencoded::Int(Number::Signed(number)) => u64::try_from(*number).unwrap(),
         other => panic!("{other:?}"),
@@ -88,23 +88,23 @@ fn peers_of_udp_and_http_find_each_other() {
         for &address in &skep.tcp {
             let mut udp = Client::connect(address);
             udp.announce(&leecher(1, 1001));
-            let reply = ask(address, &announce(1, 1002, "&left=0"));
-            assert!(peers(&reply).iter().any(|it| it.1 == 1001), "{reply:?}");
+            let response = ask(address, &announce(1, 1002, "&left=0"));
+            assert!(peers(&response).iter().any(|it| it.1 == 1001), "{response:?}");
             let (counts, handed) = udp.announce(&leecher(1, 1001));
             assert!(counts.seeders >= 1);
             assert!(handed.ends_with(&1002_u16.to_be_bytes()), "{handed:?}");
         }
         // HTTP hands out both families, whichever one asks.
-        let reply = ask(skep.tcp[0], &announce(1, 1003, "&left=1"));
-        assert_eq!(peers(&reply).len(), 2 * skep.tcp.len());
-        assert_eq!(integer(&reply, "complete"), skep.tcp.len() as u64);
+        let response = ask(skep.tcp[0], &announce(1, 1003, "&left=1"));
+        assert_eq!(peers(&response).len(), 2 * skep.tcp.len());
+        assert_eq!(integer(&response, "complete"), skep.tcp.len() as u64);
     }
 }
 
 #[test]
 fn a_client_of_both_families_is_not_handed_its_own_other_address() {
     let skep = Skep::start(&[]);
-    let ports = |reply: &Response| peers(reply).iter().map(|it| it.1).collect::<Vec<_>>();
+    let ports = |response: &Response| peers(response).iter().map(|it| it.1).collect::<Vec<_>>();
     for _ in 0..3 {
         for &address in &skep.tcp {
             assert_eq!(ports(&ask(address, &announce(1, 1001, "&left=1"))), Vec::<u16>::new());
@@ -125,8 +125,8 @@ fn what_real_clients_send_is_counted_under_their_names() {
     let requests = lines.windows(2).filter(|it| it[0].ends_with(wanted)).map(|it| it[1]);
     for request in requests {
         let mut stream = connect(skep.tcp[0], None);
-        let reply = exchange(&mut *stream, &request.replace("\\r\\n", "\r\n"));
-        assert_eq!(integer(&reply, "incomplete"), 1, "{request}");
+        let response = exchange(&mut *stream, &request.replace("\\r\\n", "\r\n"));
+        assert_eq!(integer(&response, "incomplete"), 1, "{request}");
     }
     let expected = json!({
         "Deluge": {"2.0.3": 1},
@@ -148,13 +148,13 @@ fn browsers_find_each_other_and_share_the_counts() {
         // More sockets than workers: some pair meets across two of them.
         let mut waiting: Vec<_> = (0..8).map(|_| Browser::open(skep.tcp[0], None)).collect();
         for (peer, browser) in (10..).zip(&mut waiting) {
-            let reply = browser.ask(&web_announce(1, peer, 1, 0));
-            assert_eq!(reply["complete"], json!(1), "{reply}");
-            assert_eq!(reply["incomplete"], json!(peer - 9), "{reply}");
+            let response = browser.ask(&web_announce(1, peer, 1, 0));
+            assert_eq!(response["complete"], json!(1), "{response}");
+            assert_eq!(response["incomplete"], json!(peer - 9), "{response}");
         }
         let mut asking = Browser::open(skep.tcp[0], None);
-        let reply = asking.ask(&web_announce(1, 99, 1, 8));
-        assert_eq!(reply["incomplete"], json!(9), "{reply}");
+        let response = asking.ask(&web_announce(1, 99, 1, 8));
+        assert_eq!(response["incomplete"], json!(9), "{response}");
         let mut seen = Vec::new();
         for (peer, browser) in (10_u8..).zip(&mut waiting) {
             let offer = browser.receive();
@@ -174,8 +174,8 @@ fn browsers_find_each_other_and_share_the_counts() {
         seen.dedup();
         assert_eq!(seen.len(), 8, "each offer reached one peer");
         // Nobody else is handed a browser.
-        let reply = ask(skep.tcp[0], &announce(1, 1002, "&left=1"));
-        assert_eq!(peers(&reply), [(1, 1001)]);
+        let response = ask(skep.tcp[0], &announce(1, 1002, "&left=1"));
+        assert_eq!(peers(&response), [(1, 1001)]);
         drop((asking, waiting));
         let gone = || integer(&ask(skep.tcp[0], &announce(1, 1002, "&left=1")), "incomplete") == 1;
         eventually("everything of a closed socket is removed", gone);
@@ -187,7 +187,7 @@ fn a_seeder_of_eighty_torrents_on_one_socket_is_offered_all() {
     for io in backends() {
         let folder = tempfile::tempdir().unwrap();
         let skep = with_config(folder.path(), "[limits]\nexempt = []\n", &["--io", io]);
-        let lost = |reason| format!("skep_webtorrent_mail_lost_total{{reason=\"{reason}\"}}");
+        let lost = |reason| format!("skep_webtorrent_messages_lost_total{{reason=\"{reason}\"}}");
         let mut seeder = Browser::open_from(skep.tcp[0], [127, 0, 2, 1]);
         for torrent in 1..=80 {
             seeder.ask(&web_announce(torrent, 100, 0, 0));
@@ -210,10 +210,10 @@ fn a_seeder_of_eighty_torrents_on_one_socket_is_offered_all() {
         let mut collector = Browser::open_from(skep.tcp[0], [127, 0, 3, 1]);
         for _ in 0..2 {
             for torrent in 1..=40 {
-                let reply = collector.ask(&web_announce(torrent, 101, 1, 1));
-                assert_eq!(reply["incomplete"], json!(1), "{reply}");
+                let response = collector.ask(&web_announce(torrent, 101, 1, 1));
+                assert_eq!(response["incomplete"], json!(1), "{response}");
                 let offer = seeder.receive();
-                assert_eq!(offer["info_hash"], reply["info_hash"], "{offer}");
+                assert_eq!(offer["info_hash"], response["info_hash"], "{offer}");
             }
         }
         // Offers that nobody can use cost no announce, and are told of once.
@@ -221,8 +221,8 @@ fn a_seeder_of_eighty_torrents_on_one_socket_is_offered_all() {
         unusable["offers"] = json!([{"offer": {"sdp": "x"}}, 7]);
         let warning = "offers were dropped: offer_id is not 20 bytes as latin-1 text";
         for told in [json!(warning), Value::Null] {
-            let reply = collector.ask(&unusable);
-            assert_eq!((&reply["warning message"], &reply["incomplete"]), (&told, &json!(1)));
+            let response = collector.ask(&unusable);
+            assert_eq!((&response["warning message"], &response["incomplete"]), (&told, &json!(1)));
         }
         eventually("they are counted", || skep.metrics().value(&lost("unusable")) >= 3.5);
         let metrics = skep.metrics();
@@ -237,12 +237,12 @@ fn tls_carries_both_and_sessions_resume() {
         let client = certificate.client();
         Client::connect(skep.udp[0]).announce(&leecher(1, 1001));
         for _ in 0..4 {
-            let reply = ask_with(skep.tls[0], Some(&client), &announce(1, 1002, "&left=1"), "");
-            assert_eq!(peers(&reply), [(1, 1001)]);
+            let response = ask_with(skep.tls[0], Some(&client), &announce(1, 1002, "&left=1"), "");
+            assert_eq!(peers(&response), [(1, 1001)]);
         }
         let mut browser = Browser::open(skep.tls[0], Some(&client));
-        let reply = browser.ask(&web_announce(1, 7, 1, 0));
-        assert_eq!(reply["incomplete"], json!(3), "{reply}");
+        let response = browser.ask(&web_announce(1, 7, 1, 0));
+        assert_eq!(response["incomplete"], json!(3), "{response}");
         eventually("handshakes are counted", || {
             let metrics = skep.metrics();
             let count =
@@ -258,8 +258,8 @@ fn a_new_certificate_is_taken_without_a_restart() {
     ask_with(skep.tls[0], Some(&before.client()), "/", "");
     let after = Certificate::write(folder.path());
     skep.log_with("TLS certificate reloaded");
-    let reply = ask_with(skep.tls[0], Some(&after.client()), &announce(1, 1001, "&left=1"), "");
-    assert_eq!(integer(&reply, "incomplete"), 1);
+    let response = ask_with(skep.tls[0], Some(&after.client()), &announce(1, 1001, "&left=1"), "");
+    assert_eq!(integer(&response, "incomplete"), 1);
     std::fs::write(&after.key, "broken").unwrap();
     skep.log_with("TLS certificate not reloaded");
     ask_with(skep.tls[0], Some(&after.client()), "/", "");
@@ -273,17 +273,17 @@ fn a_proxy_names_the_client_only_where_it_is_trusted() {
     let skep = with_config(folder.path(), &text, &["--io", "mmsg"]);
     let forged = "X-Forwarded-For: 198.51.100.7\r\n";
     ask_with(skep.tcp[0], None, &announce(1, 1001, "&left=1"), forged);
-    let reply = ask(skep.tcp[0], &announce(1, 1002, "&left=1"));
-    assert_eq!(peers(&reply), [(1, 1001)], "the socket's address");
+    let response = ask(skep.tcp[0], &announce(1, 1002, "&left=1"));
+    assert_eq!(peers(&response), [(1, 1001)], "the socket's address");
     let mut local = UnixStream::connect(&socket).unwrap();
     let request = |headers: &str| {
         let target = announce(1, 1003, "&left=1");
         format!("GET {target} HTTP/1.1\r\nHost: skep\r\n{headers}\r\n")
     };
-    let reply = exchange(&mut local, &request("X-Forwarded-For: 127.0.0.9\r\n"));
-    assert_eq!(peers(&reply).len(), 2);
-    let reply = exchange(&mut local, &request(""));
-    assert!(reply.bencoded().contains_key(&b"failure reason"[..]), "{reply:?}");
+    let response = exchange(&mut local, &request("X-Forwarded-For: 127.0.0.9\r\n"));
+    assert_eq!(peers(&response).len(), 2);
+    let response = exchange(&mut local, &request(""));
+    assert!(response.bencoded().contains_key(&b"failure reason"[..]), "{response:?}");
     // The network of a proxy can be named while serving.
     let trusted = format!("{text}trusted_proxies = [\"127.0.0.1\"]\n")
         .replace("127.0.0.1\"", "127.0.0.1/32\"");
@@ -292,20 +292,20 @@ fn a_proxy_names_the_client_only_where_it_is_trusted() {
     skep.log_with("reloaded: http.trusted_proxies");
     let headers = "X-Forwarded-For: 10.0.0.1, 127.0.0.8\r\n";
     ask_with(skep.tcp[0], None, &announce(1, 1004, "&left=1"), headers);
-    let reply =
+    let response =
         ask_with(skep.tcp[0], None, &announce(1, 1005, "&left=1"), "X-Real-IP: 127.0.0.7\r\n");
-    assert!(peers(&reply).contains(&(8, 1004)), "{reply:?}");
+    assert!(peers(&response).contains(&(8, 1004)), "{response:?}");
     // And so can be the header that it writes: what it passes on of others does not count then.
     let named = format!("{trusted}source_header = \"x-real-ip\"\n");
     std::fs::write(folder.path().join("skep.toml"), named).unwrap();
     skep.signal("HUP");
     skep.log_with("reloaded: http.source_header");
     let headers = "X-Real-IP: 127.0.0.7\r\nForwarded: for=127.0.0.6\r\n";
-    let reply = ask_with(skep.tcp[0], None, &announce(1, 1006, "&left=1"), headers);
-    assert!(peers(&reply).contains(&(7, 1005)), "{reply:?}");
+    let response = ask_with(skep.tcp[0], None, &announce(1, 1006, "&left=1"), headers);
+    assert!(peers(&response).contains(&(7, 1005)), "{response:?}");
     let headers = "X-Forwarded-For: 127.0.0.7\r\n";
-    let reply = ask_with(skep.tcp[0], None, &announce(1, 1007, "&left=1"), headers);
-    assert!(reply.bencoded().contains_key(&b"failure reason"[..]), "{reply:?}");
+    let response = ask_with(skep.tcp[0], None, &announce(1, 1007, "&left=1"), headers);
+    assert!(response.bencoded().contains_key(&b"failure reason"[..]), "{response:?}");
 }
 
 #[test]
@@ -315,8 +315,8 @@ fn where_io_uring_is_denied_tcp_is_served_all_the_same() {
     let skep = without_io_uring(EPERM, || Skep::spawn(command));
     assert_eq!(skep.ready_value("io"), "mmsg");
     assert_eq!(integer(&ask(skep.tcp[0], &announce(1, 1001, "&left=1")), "incomplete"), 1);
-    let reply = Browser::open(skep.tcp[0], None).ask(&web_announce(1, 7, 1, 0));
-    assert_eq!(reply["incomplete"], json!(2));
+    let response = Browser::open(skep.tcp[0], None).ask(&web_announce(1, 7, 1, 0));
+    assert_eq!(response["incomplete"], json!(2));
 }
 
 #[test]
@@ -385,16 +385,16 @@ fn operators_see_and_stop_it_through_the_api() {
     let refused = skep.get("/api/v1/torrents");
     assert_eq!(refused.0, 401, "{}", refused.1);
     let token = "Authorization: Bearer open sesame, please\r\nConnection: close\r\n";
-    let reply = ask_with(skep.admin, None, &format!("/api/v1/torrents/{hash}"), token);
-    let value: Value = serde_json::from_slice(&reply.body).unwrap();
+    let response = ask_with(skep.admin, None, &format!("/api/v1/torrents/{hash}"), token);
+    let value: Value = serde_json::from_slice(&response.body).unwrap();
     assert_eq!(value["peers"][0]["address"], json!("127.0.0.1:1001"), "{value}");
     let mut stream = connect(skep.admin, None);
     let request = format!(
         "POST /api/v1/shutdown HTTP/1.1\r\nHost: {}\r\nContent-Length: 0\r\n{token}\r\n",
         skep.admin
     );
-    let reply = exchange(&mut *stream, &request);
-    assert!(matches!(reply.status, 200 | 202), "{reply:?}");
+    let response = exchange(&mut *stream, &request);
+    assert!(matches!(response.status, 200 | 202), "{response:?}");
     assert!(skep.wait().success());
 }
 

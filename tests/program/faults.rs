@@ -9,11 +9,11 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use skep::metrics::WorkerCounters;
+use skep::counters::WorkerCounters;
 use skep::sys::clock::Clock;
 use skep::sys::socket::{UdpOptions, bind_udp};
 use skep::time::Now;
-use skep::types::{Answered, Dropped};
+use skep::types::{DatagramResponse, Dropped};
 use skep::worker::Responder;
 use skep::worker::datagram::{DatagramBackend, DatagramWorker};
 
@@ -113,7 +113,7 @@ fn system_calls_that_fail_for_a_moment_lose_nothing() {
 }
 
 #[test]
-fn replies_that_cannot_be_sent_are_counted_by_cause_and_the_next_ones_leave() {
+fn responses_that_cannot_be_sent_are_counted_by_cause_and_the_next_ones_leave() {
     let causes = [
         ("EAGAIN", "send_queue_full"),
         ("ENOBUFS", "send_queue_full"),
@@ -160,7 +160,7 @@ impl Responder for Broken {
         _source: SocketAddr,
         _datagram: &[u8],
         _out: &mut [u8],
-    ) -> Result<Answered, Dropped> {
+    ) -> Result<DatagramResponse, Dropped> {
         panic!("a bug")
     }
 

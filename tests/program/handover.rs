@@ -144,9 +144,9 @@ fn who_stops_over_http_on_a_connection_of_before_does_not_come_back_with_the_sna
     stream.write_all(format!("GET {request} HTTP/1.1\r\n").as_bytes()).unwrap();
     let second = successor(state.path(), &[]);
     stream.write_all(b"Host: localhost\r\n\r\n").unwrap();
-    let mut reply = String::new();
-    stream.read_to_string(&mut reply).unwrap();
-    assert!(reply.starts_with("HTTP/1.1 200 "), "{reply}");
+    let mut response = String::new();
+    stream.read_to_string(&mut response).unwrap();
+    assert!(response.starts_with("HTTP/1.1 200 "), "{response}");
     assert_eq!(first.wait().code(), Some(0), "{}", first.log());
     let mut client = Client::connect(second.udp[0]);
     eventually("what was saved", || second.metrics().sum("skep_peers", "") > 0.0);
@@ -164,7 +164,7 @@ impl Drop for Lower<'_> {
 }
 
 /// Announces over HTTP, on connections that are kept and on new ones in turn. What is cut off while
-/// a reply is waited for is asked again on another connection, once.
+/// a response is waited for is asked again on another connection, once.
 fn keep_asking(
     address: SocketAddr,
     number: u16,
@@ -226,8 +226,8 @@ fn web_sockets_are_told_to_reconnect_over_the_drain() {
     assert!(spread >= Duration::from_secs(1), "{spread:?}");
     assert_eq!(first.wait().code(), Some(0));
     let mut again = Browser::open(first.tcp[0], None);
-    let reply = again.ask(&tcp_clients::web_announce(1, 1, 0, 0));
-    assert_eq!(reply["complete"], 1);
+    let response = again.ask(&tcp_clients::web_announce(1, 1, 0, 0));
+    assert_eq!(response["complete"], 1);
     drop(second);
 }
 
@@ -453,7 +453,7 @@ fn a_successor_is_ready_once_it_has_what_its_predecessor_saves_last() {
     let lock = lock_snapshots(folder.path());
     let start = || successor(folder.path(), &[]);
     let (predecessor, second) = Puppet::asked(folder.path(), start, Puppet::leave);
-    second.log_with("snapshots wait for another skep to end");
+    second.log_with("snapshots waiting: another skep process uses this state directory");
     let (status, text) = second.get("/readyz");
     assert!(status == 503 && text.contains("restoring"), "{status} {text}");
     drop(lock);

@@ -1,5 +1,5 @@
-//! Checks replies against an OpenAPI 3.1 description: just the parts of JSON Schema that ours uses.
-//! A keyword that is not known here fails, so that nothing is described and left unchecked.
+//! Checks responses against an OpenAPI 3.1 description: just the parts of JSON Schema that ours
+//! uses. A keyword that is not known here fails, so that nothing is described and left unchecked.
 
 use serde_json::Value;
 
@@ -8,7 +8,7 @@ pub(crate) struct Description(pub(crate) Value);
 
 impl Description {
     /// Every path, method and status that is described.
-    pub(crate) fn replies(&self) -> Vec<(String, String, u16)> {
+    pub(crate) fn responses(&self) -> Vec<(String, String, u16)> {
         let mut all = Vec::new();
         for (path, methods) in self.0["paths"].as_object().unwrap() {
             for (method, operation) in methods.as_object().unwrap() {
@@ -26,7 +26,7 @@ impl Description {
         self.0["paths"][path].as_object().unwrap().keys().map(|it| it.to_uppercase()).collect()
     }
 
-    /// Checks that a reply is as described.
+    /// Checks that a response is as described.
     pub(crate) fn check(
         &self,
         (path, method, status): (&str, &str, u16),

@@ -48,7 +48,7 @@ fn read_request(stream: &mut impl Read) -> String {
     String::from_utf8(head).unwrap()
 }
 
-fn write_reply(stream: &mut impl Write, status: &str, body: &[u8]) {
+fn write_response(stream: &mut impl Write, status: &str, body: &[u8]) {
     let length = body.len();
     write!(stream, "HTTP/1.1 {status}\r\nContent-Length: {length}\r\n\r\n").unwrap();
     stream.write_all(body).unwrap();
@@ -113,7 +113,7 @@ fn http_is_asked_over_one_connection_and_left() {
         let requests: Vec<_> = (0..3)
             .map(|_| {
                 let request = read_request(&mut stream);
-                write_reply(&mut stream, "200 OK", &tracked(&request));
+                write_response(&mut stream, "200 OK", &tracked(&request));
                 request
             })
             .collect();
@@ -131,10 +131,10 @@ fn http_is_asked_over_one_connection_and_left() {
 }
 
 #[test]
-fn a_tracker_that_closes_after_each_reply_is_asked_again() {
+fn a_tracker_that_closes_after_each_response_is_asked_again() {
     let (address, serving) = serve(3, |mut stream| {
         let request = read_request(&mut stream);
-        write_reply(&mut stream, "200 OK", &tracked(&request));
+        write_response(&mut stream, "200 OK", &tracked(&request));
         request
     });
     succeeded(&[&format!("http://{address}/announce")]);
@@ -146,7 +146,7 @@ fn a_path_without_announce_has_no_scrape() {
     let (address, serving) = serve(1, |mut stream| {
         [(); 2].map(|()| {
             let request = read_request(&mut stream);
-            write_reply(&mut stream, "200 OK", ANNOUNCED);
+            write_response(&mut stream, "200 OK", ANNOUNCED);
             request
         })
     });
@@ -160,7 +160,7 @@ fn a_probe_leaves_although_its_announce_was_never_answered() {
     let (address, serving) = serve(2, |mut stream| {
         let request = read_request(&mut stream);
         if request.contains("&event=stopped") {
-            write_reply(&mut stream, "200 OK", ANNOUNCED);
+            write_response(&mut stream, "200 OK", ANNOUNCED);
         } else {
             // Says nothing for as long as the client waits.
             assert_eq!(read_request(&mut stream), "");
@@ -168,7 +168,7 @@ fn a_probe_leaves_although_its_announce_was_never_answered() {
         request
     });
     let said = failed(&[&format!("http://{address}/announce")]);
-    assert!(said.contains("failed at announce: no answer within 1 s, tried once"), "{said}");
+    assert!(said.contains("failed at announce: no response within 1 s (1 try)"), "{said}");
     let requests = serving.join().unwrap();
     assert!(requests[0].contains("&event=started") && requests[1].contains("&event=stopped"));
 }
@@ -177,15 +177,15 @@ fn a_probe_leaves_although_its_announce_was_never_answered() {
 fn what_no_tracker_says_is_named_and_escaped() {
     for (status, body, wanted) in [
         ("200 OK", &b"<html>\x1b[2J"[..], r#"not a bencoded dictionary, but "<html>\x1b[2J""#),
-        ("200 OK", b"d14:failure reason4:\x1b[2Je", r#"the tracker refuses: "\x1b[2J""#),
+        ("200 OK", b"d14:failure reason4:\x1b[2Je", r#"failure reason: "\x1b[2J""#),
         ("200 OK", b"d8:intervali1ee", "malformed: neither peers nor peers6"),
-        ("404 Not Found", b"", "HTTP status 404: no tracker on this path"),
+        ("404 Not Found", b"", "HTTP status 404: no tracker at this URL"),
         ("301 Moved", b"", "HTTP status 301: a redirect"),
     ] {
         // The second request is the leave.
         let (address, serving) = serve(2, move |mut stream| {
             while !read_request(&mut stream).is_empty() {
-                write_reply(&mut stream, status, body);
+                write_response(&mut stream, status, body);
             }
             stream.shutdown(std::net::Shutdown::Both).ok();
         });
@@ -196,18 +196,18 @@ fn what_no_tracker_says_is_named_and_escaped() {
     }
     let (address, _serving) = serve(9, |mut stream| stream.write_all(b"220 mail\x07\r\n").ok());
     let said = failed(&[&format!("http://{address}/")]);
-    assert!(said.contains(r#"no HTTP reply, but "220 mail\x07"#), "{said}");
+    assert!(said.contains(r#"not an HTTP response, but "220 mail\x07"#), "{said}");
 }
 
 #[test]
-fn a_reply_without_end_is_cut() {
+fn a_response_without_end_is_cut() {
     let (address, _serving) = serve(2, |mut stream| {
         read_request(&mut stream);
         let _ = stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n");
         while stream.write_all(&[b'x'; 4096]).is_ok() {}
     });
     let said = failed(&[&format!("http://{address}/announce")]);
-    assert!(said.contains("a reply of more than 1048576 bytes"), "{said}");
+    assert!(said.contains("response longer than 1048576 bytes"), "{said}");
 }
 
 #[test]
@@ -241,7 +241,7 @@ fn serve_tls(names: &[&str], file: &Path) -> (SocketAddr, JoinHandle<Vec<()>>) {
             if request.is_empty() {
                 break;
             }
-            write_reply(&mut stream, "200 OK", &tracked(&request));
+            write_response(&mut stream, "200 OK", &tracked(&request));
         }
     })
 }
@@ -271,10 +271,10 @@ fn tls_and_plain_text_are_not_mixed_up() {
     assert!(said.contains("https://"), "{said}");
     let (address, _serving) = serve(2, |mut stream| {
         let _ = stream.read(&mut [0; 9]);
-        write_reply(&mut stream, "400 Bad Request", b"");
+        write_response(&mut stream, "400 Bad Request", b"");
     });
     let said = failed(&["--insecure", &format!("https://{address}/announce")]);
-    assert!(said.contains("no TLS is spoken there"), "{said}");
+    assert!(said.contains("the response is not TLS"), "{said}");
 }
 
 /// A WebTorrent tracker that answers what `answer` says; returns what it was asked.
@@ -287,8 +287,8 @@ fn serve_websocket(
         while let Ok(message) = socket.read() {
             let Message::Text(text) = message else { continue };
             let message: Value = serde_json::from_str(&text).unwrap();
-            for reply in answer(&message) {
-                socket.send(Message::text(reply.to_string())).unwrap();
+            for response in answer(&message) {
+                socket.send(Message::text(response.to_string())).unwrap();
             }
             asked.push(message);
         }
@@ -328,11 +328,11 @@ fn a_websocket_that_refuses_is_escaped_and_left() {
         vec![json!({ "action": "announce", "info_hash": hash, "failure reason": reason })]
     });
     let said = failed(&[&format!("ws://{address}/")]);
-    assert!(said.contains(r#"failed at announce: the tracker refuses: "no\u{1b}[2J""#), "{said}");
+    assert!(said.contains(r#"failed at announce: failure reason: "no\u{1b}[2J""#), "{said}");
     serving.join().unwrap();
     let (address, _serving) = serve(1, |mut stream| {
         read_request(&mut stream);
-        write_reply(&mut stream, "404 Not Found", b"");
+        write_response(&mut stream, "404 Not Found", b"");
     });
     let said = failed(&[&format!("ws://{address}/")]);
     assert!(said.contains("HTTP status 404 instead of an upgrade"), "{said}");

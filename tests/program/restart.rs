@@ -83,7 +83,7 @@ fn a_tracker_that_was_killed_can_be_started_again_at_once() {
 fn an_address_that_is_taken_is_an_error_after_a_wait_that_names_who_has_it() {
     let skep = Skep::spawn(on(&format!("{HOST}:0"), "127.0.0.1:0", "mmsg"));
     let ours = UdpSocket::bind((HOST, 0)).unwrap();
-    let skeps = format!("process {} has it, which is another skep", skep.id());
+    let skeps = format!("it is in use by process {}, another skep", skep.id());
     let tests = format!("process {} (", std::process::id());
     let cases = [
         (skep.udp[0], "127.0.0.1:0".to_owned(), &skeps, "skep run --take-over"),

@@ -240,7 +240,7 @@ fn settings_that_came_through_a_pipe_stay_in_force() {
     let skep = Skep::spawn(command);
     assert_eq!((deny_with(&skep, "of sixteen bytes"), deny_with(&skep, "another")), (200, 401));
     skep.signal("HUP");
-    let log = skep.log_with("not reloaded, all settings stay");
+    let log = skep.log_with("not reloaded, all settings unchanged");
     assert!(log.contains("not a regular file and can be read only once"), "{log}");
     assert_eq!((deny_with(&skep, "of sixteen bytes"), deny_with(&skep, "another")), (200, 401));
 }

@@ -287,7 +287,7 @@ fn snapshots_that_were_asked_for_by_name_must_be_possible() {
     let skep = start(Path::new("/proc/nowhere"), &token);
     assert_eq!((skep.get("/readyz").0, save(&skep).0), (200, 200));
     let log = skep.log_with("ready ");
-    let told = log.matches("swarms are empty").count();
+    let told = log.matches("swarms and connection ids do not survive").count();
     // On a host with one core there is a warning of that, too.
     let warnings = log.lines().filter(|it| it.contains("WARN") && !it.contains("cores=")).count();
     assert_eq!((told, warnings), (1, 1), "{log}");
@@ -308,7 +308,7 @@ fn of_two_processes_the_second_restores_what_the_first_leaves() {
     let state = tempfile::tempdir().unwrap();
     let mut first = start_restored(state.path());
     let second = start(state.path(), &[]);
-    second.log_with("snapshots wait for another skep to end");
+    second.log_with("snapshots waiting: another skep process uses this state directory");
     assert_eq!(second.get("/readyz").0, 200, "it serves");
     let (status, body) = save(&second);
     assert!(status == 500 && body.contains("another skep"), "{body}");
@@ -324,9 +324,9 @@ fn get_with(address: SocketAddr, path: &str, header: &str) -> String {
     let mut stream = TcpStream::connect(address).unwrap();
     let request = format!("GET {path} HTTP/1.1\r\nConnection: close\r\n{header}\r\n\r\n");
     stream.write_all(request.as_bytes()).unwrap();
-    let mut reply = String::new();
-    stream.read_to_string(&mut reply).unwrap();
-    reply
+    let mut response = String::new();
+    stream.read_to_string(&mut response).unwrap();
+    response
 }
 
 #[test]
@@ -336,13 +336,14 @@ fn save_state_saves_and_is_for_no_page_in_a_browser() {
     let token = format!("Authorization: Bearer {}", skep.token());
     let foreign = ["Sec-Fetch-Site: cross-site", "Origin: null", "Referer: http://evil.example/"];
     for header in foreign.map(|it| format!("{token}\r\n{it}")).into_iter().chain([String::new()]) {
-        let reply = get_with(skep.admin, "/save_state", &header);
-        let is_refused = reply.starts_with("HTTP/1.1 403") || reply.starts_with("HTTP/1.1 401");
-        assert!(is_refused, "{header}: {reply}");
+        let response = get_with(skep.admin, "/save_state", &header);
+        let is_refused =
+            response.starts_with("HTTP/1.1 403") || response.starts_with("HTTP/1.1 401");
+        assert!(is_refused, "{header}: {response}");
         assert!(!state.path().join(CURRENT).exists(), "{header}");
     }
-    let reply = get_with(skep.admin, "/save_state", &format!("{token}\r\nSec-Fetch-Site: none"));
-    assert!(reply.starts_with("HTTP/1.1 200"), "{reply}");
+    let response = get_with(skep.admin, "/save_state", &format!("{token}\r\nSec-Fetch-Site: none"));
+    assert!(response.starts_with("HTTP/1.1 200"), "{response}");
     assert!(state.path().join(CURRENT).exists());
 }
 
@@ -364,7 +365,7 @@ fn the_command_line_reads_snapshots() {
     }
     let output = run(&["snapshot", "verify", file]);
     assert_eq!(output.status.code(), Some(0));
-    assert!(texts(&output).0.contains("whole"));
+    assert!(texts(&output).0.contains(": complete, "));
     let output = run(&["snapshot", "export", "--json", file]);
     assert_eq!(output.status.code(), Some(0));
     let mut lines: Vec<serde_json::Value> =

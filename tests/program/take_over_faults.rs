@@ -482,7 +482,7 @@ fn a_successor_whose_predecessor_stands_still_serves_only_where_that_one_never_w
     assert!(serves && log.contains("predecessor ended early, taking over without it"), "{log}");
     let (serves, log) = there.unwrap();
     assert!(!serves && log.contains("the running tracker continues"), "{log}");
-    assert!(log.contains("if the running one hangs, end it"), "{log}");
+    assert!(log.contains("if the running tracker does not respond, kill it"), "{log}");
 }
 
 #[test]
@@ -500,7 +500,7 @@ fn a_tracker_that_is_killed_while_it_is_replaced_leaves_its_successor_serving() 
             } else {
                 // Killed before it had passed its sockets on: both are gone, and it is said why.
                 let (code, log) = successor.end();
-                assert!(code == Some(1) && log.contains("cannot take over by way of"), "{log}");
+                assert!(code == Some(1) && log.contains("cannot take over through"), "{log}");
             }
         }
     }

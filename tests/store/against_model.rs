@@ -118,10 +118,10 @@ fn announce_alone(seed: u64, thread: u8, now: Now, store: &Store) -> Model {
         };
         let visit = PeerAnnounce { info_hash: &info_hash, address, contact, change, capped: false };
         let mut room = PeerBuffers { v4: &mut v4, v6: &mut [], web: &mut web };
-        let answer = store.announce(now, &visit, &mut room, &mut random);
+        let result = store.announce(now, &visit, &mut room, &mut random);
         mine.announce(now, &visit);
-        let mut handed = decode(&v4[..answer.bytes[0]], PeerKind::V4);
-        handed.extend(decode(&web[..answer.bytes[2]], PeerKind::Web));
+        let mut handed = decode(&v4[..result.bytes[0]], PeerKind::V4);
+        handed.extend(decode(&web[..result.bytes[2]], PeerKind::Web));
         assert!(!handed.contains(&Who::of(&visit)), "never the asker");
         let distinct: BTreeSet<_> = handed.iter().collect();
         assert_eq!(distinct.len(), handed.len());

@@ -159,9 +159,9 @@ fn announce(
         PeerAnnounce { info_hash, address, contact: Contact::Port(port), change, capped: true };
     let mut room = PeerBuffers { v4: &mut out, v6: &mut [], web: &mut [] };
     let mut random = Rng::with_seed(now.ns() ^ u64::from(port) << 32 ^ seed_of(address));
-    let answer = store.announce(now, &visit, &mut room, &mut random);
-    let peers = out[..answer.bytes[0]].as_chunks::<6>().0.to_vec();
-    (answer, peers)
+    let result = store.announce(now, &visit, &mut room, &mut random);
+    let peers = out[..result.bytes[0]].as_chunks::<6>().0.to_vec();
+    (result, peers)
 }
 
 fn seed_of(address: IpAddr) -> u64 {
@@ -183,8 +183,8 @@ fn flood(store: &Store, count: u32, seed: u64) -> [u32; 2] {
     for _ in 0..count {
         // From a thousand networks, a few hosts each.
         let address = 0x3000_0000 + (random.u32(..1000) << 8) + random.u32(..4);
-        let answer = join(store, random.u32(1 << 20..), address);
-        stored[usize::from(answer.stored == Stored::Yes)] += 1;
+        let result = join(store, random.u32(1 << 20..), address);
+        stored[usize::from(result.stored == Stored::Yes)] += 1;
     }
     assert!(store.usage().bytes <= bytes_max);
     stored
@@ -246,8 +246,8 @@ fn who_is_not_stored_is_answered_all_the_same() {
     assert!(join(&store, 3, 0x0801_0101).created, "a torrent is told from those that are known");
     assert!(!join(&store, 3, 0x0801_0101).created);
     fill(&store);
-    let (answer, peers) = announce(&store, NOW, &numbered(1), (v4(0x0901_0101), 9), JOIN);
-    assert_eq!((answer.stored, answer.leechers), (Stored::NoMemory, 1));
+    let (result, peers) = announce(&store, NOW, &numbered(1), (v4(0x0901_0101), 9), JOIN);
+    assert_eq!((result.stored, result.leechers), (Stored::NoMemory, 1));
     assert_eq!(peers, [[8, 1, 1, 1, 0, 1]], "it is told of those who are there");
     let local = announce(&store, NOW, &numbered(1), (v4(0x0a01_0101), 9), JOIN);
     assert_eq!((local.0.stored, local.1.len()), (Stored::NoMemory, 1));
@@ -270,8 +270,8 @@ fn a_local_peer_is_told_to_nobody_outside_even_by_a_full_store() {
         let store = store(1 << 20, 0);
         (0..local).for_each(|peer| _ = join(&store, 1, 0x0a01_0101 + peer));
         fill(&store);
-        let (answer, peers) = announce(&store, NOW, &numbered(1), (v4(0x0901_0101), 9), JOIN);
-        assert_eq!((answer.stored, answer.leechers), (Stored::NoMemory, local));
+        let (result, peers) = announce(&store, NOW, &numbered(1), (v4(0x0901_0101), 9), JOIN);
+        assert_eq!((result.stored, result.leechers), (Stored::NoMemory, local));
         assert!(peers.is_empty());
     }
 }
@@ -470,7 +470,7 @@ fn ports_of(store: &Store, info_hash: &InfoHash, host: impl Fn(IpAddr) -> bool) 
 }
 
 #[test]
-fn one_address_with_sixty_thousand_ports_gets_sixteen_places_and_two_of_a_reply() {
+fn one_address_with_sixty_thousand_ports_gets_sixteen_places_and_two_of_a_response() {
     // In a block, and in a crowd with an index.
     for honest in [1000, 5000] {
         let store = store(0, 0);
@@ -480,8 +480,8 @@ fn one_address_with_sixty_thousand_ports_gets_sixteen_places_and_two_of_a_reply(
         let mut full = 0;
         for port in 1..=60_000 {
             let now = NOW.plus_s(u64::from(port) / 60);
-            let (answer, _) = announce(&store, now, &torrent, (sybil, port), JOIN);
-            full += u32::from(answer.stored == Stored::NetworkFull);
+            let (result, _) = announce(&store, now, &torrent, (sybil, port), JOIN);
+            full += u32::from(result.stored == Stored::HostFull);
         }
         assert_eq!(ports_of(&store, &torrent, |it| it == sybil), 16, "{honest}");
         assert_eq!(full > 0, honest > 1023, "in a block the oldest makes room");
@@ -504,7 +504,7 @@ fn one_address_with_sixty_thousand_ports_gets_sixteen_places_and_two_of_a_reply(
 }
 
 #[test]
-fn one_ipv6_network_gets_four_places_and_one_of_a_reply() {
+fn one_ipv6_network_gets_four_places_and_one_of_a_response() {
     for honest in [1000_u16, 5000] {
         let store = store(0, 0);
         let torrent = numbered(1);
@@ -527,8 +527,8 @@ fn one_ipv6_network_gets_four_places_and_one_of_a_reply() {
                 capped: true,
             };
             let mut room = PeerBuffers { v4: &mut [], v6: &mut out, web: &mut [] };
-            let answer = store.announce(NOW, &visit, &mut room, &mut Rng::with_seed(seed));
-            let peers = out[..answer.bytes[1]].as_chunks::<18>().0;
+            let result = store.announce(NOW, &visit, &mut room, &mut Rng::with_seed(seed));
+            let peers = out[..result.bytes[1]].as_chunks::<18>().0;
             assert_eq!(peers.len(), 30);
             assert!(peers.iter().filter(|it| it[2..4] == [0, 0]).count() <= 1);
         }
@@ -544,8 +544,8 @@ fn exempt_sources_and_local_addresses_are_under_no_cap() {
             let info_hash = &numbered(torrent);
             let contact = Contact::Port(port);
             let visit = PeerAnnounce { info_hash, address, contact, change: JOIN, capped };
-            let answer = store.announce(NOW, &visit, &mut PeerBuffers::default(), &mut random);
-            assert_eq!(answer.stored, Stored::Yes);
+            let result = store.announce(NOW, &visit, &mut PeerBuffers::default(), &mut random);
+            assert_eq!(result.stored, Stored::Yes);
         }
         assert_eq!(store.scrape(&numbered(torrent)).leechers, 3000);
     }
@@ -572,8 +572,8 @@ fn a_full_swarm_lets_newcomers_in_for_the_long_silent() {
             now = start.plus_s(u64::from(peer) / 100);
             let seeder = PeerChange::Present { role: Role::Seeder, completed: false };
             let newcomer = (far_apart(0x3000_0000, peer), 1);
-            let (answer, _) = announce(&store, now, &torrent, newcomer, seeder);
-            assert_eq!((answer.stored, answer.seeders + answer.leechers), (Stored::Yes, peers_max));
+            let (result, _) = announce(&store, now, &torrent, newcomer, seeder);
+            assert_eq!((result.stored, result.seeders + result.leechers), (Stored::Yes, peers_max));
             let totals = store.totals();
             assert_eq!(totals.active_torrents, 1);
             assert_eq!(totals.seeders[0] + totals.leechers[0], u64::from(peers_max));

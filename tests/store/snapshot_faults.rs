@@ -251,7 +251,7 @@ fn what_is_no_snapshot_of_this_tracker_is_named_and_kept() {
         (&foreign, "foreign".into(), "another tracker"),
         (&damaged, "damaged".into(), "checksum"),
         (&Vec::new(), "damaged".into(), "too short"),
-        (&b"something else".repeat(20), "damaged".into(), "does not begin as snapshots do"),
+        (&b"something else".repeat(20), "damaged".into(), "not a snapshot: wrong first bytes"),
     ] {
         let directory = tempfile::tempdir().unwrap();
         let folder = SnapshotFolder::new(OsDisk, directory.path().to_owned(), TRACKER);

@@ -18,9 +18,9 @@ use std::time::{Duration, Instant};
 
 use skep::protocol::udp::TransactionId;
 use skep::protocol::udp::client::{
-    Announcement, Reply, decode, encode_announce, encode_connect, encode_scrape,
+    Announcement, Response, decode, encode_announce, encode_connect, encode_scrape,
 };
-use skep::types::{AnnounceReply, Event, Family, InfoHash, PeerId, ScrapeEntry};
+use skep::types::{AnnounceResponse, Event, Family, InfoHash, PeerId, ScrapeEntry};
 
 /// How long anything may take before a test gives up on it: far longer than on the busiest host.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
@@ -364,9 +364,9 @@ pub(crate) fn http_get(address: SocketAddr, path: &str) -> (u16, String) {
     stream.set_read_timeout(Some(DEADLINE)).unwrap();
     let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    let mut response = String::new();
+    stream.read_to_string(&mut response).unwrap();
+    let (head, body) = response.split_once("\r\n\r\n").unwrap();
     let is_chunked = head.to_ascii_lowercase().contains("\r\ntransfer-encoding: chunked");
     let body = if is_chunked { unchunked(body) } else { body.to_owned() };
     (head.split(' ').nth(1).unwrap().parse().unwrap(), body)
@@ -386,7 +386,7 @@ fn unchunked(mut text: &str) -> String {
     }
 }
 
-/// Asks an admin listener for something with a token and a body: status and body of the reply.
+/// Asks an admin listener for something with a token and a body: status and body of the response.
 pub(crate) fn http_ask(
     address: SocketAddr,
     token: &str,
@@ -401,9 +401,9 @@ pub(crate) fn http_ask(
         body.len()
     );
     stream.write_all(request.as_bytes()).unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    let mut response = String::new();
+    stream.read_to_string(&mut response).unwrap();
+    let (head, body) = response.split_once("\r\n\r\n").unwrap();
     (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
 }
 
@@ -470,17 +470,17 @@ impl Client {
 
     /// Asks for a connection id.
     pub(crate) fn ask_connection_id(&mut self) -> u64 {
-        let answer = self.ask(encode_connect);
-        let Reply::Connected(id) = self.read(&answer) else { panic!("{answer:?}") };
+        let response = self.ask(encode_connect);
+        let Response::Connected(id) = self.read(&response) else { panic!("{response:?}") };
         id
     }
 
     /// Announces; returns the answer and the compact peers.
-    pub(crate) fn announce(&mut self, it: &Announcement) -> (AnnounceReply, Vec<u8>) {
+    pub(crate) fn announce(&mut self, it: &Announcement) -> (AnnounceResponse, Vec<u8>) {
         let id = self.connection_id;
-        let answer = self.ask(|transaction, out| encode_announce(id, transaction, it, out));
-        match self.read(&answer) {
-            Reply::Announced(reply, peers) => (reply, peers.to_vec()),
+        let response = self.ask(|transaction, out| encode_announce(id, transaction, it, out));
+        match self.read(&response) {
+            Response::Announced(response, peers) => (response, peers.to_vec()),
             other => panic!("{other:?}"),
         }
     }
@@ -488,9 +488,9 @@ impl Client {
     /// Announces what is refused; returns the text.
     pub(crate) fn announce_refused(&mut self, it: &Announcement) -> String {
         let id = self.connection_id;
-        let answer = self.ask(|transaction, out| encode_announce(id, transaction, it, out));
-        match self.read(&answer) {
-            Reply::Error(text) => String::from_utf8(text.to_vec()).unwrap(),
+        let response = self.ask(|transaction, out| encode_announce(id, transaction, it, out));
+        match self.read(&response) {
+            Response::Error(text) => String::from_utf8(text.to_vec()).unwrap(),
             other => panic!("{other:?}"),
         }
     }
@@ -498,9 +498,9 @@ impl Client {
     /// Scrapes.
     pub(crate) fn scrape(&mut self, torrents: &[InfoHash]) -> Vec<ScrapeEntry> {
         let id = self.connection_id;
-        let answer = self.ask(|transaction, out| encode_scrape(id, transaction, torrents, out));
-        match self.read(&answer) {
-            Reply::Scraped(entries) => entries.iter().collect(),
+        let response = self.ask(|transaction, out| encode_scrape(id, transaction, torrents, out));
+        match self.read(&response) {
+            Response::Scraped(entries) => entries.iter().collect(),
             other => panic!("{other:?}"),
         }
     }
@@ -522,8 +522,8 @@ impl Client {
         buffer
     }
 
-    fn read<'a>(&self, answer: &'a [u8]) -> Reply<'a> {
-        decode(answer, self.family).unwrap().1
+    fn read<'a>(&self, response: &'a [u8]) -> Response<'a> {
+        decode(response, self.family).unwrap().1
     }
 }
 

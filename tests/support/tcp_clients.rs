@@ -67,7 +67,7 @@ pub(crate) fn connect(address: SocketAddr, tls: Option<&Arc<ClientConfig>>) -> B
     }
 }
 
-/// A reply over HTTP.
+/// A response over HTTP.
 #[derive(Debug)]
 pub(crate) struct Response {
     /// The status code.
@@ -96,13 +96,13 @@ impl Response {
     }
 }
 
-/// Sends one request and reads its reply, leaving the connection open.
+/// Sends one request and reads its response, leaving the connection open.
 pub(crate) fn exchange(stream: &mut dyn Duplex, request: &str) -> Response {
     stream.write_all(request.as_bytes()).unwrap();
     read_response(stream)
 }
 
-/// Reads one reply with a Content-Length.
+/// Reads one response with a Content-Length.
 pub(crate) fn read_response(stream: &mut dyn Duplex) -> Response {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {

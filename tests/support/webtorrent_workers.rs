@@ -7,12 +7,12 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use skep::counters::DeliveryFailure;
 use skep::frontend::http::Outcome;
 use skep::frontend::ws::{
     Directory, Options, Outbox, PeerMessage, SocketRoute, SocketSession, WsFrontend,
 };
 use skep::limiter::{self, Handle, Limiter, Sizes};
-use skep::metrics::DeliveryFailure;
 use skep::store::{self, Store};
 use skep::time::Now;
 use skep::tracker::{self, Announced, PeerBuffers, Tracker};
@@ -170,7 +170,7 @@ impl Hive {
         let Worker { frontend, tracker } = &mut self.workers[usize::from(session.route().worker)];
         let mut outbox = Outbox::default();
         let outcome = frontend.handle(tracker, self.now, session, message, &mut outbox);
-        inbox.extend(outbox.replies.into_iter().map(|it| String::from_utf8(it).unwrap()));
+        inbox.extend(outbox.responses.into_iter().map(|it| String::from_utf8(it).unwrap()));
         self.mail.extend(outbox.messages);
         outbox.lost.into_iter().for_each(|(reason, count)| self.note_lost(reason, count));
         outcome
@@ -186,8 +186,8 @@ impl Hive {
             let mut outbox = Outbox::default();
             let frontend = &mut self.workers[usize::from(route.worker)].frontend;
             let told = frontend.receive(self.now, &mut socket.session, mail, &mut outbox);
-            assert_eq!(told.is_ok(), !outbox.replies.is_empty(), "what is told is what is said");
-            let texts = outbox.replies.into_iter().map(|it| String::from_utf8(it).unwrap());
+            assert_eq!(told.is_ok(), !outbox.responses.is_empty(), "what is told is what is said");
+            let texts = outbox.responses.into_iter().map(|it| String::from_utf8(it).unwrap());
             socket.inbox.extend(texts);
             assert!(outbox.messages.is_empty(), "mail leads to no mail");
             if let Err(reason) = told {
@@ -222,8 +222,8 @@ impl Hive {
             self.open(name, "198.51.100.2");
         }
         self.say(name, &announce(torrent, name, offers, ""));
-        let reply = self.next(name).unwrap();
-        assert!(reply.contains(r#""interval":"#), "{reply}");
+        let response = self.next(name).unwrap();
+        assert!(response.contains(r#""interval":"#), "{response}");
     }
 
     /// Seeders and leechers of a torrent.
@@ -243,7 +243,7 @@ impl Hive {
         let mut announce = Announce {
             info_hash: InfoHash(torrent.as_bytes().try_into().unwrap()),
             source,
-            elsewhere: None,
+            address_override: None,
             contact: Contact::Port(port),
             peer_id: PeerId([1; 20]),
             left,
@@ -254,7 +254,7 @@ impl Hive {
         let room = PeerBuffers { v4: &mut v4, v6: &mut v6, ..PeerBuffers::default() };
         let tracker = &mut self.workers[0].tracker;
         let announced = tracker.announce(self.now, &mut announce, &mut (), room);
-        let Announced { reply, bytes, .. } = announced.unwrap();
-        (reply.seeders, reply.leechers, bytes.iter().sum())
+        let Announced { response, bytes, .. } = announced.unwrap();
+        (response.seeders, response.leechers, bytes.iter().sum())
     }
 }

@@ -8,7 +8,7 @@ use arc_swap::ArcSwap;
 use fastrand::Rng;
 use skep::frontend::connection_id::{Algorithm, ConnectionIds, KEY_BYTES, KeyPair};
 use skep::frontend::udp::UdpFrontend;
-use skep::frontend::{REPLY_BYTES_MAX, Responder};
+use skep::frontend::{RESPONSE_BYTES_MAX, Responder};
 use skep::protocol::udp::MAGIC;
 use skep::store::{Options, Store, StoreTotals};
 use skep::time::Now;
@@ -43,7 +43,7 @@ fn a_million_unverified_datagrams_never_gain_a_byte() {
         let tracker = Tracker::new(Arc::clone(&store), options, 1, 0, 1);
         let mut frontend = UdpFrontend::new(tracker, ids);
         let mut random = Rng::with_seed(2026);
-        let (mut bytes, mut out) = ([0; 2048], [0; REPLY_BYTES_MAX]);
+        let (mut bytes, mut out) = ([0; 2048], [0; RESPONSE_BYTES_MAX]);
         let mut connected = 0;
         for step in 0..500_000u64 {
             let length = datagram(&mut random, &mut bytes);

@@ -16,8 +16,8 @@ use skep::frontend::connection_id::{Algorithm, ConnectionIds, KEY_BYTES, KeyPair
 use skep::frontend::http::{HttpFrontend, ReceiveOutcome};
 use skep::frontend::origin::Origin;
 use skep::frontend::udp::UdpFrontend;
-use skep::frontend::{REPLY_BYTES_MAX, Responder};
-use skep::protocol::udp::client::{Reply, decode};
+use skep::frontend::{RESPONSE_BYTES_MAX, Responder};
+use skep::protocol::udp::client::{Response, decode};
 use skep::protocol::udp::{self, Request};
 use skep::protocol::{http, passkey};
 use skep::store::{self, Store};
@@ -120,7 +120,7 @@ impl Site {
         let key = hex(std::str::from_utf8(digits).unwrap());
         let totals = Totals::default();
         let record = Record { name: String::new(), limits: Limits::default(), issued_s: 0, totals };
-        self.access.keys().insert(Sha256::digest(&key).into(), &record);
+        self.access.passkeys().insert(Sha256::digest(&key).into(), &record);
     }
 
     fn counts(&self, info_hash: &InfoHash) -> (u32, u32) {
@@ -128,11 +128,11 @@ impl Site {
         (entry.seeders, entry.leechers)
     }
 
-    /// How a request over HTTP ends, and the body of the reply.
+    /// How a request over HTTP ends, and the body of the response.
     fn ask_http(&mut self, request: &Captured) -> (Outcome, Value) {
         let (origin, mut out) = (Origin::Address(request.source()), Vec::new());
         let flow = self.http.handle(&mut self.tracker, self.now, origin, &request.bytes, &mut out);
-        let ReceiveOutcome::Replied { consumed, outcome, .. } = flow else {
+        let ReceiveOutcome::Responded { consumed, outcome, .. } = flow else {
             panic!("{}: {flow:?}", request.label)
         };
         assert_eq!(consumed, request.bytes.len(), "{}", request.label);
@@ -148,13 +148,13 @@ impl Site {
             let id = self.ids.issue(self.now, request.source());
             bytes[..8].copy_from_slice(&id.to_be_bytes());
         }
-        let mut out = [0; REPLY_BYTES_MAX];
+        let mut out = [0; RESPONSE_BYTES_MAX];
         let source = SocketAddr::new(request.source(), 50_000);
         let answered = self.udp.handle(self.now, source, &bytes, &mut out).unwrap();
-        let reply = &out[..answered.bytes];
-        let (transaction, reply) = decode(reply, Family::of(request.source())).unwrap();
+        let response = &out[..answered.bytes];
+        let (transaction, response) = decode(response, Family::of(request.source())).unwrap();
         assert_eq!(transaction.0, request.bytes[12..16], "{}", request.label);
-        if let Reply::Announced(told, _) = reply {
+        if let Response::Announced(told, _) = response {
             assert_eq!((told.seeders, told.leechers), request.counts(), "{}", request.label);
         }
         (answered.refusal, answered.action, answered.bytes)

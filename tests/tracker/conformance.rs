@@ -1,7 +1,7 @@
 //! One tracker behind three protocols: each scenario below is played over UDP, over HTTP and over
 //! WebSocket, over each family and over both at once, and with its peers on different protocols.
 //! What it says holds each time: the counts always, and the peers handed out as far as their kinds
-//! can meet, and over UDP, whose replies hold one family, as far as it is the asker's.
+//! can meet, and over UDP, whose responses hold one family, as far as it is the asker's.
 //!
 //! ```text
 //! PEER EVENT LEFT [numwant=N] = SEEDERS/LEECHERS [PEER… | any N]   an announce, what it is told
@@ -194,7 +194,7 @@ fn every_protocol_tells_the_same() {
 /// How, who, event, what is left; seeders and leechers, and who is handed out.
 type Told = (Protocol, u8, Event, u64, &'static str, &'static [u8]);
 
-/// The same as every scenario over both families, with each reply spelled out.
+/// The same as every scenario over both families, with each response spelled out.
 #[test]
 fn one_swarm_holds_both_families() {
     use Protocol::{Http, Udp};

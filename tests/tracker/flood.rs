@@ -6,23 +6,24 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use fastrand::Rng;
+use skep::counters::NotStoredCounters;
 use skep::frontend::connection_id::{Algorithm, ConnectionIds, KEY_BYTES, KeyPair};
 use skep::frontend::http::{HttpFrontend, Outcome, ReceiveOutcome};
 use skep::frontend::origin::Origin;
 use skep::frontend::udp::UdpFrontend;
 use skep::frontend::ws::{Outbox, SocketRoute, WsFrontend};
-use skep::frontend::{REPLY_BYTES_MAX, Responder};
+use skep::frontend::{RESPONSE_BYTES_MAX, Responder};
 use skep::limiter::{self, Handle, LimitAction, LimitCounters, LimitTable, Limiter, Sizes};
-use skep::metrics::NotStoredCounters;
 use skep::protocol::udp::client::{
-    Announcement, Reply, decode, encode_announce, encode_connect, encode_scrape,
+    Announcement, Response, decode, encode_announce, encode_connect, encode_scrape,
 };
 use skep::protocol::udp::{ANNOUNCE_BYTES, TransactionId};
 use skep::store::{self, Budget, Store};
 use skep::time::Now;
 use skep::tracker::{Load, Tracker};
 use skep::types::{
-    AnnounceReply, Answered, Dropped, Event, Family, InfoHash, NotStored, PeerId, Refusal,
+    AnnounceResponse, DatagramResponse, Dropped, Event, Family, InfoHash, NotStored, PeerId,
+    Refusal,
 };
 
 const START: Now = Now::from_s(1_800_000_000);
@@ -94,9 +95,9 @@ impl Flooded {
     }
 
     fn send_from(&mut self, source: SocketAddr, request: &[u8]) -> Result<Vec<u8>, Dropped> {
-        let mut out = [0; REPLY_BYTES_MAX];
+        let mut out = [0; RESPONSE_BYTES_MAX];
         let answered = self.udp.handle(self.now, source, request, &mut out)?;
-        let Answered { bytes, .. } = answered;
+        let DatagramResponse { bytes, .. } = answered;
         Ok(out[..bytes].to_vec())
     }
 
@@ -111,7 +112,11 @@ impl Flooded {
     }
 
     /// With an id that is valid, or off by this.
-    fn announce(&mut self, source: IpAddr, forged: u64) -> Result<(AnnounceReply, usize), Dropped> {
+    fn announce(
+        &mut self,
+        source: IpAddr,
+        forged: u64,
+    ) -> Result<(AnnounceResponse, usize), Dropped> {
         let announcement = Announcement {
             info_hash: self.torrent,
             peer_id: PeerId([6; 20]),
@@ -126,9 +131,9 @@ impl Flooded {
         let mut request = [0; ANNOUNCE_BYTES];
         let id = self.ids.issue(self.now, source) ^ forged;
         encode_announce(id, TransactionId([9; 4]), &announcement, &mut request);
-        let reply = self.send(source, &request)?;
-        match decode(&reply, Family::V4).unwrap() {
-            (_, Reply::Announced(reply, peers)) => Ok((reply, peers.len())),
+        let response = self.send(source, &request)?;
+        match decode(&response, Family::V4).unwrap() {
+            (_, Response::Announced(response, peers)) => Ok((response, peers.len())),
             other => panic!("no announce reply: {other:?}"),
         }
     }
@@ -154,9 +159,9 @@ fn over_the_limit_udp_is_silent_but_for_one_announce_in_sixteen() {
     let (mut served, mut calmed, mut dropped) = (0, 0, 0);
     for _ in 0..1000 {
         match flooded.announce(host(1), 0) {
-            Ok((reply, peers)) if reply.leechers == 0 => {
+            Ok((response, peers)) if response.leechers == 0 => {
                 calmed += 1;
-                assert_eq!((reply.interval_s, peers), (3600, 0), "told to stay away");
+                assert_eq!((response.interval_s, peers), (3600, 0), "told to stay away");
             }
             Ok(_) => served += 1,
             Err(Dropped::Limited) => dropped += 1,
@@ -176,10 +181,10 @@ fn over_the_limit_nobody_who_starts_or_completes_is_told_to_stay_away() {
     for event in [Event::Started, Event::Completed] {
         let mut flooded = Flooded::new();
         flooded.event = event;
-        let answers: Vec<_> = (0..1000).map(|_| flooded.announce(host(1), 0)).collect();
-        let served = answers.iter().filter(|it| it.is_ok()).count();
+        let responses: Vec<_> = (0..1000).map(|_| flooded.announce(host(1), 0)).collect();
+        let served = responses.iter().filter(|it| it.is_ok()).count();
         assert!((39..=41).contains(&served), "{served} of a burst of 40");
-        assert!(answers.iter().flatten().all(|it| it.0.interval_s <= 1920));
+        assert!(responses.iter().flatten().all(|it| it.0.interval_s <= 1920));
         let slipped = flooded.counters.of(LimitTable::Verified, LimitAction::Slipped).get();
         assert_eq!(slipped, 0, "silence is counted as such");
     }
@@ -252,16 +257,17 @@ fn over_the_limit_of_stops_peers_leave_over_tcp_as_well() {
         );
         let mut outbox = Outbox::default();
         frontend.handle(tracker, START, &mut session, message.as_bytes(), &mut outbox);
-        String::from_utf8(outbox.replies.concat()).unwrap()
+        String::from_utf8(outbox.responses.concat()).unwrap()
     };
     ask(&mut tracker, "started");
     send(&mut tracker, "started");
     assert_eq!(flooded.store.totals().leechers, [1, 0, 1]);
     (0..100).for_each(|_| _ = flooded.announce(host(1), 0));
-    let (http_reply, web_reply) = (ask(&mut tracker, "stopped"), send(&mut tracker, "stopped"));
+    let (http_response, web_response) =
+        (ask(&mut tracker, "stopped"), send(&mut tracker, "stopped"));
     assert_eq!(flooded.store.totals().leechers, [0; 3]);
-    assert!(http_reply.contains("too many requests"), "{http_reply}");
-    assert!(web_reply.contains("too many requests"), "{web_reply}");
+    assert!(http_response.contains("too many requests"), "{http_response}");
+    assert!(web_response.contains("too many requests"), "{web_response}");
 }
 
 #[test]
@@ -377,8 +383,8 @@ fn beside_a_thousand_loud_sources_quiet_ones_are_served() {
     for tick in 0..40_u64 {
         flooded.now = Now::from_ns(START.ns() + tick * 50_000_000);
         for source in 0..loud {
-            let answers = (0..50).filter(|_| flooded.announce(host(source), 0).is_ok()).count();
-            loud_served += u32::try_from(answers).unwrap();
+            let responses = (0..50).filter(|_| flooded.announce(host(source), 0).is_ok()).count();
+            loud_served += u32::try_from(responses).unwrap();
         }
         // Each asks once in two seconds.
         for source in (0..quiet).filter(|it| u64::from(it % 40) == tick) {
@@ -424,11 +430,11 @@ fn who_starts_and_is_not_stored_comes_back_in_half_an_hour_however_busy_the_trac
     flooded.event = Event::Started;
     for number in 0..200 {
         flooded.torrent = InfoHash([number; 20]);
-        let (reply, _) = flooded.announce(host(1), 0).unwrap();
-        if reply.leechers == 1 {
-            assert!(reply.interval_s > 3400, "{}: the tracker is busy", reply.interval_s);
+        let (response, _) = flooded.announce(host(1), 0).unwrap();
+        if response.leechers == 1 {
+            assert!(response.interval_s > 3400, "{}: the tracker is busy", response.interval_s);
         } else {
-            assert!((900..=1800).contains(&reply.interval_s), "{}", reply.interval_s);
+            assert!((900..=1800).contains(&response.interval_s), "{}", response.interval_s);
         }
     }
     assert!(flooded.not_stored.of(NotStored::NewTorrentLimit).get() > 150);
@@ -442,8 +448,8 @@ fn a_full_store_answers_and_sends_clients_away_for_longer() {
     for number in 0..20_000_u32 {
         let [a, b, c, d] = number.to_be_bytes();
         flooded.torrent = InfoHash([a, b, c, d, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
-        let (reply, _) = flooded.announce(host(number % 5000), 0).unwrap();
-        assert!(reply.interval_s >= 1680, "at {number}");
+        let (response, _) = flooded.announce(host(number % 5000), 0).unwrap();
+        assert!(response.interval_s >= 1680, "at {number}");
     }
     let usage = flooded.store.usage();
     assert!(usage.bytes <= 256 * 1024, "{usage:?}");
@@ -461,7 +467,7 @@ fn http_clients_over_the_limit_come_back_soon_and_not_together() {
         let mut out = Vec::new();
         let flow =
             http.handle(&mut tracker, START, Origin::Address(host), request.as_bytes(), &mut out);
-        let ReceiveOutcome::Replied { outcome, keep_alive: true, .. } = flow else {
+        let ReceiveOutcome::Responded { outcome, keep_alive: true, .. } = flow else {
             panic!("{flow:?}")
         };
         (outcome, String::from_utf8_lossy(&out).into_owned())
@@ -471,10 +477,10 @@ fn http_clients_over_the_limit_come_back_soon_and_not_together() {
     let refused = (0..100).filter(|_| ask(announce, host(1)).0 == limited).count();
     assert!((60..=61).contains(&refused), "{refused} beyond a burst of 40");
     for target in [announce, "/scrape?info_hash=aaaaaaaaaaaaaaaaaaaa"] {
-        let (outcome, reply) = ask(target, host(1));
+        let (outcome, response) = ask(target, host(1));
         assert_eq!(outcome, limited);
-        assert!(reply.starts_with("HTTP/1.1 200 "), "{reply}");
-        let (_, body) = reply.split_once("\r\n\r\n").unwrap();
+        assert!(response.starts_with("HTTP/1.1 200 "), "{response}");
+        let (_, body) = response.split_once("\r\n\r\n").unwrap();
         let interval = body.strip_prefix("d14:failure reason17:too many requests8:intervali");
         let seconds: u32 = interval.unwrap().split_once('e').unwrap().0.parse().unwrap();
         let minutes = seconds.div_ceil(60);
@@ -500,7 +506,7 @@ fn websockets_over_the_limit_are_told_and_stay() {
         let mut outbox = Outbox::default();
         let outcome =
             frontend.handle(&mut tracker, now, &mut session, message.as_bytes(), &mut outbox);
-        (outcome, String::from_utf8(outbox.replies.concat()).unwrap())
+        (outcome, String::from_utf8(outbox.responses.concat()).unwrap())
     };
     let limited = Outcome::Refused(Refusal::Limited);
     let refused = (0..100).filter(|_| send(announce, START).0 == limited).count();

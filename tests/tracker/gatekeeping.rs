@@ -13,8 +13,8 @@ use skep::frontend::http::HttpFrontend;
 use skep::frontend::origin::Origin;
 use skep::frontend::udp::UdpFrontend;
 use skep::frontend::ws::{Outbox, SocketRoute, WsFrontend};
-use skep::frontend::{Passkey, REPLY_BYTES_MAX, Responder};
-use skep::protocol::udp::client::{Announcement, Reply, decode, encode_announce, encode_scrape};
+use skep::frontend::{Passkey, RESPONSE_BYTES_MAX, Responder};
+use skep::protocol::udp::client::{Announcement, Response, decode, encode_announce, encode_scrape};
 use skep::protocol::udp::{ANNOUNCE_BYTES, TransactionId};
 use skep::store::{self, Store};
 use skep::time::Now;
@@ -72,11 +72,11 @@ impl Doors {
     }
 
     fn send(&mut self, request: &[u8]) -> Told {
-        let mut out = [0; REPLY_BYTES_MAX];
+        let mut out = [0; RESPONSE_BYTES_MAX];
         let source = SocketAddr::new(CLIENT, 50_000);
         let answered = self.udp.handle(NOW, source, request, &mut out).unwrap();
         match decode(&out[..answered.bytes], Family::V4).unwrap().1 {
-            Reply::Error(text) => Some(String::from_utf8(text.to_vec()).unwrap()),
+            Response::Error(text) => Some(String::from_utf8(text.to_vec()).unwrap()),
             _ => None,
         }
     }
@@ -114,9 +114,9 @@ impl Doors {
         let mut out = Vec::new();
         let origin = Origin::Address(CLIENT);
         self.http.handle(&mut self.tracker, NOW, origin, request.as_bytes(), &mut out);
-        let reply = String::from_utf8_lossy(&out).into_owned();
-        assert!(reply.starts_with("HTTP/1.1 200 "), "{reply}");
-        let (_, rest) = reply.split_once("failure reason")?;
+        let response = String::from_utf8_lossy(&out).into_owned();
+        assert!(response.starts_with("HTTP/1.1 200 "), "{response}");
+        let (_, rest) = response.split_once("failure reason")?;
         let (length, text) = rest.split_once(':').unwrap();
         Some(text[..length.parse().unwrap()].to_owned())
     }
@@ -136,8 +136,9 @@ impl Doors {
         let message = message.as_bytes();
         self.ws.handle(&mut self.tracker, NOW, &mut session, message, &mut outbox);
         self.ws.close(&mut self.tracker, NOW, session);
-        let reply: serde_json::Value = serde_json::from_slice(&outbox.replies.concat()).unwrap();
-        Some(reply.get("failure reason")?.as_str().unwrap().to_owned())
+        let response: serde_json::Value =
+            serde_json::from_slice(&outbox.responses.concat()).unwrap();
+        Some(response.get("failure reason")?.as_str().unwrap().to_owned())
     }
 
     fn web_announce(&mut self, torrent: InfoHash, passkey: Option<&str>) -> Told {
@@ -240,7 +241,7 @@ fn a_private_tracker_knows_its_users_by_the_path() {
     let (passkey, digest) = passkey::generate();
     let (name, limits) = ("ann".to_owned(), passkey::Limits::default());
     let record = passkey::Record { name, limits, issued_s: 0, totals: passkey::Totals::default() };
-    let key = doors.access.keys().insert(digest, &record);
+    let key = doors.access.passkeys().insert(digest, &record);
     assert_eq!(doors.announces(KNOWN), everywhere("unknown passkey"));
     assert_eq!(doors.scrapes(KNOWN), everywhere("unknown passkey"));
     let path = format!("/announce/{passkey}");
@@ -265,7 +266,7 @@ fn a_private_tracker_knows_its_users_by_the_path() {
     doors.moved = 4;
     doors.web_announce(KNOWN, Some(&passkey));
     totals(3);
-    doors.access.keys().remove(&digest);
+    doors.access.passkeys().remove(&digest);
     assert_eq!(doors.udp(KNOWN, &path), Some("unknown passkey".into()), "revoked");
 }
 
@@ -280,7 +281,7 @@ fn sockets_of_who_may_not_be_served_any_more_leave_their_swarms() {
         let (name, limits) = ("ann".to_owned(), passkey::Limits::default());
         let totals = passkey::Totals::default();
         let record = passkey::Record { name, limits, issued_s: 0, totals };
-        doors.access.keys().insert(digest, &record);
+        doors.access.passkeys().insert(digest, &record);
         let route = SocketRoute { worker: 0, slot: 1, generation: 1 };
         let shown = Some(Box::new(Passkey::new(passkey.as_bytes()).unwrap()));
         let mut session = doors.ws.open_with(route, CLIENT, shown);
@@ -289,10 +290,10 @@ fn sockets_of_who_may_not_be_served_any_more_leave_their_swarms() {
         ws.handle(tracker, NOW, &mut session, announce.as_bytes(), &mut outbox);
         ws.tend(tracker, NOW, &mut session);
         assert_eq!((session.torrents(), tracker.counts(&KNOWN).leechers), (1, 1));
-        access.keys().remove(&digest);
+        access.passkeys().remove(&digest);
         if may_announce {
             ws.handle(tracker, NOW, &mut session, announce.as_bytes(), &mut outbox);
-            let refused = String::from_utf8(outbox.replies.pop().unwrap()).unwrap();
+            let refused = String::from_utf8(outbox.responses.pop().unwrap()).unwrap();
             assert!(refused.contains("unknown passkey"), "{refused}");
         } else {
             ws.tend(tracker, NOW, &mut session);
@@ -310,7 +311,7 @@ fn a_session_of_a_passkey_takes_less_than_120_bytes() {
         let limits = passkey::Limits { announces_per_minute: u32::MAX, torrents, peers: torrents };
         let (name, totals) = ("ann".to_owned(), passkey::Totals::default());
         let record = passkey::Record { name, limits, issued_s: 0, totals };
-        let key = access.keys().insert([1; 32], &record);
+        let key = access.passkeys().insert([1; 32], &record);
         let mut random = fastrand::Rng::with_seed(1);
         let mut announce = || {
             let mut hash = [0; 20];

@@ -4,7 +4,7 @@
 //! ```text
 //! from 198.51.100.1:6881      who sends what follows
 //! > 0000041727101980 …        a request, in hex; `{id}` is a connection id of the sender's address
-//! < 00000000 …                exactly this reply; `{id}` takes any, and remembers it
+//! < 00000000 …                exactly this response; `{id}` takes any, and remembers it
 //! ! too_short                 silence, counted as this
 //! url /announce               what the request's BEP 41 options join to
 //! wait 128                    seconds that pass
@@ -20,8 +20,8 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use skep::frontend::connection_id::{Algorithm, ConnectionIds, KeyPair};
 use skep::frontend::udp::UdpFrontend;
-use skep::frontend::{REPLY_BYTES_MAX, Responder};
-use skep::protocol::udp::client::{self, Reply};
+use skep::frontend::{RESPONSE_BYTES_MAX, Responder};
+use skep::protocol::udp::client::{self, Response};
 use skep::protocol::udp::{self, Request, TransactionId};
 use skep::store::{self, Store};
 use skep::time::Now;
@@ -35,7 +35,7 @@ const START: Now = Now::from_s(1_800_000_000);
 enum Step {
     From(SocketAddr),
     Request(String),
-    Reply(String),
+    Response(String),
     Silence(String),
     Url(String),
     Wait(u64),
@@ -68,7 +68,7 @@ fn parse(name: &str, text: &str) -> Vec<(usize, Step)> {
         let line = line.split('#').next().unwrap().trim_end();
         if let Some(more) = line.strip_prefix("  ") {
             match steps.last_mut() {
-                Some((_, Step::Request(hex) | Step::Reply(hex))) => hex.push_str(more),
+                Some((_, Step::Request(hex) | Step::Response(hex))) => hex.push_str(more),
                 _ => panic!("{name}:{at}: nothing goes on here"),
             }
             continue;
@@ -78,7 +78,7 @@ fn parse(name: &str, text: &str) -> Vec<(usize, Step)> {
             "" => continue,
             "from" => Step::From(rest.parse().unwrap()),
             ">" => Step::Request(rest.to_owned()),
-            "<" => Step::Reply(rest.to_owned()),
+            "<" => Step::Response(rest.to_owned()),
             "!" => Step::Silence(rest.to_owned()),
             "url" => Step::Url(rest.to_owned()),
             "wait" => Step::Wait(rest.parse().unwrap()),
@@ -111,28 +111,28 @@ struct Conversation {
     now: Now,
     source: SocketAddr,
     ids: HashMap<IpAddr, u64>,
-    answer: Result<Vec<u8>, Dropped>,
+    response: Result<Vec<u8>, Dropped>,
 }
 
 impl Conversation {
     fn new() -> Self {
         let source = SocketAddr::from(([198, 51, 100, 254], 1));
-        let answer = Ok(Vec::new());
-        Self { frontend: frontend(), now: START, source, ids: HashMap::new(), answer }
+        let response = Ok(Vec::new());
+        Self { frontend: frontend(), now: START, source, ids: HashMap::new(), response }
     }
 
     fn send(&mut self, request: &[u8]) {
-        let mut out = [0; REPLY_BYTES_MAX];
+        let mut out = [0; RESPONSE_BYTES_MAX];
         for stage in 0..UdpFrontend::PREFETCH_STAGES {
             self.frontend.prefetch(stage, request);
         }
-        let answer = self.frontend.handle(self.now, self.source, request, &mut out);
-        self.answer = answer.map(|answered| {
-            let reply = &out[..answered.bytes];
-            let is_error = reply.starts_with(&[0, 0, 0, 3]);
+        let response = self.frontend.handle(self.now, self.source, request, &mut out);
+        self.response = response.map(|answered| {
+            let response = &out[..answered.bytes];
+            let is_error = response.starts_with(&[0, 0, 0, 3]);
             assert_eq!(answered.refusal.is_some(), is_error, "what is counted is what is sent");
-            assert!(!is_error || reply.len() <= request.len(), "an error never outgrows");
-            reply.to_vec()
+            assert!(!is_error || response.len() <= request.len(), "an error never outgrows");
+            response.to_vec()
         });
     }
 
@@ -146,9 +146,9 @@ impl Conversation {
     }
 
     fn remember_id(&mut self) {
-        let reply = self.answer.as_ref().unwrap();
-        let (_, Reply::Connected(id)) = client::decode(reply, Family::V4).unwrap() else {
-            panic!("not a connect reply: {reply:02x?}");
+        let response = self.response.as_ref().unwrap();
+        let (_, Response::Connected(id)) = client::decode(response, Family::V4).unwrap() else {
+            panic!("not a connect reply: {response:02x?}");
         };
         self.ids.insert(self.source.ip(), id);
     }
@@ -162,17 +162,17 @@ impl Conversation {
                 let request = with_id(hex, || self.id());
                 self.send(&request);
             }
-            Step::Reply(hex) => {
+            Step::Response(hex) => {
                 if hex.contains("{id}") {
                     self.remember_id();
                 }
                 let expected = with_id(hex, || self.id());
-                let answer = self.answer.as_ref().unwrap_or_else(|it| panic!("{at}: {it:?}"));
-                assert_eq!(text(answer), text(&expected), "{at}");
+                let response = self.response.as_ref().unwrap_or_else(|it| panic!("{at}: {it:?}"));
+                assert_eq!(text(response), text(&expected), "{at}");
             }
-            Step::Silence(reason) => match &self.answer {
+            Step::Silence(reason) => match &self.response {
                 Err(dropped) => assert_eq!(dropped.label(), reason, "{at}"),
-                Ok(answer) => panic!("{at}: answered {}", text(answer)),
+                Ok(response) => panic!("{at}: answered {}", text(response)),
             },
         }
     }
@@ -213,7 +213,7 @@ fn every_request_decodes_as_written() {
                     Err(dropped) => assert_eq!(dropped.label(), reason, "{}", case.name),
                     Ok(_) => assert!(reason.ends_with("_id"), "{}: {reason}", case.name),
                 },
-                Step::Reply(_) => assert!(udp::decode(&last).is_ok(), "{}", case.name),
+                Step::Response(_) => assert!(udp::decode(&last).is_ok(), "{}", case.name),
                 Step::Url(url) => {
                     let Ok(Request::Announce(_, options)) = udp::decode(&last) else {
                         panic!("{}: no announce", case.name);
@@ -227,7 +227,7 @@ fn every_request_decodes_as_written() {
 }
 
 #[test]
-fn every_reply_satisfies_the_strictest_client() {
+fn every_response_satisfies_the_strictest_client() {
     for case in cases() {
         let mut family = Family::V4;
         let mut transaction = TransactionId([0; 4]);
@@ -240,9 +240,9 @@ fn every_reply_satisfies_the_strictest_client() {
                         request.get(12..16).map_or([0; 4], |it| it.try_into().unwrap()),
                     );
                 }
-                Step::Reply(hex) => {
-                    let reply = client::decode(&with_id(hex, || 1), family).map(|it| it.0);
-                    assert_eq!(reply, Ok(transaction), "{}.hex:{line}", case.name);
+                Step::Response(hex) => {
+                    let response = client::decode(&with_id(hex, || 1), family).map(|it| it.0);
+                    assert_eq!(response, Ok(transaction), "{}.hex:{line}", case.name);
                 }
                 _ => {}
             }
@@ -256,7 +256,7 @@ fn every_reason_to_drop_has_a_case() {
     let mut missing: BTreeSet<&str> = Dropped::ALL.iter().map(|it| it.label()).collect();
     missing.remove(Dropped::SourcePortZero.label());
     missing.remove(Dropped::Oversized.label());
-    // These depend on how much is asked: tests/tracker/flood.rs and tests/tracker/replies.rs.
+    // These depend on how much is asked: tests/tracker/flood.rs and tests/tracker/responses.rs.
     for load in
         [Dropped::Limited, Dropped::LimitedConnect, Dropped::ShedScrape, Dropped::ShedConnect]
     {

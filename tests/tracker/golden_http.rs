@@ -1,6 +1,6 @@
-//! Golden requests and replies over HTTP: conversations as text, one file a case, replayed through
-//! the front end that every worker runs. What a file says is what clients see, byte for byte; the
-//! file's name is the case.
+//! Golden requests and responses over HTTP: conversations as text, one file a case, replayed
+//! through the front end that every worker runs. What a file says is what clients see, byte for
+//! byte; the file's name is the case.
 //!
 //! ```text
 //! option full_scrape          a setting that differs; also public_stats, warning TEXT,
@@ -8,8 +8,8 @@
 //! from 198.51.100.1           the socket's address; `from unix`: a Unix socket
 //! > GET / HTTP/1.1            a line of a request: CRLF is added
 //! >+ GE                       a piece of a request, nothing added
-//! < HTTP/1.1 200 OK           exactly this line of the reply
-//! <+ d8:completei1e…          exactly this piece of the reply, nothing added
+//! < HTTP/1.1 200 OK           exactly this line of the response
+//! <+ d8:completei1e…          exactly this piece of the response, nothing added
 //! ! announce keep             how the request ended (below), and `keep` or `close`
 //! source 198.51.100.1         who was taken to have asked; `source none`
 //! body x=y&                   a piece of a request that is repeated: `repeat 100 x=y&`
@@ -51,8 +51,8 @@ struct Conversation {
     now: Now,
     origin: Origin,
     request: Vec<u8>,
-    reply: Vec<u8>,
-    /// How many bytes of the reply the case has shown.
+    response: Vec<u8>,
+    /// How many bytes of the response the case has shown.
     shown: usize,
     /// How each request ended that the case has not told of.
     ends: Vec<String>,
@@ -77,7 +77,7 @@ impl Conversation {
             now: START,
             origin: Origin::Address("198.51.100.254".parse().unwrap()),
             request: Vec::new(),
-            reply: Vec::new(),
+            response: Vec::new(),
             shown: 0,
             ends: Vec::new(),
             source: None,
@@ -117,9 +117,9 @@ impl Conversation {
     /// Lets the front end have everything that was sent, as a worker does.
     fn deliver(&mut self) {
         while !self.request.is_empty() && self.open {
-            let (request, reply) = (&self.request, &mut self.reply);
+            let (request, response) = (&self.request, &mut self.response);
             let flow =
-                self.frontend.handle(&mut self.tracker, self.now, self.origin, request, reply);
+                self.frontend.handle(&mut self.tracker, self.now, self.origin, request, response);
             let consumed = self.note(flow);
             if consumed == 0 {
                 self.ends.push("more".into());
@@ -136,7 +136,7 @@ impl Conversation {
     fn note(&mut self, flow: ReceiveOutcome) -> usize {
         let (consumed, keep_alive, end) = match flow {
             ReceiveOutcome::More => return 0,
-            ReceiveOutcome::Replied { consumed, keep_alive, source, outcome } => {
+            ReceiveOutcome::Responded { consumed, keep_alive, source, outcome } => {
                 self.source = source;
                 (consumed, keep_alive, label(outcome).to_owned())
             }
@@ -166,7 +166,7 @@ impl Conversation {
         while scrape.write_piece(&mut body).unwrap() {}
         match encoding {
             Encoding::Identity => {
-                self.reply.extend(body);
+                self.response.extend(body);
                 "identity"
             }
             Encoding::Gzip => "gzip",
@@ -204,7 +204,8 @@ impl Conversation {
         }
     }
 
-    /// A new connection. What the case does not show of an announce's reply does not matter to it.
+    /// A new connection. What the case does not show of an announce's response does not matter to
+    /// it.
     fn connect(&mut self, at: &str, origin: &str) {
         self.deliver();
         self.close(at);
@@ -218,18 +219,18 @@ impl Conversation {
     }
 
     fn expect(&mut self, at: &str, expected: &[u8]) {
-        let rest = &self.reply[self.shown..];
+        let rest = &self.response[self.shown..];
         let got = &rest[..rest.len().min(expected.len())];
         assert_eq!(text(got), text(expected), "{at}, and then {}", text(rest));
         self.shown += expected.len();
     }
 
-    /// The reply is over: either all of it was shown or nothing.
+    /// The response is over: either all of it was shown or nothing.
     fn close(&mut self, at: &str) {
-        let rest = &self.reply[self.shown..];
+        let rest = &self.response[self.shown..];
         assert!(self.shown == 0 || rest.is_empty(), "{at}: not shown: {}", text(rest));
-        judge(at, &self.reply);
-        self.reply.clear();
+        judge(at, &self.response);
+        self.response.clear();
         self.shown = 0;
     }
 }
@@ -242,9 +243,9 @@ fn label(outcome: Outcome) -> &'static str {
     }
 }
 
-/// Everything that every reply has to be, whatever the case shows of it.
-fn judge(at: &str, reply: &[u8]) {
-    let mut rest = reply;
+/// Everything that every response has to be, whatever the case shows of it.
+fn judge(at: &str, response: &[u8]) {
+    let mut rest = response;
     while !rest.is_empty() {
         let mut headers = [httparse::EMPTY_HEADER; 16];
         let mut head = httparse::Response::new(&mut headers);
@@ -388,8 +389,8 @@ fn families_share_the_peers_wanted() {
         let line = format!("GET /announce?{query}&port={port}&numwant={numwant} HTTP/1.1\r\n\r\n");
         conversation.request.extend(line.bytes());
         conversation.deliver();
-        let start = conversation.reply.windows(4).position(|it| it == b"\r\n\r\n").unwrap() + 4;
-        let body: Value = bt_bencode::from_slice(&conversation.reply[start..]).unwrap();
+        let start = conversation.response.windows(4).position(|it| it == b"\r\n\r\n").unwrap() + 4;
+        let body: Value = bt_bencode::from_slice(&conversation.response[start..]).unwrap();
         ["peers", "peers6"].map(|key| body[key].as_byte_str().unwrap().len())
     };
     for port in 6881..=6900 {

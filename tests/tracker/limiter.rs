@@ -219,7 +219,7 @@ fn an_exempt_source_is_under_no_limit() {
     let mut worker = Worker::new(Options { exempt, ..options() });
     for source in [v4(0x7f00_0001), v6(0x2001_0db8 << 96 | 7)] {
         assert_eq!(worker.flood(START, 20_000, 0, &[source]), 20_000);
-        assert!((0..20_000).all(|_| worker.gate.admit_reply(START, source, || false)));
+        assert!((0..20_000).all(|_| worker.gate.admit_response(START, source, || false)));
         assert!((0..20_000).all(|_| worker.gate.admit_new_torrent(START, source)));
         (0..20_000).for_each(|_| worker.gate.charge_stop(START, source));
         assert!((0..20_000).all(|_| worker.gate.admit_stop(START, source)));
@@ -238,7 +238,7 @@ fn a_dry_run_lets_all_pass_and_counts_as_if_it_did_not() {
     let counts = |dry_run| {
         let mut worker = Worker::new(Options { dry_run, ..options() });
         let passed = worker.flood(START, 10_000, 1_000_000, &[SOURCE]);
-        (0..5_000).for_each(|_| _ = worker.gate.admit_reply(START, SOURCE, || false));
+        (0..5_000).for_each(|_| _ = worker.gate.admit_response(START, SOURCE, || false));
         let new = (0..20_000).filter(|_| worker.gate.admit_new_torrent(START, SOURCE)).count();
         let stop = |worker: &mut Worker| {
             worker.gate.charge_stop(START, SOURCE);
@@ -269,10 +269,10 @@ fn of_what_is_over_the_limit_one_in_sixteen_is_calmed_and_what_may_slips() {
     assert_eq!(worker.verified(), [400, 1500, 100, 0]);
 
     let victim = v4(0x0909_0909);
-    assert!((0..1000).all(|_| worker.gate.admit_reply(START, victim, || unreachable!())));
+    assert!((0..1000).all(|_| worker.gate.admit_response(START, victim, || unreachable!())));
     for nth in 1..=400 {
         let slips = nth % 4 == 0;
-        assert_eq!(worker.gate.admit_reply(START, victim, || slips), slips, "{nth}");
+        assert_eq!(worker.gate.admit_response(START, victim, || slips), slips, "{nth}");
     }
     assert_eq!(worker.count(LimitTable::Unverified, LimitAction::Passed), 1000);
     assert_eq!(worker.count(LimitTable::Unverified, LimitAction::Limited), 300);
@@ -320,7 +320,7 @@ fn a_seedbox_starts_with_all_its_torrents_and_a_flood_of_hashes_does_not() {
 #[test]
 fn tables_do_not_touch_each_other() {
     let mut worker = Worker::new(options());
-    (0..100_000).for_each(|_| _ = worker.gate.admit_reply(START, SOURCE, || false));
+    (0..100_000).for_each(|_| _ = worker.gate.admit_response(START, SOURCE, || false));
     (0..100_000).for_each(|_| _ = worker.gate.admit_new_torrent(START, SOURCE));
     (0..100_000).for_each(|_| worker.gate.charge_stop(START, SOURCE));
     assert_eq!(worker.flood(START, 1000, 0, &[SOURCE]), 400);

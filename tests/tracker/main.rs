@@ -12,7 +12,7 @@ mod golden_http;
 mod limiter;
 mod offers;
 mod protocol;
-mod replies;
+mod responses;
 mod rush;
 mod sim;
 mod simulation;

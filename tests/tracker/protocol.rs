@@ -3,12 +3,14 @@
 
 use proptest::collection::vec;
 use proptest::prelude::*;
-use skep::protocol::udp::client::{self, Announcement, Reply, ResponseDecodeError};
+use skep::protocol::udp::client::{self, Announcement, Response, ResponseDecodeError};
 use skep::protocol::udp::{
-    self, ANNOUNCE_BYTES, ANNOUNCED_BYTES, HEAD_BYTES, REPLY_HEAD_BYTES, REQUEST_BYTES_MAX,
+    self, ANNOUNCE_BYTES, ANNOUNCED_BYTES, HEAD_BYTES, REQUEST_BYTES_MAX, RESPONSE_HEAD_BYTES,
     Request, SCRAPE_HASHES_MAX, TransactionId, peer_stride,
 };
-use skep::types::{AnnounceReply, Dropped, Event, Family, InfoHash, PeerId, Refusal, ScrapeEntry};
+use skep::types::{
+    AnnounceResponse, Dropped, Event, Family, InfoHash, PeerId, Refusal, ScrapeEntry,
+};
 
 const EVENTS: [Event; 5] =
     [Event::None, Event::Completed, Event::Started, Event::Stopped, Event::Paused];
@@ -71,7 +73,7 @@ fn scrape(id: u64, transaction: TransactionId, hashes: &[InfoHash]) -> Vec<u8> {
     out[..bytes].to_vec()
 }
 
-/// The head of a request, which every reply answers.
+/// The head of a request, which every response answers.
 fn head(transaction: TransactionId) -> udp::Head {
     let datagram = connect(transaction);
     match udp::decode(&datagram).unwrap() {
@@ -203,7 +205,7 @@ proptest! {
     }
 
     #[test]
-    fn replies_are_read_as_written(
+    fn responses_are_read_as_written(
         transaction in transaction(),
         family in family(),
         id in any::<u64>(),
@@ -216,20 +218,20 @@ proptest! {
 
         let bytes = udp::encode_connected(&request, id, &mut out);
         prop_assert_eq!(bytes, HEAD_BYTES);
-        let connected = Reply::Connected(id);
+        let connected = Response::Connected(id);
         prop_assert_eq!(client::decode(&out[..bytes], family), Ok((transaction, connected)));
 
         let peers = &peers[..peers.len() - peers.len() % peer_stride(family)];
         udp::peers_of(&mut out)[..peers.len()].copy_from_slice(peers);
-        let reply = AnnounceReply { interval_s, min_interval_s: 0, leechers, seeders };
-        let bytes = udp::encode_announced(&request, &reply, peers.len(), &mut out);
+        let response = AnnounceResponse { interval_s, min_interval_s: 0, leechers, seeders };
+        let bytes = udp::encode_announced(&request, &response, peers.len(), &mut out);
         prop_assert_eq!(bytes, ANNOUNCED_BYTES + peers.len());
-        let announced = Reply::Announced(reply, peers);
+        let announced = Response::Announced(response, peers);
         prop_assert_eq!(client::decode(&out[..bytes], family), Ok((transaction, announced)));
 
         let bytes = udp::encode_scraped(&request, entries.iter().copied(), &mut out);
-        prop_assert_eq!(bytes, REPLY_HEAD_BYTES + 12 * entries.len());
-        let Ok((_, Reply::Scraped(read))) = client::decode(&out[..bytes], family) else {
+        prop_assert_eq!(bytes, RESPONSE_HEAD_BYTES + 12 * entries.len());
+        let Ok((_, Response::Scraped(read))) = client::decode(&out[..bytes], family) else {
             panic!("no scrape reply");
         };
         prop_assert_eq!(read.count(), entries.len());
@@ -237,15 +239,16 @@ proptest! {
     }
 
     #[test]
-    fn truncated_replies_are_refused_or_whole(family in family(), peers in 0_usize..5) {
+    fn truncated_responses_are_refused_or_whole(family in family(), peers in 0_usize..5) {
         let mut out = [0; 1232];
         let request = head(TransactionId([7; 4]));
         let stride = peer_stride(family);
-        let reply = AnnounceReply { interval_s: 1, min_interval_s: 0, leechers: 2, seeders: 3 };
-        let whole = udp::encode_announced(&request, &reply, peers * stride, &mut out);
+        let response =
+            AnnounceResponse { interval_s: 1, min_interval_s: 0, leechers: 2, seeders: 3 };
+        let whole = udp::encode_announced(&request, &response, peers * stride, &mut out);
         for bytes in 0..whole {
             match client::decode(&out[..bytes], family) {
-                Ok((_, Reply::Announced(_, peers))) => prop_assert_eq!(peers.len() % stride, 0),
+                Ok((_, Response::Announced(_, peers))) => prop_assert_eq!(peers.len() % stride, 0),
                 Ok((_, other)) => panic!("{other:?}"),
                 Err(error) if bytes < ANNOUNCED_BYTES => {
                     prop_assert_eq!(error, ResponseDecodeError::TooShort);
@@ -262,7 +265,7 @@ fn errors_say_why_and_stay_below_the_shortest_announce() {
         let mut out = [0; 64];
         let transaction = TransactionId(*b"tid!");
         let bytes = udp::encode_error(&head(transaction), refusal, &mut out);
-        let error = Reply::Error(refusal.text().as_bytes());
+        let error = Response::Error(refusal.text().as_bytes());
         assert_eq!(client::decode(&out[..bytes], Family::V4), Ok((transaction, error)));
         assert!(bytes <= 32, "{refusal:?} takes {bytes} bytes");
     }

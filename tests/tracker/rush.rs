@@ -17,9 +17,11 @@ use skep::frontend::connection_id::{Algorithm, ConnectionIds, KEY_BYTES, KeyPair
 use skep::frontend::http::HttpFrontend;
 use skep::frontend::origin::Origin;
 use skep::frontend::udp::UdpFrontend;
-use skep::frontend::{REPLY_BYTES_MAX, Responder};
+use skep::frontend::{RESPONSE_BYTES_MAX, Responder};
 use skep::limiter::{Handle, Limiter, Sizes};
-use skep::protocol::udp::client::{Announcement, Reply, decode, encode_announce, encode_connect};
+use skep::protocol::udp::client::{
+    Announcement, Response, decode, encode_announce, encode_connect,
+};
 use skep::protocol::udp::{ANNOUNCE_BYTES, TransactionId};
 use skep::store::{self, PeerAnnounce, PeerBuffers, PeerChange, Role, Store};
 use skep::time::Now;
@@ -31,7 +33,7 @@ const START: Now = Now::from_s(1_800_000_000);
 /// Both clients are behind it: their requests are counted together.
 const HOME: IpAddr = IpAddr::V4(Ipv4Addr::new(8, 8, 8, 8));
 
-/// From a request to its reply.
+/// From a request to its response.
 const ROUND_TRIP_MS: u64 = 50;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,7 +49,7 @@ enum Program {
 }
 
 impl Program {
-    /// Seconds until the next try after so many failures, if the reply named this interval.
+    /// Seconds until the next try after so many failures, if the response named this interval.
     fn waits_s(self, failures: u32, interval_s: Option<u32>) -> u32 {
         match self {
             // `tracker_backoff` of 250 %, from 5 s up to an hour, but never before the interval.
@@ -124,7 +126,7 @@ impl World {
     fn with_limits(via: Via, mode: Mode, per_client: u32, limits: Limits) -> Self {
         let access = Access::new(mode, Lists::default());
         let (digits, digest) = passkey::generate();
-        access.keys().insert(
+        access.passkeys().insert(
             digest,
             &Record { name: "ann".into(), limits, issued_s: 0, totals: Default::default() },
         );
@@ -240,7 +242,7 @@ impl World {
     }
 
     fn datagram(&mut self, number: usize, request: &[u8]) -> Option<Vec<u8>> {
-        let mut out = [0; REPLY_BYTES_MAX];
+        let mut out = [0; RESPONSE_BYTES_MAX];
         let source = self.clients[number].source;
         let answered = self.udp.handle(self.now, source, request, &mut out).ok()?;
         Some(out[..answered.bytes].to_vec())
@@ -249,8 +251,10 @@ impl World {
     fn connect(&mut self, number: usize) -> Told {
         let mut request = [0; 16];
         encode_connect(TransactionId([1; 4]), &mut request);
-        let Some(reply) = self.datagram(number, &request) else { return Told::Nothing };
-        let Ok((_, Reply::Connected(id))) = decode(&reply, Family::V4) else { panic!("{reply:?}") };
+        let Some(response) = self.datagram(number, &request) else { return Told::Nothing };
+        let Ok((_, Response::Connected(id))) = decode(&response, Family::V4) else {
+            panic!("{response:?}")
+        };
         let client = &mut self.clients[number];
         // Those that are under way already have asked for one of their own.
         let arrives = later(self.now, ROUND_TRIP_MS);
@@ -287,14 +291,14 @@ impl World {
         encode_announce(id, TransactionId([9; 4]), &announcement, &mut request);
         request.extend([2, u8::try_from(self.path.len()).unwrap()]);
         request.extend(self.path.bytes());
-        let Some(reply) = self.datagram(number, &request) else { return Told::Nothing };
-        match decode(&reply, Family::V4).unwrap().1 {
-            Reply::Announced(reply, _) => {
-                let is_in = event == Event::Stopped || reply.seeders > 0;
-                assert!(is_in, "an answer that leaves it out, for {} s", reply.interval_s);
+        let Some(response) = self.datagram(number, &request) else { return Told::Nothing };
+        match decode(&response, Family::V4).unwrap().1 {
+            Response::Announced(response, _) => {
+                let is_in = event == Event::Stopped || response.seeders > 0;
+                assert!(is_in, "an answer that leaves it out, for {} s", response.interval_s);
                 Told::Served
             }
-            Reply::Error(_) => Told::Failure { interval_s: None },
+            Response::Error(_) => Told::Failure { interval_s: None },
             other => panic!("{other:?}"),
         }
     }
@@ -312,16 +316,16 @@ impl World {
         let mut out = Vec::new();
         let origin = Origin::Address(HOME);
         self.http.handle(&mut self.tracker, self.now, origin, request.as_bytes(), &mut out);
-        let reply = String::from_utf8_lossy(&out).into_owned();
+        let response = String::from_utf8_lossy(&out).into_owned();
         let number = |key: &str| {
-            let value = reply.split_once(&format!("{}:{key}i", key.len()))?.1;
+            let value = response.split_once(&format!("{}:{key}i", key.len()))?.1;
             value.split_once('e')?.0.parse::<u32>().ok()
         };
-        if reply.contains("failure reason") {
+        if response.contains("failure reason") {
             // libtorrent takes half an hour where no interval is named.
             return Told::Failure { interval_s: number("interval").or(Some(1800)) };
         }
-        assert!(event == "stopped" || number("complete") > Some(0), "{reply}");
+        assert!(event == "stopped" || number("complete") > Some(0), "{response}");
         Told::Served
     }
 }

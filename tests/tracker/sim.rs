@@ -118,7 +118,7 @@ fn what_is_broken_on_purpose_is_noticed() {
         (Sabotage::NoUpkeep, I::SilentAreForgotten),
         (Sabotage::FreshKeys, I::IdsStayValid),
         (Sabotage::OldSnapshot, I::NobodyIsLost),
-        (Sabotage::LongReplies, I::NoAmplification),
+        (Sabotage::LongResponses, I::NoAmplification),
         (Sabotage::StopsUnheard, I::Counts),
         (Sabotage::PeersTwice, I::Distinct),
         (Sabotage::PeersLeftOut, I::HowMany),

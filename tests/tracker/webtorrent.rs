@@ -81,8 +81,8 @@ fn offers_reach_distinct_peers_on_both_workers_and_answers_come_back() {
     hive.open("asker", "198.51.100.77");
     let offers: Vec<String> = (0..4).map(|it| offer(&it.to_string())).collect();
     hive.say("asker", &announce(TORRENT, "asker", &offers.join(","), ""));
-    let reply = hive.next("asker").unwrap();
-    assert!(reply.contains(r#""complete":0,"incomplete":7"#), "{reply}");
+    let response = hive.next("asker").unwrap();
+    assert!(response.contains(r#""complete":0,"incomplete":7"#), "{response}");
     let asked: Vec<(&String, String)> =
         others.iter().filter_map(|it| Some((it, hive.next(it)?))).collect();
     assert_eq!(asked.len(), 4, "each offer went to a peer of its own");
@@ -401,12 +401,12 @@ fn a_peer_that_is_not_stored_holds_nothing_and_comes_back_late() {
     hive.store.allow(Budget { bytes_max: 1, peers_per_torrent_max: 0 });
     hive.open("carol", "198.51.100.9");
     hive.say("carol", &announce(OTHER_TORRENT, "carol", &offer("1"), ""));
-    let reply = hive.next("carol").unwrap();
-    assert!(reply.contains(r#""interval":240"#), "{reply}");
+    let response = hive.next("carol").unwrap();
+    assert!(response.contains(r#""interval":240"#), "{response}");
     assert_eq!((hive.directory.peers(), hive.session("carol").torrents()), (1, 0));
     hive.say("bob", &announce(TORRENT, "bob", "", ""));
-    let reply = hive.next("bob").unwrap();
-    assert!(reply.contains(r#""interval":120"#), "who is there stays there: {reply}");
+    let response = hive.next("bob").unwrap();
+    assert!(response.contains(r#""interval":120"#), "who is there stays there: {response}");
     assert_eq!((hive.directory.peers(), hive.session("bob").torrents()), (1, 1));
 }
 
@@ -461,8 +461,8 @@ fn a_scrape_answers_for_74_torrents_and_more_are_an_error() {
     assert_eq!(hive.say("bob", &scrape(&refs)), Outcome::Rejected(Rejected::BadMessage));
     assert!(hive.next("bob").unwrap().contains("too many torrents: a scrape names at most 74"));
     assert_eq!(hive.say("bob", &scrape(&refs[..74])), Outcome::Answered(Action::Scrape));
-    let reply: serde_json::Value = serde_json::from_str(&hive.next("bob").unwrap()).unwrap();
-    let files = reply["files"].as_object().unwrap();
+    let response: serde_json::Value = serde_json::from_str(&hive.next("bob").unwrap()).unwrap();
+    let files = response["files"].as_object().unwrap();
     assert_eq!(files.len(), 74);
     assert!(names[..74].iter().all(|it| files.contains_key(it)));
 }
@@ -542,7 +542,7 @@ fn written(name: [u8; 20], escape: [bool; 20]) -> String {
     name.into_iter().zip(escape).map(character).collect()
 }
 
-fn bobs_replies(hive: &mut Hive) -> Vec<String> {
+fn bobs_responses(hive: &mut Hive) -> Vec<String> {
     std::iter::from_fn(|| hive.next("bob")).collect()
 }
 
@@ -550,19 +550,20 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
 
     #[test]
-    fn any_text_gets_one_valid_reply_or_is_an_answer(text in near_messages()) {
+    fn any_text_gets_one_valid_response_or_is_an_answer(text in near_messages()) {
         let mut hive = Hive::new(Options::default());
         hive.join("bob", TORRENT);
         let outcome = hive.say("bob", &text);
-        let replies = bobs_replies(&mut hive);
+        let responses = bobs_responses(&mut hive);
         let is_answer = outcome == IGNORED && text.contains("answer");
-        let is_one = replies.len() == 1;
-        prop_assert!(is_one || replies.is_empty() && is_answer, "{}: {:?}", text, replies);
-        for reply in replies {
-            prop_assert!(serde_json::from_str::<serde_json::Value>(&reply).is_ok(), "{}", reply);
+        let is_one = responses.len() == 1;
+        prop_assert!(is_one || responses.is_empty() && is_answer, "{}: {:?}", text, responses);
+        for response in responses {
+            let parsed = serde_json::from_str::<serde_json::Value>(&response);
+            prop_assert!(parsed.is_ok(), "{}", response);
         }
         hive.say("bob", &scrape(&[TORRENT]));
-        prop_assert_eq!(bobs_replies(&mut hive).len(), 1, "the socket goes on");
+        prop_assert_eq!(bobs_responses(&mut hive).len(), 1, "the socket goes on");
     }
 
     #[test]
@@ -570,7 +571,7 @@ proptest! {
         let mut hive = Hive::new(Options::default());
         hive.open("bob", "198.51.100.2");
         hive.say_bytes("bob", &bytes);
-        prop_assert_eq!(bobs_replies(&mut hive).len(), 1);
+        prop_assert_eq!(bobs_responses(&mut hive).len(), 1);
     }
 
     #[test]
@@ -578,8 +579,8 @@ proptest! {
         let mut hive = Hive::new(Options::default());
         hive.open("bob", "198.51.100.2");
         hive.say("bob", &announce(&written(name, escape), "bob", "", ""));
-        let reply: serde_json::Value = serde_json::from_str(&hive.next("bob").unwrap()).unwrap();
-        let back: Vec<char> = reply["info_hash"].as_str().unwrap().chars().collect();
+        let response: serde_json::Value = serde_json::from_str(&hive.next("bob").unwrap()).unwrap();
+        let back: Vec<char> = response["info_hash"].as_str().unwrap().chars().collect();
         prop_assert_eq!(back, name.map(char::from).to_vec());
     }
 }

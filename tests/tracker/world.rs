@@ -12,8 +12,8 @@ use skep::frontend::connection_id::{Algorithm, ConnectionIds, KEY_BYTES, KeyPair
 use skep::frontend::http::{HttpFrontend, ReceiveOutcome};
 use skep::frontend::origin::Origin;
 use skep::frontend::udp::UdpFrontend;
-use skep::frontend::{REPLY_BYTES_MAX, Responder, stats, ws};
-use skep::protocol::udp::client::{self, Announcement, Reply};
+use skep::frontend::{RESPONSE_BYTES_MAX, Responder, stats, ws};
+use skep::protocol::udp::client::{self, Announcement, Response};
 use skep::protocol::udp::{ANNOUNCE_BYTES, TransactionId, peer_stride};
 use skep::store::{self, Store};
 use skep::time::Now;
@@ -133,7 +133,7 @@ impl World {
     }
 
     fn send_udp(&mut self, source: IpAddr, request: &[u8]) -> Vec<u8> {
-        let mut out = [0; REPLY_BYTES_MAX];
+        let mut out = [0; RESPONSE_BYTES_MAX];
         let source = SocketAddr::new(source, 50_000);
         let answered = self.udp.handle(self.now(), source, request, &mut out).unwrap();
         out[..answered.bytes].to_vec()
@@ -155,21 +155,23 @@ impl World {
         let mut request = [0; ANNOUNCE_BYTES];
         let id = self.ids.issue(self.now(), source);
         client::encode_announce(id, TRANSACTION, &announcement, &mut request);
-        let reply = self.send_udp(source, &request);
+        let response = self.send_udp(source, &request);
         let family = (self.family_of)(ask.peer);
-        let (_, Reply::Announced(reply, peers)) = client::decode(&reply, family).unwrap() else {
+        let (_, Response::Announced(response, peers)) = client::decode(&response, family).unwrap()
+        else {
             panic!("no announce reply");
         };
         let peers = numbers(family, peers);
-        Told { seeders: reply.seeders, leechers: reply.leechers, peers }
+        Told { seeders: response.seeders, leechers: response.leechers, peers }
     }
 
     fn scrape_udp(&mut self) -> (u32, u32, u32) {
         let (source, mut request) = (self.address(99), [0; 36]);
         let id = self.ids.issue(self.now(), source);
         client::encode_scrape(id, TRANSACTION, &[torrent()], &mut request);
-        let reply = self.send_udp(source, &request);
-        let (_, Reply::Scraped(entries)) = client::decode(&reply, Family::of(source)).unwrap()
+        let response = self.send_udp(source, &request);
+        let (_, Response::Scraped(entries)) =
+            client::decode(&response, Family::of(source)).unwrap()
         else {
             panic!("no scrape reply");
         };
@@ -182,7 +184,7 @@ impl World {
         let (now, origin, mut out) = (self.now(), Origin::Address(source), Vec::new());
         let bytes = request.as_bytes();
         let flow = self.http.handle(&mut self.http_tracker, now, origin, bytes, &mut out);
-        assert!(matches!(flow, ReceiveOutcome::Replied { keep_alive: true, .. }), "{flow:?}");
+        assert!(matches!(flow, ReceiveOutcome::Responded { keep_alive: true, .. }), "{flow:?}");
         let end = out.windows(4).position(|it| it == b"\r\n\r\n").unwrap() + 4;
         assert!(out.starts_with(b"HTTP/1.1 200 "), "{}", out.escape_ascii());
         bt_bencode::from_slice(&out[end..]).unwrap()
@@ -198,17 +200,21 @@ impl World {
         if let Some(numwant) = ask.numwant {
             write!(target, "&numwant={numwant}").unwrap();
         }
-        let reply = self.send_http(self.address(ask.peer), &target);
-        let bytes = |key: &str| reply.get(key).unwrap().as_byte_str().unwrap().as_slice();
+        let response = self.send_http(self.address(ask.peer), &target);
+        let bytes = |key: &str| response.get(key).unwrap().as_byte_str().unwrap().as_slice();
         let mut peers = numbers(Family::V4, bytes("peers"));
         peers.append(&mut numbers(Family::V6, bytes("peers6")));
-        Told { seeders: number(&reply, "complete"), leechers: number(&reply, "incomplete"), peers }
+        Told {
+            seeders: number(&response, "complete"),
+            leechers: number(&response, "incomplete"),
+            peers,
+        }
     }
 
     fn scrape_http(&mut self) -> (u32, u32, u32) {
         let target = format!("/scrape?info_hash={}", encoded(&torrent().0));
-        let reply = self.send_http(self.address(99), &target);
-        let files = reply.get("files").unwrap().as_dict().unwrap();
+        let response = self.send_http(self.address(99), &target);
+        let files = response.get("files").unwrap().as_dict().unwrap();
         assert_eq!(files.len(), 1);
         let entry = files.values().next().unwrap();
         let count = |key| number(entry, key);
@@ -226,9 +232,9 @@ impl World {
         }
         let offers: Vec<String> = (0..50).map(|it| offer(&it.to_string())).collect();
         self.hive.say(&name, &announce(TORRENT, &name, &offers.join(","), &more));
-        let reply: serde_json::Value =
+        let response: serde_json::Value =
             serde_json::from_str(&self.hive.next(&name).unwrap()).unwrap();
-        let count = |key: &str| u32::try_from(reply[key].as_u64().unwrap()).unwrap();
+        let count = |key: &str| u32::try_from(response[key].as_u64().unwrap()).unwrap();
         let (seeders, leechers) = (count("complete"), count("incomplete"));
         let mut peers = BTreeSet::new();
         for peer in (1..10).filter(|it| protocol_of(*it) == Protocol::WebSocket) {
@@ -245,9 +251,9 @@ impl World {
     fn scrape_web(&mut self) -> (u32, u32, u32) {
         let name = self.socket(99);
         self.hive.say(&name, &scrape(&[TORRENT]));
-        let reply: serde_json::Value =
+        let response: serde_json::Value =
             serde_json::from_str(&self.hive.next(&name).unwrap()).unwrap();
-        let entry = &reply["files"][TORRENT];
+        let entry = &response["files"][TORRENT];
         let count = |key: &str| u32::try_from(entry[key].as_u64().unwrap()).unwrap();
         (count("complete"), count("downloaded"), count("incomplete"))
     }
@@ -266,8 +272,8 @@ fn torrent() -> InfoHash {
     InfoHash(TORRENT.as_bytes().try_into().unwrap())
 }
 
-fn number(reply: &Value, key: &str) -> u32 {
-    reply.get(key).unwrap().as_u64().unwrap().try_into().unwrap()
+fn number(response: &Value, key: &str) -> u32 {
+    response.get(key).unwrap().as_u64().unwrap().try_into().unwrap()
 }
 
 /// The clients that compact peers are.

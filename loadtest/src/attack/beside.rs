@@ -1,5 +1,6 @@
-//! Flood and scrape storm: attackers with valid connection ids send as fast as they are told, and
-//! beside them many honest clients announce now and then. What share of them is still served?
+//! Flood and scrape storm: attackers with valid connection ids send at the configured rate, while
+//! many honest clients announce at intervals. Measures which share of the honest requests is still
+//! answered.
 
 use std::net::IpAddr;
 
@@ -13,10 +14,10 @@ use super::figures::{Figures, Measure, too_slow};
 use super::traffic::Traffic;
 use super::works::{Attacking, Honest};
 
-/// Runs it.
+/// Runs the attack.
 ///
 /// # Errors
-/// One sentence with the cause, e.g. a tracker that does not answer.
+/// One sentence with the cause, e.g. a tracker that does not respond.
 pub(crate) fn run(arena: &Arena<'_>) -> Result<Figures, String> {
     let (plan, attack) = (arena.plan, arena.attack);
     let (honest_count, attackers) = (u32::from(attack.honest), u32::from(attack.attackers));
@@ -70,7 +71,7 @@ fn attackers_of(arena: &Arena<'_>, addresses: &[IpAddr]) -> Result<(Vec<Crowd>, 
     Ok((crowds, connected))
 }
 
-/// What one thread's attackers do.
+/// The requests of one thread's attackers.
 fn one_attack(arena: &Arena<'_>, crowd: &mut Crowd) -> Traffic {
     let Plan { seed, torrents, numwant, duration_s, .. } = *arena.plan;
     let flood = arena.plan.profile == Profile::Flood;

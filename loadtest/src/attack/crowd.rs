@@ -1,10 +1,10 @@
 //! Many clients behind one descriptor: every datagram names its own source address (IP_PKTINFO), so
-//! that ten thousand sources take one unconnected socket and share its port.
+//! that ten thousand sources share one unconnected socket and its port.
 //!
-//! A [`Work`] decides who asks what; the crowd sends it on time (open loop) or as answers come
-//! (closed loop), fetches connection ids as a client has to, and counts what becomes of each
-//! request. Unlike the generators of the other profiles it rests when it has nothing to do: tracker
-//! and attackers may share its CPU.
+//! A [`Work`] decides which source sends which request. The crowd sends the requests on time (open
+//! loop) or as responses arrive (closed loop), obtains connection ids as a client has to, and
+//! counts the outcome of each request. Unlike the generators of the other profiles it sleeps when
+//! it has nothing to do: tracker and attackers may share its CPU.
 
 use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use skep::protocol::udp::TransactionId;
 use skep::protocol::udp::client::{
-    Announcement, Reply, encode_announce, encode_connect, encode_scrape,
+    Announcement, Response, encode_announce, encode_connect, encode_scrape,
 };
 use skep::sys::address::{LocalAddress, RawAddress};
 use skep::sys::clock::Clock;
@@ -29,33 +29,33 @@ use crate::slots::{Kind, Pending, Settled, SlotTable};
 use super::Arena;
 use super::traffic::Traffic;
 
-/// What a source is to ask.
+/// A request that a source is to send.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Ask {
-    /// Which source, by its place in the crowd.
+    /// Index of the source in the crowd.
     pub(crate) source: u16,
-    /// What.
+    /// Kind of the request.
     pub(crate) kind: Kind,
-    /// The work's own number for it.
+    /// Number that the work assigned to it.
     pub(crate) item: u32,
-    /// What its info-hashes are made from, and the first torrent.
+    /// Seed of its info-hashes, and its first torrent.
     pub(crate) torrent: (u64, u32),
-    /// Peers wanted, or info-hashes asked.
+    /// Number of peers wanted, or of info-hashes.
     pub(crate) count: u16,
     /// The port announced.
     pub(crate) port: u16,
-    /// Whether it comes with a connection id that nobody has given out.
+    /// Whether it has a made-up connection id.
     pub(crate) forged: bool,
 }
 
 impl Ask {
-    /// For a connection id.
+    /// A request for a connection id.
     pub(crate) fn connect(source: u16) -> Self {
         let (kind, torrent) = (Kind::Connect, (0, 0));
         Self { source, kind, item: 0, torrent, count: 0, port: 0, forged: false }
     }
 
-    /// It, sent at some moment.
+    /// This request, sent at `now_ns`.
     fn pending(&self, due_ns: u64, now_ns: u64) -> Pending {
         Pending {
             intended_ns: due_ns,
@@ -69,46 +69,46 @@ impl Ask {
     }
 }
 
-/// Who asks what.
+/// Decides which source sends which request.
 pub(crate) trait Work {
-    /// The next request; `None` where there is none at this moment. `turn` is the source whose turn
-    /// it is; the work may choose another.
+    /// The next request; `None` if there is none at the moment. `turn` is the source whose turn it
+    /// is; the work may choose another.
     fn next(&mut self, turn: u16) -> Option<Ask>;
 
-    /// A good reply came.
-    fn answered(&mut self, _asked: &Pending, _reply: &Reply<'_>) {}
+    /// Called for a good response.
+    fn answered(&mut self, _asked: &Pending, _response: &Response<'_>) {}
 
-    /// No good reply came.
+    /// Called for a request without a good response.
     fn failed(&mut self, _asked: &Pending) {}
 }
 
-/// How requests follow each other.
+/// How requests are paced.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Pacing {
-    /// At moments fixed in advance, for a time.
+    /// At moments fixed in advance, for a period.
     Open {
-        /// Requests a second.
+        /// Requests per second.
         rate: f64,
-        /// For how long.
+        /// Length of the period.
         duration_s: f64,
     },
-    /// Until the work has no more, with so many unanswered.
+    /// Until the work has no more requests, with a limited number of unanswered ones.
     Closed {
-        /// Unanswered requests at most.
+        /// Most unanswered requests.
         window: usize,
-        /// For how long at most.
+        /// Most seconds.
         most_s: f64,
     },
 }
 
-/// Age at which a connection id is renewed: BEP 15 lets a client use it for a minute.
+/// Age at which a connection id is renewed: in BEP 15 a client may use it for a minute.
 const RENEW_AFTER_NS: u64 = 55 * NS_PER_S;
 
 /// How often, per timeout, the whole table is searched for lost requests; in so many parts.
 const SWEEPS_PER_TIMEOUT: u64 = 10;
 const SWEEP_PARTS: usize = 32;
 
-/// How long to rest where nothing is due and nothing has come.
+/// How long to sleep if nothing is due and nothing has arrived.
 const REST: Duration = Duration::from_micros(100);
 
 /// One client.
@@ -116,13 +116,13 @@ struct Source {
     ip: IpAddr,
     connection_id: Option<u64>,
     renew_at_ns: u64,
-    /// Connects sent for the id that is waited for; 0 where none is.
+    /// Connect requests sent for the awaited id; 0 if none is awaited.
     tries: u8,
-    /// What it will ask once it has one, and when that was due.
+    /// The request that waits for the id, and when it was due.
     wants: Option<(Ask, u64)>,
 }
 
-/// All of them.
+/// All clients of one thread.
 pub(crate) struct Crowd {
     socket: BoundUdp,
     tracker: SocketAddr,
@@ -135,12 +135,13 @@ pub(crate) struct Crowd {
     slots: SlotTable,
     incoming: ReceiveBatch,
     outgoing: SendBatch,
-    /// What may leave at once: those that have got their connection id, and second tries.
+    /// Requests that may be sent at once: those whose source has obtained its connection id, and
+    /// second attempts.
     ready: VecDeque<(Ask, u64)>,
     turn: u16,
-    /// Connects in a row before a source gives up what it wanted to ask.
+    /// Connect requests in a row before a source drops its request.
     pub(crate) tries_max: u8,
-    /// Whether every request fetches a connection id of its own.
+    /// Whether every request needs a new connection id.
     pub(crate) forgetful: bool,
 }
 
@@ -154,10 +155,10 @@ struct Phase<'a> {
 }
 
 impl Crowd {
-    /// One socket for these sources, with room for so many unanswered requests.
+    /// One socket for these sources, with room for a number of unanswered requests.
     ///
     /// # Errors
-    /// One sentence that says what cannot be had.
+    /// One sentence that names the missing resource.
     pub(crate) fn open(
         arena: &Arena<'_>,
         sources: &[IpAddr],
@@ -199,11 +200,11 @@ impl Crowd {
         })
     }
 
-    /// Fetches a connection id for every source, a few times where it must be; says how many have
-    /// one then.
+    /// Obtains a connection id for every source, with some attempts each; returns how many have
+    /// one.
     ///
     /// # Errors
-    /// Where the tracker answers nobody.
+    /// If the tracker responds to no source.
     pub(crate) fn connect(&mut self) -> Result<usize, String> {
         let left = (0..u16::try_from(self.sources.len()).unwrap_or(u16::MAX)).collect();
         let mut connecting = Connecting { left, tries_left: self.sources.len() * 4 };
@@ -211,7 +212,7 @@ impl Crowd {
         let connected = self.sources.iter().filter(|it| it.connection_id.is_some()).count();
         if connected == 0 {
             return Err(format!(
-                "{}: none of {} sources got a connection id, {} requests had no reply: is it a \
+                "{}: none of {} sources got a connection id, {} requests had no response: is it a \
                  UDP tracker, and does it accept these sources?",
                 self.tracker,
                 self.sources.len(),
@@ -221,7 +222,7 @@ impl Crowd {
         Ok(connected)
     }
 
-    /// How many they are.
+    /// Number of sources.
     pub(crate) fn len(&self) -> usize {
         self.sources.len()
     }
@@ -262,9 +263,9 @@ impl Crowd {
         }
     }
 
-    /// Takes a batch of replies. Says whether there were any.
+    /// Receives a batch of responses. True if there were any.
     fn receive(&mut self, phase: &mut Phase<'_>) -> bool {
-        // Asynchronous errors do not come to an unconnected socket; an empty one is no error.
+        // An unconnected socket receives no asynchronous errors; an empty one is not an error.
         let Ok(count) = self.incoming.receive(&self.socket) else { return false };
         let now_ns = self.now_ns();
         for index in 0..count {
@@ -292,14 +293,14 @@ impl Crowd {
         count > 0
     }
 
-    /// Sends a batch of what is due. Says how many requests, and whether the work has no more.
+    /// Sends a batch of requests that are due. Returns how many, and whether the work has no more.
     fn send(&mut self, now_ns: u64, phase: &mut Phase<'_>) -> (usize, bool) {
         while self.outgoing.len() < BATCH
             && let Some((ask, due_ns)) = self.ready.pop_front()
         {
             self.put(&ask, due_ns, now_ns, phase);
         }
-        // What had begun goes on beyond the deadline; nothing new begins.
+        // After the deadline, earlier requests are completed, but no new ones start.
         let mut dry = now_ns >= phase.deadline_ns;
         while self.outgoing.len() < BATCH && !dry {
             let (is_due, due_ns) = match &phase.pace {
@@ -328,7 +329,7 @@ impl Crowd {
         (sent, dry)
     }
 
-    /// Queues a request, or a connect for the id that it needs. Says whether either was possible.
+    /// Queues a request, or a connect for the id that it needs. True if one of them was possible.
     fn put(&mut self, ask: &Ask, due_ns: u64, now_ns: u64, phase: &mut Phase<'_>) -> bool {
         let source = &mut self.sources[usize::from(ask.source)];
         let has_id = source.connection_id.is_some() && now_ns < source.renew_at_ns;
@@ -361,7 +362,7 @@ impl Crowd {
         true
     }
 
-    /// Gives up what was not answered in time.
+    /// Counts requests that were not answered in time as lost.
     fn expire(&mut self, now_ns: u64, phase: &mut Phase<'_>) {
         let before_ns = now_ns.saturating_sub(self.timeout_ns);
         let (sources, ready, tries_max) = (&mut self.sources, &mut self.ready, self.tries_max);
@@ -384,7 +385,8 @@ impl Crowd {
 }
 
 impl Source {
-    /// Takes in the reply to a request. Gives what can be asked now, and when that was due.
+    /// Handles the response to a request. Returns the request that can be sent now, and when it was
+    /// due.
     fn heard(
         &mut self,
         asked: &Pending,
@@ -395,13 +397,13 @@ impl Source {
         let traffic = &mut phase.traffic;
         let thorough = traffic.answered.all().is_multiple_of(64);
         match check(datagram.payload, asked, self.ip, thorough) {
-            Ok((Reply::Error(_), _)) => traffic.refused += 1,
-            Ok((reply, flaw)) if !datagram.truncated => {
+            Ok((Response::Error(_), _)) => traffic.refused += 1,
+            Ok((response, flaw)) if !datagram.truncated => {
                 traffic.flawed += u64::from(flaw.is_some());
                 traffic.answered.add(asked.kind);
                 traffic.latency.saturating_record(now_ns.saturating_sub(asked.intended_ns));
-                phase.work.answered(asked, &reply);
-                let Reply::Connected(id) = reply else { return None };
+                phase.work.answered(asked, &response);
+                let Response::Connected(id) = response else { return None };
                 if self.tries > 0 {
                     self.tries = 0;
                     self.connection_id = Some(id);
@@ -415,7 +417,7 @@ impl Source {
         None
     }
 
-    /// A request came to nothing; with a connect, what it was for.
+    /// Handles a failed request. After a failed connect, also the request that waited for it.
     fn failed(&mut self, asked: &Pending, phase: &mut Phase<'_>) {
         if asked.kind == Kind::Connect && self.tries > 0 {
             self.tries = 0;
@@ -430,7 +432,7 @@ impl Source {
         phase.work.failed(asked);
     }
 
-    /// Throws the connection id away that a request was made with.
+    /// Discards the connection id that a request was sent with.
     fn forget_after(&mut self, asked: &Pending, forgetful: bool) {
         if forgetful && asked.kind != Kind::Connect {
             self.connection_id = None;
@@ -475,7 +477,7 @@ fn encode(
     }
 }
 
-/// A connection id for everybody.
+/// Obtains a connection id for every source.
 struct Connecting {
     left: VecDeque<u16>,
     tries_left: usize,

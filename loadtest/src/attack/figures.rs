@@ -1,5 +1,5 @@
-//! What an attack has shown: the parties' traffic, a few measures with names that expectations
-//! refer to, and what the tracker's process used.
+//! The results of an attack: the traffic of each party, measures with names that expectations refer
+//! to, and the resources that the tracker's process used.
 
 use serde::{Serialize, Serializer};
 
@@ -10,39 +10,39 @@ use crate::report::mib;
 use super::options::Bound;
 use super::traffic::Traffic;
 
-/// One figure.
+/// One measurement.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Measure {
     /// Its name in JSON.
     pub(crate) name: &'static str,
-    /// The figure; `None` where it cannot be told.
+    /// The value; `None` if it cannot be determined.
     pub(crate) value: Option<f64>,
     /// What it means.
     pub(crate) meaning: &'static str,
 }
 
 impl Measure {
-    /// A figure that is known.
+    /// A measurement with a known value.
     pub(crate) fn new(name: &'static str, value: f64, meaning: &'static str) -> Self {
         Self { name, value: Some(value), meaning }
     }
 }
 
-/// What the tracker's process used from the first request to the last.
+/// Resources that the tracker's process used from the first request to the last.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub(crate) struct ServerUse {
-    /// CPU time per time: 1 is one whole core.
+    /// CPU time per elapsed time: 1 is one whole core.
     pub(crate) cores: f64,
-    /// Resident memory before.
+    /// Resident memory before, in bytes.
     pub(crate) rss_start_bytes: u64,
-    /// Resident memory after.
+    /// Resident memory after, in bytes.
     pub(crate) rss_bytes: u64,
-    /// Resident memory at its highest since the process began.
+    /// Highest resident memory since the start of the process, in bytes.
     pub(crate) rss_peak_bytes: u64,
 }
 
 impl ServerUse {
-    /// What it used between two looks at it, so many nanoseconds apart.
+    /// The use between two readings that are `elapsed_ns` apart.
     pub(crate) fn between(before: &Usage, after: &Usage, elapsed_ns: u64) -> Self {
         Self {
             cores: per(after.cpu_ns.saturating_sub(before.cpu_ns), elapsed_ns),
@@ -53,21 +53,21 @@ impl ServerUse {
     }
 }
 
-/// All of it.
+/// All results.
 #[derive(Clone, Debug, Default, Serialize)]
 pub(crate) struct Figures {
-    /// From the first request to the last.
+    /// Seconds from the first request to the last.
     pub(crate) seconds: f64,
-    /// The honest clients, or victims, while the attack went on.
+    /// Traffic of the honest clients, or victims, during the attack.
     pub(crate) honest: Option<Traffic>,
-    /// The attackers.
+    /// Traffic of the attackers.
     pub(crate) attack: Option<Traffic>,
-    /// What the profile is for.
+    /// The measures that the profile is made for.
     #[serde(serialize_with = "by_name")]
     pub(crate) measures: Vec<Measure>,
-    /// The tracker's process; absent where it is not on this host.
+    /// The tracker's process; absent if it does not run on this host.
     pub(crate) server: Option<ServerUse>,
-    /// What makes these figures doubtful.
+    /// Reasons to doubt these results.
     pub(crate) warnings: Vec<String>,
     /// Expectations that were not met.
     pub(crate) missed: Vec<String>,
@@ -78,14 +78,14 @@ fn by_name<S: Serializer>(measures: &[Measure], serializer: S) -> Result<S::Ok, 
 }
 
 impl Figures {
-    /// Adds what the process used, where it can be looked at.
+    /// Adds the use of the process, if it can be read.
     pub(crate) fn used(&mut self, before: Option<Usage>, after: Option<Usage>, elapsed_ns: u64) {
         self.seconds = seconds(elapsed_ns);
         let both = before.zip(after);
         self.server = both.map(|(before, after)| ServerUse::between(&before, &after, elapsed_ns));
     }
 
-    /// Notes which expectations were missed.
+    /// Records which expectations were missed.
     pub(crate) fn judge(&mut self, expected: &[(&'static str, Bound)]) {
         for (name, bound) in expected {
             let measure = self.measures.iter().find(|it| it.name == *name);
@@ -130,7 +130,7 @@ impl Figures {
     }
 }
 
-/// A figure in as many digits as it deserves.
+/// A value with a suitable number of digits.
 fn short(value: f64) -> String {
     if value >= 1000.0 {
         grouped(crate::numbers::whole(value.round()))
@@ -139,7 +139,7 @@ fn short(value: f64) -> String {
     }
 }
 
-/// Where the attackers sent less than they should have, the reason to doubt the rest.
+/// A warning if the attackers sent less than configured.
 pub(crate) fn too_slow(attack: &Traffic, wanted_per_s: u64) -> Option<String> {
     let offered = attack.offered_per_s();
     (offered < 0.9 * real(wanted_per_s)).then(|| {

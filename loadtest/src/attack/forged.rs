@@ -1,8 +1,8 @@
-//! Forged sources: connects, and announces with connection ids that nobody gave out, in the name of
-//! victims. The victims themselves come meanwhile, fetch an id as BEP 15 has it, and announce.
+//! Forged sources: connects, and announces with made-up connection ids, in the name of victims.
+//! Meanwhile the victims themselves obtain an id as in BEP 15, and announce.
 //!
-//! On loopback any address can be sent from, so the forger uses the victims' addresses with a port
-//! of its own; what the tracker replies comes back to it and is counted.
+//! On loopback any address can be a source, so the forger uses the victims' addresses with a port
+//! of its own. Responses of the tracker therefore arrive at the forger and are counted.
 
 use crate::numbers::{per, real};
 use crate::slots::{Kind, SlotTable};
@@ -13,10 +13,10 @@ use super::crowd::{Ask, Crowd, Pacing, Work};
 use super::figures::{Figures, Measure, too_slow};
 use super::works::Honest;
 
-/// Connects in a row before a victim gives up: BEP 15 clients try at least as often.
+/// Connect requests in a row before a victim stops: BEP 15 clients try at least as often.
 const TRIES_MAX: u8 = 4;
 
-/// Runs it.
+/// Runs the attack.
 ///
 /// # Errors
 /// One sentence with the cause.
@@ -26,7 +26,7 @@ pub(crate) fn run(arena: &Arena<'_>) -> Result<Figures, String> {
     let victims = arena.addresses(0..attack.honest.into())?;
     let visits = f64::from(attack.honest) / attack.honest_interval_s;
     let mut honest = Crowd::open(arena, &victims, SlotTable::capacity_for(visits, timeout_s))?;
-    // Nobody is attacked yet: this only shows that the tracker is there.
+    // There is no attack yet: this only shows that the tracker responds.
     honest.connect()?;
     honest.tries_max = TRIES_MAX;
     honest.forgetful = true;
@@ -80,7 +80,7 @@ pub(crate) fn run(arena: &Arena<'_>) -> Result<Figures, String> {
     })
 }
 
-/// Connects, whose replies nobody wants, and announces with made-up ids, in turn.
+/// Alternates connects, whose responses are ignored, and announces with made-up ids.
 struct Forging {
     seed: u64,
     torrents: u32,

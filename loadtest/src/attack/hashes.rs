@@ -1,6 +1,6 @@
-//! Random info-hashes: after a population has announced, many sources announce torrents that nobody
-//! will ever ask for again, to fill the tracker's memory. What is left of the population, and how
-//! much memory did it take?
+//! Random info-hashes: after a population has announced, many sources announce torrents that no
+//! client will request again, to fill the tracker's memory. Measures what is left of the
+//! population, and how much memory was used.
 
 use crate::numbers::{mix, per, real};
 use crate::process::Usage;
@@ -13,13 +13,13 @@ use super::crowd::{Ask, Crowd, Pacing, Work};
 use super::figures::{Figures, Measure};
 use super::works::{Counting, Filling};
 
-/// Unanswered requests at most: well below what overflows a socket's queue.
+/// Most unanswered requests: well below what overflows a socket's queue.
 const WINDOW: usize = 4096;
 
-/// A day: such runs end when all is asked.
+/// A day: such runs end when all requests are sent.
 const LONGEST_S: f64 = 86_400.0;
 
-/// Runs it.
+/// Runs the attack.
 ///
 /// # Errors
 /// One sentence with the cause, e.g. a tracker that counts nothing.
@@ -37,7 +37,7 @@ pub(crate) fn run(arena: &Arena<'_>) -> Result<Figures, String> {
     honest.run(&mut before, closed);
     if before.peers == 0 {
         return Err(format!(
-            "{}: {} peers were announced and answered, but scrapes count none: nothing to lose",
+            "{}: {} announces were answered, but scrapes count no peers: no loss can be measured",
             arena.target, filling.answered
         ));
     }
@@ -72,9 +72,9 @@ pub(crate) fn run(arena: &Arena<'_>) -> Result<Figures, String> {
         measures: vec![
             Measure::new(
                 "kept_share",
-                // More than before would be peers that nobody announced.
+                // More peers than before would be peers that no client announced.
                 real(after.peers) / real(before.peers),
-                "peers of before that are still there, by scrapes",
+                "share of the earlier peers that are still stored, by scrapes",
             ),
             Measure::new("peers_before", real(before.peers), "peers by scrapes before the attack"),
             Measure::new("peers_after", real(after.peers), "and after it"),
@@ -94,7 +94,7 @@ pub(crate) fn run(arena: &Arena<'_>) -> Result<Figures, String> {
     })
 }
 
-/// Announces, each for a torrent that nobody knows.
+/// Announces, each for a new torrent.
 struct Fresh {
     seed: u64,
     left: u32,

@@ -1,9 +1,9 @@
-//! Attack profiles: what a public tracker meets besides honest load, made small enough for one
-//! host, and what honest clients get meanwhile.
+//! Attack profiles: attacks on a public tracker, small enough for one host, and their effect on
+//! honest clients.
 //!
-//! Each profile is a function of an [`Arena`] that gives [`Figures`]. Expectations given on the
-//! command line are held against the figures; a missed one is an error, so that these runs can
-//! stand in automated checks.
+//! Each profile is a function of an [`Arena`] that returns [`Figures`]. The results are compared
+//! with the expectations of the command line. A missed expectation is an error, so that these runs
+//! can be used in automated checks.
 
 mod beside;
 mod crowd;
@@ -34,7 +34,7 @@ pub(crate) use figures::{Figures, Measure};
 use options::Attack;
 pub(crate) use options::{AttackArguments, Bound};
 
-/// Where an attack happens, and what it does.
+/// The setting of an attack.
 pub(crate) struct Arena<'a> {
     plan: &'a Plan,
     attack: Attack,
@@ -43,7 +43,7 @@ pub(crate) struct Arena<'a> {
     clock: Clock,
 }
 
-/// What is printed as JSON.
+/// The JSON output.
 #[derive(Serialize)]
 struct Printed<'a> {
     machine: Machine,
@@ -53,7 +53,7 @@ struct Printed<'a> {
     figures: &'a Figures,
 }
 
-/// Runs the attack of a plan's profile and prints what it has shown.
+/// Runs the attack of a plan's profile and prints the results.
 ///
 /// # Errors
 /// One sentence with the cause, or with the expectations that were missed.
@@ -67,7 +67,7 @@ pub(crate) fn attack(arguments: &RunArguments, plan: &Plan) -> Result<(), String
     let aim = Aim::of(&arguments.target, &arguments.tls, &plan.transport)?;
     let target = [aim.targets.v4, aim.targets.v6].into_iter().flatten().next();
     let target = target.filter(|_| aim.protocol == Protocol::Udp);
-    let target = target.ok_or("attack profiles speak UDP: give --target HOST:PORT")?;
+    let target = target.ok_or("attack profiles use UDP: set --target HOST:PORT")?;
     let pid = arguments.pid.or_else(|| listening_on(target, Protocol::Udp));
     let arena = Arena { plan, attack, target, pid, clock: Clock::start() };
     let (before, start_ns) = (arena.usage(), arena.now_ns());
@@ -102,27 +102,28 @@ pub(crate) fn attack(arguments: &RunArguments, plan: &Plan) -> Result<(), String
 }
 
 impl Arena<'_> {
-    /// Some of the addresses that this host may send from; no place has another's.
+    /// Some of the addresses that this host may send from. Different places have different
+    /// addresses.
     ///
     /// # Errors
-    /// Where the tracker is not on loopback and nothing was said about sources.
+    /// If the tracker is not on loopback and no sources were given.
     fn addresses(&self, places: Range<u32>) -> Result<Vec<IpAddr>, String> {
         let address = |it| address_of(self.plan, self.target, it);
         let all: Vec<IpAddr> = (places.start as usize..places.end as usize).map(address).collect();
         if all.iter().any(IpAddr::is_unspecified) || self.target.is_ipv6() {
-            return Err("an attack needs many IPv4 addresses: take a tracker in 127.0.0.0/8, or \
-                        give a network of this host as --source"
+            return Err("an attack needs many IPv4 addresses: use a tracker in 127.0.0.0/8, or \
+                        set --source to a network of this host"
                 .to_owned());
         }
         Ok(all)
     }
 
-    /// The trackers, as the other profiles know them.
+    /// The trackers in the form that the other profiles use.
     fn targets(&self) -> Targets {
         Targets { v4: Some(self.target), v6: None }
     }
 
-    /// What the tracker's process has used so far.
+    /// The resources that the tracker's process has used so far.
     fn usage(&self) -> Option<Usage> {
         self.pid.and_then(usage)
     }

@@ -4,19 +4,19 @@ use serde::Serialize;
 
 use crate::plan::Profile;
 
-/// Options of the attack profiles. One that means nothing to the profile is refused.
+/// Options of the attack profiles. One that has no effect on the profile is refused.
 #[derive(Clone, Debug, Default, clap::Args)]
 #[command(next_help_heading = "Attack profiles")]
 pub(crate) struct AttackArguments {
     /// Attacking source addresses. [default: flood 1000, random-hashes 10000, scrape-storm 10]
     #[arg(long, value_name = "N")]
     attackers: Option<u16>,
-    /// Requests a second of each of them, as far as this host can send them; 0 for random-hashes
-    /// means as fast as they are answered. [default: flood 1000, forged 100000, scrape-storm 2000,
+    /// Requests a second of each of them, as far as this host can send them; 0 for random-hashes:
+    /// as fast as responses arrive. [default: flood 1000, forged 100000, scrape-storm 2000,
     /// random-hashes 0]
     #[arg(long, value_name = "PER_S")]
     attack_rate: Option<u32>,
-    /// Honest source addresses beside the attack; victims of forged; peers in sybil's swarm.
+    /// Honest source addresses beside the attack; victims of forged; peers in the swarm of sybil.
     /// [default: 10000; forged 1, sybil 1000]
     #[arg(long, value_name = "N")]
     honest: Option<u16>,
@@ -30,18 +30,19 @@ pub(crate) struct AttackArguments {
     /// sybil: ports of the one address. [default: 60000]
     #[arg(long, value_name = "N")]
     ports: Option<u16>,
-    /// random-hashes: what the tracker may use, e.g. 1GiB; 5 % more of resident memory fail.
+    /// random-hashes: memory the tracker may use, e.g. 1GiB; the run fails if resident memory is
+    /// more than 5 % above it.
     #[arg(long, value_name = "SIZE", value_parser = bytes)]
     memory_cap: Option<u64>,
     /// flood, scrape-storm, forged: the least share of honest requests answered, 0 to 1.
     #[arg(long, value_name = "SHARE")]
     expect_honest: Option<f64>,
-    /// random-hashes: the least share of the earlier peers that are still there.
+    /// random-hashes: the least share of the earlier peers that are still stored.
     #[arg(long, value_name = "SHARE")]
     expect_kept: Option<f64>,
-    /// sybil: the most peers of the one address in any reply.
-    #[arg(long, value_name = "N")]
-    expect_per_reply: Option<u16>,
+    /// sybil: the most peers of the one address in any response.
+    #[arg(long = "expect-per-reply", value_name = "N")]
+    expect_per_response: Option<u16>,
     /// overload: the least goodput as a share of the peak, while it lasts.
     #[arg(long, value_name = "SHARE")]
     expect_goodput: Option<f64>,
@@ -50,48 +51,48 @@ pub(crate) struct AttackArguments {
     expect_recovery: Option<f64>,
 }
 
-/// What an attack does; what does not belong to its profile means nothing.
+/// The parameters of an attack. Those of other profiles have no effect.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub(crate) struct Attack {
-    /// Attacking sources.
+    /// Number of attacking sources.
     pub(crate) attackers: u16,
-    /// Requests a second of each.
+    /// Requests per second of each attacking source.
     pub(crate) attack_rate: u32,
-    /// Honest sources.
+    /// Number of honest sources.
     pub(crate) honest: u16,
-    /// Seconds between announces of each.
+    /// Seconds between announces of each honest source.
     pub(crate) honest_interval_s: f64,
-    /// Requests in all.
+    /// Number of requests in all.
     pub(crate) requests: u32,
-    /// Ports of one address.
+    /// Number of ports of the one address.
     pub(crate) ports: u16,
-    /// What the tracker may use, in bytes.
+    /// Most memory of the tracker, in bytes.
     pub(crate) memory_cap_bytes: Option<u64>,
 }
 
 /// A bound that a measure must keep.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Bound {
-    /// No less.
+    /// The least value.
     AtLeast(f64),
-    /// No more.
+    /// The greatest value.
     AtMost(f64),
 }
 
 impl AttackArguments {
-    /// Whether any was given.
+    /// Whether any option was given.
     pub(crate) fn are_given(&self) -> bool {
         self.given().iter().any(|(_, given, _)| *given)
     }
 
-    /// What a profile does with what was given.
+    /// The parameters of a profile, with the given options.
     ///
     /// # Errors
     /// One sentence that names the option to change.
     pub(crate) fn attack(&self, profile: Profile) -> Result<Attack, String> {
         for (option, given, profiles) in self.given() {
             if given && !profiles.contains(&profile) {
-                return Err(format!("{option} means nothing to this --profile"));
+                return Err(format!("{option} has no effect on this --profile"));
             }
         }
         let (attackers, attack_rate, honest, honest_interval_s) = match profile {
@@ -130,7 +131,7 @@ impl AttackArguments {
         }
     }
 
-    /// What was expected of the measures, by their names.
+    /// The expectations, by the names of the measures.
     pub(crate) fn expected(&self) -> Vec<(&'static str, Bound)> {
         let at_least = [
             ("honest_share", self.expect_honest),
@@ -139,7 +140,7 @@ impl AttackArguments {
             ("recovery_share", self.expect_recovery),
         ];
         let at_most = [
-            ("per_reply_max", self.expect_per_reply.map(f64::from)),
+            ("per_reply_max", self.expect_per_response.map(f64::from)),
             ("rss_of_cap", self.memory_cap.map(|_| 1.05)),
         ];
         let at_least = at_least.iter().map(|(name, it)| (*name, it.map(Bound::AtLeast)));
@@ -147,7 +148,7 @@ impl AttackArguments {
         at_least.chain(at_most).filter_map(|(name, it)| Some((name, it?))).collect()
     }
 
-    /// Every option: whether it was given, and to which profiles it means something.
+    /// Every option: whether it was given, and the profiles that use it.
     fn given(&self) -> [(&'static str, bool, &'static [Profile]); 12] {
         use Profile::{Flood, Forged, Overload, RandomHashes, ScrapeStorm, Sybil};
         [
@@ -164,14 +165,14 @@ impl AttackArguments {
             ("--memory-cap", self.memory_cap.is_some(), &[RandomHashes]),
             ("--expect-honest", self.expect_honest.is_some(), &[Flood, Forged, ScrapeStorm]),
             ("--expect-kept", self.expect_kept.is_some(), &[RandomHashes]),
-            ("--expect-per-reply", self.expect_per_reply.is_some(), &[Sybil]),
+            ("--expect-per-reply", self.expect_per_response.is_some(), &[Sybil]),
             ("--expect-goodput", self.expect_goodput.is_some(), &[Overload]),
             ("--expect-recovery", self.expect_recovery.is_some(), &[Overload]),
         ]
     }
 }
 
-/// Reads a size: bytes, or with one of the units KiB, MiB and GiB.
+/// Parses a size: bytes, or a number with one of the units KiB, MiB and GiB.
 fn bytes(text: &str) -> Result<u64, String> {
     let digits = text.trim_end_matches(|it: char| !it.is_ascii_digit());
     let shift = match text[digits.len()..].trim() {
@@ -179,7 +180,7 @@ fn bytes(text: &str) -> Result<u64, String> {
         "KiB" => 10,
         "MiB" => 20,
         "GiB" => 30,
-        _ => return Err("wanted: a number of bytes, or one of KiB, MiB or GiB, e.g. 1GiB".into()),
+        _ => return Err("expected: a number of bytes, or one of KiB, MiB or GiB, e.g. 1GiB".into()),
     };
     let count: u64 = digits.parse().map_err(|error| format!("{digits:?}: {error}"))?;
     let most = u64::MAX >> shift;

@@ -1,9 +1,9 @@
-//! Overload: the peak is measured in a closed loop; then three times as many requests leave in an
-//! open loop; and the moment that is over, half as many as the peak. How much is answered in time
-//! while it lasts, and in the second after it?
+//! Overload: the peak is measured in a closed loop. Then three times as many requests are sent in
+//! an open loop, and directly afterwards half as many as the peak. Measures how many are answered
+//! in time during the overload, and in the second after it.
 //!
-//! The second after it is no closed loop: one whose first requests are lost would wait for their
-//! timeout, and measure that.
+//! That second is not measured in a closed loop: if its first requests were lost, it would only
+//! measure their timeout.
 
 use std::time::Duration;
 
@@ -18,16 +18,16 @@ use super::figures::{Figures, Measure};
 /// Overload, as a multiple of the peak.
 const TIMES: f64 = 3.0;
 
-/// What is asked after it, as a multiple of the peak.
+/// Rate of requests after it, as a multiple of the peak.
 const TIMES_AFTER: f64 = 0.5;
 
-/// How long is looked at after it.
+/// How long the time after it is measured.
 const AFTER_S: f64 = 1.0;
 
-/// Runs it.
+/// Runs the attack.
 ///
 /// # Errors
-/// One sentence with the cause, e.g. a tracker that falls silent.
+/// One sentence with the cause, e.g. a tracker that stops responding.
 pub(crate) fn run(arena: &Arena<'_>) -> Result<Figures, String> {
     let plan = arena.plan;
     let (targets, pid, clock) = (arena.targets(), arena.pid, arena.clock);
@@ -60,24 +60,24 @@ pub(crate) fn run(arena: &Arena<'_>) -> Result<Figures, String> {
             Measure::new(
                 "goodput_share",
                 goodput(&during) / peak.max(1e-9),
-                "answers a second during the overload, as a share of the peak",
+                "responses a second during the overload, as a share of the peak",
             ),
             Measure::new(
                 "recovery_share",
                 per(after.answered_all(), sent_after),
                 "share of requests answered in the second after it, at half the peak",
             ),
-            Measure::new("peak_per_s", peak, "answers a second in a closed loop before"),
+            Measure::new("peak_per_s", peak, "responses a second in a closed loop before"),
             Measure::new("offered_per_s", offered, "requests a second that left during it"),
             Measure::new("offered_times", times, "the same as a multiple of the peak"),
-            Measure::new("goodput_per_s", goodput(&during), "answers a second during it"),
-            Measure::new("recovery_per_s", goodput(&after), "answers a second after it"),
+            Measure::new("goodput_per_s", goodput(&during), "responses a second during it"),
+            Measure::new("recovery_per_s", goodput(&after), "responses a second after it"),
             Measure::new("sent", real(sent), "requests during it"),
             Measure::new("answered", real(during.answered_all()), "answered in the end"),
             Measure::new(
                 "unanswered",
                 real(during.lost.iter().sum()),
-                "never answered, those that this host could not send included",
+                "without a response, those that this host could not send included",
             ),
             Measure::new("refused", real(during.errors), "answered with an error"),
         ],
@@ -86,7 +86,7 @@ pub(crate) fn run(arena: &Arena<'_>) -> Result<Figures, String> {
     })
 }
 
-/// Good answers a second, of those that came while requests were being sent.
+/// Good responses per second, of those that arrived while requests were being sent.
 fn goodput(tally: &Tally) -> f64 {
     real(tally.answered_in_time) / seconds(tally.elapsed_ns).max(1e-9)
 }

@@ -1,9 +1,10 @@
-//! One address that pretends to be a crowd: it announces to a swarm with tens of thousands of
-//! ports. Then every honest peer of the swarm asks: how often is that address in what they get?
+//! One address that pretends to be many peers: it announces to a swarm with tens of thousands of
+//! ports. Then every honest peer of the swarm announces. Measures how often the address is in their
+//! responses.
 
 use std::net::IpAddr;
 
-use skep::protocol::udp::client::Reply;
+use skep::protocol::udp::client::Response;
 
 use crate::numbers::{per, real};
 use crate::plan::Plan;
@@ -15,7 +16,7 @@ use super::crowd::{Ask, Crowd, Pacing, Work};
 use super::figures::{Figures, Measure};
 use super::works::Filling;
 
-/// Runs it.
+/// Runs the attack.
 ///
 /// # Errors
 /// One sentence with the cause.
@@ -38,7 +39,7 @@ pub(crate) fn run(arena: &Arena<'_>) -> Result<Figures, String> {
 
     let mut asking = Asking::new(&plan, sybil_address[0], attack.honest);
     let served = honest.run(&mut asking, closed(64));
-    if asking.replies == 0 {
+    if asking.responses == 0 {
         return Err(format!("{}: no honest peer of the swarm was answered", arena.target));
     }
     Ok(Figures {
@@ -46,10 +47,14 @@ pub(crate) fn run(arena: &Arena<'_>) -> Result<Figures, String> {
             Measure::new(
                 "per_reply_max",
                 real(asking.most),
-                "the most peers of the one address in any reply",
+                "the most peers of the one address in any response",
             ),
-            Measure::new("per_reply_mean", per(asking.found, asking.replies), "their mean"),
-            Measure::new("peers_per_reply", per(asking.peers, asking.replies), "of all addresses"),
+            Measure::new("per_reply_mean", per(asking.found, asking.responses), "their mean"),
+            Measure::new(
+                "peers_per_reply",
+                per(asking.peers, asking.responses),
+                "of all addresses",
+            ),
             Measure::new("swarm_honest", real(filling.answered), "honest peers announced"),
             Measure::new(
                 "swarm_sybil",
@@ -63,7 +68,7 @@ pub(crate) fn run(arena: &Arena<'_>) -> Result<Figures, String> {
     })
 }
 
-/// One port after the other, in the one torrent there is.
+/// Announces one port after the other in the only torrent.
 struct Pretending {
     seed: u64,
     left: u16,
@@ -83,14 +88,14 @@ impl Work for Pretending {
     }
 }
 
-/// Every honest peer asks once more, and looks for one address in what it gets.
+/// Every honest peer announces once more, and counts one address in its response.
 struct Asking {
     seed: u64,
     numwant: u16,
     next: u16,
     peers_left: u16,
     wanted: [u8; 4],
-    replies: u64,
+    responses: u64,
     peers: u64,
     found: u64,
     most: u64,
@@ -103,8 +108,8 @@ impl Asking {
             IpAddr::V6(_) => [0; 4],
         };
         let (seed, numwant) = (plan.seed, plan.numwant);
-        let (replies, peers, found, most) = (0, 0, 0, 0);
-        Self { seed, numwant, next: 0, peers_left: honest, wanted, replies, peers, found, most }
+        let (responses, peers, found, most) = (0, 0, 0, 0);
+        Self { seed, numwant, next: 0, peers_left: honest, wanted, responses, peers, found, most }
     }
 }
 
@@ -122,10 +127,10 @@ impl Work for Asking {
         })
     }
 
-    fn answered(&mut self, _asked: &Pending, reply: &Reply<'_>) {
-        let Reply::Announced(_, peers) = reply else { return };
+    fn answered(&mut self, _asked: &Pending, response: &Response<'_>) {
+        let Response::Announced(_, peers) = response else { return };
         let found = peers.chunks_exact(6).filter(|it| it.starts_with(&self.wanted)).count() as u64;
-        self.replies += 1;
+        self.responses += 1;
         self.peers += (peers.len() / 6) as u64;
         self.found += found;
         self.most = self.most.max(found);
@@ -136,10 +141,10 @@ impl Work for Asking {
 mod tests {
     use super::*;
     use crate::plan::Profile;
-    use skep::types::AnnounceReply;
+    use skep::types::AnnounceResponse;
 
     #[test]
-    fn addresses_in_replies_are_counted() {
+    fn addresses_in_responses_are_counted() {
         let plan = Profile::Smoke.plan();
         let mut asking = Asking::new(&plan, [127, 0, 0, 9].into(), 2);
         let pending = Pending {
@@ -151,11 +156,11 @@ mod tests {
             count: 30,
             port: 1,
         };
-        let head = AnnounceReply { interval_s: 1, min_interval_s: 1, leechers: 1, seeders: 1 };
+        let head = AnnounceResponse { interval_s: 1, min_interval_s: 1, leechers: 1, seeders: 1 };
         let (sybil, other) = ([127, 0, 0, 9, 0, 1], [127, 0, 9, 9, 0, 1]);
-        asking.answered(&pending, &Reply::Announced(head, &[sybil, other, sybil].concat()));
-        asking.answered(&pending, &Reply::Announced(head, &other));
-        assert_eq!((asking.replies, asking.peers, asking.found, asking.most), (2, 4, 2, 2));
+        asking.answered(&pending, &Response::Announced(head, &[sybil, other, sybil].concat()));
+        asking.answered(&pending, &Response::Announced(head, &other));
+        assert_eq!((asking.responses, asking.peers, asking.found, asking.most), (2, 4, 2, 2));
         assert_eq!(std::iter::from_fn(|| asking.next(0)).count(), 2);
     }
 }

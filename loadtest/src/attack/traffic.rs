@@ -1,5 +1,5 @@
-//! What one party of an attack has sent, and what became of it. The counts add up:
-//! sent = answered + refused + malformed + unanswered.
+//! The requests of one party of an attack, and their outcomes. The counts add up: sent = answered +
+//! refused + malformed + unanswered.
 
 use hdrhistogram::Histogram;
 use serde::{Serialize, Serializer};
@@ -13,17 +13,17 @@ use crate::slots::Kind;
 pub(crate) struct ByKind([u64; Kind::ALL.len()]);
 
 impl ByKind {
-    /// One more.
+    /// Adds one of a kind.
     pub(crate) fn add(&mut self, kind: Kind) {
         self.0[kind as usize] += 1;
     }
 
-    /// Those of one kind.
+    /// The count of one kind.
     pub(crate) fn of(&self, kind: Kind) -> u64 {
         self.0[kind as usize]
     }
 
-    /// Those of all kinds.
+    /// The sum of all kinds.
     pub(crate) fn all(&self) -> u64 {
         self.0.iter().sum()
     }
@@ -38,40 +38,40 @@ impl Serialize for ByKind {
 /// One party's requests in one phase.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Traffic {
-    /// Source addresses.
+    /// Number of source addresses.
     pub(crate) sources: u64,
     /// Seconds in which requests were sent.
     pub(crate) seconds: f64,
-    /// Requests, those that this host could not send included.
+    /// Requests, including those that this host could not send.
     pub(crate) sent: ByKind,
-    /// Good replies.
+    /// Good responses.
     pub(crate) answered: ByKind,
-    /// Error replies.
+    /// Error responses.
     pub(crate) refused: u64,
-    /// Replies that are no answer.
+    /// Invalid responses.
     pub(crate) malformed: u64,
-    /// Requests without any reply within the timeout.
+    /// Requests without any response within the timeout.
     pub(crate) unanswered: u64,
-    /// Those among them that this host could not send.
+    /// Part of `unanswered`: requests that this host could not send.
     pub(crate) unsent: u64,
-    /// Requests that were due and not made: the source still waited for a connection id, or was
-    /// never given one.
+    /// Requests that were due but not sent, because the source still waited for a connection id, or
+    /// never received one.
     pub(crate) held_back: u64,
-    /// Those among them that were never given one, with as many connects as a source may try.
+    /// Part of `held_back`: the source never received an id, with as many connects as it may send.
     pub(crate) gave_up: u64,
-    /// Requests that were due and not made when time was up: this host was too slow.
+    /// Requests that were due but not sent before the end: this host was too slow.
     pub(crate) overdue: u64,
-    /// Replies after the timeout.
+    /// Responses after the timeout.
     pub(crate) late: u64,
-    /// Datagrams that answer nothing.
+    /// Datagrams that respond to no request.
     pub(crate) stray: u64,
-    /// Usable replies with a flaw, e.g. the asker handed to itself.
+    /// Usable responses with a fault, e.g. the client's own address among the peers.
     pub(crate) flawed: u64,
-    /// Payload bytes.
+    /// Payload bytes sent.
     pub(crate) sent_bytes: u64,
-    /// Payload bytes.
+    /// Payload bytes received.
     pub(crate) received_bytes: u64,
-    /// From the moment a request was due to its good reply.
+    /// From the moment a request was due to its good response.
     #[serde(serialize_with = "quantiles")]
     pub(crate) latency: Histogram<u64>,
 }
@@ -81,7 +81,7 @@ fn quantiles<S: Serializer>(histogram: &Histogram<u64>, serializer: S) -> Result
 }
 
 impl Traffic {
-    /// Nothing yet.
+    /// All counts are zero.
     pub(crate) fn new(sources: usize) -> Self {
         #[expect(clippy::expect_used, reason = "constant bounds that the type's rules allow")]
         let latency = Histogram::new_with_bounds(1024, 60 * NS_PER_S, 3).expect("valid bounds");
@@ -106,17 +106,17 @@ impl Traffic {
         }
     }
 
-    /// The share of requests with a good reply.
+    /// The share of requests with a good response.
     pub(crate) fn answered_share(&self) -> f64 {
         per(self.answered.all(), self.sent.all())
     }
 
-    /// Requests that left, a second.
+    /// Requests sent per second.
     pub(crate) fn offered_per_s(&self) -> f64 {
         real(self.sent.all().saturating_sub(self.unsent)) / self.seconds.max(1e-9)
     }
 
-    /// Adds what another thread of the same party counted in the same phase.
+    /// Adds the counts of another thread of the same party in the same phase.
     pub(crate) fn merge(&mut self, other: &Self) {
         for kind in 0..Kind::ALL.len() {
             self.sent.0[kind] += other.sent.0[kind];
@@ -139,7 +139,7 @@ impl Traffic {
         self.latency.add(&other.latency).unwrap_or_default();
     }
 
-    /// A line or two for people.
+    /// One or two lines for people.
     pub(crate) fn text(&self, name: &str) -> String {
         let by_kind: Vec<String> = Kind::ALL
             .into_iter()

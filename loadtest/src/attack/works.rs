@@ -1,8 +1,8 @@
-//! What honest clients ask, and what is asked to see what became of a population.
+//! Requests of honest clients, and requests that measure what is left of a population.
 
 use std::collections::HashMap;
 
-use skep::protocol::udp::client::Reply;
+use skep::protocol::udp::client::Response;
 
 use crate::numbers::mix;
 use crate::plan::Plan;
@@ -11,10 +11,10 @@ use crate::sources::peer_port;
 
 use super::crowd::{Ask, Work};
 
-/// How often a request of [`Filling`] or [`Counting`] is made before it is given up.
+/// Most attempts of a request of [`Filling`] or [`Counting`].
 const TRIES_MAX: u8 = 4;
 
-/// What failed and is to be asked again.
+/// Requests that failed and are sent again.
 #[derive(Default)]
 struct Again {
     items: Vec<u32>,
@@ -22,7 +22,7 @@ struct Again {
 }
 
 impl Again {
-    /// Puts it off until later, unless it has failed too often.
+    /// Schedules another attempt, unless it has failed too often.
     fn failed(&mut self, item: u32) {
         let failures = self.failures.entry(item).or_default();
         *failures += 1;
@@ -32,13 +32,13 @@ impl Again {
     }
 }
 
-/// Clients that announce again and again, each the same peer in the same torrent.
+/// Clients that announce repeatedly, each the same peer in the same torrent.
 pub(crate) struct Honest {
-    /// Which torrents.
+    /// Seed of the torrents.
     pub(crate) seed: u64,
-    /// How many there are.
+    /// Number of torrents.
     pub(crate) torrents: u32,
-    /// Peers each asks for.
+    /// Peers wanted per announce.
     pub(crate) numwant: u16,
 }
 
@@ -55,7 +55,7 @@ impl Work for Honest {
     }
 }
 
-/// Every peer of a population announces until it is answered.
+/// Announces every peer of a population until it gets a response.
 pub(crate) struct Filling {
     seed: u64,
     torrents: u32,
@@ -68,7 +68,7 @@ pub(crate) struct Filling {
 }
 
 impl Filling {
-    /// The plan's torrents and peers, from so many sources.
+    /// The plan's torrents and peers, from `sources` sources.
     pub(crate) fn new(plan: &Plan, sources: u16) -> Self {
         Self {
             seed: plan.seed,
@@ -84,7 +84,7 @@ impl Filling {
 
 impl Work for Filling {
     fn next(&mut self, _turn: u16) -> Option<Ask> {
-        // The others first, so that a second try comes later.
+        // New requests first, so that a second attempt comes later.
         let item = if self.next < self.peers {
             self.next += 1;
             self.next - 1
@@ -97,14 +97,14 @@ impl Work for Filling {
             kind: Kind::Announce,
             item,
             torrent: (self.seed, torrent),
-            // Peers enough to be an honest announce, few enough to be quick.
+            // Enough peers for an honest announce, few enough to be fast.
             count: 10,
             port: peer_port(torrent, member),
             ..Ask::connect(u16::try_from(source).unwrap_or(0))
         })
     }
 
-    fn answered(&mut self, asked: &Pending, _reply: &Reply<'_>) {
+    fn answered(&mut self, asked: &Pending, _response: &Response<'_>) {
         self.answered += u64::from(asked.kind == Kind::Announce);
     }
 
@@ -115,19 +115,19 @@ impl Work for Filling {
     }
 }
 
-/// Every torrent of a population is scraped until that is answered.
+/// Scrapes every torrent of a population until it gets a response.
 pub(crate) struct Counting {
     seed: u64,
     torrents: u32,
     next: u32,
     again: Again,
-    /// Peers that the tracker counts in them.
+    /// Peers that the tracker reports for them.
     pub(crate) peers: u64,
-    /// Torrents that it was asked about with success.
+    /// Torrents that were scraped successfully.
     pub(crate) torrents_seen: u64,
 }
 
-/// Info-hashes that fit a scrape.
+/// Most info-hashes in a scrape.
 pub(crate) const SCRAPE_HASHES_MAX: u16 = 74;
 
 impl Counting {
@@ -162,8 +162,8 @@ impl Work for Counting {
         })
     }
 
-    fn answered(&mut self, asked: &Pending, reply: &Reply<'_>) {
-        if let Reply::Scraped(entries) = reply {
+    fn answered(&mut self, asked: &Pending, response: &Response<'_>) {
+        if let Response::Scraped(entries) = response {
             let peers = entries.iter().map(|it| u64::from(it.seeders) + u64::from(it.leechers));
             self.peers += peers.sum::<u64>();
             self.torrents_seen += u64::from(asked.count);
@@ -177,15 +177,15 @@ impl Work for Counting {
     }
 }
 
-/// What attackers ask who have a connection id of their own.
+/// Requests of attackers that have a connection id of their own.
 pub(crate) struct Attacking {
-    /// Announces, or scrapes of as many torrents as there is room for.
+    /// Announces, or scrapes of the most torrents that fit.
     pub(crate) kind: Kind,
-    /// Which torrents.
+    /// Seed of the torrents.
     pub(crate) seed: u64,
-    /// How many there are.
+    /// Number of torrents.
     pub(crate) torrents: u32,
-    /// Peers an announce asks for.
+    /// Peers wanted per announce.
     pub(crate) numwant: u16,
     /// Requests so far.
     pub(crate) asked: u32,

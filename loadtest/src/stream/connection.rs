@@ -1,4 +1,4 @@
-//! One connection of the load: what it waits for, and what follows from what comes.
+//! One connection of the load: its state, and its reactions to what it receives.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
@@ -23,77 +23,77 @@ use super::http;
 use super::link::Link;
 use super::messages::{self, Heard};
 
-/// What all connections of a thread share.
+/// State that all connections of a thread share.
 pub(crate) struct Shared {
     pub(crate) plan: Arc<Plan>,
     pub(crate) endpoint: Endpoint,
     pub(crate) dialect: Dialect,
     pub(crate) registry: Registry,
     pub(crate) random: fastrand::Rng,
-    /// Torrents left to scrape.
+    /// Torrents still to scrape.
     pub(crate) verify: Range<u32>,
-    /// What reads fill.
+    /// Buffer for reads.
     pub(crate) buffer: Vec<u8>,
-    /// What a WebSocket frame is to hold.
+    /// Payload of a WebSocket frame.
     pub(crate) message: Vec<u8>,
-    /// What is to be sent.
+    /// Bytes to send.
     pub(crate) out: Vec<u8>,
 }
 
-/// What is spoken.
+/// The protocol.
 pub(crate) enum Dialect {
     Http(http::Writer),
     Ws(messages::Writer),
 }
 
-/// What became of a connection.
+/// The result of a step of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Step {
-    /// It waits for the tracker; or goes on as it was.
+    /// It waits for the tracker, or is unchanged.
     Waits,
-    /// It waited, and may ask again.
+    /// It no longer waits, and may send another request.
     Done,
-    /// It waited, and is of no more use in this phase; or it has nothing to ask.
+    /// It is not used any more in this phase, after waiting or because it has nothing to request.
     GivenUp,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    /// Nothing is asked.
+    /// No request is under way.
     Idle,
     /// Connecting, TLS handshake, upgrade.
     Opening,
-    /// For the answer to a request.
+    /// Waiting for the response to a request.
     Waiting,
-    /// For the end of a connection that was promised to end.
+    /// Waiting for the end of a connection that should end.
     Draining,
 }
 
-/// One of them.
 pub(crate) struct Connection {
     token: usize,
     place: u16,
     origin: Origin,
-    /// The address of our side, once known.
+    /// The local address, once known.
     ip: IpAddr,
     pub(crate) members: Members,
     link: Option<Link>,
     state: State,
-    /// Since when, in nanoseconds of the generator's clock.
+    /// Since when it is in this state, in nanoseconds of the generator's clock.
     since_ns: u64,
-    /// Set while waiting.
+    /// Set while it waits.
     asked: Option<(Request, Pending)>,
-    /// Whether an answer came over this link before: such a link may have been closed since.
+    /// Whether a response came over this link before. The tracker may have closed such a link
+    /// since.
     reused: bool,
-    /// WebTorrent: whether the upgrade was asked for, and whether it was granted.
+    /// WebTorrent: whether the upgrade was requested, and whether it was granted.
     upgrade: (bool, bool),
     peer: messages::Peer,
     /// WebTorrent: the torrents of `members`, sorted.
     torrents: Box<[u32]>,
     offers: u32,
-    /// Answers sent: some trackers answer those as if they were announces.
+    /// Answers sent: some trackers respond to those as to announces.
     answers: u32,
-    /// Requests given up, whose answers may still come.
+    /// Requests that timed out, whose responses may still come.
     overdue: u32,
 }
 
@@ -127,12 +127,12 @@ impl Connection {
         }
     }
 
-    /// Whether it is connected, and more.
+    /// Whether it is connected, and TLS handshake and upgrade are done.
     pub(crate) fn is_open(&self) -> bool {
         self.link.as_ref().is_some_and(Link::is_ready) && self.state != State::Opening
     }
 
-    /// Asks what is next, or opens the connection for it. Says whether a request was made.
+    /// Sends the next request, or opens the connection for it. True if a request was made.
     pub(crate) fn ask(
         &mut self,
         due_ns: u64,
@@ -169,7 +169,7 @@ impl Connection {
         }
     }
 
-    /// Opens the link before anything is asked.
+    /// Opens the link before the first request.
     fn open_ahead(&mut self, now_ns: u64, shared: &Shared, run: &mut Run) -> Step {
         run.tally.sent[Kind::Connect as usize] += u64::from(run.task == Task::Connect);
         self.since_ns = now_ns;
@@ -180,7 +180,7 @@ impl Connection {
         }
     }
 
-    /// What never got as far as waiting.
+    /// Handles an error before anything was awaited.
     fn failed_at_once(&mut self, error: &io::Error, run: &mut Run) -> Step {
         run.tally.unsent += 1;
         run.tally.note_failure(error);
@@ -198,7 +198,7 @@ impl Connection {
         Ok(())
     }
 
-    /// Writes a request, over the link there is or a new one.
+    /// Writes a request, over the existing link or a new one.
     fn send(&mut self, request: &Request, shared: &mut Shared, run: &mut Run) -> io::Result<()> {
         if self.link.is_none() {
             self.open(shared, run)?;
@@ -227,7 +227,7 @@ impl Connection {
         link.send(out)
     }
 
-    /// Epoll has something to say about it.
+    /// Handles an event of epoll.
     pub(crate) fn on_event(
         &mut self,
         event: &Event,
@@ -259,7 +259,7 @@ impl Connection {
         step
     }
 
-    /// Reads as much of the input as is whole.
+    /// Reads the complete part of the input.
     fn progress(&mut self, now_ns: u64, shared: &mut Shared, run: &mut Run) -> Step {
         if self.state == State::Opening {
             match self.opened(now_ns, shared, run) {
@@ -269,20 +269,20 @@ impl Connection {
             }
         }
         let read = match shared.dialect {
-            Dialect::Http(_) => self.read_reply(now_ns, shared, run),
+            Dialect::Http(_) => self.read_response(now_ns, shared, run),
             Dialect::Ws(_) => self.read_messages(now_ns, shared, run),
         };
         read.unwrap_or_else(|wrong| self.reject(wrong, run))
     }
 
-    /// Goes on with opening; says whether that is done.
+    /// Continues to open; true if that is done.
     fn opened(&mut self, now_ns: u64, shared: &Shared, run: &mut Run) -> Result<bool, Invalid> {
         let Some(link) = self.link.as_mut().filter(|it| it.is_ready()) else { return Ok(false) };
         if matches!(shared.dialect, Dialect::Ws(_)) {
             let Endpoint { target, authority, .. } = &shared.endpoint;
             if !self.upgrade.0 {
                 self.upgrade.0 = true;
-                // What cannot be sent now shows in the next event.
+                // A failure shows in the next event.
                 let _ = link.send(&frames::upgrade(target, authority));
             }
             let Some(head) = frames::upgraded(&link.input)? else { return Ok(false) };
@@ -297,13 +297,18 @@ impl Connection {
         Ok(true)
     }
 
-    /// The reply of an HTTP tracker.
-    fn read_reply(&mut self, now_ns: u64, shared: &Shared, run: &mut Run) -> Result<Step, Invalid> {
+    /// Reads the response of an HTTP tracker.
+    fn read_response(
+        &mut self,
+        now_ns: u64,
+        shared: &Shared,
+        run: &mut Run,
+    ) -> Result<Step, Invalid> {
         let Some(link) = &mut self.link else { return Ok(Step::Waits) };
         if link.input.is_empty() {
             return Ok(Step::Waits);
         }
-        let Some((_, pending)) = self.asked else { return Err(Invalid::SecondReply) };
+        let Some((_, pending)) = self.asked else { return Err(Invalid::SecondResponse) };
         let Some(frame) = http::frame(&link.input, link.closed)? else { return Ok(Step::Waits) };
         let (plan, end) = (&shared.plan, frame.body.end);
         let thorough = run.tally.peer_replies.is_multiple_of(64);
@@ -335,7 +340,7 @@ impl Connection {
         Ok(Step::Waits)
     }
 
-    /// Whatever a WebTorrent tracker has sent.
+    /// Reads all messages of a WebTorrent tracker.
     fn read_messages(
         &mut self,
         now_ns: u64,
@@ -366,7 +371,7 @@ impl Connection {
         Ok(if done { Step::Done } else { Step::Waits })
     }
 
-    /// One frame.
+    /// Handles one frame.
     fn heard(
         &mut self,
         opcode: OpCode,
@@ -416,12 +421,12 @@ impl Connection {
         Ok(())
     }
 
-    /// The answer to a request, unless it is one to an answer of ours.
+    /// Handles the response to a request, unless it is a response to an answer.
     fn answered(&mut self, heard: &Heard<'_>, now_ns: u64, shared: &Shared, run: &mut Run) {
         if let Heard::Refused(reason, about) = heard {
             let wanted = self.asked.and_then(|it| it.0.peer).map(|it| it.torrent);
             let hash = wanted.map(|it| info_hash(shared.plan.seed, it));
-            // An offer may have expired, or its peer have left, before our answer came.
+            // An offer may have expired, or its peer have left, before the answer arrived.
             if self.answers > 0 && about.is_some() && *about != hash {
                 run.tally.stream.answers_refused += 1;
                 return;
@@ -463,7 +468,7 @@ impl Connection {
         self.state = State::Idle;
     }
 
-    /// Sends a frame; what cannot be sent now shows in the next event.
+    /// Sends a frame. A failure shows in the next event.
     fn send_frame(&mut self, opcode: OpCode, payload: &[u8], shared: &mut Shared) {
         let Some(link) = &mut self.link else { return };
         shared.out.clear();
@@ -472,11 +477,11 @@ impl Connection {
         let _ = link.send(&shared.out);
     }
 
-    /// The other side has closed. `step` is what its last bytes led to.
+    /// Handles a close by the other side. `step` is the result of its last bytes.
     fn ended(&mut self, step: Step, shared: &mut Shared, run: &mut Run) -> Step {
         self.link = None;
         if matches!(shared.dialect, Dialect::Ws(_)) && self.upgrade.1 {
-            // With its socket, a tracker forgets a WebRTC peer.
+            // A tracker removes a WebRTC peer when its socket closes.
             run.tally.stream.closed_by_tracker += 1;
             self.members.forget();
         }
@@ -488,7 +493,7 @@ impl Connection {
             }
             State::Waiting => {
                 if self.reused && matches!(shared.dialect, Dialect::Http(_)) {
-                    // Closed while idle, most likely: the request was not read.
+                    // Most likely closed while idle: the request was not read.
                     if let Some((request, _)) = self.asked
                         && self.send(&request, shared, run).is_ok()
                     {
@@ -504,7 +509,7 @@ impl Connection {
         }
     }
 
-    /// A reply that is none ends the connection.
+    /// Ends the connection because of an invalid response.
     fn reject(&mut self, wrong: Invalid, run: &mut Run) -> Step {
         run.tally.invalid[wrong as usize] += 1;
         match self.state {
@@ -516,7 +521,7 @@ impl Connection {
         }
     }
 
-    /// What was waited for will not come.
+    /// Counts the awaited response as lost.
     fn lose(&mut self, run: &mut Run) -> Step {
         let kind = self.asked.map_or(Kind::Connect, |it| it.1.kind);
         let counts = self.asked.is_some() || run.task == Task::Connect;
@@ -532,7 +537,7 @@ impl Connection {
         if run.task == Task::Connect { Step::GivenUp } else { Step::Done }
     }
 
-    /// Gives up what has been waited for since before a moment.
+    /// Stops waiting if that began before a moment.
     pub(crate) fn expire(&mut self, before_ns: u64, run: &mut Run) -> Step {
         if self.state == State::Idle || self.since_ns >= before_ns {
             return Step::Waits;
@@ -544,7 +549,7 @@ impl Connection {
             return Step::Done;
         }
         let Some(link) = self.link.take().filter(|_| self.upgrade.1) else { return self.lose(run) };
-        // The other torrents of the socket live on.
+        // The other torrents of the socket continue.
         self.overdue += 1;
         let step = self.lose(run);
         self.link = Some(link);
@@ -552,12 +557,12 @@ impl Connection {
     }
 }
 
-/// Whether each request has a connection to itself: filling may do better.
+/// Whether each request has its own connection. Filling is exempt.
 fn is_one_shot(plan: &Plan, run: &Run) -> bool {
     plan.transport.one_shot && matches!(run.task, Task::Load { .. })
 }
 
-/// Offers that go along: none while filling, none by one that wants no more peers.
+/// Number of offers in a request: none while filling, none if it wants no peers.
 fn offers_of(request: &Request, plan: &Plan, run: &Run) -> u16 {
     use skep::types::Event;
     let wanted = matches!(request.event, Event::Started | Event::None);
@@ -565,7 +570,7 @@ fn offers_of(request: &Request, plan: &Plan, run: &Run) -> u16 {
     if wanted && load { plan.transport.offers } else { 0 }
 }
 
-/// A good reply to a request.
+/// Handles a good response to a request.
 fn settle(members: &mut Members, pending: &Pending, now_ns: u64, run: &mut Run) {
     if run.task == Task::Fill && pending.kind == Kind::Announce {
         members.filled(pending.item);
@@ -575,7 +580,7 @@ fn settle(members: &mut Members, pending: &Pending, now_ns: u64, run: &mut Run) 
     run.tally.answered(pending.kind, now_ns.saturating_sub(run.start_ns), latency_ns);
 }
 
-/// Whether an error is but the end of a connection.
+/// Whether an error only means the end of a connection.
 fn is_end(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe)
 }

@@ -1,4 +1,4 @@
-//! RFC 6455 as a client needs it: the upgrade, text frames out, any frames of a tracker in.
+//! RFC 6455 for a client: the upgrade, text frames out, any frames of a tracker in.
 
 use std::io::Cursor;
 use std::ops::Range;
@@ -9,11 +9,11 @@ use tungstenite::protocol::frame::coding::{Control, Data, OpCode};
 
 use crate::check::Invalid;
 
-/// The nonce of RFC 6455's example, so that what has to come back is known beforehand.
+/// The nonce of RFC 6455's example, so that the expected response is a constant.
 const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
 const ACCEPT: &[u8] = b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
 
-/// The longest message that is taken.
+/// Most bytes of a message that is accepted.
 const MESSAGE_BYTES_MAX: usize = 1 << 20;
 
 /// The opcodes that are sent.
@@ -29,7 +29,7 @@ pub(crate) fn upgrade(target: &str, authority: &str) -> Vec<u8> {
     .into_bytes()
 }
 
-/// The length of the reply to it; `None` where more has to come.
+/// The length of the response to it; `None` if it is incomplete.
 pub(crate) fn upgraded(input: &[u8]) -> Result<Option<usize>, Invalid> {
     let Some(head) = head(input).map_err(|_| Invalid::NotHttp)? else { return Ok(None) };
     if head.status != 101 {
@@ -57,8 +57,8 @@ pub(crate) struct Frame {
     pub(crate) payload: Range<usize>,
 }
 
-/// Finds the end of the first frame; `None` where more has to come. Fragments are not expected: no
-/// tracker has a reason to cut its short messages.
+/// Finds the end of the first frame; `None` if it is incomplete. Fragments are not expected:
+/// trackers have no reason to split their short messages.
 pub(crate) fn frame(input: &[u8]) -> Result<Option<Frame>, Invalid> {
     const MASKED: u8 = 0x80;
     if input.get(1).is_some_and(|second| second & MASKED != 0) {
@@ -86,7 +86,8 @@ mod tests {
             let payload: Vec<u8> = (0..length).map(|it: usize| it.to_le_bytes()[0]).collect();
             let mut out = Vec::new();
             push_frame(&mut out, TEXT, &payload, [0; 4]);
-            // A mask of zeros leaves the payload as it is; a tracker's frame has none.
+            // A mask of zeros leaves the payload as it is. It is removed, as a tracker's frame has
+            // no mask.
             let head = out.len() - length - 4;
             out.drain(head..head + 4);
             out[1] &= 0x7f;

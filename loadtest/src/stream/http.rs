@@ -1,11 +1,11 @@
-//! HTTP announces and scrapes: requests as libtorrent writes them, replies judged as strict clients
-//! would.
+//! HTTP announces and scrapes: requests as libtorrent writes them, responses checked as by strict
+//! clients.
 
 use std::net::IpAddr;
 use std::ops::Range;
 
 use skep::client::http::{BodyEnd, head, push_announce, push_scrape, push_separator};
-use skep::client::reply::{ParsedAnnounce, ResponseError, TrackerResponse, announced, scraped};
+use skep::client::response::{ParsedAnnounce, ResponseError, TrackerResponse, announced, scraped};
 use skep::protocol::udp::client::Announcement;
 use skep::types::Family;
 
@@ -16,10 +16,10 @@ use crate::population::info_hash;
 use crate::requests::Request;
 use crate::slots::{Kind, Pending};
 
-/// The longest reply that is taken.
-const REPLY_BYTES_MAX: usize = 1 << 20;
+/// Most bytes of a response that is accepted.
+const RESPONSE_BYTES_MAX: usize = 1 << 20;
 
-/// What never changes in requests.
+/// The constant parts of requests.
 pub(crate) struct Writer {
     announce: Vec<u8>,
     scrape: Vec<u8>,
@@ -50,7 +50,7 @@ impl Writer {
         }
     }
 
-    /// Appends a request. `one_shot` asks for the connection's end.
+    /// Appends a request. `one_shot` requests the end of the connection.
     pub(crate) fn write(
         &self,
         out: &mut Vec<u8>,
@@ -85,40 +85,40 @@ impl Writer {
     }
 }
 
-/// A whole reply at the start of the input.
+/// A complete response at the start of the input.
 pub(crate) struct Frame {
     pub(crate) body: Range<usize>,
     pub(crate) keep_alive: bool,
 }
 
-/// Finds the end of the first reply; `None` where more has to come.
+/// Finds the end of the first response; `None` if it is incomplete.
 pub(crate) fn frame(input: &[u8], closed: bool) -> Result<Option<Frame>, Invalid> {
     let Some(head) = head(input).map_err(|_| Invalid::NotHttp)? else { return Ok(None) };
     if head.status != 200 {
         return Err(Invalid::HttpStatus);
     }
     let end = match head.body {
-        BodyEnd::Length(length) if length > REPLY_BYTES_MAX => return Err(Invalid::Oversized),
+        BodyEnd::Length(length) if length > RESPONSE_BYTES_MAX => return Err(Invalid::Oversized),
         BodyEnd::Length(length) => Some(head.bytes + length).filter(|it| *it <= input.len()),
         BodyEnd::UntilClose => closed.then_some(input.len()),
-        // No tracker has a reason to.
+        // No tracker has a reason to use it.
         BodyEnd::Chunked => return Err(Invalid::NotHttp),
     };
-    if end.is_none() && input.len() > REPLY_BYTES_MAX {
+    if end.is_none() && input.len() > RESPONSE_BYTES_MAX {
         return Err(Invalid::Oversized);
     }
     Ok(end.map(|end| Frame { body: head.bytes..end, keep_alive: head.keep_alive }))
 }
 
-/// What a reply says.
+/// The content of a response.
 pub(crate) enum Said<'a> {
     Announced(ParsedAnnounce<'a>),
-    /// Seeders and leechers of all torrents together.
+    /// Number of seeders and leechers of all torrents together.
     Scraped(u64),
     Refused(&'a [u8]),
 }
 
-/// Reads a body and compares it with what was asked, as [`crate::check::check`] does.
+/// Reads a body and compares it with its request, as [`crate::check::check`] does.
 pub(crate) fn judge<'a>(
     body: &'a [u8],
     pending: &Pending,
@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn replies_are_judged() {
+    fn responses_are_judged() {
         let plan = Profile::Smoke.plan();
         let own = "127.0.0.9".parse().unwrap();
         let flaw = |body: &[u8], kind, count| {
@@ -213,10 +213,10 @@ mod tests {
 
     #[test]
     fn frames_end_where_they_say() {
-        let reply = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nde";
-        let whole = frame(reply, false).unwrap().unwrap();
-        assert_eq!((&reply[whole.body], whole.keep_alive), (&b"de"[..], true));
-        assert!(frame(&reply[..reply.len() - 1], false).unwrap().is_none());
+        let response = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nde";
+        let whole = frame(response, false).unwrap().unwrap();
+        assert_eq!((&response[whole.body], whole.keep_alive), (&b"de"[..], true));
+        assert!(frame(&response[..response.len() - 1], false).unwrap().is_none());
         assert_eq!(frame(b"HTTP/1.1 500 No\r\n\r\n", false).err(), Some(Invalid::HttpStatus));
         assert_eq!(frame(b"\x15\x03", false).err(), Some(Invalid::NotHttp));
     }

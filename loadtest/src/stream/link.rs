@@ -1,4 +1,4 @@
-//! One connection, never blocking: bytes in, bytes out, through TLS where the endpoint wants it.
+//! One connection that never blocks: bytes in, bytes out, through TLS if the endpoint uses it.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr};
@@ -17,16 +17,16 @@ pub(crate) struct Link {
     socket: TcpStream,
     tls: Option<Box<ClientConnection>>,
     connected: bool,
-    /// What was received and not yet taken away.
+    /// Bytes received and not consumed yet.
     pub(crate) input: Vec<u8>,
-    /// What waits for room in the kernel's buffer.
+    /// Bytes that wait for room in the kernel's buffer.
     output: Vec<u8>,
-    /// Whether the other side has said its last.
+    /// Whether the other side has closed.
     pub(crate) closed: bool,
 }
 
 impl Link {
-    /// Begins to connect from an address of ours.
+    /// Starts to connect from a local address.
     pub(crate) fn open(
         from: IpAddr,
         to: SocketAddr,
@@ -38,10 +38,11 @@ impl Link {
         socket.set_nonblocking(true)?;
         socket.set_tcp_nodelay(true)?;
         if from.is_ipv6() && !from.is_unspecified() && !from.is_loopback() {
-            // Lets an address be used that only a route makes ours.
+            // Allows an address that belongs to this host only by a route.
             socket.set_freebind_v6(true)?;
         }
-        // Else a source had ports for some 28 000 connections, those in TIME_WAIT included.
+        // Otherwise a source has ports for only some 28 000 connections, those in TIME_WAIT
+        // included.
         choose_port_at_connect(&socket)?;
         socket.bind(&SocketAddr::new(from, 0).into())?;
         match socket.connect(&to.into()) {
@@ -63,17 +64,17 @@ impl Link {
         })
     }
 
-    /// Whether requests can be answered: connected, and done with the TLS handshake.
+    /// Whether requests can be sent: connected, and the TLS handshake is done.
     pub(crate) fn is_ready(&self) -> bool {
         self.connected && self.tls.as_ref().is_none_or(|it| !it.is_handshaking())
     }
 
-    /// The address of our side.
+    /// The local address.
     pub(crate) fn ip(&self) -> io::Result<IpAddr> {
         Ok(self.socket.local_addr()?.ip())
     }
 
-    /// Sends bytes, as soon as that is possible.
+    /// Sends bytes as soon as possible.
     pub(crate) fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
         match &mut self.tls {
             Some(tls) => tls.writer().write_all(bytes)?,
@@ -87,7 +88,7 @@ impl Link {
         self.flush()
     }
 
-    /// The kernel says that it takes bytes, or that connecting has come to an end.
+    /// Called when the kernel accepts bytes, or connecting has finished.
     pub(crate) fn writable(&mut self) -> io::Result<()> {
         if !self.connected {
             if let Some(error) = self.socket.take_error()? {
@@ -117,8 +118,8 @@ impl Link {
         Ok(())
     }
 
-    /// Takes all that has come, and the end if that `has_ended`; says how many bytes were added to
-    /// the input.
+    /// Reads all bytes that have arrived, and the end if it `has_ended`. Returns how many bytes
+    /// were added to the input.
     pub(crate) fn receive(&mut self, buffer: &mut [u8], has_ended: bool) -> io::Result<usize> {
         let before = self.input.len();
         while let Some(bytes) = would_block(self.socket.read(buffer))? {
@@ -127,7 +128,8 @@ impl Link {
                 None => self.input.extend_from_slice(&buffer[..bytes]),
                 Some(tls) => decrypt(tls, &buffer[..bytes], &mut self.input)?,
             }
-            // A read that leaves room has taken all there was; more is a new event.
+            // A read that does not fill the buffer has emptied the socket. More bytes cause a new
+            // event.
             if bytes == 0 || (bytes < buffer.len() && !has_ended) {
                 break;
             }
@@ -139,10 +141,10 @@ impl Link {
     }
 }
 
-/// EINPROGRESS, which the standard library has no name for yet.
+/// EINPROGRESS, for which the standard library has no stable name.
 const IN_PROGRESS: i32 = 115;
 
-/// `None` where the kernel would have to wait.
+/// `None` if the call would block.
 fn would_block(result: io::Result<usize>) -> io::Result<Option<usize>> {
     match result {
         Ok(bytes) => Ok(Some(bytes)),

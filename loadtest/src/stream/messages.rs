@@ -1,7 +1,7 @@
 //! WebTorrent's messages: announces with offers, scrapes and answers out; what trackers send in.
 //!
-//! Offer ids are 20 characters that say whose they are, so that an answer which reaches the wrong
-//! peer is noticed: `place (4 hex) | torrent (8 hex) | number (8 hex)`.
+//! Offer ids are 20 characters that identify their peer, so that an answer for another peer is
+//! noticed: `place (4 hex) | torrent (8 hex) | number (8 hex)`.
 
 use std::collections::HashMap;
 use std::io::Write as _;
@@ -16,7 +16,7 @@ use crate::plan::Plan;
 use crate::population::info_hash;
 use crate::requests::Request;
 
-/// A session description as browsers make it for a data channel, as JSON writes it: about 1 KiB.
+/// A session description as browsers create it for a data channel, escaped for JSON: about 1 KiB.
 fn description(kind: &str) -> String {
     let candidate = |port| {
         format!(
@@ -38,13 +38,13 @@ fn description(kind: &str) -> String {
     )
 }
 
-/// What never changes in messages.
+/// The constant parts of messages.
 pub(crate) struct Writer {
     offer: String,
     answer: String,
 }
 
-/// What one socket calls itself.
+/// The peer id of one socket.
 #[derive(Clone, Copy)]
 pub(crate) struct Peer {
     place: u16,
@@ -52,7 +52,7 @@ pub(crate) struct Peer {
 }
 
 impl Peer {
-    /// The peer of the socket at some place.
+    /// The peer of the socket with this index.
     pub(crate) fn new(seed: u64, place: u16) -> Self {
         let mut id = *b"-WW0200-000000000000";
         // Writing into an array of the right size cannot fail.
@@ -66,7 +66,7 @@ impl Writer {
         Self { offer: description("offer"), answer: description("answer") }
     }
 
-    /// Appends an announce with so many offers, numbered from `number` on.
+    /// Appends an announce with a number of offers, numbered from `number` on.
     pub(crate) fn announce(
         &self,
         out: &mut Vec<u8>,
@@ -110,7 +110,7 @@ impl Writer {
         out.push(b'}');
     }
 
-    /// Appends the answer to an offer, its strings as they came.
+    /// Appends the answer to an offer, whose strings are copied unchanged.
     pub(crate) fn answer(&self, out: &mut Vec<u8>, offer: &Offer<'_>, peer: Peer) {
         out.extend(b"{\"action\":\"announce\",\"info_hash\":");
         out.extend(offer.info_hash.get().as_bytes());
@@ -137,26 +137,26 @@ pub(crate) fn push_scrape(out: &mut Vec<u8>, request: &Request, plan: &Plan) {
     out.extend(b"]}");
 }
 
-/// An offer of another peer's.
+/// An offer of another peer.
 pub(crate) struct Offer<'a> {
     info_hash: &'a RawValue,
     peer_id: &'a RawValue,
     offer_id: &'a RawValue,
-    /// Which torrent it is about.
+    /// The torrent of the offer.
     pub(crate) torrent: u32,
 }
 
-/// What a message says.
+/// The content of a message.
 pub(crate) enum Heard<'a> {
-    /// An announce was taken, for this torrent.
+    /// An announce was accepted, for this torrent.
     Announced(InfoHash),
-    /// Counts: of how many torrents, and how many seeders and leechers together.
+    /// Counts: the number of torrents, and their seeders and leechers together.
     Scraped(usize, u64),
-    /// Another peer's offer.
+    /// An offer of another peer.
     Offered(Offer<'a>),
-    /// Another peer's answer to an offer of ours.
+    /// An answer of another peer to one of this peer's offers.
     Answered,
-    /// A failure reason, and the torrent that it is about.
+    /// A failure reason, and its torrent.
     Refused(String, Option<InfoHash>),
 }
 
@@ -190,7 +190,7 @@ struct Counts {
 /// Reads a message to `peer`.
 ///
 /// # Errors
-/// What is wrong with it.
+/// Why it is invalid.
 pub(crate) fn read<'a>(text: &'a [u8], peer: Peer, plan: &Plan) -> Result<Heard<'a>, Invalid> {
     let message: Message<'a> = serde_json::from_slice(text).map_err(|_| Invalid::NotJson)?;
     if let Some(reason) = message.failure {
@@ -229,7 +229,7 @@ pub(crate) fn read<'a>(text: &'a [u8], peer: Peer, plan: &Plan) -> Result<Heard<
     Ok(Heard::Offered(Offer { info_hash: named, peer_id: sender, offer_id, torrent }))
 }
 
-/// The place and torrent that an offer id names.
+/// The socket's index and the torrent in an offer id.
 fn origin(offer_id: &RawValue) -> Option<(u16, u32)> {
     let id = latin1(offer_id)?;
     let id = std::str::from_utf8(&id).ok()?;
@@ -237,7 +237,7 @@ fn origin(offer_id: &RawValue) -> Option<(u16, u32)> {
     Some((place, u32::from_str_radix(id.get(4..12)?, 16).ok()?))
 }
 
-/// Appends bytes as WebTorrent writes them: each is the code point of its own value.
+/// Appends bytes in WebTorrent's encoding: each byte is the code point of its value.
 fn push_latin1(out: &mut Vec<u8>, bytes: &[u8]) {
     for byte in bytes {
         match byte {
@@ -251,7 +251,7 @@ fn push_latin1(out: &mut Vec<u8>, bytes: &[u8]) {
     }
 }
 
-/// The 20 bytes that a JSON string stands for.
+/// The 20 bytes in a JSON string.
 fn latin1(raw: &RawValue) -> Option<[u8; 20]> {
     let quoted = raw.get().strip_prefix('"')?.strip_suffix('"')?;
     let mut bytes = [0; 20];
@@ -353,7 +353,7 @@ mod tests {
     }
 
     #[test]
-    fn replies_are_read() {
+    fn responses_are_read() {
         let plan = Profile::Smoke.plan();
         let read = |text: &str| read(text.as_bytes(), Peer::new(1, 1), &plan).map(|_| ()).err();
         let hash = "aaaaaaaaaaaaaaaaaaaa";

@@ -1,10 +1,10 @@
-//! One thread of load over TCP: connections, the peers that announce through them, and the loop
-//! between. HTTP and WebTorrent differ in what is written and read, not in how load is made.
+//! One thread of load over TCP: its connections, the peers that announce through them, and the
+//! loop. HTTP and WebTorrent differ in what is written and read, not in how load is generated.
 //!
-//! The loop never sleeps. A turn takes all events of epoll, judges every reply, then lets idle
-//! connections ask: as many as may wait at once (closed loop), or as many as are due (open loop).
-//! A request that is due while no connection is idle leaves later; its latency counts from when it
-//! was due.
+//! The loop never sleeps. A turn handles all events of epoll and checks every response, then lets
+//! idle connections send: as many as may wait at once (closed loop), or as many as are due (open
+//! loop). A request that is due while no connection is idle is sent later. Its latency counts from
+//! when it was due.
 
 mod connection;
 mod frames;
@@ -30,20 +30,20 @@ use crate::sources::Origin;
 
 use connection::{Connection, Dialect, Shared, Step};
 
-/// Most requests without an answer in a closed loop: enough to keep a tracker busy even where every
-/// reply waits 40 ms for an acknowledgement (Nagle's algorithm, which some leave on).
+/// Most unanswered requests in a closed loop: enough to keep a tracker busy even if every response
+/// waits 40 ms for an acknowledgement (Nagle's algorithm, which some trackers leave on).
 const ACTIVE_MAX: usize = 1024;
 
-/// Most connections that open at once: far from what overflows a backlog.
+/// Most connections that are opened at the same time: far fewer than overflow a backlog.
 const OPENING_MAX: usize = 256;
 
-/// How long to try to connect before giving up.
+/// How long to try to connect.
 const CONNECT_NS_MAX: u64 = 60 * NS_PER_S;
 
 /// How often, per timeout, connections are searched for lost requests.
 const SWEEPS_PER_TIMEOUT: u64 = 20;
 
-/// How long to sleep at a time where nothing is to be sent.
+/// How long to sleep at a time if nothing has to be sent.
 const REST: Duration = Duration::from_millis(10);
 
 /// Events taken by one system call.
@@ -59,20 +59,20 @@ pub(crate) struct Generator {
     poll: Poll,
     events: Events,
     connections: Vec<Connection>,
-    /// Connections that may ask, in the order in which they will.
+    /// Connections that may send, in their order.
     idle: VecDeque<usize>,
-    /// Connections that wait for something.
+    /// Number of connections that wait for something.
     active: usize,
     /// This thread's part of the torrents.
     torrents: Range<u32>,
 }
 
 impl Generator {
-    /// A thread's share: where its connections come from (with their places among all) and their
+    /// A thread's share: the origins of its connections (with their indices among all) and their
     /// peers.
     ///
     /// # Errors
-    /// What the kernel says where it grants no epoll.
+    /// Errors of the system call if epoll is not available.
     pub(crate) fn new(
         plan: &Arc<Plan>,
         endpoint: &Endpoint,
@@ -112,7 +112,7 @@ impl Generator {
         })
     }
 
-    /// Lets idle connections ask.
+    /// Lets idle connections send.
     fn send(&mut self, run: &mut Run) -> bool {
         let now_ns = self.now_ns();
         if now_ns >= run.deadline_ns {
@@ -142,14 +142,14 @@ impl Generator {
                     self.active += 1;
                 }
                 Step::Done => self.idle.push_back(token),
-                // It has nothing to ask in this phase.
+                // It has nothing to request in this phase.
                 Step::GivenUp => {}
             }
         }
         worked
     }
 
-    /// Connections that are open.
+    /// Number of open connections.
     pub(crate) fn open_connections(&self) -> u64 {
         self.connections.iter().filter(|it| it.is_open()).count() as u64
     }
@@ -163,10 +163,10 @@ impl Driver for Generator {
         Run::new(task, self.now_ns(), CONNECT_NS_MAX)
     }
 
-    /// Takes what has come, then sends.
+    /// Handles what has arrived, then sends.
     fn turn(&mut self, run: &mut Run) -> bool {
         let patience = if matches!(run.task, Task::Rest { .. }) { REST } else { Duration::ZERO };
-        // Interrupted at most: the next turn is soon.
+        // The only expected error is an interruption: the next turn comes soon.
         let _ = self.poll.poll(&mut self.events, Some(patience));
         let now_ns = self.now_ns();
         let mut worked = false;

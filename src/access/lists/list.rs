@@ -1,4 +1,4 @@
-//! One list: what stands on it, with reasons, found in a few steps however long it is.
+//! One list: its values with their reasons, with fast lookups at any length.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -15,27 +15,27 @@ pub const REASON_BYTES_MAX: usize = 200;
 /// The longest line, in bytes: a magnet link with a few dozen trackers.
 const LINE_BYTES_MAX: usize = 8192;
 
-/// Entries of one list, at most: 2 Mi torrents take about 100 MB.
+/// Maximum number of entries of one list: 2 Mi torrents take about 100 MB.
 pub const ENTRIES_MAX: usize = 2 << 20;
 
-/// Where a value's reason is among the reasons, from 1; 0: it has none.
+/// Index of a value's reason among the reasons, from 1; 0: no reason.
 type ReasonAt = u32;
 
-/// A line that is none, and what it should be.
+/// A line that cannot be read, and what is expected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ListLineError {
-    /// Its number, from 1.
+    /// The line's number, from 1.
     pub line: usize,
-    /// What is wrong, in words.
+    /// What is expected, in words.
     pub problem: &'static str,
 }
 
-/// What one line says.
+/// A parsed line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Line<'a> {
     /// Nothing, or a comment.
     Blank,
-    /// One value, or two, and a reason.
+    /// One or two values, and an optional reason.
     Entry(ListValue, Option<ListValue>, Option<&'a str>),
 }
 
@@ -44,15 +44,15 @@ pub enum Line<'a> {
 pub struct AccessList {
     kind: ListKind,
     table: ValueTable,
-    /// Those in use, each once.
+    /// The reasons in use, each once.
     reasons: Vec<Box<str>>,
 }
 
 #[derive(Clone, Debug)]
 enum ValueTable {
-    /// Hundreds of thousands: a hash table and nothing else.
+    /// Hundreds of thousands of values: only a hash table.
     Torrents(HashMap<InfoHash, ReasonAt, RandomState>),
-    /// Some hundreds or thousands: sorted, and beside it what finds them fast.
+    /// Hundreds or thousands of values: sorted, with an index for lookups.
     Others(Vec<(ListValue, ReasonAt)>, Index),
 }
 
@@ -61,18 +61,18 @@ enum Index {
     Networks(NetworkSet),
     /// For each length in use, longest first, the prefixes of that length.
     Clients(Vec<(usize, HashMap<PeerIdPrefix, ReasonAt, RandomState>)>),
-    /// One entry for each port: 0 where it is not listed, else its reason's place + 1.
+    /// An entry for each port: 0 if it is not listed, else the index of its reason + 1.
     Ports(Vec<u32>),
 }
 
 impl AccessList {
-    /// A list with nothing on it.
+    /// An empty list.
     pub fn empty(kind: ListKind) -> Self {
         Self::new(kind, HashMap::default(), Vec::new())
     }
 
-    /// Reads a list's text: a value a line, then perhaps blanks and a reason. Where a value is
-    /// there twice, its last reason counts.
+    /// Parses a list: one value per line, then optionally blanks and a reason. If a value occurs
+    /// twice, its last reason counts.
     ///
     /// # Errors
     /// [`ListLineError`] with the first line that cannot be read.
@@ -89,7 +89,7 @@ impl AccessList {
                 values.insert(value, reason);
             }
             if values.len() > ENTRIES_MAX {
-                return Err(error("more entries than a list may have"));
+                return Err(error("a list of at most 2097152 entries"));
             }
         }
         Ok(Self::new(kind, values, reasons.texts))
@@ -115,12 +115,12 @@ impl AccessList {
         Self { kind, table, reasons }
     }
 
-    /// What it holds.
+    /// The kind of its values.
     pub fn kind(&self) -> ListKind {
         self.kind
     }
 
-    /// How many values there are.
+    /// Number of values.
     pub fn len(&self) -> usize {
         match &self.table {
             ValueTable::Torrents(them) => them.len(),
@@ -128,12 +128,12 @@ impl AccessList {
         }
     }
 
-    /// Whether there is nothing on it.
+    /// Whether there are no values.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Whether a value is there just so, and its reason.
+    /// Whether exactly this value is listed, and its reason.
     pub fn get(&self, value: &ListValue) -> Option<Option<&str>> {
         let at = match (&self.table, value) {
             (ValueTable::Torrents(them), ListValue::Torrent(info_hash)) => *them.get(info_hash)?,
@@ -145,7 +145,7 @@ impl AccessList {
         Some(self.reason(at))
     }
 
-    /// The entries behind `after` in order, `limit` at most.
+    /// At most `limit` entries after `after`, in order.
     pub fn page(&self, after: Option<&ListValue>, limit: usize) -> Vec<(ListValue, Option<&str>)> {
         let behind = |it: &ListValue| after.is_none_or(|after| it > after);
         let mut page: Vec<_> = match &self.table {
@@ -170,12 +170,12 @@ impl AccessList {
         page.into_iter().map(|(value, at)| (value, self.reason(at))).collect()
     }
 
-    /// Whether the values are the same.
+    /// Whether both lists have the same values.
     pub fn is_same(&self, other: &Self) -> bool {
         self.len() == other.len() && self.count_not_in(other) == 0
     }
 
-    /// How many values of this list are not on `other`.
+    /// Number of values of this list that are not on `other`.
     pub fn count_not_in(&self, other: &Self) -> usize {
         let is_new = |it: ListValue| other.get(&it).is_none();
         match &self.table {
@@ -186,7 +186,7 @@ impl AccessList {
         }
     }
 
-    /// Whether a torrent is listed, and why.
+    /// Whether a torrent is listed, and its reason.
     #[inline]
     pub(super) fn torrent(&self, info_hash: &InfoHash) -> Option<Option<&str>> {
         match &self.table {
@@ -195,7 +195,7 @@ impl AccessList {
         }
     }
 
-    /// Whether a network with this address is listed, and why.
+    /// Whether a network with this address is listed, and its reason.
     #[inline]
     pub(super) fn address(&self, address: IpAddr) -> Option<Option<&str>> {
         match &self.table {
@@ -206,7 +206,7 @@ impl AccessList {
         }
     }
 
-    /// Whether a beginning of this peer id is listed, and why.
+    /// Whether a prefix of this peer id is listed, and the reason of the longest one.
     #[inline]
     pub(super) fn peer_id(&self, peer_id: &PeerId) -> Option<Option<&str>> {
         let ValueTable::Others(_, Index::Clients(by_length)) = &self.table else { return None };
@@ -216,7 +216,7 @@ impl AccessList {
         by_length.iter().find_map(find).map(|it| self.reason(it))
     }
 
-    /// Whether a port is listed, and why.
+    /// Whether a port is listed, and its reason.
     #[inline]
     pub(super) fn port(&self, port: u16) -> Option<Option<&str>> {
         let ValueTable::Others(_, Index::Ports(them)) = &self.table else { return None };
@@ -273,7 +273,7 @@ impl Index {
     }
 }
 
-/// Reads one line, its end perhaps included.
+/// Parses one line, with or without its end.
 ///
 /// # Errors
 /// What is expected instead, in words.
@@ -291,7 +291,7 @@ pub fn line(kind: ListKind, bytes: &[u8]) -> Result<Line<'_>, &'static str> {
     Ok(Line::Entry(value, second, reason))
 }
 
-/// Judges a reason; an empty one is none.
+/// Checks a reason; `None` if it is empty.
 ///
 /// # Errors
 /// What is expected instead, in words.
@@ -305,7 +305,7 @@ pub fn reason(text: &str) -> Result<Option<&str>, &'static str> {
     Ok(Some(text).filter(|it| !it.is_empty()))
 }
 
-/// Texts that many entries share.
+/// Reasons, each stored once for all entries that share it.
 #[derive(Default)]
 struct Reasons {
     texts: Vec<Box<str>>,

@@ -1,8 +1,9 @@
-//! Lists of who and what is served: immutable, swapped whole, read by every worker without a lock.
+//! Lists of who and what is served: immutable, replaced as a whole, read by every worker without a
+//! lock.
 //!
-//! What is on a deny list is refused. Where an allow list is in force, what is not on it is refused
-//! as well; what is on both is refused. A list of its own for each kind keeps files simple:
-//! whatever makes them needs to know of nothing else.
+//! A value on a deny list is refused. If an allow list is in force, a value that is not on it is
+//! refused, and so is a value on both lists. Each kind has its own list, so that a program that
+//! writes one needs nothing from the others.
 
 mod list;
 mod value;
@@ -17,7 +18,7 @@ use strum::{EnumCount, IntoStaticStr, VariantArray};
 
 use crate::types::{InfoHash, PeerId, Refusal};
 
-/// Which list.
+/// The name of a list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EnumCount, IntoStaticStr, VariantArray)]
 #[strum(serialize_all = "snake_case")]
 pub enum ListName {
@@ -41,7 +42,7 @@ impl ListName {
     /// Every list, in index order.
     pub const ALL: [Self; Self::COUNT] = *Self::VARIANTS.first_chunk().unwrap();
 
-    /// What it holds.
+    /// The kind of its values.
     pub const fn kind(self) -> ListKind {
         match self {
             Self::TorrentsAllow | Self::TorrentsDeny => ListKind::Torrents,
@@ -51,7 +52,7 @@ impl ListName {
         }
     }
 
-    /// Whether what is not on it is refused.
+    /// Whether a value that is not on it is refused.
     pub const fn allows(self) -> bool {
         matches!(self, Self::TorrentsAllow | Self::NetworksAllow | Self::ClientsAllow)
     }
@@ -62,16 +63,17 @@ impl ListName {
     }
 }
 
-/// What an announce or a scrape shows. A scrape has neither peer id nor port.
+/// The fields of an announce or a scrape that lists are checked for. A scrape has neither peer id
+/// nor port.
 #[derive(Clone, Copy, Debug)]
 pub struct AccessQuery<'a> {
     /// The torrent.
     pub info_hash: &'a InfoHash,
-    /// Where it comes from, unmapped.
+    /// The source address; IPv4 is never mapped to IPv6.
     pub source: IpAddr,
-    /// What the client calls itself.
+    /// The peer id.
     pub peer_id: Option<&'a PeerId>,
-    /// The port it listens on, if it listens on one.
+    /// The port that the peer listens on, if any.
     pub port: Option<u16>,
 }
 
@@ -91,8 +93,8 @@ impl Default for Lists {
 }
 
 impl Lists {
-    /// These, with one replaced. `required`: it is in force even while it is empty, so that an
-    /// allow list that lost its entries allows nothing instead of everything.
+    /// These lists with one replaced. `required`: an allow list is in force even while it is empty,
+    /// so that one without entries allows nothing instead of everything.
     #[must_use]
     pub fn with(mut self, name: ListName, list: Arc<AccessList>, required: bool) -> Self {
         debug_assert_eq!(list.kind(), name.kind(), "a list of the right kind");
@@ -118,7 +120,7 @@ impl Lists {
         self.any
     }
 
-    /// Why not to serve this, if so. One branch where no list is in force.
+    /// The refusal of a request, if any. One branch if no list is in force.
     #[inline]
     pub fn check(&self, question: &AccessQuery<'_>) -> Option<Refusal> {
         if !self.any {
@@ -130,7 +132,7 @@ impl Lists {
             .or_else(|| self.check_torrent(question.info_hash))
     }
 
-    /// Why not to serve a source at all, if so.
+    /// The refusal of a source for all its requests, if any.
     #[inline]
     pub fn check_source(&self, source: IpAddr) -> Option<Refusal> {
         let listed = |it: &AccessList| it.address(source).is_some();
@@ -138,7 +140,7 @@ impl Lists {
         refused.then_some(Refusal::NetworkDenied)
     }
 
-    /// Why not to serve a torrent to anybody, if so.
+    /// The refusal of a torrent for all clients, if any.
     #[inline]
     pub fn check_torrent(&self, info_hash: &InfoHash) -> Option<Refusal> {
         let listed = |it: &AccessList| it.torrent(info_hash).is_some();
@@ -146,7 +148,7 @@ impl Lists {
         refused.then_some(Refusal::TorrentDenied)
     }
 
-    /// What the operator says about a refusal, for protocols that have room for it.
+    /// The operator's reason for a refusal, for protocols that have room for it.
     pub fn reason(&self, refusal: Refusal, question: &AccessQuery<'_>) -> Option<&str> {
         let list = |name: ListName| &*self.lists[name as usize];
         match refusal {

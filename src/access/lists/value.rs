@@ -1,10 +1,10 @@
-//! What stands on a list: torrents, networks, clients, ports, each in the form it is written in.
+//! Values of lists: torrents, networks, clients and ports, and how each is written.
 //!
 //! | kind | written as |
 //! |---|---|
 //! | torrents | 40 hexadecimal digits (v1, or v2 cut), 64 (v2), a magnet link (one hash or two) |
 //! | networks | `192.0.2.0/24`, `2001:db8::/32`, an address |
-//! | clients | how peer ids begin: `-XY` or `-XY0123-`; other bytes as `%1f` |
+//! | clients | prefix of peer ids: `-XY` or `-XY0123-`; other bytes as `%1f` |
 //! | ports | `25`, `6881-6889` |
 
 use std::fmt;
@@ -14,14 +14,14 @@ use ipnet::IpNet;
 use crate::networks;
 use crate::types::InfoHash;
 
-/// What a list holds.
+/// The kind of a list's values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ListKind {
     /// Info-hashes.
     Torrents,
     /// Networks of sources.
     Networks,
-    /// Beginnings of peer ids.
+    /// Prefixes of peer ids.
     Clients,
     /// Ports that peers listen on.
     Ports,
@@ -35,20 +35,20 @@ impl ListKind {
             Self::Networks => {
                 "a network (192.0.2.0/24, 2001:db8::/32; no bits beyond the prefix) or an address"
             }
-            Self::Clients => "how peer ids begin, 1 to 20 bytes; bytes outside ASCII as %1f",
+            Self::Clients => "the first 1 to 20 bytes of peer ids; bytes outside ASCII as %1f",
             Self::Ports => "a port or a range of ports (6881-6889)",
         }
     }
 }
 
-/// One thing on a list.
+/// One value of a list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ListValue {
     /// A torrent.
     Torrent(InfoHash),
-    /// A network, no bit set behind its prefix; IPv4 is never written as mapped IPv6.
+    /// A network, no bit set beyond its prefix; IPv4 is never written as mapped IPv6.
     Network(IpNet),
-    /// How peer ids begin.
+    /// A prefix of peer ids.
     Client(PeerIdPrefix),
     /// Ports from the first to the last.
     Ports(u16, u16),
@@ -57,13 +57,13 @@ pub enum ListValue {
 /// The first bytes of a peer id.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PeerIdPrefix {
-    /// Those, then zeros.
+    /// The prefix, padded with zeros.
     bytes: [u8; 20],
     length: u8,
 }
 
 impl PeerIdPrefix {
-    /// The first `length` bytes of a peer id; all of them where that is more than there are.
+    /// The first `length` bytes of a peer id, at most all 20.
     pub fn of(peer_id: &[u8; 20], length: usize) -> Self {
         let length = length.min(peer_id.len());
         let mut bytes = [0; 20];
@@ -71,12 +71,12 @@ impl PeerIdPrefix {
         Self { bytes, length: u8::try_from(length).unwrap_or(20) }
     }
 
-    /// Those bytes.
+    /// The bytes of the prefix.
     pub fn bytes(&self) -> &[u8] {
         &self.bytes[..self.length()]
     }
 
-    /// How many bytes there are.
+    /// Number of bytes.
     pub fn length(&self) -> usize {
         usize::from(self.length)
     }
@@ -134,10 +134,10 @@ impl fmt::Display for ListValue {
     }
 }
 
-/// What one word of a list stands for: mostly one value, two for the magnet link of a hybrid.
+/// The values of one word of a list: usually one, two for the magnet link of a hybrid.
 pub type Values = (ListValue, Option<ListValue>);
 
-/// Reads one value without blanks in it; `None` where it is none of this kind.
+/// Parses one value without blanks; `None` if it is not of this kind.
 pub fn parse(kind: ListKind, text: &str) -> Option<Values> {
     let one = |it: Option<ListValue>| it.map(|it| (it, None));
     match kind {
@@ -167,7 +167,7 @@ fn torrents(text: &str) -> Option<Values> {
     }
 }
 
-/// The first 20 bytes of a v2 info-hash (BEP 52): that is what is announced.
+/// The first 20 bytes of a v2 info-hash (BEP 52), which are announced.
 fn cut(digits: &str) -> Option<InfoHash> {
     let rest = digits.get(40..).filter(|it| it.len() == 24)?;
     let sound = rest.bytes().all(|it| it.is_ascii_hexdigit());
@@ -192,7 +192,7 @@ fn of_magnet(parameters: &str) -> Option<Values> {
     Some((ListValue::Torrent(v1.or(v2)?), second))
 }
 
-/// RFC 4648, lower case: 32 digits of five bits each.
+/// Decodes base32 (RFC 4648) in lower case: 32 digits of five bits each.
 fn of_base32(digits: &str) -> Option<InfoHash> {
     if digits.len() != 32 {
         return None;

@@ -1,4 +1,4 @@
-//! Sums over restarts: whatever is asked of whom, and in which order.
+//! Totals across restarts, with random announces to both processes in random order.
 
 use fastrand::Rng;
 
@@ -21,7 +21,7 @@ fn announce(sessions: &mut Sessions, client: usize, moved: Moved, event: Event) 
     sessions.count(NOW, &report, &LIMITS).unwrap();
 }
 
-/// What a process would save, restored in another.
+/// Restores in a process what another one saved.
 fn restore(from: (&Totals, &[SavedSession]), to: &mut Sessions, after_s: u64) {
     let saved = SavedKey { digest: [1; 32], totals: *from.0, sessions: from.1 };
     let terms = RestoreTimes { at: NOW, now: NOW.plus_s(after_s), peer_age_s_max: 3900 };
@@ -33,7 +33,7 @@ fn saved(sessions: &Sessions) -> (Totals, Vec<SavedSession>) {
     (sessions.save(NOW, &mut copied), copied)
 }
 
-/// All that clients have moved.
+/// The sum of the bytes that clients have moved.
 fn sum(clients: &[Client]) -> Moved {
     let sum = |at: usize| clients.iter().map(|it| it.moved[at]).sum();
     [sum(0), sum(1)]
@@ -44,7 +44,7 @@ fn moved(sessions: &Sessions) -> Moved {
     [uploaded, downloaded]
 }
 
-/// Lets a client move something and tell it.
+/// A client moves some bytes and announces them.
 fn go_on(client: &mut Client, number: usize, to: &mut Sessions, event: Event, random: &mut Rng) {
     client.moved = client.moved.map(|it| it + random.u64(..1000));
     client.has_stopped = event == Event::Stopped;
@@ -120,7 +120,7 @@ fn after_a_crash_sums_are_exact_once_sessions_have_gone_on_and_never_fall() {
             go_on(client, number, &mut new, Event::None, random);
         }
         assert_eq!(moved(&new), sum(&clients), "seed {seed}");
-        // And again, with a snapshot of what is ahead or behind of what is shown.
+        // Once more, with a snapshot whose totals are above or below those shown.
         let (totals, sessions) = saved(&new);
         let mut third = Sessions::new(new.totals(), true, Arc::default());
         restore((&totals, &sessions), &mut third, 60);
@@ -138,7 +138,7 @@ fn sessions_that_were_silent_for_too_long_stay_away() {
     let mut new = Sessions::new(Totals { uploaded: 150, ..totals }, true, Arc::default());
     restore((&totals, &sessions), &mut new, 3901);
     assert!(new.is_empty());
-    // What was written down later than the snapshot stays, and others add to it.
+    // Totals saved later than the snapshot stay, and other sessions add to them.
     announce(&mut new, 2, [0, 0], Event::Started);
     announce(&mut new, 2, [7, 0], Event::None);
     assert_eq!(moved(&new), [157, 10]);

@@ -1,8 +1,7 @@
-//! Where the latest figures hang: the process puts a sample up once a second, whoever has the page
-//! open looks at it.
+//! The latest figures: the process publishes a sample once a second, and all open pages read it.
 //!
-//! A ring keeps one short row for each of the last five minutes' seconds, so its memory is fixed:
-//! about 60 KiB. What is sent is written once for all who look, and not at all while nobody does.
+//! A ring holds one short row per second for the last five minutes, so its memory is fixed: about
+//! 60 KiB. A message is encoded once for all viewers, and not at all without viewers.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,21 +15,21 @@ use super::sample::{Cause, Protocol, Sample, float};
 use super::tables;
 use crate::types::{Action, PeerKind};
 
-/// Seconds that a page which has just been opened can look back: as long as something takes to be
-/// noticed, and a row for each is wide enough on a telephone.
+/// Seconds of history for a page that was just opened: about as long as it takes to notice a
+/// problem, and few enough for a chart on a telephone.
 pub const HISTORY_S: usize = 300;
 
-/// Pages that may be open at once: everybody on duty, and a screen on the wall. Each costs the
+/// Pages that may be open at once: all operators on duty, and a screen on the wall. Each costs the
 /// thread that also scrapes and reloads some 10 KB a second.
 pub const VIEWERS_MAX: usize = ALL_SEATS as usize;
 
-/// [`VIEWERS_MAX`] as the semaphore counts.
+/// [`VIEWERS_MAX`] in the semaphore's type.
 const ALL_SEATS: u32 = 16;
 
-/// What serves, so that a page of another version notices.
+/// The version that serves: a page of another version reloads.
 pub(super) const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-/// The latest figures, the last minutes, and who looks at them.
+/// The latest figures, the last minutes, and the viewers.
 pub struct StatsHub {
     shown: Mutex<PublishedSamples>,
     beat: watch::Sender<ViewerTick>,
@@ -43,14 +42,14 @@ struct PublishedSamples {
     latest: Option<Arc<Sample>>,
     /// The rows of the last samples, oldest first.
     rows: VecDeque<[f64; COLUMNS.len()]>,
-    /// How many samples there have been.
+    /// Number of samples so far.
     samples: u64,
-    /// The latest sample as it is sent, if somebody looked when it came.
+    /// The latest sample as a message, if there were viewers when it was published.
     message: Option<Utf8Bytes>,
 }
 
 impl PublishedSamples {
-    /// The last minutes, as they are sent.
+    /// The last minutes as a message.
     fn history(&self) -> Utf8Bytes {
         let message = json!({ "type": "history", "version": VERSION, "every_s": 1,
             "history_s": HISTORY_S, "columns": COLUMNS, "rows": self.rows });
@@ -58,12 +57,12 @@ impl PublishedSamples {
     }
 }
 
-/// What viewers wait for.
+/// The state that viewers wait for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct ViewerTick {
-    /// How many samples there have been.
+    /// Number of samples so far.
     pub(super) samples: u64,
-    /// Whether there will be no more.
+    /// Whether there will be no more samples.
     pub(super) is_over: bool,
 }
 
@@ -79,7 +78,7 @@ impl Default for StatsHub {
 }
 
 impl StatsHub {
-    /// Puts up what is true now. To be called once a second.
+    /// Publishes a sample of the current figures. To be called once a second.
     pub fn show(&self, sample: Sample) {
         let row = row_of(&sample);
         let message = (self.viewers() > 0).then(|| message_of(&row, &sample));
@@ -101,28 +100,28 @@ impl StatsHub {
         self.shown().latest.clone()
     }
 
-    /// How many have the page open.
+    /// Number of open pages.
     pub fn viewers(&self) -> usize {
         VIEWERS_MAX - self.seats.available_permits()
     }
 
-    /// How many were turned away because too many have it open.
+    /// Number of pages that were refused because too many were open.
     pub fn refused(&self) -> u64 {
         self.refused.load(Ordering::Relaxed)
     }
 
-    /// Tells all viewers that there will be no more, and takes no new ones.
+    /// Disconnects all viewers and accepts no new ones.
     pub fn close(&self) {
         self.beat.send_modify(|it| it.is_over = true);
     }
 
-    /// Waits until all viewers have been told so.
+    /// Waits until all viewers are disconnected.
     pub async fn emptied(&self) {
-        // Fails only if the semaphore were closed, which nobody does.
+        // Fails only on a closed semaphore; this one is never closed.
         let _ = self.seats.acquire_many(ALL_SEATS).await;
     }
 
-    /// A seat for a viewer, for as long as it is held.
+    /// A seat for a viewer, occupied until it is dropped.
     pub(super) fn seat(&self) -> Result<OwnedSemaphorePermit, JoinError> {
         if self.beat.borrow().is_over {
             return Err(JoinError::Over);
@@ -133,13 +132,13 @@ impl StatsHub {
         })
     }
 
-    /// What to wait for.
+    /// A receiver of the state that viewers wait for.
     pub(super) fn beats(&self) -> watch::Receiver<ViewerTick> {
         self.beat.subscribe()
     }
 
-    /// What to send to a viewer that has seen so many samples, and how many it has seen then: the
-    /// latest sample if that is all it lacks, else the last minutes.
+    /// The message for a viewer that has seen `seen` samples, and the number it has seen after it:
+    /// the latest sample if it lacks only that one, else the last minutes.
     pub(super) fn after(&self, seen: Option<u64>) -> (u64, Utf8Bytes) {
         let shown = self.shown();
         let lacks_one = seen.is_some_and(|it| it + 1 == shown.samples);
@@ -152,16 +151,16 @@ impl StatsHub {
     }
 }
 
-/// Why nobody can be let in.
+/// Why a viewer is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum JoinError {
-    /// As many look as may.
+    /// The maximum number of pages is open already.
     Full,
-    /// The process ends.
+    /// The process stops.
     Over,
 }
 
-/// What charts can show: a row has a number for each.
+/// The columns of a row, which charts can show.
 pub(super) const COLUMNS: [&str; 23] = [
     "at_s",
     "span_s",
@@ -188,7 +187,7 @@ pub(super) const COLUMNS: [&str; 23] = [
     "busy_ratio",
 ];
 
-/// A sample's row.
+/// The row of a sample.
 fn row_of(sample: &Sample) -> [f64; COLUMNS.len()] {
     let action = |it| thousandths(sample.answered(it).per_s);
     let protocol = |protocol: Protocol| {
@@ -230,12 +229,12 @@ fn row_of(sample: &Sample) -> [f64; COLUMNS.len()] {
     ]
 }
 
-/// Rounded: more digits say nothing and take bytes.
+/// Rounds a number to thousandths: further digits are useless and cost bytes.
 fn thousandths(number: f64) -> f64 {
     (number * 1000.0).round() / 1000.0
 }
 
-/// A sample as it is sent.
+/// A sample as a message.
 fn message_of(row: &[f64; COLUMNS.len()], sample: &Sample) -> Utf8Bytes {
     let figures = tables::figures(sample);
     let tables = tables::tables(sample);

@@ -1,13 +1,13 @@
 //! The operators' statistics page: `/stats` with the figures of this second in tables, and
-//! `/stats/live`, a WebSocket that keeps a page up to date and gives it the last five minutes.
+//! `/stats/live`, a WebSocket that keeps a page up to date and sends it the last five minutes.
 //!
 //! ```text
-//! process ─▶ Sample, once a second ─▶ Board ─┬▶ tables ─▶ page       what needs no script
-//!                                            └▶ history, sample ─▶ socket ─▶ charts
+//! process ─▶ Sample, once a second ─▶ StatsHub ─┬▶ tables ─▶ page       works without scripts
+//!                                               └▶ history, sample ─▶ socket ─▶ charts
 //! ```
 //!
-//! Page and socket are for everyone who reaches the listener, as the other figures are. Only the
-//! list of the largest torrents is for those whom the API serves: `access` decides.
+//! Page and socket are open to every client that reaches the listener, as the other figures are.
+//! Only the list of the largest torrents needs access to the API, which `access` checks.
 
 mod board;
 mod page;

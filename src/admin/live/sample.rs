@@ -1,18 +1,18 @@
-//! The figures of one second: the process's metrics, and how fast they grow.
+//! The figures of one second: the process's metrics and their rates.
 
 use std::borrow::Cow;
 
 use crate::frontend::stats::Stats;
 use crate::types::{Action, Dropped};
 
-/// What requests come by.
+/// The protocol of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Protocol {
     /// BEP 15.
     Udp,
     /// BEP 3 and 23.
     Http,
-    /// WebTorrent's.
+    /// WebTorrent.
     Ws,
 }
 
@@ -20,7 +20,7 @@ impl Protocol {
     /// Every protocol, in the order of tables.
     pub(super) const ALL: [Self; 3] = [Self::Udp, Self::Http, Self::Ws];
 
-    /// What people call it.
+    /// The name on the page.
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Udp => "UDP",
@@ -29,7 +29,7 @@ impl Protocol {
         }
     }
 
-    /// The label of metrics.
+    /// The metrics' label.
     pub(super) fn label(self) -> &'static str {
         match self {
             Self::Udp => "udp",
@@ -39,8 +39,8 @@ impl Protocol {
     }
 }
 
-/// The metrics that the page shows, each with the labels that it asks for: the process has them
-/// all.
+/// The metrics that the page shows, each with the labels that it needs. The process has all of
+/// them.
 pub const METRICS: [(&str, &[&str]); 21] = [
     ("skep_announce_interval_seconds", &[]),
     ("skep_announces_not_stored_total", &["reason"]),
@@ -65,12 +65,12 @@ pub const METRICS: [(&str, &[&str]); 21] = [
     ("skep_udp_socket_drops_total", &[]),
 ];
 
-/// A value of a metric, and how fast it grows.
+/// A metric's value and its rate.
 #[derive(Clone, Debug, PartialEq)]
 pub struct MetricFlow {
     /// The metric's name.
     pub name: &'static str,
-    /// Names and values of its labels.
+    /// Names and values of the labels.
     pub labels: Vec<(&'static str, Cow<'static, str>)>,
     /// The value.
     pub flow: Flow,
@@ -83,18 +83,18 @@ impl MetricFlow {
     }
 }
 
-/// A number, and how fast it grows.
+/// A number and its rate.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Flow {
-    /// Now; of a count: since the start.
+    /// The current value; of a count: since the start.
     pub total: f64,
-    /// A second, since the sample before.
+    /// Growth per second since the previous sample.
     pub per_s: f64,
 }
 
 impl Flow {
-    /// A number that was `before` some seconds ago and is `now`. A count that has fallen began anew
-    /// meanwhile, so that all of it is new.
+    /// A number that was `before` and is `now`, `span_s` seconds later. A count that has fallen was
+    /// reset, so all of it is new.
     pub fn between(before: f64, now: f64, span_s: f64) -> Self {
         let grown = if now < before { now } else { now - before };
         let per_s = if span_s > 0.0 { grown / span_s } else { 0.0 };
@@ -111,16 +111,16 @@ impl std::iter::Sum for Flow {
     }
 }
 
-/// How a worker does.
+/// A worker's load.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct WorkerLoad {
-    /// Its thread's name.
+    /// The name of its thread.
     pub name: String,
-    /// Share of the time since the sample before for which it used its CPU.
+    /// Share of the time since the previous sample during which it used its CPU.
     pub busy_ratio: f64,
-    /// Requests a second since the sample before.
+    /// Requests per second since the previous sample.
     pub requests_per_s: f64,
-    /// Seconds since it went round.
+    /// Seconds since the last turn of its loop.
     pub silent_s: f64,
 }
 
@@ -129,13 +129,13 @@ pub struct WorkerLoad {
 pub struct Sample {
     /// Seconds since the Unix epoch.
     pub at_s: f64,
-    /// Seconds since the sample before; 0 for the first.
+    /// Seconds since the previous sample; 0 for the first.
     pub span_s: f64,
-    /// Seconds since the process started to serve.
+    /// Seconds since the process began to serve.
     pub uptime_s: u64,
-    /// What the process is doing: `serving`, `starting`, `restoring`, `stopping`.
+    /// The state of the process: `serving`, `starting`, `restoring`, `stopping`.
     pub state: String,
-    /// How datagrams are moved.
+    /// The I/O backend for datagrams.
     pub backend: &'static str,
     /// The process's metrics.
     pub flows: Vec<MetricFlow>,
@@ -145,14 +145,14 @@ pub struct Sample {
     pub workers: Vec<WorkerLoad>,
     /// Whether sources are limited: `on`, `off`, `dry run`.
     pub limits: &'static str,
-    /// Sources that were over the limit of verified work lately: at least so many.
+    /// Sources that were recently over the limit of verified work: a lower bound.
     pub limited_sources: u64,
-    /// Who and what is served: the access mode.
+    /// The access mode.
     pub access: &'static str,
 }
 
 impl Sample {
-    /// The values of a metric that have these labels, together.
+    /// The sum of a metric's values with these labels.
     pub(super) fn sum(&self, name: &str, labels: &[(&str, &str)]) -> Flow {
         let is_asked = |known: &[&str]| labels.iter().all(|label| known.contains(&label.0));
         let is_known = METRICS.iter().any(|known| known.0 == name && is_asked(known.1));
@@ -161,7 +161,7 @@ impl Sample {
         self.of(name).filter(has_labels).map(|it| it.flow).sum()
     }
 
-    /// The value of a metric now.
+    /// The current value of a metric.
     pub(super) fn value(&self, name: &str) -> f64 {
         self.sum(name, &[]).total
     }
@@ -171,7 +171,7 @@ impl Sample {
         self.flows.iter().filter(move |it| it.name == name)
     }
 
-    /// Answered requests of one kind over all protocols.
+    /// Requests of one kind with a response, over all protocols.
     pub(super) fn answered(&self, action: Action) -> Flow {
         self.sum("skep_responses_total", &[("action", action.label())])
     }
@@ -181,7 +181,7 @@ impl Sample {
         self.sum("skep_dropped_total", &[("reason", reason.label())])
     }
 
-    /// The same, for all reasons that belong to a cause.
+    /// The same, for all reasons with this cause.
     pub(super) fn silenced(&self, cause: Cause) -> Flow {
         match cause {
             Cause::Queue => self.sum("skep_udp_socket_drops_total", &[]),
@@ -193,27 +193,27 @@ impl Sample {
         }
     }
 
-    /// Requests that were refused or met with an error.
+    /// Requests that were refused or rejected.
     pub(super) fn errors(&self) -> Flow {
         ["skep_refused_total", "skep_rejected_total"].map(|it| self.sum(it, &[])).into_iter().sum()
     }
 
-    /// The share of its time that the busiest worker used.
+    /// The busy ratio of the busiest worker.
     pub(super) fn busiest_ratio(&self) -> f64 {
         self.workers.iter().map(|it| it.busy_ratio).fold(0.0, f64::max)
     }
 }
 
-/// Why there is no answer.
+/// Why a datagram has no response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Cause {
     /// The kernel's receive queue was full.
     Queue,
     /// The source is over a limit.
     Limit,
-    /// The worker could not keep up, and left out what matters least.
+    /// The worker was overloaded and dropped what matters least.
     Shed,
-    /// It was no request, or one with no valid connection id.
+    /// Not a request, or a request without a valid connection id.
     Bad,
 }
 
@@ -221,7 +221,7 @@ impl Cause {
     /// Every cause, in the order of tables and charts.
     pub(super) const ALL: [Self; 4] = [Self::Queue, Self::Limit, Self::Shed, Self::Bad];
 
-    /// What people call it.
+    /// The name on the page.
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Queue => "Receive queue full",
@@ -232,7 +232,7 @@ impl Cause {
     }
 }
 
-/// What a reason belongs to.
+/// The cause of a reason.
 pub(super) fn cause_of(reason: Dropped) -> Cause {
     match reason {
         Dropped::LimitedConnect | Dropped::Limited => Cause::Limit,
@@ -247,7 +247,7 @@ pub(super) fn cause_of(reason: Dropped) -> Cause {
     }
 }
 
-/// A count as rates and charts hold it: exact below 2^53.
+/// A count as a float, for rates and charts: exact below 2^53.
 #[expect(clippy::cast_precision_loss, reason = "nothing is counted up to 2^53")]
 pub(super) fn float(count: u64) -> f64 {
     count as f64

@@ -1,14 +1,15 @@
-//! `/stats/live`: a WebSocket on which the page first gets the last minutes and then each second's
-//! figures.
+//! `/stats/live`: a WebSocket that sends a page the last five minutes, then the figures of each
+//! second.
 //!
-//! A browser says which page asks (Origin), and it must be one of the host and port that it asks
-//! (Host). So no page of another name reads it; one whose own name was pointed here (DNS rebinding)
-//! does, and gets figures, as it would from `/stats` and `/metrics`, which are for whoever reaches
-//! the listener: a proxy may serve all three under any name. It gets no torrents: `access` decides
-//! that, before each list anew, for the token may have changed since.
+//! A browser sends the origin of the page (Origin), which must match the host and port of the
+//! request (Host). So no page of another name can read the figures. A page whose own name was
+//! pointed here (DNS rebinding) can, as it could from `/stats` and `/metrics`: a proxy may serve
+//! all three under any name, so they are open to every client that reaches the listener. Such a
+//! page gets no torrents: `access` checks that anew before each list, because the token may have
+//! changed.
 //!
-//! A viewer has nothing to say: one that sends messages, takes nothing, or answers no ping is cut
-//! off, so a viewer costs a seat and little memory.
+//! A viewer has no reason to send messages. One that sends any, accepts no data, or does not
+//! respond to pings is disconnected, so a viewer costs a seat and little memory.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -39,30 +40,30 @@ use crate::admin::problem::ApiError;
 use crate::admin::{Admin, Process};
 use crate::time::Now;
 
-/// How long to bear with a viewer.
+/// The timeouts of a viewer.
 #[derive(Clone, Copy, Debug)]
 struct ViewerTimeouts {
-    /// How long it may take nothing of what is sent to it. What it has not taken until then has
-    /// filled the kernel's buffers.
+    /// How long it may accept no data. By then the kernel's buffers are full.
     write: Duration,
-    /// How long it may be silent. It is pinged far more often, and browsers answer by themselves.
+    /// How long it may send nothing. It is pinged far more often, and browsers respond by
+    /// themselves.
     silence: Duration,
 }
 
-const PATIENCE: ViewerTimeouts =
+const VIEWER_TIMEOUTS: ViewerTimeouts =
     ViewerTimeouts { write: Duration::from_secs(10), silence: Duration::from_secs(60) };
 
 /// Samples between two pings.
 const PING_EVERY: u64 = 10;
 
-/// The longest message a viewer may send. It has no reason to send any.
+/// The longest message of a viewer, in bytes. It has no reason to send any.
 const MESSAGE_BYTES_MAX: usize = 1024;
 
-/// Gives the message with the largest torrents, and since when it is known, if the viewer may see
-/// them now and has not seen those of then. Waits for nothing.
+/// Returns the message with the largest torrents and the time of the list, if the viewer may see it
+/// now and has not seen it yet. Does not wait.
 type TopMessage = Box<dyn Fn(Option<Now>) -> Option<(Now, Message)> + Send + Sync>;
 
-/// Opens the socket, or says why not.
+/// Opens the WebSocket, or responds with the error.
 pub(in crate::admin) async fn socket<P: Process>(
     State(admin): State<Admin<P>>,
     from: Result<ConnectInfo<SocketAddr>, ExtensionRejection>,
@@ -82,9 +83,9 @@ pub(in crate::admin) async fn socket<P: Process>(
         JoinError::Over => ApiError::stopping(),
     })?;
     tokio::spawn(async move {
-        // Who goes away before the socket is open is no concern of ours.
+        // The client may disconnect before the upgrade is complete.
         if let Ok(upgraded) = upgrade.await {
-            let viewer = Viewer { board, top, patience: PATIENCE, _seat: seat };
+            let viewer = Viewer { board, top, timeouts: VIEWER_TIMEOUTS, _seat: seat };
             viewer.serve(TokioIo::new(upgraded)).await;
         }
     });
@@ -96,7 +97,7 @@ pub(in crate::admin) async fn socket<P: Process>(
     Ok((StatusCode::SWITCHING_PROTOCOLS, head).into_response())
 }
 
-/// What the opening handshake has to be answered with, if it is one (RFC 6455, 4.2.1).
+/// The value of Sec-WebSocket-Accept, if this is an opening handshake (RFC 6455, 4.2.1).
 fn accept_key(headers: &HeaderMap) -> Option<HeaderValue> {
     let has = |name, wanted: &str| {
         let all = headers.get_all(name).iter().filter_map(|it| it.to_str().ok());
@@ -109,7 +110,7 @@ fn accept_key(headers: &HeaderMap) -> Option<HeaderValue> {
     HeaderValue::from_str(&derive_accept_key(key.as_bytes())).ok()
 }
 
-/// Whether the request is of no page, or of one that came from the host and port it goes to.
+/// Whether the request has no Origin, or one with the host and port of the request itself.
 fn is_from_here(headers: &HeaderMap, target: &Uri) -> bool {
     let Some(origin) = headers.get(header::ORIGIN) else { return true };
     let origin = origin.to_str().ok().and_then(|it| it.parse::<Uri>().ok());
@@ -121,7 +122,7 @@ fn is_from_here(headers: &HeaderMap, target: &Uri) -> bool {
     origin.is_some() && origin == host
 }
 
-/// What gives the message with the largest torrents.
+/// Creates the function that returns the message with the largest torrents.
 fn top_of<P: Process>(admin: &Admin<P>, asker: RequestSender) -> TopMessage {
     let admin = admin.clone();
     Box::new(move |seen| {
@@ -132,16 +133,16 @@ fn top_of<P: Process>(admin: &Admin<P>, asker: RequestSender) -> TopMessage {
     })
 }
 
-/// One who looks.
+/// One open statistics page.
 struct Viewer {
     board: Arc<StatsHub>,
     top: TopMessage,
-    patience: ViewerTimeouts,
+    timeouts: ViewerTimeouts,
     _seat: OwnedSemaphorePermit,
 }
 
 impl Viewer {
-    /// Sends until there is no more, or nobody takes it.
+    /// Sends until the tracker stops or the viewer is gone.
     async fn serve(self, stream: impl AsyncRead + AsyncWrite + Unpin) {
         let config = WebSocketConfig::default()
             .read_buffer_size(4096)
@@ -152,14 +153,14 @@ impl Viewer {
         let (mut out, mut heard) = socket.split();
         let status = tokio::select! {
             status = self.send(&mut out) => status,
-            status = listen(&mut heard, self.patience.silence) => status,
+            status = listen(&mut heard, self.timeouts.silence) => status,
         };
         let Some(code) = status else { return };
         let close = Message::Close(Some(CloseFrame { code, reason: "".into() }));
         let _ = self.say(&mut out, close).await;
     }
 
-    /// Sends what there is. Gives the status to close with, if there is anybody to be told.
+    /// Sends all messages. Returns the status to close with; `None` if the viewer is gone.
     async fn send(&self, out: &mut (impl Sink<Message> + Unpin)) -> Option<CloseCode> {
         let mut beats = self.board.beats();
         let (mut seen, history) = self.board.after(None);
@@ -184,14 +185,14 @@ impl Viewer {
         }
     }
 
-    /// Sends; `None` if nobody takes it.
+    /// Sends a message; `None` if the viewer does not accept it in time.
     async fn say(&self, out: &mut (impl Sink<Message> + Unpin), message: Message) -> Option<()> {
-        timeout(self.patience.write, out.send(message)).await.ok()?.ok()
+        timeout(self.timeouts.write, out.send(message)).await.ok()?.ok()
     }
 }
 
-/// Hears pongs until there is something else, or nothing for too long. Gives the status to close
-/// with, if there is anybody to be told.
+/// Reads pings and pongs until another message arrives or the silence is too long. Returns the
+/// status to close with; `None` if the viewer is gone.
 async fn listen(
     heard: &mut (impl Stream<Item = tungstenite::Result<Message>> + Unpin),
     silence: Duration,
@@ -220,20 +221,20 @@ mod tests {
     const SHORT: Duration = Duration::from_millis(50);
     const LONG: Duration = Duration::from_secs(10);
 
-    /// Someone who looks, through a pipe of so many bytes.
+    /// A viewer at the end of a pipe that buffers this many bytes.
     fn looking(
         board: &Arc<StatsHub>,
         top: TopMessage,
-        patience: ViewerTimeouts,
+        timeouts: ViewerTimeouts,
         bytes: usize,
     ) -> (DuplexStream, JoinHandle<()>) {
         let (far, near) = duplex(bytes);
         let seat = board.seat().unwrap();
-        let viewer = Viewer { board: board.clone(), top, patience, _seat: seat };
+        let viewer = Viewer { board: board.clone(), top, timeouts, _seat: seat };
         (far, tokio::spawn(viewer.serve(near)))
     }
 
-    /// What lists no torrents.
+    /// Never returns a list of torrents.
     fn no_top() -> TopMessage {
         Box::new(|_| None)
     }
@@ -249,7 +250,7 @@ mod tests {
             noted.push(seen);
             (Some(since) != seen).then(|| (since, Message::text(r#"{"type":"top"}"#)))
         });
-        let (far, serving) = looking(&board, top, PATIENCE, 1 << 20);
+        let (far, serving) = looking(&board, top, VIEWER_TIMEOUTS, 1 << 20);
         let mut far = WebSocketStream::from_raw_socket(far, Role::Client, None).await;
         let mut kinds = Vec::new();
         let mut read_to = async |awaited: Option<&str>| loop {
@@ -282,8 +283,8 @@ mod tests {
     #[tokio::test]
     async fn who_takes_nothing_is_cut_off() {
         let board = Arc::new(StatsHub::default());
-        let patience = ViewerTimeouts { write: SHORT, silence: LONG };
-        let (far, serving) = looking(&board, no_top(), patience, 64);
+        let timeouts = ViewerTimeouts { write: SHORT, silence: LONG };
+        let (far, serving) = looking(&board, no_top(), timeouts, 64);
         timeout(LONG, serving).await.unwrap().unwrap();
         assert_eq!(board.viewers(), 0, "the seat is free");
         drop(far);
@@ -292,8 +293,8 @@ mod tests {
     #[tokio::test]
     async fn who_answers_no_ping_is_cut_off() {
         let board = Arc::new(StatsHub::default());
-        let patience = ViewerTimeouts { write: LONG, silence: SHORT };
-        let (mut far, serving) = looking(&board, no_top(), patience, 1 << 20);
+        let timeouts = ViewerTimeouts { write: LONG, silence: SHORT };
+        let (mut far, serving) = looking(&board, no_top(), timeouts, 1 << 20);
         board.show(Sample::default());
         let mut received = Vec::new();
         timeout(LONG, far.read_to_end(&mut received)).await.unwrap().unwrap();
@@ -304,7 +305,7 @@ mod tests {
     #[tokio::test]
     async fn all_are_told_when_there_is_no_more() {
         let board = Arc::new(StatsHub::default());
-        let (far, serving) = looking(&board, no_top(), PATIENCE, 1 << 20);
+        let (far, serving) = looking(&board, no_top(), VIEWER_TIMEOUTS, 1 << 20);
         board.close();
         let mut far = WebSocketStream::from_raw_socket(far, Role::Client, None).await;
         let mut last = None;

@@ -1,5 +1,5 @@
-//! The largest torrents: found by a walk over the whole store, so only while somebody looks, ten
-//! seconds apart at least, and never beside another walk. Open pages do not wait for it.
+//! The largest torrents. Finding them takes a walk over the whole store, so it happens only while a
+//! page is open, at most every ten seconds, and never beside another walk. Open pages do not wait.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -12,24 +12,23 @@ use crate::tracker::{ListedTorrent, TorrentOrder};
 /// Torrents in the list.
 pub(in crate::admin) const COUNT: usize = 20;
 
-/// Seconds for which a list is shown before there is another.
+/// Seconds after which a list is replaced.
 const AGE_S_MAX: u64 = 10;
 
 /// The latest list.
 #[derive(Clone, Default)]
 pub(in crate::admin) struct Top(Arc<Mutex<Option<List>>>);
 
-/// When it was made, and what is in it.
+/// The time of the list, and its torrents.
 type List = (Now, Arc<[ListedTorrent]>);
 
 impl Top {
-    /// The largest torrents as of some seconds ago; waits until they have been looked for. None
-    /// where they cannot be found.
+    /// The largest torrents, as of some seconds ago; waits for the walk. Empty if the walk fails.
     pub(super) async fn awaited<P: Process>(&self, admin: &Admin<P>) -> Arc<[ListedTorrent]> {
         if self.fresh(admin).is_none() {
-            // Fails only if the semaphore were closed, which nobody does.
+            // Fails only on a closed semaphore; this one is never closed.
             let permit = admin.walk.clone().acquire_owned().await.ok();
-            // Who held it before may have made the list.
+            // The previous holder of the permit may have made the list.
             if let Some(permit) = permit.filter(|_| self.fresh(admin).is_none()) {
                 self.renew(permit, admin).await;
             }
@@ -37,8 +36,8 @@ impl Top {
         self.fresh(admin).map(|it| it.1).unwrap_or_default()
     }
 
-    /// The same at once, if there is a list that is not too old. If there is none, has one made,
-    /// unless somebody looks over the store already: whoever asks again gets it then.
+    /// The list, if it is fresh; does not wait. Otherwise a new one is started, unless another walk
+    /// is running: a later call returns it.
     pub(super) fn at_hand<P: Process>(&self, admin: &Admin<P>) -> Option<List> {
         let fresh = self.fresh(admin);
         if fresh.is_none()
@@ -57,8 +56,8 @@ impl Top {
 
     async fn renew<P: Process>(&self, permit: OwnedSemaphorePermit, admin: &Admin<P>) {
         let (top, process) = (self.clone(), admin.process.clone());
-        // Kept before the permit is free again, so that nobody looks once more. A walk that broke
-        // off leaves nothing behind.
+        // Stored before the permit is released, so that no second walk starts. A walk that fails
+        // stores nothing.
         let _ = api::walk_with(permit, admin, move |listing| {
             let found = listing.torrents_by(TorrentOrder::Peers, COUNT);
             *top.kept() = Some((process.now(), found.into()));

@@ -1,5 +1,5 @@
-//! Findings on addresses: what can be bound, what IPv6 reaches, and whether clients' own addresses
-//! reach the tracker.
+//! Findings on addresses: which can be bound, whether IPv6 works, and whether clients' own
+//! addresses reach the tracker.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
@@ -28,9 +28,9 @@ pub(super) fn examine(it: &HostReport) -> Vec<Finding> {
 }
 
 fn bind(it: &HostReport) -> Finding {
-    // What no IPv6 means for a wildcard is said below.
+    // `ipv6` covers a wildcard address on a host without IPv6.
     let matters = |it: &&(SocketAddr, String)| !(it.0.is_ipv6() && it.0.ip().is_unspecified());
-    let refused: Vec<_> = it.answers.unbindable.iter().filter(matters).collect();
+    let refused: Vec<_> = it.facts.unbindable.iter().filter(matters).collect();
     if refused.is_empty() {
         return BIND.ok("every address of the settings is this host's");
     }
@@ -93,7 +93,7 @@ fn global_addresses(host: &Host) -> Result<Vec<IpAddr>, HostReadError> {
     Ok(addresses.collect())
 }
 
-/// Whether IPv6 has a default route that leads anywhere.
+/// Whether IPv6 has a usable default route.
 fn has_default_route(host: &Host) -> Result<bool, HostReadError> {
     const REJECT: u32 = 0x200; // RTF_REJECT
     let text = host.text("/proc/net/ipv6_route")?;
@@ -110,7 +110,7 @@ fn has_default_route(host: &Host) -> Result<bool, HostReadError> {
 
 fn scope(it: &HostReport) -> Finding {
     let admin = it.config.admin.listen;
-    let metrics = match &it.answers.metrics {
+    let metrics = match &it.facts.metrics {
         Ok(metrics) => metrics,
         Err(error) => {
             return SCOPE
@@ -137,7 +137,7 @@ fn scope(it: &HostReport) -> Finding {
             format!("{:.0} % of the announces come from private addresses", unroutable * 100.0);
         SCOPE.warning(fact, format!("{remedy}; on a private network it is as it should be"))
     } else {
-        SCOPE.ok("the running tracker sees nothing odd in where announces come from")
+        SCOPE.ok("neither one address nor private addresses send most of the announces")
     }
 }
 
@@ -166,10 +166,10 @@ mod tests {
         let mut fake = Fake::new();
         assert_eq!(judge(&fake, "addresses.bind").0, Severity::Ok);
         let wildcard = "[::]:6969".parse().unwrap();
-        fake.it.answers.unbindable = vec![(wildcard, "no IPv6".into())];
+        fake.it.facts.unbindable = vec![(wildcard, "no IPv6".into())];
         assert_eq!(judge(&fake, "addresses.bind").0, Severity::Ok, "it is left out");
         let other = "203.0.113.7:6969".parse().unwrap();
-        fake.it.answers.unbindable.push((other, "Cannot assign requested address".into()));
+        fake.it.facts.unbindable.push((other, "Cannot assign requested address".into()));
         let (severity, text) = judge(&fake, "addresses.bind");
         assert_eq!(severity, Severity::Problem);
         assert!(text.starts_with("203.0.113.7:6969: Cannot assign"), "{text}");
@@ -215,7 +215,7 @@ mod tests {
     fn the_running_tracker_is_asked_where_announces_come_from() {
         let judge = |metrics: Result<&str, &str>| {
             let mut fake = Fake::new();
-            fake.it.answers.metrics = metrics.map(str::to_owned).map_err(str::to_owned);
+            fake.it.facts.metrics = metrics.map(str::to_owned).map_err(str::to_owned);
             judge(&fake, "addresses.scope")
         };
         let metrics = |one, unroutable| {

@@ -1,4 +1,4 @@
-//! Findings on buffers of sockets, and on datagrams that were lost for want of them.
+//! Findings on socket buffers, and on datagrams that were lost because they did not fit.
 
 use super::finding::{Check, Finding};
 use super::host::{Host, HostReadError};
@@ -11,13 +11,13 @@ const RECEIVE: Check = Check::new(
 );
 const SEND: Check = Check::new(
     "network.send_buffer",
-    "Replies wait there while the network card is busy. skep leaves the size to the kernel \
+    "Responses wait there while the network card is busy. skep leaves the size to the kernel \
      (net.core.wmem_default).",
 );
 const ERRORS: Check = Check::new(
     "network.udp_errors",
-    "What the kernel could not queue, for all programs of this network namespace since it exists. \
-     skep_udp_socket_drops_total has the tracker's own part.",
+    "Datagrams that the kernel could not queue, of all programs in this network namespace since \
+     its creation. skep_udp_socket_drops_total counts those of the tracker.",
 );
 const FILTER: Check = Check::new(
     "network.optmem",
@@ -27,10 +27,10 @@ const FILTER: Check = Check::new(
 const BACKLOG: Check = Check::new(
     "network.backlog",
     "Packets wait there between network card and socket, where they are passed from core to core; \
-     what finds it full (net.core.netdev_max_backlog) is lost before skep could count it.",
+     packets beyond net.core.netdev_max_backlog are lost, and skep cannot count them.",
 );
 
-/// The kernel's own default; less was set by somebody.
+/// The kernel's default, in bytes. A smaller value was set by an administrator.
 const SEND_BUFFER_USUAL: u64 = 212_992;
 
 pub(super) fn examine(it: &HostReport) -> Vec<Finding> {
@@ -39,10 +39,10 @@ pub(super) fn examine(it: &HostReport) -> Vec<Finding> {
 
 fn receive(it: &HostReport) -> Finding {
     let asked = it.config.udp.receive_buffer.0;
-    let given = match &it.answers.receive_buffer {
+    let given = match &it.facts.receive_buffer {
         Ok(given) => *given as u64,
         Err(error) => {
-            return RECEIVE.info(format!("unknown: no socket could be made: {error}"));
+            return RECEIVE.info(format!("unknown: no socket could be created: {error}"));
         }
     };
     let remedy = format!(
@@ -52,13 +52,13 @@ fn receive(it: &HostReport) -> Finding {
     let max = it.host.number("/proc/sys/net/core/rmem_max");
     let told = match &max {
         Ok(max) => format!("net.core.rmem_max is {}", size(*max)),
-        Err(unread) => format!("net.core.rmem_max is not known ({unread})"),
+        Err(unread) => format!("net.core.rmem_max is unknown ({unread})"),
     };
-    let fact = format!("{} of the {} asked for; {told}", size(given), size(asked));
+    let fact = format!("{} of the requested {}; {told}", size(given), size(asked));
     match max {
         _ if given < asked => RECEIVE.warning(fact, remedy),
         Ok(max) if max < asked => RECEIVE
-            .info(format!("{fact}; this user may exceed it, the tracker's may not"))
+            .info(format!("{fact}; this user may exceed that limit, the tracker's user may not"))
             .remedied(remedy),
         _ => RECEIVE.ok(fact),
     }
@@ -78,7 +78,7 @@ fn send(it: &HostReport) -> Finding {
     SEND.ok(fact)
 }
 
-/// Datagrams taken and lost, over both families.
+/// Datagrams received and lost, over both families.
 #[derive(Default)]
 struct DatagramCounts {
     taken: u64,
@@ -96,7 +96,7 @@ fn counts(host: &Host) -> Result<DatagramCounts, HostReadError> {
     };
     let pairs = names.split_whitespace().zip(values.split_whitespace());
     let mut pairs: Vec<(&str, &str)> = pairs.collect();
-    // A host without IPv6 has no such file.
+    // A host without IPv6 does not have this file.
     let v6 = host.text("/proc/net/snmp6").unwrap_or_default();
     let of_v6 =
         v6.lines().filter_map(|it| it.strip_prefix("Udp6")?.split_once(char::is_whitespace));
@@ -123,8 +123,8 @@ fn errors(it: &HostReport) -> Finding {
     let DatagramCounts { taken, receive_full, send_full, no_memory } = counts;
     let lost = receive_full + send_full + no_memory;
     let fact = format!(
-        "of {} datagrams {receive_full} found a receive buffer full, {no_memory} no memory; \
-         {send_full} replies found a send buffer full",
+        "of {} incoming datagrams {receive_full} were lost to full receive buffers and {no_memory} \
+         to lack of memory; {send_full} outgoing ones were lost to full send buffers",
         taken + receive_full + no_memory
     );
     let remedy = "if it grows while skep serves: more workers or cores, larger buffers \
@@ -132,7 +132,7 @@ fn errors(it: &HostReport) -> Finding {
                   memory: net.ipv4.udp_mem\n$ nstat -az | grep -E 'Udp6?(Rcvbuf|Sndbuf|Mem)Errors'";
     match lost {
         0 => ERRORS.ok(format!("none of {taken} datagrams was lost")),
-        // More than one in a thousand, as the alert has it.
+        // More than one in a thousand: the threshold of the alert.
         _ if lost > (taken + lost) / 1000 => ERRORS.warning(fact, remedy),
         _ => ERRORS.info(fact).remedied(remedy),
     }
@@ -147,9 +147,9 @@ fn backlog(it: &HostReport) -> Finding {
     let of_core = |line: &str| u64::from_str_radix(line.split_whitespace().nth(1)?, 16).ok();
     let dropped: u64 = text.lines().filter_map(of_core).sum();
     let elsewhere = elsewhere(it);
-    // The file counts by core, and knows no namespaces; the sysctl is not to be found in others.
+    // The file counts for the whole host; the sysctl exists only in the host's own namespace.
     let (whose, at) = match &elsewhere {
-        Some(place) => (format!(", for the whole host, not this {place} alone"), "on the host: "),
+        Some(place) => (format!(" on the whole host, not only in this {place}"), "on the host: "),
         None => (String::new(), ""),
     };
     match dropped {
@@ -157,14 +157,15 @@ fn backlog(it: &HostReport) -> Finding {
         _ => BACKLOG.warning(
             format!("{dropped} packets were dropped since boot{whose}"),
             format!(
-                "{at}the queue longer, there and in /etc/sysctl.d (deploy/systemd/99-skep.conf)\n\
+                "{at}make the queue longer, now and in /etc/sysctl.d \
+                 (deploy/systemd/99-skep.conf)\n\
                  $ sysctl -w net.core.netdev_max_backlog=40000"
             ),
         ),
     }
 }
 
-/// Where this is, if not in the host's own network, as far as can be seen from here.
+/// The container or the network namespace of this process; `None` if it seems to be the host's.
 fn elsewhere(it: &HostReport) -> Option<String> {
     let network = |process: &str| it.host.link(&format!("/proc/{process}/ns/net")).ok();
     if let Some(name) = container::runtime_name(it) {
@@ -178,9 +179,9 @@ fn filter(it: &HostReport) -> Finding {
     let max = it.host.number("/proc/sys/net/core/optmem_max");
     let told = max.map_or_else(|it| it.to_string(), |it| format!("{it} bytes"));
     let is_wanted = it.config.limits.kernel_deny_rate > 0;
-    match &it.answers.deny_filter {
+    match &it.facts.deny_filter {
         Ok(()) => FILTER.ok(format!("the largest filter fits (net.core.optmem_max: {told})")),
-        Err(_) if !is_wanted => FILTER.ok("of no importance: limits.kernel_deny_rate is 0"),
+        Err(_) if !is_wanted => FILTER.ok("not needed: limits.kernel_deny_rate is 0"),
         Err(error) => FILTER.warning(
             format!("no filter can be attached: {error} (net.core.optmem_max: {told})"),
             "$ sysctl -w net.core.optmem_max=131072\nor set limits.kernel_deny_rate = 0",
@@ -198,20 +199,22 @@ mod tests {
     fn small_receive_buffers_are_warned_of_with_the_command() {
         let judge = |given, max: &str| {
             let mut fake = Fake::new().with("/proc/sys/net/core/rmem_max", max);
-            fake.it.answers.receive_buffer = Ok(given);
+            fake.it.facts.receive_buffer = Ok(given);
             found(&examine(&fake.it), "network.receive_buffer")
         };
         assert_eq!(judge(8 << 20, "16777216\n").0, Severity::Ok);
         let (severity, text) = judge(212_992, "212992\n");
         assert_eq!(severity, Severity::Warning);
-        assert!(text.contains("208 KiB of the 8 MiB") && text.contains("rmem_max=8388608"));
+        assert!(
+            text.contains("208 KiB of the requested 8 MiB") && text.contains("rmem_max=8388608")
+        );
         let (severity, text) = judge(8 << 20, "212992\n");
         assert_eq!(severity, Severity::Info, "CAP_NET_ADMIN");
-        assert!(text.contains("the tracker's may not"), "{text}");
+        assert!(text.contains("the tracker's user may not"), "{text}");
         let mut fake = Fake::new();
-        fake.it.answers.receive_buffer = Ok(8 << 20);
+        fake.it.facts.receive_buffer = Ok(8 << 20);
         assert_eq!(found(&examine(&fake.it), "network.receive_buffer").0, Severity::Ok);
-        fake.it.answers.receive_buffer = Err("Too many open files".into());
+        fake.it.facts.receive_buffer = Err("Too many open files".into());
         assert_eq!(found(&examine(&fake.it), "network.receive_buffer").0, Severity::Info);
     }
 
@@ -240,11 +243,11 @@ mod tests {
         assert_eq!(judge("1000000 5 0 0 0 0", "Udp6RcvbufErrors \t0\n").0, Severity::Ok);
         let (severity, text) = judge("1000000 5 9 9 0 0", "");
         assert_eq!(severity, Severity::Info);
-        assert!(text.contains("of 1000009 datagrams 9 found"), "{text}");
+        assert!(text.contains("of 1000009 incoming datagrams 9 were lost"), "{text}");
         let (severity, text) =
             judge("1000000 5 0 0 0 0", "Udp6InDatagrams 1000\nUdp6RcvbufErrors  5000\n");
         assert_eq!(severity, Severity::Warning);
-        assert!(text.contains("5000 found a receive buffer full"), "{text}");
+        assert!(text.contains("5000 were lost to full receive buffers"), "{text}");
         let fake = Fake::new().with("/proc/net/snmp", "Ip: 1\n");
         let (severity, text) = found(&examine(&fake.it), "network.udp_errors");
         assert!(severity == Severity::Info && text.contains("no counts of UDP"), "{text}");
@@ -273,11 +276,11 @@ mod tests {
         };
         let (severity, text) = judge(spaces("net:[1]"), "00000003");
         assert_eq!(severity, Severity::Warning);
-        let whose = "for the whole host, not this network namespace (net:[2]) alone";
+        let whose = "on the whole host, not only in this network namespace (net:[2])";
         assert!(text.contains(whose) && text.contains("on the host: "), "{text}");
         let (severity, text) = judge(Fake::new().with("/.dockerenv", ""), "00000000");
         assert_eq!(severity, Severity::Ok);
-        assert!(text.contains("whole host, not this container (Docker) alone"), "{text}");
+        assert!(text.contains("whole host, not only in this container (Docker)"), "{text}");
         let own = [spaces("net:[2]"), Fake::new().linked("/proc/self/ns/net", "net:[2]")];
         for fake in own {
             assert!(!judge(fake, "00000003").1.contains("whole host"));
@@ -289,7 +292,7 @@ mod tests {
         let judge = |settings: &str, fits| {
             let mut fake =
                 Fake::new().configured(settings).with("/proc/sys/net/core/optmem_max", "20480\n");
-            fake.it.answers.deny_filter = fits;
+            fake.it.facts.deny_filter = fits;
             found(&examine(&fake.it), "network.optmem")
         };
         let denied = || Err("Cannot allocate memory".to_owned());

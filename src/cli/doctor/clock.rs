@@ -1,4 +1,4 @@
-//! Findings on time: what it costs to read the clock, whether somebody keeps it right, and whether
+//! Findings on time: the cost of reading the clock, whether a service synchronises it, and whether
 //! it jumps.
 
 use super::HostReport;
@@ -18,9 +18,9 @@ const SYNCHRONISED: Check = Check::new(
 );
 const JUMPS: Check = Check::new(
     "time.jumps",
-    "A running tracker does not notice (its time never jumps), and is off from then on: its nodes \
-     may refuse each other's ids, and after a restart peers of a snapshot from the future do not \
-     age by the time that passed.",
+    "A running tracker keeps its own time, which then differs from the system clock: its nodes may \
+     refuse each other's ids, and after a restart peers of a snapshot from the future do not age \
+     by the time that passed.",
 );
 
 const FOLDER: &str = "/sys/devices/system/clocksource/clocksource0";
@@ -29,10 +29,10 @@ const FOLDER: &str = "/sys/devices/system/clocksource/clocksource0";
 const FAST: [&str; 5] =
     ["tsc", "kvm-clock", "hyperv_clocksource_tsc_page", "arch_sys_counter", "riscv_clocksource"];
 
-/// By how many seconds a date may lie ahead: dates are whole seconds, asked for one after another.
+/// Seconds by which a date may be ahead: dates are whole seconds, read one after another.
 const AHEAD_S_MAX: u64 = 2;
 
-/// From here on the clock was set, in nanoseconds: a crowded host delays a reading by less.
+/// The smallest jump that is reported, in nanoseconds: a busy host delays a reading by less.
 const SET_NS_MIN: u64 = 100_000_000;
 
 pub(super) fn examine(it: &HostReport) -> Vec<Finding> {
@@ -64,18 +64,19 @@ fn source(it: &HostReport) -> Finding {
 }
 
 fn synchronised(it: &HostReport) -> Finding {
-    const REMEDY: &str = "let chrony or systemd-timesyncd keep it right (of a container: on its \
+    const REMEDY: &str = "let chrony or systemd-timesyncd synchronise it (for a container: on its \
                           host)\n$ apt-get install chrony\n$ chronyc tracking";
-    match &it.answers.clock.synchronisation {
+    match &it.facts.clock.synchronisation {
         Ok(told) if told.is_synchronised => {
-            SYNCHRONISED.ok(format!("the kernel calls it synchronised; {}", errors(told)))
+            SYNCHRONISED.ok(format!("synchronised according to the kernel; {}", errors(told)))
         }
         Ok(told) => {
             let fact = format!(
-                "the kernel calls it not synchronised (STA_UNSYNC); {}: no service synchronises it",
+                "not synchronised according to the kernel (STA_UNSYNC); {}; no service \
+                 synchronises the clock",
                 errors(told)
             );
-            let is_shared = it.answers.has_key_variable || !it.config.udp.key_file.is_empty();
+            let is_shared = it.facts.has_key_variable || !it.config.udp.key_file.is_empty();
             if is_shared {
                 let fact = format!("{fact}, and this node's connection-id key may be shared");
                 SYNCHRONISED.warning(fact, REMEDY)
@@ -83,7 +84,7 @@ fn synchronised(it: &HostReport) -> Finding {
                 SYNCHRONISED.info(fact).remedied(REMEDY)
             }
         }
-        // The service that has set it leaves a file, which says as much for as long as it is up.
+        // systemd-timesyncd creates this file when it has set the clock; it is gone after a reboot.
         Err(_) if it.host.has("/run/systemd/timesync/synchronized") => {
             SYNCHRONISED.ok("systemd-timesyncd has set the clock since boot")
         }
@@ -106,12 +107,12 @@ fn errors(it: &Synchronisation) -> String {
 
 fn jumps(it: &HostReport) -> Finding {
     let mut signs = ahead(it);
-    let set_ns = it.answers.clock.set_ns;
+    let set_ns = it.facts.clock.set_ns;
     if set_ns.unsigned_abs() >= SET_NS_MIN {
         let (tenths, way) =
             (set_ns.unsigned_abs() / 100_000_000, if set_ns < 0 { "back" } else { "forward" });
         signs.push(format!(
-            "the clock was set {way} by {}.{} s while this was found out",
+            "the clock was set {way} by {}.{} s during the check",
             tenths / 10,
             tenths % 10
         ));
@@ -119,29 +120,29 @@ fn jumps(it: &HostReport) -> Finding {
     if !signs.is_empty() {
         return JUMPS.warning(
             signs.join("; "),
-            "have it set before skep starts (After=time-sync.target, with chrony-wait or \
-             systemd-time-wait-sync), and from then on only sped up or slowed down (chrony: \
-             makestep 1 3); then let the tracker start anew, which takes up the time as it is\n\
+            "set the clock before skep starts (After=time-sync.target, with chrony-wait or \
+             systemd-time-wait-sync), and afterwards only slew it (chrony: makestep 1 3); then \
+             restart the tracker, which reads the clock at start\n\
              $ systemctl restart skep",
         );
     }
-    let snapshots = it.answers.state.iter().flat_map(|it| &it.snapshots);
+    let snapshots = it.facts.state.iter().flat_map(|it| &it.snapshots);
     let unread = snapshots.filter_map(|(name, at_s)| Some((name, at_s.as_ref().err()?)));
     match unread.into_iter().next() {
         Some((name, reason)) => JUMPS
             .info(format!("unknown time of {name}: {reason}"))
             .remedied("look again as the tracker's user, or as root\n$ sudo -u skep skep doctor"),
-        None => JUMPS.ok("it was not set while this was found out, and nothing is of the future"),
+        None => JUMPS.ok("not set during the check, and no snapshot is dated in the future"),
     }
 }
 
-/// What is dated later than now: when it was written, the clock was ahead of what it is.
+/// The snapshots with a date in the future: the clock was ahead when they were written.
 fn ahead(it: &HostReport) -> Vec<String> {
     let by = |at_s: u64| {
-        let ahead_s = at_s.saturating_sub(it.answers.clock.now_s);
-        (ahead_s > AHEAD_S_MAX).then(|| format!("is of {ahead_s} s in the future"))
+        let ahead_s = at_s.saturating_sub(it.facts.clock.now_s);
+        (ahead_s > AHEAD_S_MAX).then(|| format!("is dated {ahead_s} s in the future"))
     };
-    let snapshots = it.answers.state.iter().flat_map(|it| &it.snapshots);
+    let snapshots = it.facts.state.iter().flat_map(|it| &it.snapshots);
     let dated = |it: &(&str, Result<u64, String>)| {
         Some(format!("{} {}", it.0, by(it.1.as_ref().ok().copied()?)?))
     };
@@ -151,10 +152,10 @@ fn ahead(it: &HostReport) -> Vec<String> {
     signs
 }
 
-/// When the running tracker, if there is one, last took a snapshot.
+/// When the running tracker, if any, last wrote a snapshot, in seconds since the Unix epoch.
 fn last_success_s(it: &HostReport) -> Option<u64> {
     const SERIES: &str = "skep_snapshot_last_success_timestamp_seconds ";
-    let metrics = it.answers.metrics.as_ref().ok()?;
+    let metrics = it.facts.metrics.as_ref().ok()?;
     let value = metrics.lines().find_map(|it| it.strip_prefix(SERIES))?;
     value.trim().parse().ok()
 }
@@ -194,11 +195,11 @@ mod tests {
     fn a_clock_that_nobody_keeps_right_matters_most_where_nodes_share_a_key() {
         let judge = |it: &Fake| found(&examine(&it.it), "time.synchronised");
         let mut fake = Fake::new();
-        fake.it.answers.clock.synchronisation = Ok(told(true, 12_000));
+        fake.it.facts.clock.synchronisation = Ok(told(true, 12_000));
         let (severity, text) = judge(&fake);
         assert_eq!(severity, Severity::Ok);
         assert!(text.contains("estimated error 1.2 ms, at most 12.0 ms"), "{text}");
-        fake.it.answers.clock.synchronisation = Ok(told(false, 16_000_000));
+        fake.it.facts.clock.synchronisation = Ok(told(false, 16_000_000));
         let (severity, text) = judge(&fake);
         assert_eq!(severity, Severity::Info);
         assert!(text.contains("STA_UNSYNC") && text.contains("$ apt-get install chrony"), "{text}");
@@ -208,14 +209,14 @@ mod tests {
         assert!(text.contains("key may be shared"), "{text}");
         let mut variable = shared.configured("");
         assert_eq!(judge(&variable).0, Severity::Info);
-        variable.it.answers.has_key_variable = true;
+        variable.it.facts.has_key_variable = true;
         assert_eq!(judge(&variable).0, Severity::Warning);
     }
 
     #[test]
     fn where_the_kernel_is_not_to_be_asked_the_file_of_timesyncd_is_looked_for() {
         let judge = |mut fake: Fake| {
-            fake.it.answers.clock.synchronisation = Err("Operation not permitted".into());
+            fake.it.facts.clock.synchronisation = Err("Operation not permitted".into());
             found(&examine(&fake.it), "time.synchronised")
         };
         let (severity, text) = judge(Fake::new());
@@ -234,43 +235,46 @@ mod tests {
     #[test]
     fn snapshots_of_the_future_tell_that_the_clock_was_set_back() {
         let judge = |dates: Vec<(&'static str, Result<u64, String>)>| {
-            jumps_of(|it| it.it.answers.state.as_mut().unwrap().snapshots = dates)
+            jumps_of(|it| it.it.facts.state.as_mut().unwrap().snapshots = dates)
         };
         assert_eq!(judge(Vec::new()).0, Severity::Ok);
         assert_eq!(judge(vec![("a", Ok(NOW_S + 2)), ("b", Ok(0))]).0, Severity::Ok);
         let (severity, text) = judge(vec![("a", Ok(NOW_S + 3600)), ("b", Ok(NOW_S + 3000))]);
         assert_eq!(severity, Severity::Warning);
-        assert!(text.starts_with("a is of 3600 s in the future; b is of 3000 s in"), "{text}");
+        assert!(
+            text.starts_with("a is dated 3600 s in the future; b is dated 3000 s in"),
+            "{text}"
+        );
         assert!(text.contains("time-sync.target"), "{text}");
         let unread = || ("b", Err("Permission denied".to_owned()));
         let (severity, text) = judge(vec![("a", Ok(NOW_S)), unread()]);
         assert_eq!(severity, Severity::Info);
         assert!(text.starts_with("unknown time of b: Permission denied"), "{text}");
         assert_eq!(judge(vec![unread(), ("a", Ok(NOW_S + 9))]).0, Severity::Warning);
-        assert_eq!(jumps_of(|it| it.it.answers.state = Err(String::new())).0, Severity::Ok);
+        assert_eq!(jumps_of(|it| it.it.facts.state = Err(String::new())).0, Severity::Ok);
     }
 
     #[test]
     fn the_running_tracker_may_be_ahead_of_the_clock() {
         let judge = |at_s: &str| {
             let text = format!("# HELP x\nskep_snapshot_last_success_timestamp_seconds {at_s}\n");
-            jumps_of(|it| it.it.answers.metrics = Ok(text))
+            jumps_of(|it| it.it.facts.metrics = Ok(text))
         };
         for at_s in ["0", "1800000000", "1800000002", "NaN"] {
             assert_eq!(judge(at_s).0, Severity::Ok, "{at_s}");
         }
         let (severity, text) = judge("1800000090");
         assert_eq!(severity, Severity::Warning);
-        assert!(text.starts_with("the running tracker's latest snapshot is of 90 s"), "{text}");
+        assert!(text.starts_with("the running tracker's latest snapshot is dated 90 s"), "{text}");
     }
 
     #[test]
     fn a_clock_that_is_set_meanwhile_is_seen() {
-        let judge = |set_ns| jumps_of(|it| it.it.answers.clock.set_ns = set_ns);
+        let judge = |set_ns| jumps_of(|it| it.it.facts.clock.set_ns = set_ns);
         assert_eq!([99_999_999, -99_999_999].map(|it| judge(it).0), [Severity::Ok; 2]);
         let (severity, text) = judge(-3_600_000_000_000);
         assert_eq!(severity, Severity::Warning);
-        assert!(text.starts_with("the clock was set back by 3600.0 s while"), "{text}");
+        assert!(text.starts_with("the clock was set back by 3600.0 s during"), "{text}");
         assert!(judge(100_000_000).1.starts_with("the clock was set forward by 0.1 s"));
     }
 }

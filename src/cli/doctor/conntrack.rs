@@ -1,4 +1,4 @@
-//! Findings on connection tracking: whether it is in the way of datagrams, and how full it is.
+//! Findings on connection tracking: whether it tracks the tracker's datagrams, and how full it is.
 
 use super::HostReport;
 use super::finding::{Check, Finding};
@@ -7,12 +7,12 @@ use super::host::{Host, HostReadError};
 const TRACKED: Check = Check::new(
     "conntrack.tracked",
     "Every client is a new \"connection\" that takes an entry for half a minute or more, and each \
-     datagram a look-up. For a tracker's UDP there is nothing to be gained by it.",
+     datagram a look-up. A UDP tracker gains nothing from it.",
 );
 const FILL: Check = Check::new(
     "conntrack.fill",
-    "When the table is full, the kernel drops what comes from new clients, and no counter of \
-     skep's shows it.",
+    "When the table is full, the kernel drops what comes from new clients, and no counter of skep \
+     shows that.",
 );
 const TIMEOUTS: Check = Check::new(
     "conntrack.timeouts",
@@ -21,13 +21,13 @@ const TIMEOUTS: Check = Check::new(
 );
 const DROPS: Check = Check::new(
     "conntrack.drops",
-    "Packets that connection tracking has dropped, and entries it gave up early, since boot: the \
+    "Packets that connection tracking has dropped, and entries it evicted early, since boot: the \
      table was full then.",
 );
 
 const SYSCTLS: &str = "/proc/sys/net/netfilter";
 
-/// How connection tracking is used.
+/// Entries of the connection tracking table.
 struct Use {
     count: u64,
     max: u64,
@@ -47,13 +47,13 @@ pub(super) fn examine(it: &HostReport) -> Vec<Finding> {
     vec![tracked(it), fill(&used), timeouts(it, &used), drops(it)]
 }
 
-/// How much of the table is in use; `None` where there is no connection tracking.
+/// The entries of the table; `None` if there is no connection tracking.
 fn used(host: &Host) -> Result<Option<Use>, HostReadError> {
     let read = |name: &str| host.number(&format!("{SYSCTLS}/nf_conntrack_{name}"));
     match (read("count"), read("max")) {
         (Ok(count), Ok(max)) => Ok(Some(Use { count, max })),
         (Err(unread), _) | (_, Err(unread)) => {
-            // Where the other sysctls of the network are to be seen, its absence is a fact.
+            // If other network sysctls exist, connection tracking is absent, and not just hidden.
             let is_absent = unread.is_missing && host.has("/proc/sys/net/core");
             if is_absent { Ok(None) } else { Err(unread) }
         }
@@ -113,8 +113,8 @@ fn timeouts(it: &HostReport, used: &Use) -> Finding {
     };
     let rate = used.max / one_way.max(both_ways).max(1);
     let fact = format!(
-        "UDP entries live {one_way} s, answered ones {both_ways} s: full at {rate} new clients a \
-         second"
+        "UDP entries live {one_way} s, those with a response {both_ways} s: full at {rate} new \
+         clients a second"
     );
     if rate >= RATE_GOOD {
         return TIMEOUTS.ok(fact);
@@ -125,7 +125,7 @@ fn timeouts(it: &HostReport, used: &Use) -> Finding {
     )
 }
 
-/// New clients a second that a large public tracker has.
+/// New clients per second of a large public tracker.
 const RATE_GOOD: u64 = 10_000;
 
 fn drops(it: &HostReport) -> Finding {
@@ -156,7 +156,7 @@ fn drops(it: &HostReport) -> Finding {
     )
 }
 
-/// The ports UDP is served on.
+/// The ports that serve UDP.
 fn ports(it: &HostReport) -> Vec<u16> {
     let mut ports: Vec<_> = it.config.udp_listen().iter().map(|it| it.port()).collect();
     ports.sort_unstable();

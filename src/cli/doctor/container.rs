@@ -1,4 +1,4 @@
-//! Findings on the container, or the control group, that skep runs in: its runtime, cores, memory.
+//! Findings on the container or control group that skep runs in: runtime, cores, memory.
 
 use super::control_group::ControlGroup;
 use super::finding::{Check, Finding};
@@ -21,7 +21,7 @@ const MEMORY: Check = Check::new(
      more than memory.max_memory.",
 );
 
-/// What version 1 calls no limit is close to this.
+/// Version 1 reports the absence of a limit as a value close to 2^63.
 const NO_LIMIT: u64 = 1 << 62;
 
 pub(super) fn examine(it: &HostReport) -> Vec<Finding> {
@@ -29,19 +29,19 @@ pub(super) fn examine(it: &HostReport) -> Vec<Finding> {
 }
 
 fn runtime(it: &HostReport) -> Finding {
-    let Some(name) = runtime_name(it) else { return RUNTIME.ok("no sign of one") };
+    let Some(name) = runtime_name(it) else { return RUNTIME.ok("not in a container") };
     RUNTIME.info(format!("in a container ({name})")).remedied(
         "give it the host's network (--network host, hostNetwork: true) and the seccomp profile \
          with io_uring (deploy/kubernetes/components/io-uring-seccomp), if it lacks them",
     )
 }
 
-/// What runs the container that this is in, if it is.
+/// The runtime of the container that this process is in, if any.
 pub(super) fn runtime_name(it: &HostReport) -> Option<&'static str> {
     let host = &it.host;
     let groups = host.text("/proc/self/cgroup").unwrap_or_default();
     let grouped = |names: &[&str]| names.iter().any(|it| groups.contains(it));
-    if it.answers.in_kubernetes || grouped(&["kubepods"]) {
+    if it.facts.in_kubernetes || grouped(&["kubepods"]) {
         Some("Kubernetes")
     } else if host.has("/run/.containerenv") || grouped(&["libpod"]) {
         Some("Podman")
@@ -104,7 +104,7 @@ fn memory(it: &HostReport) -> Finding {
         [group.texts("memory.max"), group.old_texts("memory", "memory.limit_in_bytes")].concat();
     let limits = texts.iter().filter_map(|it| it.parse::<u64>().ok());
     let limit = limits.filter(|it| *it < NO_LIMIT).min();
-    let usable = it.answers.memory.as_ref().ok().copied();
+    let usable = it.facts.memory.as_ref().ok().copied();
     let Some((room, whose)) =
         limit.map(|it| (it, "limit")).or_else(|| usable.map(|it| (it, "host's")))
     else {
@@ -112,7 +112,7 @@ fn memory(it: &HostReport) -> Finding {
     };
     let (cap, setting) = match it.config.memory.max_memory {
         MemoryCap::Bytes(bytes) => (bytes.0, bytes.to_string()),
-        // As the server takes it: from groups of version 2, or the host.
+        // As the server computes it: from groups of version 2, or the host's memory.
         MemoryCap::Auto => (usable.unwrap_or(room) / 4 * 3, "auto".to_owned()),
     };
     let room_text = format!("{} ({whose})", size(room));
@@ -167,7 +167,7 @@ mod tests {
             assert!(said.contains(name), "{said}");
         }
         let mut fake = Fake::new();
-        fake.it.answers.in_kubernetes = true;
+        fake.it.facts.in_kubernetes = true;
         assert!(runtime(&fake).1.contains("Kubernetes"));
     }
 
@@ -178,7 +178,7 @@ mod tests {
                 .with(GROUPS, "0::/a\n")
                 .with("/sys/fs/cgroup/a/cpu.max", text)
                 .with("/sys/fs/cgroup/a/cpu.stat", throttled);
-            fake.it.answers.cores = Ok(workers);
+            fake.it.facts.cores = Ok(workers);
             judge(&fake, "container.cpu")
         };
         assert_eq!(quota("max 100000\n", 4, "").0, Severity::Ok);
@@ -198,7 +198,7 @@ mod tests {
                 .with(GROUPS, "3:cpu,cpuacct:/a\n0::/\n")
                 .with("/sys/fs/cgroup/cpu,cpuacct/a/cpu.cfs_quota_us", text)
                 .with("/sys/fs/cgroup/cpu,cpuacct/a/cpu.cfs_period_us", "100000\n");
-            fake.it.answers.cores = Ok(4);
+            fake.it.facts.cores = Ok(4);
             judge(&fake, "container.cpu").0
         };
         assert_eq!(quota("-1\n"), Severity::Ok);

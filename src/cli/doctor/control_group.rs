@@ -1,8 +1,8 @@
-//! The control groups this process is in, of both versions, from its own up to the top.
+//! The control groups of this process, versions 1 and 2, from its own group up to the root.
 
 use super::host::{Host, HostReadError};
 
-/// A control group and those above it.
+/// A control group and its ancestors.
 pub(super) struct ControlGroup<'a> {
     host: &'a Host,
     /// The text of /proc/self/cgroup.
@@ -14,10 +14,10 @@ impl<'a> ControlGroup<'a> {
         Ok(Self { host, groups: host.text("/proc/self/cgroup")? })
     }
 
-    /// The texts of a file in the group and those above it, in version 2.
+    /// The contents of a file in the group and its ancestors, version 2.
     pub(super) fn texts(&self, file: &str) -> Vec<String> {
         let path = self.groups.lines().find_map(|line| line.strip_prefix("0::"));
-        // In hybrid set-ups version 2 has a folder of its own.
+        // In a hybrid setup version 2 has its own mount point.
         let mounts = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"].map(str::to_owned);
         path.map(|path| self.read(&mounts, path, file)).unwrap_or_default()
     }
@@ -40,7 +40,7 @@ impl<'a> ControlGroup<'a> {
         let mut folders = mounts.to_vec();
         for mount in mounts {
             let mut folder = mount.clone();
-            // In a namespace of its own, a group may be told as outside of what is mounted.
+            // In a control group namespace the path may lead outside of the mount, with `..`.
             for name in path.split('/').filter(|it| !it.is_empty() && *it != "..") {
                 folder = format!("{folder}/{name}");
                 folders.push(folder.clone());

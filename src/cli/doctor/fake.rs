@@ -1,18 +1,18 @@
-//! A host made up for tests: files below a folder of its own, answers as of a good host.
+//! A host for tests: files below a temporary folder, and results of system calls on a good host.
 
 use std::fs;
 use std::os::unix::fs::symlink;
 
 use tempfile::TempDir;
 
-use super::{Answers, Denial, Finding, Host, HostReport, Severity, StateHome, WallClock};
+use super::{Denial, Finding, Host, HostFacts, HostReport, Severity, StateHome, WallClock};
 use crate::config::Config;
 use crate::sys::clock::Synchronisation;
 
-/// What the system clock of a made-up host shows.
+/// The time of a test host's system clock, in seconds since the Unix epoch.
 pub(super) const NOW_S: u64 = 1_800_000_000;
 
-/// A host that shows no file until it is given some, and answers well.
+/// A test host: no files until they are added, and good results of system calls.
 pub(super) struct Fake {
     root: TempDir,
     pub(super) it: HostReport,
@@ -30,7 +30,7 @@ impl Fake {
         };
         let synchronisation =
             Ok(Synchronisation { is_synchronised: true, error_us: 300, error_us_max: 12_000 });
-        let answers = Answers {
+        let facts = HostFacts {
             io_uring: Ok(()),
             receive_buffer: Ok(8 << 20),
             deny_filter: Ok(()),
@@ -46,10 +46,10 @@ impl Fake {
             clock: WallClock { synchronisation, now_s: NOW_S, set_ns: 0 },
         };
         let host = Host::at(root.path());
-        Self { root, it: HostReport { host, answers, config: Config::default() } }
+        Self { root, it: HostReport { host, facts, config: Config::default() } }
     }
 
-    /// A host on which hardly anything is well.
+    /// A host that fails most checks.
     pub(super) fn ill() -> Self {
         let mut fake = Self::new()
             .configured("[server]\nio = \"uring\"\nworkers = 8\n[limits]\nkernel_deny_rate = 9")
@@ -62,18 +62,18 @@ impl Fake {
             .with("/proc/sys/net/netfilter/nf_conntrack_count", "100\n")
             .with("/proc/sys/net/netfilter/nf_conntrack_max", "100\n");
         fake.deny_io_uring();
-        fake.it.answers.receive_buffer = Ok(1 << 17);
-        fake.it.answers.deny_filter = Err("Cannot allocate memory".into());
-        fake.it.answers.open_files = Ok(10);
-        fake.it.answers.state = Err("HOME is not set".into());
-        fake.it.answers.has_key_variable = true;
-        fake.it.answers.clock.set_ns = -3_600_000_000_000;
-        fake.it.answers.clock.synchronisation =
+        fake.it.facts.receive_buffer = Ok(1 << 17);
+        fake.it.facts.deny_filter = Err("Cannot allocate memory".into());
+        fake.it.facts.open_files = Ok(10);
+        fake.it.facts.state = Err("HOME is not set".into());
+        fake.it.facts.has_key_variable = true;
+        fake.it.facts.clock.set_ns = -3_600_000_000_000;
+        fake.it.facts.clock.synchronisation =
             Ok(Synchronisation { is_synchronised: false, error_us: 0, error_us_max: 16_000_000 });
         fake
     }
 
-    /// With a file.
+    /// Adds a file.
     pub(super) fn with(self, path: &str, text: &str) -> Self {
         let path = self.root.path().join(path.trim_start_matches('/'));
         fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -81,7 +81,7 @@ impl Fake {
         self
     }
 
-    /// With a symbolic link.
+    /// Adds a symbolic link.
     pub(super) fn linked(self, path: &str, target: &str) -> Self {
         let path = self.root.path().join(path.trim_start_matches('/'));
         fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -89,22 +89,22 @@ impl Fake {
         self
     }
 
-    /// With settings.
+    /// Sets the configuration.
     pub(super) fn configured(mut self, toml: &str) -> Self {
         self.it.config = Config::from_toml(toml).unwrap();
         self
     }
 
-    /// With a runtime that denies io_uring.
+    /// Denies io_uring, as a container runtime does.
     pub(super) fn deny_io_uring(&mut self) {
-        self.it.answers.io_uring = Err(Denial {
+        self.it.facts.io_uring = Err(Denial {
             problem: "io_uring is not usable: a seccomp profile denies it".into(),
             remedy: "allow io_uring_setup in the profile".into(),
         });
     }
 }
 
-/// The finding of a name: how bad it is, and its fact and remedy in one text.
+/// The finding with this id: its severity, and its fact and remedy in one text.
 pub(super) fn found(findings: &[Finding], id: &str) -> (Severity, String) {
     let finding = findings.iter().find(|it| it.id == id).unwrap();
     (

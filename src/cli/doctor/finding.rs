@@ -1,4 +1,4 @@
-//! What a finding is: one fact about the host, judged, with why it matters and what to do.
+//! A finding: one fact about the host, with its severity, why it matters and what to do.
 
 use serde::Serialize;
 use strum::{EnumCount, IntoStaticStr, VariantArray};
@@ -24,7 +24,7 @@ use super::host::HostReadError;
 pub enum Severity {
     /// As it should be.
     Ok,
-    /// Worth knowing, or could not be found out.
+    /// Worth knowing, or unknown.
     Info,
     /// Some clients are served worse, or will be under load.
     Warning,
@@ -42,10 +42,10 @@ impl Severity {
     }
 }
 
-/// One fact about the host, judged.
+/// One fact about the host, with its severity.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Finding {
-    /// What was looked at, as `group.name`: stays the same from version to version.
+    /// Name of the check, as `group.name`. It stays the same from version to version.
     pub id: &'static str,
     /// How bad it is.
     pub severity: Severity,
@@ -58,18 +58,18 @@ pub struct Finding {
 }
 
 impl Finding {
-    /// The part of the host it is about: what stands before the dot.
+    /// The group: the part of `id` before the dot.
     pub fn group(&self) -> &'static str {
         self.id.split_once('.').map_or(self.id, |it| it.0)
     }
 
-    /// With something that can be done about it.
+    /// Adds a remedy.
     pub(super) fn remedied(self, remedy: impl Into<String>) -> Self {
         Self { remedy: Some(remedy.into()), ..self }
     }
 }
 
-/// Something to be looked at.
+/// A check: the name and the reason that its findings share.
 pub(super) struct Check {
     id: &'static str,
     why: &'static str,
@@ -96,7 +96,7 @@ impl Check {
         self.found(Severity::Problem, fact.into()).remedied(remedy)
     }
 
-    /// It cannot be told, as a file could not be read.
+    /// The finding of a check whose file cannot be read.
     pub(super) fn unread(&self, error: &HostReadError) -> Finding {
         self.info(format!("unknown: {error}")).remedied(format!(
             "let this user read {}, or run `skep doctor` as root, outside of a sandbox",

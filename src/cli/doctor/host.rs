@@ -1,27 +1,27 @@
-//! What the host's files say: /proc, /sys and /run, below a root that tests make up.
+//! The host's files in /proc, /sys and /run, below a root that tests replace.
 
 use std::fs::{self, File};
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
-/// The most that is read of a file, in bytes: a router's table of routes has no end.
+/// Maximum number of bytes that are read of a file: a router's routing table can be very long.
 const BYTES_MAX: u64 = 4 << 20;
 
-/// The files of a host. Nothing is written.
+/// Read access to the files of a host.
 #[derive(Clone, Debug)]
 pub struct Host {
     root: PathBuf,
 }
 
-/// A file that could not be read, or holds what nobody expects.
+/// A file that could not be read, or has unexpected contents.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{path}: {reason}")]
 pub struct HostReadError {
-    /// The file, as it is called on the host.
+    /// The file's path on the host.
     pub path: String,
-    /// Why.
+    /// The cause.
     pub reason: String,
-    /// Whether it is not there.
+    /// Whether the file does not exist.
     pub is_missing: bool,
 }
 
@@ -31,15 +31,15 @@ impl Host {
         Self::at("/")
     }
 
-    /// A host whose files lie below a folder.
+    /// A host whose files are below a folder.
     pub fn at(root: impl Into<PathBuf>) -> Self {
         Self { root: root.into() }
     }
 
-    /// A file's text, without blanks around it.
+    /// A file's text, trimmed; at most 4 MiB of it.
     ///
     /// # Errors
-    /// Where it cannot be read.
+    /// If the file cannot be read.
     pub fn text(&self, path: &str) -> Result<String, HostReadError> {
         let read = || {
             let mut bytes = Vec::new();
@@ -49,24 +49,25 @@ impl Host {
         read().map_err(|error| HostReadError::new(path, &error))
     }
 
-    /// The number a file holds.
+    /// The number that a file holds.
     ///
     /// # Errors
-    /// Where it cannot be read, or holds something else.
+    /// If the file cannot be read, or holds something else.
     pub fn number(&self, path: &str) -> Result<u64, HostReadError> {
         let text = self.text(path)?;
         text.parse().map_err(|_| HostReadError::odd(path, "holds no number"))
     }
 
-    /// Whether there is such a file or folder.
+    /// Whether a file or a folder exists.
     pub fn has(&self, path: &str) -> bool {
         self.real(path).exists()
     }
 
-    /// Where a symbolic link leads, or what the kernel calls what it stands for.
+    /// The target of a symbolic link, or the kernel's name for the object that a link in /proc
+    /// denotes.
     ///
     /// # Errors
-    /// Where it cannot be read.
+    /// If the link cannot be read.
     pub fn link(&self, path: &str) -> Result<PathBuf, HostReadError> {
         fs::read_link(self.real(path)).map_err(|error| HostReadError::new(path, &error))
     }
@@ -74,7 +75,7 @@ impl Host {
     /// The names in a folder, sorted.
     ///
     /// # Errors
-    /// Where it cannot be read.
+    /// If the folder cannot be read.
     pub fn names(&self, path: &str) -> Result<Vec<String>, HostReadError> {
         let read = || {
             let name = |it: io::Result<fs::DirEntry>| it.map(|it| it.file_name());
@@ -97,7 +98,7 @@ impl HostReadError {
         Self { path: path.to_owned(), reason: error.to_string(), is_missing }
     }
 
-    /// A file that was read, and says something odd.
+    /// The error for a file with unexpected contents.
     pub(super) fn odd(path: &str, reason: &str) -> Self {
         Self { path: path.to_owned(), reason: reason.to_owned(), is_missing: false }
     }
@@ -124,7 +125,7 @@ mod tests {
         let missing = host.text("/proc/sys/none").unwrap_err();
         assert!(missing.is_missing);
         assert!(missing.to_string().starts_with("/proc/sys/none: No such file"), "{missing}");
-        // A folder is no file: another error, and no end of the program.
+        // Reading a folder is an error of another kind, and not a panic.
         assert!(!host.text("/proc/sys").unwrap_err().is_missing);
         assert!(host.names("/proc/none").unwrap_err().is_missing);
     }

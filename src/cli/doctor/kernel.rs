@@ -1,4 +1,4 @@
-//! Findings on the kernel: its version, and whether and why not io_uring works.
+//! Findings on the kernel: its version, and whether io_uring works or why it does not.
 
 use super::HostReport;
 use super::finding::{Check, Finding};
@@ -26,7 +26,7 @@ const SECCOMP: Check = Check::new(
      2.0 on, Podman.",
 );
 
-/// The first version with all that is used.
+/// The first version with all features that skep uses.
 const RELEASE_MIN: (u32, u32) = (6, 1);
 
 const RELEASE_PATH: &str = "/proc/sys/kernel/osrelease";
@@ -35,7 +35,7 @@ pub(super) fn examine(it: &HostReport) -> Vec<Finding> {
     vec![version(it), io_uring(it), sysctl(it), seccomp(it)]
 }
 
-/// The kernel's version.
+/// The kernel's version: major, minor.
 pub(super) fn release(host: &Host) -> Result<(u32, u32), HostReadError> {
     let text = host.text(RELEASE_PATH)?;
     let mut numbers = text.split(|it: char| !it.is_ascii_digit()).map(str::parse);
@@ -62,52 +62,52 @@ fn version(it: &HostReport) -> Finding {
 
 fn io_uring(it: &HostReport) -> Finding {
     const WORKS: &str = "a datagram was sent and received through a ring";
-    match (&it.answers.io_uring, it.config.server.io) {
-        (Ok(()), Io::Mmsg) => IO_URING.ok("it works; server.io = \"mmsg\" does without"),
+    match (&it.facts.io_uring, it.config.server.io) {
+        (Ok(()), Io::Mmsg) => IO_URING.ok("works, but is not used, because server.io = \"mmsg\""),
         (Ok(()), Io::Uring) => IO_URING.ok(WORKS),
         (Ok(()), Io::Auto) => match fallback(it) {
             None => IO_URING.ok(WORKS),
             Some(reason) => IO_URING.warning(
-                format!("it works from here, but the running tracker does without ({reason})"),
+                format!("works here, but the running tracker does not use it ({reason})"),
                 "see the line \"io_uring is not usable\" in the tracker's log: it names the remedy",
             ),
         },
         (Err(denial), Io::Mmsg) => {
-            IO_URING.ok(format!("{}; server.io = \"mmsg\" does without", denial.problem))
+            IO_URING.ok(format!("{}; not needed, because server.io = \"mmsg\"", denial.problem))
         }
         (Err(denial), Io::Auto) => IO_URING.warning(
             &denial.problem,
-            format!("{}; or set server.io = \"mmsg\", if it is to stay so", denial.remedy),
+            format!("{}; or set server.io = \"mmsg\" to accept this", denial.remedy),
         ),
         (Err(denial), Io::Uring) => IO_URING.problem(
-            format!("{}, and server.io = \"uring\" insists on it", denial.problem),
+            format!("{}, and server.io = \"uring\" requires io_uring", denial.problem),
             format!("{}; or set server.io = \"auto\"", denial.remedy),
         ),
     }
 }
 
-/// Why the running tracker, if there is one, went without io_uring: what denies it there may not
-/// bind this process.
+/// Why the running tracker, if any, does not use io_uring. The same cause may not affect this
+/// process.
 fn fallback(patient: &HostReport) -> Option<&str> {
     const SERIES: &str = "skep_io_backend_info{backend=\"mmsg\",reason=\"";
-    let metrics = patient.answers.metrics.as_ref().ok()?;
+    let metrics = patient.facts.metrics.as_ref().ok()?;
     let reason = metrics.lines().find_map(|it| it.strip_prefix(SERIES))?.strip_suffix("\"} 1")?;
     (reason != "configured").then_some(reason)
 }
 
 fn sysctl(patient: &HostReport) -> Finding {
-    let works = patient.answers.io_uring.is_ok();
+    let works = patient.facts.io_uring.is_ok();
     match patient.host.number("/proc/sys/kernel/io_uring_disabled") {
         Ok(0) => SYSCTL.ok("kernel.io_uring_disabled = 0"),
         Ok(value) if works => SYSCTL
-            .info(format!("kernel.io_uring_disabled = {value}, but this user may"))
-            .remedied("see that the tracker's own user may as well: sudo -u USER skep doctor"),
+            .info(format!("kernel.io_uring_disabled = {value}, but this user may use io_uring"))
+            .remedied("check that the tracker's user may as well: sudo -u USER skep doctor"),
         Ok(value) => SYSCTL.warning(
             format!("kernel.io_uring_disabled = {value}"),
             "$ sysctl -w kernel.io_uring_disabled=0\nand the same in /etc/sysctl.d/99-skep.conf",
         ),
         Err(unread) if unread.is_missing && patient.host.has("/proc/sys/kernel") => {
-            SYSCTL.ok("the kernel has no such switch")
+            SYSCTL.ok("the kernel does not have this sysctl")
         }
         Err(unread) => SYSCTL.unread(&unread),
     }
@@ -120,7 +120,7 @@ fn seccomp(patient: &HostReport) -> Finding {
         Err(unread) => return SECCOMP.unread(&unread),
     };
     let mode = status.lines().find_map(|it| it.strip_prefix("Seccomp:")).map(str::trim);
-    match (mode, patient.answers.io_uring.is_ok()) {
+    match (mode, patient.facts.io_uring.is_ok()) {
         (Some("0"), _) => SECCOMP.ok("no filter is in force"),
         (Some("1" | "2"), true) => SECCOMP.ok("a filter is in force, and lets io_uring through"),
         (Some("1" | "2"), false) => SECCOMP.warning(
@@ -178,12 +178,12 @@ mod tests {
         let judge = |backend: &str, reason: &str, settings: &str| {
             let mut fake = Fake::new().configured(settings);
             let labels = format!("backend=\"{backend}\",reason=\"{reason}\"");
-            fake.it.answers.metrics = Ok(format!("a 1\nskep_io_backend_info{{{labels}}} 1\nb 2\n"));
+            fake.it.facts.metrics = Ok(format!("a 1\nskep_io_backend_info{{{labels}}} 1\nb 2\n"));
             judge(&fake, "kernel.io_uring")
         };
         let (severity, text) = judge("mmsg", "seccomp", "");
         assert_eq!(severity, Severity::Warning);
-        assert!(text.contains("the running tracker does without (seccomp)"), "{text}");
+        assert!(text.contains("the running tracker does not use it (seccomp)"), "{text}");
         assert_eq!(judge("uring", "probed", "").0, Severity::Ok);
         assert_eq!(judge("mmsg", "configured", "").0, Severity::Ok);
         assert_eq!(judge("mmsg", "seccomp", "[server]\nio = \"mmsg\"").0, Severity::Ok);

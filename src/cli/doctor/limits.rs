@@ -14,13 +14,13 @@ const LOCKED_MEMORY: Check = Check::new(
      them so.",
 );
 
-/// Descriptors beside sockets: rings, logs, lists, the database.
+/// Descriptors besides sockets: rings, logs, lists, the database.
 const OTHER_FILES: u64 = 64;
 
-/// From here on connections are not limited by it for long.
+/// A limit from this value on is good, whatever the number of connections.
 const OPEN_FILES_GOOD: u64 = 65_536;
 
-/// What rings may take.
+/// Memory that the rings may need, in bytes.
 const LOCKED_MEMORY_MIN: u64 = 64 << 20;
 
 pub(super) fn examine(it: &HostReport) -> Vec<Finding> {
@@ -28,7 +28,7 @@ pub(super) fn examine(it: &HostReport) -> Vec<Finding> {
 }
 
 fn open_files(it: &HostReport) -> Finding {
-    let limit = match &it.answers.open_files {
+    let limit = match &it.facts.open_files {
         Ok(limit) => *limit,
         Err(error) => return OPEN_FILES.info(format!("unknown: {error}")),
     };
@@ -57,10 +57,8 @@ fn open_files(it: &HostReport) -> Finding {
 }
 
 fn locked_memory(it: &HostReport) -> Finding {
-    match (kernel::release(&it.host), &it.answers.locked_memory) {
-        (Ok(release), _) if release >= (5, 12) => {
-            LOCKED_MEMORY.ok("of no importance to this kernel")
-        }
+    match (kernel::release(&it.host), &it.facts.locked_memory) {
+        (Ok(release), _) if release >= (5, 12) => LOCKED_MEMORY.ok("not limited by this kernel"),
         (_, Ok(limit)) if *limit >= LOCKED_MEMORY_MIN => LOCKED_MEMORY.ok("enough for rings"),
         (Ok(_), Ok(limit)) => LOCKED_MEMORY
             .warning(size(*limit), "LimitMEMLOCK=64M in the unit, or\n$ ulimit -l 65536"),
@@ -79,7 +77,7 @@ mod tests {
     fn open_files_have_to_do_for_sockets_and_connections() {
         let judge = |limit, settings: &str| {
             let mut fake = Fake::new().configured(settings);
-            fake.it.answers.open_files = Ok(limit);
+            fake.it.facts.open_files = Ok(limit);
             found(&examine(&fake.it), "limits.open_files")
         };
         assert_eq!(judge(1 << 20, "").0, Severity::Ok);
@@ -97,7 +95,7 @@ mod tests {
     fn locked_memory_matters_to_old_kernels_alone() {
         let judge = |release, limit| {
             let mut fake = Fake::new().with("/proc/sys/kernel/osrelease", release);
-            fake.it.answers.locked_memory = Ok(limit);
+            fake.it.facts.locked_memory = Ok(limit);
             found(&examine(&fake.it), "limits.locked_memory").0
         };
         assert_eq!(judge("6.1.0", 65_536), Severity::Ok);
@@ -105,7 +103,7 @@ mod tests {
         assert_eq!(judge("5.10.0", 65_536), Severity::Warning);
         assert_eq!(judge("5.10.0", 64 << 20), Severity::Ok);
         let mut fake = Fake::new();
-        fake.it.answers.locked_memory = Ok(0);
+        fake.it.facts.locked_memory = Ok(0);
         assert_eq!(found(&examine(&fake.it), "limits.locked_memory").0, Severity::Info);
     }
 }

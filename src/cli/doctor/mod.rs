@@ -1,21 +1,21 @@
-//! `skep doctor`: judges the host that skep runs on, and says what to do about it.
+//! `skep doctor`: checks the host that skep runs on, and prints findings with remedies.
 //!
 //! ```text
 //! files below a root ─▶ Host ────┐
-//! system calls ───────▶ Answers ─┼▶ Patient ─▶ findings, group by group ─▶ report
+//! system calls ───────▶ Answers ─┼▶ HostReport ─▶ findings, group by group ─▶ report
 //! settings ───────────▶ Config ──┘
 //! ```
 //!
-//! Nothing is changed on the host, and no file that is missing or forbidden ends the examination:
-//! the finding then says what could not be read. One file for each group of findings.
+//! Nothing is changed on the host. A file that is missing or forbidden does not end the checks: the
+//! finding then names the file. Each group of findings has a file of its own.
 
 mod addresses;
-mod answers;
 mod buffers;
 mod clock;
 mod conntrack;
 mod container;
 mod control_group;
+mod facts;
 #[cfg(test)]
 mod fake;
 mod finding;
@@ -34,7 +34,7 @@ use super::{Settings, complain, print};
 use crate::config::Config;
 use crate::server::StartError;
 
-pub use answers::{Answers, Denial, StateHome, WallClock};
+pub use facts::{Denial, HostFacts, StateHome, WallClock};
 pub use finding::{Finding, Severity};
 pub use host::{Host, HostReadError};
 
@@ -47,20 +47,20 @@ Examples:
   docker exec CONTAINER skep doctor          from within: seccomp, control groups
 
 Each finding has a name that stays the same (such as network.receive_buffer), a fact, and, unless it
-is ok, why it matters and what to do; a line with $ is a command, to be run as root. Nothing is
-changed by skep doctor itself. While the tracker runs, it is asked for its metrics, too.
+is ok, why it matters and what to do; a line with $ is a command, to be run as root. skep doctor
+changes nothing. If a tracker runs, skep doctor also reads its metrics.
 
   ok        as it should be
-  info      worth knowing, or could not be found out
-  warning   some clients are served worse, or will be under load
-  problem   skep does not start so, or clients are not served
+  info      useful to know, or could not be determined
+  warning   some clients get slow or no responses, now or under load
+  problem   skep does not start, or clients are not served
 
-The worst stands last. Limits (open files, memory, seccomp) are those of this shell: those of a
-service are its unit's.
+The most severe findings come last. Limits (open files, memory, seccomp) are those of this shell;
+those of a service are in its unit.
 
-Exit codes: 0 no problem, 1 a problem, 2 bad usage or configuration.";
+Exit codes: 0 no problem, 1 a problem, 2 invalid usage or configuration.";
 
-/// What to judge the host by.
+/// Arguments of `doctor`.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct Options {
@@ -71,19 +71,19 @@ pub(super) struct Options {
     settings: Settings,
 }
 
-/// Everything that is judged.
+/// The input of all checks.
 #[derive(Clone, Debug)]
 pub struct HostReport {
-    /// What files say.
+    /// Contents of files.
     pub host: Host,
-    /// What system calls say.
-    pub answers: Answers,
-    /// What is wanted of the host.
+    /// Results of system calls.
+    pub facts: HostFacts,
+    /// The settings that skep would run with.
     pub config: Config,
 }
 
 impl HostReport {
-    /// How many workers there would be.
+    /// Number of workers with these settings.
     fn workers(&self) -> usize {
         match self.config.server.workers {
             0 => self.cores(),
@@ -91,13 +91,13 @@ impl HostReport {
         }
     }
 
-    /// How many cores there are; where nobody knows, one.
+    /// Number of usable cores; 1 if it is unknown.
     fn cores(&self) -> usize {
-        self.answers.cores.as_ref().map_or(1, |it| *it)
+        self.facts.cores.as_ref().map_or(1, |it| *it)
     }
 }
 
-/// Judges everything, group by group.
+/// Runs all checks, group by group.
 pub fn examine(patient: &HostReport) -> Vec<Finding> {
     let groups: [fn(&HostReport) -> Vec<Finding>; 9] = [
         kernel::examine,
@@ -113,7 +113,7 @@ pub fn examine(patient: &HostReport) -> Vec<Finding> {
     groups.iter().flat_map(|examine| examine(patient)).collect()
 }
 
-/// Judges this host and prints what was found.
+/// Checks this host and prints the findings.
 pub(super) fn run(options: &Options) -> ExitCode {
     match report_here(options) {
         Ok(Some(Severity::Problem)) => ExitCode::FAILURE,
@@ -125,21 +125,21 @@ pub(super) fn run(options: &Options) -> ExitCode {
     }
 }
 
-/// Prints the findings on this host; gives the worst one's severity.
+/// Prints the findings on this host. Returns the worst severity.
 fn report_here(options: &Options) -> Result<Option<Severity>, StartError> {
     let config = options.settings.source()?.load()?;
-    let answers = Answers::gather(&config);
-    let findings = examine(&HostReport { host: Host::here(), answers, config });
+    let facts = HostFacts::gather(&config);
+    let findings = examine(&HostReport { host: Host::here(), facts, config });
     print(&if options.json { report::json(&findings) } else { report::text(&findings) })?;
     Ok(findings.iter().map(|it| it.severity).max())
 }
 
-/// A number of bytes as people read it.
+/// A number of bytes with a binary unit, such as `1.5 GiB`.
 fn size(bytes: u64) -> String {
     const UNITS: [(&str, u64); 3] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
     match UNITS.iter().find(|it| bytes >= it.1) {
         Some((name, unit)) if bytes.is_multiple_of(*unit) => format!("{} {name}", bytes / unit),
-        // Below a hundredth of the whole, nobody is misled.
+        // `unit / 10` is rounded down, which changes the result by less than 1 %.
         Some((name, unit)) => {
             let tenths = bytes / (unit / 10).max(1);
             format!("{}.{} {name}", tenths / 10, tenths % 10)

@@ -1,13 +1,13 @@
-//! The findings as text for people and as JSON for programs.
+//! Prints the findings as text for people and as JSON for programs.
 
 use std::fmt::Write as _;
 
 use super::finding::{Finding, Severity};
 
-/// Columns of a line, at most; commands are never broken.
+/// Maximum number of columns of a line. Commands are never wrapped.
 const COLUMNS_MAX: usize = 96;
 
-/// Where further lines begin, of facts, reasons and remedies alike.
+/// The column at which further lines of facts, reasons and remedies begin.
 const INDENT: usize = 20;
 
 /// An array with an object for each finding, in the order of examination.
@@ -15,7 +15,7 @@ pub(super) fn json(findings: &[Finding]) -> String {
     serde_json::to_string_pretty(findings).unwrap_or_default() + "\n"
 }
 
-/// Group by group, the worst last: it then stands above the prompt.
+/// Group by group, the worst last, so that it is next to the prompt.
 pub(super) fn text(findings: &[Finding]) -> String {
     let mut groups: Vec<&str> = Vec::new();
     for finding in findings {
@@ -56,11 +56,11 @@ fn push(out: &mut String, finding: &Finding) {
     }
 }
 
-/// Appends a text, broken between words, its further lines indented.
+/// Appends a text, wrapped between words, with further lines indented.
 fn push_wrapped(out: &mut String, head: &str, text: &str) {
     out.push_str(head);
     let mut column = head.chars().count();
-    // The summary has no head, and nothing to be aligned with.
+    // The summary has no head, so its further lines are not indented.
     let indent = if head.is_empty() { 0 } else { INDENT };
     for (at, word) in printable(text).split_whitespace().enumerate() {
         let width = word.chars().count();
@@ -77,7 +77,7 @@ fn push_wrapped(out: &mut String, head: &str, text: &str) {
     out.push('\n');
 }
 
-/// Without control characters: what comes from files must not steer a terminal.
+/// Escapes control characters: text from files must not control a terminal.
 fn printable(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for character in text.chars() {
@@ -100,7 +100,7 @@ fn summary(findings: &[Finding]) -> String {
         &mut out,
         "",
         &match problems.as_slice() {
-            [] => format!("{}: nothing keeps skep from serving", counts.join(", ")),
+            [] => format!("{}: no problem prevents skep from serving", counts.join(", ")),
             _ => format!("{}: see {}", counts.join(", "), problems.join(", ")),
         },
     );

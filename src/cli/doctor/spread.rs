@@ -1,4 +1,4 @@
-//! Findings on how the network's work is spread over cores: softirqs, queues, RPS.
+//! Findings on how network processing is spread over cores: softirqs, queues, RPS.
 
 use super::HostReport;
 use super::finding::{Check, Finding};
@@ -20,14 +20,14 @@ const RPS: Check = Check::new(
      costs an interrupt between cores, so it only pays where queues are too few.",
 );
 
-/// Packets below which a spread tells nothing.
+/// Fewer packets than this are too few to judge the spread.
 const PACKETS_MIN: u64 = 1_000_000;
 
 /// A network card.
 struct Card {
     name: String,
     queues: usize,
-    /// Over how many cores RPS spreads each queue; the fewest.
+    /// Number of cores over which RPS spreads a queue; the minimum of all queues.
     rps_cores: u32,
 }
 
@@ -59,14 +59,15 @@ fn softirq(it: &HostReport) -> Finding {
     if is_uneven {
         return SOFTIRQ.warning(
             fact,
-            "see network.queues and network.rps; and let irqbalance, or the card's own script, \
-             give each interrupt a core of its own\n$ grep . /proc/irq/*/smp_affinity_list",
+            "see network.queues and network.rps; and assign each interrupt to its own core, with \
+             irqbalance or the script of the card's vendor\n\
+             $ grep . /proc/irq/*/smp_affinity_list",
         );
     }
     SOFTIRQ.ok(fact)
 }
 
-/// The network cards that are not down, virtual devices left out.
+/// The network cards that are not down, without virtual devices.
 fn cards(host: &Host) -> Result<Vec<Card>, HostReadError> {
     const FOLDER: &str = "/sys/class/net";
     let card = |name: String| {
@@ -143,12 +144,12 @@ impl Card {
     }
 }
 
-/// How many cores a mask such as `00000000,0000000f` names.
+/// Number of cores in a mask such as `00000000,0000000f`.
 fn cores_in(mask: &str) -> u32 {
     mask.chars().filter_map(|it| it.to_digit(16)).map(u32::count_ones).sum()
 }
 
-/// The mask of the first cores.
+/// The mask of the first `cores` cores.
 fn mask_of(cores: usize) -> String {
     let mut words: Vec<String> = vec!["ffffffff".into(); cores / 32];
     if !cores.is_multiple_of(32) {
@@ -174,7 +175,7 @@ mod tests {
         for (at, mask) in masks.iter().enumerate() {
             fake = fake.with(&format!("/sys/class/net/eth0/queues/rx-{at}/rps_cpus"), mask);
         }
-        fake.it.answers.cores = Ok(workers);
+        fake.it.facts.cores = Ok(workers);
         fake
     }
 
@@ -192,7 +193,7 @@ mod tests {
         let judge = |line: &str, workers| {
             let text = format!("     CPU0 CPU1\n  TIMER: 1 2\n NET_RX: {line}\n");
             let mut fake = Fake::new().with("/proc/softirqs", &text);
-            fake.it.answers.cores = Ok(workers);
+            fake.it.facts.cores = Ok(workers);
             found(&examine(&fake.it), "network.softirq")
         };
         assert_eq!(judge("2000000 2000000", 2).0, Severity::Ok);

@@ -1,6 +1,6 @@
-//! Findings on the state directory: whether it can be written, who can read it, what room it has.
+//! Findings on the state directory: write access, permissions and free space.
 
-use super::answers::StateHome;
+use super::facts::StateHome;
 use super::finding::{Check, Finding};
 use super::{HostReport, size};
 use crate::config::AccessMode;
@@ -13,26 +13,27 @@ const DIRECTORY: Check = Check::new(
 );
 const PERMISSIONS: Check = Check::new(
     "state.permissions",
-    "Who can read the connection-id key can forge ids, and have replies sent to others.",
+    "A user who can read the connection-id key can forge connection ids and have responses sent to \
+     victims.",
 );
 const SPACE: Check =
-    Check::new("state.space", "What cannot be written is lost with the next restart.");
+    Check::new("state.space", "State that cannot be written is lost at the next restart.");
 
-/// Permission bits that let others than the owner at a directory.
+/// Permission bits of group and others.
 const OTHERS: u32 = 0o077;
 
-/// Less than this is as good as nothing.
+/// Less free space than this is a problem, in bytes.
 const SPACE_MIN: u64 = 64 << 20;
 
-/// Enough for a large tracker's state, twice.
+/// Twice the state of a large tracker, in bytes.
 const SPACE_GOOD: u64 = 1 << 30;
 
-/// Files that are made at once, with some to spare.
+/// Fewer free inodes than this are a problem.
 const FILES_MIN: u64 = 100;
 
 pub(super) fn examine(it: &HostReport) -> Vec<Finding> {
     let is_needed = it.config.access.mode != AccessMode::Open;
-    match &it.answers.state {
+    match &it.facts.state {
         Ok(home) => vec![directory(home, is_needed), permissions(home), space(home)],
         Err(reason) => vec![missing(format!("there is none: {reason}"), is_needed)],
     }
@@ -77,7 +78,7 @@ fn space(home: &StateHome) -> Finding {
         home.path.display()
     );
     if files < FILES_MIN {
-        return SPACE.problem(format!("{files} more files can be made"), remedy);
+        return SPACE.problem(format!("only {files} inodes are free"), remedy);
     }
     let fact = format!("{} are free", size(bytes));
     match bytes {
@@ -99,12 +100,12 @@ mod tests {
 
     fn judge(state: Result<StateHome, String>, settings: &str, id: &str) -> (Severity, String) {
         let mut fake = Fake::new().configured(settings);
-        fake.it.answers.state = state;
+        fake.it.facts.state = state;
         found(&examine(&fake.it), id)
     }
 
     fn home() -> StateHome {
-        Fake::new().it.answers.state.unwrap()
+        Fake::new().it.facts.state.unwrap()
     }
 
     #[test]
@@ -168,7 +169,7 @@ mod tests {
         assert!(look().is_empty());
         let header = Header { version: VERSION, at_s: 77, tracker: [1; 16], build: "1".into() };
         let (mut bytes, _) = Writer::new(Vec::new(), &header).unwrap().finish(0).unwrap();
-        // What comes behind the header is none of our business.
+        // Only the header is read, so a truncated file has a date too.
         bytes.truncate(bytes.len() - 1);
         fs::write(temporary.path().join(PREVIOUS), bytes).unwrap();
         assert_eq!(look(), [(PREVIOUS, Ok(77))]);
@@ -176,6 +177,6 @@ mod tests {
         let it = look();
         assert_eq!((it.len(), it[0].0), (2, CURRENT));
         let reason = it[0].1.as_ref().unwrap_err();
-        assert!(reason.contains("does not begin as snapshots do"), "{reason}");
+        assert!(reason.contains("not a snapshot: wrong first bytes"), "{reason}");
     }
 }

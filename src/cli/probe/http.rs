@@ -1,5 +1,5 @@
-//! An HTTP client of one address: announce, scrape and leave over a connection that is kept as long
-//! as the tracker keeps it.
+//! An HTTP client of one address: announce, scrape and leave over one connection, as long as the
+//! tracker keeps it open.
 
 use std::io::{self, Read as _, Write as _};
 use std::time::Duration;
@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::client::http::{
     BodyEnd, head, push_announce, push_scrape, push_separator, scrape_target, unchunk,
 };
-use crate::client::reply::{self, ResponseError, TrackerResponse};
+use crate::client::response::{self as tracker_response, ResponseError, TrackerResponse};
 use crate::client::url::Url;
 use crate::protocol::udp::client::Announcement;
 use crate::types::{Event, ScrapeEntry};
@@ -15,13 +15,13 @@ use crate::types::{Event, ScrapeEntry};
 use super::stream::{ConnectRoute, OpenError, ProbeStream, describe};
 use super::{
     AnnounceReport, Conversation, ProbeIdentity, ProbeTimeouts, Scrape, StepFailure, milliseconds,
-    no_answer,
+    no_response,
 };
 
-/// The longest reply that is taken, in bytes: what the keepers of public lists take.
-const REPLY_BYTES_MAX: usize = 1 << 20;
+/// The longest response, in bytes: the limit of the maintainers of public tracker lists.
+const RESPONSE_BYTES_MAX: usize = 1 << 20;
 
-/// How much of a reply that is none is shown.
+/// Bytes of an invalid response that an error shows.
 const SHOWN_BYTES_MAX: usize = 60;
 
 /// A client of one address.
@@ -29,12 +29,12 @@ pub(super) struct HttpProbe {
     route: ConnectRoute,
     authority: String,
     target: String,
-    patience: ProbeTimeouts,
+    timeouts: ProbeTimeouts,
     identity: ProbeIdentity,
     stream: Option<ProbeStream>,
 }
 
-/// Why a request brought no reply.
+/// Why a request has no response.
 enum HttpProbeError {
     TimedOut,
     /// A kept connection was closed before the request was read.
@@ -56,11 +56,11 @@ impl HttpProbe {
     pub(super) fn new(
         url: &Url,
         route: ConnectRoute,
-        patience: ProbeTimeouts,
+        timeouts: ProbeTimeouts,
         identity: ProbeIdentity,
     ) -> Self {
         let (authority, target) = (url.authority(), url.target());
-        Self { route, authority, target, patience, identity, stream: None }
+        Self { route, authority, target, timeouts, identity, stream: None }
     }
 
     fn announce_event(
@@ -84,7 +84,7 @@ impl HttpProbe {
         };
         push_announce(&mut target, &announcement);
         let (body, duration_ms) = self.ask(step, &target)?;
-        let announce = granted(step, &body, reply::announced(&body))?;
+        let announce = granted(step, &body, tracker_response::announced(&body))?;
         Ok(AnnounceReport {
             duration_ms,
             interval_s: announce.interval_s,
@@ -94,7 +94,8 @@ impl HttpProbe {
         })
     }
 
-    /// Sends a request until something answers it. Returns the body and the milliseconds it took.
+    /// Sends a request until a response arrives or all tries are used. Returns the body and the
+    /// duration in milliseconds.
     fn ask(&mut self, step: &'static str, target: &[u8]) -> Result<(Vec<u8>, f64), StepFailure> {
         let mut request = b"GET ".to_vec();
         request.extend(target);
@@ -102,31 +103,32 @@ impl HttpProbe {
         request.extend(self.authority.as_bytes());
         request.extend(concat!("\r\nUser-Agent: skep/", env!("CARGO_PKG_VERSION")).as_bytes());
         request.extend(b"\r\nAccept: */*\r\n\r\n");
-        let mut wait = self.patience.first_try;
+        let mut wait = self.timeouts.first_try;
         let mut tries = 0;
         loop {
             let kept = self.stream.is_some();
             match self.exchange(&request, wait) {
-                Ok(answer) => return Ok(answer),
-                // It closed while idle: no try of ours.
+                Ok(response) => return Ok(response),
+                // An idle connection was closed: this does not count as a try.
                 Err(HttpProbeError::Stale) if kept => {}
                 Err(HttpProbeError::Stale) => {
-                    let problem = "closed without a reply: not a tracker, or not on this path";
+                    let problem = "closed without a response: not a tracker, or the wrong path";
                     return Err(StepFailure { step, problem: problem.into() });
                 }
                 Err(HttpProbeError::Failed(problem)) => return Err(StepFailure { step, problem }),
                 Err(HttpProbeError::TimedOut) => {
                     wait *= 2;
                     tries += 1;
-                    if tries == self.patience.tries {
-                        return Err(no_answer(step, self.patience));
+                    if tries == self.timeouts.tries {
+                        return Err(no_response(step, self.timeouts));
                     }
                 }
             }
         }
     }
 
-    /// Sends a request once, over the connection there is or a new one, which is kept if it may.
+    /// Sends a request once, over the kept connection or a new one. Keeps the connection if the
+    /// response allows it.
     fn exchange(
         &mut self,
         request: &[u8],
@@ -141,7 +143,7 @@ impl HttpProbe {
         stream.allow(wait);
         let written = stream.write_all(request).and_then(|()| stream.flush());
         written.map_err(|error| trouble(&error, true))?;
-        let (body, keep_alive) = read_reply(&mut stream)?;
+        let (body, keep_alive) = read_response(&mut stream)?;
         let duration_ms = milliseconds(clock.now().ns_since(sent));
         self.stream = keep_alive.then_some(stream);
         Ok((body, duration_ms))
@@ -151,8 +153,8 @@ impl HttpProbe {
 impl Conversation for HttpProbe {
     fn connect(&mut self) -> Result<f64, StepFailure> {
         let step = "connect";
-        let (start, mut wait) = (self.route.clock.now(), self.patience.first_try);
-        for _ in 0..self.patience.tries {
+        let (start, mut wait) = (self.route.clock.now(), self.timeouts.first_try);
+        for _ in 0..self.timeouts.tries {
             match self.route.open(wait) {
                 Ok(stream) => {
                     self.stream = Some(stream);
@@ -162,7 +164,7 @@ impl Conversation for HttpProbe {
                 Err(OpenError::Failed(problem)) => return Err(StepFailure { step, problem }),
             }
         }
-        Err(no_answer(step, self.patience))
+        Err(no_response(step, self.timeouts))
     }
 
     fn announce(&mut self) -> Result<AnnounceReport, StepFailure> {
@@ -178,11 +180,11 @@ impl Conversation for HttpProbe {
         push_scrape(&mut target, std::iter::once(info_hash));
         let (body, duration_ms) = self.ask(step, &target)?;
         let mut found: Option<ScrapeEntry> = None;
-        let scraped = reply::scraped(&body, |torrent, entry| {
+        let scraped = tracker_response::scraped(&body, |torrent, entry| {
             found = found.or_else(|| (torrent == info_hash.0).then_some(entry));
         });
         let torrents = granted(step, &body, scraped)?;
-        let problem = || format!("{torrents} torrents answered, but not the one asked for");
+        let problem = || format!("response has {torrents} torrents, without the requested one");
         let scrape_entry = found.ok_or_else(|| StepFailure { step, problem: problem() })?;
         Ok(Some(Scrape::of(duration_ms, scrape_entry)))
     }
@@ -192,41 +194,41 @@ impl Conversation for HttpProbe {
     }
 
     fn hurry(&mut self) {
-        self.patience.tries = 1;
+        self.timeouts.tries = 1;
     }
 }
 
-/// Reads one reply to its end. Returns its body, and whether the connection may be used again.
-fn read_reply(stream: &mut ProbeStream) -> Result<(Vec<u8>, bool), HttpProbeError> {
+/// Reads one response to its end. Returns its body, and whether the connection can be reused.
+fn read_response(stream: &mut ProbeStream) -> Result<(Vec<u8>, bool), HttpProbeError> {
     let mut bytes = Vec::new();
     let mut chunk = [0; 4096];
     loop {
         let received =
             stream.read(&mut chunk).map_err(|error| trouble(&error, bytes.is_empty()))?;
         bytes.extend_from_slice(&chunk[..received]);
-        if bytes.len() > REPLY_BYTES_MAX {
+        if bytes.len() > RESPONSE_BYTES_MAX {
             return Err(HttpProbeError::Failed(format!(
-                "a reply of more than {REPLY_BYTES_MAX} bytes"
+                "response longer than {RESPONSE_BYTES_MAX} bytes"
             )));
         }
-        if let Some(reply) = reply_in(&bytes, received == 0)? {
-            return Ok(reply);
+        if let Some(response) = response_in(&bytes, received == 0)? {
+            return Ok(response);
         }
         if received == 0 {
             return Err(match bytes.len() {
                 0 => HttpProbeError::Stale,
-                _ => HttpProbeError::Failed("malformed: closed in the middle of the reply".into()),
+                _ => HttpProbeError::Failed("malformed: closed in the middle of a response".into()),
             });
         }
     }
 }
 
-/// The body of a reply once it is complete.
-fn reply_in(bytes: &[u8], closed: bool) -> Result<Option<(Vec<u8>, bool)>, HttpProbeError> {
+/// The body of a response, once it is complete.
+fn response_in(bytes: &[u8], closed: bool) -> Result<Option<(Vec<u8>, bool)>, HttpProbeError> {
     let not_http = |_| match bytes.first() {
-        Some(0x15) => HttpProbeError::Failed("TLS is spoken there: use https://".into()),
+        Some(0x15) => HttpProbeError::Failed("the port uses TLS: use https://".into()),
         _ => HttpProbeError::Failed(format!(
-            "not a tracker: no HTTP reply, but {}",
+            "not a tracker: not an HTTP response, but {}",
             escaped_start(bytes)
         )),
     };
@@ -235,7 +237,7 @@ fn reply_in(bytes: &[u8], closed: bool) -> Result<Option<(Vec<u8>, bool)>, HttpP
         return Err(HttpProbeError::Failed(about_status(head.status)));
     }
     if head.encoded {
-        let problem = "malformed: a compressed reply, which was not asked for";
+        let problem = "malformed: a compressed response, which was not requested";
         return Err(HttpProbeError::Failed(problem.into()));
     }
     let rest = &bytes[head.bytes..];
@@ -247,21 +249,21 @@ fn reply_in(bytes: &[u8], closed: bool) -> Result<Option<(Vec<u8>, bool)>, HttpP
     Ok(body.map(|it| (it, head.keep_alive && !closed)))
 }
 
-/// What a status other than 200 tells.
+/// Explains a status other than 200, with a remedy.
 fn about_status(status: u16) -> String {
     let remedy = match status {
         300..400 => "a redirect, which clients do not follow: use the URL that it leads to",
-        400 => "it does not take this request: is it a tracker's announce URL?",
-        401 | 403 => "it refuses this client: is a passkey missing in the URL?",
-        404 | 405 => "no tracker on this path: try /announce",
+        400 => "request not accepted: check that this is an announce URL",
+        401 | 403 => "client refused: check the passkey in the URL",
+        404 | 405 => "no tracker at this URL: check port and path (usually /announce)",
         429 | 503 => "too busy now: try again later",
-        502 | 504 => "a proxy that does not reach its tracker",
-        _ => "clients take 200 alone",
+        502 | 504 => "the proxy cannot reach its tracker",
+        _ => "clients accept status 200 only",
     };
     format!("HTTP status {status}: {remedy}")
 }
 
-/// The first bytes of something, escaped.
+/// The first bytes of a response, escaped.
 fn escaped_start(bytes: &[u8]) -> String {
     format!("\"{}\"", bytes[..bytes.len().min(SHOWN_BYTES_MAX)].escape_ascii())
 }
@@ -276,17 +278,17 @@ fn trouble(error: &io::Error, nothing_read: bool) -> HttpProbeError {
     }
 }
 
-/// What a body grants, or why it does not.
+/// The parsed response, or why it is refused or malformed.
 fn granted<T>(
     step: &'static str,
     body: &[u8],
-    reply: Result<TrackerResponse<'_, T>, ResponseError>,
+    response: Result<TrackerResponse<'_, T>, ResponseError>,
 ) -> Result<T, StepFailure> {
-    let problem = match reply {
+    let problem = match response {
         Ok(TrackerResponse::Granted(it)) => return Ok(it),
         Ok(TrackerResponse::Failure(reason)) => {
             let reason = reason[..reason.len().min(512)].escape_ascii();
-            format!("the tracker refuses: \"{reason}\"")
+            format!("failure reason: \"{reason}\"")
         }
         Err(ResponseError::NotBencode) => {
             format!(
@@ -304,11 +306,11 @@ mod tests {
     use super::*;
 
     fn complete(bytes: &[u8], closed: bool) -> Option<(Vec<u8>, bool)> {
-        reply_in(bytes, closed).unwrap_or_else(|_| panic!("{}", bytes.escape_ascii()))
+        response_in(bytes, closed).unwrap_or_else(|_| panic!("{}", bytes.escape_ascii()))
     }
 
     #[test]
-    fn replies_are_complete_by_their_own_frame() {
+    fn responses_are_complete_by_their_own_frame() {
         let length = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nde";
         assert_eq!(complete(length, false), Some((b"de".to_vec(), true)));
         assert_eq!(complete(&length[..length.len() - 1], true), None);
@@ -323,12 +325,12 @@ mod tests {
     fn what_is_no_tracker_is_named() {
         for (bytes, said) in [
             (&b"\x15\x03\x01\0\x02\x02\x46"[..], "https://"),
-            (b"220 \x1b[2Jmail\r\n", r#"no HTTP reply, but "220 \x1b[2Jmail\r\n""#),
+            (b"220 \x1b[2Jmail\r\n", r#"not an HTTP response, but "220 \x1b[2Jmail\r\n""#),
             (b"HTTP/1.1 301 Moved\r\nLocation: x\r\n\r\n", "redirect"),
             (b"HTTP/1.1 404 No\r\n\r\n", "HTTP status 404"),
             (b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\n", "compressed"),
         ] {
-            let Err(HttpProbeError::Failed(problem)) = reply_in(bytes, false) else {
+            let Err(HttpProbeError::Failed(problem)) = response_in(bytes, false) else {
                 panic!("{said}")
             };
             assert!(problem.contains(said), "{problem}");

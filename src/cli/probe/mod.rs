@@ -1,6 +1,6 @@
-//! `skep probe`: asks trackers as a client would, over every address their names resolve to.
+//! `skep probe`: sends trackers a client's requests, at every address of their host names.
 //!
-//! The torrent is made up and left again, so a probe leaves nothing behind but an empty swarm.
+//! The torrent is random and the probe leaves it again, so that only an empty swarm remains.
 
 mod http;
 mod stream;
@@ -19,7 +19,7 @@ use clap::Args;
 use rustls::ClientConfig;
 use serde::Serialize;
 
-use crate::client::tls::{self, Trust};
+use crate::client::tls::{self, TlsConfigError, Trust};
 use crate::client::url::{Scheme, Url};
 use crate::sys::clock::Clock;
 use crate::types::{InfoHash, PeerId, ScrapeEntry};
@@ -29,61 +29,62 @@ use stream::ConnectRoute;
 const EXAMPLES: &str = "\
 Examples:
   skep probe udp://127.0.0.1:6969            the tracker on this host
-  skep probe --json udp://[::1]:6969/x?key=1 for scripts; the path goes along as BEP 41 has it
+  skep probe --json udp://[::1]:6969/x?key=1 for scripts; the path is sent as a BEP 41 option
   skep probe -4 udp://a.example:6969 udp://b.example:6969
   skep probe http://127.0.0.1:6969/announce  over HTTP: announce, scrape, leave
   skep probe --ca ca.pem https://tracker.example/announce
   skep probe ws://127.0.0.1:6969             as a WebTorrent browser, without offers
-  skep probe --insecure wss://[::1]:6443     whatever its certificate says
+  skep probe --insecure wss://[::1]:6443     accept any certificate
 
 What each step means:
   connect   UDP: a connection id. TCP: connecting, the TLS handshake, the WebSocket upgrade.
-  announce  joins a torrent that nobody has, as a leecher.
-  scrape    its counts. HTTP has one only where the path's last part begins with \"announce\".
-  leave     says so, even if a reply before got lost, so that no peer is left behind.
+  announce  joins a random torrent without peers, as a leecher.
+  scrape    gets its counts. Over HTTP only if the last part of the path begins with \"announce\".
+  leave     sends a stop, also after a lost response, so that no peer remains.
 
-Exit codes: 0 every address answered everything, 1 one did not, 2 bad usage.";
+Exit codes: 0 every address responded correctly to every request, 1 at least one did not, 2 invalid
+usage.";
 
-/// What to ask, and how patiently.
+/// Arguments of `probe`.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct Options {
-    /// Trackers, as udp://HOST:PORT, https://HOST/announce or wss://HOST; all six schemes will do
+    /// URLs of trackers, with the scheme udp, http, https, ws or wss
     #[arg(required = true, value_name = "URL")]
     urls: Vec<Url>,
     /// Print one JSON object instead of text
     #[arg(long)]
     json: bool,
-    /// Ask IPv4 addresses alone
+    /// Probe IPv4 addresses only
     #[arg(short = '4', long, conflicts_with = "ipv6")]
     ipv4: bool,
-    /// Ask IPv6 addresses alone
+    /// Probe IPv6 addresses only
     #[arg(short = '6', long)]
     ipv6: bool,
-    /// Trust the authorities in this PEM file, and no others (https, wss)
+    /// Trust only the authorities in this PEM file (https, wss)
     #[arg(long, value_name = "FILE", conflicts_with = "insecure")]
     ca: Option<PathBuf>,
-    /// Trust any certificate (https, wss)
+    /// Accept any certificate (https, wss)
     #[arg(long)]
     insecure: bool,
-    /// Seconds to wait for the first answer; every further try waits twice as long (BEP 15)
+    /// Seconds to wait for the first response; the wait doubles with each further try (BEP 15)
     #[arg(long, value_name = "SECONDS", default_value_t = 5,
           value_parser = clap::value_parser!(u64).range(1..=3840))]
     timeout: u64,
-    /// How often to send a request
+    /// How often to send a request without a response
     #[arg(long, value_name = "N", default_value_t = 2,
           value_parser = clap::value_parser!(u32).range(1..=9))]
     tries: u32,
 }
 
-/// Everything that was found out.
+/// The whole report.
 #[derive(Debug, Serialize)]
 struct ProbeReport {
     ok: bool,
     results: Vec<AddressReport>,
 }
 
-/// What one address answered. What was not reached is null.
+/// The report on one address. A step that was not reached is null.
 #[derive(Debug, Default, Serialize)]
 struct AddressReport {
     url: String,
@@ -95,24 +96,24 @@ struct AddressReport {
     error: Option<StepFailure>,
 }
 
-/// A connect's answer.
+/// The result of a connect.
 #[derive(Debug, Serialize)]
 struct Connect {
     duration_ms: f64,
 }
 
-/// An announce's answer.
+/// The result of an announce.
 #[derive(Debug, Serialize)]
 struct AnnounceReport {
     duration_ms: f64,
     interval_s: u32,
     seeders: u32,
     leechers: u32,
-    /// How many came along; WebTorrent's come later, as offers and answers.
+    /// Peers in the response; `None` for WebTorrent, whose peers come later, as offers and answers.
     peers: Option<usize>,
 }
 
-/// A scrape's answer.
+/// The result of a scrape.
 #[derive(Debug, Serialize)]
 struct Scrape {
     duration_ms: f64,
@@ -128,38 +129,38 @@ impl Scrape {
     }
 }
 
-/// What went wrong, and where.
+/// The step that failed, and why.
 #[derive(Debug, Serialize)]
 struct StepFailure {
     /// `resolve`, `socket`, `tls`, `connect`, `announce`, `scrape` or `leave`.
     step: &'static str,
-    /// What went wrong; holds no unescaped byte of the tracker's.
+    /// The cause. Text of the tracker is escaped.
     problem: String,
 }
 
-/// How long to wait and how often to try.
+/// How long to wait for a response, and how often to send a request.
 #[derive(Clone, Copy, Debug)]
 struct ProbeTimeouts {
-    /// How long to wait for an answer at first; doubled with every further try.
+    /// Wait for a response to the first try; doubled with every further try.
     first_try: Duration,
     /// How often to send a request.
     tries: u32,
 }
 
-/// Who asks, about what.
+/// The torrent and the peer of a probe.
 #[derive(Clone, Copy)]
 struct ProbeIdentity {
     info_hash: InfoHash,
     peer_id: PeerId,
-    /// Where it claims to listen.
+    /// The port that the peer announces.
     port: u16,
 }
 
 impl ProbeIdentity {
-    /// A torrent and a peer that nobody has met before.
+    /// A random torrent and a random peer.
     fn new() -> Self {
         let mut peer_id = *b"-SK0001-000000000000";
-        // Letters and digits, as browsers make them: their trackers take nothing else for granted.
+        // Letters and digits, as in browsers: their trackers may not accept anything else.
         peer_id[8..].fill_with(|| fastrand::alphanumeric() as u8);
         let mut info_hash = [0; 20];
         fastrand::fill(&mut info_hash);
@@ -168,21 +169,21 @@ impl ProbeIdentity {
     }
 }
 
-/// A client of one address, by whatever protocol.
+/// A client of one address, for one protocol.
 trait Conversation {
-    /// Gets as far as a first request can be sent. Returns the milliseconds that took.
+    /// Connects, so that the first announce can be sent. Returns the duration in milliseconds.
     fn connect(&mut self) -> Result<f64, StepFailure>;
-    /// Joins the made-up torrent as a leecher.
+    /// Joins the random torrent as a leecher.
     fn announce(&mut self) -> Result<AnnounceReport, StepFailure>;
-    /// Asks for its counts; `None` where this URL has no scrape.
+    /// Scrapes the random torrent; `None` if this URL has no scrape.
     fn scrape(&mut self) -> Result<Option<Scrape>, StepFailure>;
-    /// Leaves it again.
+    /// Leaves the random torrent.
     fn leave(&mut self) -> Result<(), StepFailure>;
-    /// From now on, one try has to do.
+    /// Sends every further request only once.
     fn hurry(&mut self);
 }
 
-/// Asks them all and prints what they answer.
+/// Probes all addresses and prints the report.
 pub(super) fn run(options: &Options) -> ExitCode {
     let results: Vec<_> = options.urls.iter().flat_map(|url| probe_url(options, url)).collect();
     let report = ProbeReport { ok: results.iter().all(|it| it.ok), results };
@@ -191,12 +192,12 @@ pub(super) fn run(options: &Options) -> ExitCode {
     } else {
         report.results.iter().map(to_text).collect()
     };
-    // A reader that has had enough is no failure.
+    // A closed pipe is not an error.
     let _ = std::io::stdout().lock().write_all(text.as_bytes());
     if report.ok { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// Asks every address of a URL.
+/// Probes every address of a URL.
 fn probe_url(options: &Options, url: &Url) -> Vec<AddressReport> {
     let unresolved = |problem: String| {
         let error = Some(StepFailure { step: "resolve", problem });
@@ -210,12 +211,12 @@ fn probe_url(options: &Options, url: &Url) -> Vec<AddressReport> {
     addresses.sort();
     addresses.dedup();
     if addresses.is_empty() {
-        return unresolved("no address of the family asked for".into());
+        return unresolved("the name has no address of the requested IP version".into());
     }
     let tls = match trust(options, url) {
         Ok(tls) => tls,
-        Err(problem) => {
-            let error = Some(StepFailure { step: "tls", problem });
+        Err(error) => {
+            let error = Some(StepFailure { step: "tls", problem: error.to_string() });
             return vec![AddressReport {
                 url: url.text.clone(),
                 error,
@@ -227,26 +228,26 @@ fn probe_url(options: &Options, url: &Url) -> Vec<AddressReport> {
     addresses.into_iter().map(|it| probe_address(options, url, it, tls.cloned())).collect()
 }
 
-/// TLS settings, where the URL wants them.
-fn trust(options: &Options, url: &Url) -> Result<Option<Arc<ClientConfig>>, String> {
+/// TLS settings, if the URL's scheme needs them.
+fn trust(options: &Options, url: &Url) -> Result<Option<Arc<ClientConfig>>, TlsConfigError> {
     if !url.scheme.has_tls() {
         return Ok(None);
     }
     tls::config(Trust::of(options.ca.as_deref(), options.insecure), true).map(Some)
 }
 
-/// Asks one address.
+/// Probes one address.
 fn probe_address(
     options: &Options,
     url: &Url,
     address: SocketAddr,
     tls: Option<Arc<ClientConfig>>,
 ) -> AddressReport {
-    let patience =
+    let timeouts =
         ProbeTimeouts { first_try: Duration::from_secs(options.timeout), tries: options.tries };
     let mut verdict =
         AddressReport { url: url.text.clone(), address: Some(address), ..AddressReport::default() };
-    let done = client(url, address, tls, patience)
+    let done = client(url, address, tls, timeouts)
         .and_then(|mut client| converse(&mut verdict, client.as_mut()));
     match done {
         Ok(()) => verdict.ok = true,
@@ -255,53 +256,55 @@ fn probe_address(
     verdict
 }
 
-/// A client that speaks what the URL names.
+/// The client for the URL's scheme.
 fn client(
     url: &Url,
     address: SocketAddr,
     tls: Option<Arc<ClientConfig>>,
-    patience: ProbeTimeouts,
+    timeouts: ProbeTimeouts,
 ) -> Result<Box<dyn Conversation>, StepFailure> {
     let identity = ProbeIdentity::new();
     let route = ConnectRoute { address, host: url.host.clone(), tls, clock: Clock::start() };
     Ok(match url.scheme {
-        Scheme::Udp => Box::new(udp::UdpProbe::new(address, &url.path, patience, identity)?),
+        Scheme::Udp => Box::new(udp::UdpProbe::new(address, &url.path, timeouts, identity)?),
         Scheme::Http | Scheme::Https => {
-            Box::new(http::HttpProbe::new(url, route, patience, identity))
+            Box::new(http::HttpProbe::new(url, route, timeouts, identity))
         }
         Scheme::Ws | Scheme::Wss => {
-            Box::new(websocket::WebSocketProbe::new(url, route, patience, identity))
+            Box::new(websocket::WebSocketProbe::new(url, route, timeouts, identity))
         }
     })
 }
 
-/// The conversation, noted as it goes.
+/// Runs all steps, and adds each result to the report.
 fn converse(verdict: &mut AddressReport, client: &mut dyn Conversation) -> Result<(), StepFailure> {
     let duration_ms = client.connect()?;
     verdict.connect = Some(Connect { duration_ms });
     match client.announce() {
         Ok(announce) => verdict.announce = Some(announce),
         Err(failure) => {
-            // The tracker may have heard of the peer although we did not hear from the tracker.
+            // The tracker may have received the announce although its response did not arrive.
             client.hurry();
             let _ = client.leave();
             return Err(failure);
         }
     }
     let scraped = client.scrape();
-    // Whatever the scrape brought: an announce that succeeded must not leave a peer behind.
+    // Also after a failed scrape: a successful announce must not leave a peer behind.
     let left = client.leave();
     verdict.scrape = scraped?;
     left
 }
 
-/// What silence is called.
-fn no_answer(step: &'static str, patience: ProbeTimeouts) -> StepFailure {
-    let ProbeTimeouts { first_try, tries } = patience;
+/// The failure of a step without a response.
+fn no_response(step: &'static str, timeouts: ProbeTimeouts) -> StepFailure {
+    let ProbeTimeouts { first_try, tries } = timeouts;
     let seconds = first_try.as_secs();
     let problem = match tries {
-        1 => format!("no answer within {seconds} s, tried once"),
-        _ => format!("no answer, tried {tries} times from {seconds} s on"),
+        1 => format!("no response within {seconds} s (1 try)"),
+        _ => {
+            format!("no response after {tries} tries (first wait {seconds} s, doubled each time)")
+        }
     };
     StepFailure { step, problem }
 }
@@ -312,7 +315,7 @@ fn milliseconds(ns: u64) -> f64 {
     ns as f64 / NS_PER_MS
 }
 
-/// A verdict for people.
+/// The report as text.
 fn to_text(report: &AddressReport) -> String {
     let mut text = report.url.clone();
     if let Some(address) = report.address {

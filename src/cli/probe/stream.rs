@@ -1,5 +1,5 @@
-//! A TCP connection, through TLS where the URL wants it, every operation of which ends by a
-//! deadline: a tracker that drips bytes cannot hold a probe up.
+//! A TCP connection, with TLS if the URL needs it. Every operation has a deadline: a tracker that
+//! sends single bytes cannot delay a probe beyond it.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -16,9 +16,9 @@ use crate::time::Now;
 #[derive(Clone)]
 pub(super) struct ConnectRoute {
     pub(super) address: SocketAddr,
-    /// The name that a certificate must hold.
+    /// The name that the certificate must hold.
     pub(super) host: String,
-    /// Set where TLS is spoken.
+    /// Set if TLS is used.
     pub(super) tls: Option<Arc<ClientConfig>>,
     pub(super) clock: Clock,
 }
@@ -36,11 +36,11 @@ pub(super) struct Timed {
     deadline: Now,
 }
 
-/// Why there is no connection.
+/// Why a connection was not opened.
 pub(super) enum OpenError {
-    /// It takes too long.
+    /// The deadline passed.
     TimedOut,
-    /// What is wrong, with the remedy.
+    /// The cause, with the remedy.
     Failed(String),
 }
 
@@ -49,12 +49,12 @@ impl ConnectRoute {
     pub(super) fn open(&self, wait: Duration) -> Result<ProbeStream, OpenError> {
         let deadline = later(&self.clock, wait);
         let socket = TcpStream::connect_timeout(&self.address, wait).map_err(|it| unopened(&it))?;
-        // Requests are whole when they are written: nothing is gained by waiting for more.
+        // Requests are written as a whole: there is nothing to wait for.
         socket.set_nodelay(true).map_err(|it| unopened(&it))?;
         let mut timed = Timed { socket, clock: self.clock, deadline };
         let Some(config) = &self.tls else { return Ok(ProbeStream::Plain(timed)) };
         let failed = |problem: String| OpenError::Failed(problem);
-        let name = tls::server_name(&self.host).map_err(failed)?;
+        let name = tls::server_name(&self.host).map_err(|error| failed(error.to_string()))?;
         let mut session = ClientConnection::new(Arc::clone(config), name)
             .map_err(|it| failed(tls::explain(&it, &self.host)))?;
         while session.is_handshaking() {
@@ -82,7 +82,7 @@ fn unopened(error: &io::Error) -> OpenError {
     }
 }
 
-/// What an error of a connection tells.
+/// A connection's error as text, with a remedy.
 pub(super) fn describe(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::ConnectionRefused => {
@@ -100,7 +100,7 @@ pub(super) fn describe(error: &io::Error) -> String {
 }
 
 impl ProbeStream {
-    /// Allows everything from now on to take so long, together.
+    /// Sets the deadline: all further operations together may take `wait`.
     pub(super) fn allow(&mut self, wait: Duration) {
         let timed = match self {
             Self::Plain(timed) => timed,
@@ -110,14 +110,14 @@ impl ProbeStream {
     }
 }
 
-/// The moment until which to wait.
+/// The moment `wait` from now.
 fn later(clock: &Clock, wait: Duration) -> Now {
     let wait_ns = u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX);
     Now::from_ns(clock.now().ns().saturating_add(wait_ns))
 }
 
 impl Timed {
-    /// What is left of the time.
+    /// The time until the deadline.
     fn left(&self) -> io::Result<Duration> {
         let left_ns = self.deadline.ns_since(self.clock.now());
         if left_ns == 0 {
@@ -126,7 +126,7 @@ impl Timed {
         Ok(Duration::from_nanos(left_ns))
     }
 
-    /// A socket says "would block" where its time is over.
+    /// A socket's timeout is reported as `WouldBlock`.
     fn in_time<T>(result: io::Result<T>) -> io::Result<T> {
         result.map_err(|error| match error.kind() {
             io::ErrorKind::WouldBlock => io::ErrorKind::TimedOut.into(),
@@ -157,7 +157,7 @@ impl Read for ProbeStream {
     fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
         match self {
             Self::Plain(timed) => timed.read(bytes),
-            // Many servers close without TLS's own goodbye; lengths are checked further in.
+            // Many servers close without TLS's close_notify. The HTTP framing shows a truncation.
             Self::Tls(owned) => match owned.read(bytes) {
                 Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(0),
                 other => other,

@@ -1,11 +1,11 @@
-//! A BEP 15 client that asks one address and notices everything that real clients would mind.
+//! A BEP 15 client of one address, which reports everything that a real client would reject.
 
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use crate::protocol::udp::client::{
-    Announcement, Reply, ResponseDecodeError, decode, encode_announce, encode_connect,
+    Announcement, Response, ResponseDecodeError, decode, encode_announce, encode_connect,
     encode_scrape,
 };
 use crate::protocol::udp::{TransactionId, peer_stride};
@@ -14,10 +14,10 @@ use crate::types::{Event, Family};
 
 use super::{
     AnnounceReport, Conversation, ProbeIdentity, ProbeTimeouts, Scrape, StepFailure, milliseconds,
-    no_answer,
+    no_response,
 };
 
-/// Bytes of the longest datagram that is looked at: more than any tracker sends.
+/// The longest datagram that is read, in bytes: more than any tracker sends.
 const DATAGRAM_BYTES_MAX: usize = 4096;
 
 /// A client of one address.
@@ -25,8 +25,8 @@ pub(super) struct UdpProbe {
     socket: UdpSocket,
     family: Family,
     clock: Clock,
-    patience: ProbeTimeouts,
-    /// BEP 41 options to put behind announces.
+    timeouts: ProbeTimeouts,
+    /// BEP 41 options that follow the announce.
     options: Vec<u8>,
     connection_id: u64,
     identity: ProbeIdentity,
@@ -37,7 +37,7 @@ impl UdpProbe {
     pub(super) fn new(
         address: SocketAddr,
         path: &str,
-        patience: ProbeTimeouts,
+        timeouts: ProbeTimeouts,
         identity: ProbeIdentity,
     ) -> Result<Self, StepFailure> {
         let failed = |error: io::Error| StepFailure { step: "socket", problem: error.to_string() };
@@ -51,7 +51,7 @@ impl UdpProbe {
             socket,
             family: Family::of(address.ip().to_canonical()),
             clock: Clock::start(),
-            patience,
+            timeouts,
             options: url_data(path.as_bytes()),
             connection_id: 0,
             identity,
@@ -74,14 +74,14 @@ impl UdpProbe {
             port: self.socket.local_addr().map_or(1, |it| it.port()),
             key: [0; 4],
         };
-        let answer = self.ask(step, |id, out| {
+        let response = self.ask(step, |id, out| {
             let bytes = encode_announce(self.connection_id, id, &announcement, out);
             out[bytes..bytes + self.options.len()].copy_from_slice(&self.options);
             bytes + self.options.len()
         })?;
-        match self.read(step, &answer)? {
-            Reply::Announced(it, peers) => Ok(AnnounceReport {
-                duration_ms: answer.duration_ms,
+        match self.read(step, &response)? {
+            Response::Announced(it, peers) => Ok(AnnounceReport {
+                duration_ms: response.duration_ms,
                 interval_s: it.interval_s,
                 seeders: it.seeders,
                 leechers: it.leechers,
@@ -91,33 +91,33 @@ impl UdpProbe {
         }
     }
 
-    /// Sends a request until something answers it.
+    /// Sends a request until a response arrives or all tries are used.
     fn ask(
         &self,
         step: &'static str,
         encode: impl FnOnce(TransactionId, &mut [u8]) -> usize,
-    ) -> Result<Answer, StepFailure> {
+    ) -> Result<TimedResponse, StepFailure> {
         let transaction_id = TransactionId(fastrand::u32(..).to_be_bytes());
         let mut request = [0; DATAGRAM_BYTES_MAX];
         let bytes = encode(transaction_id, &mut request);
-        let mut wait = self.patience.first_try;
-        for _ in 0..self.patience.tries {
-            let answer = self.exchange(&request[..bytes], transaction_id, wait);
-            match answer.map_err(|error| StepFailure { step, problem: describe(&error) })? {
-                Some(answer) => return Ok(answer),
+        let mut wait = self.timeouts.first_try;
+        for _ in 0..self.timeouts.tries {
+            let response = self.exchange(&request[..bytes], transaction_id, wait);
+            match response.map_err(|error| StepFailure { step, problem: describe(&error) })? {
+                Some(response) => return Ok(response),
                 None => wait *= 2,
             }
         }
-        Err(no_answer(step, self.patience))
+        Err(no_response(step, self.timeouts))
     }
 
-    /// Sends a request once. `None`: nothing answered it in time.
+    /// Sends a request once. `None`: no response in time.
     fn exchange(
         &self,
         request: &[u8],
         transaction_id: TransactionId,
         wait: Duration,
-    ) -> io::Result<Option<Answer>> {
+    ) -> io::Result<Option<TimedResponse>> {
         let sent = self.clock.now();
         self.socket.send(request)?;
         let mut datagram = vec![0; DATAGRAM_BYTES_MAX];
@@ -133,25 +133,29 @@ impl UdpProbe {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => return Err(error),
             };
-            // An answer to an earlier request may still be on its way.
+            // Skips responses to earlier requests, which may still arrive.
             if datagram[..bytes].get(4..8) == Some(&transaction_id.0) {
                 datagram.truncate(bytes);
                 let duration_ms = milliseconds(self.clock.now().ns_since(sent));
-                return Ok(Some(Answer { datagram, duration_ms }));
+                return Ok(Some(TimedResponse { datagram, duration_ms }));
             }
         }
     }
 
-    /// Reads an answer as strictly as the strictest clients do.
-    fn read<'a>(&self, step: &'static str, answer: &'a Answer) -> Result<Reply<'a>, StepFailure> {
+    /// Decodes a response as strictly as the strictest clients do.
+    fn read<'a>(
+        &self,
+        step: &'static str,
+        response: &'a TimedResponse,
+    ) -> Result<Response<'a>, StepFailure> {
         let malformed =
             |it: ResponseDecodeError| StepFailure { step, problem: format!("malformed: {it:?}") };
-        match decode(&answer.datagram, self.family).map_err(malformed)?.1 {
-            Reply::Error(text) => {
+        match decode(&response.datagram, self.family).map_err(malformed)?.1 {
+            Response::Error(text) => {
                 let text = text.escape_ascii();
-                Err(StepFailure { step, problem: format!("the tracker refuses: \"{text}\"") })
+                Err(StepFailure { step, problem: format!("failure reason: \"{text}\"") })
             }
-            reply => Ok(reply),
+            response => Ok(response),
         }
     }
 }
@@ -159,12 +163,12 @@ impl UdpProbe {
 impl Conversation for UdpProbe {
     fn connect(&mut self) -> Result<f64, StepFailure> {
         let step = "connect";
-        let answer = self.ask(step, encode_connect)?;
-        match self.read(step, &answer)? {
-            Reply::Connected(id) => self.connection_id = id,
+        let response = self.ask(step, encode_connect)?;
+        match self.read(step, &response)? {
+            Response::Connected(id) => self.connection_id = id,
             _ => return Err(unexpected(step)),
         }
-        Ok(answer.duration_ms)
+        Ok(response.duration_ms)
     }
 
     fn announce(&mut self) -> Result<AnnounceReport, StepFailure> {
@@ -174,15 +178,15 @@ impl Conversation for UdpProbe {
     fn scrape(&mut self) -> Result<Option<Scrape>, StepFailure> {
         let step = "scrape";
         let torrents = [self.identity.info_hash];
-        let answer =
+        let response =
             self.ask(step, |id, out| encode_scrape(self.connection_id, id, &torrents, out))?;
-        let Reply::Scraped(entries) = self.read(step, &answer)? else {
+        let Response::Scraped(entries) = self.read(step, &response)? else {
             return Err(unexpected(step));
         };
-        let problem = || format!("{} torrents answered, 1 asked", entries.count());
+        let problem = || format!("response has {} torrents, expected 1", entries.count());
         let entry = entries.iter().next().filter(|_| entries.count() == 1);
         let entry = entry.ok_or_else(|| StepFailure { step, problem: problem() })?;
-        Ok(Some(Scrape::of(answer.duration_ms, entry)))
+        Ok(Some(Scrape::of(response.duration_ms, entry)))
     }
 
     fn leave(&mut self) -> Result<(), StepFailure> {
@@ -190,22 +194,22 @@ impl Conversation for UdpProbe {
     }
 
     fn hurry(&mut self) {
-        self.patience.tries = 1;
+        self.timeouts.tries = 1;
     }
 }
 
-/// A datagram that answers a request.
-struct Answer {
+/// A response datagram.
+struct TimedResponse {
     datagram: Vec<u8>,
     duration_ms: f64,
 }
 
-/// An answer of another kind than was asked for.
+/// A response to another action than that of the request.
 fn unexpected(step: &'static str) -> StepFailure {
-    StepFailure { step, problem: "malformed: an answer to another action".into() }
+    StepFailure { step, problem: "malformed: a response to another action".into() }
 }
 
-/// What an error of the socket tells.
+/// A socket's error as text.
 fn describe(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::ConnectionRefused => "nothing listens there (ICMP port unreachable)".into(),
@@ -213,7 +217,7 @@ fn describe(error: &io::Error) -> String {
     }
 }
 
-/// URLData options that carry a path, 255 bytes each, and the end (BEP 41).
+/// URLData options with 255 bytes of the path each, and the end option (BEP 41).
 fn url_data(path: &[u8]) -> Vec<u8> {
     const END: u8 = 0;
     const URL_DATA: u8 = 2;

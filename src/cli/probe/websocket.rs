@@ -14,25 +14,25 @@ use crate::types::ScrapeEntry;
 use super::stream::{ConnectRoute, OpenError, ProbeStream, describe};
 use super::{
     AnnounceReport, Conversation, ProbeIdentity, ProbeTimeouts, Scrape, StepFailure, milliseconds,
-    no_answer,
+    no_response,
 };
 
-/// The longest message that is taken, in bytes.
+/// The longest message that is accepted, in bytes.
 const MESSAGE_BYTES_MAX: usize = 256 * 1024;
 
-/// The most messages, others' offers for instance, that an answer is looked for among.
+/// Maximum number of messages that are read before the response, for instance other peers' offers.
 const MESSAGES_MAX: usize = 1000;
 
 /// A client of one address.
 pub(super) struct WebSocketProbe {
     route: ConnectRoute,
     url: String,
-    patience: ProbeTimeouts,
+    timeouts: ProbeTimeouts,
     identity: ProbeIdentity,
     socket: Option<WebSocket<ProbeStream>>,
 }
 
-/// Why there is no socket, or no answer.
+/// Why there is no socket, or no response.
 enum WebSocketProbeError {
     TimedOut,
     Failed(String),
@@ -43,12 +43,12 @@ impl WebSocketProbe {
     pub(super) fn new(
         url: &Url,
         route: ConnectRoute,
-        patience: ProbeTimeouts,
+        timeouts: ProbeTimeouts,
         identity: ProbeIdentity,
     ) -> Self {
-        // TLS is underneath: the upgrade itself is the same.
+        // The stream itself may be TLS: the upgrade request is the same.
         let url = format!("ws://{}{}", url.authority(), url.target());
-        Self { route, url, patience, identity, socket: None }
+        Self { route, url, timeouts, identity, socket: None }
     }
 
     fn open(&self, wait: Duration) -> Result<WebSocket<ProbeStream>, WebSocketProbeError> {
@@ -82,10 +82,10 @@ impl WebSocketProbe {
             "event": event,
             "offers": [],
         });
-        let (answer, duration_ms) = self.ask(step, &message, |it| is_announced(it, &message))?;
-        let count = |key: &str| answer[key].as_u64().and_then(|it| u32::try_from(it).ok());
+        let (response, duration_ms) = self.ask(step, &message, |it| is_announced(it, &message))?;
+        let count = |key: &str| response[key].as_u64().and_then(|it| u32::try_from(it).ok());
         let malformed =
-            |key| StepFailure { step, problem: format!("malformed: no {key} in the reply") };
+            |key| StepFailure { step, problem: format!("malformed: no {key} in the response") };
         Ok(AnnounceReport {
             duration_ms,
             interval_s: count("interval").ok_or_else(|| malformed("interval"))?,
@@ -95,16 +95,17 @@ impl WebSocketProbe {
         })
     }
 
-    /// Sends a message until something answers it. Returns the answer and the milliseconds it took.
+    /// Sends a message until a response arrives or all tries are used. Returns the response and the
+    /// duration in milliseconds.
     fn ask(
         &mut self,
         step: &'static str,
         message: &Value,
-        answers: impl Fn(&Value) -> bool,
+        matches: impl Fn(&Value) -> bool,
     ) -> Result<(Value, f64), StepFailure> {
         let clock = self.route.clock;
-        let mut wait = self.patience.first_try;
-        for _ in 0..self.patience.tries {
+        let mut wait = self.timeouts.first_try;
+        for _ in 0..self.timeouts.tries {
             let failed = |problem| StepFailure { step, problem };
             if self.socket.is_none() {
                 self.socket = match self.open(wait) {
@@ -116,8 +117,10 @@ impl WebSocketProbe {
             if let Some(socket) = &mut self.socket {
                 let sent = clock.now();
                 socket.get_mut().allow(wait);
-                match exchange(socket, message, &answers) {
-                    Ok(answer) => return Ok((answer, milliseconds(clock.now().ns_since(sent)))),
+                match exchange(socket, message, &matches) {
+                    Ok(response) => {
+                        return Ok((response, milliseconds(clock.now().ns_since(sent))));
+                    }
                     Err(WebSocketProbeError::TimedOut) => {}
                     Err(WebSocketProbeError::Failed(problem)) => {
                         self.socket = None;
@@ -127,15 +130,15 @@ impl WebSocketProbe {
             }
             wait *= 2;
         }
-        Err(no_answer(step, self.patience))
+        Err(no_response(step, self.timeouts))
     }
 }
 
 impl Conversation for WebSocketProbe {
     fn connect(&mut self) -> Result<f64, StepFailure> {
         let step = "connect";
-        let (start, mut wait) = (self.route.clock.now(), self.patience.first_try);
-        for _ in 0..self.patience.tries {
+        let (start, mut wait) = (self.route.clock.now(), self.timeouts.first_try);
+        for _ in 0..self.timeouts.tries {
             match self.open(wait) {
                 Ok(socket) => {
                     self.socket = Some(socket);
@@ -147,7 +150,7 @@ impl Conversation for WebSocketProbe {
                 }
             }
         }
-        Err(no_answer(step, self.patience))
+        Err(no_response(step, self.timeouts))
     }
 
     fn announce(&mut self) -> Result<AnnounceReport, StepFailure> {
@@ -158,14 +161,14 @@ impl Conversation for WebSocketProbe {
         let step = "scrape";
         let info_hash = latin1(&self.identity.info_hash.0);
         let message = json!({ "action": "scrape", "info_hash": info_hash });
-        let (answer, duration_ms) = self.ask(step, &message, |it| it["action"] == "scrape")?;
-        let entry = &answer["files"][&info_hash];
+        let (response, duration_ms) = self.ask(step, &message, |it| it["action"] == "scrape")?;
+        let entry = &response["files"][&info_hash];
         let count = |key: &str| entry[key].as_u64().and_then(|it| u32::try_from(it).ok());
         let entry = count("complete").zip(count("incomplete")).map(|(seeders, leechers)| {
             let completed = count("downloaded").unwrap_or(0);
             ScrapeEntry { seeders, leechers, completed, downloaders: 0 }
         });
-        let problem = || "malformed: the reply lacks the torrent asked for".to_owned();
+        let problem = || "malformed: the response lacks the requested torrent".to_owned();
         let entry = entry.ok_or_else(|| StepFailure { step, problem: problem() })?;
         Ok(Some(Scrape::of(duration_ms, entry)))
     }
@@ -173,18 +176,18 @@ impl Conversation for WebSocketProbe {
     fn leave(&mut self) -> Result<(), StepFailure> {
         let left = self.announce_event("leave", "stopped").map(|_| ());
         if let Some(mut socket) = self.socket.take() {
-            // A tracker forgets the peers of a socket that closes, politely or not.
+            // A tracker removes the peers of a closed socket, so a failed close is harmless.
             let _ = socket.close(None).and_then(|()| socket.flush());
         }
         left
     }
 
     fn hurry(&mut self) {
-        self.patience.tries = 1;
+        self.timeouts.tries = 1;
     }
 }
 
-/// Whether a message answers an announce: relayed offers and answers look much alike.
+/// Whether a message is the response to an announce. Relayed offers and answers look similar.
 fn is_announced(message: &Value, announce: &Value) -> bool {
     message["action"] == "announce"
         && message["info_hash"] == announce["info_hash"]
@@ -192,11 +195,11 @@ fn is_announced(message: &Value, announce: &Value) -> bool {
         && message.get("answer").is_none()
 }
 
-/// Sends one message and waits for what answers it.
+/// Sends one message and waits for its response.
 fn exchange(
     socket: &mut WebSocket<ProbeStream>,
     message: &Value,
-    answers: impl Fn(&Value) -> bool,
+    matches: impl Fn(&Value) -> bool,
 ) -> Result<Value, WebSocketProbeError> {
     socket.send(Message::text(message.to_string())).map_err(|it| broken(&it))?;
     for _ in 0..MESSAGES_MAX {
@@ -213,14 +216,14 @@ fn exchange(
         if let Some(reason) = value.get("failure reason") {
             let reason = reason.as_str().unwrap_or_default();
             let reason: String = reason.chars().take(512).collect();
-            let problem = format!("the tracker refuses: \"{}\"", reason.escape_default());
+            let problem = format!("failure reason: \"{}\"", reason.escape_default());
             return Err(WebSocketProbeError::Failed(problem));
         }
-        if answers(&value) {
+        if matches(&value) {
             return Ok(value);
         }
     }
-    Err(WebSocketProbeError::Failed(format!("no answer among {MESSAGES_MAX} messages")))
+    Err(WebSocketProbeError::Failed(format!("no response among {MESSAGES_MAX} messages")))
 }
 
 /// Why an upgrade failed.
@@ -229,18 +232,18 @@ fn not_upgraded(error: &Error) -> WebSocketProbeError {
         Error::Http(response) => {
             let status = response.status().as_u16();
             WebSocketProbeError::Failed(format!(
-                "HTTP status {status} instead of an upgrade: no WebTorrent tracker on this path"
+                "HTTP status {status} instead of an upgrade: no WebTorrent tracker at this URL"
             ))
         }
         Error::Io(error) => about(error),
         Error::Protocol(_) => WebSocketProbeError::Failed(
-            "no WebSocket is spoken there: not a WebTorrent tracker".into(),
+            "the response is not a WebSocket upgrade: not a WebTorrent tracker".into(),
         ),
         other => broken(other),
     }
 }
 
-/// Why a socket is of no more use.
+/// Why a socket cannot be used any more.
 fn broken(error: &Error) -> WebSocketProbeError {
     match error {
         Error::Io(error) => about(error),
@@ -261,7 +264,7 @@ fn about(error: &io::Error) -> WebSocketProbeError {
     }
 }
 
-/// Bytes as WebTorrent writes them: each is the code point of its own value.
+/// Bytes in WebTorrent's form: each byte becomes the code point of the same value.
 fn latin1(bytes: &[u8]) -> String {
     bytes.iter().map(|it| char::from(*it)).collect()
 }
@@ -273,8 +276,8 @@ mod tests {
     #[test]
     fn relayed_messages_are_no_answers() {
         let announce = json!({ "info_hash": "\u{ff}x" });
-        let answer = json!({ "action": "announce", "info_hash": "\u{ff}x", "interval": 1 });
-        assert!(is_announced(&answer, &announce));
+        let response = json!({ "action": "announce", "info_hash": "\u{ff}x", "interval": 1 });
+        assert!(is_announced(&response, &announce));
         for other in [
             json!({ "action": "announce", "info_hash": "\u{ff}x", "offer": {} }),
             json!({ "action": "announce", "info_hash": "\u{ff}x", "answer": {} }),

@@ -1,4 +1,4 @@
-//! Asks a tracker's admin listener to register a torrent, again where it does not answer.
+//! Registers torrents at a tracker's admin listener, with retries.
 
 use std::time::Duration;
 
@@ -9,43 +9,48 @@ use serde_json::Value;
 use crate::cli::admin_client::{AdminRequestError, RequestLimits, exchange};
 use crate::client::url::Url;
 
-/// How often a request is sent again where there is no answer, or one that says to.
+/// Retries of a request without a response, or with a response that permits a retry.
 const RETRIES: u32 = 3;
 
-/// How long to wait before the first of those; twice as long before each further one.
+/// The wait before the first retry; doubled before each further one.
 const PAUSE: Duration = Duration::from_millis(250);
 
-/// What a request may take: far more than the tracker does.
+/// Limits of a request: far more than the tracker needs.
 const LIMITS: RequestLimits =
     RequestLimits { step: Duration::from_secs(10), body_bytes: 64 * 1024 };
 
-/// What the tracker says of a torrent that it now serves.
+/// The result of a successful registration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum RegisterResult {
-    /// It is new to it.
+    /// The torrent was not registered before.
     Created,
-    /// It was registered before.
+    /// The torrent was registered before.
     Known,
 }
 
 /// A tracker's admin listener.
 pub(super) struct AdminClient {
     url: Url,
-    /// The first one is shown; one that is refused makes room for the next.
+    /// The first token is sent; a refused token is removed while there is another.
     tokens: Vec<String>,
-    /// Why it cannot be used, once that is known: further files need not wait for the same.
-    broken: Option<String>,
+    /// The error that every further request would meet: further files fail with it at once.
+    broken: Option<RegisterError>,
 }
 
-/// What went wrong with one request.
-enum RegisterError {
-    /// It may go better next time.
-    Passing(String),
-    /// It will not; the same is true of every other file.
-    Lasting(String),
-    /// It will not with this token.
+/// Why one request failed: the tracker's reason, or that there is no tracker.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum RegisterError {
+    /// A retry may succeed.
+    #[error("{0}")]
+    Temporary(String),
+    /// A retry fails again, and so does a request for any other file.
+    #[error("{0}")]
+    Permanent(String),
+    /// The token was refused; another token may be accepted.
+    #[error("{0}")]
     Unauthorized(String),
-    /// It will not, because of this file.
+    /// This file was refused; other files may be accepted.
+    #[error("{0}")]
     Refused(String),
 }
 
@@ -54,73 +59,73 @@ impl AdminClient {
         Self { url, tokens, broken: None }
     }
 
-    /// Registers what a JSON body describes.
-    pub(super) fn register(&mut self, body: &[u8]) -> Result<RegisterResult, String> {
-        if let Some(problem) = &self.broken {
-            return Err(problem.clone());
+    /// Registers the torrent that a JSON body describes.
+    ///
+    /// # Errors
+    /// What the tracker refused, or why there was no response after all retries.
+    pub(super) fn register(&mut self, body: &[u8]) -> Result<RegisterResult, RegisterError> {
+        if let Some(error) = &self.broken {
+            return Err(error.clone());
         }
         let mut pause = PAUSE;
-        for retry in 0..=RETRIES {
-            let (problem, is_last) = match self.ask_with_any_token(body) {
-                Ok(reply) => return Ok(reply),
-                Err(RegisterError::Refused(problem)) => return Err(problem),
-                Err(RegisterError::Lasting(problem) | RegisterError::Unauthorized(problem)) => {
-                    (problem, true)
-                }
-                Err(RegisterError::Passing(problem)) => (problem, retry == RETRIES),
-            };
-            if is_last {
-                self.broken = Some(problem.clone());
-                return Err(problem);
+        let mut retries = 0;
+        let error = loop {
+            match self.request_with_any_token(body) {
+                Ok(result) => return Ok(result),
+                Err(refused @ RegisterError::Refused(_)) => return Err(refused),
+                Err(RegisterError::Temporary(_)) if retries < RETRIES => retries += 1,
+                Err(error) => break error,
             }
             std::thread::sleep(pause);
             pause *= 2;
-        }
-        unreachable!("the last try returns")
+        };
+        self.broken = Some(error.clone());
+        Err(error)
     }
 
-    fn ask_with_any_token(&mut self, body: &[u8]) -> Result<RegisterResult, RegisterError> {
+    fn request_with_any_token(&mut self, body: &[u8]) -> Result<RegisterResult, RegisterError> {
         loop {
-            match self.ask(body) {
+            match self.request(body) {
                 Err(RegisterError::Unauthorized(_)) if self.tokens.len() > 1 => {
                     self.tokens.remove(0);
                 }
-                asked => return asked,
+                result => return result,
             }
         }
     }
 
-    fn ask(&self, body: &[u8]) -> Result<RegisterResult, RegisterError> {
+    fn request(&self, body: &[u8]) -> Result<RegisterResult, RegisterError> {
         let url = &self.url;
-        let no_http = || RegisterError::Lasting(format!("the program at {url} is not a tracker"));
+        let no_http = || RegisterError::Permanent(format!("the program at {url} is not a tracker"));
         let request = Request::post("/api/v1/torrents").header(CONTENT_TYPE, "application/json");
         let request = match self.tokens.first() {
             Some(token) => request.header(AUTHORIZATION, format!("Bearer {token}")),
             None => request,
         };
-        let reply = exchange(&url.authority(), request, body.to_vec(), LIMITS);
-        let reply = reply.map_err(|error| match error {
+        let response = exchange(&url.authority(), request, body.to_vec(), LIMITS);
+        let response = response.map_err(|error| match error {
             AdminRequestError::NotHttp => no_http(),
-            AdminRequestError::Connection(error) => RegisterError::Passing(format!(
-                "cannot ask {url}: {error}; remedy: start skep, or name its admin listener with \
+            AdminRequestError::Connection(error) => RegisterError::Temporary(format!(
+                "cannot reach {url}: {error}; remedy: start skep, or name its admin listener with \
                  --admin"
             )),
         })?;
-        let said: Value = serde_json::from_slice(reply.body()).map_err(|_| no_http())?;
-        let code = said["error"]["code"].as_str().unwrap_or_default();
+        let response_body: Value =
+            serde_json::from_slice(response.body()).map_err(|_| no_http())?;
+        let code = response_body["error"]["code"].as_str().unwrap_or_default();
         let message = || {
-            let field = said["error"]["field"].as_str().map(|it| format!("{it}: "));
-            let message = said["error"]["message"].as_str().unwrap_or("no reason");
+            let field = response_body["error"]["field"].as_str().map(|it| format!("{it}: "));
+            let message = response_body["error"]["message"].as_str().unwrap_or("no reason");
             field.unwrap_or_default() + message
         };
-        match (reply.status().as_u16(), code) {
+        match (response.status().as_u16(), code) {
             (201, _) => Ok(RegisterResult::Created),
             (200, _) => Ok(RegisterResult::Known),
             (401, _) => Err(RegisterError::Unauthorized(message())),
-            (403, _) => Err(RegisterError::Lasting(message())),
+            (403, _) => Err(RegisterError::Permanent(message())),
             (404, _) => Err(no_http()),
-            (409, "wrong_mode" | "full") => Err(RegisterError::Lasting(message())),
-            (500..=599 | 429, _) => Err(RegisterError::Passing(message())),
+            (409, "wrong_mode" | "full") => Err(RegisterError::Permanent(message())),
+            (500..=599 | 429, _) => Err(RegisterError::Temporary(message())),
             _ => Err(RegisterError::Refused(message())),
         }
     }
@@ -132,10 +137,10 @@ mod tests {
     use std::io::{BufRead as _, BufReader, Write as _};
     use std::net::TcpListener;
 
-    /// Answers so many requests, each with 201 if it shows this token and else with 401: the tokens
-    /// that were shown.
-    fn answer(listener: &TcpListener, token: &str, requests: usize) -> Vec<String> {
-        let answer = |_| {
+    /// Responds to this many requests, with 201 if they have this token and else with 401. Returns
+    /// the tokens that were sent.
+    fn response(listener: &TcpListener, token: &str, requests: usize) -> Vec<String> {
+        let response = |_| {
             let mut stream = listener.accept().unwrap().0;
             let head = BufReader::new(&stream).lines().map(Result::unwrap);
             let head: Vec<_> = head.take_while(|it| !it.is_empty()).collect();
@@ -146,7 +151,7 @@ mod tests {
             stream.write_all(said.as_bytes()).unwrap();
             shown
         };
-        (0..requests).map(answer).collect()
+        (0..requests).map(response).collect()
     }
 
     #[test]
@@ -160,7 +165,7 @@ mod tests {
             )
         };
         let (mut fitting, mut none) = (admin(&["old", "new", "other"]), admin(&["old", "older"]));
-        let thread = std::thread::spawn(move || answer(&listener, "new", 5));
+        let thread = std::thread::spawn(move || response(&listener, "new", 5));
         assert_eq!(fitting.register(b""), Ok(RegisterResult::Created));
         assert_eq!(fitting.register(b""), Ok(RegisterResult::Created), "and is shown from now on");
         assert!(none.register(b"").is_err());

@@ -1,13 +1,14 @@
 //! `skep torrent add`: registers `.torrent` files, or folders of them, with a running tracker.
 //!
-//! Every file gets a line of its own, whatever becomes of the others: what is wrong with one is
-//! said, and the rest go on. A tracker that does not answer is asked again: it may be restarting.
+//! Every file has its own line of output. An error in one file is reported, and the others are
+//! still registered. A request without a response is repeated, because the tracker may be
+//! restarting.
 
 mod admin;
 
 use std::fmt::Write as _;
 use std::fs;
-use std::io::{IsTerminal as _, Read as _, Write as _};
+use std::io::{self, IsTerminal as _, Read as _, Write as _};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -17,7 +18,7 @@ use serde::Serialize;
 
 use crate::client::metainfo::Metainfo;
 use crate::client::url::{Scheme, Url};
-use crate::config::Source;
+use crate::config::SettingsSource;
 use crate::server;
 use crate::sys::regular_file;
 use admin::{AdminClient, RegisterResult};
@@ -27,34 +28,35 @@ Examples:
   skep torrent add ubuntu.torrent            with the tracker on this host
   skep torrent add /srv/torrents             every .torrent file in this folder and those below
   skep torrent add --admin http://10.0.0.1:6970 --token-file token FILE
-  skep torrent add --json DIR                for scripts: an object a line
+  skep torrent add --json DIR                for scripts: one object per line
 
-The tracker has to run with access.mode = \"registered\" or \"private\". The token is what
-admin.token says. Where none is given: SKEP__ADMIN__TOKEN, else, for a tracker on this host, the one
-that it has made, admin.token in the state directory (that of SKEP__SERVER__STATE_DIR,
-STATE_DIRECTORY or XDG's rules, and where its token is refused /var/lib/skep). Both hashes of a
-hybrid torrent lead to one swarm. A torrent that is registered already is told as known.
+The tracker has to run with access.mode = \"registered\" or \"private\". The token is that of the
+setting admin.token. Without --token and --token-file, skep uses SKEP__ADMIN__TOKEN, else, for a
+tracker on this host, the file admin.token in the state directory (that of SKEP__SERVER__STATE_DIR,
+STATE_DIRECTORY or XDG's rules) or, if that token is missing or refused, in /var/lib/skep. Both
+hashes of a hybrid torrent lead to one swarm. A torrent that was registered before is listed as
+known.
 
-Exit codes: 0 every file is registered, 1 one is not, 2 bad usage.";
+Exit codes: 0 every file is registered, 1 at least one is not, 2 invalid usage.";
 
 /// The largest `.torrent` file that is read, in bytes.
 const FILE_BYTES_MAX: u64 = 64 << 20;
 
-/// The deepest folder that is looked into.
+/// The deepest folder that is searched.
 const DEPTH_MAX: usize = 32;
 
-/// What can be done with torrents.
+/// Subcommands of `skep torrent`.
 #[derive(Debug, Subcommand)]
 pub(super) enum TorrentCommand {
     /// Register .torrent files, or folders of them
     Add(Options),
 }
 
-/// What to register, and where.
+/// Arguments of `add`.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct Options {
-    /// .torrent files, or folders that hold some
+    /// .torrent files, or folders that contain them
     #[arg(required = true, value_name = "PATH")]
     paths: Vec<PathBuf>,
     /// The tracker's admin listener
@@ -63,7 +65,7 @@ pub(super) struct Options {
     /// Read the token from the first line of this file
     #[arg(long, value_name = "FILE", conflicts_with = "token")]
     token_file: Option<PathBuf>,
-    /// The token; others on this host may see it while this runs
+    /// The token; visible to other users of this host in the process list
     #[arg(long, value_name = "TOKEN")]
     token: Option<String>,
     /// Print a JSON object for each file instead of text
@@ -71,7 +73,7 @@ pub(super) struct Options {
     json: bool,
 }
 
-/// What became of a file.
+/// The result of one file.
 #[derive(Debug, Serialize)]
 struct FileResult {
     file: String,
@@ -85,15 +87,15 @@ struct FileResult {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 enum Status {
-    /// It was not, and is now.
+    /// The torrent is newly registered.
     Registered,
-    /// It was before.
+    /// The torrent was registered before.
     Known,
-    /// It is not.
+    /// The torrent could not be registered.
     Failed,
 }
 
-/// How a torrent is told to the tracker.
+/// The body of a request that registers a torrent.
 #[derive(Debug, Serialize)]
 struct RegistrationBody<'a> {
     info_hash: &'a str,
@@ -110,13 +112,13 @@ struct RegistrationBody<'a> {
     created_s: Option<u64>,
 }
 
-/// Does what the command line says, and tells how it went.
+/// Runs the command and returns its exit code.
 pub(super) fn run(command: TorrentCommand) -> ExitCode {
     let TorrentCommand::Add(options) = command;
     let mut admin = match connect(&options) {
         Ok(admin) => admin,
-        Err(problem) => {
-            super::complain(&problem);
+        Err(error) => {
+            super::complain(&error.to_string());
             return ExitCode::from(2);
         }
     };
@@ -138,16 +140,27 @@ pub(super) fn run(command: TorrentCommand) -> ExitCode {
     ExitCode::from(u8::from(counts[Status::Failed as usize] > 0))
 }
 
-/// The tracker that is meant.
-fn connect(options: &Options) -> Result<AdminClient, String> {
+/// Why the options do not name a tracker's admin listener and a token.
+#[derive(Debug, thiserror::Error)]
+enum AdminOptionError {
+    #[error("--admin: allowed: http://HOST:PORT")]
+    Url,
+    #[error("cannot read {}: {_1}", .0.display())]
+    TokenFile(PathBuf, io::Error),
+    #[error("the token has characters that a header cannot carry")]
+    Token,
+}
+
+/// Creates the client of the tracker that the options name.
+fn connect(options: &Options) -> Result<AdminClient, AdminOptionError> {
     if options.admin.scheme != Scheme::Http || !["", "/"].contains(&options.admin.path.as_str()) {
-        return Err("--admin: allowed: http://HOST:PORT".into());
+        return Err(AdminOptionError::Url);
     }
     let mut tokens = match (&options.token, &options.token_file) {
         (Some(token), _) => vec![token.clone()],
         (None, Some(path)) => {
             let text = fs::read_to_string(path)
-                .map_err(|error| format!("cannot read {}: {error}", path.display()))?;
+                .map_err(|error| AdminOptionError::TokenFile(path.clone(), error))?;
             text.lines().next().map(|it| it.trim().to_owned()).into_iter().collect()
         }
         (None, None) => {
@@ -157,19 +170,19 @@ fn connect(options: &Options) -> Result<AdminClient, String> {
     };
     tokens.retain(|it| !it.is_empty());
     if tokens.iter().any(|it| it.bytes().any(|byte| !(0x20..0x7f).contains(&byte))) {
-        return Err("the token has characters that a header cannot carry".into());
+        return Err(AdminOptionError::Token);
     }
     Ok(AdminClient::new(options.admin.clone(), tokens))
 }
 
-/// The tokens that trackers on this host have made. They are shown to nobody elsewhere.
+/// The tokens that trackers on this host generated. They are never sent to another host.
 fn kept_tokens(admin: &Url) -> Vec<String> {
     if !is_this_host(admin) {
         return Vec::new();
     }
-    let config = super::environment()
-        .ok()
-        .and_then(|environment| Source { environment, ..Source::default() }.load().ok());
+    let config = super::environment().ok().and_then(|environment| {
+        SettingsSource { environment, ..SettingsSource::default() }.load().ok()
+    });
     config.map(|it| server::kept_tokens(&it)).unwrap_or_default()
 }
 
@@ -179,11 +192,11 @@ fn is_this_host(admin: &Url) -> bool {
     is_loopback || admin.host == "localhost"
 }
 
-/// A file to register, or what cannot be looked at, and why.
+/// A file to register, or a path that cannot be read and why.
 type FoundFile = Result<PathBuf, (PathBuf, String)>;
 
-/// Adds a file, or the `.torrent` files of a folder, in order. A file that is named is taken
-/// whatever it is called; links to folders are not followed.
+/// Adds a file, or the `.torrent` files of a folder in sorted order. A file named on the command
+/// line needs no `.torrent` extension. Links to folders are followed only there.
 fn collect(path: &Path, depth: usize, files: &mut Vec<FoundFile>) {
     let failed = |problem: String| Err((path.to_owned(), problem));
     let is_folder = match fs::symlink_metadata(path) {
@@ -202,7 +215,7 @@ fn collect(path: &Path, depth: usize, files: &mut Vec<FoundFile>) {
     }
     let entries = fs::read_dir(path).and_then(|them| {
         let paths = them.map(|it| Ok(it?.path()));
-        paths.collect::<std::io::Result<Vec<_>>>()
+        paths.collect::<io::Result<Vec<_>>>()
     });
     match entries {
         Err(error) => files.push(failed(error.to_string())),
@@ -217,7 +230,7 @@ fn collect(path: &Path, depth: usize, files: &mut Vec<FoundFile>) {
 fn add(admin: &mut AdminClient, path: &Path) -> FileResult {
     let bytes = match read(path) {
         Ok(bytes) => bytes,
-        Err(problem) => return FileResult::failed(path, problem),
+        Err(error) => return FileResult::failed(path, error.to_string()),
     };
     let torrent = match Metainfo::parse(&bytes) {
         Ok(torrent) => torrent,
@@ -239,28 +252,30 @@ fn add(admin: &mut AdminClient, path: &Path) -> FileResult {
         created_by: torrent.created_by.map(|it| cut(text(it), 4096)),
         created_s: torrent.created_s,
     };
-    let told = serde_json::to_vec(&body).map_err(|error| error.to_string());
-    let (status, error) = match told.and_then(|body| admin.register(&body)) {
+    let body = match serde_json::to_vec(&body) {
+        Ok(body) => body,
+        Err(error) => return FileResult::failed(path, error.to_string()),
+    };
+    let (status, error) = match admin.register(&body) {
         Ok(RegisterResult::Created) => (Status::Registered, None),
         Ok(RegisterResult::Known) => (Status::Known, None),
-        Err(problem) => (Status::Failed, Some(problem)),
+        Err(error) => (Status::Failed, Some(error.to_string())),
     };
     let file = path.display().to_string();
     FileResult { file, status, info_hash, info_hash_v2: second, name: Some(name), error }
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, String> {
+fn read(path: &Path) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    let file = regular_file::open(path).map_err(|error| error.to_string())?;
-    let metadata = file.metadata().map_err(|error| error.to_string())?;
-    if metadata.len() > FILE_BYTES_MAX {
-        return Err(format!("is longer than {FILE_BYTES_MAX} bytes"));
+    let file = regular_file::open(path)?;
+    if file.metadata()?.len() > FILE_BYTES_MAX {
+        return Err(io::Error::other(format!("is longer than {FILE_BYTES_MAX} bytes")));
     }
-    file.take(FILE_BYTES_MAX).read_to_end(&mut bytes).map_err(|error| error.to_string())?;
+    file.take(FILE_BYTES_MAX).read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 
-/// A text's beginning: at most so many bytes, no character cut.
+/// Truncates a text to at most `bytes_max` bytes, at a character boundary.
 fn cut(mut text: String, bytes_max: usize) -> String {
     text.truncate(text.floor_char_boundary(bytes_max));
     text
@@ -278,8 +293,8 @@ impl FileResult {
         }
     }
 
-    /// A line for people. Names are strangers' words: what would move a terminal's cursor is shown
-    /// escaped.
+    /// The result as a line of text. Names come from untrusted files: their control characters are
+    /// escaped, so that they cannot move a terminal's cursor.
     fn line(&self) -> String {
         let safe = |text: &str| text.escape_debug().to_string().replace("\\'", "'");
         let mut line = match self.status {
@@ -298,18 +313,18 @@ impl FileResult {
     }
 }
 
-/// Tells what became of files, and how far it is.
+/// Prints the result of each file, and a count of files done.
 struct Progress {
     total: usize,
     done: usize,
     json: bool,
-    /// Whether somebody looks on.
+    /// Whether standard error is a terminal, which shows the count.
     shown: bool,
 }
 
 impl Progress {
     fn new(total: usize, json: bool) -> Self {
-        Self { total, done: 0, json, shown: std::io::stderr().is_terminal() }
+        Self { total, done: 0, json, shown: io::stderr().is_terminal() }
     }
 
     fn print_result(&mut self, verdict: &FileResult) {
@@ -320,16 +335,16 @@ impl Progress {
             verdict.line()
         };
         self.wipe();
-        let _ = writeln!(std::io::stdout().lock(), "{line}");
+        let _ = writeln!(io::stdout().lock(), "{line}");
         if self.shown && self.done < self.total {
-            let _ = write!(std::io::stderr().lock(), "{} of {}", self.done, self.total);
+            let _ = write!(io::stderr().lock(), "{} of {}", self.done, self.total);
         }
     }
 
-    /// Takes the count away from the line it stands in.
+    /// Erases the count from its line.
     fn wipe(&self) {
         if self.shown {
-            let _ = write!(std::io::stderr().lock(), "\r\x1b[K");
+            let _ = write!(io::stderr().lock(), "\r\x1b[K");
         }
     }
 
@@ -341,7 +356,7 @@ impl Progress {
             super::complain("no .torrent file found");
         }
         if !self.json {
-            let _ = writeln!(std::io::stdout().lock(), "{sum}");
+            let _ = writeln!(io::stdout().lock(), "{sum}");
         }
     }
 }

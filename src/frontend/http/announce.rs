@@ -9,7 +9,7 @@ use crate::protocol::http::{self, AnnounceQuery, RequestHead};
 use crate::protocol::passkey;
 use crate::time::Now;
 use crate::tracker::{AdmitError, AnnounceDetails, Announced, Credentials, PeerBuffers, Tracker};
-use crate::types::{Announce, AnnounceReply, Contact, PeerKind};
+use crate::types::{Announce, AnnounceResponse, Contact, PeerKind};
 
 /// Most peers of one family in a response: what `tracker.numwant_max` allows at most.
 const PEERS_MAX: usize = 200;
@@ -19,7 +19,7 @@ pub(super) fn of_query(source: IpAddr, query: &AnnounceQuery) -> Announce {
     Announce {
         info_hash: query.info_hash,
         source,
-        elsewhere: None,
+        address_override: None,
         contact: Contact::Port(query.port),
         peer_id: query.peer_id,
         left: query.left,
@@ -51,19 +51,22 @@ impl AnnounceDetails for HttpDetails<'_> {
 /// Room for the peers of a response, kept from one request to the next: clearing it would cost more
 /// than most announces do.
 pub(super) struct Peers {
-    v4: Box<[u8; PEERS_MAX * 6]>,
-    v6: Box<[u8; PEERS_MAX * 18]>,
+    v4: Box<[u8; PEERS_MAX * PeerKind::V4.bytes()]>,
+    v6: Box<[u8; PEERS_MAX * PeerKind::V6.bytes()]>,
 }
 
 impl Default for Peers {
     fn default() -> Self {
-        Self { v4: Box::new([0; PEERS_MAX * 6]), v6: Box::new([0; PEERS_MAX * 18]) }
+        Self {
+            v4: Box::new([0; PEERS_MAX * PeerKind::V4.bytes()]),
+            v6: Box::new([0; PEERS_MAX * PeerKind::V6.bytes()]),
+        }
     }
 }
 
 /// What the response to an announce states.
-pub(super) struct AnnounceResponse<'a> {
-    reply: AnnounceReply,
+pub(super) struct HttpAnnounceResponse<'a> {
+    summary: AnnounceResponse,
     v4: &'a [u8],
     v6: &'a [u8],
 }
@@ -76,12 +79,13 @@ impl Peers {
         now: Now,
         mut announce: Announce,
         details: &mut HttpDetails<'_>,
-    ) -> Result<AnnounceResponse<'_>, AdmitError> {
+    ) -> Result<HttpAnnounceResponse<'_>, AdmitError> {
         let room = PeerBuffers { v4: &mut self.v4[..], v6: &mut self.v6[..], web: &mut [] };
-        let Announced { reply, bytes, .. } = tracker.announce(now, &mut announce, details, room)?;
+        let Announced { response, bytes, .. } =
+            tracker.announce(now, &mut announce, details, room)?;
         let v4 = &self.v4[..bytes[PeerKind::V4 as usize]];
         let v6 = &self.v6[..bytes[PeerKind::V6 as usize]];
-        Ok(AnnounceResponse { reply, v4, v6 })
+        Ok(HttpAnnounceResponse { summary: response, v4, v6 })
     }
 }
 
@@ -90,21 +94,21 @@ impl Peers {
 /// list, without ids, which the tracker does not keep.
 pub(super) fn write(
     announce: &Announce,
-    response: &AnnounceResponse<'_>,
+    response: &HttpAnnounceResponse<'_>,
     compact: bool,
     options: &Options,
     out: &mut Vec<u8>,
 ) {
-    let reply = &response.reply;
+    let summary = &response.summary;
     let mut dict = Dict::new(out);
-    dict.integer(b"complete", reply.seeders.into());
+    dict.integer(b"complete", summary.seeders.into());
     match announce.source {
         IpAddr::V4(address) => dict.bytes(b"external ip", &address.octets()),
         IpAddr::V6(it) => dict.bytes(b"external ip", &it.octets()),
     }
-    dict.integer(b"incomplete", reply.leechers.into());
-    dict.integer(b"interval", reply.interval_s.into());
-    dict.integer(b"min interval", reply.min_interval_s.into());
+    dict.integer(b"incomplete", summary.leechers.into());
+    dict.integer(b"interval", summary.interval_s.into());
+    dict.integer(b"min interval", summary.min_interval_s.into());
     if compact {
         dict.bytes(b"peers", response.v4);
         dict.bytes(b"peers6", response.v6);
@@ -118,7 +122,7 @@ pub(super) fn write(
     }
 }
 
-fn write_list(response: &AnnounceResponse<'_>, mut list: ListWriter<'_>) {
+fn write_list(response: &HttpAnnounceResponse<'_>, mut list: ListWriter<'_>) {
     let mut text = String::new();
     let (v4, _) = response.v4.as_chunks::<6>();
     let (v6, _) = response.v6.as_chunks::<18>();

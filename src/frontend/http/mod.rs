@@ -83,7 +83,7 @@ pub enum ReceiveOutcome {
     /// The head is not complete: read on. Never returned for [`HEAD_BYTES_MAX`] bytes or more.
     More,
     /// `consumed` bytes were a request, and its response was appended to the output.
-    Replied {
+    Responded {
         /// Bytes to take away from the front of the input.
         consumed: usize,
         /// Whether the connection may be used again.
@@ -345,7 +345,7 @@ impl RequestHandler<'_> {
         }
         if request.head.method == Method::Head {
             request.write_full_scrape_head(out);
-            return request.replied(request.keep_alive, Outcome::Answered(Action::Scrape));
+            return request.responded(request.keep_alive, Outcome::Answered(Action::Scrape));
         }
         let interval_s = self.options.full_scrape_interval_s;
         match self.full_scrapes.start(self.now, source, interval_s) {

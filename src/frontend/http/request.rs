@@ -57,7 +57,7 @@ impl<'a> HttpRequest<'a> {
     ) -> ReceiveOutcome {
         let outcome = Outcome::Answered(Action::Page);
         let response = HttpResponse { status: "200 OK", content_type, fields, body, outcome };
-        self.reply(&response, self.keep_alive, out)
+        self.write_response(&response, self.keep_alive, out)
     }
 
     /// What was asked for.
@@ -67,7 +67,7 @@ impl<'a> HttpRequest<'a> {
         body: &[u8],
         out: &mut Vec<u8>,
     ) -> ReceiveOutcome {
-        self.reply(&ok(body, Outcome::Answered(action)), self.keep_alive, out)
+        self.write_response(&ok(body, Outcome::Answered(action)), self.keep_alive, out)
     }
 
     /// A `failure reason`, and when trying again makes sense. `body` is memory to use.
@@ -80,7 +80,7 @@ impl<'a> HttpRequest<'a> {
         body.clear();
         let otherwise = retry_in(failure.refusal);
         write_failure(failure.text.as_bytes(), failure.after_s, otherwise, body);
-        self.reply(&ok(body, Outcome::Refused(failure.refusal)), self.keep_alive, out)
+        self.write_response(&ok(body, Outcome::Refused(failure.refusal)), self.keep_alive, out)
     }
 
     /// An HTTP error after which the connection can be used again.
@@ -97,7 +97,7 @@ impl<'a> HttpRequest<'a> {
     ) -> ReceiveOutcome {
         let fields = format!("Retry-After: {wait_s}\r\n");
         let response = HttpResponse { fields: &fields, ..HttpResponse::of(rejected) };
-        self.reply(&response, self.keep_alive, out)
+        self.write_response(&response, self.keep_alive, out)
     }
 
     /// An HTTP error after which it is not certain where the next request begins.
@@ -120,10 +120,10 @@ impl<'a> HttpRequest<'a> {
         out: &mut Vec<u8>,
     ) -> ReceiveOutcome {
         if !self.asks_for_torrent() {
-            return self.reply(error, keep_alive, out);
+            return self.write_response(error, keep_alive, out);
         }
         let body = error.as_failure();
-        self.reply(&ok(&body, error.outcome), keep_alive, out)
+        self.write_response(&ok(&body, error.outcome), keep_alive, out)
     }
 
     /// Whether a client of trackers asks, as far as is visible: browsers name no info-hash.
@@ -136,10 +136,10 @@ impl<'a> HttpRequest<'a> {
         let outcome = Outcome::Refused(refusal);
         let body = refusal.text().as_bytes();
         let response = HttpResponse { body, outcome, ..HttpResponse::of(Rejected::BadRequest) };
-        self.reply(&response, false, out)
+        self.write_response(&response, false, out)
     }
 
-    fn reply(
+    fn write_response(
         &self,
         response: &HttpResponse<'_>,
         keep_alive: bool,
@@ -149,12 +149,12 @@ impl<'a> HttpRequest<'a> {
         if self.head.method != Method::Head {
             out.extend_from_slice(response.body);
         }
-        self.replied(keep_alive, response.outcome)
+        self.responded(keep_alive, response.outcome)
     }
 
     /// The end of a request whose response was written.
-    pub(super) fn replied(&self, keep_alive: bool, outcome: Outcome) -> ReceiveOutcome {
-        ReceiveOutcome::Replied {
+    pub(super) fn responded(&self, keep_alive: bool, outcome: Outcome) -> ReceiveOutcome {
+        ReceiveOutcome::Responded {
             consumed: self.head.bytes,
             keep_alive,
             source: self.source,
@@ -222,7 +222,7 @@ pub(super) fn reject_and_close(
     response.write_head("close", out);
     out.extend_from_slice(response.body);
     let outcome = response.outcome;
-    ReceiveOutcome::Replied { consumed: bytes.len(), keep_alive: false, source: None, outcome }
+    ReceiveOutcome::Responded { consumed: bytes.len(), keep_alive: false, source: None, outcome }
 }
 
 fn ok(body: &[u8], outcome: Outcome) -> HttpResponse<'_> {

@@ -57,14 +57,14 @@ pub(super) struct HandedOffers {
     list: VecDeque<HandedOffer>,
 }
 
-/// Lots that no client can predict.
+/// The order of networks for one offer, which no client can predict.
 #[derive(Debug)]
-pub(super) struct Lots {
+pub(super) struct NetworkLots {
     hash: RandomState,
     random: Rng,
 }
 
-impl Lots {
+impl NetworkLots {
     /// Those that follow from a key.
     pub(super) fn new(key: u64) -> Self {
         let mut random = Rng::with_seed(key);
@@ -132,7 +132,7 @@ impl HandedOffers {
         offer: &PendingOffer,
         to: &WebPeer,
         quota: Quota,
-        lots: &mut Lots,
+        lots: &mut NetworkLots,
     ) -> bool {
         self.forget(now);
         let [_, _, a, b, c, d, ..] = to.0;

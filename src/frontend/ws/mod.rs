@@ -23,8 +23,8 @@ pub use directory::{Directory, SocketRoute};
 pub use handed::OFFER_AGE_S_MAX;
 pub use session::SocketSession;
 
+use crate::counters::DeliveryFailure;
 use crate::frontend::http::Outcome;
-use crate::metrics::DeliveryFailure;
 use crate::protocol::passkey::Passkey;
 use crate::protocol::webtorrent::{
     self, AnnounceMessage, AnswerRequest, MessageMethod, Unusable, WebTorrentMessage,
@@ -32,10 +32,10 @@ use crate::protocol::webtorrent::{
 use crate::time::Now;
 use crate::tracker::{AdmitError, AnnounceDetails, Announced, Credentials, PeerBuffers, Tracker};
 use crate::types::{
-    Action, Announce, AnnounceReply, Contact, Event, InfoHash, Refusal, Rejected, WebPeer,
+    Action, Announce, AnnounceResponse, Contact, Event, InfoHash, Refusal, Rejected, WebPeer,
 };
 use directory::{OfferKey, OfferNetworks};
-use handed::{Lots, Quota};
+use handed::{NetworkLots, Quota};
 use session::SocketPeer;
 
 /// The longest message taken from a client, in bytes.
@@ -101,7 +101,7 @@ impl PeerMessage {
 #[derive(Debug, Default)]
 pub struct Outbox {
     /// Text messages for the socket itself, in order.
-    pub replies: Vec<Vec<u8>>,
+    pub responses: Vec<Vec<u8>>,
     /// Messages for other sockets, and maybe for this one under another of its peer ids.
     pub messages: Vec<(SocketRoute, PeerMessage)>,
     /// How many offers and answers did not become messages, and why.
@@ -112,13 +112,13 @@ pub struct Outbox {
 pub struct WsFrontend {
     directory: Arc<Directory>,
     options: arc_swap::Cache<Arc<ArcSwap<Options>>, Arc<Options>>,
-    lots: Lots,
+    lots: NetworkLots,
 }
 
 impl WsFrontend {
     /// A front end; what `options` holds may be replaced at any time.
     pub fn new(directory: Arc<Directory>, options: Arc<ArcSwap<Options>>) -> Self {
-        let lots = Lots::new(directory.key_by_lot());
+        let lots = NetworkLots::new(directory.key_by_lot());
         Self { directory, options: arc_swap::Cache::new(options), lots }
     }
 
@@ -141,7 +141,7 @@ impl WsFrontend {
 
     /// Handles one message of at most [`MESSAGE_BYTES_MAX`] bytes; appends to `outbox`.
     ///
-    /// There is one reply to every message but an answer, which gets none: also not where it
+    /// There is one response to every message but an answer, which gets none: also not where it
     /// answers nothing that was offered, for clients race with each other and with time. That is
     /// counted as [`Rejected::BadMessage`].
     pub fn handle(
@@ -177,7 +177,7 @@ impl WsFrontend {
         {
             return Err(DeliveryFailure::OverQuota);
         }
-        outbox.replies.push(text);
+        outbox.responses.push(text);
         Ok(())
     }
 
@@ -233,7 +233,7 @@ impl MessageHandler<'_> {
             Ok(WebTorrentMessage::Answer(request)) => self.relay(&request),
             Ok(WebTorrentMessage::Scrape(hashes)) => self.scrape(&hashes),
             Err(invalid) => {
-                self.outbox.reply(|out| webtorrent::encode_invalid(&invalid, out));
+                self.outbox.respond(|out| webtorrent::encode_invalid(&invalid, out));
                 Outcome::Rejected(Rejected::BadMessage)
             }
         }
@@ -250,19 +250,19 @@ impl MessageHandler<'_> {
         let mut room = [0; OFFERS_LIMIT * WEB_PEER_BYTES];
         let offers = request.offers.len().min(OFFERS_LIMIT);
         let web = &mut room[..offers * WEB_PEER_BYTES];
-        let told =
+        let announced =
             match self.submit(request, announce, PeerBuffers { web, ..PeerBuffers::default() }) {
-                Ok(told) => told,
+                Ok(announced) => announced,
                 Err(error) => {
-                    self.part(&name, error);
+                    self.remove_denied_peer(&name, error);
                     return self.refuse(&announce, error);
                 }
             };
         let Announce { info_hash, peer_id, .. } = announce;
-        self.announced(&info_hash, &told, request.unusable);
-        if told.is_stored {
+        self.announced(&info_hash, &announced, request.unusable);
+        if announced.is_stored {
             self.session.join(SocketPeer { name, info_hash, peer_id, latest: self.now });
-            let chosen = &room[..told.bytes.iter().sum()];
+            let chosen = &room[..announced.bytes.iter().sum()];
             self.hand_offers(request, name, chosen);
         } else {
             // Nor is it anywhere else: memory is short here as well.
@@ -311,10 +311,11 @@ impl MessageHandler<'_> {
         });
         if let Err(error) = scraped {
             let (method, refusal) = (Some(MessageMethod::Scrape), error.refusal());
-            self.outbox.reply(|out| webtorrent::encode_failure(method, None, refusal.text(), out));
+            self.outbox
+                .respond(|out| webtorrent::encode_failure(method, None, refusal.text(), out));
             return Outcome::Refused(refusal);
         }
-        self.outbox.reply(|out| webtorrent::encode_scraped(entries.into_iter(), out));
+        self.outbox.respond(|out| webtorrent::encode_scraped(entries.into_iter(), out));
         Outcome::Answered(Action::Scrape)
     }
 
@@ -323,7 +324,7 @@ impl MessageHandler<'_> {
         let refusal = error.refusal();
         let reason = self.tracker.reason(refusal, announce).unwrap_or_else(|| refusal.text());
         let (method, hash) = (Some(MessageMethod::Announce), Some(&announce.info_hash));
-        self.outbox.reply(|out| webtorrent::encode_failure(method, hash, reason, out));
+        self.outbox.respond(|out| webtorrent::encode_failure(method, hash, reason, out));
         Outcome::Refused(refusal)
     }
 
@@ -360,8 +361,8 @@ impl MessageHandler<'_> {
         self.session.leave(&name);
         self.directory.leave(&name, self.session.route, || {});
         match stopped {
-            Ok(told) => {
-                self.announced(&request.info_hash, &told, None);
+            Ok(announced) => {
+                self.announced(&request.info_hash, &announced, None);
                 Outcome::Answered(Action::Announce)
             }
             Err(error) => self.refuse(&announce, error),
@@ -369,7 +370,7 @@ impl MessageHandler<'_> {
     }
 
     /// A peer that may not be served any more leaves its swarm; not one that only asks too often.
-    fn part(&mut self, name: &WebPeer, error: AdmitError) {
+    fn remove_denied_peer(&mut self, name: &WebPeer, error: AdmitError) {
         if matches!(error.refusal(), Refusal::Limited | Refusal::PasskeyLimit) {
             return;
         }
@@ -407,7 +408,7 @@ impl MessageHandler<'_> {
         let announce = Announce {
             info_hash,
             source: self.session.source,
-            elsewhere: None,
+            address_override: None,
             contact: Contact::Web(name),
             peer_id,
             left: request.left,
@@ -419,15 +420,20 @@ impl MessageHandler<'_> {
 
     /// Responds to an announce. A client whose offers cannot be used gets one warning, with what is
     /// wrong with the first: the announce counts, and a failure would end it for most clients.
-    fn announced(&mut self, info_hash: &InfoHash, told: &Announced, unusable: Option<Unusable>) {
-        let AnnounceReply { interval_s, seeders, leechers, .. } = told.reply;
+    fn announced(
+        &mut self,
+        info_hash: &InfoHash,
+        announced: &Announced,
+        unusable: Option<Unusable>,
+    ) {
+        let AnnounceResponse { interval_s, seeders, leechers, .. } = announced.response;
         let warning = unusable.filter(|_| !self.session.is_warned).map(|it| it.fault);
         if let Some(Unusable { count, .. }) = unusable {
             self.session.is_warned = true;
             self.outbox.lost.push((DeliveryFailure::Unusable, count));
         }
         let counts = (seeders, leechers);
-        self.outbox.reply(|out| {
+        self.outbox.respond(|out| {
             webtorrent::encode_announced(info_hash, interval_s, counts, warning, out);
         });
     }
@@ -454,7 +460,7 @@ impl AnnounceDetails for SocketDetails<'_> {
     }
 
     /// The directory comes before the swarm: see there.
-    fn authorized(&mut self) {
+    fn before_apply(&mut self) {
         if let Contact::Web(name) = self.announce.contact
             && self.announce.event != Event::Stopped
         {
@@ -488,7 +494,7 @@ fn leave(
         let announce = Announce {
             info_hash: peer.info_hash,
             source,
-            elsewhere: None,
+            address_override: None,
             contact: Contact::Web(peer.name),
             peer_id: peer.peer_id,
             left: u64::MAX,
@@ -500,9 +506,9 @@ fn leave(
 }
 
 impl Outbox {
-    fn reply(&mut self, encode: impl FnOnce(&mut Vec<u8>)) {
+    fn respond(&mut self, encode: impl FnOnce(&mut Vec<u8>)) {
         let mut text = Vec::with_capacity(160);
         encode(&mut text);
-        self.replies.push(text);
+        self.responses.push(text);
     }
 }

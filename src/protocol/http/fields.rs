@@ -1,8 +1,8 @@
-//! The header fields that say how a request is framed and what becomes of its connection.
+//! The header fields that define how a request is framed and whether its connection stays open.
 
 use httparse::Header;
 
-/// What the header fields of a request come down to.
+/// The relevant header fields of a request.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct HeaderFields<'a> {
     /// `Connection: close`.
@@ -11,16 +11,16 @@ pub struct HeaderFields<'a> {
     pub keep_alive: bool,
     /// `Connection: upgrade` and `Upgrade: websocket` (RFC 6455, 4.2.1).
     pub websocket: bool,
-    /// The version of the WebSocket protocol that is asked for.
+    /// The requested version of the WebSocket protocol.
     pub websocket_version: Option<&'a [u8]>,
-    /// What the reply to an upgrade is derived from.
+    /// The key that the response to an upgrade is derived from.
     pub websocket_key: Option<&'a [u8]>,
-    /// Whether a body follows, or may: where it ends is of no interest here.
+    /// Whether a body follows, or may follow. Its end is not searched for.
     pub body: bool,
 }
 
 impl<'a> HeaderFields<'a> {
-    /// Looks at every field once. Names and tokens are case-insensitive, fields may be repeated.
+    /// Reads every field once. Names and tokens are case-insensitive, fields may be repeated.
     pub fn of(headers: &'a [Header<'a>]) -> Self {
         let mut fields = Self::default();
         let (mut upgrade, mut websocket) = (false, false);
@@ -47,7 +47,7 @@ impl<'a> HeaderFields<'a> {
     }
 }
 
-/// The elements of a list that holds no quoted strings (RFC 9110, 5.6.1); empty ones are skipped.
+/// The elements of a list without quoted strings (RFC 9110, 5.6.1). Empty elements are skipped.
 pub fn tokens(value: &[u8]) -> impl Iterator<Item = &[u8]> {
     value.split(|it| *it == b',').map(<[u8]>::trim_ascii).filter(|it| !it.is_empty())
 }

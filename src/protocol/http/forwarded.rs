@@ -1,9 +1,10 @@
-//! What reverse proxies say of the hops before them: `Forwarded` (RFC 7239), `X-Forwarded-For` and
-//! `X-Real-IP`. Only who wrote a field can know whether it is true; this file reads it.
+//! Header fields in which reverse proxies name the hops before them: `Forwarded` (RFC 7239),
+//! `X-Forwarded-For` and `X-Real-IP`. This file only reads them. Whether a field can be trusted
+//! depends on who wrote it.
 //!
 //! `Forwarded` is read here because rfc7239 (0.1.3) ends an element at a comma within quotation
-//! marks, so a `host` that a proxy quotes forges a hop; it also takes half of a quoted value and a
-//! second `for`. The tests refuse all three.
+//! marks, so that a quoted `host` forges a hop; it also accepts half of a quoted value and a second
+//! `for`. The tests check that all three are refused here.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -18,16 +19,16 @@ pub enum HopField {
     Forwarded,
     /// A list of addresses.
     XForwardedFor,
-    /// One address, as a rule.
+    /// Usually one address.
     XRealIp,
 }
 
 impl HopField {
-    /// Every field, the standard first.
+    /// All fields, the standard first.
     pub const ALL: [Self; 3] = [Self::Forwarded, Self::XForwardedFor, Self::XRealIp];
 
-    /// Calls `hop` with each hop named, farthest first: its address, unmapped, or `None` if it
-    /// cannot be read. Repeated fields are one list (RFC 9110, 5.3).
+    /// Calls `hop` with each hop, the farthest first: its address, unmapped, or `None` if it cannot
+    /// be read. Repeated fields are one list (RFC 9110, 5.3).
     pub fn for_each_hop(self, headers: &[Header<'_>], hop: impl FnMut(Option<IpAddr>)) {
         match self {
             Self::Forwarded => values(headers, "forwarded")
@@ -47,8 +48,8 @@ fn listed<'a>(
     values(headers, name).flat_map(tokens).map(address)
 }
 
-/// The `for` of one element. The element has to be whole: in half of one, a forged quotation mark
-/// may have swallowed what a proxy appended.
+/// The `for` of one element. The element must be complete: in half of one, a forged quotation mark
+/// may hide what a proxy appended.
 fn forwarded_for(element: &[u8]) -> Option<IpAddr> {
     let mut found = None;
     for pair in split(element, b';') {
@@ -69,8 +70,7 @@ fn forwarded_for(element: &[u8]) -> Option<IpAddr> {
     found
 }
 
-/// The parts of a list between separators that stand outside of quotation marks; empty ones are
-/// skipped.
+/// The parts of a list between separators outside of quotation marks. Empty parts are skipped.
 fn split(value: &[u8], separator: u8) -> impl Iterator<Item = &[u8]> {
     let mut quoted = false;
     let parts = value.split(move |it| {
@@ -176,7 +176,7 @@ mod tests {
 
     #[test]
     fn a_forged_quotation_mark_hides_nobody_behind_another() {
-        // What the client wrote stands before the comma; the proxy appended the rest.
+        // The client wrote what is before the comma. The proxy appended the rest.
         for value in [
             r#"for=6.6.6.6;x=", for="[2001:db8::1]""#,
             r#"for=6.6.6.6;x=", for=192.0.2.1"#,

@@ -1,13 +1,13 @@
 //! HTTP/1.0 and 1.1 (RFC 9112), as far as a tracker needs them: the head of a request, borrowed
-//! from the connection's bytes, and the head of a reply. Requests have no body.
+//! from the connection's bytes, and the head of a response. Requests have no body.
 //!
-//! The request line is taken apart here, because clients send targets that a strict parser, such as
-//! httparse's, refuses (`GET /announce ?info_hash=…`); the header fields are httparse's.
+//! The request line is parsed here, because clients send targets that a strict parser such as
+//! httparse's refuses (`GET /announce ?info_hash=…`). httparse reads the header fields.
 
 mod fields;
 pub mod forwarded;
 mod query;
-mod reply;
+mod response;
 
 use httparse::{EMPTY_HEADER, Header, Status};
 use memchr::{memchr, memchr2, memrchr};
@@ -16,20 +16,20 @@ pub use super::SCRAPE_HASHES_MAX;
 pub use fields::{HeaderFields, tokens};
 pub use query::{AnnounceQuery, BadBytes, QueryError, decode_20, has, pairs};
 pub use query::{announce, claimed_address, scrape};
-pub use reply::HttpResponseHead;
+pub use response::HttpResponseHead;
 
 use crate::types::Rejected;
 
-/// The longest head of a request, request line included.
+/// Most bytes of the head of a request, request line included.
 pub const HEAD_BYTES_MAX: usize = 8 * 1024;
 
 /// Most header fields of a request.
 pub const HEADERS_MAX: usize = 64;
 
-/// The longest target of a request that is no scrape.
+/// Most bytes of the target of a request that is not a scrape.
 pub const TARGET_BYTES_MAX: usize = 2 * 1024;
 
-/// The longest target of a scrape: [`SCRAPE_HASHES_MAX`] info-hashes with every byte escaped.
+/// Most bytes of the target of a scrape: [`SCRAPE_HASHES_MAX`] info-hashes with every byte escaped.
 pub const SCRAPE_TARGET_BYTES_MAX: usize = 6 * 1024;
 
 const _: () = {
@@ -41,17 +41,17 @@ const _: () = {
     assert!(SCRAPE_TARGET_BYTES_MAX + 2 * 1024 <= HEAD_BYTES_MAX, "with header fields");
 };
 
-/// Longer than any registered method.
+/// Longer than any registered method, in bytes.
 const METHOD_BYTES_MAX: usize = 32;
 
-/// What a request wants done.
+/// The method of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Method {
-    /// The reply, whole.
+    /// A response with its body.
     Get,
-    /// The reply without its body.
+    /// A response without its body.
     Head,
-    /// Anything else; not served.
+    /// Any other method. It is not served.
     Other,
 }
 
@@ -64,33 +64,33 @@ impl Default for Headers<'_> {
     }
 }
 
-/// The head of a request, borrowed.
+/// The head of a request, borrowed from the input.
 #[derive(Clone, Copy, Debug)]
 pub struct RequestHead<'a> {
-    /// What is to be done.
+    /// The method.
     pub method: Method,
     /// The target up to the first `?`, without scheme and host. Empty for [`Method::Other`].
     pub path: &'a [u8],
-    /// The target behind the first `?`. Clients of trackers are told from others by it, also where
-    /// their method is not served.
+    /// The target after the first `?`. It shows whether the client expects a bencoded failure, even
+    /// if its method is not served.
     pub query: &'a [u8],
-    /// Whether the target holds control characters, which no target may (RFC 9112, 3.2). Where
-    /// they leave no doubt about what is asked, the client can still be told so in its own words.
+    /// Whether the target contains control characters, which are not allowed (RFC 9112, 3.2). If
+    /// the request is clear in spite of them, the client receives the error in its own protocol.
     pub has_controls: bool,
     /// Whether this is HTTP/1.1, not 1.0.
     pub http_1_1: bool,
     /// The header fields, in order.
     pub headers: &'a [Header<'a>],
-    /// How many bytes the head takes.
+    /// Length of the head in bytes.
     pub bytes: usize,
 }
 
 impl<'a> RequestHead<'a> {
-    /// Reads the first head in `bytes`. `None`: it is not complete yet, and still may be.
+    /// Reads the first head in `bytes`. `None`: more bytes are needed.
     ///
     /// # Errors
     /// [`Rejected::BadRequest`], [`Rejected::LongTarget`] or [`Rejected::LongHead`], as soon as no
-    /// further bytes could mend it.
+    /// further bytes could make it valid.
     pub fn parse<'b: 'a>(
         bytes: &'b [u8],
         headers: &'a mut Headers<'b>,
@@ -124,13 +124,13 @@ impl<'a> RequestHead<'a> {
         }
     }
 
-    /// The values of every header field of this name, in order.
+    /// The values of all header fields of this name, in order.
     pub fn values(&self, name: &'static str) -> impl Iterator<Item = &'a [u8]> + use<'a> {
         values(self.headers, name)
     }
 }
 
-/// The values of every header field of this name, in order.
+/// The values of all header fields of this name, in order.
 pub fn values<'a>(
     headers: &'a [Header<'a>],
     name: &'static str,
@@ -138,7 +138,7 @@ pub fn values<'a>(
     headers.iter().filter(|it| it.name.eq_ignore_ascii_case(name)).map(|it| it.value)
 }
 
-/// Judges a request line that has no end yet.
+/// Checks the beginning of a request line whose end has not arrived.
 fn check_beginning(line: &[u8]) -> Result<(), Rejected> {
     let (method, target) = match memchr(b' ', line) {
         Some(at) => (&line[..at], &line[at + 1..]),
@@ -148,8 +148,8 @@ fn check_beginning(line: &[u8]) -> Result<(), Rejected> {
     check_target(target.strip_suffix(b"\r").unwrap_or(target))
 }
 
-/// Whether bytes that are not a request were meant to ask for a torrent. Of the first line, no more
-/// is looked at than is there whenever it is given up.
+/// Whether an invalid request was an attempt to announce or scrape. Looks only at the part of the
+/// first line that has arrived in every case when it is refused.
 pub fn begins_with_torrent(bytes: &[u8]) -> bool {
     let blank = bytes.iter().take_while(|it| matches!(it, b'\r' | b'\n')).count();
     let line = &bytes[blank..bytes.len().min(blank + TARGET_BYTES_MAX)];
@@ -157,7 +157,7 @@ pub fn begins_with_torrent(bytes: &[u8]) -> bool {
     line.starts_with(b"GET ") && memchr::memmem::find(line, b"info_hash=").is_some()
 }
 
-/// Judges the length of what follows the method, to the line's end: a target, a blank, a version.
+/// Checks the length of what follows the method on the line: a target, a blank, a version.
 fn check_target(rest: &[u8]) -> Result<(), Rejected> {
     match rest.len() <= target_bytes_max(rest) + " HTTP/1.1".len() {
         true => Ok(()),
@@ -174,12 +174,12 @@ fn check_method(method: &[u8]) -> Result<(), Rejected> {
     }
 }
 
-/// Scrapes name many torrents at once; nothing else needs as much.
+/// Most bytes of this target. Scrapes name many torrents at once; no other request needs as much.
 fn target_bytes_max(target: &[u8]) -> usize {
     if target.len() <= TARGET_BYTES_MAX {
         return TARGET_BYTES_MAX;
     }
-    // Judged by the part that is there in any case when a target is seen to be long.
+    // Decided by the part that has arrived in every case when a target is found to be too long.
     let path = &target[..memchr(b'?', &target[..TARGET_BYTES_MAX]).unwrap_or(0)];
     let scrape = memchr::memmem::find(path, b"/scrape").is_some();
     if scrape { SCRAPE_TARGET_BYTES_MAX } else { TARGET_BYTES_MAX }
@@ -195,7 +195,7 @@ struct RequestLine<'a> {
 }
 
 impl<'a> RequestLine<'a> {
-    /// Takes a whole line apart. The target is all between the first blank and the last: some
+    /// Parses a whole line. The target is everything between the first blank and the last: some
     /// clients leave blanks in it.
     fn parse(line: &'a [u8]) -> Result<Self, Rejected> {
         let line = line.strip_suffix(b"\n").unwrap_or(line);
@@ -220,7 +220,7 @@ impl<'a> RequestLine<'a> {
             let query = memchr(b'?', target).map_or(&[][..], |at| &target[at + 1..]);
             return Ok(Self { method, path: b"", query, has_controls: false, http_1_1 });
         }
-        let has_controls = has_controls(target)?; // before anything is trimmed from it
+        let has_controls = has_controls(target)?; // before the target is trimmed
         let target = origin_form(target.trim_ascii()).ok_or(Rejected::BadRequest)?;
         let (path, query) = match memchr(b'?', target) {
             Some(at) => (target[..at].trim_ascii_end(), &target[at + 1..]),
@@ -230,10 +230,10 @@ impl<'a> RequestLine<'a> {
     }
 }
 
-/// Whether a target holds control characters. NUL and CR are refused, because a proxy before us may
-/// have seen a line end there (RFC 9112, 2.2).
+/// Whether a target contains control characters. NUL and CR are refused, because a proxy in front
+/// may have treated them as a line end (RFC 9112, 2.2).
 fn has_controls(target: &[u8]) -> Result<bool, Rejected> {
-    // All of it is looked at, whatever is found: without a way out the loop is vectorised.
+    // Always reads the whole target: a loop without an early exit is vectorised.
     let found = target.iter().fold(false, |found, it| found | it.is_ascii_control());
     match found && memchr2(b'\0', b'\r', target).is_some() {
         true => Err(Rejected::BadRequest),
@@ -241,11 +241,11 @@ fn has_controls(target: &[u8]) -> Result<bool, Rejected> {
     }
 }
 
-/// Path and query of a target; of an absolute one (RFC 9112, 3.2.2), scheme and host are dropped.
-/// `None` if it is neither.
+/// Path and query of a target. Scheme and host of an absolute target (RFC 9112, 3.2.2) are dropped.
+/// `None` if the target has neither form.
 fn origin_form(target: &[u8]) -> Option<&[u8]> {
     if let [b'/' | b'?', ..] = target {
-        return Some(target); // without a path: from clients that were given none
+        return Some(target); // without a path: the announce URL had none
     }
     let scheme = ["http://", "https://"].into_iter().find(|it| {
         target.get(..it.len()).is_some_and(|start| start.eq_ignore_ascii_case(it.as_bytes()))

@@ -1,12 +1,17 @@
-//! The query of an announce or scrape (BEP 3, 7, 23, 48): parameters, and the percent coding of 20
-//! raw bytes.
+//! The query of an announce or scrape (BEP 3, 7, 23, 48): its parameters, and the percent coding of
+//! 20 raw bytes.
 //!
-//! Clients vary, so whatever can be understood is: parameters are parted by `&` alone, a `+` is a
-//! blank, which is how form encoders (PHP, Go, Python, Java, JavaScript) write one, and which
-//! nobody sends for a plus, every other byte that is no escape is itself, unknown parameters are
-//! skipped, and of repeated ones the last counts, because clients append theirs to what the
-//! announce URL already holds. It is our own because form_urlencoded makes text of the raw bytes,
-//! and because each announce is read in place.
+//! Clients vary, so every query with a clear meaning is accepted:
+//! - Only `&` separates parameters.
+//! - A `+` is a blank, as form encoders (PHP, Go, Python, Java, JavaScript) write it. No client
+//!   sends it for a plus.
+//! - Every other byte that is not an escape stands for itself.
+//! - Unknown parameters are skipped.
+//! - The last of repeated parameters is used, because clients append theirs to those of the
+//!   announce URL.
+//!
+//! Written here because form_urlencoded makes text of the raw bytes, and because each announce is
+//! read in place.
 
 use std::net::IpAddr;
 
@@ -16,62 +21,63 @@ use strum::{EnumCount, VariantArray};
 use crate::protocol::SCRAPE_HASHES_MAX;
 use crate::types::{Event, InfoHash, PeerId};
 
-/// What an announce says. `key`, `trackerid`, `no_peer_id` and all others are ignored, whatever
-/// they hold: peers are handed out without ids, and of a tracker id nothing depends here. For `ip`,
+/// The parameters of an announce. `key`, `trackerid`, `no_peer_id` and all others are ignored,
+/// whatever their value: peers are sent without ids, and a tracker id has no effect. For `ip`,
 /// `ipv4` and `ipv6` see [`claimed_address`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AnnounceQuery {
-    /// The torrent.
+    /// The info-hash of the torrent.
     pub info_hash: InfoHash,
-    /// The client's own name.
+    /// The peer id that the client chose.
     pub peer_id: PeerId,
-    /// The port the client listens on.
+    /// The port that the client listens on.
     pub port: u16,
-    /// Bytes uploaded since `started`; 0 where the client names no number.
+    /// Bytes uploaded since `started`; 0 without a valid number.
     pub uploaded: u64,
-    /// Bytes downloaded since `started`; 0 where the client names no number.
+    /// Bytes downloaded since `started`; 0 without a valid number.
     pub downloaded: u64,
-    /// Bytes still missing. Where the client names no number, it does not know (magnet links): all
-    /// ones, which is a leecher.
+    /// Bytes left to download. Without a valid number all ones, which is a leecher: clients with a
+    /// magnet link do not have the size yet.
     pub left: u64,
-    /// What happened; none where the name is unknown.
+    /// The event; none if its name is unknown.
     pub event: Event,
-    /// How many peers are wanted, read as over UDP: 0, a negative and nonsense leave it to us.
+    /// Number of peers wanted. `None`, the tracker's default, for 0, a negative number or an
+    /// invalid one, as over UDP.
     pub numwant: Option<u32>,
-    /// Whether peers are wanted as bytes (BEP 23), not as dictionaries.
+    /// Whether the response has compact peers (BEP 23), not dictionaries.
     pub compact: bool,
 }
 
-/// Why a query cannot be answered.
+/// Why a query is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EnumCount, VariantArray)]
 pub enum QueryError {
-    /// An announce without a torrent.
+    /// An announce without an info-hash.
     NoInfoHash,
-    /// An info-hash of another length.
+    /// An info-hash that is not 20 bytes long.
     InfoHashLength,
-    /// An info-hash with a `%` that two hexadecimal digits do not follow.
+    /// An info-hash with a `%` that is not followed by two hexadecimal digits.
     InfoHashEscape,
-    /// An announce of more than one torrent.
+    /// An announce with two different info-hashes.
     InfoHashTwice,
     /// A scrape of more than [`SCRAPE_HASHES_MAX`] torrents.
     InfoHashesMany,
     /// An announce without a peer id.
     NoPeerId,
-    /// A peer id that is not 20 bytes, or is badly escaped.
+    /// A peer id that is not 20 bytes long, or has an invalid escape.
     PeerId,
     /// An announce without a port.
     NoPort,
-    /// A port that is no 16-bit number.
+    /// A port that is not a 16-bit number.
     Port,
     /// Control characters that are not escaped.
     Controls,
 }
 
 impl QueryError {
-    /// Every reason.
+    /// All variants.
     pub const ALL: [Self; Self::COUNT] = *Self::VARIANTS.first_chunk().unwrap();
 
-    /// What the client is told.
+    /// The failure reason that the client receives.
     pub const fn text(self) -> &'static str {
         match self {
             Self::NoInfoHash => "info_hash is missing",
@@ -91,7 +97,7 @@ impl QueryError {
 /// Reads the query of an announce.
 ///
 /// # Errors
-/// The first thing that is wrong, or else missing.
+/// The first invalid parameter, else the first missing one.
 pub fn announce(query: &[u8]) -> Result<AnnounceQuery, QueryError> {
     let (mut info_hash, mut peer_id, mut port) = (None, None, None);
     let (mut uploaded, mut downloaded) = (0, 0);
@@ -99,7 +105,7 @@ pub fn announce(query: &[u8]) -> Result<AnnounceQuery, QueryError> {
     for (name, value) in pairs(query) {
         match name {
             b"info_hash" => {
-                // Clients append theirs to what the announce URL holds: often the same.
+                // Clients append their info-hash to that of the announce URL, often the same.
                 let named = info_hash_of(value)?;
                 if *info_hash.get_or_insert(named) != named {
                     return Err(QueryError::InfoHashTwice);
@@ -134,13 +140,14 @@ pub fn announce(query: &[u8]) -> Result<AnnounceQuery, QueryError> {
     })
 }
 
-/// Reads the query of a scrape: sets `info_hashes` to the torrents asked for, in order, each once.
-/// None means all of them.
+/// Reads the query of a scrape: sets `info_hashes` to the requested torrents, in order, each once.
+/// No info-hash means all torrents.
 ///
 /// # Errors
-/// [`QueryError::InfoHashLength`] or [`QueryError::InfoHashEscape`] if any of them is;
-/// [`QueryError::InfoHashesMany`] if they are more than [`SCRAPE_HASHES_MAX`]: a torrent that is
-/// missing in the reply would be taken for one without peers. There are none in either case.
+/// [`QueryError::InfoHashLength`] or [`QueryError::InfoHashEscape`] if an info-hash is invalid;
+/// [`QueryError::InfoHashesMany`] if there are more than [`SCRAPE_HASHES_MAX`]: a client would take
+/// a torrent that is missing in the response for one without peers. After an error `info_hashes` is
+/// empty.
 pub fn scrape(query: &[u8], info_hashes: &mut Vec<InfoHash>) -> Result<(), QueryError> {
     info_hashes.clear();
     // Bounded by the length of a target: fewer than 200.
@@ -162,9 +169,9 @@ pub fn scrape(query: &[u8], info_hashes: &mut Vec<InfoHash>) -> Result<(), Query
     Ok(())
 }
 
-/// The address an announce names for its peer (`ip`, else `ipv4`, else `ipv6`; BEP 3 and 7), if it
-/// is one. It is a claim, to be believed from the operator's own networks at most. A port behind
-/// it, which BEP 7 allows for, makes it no address.
+/// The address that an announce names for its peer (`ip`, else `ipv4`, else `ipv6`; BEP 3 and 7),
+/// if it is valid. It is a claim: trust it only from the operator's own networks. An address with a
+/// port, which BEP 7 allows, is not accepted.
 pub fn claimed_address(query: &[u8]) -> Option<IpAddr> {
     let last = |name: &[u8]| {
         let named = pairs(query).filter(|(it, _)| *it == name);
@@ -195,19 +202,21 @@ fn address_of(value: &[u8]) -> Option<IpAddr> {
     Some(address.to_canonical())
 }
 
-/// Whether a parameter of this name is there.
+/// Whether the query has a parameter of this name.
 pub fn has(query: &[u8], name: &[u8]) -> bool {
     pairs(query).any(|(it, _)| it == name)
 }
 
-/// The parameters of a query: names, and values as they came. One without `=` has an empty value.
+/// The parameters of a query: names, and values as received. A parameter without `=` has an empty
+/// value.
 pub fn pairs(query: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
     let mut rest = query;
     std::iter::from_fn(move || {
         if rest.is_empty() {
             return None;
         }
-        // Names are short: a search that pays from some dozen bytes on is for values.
+        // Names are short: memchr is only faster from some dozen bytes on, so it is used for
+        // values.
         let end = rest.iter().position(|it| matches!(it, b'=' | b'&')).unwrap_or(rest.len());
         let (name, tail) = rest.split_at(end);
         let [b'=', value @ ..] = tail else {
@@ -220,19 +229,19 @@ pub fn pairs(query: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
     })
 }
 
-/// What is wrong with 20 bytes in percent coding.
+/// Why a value is not 20 bytes in percent coding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BadBytes {
-    /// They are not 20.
+    /// The length is not 20 bytes.
     Length,
-    /// A `%` that two hexadecimal digits do not follow.
+    /// A `%` that is not followed by two hexadecimal digits.
     Escape,
 }
 
 /// Decodes exactly 20 bytes.
 ///
 /// # Errors
-/// What is wrong with it.
+/// Why it is invalid.
 #[inline]
 pub fn decode_20(value: &[u8]) -> Result<[u8; 20], BadBytes> {
     let mut out = [0; 20];
@@ -258,7 +267,7 @@ pub fn decode_20(value: &[u8]) -> Result<[u8; 20], BadBytes> {
     if rest.is_empty() { Ok(out) } else { Err(BadBytes::Length) }
 }
 
-/// What every byte is worth as a hexadecimal digit; 0xff: it is none.
+/// The value of every byte as a hexadecimal digit; 0xff if it is not a digit.
 static DIGITS: [u8; 256] = {
     let mut digits = [0xff; 256];
     let mut value: u8 = 0;
@@ -277,7 +286,7 @@ fn info_hash_of(value: &[u8]) -> Result<InfoHash, QueryError> {
     })
 }
 
-/// A number of digits alone, the largest one there is if it is larger.
+/// A number of digits only. A larger number becomes `u64::MAX`.
 fn decimal(value: &[u8]) -> Option<u64> {
     if value.is_empty() {
         return None;
@@ -392,7 +401,7 @@ mod tests {
         ] {
             assert_eq!(with(&format!("event={name}")).unwrap().event, event);
         }
-        // The URL's own parameters come first, the client's count.
+        // The parameters of the URL come first, and those of the client are used.
         let twice = with("port=7000&left=5&left=0").unwrap();
         assert_eq!((twice.port, twice.left), (7000, 0));
     }
@@ -452,7 +461,7 @@ mod tests {
         let mut all = Vec::new();
         scrape(query, &mut all).unwrap();
         assert_eq!(all, [InfoHash(raw)]);
-        // What no number and no address has does not become one.
+        // A blank makes a number or an address invalid; it is not trimmed.
         let it = with("left=+0&numwant=5+&event=started+&ip=+1.2.3.4").unwrap();
         assert_eq!((it.left, it.numwant, it.event), (u64::MAX, None, Event::None));
         assert_eq!(claimed_address(b"ip=+1.2.3.4"), None);
@@ -487,7 +496,7 @@ mod tests {
         assert!(has(b"a=1&info_hash", b"info_hash") && !has(b"x=info_hash", b"info_hash"));
     }
 
-    /// One byte in one of the forms that clients use.
+    /// One byte in one of the encodings that clients use.
     fn coded(byte: u8, form: u8) -> Vec<u8> {
         let plain = !matches!(byte, b'%' | b'&' | b'+');
         match form {

@@ -1,11 +1,11 @@
-//! Heads: what is tolerated, what is not, and how soon that is said.
+//! Heads: which are accepted, which are refused, and after how many bytes.
 
 use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::*;
 
-/// What a head was read as: method, path, query, version, bytes.
+/// A parsed head: method, path, query, whether it is HTTP/1.1, length.
 type Read = (Method, String, String, bool, usize);
 
 fn parse(text: &str) -> Result<Option<Read>, Rejected> {
@@ -131,7 +131,7 @@ fn long_targets_are_refused_before_they_end() {
     };
     assert!(parse(&scrape(SCRAPE_HASHES_MAX)).unwrap().is_some());
     assert_eq!(parse(&scrape(SCRAPE_HASHES_MAX + 14)), Err(Rejected::LongTarget));
-    // A long path is no scrape's, whether or not the rest is there.
+    // A long path is not a scrape, whether or not the rest has arrived.
     let path = get(TARGET_BYTES_MAX + 11);
     assert_eq!(parse(&path), Err(Rejected::LongTarget));
     assert_eq!(parse(&(path + "/scrape?x HTTP/1.1\r\n\r\n")), Err(Rejected::LongTarget));

@@ -1,5 +1,5 @@
-//! From text to request. Clients disagree about types, so each field is read for what it may be and
-//! anything else is noted, not failed on: the message is judged once all of it has been seen.
+//! From text to request. Clients use different types for a field, so each field is read leniently
+//! and a wrong value is recorded, not refused: the message is checked once all of it has been read.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -14,17 +14,18 @@ use super::{
 };
 use crate::types::{Event, InfoHash, PeerId};
 
-/// Decodes a message; offers beyond `offers_max` are ignored, those that nobody can use dropped.
+/// Decodes a message. Offers beyond `offers_max` are ignored, offers that no client can use are
+/// dropped.
 ///
 /// # Errors
-/// [`InvalidMessage`], with the text for the client.
+/// [`InvalidMessage`], with the error text for the client.
 pub fn decode(message: &[u8], offers_max: usize) -> Result<WebTorrentMessage<'_>, InvalidMessage> {
     let text = std::str::from_utf8(message).ok();
     let mut fields = MessageFields { offers_max: Some(offers_max), ..MessageFields::default() };
     let mut is_read = text.is_some_and(|it| fields.read(it));
     if !is_read {
-        // Browsers read numbers and escapes that serde_json does not. Within offers, these cost
-        // the offers alone.
+        // Browsers read numbers and escapes that serde_json does not. If they are within offers,
+        // only the offers are lost.
         let unusable = Some(Unusable { count: 1, fault: MessageError::Offers });
         let mut rest = MessageFields { offers_max: None, unusable, ..MessageFields::default() };
         is_read = text.is_some_and(|it| rest.read(it));
@@ -37,10 +38,10 @@ pub fn decode(message: &[u8], offers_max: usize) -> Result<WebTorrentMessage<'_>
     judged.map_err(|fault| InvalidMessage { fault, method, info_hash })
 }
 
-/// What a message says, as far as it makes sense.
+/// The fields of a message, as far as they are valid.
 #[derive(Default)]
 struct MessageFields<'a> {
-    action: Action,
+    action: ActionField,
     info_hash: Hashes,
     peer_id: Latin1Hash,
     to_peer_id: Latin1Hash,
@@ -52,7 +53,7 @@ struct MessageFields<'a> {
     event: Happened,
     offers: Vec<Offer<'a>>,
     unusable: Option<Unusable>,
-    /// How many offers are read; none: they are not looked at, whatever they are.
+    /// Most offers to read; `None`: offers are skipped, whatever they contain.
     offers_max: Option<usize>,
     answer: Option<&'a RawValue>,
 }
@@ -77,7 +78,7 @@ enum Field {
 }
 
 impl<'a> MessageFields<'a> {
-    /// Reads the fields of a message; says whether it was an object of JSON and nothing else.
+    /// Reads the fields of a message. True if it was a JSON object and nothing else.
     fn read(&mut self, text: &'a str) -> bool {
         let mut json = serde_json::Deserializer::from_str(text);
         self.deserialize(&mut json).and_then(|()| json.end()).is_ok()
@@ -106,7 +107,8 @@ impl<'a> MessageFields<'a> {
         match self.info_hash {
             Hashes::One(hash) => Ok(WebTorrentMessage::Scrape(vec![hash])),
             Hashes::Many(mut hashes) => {
-                // Keys of one JSON object: no client could read the second of two.
+                // They become keys of one JSON object: no client could read the second of two equal
+                // ones.
                 hashes.sort_unstable();
                 hashes.dedup();
                 Ok(WebTorrentMessage::Scrape(hashes))
@@ -142,7 +144,7 @@ impl<'a> MessageFields<'a> {
     }
 }
 
-/// Fills the fields in place, so that what stands before an error is known all the same.
+/// Fills the fields in place, so that those before a JSON error are kept.
 impl<'de> DeserializeSeed<'de> for &mut MessageFields<'de> {
     type Value = ();
 
@@ -158,7 +160,7 @@ impl<'de> Visitor<'de> for &mut MessageFields<'de> {
         f.write_str("a message")
     }
 
-    /// Of a name that stands twice the last counts, as in browsers.
+    /// Of repeated names the last is used, as in browsers.
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
         while let Some(field) = map.next_key()? {
             match field {
@@ -188,19 +190,20 @@ impl<'de> Visitor<'de> for &mut MessageFields<'de> {
     }
 }
 
-/// Reads the next value, whatever it is: what the reader cannot take is wrong.
+/// Reads the next value, whatever it is. A value that cannot be read is of a wrong type.
 fn lenient<'de, T: Read<'de>, A: MapAccess<'de>>(map: &mut A) -> Result<T, A::Error> {
     let raw: &'de RawValue = map.next_value()?;
     let mut json = serde_json::Deserializer::from_str(raw.get());
     Ok(Lenient::new().deserialize(&mut json).unwrap_or_else(|_| T::wrong()))
 }
 
-/// Whether it is an answer at all: what means "none" in JavaScript is not.
+/// Whether it is an answer. Values that are false in JavaScript are not.
 fn is_answer(raw: &RawValue) -> bool {
     !matches!(raw.get(), "false" | "0" | "\"\"")
 }
 
-/// What a field may be. All that is not overridden is a value of a wrong type.
+/// The types that a field accepts. Every method that is not overridden returns a value of a wrong
+/// type.
 trait Read<'de>: Sized {
     fn wrong() -> Self;
 
@@ -236,7 +239,7 @@ fn drain<'de, A: SeqAccess<'de>>(mut list: A) -> Result<(), A::Error> {
     Ok(())
 }
 
-/// Reads a `T` from any value at all: only broken JSON is an error.
+/// Reads a `T` from any value. Only invalid JSON is an error.
 struct Lenient<T> {
     items_max: usize,
     read: PhantomData<T>,
@@ -301,9 +304,9 @@ impl<'de, T: Read<'de>> Visitor<'de> for Lenient<T> {
 }
 
 #[derive(Default)]
-struct Action(Option<MessageMethod>);
+struct ActionField(Option<MessageMethod>);
 
-impl Read<'_> for Action {
+impl Read<'_> for ActionField {
     fn wrong() -> Self {
         Self(None)
     }
@@ -358,7 +361,7 @@ fn latin1(text: &str) -> Option<[u8; 20]> {
     characters.next().is_none().then_some(bytes)
 }
 
-/// One name, or for a scrape a list of them.
+/// One info-hash, or a list of them for a scrape.
 #[derive(Default)]
 enum Hashes {
     #[default]
@@ -402,22 +405,22 @@ impl<'de> Read<'de> for Hashes {
     }
 }
 
-/// Browsers send null, or nothing, as long as they do not know. Numbers may be written as text, or
-/// with a fraction, as languages without integers do.
+/// Bytes left to download. Browsers send null, or nothing, before they have the size. Numbers may
+/// be text, or have a fraction, as in languages without integers.
 struct Left(u64);
 
-/// A number that is not negative, rounded up and cut to what fits.
+/// A non-negative number, rounded up and clamped to the range of `u64`.
 fn rounded_up(number: f64) -> Option<u64> {
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "cut to what fits")]
     (number >= 0.0).then(|| number.ceil() as u64)
 }
 
-/// A number that was written as text.
+/// A number that was sent as text.
 fn number_of(text: &str) -> Option<u64> {
     text.parse().ok().or_else(|| text.parse().ok().and_then(rounded_up))
 }
 
-/// A total; none where it makes no sense.
+/// A number of bytes transferred; 0 if it is invalid.
 fn moved(total: Option<Left>) -> u64 {
     total.map_or(0, |it| if it.0 == u64::MAX { 0 } else { it.0 })
 }
@@ -553,7 +556,7 @@ impl<'de> Read<'de> for Item<'de> {
 }
 
 /// The text of a session description that every client can read: an object with a text `sdp`, of
-/// bounded length and depth, without numbers or escapes that only some readers take.
+/// bounded length and depth, without numbers or escapes that some readers refuse.
 fn description(raw: &RawValue) -> Option<&str> {
     let text = raw.get();
     if text.len() > DESCRIPTION_BYTES_MAX {
@@ -614,7 +617,7 @@ enum Shape {
     Other,
 }
 
-/// Reads any value in full, strictly, down to a depth.
+/// Reads any value in full, strictly, down to a maximum depth.
 #[derive(Clone, Copy)]
 struct Readable {
     depth_max: u32,

@@ -1,14 +1,15 @@
-//! From reply to text, appended to what the caller gives. Remote bytes stand in it in two ways
-//! only: as the escaped 20 bytes of a name, and as a session description that the decoder has read.
+//! From response to text, appended to the caller's buffer. Bytes of clients appear in it in two
+//! forms only: as the escaped 20 bytes of a name, and as a session description that the decoder has
+//! checked.
 
 use std::io::Write;
 
 use super::{AnswerRequest, InvalidMessage, MessageError, MessageMethod, Offer};
 use crate::types::{InfoHash, PeerId, ScrapeEntry};
 
-/// Writes the reply to an announce, with counts of seeders and leechers. libtorrent demands
-/// `info_hash` and an integer `interval`. Of offers that were dropped a `warning message` says why:
-/// bittorrent-tracker's clients report it and go on to the interval, others skip it.
+/// Writes the response to an announce, with counts of seeders and leechers. libtorrent requires
+/// `info_hash` and an integer `interval`. If offers were dropped, a `warning message` has the
+/// reason: clients of bittorrent-tracker report it and still read the interval, others skip it.
 pub fn encode_announced(
     info_hash: &InfoHash,
     interval_s: u32,
@@ -32,7 +33,7 @@ pub fn encode_announced(
     out.push(b'}');
 }
 
-/// Writes what the peer that `offer` is handed to is told.
+/// Writes the message for the peer that receives `offer`.
 pub fn encode_offer(info_hash: &InfoHash, from: &PeerId, offer: &Offer<'_>, out: &mut Vec<u8>) {
     out.extend_from_slice(br#"{"action":"announce","info_hash":"#);
     put_name(&info_hash.0, out);
@@ -45,7 +46,7 @@ pub fn encode_offer(info_hash: &InfoHash, from: &PeerId, offer: &Offer<'_>, out:
     out.push(b'}');
 }
 
-/// Writes what the peer that made the offer is told.
+/// Writes the message for the peer that made the offer.
 pub fn encode_answer(answer: &AnswerRequest<'_>, out: &mut Vec<u8>) {
     out.extend_from_slice(br#"{"action":"announce","answer":"#);
     out.extend_from_slice(answer.text.as_bytes());
@@ -58,7 +59,7 @@ pub fn encode_answer(answer: &AnswerRequest<'_>, out: &mut Vec<u8>) {
     out.push(b'}');
 }
 
-/// Writes the reply to a scrape of distinct torrents.
+/// Writes the response to a scrape of distinct torrents.
 pub fn encode_scraped(entries: impl Iterator<Item = (InfoHash, ScrapeEntry)>, out: &mut Vec<u8>) {
     out.extend_from_slice(br#"{"action":"scrape","files":{"#);
     let mut separator: &[u8] = b"";
@@ -77,7 +78,7 @@ pub fn encode_scraped(entries: impl Iterator<Item = (InfoHash, ScrapeEntry)>, ou
     out.extend_from_slice(b"}}");
 }
 
-/// Writes why a request is refused, in our words or in the operator's.
+/// Writes why a request is refused: skep's text, or the operator's.
 pub fn encode_failure(
     method: Option<MessageMethod>,
     info_hash: Option<&InfoHash>,
@@ -100,7 +101,7 @@ pub fn encode_failure(
     out.push(b'}');
 }
 
-/// Writes what is wrong with a message.
+/// Writes the fault of a message.
 pub fn encode_invalid(invalid: &InvalidMessage, out: &mut Vec<u8>) {
     encode_failure(invalid.method, invalid.info_hash.as_ref(), invalid.fault.text(), out);
 }

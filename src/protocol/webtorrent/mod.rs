@@ -1,8 +1,8 @@
-//! WebTorrent's messages: JSON in the texts of a WebSocket. No BEP describes them; what browsers
-//! and libtorrent send and expect does.
+//! WebTorrent's messages: JSON in text messages of a WebSocket. No BEP describes them. The format
+//! is what browsers and libtorrent send and expect.
 //!
 //! Every binary name (info-hash, peer id, offer id) is a string whose code points U+0000 to U+00FF
-//! are its bytes. What a message does not name in this table is ignored:
+//! are its bytes. Fields that are not in this table are ignored:
 //!
 //! ```text
 //! announce  action="announce" info_hash peer_id left? event? numwant? offers? = [{offer offer_id}]
@@ -13,11 +13,11 @@
 //! offer     {action, info_hash, offer, offer_id, peer_id}       to another peer of the torrent
 //! answer    {action, answer, info_hash, offer_id, peer_id}      to the peer that made the offer
 //! scraped   {action, files: {name: {complete, downloaded, incomplete}}}
-//! failure   {action?, "failure reason", info_hash?}                 as far as those became known
+//! failure   {action?, "failure reason", info_hash?}                 as far as they were read
 //! ```
 //!
-//! Offers and answers are handed on byte for byte, but only those that any client can read: one
-//! reader's error must not become another's lost tracker.
+//! Offers and answers are forwarded byte for byte, but only if every client can read them: an
+//! invalid one must not make another client disconnect from the tracker.
 #![warn(clippy::indexing_slicing)]
 
 mod decode;
@@ -33,11 +33,11 @@ use strum::{EnumCount, VariantArray};
 pub use super::SCRAPE_HASHES_MAX;
 use crate::types::{Event, InfoHash, PeerId};
 
-/// The longest offer or answer, as JSON. Browsers write one to five KiB.
+/// Most bytes of an offer or answer, as JSON. Browsers write one to five KiB.
 pub const DESCRIPTION_BYTES_MAX: usize = 16 * 1024;
 
-/// How deep an offer or answer may be nested. Browsers write one level; libtorrent's reader gives
-/// up at 32 for the whole message.
+/// Most levels of nesting of an offer or answer. Browsers write one level. libtorrent's reader
+/// fails at 32 for the whole message.
 pub const DESCRIPTION_DEPTH_MAX: u32 = 16;
 
 /// A decoded message, borrowed from its text.
@@ -45,83 +45,83 @@ pub const DESCRIPTION_DEPTH_MAX: u32 = 16;
 pub enum WebTorrentMessage<'a> {
     /// Joins, stays in or leaves a swarm, and offers connections.
     Announce(AnnounceMessage<'a>),
-    /// Takes up an offer that was handed on.
+    /// Answers an offer that was forwarded.
     Answer(AnswerRequest<'a>),
-    /// Asks for counts: distinct torrents, at most [`SCRAPE_HASHES_MAX`], maybe none.
+    /// A request for counts: distinct torrents, at most [`SCRAPE_HASHES_MAX`], possibly none.
     Scrape(Vec<InfoHash>),
 }
 
 /// An announce.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AnnounceMessage<'a> {
-    /// The torrent.
+    /// The info-hash of the torrent.
     pub info_hash: InfoHash,
-    /// The client's own name.
+    /// The peer id that the client chose.
     pub peer_id: PeerId,
-    /// Bytes uploaded since `started`; 0 where the client does not say.
+    /// Bytes uploaded since `started`; 0 if not sent.
     pub uploaded: u64,
-    /// Bytes downloaded since `started`; 0 where the client does not say.
+    /// Bytes downloaded since `started`; 0 if not sent.
     pub downloaded: u64,
-    /// Bytes still missing; 2^64-1 where the client does not say or know.
+    /// Bytes left to download; 2^64-1 if not sent or unknown to the client.
     pub left: u64,
-    /// What happened.
+    /// The event.
     pub event: Event,
-    /// How many peers are wanted. 0 is read as unsaid, as in the other protocols.
+    /// Number of peers wanted. 0 counts as not sent, as in the other protocols.
     pub numwant: Option<u32>,
-    /// Connections offered that others can take up, no more than the caller takes.
+    /// Offers that other clients can use, at most as many as the caller accepts.
     pub offers: Vec<Offer<'a>>,
-    /// Offers that nobody can take up: they do not spoil the announce.
+    /// Offers that no client can use. The announce itself is still valid.
     pub unusable: Option<Unusable>,
 }
 
-/// Offers of an announce that are dropped.
+/// Dropped offers of an announce.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Unusable {
-    /// How many; what is not a list counts as one.
+    /// Number of dropped offers. A value that is not a list counts as one.
     pub count: usize,
-    /// What is wrong with the first.
+    /// The fault of the first of them.
     pub fault: MessageError,
 }
 
-/// One offered connection.
+/// An offer: a connection that a peer offers to others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Offer<'a> {
-    /// The offerer's name for it.
+    /// The id that the offering peer chose.
     pub id: OfferId,
-    /// The WebRTC session description: a JSON object, as it came.
+    /// The WebRTC session description: a JSON object, as received.
     pub text: &'a str,
 }
 
 /// The answer to an offer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AnswerRequest<'a> {
-    /// The torrent.
+    /// The info-hash of the torrent.
     pub info_hash: InfoHash,
-    /// Who answers.
+    /// The peer that answers.
     pub peer_id: PeerId,
-    /// Who made the offer.
+    /// The peer that made the offer.
     pub to_peer_id: PeerId,
-    /// Which offer.
+    /// The id of the offer.
     pub offer_id: OfferId,
-    /// The WebRTC session description: a JSON object, as it came.
+    /// The WebRTC session description: a JSON object, as received.
     pub text: &'a str,
 }
 
-/// The 20 bytes by which a peer tells its offers apart. libtorrent reads no other length.
+/// The 20 bytes that identify an offer of a peer. libtorrent reads no other length.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OfferId(pub [u8; 20]);
 
-/// What a message asks for, by its `action`.
+/// The `action` of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MessageMethod {
-    /// `announce`
+    /// `announce`.
     Announce,
-    /// `scrape`
+    /// `scrape`.
     Scrape,
 }
 
 impl MessageMethod {
-    /// As it stands in messages.
+    /// The name in messages.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Announce => "announce",
@@ -130,51 +130,51 @@ impl MessageMethod {
     }
 }
 
-/// A message that cannot be handled, with what became known of it, so that a client which shares
-/// one socket among torrents can tell which of them it is about.
+/// A message that cannot be handled, with the fields that could be read. They go into the error, so
+/// that a client with several torrents on one socket finds the right one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct InvalidMessage {
     /// What is wrong.
     pub fault: MessageError,
-    /// What was asked for.
+    /// The action, if known.
     pub method: Option<MessageMethod>,
-    /// For which torrent.
+    /// The torrent, if known.
     pub info_hash: Option<InfoHash>,
 }
 
-/// What is wrong with a message, or with an offer in it. The text goes to the client and never
-/// changes with input.
+/// A fault of a message, or of an offer in it. Its text is sent to the client and never depends on
+/// input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EnumCount, VariantArray)]
 pub enum MessageError {
-    /// No JSON object in UTF-8.
+    /// Not a JSON object in UTF-8.
     Json,
     /// `action` is missing or unknown.
     Action,
-    /// `info_hash` is missing or no name.
+    /// `info_hash` is missing or not a name.
     InfoHash,
-    /// A scrape of everything.
+    /// A scrape of all torrents.
     FullScrape,
     /// A scrape of more than [`SCRAPE_HASHES_MAX`] torrents.
     InfoHashes,
-    /// `peer_id` is missing or no name.
+    /// `peer_id` is missing or not a name.
     PeerId,
-    /// `to_peer_id` is missing or no name.
+    /// `to_peer_id` is missing or not a name.
     ToPeerId,
-    /// `offer_id` of an answer or of an offer is missing or no name.
+    /// `offer_id` of an answer or of an offer is missing or not a name.
     OfferId,
-    /// `offers` is no list of objects.
+    /// `offers` is not a list of objects.
     Offers,
-    /// An offer is not what another client can read.
+    /// An offer that some clients cannot read.
     Offer,
-    /// An answer is not what another client can read.
+    /// An answer that some clients cannot read.
     Answer,
 }
 
 impl MessageError {
-    /// Every fault.
+    /// All faults.
     pub const ALL: [Self; Self::COUNT] = *Self::VARIANTS.first_chunk().unwrap();
 
-    /// What the client is told.
+    /// The text that the client receives.
     pub const fn text(self) -> &'static str {
         match self {
             Self::Json => "message is not a JSON object",

@@ -1,17 +1,17 @@
-//! Seats at the admin listener, and who loses one where there are not enough.
+//! Seats at the admin listener, and which connection loses one if there are not enough.
 //!
-//! | kind | who | seats | of one source |
+//! | kind | which connections | seats | of one source |
 //! |---|---|---|---|
 //! | newcomer | has sent no complete head | 64 | 32 |
-//! | probe | asked for /livez, /readyz or /startupz last | 16 | 16 |
-//! | guest | asked for anything else | 64 | 32 |
+//! | probe | last request was for /livez, /readyz or /startupz | 16 | 16 |
+//! | guest | last request was for another path | 64 | 32 |
 //!
-//! Nobody waits for a seat: a connection is accepted at once, and where its kind or its source has
-//! none left, the one of them that has kept us waiting longest (for a head, a body, or to take a
-//! reply) is closed for it. One that is being worked for is not; a request that finds only such is
-//! turned away. So a flood of silent connections, of requests without their bodies, or of whole
-//! requests costs those of its own kind and, up to the half, of its own source; a supervisor's
-//! probe finds a seat whatever the others do.
+//! No connection waits for a seat: it is accepted at once. If its kind or its source has no seat
+//! left, the connection among them whose client has kept skep waiting longest (for a head, a body,
+//! or to receive a response) is closed. A connection whose request is being handled is not closed;
+//! if there are only such, the new request is refused. A flood of silent connections, of requests
+//! without their bodies, or of whole requests therefore only affects connections of its own kind
+//! and up to half of the seats for its own source. A supervisor's probe always finds a seat.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -20,25 +20,25 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
-/// What a connection is there for, as far as it has said so.
+/// The kind of a connection, by its last request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum PermitKind {
-    /// It has not said so yet.
+    /// It has sent no request yet.
     Newcomer,
-    /// A supervisor's question.
+    /// A probe of a supervisor.
     Probe,
-    /// Anything else.
+    /// Any other request.
     Guest,
 }
 
 impl PermitKind {
-    /// What a request for this path is.
+    /// The kind of a request for this path.
     pub(crate) fn of(path: &str) -> Self {
         let is_probe = ["/livez", "/readyz", "/startupz"].contains(&path);
         if is_probe { Self::Probe } else { Self::Guest }
     }
 
-    /// Connections of this kind at once: in all, and of one source.
+    /// Most connections of this kind: in all, and of one source.
     fn seats(self) -> (usize, usize) {
         match self {
             Self::Newcomer | Self::Guest => (64, 32),
@@ -57,14 +57,14 @@ pub(crate) struct AdminConnections {
 #[derive(Default)]
 struct Places {
     taken: HashMap<u64, PermitEntry>,
-    /// Counts what happens, to tell what was before what.
+    /// Counts events, to order them.
     moment: u64,
 }
 
 struct PermitEntry {
     kind: PermitKind,
     source: IpAddr,
-    /// The moment since which the client is waited for; `None` while it is worked for.
+    /// Since when skep waits for the client; `None` while a request is being handled.
     waited_for: Option<u64>,
     leave: Arc<Notify>,
 }
@@ -74,7 +74,7 @@ impl AdminConnections {
     pub(crate) fn enter(self: &Arc<Self>, from: SocketAddr) -> ConnectionPermit {
         let source = source_of(from.ip());
         let mut places = self.places();
-        // There is always one to close: all newcomers are waited for.
+        // There is always one to close: skep waits for every newcomer.
         self.make_room(&mut places, PermitKind::Newcomer, source);
         let id = places.next_moment();
         let leave = Arc::new(Notify::new());
@@ -89,12 +89,13 @@ impl AdminConnections {
         ConnectionPermit { seats: self.clone(), id, leave }
     }
 
-    /// Connections that were closed for others, and requests that were turned away, so far.
+    /// Number of connections that were closed for others, and of requests that were refused, so
+    /// far.
     pub(crate) fn closed(&self) -> u64 {
         self.closed.load(Ordering::Relaxed)
     }
 
-    /// Sees that there is room for one more of a kind and source; says whether there is.
+    /// Makes room for one more connection of a kind and source. False if that is not possible.
     fn make_room(&self, places: &mut Places, kind: PermitKind, source: IpAddr) -> bool {
         let (seats, of_source) = kind.seats();
         let is_alike = |it: &PermitEntry| it.kind == kind;
@@ -115,7 +116,7 @@ impl AdminConnections {
         true
     }
 
-    /// Seats that are taken.
+    /// Number of taken seats.
     #[cfg(test)]
     pub(crate) fn taken(&self) -> usize {
         self.places().taken.len()
@@ -133,7 +134,7 @@ impl Places {
     }
 }
 
-/// A connection's seat, free again when this is dropped.
+/// A connection's seat, free again when dropped.
 pub(crate) struct ConnectionPermit {
     seats: Arc<AdminConnections>,
     id: u64,
@@ -141,11 +142,10 @@ pub(crate) struct ConnectionPermit {
 }
 
 impl ConnectionPermit {
-    /// Takes a seat for a request of this kind, which is worked for from now on. Says whether there
-    /// is one.
+    /// Takes a seat for a request of this kind, whose handling begins. False if there is no seat.
     pub(crate) fn take(&self, kind: PermitKind) -> bool {
         let mut places = self.seats.places();
-        // Closed already: the connection ends at its next look.
+        // Closed already: the connection ends at its next check.
         let Some(mut place) = places.taken.remove(&self.id) else { return false };
         let has_room = place.kind == kind || self.seats.make_room(&mut places, kind, place.source);
         if has_room {
@@ -155,7 +155,7 @@ impl ConnectionPermit {
         has_room
     }
 
-    /// From now on the client is waited for.
+    /// From now on skep waits for the client.
     pub(crate) fn wait(&self) {
         let mut places = self.seats.places();
         let now = places.next_moment();
@@ -164,7 +164,7 @@ impl ConnectionPermit {
         }
     }
 
-    /// From now on the client waits for us.
+    /// From now on the client waits for skep.
     pub(crate) fn work(&self) {
         if let Some(place) = self.seats.places().taken.get_mut(&self.id) {
             place.waited_for = None;
@@ -183,7 +183,7 @@ impl Drop for ConnectionPermit {
     }
 }
 
-/// What counts as one source: an IPv4 address, an IPv6 /64.
+/// The source that an address counts as: the IPv4 address, or the IPv6 /64.
 fn source_of(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(it) => Ipv6Addr::from_bits(it.to_bits() >> 64 << 64).into(),

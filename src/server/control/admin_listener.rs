@@ -1,8 +1,9 @@
-//! Serves the admin pages: to few at once, and to nobody who dawdles over asking or takes nothing
-//! of a reply for long.
+//! Serves the admin pages, to a limited number of connections. Slow clients are disconnected: those
+//! that delay a request, or stop reading a response.
 //!
-//! The pages share the thread with signals and figures, so neither connections nor memory may
-//! grow with what others open. Who sits where, and who is closed for others, is `seats`'s matter.
+//! The pages share the thread with signals and metrics, so neither the number of connections nor
+//! memory may grow without bound. `admin_connections` decides which connection has a seat, and
+//! which is closed for another.
 
 use std::convert::Infallible;
 use std::error::Error;
@@ -31,29 +32,30 @@ use tokio::time::{Sleep, sleep};
 
 use crate::server::control::admin_connections::{AdminConnections, ConnectionPermit, PermitKind};
 
-/// How long a request's head may take, from the connection or the reply before it.
+/// How long the head of a request may take, from the start of the connection or the previous
+/// response.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long to bear with a client that has said what it wants.
+/// How long to wait for a client that has sent a head.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Timeouts {
-    /// How long a request's body may take in all: 2 MB at 100 kB/s.
+    /// For the whole body of a request: 2 MB at 100 kB/s.
     body: Duration,
-    /// How long a client may take nothing of a reply that the kernel has no more room for.
+    /// For a client that receives nothing of a response while the kernel's buffer is full.
     write: Duration,
 }
 
 pub(crate) const TIMEOUTS: Timeouts =
     Timeouts { body: Duration::from_secs(20), write: Duration::from_secs(30) };
 
-/// Bytes of requests, or of a body, that are read before the first of them is answered. The longest
-/// head is far below.
+/// Most bytes of requests, or of a body, that are read before the first is answered. The longest
+/// head is far shorter.
 const READ_BYTES_MAX: usize = 16 << 10;
 
-/// How long not to accept where the kernel has nothing to accept with.
+/// How long not to accept after the kernel ran out of descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Serves `pages` until `closed`, then what is under way.
+/// Serves `pages` until `closed`, then finishes the requests under way.
 pub(crate) async fn serve(
     listener: TcpListener,
     pages: Router,
@@ -72,14 +74,14 @@ pub(crate) async fn serve(
         };
         let seat = Arc::new(seats.enter(from));
         let sitting = AdminConnection { pages: pages.clone(), from, seat: seat.clone(), timeouts };
-        let service = service_fn(move |request| sitting.clone().answer(request));
+        let service = service_fn(move |request| sitting.clone().respond(request));
         let stream = TokioIo::new(WriteTimeout::new(stream, timeouts.write));
         let connection = http.serve_connection(stream, service).with_upgrades();
         let mut ending = ending.clone();
         tokio::spawn(async move {
             let mut connection = pin!(connection);
-            // Who goes away in the middle is no concern of ours. What became a WebSocket is over
-            // here, and sits elsewhere.
+            // Errors of clients that disconnect are ignored. A connection that became a WebSocket
+            // ends here, and has its seat elsewhere.
             tokio::select! {
                 _ = connection.as_mut() => {}
                 () = seat.lost() => {}
@@ -90,7 +92,7 @@ pub(crate) async fn serve(
             }
             drop((seat, ending));
         });
-        // It reads what has come already before another may want its seat.
+        // Lets it read what has arrived, before another connection may take its seat.
         yield_now().await;
     }
     drop((listener, ending));
@@ -118,16 +120,17 @@ struct AdminConnection {
 }
 
 impl AdminConnection {
-    async fn answer(
+    async fn respond(
         self,
         request: Request<Incoming>,
     ) -> Result<Response<axum::body::Body>, Infallible> {
         let Self { pages, from, seat, timeouts } = self;
         if !seat.take(PermitKind::of(request.uri().path())) {
-            let text = "as many requests are under way as may be\n";
+            let text = "too many requests are under way\n";
             return Ok(last((StatusCode::SERVICE_UNAVAILABLE, text)));
         }
-        // One connection may have sent many requests at once; what others ask for comes between.
+        // One connection may have sent many requests at once. Requests of others are handled in
+        // between.
         yield_now().await;
         let (head, body) = request.into_parts();
         if !body.is_end_stream() {
@@ -138,24 +141,24 @@ impl AdminConnection {
         let body = Timely { body, deadline, seat: seat.clone(), is_late: is_late.clone() };
         let mut request = Request::from_parts(head, body);
         request.extensions_mut().insert(ConnectInfo(from));
-        let Ok(reply) = TowerToHyperService::new(pages).call(request).await;
+        let Ok(response) = TowerToHyperService::new(pages).call(request).await;
         seat.wait();
         if is_late.load(Ordering::Relaxed) {
-            let text = format!("the body did not come within {} s\n", timeouts.body.as_secs());
+            let text = format!("the body did not arrive within {} s\n", timeouts.body.as_secs());
             return Ok(last((StatusCode::REQUEST_TIMEOUT, text)));
         }
-        Ok(reply)
+        Ok(response)
     }
 }
 
-/// A reply behind which the connection is closed.
-fn last(reply: impl IntoResponse) -> Response<axum::body::Body> {
-    let mut reply = reply.into_response();
-    reply.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-    reply
+/// A response after which the connection is closed.
+fn last(response: impl IntoResponse) -> Response<axum::body::Body> {
+    let mut response = response.into_response();
+    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    response
 }
 
-/// A request's body that has to come in time.
+/// A request's body that must arrive in time.
 struct Timely {
     body: Incoming,
     deadline: Pin<Box<Sleep>>,
@@ -191,11 +194,11 @@ impl Body for Timely {
     }
 }
 
-/// A connection on which a write fails that gets nowhere for too long.
+/// A connection whose writes fail if none makes progress for too long.
 struct WriteTimeout {
     stream: TcpStream,
     write_timeout: Duration,
-    /// Runs while the kernel has no room.
+    /// Runs while the kernel's buffer is full.
     stalled: Option<Pin<Box<Sleep>>>,
 }
 
@@ -204,7 +207,7 @@ impl WriteTimeout {
         Self { stream, write_timeout, stalled: None }
     }
 
-    /// What becomes of a write that the stream says this of.
+    /// Passes on the result of a write, or an error after too long a stall.
     fn judge(
         &mut self,
         context: &mut Context<'_>,
@@ -258,7 +261,7 @@ impl AsyncWrite for WriteTimeout {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context) // waits for nobody on a socket
+        Pin::new(&mut self.stream).poll_shutdown(context) // does not block on a socket
     }
 }
 
@@ -275,16 +278,16 @@ mod tests {
 
     const LONG: Duration = Duration::from_secs(10);
 
-    /// More than the kernel takes for a client that does not read.
+    /// More bytes than the kernel buffers for a client that does not read.
     const LONG_PAGE_BYTES: usize = 32 << 20;
 
     /// More connections than there are seats of any kind.
     const MANY: usize = 100;
 
-    /// The end of a head after whose reply the connection is closed.
+    /// The end of a head, after whose response the connection is closed.
     const CLOSE: &str = "\r\nConnection: close\r\n\r\n";
 
-    /// What is served, and what lets those end who ask for `/slow`.
+    /// A server for tests, and the signal that completes requests for `/slow`.
     struct Served {
         at: SocketAddr,
         _close: oneshot::Sender<()>,
@@ -297,7 +300,7 @@ mod tests {
         let at = listener.local_addr().unwrap();
         let page = |ConnectInfo(from): ConnectInfo<SocketAddr>| async move { from.to_string() };
         let (close, closed) = oneshot::channel();
-        let long = Bytes::from(vec![0; LONG_PAGE_BYTES]); // shared by all who ask
+        let long = Bytes::from(vec![0; LONG_PAGE_BYTES]); // shared by all requests
         let release = Arc::new(Semaphore::new(0));
         let held = release.clone();
         let counted: &AtomicUsize = Box::leak(Box::default());
@@ -318,27 +321,27 @@ mod tests {
         Served { at, _close: close, release, seats }
     }
 
-    /// Connections that have sent this.
+    /// Opens connections and sends `text` on each.
     async fn sent(at: SocketAddr, count: usize, text: &str) -> Vec<TcpStream> {
         let mut all = Vec::new();
         for _ in 0..count {
             let mut stream = TcpStream::connect(at).await.unwrap();
-            let _ = stream.write_all(text.as_bytes()).await; // it may be closed for another already
+            let _ = stream.write_all(text.as_bytes()).await; // may be closed already
             all.push(stream);
         }
         all
     }
 
-    /// Asks and reads all that comes.
+    /// Sends a request and reads the whole response.
     async fn ask(at: SocketAddr, path: &str) -> String {
         let request = format!("GET {path} HTTP/1.1\r\nConnection: close\r\n\r\n");
         rest(&mut sent(at, 1, &request).await[0]).await
     }
 
     async fn rest(stream: &mut TcpStream) -> String {
-        let mut reply = Vec::new();
-        let _ = timeout(LONG, stream.read_to_end(&mut reply)).await.expect("it is closed");
-        String::from_utf8_lossy(&reply).into_owned()
+        let mut response = Vec::new();
+        let _ = timeout(LONG, stream.read_to_end(&mut response)).await.expect("it is closed");
+        String::from_utf8_lossy(&response).into_owned()
     }
 
     #[tokio::test]
@@ -347,8 +350,8 @@ mod tests {
         let mut stream = TcpStream::connect(served.at).await.unwrap();
         let from = stream.local_addr().unwrap().to_string();
         stream.write_all(b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n").await.unwrap();
-        let reply = rest(&mut stream).await;
-        assert!(reply.ends_with(&from), "{reply}");
+        let response = rest(&mut stream).await;
+        assert!(response.ends_with(&from), "{response}");
     }
 
     #[tokio::test]
@@ -356,7 +359,7 @@ mod tests {
         let served = serving().await;
         let [mut many, mut one] =
             [(); 2].map(|()| std::net::TcpStream::connect(served.at).unwrap());
-        // Until both are read from: what comes now is there before any of it is looked at.
+        // Waits until both have a seat: data that arrives now is there before either is handled.
         while served.seats.taken() < 2 {
             sleep(Duration::from_millis(5)).await;
         }
@@ -364,13 +367,13 @@ mod tests {
         io::Write::write_all(&mut many, request.repeat(100).as_bytes()).unwrap();
         io::Write::write_all(&mut one, request.replace("\r\n\r\n", CLOSE).as_bytes()).unwrap();
         one.set_nonblocking(true).unwrap();
-        let reply = rest(&mut TcpStream::from_std(one).unwrap()).await;
-        let before: usize = reply.split("\r\n\r\n").nth(1).unwrap().parse().unwrap();
+        let response = rest(&mut TcpStream::from_std(one).unwrap()).await;
+        let before: usize = response.split("\r\n\r\n").nth(1).unwrap().parse().unwrap();
         assert!(before < 10, "{before} of another connection's came before");
     }
 
     #[tokio::test]
-    async fn replies_that_nobody_takes_hold_no_seat_beyond_their_deadline() {
+    async fn responses_that_nobody_takes_hold_no_seat_beyond_their_deadline() {
         let served = serving().await;
         let mut deaf = sent(served.at, MANY, "GET /long HTTP/1.1\r\n\r\n").await;
         assert!(ask(served.at, "/").await.starts_with("HTTP/1.1 200"));
@@ -381,8 +384,8 @@ mod tests {
         };
         timeout(LONG, all_gone).await.expect("they hold no seat");
         let mut received = Vec::new();
-        let mut stream = deaf.pop().unwrap(); // nobody was let in for the last one
-        let _ = timeout(LONG, stream.read_to_end(&mut received)).await.unwrap(); // maybe a reset
+        let mut stream = deaf.pop().unwrap(); // the last connection was refused
+        let _ = timeout(LONG, stream.read_to_end(&mut received)).await.unwrap(); // possibly a reset
         assert!(received.len() < LONG_PAGE_BYTES, "it was cut off");
     }
 
@@ -397,7 +400,7 @@ mod tests {
             poll_fn(|context| Poll::Ready(timeout.judge(context, written.take().unwrap()))).await
         };
         assert!(judge(Poll::Pending).await.is_pending());
-        sleep(TIMEOUTS).await; // the very time that is tested
+        sleep(TIMEOUTS).await; // the duration under test
         assert!(matches!(judge(Poll::Ready(Ok(1))).await, Poll::Ready(Ok(1))));
         assert!(judge(Poll::Pending).await.is_pending(), "the time before does not count");
         sleep(TIMEOUTS).await;
@@ -429,14 +432,14 @@ mod tests {
         for path in ["/", "/livez"] {
             assert!(ask(served.at, path).await.starts_with("HTTP/1.1 200"), "{path}");
         }
-        let reply = rest(&mut waiting.pop().unwrap()).await;
-        assert!(reply.starts_with("HTTP/1.1 408") && reply.contains("body"), "{reply}");
+        let response = rest(&mut waiting.pop().unwrap()).await;
+        assert!(response.starts_with("HTTP/1.1 408") && response.contains("body"), "{response}");
         for mut stream in waiting {
             rest(&mut stream).await;
         }
         let whole = format!("{head}345").replace("\r\n\r\n", "\r\nConnection: close\r\n\r\n");
-        let reply = rest(&mut sent(served.at, 1, &whole).await[0]).await;
-        assert!(reply.starts_with("HTTP/1.1 200") && reply.ends_with('5'), "{reply}");
+        let response = rest(&mut sent(served.at, 1, &whole).await[0]).await;
+        assert!(response.starts_with("HTTP/1.1 200") && response.ends_with('5'), "{response}");
     }
 
     #[tokio::test]
@@ -444,7 +447,7 @@ mod tests {
         let served = serving().await;
         let head = "POST /slow HTTP/1.1\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
         let mut slow = sent(served.at, 32, head).await;
-        // Those that were sent are read before what is sent later.
+        // Earlier requests are read before later ones.
         assert!(ask(served.at, "/livez").await.starts_with("HTTP/1.1 200"));
         assert!(ask(served.at, "/").await.starts_with("HTTP/1.1 503"));
         assert!(ask(served.at, "/livez").await.starts_with("HTTP/1.1 200"));

@@ -1,6 +1,6 @@
-//! How serving begins after a predecessor, and how it ends: at once, over a while, or in favour of
-//! a successor, which may come while it ends. In each case whatever was taken from a socket is
-//! answered.
+//! How serving begins after a predecessor, and how it ends: at once, over a period, or for a
+//! successor, which may arrive while this process ends. In each case every request that was taken
+//! from a socket gets its response.
 
 use std::future::pending;
 use std::pin::pin;
@@ -24,55 +24,55 @@ use crate::server::workers::WorkerExits;
 use crate::server::workers::datagram::Workers;
 use crate::server::workers::stream::Streams;
 
-/// What the end takes besides the drain: connections, the last pages, the last snapshot.
+/// Most time for the end besides the drain: connections, the last pages, the last snapshot.
 const END_MAX: Duration = Duration::from_secs(60);
 
-/// How long workers may take to come to rest: those for streams look ten times a second.
+/// How long workers may take to pause: stream workers check ten times a second.
 const REST_MAX: Duration = Duration::from_secs(5);
 
-/// How long a process that is told to end waits for a successor that is just taking over: a
-/// successor that does not stand still needs a few milliseconds.
+/// How long a process that has to end waits for a successor that is taking over at the moment. A
+/// successor that is not stopped needs a few milliseconds.
 const FOLLOW_MAX: Duration = Duration::from_secs(1);
 
-/// How long what is asked over HTTP is waited for where a successor serves: it gets the last
-/// snapshot after that, so that stops and sums of passkeys that were under way are in it.
+/// How long to wait for HTTP requests under way when a successor serves. It receives the last
+/// snapshot afterwards, so that their stops and totals of passkeys are in it.
 const ANSWERED_MAX: Duration = Duration::from_secs(2);
 
-/// How often it is looked at whether something has ended.
+/// How often to check whether something has ended.
 const POLL: Duration = Duration::from_millis(2);
 
 /// Why serving ends.
 pub(crate) enum ShutdownReason {
-    /// A signal or the API said so.
+    /// A signal or an API request.
     Requested,
-    /// Likewise, while the workers rested in favour of a successor that has not accepted: nobody
-    /// is served until this process has ended.
+    /// The same, while the workers were paused for a successor that has not accepted: no process
+    /// serves until this one has ended.
     RequestedAtRest,
     /// A successor serves.
     TakenOver(ServingSuccessor),
 }
 
-/// Successors that could serve, as they say so.
+/// Successors that have reported that they could serve.
 pub(crate) type Successors = mpsc::UnboundedReceiver<Successor>;
 
-/// What there is to end.
+/// What has to be ended.
 pub(crate) struct Running {
     pub(crate) workers: Workers,
     pub(crate) streams: Streams,
     /// Closes the admin listener.
     pub(crate) close_admin: oneshot::Sender<()>,
-    /// How long to serve on.
+    /// How long to continue serving.
     pub(crate) drain: Duration,
-    /// Whether the service manager goes on listening.
+    /// Whether the service manager keeps the listeners.
     pub(crate) is_managed: bool,
 }
 
-/// Tells the predecessor that this process could serve, waits until that one rests, and lets the
-/// stream workers accept. Nothing in it can fail once that one rests.
+/// Reports to the predecessor that this process could serve, waits until its workers are paused,
+/// and lets the stream workers accept. Nothing here can fail once they are paused.
 ///
 /// # Errors
-/// [`StartError`] where the predecessor serves on: this process must not, for neither would know
-/// what the other is told.
+/// [`StartError`] if the predecessor continues to serve: this process must not serve then, because
+/// the two would not share their peers.
 pub(crate) async fn take_over(
     predecessor: Predecessor,
     streams: &mut Streams,
@@ -94,9 +94,9 @@ pub(crate) async fn take_over(
     Ok((!is_gone).then_some(predecessor))
 }
 
-/// Makes room for a successor that could serve, unless this process is told to end while the other
-/// one does not get on. Why serving ends; nothing where it goes on as if nothing had been, which
-/// the log says.
+/// Makes room for a successor that could serve, unless this process has to end while the successor
+/// makes no progress. Returns why serving ends, or `None` if it continues as before, which is
+/// logged.
 pub(crate) async fn yield_to_successor(
     state: &ProcessState,
     successor: Successor,
@@ -105,41 +105,43 @@ pub(crate) async fn yield_to_successor(
 ) -> Option<ShutdownReason> {
     let mut stepping = pin!(rest_and_hand_over(successor, running));
     tokio::select! {
-        stepped = &mut stepping => return stepped.ok().map(ShutdownReason::TakenOver),
+        stepped = &mut stepping => return stepped.map(ShutdownReason::TakenOver),
         () = signals.stop() => {}
         () = state.is_asked_to_stop() => {}
     }
     info!(target: OPERATOR, "stop requested while a successor takes over");
     Some(match timeout(FOLLOW_MAX, stepping).await {
-        Ok(Ok(successor)) => ShutdownReason::TakenOver(successor),
-        Ok(Err(_)) => ShutdownReason::Requested,
+        Ok(Some(successor)) => ShutdownReason::TakenOver(successor),
+        Ok(None) => ShutdownReason::Requested,
         Err(_) => ShutdownReason::RequestedAtRest,
     })
 }
 
-/// Rests, and hands over to a successor.
+/// Pauses the workers, and hands over to a successor.
 ///
-/// # Errors
-/// Why this process serves on: as if nothing had been.
+/// `None` if this process continues to serve, as before.
 async fn rest_and_hand_over(
     successor: Successor,
     (workers, streams): (&Workers, &Streams),
-) -> Result<ServingSuccessor, String> {
+) -> Option<ServingSuccessor> {
     workers.pause();
     streams.hold();
     let rested = async {
-        while !(workers.are_resting() && streams.are_held()) {
+        while !(workers.are_paused() && streams.are_held()) {
             sleep(POLL).await;
         }
     };
     let followed = match timeout(REST_MAX, rested).await {
         Ok(()) => match spawn_blocking(move || successor.hand_over()).await {
             Ok(followed) => followed,
-            Err(_) => pending().await, // it has panicked, which ends the process
+            Err(_) => pending().await, // a panic, which ends the process
         },
-        Err(_) => Err(successor.refuse(std::io::Error::other("a worker did not come to rest"))),
+        Err(_) => {
+            successor.refuse(std::io::Error::other("a worker did not pause in time"));
+            None
+        }
     };
-    if followed.is_err() {
+    if followed.is_none() {
         workers.resume();
         streams.release();
     }
@@ -160,7 +162,7 @@ pub(crate) async fn shut_down(
         manager.stopping("stopping", drain + END_MAX);
     }
     if running.is_managed {
-        running.streams.keep_listeners(); // the service manager has them for the next one
+        running.streams.keep_listeners(); // the service manager keeps them for the next process
     }
     match outcome {
         Ok(ShutdownReason::TakenOver(successor)) => {
@@ -192,8 +194,8 @@ pub(crate) async fn shut_down(
     }
 }
 
-/// Serves for the time of the drain, or until a second signal, or until a successor that has asked
-/// before serves.
+/// Serves for the time of the drain, or until a second signal, or until a successor serves that had
+/// connected before.
 async fn serve_until_drained(
     state: &Arc<ProcessState>,
     running: &Running,
@@ -230,11 +232,11 @@ async fn serve_until_drained(
     }
 }
 
-/// Stops everything. Off this thread, so that /readyz says meanwhile that it is over. A successor
-/// that waits need not wait for the last snapshot.
+/// Stops everything. Runs on another thread, so that /readyz can report the end meanwhile. A
+/// waiting successor does not have to wait for the last snapshot.
 async fn stop(state: &Arc<ProcessState>, running: Running, successors: &mut Successors) {
-    // Nobody takes samples from here on, and the last snapshot may take long: a page would think
-    // the tracker away.
+    // No more samples are taken, and the last snapshot may take long: without this, an open page
+    // would report that the tracker does not respond.
     state.close_board();
     let Running { workers, streams, close_admin, .. } = running;
     let _ = spawn_blocking(move || {
@@ -248,8 +250,8 @@ async fn stop(state: &Arc<ProcessState>, running: Running, successors: &mut Succ
         biased;
         Some(successor) = successors.recv() => {
             drop(close_admin);
-            info!(target: OPERATOR, "successor waiting, giving it the right to serve");
             let successor = successor.leave();
+            info!(target: OPERATOR, "right to serve given to the waiting successor");
             let _ = writing.await;
             successor.send_saved();
         }
@@ -257,7 +259,8 @@ async fn stop(state: &Arc<ProcessState>, running: Running, successors: &mut Succ
     }
 }
 
-/// Leaves the sockets to a successor that serves: what was taken from them is answered.
+/// Leaves the sockets to a successor that serves. Requests that were taken from them get their
+/// response.
 async fn finish_after_handover(
     state: &Arc<ProcessState>,
     running: Running,
@@ -266,7 +269,7 @@ async fn finish_after_handover(
 ) {
     let Running { workers, mut streams, close_admin, drain, .. } = running;
     streams.leave(state.now_and(drain));
-    state.close_board(); // their pages turn to the successor
+    state.close_board(); // their pages reconnect to the successor
     drop(close_admin);
     let _ = spawn_blocking(move || workers.stop()).await;
     info!(target: OPERATOR, "successor serves, closing the connections of this process");
@@ -275,9 +278,9 @@ async fn finish_after_handover(
             sleep(POLL * 10).await;
         }
     };
-    let _ = timeout(ANSWERED_MAX, answered).await; // who takes longer is answered, but not saved
-    // The passkeys' totals were written when the database was lent. The successor restores what is
-    // saved here as soon as the snapshots' lock is free.
+    let _ = timeout(ANSWERED_MAX, answered).await; // later requests are answered, but not saved
+    // The totals of passkeys were saved when the database was lent. The successor restores this
+    // snapshot as soon as the snapshots' lock is free.
     let last = state.clone();
     let _ = spawn_blocking(move || last.save_last()).await;
     successor.send_saved();
@@ -294,7 +297,7 @@ async fn finish_after_handover(
     let _ = spawn_blocking(move || streams.stop()).await;
 }
 
-/// Waits until the predecessor, if it is there still, has written down all it knows, and says so.
+/// Waits until the predecessor, if it still runs, has saved its state, and notifies the snapshots.
 pub(crate) fn await_saved(predecessor: Option<Predecessor>, snapshots: Arc<Snapshots>) {
     let Some(predecessor) = predecessor else { return snapshots.stop_waiting_for_predecessor() };
     spawn_blocking(move || {

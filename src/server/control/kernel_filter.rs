@@ -1,9 +1,9 @@
-//! Has the kernel drop what the worst offenders send, before it is queued: a source whose verified
-//! work is over its limit so often costs a worker most of a microsecond each time, and says nothing
-//! new with it.
+//! Makes the kernel drop datagrams of the worst heavy hitters before they are queued. A source that
+//! is over the limit for verified work that often costs a worker most of a microsecond per
+//! datagram, for no benefit.
 //!
-//! While its datagrams are dropped nothing is known of a source. So it comes back after a while,
-//! and is denied again within two seconds if it goes on as before.
+//! While its datagrams are dropped, a source is not measured. It is admitted again after a while,
+//! and denied again within two seconds if it continues.
 
 use std::net::{IpAddr, UdpSocket};
 
@@ -17,18 +17,18 @@ use crate::types::Family;
 /// Seconds for which a source is denied.
 const DENIED_S: u64 = 30;
 
-/// Who is denied, on all UDP sockets.
+/// The sources that are denied, on all UDP sockets.
 pub(crate) struct KernelFilter {
     denied: Vec<(IpAddr, Now)>,
-    /// What the sockets were told last; `None` before anything is known: a socket that was handed
-    /// over may deny somebody.
-    told: Option<Vec<IpAddr>>,
+    /// The sources that were set on the sockets last; `None` at the start: an inherited socket may
+    /// deny some.
+    reported: Option<Vec<IpAddr>>,
 }
 
 impl KernelFilter {
-    /// Denies nobody.
+    /// Denies no source.
     pub(crate) fn new() -> Self {
-        Self { denied: Vec::new(), told: None }
+        Self { denied: Vec::new(), reported: None }
     }
 
     /// How many sources are denied.
@@ -36,8 +36,8 @@ impl KernelFilter {
         self.denied.len()
     }
 
-    /// Lets those in whose time is over, denies `offenders`, which are the worst first, with their
-    /// requests a second over the limit; tells the sockets if that changes anything.
+    /// Admits the sources whose time is over, and denies `offenders`: the worst first, each with
+    /// its requests per second over the limit. Sets the filters if that changes anything.
     pub(crate) fn tick<'a>(
         &mut self,
         now: Now,
@@ -61,15 +61,15 @@ impl KernelFilter {
             );
         }
         let denied: Vec<IpAddr> = self.denied.iter().map(|it| it.0).collect();
-        if self.told.as_ref() != Some(&denied) {
+        if self.reported.as_ref() != Some(&denied) {
             for (family, socket) in sockets {
                 if let Err(error) = filter::deny(socket, family, &denied) {
-                    let _ = filter::deny(socket, family, &[]); // nor for longer than was said
+                    let _ = filter::deny(socket, family, &[]); // nor for longer than documented
                     let remedy = "raise net.core.optmem_max, or set limits.kernel_deny_rate = 0";
                     warn!(%error, remedy, "sources not denied in the kernel, limited as before");
                 }
             }
-            self.told = Some(denied);
+            self.reported = Some(denied);
         }
     }
 }
@@ -92,7 +92,7 @@ mod tests {
         };
         let mut kernel_filter = KernelFilter::new();
         let sockets = || std::iter::once((Family::V4, &deaf));
-        // A predecessor's socket, which still denies somebody.
+        // A predecessor's socket, which still denies a source.
         filter::deny(&deaf, Family::V4, &[offender[0].0]).unwrap();
         kernel_filter.tick(START, &[], sockets());
         assert!(hears());

@@ -1,4 +1,4 @@
-//! The control thread: the admin pages, signals, figures once a second, the orderly end.
+//! The control thread: admin pages, signals, metrics once a second, the orderly end.
 
 pub(crate) mod admin_connections;
 pub(crate) mod admin_listener;
@@ -10,7 +10,7 @@ pub(crate) mod reserve;
 pub(crate) mod service_manager;
 pub(crate) mod signals;
 
-use std::io::Write as _;
+use std::io::{self, Write as _};
 use std::net::TcpListener;
 use std::path::PathBuf;
 use std::pin::pin;
@@ -25,7 +25,6 @@ use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tracing::{info, warn};
 
 use crate::admin::{self, Process as _};
-use crate::server::StartError;
 use crate::server::log::OPERATOR;
 use crate::server::metrics::Metrics;
 use crate::server::options;
@@ -35,6 +34,7 @@ use crate::server::sockets::inherited::OwnedSockets;
 use crate::server::workers::WorkerExits;
 use crate::server::workers::datagram::Workers;
 use crate::server::workers::stream::Streams;
+use crate::server::{StartError, StateDirectoryError};
 use crate::sys::serving_lock::ServingLock;
 use drain::{Running, ShutdownReason, Successors};
 use process::ProcessState;
@@ -42,19 +42,19 @@ use reload::{ReloadJob, ReloadQueue, Reloader};
 use service_manager::ServiceManager;
 use signals::Signals;
 
-/// How often to look whether all workers have gone round for the first time.
+/// How often to check whether every worker has made its first turn.
 const START_POLL: Duration = Duration::from_millis(1);
 
-/// How long pages that are under way at the end may take.
+/// How long pages under way may take at the end.
 const LAST_PAGES_MAX: Duration = Duration::from_secs(1);
 
-/// How long an idle thread stays: beyond the life of any process.
+/// How long an idle thread is kept: longer than any process runs.
 const FOREVER: Duration = Duration::from_secs(1 << 32);
 
-/// How long a successor that is told to end waits for the predecessor's word that it has left.
+/// How long a successor that has to end waits for the predecessor's message that it has left.
 const RELIEF_MAX: Duration = Duration::from_secs(5);
 
-/// What the control thread works with.
+/// What the control thread needs.
 pub(crate) struct Control {
     pub(crate) workers: Workers,
     pub(crate) streams: Streams,
@@ -63,27 +63,27 @@ pub(crate) struct Control {
     pub(crate) metrics: Metrics,
     pub(crate) reloader: Reloader,
     pub(crate) admin: TcpListener,
-    /// Written to standard output once everything answers.
+    /// Written to standard output once all listeners respond.
     pub(crate) ready_line: String,
     pub(crate) manager: ServiceManager,
     /// Serves until this process does.
     pub(crate) predecessor: Option<Predecessor>,
-    /// All sockets, to pass on.
+    /// All sockets, to hand over.
     pub(crate) owned: Arc<OwnedSockets>,
 }
 
-/// What comes before anything that takes time: from here on, a signal waits until it is served
-/// instead of killing the process.
+/// Created before anything that takes time: from here on a signal is queued instead of ending the
+/// process.
 pub(crate) struct ControlRuntime {
     runtime: Runtime,
     signals: Signals,
 }
 
 impl ControlRuntime {
-    /// Starts to listen for signals.
+    /// Starts to receive signals.
     pub(crate) fn new() -> Result<Self, StartError> {
-        // Threads for what blocks stay: there is one before anybody serves, and where no other can
-        // be started later, what blocks waits for it instead of ending the process.
+        // Threads for blocking work are kept: one is started before this process serves. If no
+        // other can be started later, blocking work waits for it and the process does not end.
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .thread_keep_alive(FOREVER)
@@ -102,7 +102,7 @@ impl ControlRuntime {
 /// Serves until a signal or a failure ends it. Blocks.
 pub(crate) fn run(base: ControlRuntime, control: Control) -> Result<(), StartError> {
     let outcome = base.runtime.block_on(serve(control, base.signals));
-    // All that matters has ended; a disk that hangs, or a predecessor, must not be waited for.
+    // Everything that matters has ended. Do not wait for a disk that hangs, or for a predecessor.
     base.runtime.shutdown_timeout(LAST_PAGES_MAX);
     outcome
 }
@@ -127,10 +127,10 @@ async fn serve(control: Control, mut signals: Signals) -> Result<(), StartError>
     })?;
     let (has_predecessor, mut taken_over) = (predecessor.is_some(), None);
     let lock = predecessor.as_ref().map(Predecessor::lock);
-    let _held = lock.clone(); // until the end of this function, whatever else has it
+    let _held = lock.clone(); // kept until the end of this function
     tokio::select! {
         biased;
-        // Who is told to end before it serves leaves the predecessor where it is.
+        // A process that has to end before it serves leaves its predecessor as it is.
         () = signals.stop(), if has_predecessor => return Ok(()),
         prepared = prepare(&workers, &streams, &mut ended) => prepared?,
     }
@@ -141,7 +141,7 @@ async fn serve(control: Control, mut signals: Signals) -> Result<(), StartError>
                 TakeoverOutcome::Ends => return Ok(()),
             };
     }
-    // Everybody else has gone. From here on nothing ends this process that is not its end.
+    // No other process serves. From here on only a regular end ends this process.
     let (close_admin, closed) = oneshot::channel::<()>();
     let (seats, timeouts) = (state.seats.clone(), admin_listener::TIMEOUTS);
     let admin = tokio::spawn(admin_listener::serve(listener, pages, seats, timeouts, closed));
@@ -167,26 +167,26 @@ async fn serve(control: Control, mut signals: Signals) -> Result<(), StartError>
     outcome
 }
 
-/// What becomes of a successor.
+/// The outcome of a take-over.
 enum TakeoverOutcome {
-    /// It serves, and the predecessor, if it is there still, has yet to write down what it knows.
+    /// This process serves. The predecessor, if it still runs, has yet to save its state.
     Serves(Option<Predecessor>),
-    /// It was told to end before.
+    /// This process was requested to end before it served.
     Ends,
 }
 
-/// Waits until all workers could serve, and sees to it that what is needed later is to be had.
+/// Waits until all workers could serve, and acquires what is needed later.
 async fn prepare(
     workers: &Workers,
     streams: &Streams,
     ended: &mut WorkerExits,
 ) -> Result<(), StartError> {
     await_first_turns(workers, streams, ended).await?;
-    let _ = spawn_blocking(|| ()).await; // from now on there is a thread for what blocks
+    let _ = spawn_blocking(|| ()).await; // starts the thread for blocking work
     reserve::check()
 }
 
-/// Takes the predecessor's place. All that could fail has been done.
+/// Takes over from the predecessor. Everything that could fail has been done.
 async fn replace_predecessor(
     state: &ProcessState,
     predecessor: Predecessor,
@@ -198,7 +198,7 @@ async fn replace_predecessor(
         taken_over = &mut relief => return Ok(TakeoverOutcome::Serves(taken_over?)),
         () = signals.stop() => {}
     }
-    // The predecessor is about to leave. If it does, this one has all to end in order.
+    // The predecessor is about to leave. If it does, this process has to end everything in order.
     info!(target: OPERATOR, "stop requested, waiting for the predecessor to leave");
     match timeout(RELIEF_MAX, relief).await {
         Ok(taken_over) => {
@@ -212,25 +212,26 @@ async fn replace_predecessor(
     }
 }
 
-/// Offers the sockets to a successor. Where that cannot be done, everything else goes on.
+/// Offers the sockets to a successor. If that fails, everything else continues.
 fn offer(
     state: &Arc<ProcessState>,
-    handover_path: Result<PathBuf, String>,
+    handover_path: Result<PathBuf, StateDirectoryError>,
     (owned, keep): (Arc<OwnedSockets>, impl Fn() + Send + 'static),
     (successors, lock): (mpsc::UnboundedSender<Successor>, Option<Arc<ServingLock>>),
 ) -> Option<TakeoverOffer> {
     let (access_manager, offering) = (state.context.access_manager.clone(), state.clone());
     let prepare = Box::new(move || {
         if offering.stopping.load(Ordering::Relaxed) {
-            return Err("it is stopping: wait for its end, then start without --take-over".into());
+            let reason = "it is stopping: wait for its end, then start without --take-over";
+            return Err(io::Error::other(reason));
         }
         offering.flush();
-        // From now on they may be the successor's as well, whatever becomes of this process.
+        // From now on a successor may have the listeners, whatever happens to this process.
         keep();
         Ok(())
     });
     let has_predecessor = lock.is_some();
-    let made = handover_path.and_then(|path| {
+    let made = handover_path.map_err(|error| error.to_string()).and_then(|path| {
         let make = || {
             let lock = lock.map_or_else(|| ServingLock::new().map(Arc::new), Ok)?;
             let own =
@@ -240,12 +241,12 @@ fn offer(
         make().map_err(|error| format!("cannot listen on {}: {error}", path.display()))
     });
     made.inspect_err(|reason| {
-        info!(error = %reason, "`skep run --take-over` cannot replace this tracker");
+        info!(error = %reason, "take-over not available");
     })
     .ok()
 }
 
-/// Tells the service manager that this process lives, for as long as every worker goes round.
+/// Resets the service manager's watchdog, as long as every worker makes turns.
 fn notify_watchdog(state: &Arc<ProcessState>, manager: &ServiceManager) {
     let Some((every, feed)) = manager.watchdog() else { return };
     let state = state.clone();
@@ -278,9 +279,9 @@ async fn await_first_turns(
     }
 }
 
-/// Writes the ready line. Whoever closed standard output does not want it.
+/// Writes the ready line. If standard output is closed, the error is ignored.
 fn print_ready_line(line: &str) {
-    let mut out = std::io::stdout().lock();
+    let mut out = io::stdout().lock();
     let _ = writeln!(out, "{line}");
     let _ = out.flush();
     info!(target: OPERATOR, "{line}");
@@ -289,7 +290,7 @@ fn print_ready_line(line: &str) {
 /// Ends of workers, successors that could serve, and signals.
 type ControlEvents<'a> = (&'a mut WorkerExits, &'a mut Successors, &'a mut Signals);
 
-/// Does what the clock and signals ask for, until one of them or a worker's failure says to end.
+/// Handles timers and signals, until one of them or a worker's failure requires the end.
 async fn run_until_shutdown(
     state: &Arc<ProcessState>,
     running: (&Workers, &Streams),
@@ -301,7 +302,7 @@ async fn run_until_shutdown(
     second.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut minute = interval(Duration::from_secs(60));
     minute.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    minute.reset(); // at the start there is nothing to flush, and the status was just told
+    minute.reset(); // at the start there is nothing to flush, and the status was just sent
     loop {
         tokio::select! {
             _ = minute.tick() => {

@@ -1,5 +1,5 @@
-//! The running process as others see it: figures and checks for the admin pages, and what is due
-//! once a second.
+//! The state of the running process: values and checks for the admin pages, and the work that is
+//! due once a second.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,13 +11,13 @@ use tracing::warn;
 use crate::access_store::{AccessError, AccessManager};
 use crate::admin::live::StatsHub;
 use crate::admin::{Process, Token};
+use crate::counters::{StreamCounters, WorkerCounters};
 use crate::frontend::stats::{Pages, Stats};
-use crate::metrics::{StreamCounters, WorkerCounters};
 use crate::server::context::AppContext;
 use crate::server::control::admin_connections::AdminConnections;
 use crate::server::control::kernel_filter::KernelFilter;
 use crate::server::log::OPERATOR;
-use crate::server::metrics::sources::Sources;
+use crate::server::metrics::sources::MetricInputs;
 use crate::server::metrics::{Metrics, statistics};
 use crate::server::snapshots::{STALLED_AGAIN_MIN, STALLED_MAX, has_ended};
 use crate::time::Now;
@@ -29,7 +29,7 @@ const HEARTBEAT_NS_MAX: u64 = 5_000_000_000;
 /// Seconds between two warnings of hidden client addresses.
 const ODDITY_EVERY_S: u64 = 600;
 
-/// What the admin pages show.
+/// State that the admin pages show.
 pub(crate) struct ProcessState {
     pub(crate) context: AppContext,
     workers: Vec<Arc<WorkerCounters>>,
@@ -37,22 +37,21 @@ pub(crate) struct ProcessState {
     metrics: Mutex<Metrics>,
     pub(crate) started: AtomicBool,
     pub(crate) stopping: AtomicBool,
-    /// By the API, or by a signal that came before it could be handled.
+    /// Notified by the API, or by a signal that arrived before it could be handled.
     pub(crate) asked_to_stop: Notify,
-    /// When the log last had a warning of hidden client addresses.
+    /// When the last warning about hidden client addresses was logged.
     warned_of_sources: Mutex<Option<Now>>,
     kernel_filter: Mutex<KernelFilter>,
-    /// Datagrams that the kernel had dropped a second ago.
+    /// Datagrams that the kernel had dropped one second ago.
     drops_before: AtomicU64,
     board: Arc<StatsHub>,
-    /// Those at the admin listener.
+    /// Connections to the admin listener.
     pub(crate) seats: Arc<AdminConnections>,
 }
 
 impl ProcessState {
-    /// Of a process that starts.
     pub(crate) fn new(context: AppContext, metrics: Metrics) -> Self {
-        let Sources { workers, streams, board, seats, .. } = &metrics.sources;
+        let MetricInputs { workers, streams, board, seats, .. } = &metrics.sources;
         Self {
             context,
             workers: workers.clone(),
@@ -69,7 +68,7 @@ impl ProcessState {
         }
     }
 
-    /// Renews the public statistics pages, if there are any.
+    /// Updates the public statistics pages, if there are any.
     pub(crate) fn renew_pages(&self) {
         if self.has_public_stats() {
             self.context.pages.store(Arc::new(Pages::of(&self.stats())));
@@ -80,7 +79,7 @@ impl ProcessState {
         self.context.options.load().http.public_stats
     }
 
-    /// Client name, version, peers: an estimate.
+    /// Estimated peers by client: name, version, number of peers.
     fn clients(&self) -> Vec<(String, String, u64)> {
         self.context.clients.estimate(self.now(), &self.context.store.totals())
     }
@@ -89,30 +88,29 @@ impl ProcessState {
         self.metrics.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What is held, in a few words.
+    /// The totals of the store in a few words.
     pub(crate) fn in_short(&self) -> String {
         let totals = self.context.store.totals();
         let peers: u64 = totals.seeders.iter().chain(&totals.leechers).sum();
         format!("serving: {} torrents, {peers} peers", totals.torrents)
     }
 
-    /// How long to serve on once the process has been asked to stop.
+    /// How long to continue serving after a request to stop.
     pub(crate) fn drain(&self) -> Duration {
         Duration::from_secs(self.context.options.load().drain_s.into())
     }
 
-    /// Does what is due once a second.
     pub(crate) fn tick_and_renew(&self) {
         let now = self.now();
         let mut metrics = self.lock_metrics();
         if let Some((elapsed_s, busy_ratio)) = metrics.tick(now) {
             self.context.load.observe(elapsed_s, busy_ratio);
         }
-        self.warn_of(self.context.sources.anomaly(now), now);
+        self.warn_of(self.context.source_monitor.anomaly(now), now);
         let denied = self.deny_offenders(&mut metrics.sources, now);
         let reading = metrics.read(now);
         self.warn_of_drops(reading.sum("skep_udp_socket_drops_total", &[]), denied);
-        // An estimate has its cost: made once, and only where it is shown.
+        // The estimate takes time, so it is made once, and only if it is shown.
         let is_public = self.has_public_stats();
         let is_shown = is_public || self.board.viewers() > 0;
         let clients = if is_shown { self.clients() } else { Vec::new() };
@@ -124,22 +122,23 @@ impl ProcessState {
         metrics.show(reading, state, clients);
     }
 
-    /// Ends the open statistics pages: there are no more figures.
+    /// Ends the open statistics pages, as no more samples follow.
     pub(crate) fn close_board(&self) {
         self.board.close();
     }
 
-    /// Waits for a stop that the API, or a signal during the start, has requested.
+    /// Waits for a request to stop, from the API or from a signal during the start.
     pub(crate) async fn is_asked_to_stop(&self) {
         self.asked_to_stop.notified().await;
     }
 
-    /// The moment after some time from now.
+    /// The moment `time` from now.
     pub(crate) fn now_and(&self, time: Duration) -> Now {
         self.now().plus_s(time.as_secs())
     }
 
-    /// Saves the totals of passkeys. What cannot be saved is logged, and kept for the next time.
+    /// Saves the totals of passkeys. Totals that cannot be saved are logged, and kept for the next
+    /// attempt.
     pub(crate) fn flush(&self) {
         let _ = self.write_down();
     }
@@ -151,10 +150,13 @@ impl ProcessState {
         match flushing.spawn(move || state.flush()) {
             Ok(thread) if !has_ended(&thread, &AtomicU64::new(0), STALLED_MAX) => {
                 let after_s = STALLED_MAX.as_secs();
-                warn!(target: OPERATOR, after_s, "totals of passkeys not saved: the disk hangs");
+                warn!(
+                    target: OPERATOR,
+                    after_s, "totals of passkeys not saved: the disk does not respond"
+                );
             }
             Ok(_) => {}
-            Err(_) => self.flush(), // no thread is to be had
+            Err(_) => self.flush(), // no thread can be started
         }
         let took = Duration::from_nanos(self.now().ns_since(begun));
         self.context.snapshots.stop(STALLED_MAX.saturating_sub(took).max(STALLED_AGAIN_MIN));
@@ -170,19 +172,22 @@ impl ProcessState {
         self.context.access_manager.flush(self.context.clock.now(), age_s_max)
     }
 
-    /// Warns of datagrams that the kernel has dropped since the last time.
+    /// Warns about datagrams that the kernel has dropped since the last call.
     fn warn_of_drops(&self, drops: u64, denied: usize) {
         let before = self.drops_before.swap(drops, Ordering::Relaxed);
-        // The kernel counts what its filter drops among what did not fit.
+        // The kernel counts datagrams that its filter drops as well.
         if drops > before && denied == 0 {
-            let remedy = "more workers or cores, or a larger udp.receive_buffer";
-            warn!(drops = drops - before, remedy, "datagrams dropped: receive queue full");
+            let remedy = "raise server.workers (with more cores) or udp.receive_buffer";
+            warn!(
+                drops = drops - before,
+                remedy, "datagrams dropped in about a second: receive queue full"
+            );
         }
     }
 
-    /// Denies the worst offenders in the kernel, if that is configured. Returns how many are
+    /// Denies the worst heavy hitters in the kernel, if that is configured. Returns how many are
     /// denied, or were until now.
-    fn deny_offenders(&self, sources: &mut Sources, now: Now) -> usize {
+    fn deny_offenders(&self, sources: &mut MetricInputs, now: Now) -> usize {
         let limits = self.context.options.load().limits.clone();
         let rate = limits.kernel_deny_rate;
         let is_wanted = rate > 0 && limits.enabled && !limits.dry_run;
@@ -195,7 +200,7 @@ impl ProcessState {
         kernel_filter.denied().max(before)
     }
 
-    /// Warns of hidden client addresses, every ten minutes at most.
+    /// Warns about hidden client addresses, at most every ten minutes.
     fn warn_of(&self, anomaly: Option<SourceAnomaly>, now: Now) {
         let Some(anomaly) = anomaly else { return };
         let mut warned = self.warned_of_sources.lock().unwrap_or_else(PoisonError::into_inner);
@@ -213,9 +218,10 @@ impl ProcessState {
         };
         warn!(
             target: OPERATOR,
+            found,
             remedy = "hostNetwork or externalTrafficPolicy: Local for a Kubernetes service, host \
                       networking for a container, http.trusted_proxies for a reverse proxy",
-            "client addresses are hidden: {found}, so clients get peers that cannot be reached"
+            "client addresses hidden, peers handed out cannot be reached"
         );
     }
 }
@@ -271,9 +277,10 @@ impl Process for ProcessState {
     }
 
     fn save(&self) -> Result<(), AccessError> {
-        // Neither waits for the other's trouble to end.
+        // Do both, even if one of them fails.
         let written = self.write_down();
-        self.context.snapshots.save().map_err(AccessError::Snapshot).and(written)
+        let saved = self.context.snapshots.save();
+        saved.map_err(|error| AccessError::Snapshot(error.to_string())).and(written)
     }
 
     fn shut_down(&self) {
@@ -281,7 +288,7 @@ impl Process for ProcessState {
     }
 }
 
-/// Whether every worker of a kind has made a turn lately.
+/// Whether every worker of a kind has made a turn recently.
 fn going_round(
     kind: &str,
     latest_ns: impl Iterator<Item = u64>,

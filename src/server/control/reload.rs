@@ -1,7 +1,8 @@
-//! SIGHUP: reads the settings again, applies what can change while serving, and says what cannot.
+//! SIGHUP: reads the settings again, applies those that can change while serving, and logs those
+//! that cannot.
 //!
 //! Files are read on a thread of their own: lists may be large and disks may hang, while the
-//! control thread answers probes and feeds the watchdog.
+//! control thread responds to probes and resets the watchdog.
 
 use std::future::pending;
 use std::io;
@@ -14,17 +15,17 @@ use tracing::{error, info, warn};
 
 use crate::access::lists::ListName;
 use crate::access_store::Actor;
-use crate::config::{Config, Difference, Source};
+use crate::config::{Config, Difference, SettingsSource};
 use crate::server::confine::Confinement;
 use crate::server::context::AppContext;
 use crate::server::log::{LevelHandle, OPERATOR};
 use crate::server::options;
-use crate::server::state_directory::{KeyError, LoadedKeys};
+use crate::server::state_directory::{KeyError, KeyWarning, LoadedKeys};
 use crate::server::tls::Tls;
 
-/// What is needed to reload, and what is in force.
+/// What a reload needs, and the settings in force.
 pub(crate) struct Reloader {
-    pub(crate) source: Source,
+    pub(crate) source: SettingsSource,
     pub(crate) config: Config,
     pub(crate) keys: LoadedKeys,
     pub(crate) level: LevelHandle,
@@ -33,17 +34,17 @@ pub(crate) struct Reloader {
     pub(crate) confinement: Confinement,
 }
 
-/// What the thread can be asked for.
+/// A job of the thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ReloadJob {
-    /// To read everything again.
+    /// Reads everything again.
     Reload,
-    /// To read the certificate again if it has changed.
+    /// Reads the certificate again if its file has changed.
     FollowCertificate,
 }
 
-/// The thread that reloads. It does one job at a time, and whoever has asked waits for its end
-/// before asking for another.
+/// The thread that reloads. It does one job at a time, and no other can be requested before its
+/// end.
 pub(crate) struct ReloadQueue {
     jobs: Sender<ReloadJob>,
     finished: UnboundedReceiver<ReloadJob>,
@@ -55,7 +56,7 @@ impl ReloadQueue {
     /// Starts the thread.
     ///
     /// # Errors
-    /// Where there is no thread to be had.
+    /// If no thread can be started.
     pub(crate) fn start(mut reloader: Reloader) -> io::Result<Self> {
         let (jobs, asked) = channel();
         let (finish, finished) = unbounded_channel();
@@ -76,7 +77,7 @@ impl ReloadQueue {
         self.is_idle
     }
 
-    /// Begins a job, unless one is under way or there is nothing to do.
+    /// Starts a job, unless one is under way or there is nothing to do.
     pub(crate) fn begin(&mut self, job: ReloadJob) {
         let has_work = job == ReloadJob::Reload || self.has_certificate;
         if self.is_idle && has_work {
@@ -84,8 +85,8 @@ impl ReloadQueue {
         }
     }
 
-    /// Waits for the end of a job, for ever if there is none, and returns it. Nothing is lost where
-    /// the wait is given up.
+    /// Waits for the end of a job and returns the job. Never returns if there is none. Nothing is
+    /// lost if the wait is cancelled.
     pub(crate) async fn finished(&mut self) -> ReloadJob {
         let Some(job) = self.finished.recv().await else { return pending().await };
         self.is_idle = true;
@@ -101,22 +102,22 @@ impl Reloader {
         }
     }
 
-    /// Reloads. What is wrong now leaves everything as it was.
+    /// Reloads. On an error everything stays as it was.
     fn reload(&mut self) {
         let new = match self.source.load_again() {
             Ok(new) => new,
             Err(error) => {
-                error!(target: OPERATOR, %error, "not reloaded, all settings stay");
+                error!(target: OPERATOR, %error, "not reloaded, all settings unchanged");
                 return;
             }
         };
-        // What takes a restart must not act before: another state directory would bring another
-        // key.
+        // A setting that needs a restart must not apply before: another state directory would mean
+        // another key.
         let live_config = self.config.reloaded(&new);
         let keys = match self.keys(&live_config) {
             Ok(keys) => keys,
             Err(error) => {
-                error!(target: OPERATOR, %error, "not reloaded, all settings stay");
+                error!(target: OPERATOR, %error, "not reloaded, all settings unchanged");
                 return;
             }
         };
@@ -147,19 +148,20 @@ impl Reloader {
         self.log_closed_lists(&closed_before);
     }
 
-    /// Says which lists cannot be edited from now on, unless that was so `before`.
+    /// Logs the lists that cannot be edited from now on, unless that was so `before`.
     fn log_closed_lists(&self, before: &[PathBuf]) {
         let mut closed = self.confinement.closed_to(&self.config);
         closed.retain(|it| !before.contains(it));
         for folder in closed {
-            let remedy = "restart: server.confine allows writing only where the settings did then";
+            let remedy = "restart skep: server.confine allows writing only in the folders that \
+                          were configured at start";
             let path = folder.display();
             warn!(target: OPERATOR, %path, remedy, "lists cannot be edited through the API");
         }
     }
 
-    /// The keys by these settings. Those in force stay where the user that this process has become
-    /// may not read them any more: that is no reason to leave all else as it was.
+    /// The keys for these settings. If the user that this process has changed to may not read them
+    /// any more, the keys in force stay, and the rest of the reload is still applied.
     fn keys(&self, config: &Config) -> Result<LoadedKeys, KeyError> {
         match options::keys(config) {
             Err(error) if error.is_denied() => {
@@ -170,8 +172,8 @@ impl Reloader {
         }
     }
 
-    /// Reads the access lists again; says whether any has changed. One that cannot be read stays as
-    /// it was, which the access manager says in the log.
+    /// Reads the access lists again; true if any has changed. A list that cannot be read stays as
+    /// it was, which the access manager logs.
     fn renew_lists(&self, config: &Config) -> bool {
         let access_manager = &self.context.access_manager;
         access_manager.set_options(&options::access(config));
@@ -181,16 +183,16 @@ impl Reloader {
         ListName::ALL.iter().any(|it| !after.get(*it).is_same(before.get(*it)))
     }
 
-    /// Takes new keys, to be put in force; returns whether they are new. Keys that are made up now
-    /// never replace others: they would only turn clients away.
+    /// Takes new keys; true if they differ from those in force. Keys that were only made up for
+    /// this process never replace others: all connection ids would become invalid.
     fn renew_keys(&mut self, keys: LoadedKeys) -> bool {
-        if let Some(warning) = keys.warning.as_ref().filter(|_| !keys.made_up) {
-            warn!(target: OPERATOR, "{warning}");
-        }
+        keys.warning.iter().filter(|_| !keys.made_up).for_each(KeyWarning::log);
         let same = (keys.active, keys.staging) == (self.keys.active, self.keys.staging);
         if keys.made_up && !self.keys.made_up {
-            let error = keys.warning.unwrap_or_default();
-            warn!(target: OPERATOR, %error, "connection-id keys not reloaded");
+            if let Some(warning @ KeyWarning::NoDirectory(error)) = &keys.warning {
+                let remedy = warning.remedy();
+                warn!(target: OPERATOR, %error, remedy, "connection-id keys not reloaded");
+            }
             return false;
         }
         if same || keys.made_up {
@@ -201,7 +203,7 @@ impl Reloader {
     }
 }
 
-/// A difference as the log tells it: of a secret, only that there is one.
+/// A difference as it is logged. The values of a secret are left out.
 fn changed_setting(difference: &Difference) -> String {
     if difference.setting == "admin.token" {
         format!("{} (not shown)", difference.setting)

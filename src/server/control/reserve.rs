@@ -1,5 +1,5 @@
-//! What a tracker needs besides what it has when everything is set up: looked for before it says
-//! that it serves, for from then on nobody else does.
+//! Resources that a tracker needs later: checked before it reports that it serves, because in a
+//! take-over its predecessor no longer serves from then on.
 
 use std::io;
 use std::os::fd::AsFd as _;
@@ -8,26 +8,26 @@ use std::thread::{Builder, JoinHandle};
 
 use crate::server::StartError;
 
-/// Descriptors that have to be left: a connection for each listener and some more, the snapshot's
-/// files, the offer to a successor and the line to it.
+/// Descriptors that must be free: a connection for each listener and some more, the snapshot's
+/// files, the socket for a successor and the connection to it.
 const DESCRIPTORS: usize = 24;
 
-/// Threads that are started later at the same time: for a successor, a snapshot, what blocks. Each
-/// has 2 MiB of stack.
+/// Threads that may be started at the same time later: for a successor, a snapshot, blocking work.
+/// Each has 2 MiB of stack.
 const THREADS: usize = 3;
 
-/// Memory that each of them and the one that asks have to get, in bytes, beside the stacks: the
-/// first connections' buffers and pages, a snapshot's blocks.
+/// Bytes that each of these threads and the calling one must be able to allocate, besides the
+/// stacks: buffers and pages of the first connections, blocks of a snapshot.
 const BYTES: usize = 8 << 20;
 
-/// In pieces of this size, in bytes: whatever is larger is asked for rarely.
+/// Size of one allocation, in bytes. Larger ones are rare.
 const BLOCK_BYTES: usize = 64 << 10;
 
-/// Looks whether this process could have what it will need. Nothing of it is kept, nor is memory
-/// written to.
+/// Checks whether this process could get the resources that it needs later. All of them are
+/// released, and memory is not written to.
 ///
 /// # Errors
-/// [`StartError`] with what is lacking, and a remedy.
+/// [`StartError`] that names what is missing, and a remedy.
 pub(crate) fn check() -> Result<(), StartError> {
     let stderr = io::stderr();
     let spare: io::Result<Vec<_>> =
@@ -35,7 +35,7 @@ pub(crate) fn check() -> Result<(), StartError> {
     spare.map_err(|error| {
         StartError::lacking(&format!("fewer than {DESCRIPTORS} open files are left"), &error)
     })?;
-    let lacking = |error| StartError::lacking("too little is left to serve with", &error);
+    let lacking = |error| StartError::lacking("not enough resources are left to serve", &error);
     let (mut holding, mut threads) = (Vec::new(), Vec::new());
     for _ in 0..THREADS {
         let (hold, held) = channel();
@@ -51,7 +51,8 @@ pub(crate) fn check() -> Result<(), StartError> {
     Ok(())
 }
 
-/// A thread that needs memory, and stays until `held` ends, so that all are there at once.
+/// A thread that allocates memory, and runs until `held` ends, so that all threads exist at the
+/// same time.
 fn thread(held: Receiver<()>) -> io::Result<JoinHandle<io::Result<()>>> {
     Builder::new().name("reserve".into()).spawn(move || {
         let allocated = allocate();

@@ -1,9 +1,9 @@
 //! Messages to the service manager (sd_notify(3)): readiness, stopping, the watchdog, and the
-//! sockets that it keeps while no process of ours runs.
+//! sockets that it keeps while no skep process runs.
 //!
-//! sd-notify knows the messages and the environment. They are sent here, as its `notify` (0.5)
-//! reaches no abstract address, and waits without end for a manager that reads nothing. Without
-//! `NOTIFY_SOCKET` all of this does nothing.
+//! sd-notify formats the messages and reads the environment. The messages are sent here, because
+//! its `notify` (0.5) supports no abstract address, and blocks forever on a manager that does not
+//! read. Without `NOTIFY_SOCKET` nothing is sent.
 
 use std::os::fd::BorrowedFd;
 use std::os::linux::net::SocketAddrExt as _;
@@ -18,18 +18,18 @@ use crate::server::sockets::inherited::OwnedSockets;
 use crate::sys::descriptors;
 
 /// How long the manager may leave a message unread.
-const PATIENCE: Duration = Duration::from_secs(1);
+const SEND_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The service manager, if it listens.
+/// The connection to the service manager, if there is one.
 #[derive(Debug, Default)]
 pub(crate) struct ServiceManager {
     socket: Option<UnixDatagram>,
-    /// The watchdog's time.
+    /// The watchdog's timeout.
     watchdog: Option<Duration>,
 }
 
 impl ServiceManager {
-    /// The one that started this process.
+    /// The service manager that started this process.
     pub(crate) fn of_process() -> Self {
         let Some(address) = std::env::var_os("NOTIFY_SOCKET").filter(|it| !it.is_empty()) else {
             return Self::default();
@@ -44,19 +44,20 @@ impl ServiceManager {
         }
     }
 
-    /// Whether there is one.
+    /// Whether there is a service manager.
     pub(crate) fn is_there(&self) -> bool {
         self.socket.is_some()
     }
 
-    /// How often to reset the watchdog, if there is one: three times in its time; and a handle to
-    /// do that with.
+    /// How often to reset the watchdog, three times within its timeout, and a handle to do that
+    /// with. `None` without a watchdog.
     pub(crate) fn watchdog(&self) -> Option<(Duration, Self)> {
         let socket = self.socket.as_ref()?.try_clone().ok()?;
         Some((self.watchdog? / 3, Self { socket: Some(socket), watchdog: None }))
     }
 
-    /// Every socket is served. Names the process, as it may have taken over from another.
+    /// Reports that every socket is served. Includes the process id, as it may have taken over from
+    /// another process.
     pub(crate) fn ready(&self, status: &str) {
         let process = NotifyState::MainPid(std::process::id());
         self.notify(&[NotifyState::Ready, process, NotifyState::Status(status)]);
@@ -67,16 +68,16 @@ impl ServiceManager {
         self.notify(&[NotifyState::Status(status)]);
     }
 
-    /// Settings are read again; [`Self::ready`] ends that.
+    /// Reports that settings are read again. [`Self::ready`] ends that.
     pub(crate) fn reloading(&self) {
         if let Ok(now) = NotifyState::monotonic_usec_now() {
             self.notify(&[NotifyState::Reloading, now]);
         }
     }
 
-    /// The process is stopping, which takes this long at most.
+    /// Reports that the process is stopping, and how long that takes at most.
     pub(crate) fn stopping(&self, status: &str, at_most: Duration) {
-        // 71 minutes fit; the longest drain takes one hour.
+        // A u32 holds 71 minutes. The longest drain takes one hour.
         let at_most_us = u32::try_from(at_most.as_micros()).unwrap_or(u32::MAX);
         let timeout = NotifyState::ExtendTimeoutUsec(at_most_us);
         self.notify(&[NotifyState::Stopping, NotifyState::Status(status), timeout]);
@@ -87,7 +88,7 @@ impl ServiceManager {
         self.notify(&[NotifyState::Watchdog]);
     }
 
-    /// Stores all sockets with it, and removes those of these names.
+    /// Stores all sockets with the manager, and removes those with the names in `gone`.
     pub(crate) fn keep(&self, owned: &OwnedSockets, gone: &[String]) {
         for name in gone {
             let name = format!("FDNAME={name}");
@@ -95,8 +96,8 @@ impl ServiceManager {
         }
         if self.is_there() {
             for (name, socket) in owned.named() {
-                // One that is there already is kept once, under its first name. No poll: the
-                // manager would throw a socket away that is in error, as a UDP socket may be.
+                // The manager stores a socket once, under its first name. FDPOLL=0: otherwise it
+                // would remove a socket with a pending error, as a UDP socket may have.
                 let name = format!("FDNAME={name}");
                 let store = ["FDSTORE=1", "FDPOLL=0", &name].map(NotifyState::Custom);
                 self.send(&store, &[socket]);
@@ -126,7 +127,7 @@ fn connect(address: &OsStr) -> io::Result<UnixDatagram> {
     };
     let socket = UnixDatagram::unbound()?;
     socket.connect_addr(&address)?;
-    socket.set_write_timeout(Some(PATIENCE))?;
+    socket.set_write_timeout(Some(SEND_TIMEOUT))?;
     Ok(socket)
 }
 

@@ -1,8 +1,7 @@
-//! The signals that mean something to the process.
+//! The signals that the process handles.
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// The signals that are listened for.
 pub(crate) struct Signals {
     pub(crate) reload: Signal,
     pub(crate) terminate: Signal,
@@ -10,10 +9,10 @@ pub(crate) struct Signals {
 }
 
 impl Signals {
-    /// Starts to listen. Needs the runtime around it.
+    /// Starts to receive signals. Must be called inside the runtime.
     ///
     /// # Errors
-    /// The kernel's.
+    /// Errors of the system call.
     pub(crate) fn new() -> std::io::Result<Self> {
         Ok(Self {
             reload: signal(SignalKind::hangup())?,
@@ -22,7 +21,7 @@ impl Signals {
         })
     }
 
-    /// Waits for one that asks the process to stop.
+    /// Waits for a signal that requests a stop.
     pub(crate) async fn stop(&mut self) {
         tokio::select! {
             _ = self.terminate.recv() => {}

@@ -1,4 +1,4 @@
-//! What is read, as Prometheus scrapes it: values put into `metrics` handles, and written out.
+//! Metrics for Prometheus: values are put into `metrics` handles, and written as text.
 
 use std::fmt::Write as _;
 
@@ -16,7 +16,7 @@ pub(super) struct Exporter {
 }
 
 impl Exporter {
-    /// Describes every series of the table, and the process's own figures.
+    /// Describes every series of the table, and the process's own metrics.
     pub(super) fn new() -> Self {
         let recorder = PrometheusBuilder::new().build_recorder();
         let handle = recorder.handle();
@@ -34,11 +34,11 @@ impl Exporter {
         Self { recorder, handle, process }
     }
 
-    /// A reading as text, the process's own figures beside it, in the same order each time.
+    /// A reading as text, with the process's own metrics, always in the same order.
     pub(super) fn render(&self, reading: &Reading) -> String {
         self.update(reading);
         let mut text = ordered(&self.handle.render());
-        // The library's own histograms keep every sample until upkeep; the workers have sorted
+        // The library's own histograms keep every sample until upkeep. The workers have sorted
         // theirs into buckets already.
         for (series, durations) in &reading.durations {
             write_histogram(&mut text, series, durations);
@@ -74,18 +74,18 @@ fn write_histogram(text: &mut String, series: &Series, durations: &Durations) {
     let _ = writeln!(text, "{name}_sum {sum_s}\n{name}_count {count}");
 }
 
-/// The library keeps families and series in hash maps, and writes them as they come: puts families
-/// in the order of their names, and series in that of their labels, so that two scrapes can be
-/// compared line by line. A family is its comments and its series, a line each, up to an empty line
-/// (line breaks within labels and help are escaped).
+/// The library keeps families and series in hash maps, and writes them in their order. This sorts
+/// families by name, and series by labels, so that two scrapes can be compared line by line. A
+/// family is its comments and its series, a line each, up to an empty line (line breaks within
+/// labels and help are escaped).
 fn ordered(text: &str) -> String {
     let families = text.split("\n\n").filter(|it| !it.is_empty());
     let mut families: Vec<Vec<&str>> = families.map(|it| it.lines().collect()).collect();
     for lines in &mut families {
-        // `# HELP` stands before `# TYPE`, and a number sign before every letter.
+        // `# HELP` sorts before `# TYPE`, and a number sign before every letter.
         lines.sort_unstable();
     }
-    // The name is the third word of either comment.
+    // The name is the third word of both comments.
     families.sort_by_key(|lines| lines[0].split(' ').nth(2));
     let mut ordered = String::with_capacity(text.len() + families.len());
     for line in families.iter().flat_map(|lines| lines.iter().chain([&""])) {
@@ -97,14 +97,14 @@ fn ordered(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::sources::Sources;
+    use super::super::sources::MetricInputs;
     use super::*;
     use crate::store::StoreTotals;
     use crate::time::Now;
-    use crate::types::{Action, Answered, Dropped, Family};
+    use crate::types::{Action, DatagramResponse, Dropped, Family};
 
-    /// What the second scrape of these gets.
-    fn scraped(sources: &Sources) -> String {
+    /// The text of the second scrape.
+    fn scraped(sources: &MetricInputs) -> String {
         let exporter = Exporter::new();
         exporter.render(&Reading::of(SERIES, sources));
         exporter.render(&Reading::of(SERIES, sources))
@@ -117,10 +117,11 @@ mod tests {
 
     #[test]
     fn blocks_of_all_workers_are_summed() {
-        let mut sources = Sources::of_a_test(3, 0, Vec::new());
+        let mut sources = MetricInputs::of_a_test(3, 0, Vec::new());
         for (n, worker) in (1..).zip(&sources.workers) {
             for _ in 0..n {
-                let answered = Answered { action: Action::Announce, bytes: 20, refusal: None };
+                let answered =
+                    DatagramResponse { action: Action::Announce, bytes: 20, refusal: None };
                 worker.count(Family::V6, 98, Ok(answered));
                 worker.count(Family::V6, 3, Err(Dropped::TooShort));
             }
@@ -153,10 +154,10 @@ mod tests {
         let names = |text: &str| -> Vec<String> {
             text.lines().map(|it| it.rsplit_once(' ').map_or("", |it| it.0).to_owned()).collect()
         };
-        let sources = Sources::of_a_test(3, 0, Vec::new());
+        let sources = MetricInputs::of_a_test(3, 0, Vec::new());
         let first = Exporter::new();
         let text = first.render(&Reading::of(SERIES, &sources));
-        // Hash maps of two exporters are not of the same order, nor those of two renderings.
+        // Hash maps of two exporters, and those of two renderings, have different orders.
         assert_eq!(names(&text), names(&scraped(&sources)));
         assert_eq!(names(&text), names(&first.render(&Reading::of(SERIES, &sources))));
         let types = |it: &str| {
@@ -181,7 +182,7 @@ mod tests {
 
     #[test]
     fn series_stay_bounded_on_the_largest_hosts() {
-        let mut sources = Sources::of_a_test(200, 200, (0..200).collect());
+        let mut sources = MetricInputs::of_a_test(200, 200, (0..200).collect());
         for second in 1..=2 {
             sources.tick(Now::from_s(second));
         }

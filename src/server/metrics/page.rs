@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use super::table::SERIES;
 
-/// What stands at the top of the page.
+/// The head of the page.
 const HEAD: &str = "\
 # Metrics
 

@@ -1,13 +1,13 @@
-//! What a series is, the macro that declares a table of them, and what is read from it.
+//! The type of a series, the macro that declares a table of them, and the values read from it.
 
 use std::borrow::Cow;
 
-use super::sources::Sources;
+use super::sources::MetricInputs;
 use super::table;
 
-/// One metric: all that is known of it.
+/// The definition of one metric.
 pub(crate) struct Series {
-    /// The heading under which the page of documentation has it.
+    /// Its heading on the page of documentation.
     pub(super) topic: &'static str,
     /// Its name, which ends in its unit.
     pub(super) name: &'static str,
@@ -15,32 +15,32 @@ pub(crate) struct Series {
     pub(super) help: &'static str,
     /// Names of its labels.
     pub(super) labels: &'static [&'static str],
-    /// How it is read, and with that its type.
+    /// How it is read, which defines its type.
     pub(super) read: SeriesReader,
 }
 
 /// How a metric is read.
 pub(super) enum SeriesReader {
     /// A count that only grows.
-    Counter(fn(&Sources, &mut SeriesWriter<'_>)),
+    Counter(fn(&MetricInputs, &mut SeriesWriter<'_>)),
     /// A number that rises and falls.
-    Gauge(fn(&Sources, &mut SeriesWriter<'_>)),
-    /// Durations in buckets.
-    Histogram(fn(&Sources) -> Durations),
+    Gauge(fn(&MetricInputs, &mut SeriesWriter<'_>)),
+    /// A histogram of durations.
+    Histogram(fn(&MetricInputs) -> Durations),
 }
 
-/// Durations, counted by how long they took.
+/// Durations in buckets.
 #[derive(Debug)]
 pub(crate) struct Durations {
-    /// Bounds in seconds, each with how many were shorter.
+    /// Bounds in seconds, each with the number of shorter durations.
     pub(super) below: Vec<(f64, u64)>,
-    /// How many there were.
+    /// Number of durations.
     pub(super) count: u64,
-    /// Seconds of all together.
+    /// Sum of all durations, in seconds.
     pub(super) sum_s: f64,
 }
 
-/// A value: counts are exact, whatever their size.
+/// A value. Counts are exact, whatever their size.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Number {
     Whole(u64),
@@ -48,12 +48,12 @@ pub(crate) enum Number {
 }
 
 impl Series {
-    /// What it counts or measures: text in Markdown.
+    /// What the metric counts or measures, as Markdown.
     pub(super) fn help(&self) -> &'static str {
         self.help.trim_ascii()
     }
 
-    /// Its type, as Prometheus calls it.
+    /// Prometheus's name of its type.
     pub(super) fn kind(&self) -> &'static str {
         match self.read {
             SeriesReader::Counter(_) => "counter",
@@ -62,7 +62,7 @@ impl Series {
         }
     }
 
-    /// Its unit, by the end of its name; `None` where things are counted.
+    /// Its unit, from the end of its name; `None` if it counts things.
     pub(super) fn unit(&self) -> Option<&'static str> {
         let name = self.name.trim_end_matches("_total");
         UNITS.into_iter().find(|unit| name.ends_with(unit))
@@ -120,7 +120,7 @@ impl SeriesValue {
         self.series.labels.iter().copied().zip(self.labels.iter().cloned())
     }
 
-    /// Whether it is one of this metric, with these labels among its own.
+    /// Whether it belongs to this metric and has these labels, possibly among others.
     fn is_of(&self, name: &str, labels: &[(&str, &str)]) -> bool {
         let has =
             |wanted: &(&str, &str)| self.labels().any(|own| own.0 == wanted.0 && own.1 == wanted.1);
@@ -137,7 +137,7 @@ pub(crate) struct Reading {
 
 impl Reading {
     /// Reads a table.
-    pub(super) fn of(table: &'static [Series], sources: &Sources) -> Self {
+    pub(super) fn of(table: &'static [Series], sources: &MetricInputs) -> Self {
         let mut reading = Self::default();
         for series in table {
             match series.read {
@@ -162,14 +162,14 @@ fn sum(values: &[SeriesValue], name: &str, labels: &[(&str, &str)]) -> u64 {
     found.map(|value| value.number.whole()).sum()
 }
 
-/// Where the values of a series are put.
+/// Receives the values of a series.
 pub(super) struct SeriesWriter<'a> {
     series: &'static Series,
     all: &'a mut Vec<SeriesValue>,
 }
 
 impl SeriesWriter<'_> {
-    /// Adds the value that has these labels.
+    /// Adds the value with these labels.
     pub(super) fn put<const LABELS: usize>(
         &mut self,
         labels: [impl Into<Cow<'static, str>>; LABELS],
@@ -180,17 +180,17 @@ impl SeriesWriter<'_> {
         self.all.push(SeriesValue { series: self.series, labels, number: number.into() });
     }
 
-    /// The sum of what a metric above this one was read as. So both agree, though the workers go on
-    /// counting.
+    /// The sum of an earlier metric in the same reading. Both therefore agree, although the workers
+    /// continue to count.
     pub(super) fn sum(&self, name: &str, labels: &[(&str, &str)]) -> u64 {
         sum(self.all, name, labels)
     }
 }
 
-/// Declares a table of series. Each is its help, its type, its name with its labels, and how it is
-/// read: a function from [`Sources`] to the value. A label `in` a closed list has a value for each
-/// item, which the function gets. Where labels are listed without one, the function puts the
-/// values itself.
+/// Declares a table of series. Each has its help, its type, its name with its labels, and how it is
+/// read: a function from [`MetricInputs`] to the value. A label `in` a closed list has one value
+/// per item, which the function receives. If labels have no list, the function adds the values
+/// itself.
 macro_rules! series {
     ($(
         $topic:literal {
@@ -218,20 +218,20 @@ macro_rules! labels {
     ([$($label:ident $(in $list:ident)?),*]) => { &[$(stringify!($label)),*] };
 }
 
-/// A function that puts all values of a series.
+/// A function that adds all values of a series.
 macro_rules! read {
     (counter $labels:tt $read:expr) => { SeriesReader::Counter(read!($labels $read)) };
     (gauge $labels:tt $read:expr) => { SeriesReader::Gauge(read!($labels $read)) };
     (histogram [] $read:expr) => { SeriesReader::Histogram($read) };
     ([] $read:expr) => {
         |from, to| {
-            let read: fn(&Sources) -> _ = $read;
+            let read: fn(&MetricInputs) -> _ = $read;
             to.put([""; 0], read(from));
         }
     };
     ([$label:ident in $list:ident] $read:expr) => {
         |from, to| {
-            let read: fn(&Sources, $list) -> _ = $read;
+            let read: fn(&MetricInputs, $list) -> _ = $read;
             for item in $list::ALL {
                 to.put([item.label()], read(from, item));
             }
@@ -239,7 +239,7 @@ macro_rules! read {
     };
     ([$label:ident in $list:ident, $other:ident in $others:ident] $read:expr) => {
         |from, to| {
-            let read: fn(&Sources, $list, $others) -> _ = $read;
+            let read: fn(&MetricInputs, $list, $others) -> _ = $read;
             for item in $list::ALL {
                 for other in $others::ALL {
                     to.put([item.label(), other.label()], read(from, item, other));
@@ -252,7 +252,7 @@ macro_rules! read {
 
 pub(super) use {labels, read, series};
 
-/// A count as gauges hold it: exact below 2^53.
+/// A count as a float, which is exact below 2^53.
 #[expect(clippy::cast_precision_loss, reason = "nothing is counted up to 2^53")]
 pub(super) fn float(count: u64) -> f64 {
     count as f64

@@ -1,12 +1,12 @@
-//! All that metrics are read from: the workers' blocks, what all parts share, and what has to be
-//! remembered between two readings.
+//! Everything that metrics are read from: the workers' counters, shared state, and the state
+//! between two readings.
 
 use std::net::UdpSocket;
 use std::sync::Arc;
 
 use super::series::{float, seconds};
 use crate::admin::live::StatsHub;
-use crate::metrics::{DatagramCounters, RequestCounters, StreamCounters, WorkerCounters};
+use crate::counters::{DatagramCounters, RequestCounters, StreamCounters, WorkerCounters};
 use crate::server::context::AppContext;
 use crate::server::control::admin_connections::AdminConnections;
 use crate::server::workers::Tallies;
@@ -15,14 +15,14 @@ use crate::sys::socket::memory_of;
 use crate::time::Now;
 use crate::types::{Family, Transport};
 
-/// Workers with a label of their own: their up to seven series each, the rest of the list and the
-/// process's own figures keep a scrape below 500 series.
+/// Workers with a label of their own. With up to seven series each, the other series and the
+/// process's own, a scrape stays below 500 series.
 const WORKER_LABELS_MAX: usize = 24;
 
-/// A socket that is watched, and who serves it.
+/// A socket that is measured, and the worker that serves it.
 #[derive(Debug)]
 pub(crate) struct WatchedSocket {
-    /// The worker's number.
+    /// The worker's index.
     pub(crate) worker: usize,
     /// The family of its clients.
     pub(crate) family: Family,
@@ -30,17 +30,16 @@ pub(crate) struct WatchedSocket {
     pub(crate) socket: UdpSocket,
 }
 
-/// How datagrams are moved, and why.
+/// The I/O backend for datagrams, and the reason for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct BackendInfo {
     /// The backend's label.
     pub(crate) backend: &'static str,
-    /// Why that one: `configured`, `probed`, or what keeps the better one from working.
+    /// The reason: `configured`, `probed`, or what prevents the better backend.
     pub(crate) reason: &'static str,
 }
 
-/// All that metrics are read from.
-pub(crate) struct Sources {
+pub(crate) struct MetricInputs {
     pub(crate) context: AppContext,
     pub(crate) workers: Vec<Arc<WorkerCounters>>,
     pub(crate) streams: Vec<Arc<StreamCounters>>,
@@ -57,7 +56,7 @@ pub(crate) struct Sources {
     tallies: Vec<Tallies>,
 }
 
-impl Sources {
+impl MetricInputs {
     pub(crate) fn new(
         context: AppContext,
         (workers, streams): (Vec<Arc<WorkerCounters>>, Vec<Arc<StreamCounters>>),
@@ -82,7 +81,7 @@ impl Sources {
         }
     }
 
-    /// Measures what is read as a whole: the moment, the store's sums, the sockets.
+    /// Measures what has to be read together: the moment, the store's totals, the sockets.
     pub(super) fn measure(&mut self, now: Now) {
         self.now = now;
         self.totals = self.context.store.totals();
@@ -90,8 +89,8 @@ impl Sources {
         self.sockets.iter_mut().for_each(WorkerSockets::measure);
     }
 
-    /// Measures how busy the workers were since the last time. Returns those seconds, and the busy
-    /// ratio of the busiest worker in them.
+    /// Measures how busy the workers were since the last call. Returns the seconds since then, and
+    /// the busy ratio of the busiest worker in them.
     pub(super) fn tick(&mut self, now: Now) -> Option<(f64, f64)> {
         let stretches = self.busy.iter_mut().filter_map(|workers| workers.tick(now));
         stretches.max_by(|a, b| a.1.total_cmp(&b.1))
@@ -126,12 +125,12 @@ impl Sources {
         self.stream_sum(|worker| count(worker.requests(transport, family)))
     }
 
-    /// A count of what the rules of all workers count.
+    /// A count of the tracker's rules, summed over all workers.
     pub(super) fn tally_sum(&self, of: impl Fn(&Tallies) -> u64) -> u64 {
         self.tallies.iter().map(of).sum()
     }
 
-    /// How long ago the latest turn of a worker was, in seconds.
+    /// Seconds since the latest turn of the worker whose latest turn is oldest.
     pub(super) fn age_s(&self, latest_turns_ns: impl Iterator<Item = u64>) -> f64 {
         let now_ns = self.context.clock.elapsed_ns_at(self.now);
         latest_turns_ns.min().map_or(0.0, |at_ns| seconds(now_ns.saturating_sub(at_ns)))
@@ -141,7 +140,7 @@ impl Sources {
 /// How busy the workers of one label are.
 pub(super) struct BusyWorkers {
     pub(super) label: String,
-    /// Of the last stretch of time.
+    /// The busy ratio of the last period.
     pub(super) ratio: f64,
     workers: Vec<Arc<WorkerCounters>>,
     last: Option<(Now, u64)>,
@@ -164,7 +163,8 @@ impl BusyWorkers {
         all
     }
 
-    /// Returns seconds since the last time, and the share of them that was worked.
+    /// Returns the seconds since the last call, and the fraction of them in which the workers were
+    /// busy.
     fn tick(&mut self, now: Now) -> Option<(f64, f64)> {
         let busy_ns = self.workers.iter().map(|worker| worker.busy_ns.get()).sum();
         let (at, before_ns) = self.last.replace((now, busy_ns)).filter(|last| now > last.0)?;
@@ -179,11 +179,11 @@ impl BusyWorkers {
 pub(super) struct WorkerSockets {
     pub(super) worker: String,
     pub(super) family: Family,
-    /// Datagrams that the kernel has dropped because the receive queue was full.
+    /// Datagrams that the kernel dropped because the receive queue was full.
     pub(super) drops: u64,
     pub(super) queue_bytes: u64,
     pub(super) buffer_bytes: u64,
-    /// Each with the drops that are counted or were before this process had it.
+    /// Each socket with the drops that are counted already, or happened before this process had it.
     sockets: Vec<(UdpSocket, u32)>,
 }
 
@@ -192,7 +192,7 @@ impl WorkerSockets {
         let mut all: Vec<Self> = Vec::new();
         for WatchedSocket { worker, family, socket } in sockets {
             let worker = worker_label(worker);
-            // One that was inherited has a past.
+            // An inherited socket has earlier drops.
             let drops_seen = memory_of(&socket).map_or(0, |memory| memory.drops);
             let is_same = |group: &&mut Self| group.worker == worker && group.family == family;
             match all.iter_mut().find(is_same) {
@@ -214,7 +214,7 @@ impl WorkerSockets {
         (self.queue_bytes, self.buffer_bytes) = (0, 0);
         for (socket, drops_seen) in &mut self.sockets {
             let Ok(memory) = memory_of(&*socket) else { continue };
-            // The kernel counts in 32 bits.
+            // The kernel's counter has 32 bits.
             self.drops += u64::from(memory.drops.wrapping_sub(*drops_seen));
             *drops_seen = memory.drops;
             self.queue_bytes += memory.queued_bytes;
@@ -222,13 +222,12 @@ impl WorkerSockets {
         }
     }
 
-    /// The values of its labels.
     pub(super) fn labels(&self) -> [String; 2] {
         [self.worker.clone(), self.family.label().to_owned()]
     }
 }
 
-/// A worker's label: its number, or the shared one.
+/// A worker's label: its index, or the shared label.
 fn worker_label(number: usize) -> String {
     let shared = WORKER_LABELS_MAX - 1;
     if number < shared { number.to_string() } else { format!("{shared}+") }
@@ -238,8 +237,9 @@ fn worker_label(number: usize) -> String {
 mod tests {
     use super::*;
 
-    impl Sources {
-        /// Those of so many workers, with a socket of each family for each of these.
+    impl MetricInputs {
+        /// The inputs of a test, with `workers` workers. Each worker in the list has one socket per
+        /// family.
         pub(in crate::server::metrics) fn of_a_test(
             workers: usize,
             streams: usize,
@@ -262,7 +262,7 @@ mod tests {
             Self::new(AppContext::of_a_test(), blocks, tallies, sockets, info)
         }
 
-        /// What the rules of a worker count.
+        /// The counts of a worker's rules.
         pub(in crate::server::metrics) fn tallies(&self, worker: usize) -> &Tallies {
             &self.tallies[worker]
         }
@@ -270,7 +270,7 @@ mod tests {
 
     #[test]
     fn a_worker_is_as_busy_as_its_cpu_time_says() {
-        let mut sources = Sources::of_a_test(40, 0, Vec::new());
+        let mut sources = MetricInputs::of_a_test(40, 0, Vec::new());
         assert_eq!(sources.tick(Now::from_s(100)), None);
         sources.workers[1].busy_ns.add(500_000_000);
         sources.workers[31].busy_ns.add(850_000_000);
@@ -281,7 +281,7 @@ mod tests {
 
     #[test]
     fn the_age_of_workers_is_that_of_the_longest_ago_turn() {
-        let mut sources = Sources::of_a_test(0, 0, Vec::new());
+        let mut sources = MetricInputs::of_a_test(0, 0, Vec::new());
         sources.now = sources.now.plus_s(4);
         let elapsed_ns = sources.context.clock.elapsed_ns_at(sources.now);
         let turns_ns = (1..=40).map(|number| elapsed_ns - 4_000_000_000 + number * 100_000_000);

@@ -1,23 +1,23 @@
-//! The statistics pages' figures: a reading, how fast it grew in the last second, and what is known
-//! of each worker.
+//! Values for the statistics pages: a reading, growth in the last second, and the state of each
+//! worker.
 //!
-//! Costs workers nothing: they count for the metrics anyway.
+//! Costs the workers nothing: they count for the metrics anyway.
 
 use super::series::{Reading, SeriesValue, float, seconds};
-use super::sources::Sources;
+use super::sources::MetricInputs;
 use crate::access::mode::Mode;
 use crate::admin::live::{Flow, MetricFlow, Sample, WorkerLoad};
 use crate::frontend::stats::Stats;
 use crate::time::Now;
 use crate::types::{Family, PeerKind, Transport};
 
-/// Makes samples, one after the other.
+/// Makes a sequence of samples.
 #[derive(Default)]
 pub(super) struct Statistics {
     before: Option<Before>,
 }
 
-/// What was read for the sample before.
+/// The reading of the previous sample.
 struct Before {
     at: Now,
     reading: Reading,
@@ -25,10 +25,10 @@ struct Before {
 }
 
 impl Statistics {
-    /// The sample of a reading.
+    /// Makes the sample of a reading.
     pub(super) fn sample(
         &mut self,
-        sources: &Sources,
+        sources: &MetricInputs,
         reading: Reading,
         state: String,
         clients: Vec<(String, String, u64)>,
@@ -70,7 +70,7 @@ impl Statistics {
     }
 }
 
-/// What is held, as `/stats.json` has it.
+/// The totals of the store, as in `/stats.json`.
 pub(crate) fn stats_of(reading: &Reading, clients: Vec<(String, String, u64)>) -> Stats {
     let peers = |state| {
         let of = |kind: PeerKind| [("family", kind.label()), ("state", state)];
@@ -86,11 +86,11 @@ pub(crate) fn stats_of(reading: &Reading, clients: Vec<(String, String, u64)>) -
     }
 }
 
-/// Each value, and how fast it grew since the reading before, if there is one.
+/// Each value, and its growth per second since the previous reading, if there is one.
 fn flows(reading: &Reading, before: Option<&Reading>, span_s: f64) -> Vec<MetricFlow> {
     let flow = |(at, value): (usize, &SeriesValue)| {
         let now = value.number.real();
-        // Each reading of a process has the same series in the same order.
+        // All readings of a process have the same series in the same order.
         let before = before.and_then(|reading| reading.values.get(at));
         let before = before.map_or(now, |value| value.number.real());
         MetricFlow {
@@ -102,8 +102,8 @@ fn flows(reading: &Reading, before: Option<&Reading>, span_s: f64) -> Vec<Metric
     reading.values.iter().enumerate().map(flow).collect()
 }
 
-/// What each worker has done, and when its latest turn was.
-fn workers(sources: &Sources) -> Vec<Worker> {
+/// The work of each worker, and when its latest turn was.
+fn workers(sources: &MetricInputs) -> Vec<Worker> {
     let datagram = sources.workers.iter().enumerate().map(|(number, worker)| Worker {
         name: format!("udp-{number}"),
         busy_ns: worker.busy_ns.get(),
@@ -122,7 +122,7 @@ fn workers(sources: &Sources) -> Vec<Worker> {
     datagram.chain(stream).collect()
 }
 
-/// What a worker has done since the start.
+/// The work of a worker since the start.
 struct Worker {
     name: String,
     busy_ns: u64,
@@ -132,7 +132,7 @@ struct Worker {
 }
 
 impl Worker {
-    /// What it does now, from what it had done some seconds ago.
+    /// Its current load, compared with its state some seconds ago.
     fn load(&self, before: Option<&Self>, span_s: f64, now_ns: u64) -> WorkerLoad {
         let before = before.unwrap_or(self);
         let per_s = |of: fn(&Self) -> f64| Flow::between(of(before), of(self), span_s).per_s;
@@ -149,9 +149,9 @@ impl Worker {
 mod tests {
     use super::super::table::SERIES;
     use super::*;
-    use crate::types::{Action, Answered, Dropped, NotStored, Refusal};
+    use crate::types::{Action, DatagramResponse, Dropped, NotStored, Refusal};
 
-    /// The flow of the values that have these labels, together.
+    /// The total flow of the values with these labels.
     fn flow_of(flows: &[MetricFlow], name: &str, labels: &[(&str, &str)]) -> Flow {
         let has = |it: &MetricFlow, label: &(&str, &str)| {
             it.labels.iter().any(|own| own.0 == label.0 && own.1 == label.1)
@@ -162,8 +162,8 @@ mod tests {
 
     #[test]
     fn counts_of_all_workers_and_families_are_summed_and_become_rates() {
-        let mut sources = Sources::of_a_test(2, 2, vec![0]);
-        let answered = Answered { action: Action::Announce, bytes: 20, refusal: None };
+        let mut sources = MetricInputs::of_a_test(2, 2, vec![0]);
+        let answered = DatagramResponse { action: Action::Announce, bytes: 20, refusal: None };
         sources.sockets[0].drops = 5;
         sources.workers[0].count(Family::V4, 98, Ok(answered));
         let before = Reading::of(SERIES, &sources);
@@ -172,7 +172,7 @@ mod tests {
         two.count(Family::V4, 98, Ok(answered));
         two.count(Family::V6, 98, Ok(answered));
         two.count(Family::V6, 3, Err(Dropped::TooShort));
-        let refused = Answered { refusal: Some(Refusal::LowPort), ..answered };
+        let refused = DatagramResponse { refusal: Some(Refusal::LowPort), ..answered };
         one.count(Family::V6, 98, Ok(refused));
         let http = sources.streams[1].requests(Transport::Http, Family::V6);
         http.answered[Action::Announce as usize].add(8);
@@ -196,7 +196,7 @@ mod tests {
 
     #[test]
     fn the_first_sample_has_totals_and_no_rates() {
-        let mut sources = Sources::of_a_test(1, 0, vec![0]);
+        let mut sources = MetricInputs::of_a_test(1, 0, vec![0]);
         sources.workers[0].count(Family::V4, 3, Err(Dropped::TooShort));
         sources.sockets[0].drops = 7;
         let flows = flows(&Reading::of(SERIES, &sources), None, 0.0);
@@ -207,9 +207,9 @@ mod tests {
 
     #[test]
     fn a_sample_shows_what_has_changed_since_the_one_before() {
-        let mut sources = Sources::of_a_test(1, 1, Vec::new());
+        let mut sources = MetricInputs::of_a_test(1, 1, Vec::new());
         let mut statistics = Statistics::default();
-        let mut sample = |sources: &Sources| {
+        let mut sample = |sources: &MetricInputs| {
             let reading = Reading::of(SERIES, sources);
             statistics.sample(sources, reading, "serving".into(), Vec::new())
         };

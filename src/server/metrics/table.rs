@@ -1,16 +1,16 @@
-//! The table of metrics: name with its unit, help, labels and how it is read, each once.
+//! The table of metrics: name with its unit, help, labels and how it is read, each defined once.
 //!
 //! Labels have closed lists of values, so the number of series is bounded.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::series::{Durations, Series, SeriesReader, SeriesWriter, labels, read, seconds, series};
-use super::sources::Sources;
+use super::sources::MetricInputs;
 use crate::access::lists::ListName;
-use crate::limiter::{LimitAction, LimitTable};
-use crate::metrics::{
+use crate::counters::{
     CloseReason, DeliveryFailure, DurationHistogram, Handshake, IoEvent, RequestCounters,
 };
+use crate::limiter::{LimitAction, LimitTable};
 use crate::server::log;
 use crate::server::snapshots::figures::{Figures, RestoreOutcome};
 use crate::snapshot::SaveStep;
@@ -104,7 +104,7 @@ series! {
             |from, reason| from.tally_sum(|tallies| tallies.not_stored.of(reason).get());
         /// Torrents without peers or on probation that were removed to make room.
         counter skep_torrents_evicted_total = |from| from.usage.evicted;
-        /// Bytes that torrents and peers take, as asked of the allocator.
+        /// Bytes that torrents and peers take, as requested from the allocator.
         gauge skep_store_used_bytes = |from| from.usage.bytes;
         /// Bytes that torrents and peers may take, by the latest measurement. 0: no limit.
         gauge skep_store_limit_bytes = |from| from.usage.bytes_max;
@@ -134,7 +134,7 @@ series! {
         /// Share of the announces that come from one address, or from unroutable ones, where it is
         /// more than half: something hides the clients' addresses. Else 0.
         gauge skep_odd_sources_ratio{kind} = |from, to| {
-            let (one_address, unroutable) = match from.context.sources.anomaly(from.now) {
+            let (one_address, unroutable) = match from.context.source_monitor.anomaly(from.now) {
                 None => (0.0, 0.0),
                 Some(SourceAnomaly::SingleAddress(_, share)) => (share, 0.0),
                 Some(SourceAnomaly::Unroutable(share)) => (0.0, share),
@@ -168,7 +168,8 @@ series! {
         /// Failures to accept a connection, most often because the process has no descriptor left.
         counter skep_accept_failed_total =
             |from| from.stream_sum(|worker| worker.accept_errors.get());
-        /// Connections that ended. `memory` and `limited`: their source held or asked too much.
+        /// Connections that ended. `memory` and `limited`: their source held too much memory or
+        /// sent too many requests.
         counter skep_connections_closed_total{reason in CloseReason} =
             |from, reason| from.stream_sum(|worker| worker.closed(reason).get());
         /// Memory that connections hold.
@@ -190,13 +191,14 @@ series! {
             |from| from.stream_sum(|worker| worker.upgrades.get());
         /// WebRTC offers and answers that were not delivered: unusable, receiver gone, over its
         /// quota, its queue or its worker's inbox full.
-        counter skep_webtorrent_mail_lost_total{reason in DeliveryFailure} =
-            |from, reason| from.stream_sum(|worker| worker.mail_lost(reason).get());
+        counter skep_webtorrent_messages_lost_total{reason in DeliveryFailure} =
+            |from, reason| from.stream_sum(|worker| worker.messages_lost(reason).get());
         /// Open statistics pages that are kept up to date, 16 at most.
         gauge skep_stats_viewers = |from| from.board.viewers();
         /// Statistics pages that were not kept up to date because too many were open.
         counter skep_stats_viewers_refused_total = |from| from.board.refused();
-        /// Connections to the admin listener closed or refused for want of seats.
+        /// Connections to the admin listener closed or refused because the connection limit was
+        /// reached.
         counter skep_admin_connections_closed_total = |from| from.seats.closed();
     }
 
@@ -211,7 +213,7 @@ series! {
         gauge skep_registered_torrents =
             |from| from.context.access_manager.access().registry().len();
         /// Valid passkeys.
-        gauge skep_passkeys = |from| from.context.access_manager.access().keys().len();
+        gauge skep_passkeys = |from| from.context.access_manager.access().passkeys().len();
         /// Time of the latest snapshot; until there is one, of the snapshot that was restored. 0:
         /// none.
         gauge skep_snapshot_last_success_timestamp_seconds =
@@ -256,18 +258,18 @@ series! {
     }
 }
 
-/// Whether there is a metric of this name, with these labels among its own.
+/// Whether there is a metric of this name with these labels, possibly among others.
 pub(super) fn has<'a>(name: &str, mut labels: impl Iterator<Item = &'a str>) -> bool {
     let series = SERIES.iter().find(|series| series.name == name);
     series.is_some_and(|series| labels.all(|label| series.labels.contains(&label)))
 }
 
-/// What can be asked for by each transport.
+/// The actions of each transport.
 const UDP_ACTIONS: [Action; 3] = [Action::Connect, Action::Announce, Action::Scrape];
 const HTTP_ACTIONS: [Action; 3] = [Action::Announce, Action::Scrape, Action::Page];
 const WS_ACTIONS: [Action; 3] = [Action::Announce, Action::Scrape, Action::Answer];
 
-/// What is refused over UDP.
+/// The refusals over UDP.
 const UDP_REFUSALS: [Refusal; 9] = [
     Refusal::LowPort,
     Refusal::TorrentDenied,
@@ -280,7 +282,7 @@ const UDP_REFUSALS: [Refusal; 9] = [
     Refusal::PasskeyLimit,
 ];
 
-fn responses(from: &Sources, to: &mut SeriesWriter<'_>) {
+fn responses(from: &MetricInputs, to: &mut SeriesWriter<'_>) {
     for family in Family::ALL {
         for action in UDP_ACTIONS {
             let count = from.datagrams(family, |it| it.answered[action as usize].get());
@@ -296,7 +298,7 @@ fn responses(from: &Sources, to: &mut SeriesWriter<'_>) {
     }
 }
 
-fn refused(from: &Sources, to: &mut SeriesWriter<'_>) {
+fn refused(from: &MetricInputs, to: &mut SeriesWriter<'_>) {
     for family in Family::ALL {
         for reason in UDP_REFUSALS {
             let count = from.datagrams(family, |it| it.refused[reason as usize].get());
@@ -312,9 +314,9 @@ fn refused(from: &Sources, to: &mut SeriesWriter<'_>) {
     }
 }
 
-/// The sums of the outcomes above as they were just read, so that every scrape adds up while the
-/// workers go on counting.
-fn requests(_: &Sources, to: &mut SeriesWriter<'_>) {
+/// The sums of the outcomes above as they were just read, so that every scrape adds up although the
+/// workers continue to count.
+fn requests(_: &MetricInputs, to: &mut SeriesWriter<'_>) {
     for transport in ["udp", "http", "ws"] {
         let ends = match transport {
             "udp" => ["skep_responses_total", "skep_refused_total", "skep_dropped_total"],
@@ -331,7 +333,7 @@ fn requests(_: &Sources, to: &mut SeriesWriter<'_>) {
 /// The histogram's bounds, as powers of two in nanoseconds: 1 us to 134 ms.
 const HANDLING_BOUNDS: std::ops::RangeInclusive<usize> = 10..=27;
 
-fn handling(from: &Sources) -> Durations {
+fn handling(from: &MetricInputs) -> Durations {
     let bucket = |index| from.worker_sum(|worker| worker.handling.bucket(index).get());
     let mut count = (0..*HANDLING_BOUNDS.start()).map(bucket).sum::<u64>();
     let mut below = Vec::new();
@@ -344,8 +346,8 @@ fn handling(from: &Sources) -> Durations {
     Durations { below, count, sum_s }
 }
 
-/// A figure about snapshots.
-fn snapshots(from: &Sources, of: impl Fn(&Figures) -> &AtomicU64) -> u64 {
+/// A value about snapshots.
+fn snapshots(from: &MetricInputs, of: impl Fn(&Figures) -> &AtomicU64) -> u64 {
     of(&from.context.snapshots.figures).load(Ordering::Relaxed)
 }
 
@@ -377,8 +379,8 @@ mod tests {
 
     #[test]
     fn two_readings_have_the_same_series_in_the_same_order() {
-        let mut sources = Sources::of_a_test(30, 2, vec![0, 1]);
-        let names = |sources: &Sources| -> Vec<_> {
+        let mut sources = MetricInputs::of_a_test(30, 2, vec![0, 1]);
+        let names = |sources: &MetricInputs| -> Vec<_> {
             let of = |it: &SeriesValue| (it.series.name, it.labels().collect::<Vec<_>>());
             Reading::of(SERIES, sources).values.iter().map(of).collect()
         };
@@ -392,13 +394,13 @@ mod tests {
 
     #[test]
     fn requests_are_the_sum_of_their_outcomes() {
-        let sources = Sources::of_a_test(1, 1, Vec::new());
+        let sources = MetricInputs::of_a_test(1, 1, Vec::new());
         sources.workers[0].count(Family::V4, 3, Err(Dropped::TooShort));
         let http = sources.streams[0].requests(Transport::Http, Family::V4);
         http.answered[Action::Page as usize].add(1);
         http.refused[Refusal::Malformed as usize].add(20);
         http.rejected[Rejected::NotFound as usize].add(300);
-        http.received.add(7000); // what is read later may be more
+        http.received.add(7000); // later readings may be higher
         let reading = Reading::of(SERIES, &sources);
         let of = |transport| reading.sum("skep_requests_total", &[("transport", transport)]);
         assert_eq!(["udp", "http", "ws"].map(of), [1, 321, 0]);

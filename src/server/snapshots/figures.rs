@@ -1,27 +1,27 @@
-//! What is known of snapshots and of the restoring at start: written by their thread, read by those
-//! who show it.
+//! Values about snapshots and the restore at start, written by their thread, and read for metrics
+//! and pages.
 
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use crate::snapshot::{SaveStep, Saved};
 use crate::store::RestoreCounts;
 
-/// What has come of restoring.
+/// The outcome of the restore.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum RestoreOutcome {
     /// No snapshots are kept.
     Off,
-    /// Another process has the state directory still.
+    /// Another process still has the state directory.
     Waiting,
-    /// It goes on.
+    /// The restore is under way.
     Running,
     /// A snapshot is restored.
     Restored,
-    /// There was none.
+    /// There was no snapshot.
     Empty,
-    /// There was something, of no use.
+    /// There was no usable snapshot.
     Lost,
-    /// The file could not be read to its end, though it could a moment before.
+    /// The file could not be read to its end, although it could a moment before.
     BrokenOff,
 }
 
@@ -51,7 +51,7 @@ impl RestoreOutcome {
     }
 }
 
-/// The figures: written by the thread, read for metrics.
+/// The values, written by the thread, read for metrics.
 #[derive(Debug, Default)]
 pub(crate) struct Figures {
     pub(crate) last_success_s: AtomicU64,
@@ -71,7 +71,7 @@ pub(crate) struct Figures {
 }
 
 impl Figures {
-    /// What has come of restoring so far.
+    /// The outcome of the restore so far.
     pub(crate) fn outcome(&self) -> RestoreOutcome {
         let index = usize::from(self.outcome.load(Ordering::Acquire));
         RestoreOutcome::ALL.get(index).copied().unwrap_or(RestoreOutcome::Off)

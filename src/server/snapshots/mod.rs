@@ -1,4 +1,4 @@
-//! Snapshots of the running tracker: the handle on their thread, and what is known of them.
+//! Snapshots of the running tracker: the handle on their thread, and its state.
 
 pub(crate) mod figures;
 mod thread;
@@ -21,18 +21,43 @@ use crate::server::StartError;
 use crate::server::live_options::LiveOptions;
 use crate::server::log::OPERATOR;
 use crate::server::memory;
-use crate::snapshot::{CURRENT, Disk, OsDisk, PREVIOUS, SnapshotFolder, TrackerId};
+use crate::snapshot::{CURRENT, Disk, OsDisk, PREVIOUS, SaveError, SnapshotFolder, TrackerId};
 use crate::store::Store;
 use crate::sys::clock::Clock;
 use figures::{Figures, RestoreOutcome};
 use thread::SnapshotThread;
 
-/// What the thread is asked for.
+/// A request to the thread.
 enum Order {
-    /// To save, and say how that went.
-    Save(Sender<Result<(), String>>),
+    /// To save, and send the result.
+    Save(Sender<Result<(), SnapshotRequestError>>),
     /// To save a last time, and end.
     Stop,
+}
+
+/// Why a requested snapshot was not saved.
+#[derive(Clone, Debug, thiserror::Error)]
+pub(crate) enum SnapshotRequestError {
+    #[error("the tracker is starting or stopping")]
+    Busy,
+    #[error("the tracker is stopping")]
+    Stopping,
+    #[error(
+        "another skep process uses this state directory; remedy: save through that process, or \
+         wait until it ends"
+    )]
+    UsedByAnother,
+    #[error("{0}")]
+    Failed(Arc<SaveError>),
+}
+
+/// Why no snapshots can be kept in a directory.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SnapshotDirectoryError {
+    #[error("cannot write {}: {error}", path.display())]
+    Write { path: PathBuf, error: io::Error },
+    #[error("cannot lock {}: {error}", path.display())]
+    Lock { path: PathBuf, error: io::Error },
 }
 
 /// The handle on the thread and its figures.
@@ -40,34 +65,40 @@ enum Order {
 pub(crate) struct Snapshots {
     folder: Option<SnapshotFolder<OsDisk>>,
     pub(crate) figures: Figures,
-    /// Whether a predecessor may write still what this process is to restore.
+    /// Whether a predecessor may still write the snapshot that this process has to restore.
     is_following: AtomicBool,
-    /// Whether it has ended, or said that it writes no more.
+    /// Whether the predecessor has ended, or has reported that it writes no more.
     is_left_alone: AtomicBool,
     thread: Mutex<Option<(Sender<Order>, JoinHandle<()>)>>,
-    /// Whether only the last snapshot matters any more: one that is being written is given up.
+    /// Whether only the last snapshot is still needed: one that is being written is aborted.
     is_ending: AtomicBool,
     /// Grows with each piece that the thread has read or written.
     progress: AtomicU64,
 }
 
 impl Snapshots {
-    /// None are kept.
+    /// No snapshots are kept.
     pub(crate) fn off() -> Self {
         Self::default()
     }
 
-    /// They are kept in this directory, which is tried out.
+    /// Keeps snapshots in this directory, which is tested.
     ///
     /// # Errors
-    /// Why the directory cannot be written, or its lock not be asked for.
-    pub(crate) fn kept_in(directory: PathBuf, tracker: TrackerId) -> Result<Self, String> {
+    /// Why the directory cannot be written, or its lock cannot be tested.
+    pub(crate) fn kept_in(
+        directory: PathBuf,
+        tracker: TrackerId,
+    ) -> Result<Self, SnapshotDirectoryError> {
         let path = directory.join(format!("{TRIAL}-{}", std::process::id()));
-        let failed = |error| format!("cannot write {}: {error}", path.display());
         let _ = OsDisk.remove(&path);
-        OsDisk.create(&path).and_then(|_| OsDisk.remove(&path)).map_err(failed)?;
-        let lock = directory.join(LOCK);
-        try_lock(&lock).map_err(|error| format!("cannot lock {}: {error}", lock.display()))?;
+        if let Err(error) = OsDisk.create(&path).and_then(|_| OsDisk.remove(&path)) {
+            return Err(SnapshotDirectoryError::Write { path, error });
+        }
+        let path = directory.join(LOCK);
+        if let Err(error) = try_lock(&path) {
+            return Err(SnapshotDirectoryError::Lock { path, error });
+        }
         let has = |name| directory.join(name).symlink_metadata().is_ok();
         let outcome = if has(CURRENT) || has(PREVIOUS) {
             RestoreOutcome::Running
@@ -80,7 +111,7 @@ impl Snapshots {
         Ok(snapshots)
     }
 
-    /// Says that a predecessor writes a last snapshot before there is something to restore.
+    /// Records that a predecessor writes a last snapshot before this process can restore.
     pub(crate) fn wait_for_predecessor(&self) {
         if self.folder.is_some() {
             self.is_following.store(true, Ordering::Release);
@@ -88,12 +119,13 @@ impl Snapshots {
         }
     }
 
-    /// Says that the predecessor writes no more: who has the directory then is somebody else.
+    /// Records that the predecessor writes no more. If the directory is locked from then on,
+    /// another process has it.
     pub(crate) fn stop_waiting_for_predecessor(&self) {
         self.is_left_alone.store(true, Ordering::Release);
     }
 
-    /// Whether the store does not hold yet what it held before the start, and will hold it soon.
+    /// Whether the store does not yet have its state from before the start, but will soon.
     pub(crate) fn is_restoring(&self) -> bool {
         match self.figures.outcome() {
             RestoreOutcome::Running => true,
@@ -118,34 +150,34 @@ impl Snapshots {
         Ok(())
     }
 
-    /// Saves now, and waits for the disk. Does nothing where no snapshots are kept.
+    /// Saves now, and waits for the disk. Does nothing if no snapshots are kept.
     ///
     /// # Errors
-    /// Why it cannot.
-    pub(crate) fn save(&self) -> Result<(), String> {
-        let (tell, told) = channel();
+    /// Why the snapshot could not be saved.
+    pub(crate) fn save(&self) -> Result<(), SnapshotRequestError> {
+        let (result_sender, result) = channel();
         {
             let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
             let Some((orders, _)) = thread.as_ref() else {
                 let has_folder = self.folder.is_some();
-                return if has_folder { Err("the tracker starts or stops".into()) } else { Ok(()) };
+                return if has_folder { Err(SnapshotRequestError::Busy) } else { Ok(()) };
             };
-            let _ = orders.send(Order::Save(tell));
+            let _ = orders.send(Order::Save(result_sender));
         }
-        told.recv().unwrap_or_else(|_| Err("the tracker is stopping".into()))
+        result.recv().unwrap_or(Err(SnapshotRequestError::Stopping))
     }
 
-    /// Saves a last time, if snapshots are kept, and waits for that as long as something is read or
-    /// written once in `stalled_max`: a disk that hangs keeps nobody from ending. One that is being
-    /// written is given up: it has rested for those who were served, and says less than the last
-    /// one.
+    /// Saves a last time, if snapshots are kept, and waits for that as long as a piece is read or
+    /// written at least once in `stalled_max`: a disk that hangs does not keep the process from
+    /// ending. A snapshot that is being written is aborted: it is slowed down in favour of clients,
+    /// and would be older than the last one.
     pub(crate) fn stop(&self, stalled_max: Duration) {
         self.is_ending.store(true, Ordering::Relaxed);
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some((orders, thread)) = thread {
             let _ = orders.send(Order::Stop);
             if !has_ended(&thread, &self.progress, stalled_max) {
-                let remedy = "the disk of server.state_dir hangs: check it";
+                let remedy = "check the disk of server.state_dir: it does not respond";
                 let stalled_s = stalled_max.as_secs();
                 warn!(
                     target: OPERATOR,
@@ -155,14 +187,14 @@ impl Snapshots {
         }
     }
 
-    /// Says that the thread gets on.
+    /// Records that the thread makes progress.
     fn note_progress(&self) {
         self.progress.fetch_add(1, Ordering::Relaxed);
     }
 }
 
-/// Waits for a thread's end, unless its `progress` stays as it is for `stalled_max`: whether it has
-/// ended.
+/// Waits for a thread's end, unless its `progress` does not change for `stalled_max`. True if it
+/// has ended.
 #[expect(clippy::disallowed_methods, reason = "this is the edge")]
 pub(crate) fn has_ended(
     thread: &JoinHandle<()>,
@@ -182,23 +214,24 @@ pub(crate) fn has_ended(
     true
 }
 
-/// How long a thread may read and write nothing while its end is waited for: longer than a busy
+/// How long a thread may read and write nothing while another waits for its end: longer than a busy
 /// disk takes for one call, and less than supervisors wait before they kill.
 pub(crate) const STALLED_MAX: Duration = Duration::from_secs(20);
 
-/// The same where the disk has been waited for before: both together are less than that, too.
+/// The same if another thread has already waited for the disk: both together are still less than
+/// supervisors wait.
 pub(crate) const STALLED_AGAIN_MIN: Duration = Duration::from_secs(5);
 
-/// How often to look whether it has ended.
+/// How often to check whether it has ended.
 const END_POLL: Duration = Duration::from_millis(1);
 
-/// The file that shows whether the state directory can be written; the process's number follows.
+/// The file that tests whether the state directory can be written. The process id follows.
 const TRIAL: &str = "swarms.snapshot.trial";
 
 /// The file whose lock belongs to the process that keeps snapshots in the state directory.
 const LOCK: &str = "swarms.snapshot.lock";
 
-/// What is saved and restored, and what that goes by.
+/// What is saved and restored, and what is needed for that.
 pub(crate) struct Contents {
     pub(crate) store: Arc<Store>,
     pub(crate) access: Arc<Access>,
@@ -207,11 +240,11 @@ pub(crate) struct Contents {
     pub(crate) clock: Clock,
 }
 
-/// The lock, unless another process has it.
+/// Takes the lock, unless another process has it.
 fn try_lock(path: &Path) -> io::Result<Option<File>> {
     let mut options = OpenOptions::new();
     options.create(true).append(true).mode(0o600);
-    // Through a link that somebody has put there, a file would be made elsewhere.
+    // Follows no link, which could create a file elsewhere.
     let file = options.custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path)?;
     match file.try_lock() {
         Ok(()) => Ok(Some(file)),

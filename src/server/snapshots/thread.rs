@@ -1,9 +1,9 @@
-//! The thread that restores at start, then saves when the interval is over, when it is asked to,
-//! and when all workers have stopped.
+//! The thread that restores at start, then saves at every interval, on request, and when all
+//! workers have stopped.
 //!
-//! It takes one thing after the other, so nothing is saved before all is restored, and who asks for
-//! a snapshot while one is being written gets the next. What fails is logged once and counted, and
-//! tried again after the interval; nobody is served worse for it.
+//! It does one thing at a time: nothing is saved before everything is restored, and a request
+//! during a save gets the next snapshot. A failure is logged once and counted, and the save is
+//! tried again after the interval. Serving is not affected.
 
 use std::fs::File;
 use std::io::ErrorKind;
@@ -19,7 +19,7 @@ use arc_swap::ArcSwap;
 use tracing::{debug, info, warn};
 
 use super::figures::RestoreOutcome;
-use super::{LOCK, Order, Snapshots, try_lock};
+use super::{LOCK, Order, SnapshotRequestError, Snapshots, try_lock};
 use crate::access::Access;
 use crate::server::live_options::LiveOptions;
 use crate::server::log::OPERATOR;
@@ -34,19 +34,20 @@ use crate::sys::allocator::Collector;
 use crate::sys::clock::Clock;
 use crate::time::Now;
 
-/// The longest rest between two slices of a save.
+/// The longest pause between two slices of a save.
 const REST_MAX: Duration = Duration::from_millis(2);
 
-/// How often to look whether another process has let go of the lock, and for a new interval.
+/// How often to check whether another process has released the lock, and whether the interval has
+/// changed.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 
-/// Seconds of the wall clock. The process's own clock goes on evenly from the start on, whatever is
-/// done to the wall clock; but who reads a snapshot knows only the wall clock.
+/// Seconds of the wall clock. The process's own clock runs evenly from the start on, whatever is
+/// done to the wall clock; but the reader of a snapshot only has the wall clock.
 fn wall_s() -> u64 {
     Clock::start().now().seconds()
 }
 
-/// What the thread works with.
+/// What the thread needs.
 pub(super) struct SnapshotThread {
     pub(super) folder: SnapshotFolder<OsDisk>,
     pub(super) snapshots: Arc<Snapshots>,
@@ -55,36 +56,36 @@ pub(super) struct SnapshotThread {
     pub(super) memory: Arc<memory::MemoryMonitor>,
     pub(super) options: Arc<ArcSwap<LiveOptions>>,
     pub(super) clock: Clock,
-    /// Files that are of no use and could not be set aside: a save would remove them.
+    /// Unusable files that could not be renamed: a save would overwrite them.
     pub(super) in_the_way: Vec<(PathBuf, String)>,
 }
 
 impl SnapshotThread {
-    /// Serves orders until the last one.
+    /// Handles requests until the last one.
     pub(super) fn run(mut self, asked: &Receiver<Order>) {
         let lock = self.lock(asked);
         if lock.is_some() {
             self.restore();
         }
-        self.access.keys().end_restoring();
+        self.access.passkeys().end_restoring();
         let Some(_lock) = lock else { return };
         loop {
             let (waiting, is_last) = self.wait(asked);
             let saved = if is_last { self.save(false) } else { self.save_at_low_priority() };
-            waiting.iter().for_each(|tell| _ = tell.send(saved.clone()));
+            waiting.iter().for_each(|result| _ = result.send(saved.clone()));
             if is_last {
                 return;
             }
         }
     }
 
-    /// Waits until no other process keeps snapshots here, or until the end. The process before this
-    /// one may have handed over its sockets, and then saves what this one is to restore.
+    /// Waits until no other process keeps snapshots here, or until the end. The predecessor may
+    /// have handed its sockets over, and then saves what this process has to restore.
     fn lock(&self, asked: &Receiver<Order>) -> Option<File> {
         let path = self.folder.path().join(LOCK);
-        let mut has_told = false;
+        let mut was_logged = false;
         loop {
-            // Before the look at the lock, which a predecessor frees before it says anything.
+            // Read before the lock is tried: a predecessor frees the lock before it reports that.
             let is_left_alone = self.snapshots.is_left_alone.load(Ordering::Acquire);
             match try_lock(&path) {
                 Ok(Some(file)) => return Some(file),
@@ -96,18 +97,25 @@ impl SnapshotThread {
                 }
                 Err(error) => {
                     let path = path.display();
-                    warn!(target: OPERATOR, %path, %error, "snapshots disabled: cannot lock");
+                    let remedy = "let skep's user write server.state_dir";
+                    warn!(
+                        target: OPERATOR,
+                        %path, %error, remedy, "snapshots disabled: lock failed"
+                    );
                     self.snapshots.figures.set_outcome(RestoreOutcome::Off);
                     return None;
                 }
             }
-            if !std::mem::replace(&mut has_told, true) {
+            if !std::mem::replace(&mut was_logged, true) {
                 let path = self.folder.path().display();
-                info!(target: OPERATOR, %path, "snapshots wait for another skep to end");
+                info!(
+                    target: OPERATOR,
+                    %path, "snapshots waiting: another skep process uses this state directory"
+                );
             }
             match asked.recv_timeout(LOOK_EVERY) {
-                Ok(Order::Save(tell)) => {
-                    let _ = tell.send(Err("another skep keeps snapshots there".into()));
+                Ok(Order::Save(result)) => {
+                    let _ = result.send(Err(SnapshotRequestError::UsedByAnother));
                 }
                 Ok(Order::Stop) | Err(RecvTimeoutError::Disconnected) => return None,
                 Err(RecvTimeoutError::Timeout) => {}
@@ -115,12 +123,15 @@ impl SnapshotThread {
         }
     }
 
-    /// Waits until there is something to save for: who is to be told of it, and whether it is for
-    /// the last time. Whoever asks meanwhile shares one snapshot.
-    fn wait(&self, asked: &Receiver<Order>) -> (Vec<Sender<Result<(), String>>>, bool) {
+    /// Waits until a save is due. Returns the receivers of its result, and whether it is the last
+    /// one. Requests that arrive meanwhile share one snapshot.
+    fn wait(
+        &self,
+        asked: &Receiver<Order>,
+    ) -> (Vec<Sender<Result<(), SnapshotRequestError>>>, bool) {
         let (since, mut collector) = (self.clock.now(), Collector::default());
         loop {
-            collector.collect_if_asked(); // what it restored, workers free
+            collector.collect_if_requested(); // blocks of the restore, freed by workers
             let interval_s = self.options.load().snapshot_interval_s;
             if interval_s > 0 && self.clock.now() >= since.plus_s(interval_s.into()) {
                 return (Vec::new(), false);
@@ -133,7 +144,7 @@ impl SnapshotThread {
             let (mut waiting, mut is_last) = (Vec::new(), false);
             for order in std::iter::once(first).chain(asked.try_iter()) {
                 match order {
-                    Order::Save(tell) => waiting.push(tell),
+                    Order::Save(result) => waiting.push(result),
                     Order::Stop => is_last = true,
                 }
             }
@@ -141,7 +152,7 @@ impl SnapshotThread {
         }
     }
 
-    /// Restores the latest snapshot that is of use, if there is one.
+    /// Restores the latest usable snapshot, if there is one.
     fn restore(&mut self) {
         let begun = self.clock.now();
         if self.snapshots.figures.outcome() == RestoreOutcome::Waiting {
@@ -157,7 +168,8 @@ impl SnapshotThread {
         let outcome = match snapshot {
             Some((snapshot, path)) => self.restore_snapshot(snapshot, path, begun),
             None if is_lost => {
-                warn!(target: OPERATOR, "no usable snapshot, starting with empty swarms");
+                let path = self.folder.path().display();
+                warn!(target: OPERATOR, %path, "no usable snapshot, starting with empty swarms");
                 RestoreOutcome::Lost
             }
             None => RestoreOutcome::Empty,
@@ -165,7 +177,7 @@ impl SnapshotThread {
         self.snapshots.figures.set_outcome(outcome);
     }
 
-    /// Says what was wrong with a file, and where it is now.
+    /// Logs what is wrong with a file, and its new name.
     fn log_unusable(&mut self, file: UnusableFile) {
         self.snapshots.figures.set_aside.fetch_add(1, Ordering::Relaxed);
         let (path, reason) = (file.path.display(), file.reason);
@@ -175,10 +187,11 @@ impl SnapshotThread {
                 warn!(target: OPERATOR, %path, %renamed, %reason, "snapshot unusable, renamed");
             }
             Err(error) => {
+                let remedy = "let skep's user write the folder";
                 warn!(
                     target: OPERATOR,
-                    %path, %reason, %error,
-                    "snapshot unusable and not renamed: none is saved until that is possible"
+                    %path, %reason, %error, remedy,
+                    "snapshot unusable and not renamed, none is saved until it can be renamed"
                 );
                 self.in_the_way.push((file.path, file.kind));
             }
@@ -197,10 +210,10 @@ impl SnapshotThread {
         let ended = loop {
             self.snapshots.note_progress();
             if self.store.is_short_of_memory() {
-                // What comes back in a moment may be more than the budget foresees for it.
+                // The next restored torrents may need more than the current budget.
                 self.memory.measure();
             }
-            let (keys, now) = (self.access.keys(), self.clock.now());
+            let (keys, now) = (self.access.passkeys(), self.clock.now());
             let sessions = match restore.step(&self.store, now) {
                 Ok(true) => restore.restore_sessions(keys, now),
                 Ok(false) => break Ok(()),
@@ -243,8 +256,8 @@ impl SnapshotThread {
         }
     }
 
-    /// Sees that the snapshot before the one that broke off is not replaced by the next ones: it
-    /// may hold what is missing now.
+    /// Makes sure that the snapshot before the broken one is not replaced by the next ones: it may
+    /// have what is missing now.
     fn keep_previous(&mut self) {
         let previous = self.folder.path().join(PREVIOUS);
         if previous.symlink_metadata().is_ok() {
@@ -252,9 +265,9 @@ impl SnapshotThread {
         }
     }
 
-    /// Saves on a thread that gives way to whoever serves, which is for good: the thread ends with
-    /// the snapshot.
-    fn save_at_low_priority(&mut self) -> Result<(), String> {
+    /// Saves on a thread of low priority. That cannot be undone, so the thread ends with the
+    /// snapshot.
+    fn save_at_low_priority(&mut self) -> Result<(), SnapshotRequestError> {
         let saved = thread::scope(|scope| {
             let thread = thread::Builder::new().name("snapshot-save".into());
             let thread = thread.spawn_scoped(scope, || {
@@ -271,10 +284,10 @@ impl SnapshotThread {
         })
     }
 
-    /// Saves; says why it could not, to the log and to who has asked. `rests` between slices, as
-    /// long as they take and at most [`REST_MAX`], and gives up when the last one is asked for. (At
-    /// the end nobody is served any more, and nobody to be kind to.)
-    fn save(&mut self, rests: bool) -> Result<(), String> {
+    /// Saves; logs and returns the reason for a failure. If `rests`, it pauses between slices for
+    /// as long as they take, at most [`REST_MAX`], and aborts when the last snapshot is requested.
+    /// (The last one does not pause, as no client is served any more.)
+    fn save(&mut self, rests: bool) -> Result<(), SnapshotRequestError> {
         let (clock, begun) = (self.clock, self.clock.now());
         let (mut since, snapshots) = (begun, self.snapshots.clone());
         let mut between = || {
@@ -291,7 +304,7 @@ impl SnapshotThread {
             Ok(())
         };
         let cleared = self.retry_renames(begun);
-        let what = (&*self.store, self.access.keys());
+        let what = (&*self.store, self.access.passkeys());
         let saved = cleared.and_then(|()| self.folder.save(what, begun, wall_s(), &mut between));
         match saved {
             Ok(saved) => {
@@ -307,7 +320,7 @@ impl SnapshotThread {
                 Ok(())
             }
             Err(error) if error.error.kind() == ErrorKind::Interrupted => {
-                Err("the tracker is stopping".into())
+                Err(SnapshotRequestError::Stopping)
             }
             Err(error) => {
                 self.snapshots.figures.note_error(error.step);
@@ -316,12 +329,12 @@ impl SnapshotThread {
                 } else {
                     warn!(target: OPERATOR, %error, "snapshot not saved, the previous one stays");
                 }
-                Err(error.to_string())
+                Err(SnapshotRequestError::Failed(Arc::new(error)))
             }
         }
     }
 
-    /// Sets aside what could not be before.
+    /// Renames files that could not be renamed before.
     fn retry_renames(&mut self, now: Now) -> Result<(), SaveError> {
         while let Some((path, kind)) = self.in_the_way.pop() {
             if let Err(error) = self.folder.set_aside(&path, &kind, now) {

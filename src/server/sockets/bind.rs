@@ -1,7 +1,7 @@
 //! Binds every socket: each address once for each worker, in order, on one thread.
 //!
 //! The order of binding is the kernel's index into the sockets that share an address, and steering
-//! goes by that index: socket N of every address must be worker N's.
+//! uses that index: socket N of every address must be worker N's.
 
 use std::io;
 use std::net::SocketAddr;
@@ -13,11 +13,10 @@ use crate::server::sockets::inherited::{InheritedSockets, SocketKind};
 use crate::server::sockets::listeners::{self, BoundListener};
 use crate::sys::socket::{BoundUdp, UdpOptions, adopt_udp, bind_udp, steer};
 
-/// All sockets, bound.
 pub(crate) struct Sockets {
-    /// Each worker's sockets: of each address one, or as many as were inherited beyond that.
+    /// Each worker's sockets: one of each address, or more if more were inherited.
     pub(crate) by_worker: Vec<Vec<BoundUdp>>,
-    /// The addresses, with the ports the kernel chose.
+    /// The addresses, with the ports that the kernel chose.
     pub(crate) addresses: Vec<SocketAddr>,
 }
 
@@ -36,10 +35,10 @@ impl Sockets {
     }
 }
 
-/// Binds `addresses` for as many workers as there are `cpus`, or takes what was inherited of them.
+/// Binds `addresses` for as many workers as there are `cpus`, or takes inherited sockets.
 ///
-/// An IPv6 wildcard is left out with a warning where the host has no IPv6 and something else to
-/// listen on remains: the default must work there as well.
+/// If the host has no IPv6, an IPv6 wildcard is left out with a warning, unless it is the only
+/// address: the default must work there as well.
 pub(crate) fn bind(
     addresses: &[SocketAddr],
     cpus: &[Option<usize>],
@@ -72,11 +71,11 @@ pub(crate) fn bind(
     Ok(sockets)
 }
 
-/// All sockets of an address, at least one for each worker. What was inherited beyond that is
-/// served, too: a socket that is closed takes what waits in it along, and shifts the others' index.
+/// All sockets of an address, at least one for each worker. Inherited sockets beyond that are
+/// served, too: closing one would lose the datagrams that wait in it, and shift the others' index.
 ///
-/// The first one is bound alone, unless something that `is_ours` would be in its way: two that
-/// start at the same time must not both have the address.
+/// The first one is bound alone, unless a socket of this process (`is_ours`) would be in its way:
+/// two processes that start at the same time must not both have the address.
 fn bind_group(
     (mut at, is_ours, inherited): (SocketAddr, bool, Vec<OwnedFd>),
     workers: usize,
@@ -117,11 +116,11 @@ fn bind_group(
     Ok(group)
 }
 
-/// How often to try for a port that is free for UDP and TCP alike, where the kernel chooses it.
+/// Attempts to find a port that is free for both UDP and TCP, if the kernel chooses it.
 const PORT_TRIES: usize = 16;
 
-/// Binds what is served on both transports: `addresses` for UDP as in [`bind`], and the same ones
-/// for TCP, with the same ports also where the kernel chooses them.
+/// Binds what is served on both transports: `addresses` for UDP as in [`bind`], and the same for
+/// TCP. A port that the kernel chooses is the same for both.
 pub(crate) fn bind_both(
     addresses: &[SocketAddr],
     cpus: &[Option<usize>],
@@ -131,7 +130,7 @@ pub(crate) fn bind_both(
 ) -> Result<(Sockets, Vec<BoundListener>), StartError> {
     let chosen = addresses.iter().any(|it| it.port() == 0) && inherited_sockets.is_empty();
     let mut tries = if chosen { PORT_TRIES } else { 1 };
-    // In place of a port that the kernel chose, another one is to be had at once.
+    // A port that the kernel chose can be replaced by another one at once.
     let is_chosen = |at: &SocketAddr| chosen && !addresses.contains(at);
     let mut none = BindRetry::none();
     loop {
@@ -150,7 +149,7 @@ pub(crate) fn bind_both(
     }
 }
 
-/// Binds `addresses` for TCP, those of a family that the host lacks left out as in [`bind`].
+/// Binds `addresses` for TCP. Those of a family that the host lacks are left out as in [`bind`].
 pub(crate) fn bind_streams(
     addresses: &[SocketAddr],
     workers: usize,
@@ -162,8 +161,8 @@ pub(crate) fn bind_streams(
     bind_tcp(addresses, bind).map_err(|(at, error)| StartError::listening("tcp", at, &error))
 }
 
-/// Binds `addresses` with `bind`, which is told whether one of them is in the other's way. An error
-/// if nothing of them can be had.
+/// Binds `addresses` with `bind`, whose argument is whether one of this process's sockets is in the
+/// way. An error if none can be bound.
 fn bind_tcp(
     addresses: &[SocketAddr],
     mut bind: impl FnMut(SocketAddr, bool) -> io::Result<BoundListener>,
@@ -183,7 +182,7 @@ fn bind_tcp(
     left_out(missing, all)
 }
 
-/// Whether one of the sockets that are bound there keeps another from being bound alone.
+/// Whether one of the sockets bound in this process prevents another from being bound alone.
 fn overlaps(address: SocketAddr, bound: &[SocketAddr]) -> bool {
     bound.iter().any(|it| {
         let is_one_a_wildcard = it.ip().is_unspecified() || address.ip().is_unspecified();
@@ -192,7 +191,8 @@ fn overlaps(address: SocketAddr, bound: &[SocketAddr]) -> bool {
     })
 }
 
-/// What is served after `missing` was left out for want of its family, if anything remains.
+/// The rest of what is served after `missing` was left out because of its family; an error if
+/// nothing remains.
 fn left_out<T>(
     missing: Option<(SocketAddr, io::Error)>,
     served: Vec<T>,
@@ -205,9 +205,9 @@ fn left_out<T>(
     Ok(served)
 }
 
-/// The addresses that can be had. Tries each alone that was not inherited, without sharing it: a
-/// second skep of the same user could share our addresses, and would silently be sent half of the
-/// datagrams.
+/// The addresses that can be bound. Tries to bind each one that was not inherited, without sharing
+/// it: a second skep of the same user could share the addresses, and would get half of the
+/// datagrams unnoticed.
 fn usable(
     shares: &[(SocketAddr, Vec<OwnedFd>)],
     inherited_sockets: &InheritedSockets,
@@ -230,13 +230,13 @@ fn usable(
     left_out(missing, usable).map_err(|(at, error)| StartError::listening("udp", at, &error))
 }
 
-/// Whether an address cannot be had because the host lacks its family, as opposed to that address.
+/// Whether an address cannot be bound because the host lacks its family.
 fn lacks_family(address: SocketAddr, error: &io::Error) -> bool {
     let codes = [Some(libc::EAFNOSUPPORT), Some(libc::EADDRNOTAVAIL)];
     address.is_ipv6() && address.ip().is_unspecified() && codes.contains(&error.raw_os_error())
 }
 
-/// Warns once if the kernel gave less than was asked for.
+/// Warns once if the kernel granted less than was requested.
 fn warn_of_small_buffers(sockets: &Sockets, asked: usize) {
     let given = sockets.by_worker.iter().flatten().map(BoundUdp::receive_buffer_bytes).min();
     let remedy = given.and_then(|bytes| remedy_of_small_buffers(bytes, asked));
@@ -246,7 +246,8 @@ fn warn_of_small_buffers(sockets: &Sockets, asked: usize) {
     }
 }
 
-/// What to do about buffers of `given` bytes where `asked` are configured, if anything.
+/// A remedy if buffers have `given` bytes, and `asked` are configured; `None` if they are large
+/// enough.
 fn remedy_of_small_buffers(given: usize, asked: usize) -> Option<String> {
     (given < asked).then(|| format!("sysctl -w net.core.rmem_max={asked}, or grant CAP_NET_ADMIN"))
 }
@@ -278,7 +279,7 @@ mod tests {
         )
     }
 
-    /// All sockets and listeners of a tracker as its successor gets them.
+    /// All sockets and listeners of a tracker, as its successor receives them.
     fn passed_on(sockets: &Sockets, listeners: &[BoundListener]) -> InheritedSockets {
         let mut given = InheritedSockets::default();
         let mut add = |kind, address, index, socket: OwnedFd| {
@@ -337,8 +338,8 @@ mod tests {
         assert_eq!(left, [format!("udp {old}"), format!("tcp {old}")]);
     }
 
-    /// Of the ports that the kernel chooses on one address, some are in use on another: `serve` is
-    /// tried with new ones until it binds a wider address as well.
+    /// A port that the kernel chooses on one address may be in use on another: calls `serve`, with
+    /// a new port each time, until it can bind a wider address as well.
     fn with_a_port_that_is_free_everywhere(serve: impl Fn() -> Result<(), StartError>) {
         let served = (0..100).any(|_| match serve() {
             Ok(()) => true,
@@ -387,7 +388,7 @@ mod tests {
         assert_eq!(tcp, sockets.addresses);
         assert!(listeners.iter().all(|it| it.by_worker.len() == 2));
         let again = bind_both_new(&sockets.addresses, &[None]).err().unwrap();
-        assert!(again.to_string().contains("the settings name it twice"));
+        assert!(again.to_string().contains("the settings list this address twice"));
     }
 
     #[test]
@@ -405,7 +406,7 @@ mod tests {
     fn a_shared_address_still_counts_as_in_use() {
         let first = bind_new(&[at("127.0.0.1:0")], &[None]).unwrap();
         let again = bind_new(&first.addresses, &[None]);
-        assert!(again.err().unwrap().to_string().contains("the settings name it twice"));
+        assert!(again.err().unwrap().to_string().contains("the settings list this address twice"));
         assert!(bind_new(&[wildcard(first.addresses[0].port())], &[None]).is_err());
     }
 

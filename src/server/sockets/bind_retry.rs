@@ -1,8 +1,8 @@
 //! How long a start waits for an address that is in use.
 //!
-//! The kernel takes an io_uring apart after its process has ended and was waited for: its sockets
-//! stay bound for some 20 to 60 ms more, longer on a busy host. And who restarts a program need not
-//! wait for the old one's end.
+//! The kernel frees an io_uring only after its process has ended and was waited for: its sockets
+//! stay bound for some 20 to 60 ms more, longer on a busy host. In addition, a restart does not
+//! always wait for the end of the old process.
 
 use std::io;
 use std::thread::sleep;
@@ -18,30 +18,29 @@ const IN_USE_MAX: Duration = Duration::from_millis(1500);
 /// How often it tries again.
 const TRY_EVERY: Duration = Duration::from_millis(5);
 
-/// What is left of a start's time for addresses that are in use.
+/// The rest of a start's time for addresses that are in use.
 #[derive(Debug)]
 pub(crate) struct BindRetry {
     in_all: Duration,
-    /// From the first address that was in use on.
+    /// Set at the first address that was in use.
     until: Option<Instant>,
 }
 
 impl BindRetry {
-    /// All of it.
+    /// The whole time.
     pub(crate) fn new() -> Self {
         Self { in_all: IN_USE_MAX, until: None }
     }
 
-    /// None: what is in use is an error at once.
+    /// No time: an address in use is an error at once.
     pub(crate) fn none() -> Self {
         Self { in_all: Duration::ZERO, until: None }
     }
 
-    /// What `bind` brings, tried again for as long as `what` is in use and time is left. Says so
-    /// once.
+    /// The result of `bind`, tried again while `what` is in use and time is left. Logs that once.
     ///
     /// # Errors
-    /// Those of `bind`.
+    /// Errors of `bind`.
     #[expect(clippy::disallowed_methods, reason = "this is the edge")]
     pub(crate) fn bind<T>(
         &mut self,

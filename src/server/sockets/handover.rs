@@ -1,35 +1,36 @@
-//! Restart without a lost packet: the running tracker's sockets, handed to its successor.
+//! Restart without loss: the running tracker's sockets are handed over to its successor.
 //!
 //! ```text
 //! successor (skep run --take-over)            predecessor
 //! reads settings, keys, probes io_uring
 //! Ask ───────────────────────────────────────▶ same user? same protocol?
-//! takes them                                 ◀─ Lock, Sockets; lets go of the database
-//! opens the database, starts all workers,       goes on as before
-//! looks for what it will need; UDP serves
-//! Serving ───────────────────────────────────▶ rests: takes nothing from its sockets, keeps all
-//! takes the right to serve, accepts          ◀─ Left; gives up the right to serve
+//! takes them                                 ◀─ Lock, Sockets; closes the database
+//! opens the database, starts all workers,       continues as before
+//! checks its resources; UDP serves
+//! Serving ───────────────────────────────────▶ pauses: takes nothing from its sockets, keeps all
+//! takes the right to serve, accepts          ◀─ Left; releases the right to serve
 //! Accepting ─────────────────────────────────▶ ends
-//! knows all that the other knew              ◀─ Saved
-//! serves alone                                  WebSockets go over server.drain_s; exit 0
+//! restores the saved state                   ◀─ Saved
+//! serves alone                                  closes WebSockets over server.drain_s; exit 0
 //! ```
 //!
-//! For UDP there is no gap at all: until it rests, the predecessor receives from the same sockets
-//! as the successor, each datagram goes to one of them, and both answer under the same key.
+//! UDP has no gap: until the predecessor pauses, both receive from the same sockets. Each datagram
+//! goes to one of them, and both respond with the same key.
 //!
-//! At each moment one of the two serves. Before a successor says Serving it has all it needs, so
-//! that a flag is all that changes afterwards; and until it has said Accepting its predecessor only
-//! rests, and goes on if the other ends or says nothing. That never both serve is up to the serving
-//! lock (`sys::serving_lock`), which only one process can have: a successor that was given up, or
-//! whose predecessor stands still and may go on at any time, does not get it and ends; a
-//! predecessor that has stood still goes on only if it gets it back. Who has it and dies loses it.
+//! At each moment one of the two serves. Before a successor sends Serving it has everything that it
+//! needs, so that only a flag changes afterwards. Until it has sent Accepting its predecessor is
+//! only paused, and continues if the successor ends or sends nothing. The serving lock
+//! (`sys::serving_lock`), which only one process can hold, ensures that both never serve. A
+//! successor that was rejected, or whose predecessor is stopped and may continue at any time, does
+//! not get the lock and ends. A predecessor that was stopped continues only if it gets the lock
+//! back. A holder that dies loses it.
 //!
-//! Connections wait in the listeners' queues while the predecessor comes to rest.
+//! Connections wait in the listeners' queues while the predecessor pauses its workers.
 
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::AsFd as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
 use std::time::{Duration, Instant};
@@ -50,72 +51,73 @@ use crate::sys::descriptors::{self, DESCRIPTORS_MAX};
 use crate::sys::identity::UnixUser;
 use crate::sys::serving_lock::ServingLock;
 
-/// What both sides have to speak alike. Fields may be added without another number.
+/// Version of the protocol, which must be the same on both sides. Fields may be added without a new
+/// version.
 const PROTOCOL: u32 = 2;
 
-/// The longest message, in bytes.
+/// Most bytes of a message.
 const MESSAGE_BYTES_MAX: usize = 64 * 1024;
 
-/// Sockets in one message, as its text has to stay below that, too.
+/// Most sockets in one message, whose text has to stay below that, too.
 const SOCKETS_PER_MESSAGE: usize = DESCRIPTORS_MAX;
 
-/// How long to wait for a message that the other side has at hand.
+/// How long to wait for a message that the other side can send at once.
 const PROMPT: Duration = Duration::from_secs(5);
 
-/// How long a successor has from the sockets to its first turns. A database of ten million
-/// registered torrents takes some of it.
+/// How long a successor may take from the sockets to its first turns. A database of ten million
+/// registered torrents takes part of it.
 const START_MAX: Duration = Duration::from_secs(120);
 
-/// How long a predecessor has from there to its last snapshot.
+/// How long a predecessor may take from there to its last snapshot.
 const SAVE_MAX: Duration = Duration::from_secs(600);
 
-/// How long the database of a successor that has failed may be busy.
+/// How long to wait for the database if a successor that failed still has it open.
 const TAKE_BACK_MAX: Duration = Duration::from_secs(5);
 
-/// How often it is tried to open the database afterwards.
+/// How often to try to open the database afterwards.
 const TAKE_BACK_EVERY: Duration = Duration::from_secs(1);
 
-/// How long a successor that serves waits for its predecessor to leave: longer than that needs to
-/// come to rest.
+/// How long a successor that could serve waits for its predecessor to leave: longer than the
+/// workers need to pause.
 const LEAVE_MAX: Duration = Duration::from_secs(10);
 
-/// The shortest time to wait for a message: none at all would be no limit.
+/// The shortest timeout for a message: zero would mean no limit.
 const WAIT_MIN: Duration = Duration::from_millis(1);
 
-/// How long a predecessor that rests waits for its successor to accept, before it serves again.
+/// How long a paused predecessor waits for its successor to accept, before it serves again.
 const ACCEPT_MAX: Duration = Duration::from_secs(5);
 
-/// How often a predecessor that rests looks whether the right to serve has become free, while a
-/// successor that has it says nothing.
+/// How often a paused predecessor checks whether the right to serve is free, while a successor that
+/// has it sends nothing.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// How often to try for the right to serve of one that has gone: for a second in all.
+/// How often to try to get the right to serve from a process that has ended: for a second in all.
 const LOCK_TRIES: u32 = 200;
 
-/// What is said, as JSON, one to a message.
+/// The messages, one JSON text each.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(tag = "say", rename_all = "snake_case")]
 enum Message {
-    /// The successor's first word.
+    /// The successor's first message.
     Ask { protocol: u32, version: String },
-    /// No, and why.
+    /// A refusal, with its reason.
     Refused { reason: String },
-    /// The one descriptor of the right to serve.
+    /// The descriptor of the serving lock.
     Lock,
     /// Some of the sockets, in the order of the descriptors; more follow unless `last`.
     Sockets { sockets: Vec<SocketDescription>, last: bool },
-    /// The successor receives, and could accept.
+    /// The successor receives datagrams, and could accept.
     Serving,
-    /// The predecessor takes nothing any more, has answered all it took, and has given up the right
-    /// to serve.
+    /// The predecessor takes nothing any more, has responded to everything it took, and has
+    /// released the right to serve.
     Left,
     /// The successor has the right to serve, and accepts.
     Accepting,
-    /// The predecessor has written down all it knows.
+    /// The predecessor has saved its state.
     Saved,
 }
 
-/// One side of the conversation.
+/// One side of the connection.
 struct Channel(Socket);
 
 impl Channel {
@@ -135,7 +137,7 @@ impl Channel {
         descriptors::send(&self.0, &text, sockets)
     }
 
-    /// The next message, which has to come within `wait`.
+    /// The next message, which has to arrive within `wait`.
     #[expect(clippy::disallowed_methods, reason = "this is the edge")]
     fn receive(&self, wait: Duration) -> io::Result<(Message, Vec<std::os::fd::OwnedFd>)> {
         descriptors::set_timeouts(&self.0, wait)?;
@@ -143,8 +145,8 @@ impl Channel {
         let until = Instant::now() + wait;
         let received = loop {
             match descriptors::receive(&self.0, &mut text) {
-                // A process that was stopped and continued: the kernel takes up no wait that has a
-                // limit.
+                // A process that was stopped and continued: the kernel does not resume a wait with
+                // a timeout.
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {
                     let left = until.saturating_duration_since(Instant::now());
                     self.0.set_read_timeout(Some(left.max(WAIT_MIN)))?;
@@ -153,7 +155,7 @@ impl Channel {
             }
         };
         match received {
-            Ok((0, _)) => Err(io::Error::other("it has gone")),
+            Ok((0, _)) => Err(io::Error::other("the other process has ended")),
             Ok((bytes, sockets)) => Ok((serde_json::from_slice(&text[..bytes])?, sockets)),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 let text = format!("no message for {} s", wait.as_secs());
@@ -163,7 +165,7 @@ impl Channel {
         }
     }
 
-    /// Whether the other side has not gone.
+    /// Whether the other side has not closed the connection.
     fn is_open(&self) -> bool {
         let peeked = self
             .0
@@ -172,42 +174,42 @@ impl Channel {
     }
 }
 
-/// The running tracker, as its successor sees it.
+/// The running tracker, for its successor.
 pub(crate) struct Predecessor {
     peer: Channel,
     lock: Arc<ServingLock>,
 }
 
-/// Why a predecessor has not left in turn.
+/// Why a predecessor has not left regularly.
 #[derive(Debug)]
 pub(crate) enum TakeoverError {
-    /// It has ended, or will never serve again: this process has the right to.
+    /// It has ended, or will never serve again. This process has the right to serve.
     Gone(io::Error),
-    /// It has the right to serve, or somebody else has.
+    /// The predecessor or another process has the right to serve.
     GoesOn(io::Error),
 }
 
 impl TakeoverError {
-    /// What ends a successor whose predecessor goes on.
+    /// The error that ends a successor whose predecessor continues.
     pub(crate) fn into_start_error(error: &io::Error) -> StartError {
         StartError::Failed(format!(
-            "not taken over: the running tracker continues ({error}); remedy: start it again with \
-             --take-over; see both logs for what took so long; if the running one hangs, end it \
-             (kill -9), then start without --take-over"
+            "not taken over: the running tracker continues ({error}); remedy: try --take-over \
+             again; both logs show what took long; if the running tracker does not respond, kill \
+             it (kill -9) and start without --take-over"
         ))
     }
 }
 
 impl Predecessor {
-    /// Asks whoever listens at `path` for its sockets, provided that it is one of `users`: others
-    /// could pass sockets of their own for the tracker's.
+    /// Requests the sockets of the process that listens at `path`, provided that its user is one of
+    /// `users`: a process of another user could send sockets of its own in place of the tracker's.
     ///
     /// # Errors
-    /// [`StartError`] with a remedy: nobody is there, it is somebody else's, or it says no.
+    /// [`StartError`] with a remedy: no process listens, it belongs to another user, or it refuses.
     pub(crate) fn ask(path: &Path, users: &[u32]) -> Result<(Self, InheritedSockets), StartError> {
         let failed = |error: &dyn std::fmt::Display, remedy: &str| {
             let path = path.display();
-            StartError::Failed(format!("cannot take over by way of {path}: {error}; {remedy}"))
+            StartError::Failed(format!("cannot take over through {path}: {error}; {remedy}"))
         };
         let connected = descriptors::connect(path).map_err(|it| failed(&it, remedy_of(&it)))?;
         let peer = Channel(connected);
@@ -220,16 +222,17 @@ impl Predecessor {
         Ok((Self { peer, lock: Arc::new(asked.0) }, asked.1))
     }
 
-    /// What there is one of among all that hand on these sockets.
+    /// The serving lock that all processes with these sockets share.
     pub(crate) fn lock(&self) -> Arc<ServingLock> {
         self.lock.clone()
     }
 
-    /// Says that this process could serve, waits until the other rests, and takes the right to
-    /// serve.
+    /// Reports that this process could serve, waits until the predecessor is paused, and takes the
+    /// right to serve.
     ///
     /// # Errors
-    /// [`TakeoverError`]: where the other one has not said so, who has the right to serve.
+    /// [`TakeoverError`] if the predecessor has not confirmed that: which process has the right to
+    /// serve.
     pub(crate) fn take_over(&self) -> Result<(), TakeoverError> {
         let said = self.peer.send(&Message::Serving).and_then(|()| self.peer.receive(LEAVE_MAX));
         let error = match said {
@@ -237,25 +240,26 @@ impl Predecessor {
             Ok(_) => Some(unexpected_message()),
             Err(error) => Some(error),
         };
-        // Whatever was said, or not: this decides.
+        // The lock decides, whatever message was received.
         match (self.lock.take_within(LOCK_TRIES), error) {
             (true, None) => Ok(()),
             (true, Some(error)) => Err(TakeoverError::Gone(error)),
             (false, error) => Err(TakeoverError::GoesOn(
-                error.unwrap_or_else(|| io::Error::other("another one serves by now")),
+                error.unwrap_or_else(|| io::Error::other("another process already serves")),
             )),
         }
     }
 
-    /// Says that this process accepts. Whoever has gone need not know.
+    /// Reports that this process accepts. An error means that the predecessor has ended, and is
+    /// ignored.
     pub(crate) fn send_accepting(&self) {
         let _ = self.peer.send(&Message::Accepting);
     }
 
-    /// Waits until the other has written down all it knows.
+    /// Waits until the predecessor has saved its state.
     ///
     /// # Errors
-    /// Where it has gone without doing so.
+    /// If it has ended without that.
     pub(crate) fn wait_until_saved(self) -> io::Result<()> {
         match self.peer.receive(SAVE_MAX)?.0 {
             Message::Saved => Ok(()),
@@ -295,44 +299,45 @@ impl Channel {
     }
 }
 
-/// Whether this says that nobody listens. Whoever may not connect, or has no descriptor to do it
-/// with, has not learned that.
+/// Whether the error means that no process listens. An error about permissions or descriptors does
+/// not show that.
 fn is_nobody(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
 }
 
-/// What to do where nobody can be taken over from.
+/// What to do if there is no process to take over from.
 fn remedy_of(error: &io::Error) -> &'static str {
     match error.kind() {
         _ if is_nobody(error) => {
-            "remedy: no tracker runs there: start without --take-over, or name the running one's \
-             server.state_dir or server.handover_socket"
+            "remedy: no tracker runs there: start without --take-over, or set server.state_dir or \
+             server.handover_socket as in the running tracker"
         }
         io::ErrorKind::PermissionDenied => {
             "remedy: run as the user that the running tracker runs as"
         }
         io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => {
-            "remedy: another successor may be starting: try again; if the tracker there hangs, \
-             stop it, then start without --take-over"
+            "remedy: another successor may be starting: try again; if the tracker there does not \
+             respond, stop it, then start without --take-over"
         }
-        // The other one's own words, among others.
+        // Also the refusal that the other process sent.
         io::ErrorKind::Other => "remedy: see the log of the running tracker, which continues",
-        _ => "remedy: see that server.handover_socket names the running tracker's socket",
+        _ => "remedy: check that server.handover_socket names the running tracker's socket",
     }
 }
 
-/// Whether the one that listens at the other end is one of `users`; otherwise why not.
-fn is_of(peer: &Channel, users: &[u32]) -> Result<(), String> {
-    let user = descriptors::peer_user(peer.0.as_fd()).map_err(|error| error.to_string())?;
+/// Whether the process at the other end belongs to one of `users`; otherwise why not.
+fn is_of(peer: &Channel, users: &[u32]) -> io::Result<()> {
+    let user = descriptors::peer_user(peer.0.as_fd())?;
     if users.contains(&user) {
         return Ok(());
     }
-    Err(format!(
-        "it belongs to user {user}, who is neither root, this process's user nor server.user"
-    ))
+    Err(io::Error::other(format!(
+        "the socket belongs to user {user}: expected root, this process's user or server.user"
+    )))
 }
 
-/// Whom a successor trusts with sockets: root, itself, and the user that it will become.
+/// The users from which a successor accepts sockets: root, its own, and the user that it will
+/// change to.
 pub(crate) fn trusted_users(configured: &str) -> Vec<u32> {
     let configured = (!configured.is_empty()).then(|| UnixUser::find(configured).ok()).flatten();
     [0, descriptors::own_user()].into_iter().chain(configured.map(|it| it.user())).collect()
@@ -342,48 +347,49 @@ fn unexpected_message() -> io::Error {
     io::Error::other("unexpected message")
 }
 
-/// A successor that could serve: this process is to rest, then to leave.
+/// A successor that could serve: this process has to pause, then to leave.
 pub(crate) struct Successor {
     peer: Channel,
     lock: Arc<ServingLock>,
-    /// Says that this process goes on; dropped where it leaves.
-    goes_on: Sender<io::Error>,
+    /// Sends the error if this process continues to serve; dropped if it leaves.
+    refused: Sender<io::Error>,
 }
 
-/// A successor that serves: this process is to end.
+/// A successor that serves: this process has to end.
 pub(crate) struct ServingSuccessor(Channel);
 
 impl Successor {
-    /// Gives up the right to serve, says so, and waits until the other one accepts. This process
-    /// must rest meanwhile.
+    /// Releases the right to serve, reports that, and waits until the successor accepts. This
+    /// process must be paused meanwhile.
     ///
-    /// # Errors
-    /// Why this process has the right again: the other one has ended, or will never serve.
-    pub(crate) fn hand_over(self) -> Result<ServingSuccessor, String> {
+    /// `None` if this process has the right again, because the successor has ended or will never
+    /// serve. The hand-over thread logs why.
+    pub(crate) fn hand_over(self) -> Option<ServingSuccessor> {
         match self.is_followed() {
-            Ok(()) => Ok(ServingSuccessor(self.peer)),
-            Err(error) => Err(self.refuse(error)),
+            Ok(()) => Some(ServingSuccessor(self.peer)),
+            Err(error) => {
+                self.refuse(error);
+                None
+            }
         }
     }
 
-    /// Gives the other one up, before anything was handed over.
-    pub(crate) fn refuse(self, error: io::Error) -> String {
-        let Self { peer, goes_on, .. } = self;
+    /// Rejects the successor, before anything was handed over.
+    pub(crate) fn refuse(self, error: io::Error) {
+        let Self { peer, refused, .. } = self;
         drop(peer);
-        let told = error.to_string();
-        let _ = goes_on.send(error); // the hand-over thread waits for it
-        told
+        let _ = refused.send(error); // the hand-over thread waits for it
     }
 
     fn is_followed(&self) -> io::Result<()> {
         self.lock.release()?;
-        let said = self.peer.send(&Message::Left);
-        let Err(error) = said.and_then(|()| self.accepts(ACCEPT_MAX)) else { return Ok(()) };
+        let sent = self.peer.send(&Message::Left);
+        let Err(error) = sent.and_then(|()| self.accepts(ACCEPT_MAX)) else { return Ok(()) };
         if self.lock.take_within(LOCK_TRIES) {
             return Err(error);
         }
-        // Somebody has the right and lives, most likely the one at the other end, standing still.
-        // If it ends before it accepts, nobody else is left to serve.
+        // A live process has the right to serve, most likely the successor, which is stopped. If it
+        // ends before it accepts, this process is the only one left to serve.
         warn!(
             target: OPERATOR,
             %error,
@@ -393,7 +399,7 @@ impl Successor {
         loop {
             let Err(error) = self.accepts(LOOK_EVERY) else { return Ok(()) };
             if !self.peer.is_open() {
-                // Where the right is not to be had now, it has been passed on.
+                // If the right cannot be taken now, it has been passed on.
                 let is_free = self.lock.take_within(LOCK_TRIES);
                 return if is_free { Err(error) } else { Ok(()) };
             }
@@ -403,16 +409,17 @@ impl Successor {
         }
     }
 
-    /// Waits until the other one says that it accepts, and has not gone since.
+    /// Waits until the successor reports that it accepts, and checks that it still runs.
     fn accepts(&self, wait: Duration) -> io::Result<()> {
         match self.peer.receive(wait)?.0 {
             Message::Accepting if self.peer.is_open() => Ok(()),
-            Message::Accepting => Err(io::Error::other("it has gone")),
+            Message::Accepting => Err(io::Error::other("the other process has ended")),
             _ => Err(unexpected_message()),
         }
     }
 
-    /// Gives up the right to serve for good, where this process ends and serves nobody any more.
+    /// Releases the right to serve for good, because this process ends and serves no client any
+    /// more.
     pub(crate) fn leave(self) -> ServingSuccessor {
         let left = self.lock.release().and_then(|()| self.peer.send(&Message::Left));
         if let Err(error) = left {
@@ -423,7 +430,7 @@ impl Successor {
 }
 
 impl ServingSuccessor {
-    /// Says that everything is written down.
+    /// Reports that the state is saved.
     pub(crate) fn send_saved(&self) {
         if let Err(error) = self.0.send(&Message::Saved) {
             warn!(target: OPERATOR, %error, "successor ended");
@@ -431,9 +438,9 @@ impl ServingSuccessor {
     }
 }
 
-/// The offer to be taken over, which stands from the start to the end.
+/// The offer to be taken over, from the start to the end.
 pub(crate) struct TakeoverOffer {
-    /// The socket's file, removed at the end unless a successor has put its own there.
+    /// The socket's file, removed at the end unless a successor has created its own there.
     _file: SocketFile,
 }
 
@@ -441,7 +448,7 @@ impl TakeoverOffer {
     /// Listens at `path` for a successor, on a thread of its own.
     ///
     /// # Errors
-    /// Where that cannot be done. Nothing else depends on it.
+    /// If that fails. Nothing else depends on it.
     pub(crate) fn make(
         path: &Path,
         own: HandoverContext,
@@ -455,7 +462,7 @@ impl TakeoverOffer {
     }
 }
 
-/// What a tracker has that concerns a successor.
+/// The parts of a tracker that a hand-over needs.
 pub(crate) struct HandoverContext {
     /// All sockets.
     pub(crate) owned: Arc<OwnedSockets>,
@@ -463,26 +470,24 @@ pub(crate) struct HandoverContext {
     pub(crate) lock: Arc<ServingLock>,
     /// Registrations, whose database only one process may have open.
     pub(crate) access_manager: Arc<AccessManager>,
-    /// Writes down what the database is to hold before it is lent, and sees that listeners are
-    /// kept; or says why nothing is handed over now.
-    pub(crate) prepare: Box<dyn Fn() -> Result<(), String> + Send>,
-    /// Hears of the one that takes over.
+    /// Saves what the database has to contain before it is lent, and makes sure that listeners are
+    /// kept; or returns why nothing can be handed over now.
+    pub(crate) prepare: Box<dyn Fn() -> io::Result<()> + Send>,
+    /// Receives the successor.
     pub(crate) successors: UnboundedSender<Successor>,
 }
 
-/// Where a tracker offers itself: as configured, or in the state directory.
-pub(crate) fn path(configured: &str, state: Result<PathBuf, String>) -> Result<PathBuf, String> {
-    if configured.is_empty() { Ok(state?.join("handover.sock")) } else { Ok(configured.into()) }
-}
+/// The name of the hand-over socket in the state directory.
+pub(crate) const SOCKET_NAME: &str = "handover.sock";
 
-/// Deals with those who ask, one after the other.
+/// Handles successors, one after the other.
 struct HandoverServer {
     listener: Socket,
     own: HandoverContext,
 }
 
 impl HandoverServer {
-    /// Until a successor has taken over, or the process ends.
+    /// Runs until a successor has taken over, or the process ends.
     fn serve(self) {
         let mut is_lent = false;
         loop {
@@ -497,7 +502,8 @@ impl HandoverServer {
                     continue;
                 }
             };
-            if let Err(reason) = check_successor(&peer).and_then(|()| (self.own.prepare)()) {
+            if let Err(error) = check_successor(&peer).and_then(|()| (self.own.prepare)()) {
+                let reason = error.to_string();
                 warn!(target: OPERATOR, %reason, "take-over refused");
                 let _ = peer.send(&Message::Refused { reason });
                 continue;
@@ -505,12 +511,12 @@ impl HandoverServer {
             info!(target: OPERATOR, "take-over requested by a successor");
             let error = match self.prepare_successor(&peer) {
                 Ok(()) => {
-                    let (goes_on, told) = channel();
+                    let (refused, refusals) = channel();
                     let lock = self.own.lock.clone();
-                    let successor = Successor { peer, lock, goes_on };
-                    // Neither where this process ends anyway.
+                    let successor = Successor { peer, lock, refused };
+                    // Both fail only if this process ends anyway.
                     let Ok(()) = self.own.successors.send(successor) else { return };
-                    let Ok(error) = told.recv() else { return };
+                    let Ok(error) = refusals.recv() else { return };
                     error
                 }
                 Err(error) => {
@@ -523,14 +529,15 @@ impl HandoverServer {
         }
     }
 
-    /// The next one that asks. As long as the database is lent, `WouldBlock` now and then: a
-    /// successor that was given up may hold it for longer than anybody waits.
+    /// The next successor that connects. While the database is lent, it returns `WouldBlock` from
+    /// time to time: a successor that was rejected may keep the database open longer than any wait
+    /// here.
     fn next(&self, is_lent: bool) -> io::Result<Socket> {
         self.listener.set_read_timeout(is_lent.then_some(TAKE_BACK_EVERY))?;
         Ok(self.listener.accept()?.0)
     }
 
-    /// Gives copies of all sockets, and waits until the successor could serve with them.
+    /// Sends copies of all sockets, and waits until the successor could serve with them.
     fn prepare_successor(&self, peer: &Channel) -> io::Result<()> {
         self.own.access_manager.lend_database();
         peer.send_with(&Message::Lock, &[self.own.lock.as_fd()])?;
@@ -542,15 +549,15 @@ impl HandoverServer {
             peer.send_with(&Message::Sockets { sockets, last: number == count }, &descriptors)?;
         }
         match peer.receive(START_MAX)?.0 {
-            // What was said may have waited here for longer than who said it.
+            // The message may have waited here after its sender ended.
             Message::Serving if peer.is_open() => Ok(()),
-            Message::Serving => Err(io::Error::other("it has gone")),
+            Message::Serving => Err(io::Error::other("the other process has ended")),
             _ => Err(unexpected_message()),
         }
     }
 
-    /// Opens the database again; the successor's end may take a moment to free it. Says whether it
-    /// is open.
+    /// Opens the database again. The end of the successor may take a moment to free it. True if the
+    /// database is open.
     #[expect(clippy::disallowed_methods, reason = "this is the edge")]
     fn take_back(&self) -> bool {
         let begun = Instant::now();
@@ -567,21 +574,21 @@ impl HandoverServer {
     }
 }
 
-/// Whether the one at the other end may have the sockets; otherwise why not.
-fn check_successor(peer: &Channel) -> Result<(), String> {
-    let user = descriptors::peer_user(peer.0.as_fd()).map_err(|error| error.to_string())?;
+/// Whether the process at the other end may have the sockets; otherwise why not.
+fn check_successor(peer: &Channel) -> io::Result<()> {
+    let user = descriptors::peer_user(peer.0.as_fd())?;
     if user != 0 && user != descriptors::own_user() {
-        return Err(format!("user {user} is neither this tracker's nor root"));
+        let reason = format!("user {user} is neither this tracker's nor root");
+        return Err(io::Error::other(reason));
     }
-    descriptors::set_timeouts(&peer.0, PROMPT).map_err(|error| error.to_string())?;
-    match peer.receive(PROMPT) {
-        Ok((Message::Ask { protocol: PROTOCOL, .. }, _)) => Ok(()),
-        Ok((Message::Ask { protocol, version }, _)) => Err(format!(
-            "skep {version} hands over by protocol {protocol}, this one by {PROTOCOL}: stop this \
-             one, then start the other"
-        )),
-        Ok(_) => Err(unexpected_message().to_string()),
-        Err(error) => Err(error.to_string()),
+    descriptors::set_timeouts(&peer.0, PROMPT)?;
+    match peer.receive(PROMPT)?.0 {
+        Message::Ask { protocol: PROTOCOL, .. } => Ok(()),
+        Message::Ask { protocol, version } => Err(io::Error::other(format!(
+            "skep {version} uses hand-over protocol {protocol}, the running tracker uses \
+             {PROTOCOL}: stop the running tracker, then start the new one"
+        ))),
+        _ => Err(unexpected_message()),
     }
 }
 
@@ -595,7 +602,7 @@ mod tests {
         trusted_users("")
     }
 
-    /// An offer of `count` sockets on one address, and who hears of successors.
+    /// An offer of `count` sockets on one address, and the receiver of its successors.
     fn offer(
         path: &Path,
         count: usize,
@@ -632,7 +639,7 @@ mod tests {
             predecessor.send_accepting();
             predecessor.wait_until_saved().unwrap();
         });
-        let successor = heard.blocking_recv().unwrap().hand_over().map_err(|_| ()).unwrap();
+        let successor = heard.blocking_recv().unwrap().hand_over().unwrap();
         successor.send_saved();
         thread.join().unwrap();
         drop(offer);
@@ -653,9 +660,9 @@ mod tests {
         let (predecessor, _given) =
             Predecessor::ask(&path, &us()).map_err(|it| it.to_string()).unwrap();
         assert!(heard.try_recv().is_err());
-        // This one ends once the other has left.
+        // This thread ends once the other side has left.
         let thread = std::thread::spawn(move || predecessor.take_over());
-        assert!(heard.blocking_recv().unwrap().hand_over().is_err());
+        assert!(heard.blocking_recv().unwrap().hand_over().is_none());
         thread.join().unwrap().unwrap();
         let (predecessor, _given) =
             Predecessor::ask(&path, &us()).map_err(|it| it.to_string()).unwrap();
@@ -664,7 +671,7 @@ mod tests {
             predecessor.send_accepting();
             predecessor
         });
-        assert!(heard.blocking_recv().unwrap().hand_over().is_ok());
+        assert!(heard.blocking_recv().unwrap().hand_over().is_some());
         drop(thread.join().unwrap());
     }
 
@@ -683,7 +690,7 @@ mod tests {
         let (_offer, _heard) = offer(&path, 1);
         let strangers = [descriptors::own_user() + 1];
         let text = Predecessor::ask(&path, &strangers).err().unwrap().to_string();
-        let user = format!("it belongs to user {},", descriptors::own_user());
+        let user = format!("the socket belongs to user {}:", descriptors::own_user());
         assert!(text.contains(&user) && text.contains("remedy: name another"), "{text}");
         assert!(Predecessor::ask(&path, &us()).is_ok());
         assert_eq!(trusted_users(""), us());
@@ -698,9 +705,9 @@ mod tests {
         let (_offer, _heard) = offer(&path, 1);
         let peer = Channel(descriptors::connect(&path).unwrap());
         peer.send(&Message::Ask { protocol: PROTOCOL + 1, version: "9.0.0".into() }).unwrap();
-        let (answer, _) = peer.receive(PROMPT).unwrap();
-        let Message::Refused { reason } = answer else { panic!("{answer:?}") };
-        assert!(reason.contains("skep 9.0.0") && reason.contains("by 2"), "{reason}");
+        let (response, _) = peer.receive(PROMPT).unwrap();
+        let Message::Refused { reason } = response else { panic!("{response:?}") };
+        assert!(reason.contains("skep 9.0.0") && reason.contains("uses 2"), "{reason}");
     }
 
     #[test]
@@ -713,7 +720,7 @@ mod tests {
         assert_eq!(error.exit_code(), 1);
         let _other = std::os::unix::net::UnixListener::bind(&path).unwrap();
         let text = Predecessor::ask(&path, &us()).err().unwrap().to_string();
-        assert!(text.contains("remedy: see that server.handover_socket names"), "{text}");
+        assert!(text.contains("remedy: check that server.handover_socket names"), "{text}");
     }
 
     #[test]
@@ -740,6 +747,6 @@ mod tests {
             .map(|(here, there)| (Channel(here), there))
             .unwrap();
         let error = here.receive(Duration::from_millis(1)).unwrap_err();
-        assert!(remedy_of(&error).contains("if the tracker there hangs"), "{error}");
+        assert!(remedy_of(&error).contains("if the tracker there does not respond"), "{error}");
     }
 }

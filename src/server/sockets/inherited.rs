@@ -1,9 +1,10 @@
-//! Sockets that outlive a process: what this one was given at its start, and what it can pass on.
+//! Sockets that live longer than a process: those that this process received at its start, and
+//! those that it can hand over.
 //!
 //! They come from a predecessor that still runs (`server::handover`), or from the service manager:
-//! its own (socket activation) or those that a predecessor left with it (the descriptor store). In
-//! each case the sockets are the same objects, with what waits in them, in the same order of their
-//! SO_REUSEPORT group.
+//! its own sockets (socket activation), or those that a predecessor stored there (the descriptor
+//! store). In each case they are the same kernel objects, with the data that waits in them, in the
+//! same order of their SO_REUSEPORT group.
 
 use std::fmt;
 use std::io;
@@ -17,10 +18,10 @@ use socket2::{Domain, SockRef, Type};
 use crate::server::StartError;
 use crate::sys::descriptors;
 
-/// Sockets that are taken over at most.
+/// Most sockets that are taken over.
 pub(crate) const SOCKETS_MAX: usize = 8192;
 
-/// What a socket is for.
+/// The use of a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum SocketKind {
@@ -28,9 +29,9 @@ pub(crate) enum SocketKind {
     Udp,
     /// HTTP and WebSocket.
     Tcp,
-    /// The same over TLS.
+    /// HTTP and WebSocket over TLS.
     Tls,
-    /// HTTP and WebSocket of a reverse proxy on this host.
+    /// HTTP and WebSocket from a reverse proxy on this host.
     Unix,
     /// The pages for operators.
     Admin,
@@ -39,7 +40,7 @@ pub(crate) enum SocketKind {
 impl SocketKind {
     const ALL: [Self; 5] = [Self::Udp, Self::Tcp, Self::Tls, Self::Unix, Self::Admin];
 
-    /// Its name in logs and in the service manager's store.
+    /// The name in logs and in the service manager's store.
     pub(crate) fn label(self) -> &'static str {
         match self {
             Self::Udp => "udp",
@@ -51,7 +52,7 @@ impl SocketKind {
     }
 }
 
-/// Where a socket is bound.
+/// The place that a socket is bound to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum BindPlace {
@@ -70,46 +71,45 @@ impl fmt::Display for BindPlace {
     }
 }
 
-/// What is said of a socket that is passed on.
+/// The description of a socket that is handed over.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct SocketDescription {
-    /// What for; `None`: any TCP, as its address says.
+    /// The use; `None`: any TCP listener, as found from its address.
     pub(crate) kind: Option<SocketKind>,
-    /// Where it is bound.
     pub(crate) place: BindPlace,
-    /// Which it is of those that share the place, from 0.
+    /// Its index among the sockets that share the place, from 0.
     pub(crate) index: u16,
-    /// Whether the service manager has it, too: it listens, and its file stays, when all of us have
-    /// ended.
+    /// Whether the service manager has it, too: it still listens, and its file stays, after all
+    /// skep processes have ended.
     #[serde(default)]
     pub(crate) is_managed: bool,
 }
 
-/// What this process was given and has not taken yet. Closed with it.
+/// Sockets that this process received and has not taken yet. They are closed when dropped.
 #[derive(Debug, Default)]
 pub(crate) struct InheritedSockets {
     left: Vec<InheritedSocket>,
-    /// Ports of all that ever was here.
+    /// Ports of all sockets that were ever in this value.
     ports: Vec<u16>,
-    /// Places of all that ever was here and that the service manager has, too.
+    /// Places of all sockets that were ever in this value and that the service manager has, too.
     managed: Vec<BindPlace>,
 }
 
 #[derive(Debug)]
 struct InheritedSocket {
     description: SocketDescription,
-    /// The name it has in the service manager's store, if it comes from there.
+    /// Its name in the service manager's store, if it comes from there.
     name: Option<String>,
     socket: OwnedFd,
 }
 
 impl InheritedSockets {
-    /// What the service manager has passed (sd_listen_fds(3)). To be called before anything else
-    /// opens descriptors.
+    /// The sockets that the service manager has passed (sd_listen_fds(3)). Call it before this
+    /// process opens a descriptor.
     ///
     /// # Errors
-    /// The environment does not describe what was passed. An unread socket would take its share of
-    /// the datagrams.
+    /// If the environment does not describe what was passed. A socket that is not read would take
+    /// its share of the datagrams.
     pub(crate) fn of_process() -> Result<Self, StartError> {
         let passed = descriptors::inherited().map_err(|error| {
             StartError::Failed(format!(
@@ -124,8 +124,8 @@ impl InheritedSockets {
         Ok(sockets)
     }
 
-    /// Adds a socket that the service manager has passed under this name; what is none of ours, or
-    /// here twice (from a socket unit and from the store), is closed.
+    /// Adds a socket that the service manager has passed under this name. A socket that is not for
+    /// skep, or that was passed twice (from a socket unit and from the store), is closed.
     fn add(&mut self, name: &str, socket: OwnedFd) {
         let Ok(description) = describe(name, &socket) else { return };
         let cookie = descriptors::cookie(&socket).ok();
@@ -137,7 +137,7 @@ impl InheritedSockets {
         }
     }
 
-    /// Adds a socket of which a predecessor says this.
+    /// Adds a socket with the description of a predecessor.
     pub(crate) fn receive(&mut self, description: SocketDescription, socket: OwnedFd) {
         self.push(InheritedSocket { description, name: None, socket });
     }
@@ -152,18 +152,18 @@ impl InheritedSockets {
         self.left.push(socket);
     }
 
-    /// Places of what the service manager has, too, taken or not.
+    /// Places of sockets that the service manager has, too, taken or not.
     pub(crate) fn managed(&self) -> &[BindPlace] {
         &self.managed
     }
 
-    /// Whether there is nothing.
+    /// Whether no sockets are left.
     pub(crate) fn is_empty(&self) -> bool {
         self.left.is_empty()
     }
 
-    /// Takes the sockets of a kind that are bound to `asked`, in the order of their group. Where
-    /// that leaves the port to the kernel, those of the first address with its IP address.
+    /// Takes the sockets of a kind that are bound to `asked`, in the order of their group. If
+    /// `asked` leaves the port to the kernel, takes those of the first address with its IP address.
     pub(crate) fn take(&mut self, kind: SocketKind, asked: SocketAddr) -> Vec<OwnedFd> {
         let is_asked = |description: &SocketDescription| match &description.place {
             BindPlace::At(at) if asked.port() == 0 => at.ip() == asked.ip(),
@@ -196,13 +196,13 @@ impl InheritedSockets {
         taken.into_iter().map(|it| it.socket).collect()
     }
 
-    /// Whether something on this port was inherited, taken or not: a trial bind would then fail for
-    /// no reason.
+    /// Whether a socket on this port was inherited, taken or not: a trial bind would then fail
+    /// without a reason.
     pub(crate) fn has_port(&self, port: u16) -> bool {
         self.ports.contains(&port)
     }
 
-    /// Closes what nobody has taken, and says what it was: places, and names in the store.
+    /// Closes the sockets that were not taken. Returns their places, and their names in the store.
     pub(crate) fn close(self) -> (Vec<String>, Vec<String>) {
         let mut places = Vec::new();
         for socket in &self.left {
@@ -216,7 +216,7 @@ impl InheritedSockets {
     }
 }
 
-/// What can be told of a socket from itself and from the name it was passed under.
+/// Describes a socket from its own properties and the name that it was passed under.
 fn describe(name: &str, socket: &OwnedFd) -> io::Result<SocketDescription> {
     let sock_ref = SockRef::from(socket);
     let (kind, index) = parse_name(name);
@@ -240,7 +240,7 @@ fn describe(name: &str, socket: &OwnedFd) -> io::Result<SocketDescription> {
     Ok(SocketDescription { kind, place, index, is_managed: true })
 }
 
-/// What a name of ours says; another program's says nothing.
+/// Kind and index from a name that skep gave; nothing from another program's name.
 fn parse_name(name: &str) -> (Option<SocketKind>, u16) {
     let mut parts = name.split('-');
     let kind =
@@ -249,24 +249,24 @@ fn parse_name(name: &str) -> (Option<SocketKind>, u16) {
     (kind, kind.and(index).unwrap_or(0))
 }
 
-/// Second handles on every socket of this process, to pass on.
+/// Second handles on every socket of this process, to hand them over.
 #[derive(Debug, Default)]
 pub(crate) struct OwnedSockets {
     all: Vec<(SocketDescription, OwnedFd)>,
     /// Places of which the service manager has a descriptor, too.
     managed: Vec<BindPlace>,
-    /// Whether it gets one of every socket on the network.
+    /// Whether the service manager stores every network socket.
     is_stored: bool,
 }
 
 impl OwnedSockets {
-    /// An empty one. The service manager has what is at these places, and gets all that is on the
-    /// network if it `is_stored`.
+    /// An empty list. The service manager has the sockets at the `managed` places, and stores every
+    /// network socket if `is_stored`.
     pub(crate) fn new(managed: &[BindPlace], is_stored: bool) -> Self {
         Self { all: Vec::new(), managed: managed.to_vec(), is_stored }
     }
 
-    /// Whether the service manager listens on any of it when this process has ended.
+    /// Whether the service manager still listens on any of them after this process has ended.
     pub(crate) fn is_managed(&self) -> bool {
         self.all.iter().any(|it| it.0.is_managed)
     }
@@ -274,7 +274,7 @@ impl OwnedSockets {
     /// Adds the sockets of one place, in the order of their group.
     ///
     /// # Errors
-    /// Where no more descriptors are to be had.
+    /// If no descriptor is left.
     pub(crate) fn add<'a, S: AsFd + 'a>(
         &mut self,
         kind: SocketKind,
@@ -304,14 +304,14 @@ impl OwnedSockets {
         self.add(kind, &BindPlace::At(address), listeners)
     }
 
-    /// Every socket and what is to be said of it.
+    /// Every socket with its description.
     pub(crate) fn all(&self) -> impl Iterator<Item = (&SocketDescription, BorrowedFd<'_>)> {
         self.all.iter().map(|(description, socket)| (description, socket.as_fd()))
     }
 
-    /// Every socket on the network, under the name that it is to have in the service manager's
-    /// store: its kind, which of the kind's addresses it has, and which of that address it is. (A
-    /// Unix socket's file goes with us: it is made anew.)
+    /// Every network socket, with its name in the service manager's store: its kind, the index of
+    /// its address among those of the kind, and its index at that address. (A Unix socket's file is
+    /// removed with the process, and created anew.)
     pub(crate) fn named(&self) -> Vec<(String, BorrowedFd<'_>)> {
         let mut places: Vec<(Option<SocketKind>, &BindPlace)> = Vec::new();
         let mut named = Vec::new();
@@ -413,7 +413,7 @@ mod tests {
             owned.add(SocketKind::Unix, &file, [&ours]).unwrap();
             let mut next = InheritedSockets::default();
             for (description, socket) in owned.all() {
-                // As it is told by one process to the other.
+                // Encoded as one process sends it to the other.
                 let told = serde_json::to_string(description).unwrap();
                 let heard = serde_json::from_str(&told).unwrap();
                 next.receive(heard, socket.try_clone_to_owned().unwrap());

@@ -1,4 +1,4 @@
-//! Binds what TCP is served on: each address once for each worker, and the Unix socket once.
+//! Binds TCP listeners, each address once for each worker, and the Unix socket once.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -9,30 +9,32 @@ use std::path::{Path, PathBuf};
 
 use socket2::{Domain, Protocol, Socket, Type};
 
+use crate::config::ConfigError;
 use crate::server::StartError;
 use crate::server::sockets::bind_retry::BindRetry;
 use crate::server::sockets::inherited::{InheritedSockets, SocketKind};
 use crate::sys::identity::{self, UnixUser};
 
-/// Connections that wait to be accepted; the kernel cuts it to net.core.somaxconn.
+/// Connections that wait to be accepted. The kernel limits it to net.core.somaxconn.
 const BACKLOG: i32 = 4096;
 
-/// Who may connect to the Unix socket: its owner and its group, where the proxy belongs.
+/// Mode of the Unix socket: its owner and its group may connect. The proxy has to be in the group.
 const UNIX_MODE: u32 = 0o660;
 
 /// One address, bound at least once for each worker.
 pub(crate) struct BoundListener {
-    /// With the port the kernel chose.
+    /// The address, with the port that the kernel chose.
     pub(crate) address: SocketAddr,
-    /// The listeners in the order of their group: one a worker, or more where more were inherited.
+    /// The listeners in the order of their group: one per worker, or more if more were inherited.
     pub(crate) by_worker: Vec<TcpListener>,
 }
 
-/// Binds `address` for that many workers, or takes what was inherited of it. `is_ours` says that
-/// something of ours on the same port is in the way of binding it alone.
+/// Binds `address` for `workers` workers, or takes inherited listeners. `is_ours`: a socket of this
+/// process on the same port prevents binding it alone.
 ///
 /// # Errors
-/// The kernel's; `AddrInUse` where it stays so for longer than there is `retry` for.
+/// Errors of the system calls; `AddrInUse` if the address stays in use for longer than `retry`
+/// allows.
 pub(crate) fn bind(
     address: SocketAddr,
     workers: usize,
@@ -48,8 +50,8 @@ pub(crate) fn bind(
         None => address,
     };
     while by_worker.len() < workers {
-        // The first one alone: a second skep of the same user could share the address with us, and
-        // would silently be sent half of the connections.
+        // The first is bound alone: a second skep of the same user could share the address, and
+        // would get half of the connections unnoticed.
         let is_shared =
             !by_worker.is_empty() || is_ours || inherited_sockets.has_port(address.port());
         let bound = if is_shared {
@@ -62,7 +64,8 @@ pub(crate) fn bind(
                 at = listener.local_addr()?;
                 by_worker.push(listener);
             }
-            // Whoever bound what was inherited does not share it: the workers that have one serve.
+            // The owner of the inherited listeners does not share the address: only the workers
+            // that have one serve.
             Err(error) if error.kind() == io::ErrorKind::AddrInUse && !by_worker.is_empty() => {
                 break;
             }
@@ -72,11 +75,11 @@ pub(crate) fn bind(
     Ok(BoundListener { address: at, by_worker })
 }
 
-/// Binds an address that is shared already, or nobody's; further ones of this user may share it
+/// Binds an address that is shared already or free. Further sockets of this user may share it
 /// afterwards.
 fn listener(address: SocketAddr, is_shared: bool) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-    socket.set_reuse_address(true)?; // over connections of a predecessor that are still closing
+    socket.set_reuse_address(true)?; // despite connections of a predecessor that are still closing
     socket.set_reuse_port(is_shared)?;
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
@@ -89,22 +92,21 @@ fn listener(address: SocketAddr, is_shared: bool) -> io::Result<TcpListener> {
     Ok(socket.into())
 }
 
-/// A Unix socket in the file system, which goes with its owner.
+/// A Unix socket in the file system, which is removed with its owner.
 pub(crate) struct UnixSocket {
-    /// The listener.
     pub(crate) listener: UnixListener,
-    /// Where it is.
+    /// The path of its file.
     pub(crate) path: PathBuf,
-    /// Whether its file is somebody else's by now.
+    /// Whether its file belongs to another process by now.
     pub(crate) is_passed_on: bool,
-    /// Whether the service manager made it, and listens on it when no process of ours runs.
+    /// Whether the service manager created it, and listens on it while no skep process runs.
     is_managed: bool,
 }
 
 impl UnixSocket {
-    /// Binds `path`, over a socket that nobody listens on any more. This user, or the one that this
-    /// process is going to be, and its group may connect, for whoever does is believed what it says
-    /// of the client.
+    /// Binds `path`, in place of a socket that no process listens on any more. Only this user, or
+    /// the user that this process will change to, and its group may connect, because the client
+    /// address that a connection names is trusted.
     ///
     /// # Errors
     /// [`StartError`] with a remedy.
@@ -118,12 +120,13 @@ impl UnixSocket {
         Ok(Self { listener, path: path.to_owned(), is_passed_on: false, is_managed: false })
     }
 
-    /// One that somebody else has bound, whose file it is for now; if it `is_managed`, for good.
+    /// A socket that another process has bound and whose file that process owns for now; for good
+    /// if `is_managed`.
     pub(crate) fn adopt(path: &Path, socket: OwnedFd, is_managed: bool) -> Self {
         Self { listener: socket.into(), path: path.to_owned(), is_passed_on: true, is_managed }
     }
 
-    /// Takes the file over from a predecessor, who does not remove it any more.
+    /// Takes the file over from a predecessor, which does not remove it any more.
     pub(crate) fn own(&mut self) {
         self.is_passed_on = self.is_managed;
     }
@@ -132,14 +135,15 @@ impl UnixSocket {
 impl Drop for UnixSocket {
     fn drop(&mut self) {
         if !self.is_passed_on {
-            // Whoever has replaced it keeps theirs only if we cannot remove it: harmless.
+            // Another process may have replaced the file. If it cannot be removed, that is
+            // harmless.
             let _ = std::fs::remove_file(&self.path);
         }
     }
 }
 
-/// Binds a Unix socket that is `user`'s: with its rights, or where it may not write the folder, as
-/// root, provided that nobody but root has a say in where the path leads.
+/// Binds a Unix socket that belongs to `user`: with its rights, or, if it may not write to the
+/// folder, as root, provided that only root can change where the path leads.
 fn bind_as(path: &Path, user: Option<&UnixUser>) -> io::Result<UnixListener> {
     let Some(user) = user else { return bind_own(path) };
     let bound = {
@@ -166,7 +170,7 @@ fn bind_own(path: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-/// Until the mode is set, nobody but the owner may connect: see `keep_files_private`.
+/// Until the mode is set, only the owner may connect: see `keep_files_private`.
 fn bind_path(path: &Path) -> io::Result<UnixListener> {
     if is_stale_socket(path)? {
         std::fs::remove_file(path)?;
@@ -176,18 +180,21 @@ fn bind_path(path: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-/// Says what is in the place of a Unix socket and would keep it from being bound, if anything is.
-/// No path is no socket.
-pub(crate) fn check_unix_path(path: &str) -> Result<(), String> {
+/// Checks what is at the path of a Unix socket. An empty path means no socket.
+///
+/// # Errors
+/// What would prevent binding the path.
+pub(crate) fn check_unix_path(path: &str) -> Result<(), ConfigError> {
     match Path::new(path).symlink_metadata() {
         Ok(metadata) if !metadata.file_type().is_socket() => {
-            Err(format!("{path} is there already, and no socket; remedy: choose another path"))
+            let problem = format!("{path} exists and is not a socket; remedy: choose another path");
+            Err(ConfigError::at("http.unix_socket", problem))
         }
         _ => Ok(()),
     }
 }
 
-/// Whether a socket is there that a program which has ended left behind.
+/// Whether the path is a socket that a program which has ended left behind.
 fn is_stale_socket(path: &Path) -> io::Result<bool> {
     match path.symlink_metadata() {
         Ok(metadata) if metadata.file_type().is_socket() => match UnixStream::connect(path) {
@@ -231,7 +238,7 @@ mod tests {
         let bound = UnixSocket::bind(&path, None, &mut BindRetry::none()).unwrap();
         let text = UnixSocket::bind(&path, None, &mut BindRetry::none()).err().unwrap().to_string();
         assert!(text.contains("skep.sock") && text.contains("remedy"), "{text}");
-        assert!(text.contains("the settings name it twice"), "{text}");
+        assert!(text.contains("the settings list this address twice"), "{text}");
         assert!(UnixStream::connect(&path).is_ok(), "the first one still serves");
         assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, UNIX_MODE);
         let twin = bound.listener.try_clone().unwrap();

@@ -1,5 +1,5 @@
-//! What is served on: sockets that are bound, inherited from the service manager, or handed over
-//! between two trackers.
+//! The sockets of the server: bound, inherited from the service manager, or handed over between two
+//! trackers.
 //!
 //! ```text
 //! service manager ─┐

@@ -1,4 +1,4 @@
-//! A Unix socket's file whose owner changes without a moment in which it is absent.
+//! The file of a Unix socket. Its owner can change without a moment in which the file is absent.
 
 use std::io;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
@@ -8,13 +8,13 @@ use socket2::Socket;
 
 use crate::sys::descriptors;
 
-/// Who may connect: its owner.
+/// Only the owner may connect.
 const MODE: u32 = 0o600;
 
-/// The longest path of a socket, in bytes (unix(7)).
+/// Most bytes of the path of a socket (unix(7)).
 const PATH_BYTES_MAX: usize = 107;
 
-/// The file, removed when dropped, unless it is somebody else's by then.
+/// The file, removed when dropped, unless another process owns it by then.
 #[derive(Debug)]
 pub(crate) struct SocketFile {
     path: PathBuf,
@@ -22,13 +22,14 @@ pub(crate) struct SocketFile {
 }
 
 impl SocketFile {
-    /// Listens at `path`, in the place of a socket on which nobody does. It gets its name when it
-    /// is complete.
+    /// Listens at `path`, in place of a socket that no process listens on. The file gets its name
+    /// when it is complete.
     ///
     /// # Errors
-    /// The kernel's; `AddrInUse` where somebody listens there; `InvalidInput` for a long path.
+    /// Errors of the system calls; `AddrInUse` if a process listens there; `InvalidInput` for a
+    /// long path.
     pub(crate) fn listen(path: &Path) -> io::Result<(Self, Socket)> {
-        unfinished(path)?; // before a long path is looked for, in vain
+        unfinished(path)?; // fails for a long path, before the system calls below do
         match descriptors::connect(path) {
             Ok(_) => return Err(io::ErrorKind::AddrInUse.into()),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -41,10 +42,10 @@ impl SocketFile {
         Self::replace(path)
     }
 
-    /// Listens at `path`, in the place of whatever socket is there.
+    /// Listens at `path`, in place of any socket there.
     ///
     /// # Errors
-    /// The kernel's; `InvalidInput` for a long path.
+    /// Errors of the system call; `InvalidInput` for a long path.
     pub(crate) fn replace(path: &Path) -> io::Result<(Self, Socket)> {
         let unfinished = unfinished(path)?;
         let _ = std::fs::remove_file(&unfinished);
@@ -71,7 +72,7 @@ impl Drop for SocketFile {
     }
 }
 
-/// What a socket at `path` is called until it is complete.
+/// The name of a socket at `path` until it is complete.
 fn unfinished(path: &Path) -> io::Result<PathBuf> {
     let mut it = path.as_os_str().to_owned();
     it.push(format!(".{}", std::process::id()));

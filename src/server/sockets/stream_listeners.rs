@@ -1,4 +1,4 @@
-//! All that stream workers accept from, and how it is shared out among them.
+//! All listeners of the stream workers, and their distribution among the workers.
 
 use std::io;
 use std::path::Path;
@@ -12,18 +12,18 @@ use crate::server::sockets::inherited::{BindPlace, InheritedSockets, OwnedSocket
 use crate::server::sockets::listeners::{BoundListener, UnixSocket};
 use crate::worker::stream::Listener;
 
-/// What the workers listen on.
+/// The listeners of the workers.
 pub(crate) struct StreamListeners {
     /// HTTP and WebSocket.
     pub(crate) plain: Vec<BoundListener>,
-    /// The same behind TLS.
+    /// HTTP and WebSocket over TLS.
     pub(crate) tls: Vec<BoundListener>,
-    /// The same from this host's reverse proxies.
+    /// HTTP and WebSocket from this host's reverse proxies.
     pub(crate) unix: Option<UnixSocket>,
 }
 
 impl StreamListeners {
-    /// Binds what is configured besides `plain`.
+    /// Binds the configured listeners besides `plain`.
     pub(crate) fn bind(
         config: &Config,
         plain: Vec<BoundListener>,
@@ -46,10 +46,10 @@ impl StreamListeners {
         Ok(Self { plain, tls, unix })
     }
 
-    /// Adds second handles on all of them to what can be passed on.
+    /// Adds second handles on all listeners to those that can be handed over.
     ///
     /// # Errors
-    /// Where no more descriptors are to be had.
+    /// If no descriptor is left.
     pub(crate) fn list_in(&self, owned: &mut OwnedSockets) -> io::Result<()> {
         for (kind, all) in [(SocketKind::Tcp, &self.plain), (SocketKind::Tls, &self.tls)] {
             for listener in all {
@@ -66,10 +66,10 @@ impl StreamListeners {
         Ok(())
     }
 
-    /// Deals each worker its own.
+    /// Distributes the listeners among the workers.
     ///
     /// # Errors
-    /// Where no more descriptors are to be had.
+    /// If no descriptor is left.
     pub(crate) fn deal(&mut self, workers: usize) -> io::Result<Vec<Vec<Listener>>> {
         let mut hands: Vec<Vec<Listener>> = (0..workers).map(|_| Vec::new()).collect();
         for (bound, kind) in
@@ -81,7 +81,7 @@ impl StreamListeners {
                 }
             }
         }
-        // There is no SO_REUSEPORT for Unix sockets: all accept from the one queue.
+        // Unix sockets have no SO_REUSEPORT: all workers accept from the same queue.
         if let Some(unix) = &self.unix {
             for hand in &mut hands {
                 hand.push(Listener::Unix(unix.listener.try_clone()?));

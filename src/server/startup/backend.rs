@@ -1,4 +1,5 @@
-//! Decides how datagrams are moved: as configured, or the better way that works here.
+//! Chooses the I/O backend for datagrams: the configured one, or the better one that works on this
+//! host.
 
 use crate::config::Io;
 use crate::server::StartError;
@@ -6,11 +7,11 @@ use crate::server::metrics::sources::BackendInfo;
 use crate::sys::probe;
 use crate::worker::datagram::DatagramBackend;
 
-/// The backend and why it was chosen.
+/// The backend, and why it was chosen.
 pub(crate) struct Choice {
-    /// What the workers use.
+    /// The backend of the workers.
     pub(crate) backend: DatagramBackend,
-    /// What the metrics tell.
+    /// The labels for the metrics.
     pub(crate) info: BackendInfo,
 }
 

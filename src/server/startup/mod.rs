@@ -6,8 +6,9 @@
 //!                                                  tcp-0 … tcp-N
 //! ```
 //!
-//! All sockets are bound before any worker starts, so a start that fails has served nobody. From
-//! the ready line on, a worker that fails ends the process: it is never half alive.
+//! All sockets are bound before any worker starts, so a start that fails has served no client. From
+//! the ready line on, a worker that fails ends the process: it never serves with only some of its
+//! workers.
 
 mod backend;
 
@@ -18,19 +19,20 @@ use tokio::sync::mpsc;
 
 use crate::access::mode::Mode;
 use crate::access_store::AccessManager;
-use crate::config::{Config, Source};
+use crate::config::{Config, SettingsSource};
 use crate::server::context::AppContext;
 use crate::server::control::reload::Reloader;
 use crate::server::control::service_manager::ServiceManager;
 use crate::server::control::{self, Control, ControlRuntime};
 use crate::server::metrics::Metrics;
-use crate::server::metrics::sources::{Sources, WatchedSocket};
+use crate::server::metrics::sources::{MetricInputs, WatchedSocket};
 use crate::server::sockets::bind::{self, Sockets};
 use crate::server::sockets::bind_retry::BindRetry;
 use crate::server::sockets::handover::{self, Predecessor};
 use crate::server::sockets::inherited::{BindPlace, InheritedSockets, OwnedSockets, SocketKind};
 use crate::server::sockets::listeners::BoundListener;
 use crate::server::sockets::stream_listeners::StreamListeners;
+use crate::server::state_directory::KeyWarning;
 use crate::server::workers::datagram::Workers;
 use crate::server::workers::stream::Streams;
 use crate::server::{StartError, confine, end_with_any_panic, log, options, tls, workers};
@@ -44,9 +46,10 @@ use crate::sys::socket::BoundUdp;
 ///
 /// # Errors
 /// As [`crate::server::run`].
-pub(crate) fn serve(source: Source, take_over: bool) -> Result<(), StartError> {
+pub(crate) fn serve(source: SettingsSource, take_over: bool) -> Result<(), StartError> {
     let mut inherited_sockets = InheritedSockets::of_process()?;
-    // A pipe's end is waited for, which a signal has to be able to break off.
+    // Reads a pipe to its end, so it comes before signals are caught: a signal must be able to end
+    // it.
     let config = source.load()?;
     let base = ControlRuntime::new()?;
     let level = log::start(options::log(&config));
@@ -56,20 +59,20 @@ pub(crate) fn serve(source: Source, take_over: bool) -> Result<(), StartError> {
     let user = confine::user_of(&config)?;
     confine::create_state_directory(user.as_ref(), options::state_home(&config).as_deref().ok());
     let keys = options::keys_as(user.as_ref(), &config)?;
-    if let Some(warning) = &keys.warning {
-        tracing::warn!("{warning}");
-    }
+    keys.warning.iter().for_each(KeyWarning::log);
     tracing::info!(target: log::OPERATOR, origin = keys.origin, "connection-id key loaded");
     let choice = backend::choose(config.server.io)?;
     let tls = options::tls(&config).map(tls::Tls::start).transpose()?;
-    // From here to the end of `context`: the state directory is its user's.
+    // From here to the end of `context`, the state directory is accessed as its user.
     let acting = confine::act_as(user.as_ref())?;
     let mut was_warned = keys.made_up;
     let snapshots = Arc::new(options::snapshots(&config, &mut was_warned)?);
     let mut predecessor = None;
     if take_over {
-        // From here on it waits for us, and only one of both has the database.
-        let path = options::handover_path(&config).map_err(StartError::Failed)?;
+        // From here on the predecessor waits for this process, and only one of them has the
+        // database open.
+        let path = options::handover_path(&config);
+        let path = path.map_err(|error| StartError::Failed(error.to_string()))?;
         let users = handover::trusted_users(&config.server.user);
         let (found, sockets) = Predecessor::ask(&path, &users)?;
         (predecessor, inherited_sockets) = (Some(found), sockets);
@@ -91,10 +94,14 @@ pub(crate) fn serve(source: Source, take_over: bool) -> Result<(), StartError> {
     let _looking = memory.start().map_err(lacking)?;
     let thread = std::thread::Builder::new().name("control".into());
     let thread = thread.spawn(move || control::run(base, control)).map_err(lacking)?;
-    thread.join().unwrap_or_else(|_| Err(StartError::Failed("the control thread broke".into())))
+    thread.join().unwrap_or_else(|_| Err(control_panicked()))
 }
 
-/// Sets what holds for the whole process.
+fn control_panicked() -> StartError {
+    StartError::Failed("the control thread panicked; remedy: report this with the log".into())
+}
+
+/// Sets what applies to the whole process.
 fn settle_process() -> Result<(), StartError> {
     end_with_any_panic();
     keep_files_private();
@@ -104,19 +111,19 @@ fn settle_process() -> Result<(), StartError> {
     Ok(())
 }
 
-/// Sees that sessions of passkeys can be restored, and have their part of memory.
+/// Makes sure that sessions of passkeys can be restored, and gives them their part of memory.
 fn prepare_for_sessions(context: &AppContext) {
     let access = context.access_manager.access();
     if context.snapshots.is_restoring() {
-        access.keys().await_sessions();
+        access.passkeys().await_sessions();
     }
     if access.mode() == Mode::Private {
-        context.memory.count_sessions(access.keys().session_bytes().clone());
+        context.memory.count_sessions(access.passkeys().session_bytes().clone());
     }
 }
 
-/// Opens lists and registrations. Where there is nowhere to keep them, a warning says why, unless
-/// the operator `was_warned` of the state directory before.
+/// Opens lists and registrations. If there is no place to keep them, a warning has the reason,
+/// unless the operator `was_warned` about the state directory before.
 fn open_access(config: &Config, was_warned: &mut bool) -> Result<AccessManager, StartError> {
     let access = options::access(config);
     if let Err(reason) = &access.state
@@ -131,7 +138,7 @@ fn open_access(config: &Config, was_warned: &mut bool) -> Result<AccessManager, 
     Ok(AccessManager::open(&access)?)
 }
 
-/// Who else has to do with the sockets of this process.
+/// Other processes that use the sockets of this one.
 struct SocketPartners {
     manager: ServiceManager,
     predecessor: Option<Predecessor>,
@@ -172,7 +179,7 @@ fn assemble(
     let streams = Streams::start(config, context, backend, listeners, tls, &ends, how)?;
     let counters = (workers.counters.clone(), streams.counters.clone());
     let tallies = workers.tallies.iter().chain(&streams.tallies).cloned().collect();
-    let sources = Sources::new(context.clone(), counters, tallies, watched, choice.info);
+    let sources = MetricInputs::new(context.clone(), counters, tallies, watched, choice.info);
     let SocketPartners { manager, predecessor } = outside;
     manager.keep(&owned, &gone);
     let owned = Arc::new(owned);
@@ -190,7 +197,7 @@ fn assemble(
     })
 }
 
-/// Closes what was inherited and is not configured any more. Gives the names it has in the service
+/// Closes inherited sockets that are not configured any more. Returns their names in the service
 /// manager's store.
 fn close(inherited_sockets: InheritedSockets) -> Vec<String> {
     let (places, names) = inherited_sockets.close();
@@ -201,7 +208,7 @@ fn close(inherited_sockets: InheritedSockets) -> Vec<String> {
     names
 }
 
-/// Second handles on all sockets, to pass them on.
+/// Second handles on all sockets, to hand them over.
 fn list(
     owned: &mut OwnedSockets,
     sockets: &Sockets,
@@ -234,7 +241,7 @@ fn bind(
     Ok((sockets, StreamListeners::bind(config, plain, cpus.len(), inherited_sockets, retry)?))
 }
 
-/// Second handles on all sockets, to read the kernel's figures from.
+/// Second handles on all sockets, to read the kernel's counters from.
 fn watch(by_worker: &[Vec<BoundUdp>]) -> Result<Vec<WatchedSocket>, StartError> {
     let all = by_worker.iter().enumerate().flat_map(|(n, them)| them.iter().map(move |it| (n, it)));
     all.map(|(worker, it)| {
@@ -246,7 +253,7 @@ fn watch(by_worker: &[Vec<BoundUdp>]) -> Result<Vec<WatchedSocket>, StartError> 
     .collect()
 }
 
-/// Binds the admin listener, or takes the one that was inherited.
+/// Binds the admin listener, or takes the inherited one.
 fn bind_admin(
     config: &Config,
     inherited_sockets: &mut InheritedSockets,

@@ -8,9 +8,9 @@ use std::thread::JoinHandle;
 
 use tokio::sync::mpsc;
 
+use crate::counters::WorkerCounters;
 use crate::frontend::Responder;
 use crate::frontend::udp::UdpFrontend;
-use crate::metrics::WorkerCounters;
 use crate::server::StartError;
 use crate::server::context::AppContext;
 use crate::server::live_options::WorkerOptions;
@@ -19,23 +19,23 @@ use crate::sys::affinity;
 use crate::sys::socket::BoundUdp;
 use crate::time::Now;
 use crate::tracker::Tracker;
-use crate::types::{Answered, Dropped};
+use crate::types::{DatagramResponse, Dropped};
 use crate::worker::datagram::{DatagramBackend, DatagramWorker};
-use crate::worker::rest_signal::RestSignal;
+use crate::worker::pause_signal::PauseSignal;
 
 /// The running workers.
 pub(crate) struct Workers {
-    /// What each counts.
+    /// The counters of each worker.
     pub(crate) counters: Vec<Arc<WorkerCounters>>,
-    /// What the rules of each count.
+    /// The counts of each worker's rules.
     pub(crate) tallies: Vec<Tallies>,
     threads: Vec<JoinHandle<()>>,
     stop: Arc<AtomicBool>,
-    rest: Arc<RestSignal>,
+    pause: Arc<PauseSignal>,
 }
 
 impl Workers {
-    /// Starts one thread for each entry of `cpus` and `sockets`; tells `ends` of each one's end.
+    /// Starts one thread for each entry of `cpus` and `sockets`. Sends each worker's end to `ends`.
     pub(crate) fn start(
         context: &AppContext,
         backend: DatagramBackend,
@@ -44,8 +44,8 @@ impl Workers {
         ends: &mpsc::UnboundedSender<WorkerExit>,
     ) -> Result<Self, StartError> {
         let stop = Arc::new(AtomicBool::new(false));
-        let (counters, tallies, threads, rest) = Default::default();
-        let mut it = Self { counters, tallies, threads, stop, rest };
+        let (counters, tallies, threads, pause) = Default::default();
+        let mut it = Self { counters, tallies, threads, stop, pause };
         for (worker, (&cpu, sockets)) in cpus.iter().zip(sockets).enumerate() {
             let counters = Arc::new(WorkerCounters::default());
             let tallies = Tallies::default();
@@ -54,7 +54,7 @@ impl Workers {
                 counters: counters.clone(),
                 tallies: tallies.clone(),
                 stop: it.stop.clone(),
-                rest: it.rest.clone(),
+                pause: it.pause.clone(),
                 backend,
                 sockets,
                 cpu,
@@ -66,7 +66,7 @@ impl Workers {
                 .name(format!("udp-{worker}"))
                 .spawn(move || {
                     let result = spawn.run();
-                    // Nobody listens any more only when the process ends anyway.
+                    // Fails only if the process ends anyway.
                     let _ = ends.send(WorkerExit { worker: format!("udp-{worker}"), result });
                 })
                 .map_err(|error| StartError::lacking("cannot start a thread", &error))?;
@@ -77,34 +77,34 @@ impl Workers {
         Ok(it)
     }
 
-    /// Whether every worker has gone round once.
+    /// Whether every worker has made a turn.
     pub(crate) fn are_serving(&self) -> bool {
         self.counters.iter().all(|it| it.turns.get() > 0)
     }
 
-    /// Makes them take nothing from their sockets until [`Self::resume`].
+    /// Makes the workers take nothing from their sockets until [`Self::resume`].
     pub(crate) fn pause(&self) {
-        self.rest.request();
+        self.pause.request();
     }
 
-    /// Whether all of them rest.
-    pub(crate) fn are_resting(&self) -> bool {
-        self.rest.resting() >= self.threads.len()
+    /// Whether all workers are paused.
+    pub(crate) fn are_paused(&self) -> bool {
+        self.pause.paused() >= self.threads.len()
     }
 
-    /// Makes them receive again.
+    /// Makes the workers receive again.
     pub(crate) fn resume(&self) {
-        self.rest.end();
+        self.pause.end();
     }
 
-    /// Tells all to end, and waits for that.
+    /// Stops all workers, and waits for their end.
     pub(crate) fn stop(self) {
         drop(self);
     }
 }
 
-/// However a start or the serving ends: sockets may be shared with another process, which does not
-/// answer what was taken from them here.
+/// Stops the workers however a start or the serving ends. Sockets may be shared with another
+/// process, which does not respond to datagrams that were taken here.
 impl Drop for Workers {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
@@ -115,13 +115,13 @@ impl Drop for Workers {
     }
 }
 
-/// What one worker takes to its thread.
+/// What one worker moves to its thread.
 struct DatagramSpawn {
     context: AppContext,
     counters: Arc<WorkerCounters>,
     tallies: Tallies,
     stop: Arc<AtomicBool>,
-    rest: Arc<RestSignal>,
+    pause: Arc<PauseSignal>,
     backend: DatagramBackend,
     sockets: Vec<BoundUdp>,
     cpu: Option<usize>,
@@ -149,11 +149,11 @@ impl DatagramSpawn {
             counters: &self.counters,
             stop: &self.stop,
         };
-        worker.run_with_rests(&mut LiveUdpFrontend { front_end, options }, &self.rest)
+        worker.run_with_pauses(&mut LiveUdpFrontend { front_end, options }, &self.pause)
     }
 }
 
-/// The UDP front end, by the options that are in force at the start of each turn.
+/// The UDP front end, with the options that are in force at the start of each turn.
 struct LiveUdpFrontend {
     front_end: UdpFrontend,
     options: WorkerOptions,
@@ -179,7 +179,7 @@ impl Responder for LiveUdpFrontend {
         source: SocketAddr,
         datagram: &[u8],
         out: &mut [u8],
-    ) -> Result<Answered, Dropped> {
+    ) -> Result<DatagramResponse, Dropped> {
         self.front_end.handle(now, source, datagram, out)
     }
 
@@ -207,8 +207,8 @@ mod tests {
             }
             last.store(true, Ordering::Relaxed);
         });
-        let (counters, tallies, rest) = Default::default();
-        drop(Workers { counters, tallies, threads: vec![thread], stop, rest });
+        let (counters, tallies, pause) = Default::default();
+        drop(Workers { counters, tallies, threads: vec![thread], stop, pause });
         assert!(ended.load(Ordering::Relaxed));
     }
 }

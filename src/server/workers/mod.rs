@@ -1,4 +1,4 @@
-//! The threads that serve: one for datagrams and one for connections of each core.
+//! The threads that serve: for each core one for datagrams and one for connections.
 
 pub(crate) mod datagram;
 pub(crate) mod stream;
@@ -9,8 +9,8 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 
 use crate::access;
-use crate::limiter::{Handle, LimitCounters};
-use crate::metrics::NotStoredCounters;
+use crate::counters::NotStoredCounters;
+use crate::limiter::{self, LimitCounters};
 use crate::server::StartError;
 use crate::server::context::AppContext;
 use crate::server::live_options::WorkerOptions;
@@ -23,11 +23,11 @@ pub(crate) struct WorkerExit {
     pub(crate) result: io::Result<()>,
 }
 
-/// Where workers' ends arrive.
+/// Receives the ends of workers.
 pub(crate) type WorkerExits = mpsc::UnboundedReceiver<WorkerExit>;
 
 impl From<WorkerExit> for StartError {
-    /// Why the process ends if a worker has ended by itself.
+    /// Why the process ends if a worker has ended on its own.
     fn from(WorkerExit { worker, result }: WorkerExit) -> Self {
         let what = format!("worker {worker} cannot serve");
         match result {
@@ -37,8 +37,8 @@ impl From<WorkerExit> for StartError {
     }
 }
 
-/// Where each worker runs: one for each usable core if `workers` is 0; unpinned if there are more
-/// workers than cores.
+/// The CPU of each worker: one for each usable core if `workers` is 0. Workers are not pinned if
+/// there are more of them than cores.
 pub(crate) fn placement(workers: u32) -> Result<Vec<Option<usize>>, StartError> {
     let cpus = affinity::usable_cpus()
         .map_err(|error| StartError::lacking("cannot find out the usable cores", &error))?;
@@ -54,10 +54,10 @@ pub(crate) fn placement(workers: u32) -> Result<Vec<Option<usize>>, StartError> 
     Ok(cpus.into_iter().take(count).map(Some).collect())
 }
 
-/// The rules of one worker, with all that they go by; `tallies` are its own.
+/// The tracker of one worker, with its shared state and its own `tallies`.
 ///
 /// # Errors
-/// Where the kernel has no random numbers.
+/// If the kernel provides no random numbers.
 pub(crate) fn tracker_of(
     context: &AppContext,
     options: &WorkerOptions,
@@ -66,18 +66,18 @@ pub(crate) fn tracker_of(
 ) -> io::Result<Tracker> {
     let [seed, dither] = [(); 2].map(|()| getrandom::u64().map_err(io::Error::other));
     let limiter = context.limiter.clone();
-    let gate = Handle::new(limiter, options.limits.clone(), tallies.limits, dither?);
+    let limiter = limiter::Handle::new(limiter, options.limits.clone(), tallies.limits, dither?);
     Ok(build(seed?)
         .with_client_stats(&context.clients)
-        .with_dual_stack(context.families.clone())
-        .with_source_monitor(&context.sources)
+        .with_dual_stack(context.dual_stack.clone())
+        .with_source_monitor(&context.source_monitor)
         .with_load(context.load.clone())
-        .with_limiter(gate)
+        .with_limiter(limiter)
         .with_not_stored_counters(tallies.not_stored)
         .with_access(access::Gate::new(context.access_manager.access().clone())))
 }
 
-/// What one worker's rules count.
+/// The counts of one worker's rules.
 #[derive(Clone, Default)]
 pub(crate) struct Tallies {
     pub(crate) limits: Arc<LimitCounters>,

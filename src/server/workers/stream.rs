@@ -1,5 +1,5 @@
-//! Starts the stream workers: as many as there are datagram workers, not pinned, for what they do
-//! is bounded by connections and not by cores.
+//! Starts the stream workers: as many as there are datagram workers. They are not pinned, because
+//! their work depends on connections, not on cores.
 
 use std::io;
 use std::sync::Arc;
@@ -11,10 +11,10 @@ use rustls::ServerConfig;
 use tokio::sync::mpsc;
 
 use crate::config::Config;
+use crate::counters::StreamCounters;
 use crate::frontend::FrontEnds;
 use crate::frontend::http::HttpFrontend;
 use crate::frontend::ws::{Directory, WsFrontend};
-use crate::metrics::StreamCounters;
 use crate::server::StartError;
 use crate::server::context::AppContext;
 use crate::server::live_options::WorkerOptions;
@@ -25,25 +25,23 @@ use crate::time::Now;
 use crate::tracker::Tracker;
 use crate::types::Transport;
 use crate::worker::datagram;
-use crate::worker::stream::{
-    Listener, StreamBackend, StreamContext as SharedByStreams, StreamWorker,
-};
+use crate::worker::stream::{Listener, StreamBackend, StreamContext, StreamWorker};
 
 /// The running stream workers.
 pub(crate) struct Streams {
-    /// What each counts.
+    /// The counters of each worker.
     pub(crate) counters: Vec<Arc<StreamCounters>>,
-    /// What the rules of each count.
+    /// The counts of each worker's rules.
     pub(crate) tallies: Vec<Tallies>,
     threads: Vec<JoinHandle<()>>,
     stop: Arc<AtomicBool>,
-    shared: Arc<SharedByStreams>,
+    shared: Arc<StreamContext>,
     /// Removed when everything has ended.
     unix: Option<UnixSocket>,
 }
 
 impl Streams {
-    /// Starts `workers` of them. Where they are `held`, they accept only after [`Self::release`].
+    /// Starts `workers` workers. If `held`, they accept only after [`Self::release`].
     pub(crate) fn start(
         config: &Config,
         context: &AppContext,
@@ -55,7 +53,7 @@ impl Streams {
     ) -> Result<Self, StartError> {
         let lacking = |error| StartError::lacking("cannot start the stream workers", &error);
         let hands = listeners.deal(workers).map_err(lacking)?;
-        let by_streams = SharedByStreams::new(workers, seats_max(config), tls);
+        let by_streams = StreamContext::new(workers, seats_max(config), tls);
         context.memory.count_connections(by_streams.clone());
         if held {
             by_streams.hold();
@@ -90,7 +88,7 @@ impl Streams {
             let thread = std::thread::Builder::new().name(format!("tcp-{worker}"));
             let thread = thread.spawn(move || {
                 let result = spawn.run();
-                // Nobody listens any more only when the process ends anyway.
+                // Fails only if the process ends anyway.
                 let _ = ends.send(WorkerExit { worker: format!("tcp-{worker}"), result });
             });
             streams.threads.push(thread.map_err(lacking)?);
@@ -99,32 +97,33 @@ impl Streams {
         Ok(streams)
     }
 
-    /// Whether every worker has all it needs to accept connections, whether it may or not.
+    /// Whether every worker has all resources that it needs to accept connections, whether it may
+    /// or not.
     pub(crate) fn are_prepared(&self) -> bool {
         self.shared.workers_prepared() >= self.threads.len()
     }
 
-    /// Makes them accept nothing until [`Self::release`].
+    /// Makes the workers accept nothing until [`Self::release`].
     pub(crate) fn hold(&self) {
         self.shared.hold();
     }
 
-    /// Whether none of them accepts.
+    /// Whether no worker accepts.
     pub(crate) fn are_held(&self) -> bool {
         self.shared.workers_held() >= self.threads.len()
     }
 
-    /// Lets them accept.
+    /// Lets the workers accept.
     pub(crate) fn release(&self) {
         self.shared.release();
     }
 
-    /// Says that the listeners go on without this process.
+    /// Records that another process keeps the listeners.
     pub(crate) fn keep_listeners(&self) {
         self.shared.keep_listeners();
     }
 
-    /// What says so from elsewhere.
+    /// A function that records the same, for another thread.
     pub(crate) fn keeper(&self) -> impl Fn() + Send + 'static {
         let shared = self.shared.clone();
         move || shared.keep_listeners()
@@ -137,12 +136,13 @@ impl Streams {
         }
     }
 
-    /// Tells WebSockets to reconnect, one after the other until then.
+    /// Closes WebSockets one after the other until `until`, so that clients reconnect.
     pub(crate) fn drain(&self, until: Now) {
         self.shared.drain(until);
     }
 
-    /// Makes them accept no more, as a successor does: what is open ends over the time until then.
+    /// Makes the workers accept no more, because a successor does. Open connections end over the
+    /// time until `until`.
     pub(crate) fn leave(&mut self, until: Now) {
         self.shared.leave(until);
         if let Some(unix) = &mut self.unix {
@@ -155,13 +155,12 @@ impl Streams {
         self.shared.connections_open() > 0
     }
 
-    /// Whether any connection over HTTP is open. After [`Self::leave`] none stays once it has been
-    /// answered.
+    /// Whether any HTTP connection is open. After [`Self::leave`] each closes after a response.
     pub(crate) fn have_http_connections(&self) -> bool {
         self.counters.iter().any(|it| it.open(Transport::Http).get() > 0)
     }
 
-    /// Tells all to end, and waits for that.
+    /// Stops all workers, and waits for their end.
     pub(crate) fn stop(self) {
         self.stop.store(true, Ordering::Relaxed);
         for thread in self.threads {
@@ -171,8 +170,8 @@ impl Streams {
     }
 }
 
-/// Most connections: as configured, else nine tenths of the descriptors, so that the admin
-/// listener, files and datagram sockets have theirs.
+/// Most connections: as configured, else nine tenths of the descriptors. The rest is for the admin
+/// listener, files and datagram sockets.
 fn seats_max(config: &Config) -> u32 {
     if config.http.connections_max > 0 {
         return config.http.connections_max;
@@ -181,14 +180,14 @@ fn seats_max(config: &Config) -> u32 {
     u32::try_from(soft / 10 * 9).unwrap_or(u32::MAX)
 }
 
-/// What one worker takes to its thread.
+/// What one worker moves to its thread.
 struct StreamSpawn {
     worker: usize,
     listeners: Vec<Listener>,
     counters: Arc<StreamCounters>,
     tallies: Tallies,
     context: AppContext,
-    by_streams: Arc<SharedByStreams>,
+    by_streams: Arc<StreamContext>,
     directory: Arc<Directory>,
     stop: Arc<AtomicBool>,
     backend: StreamBackend,

@@ -1,9 +1,9 @@
-//! A kernel of our own for tests: it keeps the rules of an io_uring and checks that the ring keeps
-//! them as well, and fails as often as it is told to, in every way the real one may.
+//! A simulated kernel for tests. It follows the rules of an io_uring, checks that the ring follows
+//! them too, and fails as often as configured, in every way that the real kernel may fail.
 //!
-//! What it models: sockets with queues; multishot receives that take buffers on offer, and end with
-//! ENOBUFS where there are none; a submission queue that may be taken in part; a completion queue
-//! that overflows. Chance is seeded: the same seed gives the same run.
+//! It models sockets with queues; multishot receives that take provided buffers, and end with
+//! ENOBUFS if there are none; a submission queue that may be taken in part; a completion queue that
+//! overflows. Randomness is seeded: the same seed gives the same run.
 
 use std::collections::VecDeque;
 use std::io;
@@ -15,76 +15,76 @@ use crate::sys::address::RawAddress;
 use crate::sys::buffers::DATAGRAM_BYTES_MAX;
 use crate::sys::ring_host::RingOptions;
 
-/// What goes wrong, each in so many of a thousand cases.
+/// Probabilities of faults, in thousandths.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Faults {
-    /// A receive ends behind a datagram, as an overflow makes it.
+    /// A receive ends after a datagram, as after an overflow.
     pub(crate) ends_permille: u32,
-    /// A receive is cancelled by nobody.
+    /// A receive is cancelled without a request.
     pub(crate) cancelled_permille: u32,
-    /// A receive fails with ENOMEM, or says so and keeps a buffer it took.
+    /// A receive fails with ENOMEM, in some cases with a buffer that it took.
     pub(crate) receive_fails_permille: u32,
-    /// The system call fails with EINTR, EAGAIN, EBUSY or ETIME, before or after it has submitted.
+    /// The system call fails with EINTR, EAGAIN, EBUSY or ETIME, before or after submission.
     pub(crate) enter_fails_permille: u32,
-    /// It takes a part of what is queued.
+    /// The system call takes only a part of the queue.
     pub(crate) takes_part_permille: u32,
     /// A send fails, with one of [`SEND_ERRORS`].
     pub(crate) send_fails_permille: u32,
 }
 
-/// What sends fail with.
+/// Errors of sends.
 pub(crate) const SEND_ERRORS: [i32; 6] =
     [libc::EAGAIN, libc::ENOBUFS, libc::EPERM, libc::EMSGSIZE, libc::ENETUNREACH, libc::ENOMEM];
 
-/// What the system call fails with and a ring survives.
+/// Errors of the system call that a ring survives.
 const ENTER_ERRORS: [i32; 4] = [libc::EINTR, libc::EAGAIN, libc::EBUSY, libc::ETIME];
 
-/// Whose a receive buffer is.
+/// The owner of a receive buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum BufferOwner {
     Ring,
-    /// Offered, and not shown yet.
+    /// Offered, but not published yet.
     Offered,
     Kernel,
     /// In a completion that was not taken yet.
-    Told,
+    Completed,
 }
 
-/// A socket: what waits in it, and whether a receive is under way.
+/// A socket: its queue, and whether a receive is under way.
 #[derive(Default)]
 struct SocketDouble {
     queue: VecDeque<(SocketAddr, Vec<u8>)>,
     is_received_from: bool,
 }
 
-/// The double.
+/// The simulated kernel.
 pub(crate) struct Double {
     random: fastrand::Rng,
     pub(crate) faults: Faults,
-    /// The next system call fails with this, which no ring survives.
+    /// The next system call fails with this error, which no ring survives.
     pub(crate) breaks_with: Option<i32>,
     sockets: Vec<SocketDouble>,
     buffers: Vec<(BufferOwner, ReceiveBuffer)>,
-    /// Offered, in order, and not shown yet.
+    /// Buffers offered, in order, but not published yet.
     offered: Vec<u16>,
-    /// Shown to the kernel, in order.
+    /// Buffers published to the kernel, in order.
     free: VecDeque<u16>,
     slots: Vec<[u8; DATAGRAM_BYTES_MAX]>,
     submissions: VecDeque<Operation>,
     completions: VecDeque<Completion>,
-    /// What did not fit `completions`.
+    /// Completions that did not fit into `completions`.
     overflow: VecDeque<Completion>,
     completions_max: usize,
-    /// What was sent, from which socket.
+    /// Datagrams sent: socket, destination, payload.
     pub(crate) sent: Vec<(u16, SocketAddr, Vec<u8>)>,
-    /// Sends that failed, by their place in [`SEND_ERRORS`].
+    /// Failed sends, by index in [`SEND_ERRORS`].
     pub(crate) send_failures: [u64; SEND_ERRORS.len()],
-    /// How often the completion queue was too short.
+    /// How many times the completion queue was too short.
     pub(crate) overflows: u64,
 }
 
 impl Double {
-    /// A kernel with sockets in which nothing waits.
+    /// A kernel with empty sockets.
     pub(crate) fn new(seed: u64, sockets: usize, options: &RingOptions, faults: Faults) -> Self {
         let empty = || (BufferOwner::Ring, ReceiveBuffer::EMPTY);
         let submissions = options.submissions as usize;
@@ -107,27 +107,27 @@ impl Double {
         }
     }
 
-    /// A datagram comes in.
+    /// Delivers a datagram to a socket.
     pub(crate) fn deliver(&mut self, socket: usize, source: SocketAddr, payload: Vec<u8>) {
         self.sockets[socket].queue.push_back((source, payload));
     }
 
-    /// How many datagrams wait in the sockets.
+    /// Number of datagrams that wait in all sockets.
     pub(crate) fn queued(&self) -> usize {
         (0..self.sockets.len()).map(|socket| self.queued_in(socket)).sum()
     }
 
-    /// How many wait in one of them.
+    /// Number of datagrams that wait in one socket.
     pub(crate) fn queued_in(&self, socket: usize) -> usize {
         self.sockets[socket].queue.len()
     }
 
-    /// How many receives are under way.
+    /// Number of receives under way.
     pub(crate) fn receiving(&self) -> usize {
         self.sockets.iter().filter(|it| it.is_received_from).count()
     }
 
-    /// How many buffers are the ring's.
+    /// Number of buffers that the ring owns.
     pub(crate) fn kept_by_ring(&self) -> usize {
         self.buffers.iter().filter(|it| it.0 == BufferOwner::Ring).count()
     }
@@ -150,7 +150,7 @@ impl Double {
         }
     }
 
-    /// Does what was queued, or the first part of it.
+    /// Executes the queued operations, or the first part of them.
     fn take(&mut self) {
         let queued = self.submissions.len();
         let takes_part = queued > 0 && self.happens(self.faults.takes_part_permille);
@@ -175,7 +175,7 @@ impl Double {
 
     fn end(&mut self, socket: u16, errno: i32, buffer: Option<u16>) {
         self.sockets[usize::from(socket)].is_received_from = false;
-        self.complete(Completion::Receive { socket, result: -errno, buffer, goes_on: false });
+        self.complete(Completion::Receive { socket, result: -errno, buffer, has_more: false });
     }
 
     fn cancel(&mut self) {
@@ -197,7 +197,7 @@ impl Double {
         self.sent.push((socket, target, self.slots[slot][..bytes].to_vec()));
     }
 
-    /// Moves what waits in one socket into buffers, for as long as its receive goes on.
+    /// Moves datagrams of one socket into buffers while its receive is under way.
     fn receive(&mut self, socket: u16) {
         let place = usize::from(socket);
         while self.sockets[place].is_received_from {
@@ -210,24 +210,24 @@ impl Double {
             let Some(buffer) = self.free.pop_front() else {
                 return self.end(socket, libc::ENOBUFS, None);
             };
-            self.buffers[usize::from(buffer)].0 = BufferOwner::Told;
+            self.buffers[usize::from(buffer)].0 = BufferOwner::Completed;
             if self.happens(self.faults.receive_fails_permille) {
                 return self.end(socket, libc::ENOMEM, Some(buffer));
             }
             let Some((source, payload)) = self.sockets[place].queue.pop_front() else { return };
             self.buffers[usize::from(buffer)].1.fill(source, &payload);
-            let goes_on = !self.happens(self.faults.ends_permille);
-            self.sockets[place].is_received_from = goes_on;
+            let has_more = !self.happens(self.faults.ends_permille);
+            self.sockets[place].is_received_from = has_more;
             let result = i32::try_from(payload.len()).unwrap_or(i32::MAX);
             let buffer = Some(buffer);
-            self.complete(Completion::Receive { socket, result, buffer, goes_on });
+            self.complete(Completion::Receive { socket, result, buffer, has_more });
         }
     }
 }
 
 impl Kernel for Double {
     fn push(&mut self, operation: Operation) -> bool {
-        // One slot more than the queue is long, as the real one has it.
+        // There is one slot more than the queue has entries, as in the real kernel.
         let is_queued = self.submissions.len() + 1 < self.slots.len();
         if is_queued {
             if let Operation::Send { slot, .. } = operation {
@@ -299,7 +299,7 @@ impl Kernel for Double {
         contents
     }
 
-    fn exchange(&mut self, buffer: u16, slot: usize) -> (&ReceiveBuffer, &mut [u8]) {
+    fn buffer_and_slot(&mut self, buffer: u16, slot: usize) -> (&ReceiveBuffer, &mut [u8]) {
         self.assert_free(slot);
         let (owner, contents) = &self.buffers[usize::from(buffer)];
         assert_eq!(*owner, BufferOwner::Ring, "buffer {buffer} was looked into");

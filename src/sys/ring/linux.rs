@@ -18,40 +18,40 @@ use crate::sys::buffers::{DATAGRAM_BYTES_MAX, Datagrams, Pinned};
 use crate::sys::ring_host::{RingHost, RingOptions, restrict};
 use crate::sys::socket::BoundUdp;
 
-/// An io_uring that is enabled, on the thread that made it.
-pub(crate) struct Linux<'r> {
+/// An enabled io_uring. It belongs to the thread that created it.
+pub(crate) struct LinuxRing<'r> {
     submitter: Submitter<'r>,
     submissions: SubmissionQueue<'r>,
     completions: CompletionQueue<'r>,
-    /// Freed by `drop`, and only once no receive is under way.
+    /// Freed by `drop`, and only if no receive is under way.
     lent: ManuallyDrop<Lent>,
-    /// Receives that were queued and have not told their end.
+    /// Receives that were queued and whose last completion has not come.
     receives: usize,
-    /// One slot per submission entry, and one to write an answer into that cannot be sent.
+    /// One slot per submission entry, and one more for a response that cannot be sent.
     sends: Datagrams,
 }
 
-/// What the kernel writes to, or reads, for as long as a receive is under way.
+/// Memory that the kernel writes to, or reads, while a receive is under way.
 struct Lent {
-    /// What every receive asks for: room for an address and control bytes.
+    /// The header of every receive: reserves room for an address and control bytes.
     receive_header: Pinned<libc::msghdr>,
     offered: BufferRing,
     buffers: Pinned<ReceiveBuffer>,
 }
 
-/// The part of a buffer that the kernel may fill.
+/// Size of the part of a buffer that the kernel may fill.
 const BUFFER_BYTES: usize = offset_of!(ReceiveBuffer, payload) + DATAGRAM_BYTES_MAX;
 
-/// Kinds of entries, told apart by the upper half of their user data; the socket is the lower.
+/// Kinds of entries, in the upper half of their user data. The lower half is the socket.
 const RECEIVE: u64 = 1 << 32;
 const SEND: u64 = 2 << 32;
 const CANCEL: u64 = 3 << 32;
 const KINDS: u64 = !0 << 32;
 
-/// The group of our provided buffers; there is but one.
+/// The group of the provided buffers. There is only one.
 const BUFFER_GROUP: u16 = 0;
 
-impl<'r> Linux<'r> {
+impl<'r> LinuxRing<'r> {
     /// Registers sockets and buffers, restricts the ring and enables it.
     pub(super) fn start(
         host: &'r mut RingHost,
@@ -74,13 +74,13 @@ impl<'r> Linux<'r> {
 
     fn queue(&mut self, entry: &squeue::Entry) -> bool {
         // SAFETY: what the entry points at (header, buffers, send slots) is owned by `self`, never
-        // moves, and is not changed before the kernel has taken it: `Ring` uses a send slot again
-        // only then. Sends are done once taken; what receives go on using is in `lent`, which
-        // `drop` frees only when none is under way.
+        // moves, and is not changed before the kernel has taken the entry: `Ring` uses a send slot
+        // again only then. A send is done once taken; what receives continue to use is in `lent`,
+        // which `drop` frees only when none is under way.
         unsafe { self.submissions.push(entry) }.is_ok()
     }
 
-    /// A send that names the target only.
+    /// A send that names only the destination.
     fn send(&self, slot: usize, socket: u16, bytes: u32, target: &RawAddress) -> squeue::Entry {
         let slot = self.sends.slots.pointer(slot).as_ptr();
         // SAFETY: the slot is valid; only addresses are taken.
@@ -94,7 +94,7 @@ impl<'r> Linux<'r> {
             .build()
     }
 
-    /// A send that also names the address of ours it must leave from.
+    /// A send that also names the host's address that it must leave from.
     fn send_message(&self, slot: usize, socket: u16) -> squeue::Entry {
         let header = self.sends.headers.pointer(slot).as_ptr();
         // SAFETY: the header is valid; only an address is taken.
@@ -102,8 +102,8 @@ impl<'r> Linux<'r> {
         opcode::SendMsg::new(Fixed(socket.into()), header).flags(libc::MSG_DONTWAIT as u32).build()
     }
 
-    /// An operation that is not among those allowed, and one on a descriptor that is not
-    /// registered: whether both were queued. And what came of a registration that is not allowed.
+    /// Attempts an operation that is not allowed, and one on a descriptor that is not registered:
+    /// returns whether both were queued, and the result of a registration that is not allowed.
     #[cfg(test)]
     pub(super) fn does_what_it_may_not(&mut self) -> (bool, Option<i32>) {
         let stderr = io_uring::types::Fd(2);
@@ -115,7 +115,7 @@ impl<'r> Linux<'r> {
     }
 }
 
-impl Kernel for Linux<'_> {
+impl Kernel for LinuxRing<'_> {
     #[inline]
     fn push(&mut self, operation: Operation) -> bool {
         match operation {
@@ -131,7 +131,7 @@ impl Kernel for Linux<'_> {
                 if self.submissions.is_full() {
                     return false;
                 }
-                self.sends.address(slot, bytes, &to, local);
+                self.sends.prepare_send(slot, bytes, &to, local);
                 let entry = if local.is_some() {
                     self.send_message(slot, socket)
                 } else {
@@ -140,7 +140,8 @@ impl Kernel for Linux<'_> {
                 self.queue(&entry.flags(Flags::SKIP_SUCCESS).user_data(SEND | u64::from(socket)))
             }
             Operation::Cancel => {
-                // It names no file; the ring's restrictions want the flag of every entry.
+                // The entry names no file, but the ring's restrictions require the flag on every
+                // entry.
                 let entry = opcode::AsyncCancel2::new(CancelBuilder::any()).build();
                 self.queue(&entry.flags(Flags::FIXED_FILE).user_data(CANCEL))
             }
@@ -164,13 +165,13 @@ impl Kernel for Linux<'_> {
         let result = entry.result();
         Some(match entry.user_data() & KINDS {
             RECEIVE => {
-                let goes_on = cqueue::more(entry.flags());
-                self.receives -= usize::from(!goes_on);
+                let has_more = cqueue::more(entry.flags());
+                self.receives -= usize::from(!has_more);
                 Completion::Receive {
                     socket: (entry.user_data() & 0xffff) as u16,
                     result,
                     buffer: cqueue::buffer_select(entry.flags()),
-                    goes_on,
+                    has_more,
                 }
             }
             SEND => Completion::Send { result },
@@ -207,7 +208,7 @@ impl Kernel for Linux<'_> {
     }
 
     #[inline]
-    fn exchange(&mut self, buffer: u16, slot: usize) -> (&ReceiveBuffer, &mut [u8]) {
+    fn buffer_and_slot(&mut self, buffer: u16, slot: usize) -> (&ReceiveBuffer, &mut [u8]) {
         let room = &mut self.sends.slots.get_mut(slot).payload;
         (self.lent.buffers.get(buffer.into()), room)
     }
@@ -217,29 +218,30 @@ impl Kernel for Linux<'_> {
     }
 }
 
-impl Drop for Linux<'_> {
-    /// Frees what the kernel was lent, if it uses it no more.
+impl Drop for LinuxRing<'_> {
+    /// Frees the memory lent to the kernel, unless the kernel may still use it.
     fn drop(&mut self) {
         // Otherwise, which was never seen, a leak is better than a write into freed memory.
         if self.receives == 0 {
-            // SAFETY: every receive has told its end, and the kernel looks in there for receives
-            // only; this is the only place that drops it, and nothing after it looks inside.
+            // SAFETY: every receive has had its last completion, and the kernel accesses this
+            // memory for receives only; this is the only place that drops it, and nothing after it
+            // accesses it.
             unsafe { ManuallyDrop::drop(&mut self.lent) };
-            // The kernel takes a ring apart some time after it was closed, and would keep
-            // registered sockets bound until then: who starts next could not have their addresses.
-            // Where it fails they are free a little later. With a receive under way the kernel may
-            // wait for the end of that, which nobody brings about any more.
+            // The kernel frees a ring some time after it was closed, and would keep registered
+            // sockets bound until then: the next process could not bind their addresses. If this
+            // call fails, they are free a little later. With a receive under way it might wait for
+            // the end of that receive, which nothing would cause any more.
             let _ = self.submitter.unregister_files();
         }
-        // The registration keeps the whole ring alive until the thread ends; the one failure is
-        // that there is none.
+        // The registration keeps the whole ring alive until the thread ends. The only possible
+        // error is that there is no registration.
         let _ = self.submitter.unregister_ring_fd();
     }
 }
 
-/// Only the two lengths count: they say how the kernel divides a buffer.
+/// Only the two lengths are used: they define how the kernel divides a buffer.
 fn receive_header() -> libc::msghdr {
-    // SAFETY: plain integers and pointers, for which zero is a value.
+    // SAFETY: only integers and pointers, for which zero is a value.
     let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
     header.msg_namelen = ADDRESS_V6_BYTES;
     header.msg_controllen = CONTROL_BYTES as _;

@@ -1,18 +1,18 @@
-//! Datagrams through an io_uring: multishot receives into a ring of provided buffers, replies
-//! that complete only when they fail, one system call a turn for sending, waiting and receiving.
+//! Datagrams through an io_uring: multishot receives into a ring of provided buffers, responses
+//! that complete only if they fail, one system call per turn for sending, waiting and receiving.
 //!
 //! A turn of the ring:
 //!
 //! ```text
 //! give the last batch's buffers back ─▶ arm receives that ended ─▶ io_uring_enter: submits the
-//! replies, waits ─▶ take at most BATCH_MAX completions ─▶ (the caller handles them and replies)
+//! responses, waits ─▶ take at most BATCH_MAX completions ─▶ (the caller handles them and responds)
 //! ```
 //!
-//! Nothing can stall it: a send may not block (MSG_DONTWAIT), so its slot is free once submitted.
+//! No send can block it (MSG_DONTWAIT), so a send slot is free once submitted.
 //!
-//! [`Ring`] keeps the books: which receives are armed, whose a buffer is, which slots are free. The
-//! kernel is behind [`Kernel`]: the real one is [`Linux`], and tests have a double that fails in
-//! every way a kernel may.
+//! [`Ring`] records which receives are armed, which side owns a buffer, and which slots are free.
+//! The kernel is behind [`Kernel`]: the real one is [`Linux`], and tests have a double that fails
+//! in every way that a kernel may fail.
 
 #[cfg(test)]
 pub(crate) mod double;
@@ -27,27 +27,28 @@ use super::address::{ADDRESS_BYTES, ADDRESS_V6_BYTES, CONTROL_BYTES, LocalAddres
 use super::buffers::DATAGRAM_BYTES_MAX;
 use super::ring_host::{RingHost, RingOptions};
 use super::socket::BoundUdp;
-pub(crate) use linux::Linux;
+pub(crate) use linux::LinuxRing;
 
-/// Most datagrams taken in one turn, so that the clock is read and upkeep done at least that often.
+/// Most datagrams taken in one turn. Bounds the time between two readings of the clock and two
+/// slices of upkeep.
 pub(crate) const BATCH_MAX: usize = 256;
 
-/// What the ring asks of the kernel.
+/// Operations of the kernel that the ring uses.
 pub(crate) trait Kernel {
-    /// Queues an operation, for the next [`Self::enter`] to submit. False where the queue is full,
-    /// because the kernel has yet to take the former ones.
+    /// Queues an operation, for the next [`Self::enter`] to submit. False if the queue is full,
+    /// because the kernel has not taken the earlier operations yet.
     fn push(&mut self, operation: Operation) -> bool;
 
-    /// Submits what is queued and, if no completion waits, waits for one, at most `timeout`.
+    /// Submits the queued operations. If no completion waits, waits for one, at most `timeout`.
     fn enter(&mut self, timeout: Duration) -> io::Result<()>;
 
     /// The next completion, if there is one.
     fn next(&mut self) -> Option<Completion>;
 
-    /// Whether completions did not fit their queue, and are kept by the kernel until they do.
+    /// Whether completions did not fit into their queue. The kernel keeps them until they do.
     fn has_overflowed(&self) -> bool;
 
-    /// Whether all that was queued is submitted, and every send slot free.
+    /// Whether all queued operations are submitted, and every send slot is free.
     fn has_taken_all(&self) -> bool;
 
     /// Whether completions wait to be taken.
@@ -56,56 +57,56 @@ pub(crate) trait Kernel {
     /// Gives a receive buffer to the kernel with the next [`Self::publish`].
     fn offer(&mut self, buffer: u16);
 
-    /// Shows the kernel the buffers that were offered.
+    /// Publishes the offered buffers to the kernel.
     fn publish(&mut self);
 
-    /// A receive buffer that is ours at the moment.
+    /// A receive buffer that the ring owns at the moment.
     fn buffer(&self, buffer: u16) -> &ReceiveBuffer;
 
-    /// A receive buffer that is ours, and the payload of a send slot that is free.
-    fn exchange(&mut self, buffer: u16, slot: usize) -> (&ReceiveBuffer, &mut [u8]);
+    /// A receive buffer that the ring owns, and the payload of a free send slot.
+    fn buffer_and_slot(&mut self, buffer: u16, slot: usize) -> (&ReceiveBuffer, &mut [u8]);
 
-    /// How many send slots there are: one more than can be queued.
+    /// Number of send slots: one more than can be queued.
     fn slots(&self) -> usize;
 }
 
-/// What can be asked of the kernel.
+/// An operation of the kernel.
 #[derive(Clone, Copy)]
 pub(crate) enum Operation {
-    /// To receive from a socket into buffers on offer, until the receive tells its end.
+    /// Receives from a socket into provided buffers, until the receive ends.
     Receive { socket: u16 },
-    /// To send the first bytes of a slot's payload. It completes only if it fails.
+    /// Sends the first bytes of a slot's payload. Completes only if it fails.
     Send { slot: usize, bytes: usize, socket: u16, to: RawAddress, local: Option<LocalAddress> },
-    /// To end all receives.
+    /// Ends all receives.
     Cancel,
 }
 
-/// What the kernel tells of an operation.
+/// The result of an operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Completion {
-    /// A datagram in a buffer, or an errno, negated. Where it does not go on it has to be queued
-    /// anew.
-    Receive { socket: u16, result: i32, buffer: Option<u16>, goes_on: bool },
-    /// An errno, negated.
+    /// A datagram in a buffer, or a negated errno. Without `has_more` the receive has ended, and
+    /// must be queued again.
+    Receive { socket: u16, result: i32, buffer: Option<u16>, has_more: bool },
+    /// A negated errno.
     Send { result: i32 },
-    /// How many were cancelled, which their own ends tell better.
+    /// The cancellation itself. It is ignored: each cancelled receive has its own completion.
     Cancel,
 }
 
-/// What a turn met, besides datagrams.
+/// Events of a turn, besides datagrams.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum RingEvent {
-    /// A multishot receive ended; it is armed again in the next turn.
+    /// A multishot receive ended. It is armed again in the next turn.
     ReceiveEnded,
     /// A receive failed, with this errno.
     ReceiveFailed(i32),
-    /// A reply was not sent, with this errno.
+    /// A response was not sent, with this errno.
     SendFailed(i32),
-    /// The completion queue overflowed: the kernel keeps what did not fit.
+    /// The completion queue overflowed. The kernel keeps what did not fit.
     CompletionOverflow,
 }
 
-/// A receive buffer as the kernel fills it: its header, then the areas we asked for.
+/// A receive buffer as the kernel fills it: its header, then the requested areas.
 #[repr(C, align(64))]
 pub(crate) struct ReceiveBuffer {
     /// Lengths of address, control bytes and payload, then message flags.
@@ -115,21 +116,21 @@ pub(crate) struct ReceiveBuffer {
     payload: [u8; DATAGRAM_BYTES_MAX],
 }
 
-/// One datagram of a batch: which buffer holds it, and which socket it came by.
+/// One datagram of a batch: its buffer, and its socket.
 #[derive(Clone, Copy)]
 struct Arrival {
     buffer: u16,
     socket: u16,
 }
 
-/// A socket's part in the ring.
+/// State of one socket in the ring.
 #[derive(Clone, Copy)]
 struct Registered {
     armed: bool,
     wildcard: bool,
 }
 
-/// A datagram of the batch, and where its answer may be written.
+/// A datagram of the batch, with room for its response.
 pub(crate) struct Exchange<'a> {
     pub(crate) source: RawAddress,
     pub(crate) payload: &'a [u8],
@@ -137,33 +138,33 @@ pub(crate) struct Exchange<'a> {
     pub(crate) out: &'a mut [u8],
 }
 
-/// A ring at work for a set of sockets, on the thread that made it.
+/// A ring that runs for a set of sockets, on the thread that created it.
 pub(crate) struct Ring<K: Kernel> {
     kernel: K,
     sockets: Vec<Registered>,
-    /// Where the next turn begins to arm.
+    /// Index of the socket at which the next turn starts to arm.
     arm_first: usize,
     arrivals: Vec<Arrival>,
     sends_used: usize,
     stopping: bool,
 }
 
-impl<'r> Ring<Linux<'r>> {
+impl<'r> Ring<LinuxRing<'r>> {
     /// Registers sockets and buffers, restricts the ring and enables it. Must run on the thread
-    /// that will drive it.
+    /// that will use the ring.
     pub(crate) fn start(
         host: &'r mut RingHost,
         sockets: &[BoundUdp],
         options: &RingOptions,
     ) -> io::Result<Self> {
-        let kernel = Linux::start(host, sockets, options)?;
+        let kernel = LinuxRing::start(host, sockets, options)?;
         Ok(Self::on(kernel, sockets.iter().map(BoundUdp::is_wildcard), options.buffers))
     }
 }
 
 impl<K: Kernel> Ring<K> {
-    /// A ring whose kernel has so many buffers, all of which it is offered, and these sockets,
-    /// which are wildcards or not.
+    /// A ring on a kernel with `buffers` buffers, all of which are offered to it. `sockets` has one
+    /// item per socket: whether it is a wildcard.
     pub(crate) fn on(kernel: K, sockets: impl Iterator<Item = bool>, buffers: u16) -> Self {
         let mut ring = Self {
             kernel,
@@ -178,11 +179,11 @@ impl<K: Kernel> Ring<K> {
         ring
     }
 
-    /// Submits what is queued, waits for something to happen, at most `timeout`, and says how many
-    /// datagrams the new batch holds. The old batch is gone.
+    /// Submits the queued operations, waits for an event, at most `timeout`, and returns the size
+    /// of the new batch, which replaces the old one.
     ///
     /// # Errors
-    /// Those of a ring that is broken; everything that can be survived goes to `event`.
+    /// Errors that break the ring. Faults that it survives go to `event`.
     pub(crate) fn turn(
         &mut self,
         timeout: Duration,
@@ -204,7 +205,8 @@ impl<K: Kernel> Ring<K> {
         if self.kernel.has_taken_all() {
             self.sends_used = 0;
         }
-        // Failed sends complete as well: bounded apart, or a storm of them would never end.
+        // Failed sends complete as well. Without a bound of their own, a storm of them would never
+        // end.
         for _ in 0..2 * BATCH_MAX {
             if self.arrivals.len() == BATCH_MAX {
                 break;
@@ -215,8 +217,8 @@ impl<K: Kernel> Ring<K> {
         Ok(self.arrivals.len())
     }
 
-    /// Arms every receive that is not. Whichever comes first may take all buffers that are free
-    /// and leave the others ENOBUFS, so whoever was first is last the next time.
+    /// Arms every receive that is not armed. The first may take all free buffers and leave ENOBUFS
+    /// to the others, so the first becomes the last in the next turn.
     fn arm(&mut self) {
         let count = self.sockets.len();
         let mut first = None;
@@ -234,18 +236,18 @@ impl<K: Kernel> Ring<K> {
         }
     }
 
-    /// Cancels every receive that is armed. Where that cannot be queued the next turn tries again.
+    /// Cancels every armed receive. If the request cannot be queued, the next turn tries again.
     fn cancel(&mut self) {
         if self.is_armed() {
             self.kernel.push(Operation::Cancel);
         }
     }
 
-    /// The turn's one system call.
+    /// The only system call of a turn.
     fn enter(&mut self, timeout: Duration) -> io::Result<()> {
         match self.kernel.enter(timeout).map_err(|it| (it.raw_os_error(), it)) {
-            // Time is up, a signal came, or the kernel wants completions taken or memory freed
-            // first: in each case the next turn simply goes on.
+            // The timeout, a signal, or the kernel requires that completions are taken or memory is
+            // freed first: the next turn continues in each case.
             Ok(()) | Err((Some(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN), _)) => {
                 Ok(())
             }
@@ -253,12 +255,12 @@ impl<K: Kernel> Ring<K> {
         }
     }
 
-    /// Sorts one completion.
+    /// Handles one completion.
     #[inline]
     fn complete(&mut self, completion: Completion, event: &mut impl FnMut(RingEvent)) {
-        let (socket, result, buffer, goes_on) = match completion {
-            Completion::Receive { socket, result, buffer, goes_on } => {
-                (socket, result, buffer, goes_on)
+        let (socket, result, buffer, has_more) = match completion {
+            Completion::Receive { socket, result, buffer, has_more } => {
+                (socket, result, buffer, has_more)
             }
             Completion::Send { result } if result < 0 => {
                 return event(RingEvent::SendFailed(-result));
@@ -273,7 +275,7 @@ impl<K: Kernel> Ring<K> {
         if result < 0 && result != -libc::ECANCELED {
             event(RingEvent::ReceiveFailed(-result));
         }
-        if !goes_on {
+        if !has_more {
             self.sockets[usize::from(socket)].armed = false;
             if !self.stopping {
                 event(RingEvent::ReceiveEnded);
@@ -281,17 +283,17 @@ impl<K: Kernel> Ring<K> {
         }
     }
 
-    /// What one datagram of the batch brought.
+    /// The payload of one datagram of the batch.
     #[inline]
     pub(crate) fn payload(&self, index: usize) -> &[u8] {
         self.buffer(index).payload()
     }
 
-    /// One datagram of the batch, and where to write its answer.
+    /// One datagram of the batch, with room for its response.
     #[inline]
-    pub(crate) fn exchange(&mut self, index: usize) -> Exchange<'_> {
+    pub(crate) fn datagram(&mut self, index: usize) -> Exchange<'_> {
         let slot = self.sends_used;
-        let (buffer, out) = self.kernel.exchange(self.arrivals[index].buffer, slot);
+        let (buffer, out) = self.kernel.buffer_and_slot(self.arrivals[index].buffer, slot);
         Exchange {
             source: buffer.source(),
             payload: buffer.payload(),
@@ -300,10 +302,10 @@ impl<K: Kernel> Ring<K> {
         }
     }
 
-    /// Queues the answer to one datagram, `bytes` of which stand where [`Self::exchange`] said.
-    /// False where there is no room for it: it is lost.
+    /// Queues the response to one datagram: the first `bytes` bytes of the room from
+    /// [`Self::exchange`]. False if there is no room and the response is lost.
     #[inline]
-    pub(crate) fn reply(&mut self, index: usize, bytes: usize) -> bool {
+    pub(crate) fn respond(&mut self, index: usize, bytes: usize) -> bool {
         let slot = self.sends_used;
         if slot + 1 >= self.kernel.slots() {
             return false;
@@ -327,30 +329,31 @@ impl<K: Kernel> Ring<K> {
         &mut self.kernel
     }
 
-    /// Cancels all receives with the next turn. What came before is still handed out.
+    /// Cancels all receives in the next turn. What was received before is still handed out.
     pub(crate) fn stop_receiving(&mut self) {
         self.stopping = true;
     }
 
-    /// Arms receives again with the next turn.
+    /// Arms receives again in the next turn.
     pub(crate) fn receive_again(&mut self) {
         self.stopping = false;
     }
 
-    /// Whether no receive is armed, nothing waits to be handed out and every reply has left.
+    /// Whether no receive is armed, nothing waits to be handed out, and every response was
+    /// submitted.
     pub(crate) fn is_quiet(&self) -> bool {
         let idle = !self.kernel.has_completions() && self.kernel.has_taken_all();
         !self.is_armed() && self.arrivals.is_empty() && idle
     }
 
-    /// Whether the kernel may still use what it was lent.
+    /// Whether the kernel may still use the memory lent to it.
     fn is_armed(&self) -> bool {
         self.sockets.iter().any(|it| it.armed)
     }
 }
 
 impl<K: Kernel> Drop for Ring<K> {
-    /// Ends all receives, so that the kernel gives back what it was lent.
+    /// Ends all receives, so that the kernel uses no lent memory any more.
     fn drop(&mut self) {
         const TRIES: u32 = 100;
         self.stop_receiving();
@@ -380,7 +383,7 @@ impl ReceiveBuffer {
         RawAddress { bytes: self.address, length: self.header[0].min(ADDRESS_V6_BYTES) }
     }
 
-    /// As the kernel fills it.
+    /// Fills the buffer as the kernel does.
     #[cfg(test)]
     fn fill(&mut self, source: std::net::SocketAddr, payload: &[u8]) {
         let source = RawAddress::from(source);

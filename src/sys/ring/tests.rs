@@ -1,12 +1,13 @@
-//! The ring against the real kernel, and against a double that fails as no kernel can be made to.
+//! The ring on the real kernel, and on a double with failures that the real kernel cannot be made
+//! to produce.
 
 use super::double::{Double, Faults, SEND_ERRORS};
 use super::*;
 use crate::sys::socket::{UdpOptions, bind_udp};
 use std::net::{SocketAddr, UdpSocket};
 
-/// Sends `count` numbered datagrams to a ring of the given sizes, all before it looks, and
-/// says which arrived, and what else happened. `None` where there is no io_uring.
+/// Sends `count` numbered datagrams to a ring of the given sizes before it receives any. Returns
+/// those that arrived, and the events. `None` without io_uring.
 fn flood(options: RingOptions, count: u16) -> Option<(Vec<u16>, Vec<RingEvent>)> {
     crate::sys::probe::probe().ok()?;
     let sockets = [bind_udp("127.0.0.1:0".parse().unwrap(), &UdpOptions::default()).unwrap()];
@@ -19,7 +20,7 @@ fn flood(options: RingOptions, count: u16) -> Option<(Vec<u16>, Vec<RingEvent>)>
     let (mut numbers, mut events) = (Vec::new(), Vec::new());
     while numbers.len() < count.into() {
         let before = numbers.len();
-        // Two waits without anything: what has not come by now never will.
+        // A datagram that has not arrived after two waits is lost.
         for _ in 0..2 {
             for index in 0..ring.turn(Duration::from_secs(1), |it| events.push(it)).unwrap() {
                 numbers.push(u16::from_be_bytes(ring.payload(index).try_into().unwrap()));
@@ -80,7 +81,7 @@ fn a_flooded_socket_leaves_buffers_to_the_others() {
 }
 
 #[test]
-fn a_ring_full_of_replies_refuses_more_and_goes_on() {
+fn a_ring_full_of_responses_refuses_more_and_goes_on() {
     let options = RingOptions { buffers: 16, submissions: 4, completions: 64 };
     if crate::sys::probe::probe().is_err() {
         return eprintln!("skipped: no io_uring");
@@ -93,8 +94,8 @@ fn a_ring_full_of_replies_refuses_more_and_goes_on() {
         client.send_to(b"many", sockets[0].address()).unwrap();
         while ring.turn(Duration::from_secs(1), |it| panic!("{it:?}")).unwrap() == 0 {}
         let queued = (0..10).filter(|_| {
-            ring.exchange(0).out[..2].copy_from_slice(b"ok");
-            ring.reply(0, 2)
+            ring.datagram(0).out[..2].copy_from_slice(b"ok");
+            ring.respond(0, 2)
         });
         assert_eq!(queued.count(), 4);
     }
@@ -121,7 +122,7 @@ fn what_is_not_allowed_is_denied() {
     assert_eq!(events, [RingEvent::SendFailed(libc::EACCES); 2]);
 }
 
-/// All of it goes wrong, in so many of a thousand cases.
+/// All faults, with this probability in thousandths.
 fn all(permille: u32) -> Faults {
     Faults {
         ends_permille: permille,
@@ -133,16 +134,16 @@ fn all(permille: u32) -> Faults {
     }
 }
 
-/// A ring on a double, and what has come of its datagrams, which are numbers that are echoed.
+/// A ring on a double that echoes numbered datagrams, and records of what happened.
 struct Echo {
     ring: Ring<Double>,
     delivered: u32,
-    /// By socket.
+    /// Numbers received, by socket.
     received: Vec<Vec<u32>>,
-    /// Answers that there was no room for.
+    /// Responses that found no room.
     refused: usize,
     events: Vec<RingEvent>,
-    /// By socket, turns in which something waited and nothing came.
+    /// Per socket: turns in which a datagram waited and none was received.
     stalled_turns: [u32; 3],
 }
 
@@ -182,13 +183,13 @@ impl Echo {
         let count = self.ring.turn(Duration::ZERO, |it| self.events.push(it)).unwrap();
         assert_eq!(self.ring.kernel.kept_by_ring(), count, "every other buffer is given back");
         for index in 0..count {
-            let exchange = self.ring.exchange(index);
+            let exchange = self.ring.datagram(index);
             let number = u32::from_be_bytes(exchange.payload.try_into().unwrap());
             assert_eq!(exchange.source.to_socket_addr(), Some(Self::source(number)));
             exchange.out[..4].copy_from_slice(&number.to_be_bytes());
             let socket = usize::from(self.ring.arrivals[index].socket);
             self.received[socket].push(number);
-            self.refused += usize::from(!self.ring.reply(index, 4));
+            self.refused += usize::from(!self.ring.respond(index, 4));
         }
         for (socket, turns) in self.stalled_turns.iter_mut().enumerate() {
             let came = self.received[socket].len() > before[socket];
@@ -198,7 +199,7 @@ impl Echo {
         count
     }
 
-    /// Nothing waits, every receive is under way, and nothing was left to tell.
+    /// Whether no datagram waits, every receive is under way, and the turn had no events.
     fn is_at_rest(&mut self) -> bool {
         let before = self.events.len();
         self.turn();
@@ -219,8 +220,8 @@ impl Echo {
         panic!("stalled: {} wait, {:?} last", self.ring.kernel.queued(), self.events.last());
     }
 
-    /// Every datagram was handed out once, in the order of its socket, and every answer was sent,
-    /// or told as failed, or refused.
+    /// Asserts that every datagram was handed out once, in the order of its socket, and that every
+    /// response was sent, reported as failed, or refused.
     fn assert_complete(&mut self) {
         for (socket, numbers) in (0..u32::from(Self::SOCKETS)).zip(&self.received) {
             let expected = (0..self.delivered).filter(|it| it % u32::from(Self::SOCKETS) == socket);
@@ -282,7 +283,7 @@ fn each_fault_by_itself_is_survived() {
         }
         echo.ring.kernel.faults = none;
         echo.turn_until(Echo::is_at_rest);
-        // All is as before once it has passed: nothing is refused, nothing fails.
+        // After the faults, everything works as before: nothing is refused, nothing fails.
         let (refused, events) = (echo.refused, echo.events.len());
         for _ in 0..50 {
             echo.deliver(9);

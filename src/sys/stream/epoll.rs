@@ -1,4 +1,4 @@
-//! Streams on plain tokio: works everywhere.
+//! Streams on plain tokio. Works everywhere.
 
 use std::future::Future;
 use std::io::{self, ErrorKind};
@@ -17,7 +17,7 @@ use tokio::task::coop::consume_budget;
 
 use super::{Network, Stop, Stream, readable, watch};
 
-/// Readiness from epoll, then reads and writes as system calls of their own.
+/// Readiness from epoll, then one system call per read or write.
 #[derive(Debug)]
 pub(crate) struct Epoll;
 
@@ -57,12 +57,13 @@ impl Network for Epoll {
     }
 }
 
-/// Both kinds of socket have the same methods, but no trait that holds them.
+/// Both kinds of socket have the same methods, but no common trait.
 macro_rules! stream {
     ($socket:ty) => {
         impl Stream for $socket {
             async fn read(&self, mut buffer: Vec<u8>) -> (io::Result<usize>, Vec<u8>) {
-                // Trying never yields: who always has more to say would keep the thread.
+                // The attempts below never yield: a client that always has more to send would
+                // occupy the thread.
                 consume_budget().await;
                 loop {
                     match self.try_read_buf(&mut buffer) {
@@ -94,7 +95,7 @@ macro_rules! stream {
             }
 
             fn shutdown(&self, how: Shutdown) {
-                // It fails where the other side has ended the connection, which is as good.
+                // Fails if the other side has ended the connection, which has the same effect.
                 let _ = SockRef::from(self).shutdown(how);
             }
         }

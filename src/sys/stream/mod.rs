@@ -1,7 +1,7 @@
-//! Connections as streams of bytes, alike on io_uring and on epoll: what lies above is one code.
+//! Connections as byte streams, with the same interface on io_uring and on epoll.
 //!
-//! Buffers are handed over and come back, because io_uring writes to them while nobody looks.
-//! Nothing here is `Send`: a connection stays on the thread that accepted it.
+//! Buffers are passed in and returned, because io_uring writes to them during a call. Nothing here
+//! is `Send`: a connection stays on the thread that accepted it.
 
 pub(crate) mod epoll;
 pub(crate) mod uring;
@@ -18,75 +18,75 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::Notify;
 
-/// One way to reach the kernel.
+/// An I/O backend for streams.
 pub(crate) trait Network: Sized + 'static {
-    /// A connection by TCP.
+    /// A TCP connection.
     type Tcp: Stream;
 
-    /// A connection by a Unix socket.
+    /// A Unix socket connection.
     type Unix: Stream;
 
-    /// A socket that listens for TCP. It does not block, on either network: a process of the other
-    /// kind may have it as well.
+    /// A TCP listener. It does not block on either backend: a process with the other backend may
+    /// have it as well.
     type TcpListener: AsFd + 'static;
 
-    /// Runs `main` on the calling thread, and what it spawns with [`tokio::task::spawn_local`]
-    /// for as long.
+    /// Runs `main` on the calling thread, together with the tasks that it spawns with
+    /// [`tokio::task::spawn_local`].
     fn run<F: Future>(main: F) -> io::Result<F::Output>;
 
-    /// Makes use of a listening socket that does not block. To be called inside [`Self::run`].
+    /// Registers a non-blocking listener. Must be called inside [`Self::run`].
     fn listen(listener: TcpListener) -> io::Result<Self::TcpListener>;
 
-    /// Waits until there is a connection to accept, or something else to be told by an accept. Like
-    /// a read, it has to be awaited to its end, which [`Self::cancel`] brings about.
+    /// Waits until an accept would return a connection or an error. Like a read, it must be awaited
+    /// to its end, which [`Self::cancel`] causes.
     async fn ready(listener: &Self::TcpListener, stop: &Stop) -> io::Result<()>;
 
-    /// The next connection and its source; `WouldBlock` where there is none.
+    /// The next connection and its source; `WouldBlock` if there is none.
     fn accept(listener: &Self::TcpListener) -> io::Result<(Self::Tcp, SocketAddr)>;
 
-    /// Ends the wait for a connection, if one is under way.
+    /// Ends the wait for a connection, if there is one.
     async fn cancel(listener: &Self::TcpListener, stop: &Stop);
 
-    /// Makes use of a connection by a Unix socket.
+    /// Registers a Unix socket connection.
     fn adopt(socket: UnixStream) -> io::Result<Self::Unix>;
 }
 
 /// A connection.
 pub(crate) type Socket<N> = Either<<N as Network>::Tcp, <N as Network>::Unix>;
 
-/// Bytes in order, both ways. Reads and writes take `&self`: one of each may be under way.
+/// A stream of bytes in both directions. Reads and writes take `&self`: one of each may be under
+/// way.
 ///
-/// A read or write that has begun has to be awaited to its end: dropping it loses bytes, and with
-/// io_uring leaves the socket open. [`Self::shutdown`] brings that end about.
+/// A read or write that has begun must be awaited to its end: dropping it loses bytes, and leaves
+/// the socket open with io_uring. [`Self::shutdown`] ends it.
 pub(crate) trait Stream: 'static {
-    /// Reads into the spare capacity of `buffer`, of which there has to be some. 0: the end.
+    /// Reads into the spare capacity of `buffer`, which must not be empty. 0: the end of the
+    /// stream.
     async fn read(&self, buffer: Vec<u8>) -> (io::Result<usize>, Vec<u8>);
 
-    /// Writes all of `bytes`, and gives the buffer back.
+    /// Writes all of `bytes`, and returns the buffer.
     async fn write_all(&self, bytes: Vec<u8>) -> (io::Result<()>, Vec<u8>);
 
-    /// Ends one direction or both at once, whatever is under way. That it has ended already is no
-    /// error.
+    /// Ends one direction or both at once, even with a read or write under way. If it has ended
+    /// already, that is not an error.
     fn shutdown(&self, how: Shutdown);
 }
 
-/// A socket that listens.
+/// A listening socket.
 #[derive(Debug)]
 pub(crate) enum Listening {
-    /// For TCP.
     Tcp(TcpListener),
-    /// On a path.
     Unix(UnixListener),
 }
 
-/// Takes connections from a listening socket. All that this needs it has from its making on.
+/// Accepts connections from a listening socket. It acquires all resources when it is created.
 pub(crate) struct Acceptor<N: Network> {
     listener: Either<N::TcpListener, AsyncFd<OwnedFd>>,
     stop: Stop,
 }
 
 impl<N: Network> Acceptor<N> {
-    /// Makes use of a listening socket. To be called inside [`Network::run`].
+    /// Registers a listening socket. Must be called inside [`Network::run`].
     pub(crate) fn new(listener: Listening) -> io::Result<Self> {
         let listener = match listener {
             Listening::Tcp(tcp_listener) => {
@@ -102,8 +102,8 @@ impl<N: Network> Acceptor<N> {
         Ok(Self { listener, stop: Stop::default() })
     }
 
-    /// Waits until there is a connection to accept. Like a read, it has to be awaited to its end,
-    /// which [`Self::stop`] and [`Self::leave`] bring about. Nothing is taken by it.
+    /// Waits until there is a connection to accept, without accepting it. Like a read, it must be
+    /// awaited to its end, which [`Self::stop`] and [`Self::leave`] cause.
     pub(crate) async fn ready(&self) -> io::Result<()> {
         match &self.listener {
             Either::Tcp(it) => N::ready(it, &self.stop).await,
@@ -111,8 +111,8 @@ impl<N: Network> Acceptor<N> {
         }
     }
 
-    /// The next connection and, unless it comes by a Unix socket, its source. `WouldBlock` where
-    /// there is none: wait until it is [`Self::ready`].
+    /// The next connection and, unless it is on a Unix socket, its source. `WouldBlock` if there is
+    /// none: wait until it is [`Self::ready`].
     pub(crate) fn accept(&self) -> io::Result<(Socket<N>, Option<SocketAddr>)> {
         Ok(match &self.listener {
             Either::Tcp(it) => {
@@ -127,7 +127,7 @@ impl<N: Network> Acceptor<N> {
         })
     }
 
-    /// Takes no more connections: who waits for one is told, and those that wait are closed.
+    /// Stops accepting: ends the wait, and closes connections that wait in the queue.
     pub(crate) fn stop(&self) {
         match &self.listener {
             Either::Tcp(it) => stop_tcp(it),
@@ -135,7 +135,7 @@ impl<N: Network> Acceptor<N> {
         }
     }
 
-    /// Takes no more connections: who waits for one is told. Those that wait are for whoever else
+    /// Stops accepting: ends the wait. Connections in the queue are left to another process that
     /// has the socket.
     pub(crate) async fn leave(&self) {
         match &self.listener {
@@ -145,29 +145,27 @@ impl<N: Network> Acceptor<N> {
     }
 }
 
-/// Lets epoll watch whether a socket that listens has something to accept. To be called inside
-/// [`Network::run`].
+/// Registers a listening socket with epoll. Must be called inside [`Network::run`].
 #[expect(unsafe_code, reason = "the runtime knows the descriptor by its number")]
 fn watch(listener: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
-    // SAFETY: an `OwnedFd` is open, and the same descriptor, for as long as there is one.
+    // SAFETY: an `OwnedFd` is open, and the same descriptor, for as long as it exists.
     let watched = unsafe { AsyncFd::register_with_interest(listener, Interest::READABLE) };
     Ok(watched?)
 }
 
-/// Waits until a socket that epoll watches has something to accept.
+/// Waits until a socket registered with epoll has a connection to accept.
 async fn readable(socket: &AsyncFd<OwnedFd>) -> io::Result<()> {
     socket.readable().await?.retain_ready();
     Ok(())
 }
 
-/// Ends a wait that may be given up, as tokio's may: nothing is lost. (Shutting a Unix socket
-/// down would not do: Linux goes on calling it ready, and says at every accept that there is
-/// nothing yet.)
+/// Ends a wait that may be dropped without loss, as tokio's may. (A shutdown of a Unix socket would
+/// not work: Linux continues to report it as ready, and every accept returns `WouldBlock`.)
 #[derive(Debug, Default)]
 pub(crate) struct Stop(Notify);
 
 impl Stop {
-    /// What `wait` brings, unless there is to be nothing any more.
+    /// The result of `wait`, or an error once stopped.
     async fn or<T>(&self, wait: impl Future<Output = io::Result<T>>) -> io::Result<T> {
         tokio::select! {
             result = wait => result,
@@ -180,24 +178,22 @@ impl Stop {
     }
 }
 
-/// Ends the wait for connections on a TCP socket: on Linux, not a close but this wakes who waits.
+/// Ends the wait for connections on a TCP socket. On Linux a shutdown wakes the waiting task, a
+/// close does not.
 fn stop_tcp(listener: &impl AsFd) {
     let ended = SockRef::from(listener).shutdown(Shutdown::Read);
     debug_assert!(ended.is_ok(), "a listening socket can be shut down: {ended:?}");
 }
 
-/// Sets what accepted connections inherit from their listening socket: small replies are not held
-/// back until the previous one was acknowledged.
+/// Sets what accepted connections inherit: small responses are not held back until the previous one
+/// was acknowledged.
 fn prepare(listener: &TcpListener) -> io::Result<()> {
     SockRef::from(listener).set_tcp_nodelay(true)
 }
 
-/// A connection by TCP or by a Unix socket.
 #[derive(Debug)]
 pub(crate) enum Either<T, U> {
-    /// By TCP.
     Tcp(T),
-    /// By a Unix socket.
     Unix(U),
 }
 

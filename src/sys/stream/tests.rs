@@ -1,4 +1,4 @@
-//! Both networks through one suite, on real sockets.
+//! Runs one suite of tests on both backends, on real sockets.
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
@@ -23,9 +23,9 @@ fn a_panic_of_tokio_uring_comes_with_a_remedy_and_ours_does_not() {
         Some(location) if std::thread::current().id() == here => {
             tell.send(location.file().into()).unwrap();
         }
-        _ => print(panic), // another test's
+        _ => print(panic), // a panic of another test
     }));
-    // Outside of a runtime it is as helpless as without memory.
+    // Outside of a runtime it fails as it does without memory.
     let (socket, _far) = UnixStream::pair().unwrap();
     let broken = std::panic::catch_unwind(|| {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
@@ -39,7 +39,7 @@ fn a_panic_of_tokio_uring_comes_with_a_remedy_and_ours_does_not() {
     assert!(uring::remedy(file!()).is_none());
 }
 
-/// Runs a test on each network that this host allows.
+/// Runs a test on each backend that this host allows.
 macro_rules! on_each_network {
     ($($test:ident)+) => { $(
         #[test]
@@ -60,7 +60,7 @@ on_each_network! {
     stopping_ends_an_accept_under_way
     leaving_ends_an_accept_and_not_the_listener
     waiting_for_a_connection_takes_none
-    connections_send_small_replies_at_once
+    connections_send_small_responses_at_once
     unix_sockets_work_alike
 }
 
@@ -99,9 +99,9 @@ mod cases {
         let client = std::thread::spawn(move || {
             let mut client = TcpStream::connect(address).unwrap();
             client.write_all(b"one").unwrap();
-            let mut reply = [0; 3];
-            client.read_exact(&mut reply).unwrap();
-            (reply, client.local_addr().unwrap())
+            let mut response = [0; 3];
+            client.read_exact(&mut response).unwrap();
+            (response, client.local_addr().unwrap())
         });
         let source = N::run(async {
             let acceptor = Acceptor::<N>::new(listener).unwrap();
@@ -115,8 +115,8 @@ mod cases {
             assert_eq!(end.unwrap(), 0);
             source
         });
-        let (reply, address) = client.join().unwrap();
-        assert_eq!((&reply, source.unwrap()), (b"two", Some(address)));
+        let (response, address) = client.join().unwrap();
+        assert_eq!((&response, source.unwrap()), (b"two", Some(address)));
     }
 
     pub(super) fn a_long_write_arrives_whole<N: Network>() {
@@ -194,7 +194,7 @@ mod cases {
         assert_eq!(source, late.local_addr().unwrap(), "nobody has taken it away");
     }
 
-    pub(super) fn connections_send_small_replies_at_once<N: Network>() {
+    pub(super) fn connections_send_small_responses_at_once<N: Network>() {
         let (listener, address) = tcp();
         let Listening::Tcp(listener) = listener else { unreachable!() };
         let twin = listener.try_clone().unwrap();
@@ -211,9 +211,9 @@ mod cases {
         let client = std::thread::spawn(move || {
             let mut client = UnixStream::connect(path).unwrap();
             client.write_all(b"ping").unwrap();
-            let mut reply = String::new();
-            client.read_to_string(&mut reply).unwrap();
-            reply
+            let mut response = String::new();
+            client.read_to_string(&mut response).unwrap();
+            response
         });
         let source = N::run(async {
             let acceptor = Acceptor::<N>::new(listener).unwrap();

@@ -14,18 +14,19 @@ use tokio_uring::{OneshotOutputTransform, UnsubmittedOneshot};
 
 use super::{Network, Stop, Stream};
 
-/// Operations queued before they are submitted at the latest.
+/// Operations are submitted at the latest when this many are queued.
 const SUBMISSIONS: u32 = 1024;
 
-/// Results the kernel can hand over without setting some aside.
+/// Results that fit into the completion queue.
 const COMPLETIONS: u32 = 4096;
 
-/// What an operator can do about a panic in this source file; `None` where it is not tokio-uring's.
+/// What an operator can do about a panic in this source file; `None` if the file is not
+/// tokio-uring's.
 ///
-/// When its queue is full and io_uring_enter(2) takes nothing, tokio-uring has nobody to tell: it
-/// panics, be it on the error itself or on giving the operation up. The kernel says EAGAIN so where
-/// it has no memory for a request, or where a control group's limit leaves it none. While there is
-/// room in the queue such an error costs nothing: the next turn submits again.
+/// If its queue is full and io_uring_enter(2) takes nothing, tokio-uring cannot return an error: it
+/// panics, either on the error itself or when the operation is dropped. The kernel returns EAGAIN
+/// if it has no memory for a request, or if a control group's limit leaves it none. While the queue
+/// has room, such an error costs nothing: the next turn submits again.
 pub(crate) fn remedy(file: &str) -> Option<&'static str> {
     file.contains("/tokio-uring").then_some(
         "the kernel took no more requests from an io_uring, most likely for lack of memory \
@@ -34,8 +35,8 @@ pub(crate) fn remedy(file: &str) -> Option<&'static str> {
     )
 }
 
-/// An io_uring of the runtime's own. It submits when it has nothing else to do, so nothing that
-/// runs on it may keep busy.
+/// An io_uring of the runtime's own. It submits when the runtime is idle, so no task on it may run
+/// for long.
 #[derive(Debug)]
 pub(crate) struct UringNetwork;
 
@@ -48,7 +49,7 @@ impl Network for UringNetwork {
         let mut builder = tokio_uring::builder();
         let mut ring = tokio_uring::uring_builder();
         // Without cooperative task work the kernel interrupts this thread for every packet and
-        // retries the read at once, against the sender that still holds the socket's lock.
+        // retries the read at once, while the sender still holds the socket's lock.
         builder
             .entries(SUBMISSIONS)
             .uring_builder(ring.setup_cqsize(COMPLETIONS).setup_coop_taskrun());
@@ -60,15 +61,15 @@ impl Network for UringNetwork {
     }
 
     async fn ready(listener: &TcpListener, _stop: &Stop) -> io::Result<()> {
-        // An accept on the ring would do in one step, but not on a socket that does not block; and
-        // it would take connections from whoever serves until this process may.
+        // An accept on the ring would need one step only, but it does not work on a non-blocking
+        // socket, and it would take connections from the serving process before this one may serve.
         let events = u32::from(libc::POLLIN.cast_unsigned());
         let request = opcode::PollAdd::new(Fd(listener.as_raw_fd()), events).build();
         UnsubmittedOneshot::new((), RequestEnd, request).submit().await
     }
 
     fn accept(listener: &TcpListener) -> io::Result<(TcpStream, SocketAddr)> {
-        // Reads and writes wait in the ring: what is accepted may block.
+        // Reads and writes wait in the ring, so the accepted socket may block.
         let (socket, source) = listener.accept()?;
         Ok((TcpStream::from_std(socket), source))
     }
@@ -76,7 +77,7 @@ impl Network for UringNetwork {
     async fn cancel(listener: &TcpListener, _stop: &Stop) {
         let all_of_it = CancelBuilder::fd(Fd(listener.as_raw_fd())).all(); // Linux 5.19
         let request = opcode::AsyncCancel2::new(all_of_it).build();
-        // What was cancelled tells of it itself.
+        // The cancelled request completes by itself.
         let _ = UnsubmittedOneshot::new((), RequestEnd, request).submit().await;
     }
 
@@ -85,7 +86,7 @@ impl Network for UringNetwork {
     }
 }
 
-/// How a request ended.
+/// The result of a request.
 struct RequestEnd;
 
 impl OneshotOutputTransform for RequestEnd {
@@ -98,7 +99,7 @@ impl OneshotOutputTransform for RequestEnd {
     }
 }
 
-/// Both kinds of socket have the same methods, but no trait that holds them.
+/// Both kinds of socket have the same methods, but no common trait.
 macro_rules! stream {
     ($socket:ty) => {
         impl Stream for $socket {
@@ -113,7 +114,7 @@ macro_rules! stream {
             }
 
             fn shutdown(&self, how: Shutdown) {
-                // It fails where the other side has ended the connection, which is as good.
+                // Fails if the other side has ended the connection, which has the same effect.
                 let _ = self.shutdown(how);
             }
         }

@@ -14,20 +14,20 @@ use super::charges;
 use super::connection::{self, Connection, Start};
 use super::slots::Deadlines;
 use super::thread::{HELD_TICK, TaskContext};
+use crate::counters::{CloseReason, Transport};
 use crate::frontend::ConnectionWork;
 use crate::frontend::origin::Origin;
-use crate::metrics::{CloseReason, Transport};
 use crate::sys::stream::{Acceptor, Network, Socket};
 use crate::types::unmap;
 
-/// How long nothing is accepted where the process has no descriptor, or the host no memory, left:
-/// the kernel would say so again at once.
+/// How long nothing is accepted after the process ran out of descriptors, or the host out of
+/// memory: an immediate attempt would fail again.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
 
-/// Connections accepted at once, before whoever is connected has a turn again.
+/// Most connections accepted in a row, before open connections have a turn again.
 const ACCEPTED_MAX: usize = 16;
 
-/// What a listener's connections begin with.
+/// What a listener's connections start with.
 #[derive(Clone)]
 pub(super) enum Security {
     /// HTTP.
@@ -65,7 +65,8 @@ pub(super) async fn serve<N: Network>(
     }
 }
 
-/// Accepts what waits, without a pause in which somebody could tell this thread to hold.
+/// Accepts the connections that wait. Does not await, so that the thread cannot be paused in
+/// between.
 fn accept<N: Network>(
     worker: &Rc<TaskContext<N>>,
     acceptor: &Acceptor<N>,
@@ -81,8 +82,8 @@ fn accept<N: Network>(
     Ok(())
 }
 
-/// Whether an accept failed because of the connection it was to return, so that the next may
-/// succeed (accept(2) on Linux passes on errors that are pending on the new socket).
+/// Whether an accept failed because of the new connection itself, so that the next accept may
+/// succeed: accept(2) on Linux returns errors that are pending on the new socket.
 fn is_of_the_connection(error: &io::Error) -> bool {
     use libc::{
         ECONNABORTED, EHOSTDOWN, EHOSTUNREACH, EINTR, ENETDOWN, ENETUNREACH, ENOPROTOOPT,
@@ -103,7 +104,7 @@ fn is_of_the_connection(error: &io::Error) -> bool {
     error.raw_os_error().is_some_and(|it| codes.contains(&it))
 }
 
-/// Starts a connection's task, or closes it at once.
+/// Starts the task of a connection, or closes the connection at once.
 fn admit<N: Network>(
     worker: &Rc<TaskContext<N>>,
     socket: Socket<N>,
@@ -124,7 +125,7 @@ fn admit<N: Network>(
         let is_trusted = address.is_none_or(|address| options.is_trusted_proxy(address));
         (limit, is_trusted, u64::from(options.head_timeout_s))
     });
-    // Before anything else is done: a connection that may not have a handshake costs an accept.
+    // Charged first, so that a source over its limit costs no more than an accept.
     let paid = if is_trusted || matches!(security, Security::Plain) {
         Ok(())
     } else {

@@ -1,7 +1,9 @@
-//! How many connections there may be: over all workers, of one address, and of the networks around
-//! it, which the limiter counts by, too; and what those of each of them hold. A network is given
-//! some times as much as an address, and whoever has one IPv6 address has 2^64 of them: so what
-//! counts is the share of an IPv4 address or an IPv6 /64 ([`share`]).
+//! Limits the number of connections: of all workers, of one address, and of the networks around an
+//! address that the limiter also counts. Also records the bytes that the connections of each
+//! network hold.
+//!
+//! A network may have a multiple of what an address may have, and one IPv6 host has 2^64 addresses.
+//! What is compared is therefore the share of an IPv4 address or of an IPv6 /64 ([`share`]).
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher as _, RandomState};
@@ -9,11 +11,11 @@ use std::net::IpAddr;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crate::counters::CloseReason;
 use crate::limiter::{PrefixNetwork, networks_of};
-use crate::metrics::CloseReason;
 
-/// Locks for the counts: more than there are cores, so that workers seldom meet. All networks of an
-/// address are behind one.
+/// Locks for the counts: more than there are cores, so that workers rarely compete. All networks of
+/// an address are behind the same lock.
 const SHARDS: usize = 64;
 
 /// The connections of all workers.
@@ -25,46 +27,48 @@ pub(super) struct Connections {
     shards: [Mutex<NetworkCounts>; SHARDS],
 }
 
-/// Open connections by network: by a hash of 64 bits under a key that nobody knows. Two networks of
-/// a million share one once in 40 million times.
+/// Open connections by network: by a 64-bit hash under a secret key. Among a million networks, two
+/// share a hash in one of 40 million cases.
 type NetworkCounts = HashMap<u64, Arc<NetworkUsage>>;
 
-/// What the connections of a network are.
+/// What the connections of a network use.
 #[derive(Debug, Default)]
 struct NetworkUsage {
-    /// How many there are. Changed behind the lock.
+    /// Number of connections. Changed under the lock.
     connections: AtomicU32,
-    /// What they hold.
+    /// Bytes that the connections hold.
     bytes: AtomicU64,
 }
 
-/// The networks that a connection is counted in, the narrowest first, with their parts.
+/// The networks that a connection is counted in, the narrowest first, each with its multiple of an
+/// address's limit.
 type CountedNetworks = Vec<(Arc<NetworkUsage>, u32)>;
 
-/// How much of what a network's connections hold is one source's share.
+/// One source's share of what a network's connections hold.
 fn share(bytes: u64, times: u32, is_v4: bool) -> u64 {
-    // A source of IPv6 is a /64, which may do twice as much as an address.
+    // An IPv6 source is a /64, which may have twice as much as an address.
     let times = if is_v4 { times } else { times / 2 };
     bytes / u64::from(times.max(1))
 }
 
 impl Connections {
-    /// None yet, and at most `max`.
+    /// No connections yet, and at most `max`.
     pub(super) fn new(max: u32) -> Self {
         let shards = std::array::from_fn(|_| Mutex::default());
         Self { open: AtomicU32::new(0), max, hasher: RandomState::new(), shards }
     }
 
-    /// How many there are.
+    /// How many connections are open.
     pub(super) fn open(&self) -> u32 {
         self.open.load(Ordering::Relaxed)
     }
 
-    /// Lets one in, which counts until what is returned is dropped. `limit` is the address it is
-    /// counted for and how many that may have; `None` for those that are not counted.
+    /// Admits a connection, which counts until the returned value is dropped. `limit` is the
+    /// address that it is counted for and how many connections that address may have; `None` for a
+    /// connection that is not counted.
     ///
     /// # Errors
-    /// Which limit is reached.
+    /// The limit that is reached.
     pub(super) fn admit(
         self: &Arc<Self>,
         limit: Option<(IpAddr, u32)>,
@@ -73,7 +77,7 @@ impl Connections {
             self.open.fetch_sub(1, Ordering::Relaxed);
             return Err(CloseReason::GlobalCap);
         }
-        // From here on, dropping it undoes what was done.
+        // From here on, dropping `admission` undoes the count.
         let mut admission =
             Admission { connections: self.clone(), counted: None, bytes: 0, is_open: true };
         if let Some((address, max)) = limit {
@@ -82,8 +86,8 @@ impl Connections {
         Ok(admission)
     }
 
-    /// Bytes that the connections of an address's source hold: those of the network around it that
-    /// holds most for its size.
+    /// Bytes that the connections of an address's source hold: its share of the network around it
+    /// that holds most for its size.
     pub(super) fn source_bytes(&self, address: IpAddr) -> u64 {
         let shard = self.shard(address);
         let held = |network: PrefixNetwork| {
@@ -93,7 +97,7 @@ impl Connections {
         networks_of(address).filter_map(held).max().unwrap_or(0)
     }
 
-    /// Counts a connection in each network of an address, or in none of them.
+    /// Counts a connection in each network of an address, or in none if one of them is full.
     fn count(&self, address: IpAddr, max: u32) -> Result<CountedNetworks, CloseReason> {
         let mut shard = self.shard(address);
         let is_full = networks_of(address).any(|network| {
@@ -141,22 +145,23 @@ impl Connections {
     }
 }
 
-/// A connection's place among those that may be.
+/// The right of a connection to be open, and its place in the counts.
 #[derive(Debug)]
 pub(super) struct Admission {
     connections: Arc<Connections>,
-    /// The address that it is counted for, and the networks around that.
+    /// The address that the connection is counted for, and the networks around it.
     counted: Option<(IpAddr, CountedNetworks)>,
-    /// What it holds itself.
+    /// Bytes that the connection holds.
     bytes: u64,
     is_open: bool,
 }
 
 impl Admission {
-    /// Counts it for `address` instead, which may have `max`: behind a proxy, the client.
+    /// Counts the connection for `address` instead, which may have `max` connections. `address` is
+    /// the client behind a proxy.
     ///
     /// # Errors
-    /// If it, or a network around it, has as many.
+    /// If the address, or a network around it, already has its maximum.
     pub(super) fn count_for(&mut self, address: IpAddr, max: u32) -> Result<(), CloseReason> {
         self.uncount();
         let networks = self.connections.count(address, max)?;
@@ -165,7 +170,7 @@ impl Admission {
         Ok(())
     }
 
-    /// Notes how many bytes it holds.
+    /// Records how many bytes the connection holds.
     pub(super) fn hold(&mut self, bytes: u64) {
         if let Some((_, networks)) = &self.counted {
             change(networks, bytes.wrapping_sub(self.bytes));
@@ -173,8 +178,8 @@ impl Admission {
         self.bytes = bytes;
     }
 
-    /// Which network around it holds most for its size, as a number, and what a source's share of
-    /// that is; `None` if it is not counted.
+    /// The network around the connection that holds most for its size, as a number, and one
+    /// source's share of it in bytes; `None` if the connection is not counted.
     pub(super) fn source(&self) -> Option<(usize, u64)> {
         let (address, networks) = self.counted.as_ref()?;
         let shares = networks.iter().map(|(held, times)| {
@@ -184,7 +189,7 @@ impl Admission {
         shares.max_by_key(|(_, share)| *share)
     }
 
-    /// Gives the place back.
+    /// Removes the connection from all counts.
     pub(super) fn release(&mut self) {
         self.uncount();
         if std::mem::take(&mut self.is_open) {
@@ -199,7 +204,7 @@ impl Admission {
     }
 }
 
-/// Adds to what networks hold, modulo 2^64.
+/// Adds to the bytes that networks hold, modulo 2^64.
 fn change(networks: &CountedNetworks, bytes: u64) {
     for (held, _) in networks {
         held.bytes.fetch_add(bytes, Ordering::Relaxed);
@@ -238,7 +243,7 @@ mod tests {
         assert_eq!((connections.open(), entries(&connections)), (0, 0), "nothing is kept");
     }
 
-    /// Fills a network with two connections of each address; gives how many were let in.
+    /// Fills a network with two connections of each address; returns how many were admitted.
     fn fill(addresses: impl Iterator<Item = IpAddr>) -> usize {
         let connections = Arc::new(Connections::new(u32::MAX));
         let held: Vec<_> = addresses
@@ -304,7 +309,7 @@ mod tests {
             admission
         };
         let (network, elsewhere) = (0x2001_0db8_u128 << 96, 0x2001_0db9_u128 << 96);
-        // Four in each of two /56 of a /48: its share is half of what all hold.
+        // Four in each of two /56 of a /48: the share of the /48 is half of what all hold.
         let many = [0, 1, 2, 3, 256, 257, 258, 259].map(|it: u128| hold(network + (it << 64), 100));
         let one = hold(elsewhere, 150);
         let shares = many.each_ref().map(|it| it.source().unwrap());
@@ -318,7 +323,7 @@ mod tests {
             it
         };
         let all: Vec<_> = (0..=255).map(|last| v4(last, 64)).collect();
-        // Half of it is within the /24's 32 times.
+        // The /24 counts as 32 addresses.
         assert_eq!(all[0].source().unwrap().1, 64 * 256 / 32);
     }
 }

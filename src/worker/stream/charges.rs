@@ -1,9 +1,9 @@
-//! What a connection holds, and the work that it causes: accounted for in one place, from the loop
-//! that reads for it.
+//! What a connection holds, and the work that it causes. Both are accounted for here, by the loop
+//! that reads for the connection.
 //!
-//! Memory is on an account (`held`): where that is full, the sources that hold most lose
-//! connections. Work that no announce or scrape pays for is charged to the source through the
-//! limiter; over the limit, the connection is closed.
+//! Memory is on one account (`connection_memory`): if the account is full, the sources that hold
+//! most lose connections. Work that no announce or scrape pays for is charged to the source through
+//! the limiter. Over the limit, the connection is closed.
 
 use std::net::IpAddr;
 use std::rc::Rc;
@@ -12,41 +12,41 @@ use super::admission::Admission;
 use super::connection::Connection;
 use super::connection_memory::{self, BufferKind, ClosableConnection, IDLE_BYTES, MemoryAllowance};
 use super::thread::TaskContext;
+use crate::counters::CloseReason;
 use crate::frontend::origin::Origin;
 use crate::frontend::{ConnectionWork, Tracker};
-use crate::metrics::CloseReason;
 use crate::sys::stream::Network;
 use crate::time::Now;
 
-/// Eighths of an announce that minor work may cost within [`MINOR_WINDOW_S`] before it is charged:
-/// far more than clients cause with pings, pongs, late answers and requests in pieces, so that they
-/// may stay where others of the same address have used up its limit.
+/// Minor work that is free within [`MINOR_WINDOW_S`], in eighths of an announce. Clients cause far
+/// less with pings, pongs, late answers and requests in pieces, so they can stay connected while
+/// others of the same address have used up its limit.
 const MINOR_FREE_EIGHTHS: u16 = 32;
 
 /// Seconds after which minor work is forgotten.
 const MINOR_WINDOW_S: u64 = 10;
 
-/// Eighths that are charged at once.
+/// Eighths of an announce that are charged together.
 const MINOR_CHARGE_EIGHTHS: u16 = 8;
 
-/// A read that brings fewer bytes is minor work: of what is sent byte by byte, each costs a read
-/// and a look at all that came before.
+/// A read of fewer bytes is minor work: if a client sends byte by byte, each byte costs a read and
+/// a new parse of all bytes before it.
 const SHORT_READ_BYTES: usize = 128;
 
-/// Idle connections that are closed together where there are as many as may be: a search among all
-/// of them costs milliseconds, and is not for one newcomer alone.
+/// Idle connections that are closed together when the limit on connections is reached. The search
+/// among all connections costs milliseconds, so it makes room for more than one newcomer.
 const PLACES_MADE: u64 = 64;
 
 /// Minor work that has not been charged.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct MinorWork {
-    /// When the first of it was done, in seconds.
+    /// When the first of this work was done, in seconds.
     since_s: u64,
     eighths: u16,
 }
 
 impl MinorWork {
-    /// Adds to it; says whether something has to be charged.
+    /// Adds work. True if a charge is due.
     fn add(&mut self, now: Now, eighths: u16) -> bool {
         if now.seconds() >= self.since_s + MINOR_WINDOW_S {
             *self = Self { since_s: now.seconds(), eighths: 0 };
@@ -61,10 +61,11 @@ impl MinorWork {
 }
 
 impl<N: Network> Connection<N> {
-    /// Notes how much it holds of a part. If that is more than before, connections may be closed.
+    /// Records the bytes that one kind of buffer takes. If they are more than before, connections
+    /// may be closed.
     ///
     /// # Errors
-    /// [`CloseReason::Memory`] if this is one of them.
+    /// [`CloseReason::Memory`] if this connection is one of them.
     pub(super) fn hold(&self, part: BufferKind, bytes: usize) -> Result<(), CloseReason> {
         if self.held.is(part, bytes) {
             return Ok(());
@@ -81,7 +82,7 @@ impl<N: Network> Connection<N> {
         if self.is_released.get() { Err(CloseReason::Memory) } else { Ok(()) }
     }
 
-    /// Takes it off all accounts and counts. What it holds is freed as its task ends.
+    /// Removes the connection from all accounts and counts. Its memory is freed when its task ends.
     pub(super) fn release(&self) {
         if !self.is_released.replace(true) {
             self.worker.held.change(&self.worker.shared.account, self.held.total(), 0);
@@ -89,7 +90,7 @@ impl<N: Network> Connection<N> {
         }
     }
 
-    /// Charges a read, if it was a short one.
+    /// Charges a read, if it was short.
     ///
     /// # Errors
     /// [`CloseReason::Limited`] if the source is over its limit.
@@ -97,7 +98,8 @@ impl<N: Network> Connection<N> {
         if bytes >= SHORT_READ_BYTES { Ok(()) } else { self.charge_minor(self.worker.now(), 1) }
     }
 
-    /// Charges minor work, beyond what is free. Not to be called while the front ends are borrowed.
+    /// Charges minor work beyond what is free. Must not be called while the front ends are
+    /// borrowed.
     ///
     /// # Errors
     /// [`CloseReason::Limited`] if the source is over its limit.
@@ -105,7 +107,7 @@ impl<N: Network> Connection<N> {
         self.charge_minor_to(&mut self.worker.front_ends.borrow_mut().tracker, now, eighths)
     }
 
-    /// The same where the front ends are borrowed.
+    /// As [`Self::charge_minor`], for a caller that has borrowed the front ends.
     ///
     /// # Errors
     /// [`CloseReason::Limited`] if the source is over its limit.
@@ -121,7 +123,7 @@ impl<N: Network> Connection<N> {
         if is_due { charge(tracker, now, self.payer(), ConnectionWork::Request) } else { Ok(()) }
     }
 
-    /// Charges work to its source. Not to be called while the front ends are borrowed.
+    /// Charges work to its source. Must not be called while the front ends are borrowed.
     ///
     /// # Errors
     /// [`CloseReason::Limited`] if the source is over its limit.
@@ -130,7 +132,8 @@ impl<N: Network> Connection<N> {
         charge(tracker, now, self.payer(), work)
     }
 
-    /// Whom its work is charged to: on a proxy's connection, each request names another source.
+    /// The source that the connection's work is charged to. `None` on a proxy's connection: each
+    /// request names another source.
     pub(super) fn payer(&self) -> Option<IpAddr> {
         if let Some(web) = self.web.borrow().as_deref() {
             return Some(web.source);
@@ -146,10 +149,10 @@ impl<N: Network> Connection<N> {
     }
 }
 
-/// Charges work to a source, if one is known.
+/// Charges work to a source; without a source, nothing.
 ///
 /// # Errors
-/// [`CloseReason::Limited`] if it is over its limit.
+/// [`CloseReason::Limited`] if the source is over its limit.
 pub(super) fn charge(
     tracker: &mut Tracker,
     now: Now,
@@ -161,8 +164,8 @@ pub(super) fn charge(
 }
 
 impl<N: Network> TaskContext<N> {
-    /// Closes connections of this worker if all together hold more than they may, and its own more
-    /// than its part.
+    /// Closes connections of this worker if all workers together hold more than they may, and this
+    /// worker more than its part.
     pub(super) fn keep_to_memory(&self) {
         let excess = self.bound().excess(self.shared.account.held(), self.held.held());
         if excess > 0 {
@@ -171,29 +174,30 @@ impl<N: Network> TaskContext<N> {
         }
     }
 
-    /// Whether nothing may be taken in until other workers have given back.
+    /// Whether this worker must receive nothing until other workers have freed memory.
     pub(super) fn is_waiting_for_room(&self) -> bool {
         let is_over = self.is_stopping() || self.is_leaving();
         !is_over && self.bound().is_waiting(self.shared.account.held(), self.held.held())
     }
 
-    /// Waits until something may be taken in.
+    /// Waits until this worker may receive again.
     pub(super) async fn wait_for_room(&self) {
         if self.is_waiting_for_room() {
             let waiting = self.shared.room.wait(self.index, || self.is_waiting_for_room());
-            Box::pin(waiting).await; // seldom: a connection need not hold the place for it
+            Box::pin(waiting).await; // rare, so connections do not reserve room for this future
         }
     }
 
-    /// Whether there is room for so many bytes more.
+    /// Whether the account has room for `bytes` more.
     pub(super) fn has_memory(&self, bytes: usize) -> bool {
         self.shared.account.held() + bytes as u64 <= self.bound().all_max
     }
 
-    /// Admits a connection, if need be at the cost of a source that holds far more.
+    /// Admits a connection. If there is no room, a source that holds far more loses connections for
+    /// it.
     ///
     /// # Errors
-    /// Which limit is reached.
+    /// The limit that is reached.
     pub(super) fn admit(&self, limit: Option<(IpAddr, u32)>) -> Result<Admission, CloseReason> {
         let excess = || {
             let (all, own) = (self.shared.account.held(), self.held.held());
@@ -210,8 +214,9 @@ impl<N: Network> TaskContext<N> {
         }
     }
 
-    /// Makes room for a new connection, at the cost of sources that hold far more than its own. If
-    /// a search has not found enough, sources as large as its own do not search again in this tick.
+    /// Makes room for a new connection by closing connections of sources that hold far more than
+    /// its own source. After a search that found too little, sources that hold as much do not
+    /// search again in this tick.
     fn evict_for(&self, limit: Option<(IpAddr, u32)>, needed: u64) -> bool {
         let of_source = |(address, _)| self.shared.connections.source_bytes(address);
         let above = connection_memory::evicted_above(limit.map_or(0, of_source));
@@ -225,8 +230,8 @@ impl<N: Network> TaskContext<N> {
         freed > 0
     }
 
-    /// Closes connections that hold `needed` bytes together, of sources with more than `above`, as
-    /// far as there are any. Gives how many bytes they held.
+    /// Closes connections of sources that hold more than `above` bytes, until they held `needed`
+    /// bytes together or none is left. Returns how many bytes they held.
     fn evict(&self, needed: u64, above: u64) -> u64 {
         let mut open = self.connections();
         open.retain(|it| !it.is_released.get());
@@ -241,13 +246,13 @@ impl<N: Network> TaskContext<N> {
         freed
     }
 
-    /// What this worker may do about the account.
+    /// The memory that this worker's connections may hold.
     fn bound(&self) -> MemoryAllowance {
         MemoryAllowance::new(self.with_options(|it| it.memory_max_bytes), self.shared.inboxes.len())
     }
 
-    /// Once a tick: closes what is over the bound however silent it is, after which new connections
-    /// may search again.
+    /// Once per tick: closes connections while the worker is over its bound, even if none of them
+    /// receives anything. New connections may search again afterwards.
     pub(super) fn check_memory(&self) {
         self.keep_to_memory();
         self.unevicted_above.set(None);
@@ -257,7 +262,7 @@ impl<N: Network> TaskContext<N> {
 impl<N: Network> Connection<N> {
     fn holder(self: &Rc<Self>, at: usize) -> ClosableConnection {
         let bytes = self.held.total();
-        // One that is not counted for a source stands for itself.
+        // A connection that is not counted for a source is its own source.
         let alone = || (Rc::as_ptr(self).addr(), bytes);
         let (source, source_bytes) = self.admission.borrow().source().unwrap_or_else(alone);
         ClosableConnection { source, bytes, opened: self.opened, source_bytes, at }

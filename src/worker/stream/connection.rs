@@ -16,59 +16,58 @@ use super::slots::{Deadlines, NEVER, SlotAddress};
 use super::thread::TaskContext;
 use super::tls::{self, RECORD_BYTES_MAX, TlsSession};
 use super::ws::{self, Web};
+use crate::counters::{CloseReason, Handshake, Transport};
 use crate::frontend::ConnectionWork;
 use crate::frontend::http::Outcome;
 use crate::frontend::origin::{Origin, proxy};
-use crate::metrics::{CloseReason, Handshake, Transport};
 use crate::sys::stream::{Network, Socket, Stream as _};
 use crate::types::{Family, Rejected};
 
-/// What is read into at first, and kept while nothing is received.
+/// Size of the first input buffer, which an idle connection keeps, in bytes.
 pub(super) const HEAD_BYTES_USUAL: usize = 1024;
 
-/// Most bytes written at a time: what a client has to take before the write's deadline.
+/// Most bytes written at a time: what a client has to receive before the write deadline.
 const WRITE_BYTES_MAX: usize = 64 * 1024;
 
-/// Most bytes that are read, and ignored, after a connection was given up.
+/// Most bytes that are read and ignored after the decision to close.
 const LINGER_BYTES_MAX: usize = 1 << 20;
 
-/// How long a client may go on sending after its connection was given up: closing at once would
-/// reset it, and the client might never read why.
+/// How long a client may continue to send after the decision to close. Closing at once would reset
+/// the connection, and the client might never read the response.
 const LINGER_S: u64 = 2;
 
-/// A connection, shared by its own task, the writer of its WebSocket, and the worker.
+/// A connection. Its task, the writer of its WebSocket, and the worker share it.
 pub(super) struct Connection<N: Network> {
     pub(super) worker: Rc<TaskContext<N>>,
     pub(super) place: SlotAddress,
     pub(super) origin: Cell<Origin>,
-    /// What it is once it has been upgraded.
+    /// Its WebSocket, after an upgrade.
     pub(super) web: RefCell<Option<Box<Web>>>,
     socket: Socket<N>,
     tls: OnceCell<Box<TlsSession>>,
-    /// Why it ends, where that was decided elsewhere than in its task.
+    /// Why it ends, if that was not decided by its own task.
     ending: Cell<Option<CloseReason>>,
-    /// Whether it waits for a request of which nothing has come.
+    /// Whether it waits for a request of which no byte has arrived.
     is_idle: Cell<bool>,
-    /// Whether it has been answered once.
+    /// Whether it has received a response.
     is_served: Cell<bool>,
     pub(super) admission: RefCell<Admission>,
     /// How many connections its worker had before.
     pub(super) opened: u64,
     pub(super) held: ConnectionMemory,
-    /// Whether it has been taken off all accounts.
+    /// Whether it has been removed from all accounts.
     pub(super) is_released: Cell<bool>,
     pub(super) minor_work: Cell<MinorWork>,
 }
 
-/// How a connection begins.
 pub(super) struct Start {
     /// Whether a PROXY header may come first.
     pub(super) reads_proxy_header: bool,
-    /// What the TLS handshake that comes then goes by.
+    /// Configuration for the TLS handshake that follows; `None` without TLS.
     pub(super) tls: Option<Arc<ServerConfig>>,
 }
 
-/// A connection's task.
+/// The task of a connection.
 pub(super) async fn run<N: Network>(connection: Rc<Connection<N>>, start: Start) {
     let reason = match open(&connection, start).await {
         Ok(input) => match http::serve(&connection, input).await {
@@ -86,7 +85,7 @@ pub(super) async fn run<N: Network>(connection: Rc<Connection<N>>, start: Start)
     connection.finish(reason);
 }
 
-/// What comes before HTTP; gives what was received of that already.
+/// Handles what precedes HTTP. Returns the bytes of HTTP that were received meanwhile.
 async fn open<N: Network>(
     connection: &Connection<N>,
     start: Start,
@@ -105,7 +104,7 @@ async fn open<N: Network>(
             None => Ok(input),
             Some(config) => {
                 if start.reads_proxy_header {
-                    // For all others it was charged before they were admitted.
+                    // For all other connections it was charged before they were admitted.
                     connection.charge(connection.worker.now(), ConnectionWork::Handshake)?;
                 }
                 connection.shake_hands(config, input).await.map(|()| Vec::new())
@@ -146,7 +145,7 @@ impl<N: Network> Connection<N> {
         }
     }
 
-    /// Reads what a trusted proxy says of the connection's source, if it says something.
+    /// Reads the PROXY header of a trusted proxy, if there is one.
     async fn read_proxy_header(&self, mut input: Vec<u8>) -> Result<Vec<u8>, CloseReason> {
         loop {
             match proxy::parse(&input) {
@@ -166,7 +165,7 @@ impl<N: Network> Connection<N> {
         }
     }
 
-    /// Counts it for the client that a trusted proxy speaks for.
+    /// Counts the connection for the client that a trusted proxy names.
     fn count_for(&self, source: IpAddr) -> Result<(), CloseReason> {
         let max = self
             .worker
@@ -174,7 +173,8 @@ impl<N: Network> Connection<N> {
         max.map_or(Ok(()), |max| self.admission.borrow_mut().count_for(source, max))
     }
 
-    /// Counts a WebSocket, which stays, for its client; a request of HTTP is soon over.
+    /// Counts a WebSocket for its client, because it stays open. An HTTP request ends soon and is
+    /// not counted.
     fn count_upgrade(&self, source: IpAddr) -> Result<(), CloseReason> {
         if self.origin.get() == Origin::Address(source) { Ok(()) } else { self.count_for(source) }
     }
@@ -216,8 +216,8 @@ impl<N: Network> Connection<N> {
         }
     }
 
-    /// Notes what a TLS session holds, and whether a read brought nothing that could be taken out.
-    /// Returns once more may be read.
+    /// Records what a TLS session holds, and charges a read that produced no plaintext. Returns
+    /// once more may be read.
     async fn note_tls(&self, held: usize, is_fruitless: bool) -> io::Result<()> {
         let mut noted = self.hold(BufferKind::Tls, TLS_BYTES + held);
         if is_fruitless {
@@ -236,7 +236,7 @@ impl<N: Network> Connection<N> {
         CloseReason::BadPreamble
     }
 
-    /// Counts one request: the single place where outcomes become counts.
+    /// Counts one request. This is the only place where outcomes become counts.
     pub(super) fn count(&self, transport: Transport, family: Family, outcome: Outcome) {
         let counters = self.worker.counters.requests(transport, family);
         counters.received.add(1);
@@ -247,8 +247,8 @@ impl<N: Network> Connection<N> {
         }
     }
 
-    /// The family of a source that has not become known otherwise. That of a Unix socket counts as
-    /// IPv4.
+    /// The family of the connection's origin, for requests without a known source. A Unix socket
+    /// counts as IPv4.
     pub(super) fn family(&self) -> Family {
         match self.origin.get() {
             Origin::Address(address) => Family::of(address),
@@ -256,17 +256,17 @@ impl<N: Network> Connection<N> {
         }
     }
 
-    /// What is spoken.
+    /// The protocol of the connection at this moment.
     fn transport(&self) -> Transport {
         if self.web.borrow().is_some() { Transport::Ws } else { Transport::Http }
     }
 
-    /// Reads what comes, into the spare capacity or, where there is none, into some more.
+    /// Reads into the spare capacity, or into new capacity if there is none.
     pub(super) async fn read_more(&self, mut buffer: Vec<u8>) -> Result<Vec<u8>, CloseReason> {
         if buffer.capacity() == buffer.len() {
             buffer.reserve_exact(buffer.len().max(HEAD_BYTES_USUAL));
         }
-        // The usual buffer is a part of what an idle connection holds.
+        // The usual buffer is part of what an idle connection holds.
         self.hold(BufferKind::Input, buffer.capacity().saturating_sub(HEAD_BYTES_USUAL))?;
         self.worker.wait_for_room().await;
         let (result, buffer) = match self.tls.get() {
@@ -287,7 +287,7 @@ impl<N: Network> Connection<N> {
         }
     }
 
-    /// Writes everything, piece by piece; each has to be taken in time.
+    /// Writes everything in pieces. The client has to receive each piece before a deadline.
     pub(super) async fn write(&self, mut bytes: Vec<u8>) -> Result<(), CloseReason> {
         loop {
             let rest = bytes.split_off(bytes.len().min(WRITE_BYTES_MAX));
@@ -310,42 +310,41 @@ impl<N: Network> Connection<N> {
         }
     }
 
-    /// Changes the deadlines. Where the connection has ended, and only its writer does not know
-    /// yet, there are none any more.
+    /// Changes the deadlines. Does nothing if the connection has ended, which its writer may not
+    /// have noticed yet.
     pub(super) fn with_deadlines(&self, change: impl FnOnce(&mut Deadlines)) {
         if let Some(deadlines) = self.worker.slots.borrow_mut().deadlines(self.place) {
             change(deadlines);
         }
     }
 
-    /// Whether it waits for a request of which nothing has come.
+    /// Whether it waits for a request of which no byte has arrived.
     pub(super) fn is_idle(&self) -> bool {
         self.is_idle.get()
     }
 
-    /// Says whether it waits for a request of which nothing has come.
+    /// Sets whether it waits for a request of which no byte has arrived.
     pub(super) fn set_idle(&self, is_idle: bool) {
         self.is_idle.set(is_idle);
     }
 
-    /// Says that it has been answered once.
+    /// Records that it has received a response.
     pub(super) fn set_served(&self) {
         self.is_served.set(true);
     }
 
-    /// Decides why it ends, unless that is decided.
+    /// Sets why it ends, unless a reason is set.
     pub(super) fn decide_ending(&self, reason: CloseReason) {
         self.ending.set(self.ending.get().or(Some(reason)));
     }
 
-    /// Ends it now, for this reason unless there was one before. Its task comes to its end soon
-    /// after.
+    /// Ends it now, for this reason unless another was set before. Its task ends soon after.
     pub(super) fn end(&self, reason: CloseReason) {
         self.decide_ending(reason);
         self.socket.shutdown(Shutdown::Both);
     }
 
-    /// Ends it without losing a reply that is under way: the worker stops.
+    /// Ends it because the worker stops. A response under way is not lost.
     pub(super) fn start_close(self: &Rc<Self>) {
         if self.web.borrow().is_some() {
             self.close_with(ws::GOING_AWAY, CloseReason::Stopped);
@@ -354,8 +353,8 @@ impl<N: Network> Connection<N> {
         }
     }
 
-    /// Ends it if it waits for another request over HTTP: whoever has sent one meanwhile knows
-    /// from the others that a server may close then, and asks again.
+    /// Ends it if it waits for another request over HTTP. After earlier responses a client expects
+    /// that a server may close then, and sends a request again that was lost.
     pub(super) fn leave(&self) {
         if self.web.borrow().is_none() && self.is_idle() && self.is_served.get() {
             self.end(CloseReason::Stopped);
@@ -367,7 +366,7 @@ impl<N: Network> Connection<N> {
         self.tls.get().is_some()
     }
 
-    /// Says that nothing more will be sent. From here on, the end is near whatever comes.
+    /// Shuts down the sending side. The connection ends soon, whatever arrives.
     pub(super) async fn end_writing(&self) {
         let end_by = self.worker.now().plus_s(LINGER_S);
         self.with_deadlines(|it| *it = Deadlines::until(end_by, CloseReason::Done));
@@ -377,7 +376,7 @@ impl<N: Network> Connection<N> {
         self.socket.shutdown(Shutdown::Write);
     }
 
-    /// Reads, and ignores, what the client still sends after [`Self::end_writing`].
+    /// Reads and ignores what the client sends after [`Self::end_writing`].
     pub(super) async fn linger(&self, mut buffer: Vec<u8>) {
         let mut ignored = 0;
         while ignored < LINGER_BYTES_MAX {
@@ -390,14 +389,14 @@ impl<N: Network> Connection<N> {
         }
     }
 
-    /// Gives back what it held.
+    /// Frees what the connection held.
     fn finish(&self, reason: CloseReason) {
         let worker = &self.worker;
         let transport = self.transport();
         self.end_session();
         self.release();
         if self.web.take().is_some() {
-            // Its writer, if it is at work, is told, and lets go of the socket.
+            // Wakes its writer, if there is one, which then drops the socket.
             self.socket.shutdown(Shutdown::Both);
         }
         worker.remove(self.place);

@@ -1,19 +1,19 @@
-//! What connections hold: one account for the process, which may take a part of the memory that
-//! the process may take.
+//! Memory of connections: one account for the process, bounded by a part of the memory that the
+//! process may use.
 //!
 //! ```text
 //! connection ─▶ account of its worker ─▶ account of all workers     in chunks of 16 KiB
-//!            └▶ bytes held by its source (admission)                decide who is closed first
+//!            └▶ bytes held by its source (admission)                decide which is closed first
 //! ```
 //!
-//! Where the account is full, connections are closed: those of the source that holds most. Judged
-//! one by one, thousands of connections that hold little each would keep out everybody who sends a
-//! message. Of a source, the connection that holds most is closed first; of equal ones, the
-//! youngest.
+//! If the account is full, connections of the source that holds most are closed. If connections
+//! were compared one by one, thousands of connections that hold little each would keep out every
+//! client that sends a message. Within a source, the connection that holds most is closed first; of
+//! equal ones, the youngest.
 //!
-//! Each worker has a part of the account, and closes connections of its own once they hold more
-//! than that and the account is full. It may be busy just then. Those that are within their parts
-//! go on meanwhile, but take in nothing while the account is an eighth over its bound
+//! Each worker has a part of the account. It closes its own connections if they hold more than that
+//! part and the account is full. It may be busy at that moment: the other workers continue
+//! meanwhile, but receive nothing while the account is an eighth over its bound
 //! ([`MemoryWaiters`]).
 
 use std::cell::Cell;
@@ -25,35 +25,36 @@ use std::time::Duration;
 use tokio::sync::Notify;
 
 /// Resident bytes of an idle connection: its task, its slot, its buffer of 1 KiB, the counts of its
-/// source. Of 3 000, each took 3 475 to 3 497 bytes on io_uring and 2 798 to
-/// 3 495 with epoll, over HTTP and as a WebSocket (a development build).
+/// source. Measured with 3 000 connections, over HTTP and as WebSockets, in a development build: 3
+/// 475 to 3 497 bytes each on io_uring, 2 798 to 3 495 with epoll.
 pub(super) const IDLE_BYTES: u64 = 4096;
 
-/// What TLS takes beside that: 8 376 to 8 413 bytes where measured in the same way.
+/// What TLS adds: measured in the same way, 8 376 to 8 413 bytes.
 pub(super) const TLS_BYTES: usize = 9 * 1024;
 
-/// What a new connection comes to hold. A source that holds less than twice as much as that of a
-/// new connection keeps what it has, or connections would be replaced for ever: so does an idle one
-/// with TLS. More would let hundreds of sources, each a little below it, keep all others out.
+/// What a new connection is expected to hold. A source loses connections to a newcomer only if it
+/// holds more than twice as much as the newcomer's source with its new connection; otherwise
+/// connections would replace each other without end. An idle connection with TLS is below that
+/// bound too. With a higher bound, hundreds of sources just below it could keep all others out.
 const NEWCOMER_BYTES: u64 = 8 * 1024;
 
-/// By how much a worker's account may differ from what it has published.
+/// Largest difference between a worker's account and what it has published.
 const CHUNK_BYTES: u64 = 16 * 1024;
 
-/// How often who waits for room looks for it: what connections hold also shrinks by itself.
+/// How often a waiting task checks for room: what connections hold also shrinks without a notice.
 const ROOM_TICK: Duration = Duration::from_millis(100);
 
-/// Bytes held by all connections of the process, and by what their workers send each other.
+/// Bytes held by all connections of the process, and by messages between their workers.
 #[derive(Debug, Default)]
 pub(super) struct Account(AtomicU64);
 
 impl Account {
-    /// Bytes held, give or take a chunk for each worker.
+    /// Bytes held, accurate to a chunk for each worker.
     pub(super) fn held(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
 
-    /// Notes that what took `before` bytes takes `after` now.
+    /// Records that something that took `before` bytes now takes `after`.
     pub(super) fn change(&self, before: u64, after: u64) {
         self.0.fetch_add(after.wrapping_sub(before), Ordering::Relaxed);
     }
@@ -63,7 +64,7 @@ impl Account {
 #[derive(Debug, Default)]
 pub(super) struct WorkerAccount {
     held: Cell<u64>,
-    /// What is part of the account of all workers.
+    /// The part that is on the account of all workers.
     published: Cell<u64>,
 }
 
@@ -73,7 +74,7 @@ impl WorkerAccount {
         self.held.get()
     }
 
-    /// Notes that a connection that held `before` bytes holds `after` now.
+    /// Records that a connection that held `before` bytes now holds `after`.
     pub(super) fn change(&self, account: &Account, before: u64, after: u64) {
         let held = self.held.get() + after - before;
         self.held.set(held);
@@ -83,26 +84,26 @@ impl WorkerAccount {
     }
 }
 
-/// What a connection holds beside what an idle one does.
+/// What a connection holds in addition to an idle one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum BufferKind {
-    /// Received, and not a whole request or frame.
+    /// Received, but not yet a whole request or frame.
     Input,
     /// Fragments of a WebSocket message.
     Message,
-    /// Being written.
+    /// Response bytes that are being written.
     Output,
-    /// Waiting to be written to a WebSocket.
+    /// Bytes that wait to be written to a WebSocket.
     Queue,
-    /// A TLS session, and what it has received or not sent.
+    /// A TLS session, with what it has received or not sent.
     Tls,
     /// The torrents and offers of a WebSocket.
     Session,
 }
 
 impl BufferKind {
-    /// Resident bytes of so many that were asked for. Buffers that grow take new ones, and leave
-    /// pages that are partly free: with every buffer full, 8.4 MB that were asked for made it 15.4.
+    /// Resident bytes of `bytes` requested ones. A growing buffer is allocated anew and leaves
+    /// pages that are partly free: with every buffer full, 8.4 MB of requests took 15.4 MB.
     fn resident(self, bytes: usize) -> u32 {
         let bytes = match self {
             Self::Input | Self::Message | Self::Output | Self::Queue => bytes + bytes / 2,
@@ -112,22 +113,21 @@ impl BufferKind {
     }
 }
 
-/// How many [`BufferKind`]s there are.
 const PARTS: usize = BufferKind::Session as usize + 1;
 
-/// What one connection holds, by parts.
+/// What one connection holds, by kind.
 #[derive(Debug, Default)]
 pub(super) struct ConnectionMemory([Cell<u32>; PARTS]);
 
 impl ConnectionMemory {
-    /// Sets a part; gives what all of them were before, and are now.
+    /// Sets one kind; returns the total before and after.
     pub(super) fn set(&self, part: BufferKind, bytes: usize) -> (u64, u64) {
         let before = self.total();
         self.0[part as usize].set(part.resident(bytes));
         (before, self.total())
     }
 
-    /// Whether a part is so large already.
+    /// Whether a kind already has this size.
     pub(super) fn is(&self, part: BufferKind, bytes: usize) -> bool {
         self.0[part as usize].get() == part.resident(bytes)
     }
@@ -138,33 +138,35 @@ impl ConnectionMemory {
     }
 }
 
-/// What one worker may do about the account.
+/// What connections may hold, for one worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct MemoryAllowance {
     /// Bytes that all connections may hold.
     pub(super) all_max: u64,
-    /// What this worker's may hold at least, however much those of others do.
+    /// Bytes that this worker's connections may hold, however much those of others hold.
     pub(super) part: u64,
 }
 
 impl MemoryAllowance {
-    /// Of `all_max` bytes over so many workers.
+    /// Divides `all_max` bytes among the workers.
     pub(super) fn new(all_max: u64, workers: usize) -> Self {
         Self { all_max, part: all_max / (workers as u64).max(1) }
     }
 
-    /// The bound for new connections: a quarter is left for what others receive and send.
+    /// The bound for new connections: a quarter is reserved for what open connections receive and
+    /// send.
     pub(super) fn for_new(self) -> Self {
         Self { all_max: self.all_max / 4 * 3, part: self.part / 4 * 3 }
     }
 
-    /// Whether a worker whose connections hold so little waits until others have given back.
+    /// Whether a worker waits until others have freed memory, because its own connections are
+    /// within its part.
     pub(super) fn is_waiting(self, all: u64, own: u64) -> bool {
         all > self.all_max + self.all_max / 8 && own <= self.part
     }
 
-    /// Bytes to be given back where all together hold `all` and this worker's `own`: an eighth of
-    /// the worker's part more than is needed, so that it need not look for them each time.
+    /// Bytes to free if all workers together hold `all` and this one `own`: an eighth of the
+    /// worker's part more than needed, so that the next search is not due at once.
     pub(super) fn excess(self, all: u64, own: u64) -> u64 {
         if all <= self.all_max || own <= self.part {
             return 0;
@@ -176,19 +178,18 @@ impl MemoryAllowance {
 /// How workers wait for room on the account.
 #[derive(Debug)]
 pub(super) struct MemoryWaiters {
-    /// For each worker: others wait for what it has to give back.
+    /// For each worker: signals that others wait for it to free memory.
     asked: Vec<Notify>,
-    /// Something was given back.
+    /// Signals that memory was freed.
     made: Notify,
 }
 
 impl MemoryWaiters {
-    /// For so many workers.
     pub(super) fn new(workers: usize) -> Self {
         Self { asked: (0..workers).map(|_| Notify::new()).collect(), made: Notify::new() }
     }
 
-    /// Returns once another worker waits for this one.
+    /// Returns once another worker waits for this one to free memory.
     pub(super) async fn wait_for_request(&self, worker: u16) {
         match self.asked.get(usize::from(worker)) {
             Some(notify) => notify.notified().await,
@@ -196,15 +197,15 @@ impl MemoryWaiters {
         }
     }
 
-    /// Wakes all that wait.
+    /// Wakes all waiting tasks.
     pub(super) fn note_made(&self) {
         self.made.notify_waiters();
     }
 
-    /// Asks all other workers to give back, and waits as long as there is no room.
+    /// Requests that all other workers free memory, and waits while there is no room.
     pub(super) async fn wait(&self, worker: u16, is_waiting: impl Fn() -> bool) {
         loop {
-            let made = self.made.notified(); // before looking, or it might be missed
+            let made = self.made.notified(); // before the check, or the notice might be missed
             if !is_waiting() {
                 return;
             }
@@ -215,7 +216,7 @@ impl MemoryWaiters {
     }
 }
 
-/// Bytes above which a source may lose a connection to a new one, whose source holds so many.
+/// Bytes above which a source may lose a connection to a new one whose source holds `source_bytes`.
 pub(super) fn evicted_above(source_bytes: u64) -> u64 {
     (source_bytes + NEWCOMER_BYTES) * 2
 }
@@ -223,22 +224,22 @@ pub(super) fn evicted_above(source_bytes: u64) -> u64 {
 /// A connection that may be closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct ClosableConnection {
-    /// Which source's it is, as a number.
+    /// Its source, as a number.
     pub(super) source: usize,
-    /// What it holds itself.
+    /// Bytes that the connection holds.
     pub(super) bytes: u64,
-    /// How many connections there were before it.
+    /// How many connections the worker had before it.
     pub(super) opened: u64,
-    /// What all connections of its source hold, those of other workers included.
+    /// Bytes that all connections of its source hold, those of other workers included.
     pub(super) source_bytes: u64,
-    /// Where the caller has it.
+    /// Its index in the caller's list.
     pub(super) at: usize,
 }
 
-/// Chooses what to close for `needed` bytes, of sources that hold more than `above`: always of the
-/// one that holds most then.
+/// Chooses connections to close until they hold `needed` bytes, among sources that hold more than
+/// `above`: always from the source that holds most at that step.
 pub(super) fn choose(mut holders: Vec<ClosableConnection>, needed: u64, above: u64) -> Vec<usize> {
-    // Within a source, those that are closed first stand last.
+    // Within a source, those to close first are at the end.
     holders.sort_unstable();
     let mut sources: Vec<&[ClosableConnection]> =
         holders.chunk_by(|one, other| one.source == other.source).collect();
@@ -341,7 +342,8 @@ mod tests {
             holder(3, 8, 30, 100),
             holder(4, 9, 60, 60),
         ];
-        // 100: the 40 of it; 60 is the other's then, which is larger than the next of the first.
+        // First the source with 100 bytes loses its connection of 40. Then both sources hold 60,
+        // and the only connection of the other one is larger.
         assert_eq!(choose(holders.clone(), 101, 0), [2, 4, 3]);
         assert_eq!(choose(holders.clone(), 1, 0), [2]);
         assert_eq!(choose(holders.clone(), u64::MAX, 60), [2]);

@@ -1,9 +1,9 @@
-//! WebSocket frames (RFC 6455) of a server: taken from the front of a receive buffer, in place, and
+//! WebSocket frames (RFC 6455) of a server: read from the front of a receive buffer, in place, and
 //! appended to a send buffer.
 //!
-//! tungstenite knows the wire format of a frame's head. Its `WebSocketContext` would do more, but
-//! it keeps the memory of a socket's longest message for as long as the socket is open; here a
-//! socket that waits keeps nothing.
+//! tungstenite parses and writes the heads of frames. Its `WebSocketContext` would do more, but it
+//! keeps the memory of a socket's longest message as long as the socket is open. Here a socket that
+//! waits keeps nothing.
 #![warn(clippy::indexing_slicing)]
 
 use std::io::Cursor;
@@ -19,41 +19,41 @@ pub(super) const HEAD_BYTES_MAX: usize = 14;
 /// The longest payload of a ping, pong or close (RFC 6455, 5.5).
 const CONTROL_BYTES_MAX: usize = 125;
 
-/// What stands at the front of the received bytes.
+/// What is at the front of the received bytes.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum FrameStep<'a> {
-    /// Not a whole frame. It takes this many bytes, as far as that is known.
+    /// Not a whole frame. The frame has at least this many bytes.
     Partial(usize),
-    /// A frame of so many bytes, head included, and what it means.
+    /// A frame of this many bytes, head included, and its event.
     Frame(usize, FrameEvent<'a>),
 }
 
-/// What a frame means.
+/// What a frame contains.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum FrameEvent<'a> {
     /// A message is complete, text or binary.
     Message(&'a [u8]),
-    /// A message goes on in the next frame.
+    /// A message continues in the next frame.
     Fragment,
-    /// The client wants the same back in a pong.
+    /// The client expects the same payload in a pong.
     Ping(&'a [u8]),
     /// The client is alive.
     Pong,
-    /// The client wants to close, with this status.
+    /// The client closes, with this status.
     Close(Option<u16>),
 }
 
 /// Why a socket has to be closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum FrameError {
-    /// It breaks the protocol.
+    /// The frame violates the protocol.
     Protocol,
-    /// It is longer than what is taken.
+    /// The message is longer than the limit.
     TooLong,
 }
 
 impl FrameError {
-    /// The status that tells the client (RFC 6455, 7.4.1).
+    /// The status that is sent to the client (RFC 6455, 7.4.1).
     pub(super) fn status(self) -> u16 {
         match self {
             Self::Protocol => 1002,
@@ -62,11 +62,11 @@ impl FrameError {
     }
 }
 
-/// What has to be remembered from one frame to the next: the pieces of a message.
+/// The fragments of a message, kept from one frame to the next.
 #[derive(Debug, Default)]
 pub(super) struct Fragments {
     bytes: Vec<u8>,
-    /// Whether a first fragment has come: it may be empty.
+    /// Whether a first fragment has arrived, which may be empty.
     begun: bool,
 }
 
@@ -76,7 +76,7 @@ impl Fragments {
         self.begun
     }
 
-    /// Bytes that they take.
+    /// Bytes that the fragments take.
     pub(super) fn capacity(&self) -> usize {
         self.bytes.capacity()
     }
@@ -84,7 +84,7 @@ impl Fragments {
     /// Takes the first frame from `input`, which it unmasks in place.
     ///
     /// # Errors
-    /// [`FrameError`] as soon as it is certain.
+    /// [`FrameError`], as soon as the received bytes show it.
     pub(super) fn take<'a>(&'a mut self, input: &'a mut [u8]) -> Result<FrameStep<'a>, FrameError> {
         let mut cursor = Cursor::new(&*input);
         let parsed = FrameHeader::parse(&mut cursor).map_err(|_| FrameError::Protocol)?;
@@ -105,11 +105,11 @@ impl Fragments {
         Ok(FrameStep::Frame(head_bytes + length, event))
     }
 
-    /// Judges a frame by its head (RFC 6455, 5.2, 5.4 and 5.5); gives the mask, which every frame
-    /// of a client has (5.3).
+    /// Checks a frame by its head (RFC 6455, 5.2, 5.4 and 5.5). Returns the mask, which every frame
+    /// of a client must have (5.3).
     fn check(&self, head: &FrameHeader, length: usize) -> Result<[u8; 4], FrameError> {
         if head.rsv1 || head.rsv2 || head.rsv3 {
-            return Err(FrameError::Protocol); // no extension was agreed on
+            return Err(FrameError::Protocol); // no extension was negotiated
         }
         let fits = match head.opcode {
             OpCode::Control(Control::Reserved(_)) | OpCode::Data(Data::Reserved(_)) => false,
@@ -133,7 +133,7 @@ impl Fragments {
         if is_final { FrameEvent::Message(&self.bytes) } else { FrameEvent::Fragment }
     }
 
-    /// Gives back the memory of a message that was taken.
+    /// Frees the memory of a message that was taken.
     pub(super) fn forget(&mut self) {
         if !self.begun {
             self.bytes = Vec::new();
@@ -141,7 +141,7 @@ impl Fragments {
     }
 }
 
-/// The status of a close: none, or two bytes that may stand on the wire (RFC 6455, 7.4).
+/// The status of a close: none, or two bytes that are allowed on the wire (RFC 6455, 7.4).
 fn status_of(payload: &[u8]) -> Result<Option<u16>, FrameError> {
     let Some((status, _)) = payload.split_first_chunk() else {
         return if payload.is_empty() { Ok(None) } else { Err(FrameError::Protocol) };
@@ -177,7 +177,7 @@ pub(super) fn write_ping(out: &mut Vec<u8>) {
     write(out, OpCode::Control(Control::Ping), &[]);
 }
 
-/// Appends the answer to a ping.
+/// Appends a pong, the response to a ping.
 pub(super) fn write_pong(out: &mut Vec<u8>, payload: &[u8]) {
     write(out, OpCode::Control(Control::Pong), payload);
 }
@@ -206,7 +206,7 @@ mod tests {
 
     const MASK: [u8; 4] = [1, 0x80, 3, 0xff];
 
-    /// A frame as a client sends it, by tungstenite.
+    /// A frame as a client sends it, written by tungstenite.
     fn frame(opcode: OpCode, is_final: bool, payload: &[u8]) -> Vec<u8> {
         let head = FrameHeader { is_final, opcode, mask: Some(MASK), ..FrameHeader::default() };
         let mut bytes = Vec::new();

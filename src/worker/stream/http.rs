@@ -1,5 +1,5 @@
-//! HTTP on a connection: as many requests as one read brought are answered with one write, and
-//! nothing is read before that was taken.
+//! HTTP on a connection: all requests that one read brought are answered with one write. Nothing
+//! more is read before the client has received that write.
 
 use std::io;
 use std::net::IpAddr;
@@ -10,54 +10,54 @@ use super::FrontEnds;
 use super::charges;
 use super::connection::{Connection, HEAD_BYTES_USUAL};
 use super::slots::{Deadlines, NEVER};
+use crate::counters::{CloseReason, Transport};
 use crate::frontend::http::{FullScrape, HEAD_BYTES_MAX, Outcome, PIECE_BYTES_MAX, ReceiveOutcome};
 use crate::frontend::{ConnectionWork, Passkey, Tracker};
-use crate::metrics::{CloseReason, Transport};
 use crate::sys::stream::Network;
 use crate::time::Now;
 use crate::types::{Action, Family, Refusal};
 
-/// Replies to pipelined requests that are gathered before they are written.
-const REPLIES_BYTES_MAX: usize = 32 * 1024;
+/// Bytes of responses to pipelined requests that are gathered before they are written.
+const RESPONSES_BYTES_MAX: usize = 32 * 1024;
 
 /// The largest buffer that is kept between two requests.
 const KEPT_BYTES_MAX: usize = 4 * HEAD_BYTES_USUAL;
 
-/// Pieces of a full scrape that wait to be written.
+/// Most pieces of a full scrape that wait to be written.
 const PIECES_MAX: usize = 2;
 
-/// What comes after HTTP.
+/// What follows HTTP.
 pub(super) enum Next {
     /// Nothing.
     Ended(CloseReason),
-    /// A WebSocket of a client at `source`, which may have shown a passkey; `input` was received
-    /// of it already.
+    /// A WebSocket of a client at `source`, which may have sent a passkey. `input` holds bytes of
+    /// it that were received already.
     Upgraded { source: IpAddr, passkey: Option<Box<Passkey>>, input: Vec<u8> },
 }
 
-/// What to do once the replies so far have been written.
+/// What to do after the responses so far have been written.
 enum NextStep {
-    /// Read on.
+    /// Read more.
     Read,
-    /// Go on with what was received.
+    /// Continue with what was received.
     GoOn,
-    /// Close, after hearing the client out if it may not expect that.
+    /// Close. `linger` if the client may not expect that: what it still sends is read first.
     Close { linger: bool },
-    /// Speak WebSocket.
+    /// Switch to WebSocket.
     Upgrade(IpAddr, Option<Box<Passkey>>),
-    /// Send a body that is made meanwhile.
+    /// Send a body that is produced meanwhile.
     FullScrape(Box<FullScrape>, bool),
 }
 
-/// Answers requests until the connection ends or becomes something else.
+/// Responds to requests until the connection ends or becomes a WebSocket.
 pub(super) async fn serve<N: Network>(connection: &Connection<N>, mut input: Vec<u8>) -> Next {
     loop {
         let mut out = Vec::new();
         connection.set_idle(input.is_empty());
-        let (consumed, step) = connection.answer(&input, &mut out);
+        let (consumed, step) = connection.respond(&input, &mut out);
         input.drain(..consumed);
         if consumed > 0 {
-            // While a response is written, only the deadline for that counts.
+            // While a response is written, only the write deadline applies.
             connection.with_deadlines(|it| it.read = NEVER);
         }
         if !out.is_empty()
@@ -90,8 +90,8 @@ pub(super) async fn serve<N: Network>(connection: &Connection<N>, mut input: Vec
 }
 
 impl<N: Network> Connection<N> {
-    /// Answers the requests that are complete. Says how many bytes of `input` they were.
-    fn answer(&self, input: &[u8], out: &mut Vec<u8>) -> (usize, NextStep) {
+    /// Handles the requests that are complete. Returns how many bytes of `input` they were.
+    fn respond(&self, input: &[u8], out: &mut Vec<u8>) -> (usize, NextStep) {
         let worker = &*self.worker;
         worker.begin_turn();
         let mut front_ends = worker.front_ends.borrow_mut();
@@ -99,14 +99,14 @@ impl<N: Network> Connection<N> {
         let now = worker.now();
         let mut done = 0;
         while done < input.len() {
-            if out.len() >= REPLIES_BYTES_MAX {
+            if out.len() >= RESPONSES_BYTES_MAX {
                 return (done, NextStep::GoOn);
             }
             let start = out.len();
             tracker.take_was_charged();
             match http.handle(tracker, now, self.origin.get(), &input[done..], out) {
                 ReceiveOutcome::More => break,
-                ReceiveOutcome::Replied { consumed, keep_alive, source, outcome } => {
+                ReceiveOutcome::Responded { consumed, keep_alive, source, outcome } => {
                     assert!(consumed > 0, "a request is not nothing");
                     done += consumed;
                     let is_paid = self.is_paid(tracker, now, source, outcome);
@@ -146,10 +146,10 @@ impl<N: Network> Connection<N> {
         (done, NextStep::Read)
     }
 
-    /// Charges a request to its source unless the front end has: for a page, or an error. One that
-    /// was refused because its source is over the limit is minor work: a client may be refused
-    /// thousands of times, and comes back later; a flood is closed. Says whether the connection may
-    /// go on. That of a proxy may, since other clients use it too.
+    /// Charges a request for a page, or an error, to its source, unless the front end has charged
+    /// it. A request that was refused because its source is over the limit is minor work: a client
+    /// may be refused thousands of times and returns later, while a flood is closed. True if the
+    /// connection may continue. A proxy's connection always may, since other clients use it too.
     fn is_paid(
         &self,
         tracker: &mut Tracker,
@@ -171,7 +171,7 @@ impl<N: Network> Connection<N> {
         source.map_or_else(|| self.family(), Family::of)
     }
 
-    /// Makes room for the next request, or the rest of one, and sets its deadline.
+    /// Makes room for the next request, or the rest of a request, and sets its deadline.
     fn expect_request(&self, input: &mut Vec<u8>) {
         let is_idle = input.is_empty();
         self.set_idle(is_idle);
@@ -204,8 +204,8 @@ impl<N: Network> Connection<N> {
         CloseReason::Done
     }
 
-    /// Writes a body as fast as it is taken. It is made on a thread of its own, as that costs
-    /// milliseconds for each million torrents, and stops where nobody takes it any more.
+    /// Writes a body as fast as the client receives it. A thread of its own produces the body,
+    /// because that costs milliseconds per million torrents. The thread stops when this task ends.
     async fn send_full_scrape(&self, mut body: Box<FullScrape>) -> Result<(), CloseReason> {
         let (pieces, mut ready) = mpsc::channel::<io::Result<Vec<u8>>>(PIECES_MAX);
         let make = move || {
@@ -218,7 +218,7 @@ impl<N: Network> Connection<N> {
                 }
             }
         };
-        // Until the first piece is there, the client is not waited for.
+        // Until the first piece is ready, no deadline of the client runs.
         let thread = std::thread::Builder::new().name("full-scrape".into()).spawn(make);
         thread.map_err(|_| CloseReason::IoError)?;
         let begun = self.worker.now();
@@ -235,20 +235,21 @@ impl<N: Network> Connection<N> {
     }
 }
 
-/// How slowly a full scrape may be taken, in bytes a second: one runs at a time in the process, and
-/// nobody may keep that for himself.
+/// Least rate at which a client has to receive a full scrape, in bytes per second. The process runs
+/// one at a time, and no client may occupy it.
 const SLOW_BYTES_PER_S: u64 = 64 * 1024;
 
-/// Seconds by which it may be behind.
+/// Seconds by which a client may be behind that rate.
 const SLOW_S_MAX: u64 = 30;
 
-/// What stands around a chunk, and the last chunk of all.
+/// Most bytes around a chunk, the last chunk included.
 const CHUNK_FRAME_BYTES_MAX: usize = 16;
 
 fn full_scrape(body: io::Result<FullScrape>, keep_alive: bool) -> NextStep {
     match body {
         Ok(body) => NextStep::FullScrape(Box::new(body), keep_alive),
-        // Its head says that something follows: only an end tells the client otherwise.
+        // The head of the response announces a body, so only the end of the connection shows that
+        // none follows.
         Err(_) => NextStep::Close { linger: false },
     }
 }

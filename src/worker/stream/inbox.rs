@@ -1,5 +1,5 @@
-//! What one worker's WebSockets send to another's: bounded, so that a worker that is behind costs
-//! its senders nothing, and the process no more memory than agreed.
+//! Messages from one worker's WebSockets to another worker's. The queue is bounded, so that a slow
+//! worker costs its senders nothing, and the process a bounded amount of memory.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -15,33 +15,33 @@ const ENVELOPES_MAX: usize = 4096;
 /// Most bytes of messages that wait for one worker.
 const BYTES_MAX: usize = 16 << 20;
 
-/// Of what connections may hold, the part that may wait for one worker at most.
+/// One part of this many of the connections' memory is the most that may wait for one worker.
 const PART: u64 = 16;
 
 /// Envelopes taken at a time.
 pub(super) const ENVELOPES_TAKEN_MAX: usize = 64;
 
-/// Mail with its destination.
+/// A message with its destination.
 pub(super) type Envelope = (SocketRoute, PeerMessage);
 
-/// Where others leave what is meant for one worker's sockets.
+/// Queue of messages for the sockets of one worker.
 #[derive(Debug)]
 pub(super) struct Inbox {
     sender: Sender<Envelope>,
     receiver: Mutex<Option<Receiver<Envelope>>>,
-    /// Of the envelopes that wait.
+    /// Bytes of the envelopes that wait.
     bytes: AtomicUsize,
 }
 
 impl Inbox {
-    /// An empty one.
+    /// An empty inbox.
     pub(super) fn new() -> Self {
         let (sender, receiver) = mpsc::channel(ENVELOPES_MAX);
         Self { sender, receiver: Mutex::new(Some(receiver)), bytes: AtomicUsize::new(0) }
     }
 
-    /// Leaves an envelope. False where there is no room for it, here or on the account, which may
-    /// come to `all_max`: it is lost.
+    /// Adds an envelope. False if there is no room, in the inbox or on the account, which is
+    /// bounded by `all_max`. The envelope is then lost.
     pub(super) fn post(&self, account: &Account, all_max: u64, envelope: Envelope) -> bool {
         let bytes = bytes_of(&envelope);
         let bytes_max = usize::try_from(all_max / PART).unwrap_or(usize::MAX).min(BYTES_MAX);
@@ -55,12 +55,12 @@ impl Inbox {
         posted
     }
 
-    /// The other end, for the one worker whose inbox this is; `None` after the first time.
+    /// The receiving end, for the worker that owns the inbox; `None` after the first call.
     pub(super) fn open(&self) -> Option<Receiver<Envelope>> {
         self.receiver.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
-    /// Notes that an envelope was taken out.
+    /// Removes a received envelope from the account.
     pub(super) fn took(&self, account: &Account, envelope: &Envelope) {
         self.release_bytes(account, bytes_of(envelope));
     }

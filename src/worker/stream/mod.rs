@@ -1,16 +1,16 @@
-//! The stream worker: HTTP, HTTPS, WebSocket and wss on one thread, one task for each connection.
+//! The stream worker: HTTP, HTTPS, WebSocket and wss on one thread, one task per connection.
 //!
 //! ```text
 //! listener ─▶ accept ─▶ [PROXY header] ─▶ [TLS] ─▶ http ─▶ frontend::http ─▶ one write a read
 //!             limits                                └─ upgrade ─▶ ws ─▶ frontend::ws
-//!                 late ones are ended                  queue ◀─ replies, mail of other sockets
+//!                 late ones are ended                  queue ◀─ responses, mail of other sockets
 //! ```
 //!
-//! The code is the same on io_uring and on epoll (`sys::stream`). Everything a connection holds is
-//! bounded, and is given back at a deadline that the client cannot put off: the head of a request
-//! has 5 seconds from its first byte, a reply has to be taken, a WebSocket has to answer pings.
-//! What all of them hold together is bounded, too (`held`), and what they cost is paid for by their
-//! sources (`charges`).
+//! The code is the same on io_uring and on epoll (`sys::stream`). Everything that a connection
+//! holds is bounded, and is freed at a deadline that the client cannot extend: the head of a
+//! request must arrive within 5 seconds of its first byte, a client must receive its response, a
+//! WebSocket must respond to pings. The memory of all connections together is bounded
+//! (`connection_memory`), and their work is charged to their sources (`charges`).
 
 mod accept;
 mod admission;
@@ -36,8 +36,8 @@ use arc_swap::ArcSwap;
 use ipnet::IpNet;
 use rustls::ServerConfig;
 
+use crate::counters::StreamCounters;
 pub use crate::frontend::FrontEnds;
-use crate::metrics::StreamCounters;
 use crate::sys::clock::Clock;
 use crate::sys::stream::Network;
 use crate::sys::stream::epoll::Epoll;
@@ -51,14 +51,14 @@ use shutdown::{ShutdownSignal, Stage};
 /// How bytes travel between kernel and worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StreamBackend {
-    /// An io_uring of the worker's own, by way of tokio-uring.
+    /// An io_uring per worker, through tokio-uring.
     Uring,
-    /// epoll, by way of tokio: works everywhere.
+    /// epoll, through tokio. Works everywhere.
     Tokio,
 }
 
 impl StreamBackend {
-    /// Its name in flags, logs and labels.
+    /// The backend's name in flags, logs and labels.
     pub fn label(self) -> &'static str {
         match self {
             Self::Uring => "uring",
@@ -67,38 +67,40 @@ impl StreamBackend {
     }
 }
 
-/// A socket that is bound and listens. One for TCP should have had TCP_NODELAY set before: those
-/// that connect inherit it, and without it a second small reply waits for the client's delayed
-/// acknowledgement. The worker sets it too, which is too late for who has connected already.
+/// A socket that is bound and listens. Set TCP_NODELAY on a TCP listener before it listens:
+/// connections inherit it. Without it a second small response waits for the client's delayed
+/// acknowledgement. The worker sets it too, which is too late for clients that have connected
+/// already.
 #[derive(Debug)]
 pub enum Listener {
     /// HTTP and WebSocket.
     Plain(TcpListener),
-    /// The same over TLS.
+    /// HTTP and WebSocket over TLS.
     Tls(TcpListener),
-    /// HTTP and WebSocket of a reverse proxy on this host, which names its clients.
+    /// HTTP and WebSocket from a reverse proxy on this host, which names its clients.
     Unix(UnixListener),
 }
 
-/// What the operator may set; swapped whole on reload.
+/// Settings of the operator. A reload replaces the whole value.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Seconds in which the head of a request has to arrive, counted from its first byte or, of
-    /// the first one, from the accept: a PROXY header and the TLS handshake included.
+    /// Seconds in which the head of a request has to arrive. They count from its first byte; for
+    /// the first request from the accept, so that a PROXY header and the TLS handshake are
+    /// included.
     pub head_timeout_s: u32,
-    /// Seconds between two requests. Up to 30 of them are what a client has for taking 64 KiB, and
-    /// for sending the rest of a WebSocket message.
+    /// Seconds that a connection may wait for the next request. The same number, at most 30, bounds
+    /// how long a client takes to receive 64 KiB, or to send the rest of a WebSocket message.
     pub idle_timeout_s: u32,
-    /// Seconds between two pings to a WebSocket. It is closed after twice that without a sign of
-    /// life.
+    /// Seconds between two pings to a WebSocket, which is closed after twice that time without a
+    /// frame.
     pub ping_interval_s: u32,
-    /// Most connections of one address. A network has some times as many: those of the limiter.
+    /// Most connections of one address. A network may have a multiple of that, as in the limiter.
     pub connections_per_source_max: u32,
-    /// Bytes that all connections may hold together. Not 0.
+    /// Bytes that all connections may hold together. Must not be 0.
     pub memory_max_bytes: u64,
-    /// Sources that are not counted.
+    /// Sources whose connections are not counted.
     pub exempt: Vec<IpNet>,
-    /// Sources that are not counted, and whose PROXY headers are believed.
+    /// Sources that are not counted, and whose PROXY headers are trusted.
     pub trusted_proxies: Vec<IpNet>,
 }
 
@@ -138,8 +140,8 @@ pub struct StreamContext {
 }
 
 impl StreamContext {
-    /// For so many workers, and so many connections over all of them. What `tls` holds may be
-    /// replaced at any time: it is used from the next connection on.
+    /// Shared state for `workers` workers, and a limit on the connections of all of them. The
+    /// configuration in `tls` may be replaced at any time: the next connection uses the new one.
     pub fn new(
         workers: usize,
         connections_max: u32,
@@ -151,48 +153,49 @@ impl StreamContext {
         Arc::new(Self { connections, account, room, inboxes, tls, ending })
     }
 
-    /// Makes workers accept nothing until [`Self::release`]: somebody else does. They keep all
-    /// they need for it, and what is open is served.
+    /// Makes workers accept nothing until [`Self::release`], because another process accepts. They
+    /// keep every resource that they need to accept, and serve open connections.
     pub fn hold(&self) {
-        self.ending.rest.request();
+        self.ending.pause.request();
     }
 
     /// Lets workers accept.
     pub fn release(&self) {
-        self.ending.rest.end();
+        self.ending.pause.end();
     }
 
-    /// Workers that have all they need to accept connections, whether they may or not.
+    /// How many workers have all resources that they need to accept connections, whether they may
+    /// or not.
     pub fn workers_prepared(&self) -> usize {
         self.ending.prepared()
     }
 
-    /// Workers that accept nothing, as they were told to hold.
+    /// How many workers accept nothing because of [`Self::hold`].
     pub fn workers_held(&self) -> usize {
-        self.ending.rest.resting()
+        self.ending.pause.paused()
     }
 
-    /// Says that the listeners go on without this process, and must not be shut down when workers
-    /// stop: what waits in them is for whoever has them then.
+    /// Records that another process keeps the listeners. Workers that stop must not shut them down:
+    /// connections that wait in them are for that process.
     pub fn keep_listeners(&self) {
         self.ending.keep_listeners();
     }
 
-    /// Tells all WebSockets to reconnect, spread over the time until then. Everything is served
-    /// meanwhile.
+    /// Closes all WebSockets, spread over the time until `until`, so that clients reconnect.
+    /// Everything is served meanwhile.
     pub fn drain(&self, until: Now) {
         self.ending.enter(Stage::Draining, until);
     }
 
-    /// The same, but connections are accepted no more, and those over HTTP end once they were
-    /// answered. The listeners are kept.
+    /// As [`Self::drain`], but workers accept nothing more, and HTTP connections end after a
+    /// response. The listeners are kept.
     pub fn leave(&self, until: Now) {
         self.ending.keep_listeners();
         self.ending.enter(Stage::Leaving, until);
     }
 
-    /// Bytes that connections hold, and what their workers send each other, give or take 16 KiB
-    /// for each worker.
+    /// Bytes held by connections and by messages between workers, accurate to 16 KiB for each
+    /// worker.
     pub fn held_bytes(&self) -> u64 {
         self.account.held()
     }
@@ -205,32 +208,32 @@ impl StreamContext {
 
 /// A stream worker, ready to run.
 pub struct StreamWorker {
-    /// Which of the workers it is, from 0.
+    /// Index of the worker, from 0.
     pub worker: u16,
-    /// What it shares with the others.
+    /// State shared with the other workers.
     pub shared: Arc<StreamContext>,
-    /// Its own sockets, each bound once for every worker (SO_REUSEPORT).
+    /// The worker's own sockets, each bound once for every worker (SO_REUSEPORT).
     pub listeners: Vec<Listener>,
-    /// What it answers with.
+    /// The front ends that produce responses.
     pub front_ends: FrontEnds,
-    /// What it goes by.
+    /// Current settings.
     pub options: Arc<ArcSwap<Options>>,
-    /// Called before a request, a message or a connection is handled: brings `options`, and those
-    /// of `front_ends`, up to date, all of them together.
+    /// Called before a request, a message or a connection is handled. Updates `options` and the
+    /// options of `front_ends` together.
     pub begin_turn: Box<dyn FnMut() + Send>,
     /// The clock of the process.
     pub clock: Clock,
-    /// Its own counters.
+    /// The worker's own counters.
     pub counters: Arc<StreamCounters>,
 }
 
 impl StreamWorker {
-    /// Serves on the calling thread (pin it first) until `stop` is set, which is looked at ten
-    /// times a second. Then no connection is accepted, those that wait are closed, and the others
-    /// have 2 seconds.
+    /// Serves on the calling thread until `stop` is set, which it checks ten times a second. Pin
+    /// the thread first. After the stop no connection is accepted, connections that wait are
+    /// closed, and the others have 2 seconds to end.
     ///
     /// # Errors
-    /// Where the backend cannot start, or TLS is listened for without a configuration.
+    /// If the backend cannot start, or there is a TLS listener without a configuration.
     pub fn run(self, backend: StreamBackend, stop: &AtomicBool) -> io::Result<()> {
         match backend {
             StreamBackend::Uring => UringNetwork::run(thread::main::<UringNetwork>(self, stop))?,

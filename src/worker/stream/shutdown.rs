@@ -1,32 +1,32 @@
-//! What stream workers are told, all at once, about their beginning and their end.
+//! Signals to all stream workers about their start and their end.
 //!
-//! A tracker that stops may go on serving for a while, so that a balancer notices, and one that
-//! hands its sockets on must neither accept nor shut them down: the successor does the former, and
-//! would suffer from the latter. In both cases WebSockets are told to reconnect one after the
-//! other, as all at once would be a flood elsewhere.
+//! A tracker that stops may serve for a while longer, so that a balancer notices. A tracker that
+//! hands its sockets over must not accept, because the successor does, and must not shut the
+//! listeners down, because the successor uses them. In both cases WebSockets are closed one after
+//! the other: if all clients reconnected at once, they would flood another tracker.
 
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 
 use crate::time::Now;
-use crate::worker::rest_signal::RestSignal;
+use crate::worker::pause_signal::PauseSignal;
 
-/// How far the end has come.
+/// The stages of the end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub(super) enum Stage {
-    /// It has not.
+    /// The end has not begun.
     Serving,
-    /// Everything is served; WebSockets are told to reconnect.
+    /// Everything is served. WebSockets are closed, so that clients reconnect.
     Draining,
-    /// The same, but nothing is accepted, and HTTP connections close once they were answered.
+    /// As `Draining`, but nothing is accepted, and HTTP connections close after a response.
     Leaving,
 }
 
-/// The word to all workers.
+/// The signals that all workers read.
 #[derive(Debug, Default)]
 pub(super) struct ShutdownSignal {
-    /// While they rest, workers accept nothing.
-    pub(super) rest: RestSignal,
+    /// While it is requested, workers accept nothing.
+    pub(super) pause: PauseSignal,
     keeps_listeners: AtomicBool,
     stage: AtomicU8,
     until_ns: AtomicU64,
@@ -34,33 +34,33 @@ pub(super) struct ShutdownSignal {
 }
 
 impl ShutdownSignal {
-    /// Notes that a worker has all it needs to accept.
+    /// Counts a worker that has all resources it needs to accept.
     pub(super) fn note_prepared(&self) {
         self.prepared.fetch_add(1, Ordering::AcqRel);
     }
 
-    /// How many workers have all they need to accept.
+    /// How many workers have all resources they need to accept.
     pub(super) fn prepared(&self) -> usize {
         self.prepared.load(Ordering::Acquire)
     }
 
-    /// Says that listeners go on without this process.
+    /// Records that another process keeps the listeners.
     pub(super) fn keep_listeners(&self) {
         self.keeps_listeners.store(true, Ordering::Release);
     }
 
-    /// Whether they do.
+    /// Whether another process keeps the listeners.
     pub(super) fn keeps_listeners(&self) -> bool {
         self.keeps_listeners.load(Ordering::Acquire)
     }
 
-    /// Goes on to a later stage, which is over at `until`.
+    /// Enters a later stage, which ends at `until`.
     pub(super) fn enter(&self, stage: Stage, until: Now) {
         self.until_ns.store(until.ns(), Ordering::Release);
         self.stage.fetch_max(stage as u8, Ordering::AcqRel);
     }
 
-    /// The stage, and when it is over.
+    /// The stage, and when it ends.
     pub(super) fn stage(&self) -> (Stage, Now) {
         let stage = match self.stage.load(Ordering::Acquire) {
             0 => Stage::Serving,
@@ -71,7 +71,7 @@ impl ShutdownSignal {
     }
 }
 
-/// Tells sockets to reconnect evenly over a stretch of time.
+/// Spreads the closing of sockets evenly over a period.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct DrainSchedule {
     open_at_first: usize,
@@ -79,13 +79,13 @@ pub(super) struct DrainSchedule {
 }
 
 impl DrainSchedule {
-    /// One that begins now.
+    /// A schedule that begins now.
     pub(super) fn new(open: usize, since: Now) -> Self {
         Self { open_at_first: open, since }
     }
 
-    /// How many of `open` sockets to tell now, where the end is at `until`: those beyond the part
-    /// that is left of the time.
+    /// How many of `open` sockets to close now, if the drain ends at `until`: those beyond the
+    /// fraction of the time that is left.
     pub(super) fn share(self, open: usize, now: Now, until: Now) -> usize {
         let (left_ns, all_ns) = (until.ns_since(now), until.ns_since(self.since).max(1));
         let kept = self.open_at_first as u128 * u128::from(left_ns) / u128::from(all_ns);

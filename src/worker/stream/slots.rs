@@ -1,45 +1,45 @@
-//! A worker's connections and their deadlines, side by side so that looking over 50 000 of them
-//! twice a second touches little memory.
+//! A worker's connections and their deadlines, side by side: a pass over 50 000 connections twice a
+//! second touches little memory.
 
 use std::rc::Rc;
 
+use crate::counters::CloseReason;
 use crate::frontend::ws::SocketRoute;
-use crate::metrics::CloseReason;
 use crate::time::Now;
 
-/// Far beyond any clock.
+/// A moment that no clock reaches.
 pub(super) const NEVER: Now = Now::from_ns(u64::MAX);
 
-/// Where a connection is among those of its worker.
+/// Place of a connection among those of its worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct SlotAddress {
     pub(super) slot: u32,
-    /// How many connections the slot held before.
+    /// How many connections used the slot before.
     pub(super) generation: u32,
 }
 
 impl SlotAddress {
-    /// What other sockets know it by.
+    /// The address under which other sockets send to the connection.
     pub(super) fn route(self, worker: u16) -> SocketRoute {
         SocketRoute { worker, slot: self.slot, generation: self.generation }
     }
 }
 
-/// Until when a connection may go on as it is.
+/// The deadlines of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Deadlines {
     /// When something has to have been received.
     pub(super) read: Now,
-    /// Why it ends where that has not happened.
+    /// Why the connection ends if nothing was received by then.
     pub(super) missed: CloseReason,
-    /// When what is being written has to have been taken.
+    /// When the client has to have received what is being written.
     pub(super) write: Now,
     /// When to send a ping.
     pub(super) ping: Now,
 }
 
 impl Deadlines {
-    /// Those of a connection from which something has to come before `read`.
+    /// Deadlines of a connection that has to receive something before `read`.
     pub(super) fn until(read: Now, missed: CloseReason) -> Self {
         Self { read, missed, write: NEVER, ping: NEVER }
     }
@@ -79,7 +79,7 @@ impl<C> ConnectionSlots<C> {
         self.slots.len() - self.free.len()
     }
 
-    /// Adds the connection that `make` makes of its place.
+    /// Adds the connection that `make` returns for its place.
     pub(super) fn insert(
         &mut self,
         deadlines: Deadlines,
@@ -99,7 +99,7 @@ impl<C> ConnectionSlots<C> {
         connection
     }
 
-    /// Removes a connection. What is sent to its place from now on reaches nobody.
+    /// Removes a connection. Messages for its place are lost from now on.
     pub(super) fn remove(&mut self, place: SlotAddress) {
         let Some(slot) = self.slots.get_mut(place.slot as usize) else { return };
         debug_assert_eq!(slot.generation, place.generation, "a connection leaves once");
@@ -126,8 +126,8 @@ impl<C> ConnectionSlots<C> {
         self.slots.iter().filter_map(|it| it.connection.as_ref())
     }
 
-    /// What is due. A connection that has to end is told so once; the next ping is due `ping_s`
-    /// after this one.
+    /// The connections that are due. A connection that has to end is returned once. The next ping
+    /// is due `ping_s` seconds after this one.
     pub(super) fn due(&mut self, now: Now, ping_s: u32) -> Vec<(Rc<C>, Due)> {
         let mut due = Vec::new();
         for slot in &mut self.slots {

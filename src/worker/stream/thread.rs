@@ -1,4 +1,5 @@
-//! What a worker's thread does beside its connections: the clock's ticks, deadlines, mail, the end.
+//! What a worker's thread does besides its connections: ticks, deadlines, messages of other
+//! workers, the end.
 
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -18,69 +19,71 @@ use super::inbox::{ENVELOPES_TAKEN_MAX, Envelope};
 use super::shutdown::{DrainSchedule, Stage};
 use super::slots::{ConnectionSlots, Due, SlotAddress};
 use super::{FrontEnds, Listener, Options, StreamContext, StreamWorker};
+use crate::counters::{CloseReason, DeliveryFailure, StreamCounters};
 use crate::frontend::ws::{Outbox, PeerMessage, SocketRoute};
-use crate::metrics::{CloseReason, DeliveryFailure, StreamCounters};
 use crate::sys::allocator::Collector;
 use crate::sys::clock::{Clock, thread_cpu_ns};
 use crate::sys::stream::{Acceptor, Listening, Network};
 use crate::time::Now;
 
-/// How often the thread looks at the stop flag, and shows that it lives.
+/// How often the thread checks the stop flag and reports progress.
 const TICK: Duration = Duration::from_millis(100);
 
-/// How often what has to wait before it accepts looks whether it may.
+/// How often a task that must wait before it accepts checks whether it may.
 pub(super) const HELD_TICK: Duration = Duration::from_millis(1);
 
-/// Seconds that a client may take for what is under way, however long it may be idle: who waits for
-/// another request holds little, and outlives balancers; half of a message holds 64 KiB.
+/// Most seconds that a client may take for a transfer, whatever the idle timeout is. A client that
+/// waits between requests holds little, and may stay longer than a balancer's own timeout. Half of
+/// a message holds 64 KiB.
 const TRANSFER_S_MAX: u32 = 30;
 
-/// Deadlines are looked at once in so many ticks.
+/// Deadlines are checked once in this many ticks.
 const TICKS_PER_LOOK: u64 = 5;
 
-/// How long connections may take to end once the worker stops.
+/// Most ticks for connections to end after the worker stops.
 const DRAIN_TICKS_MAX: u32 = 200;
 
-/// How often it is looked at whether all have ended.
+/// How often the worker checks whether all connections have ended.
 const DRAIN_TICK: Duration = Duration::from_millis(10);
 
-/// How long they may take once they have been cut off.
+/// Most ticks for connections to end after they have been cut off.
 const CUT_TICKS_MAX: u32 = 20;
 
-/// What all tasks of a worker share. They run on one thread and borrow it between two awaits.
+/// What all tasks of a worker share. The tasks run on one thread and borrow it only between two
+/// awaits.
 pub(super) struct TaskContext<N: Network> {
     pub(super) index: u16,
     pub(super) shared: Arc<StreamContext>,
     pub(super) front_ends: RefCell<FrontEnds>,
     pub(super) counters: Arc<StreamCounters>,
     pub(super) slots: RefCell<ConnectionSlots<Connection<N>>>,
-    /// What its connections hold.
+    /// What the worker's connections hold.
     pub(super) held: WorkerAccount,
-    /// No source of this worker holds more than this, by a search in this tick.
+    /// No source of this worker holds more than this, as a search in this tick has shown.
     pub(super) unevicted_above: Cell<Option<u64>>,
-    /// Connections so far.
+    /// Number of connections so far.
     opened: Cell<u64>,
     options: RefCell<arc_swap::Cache<Arc<arc_swap::ArcSwap<Options>>, Arc<Options>>>,
     begin_turn: RefCell<Box<dyn FnMut() + Send>>,
     clock: Clock,
     is_stopping: Cell<bool>,
     is_leaving: Cell<bool>,
-    /// Whether it counts among those that rest.
-    is_resting: Cell<bool>,
-    /// Once it has begun.
+    /// Whether the worker is counted as paused.
+    is_paused: Cell<bool>,
+    /// Set once the drain has begun.
     drain_schedule: Cell<Option<DrainSchedule>>,
 }
 
-/// What accepts from a listener, and the task that does so.
+/// An acceptor of a listener, and the task that runs it.
 type Accepting<N> = (Rc<Acceptor<N>>, JoinHandle<()>);
 
 /// Runs a worker to its end.
 pub(super) async fn main<N: Network>(parts: StreamWorker, stop: &AtomicBool) -> io::Result<()> {
     let StreamWorker { worker: index, shared, listeners, front_ends, clock, .. } = parts;
     let StreamWorker { options, begin_turn, counters, .. } = parts;
-    let mail = shared.inboxes.get(usize::from(index)).and_then(|it| it.open());
-    let Some(mail) = mail else {
-        return Err(io::Error::other("there is no such worker, or it runs already"));
+    let message = shared.inboxes.get(usize::from(index)).and_then(|it| it.open());
+    let Some(message) = message else {
+        return Err(io::Error::other("unknown worker, or already running"));
     };
     let worker = Rc::new(TaskContext::<N> {
         index,
@@ -95,20 +98,20 @@ pub(super) async fn main<N: Network>(parts: StreamWorker, stop: &AtomicBool) -> 
         clock,
         is_stopping: Cell::new(false),
         is_leaving: Cell::new(false),
-        is_resting: Cell::new(false),
+        is_paused: Cell::new(false),
         drain_schedule: Cell::new(None),
         shared,
     });
-    // All that may fail comes before this worker counts as prepared, its first wait for connections
-    // included: where it takes the place of another one, that one is still there.
+    // Everything that can fail comes before this worker counts as prepared, its first wait for
+    // connections included: in a take-over, the predecessor is still there.
     let mut acceptors = listen(&worker, listeners)?;
-    spawn_local(take_mail(worker.clone(), mail));
+    spawn_local(take_messages(worker.clone(), message));
     worker.beat();
     tokio::time::sleep(HELD_TICK).await;
     worker.shared.ending.note_prepared();
     serve(&worker, stop, &mut acceptors).await;
     let ending = &worker.shared.ending;
-    if ending.keeps_listeners() || ending.rest.is_requested() {
+    if ending.keeps_listeners() || ending.pause.is_requested() {
         leave(&worker, &mut acceptors).await;
     }
     worker.is_stopping.set(true);
@@ -159,7 +162,7 @@ async fn serve<N: Network>(
         let now = worker.beat();
         worker.begin_turn();
         worker.note_rest();
-        collector.collect_if_asked();
+        collector.collect_if_requested();
         worker.check_memory();
         if count.is_multiple_of(TICKS_PER_LOOK) {
             worker.check_deadlines(now);
@@ -175,13 +178,14 @@ async fn serve<N: Network>(
     }
 }
 
-/// Ceases to accept without shutting the listeners down, and ends the HTTP connections that wait
-/// for another request. One that has just been accepted may still bring its first.
+/// Stops accepting without a shutdown of the listeners, and ends the HTTP connections that wait for
+/// another request. A connection that was just accepted may still send its first.
 async fn leave<N: Network>(worker: &Rc<TaskContext<N>>, acceptors: &mut Vec<Accepting<N>>) {
     worker.is_leaving.set(true);
     for (acceptor, task) in acceptors.drain(..) {
         acceptor.leave().await;
-        // It ends by itself, having admitted who was accepted meanwhile; a panic ends the process.
+        // The task ends by itself after it has admitted connections accepted meanwhile. A panic
+        // ends the process.
         let _ = task.await;
     }
     worker.connections().iter().for_each(|it| it.leave());
@@ -199,7 +203,7 @@ async fn drain<N: Network>(worker: &Rc<TaskContext<N>>) {
     wait_for_all(worker, CUT_TICKS_MAX).await;
 }
 
-/// Whether all connections ended in time.
+/// Waits for all connections to end. False if some are open after `ticks_max` ticks.
 async fn wait_for_all<N: Network>(worker: &TaskContext<N>, ticks_max: u32) -> bool {
     for _ in 0..ticks_max {
         if worker.slots.borrow().len() == 0 {
@@ -211,65 +215,65 @@ async fn wait_for_all<N: Network>(worker: &TaskContext<N>, ticks_max: u32) -> bo
     worker.slots.borrow().len() == 0
 }
 
-async fn take_mail<N: Network>(worker: Rc<TaskContext<N>>, mut mail: Receiver<Envelope>) {
+async fn take_messages<N: Network>(worker: Rc<TaskContext<N>>, mut message: Receiver<Envelope>) {
     let mut envelopes = Vec::with_capacity(ENVELOPES_TAKEN_MAX);
-    while mail.recv_many(&mut envelopes, ENVELOPES_TAKEN_MAX).await > 0 {
+    while message.recv_many(&mut envelopes, ENVELOPES_TAKEN_MAX).await > 0 {
         for envelope in envelopes.drain(..) {
             worker.shared.inboxes[usize::from(worker.index)]
                 .took(&worker.shared.account, &envelope);
-            let (route, mail) = envelope;
-            worker.receive(route, mail);
+            let (route, message) = envelope;
+            worker.receive(route, message);
         }
     }
 }
 
 impl<N: Network> TaskContext<N> {
-    /// The moment.
     pub(super) fn now(&self) -> Now {
         self.clock.now()
     }
 
-    /// Brings all options up to date. Until the next call, everything goes by the same ones.
+    /// Updates all options. They stay the same until the next call.
     pub(super) fn begin_turn(&self) {
         self.begin_turn.borrow_mut()();
     }
 
-    /// What the operator has set.
+    /// Reads the current settings.
     pub(super) fn with_options<T>(&self, look: impl FnOnce(&Options) -> T) -> T {
         look(self.options.borrow_mut().load())
     }
 
-    /// Seconds that a client has for taking 64 KiB, or for the rest of a WebSocket message.
+    /// Seconds that a client may take to receive 64 KiB, or to send the rest of a WebSocket
+    /// message.
     pub(super) fn transfer_s(&self) -> u64 {
         self.with_options(|it| u64::from(it.idle_timeout_s.min(TRANSFER_S_MAX)))
     }
 
-    /// Whether no connection is to be kept open.
+    /// Whether the worker stops and closes all connections.
     pub(super) fn is_stopping(&self) -> bool {
         self.is_stopping.get()
     }
 
-    /// Whether somebody else accepts for now.
+    /// Whether another process accepts for now.
     pub(super) fn is_held(&self) -> bool {
-        self.shared.ending.rest.is_requested()
+        self.shared.ending.pause.is_requested()
     }
 
-    /// Says whether anything may be accepted on this thread: it is here now, so that no accept is
+    /// Counts the worker as paused or not. It runs on the thread that accepts, so no accept is
     /// under way.
     fn note_rest(&self) {
-        let rest = &self.shared.ending.rest;
-        let is_held = rest.is_requested();
-        if is_held != self.is_resting.replace(is_held) {
-            if is_held { rest.enter() } else { rest.leave() }
+        let pause = &self.shared.ending.pause;
+        let is_held = pause.is_requested();
+        if is_held != self.is_paused.replace(is_held) {
+            if is_held { pause.enter() } else { pause.leave() }
         }
     }
 
-    /// Whether others accept what comes from now on.
+    /// Whether another process accepts new connections from now on.
     pub(super) fn is_leaving(&self) -> bool {
         self.is_leaving.get()
     }
 
-    /// Tells as many WebSockets to reconnect as is their share of the time until then.
+    /// Closes as many WebSockets as the schedule of the drain requires now.
     fn close_some(&self, now: Now, until: Now) {
         let mut open = self.connections();
         open.retain(|it| it.is_open_web());
@@ -280,41 +284,41 @@ impl<N: Network> TaskContext<N> {
         open.iter().take(count).for_each(Connection::start_close);
     }
 
-    /// Hands on what a socket said to others.
-    pub(super) fn post(&self, route: SocketRoute, mail: PeerMessage) {
+    /// Sends a message from a socket to another socket.
+    pub(super) fn post(&self, route: SocketRoute, message: PeerMessage) {
         if route.worker == self.index {
-            self.receive(route, mail);
+            self.receive(route, message);
             return;
         }
         let inbox = self.shared.inboxes.get(usize::from(route.worker));
         let all_max = self.with_options(|it| it.memory_max_bytes);
-        if !inbox.is_some_and(|it| it.post(&self.shared.account, all_max, (route, mail))) {
-            self.counters.mail_lost(DeliveryFailure::MailboxFull).add(1);
+        if !inbox.is_some_and(|it| it.post(&self.shared.account, all_max, (route, message))) {
+            self.counters.messages_lost(DeliveryFailure::InboxFull).add(1);
         }
     }
 
-    /// Takes mail for a socket of this worker.
-    fn receive(&self, route: SocketRoute, mail: PeerMessage) {
+    /// Delivers a message to a socket of this worker.
+    fn receive(&self, route: SocketRoute, message: PeerMessage) {
         let Some(connection) = self.connection(route) else {
-            self.counters.mail_lost(DeliveryFailure::ReceiverGone).add(1);
+            self.counters.messages_lost(DeliveryFailure::ReceiverGone).add(1);
             return;
         };
-        self.counters.mail_delivered.add(1);
+        self.counters.messages_delivered.add(1);
         let mut outbox = Outbox::default();
-        connection.receive(mail, &mut outbox);
-        debug_assert!(outbox.messages.is_empty(), "mail leads to no mail");
+        connection.receive(message, &mut outbox);
+        debug_assert!(outbox.messages.is_empty(), "message leads to no message");
     }
 
     fn connection(&self, route: SocketRoute) -> Option<Rc<Connection<N>>> {
         self.slots.borrow().get(route.slot, route.generation).cloned()
     }
 
-    /// All connections, which may then change.
+    /// A copy of the list of connections, which may change meanwhile.
     pub(super) fn connections(&self) -> Vec<Rc<Connection<N>>> {
         self.slots.borrow().all().cloned().collect()
     }
 
-    /// Counts a connection; gives how many there were before.
+    /// Counts a connection; returns how many there were before.
     pub(super) fn count_opened(&self) -> u64 {
         self.opened.replace(self.opened.get() + 1)
     }
@@ -324,7 +328,7 @@ impl<N: Network> TaskContext<N> {
         self.slots.borrow_mut().remove(place);
     }
 
-    /// Shows that the thread lives.
+    /// Reports that the thread makes progress.
     fn beat(&self) -> Now {
         let now = self.now();
         let counters = &self.counters;
@@ -334,7 +338,7 @@ impl<N: Network> TaskContext<N> {
         now
     }
 
-    /// Ends what is late, and pings who is silent.
+    /// Ends connections that missed a deadline, and sends the pings that are due.
     fn check_deadlines(&self, now: Now) {
         let ping_s = self.with_options(|it| it.ping_interval_s);
         let due = self.slots.borrow_mut().due(now, ping_s);

@@ -1,4 +1,4 @@
-//! TLS between a socket and what reads and writes on it, by rustls, which does no I/O itself.
+//! TLS on a socket, by rustls, which does no I/O itself.
 
 use std::cell::{Cell, RefCell};
 use std::io::{self, ErrorKind, Read as _, Write as _};
@@ -7,44 +7,43 @@ use std::sync::Arc;
 use rustls::{HandshakeKind, ServerConfig, ServerConnection};
 use tokio::sync::Mutex;
 
-use crate::metrics::Handshake;
+use crate::counters::Handshake;
 use crate::sys::stream::Stream;
 
 /// The type of the first record of a TLS connection (RFC 8446, 5.1).
 pub(super) const HANDSHAKE: u8 = 22;
 
-/// What a handshake is read into: a usual first flight of a client.
+/// Room for a usual first flight of a client, in bytes.
 const FLIGHT_BYTES: usize = 2048;
 
-/// Most bytes that wait for the rest of a message of the handshake: rustls takes no longer ones.
+/// Most bytes that wait for the rest of a handshake message: rustls accepts no longer messages.
 const PENDING_BYTES_MAX: usize = 64 * 1024;
 
 /// Plaintext encrypted at a time: one record (RFC 8446, 5.1).
 pub(super) const RECORD_BYTES_MAX: usize = 16 * 1024;
 
-/// One connection's TLS.
 pub(super) struct TlsSession {
-    /// Borrowed between two awaits only.
+    /// Borrowed only between two awaits.
     connection: RefCell<ServerConnection>,
-    /// Received, but not fed to `connection`, which holds enough plaintext.
+    /// Received, but not yet fed to `connection`, which holds enough plaintext.
     unfed: RefCell<Vec<u8>>,
-    /// Fed to `connection` without bringing anything out: a part of a record or of a handshake's
-    /// message, most likely. An upper bound.
+    /// Bytes fed to `connection` that have produced no plaintext yet: usually part of a record or
+    /// of a handshake message. An upper bound.
     pending_bytes: Cell<usize>,
-    /// Held by whoever carries records to the socket, so that they leave in order.
+    /// Locked by the task that writes records to the socket, so that they stay in order.
     carrier: Mutex<()>,
 }
 
 impl TlsSession {
-    /// Before the handshake.
+    /// A session before the handshake.
     pub(super) fn new(config: Arc<ServerConfig>) -> io::Result<Self> {
         let connection = ServerConnection::new(config).map_err(io::Error::other)?;
         let (unfed, pending_bytes, carrier) = Default::default();
         Ok(Self { connection: RefCell::new(connection), unfed, pending_bytes, carrier })
     }
 
-    /// Does the handshake; `input` was received already. `note` learns what is held before more is
-    /// waited for, and may forbid it.
+    /// Does the handshake. `input` holds bytes that were received already. `note` is called with
+    /// the bytes held before each read, and may fail to prevent it.
     pub(super) async fn shake_hands(
         &self,
         socket: &impl Stream,
@@ -53,7 +52,7 @@ impl TlsSession {
     ) -> io::Result<Handshake> {
         loop {
             let fed = self.feed(&input);
-            self.carry(socket).await?; // an alert, where it failed
+            self.carry(socket).await?; // after a failure: the alert
             fed?;
             note(self.held_bytes()).await?;
             if !self.connection.borrow().is_handshaking() {
@@ -72,9 +71,9 @@ impl TlsSession {
         Ok(if kind == Some(HandshakeKind::Resumed) { Handshake::Resumed } else { Handshake::Full })
     }
 
-    /// As [`Stream::read`]. Errors of TLS are of the kind [`ErrorKind::InvalidData`]. `note` learns
-    /// what is held before more is waited for, and whether the read before brought nothing; it may
-    /// forbid that.
+    /// As [`Stream::read`]. Errors of TLS are of the kind [`ErrorKind::InvalidData`]. Before each
+    /// read of the socket, `note` is called with the bytes held and whether the read before
+    /// produced no plaintext. It may fail to prevent the read.
     pub(super) async fn read(
         &self,
         socket: &impl Stream,
@@ -97,7 +96,8 @@ impl TlsSession {
             is_fruitless = true;
             let unfed = self.unfed.take();
             let fed = if unfed.is_empty() {
-                // What comes in encrypted gives its place to what it holds.
+                // Encrypted bytes are read into the free part of the caller's buffer, and plaintext
+                // replaces them.
                 let (result, received) = socket.read(buffer).await;
                 buffer = received;
                 match result {
@@ -128,19 +128,20 @@ impl TlsSession {
         Ok(())
     }
 
-    /// Tells the client that nothing follows, so that it can tell this end from an attacker's.
+    /// Sends a close_notify alert, so that the client can distinguish this end from a truncation by
+    /// an attacker.
     pub(super) async fn close_with(&self, socket: &impl Stream) {
         self.connection.borrow_mut().send_close_notify();
-        // Where it does not arrive, the client has gone.
+        // If the alert does not arrive, the client has gone.
         let _ = self.carry(socket).await;
     }
 
-    /// Bytes that have been received and cannot be taken out.
+    /// Bytes that were received and have produced no plaintext.
     fn held_bytes(&self) -> usize {
         self.pending_bytes.get() + self.unfed.borrow().capacity()
     }
 
-    /// Takes decrypted bytes into the spare capacity.
+    /// Reads decrypted bytes into the spare capacity.
     fn take_plaintext(&self, buffer: &mut Vec<u8>) -> io::Result<usize> {
         let end = buffer.len();
         buffer.resize(buffer.capacity(), 0);
@@ -149,14 +150,14 @@ impl TlsSession {
         result
     }
 
-    /// Takes in what came from the socket, as far as there is nothing to be taken out.
+    /// Feeds received bytes to rustls, until there is plaintext to read.
     fn feed(&self, mut received: &[u8]) -> io::Result<()> {
         let mut connection = self.connection.borrow_mut();
         let pending_bytes = self.pending_bytes.get() + received.len();
         self.pending_bytes.set(pending_bytes.min(PENDING_BYTES_MAX));
         while !received.is_empty() {
             if connection.read_tls(&mut received)? == 0 {
-                return Ok(()); // the client has said that nothing follows
+                return Ok(()); // the client has sent close_notify
             }
             let processed = connection.process_new_packets();
             let state = processed.map_err(|it| io::Error::new(ErrorKind::InvalidData, it))?;
@@ -170,7 +171,7 @@ impl TlsSession {
         Ok(())
     }
 
-    /// Carries records to the socket until there are none.
+    /// Writes the pending records to the socket.
     async fn carry(&self, socket: &impl Stream) -> io::Result<()> {
         if !self.connection.borrow().wants_write() {
             return Ok(());

@@ -1,5 +1,5 @@
-//! A WebSocket on a connection: messages in, replies and mail out through one bounded queue. A
-//! writer is at work only while something is queued.
+//! A WebSocket on a connection: messages in, responses and messages of other sockets out through
+//! one bounded queue. A writer runs only while something is queued.
 
 use std::net::IpAddr;
 use std::rc::Rc;
@@ -11,70 +11,70 @@ use super::connection::Connection;
 use super::connection_memory::BufferKind;
 use super::frames::{self, Fragments, FrameEvent, FrameStep, HEAD_BYTES_MAX};
 use super::slots::Deadlines;
+use crate::counters::{CloseReason, DeliveryFailure, Transport};
 use crate::frontend::Passkey;
 use crate::frontend::http::Outcome;
 use crate::frontend::ws::{MESSAGE_BYTES_MAX, Outbox, PeerMessage, SocketSession};
-use crate::metrics::{CloseReason, DeliveryFailure, Transport};
 use crate::sys::stream::Network;
 use crate::time::Now;
 use crate::types::{Family, Refusal, Rejected};
 
-/// Most bytes that wait for a client, those being written included.
+/// Most bytes that wait for a client, including those being written.
 const QUEUE_BYTES_MAX: usize = 256 * 1024;
 
-/// Replies that are gathered before they are written.
-const REPLIES_BYTES_MAX: usize = 64 * 1024;
+/// Bytes of responses that are gathered before they are written.
+const RESPONSES_BYTES_MAX: usize = 64 * 1024;
 
-/// What a socket that waits for a message reads into.
+/// Room for a read while the socket waits for a message, in bytes.
 const WAITING_BYTES: usize = 512;
 
-/// The same, where the last read was full: more is likely to come.
+/// Room for a read after one that was full, since more is likely to come.
 const BUSY_BYTES: usize = 4096;
 
 /// The longest frame.
 const FRAME_BYTES_MAX: usize = MESSAGE_BYTES_MAX + HEAD_BYTES_MAX;
 
-/// Why a server closes that stops (RFC 6455, 7.4.1).
+/// Close status of a server that stops (RFC 6455, 7.4.1).
 pub(super) const GOING_AWAY: u16 = 1001;
 
-/// Why a server closes whose client asks for too much (RFC 6455, 7.4.1).
+/// Close status for a client over its limit (RFC 6455, 7.4.1).
 const POLICY: u16 = 1008;
 
-/// Bytes of error messages that a socket is sent whatever it sends: enough for some. Beyond that,
-/// they are never longer than the messages they answer.
+/// Bytes of error messages that every socket may receive. Beyond that, an error message is never
+/// longer than the message that caused it.
 const ERROR_BYTES_FREE: usize = 512;
 
 /// What a frame costs, in eighths of an announce: a ping, a fragment, an answer that came too late;
-/// and a message that cannot be read.
+/// and what a message costs that cannot be read.
 const FRAME_EIGHTHS: u16 = 1;
 const MESSAGE_EIGHTHS: u16 = 8;
 
-/// What a connection is besides, once it has been upgraded.
+/// State of a connection after the upgrade.
 pub(super) struct Web {
-    /// `None` once the client has said that it closes, or was told so.
+    /// `None` after a close frame from either side.
     session: Option<SocketSession>,
     pub(super) source: IpAddr,
     queue: Vec<u8>,
-    /// Bytes of errors that may be sent.
+    /// Bytes of error messages that may be sent.
     error_bytes: usize,
     /// Bytes that are being written.
     writing_bytes: usize,
     is_writing: bool,
-    /// Whether a close was queued: nothing may follow it.
+    /// Whether a close frame was queued. Nothing may follow it.
     is_closing: bool,
 }
 
-/// What to do after the frames that were received.
+/// What to do after the received frames.
 enum Then {
-    /// Read on; at least so many bytes are to come.
+    /// Read more; at least this many bytes are expected.
     Read(usize),
-    /// Write the replies, and go on with what was received.
+    /// Write the responses, then continue with what was received.
     GoOn,
-    /// The last frame was queued: hear the client out.
+    /// The last frame was queued. Read until the client closes.
     Close(CloseReason),
 }
 
-/// Answers messages until the socket ends.
+/// Handles messages until the socket ends.
 pub(super) async fn serve<N: Network>(
     connection: &Rc<Connection<N>>,
     mut input: Vec<u8>,
@@ -108,17 +108,17 @@ pub(super) async fn serve<N: Network>(
     }
 }
 
-/// Removes error messages that are longer than what may be sent of them.
-fn keep_to(error_bytes: &mut usize, replies: &mut Vec<Vec<u8>>) {
-    let bytes = replies.iter().map(|it| it.len() + HEAD_BYTES_MAX).sum();
+/// Drops error messages that are longer than the allowance for errors.
+fn keep_to(error_bytes: &mut usize, responses: &mut Vec<Vec<u8>>) {
+    let bytes = responses.iter().map(|it| it.len() + HEAD_BYTES_MAX).sum();
     match error_bytes.checked_sub(bytes) {
         Some(left) => *error_bytes = left,
-        None => replies.clear(),
+        None => responses.clear(),
     }
 }
 
-/// Makes room for a frame of so many bytes, or for `usual` bytes where nothing of it has come. For
-/// a long one there is never more than has come already: its head alone is worth nothing.
+/// Makes room for a frame of `bytes` bytes, or for `usual` bytes if none of it has arrived. The
+/// room at most doubles what has arrived, so that a head alone cannot reserve a long frame.
 fn make_room(input: &mut Vec<u8>, bytes: usize, usual: usize) {
     debug_assert!(bytes <= FRAME_BYTES_MAX, "longer frames are refused");
     if input.is_empty() {
@@ -132,7 +132,7 @@ fn make_room(input: &mut Vec<u8>, bytes: usize, usual: usize) {
 }
 
 impl<N: Network> Connection<N> {
-    /// Becomes a WebSocket.
+    /// Turns the connection into a WebSocket.
     pub(super) fn upgrade(&self, source: IpAddr, passkey: Option<Box<Passkey>>) {
         let worker = &self.worker;
         let route = self.place.route(worker.index);
@@ -156,7 +156,7 @@ impl<N: Network> Connection<N> {
         self.with_deadlines(|it| *it = deadlines);
     }
 
-    /// The client's peers leave. Does nothing the second time.
+    /// Removes the client's peers from the store. A second call does nothing.
     pub(super) fn end_session(&self) {
         self.worker.begin_turn();
         let session = self.web.borrow_mut().as_deref_mut().and_then(|it| it.session.take());
@@ -167,13 +167,13 @@ impl<N: Network> Connection<N> {
         }
     }
 
-    /// Handles the frames that are complete, and takes them away from `input`.
+    /// Handles the complete frames, and removes them from `input`.
     fn take_frames(&self, input: &mut Vec<u8>, fragments: &mut Fragments) -> Then {
         let now = self.worker.now();
         let mut done = 0;
         let mut alive = false;
         let then = loop {
-            if self.queued_bytes() >= REPLIES_BYTES_MAX && !self.is_writing() {
+            if self.queued_bytes() >= RESPONSES_BYTES_MAX && !self.is_writing() {
                 break Then::GoOn;
             }
             match fragments.take(&mut input[done..]) {
@@ -206,7 +206,7 @@ impl<N: Network> Connection<N> {
         then
     }
 
-    /// Says whether the client closes.
+    /// Handles one frame. True if the client closes.
     ///
     /// # Errors
     /// [`CloseReason::Limited`] if the source is over its limit.
@@ -229,7 +229,7 @@ impl<N: Network> Connection<N> {
         Ok(false)
     }
 
-    /// Answers a message; gives what remains to be charged, in eighths of an announce.
+    /// Handles a message; returns what is still to be charged, in eighths of an announce.
     fn take_message(&self, now: Now, message: &[u8]) -> u16 {
         self.worker.begin_turn();
         let mut outbox = Outbox::default();
@@ -241,63 +241,64 @@ impl<N: Network> Connection<N> {
             };
             let mut front_ends = self.worker.front_ends.borrow_mut();
             let FrontEnds { tracker, ws, .. } = &mut *front_ends;
-            tracker.take_was_charged(); // of what was done before
+            tracker.take_was_charged(); // resets the flag
             let outcome = ws.handle(tracker, now, session, message, &mut outbox);
             self.count(Transport::Ws, Family::of(*source), outcome);
             let eighths = match outcome {
-                // Paid for, unless it was refused for that.
+                // Charged already, unless it was refused for the limit.
                 Outcome::Refused(Refusal::Limited) => FRAME_EIGHTHS,
                 _ if tracker.take_was_charged() => 0,
-                Outcome::Answered(_) => 0, // an answer, of which there are no more than offers
-                // One that came too late, as happens: clients race with each other.
-                Outcome::Rejected(_) if outbox.replies.is_empty() => FRAME_EIGHTHS,
+                Outcome::Answered(_) => 0, // an answer, of which there are not more than offers
+                // An answer that came too late. That is normal: clients race with each other.
+                Outcome::Rejected(_) if outbox.responses.is_empty() => FRAME_EIGHTHS,
                 Outcome::Rejected(_) | Outcome::Refused(_) => MESSAGE_EIGHTHS,
             };
             *error_bytes = (*error_bytes + message.len()).min(MESSAGE_BYTES_MAX);
             if !matches!(outcome, Outcome::Answered(_)) {
-                keep_to(error_bytes, &mut outbox.replies);
+                keep_to(error_bytes, &mut outbox.responses);
             }
             eighths
         };
-        self.enqueue_texts(&outbox.replies);
+        self.enqueue_texts(&outbox.responses);
         for (reason, count) in outbox.lost {
-            self.worker.counters.mail_lost(reason).add(count as u64);
+            self.worker.counters.messages_lost(reason).add(count as u64);
         }
-        for (route, mail) in outbox.messages {
-            self.worker.post(route, mail);
+        for (route, message) in outbox.messages {
+            self.worker.post(route, message);
         }
         eighths
     }
 
-    /// Takes mail from another socket. What finds the queue half full, or memory short, is lost:
-    /// only what a client brings on itself may cut it off, not what others send it.
-    pub(super) fn receive(self: &Rc<Self>, mail: PeerMessage, outbox: &mut Outbox) {
+    /// Receives a message from another socket. If the queue is half full, or memory short, the
+    /// message is lost: only a client's own traffic may close its socket, not what others send to
+    /// it.
+    pub(super) fn receive(self: &Rc<Self>, message: PeerMessage, outbox: &mut Outbox) {
         let session_bytes = {
             let mut web = self.web.borrow_mut();
             let Some(Web { session: Some(session), queue, writing_bytes, .. }) = web.as_deref_mut()
             else {
-                self.worker.counters.mail_lost(DeliveryFailure::ReceiverGone).add(1);
+                self.worker.counters.messages_lost(DeliveryFailure::ReceiverGone).add(1);
                 return;
             };
-            if queue.len() + *writing_bytes + mail.bytes() > QUEUE_BYTES_MAX / 2
-                || !self.worker.has_memory(mail.bytes())
+            if queue.len() + *writing_bytes + message.bytes() > QUEUE_BYTES_MAX / 2
+                || !self.worker.has_memory(message.bytes())
             {
-                self.worker.counters.mail_lost(DeliveryFailure::QueueFull).add(1);
+                self.worker.counters.messages_lost(DeliveryFailure::QueueFull).add(1);
                 return;
             }
             let mut front_ends = self.worker.front_ends.borrow_mut();
-            if let Err(lost) = front_ends.ws.receive(self.worker.now(), session, mail, outbox) {
-                self.worker.counters.mail_lost(lost).add(1);
+            if let Err(lost) = front_ends.ws.receive(self.worker.now(), session, message, outbox) {
+                self.worker.counters.messages_lost(lost).add(1);
             }
             session.held_bytes()
         };
-        // What others hand over is remembered, and takes memory before the client says anything.
+        // The session records the offer, which takes memory even if the client has sent nothing.
         let _ = self.hold(BufferKind::Session, session_bytes);
-        self.enqueue_texts(&outbox.replies);
+        self.enqueue_texts(&outbox.responses);
         self.start_writing();
     }
 
-    /// Asks whether the client is still there, and lets go of what it holds no more.
+    /// Sends a ping, and frees what the session no longer needs.
     pub(super) fn ping(self: &Rc<Self>) {
         let mut session_bytes = 0;
         if let Some(Web { session: Some(session), .. }) = self.web.borrow_mut().as_deref_mut() {
@@ -311,13 +312,13 @@ impl<N: Network> Connection<N> {
         self.start_writing();
     }
 
-    /// Tells the client that the socket closes, and why.
+    /// Sends a close frame with a status.
     pub(super) fn close_with(self: &Rc<Self>, status: u16, reason: CloseReason) {
         self.enqueue_last(Some(status), reason);
         self.start_writing();
     }
 
-    /// Whether it is a WebSocket that nobody has closed.
+    /// Whether it is a WebSocket for which no close was queued.
     pub(super) fn is_open_web(&self) -> bool {
         self.web.borrow().as_deref().is_some_and(|it| !it.is_closing)
     }
@@ -337,7 +338,7 @@ impl<N: Network> Connection<N> {
         }
     }
 
-    /// Queues a frame with `payload_bytes`. A client that lets too much pile up is cut off.
+    /// Queues a frame with `payload_bytes`. Ends the connection if its queue is full.
     fn enqueue(&self, payload_bytes: usize, write: impl FnOnce(&mut Vec<u8>)) {
         let mut web = self.web.borrow_mut();
         let Some(web) = web.as_deref_mut() else { return };
@@ -352,7 +353,7 @@ impl<N: Network> Connection<N> {
             web.queue = Vec::new();
             self.end(CloseReason::SendQueueFull);
         }
-        // If it is closed for that, that is done already.
+        // If this closes the connection, the reason is set already.
         let _ = self.hold(BufferKind::Queue, web.queue.capacity());
     }
 
@@ -368,7 +369,7 @@ impl<N: Network> Connection<N> {
         self.web.borrow().as_deref().map_or(Family::V4, |it| Family::of(it.source))
     }
 
-    /// Notes what it holds between two reads.
+    /// Records what the WebSocket holds between two reads.
     fn hold_session(&self, fragments: &Fragments) -> Result<(), CloseReason> {
         self.hold(BufferKind::Message, fragments.capacity())?;
         let of_web = |it: &Web| it.session.as_ref().map_or(0, SocketSession::held_bytes);
@@ -376,7 +377,7 @@ impl<N: Network> Connection<N> {
         self.hold(BufferKind::Session, session_bytes)
     }
 
-    /// Writes what is queued in a task of its own, unless somebody does.
+    /// Writes the queue in a new task, unless a writer runs.
     fn start_writing(self: &Rc<Self>) {
         if self.begin_writing() {
             let connection = self.clone();
@@ -384,14 +385,14 @@ impl<N: Network> Connection<N> {
         }
     }
 
-    /// Writes what is queued, unless somebody does.
+    /// Writes the queue, unless a writer runs.
     async fn write_queue(&self) {
         if self.begin_writing() {
             self.drain_queue().await;
         }
     }
 
-    /// Whether the caller has to write.
+    /// Whether the caller has to write. If so, it counts as the writer.
     fn begin_writing(&self) -> bool {
         let mut web = self.web.borrow_mut();
         let Some(web) = web.as_deref_mut() else { return false };
@@ -404,7 +405,7 @@ impl<N: Network> Connection<N> {
         while let Some(bytes) = self.next_queued() {
             if let Err(reason) = self.write(bytes).await {
                 self.end(reason);
-                return; // as if still writing: there is nobody to write to
+                return; // `is_writing` stays set, so that no other task writes to a dead socket
             }
         }
         if self.web.borrow().as_deref().is_some_and(|it| it.is_closing) {
@@ -412,19 +413,19 @@ impl<N: Network> Connection<N> {
         }
     }
 
-    /// What to write next. Where there is nothing, writing has ended.
+    /// The bytes to write next; `None` if the queue is empty, and writing has ended.
     fn next_queued(&self) -> Option<Vec<u8>> {
         let mut web = self.web.borrow_mut();
         let web = web.as_deref_mut()?;
         let bytes = std::mem::take(&mut web.queue);
         web.writing_bytes = bytes.len();
         web.is_writing = !bytes.is_empty();
-        // From here on it is what is being written.
+        // From here on, the bytes are counted as output.
         let _ = self.hold(BufferKind::Queue, 0);
         web.is_writing.then_some(bytes)
     }
 
-    /// Sets the deadline for the rest of a message: pongs do not put it off.
+    /// Sets the deadline for the rest of a message. A pong does not extend it.
     fn expect_frame(&self, is_partial: bool, rest_by: &mut Option<Now>) {
         if !is_partial {
             *rest_by = None;

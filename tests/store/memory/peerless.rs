@@ -23,8 +23,8 @@ fn what_has_no_peers_goes_before_anybody_is_refused() {
     let honest = peerless / 4 * 3;
     for number in 0..honest {
         // All of different networks, as they come.
-        let answer = join(&store, 1 << 29 | number, 0x6000_0000 + (number << 8));
-        assert_eq!(answer.stored, Stored::Yes, "{number} of {honest}");
+        let result = join(&store, 1 << 29 | number, 0x6000_0000 + (number << 8));
+        assert_eq!(result.stored, Stored::Yes, "{number} of {honest}");
     }
     for number in 0..honest {
         assert_eq!(store.scrape(&numbered(1 << 29 | number)).leechers, 1, "{number}");
@@ -62,8 +62,8 @@ fn what_has_no_peers_goes_before_anybody_is_refused_who_takes_more_than_a_bucket
             let (address, contact) = peer(number, second);
             let info_hash = &numbered(1 << 29 | number);
             let visit = PeerAnnounce { info_hash, address, contact, change: JOIN, capped: true };
-            let answer = store.announce(NOW, &visit, &mut PeerBuffers::default(), &mut random);
-            assert_eq!(answer.stored, Stored::Yes, "{at}: {number} of {honest}");
+            let result = store.announce(NOW, &visit, &mut PeerBuffers::default(), &mut random);
+            assert_eq!(result.stored, Stored::Yes, "{at}: {number} of {honest}");
         }
         for number in 0..honest {
             assert_eq!(store.scrape(&numbered(1 << 29 | number)).leechers, peers, "{number}");

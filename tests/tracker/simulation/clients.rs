@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use fastrand::Rng;
 use skep::protocol::udp::client::{
-    Announcement, Reply, decode, encode_announce, encode_connect, encode_scrape,
+    Announcement, Response, decode, encode_announce, encode_connect, encode_scrape,
 };
 use skep::protocol::udp::{ANNOUNCE_BYTES, TransactionId};
 use skep::types::{Event, Family, InfoHash, PeerId};
@@ -236,16 +236,18 @@ impl World {
         self.plan_in_ms(TIMEOUT_MS, Happening::Wake(number, turn));
     }
 
-    /// A reply has made it to its client.
+    /// A response has made it to its client.
     pub(crate) fn hear(&mut self, number: usize, bytes: &[u8]) {
         let mono_ns = self.mono_ns;
         let client = &mut self.clients[number];
         let family = Family::of(client.address.ip());
-        let Ok((transaction, reply)) = decode(bytes, family) else { unreachable!("it was judged") };
+        let Ok((transaction, response)) = decode(bytes, family) else {
+            unreachable!("it was judged")
+        };
         if transaction.0 != client.transaction.to_be_bytes() || client.want.is_none() {
             return; // late, or a second time
         }
-        if let Reply::Connected(id) = reply {
+        if let Response::Connected(id) = response {
             client.id = Some((id, mono_ns + client.id_life_s * S));
             return self.ask(number);
         }
@@ -304,9 +306,9 @@ impl World {
         let address = self.clients[number].address;
         let mut bytes = [0; ANNOUNCE_BYTES];
         let length = encode_connect(TransactionId([0; 4]), &mut bytes);
-        let reply = self.handle_datagram(address, &bytes[..length])?;
-        let reply = reply.unwrap_or_default();
-        let Ok((_, Reply::Connected(id))) = decode(&reply, Family::V4) else { return Ok(()) };
+        let response = self.handle_datagram(address, &bytes[..length])?;
+        let response = response.unwrap_or_default();
+        let Ok((_, Response::Connected(id))) = decode(&response, Family::V4) else { return Ok(()) };
         for _ in 0..BURST {
             let port = 1 + self.random.u16(..4);
             let said = Said {

@@ -38,7 +38,7 @@ pub(crate) enum Invariant {
     Snapshots,
     /// Offers and answers stay within their swarm.
     MailStaysInside,
-    /// Replies can be read by a strict client.
+    /// Responses can be read by a strict client.
     Readable,
 }
 

@@ -21,9 +21,9 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use fastrand::Rng;
+use skep::counters::Counter;
 use skep::frontend::Responder as _;
 use skep::frontend::ws::{PeerMessage, SocketRoute};
-use skep::metrics::Counter;
 use skep::time::Now;
 use skep::types::{Family, InfoHash};
 
@@ -52,7 +52,7 @@ enum Happening {
     /// Reaches the tracker.
     Datagram(SocketAddr, Vec<u8>),
     /// Reaches a client.
-    Reply(SocketAddr, Vec<u8>),
+    Response(SocketAddr, Vec<u8>),
     Mail(SocketRoute, Box<PeerMessage>),
     Close(u32),
     Upkeep,
@@ -78,18 +78,18 @@ pub(crate) enum Sabotage {
     /// A restart takes the snapshot before the last one.
     OldSnapshot,
     /// Connects are answered with a byte more.
-    LongReplies,
+    LongResponses,
     /// Stops over UDP are taken for announces.
     StopsUnheard,
-    /// The second peer of a reply is the first one again.
+    /// The second peer of a response is the first one again.
     PeersTwice,
-    /// The last peer of a reply is missing.
+    /// The last peer of a response is missing.
     PeersLeftOut,
-    /// The first peer of a reply is the asker.
+    /// The first peer of a response is the asker.
     AskerHanded,
-    /// The first peer of a reply is a private address.
+    /// The first peer of a response is a private address.
     PrivateHanded,
-    /// The first peer of a reply never announced.
+    /// The first peer of a response never announced.
     StrangerHanded,
     /// What is no request is answered.
     NoiseAnswered,
@@ -266,12 +266,12 @@ impl World {
                 return self.wake(client);
             }
             Happening::Datagram(source, bytes) if self.is_up => {
-                if let Some(reply) = self.handle_datagram(source, &bytes)? {
-                    self.transmit(|| Happening::Reply(source, reply.clone()));
+                if let Some(response) = self.handle_datagram(source, &bytes)? {
+                    self.transmit(|| Happening::Response(source, response.clone()));
                 }
             }
             Happening::Wake(..) | Happening::Datagram(..) => {}
-            Happening::Reply(address, bytes) => {
+            Happening::Response(address, bytes) => {
                 let client = self.clients.iter().position(|it| it.address == address);
                 client.into_iter().for_each(|it| self.hear(it, &bytes));
             }

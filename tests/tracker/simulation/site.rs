@@ -5,12 +5,12 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use skep::counters::WorkerCounters;
 use skep::frontend::connection_id::{Algorithm, ConnectionIds, KEY_BYTES, KeyPair};
 use skep::frontend::http::HttpFrontend;
 use skep::frontend::udp::UdpFrontend;
 use skep::frontend::ws::{self, Directory, SocketSession, WsFrontend};
 use skep::limiter::{self, Handle, LimitAction, LimitCounters, LimitTable, Limiter, Sizes};
-use skep::metrics::WorkerCounters;
 use skep::store::{self, Store};
 use skep::time::Now;
 use skep::tracker::{self, Tracker};

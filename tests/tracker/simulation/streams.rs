@@ -1,5 +1,5 @@
 //! The edges where HTTP requests and WebSocket messages are handled, and what is held against the
-//! replies.
+//! responses.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -27,9 +27,9 @@ fn number(value: &Value, key: &str) -> u32 {
     value.get(key).unwrap().as_u64().unwrap().try_into().unwrap()
 }
 
-/// Peers of an announce's reply, compact or in a list.
-fn peers_of(reply: &Value) -> Vec<SocketAddr> {
-    let peers = reply.get("peers").unwrap();
+/// Peers of an announce's response, compact or in a list.
+fn peers_of(response: &Value) -> Vec<SocketAddr> {
+    let peers = response.get("peers").unwrap();
     if let Some(list) = peers.as_list() {
         let peer = |value: &Value| {
             let ip = value.get("ip").unwrap().as_byte_str().unwrap().as_slice();
@@ -39,12 +39,12 @@ fn peers_of(reply: &Value) -> Vec<SocketAddr> {
         return list.iter().map(peer).collect();
     }
     let v4 = peers.as_byte_str().unwrap().as_slice();
-    let v6 = reply.get("peers6").unwrap().as_byte_str().unwrap().as_slice();
+    let v6 = response.get("peers6").unwrap().as_byte_str().unwrap().as_slice();
     [compact(PeerKind::V4, v4), compact(PeerKind::V6, v6)].concat()
 }
 
 impl World {
-    /// One HTTP request and its reply.
+    /// One HTTP request and its response.
     fn http(&mut self, source: IpAddr, target: &str) -> Value {
         let request = format!("GET {target} HTTP/1.1\r\nHost: tracker.example\r\n\r\n");
         let (now, origin, worker) = (self.now(), Origin::Address(source), self.random.usize(..2));
@@ -55,7 +55,7 @@ impl World {
         let flow = http.handle(tracker, now, origin, part, &mut out);
         assert!(flow == ReceiveOutcome::More && out.is_empty(), "half a request is none: {flow:?}");
         let flow = http.handle(tracker, now, origin, request.as_bytes(), &mut out);
-        let ReceiveOutcome::Replied { consumed, outcome, .. } = flow else { panic!("{flow:?}") };
+        let ReceiveOutcome::Responded { consumed, outcome, .. } = flow else { panic!("{flow:?}") };
         assert!(consumed == request.len() && matches!(outcome, Outcome::Answered(_)), "{flow:?}");
         let end = out.windows(4).position(|it| it == b"\r\n\r\n").unwrap() + 4;
         bt_bencode::from_slice(&out[end..]).unwrap()
@@ -77,14 +77,14 @@ impl World {
         if let Some(wanted) = said.wanted {
             write!(target, "&numwant={wanted}").unwrap();
         }
-        let reply = self.http(address.ip(), &target);
+        let response = self.http(address.ip(), &target);
         self.tally.note("announces by HTTP");
         let counts = self.swarms.announce(self.now(), said);
-        let found = (number(&reply, "complete"), number(&reply, "incomplete"));
+        let found = (number(&response, "complete"), number(&response, "incomplete"));
         hold(found == (counts.seeders, counts.leechers), Invariant::Counts, || {
             format!("{found:?} for {counts:?}: {said:?}")
         })?;
-        let peers = peers_of(&reply);
+        let peers = peers_of(&response);
         self.judge_peers(said, &peers)?;
         let available =
             |kind| if said.role().is_some() { self.swarms.available(said, kind) } else { 0 };
@@ -98,9 +98,9 @@ impl World {
     pub(crate) fn scrape_http(&mut self, source: IpAddr, torrents: &[InfoHash]) -> Judged {
         let hashes = torrents.iter().map(|it| format!("info_hash={}", encoded(&it.0)));
         let target = format!("/scrape?{}", hashes.collect::<Vec<_>>().join("&"));
-        let reply = self.http(source, &target);
+        let response = self.http(source, &target);
         self.tally.note("scrapes by HTTP");
-        let files = reply.get("files").unwrap().as_dict().unwrap();
+        let files = response.get("files").unwrap().as_dict().unwrap();
         let found: Vec<_> = files
             .iter()
             .map(|(hash, it)| {
@@ -129,7 +129,7 @@ impl World {
         slot
     }
 
-    /// A client says something on its socket; the replies. Mail is on its way then.
+    /// A client says something on its socket; the responses. Mail is on its way then.
     fn say(&mut self, slot: u32, message: &str) -> (Vec<serde_json::Value>, Vec<SocketRoute>) {
         let now = self.now();
         let socket = self.site.sockets.get_mut(&slot).unwrap();
@@ -146,7 +146,7 @@ impl World {
             self.plan_in_ms(delay_ms, Happening::Mail(route, Box::new(mail)));
         }
         let read = |it: &Vec<u8>| serde_json::from_slice(it).unwrap();
-        (outbox.replies.iter().map(read).collect(), routes)
+        (outbox.responses.iter().map(read).collect(), routes)
     }
 
     pub(crate) fn announce_ws(&mut self, slot: u32, said: &Said, offers: usize) -> Judged {
@@ -160,7 +160,7 @@ impl World {
             (0..offers).map(|it| webtorrent_workers::offer(&it.to_string())).collect();
         let (torrent, peer) = (text_of(&said.torrent), format!("client{client}"));
         let message = webtorrent_workers::announce(torrent, &peer, &offers.join(","), &more);
-        let (replies, routes) = self.say(slot, &message);
+        let (responses, routes) = self.say(slot, &message);
         self.tally.note("announces by WebSocket");
         let counts = self.swarms.announce(self.now(), said);
         let key = (said.torrent, client);
@@ -176,10 +176,12 @@ impl World {
                 }
             }
         }
-        let [reply] = &replies[..] else { panic!("one reply: {replies:?}") };
-        let found = ["complete", "incomplete"].map(|it| reply[it].as_u64());
+        let [response] = &responses[..] else { panic!("one reply: {responses:?}") };
+        let found = ["complete", "incomplete"].map(|it| response[it].as_u64());
         let wanted = [counts.seeders, counts.leechers].map(|it| Some(u64::from(it)));
-        hold(found == wanted, Invariant::Counts, || format!("{reply} for {counts:?}: {said:?}"))?;
+        hold(found == wanted, Invariant::Counts, || {
+            format!("{response} for {counts:?}: {said:?}")
+        })?;
         let chosen: Vec<_> = routes.iter().map(|it| self.client_of(it.slot)).collect();
         for client in &chosen {
             self.swarms.may_be_handed(said, Who::Web(*client))?;
@@ -198,10 +200,10 @@ impl World {
     pub(crate) fn scrape_ws(&mut self, slot: u32, torrents: &[InfoHash]) -> Judged {
         let torrents: BTreeSet<_> = torrents.iter().collect();
         let texts: Vec<_> = torrents.iter().map(|it| text_of(it)).collect();
-        let (replies, _) = self.say(slot, &webtorrent_workers::scrape(&texts));
+        let (responses, _) = self.say(slot, &webtorrent_workers::scrape(&texts));
         self.tally.note("scrapes by WebSocket");
         for torrent in torrents {
-            let entry = &replies[0]["files"][text_of(torrent)];
+            let entry = &responses[0]["files"][text_of(torrent)];
             let count = |key: &str| u32::try_from(entry[key].as_u64().unwrap()).unwrap();
             let (seeders, leechers) = (count("complete"), count("incomplete"));
             self.judge_scraped(torrent, seeders, count("downloaded"), leechers)?;
@@ -219,7 +221,7 @@ impl World {
         if ws.receive(now, &mut socket.session, mail, &mut outbox).is_err() {
             return Ok(());
         }
-        let told: serde_json::Value = serde_json::from_slice(&outbox.replies[0]).unwrap();
+        let told: serde_json::Value = serde_json::from_slice(&outbox.responses[0]).unwrap();
         let torrent = InfoHash(told["info_hash"].as_str().unwrap().as_bytes().try_into().unwrap());
         let inside = self.web_spoken.contains(&(route.slot, torrent));
         hold(inside, Invariant::MailStaysInside, || format!("{told} for client {client}"))?;

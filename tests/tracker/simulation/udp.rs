@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
-use skep::frontend::{REPLY_BYTES_MAX, Responder as _};
-use skep::protocol::udp::client::{Reply, decode};
+use skep::frontend::{RESPONSE_BYTES_MAX, Responder as _};
+use skep::protocol::udp::client::{Response, decode};
 use skep::time::Now;
-use skep::types::{Action, AnnounceReply, Answered, Dropped, Event, Family, InfoHash, PeerKind};
+use skep::types::{
+    Action, AnnounceResponse, DatagramResponse, Dropped, Event, Family, InfoHash, PeerKind,
+};
 
 use super::judge::{Invariant, Judged, Violation, hold};
 use super::site::worker_of;
@@ -109,34 +111,34 @@ impl World {
             self.compare(&said.torrent)?;
         }
         let limited = self.site.limited(worker);
-        let mut out = [0; REPLY_BYTES_MAX];
+        let mut out = [0; RESPONSE_BYTES_MAX];
         let mut heard = bytes.to_vec();
         if self.sabotage == Some(Sabotage::StopsUnheard) && heard.len() >= 98 && heard[83] == 3 {
             heard[83] = 0;
         }
         let mut verdict = self.site.udp[worker].handle(now, source, &heard, &mut out);
         if self.sabotage == Some(Sabotage::NoiseAnswered) && verdict == Err(Dropped::BadMagic) {
-            verdict = Ok(Answered { action: Action::Connect, bytes: 16, refusal: None });
+            verdict = Ok(DatagramResponse { action: Action::Connect, bytes: 16, refusal: None });
         }
         let family = Family::of(source.ip());
         if self.sabotage != Some(Sabotage::DropsUncounted) || verdict.is_ok() {
             self.site.counters[worker].count(family, bytes.len(), verdict);
         }
         self.tally.datagrams[family as usize] += 1;
-        let mut reply = match verdict {
-            Ok(Answered { bytes, .. }) => out[..bytes].to_vec(),
+        let mut response = match verdict {
+            Ok(DatagramResponse { bytes, .. }) => out[..bytes].to_vec(),
             Err(_) => Vec::new(),
         };
-        self.spoil(&mut reply, source, bytes);
+        self.spoil(&mut response, source, bytes);
         let slipped = self.site.limited(worker).0 > limited.0;
-        self.judge_datagram(source, bytes, &asked, verdict, &reply, slipped)?;
-        Ok(verdict.is_ok().then_some(reply))
+        self.judge_datagram(source, bytes, &asked, verdict, &response, slipped)?;
+        Ok(verdict.is_ok().then_some(response))
     }
 
-    /// Breaks a reply on purpose.
-    fn spoil(&self, reply: &mut Vec<u8>, source: SocketAddr, request: &[u8]) {
+    /// Breaks a response on purpose.
+    fn spoil(&self, response: &mut Vec<u8>, source: SocketAddr, request: &[u8]) {
         let stride = if source.is_ipv4() { 6 } else { 18 };
-        let has_peers = reply.len() > 20 + stride && reply[3] == 1;
+        let has_peers = response.len() > 20 + stride && response[3] == 1;
         let first = match (self.sabotage, source.ip()) {
             _ if !has_peers => None,
             (Some(Sabotage::AskerHanded), IpAddr::V4(it)) => Some((it.octets(), be(request, 96))),
@@ -145,15 +147,17 @@ impl World {
             _ => None,
         };
         if let Some((address, port)) = first {
-            reply[20..24].copy_from_slice(&address);
-            reply[24..26].copy_from_slice(&port);
+            response[20..24].copy_from_slice(&address);
+            response[24..26].copy_from_slice(&port);
         }
         match self.sabotage {
-            Some(Sabotage::LongReplies) if reply.len() == 16 && reply[3] == 0 => reply.push(0),
-            Some(Sabotage::PeersTwice) if has_peers => {
-                reply.copy_within(20..20 + stride, 20 + stride);
+            Some(Sabotage::LongResponses) if response.len() == 16 && response[3] == 0 => {
+                response.push(0)
             }
-            Some(Sabotage::PeersLeftOut) if has_peers => reply.truncate(reply.len() - stride),
+            Some(Sabotage::PeersTwice) if has_peers => {
+                response.copy_within(20..20 + stride, 20 + stride);
+            }
+            Some(Sabotage::PeersLeftOut) if has_peers => response.truncate(response.len() - stride),
             _ => {}
         }
     }
@@ -163,8 +167,8 @@ impl World {
         source: SocketAddr,
         bytes: &[u8],
         asked: &Asked,
-        verdict: Result<Answered, Dropped>,
-        reply: &[u8],
+        verdict: Result<DatagramResponse, Dropped>,
+        response: &[u8],
         slipped: bool,
     ) -> Judged {
         let told = || format!("{verdict:?} for {bytes:02x?} from {source}");
@@ -175,8 +179,8 @@ impl World {
                 return hold(verdict.err() == Some(*why), Invariant::Silence, told);
             }
             Asked::Connect => {
-                hold(reply.len() <= bytes.len(), Invariant::NoAmplification, told)?;
-                let Ok((_, Reply::Connected(id))) = decode(reply, Family::of(ip)) else {
+                hold(response.len() <= bytes.len(), Invariant::NoAmplification, told)?;
+                let Ok((_, Response::Connected(id))) = decode(response, Family::of(ip)) else {
                     return Err(Violation { invariant: Invariant::Readable, what: told() });
                 };
                 self.issued.note(ip, id, self.keys.0, now);
@@ -207,17 +211,17 @@ impl World {
             }
             Ok(_) => {}
         }
-        let Ok((_, reply)) = decode(reply, Family::of(ip)) else {
+        let Ok((_, response)) = decode(response, Family::of(ip)) else {
             return Err(Violation { invariant: Invariant::Readable, what: told() });
         };
-        match (reply, said) {
-            (Reply::Announced(reply, peers), Ok(_)) if slipped => {
+        match (response, said) {
+            (Response::Announced(head, peers), Ok(_)) if slipped => {
                 self.tally.note("calmed");
-                let empty = peers.is_empty() && reply.seeders + reply.leechers == 0;
+                let empty = peers.is_empty() && head.seeders + head.leechers == 0;
                 hold(ip == GREEDY && empty, Invariant::OnlyGreedAreLimited, told)
             }
-            (Reply::Announced(reply, peers), Ok(said)) => self.judge_announced(said, reply, peers),
-            (Reply::Scraped(entries), Err(hashes)) => {
+            (Response::Announced(head, peers), Ok(said)) => self.judge_announced(said, head, peers),
+            (Response::Scraped(entries), Err(hashes)) => {
                 self.tally.note("scrapes by UDP");
                 hold(entries.count() == hashes.len(), Invariant::Readable, told)?;
                 for (found, torrent) in entries.iter().zip(hashes) {
@@ -229,14 +233,14 @@ impl World {
         }
     }
 
-    fn judge_announced(&mut self, said: &Said, reply: AnnounceReply, peers: &[u8]) -> Judged {
+    fn judge_announced(&mut self, said: &Said, response: AnnounceResponse, peers: &[u8]) -> Judged {
         self.tally.note("announces by UDP");
         if said.accepts_nothing() {
             self.tally.note("announces of port 0 or 1");
         }
         let Who::At(address) = said.who else { unreachable!("it came by UDP") };
         let counts = self.swarms.announce(self.now(), said);
-        let found = (reply.seeders, reply.leechers);
+        let found = (response.seeders, response.leechers);
         hold(found == (counts.seeders, counts.leechers), Invariant::Counts, || {
             format!("{found:?} for {counts:?}: {said:?}")
         })?;

@@ -50,9 +50,9 @@ fn every_torrent_is_there_in_every_coding() {
     for count in [0, 1, 200, 70_001] {
         let (plain, pieces) = body(count, Encoding::Identity);
         assert_eq!(pieces, plain.len().div_ceil(PIECE_BYTES_MAX));
-        let Value::Dict(reply) = bt_bencode::from_slice(&plain).unwrap() else { panic!() };
-        let Value::Dict(files) = reply.values().next().unwrap() else { panic!() };
-        assert_eq!((reply.len(), files.len()), (1, count as usize));
+        let Value::Dict(response) = bt_bencode::from_slice(&plain).unwrap() else { panic!() };
+        let Value::Dict(files) = response.values().next().unwrap() else { panic!() };
+        assert_eq!((response.len(), files.len()), (1, count as usize));
         for (torrent, (hash, counts)) in torrents(count).iter().zip(files) {
             assert_eq!(hash.as_slice(), torrent.info_hash.0);
             let expected = format!(

@@ -1,35 +1,35 @@
-//! Trackers' HTTP replies, read as strictly as the strictest clients do.
+//! Parses trackers' HTTP responses as strictly as the strictest clients do.
 
 use crate::client::bencode::{BencodeError, BencodeReader};
 use crate::types::ScrapeEntry;
 
-/// What is wrong with a reply.
+/// What is wrong with a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ResponseError {
-    /// No bencoded dictionary.
+    /// Not a bencoded dictionary.
     NotBencode,
-    /// Bytes behind the dictionary other than white space, which clients overlook.
+    /// Bytes after the dictionary, other than white space, which clients ignore.
     TrailingBytes,
-    /// Keys that are not sorted bytewise, or come twice.
+    /// Keys that are not sorted bytewise, or occur twice.
     UnsortedKeys,
-    /// An announce's reply without `interval`, or with one that makes no sense.
+    /// An announce response without `interval`, or with an invalid one.
     NoInterval,
     /// Neither `peers` nor `peers6`.
     NoPeers,
-    /// Compact peers whose length is no multiple of 6, or of 18 for IPv6.
+    /// Compact peers whose length is not a multiple of 6, or of 18 for IPv6.
     RaggedPeers,
     /// A count that is negative or beyond 32 bits.
     BadCount,
-    /// A scrape's reply without `files`, or with a key in it that is no info-hash.
+    /// A scrape response without `files`, or with a key in it that is not an info-hash.
     NoFiles,
 }
 
 impl ResponseError {
-    /// It in words.
+    /// The error in words.
     pub fn text(self) -> &'static str {
         match self {
-            Self::NotBencode => "no bencoded dictionary",
-            Self::TrailingBytes => "bytes behind the dictionary",
+            Self::NotBencode => "not a bencoded dictionary",
+            Self::TrailingBytes => "bytes after the dictionary",
             Self::UnsortedKeys => "keys not sorted",
             Self::NoInterval => "no interval",
             Self::NoPeers => "neither peers nor peers6",
@@ -46,43 +46,43 @@ impl From<BencodeError> for ResponseError {
     }
 }
 
-/// A reply that can be read.
+/// A valid response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TrackerResponse<'a, T> {
-    /// What was asked for.
+    /// The requested data.
     Granted(T),
     /// The `failure reason`.
     Failure(&'a [u8]),
 }
 
-/// What an announce is told.
+/// A parsed announce response.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ParsedAnnounce<'a> {
     /// Seconds until the next announce.
     pub interval_s: u32,
-    /// Seeders, if told.
+    /// Seeders, if the response has them.
     pub complete: Option<u32>,
-    /// Leechers, if told.
+    /// Leechers, if the response has them.
     pub incomplete: Option<u32>,
     /// IPv4 peers of 6 bytes each.
     pub peers: &'a [u8],
     /// IPv6 peers of 18 bytes each.
     pub peers6: &'a [u8],
-    /// Peers that came as a list of dictionaries, which only `compact=0` asks for.
+    /// Peers in a list of dictionaries, which only `compact=0` requests.
     pub listed: usize,
 }
 
 impl ParsedAnnounce<'_> {
-    /// All peers.
+    /// Number of all peers.
     pub fn peer_count(&self) -> usize {
         self.peers.len() / 6 + self.peers6.len() / 18 + self.listed
     }
 }
 
-/// Reads the body of an announce's reply.
+/// Parses the body of an announce response.
 ///
 /// # Errors
-/// Why clients would not take it.
+/// Why clients would reject it.
 #[inline]
 pub fn announced(body: &[u8]) -> Result<TrackerResponse<'_, ParsedAnnounce<'_>>, ResponseError> {
     let mut announce = ParsedAnnounce::default();
@@ -120,10 +120,10 @@ pub fn announced(body: &[u8]) -> Result<TrackerResponse<'_, ParsedAnnounce<'_>>,
     if has_peers { Ok(TrackerResponse::Granted(announce)) } else { Err(ResponseError::NoPeers) }
 }
 
-/// Reads the body of a scrape's reply; hands every torrent in it to `entry`. Says how many.
+/// Parses the body of a scrape response; calls `entry` for every torrent. Returns their number.
 ///
 /// # Errors
-/// Why clients would not take it.
+/// Why clients would reject it.
 pub fn scraped(
     body: &[u8],
     mut entry: impl FnMut([u8; 20], ScrapeEntry),
@@ -155,7 +155,7 @@ pub fn scraped(
     }
 }
 
-/// One torrent's counts.
+/// Parses one torrent's counts.
 fn counts(reader: &mut BencodeReader<'_>) -> Result<ScrapeEntry, ResponseError> {
     let mut entry = ScrapeEntry::default();
     let rest = dictionary(*reader, |key, reader| {
@@ -172,7 +172,7 @@ fn counts(reader: &mut BencodeReader<'_>) -> Result<ScrapeEntry, ResponseError> 
     Ok(entry)
 }
 
-/// Walks a dictionary; `value` reads the value of each key. Returns what follows it.
+/// Reads a dictionary; `value` reads the value of each key. Returns the bytes that follow.
 fn dictionary<'a>(
     mut reader: BencodeReader<'a>,
     mut value: impl FnMut(&'a [u8], &mut BencodeReader<'a>) -> Result<(), ResponseError>,
@@ -192,7 +192,7 @@ fn dictionary<'a>(
     Ok(reader.rest())
 }
 
-/// How many values a list has.
+/// Number of values in a list.
 fn list(reader: &mut BencodeReader<'_>) -> Result<usize, ResponseError> {
     let mut values = 0;
     reader.take(b'l');

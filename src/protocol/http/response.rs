@@ -1,20 +1,21 @@
-//! The head of a reply.
+//! The head of a response.
 
 use crate::protocol::bencode::decimal;
 
-/// What stands in front of a reply's body. Dates and server names are left out: no client of a
-/// tracker reads them.
+/// The head of a response. Date and server name are left out: no client of a tracker reads them.
 #[derive(Clone, Copy, Debug)]
 pub struct HttpResponseHead<'a> {
-    /// Code and words.
+    /// Status code and reason phrase.
     pub status: &'static str,
-    /// What the body is.
+    /// Media type of the body.
     pub content_type: &'static str,
-    /// Further header fields, each with its line's end.
+    /// Further header fields, each with its line end.
     pub fields: &'a str,
-    /// How many bytes follow; `None` where the body says so itself, or ends with the connection.
+    /// Length of the body in bytes; `None` if the body itself shows its length, or ends with the
+    /// connection.
     pub body_bytes: Option<usize>,
-    /// The options of `Connection`; empty: none, which is keep-alive for HTTP/1.1.
+    /// The options of `Connection`. Empty: the field is left out, which means keep-alive in
+    /// HTTP/1.1.
     pub connection: &'static str,
 }
 
@@ -55,10 +56,10 @@ mod tests {
         let mut out = Vec::new();
         head.write(&mut out);
         let mut headers = [httparse::EMPTY_HEADER; 8];
-        let mut reply = httparse::Response::new(&mut headers);
-        assert_eq!(reply.parse(&out).unwrap(), httparse::Status::Complete(out.len()));
-        assert_eq!((reply.code, reply.reason), (Some(404), Some("Not Found")));
-        let read: Vec<_> = reply.headers.iter().map(|it| (it.name, it.value)).collect();
+        let mut response = httparse::Response::new(&mut headers);
+        assert_eq!(response.parse(&out).unwrap(), httparse::Status::Complete(out.len()));
+        assert_eq!((response.code, response.reason), (Some(404), Some("Not Found")));
+        let read: Vec<_> = response.headers.iter().map(|it| (it.name, it.value)).collect();
         let expected: [(&str, &[u8]); 4] = [
             ("Content-Type", b"text/plain"),
             ("Content-Length", b"17"),

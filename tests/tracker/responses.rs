@@ -1,5 +1,5 @@
-//! How many peers a reply holds: exactly what was asked for, what there is, or what the family's
-//! reply may carry, whichever is least; and who gets no reply when a worker cannot keep up.
+//! How many peers a response holds: exactly what was asked for, what there is, or what the family's
+//! response may carry, whichever is least; and who gets no response when a worker cannot keep up.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
@@ -7,9 +7,9 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use skep::frontend::connection_id::{Algorithm, ConnectionIds, KEY_BYTES, KeyPair};
 use skep::frontend::udp::UdpFrontend;
-use skep::frontend::{REPLY_BYTES_MAX, Responder};
+use skep::frontend::{RESPONSE_BYTES_MAX, Responder};
 use skep::protocol::udp::client::{
-    Announcement, Reply, decode, encode_announce, encode_connect, encode_scrape,
+    Announcement, Response, decode, encode_announce, encode_connect, encode_scrape,
 };
 use skep::protocol::udp::{ANNOUNCE_BYTES, TransactionId, peer_stride};
 use skep::store::{Options, Store};
@@ -22,7 +22,7 @@ const NOW: Now = Now::from_s(1_800_000_000);
 struct World {
     frontend: UdpFrontend,
     ids: ConnectionIds,
-    /// The peers of the latest reply.
+    /// The peers of the latest response.
     told: Vec<u8>,
 }
 
@@ -42,7 +42,7 @@ impl World {
         Self { frontend, ids, told: Vec::new() }
     }
 
-    /// Announces a leecher; says how many peers it was told of, and how long the reply was.
+    /// Announces a leecher; says how many peers it was told of, and how long the response was.
     fn announce(&mut self, source: IpAddr, event: Event, numwant: i32) -> (usize, usize) {
         self.announce_at(source, [0; 4], event, numwant)
     }
@@ -74,13 +74,13 @@ impl World {
         let id = self.ids.issue(NOW, source);
         encode_announce(id, TransactionId([9; 4]), &announcement, &mut request);
         request[84..88].copy_from_slice(&claimed);
-        let mut out = [0; REPLY_BYTES_MAX];
+        let mut out = [0; RESPONSE_BYTES_MAX];
         let source = SocketAddr::new(source, 50_000);
         let answered = self.frontend.handle(NOW, source, &request, &mut out).unwrap();
         let family = Family::of(source.ip());
         match decode(&out[..answered.bytes], family).unwrap() {
-            (TransactionId([9, 9, 9, 9]), Reply::Announced(reply, peers)) => {
-                assert_eq!(reply.seeders, 0, "2^32 bytes left make no seeder");
+            (TransactionId([9, 9, 9, 9]), Response::Announced(response, peers)) => {
+                assert_eq!(response.seeders, 0, "2^32 bytes left make no seeder");
                 self.told = peers.to_vec();
                 (peers.len() / peer_stride(family), answered.bytes)
             }
@@ -98,7 +98,7 @@ fn v6(number: u8) -> IpAddr {
 }
 
 #[test]
-fn replies_hold_what_is_asked_for_within_the_familys_cap() {
+fn responses_hold_what_is_asked_for_within_the_familys_cap() {
     let mut world = World::new();
     for number in 0..=255 {
         world.announce(v4(number), Event::Started, 0);
@@ -121,7 +121,7 @@ fn replies_hold_what_is_asked_for_within_the_familys_cap() {
         ] {
             let (told, bytes) = world.announce(address, Event::None, numwant);
             assert_eq!(told, peers, "{address} wants {numwant}");
-            assert!(bytes <= REPLY_BYTES_MAX, "fits any path unfragmented");
+            assert!(bytes <= RESPONSE_BYTES_MAX, "fits any path unfragmented");
         }
         assert_eq!(world.announce(address, Event::Stopped, 50).0, 0, "who leaves wants none");
     }
@@ -157,7 +157,7 @@ fn a_worker_that_cannot_keep_up_drops_scrapes_then_connects_but_no_announce() {
     let mut world = World::new();
     let dropped = |world: &mut World, of: [Dropped; 2]| {
         let ask = |world: &mut World, request: &[u8], expected: Dropped| {
-            let mut out = [0; REPLY_BYTES_MAX];
+            let mut out = [0; RESPONSE_BYTES_MAX];
             let source = SocketAddr::new(v4(1), 50_000);
             let verdict = world.frontend.handle(NOW, source, request, &mut out);
             usize::from(verdict.is_err_and(|it| it == expected))

@@ -1,8 +1,9 @@
-//! What is counted: a closed list, one block per worker, summed by the control thread.
+//! What is counted: a closed list, one block of counts per worker.
 //!
 //! A worker writes its own block only, so a count is a plain load and store: no locked
-//! instruction, no lookup, no cache line that another worker writes. The control thread sums all
-//! blocks about once a second into the exporter's handles.
+//! instruction, no lookup, no cache line that another worker writes. Readers sum the blocks: a
+//! scrape of `/metrics`, and the control thread once a second for the statistics pages (both in
+//! `server::metrics`).
 //!
 //! The sums add up: datagrams received = answered + refused + dropped, requests received =
 //! answered + refused + rejected, for each family.
@@ -12,7 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use strum::{EnumCount, IntoStaticStr, VariantArray};
 
 pub use crate::types::Transport;
-use crate::types::{Action, Answered, Dropped, Family, NotStored, Refusal, Rejected};
+use crate::types::{Action, DatagramResponse, Dropped, Family, NotStored, Refusal, Rejected};
 
 /// A count with one writer and any number of readers.
 #[derive(Debug, Default)]
@@ -57,13 +58,13 @@ pub enum IoEvent {
     CompletionOverflow,
     /// A receive failed.
     ReceiveFailed,
-    /// The send queue was full (EAGAIN, ENOBUFS): the reply is lost.
+    /// The send queue was full (EAGAIN, ENOBUFS): the response is lost.
     SendQueueFull,
-    /// The host's firewall or policy refused the reply (EPERM, EACCES).
+    /// The host's firewall or policy refused the response (EPERM, EACCES).
     SendRefused,
     /// No route to the client (ENETUNREACH, EHOSTUNREACH).
     SendUnreachable,
-    /// The reply failed otherwise, e.g. its source address has gone (EINVAL, EADDRNOTAVAIL).
+    /// The response failed otherwise, e.g. its source address has gone (EINVAL, EADDRNOTAVAIL).
     SendFailed,
 }
 
@@ -84,11 +85,11 @@ pub struct DatagramCounters {
     pub received: Counter,
     /// Their payload bytes.
     pub received_bytes: Counter,
-    /// Payload bytes of the replies.
+    /// Payload bytes of the responses.
     pub sent_bytes: Counter,
-    /// Replies that are no error, by [`Action`].
+    /// Responses that are no error, by [`Action`].
     pub answered: [Counter; Action::ALL.len()],
-    /// Error replies, by [`Refusal`].
+    /// Error responses, by [`Refusal`].
     pub refused: [Counter; Refusal::ALL.len()],
     /// Silences, by [`Dropped`].
     pub dropped: [Counter; Dropped::ALL.len()],
@@ -133,7 +134,7 @@ pub struct WorkerCounters {
     pub turns: Counter,
     /// Nanoseconds of CPU time the worker has used, the kernel's work for it included.
     pub busy_ns: Counter,
-    /// How long turns took from the reading of the clock until all replies were queued, of one
+    /// How long turns took from the reading of the clock until all responses were queued, of one
     /// turn in 64: no datagram of such a turn waited longer inside the worker.
     pub handling: DurationHistogram,
     /// Nanoseconds since start at the latest turn: the worker's heartbeat.
@@ -153,16 +154,16 @@ impl WorkerCounters {
 
     /// Counts one handled datagram: the single place where verdicts become counts.
     #[inline]
-    pub fn count(&self, family: Family, bytes: usize, verdict: Result<Answered, Dropped>) {
+    pub fn count(&self, family: Family, bytes: usize, verdict: Result<DatagramResponse, Dropped>) {
         let it = self.datagrams(family);
         it.received.add(1);
         it.received_bytes.add(bytes as u64);
         match verdict {
-            Ok(Answered { action, bytes, refusal: None }) => {
+            Ok(DatagramResponse { action, bytes, refusal: None }) => {
                 it.answered[action as usize].add(1);
                 it.sent_bytes.add(bytes as u64);
             }
-            Ok(Answered { bytes, refusal: Some(refusal), .. }) => {
+            Ok(DatagramResponse { bytes, refusal: Some(refusal), .. }) => {
                 it.refused[refusal as usize].add(1);
                 it.sent_bytes.add(bytes as u64);
             }
@@ -285,7 +286,7 @@ pub enum DeliveryFailure {
     /// Too much waits for the receiver's socket to take it.
     QueueFull,
     /// Too much waits for the receiver's worker.
-    MailboxFull,
+    InboxFull,
 }
 
 impl DeliveryFailure {
@@ -323,7 +324,7 @@ pub struct StreamCounters {
     sent_bytes: [Counter; Transport::ALL.len()],
     closed: [Counter; CloseReason::ALL.len()],
     handshakes: [Counter; Handshake::ALL.len()],
-    mail_lost: [Counter; DeliveryFailure::ALL.len()],
+    messages_lost: [Counter; DeliveryFailure::ALL.len()],
     /// Connections accepted. Those that still live are `open`, the others `closed`.
     pub accepted: Counter,
     /// Accepts that failed: most often because the process has no descriptor left.
@@ -333,7 +334,7 @@ pub struct StreamCounters {
     /// Connections that became WebSockets.
     pub upgrades: Counter,
     /// Offers and answers handed from one WebSocket to another.
-    pub mail_delivered: Counter,
+    pub messages_delivered: Counter,
     /// Nanoseconds of CPU time the worker has used, the kernel's work for it included.
     pub busy_ns: Counter,
     /// Nanoseconds since start at the latest look at the clock, ten a second: the heartbeat.
@@ -368,8 +369,8 @@ impl StreamCounters {
     }
 
     /// How many offers and answers were lost for this reason.
-    pub fn mail_lost(&self, reason: DeliveryFailure) -> &Counter {
-        &self.mail_lost[reason as usize]
+    pub fn messages_lost(&self, reason: DeliveryFailure) -> &Counter {
+        &self.messages_lost[reason as usize]
     }
 
     /// How many TLS handshakes ended so.

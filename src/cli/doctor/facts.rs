@@ -1,7 +1,7 @@
-//! What the host answers when it is asked: system calls, and the running tracker's metrics.
+//! Results of system calls, and the running tracker's metrics.
 //!
-//! Plain values, asked for once, so that every judgement of them can be tested. Sockets are bound
-//! to ports of the kernel's choice and closed again; nothing is left behind, and no file is made.
+//! Plain values, collected once, so that every check can be tested. Sockets are bound to ports that
+//! the kernel chooses, and closed again. No file is created.
 
 use std::fs::File;
 use std::io::{self, ErrorKind};
@@ -23,78 +23,78 @@ use crate::sys::filter::{self, SOURCES_MAX};
 use crate::sys::socket::{BoundUdp, UdpOptions, bind_udp};
 use crate::sys::{affinity, memory, probe};
 
-/// What the tracker's metrics may take.
+/// Limits of the request for metrics.
 const METRICS_LIMITS: RequestLimits =
     RequestLimits { step: Duration::from_secs(2), body_bytes: 4 << 20 };
 
-/// What the host answers.
+/// Results of system calls, and the running tracker's metrics.
 #[derive(Clone, Debug)]
-pub struct Answers {
-    /// Whether io_uring works, tried as the workers use it.
+pub struct HostFacts {
+    /// Whether io_uring works, tested in the way that workers use it.
     pub io_uring: Result<(), Denial>,
-    /// The receive buffer that a socket was given, in bytes.
+    /// The receive buffer that the kernel granted, in bytes.
     pub receive_buffer: Result<usize, String>,
-    /// Whether a socket takes a filter with as many sources as there may be.
+    /// Whether a socket accepts a filter with the largest number of sources.
     pub deny_filter: Result<(), String>,
-    /// Addresses of listeners that cannot be bound, whatever the port, and why.
+    /// Listeners' addresses that cannot be bound, at any port, and why.
     pub unbindable: Vec<(SocketAddr, String)>,
-    /// The limit on open files, as it could be raised to.
+    /// The hard limit on open files: skep raises the soft limit to it.
     pub open_files: Result<u64, String>,
-    /// The limit on locked memory, in bytes.
+    /// The soft limit on locked memory, in bytes.
     pub locked_memory: Result<u64, String>,
-    /// How many cores this process may use.
+    /// Number of cores that this process may use.
     pub cores: Result<usize, String>,
-    /// Bytes of memory this process may use, as `memory.max_memory = "auto"` has it.
+    /// Bytes of memory that this process may use, as for `memory.max_memory = "auto"`.
     pub memory: Result<u64, String>,
-    /// What the running tracker says of itself, or why it says nothing.
+    /// The running tracker's metrics, or why there are none.
     pub metrics: Result<String, String>,
     /// The state directory, or why there is none.
     pub state: Result<StateHome, String>,
-    /// Whether Kubernetes has started this process.
+    /// Whether this process runs in Kubernetes.
     pub in_kubernetes: bool,
-    /// Whether the environment has a connection-id key, as several nodes share one.
+    /// Whether the environment has a connection-id key, which several nodes can share.
     pub has_key_variable: bool,
     /// The system clock.
     pub clock: WallClock,
 }
 
-/// The system clock, as it was while the questions were asked.
+/// The system clock during the checks.
 #[derive(Clone, Debug)]
 pub struct WallClock {
-    /// What the kernel says of who keeps it right.
+    /// The kernel's synchronisation status.
     pub synchronisation: Result<Synchronisation, String>,
-    /// What it shows, in seconds since the Unix epoch.
+    /// The time, in seconds since the Unix epoch.
     pub now_s: u64,
-    /// By how many nanoseconds it was set forward meanwhile; below zero: back.
+    /// Nanoseconds by which the clock was set forward meanwhile; negative: back.
     pub set_ns: i64,
 }
 
 /// Why io_uring does not work.
 #[derive(Clone, Debug)]
 pub struct Denial {
-    /// What is wrong.
+    /// The cause.
     pub problem: String,
     /// What to do.
     pub remedy: String,
 }
 
-/// Where state is kept.
+/// The state directory.
 #[derive(Clone, Debug)]
 pub struct StateHome {
     /// The directory.
     pub path: PathBuf,
     /// Its permission bits, if it exists.
     pub mode: Option<u32>,
-    /// Whether this user may write in it, or, where it does not exist, create it.
+    /// Whether this user may write to it, or create it if it does not exist.
     pub writable: Result<(), String>,
-    /// Bytes free for this user, and files that can still be made, on its file system.
+    /// Bytes and inodes that are free for this user on its file system.
     pub free: Result<(u64, u64), String>,
-    /// The snapshots there are, by name: when each was taken, in seconds since the Unix epoch.
+    /// The existing snapshots by name, each with its time in seconds since the Unix epoch.
     pub snapshots: Vec<(&'static str, Result<u64, String>)>,
 }
 
-impl Answers {
-    /// Asks the host this process runs on about what a configuration needs.
+impl HostFacts {
+    /// Collects the results on this host for a configuration.
     pub fn gather(config: &Config) -> Self {
         let watch = ClockWatch::start();
         Self {
@@ -107,10 +107,12 @@ impl Answers {
             cores: affinity::usable_cpus().map(|it| it.len()).map_err(text),
             memory: memory::usable_bytes().map_err(text),
             metrics: metrics(reachable(config.admin.listen)),
-            state: server::state_directory(config).map(StateHome::inspect),
+            state: server::state_directory(config)
+                .map(StateHome::inspect)
+                .map_err(|error| error.to_string()),
             in_kubernetes: std::env::var_os("KUBERNETES_SERVICE_HOST").is_some(),
             has_key_variable: std::env::var_os(KEY_VARIABLE).is_some(),
-            // The last one: the clock is watched for as long as anything is asked.
+            // Evaluated last, so that the clock is watched during all the calls before.
             clock: WallClock {
                 synchronisation: synchronisation().map_err(text),
                 now_s: Clock::start().now().seconds(),
@@ -128,12 +130,12 @@ impl Denial {
 }
 
 impl StateHome {
-    /// Looks at a directory, which may not be there yet.
+    /// Inspects a directory, which may not exist yet.
     pub fn inspect(path: PathBuf) -> Self {
         let mode = std::fs::metadata(&path).ok().map(|it| it.permissions().mode() & 0o7777);
         let there = path.ancestors().find(|it| it.exists()).unwrap_or_else(|| Path::new("/"));
         let free = statvfs(there).map(|it| (it.f_bavail.saturating_mul(it.f_frsize), it.f_favail));
-        // Some file systems make files as they go, and have no number of them.
+        // Some file systems create inodes on demand, and report none as free.
         let free = free.map(|(bytes, files)| (bytes, if files == 0 { u64::MAX } else { files }));
         let writable = if there.is_dir() {
             accessat(CWD, there, Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS)
@@ -147,7 +149,7 @@ impl StateHome {
     }
 }
 
-/// When a snapshot was taken, in seconds since the Unix epoch; `None` where there is none.
+/// The time of a snapshot, in seconds since the Unix epoch; `None` if there is no file.
 fn dated(path: &Path) -> Option<Result<u64, String>> {
     match File::open(path) {
         Ok(mut file) => Some(read_header(&mut file).map(|it| it.at_s).map_err(text)),
@@ -158,7 +160,7 @@ fn dated(path: &Path) -> Option<Result<u64, String>> {
     }
 }
 
-/// A socket as a worker has it, on loopback.
+/// A socket with a worker's options, on loopback.
 fn bind(config: &Config) -> io::Result<BoundUdp> {
     let bytes = usize::try_from(config.udp.receive_buffer.0).unwrap_or(usize::MAX);
     let options = UdpOptions { reuse_port: false, receive_buffer_bytes: bytes };
@@ -166,9 +168,9 @@ fn bind(config: &Config) -> io::Result<BoundUdp> {
         .or_else(|_| bind_udp((Ipv6Addr::LOCALHOST, 0).into(), &options))
 }
 
-/// Has a socket deny as many sources as it may come to.
+/// Attaches the largest possible filter to a socket.
 fn fill_filter(socket: &BoundUdp) -> io::Result<()> {
-    // Documentation addresses (RFC 5737, RFC 3849): nobody's.
+    // Addresses for documentation (RFC 5737, RFC 3849), which no host has.
     let v4 = |it| Ipv4Addr::from_bits(Ipv4Addr::new(198, 51, 100, 0).to_bits() + it).into();
     let v6 = |it: u32| Ipv6Addr::from_bits(0x2001_0db8 << 96 | u128::from(it) << 64).into();
     let count = u32::try_from(SOURCES_MAX).unwrap_or(u32::MAX);
@@ -180,8 +182,8 @@ fn fill_filter(socket: &BoundUdp) -> io::Result<()> {
     filter::deny(socket.socket(), socket.family(), &sources)
 }
 
-/// The listeners' addresses that cannot be bound. The port is of the kernel's choice: a running
-/// tracker must not lose a datagram to us.
+/// The listeners' addresses that cannot be bound. The kernel chooses the port: a bind to the real
+/// port could take datagrams from a running tracker.
 fn unbindable(config: &Config) -> Vec<(SocketAddr, String)> {
     let options = UdpOptions { reuse_port: false, ..UdpOptions::default() };
     let mut addresses: Vec<SocketAddr> =
@@ -193,7 +195,7 @@ fn unbindable(config: &Config) -> Vec<(SocketAddr, String)> {
     addresses.into_iter().filter_map(refused).collect()
 }
 
-/// Where a listener can be reached from this host.
+/// The address at which this host reaches a listener.
 fn reachable(listen: SocketAddr) -> SocketAddr {
     let loopback =
         if listen.is_ipv4() { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() };
@@ -201,17 +203,17 @@ fn reachable(listen: SocketAddr) -> SocketAddr {
     SocketAddr::new(ip, listen.port())
 }
 
-/// Asks the tracker for its metrics.
+/// Fetches the tracker's metrics.
 fn metrics(admin: SocketAddr) -> Result<String, String> {
-    let stranger = || "the program that answers there is not skep".to_owned();
+    let stranger = || "the program that responds there is not skep".to_owned();
     let request = Request::get("/metrics");
-    let reply = exchange(&admin.to_string(), request, Vec::new(), METRICS_LIMITS);
-    let reply = reply.map_err(|error| match error {
+    let response = exchange(&admin.to_string(), request, Vec::new(), METRICS_LIMITS);
+    let response = response.map_err(|error| match error {
         AdminRequestError::NotHttp => stranger(),
         AdminRequestError::Connection(error) => text(error),
     })?;
-    let body = std::str::from_utf8(reply.body()).ok().filter(|body| body.contains("skep_"));
-    body.filter(|_| reply.status() == 200).map(str::to_owned).ok_or_else(stranger)
+    let body = std::str::from_utf8(response.body()).ok().filter(|body| body.contains("skep_"));
+    body.filter(|_| response.status() == 200).map(str::to_owned).ok_or_else(stranger)
 }
 
 fn text(error: impl std::fmt::Display) -> String {
