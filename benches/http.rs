@@ -79,9 +79,9 @@ fn swarms(torrents: u32, peers: u32) -> (HttpFrontend, Tracker, Vec<Client>) {
     (frontend, tracker, kept)
 }
 
-fn serve(frontend: &mut HttpFrontend, tracker: &mut Tracker, it: &Client, out: &mut Vec<u8>) {
+fn serve(frontend: &mut HttpFrontend, tracker: &mut Tracker, client: &Client, out: &mut Vec<u8>) {
     out.clear();
-    match frontend.handle(tracker, NOW, it.origin, &it.request, out) {
+    match frontend.handle(tracker, NOW, client.origin, &client.request, out) {
         ReceiveOutcome::Responded {
             outcome: Outcome::Answered(Action::Announce),
             keep_alive: true,

@@ -155,19 +155,19 @@ impl WorkerCounters {
     /// Counts one handled datagram: the single place where verdicts become counts.
     #[inline]
     pub fn count(&self, family: Family, bytes: usize, verdict: Result<DatagramResponse, Dropped>) {
-        let it = self.datagrams(family);
-        it.received.add(1);
-        it.received_bytes.add(bytes as u64);
+        let datagrams = self.datagrams(family);
+        datagrams.received.add(1);
+        datagrams.received_bytes.add(bytes as u64);
         match verdict {
             Ok(DatagramResponse { action, bytes, refusal: None }) => {
-                it.answered[action as usize].add(1);
-                it.sent_bytes.add(bytes as u64);
+                datagrams.answered[action as usize].add(1);
+                datagrams.sent_bytes.add(bytes as u64);
             }
             Ok(DatagramResponse { bytes, refusal: Some(refusal), .. }) => {
-                it.refused[refusal as usize].add(1);
-                it.sent_bytes.add(bytes as u64);
+                datagrams.refused[refusal as usize].add(1);
+                datagrams.sent_bytes.add(bytes as u64);
             }
-            Err(dropped) => it.dropped[dropped as usize].add(1),
+            Err(dropped) => datagrams.dropped[dropped as usize].add(1),
         }
     }
 }

@@ -101,8 +101,8 @@ impl NetworkSet {
     #[inline]
     pub fn find(&self, address: IpAddr) -> Option<u32> {
         match address {
-            IpAddr::V4(it) => self.v4.find(it.to_bits().into()),
-            IpAddr::V6(it) => self.v6.find(it.to_bits()),
+            IpAddr::V4(ipv4) => self.v4.find(ipv4.to_bits().into()),
+            IpAddr::V6(ipv6) => self.v6.find(ipv6.to_bits()),
         }
     }
 
@@ -122,8 +122,8 @@ impl<'a> FromIterator<&'a IpNet> for NetworkSet {
 
 fn bits(address: IpAddr) -> u128 {
     match address {
-        IpAddr::V4(it) => it.to_bits().into(),
-        IpAddr::V6(it) => it.to_bits(),
+        IpAddr::V4(ipv4) => ipv4.to_bits().into(),
+        IpAddr::V6(ipv6) => ipv6.to_bits(),
     }
 }
 
@@ -131,15 +131,16 @@ impl Stretches {
     fn new(mut networks: Vec<Marked>) -> Self {
         networks.sort_by_key(|&(first, last, _)| (first, std::cmp::Reverse(last)));
         let end = networks.iter().map(|it| it.1).max();
-        let mut it = Self { hull: networks.first().map(|it| it.0).zip(end), ..Self::default() };
+        let mut stretches =
+            Self { hull: networks.first().map(|it| it.0).zip(end), ..Self::default() };
         let mut around: Vec<(u128, u32)> = Vec::new();
         for (first, last, mark) in networks {
-            it.leave(&mut around, first);
-            it.begin(first, Some(mark));
+            stretches.leave(&mut around, first);
+            stretches.begin(first, Some(mark));
             around.push((last, mark));
         }
-        it.leave(&mut around, u128::MAX);
-        it
+        stretches.leave(&mut around, u128::MAX);
+        stretches
     }
 
     /// Ends the networks that end before `until`.

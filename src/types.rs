@@ -137,8 +137,8 @@ impl Scope {
     /// Judges an address that has already been unmapped (RFC 6890 and its registry).
     pub fn of(address: IpAddr) -> Self {
         match address {
-            IpAddr::V4(it) => Self::of_v4(it),
-            IpAddr::V6(it) => Self::of_v6(it),
+            IpAddr::V4(ipv4) => Self::of_v4(ipv4),
+            IpAddr::V6(ipv6) => Self::of_v6(ipv6),
         }
     }
 

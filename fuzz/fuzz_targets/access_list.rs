@@ -22,11 +22,13 @@ fn is_refused(lists: &Lists, value: &ListValue) -> bool {
     let (other, source) = (InfoHash([0; 20]), std::net::Ipv4Addr::UNSPECIFIED.into());
     let asked = AccessQuery { info_hash: &other, source, peer_id: None, port: None };
     match value {
-        ListValue::Torrent(it) => lists.check(&AccessQuery { info_hash: it, ..asked }),
-        ListValue::Network(it) => lists.check(&AccessQuery { source: it.network(), ..asked }),
-        ListValue::Client(it) => {
+        ListValue::Torrent(torrent) => lists.check(&AccessQuery { info_hash: torrent, ..asked }),
+        ListValue::Network(network) => {
+            lists.check(&AccessQuery { source: network.network(), ..asked })
+        }
+        ListValue::Client(client) => {
             let mut id = PeerId([0; 20]);
-            id.0[..it.length()].copy_from_slice(it.bytes());
+            id.0[..client.length()].copy_from_slice(client.bytes());
             return lists.check(&AccessQuery { peer_id: Some(&id), ..asked }).is_some();
         }
         ListValue::Ports(_, last) => lists.check(&AccessQuery { port: Some(*last), ..asked }),

@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use std::sync::LazyLock;
 
 use libfuzzer_sys::fuzz_target;
-use skep::config::{Config, Source};
+use skep::config::{Config, SettingsSource};
 
 /// The file that the text is written to.
 static FILE: LazyLock<PathBuf> = LazyLock::new(|| {
@@ -21,7 +21,7 @@ static FILE: LazyLock<PathBuf> = LazyLock::new(|| {
 
 fn load(text: &str, environment: Vec<(String, String)>) -> Option<Config> {
     std::fs::write(&*FILE, text).expect("the temporary folder can be written to");
-    let source = Source { file: Some(FILE.clone()), environment, flags: Vec::new() };
+    let source = SettingsSource { file: Some(FILE.clone()), environment, flags: Vec::new() };
     match source.load() {
         Ok(config) => Some(config),
         Err(error) => {

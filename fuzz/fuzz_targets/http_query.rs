@@ -19,8 +19,8 @@ fn coded(bytes: &[u8; 20]) -> Vec<u8> {
     let code = |byte: &u8| match byte {
         b'a'..=b'z' | b'0'..=b'9' => vec![*byte],
         b' ' => vec![b'+'],
-        it if it % 2 == 0 => format!("%{it:02x}").into_bytes(),
-        it => format!("%{it:02X}").into_bytes(),
+        other if other % 2 == 0 => format!("%{other:02x}").into_bytes(),
+        other => format!("%{other:02X}").into_bytes(),
     };
     bytes.iter().flat_map(code).collect()
 }
@@ -31,11 +31,11 @@ fuzz_target!(|query: &[u8]| {
     assert!(all.len() <= SCRAPE_HASHES_MAX);
     assert!(scraped.is_err() || all.windows(2).all(|it| it[0] < it[1]), "ascending, distinct");
     let announced = http::announce(query);
-    if let Ok(it) = announced {
+    if let Ok(announce) = announced {
         assert_eq!(scraped, Ok(()));
-        assert_eq!(all, [it.info_hash]);
+        assert_eq!(all, [announce.info_hash]);
         let more = [query, b"&ipv4=None&key=%zz&&=&corrupt=0"].concat();
-        assert_eq!(http::announce(&more), Ok(it));
+        assert_eq!(http::announce(&more), Ok(announce));
     }
     if let Some(bytes) = query.first_chunk::<20>() {
         assert_eq!(http::decode_20(&coded(bytes)), Ok(*bytes));

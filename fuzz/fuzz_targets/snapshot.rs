@@ -89,7 +89,7 @@ fn judge(bytes: &[u8]) {
             let torrent = torrent.expect("it was read before");
             peers += (torrent.v4.len() + torrent.v6.len()) as u64;
         }
-        for key in block.keys() {
+        for key in block.passkeys() {
             let key = key.expect("it was read before");
             let (name, limits, totals) = (String::new(), Limits::default(), key.totals);
             keys.insert(key.digest, &Record { name, limits, issued_s: 0, totals });

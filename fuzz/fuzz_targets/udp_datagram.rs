@@ -69,19 +69,19 @@ fn connect(frontend: &mut UdpFrontend, now: Now, client: SocketAddr) -> [u8; 8] 
     *out[8..].first_chunk().expect("an id")
 }
 
-fn check(it: &Delivery<'_>, action: Action, response: &[u8]) {
+fn check(delivery: &Delivery<'_>, action: Action, response: &[u8]) {
     assert!(response.len() <= RESPONSE_BYTES_MAX);
-    assert!(it.datagram.len() >= HEAD_BYTES, "what is too short is not answered");
-    if !it.verified || action == Action::Connect {
-        assert!(response.len() <= it.datagram.len(), "no amplification");
+    assert!(delivery.datagram.len() >= HEAD_BYTES, "what is too short is not answered");
+    if !delivery.verified || action == Action::Connect {
+        assert!(response.len() <= delivery.datagram.len(), "no amplification");
     }
-    let family = Family::of(it.client.ip());
+    let family = Family::of(delivery.client.ip());
     let (_, decoded) = client::decode(response, family).expect("a reply every client accepts");
     if let Response::Announced(_, peers) = decoded {
-        let (address, port) = (it.client.ip(), &it.datagram[96..98]);
+        let (address, port) = (delivery.client.ip(), &delivery.datagram[96..98]);
         let own = match address {
-            std::net::IpAddr::V4(it) => [&it.octets()[..], port].concat(),
-            std::net::IpAddr::V6(it) => [&it.octets()[..], port].concat(),
+            std::net::IpAddr::V4(ipv4) => [&ipv4.octets()[..], port].concat(),
+            std::net::IpAddr::V6(ipv6) => [&ipv6.octets()[..], port].concat(),
         };
         for peer in peers.chunks(own.len()) {
             assert_ne!(peer, own, "never the asker");
@@ -95,19 +95,19 @@ fuzz_target!(|input: &[u8]| {
     let mut now = Now::from_s(1_800_000_000);
     let mut input = input;
     let mut out = [0; RESPONSE_BYTES_MAX];
-    while let Some(mut it) = next(&mut input) {
-        now = now.plus_s(it.pause_s);
+    while let Some(mut delivery) = next(&mut input) {
+        now = now.plus_s(delivery.pause_s);
         frontend.upkeep(now);
-        let mut datagram = it.datagram.to_vec();
-        if it.verified && datagram.len() >= 8 {
-            datagram[..8].copy_from_slice(&connect(&mut frontend, now, it.client));
+        let mut datagram = delivery.datagram.to_vec();
+        if delivery.verified && datagram.len() >= 8 {
+            datagram[..8].copy_from_slice(&connect(&mut frontend, now, delivery.client));
         }
-        it.datagram = &datagram;
+        delivery.datagram = &datagram;
         for stage in 0..UdpFrontend::PREFETCH_STAGES {
-            frontend.prefetch(stage, it.datagram);
+            frontend.prefetch(stage, delivery.datagram);
         }
-        if let Ok(answer) = frontend.handle(now, it.client, it.datagram, &mut out) {
-            check(&it, answer.action, &out[..answer.bytes]);
+        if let Ok(answer) = frontend.handle(now, delivery.client, delivery.datagram, &mut out) {
+            check(&delivery, answer.action, &out[..answer.bytes]);
         }
     }
 });

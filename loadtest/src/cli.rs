@@ -424,7 +424,7 @@ mod tests {
         let cli = Cli::parse_from(["loadtest", "--profile", "smoke", "--peers", "7", "--no-fill"]);
         let plan = cli.run.plan.plan().unwrap();
         assert_eq!((plan.peers, plan.torrents, plan.fill), (7, 500, false));
-        let it = Cli::parse_from(["loadtest", "--churn", "2"]);
-        assert!(it.run.plan.plan().is_err());
+        let command_line = Cli::parse_from(["loadtest", "--churn", "2"]);
+        assert!(command_line.run.plan.plan().is_err());
     }
 }

@@ -329,25 +329,25 @@ impl Comparison {
              | errors | invalid |"
         )?;
         writeln!(out, "|---|{}", "---:|".repeat(14))?;
-        for Row { name, median: it, .. } in &self.rows {
+        for Row { name, median, .. } in &self.rows {
             writeln!(
                 out,
                 "| {name} | {} | {} | {:.2} | {:.0} | {:.0} | {:.0} | {:.3} | {:.2} | {:.1} \
                  | {:.1} | {:.1} | {:.1} | {} | {} |",
-                rate(it.answered_per_s),
-                rate(it.cpu_ns_per_answer),
-                it.server_cores,
-                it.p50_us,
-                it.p99_us,
-                it.p999_us,
-                it.lost_share * 100.0,
-                it.peers_per_reply,
-                it.bytes_per_reply,
-                mib(whole(it.rss_bytes)),
-                mib(whole(it.rss_peak_bytes)),
-                it.bytes_per_peer,
-                it.errors,
-                it.invalid
+                rate(median.answered_per_s),
+                rate(median.cpu_ns_per_answer),
+                median.server_cores,
+                median.p50_us,
+                median.p99_us,
+                median.p999_us,
+                median.lost_share * 100.0,
+                median.peers_per_reply,
+                median.bytes_per_reply,
+                mib(whole(median.rss_bytes)),
+                mib(whole(median.rss_peak_bytes)),
+                median.bytes_per_peer,
+                median.errors,
+                median.invalid
             )?;
         }
         Ok(())

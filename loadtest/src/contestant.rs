@@ -188,13 +188,13 @@ fn split(command: &str) -> Result<Vec<String>, String> {
     let mut quote = None;
     for character in command.chars() {
         match (quote, character) {
-            (Some(open), it) if it == open => quote = None,
+            (Some(open), mark) if mark == open => quote = None,
             (None, '\'' | '"') => {
                 quote = Some(character);
                 word.get_or_insert_default();
             }
-            (None, it) if it.is_whitespace() => words.extend(word.take()),
-            (_, it) => word.get_or_insert_default().push(it),
+            (None, space) if space.is_whitespace() => words.extend(word.take()),
+            (_, letter) => word.get_or_insert_default().push(letter),
         }
     }
     words.extend(word);
@@ -287,10 +287,10 @@ mod tests {
 
     #[test]
     fn contestants_have_a_name_a_command_and_an_address() {
-        let it: Contestant = "ot=opentracker -i {ip} -w 'a b'@127.0.0.1:0".parse().unwrap();
-        assert_eq!(it.name, "ot");
-        assert_eq!(it.words, ["opentracker", "-i", "{ip}", "-w", "a b"]);
-        assert_eq!(it.address, "127.0.0.1:0".parse().unwrap());
+        let contestant: Contestant = "ot=opentracker -i {ip} -w 'a b'@127.0.0.1:0".parse().unwrap();
+        assert_eq!(contestant.name, "ot");
+        assert_eq!(contestant.words, ["opentracker", "-i", "{ip}", "-w", "a b"]);
+        assert_eq!(contestant.address, "127.0.0.1:0".parse().unwrap());
         for text in ["x", "=a@127.0.0.1:1", "n=@127.0.0.1:1", "n=a@host", "n='a@127.0.0.1:1"] {
             assert!(text.parse::<Contestant>().is_err(), "{text}");
         }
@@ -298,15 +298,16 @@ mod tests {
 
     #[test]
     fn ready_lines_name_both_families() {
-        let it = targets_in("ready udp=127.0.0.1:5 udp=[::1]:6 tcp=127.0.0.1:7 io=mmsg workers=1");
-        assert_eq!((it.v4, it.v6), ("127.0.0.1:5".parse().ok(), "[::1]:6".parse().ok()));
+        let targets =
+            targets_in("ready udp=127.0.0.1:5 udp=[::1]:6 tcp=127.0.0.1:7 io=mmsg workers=1");
+        assert_eq!((targets.v4, targets.v6), ("127.0.0.1:5".parse().ok(), "[::1]:6".parse().ok()));
     }
 
     #[test]
     fn commands_are_named_without_folders() {
-        let it: Contestant =
+        let contestant: Contestant =
             "a=/opt/bin/aquatic_udp -c {template:/etc/aquatic.toml}@127.0.0.1:3".parse().unwrap();
-        assert_eq!(it.command(), "aquatic_udp -c {template:aquatic.toml}");
+        assert_eq!(contestant.command(), "aquatic_udp -c {template:aquatic.toml}");
     }
 
     #[test]

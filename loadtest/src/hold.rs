@@ -169,14 +169,14 @@ impl Held {
             self.held_s
         );
         match self.memory {
-            Some(it) => println!(
+            Some(memory) => println!(
                 "server RSS  {:>8.1} MiB before, {:.1} MiB connected, {:.1} MiB announced, {:.1} \
                  MiB at the end: {:.0} bytes per connection",
-                mib(it.before_bytes),
-                mib(it.connected_bytes),
-                mib(it.announced_bytes),
-                mib(it.end_bytes),
-                it.per_connection_bytes
+                mib(memory.before_bytes),
+                mib(memory.connected_bytes),
+                mib(memory.announced_bytes),
+                mib(memory.end_bytes),
+                memory.per_connection_bytes
             ),
             None => println!("server      not a process of this host: no memory"),
         }

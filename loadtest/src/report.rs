@@ -273,11 +273,11 @@ impl Figures {
             self.lost_share * 100.0,
             self.late
         )?;
-        let it = &self.latency;
+        let latency = &self.latency;
         writeln!(
             out,
             "latency us  p50 {:.1}  p90 {:.1}  p99 {:.1}  p99.9 {:.1}  max {:.1}",
-            it.p50_us, it.p90_us, it.p99_us, it.p999_us, it.max_us
+            latency.p50_us, latency.p90_us, latency.p99_us, latency.p999_us, latency.max_us
         )?;
         if self.lag.max_us > 0.0 {
             let lag = &self.lag;
@@ -306,22 +306,22 @@ impl Figures {
 
     /// The part about connections.
     fn write_stream(&self, out: &mut String) -> std::fmt::Result {
-        let Some(it) = &self.stream else { return Ok(()) };
+        let Some(stream) = &self.stream else { return Ok(()) };
         writeln!(
             out,
             "connections {:>12} opened, {} WebSockets closed by the tracker",
-            grouped(it.connections),
-            grouped(it.closed_by_tracker)
+            grouped(stream.connections),
+            grouped(stream.closed_by_tracker)
         )?;
-        if it.offers_sent > 0 {
+        if stream.offers_sent > 0 {
             writeln!(
                 out,
                 "WebRTC      {:>12} offers relayed of {} sent, {} answers of {}, {} too late",
-                grouped(it.offers_relayed),
-                grouped(it.offers_sent),
-                grouped(it.answers_relayed),
-                grouped(it.answers_sent),
-                grouped(it.answers_refused)
+                grouped(stream.offers_relayed),
+                grouped(stream.offers_sent),
+                grouped(stream.answers_relayed),
+                grouped(stream.answers_sent),
+                grouped(stream.answers_refused)
             )?;
         }
         Ok(())
@@ -341,22 +341,22 @@ impl Figures {
             )?;
         }
         match &self.server {
-            Some(it) => {
+            Some(server) => {
                 writeln!(
                     out,
                     "server CPU  {:>12} ns per response, {:.2} cores",
-                    rate(it.cpu_ns_per_answer),
-                    it.cores
+                    rate(server.cpu_ns_per_answer),
+                    server.cores
                 )?;
-                let per_peer = it
+                let per_peer = server
                     .bytes_per_peer
                     .map_or(String::new(), |it| format!(", {it:.1} bytes per resident peer"));
                 writeln!(
                     out,
                     "server RSS  {:>8.1} MiB, peak {:.1} MiB, {:.1} MiB at start{per_peer}",
-                    mib(it.rss_bytes),
-                    mib(it.rss_peak_bytes),
-                    mib(it.rss_start_bytes)
+                    mib(server.rss_bytes),
+                    mib(server.rss_peak_bytes),
+                    mib(server.rss_start_bytes)
                 )?;
             }
             None => writeln!(out, "server      not a process of this host: no CPU, no memory")?,
@@ -422,29 +422,33 @@ mod tests {
 
     #[test]
     fn figures_follow_from_counts() {
-        let it = Figures::of(&outcome());
-        assert!((it.answered_per_s - 2000.0).abs() < 1e-6);
-        assert_eq!(it.lost, 1);
-        assert!((it.peers_per_reply - 12.0).abs() < 1e-9);
+        let figures = Figures::of(&outcome());
+        assert!((figures.answered_per_s - 2000.0).abs() < 1e-6);
+        assert_eq!(figures.lost, 1);
+        assert!((figures.peers_per_reply - 12.0).abs() < 1e-9);
         // The histogram has a precision of three digits.
         let near = |value: f64, wanted: f64| (value - wanted).abs() < wanted / 500.0;
-        assert!(near(it.latency.p50_us, 500.0) && near(it.latency.p99_us, 990.0));
-        assert!(near(it.latency.p999_us, 999.0) && near(it.latency.max_us, 1000.0));
-        let server = it.server.unwrap();
+        assert!(near(figures.latency.p50_us, 500.0) && near(figures.latency.p99_us, 990.0));
+        assert!(near(figures.latency.p999_us, 999.0) && near(figures.latency.max_us, 1000.0));
+        let server = figures.server.unwrap();
         assert!((server.cpu_ns_per_answer - 2000.0).abs() < 1e-9);
     }
 
     #[test]
     fn an_idle_tracker_makes_the_figures_doubtful() {
-        let it = Figures::of(&outcome());
-        assert!(it.warnings.iter().any(|it| it.contains("bottleneck")), "{:?}", it.warnings);
-        assert!(it.text().contains("warning: "));
+        let figures = Figures::of(&outcome());
+        assert!(
+            figures.warnings.iter().any(|it| it.contains("bottleneck")),
+            "{:?}",
+            figures.warnings
+        );
+        assert!(figures.text().contains("warning: "));
     }
 
     #[test]
     fn json_names_every_figure() {
-        let it = Figures::of(&outcome());
-        let json = serde_json::to_value(&it).unwrap();
+        let figures = Figures::of(&outcome());
+        let json = serde_json::to_value(&figures).unwrap();
         assert_eq!(json["answered"]["announce"], 1000);
         assert!(json["latency"]["p999_us"].as_f64().unwrap() > 990.0);
     }

@@ -320,8 +320,8 @@ pub(crate) fn run(plan: &Plan, site: &Site) -> Result<Outcome, String> {
 
 /// One thread's part of `count` things.
 fn share(count: u32, thread: u16, threads: u16) -> Range<u32> {
-    let at = |it: u16| {
-        let scaled = u64::from(count) * u64::from(it) / u64::from(threads);
+    let at = |index: u16| {
+        let scaled = u64::from(count) * u64::from(index) / u64::from(threads);
         u32::try_from(scaled).unwrap_or(count)
     };
     at(thread)..at(thread + 1)

@@ -347,8 +347,8 @@ mod tests {
         let used = |mib: u64| Some(Usage { rss_bytes: mib << 20, ..Usage::default() });
         let windows: Vec<Window> = (0..8_u32)
             .zip(&tallies)
-            .map(|(at, it)| {
-                Window::of(it, 900.0 * f64::from(at), used(40 + u64::from(at)), Some(9))
+            .map(|(at, tally)| {
+                Window::of(tally, 900.0 * f64::from(at), used(40 + u64::from(at)), Some(9))
             })
             .collect();
         let figures = figures(&plan, Some(7), &windows, &tallies);

@@ -407,8 +407,8 @@ fn attack(profile: &str, target: &str, more: &[&str]) -> Value {
     for party in ["honest", "attack"] {
         let traffic = &result["figures"][party];
         let count = |it: &str| traffic[it].as_u64().unwrap();
-        let by_kind = |it: &str| -> u64 {
-            traffic[it].as_object().unwrap().values().map(|it| it.as_u64().unwrap()).sum()
+        let by_kind = |key: &str| -> u64 {
+            traffic[key].as_object().unwrap().values().map(|it| it.as_u64().unwrap()).sum()
         };
         let accounted =
             by_kind("answered") + count("refused") + count("malformed") + count("unanswered");

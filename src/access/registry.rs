@@ -193,8 +193,8 @@ impl Seen {
             self.all.retain(|_, it| it.last.plus_s(SEEN_AGE_S_MAX) > now);
         }
         if self.all.len() < SEEN_MAX {
-            let it = Similar { info_hash: *info_hash, registered, refused: 1, last: now };
-            self.all.insert(*info_hash, it);
+            let similar = Similar { info_hash: *info_hash, registered, refused: 1, last: now };
+            self.all.insert(*info_hash, similar);
         }
     }
 }

@@ -274,8 +274,8 @@ impl Sessions {
     pub(super) fn sweep(&mut self, now: Now, age_s_max: u32) {
         let mut latest = None;
         self.torrents = 0;
-        self.all.retain(|(info_hash, _), it| {
-            let stays = it.at.plus_s(u64::from(age_s_max)) > now;
+        self.all.retain(|(info_hash, _), session| {
+            let stays = session.at.plus_s(u64::from(age_s_max)) > now;
             if stays && latest.replace(*info_hash) != Some(*info_hash) {
                 self.torrents += 1;
             }
@@ -295,14 +295,14 @@ impl Sessions {
     /// Copies all sessions into `sessions`, replacing its contents; returns their totals.
     pub(super) fn save(&self, at: Now, sessions: &mut Vec<SavedSession>) -> Totals {
         sessions.clear();
-        sessions.extend(self.all.iter().map(|((info_hash, peer_id), it)| {
-            let age_s = at.ns_since(it.at) / 1_000_000_000;
+        sessions.extend(self.all.iter().map(|((info_hash, peer_id), session)| {
+            let age_s = at.ns_since(session.at) / 1_000_000_000;
             SavedSession {
                 info_hash: *info_hash,
                 peer_id: *peer_id,
-                uploaded: it.moved[0].into(),
-                downloaded: it.moved[1].into(),
-                left: it.left.into(),
+                uploaded: session.moved[0].into(),
+                downloaded: session.moved[1].into(),
+                left: session.left.into(),
                 age_s: u32::try_from(age_s).unwrap_or(u32::MAX).into(),
             }
         }));

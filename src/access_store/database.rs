@@ -56,9 +56,9 @@ impl Database {
             })?;
         }
         let database = reopened(&path).map_err(|error| unusable(&path, &error))?;
-        let it = Self { path, database: RwLock::new(Some(database)) };
-        it.make_tables().map_err(|error| unusable(&it.path, &error))?;
-        Ok(it)
+        let opened = Self { path, database: RwLock::new(Some(database)) };
+        opened.make_tables().map_err(|error| unusable(&opened.path, &error))?;
+        Ok(opened)
     }
 
     /// Closes the file, so that another process can open it.
@@ -328,21 +328,21 @@ mod tests {
     #[test]
     fn what_is_put_in_is_there_again() {
         let folder = tempfile::tempdir().unwrap();
-        let it = Database::open(folder.path()).unwrap();
-        it.put_torrent(&torrent(1)).unwrap();
-        it.put_torrent(&torrent(2)).unwrap();
-        it.put_torrent(&RegisteredTorrent { name: Some("x".into()), ..torrent(1) }).unwrap();
-        it.remove_torrent(&InfoHash([2; 20])).unwrap();
-        it.put_passkeys(&[([1; 32], record(1)), ([2; 32], record(2))]).unwrap();
-        it.put_passkeys(&[([1; 32], record(3))]).unwrap();
-        it.remove_passkey(&[2; 32]).unwrap();
-        drop(it);
-        let it = Database::open(folder.path()).unwrap();
+        let database = Database::open(folder.path()).unwrap();
+        database.put_torrent(&torrent(1)).unwrap();
+        database.put_torrent(&torrent(2)).unwrap();
+        database.put_torrent(&RegisteredTorrent { name: Some("x".into()), ..torrent(1) }).unwrap();
+        database.remove_torrent(&InfoHash([2; 20])).unwrap();
+        database.put_passkeys(&[([1; 32], record(1)), ([2; 32], record(2))]).unwrap();
+        database.put_passkeys(&[([1; 32], record(3))]).unwrap();
+        database.remove_passkey(&[2; 32]).unwrap();
+        drop(database);
+        let database = Database::open(folder.path()).unwrap();
         let named = RegisteredTorrent { name: Some("x".into()), ..torrent(1) };
-        assert_eq!(it.torrents().unwrap(), std::slice::from_ref(&named));
-        assert_eq!(it.torrent(&InfoHash([1; 20])).unwrap(), Some(named));
-        assert_eq!(it.torrent(&InfoHash([2; 20])).unwrap(), None);
-        assert_eq!(it.passkeys().unwrap(), [([1; 32], record(3))]);
+        assert_eq!(database.torrents().unwrap(), std::slice::from_ref(&named));
+        assert_eq!(database.torrent(&InfoHash([1; 20])).unwrap(), Some(named));
+        assert_eq!(database.torrent(&InfoHash([2; 20])).unwrap(), None);
+        assert_eq!(database.passkeys().unwrap(), [([1; 32], record(3))]);
     }
 
     #[test]
@@ -380,18 +380,18 @@ mod tests {
     #[test]
     fn what_is_lent_is_open_elsewhere_and_comes_back_as_it_is_then() {
         let folder = tempfile::tempdir().unwrap();
-        let it = Database::open(folder.path()).unwrap();
-        it.put_torrent(&torrent(1)).unwrap();
-        it.close_for_successor();
-        assert!(it.put_torrent(&torrent(2)).unwrap_err().to_string().contains("taking over"));
-        assert!(it.torrents().unwrap_err().to_string().contains("taking over"));
+        let database = Database::open(folder.path()).unwrap();
+        database.put_torrent(&torrent(1)).unwrap();
+        database.close_for_successor();
+        assert!(database.put_torrent(&torrent(2)).unwrap_err().to_string().contains("taking over"));
+        assert!(database.torrents().unwrap_err().to_string().contains("taking over"));
         let other = Database::open(folder.path()).unwrap();
         other.put_torrent(&torrent(3)).unwrap();
-        assert!(it.reopen().is_err());
+        assert!(database.reopen().is_err());
         drop(other);
-        it.reopen().unwrap();
-        it.reopen().unwrap();
-        assert_eq!(it.torrents().unwrap(), [torrent(1), torrent(3)]);
+        database.reopen().unwrap();
+        database.reopen().unwrap();
+        assert_eq!(database.torrents().unwrap(), [torrent(1), torrent(3)]);
     }
 
     #[test]
@@ -409,9 +409,9 @@ mod tests {
     #[test]
     fn a_cut_file_is_not_opened() {
         let folder = tempfile::tempdir().unwrap();
-        let it = Database::open(folder.path()).unwrap();
-        (0..100).for_each(|number| it.put_torrent(&torrent(number)).unwrap());
-        drop(it);
+        let database = Database::open(folder.path()).unwrap();
+        (0..100).for_each(|number| database.put_torrent(&torrent(number)).unwrap());
+        drop(database);
         let path = folder.path().join(FILE);
         let bytes = fs::read(&path).unwrap();
         fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();

@@ -151,9 +151,9 @@ impl AccessManager {
         access.registry().set_similar_digits_max(options.similar_digits_max);
         let database = options.mode.needs_registration().then(|| open_database(options));
         let (home, reload_failures) = (Mutex::new(home), AtomicU64::new(0));
-        let it = Self { access, home, database: database.transpose()?, reload_failures };
-        it.load_database()?;
-        Ok(it)
+        let manager = Self { access, home, database: database.transpose()?, reload_failures };
+        manager.load_database()?;
+        Ok(manager)
     }
 
     /// Reads the list files that settings name, without putting them in force.

@@ -80,8 +80,8 @@ impl AccessManager {
         let torrent = RegisteredTorrent { registered_s, ..torrent };
         database.put_torrent(&torrent)?;
         let gone = before.iter().flat_map(RegisteredTorrent::hashes);
-        gone.filter(|it| torrent.hashes().all(|kept| kept != *it)).for_each(|it| {
-            registry.remove(&it);
+        gone.filter(|it| torrent.hashes().all(|kept| kept != *it)).for_each(|hash| {
+            registry.remove(&hash);
         });
         torrent.hashes().for_each(|it| registry.insert(it, torrent.info_hash));
         let created = before.is_none();

@@ -37,7 +37,7 @@ impl BodyFields {
     pub(super) fn text(&mut self, name: &'static str) -> Result<Option<String>, ApiError> {
         match self.take(name) {
             None => Ok(None),
-            Some(Value::String(it)) => Ok(Some(it)),
+            Some(Value::String(text)) => Ok(Some(text)),
             Some(_) => Err(ApiError::bad_parameter(name, "must be a string")),
         }
     }

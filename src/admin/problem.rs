@@ -39,8 +39,8 @@ impl ApiError {
         field: &'static str,
         message: impl Into<Cow<'static, str>>,
     ) -> Self {
-        let it = Self::new(StatusCode::BAD_REQUEST, "bad_parameter", message);
-        Self { error: Error { field: Some(field), ..it.error }, ..it }
+        let problem = Self::new(StatusCode::BAD_REQUEST, "bad_parameter", message);
+        Self { error: Error { field: Some(field), ..problem.error }, ..problem }
     }
 
     /// An unknown parameter, or a query that cannot be parsed: 400.

@@ -102,10 +102,10 @@ async fn similar<P: Process>(
             return Err(AccessError::Open);
         }
         let registry = access.registry();
-        let refused = |it: Similar| Refused {
-            info_hash: it.info_hash.to_string(),
-            refused: it.refused,
-            age_s: now.ns_since(it.last) / 1_000_000_000,
+        let refused = |similar: Similar| Refused {
+            info_hash: similar.info_hash.to_string(),
+            refused: similar.refused,
+            age_s: now.ns_since(similar.last) / 1_000_000_000,
         };
         let seen = registry.similar_to(&info_hash);
         let resembled = registry.resembled(&info_hash);
@@ -125,7 +125,7 @@ fn torrent(mut fields: BodyFields) -> Result<RegisteredTorrent, ApiError> {
     let mut hash = |name: &'static str| -> Result<Option<InfoHash>, ApiError> {
         let Some(text) = fields.text(name)? else { return Ok(None) };
         match parse_value(ListKind::Torrents, &text) {
-            Some((ListValue::Torrent(it), None)) => Ok(Some(it)),
+            Some((ListValue::Torrent(info_hash), None)) => Ok(Some(info_hash)),
             _ => Err(ApiError::bad_parameter(name, HASH)),
         }
     };

@@ -74,9 +74,9 @@ enum SnapshotCommandError {
 pub(super) fn run(command: SnapshotCommand) -> ExitCode {
     let mut out = BufWriter::new(io::stdout().lock());
     let (file, done) = match &command {
-        SnapshotCommand::Inspect(it) => (&it.file, inspect(&it.file, &mut out)),
-        SnapshotCommand::Verify(it) => (&it.file, verify(&it.file, &mut out)),
-        SnapshotCommand::Export(it) => (&it.file, export(&it.file, &mut out)),
+        SnapshotCommand::Inspect(options) => (&options.file, inspect(&options.file, &mut out)),
+        SnapshotCommand::Verify(options) => (&options.file, verify(&options.file, &mut out)),
+        SnapshotCommand::Export(options) => (&options.file, export(&options.file, &mut out)),
     };
     match done.and_then(|()| Ok(out.flush()?)) {
         Ok(()) => ExitCode::SUCCESS,
@@ -142,17 +142,17 @@ struct Sums {
 }
 
 impl Sums {
-    fn add(&mut self, it: &TorrentPart<'_>) {
+    fn add(&mut self, part: &TorrentPart<'_>) {
         // The parts of a large torrent follow each other.
-        if self.latest.replace(it.info_hash.0) != Some(it.info_hash.0) {
+        if self.latest.replace(part.info_hash.0) != Some(part.info_hash.0) {
             self.torrents += 1;
-            self.active += u64::from(!it.v4.is_empty() || !it.v6.is_empty());
+            self.active += u64::from(!part.v4.is_empty() || !part.v6.is_empty());
         }
-        self.completed += u64::from(it.completed);
-        self.v4 += it.v4.len() as u64;
-        self.v6 += it.v6.len() as u64;
-        it.v4.iter().for_each(|peer| self.add_peer(peer));
-        it.v6.iter().for_each(|peer| self.add_peer(peer));
+        self.completed += u64::from(part.completed);
+        self.v4 += part.v4.len() as u64;
+        self.v6 += part.v6.len() as u64;
+        part.v4.iter().for_each(|peer| self.add_peer(peer));
+        part.v6.iter().for_each(|peer| self.add_peer(peer));
     }
 
     fn add_peer<const ENDPOINT: usize>(&mut self, peer: &SavedPeer<ENDPOINT>) {
@@ -163,8 +163,14 @@ impl Sums {
 
 fn verify(path: &Path, out: &mut impl Write) -> Result<(), SnapshotCommandError> {
     let snapshot = open(path)?;
-    let it = snapshot.contents();
-    writeln!(out, "{}: complete, {} blocks, {} peers", path.display(), it.blocks, it.peers)?;
+    let totals = snapshot.contents();
+    writeln!(
+        out,
+        "{}: complete, {} blocks, {} peers",
+        path.display(),
+        totals.blocks,
+        totals.peers
+    )?;
     Ok(())
 }
 
@@ -199,18 +205,18 @@ fn export(path: &Path, out: &mut impl Write) -> Result<(), SnapshotCommandError>
 }
 
 impl TorrentLine {
-    fn of(it: &TorrentPart<'_>) -> Self {
-        let v4 = it.v4.iter().map(|peer| {
+    fn of(part: &TorrentPart<'_>) -> Self {
+        let v4 = part.v4.iter().map(|peer| {
             let [a, b, c, d, high, low] = peer.endpoint;
             PeerLine::of(peer, (Ipv4Addr::new(a, b, c, d), u16::from_be_bytes([high, low])).into())
         });
-        let v6 = it.v6.iter().map(|peer| {
+        let v6 = part.v6.iter().map(|peer| {
             let [octets @ .., high, low] = peer.endpoint;
             PeerLine::of(peer, (Ipv6Addr::from(octets), u16::from_be_bytes([high, low])).into())
         });
         let peers: Vec<_> = v4.chain(v6).collect();
-        let empty_s = peers.is_empty().then_some(it.empty_s);
-        Self { info_hash: it.info_hash.to_string(), completed: it.completed, empty_s, peers }
+        let empty_s = peers.is_empty().then_some(part.empty_s);
+        Self { info_hash: part.info_hash.to_string(), completed: part.completed, empty_s, peers }
     }
 }
 

@@ -93,7 +93,7 @@ pub fn unchunk(mut bytes: &[u8]) -> Result<Option<Vec<u8>>, HttpResponseError> {
     let mut body = Vec::new();
     loop {
         let (head, length) = match httparse::parse_chunk_size(bytes) {
-            Ok(httparse::Status::Complete(it)) => it,
+            Ok(httparse::Status::Complete(size)) => size,
             Ok(httparse::Status::Partial) => return Ok(None),
             Err(_) => return Err(HttpResponseError),
         };

@@ -145,19 +145,19 @@ mod tests {
 
     #[test]
     fn urls_are_told_apart() {
-        let it = parse("udp://tracker.example:6969/announce?key=1").unwrap();
+        let url = parse("udp://tracker.example:6969/announce?key=1").unwrap();
         assert_eq!(
-            (it.authority().as_str(), &*it.path),
+            (url.authority().as_str(), &*url.path),
             ("tracker.example:6969", "/announce?key=1")
         );
-        let it = parse("udp://[::1]:6969").unwrap();
-        assert_eq!((it.authority().as_str(), &*it.path, &*it.host), ("[::1]:6969", "", "::1"));
-        let it = parse("https://a.example?x").unwrap();
-        assert_eq!((it.scheme, it.port, it.target().as_str()), (Scheme::Https, 443, "/?x"));
-        let it = parse("ws://[::1]/").unwrap();
-        assert_eq!((it.scheme, it.authority().as_str()), (Scheme::Ws, "[::1]:80"));
-        let it = parse("WSS://a_b.example:1/x/a_b.example:1").unwrap();
-        assert_eq!((it.scheme, it.port, &*it.path), (Scheme::Wss, 1, "/x/a_b.example:1"));
+        let url = parse("udp://[::1]:6969").unwrap();
+        assert_eq!((url.authority().as_str(), &*url.path, &*url.host), ("[::1]:6969", "", "::1"));
+        let url = parse("https://a.example?x").unwrap();
+        assert_eq!((url.scheme, url.port, url.target().as_str()), (Scheme::Https, 443, "/?x"));
+        let url = parse("ws://[::1]/").unwrap();
+        assert_eq!((url.scheme, url.authority().as_str()), (Scheme::Ws, "[::1]:80"));
+        let url = parse("WSS://a_b.example:1/x/a_b.example:1").unwrap();
+        assert_eq!((url.scheme, url.port, &*url.path), (Scheme::Wss, 1, "/x/a_b.example:1"));
     }
 
     #[test]

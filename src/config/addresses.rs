@@ -32,9 +32,9 @@ impl Config {
             ("admin", std::slice::from_ref(&self.admin.listen)),
         ];
         for (section, addresses) in lists {
-            if let Some(it) = addresses.iter().find(|it| is_wildcard_of_many(it.ip())) {
+            if let Some(address) = addresses.iter().find(|it| is_wildcard_of_many(it.ip())) {
                 let problem = format!(
-                    "{it} is a multicast or broadcast address: nothing can be \
+                    "{address} is a multicast or broadcast address: nothing can be \
                                        served on it"
                 );
                 return Err(fault(section, "listen", &[], problem));
@@ -42,9 +42,9 @@ impl Config {
         }
         let admin = self.admin.listen;
         let mut streams = self.http_listen().iter().chain(&self.tls.listen);
-        if let Some(it) = streams.find(|it| overlap(admin, **it)) {
+        if let Some(address) = streams.find(|it| overlap(admin, **it)) {
             let others = &[("server", "listen"), ("http", "listen"), ("tls", "listen")];
-            let problem = format!("{admin} is in use: clients are served on {it} over TCP");
+            let problem = format!("{admin} is in use: clients are served on {address} over TCP");
             return Err(fault("admin", "listen", others, problem));
         }
         if self.http.unix_socket.len() > SOCKET_PATH_BYTES_MAX {

@@ -34,10 +34,10 @@ impl Config {
         }
         for (section, about) in SECTIONS {
             let _ = writeln!(out, "\n## {section}\n\n{}", paragraph(about, &settings));
-            for it in settings.iter().filter(|it| it.section == *section) {
-                let default = defaults.get(*section).and_then(|inner| inner.get(it.key));
+            for setting in settings.iter().filter(|it| it.section == *section) {
+                let default = defaults.get(*section).and_then(|inner| inner.get(setting.key));
                 let default = default.map(ToString::to_string).unwrap_or_default();
-                out.push_str(&entry(it, &default, &settings));
+                out.push_str(&entry(setting, &default, &settings));
             }
         }
         out
@@ -45,16 +45,16 @@ impl Config {
 }
 
 /// One setting: what it does, then a table of its properties.
-fn entry(it: &Setting, default: &str, all: &[Setting]) -> String {
-    let Setting { section, key, .. } = it;
-    let change = if it.is_live { "reload" } else { "restart" };
+fn entry(setting: &Setting, default: &str, all: &[Setting]) -> String {
+    let Setting { section, key, .. } = setting;
+    let change = if setting.is_live { "reload" } else { "restart" };
     let variable = format!("{}{section}__{key}", SettingsSource::VARIABLE_PREFIX).to_uppercase();
     format!(
         "\n### {section}.{key}\n\n{}\n\n\
          | default | allowed | changes by | variable |\n|---|---|---|---|\n\
          | `{default}` | {} | {change} | `{variable}` |\n",
-        paragraph(it.help, all),
-        it.allowed,
+        paragraph(setting.help, all),
+        setting.allowed,
     )
 }
 
@@ -110,10 +110,13 @@ mod tests {
     #[test]
     fn every_setting_has_an_entry() {
         let page = Config::to_markdown();
-        for it in settings() {
-            let variable = format!("`SKEP__{}__{}`", it.section, it.key).to_uppercase();
-            assert!(page.contains(&format!("\n### {}.{}\n", it.section, it.key)), "{it:?}");
-            assert!(page.contains(&variable), "{it:?}");
+        for setting in settings() {
+            let variable = format!("`SKEP__{}__{}`", setting.section, setting.key).to_uppercase();
+            assert!(
+                page.contains(&format!("\n### {}.{}\n", setting.section, setting.key)),
+                "{setting:?}"
+            );
+            assert!(page.contains(&variable), "{setting:?}");
         }
         assert!(page.contains("| `1800` | 1 to 7200 | reload | `SKEP__TRACKER__INTERVAL_S` |"));
         assert!(page.contains("| `\"auto\"` | \"auto\", \"uring\", \"mmsg\" | restart |"));

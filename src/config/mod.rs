@@ -498,13 +498,13 @@ impl Config {
     pub fn differences(&self, new: &Self) -> Vec<Difference> {
         let before = toml::Table::try_from(self).unwrap_or_default();
         let after = toml::Table::try_from(new).unwrap_or_default();
-        let value = |table: &toml::Table, it: &Setting| {
-            table.get(it.section)?.get(it.key).map(ToString::to_string)
+        let value = |table: &toml::Table, setting: &Setting| {
+            table.get(setting.section)?.get(setting.key).map(ToString::to_string)
         };
-        let difference = |it: Setting| {
-            let (before, after) = (value(&before, &it)?, value(&after, &it)?);
-            let setting = format!("{}.{}", it.section, it.key);
-            let is_live = it.is_live;
+        let difference = |entry: Setting| {
+            let (before, after) = (value(&before, &entry)?, value(&after, &entry)?);
+            let setting = format!("{}.{}", entry.section, entry.key);
+            let is_live = entry.is_live;
             (before != after).then_some(Difference { setting, before, after, is_live })
         };
         settings().into_iter().filter_map(difference).collect()
@@ -628,9 +628,9 @@ impl Config {
             let max = values::TRACKER_ID_BYTES_MAX;
             return Err(fault("http", "tracker_id", &[], format!("longer than {max} bytes")));
         }
-        let it = &self.tls;
-        for (key, file) in [("certificate", &it.certificate), ("key", &it.key)] {
-            if !it.listen.is_empty() && file.is_empty() {
+        let tls = &self.tls;
+        for (key, file) in [("certificate", &tls.certificate), ("key", &tls.key)] {
+            if !tls.listen.is_empty() && file.is_empty() {
                 let problem = "is empty, but tls.listen is set; remedy: name a PEM file, or leave \
                                tls.listen empty";
                 return Err(fault("tls", key, &[("tls", "listen")], problem.into()));
@@ -692,12 +692,12 @@ mod tests {
     #[test]
     fn documentation_says_what_is_reloaded() {
         let printed = Config::default().to_commented_toml();
-        for it in settings() {
-            let (_, section) = printed.split_once(&format!("\n[{}]\n", it.section)).unwrap();
-            let (above, _) = section.split_once(&format!("\n{} = ", it.key)).unwrap();
+        for entry in settings() {
+            let (_, section) = printed.split_once(&format!("\n[{}]\n", entry.section)).unwrap();
+            let (above, _) = section.split_once(&format!("\n{} = ", entry.key)).unwrap();
             let above = above.rsplit("\n\n").next().unwrap();
-            assert_eq!(above.contains(RELOADED), it.is_live, "{}.{}", it.section, it.key);
-            assert!(!it.help.concat().contains("eloaded by SIGHUP"), "{it:?}: not by hand");
+            assert_eq!(above.contains(RELOADED), entry.is_live, "{}.{}", entry.section, entry.key);
+            assert!(!entry.help.concat().contains("eloaded by SIGHUP"), "{entry:?}: not by hand");
         }
         let live = settings().iter().filter(|it| it.is_live).count();
         assert_eq!(printed.matches(RELOADED).count(), live);

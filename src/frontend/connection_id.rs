@@ -172,8 +172,8 @@ impl ConnectionIds {
 #[inline]
 fn network_of(address: IpAddr) -> [u8; 16] {
     let bits = match address {
-        IpAddr::V4(it) => it.to_ipv6_mapped().to_bits(),
-        IpAddr::V6(it) => match it.to_bits() {
+        IpAddr::V4(ipv4) => ipv4.to_ipv6_mapped().to_bits(),
+        IpAddr::V6(ipv6) => match ipv6.to_bits() {
             bits if matches!(bits >> 96, NAT64 | TEREDO) => bits,
             bits => bits >> 64 << 64,
         },
@@ -243,8 +243,8 @@ mod tests {
                     assert!(ids.check(now, address, id ^ (1 << bit)).is_err(), "id bit {bit}");
                 }
                 let bits = match address {
-                    IpAddr::V4(it) => it.to_ipv6_mapped().to_bits(),
-                    IpAddr::V6(it) => it.to_bits(),
+                    IpAddr::V4(ipv4) => ipv4.to_ipv6_mapped().to_bits(),
+                    IpAddr::V6(ipv6) => ipv6.to_bits(),
                 };
                 for bit in 0..128 {
                     let other = IpAddr::V6((bits ^ (1 << bit)).into()).to_canonical();

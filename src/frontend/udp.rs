@@ -61,9 +61,9 @@ impl Responder for UdpFrontend {
                 let bytes = udp::encode_connected(head, ids.issue(now, source.ip()), out);
                 Ok(DatagramResponse { action: Action::Connect, bytes, refusal: None })
             }
-            Request::Announce(it, options) => {
-                ids.check(now, source.ip(), it.head.connection_id.get())?;
-                self.announce(now, source, it, options, out)
+            Request::Announce(announce, options) => {
+                ids.check(now, source.ip(), announce.head.connection_id.get())?;
+                self.announce(now, source, announce, options, out)
             }
             Request::Scrape(head, info_hashes) => {
                 ids.check(now, source.ip(), head.connection_id.get())?;

@@ -99,8 +99,8 @@ impl Handle {
                 let hash = |at| keys.of_v4(address, at);
                 rate_limit.charge::<{ V4.len() }>(table, now, hash, 0, price, dither);
             }
-            IpAddr::V6(it) => {
-                let hash = |at| keys.of_v6(it, at);
+            IpAddr::V6(address) => {
+                let hash = |at| keys.of_v6(address, at);
                 rate_limit.charge::<{ V6.len() }>(table, now, hash, FIRST_V6, price, dither);
             }
         }
@@ -151,8 +151,8 @@ impl Handle {
                 let hash = |at| keys.of_v4(address, at);
                 rate_limit.ask::<{ V4.len() }, FREE>(table, now, hash, 0, price, dither)
             }
-            IpAddr::V6(it) => {
-                let hash = |at| keys.of_v6(it, at);
+            IpAddr::V6(address) => {
+                let hash = |at| keys.of_v6(address, at);
                 rate_limit.ask::<{ V6.len() }, FREE>(table, now, hash, FIRST_V6, price, dither)
             }
         };
@@ -172,8 +172,8 @@ impl Handle {
         let keys = &self.limiter.keys;
         let (source, hash) = match source {
             IpAddr::V4(address) => (source, keys.of_v4(address, 0)),
-            IpAddr::V6(it) => {
-                let network = Ipv6Addr::from_bits(it.to_bits() >> 64 << 64);
+            IpAddr::V6(address) => {
+                let network = Ipv6Addr::from_bits(address.to_bits() >> 64 << 64);
                 (network.into(), keys.of_v6(network, 0))
             }
         };

@@ -43,8 +43,8 @@ pub struct PrefixNetwork {
 /// than loads that fall with time, such as open connections.
 pub fn networks_of(address: IpAddr) -> impl DoubleEndedIterator<Item = PrefixNetwork> {
     let (prefixes, all, length) = match address {
-        IpAddr::V4(it) => (&V4[..], u128::from(it.to_bits()), u32::BITS),
-        IpAddr::V6(it) => (&V6[..], it.to_bits(), u128::BITS),
+        IpAddr::V4(ipv4) => (&V4[..], u128::from(ipv4.to_bits()), u32::BITS),
+        IpAddr::V6(ipv6) => (&V6[..], ipv6.to_bits(), u128::BITS),
     };
     prefixes.iter().map(move |&PrefixLength { bits, times }| PrefixNetwork {
         prefix: all >> (length - bits),

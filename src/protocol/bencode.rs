@@ -175,7 +175,7 @@ mod tests {
 
     /// The same tree as the independent reader returns it.
     fn expected(tree: &BTreeMap<Vec<u8>, Tree>) -> Value {
-        let value = |it: &Tree| match it {
+        let value = |node: &Tree| match node {
             Tree::Integer(number) => Value::Int(Number::Unsigned(*number)),
             Tree::Bytes(bytes) => Value::ByteStr(bytes.clone().into()),
             Tree::Dict(map) => expected(map),

@@ -145,8 +145,8 @@ mod tests {
     fn addresses(source: SocketAddr) -> Vec<u8> {
         let port = source.port().to_be_bytes();
         match source.ip() {
-            IpAddr::V4(it) => [&it.octets()[..], &[9; 4], &port, &[1, 187]].concat(),
-            IpAddr::V6(it) => [&it.octets()[..], &[9; 16], &port, &[1, 187]].concat(),
+            IpAddr::V4(ipv4) => [&ipv4.octets()[..], &[9; 4], &port, &[1, 187]].concat(),
+            IpAddr::V6(ipv6) => [&ipv6.octets()[..], &[9; 16], &port, &[1, 187]].concat(),
         }
     }
 

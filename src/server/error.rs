@@ -169,11 +169,11 @@ mod tests {
         ];
         for (errno, said) in cases {
             let error = io::Error::from_raw_os_error(errno);
-            let it = StartError::listening("udp", ([0; 4], 69).into(), &error);
-            let text = it.to_string();
+            let failure = StartError::listening("udp", ([0; 4], 69).into(), &error);
+            let text = failure.to_string();
             assert!(text.starts_with("cannot listen on udp 0.0.0.0:69: "), "{text}");
             assert!(text.split("remedy: ").nth(1).unwrap().contains(said), "{text}");
-            assert_eq!((it.exit_code(), text.lines().count()), (1, 1));
+            assert_eq!((failure.exit_code(), text.lines().count()), (1, 1));
         }
         let error = io::Error::from_raw_os_error(libc::EAFNOSUPPORT);
         let text = StartError::listening("udp", ([0; 16], 69).into(), &error).to_string();

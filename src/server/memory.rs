@@ -452,15 +452,15 @@ mod tests {
     fn resident_memory_converges_below_the_cap() {
         for cap in [64, 128, 256, 1024].map(|it| it * MIB) {
             for per_100 in [100, 120, 150] {
-                let mut it = measured(20, 0);
+                let mut memory = measured(20, 0);
                 for _ in 0..40 {
-                    let more = store_bytes_max(cap, &it).saturating_sub(it.store);
-                    it.store += more;
-                    it.reserved = it.store;
-                    it.resident += more * per_100 / 100;
-                    assert!(it.resident <= cap - reserve(cap), "{cap} {per_100}");
+                    let more = store_bytes_max(cap, &memory).saturating_sub(memory.store);
+                    memory.store += more;
+                    memory.reserved = memory.store;
+                    memory.resident += more * per_100 / 100;
+                    assert!(memory.resident <= cap - reserve(cap), "{cap} {per_100}");
                 }
-                assert!(room(cap, &it) < signed(MIB / 2), "{cap} {per_100}: {it:?}");
+                assert!(room(cap, &memory) < signed(MIB / 2), "{cap} {per_100}: {memory:?}");
             }
         }
     }
@@ -469,14 +469,14 @@ mod tests {
     #[test]
     fn the_reserve_covers_what_comes_between_two_looks_at_worst() {
         let cap = 64 * MIB;
-        let mut it = measured(20, 0);
+        let mut memory = measured(20, 0);
         for _ in 0..200 {
-            let most = store_bytes_max(cap, &it).saturating_sub(it.store);
+            let most = store_bytes_max(cap, &memory).saturating_sub(memory.store);
             let more = most.min(1_000_000 * 16 / 10); // a million announces a second, 16 bytes each
-            it.store += more;
-            it.reserved = it.store;
-            it.resident += more * 3;
-            assert!(it.resident <= cap, "{it:?}");
+            memory.store += more;
+            memory.reserved = memory.store;
+            memory.resident += more * 3;
+            assert!(memory.resident <= cap, "{memory:?}");
         }
     }
 
@@ -484,8 +484,8 @@ mod tests {
     fn what_does_not_help_is_done_less_often() {
         let second = Duration::from_secs(1);
         let mut reclaim = Reclaim::new(&measured(30, 0));
-        let mut due = |it: &Measured, looks: u32| {
-            (0..looks).filter(|_| reclaim.is_due(256 * MIB, it, second)).count()
+        let mut due = |memory: &Measured, looks: u32| {
+            (0..looks).filter(|_| reclaim.is_due(256 * MIB, memory, second)).count()
         };
         assert_eq!(due(&measured(110, 70), 10), 0, "little is wasted");
         assert_eq!(due(&measured(150, 70), 63), 6, "after 1, 2, 4, 8, 16 and 32 seconds");

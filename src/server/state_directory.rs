@@ -521,8 +521,8 @@ mod tests {
         let temporary = tempfile::tempdir().unwrap();
         fs::set_permissions(temporary.path(), fs::Permissions::from_mode(0o755)).unwrap();
         let directory = Some(temporary.path().to_owned());
-        let it = connection_id_keys(&Options { directory, ..Options::default() }).unwrap();
-        let (path, warning) = (temporary.path().to_owned(), it.warning.unwrap());
+        let keys = connection_id_keys(&Options { directory, ..Options::default() }).unwrap();
+        let (path, warning) = (temporary.path().to_owned(), keys.warning.unwrap());
         assert_eq!(warning, KeyWarning::OpenDirectory { path, mode: 0o755 });
         assert!(warning.remedy().contains("chmod 700"), "{warning:?}");
     }
@@ -618,9 +618,9 @@ mod tests {
             .unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
         let options = Options { key_file: Some(path.clone()), ..Options::default() };
-        let it = connection_id_keys(&options).unwrap();
-        assert_eq!((it.active, it.staging), ([0x0a; 32], Some([0xff; 32])));
-        let warning = it.warning.unwrap();
+        let keys = connection_id_keys(&options).unwrap();
+        assert_eq!((keys.active, keys.staging), ([0x0a; 32], Some([0xff; 32])));
+        let warning = keys.warning.unwrap();
         assert_eq!(warning, KeyWarning::OpenFile { path: path.clone(), mode: 0o640 });
         assert!(warning.remedy().contains("chmod 600"), "{warning:?}");
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
@@ -649,17 +649,19 @@ mod tests {
         let text = format!("{},{}", "01".repeat(32), "02".repeat(32));
         let environment = Environment { key: Some(text.into()), ..Environment::default() };
         let options = Options { environment, key_file: Some("/absent".into()), directory: None };
-        let it = connection_id_keys(&options).unwrap();
-        assert_eq!((it.active, it.staging), ([1; 32], Some([2; 32])));
+        let keys = connection_id_keys(&options).unwrap();
+        assert_eq!((keys.active, keys.staging), ([1; 32], Some([2; 32])));
     }
 
     #[test]
     fn without_a_directory_a_key_is_made_up_with_a_warning() {
-        let it = connection_id_keys(&Options::default()).unwrap();
-        assert!(it.warning.unwrap().remedy().contains("server.state_dir"));
+        let keys = connection_id_keys(&Options::default()).unwrap();
+        assert!(keys.warning.unwrap().remedy().contains("server.state_dir"));
         let directory = Some("/proc/nowhere".into());
-        let it = connection_id_keys(&Options { directory, ..Options::default() }).unwrap();
-        let Some(KeyWarning::NoDirectory(error)) = it.warning else { panic!("{:?}", it.warning) };
+        let keys = connection_id_keys(&Options { directory, ..Options::default() }).unwrap();
+        let Some(KeyWarning::NoDirectory(error)) = keys.warning else {
+            panic!("{:?}", keys.warning)
+        };
         assert!(error.contains("/proc/nowhere"), "{error}");
     }
 

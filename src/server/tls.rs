@@ -131,11 +131,11 @@ impl Files {
         ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_safe_default_protocol_versions()
             .and_then(|it| it.with_no_client_auth().with_single_cert(chain, key))
-            .map_err(|it| {
+            .map_err(|error| {
                 let path = self.key.display();
                 ConfigError::at(
                     "tls.key",
-                    format!("{path} does not fit the certificate, or cannot be used: {it}"),
+                    format!("{path} does not fit the certificate, or cannot be used: {error}"),
                 )
             })
     }
@@ -161,8 +161,8 @@ fn unreadable(setting: &str, path: &Path, error: &PemError) -> ConfigError {
 }
 
 impl FileStamp {
-    fn of(it: &Metadata) -> Self {
-        Self { inode: it.ino(), bytes: it.len(), modified: (it.mtime(), it.mtime_nsec()) }
+    fn of(file: &Metadata) -> Self {
+        Self { inode: file.ino(), bytes: file.len(), modified: (file.mtime(), file.mtime_nsec()) }
     }
 }
 
@@ -176,9 +176,9 @@ mod tests {
     }
 
     fn write(files: &Files, name: &str) {
-        let it = rcgen::generate_simple_self_signed([name.to_owned()]).unwrap();
-        fs::write(&files.key, it.signing_key.serialize_pem()).unwrap();
-        fs::write(&files.certificate, it.cert.pem()).unwrap();
+        let pair = rcgen::generate_simple_self_signed([name.to_owned()]).unwrap();
+        fs::write(&files.key, pair.signing_key.serialize_pem()).unwrap();
+        fs::write(&files.certificate, pair.cert.pem()).unwrap();
     }
 
     #[test]

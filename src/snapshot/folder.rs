@@ -231,8 +231,8 @@ impl<D: Disk> SnapshotFolder<D> {
                 .map_err(SnapshotError::Io)
                 .and_then(|it| Snapshot::open_with_progress(it, progress));
             let (kind, reason) = match opened {
-                Ok(it) if it.header().tracker == self.tracker => {
-                    return FoundSnapshots { snapshot: Some((it, path)), aside };
+                Ok(snapshot) if snapshot.header().tracker == self.tracker => {
+                    return FoundSnapshots { snapshot: Some((snapshot, path)), aside };
                 }
                 Ok(_) => ("foreign".to_owned(), OF_ANOTHER.to_owned()),
                 Err(fault) => (fault.kind(), fault.to_string()),

@@ -137,7 +137,9 @@ mod tests {
     fn the_kernel_tells_of_the_clock_or_why_it_does_not() {
         match synchronisation() {
             // If no service synchronises the clock, the kernel lets the error grow up to 16 s.
-            Ok(it) => assert!(!it.is_synchronised || it.error_us_max < 16_000_000, "{it:?}"),
+            Ok(state) => {
+                assert!(!state.is_synchronised || state.error_us_max < 16_000_000, "{state:?}");
+            }
             Err(error) => assert_eq!(error.kind(), io::ErrorKind::PermissionDenied),
         }
     }

@@ -113,19 +113,20 @@ pub struct Peer {
 /// # Errors
 /// Errors of the system call.
 pub fn peer(socket: impl AsFd) -> io::Result<Peer> {
-    let mut it = libc::ucred { pid: 0, uid: 0, gid: 0 };
-    let mut bytes = libc::socklen_t::try_from(size_of_val(&it)).unwrap_or_default();
+    let mut credentials = libc::ucred { pid: 0, uid: 0, gid: 0 };
+    let mut bytes = libc::socklen_t::try_from(size_of_val(&credentials)).unwrap_or_default();
     let fd = socket.as_fd().as_raw_fd();
     let (level, option) = (libc::SOL_SOCKET, libc::SO_PEERCRED);
     // SAFETY: both pointers are to values of this function, and the kernel writes at most `bytes`
     // bytes.
-    let result =
-        unsafe { libc::getsockopt(fd, level, option, (&raw mut it).cast(), &raw mut bytes) };
+    let result = unsafe {
+        libc::getsockopt(fd, level, option, (&raw mut credentials).cast(), &raw mut bytes)
+    };
     if result != 0 {
         return Err(io::Error::last_os_error());
     }
-    let process = u32::try_from(it.pid).ok().filter(|it| *it > 0);
-    Ok(Peer { process, user: it.uid })
+    let process = u32::try_from(credentials.pid).ok().filter(|it| *it > 0);
+    Ok(Peer { process, user: credentials.uid })
 }
 
 /// The user id of the process that created the other end of a Unix socket.

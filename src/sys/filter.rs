@@ -56,7 +56,7 @@ pub fn deny(socket: &UdpSocket, family: Family, sources: &[IpAddr]) -> io::Resul
 fn words_of(family: Family, source: IpAddr) -> Option<[u32; 2]> {
     match (family, source) {
         (Family::V4, IpAddr::V4(address)) => Some([address.to_bits(), 0]),
-        (Family::V6, IpAddr::V6(it)) => Some(halves(it)),
+        (Family::V6, IpAddr::V6(address)) => Some(halves(address)),
         _ => None,
     }
 }
@@ -143,7 +143,7 @@ mod tests {
     fn takes(program: &Program, family: Family, source: IpAddr) -> bool {
         let header: Vec<u8> = match source {
             IpAddr::V4(address) => [vec![0; 12], address.octets().to_vec()].concat(),
-            IpAddr::V6(it) => [vec![0; 8], it.octets().to_vec()].concat(),
+            IpAddr::V6(address) => [vec![0; 8], address.octets().to_vec()].concat(),
         };
         assert_eq!(Family::of(source), family);
         let (mut at, mut loaded) = (0, 0);

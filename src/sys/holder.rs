@@ -209,8 +209,9 @@ mod tests {
     fn of_sockets_of_many_processes_the_first_one_counts() {
         use std::os::fd::AsRawFd as _;
         let sockets = [(); 2].map(|()| UdpSocket::bind("127.0.0.1:0").unwrap());
-        let inode = |it: &UdpSocket| {
-            inode_of(&fs::read_link(format!("/proc/self/fd/{}", it.as_raw_fd())).unwrap()).unwrap()
+        let inode = |socket: &UdpSocket| {
+            inode_of(&fs::read_link(format!("/proc/self/fd/{}", socket.as_raw_fd())).unwrap())
+                .unwrap()
         };
         let ranks = HashMap::from([(inode(&sockets[0]), 1), (inode(&sockets[1]), 0), (0, 2)]);
         assert_eq!(process_with(&ranks).unwrap().0, std::process::id());

@@ -118,7 +118,7 @@ impl UnixUser {
         };
         match may_enter {
             // Its owner could have created links in it.
-            Ok(it) if it.uid() != 0 => return Ok(()),
+            Ok(metadata) if metadata.uid() != 0 => return Ok(()),
             Err(error) if error.kind() != io::ErrorKind::PermissionDenied => return Err(error),
             _ => {}
         }
@@ -162,7 +162,7 @@ impl UnixUser {
         if metadata.is_dir() && depth > 0 {
             for entry in std::fs::read_dir(&opened)? {
                 match inspect(&opened.join(entry?.file_name())) {
-                    Ok(it) => self.own_to(&it, depth - 1)?,
+                    Ok(child) => self.own_to(&child, depth - 1)?,
                     Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                     Err(error) => return Err(error),
                 }

@@ -318,7 +318,7 @@ impl Window {
         }
         let place = &mut known[hash(key, SLOTLESS)];
         match *place {
-            Some((it, slotless)) if it == key => table.add_slotless(slotless, amount),
+            Some((stored, slotless)) if stored == key => table.add_slotless(slotless, amount),
             _ => *place = table.add_unseen(prefix, key, amount).map(|it| (key, it)).or(*place),
         }
     }
@@ -372,7 +372,7 @@ impl SoftwareTable {
         for slot in self.places(key) {
             match slot.key.load(Ordering::Relaxed) {
                 0 => break,
-                it if it == key => {
+                stored if stored == key => {
                     slot.peers.add(amount);
                     return true;
                 }
@@ -396,12 +396,12 @@ impl SoftwareTable {
         let software = software::of(prefix);
         let free = self.places(key).find(|slot| slot.key.load(Ordering::Relaxed) == 0);
         let slotless = match (software, free) {
-            (Some(it), Some(slot)) if it.has_version => {
+            (Some(known), Some(slot)) if known.has_version => {
                 slot.peers.add(amount);
                 slot.key.store(key, Ordering::Relaxed);
                 return None;
             }
-            (Some(it), _) => Slotless::OtherVersion(it.index),
+            (Some(known), _) => Slotless::OtherVersion(known.index),
             (None, _) => Slotless::Other,
         };
         self.add_slotless(slotless, amount);

@@ -67,7 +67,7 @@ impl Retries {
 fn hash(source: IpAddr, what: &[u8]) -> [u32; 2] {
     let network = match source {
         IpAddr::V4(address) => u64::from(address.to_bits()),
-        IpAddr::V6(it) => (it.to_bits() >> 64) as u64,
+        IpAddr::V6(address) => (address.to_bits() >> 64) as u64,
     };
     let mut bytes = Vec::with_capacity(8 + what.len());
     bytes.extend_from_slice(&network.to_be_bytes());

@@ -204,7 +204,7 @@ pub(crate) trait DatagramIo {
     fn datagram(&mut self, index: usize) -> ReceivedDatagram<'_>;
 
     /// Queues the response to a datagram, which the caller wrote into the room from
-    /// [`Self::exchange`]. False if it cannot be queued and is lost.
+    /// [`Self::datagram`]. False if it cannot be queued and is lost.
     fn respond(&mut self, index: usize, bytes: usize) -> bool;
 
     /// Receives nothing more, except what has already left the sockets.

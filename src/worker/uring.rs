@@ -32,12 +32,12 @@ impl<K: Kernel> DatagramIo for UringBackend<K> {
 
     #[inline]
     fn datagram(&mut self, index: usize) -> ReceivedDatagram<'_> {
-        let it = self.0.datagram(index);
+        let datagram = self.0.datagram(index);
         ReceivedDatagram {
-            source: it.source.to_socket_addr(),
-            payload: it.payload,
-            truncated: it.truncated,
-            out: it.out,
+            source: datagram.source.to_socket_addr(),
+            payload: datagram.payload,
+            truncated: datagram.truncated,
+            out: datagram.out,
         }
     }
 

@@ -81,14 +81,15 @@ impl Browser {
         let url = format!("ws://{address}{path}");
         let (socket, _) = tungstenite::client(url, stream).map_err(|it| it.to_string()).unwrap();
         let (session, complaints) = (Value::Null, Vec::new());
-        let mut it = Self { process, socket, session, calls: 0, complaints, _profile: profile };
-        let target = it.call("Target.createTarget", &json!({ "url": "about:blank" }));
+        let mut browser =
+            Self { process, socket, session, calls: 0, complaints, _profile: profile };
+        let target = browser.call("Target.createTarget", &json!({ "url": "about:blank" }));
         let target = json!({ "targetId": target["targetId"], "flatten": true });
-        it.session = it.call("Target.attachToTarget", &target)["sessionId"].clone();
+        browser.session = browser.call("Target.attachToTarget", &target)["sessionId"].clone();
         for domain in ["Page.enable", "Runtime.enable", "Log.enable"] {
-            it.call(domain, &json!({}));
+            browser.call(domain, &json!({}));
         }
-        Some(it)
+        Some(browser)
     }
 
     /// Opens a page.

@@ -113,7 +113,7 @@ fn serve(listener: TcpListener, router: Router, stopped: oneshot::Receiver<()>) 
     runtime.block_on(async {
         let listener = tokio::net::TcpListener::from_std(listener).unwrap();
         tokio::select! {
-            it = axum::serve(listener, router).into_future() => it.unwrap(),
+            result = axum::serve(listener, router).into_future() => result.unwrap(),
             _ = stopped => {}
         }
     });

@@ -58,9 +58,9 @@ fn install() -> bool {
         .stdin(Stdio::null())
         .output();
     match output {
-        Ok(it) if it.status.success() => fs::write(&stamp, wanted).is_ok(),
-        Ok(it) => {
-            println!("npm ci: {}\n{}", it.status, String::from_utf8_lossy(&it.stderr));
+        Ok(npm) if npm.status.success() => fs::write(&stamp, wanted).is_ok(),
+        Ok(npm) => {
+            println!("npm ci: {}\n{}", npm.status, String::from_utf8_lossy(&npm.stderr));
             false
         }
         Err(error) => {

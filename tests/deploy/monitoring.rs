@@ -108,8 +108,8 @@ fn every_metric_that_is_named_is_exported() {
         rules().iter().map(|it| text(&it["expr"]).to_owned()).collect();
     expressions.extend(queries().into_iter().map(|it| it.expression));
     let mut named = BTreeSet::new();
-    for it in &expressions {
-        named.extend(metrics_in(it));
+    for expression in &expressions {
+        named.extend(metrics_in(expression));
     }
     assert!(named.len() > 30, "{named:?}");
     let missing: Vec<_> = named.iter().filter(|it| !exported.contains(it.as_str())).collect();
@@ -223,8 +223,8 @@ fn rules() -> Vec<Value> {
 fn metrics_in(expression: &str) -> BTreeSet<String> {
     let outside = expression.split('"').step_by(2).collect::<Vec<_>>().join(" ");
     let is_word = |it: char| it.is_ascii_alphanumeric() || it == '_';
-    let is_metric = |it: &&str| {
-        *it == "up" || ["skep_", "process_", "node_"].iter().any(|start| it.starts_with(start))
+    let is_metric = |word: &&str| {
+        *word == "up" || ["skep_", "process_", "node_"].iter().any(|start| word.starts_with(start))
     };
     outside.split(|it| !is_word(it)).filter(is_metric).map(str::to_owned).collect()
 }

@@ -119,12 +119,12 @@ pub(crate) fn document(path: &str) -> Value {
 }
 
 /// The elements of a list; none where there is no list.
-pub(crate) fn list(it: &Value) -> &[Value] {
-    it.as_array().map_or(&[], Vec::as_slice)
+pub(crate) fn list(value: &Value) -> &[Value] {
+    value.as_array().map_or(&[], Vec::as_slice)
 }
 
 /// A text.
 #[track_caller]
-pub(crate) fn text(it: &Value) -> &str {
-    it.as_str().unwrap_or_else(|| panic!("no text: {it}"))
+pub(crate) fn text(value: &Value) -> &str {
+    value.as_str().unwrap_or_else(|| panic!("no text: {value}"))
 }

@@ -53,12 +53,12 @@ fn urls(skep: &Skep) -> Vec<String> {
     for address in &skep.udp {
         urls.push(format!("udp://{address}"));
     }
-    for it in &skep.tcp {
-        urls.push(format!("http://{it}/announce"));
-        urls.push(format!("ws://{it}"));
+    for address in &skep.tcp {
+        urls.push(format!("http://{address}/announce"));
+        urls.push(format!("ws://{address}"));
     }
-    for it in &skep.tls {
-        let port = it.port();
+    for address in &skep.tls {
+        let port = address.port();
         urls.push(format!("https://localhost:{port}/announce"));
     }
     urls

@@ -80,8 +80,8 @@ impl Document {
 
     /// What links within the page can name, as sites derive it from headings.
     pub(crate) fn anchors(&self) -> BTreeSet<String> {
-        let heading = |it: &str| {
-            let text = it.trim_start_matches('#').trim().to_lowercase();
+        let heading = |line: &str| {
+            let text = line.trim_start_matches('#').trim().to_lowercase();
             let is_kept = |it: &char| it.is_alphanumeric() || "-_ ".contains(*it);
             text.chars().filter(is_kept).collect::<String>().replace(' ', "-")
         };
@@ -215,8 +215,8 @@ fn help_of(call: &[&str]) -> String {
 fn flags<'a>(call: &[&'a str]) -> Vec<&'a str> {
     let is_end = |it: char| !it.is_ascii_lowercase() && it != '-';
     let flag = |text: &&'a str| {
-        let it = text.trim_start_matches('[');
-        it.starts_with("--").then(|| it.split(is_end).next().unwrap_or(it))
+        let word = text.trim_start_matches('[');
+        word.starts_with("--").then(|| word.split(is_end).next().unwrap_or(word))
     };
     call.iter().filter_map(flag).collect()
 }
@@ -262,9 +262,9 @@ fn every_test_that_the_page_on_faults_names_exists() {
         texts.extend(files.into_iter().map(|it| fs::read_to_string(it).unwrap()));
     }
     // Tests are named in sentences; paths and metrics stand in backticks, too.
-    let is_test = |it: &&str| {
-        let is_other = it.contains(['/', '.', '=']) || it.starts_with("skep_");
-        it.matches('_').count() >= 3 && !is_other
+    let is_test = |span: &&str| {
+        let is_other = span.contains(['/', '.', '=']) || span.starts_with("skep_");
+        span.matches('_').count() >= 3 && !is_other
     };
     let named: BTreeSet<_> = page.spans().into_iter().filter(is_test).collect();
     assert!(named.len() > 20, "{named:?}");

@@ -62,8 +62,8 @@ impl Who {
                 let bits = u128::from(u32::from(address));
                 Some((bits, bits >> 8, 16))
             }
-            Self::At(IpAddr::V6(it), _) => {
-                let bits = u128::from(it);
+            Self::At(IpAddr::V6(address), _) => {
+                let bits = u128::from(address);
                 Some((bits >> 64, bits >> 80, 4))
             }
             Self::Web(_) => None,
@@ -78,7 +78,7 @@ impl Who {
             Self::At(IpAddr::V4(address), _) => {
                 Some([8, 16].map(|bits| u128::from(u32::from(address)) >> bits))
             }
-            Self::At(IpAddr::V6(it), _) => Some([80, 96].map(|bits| u128::from(it) >> bits)),
+            Self::At(IpAddr::V6(ip), _) => Some([80, 96].map(|bits| u128::from(ip) >> bits)),
             Self::Web([a, b, ..]) => Some([u128::from(u16::from_be_bytes([a, b])); 2]),
         }
     }
@@ -399,8 +399,8 @@ pub(crate) fn decode(bytes: &[u8], kind: PeerKind) -> Vec<Who> {
             .as_chunks::<6>()
             .0
             .iter()
-            .map(|it| {
-                let [a, b, c, d, port @ ..] = it;
+            .map(|peer| {
+                let [a, b, c, d, port @ ..] = peer;
                 at([*a, *b, *c, *d].into(), port)
             })
             .collect(),
@@ -408,8 +408,8 @@ pub(crate) fn decode(bytes: &[u8], kind: PeerKind) -> Vec<Who> {
             .as_chunks::<18>()
             .0
             .iter()
-            .map(|it| {
-                let (address, port) = it.split_first_chunk::<16>().unwrap();
+            .map(|peer| {
+                let (address, port) = peer.split_first_chunk::<16>().unwrap();
                 at((*address).into(), port)
             })
             .collect(),

@@ -205,8 +205,8 @@ impl Victim {
         encode_announce(self.connection_id, self.transaction(), &announcement, &mut request);
         self.socket.send(&request).unwrap();
         let response = self.hear(DEADLINE);
-        response.is_some_and(|it| {
-            matches!(decode(&it, Family::V4).unwrap(), (_, Response::Announced(..)))
+        response.is_some_and(|datagram| {
+            matches!(decode(&datagram, Family::V4).unwrap(), (_, Response::Announced(..)))
         })
     }
 

@@ -331,9 +331,9 @@ fn handshakes_and_upgrades_are_charged_to_their_source_alone() {
              Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
              Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
         let upgraded = |source| {
-            let mut it = from(server.plain[0], source);
-            it.write_all(handshake.as_bytes()).unwrap();
-            it.read(&mut [0; 512]).is_ok_and(|it| it > 100)
+            let mut stream = from(server.plain[0], source);
+            stream.write_all(handshake.as_bytes()).unwrap();
+            stream.read(&mut [0; 512]).is_ok_and(|it| it > 100)
         };
         let count = (0..200).filter(|_| upgraded([127, 0, 3, 3])).count();
         assert!((95..=160).contains(&count), "{count}");

@@ -128,11 +128,11 @@ fn denied_io_uring_is_told_with_its_remedy() {
     let state = tempfile::tempdir().unwrap();
     let mut denied = doctor(&state, &["--json", "--io", "uring"]);
     let (found, code) = without_io_uring(libc::EPERM, || findings(&mut denied));
-    let it = finding(&found, "kernel.io_uring");
-    assert_eq!((&it["severity"], code), (&"problem".into(), Some(1)), "{it}");
-    assert!(it["remedy"].as_str().unwrap().contains("server.io = \"auto\""), "{it}");
-    let it = finding(&found, "kernel.seccomp");
-    assert_eq!(it["severity"], "warning", "{it}");
+    let value = finding(&found, "kernel.io_uring");
+    assert_eq!((&value["severity"], code), (&"problem".into(), Some(1)), "{value}");
+    assert!(value["remedy"].as_str().unwrap().contains("server.io = \"auto\""), "{value}");
+    let value = finding(&found, "kernel.seccomp");
+    assert_eq!(value["severity"], "warning", "{value}");
     let mut denied = doctor(&state, &["--json", "--io", "auto"]);
     let (found, code) = without_io_uring(libc::EPERM, || findings(&mut denied));
     assert_eq!(finding(&found, "kernel.io_uring")["severity"], "warning");
@@ -145,7 +145,9 @@ fn the_kernel_is_asked_whether_the_clock_is_kept_right() {
     let (found, _) = findings(&mut doctor(&state, &["--json"]));
     let fact = finding(&found, "time.synchronised")["fact"].as_str().unwrap();
     let said = match synchronisation() {
-        Ok(it) if it.is_synchronised => "synchronised according to the kernel; estimated error ",
+        Ok(clock) if clock.is_synchronised => {
+            "synchronised according to the kernel; estimated error "
+        }
         Ok(_) => "not synchronised according to the kernel (STA_UNSYNC); estimated error ",
         Err(_) => "systemd-timesyncd",
     };

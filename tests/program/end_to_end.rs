@@ -100,8 +100,8 @@ fn what_is_counted_adds_up() {
         // The last garbage is answered by nothing, so wait until it has been taken.
         eventually("all datagrams are taken", || {
             metrics = skep.metrics();
-            skep.udp.iter().all(|&it| {
-                let label = format!("family=\"{}\"", Family::of(it.ip()).label());
+            skep.udp.iter().all(|&address| {
+                let label = format!("family=\"{}\"", Family::of(address.ip()).label());
                 metrics.sum("skep_requests_total", &label) == SENT
             })
         });
@@ -541,10 +541,13 @@ fn probe_finds_it_well() {
         let output = run(&["probe", "--json", &urls[0]]);
         let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
         assert_eq!(report["ok"], true);
-        let it = &report["results"][0];
-        assert_eq!(it["address"], skep.udp[0].to_string());
-        assert_eq!((&it["announce"]["peers"], &it["scrape"]["leechers"]), (&0.into(), &1.into()));
-        assert!(it["connect"]["duration_ms"].as_f64().unwrap() > 0.0);
+        let result = &report["results"][0];
+        assert_eq!(result["address"], skep.udp[0].to_string());
+        assert_eq!(
+            (&result["announce"]["peers"], &result["scrape"]["leechers"]),
+            (&0.into(), &1.into())
+        );
+        assert!(result["connect"]["duration_ms"].as_f64().unwrap() > 0.0);
         let metrics = skep.metrics();
         assert_eq!(metrics.sum("skep_peers", ""), 0.0, "a probe leaves again");
     }
@@ -585,8 +588,8 @@ fn a_source_far_over_its_limit_is_denied_by_the_kernel_and_nobody_else() {
     loud.connection_id = loud.ask_connection_id();
     quiet.connection_id = quiet.ask_connection_id();
     let mut announce = [0; ANNOUNCE_BYTES];
-    let it = leecher(1, 6881);
-    encode_announce(loud.connection_id, TransactionId([0; 4]), &it, &mut announce);
+    let announcement = leecher(1, 6881);
+    encode_announce(loud.connection_id, TransactionId([0; 4]), &announcement, &mut announce);
     eventually("it is denied", || {
         (0..100).for_each(|_| _ = loud.socket.send(&announce));
         skep.metrics().value("skep_kernel_denied_sources") > 0.5

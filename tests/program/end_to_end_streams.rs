@@ -366,8 +366,8 @@ fn statistics_are_for_operators_until_they_are_public() {
         value["torrents"] == 2 && value["peersIPv4"] == 2
     });
     let (status, text) = skep.get("/stats.json");
-    let it = stats(&text);
-    assert_eq!((status, &it["peersSeederOnly"]), (200, &json!(1)), "{text}");
+    let statistics = stats(&text);
+    assert_eq!((status, &statistics["peersSeederOnly"]), (200, &json!(1)), "{text}");
     let (status, page) = skep.get("/stats");
     assert!(status == 200 && page.contains("<html"), "{page}");
     assert!(ask(skep.tcp[0], "/stats").text().contains("<html"));

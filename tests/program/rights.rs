@@ -140,8 +140,12 @@ fn what_root_starts_belongs_to_the_user_that_it_becomes() {
         skep.signal("TERM");
         assert_eq!(skep.wait().code(), Some(0), "{}", skep.log());
         for name in ["admin.token", "access.redb", "swarms.snapshot", "swarms.snapshot.lock"] {
-            let it = state.join(name).metadata().unwrap();
-            assert_eq!((it.uid(), it.gid(), it.mode() & 0o777), (USER, USER, 0o600), "{name}");
+            let file = state.join(name).metadata().unwrap();
+            assert_eq!(
+                (file.uid(), file.gid(), file.mode() & 0o777),
+                (USER, USER, 0o600),
+                "{name}"
+            );
         }
     }
 }

@@ -166,8 +166,8 @@ fn announce(
 
 fn seed_of(address: IpAddr) -> u64 {
     match address {
-        IpAddr::V4(it) => u32::from(it).into(),
-        IpAddr::V6(it) => u64::from(it.segments()[1]),
+        IpAddr::V4(ipv4) => u32::from(ipv4).into(),
+        IpAddr::V6(ipv6) => u64::from(ipv6.segments()[1]),
     }
 }
 
@@ -618,7 +618,7 @@ fn v6_of(network: u32, subnet: u16, host: u16) -> IpAddr {
 /// How many peers of some IPv6 /32s are in a swarm.
 fn v6_left(store: &Store, torrent: &InfoHash, of: std::ops::Range<u32>) -> usize {
     ports_of(store, torrent, |address| match address {
-        IpAddr::V6(it) => of.contains(&it.segments()[1].into()),
+        IpAddr::V6(ipv6) => of.contains(&ipv6.segments()[1].into()),
         IpAddr::V4(_) => false,
     })
 }

@@ -448,9 +448,9 @@ pub(crate) struct Client {
 impl Client {
     /// A client that has connected.
     pub(crate) fn connect(address: SocketAddr) -> Self {
-        let mut it = Self::unconnected(address);
-        it.connection_id = it.ask_connection_id();
-        it
+        let mut client = Self::unconnected(address);
+        client.connection_id = client.ask_connection_id();
+        client
     }
 
     /// A client that has sent nothing.
@@ -476,9 +476,10 @@ impl Client {
     }
 
     /// Announces; returns the answer and the compact peers.
-    pub(crate) fn announce(&mut self, it: &Announcement) -> (AnnounceResponse, Vec<u8>) {
+    pub(crate) fn announce(&mut self, announcement: &Announcement) -> (AnnounceResponse, Vec<u8>) {
         let id = self.connection_id;
-        let response = self.ask(|transaction, out| encode_announce(id, transaction, it, out));
+        let response =
+            self.ask(|transaction, out| encode_announce(id, transaction, announcement, out));
         match self.read(&response) {
             Response::Announced(response, peers) => (response, peers.to_vec()),
             other => panic!("{other:?}"),
@@ -486,9 +487,10 @@ impl Client {
     }
 
     /// Announces what is refused; returns the text.
-    pub(crate) fn announce_refused(&mut self, it: &Announcement) -> String {
+    pub(crate) fn announce_refused(&mut self, announcement: &Announcement) -> String {
         let id = self.connection_id;
-        let response = self.ask(|transaction, out| encode_announce(id, transaction, it, out));
+        let response =
+            self.ask(|transaction, out| encode_announce(id, transaction, announcement, out));
         match self.read(&response) {
             Response::Error(text) => String::from_utf8(text.to_vec()).unwrap(),
             other => panic!("{other:?}"),

@@ -232,13 +232,15 @@ fn a_private_tracker_serves_those_with_passkey_and_torrent() {
     }
     for request in captured("udp.txt", hex) {
         let mut site = Site::new(Mode::Private);
-        let Ok(Request::Announce(it, options)) = udp::decode(&request.bytes) else { continue };
+        let Ok(Request::Announce(announce, options)) = udp::decode(&request.bytes) else {
+            continue;
+        };
         let url = options.url_data();
         let Some(key) = passkey::of_path(&url) else { continue };
         passkeys[1] += 1;
         assert!(request.says("url:passkey"), "{}", request.label);
         assert_eq!(site.ask_udp(&request).0, Some(Refusal::UnknownPasskey), "{}", request.label);
-        site.register(it.info_hash, key);
+        site.register(announce.info_hash, key);
         assert_eq!(site.ask_udp(&request).0, None, "{}", request.label);
     }
     assert_eq!(passkeys, [29, 4]);

@@ -401,9 +401,9 @@ fn beside_a_thousand_loud_sources_quiet_ones_are_served() {
 #[test]
 fn new_torrents_over_their_limit_are_answered_but_not_stored() {
     let mut flooded = Flooded::new();
-    flooded.set(|it| {
-        (it.rate, it.burst) = (1_000_000, 1_000_000);
-        (it.new_torrent_rate, it.new_torrent_burst) = (5, 20);
+    flooded.set(|options| {
+        (options.rate, options.burst) = (1_000_000, 1_000_000);
+        (options.new_torrent_rate, options.new_torrent_burst) = (5, 20);
     });
     let intervals: Vec<u32> = (0..100)
         .map(|number| {
@@ -422,9 +422,9 @@ fn new_torrents_over_their_limit_are_answered_but_not_stored() {
 #[test]
 fn who_starts_and_is_not_stored_comes_back_in_half_an_hour_however_busy_the_tracker() {
     let mut flooded = Flooded::new();
-    flooded.set(|it| {
-        (it.rate, it.burst) = (1_000_000, 1_000_000);
-        (it.new_torrent_rate, it.new_torrent_burst) = (5, 20);
+    flooded.set(|options| {
+        (options.rate, options.burst) = (1_000_000, 1_000_000);
+        (options.new_torrent_rate, options.new_torrent_burst) = (5, 20);
     });
     (0..100).for_each(|_| flooded.load.observe(1.0, 1.0));
     flooded.event = Event::Started;

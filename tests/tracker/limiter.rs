@@ -125,8 +125,8 @@ fn networks_pass_their_multiple_however_many_addresses_they_send_from() {
         let mut random = Rng::with_seed(1);
         let mut host = || random.u128(..) & ((1_u128 << host_bits) - 1);
         let address = |_| match base {
-            IpAddr::V4(it) => v4(u32::from(it) | u32::try_from(host()).unwrap()),
-            IpAddr::V6(it) => v6(u128::from(it) | host()),
+            IpAddr::V4(ipv4) => v4(u32::from(ipv4) | u32::try_from(host()).unwrap()),
+            IpAddr::V6(ipv6) => v6(u128::from(ipv6) | host()),
         };
         (0..100_000).map(address).collect()
     };

@@ -97,22 +97,22 @@ proptest! {
     fn an_announce_is_read_as_written(
         id in any::<u64>(),
         transaction in transaction(),
-        it in announcement(),
+        sent in announcement(),
     ) {
-        let datagram = announce(id, transaction, &it);
+        let datagram = announce(id, transaction, &sent);
         prop_assert_eq!(datagram.len(), 98);
-        prop_assert_eq!(udp::peek_info_hash(&datagram), Some(&it.info_hash));
+        prop_assert_eq!(udp::peek_info_hash(&datagram), Some(&sent.info_hash));
         let Ok(Request::Announce(read, options)) = udp::decode(&datagram) else {
             panic!("no announce");
         };
         prop_assert_eq!(read.head.connection_id.get(), id);
         prop_assert_eq!(read.head.transaction_id, transaction);
-        prop_assert_eq!((read.info_hash, read.peer_id), (it.info_hash, it.peer_id));
-        prop_assert_eq!(read.downloaded.get(), it.downloaded);
-        prop_assert_eq!((read.left.get(), read.uploaded.get()), (it.left, it.uploaded));
-        prop_assert_eq!((read.event(), read.port.get()), (it.event, it.port));
-        prop_assert_eq!((read.claimed_address(), read.key), (None, it.key));
-        let numwant = u32::try_from(it.numwant).ok().filter(|&it| it > 0);
+        prop_assert_eq!((read.info_hash, read.peer_id), (sent.info_hash, sent.peer_id));
+        prop_assert_eq!(read.downloaded.get(), sent.downloaded);
+        prop_assert_eq!((read.left.get(), read.uploaded.get()), (sent.left, sent.uploaded));
+        prop_assert_eq!((read.event(), read.port.get()), (sent.event, sent.port));
+        prop_assert_eq!((read.claimed_address(), read.key), (None, sent.key));
+        let numwant = u32::try_from(sent.numwant).ok().filter(|&it| it > 0);
         prop_assert_eq!(read.numwant(), numwant);
         prop_assert!(options.url_data().is_empty());
     }
@@ -133,11 +133,11 @@ proptest! {
 
     #[test]
     fn url_data_is_joined_whatever_stands_between(
-        it in announcement(),
+        sent in announcement(),
         options in vec((1_u8..6, vec(any::<u8>(), 0..40)), 0..10),
         garbage in vec(any::<u8>(), 0..20),
     ) {
-        let mut datagram = announce(1, TransactionId([0; 4]), &it);
+        let mut datagram = announce(1, TransactionId([0; 4]), &sent);
         let options = options.iter();
         datagram.extend(options.clone().flat_map(|(kind, it)| option_bytes(*kind, it)));
         datagram.push(0); // the end: what follows is nothing
@@ -152,8 +152,8 @@ proptest! {
     }
 
     #[test]
-    fn every_truncation_of_an_announce_is_too_short(it in announcement()) {
-        let datagram = announce(1, TransactionId([7; 4]), &it);
+    fn every_truncation_of_an_announce_is_too_short(sent in announcement()) {
+        let datagram = announce(1, TransactionId([7; 4]), &sent);
         for bytes in 0..datagram.len() {
             let verdict = udp::decode(&datagram[..bytes]);
             prop_assert_eq!(verdict.err(), Some(Dropped::TooShort));
@@ -162,10 +162,10 @@ proptest! {
 
     #[test]
     fn every_truncation_of_the_options_is_still_the_announce(
-        it in announcement(),
+        sent in announcement(),
         options in vec((1_u8..6, vec(any::<u8>(), 0..40)), 0..6),
     ) {
-        let mut datagram = announce(1, TransactionId([7; 4]), &it);
+        let mut datagram = announce(1, TransactionId([7; 4]), &sent);
         datagram.extend(options.iter().flat_map(|(kind, it)| option_bytes(*kind, it)));
         let whole = options.iter().filter(|it| it.0 == 2).flat_map(|it| it.1.iter().copied());
         let whole: Vec<u8> = whole.collect();
@@ -173,7 +173,7 @@ proptest! {
             let Ok(Request::Announce(read, options)) = udp::decode(&datagram[..bytes]) else {
                 panic!("no announce");
             };
-            prop_assert_eq!(read.info_hash, it.info_hash);
+            prop_assert_eq!(read.info_hash, sent.info_hash);
             prop_assert!(whole.starts_with(&options.url_data()));
         }
     }

@@ -158,19 +158,25 @@ mod tests {
 
     #[test]
     fn expectations_that_are_missed_are_named() {
-        let mut it = Figures::default();
-        it.measures.push(Measure::new("honest_share", 0.9, "share of honest requests answered"));
-        it.measures.push(Measure { name: "rss_of_cap", value: None, meaning: "memory" });
-        it.judge(&[("honest_share", Bound::AtLeast(0.9)), ("honest_share", Bound::AtMost(1.0))]);
-        assert_eq!(it.missed, [""; 0]);
-        it.judge(&[("honest_share", Bound::AtLeast(0.95)), ("rss_of_cap", Bound::AtMost(1.05))]);
+        let mut figures = Figures::default();
+        figures.measures.push(Measure::new(
+            "honest_share",
+            0.9,
+            "share of honest requests answered",
+        ));
+        figures.measures.push(Measure { name: "rss_of_cap", value: None, meaning: "memory" });
+        figures
+            .judge(&[("honest_share", Bound::AtLeast(0.9)), ("honest_share", Bound::AtMost(1.0))]);
+        assert_eq!(figures.missed, [""; 0]);
+        figures
+            .judge(&[("honest_share", Bound::AtLeast(0.95)), ("rss_of_cap", Bound::AtMost(1.05))]);
         let wanted = [
             "honest_share is 0.9000, expected at least 0.95",
             "rss_of_cap is not known, expected at most 1.05",
         ];
-        assert_eq!(it.missed, wanted);
-        let json = serde_json::to_value(&it).unwrap();
+        assert_eq!(figures.missed, wanted);
+        let json = serde_json::to_value(&figures).unwrap();
         assert_eq!(json["measures"], serde_json::json!({"honest_share": 0.9, "rss_of_cap": null}));
-        assert!(it.text().contains("honest_share") && it.text().contains("not known"));
+        assert!(figures.text().contains("honest_share") && figures.text().contains("not known"));
     }
 }

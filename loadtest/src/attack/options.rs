@@ -102,7 +102,7 @@ impl AttackArguments {
             Profile::RandomHashes => (10_000, 0, 10_000, 5.0),
             _ => (1000, 1000, 10_000, 5.0),
         };
-        let it = Attack {
+        let attack = Attack {
             attackers: self.attackers.unwrap_or(attackers),
             attack_rate: self.attack_rate.unwrap_or(attack_rate),
             honest: self.honest.unwrap_or(honest),
@@ -114,12 +114,12 @@ impl AttackArguments {
         let shares =
             [self.expect_honest, self.expect_kept, self.expect_goodput, self.expect_recovery];
         let rules = [
-            (it.attackers > 0, "--attackers must be at least 1"),
-            (it.honest > 0, "--honest must be at least 1"),
-            (it.attack_rate > 0 || attack_rate == 0, "--attack-rate must be at least 1"),
-            (it.honest_interval_s >= 0.001, "--honest-interval must be at least 0.001"),
-            (it.requests > 0, "--requests must be at least 1"),
-            (it.ports > 0, "--ports must be at least 1"),
+            (attack.attackers > 0, "--attackers must be at least 1"),
+            (attack.honest > 0, "--honest must be at least 1"),
+            (attack.attack_rate > 0 || attack_rate == 0, "--attack-rate must be at least 1"),
+            (attack.honest_interval_s >= 0.001, "--honest-interval must be at least 0.001"),
+            (attack.requests > 0, "--requests must be at least 1"),
+            (attack.ports > 0, "--ports must be at least 1"),
             (
                 shares.iter().flatten().all(|it| (0.0..=1.0).contains(it)),
                 "--expect-... is a share from 0 to 1",
@@ -127,7 +127,7 @@ impl AttackArguments {
         ];
         match rules.iter().find(|(holds, _)| !holds) {
             Some((_, remedy)) => Err((*remedy).to_owned()),
-            None => Ok(it),
+            None => Ok(attack),
         }
     }
 

@@ -95,8 +95,8 @@ mod tests {
                 let partial = frame(&out[..cut.min(out.len() - 1)]).unwrap();
                 assert!(partial.is_none(), "{length} cut at {cut}");
             }
-            let it = frame(&out).unwrap().unwrap();
-            assert_eq!((it.opcode, &out[it.payload]), (TEXT, &payload[..]));
+            let parsed = frame(&out).unwrap().unwrap();
+            assert_eq!((parsed.opcode, &out[parsed.payload]), (TEXT, &payload[..]));
         }
         let mut masked = Vec::new();
         push_frame(&mut masked, PONG, b"abcde", [1, 2, 3, 4]);

@@ -129,11 +129,11 @@ pub(crate) fn judge<'a>(
     if pending.kind == Kind::Announce {
         return match announced(body)? {
             TrackerResponse::Failure(reason) => Ok((Said::Refused(reason), None)),
-            TrackerResponse::Granted(it) => {
+            TrackerResponse::Granted(announce) => {
                 let family = Family::of(own);
-                let peers = if family == Family::V4 { it.peers } else { it.peers6 };
+                let peers = if family == Family::V4 { announce.peers } else { announce.peers6 };
                 let flaw = flaw_of_peers(peers, pending, own, family, thorough);
-                Ok((Said::Announced(it), flaw))
+                Ok((Said::Announced(announce), flaw))
             }
         };
     }
@@ -155,8 +155,8 @@ pub(crate) fn judge<'a>(
 }
 
 impl From<ResponseError> for Invalid {
-    fn from(it: ResponseError) -> Self {
-        match it {
+    fn from(error: ResponseError) -> Self {
+        match error {
             ResponseError::NotBencode => Self::NotBencode,
             ResponseError::TrailingBytes | ResponseError::RaggedPeers => Self::RaggedTail,
             ResponseError::UnsortedKeys => Self::UnsortedKeys,

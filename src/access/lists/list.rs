@@ -347,8 +347,8 @@ mod tests {
     #[test]
     fn a_bad_line_is_named() {
         let error = |text: &[u8]| AccessList::parse(ListKind::Ports, text).unwrap_err();
-        let it = error(b"1\n# x\nhttp\n2");
-        assert_eq!((it.line, it.problem), (3, ListKind::Ports.allowed()));
+        let fault = error(b"1\n# x\nhttp\n2");
+        assert_eq!((fault.line, fault.problem), (3, ListKind::Ports.allowed()));
         assert_eq!(error(b"1 \xff").line, 1);
         assert_eq!(error(format!("\n1 {}", "x".repeat(201)).as_bytes()).line, 2);
         assert_eq!(error(b"1 a\x1bb").problem, "a reason without control characters");

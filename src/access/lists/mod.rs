@@ -233,39 +233,39 @@ mod tests {
             (ListName::NetworksAllow, "192.0.3.0/24", Refusal::NetworkDenied),
             (ListName::ClientsAllow, "-XM", Refusal::ClientDenied),
         ] {
-            let it = lists(&[(name, &format!("{text} because"), false)]);
+            let access_lists = lists(&[(name, &format!("{text} because"), false)]);
             let asked = question("192.0.2.1");
-            assert_eq!(it.check(&asked), Some(refusal), "{name:?}");
+            assert_eq!(access_lists.check(&asked), Some(refusal), "{name:?}");
             let reason = (!name.allows()).then_some("because");
-            assert_eq!(it.reason(refusal, &asked), reason, "{name:?}");
+            assert_eq!(access_lists.reason(refusal, &asked), reason, "{name:?}");
         }
     }
 
     #[test]
     fn what_is_on_both_lists_is_refused() {
-        let it = lists(&[
+        let access_lists = lists(&[
             (ListName::NetworksAllow, "192.0.2.0/24", false),
             (ListName::NetworksDeny, "192.0.2.128/25", false),
         ]);
-        assert_eq!(it.check(&question("192.0.2.1")), None);
-        assert_eq!(it.check(&question("192.0.2.129")), Some(Refusal::NetworkDenied));
-        assert_eq!(it.check(&question("192.0.3.1")), Some(Refusal::NetworkDenied));
+        assert_eq!(access_lists.check(&question("192.0.2.1")), None);
+        assert_eq!(access_lists.check(&question("192.0.2.129")), Some(Refusal::NetworkDenied));
+        assert_eq!(access_lists.check(&question("192.0.3.1")), Some(Refusal::NetworkDenied));
     }
 
     #[test]
     fn a_required_allow_list_without_entries_allows_nothing() {
-        let it = lists(&[(ListName::TorrentsAllow, "# none yet", true)]);
-        assert_eq!(it.check(&question("192.0.2.1")), Some(Refusal::TorrentDenied));
-        let it = lists(&[(ListName::TorrentsAllow, "", false)]);
-        assert_eq!(it.check(&question("192.0.2.1")), None);
+        let required = lists(&[(ListName::TorrentsAllow, "# none yet", true)]);
+        assert_eq!(required.check(&question("192.0.2.1")), Some(Refusal::TorrentDenied));
+        let optional = lists(&[(ListName::TorrentsAllow, "", false)]);
+        assert_eq!(optional.check(&question("192.0.2.1")), None);
     }
 
     #[test]
     fn a_scrape_is_judged_by_source_and_torrent_alone() {
-        let it =
+        let access_lists =
             lists(&[(ListName::ClientsAllow, "-XM", false), (ListName::PortsDeny, "6881", false)]);
         let scrape = AccessQuery { peer_id: None, port: None, ..question("192.0.2.1") };
-        assert_eq!(it.check(&scrape), None);
+        assert_eq!(access_lists.check(&scrape), None);
         let denied = lists(&[(ListName::TorrentsDeny, &"07".repeat(20), false)]);
         assert_eq!(denied.check(&scrape), Some(Refusal::TorrentDenied));
     }

@@ -104,9 +104,9 @@ impl Flow {
 
 impl std::iter::Sum for Flow {
     fn sum<I: Iterator<Item = Self>>(flows: I) -> Self {
-        flows.fold(Self::default(), |sum, it| Self {
-            total: sum.total + it.total,
-            per_s: sum.per_s + it.per_s,
+        flows.fold(Self::default(), |sum, flow| Self {
+            total: sum.total + flow.total,
+            per_s: sum.per_s + flow.per_s,
         })
     }
 }
@@ -274,9 +274,9 @@ mod tests {
     #[test]
     fn every_reason_for_silence_belongs_to_one_cause() {
         let flow = Flow { total: 1.0, per_s: 0.5 };
-        let dropped = |it: Dropped| MetricFlow {
+        let dropped = |reason: Dropped| MetricFlow {
             name: "skep_dropped_total",
-            labels: vec![("family", "ipv4".into()), ("reason", it.label().into())],
+            labels: vec![("family", "ipv4".into()), ("reason", reason.label().into())],
             flow,
         };
         let mut flows = Dropped::ALL.map(dropped).to_vec();

@@ -190,10 +190,10 @@ pub(super) fn tables(sample: &Sample) -> BTreeMap<&'static str, Rows> {
 
 /// The rows of the largest torrents' table.
 pub(super) fn top(listed: &[ListedTorrent]) -> Rows {
-    let row = |it: &ListedTorrent| {
-        let counts = [it.counts.seeders, it.counts.leechers, it.counts.completed];
+    let row = |torrent: &ListedTorrent| {
+        let counts = [torrent.counts.seeders, torrent.counts.leechers, torrent.counts.completed];
         let counts = counts.map(|it| grouped(it.into()));
-        [vec![it.info_hash.to_string()], counts.into()].concat()
+        [vec![torrent.info_hash.to_string()], counts.into()].concat()
     };
     listed.iter().map(row).collect()
 }
@@ -319,9 +319,9 @@ fn workers(sample: &Sample) -> Rows {
     if workers.len() > WORKER_ROWS_MAX {
         workers.sort_by(|a, b| b.busy_ratio.total_cmp(&a.busy_ratio));
     }
-    let row = |it: &&super::WorkerLoad| {
-        let silent = format!("{:.0} ms ago", it.silent_s * 1000.0);
-        vec![it.name.clone(), percent(it.busy_ratio), rate(it.requests_per_s), silent]
+    let row = |worker: &&super::WorkerLoad| {
+        let silent = format!("{:.0} ms ago", worker.silent_s * 1000.0);
+        vec![worker.name.clone(), percent(worker.busy_ratio), rate(worker.requests_per_s), silent]
     };
     workers.iter().take(WORKER_ROWS_MAX).map(row).collect()
 }

@@ -23,14 +23,14 @@ const SCOPE: Check = Check::new(
      externalTrafficPolicy: Cluster, an unlisted proxy) every peer that is handed out is useless.",
 );
 
-pub(super) fn examine(it: &HostReport) -> Vec<Finding> {
-    vec![bind(it), ipv6(it), scope(it)]
+pub(super) fn examine(report: &HostReport) -> Vec<Finding> {
+    vec![bind(report), ipv6(report), scope(report)]
 }
 
-fn bind(it: &HostReport) -> Finding {
+fn bind(report: &HostReport) -> Finding {
     // `ipv6` covers a wildcard address on a host without IPv6.
     let matters = |it: &&(SocketAddr, String)| !(it.0.is_ipv6() && it.0.ip().is_unspecified());
-    let refused: Vec<_> = it.facts.unbindable.iter().filter(matters).collect();
+    let refused: Vec<_> = report.facts.unbindable.iter().filter(matters).collect();
     if refused.is_empty() {
         return BIND.ok("every address of the settings is this host's");
     }
@@ -43,13 +43,13 @@ fn bind(it: &HostReport) -> Finding {
     )
 }
 
-fn ipv6(it: &HostReport) -> Finding {
-    let config = &it.config;
+fn ipv6(report: &HostReport) -> Finding {
+    let config = &report.config;
     let all = [config.udp_listen(), config.http_listen(), &config.tls.listen].concat();
     let outward = |it: &&SocketAddr| it.is_ipv6() && !it.ip().is_loopback();
     let listens = all.iter().find(outward);
-    let addresses = global_addresses(&it.host);
-    let routed = has_default_route(&it.host);
+    let addresses = global_addresses(&report.host);
+    let routed = has_default_route(&report.host);
     let (Some(at), addresses) = (listens, addresses) else {
         return IPV6
             .info("no setting has an outward IPv6 address: IPv6 is not served")
@@ -57,7 +57,7 @@ fn ipv6(it: &HostReport) -> Finding {
     };
     let addresses = match addresses {
         Ok(addresses) => addresses,
-        Err(unread) if unread.is_missing && it.host.has("/proc/net/dev") => {
+        Err(unread) if unread.is_missing && report.host.has("/proc/net/dev") => {
             return IPV6.warning(
                 format!("{at} cannot be served: this host has no IPv6"),
                 "have the provider route IPv6 and enable it, or listen on IPv4 alone\n\
@@ -108,9 +108,9 @@ fn has_default_route(host: &Host) -> Result<bool, HostReadError> {
     Ok(text.lines().any(leads))
 }
 
-fn scope(it: &HostReport) -> Finding {
-    let admin = it.config.admin.listen;
-    let metrics = match &it.facts.metrics {
+fn scope(report: &HostReport) -> Finding {
+    let admin = report.config.admin.listen;
+    let metrics = match &report.facts.metrics {
         Ok(metrics) => metrics,
         Err(error) => {
             return SCOPE
@@ -158,7 +158,7 @@ mod tests {
     }
 
     fn judge(fake: &Fake, id: &str) -> (Severity, String) {
-        found(&examine(&fake.it), id)
+        found(&examine(&fake.report), id)
     }
 
     #[test]
@@ -166,10 +166,10 @@ mod tests {
         let mut fake = Fake::new();
         assert_eq!(judge(&fake, "addresses.bind").0, Severity::Ok);
         let wildcard = "[::]:6969".parse().unwrap();
-        fake.it.facts.unbindable = vec![(wildcard, "no IPv6".into())];
+        fake.report.facts.unbindable = vec![(wildcard, "no IPv6".into())];
         assert_eq!(judge(&fake, "addresses.bind").0, Severity::Ok, "it is left out");
         let other = "203.0.113.7:6969".parse().unwrap();
-        fake.it.facts.unbindable.push((other, "Cannot assign requested address".into()));
+        fake.report.facts.unbindable.push((other, "Cannot assign requested address".into()));
         let (severity, text) = judge(&fake, "addresses.bind");
         assert_eq!(severity, Severity::Problem);
         assert!(text.starts_with("203.0.113.7:6969: Cannot assign"), "{text}");
@@ -215,7 +215,7 @@ mod tests {
     fn the_running_tracker_is_asked_where_announces_come_from() {
         let judge = |metrics: Result<&str, &str>| {
             let mut fake = Fake::new();
-            fake.it.facts.metrics = metrics.map(str::to_owned).map_err(str::to_owned);
+            fake.report.facts.metrics = metrics.map(str::to_owned).map_err(str::to_owned);
             judge(&fake, "addresses.scope")
         };
         let metrics = |one, unroutable| {

@@ -33,13 +33,13 @@ const BACKLOG: Check = Check::new(
 /// The kernel's default, in bytes. A smaller value was set by an administrator.
 const SEND_BUFFER_USUAL: u64 = 212_992;
 
-pub(super) fn examine(it: &HostReport) -> Vec<Finding> {
-    vec![receive(it), send(it), errors(it), backlog(it), filter(it)]
+pub(super) fn examine(report: &HostReport) -> Vec<Finding> {
+    vec![receive(report), send(report), errors(report), backlog(report), filter(report)]
 }
 
-fn receive(it: &HostReport) -> Finding {
-    let asked = it.config.udp.receive_buffer.0;
-    let given = match &it.facts.receive_buffer {
+fn receive(report: &HostReport) -> Finding {
+    let asked = report.config.udp.receive_buffer.0;
+    let given = match &report.facts.receive_buffer {
         Ok(given) => *given as u64,
         Err(error) => {
             return RECEIVE.info(format!("unknown: no socket could be created: {error}"));
@@ -49,7 +49,7 @@ fn receive(it: &HostReport) -> Finding {
         "$ sysctl -w net.core.rmem_max={asked}\nand the same in /etc/sysctl.d \
          (deploy/systemd/99-skep.conf), then restart skep"
     );
-    let max = it.host.number("/proc/sys/net/core/rmem_max");
+    let max = report.host.number("/proc/sys/net/core/rmem_max");
     let told = match &max {
         Ok(max) => format!("net.core.rmem_max is {}", size(*max)),
         Err(unread) => format!("net.core.rmem_max is unknown ({unread})"),
@@ -64,8 +64,8 @@ fn receive(it: &HostReport) -> Finding {
     }
 }
 
-fn send(it: &HostReport) -> Finding {
-    let read = |name: &str| it.host.number(&format!("/proc/sys/net/core/wmem_{name}"));
+fn send(report: &HostReport) -> Finding {
+    let read = |name: &str| report.host.number(&format!("/proc/sys/net/core/wmem_{name}"));
     let (given, max) = match (read("default"), read("max")) {
         (Ok(given), Ok(max)) => (given, max),
         (Err(unread), _) | (_, Err(unread)) => return SEND.unread(&unread),
@@ -101,22 +101,22 @@ fn counts(host: &Host) -> Result<DatagramCounts, HostReadError> {
     let of_v6 =
         v6.lines().filter_map(|it| it.strip_prefix("Udp6")?.split_once(char::is_whitespace));
     pairs.extend(of_v6);
-    let mut it = DatagramCounts::default();
+    let mut datagrams = DatagramCounts::default();
     for (name, value) in pairs {
         let value = value.trim().parse().unwrap_or(0);
         match name {
-            "InDatagrams" => it.taken += value,
-            "RcvbufErrors" => it.receive_full += value,
-            "SndbufErrors" => it.send_full += value,
-            "MemErrors" => it.no_memory += value,
+            "InDatagrams" => datagrams.taken += value,
+            "RcvbufErrors" => datagrams.receive_full += value,
+            "SndbufErrors" => datagrams.send_full += value,
+            "MemErrors" => datagrams.no_memory += value,
             _ => {}
         }
     }
-    Ok(it)
+    Ok(datagrams)
 }
 
-fn errors(it: &HostReport) -> Finding {
-    let counts = match counts(&it.host) {
+fn errors(report: &HostReport) -> Finding {
+    let counts = match counts(&report.host) {
         Ok(counts) => counts,
         Err(unread) => return ERRORS.unread(&unread),
     };
@@ -139,14 +139,14 @@ fn errors(it: &HostReport) -> Finding {
 }
 
 /// The second column of /proc/net/softnet_stat: packets dropped by each core, in hexadecimal.
-fn backlog(it: &HostReport) -> Finding {
-    let text = match it.host.text("/proc/net/softnet_stat") {
+fn backlog(report: &HostReport) -> Finding {
+    let text = match report.host.text("/proc/net/softnet_stat") {
         Ok(text) => text,
         Err(unread) => return BACKLOG.unread(&unread),
     };
     let of_core = |line: &str| u64::from_str_radix(line.split_whitespace().nth(1)?, 16).ok();
     let dropped: u64 = text.lines().filter_map(of_core).sum();
-    let elsewhere = elsewhere(it);
+    let elsewhere = elsewhere(report);
     // The file counts for the whole host; the sysctl exists only in the host's own namespace.
     let (whose, at) = match &elsewhere {
         Some(place) => (format!(" on the whole host, not only in this {place}"), "on the host: "),
@@ -166,20 +166,20 @@ fn backlog(it: &HostReport) -> Finding {
 }
 
 /// The container or the network namespace of this process; `None` if it seems to be the host's.
-fn elsewhere(it: &HostReport) -> Option<String> {
-    let network = |process: &str| it.host.link(&format!("/proc/{process}/ns/net")).ok();
-    if let Some(name) = container::runtime_name(it) {
+fn elsewhere(report: &HostReport) -> Option<String> {
+    let network = |process: &str| report.host.link(&format!("/proc/{process}/ns/net")).ok();
+    if let Some(name) = container::runtime_name(report) {
         return Some(format!("container ({name})"));
     }
     let (ours, first) = (network("self")?, network("1")?);
     (ours != first).then(|| format!("network namespace ({})", ours.display()))
 }
 
-fn filter(it: &HostReport) -> Finding {
-    let max = it.host.number("/proc/sys/net/core/optmem_max");
+fn filter(report: &HostReport) -> Finding {
+    let max = report.host.number("/proc/sys/net/core/optmem_max");
     let told = max.map_or_else(|it| it.to_string(), |it| format!("{it} bytes"));
-    let is_wanted = it.config.limits.kernel_deny_rate > 0;
-    match &it.facts.deny_filter {
+    let is_wanted = report.config.limits.kernel_deny_rate > 0;
+    match &report.facts.deny_filter {
         Ok(()) => FILTER.ok(format!("the largest filter fits (net.core.optmem_max: {told})")),
         Err(_) if !is_wanted => FILTER.ok("not needed: limits.kernel_deny_rate is 0"),
         Err(error) => FILTER.warning(
@@ -199,8 +199,8 @@ mod tests {
     fn small_receive_buffers_are_warned_of_with_the_command() {
         let judge = |given, max: &str| {
             let mut fake = Fake::new().with("/proc/sys/net/core/rmem_max", max);
-            fake.it.facts.receive_buffer = Ok(given);
-            found(&examine(&fake.it), "network.receive_buffer")
+            fake.report.facts.receive_buffer = Ok(given);
+            found(&examine(&fake.report), "network.receive_buffer")
         };
         assert_eq!(judge(8 << 20, "16777216\n").0, Severity::Ok);
         let (severity, text) = judge(212_992, "212992\n");
@@ -212,10 +212,10 @@ mod tests {
         assert_eq!(severity, Severity::Info, "CAP_NET_ADMIN");
         assert!(text.contains("the tracker's user may not"), "{text}");
         let mut fake = Fake::new();
-        fake.it.facts.receive_buffer = Ok(8 << 20);
-        assert_eq!(found(&examine(&fake.it), "network.receive_buffer").0, Severity::Ok);
-        fake.it.facts.receive_buffer = Err("Too many open files".into());
-        assert_eq!(found(&examine(&fake.it), "network.receive_buffer").0, Severity::Info);
+        fake.report.facts.receive_buffer = Ok(8 << 20);
+        assert_eq!(found(&examine(&fake.report), "network.receive_buffer").0, Severity::Ok);
+        fake.report.facts.receive_buffer = Err("Too many open files".into());
+        assert_eq!(found(&examine(&fake.report), "network.receive_buffer").0, Severity::Info);
     }
 
     #[test]
@@ -224,7 +224,7 @@ mod tests {
             let fake = Fake::new()
                 .with("/proc/sys/net/core/wmem_default", given)
                 .with("/proc/sys/net/core/wmem_max", "4194304\n");
-            found(&examine(&fake.it), "network.send_buffer").0
+            found(&examine(&fake.report), "network.send_buffer").0
         };
         assert_eq!(judge("212992\n"), Severity::Ok);
         assert_eq!(judge("4096\n"), Severity::Warning);
@@ -238,7 +238,7 @@ mod tests {
             let text =
                 format!("Ip: Forwarding\nIp: 1\n{names}\nUdp: {v4}\nUdpLite: RcvbufErrors\n");
             let fake = Fake::new().with("/proc/net/snmp", &text).with("/proc/net/snmp6", v6);
-            found(&examine(&fake.it), "network.udp_errors")
+            found(&examine(&fake.report), "network.udp_errors")
         };
         assert_eq!(judge("1000000 5 0 0 0 0", "Udp6RcvbufErrors \t0\n").0, Severity::Ok);
         let (severity, text) = judge("1000000 5 9 9 0 0", "");
@@ -249,7 +249,7 @@ mod tests {
         assert_eq!(severity, Severity::Warning);
         assert!(text.contains("5000 were lost to full receive buffers"), "{text}");
         let fake = Fake::new().with("/proc/net/snmp", "Ip: 1\n");
-        let (severity, text) = found(&examine(&fake.it), "network.udp_errors");
+        let (severity, text) = found(&examine(&fake.report), "network.udp_errors");
         assert!(severity == Severity::Info && text.contains("no counts of UDP"), "{text}");
     }
 
@@ -257,7 +257,7 @@ mod tests {
     fn packets_dropped_before_the_sockets_are_warned_of() {
         let judge = |text: &str| {
             let fake = Fake::new().with("/proc/net/softnet_stat", text);
-            found(&examine(&fake.it), "network.backlog")
+            found(&examine(&fake.report), "network.backlog")
         };
         assert_eq!(judge("00ff 00000000 00000001\n00ff 00000000 00000001\n").0, Severity::Ok);
         let (severity, text) = judge("00ff 00000010 00000001\n00ff 00000001 00000001\n");
@@ -269,7 +269,7 @@ mod tests {
     fn drops_of_the_whole_host_are_called_that_where_it_is_not_all_ours() {
         let judge = |fake: Fake, drops: &str| {
             let fake = fake.with("/proc/net/softnet_stat", &format!("00ff {drops} 00000001\n"));
-            found(&examine(&fake.it), "network.backlog")
+            found(&examine(&fake.report), "network.backlog")
         };
         let spaces = |first: &str| {
             Fake::new().linked("/proc/self/ns/net", "net:[2]").linked("/proc/1/ns/net", first)
@@ -292,8 +292,8 @@ mod tests {
         let judge = |settings: &str, fits| {
             let mut fake =
                 Fake::new().configured(settings).with("/proc/sys/net/core/optmem_max", "20480\n");
-            fake.it.facts.deny_filter = fits;
-            found(&examine(&fake.it), "network.optmem")
+            fake.report.facts.deny_filter = fits;
+            found(&examine(&fake.report), "network.optmem")
         };
         let denied = || Err("Cannot allocate memory".to_owned());
         assert_eq!(judge("[limits]\nkernel_deny_rate = 1000", Ok(())).0, Severity::Ok);

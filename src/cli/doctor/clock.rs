@@ -35,19 +35,20 @@ const AHEAD_S_MAX: u64 = 2;
 /// The smallest jump that is reported, in nanoseconds: a busy host delays a reading by less.
 const SET_NS_MIN: u64 = 100_000_000;
 
-pub(super) fn examine(it: &HostReport) -> Vec<Finding> {
-    vec![source(it), synchronised(it), jumps(it)]
+pub(super) fn examine(report: &HostReport) -> Vec<Finding> {
+    vec![source(report), synchronised(report), jumps(report)]
 }
 
-fn source(it: &HostReport) -> Finding {
-    let current = match it.host.text(&format!("{FOLDER}/current_clocksource")) {
+fn source(report: &HostReport) -> Finding {
+    let current = match report.host.text(&format!("{FOLDER}/current_clocksource")) {
         Ok(current) => current,
         Err(unread) => return SOURCE.unread(&unread),
     };
     if FAST.contains(&current.as_str()) {
         return SOURCE.ok(current);
     }
-    let available = it.host.text(&format!("{FOLDER}/available_clocksource")).unwrap_or_default();
+    let available =
+        report.host.text(&format!("{FOLDER}/available_clocksource")).unwrap_or_default();
     let better = available.split_whitespace().find(|it| FAST.contains(it));
     SOURCE.warning(
         &current,
@@ -63,10 +64,10 @@ fn source(it: &HostReport) -> Finding {
     )
 }
 
-fn synchronised(it: &HostReport) -> Finding {
+fn synchronised(report: &HostReport) -> Finding {
     const REMEDY: &str = "let chrony or systemd-timesyncd synchronise it (for a container: on its \
                           host)\n$ apt-get install chrony\n$ chronyc tracking";
-    match &it.facts.clock.synchronisation {
+    match &report.facts.clock.synchronisation {
         Ok(told) if told.is_synchronised => {
             SYNCHRONISED.ok(format!("synchronised according to the kernel; {}", errors(told)))
         }
@@ -76,7 +77,7 @@ fn synchronised(it: &HostReport) -> Finding {
                  synchronises the clock",
                 errors(told)
             );
-            let is_shared = it.facts.has_key_variable || !it.config.udp.key_file.is_empty();
+            let is_shared = report.facts.has_key_variable || !report.config.udp.key_file.is_empty();
             if is_shared {
                 let fact = format!("{fact}, and this node's connection-id key may be shared");
                 SYNCHRONISED.warning(fact, REMEDY)
@@ -85,7 +86,7 @@ fn synchronised(it: &HostReport) -> Finding {
             }
         }
         // systemd-timesyncd creates this file when it has set the clock; it is gone after a reboot.
-        Err(_) if it.host.has("/run/systemd/timesync/synchronized") => {
+        Err(_) if report.host.has("/run/systemd/timesync/synchronized") => {
             SYNCHRONISED.ok("systemd-timesyncd has set the clock since boot")
         }
         Err(error) => SYNCHRONISED
@@ -97,17 +98,17 @@ fn synchronised(it: &HostReport) -> Finding {
     }
 }
 
-fn errors(it: &Synchronisation) -> String {
-    let [probable, most] = [it.error_us, it.error_us_max].map(|us| {
+fn errors(state: &Synchronisation) -> String {
+    let [probable, most] = [state.error_us, state.error_us_max].map(|us| {
         let tenths = us / 100; // of a millisecond
         format!("{}.{} ms", tenths / 10, tenths % 10)
     });
     format!("estimated error {probable}, at most {most}")
 }
 
-fn jumps(it: &HostReport) -> Finding {
-    let mut signs = ahead(it);
-    let set_ns = it.facts.clock.set_ns;
+fn jumps(report: &HostReport) -> Finding {
+    let mut signs = ahead(report);
+    let set_ns = report.facts.clock.set_ns;
     if set_ns.unsigned_abs() >= SET_NS_MIN {
         let (tenths, way) =
             (set_ns.unsigned_abs() / 100_000_000, if set_ns < 0 { "back" } else { "forward" });
@@ -126,7 +127,7 @@ fn jumps(it: &HostReport) -> Finding {
              $ systemctl restart skep",
         );
     }
-    let snapshots = it.facts.state.iter().flat_map(|it| &it.snapshots);
+    let snapshots = report.facts.state.iter().flat_map(|it| &it.snapshots);
     let unread = snapshots.filter_map(|(name, at_s)| Some((name, at_s.as_ref().err()?)));
     match unread.into_iter().next() {
         Some((name, reason)) => JUMPS
@@ -137,25 +138,25 @@ fn jumps(it: &HostReport) -> Finding {
 }
 
 /// The snapshots with a date in the future: the clock was ahead when they were written.
-fn ahead(it: &HostReport) -> Vec<String> {
+fn ahead(report: &HostReport) -> Vec<String> {
     let by = |at_s: u64| {
-        let ahead_s = at_s.saturating_sub(it.facts.clock.now_s);
+        let ahead_s = at_s.saturating_sub(report.facts.clock.now_s);
         (ahead_s > AHEAD_S_MAX).then(|| format!("is dated {ahead_s} s in the future"))
     };
-    let snapshots = it.facts.state.iter().flat_map(|it| &it.snapshots);
-    let dated = |it: &(&str, Result<u64, String>)| {
-        Some(format!("{} {}", it.0, by(it.1.as_ref().ok().copied()?)?))
+    let snapshots = report.facts.state.iter().flat_map(|it| &it.snapshots);
+    let dated = |snapshot: &(&str, Result<u64, String>)| {
+        Some(format!("{} {}", snapshot.0, by(snapshot.1.as_ref().ok().copied()?)?))
     };
     let mut signs: Vec<_> = snapshots.filter_map(dated).collect();
-    let latest = last_success_s(it).and_then(by);
+    let latest = last_success_s(report).and_then(by);
     signs.extend(latest.map(|it| format!("the running tracker's latest snapshot {it}")));
     signs
 }
 
 /// When the running tracker, if any, last wrote a snapshot, in seconds since the Unix epoch.
-fn last_success_s(it: &HostReport) -> Option<u64> {
+fn last_success_s(report: &HostReport) -> Option<u64> {
     const SERIES: &str = "skep_snapshot_last_success_timestamp_seconds ";
-    let metrics = it.facts.metrics.as_ref().ok()?;
+    let metrics = report.facts.metrics.as_ref().ok()?;
     let value = metrics.lines().find_map(|it| it.strip_prefix(SERIES))?;
     value.trim().parse().ok()
 }
@@ -170,7 +171,7 @@ mod tests {
         let fake = Fake::new()
             .with(&format!("{FOLDER}/current_clocksource"), current)
             .with(&format!("{FOLDER}/available_clocksource"), available);
-        found(&examine(&fake.it), "time.clock_source")
+        found(&examine(&fake.report), "time.clock_source")
     }
 
     #[test]
@@ -183,7 +184,7 @@ mod tests {
         let (severity, text) = judge("acpi_pm\n", "acpi_pm\n");
         assert_eq!(severity, Severity::Warning);
         assert!(text.contains("dmesg"), "{text}");
-        let unread = found(&examine(&Fake::new().it), "time.clock_source");
+        let unread = found(&examine(&Fake::new().report), "time.clock_source");
         assert_eq!(unread.0, Severity::Info);
     }
 
@@ -193,13 +194,13 @@ mod tests {
 
     #[test]
     fn a_clock_that_nobody_keeps_right_matters_most_where_nodes_share_a_key() {
-        let judge = |it: &Fake| found(&examine(&it.it), "time.synchronised");
+        let judge = |it: &Fake| found(&examine(&it.report), "time.synchronised");
         let mut fake = Fake::new();
-        fake.it.facts.clock.synchronisation = Ok(told(true, 12_000));
+        fake.report.facts.clock.synchronisation = Ok(told(true, 12_000));
         let (severity, text) = judge(&fake);
         assert_eq!(severity, Severity::Ok);
         assert!(text.contains("estimated error 1.2 ms, at most 12.0 ms"), "{text}");
-        fake.it.facts.clock.synchronisation = Ok(told(false, 16_000_000));
+        fake.report.facts.clock.synchronisation = Ok(told(false, 16_000_000));
         let (severity, text) = judge(&fake);
         assert_eq!(severity, Severity::Info);
         assert!(text.contains("STA_UNSYNC") && text.contains("$ apt-get install chrony"), "{text}");
@@ -209,15 +210,15 @@ mod tests {
         assert!(text.contains("key may be shared"), "{text}");
         let mut variable = shared.configured("");
         assert_eq!(judge(&variable).0, Severity::Info);
-        variable.it.facts.has_key_variable = true;
+        variable.report.facts.has_key_variable = true;
         assert_eq!(judge(&variable).0, Severity::Warning);
     }
 
     #[test]
     fn where_the_kernel_is_not_to_be_asked_the_file_of_timesyncd_is_looked_for() {
         let judge = |mut fake: Fake| {
-            fake.it.facts.clock.synchronisation = Err("Operation not permitted".into());
-            found(&examine(&fake.it), "time.synchronised")
+            fake.report.facts.clock.synchronisation = Err("Operation not permitted".into());
+            found(&examine(&fake.report), "time.synchronised")
         };
         let (severity, text) = judge(Fake::new());
         assert_eq!(severity, Severity::Info);
@@ -229,13 +230,13 @@ mod tests {
     fn jumps_of(change: impl FnOnce(&mut Fake)) -> (Severity, String) {
         let mut fake = Fake::new();
         change(&mut fake);
-        found(&examine(&fake.it), "time.jumps")
+        found(&examine(&fake.report), "time.jumps")
     }
 
     #[test]
     fn snapshots_of_the_future_tell_that_the_clock_was_set_back() {
         let judge = |dates: Vec<(&'static str, Result<u64, String>)>| {
-            jumps_of(|it| it.it.facts.state.as_mut().unwrap().snapshots = dates)
+            jumps_of(|it| it.report.facts.state.as_mut().unwrap().snapshots = dates)
         };
         assert_eq!(judge(Vec::new()).0, Severity::Ok);
         assert_eq!(judge(vec![("a", Ok(NOW_S + 2)), ("b", Ok(0))]).0, Severity::Ok);
@@ -251,14 +252,14 @@ mod tests {
         assert_eq!(severity, Severity::Info);
         assert!(text.starts_with("unknown time of b: Permission denied"), "{text}");
         assert_eq!(judge(vec![unread(), ("a", Ok(NOW_S + 9))]).0, Severity::Warning);
-        assert_eq!(jumps_of(|it| it.it.facts.state = Err(String::new())).0, Severity::Ok);
+        assert_eq!(jumps_of(|it| it.report.facts.state = Err(String::new())).0, Severity::Ok);
     }
 
     #[test]
     fn the_running_tracker_may_be_ahead_of_the_clock() {
         let judge = |at_s: &str| {
             let text = format!("# HELP x\nskep_snapshot_last_success_timestamp_seconds {at_s}\n");
-            jumps_of(|it| it.it.facts.metrics = Ok(text))
+            jumps_of(|it| it.report.facts.metrics = Ok(text))
         };
         for at_s in ["0", "1800000000", "1800000002", "NaN"] {
             assert_eq!(judge(at_s).0, Severity::Ok, "{at_s}");
@@ -270,7 +271,7 @@ mod tests {
 
     #[test]
     fn a_clock_that_is_set_meanwhile_is_seen() {
-        let judge = |set_ns| jumps_of(|it| it.it.facts.clock.set_ns = set_ns);
+        let judge = |set_ns| jumps_of(|it| it.report.facts.clock.set_ns = set_ns);
         assert_eq!([99_999_999, -99_999_999].map(|it| judge(it).0), [Severity::Ok; 2]);
         let (severity, text) = judge(-3_600_000_000_000);
         assert_eq!(severity, Severity::Warning);

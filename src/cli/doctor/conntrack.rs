@@ -33,8 +33,8 @@ struct Use {
     max: u64,
 }
 
-pub(super) fn examine(it: &HostReport) -> Vec<Finding> {
-    let used = match used(&it.host) {
+pub(super) fn examine(report: &HostReport) -> Vec<Finding> {
+    let used = match used(&report.host) {
         Ok(used) => used,
         Err(unread) => {
             return [TRACKED, FILL, TIMEOUTS, DROPS].iter().map(|it| it.unread(&unread)).collect();
@@ -44,7 +44,7 @@ pub(super) fn examine(it: &HostReport) -> Vec<Finding> {
     if used.count == 0 {
         return vec![TRACKED.ok("connection tracking is loaded, and tracks nothing")];
     }
-    vec![tracked(it), fill(&used), timeouts(it, &used), drops(it)]
+    vec![tracked(report), fill(&used), timeouts(report, &used), drops(report)]
 }
 
 /// The entries of the table; `None` if there is no connection tracking.
@@ -60,9 +60,9 @@ fn used(host: &Host) -> Result<Option<Use>, HostReadError> {
     }
 }
 
-fn tracked(it: &HostReport) -> Finding {
-    let ports = ports(it);
-    let list = match it.host.text("/proc/net/nf_conntrack") {
+fn tracked(report: &HostReport) -> Finding {
+    let ports = ports(report);
+    let list = match report.host.text("/proc/net/nf_conntrack") {
         Ok(list) => list,
         Err(unread) => {
             return TRACKED
@@ -105,8 +105,9 @@ fn fill(used: &Use) -> Finding {
     }
 }
 
-fn timeouts(it: &HostReport, used: &Use) -> Finding {
-    let read = |name: &str| it.host.number(&format!("{SYSCTLS}/nf_conntrack_udp_timeout{name}"));
+fn timeouts(report: &HostReport, used: &Use) -> Finding {
+    let read =
+        |name: &str| report.host.number(&format!("{SYSCTLS}/nf_conntrack_udp_timeout{name}"));
     let (one_way, both_ways) = match (read(""), read("_stream")) {
         (Ok(one_way), Ok(both_ways)) => (one_way, both_ways),
         (Err(unread), _) | (_, Err(unread)) => return TIMEOUTS.unread(&unread),
@@ -128,9 +129,9 @@ fn timeouts(it: &HostReport, used: &Use) -> Finding {
 /// New clients per second of a large public tracker.
 const RATE_GOOD: u64 = 10_000;
 
-fn drops(it: &HostReport) -> Finding {
+fn drops(report: &HostReport) -> Finding {
     const PATH: &str = "/proc/net/stat/nf_conntrack";
-    let text = match it.host.text(PATH) {
+    let text = match report.host.text(PATH) {
         Ok(text) => text,
         Err(unread) => return DROPS.unread(&unread),
     };
@@ -157,8 +158,8 @@ fn drops(it: &HostReport) -> Finding {
 }
 
 /// The ports that serve UDP.
-fn ports(it: &HostReport) -> Vec<u16> {
-    let mut ports: Vec<_> = it.config.udp_listen().iter().map(|it| it.port()).collect();
+fn ports(report: &HostReport) -> Vec<u16> {
+    let mut ports: Vec<_> = report.config.udp_listen().iter().map(|it| it.port()).collect();
     ports.sort_unstable();
     ports.dedup();
     ports.retain(|it| *it != 0);
@@ -200,7 +201,7 @@ mod tests {
     }
 
     fn judge(fake: &Fake, id: &str) -> (Severity, String) {
-        found(&examine(&fake.it), id)
+        found(&examine(&fake.report), id)
     }
 
     #[test]

@@ -24,12 +24,12 @@ const MEMORY: Check = Check::new(
 /// Version 1 reports the absence of a limit as a value close to 2^63.
 const NO_LIMIT: u64 = 1 << 62;
 
-pub(super) fn examine(it: &HostReport) -> Vec<Finding> {
-    vec![runtime(it), cpu(it), memory(it)]
+pub(super) fn examine(report: &HostReport) -> Vec<Finding> {
+    vec![runtime(report), cpu(report), memory(report)]
 }
 
-fn runtime(it: &HostReport) -> Finding {
-    let Some(name) = runtime_name(it) else { return RUNTIME.ok("not in a container") };
+fn runtime(report: &HostReport) -> Finding {
+    let Some(name) = runtime_name(report) else { return RUNTIME.ok("not in a container") };
     RUNTIME.info(format!("in a container ({name})")).remedied(
         "give it the host's network (--network host, hostNetwork: true) and the seccomp profile \
          with io_uring (deploy/kubernetes/components/io-uring-seccomp), if it lacks them",
@@ -37,11 +37,11 @@ fn runtime(it: &HostReport) -> Finding {
 }
 
 /// The runtime of the container that this process is in, if any.
-pub(super) fn runtime_name(it: &HostReport) -> Option<&'static str> {
-    let host = &it.host;
+pub(super) fn runtime_name(report: &HostReport) -> Option<&'static str> {
+    let host = &report.host;
     let groups = host.text("/proc/self/cgroup").unwrap_or_default();
     let grouped = |names: &[&str]| names.iter().any(|it| groups.contains(it));
-    if it.facts.in_kubernetes || grouped(&["kubepods"]) {
+    if report.facts.in_kubernetes || grouped(&["kubepods"]) {
         Some("Kubernetes")
     } else if host.has("/run/.containerenv") || grouped(&["libpod"]) {
         Some("Podman")
@@ -54,8 +54,8 @@ pub(super) fn runtime_name(it: &HostReport) -> Option<&'static str> {
     }
 }
 
-fn cpu(it: &HostReport) -> Finding {
-    let group = match ControlGroup::of(&it.host) {
+fn cpu(report: &HostReport) -> Finding {
+    let group = match ControlGroup::of(&report.host) {
         Ok(group) => group,
         Err(unread) => return CPU.unread(&unread),
     };
@@ -65,7 +65,7 @@ fn cpu(it: &HostReport) -> Finding {
     let stats = [group.texts("cpu.stat"), group.old_texts("cpu", "cpu.stat")].concat();
     let throttled = stats.iter().filter_map(throttled).max().unwrap_or(0);
     let Some(tenths) = quota_tenths(&group) else { return CPU.ok("no quota") };
-    let workers = it.workers();
+    let workers = report.workers();
     let fact = format!(
         "{}.{} cores for {workers} workers, used up {throttled} times so far",
         tenths / 10,
@@ -95,8 +95,8 @@ fn quota_tenths(group: &ControlGroup<'_>) -> Option<u64> {
     new.chain(old).min()
 }
 
-fn memory(it: &HostReport) -> Finding {
-    let group = match ControlGroup::of(&it.host) {
+fn memory(report: &HostReport) -> Finding {
+    let group = match ControlGroup::of(&report.host) {
         Ok(group) => group,
         Err(unread) => return MEMORY.unread(&unread),
     };
@@ -104,13 +104,13 @@ fn memory(it: &HostReport) -> Finding {
         [group.texts("memory.max"), group.old_texts("memory", "memory.limit_in_bytes")].concat();
     let limits = texts.iter().filter_map(|it| it.parse::<u64>().ok());
     let limit = limits.filter(|it| *it < NO_LIMIT).min();
-    let usable = it.facts.memory.as_ref().ok().copied();
+    let usable = report.facts.memory.as_ref().ok().copied();
     let Some((room, whose)) =
         limit.map(|it| (it, "limit")).or_else(|| usable.map(|it| (it, "host's")))
     else {
         return MEMORY.info("unknown amount of memory");
     };
-    let (cap, setting) = match it.config.memory.max_memory {
+    let (cap, setting) = match report.config.memory.max_memory {
         MemoryCap::Bytes(bytes) => (bytes.0, bytes.to_string()),
         // As the server computes it: from groups of version 2, or the host's memory.
         MemoryCap::Auto => (usable.unwrap_or(room) / 4 * 3, "auto".to_owned()),
@@ -147,7 +147,7 @@ mod tests {
     const GROUPS: &str = "/proc/self/cgroup";
 
     fn judge(fake: &Fake, id: &str) -> (Severity, String) {
-        found(&examine(&fake.it), id)
+        found(&examine(&fake.report), id)
     }
 
     #[test]
@@ -167,7 +167,7 @@ mod tests {
             assert!(said.contains(name), "{said}");
         }
         let mut fake = Fake::new();
-        fake.it.facts.in_kubernetes = true;
+        fake.report.facts.in_kubernetes = true;
         assert!(runtime(&fake).1.contains("Kubernetes"));
     }
 
@@ -178,7 +178,7 @@ mod tests {
                 .with(GROUPS, "0::/a\n")
                 .with("/sys/fs/cgroup/a/cpu.max", text)
                 .with("/sys/fs/cgroup/a/cpu.stat", throttled);
-            fake.it.facts.cores = Ok(workers);
+            fake.report.facts.cores = Ok(workers);
             judge(&fake, "container.cpu")
         };
         assert_eq!(quota("max 100000\n", 4, "").0, Severity::Ok);
@@ -198,7 +198,7 @@ mod tests {
                 .with(GROUPS, "3:cpu,cpuacct:/a\n0::/\n")
                 .with("/sys/fs/cgroup/cpu,cpuacct/a/cpu.cfs_quota_us", text)
                 .with("/sys/fs/cgroup/cpu,cpuacct/a/cpu.cfs_period_us", "100000\n");
-            fake.it.facts.cores = Ok(4);
+            fake.report.facts.cores = Ok(4);
             judge(&fake, "container.cpu").0
         };
         assert_eq!(quota("-1\n"), Severity::Ok);

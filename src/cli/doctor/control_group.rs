@@ -68,11 +68,11 @@ mod tests {
             .with("/sys/fs/cgroup/cpu,cpuacct/a/cpu.cfs_quota_us", "5\n")
             .with("/sys/fs/cgroup/memory/memory.limit_in_bytes", "6\n")
             .with("/sys/fs/cgroup/memory/a/b/memory.limit_in_bytes", "7\n");
-        let group = ControlGroup::of(&fake.it.host).unwrap();
+        let group = ControlGroup::of(&fake.report.host).unwrap();
         assert_eq!(group.texts("memory.max"), ["3", "1", "2"]);
         assert_eq!(group.old_texts("cpu", "cpu.cfs_quota_us"), ["5"]);
         assert_eq!(group.old_texts("memory", "memory.limit_in_bytes"), ["6", "7"]);
         assert!(group.texts("cpu.max").is_empty());
-        assert!(ControlGroup::of(&Fake::new().it.host).is_err());
+        assert!(ControlGroup::of(&Fake::new().report.host).is_err());
     }
 }

@@ -15,7 +15,7 @@ pub(super) const NOW_S: u64 = 1_800_000_000;
 /// A test host: no files until they are added, and good results of system calls.
 pub(super) struct Fake {
     root: TempDir,
-    pub(super) it: HostReport,
+    pub(super) report: HostReport,
 }
 
 impl Fake {
@@ -46,7 +46,7 @@ impl Fake {
             clock: WallClock { synchronisation, now_s: NOW_S, set_ns: 0 },
         };
         let host = Host::at(root.path());
-        Self { root, it: HostReport { host, facts, config: Config::default() } }
+        Self { root, report: HostReport { host, facts, config: Config::default() } }
     }
 
     /// A host that fails most checks.
@@ -62,13 +62,13 @@ impl Fake {
             .with("/proc/sys/net/netfilter/nf_conntrack_count", "100\n")
             .with("/proc/sys/net/netfilter/nf_conntrack_max", "100\n");
         fake.deny_io_uring();
-        fake.it.facts.receive_buffer = Ok(1 << 17);
-        fake.it.facts.deny_filter = Err("Cannot allocate memory".into());
-        fake.it.facts.open_files = Ok(10);
-        fake.it.facts.state = Err("HOME is not set".into());
-        fake.it.facts.has_key_variable = true;
-        fake.it.facts.clock.set_ns = -3_600_000_000_000;
-        fake.it.facts.clock.synchronisation =
+        fake.report.facts.receive_buffer = Ok(1 << 17);
+        fake.report.facts.deny_filter = Err("Cannot allocate memory".into());
+        fake.report.facts.open_files = Ok(10);
+        fake.report.facts.state = Err("HOME is not set".into());
+        fake.report.facts.has_key_variable = true;
+        fake.report.facts.clock.set_ns = -3_600_000_000_000;
+        fake.report.facts.clock.synchronisation =
             Ok(Synchronisation { is_synchronised: false, error_us: 0, error_us_max: 16_000_000 });
         fake
     }
@@ -91,13 +91,13 @@ impl Fake {
 
     /// Sets the configuration.
     pub(super) fn configured(mut self, toml: &str) -> Self {
-        self.it.config = Config::from_toml(toml).unwrap();
+        self.report.config = Config::from_toml(toml).unwrap();
         self
     }
 
     /// Denies io_uring, as a container runtime does.
     pub(super) fn deny_io_uring(&mut self) {
-        self.it.facts.io_uring = Err(Denial {
+        self.report.facts.io_uring = Err(Denial {
             problem: "io_uring is not usable: a seccomp profile denies it".into(),
             remedy: "allow io_uring_setup in the profile".into(),
         });

@@ -31,8 +31,8 @@ const RELEASE_MIN: (u32, u32) = (6, 1);
 
 const RELEASE_PATH: &str = "/proc/sys/kernel/osrelease";
 
-pub(super) fn examine(it: &HostReport) -> Vec<Finding> {
-    vec![version(it), io_uring(it), sysctl(it), seccomp(it)]
+pub(super) fn examine(report: &HostReport) -> Vec<Finding> {
+    vec![version(report), io_uring(report), sysctl(report), seccomp(report)]
 }
 
 /// The kernel's version: major, minor.
@@ -45,8 +45,8 @@ pub(super) fn release(host: &Host) -> Result<(u32, u32), HostReadError> {
     }
 }
 
-fn version(it: &HostReport) -> Finding {
-    match release(&it.host) {
+fn version(report: &HostReport) -> Finding {
+    match release(&report.host) {
         Err(unread) => VERSION.unread(&unread),
         Ok(release) => {
             let fact = format!("Linux {}.{}", release.0, release.1);
@@ -60,12 +60,12 @@ fn version(it: &HostReport) -> Finding {
     }
 }
 
-fn io_uring(it: &HostReport) -> Finding {
+fn io_uring(report: &HostReport) -> Finding {
     const WORKS: &str = "a datagram was sent and received through a ring";
-    match (&it.facts.io_uring, it.config.server.io) {
+    match (&report.facts.io_uring, report.config.server.io) {
         (Ok(()), Io::Mmsg) => IO_URING.ok("works, but is not used, because server.io = \"mmsg\""),
         (Ok(()), Io::Uring) => IO_URING.ok(WORKS),
-        (Ok(()), Io::Auto) => match fallback(it) {
+        (Ok(()), Io::Auto) => match fallback(report) {
             None => IO_URING.ok(WORKS),
             Some(reason) => IO_URING.warning(
                 format!("works here, but the running tracker does not use it ({reason})"),
@@ -140,7 +140,7 @@ mod tests {
     use super::*;
 
     fn judge(fake: &Fake, id: &str) -> (Severity, String) {
-        found(&examine(&fake.it), id)
+        found(&examine(&fake.report), id)
     }
 
     #[test]
@@ -170,7 +170,7 @@ mod tests {
         assert_eq!(severity, Severity::Problem);
         assert!(text.contains("allow io_uring_setup"), "{text}");
         assert_eq!(judge("[server]\nio = \"mmsg\"").0, Severity::Ok);
-        assert_eq!(found(&examine(&Fake::new().it), "kernel.io_uring").0, Severity::Ok);
+        assert_eq!(found(&examine(&Fake::new().report), "kernel.io_uring").0, Severity::Ok);
     }
 
     #[test]
@@ -178,7 +178,8 @@ mod tests {
         let judge = |backend: &str, reason: &str, settings: &str| {
             let mut fake = Fake::new().configured(settings);
             let labels = format!("backend=\"{backend}\",reason=\"{reason}\"");
-            fake.it.facts.metrics = Ok(format!("a 1\nskep_io_backend_info{{{labels}}} 1\nb 2\n"));
+            fake.report.facts.metrics =
+                Ok(format!("a 1\nskep_io_backend_info{{{labels}}} 1\nb 2\n"));
             judge(&fake, "kernel.io_uring")
         };
         let (severity, text) = judge("mmsg", "seccomp", "");

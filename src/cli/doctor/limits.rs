@@ -23,19 +23,19 @@ const OPEN_FILES_GOOD: u64 = 65_536;
 /// Memory that the rings may need, in bytes.
 const LOCKED_MEMORY_MIN: u64 = 64 << 20;
 
-pub(super) fn examine(it: &HostReport) -> Vec<Finding> {
-    vec![open_files(it), locked_memory(it)]
+pub(super) fn examine(report: &HostReport) -> Vec<Finding> {
+    vec![open_files(report), locked_memory(report)]
 }
 
-fn open_files(it: &HostReport) -> Finding {
-    let limit = match &it.facts.open_files {
+fn open_files(report: &HostReport) -> Finding {
+    let limit = match &report.facts.open_files {
         Ok(limit) => *limit,
         Err(error) => return OPEN_FILES.info(format!("unknown: {error}")),
     };
-    let config = &it.config;
+    let config = &report.config;
     let addresses =
         config.udp_listen().len() + config.http_listen().len() + config.tls.listen.len();
-    let sockets = (addresses * it.workers()) as u64 + OTHER_FILES;
+    let sockets = (addresses * report.workers()) as u64 + OTHER_FILES;
     let wanted = sockets + u64::from(config.http.connections_max);
     let remedy = "LimitNOFILE=1048576 in the unit, --ulimit nofile=1048576 for Docker, or\n\
                   $ ulimit -Hn 1048576";
@@ -56,8 +56,8 @@ fn open_files(it: &HostReport) -> Finding {
     OPEN_FILES.ok(fact)
 }
 
-fn locked_memory(it: &HostReport) -> Finding {
-    match (kernel::release(&it.host), &it.facts.locked_memory) {
+fn locked_memory(report: &HostReport) -> Finding {
+    match (kernel::release(&report.host), &report.facts.locked_memory) {
         (Ok(release), _) if release >= (5, 12) => LOCKED_MEMORY.ok("not limited by this kernel"),
         (_, Ok(limit)) if *limit >= LOCKED_MEMORY_MIN => LOCKED_MEMORY.ok("enough for rings"),
         (Ok(_), Ok(limit)) => LOCKED_MEMORY
@@ -77,8 +77,8 @@ mod tests {
     fn open_files_have_to_do_for_sockets_and_connections() {
         let judge = |limit, settings: &str| {
             let mut fake = Fake::new().configured(settings);
-            fake.it.facts.open_files = Ok(limit);
-            found(&examine(&fake.it), "limits.open_files")
+            fake.report.facts.open_files = Ok(limit);
+            found(&examine(&fake.report), "limits.open_files")
         };
         assert_eq!(judge(1 << 20, "").0, Severity::Ok);
         let (severity, text) = judge(1024, "");
@@ -95,15 +95,15 @@ mod tests {
     fn locked_memory_matters_to_old_kernels_alone() {
         let judge = |release, limit| {
             let mut fake = Fake::new().with("/proc/sys/kernel/osrelease", release);
-            fake.it.facts.locked_memory = Ok(limit);
-            found(&examine(&fake.it), "limits.locked_memory").0
+            fake.report.facts.locked_memory = Ok(limit);
+            found(&examine(&fake.report), "limits.locked_memory").0
         };
         assert_eq!(judge("6.1.0", 65_536), Severity::Ok);
         assert_eq!(judge("5.12.0", 65_536), Severity::Ok);
         assert_eq!(judge("5.10.0", 65_536), Severity::Warning);
         assert_eq!(judge("5.10.0", 64 << 20), Severity::Ok);
         let mut fake = Fake::new();
-        fake.it.facts.locked_memory = Ok(0);
-        assert_eq!(found(&examine(&fake.it), "limits.locked_memory").0, Severity::Info);
+        fake.report.facts.locked_memory = Ok(0);
+        assert_eq!(found(&examine(&fake.report), "limits.locked_memory").0, Severity::Info);
     }
 }

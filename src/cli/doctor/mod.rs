@@ -162,7 +162,7 @@ mod tests {
 
     #[test]
     fn a_host_that_shows_nothing_is_examined_to_the_end() {
-        let findings = examine(&Fake::new().it);
+        let findings = examine(&Fake::new().report);
         let unread: Vec<_> = findings.iter().filter(|it| it.fact.starts_with("unknown")).collect();
         assert!(unread.len() >= 8, "{unread:#?}");
         for finding in unread {
@@ -175,7 +175,7 @@ mod tests {
 
     #[test]
     fn names_are_unique_and_all_that_is_not_well_has_a_remedy() {
-        for findings in [examine(&Fake::new().it), examine(&Fake::ill().it)] {
+        for findings in [examine(&Fake::new().report), examine(&Fake::ill().report)] {
             let mut ids: Vec<_> = findings.iter().map(|it| it.id).collect();
             ids.sort_unstable();
             ids.dedup();

@@ -138,7 +138,7 @@ mod tests {
 
     #[test]
     fn lines_are_short_and_commands_whole() {
-        let text = text(&examine(&Fake::ill().it));
+        let text = text(&examine(&Fake::ill().report));
         let wide = |it: &&str| it.chars().count() > COLUMNS_MAX && !it.contains("$ ");
         assert_eq!(text.lines().find(wide), None, "{text}");
         assert!(text.contains("$ ulimit -Hn 1048576\n"), "{text}");

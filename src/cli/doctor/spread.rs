@@ -31,14 +31,14 @@ struct Card {
     rps_cores: u32,
 }
 
-pub(super) fn examine(it: &HostReport) -> Vec<Finding> {
-    let cards = cards(&it.host);
-    vec![softirq(it), queues(it, &cards), rps(it, &cards)]
+pub(super) fn examine(report: &HostReport) -> Vec<Finding> {
+    let cards = cards(&report.host);
+    vec![softirq(report), queues(report, &cards), rps(report, &cards)]
 }
 
-fn softirq(it: &HostReport) -> Finding {
+fn softirq(report: &HostReport) -> Finding {
     const PATH: &str = "/proc/softirqs";
-    let text = match it.host.text(PATH) {
+    let text = match report.host.text(PATH) {
         Ok(text) => text,
         Err(unread) => return SOFTIRQ.unread(&unread),
     };
@@ -55,7 +55,7 @@ fn softirq(it: &HostReport) -> Finding {
         return SOFTIRQ.ok("too few packets since boot");
     }
     let fact = format!("{cores} of {} cores receive, the busiest {share} %", by_core.len());
-    let is_uneven = by_core.len() > 1 && share > 80 && it.workers() > 1;
+    let is_uneven = by_core.len() > 1 && share > 80 && report.workers() > 1;
     if is_uneven {
         return SOFTIRQ.warning(
             fact,
@@ -85,13 +85,13 @@ fn cards(host: &Host) -> Result<Vec<Card>, HostReadError> {
     Ok(host.names(FOLDER)?.into_iter().filter_map(card).collect())
 }
 
-fn queues(it: &HostReport, cards: &Result<Vec<Card>, HostReadError>) -> Finding {
+fn queues(report: &HostReport, cards: &Result<Vec<Card>, HostReadError>) -> Finding {
     let cards = match cards {
         Ok(cards) if cards.is_empty() => return QUEUES.ok(NO_CARD),
         Ok(cards) => cards,
         Err(unread) => return QUEUES.unread(unread),
     };
-    let workers = it.workers();
+    let workers = report.workers();
     let list: Vec<_> = cards.iter().map(|it| format!("{} has {}", it.name, it.queues)).collect();
     let fact = format!("{}, for {workers} workers", list.join(", "));
     let Some(poor) = cards.iter().find(|it| it.queues < workers) else { return QUEUES.ok(fact) };
@@ -102,13 +102,13 @@ fn queues(it: &HostReport, cards: &Result<Vec<Card>, HostReadError>) -> Finding 
     ))
 }
 
-fn rps(it: &HostReport, cards: &Result<Vec<Card>, HostReadError>) -> Finding {
+fn rps(report: &HostReport, cards: &Result<Vec<Card>, HostReadError>) -> Finding {
     let cards = match cards {
         Ok(cards) if cards.is_empty() => return RPS.ok(NO_CARD),
         Ok(cards) => cards,
         Err(unread) => return RPS.unread(unread),
     };
-    let workers = it.workers();
+    let workers = report.workers();
     let is_short = |it: &&Card| it.queues < workers && it.rps_cores < 2;
     if let Some(Card { name, queues, .. }) = cards.iter().find(is_short) {
         return RPS.warning(
@@ -116,7 +116,7 @@ fn rps(it: &HostReport, cards: &Result<Vec<Card>, HostReadError>) -> Finding {
             format!(
                 "$ for q in /sys/class/net/{name}/queues/rx-*; do echo {} > $q/rps_cpus; done\nas \
                  a unit or a udev rule, to have it after a restart",
-                mask_of(it.cores())
+                mask_of(report.cores())
             ),
         );
     }
@@ -175,7 +175,7 @@ mod tests {
         for (at, mask) in masks.iter().enumerate() {
             fake = fake.with(&format!("/sys/class/net/eth0/queues/rx-{at}/rps_cpus"), mask);
         }
-        fake.it.facts.cores = Ok(workers);
+        fake.report.facts.cores = Ok(workers);
         fake
     }
 
@@ -193,8 +193,8 @@ mod tests {
         let judge = |line: &str, workers| {
             let text = format!("     CPU0 CPU1\n  TIMER: 1 2\n NET_RX: {line}\n");
             let mut fake = Fake::new().with("/proc/softirqs", &text);
-            fake.it.facts.cores = Ok(workers);
-            found(&examine(&fake.it), "network.softirq")
+            fake.report.facts.cores = Ok(workers);
+            found(&examine(&fake.report), "network.softirq")
         };
         assert_eq!(judge("2000000 2000000", 2).0, Severity::Ok);
         let (severity, text) = judge("9900000 100", 2);
@@ -204,13 +204,13 @@ mod tests {
         assert_eq!(judge("9900 100", 2).0, Severity::Ok, "too few to tell");
         assert_eq!(judge("9900000", 4).0, Severity::Ok, "there is but one core");
         let fake = Fake::new().with("/proc/softirqs", "CPU0\n");
-        assert_eq!(found(&examine(&fake.it), "network.softirq").0, Severity::Info);
+        assert_eq!(found(&examine(&fake.report), "network.softirq").0, Severity::Info);
     }
 
     #[test]
     fn few_queues_want_rps() {
         let fake = with_card(4, &["00000000"]);
-        let findings = examine(&fake.it);
+        let findings = examine(&fake.report);
         let (severity, text) = found(&findings, "network.rps");
         assert_eq!(severity, Severity::Warning);
         assert!(text.contains("eth0") && text.contains("echo f > $q/rps_cpus"), "{text}");
@@ -219,23 +219,23 @@ mod tests {
         assert!(text.contains("eth0 has 1, for 4 workers"), "{text}");
         assert!(text.contains("$ ethtool -L eth0 combined 4"), "{text}");
         assert!(!text.contains("eth1") && !text.contains("lo has"), "{text}");
-        let spread = found(&examine(&with_card(4, &["f"]).it), "network.rps");
+        let spread = found(&examine(&with_card(4, &["f"]).report), "network.rps");
         assert_eq!(spread.0, Severity::Ok);
     }
 
     #[test]
     fn enough_queues_want_no_rps() {
-        let findings = examine(&with_card(2, &["0", "0"]).it);
+        let findings = examine(&with_card(2, &["0", "0"]).report);
         assert_eq!(found(&findings, "network.rps").0, Severity::Ok);
         assert_eq!(found(&findings, "network.queues").0, Severity::Ok);
-        let findings = examine(&with_card(2, &["3", "3"]).it);
+        let findings = examine(&with_card(2, &["3", "3"]).report);
         assert_eq!(found(&findings, "network.rps").0, Severity::Info);
     }
 
     #[test]
     fn a_host_without_a_card_is_no_worse() {
         let fake = Fake::new().with("/sys/class/net/lo/queues/rx-0/rps_cpus", "0\n");
-        assert_eq!(found(&examine(&fake.it), "network.queues").0, Severity::Ok);
-        assert_eq!(found(&examine(&Fake::new().it), "network.queues").0, Severity::Info);
+        assert_eq!(found(&examine(&fake.report), "network.queues").0, Severity::Ok);
+        assert_eq!(found(&examine(&Fake::new().report), "network.queues").0, Severity::Info);
     }
 }

@@ -31,9 +31,9 @@ const SPACE_GOOD: u64 = 1 << 30;
 /// Fewer free inodes than this are a problem.
 const FILES_MIN: u64 = 100;
 
-pub(super) fn examine(it: &HostReport) -> Vec<Finding> {
-    let is_needed = it.config.access.mode != AccessMode::Open;
-    match &it.facts.state {
+pub(super) fn examine(report: &HostReport) -> Vec<Finding> {
+    let is_needed = report.config.access.mode != AccessMode::Open;
+    match &report.facts.state {
         Ok(home) => vec![directory(home, is_needed), permissions(home), space(home)],
         Err(reason) => vec![missing(format!("there is none: {reason}"), is_needed)],
     }
@@ -100,12 +100,12 @@ mod tests {
 
     fn judge(state: Result<StateHome, String>, settings: &str, id: &str) -> (Severity, String) {
         let mut fake = Fake::new().configured(settings);
-        fake.it.facts.state = state;
-        found(&examine(&fake.it), id)
+        fake.report.facts.state = state;
+        found(&examine(&fake.report), id)
     }
 
     fn home() -> StateHome {
-        Fake::new().it.facts.state.unwrap()
+        Fake::new().report.facts.state.unwrap()
     }
 
     #[test]
@@ -157,9 +157,9 @@ mod tests {
         assert!(!absent.exists() && !temporary.path().join("a").exists());
         let file = temporary.path().join("file");
         fs::write(&file, "").unwrap();
-        let it = StateHome::inspect(file.join("skep"));
-        assert!(it.snapshots.is_empty());
-        assert!(it.writable.unwrap_err().ends_with("is not a directory"));
+        let blocked = StateHome::inspect(file.join("skep"));
+        assert!(blocked.snapshots.is_empty());
+        assert!(blocked.writable.unwrap_err().ends_with("is not a directory"));
     }
 
     #[test]
@@ -174,9 +174,9 @@ mod tests {
         fs::write(temporary.path().join(PREVIOUS), bytes).unwrap();
         assert_eq!(look(), [(PREVIOUS, Ok(77))]);
         fs::write(temporary.path().join(CURRENT), [0; 200]).unwrap();
-        let it = look();
-        assert_eq!((it.len(), it[0].0), (2, CURRENT));
-        let reason = it[0].1.as_ref().unwrap_err();
+        let snapshots = look();
+        assert_eq!((snapshots.len(), snapshots[0].0), (2, CURRENT));
+        let reason = snapshots[0].1.as_ref().unwrap_err();
         assert!(reason.contains("not a snapshot: wrong first bytes"), "{reason}");
     }
 }

@@ -285,7 +285,7 @@ fn granted<T>(
     response: Result<TrackerResponse<'_, T>, ResponseError>,
 ) -> Result<T, StepFailure> {
     let problem = match response {
-        Ok(TrackerResponse::Granted(it)) => return Ok(it),
+        Ok(TrackerResponse::Granted(value)) => return Ok(value),
         Ok(TrackerResponse::Failure(reason)) => {
             let reason = reason[..reason.len().min(512)].escape_ascii();
             format!("failure reason: \"{reason}\"")

@@ -337,8 +337,8 @@ fn to_text(report: &AddressReport) -> String {
             None => writeln!(text),
         };
     }
-    if let Some(it) = &report.scrape {
-        let Scrape { duration_ms, seeders, leechers, completed } = it;
+    if let Some(scrape) = &report.scrape {
+        let Scrape { duration_ms, seeders, leechers, completed } = scrape;
         let _ = writeln!(
             text,
             "  scrape    {duration_ms:.3} ms: seeders {seeders}, leechers {leechers}, \

@@ -80,11 +80,11 @@ impl UdpProbe {
             bytes + self.options.len()
         })?;
         match self.read(step, &response)? {
-            Response::Announced(it, peers) => Ok(AnnounceReport {
+            Response::Announced(announced, peers) => Ok(AnnounceReport {
                 duration_ms: response.duration_ms,
-                interval_s: it.interval_s,
-                seeders: it.seeders,
-                leechers: it.leechers,
+                interval_s: announced.interval_s,
+                seeders: announced.seeders,
+                leechers: announced.leechers,
                 peers: Some(peers.len() / peer_stride(self.family)),
             }),
             _ => Err(unexpected(step)),

@@ -52,7 +52,7 @@ impl WebSocketProbe {
     }
 
     fn open(&self, wait: Duration) -> Result<WebSocket<ProbeStream>, WebSocketProbeError> {
-        let stream = self.route.open(wait).map_err(|it| match it {
+        let stream = self.route.open(wait).map_err(|error| match error {
             OpenError::TimedOut => WebSocketProbeError::TimedOut,
             OpenError::Failed(problem) => WebSocketProbeError::Failed(problem),
         })?;

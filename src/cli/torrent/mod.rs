@@ -200,8 +200,8 @@ type FoundFile = Result<PathBuf, (PathBuf, String)>;
 fn collect(path: &Path, depth: usize, files: &mut Vec<FoundFile>) {
     let failed = |problem: String| Err((path.to_owned(), problem));
     let is_folder = match fs::symlink_metadata(path) {
-        Ok(it) if it.is_symlink() && depth == 0 => path.is_dir(),
-        Ok(it) => it.is_dir(),
+        Ok(metadata) if metadata.is_symlink() && depth == 0 => path.is_dir(),
+        Ok(metadata) => metadata.is_dir(),
         Err(error) => return files.push(failed(error.to_string())),
     };
     if !is_folder {

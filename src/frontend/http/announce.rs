@@ -104,7 +104,7 @@ pub(super) fn write(
     dict.integer(b"complete", summary.seeders.into());
     match announce.source {
         IpAddr::V4(address) => dict.bytes(b"external ip", &address.octets()),
-        IpAddr::V6(it) => dict.bytes(b"external ip", &it.octets()),
+        IpAddr::V6(address) => dict.bytes(b"external ip", &address.octets()),
     }
     dict.integer(b"incomplete", summary.leechers.into());
     dict.integer(b"interval", summary.interval_s.into());

@@ -227,9 +227,9 @@ impl Encoder {
 
     fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
         match self {
-            Self::Identity(it) => it.write_all(bytes),
+            Self::Identity(buffer) => buffer.write_all(bytes),
             Self::Gzip(encoder) => encoder.write_all(bytes),
-            Self::Zstd(it) => it.write_all(bytes),
+            Self::Zstd(encoder) => encoder.write_all(bytes),
         }
     }
 
@@ -237,7 +237,7 @@ impl Encoder {
         match self {
             Self::Identity(_) => Ok(()),
             Self::Gzip(encoder) => encoder.try_finish(),
-            Self::Zstd(it) => it.do_finish(),
+            Self::Zstd(encoder) => encoder.do_finish(),
         }
     }
 
@@ -246,7 +246,7 @@ impl Encoder {
         match self {
             Self::Identity(bytes) => bytes,
             Self::Gzip(encoder) => encoder.get_mut(),
-            Self::Zstd(it) => it.get_mut(),
+            Self::Zstd(encoder) => encoder.get_mut(),
         }
     }
 }

@@ -92,7 +92,7 @@ impl Directory {
     ) -> WebPeer {
         let octets = match source {
             IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
-            IpAddr::V6(it) => it.octets(),
+            IpAddr::V6(address) => address.octets(),
         };
         let mut name = self.hash(&info_hash.0, &peer_id.0, &octets);
         if Scope::of(source) == Scope::Public {
@@ -111,7 +111,7 @@ impl Directory {
     pub(super) fn networks(&self, source: IpAddr) -> OfferNetworks {
         let (bits, lengths) = match source {
             IpAddr::V4(address) => (u128::from(address.to_bits()) << 96, V4_BITS),
-            IpAddr::V6(it) => (it.to_bits(), V6_BITS),
+            IpAddr::V6(address) => (address.to_bits(), V6_BITS),
         };
         let family = u8::from(source.is_ipv6());
         OfferNetworks(lengths.map(|length| {

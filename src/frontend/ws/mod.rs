@@ -229,7 +229,7 @@ impl MessageHandler<'_> {
             {
                 self.stop(&announce_message)
             }
-            Ok(WebTorrentMessage::Announce(it)) => self.announce(&it),
+            Ok(WebTorrentMessage::Announce(request)) => self.announce(&request),
             Ok(WebTorrentMessage::Answer(request)) => self.relay(&request),
             Ok(WebTorrentMessage::Scrape(hashes)) => self.scrape(&hashes),
             Err(invalid) => {

@@ -78,10 +78,10 @@ mod tests {
         assert!(
             fields(&headers).close && !fields(&headers).keep_alive && !fields(&headers).websocket
         );
-        let it = [header("connection", "Keep-Alive")];
-        assert!(fields(&it).keep_alive && !fields(&it).close);
-        let it = [header("connection", "closed, keep-alives")];
-        assert!(!fields(&it).keep_alive && !fields(&it).close);
+        let field = [header("connection", "Keep-Alive")];
+        assert!(fields(&field).keep_alive && !fields(&field).close);
+        let field = [header("connection", "closed, keep-alives")];
+        assert!(!fields(&field).keep_alive && !fields(&field).close);
     }
 
     #[test]

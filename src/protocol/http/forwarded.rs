@@ -73,9 +73,9 @@ fn forwarded_for(element: &[u8]) -> Option<IpAddr> {
 /// The parts of a list between separators outside of quotation marks. Empty parts are skipped.
 fn split(value: &[u8], separator: u8) -> impl Iterator<Item = &[u8]> {
     let mut quoted = false;
-    let parts = value.split(move |it| {
-        quoted ^= *it == b'"';
-        *it == separator && !quoted
+    let parts = value.split(move |byte| {
+        quoted ^= *byte == b'"';
+        *byte == separator && !quoted
     });
     parts.map(<[u8]>::trim_ascii).filter(|it| !it.is_empty())
 }

@@ -247,8 +247,10 @@ fn origin_form(target: &[u8]) -> Option<&[u8]> {
     if let [b'/' | b'?', ..] = target {
         return Some(target); // without a path: the announce URL had none
     }
-    let scheme = ["http://", "https://"].into_iter().find(|it| {
-        target.get(..it.len()).is_some_and(|start| start.eq_ignore_ascii_case(it.as_bytes()))
+    let scheme = ["http://", "https://"].into_iter().find(|prefix| {
+        target
+            .get(..prefix.len())
+            .is_some_and(|start| start.eq_ignore_ascii_case(prefix.as_bytes()))
     })?;
     let rest = &target[scheme.len()..];
     let host = rest.iter().position(|it| matches!(it, b'/' | b'?')).unwrap_or(rest.len());

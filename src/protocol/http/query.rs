@@ -462,8 +462,8 @@ mod tests {
         scrape(query, &mut all).unwrap();
         assert_eq!(all, [InfoHash(raw)]);
         // A blank makes a number or an address invalid; it is not trimmed.
-        let it = with("left=+0&numwant=5+&event=started+&ip=+1.2.3.4").unwrap();
-        assert_eq!((it.left, it.numwant, it.event), (u64::MAX, None, Event::None));
+        let parsed = with("left=+0&numwant=5+&event=started+&ip=+1.2.3.4").unwrap();
+        assert_eq!((parsed.left, parsed.numwant, parsed.event), (u64::MAX, None, Event::None));
         assert_eq!(claimed_address(b"ip=+1.2.3.4"), None);
     }
 

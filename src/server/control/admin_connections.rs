@@ -186,7 +186,7 @@ impl Drop for ConnectionPermit {
 /// The source that an address counts as: the IPv4 address, or the IPv6 /64.
 fn source_of(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
-        IpAddr::V6(it) => Ipv6Addr::from_bits(it.to_bits() >> 64 << 64).into(),
+        IpAddr::V6(v6) => Ipv6Addr::from_bits(v6.to_bits() >> 64 << 64).into(),
         v4 @ IpAddr::V4(_) => v4,
     }
 }

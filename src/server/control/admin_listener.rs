@@ -69,7 +69,7 @@ pub(crate) async fn serve(
     http.max_buf_size(READ_BYTES_MAX);
     loop {
         let (stream, from) = tokio::select! {
-            it = accept(&listener) => it,
+            accepted = accept(&listener) => accepted,
             _ = &mut closed => break,
         };
         let seat = Arc::new(seats.enter(from));
@@ -104,7 +104,7 @@ pub(crate) async fn serve(
 async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
     loop {
         match listener.accept().await {
-            Ok(it) => return it,
+            Ok(connection) => return connection,
             Err(_) => sleep(ACCEPT_PAUSE).await,
         }
     }

@@ -160,8 +160,8 @@ mod tests {
         // Hash maps of two exporters, and those of two renderings, have different orders.
         assert_eq!(names(&text), names(&scraped(&sources)));
         assert_eq!(names(&text), names(&first.render(&Reading::of(SERIES, &sources))));
-        let types = |it: &str| {
-            let types = it.lines().filter_map(|it| it.strip_prefix("# TYPE "));
+        let types = |page: &str| {
+            let types = page.lines().filter_map(|it| it.strip_prefix("# TYPE "));
             types.map(str::to_owned).collect::<Vec<_>>()
         };
         for series in SERIES.iter().filter(|it| it.labels != ["worker", "family"]) {
@@ -170,8 +170,8 @@ mod tests {
             assert!(text.contains(&format!("# HELP {} {}\n", series.name, series.help())));
         }
         assert!(types(&ordered(&first.handle.render())).is_sorted(), "{text}");
-        let lines = |it: &str| {
-            let mut lines = names(it);
+        let lines = |page: &str| {
+            let mut lines = names(page);
             lines.sort();
             lines
         };

@@ -153,8 +153,8 @@ mod tests {
 
     /// The total flow of the values with these labels.
     fn flow_of(flows: &[MetricFlow], name: &str, labels: &[(&str, &str)]) -> Flow {
-        let has = |it: &MetricFlow, label: &(&str, &str)| {
-            it.labels.iter().any(|own| own.0 == label.0 && own.1 == label.1)
+        let has = |metric: &MetricFlow, label: &(&str, &str)| {
+            metric.labels.iter().any(|own| own.0 == label.0 && own.1 == label.1)
         };
         let is_it = |it: &&MetricFlow| it.name == name && labels.iter().all(|label| has(it, label));
         flows.iter().filter(is_it).map(|it| it.flow).sum()

@@ -184,10 +184,10 @@ fn bind_tcp(
 
 /// Whether one of the sockets bound in this process prevents another from being bound alone.
 fn overlaps(address: SocketAddr, bound: &[SocketAddr]) -> bool {
-    bound.iter().any(|it| {
-        let is_one_a_wildcard = it.ip().is_unspecified() || address.ip().is_unspecified();
-        let is_same = it.ip() == address.ip() || is_one_a_wildcard;
-        it.port() == address.port() && it.is_ipv4() == address.is_ipv4() && is_same
+    bound.iter().any(|other| {
+        let is_one_a_wildcard = other.ip().is_unspecified() || address.ip().is_unspecified();
+        let is_same = other.ip() == address.ip() || is_one_a_wildcard;
+        other.port() == address.port() && other.is_ipv4() == address.is_ipv4() && is_same
     })
 }
 
@@ -288,13 +288,13 @@ mod tests {
             given.receive(SocketDescription { kind, place, index, is_managed }, socket);
         };
         for &address in &sockets.addresses {
-            for (index, it) in (0..).zip(sockets.of(address)) {
-                add(SocketKind::Udp, address, index, it.socket().try_clone().unwrap().into());
+            for (index, socket) in (0..).zip(sockets.of(address)) {
+                add(SocketKind::Udp, address, index, socket.socket().try_clone().unwrap().into());
             }
         }
         for bound in listeners {
-            for (index, it) in (0..).zip(&bound.by_worker) {
-                add(SocketKind::Tcp, bound.address, index, it.try_clone().unwrap().into());
+            for (index, socket) in (0..).zip(&bound.by_worker) {
+                add(SocketKind::Tcp, bound.address, index, socket.try_clone().unwrap().into());
             }
         }
         given

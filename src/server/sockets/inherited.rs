@@ -170,7 +170,7 @@ impl InheritedSockets {
             BindPlace::At(at) => *at == asked,
             BindPlace::Path(_) => false,
         };
-        let is_of_kind = |it: &SocketDescription| match it.kind {
+        let is_of_kind = |description: &SocketDescription| match description.kind {
             Some(known) => known == kind,
             None => matches!(kind, SocketKind::Tcp | SocketKind::Tls | SocketKind::Admin),
         };

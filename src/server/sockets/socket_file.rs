@@ -74,22 +74,22 @@ impl Drop for SocketFile {
 
 /// The name of a socket at `path` until it is complete.
 fn unfinished(path: &Path) -> io::Result<PathBuf> {
-    let mut it = path.as_os_str().to_owned();
-    it.push(format!(".{}", std::process::id()));
-    if it.len() > PATH_BYTES_MAX {
-        let spare = it.len() - path.as_os_str().len();
+    let mut name = path.as_os_str().to_owned();
+    name.push(format!(".{}", std::process::id()));
+    if name.len() > PATH_BYTES_MAX {
+        let spare = name.len() - path.as_os_str().len();
         let text = format!(
             "a socket's path may have {PATH_BYTES_MAX} bytes, {spare} of which are added while it \
              is made; remedy: a shorter server.state_dir or server.handover_socket"
         );
         return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
     }
-    Ok(it.into())
+    Ok(name.into())
 }
 
 fn identity(path: &Path) -> io::Result<(u64, u64)> {
-    let it = std::fs::symlink_metadata(path)?;
-    Ok((it.dev(), it.ino()))
+    let metadata = std::fs::symlink_metadata(path)?;
+    Ok((metadata.dev(), metadata.ino()))
 }
 
 #[cfg(test)]

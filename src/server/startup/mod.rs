@@ -244,11 +244,11 @@ fn bind(
 /// Second handles on all sockets, to read the kernel's counters from.
 fn watch(by_worker: &[Vec<BoundUdp>]) -> Result<Vec<WatchedSocket>, StartError> {
     let all = by_worker.iter().enumerate().flat_map(|(n, them)| them.iter().map(move |it| (n, it)));
-    all.map(|(worker, it)| {
-        let socket = it.socket().try_clone();
+    all.map(|(worker, bound)| {
+        let socket = bound.socket().try_clone();
         let socket =
             socket.map_err(|error| StartError::lacking("cannot duplicate a socket", &error))?;
-        Ok(WatchedSocket { worker, family: it.family(), socket })
+        Ok(WatchedSocket { worker, family: bound.family(), socket })
     })
     .collect()
 }

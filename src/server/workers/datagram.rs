@@ -45,7 +45,7 @@ impl Workers {
     ) -> Result<Self, StartError> {
         let stop = Arc::new(AtomicBool::new(false));
         let (counters, tallies, threads, pause) = Default::default();
-        let mut it = Self { counters, tallies, threads, stop, pause };
+        let mut pool = Self { counters, tallies, threads, stop, pause };
         for (worker, (&cpu, sockets)) in cpus.iter().zip(sockets).enumerate() {
             let counters = Arc::new(WorkerCounters::default());
             let tallies = Tallies::default();
@@ -53,8 +53,8 @@ impl Workers {
                 context: context.clone(),
                 counters: counters.clone(),
                 tallies: tallies.clone(),
-                stop: it.stop.clone(),
-                pause: it.pause.clone(),
+                stop: pool.stop.clone(),
+                pause: pool.pause.clone(),
                 backend,
                 sockets,
                 cpu,
@@ -70,11 +70,11 @@ impl Workers {
                     let _ = ends.send(WorkerExit { worker: format!("udp-{worker}"), result });
                 })
                 .map_err(|error| StartError::lacking("cannot start a thread", &error))?;
-            it.counters.push(counters);
-            it.tallies.push(tallies);
-            it.threads.push(thread);
+            pool.counters.push(counters);
+            pool.tallies.push(tallies);
+            pool.threads.push(thread);
         }
-        Ok(it)
+        Ok(pool)
     }
 
     /// Whether every worker has made a turn.

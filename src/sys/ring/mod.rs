@@ -11,7 +11,7 @@
 //! No send can block it (MSG_DONTWAIT), so a send slot is free once submitted.
 //!
 //! [`Ring`] records which receives are armed, which side owns a buffer, and which slots are free.
-//! The kernel is behind [`Kernel`]: the real one is [`Linux`], and tests have a double that fails
+//! The kernel is behind [`Kernel`]: the real one is [`LinuxRing`], and tests have a double that fails
 //! in every way that a kernel may fail.
 
 #[cfg(test)]
@@ -303,7 +303,7 @@ impl<K: Kernel> Ring<K> {
     }
 
     /// Queues the response to one datagram: the first `bytes` bytes of the room from
-    /// [`Self::exchange`]. False if there is no room and the response is lost.
+    /// [`Self::datagram`]. False if there is no room and the response is lost.
     #[inline]
     pub(crate) fn respond(&mut self, index: usize, bytes: usize) -> bool {
         let slot = self.sends_used;

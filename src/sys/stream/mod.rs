@@ -106,7 +106,7 @@ impl<N: Network> Acceptor<N> {
     /// awaited to its end, which [`Self::stop`] and [`Self::leave`] cause.
     pub(crate) async fn ready(&self) -> io::Result<()> {
         match &self.listener {
-            Either::Tcp(it) => N::ready(it, &self.stop).await,
+            Either::Tcp(listener) => N::ready(listener, &self.stop).await,
             Either::Unix(fd) => self.stop.or(readable(fd)).await,
         }
     }
@@ -115,8 +115,8 @@ impl<N: Network> Acceptor<N> {
     /// none: wait until it is [`Self::ready`].
     pub(crate) fn accept(&self) -> io::Result<(Socket<N>, Option<SocketAddr>)> {
         Ok(match &self.listener {
-            Either::Tcp(it) => {
-                let (socket, source) = N::accept(it)?;
+            Either::Tcp(listener) => {
+                let (socket, source) = N::accept(listener)?;
                 (Either::Tcp(socket), Some(source))
             }
             Either::Unix(fd) => {
@@ -130,7 +130,7 @@ impl<N: Network> Acceptor<N> {
     /// Stops accepting: ends the wait, and closes connections that wait in the queue.
     pub(crate) fn stop(&self) {
         match &self.listener {
-            Either::Tcp(it) => stop_tcp(it),
+            Either::Tcp(listener) => stop_tcp(listener),
             Either::Unix(_) => self.stop.notify(),
         }
     }
@@ -139,7 +139,7 @@ impl<N: Network> Acceptor<N> {
     /// has the socket.
     pub(crate) async fn leave(&self) {
         match &self.listener {
-            Either::Tcp(it) => N::cancel(it, &self.stop).await,
+            Either::Tcp(listener) => N::cancel(listener, &self.stop).await,
             Either::Unix(_) => self.stop.notify(),
         }
     }
@@ -201,22 +201,22 @@ impl<T: Stream, U: Stream> Stream for Either<T, U> {
     async fn read(&self, buffer: Vec<u8>) -> (io::Result<usize>, Vec<u8>) {
         debug_assert!(buffer.capacity() > buffer.len(), "there is room to read into");
         match self {
-            Self::Tcp(it) => it.read(buffer).await,
-            Self::Unix(it) => it.read(buffer).await,
+            Self::Tcp(stream) => stream.read(buffer).await,
+            Self::Unix(stream) => stream.read(buffer).await,
         }
     }
 
     async fn write_all(&self, bytes: Vec<u8>) -> (io::Result<()>, Vec<u8>) {
         match self {
-            Self::Tcp(it) => it.write_all(bytes).await,
-            Self::Unix(it) => it.write_all(bytes).await,
+            Self::Tcp(stream) => stream.write_all(bytes).await,
+            Self::Unix(stream) => stream.write_all(bytes).await,
         }
     }
 
     fn shutdown(&self, how: Shutdown) {
         match self {
-            Self::Tcp(it) => it.shutdown(how),
-            Self::Unix(it) => it.shutdown(how),
+            Self::Tcp(stream) => stream.shutdown(how),
+            Self::Unix(stream) => stream.shutdown(how),
         }
     }
 }

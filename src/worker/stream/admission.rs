@@ -109,10 +109,10 @@ impl Connections {
             return Err(CloseReason::PerSourceCap);
         }
         let mut networks = Vec::with_capacity(networks_of(address).count());
-        for it in networks_of(address) {
-            let held = shard.entry(self.key(address, it)).or_default();
+        for network in networks_of(address) {
+            let held = shard.entry(self.key(address, network)).or_default();
             held.connections.fetch_add(1, Ordering::Relaxed);
-            networks.push((held.clone(), it.times));
+            networks.push((held.clone(), network.times));
         }
         Ok(networks)
     }
@@ -318,9 +318,9 @@ mod tests {
         assert_eq!(connections.source_bytes(Ipv6Addr::from_bits(network + 5).into()), 400);
         let v4 = |last: u8, bytes| {
             let address = std::net::Ipv4Addr::new(192, 0, 2, last).into();
-            let mut it = connections.admit(Some((address, 100))).unwrap();
-            it.hold(bytes);
-            it
+            let mut connection = connections.admit(Some((address, 100))).unwrap();
+            connection.hold(bytes);
+            connection
         };
         let all: Vec<_> = (0..=255).map(|last| v4(last, 64)).collect();
         // The /24 counts as 32 addresses.

@@ -185,10 +185,10 @@ impl<N: Network> Connection<N> {
             false => (options.head_timeout_s, CloseReason::HeadTimeout),
         });
         let deadlines = Deadlines::until(self.worker.now().plus_s(u64::from(seconds)), missed);
-        self.with_deadlines(|it| {
-            let was_idle = it.missed == CloseReason::IdleTimeout;
-            if it.read == NEVER || (was_idle && !is_idle) {
-                *it = deadlines;
+        self.with_deadlines(|current| {
+            let was_idle = current.missed == CloseReason::IdleTimeout;
+            if current.read == NEVER || (was_idle && !is_idle) {
+                *current = deadlines;
             }
         });
     }

@@ -129,10 +129,10 @@ fn listen<N: Network>(
     for listener in listeners {
         let (listening, security) = match listener {
             Listener::Plain(tcp_listener) => (Listening::Tcp(tcp_listener), Security::Plain),
-            Listener::Tls(it) => {
+            Listener::Tls(tcp_listener) => {
                 let lacking = || io::Error::other("TLS is listened for, but not configured");
                 let config = worker.shared.tls.clone().ok_or_else(lacking)?;
-                (Listening::Tcp(it), Security::Tls(config))
+                (Listening::Tcp(tcp_listener), Security::Tls(config))
             }
             Listener::Unix(unix_listener) => (Listening::Unix(unix_listener), Security::Plain),
         };

@@ -188,7 +188,7 @@ impl World {
             _ => None,
         };
         let snapshot = match Snapshot::open(Cursor::new(&other.unwrap_or(&kept).bytes)) {
-            Ok(it) => it,
+            Ok(snapshot) => snapshot,
             Err(fault) => {
                 let what = format!("{fault:?}");
                 return Err(Violation { invariant: Invariant::Snapshots, what });

@@ -108,7 +108,7 @@ impl Site {
 pub(crate) fn worker_of(source: IpAddr, port: u16) -> usize {
     let last = match source {
         IpAddr::V4(address) => address.octets()[3],
-        IpAddr::V6(it) => it.octets()[15],
+        IpAddr::V6(address) => address.octets()[15],
     };
     (usize::from(last) + usize::from(port)) % WORKERS
 }

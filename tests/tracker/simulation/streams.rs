@@ -103,8 +103,8 @@ impl World {
         let files = response.get("files").unwrap().as_dict().unwrap();
         let found: Vec<_> = files
             .iter()
-            .map(|(hash, it)| {
-                let count = |key| number(it, key);
+            .map(|(hash, file)| {
+                let count = |key| number(file, key);
                 let hash = InfoHash(hash.as_slice().try_into().unwrap());
                 (hash, count("complete"), count("downloaded"), count("incomplete"))
             })

@@ -51,15 +51,15 @@ impl Who {
             Self::Web(client) if client % 12 == 6 => (kind, scope, nowhere, 0),
             Self::Web(client) => (kind, scope, nowhere, 1 + u16::try_from(client).unwrap()),
             Self::At(address) if scope == 2 => (kind, scope, address.ip(), address.port()),
-            Self::At(it) if scope == 1 => {
-                let host = match it.ip() {
-                    IpAddr::V4(_) => it.ip(),
+            Self::At(address) if scope == 1 => {
+                let host = match address.ip() {
+                    IpAddr::V4(_) => address.ip(),
                     IpAddr::V6(ip) => Ipv6Addr::from(u128::from(ip) >> 64 << 64).into(),
                 };
                 (kind, scope, host, 0)
             }
-            Self::At(it) => {
-                let network = match it.ip() {
+            Self::At(address) => {
+                let network = match address.ip() {
                     IpAddr::V4(ip) => Ipv4Addr::from(u32::from(ip) >> 8 << 8).into(),
                     IpAddr::V6(ip) => Ipv6Addr::from(u128::from(ip) >> 80 << 80).into(),
                 };
@@ -79,10 +79,10 @@ impl Who {
         match self {
             Self::Web(_) => 0,
             Self::At(address) => match address.ip() {
-                IpAddr::V4(it) if it.is_loopback() => 2,
-                IpAddr::V4(it) => u8::from(it.is_private()),
-                IpAddr::V6(it) if it.is_loopback() => 2,
-                IpAddr::V6(it) => u8::from(it.is_unique_local()),
+                IpAddr::V4(ipv4) if ipv4.is_loopback() => 2,
+                IpAddr::V4(ipv4) => u8::from(ipv4.is_private()),
+                IpAddr::V6(ipv6) if ipv6.is_loopback() => 2,
+                IpAddr::V6(ipv6) => u8::from(ipv6.is_unique_local()),
             },
         }
     }

@@ -141,7 +141,7 @@ impl World {
         let has_peers = response.len() > 20 + stride && response[3] == 1;
         let first = match (self.sabotage, source.ip()) {
             _ if !has_peers => None,
-            (Some(Sabotage::AskerHanded), IpAddr::V4(it)) => Some((it.octets(), be(request, 96))),
+            (Some(Sabotage::AskerHanded), IpAddr::V4(ip)) => Some((ip.octets(), be(request, 96))),
             (Some(Sabotage::PrivateHanded), IpAddr::V4(_)) => Some(([10, 9, 9, 9], [1, 1])),
             (Some(Sabotage::StrangerHanded), IpAddr::V4(_)) => Some(([8, 250, 9, 9], [1, 1])),
             _ => None,
@@ -152,7 +152,7 @@ impl World {
         }
         match self.sabotage {
             Some(Sabotage::LongResponses) if response.len() == 16 && response[3] == 0 => {
-                response.push(0)
+                response.push(0);
             }
             Some(Sabotage::PeersTwice) if has_peers => {
                 response.copy_within(20..20 + stride, 20 + stride);
