@@ -134,7 +134,7 @@ async fn revoke<P: Process>(
     id: Result<Path<String>, PathRejection>,
 ) -> Result<impl IntoResponse, ApiError> {
     #[derive(Serialize)]
-    struct Response {
+    struct RevokeResponse {
         status: &'static str,
     }
     let id = id.map(|Path(text)| text).unwrap_or_default();
@@ -146,7 +146,7 @@ async fn revoke<P: Process>(
     if !done {
         return Err(ApiError::unknown_passkey());
     }
-    Ok(([NOT_KEPT], Json(Response { status: "revoked" })))
+    Ok(([NOT_KEPT], Json(RevokeResponse { status: "revoked" })))
 }
 
 fn private(access_manager: &AccessManager) -> Result<&crate::access::Access, AccessError> {

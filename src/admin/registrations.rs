@@ -51,14 +51,14 @@ pub(super) async fn unregister<P: Process>(
     digits: Result<Path<String>, PathRejection>,
 ) -> Result<impl IntoResponse, ApiError> {
     #[derive(Serialize)]
-    struct Response {
+    struct UnregisterResponse {
         status: &'static str,
     }
     let info_hash = info_hash("info_hash", digits.as_deref().map_or("", String::as_str))?;
     let unregister =
         move |access_manager: &AccessManager| access_manager.unregister(&info_hash, who);
     work(&admin, move |access_manager, _| unregister(access_manager)).await?;
-    Ok(([NOT_KEPT], Json(Response { status: "unregistered" })))
+    Ok(([NOT_KEPT], Json(UnregisterResponse { status: "unregistered" })))
 }
 
 /// Serves the record of a registered torrent.

@@ -51,7 +51,7 @@ pub const ANNOUNCE_BYTES: usize = size_of::<AnnounceRequest>();
 /// Bytes before the first peer of an announce response.
 pub const ANNOUNCED_BYTES: usize = size_of::<AnnouncedHead>();
 /// Bytes before the first entry of a scrape response, and before the text of an error.
-pub const RESPONSE_HEAD_BYTES: usize = size_of::<ResponseHead>();
+pub const RESPONSE_HEAD_BYTES: usize = size_of::<DatagramHead>();
 /// Bytes that a receive buffer must hold: a scrape of 74 info-hashes has 1496, and an announce with
 /// BEP 41 options fits into an Ethernet frame.
 pub const REQUEST_BYTES_MAX: usize = 2048;
@@ -230,7 +230,7 @@ fn next_option(mut bytes: &[u8]) -> Option<(u8, &[u8], &[u8])> {
 /// The 8 bytes at the start of every response.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
-struct ResponseHead {
+struct DatagramHead {
     action: U32,
     transaction_id: TransactionId,
 }
@@ -238,14 +238,14 @@ struct ResponseHead {
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 struct Connected {
-    head: ResponseHead,
+    head: DatagramHead,
     connection_id: U64,
 }
 
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 struct AnnouncedHead {
-    head: ResponseHead,
+    head: DatagramHead,
     interval_s: U32,
     leechers: U32,
     seeders: U32,
@@ -259,8 +259,8 @@ struct Scraped {
     leechers: U32,
 }
 
-fn response_head(action: u32, transaction_id: TransactionId) -> ResponseHead {
-    ResponseHead { action: action.into(), transaction_id }
+fn datagram_head(action: u32, transaction_id: TransactionId) -> DatagramHead {
+    DatagramHead { action: action.into(), transaction_id }
 }
 
 /// Writes a value to the front of `out`; returns how many bytes that took. `out` is a send buffer
@@ -274,7 +274,7 @@ fn put<T: IntoBytes + Immutable>(value: &T, out: &mut [u8]) -> usize {
 /// Writes a connect response: 16 bytes, as long as the request (invariant 1: no amplification).
 #[inline]
 pub fn encode_connected(request: &Head, connection_id: u64, out: &mut [u8]) -> usize {
-    let head = response_head(ACTION_CONNECT, request.transaction_id);
+    let head = datagram_head(ACTION_CONNECT, request.transaction_id);
     put(&Connected { head, connection_id: connection_id.into() }, out)
 }
 
@@ -293,7 +293,7 @@ pub fn encode_announced(
     out: &mut [u8],
 ) -> usize {
     let announced = AnnouncedHead {
-        head: response_head(ACTION_ANNOUNCE, request.transaction_id),
+        head: datagram_head(ACTION_ANNOUNCE, request.transaction_id),
         interval_s: response.interval_s.into(),
         leechers: response.leechers.into(),
         seeders: response.seeders.into(),
@@ -318,7 +318,7 @@ pub fn encode_scraped(
 /// Writes the head of a scrape response. The entries follow in the requested order.
 #[inline]
 pub fn encode_scraped_head(request: &Head, out: &mut [u8]) -> usize {
-    put(&response_head(ACTION_SCRAPE, request.transaction_id), out)
+    put(&datagram_head(ACTION_SCRAPE, request.transaction_id), out)
 }
 
 /// Writes one entry of a scrape response.
@@ -335,7 +335,7 @@ pub fn encode_scraped_entry(entry: &ScrapeEntry, out: &mut [u8]) -> usize {
 /// Writes an error response. Its text is constant, so the response is at most 32 bytes long.
 #[inline]
 pub fn encode_error(request: &Head, refusal: Refusal, out: &mut [u8]) -> usize {
-    let head = put(&response_head(ACTION_ERROR, request.transaction_id), out);
+    let head = put(&datagram_head(ACTION_ERROR, request.transaction_id), out);
     let text = refusal.text().as_bytes();
     if let Some(room) = out.get_mut(head..head + text.len()) {
         room.copy_from_slice(text);
@@ -347,9 +347,8 @@ pub fn encode_error(request: &Head, refusal: Refusal, out: &mut [u8]) -> usize {
 pub mod client {
     use super::{
         ACTION_ANNOUNCE, ACTION_CONNECT, ACTION_ERROR, ACTION_SCRAPE, AnnounceRequest,
-        AnnounceResponse, AnnouncedHead, Connected, Event, Family, FromBytes, Head, InfoHash,
-        IntoBytes, MAGIC, PeerId, ResponseHead, ScrapeEntry, Scraped, TransactionId, peer_stride,
-        put,
+        AnnounceResponse, AnnouncedHead, Connected, DatagramHead, Event, Family, FromBytes, Head,
+        InfoHash, IntoBytes, MAGIC, PeerId, ScrapeEntry, Scraped, TransactionId, peer_stride, put,
     };
 
     /// The fields of an announce, for a client.
@@ -489,7 +488,7 @@ pub mod client {
         family: Family,
     ) -> Result<(TransactionId, Response<'_>), ResponseDecodeError> {
         let (head, tail) =
-            ResponseHead::ref_from_prefix(datagram).map_err(|_| ResponseDecodeError::TooShort)?;
+            DatagramHead::ref_from_prefix(datagram).map_err(|_| ResponseDecodeError::TooShort)?;
         let response = match head.action.get() {
             ACTION_CONNECT => {
                 let connected = Connected::read_from_bytes(datagram)

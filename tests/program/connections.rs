@@ -263,9 +263,10 @@ fn a_flood_of_handshakes_costs_little_more_than_those_that_one_source_may_have()
 
     let before = cpu_ticks(skep.id());
     (0..MEASURED).for_each(|_| greet(&skep, Ipv4Addr::new(127, 9, 9, 8), &hello));
-    let each = used(before) / f64::from(MEASURED);
-    let measured = handshakes();
-    assert_eq!(measured, f64::from(MEASURED), "none of them is over the limit");
+    // The last one may be counted after its response was read.
+    let measured = f64::from(MEASURED);
+    eventually("every handshake is counted: none is over the limit", || handshakes() >= measured);
+    let each = used(before) / measured;
 
     let (begun, before) = (Instant::now(), cpu_ticks(skep.id()));
     let mut tries = 0_u32;

@@ -11,8 +11,8 @@
 //! No send can block it (MSG_DONTWAIT), so a send slot is free once submitted.
 //!
 //! [`Ring`] records which receives are armed, which side owns a buffer, and which slots are free.
-//! The kernel is behind [`Kernel`]: the real one is [`LinuxRing`], and tests have a double that fails
-//! in every way that a kernel may fail.
+//! The kernel is behind [`Kernel`]: the real one is [`LinuxRing`], and tests have a double that
+//! fails in every way that a kernel may fail.
 
 #[cfg(test)]
 pub(crate) mod double;
