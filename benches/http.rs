@@ -1,5 +1,5 @@
-//! From the bytes of an HTTP request to those of its response, without a socket; and the parsing of
-//! it alone. One million torrents, two million peers, 30 peers wanted, as `pipeline` has them.
+//! HTTP from request bytes to response bytes, without a socket, and the parsing alone. One million
+//! torrents, two million peers, numwant 30, as in `pipeline`.
 #![allow(missing_docs, reason = "criterion's macros make undocumented functions")]
 #![allow(clippy::unwrap_used, reason = "a benchmark may fail by panicking")]
 
@@ -23,7 +23,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 const NOW: Now = Now::from_s(1_800_000_000);
 
-/// Requests drawn on while measuring: more than caches hold, less than all peers.
+/// Requests prepared for the measurement: more than the CPU caches hold, fewer than all peers.
 const REQUESTS: usize = 1 << 18;
 
 struct Client {
@@ -50,7 +50,8 @@ fn announce(torrent: u32, peer: u32) -> Client {
     Client { origin: Origin::Address(IpAddr::V4(address)), request: request.into_bytes() }
 }
 
-/// A torrent with the skew of public trackers: most have one or two peers, a few have hundreds.
+/// Draws a torrent with the skew of public trackers: most torrents have one or two peers, a few
+/// have hundreds.
 fn torrent(random: &mut Rng, torrents: u32) -> u32 {
     let uniform = random.f64();
     let skewed = if random.bool() { uniform } else { uniform.powi(6) };
@@ -60,7 +61,7 @@ fn torrent(random: &mut Rng, torrents: u32) -> u32 {
     torrent
 }
 
-/// A front end on so many torrents and peers, and what some of the peers send again.
+/// A front end with `torrents` and `peers`, and the next requests of some of the peers.
 fn swarms(torrents: u32, peers: u32) -> (HttpFrontend, Tracker, Vec<Client>) {
     let store = Arc::new(Store::new(Options::default()));
     let rules = Arc::new(ArcSwap::from_pointee(tracker::Options::default()));

@@ -1,8 +1,10 @@
-//! What it costs to ask the limiter: for sources whose lines are in the cache and for a million,
-//! for one over its limit, with another worker at the same lines; and what the hash has in that.
+//! The cost of one limiter decision: for sources whose lines are in the CPU cache, for a million
+//! sources, for a source over its limit, and with a second worker on the same lines; and the hash's
+//! share of it.
 //!
-//! `cargo bench --bench limiter`. A figure is for one request. Time goes on with each, so that no
-//! source is over its limit where it should not be; prices are worked out anew every 2.7 ms of it.
+//! `cargo bench --bench limiter`. A figure is for one request. Simulated time advances with each
+//! request, so that no source exceeds its limit unintentionally; prices are recomputed every 2.7 ms
+//! of it.
 #![allow(missing_docs, reason = "criterion's macros make undocumented functions")]
 #![allow(clippy::unwrap_used, reason = "a benchmark may fail by panicking")]
 
@@ -19,7 +21,7 @@ use siphasher::sip::SipHasher13;
 use skep::limiter::{Handle, LimitCounters, Limiter, Options, Price, Sizes, Verdict};
 use skep::time::Now;
 
-/// A worker, and time that goes on.
+/// A worker, and simulated time that advances.
 struct Door {
     gate: Handle,
     now_ns: u64,
@@ -43,7 +45,7 @@ impl Door {
     }
 }
 
-/// So many sources far from each other.
+/// `count` sources in distant networks.
 fn v4(count: usize) -> Vec<IpAddr> {
     let mut random = Rng::with_seed(2);
     (0..count).map(|_| Ipv4Addr::from(random.u32(0x0100_0000..0x7f00_0000)).into()).collect()
@@ -54,7 +56,7 @@ fn v6(count: usize) -> Vec<IpAddr> {
     (0..count).map(|_| Ipv6Addr::from(random.u128(0x2 << 124..0x4 << 124)).into()).collect()
 }
 
-/// Each source asks 50 times a second; the million only once.
+/// Each source sends 50 requests a second; in the case of a million sources, each sends one.
 fn admit(criterion: &mut Criterion) {
     for (name, sources, ns_per_request) in [
         ("1 k IPv4 sources", v4(1_000), 20_000),
@@ -73,7 +75,7 @@ fn admit(criterion: &mut Criterion) {
     }
 }
 
-/// Another worker asks for the same sources at the same time.
+/// A second worker checks the same sources at the same time.
 fn contended(criterion: &mut Criterion) {
     let limiter = Arc::new(Limiter::new(Sizes::default(), Some(1)));
     let sources = v4(1_000);

@@ -1,5 +1,5 @@
 //! From datagram to response without a socket: everything a worker does except I/O, in batches of
-//! 32 as it does them. One million torrents, two million peers, 30 peers wanted.
+//! 32 as in the worker. One million torrents, two million peers, numwant 30.
 #![allow(missing_docs, reason = "criterion's macros make undocumented functions")]
 #![allow(clippy::unwrap_used, reason = "a benchmark may fail by panicking")]
 
@@ -61,7 +61,8 @@ fn announce(ids: &ConnectionIds, torrent: u32, peer: u32) -> Datagram {
     (source, out)
 }
 
-/// A torrent with the skew of public trackers: most have one or two peers, a few have hundreds.
+/// Draws a torrent with the skew of public trackers: most torrents have one or two peers, a few
+/// have hundreds.
 fn torrent(random: &mut Rng, torrents: u32) -> u32 {
     let uniform = random.f64();
     let skewed = if random.bool() { uniform } else { uniform.powi(6) };

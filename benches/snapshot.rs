@@ -1,12 +1,12 @@
-//! What a snapshot costs: to export and encode the store, to judge a file, to restore it.
+//! The cost of a snapshot: exporting and encoding the store, verifying a file, restoring it.
 //!
 //! `cargo bench --bench snapshot` measures a store of 100 000 peers. One run with the disk, of any
-//! size, and how much work is done under a shard's lock at most (CPU time, as a busy host makes
-//! anything take longer):
+//! size, also measures the most work under a shard's lock (in CPU time, because wall time depends
+//! on the load of the host):
 //!
 //! ```text
 //! PEERS=10000000 TORRENTS=2000000 cargo bench --bench snapshot
-//! CROWD=1000000 PEERS=1000000 cargo bench --bench snapshot    half of them in one swarm
+//! CROWD=1000000 PEERS=1000000 cargo bench --bench snapshot    half of the peers in one swarm
 //! ```
 #![allow(missing_docs, reason = "criterion's macros make undocumented functions")]
 #![allow(clippy::unwrap_used, reason = "a benchmark may fail by panicking")]
@@ -54,7 +54,8 @@ fn join(store: &Store, torrent: u32, peer: u32, random: &mut Rng) {
     store.announce(now, &visit, &mut PeerBuffers::default(), random);
 }
 
-/// As the aquatic-like load has it: few torrents have most of the peers, most have one or two.
+/// A store with the distribution of the aquatic-like load: few torrents have most of the peers,
+/// most have one or two.
 fn filled(torrents: u32, peers: u32, crowd: u32) -> Store {
     let store = Store::new(Options { seed: Some(1), ..Options::default() });
     let mut random = Rng::with_seed(1);
@@ -111,7 +112,7 @@ fn number(name: &str) -> Option<u32> {
     std::env::var(name).ok().map(|it| it.parse().unwrap())
 }
 
-/// One save to a disk and one restore from it, with what each takes.
+/// Saves to a disk once and restores from it once; prints the duration of each.
 fn once(torrents: u32, peers: u32, crowd: u32) {
     let store = filled(torrents, peers, crowd);
     println!("{:?}, {} MiB", store.totals(), store.usage().bytes >> 20);

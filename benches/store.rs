@@ -1,10 +1,10 @@
-//! What an announce costs in the store: by peers a swarm, by peers in all, hit and miss, one
-//! thread and two, with the batched prefetch that the worker does and without; with a budget of
-//! memory, without one, and with none left; and when a large swarm's index grows.
+//! The cost of an announce in the store: by peers per swarm, by total peers, hit and miss, one
+//! thread and two, with and without the worker's batched prefetch; with a memory budget, without a
+//! budget, and with an exhausted one; and when a large swarm's index grows.
 //!
-//! `cargo bench --bench store` builds up to 10 M peers (1.5 GB); `-- --test` keeps to small stores.
-//! A figure is for one announce, 30 peers wanted; growth is one announce, the slowest there is, and
-//! so is the longest of a swarm that grows to a million peers.
+//! `cargo bench --bench store` builds up to 10 M peers (1.5 GB); `-- --test` uses small stores
+//! only. A figure is for one announce with numwant 30. `growth` is one announce, the slowest
+//! possible; `longest` is the slowest announce of a swarm that grows to a million peers.
 #![allow(missing_docs, reason = "criterion's macros make undocumented functions")]
 #![allow(clippy::unwrap_used, reason = "a benchmark may fail by panicking")]
 
@@ -157,8 +157,8 @@ fn by_total(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// Announces to a store whose memory is used up: of those who are there, of new torrents from one
-/// network after the other, and of newcomers to torrents that are there.
+/// Announces to a store whose memory budget is exhausted: of known peers, of new torrents from one
+/// network after the other, and of new peers in known torrents.
 fn when_full(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("announce/memory_used_up");
     group.throughput(Throughput::Elements(1));
@@ -187,8 +187,8 @@ fn when_full(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// What keeping account of memory costs where it is never short: announces of those who are there,
-/// and of newcomers, who take some.
+/// The cost of memory accounting where memory is never short: announces of known peers, and of new
+/// peers, which take memory.
 fn by_budget(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("announce/memory_budget");
     group.throughput(Throughput::Elements(1));
@@ -221,8 +221,8 @@ fn by_budget(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// The longest announce of a swarm that grows from nobody to a million peers: every doubling of its
-/// arrays and of its index is one of them.
+/// The longest announce of a swarm that grows from zero to a million peers: every growth of its
+/// arrays and of its index happens within one announce.
 fn longest(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("announce/longest_while_growing");
     group.sample_size(10).warm_up_time(Duration::from_millis(1));

@@ -1,5 +1,5 @@
-//! What a TLS connection costs before its first request: both sides of a handshake in memory, full
-//! and resumed, with the provider and the kind of tickets that the server uses. TLS 1.3, P-256.
+//! The cost of a TLS connection before its first request: both sides of a handshake in memory, full
+//! and resumed, with the crypto provider and ticket type of the server. TLS 1.3, P-256.
 #![allow(missing_docs, reason = "criterion's macros make undocumented functions")]
 #![allow(clippy::unwrap_used, reason = "a benchmark may fail by panicking")]
 
@@ -18,7 +18,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 const NAME: &str = "tracker.example";
 
-/// A server as skep has it, and a client that trusts it.
+/// A server configured as in skep, and a client that trusts it.
 fn configs() -> (Arc<ServerConfig>, ClientConfig) {
     let certified_key = rcgen::generate_simple_self_signed([NAME.to_owned()]).unwrap();
     let certificate = certified_key.cert.der().clone();
@@ -41,7 +41,7 @@ fn configs() -> (Arc<ServerConfig>, ClientConfig) {
     (Arc::new(server), client)
 }
 
-/// Hands over what `from` has to send.
+/// Moves the pending bytes of `from` to the other side.
 macro_rules! carry {
     ($from:ident, $to:ident, $wire:ident) => {
         $wire.clear();
@@ -56,7 +56,8 @@ macro_rules! carry {
     };
 }
 
-/// One handshake, and the tickets that come after it. Says what the server saw.
+/// Runs one handshake and transfers the tickets after it. Returns the kind of handshake that the
+/// server reports.
 fn handshake(
     server: &Arc<ServerConfig>,
     client: &Arc<ClientConfig>,
@@ -84,7 +85,8 @@ fn tls(criterion: &mut Criterion) {
         ("resumed", Arc::new(client), HandshakeKind::Resumed),
     ] {
         let mut wire = Vec::new();
-        // The first of a client that remembers is full, too, and brings its first tickets.
+        // The first handshake of a client with a session cache is full, too, and brings its first
+        // tickets.
         assert_eq!(handshake(&server, &client, &mut wire), HandshakeKind::Full);
         group.bench_function(name, |bencher| {
             bencher.iter(|| assert_eq!(handshake(&server, &client, &mut wire), kind));

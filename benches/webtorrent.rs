@@ -1,5 +1,5 @@
-//! WebTorrent from message to response without a socket: decoding, an announce in full, an offer on
-//! its way to another client and its answer back.
+//! WebTorrent from message to response without a socket: decoding, a complete announce, and an
+//! offer relayed to another client and its answer relayed back.
 #![allow(missing_docs, reason = "criterion's macros make undocumented functions")]
 #![allow(clippy::unwrap_used, reason = "a benchmark may fail by panicking")]
 
@@ -21,7 +21,7 @@ const NOW: Now = Now::from_s(1_800_000_000);
 const TORRENTS: usize = 1000;
 const SOCKETS: usize = 4000;
 
-/// As long as those of browsers.
+/// A session description as long as that of a browser.
 fn description(kind: &str) -> String {
     format!(r#"{{"type":"{kind}","sdp":"{}"}}"#, r"a=candidate:1 1 udp 2\r\n".repeat(40))
 }
@@ -81,7 +81,7 @@ impl World {
         outbox
     }
 
-    /// Carries mail; says to which sockets.
+    /// Delivers the messages of `outbox`; returns the receiving sockets.
     fn deliver(&mut self, outbox: Outbox, now: Now) -> Vec<usize> {
         let mut told = Outbox::default();
         let mut sockets = Vec::new();
@@ -120,14 +120,14 @@ fn handle(criterion: &mut Criterion) {
     }
 }
 
-/// An announce with one offer, its way to the other client, and the answer's way back.
+/// An announce with one offer, the delivery to the other client, and the delivery of the answer.
 fn exchange(criterion: &mut Criterion) {
     let mut world = World::new(2, 1);
     let (offer, answer) = (announce(0, 0, 1), answer(0, 1, 0, 0));
     let mut now = NOW;
     criterion.bench_function("webtorrent/offer and answer", |bencher| {
         bencher.iter(|| {
-            now = now.plus_s(60); // so that no offer but this one is remembered
+            now = now.plus_s(60); // so that only this offer is remembered
             let outbox = world.say(0, offer.as_bytes());
             assert_eq!(world.deliver(outbox, now), [1]);
             let mut outbox = Outbox::default();

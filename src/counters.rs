@@ -1,12 +1,12 @@
-//! What is counted: a closed list, one block of counts per worker.
+//! The counters: a closed list, one block per worker.
 //!
-//! A worker writes its own block only, so a count is a plain load and store: no locked
+//! A worker writes its own block only, so counting is a plain load and store: no locked
 //! instruction, no lookup, no cache line that another worker writes. Readers sum the blocks: a
 //! scrape of `/metrics`, and the control thread once a second for the statistics pages (both in
 //! `server::metrics`).
 //!
-//! The sums add up: datagrams received = answered + refused + dropped, requests received =
-//! answered + refused + rejected, for each family.
+//! Each family's sums are consistent: datagrams received = answered + refused + dropped, requests
+//! received = answered + refused + rejected.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -15,7 +15,7 @@ use strum::{EnumCount, IntoStaticStr, VariantArray};
 pub use crate::types::Transport;
 use crate::types::{Action, DatagramResponse, Dropped, Family, NotStored, Refusal, Rejected};
 
-/// A count with one writer and any number of readers.
+/// A counter with one writer and any number of readers.
 #[derive(Debug, Default)]
 pub struct Counter(AtomicU64);
 
@@ -33,20 +33,20 @@ impl Counter {
     }
 }
 
-/// Announces of one worker that were answered though their peers were not stored, by reason. Each
-/// is among the answered as well.
+/// Announces of one worker that got a response although their peers were not stored, by reason.
+/// Each also counts as `answered`.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 pub struct NotStoredCounters([Counter; NotStored::ALL.len()]);
 
 impl NotStoredCounters {
-    /// How often for this reason.
+    /// The number of such announces with this reason.
     pub fn of(&self, reason: NotStored) -> &Counter {
         &self.0[reason as usize]
     }
 }
 
-/// What can happen at the kernel's edge and is survived.
+/// Recoverable events of socket I/O.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EnumCount, IntoStaticStr, VariantArray)]
 #[strum(serialize_all = "snake_case")]
 pub enum IoEvent {
@@ -64,7 +64,7 @@ pub enum IoEvent {
     SendRefused,
     /// No route to the client (ENETUNREACH, EHOSTUNREACH).
     SendUnreachable,
-    /// The response failed otherwise, e.g. its source address has gone (EINVAL, EADDRNOTAVAIL).
+    /// The send failed otherwise, e.g. its source address was removed (EINVAL, EADDRNOTAVAIL).
     SendFailed,
 }
 
@@ -78,7 +78,7 @@ impl IoEvent {
     }
 }
 
-/// One family's datagrams as one worker saw them.
+/// One family's datagrams of one worker.
 #[derive(Debug, Default)]
 pub struct DatagramCounters {
     /// Datagrams taken from the sockets.
@@ -87,24 +87,25 @@ pub struct DatagramCounters {
     pub received_bytes: Counter,
     /// Payload bytes of the responses.
     pub sent_bytes: Counter,
-    /// Responses that are no error, by [`Action`].
+    /// Successful responses, by [`Action`].
     pub answered: [Counter; Action::ALL.len()],
     /// Error responses, by [`Refusal`].
     pub refused: [Counter; Refusal::ALL.len()],
-    /// Silences, by [`Dropped`].
+    /// Datagrams without a response, by [`Dropped`].
     pub dropped: [Counter; Dropped::ALL.len()],
 }
 
-/// Durations counted by powers of two: cheap to record, and quantiles within a factor of two.
+/// A histogram of durations by powers of two: cheap to record, and quantiles are exact to a factor
+/// of two.
 #[derive(Debug, Default)]
 pub struct DurationHistogram {
     buckets: [Counter; Self::BUCKETS],
-    /// Nanoseconds of all durations together.
+    /// The sum of all durations in nanoseconds.
     pub sum_ns: Counter,
 }
 
 impl DurationHistogram {
-    /// How many buckets there are; the last one holds everything from 2^30 ns (1.07 s) on.
+    /// The number of buckets; the last bucket holds all durations from 2^30 ns (1.07 s) on.
     pub const BUCKETS: usize = 32;
 
     /// Counts one duration.
@@ -115,44 +116,44 @@ impl DurationHistogram {
         self.sum_ns.add(ns);
     }
 
-    /// How many durations were at least 2^(index - 1) ns (0 for the first) and below 2^index ns.
+    /// The number of durations of at least 2^(index - 1) ns (0 for the first) and below 2^index ns.
     pub fn bucket(&self, index: usize) -> &Counter {
         &self.buckets[index]
     }
 }
 
-/// Everything one worker counts. Written by that worker alone.
+/// All counters of one datagram worker. Written by that worker alone.
 ///
-/// Aligned to two cache lines, as the prefetcher fetches them in pairs: where several of these lie
-/// side by side, no worker's counting takes a line from another's CPU.
+/// Aligned to two cache lines, because the prefetcher fetches lines in pairs: adjacent blocks of
+/// two workers never share a line.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 pub struct WorkerCounters {
     datagrams: [DatagramCounters; Family::ALL.len()],
     io_events: [Counter; IoEvent::ALL.len()],
-    /// Turns of the worker's loop.
+    /// Iterations of the worker's loop.
     pub turns: Counter,
-    /// Nanoseconds of CPU time the worker has used, the kernel's work for it included.
+    /// Nanoseconds of CPU time of the worker, system time included.
     pub busy_ns: Counter,
-    /// How long turns took from the reading of the clock until all responses were queued, of one
-    /// turn in 64: no datagram of such a turn waited longer inside the worker.
+    /// Durations of one loop iteration in 64, from the clock reading until all responses were
+    /// queued: an upper bound on the time that a datagram of the iteration spent in the worker.
     pub handling: DurationHistogram,
-    /// Nanoseconds since start at the latest turn: the worker's heartbeat.
+    /// Nanoseconds since start at the latest iteration: the worker's heartbeat.
     pub elapsed_ns: Counter,
 }
 
 impl WorkerCounters {
-    /// One family's part.
+    /// The counters of one family.
     pub fn datagrams(&self, family: Family) -> &DatagramCounters {
         &self.datagrams[family as usize]
     }
 
-    /// How often an event happened.
+    /// The number of these events.
     pub fn io_event(&self, event: IoEvent) -> &Counter {
         &self.io_events[event as usize]
     }
 
-    /// Counts one handled datagram: the single place where verdicts become counts.
+    /// Counts one handled datagram: the only place where results become counts.
     #[inline]
     pub fn count(&self, family: Family, bytes: usize, verdict: Result<DatagramResponse, Dropped>) {
         let datagrams = self.datagrams(family);
@@ -172,31 +173,31 @@ impl WorkerCounters {
     }
 }
 
-/// A number that rises and falls, with one writer and any number of readers.
+/// A gauge with one writer and any number of readers.
 #[derive(Debug, Default)]
 pub struct Gauge(AtomicU64);
 
 impl Gauge {
-    /// One more. Only the owning worker may call this.
+    /// Adds 1. Only the owning worker may call this.
     #[inline]
     pub fn rise(&self) {
         self.0.store(self.get().wrapping_add(1), Ordering::Relaxed);
     }
 
-    /// One less. Only the owning worker may call this.
+    /// Subtracts 1. Only the owning worker may call this.
     #[inline]
     pub fn fall(&self) {
         debug_assert!(self.get() > 0, "what falls rose before");
         self.0.store(self.get().wrapping_sub(1), Ordering::Relaxed);
     }
 
-    /// Another number. Only the owning worker may call this.
+    /// Sets the value. Only the owning worker may call this.
     #[inline]
     pub fn set(&self, number: u64) {
         self.0.store(number, Ordering::Relaxed);
     }
 
-    /// The number now.
+    /// The current value.
     #[inline]
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
@@ -209,26 +210,27 @@ impl Gauge {
 pub enum CloseReason {
     /// The client closed it.
     ByClient,
-    /// It was answered, and was not to be kept open.
+    /// The response was sent, and the connection was not to be kept open.
     Done,
-    /// The head of a request did not arrive in time, or a PROXY header or TLS handshake before it.
+    /// The head of a request, or the PROXY header or TLS handshake before it, did not arrive in
+    /// time.
     HeadTimeout,
-    /// No request came for too long; of a WebSocket: no pong, or half a message.
+    /// No request arrived within the timeout; for a WebSocket: no pong, or an incomplete message.
     IdleTimeout,
-    /// The client did not take what was written to it.
+    /// The client did not read the response in time.
     WriteStalled,
-    /// More waited to be sent to a WebSocket than may wait.
+    /// The send queue of a WebSocket exceeded its limit.
     SendQueueFull,
-    /// Its source has as many connections as it may have.
+    /// Its source has reached the limit on connections per source.
     PerSourceCap,
-    /// There are as many connections as there may be.
+    /// The global limit on connections is reached.
     GlobalCap,
-    /// Connections hold as much memory as they may, and its source most of it; or it is new, and
-    /// no source holds far more than its own.
+    /// The memory limit for connections is reached and its source holds most of that memory; or the
+    /// connection is new and no source holds far more than its own.
     Memory,
-    /// Its source is over its limit, and the work was not an announce or scrape.
+    /// Its source exceeded the rate limit with work that is not an announce or scrape.
     Limited,
-    /// A PROXY header that cannot be read, or no TLS where it is expected.
+    /// The PROXY header is invalid, or TLS was expected and not used.
     BadPreamble,
     /// A WebSocket frame that breaks RFC 6455.
     BadFrame,
@@ -254,16 +256,16 @@ impl CloseReason {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EnumCount, IntoStaticStr, VariantArray)]
 #[strum(serialize_all = "snake_case")]
 pub enum Handshake {
-    /// With the whole exchange of keys and certificates.
+    /// A full handshake with certificate and key exchange.
     Full,
-    /// By resuming an earlier session.
+    /// An earlier session was resumed.
     Resumed,
-    /// Not at all.
+    /// The handshake failed.
     Failed,
 }
 
 impl Handshake {
-    /// Every way, in index order.
+    /// Every result, in index order.
     pub const ALL: [Self; Self::COUNT] = *Self::VARIANTS.first_chunk().unwrap();
 
     /// The label used in metrics.
@@ -276,16 +278,16 @@ impl Handshake {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EnumCount, IntoStaticStr, VariantArray)]
 #[strum(serialize_all = "snake_case")]
 pub enum DeliveryFailure {
-    /// An offer that no client could take up.
+    /// The offer cannot be used by any client.
     Unusable,
-    /// The peer it was for has left, or its socket has closed.
+    /// The receiving peer has left, or its socket has closed.
     ReceiverGone,
-    /// The receiver was handed as many offers of that torrent in a minute as it may be, by networks
-    /// that have at least as much right.
+    /// The receiver has reached its quota of offers per minute for the torrent, and the new offer
+    /// does not displace another.
     OverQuota,
-    /// Too much waits for the receiver's socket to take it.
+    /// The send queue of the receiver's socket is full.
     QueueFull,
-    /// Too much waits for the receiver's worker.
+    /// The inbox of the receiver's worker is full.
     InboxFull,
 }
 
@@ -299,22 +301,21 @@ impl DeliveryFailure {
     }
 }
 
-/// One family's requests over one transport as one worker saw them: HTTP requests, or the messages
-/// of WebSockets.
+/// One family's requests over one transport of one worker: HTTP requests, or WebSocket messages.
 #[derive(Debug, Default)]
 pub struct RequestCounters {
-    /// Requests that were complete, or wrong for certain.
+    /// Requests that were complete or definitely invalid.
     pub received: Counter,
-    /// Those given what they asked for, by [`Action`].
+    /// Successful requests, by [`Action`].
     pub answered: [Counter; Action::ALL.len()],
-    /// Those refused in words that the client can read, by [`Refusal`].
+    /// Requests refused with a text for the client, by [`Refusal`].
     pub refused: [Counter; Refusal::ALL.len()],
-    /// Those met with an HTTP error, an error message or an end, by [`Rejected`].
+    /// Requests rejected with an HTTP error, an error message or a closed connection, by
+    /// [`Rejected`].
     pub rejected: [Counter; Rejected::ALL.len()],
 }
 
-/// Everything one stream worker counts. Written by that worker alone; aligned as
-/// [`WorkerCounters`].
+/// All counters of one stream worker. Written by that worker alone; aligned as [`WorkerCounters`].
 #[derive(Debug, Default)]
 #[repr(align(128))]
 pub struct StreamCounters {
@@ -325,19 +326,19 @@ pub struct StreamCounters {
     closed: [Counter; CloseReason::ALL.len()],
     handshakes: [Counter; Handshake::ALL.len()],
     messages_lost: [Counter; DeliveryFailure::ALL.len()],
-    /// Connections accepted. Those that still live are `open`, the others `closed`.
+    /// Accepted connections. Each is counted in `open` while it lives and in `closed` afterwards.
     pub accepted: Counter,
-    /// Accepts that failed: most often because the process has no descriptor left.
+    /// Failed accepts: most often because the process has no file descriptor left.
     pub accept_errors: Counter,
-    /// Of the open connections, those over TLS.
+    /// Open connections over TLS.
     pub open_tls: Gauge,
     /// Connections that became WebSockets.
     pub upgrades: Counter,
     /// Offers and answers handed from one WebSocket to another.
     pub messages_delivered: Counter,
-    /// Nanoseconds of CPU time the worker has used, the kernel's work for it included.
+    /// Nanoseconds of CPU time of the worker, system time included.
     pub busy_ns: Counter,
-    /// Nanoseconds since start at the latest look at the clock, ten a second: the heartbeat.
+    /// Nanoseconds since start at the latest clock reading (ten a second): the heartbeat.
     pub elapsed_ns: Counter,
 }
 
@@ -347,33 +348,32 @@ impl StreamCounters {
         &self.requests[transport as usize][family as usize]
     }
 
-    /// Connections that are open, by what is spoken on them. A connection is HTTP until it is
-    /// upgraded.
+    /// Open connections of a transport. A connection counts as HTTP until it is upgraded.
     pub fn open(&self, transport: Transport) -> &Gauge {
         &self.open[transport as usize]
     }
 
-    /// Bytes read from connections, without what TLS adds.
+    /// Bytes read from connections, without TLS overhead.
     pub fn received_bytes(&self, transport: Transport) -> &Counter {
         &self.received_bytes[transport as usize]
     }
 
-    /// Bytes written to connections, without what TLS adds.
+    /// Bytes written to connections, without TLS overhead.
     pub fn sent_bytes(&self, transport: Transport) -> &Counter {
         &self.sent_bytes[transport as usize]
     }
 
-    /// How many connections ended for this reason.
+    /// The number of connections that ended for this reason.
     pub fn closed(&self, reason: CloseReason) -> &Counter {
         &self.closed[reason as usize]
     }
 
-    /// How many offers and answers were lost for this reason.
+    /// The number of offers and answers lost for this reason.
     pub fn messages_lost(&self, reason: DeliveryFailure) -> &Counter {
         &self.messages_lost[reason as usize]
     }
 
-    /// How many TLS handshakes ended so.
+    /// The number of TLS handshakes with this result.
     pub fn handshakes(&self, how: Handshake) -> &Counter {
         &self.handshakes[how as usize]
     }

@@ -31,10 +31,9 @@
 //! assert_eq!(response.bytes, 16); // 8 more bytes: the connection id for announces and scrapes
 //! ```
 //!
-//! The library exists so that the server, the load tester, tests, benchmarks and fuzz targets
-//! share one code. It is not published on crates.io, and Semantic Versioning does not cover it. The
-//! module to read first is [`frontend::udp`], the path of a datagram; follow any call one level
-//! from there.
+//! The library exists so that the server, the load tester, tests, benchmarks and fuzz targets share
+//! their code. It is not published on crates.io, and Semantic Versioning does not cover it. Read
+//! [`frontend::udp`] first: the path of a datagram.
 
 #![cfg_attr(
     test,

@@ -4,8 +4,8 @@ use std::process::ExitCode;
 
 use skep::sys::allocator::Allocator;
 
-/// Swarms are many small arrays of a few sizes, which mimalloc packs well, and tables that are
-/// better mapped.
+/// The store allocates many small arrays of a few sizes, which mimalloc packs well, and large
+/// tables, which are mapped.
 #[global_allocator]
 static ALLOCATOR: Allocator = Allocator;
 

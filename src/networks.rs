@@ -1,27 +1,27 @@
-//! Which of many networks an address is in: sorted boundaries and one binary search, behind a
-//! comparison that settles the common case, where none or only loopback is listed.
+//! Finds the network of an address in a list: sorted boundaries and one binary search, after a
+//! comparison that decides the common case, an empty list or only loopback.
 //!
-//! Networks are nested or apart, never half of each. So all of them cut the space of addresses into
-//! stretches, each of which belongs to its innermost network or to none. It is our own because
-//! every announce asks: a prefix tree (prefix-trie) follows links where one array is searched here.
+//! Networks are nested or disjoint. So they divide the address space into ranges, each of which
+//! belongs to its innermost network or to none. No library is used because every announce needs
+//! this look-up: a prefix tree (prefix-trie) follows pointers, while here one array is searched.
 
 use std::net::IpAddr;
 
 use ipnet::{IpNet, Ipv4Net};
 
-/// Why a text does not name a network. Its text is meant for the operator.
+/// Why a text is not a network. The message is for the operator.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NetworkError {
-    /// Neither an address nor a network.
+    /// The text is neither an address nor a network.
     #[error("{0:?} is not a network (192.0.2.0/24, 2001:db8::/32) or an address")]
     Malformed(String),
-    /// An address within a network, followed by the length of that network's prefix.
+    /// The address has bits set beyond the prefix length.
     #[error(
         "{text:?} has bits set beyond its prefix; write {network} for the whole network, or \
          {address} for that address alone"
     )]
     BitsBeyondPrefix {
-        /// What was written.
+        /// The rejected text.
         text: String,
         /// The address in front of the prefix length.
         address: IpAddr,
@@ -30,13 +30,13 @@ pub enum NetworkError {
     },
 }
 
-/// Reads a network as settings, access lists and the API have it: `192.0.2.0/24`, `2001:db8::/32`,
-/// or an address, which is a network of its own. A network of v4-mapped addresses is the IPv4
-/// network, as sources are compared after they have been unmapped.
+/// Parses a network in settings, access lists and the API: `192.0.2.0/24`, `2001:db8::/32`, or an
+/// address, which is a network of one. A network of v4-mapped addresses becomes the IPv4 network,
+/// because sources are unmapped before they are compared.
 ///
 /// # Errors
-/// [`NetworkError`] where the text is neither, or has bits set beyond the prefix: such a slip would
-/// name another network than was meant.
+/// [`NetworkError`] where the text is neither, or has bits set beyond the prefix, which is probably
+/// a mistake.
 pub fn parse(text: &str) -> Result<IpNet, NetworkError> {
     let address = || text.parse::<IpAddr>().ok().map(IpNet::from);
     let network = text.parse::<IpNet>().ok().or_else(address);
@@ -48,7 +48,7 @@ pub fn parse(text: &str) -> Result<IpNet, NetworkError> {
     Err(NetworkError::BitsBeyondPrefix { text, address, network: network.trunc() })
 }
 
-/// A network of v4-mapped addresses as the IPv4 network it stands for; any other as it is.
+/// Converts a network of v4-mapped addresses to the IPv4 network; returns any other unchanged.
 fn unmapped(network: IpNet) -> IpNet {
     let IpNet::V6(v6) = network else { return network };
     let mapped = v6.addr().to_ipv4_mapped().zip(v6.prefix_len().checked_sub(96));
@@ -56,32 +56,32 @@ fn unmapped(network: IpNet) -> IpNet {
     v4.map_or(network, IpNet::V4)
 }
 
-/// What a stretch belongs to: a mark, or nothing.
+/// The mark of the network of a range; `None` outside all networks.
 type RangeOwner = Option<u32>;
 
-/// Networks, each with a mark. Those of v4-mapped addresses are networks of IPv4 addresses, as
-/// sources have been unmapped.
+/// Networks, each with a mark. Networks of v4-mapped addresses count as IPv4 networks, because
+/// sources are unmapped.
 #[derive(Clone, Debug, Default)]
 pub struct NetworkSet {
     v4: Stretches,
     v6: Stretches,
 }
 
-/// One family's stretches, in order.
+/// One family's ranges, in order.
 #[derive(Clone, Debug, Default)]
 struct Stretches {
     /// From the first address that is in any network to the last.
     hull: Option<(u128, u128)>,
-    /// Where each begins.
+    /// The first address of each range.
     starts: Vec<u128>,
     owners: Vec<RangeOwner>,
 }
 
-/// A network of one family: first and last address, and mark.
+/// A network of one family: first address, last address, mark.
 type Marked = (u128, u128, u32);
 
 impl NetworkSet {
-    /// Networks with their marks; of the same network twice, the last mark counts.
+    /// Networks with their marks; of duplicate networks, the last mark counts.
     pub fn new(networks: impl IntoIterator<Item = (IpNet, u32)>) -> Self {
         let (mut v4, mut v6) = (Vec::new(), Vec::new());
         for (network, mark) in networks {
@@ -90,14 +90,15 @@ impl NetworkSet {
                 (IpAddr::V4(first), IpAddr::V4(last)) => {
                     v4.push((first.to_bits().into(), last.to_bits().into(), mark));
                 }
-                // Also an IPv6 network around all mapped addresses, such as ::/0: no IPv4 is meant.
+                // This includes IPv6 networks that contain all mapped addresses, such as ::/0: they
+                // do not cover IPv4.
                 _ => v6.push((bits(ends.0), bits(ends.1), mark)),
             }
         }
         Self { v4: Stretches::new(v4), v6: Stretches::new(v6) }
     }
 
-    /// The mark of the innermost network that an address, which has been unmapped, is in.
+    /// The mark of the innermost network of an unmapped address.
     #[inline]
     pub fn find(&self, address: IpAddr) -> Option<u32> {
         match address {
@@ -106,7 +107,7 @@ impl NetworkSet {
         }
     }
 
-    /// Whether an address, which has been unmapped, is in any of them.
+    /// Whether an unmapped address is in any of the networks.
     #[inline]
     pub fn contains(&self, address: IpAddr) -> bool {
         self.find(address).is_some()
@@ -114,7 +115,7 @@ impl NetworkSet {
 }
 
 impl<'a> FromIterator<&'a IpNet> for NetworkSet {
-    /// Networks with nothing to tell them apart.
+    /// Networks that all have the same mark.
     fn from_iter<I: IntoIterator<Item = &'a IpNet>>(networks: I) -> Self {
         Self::new(networks.into_iter().map(|it| (*it, 0)))
     }
@@ -266,7 +267,7 @@ mod tests {
             ..ProptestConfig::default()
         })]
 
-        /// Against a look at every network.
+        /// Compares with a linear search of every network.
         #[test]
         fn as_a_naive_search_finds_it(
             networks in prop::collection::vec((0_u32..256, 24_u8..=32), 0..12),

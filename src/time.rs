@@ -1,8 +1,8 @@
-//! The one notion of time inside skep: a number that the edge reads once per batch and passes in.
+//! Time in skep: a number that workers read once per batch and pass in.
 
-/// A moment: nanoseconds since the Unix epoch, taken from the wall clock once at start and from
-/// the monotonic clock after that. It never jumps; nodes agree on it as far as their wall clocks
-/// agreed when they were started.
+/// A moment: nanoseconds since the Unix epoch, taken from the wall clock once at start and from the
+/// monotonic clock after that. It never jumps. Two nodes differ as much as their wall clocks
+/// differed when they were started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Now {
     ns: u64,

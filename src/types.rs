@@ -1,6 +1,6 @@
-//! The words every module shares: what a peer is, what it asks, what it is told.
+//! The types that every module shares: peers, requests, responses and their results.
 //!
-//! No behaviour beyond invariants lives here, and nothing here knows a protocol's byte layout.
+//! They have no behaviour beyond invariants, and no protocol's byte layout.
 
 use std::fmt;
 use std::hash::{Hash, Hasher};
@@ -9,8 +9,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use strum::{EnumCount, IntoStaticStr, VariantArray};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-/// The 20 bytes that name a torrent: SHA-1 of its info dictionary (BEP 3), or the first 20 bytes
-/// of the SHA-256 for v2 torrents (BEP 52). Nothing tells the two apart, and nothing needs to.
+/// The 20 bytes that name a torrent: SHA-1 of its info dictionary (BEP 3), or the first 20 bytes of
+/// the SHA-256 for v2 torrents (BEP 52). The two are not distinguished.
 #[derive(
     Clone,
     Copy,
@@ -63,7 +63,8 @@ impl Hash for InfoHash {
     }
 }
 
-/// The 20 bytes by which a client names itself (BEP 20). Never an identity for the tracker.
+/// The 20 bytes by which a client names itself (BEP 20). The tracker does not use it as an
+/// identity.
 #[derive(
     Clone,
     Copy,
@@ -88,7 +89,7 @@ impl Hash for PeerId {
     }
 }
 
-/// IPv4 or IPv6: which socket a datagram came by, and which addresses its response may hold.
+/// IPv4 or IPv6: the family of a datagram's socket, and of the addresses in its response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Family {
     /// IPv4, v4-mapped IPv6 included.
@@ -115,14 +116,15 @@ impl Family {
     }
 }
 
-/// Treats `::ffff:a.b.c.d` as the IPv4 address it is: for storage, responses, ids and limits alike.
+/// Converts `::ffff:a.b.c.d` to the IPv4 address, for storage, responses, connection ids and
+/// limits.
 #[inline]
 pub fn unmap(source: SocketAddr) -> SocketAddr {
     SocketAddr::new(source.ip().to_canonical(), source.port())
 }
 
-/// Who may be told of an address. Public clients are only ever handed public addresses; a client
-/// on a private or loopback address is handed its own scope as well.
+/// The scope in which an address may be handed out. Clients on public addresses get only public
+/// addresses; a client on a private or loopback address also gets addresses of its own scope.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Scope {
     /// Reachable from the Internet.
@@ -134,7 +136,7 @@ pub enum Scope {
 }
 
 impl Scope {
-    /// Judges an address that has already been unmapped (RFC 6890 and its registry).
+    /// The scope of an unmapped address (RFC 6890 and its registry).
     pub fn of(address: IpAddr) -> Self {
         match address {
             IpAddr::V4(ipv4) => Self::of_v4(ipv4),
@@ -142,8 +144,8 @@ impl Scope {
         }
     }
 
-    /// Judges an IPv4 address. Multicast, 0/8 and 240/4 count as private: they cannot be a
-    /// verified source on the Internet, so nobody outside may be sent there.
+    /// The scope of an IPv4 address. Multicast, 0/8 and 240/4 count as private: they cannot be a
+    /// verified source on the Internet, so they are not handed out to public clients.
     #[inline]
     pub fn of_v4(address: Ipv4Addr) -> Self {
         match address.octets() {
@@ -162,8 +164,8 @@ impl Scope {
         }
     }
 
-    /// Judges an IPv6 address: only 2000::/3 without its special blocks is public; 6to4 is judged
-    /// by the IPv4 address it embeds.
+    /// The scope of an IPv6 address: only 2000::/3 without its special blocks is public; a 6to4
+    /// address has the scope of the IPv4 address it embeds.
     #[inline]
     pub fn of_v6(address: Ipv6Addr) -> Self {
         if address.is_loopback() {
@@ -189,24 +191,25 @@ impl Scope {
 }
 
 /// A WebRTC peer's name inside skep: a keyed hash of torrent, peer id and source address. It is
-/// handed out to no client; the directory of WebTorrent sockets says where its socket is. Its first
-/// bytes are a keyed hash of the source's network alone, so that peers of one network are known.
+/// never sent to a client; the directory of WebTorrent sockets maps it to its socket. Its first
+/// bytes are a keyed hash of the source's network alone, so that peers of one network can be
+/// recognized.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct WebPeer(pub [u8; 16]);
 
 impl WebPeer {
-    /// Bytes that tell the network: two networks share them by chance once in 65 536 pairs.
+    /// Bytes that identify the network: two networks share them with a probability of 1 in 65 536.
     pub const NETWORK_BYTES: u32 = 2;
 }
 
-/// How a peer is reached, and by whom: WebRTC peers are handed to WebRTC peers only.
+/// The transport of a peer. WebRTC peers are handed out to WebRTC peers only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum PeerKind {
     /// TCP or uTP over IPv4.
     V4,
     /// TCP or uTP over IPv6.
     V6,
-    /// WebRTC, brokered through its WebTorrent socket.
+    /// WebRTC, signalled through its WebTorrent socket.
     Web,
 }
 
@@ -215,7 +218,7 @@ impl PeerKind {
     pub const ALL: [Self; 3] = [Self::V4, Self::V6, Self::Web];
 
     /// Bytes of one peer in a response: address and port in compact form (BEP 23, BEP 7), or the
-    /// number of a WebTorrent socket.
+    /// name of a WebRTC peer.
     pub const fn bytes(self) -> usize {
         match self {
             Self::V4 => 6,
@@ -237,16 +240,16 @@ impl PeerKind {
 /// Where an announcing peer is reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Contact {
-    /// At its source address and this port; nowhere, if that is 0 or 1.
+    /// At its source address and this port; not reachable if the port is 0 or 1.
     Port(u16),
     /// Through its WebTorrent socket.
     Web(WebPeer),
 }
 
 impl Contact {
-    /// Whether others can connect to the peer, as far as it says. Port 0 is what clients without a
-    /// listening socket announce, port 1 what libtorrent (since 1.2.5) announces in their place.
-    /// Such a client connects to others, and nobody is sent to it.
+    /// Whether the peer accepts connections, according to its announce. Clients without a listening
+    /// socket announce port 0, or port 1 (libtorrent since 1.2.5). Such a client connects to
+    /// others, and is not handed out.
     #[inline]
     pub const fn accepts_connections(self) -> bool {
         match self {
@@ -256,10 +259,10 @@ impl Contact {
     }
 }
 
-/// What a client says happened since its last announce.
+/// The event that a client reports in an announce.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// A regular announce; also every event number we do not know.
+    /// A regular announce; also every unknown event number.
     None,
     /// The download has just finished.
     Completed,
@@ -271,33 +274,33 @@ pub enum Event {
     Paused,
 }
 
-/// One announce, whatever protocol it came by. Totals (uploaded, downloaded) are not kept.
+/// One announce of any protocol. Totals (uploaded, downloaded) are not kept.
 #[derive(Clone, Copy, Debug)]
 pub struct Announce {
     /// The torrent.
     pub info_hash: InfoHash,
-    /// Where the announce came from, unmapped.
+    /// The source address of the announce, unmapped.
     pub source: IpAddr,
-    /// The peer's own address, where it is another than that of its announce and is believed.
+    /// The peer's address, where it differs from the source of the announce and is trusted.
     pub address_override: Option<IpAddr>,
-    /// Where the peer is reached: with its address, its identity.
+    /// Where the peer is reached: together with the address, its identity.
     pub contact: Contact,
-    /// What the client calls itself. Its software is counted by it; nothing else is.
+    /// The client's peer id. Used only to count its software.
     pub peer_id: PeerId,
     /// Bytes the client still lacks. Unsigned: 2^64-1 means "unknown", and is a leecher.
     pub left: u64,
     /// What happened.
     pub event: Event,
-    /// How many peers the client wants; `None` where it leaves that to us.
+    /// The number of peers that the client wants; `None` for the tracker's default.
     pub numwant: Option<u32>,
 }
 
-/// What an announce is told besides the peers, which are written where the caller wants them.
+/// The response to an announce, without the peers, which are written to the caller's buffers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AnnounceResponse {
     /// Seconds until the next announce.
     pub interval_s: u32,
-    /// Seconds before which a client should not come back; never above `interval_s`.
+    /// The least seconds between two announces of a client; never above `interval_s`.
     pub min_interval_s: u32,
     /// Incomplete peers of the whole swarm, partial seeds included.
     pub leechers: u32,
@@ -305,12 +308,12 @@ pub struct AnnounceResponse {
     pub seeders: u32,
 }
 
-/// One torrent's counts (BEP 48), all zero for a torrent we do not know.
+/// One torrent's counts (BEP 48), all zero for an unknown torrent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ScrapeEntry {
     /// Complete peers.
     pub seeders: u32,
-    /// Downloads that ended here, each peer counted once.
+    /// Completed downloads, each peer counted once.
     pub completed: u32,
     /// Incomplete peers.
     pub leechers: u32,
@@ -318,21 +321,22 @@ pub struct ScrapeEntry {
     pub downloaders: u32,
 }
 
-/// Why a well-formed request is refused. The text goes to the client and never changes with input.
+/// Why a well-formed request is refused. The text is sent to the client and does not depend on
+/// input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EnumCount, IntoStaticStr, VariantArray)]
 #[strum(serialize_all = "snake_case")]
 pub enum Refusal {
     /// A parameter that an announce or scrape needs is missing or makes no sense (HTTP).
     Malformed,
-    /// A trusted proxy does not say whom it speaks for (HTTP).
+    /// A trusted proxy does not name its client (HTTP).
     NoSource,
     /// A scrape of everything, which the operator has not allowed (HTTP).
     NoFullScrape,
-    /// A socket that is in as many swarms as it may be (WebTorrent).
+    /// A socket that has reached its limit of swarms (WebTorrent).
     TooManyTorrents,
-    /// A peer at an address other than its announce's, which is believed, at a port below 1024.
+    /// A peer at a trusted address other than the source of its announce, at a port below 1024.
     LowPort,
-    /// A source that asks for too much (HTTP, WebTorrent; over UDP it is met with silence).
+    /// A source over its rate limit (HTTP, WebTorrent; over UDP it gets no response).
     Limited,
     /// A torrent that is denied, or not among those allowed.
     TorrentDenied,
@@ -342,13 +346,13 @@ pub enum Refusal {
     ClientDenied,
     /// A peer that listens on a port that is denied.
     PortDenied,
-    /// A torrent that nobody has registered, where only registered ones are served.
+    /// An unregistered torrent, where only registered torrents are served.
     Unregistered,
     /// The same, of a torrent whose info-hash resembles a registered one.
     SimilarTorrent,
     /// No passkey, or one that was never issued or is revoked.
     UnknownPasskey,
-    /// A passkey that is used more often, for more torrents or by more peers than it may be.
+    /// A passkey over its limit of announces, torrents or peers.
     PasskeyLimit,
 }
 
@@ -356,8 +360,8 @@ impl Refusal {
     /// Every reason, in index order.
     pub const ALL: [Self; Self::COUNT] = *Self::VARIANTS.first_chunk().unwrap();
 
-    /// What the client is told: at most [`REFUSAL_BYTES_MAX`] bytes, so that the error never
-    /// outgrows the announce or scrape that it answers.
+    /// The text for the client: at most [`REFUSAL_BYTES_MAX`] bytes, so that the error is never
+    /// larger than the announce or scrape that caused it.
     pub const fn text(self) -> &'static str {
         match self {
             Self::Malformed => "malformed request",
@@ -395,8 +399,8 @@ const _: () = {
     }
 };
 
-/// Why a datagram gets no response. Every received datagram is answered, refused, or counted as one
-/// of these, so that received = answered + refused + dropped, exactly.
+/// Why a datagram gets no response. Every received datagram is counted as `answered`, `refused`, or
+/// one of these, so that received = answered + refused + dropped, exactly.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EnumCount, IntoStaticStr, VariantArray)]
 #[strum(serialize_all = "snake_case")]
 pub enum Dropped {
@@ -404,23 +408,23 @@ pub enum Dropped {
     TooShort,
     /// A connect without the BEP 15 magic.
     BadMagic,
-    /// An action a tracker does not answer.
+    /// An action that is not a request to a tracker.
     UnknownAction,
-    /// A connection id we never issued to this address.
+    /// A connection id that was not issued to this address.
     ForgedId,
-    /// A connection id of ours that is too old.
+    /// A genuine connection id that is too old.
     ExpiredId,
     /// A source port of 0: no response can reach it.
     SourcePortZero,
     /// More bytes than the receive buffer holds.
     Oversized,
-    /// A connect from a source that nobody has verified and that asks for too many.
+    /// A connect from an unverified source over its limit.
     LimitedConnect,
-    /// A verified source that asks for too much.
+    /// A verified source over its limit.
     Limited,
-    /// A scrape that came while the worker could not keep up.
+    /// A scrape that arrived while the worker was overloaded.
     ShedScrape,
-    /// A connect that came while the worker could not keep up.
+    /// A connect that arrived while the worker was overloaded.
     ShedConnect,
 }
 
@@ -434,11 +438,11 @@ impl Dropped {
     }
 }
 
-/// Why a request over TCP is met with an HTTP error or an error message, or a connection closed.
+/// Why a request over TCP gets an HTTP error or an error message, or its connection is closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EnumCount, IntoStaticStr, VariantArray)]
 #[strum(serialize_all = "snake_case")]
 pub enum Rejected {
-    /// No HTTP request: 400.
+    /// Not an HTTP request: 400.
     BadRequest,
     /// No such page: 404.
     NotFound,
@@ -450,13 +454,13 @@ pub enum Rejected {
     LongHead,
     /// A full scrape too soon after another: 429.
     TooSoon,
-    /// A WebSocket upgrade that asks for a version we do not speak: 426.
+    /// A WebSocket upgrade to an unsupported version: 426.
     BadUpgrade,
-    /// A PROXY header that cannot be read, or no TLS where it is expected.
+    /// An invalid PROXY header, or no TLS where TLS is expected.
     BadPreamble,
     /// A WebSocket frame that breaks RFC 6455.
     BadFrame,
-    /// A WebTorrent message that is no valid one: told, and the socket stays.
+    /// An invalid WebTorrent message: the client gets an error, and the socket stays open.
     BadMessage,
 }
 
@@ -464,7 +468,7 @@ impl Rejected {
     /// Every reason, in index order.
     pub const ALL: [Self; Self::COUNT] = *Self::VARIANTS.first_chunk().unwrap();
 
-    /// The transport it can happen on.
+    /// The transport on which it can occur.
     pub fn transport(self) -> Transport {
         match self {
             Self::BadFrame | Self::BadMessage => Transport::Ws,
@@ -478,7 +482,7 @@ impl Rejected {
     }
 }
 
-/// What a request asks for.
+/// The kind of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EnumCount, IntoStaticStr, VariantArray)]
 #[strum(serialize_all = "snake_case")]
 pub enum Action {
@@ -488,7 +492,7 @@ pub enum Action {
     Announce,
     /// A scrape.
     Scrape,
-    /// A WebRTC answer to be handed on (WebTorrent).
+    /// A WebRTC answer to be relayed (WebTorrent).
     Answer,
     /// A page for people or their tools: statistics.
     Page,
@@ -504,17 +508,17 @@ impl Action {
     }
 }
 
-/// Why a peer that announced, and was answered, is not in its swarm.
+/// Why a peer whose announce got a response is not in its swarm.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EnumCount, IntoStaticStr, VariantArray)]
 #[strum(serialize_all = "snake_case")]
 pub enum NotStored {
-    /// There is no memory left, and nothing on probation in reach.
+    /// The memory budget is exhausted, and no torrent to evict was found.
     Memory,
-    /// Its host has as many peers in the swarm as it may have.
+    /// Its host has reached the cap on peers in the swarm.
     HostFull,
-    /// The torrent is new, and its source brings too many new ones.
+    /// The torrent is new, and its source is over the limit of new torrents.
     NewTorrentLimit,
-    /// The torrent is new, and the worker cannot keep up.
+    /// The torrent is new, and the worker is overloaded.
     Shed,
 }
 
@@ -531,7 +535,7 @@ impl NotStored {
 /// How a request over TCP ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// What was asked for was given.
+    /// The request was served.
     Answered(Action),
     /// A failure that the client can read.
     Refused(Refusal),
@@ -559,13 +563,13 @@ impl Transport {
     }
 }
 
-/// An answer that stands in the send buffer.
+/// A response in the send buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DatagramResponse {
-    /// What was asked.
+    /// The kind of the request.
     pub action: Action,
-    /// How many bytes of the send buffer to send.
+    /// The length of the response in bytes.
     pub bytes: usize,
-    /// Set where the answer is an error.
+    /// Set if the response is an error.
     pub refusal: Option<Refusal>,
 }

@@ -1,4 +1,4 @@
-//! Connection ids: proof that a sender receives at the address it sends from (BEP 15).
+//! Connection ids: proof that a client receives datagrams at its source address (BEP 15).
 //!
 //! Nothing is stored per client. An id is a keyed MAC over the sender's network and a time bucket:
 //!
@@ -13,18 +13,19 @@
 //!          under all 32, the first 8 bytes of the result, read as little-endian
 //! ```
 //!
-//! Over IPv6 an id counts for the /64: a host has several addresses there (stable, temporary), and
-//! libtorrent, which keeps one id per address of a tracker, announces from all of them. Whoever has
-//! one address of a /64 can have any. That is not so where the second half of an address holds an
-//! IPv4 address, of a translator's (64:ff9b::/32, RFC 6052 and 8215) or Teredo's client (2001::/32,
-//! RFC 4380): there the whole address counts, for else one address of the Internet would vouch for
-//! all others.
+//! Over IPv6 an id is valid for the /64: a host has several addresses in it (stable, temporary),
+//! and libtorrent, which keeps one id per address of a tracker, announces from all of them. The
+//! owner of one address of a /64 can use any other. This does not hold where the second half of an
+//! address holds an IPv4 address, of a translator (64:ff9b::/32, RFC 6052 and 8215) or of a Teredo
+//! client (2001::/32, RFC 4380): there an id is valid for one address, because otherwise one
+//! Internet host could prove the addresses of all others.
 //!
-//! A bucket lasts 64 s; one from the current, the next (another node's clock may be ahead) and the
-//! two before is accepted: at least 128 s and at most 192 s after issue. The three bits name the
-//! bucket, so a check costs one MAC. A 61-bit tag takes 73,000 years to guess at a million tries a
-//! second. The port is not bound (BEP 15 binds the address; NATs rebind ports), and nodes that
-//! share keys accept each other's ids. Time comes from [`Now`], which never steps.
+//! A bucket lasts 64 s. Ids of the current bucket, the next (another node's clock may be ahead) and
+//! the two before it are accepted: an id is valid for at least 128 s and at most 192 s after issue.
+//! The three bits name the bucket, so a check costs one MAC. Guessing a 61-bit tag takes 73,000
+//! years at a million attempts a second. The port is not part of the id (BEP 15 binds the address;
+//! NATs rebind ports). Nodes that share keys accept each other's ids. Time is [`Now`], which never
+//! steps.
 
 use std::net::IpAddr;
 
@@ -42,7 +43,7 @@ pub const KEY_BYTES: usize = 32;
 const BUCKET_S: u64 = 64;
 /// Buckets before the current one whose ids are accepted.
 const BUCKETS_BACK: u64 = 2;
-/// Buckets after the current one whose ids are accepted: clocks of nodes may differ by this much.
+/// Buckets after the current one whose ids are accepted: the tolerance for clocks of other nodes.
 const BUCKETS_AHEAD: u64 = 1;
 /// The bits of an id that name its bucket.
 const BUCKET_MASK: u64 = 0b111;
@@ -51,22 +52,22 @@ const _: () = assert!(BUCKETS_BACK * BUCKET_S >= 120, "BEP 15: valid for two min
 const _: () = assert!((BUCKETS_BACK + 1) * BUCKET_S <= 192, "never valid for longer");
 const _: () = assert!(BUCKETS_BACK + BUCKETS_AHEAD < BUCKET_MASK, "three bits tell them apart");
 
-/// Which keyed MAC makes the ids.
+/// The keyed MAC of the ids.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Algorithm {
-    /// SipHash-2-4, made for short inputs: 12 ns. What an XDP program can compute as well.
+    /// SipHash-2-4, designed for short inputs: 12 ns. An XDP program can compute it, too.
     #[default]
     SipHash,
-    /// HMAC-SHA-256 cut to 61 bits: 109 ns, for those whose rules name it.
+    /// HMAC-SHA-256 cut to 61 bits: 109 ns, for operators whose policy requires it.
     HmacSha256,
 }
 
 /// The keys in force.
 #[derive(Clone)]
 pub struct KeyPair {
-    /// Makes new ids.
+    /// The key of new ids.
     pub active: [u8; KEY_BYTES],
-    /// Accepted as well: the key before or after a rollover.
+    /// A second accepted key: the one before or after a rollover.
     pub staging: Option<[u8; KEY_BYTES]>,
     /// The MAC.
     pub algorithm: Algorithm,
@@ -144,20 +145,20 @@ impl ConnectionIds {
         self.active.id(network_of(source), now.seconds() / BUCKET_S)
     }
 
-    /// Whether `id` was issued to the network of this unmapped address, here or on a node with the
-    /// same key, recently enough.
+    /// Checks that `id` was issued to the network of this unmapped address, here or on a node with
+    /// the same key, recently enough.
     ///
     /// # Errors
-    /// [`Dropped::ExpiredId`] for an id of ours from three to six buckets before the current one.
-    /// [`Dropped::ForgedId`] for anything else, also for an id of ours that is older or from more
-    /// than one bucket ahead: an id has room for the lowest three bits of its bucket only.
+    /// [`Dropped::ExpiredId`] for a genuine id from three to six buckets before the current one.
+    /// [`Dropped::ForgedId`] for anything else, also for a genuine id that is older or more than
+    /// one bucket ahead: an id holds only the lowest three bits of its bucket.
     #[inline]
     pub fn check(&self, now: Now, source: IpAddr, id: u64) -> Result<(), Dropped> {
         let network = network_of(source);
         let newest = now.seconds() / BUCKET_S + BUCKETS_AHEAD;
         let back = newest.wrapping_sub(id) & BUCKET_MASK;
         let bucket = newest.wrapping_sub(back);
-        // One word, compared at once: nothing to learn from the time it takes.
+        // One word, compared in one instruction: the duration reveals nothing.
         let genuine = self.active.id(network, bucket) == id
             || self.staging.as_ref().is_some_and(|it| it.id(network, bucket) == id);
         match genuine {
@@ -168,7 +169,7 @@ impl ConnectionIds {
     }
 }
 
-/// The network that an address is taken for, in 16 bytes: an IPv4 address, the /64 of an IPv6 one.
+/// The network of an address, in 16 bytes: the IPv4 address, or the /64 of an IPv6 address.
 #[inline]
 fn network_of(address: IpAddr) -> [u8; 16] {
     let bits = match address {
@@ -181,9 +182,10 @@ fn network_of(address: IpAddr) -> [u8; 16] {
     bits.to_be_bytes()
 }
 
-/// The first 32 bits of addresses that translators make of IPv4 ones (RFC 6052, RFC 8215).
+/// The first 32 bits of IPv6 addresses that translators derive from IPv4 addresses (RFC 6052, RFC
+/// 8215).
 const NAT64: u128 = 0x0064_ff9b;
-/// The first 32 bits of addresses of Teredo's clients (RFC 4380).
+/// The first 32 bits of the addresses of Teredo clients (RFC 4380).
 const TEREDO: u128 = 0x2001_0000;
 
 #[cfg(test)]
@@ -291,7 +293,7 @@ mod tests {
                 let before = ids(pair[0].0, pair[0].1, algorithm);
                 let after = ids(pair[1].0, pair[1].1, algorithm);
                 let id = before.issue(now, A);
-                // The last step drops the old key once its ids have run out.
+                // The last step drops the old key once its ids have expired.
                 let honoured = after.check(now, A, id).is_ok();
                 assert_eq!(honoured, pair[1] != (2, None) || pair[0].0 == 2);
             }
@@ -311,7 +313,7 @@ mod tests {
         // Python's hmac: key 01 × 32, ::ffff:192.0.2.1, bucket 28 125 000.
         let ids = ids(1, None, Algorithm::HmacSha256);
         assert_eq!(ids.issue(Now::from_s(1_800_000_000), A), 0x96f5_c499_d2a0_b0b8);
-        // The same of 2001:db8:1:2:: and eight zeros.
+        // The same for 2001:db8:1:2:: and eight zeros.
         let v6 = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 1, 2, 3, 4, 5, 6));
         assert_eq!(ids.issue(Now::from_s(1_800_000_000), v6), 0x3c7a_44cb_dd5f_81f0);
     }

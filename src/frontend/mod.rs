@@ -16,7 +16,7 @@ use crate::types::{DatagramResponse, Dropped};
 
 /// The front ends of a stream worker, and the tracker they share.
 pub struct FrontEnds {
-    /// The rules.
+    /// The tracker rules.
     pub tracker: Tracker,
     /// HTTP.
     pub http: http::HttpFrontend,
@@ -24,26 +24,26 @@ pub struct FrontEnds {
     pub ws: ws::WsFrontend,
 }
 
-/// What a datagram worker serves: the tracker's UDP front end, or the load tester's responder that
-/// does no tracking. Sans-I/O: it reads no clock and opens no socket.
+/// What a datagram worker serves: the tracker's UDP front end, or the load tester's responder
+/// without tracking. Sans-I/O: it reads no clock and opens no socket.
 pub trait Responder {
-    /// Called once per turn of the worker's loop, before anything of its batch is handled: what may
-    /// change while serving changes here, and stays as it is until the next turn.
+    /// Called once per iteration of the worker's loop, before its batch is handled: reloaded
+    /// settings take effect here and stay fixed until the next iteration.
     fn begin_turn(&mut self) {}
 
-    /// Told of each datagram of a batch before any of it is handled, once per stage in order
-    /// (0, 1, …, [`Self::PREFETCH_STAGES`] - 1): a chance to ask for memory that handling will
-    /// need. The datagram is unverified, so this must change nothing.
+    /// Called for each datagram of a batch before any of them is handled, once per stage in order
+    /// (0, 1, …, [`Self::PREFETCH_STAGES`] - 1), to prefetch memory that handling will need. The
+    /// datagram is unverified, so this must change nothing.
     fn prefetch(&mut self, stage: usize, datagram: &[u8]);
 
-    /// How many times [`Self::prefetch`] wants to see each batch.
+    /// The number of passes of [`Self::prefetch`] over each batch.
     const PREFETCH_STAGES: usize;
 
     /// One datagram in, at most one out, written to the front of `out` (at least
     /// [`RESPONSE_BYTES_MAX`] long). `source` is unmapped.
     ///
     /// # Errors
-    /// [`Dropped`] where the datagram is met with silence.
+    /// [`Dropped`] where the datagram gets no response.
     fn handle(
         &mut self,
         now: Now,
@@ -52,13 +52,14 @@ pub trait Responder {
         out: &mut [u8],
     ) -> Result<DatagramResponse, Dropped>;
 
-    /// One bounded slice of upkeep, once per turn of the worker's loop.
+    /// Does one bounded slice of upkeep; called once per iteration of the worker's loop.
     fn upkeep(&mut self, now: Now);
 
-    /// Told, about a hundred times a second, how full the fullest receive queue of the worker is,
-    /// in thousandths: what to leave undone goes by that.
+    /// Sets the fill level of the worker's fullest receive queue, in thousandths, about a hundred
+    /// times a second: load shedding depends on it.
     fn set_queue(&mut self, queue_permille: u32);
 }
 
-/// The longest response: what fits an IPv6 packet that is never fragmented (RFC 8200: 1280 - 48).
+/// The longest response in bytes: the payload of an IPv6 packet that is never fragmented (RFC 8200:
+/// 1280 - 48).
 pub const RESPONSE_BYTES_MAX: usize = 1232;

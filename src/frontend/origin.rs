@@ -1,4 +1,4 @@
-//! Where a connection comes from, and whose word about that counts.
+//! The origin of a connection, and which headers about it are trusted.
 
 use std::net::IpAddr;
 
@@ -8,20 +8,20 @@ use ipnet::IpNet;
 pub use crate::protocol::http::forwarded::HopField;
 pub use crate::protocol::proxy;
 
-/// The far end of a connection, before any header was read.
+/// The remote end of a connection, before any HTTP header was read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Origin {
-    /// The socket's address, or what a trusted PROXY header said; unmapped.
+    /// The socket's address, or the address in a trusted PROXY header; unmapped.
     Address(IpAddr),
-    /// A Unix socket: a reverse proxy of this host, which is trusted and has to name the client.
+    /// A Unix socket: a reverse proxy of this host, which is trusted and must name the client.
     Local,
-    /// Whoever a trusted PROXY header speaks for without an address (UNKNOWN, UNSPEC, a Unix
-    /// socket): somebody, but not the proxy itself, so nothing that comes from there is believed.
+    /// A client without an address in a trusted PROXY header (UNKNOWN, UNSPEC, a Unix socket): it
+    /// is not the proxy itself, so its headers are not trusted.
     Nobody,
 }
 
 impl Origin {
-    /// Whether headers that name another source are believed.
+    /// Whether headers that name another source are trusted.
     pub fn is_trusted(self, proxies: &[IpNet]) -> bool {
         match self {
             Self::Address(address) => is_in(proxies, address),
@@ -30,7 +30,7 @@ impl Origin {
         }
     }
 
-    /// The address, if it is one.
+    /// The address, if there is one.
     pub fn address(self) -> Option<IpAddr> {
         match self {
             Self::Address(address) => Some(address),
@@ -38,18 +38,18 @@ impl Origin {
         }
     }
 
-    /// Who asks, unmapped. Of an origin that is not trusted, no header is looked at. A trusted one
-    /// is never the source itself: `None` if it does not say whom it speaks for, because a client
-    /// whose address got lost must not be handed out under the proxy's.
+    /// The source of a request, unmapped. Headers of an untrusted origin are ignored. A trusted
+    /// proxy is never the source itself: `None` if it does not name its client, because a client
+    /// whose address is unknown must not be handed out under the proxy's address.
     ///
-    /// In each field the hops are walked from the nearest to the farthest, and the first that is
-    /// not a trusted proxy is the client; where all are, it is the farthest, which a trusted one
-    /// vouches for. A hop that cannot be read ends the walk: what stands beyond may be forged.
+    /// In each field the hops are read from the nearest to the farthest. The first hop that is not
+    /// a trusted proxy is the client; if all are trusted proxies, the farthest is, because a
+    /// trusted proxy named it. An unreadable hop ends the walk: hops beyond it may be forged.
     ///
-    /// Proxies commonly write one field and pass on the others as the client sent them. So where
-    /// fields name different clients, none is believed; only a trusted proxy's own address, as the
-    /// inner of two proxies puts it into X-Real-IP, gives way. Where it is known which one the
-    /// proxies write, `only` that one is looked at.
+    /// Proxies commonly write one field and forward the others as the client sent them. So where
+    /// fields name different clients, no field is trusted; but a field that names a trusted proxy's
+    /// own address, as the inner of two proxies writes it into X-Real-IP, is ignored. If the
+    /// operator names the field that the proxies write, `only` that field is read.
     pub fn source(
         self,
         headers: &[Header<'_>],
@@ -90,18 +90,18 @@ fn named_source(
     source
 }
 
-/// What one header field says of the client.
+/// The client in one header field.
 enum ClientHop {
-    /// It is not there, or empty.
+    /// The field is missing or empty.
     Unnamed,
-    /// A hop that cannot be read stands before any client.
+    /// An unreadable hop precedes any client.
     Unreadable,
-    /// It names one.
+    /// The field names this client.
     At(IpAddr),
 }
 
-/// The walk, done from the farthest hop on: each that is not a trusted proxy replaces what was
-/// found beyond it.
+/// The walk, done from the farthest hop on: each hop that is not a trusted proxy replaces the
+/// result so far.
 fn client_in(field: HopField, headers: &[Header<'_>], proxies: &[IpNet]) -> ClientHop {
     let mut client = ClientHop::Unnamed;
     field.for_each_hop(headers, |hop| match hop {
@@ -120,12 +120,12 @@ mod tests {
 
     const PROXY: Origin = Origin::Address(IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 1)));
 
-    /// The source that lines of `name: value` lead to, with 10/8 and fd00::/8 trusted.
+    /// The source for header lines of `name: value`, with 10/8 and fd00::/8 trusted.
     fn source(origin: Origin, lines: &[&str]) -> Option<String> {
         source_by(None, origin, lines)
     }
 
-    /// The same where only one header is believed.
+    /// The same where only one header is trusted.
     fn source_by(only: Option<HopField>, origin: Origin, lines: &[&str]) -> Option<String> {
         let proxies = ["10.0.0.0/8".parse().unwrap(), "fd00::/8".parse().unwrap()];
         let split = |line: &&'static str| {
@@ -211,7 +211,7 @@ mod tests {
     #[test]
     fn fields_that_disagree_are_not_believed() {
         for lines in [
-            // The proxy writes one field, and passes on what the client put into the other.
+            // The proxy writes one field, and forwards the client's value of the other.
             ["Forwarded: for=6.6.6.6", "X-Forwarded-For: 1.2.3.4"],
             ["X-Forwarded-For: 6.6.6.6", "X-Real-IP: 1.2.3.4"],
             ["X-Forwarded-For: unknown", "X-Real-IP: 1.2.3.4"],

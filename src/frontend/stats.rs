@@ -1,18 +1,18 @@
-//! What the tracker tells everyone about itself: `/stats` for people, `/stats.json` for tools.
+//! The public statistics: `/stats` for people, `/stats.json` for tools.
 //!
-//! The JSON has the keys that tools for other trackers read, and ours beside them:
+//! The JSON has the keys that tools for other trackers read, and additional ones:
 //!
-//! | key | says |
+//! | key | meaning |
 //! |---|---|
-//! | `torrents`, `activeTorrents` | torrents known; those that have peers |
+//! | `torrents`, `activeTorrents` | known torrents; torrents with peers |
 //! | `peersAll` | peers, a client once for each of its torrents |
 //! | `peersSeederOnly`, `peersLeecherOnly` | complete peers; incomplete ones |
-//! | `peersSeederAndLeecher` | always 0: a peer of one torrent is one or the other |
-//! | `peersIPv4`, `peersIPv6`, `peersWebRTC` | peers by how they are reached |
+//! | `peersSeederAndLeecher` | always 0: a peer of one torrent is either a seeder or a leecher |
+//! | `peersIPv4`, `peersIPv6`, `peersWebRTC` | peers by transport |
 //! | `completed` | downloads that ended since start; a client of both families is two peers |
-//! | `clients` | name → version → peers, estimated from who announced lately, once each |
+//! | `clients` | name → version → peers, estimated from recent announces, each peer counted once |
 //!
-//! The page needs no script and nothing from elsewhere: [`HTML_POLICY`] forbids both.
+//! The page needs no script and no external resource: [`HTML_POLICY`] forbids both.
 
 use std::borrow::Cow;
 use std::cmp::Reverse;
@@ -23,10 +23,10 @@ use serde::Serialize;
 
 use crate::types::PeerKind;
 
-/// Figures over the whole store, as of a second ago at most.
+/// Figures of the whole store, at most one second old.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Stats {
-    /// Torrents known, those with only a completed count included.
+    /// Known torrents, including those with only a completed count.
     pub torrents: u64,
     /// Torrents with peers.
     pub active_torrents: u64,
@@ -36,7 +36,7 @@ pub struct Stats {
     pub leechers: [u64; 3],
     /// Downloads completed since start.
     pub completed: u64,
-    /// Client name, version, peers: an estimate from who announced in the last intervals.
+    /// Client name, version, peers: an estimate from the announces of the last intervals.
     pub clients: Vec<(String, String, u64)>,
 }
 
@@ -49,18 +49,17 @@ pub struct Pages {
     pub json: String,
 }
 
-/// What to send as `Content-Security-Policy` with the page: it has a style sheet of its own, and
-/// nothing else.
+/// The `Content-Security-Policy` of the page: an inline style sheet only.
 pub const HTML_POLICY: &str =
     "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; frame-ancestors 'none'";
 
-/// Clients and versions with a row of their own on the page; the JSON has all.
+/// The most rows of clients and versions on the page; the JSON has all.
 const CLIENT_ROWS_MAX: usize = 40;
 
 impl Pages {
     /// Writes both pages.
     pub fn of(stats: &Stats) -> Self {
-        // Neither fails: keys and values are strings and numbers.
+        // Serialization cannot fail: keys and values are strings and numbers.
         let json = serde_json::to_string(&Json::of(stats)).unwrap_or_default();
         let html = StatsPage::of(stats).render().unwrap_or_default();
         Self { html, json }
@@ -123,9 +122,9 @@ impl Stats {
 #[derive(Template)]
 #[template(path = "frontend/stats.html")]
 struct StatsPage<'a> {
-    /// The figures that most people come for.
+    /// The main figures.
     figures: [(&'static str, String); 6],
-    /// Seeders, leechers and their sum, by how peers are reached.
+    /// Seeders, leechers and their sum, by peer kind.
     kinds: [(&'static str, [String; 3]); PeerKind::ALL.len()],
     clients: Vec<ClientRow<'a>>,
 }

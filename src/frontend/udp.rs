@@ -1,6 +1,5 @@
-//! The UDP front end: one datagram in, at most one out. The function to read first is
-//! [`UdpFrontend::handle`]: it decodes the datagram, checks the connection id, and calls the
-//! tracker.
+//! The UDP front end: one datagram in, at most one out. Read [`UdpFrontend::handle`] first: it
+//! decodes the datagram, checks the connection id, and calls the tracker.
 
 use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr};
@@ -24,12 +23,12 @@ pub struct UdpFrontend {
     ids: SharedIds,
 }
 
-/// Connection ids under keys that may be replaced while running.
+/// Connection ids, whose keys may be replaced at run time.
 pub type SharedIds = arc_swap::Cache<Arc<ArcSwap<ConnectionIds>>, Arc<ConnectionIds>>;
 
 impl UdpFrontend {
-    /// A front end on one worker's tracker. Replacing what `ids` holds takes effect with the next
-    /// datagram.
+    /// Makes a front end for one worker's tracker. Replacing the contents of `ids` takes effect
+    /// with the next datagram.
     pub fn new(tracker: Tracker, ids: Arc<ArcSwap<ConnectionIds>>) -> Self {
         Self { tracker, ids: SharedIds::new(ids) }
     }
@@ -142,7 +141,7 @@ impl UdpFrontend {
 struct UdpDetails<'a> {
     request: &'a AnnounceRequest,
     options: UrlOptions<'a>,
-    /// The URL that the options name, joined when it is first asked for.
+    /// The URL data of the options, joined on first use.
     url: Option<Cow<'a, [u8]>>,
 }
 
@@ -161,7 +160,7 @@ impl AnnounceDetails for UdpDetails<'_> {
     }
 }
 
-/// Limits are met with silence, which makes clients wait longer than an error does.
+/// A request over a limit gets no response, because clients then wait longer than after an error.
 #[cold]
 fn fail(
     action: Action,

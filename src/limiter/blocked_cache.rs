@@ -1,13 +1,14 @@
-//! Sources found over the limit just now: the second packet of a flood is refused by a look into
-//! the worker's own 6 KiB, without the table, whose lines other workers may be writing.
+//! Sources that were over the limit recently: from its second packet on, a flood is refused by a
+//! look-up in the worker's own 6 KiB, without the table, whose lines other workers may be writing.
 //!
-//! Loads fall at a known pace, so a load determines for how long at least the table will have no
-//! room for the source; until then, the verdict is known. So the cache changes verdicts by rounding
-//! at most, or where the slot has gone to another source meanwhile.
+//! Loads decay at a known rate, so a load determines a least time for which the source stays over
+//! the limit; until then, the verdict is certain. So the cache changes verdicts at most by
+//! rounding, or where another source has taken over the slot of the table meanwhile.
 
 use crate::time::Now;
 
-/// Sources remembered. More than these at once, and a flood costs a few reads of the table.
+/// Sources remembered. A flood from more sources at once costs a few reads of the table for each
+/// request.
 const CELLS: usize = 256;
 
 /// A worker's memory of limited sources.
@@ -20,10 +21,10 @@ pub(super) struct BlockedCache {
 struct Cell {
     /// The hash of the source.
     source: u64,
-    /// Until when it is over the limit.
+    /// The time until which it is over the limit.
     until_ns: u64,
-    /// How many requests over the limit this cell has seen, of whichever source: starting anew with
-    /// every source would let two that alternate be the first each time.
+    /// Requests over the limit in this cell, of all its sources: if the count restarted with each
+    /// source, two alternating sources would be the first each time.
     limited: u32,
 }
 
@@ -33,14 +34,14 @@ impl BlockedCache {
         Self { cells: Box::new([Cell::default(); CELLS]) }
     }
 
-    /// Whether the source with this hash is over the limit for certain.
+    /// Whether the source with this hash is certainly over the limit.
     #[inline]
     pub(super) fn holds(&self, source: u64, now: Now) -> bool {
         let cell = &self.cells[index(source)];
         cell.source == source && now.ns() < cell.until_ns
     }
 
-    /// Remembers that a source is over the limit until then.
+    /// Remembers that a source is over the limit until `until_ns`.
     #[inline]
     pub(super) fn remember(&mut self, source: u64, until_ns: u64) {
         let cell = &mut self.cells[index(source)];
@@ -55,7 +56,7 @@ impl BlockedCache {
         cell.limited
     }
 
-    /// Forgets which sources are over the limit, not how many requests were.
+    /// Forgets which sources are over the limit, but keeps the counts of requests.
     pub(super) fn forget(&mut self) {
         self.cells.iter_mut().for_each(|it| it.until_ns = 0);
     }

@@ -1,17 +1,17 @@
 //! One cache line of the table: fifteen slots, each a 16-bit id and a 16-bit load, and the line's
-//! own time. Shared by all workers without a lock.
+//! epoch. Shared by all workers without a lock.
 //!
 //! ```text
 //! ids    word 0: i i i i   word 1: i i i i   word 2: i i i i   word 3: i i i -
 //! loads  word 0: l l l l   word 1: l l l l   word 2: l l l l   word 3: l l l epoch
 //! ```
 //!
-//! Words are read whole, so no id and no load is ever torn, and four lanes are compared at once. An
-//! id and its load stand in two words: between the writes that give a slot away, another worker may
-//! charge one of the two for the other. And what is written [roughly](CacheLine::add_roughly) may
-//! undo what another worker writes to the same word within the same nanoseconds. Both cost a charge
-//! or two of thousands; locked instructions for all of it would cost about a twentieth of the
-//! whole.
+//! Words are read atomically, so no id and no load is ever torn, and four lanes are compared at
+//! once. An id and its load are in two words: between the two writes that reassign a slot, another
+//! worker may charge the old source instead of the new one or vice versa. And a
+//! [rough](CacheLine::add_roughly) write may undo what another worker writes to the same word
+//! within the same nanoseconds. Both lose one or two charges of thousands; locked instructions
+//! everywhere would cost about a twentieth of the limiter's time.
 
 use std::array::from_fn;
 #[cfg(not(all(test, skep_loom)))]
@@ -31,11 +31,12 @@ const ONES: u64 = 0x0001_0001_0001_0001;
 const HIGHS: u64 = ONES << 15;
 /// Where the epoch starts in the last word of loads.
 const EPOCH_SHIFT: u32 = 48;
-/// How far a line may be ahead of who looks at it: workers read their clocks once a batch. Further
-/// ahead is far behind: the epoch has gone round, or the settings that make it have changed.
+/// Epochs by which a line may be ahead of the worker that reads it: workers read their clocks once
+/// a batch. A line further ahead counts as far behind: the epoch has wrapped, or the settings that
+/// determine it have changed.
 const AHEAD_MAX: u16 = 2;
 
-/// Fifteen slots and their time.
+/// Fifteen slots and their epoch.
 #[derive(Debug, Default)]
 #[repr(align(64))]
 pub(super) struct CacheLine {
@@ -46,8 +47,8 @@ pub(super) struct CacheLine {
 #[cfg(not(all(test, skep_loom)))]
 const _: () = assert!(size_of::<CacheLine>() == 64);
 
-/// A slot's place in its line, as [`LaneMatch`] has it: the word in the lowest two bits, the lane
-/// in bits 4 and 5. Bits 2 and 3 are set, and mean nothing.
+/// A slot's place in its line, in the form of [`LaneMatch`]: the word in the lowest two bits, the
+/// lane in bits 4 and 5. Bits 2 and 3 are set and have no meaning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct LaneSlot(u8);
 
@@ -82,7 +83,7 @@ impl LaneSlot {
     }
 }
 
-/// Where a line has what was looked for, if anywhere.
+/// The place of a value in a line, if found.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct LaneMatch(u64);
 
@@ -93,7 +94,7 @@ impl LaneMatch {
         self.0 != 0
     }
 
-    /// Where; any slot if nowhere.
+    /// The slot; an arbitrary slot if the value was not found.
     #[inline]
     #[expect(clippy::cast_possible_truncation, reason = "at most 64")]
     pub(super) fn slot(self) -> LaneSlot {
@@ -108,9 +109,9 @@ impl CacheLine {
         epochs_since(self.loads[WORDS - 1].load(Relaxed), epoch).is_some()
     }
 
-    /// Halves every load once for each epoch that has begun since the line was last refreshed. Who
-    /// moves the epoch on halves the line, so that it is halved once. Who comes by meanwhile finds
-    /// some loads too high, for some nanoseconds.
+    /// Halves every load once for each epoch that has begun since the line was last refreshed. The
+    /// worker that advances the epoch halves the line, so it is halved once. Other workers may read
+    /// some loads too high for some nanoseconds.
     #[cold]
     #[inline(never)]
     pub(super) fn refresh(&self, epoch: u16) {
@@ -128,13 +129,13 @@ impl CacheLine {
         }
     }
 
-    /// Where this id stands.
+    /// Finds the slot of this id.
     #[inline]
     pub(super) fn find(&self, id: u16) -> LaneMatch {
         first_lane(&self.ids.each_ref().map(|it| it.load(Relaxed)), id)
     }
 
-    /// The slot with the least load, and that load. A slot that never was used has none.
+    /// The slot with the least load, and that load. An unused slot has load 0.
     #[inline]
     pub(super) fn lightest(&self) -> (LaneSlot, u16) {
         let mut loads = self.loads.each_ref().map(|it| it.load(Relaxed));
@@ -154,21 +155,21 @@ impl CacheLine {
         slot.get(slot.of(&self.loads).load(Relaxed))
     }
 
-    /// Gives a slot to `id`. Its load stays: see [`LoadTable`](super::table::LoadTable).
+    /// Assigns a slot to `id`. Its load stays: see [`LoadTable`](super::table::LoadTable).
     #[inline]
     pub(super) fn assign(&self, slot: LaneSlot, id: u16) {
         let word = slot.of(&self.ids);
         word.store(slot.set(word.load(Relaxed), id), Relaxed);
     }
 
-    /// Adds to a slot's load, which stops at its largest value.
+    /// Adds to a slot's load, which saturates.
     #[inline]
     pub(super) fn add(&self, slot: LaneSlot, load: u16) {
         change(slot.of(&self.loads), |it| slot.plus(it, load));
     }
 
-    /// The same in a few cycles instead of some twenty. Of two workers that add to the same word
-    /// within the same nanoseconds, one may do so in vain.
+    /// As [`Self::add`], in a few cycles instead of some twenty. If two workers add to the same
+    /// word within the same nanoseconds, one addition may be lost.
     #[inline]
     pub(super) fn add_roughly(&self, slot: LaneSlot, load: u16) {
         let word = slot.of(&self.loads);
@@ -182,8 +183,8 @@ fn first_lane(words: &[u64; WORDS], value: u16) -> LaneMatch {
     let wanted = ONES * u64::from(value);
     let mut flags = 0;
     for (at, word) in words.iter().enumerate() {
-        // The lowest lane that is equal is flagged for certain; those above it by mistake at
-        // times. Only the lowest is looked at.
+        // The lowest equal lane is always flagged correctly; lanes above it may be flagged by
+        // mistake. Only the lowest flag is used.
         let equal = (word ^ wanted).wrapping_sub(ONES) & (word ^ !wanted) & HIGHS;
         flags |= equal >> (WORDS - 1 - at);
     }
@@ -197,7 +198,7 @@ fn epochs_since(last: u64, epoch: u16) -> Option<u16> {
     (age != 0 && age < AHEAD_MAX.wrapping_neg()).then_some(age)
 }
 
-/// All four lanes, halved so many times.
+/// All four lanes, halved `times` times.
 #[inline]
 fn halved(word: u64, times: u16) -> u64 {
     if u32::from(times) >= LANE {
@@ -220,7 +221,7 @@ fn lane(word: u64, shift: u32) -> u16 {
     (word >> shift) as u16
 }
 
-/// A lane, in their order in memory: reading bytes makes the compiler take vectors.
+/// A lane, in memory order: reading bytes makes the compiler use vector instructions.
 #[inline]
 fn lane_at(words: [u64; WORDS], at: usize) -> u16 {
     let bytes = words[at / 4].to_le_bytes();
@@ -231,7 +232,7 @@ fn lane_at(words: [u64; WORDS], at: usize) -> u16 {
 mod tests {
     use super::*;
 
-    /// Every slot of a line, as `lightest` hands them out.
+    /// Every slot of a line, in the order that `lightest` returns them.
     fn slots(line: &CacheLine) -> Vec<LaneSlot> {
         let mut slots = Vec::new();
         for _ in 0..LaneSlot::COUNT {

@@ -1,22 +1,22 @@
-//! What the limiter counts: for each table, what came of each request. A worker's own, as all that
-//! [`crate::counters`] has.
+//! The limiter's counters: the results of requests for each table. Each worker has its own block,
+//! as in [`crate::counters`].
 
 use strum::{EnumCount, IntoStaticStr, VariantArray};
 
 use crate::counters::Counter;
 
-/// What is limited.
+/// The tables, one for each kind of limited work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EnumCount, IntoStaticStr, VariantArray)]
 #[strum(serialize_all = "snake_case")]
 pub enum LimitTable {
-    /// Work for sources that have proved their address.
+    /// Work for sources with a verified address.
     Verified,
-    /// Responses to sources that have not.
+    /// Responses to sources with an unverified address.
     Unverified,
-    /// Torrents that the store does not know yet.
+    /// Torrents that are new to the store.
     NewTorrent,
-    /// Stops. Those of peers that are not there are charged; over the limit all are applied, but
-    /// none gets a response.
+    /// Stops. A stop is charged only if its peer is not in the swarm; over the limit stops are
+    /// still applied, but get no response.
     Stop,
     /// Work over TCP besides announces and scrapes.
     Connection,
@@ -32,17 +32,17 @@ impl LimitTable {
     }
 }
 
-/// What came of a request. Each that is asked about is counted as exactly one of these.
+/// The result of a request. Each request to the limiter is counted under exactly one result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EnumCount, IntoStaticStr, VariantArray)]
 #[strum(serialize_all = "snake_case")]
 pub enum LimitAction {
     /// Within the limit.
     Passed,
-    /// Over the limit. In a dry run it passed all the same.
+    /// Over the limit. In a dry run it is served nevertheless.
     Limited,
-    /// Over the limit, and the one in some that gets a response in spite of it.
+    /// Over the limit, but selected to get a response nevertheless.
     Slipped,
-    /// From a network under no limit.
+    /// From an exempt network.
     Exempt,
 }
 
@@ -56,14 +56,14 @@ impl LimitAction {
     }
 }
 
-/// What one worker's handle counts. Written by that worker alone; aligned so that no worker's
-/// counting takes a cache line from another's core.
+/// The counters of one worker's handle. Written by that worker alone; aligned so that no two
+/// workers share a cache line.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 pub struct LimitCounters([[Counter; LimitAction::ALL.len()]; LimitTable::ALL.len()]);
 
 impl LimitCounters {
-    /// How often this came of a request to this table.
+    /// The number of requests to this table with this result.
     #[inline]
     pub fn of(&self, table: LimitTable, action: LimitAction) -> &Counter {
         &self.0[table as usize][action as usize]

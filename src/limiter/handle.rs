@@ -1,4 +1,4 @@
-//! A worker's handle to the limiter: the settings in force, what is exempt, what is counted.
+//! A worker's handle to the limiter: the settings in force, the exempt networks, the counters.
 
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
@@ -15,12 +15,12 @@ use crate::limiter::{
 use crate::networks::NetworkSet;
 use crate::time::Now;
 
-/// One worker's way to ask a [`Limiter`] that all workers share. Addresses have been unmapped.
+/// One worker's access to the [`Limiter`] that all workers share. All addresses are unmapped.
 #[derive(Debug)]
 pub struct Handle {
     limiter: Arc<Limiter>,
     options: arc_swap::Cache<Arc<ArcSwap<Options>>, Arc<Options>>,
-    /// What the fields below follow from.
+    /// The settings from which the fields below are derived.
     obeyed: Arc<Options>,
     exempt: NetworkSet,
     rate_limits: [RateLimit; LimitTable::ALL.len()],
@@ -30,8 +30,9 @@ pub struct Handle {
 }
 
 impl Handle {
-    /// A handle that counts in `counters`, which no other worker writes. Replacing what `options`
-    /// holds takes effect with the next request. `seed` feeds the rounding of prices.
+    /// Makes a handle that counts in `counters`, which no other worker writes. Replacing the
+    /// contents of `options` takes effect with the next request. `seed` feeds the rounding of
+    /// prices.
     pub fn new(
         limiter: Arc<Limiter>,
         options: Arc<ArcSwap<Options>>,
@@ -46,46 +47,47 @@ impl Handle {
         Self { limiter, options, obeyed, exempt, rate_limits, counters, heavy_hitters, random }
     }
 
-    /// Whether verified work is to be done; if so, it has been paid for.
+    /// Decides on verified work, and charges it if it passes.
     #[inline]
     pub fn admit(&mut self, now: Now, source: IpAddr, price: Price) -> Verdict {
         let slips = |nth: u32| nth.is_multiple_of(SLIP_ONE_IN);
         self.ask::<false>(LimitTable::Verified, now, source, price, slips)
     }
 
-    /// The same without slips, for announces whose client would take one for a success.
+    /// As [`Self::admit`] without slips, for announces whose client would take a slipped response
+    /// for a success.
     #[inline]
     pub fn admit_strictly(&mut self, now: Now, source: IpAddr, price: Price) -> bool {
         self.ask::<false>(LimitTable::Verified, now, source, price, |_| false) == Verdict::Pass
     }
 
-    /// Whether a stop gets a response. It costs nothing so far: [`Handle::charge_stop`].
+    /// Whether a stop gets a response. Charges nothing: see [`Handle::charge_stop`].
     #[inline]
     pub fn admit_stop(&mut self, now: Now, source: IpAddr) -> bool {
         let (stop, price) = (LimitTable::Stop, Price::ANNOUNCE);
         self.ask::<true>(stop, now, source, price, |_| false) == Verdict::Pass
     }
 
-    /// Whether work of a connection that is not an announce or scrape is to be done; if so, it has
-    /// been charged.
+    /// Decides on work of a connection that is not an announce or scrape, and charges it if it
+    /// passes.
     pub fn admit_connection_work(&mut self, now: Now, source: IpAddr, price: Price) -> bool {
         self.ask::<false>(LimitTable::Connection, now, source, price, |_| false) == Verdict::Pass
     }
 
-    /// Whether a source is in a network under no limit, or nothing is limited: as of the latest
-    /// request that was admitted or not, so that one request is judged by one set of options.
+    /// Whether a source is exempt, or limits are off. Uses the options of the latest decision, so
+    /// that one request is handled under one set of options.
     #[inline]
     pub fn is_exempt(&self, source: IpAddr) -> bool {
         !self.is_limited_source(source)
     }
 
-    /// Whether a source is in a network under no limit, whatever else is limited: as of the latest
+    /// Whether a source is in an exempt network, whether or not limits are on; as of the latest
     /// request.
     pub fn is_in_exempt_network(&self, source: IpAddr) -> bool {
         self.exempt.contains(source)
     }
 
-    /// Charges a stop whose peer turned out not to be there.
+    /// Charges a stop whose peer was not in the swarm.
     pub fn charge_stop(&mut self, now: Now, source: IpAddr) {
         if !self.limits(source) {
             return;
@@ -106,15 +108,16 @@ impl Handle {
         }
     }
 
-    /// Whether a torrent that the store does not know may be stored for a verified source.
+    /// Whether a verified source may add a new torrent to the store.
     #[inline]
     pub fn admit_new_torrent(&mut self, now: Now, source: IpAddr) -> bool {
         let (new_torrent, price) = (LimitTable::NewTorrent, Price::ANNOUNCE);
         self.ask::<false>(new_torrent, now, source, price, |_| false) == Verdict::Pass
     }
 
-    /// Whether a response may be sent to a source that has proved nothing. Over the limit, one is
-    /// sent all the same if it `slips`: someone whose address is forged still has to get through.
+    /// Whether a response may be sent to an unverified source. Over the limit, a response is sent
+    /// nevertheless if `slips` returns true: a client whose address is forged by others must still
+    /// be able to connect.
     #[inline]
     pub fn admit_response(
         &mut self,
@@ -126,7 +129,7 @@ impl Handle {
         self.ask::<false>(unverified, now, source, Price::ANNOUNCE, |_| slips()) != Verdict::Drop
     }
 
-    /// `slips`: whether the nth request over the limit gets a response in spite of it.
+    /// `slips`: whether the nth request over the limit gets a response nevertheless.
     #[inline]
     fn ask<const FREE: bool>(
         &mut self,
@@ -180,7 +183,7 @@ impl Handle {
         self.heavy_hitters.note(now, source, hash);
     }
 
-    /// Whether a source is under any limit, by the options that are in force now.
+    /// Whether a source is limited by the options that are in force now.
     #[inline]
     fn limits(&mut self, source: IpAddr) -> bool {
         let options = self.options.load();
@@ -207,14 +210,14 @@ impl Handle {
     }
 }
 
-/// Seconds of the rate that a source may use at once for work of its connections: a handshake for
-/// each of 250 clients behind one address that return together. 400 with RSA took a core for more
-/// than a sixth of six seconds on a busy host. `burst` is for announces, and would be seconds of a
-/// core in handshakes.
+/// The burst for work of connections, in seconds of `rate`: a handshake for each of 250 clients
+/// behind one address that return together. 400 handshakes with RSA took a core for more than a
+/// sixth of six seconds on a busy host. `burst` is for announces; in handshakes it would take
+/// seconds of a core.
 const CONNECTION_BURST_S: u32 = 10;
 
-/// Rate and burst of each table. A source may stop as many peers that are not there as it may
-/// announce: those of a client whose tracker has forgotten them all.
+/// Rate and burst of each table. A source may send as many stops of unknown peers as announces: its
+/// tracker may have forgotten all of its peers.
 fn limits(options: &Options) -> [(u32, u32); LimitTable::ALL.len()] {
     [
         (options.rate, options.burst),

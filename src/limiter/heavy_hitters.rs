@@ -1,11 +1,11 @@
-//! Heavy hitters: the sources that are over the limit most often, so that the kernel can be asked
-//! to drop what they send.
+//! Heavy hitters: the sources that are over the limit most often, so that the kernel can drop their
+//! packets.
 //!
-//! Each worker has a few places for candidates. A source over the limit takes the place that its
-//! hash leads to, if that is free; a candidate keeps its place for as long as it comes more often
-//! than all others that are led there (a vote after Boyer and Moore). So heavy hitters stay, at the
-//! price of a comparison for each request over the limit. Only verified work counts: forged
-//! datagrams make no candidate.
+//! Each worker has a few places for candidates. A source over the limit takes the place of its
+//! hash, if that is free; a candidate keeps its place for as long as it sends more often than all
+//! other sources with that place (Boyer-Moore majority vote). So heavy hitters stay, at the cost of
+//! a comparison for each request over the limit. Only verified work counts: forged datagrams make
+//! no candidate.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -13,30 +13,30 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::time::Now;
 
-/// Places for candidates, of one worker.
+/// Places for candidates of one worker.
 const CANDIDATES: usize = 256;
 
 /// Seconds for which a worker counts before it publishes.
 const WINDOW_S: u64 = 1;
 
-/// Requests over the limit of one source in a window below which it is not published.
+/// The least requests over the limit in a window for a source to be published.
 const COUNT_MIN: u32 = 16;
 
-/// What a worker has published: when, and how often each source was over the limit.
+/// The published result of a worker: its time, and how often each source was over the limit.
 #[derive(Debug, Default)]
 struct Published {
     at: Option<Now>,
     sources: Vec<(IpAddr, u32)>,
 }
 
-/// What all workers have published.
+/// The published results of all workers.
 #[derive(Debug, Default)]
 pub(super) struct HeavyHitters {
     workers: Mutex<Vec<Arc<Mutex<Published>>>>,
 }
 
 impl HeavyHitters {
-    /// A worker's candidates, from now on part of the whole.
+    /// Makes the candidates of a new worker, which are part of the result from now on.
     pub(super) fn join(&self) -> Candidates {
         let candidates = Candidates::default();
         self.workers
@@ -76,9 +76,9 @@ pub(super) struct Candidates {
 #[derive(Clone, Copy, Debug, Default)]
 struct Candidate {
     source: Option<IpAddr>,
-    /// How much more often it came than others.
+    /// The lead over other sources in the majority vote.
     lead: u32,
-    /// How often it came since it has the place.
+    /// Requests since it took the place.
     count: u32,
 }
 
@@ -110,7 +110,7 @@ impl Candidates {
     #[cold]
     #[inline(never)]
     fn publish(&mut self, now: Now) {
-        // A window that began long ago is not one of a second.
+        // A window that began long ago covers more than a second, so it is not published.
         let is_recent = self.ends.is_some_and(|ends| now < ends.plus_s(WINDOW_S));
         let mut published = self.published.lock().unwrap_or_else(PoisonError::into_inner);
         published.at = self.ends;
@@ -134,7 +134,7 @@ mod tests {
         Ipv4Addr::from(0x0808_0000 + number).into()
     }
 
-    /// Two workers see this many requests of each source in a second, in turn.
+    /// Two workers alternately get this many requests of each source within a second.
     fn worst(requests: &[(u32, u32)], rate_min: u32) -> Vec<(IpAddr, u32)> {
         let heavy_hitters = HeavyHitters::default();
         let mut workers = [heavy_hitters.join(), heavy_hitters.join()];

@@ -1,22 +1,22 @@
-//! How much one source may ask for: a fixed table of loads that all workers share, after the idea
-//! of Knot DNS's KRU.
+//! Rate limits per source: fixed tables of loads that all workers share, after the idea of Knot
+//! DNS's KRU.
 //!
 //! ```text
 //! source ─▶ exempt? ─▶ limited just now? ─▶ a hash per prefix ─▶ all below? ─▶ charge all
 //!           ranges     worker's own cache   /32 /24 /20 /18      limit × 1 32 256 768
 //! ```
 //!
-//! Memory is fixed at the start and no sender can make it grow. A load falls exponentially, so that
-//! there is no window to be exploited at its edges: `burst` units at once, `rate` for ever. Five
-//! tables, as five things are limited: work for sources that have proved their address, responses
-//! to those that have not, new torrents, stops of peers that are not there, and what connections
-//! cause besides announces. **No source is charged for a datagram it may not have sent**: what is
-//! unverified touches the second table only, and what is verified never does.
+//! Memory is fixed at the start and no sender can make it grow. A load decays exponentially, so
+//! there is no window whose edges could be exploited: `burst` units at once, `rate` in the long
+//! run. Five kinds of work have a table each: work for verified sources, responses to unverified
+//! sources, new torrents, stops of unknown peers, and work of connections besides announces. **No
+//! source is charged for a datagram it may not have sent**: unverified requests touch the second
+//! table only, and verified requests never do.
 //!
-//! A burst is what one client asks when it starts: clients announce all their torrents in the same
-//! second, and over UDP each of them connects first. A stop is free where its peer was there, since
-//! that peer has paid for itself; no client repeats a stop that was refused, and its peers would be
-//! handed out for an hour.
+//! A burst covers the start of one client: clients announce all their torrents in the same second,
+//! and over UDP each announce needs a connect first. A stop is free if its peer was in the swarm,
+//! because the announce of that peer was charged. A refused stop would do harm: no client repeats
+//! it, and its peer would be handed out for an hour.
 //!
 //! [`Limiter`] is shared; each worker has a [`Handle`] to it.
 
@@ -42,44 +42,44 @@ use table::LoadTable;
 
 use crate::time::Now;
 
-/// What the operator may set; swapped whole on reload. Where a rate or a burst changes, the loads
-/// of its table start anew.
+/// The operator's settings, replaced as a whole on reload. A change of a rate or burst resets the
+/// loads of its table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
-    /// Whether anything is limited.
+    /// Whether limits are enforced.
     pub enabled: bool,
-    /// Whether what is over a limit passes all the same, and is counted only.
+    /// Whether requests over a limit are served nevertheless, and only counted.
     pub dry_run: bool,
-    /// Units a second for verified work, for each IPv4 address (IPv6: each address); and as many
-    /// stops of peers that are not there.
+    /// Units per second of verified work, for each IPv4 or IPv6 address; and as many stops of
+    /// unknown peers.
     pub rate: u32,
-    /// Units at once after a silence.
+    /// Units at once after a pause.
     pub burst: u32,
-    /// Responses a second to an address that has proved nothing.
+    /// Responses per second to an unverified address.
     pub unverified_rate: u32,
-    /// Responses at once to such an address after a silence.
+    /// Responses at once to an unverified address after a pause.
     pub unverified_burst: u32,
-    /// New torrents a second, for each address.
+    /// New torrents per second, for each address.
     pub new_torrent_rate: u32,
-    /// New torrents at once after a silence.
+    /// New torrents at once after a pause.
     pub new_torrent_burst: u32,
-    /// Verified requests a second over the limit from which on the kernel is to deny a source; 0:
-    /// never. For callers of [`Limiter::heavy_hitters`].
+    /// The rate of verified requests over the limit, per second, at which the kernel drops a
+    /// source's packets; 0: never. For callers of [`Limiter::heavy_hitters`].
     pub kernel_deny_rate: u32,
-    /// Networks under no limit.
+    /// Exempt networks.
     pub exempt: Vec<IpNet>,
 }
 
 impl Default for Options {
-    /// The rates of the reference: the largest honest sources known, a VPN exit with 5 000 users
-    /// and a seedbox, need 55 and 6 announces a second; floods come with 1 000.
+    /// Basis of the rates: the largest known honest sources, a VPN exit with 5 000 users and a
+    /// seedbox, send 55 and 6 announces a second; floods send 1 000.
     ///
-    /// The bursts are a seedbox that starts: it connects for each of its 10 000 torrents and
-    /// announces all of them at once, 20 ms of one core. They are new torrents if the tracker has
-    /// started empty or no other source is in them; 5 a second are let in from then on: at most
-    /// 30 000 torrents live by the word of one address alone, those of the 3900 s of a peer's life.
-    /// That they were completed leaves nothing: the store keeps a count for a day, and so 442 000
-    /// of them, only if two networks have made it.
+    /// Basis of the bursts: a starting seedbox connects for each of its 10 000 torrents and
+    /// announces all of them at once, which takes 20 ms of one core. These are new torrents if the
+    /// tracker has started empty or no other source has them. Afterwards 5 a second are accepted:
+    /// at most 30 000 torrents exist through one address alone, those of the 3900 s of a peer's
+    /// life. Completed counts do not add to this: the store keeps a count for a day, 442 000
+    /// torrents, only if two networks made it.
     fn default() -> Self {
         let loopback_v4 = Ipv4Net::new_assert([127, 0, 0, 0].into(), 8);
         let loopback_v6 = Ipv6Net::new_assert(std::net::Ipv6Addr::LOCALHOST, 128);
@@ -98,7 +98,7 @@ impl Default for Options {
     }
 }
 
-/// Bytes of the tables, each a power of two from 64 on. They are asked for once, at the start.
+/// Bytes of the tables, each a power of two, at least 64. Allocated once, at the start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sizes {
     /// Verified work. A source takes up to four or five slots of 4.3 bytes.
@@ -115,7 +115,7 @@ pub struct Sizes {
 }
 
 impl Default for Sizes {
-    /// 7 MiB in all: a part of a third-level cache. 4 MiB have 983 040 slots.
+    /// 7 MiB in total: a part of a third-level cache. 4 MiB have 983 040 slots.
     fn default() -> Self {
         let (verified, unverified, new_torrent) = (4 << 20, 1 << 20, 1 << 20);
         Self { verified, unverified, new_torrent, stop: 512 << 10, connection: 512 << 10 }
@@ -131,44 +131,45 @@ pub struct Limiter {
 }
 
 impl Limiter {
-    /// Empty tables. Without a seed, which is for tests, the hash has random keys.
+    /// Makes empty tables. The hash has random keys without a `seed`, which is for tests.
     ///
     /// # Panics
-    /// Where a size is none of those allowed.
+    /// If a size is invalid.
     pub fn new(sizes: Sizes, seed: Option<u64>) -> Self {
         let Sizes { verified, unverified, new_torrent, stop, connection } = sizes;
         let tables = [verified, unverified, new_torrent, stop, connection].map(LoadTable::new);
         Self { keys: PrefixKeys::new(seed), tables, heavy_hitters: HeavyHitters::default() }
     }
 
-    /// Sources whose verified work was over the limit `rate_min` times in the last second or more,
-    /// the worst first, with how often at least. An IPv6 source is one address of its /64.
+    /// Sources whose verified work was over the limit at least `rate_min` times in the last second,
+    /// the worst first, each with a lower bound of that number. An IPv6 source is one address of
+    /// its /64.
     pub fn heavy_hitters(&self, now: Now, rate_min: u32) -> Vec<(IpAddr, u32)> {
         self.heavy_hitters.worst(now, rate_min)
     }
 
-    /// Bytes of all tables: the same for ever.
+    /// Bytes of all tables, which never change.
     pub fn bytes(&self) -> usize {
         self.tables.iter().map(LoadTable::bytes).sum()
     }
 }
 
-/// What verified work costs, in eighths of an announce.
+/// The price of verified work, in eighths of an announce.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Price {
     eighths: u32,
 }
 
 impl Price {
-    /// An announce: the unit of rates and bursts. One of a new torrent takes memory that lasts, and
-    /// is charged to a table of its own instead of more here.
+    /// An announce: the unit of rates and bursts. An announce of a new torrent takes lasting
+    /// memory, which is charged to a separate table instead of a higher price.
     pub const ANNOUNCE: Self = Self { eighths: 8 };
 
-    /// A TLS handshake. Its signature is 0.3 ms (P-256) to 1.2 ms (RSA-2048) of a core, which is
-    /// that of 10 to 50 announces; but of a VPN's exit with 5 000 users, many come with one each.
+    /// A TLS handshake. Its signature takes 0.3 ms (P-256) to 1.2 ms (RSA-2048) of a core, as much
+    /// as 10 to 50 announces; but each of the 5 000 users of a VPN exit may need one.
     pub const HANDSHAKE: Self = Self { eighths: 32 };
 
-    /// A scrape of so many torrents: 1 + n/8.
+    /// A scrape of `torrents` torrents: 1 + n/8 announces.
     pub const fn scrape(torrents: usize) -> Self {
         let most = u32::MAX as usize - 8;
         #[expect(clippy::cast_possible_truncation, reason = "cut to what fits")]
@@ -177,19 +178,19 @@ impl Price {
     }
 }
 
-/// What is to become of a request.
+/// The decision on a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// Serve it.
     Pass,
-    /// Over the limit, and one in [`SLIP_ONE_IN`]: an announce without an event, as those are that
-    /// come at the interval, may get a response with no peers and a long interval, which
-    /// honest clients obey.
+    /// Over the limit, and the last of [`SLIP_ONE_IN`]: an announce without an event, as sent at
+    /// the interval, may get a response with no peers and a long interval, which honest clients
+    /// follow.
     Slip,
     /// Over the limit: no response over UDP, where silence makes clients wait longer than an error
     /// does; a refusal over HTTP.
     Drop,
 }
 
-/// Of so many requests over the limit of verified work, the last gets a response.
+/// Of this many requests of verified work over the limit, the last gets a response.
 pub const SLIP_ONE_IN: u32 = 16;

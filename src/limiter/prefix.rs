@@ -1,5 +1,6 @@
-//! What a source is counted by: its address, and the networks around it, each of which may do some
-//! times as much as an address. Who has a network to send from gains little by it.
+//! The prefixes under which a source is counted: its address, and the networks around it, each with
+//! a multiple of the limit of an address. So the owner of a network gains little by sending from
+//! all of it.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -9,9 +10,9 @@ use fastrand::Rng;
 /// A length of prefix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct PrefixLength {
-    /// Leading bits that count.
+    /// The number of leading bits.
     pub(super) bits: u32,
-    /// How many times the limit of one IPv4 address holds for all of it.
+    /// The limit of the prefix, as a multiple of that of one IPv4 address.
     pub(super) times: u32,
 }
 
@@ -24,23 +25,23 @@ const fn prefix(bits: u32, times: u32) -> PrefixLength {
 pub(super) const V4: [PrefixLength; 4] =
     [prefix(32, 1), prefix(24, 32), prefix(20, 256), prefix(18, 768)];
 
-/// Prefixes of an IPv6 address. A customer is given a /64 to a /48, so they stay close to one.
+/// Prefixes of an IPv6 address. A customer gets a /64 to a /48, so their factors stay close to 1.
 pub(super) const V6: [PrefixLength; 5] =
     [prefix(128, 1), prefix(64, 2), prefix(56, 3), prefix(48, 4), prefix(32, 64)];
 
 /// A network that an address is in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PrefixNetwork {
-    /// Its leading bits, to the right; those of IPv4 as they are.
+    /// Its leading bits, right-aligned; for IPv4, the bits of the IPv4 address.
     pub prefix: u128,
-    /// How many bits that is.
+    /// The number of leading bits.
     pub bits: u32,
-    /// How many times as much as one IPv4 address it may do.
+    /// The limit of the network, as a multiple of that of one IPv4 address.
     pub times: u32,
 }
 
-/// The address itself, and the networks around it that count, ever wider. To count by other things
-/// than loads that fall with time, such as open connections.
+/// The address itself, and the limited networks around it, in order of size. For limits that are
+/// not loads, such as open connections.
 pub fn networks_of(address: IpAddr) -> impl DoubleEndedIterator<Item = PrefixNetwork> {
     let (prefixes, all, length) = match address {
         IpAddr::V4(ipv4) => (&V4[..], u128::from(ipv4.to_bits()), u32::BITS),
@@ -53,18 +54,18 @@ pub fn networks_of(address: IpAddr) -> impl DoubleEndedIterator<Item = PrefixNet
     })
 }
 
-/// Prefixes in all: those of IPv4 come first.
+/// The number of prefixes of both families: those of IPv4 come first.
 pub(super) const PREFIXES: usize = V4.len() + V6.len();
 
-/// Where IPv6's start among all.
+/// The index of the first IPv6 prefix.
 pub(super) const FIRST_V6: usize = V4.len();
 
-/// The keys of the hash, one for each prefix: no client can find out which sources share a slot.
+/// The keys of the hash, one for each prefix: so no client can find out which sources share a slot.
 #[derive(Debug)]
 pub(super) struct PrefixKeys([RandomState; PREFIXES]);
 
 impl PrefixKeys {
-    /// Random keys, or (for tests) those that follow from a seed.
+    /// Random keys, or keys derived from a seed (for tests).
     pub(super) fn new(seed: Option<u64>) -> Self {
         let Some(seed) = seed else { return Self(std::array::from_fn(|_| RandomState::new())) };
         let mut random = Rng::with_seed(seed);
@@ -85,7 +86,7 @@ impl PrefixKeys {
         let keys = &self.0[FIRST_V6 + at];
         match V6[at].bits {
             128 => keys.hash_one(bits),
-            // What is left of a shift by 64 or more fits.
+            // The result of a shift by 64 or more fits.
             length => keys.hash_one((bits >> 64) as u64 >> (64 - length)),
         }
     }
@@ -99,7 +100,7 @@ mod tests {
         std::array::from_fn(hash)
     }
 
-    /// How many prefixes two addresses have in common.
+    /// The number of prefixes that two addresses share.
     fn common<const N: usize>(one: [u64; N], other: [u64; N]) -> usize {
         one.iter().zip(&other).filter(|(one, other)| one == other).count()
     }

@@ -1,13 +1,14 @@
-//! One limit: a rate and a burst, what they make of a moment, and the question asked of the table.
+//! One limit: a rate and a burst, the prices that follow from them at a moment, and the check
+//! against the table.
 //!
-//! Loads are not lowered as time goes by. Instead prices and limit rise, by 2 to the power of the
-//! part of the current half-life that has gone; when it is over, prices fall back to where they
-//! were, and each line, when it is next seen, has its loads halved. So a line is written for
-//! time's sake once in a half-life (ln 2 × burst / rate: 69 s by default), and prices are worked
-//! out once for all lines, in steps of 1/1024 half-life.
+//! Loads are not lowered continuously. Instead prices and limit rise, by 2 to the power of the
+//! elapsed part of the current half-life; at its end, prices return to their start values, and each
+//! line has its loads halved at its next use. So decay costs one write of a line in a half-life (ln
+//! 2 × burst / rate: 69 s by default), and prices are computed once for all lines, in steps of
+//! 1/1024 half-life.
 //!
-//! Loads are whole numbers up to 65535 and the limit is half of that, whatever burst and prefix, so
-//! the price of a wide prefix is less than one. It is rounded up or down at random, in proportion.
+//! Loads are integers up to 65535 and the limit is half of that for every burst and prefix, so the
+//! price for a wide prefix is below 1. It is rounded up or down at random, in proportion.
 
 use crate::limiter::Price;
 use crate::limiter::blocked_cache::BlockedCache;
@@ -47,8 +48,8 @@ impl RateLimit {
         }
     }
 
-    /// Charges every prefix if none is over its limit with that, unless it is `free` for now.
-    /// Otherwise charges none, and returns the ordinal (from 1) of this among the requests refused
+    /// Charges every prefix if none exceeds its limit by that; a `FREE` request is only checked.
+    /// Otherwise charges none, and returns the ordinal (from 1) of this request among those refused
     /// in the source's cell of the cache. `hashes` are of the prefixes from `first` on; `dither` is
     /// a random number.
     #[inline]
@@ -68,7 +69,7 @@ impl RateLimit {
         let (entries, loads) = self.weigh::<N>(table, now, hashes, first, price, dither);
         let mut over = false;
         for at in 0..N {
-            // What costs nothing by chance must not pass where there is no room.
+            // A price rounded down to 0 must not pass at the limit.
             let load = u32::from(entries[at].load) + u32::from(loads[at].max(1));
             over |= load > self.moment.limit;
         }
@@ -82,7 +83,7 @@ impl RateLimit {
         Ok(())
     }
 
-    /// Charges every prefix for what was not known when the source was admitted.
+    /// Charges every prefix for work that was unknown when the source was admitted.
     #[inline]
     pub(super) fn charge<const N: usize>(
         &mut self,
@@ -97,7 +98,7 @@ impl RateLimit {
         pay(&entries, loads);
     }
 
-    /// Where the loads of all prefixes are, and what the price adds to each.
+    /// Finds the loads of all prefixes, and what the price adds to each.
     #[inline]
     fn weigh<'a, const N: usize>(
         &mut self,
@@ -122,8 +123,9 @@ impl RateLimit {
         }
     }
 
-    /// Remembers a source for as long as even an announce of it will have no room. A load twice
-    /// as high as is allowed takes a half-life to fall; a part of that, at least that part of it.
+    /// Remembers a source for as long as even one announce would exceed the limit. A load of twice
+    /// the limit takes a half-life to fall to it; a smaller excess takes at least the same fraction
+    /// of a half-life.
     #[cold]
     #[inline(never)]
     fn remember<const N: usize>(&mut self, source: u64, loads: [u16; N], first: usize) {
@@ -139,8 +141,8 @@ impl RateLimit {
     }
 }
 
-/// Charges an address for certain, networks roughly: an address may be asked for by all workers at
-/// once, where it matters; of a network's many requests, a few go uncounted.
+/// Charges an address exactly, and networks roughly: all workers may charge one address at once,
+/// where accuracy matters; a few uncounted requests of a network do not.
 #[inline]
 fn pay<const N: usize>(entries: &[Lookup<'_>; N], loads: [u16; N]) {
     for (at, entry) in entries.iter().enumerate() {
@@ -148,13 +150,13 @@ fn pay<const N: usize>(entries: &[Lookup<'_>; N], loads: [u16; N]) {
     }
 }
 
-/// What follows from rate and burst.
+/// The values that follow from rate and burst.
 #[derive(Clone, Debug, PartialEq)]
 struct Scale {
     half_life_ns: u64,
-    /// Added to the epoch, so that loads from before a change of the half-life count as old.
+    /// Added to the epoch, so that loads from before a change of the half-life count as outdated.
     salt: u16,
-    /// Largest price in eighths of an announce: the whole burst.
+    /// The largest price in eighths of an announce: the whole burst.
     eighths_max: u32,
     /// What an announce adds to the load of each prefix at the start of a half-life, in 2^-32.
     units: [u64; PREFIXES],
@@ -163,7 +165,7 @@ struct Scale {
 impl Scale {
     fn new(rate: u32, burst: u32) -> Self {
         let (rate, burst) = (rate.max(1), burst.max(1));
-        // A load falls by ln 2 / half-life a second; at the limit, that has to be the rate.
+        // A load decays by ln 2 / half-life a second; at the limit, that must equal the rate.
         let half_life_s = std::f64::consts::LN_2 * f64::from(burst) / f64::from(rate);
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "0 to 3e18")]
         let half_life_ns = ((half_life_s * 1e9) as u64).max(STEPS);
@@ -171,14 +173,15 @@ impl Scale {
         let times = V4.iter().chain(&V6).map(|it| u64::from(it.times));
         let mut units = [0; PREFIXES];
         for (unit, times) in units.iter_mut().zip(times) {
-            // The limit is the burst and half a unit: as many as the burst pass, however rounded.
+            // The limit is the burst and half a unit: `burst` requests pass, however prices are
+            // rounded.
             *unit = (LOAD_MAX << 32) / (2 * u64::from(burst) * times + 1);
         }
         let eighths_max = burst.saturating_mul(Price::ANNOUNCE.eighths);
         Self { half_life_ns, salt, eighths_max, units }
     }
 
-    /// What a price counts as: nothing costs more than can be had at once.
+    /// The price, capped to the burst.
     #[inline]
     fn clamp(&self, price: Price) -> u64 {
         u64::from(price.eighths.min(self.eighths_max))
@@ -206,7 +209,7 @@ impl Scale {
     }
 }
 
-/// What prices are for one step of a half-life.
+/// The prices during one step of a half-life.
 #[derive(Clone, Debug)]
 struct Moment {
     start_ns: u64,
@@ -219,8 +222,8 @@ struct Moment {
 }
 
 impl Moment {
-    /// What a price adds to a prefix's load, rounded up if the bits of `dither` meant for the
-    /// `at`th prefix are high enough.
+    /// What a price adds to a prefix's load, rounded up or down by the bits of `dither` for the
+    /// `at`th prefix.
     #[inline]
     #[expect(clippy::cast_possible_truncation, reason = "bits of a random number")]
     fn load(&self, prefix: usize, eighths: impl Into<u64>, dither: u64, at: usize) -> u16 {

@@ -1,10 +1,10 @@
-//! The table: as many lines as at the start for ever, and for each key two lines it may stand in.
+//! The table: a fixed number of lines, and for each key two lines that may hold it.
 //!
-//! A key that stands in neither takes over the slot with the least load, *with* that load
-//! (Space-Saving): a source near its limit keeps its load, however many others come by, but for a
-//! source in its second line whose first has a free slot again, which gets one more burst. The
-//! price is that a newcomer to a crowded table starts with what the least busy had: nothing, until
-//! the sources charged within a time constant outnumber the slots, and then little.
+//! A key that is in neither takes over the slot with the least load, *with* that load
+//! (Space-Saving): a source near its limit keeps its load, however many other sources follow. One
+//! exception: a source in its second line whose first line has a free slot again gets one more
+//! burst. The cost is that a new source in a crowded table starts with the least load of its lines:
+//! 0, until the sources charged within a time constant outnumber the slots, and then little.
 
 use crate::limiter::cache_line::{CacheLine, LaneSlot};
 
@@ -17,19 +17,19 @@ pub(super) struct LoadTable {
     lines: Box<[CacheLine]>,
 }
 
-/// Where a key stands, or would.
+/// The place of a key, or the place that it would take.
 #[derive(Clone, Copy)]
 pub(super) struct Lookup<'a> {
     line: &'a CacheLine,
     slot: LaneSlot,
     id: u16,
     known: bool,
-    /// The load that a charge would be added to.
+    /// The load before a charge.
     pub(super) load: u16,
 }
 
 impl LoadTable {
-    /// A table of so many bytes: a power of two from 64 on, at most 4 GiB.
+    /// A table of `bytes` bytes: a power of two from 64 to 4 GiB.
     pub(super) fn new(bytes: usize) -> Self {
         assert!(bytes.is_power_of_two() && (LINE_BYTES..=1 << 32).contains(&bytes));
         Self { lines: (0..bytes / LINE_BYTES).map(|_| CacheLine::default()).collect() }
@@ -40,7 +40,8 @@ impl LoadTable {
         self.lines.len() * LINE_BYTES
     }
 
-    /// The entries of the keys with these hashes. All lines are asked for before any is waited for.
+    /// The entries of the keys with these hashes. All lines are prefetched before the first is
+    /// read.
     #[inline]
     pub(super) fn entries<const N: usize>(&self, hashes: [u64; N], epoch: u16) -> [Lookup<'_>; N] {
         let lines = hashes.map(|it| self.line(it));
@@ -77,7 +78,7 @@ impl LoadTable {
         }
     }
 
-    /// Looks into the second lines of keys whose first are full.
+    /// Searches the second lines of keys whose first lines are full.
     #[inline(never)]
     fn settle_crowded<'a, const N: usize>(
         &'a self,
@@ -106,7 +107,7 @@ impl LoadTable {
     }
 }
 
-/// Reads the time of all lines before waiting for any.
+/// Reads the epochs of all lines before it waits for any.
 #[inline]
 fn refresh(lines: &[&CacheLine], epoch: u16) {
     if lines.iter().fold(false, |stale, it| stale | it.is_stale(epoch)) {
@@ -121,11 +122,11 @@ fn id(hash: u64) -> u16 {
 }
 
 impl Lookup<'_> {
-    /// Adds to the load: for certain, or (where `rough`) with [`CacheLine::add_roughly`].
+    /// Adds to the load: exactly or, if `rough`, with [`CacheLine::add_roughly`].
     #[inline]
     pub(super) fn charge(&self, load: u16, rough: bool) {
         if load == 0 {
-            return; // a share below one was rounded down: nothing to remember
+            return; // a price below 1 was rounded down to 0
         }
         if !self.known {
             self.line.assign(self.slot, self.id);
@@ -175,7 +176,7 @@ mod tests {
             entry(&table, key).charge(1, true);
         }
         assert!(entry(&table, u64::MAX).load >= 30_000);
-        // What was charged to all others is shared by the slots.
+        // The slots share the charges of all other keys.
         let newcomer = entry(&table, u64::MAX - 1).load;
         let mean = keys / SLOTS;
         assert!((mean / 2..=mean * 2).contains(&newcomer.into()), "{newcomer} of a mean of {mean}");

@@ -1,24 +1,24 @@
-//! The disk beneath a folder of snapshots: the one place of this module that touches files.
+//! The disk under a folder of snapshots: the only code of this module that accesses files.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Seek, Write};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
-/// What is asked of a disk; a test double makes it fail.
+/// The operations on a disk; a test double injects failures.
 pub trait Disk {
-    /// A file to be read.
+    /// A file open for reading.
     type Input: Read + Seek;
-    /// A file to be written.
+    /// A file open for writing.
     type Output: Write;
 
     /// Opens a file.
     ///
     /// # Errors
-    /// Those of the operating system, as with all others here.
+    /// Those of the operating system, as for all methods here.
     fn open(&self, path: &Path) -> io::Result<Self::Input>;
 
-    /// Creates a file that must not be there yet, for its owner alone.
+    /// Creates a file that must not exist yet, accessible to its owner only.
     ///
     /// # Errors
     /// Above.
@@ -30,19 +30,19 @@ pub trait Disk {
     /// Above.
     fn sync(&self, file: &Self::Output) -> io::Result<()>;
 
-    /// Waits until a folder's names are on the disk.
+    /// Waits until a folder's entries are on the disk.
     ///
     /// # Errors
     /// Above.
     fn sync_folder(&self, path: &Path) -> io::Result<()>;
 
-    /// Gives a file a second name, which must not be there yet.
+    /// Gives a file a second name, which must not exist yet.
     ///
     /// # Errors
     /// Above.
     fn link(&self, from: &Path, to: &Path) -> io::Result<()>;
 
-    /// Gives a file another name, in place of the file that has it.
+    /// Renames a file, replacing any file of that name.
     ///
     /// # Errors
     /// Above.
@@ -55,7 +55,7 @@ pub trait Disk {
     fn remove(&self, path: &Path) -> io::Result<()>;
 }
 
-/// The operating system's.
+/// The operating system's disk.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct OsDisk;
 
@@ -64,7 +64,8 @@ impl Disk for OsDisk {
     type Output = File;
 
     fn open(&self, path: &Path) -> io::Result<Self::Input> {
-        // Neither is a link followed that somebody has put there, nor a pipe's writer waited for.
+        // A symbolic link placed there by another user is not followed, and opening a pipe does not
+        // wait for its writer.
         let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
         let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
         if !file.metadata()?.is_file() {
@@ -98,5 +99,5 @@ impl Disk for OsDisk {
     }
 }
 
-/// Bytes that are read at once.
+/// Bytes of one read.
 const READ_BYTES: usize = 256 << 10;

@@ -1,18 +1,18 @@
-//! The folder that snapshots are kept in, and the disk beneath it.
+//! The folder of the snapshots, and the commit protocol.
 //!
 //! ```text
 //! swarms.snapshot            the latest
 //! swarms.snapshot.previous   the one before it
-//! swarms.snapshot.tmp        one that is being written
-//! swarms.snapshot.damaged-…  what was found instead of one, with the moment it was found; also
+//! swarms.snapshot.tmp        the one being written
+//! swarms.snapshot.damaged-…  an unusable file, with the time when it was found; also
 //!                            .unreadable-…, .foreign-…, .unknown-version-N-…
 //! ```
 //!
 //! A snapshot is written to the temporary file and synced, the latest becomes the previous one, the
-//! temporary file the latest, and the folder is synced. So whenever the process or the host ends,
-//! one of the two is whole; between the two renames it is the previous one. If the second rename
-//! fails, the first one is undone. An error ends the attempt for good: after a failed fsync(2) a
-//! kernel may call pages clean that never reached the disk, so the file is given up and never
+//! temporary file the latest, and the folder is synced. So one of the two is complete at any moment
+//! at which the process or the host may stop; between the two renames it is the previous one. If
+//! the second rename fails, the first is undone. An error ends the attempt: after a failed fsync(2)
+//! a kernel may mark pages clean that never reached the disk, so the file is discarded and never
 //! synced again.
 
 use std::io::{self, ErrorKind, Write};
@@ -33,23 +33,23 @@ use crate::time::Now;
 pub const CURRENT: &str = "swarms.snapshot";
 /// The one before it.
 pub const PREVIOUS: &str = "swarms.snapshot.previous";
-/// One that is being written.
+/// The snapshot being written.
 pub const TEMPORARY: &str = "swarms.snapshot.tmp";
 
-/// How many names are tried for a file that is set aside.
+/// The most names tried for a file that is set aside.
 const ASIDE_NAMES_MAX: u32 = 100;
 
-/// What an attempt to save was about when it failed.
+/// The step at which an attempt to save failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EnumCount, IntoStaticStr, VariantArray)]
 #[strum(serialize_all = "snake_case")]
 pub enum SaveStep {
-    /// Making the temporary file.
+    /// Creating the temporary file.
     Create,
     /// Writing it.
     Write,
     /// Waiting for the disk, for the file or the folder.
     Sync,
-    /// Giving files their names.
+    /// Renaming the files.
     Commit,
 }
 
@@ -63,19 +63,19 @@ impl SaveStep {
     }
 }
 
-/// A snapshot that could not be saved. The latest one before it is there still: as the latest, or
-/// as the previous one where it could not even have its name back.
+/// A snapshot could not be saved. The latest one before it still exists: as the latest, or as the
+/// previous one if its rename could not be undone.
 #[derive(Debug, thiserror::Error)]
 #[error(
     "{}cannot {} {}: {error}",
     if *is_in_place { IN_PLACE } else { "" }, step.label(), path.display()
 )]
 pub struct SaveError {
-    /// Whether the new snapshot is in its place all the same, if not for certain on the disk.
+    /// Whether the new snapshot is nevertheless in place, though possibly not on the disk.
     pub is_in_place: bool,
-    /// What failed.
+    /// The failed step.
     pub step: SaveStep,
-    /// With which file.
+    /// The affected file.
     pub path: PathBuf,
     /// Why.
     pub error: io::Error,
@@ -84,7 +84,7 @@ pub struct SaveError {
 const IN_PLACE: &str = "the snapshot is in its place, but may not survive a power cut: ";
 
 impl SaveError {
-    /// What ends an attempt at this step, for this file.
+    /// Makes the error of an attempt that fails at `step` with the file at `path`.
     pub fn at(step: SaveStep, path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
         move |error| Self { is_in_place: false, step, path, error }
@@ -94,30 +94,30 @@ impl SaveError {
 /// A snapshot that was saved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Saved {
-    /// As of when.
+    /// The moment of the snapshot.
     pub at: Now,
-    /// What is in it.
+    /// Its contents.
     pub contents: SnapshotCounts,
 }
 
-/// A file that was of no use.
+/// A file that could not be used.
 #[derive(Debug)]
 pub struct UnusableFile {
-    /// What it was called.
+    /// Its original name.
     pub path: PathBuf,
-    /// Why it is of no use, in words.
+    /// Why it could not be used, as a sentence.
     pub reason: String,
-    /// The same in a word: `damaged`, `unreadable`, `foreign`, `unknown-version-2`.
+    /// The reason in one word: `damaged`, `unreadable`, `foreign`, `unknown-version-2`.
     pub kind: String,
-    /// What it is called now.
+    /// Its new name.
     pub name: io::Result<PathBuf>,
 }
 
-/// What there was to restore.
+/// The result of a search for a snapshot to restore.
 pub struct FoundSnapshots<D: Disk> {
-    /// The latest snapshot of this tracker that is whole, and its name.
+    /// The latest complete snapshot of this tracker, and its name.
     pub snapshot: Option<(Snapshot<D::Input>, PathBuf)>,
-    /// What was tried before it.
+    /// The files tried before it, which are unusable.
     pub aside: Vec<UnusableFile>,
 }
 
@@ -140,12 +140,12 @@ impl<D: Disk> SnapshotFolder<D> {
         &self.path
     }
 
-    /// Saves a snapshot as of `at`, dated `dated_s` seconds by the wall clock, which is what a
-    /// reader can compare it with; with what passkeys are used for. `between` is called between two
-    /// slices, with no lock held; its error ends the attempt.
+    /// Saves a snapshot of the swarms as of `at` and of the passkeys' sessions. It is dated
+    /// `dated_s`, in seconds of the wall clock, to which a reader can compare it. `between` is
+    /// called between two slices, with no lock held; its error ends the attempt.
     ///
     /// # Errors
-    /// [`SaveError`] with the first thing that fails.
+    /// [`SaveError`] for the first failed step.
     pub fn save(
         &self,
         (store, keys): (&Store, &PasskeyTable),
@@ -157,7 +157,7 @@ impl<D: Disk> SnapshotFolder<D> {
         let written = self.write(&temporary, (store, keys), (at, dated_s), between);
         let saved = written.and_then(|counts| self.commit(&temporary).map(|()| counts));
         let contents = saved.inspect_err(|_| {
-            // What is not removed now is removed before the next one.
+            // If this fails, the next save removes the file.
             let _ = self.disk.remove(&temporary);
         })?;
         Ok(Saved { at, contents })
@@ -187,11 +187,11 @@ impl<D: Disk> SnapshotFolder<D> {
         Ok(contents)
     }
 
-    /// Makes the temporary file the latest snapshot, and the latest the previous one.
+    /// Renames the latest snapshot to the previous one, and the temporary file to the latest.
     fn commit(&self, temporary: &Path) -> Result<(), SaveError> {
         let [current, previous] = [CURRENT, PREVIOUS].map(|name| self.path.join(name));
         let is_first = match self.disk.rename(&current, &previous) {
-            // The first of all, or an attempt before this one ended right here.
+            // This is the first snapshot, or an earlier attempt ended between the two renames.
             Err(error) if error.kind() == ErrorKind::NotFound => true,
             renamed => {
                 renamed.map(|()| false).map_err(SaveError::at(SaveStep::Commit, &current))?
@@ -199,7 +199,7 @@ impl<D: Disk> SnapshotFolder<D> {
         };
         if let Err(error) = self.disk.rename(temporary, &current) {
             if !is_first {
-                // Where this fails as well, a start finds it under the other name.
+                // If this fails as well, the next start finds the snapshot under the other name.
                 let _ = self.disk.rename(&previous, &current);
             }
             return Err(SaveError::at(SaveStep::Commit, temporary)(error));
@@ -210,15 +210,15 @@ impl<D: Disk> SnapshotFolder<D> {
         })
     }
 
-    /// Finds the latest snapshot that is whole and this tracker's own. What is not, is set aside
-    /// under a name with `now` in it; what was never finished is removed.
+    /// Finds the latest snapshot that is complete and of this tracker. Other files are set aside
+    /// under a name that contains `now`; an unfinished snapshot is removed.
     pub fn find(&self, now: Now) -> FoundSnapshots<D> {
         self.find_with_progress(now, &mut || {})
     }
 
     /// As [`Self::find`]; calls `progress` after each block that is read.
     pub fn find_with_progress(&self, now: Now, progress: &mut dyn FnMut()) -> FoundSnapshots<D> {
-        // If it cannot be removed, the next save says so.
+        // If it cannot be removed, the next save reports that.
         let _ = self.remove_if_there(&self.path.join(TEMPORARY));
         let mut aside = Vec::new();
         for name in [CURRENT, PREVIOUS] {
@@ -243,10 +243,10 @@ impl<D: Disk> SnapshotFolder<D> {
         FoundSnapshots { snapshot: None, aside }
     }
 
-    /// Gives a file that is of no use a name under which it stays.
+    /// Renames an unusable file, so that it is kept.
     ///
     /// # Errors
-    /// Those of the disk. The file then has its name still.
+    /// Those of the disk. The file then keeps its name.
     pub fn set_aside(&self, path: &Path, kind: &str, now: Now) -> io::Result<PathBuf> {
         let stem = format!("{CURRENT}.{kind}-{}", now.seconds());
         for number in 0..ASIDE_NAMES_MAX {
@@ -258,7 +258,7 @@ impl<D: Disk> SnapshotFolder<D> {
                     return Ok(name);
                 }
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
-                // A file system without hard links, or a folder where a file should be.
+                // The file system has no hard links, or the path is a folder.
                 Err(_) => {
                     self.disk.rename(path, &name)?;
                     return Ok(name);
@@ -276,11 +276,11 @@ impl<D: Disk> SnapshotFolder<D> {
     }
 }
 
-/// Bytes after which the disk is waited for.
+/// Bytes between two syncs.
 const STEP_BYTES: usize = 8 << 20;
 
-/// A file that goes to the disk while it is written: the wait at the end would be too long
-/// otherwise to be told from a disk that hangs.
+/// A file that is synced regularly while it is written: one sync at the end could take so long that
+/// it looks like a hanging disk.
 struct Stepwise<W, S> {
     file: W,
     sync: S,
@@ -303,14 +303,14 @@ impl<W: Write, S: FnMut(&W) -> io::Result<()>> Write for Stepwise<W, S> {
     }
 }
 
-/// What is said of a snapshot with another tracker's identity.
+/// The reason text for a snapshot with another tracker's identity.
 const OF_ANOTHER: &str = "it was written by another tracker: its identity is not the one in \
                           tracker.id beside it";
 
-/// Sessions that are copied from one slice to the next. One key's are copied at once.
+/// Sessions copied in one slice. The sessions of one key are copied at once.
 const SESSIONS_PER_SLICE: usize = 1024;
 
-/// Writes all that a store exports, and passkeys' sessions.
+/// Writes the whole export of a store, and the passkeys' sessions.
 fn write_all<W: Write>(
     file: W,
     header: &Header,

@@ -1,5 +1,5 @@
-//! What lies where in a snapshot. All numbers are little-endian; addresses and ports are as
-//! responses carry them.
+//! The layout of a snapshot. All numbers are little-endian; addresses and ports are as in
+//! responses.
 //!
 //! ```text
 //! file      header | block … | table | footer
@@ -15,25 +15,25 @@
 //!           | seconds since the last peer left (4), only where there are no peers
 //!           | IPv4 peer … | IPv6 peer …
 //! peer      address (4 or 16) | port (2) | state (1) | seconds since its latest announce (2)
-//! ```
 //!
-//! payload of kind 2, what passkeys are used for (private trackers):
+//! payload of kind 2, passkeys and their sessions (private trackers):
 //! key       SHA-256 of it (32) | uploaded (8) | downloaded (8) | announces (8) | sessions (4)
 //!           | session …
 //! session   info-hash (20) | peer id (20) | uploaded (8) | downloaded (8) | left (8)
 //!           | seconds since its latest announce (4)
+//! ```
 //!
-//! The moment is in seconds since the Unix epoch, and all ages are counted back from it. `tracker`
-//! names the tracker that wrote it, `build` its version in ASCII, filled up with zeros. A crc is
-//! CRC-32C (RFC 3720, appendix B.4) of what stands before it in the same part, a block's of its
-//! payload as well. `completed` in the footer is the sum of all downloads the tracker ever counted.
-//! A torrent whose peers do not fit a block goes on in the next one, with the same info-hash and no
-//! completed downloads. A key whose sessions do not fit goes on in the next one as well, with the
-//! same sums, which are those that its sessions have led to.
+//! The moment is in seconds since the Unix epoch; all ages are relative to it. `tracker` names the
+//! tracker that wrote the file, `build` its version in ASCII, padded with zeros. A crc is CRC-32C
+//! (RFC 3720, appendix B.4) of the bytes before it in the same part; that of a block also covers
+//! the payload. `completed` in the footer is the sum of all downloads the tracker ever counted. A
+//! torrent whose peers do not fit a block continues in the next block, with the same info-hash and
+//! no completed downloads. A key whose sessions do not fit continues in the next block as well,
+//! with the same sums, which are those of all its sessions.
 //!
-//! So every byte is covered, and a truncated file has no footer. A block of a kind that is unknown
-//! is skipped. The header has this form in every version: a reader can always tell which one it
-//! has. It takes [`VERSION`] and the one before it (there is none before 1).
+//! So checksums cover every byte, and a truncated file has no footer. A block of an unknown kind is
+//! skipped. The header has this form in every version, so a reader can always determine the
+//! version. A reader accepts [`VERSION`] and the version before it (there is none before 1).
 
 use zerocopy::byteorder::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -48,13 +48,14 @@ pub(super) const VERSION_MIN: u32 = 1;
 
 const _: () = assert!(VERSION_MIN == if VERSION == 1 { 1 } else { VERSION - 1 });
 
-/// The longest payload of a block. Longer ones are refused before anything is made for them.
+/// The longest payload of a block, in bytes. A longer one is refused before memory for it is
+/// allocated.
 pub const BLOCK_BYTES_MAX: usize = 64 << 10;
 
 /// Blocks of swarms.
 pub(super) const KIND_SWARMS: u32 = 1;
 
-/// Blocks of passkeys' sessions. Readers from before there were any skip them.
+/// Blocks of passkeys' sessions. Readers older than this kind skip them.
 pub(super) const KIND_SESSIONS: u32 = 2;
 
 /// The file's first bytes.
@@ -63,23 +64,23 @@ pub(super) const MAGIC: [u8; 8] = *b"skepsnap";
 /// The file's last bytes.
 pub(super) const END: [u8; 8] = *b"skepends";
 
-/// Who wrote a snapshot: 16 random bytes that a tracker keeps beside its snapshots.
+/// The identity of a tracker: 16 random bytes that it stores beside its snapshots.
 pub type TrackerId = [u8; 16];
 
-/// What a snapshot says of itself at its beginning.
+/// The header of a snapshot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Header {
     /// The format's version.
     pub version: u32,
     /// When it was taken, in seconds since the Unix epoch.
     pub at_s: u64,
-    /// Who wrote it.
+    /// The tracker that wrote it.
     pub tracker: TrackerId,
-    /// The version of skep that did; printable ASCII.
+    /// The version of skep that wrote it; printable ASCII.
     pub build: String,
 }
 
-/// How much is in a snapshot.
+/// The sizes and counts of a snapshot.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SnapshotCounts {
     /// Bytes of the file.
@@ -90,7 +91,7 @@ pub struct SnapshotCounts {
     pub torrents: u64,
     /// Peers of both families.
     pub peers: u64,
-    /// Downloads that the tracker has ever counted.
+    /// All downloads that the tracker has counted.
     pub completed: u64,
 }
 
@@ -174,11 +175,11 @@ pub(super) const EMPTY_BYTES: usize = size_of::<U32>();
 const _: () = assert!(HEADER_BYTES == 64 && HEAD_BYTES == 16 && ENTRY_BYTES == 16);
 const _: () = assert!(FOOTER_BYTES == 56 && TORRENT_BYTES == 28 && KEY_BYTES == 60);
 
-/// Where in the header its crc stands.
+/// The offset of the crc in the header.
 const HEADER_CRC_AT: usize = HEADER_BYTES - 4;
-/// Where in a block's head its crc stands.
+/// The offset of the crc in a block's head.
 const BLOCK_CRC_AT: usize = HEAD_BYTES - 4;
-/// Where in the footer its crc stands.
+/// The offset of the crc in the footer.
 const FOOTER_CRC_AT: usize = FOOTER_BYTES - 12;
 
 impl RawHeader {

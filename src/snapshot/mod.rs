@@ -1,11 +1,11 @@
-//! Snapshots: a versioned, checksummed file of the store, so that a tracker comes back with its
+//! Snapshots: a versioned, checksummed file of the store, so that a restarted tracker keeps its
 //! swarms.
 //!
-//! `format` says what lies where in the file; `writer` turns what the store exports into blocks,
-//! `reader` judges a whole file before it shows the first torrent; `folder` is the state directory,
-//! in which files are committed, found again, and set aside where they are of no use; `restore`
-//! brings a file back into a store that serves meanwhile. No clock is read here and no lock held
-//! across a write: moments come in, and whoever runs a save decides how it is paced.
+//! `format` is the layout of the file. `writer` encodes the store's export into blocks. `reader`
+//! verifies a whole file before it returns the first torrent. `folder` is the state directory, in
+//! which files are committed, found and, if unusable, set aside. `restore` loads a file into a
+//! store that serves meanwhile. This module reads no clock and holds no lock across a write: time
+//! is passed in, and the caller of a save controls its pace.
 
 mod disk;
 mod folder;

@@ -1,6 +1,6 @@
-//! Reads a snapshot: all of it is judged before the first torrent is shown, in two passes over the
-//! input with one block in memory. Nothing a file says is believed before a checksum has covered
-//! it, and no length leads to an allocation beyond [`BLOCK_BYTES_MAX`].
+//! Reads a snapshot: the whole file is verified before the first torrent is returned, in two passes
+//! over the input with one block in memory. No value of a file is used before its checksum is
+//! verified, and no length causes an allocation beyond [`BLOCK_BYTES_MAX`].
 
 use std::io::{self, ErrorKind, Read, Seek, SeekFrom};
 
@@ -22,18 +22,18 @@ pub enum SnapshotError {
     /// It cannot be read.
     #[error("cannot be read: {0}")]
     Io(io::Error),
-    /// It is whole as far as can be told, but of a version that this skep does not know.
+    /// It looks complete, but has a version that this skep does not support.
     #[error(
         "version {number} is not supported{}; supported: {VERSION_MIN} to {VERSION}",
         newer(*.0), number = .0
     )]
     Version(u32),
-    /// It is not a snapshot, or not what was once written.
+    /// It is not a snapshot, or it is damaged.
     #[error("{what} (at byte {offset})")]
     Damaged {
         /// What is wrong.
         what: &'static str,
-        /// Where in the file.
+        /// The offset in the file.
         offset: u64,
     },
 }
@@ -43,7 +43,7 @@ fn newer(version: u32) -> &'static str {
 }
 
 impl SnapshotError {
-    /// The same in a word, for the name under which the file is kept.
+    /// The reason in one word, for the name under which the file is kept.
     pub fn kind(&self) -> String {
         match self {
             Self::Io(_) => "unreadable".into(),
@@ -63,15 +63,15 @@ fn damaged(what: &'static str, offset: u64) -> SnapshotError {
     SnapshotError::Damaged { what, offset }
 }
 
-/// A snapshot that is whole.
+/// A verified snapshot.
 #[derive(Debug)]
 pub struct Snapshot<R> {
     input: R,
     header: Header,
     contents: SnapshotCounts,
-    /// Where the next block begins.
+    /// The offset of the next block.
     offset: u64,
-    /// Where blocks end.
+    /// The offset of the end of the blocks.
     table: u64,
 }
 
@@ -86,10 +86,10 @@ pub struct Block {
 }
 
 impl<R: Read + Seek> Snapshot<R> {
-    /// Reads a snapshot from its first byte to its last.
+    /// Reads and verifies a snapshot from its first byte to its last.
     ///
     /// # Errors
-    /// [`SnapshotError`] with the first thing that is wrong.
+    /// [`SnapshotError`] for the first fault.
     pub fn open(input: R) -> Result<Self, SnapshotError> {
         Self::open_with_progress(input, &mut || {})
     }
@@ -125,12 +125,12 @@ impl<R: Read + Seek> Snapshot<R> {
         Ok(snapshot)
     }
 
-    /// What it says at its beginning.
+    /// The header.
     pub fn header(&self) -> &Header {
         &self.header
     }
 
-    /// How much is in it.
+    /// The sizes and counts.
     pub fn contents(&self) -> &SnapshotCounts {
         &self.contents
     }
@@ -145,10 +145,11 @@ impl<R: Read + Seek> Snapshot<R> {
         Ok(())
     }
 
-    /// Reads the next block, in place of what is there; false once there is no more.
+    /// Reads the next block into `block`, replacing its contents; returns false after the last
+    /// block.
     ///
     /// # Errors
-    /// [`SnapshotError`] where the input is not what it was any more.
+    /// [`SnapshotError`] if the input has changed since it was verified.
     pub fn next(&mut self, block: &mut Block) -> Result<bool, SnapshotError> {
         let left = self.table.saturating_sub(self.offset);
         if left == 0 {
@@ -174,7 +175,7 @@ impl<R: Read + Seek> Snapshot<R> {
         Ok(true)
     }
 
-    /// Compares blocks, table and footer with each other.
+    /// Checks blocks, table and footer against each other.
     fn verify(&mut self, footer: &Footer, progress: &mut dyn FnMut()) -> Result<(), SnapshotError> {
         let blocks = self.contents.blocks;
         let table_bytes = blocks.checked_mul(ENTRY_BYTES as u64);
@@ -206,7 +207,7 @@ impl<R: Read + Seek> Snapshot<R> {
         Ok(())
     }
 
-    /// The checksum of the table, which the input is at.
+    /// The checksum of the table, which begins at the input's position.
     fn table_checksum(&mut self) -> Result<u32, SnapshotError> {
         let mut checksum = 0;
         for at in 0..self.contents.blocks {
@@ -219,11 +220,10 @@ impl<R: Read + Seek> Snapshot<R> {
     }
 }
 
-/// Reads what a snapshot says at its beginning, and that alone: whether the rest is whole is not
-/// looked at.
+/// Reads only the header of a snapshot, and does not check the rest.
 ///
 /// # Errors
-/// [`SnapshotError`] where it does not begin as snapshots do.
+/// [`SnapshotError`] if the input does not start with a valid header.
 pub fn read_header(input: &mut impl Read) -> Result<Header, SnapshotError> {
     let mut raw = RawHeader::new_zeroed();
     read(input, raw.as_mut_bytes(), 0)?;
@@ -254,7 +254,7 @@ fn read_footer(input: &mut impl Read, offset: u64) -> Result<Footer, SnapshotErr
     Ok(footer)
 }
 
-/// Fills `bytes` from what was there a moment ago.
+/// Fills `bytes` from an input whose length was checked before.
 fn read(input: &mut impl Read, bytes: &mut [u8], offset: u64) -> Result<(), SnapshotError> {
     input.read_exact(bytes).map_err(|error| match error.kind() {
         ErrorKind::UnexpectedEof => damaged("truncated", offset),
@@ -263,20 +263,19 @@ fn read(input: &mut impl Read, bytes: &mut [u8], offset: u64) -> Result<(), Snap
 }
 
 impl Block {
-    /// Its torrents and parts of torrents, in the order they were written; none of a block of a
-    /// kind that is unknown.
+    /// Its torrents and parts of torrents, in written order; empty for a block of an unknown kind.
     pub fn torrents(&self) -> Torrents<'_> {
         let is_known = self.kind == KIND_SWARMS;
         Torrents { rest: if is_known { &self.payload } else { &[] }, block: self }
     }
 
-    /// Its passkeys and parts of such, likewise.
+    /// Its passkeys and parts of passkeys, likewise.
     pub fn passkeys(&self) -> PasskeyRecords<'_> {
         let is_known = self.kind == KIND_SESSIONS;
         PasskeyRecords { rest: if is_known { &self.payload } else { &[] }, block: self }
     }
 
-    /// How many torrents and peers there are, if all there is can be read.
+    /// The numbers of torrents and peers, if the whole payload can be parsed.
     fn count(&self) -> Result<(u64, u64), SnapshotError> {
         self.passkeys().try_for_each(|it| it.map(drop))?;
         let (mut torrents, mut peers) = (0, 0);
@@ -342,7 +341,7 @@ impl<'a> Iterator for PasskeyRecords<'a> {
     }
 }
 
-/// A passkey from the front of these bytes, and what is behind it.
+/// Parses a passkey from the front of `bytes`; returns it and the remaining bytes.
 fn key(bytes: &[u8]) -> Option<(SavedKey<'_>, &[u8])> {
     let (head, rest) = KeyHead::ref_from_prefix(bytes).ok()?;
     let sessions = head.sessions.get() as usize;
@@ -355,7 +354,7 @@ fn key(bytes: &[u8]) -> Option<(SavedKey<'_>, &[u8])> {
     Some((SavedKey { digest: head.digest, totals, sessions }, rest))
 }
 
-/// A torrent from the front of these bytes, and what is behind it.
+/// Parses a torrent from the front of `bytes`; returns it and the remaining bytes.
 fn torrent(bytes: &[u8]) -> Option<(TorrentPart<'_>, &[u8])> {
     let (head, mut rest) = TorrentHead::ref_from_prefix(bytes).ok()?;
     let (v4, v6) = (usize::from(head.v4.get()), usize::from(head.v6.get()));
@@ -463,7 +462,7 @@ mod tests {
         assert_eq!(found, keys);
     }
 
-    /// What a file says with right checksums is bounded nevertheless.
+    /// Values with valid checksums are still bounded.
     #[test]
     fn lengths_and_counts_are_not_believed() {
         for (payload, torrents) in [

@@ -1,5 +1,5 @@
-//! Brings a snapshot back into a store that serves meanwhile: a block at a time, so that whoever
-//! runs it can go on with other things between two of them.
+//! Restores a snapshot into a store that serves meanwhile: one block at a time, so that the caller
+//! can do other work between two blocks.
 
 use std::io::{Read, Seek};
 
@@ -11,7 +11,7 @@ use crate::access::sessions;
 use crate::store::{RestoreCounts, RestoreOptions, Store};
 use crate::time::Now;
 
-/// A restore under way.
+/// A running restore.
 pub struct Restore<R> {
     snapshot: Snapshot<R>,
     block: Block,
@@ -21,17 +21,17 @@ pub struct Restore<R> {
 }
 
 impl<R: Read + Seek> Restore<R> {
-    /// A restore of a snapshot that was found whole. Peers that have been silent for more than
-    /// `peer_age_s_max` stay away.
+    /// Makes a restore of a verified snapshot. Peers that have been silent for more than
+    /// `peer_age_s_max` seconds are not restored.
     pub fn new(snapshot: Snapshot<R>, peer_age_s_max: u32) -> Self {
-        let (block, random) = (Block::default(), Rng::with_seed(0)); // which nothing depends on
+        let (block, random) = (Block::default(), Rng::with_seed(0)); // no effect on the result
         Self { snapshot, block, random, peer_age_s_max, restored: RestoreCounts::default() }
     }
 
-    /// Restores the sessions of passkeys, if the block that [`Restore::step`] was at has any.
+    /// Restores the sessions of passkeys in the block that [`Restore::step`] has read, if any.
     ///
     /// # Errors
-    /// As there.
+    /// As for [`Restore::step`].
     pub fn restore_sessions(&self, keys: &PasskeyTable, now: Now) -> Result<(), SnapshotError> {
         let (at, peer_age_s_max) = (self.at(), self.peer_age_s_max);
         let terms = sessions::RestoreTimes { at, now, peer_age_s_max };
@@ -45,11 +45,11 @@ impl<R: Read + Seek> Restore<R> {
         Now::from_s(self.snapshot.header().at_s.min(MOMENT_S_MAX))
     }
 
-    /// Restores the swarms of the next block; false once there is no more.
+    /// Restores the swarms of the next block; returns false after the last block.
     ///
     /// # Errors
-    /// [`SnapshotError`] where the file is not any more what it was when it was verified. What was
-    /// restored before stays: it was right.
+    /// [`SnapshotError`] if the file has changed since it was verified. Blocks restored before
+    /// stay, because they were valid.
     pub fn step(&mut self, store: &Store, now: Now) -> Result<bool, SnapshotError> {
         if !self.snapshot.next(&mut self.block)? {
             store.restore_completed(self.snapshot.contents().completed);
@@ -62,7 +62,7 @@ impl<R: Read + Seek> Restore<R> {
         Ok(true)
     }
 
-    /// What has come of it so far.
+    /// The counts so far.
     pub fn restored(&self) -> &RestoreCounts {
         &self.restored
     }

@@ -1,5 +1,5 @@
-//! Turns what the store exports into a snapshot's bytes: one block at a time, none of them held
-//! longer than it takes to fill it.
+//! Encodes the store's export into the bytes of a snapshot: one block at a time, written as soon as
+//! it is full.
 
 use std::io::{self, Write};
 
@@ -21,7 +21,7 @@ pub struct Writer<W> {
     output: W,
     /// The payload of the block that is being filled.
     payload: Vec<u8>,
-    /// What it holds.
+    /// The kind of this block.
     kind: u32,
     /// Torrents in it.
     torrents: u32,
@@ -30,7 +30,7 @@ pub struct Writer<W> {
 }
 
 impl<W: Write> Writer<W> {
-    /// Begins a snapshot, written as [`super::VERSION`] has it, whatever version the header says.
+    /// Begins a snapshot in the format of [`super::VERSION`], whatever version is in `header`.
     ///
     /// # Errors
     /// Those of the output.
@@ -56,7 +56,7 @@ impl<W: Write> Writer<W> {
         Ok(Self { output, payload, kind, torrents, table, contents })
     }
 
-    /// Adds what one slice of an export has copied.
+    /// Adds one slice of an export.
     ///
     /// # Errors
     /// Those of the output. The snapshot is lost with any.
@@ -72,7 +72,7 @@ impl<W: Write> Writer<W> {
         Ok(())
     }
 
-    /// Adds a passkey's sessions, in as many blocks as it takes.
+    /// Adds a passkey's sessions, in as many blocks as necessary.
     ///
     /// # Errors
     /// Those of the output. The snapshot is lost with any.
@@ -99,7 +99,7 @@ impl<W: Write> Writer<W> {
         }
     }
 
-    /// Ends the block if it holds something else.
+    /// Ends the block if it is of another kind.
     fn begin_kind(&mut self, kind: u32) -> io::Result<()> {
         if self.kind != kind {
             self.end_block()?;
@@ -108,7 +108,7 @@ impl<W: Write> Writer<W> {
         Ok(())
     }
 
-    /// Adds a torrent, in as many blocks as it takes.
+    /// Adds a torrent, in as many blocks as necessary.
     fn add_torrent(
         &mut self,
         torrent: &SavedTorrent,
@@ -123,7 +123,7 @@ impl<W: Write> Writer<W> {
         }
         let mut completed = torrent.completed;
         while !v4.is_empty() || !v6.is_empty() {
-            // With one peer at least, so that every part gets further.
+            // Room for at least one peer, so that every part makes progress.
             self.make_room(TORRENT_BYTES + size_of::<SavedPeerV6>())?;
             let room = BLOCK_BYTES_MAX - self.payload.len() - TORRENT_BYTES;
             let (now4, later4) = v4.split_at(fitting::<SavedPeerV4>(room, v4.len()));
@@ -148,7 +148,7 @@ impl<W: Write> Writer<W> {
         self.contents.peers += (v4 + v6) as u64;
     }
 
-    /// Ends the block if it has no room for so many bytes.
+    /// Ends the block if it has no room for `bytes` more bytes.
     fn make_room(&mut self, bytes: usize) -> io::Result<()> {
         if self.payload.len() + bytes > BLOCK_BYTES_MAX { self.end_block() } else { Ok(()) }
     }
@@ -177,8 +177,8 @@ impl<W: Write> Writer<W> {
         Ok(())
     }
 
-    /// Ends the snapshot of a tracker that has counted so many downloads; gives the output back,
-    /// which holds all of it, and says what that is.
+    /// Ends the snapshot of a tracker that has counted `completed` downloads; returns the output
+    /// and the counts of the snapshot.
     ///
     /// # Errors
     /// Those of the output.
@@ -204,7 +204,7 @@ impl<W: Write> Writer<W> {
     }
 }
 
-/// How many of `len` peers fit `room` bytes.
+/// The number of `len` peers that fit into `room` bytes.
 fn fitting<T>(room: usize, len: usize) -> usize {
     (room / size_of::<T>()).min(len).min(PEERS_MAX)
 }
@@ -218,7 +218,7 @@ impl<W: Write> Writer<W> {
         self.write_block(kind)
     }
 
-    /// Writes a block that says it holds so many torrents.
+    /// Writes a block whose head claims `torrents` torrents.
     pub(super) fn add_torrents_of(&mut self, payload: &[u8], torrents: u32) -> io::Result<()> {
         self.end_block()?;
         self.torrents = torrents;

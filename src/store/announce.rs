@@ -15,7 +15,8 @@ use crate::time::Now;
 use crate::types::{Contact, Scope};
 
 impl PeerAnnounce<'_> {
-    /// Who may be given the peer: anybody, where two browsers find their way to each other.
+    /// The scope in which the peer may be handed out: for WebRTC always public, because browsers
+    /// negotiate the path between them.
     fn scope(&self) -> Scope {
         match self.contact {
             Contact::Port(_) => Scope::of(self.address),
@@ -25,12 +26,12 @@ impl PeerAnnounce<'_> {
 }
 
 impl AnnounceResult {
-    /// The result of an announce to a torrent that is not known, where it is not stored.
+    /// The result of an announce to an unknown torrent that is not stored.
     fn not_stored(stored: Stored) -> Self {
         Self { stored, ..Self::default() }
     }
 
-    /// The result of an announce that has led to this swarm, before peers are chosen.
+    /// The result of an announce that produced this swarm, before peers are chosen.
     fn of(swarm: &Swarm, applied: &ApplyResult, now: Now) -> Self {
         Self {
             stored: applied.stored,
@@ -42,7 +43,7 @@ impl AnnounceResult {
 }
 
 impl Store {
-    /// The same as [`Self::announce_if`], whatever is stored.
+    /// As [`Self::announce_if`], always storing new torrents.
     #[inline]
     pub fn announce(
         &self,
@@ -54,9 +55,9 @@ impl Store {
         self.announce_if(now, announce, buffers, random, &mut || true)
     }
 
-    /// Applies one announce to its own peer, then chooses others for it. A torrent that is not
-    /// known is stored only if `admits_new` returns true: it is called once at most, under a lock,
-    /// so it must be quick, and must not use the store.
+    /// Applies one announce to its own peer, then chooses others for it. An unknown torrent is
+    /// stored only if `admits_new` returns true: it is called at most once, under a lock, so it
+    /// must be fast, and must not use the store.
     #[inline]
     pub fn announce_if(
         &self,
@@ -129,8 +130,8 @@ impl Store {
         }
     }
 
-    /// Makes sure that there is a bucket for an entry: the table grows, if the budget allows that
-    /// and it has to. Returns whether there is one.
+    /// Ensures a bucket for an entry, by growing the table if that is necessary and the budget
+    /// allows it. Returns whether there is a bucket.
     #[inline]
     pub(super) fn reserve_bucket(&self, shard: usize, entry: &mut Entry<'_, '_>) -> bool {
         entry.growth().is_none_or(|bytes| self.grow_table(shard, entry, bytes))

@@ -1,4 +1,4 @@
-//! What an announce does to one swarm, whichever of the five layouts it is in.
+//! Applies an announce to one swarm, in any of the five layouts.
 //!
 //! ```text
 //! Empty ─▶ Inline ─▶ SmallV4 ─▶ Large      an IPv4 swarm as it grows
@@ -21,15 +21,16 @@ use super::raw::{LargeSwarmPtr, PeerBlock};
 use super::swarm::{CompletedCount, SmallLayout, Swarm};
 use crate::types::{Contact, PeerKind};
 
-/// Bytes that the layout which holds everything takes more than any other for the same peers, and
-/// a newcomer of any kind: heads and new groups.
+/// The most additional bytes of the `Large` layout over any other layout for the same peers and a
+/// new peer of any kind: heads and new groups.
 const ENLARGED_BYTES: usize = size_of::<LargeSwarm>()
     + 2 * (size_of::<PeerGroup<16>>() + size_of::<PeerGroup<14>>() + SMALLEST_BYTES);
 
 /// Bytes of the largest block for one peer.
 const SMALLEST_BYTES: usize = 32;
 
-/// Applies an announce to its own peer: the swarm after it, the peer's kind, and what it did.
+/// Applies an announce to its own peer; returns the swarm after it, the peer's kind, and the
+/// change.
 #[inline]
 pub(super) fn apply(
     swarm: Swarm,
@@ -55,7 +56,7 @@ pub(super) fn apply(
     }
 }
 
-/// An announce by an IPv4 peer, of which one alone has a layout of its own.
+/// Applies an announce of an IPv4 peer; a single IPv4 peer has a layout of its own.
 #[inline]
 fn apply_v4(
     swarm: Swarm,
@@ -90,7 +91,7 @@ fn apply_v4(
     }
 }
 
-/// An announce by an IPv4 or IPv6 peer.
+/// Applies an announce of an IPv4 or IPv6 peer.
 #[inline]
 fn apply_family<const ADDRESS: usize>(
     swarm: Swarm,
@@ -123,7 +124,7 @@ where
     }
 }
 
-/// An announce by a WebRTC peer.
+/// Applies an announce of a WebRTC peer.
 fn apply_web(
     swarm: Swarm,
     context: &mut AnnounceContext<'_>,
@@ -133,8 +134,8 @@ fn apply_web(
     if !known && !context.joins() {
         return (swarm, ApplyResult::default());
     }
-    // Where memory is short, a torrent that is new would be on probation; but the layout of WebRTC
-    // peers takes much and cannot be evicted in time, so it is not stored at all.
+    // While memory is short, a new torrent would be on probation. But the layout of WebRTC peers is
+    // large and cannot be evicted in time, so the torrent is not stored at all.
     let is_new = matches!(&swarm, Swarm::Empty { completed: CompletedCount::NONE, .. });
     let is_refused = context.budget.is_short && is_new;
     if !known && (is_refused || !context.budget.charge(ENLARGED_BYTES)) {
@@ -179,7 +180,7 @@ fn renew_inline(
     }
 }
 
-/// A block for the peer in place and one more.
+/// Makes a block for the inline peer and one more.
 fn two_of(record: PeerRecordV4, completed: CompletedCount, keys: &RandomState) -> PeerBlock<4> {
     let mut block = PeerBlock::with_room(2, completed);
     block.insert(record, keys);
@@ -198,7 +199,7 @@ fn has_place<const ADDRESS: usize>(
     same_scope && (!block.is_full() || block.position(endpoint, context.keys).is_some())
 }
 
-/// An announce by one of a swarm that is a block.
+/// Applies an announce of a peer to a swarm that is a block.
 #[inline]
 fn apply_small<const ADDRESS: usize>(
     mut block: PeerBlock<ADDRESS>,
@@ -225,7 +226,7 @@ where
     (block.into_swarm(), applied)
 }
 
-/// An announce by an IPv4 or IPv6 peer of a large swarm.
+/// Applies an announce of an IPv4 or IPv6 peer to a large swarm.
 fn apply_large<const ADDRESS: usize>(
     mut large: LargeSwarmPtr,
     context: &mut AnnounceContext<'_>,
@@ -251,7 +252,7 @@ where
     (Swarm::of_large(large, context.now), applied)
 }
 
-/// An announce by one of a large swarm, whose group `own` finds.
+/// Applies an announce of a peer to a large swarm; `own` finds its group.
 fn apply_to_group<const ADDRESS: usize>(
     large: &mut LargeSwarm,
     context: &mut AnnounceContext<'_>,
@@ -268,7 +269,7 @@ fn apply_to_group<const ADDRESS: usize>(
     }
 }
 
-/// Moves any layout into the one that holds everything.
+/// Converts any layout to the `Large` layout.
 fn enlarge(swarm: Swarm, keys: &RandomState) -> LargeSwarmPtr {
     let mut large = LargeSwarmPtr::new(LargeSwarm::default());
     match swarm {

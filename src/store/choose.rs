@@ -1,5 +1,5 @@
-//! Which peers of a swarm a requester may be given: those of its own scope and public ones, and to
-//! one that only uploads those that want data.
+//! Chooses the peers for a requester: peers of its own scope and public peers, and for a requester
+//! that only uploads, only peers that want data.
 
 use fastrand::Rng;
 
@@ -11,38 +11,39 @@ use super::sampling::{CandidatePool, CapScope, write_sample};
 use super::swarm::Swarm;
 use crate::types::{PeerKind, Scope};
 
-/// What was chosen, by [`PeerKind`].
+/// The chosen peers, by [`PeerKind`].
 #[derive(Clone, Copy, Default)]
 pub(super) struct Chosen {
     /// Bytes written.
     pub(super) bytes: [usize; PeerKind::ALL.len()],
-    /// Peers that they were chosen from.
+    /// The number of candidates.
     pub(super) available: [usize; PeerKind::ALL.len()],
 }
 
-/// Who is given peers.
+/// The peer, or other client, for which peers are chosen.
 #[derive(Clone, Copy)]
 pub(super) struct Requester {
-    /// Which peers it may be given beside public ones.
+    /// The scope of peers that it may be given besides public ones.
     pub(super) scope: Scope,
-    /// What it does.
+    /// Its role.
     pub(super) role: Role,
     /// Its kind.
     pub(super) kind: PeerKind,
-    /// Where it stands among those of its kind and scope, unless it is not stored.
+    /// Its position among the peers of its kind and scope; `None` if it is not stored.
     pub(super) position: Option<usize>,
 }
 
 impl Requester {
-    /// Where the requester stands among those of a kind that it may be given.
+    /// The requester's position among the candidates of a kind.
     #[inline]
     fn own_in(self, kind: PeerKind) -> Option<usize> {
-        // One that only uploads is given those that want data; it stands behind them itself.
+        // A requester that only uploads is given peers that want data; its own record is behind
+        // those.
         self.position.filter(|_| self.role.wants_data() && self.kind == kind)
     }
 
-    /// The records of a small swarm that the requester may be given: of one scope, which is that of
-    /// a requester who is among them.
+    /// The records of a small swarm that the requester may be given: all have one scope, that of
+    /// the requester if it is among them.
     #[inline]
     fn pool_of<const ADDRESS: usize>(
         self,
@@ -104,7 +105,7 @@ pub(super) fn choose(
     }
 }
 
-/// Those of a list that a requester in `role` may be given.
+/// The records of a list that a requester in `role` may be given.
 #[inline]
 fn run_of<const ADDRESS: usize>(
     peer_list: &impl PeerList<ADDRESS>,
@@ -128,8 +129,8 @@ fn pool_of<const ADDRESS: usize>(
     CandidatePool { runs: [run(scope), public], own, capped: capped(scope, !public.is_empty()) }
 }
 
-/// Which candidates of a requester of `scope` are under caps; `public`: whether there are public
-/// ones beside its own.
+/// The candidates under caps for a requester of `scope`; `public`: whether there are public
+/// candidates besides those of its own scope.
 #[inline]
 fn capped(scope: Scope, public: bool) -> CapScope {
     match (scope, public) {

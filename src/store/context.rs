@@ -1,5 +1,4 @@
-//! What is known of an announce while it is applied: its peer, the moment, and what the store may
-//! take for it.
+//! The context of an announce while it is applied: its peer, the time, and the memory budget.
 
 use ahash::RandomState;
 use fastrand::Rng;
@@ -10,29 +9,28 @@ use super::peer_list::PeerChange;
 use crate::time::Now;
 use crate::types::Scope;
 
-/// An announce that is applied under its shard's lock, or a peer that is restored as if it
-/// announced.
+/// An announce that is applied under its shard's lock, or a peer that is restored like an announce.
 pub(super) struct AnnounceContext<'a> {
     /// When.
     pub(super) now: Now,
-    /// Who may be given the peer.
+    /// The scope in which the peer may be handed out.
     pub(super) scope: Scope,
-    /// What happens to the peer.
+    /// The change to the peer.
     pub(super) change: PeerChange,
-    /// Whether the part of a swarm that the peer's host and network have is capped.
+    /// Whether caps on the swarm's peers per host and network apply to the peer.
     pub(super) is_capped: bool,
-    /// What a snapshot holds of the peer, where it is restored.
+    /// The peer's meta data from a snapshot, if it is restored.
     pub(super) restored: Option<PeerMeta>,
-    /// What the shard may take.
+    /// The memory budget of the shard.
     pub(super) budget: ShardBudget<'a>,
     /// The keys of the store's hashes.
     pub(super) keys: &'a RandomState,
-    /// Chooses who is replaced, where somebody has to be.
+    /// The source of randomness for choosing a peer to replace.
     pub(super) random: &'a mut Rng,
 }
 
 impl AnnounceContext<'_> {
-    /// Whether the peer is to be in the swarm afterwards.
+    /// Whether the peer is to be in the swarm after the announce.
     #[inline]
     pub(super) fn joins(&self) -> bool {
         matches!(self.change, PeerChange::Present { .. })

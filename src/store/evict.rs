@@ -1,5 +1,5 @@
-//! Which torrents of a shard are evicted where a newcomer cannot be stored for want of a bucket or
-//! of bytes: those without peers first, then some on probation.
+//! Evicts torrents of a shard where a new peer or torrent lacks a bucket or bytes: torrents without
+//! peers first, then some on probation.
 
 use std::sync::atomic::Ordering;
 
@@ -9,7 +9,7 @@ use super::raw::{LockedShard, PackedSwarm, TableKey, buckets_capacity};
 use super::swarm::Swarm;
 use super::{ShardTotals, Store, add};
 
-/// What a newcomer cannot be stored for want of.
+/// The resource that a new peer or torrent lacks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Shortage {
     /// A bucket of the table, which may not grow.
@@ -18,21 +18,22 @@ pub(super) enum Shortage {
     Bytes,
 }
 
-/// Buckets that are searched for torrents to evict: some microseconds under the lock, where many
-/// of them lead to a block elsewhere.
+/// Buckets searched for torrents to evict: some microseconds under the lock if many of them point
+/// to a block.
 const SEARCHED_BUCKETS: usize = 64;
 
-/// How many searches for torrents without peers there are at most for one newcomer.
+/// The most searches for torrents without peers for one new peer or torrent.
 const SEARCHES_MAX: usize = 8;
 
-/// A table of fewer buckets is not halved for bytes: there is next to nothing to be had of it.
+/// A table of fewer buckets is not halved for bytes: that would free almost nothing.
 const HALVED_MIN: usize = 16;
 
-/// A table is rebuilt for one bucket in so many: some hundred nanoseconds for each.
+/// A table is rebuilt if that frees at least one bucket in this many: some hundred nanoseconds for
+/// each.
 const REBUILT_FOR: usize = 64;
 
-/// How many torrents on probation are evicted at most for one newcomer. One would do, but for
-/// buckets which, left amid full ones, can be used again only by a torrent whose hash leads to it.
+/// The most torrents on probation evicted for one new peer or torrent. One would suffice, except
+/// that a bucket freed between full ones can be reused only by a torrent whose hash leads to it.
 const EVICTED_MAX: usize = 4;
 
 impl Store {
@@ -57,9 +58,8 @@ impl Store {
         }
     }
 
-    /// Evicts torrents without peers, from where the latest search ended: the oldest of those that
-    /// are found, and as many as it takes for a bucket that anybody can use. Returns whether there
-    /// is one.
+    /// Evicts torrents without peers, from where the latest search ended: the oldest found ones,
+    /// until a bucket is free that any torrent can use. Returns whether there is one.
     fn empty_a_bucket(&self, shard: &mut LockedShard<'_>, key: TableKey<'_>) -> bool {
         for _ in 0..SEARCHES_MAX {
             if self.totals[shard.number()].without_peers() == 0 {
@@ -86,9 +86,10 @@ impl Store {
     }
 
     /// Halves the table, if its torrents with peers leave enough of the half: a torrent without
-    /// peers takes a bucket only, so bytes come of many at once. The oldest are evicted, until a
-    /// quarter of the half is free. One look at each bucket, and one move of those that stay: no
-    /// more than the growth cost that is undone, and as rarely. Returns whether it was halved.
+    /// peers takes only a bucket, so only evicting many at once frees bytes. The oldest are
+    /// evicted, until a quarter of the half is free. This reads each bucket once and moves each
+    /// remaining entry once: no more than the cost of the growth that it undoes, and as rare.
+    /// Returns whether it was halved.
     fn halve(&self, shard: &mut LockedShard<'_>, key: TableKey<'_>) -> bool {
         let half = buckets_capacity(shard.buckets() / 2);
         let kept_max = half / 4 * 3;
@@ -116,7 +117,7 @@ impl Store {
         true
     }
 
-    /// Gives back what a shard's table does not need for so many entries.
+    /// Frees the memory that a shard's table does not need for `entries` entries.
     pub(super) fn shrink_table(&self, shard: &mut LockedShard<'_>, entries: usize) {
         let before = shard.bytes();
         shard.shrink_to(entries);
@@ -141,22 +142,22 @@ impl Store {
 }
 
 impl ShardTotals {
-    /// How many torrents without peers the shard has; all of them may be evicted.
+    /// The number of torrents without peers in the shard; all of them may be evicted.
     fn without_peers(&self) -> usize {
         let [all, active] =
             [&self.torrents, &self.active_torrents].map(|count| count.load(Ordering::Relaxed));
         usize::try_from(all.saturating_sub(active)).unwrap_or(usize::MAX)
     }
 
-    /// Notes that all of them have left.
+    /// Counts all of `records` as left.
     fn count_all_as_left<const ADDRESS: usize>(&self, records: &[PeerRecord<ADDRESS>]) {
         let kind = Endpoint::<ADDRESS>::KIND;
         records.iter().for_each(|record| self.leave(kind, record.meta().role()));
     }
 }
 
-/// Whether a torrent with peers may be evicted, as it is on probation, and that would help: one
-/// peer in place takes a bucket only.
+/// Whether a torrent with peers is on probation and its eviction would help: an inline peer takes
+/// only a bucket.
 fn would_help(swarm: &Swarm, shortage: Shortage) -> bool {
     match swarm {
         Swarm::Inline(record, _) => shortage == Shortage::Bucket && record.meta().is_on_probation(),
@@ -180,8 +181,8 @@ impl EvictionCandidates {
     }
 }
 
-/// Searches some buckets, from where the latest search ended, for torrents other than that of
-/// `key` that `rank` ranks.
+/// Searches some buckets, from where the latest search ended, for torrents other than that of `key`
+/// to which `rank` gives a rank.
 fn search(
     shard: &mut LockedShard<'_>,
     key: TableKey<'_>,
@@ -201,8 +202,8 @@ fn search(
     found
 }
 
-/// Rebuilds the table, if that brings enough buckets: one that is left amid full ones can be used
-/// again only by a torrent whose hash leads to it, until this is done.
+/// Rebuilds the table, if that frees enough buckets: until then, a bucket freed between full ones
+/// can be reused only by a torrent whose hash leads to it.
 fn rebuild(shard: &mut LockedShard<'_>) {
     let room = buckets_capacity(shard.buckets()) - shard.len();
     if room >= shard.buckets() / REBUILT_FOR {

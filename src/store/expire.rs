@@ -1,9 +1,8 @@
-//! Forgetting peers that went silent, a bounded slice at a time.
+//! Removes silent peers, a bounded slice at a time.
 //!
-//! Each worker sweeps its own shards in a circle, one shard after the other at an even pace, so
-//! that a pass takes about [`ExpiryLimits::pass_s`]. A slice looks at a few hundred buckets and
-//! peers under one shard's lock: no worker waits longer than microseconds, however large the store
-//! is.
+//! Each worker sweeps its own shards cyclically, at an even pace, so that a pass takes about
+//! [`ExpiryLimits::pass_s`]. A slice visits a few hundred buckets and peers under one shard's lock:
+//! no worker waits longer than microseconds, however large the store is.
 
 use std::ops::Range;
 
@@ -16,43 +15,45 @@ use super::{ShardTotals, Store};
 use crate::time::Now;
 use crate::types::{InfoHash, PeerKind};
 
-/// When something is forgotten.
+/// The ages at which peers and empty torrents are removed.
 #[derive(Clone, Copy, Debug)]
 pub struct ExpiryLimits {
-    /// Seconds of silence after which a peer goes; at most [`super::PEER_AGE_S_LIMIT`].
+    /// Seconds without an announce after which a peer is removed; at most
+    /// [`super::PEER_AGE_S_LIMIT`].
     pub peer_age_s_max: u32,
     /// Seconds for which the count of an empty torrent is kept.
     pub empty_torrent_age_s_max: u32,
 }
 
 impl ExpiryLimits {
-    /// Seconds a pass over the whole store is meant to take: a 64th of the peer's life, so that
-    /// no peer is handed out much longer than promised, between one second and a minute.
+    /// The target duration of a pass over the whole store in seconds: a 64th of a peer's life, so
+    /// that no peer is handed out much longer than configured, between one second and a minute.
     fn pass_s(self) -> u64 {
         u64::from(self.peer_age_s_max / 64).clamp(1, 60)
     }
 }
 
-/// What a slice may look at, in buckets and peers: this many for each millisecond since the
-/// previous one, within the two bounds below.
+/// The budget of a slice, in buckets and peers visited: this many for each millisecond since the
+/// previous slice, within the two bounds below.
 const LOOKS_PER_MS: u64 = 256;
 /// A busy worker's slice: some microseconds.
 const LOOKS_MIN: usize = 256;
 /// An idle worker's slice: below a millisecond.
 const LOOKS_MAX: usize = 16_384;
-/// The part of a slice that is done under one lock: others wait for no more than some microseconds.
+/// The part of a slice that is done under one lock: other workers wait no more than some
+/// microseconds.
 const LOOKS_PER_LOCK: usize = 1024;
-/// A worker that is further behind its pace than this starts from there instead of rushing.
+/// A worker that is further behind its pace than this skips the backlog beyond it.
 const BEHIND_NS_MAX: u64 = 200_000_000;
 
-/// One worker's place in its circle.
+/// One worker's place in its cyclic sweep.
 pub struct Sweeper {
     shards: Range<usize>,
     shard: usize,
     bucket: usize,
-    /// Where to go on inside a large swarm.
+    /// The position at which to continue inside a large swarm.
     position: Option<SweepPosition>,
-    /// When the current shard's turn has come.
+    /// When the current shard is due.
     due: Option<Now>,
     latest: Option<Now>,
     /// Seconds for which the count of an empty torrent is kept while memory is short.
@@ -62,11 +63,11 @@ pub struct Sweeper {
 /// A position inside a large swarm.
 #[derive(Clone, Copy)]
 struct SweepPosition {
-    /// The torrent; its bucket may have become another's by the next slice.
+    /// The torrent; its entry may be in another bucket by the next slice.
     info_hash: InfoHash,
     /// Which group: IPv4 ones first, then IPv6, then WebRTC.
     group: usize,
-    /// Peers from here on have been looked at.
+    /// Peers from here on have been visited.
     end: usize,
 }
 
@@ -87,7 +88,7 @@ impl Sweeper {
         }
     }
 
-    /// Does one slice, as far as something is due.
+    /// Does one slice, if it is due.
     #[inline]
     pub fn slice(&mut self, store: &Store, now: Now, limits: ExpiryLimits) {
         let latest = self.latest.replace(now).unwrap_or(now);
@@ -129,8 +130,8 @@ impl Sweeper {
         let next = self.shard + 1;
         self.shard = if next < self.shards.end { next } else { self.shards.start };
         if self.shard == self.shards.start {
-            // Where memory is short, empty torrents go, the oldest first: each pass keeps a quarter
-            // of the time that the one before has kept.
+            // While memory is short, empty torrents are removed, the oldest first: each pass keeps
+            // them for a quarter of the age of the pass before.
             let kept_s = self.empty_age_s_max.unwrap_or(limits.empty_torrent_age_s_max);
             self.empty_age_s_max = is_short.then_some(kept_s / 4);
         }
@@ -139,7 +140,7 @@ impl Sweeper {
         self.due = Some(Now::from_ns((due.ns() + pace_ns).max(earliest_ns)));
     }
 
-    /// A part of the current shard; true when the shard is done.
+    /// Sweeps a part of the current shard; returns true when the shard is done.
     fn sweep(&mut self, store: &Store, now: Now, limits: ExpiryLimits, looks: &mut usize) -> bool {
         if self.shards.is_empty() {
             return true;
@@ -173,7 +174,8 @@ impl Sweeper {
             self.bucket += 1;
         }
         if shard.is_sparse() {
-            // Half as many again never leaves it as it is: then at most half the buckets are full.
+            // 1.5 times the entries always makes the table smaller: at most half the buckets are
+            // full then.
             let roomy = shard.len() + shard.len() / 2;
             store.shrink_table(&mut shard, roomy);
         }
@@ -182,7 +184,7 @@ impl Sweeper {
     }
 }
 
-/// What a sweep of one shard goes by.
+/// The parameters of the sweep of one shard.
 struct ShardExpiry<'a> {
     store: &'a Store,
     totals: &'a ShardTotals,
@@ -191,7 +193,7 @@ struct ShardExpiry<'a> {
 }
 
 impl ShardExpiry<'_> {
-    /// Expires one swarm; returns where to go on in it if `looks` ran out.
+    /// Expires one swarm; returns the position at which to continue if `looks` ran out.
     fn expire(
         &self,
         info_hash: &InfoHash,
@@ -256,8 +258,8 @@ impl ShardExpiry<'_> {
         block.into_smallest(self.store.table.keys())
     }
 
-    /// Expires a large swarm's groups one after the other; returns where to go on if `looks` ran
-    /// out.
+    /// Expires a large swarm's groups one after the other; returns the position at which to
+    /// continue if `looks` ran out.
     fn expire_large(
         &self,
         info_hash: &InfoHash,
@@ -293,14 +295,14 @@ impl ShardExpiry<'_> {
         let end = end.min(group.records().len());
         let gone = |role| self.totals.leave(Endpoint::<ADDRESS>::KIND, role);
         let (age_s_max, keys) = (self.limits.peer_age_s_max, self.store.table.keys());
-        // At least one, so that every visit gets further.
+        // At least one, so that every visit makes progress.
         let budget = (*looks).max(1);
         let rest = group.expire(self.now, age_s_max, end, budget, keys, gone);
         *looks = looks.saturating_sub(end - rest.unwrap_or(0));
         rest
     }
 
-    /// A large swarm after a pass over it, in the smallest layout that holds it.
+    /// Converts a large swarm after a pass to the smallest layout that holds it.
     fn settle(&self, mut large: LargeSwarmPtr) -> Swarm {
         let keys = self.store.table.keys();
         large.v4.retain(|group| !group.records().is_empty());

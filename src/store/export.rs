@@ -1,21 +1,22 @@
-//! The export of the store into snapshots, in slices.
+//! Exports the store into snapshots, in slices.
 //!
-//! An export walks the shards in slices: what a slice copies under a shard's shared lock goes into
-//! an [`ExportBatch`], and is encoded and written with no lock held. A slice ends with the peers it
-//! may copy, in the middle of a swarm if that is larger. Every torrent is exported once, even if
-//! its shard grows meanwhile.
+//! An export walks the shards in slices: a slice copies torrents under a shard's shared lock into
+//! an [`ExportBatch`], which is encoded and written with no lock held. A slice ends after a maximum
+//! number of peers, in the middle of a larger swarm. Every torrent is exported once, even if its
+//! shard grows meanwhile.
 //!
-//! A swarm that takes several slices changes between them. Its groups are gone through by kind and
-//! scope, which outlive any change of its layout, and each from its back: a peer that leaves makes
-//! others move to the front, where they are copied again. One that shrinks to a block is copied
-//! whole. So some peers may be in a snapshot twice, which [`Store::restore`] allows for. What a
-//! snapshot may lack: a leecher that joins, or a seeder that becomes one, moves the peer at the
-//! border between the two from the part that is not copied yet to the back; and a peer that
-//! completes moves there by itself. Each such announce hides one peer at most, until that announces
-//! again, and only if it comes in the milliseconds in which the border is not copied and others
-//! are. To follow them would cost every announce to a large swarm something.
+//! A swarm that takes several slices may change between them. Its groups are copied by kind and
+//! scope, which survive any change of its layout, and each group from the back: when a peer leaves,
+//! others move towards the front, where they are copied again. A swarm that shrinks to a block is
+//! copied again as a whole. So a snapshot may contain some peers twice, which [`Store::restore`]
+//! handles. A snapshot may also lack peers: a leecher that joins, or a seeder that becomes a
+//! leecher, moves the peer at the border between the two roles from the part that is not copied yet
+//! to the back; and a peer that completes moves to the back itself. Each such announce hides at
+//! most one peer, until that peer announces again, and only within the milliseconds in which the
+//! back is copied and the border is not. Tracking these moves would make every announce to a large
+//! swarm slower.
 //!
-//! WebRTC peers are not exported: each is the name of an open socket, which ends with the process.
+//! WebRTC peers are not exported: each belongs to an open socket, which ends with the process.
 
 use std::collections::HashSet;
 use std::ops::ControlFlow;
@@ -32,12 +33,11 @@ use super::swarm::Swarm;
 use crate::time::Now;
 use crate::types::{InfoHash, Scope};
 
-/// Peers that are copied under a shard's lock at once: some 25 us, and 90 KiB of a batch if all of
-/// them are IPv6 peers. A reader yields to others that wait, so a worker may wait
-/// longer for the lock.
+/// Peers copied under a shard's lock at once: some 25 us, and 90 KiB of a batch if all of them are
+/// IPv6 peers. Other waiting readers may get the lock first, so a worker may wait longer for it.
 const PEERS_PER_SLICE: usize = 4096;
 
-/// A peer as it is saved.
+/// A peer in a snapshot.
 #[derive(
     Clone,
     Copy,
@@ -54,25 +54,25 @@ const PEERS_PER_SLICE: usize = 4096;
 )]
 #[repr(C)]
 pub struct SavedPeer<const ENDPOINT: usize> {
-    /// Address and port, as responses carry them.
+    /// Address and port, in the compact form of responses.
     pub endpoint: [u8; ENDPOINT],
-    /// What the peer does and how far its download was counted: 0 leecher, 2 paused, 4 seeder that
-    /// was a leecher, 6 seeder from the start; 1 more where its download was counted, 8 more while
-    /// it is on probation. Below [`SavedPeer::STATES`].
+    /// The peer's role and whether its download was counted: 0 leecher, 2 paused, 4 seeder that was
+    /// a leecher, 6 seeder from the start; plus 1 if its download was counted, plus 8 while it is
+    /// on probation. Below [`SavedPeer::STATES`].
     pub state: u8,
     /// Seconds from the latest announce to the snapshot, little-endian.
     age_s: [u8; 2],
 }
 
-/// An IPv4 peer as it is saved: 9 bytes.
+/// An IPv4 peer in a snapshot: 9 bytes.
 pub type SavedPeerV4 = SavedPeer<6>;
-/// An IPv6 peer as it is saved: 21 bytes.
+/// An IPv6 peer in a snapshot: 21 bytes.
 pub type SavedPeerV6 = SavedPeer<18>;
 
 const _: () = assert!(size_of::<SavedPeerV4>() == 9 && size_of::<SavedPeerV6>() == 21);
 
 impl<const ENDPOINT: usize> SavedPeer<ENDPOINT> {
-    /// How many states there are.
+    /// The number of states.
     pub const STATES: u8 = 16;
 
     /// A peer.
@@ -85,7 +85,7 @@ impl<const ENDPOINT: usize> SavedPeer<ENDPOINT> {
         u16::from_le_bytes(self.age_s)
     }
 
-    /// What the peer does.
+    /// The peer's role.
     pub fn role(&self) -> Role {
         PeerMeta::role_of_saved(self.state)
     }
@@ -104,22 +104,22 @@ impl<const ENDPOINT: usize> SavedPeer<ENDPOINT> {
     }
 }
 
-/// A torrent as it is saved, or a part of one: a large swarm comes in several.
+/// A torrent in a snapshot, or a part of a torrent: a large swarm is split into several.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct SavedTorrent {
     /// The torrent.
     pub info_hash: InfoHash,
     /// Downloads counted; 0 in all parts but one.
     pub completed: u32,
-    /// Of a torrent without peers, seconds since the last one left.
+    /// For a torrent without peers, seconds since the last peer left.
     pub empty_s: u32,
-    /// How many IPv4 peers there are of it in the batch, behind those of the torrents before it.
+    /// The number of its IPv4 peers in the batch, which follow those of the torrents before it.
     pub v4: usize,
-    /// How many IPv6 peers there are of it, likewise.
+    /// The number of its IPv6 peers, likewise.
     pub v6: usize,
 }
 
-/// What one slice of an export has copied.
+/// The torrents copied by one slice of an export.
 #[derive(Debug, Default)]
 pub struct ExportBatch {
     /// Torrents and parts of torrents.
@@ -130,24 +130,25 @@ pub struct ExportBatch {
     pub v6: Vec<SavedPeerV6>,
 }
 
-/// An export in the making.
+/// A running export.
 pub struct StoreExport {
     at: Now,
     walk: ShardWalk,
     exported: ExportedTorrents,
-    /// The large swarm that is not copied to its end yet.
+    /// The position in a large swarm that is partly copied.
     position: Option<ExportPosition>,
 }
 
 impl StoreExport {
-    /// An export as of this moment: it is what ages are counted from.
+    /// Makes an export as of `at`: ages are relative to it.
     pub fn new(at: Now) -> Self {
         Self { at, walk: ShardWalk::new(0), exported: ExportedTorrents::default(), position: None }
     }
 }
 
 impl Store {
-    /// Puts the next slice into `batch`, in place of what is there; false once there was no more.
+    /// Copies the next slice into `batch`, replacing its contents; returns false if there was none
+    /// left.
     pub fn export(&self, export: &mut StoreExport, batch: &mut ExportBatch) -> bool {
         batch.clear();
         let StoreExport { at, walk, exported, position } = export;
@@ -175,17 +176,18 @@ impl Store {
     }
 }
 
-/// Torrents of the current shard that the export has come by.
+/// Torrents of the current shard that the export has visited.
 #[derive(Default)]
 struct ExportedTorrents {
-    /// In the order they came; not searched before the walk begins anew.
+    /// In visited order; searched only after the walk has restarted.
     first: Vec<InfoHash>,
-    /// All of them, once somebody does.
+    /// All of them, for look-ups after a restart.
     all: HashSet<InfoHash, RandomState>,
 }
 
 impl ExportedTorrents {
-    /// Whether a torrent was seen before in this shard, in which the walk began anew so many times.
+    /// Whether a torrent was visited before in this shard; `restarts`: how often the walk of the
+    /// shard restarted.
     fn has(&mut self, info_hash: &InfoHash, restarts: u32) -> bool {
         if restarts == 0 {
             self.first.push(*info_hash);
@@ -201,14 +203,14 @@ impl ExportedTorrents {
     }
 }
 
-/// Where to go on in a large swarm.
+/// The position at which to continue in a large swarm.
 struct ExportPosition {
     info_hash: InfoHash,
-    /// Which group: of IPv4 the scopes in the order of [`SCOPES`], then of IPv6.
+    /// The group: the IPv4 scopes in the order of [`SCOPES`], then the IPv6 scopes.
     group: usize,
     /// Peers from here on are copied.
     end: usize,
-    /// Whether nothing of it is copied yet, its count of downloads included.
+    /// Whether nothing of the swarm is copied yet, not even its count of downloads.
     is_whole: bool,
 }
 
@@ -223,7 +225,7 @@ impl ExportBatch {
         self.v4.len() + self.v6.len()
     }
 
-    /// Copies a torrent, or puts it off if its peers are too many for this batch.
+    /// Copies a torrent, or defers it if it has too many peers for this batch.
     fn add(&mut self, at: Now, info_hash: &InfoHash, swarm: &Swarm) -> Option<ExportPosition> {
         let mut torrent =
             SavedTorrent { info_hash: *info_hash, completed: 0, empty_s: 0, v4: 0, v6: 0 };
@@ -258,14 +260,14 @@ impl ExportBatch {
         None
     }
 
-    /// Goes on with a torrent that was too large for the batch before.
+    /// Continues with a torrent that was too large for the batch before.
     fn go_on(&mut self, at: Now, from: &ExportPosition, swarm: &Swarm) -> Option<ExportPosition> {
         match swarm {
             Swarm::Large(large) => self.add_part(at, from, large),
             smaller if from.is_whole => self.add(at, &from.info_hash, smaller),
             Swarm::Empty { .. } => None,
             smaller => {
-                // Those that are copied already and those that are not have become one.
+                // The swarm is a block now, which contains copied and uncopied peers.
                 let position = self.add(at, &from.info_hash, smaller);
                 self.torrents.iter_mut().for_each(|it| it.completed = 0);
                 position
@@ -273,7 +275,8 @@ impl ExportBatch {
         }
     }
 
-    /// Copies as much of a large swarm as there is room for; returns where to go on.
+    /// Copies as much of a large swarm as there is room for; returns the position at which to
+    /// continue.
     fn add_part(
         &mut self,
         at: Now,
@@ -321,8 +324,8 @@ impl ExportBatch {
 /// The order in which groups are copied.
 const SCOPES: [Scope; 3] = [Scope::Public, Scope::Private, Scope::Loopback];
 
-/// Shows up to `room` peers of the group of `scope` to `take`, those just below `end`; returns
-/// below which others are left.
+/// Passes up to `room` peers of the group of `scope` to `take`, from the positions just below
+/// `end`; returns the new `end` if peers below it are left.
 fn copy<const ADDRESS: usize>(
     groups: &[PeerGroup<ADDRESS>],
     scope: Scope,

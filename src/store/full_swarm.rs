@@ -1,49 +1,51 @@
-//! Which peer of a full swarm a newcomer replaces: one of a network that has too much of the swarm,
-//! if one does.
+//! Chooses the peer of a full swarm that a new peer replaces: a peer of an overrepresented network,
+//! if there is one.
 //!
 //! The owner of an IPv6 /48 can announce a quarter of a million peers. If the longest silent peer
-//! were always the one replaced, an attacker that refreshes its peers would replace all others by
-//! its own. So up to [`DRAWN_MAX`] peers of the whole swarm are drawn, of every kind and scope.
-//! Where [`NETWORK_MIN`] of them or more are of one network, a peer of that network is replaced:
-//! the newcomer's own network first, else the one with most. Where no network has so many,
-//! [`LARGE_NETWORK_MIN`] of one IPv6 /32 or IPv4 /16 are looked for, for owners of many /48s.
-//! Otherwise it is as in any swarm: the longest silent of some of the newcomer's own kind is
-//! replaced, so that no family displaces another.
+//! were always replaced, an attacker that refreshes its peers would replace all others by its own.
+//! So up to [`DRAWN_MAX`] peers of the whole swarm are drawn at random, of every kind and scope. If
+//! [`NETWORK_MIN`] or more of them are of one network, a peer of that network is replaced: of the
+//! new peer's own network first, else of the network with most. If no network has that many, the
+//! same holds for [`LARGE_NETWORK_MIN`] of one IPv6 /32 or IPv4 /16, against owners of many /48s.
+//! Otherwise the longest silent of some peers of the new peer's kind is replaced, as in any swarm,
+//! so that no family displaces another.
 //!
-//! What that means, where a network holds the share s of a full swarm: its next newcomer replaces a
-//! peer of another network only if fewer than [`NETWORK_MIN`] of those drawn are its own. That is
-//! certain while s is small, 2 % at 1/16, below 1 in 20 000 at 1/8, and below 10^-30 at 1/2. So
-//! no network comes much above 1/8, and one that holds more by having filled an empty swarm
-//! replaces its own. Networks that hold a hundredth of a swarm or less are found rarely (4 %), and
-//! those with a thousandth next to never (1 in 100 000).
+//! The effect for a network with the share s of a full swarm: its next new peer replaces a peer of
+//! another network only if fewer than [`NETWORK_MIN`] of the drawn peers are its own. The
+//! probability is almost 1 while s is small, 2 % at 1/16, below 1 in 20 000 at 1/8, and below
+//! 10^-30 at 1/2. So no network gets much above 1/8, and a network that holds more, because it
+//! filled an empty swarm, replaces its own peers. Networks with a hundredth of a swarm or less are
+//! rarely found (4 %), and those with a thousandth almost never (1 in 100 000).
 //!
-//! Local peers, which are of no network, do not count. Nothing is counted per peer, and swarms that
-//! are not full do not come here.
+//! Local peers have no network and do not count. No state is kept per peer, and this code runs only
+//! for full swarms.
 
 use fastrand::Rng;
 
 use super::peer::PeerNetwork;
 
-/// How many peers are drawn at most: four times as many as to find one that has been silent long.
+/// The most peers drawn: four times as many as to find a long silent peer.
 const DRAWN_MAX: usize = 128;
-/// So many of those drawn are too much of one network: a thirty-second part where all are drawn.
+/// The number of drawn peers from which on a network is overrepresented: 1/32 if [`DRAWN_MAX`] are
+/// drawn.
 const NETWORK_MIN: usize = 4;
-/// So many of those drawn are too much of an IPv6 /32 or IPv4 /16: a quarter. Large providers may
-/// well have as much.
+/// The number of drawn peers from which on an IPv6 /32 or IPv4 /16 is overrepresented: a quarter.
+/// Large providers may legitimately have almost as many.
 const LARGE_NETWORK_MIN: usize = 32;
 
 /// A peer that was drawn.
 #[derive(Clone, Copy, Debug, Default)]
 struct DrawnPeer {
     network: PeerNetwork,
-    /// Its number among all peers of the swarm.
+    /// Its index among all peers of the swarm.
     number: usize,
     age_s: u32,
 }
 
-/// The number of the peer to replace, if a network has too much of a swarm of `len` peers. `look`
-/// returns the network of a peer, by its number, and the seconds of its silence; `None` for one
-/// that does not count. `newcomer` is the network of the newcomer, if its part is capped.
+/// The index of the peer to replace, if a network is overrepresented in a swarm of `len` peers.
+/// `look` returns, for the index of a peer, its network and the seconds since its latest announce;
+/// `None` for a peer that does not count. `newcomer` is the network of the new peer, if caps apply
+/// to it.
 pub(super) fn overrepresented(
     len: usize,
     newcomer: Option<PeerNetwork>,
@@ -54,7 +56,7 @@ pub(super) fn overrepresented(
     let mut count = 0;
     let parts = len.min(DRAWN_MAX);
     for part in 0..parts {
-        // One of each part of the swarm, so that no peer is drawn twice.
+        // One peer of each part of the swarm, so that no peer is drawn twice.
         let number = random.usize(part * len / parts..(part + 1) * len / parts);
         if let Some((network, age_s)) = look(number) {
             drawn[count] = DrawnPeer { network, number, age_s };
@@ -84,12 +86,13 @@ mod tests {
         Endpoint::<4>::new(address.to_be_bytes(), 1).network_of_kind()
     }
 
-    /// One of many networks that share no /16.
+    /// The `number`th of many networks that share no /16.
     fn other(number: usize) -> PeerNetwork {
         network(0x2000_0000 + (u32::try_from(number).unwrap() << 16))
     }
 
-    /// The chance that fewer than [`NETWORK_MIN`] of those drawn are of a network with this share.
+    /// The probability that fewer than [`NETWORK_MIN`] of the drawn peers are of a network with
+    /// this share.
     fn overlooked(share: f64) -> f64 {
         let mut chance = (1.0 - share).powi(128);
         let mut sum = 0.0;

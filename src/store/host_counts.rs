@@ -1,9 +1,10 @@
-//! How many peers of a large group each host has, in a byte for many hosts.
+//! Counts the peers of each host in a large group, in a table of bytes that hosts share.
 //!
-//! A count is that of all hosts whose keyed hash leads to it, so it is never too low. There are one
-//! to two for each IPv4 peer that room is made for, and eight to sixteen for IPv6, whose cap is
-//! lower: so strangers fill a count for less than one newcomer in ten thousand, unless hosts at the
-//! cap abound. A count of 255 stays until the counts are made anew, which growth and shrinking do.
+//! A count is the sum over all hosts whose keyed hash leads to it, so it is never too low. There
+//! are one to two counts per IPv4 peer of the group's capacity, and eight to sixteen per IPv6 peer,
+//! whose cap is lower: so fewer than one new peer in ten thousand finds its count filled by other
+//! hosts, unless many hosts are at the cap. A count of 255 is final until the table is rebuilt,
+//! when the group grows or shrinks.
 
 use std::marker::PhantomData;
 
@@ -12,17 +13,17 @@ use ahash::RandomState;
 use super::peer::{Endpoint, PeerRecord};
 use crate::types::Scope;
 
-/// Peers by host. Empty where they are not counted: for local peers, and for WebRTC ones.
+/// Peers by host. Empty for local peers and WebRTC peers, which are not counted.
 pub(super) struct HostCounts<const ADDRESS: usize> {
     counts: Box<[u8]>,
     of: PhantomData<Endpoint<ADDRESS>>,
 }
 
-/// A count that has lost track.
+/// A saturated count.
 const LOST: u8 = u8::MAX;
 
 impl<const ADDRESS: usize> HostCounts<ADDRESS> {
-    /// Counts for a group of one scope with room for `room` peers.
+    /// Makes counts for a group of one scope with room for `room` peers.
     pub(super) fn new(scope: Scope, room: usize) -> Self {
         Self { counts: vec![0; Self::bytes_of(scope, room)].into(), of: PhantomData }
     }
@@ -44,13 +45,13 @@ impl<const ADDRESS: usize> HostCounts<ADDRESS> {
         self.counts.len()
     }
 
-    /// Bytes more for room for `room` peers, while the counts so far are still there.
+    /// Additional bytes for counts for `room` peers, while the old counts still exist.
     pub(super) fn growth(&self, room: usize) -> usize {
         let fitting = Self::fitting(room);
         if self.counts.is_empty() || fitting <= self.bytes() { 0 } else { fitting }
     }
 
-    /// Counts all peers anew where the room for them has changed.
+    /// Recounts all peers if the room for them has changed.
     pub(super) fn fit(&mut self, room: usize, records: &[PeerRecord<ADDRESS>], keys: &RandomState) {
         let fitting = Self::fitting(room);
         if !self.counts.is_empty() && fitting != self.counts.len() {
@@ -59,13 +60,13 @@ impl<const ADDRESS: usize> HostCounts<ADDRESS> {
         }
     }
 
-    /// Whether a host has as many peers as it may have.
+    /// Whether a host has reached its cap.
     pub(super) fn is_full(&self, endpoint: &Endpoint<ADDRESS>, keys: &RandomState) -> bool {
         let count = self.slot(endpoint, keys).map_or(0, |at| self.counts[at]);
         usize::from(count) >= Endpoint::<ADDRESS>::STORED_PER_HOST_MAX
     }
 
-    /// Counts one peer more.
+    /// Adds a peer.
     #[inline]
     pub(super) fn add(&mut self, endpoint: &Endpoint<ADDRESS>, keys: &RandomState) {
         if let Some(at) = self.slot(endpoint, keys) {
@@ -73,7 +74,7 @@ impl<const ADDRESS: usize> HostCounts<ADDRESS> {
         }
     }
 
-    /// Counts one peer less.
+    /// Removes a peer.
     #[inline]
     pub(super) fn remove(&mut self, endpoint: &Endpoint<ADDRESS>, keys: &RandomState) {
         if let Some(at) = self.slot(endpoint, keys)

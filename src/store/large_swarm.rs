@@ -1,9 +1,9 @@
-//! Swarms that need more than a block: very many peers, several kinds, or several scopes.
+//! Swarms that do not fit a block: very many peers, several kinds, or several scopes.
 //!
 //! Peers of one kind and one scope form a group: a block while it fits, beyond that an array with
 //! an index of endpoint to position, so that an announce costs the same in a swarm of two thousand
-//! and of a million. Beside the index stands how many peers each host has, in a table of small
-//! counts: a host with too many is turned away without a look at the others, see [`HostCounts`].
+//! peers and of a million. A table of small counts holds the number of peers of each host, so that
+//! a host over its cap is refused without reading other records, see [`HostCounts`].
 
 use ahash::RandomState;
 use hashbrown::raw::RawTable;
@@ -42,13 +42,14 @@ impl LargeSwarm {
             && self.web.iter().all(|group| group.records().is_empty())
     }
 
-    /// How many are in all groups.
+    /// The number of peers in all groups.
     pub(super) fn len(&self) -> usize {
         let [v4, v6] = [len_of(&self.v4), len_of(&self.v6)];
         v4 + v6 + self.web.as_ref().map_or(0, |group| group.records().len())
     }
 
-    /// The network and the silence of the peer of such a number; `None` of a local one.
+    /// The network of the peer with this index, and the seconds since its latest announce; `None`
+    /// for a local peer.
     fn look(&self, number: usize, now: Now) -> Option<(PeerNetwork, u32)> {
         match self.locate(number) {
             (PeerKind::V4, group, at) => self.v4[group].look(at, now),
@@ -57,7 +58,7 @@ impl LargeSwarm {
         }
     }
 
-    /// Of which kind the peer of such a number is, in which group of that kind, and where there.
+    /// The kind of the peer with this index, its group of that kind, and its position there.
     fn locate(&self, mut number: usize) -> (PeerKind, usize, usize) {
         for (at, group) in self.v4.iter().enumerate() {
             match number.checked_sub(group.records().len()) {
@@ -74,8 +75,8 @@ impl LargeSwarm {
         (PeerKind::Web, 0, number)
     }
 
-    /// Replaces a peer of this swarm, which is full, by a newcomer. `own` finds the group
-    /// that the newcomer belongs to; somebody is in it.
+    /// Replaces a peer of this full swarm by a new peer. `own` finds the group of the new peer,
+    /// which is not empty.
     #[cold]
     pub(super) fn replace<const ADDRESS: usize>(
         &mut self,
@@ -96,15 +97,15 @@ impl LargeSwarm {
             return group.enter(context, endpoint, role, placement, others);
         };
         let (kind, group, at) = self.locate(number);
-        // Only public peers are overrepresented, and of each kind they are in one group; those of
-        // WebRTC are in one whatever their scope.
+        // Only public peers can be overrepresented, and those of each kind are in one group; WebRTC
+        // peers are in one group whatever their scope.
         let own_kind = Endpoint::<ADDRESS>::KIND;
         if kind == own_kind && (own_kind == PeerKind::Web || context.scope == Scope::Public) {
             return own(self).enter(context, endpoint, role, Placement::Of(at), others);
         }
         let applied = own(self).enter(context, endpoint, role, Placement::Own, others);
         if applied.after.is_none() {
-            return applied; // there is no memory for it, so nobody goes
+            return applied; // there is no memory for it, so no peer is replaced
         }
         let gone = match kind {
             PeerKind::V4 => self.v4[group].remove(at, context.keys),
@@ -138,13 +139,13 @@ fn bytes_of<const ADDRESS: usize>(groups: &Vec<PeerGroup<ADDRESS>>) -> usize {
 
 /// Peers of one kind and one scope.
 pub(super) struct PeerGroup<const ADDRESS: usize> {
-    /// Who may be given them.
+    /// The scope in which they may be handed out.
     pub(super) scope: Scope,
     /// The peers.
     pub(super) storage: PeerStorage<ADDRESS>,
 }
 
-/// Where a group's peers are.
+/// The storage of a group's peers.
 pub(super) enum PeerStorage<const ADDRESS: usize> {
     /// In a block, while they fit.
     Block(PeerBlock<ADDRESS>),
@@ -152,7 +153,7 @@ pub(super) enum PeerStorage<const ADDRESS: usize> {
     Indexed(Box<IndexedPeers<ADDRESS>>),
 }
 
-/// The group of `scope`, made if it is not there.
+/// The group of `scope`, created if it does not exist.
 pub(super) fn group_of<const ADDRESS: usize>(
     groups: &mut Vec<PeerGroup<ADDRESS>>,
     scope: Scope,
@@ -171,12 +172,12 @@ impl<const ADDRESS: usize> PeerGroup<ADDRESS> {
         Self { scope, storage: PeerStorage::Block(PeerBlock::with_room(1, CompletedCount::NONE)) }
     }
 
-    /// Bytes that a group without peers takes with its own fields.
+    /// Bytes of a group without peers, including its own fields.
     pub(super) fn bytes_when_new() -> usize {
         size_of::<Self>() + PeerBlock::<ADDRESS>::bytes_with_room(1)
     }
 
-    /// Bytes of memory the group takes beside its own fields.
+    /// Bytes of heap memory of the group.
     #[inline]
     fn bytes(&self) -> usize {
         match &self.storage {
@@ -185,8 +186,8 @@ impl<const ADDRESS: usize> PeerGroup<ADDRESS> {
         }
     }
 
-    /// Gives back memory that is not needed. A group goes back to a block once it fills half of
-    /// one, so that it does not change back and forth.
+    /// Frees unused memory. A group returns to a block only when it fills half of a block, so that
+    /// it does not alternate between the two.
     pub(super) fn shrink(&mut self, keys: &RandomState) {
         match &mut self.storage {
             PeerStorage::Block(block) => block.shrink(keys),
@@ -285,7 +286,7 @@ impl<const ADDRESS: usize> PeerList<ADDRESS> for PeerGroup<ADDRESS> {
     ) -> Placement {
         match &self.storage {
             PeerStorage::Block(block) => block.placement_by_host(endpoint, now, keys),
-            // To find which of its peers has been silent longest would take a look at all.
+            // Finding the host's longest silent peer would require reading all records.
             PeerStorage::Indexed(indexed) if indexed.hosts.is_full(endpoint, keys) => {
                 Placement::None
             }
@@ -304,19 +305,19 @@ pub(super) struct IndexedPeers<const ADDRESS: usize> {
 
 /// Bytes of an index with room for `len` positions.
 fn index_bytes(len: usize) -> usize {
-    // Buckets are a power of two and filled to seven eighths; each has a byte of its own, and a
-    // group of such bytes follows the last.
+    // The number of buckets is a power of two, and at most seven eighths are full; each bucket has
+    // a control byte, and another group of control bytes follows the last.
     let buckets = (len * 8 / 7).next_power_of_two();
     buckets * (size_of::<u32>() + 1) + 16
 }
 
-/// The index's word for a position. Four billion peers do not fit a swarm.
+/// The index's form of a position. A swarm never has four billion peers.
 #[inline]
 fn word(at: usize) -> u32 {
     u32::try_from(at).expect("a group has fewer than 2^32 peers")
 }
 
-/// Stands in the index, for a moment, for a position that no peer has.
+/// A temporary value in the index: a position that no peer has.
 const NOWHERE: usize = u32::MAX as usize;
 
 /// Replaces the position `old` in the index by `new`.
@@ -327,7 +328,7 @@ fn repoint(index: &mut RawTable<u32>, hash: u64, old: usize, new: usize) {
 }
 
 impl<const ADDRESS: usize> IndexedPeers<ADDRESS> {
-    /// The peers of a full block, indexed.
+    /// Makes an indexed list from the peers of a full block.
     fn of(block: &PeerBlock<ADDRESS>, scope: Scope, keys: &RandomState) -> Self {
         let room = block.records().len() * 2;
         let index = RawTable::with_capacity(room);
@@ -338,13 +339,13 @@ impl<const ADDRESS: usize> IndexedPeers<ADDRESS> {
         peers
     }
 
-    /// Bytes that one with room for `len` peers takes with its own fields.
+    /// Bytes of an indexed list with room for `len` peers, including its own fields.
     fn bytes_of(len: usize, scope: Scope) -> usize {
         let hosts = HostCounts::<ADDRESS>::bytes_of(scope, len);
         size_of::<Self>() + len * size_of::<PeerRecord<ADDRESS>>() + index_bytes(len) + hosts
     }
 
-    /// Bytes of memory that array, index and counts take.
+    /// Bytes of memory of array, index and counts.
     #[inline]
     fn bytes(&self) -> usize {
         let index = self.index.allocation_info().1.size();
@@ -352,9 +353,9 @@ impl<const ADDRESS: usize> IndexedPeers<ADDRESS> {
         records + index + self.hosts.bytes()
     }
 
-    /// Bytes more that it takes for `more` records more, 0 or 1, while it grows: index and counts
-    /// are made anew beside the old ones. The index may grow without: its removed positions leave
-    /// marks.
+    /// Additional bytes while it grows for `more` records (0 or 1): new index and counts exist
+    /// beside the old ones. With 0, the index may still grow, because removed positions leave
+    /// tombstones.
     fn growth(&self, more: usize) -> usize {
         let len = self.records.len() + more;
         let room =
@@ -368,13 +369,13 @@ impl<const ADDRESS: usize> IndexedPeers<ADDRESS> {
         records + hosts + index
     }
 
-    /// For how many records there is room once the array has grown: a quarter at a time, half as
-    /// much slack as doubling, for one more copy a peer.
+    /// The capacity of the array after growth: by a quarter, which wastes less memory than
+    /// doubling, for one more copy per peer.
     fn room(&self) -> usize {
         self.records.len() + self.records.len() / 4 + 1
     }
 
-    /// Gives back memory once three quarters of it are unused.
+    /// Frees memory when three quarters of it are unused.
     fn shrink(&mut self, keys: &RandomState) {
         let len = self.records.len();
         if len < self.records.capacity() / 4 {
@@ -396,7 +397,7 @@ impl<const ADDRESS: usize> IndexedPeers<ADDRESS> {
             return;
         }
         let [hash_a, hash_b] = [a, b].map(|at| keys.hash_one(self.records[at].endpoint));
-        // By way of a position that no peer has, as the two may share a hash.
+        // The swap uses a position that no peer has, because the two may share a hash.
         repoint(&mut self.index, hash_a, a, NOWHERE);
         repoint(&mut self.index, hash_b, b, a);
         repoint(&mut self.index, hash_a, NOWHERE, b);

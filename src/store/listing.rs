@@ -1,10 +1,11 @@
-//! What operators and full scrapes see: torrents in order, the largest torrents, one torrent's
+//! Lists for operators and full scrapes: torrents in order, the largest torrents, one torrent's
 //! peers.
 //!
-//! Each walk looks at every torrent, in slices short enough that no worker waits long for a shard's
-//! lock, and keeps no more than a small multiple of what it was asked for. Announces go on
-//! meanwhile: a torrent that comes or goes during a walk may be in the list or not. One may be met
-//! twice, because entries move when a shard grows, but none is in the list twice.
+//! Each walk visits every torrent, in slices short enough that no worker waits long for a shard's
+//! lock, and keeps no more than a small multiple of the requested entries. Announces continue
+//! meanwhile: a torrent that is added or removed during a walk may be in the list or not. A torrent
+//! may be visited twice, because entries move when a shard grows, but no torrent is in the list
+//! twice.
 
 use std::cmp::{Ordering, Reverse};
 use std::collections::BinaryHeap;
@@ -19,7 +20,7 @@ use super::swarm::Swarm;
 use crate::time::Now;
 use crate::types::{InfoHash, ScrapeEntry};
 
-/// A torrent as lists show it.
+/// A torrent in a list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ListedTorrent {
     /// The torrent.
@@ -28,7 +29,7 @@ pub struct ListedTorrent {
     pub counts: ScrapeEntry,
 }
 
-/// What lists of torrents can be ordered by.
+/// The sort key of a list of torrents.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TorrentOrder {
     /// Peers of both roles.
@@ -39,20 +40,21 @@ pub enum TorrentOrder {
     Completed,
 }
 
-/// A peer as lists show it.
+/// A peer in a list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ListedPeer {
-    /// Where it is; `None` for a WebRTC peer.
+    /// Its address; `None` for a WebRTC peer.
     pub address: Option<SocketAddr>,
-    /// What it does.
+    /// Its role.
     pub role: Role,
-    /// Seconds since its latest announce: up to two ticks of [`super::TICK_S`] less than the truth.
+    /// Seconds since its latest announce, too low by up to two ticks of [`super::TICK_S`].
     pub age_s: u32,
 }
 
 impl Store {
-    /// The `count` torrents with the smallest info-hashes above `after` that are `shown`, in order.
-    /// Looks at every torrent: not for a worker's loop. `shown` is asked under a shard's lock.
+    /// The `count` torrents with the smallest info-hashes above `after` for which `shown` returns
+    /// true, in order. Visits every torrent: not for a worker's loop. `shown` is called under a
+    /// shard's lock.
     pub fn torrents_after(
         &self,
         after: Option<&InfoHash>,
@@ -70,8 +72,8 @@ impl Store {
         smallest.sorted()
     }
 
-    /// The `count` largest torrents, largest first; of equal ones, those with smaller info-hashes.
-    /// Looks at every torrent: not for a worker's loop.
+    /// The `count` largest torrents, largest first; among equal ones, smaller info-hashes first.
+    /// Visits every torrent: not for a worker's loop.
     pub fn torrents_by(&self, order: TorrentOrder, count: usize) -> Vec<ListedTorrent> {
         let mut largest = LargestTorrents { count, ranked: BinaryHeap::new() };
         self.for_each_torrent(|info_hash, packed| {
@@ -82,8 +84,8 @@ impl Store {
         largest.sorted()
     }
 
-    /// One torrent with `count` of its peers from the `skip`th on, in no particular order: an
-    /// announce meanwhile may move a peer from one page to another.
+    /// One torrent with `count` of its peers from the `skip`th on, in no particular order: a
+    /// concurrent announce may move a peer from one page to another.
     pub fn torrent(
         &self,
         info_hash: &InfoHash,
@@ -101,7 +103,7 @@ impl Store {
 }
 
 impl Store {
-    /// Shows every torrent to `look`, in no particular order, and maybe some more than once.
+    /// Calls `look` for every torrent, in no particular order, for some possibly more than once.
     fn for_each_torrent(&self, mut look: impl FnMut(&InfoHash, &PackedSwarm)) {
         for shard in 0..self.table.shards() {
             let mut walk = ShardWalk::new(shard);
@@ -114,12 +116,12 @@ impl Store {
     }
 }
 
-/// The torrents with the smallest info-hashes seen so far: between `count` and twice as many, of
-/// which those that are too large go all at once.
+/// The torrents with the smallest info-hashes so far: up to twice `count`, from which the surplus
+/// is removed at once.
 struct SmallestHashes {
     count: usize,
     listed: Vec<ListedTorrent>,
-    /// Only smaller info-hashes have a chance; known once there are `count`.
+    /// Only smaller info-hashes are candidates; set once there are `count`.
     below: Option<InfoHash>,
 }
 
@@ -138,7 +140,7 @@ impl SmallestHashes {
         }
     }
 
-    /// Leaves the smallest, in order, each once.
+    /// Keeps the smallest, sorted and unique.
     fn tidy(&mut self) {
         self.listed.sort_unstable_by_key(|it| it.info_hash);
         self.listed.dedup_by_key(|it| it.info_hash);
@@ -151,7 +153,7 @@ impl SmallestHashes {
     }
 }
 
-/// The largest torrents seen so far. The least of them is on top, to make room for what is larger.
+/// The largest torrents so far. The smallest of them is on top, and is replaced first.
 struct LargestTorrents {
     count: usize,
     ranked: BinaryHeap<Reverse<RankedTorrent>>,
@@ -163,7 +165,7 @@ impl LargestTorrents {
         if is_full && self.ranked.peek().is_none_or(|Reverse(least)| ranked <= *least) {
             return;
         }
-        // Few torrents come so far, so looking at all that are there costs little.
+        // Few torrents get here, so a linear search costs little.
         let info_hash = ranked.listed.info_hash;
         if self.ranked.iter().any(|Reverse(torrent)| torrent.listed.info_hash == info_hash) {
             return;
@@ -221,12 +223,12 @@ impl PartialEq for RankedTorrent {
 
 impl Eq for RankedTorrent {}
 
-/// A page of a swarm's peers in the making.
+/// A page of a swarm's peers under construction.
 struct PeerPage {
     now: Now,
-    /// How many peers are still to be passed over.
+    /// The number of peers still to be skipped.
     skip: usize,
-    /// How many peers the page holds at most.
+    /// The most peers of the page.
     count: usize,
     peers: Vec<ListedPeer>,
 }
@@ -314,7 +316,7 @@ mod tests {
         let mut slices = 0;
         let seen = walk(&store, || {
             slices += 1;
-            announce(&store, 0, JOIN); // gets the shard's lock
+            announce(&store, 0, JOIN); // the shard's lock is free
         });
         assert_eq!(seen.len(), COUNT as usize, "each once");
         assert!(slices > seen.len() / SLICE_BUCKETS, "{slices}");
@@ -322,7 +324,8 @@ mod tests {
 
     #[test]
     fn what_stays_is_seen_although_a_shard_grows_or_is_tidied_meanwhile() {
-        // Newcomers make tables double; those who come and go leave marks that are tidied up.
+        // New torrents make tables double; torrents that are added and removed leave tombstones,
+        // which a rehash in place removes.
         for stays in [true, false] {
             let store = Store::new(Options { shards: 2, seed: Some(1) });
             (0..COUNT).for_each(|it| announce(&store, it, JOIN));

@@ -1,50 +1,51 @@
-//! What the store takes, byte by byte as it asks the allocator, and what it may take.
+//! Accounts for the store's memory, in bytes requested from the allocator, and enforces the budget.
 //!
-//! Each shard has an account, written under the shard's lock. Accounts reserve bytes from the
-//! whole in chunks, ahead of their needs and only as far as the budget goes: so the sum of what is
-//! taken never exceeds what is reserved, that never exceeds the budget, and the one line all
-//! workers share is written once in a few kilobytes.
+//! Each shard has an account, written under the shard's lock. Accounts reserve bytes of the budget
+//! in chunks before they use them: so the bytes used never exceed the bytes reserved, which never
+//! exceed the budget, and the one cache line that all workers share is written once every few
+//! kilobytes.
 //!
-//! From four fifths of the budget on, new torrents are on probation: stored, but the first with
-//! peers to go once all of it is reserved. Before them goes what has no peers, kept for its count
-//! alone, whenever it came. Torrents with peers that were there before stay whatever comes.
+//! From four fifths of the budget on, new torrents are on probation: they are stored, but are the
+//! first torrents with peers to be evicted when the whole budget is reserved. Torrents without
+//! peers, kept for their count alone, are evicted before them, whatever their age. Older torrents
+//! with peers are never evicted.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// What the store may take. May change while it is in use.
+/// The store's limits. They may change at run time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Budget {
-    /// Bytes for torrents and peers, as asked of the allocator; 0: no bound.
+    /// Bytes for torrents and peers, as requested from the allocator; 0: no limit.
     pub bytes_max: u64,
-    /// Peers of one torrent, of all kinds together; 0: no bound.
+    /// Peers of one torrent, of all kinds together; 0: no limit.
     pub peers_per_torrent_max: u32,
 }
 
-/// What the store takes.
+/// The store's memory use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct MemoryUsage {
-    /// Bytes of torrents and peers, as asked of the allocator.
+    /// Bytes of torrents and peers, as requested from the allocator.
     pub bytes: u64,
-    /// Bytes that are set aside for them, a little more.
+    /// Bytes reserved for them, slightly more.
     pub reserved: u64,
-    /// Bytes it may take; 0: no bound.
+    /// The limit in bytes; 0: no limit.
     pub bytes_max: u64,
-    /// Torrents without peers, or on probation, that made room for others, counted since start.
+    /// Torrents without peers or on probation that were evicted since start.
     pub evicted: u64,
 }
 
-/// What a shard reserves at once: some seventy torrents. Large enough that the shared line rests,
-/// small enough that what 1024 shards hold back unused is a few MiB.
+/// Bytes that a shard reserves at once: some seventy torrents. Large enough that the shared line is
+/// rarely written, small enough that 1024 shards hold only a few MiB unused.
 pub(super) const CHUNK_BYTES: u64 = 4096;
 
-/// What all accounts have reserved together, and how far they may go.
+/// The bytes reserved by all accounts, and their limits.
 pub(super) struct StoreMemory {
     reserved: AtomicU64,
-    /// No more than this is reserved; all there is without a bound.
+    /// The most bytes to reserve; `u64::MAX` without a limit.
     reserved_max: AtomicU64,
     /// Above this, new torrents are on probation.
     pressed_above: AtomicU64,
-    /// Peers of one torrent; 0: no bound.
+    /// The most peers of one torrent; 0: no limit.
     peers_max: AtomicU64,
 }
 
@@ -56,7 +57,7 @@ impl Default for StoreMemory {
     }
 }
 
-/// One shard's account. Written only under the shard's write lock; read by anyone.
+/// One shard's account. Written only under the shard's write lock; read by any thread.
 #[derive(Default)]
 pub(super) struct ShardAccount {
     taken: AtomicU64,
@@ -64,14 +65,14 @@ pub(super) struct ShardAccount {
 }
 
 impl ShardAccount {
-    /// Bytes that the shard takes.
+    /// Bytes that the shard uses.
     pub(super) fn taken(&self) -> u64 {
         self.taken.load(Ordering::Relaxed)
     }
 }
 
 impl StoreMemory {
-    /// Sets what the store may take. What it takes already stays.
+    /// Sets the limits. Memory in use stays in use.
     pub(super) fn allow(&self, budget: Budget) {
         let (reserved_max, pressed_above) = match budget.bytes_max {
             0 => (u64::MAX, u64::MAX),
@@ -87,13 +88,14 @@ impl StoreMemory {
         self.reserved.load(Ordering::Relaxed)
     }
 
-    /// Whether more is reserved than may be: the budget was lowered, and what goes is not replaced.
+    /// Whether more is reserved than allowed, because the budget was lowered: then freed memory is
+    /// not used again.
     #[inline]
     fn is_over(&self) -> bool {
         self.reserved() > self.reserved_max.load(Ordering::Relaxed)
     }
 
-    /// Bytes the store may take; 0: no bound.
+    /// The store's limit in bytes; 0: no limit.
     pub(super) fn bytes_max(&self) -> u64 {
         match self.reserved_max.load(Ordering::Relaxed) {
             u64::MAX => 0,
@@ -116,14 +118,14 @@ impl StoreMemory {
         }
     }
 
-    /// What an announce may take in a shard.
+    /// The budget of an announce in a shard.
     #[inline]
     pub(super) fn of_shard<'a>(&'a self, account: &'a ShardAccount) -> ShardBudget<'a> {
         let (is_short, peers_max) = (self.is_short(), self.peers_max());
         ShardBudget { memory: self, account, is_short, peers_max, charged: 0 }
     }
 
-    /// Whether a shard may take `bytes` more than it does; they are reserved then.
+    /// Reserves `bytes` more for a shard; returns whether the budget allows it.
     #[inline]
     pub(super) fn admits(&self, account: &ShardAccount, bytes: u64) -> bool {
         if self.is_over() {
@@ -148,7 +150,7 @@ impl StoreMemory {
         done.is_ok()
     }
 
-    /// Notes that something of `before` bytes takes `after` now.
+    /// Records that an allocation of `before` bytes now has `after` bytes.
     #[inline]
     pub(super) fn note(&self, account: &ShardAccount, before: usize, after: usize) {
         if before != after {
@@ -161,8 +163,8 @@ impl StoreMemory {
         account.taken.store(taken, Ordering::Relaxed);
         let reserved = account.reserved.load(Ordering::Relaxed);
         let ahead = ahead_of(taken);
-        // The first is for the few bytes that are not charged, such as a count that outgrows its
-        // place; the second gives back.
+        // The first case covers the few bytes that are not charged, such as a count that no longer
+        // fits its entry; the second returns surplus reservations.
         if taken > reserved || reserved > ahead {
             account.reserved.store(ahead, Ordering::Relaxed);
             self.reserved.fetch_add(ahead.wrapping_sub(reserved), Ordering::Relaxed);
@@ -170,7 +172,7 @@ impl StoreMemory {
     }
 }
 
-/// What one announce may take in one shard.
+/// The budget of one announce in one shard.
 pub(super) struct ShardBudget<'a> {
     memory: &'a StoreMemory,
     account: &'a ShardAccount,
@@ -178,12 +180,12 @@ pub(super) struct ShardBudget<'a> {
     pub(super) is_short: bool,
     /// The most peers of a torrent.
     pub(super) peers_max: usize,
-    /// Bytes that the announce was charged with.
+    /// Bytes charged to the announce so far.
     charged: u64,
 }
 
 impl ShardBudget<'_> {
-    /// Charges the announce with `bytes` more; returns whether the shard may take all of them.
+    /// Charges the announce with `bytes` more; returns whether the budget allows all of its bytes.
     #[inline]
     pub(super) fn charge(&mut self, bytes: usize) -> bool {
         if bytes == 0 {
@@ -194,8 +196,8 @@ impl ShardBudget<'_> {
     }
 }
 
-/// What is reserved for so many bytes: one chunk ahead, so that a shard which takes and gives the
-/// same bytes does not come back each time.
+/// The bytes to reserve for `bytes` used bytes: one chunk more, so that a shard that repeatedly
+/// takes and frees the same bytes does not reserve each time.
 fn ahead_of(bytes: u64) -> u64 {
     bytes.next_multiple_of(CHUNK_BYTES) + CHUNK_BYTES
 }

@@ -2,19 +2,19 @@
 //!
 //! ```text
 //! announce ─▶ raw::table    locks the shard, finds the entry of the torrent or makes one
-//!    │    ─▶ evict          where there is no bucket or no byte left for it
-//!    │    ─▶ apply          what the announce does to its swarm, in whichever layout that is
-//!    │         ─▶ peer_list the order of its peers; where a newcomer goes
-//!    │    ─▶ choose         which peers the requester may be given
+//!    │    ─▶ evict          if there is no bucket or no memory left for it
+//!    │    ─▶ apply          applies the announce to its swarm, in any layout
+//!    │         ─▶ peer_list the order of its peers; the place of a new peer
+//!    │    ─▶ choose         the peers that the requester may be given
 //!    ▼         ─▶ sampling  a random sample of them, within `network_caps`
 //! AnnounceResult
 //! ```
 //!
-//! `swarm` and `large_swarm` are the layouts of a swarm and `raw` how they lie in memory.
+//! `swarm` and `large_swarm` are the layouts of a swarm, and `raw` is their form in memory.
 //! `host_counts` counts the peers of each host in a large swarm, `full_swarm` finds the peer to
-//! replace in a full one, and `memory` keeps account of every byte. `expire` removes silent peers
-//! in small slices, `listing` is what operators see, `export` and `restore` are for snapshots.
-//! Whatever is done is done under one shard's lock, with nothing else held.
+//! replace in a full one, and `memory` accounts for every byte. `expire` removes silent peers in
+//! small slices, `listing` makes lists for operators, `export` and `restore` are for snapshots.
+//! Every operation holds one shard's lock and no other lock.
 
 mod announce;
 mod apply;
@@ -58,20 +58,20 @@ use peer_list::ApplyResult;
 use raw::SwarmTable;
 use swarm::{Swarm, SwarmStats};
 
-/// How many times [`Store::prefetch`] wants to see a batch.
+/// The number of passes of [`Store::prefetch`] over a batch.
 pub const PREFETCH_STAGES: usize = raw::PREFETCH_STAGES;
 
 /// The most peers of one family that one announce may be given.
 pub const CHOICE_MAX: usize = sampling::CHOICE_MAX;
 
-/// How the store is built.
+/// Options of a new store.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
-    /// Lock shards, a power of two above 1. At 1024, two of 16 busy workers meet on a lock in
-    /// about one announce of a hundred.
+    /// The number of lock shards, a power of two above 1. With 1024 shards and 16 busy workers,
+    /// about one announce in a hundred waits for a lock.
     pub shards: usize,
-    /// Fixes the hash keys, for reproducible tests. `None`: keys from the system's entropy, which
-    /// is what keeps an attacker from choosing colliding info-hashes.
+    /// Fixes the hash keys, for reproducible tests. `None`: random keys from the system, so that an
+    /// attacker cannot choose colliding info-hashes.
     pub seed: Option<u64>,
 }
 
@@ -84,7 +84,7 @@ impl Default for Options {
 /// Sums over the whole store.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct StoreTotals {
-    /// Torrents held, those with only a completed count included.
+    /// Torrents, including those with only a completed count.
     pub torrents: u64,
     /// Torrents that have peers.
     pub active_torrents: u64,
@@ -92,12 +92,12 @@ pub struct StoreTotals {
     pub seeders: [u64; PeerKind::ALL.len()],
     /// Incomplete peers by [`PeerKind`].
     pub leechers: [u64; PeerKind::ALL.len()],
-    /// Downloads completed, counted since start and before what was restored.
+    /// Completed downloads, counted since start and before the restored snapshot.
     pub completed: u64,
 }
 
 /// One shard's part of the totals. Written only under the shard's write lock, so plain loads and
-/// stores are exact; read by anyone.
+/// stores are exact; read by any thread.
 #[derive(Default)]
 struct ShardTotals {
     torrents: AtomicU64,
@@ -126,7 +126,7 @@ impl ShardTotals {
         add(self.by_role(kind, role), u64::MAX);
     }
 
-    /// Notes what an announce did to a swarm that has `peers` peers after it.
+    /// Counts the change of an announce to a swarm that has `peers` peers after it.
     #[inline]
     fn note(&self, kind: PeerKind, applied: &ApplyResult, peers: u32) {
         if applied.before != applied.after {
@@ -150,7 +150,7 @@ impl ShardTotals {
         }
     }
 
-    /// Notes whether a swarm had peers before, and has some after.
+    /// Counts whether a swarm had peers before a change, and has peers after it.
     #[inline]
     fn note_peers(&self, before: bool, after: bool) {
         if before != after {
@@ -166,38 +166,38 @@ impl ShardTotals {
     }
 }
 
-/// One announce, as the store sees it.
+/// One announce to the store.
 #[derive(Clone, Copy, Debug)]
 pub struct PeerAnnounce<'a> {
     /// The torrent.
     pub info_hash: &'a InfoHash,
     /// The peer's address, unmapped.
     pub address: IpAddr,
-    /// Where the peer is reached. One that stays accepts connections.
+    /// Where the peer is reached. A peer that stays accepts connections.
     pub contact: Contact,
-    /// What happens to the peer.
+    /// The change to the peer.
     pub change: PeerChange,
-    /// Whether the peer's host is under the cap on its part of a large swarm: not where the source
-    /// is exempt from limits. Local addresses and WebRTC peers never are.
+    /// Whether the caps on peers per host and network apply: not if the source is exempt from
+    /// limits. They never apply to local addresses and WebRTC peers.
     pub capped: bool,
 }
 
-/// What became of a peer that announced.
+/// Whether an announcing peer was stored.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Stored {
     /// It is in the swarm, or has left it.
     #[default]
     Yes,
-    /// It is not in the swarm: the store is full, and nothing in reach could be evicted.
+    /// It is not in the swarm: the store is full, and no torrent to evict was found.
     NoMemory,
-    /// It is not in the swarm: its host has as many peers there as it may have.
+    /// It is not in the swarm: its host has reached its cap.
     HostFull,
-    /// It is not in the swarm: there is none, and the caller did not want a new one.
+    /// It is not in the swarm: the torrent is new, and the caller did not admit it.
     NotAdmitted,
 }
 
-/// Where chosen peers go, compact: how many fit is how many are wanted, up to [`CHOICE_MAX`] a
-/// family. An empty slice asks for none of that family.
+/// Buffers for the chosen peers in compact form: their lengths are the numbers of peers wanted, up
+/// to [`CHOICE_MAX`] per family. An empty slice requests no peers of that family.
 #[derive(Debug, Default)]
 pub struct PeerBuffers<'a> {
     /// For IPv4 peers, 6 bytes each.
@@ -208,7 +208,7 @@ pub struct PeerBuffers<'a> {
     pub web: &'a mut [u8],
 }
 
-/// What an announce has done, and what was chosen for it.
+/// The result of an announce, and the peers chosen for it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct AnnounceResult {
     /// Complete peers of the whole swarm.
@@ -217,14 +217,14 @@ pub struct AnnounceResult {
     pub leechers: u32,
     /// Bytes written for each kind of peer, by [`PeerKind`].
     pub bytes: [usize; PeerKind::ALL.len()],
-    /// How many peers of each kind were chosen from, by [`PeerKind`].
+    /// The number of candidates of each kind, by [`PeerKind`].
     pub available: [usize; PeerKind::ALL.len()],
-    /// Whether the peer is in the swarm, if it was to be.
+    /// Whether the peer is in the swarm, if it was to join.
     pub stored: Stored,
-    /// When the peer had announced before, if it was in the swarm: the first second of the
+    /// The peer's previous announce, if it was in the swarm: the first second of its tick of
     /// [`TICK_S`], since the Unix epoch.
     pub announced_s: Option<u64>,
-    /// Whether the torrent is new here.
+    /// Whether the announce created the torrent.
     pub created: bool,
     /// Whether the peer was in the swarm before.
     pub was_there: bool,
@@ -251,7 +251,7 @@ impl Store {
         Self { table, totals, memory: CachePadded::default(), completed_before }
     }
 
-    /// Sums; costs one read per shard.
+    /// Returns the totals; costs one read per shard.
     pub fn totals(&self) -> StoreTotals {
         let completed = self.completed_before.load(Ordering::Relaxed);
         let mut sum = StoreTotals { completed, ..StoreTotals::default() };
@@ -268,20 +268,20 @@ impl Store {
         sum
     }
 
-    /// Sets what the store may take, now and from now on. What is there stays: a store that takes
-    /// more than it may just takes in no more.
+    /// Sets the memory budget. Stored entries stay: a store over its budget only stops accepting
+    /// new ones.
     pub fn allow(&self, budget: Budget) {
         self.memory.allow(budget);
     }
 
     /// Whether memory is so short (four fifths of the budget are reserved) that new torrents are on
-    /// probation: the first with peers to go when the rest is used up as well.
+    /// probation: the first torrents with peers to be evicted when the rest is used up as well.
     #[inline]
     pub fn is_short_of_memory(&self) -> bool {
         self.memory.is_short()
     }
 
-    /// What the store takes; costs one read per shard.
+    /// The store's memory use; costs one read per shard.
     pub fn usage(&self) -> MemoryUsage {
         let (bytes_max, reserved) = (self.memory.bytes_max(), self.memory.reserved());
         let mut usage = MemoryUsage { bytes_max, reserved, ..MemoryUsage::default() };
@@ -292,21 +292,23 @@ impl Store {
         usage
     }
 
-    /// Notes that something in a shard, whose lock is held, takes `after` bytes for `before`.
+    /// Records that an allocation in a shard, whose lock is held, has changed from `before` to
+    /// `after` bytes.
     #[inline]
     fn note_bytes(&self, shard: usize, before: usize, after: usize) {
         self.memory.note(&self.totals[shard].account, before, after);
     }
 
-    /// Asks for the memory an announce of `info_hash` will touch; stages run over a whole batch
-    /// one after the other, 0 to [`PREFETCH_STAGES`] - 1, so that the waits overlap.
+    /// Prefetches the memory that an announce of `info_hash` will access; each stage, 0 to
+    /// [`PREFETCH_STAGES`] - 1, runs over a whole batch before the next, so that memory accesses
+    /// overlap.
     #[inline]
     pub fn prefetch(&self, stage: usize, info_hash: &InfoHash) {
         self.table.prefetch(stage, info_hash);
     }
 
-    /// Returns the counts of a torrent, and chooses peers for a requester, in a role, that does not
-    /// join it. Nothing changes, and a torrent that is not known stays unknown.
+    /// Returns the counts of a torrent, and chooses peers for a requester in `role` that does not
+    /// join the swarm. Changes nothing: an unknown torrent stays unknown.
     pub fn look_up(
         &self,
         info_hash: &InfoHash,
@@ -314,7 +316,7 @@ impl Store {
         buffers: &mut PeerBuffers<'_>,
         random: &mut Rng,
     ) -> AnnounceResult {
-        // The kind does not matter to one that has no position.
+        // The kind is irrelevant without a position.
         let reader =
             Requester { scope: Scope::of(address), role, kind: PeerKind::V4, position: None };
         let look = |swarm: &Swarm| {

@@ -1,27 +1,29 @@
-//! Caps on how much of a response one network may have, where the swarm has others to offer.
+//! Caps on the share of one network in a response, if the swarm has peers of other networks.
 //!
-//! Whoever owns one address can announce sixty thousand ports of it. So a response carries at most
+//! The owner of one address can announce sixty thousand ports of it. So a response carries at most
 //! two peers of one IPv4 address and one of an IPv6 /64, and at most an eighth of it (or as many as
 //! of one host) from one /24 or /48. Public addresses only: in a local network many peers share
-//! one. The store does not remember which peers were exempt from limits; no requester gets fewer
-//! peers by that, for where there are no others the response is filled with those above the cap.
+//! one. The store does not remember which peers were exempt from limits. This never reduces the
+//! number of peers in a response, because without other peers it is filled with peers above the
+//! cap.
 //!
-//! Responses are short and nearly always fine, so that is what is cheap to see: a table of small
-//! counts, each for many networks, and an exact look only at those whose count is suspicious.
+//! Responses are short and nearly always within the caps, so that case is cheap to detect: a table
+//! of small counts, shared by many networks, and an exact check only of peers with a suspicious
+//! count.
 
 use fastrand::Rng;
 
 use super::peer::Endpoint;
 use super::sampling::CHOICE_MAX;
 
-/// The most peers of a response that may come from the same place.
+/// The most peers in a response of the same host or network.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct NetworkCaps {
     /// From one IPv4 address or IPv6 /64.
     host: usize,
     /// From one /24 or /48.
     network: usize,
-    /// Whether some of the candidates are not public, and under no cap.
+    /// Whether some of the candidates are not public, and so under no cap.
     mixed: bool,
 }
 
@@ -40,10 +42,11 @@ impl NetworkCaps {
         self.mixed && !endpoint.is_public()
     }
 
-    /// Whether `places` keep the caps. May return false for what does, rarely.
+    /// Whether `places` keep the caps. Rarely returns false although they do.
     #[inline]
     pub(super) fn hold<const ADDRESS: usize>(self, places: &[Endpoint<ADDRESS>]) -> bool {
-        // By chance a count of the small table misleads in one response of sixteen, at 30 peers.
+        // At 30 peers, a collision in the small table leads to an exact check in one response of
+        // sixteen.
         if ADDRESS == 4 && places.len() <= 32 {
             self.hold_by::<ADDRESS, 256>(places)
         } else {
@@ -63,7 +66,7 @@ impl NetworkCaps {
                 continue;
             }
             let count = &mut counts[slot(place.network(), SPREADING, BINS)];
-            *count += 1; // ends with the looks, long before it is full
+            *count += 1; // the loop ends long before it overflows
             if usize::from(*count) > self.host {
                 if looks == 0 || !self.admits_after(&places[..at], place) {
                     return false;
@@ -74,7 +77,7 @@ impl NetworkCaps {
         true
     }
 
-    /// Whether `place` keeps the caps beside those before it.
+    /// Whether `place` keeps the caps together with those before it.
     #[cold]
     fn admits_after<const ADDRESS: usize>(
         self,
@@ -86,8 +89,8 @@ impl NetworkCaps {
         of_host < self.host && of_network < self.network
     }
 
-    /// Replaces what exceeds the caps by what `replacements` offers, as far as it does; where it
-    /// offers too little, networks are handed out beyond their cap before hosts are.
+    /// Replaces peers above the caps by `replacements`. If there are too few, the caps of networks
+    /// are exceeded before those of hosts.
     #[cold]
     pub(super) fn enforce<const ADDRESS: usize>(
         self,
@@ -98,7 +101,8 @@ impl NetworkCaps {
     ) {
         let mut counts = ResponseCounts::new(self, random);
         let mut kept = partition(places, |it| counts.admits(it));
-        // Whose network is full, but not whose host: they fill what is empty in the end.
+        // Candidates whose network is at its cap, but not their host: they fill the remaining
+        // places.
         let (mut spares, mut spare) = ([0; CHOICE_MAX], 0);
         while kept < places.len() {
             let Some(number) = replacements.next(random) else { break };
@@ -122,7 +126,7 @@ impl NetworkCaps {
     }
 }
 
-/// Moves what passes to the front; returns how much that is.
+/// Moves the elements that pass to the front; returns their number.
 fn partition<T>(all: &mut [T], mut passes: impl FnMut(&T) -> bool) -> usize {
     let mut front = 0;
     for at in 0..all.len() {
@@ -134,7 +138,7 @@ fn partition<T>(all: &mut [T], mut passes: impl FnMut(&T) -> bool) -> usize {
     front
 }
 
-/// How much a response holds of each host and network.
+/// The numbers of peers of each host and network in a response.
 struct ResponseCounts {
     caps: NetworkCaps,
     hosts: PrefixCounts,
@@ -148,7 +152,7 @@ impl ResponseCounts {
         Self { caps, hosts, networks }
     }
 
-    /// Counts one more peer, if that keeps both caps.
+    /// Counts one more peer, if both caps allow it; returns whether they do.
     fn admits<const ADDRESS: usize>(&mut self, endpoint: &Endpoint<ADDRESS>) -> bool {
         if self.caps.passes(endpoint) {
             return true;
@@ -159,7 +163,7 @@ impl ResponseCounts {
         admitted
     }
 
-    /// Counts one more peer, if that keeps the cap of its host.
+    /// Counts one more peer, if the cap of its host allows it; returns whether it does.
     fn admits_host<const ADDRESS: usize>(&mut self, endpoint: &Endpoint<ADDRESS>) -> bool {
         let host = self.hosts.of(endpoint.host());
         let admitted = usize::from(*host) < self.caps.host;
@@ -168,19 +172,18 @@ impl ResponseCounts {
     }
 }
 
-/// Candidates beyond those that were chosen.
+/// Candidates besides those that were chosen.
 pub(super) trait Replacements {
     /// The number of another candidate, which is not in the response.
     fn next(&mut self, random: &mut Rng) -> Option<u32>;
-    /// Notes that the candidate is in the response now.
+    /// Records that the candidate is in the response now.
     fn take(&mut self, number: u32);
 }
 
-/// Suspicious counts that are looked into before the exact way is taken: it is the cheaper one for
-/// a response that is full of them.
+/// The most suspicious counts checked one by one: with more of them, counting exactly is cheaper.
 const LOOKS_MAX: u32 = 4;
 
-/// An odd number without pattern: the golden ratio's fraction, as Knuth has it.
+/// The multiplier of Knuth's multiplicative hash: the fraction of the golden ratio.
 const SPREADING: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// One of `slots` slots, a power of two, for a prefix.
@@ -207,7 +210,7 @@ impl PrefixCounts {
         Self { key, prefixes: [0; COUNTED_SLOTS], counts: [0; COUNTED_SLOTS] }
     }
 
-    /// The count of a prefix. It has a slot from when its count is not 0 any more.
+    /// The count of a prefix. A slot is occupied once its count is above 0.
     fn of(&mut self, prefix: u64) -> &mut u16 {
         let mut at = slot(prefix, self.key, COUNTED_SLOTS);
         while self.counts[at] != 0 && self.prefixes[at] != prefix {
@@ -231,7 +234,7 @@ mod tests {
         PeerRecord::new(Endpoint::new(address, port), PeerMeta::new(Now::from_s(0), Role::Leecher))
     }
 
-    /// The responses that `rounds` choices of `want` from the pool give.
+    /// The responses of `rounds` choices of `want` peers from the pool.
     fn responses<const ADDRESS: usize>(
         runs: [&[PeerRecord<ADDRESS>]; 2],
         capped: CapScope,
@@ -251,7 +254,7 @@ mod tests {
         (0..rounds).map(response).collect()
     }
 
-    /// How many of a response the host and the network have that have most of it.
+    /// The most peers of one host, and of one network, in a response.
     fn most<const ADDRESS: usize>(response: &[Endpoint<ADDRESS>]) -> [usize; 2] {
         let [mut hosts, mut networks] = [(); 2].map(|()| BTreeMap::<u64, usize>::new());
         for peer in response.iter().filter(|peer| peer.is_public()) {
@@ -283,7 +286,7 @@ mod tests {
         check(&responses([&all, &[]], CapScope::All, 30, 200), 30, [2, 3]);
         check(&responses([&all, &[]], CapScope::All, 50, 200), 50, [2, 6]);
         check(&responses([&all, &[]], CapScope::All, 3, 200), 3, [2, 2]);
-        // Of a large swarm not everyone is tried; here a third are others.
+        // In a large swarm not every candidate is tried; here a third are other hosts.
         let mut all: Vec<_> = (0..20_000).map(|port| record([20, 0, 0, 1], port + 1)).collect();
         all.extend((0..10_000_u16).map(|at| record([30, (at >> 8) as u8, at as u8, 1], 1)));
         check(&responses([&all, &[]], CapScope::All, 50, 200), 50, [2, 6]);

@@ -1,5 +1,4 @@
-//! One peer as it lies in memory: its endpoint exactly as responses carry it, and two bytes about
-//! it.
+//! One peer in memory: its endpoint in the form of responses, and two bytes of meta data.
 //!
 //! ```text
 //! IPv4   address (4)  | port (2) | meta (2)   =  8 bytes, the first 6 copied into responses
@@ -11,8 +10,8 @@
 //!        1, 3, 5     the same, its download counted
 //! ```
 //!
-//! A tick is 8 seconds and wraps after 4096 of them (9 hours), so the age of a peer is known as
-//! long as it is below that: [`PEER_AGE_S_LIMIT`] leaves the sweeper three hours to find it.
+//! A tick is 8 seconds; tick numbers wrap after 4096 ticks (9 hours), so only a lower age is
+//! unambiguous: [`PEER_AGE_S_LIMIT`] leaves the sweeper three hours to remove a peer.
 
 use std::hash::{Hash, Hasher};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -22,14 +21,15 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 use crate::time::Now;
 use crate::types::{PeerKind, Scope, WebPeer};
 
-/// Seconds in a tick: how precisely ages are known.
+/// Seconds in a tick: the resolution of ages.
 pub const TICK_S: u32 = 8;
 /// Ticks after which meta data wraps.
 const TICKS: u16 = 1 << 12;
-/// Ticks by which meta data may be ahead of the clock that judges it: four minutes, where workers
-/// differ by the length of a turn.
+/// Ticks by which meta data may be ahead of the reading worker's clock: four minutes, while workers
+/// differ only by the length of a loop iteration.
 const TICKS_AHEAD: u16 = 32;
-/// The longest peer lifetime that meta data can tell from a wrapped one, in seconds.
+/// The longest configurable peer lifetime in seconds, which meta data can represent without
+/// wrapping.
 pub const PEER_AGE_S_LIMIT: u32 = 6 * 3600;
 
 const _: () = assert!((PEER_AGE_S_LIMIT as u64) < (TICKS as u64 * TICK_S as u64) * 2 / 3);
@@ -100,14 +100,14 @@ impl<const ADDRESS: usize> Endpoint<ADDRESS> {
         _ => PeerKind::Web,
     };
 
-    /// Whether hosts and networks can be told apart by the address: not those of WebRTC peers.
+    /// Whether the address has prefixes of host and network: not for WebRTC peers.
     pub(super) const HAS_PREFIX: bool = ADDRESS != 14;
 
     /// The most ports of one host that a large swarm keeps: many users share an IPv4 address, while
     /// an IPv6 /64 is at most a household.
     pub(super) const STORED_PER_HOST_MAX: usize = if ADDRESS == 4 { 16 } else { 4 };
 
-    /// What is taken for one host: an IPv4 address, an IPv6 /64.
+    /// The host: an IPv4 address, an IPv6 /64.
     #[inline]
     pub(super) fn host(&self) -> u64 {
         let mut wide = [0; 8];
@@ -116,21 +116,21 @@ impl<const ADDRESS: usize> Endpoint<ADDRESS> {
         u64::from_be_bytes(wide)
     }
 
-    /// What is taken for one network: an IPv4 /24, an IPv6 /48.
+    /// The network: an IPv4 /24, an IPv6 /48.
     #[inline]
     pub(super) fn network(&self) -> u64 {
         let bits = if ADDRESS == 4 { 24 } else { 48 };
         self.host() & (u64::MAX << (u64::BITS - bits))
     }
 
-    /// Its network, as one that can be told from those of other kinds.
+    /// Its network, distinguishable from those of other kinds.
     pub(super) fn network_of_kind(&self) -> PeerNetwork {
         let network = if ADDRESS == 14 { self.host() & WEB_NETWORK } else { self.network() };
         PeerNetwork(Self::KIND as u8, network)
     }
 
-    /// What is taken for one network among peers of a scope, as one number: in a local network each
-    /// host is one, and on this host each port.
+    /// The network among peers of a scope, as a number: in a local network each host is a network,
+    /// and on this host each port.
     pub(super) fn network_in(&self, scope: Scope) -> u128 {
         let port = u128::from(u16::from_be_bytes(self.port));
         match scope {
@@ -140,8 +140,8 @@ impl<const ADDRESS: usize> Endpoint<ADDRESS> {
         }
     }
 
-    /// Who may be given the peer. Two browsers find their way to each other themselves (ICE, RFC
-    /// 8445): any may be given any.
+    /// The scope in which the peer may be handed out: always public for WebRTC, because browsers
+    /// find a path to each other themselves (ICE, RFC 8445).
     #[inline]
     pub(super) fn scope(&self) -> Scope {
         let mut wide = [0; 16];
@@ -154,13 +154,13 @@ impl<const ADDRESS: usize> Endpoint<ADDRESS> {
         }
     }
 
-    /// Whether everybody may be given the peer.
+    /// Whether the peer may be handed out to every client.
     #[inline]
     pub(super) fn is_public(&self) -> bool {
         self.scope() == Scope::Public
     }
 
-    /// Where the peer is, if it has an address.
+    /// The peer's address and port; `None` for a WebRTC peer.
     pub(super) fn socket_address(&self) -> Option<SocketAddr> {
         let mut wide = [0; 16];
         wide[..ADDRESS].copy_from_slice(&self.address);
@@ -174,16 +174,16 @@ impl<const ADDRESS: usize> Endpoint<ADDRESS> {
     }
 }
 
-/// The part of a WebRTC peer's name that stands for its network: see [`WebPeer`].
+/// The part of a WebRTC peer's name that identifies its network: see [`WebPeer`].
 const WEB_NETWORK: u64 = u64::MAX << (u64::BITS - 8 * WebPeer::NETWORK_BYTES);
 
-/// A network of one kind of peers: an IPv4 /24, an IPv6 /48, what a WebRTC peer's name holds.
+/// A network of one kind of peers: an IPv4 /24, an IPv6 /48, or the network part of a WebRTC peer's
+/// name.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct PeerNetwork(u8, u64);
 
 impl PeerNetwork {
-    /// What stands above it, which starts with the same bits: an IPv4 /16, an IPv6 /32. Of WebRTC
-    /// peers' there is nothing.
+    /// The larger network around it: an IPv4 /16, an IPv6 /32. WebRTC peers have no larger network.
     pub(super) fn above(self) -> Self {
         let bits = if self.0 == PeerKind::V6 as u8 { 32 } else { 16 };
         Self(self.0, self.1 & (u64::MAX << (u64::BITS - bits)))
@@ -204,7 +204,7 @@ impl<const ADDRESS: usize> PeerRecord<ADDRESS> {
         Self { endpoint, meta: meta.0.to_ne_bytes() }
     }
 
-    /// What is known of the peer besides its endpoint.
+    /// The peer's meta data.
     #[inline]
     pub(super) fn meta(&self) -> PeerMeta {
         PeerMeta(u16::from_ne_bytes(self.meta))
@@ -216,36 +216,36 @@ impl<const ADDRESS: usize> PeerRecord<ADDRESS> {
 pub enum Role {
     /// Incomplete, and wants data.
     Leecher,
-    /// Incomplete, and wants nothing more (BEP 21): counted as a leecher, served like a seeder.
+    /// Incomplete, and wants no more data (BEP 21): counted as a leecher, served like a seeder.
     Paused,
     /// Complete.
     Seeder,
 }
 
 impl Role {
-    /// Whether the peer is worth handing to one that only uploads.
+    /// Whether the peer is useful to a peer that only uploads.
     #[inline]
     pub fn wants_data(self) -> bool {
         self == Self::Leecher
     }
 }
 
-/// When a peer last announced, its role, how far its download was counted, and whether it came
-/// when memory was short and has yet to prove itself.
+/// The tick of a peer's latest announce, its role, whether its download was counted, and whether it
+/// is on probation because it joined while memory was short.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct PeerMeta(u16);
 
 const COUNTED: u16 = 1;
-/// Of a peer that is no seeder: that it is paused. Of a seeder: that it never was a leecher.
+/// For a peer that is not a seeder: it is paused. For a seeder: it never was a leecher.
 const PAUSED_OR_BORN: u16 = 1 << 1;
 const SEEDER: u16 = 1 << 2;
 const PROBATION: u16 = 1 << 3;
 const TICK_SHIFT: u32 = 4;
-/// All that is no tick.
+/// All bits that are not the tick.
 const STATE: u16 = (1 << TICK_SHIFT) - 1;
 
 impl PeerMeta {
-    /// The meta data of a peer that announced now and was unknown before.
+    /// The meta data of a new peer that announces now.
     #[inline]
     pub(super) fn new(now: Now, role: Role) -> Self {
         let state = match role {
@@ -256,7 +256,7 @@ impl PeerMeta {
         Self((tick(now) << TICK_SHIFT) | state)
     }
 
-    /// The same, on probation if so.
+    /// The same, on probation if `on_probation`.
     #[inline]
     pub(super) fn with_probation(self, on_probation: bool) -> Self {
         Self(self.0 & !PROBATION | if on_probation { PROBATION } else { 0 })
@@ -269,7 +269,7 @@ impl PeerMeta {
     }
 
     /// The meta data after another announce, and whether that one completes a download to be
-    /// counted: once per peer, and only for a peer that was seen as a leecher. Probation goes on.
+    /// counted: once per peer, and only for a peer that was a leecher before. Probation continues.
     #[inline]
     pub(super) fn renewed(self, now: Now, role: Role, completed: bool) -> (Self, bool) {
         let born = SEEDER | PAUSED_OR_BORN;
@@ -282,8 +282,8 @@ impl PeerMeta {
         (Self(fresh | kept), counts)
     }
 
-    /// The meta data of a peer of which another copy has `other`: that of the later announce,
-    /// with what the other remembers of its download.
+    /// Merges the meta data of two copies of a peer: that of the later announce, plus what the
+    /// other copy holds about its download.
     pub(super) fn merged(self, other: Self, now: Now) -> Self {
         let is_fresher = self.ticks_since(now) <= other.ticks_since(now);
         let (fresher, older) = if is_fresher { (self, other) } else { (other, self) };
@@ -296,23 +296,24 @@ impl PeerMeta {
         Self(counted)
     }
 
-    /// The meta data as a snapshot of the moment `at` holds it: its state, and its age then, whole
-    /// ticks in seconds.
+    /// The meta data in a snapshot as of `at`: the state, and the age at that moment, whole ticks
+    /// in seconds.
     pub(super) fn saved(self, at: Now) -> (u8, u16) {
         let [_, state] = (self.0 & STATE).to_be_bytes();
-        // A save may take minutes: who announced meanwhile is ahead of it, and of age 0.
+        // A save may take minutes: a peer that announced meanwhile is ahead of `at`, and gets age
+        // 0.
         let ticks = self.ticks_since(at);
         let age_s = if ticks < TICKS / 4 * 3 { u32::from(ticks) * TICK_S } else { 0 };
         (state, u16::try_from(age_s).unwrap_or(u16::MAX))
     }
 
-    /// What a peer in such a state does.
+    /// The role of a peer with this saved state.
     pub(super) fn role_of_saved(state: u8) -> Role {
         Self(state.into()).role()
     }
 
-    /// The meta data that such a state and age stand for; `None` where that is too long ago for a
-    /// meta data. Seconds that no clock has counted, as it was set back meanwhile, do not count.
+    /// The meta data of a saved state and age; `None` if the age exceeds the range of meta data. If
+    /// the clock was set back meanwhile, no time has passed.
     pub(super) fn of_saved((state, age_s): (u8, u16), at: Now, now: Now) -> Option<Self> {
         let tick_s = u64::from(TICK_S);
         let passed = (now.seconds() / tick_s).saturating_sub(at.seconds() / tick_s);
@@ -322,7 +323,7 @@ impl PeerMeta {
         Some(Self(tick << TICK_SHIFT | u16::from(state) & STATE))
     }
 
-    /// What the peer does.
+    /// The peer's role.
     #[inline]
     pub(super) fn role(self) -> Role {
         match (self.0 & SEEDER != 0, self.0 & PAUSED_OR_BORN != 0) {
@@ -332,9 +333,8 @@ impl PeerMeta {
         }
     }
 
-    /// Seconds that have certainly passed since the latest announce: up to two ticks less than the
-    /// truth, never more. Meta data from a little ahead (another worker has read its clock later)
-    /// is of age 0.
+    /// A lower bound of the seconds since the latest announce, too low by up to two ticks. Meta
+    /// data slightly ahead of `now` (another worker has read its clock later) has age 0.
     #[inline]
     pub(super) fn age_s(self, now: Now) -> u32 {
         u32::from(self.ticks_since(now)).saturating_sub(1) * TICK_S

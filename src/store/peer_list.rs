@@ -1,13 +1,13 @@
-//! The order peers are kept in, whatever holds them.
+//! The order of peers, for every kind of list.
 //!
 //! ```text
 //! 0            wanting                 len
 //! | leechers …  | seeders and paused … |
 //! ```
 //!
-//! Those that want data stand in front, so "everyone" and "everyone worth telling an uploader" are
-//! both one slice, and a random choice costs as much as the peers it returns. Every change is at
-//! most two swaps and a push or pop; a list with an index follows each of them.
+//! Peers that want data are in front, so "all peers" and "peers useful to an uploader" are both one
+//! slice, and the cost of a random choice is proportional to the peers it returns. Every change is
+//! at most two swaps and a push or pop; a list with an index updates it at each step.
 
 use ahash::RandomState;
 
@@ -17,7 +17,7 @@ use super::{Stored, full_swarm};
 use crate::time::Now;
 use crate::types::{PeerKind, Scope};
 
-/// How many of each role a list holds.
+/// The number of peers of each role in a list.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct RoleCounts {
     /// Peers that want data: the front part.
@@ -47,10 +47,9 @@ impl RoleCounts {
 /// What an announce does to its own peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PeerChange {
-    /// Join or stay, in this role; `completed` where the client reports a download
-    /// that just ended.
+    /// Join or stay, in this role; `completed` if the client reports the end of its download.
     Present {
-        /// What the peer does from now on.
+        /// The peer's new role.
         role: Role,
         /// Whether the event was `completed`.
         completed: bool,
@@ -59,24 +58,25 @@ pub enum PeerChange {
     Stopped,
 }
 
-/// What a change did.
+/// The result of a change.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct ApplyResult {
     /// The role it had, if the peer was known.
     pub(super) before: Option<Role>,
-    /// What was known of it then.
+    /// Its meta data before.
     pub(super) known: Option<PeerMeta>,
     /// The role it has, if the peer stays.
     pub(super) after: Option<Role>,
-    /// Where the peer stands now, if it stays.
+    /// The peer's position, if it stays.
     pub(super) position: Option<usize>,
     /// Whether a download was counted.
     pub(super) completed: bool,
-    /// Whether a peer of another network was there when it was.
+    /// Whether a peer of another network was in the list when the download was counted.
     pub(super) is_witnessed: bool,
-    /// What the peer was that had to go for it.
+    /// The kind and role of the peer that it replaced.
     pub(super) replaced: Option<(PeerKind, Role)>,
-    /// The role of a newcomer to a full swarm, which is not in it yet: one has to go for it.
+    /// The role of a new peer that is not in the full swarm yet, because it must replace another
+    /// peer.
     pub(super) waits: Option<Role>,
     /// Whether a peer that was to join did.
     pub(super) stored: Stored,
@@ -89,47 +89,48 @@ impl ApplyResult {
     }
 }
 
-/// What there is of a swarm beside a list.
+/// The parts of a swarm outside a list.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct SwarmContext {
     /// Peers in its other lists.
     pub(super) peers: usize,
-    /// Whether the torrent is beyond probation, whatever peers are in the list.
+    /// Whether the torrent is never on probation, whatever peers are in the list.
     pub(super) is_settled: bool,
 }
 
-/// Where a newcomer's record goes.
+/// The place of a new peer's record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Placement {
-    /// Beside all others.
+    /// A new record.
     Own,
-    /// That of another of the list, which is replaced.
+    /// The record of another peer of the list, which is replaced.
     Of(usize),
-    /// That of another of the swarm, which is full.
+    /// The record of another peer of the full swarm.
     Others,
     /// Nowhere.
     None,
 }
 
-/// Below so many peers the cap on peers of one host is not enforced: responses have their own caps.
+/// The cap on peers of one host is not enforced below this many peers: responses have their own
+/// caps.
 pub(super) const HOSTS_COUNTED_FROM: usize = 256;
 
-/// How many are looked at to find one that has been silent for long. On average, 3 in a hundred
-/// have been silent for longer than the longest silent of so many.
+/// Records read to find a long silent peer. On average, 3 % of all peers have been silent for
+/// longer than the longest silent of this many.
 const SILENT_SAMPLE: usize = 32;
 
-/// How many are looked at to find one of another network.
+/// Records read to find a peer of another network.
 const WITNESSES_MAX: usize = 64;
 
 /// Storage of the peers of one swarm that share family and scope.
 pub(super) trait PeerList<const ADDRESS: usize> {
     /// All peers, those that want data first.
     fn records(&self) -> &[PeerRecord<ADDRESS>];
-    /// How many of which role.
+    /// The counts by role.
     fn counts(&self) -> RoleCounts;
     /// Replaces the counts.
     fn set_counts(&mut self, counts: RoleCounts);
-    /// Where a peer stands.
+    /// The position of a peer.
     fn position(&self, endpoint: &Endpoint<ADDRESS>, keys: &RandomState) -> Option<usize>;
     /// Replaces a record by one of the same endpoint.
     fn renew(&mut self, at: usize, record: PeerRecord<ADDRESS>);
@@ -137,12 +138,12 @@ pub(super) trait PeerList<const ADDRESS: usize> {
     fn swap(&mut self, a: usize, b: usize, keys: &RandomState);
     /// Adds a record at the end.
     fn push(&mut self, record: PeerRecord<ADDRESS>, keys: &RandomState);
-    /// Takes the last record away.
+    /// Removes the last record.
     fn pop(&mut self, keys: &RandomState);
 
-    /// Bytes more that it takes for `more` records more, 0 or 1, and to move records about.
+    /// Additional bytes for `more` records (0 or 1), and for moving records.
     fn growth(&self, more: usize) -> usize;
-    /// Where a newcomer goes who may have a share of a large list and no more.
+    /// The place of a new peer to which the cap per host of a large list applies.
     fn placement_by_host(
         &self,
         endpoint: &Endpoint<ADDRESS>,
@@ -193,9 +194,9 @@ pub(super) trait PeerList<const ADDRESS: usize> {
         }
     }
 
-    /// Whether a peer of another network is there: one that a download may have come from. In a
-    /// large list some are looked at, at both ends. Peers of another kind do not count, for a
-    /// host with one address of each family is one host.
+    /// Whether there is a peer of another network, from which a download may have come. In a large
+    /// list only some records at both ends are read. Peers of another kind do not count, because a
+    /// host may have an address of each family.
     #[cold]
     fn has_witness(&self, endpoint: &Endpoint<ADDRESS>, scope: Scope) -> bool {
         let records = self.records();
@@ -205,7 +206,7 @@ pub(super) trait PeerList<const ADDRESS: usize> {
         front.iter().chain(back).any(|it| it.endpoint.network_in(scope) != network)
     }
 
-    /// Adds a newcomer, if there is a place and memory for it.
+    /// Adds a new peer, if there is a place and memory for it.
     fn join(
         &mut self,
         context: &mut AnnounceContext<'_>,
@@ -219,7 +220,7 @@ pub(super) trait PeerList<const ADDRESS: usize> {
         }
     }
 
-    /// Adds a newcomer at a place, if there is memory for it.
+    /// Adds a new peer at a place, if there is memory for it.
     fn enter(
         &mut self,
         context: &mut AnnounceContext<'_>,
@@ -254,7 +255,7 @@ pub(super) trait PeerList<const ADDRESS: usize> {
         }
     }
 
-    /// Where a newcomer goes, `others` being in the swarm's other lists.
+    /// The place of a new peer; `others` describes the swarm outside this list.
     fn placement(
         &self,
         context: &mut AnnounceContext<'_>,
@@ -269,15 +270,15 @@ pub(super) trait PeerList<const ADDRESS: usize> {
             }
         }
         if len + others < context.budget.peers_max || len == 0 {
-            return Placement::Own; // the first of its kind replaces no other
+            return Placement::Own; // the first peer of its kind replaces no other
         }
         if context.restored.is_some() {
-            return Placement::None; // those in the swarm may have announced since
+            return Placement::None; // peers in the swarm may have announced since
         }
         Placement::Others
     }
 
-    /// The place of one that has been silent for long. There is somebody.
+    /// The place of a long silent peer. The list is not empty.
     fn placement_by_silence(&self, context: &mut AnnounceContext<'_>) -> Placement {
         let len = self.records().len();
         let drawn = (0..SILENT_SAMPLE).map(|_| context.random.usize(..len));
@@ -285,8 +286,8 @@ pub(super) trait PeerList<const ADDRESS: usize> {
         drawn.max_by_key(silent_s).map_or(Placement::Own, Placement::Of)
     }
 
-    /// The network and the silence of a peer, for [`full_swarm::overrepresented`]; `None` of a
-    /// local one.
+    /// The network of a peer and the seconds since its latest announce, for
+    /// [`full_swarm::overrepresented`]; `None` of a local one.
     #[inline]
     fn look(&self, at: usize, now: Now) -> Option<(PeerNetwork, u32)> {
         let PeerRecord { endpoint, .. } = &self.records()[at];
@@ -294,7 +295,7 @@ pub(super) trait PeerList<const ADDRESS: usize> {
         endpoint.is_public().then(|| (endpoint.network_of_kind(), silent_s))
     }
 
-    /// Replaces a peer of the list, which is all of a full swarm, by a newcomer.
+    /// Replaces a peer of the list, which is the whole full swarm, by a new peer.
     #[cold]
     fn replace(
         &mut self,
@@ -312,7 +313,7 @@ pub(super) trait PeerList<const ADDRESS: usize> {
         self.enter(context, endpoint, role, placement, others)
     }
 
-    /// Adds a peer; returns where it stands.
+    /// Adds a peer; returns its position.
     fn insert(&mut self, record: PeerRecord<ADDRESS>, keys: &RandomState) -> usize {
         let role = record.meta().role();
         let last = self.records().len();
@@ -328,7 +329,7 @@ pub(super) trait PeerList<const ADDRESS: usize> {
         border
     }
 
-    /// Takes a peer away; returns what it was.
+    /// Removes a peer; returns its role.
     fn remove(&mut self, at: usize, keys: &RandomState) -> Role {
         let role = self.records()[at].meta().role();
         let mut counts = self.counts();
@@ -346,7 +347,7 @@ pub(super) trait PeerList<const ADDRESS: usize> {
         role
     }
 
-    /// Moves a peer whose role changed to its side of the border; returns where it stands.
+    /// Moves a peer whose role changed to its side of the border; returns its position.
     fn recast(&mut self, at: usize, before: Role, after: Role, keys: &RandomState) -> usize {
         let mut counts = self.counts();
         counts.remove(before);
@@ -361,9 +362,9 @@ pub(super) trait PeerList<const ADDRESS: usize> {
         position
     }
 
-    /// Takes away every peer older than `age_s_max` among the positions below `end`, looking at no
-    /// more than `budget` of them, from the back: what moves into a gap was looked at before.
-    /// Returns where to go on, if anything is left.
+    /// Removes every peer older than `age_s_max` among the positions below `end`, visiting at most
+    /// `budget` of them, from the back: a peer that moves into a gap was visited before. Returns
+    /// the `end` to continue with, if peers are left.
     fn expire(
         &mut self,
         now: Now,
@@ -384,7 +385,7 @@ pub(super) trait PeerList<const ADDRESS: usize> {
     }
 }
 
-/// The most peers of a torrent that can be on probation: what can be looked at in passing.
+/// The most peers of a torrent that can be on probation: few enough to be checked at each announce.
 const PROBATION_PEERS_MAX: usize = 16;
 
 /// Whether all of a swarm's peers are on probation.
@@ -394,8 +395,9 @@ pub(super) fn all_on_probation<const ADDRESS: usize>(records: &[PeerRecord<ADDRE
 }
 
 /// Whether a peer that joins those of a torrent while memory is short is on probation: only if all
-/// of them are, and of its own network. Two networks make a torrent credible. (A scrape does not:
-/// one datagram names 74 torrents, so an attacker would vouch for his own with it.)
+/// of them are, and are of its own network. Peers of two networks make a torrent credible. (A
+/// scrape does not: one datagram names 74 torrents, so an attacker could use it for its own
+/// torrents.)
 #[inline]
 fn joins_probation<const ADDRESS: usize>(
     records: &[PeerRecord<ADDRESS>],

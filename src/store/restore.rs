@@ -1,8 +1,8 @@
-//! How a snapshot comes back into the store.
+//! Restores a snapshot into the store.
 //!
-//! What is restored is merged with what has announced since: of a peer that is there already, the
-//! later announce counts; counts of downloads add up. Restored peers obey the budget and the cap of
-//! their torrent, and evict and replace nobody.
+//! Restored peers are merged with those that have announced since: for a known peer, the later
+//! announce counts; counts of downloads are added. Restored peers are subject to the budget and the
+//! cap of their torrent, and never evict or replace others.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::atomic::Ordering;
@@ -19,14 +19,14 @@ use super::{Store, Stored};
 use crate::time::Now;
 use crate::types::{Contact, InfoHash, Scope};
 
-/// A torrent, or a part of one, on its way back.
+/// A torrent, or a part of a torrent, to restore.
 #[derive(Clone, Copy, Debug)]
 pub struct TorrentPart<'a> {
     /// The torrent.
     pub info_hash: InfoHash,
     /// Downloads to be added to its count.
     pub completed: u32,
-    /// Of a torrent without peers, seconds from when the last one left to the snapshot.
+    /// For a torrent without peers, seconds from the leave of the last peer to the snapshot.
     pub empty_s: u32,
     /// Its IPv4 peers.
     pub v4: &'a [SavedPeerV4],
@@ -34,29 +34,29 @@ pub struct TorrentPart<'a> {
     pub v6: &'a [SavedPeerV6],
 }
 
-/// What a restore goes by.
+/// The parameters of a restore.
 #[derive(Clone, Copy, Debug)]
 pub struct RestoreOptions {
     /// When the snapshot was taken.
     pub at: Now,
-    /// When it is restored. A clock that was set back between the two has stood still.
+    /// The time of the restore. If the clock was set back after the snapshot, no time has passed.
     pub now: Now,
-    /// Peers that have been silent for more seconds than this stay away.
+    /// Peers that have been silent for more seconds than this are not restored.
     pub peer_age_s_max: u32,
 }
 
-/// What has become of what was to be restored.
+/// The counts of a restore.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RestoreCounts {
     /// Torrents, or parts of torrents, with a count or with peers that are not expired.
     pub torrents: u64,
-    /// Peers that are in their swarms again.
+    /// Restored peers.
     pub peers: u64,
-    /// Peers that were there already, as they have announced since.
+    /// Peers that were already in their swarms, because they have announced since.
     pub known: u64,
     /// Peers that have been silent for too long.
     pub expired: u64,
-    /// Peers that were not stored: no memory, a torrent at its cap, an address that is none.
+    /// Peers that were not stored: no memory, a torrent at its cap, an invalid address.
     pub refused: u64,
 }
 
@@ -85,7 +85,7 @@ impl Store {
         self.totals[number].note_entry(existed, stays);
     }
 
-    /// Adds what was counted before a snapshot to [`super::StoreTotals::completed`].
+    /// Adds the downloads counted before a snapshot to [`super::StoreTotals::completed`].
     pub fn restore_completed(&self, completed: u64) {
         let add = |before: u64| Some(before.saturating_add(completed));
         let _ = self.completed_before.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add);
@@ -151,7 +151,7 @@ impl RestoreContext<'_, '_> {
             self.restored.expired += 1;
             return swarm;
         };
-        // As the tracker has it: whoever is stored accepts connections, and IPv4 comes unmapped.
+        // As in the tracker: stored peers accept connections, and IPv4 addresses are unmapped.
         let contact = Contact::Port(peer.port());
         if !contact.accepts_connections() || address.to_canonical() != address {
             self.restored.refused += 1;

@@ -1,8 +1,8 @@
-//! Peer choice: uniformly random, distinct, never the requester, as many as there are to give.
+//! Peer choice: uniformly random, distinct, without the requester, as many as wanted and available.
 //!
 //! Robert Floyd's sampling draws k of n in k steps whatever n is, and every set of k is equally
 //! likely. Numbers come from an exact bounded draw (Lemire's, with rejection), so no peer is
-//! favoured by rounding. A response that one network would fill is changed, see
+//! favoured by rounding. A response with too many peers of one network is changed, see
 //! [`super::network_caps`].
 
 use fastrand::Rng;
@@ -11,8 +11,8 @@ use zerocopy::FromBytes;
 use super::network_caps::{NetworkCaps, Replacements};
 use super::peer::{Endpoint, PeerRecord};
 
-/// The peers a requester may be given: up to two runs of records (its own scope, and the public
-/// one), and where in their concatenation it stands itself, if it does.
+/// The candidates for a requester: up to two runs of records (its own scope, and the public one),
+/// and the requester's position in their concatenation, if it is in them.
 pub(super) struct CandidatePool<'a, const ADDRESS: usize> {
     /// The runs.
     pub(super) runs: [&'a [PeerRecord<ADDRESS>]; 2],
@@ -22,7 +22,7 @@ pub(super) struct CandidatePool<'a, const ADDRESS: usize> {
     pub(super) capped: CapScope,
 }
 
-/// Which candidates no network may have too large a part of.
+/// The candidates to which the caps per network apply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum CapScope {
     /// All: they are public.
@@ -34,7 +34,7 @@ pub(super) enum CapScope {
 }
 
 impl<const ADDRESS: usize> CandidatePool<'_, ADDRESS> {
-    /// How many peers the requester may be given.
+    /// The number of peers that the requester may be given.
     #[inline]
     pub(super) fn available(&self) -> usize {
         let [first, second] = self.runs;
@@ -118,7 +118,7 @@ fn sample<T>(
     }
 }
 
-/// A position as a number that draws are cheap for. No swarm has four billion peers.
+/// A position as a 32-bit number, for cheap draws. A swarm never has four billion peers.
 #[inline]
 fn word(position: usize) -> u32 {
     u32::try_from(position).expect("a swarm has fewer than 2^32 peers")
@@ -126,8 +126,8 @@ fn word(position: usize) -> u32 {
 
 /// A set of numbers that were chosen.
 trait NumberSet {
-    /// Adds `drawn`, or `instead` (which was never added) if `drawn` is there already. Returns
-    /// which.
+    /// Adds `drawn`, or `instead` (which was never added) if `drawn` is in the set already. Returns
+    /// the added number.
     fn insert(&mut self, drawn: u32, instead: u32) -> u32;
 }
 
@@ -151,7 +151,7 @@ impl NumberSet for BitSet {
     }
 }
 
-/// The most peers one call is given: what a [`HashedSet`] has room for, half its slots.
+/// The most peers chosen in one call: half the slots of a [`HashedSet`].
 pub(super) const CHOICE_MAX: usize = 256;
 
 /// An open-addressed set for few numbers of a wide range. Slots hold the number plus one; 0 is
@@ -176,7 +176,7 @@ impl<const SLOTS: usize> HashedSet<SLOTS> {
         is_new
     }
 
-    /// The slot that holds a number, or would.
+    /// The slot of a number, or the free slot for it.
     #[inline]
     fn slot_of(&self, number: u32) -> usize {
         let mut at = number as usize & self.mask;
@@ -198,12 +198,12 @@ impl<const SLOTS: usize> NumberSet for HashedSet<SLOTS> {
     }
 }
 
-/// Up to so many candidates the caps are enforced with certainty: every one of them is tried.
+/// Up to this many candidates the caps are enforced strictly: every candidate is tried.
 const TRIED_ALL_MAX: usize = 1024;
-/// Of more, so many times the peers wanted are tried.
+/// Of more candidates, this many times the peers wanted are tried.
 const TRIES_PER_PEER: usize = 4;
 
-/// How many candidates are tried in place of those above a cap.
+/// The number of candidates tried as replacements for those above a cap.
 fn tries(available: usize, count: usize) -> usize {
     if available <= TRIED_ALL_MAX { available } else { count * TRIES_PER_PEER }
 }
@@ -239,7 +239,7 @@ impl Replacements for UnmarkedCandidates {
     fn take(&mut self, _number: u32) {}
 }
 
-/// Candidates of a large pool, drawn once more. One that was turned down may come again.
+/// Further candidates drawn from a large pool. A rejected candidate may be drawn again.
 struct RedrawnCandidates {
     chosen: HashedSet<{ CHOICE_MAX * 4 }>,
     available: u32,
@@ -248,7 +248,7 @@ struct RedrawnCandidates {
 
 impl RedrawnCandidates {
     fn new(scattered: &HashedSet<{ CHOICE_MAX * 2 }>, available: usize, count: usize) -> Self {
-        // Of those chosen at first all stay in the set, and as many may come.
+        // All first choices stay in the set, and as many replacements may be added.
         let mut chosen = HashedSet::new(count * 2);
         let numbers = scattered.slots.iter().filter_map(|slot| slot.checked_sub(1));
         numbers.for_each(|number| _ = chosen.add(number));

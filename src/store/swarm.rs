@@ -1,4 +1,4 @@
-//! What a map entry holds: a swarm in the cheapest of five layouts.
+//! The content of a map entry: a swarm in the smallest of five layouts.
 
 use ahash::RandomState;
 
@@ -11,7 +11,7 @@ use crate::time::Now;
 use crate::types::ScrapeEntry;
 
 /// Downloads counted in a swarm, and whether the count may outlive its peers: only if two networks
-/// made it. Else three announces of one address would leave an entry for
+/// made it. Otherwise three announces of one address would leave an entry for
 /// [`ExpiryLimits::empty_torrent_age_s_max`](super::ExpiryLimits), hundreds of thousands a day.
 ///
 /// ```text
@@ -28,31 +28,31 @@ impl CompletedCount {
     /// Nothing was counted.
     pub(super) const NONE: Self = Self(0);
 
-    /// A count from a snapshot, which does not hold who made it. Two networks are assumed, as a
-    /// count that was kept through a restart is more likely an honest one.
+    /// A count from a snapshot, which does not store how many networks made it. Two networks are
+    /// assumed, because a count that survives a restart is more likely honest.
     pub(super) fn of_saved(number: u32) -> Self {
         Self(number.min(NUMBER_MAX) << 1 | u32::from(number > 0))
     }
 
-    /// The same as the word that entries keep.
+    /// Restores a count from the word in an entry.
     #[inline]
     pub(super) fn from_word(word: u32) -> Self {
         Self(word)
     }
 
-    /// The word that entries keep; 0 for [`CompletedCount::NONE`] only.
+    /// The word in an entry; 0 for [`CompletedCount::NONE`] only.
     #[inline]
     pub(super) fn word(self) -> u32 {
         self.0
     }
 
-    /// How many downloads.
+    /// The number of downloads.
     #[inline]
     pub(super) fn number(self) -> u32 {
         self.0 >> 1
     }
 
-    /// Whether it is kept when no peer is left.
+    /// Whether the count is kept when no peer is left.
     #[inline]
     pub(super) fn outlives_peers(self) -> bool {
         self.0 & 1 != 0
@@ -67,13 +67,13 @@ impl CompletedCount {
         self
     }
 
-    /// Both together.
+    /// The sum of both counts.
     pub(super) fn plus(self, other: Self) -> Self {
         let number = self.number().saturating_add(other.number()).min(NUMBER_MAX);
         Self(number << 1 | (self.0 | other.0) & 1)
     }
 
-    /// Whether it fits into an entry beside a peer in place, which leaves three bytes for it.
+    /// Whether the count fits into an entry beside an inline peer, which leaves three bytes.
     #[inline]
     pub(super) fn fits_beside_peer(self) -> bool {
         self.0 < 1 << 24
@@ -112,7 +112,7 @@ impl Swarm {
         Self::Empty { completed, since_s }
     }
 
-    /// One IPv4 peer, in place where its count fits beside it.
+    /// One IPv4 peer, inline if its count fits beside it.
     pub(super) fn of_one_peer(
         record: PeerRecordV4,
         completed: CompletedCount,
@@ -185,7 +185,7 @@ impl Swarm {
     }
 }
 
-/// How many are in a swarm: every kind, every scope.
+/// The counts of a swarm, over all kinds and scopes.
 #[derive(Clone, Copy, Default)]
 pub(super) struct SwarmStats {
     /// All of them.
@@ -246,15 +246,15 @@ impl SwarmStats {
     }
 }
 
-/// Blocks of a family whose small swarms are one: IPv4 and IPv6.
+/// Blocks of a family whose small swarms are a single block: IPv4 and IPv6.
 pub(super) trait SmallLayout<const ADDRESS: usize>: Sized {
     /// The swarm of the block's peers.
     fn into_swarm(self) -> Swarm;
 
-    /// The same in the smallest layout that holds them. There is a peer.
+    /// The swarm in the smallest layout that holds the peers. The block is not empty.
     fn into_smallest(self, keys: &RandomState) -> Swarm;
 
-    /// The block of a swarm in this layout; a swarm in another as it is.
+    /// The block of a swarm in this layout; a swarm in another layout is returned unchanged.
     fn from_swarm(swarm: Swarm) -> Result<Self, Swarm>;
 
     /// The groups of the family in a large swarm.

@@ -1,5 +1,5 @@
-//! Which requests are served: the limits of a source, what an overloaded worker sheds, and what the
-//! operator's lists, registrations and passkeys allow.
+//! Decides which requests are served: rate limits of a source, load shedding, and the operator's
+//! lists, registrations and passkeys.
 //!
 //! ```text
 //! connect   (unverified) shedding ─▶ responses to unverified sources ─▶ one in four slips
@@ -10,16 +10,16 @@
 //!                        there
 //! ```
 //!
-//! An overloaded worker still serves the announce of a torrent that the store does not know, but
-//! does not store its peer ([`Tracker::announce`]).
+//! An overloaded worker still serves the announce of a new torrent, but does not store its peer
+//! ([`Tracker::announce`]).
 //!
 //! An announce that slips gets a response with no peers and the longest interval; its peer is not
-//! stored. One that begins or completes a download never slips: its client would take the response
-//! for a success, and be in no swarm, or not counted as a seeder, until the interval is over.
-//! Without a response it assumes a loss, and tries again soon.
+//! stored. An announce that starts or completes a download never slips: its client would take the
+//! response for a success, and would be in no swarm, or not be counted as a seeder, until the
+//! interval is over. Without a response, it assumes a loss and retries soon.
 //!
-//! A datagram with a forged source is never charged to that source: unverified requests touch a
-//! table of their own, which limits responses and nothing else.
+//! A datagram with a forged source is never charged to that source: unverified requests are charged
+//! to a separate table, which limits responses only.
 
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
@@ -37,28 +37,27 @@ use crate::types::{
 pub enum ConnectionWork {
     /// A TLS handshake.
     Handshake,
-    /// A request that is not an announce or scrape, or an invalid one; an upgrade; a message that
-    /// cannot be read.
+    /// A request that is not an announce or scrape, or is invalid; an upgrade; an invalid message.
     Request,
 }
 
 /// Why a request is not served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AdmitError {
-    /// A rule does not allow it.
+    /// A rule forbids it.
     Refused(Refusal),
-    /// Its source, or the network around it, asks for too much. Over UDP it gets no response. A
-    /// stop has been applied all the same.
+    /// Its source, or a network around it, is over a limit. Over UDP it gets no response. A stop is
+    /// applied nevertheless.
     Limited,
-    /// The same, but one announce in some gets this response over UDP.
+    /// As [`Self::Limited`], but this announce was selected to get a response over UDP.
     Slipped(AnnounceResponse),
     /// The worker cannot keep up.
     Shed,
 }
 
 impl AdmitError {
-    /// What a client reads, where every request gets a response: a failure is as short as an empty
-    /// response, and more precise.
+    /// The refusal, for protocols in which every request gets a response: a failure is as short as
+    /// an empty response, and more precise.
     pub fn refusal(&self) -> Refusal {
         match self {
             Self::Refused(refusal) => *refusal,
@@ -86,13 +85,13 @@ impl Tracker {
         Self { access: Some(access), ..self }
     }
 
-    /// Whether an announce is allowed. Its hash becomes that of the swarm it is for: not always the
-    /// hash it names, for a torrent may have two. Between WebRTC peers, messages name the hash that
-    /// they know: there, each hash has a swarm of its own.
+    /// Checks whether an announce is allowed. Replaces its info-hash by that of its swarm, which
+    /// may differ because a torrent may have two hashes. WebRTC peers name their own hash in
+    /// messages to each other, so for them each hash has a separate swarm.
     ///
     /// # Errors
-    /// Why it is refused. A stop has been applied all the same: a peer that may not be served may
-    /// leave, and no other peer should be sent to it.
+    /// Why it is refused. A stop is applied nevertheless: a peer that may not be served may leave,
+    /// and should no longer be handed out.
     #[inline]
     pub(super) fn authorize(
         &mut self,
@@ -117,11 +116,11 @@ impl Tracker {
         authorized.map(|_| ())
     }
 
-    /// The counts of torrents, each in turn for `each`: zeros for one that is unknown or may not be
-    /// scraped. Where it fails, what `each` was given must not be sent.
+    /// Calls `each` with the counts of each torrent in turn: zeros for a torrent that is unknown or
+    /// may not be scraped. After an error, the counts already passed to `each` must not be sent.
     ///
     /// # Errors
-    /// Over a limit, and where none of the torrents may be scraped.
+    /// If the source is over a limit, or none of the torrents may be scraped.
     pub fn scrape(
         &mut self,
         now: Now,
@@ -131,7 +130,7 @@ impl Tracker {
         mut each: impl FnMut(&InfoHash, ScrapeEntry),
     ) -> Result<(), AdmitError> {
         self.admit_scrape(now, source, info_hashes.len())?;
-        // Only now: a forged scrape must not buy the work of 74 look-ups.
+        // Prefetched only now, so that a forged scrape does not cause 74 look-ups.
         for stage in 0..PREFETCH_STAGES {
             info_hashes.iter().for_each(|it| self.prefetch(stage, it));
         }
@@ -149,7 +148,7 @@ impl Tracker {
         refusal.filter(|_| !is_served).map_or(Ok(()), |refusal| Err(refusal.into()))
     }
 
-    /// Whether a source may have the list of all torrents. Where it may, it has been charged.
+    /// Checks whether a source may get the list of all torrents, and charges it if so.
     ///
     /// # Errors
     /// Why not.
@@ -165,8 +164,8 @@ impl Tracker {
         self.admit_scrape(now, source, 0)
     }
 
-    /// Whether a peer that is in a swarm may still be there: its network, torrent and passkey may
-    /// have been denied since.
+    /// Whether a peer may stay in its swarm: its network, torrent or passkey may have been denied
+    /// since.
     pub fn may_stay(
         &mut self,
         now: Now,
@@ -178,7 +177,7 @@ impl Tracker {
         access.is_none_or(|it| it.scrape(now, source, info_hash, passkey).is_ok())
     }
 
-    /// Frees what a passkey held for a peer whose connection is gone.
+    /// Frees the passkey's session of a peer whose connection has closed.
     pub fn release(&self, passkey: Option<&[u8]>, info_hash: &InfoHash, peer_id: &PeerId) {
         if let Some(access) = &self.access {
             access.release(passkey, info_hash, peer_id);
@@ -195,13 +194,13 @@ impl Tracker {
         self.shedding = self.shedding.next(queue_permille);
     }
 
-    /// Whether a connect gets a response, wherever it really came from.
+    /// Checks whether a connect, whose source is unverified, gets a response.
     ///
     /// # Errors
     /// Why it is dropped.
     #[inline]
     pub fn admit_connect(&mut self, now: Now, source: SocketAddr) -> Result<(), Dropped> {
-        // Clients try again, and who got through once needs no other for minutes.
+        // Clients retry, and a client with a connection id needs no further connect for minutes.
         let (connect_slip, mut slips) = (&mut self.connect_slip, None);
         let mut slips = || *slips.get_or_insert_with(|| connect_slip.slips(source));
         if self.shedding >= Shedding::Connects && !slips() {
@@ -212,13 +211,13 @@ impl Tracker {
         if admitted { Ok(()) } else { Err(Dropped::LimitedConnect) }
     }
 
-    /// Charges an announce to a source that has proved its address, unless it is over a limit.
+    /// Charges an announce to a verified source, unless it is over a limit.
     ///
-    /// A front end calls it by itself for an announce that cannot be served whatever the rules are,
-    /// since it is malformed for instance: it costs as much as any other.
+    /// A front end calls it directly for an announce that cannot be served under any rules, for
+    /// example because it is malformed: it costs as much as any other.
     ///
     /// # Errors
-    /// It is over a limit. For a stop, that decides no more than the response.
+    /// If it is over a limit. For a stop, this decides only whether it gets a response.
     #[inline]
     pub fn charge_announce(
         &mut self,
@@ -246,7 +245,7 @@ impl Tracker {
         if is_admitted { Ok(()) } else { Err(AdmitError::Limited) }
     }
 
-    /// Charges a scrape of so many torrents to a source that has proved its address.
+    /// Charges a scrape of `torrents` torrents to a verified source.
     fn admit_scrape(
         &mut self,
         now: Now,
@@ -263,9 +262,9 @@ impl Tracker {
         if is_admitted { Ok(()) } else { Err(AdmitError::Limited) }
     }
 
-    /// Seconds after which a request of `source` that was refused may be tried again; `None` for
-    /// never. Lists, registrations and passkeys change, soon after the first announce more often
-    /// than not. `torrent` is how the request names its torrent.
+    /// Seconds after which a refused request of `source` may be retried; `None` for never. Lists,
+    /// registrations and passkeys change, often soon after the first announce. `torrent` is the
+    /// torrent's name in the request.
     #[cold]
     pub fn retry_s<'a>(
         &mut self,
@@ -275,7 +274,7 @@ impl Tracker {
         torrent: impl FnOnce() -> &'a [u8],
     ) -> Option<u32> {
         match refusal {
-            // What was refused together does not come back together.
+            // Random, so that requests refused together do not return together.
             Refusal::Limited | Refusal::PasskeyLimit => Some(self.random.u32(RETRY_S)),
             Refusal::Unregistered
             | Refusal::SimilarTorrent
@@ -288,18 +287,18 @@ impl Tracker {
         }
     }
 
-    /// Whether a source is in a network under no limit, as of the latest request.
+    /// Whether a source is in an exempt network, as of the latest request.
     pub fn is_exempt(&self, source: IpAddr) -> bool {
         self.limiter.as_ref().is_some_and(|it| it.is_in_exempt_network(source))
     }
 
-    /// Whether an announce or scrape was charged since this was called last: if not, what was done
-    /// meanwhile has not been charged.
+    /// Whether an announce or scrape was charged since the last call: if not, the caller must
+    /// charge the work done meanwhile.
     pub fn take_was_charged(&mut self) -> bool {
         std::mem::take(&mut self.was_charged)
     }
 
-    /// Whether work of a source's connection is to be done. Where it is, it has been charged.
+    /// Decides on work of a source's connection, and charges it if it passes.
     pub fn admit_connection_work(
         &mut self,
         now: Now,
@@ -313,8 +312,8 @@ impl Tracker {
         self.limiter.as_mut().is_none_or(|it| it.admit_connection_work(now, source, price))
     }
 
-    /// The response to an announce over the limit: to come back as late as any client is asked to.
-    /// Nothing is looked up: the counts are zeros.
+    /// The response to an announce over the limit: the longest interval, and zero counts, because
+    /// nothing is looked up.
     #[cold]
     fn slip_response(&mut self) -> AnnounceResponse {
         let options = self.options.load();
@@ -323,6 +322,6 @@ impl Tracker {
     }
 }
 
-/// Seconds after which what was over a limit may be tried again. In a minute, the load of a source
-/// has fallen by some thousand announces, and a passkey's minute is over.
+/// Seconds after which a request over a limit may be retried. In a minute, the load of a source
+/// falls by some thousand announces, and a passkey's minute is over.
 const RETRY_S: RangeInclusive<u32> = 30..=90;

@@ -1,18 +1,18 @@
-//! The software that peers run, estimated from the peer ids of their announces.
+//! Estimates the software of peers from the peer ids of their announces.
 //!
 //! The store keeps no peer ids: they would triple its size. Instead each worker counts peers by
-//! software and version, in a table of its own that only it writes. Time goes by windows, the same
-//! for all workers, each at least as long as the longest interval; the store knows when a peer has
-//! announced before, and so whether it was counted in this window already. Of the last window and
-//! the one under way, a peer counts in the later one in which it announced: one that announces in
-//! the latter for the first time is taken out of the former. Who leaves is taken out as well. So a
-//! peer counts once, however often it asks, and [`ClientStats::estimate`] scales what is counted to
-//! the number of peers. WebRTC peers are counted and scaled by themselves.
+//! software and version, in a table that only this worker writes. Time is divided into windows, the
+//! same for all workers, each at least as long as the longest interval; the store returns the time
+//! of a peer's previous announce, and so whether the peer was already counted in this window. With
+//! its first announce in the current window, a peer is removed from the previous one; a peer that
+//! leaves is removed as well. So a peer counts once in the last two windows, however often it
+//! announces, and [`ClientStats::estimate`] scales the counts to the number of peers. WebRTC peers
+//! are counted and scaled separately.
 //!
-//! A peer is taken out of the table of the worker that gets its announce, which may not be the one
-//! that counted it: only the sums of all workers mean something. It is taken out by the peer id of
-//! that announce, which may be any. So of no software more are taken out than were counted in that
-//! window of the same source ([`Added`]): a source cannot lower the share of what others run.
+//! A peer is removed from the table of the worker that gets its announce, which may differ from the
+//! worker that counted it: only the sums of all workers are meaningful. It is removed under the
+//! peer id of that announce, which may be forged. So for each source, window and software, no more
+//! peers are removed than were counted ([`Added`]): a source cannot lower the counts of others.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -36,7 +36,7 @@ const OTHER: &str = "other";
 #[derive(Default)]
 pub struct ClientStats {
     tallies: Mutex<Vec<Arc<Tally>>>,
-    /// Since when peers are counted: who has announced before that was not.
+    /// When counting began: peers whose latest announce is older were not counted.
     since_s: Arc<OnceLock<u64>>,
     added: Arc<Added>,
 }
@@ -45,7 +45,7 @@ pub struct ClientStats {
 pub type ClientShare = (String, String, u64);
 
 impl ClientStats {
-    /// A new worker's own tally, from now on part of the sum.
+    /// Makes the counter of a new worker, which is part of the sum from now on.
     pub(super) fn join(&self) -> ClientCounter {
         let counter = ClientCounter {
             shared_since_s: self.since_s.clone(),
@@ -57,8 +57,8 @@ impl ClientStats {
         counter
     }
 
-    /// How many of the peers there are run what: adds up to them exactly, except where no peer has
-    /// announced yet. Sorted by name and version.
+    /// Estimates the peers of each software: the sum equals the number of peers exactly, except
+    /// where no peer has announced yet. Sorted by name and version.
     pub fn estimate(&self, now: Now, totals: &StoreTotals) -> Vec<ClientShare> {
         let [mut by_port, mut by_socket] = [SoftwareCounts::new(), SoftwareCounts::new()];
         let tallies = self.tallies.lock().unwrap_or_else(PoisonError::into_inner);
@@ -81,15 +81,15 @@ impl ClientStats {
 /// Peers by software and version.
 type SoftwareCounts = BTreeMap<(&'static str, String), u64>;
 
-/// The sums of what workers have counted, each of which may be below 0. So may be the sum, where a
-/// peer leaves under another name than it came by: then none is left of that name.
+/// The sums of the workers' counts, each of which may be negative. The sum may also be negative,
+/// where a peer leaves under another peer id than it joined with: it then counts as 0.
 fn counted(mut counts: SoftwareCounts) -> SoftwareCounts {
     counts.values_mut().for_each(|it| *it = u64::try_from(it.cast_signed()).unwrap_or(0));
     counts
 }
 
-/// Scales counts so that they add up to `peers`: each gets its share rounded down, and those that
-/// lost most by that get what is left (largest remainders), small ones first.
+/// Scales counts so that they add up to `peers`: each gets its share rounded down, and the rest
+/// goes to the largest remainders, small counts first.
 fn scaled(mut counts: SoftwareCounts, peers: u64) -> SoftwareCounts {
     let counted: u128 = counts.values().map(|&it| u128::from(it)).sum();
     if counted == 0 {
@@ -110,16 +110,16 @@ fn scaled(mut counts: SoftwareCounts, peers: u64) -> SoftwareCounts {
     counts
 }
 
-/// One worker's counts, as others see them.
+/// One worker's counts, for readers on other threads.
 #[derive(Default)]
 struct Tally {
     windows: ArcSwap<Windows>,
 }
 
-/// The window under way, and the one before.
+/// The current window, and the previous one.
 #[derive(Default)]
 struct Windows {
-    /// Which of all windows of this length is under way; `None` before the first.
+    /// The number of the current window among all windows of this length; `None` before the first.
     number: Option<u64>,
     length_s: u64,
     current: Arc<Window>,
@@ -127,40 +127,40 @@ struct Windows {
 }
 
 impl Windows {
-    /// What is still valid of the last two windows.
+    /// The windows of the last two that are still valid.
     fn still_valid(&self, now: Now) -> Vec<Arc<Window>> {
         let Some(number) = self.number else { return Vec::new() };
         let ago = (now.seconds() / self.length_s).saturating_sub(number);
         match ago {
             0 => vec![self.current.clone(), self.previous.clone()],
-            1 => vec![self.current.clone()], // which is the previous one by now
+            1 => vec![self.current.clone()], // by now the previous window
             _ => Vec::new(),
         }
     }
 }
 
-/// One worker's counts, as it counts.
+/// One worker's counts, for the worker itself.
 #[derive(Default)]
 pub(super) struct ClientCounter {
     tally: Arc<Tally>,
     shared_since_s: Arc<OnceLock<u64>>,
     added: Arc<Added>,
-    /// Who has announced before this second was not counted.
+    /// Announces before this second were not counted.
     since_s: u64,
-    /// What a window's length was to be; 0 before the first.
+    /// The requested length of a window; 0 before the first.
     asked_s: u32,
     /// A window's length in seconds.
     length_s: u64,
-    /// When the one under way began, in seconds.
+    /// When the current window began, in seconds.
     start_s: u64,
     current: Arc<Window>,
     previous: Arc<Window>,
-    /// What was found out in this window of prefixes without a slot, in whichever table it was: to
-    /// find it out takes an allocation or two, which is too much for every announce.
+    /// Remembered results for prefixes without a slot in this window, in either table: computing a
+    /// result takes one or two allocations, too much for every announce.
     slotless: Remembered,
 }
 
-/// What was found out of prefixes.
+/// Remembered results by prefix.
 type Remembered = [Option<(u64, Slotless)>; SLOTLESS];
 
 /// Prefixes without a slot that are remembered; a power of two.
@@ -169,20 +169,20 @@ const SLOTLESS: usize = 32;
 /// Where a prefix without a slot is counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Slotless {
-    /// Among the other versions of known software, by its index.
+    /// Under the other versions of known software, by its index.
     OtherVersion(usize),
-    /// Among all others.
+    /// Under all other software.
     Other,
 }
 
-/// One more, or one less.
+/// A change by 1, or by -1 (wrapping).
 const MORE: u64 = 1;
 const LESS: u64 = u64::MAX;
 
 impl ClientCounter {
-    /// Counts a peer that announces for the first time in a window of about `window_s`, and one
-    /// that leaves no more: one that `stays` is in its swarm now. `announced_s` is when it had
-    /// announced before, if it was there.
+    /// Counts a peer at its first announce in a window of about `window_s`, and removes a peer that
+    /// leaves. `stays`: the peer is in its swarm now. `announced_s`: its previous announce, if it
+    /// was in the swarm.
     #[inline]
     pub(super) fn note(
         &mut self,
@@ -201,7 +201,7 @@ impl ClientCounter {
         let is_in_previous = !is_in_current
             && counted_s.is_some_and(|it| it >= self.start_s.saturating_sub(self.length_s));
         if stays && is_in_current {
-            return; // as it is with nearly all who come back soon
+            return; // as for nearly all peers that return soon
         }
         let Announce { contact, peer_id, source, .. } = announce;
         let window = self.start_s / self.length_s;
@@ -216,7 +216,7 @@ impl ClientCounter {
         }
     }
 
-    /// The window under way becomes the previous one. Readers get both at once.
+    /// Makes the current window the previous one. Readers get both at once.
     #[cold]
     fn start_window(&mut self, second: u64, asked_s: u32) {
         let length_s = u64::from(asked_s.max(1)).next_multiple_of(TICK_S.into());
@@ -225,7 +225,7 @@ impl ClientCounter {
         self.since_s = match self.asked_s {
             0 => *self.shared_since_s.get_or_init(|| second - second % u64::from(TICK_S)),
             before if before == asked_s => self.since_s,
-            _ => second, // the windows of another length are gone
+            _ => second, // windows of another length are dropped
         };
         let current = std::mem::take(&mut self.current);
         self.previous = if is_next { current } else { Arc::default() };
@@ -240,9 +240,9 @@ impl ClientCounter {
     }
 }
 
-/// How many peers of which software each source has added in each of two windows, in a table of
-/// fixed size that all workers share. Sources that meet in a slot share its number: who would lower
-/// the share of others cannot choose whom to meet.
+/// The peers that each source has added, by software and for two windows, in a table of fixed size
+/// that all workers share. Sources with the same slot share its count: an attacker cannot choose
+/// with which sources.
 ///
 /// ```text
 /// slot   number of the window (16) | peers (16)
@@ -252,7 +252,7 @@ struct Added {
     slots: [Box<[AtomicU32]>; 2],
 }
 
-/// Slots for each window; a power of two. A source takes one for each software.
+/// Slots for each window; a power of two. A source uses one for each software.
 const ADDED_SLOTS: usize = 1 << 14;
 
 impl Default for Added {
@@ -270,7 +270,7 @@ impl Added {
         &self.slots[of][at]
     }
 
-    /// Notes that a source has added a peer.
+    /// Records that a source has added a peer.
     fn add(&self, window: u64, source: IpAddr, peer_id: &PeerId) {
         let slot = self.slot(window, source, peer_id);
         let more =
@@ -278,7 +278,7 @@ impl Added {
         let _ = slot.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more); // never fails
     }
 
-    /// Takes one of them back; returns whether there was any.
+    /// Removes one peer of a source; returns whether there was one.
     fn take(&self, window: u64, source: IpAddr, peer_id: &PeerId) -> bool {
         let slot = self.slot(window, source, peer_id);
         let less = |it| Some(of_window(window) | peers_in(it, window).checked_sub(1)?);
@@ -298,7 +298,7 @@ fn peers_in(slot: u32, window: u64) -> u32 {
     if slot & 0xffff_0000 == of_window(window) { slot & 0xffff } else { 0 }
 }
 
-/// What is counted in one window.
+/// The counts of one window.
 #[derive(Default)]
 struct Window {
     by_port: SoftwareTable,
@@ -329,8 +329,8 @@ const SLOTS: usize = 512;
 /// Slots where a version may be.
 const PROBES: usize = 8;
 
-/// Counts by the first bytes of the peer id, as long as these are of known software and there is
-/// room; one writer, any number of readers.
+/// Counts by the first bytes of the peer id, if they are of known software and there is room; one
+/// writer, any number of readers.
 struct SoftwareTable {
     slots: [VersionSlot; SLOTS],
     /// Peers of known software whose version cannot be read or has found no room.
@@ -339,7 +339,8 @@ struct SoftwareTable {
     others: Counter,
 }
 
-/// A version's count. The key is its [`SoftwarePrefix`]; 0, which no prefix has, while it is free.
+/// A version's count. The key is its [`SoftwarePrefix`]; 0, which is not a valid prefix, while the
+/// slot is free.
 #[derive(Default)]
 struct VersionSlot {
     key: AtomicU64,
@@ -366,7 +367,7 @@ fn hash(key: u64, places: usize) -> usize {
 }
 
 impl SoftwareTable {
-    /// Counts a prefix that has a slot; returns whether it has.
+    /// Counts a prefix that has a slot; returns whether it has a slot.
     #[inline]
     fn add(&self, key: u64, amount: u64) -> bool {
         for slot in self.places(key) {
@@ -382,15 +383,15 @@ impl SoftwareTable {
         false
     }
 
-    /// Where a key may be.
+    /// The slots where a key may be.
     #[inline]
     fn places(&self, key: u64) -> impl Iterator<Item = &VersionSlot> {
         let first = hash(key, SLOTS);
         (first..first + PROBES).map(|at| &self.slots[at % SLOTS])
     }
 
-    /// Counts what has no slot, and gives it one if it deserves it; where it does not, says as
-    /// what it was counted.
+    /// Counts a prefix without a slot, and gives it a slot if it is a readable version of known
+    /// software; otherwise returns how it was counted.
     #[cold]
     fn add_unseen(&self, prefix: &SoftwarePrefix, key: u64, amount: u64) -> Option<Slotless> {
         let software = software::of(prefix);
@@ -464,7 +465,7 @@ mod tests {
         }
     }
 
-    /// So many new peers.
+    /// Counts new peers.
     fn count(
         counter: &mut ClientCounter,
         times: u32,
@@ -476,7 +477,7 @@ mod tests {
         (0..times).for_each(|_| counter.note(now, 1800, &announce, true, None));
     }
 
-    /// Leechers by kind, and what they run.
+    /// The estimate for `leechers` by kind.
     fn estimate(clients: &ClientStats, now: Now, leechers: [u64; 3]) -> Vec<(String, u64)> {
         let totals = StoreTotals { leechers, ..StoreTotals::default() };
         let all = clients.estimate(now, &totals);
@@ -571,7 +572,7 @@ mod tests {
         assert!(rest.1 > 40_000, "{}", rest.1);
     }
 
-    /// A tracker of two workers, and who announces to it.
+    /// A tracker of two workers, and its clients.
     struct World {
         store: Arc<Store>,
         clients: ClientStats,
@@ -595,7 +596,7 @@ mod tests {
         fn say(&mut self, now: Now, port: u16, prefix: &SoftwarePrefix, event: Event) {
             let contact = Contact::Port(6880 + port);
             let mut announce = Announce { event, source: self.source, ..announce(contact, prefix) };
-            // Whichever worker it comes to.
+            // Any worker may get the announce.
             let worker = now.seconds() / 8 % 2;
             let tracker = &mut self.workers[worker as usize];
             tracker.announce(now, &mut announce, &mut (), tracker::PeerBuffers::default()).unwrap();
@@ -609,7 +610,7 @@ mod tests {
 
     #[test]
     fn shares_do_not_depend_on_who_asks_more_often() {
-        // Clients that keep to the interval of a minute, and those that come back when they like.
+        // Clients that keep to the interval of a minute, and those that return at other times.
         let kinds: [(&SoftwarePrefix, u64, u16); 4] = [
             (b"-CD0303-", 15, 1),
             (b"-rQ9000-", 30, 2),
@@ -659,7 +660,7 @@ mod tests {
             world.say(now.plus_s(8), 9, b"-TR4060-", Event::Started);
             assert_eq!(world.shares(now.plus_s(8)), both(3, 1));
         }
-        // In the next window too, and where one leaves that has not come back in it.
+        // Also in the next window, and when a peer leaves that has not announced in it.
         let next = START.plus_s(2000);
         world.say(next, 9, b"-TR4060-", Event::None);
         world.say(next.plus_s(8), 1, b"-qB4520-", Event::None);
@@ -667,7 +668,7 @@ mod tests {
         world.say(next.plus_s(16), 2, b"-qB4520-", Event::Stopped);
         world.say(next.plus_s(16), 1, b"-qB4520-", Event::Stopped);
         assert_eq!(world.shares(next.plus_s(16)), both(1, 1));
-        // Who never was there does not leave, and names that nobody came by take nothing away.
+        // Stops of unknown peers, and peer ids of software that was never counted, remove nothing.
         world.say(next.plus_s(24), 77, b"-TR4060-", Event::Stopped);
         assert_eq!(world.shares(next.plus_s(24)), both(1, 1));
         world.say(next.plus_s(24), 3, b"-LT2110-", Event::Stopped);
@@ -683,7 +684,7 @@ mod tests {
             all.iter().find(|it| it.0 == "qBittorrent").map_or(0, |it| it.1)
         };
         world.source = [9, 9, 9, 9].into();
-        // Comes by one name and leaves by another, in one window and from one to the next.
+        // A peer joins under one peer id and leaves under another, within a window and across two.
         for round in 0..100 {
             let now = START.plus_s(8 * round);
             world.say(now, 1, b"-TR4060-", Event::Started);

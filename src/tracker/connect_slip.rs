@@ -1,10 +1,9 @@
-//! Which connects get a response where only one in four does.
+//! Chooses the connects that get a response when only one in four does.
 //!
-//! Clients that ask again are to get through soon, whatever others do meanwhile. So the connects
-//! of each address and port are counted by themselves: four connects through one port get one
-//! response for certain, unless that very port is forged as well; then the odds are one in four
-//! each time. Counts are shared where hashes collide: with more clients at once than
-//! there are counts, the odds are the same.
+//! A client that retries should get a response soon, whatever other sources send. So the connects
+//! of each address and port are counted separately: four connects from one port get exactly one
+//! response, unless that port is forged as well; then the probability is 1 in 4 each time.
+//! Colliding hashes share a count: with more clients than counts, the probability is the same.
 
 use std::net::SocketAddr;
 
@@ -26,7 +25,7 @@ impl Default for ConnectSlip {
 }
 
 impl ConnectSlip {
-    /// Of so many connects, the last gets a response.
+    /// Of this many connects, the last gets a response.
     const ONE_IN: u8 = 4;
 
     /// Counts one more connect; returns whether it gets a response.
@@ -63,7 +62,7 @@ mod tests {
         let mut slip = ConnectSlip::default();
         let all = (0..64_000).map(|it| SocketAddr::new([8, 8, 8, 8].into(), it));
         let answered = all.filter(|it| slip.slips(*it)).count();
-        // Each count has one to three left over at the end.
+        // Each count has up to three connects left over at the end.
         assert!((14_000..=16_000).contains(&answered), "{answered}");
     }
 }

@@ -1,19 +1,19 @@
-//! A client that announces over both families does not get its own other address.
+//! Removes a client's own other address from its responses, if it announces over both families.
 //!
-//! Over HTTP a response holds peers of both families, and the store knows no peer ids: a client
-//! with an IPv4 and an IPv6 address is two peers. So a table of fixed size, shared by all workers,
-//! remembers of announces over HTTP where a client of this torrent, peer id and port was last seen
-//! over each family. A response over the one lacks the address of the other.
+//! Over HTTP a response holds peers of both families, and the store has no peer ids: a client with
+//! an IPv4 and an IPv6 address is two peers. So a table of fixed size, shared by all workers,
+//! stores the address of the latest HTTP announce for each torrent, peer id, port and family. A
+//! response over one family omits the client's address of the other.
 //!
 //! ```text
 //! slot   hash of torrent, peer id, port and family (32) | hash of the address (32)
 //! ```
 //!
-//! A slot is overwritten by what comes to it next. With 65 536 slots, for half a mebibyte, a
-//! client's other announce is still there after an interval of half an hour where 20 announces come
-//! in a second; with thousands it is there for seconds, which is enough for the pair that clients
-//! send when they start, and in swarms so large that no client meets itself often. To keep a byte
-//! of the peer id with each peer would cost the store an eighth more, and know less.
+//! A slot is overwritten by the next announce with its hash. With 65 536 slots (half a MiB) and 20
+//! announces a second, a client's other announce is still there after an interval of half an hour.
+//! With thousands a second it is there for seconds, which is enough for the two announces of a
+//! starting client; and in swarms that large a client rarely gets its own address. A byte of the
+//! peer id in each peer would enlarge the store by an eighth, and be less exact.
 
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -26,7 +26,7 @@ use crate::types::{Announce, Contact, Family, PeerKind};
 /// Slots; a power of two.
 const SLOTS: usize = 1 << 16;
 
-/// Where clients were last seen, by family.
+/// The latest addresses of clients, by family.
 pub struct DualStackClients {
     keys: RandomState,
     slots: Box<[AtomicU64]>,
@@ -39,15 +39,15 @@ impl Default for DualStackClients {
     }
 }
 
-/// A client of a torrent over one family: an announce of its, its port, the family.
+/// A client of a torrent over one family: its announce, its port, the family.
 type FamilyAnnounce<'a> = (&'a Announce, u16, Family);
 
-/// A peer in a response: its address, and its port as responses carry it.
+/// A peer in a response: its address, and its port in network byte order.
 type PeerEndpoint = (IpAddr, [u8; 2]);
 
 impl DualStackClients {
-    /// Notes whence an announce came, and takes the client's own other address out of what it is
-    /// to be handed.
+    /// Stores the source of an announce, and removes the client's own other address from the peers
+    /// of its response.
     pub(super) fn remove_own_address(
         &self,
         announce: &Announce,
@@ -85,7 +85,7 @@ impl DualStackClients {
         slot.store(tag | u64::from(self.hash_of(address)), Ordering::Relaxed);
     }
 
-    /// The hash of the address at which the client was last seen over a family.
+    /// The hash of the client's latest address over a family.
     fn address_hash_of(&self, client: FamilyAnnounce<'_>) -> Option<u32> {
         let (slot, tag) = self.place(client);
         let word = slot.load(Ordering::Relaxed);
@@ -93,7 +93,7 @@ impl DualStackClients {
         (word ^ u64::from(low) == tag).then_some(low)
     }
 
-    /// The slot of a client's announces over a family, and what its upper half then is.
+    /// The slot of a client's announces over a family, and the upper half that identifies them.
     fn place(&self, (announce, port, family): FamilyAnnounce<'_>) -> (&AtomicU64, u64) {
         let Announce { info_hash, peer_id, .. } = announce;
         let hash = self.keys.hash_one((info_hash, peer_id, port, family));
@@ -121,7 +121,7 @@ fn v6_of(&[ref address @ .., high, low]: &[u8; 18]) -> PeerEndpoint {
     (IpAddr::from(address), [high, low])
 }
 
-/// Takes out the one peer that `is_own`; returns how many bytes are left.
+/// Removes the one peer for which `is_own` returns true; returns the remaining bytes.
 fn without<const STRIDE: usize>(
     peers: &mut [u8],
     is_own: impl FnMut(&[u8; STRIDE]) -> bool,
@@ -154,7 +154,8 @@ mod tests {
         Arc::new(Store::new(Options { shards: 2, seed: Some(1) }))
     }
 
-    /// Announces a leecher over HTTP, or over UDP of its family; the ports it is handed by family.
+    /// Announces a leecher over HTTP, or over UDP of its family; returns the ports it gets, by
+    /// family.
     fn announce(
         tracker: &mut Tracker,
         source: &str,
@@ -195,7 +196,7 @@ mod tests {
     #[test]
     fn a_client_of_both_families_is_not_handed_itself() {
         let (store, clients) = (store(), Arc::default());
-        // Connections of one client come to any worker.
+        // Connections of one client may reach any worker.
         let mut workers = [1, 2].map(|seed| tracker(&store, &clients, seed));
         let mut http = |worker: usize, source, port, id| {
             announce(&mut workers[worker], source, port, id, true)
@@ -205,11 +206,11 @@ mod tests {
         assert_eq!(http(1, "8.8.8.8", 1, 1), NOBODY);
         assert_eq!(http(0, "2600::1", 1, 1), NOBODY);
         assert_eq!(http(0, "9.9.9.9", 2, 2), [vec![1], vec![1]], "others are handed both");
-        // Another of the same port, and one that takes the same peer id, are somebody else.
+        // A client with the same port, and one with the same peer id, are different clients.
         assert_eq!(http(0, "2600:1::1", 1, 3), [vec![1, 2], vec![1]]);
         assert_eq!(http(0, "2600:2::1", 4, 1), [vec![1, 2], vec![1, 1]]);
         assert_eq!(http(1, "8.8.8.8", 1, 1), [vec![2], vec![1, 4]]);
-        // One that moves is known by where it was last.
+        // A client that moves is recognized by its latest address.
         assert_eq!(http(1, "2600:3::1", 1, 1), [vec![2], vec![1, 1, 4]]);
         assert_eq!(http(1, "8.8.8.8", 1, 1), [vec![2], vec![1, 1, 4]]);
     }

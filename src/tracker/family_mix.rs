@@ -1,4 +1,4 @@
-//! One response, both families: how they share the number of peers wanted.
+//! Divides the number of peers wanted between the two families of one response.
 
 use std::net::IpAddr;
 
@@ -7,10 +7,11 @@ use fastrand::Rng;
 use crate::store::{AnnounceResult, PeerBuffers};
 use crate::types::{Family, PeerKind};
 
-/// Takes peers out of `room` at random until both IP families together are no more than `wanted`.
-/// Each gets its share of the swarm, so that every peer is handed out about as often as any other.
-/// But the client's own family, which it certainly reaches, gets at least a quarter of `wanted` and
-/// the other an eighth, as far as they have so many: a large family crowds out no small one.
+/// Removes peers from `room` at random until both IP families together have at most `wanted`. Each
+/// family gets its share of the swarm, so that every peer is handed out about equally often. But
+/// the client's own family, which is certainly reachable for it, gets at least a quarter of
+/// `wanted` and the other at least an eighth, if they have that many: a large family does not crowd
+/// out a small one.
 #[inline]
 pub(super) fn fit(
     room: &mut PeerBuffers<'_>,
@@ -22,7 +23,7 @@ pub(super) fn fit(
     let AnnounceResult { bytes, available, .. } = result;
     let [v4, v6] = [bytes[PeerKind::V4 as usize] / 6, bytes[PeerKind::V6 as usize] / 18];
     if v4 == 0 || v6 == 0 || v4 + v6 <= wanted {
-        return; // always so over UDP, which asks for one family
+        return; // always true over UDP, where one family is requested
     }
     let as_v4 = FamilyPeers { chosen: v4, of: available[PeerKind::V4 as usize] };
     let as_v6 = FamilyPeers { chosen: v6, of: available[PeerKind::V6 as usize] };
@@ -38,21 +39,20 @@ pub(super) fn fit(
 /// One family's peers.
 #[derive(Clone, Copy)]
 struct FamilyPeers {
-    /// Peers that could be given, at most as many as are wanted.
+    /// Peers chosen, at most as many as wanted.
     chosen: usize,
-    /// Peers of the swarm that they were chosen from.
+    /// The number of candidates in the swarm.
     of: usize,
 }
 
-/// How many of `wanted` the client's own family gets, where more were chosen from both together.
+/// The part of `wanted` for the client's own family, where more peers were chosen in total.
 fn share(own: FamilyPeers, other: FamilyPeers, wanted: usize) -> usize {
     let least = own.chosen.min(wanted / 4).max(wanted.saturating_sub(other.chosen));
     let most = own.chosen.min(wanted - other.chosen.min(wanted / 8));
     (wanted * own.of).div_ceil(own.of + other.of).clamp(least, most)
 }
 
-/// Leaves `keep` of the `count` peers at the front, each as likely as any other; returns how
-/// many bytes that is.
+/// Keeps `keep` of the `count` peers, all equally likely, at the front; returns their bytes.
 fn thin<const STRIDE: usize>(
     peers: &mut [u8],
     count: usize,
@@ -73,12 +73,13 @@ mod tests {
     const CLIENTS: [IpAddr; 2] =
         [IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), IpAddr::V6(std::net::Ipv6Addr::LOCALHOST)];
 
-    /// What is left of `v4` and `v6` peers, each marked by its first byte, in a swarm of no others.
+    /// The peers left of `v4` and `v6` peers, each marked by its first byte, in a swarm without
+    /// others.
     fn left(v4: usize, v6: usize, wanted: usize, client: IpAddr, seed: u64) -> [Vec<u8>; 2] {
         left_of([v4, v6], [v4, v6], wanted, client, seed)
     }
 
-    /// What is left of `[v4, v6]` peers that were chosen from so many.
+    /// The peers left of `[v4, v6]` peers that were chosen from a given number of candidates.
     fn left_of(
         [v4, v6]: [usize; 2],
         available: [usize; 2],

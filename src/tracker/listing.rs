@@ -1,7 +1,7 @@
 //! Lists of torrents and peers, for full scrapes and for operators.
 //!
-//! A listing walks the whole store, one shard's lock at a time, and costs milliseconds for each
-//! million torrents: it belongs on a thread of its own, never in a worker's loop.
+//! A listing walks the whole store, one shard's lock at a time, and takes milliseconds for each
+//! million torrents: run it on a separate thread, never in a worker's loop.
 
 use std::sync::Arc;
 
@@ -15,12 +15,12 @@ use crate::types::InfoHash;
 #[derive(Clone)]
 pub struct Listing {
     store: Arc<Store>,
-    /// What decides which torrents are listed; without it, all are.
+    /// Access control of the listed torrents; `None`: all are listed.
     access: Option<Arc<Access>>,
 }
 
 impl Listing {
-    /// A handle on `store`, for those who may see everything.
+    /// A handle on `store` without access control.
     pub fn new(store: Arc<Store>) -> Self {
         Self { store, access: None }
     }
@@ -36,8 +36,8 @@ impl Listing {
         self.store.totals()
     }
 
-    /// The `count` torrents with the smallest info-hashes above `after`, in order: page by page,
-    /// everything that may be seen.
+    /// The `count` torrents with the smallest info-hashes above `after`, in order: for paging
+    /// through all visible torrents.
     pub fn torrents_after(&self, after: Option<&InfoHash>, count: usize) -> Vec<ListedTorrent> {
         match &self.access {
             None => self.store.torrents_after(after, count, |_| true),

@@ -1,23 +1,23 @@
-//! How busy the process is, as far as clients feel it: the announce interval grows with it.
+//! The load of the process: the announce interval grows with it.
 //!
-//! The control thread looks at the workers once a second and moves the [`Load`]; announces read it.
-//! Between "has time" and "is full" the interval goes from `interval_s` to `interval_s_max`, within
-//! about ten seconds upwards, because a flood does not wait, and within some minutes downwards,
-//! because the clients that were sent away for long come back only then.
+//! The control thread measures the workers once a second and updates the [`Load`]; announces read
+//! it. From [`BUSY_RATIO_CALM`] to [`BUSY_RATIO_FULL`] the interval rises from `interval_s` to
+//! `interval_s_max`. It rises within about ten seconds, because a flood needs a fast reaction, and
+//! falls within some minutes, because clients with long intervals return only then.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
 /// A worker that is busy for less than this share of its time does not stretch the interval.
 pub const BUSY_RATIO_CALM: f64 = 0.6;
-/// One that is busy for this share stretches it to the full.
+/// A worker that is busy for this share of its time stretches the interval to the maximum.
 pub const BUSY_RATIO_FULL: f64 = 0.9;
 
-/// Seconds in which the stretch makes up for two thirds of what it lacks.
+/// Seconds in which the stretch covers two thirds of the distance to its target, upwards.
 const RISE_S: f64 = 10.0;
 /// The same, downwards.
 const FALL_S: f64 = 120.0;
 
-/// What stands for 1.0 in [`Load::stretch`].
+/// The fixed-point form of 1.0 in [`Load::stretch`].
 pub(super) const WHOLE: u32 = 1 << 16;
 
 /// The process's load: 0 to 1. Written by one thread, read by all workers.
@@ -25,8 +25,8 @@ pub(super) const WHOLE: u32 = 1 << 16;
 pub struct Load(AtomicU32);
 
 impl Load {
-    /// Takes into account that for the last `elapsed_s` seconds the busiest worker used this share
-    /// of its time.
+    /// Updates the load: in the last `elapsed_s` seconds the busiest worker was busy for
+    /// `busy_ratio` of the time.
     pub fn observe(&self, elapsed_s: f64, busy_ratio: f64) {
         let range = BUSY_RATIO_FULL - BUSY_RATIO_CALM;
         let aim = ((busy_ratio - BUSY_RATIO_CALM) / range).clamp(0.0, 1.0);
@@ -39,7 +39,7 @@ impl Load {
         self.0.store(stored, Ordering::Relaxed);
     }
 
-    /// How far the interval is on its way from the usual one to the longest: 0 to 1.
+    /// The position of the interval between the usual one (0) and the longest (1).
     pub fn ratio(&self) -> f64 {
         f64::from(self.stretch()) / f64::from(WHOLE)
     }
@@ -51,9 +51,9 @@ impl Load {
     }
 }
 
-/// The interval between `usual_s` and `longest_s` (taken as `usual_s` where it is below) that is
-/// right for a load, and, if `by_swarm`, for a swarm of so many peers: a peer in a swarm many
-/// times larger than a response gains little by asking often.
+/// The interval between `usual_s` and `longest_s` (taken as `usual_s` where it is below) for a load
+/// and, if `by_swarm`, for a swarm of this size: a peer in a swarm many times larger than a
+/// response gains little by announcing often.
 #[inline]
 pub(super) fn interval_s(
     usual_s: u32,
@@ -68,7 +68,7 @@ pub(super) fn interval_s(
     usual_s.saturating_add(more_s)
 }
 
-/// Nothing up to 128 peers; from there the same for each doubling, the whole from 8192 on.
+/// 0 up to 128 peers, then linear in the number of doublings up to [`WHOLE`] from 8192 peers on.
 fn stretch_of_swarm(peers: u32) -> u32 {
     const SMALL: u32 = 7; // log2 of 128
     const DOUBLINGS: u32 = 6;

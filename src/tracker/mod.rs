@@ -1,8 +1,8 @@
-//! The tracker's rules, whatever protocol asks: what an announce means for the swarm, how many
-//! peers it is handed, when to come back.
+//! The tracker's rules, for every protocol: the effect of an announce on the swarm, the number of
+//! peers in its response, the interval.
 //!
-//! Knows the store; knows neither bytes nor sockets. One [`Tracker`] per worker: it owns the
-//! worker's random numbers and its place in the upkeep of the store they share.
+//! Depends on the store, but not on wire formats or sockets. Each worker has one [`Tracker`], with
+//! its own random numbers and its own part of the upkeep of the shared store.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -47,28 +47,28 @@ pub use nat_detection::{SourceAnomaly, SourceMonitor};
 use retries::Retries;
 pub use shedding::Shedding;
 
-/// How many times [`Tracker::prefetch`] wants to see a batch.
+/// The number of passes of [`Tracker::prefetch`] over a batch.
 pub const PREFETCH_STAGES: usize = crate::store::PREFETCH_STAGES;
 
-/// What the operator may set; swapped whole on reload.
+/// The operator's settings, replaced as a whole on reload.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
-    /// Seconds until the next announce, where there is time for it.
+    /// Seconds until the next announce without load.
     pub interval_s: u32,
-    /// Seconds until the next announce under full load; as `interval_s` where it is below.
+    /// Seconds until the next announce under full load; at least `interval_s`.
     pub interval_s_max: u32,
     /// Whether swarms much larger than a response get longer intervals too.
     pub interval_by_swarm: bool,
-    /// Each client's interval is drawn from `interval_s` ± this, so that clients which came at
-    /// once do not come back at once.
+    /// Each client's interval is drawn from `interval_s` ± this, so that clients that announced
+    /// together do not return together.
     pub interval_jitter_s: u32,
-    /// Seconds before which a client should not come back.
+    /// The least seconds between two announces of a client.
     pub min_interval_s: u32,
-    /// Peers handed out where the client leaves it to us.
+    /// Peers in a response without `numwant`.
     pub numwant_default: u32,
     /// Most peers in one response.
     pub numwant_max: u32,
-    /// Seconds after which a peer that went silent is forgotten.
+    /// Seconds without an announce after which a peer is removed.
     pub peer_age_s_max: u32,
     /// Seconds for which the completed count of an empty torrent is kept.
     pub empty_torrent_age_s_max: u32,
@@ -86,30 +86,30 @@ impl Default for Options {
             min_interval_s: 900,
             numwant_default: 50,
             numwant_max: 200,
-            peer_age_s_max: 3900, // two intervals and five minutes: one missed announce is forgiven
+            peer_age_s_max: 3900, // two intervals and five minutes: one announce may be missed
             empty_torrent_age_s_max: 24 * 3600,
             ip_override_from: Vec::new(),
         }
     }
 }
 
-/// The lowest port at an address that the announce did not come from.
+/// The lowest port of a peer at an address other than the source of its announce.
 const PORT_ELSEWHERE_MIN: u16 = 1024;
 
-/// What an announce led to.
+/// The result of an announce.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Announced {
-    /// What the response states.
+    /// The content of the response.
     pub response: AnnounceResponse,
-    /// How many bytes of peers were written, by [`PeerKind`].
+    /// The bytes of peers written, by [`PeerKind`].
     pub bytes: [usize; PeerKind::ALL.len()],
-    /// Whether the swarm holds the peer now, if it was to: where it does not, the interval is twice
-    /// as long as it would be, or shorter for one that has just started.
+    /// Whether the peer is in the swarm now, if it was to join: if not, the interval is doubled, or
+    /// is shorter for a peer that has just started.
     pub is_stored: bool,
 }
 
-/// What the tracker reads of an announce only where it matters: most announces are served without
-/// any of it, and parsing it takes time.
+/// The parts of an announce that the tracker reads on demand: most announces are served without
+/// them, and parsing takes time.
 pub trait AnnounceDetails {
     /// The address that the announce names as that of its peer.
     fn claimed_address(&mut self) -> Option<IpAddr> {
@@ -121,16 +121,16 @@ pub trait AnnounceDetails {
         Credentials::default()
     }
 
-    /// The usual interval of clients that keep a socket open; `None` for all others.
+    /// The usual interval in seconds of clients that keep a socket open; `None` for all others.
     fn interval_s(&self) -> Option<u32> {
         None
     }
 
-    /// Called once the announce is allowed, before the store sees it.
+    /// Called when the announce is allowed, before it is applied to the store.
     fn before_apply(&mut self) {}
 }
 
-/// An announce of which nothing more is known.
+/// An announce without further details.
 impl AnnounceDetails for () {}
 
 /// One worker's view of the tracker.
@@ -144,7 +144,7 @@ pub struct Tracker {
     source_window: SourceWindow,
     load: Arc<Load>,
     limiter: Option<limiter::Handle>,
-    /// Whether a source was asked to pay since this was cleared.
+    /// Whether a source was charged since this was cleared.
     was_charged: bool,
     retries: Retries,
     not_stored: Arc<NotStoredCounters>,
@@ -154,8 +154,9 @@ pub struct Tracker {
 }
 
 impl Tracker {
-    /// The tracker of `worker` (from 0) of `workers`, which keeps its share of the store tidy.
-    /// `seed` feeds the choice of peers; replacing what `options` holds takes effect at once.
+    /// Makes the tracker of `worker` (from 0) of `workers`, which does its part of the store's
+    /// upkeep. `seed` is for the choice of peers; replacing the contents of `options` takes effect
+    /// at once.
     pub fn new(
         store: Arc<Store>,
         options: Arc<ArcSwap<Options>>,
@@ -184,7 +185,7 @@ impl Tracker {
         }
     }
 
-    /// The tracker of a stream worker: it leaves upkeep to the datagram workers.
+    /// Makes the tracker of a stream worker, without upkeep, which the datagram workers do.
     pub fn without_upkeep(store: Arc<Store>, options: Arc<ArcSwap<Options>>, seed: u64) -> Self {
         Self::new(store, options, seed, 0, usize::MAX)
     }
@@ -195,7 +196,7 @@ impl Tracker {
         Self { client_counter: clients.join(), ..self }
     }
 
-    /// Leaves a client's own other address, as far as `dual_stack` knows it, out of its responses.
+    /// Omits a client's own other address, if it is in `dual_stack`, from its responses.
     #[must_use]
     pub fn with_dual_stack(self, dual_stack: Arc<DualStackClients>) -> Self {
         Self { dual_stack: Some(dual_stack), ..self }
@@ -213,28 +214,27 @@ impl Tracker {
         Self { not_stored, ..self }
     }
 
-    /// Lets intervals follow `load`.
+    /// Makes intervals depend on `load`.
     #[must_use]
     pub fn with_load(self, load: Arc<Load>) -> Self {
         Self { load, ..self }
     }
 
-    /// Asks for the memory an announce of `info_hash` will need; see [`Store::prefetch`].
+    /// Prefetches the memory for an announce of `info_hash`; see [`Store::prefetch`].
     #[inline]
     pub fn prefetch(&self, stage: usize, info_hash: &InfoHash) {
         self.store.prefetch(stage, info_hash);
     }
 
-    /// Serves an announce: charges its source, decides where its peer is and whether it is allowed,
-    /// applies it, and writes chosen peers to `room`, all families together no more than wanted.
+    /// Serves an announce: charges its source, determines the peer's address, checks access,
+    /// applies it, and writes chosen peers to `room`, at most as many as wanted in total.
     ///
-    /// On the way, `announce` gets the peer's other address and the hash of its swarm. It is not
-    /// passed by value: copied as a whole right after its fields were written, it costs more than
-    /// the rules do.
+    /// This sets the peer's other address and the info-hash of its swarm in `announce`. It is not
+    /// passed by value: copying it right after its fields were written costs more than the rules.
     ///
     /// # Errors
-    /// Why it is not served. A stop is applied all the same, unless it names another address and a
-    /// [low port](Refusal::LowPort): a peer that stays without being there harms others.
+    /// Why it is not served. A stop is applied nevertheless, unless it names another address and a
+    /// [low port](Refusal::LowPort): a stale peer harms others.
     #[inline]
     pub fn announce(
         &mut self,
@@ -250,8 +250,7 @@ impl Tracker {
         Ok(self.serve_within_limits(now, announce, details, room)?)
     }
 
-    /// Applies an announce that is over a limit, if it is a stop: a peer that stays without being
-    /// there harms others.
+    /// Applies an announce that is over a limit, if it is a stop: a stale peer harms others.
     #[cold]
     fn apply_limited_stop(
         &mut self,
@@ -260,7 +259,7 @@ impl Tracker {
         details: &mut impl AnnounceDetails,
     ) {
         if announce.event == Event::Stopped {
-            // The response is the same, whatever comes of it.
+            // The response does not depend on the result.
             let _ = self.serve_within_limits(now, announce, details, PeerBuffers::default());
         }
     }
@@ -280,13 +279,12 @@ impl Tracker {
         Ok(self.apply_to_swarm(now, announce, details.interval_s(), room))
     }
 
-    /// The other address of a peer, if its announce names one that counts: it counts from the
-    /// operator's own networks alone, for instance of a seeder behind the same translator of
-    /// addresses as the tracker.
+    /// The other address of a peer, if its announce names a trusted one: it is trusted only from
+    /// the operator's own networks, for example for a seeder behind the same NAT as the tracker.
     ///
     /// # Errors
-    /// [`Refusal::LowPort`] where another address counts and the port is below 1024, but for 0 and
-    /// 1: whatever listens there is not a BitTorrent client, and has not asked to be called.
+    /// [`Refusal::LowPort`] where another address is trusted and the port is below 1024, except 0
+    /// and 1: a service on such a port is not a BitTorrent client, and must not be made a target.
     #[inline]
     fn address_override(
         &mut self,
@@ -311,8 +309,8 @@ impl Tracker {
         }
     }
 
-    /// Applies an announce that is allowed. A client that accepts no connections gets the response
-    /// that any other gets, and is neither stored nor counted. `socket_interval_s` is the usual
+    /// Applies an announce that is allowed. A client that accepts no connections gets the same
+    /// response as any other, and is neither stored nor counted. `socket_interval_s` is the usual
     /// interval of a client that keeps a socket.
     #[inline]
     fn apply_to_swarm(
@@ -383,8 +381,8 @@ impl Tracker {
         Announced { response, bytes, is_stored: not_stored.is_none() }
     }
 
-    /// Lets a peer leave whose connection is gone, as one does that sends [`Event::Stopped`]. Its
-    /// source is charged nothing: it did not ask, and others may have displaced the peer.
+    /// Removes a peer whose connection has closed, as for [`Event::Stopped`]. Its source is not
+    /// charged: it sent no request, and the peer may have been replaced.
     pub fn leave(&mut self, now: Now, announce: &Announce) {
         let limiter = self.limiter.take();
         self.apply_to_swarm(now, announce, None, PeerBuffers::default());
@@ -397,7 +395,7 @@ impl Tracker {
         self.store.scrape(info_hash)
     }
 
-    /// Seconds of silence after which a peer is forgotten.
+    /// Seconds without an announce after which a peer is removed.
     pub fn peer_age_s_max(&mut self) -> u32 {
         self.options.load().peer_age_s_max
     }
@@ -408,7 +406,7 @@ impl Tracker {
         Listing::for_clients(self.store.clone(), access)
     }
 
-    /// One bounded slice of forgetting silent peers.
+    /// Does one bounded slice of removing silent peers.
     #[inline]
     pub fn upkeep(&mut self, now: Now) {
         let options = self.options.load();
@@ -420,11 +418,11 @@ impl Tracker {
     }
 }
 
-/// The least time for which the software of a peer is counted once, in seconds: there are clients
-/// that come back no sooner, whatever the response states.
+/// The least window for counting the software of peers, in seconds: some clients return no sooner,
+/// whatever interval they get.
 const WINDOW_S_MIN: u32 = 900;
 
-/// Seconds for which the software of a peer is counted once: every peer announces in each.
+/// The window for counting the software of peers, in seconds: every peer announces in each window.
 #[inline]
 fn window_s(options: &Options) -> u32 {
     let longest_s = options.interval_s.max(options.interval_s_max) + options.interval_jitter_s;
@@ -443,8 +441,8 @@ fn not_stored(stored: Stored, shedding: Shedding) -> Option<NotStored> {
     })
 }
 
-/// What an announce means for the swarm. A peer is complete if it announces that or has nothing
-/// left.
+/// The effect of an announce on the swarm. A peer is complete if its event is `completed` or `left`
+/// is 0.
 #[inline]
 fn change_of(announce: &Announce) -> PeerChange {
     let complete = announce.left == 0 || announce.event == Event::Completed;
@@ -459,7 +457,7 @@ fn change_of(announce: &Announce) -> PeerChange {
     }
 }
 
-/// Seconds until the next announce. One whose peer was not stored waits twice as long.
+/// Seconds until the next announce; twice as long if the peer was not stored.
 #[inline]
 fn interval_s(
     options: &Options,
@@ -474,16 +472,16 @@ fn interval_s(
     let jitter = options.interval_jitter_s.min(usual_s);
     let interval_s = middle_s - jitter + random.u32(..=jitter * 2);
     if result.stored != Stored::Yes && event == Event::Started {
-        // It is in no swarm, and its client takes this for a success: however busy the tracker, it
-        // is to come back no later than others where there is time.
+        // The peer is in no swarm, but its client takes the response for a success: whatever the
+        // load, its interval is at most the usual one without load.
         let latest_s = interval_s.min(options.interval_s);
         return random.u32(options.min_interval_s.min(latest_s)..=latest_s);
     }
     doubled_if_not_stored(interval_s, result)
 }
 
-/// The same for a client that keeps a socket, which shows that its peers are alive: even under full
-/// load no longer than twice the usual interval.
+/// The interval of a client that keeps a socket, which shows that its peers are alive: at most
+/// twice the usual interval, even under full load.
 fn interval_of_socket_s(usual_s: u32, stretch: u32, result: &AnnounceResult) -> u32 {
     let longest_s = usual_s.saturating_mul(2);
     let interval_s = load::interval_s(usual_s, longest_s, stretch, false, 0);

@@ -1,13 +1,14 @@
-//! Detects address translation (NAT) or a proxy in front of the tracker, from where announces come.
+//! Detects address translation (NAT) or a proxy in front of the tracker, from the sources of
+//! announces.
 //!
-//! Behind a translator of addresses (Kubernetes with `externalTrafficPolicy: Cluster`, a container
-//! bridge, a reverse proxy that is not configured) every client has the same address, and every
-//! peer in a response is useless. Only the tracker can see that, so it has to report it: most
-//! announces come from one address, or from unroutable addresses.
+//! Behind a NAT (Kubernetes with `externalTrafficPolicy: Cluster`, a container bridge, a reverse
+//! proxy that is not configured) every client has the same address, and every peer in a response is
+//! useless. Only the tracker can detect this: most announces come from one address, or from
+//! unroutable addresses.
 //!
-//! Each worker keeps a window of a minute. In it a vote after Boyer and Moore finds the one address
-//! that may hold a majority, at the price of a comparison an announce; the window after counts that
-//! address exactly.
+//! Each worker keeps a window of a minute. In it a Boyer-Moore majority vote finds the only address
+//! that may have a majority, at the cost of one comparison per announce; the next window counts
+//! that address exactly.
 
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -18,10 +19,10 @@ use crate::types::Scope;
 /// Seconds in a window.
 const WINDOW_S: u64 = 60;
 
-/// Announces in a window below which its shares mean nothing.
+/// The least announces in a window for meaningful shares.
 const ANNOUNCES_MIN: u64 = 1000;
 
-/// What the workers saw.
+/// The windows of all workers.
 #[derive(Debug, Default)]
 pub struct SourceMonitor {
     windows: Mutex<Vec<Arc<Mutex<FullWindow>>>>,
@@ -36,24 +37,24 @@ struct FullWindow {
     one: Option<(IpAddr, u64)>,
 }
 
-/// What is wrong with where announces come from.
+/// An anomaly in the sources of announces.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum SourceAnomaly {
-    /// This address makes this share of all announces, more than half.
+    /// This address sends this share of all announces, more than half.
     SingleAddress(IpAddr, f64),
     /// This share, more than half, comes from unroutable addresses.
     Unroutable(f64),
 }
 
 impl SourceMonitor {
-    /// The window of a new worker, from now on part of the whole.
+    /// Makes the window of a new worker, which is part of the result from now on.
     pub(super) fn join(&self) -> SourceWindow {
         let window = SourceWindow::default();
         self.windows.lock().unwrap_or_else(PoisonError::into_inner).push(window.published.clone());
         window
     }
 
-    /// What is wrong according to the last windows of all workers.
+    /// The anomaly in the last windows of all workers, if any.
     pub fn anomaly(&self, now: Now) -> Option<SourceAnomaly> {
         let windows = self.windows.lock().unwrap_or_else(PoisonError::into_inner);
         let fresh =
@@ -88,7 +89,7 @@ impl SourceMonitor {
     }
 }
 
-/// One worker's window under way.
+/// One worker's current window.
 #[derive(Debug, Default)]
 pub(super) struct SourceWindow {
     published: Arc<Mutex<FullWindow>>,
@@ -103,7 +104,7 @@ pub(super) struct SourceWindow {
 }
 
 impl SourceWindow {
-    /// Notes one announce, unless it is from the host itself: that passes no translator.
+    /// Records one announce, unless it is from the host itself: that passes no NAT.
     #[inline]
     pub(super) fn note(&mut self, now: Now, source: IpAddr) {
         let scope = Scope::of(source);

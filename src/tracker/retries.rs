@@ -1,12 +1,13 @@
-//! When to ask again for what is not served yet (BEP 31).
+//! Retry times for requests that are not served yet (BEP 31).
 //!
-//! A torrent is announced seconds or minutes before it is registered, a passkey used before the
-//! site has issued it: what is refused for such a reason may be asked for again after 5 to 10
-//! minutes, by each asker after a time of its own. One that goes on asking waits half as long as it
-//! has been asking, an hour at most.
+//! A torrent may be announced seconds or minutes before it is registered, and a passkey used before
+//! it is issued. A request refused for such a reason may be retried after 5 to 10 minutes, at a
+//! different time for each client. A client that keeps retrying waits for half of the time since
+//! its first request, at most an hour.
 //!
-//! What was asked for is remembered in a table of fixed size, one for each worker. An entry whose
-//! place another takes, or that has been silent for three hours, begins anew: with a short wait.
+//! Refused requests are remembered in a table of fixed size, one for each worker. If an entry was
+//! overwritten by another, or was not used for three hours, its client starts again with a short
+//! wait.
 
 use std::net::IpAddr;
 
@@ -17,19 +18,19 @@ use crate::time::Now;
 /// Entries of a worker: 24 KiB, taken with its first refusal.
 const ENTRIES: u32 = 2048;
 
-/// Seconds before the first repetition, at least.
+/// The least seconds before the first retry.
 const WAIT_S_MIN: u32 = 300;
 
-/// Seconds over which askers are spread.
+/// Seconds over which the retries of clients are spread.
 const SPREAD_S: u32 = 300;
 
-/// Seconds before any repetition, at most.
+/// The most seconds before any retry.
 const WAIT_S_MAX: u32 = 3600;
 
-/// Seconds of silence after which an asker is new.
+/// Seconds without a request after which a client counts as new.
 const SILENCE_S_MAX: u32 = 3 * WAIT_S_MAX;
 
-/// What was asked for in vain, by whom, and since when.
+/// The refused requests, by source, and the times of the first ones.
 #[derive(Default)]
 pub(super) struct Retries {
     entries: Vec<RetryEntry>,
@@ -37,15 +38,15 @@ pub(super) struct Retries {
 
 #[derive(Clone, Copy, Default)]
 struct RetryEntry {
-    /// A part of the hash by which the entry is known.
+    /// The part of the hash that identifies the entry.
     mark: u32,
     first_s: u32,
     latest_s: u32,
 }
 
 impl Retries {
-    /// Notes that `source` (an IPv6 one stands for its /64) has asked for something in vain;
-    /// returns after how many seconds it may again.
+    /// Records a refused request of `source` (IPv6: its /64) for `what`; returns the seconds after
+    /// which it may retry.
     pub(super) fn wait_s(&mut self, now: Now, source: IpAddr, what: &[u8]) -> u32 {
         if self.entries.is_empty() {
             self.entries = vec![RetryEntry::default(); ENTRIES as usize];
@@ -62,8 +63,7 @@ impl Retries {
     }
 }
 
-/// Under no secret key: all that one source gains by taking another's place is that the other waits
-/// for less.
+/// Without a secret key: a source that overwrites another's entry only shortens the other's wait.
 fn hash(source: IpAddr, what: &[u8]) -> [u32; 2] {
     let network = match source {
         IpAddr::V4(address) => u64::from(address.to_bits()),

@@ -1,26 +1,26 @@
-//! What a worker leaves undone when it cannot keep up, and in what order.
+//! Load shedding: the work that an overloaded worker drops, and in what order.
 //!
-//! The sign is its receive queue: half full, responses will be late; full, the kernel
-//! drops whatever comes next, the verified announces of honest clients included. So the cheapest to
-//! lose goes first: scrapes, then the storing of new torrents, then connects beyond one in four.
-//! Announces of known torrents are never shed here.
+//! The signal is its receive queue: when it is half full, responses will be late; when it is full,
+//! the kernel drops every further datagram, including verified announces of honest clients. So the
+//! least important work is dropped first: scrapes, then the storing of new torrents, then connects
+//! beyond one in four. Announces of known torrents are never shed here.
 //!
-//! (Full batches are not a sign: at its peak a tracker takes full batches from a queue that is
+//! (Full batches are not a signal: at its peak a tracker reads full batches from a queue that is
 //! nearly empty.)
 
 use strum::{EnumCount, VariantArray};
 
-/// What is left undone; each step includes those before.
+/// The dropped work; each step includes those before.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, EnumCount, VariantArray)]
 pub enum Shedding {
-    /// All is done.
+    /// Nothing is dropped.
     #[default]
     Nothing,
     /// Scrapes are dropped.
     Scrapes,
     /// Announces of unknown torrents get a response, but are not stored.
     NewTorrents,
-    /// Of four connects, three are dropped.
+    /// Three of four connects are dropped.
     Connects,
 }
 
@@ -28,13 +28,14 @@ impl Shedding {
     /// Every step, in order.
     pub const ALL: [Self; Self::COUNT] = *Self::VARIANTS.first_chunk().unwrap();
 
-    /// How full the queue has to be for a step, in thousandths.
+    /// The fill level of the queue at which each step begins, in thousandths.
     const BEGINS: [u32; 4] = [0, 500, 650, 800];
 
-    /// How far below that it has to fall for the step to end: it must not flicker.
+    /// How far below that the fill level must fall for the step to end (hysteresis), in
+    /// thousandths.
     const MARGIN: u32 = 200;
 
-    /// The step after this one where the receive queue is so full, in thousandths.
+    /// The step that follows this one at a fill level of the receive queue, in thousandths.
     #[must_use]
     pub fn next(self, queue_permille: u32) -> Self {
         let begun = Self::ALL.into_iter().rev();

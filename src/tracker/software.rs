@@ -1,5 +1,5 @@
-//! Which software a peer id speaks of: a closed table, so that nothing a client makes up becomes
-//! a name on a page.
+//! Recognizes the software in a peer id: a closed table, so that text invented by a client never
+//! becomes a name on a page.
 //!
 //! ```text
 //! -qB5010-…   Azureus style: two letters, four places of a version (BEP 20)
@@ -9,8 +9,8 @@
 //! T03I--…     Shadow style: a letter, a place for each number, dashes to fill up
 //! ```
 //!
-//! It is our own because every announce asks, and aquatic_peer_id knows fewer clients, by regular
-//! expressions.
+//! No library is used because every announce needs this; aquatic_peer_id supports fewer clients,
+//! and uses regular expressions.
 
 use std::fmt::Write as _;
 
@@ -24,11 +24,12 @@ enum Style {
     Places,
     /// Azureus style, two numbers of two digits.
     Pairs,
-    /// Azureus style, each of three places a number, the last a mark: `s` of a release.
+    /// Azureus style, each of three places a number, the last a letter: `s` of a release.
     Marked,
-    /// Azureus style, a number, one of two digits, and a mark; each place a number from 4.0 on.
+    /// Azureus style, a number, a two-digit number, and a mark; from 4.0 on, each place is a
+    /// number.
     Transmission,
-    /// Azureus style, a number, one of two digits, and a number.
+    /// Azureus style, a number, a two-digit number, and a number.
     PicoTorrent,
     /// Azureus style, each of the four places a number; or five: a year, a month, a number.
     KTorrent,
@@ -36,13 +37,13 @@ enum Style {
     Bare,
     /// Numbers between dashes.
     Dashes,
-    /// A place for each number, filled up with dashes.
+    /// A place for each number, padded with dashes.
     Shadow,
 }
 
 use Style::{Bare, Dashes, KTorrent, Marked, Pairs, PicoTorrent, Places, Shadow, Transmission};
 
-/// Software we know: its code, its name, how it writes its version.
+/// Known software: its code, its name, its style of version.
 const KNOWN: [(&[u8], &str, Style); SOFTWARE] = [
     (b"qB", "qBittorrent", Places),
     (b"TR", "Transmission", Transmission),
@@ -93,10 +94,10 @@ const KNOWN: [(&[u8], &str, Style); SOFTWARE] = [
     (b"R", "Tribler", Shadow),
 ];
 
-/// How many lines the table has.
+/// The number of lines of the table.
 pub(super) const SOFTWARE: usize = 47;
 
-/// What a peer id reveals of its client.
+/// The software in a peer id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Software {
     /// Its line in the table.
@@ -105,7 +106,7 @@ pub(super) struct Software {
     pub(super) has_version: bool,
 }
 
-/// The software that a peer id of these first bytes speaks of.
+/// The software of a peer id with these first bytes.
 pub(super) fn of(prefix: &SoftwarePrefix) -> Option<Software> {
     let index = KNOWN.iter().position(|&(code, _, style)| is_of(prefix, code, style))?;
     Some(Software { index, has_version: version(index, prefix).is_some() })
@@ -141,7 +142,7 @@ fn is_of(prefix: &SoftwarePrefix, code: &[u8], style: Style) -> bool {
             prefix[0] == b'-' && prefix[1..].starts_with(code)
         }
         Bare => prefix.starts_with(code) && prefix[7] == b'-',
-        // The code is short: that the rest looks like a version is part of it.
+        // The code is short, so a valid version must follow.
         Dashes => prefix.strip_prefix(code).is_some_and(|it| dashes(it).is_some()),
         Shadow => matches!(prefix, [letter, places @ .., b'-', b'-']
             if [*letter] == *code && shadow(places).is_some()),
@@ -254,7 +255,7 @@ mod tests {
             (b"-TR411Z-", "Transmission", "4.1.1Z"),
             (b"-UT355W-", "µTorrent", "3.5.5W"),
             (b"-LT20A0-", "libtorrent", "2.0.10"),
-            (b"-lt0D80-", "libTorrent (rTorrent)", "0.13.8"), // the library's, which rTorrent has
+            (b"-lt0D80-", "libTorrent (rTorrent)", "0.13.8"), // the library of rTorrent
             (b"-DE203s-", "Deluge", "2.0.3"),
             (b"-DE211s-", "Deluge", "2.1.1"),
             (b"-DE220b-", "Deluge", "2.2.0b"),

@@ -1,4 +1,4 @@
-//! An announce: what it asks, and the bencode of its response (BEP 3, 7, 23, 24).
+//! An announce over HTTP: its parameters, and its bencoded response (BEP 3, 7, 23, 24).
 
 use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -11,7 +11,7 @@ use crate::time::Now;
 use crate::tracker::{AdmitError, AnnounceDetails, Announced, Credentials, PeerBuffers, Tracker};
 use crate::types::{Announce, AnnounceResponse, Contact, PeerKind};
 
-/// Most peers of one family in a response: what `tracker.numwant_max` allows at most.
+/// The most peers of one family in a response: the upper bound of `tracker.numwant_max`.
 const PEERS_MAX: usize = 200;
 
 /// The announce of a query from `source`.
@@ -48,8 +48,8 @@ impl AnnounceDetails for HttpDetails<'_> {
     }
 }
 
-/// Room for the peers of a response, kept from one request to the next: clearing it would cost more
-/// than most announces do.
+/// Buffers for the peers of a response, reused without clearing: clearing would cost more than most
+/// announces.
 pub(super) struct Peers {
     v4: Box<[u8; PEERS_MAX * PeerKind::V4.bytes()]>,
     v6: Box<[u8; PEERS_MAX * PeerKind::V6.bytes()]>,
@@ -64,7 +64,7 @@ impl Default for Peers {
     }
 }
 
-/// What the response to an announce states.
+/// The content of the response to an announce.
 pub(super) struct HttpAnnounceResponse<'a> {
     summary: AnnounceResponse,
     v4: &'a [u8],
@@ -72,7 +72,7 @@ pub(super) struct HttpAnnounceResponse<'a> {
 }
 
 impl Peers {
-    /// Announces; the peers chosen are of both families.
+    /// Passes the announce to the tracker; the chosen peers are of both families.
     pub(super) fn announce(
         &mut self,
         tracker: &mut Tracker,
@@ -89,9 +89,9 @@ impl Peers {
     }
 }
 
-/// Writes the response. `peers` and `peers6` are always there: some clients fail a response that
-/// lacks the one, and take the other for a sign of IPv6. Peers as dictionaries (BEP 3) are in one
-/// list, without ids, which the tracker does not keep.
+/// Writes the response. `peers` and `peers6` are always present: some clients reject a response
+/// without `peers`, and take `peers6` as a sign of IPv6 support. Peers as dictionaries (BEP 3) are
+/// in one list, without peer ids, which the tracker does not keep.
 pub(super) fn write(
     announce: &Announce,
     response: &HttpAnnounceResponse<'_>,
@@ -134,7 +134,7 @@ fn write_list(response: &HttpAnnounceResponse<'_>, mut list: ListWriter<'_>) {
     });
     for (address, port) in v4.chain(v6) {
         text.clear();
-        let _ = write!(text, "{address}"); // a string takes all
+        let _ = write!(text, "{address}"); // writing to a string never fails
         let mut peer = list.dict();
         peer.bytes(b"ip", text.as_bytes());
         peer.integer(b"port", port.into());

@@ -1,5 +1,5 @@
-//! The HTTP front end: the bytes of a connection in, the bytes of its responses out. Sans-I/O; the
-//! stream worker reads, writes and keeps the deadlines.
+//! The HTTP front end: request bytes in, response bytes out. Sans-I/O: the stream worker reads,
+//! writes and enforces the deadlines.
 //!
 //! ```text
 //! announce   / /announce /announce/PASSKEY /PASSKEY/announce      with info_hash
@@ -8,10 +8,10 @@
 //! WebSocket  an upgrade on any path
 //! ```
 //!
-//! Where none is needed, a passkey is ignored: announce URLs of other trackers go on working. A
-//! request that names an info-hash gets a response with status 200 and bencode even if it is
-//! refused, on the wrong path, or wrong in HTTP, because clients show `failure reason` and lose the
-//! body of an error. Nothing a client sent is ever sent back.
+//! A passkey is ignored where none is required, so that announce URLs of other trackers continue to
+//! work. A request that names an info-hash gets a bencoded response with status 200 even if it is
+//! refused, on the wrong path, or invalid HTTP, because clients show `failure reason` and discard
+//! the body of an HTTP error. A response never contains bytes from the client.
 
 mod announce;
 mod request;
@@ -39,22 +39,22 @@ pub use scrape_all::{FullScrape, FullScrapeLimits, PIECE_BYTES_MAX};
 
 pub use crate::protocol::http::HEAD_BYTES_MAX;
 
-/// What the operator may set; swapped whole on reload.
+/// The operator's settings, replaced as a whole on reload.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
-    /// Proxies whose headers about the source are trusted.
+    /// Proxies whose source headers are trusted.
     pub trusted_proxies: Vec<IpNet>,
-    /// The one header that is trusted, if there is but one.
+    /// The only trusted source header; `None`: all supported ones.
     pub source_header: Option<HopField>,
-    /// Whether a scrape of no torrent gets all of them.
+    /// Whether a scrape without an info-hash returns all torrents.
     pub full_scrape: bool,
-    /// Seconds a source has to wait between two full scrapes.
+    /// Least seconds between two full scrapes of a source.
     pub full_scrape_interval_s: u32,
-    /// Whether the statistics are for everyone.
+    /// Whether the statistics pages are public.
     pub public_stats: bool,
-    /// `warning message` of every announce; empty: none.
+    /// `warning message` of every announce response; empty: none.
     pub warning: String,
-    /// `tracker id` of every announce; empty: none.
+    /// `tracker id` of every announce response; empty: none.
     pub tracker_id: String,
 }
 
@@ -66,53 +66,54 @@ pub struct HttpFrontend {
     scratch: Scratch,
 }
 
-/// Memory that every request uses anew.
+/// Buffers that are reused by every request.
 #[derive(Default)]
 struct Scratch {
-    /// The body of the response: its length stands in front of it.
+    /// The body of the response, built first because its length precedes it.
     body: Vec<u8>,
-    /// Where peers are chosen into.
+    /// The chosen peers.
     peers: announce::Peers,
-    /// What a scrape asks for.
+    /// The info-hashes of a scrape.
     info_hashes: Vec<InfoHash>,
 }
 
-/// What became of the bytes received so far.
+/// The result of handling the bytes received so far.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReceiveOutcome {
-    /// The head is not complete: read on. Never returned for [`HEAD_BYTES_MAX`] bytes or more.
+    /// The head is not complete: more bytes are needed. Never returned for [`HEAD_BYTES_MAX`] bytes
+    /// or more.
     More,
     /// `consumed` bytes were a request, and its response was appended to the output.
     Responded {
-        /// Bytes to take away from the front of the input.
+        /// Bytes to remove from the front of the input.
         consumed: usize,
         /// Whether the connection may be used again.
         keep_alive: bool,
-        /// Where the request came from, if that became known.
+        /// The source of the request, if known.
         source: Option<IpAddr>,
-        /// What is counted.
+        /// The outcome, for the counters.
         outcome: Outcome,
     },
-    /// A WebSocket from here on: the 101 was appended to the output. What stands behind `consumed`
-    /// is the first frame.
+    /// The connection is now a WebSocket: the 101 response was appended to the output. The bytes
+    /// after `consumed` belong to the first frame.
     Upgraded {
-        /// Bytes to take away from the front of the input.
+        /// Bytes to remove from the front of the input.
         consumed: usize,
-        /// Who asked.
+        /// The source of the request.
         source: IpAddr,
-        /// The passkey in the path.
+        /// The passkey from the path.
         passkey: Option<Passkey>,
     },
-    /// The response is longer than memory should hold: its head was appended to the output, and
-    /// [`HttpFrontend::full_scrape`], which has to be called, makes the rest.
+    /// The response is too long to be held in memory: its head was appended to the output, and the
+    /// caller must call [`HttpFrontend::full_scrape`] for the body.
     FullScrape {
-        /// Bytes to take away from the front of the input.
+        /// Bytes to remove from the front of the input.
         consumed: usize,
         /// Whether the connection may be used again.
         keep_alive: bool,
-        /// Who asked.
+        /// The source of the request.
         source: IpAddr,
-        /// How to write it.
+        /// The content coding of the body.
         encoding: Encoding,
         /// Whether the body is to be sent in chunks (HTTP/1.1), or ended by closing (HTTP/1.0).
         chunked: bool,
@@ -122,7 +123,7 @@ pub enum ReceiveOutcome {
 /// Content codings of a full scrape.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Encoding {
-    /// As it is.
+    /// No coding.
     Identity,
     /// RFC 1952.
     Gzip,
@@ -131,13 +132,13 @@ pub enum Encoding {
 }
 
 impl HttpFrontend {
-    /// A front end; what `options` and `pages` hold may be replaced at any time.
+    /// Makes a front end; the contents of `options` and `pages` may be replaced at any time.
     pub fn new(options: Arc<ArcSwap<Options>>, pages: Arc<ArcSwap<Pages>>) -> Self {
         let options = arc_swap::Cache::new(options);
         Self { options, pages, full_scrapes: Arc::default(), scratch: Scratch::default() }
     }
 
-    /// The same, under limits on full scrapes that all workers share.
+    /// Applies `limits` on full scrapes, which all workers share.
     #[must_use]
     pub fn with_full_scrapes(mut self, limits: Arc<FullScrapeLimits>) -> Self {
         self.full_scrapes = limits;
@@ -172,11 +173,11 @@ impl HttpFrontend {
         handler.respond(&request, out)
     }
 
-    /// The body of a [`ReceiveOutcome::FullScrape`] with this encoding and framing, to be written
-    /// on a thread of its own. Until it is dropped, no other full scrape starts.
+    /// Returns the body of a [`ReceiveOutcome::FullScrape`] with this encoding and framing, to be
+    /// written on a separate thread. No other full scrape starts until it is dropped.
     ///
     /// # Errors
-    /// If there is no memory for the encoder: the connection has to be closed.
+    /// If memory for the encoder is missing: the caller must close the connection.
     pub fn full_scrape(
         &self,
         listing: Listing,
@@ -188,7 +189,7 @@ impl HttpFrontend {
     }
 }
 
-/// What handling one request needs.
+/// The context of one request.
 struct RequestHandler<'a> {
     options: &'a Options,
     pages: &'a ArcSwap<Pages>,
@@ -198,7 +199,7 @@ struct RequestHandler<'a> {
     now: Now,
 }
 
-/// What a path leads to.
+/// The target of a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Route {
     Announce,
@@ -250,14 +251,14 @@ impl RequestHandler<'_> {
         }
     }
 
-    /// Refuses, with the seconds after which the client may come back.
+    /// Refuses the request, with the seconds after which the client may retry.
     fn fail(
         &mut self,
         request: &HttpRequest<'_>,
         failure: RequestError,
         out: &mut Vec<u8>,
     ) -> ReceiveOutcome {
-        // A client spells a torrent in one way.
+        // The raw query value identifies the torrent: a client always encodes it in the same way.
         let torrent = || {
             let mut named = http::pairs(request.head.query).filter(|it| it.0 == b"info_hash");
             named.next().map_or(&[][..], |it| it.1)
@@ -355,8 +356,8 @@ impl RequestHandler<'_> {
     }
 }
 
-/// The last segment decides before the first: clients make a scrape URL by putting `scrape` in
-/// place of a last `announce` (BEP 48). Empty segments do not count: some clients send
+/// The last segment takes precedence over the first: clients make a scrape URL by replacing the
+/// last `announce` by `scrape` (BEP 48). Empty segments are ignored: some clients send
 /// `//announce`.
 fn route(path: &[u8], query: &[u8]) -> Route {
     let mut segments = path.split(|it| *it == b'/').filter(|it| !it.is_empty());
@@ -379,10 +380,10 @@ fn route(path: &[u8], query: &[u8]) -> Route {
     }
 }
 
-/// A page is of its declared type, whatever a browser makes of its bytes.
+/// Prevents browsers from guessing a content type other than the declared one.
 const NOT_GUESSED: &str = "X-Content-Type-Options: nosniff\r\n";
 
-/// What `/` shows.
+/// The page at `/`.
 const FRONT_PAGE: &str = "\
 This is a BitTorrent tracker. To use it, put its address with /announce behind it into a torrent's
 list of trackers.

@@ -1,4 +1,4 @@
-//! One request and the forms its response can take.
+//! One request and the kinds of responses to it.
 
 use std::borrow::Cow;
 use std::net::IpAddr;
@@ -12,15 +12,15 @@ use crate::protocol::http::{
 };
 use crate::types::{Action, Refusal, Rejected};
 
-/// A request whose head was read.
+/// A request whose head was parsed.
 pub(super) struct HttpRequest<'a> {
     /// The head.
     pub(super) head: RequestHead<'a>,
-    /// What its fields come down to.
+    /// The values of its header fields.
     pub(super) fields: HeaderFields<'a>,
-    /// Where it comes from; `None` if a trusted proxy does not name it.
+    /// The source address; `None` if a trusted proxy does not name it.
     pub(super) source: Option<IpAddr>,
-    /// Whether the client wants to use the connection again (RFC 9112, 9.3).
+    /// Whether the client wants to reuse the connection (RFC 9112, 9.3).
     pub(super) keep_alive: bool,
 }
 
@@ -47,7 +47,8 @@ impl<'a> HttpRequest<'a> {
         self.fields.websocket && self.head.http_1_1 && self.head.method == Method::Get
     }
 
-    /// A page for people or their tools; `fields` are further ones, each with its line's end.
+    /// Responds with a page for people or their tools; `fields` are additional header fields, each
+    /// with its line end.
     pub(super) fn page(
         &self,
         content_type: &'static str,
@@ -60,7 +61,7 @@ impl<'a> HttpRequest<'a> {
         self.write_response(&response, self.keep_alive, out)
     }
 
-    /// What was asked for.
+    /// Responds with the bencoded result of an announce or scrape.
     pub(super) fn bencoded(
         &self,
         action: Action,
@@ -70,7 +71,8 @@ impl<'a> HttpRequest<'a> {
         self.write_response(&ok(body, Outcome::Answered(action)), self.keep_alive, out)
     }
 
-    /// A `failure reason`, and when trying again makes sense. `body` is memory to use.
+    /// Responds with a `failure reason` and the time of a useful retry. `body` is a buffer for the
+    /// body.
     pub(super) fn fail(
         &self,
         failure: &RequestError,
@@ -83,12 +85,12 @@ impl<'a> HttpRequest<'a> {
         self.write_response(&ok(body, Outcome::Refused(failure.refusal)), self.keep_alive, out)
     }
 
-    /// An HTTP error after which the connection can be used again.
+    /// Responds with an HTTP error after which the connection can be reused.
     pub(super) fn reject(&self, rejected: Rejected, out: &mut Vec<u8>) -> ReceiveOutcome {
         self.reject_with(&HttpResponse::of(rejected), self.keep_alive, out)
     }
 
-    /// An HTTP error; after so many seconds, the request may succeed.
+    /// Responds with an HTTP error; the request may succeed after `wait_s` seconds.
     pub(super) fn reject_for(
         &self,
         rejected: Rejected,
@@ -100,19 +102,20 @@ impl<'a> HttpRequest<'a> {
         self.write_response(&response, self.keep_alive, out)
     }
 
-    /// An HTTP error after which it is not certain where the next request begins.
+    /// Responds with an HTTP error and closes, because the start of the next request is uncertain.
     pub(super) fn reject_and_close(&self, rejected: Rejected, out: &mut Vec<u8>) -> ReceiveOutcome {
         self.reject_with(&HttpResponse::of(rejected), false, out)
     }
 
-    /// Invalid in HTTP, with a text that names the reason; the connection ends.
+    /// Responds to invalid HTTP with a text that names the reason; the connection closes.
     pub(super) fn reject_because(&self, text: &'static str, out: &mut Vec<u8>) -> ReceiveOutcome {
         let response =
             HttpResponse { body: text.as_bytes(), ..HttpResponse::of(Rejected::BadRequest) };
         self.reject_with(&response, false, out)
     }
 
-    /// An HTTP error, or for a client that asks for a torrent a failure that it can show.
+    /// Responds with an HTTP error or, if the request names a torrent, with a failure that the
+    /// client can show.
     fn reject_with(
         &self,
         error: &HttpResponse<'_>,
@@ -126,12 +129,13 @@ impl<'a> HttpRequest<'a> {
         self.write_response(&ok(&body, error.outcome), keep_alive, out)
     }
 
-    /// Whether a client of trackers asks, as far as is visible: browsers name no info-hash.
+    /// Whether the request comes from a BitTorrent client: browsers send no info-hash.
     pub(super) fn asks_for_torrent(&self) -> bool {
         !self.fields.websocket && http::has(self.head.query, b"info_hash")
     }
 
-    /// An upgrade whose source is not known: what asks for a WebSocket cannot read bencode.
+    /// Refuses an upgrade whose source is unknown, without bencode, which a WebSocket client cannot
+    /// read.
     pub(super) fn refuse_upgrade(&self, refusal: Refusal, out: &mut Vec<u8>) -> ReceiveOutcome {
         let outcome = Outcome::Refused(refusal);
         let body = refusal.text().as_bytes();
@@ -152,7 +156,7 @@ impl<'a> HttpRequest<'a> {
         self.responded(keep_alive, response.outcome)
     }
 
-    /// The end of a request whose response was written.
+    /// The outcome of a request whose response was written.
     pub(super) fn responded(&self, keep_alive: bool, outcome: Outcome) -> ReceiveOutcome {
         ReceiveOutcome::Responded {
             consumed: self.head.bytes,
@@ -162,7 +166,7 @@ impl<'a> HttpRequest<'a> {
         }
     }
 
-    /// Writes the head of a full scrape, and hands over to who writes the rest.
+    /// Writes the head of a full scrape; the stream worker writes the body.
     pub(super) fn full_scrape(&self, source: IpAddr, out: &mut Vec<u8>) -> ReceiveOutcome {
         self.write_full_scrape_head(out);
         ReceiveOutcome::FullScrape {
@@ -192,7 +196,7 @@ impl<'a> HttpRequest<'a> {
         head.write(out);
     }
 
-    /// HTTP/1.0 knows no chunks: the end of the connection is the end of the body.
+    /// HTTP/1.0 has no chunked coding: the end of the connection is the end of the body.
     fn keeps_alive_after_stream(&self) -> bool {
         self.keep_alive && self.head.http_1_1
     }
@@ -210,7 +214,7 @@ impl<'a> HttpRequest<'a> {
     }
 }
 
-/// Responds to bytes that are not a request; the connection cannot go on.
+/// Responds to bytes that are not a request; the connection cannot continue.
 pub(super) fn reject_and_close(
     rejected: Rejected,
     bytes: &[u8],
@@ -262,10 +266,11 @@ impl HttpResponse<'static> {
 }
 
 impl HttpResponse<'_> {
-    /// An error in the words that clients of trackers show: of a status other than 200 they show
-    /// its number at best (libtorrent), or complain that the page is not bencoded (rTorrent).
+    /// The error as a `failure reason`: for a status other than 200, clients show the number at
+    /// best (libtorrent), or report that the body is not bencoded (rTorrent).
     fn as_failure(&self) -> Vec<u8> {
-        // The operator of proxy or tracker may correct a path; what is malformed stays so.
+        // The operator of a proxy or tracker may correct a path; a malformed request stays
+        // malformed.
         let is_path = self.outcome == Outcome::Rejected(Rejected::NotFound);
         let mut body = Vec::new();
         let text = self.body.strip_suffix(b"\n").unwrap_or(self.body);
@@ -285,9 +290,9 @@ impl HttpResponse<'_> {
     }
 }
 
-/// Appends a `failure reason`, and when trying again makes sense: `retry in` (BEP 31), in minutes,
-/// and the same as `interval`: libtorrent knows nothing else in a failure, and waits for 30 minutes
-/// where it is missing. Without seconds, `retry in` is `otherwise`.
+/// Appends a `failure reason` and the time of a useful retry: `retry in` (BEP 31), in minutes, and
+/// the same time as `interval`, the only key that libtorrent reads in a failure (without it, it
+/// waits 30 minutes). Without `after_s`, `retry in` is `otherwise`.
 fn write_failure(text: &[u8], after_s: Option<u32>, otherwise: &[u8], body: &mut Vec<u8>) {
     let mut dict = Dict::new(body);
     dict.bytes(b"failure reason", text);
@@ -300,21 +305,20 @@ fn write_failure(text: &[u8], after_s: Option<u32>, otherwise: &[u8], body: &mut
     }
 }
 
-/// Seconds after which a path that leads nowhere may be tried again.
+/// Seconds after which an unknown path may be requested again.
 const PATH_RETRY_S: u32 = 1800;
 
-/// Why a client does not get what it asked for, with a text that names the reason.
+/// Why a request fails, with a text that names the reason.
 #[derive(Clone, Debug)]
 pub(super) struct RequestError {
     refusal: Refusal,
     text: Cow<'static, str>,
-    /// Seconds after which the client may try again, where they are known better than
-    /// [`retry_in`] knows them.
+    /// Seconds after which the client may retry, where more exact than [`retry_in`].
     after_s: Option<u32>,
 }
 
 impl RequestError {
-    /// With the operator's reason.
+    /// A refusal with the operator's reason.
     pub(super) fn because(refusal: Refusal, text: &str) -> Self {
         Self { text: Cow::Owned(text.to_owned()), ..refusal.into() }
     }
@@ -324,7 +328,7 @@ impl RequestError {
         self.refusal
     }
 
-    /// With so many seconds until the client may try again.
+    /// Sets the seconds after which the client may retry.
     pub(super) fn after(self, after_s: u32) -> Self {
         Self { after_s: Some(after_s), ..self }
     }
@@ -342,8 +346,9 @@ impl From<QueryError> for RequestError {
     }
 }
 
-/// Minutes after which a client may try again, as text (BEP 31). A proxy's configuration is changed
-/// by somebody; the same malformed request will never be right, nor the same software allowed.
+/// Minutes after which a client may retry, as text (BEP 31). An operator may correct a proxy's
+/// configuration; the same malformed request never becomes valid, and the same software is never
+/// allowed.
 fn retry_in(refusal: Refusal) -> &'static [u8] {
     match refusal {
         Refusal::NoSource | Refusal::Limited | Refusal::PasskeyLimit => b"30",

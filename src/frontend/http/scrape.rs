@@ -7,8 +7,8 @@ use crate::time::Now;
 use crate::tracker::{AdmitError, Tracker};
 use crate::types::{InfoHash, ScrapeEntry};
 
-/// Writes the counts of `info_hashes`, which ascend, each once. Torrents without counts have zeros:
-/// clients take a torrent that is missing for an error.
+/// Writes the counts of `info_hashes`, which are sorted and unique. Unknown torrents get zeros:
+/// clients treat a missing torrent as an error.
 pub(super) fn write(
     tracker: &mut Tracker,
     now: Now,

@@ -1,5 +1,5 @@
-//! A scrape of all torrents: its body is made piece by piece, on a thread of its own, in memory
-//! that does not grow with the store; and how often anyone may have one.
+//! A scrape of all torrents: its body is made piece by piece, on a separate thread, in memory that
+//! does not grow with the store; and the limits on how often a full scrape may start.
 
 use std::collections::HashMap;
 use std::io::{self, Write};
@@ -21,14 +21,14 @@ use crate::types::InfoHash;
 /// The longest piece, without the frame of its chunk.
 pub const PIECE_BYTES_MAX: usize = 64 * 1024;
 
-/// Torrents taken from the store at a time. Each time costs a walk over all of it; finding them
-/// takes up to twice as many entries of 36 bytes.
+/// Torrents read from the store at a time. Each read walks the whole store and needs memory for up
+/// to twice as many entries of 36 bytes.
 const PAGE_TORRENTS: usize = 512 * 1024;
 
-/// Bencode handed to the encoder at a time, more or less.
+/// Approximate bytes of bencode passed to the encoder at a time.
 const STEP_BYTES: usize = 16 * 1024;
 
-/// Sources remembered; while all of them have to wait, so has everyone else.
+/// Sources remembered; while all of them must wait, every other source must wait, too.
 const SOURCES_MAX: usize = 4096;
 
 /// The wait that a response names while another full scrape runs.
@@ -37,8 +37,8 @@ const BUSY_S: u32 = 10;
 /// zstd's own default: a third of gzip's time for less output.
 const ZSTD_LEVEL: i32 = 3;
 
-/// How often full scrapes may start: one runs at a time, and a source (an IPv4 address, an
-/// IPv6 /64) has to wait. Shared by all workers.
+/// Limits on full scrapes: one runs at a time, and a source (an IPv4 address, an IPv6 /64) must
+/// wait between two. Shared by all workers.
 #[derive(Debug, Default)]
 pub struct FullScrapeLimits {
     state: Mutex<State>,
@@ -47,15 +47,15 @@ pub struct FullScrapeLimits {
 #[derive(Debug, Default)]
 struct State {
     running: bool,
-    /// When each source may have the next, in seconds since the epoch.
+    /// When each source may start the next one, in seconds since the Unix epoch.
     next_s: HashMap<IpAddr, u64>,
 }
 
 impl FullScrapeLimits {
-    /// Lets a full scrape start, which has to be ended.
+    /// Starts a full scrape, which must be ended.
     ///
     /// # Errors
-    /// Seconds to wait.
+    /// The seconds to wait.
     pub(super) fn start(&self, now: Now, source: IpAddr, interval_s: u32) -> Result<(), u32> {
         let mut state = self.lock();
         if state.running {
@@ -63,7 +63,7 @@ impl FullScrapeLimits {
         }
         let (source, now_s) = (prefix_of(source), now.seconds());
         if let Some(next_s) = state.next_s.get(&source).filter(|it| **it > now_s) {
-            // The interval may have been shortened since.
+            // A reload may have shortened the interval since.
             return Err(u32::try_from(next_s - now_s).unwrap_or(u32::MAX).min(interval_s.max(1)));
         }
         if state.next_s.len() >= SOURCES_MAX {
@@ -86,7 +86,7 @@ impl FullScrapeLimits {
     }
 }
 
-/// What counts as one source: a site with one IPv6 address has 2^64 of them.
+/// The prefix that counts as one source: a site with one IPv6 address usually has 2^64.
 fn prefix_of(source: IpAddr) -> IpAddr {
     match source {
         IpAddr::V4(_) => source,
@@ -103,11 +103,12 @@ impl Drop for Permit {
     }
 }
 
-/// Where torrents come from: so many above an info-hash, ascending.
+/// The source of torrents: returns up to a number of torrents above an info-hash, in ascending
+/// order.
 pub(super) type TorrentSource =
     Box<dyn FnMut(Option<&InfoHash>, usize) -> Vec<ListedTorrent> + Send>;
 
-/// The body of a full scrape being made.
+/// The body of a running full scrape.
 pub struct FullScrape {
     _permit: Permit,
     source: TorrentSource,
@@ -125,12 +126,12 @@ enum ScrapeProgress {
     New,
     /// Torrents are being written.
     Torrents,
-    /// All is in the encoder.
+    /// All torrents were passed to the encoder.
     Done,
 }
 
 impl FullScrape {
-    /// A body in `encoding`, of a scrape that `limits` let start.
+    /// Makes a body in `encoding`, for a full scrape that `limits` has permitted.
     pub(super) fn new(
         limits: Arc<FullScrapeLimits>,
         source: TorrentSource,
@@ -151,10 +152,10 @@ impl FullScrape {
     }
 
     /// Appends the next piece to `out`: at most [`PIECE_BYTES_MAX`] bytes, framed as a chunk (RFC
-    /// 9112, 7.1) where that was agreed. Says whether there are more.
+    /// 9112, 7.1) if the body is chunked. Returns whether there are more pieces.
     ///
     /// # Errors
-    /// If the encoder runs out of memory: the connection has to be closed.
+    /// If the encoder runs out of memory: the caller must close the connection.
     pub fn write_piece(&mut self, out: &mut Vec<u8>) -> io::Result<bool> {
         while self.progress != ScrapeProgress::Done && self.encoder.ready().len() < PIECE_BYTES_MAX
         {
@@ -180,7 +181,7 @@ impl FullScrape {
         Ok(more)
     }
 
-    /// Makes the next bencode, into `step`.
+    /// Writes the next part of the bencode to `step`.
     fn make_step(&mut self) {
         self.step.clear();
         if self.progress == ScrapeProgress::New {
@@ -209,7 +210,7 @@ impl FullScrape {
     }
 }
 
-/// Bytes in, bytes of a content coding out.
+/// An encoder of a content coding.
 enum Encoder {
     Identity(Vec<u8>),
     Gzip(GzEncoder<Vec<u8>>),
@@ -241,7 +242,7 @@ impl Encoder {
         }
     }
 
-    /// What came out and was not taken.
+    /// Output that was not taken yet.
     fn ready(&mut self) -> &mut Vec<u8> {
         match self {
             Self::Identity(bytes) => bytes,
@@ -251,8 +252,8 @@ impl Encoder {
     }
 }
 
-/// The coding that a client likes best of those we have (RFC 9110, 12.5.3); of those it likes
-/// alike, the one that costs least.
+/// The supported coding with the client's highest weight (RFC 9110, 12.5.3); among equal weights,
+/// the cheapest coding.
 pub(super) fn encoding_of<'a>(accepted: impl Iterator<Item = &'a [u8]>) -> Encoding {
     let mut best = (0.0, 0, Encoding::Identity);
     for element in accepted.flat_map(tokens) {
@@ -271,7 +272,7 @@ pub(super) fn encoding_of<'a>(accepted: impl Iterator<Item = &'a [u8]>) -> Encod
     best.2
 }
 
-/// A weight; what is none counts as unwanted.
+/// A weight (qvalue); an invalid weight counts as 0.
 fn weight_of(text: &[u8]) -> f32 {
     let weight = std::str::from_utf8(text).ok().and_then(|it| it.parse::<f32>().ok());
     weight.filter(|it| (0.0..=1.0).contains(it)).unwrap_or(0.0)

@@ -1,5 +1,5 @@
-//! The opening handshake of a WebSocket (RFC 6455, 4.2), on any path: browsers are given tracker
-//! addresses with and without one.
+//! The opening handshake of a WebSocket (RFC 6455, 4.2), on any path: tracker URLs in use have
+//! various paths or none.
 
 use tungstenite::handshake::derive_accept_key;
 
@@ -11,7 +11,7 @@ use crate::types::{Refusal, Rejected};
 /// Bytes of a `Sec-WebSocket-Key`: 16 in base64.
 const KEY_BYTES: usize = 24;
 
-/// Responds to a request for a WebSocket. No extension and no subprotocol is agreed to.
+/// Responds to a request for a WebSocket. Extensions and subprotocols are not negotiated.
 pub(super) fn respond(request: &HttpRequest<'_>, out: &mut Vec<u8>) -> ReceiveOutcome {
     if request.fields.websocket_version != Some(b"13") {
         return request.reject_and_close(Rejected::BadUpgrade, out);

@@ -1,8 +1,9 @@
-//! Where each peer is: the one thing that the WebTorrent front ends of all workers share.
+//! The socket of each WebRTC peer: the only state that the WebTorrent front ends of all workers
+//! share.
 //!
-//! A route is written before its peer joins a swarm, and is taken back together with the peer,
-//! under the route's lock. So a peer that comes back on a new socket while its old one closes is
-//! never thrown out by the old one's end, whichever of two workers is faster.
+//! A route is written before its peer joins a swarm, and is removed together with the peer, under
+//! the route's lock. So the end of an old socket never removes a peer that has returned on a new
+//! socket, whichever of the two workers is faster.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -14,59 +15,59 @@ use siphasher::sip128::{Hasher128, SipHasher24};
 use crate::protocol::webtorrent::OfferId;
 use crate::types::{InfoHash, PeerId, Scope, WebPeer};
 
-/// Where a socket is: the worker, its slot there, and which of the slot's sockets, so that a
-/// message for one that has gone is lost.
+/// The address of a socket: the worker, the slot, and the generation of the slot, so that a message
+/// for a closed socket never reaches the next socket in its slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct SocketRoute {
     /// The stream worker.
     pub worker: u16,
     /// The slot in the worker's list of connections.
     pub slot: u32,
-    /// How often the slot was used before.
+    /// The number of earlier sockets in the slot.
     pub generation: u32,
 }
 
-/// Where every WebRTC peer's socket is. Shared by all workers.
+/// The routes of all WebRTC peers. Shared by all workers.
 pub struct Directory {
-    /// SipHash-2-4 with 128 bits of output: names that no client can make collide.
+    /// SipHash-2-4 with 128 bits of output: clients cannot construct colliding names.
     names: SipHasher24,
     routes: DashMap<WebPeer, SocketRoute, RandomState>,
 }
 
 impl fmt::Debug for Directory {
-    /// Without the key.
+    /// Does not print the key.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Directory").field("peers", &self.peers()).finish_non_exhaustive()
     }
 }
 
 impl Default for Directory {
-    /// An empty directory under a random key.
+    /// An empty directory with a random key.
     fn default() -> Self {
         let mut key = [0; 16];
-        // Fails on no Linux that has getrandom; a known key would be worse than no tracker.
+        // Never fails on a Linux with getrandom; a predictable key would be worse than no tracker.
         getrandom::fill(&mut key).unwrap_or_else(|error| unreachable!("no randomness: {error}"));
         Self::new(&key)
     }
 }
 
-/// An offer as the socket that it was handed to remembers it: a keyed hash of torrent, offer id and
-/// the offerer's peer id.
+/// The key of an offer in the receiving socket's memory: a keyed hash of torrent, offer id and the
+/// offerer's peer id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct OfferKey([u8; 16]);
 
-/// Lengths of network that a source is counted by.
+/// The number of network lengths that a source is counted by.
 pub(super) const NETWORKS: usize = 3;
 
-/// Leading bits of the networks around an IPv6 address that count, the narrowest first: whoever has
-/// an address has a /64, a site has a /48, a provider a /32 or several.
+/// Prefix lengths by which an IPv6 source is counted, the narrowest network first: the owner of an
+/// address has a /64, a site has a /48, a provider has one or several /32.
 const V6_BITS: [u32; NETWORKS] = [64, 48, 32];
 
-/// The same of an IPv4 address.
+/// Prefix lengths by which an IPv4 source is counted.
 const V4_BITS: [u32; NETWORKS] = [32, 24, 16];
 
-/// The networks around a source that makes offers, as numbers that clients cannot choose. Two
-/// networks may share a number.
+/// The networks of a source of offers, as numbers that clients cannot choose. Two networks may
+/// share a number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct OfferNetworks(pub(super) [u16; NETWORKS]);
 
@@ -77,13 +78,13 @@ impl Directory {
         Self { names: SipHasher24::new_with_key(key), routes }
     }
 
-    /// Peers that can be reached.
+    /// The number of reachable peers.
     pub fn peers(&self) -> usize {
         self.routes.len()
     }
 
-    /// The name of a client's peer. It begins with what tells its network, a public IPv4 /24 or
-    /// IPv6 /48; in a local network every peer counts by itself.
+    /// The name of a client's peer. It begins with a hash of its network, a public IPv4 /24 or IPv6
+    /// /48; in a local network every peer is a network of its own.
     pub(super) fn web_peer(
         &self,
         info_hash: &InfoHash,
@@ -102,12 +103,13 @@ impl Directory {
         WebPeer(name)
     }
 
-    /// The name of an offer. Of another length than what a peer is named by, so never mistaken.
+    /// The key of an offer. Its hash input differs in length from that of a peer's name, so the two
+    /// cannot be confused.
     pub(super) fn offer_key(&self, info_hash: &InfoHash, id: &OfferId, from: &PeerId) -> OfferKey {
         OfferKey(self.hash(&info_hash.0, &from.0, &id.0))
     }
 
-    /// What offers of one source are counted under at each socket that they go to.
+    /// The networks under which each receiving socket counts the offers of a source.
     pub(super) fn networks(&self, source: IpAddr) -> OfferNetworks {
         let (bits, lengths) = match source {
             IpAddr::V4(address) => (u128::from(address.to_bits()) << 96, V4_BITS),
@@ -123,7 +125,7 @@ impl Directory {
         }))
     }
 
-    /// A key for what is drawn by lot, unknown to clients as the directory's own is.
+    /// A key for random lots, as unknown to clients as the directory's own.
     pub(super) fn key_by_lot(&self) -> u64 {
         let mut hasher = self.names;
         std::hash::Hasher::write(&mut hasher, b"lots");
@@ -142,13 +144,13 @@ impl Directory {
         self.routes.get(peer).map(|it| *it)
     }
 
-    /// From now on the peer is at `route`, wherever it was before.
+    /// Sets the peer's route, replacing any earlier one.
     pub(super) fn enter(&self, peer: WebPeer, route: SocketRoute) {
         self.routes.insert(peer, route);
     }
 
-    /// Takes the peer out if it still is at `route`, and calls `leave` before anyone can enter it
-    /// again.
+    /// Removes the peer if its route still is `route`, and calls `leave` before the peer can be
+    /// entered again.
     pub(super) fn leave(&self, peer: &WebPeer, route: SocketRoute, leave: impl FnOnce()) {
         self.routes.remove_if(peer, |_, current| {
             let is_here = *current == route;

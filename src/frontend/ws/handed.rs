@@ -1,18 +1,18 @@
-//! The offers that are handed to one socket: a quota for each of its torrents, which networks share
-//! fairly, and the memory of those that may still be answered.
+//! The offers handed to one socket: a quota for each of its torrents, shared fairly between
+//! networks, and the memory of offers that may still be answered.
 //!
 //! ```text
 //! score of an offer = offers of its network in the last minute / shares of such a network, the
 //!                     most of: IPv6 /64 1, /48 2, /32 8; IPv4 /32 1, /24 2, /16 8
 //! ```
 //!
-//! An offer is handed over at once or never. Over the quota it has to displace one that was: that
-//! of the highest score, and among equals that of the network which drew the worst lot for this
-//! minute. So the order of arrival decides nothing: who floods makes room for who does not, of n
-//! networks that ask for the same each has a chance of quota / n, and asking again improves it for
-//! nobody. Within one network each offer draws a lot. What was displaced counts no more, and may be
-//! answered still. The receiver pays for that with more offers than the quota: of n networks,
-//! quota × (1 + ln(n / quota)), and four times the quota if each of them first used it up alone.
+//! An offer is handed over at once or never. Over the quota it must displace an earlier offer: the
+//! one with the highest score and, among equal scores, that of the network with the worst lot for
+//! this minute. So the order of arrival decides nothing: a network that floods loses against one
+//! that does not, each of n networks with equal demand has a chance of quota / n, and repeating
+//! does not improve it. Within one network each offer draws a lot. A displaced offer no longer
+//! counts, but may still be answered. So the receiver gets more than the quota: from n networks,
+//! quota × (1 + ln(n / quota)), and four times the quota if each first used it up alone.
 
 use std::collections::VecDeque;
 
@@ -24,30 +24,31 @@ use super::directory::{NETWORKS, OfferKey, OfferNetworks};
 use crate::time::Now;
 use crate::types::WebPeer;
 
-/// How long an offer waits for its answer: clients give up after 50 seconds. It is also the time
-/// over which offers to a socket are limited, so that one list serves both.
+/// Seconds for which an offer may be answered: clients give up after 50 seconds. Also the period of
+/// the limit on offers to a socket, so that one list serves both.
 pub const OFFER_AGE_S_MAX: u64 = 60;
 
-/// Most offers that a socket is handed in a minute, for all of its torrents, unless the quota of
-/// one is higher; and most that it remembers: 56 KiB. A seeder of 1000 torrents gets 17 a second.
+/// The most offers that a socket is handed in a minute for all of its torrents, unless the quota of
+/// one torrent is higher; and the most that it remembers: 56 KiB. A seeder of 1000 torrents gets 17
+/// a second.
 const OFFERS_MAX: usize = 1024;
 
-/// Most offers that a socket remembers where there is no quota: 224 KiB. A load tester answers
-/// within a second, so 4000 offers a second and socket can be answered.
+/// The most offers that a socket remembers without a quota: 224 KiB. A load tester answers within a
+/// second, so a socket can answer 4000 offers a second.
 const OFFERS_UNLIMITED_MAX: usize = 4096;
 
-/// What a network of each length may hand over beside one of the narrowest.
+/// The share of a network of each length, relative to the narrowest.
 const SHARES: [u32; NETWORKS] = [1, 2, 8];
 
-/// The least common multiple of the shares: scores are whole numbers.
+/// The least common multiple of the shares, so that scores are whole numbers.
 const SCALE: u32 = 8;
 
-/// Counts of networks at a time, of each length. Tags are of 16 bits and random; two networks of
-/// one minute share a count once in 4096 times, and a fate then.
+/// Counters of networks, for each length. Tags are random and have 16 bits; two networks of one
+/// minute share a counter, and so their score, with a probability of 1 in 4096.
 const CELLS: usize = 4096;
 
-/// Of one network, so many times the quota are handed over at most: else its lots would let it
-/// double the offers by asking a hundred times as often.
+/// The most offers of one network, in multiples of the quota: without this bound, a network that
+/// offers a hundred times as often would double its offers by better lots.
 const OWN_TIMES_MAX: usize = 2;
 
 /// The offers handed to one socket in the last minute.
@@ -57,7 +58,7 @@ pub(super) struct HandedOffers {
     list: VecDeque<HandedOffer>,
 }
 
-/// The order of networks for one offer, which no client can predict.
+/// The random order of networks, which no client can predict.
 #[derive(Debug)]
 pub(super) struct NetworkLots {
     hash: RandomState,
@@ -65,7 +66,7 @@ pub(super) struct NetworkLots {
 }
 
 impl NetworkLots {
-    /// Those that follow from a key.
+    /// The lots that follow from a key.
     pub(super) fn new(key: u64) -> Self {
         let mut random = Rng::with_seed(key);
         let mut seed = || random.u64(..);
@@ -73,7 +74,7 @@ impl NetworkLots {
         Self { hash, random }
     }
 
-    /// The lot of a network, in one torrent of one socket and this minute.
+    /// The lot of a network for one torrent of one socket in this minute.
     fn of_network(&self, now: Now, torrent: u32, networks: OfferNetworks) -> u16 {
         let [narrowest, ..] = networks.0;
         let minute = now.seconds() / OFFER_AGE_S_MAX;
@@ -82,10 +83,10 @@ impl NetworkLots {
     }
 }
 
-/// Which offers a socket is to be handed.
+/// The limit on offers to a socket.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Quota {
-    /// Offers a minute and torrent; 0: any number.
+    /// Offers per minute and torrent; 0: no limit.
     pub(super) per_minute_max: u32,
 }
 
@@ -98,7 +99,7 @@ impl Quota {
         self.per_minute_max as usize
     }
 
-    /// Most offers that are remembered.
+    /// The most offers that are remembered.
     fn remembered_max(self) -> usize {
         match self.per_torrent_max() {
             0 => OFFERS_UNLIMITED_MAX,
@@ -112,20 +113,21 @@ struct HandedOffer {
     key: OfferKey,
     offerer: WebPeer,
     at: Now,
-    /// The peer it was handed to, which is the socket's part in one torrent: what of its name comes
-    /// behind its network's two bytes, and is random.
+    /// The receiving peer, which identifies the torrent within the socket: the random bytes of its
+    /// name after the two bytes of its network.
     torrent: u32,
     networks: OfferNetworks,
-    /// The lots of its network and its own: of equals, the highest is displaced first.
+    /// The lot of its network and its own lot: among equal scores, the highest is displaced first.
     lots: (u16, u16),
-    /// Whether it uses up the quota: it does not once it was displaced, nor from exempt networks.
+    /// Whether it counts against the quota: not after it was displaced, and not if it comes from an
+    /// exempt network.
     counts: bool,
     is_open: bool,
 }
 
 impl HandedOffers {
-    /// Remembers an offer to `to`, one of the socket's peers, if it may be handed over; returns
-    /// whether it may.
+    /// Remembers an offer to `to`, one of the socket's peers, if the quota allows it; returns
+    /// whether it does.
     pub(super) fn take(
         &mut self,
         now: Now,
@@ -154,7 +156,7 @@ impl HandedOffers {
         may
     }
 
-    /// Says whether the quota of its torrent has room for `new` now.
+    /// Makes room for `new` in the quota of its torrent; returns whether there is room.
     fn make_room_in_torrent(&mut self, new: &HandedOffer, quota: Quota) -> bool {
         let in_torrent = self.list.iter().filter(|it| it.torrent == new.torrent);
         let (counted, handed) =
@@ -173,8 +175,9 @@ impl HandedOffers {
         true
     }
 
-    /// Says whether the socket's memory has room for `new` now. What counts no more is forgotten
-    /// first. What comes from exempt networks is handed over in any case, and the oldest forgotten.
+    /// Makes room for `new` in the socket's memory; returns whether there is room. Offers that no
+    /// longer count are forgotten first. An offer from an exempt network is always handed over; the
+    /// oldest offer is then forgotten.
     fn make_room(&mut self, new: &HandedOffer, quota: Quota) -> bool {
         if self.list.len() < quota.remembered_max() {
             return true;
@@ -188,7 +191,7 @@ impl HandedOffers {
         forgotten.and_then(|at| self.list.remove(at)).is_some()
     }
 
-    /// Who made the offer that is answered; an offer is answered once.
+    /// Returns the peer that made the answered offer, and forgets the offer: it is answered once.
     pub(super) fn answer(&mut self, now: Now, key: OfferKey) -> Option<WebPeer> {
         self.forget(now);
         let mut newest_first = self.list.iter_mut().rev();
@@ -197,13 +200,13 @@ impl HandedOffers {
         Some(offer.offerer)
     }
 
-    /// Bytes of memory beside the value itself: 56 an offer, and at most 56 KiB, 224 KiB where
-    /// there is no quota, or 112 times the quota where it is higher than [`OFFERS_MAX`].
+    /// Bytes of heap memory: 56 per offer, and at most 56 KiB, 224 KiB without a quota, or 112
+    /// times the quota where that is higher than [`OFFERS_MAX`].
     pub(super) fn bytes(&self) -> usize {
         self.list.capacity() * size_of::<HandedOffer>()
     }
 
-    /// Which of its rivals makes room for `new`; none where `new` has the least right itself.
+    /// The rival that `new` displaces; `None` where `new` itself ranks lowest.
     fn loser(&self, new: &HandedOffer, rivals: impl Fn(&HandedOffer) -> bool) -> Option<usize> {
         let mut used = OfferCounts::default();
         used.add(new.networks);
@@ -224,7 +227,7 @@ impl HandedOffers {
     }
 }
 
-/// How many offers came from each network, by its tag.
+/// The number of offers of each network, by its tag.
 struct OfferCounts([[u16; CELLS]; NETWORKS]);
 
 impl Default for OfferCounts {
@@ -241,7 +244,7 @@ impl OfferCounts {
         }
     }
 
-    /// Offers for each share, in units of 1 / [`SCALE`], of the network that has most of them.
+    /// The highest score of these networks: offers per share, in units of 1 / [`SCALE`].
     fn score(&self, networks: OfferNetworks) -> u32 {
         let counts = self.0.iter().zip(networks.0).map(|(it, tag)| it[usize::from(tag) % CELLS]);
         let scores = counts.zip(SHARES).map(|(count, shares)| u32::from(count) * SCALE / shares);

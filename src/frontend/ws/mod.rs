@@ -1,5 +1,5 @@
-//! The WebTorrent front end: a text message of a WebSocket in, messages for it and for others out.
-//! Sans-I/O; frames, queues and threads are the stream worker's.
+//! The WebTorrent front end: a text message of a WebSocket in, messages for this and other sockets
+//! out. Sans-I/O: frames, queues and threads belong to the stream worker.
 //!
 //! ```text
 //! announce ─▶ tracker ─▶ response, and a few WebRTC peers ─▶ directory ─▶ one offer to each
@@ -7,8 +7,9 @@
 //! answer   ─▶ the session finds that offer ─▶ directory ─▶ the socket of the peer that made it
 //! ```
 //!
-//! No peer is found by a peer id that a client names: offers go to peers that the store chose from
-//! their swarm, answers to where a remembered offer came from. So nothing gets into another swarm.
+//! No peer is looked up by a peer id from a client: offers go to peers that the store chose from
+//! their swarm, answers to the peer that made the remembered offer. So no message crosses from one
+//! swarm to another.
 
 mod directory;
 mod handed;
@@ -38,25 +39,25 @@ use directory::{OfferKey, OfferNetworks};
 use handed::{NetworkLots, Quota};
 use session::SocketPeer;
 
-/// The longest message taken from a client, in bytes.
+/// The longest message accepted from a client, in bytes.
 pub const MESSAGE_BYTES_MAX: usize = 64 * 1024;
 
-/// Most offers of one announce that are handed on, whatever the options say.
+/// The upper bound of [`Options::offers_max`].
 pub const OFFERS_LIMIT: usize = 64;
 
 const WEB_PEER_BYTES: usize = size_of::<WebPeer>();
 
-/// What the operator may set; swapped whole on reload.
+/// The operator's settings, replaced as a whole on reload.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// Seconds until the next announce.
     pub interval_s: u32,
-    /// Most offers taken from one announce.
+    /// The most offers used of one announce.
     pub offers_max: u32,
-    /// Most offers handed to one socket in a minute, for each of its torrents; 0: any number. For
-    /// offers from networks under no limit there is no such limit either.
+    /// The most offers handed to one socket in a minute, for each of its torrents; 0: no limit.
+    /// Offers from exempt networks are not limited.
     pub offers_per_minute_max: u32,
-    /// Most swarms that one socket may be in.
+    /// The most swarms of one socket.
     pub torrents_max: u32,
 }
 
@@ -69,24 +70,24 @@ impl Default for Options {
 /// An offer or answer from one socket to another.
 #[derive(Clone, Debug)]
 pub struct PeerMessage {
-    /// The peer that it is for: it may have left while the message was on its way.
+    /// The receiving peer: it may leave while the message is in transit.
     to: WebPeer,
-    /// Of an offer: what its receiver remembers.
+    /// For an offer: the data that its receiver remembers.
     offer: Option<PendingOffer>,
     /// The message for the client.
     text: Vec<u8>,
 }
 
-/// An offer on its way.
+/// An offer in transit.
 #[derive(Clone, Copy, Debug)]
 struct PendingOffer {
-    /// How its answer will name it.
+    /// The key by which its answer finds it.
     key: OfferKey,
     /// The peer that made it.
     offerer: WebPeer,
-    /// Where it comes from.
+    /// The networks of its source.
     networks: OfferNetworks,
-    /// Whether that is under no limit.
+    /// Whether its source is exempt from limits.
     is_exempt: bool,
 }
 
@@ -97,14 +98,14 @@ impl PeerMessage {
     }
 }
 
-/// What a message led to.
+/// The result of handling a message.
 #[derive(Debug, Default)]
 pub struct Outbox {
     /// Text messages for the socket itself, in order.
     pub responses: Vec<Vec<u8>>,
-    /// Messages for other sockets, and maybe for this one under another of its peer ids.
+    /// Messages for other sockets, and for this socket where another of its peers is the receiver.
     pub messages: Vec<(SocketRoute, PeerMessage)>,
-    /// How many offers and answers did not become messages, and why.
+    /// The number of offers and answers that were not delivered, by reason.
     pub lost: Vec<(DeliveryFailure, usize)>,
 }
 
@@ -116,18 +117,18 @@ pub struct WsFrontend {
 }
 
 impl WsFrontend {
-    /// A front end; what `options` holds may be replaced at any time.
+    /// Makes a front end; the contents of `options` may be replaced at any time.
     pub fn new(directory: Arc<Directory>, options: Arc<ArcSwap<Options>>) -> Self {
         let lots = NetworkLots::new(directory.key_by_lot());
         Self { directory, options: arc_swap::Cache::new(options), lots }
     }
 
-    /// A new socket at `route`, of a client at `source`.
+    /// Makes the session of a new socket at `route`, of a client at `source`.
     pub fn open(&mut self, route: SocketRoute, source: IpAddr) -> SocketSession {
         SocketSession::new(route, source)
     }
 
-    /// The same, of a client that showed a passkey in the path of its upgrade.
+    /// As [`Self::open`], with the passkey from the path of the upgrade.
     pub fn open_with(
         &mut self,
         route: SocketRoute,
@@ -141,8 +142,8 @@ impl WsFrontend {
 
     /// Handles one message of at most [`MESSAGE_BYTES_MAX`] bytes; appends to `outbox`.
     ///
-    /// There is one response to every message but an answer, which gets none: also not where it
-    /// answers nothing that was offered, for clients race with each other and with time. That is
+    /// Every message gets one response, except an answer, which gets none, even if it matches no
+    /// remembered offer: the offer may have been answered or have expired meanwhile. That case is
     /// counted as [`Rejected::BadMessage`].
     pub fn handle(
         &mut self,
@@ -156,10 +157,10 @@ impl WsFrontend {
         MessageHandler { directory, options, tracker, now, session, outbox }.respond(message)
     }
 
-    /// Takes a message from another socket; appends what its client gets to `outbox`.
+    /// Takes a message from another socket; appends the message for the client to `outbox`.
     ///
     /// # Errors
-    /// Why it gets nothing: the peer may have left, or have been offered enough.
+    /// Why the client gets no message: the peer may have left, or the quota of offers is used up.
     pub fn receive(
         &mut self,
         now: Now,
@@ -181,10 +182,10 @@ impl WsFrontend {
         Ok(())
     }
 
-    /// What a socket needs now and then, whatever its client sends: peers that the tracker forgets,
-    /// because they have not announced for too long, leave. A client that has lost count of its
-    /// torrents would else hold their places until its socket closes. So do peers that may not be
-    /// served any more: offers would go on reaching them until they announce.
+    /// Periodic upkeep of a socket, whatever its client sends. Peers that have not announced for
+    /// too long leave, as in the store; otherwise a client that no longer announces them would
+    /// occupy their places until its socket closes. Peers that may no longer be served leave as
+    /// well; otherwise they would receive offers until they announce.
     pub fn tend(&mut self, tracker: &mut Tracker, now: Now, session: &mut SocketSession) {
         drop_silent(&self.directory, tracker, now, session);
         let SocketSession { source, route, .. } = *session;
@@ -200,7 +201,7 @@ impl WsFrontend {
         session.passkey = passkey;
     }
 
-    /// The socket has closed: its peers leave.
+    /// Handles the end of a socket: its peers leave.
     pub fn close(&mut self, tracker: &mut Tracker, now: Now, session: SocketSession) {
         for peer in session.peers() {
             let passkey = session.passkey.as_deref().map(Passkey::as_bytes);
@@ -210,7 +211,7 @@ impl WsFrontend {
     }
 }
 
-/// What handling one message needs.
+/// The context of one message.
 struct MessageHandler<'a> {
     directory: &'a Directory,
     options: &'a Options,
@@ -265,14 +266,14 @@ impl MessageHandler<'_> {
             let chosen = &room[..announced.bytes.iter().sum()];
             self.hand_offers(request, name, chosen);
         } else {
-            // Nor is it anywhere else: memory is short here as well.
+            // The session drops it, too, because memory is short.
             self.session.leave(&name);
             self.directory.leave(&name, self.session.route, || {});
         }
         Outcome::Answered(Action::Announce)
     }
 
-    /// Whether the socket may be in the swarm of one more peer, or is in that already.
+    /// Whether the socket may join one more swarm, or is already in that of this peer.
     fn has_room_for(&mut self, name: &WebPeer) -> bool {
         let torrents_max = self.options.torrents_max as usize;
         let is_full = |session: &SocketSession| session.torrents() >= torrents_max;
@@ -283,7 +284,7 @@ impl MessageHandler<'_> {
         !is_full(self.session)
     }
 
-    /// Hands an announce to the tracker.
+    /// Passes an announce to the tracker.
     fn submit(
         &mut self,
         request: &AnnounceMessage<'_>,
@@ -328,8 +329,8 @@ impl MessageHandler<'_> {
         Outcome::Refused(refusal)
     }
 
-    /// Hands one offer to each peer that was chosen. A peer whose socket has just gone is passed
-    /// over: its offer will not be answered, as clients expect of most.
+    /// Hands one offer to each chosen peer. A peer whose socket has just closed is skipped: its
+    /// offer gets no answer, which is normal for clients.
     fn hand_offers(&mut self, request: &AnnounceMessage<'_>, offerer: WebPeer, chosen: &[u8]) {
         let (chosen, []) = chosen.as_chunks::<WEB_PEER_BYTES>() else {
             unreachable!("only WebRTC peers were asked for");
@@ -353,8 +354,8 @@ impl MessageHandler<'_> {
         }
     }
 
-    /// A peer leaves at its own request, which counts also where its socket is another one, and
-    /// whatever the response: the tracker applies every stop.
+    /// Removes a peer at its own request, also from another socket, and whatever the response: the
+    /// tracker applies every stop.
     fn stop(&mut self, request: &AnnounceMessage<'_>) -> Outcome {
         let (announce, name) = self.announce_of(request);
         let stopped = self.submit(request, announce, PeerBuffers::default());
@@ -369,7 +370,8 @@ impl MessageHandler<'_> {
         }
     }
 
-    /// A peer that may not be served any more leaves its swarm; not one that only asks too often.
+    /// Removes a peer that may no longer be served from its swarm, but not one that is only over a
+    /// limit.
     fn remove_denied_peer(&mut self, name: &WebPeer, error: AdmitError) {
         if matches!(error.refusal(), Refusal::Limited | Refusal::PasskeyLimit) {
             return;
@@ -380,7 +382,7 @@ impl MessageHandler<'_> {
         }
     }
 
-    /// Hands an answer to who made the offer.
+    /// Relays an answer to the peer that made the offer.
     fn relay(&mut self, request: &AnswerRequest<'_>) -> Outcome {
         let AnswerRequest { info_hash, peer_id, to_peer_id, offer_id, .. } = request;
         let own = self.directory.web_peer(info_hash, peer_id, self.session.source);
@@ -391,7 +393,7 @@ impl MessageHandler<'_> {
         let Some(to) = self.session.offers.answer(self.now, key) else {
             return Outcome::Rejected(Rejected::BadMessage);
         };
-        // Where the offerer is now, which may be a newer socket; nowhere, if it left.
+        // The offerer may be on a newer socket by now, or have left.
         if let Some(route) = self.directory.route(&to) {
             let mut text = Vec::with_capacity(request.text.len() + 256);
             webtorrent::encode_answer(request, &mut text);
@@ -418,8 +420,8 @@ impl MessageHandler<'_> {
         (announce, name)
     }
 
-    /// Responds to an announce. A client whose offers cannot be used gets one warning, with what is
-    /// wrong with the first: the announce counts, and a failure would end it for most clients.
+    /// Responds to an announce. A client whose offers cannot be used gets one warning with the
+    /// error of the first offer: the announce is valid, and most clients stop after a failure.
     fn announced(
         &mut self,
         info_hash: &InfoHash,
@@ -459,7 +461,7 @@ impl AnnounceDetails for SocketDetails<'_> {
         Some(self.interval_s)
     }
 
-    /// The directory comes before the swarm: see there.
+    /// The directory is updated before the swarm: see `directory`.
     fn before_apply(&mut self) {
         if let Contact::Web(name) = self.announce.contact
             && self.announce.event != Event::Stopped
@@ -469,7 +471,7 @@ impl AnnounceDetails for SocketDetails<'_> {
     }
 }
 
-/// Lets a socket's peers leave that the tracker forgets.
+/// Removes the peers of a socket that have not announced for too long.
 fn drop_silent(
     directory: &Directory,
     tracker: &mut Tracker,
@@ -481,7 +483,7 @@ fn drop_silent(
     session.drop_silent(now, age_s, |it| leave(directory, tracker, now, route, source, it));
 }
 
-/// A peer leaves, unless it is on another socket by now.
+/// Removes a peer from its swarm, unless it is on another socket by now.
 fn leave(
     directory: &Directory,
     tracker: &mut Tracker,

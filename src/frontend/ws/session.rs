@@ -1,6 +1,6 @@
-//! What one socket has going on: the peers it speaks for, and the offers that were handed to it.
+//! The state of one socket: its peers, and the offers that were handed to it.
 //!
-//! Idle sockets are many, so a session is a hundred bytes and grows by what it holds: 64 bytes a
+//! Most sockets are idle, so a session is a hundred bytes and grows with its contents: 64 bytes a
 //! swarm, 56 bytes an offer of the last minute ([`SocketSession::held_bytes`]).
 
 use std::net::IpAddr;
@@ -11,39 +11,39 @@ use crate::protocol::passkey::Passkey;
 use crate::time::Now;
 use crate::types::{InfoHash, PeerId, WebPeer};
 
-/// Seconds between two looks over a session's peers at least: whoever has many of them and asks for
-/// one too many again and again makes us look once a second.
+/// The least seconds between two checks of a session's peers: a client with many peers that
+/// repeatedly exceeds its limit causes one check a second.
 const LOOK_INTERVAL_S: u64 = 1;
 
-/// What a peer takes in the directory: 28 bytes in a table that is half full at the least.
+/// Bytes of a peer in the directory: 28 bytes in a table that is at least half full.
 const ROUTE_BYTES: usize = 60;
 
-/// One socket's part: the swarms it is in, the offers that wait for its answers.
+/// The state of one socket: its swarms, and the offers that await its answers.
 #[derive(Debug)]
 pub struct SocketSession {
     pub(super) route: SocketRoute,
     pub(super) source: IpAddr,
     /// The passkey it was opened with.
     pub(super) passkey: Option<Box<Passkey>>,
-    /// In order of their names, which are random: found by halving, whatever clients choose.
+    /// Sorted by name for binary search. Names are random, whatever ids clients choose.
     peers: Vec<SocketPeer>,
-    /// None of the peers announced before this moment, and stayed.
+    /// A lower bound of the latest announces of all peers.
     oldest: Now,
-    /// When they were last looked over.
+    /// When the peers were last checked.
     looked_at: Now,
-    /// What others offered it.
+    /// The offers that were handed to the socket.
     pub(super) offers: HandedOffers,
-    /// Whether its client was warned that offers of its own cannot be used.
+    /// Whether its client was warned that its offers cannot be used.
     pub(super) is_warned: bool,
 }
 
-/// A peer that a socket speaks for.
+/// A peer of a socket.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct SocketPeer {
     pub(super) name: WebPeer,
     pub(super) info_hash: InfoHash,
     pub(super) peer_id: PeerId,
-    /// When it announced last, on this socket.
+    /// Its latest announce on this socket.
     pub(super) latest: Now,
 }
 
@@ -55,23 +55,23 @@ impl SocketSession {
         Self { route, source, passkey, peers, oldest, looked_at, offers, is_warned }
     }
 
-    /// Where messages for this socket go.
+    /// The route for messages to this socket.
     pub fn route(&self) -> SocketRoute {
         self.route
     }
 
-    /// Whose socket it is.
+    /// The address of the client.
     pub fn source(&self) -> IpAddr {
         self.source
     }
 
-    /// Swarms that the socket is in, once for each of its peer ids there.
+    /// The number of swarms of the socket, counted once for each of its peer ids there.
     pub fn torrents(&self) -> usize {
         self.peers.len()
     }
 
-    /// Bytes that it takes beside itself, where its peers are reached included: at most 188 for
-    /// each of the swarms that it may be in, and `HandedOffers::bytes`.
+    /// Bytes of heap memory, including the routes of its peers: at most 188 for each swarm that it
+    /// may join, and `HandedOffers::bytes`.
     pub fn held_bytes(&self) -> usize {
         let passkey = self.passkey.as_deref().map_or(0, size_of_val);
         self.peers.capacity() * size_of::<SocketPeer>()
@@ -100,9 +100,9 @@ impl SocketSession {
         }
     }
 
-    /// Drops the peers that have not announced for `age_s`, telling `leave` of each.
+    /// Drops the peers that have not announced for `age_s`, and calls `leave` for each.
     pub(super) fn drop_silent(&mut self, now: Now, age_s: u64, mut leave: impl FnMut(&SocketPeer)) {
-        // The age is asked for anew each time: a reload may have changed it.
+        // `age_s` is a parameter because a reload may change it.
         if now < self.oldest.plus_s(age_s) || now < self.looked_at.plus_s(LOOK_INTERVAL_S) {
             return;
         }
@@ -126,7 +126,7 @@ impl SocketSession {
         self.peers.retain(|it| !is_over(it));
     }
 
-    /// Drops one peer, and gives it.
+    /// Drops one peer, and returns it.
     pub(super) fn leave(&mut self, name: &WebPeer) -> Option<SocketPeer> {
         self.position(name).ok().map(|at| self.peers.remove(at))
     }

@@ -1,5 +1,5 @@
-//! Memory layout of the store: the raw map of info-hash to swarm, and the blocks small swarms
-//! live in. The only `unsafe` outside `sys/`, so that everything above can be plain Rust.
+//! Memory layout of the store: the raw map of info-hash to swarm, and the blocks of small swarms.
+//! The only `unsafe` outside `sys/`, so that everything above can be plain Rust.
 //!
 //! ```text
 //! map entry  info-hash (20) | packed swarm (12)                                      = 32 bytes
@@ -7,7 +7,7 @@
 //! block      completed (4) | len, capacity, wanting, seeders (2 each) | tags | record × capacity
 //! ```
 //!
-//! Three quarters of all torrents have one peer: those need nothing but their map entry.
+//! Three quarters of all torrents have one peer: such a torrent needs only its map entry.
 #![expect(unsafe_code, reason = "raw-table access with prefetch; packed pointers; thin blocks")]
 
 mod packed_swarm;

@@ -1,4 +1,4 @@
-//! Cells: what a map entry holds of a swarm, packed into three words.
+//! Packed swarms: the swarm of a map entry in three words.
 
 use std::mem::ManuallyDrop;
 use std::ops::{Deref, DerefMut};
@@ -9,9 +9,9 @@ use crate::store::large_swarm::LargeSwarm;
 use crate::store::swarm::{CompletedCount, Swarm};
 use crate::types::InfoHash;
 
-/// A large swarm on the heap, behind a pointer that may be looked through from several threads at
-/// once while the shard is locked for reading. (A `Box` may not: it promises to be the only way to
-/// what it points at.)
+/// A large swarm on the heap, behind a pointer through which several threads may read at once while
+/// the shard is locked for reading. (A `Box` may not be used for that: it asserts unique access to
+/// its target.)
 pub(in crate::store) struct LargeSwarmPtr(NonNull<LargeSwarm>);
 
 impl LargeSwarmPtr {
@@ -46,13 +46,13 @@ impl Drop for LargeSwarmPtr {
     }
 }
 
-// SAFETY: an owner is as good as the swarm itself, which may move threads.
+// SAFETY: the pointer owns the swarm, and the swarm itself is `Send`.
 unsafe impl Send for LargeSwarmPtr where LargeSwarm: Send {}
-// SAFETY: through a shared owner only a shared swarm is reached.
+// SAFETY: a shared owner gives access only to a shared swarm, which is `Sync`.
 unsafe impl Sync for LargeSwarmPtr where LargeSwarm: Sync {}
 
-/// Packed swarms are plain numbers to the compiler: what they stand for must be fit for threads as
-/// well.
+/// Packed swarms are plain numbers to the compiler: the types that they represent must be `Send`
+/// and `Sync` as well.
 const _: () = {
     const fn fit_for_threads<T: Send + Sync>() {}
     fit_for_threads::<Swarm>();
@@ -117,8 +117,8 @@ impl PackedSwarm {
         unsafe { PeerBlock::at(self.address()) }
     }
 
-    /// A second handle on what the packed swarm owns. Wrapped, so that it is never dropped by
-    /// itself.
+    /// A second handle on the contents of the packed swarm. Wrapped in `ManuallyDrop`, so that it
+    /// is never dropped itself.
     #[inline]
     fn unpack(&self) -> ManuallyDrop<Swarm> {
         ManuallyDrop::new(match self.words[0] & 0xff {
@@ -140,15 +140,15 @@ impl PackedSwarm {
         })
     }
 
-    /// Unpacks the swarm, which the packed one does not own any more.
+    /// Unpacks the swarm, which the packed swarm no longer owns.
     pub(super) fn into_swarm(self) -> Swarm {
         let swarm = self.unpack();
         std::mem::forget(self); // or both would own them
         ManuallyDrop::into_inner(swarm)
     }
 
-    /// Replaces the swarm by what `change` makes of it. The packed swarm's memory is written only
-    /// if it has to be: most announces renew a record elsewhere, and a map entry that stays clean
+    /// Replaces the swarm by the result of `change`. The packed swarm's memory is written only if
+    /// it differs: most announces update a record in a block, and a clean cache line of the map
     /// need not be written back to memory.
     #[inline]
     pub(super) fn change<T>(&mut self, change: impl FnOnce(Swarm) -> (Swarm, T)) -> T {
@@ -163,13 +163,13 @@ impl PackedSwarm {
         result
     }
 
-    /// Looks at the contents.
+    /// Calls `look` with the contents.
     #[inline]
     pub(in crate::store) fn peek<T>(&self, look: impl FnOnce(&Swarm) -> T) -> T {
         look(&self.unpack())
     }
 
-    /// Whether there is neither peer nor count: the entry may go.
+    /// Whether there is neither peer nor count: the entry may be removed.
     #[inline]
     pub(super) fn is_vacant(&self) -> bool {
         self.words[0] & 0xff == TAG_EMPTY && self.words[1] == 0
@@ -181,7 +181,7 @@ impl PackedSwarm {
         self.words[0] & 0xff != TAG_EMPTY
     }
 
-    /// Since which second of the Unix epoch the swarm has had no peers; `None`: it has some.
+    /// The second since the Unix epoch when the last peer left; `None` if there are peers.
     #[inline]
     pub(in crate::store) fn empty_since_s(&self) -> Option<u32> {
         (!self.has_peers()).then_some(self.words[2])
@@ -206,7 +206,7 @@ impl Drop for PackedSwarm {
     }
 }
 
-/// Ends the process when dropped, which only unwinding does.
+/// Aborts the process when dropped, which happens only on unwinding.
 struct AbortOnUnwind;
 
 impl Drop for AbortOnUnwind {

@@ -1,4 +1,4 @@
-//! Blocks: a small swarm's peers behind one head, in sizes that the allocator wastes nothing of.
+//! Blocks: a small swarm's peers behind one head, in sizes that fill the allocator's size classes.
 //!
 //! ```text
 //! block      completed (4) | len, capacity, wanting, seeders (2 each) | tags | record × capacity
@@ -16,7 +16,7 @@ use crate::store::peer_list::{PeerList, Placement, RoleCounts};
 use crate::store::swarm::CompletedCount;
 use crate::time::Now;
 
-/// What stands in front of a block's tags and records.
+/// The head in front of a block's tags and records.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub(in crate::store) struct PeerBlockHead {
@@ -26,27 +26,27 @@ pub(in crate::store) struct PeerBlockHead {
     pub(in crate::store) len: u16,
     /// Records there is room for.
     pub(in crate::store) capacity: u16,
-    /// Those that want data.
+    /// Records of peers that want data.
     pub(in crate::store) wanting: u16,
-    /// Those that are complete.
+    /// Records of complete peers.
     pub(in crate::store) seeders: u16,
 }
 
 /// Bytes of a head.
 pub(in crate::store) const HEAD_BYTES: usize = size_of::<PeerBlockHead>();
 
-/// The most records a block holds; a larger swarm keeps an index.
+/// The most records of a block; a larger swarm has an index.
 pub(in crate::store) const BLOCK_RECORDS_MAX: usize = 1023;
 
-/// A block with room for more than this keeps a byte of each record's hash, so that finding a peer
-/// reads one cache line for every 64 of them instead of eight or twenty.
+/// A block with room for more records than this keeps a byte of each record's hash, so that finding
+/// a peer reads one cache line for every 64 of them instead of eight or twenty.
 const UNTAGGED_MAX: usize = 16;
 
 const _: () = assert!(HEAD_BYTES == 12 && align_of::<PeerRecordV4>() == 1);
 const _: () = assert!(BLOCK_RECORDS_MAX <= u16::MAX as usize);
 
-/// The allocator's size class that holds `bytes`: multiples of 16 up to 64, then four steps to
-/// each doubling (mimalloc's bins). Asking for the whole class wastes nothing.
+/// The allocator's size class that holds `bytes`: multiples of 16 up to 64, then four steps to each
+/// doubling (mimalloc's bins). Requesting the whole class wastes no memory.
 #[inline]
 fn size_class(bytes: usize) -> usize {
     let step = if bytes <= 64 { 16 } else { bytes.next_power_of_two() / 8 };
@@ -65,7 +65,8 @@ pub(in crate::store) struct PeerBlock<const ADDRESS: usize> {
     records: PhantomData<PeerRecord<ADDRESS>>,
 }
 
-// SAFETY: a block owns its allocation and its records are plain bytes, so it may move threads.
+// SAFETY: a block owns its allocation and its records are plain bytes, so it may move to another
+// thread.
 unsafe impl<const ADDRESS: usize> Send for PeerBlock<ADDRESS> {}
 // SAFETY: nothing in a block changes through a shared reference.
 unsafe impl<const ADDRESS: usize> Sync for PeerBlock<ADDRESS> {}
@@ -92,17 +93,17 @@ impl<const ADDRESS: usize> PeerBlock<ADDRESS> {
         Self { head, records: PhantomData }
     }
 
-    /// Gives the block up for an address that [`Self::at`] takes back.
+    /// Converts the block to an address, from which [`Self::at`] restores it.
     #[inline]
     pub(super) fn into_address(self) -> usize {
         ManuallyDrop::new(self).head.as_ptr().expose_provenance()
     }
 
-    /// The block that was given up for this address.
+    /// Restores the block from its address.
     ///
     /// # Safety
-    /// The address came from [`Self::into_address`] of the same kind of block. The block returned
-    /// is a second handle on the same memory for as long as another is about.
+    /// The address came from [`Self::into_address`] of the same kind of block. The returned block
+    /// is a second handle on the same memory as long as another handle exists.
     #[inline]
     pub(super) unsafe fn at(address: usize) -> Self {
         let head = NonNull::new(ptr::with_exposed_provenance_mut(address));
@@ -131,7 +132,7 @@ impl<const ADDRESS: usize> PeerBlock<ADDRESS> {
         usize::from(self.head().capacity)
     }
 
-    /// What stands behind the head: tags, then records; `capacity` of each.
+    /// The start of the bytes after the head: tags, then records; `capacity` of each.
     #[inline]
     fn body(&self) -> NonNull<u8> {
         // SAFETY: every block has at least the head's bytes, so one head further is in bounds.
@@ -175,7 +176,7 @@ impl<const ADDRESS: usize> PeerBlock<ADDRESS> {
         unsafe { std::slice::from_raw_parts_mut(self.first(), len) }
     }
 
-    /// The capacity to ask for when `len` records must fit: what its size class has room for.
+    /// The capacity to request for `len` records: all that fit into its size class.
     fn capacity_for(len: usize) -> usize {
         let stride = size_of::<PeerRecord<ADDRESS>>();
         let room = size_class(HEAD_BYTES + tag_bytes(len) + len * stride) - HEAD_BYTES;
@@ -233,7 +234,7 @@ impl<const ADDRESS: usize> PeerBlock<ADDRESS> {
         u32::try_from(bytes.div_ceil(64)).unwrap_or(1)
     }
 
-    /// Moves to a block of another capacity, at least as large as what is held.
+    /// Moves the records to a block of another capacity, at least the current length.
     fn resize(&mut self, capacity: usize, keys: &RandomState) {
         let len = self.len();
         assert!(capacity >= len && capacity <= BLOCK_RECORDS_MAX);
@@ -249,7 +250,7 @@ impl<const ADDRESS: usize> PeerBlock<ADDRESS> {
         *self = other;
     }
 
-    /// Gives back memory that the peers who left do not need any more.
+    /// Frees the memory of peers that have left.
     pub(in crate::store) fn shrink(&mut self, keys: &RandomState) {
         let fitting = Self::capacity_for(self.len());
         if fitting < self.capacity() {

@@ -14,25 +14,25 @@ use super::packed_swarm::PackedSwarm;
 use crate::store::swarm::Swarm;
 use crate::types::InfoHash;
 
-/// What a full bucket holds.
+/// The contents of a full bucket.
 type Slot = (InfoHash, SharedValue<PackedSwarm>);
 
-/// Lock-sharded raw tables of info-hash to packed swarm. `DashMap` brings shards, locks and tables;
-/// which shard a hash belongs to is decided here, see [`SwarmTable::shard_of`].
+/// Lock-sharded raw tables of info-hash to packed swarm. `DashMap` provides shards, locks and
+/// tables; the shard of a hash is chosen here, see [`SwarmTable::shard_of`].
 pub(in crate::store) struct SwarmTable {
     map: DashMap<InfoHash, PackedSwarm, RandomState>,
     hints: Box<[CachePadded<ShardHint>]>,
 }
 
-/// Where a shard's table lies, for prefetching without its lock. May be out of date; a prefetch of
-/// memory that was given back does nothing.
+/// The address of a shard's table, for prefetching without its lock. May be outdated; a prefetch of
+/// freed memory does nothing.
 #[derive(Default)]
 struct ShardHint {
     data_end: AtomicPtr<Slot>,
     bucket_mask: AtomicUsize,
-    /// How often entries have changed their buckets. Exact, under the shard's lock.
+    /// How often entries have changed their buckets. Exact under the shard's lock.
     moves: AtomicUsize,
-    /// The bucket at which the latest search for entries to evict ended. Exact, under the shard's
+    /// The bucket at which the latest search for entries to evict ended. Exact under the shard's
     /// lock.
     hand: AtomicUsize,
 }
@@ -45,10 +45,10 @@ pub(in crate::store) struct TableKey<'a> {
     hash: u64,
 }
 
-/// A shard's table is given back memory when it is filled to less than this part of its buckets.
+/// A shard's table is shrunk when less than one in this many buckets is full.
 const SHRINK_BELOW: usize = 4;
 
-/// How many times [`SwarmTable::prefetch`] wants to see a batch.
+/// The number of passes of [`SwarmTable::prefetch`] over a batch.
 pub(in crate::store) const PREFETCH_STAGES: usize = 2;
 
 impl SwarmTable {
@@ -74,10 +74,11 @@ impl SwarmTable {
         TableKey { info_hash, hash: self.keys().hash_one(info_hash) }
     }
 
-    /// The shard of a hash. Deliberately uneven: the last shard gets twice the share of the first,
-    /// with every step in between. Tables double when full; if all shards had the same share, all
-    /// would double at about the same time, and an entry would cost 38 bytes at best and 76 at
-    /// worst. Uneven, some shard is always about to double and the average never moves.
+    /// The shard of a hash. Deliberately uneven: shares grow gradually from the first shard to the
+    /// last, which gets twice the share of the first. Tables double when full; if all shards had
+    /// the same share, all would double at about the same time, and an entry would cost 38 bytes at
+    /// best and 76 at worst. With uneven shares, some shard is always about to double and the
+    /// average stays constant.
     #[inline]
     fn shard_of(&self, hash: u64) -> usize {
         const BITS: u32 = 24;
@@ -89,9 +90,9 @@ impl SwarmTable {
         ((uneven * self.shards() as u64) >> BITS) as usize
     }
 
-    /// Asks for the memory that handling `info_hash` will touch: its bucket and control bytes at
+    /// Prefetches the memory that handling `info_hash` will access: its bucket and control bytes at
     /// stage 0, the swarm's block at stage 1. Stage 1 needs the shard's lock for a moment; a shard
-    /// that is being changed is skipped, for a missed prefetch costs less than waiting.
+    /// that is locked for writing is skipped, because a missed prefetch costs less than waiting.
     #[inline]
     pub(in crate::store) fn prefetch(&self, stage: usize, info_hash: &InfoHash) {
         let TableKey { hash, .. } = self.key(info_hash);
@@ -125,7 +126,8 @@ impl SwarmTable {
         LockedShard { number: shard, slots, hint: &self.hints[shard], keys: self.keys() }
     }
 
-    /// Looks at the packed swarm of `info_hash`, if there is one, under its shard's shared lock.
+    /// Calls `look` with the packed swarm of `info_hash`, if there is one, under its shard's shared
+    /// lock.
     #[inline]
     pub(in crate::store) fn read<T>(
         &self,
@@ -137,10 +139,11 @@ impl SwarmTable {
         slots.get(hash, |slot| slot.0 == *info_hash).map(|slot| look(slot.1.get()))
     }
 
-    /// Shows a walk's next slice of entries to `look`, under the shard's shared lock, each with how
-    /// often the walk began anew; returns whether there are more. It begins anew if entries have
-    /// changed their buckets since the last slice: one may be shown twice, but none that is there
-    /// all the time is left out. `Break` ends the slice behind the entry.
+    /// Calls `look` for a walk's next slice of entries, under the shard's shared lock, each with
+    /// the number of restarts of the walk; returns whether there are more entries. The walk
+    /// restarts if entries have changed their buckets since the last slice: an entry may be visited
+    /// twice, but no entry that exists during the whole walk is missed. `Break` ends the slice
+    /// after the entry.
     pub(in crate::store) fn walk_on<L>(&self, walk: &mut ShardWalk, mut look: L) -> bool
     where
         L: FnMut(u32, &InfoHash, &PackedSwarm) -> ControlFlow<()>,
@@ -165,21 +168,21 @@ impl SwarmTable {
     }
 }
 
-/// Buckets looked at before a shard's lock is given back.
+/// Buckets visited before a shard's lock is released.
 pub(in crate::store) const SLICE_BUCKETS: usize = 256;
 
-/// A walk that was disturbed so often keeps the lock to the shard's end.
+/// A walk that has restarted this often keeps the lock to the shard's end.
 const RESTARTS_MAX: u32 = 4;
 
 /// A walk through a shard in slices, between which the shard may change.
 pub(in crate::store) struct ShardWalk {
     /// The shard.
     pub(in crate::store) shard: usize,
-    /// The bucket to go on from.
+    /// The bucket at which to continue.
     from: usize,
-    /// How often entries had moved at the latest slice.
+    /// The shard's count of moves at the latest slice.
     moves: Option<usize>,
-    /// How often it began anew.
+    /// The number of restarts.
     restarts: u32,
 }
 
@@ -199,7 +202,7 @@ pub(in crate::store) struct LockedShard<'a> {
 }
 
 impl<'a> LockedShard<'a> {
-    /// Which shard it is.
+    /// The number of the shard.
     #[inline]
     pub(in crate::store) fn number(&self) -> usize {
         self.number
@@ -227,26 +230,26 @@ impl<'a> LockedShard<'a> {
         self.slots.allocation_info().1.size()
     }
 
-    /// Whether one more entry would make the table grow, or tidy itself.
+    /// Whether one more entry would make the table grow, or rehash in place.
     #[inline]
     pub(in crate::store) fn is_full(&self) -> bool {
         self.slots.len() == self.slots.capacity()
     }
 
-    /// Bytes more that a full table takes once it has grown for another entry; 0 where it is full
-    /// of marks that removed entries have left, and is tidied in place. That the old one is still
-    /// there for a moment is what a cap's reserve is for: it is a table of one shard in hundreds.
+    /// Additional bytes of a full table after it has grown for another entry; 0 if it is full of
+    /// tombstones, and is rehashed in place. The reserve above the budget covers the old table,
+    /// which exists for a moment: it is a table of one shard in hundreds.
     fn growth(&self) -> usize {
         let buckets = self.buckets();
         if buckets > 1 && self.len() < buckets_capacity(buckets) / 2 {
             return 0;
         }
         let doubled = (buckets * 2).max(4);
-        // An entry and a control byte for each, and a group of such bytes behind the last.
+        // An entry and a control byte for each bucket, and a group of control bytes after the last.
         doubled * (size_of::<Slot>() + 1) + 16 - self.bytes()
     }
 
-    /// Makes room for one more entry in a full table, by growing or by tidying in place.
+    /// Makes room for one more entry in a full table, by growing or by rehashing in place.
     fn grow(&mut self) {
         let (growth, buckets) = (self.growth(), self.buckets());
         let keys = self.keys;
@@ -255,20 +258,19 @@ impl<'a> LockedShard<'a> {
         self.note_moves();
     }
 
-    /// Gives back the memory that so many entries do not need.
+    /// Frees the memory that `entries` entries do not need.
     pub(in crate::store) fn shrink_to(&mut self, entries: usize) {
         let keys = self.keys;
         self.slots.shrink_to(entries, |slot| keys.hash_one(slot.0));
         self.note_moves();
     }
 
-    /// Whether so few buckets are full that memory is worth giving back.
+    /// Whether so few buckets are full that the table should be shrunk.
     pub(in crate::store) fn is_sparse(&self) -> bool {
         self.buckets() > SHRINK_BELOW && self.len() < self.buckets() / SHRINK_BELOW
     }
 
-    /// Moves all entries into a table of the same size, which has none of the marks that removed
-    /// entries leave.
+    /// Moves all entries into a table of the same size without tombstones.
     pub(in crate::store) fn rebuild(&mut self) {
         let buckets = self.buckets();
         let mut rebuilt = RawTable::with_capacity(buckets_capacity(buckets));
@@ -281,7 +283,7 @@ impl<'a> LockedShard<'a> {
         self.note_moves();
     }
 
-    /// Notes that entries have changed their buckets.
+    /// Records that entries have changed their buckets.
     fn note_moves(&mut self) {
         self.hint.note(&self.slots);
         self.hint.moves.fetch_add(1, Ordering::Relaxed);
@@ -292,7 +294,7 @@ impl<'a> LockedShard<'a> {
         self.hint.hand.load(Ordering::Relaxed)
     }
 
-    /// Notes where a search for entries to evict has ended.
+    /// Records where a search for entries to evict has ended.
     pub(in crate::store) fn set_hand(&mut self, bucket: usize) {
         self.hint.hand.store(bucket, Ordering::Relaxed);
     }
@@ -311,8 +313,8 @@ impl<'a> LockedShard<'a> {
         Some(packed.into_inner().into_swarm())
     }
 
-    /// Replaces the swarm in a bucket, if it is full, by what `change` makes of it; returns what
-    /// `change` does, and whether the entry stays: a vacant one is removed.
+    /// Replaces the swarm in a full bucket by the result of `change`; returns the value of
+    /// `change`, and whether the entry stays: a vacant entry is removed.
     #[inline]
     pub(in crate::store) fn update_at<T>(
         &mut self,
@@ -334,7 +336,7 @@ impl<'a> LockedShard<'a> {
 }
 
 impl ShardHint {
-    /// Notes where the table is now. Called under the shard's write lock.
+    /// Records the address of the table. Called under the shard's write lock.
     #[inline]
     fn note(&self, slots: &RawTable<Slot>) {
         let data_end = slots.data_end().as_ptr();
@@ -345,12 +347,13 @@ impl ShardHint {
     }
 }
 
-/// How many entries a table of so many buckets holds: seven eighths, or all but one of the fewest.
+/// The most entries of a table with `buckets` buckets: seven eighths, or all but one in the
+/// smallest tables.
 pub(in crate::store) fn buckets_capacity(buckets: usize) -> usize {
     if buckets < 8 { buckets - 1 } else { buckets / 8 * 7 }
 }
 
-/// A bucket of such a number, if it is full.
+/// The bucket with this number, if it is full.
 #[inline]
 fn full_bucket(slots: &RawTable<Slot>, at: usize) -> Option<Bucket<Slot>> {
     assert!(at < slots.buckets());
@@ -362,7 +365,7 @@ fn full_bucket(slots: &RawTable<Slot>, at: usize) -> Option<Bucket<Slot>> {
     Some(unsafe { slots.bucket(at) })
 }
 
-/// What a bucket of such a number holds, if it is full.
+/// The contents of the bucket with this number, if it is full.
 #[inline]
 fn slot_at(slots: &RawTable<Slot>, at: usize) -> Option<&Slot> {
     let bucket = full_bucket(slots, at)?;
@@ -385,14 +388,14 @@ impl Entry<'_, '_> {
         self.bucket.is_some()
     }
 
-    /// Bytes that the table has to grow by for the entry, 0 where it is tidied in place; `None`
-    /// where there is a bucket for it.
+    /// Bytes by which the table must grow for the entry, 0 if it is rehashed in place; `None` if
+    /// there is a bucket for it.
     #[inline]
     pub(in crate::store) fn growth(&self) -> Option<usize> {
         (!self.exists() && self.shard.is_full()).then(|| self.shard.growth())
     }
 
-    /// Makes room for the entry in a full table; returns how many bytes the table took, and takes.
+    /// Makes room for the entry in a full table; returns the bytes of the table before and after.
     pub(in crate::store) fn grow(&mut self) -> [usize; 2] {
         assert!(!self.exists(), "the bucket of an entry that exists would move");
         let before = self.shard.bytes();
@@ -400,17 +403,17 @@ impl Entry<'_, '_> {
         [before, self.shard.bytes()]
     }
 
-    /// Makes a vacant entry in a bucket that a removed one has left, if there is one in reach: the
-    /// table does not grow. Returns whether the entry exists then.
+    /// Makes a vacant entry in the bucket of a removed entry, if the hash leads to one, without
+    /// growing the table. Returns whether the entry now exists.
     pub(in crate::store) fn reuse_bucket(&mut self) -> bool {
         let vacant = (*self.key.info_hash, SharedValue::new(PackedSwarm::VACANT));
         self.bucket = self.shard.slots.try_insert_no_grow(self.key.hash, vacant).ok();
         self.exists()
     }
 
-    /// Replaces the swarm, which is vacant where there is no entry, by what `change` makes of it;
-    /// returns what `change` does, and whether there is an entry then: a vacant one is removed.
-    /// Where there was none, the table must not be full.
+    /// Replaces the swarm, which is vacant if there is no entry, by the result of `change`; returns
+    /// the value of `change`, and whether there is an entry afterwards: a vacant entry is removed.
+    /// If there was no entry, the table must not be full.
     #[inline]
     pub(in crate::store) fn update<T>(self, change: impl FnOnce(Swarm) -> (Swarm, T)) -> (T, bool) {
         let LockedShard { slots, keys, .. } = self.shard;

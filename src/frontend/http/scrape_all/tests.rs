@@ -1,4 +1,4 @@
-//! Full scrapes: the body in every coding and framing, read back by others' decoders; the limits.
+//! Full scrapes: the body in every coding and framing, decoded by independent decoders; the limits.
 
 use std::io::Read;
 
@@ -9,7 +9,7 @@ use crate::types::ScrapeEntry;
 
 const NOW: Now = Now::from_s(1_800_000_000);
 
-/// So many torrents, ascending.
+/// `count` torrents in ascending order.
 fn torrents(count: u32) -> Vec<ListedTorrent> {
     let torrent = |at: u32| {
         let mut hash = [0xa5; 20];
@@ -29,7 +29,7 @@ fn scrape(count: u32, encoding: Encoding, chunked: bool) -> FullScrape {
     FullScrape::new(Arc::default(), Box::new(source), encoding, chunked).unwrap()
 }
 
-/// The whole body, and how many pieces it came in.
+/// The whole body and its number of pieces.
 fn body(count: u32, encoding: Encoding) -> (Vec<u8>, usize) {
     let mut scrape = scrape(count, encoding, false);
     let (mut whole, mut pieces) = (Vec::new(), 0);
@@ -46,7 +46,7 @@ fn body(count: u32, encoding: Encoding) -> (Vec<u8>, usize) {
 
 #[test]
 fn every_torrent_is_there_in_every_coding() {
-    // More than a page, and no whole number of them.
+    // The last count is more than one page and not a multiple of the page size.
     for count in [0, 1, 200, 70_001] {
         let (plain, pieces) = body(count, Encoding::Identity);
         assert_eq!(pieces, plain.len().div_ceil(PIECE_BYTES_MAX));
