@@ -90,7 +90,7 @@ impl Hash for PeerId {
 }
 
 /// IPv4 or IPv6: the family of a datagram's socket, and of the addresses in its response.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EnumCount, VariantArray)]
 pub enum Family {
     /// IPv4, v4-mapped IPv6 included.
     V4,
@@ -100,7 +100,7 @@ pub enum Family {
 
 impl Family {
     /// Both families, in index order.
-    pub const ALL: [Self; 2] = [Self::V4, Self::V6];
+    pub const ALL: [Self; Self::COUNT] = *Self::VARIANTS.first_chunk().unwrap();
 
     /// The family of a source address that has already been unmapped.
     pub fn of(address: IpAddr) -> Self {
@@ -203,7 +203,7 @@ impl WebPeer {
 }
 
 /// The transport of a peer. WebRTC peers are handed out to WebRTC peers only.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EnumCount, VariantArray)]
 pub enum PeerKind {
     /// TCP or uTP over IPv4.
     V4,
@@ -215,7 +215,7 @@ pub enum PeerKind {
 
 impl PeerKind {
     /// Every kind, in index order.
-    pub const ALL: [Self; 3] = [Self::V4, Self::V6, Self::Web];
+    pub const ALL: [Self; Self::COUNT] = *Self::VARIANTS.first_chunk().unwrap();
 
     /// Bytes of one peer in a response: address and port in compact form (BEP 23, BEP 7), or the
     /// name of a WebRTC peer.

@@ -103,7 +103,7 @@ pub(super) fn access(config: &Config) -> access::Options {
         AccessMode::Registered => Mode::Registered,
         AccessMode::Private => Mode::Private,
     };
-    // In the order of `Name::ALL`, which the compiler cannot check.
+    // In the order of `ListName::ALL`, which the compiler cannot check.
     let files = section.files().map(|it| it.map(Path::to_owned));
     let state = state_directory::home(&state_options(config), mode.needs_registration());
     let state = state.map_err(|error| error.to_string());

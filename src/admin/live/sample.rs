@@ -2,11 +2,13 @@
 
 use std::borrow::Cow;
 
+use strum::{EnumCount, VariantArray};
+
 use crate::frontend::stats::Stats;
 use crate::types::{Action, Dropped};
 
 /// The protocol of a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, EnumCount, VariantArray)]
 pub(super) enum Protocol {
     /// BEP 15.
     Udp,
@@ -18,7 +20,7 @@ pub(super) enum Protocol {
 
 impl Protocol {
     /// Every protocol, in the order of tables.
-    pub(super) const ALL: [Self; 3] = [Self::Udp, Self::Http, Self::Ws];
+    pub(super) const ALL: [Self; Self::COUNT] = *Self::VARIANTS.first_chunk().unwrap();
 
     /// The name on the page.
     pub(super) fn name(self) -> &'static str {
@@ -205,7 +207,7 @@ impl Sample {
 }
 
 /// Why a datagram has no response.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, EnumCount, VariantArray)]
 pub(super) enum Cause {
     /// The kernel's receive queue was full.
     Queue,
@@ -219,7 +221,7 @@ pub(super) enum Cause {
 
 impl Cause {
     /// Every cause, in the order of tables and charts.
-    pub(super) const ALL: [Self; 4] = [Self::Queue, Self::Limit, Self::Shed, Self::Bad];
+    pub(super) const ALL: [Self; Self::COUNT] = *Self::VARIANTS.first_chunk().unwrap();
 
     /// The name on the page.
     pub(super) fn name(self) -> &'static str {

@@ -9,11 +9,12 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use httparse::Header;
+use strum::{EnumCount, VariantArray};
 
 use super::{tokens, values};
 
 /// A header field that names hops.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, EnumCount, VariantArray)]
 pub enum HopField {
     /// RFC 7239.
     Forwarded,
@@ -25,7 +26,7 @@ pub enum HopField {
 
 impl HopField {
     /// All fields, the standard first.
-    pub const ALL: [Self; 3] = [Self::Forwarded, Self::XForwardedFor, Self::XRealIp];
+    pub const ALL: [Self; Self::COUNT] = *Self::VARIANTS.first_chunk().unwrap();
 
     /// Calls `hop` with each hop, the farthest first: its address, unmapped, or `None` if it cannot
     /// be read. Repeated fields are one list (RFC 9110, 5.3).

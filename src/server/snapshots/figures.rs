@@ -3,11 +3,13 @@
 
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
+use strum::{EnumCount, VariantArray};
+
 use crate::snapshot::{SaveStep, Saved};
 use crate::store::RestoreCounts;
 
 /// The outcome of the restore.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, EnumCount, VariantArray)]
 pub(crate) enum RestoreOutcome {
     /// No snapshots are kept.
     Off,
@@ -27,15 +29,7 @@ pub(crate) enum RestoreOutcome {
 
 impl RestoreOutcome {
     /// Every outcome, in index order.
-    pub(crate) const ALL: [Self; 7] = [
-        Self::Off,
-        Self::Waiting,
-        Self::Running,
-        Self::Restored,
-        Self::Empty,
-        Self::Lost,
-        Self::BrokenOff,
-    ];
+    pub(crate) const ALL: [Self; Self::COUNT] = *Self::VARIANTS.first_chunk().unwrap();
 
     /// The label used in metrics.
     pub(crate) fn label(self) -> &'static str {

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use socket2::{Domain, SockRef, Type};
+use strum::{EnumCount, VariantArray};
 
 use crate::server::StartError;
 use crate::sys::descriptors;
@@ -22,7 +23,7 @@ use crate::sys::descriptors;
 pub(crate) const SOCKETS_MAX: usize = 8192;
 
 /// The use of a socket.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, EnumCount, VariantArray)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum SocketKind {
     /// BEP 15.
@@ -38,7 +39,7 @@ pub(crate) enum SocketKind {
 }
 
 impl SocketKind {
-    const ALL: [Self; 5] = [Self::Udp, Self::Tcp, Self::Tls, Self::Unix, Self::Admin];
+    const ALL: [Self; Self::COUNT] = *Self::VARIANTS.first_chunk().unwrap();
 
     /// The name in logs and in the service manager's store.
     pub(crate) fn label(self) -> &'static str {
