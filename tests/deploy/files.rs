@@ -233,6 +233,17 @@ fn the_image_and_its_company_are_well_described() {
     }
 }
 
+/// A build that lacks a file at the root fails in the image only, which few build by hand.
+#[test]
+fn the_image_is_built_with_every_file_that_a_build_reads() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let sent = fs::read_to_string(root.join("deploy/container/Dockerfile.dockerignore")).unwrap();
+    for name in ["Cargo.toml", "Cargo.lock", "askama.toml", "src", "loadtest"] {
+        assert!(root.join(name).exists(), "{name}");
+        assert!(sent.lines().any(|line| line == format!("!{name}")), "{name} is not sent");
+    }
+}
+
 #[test]
 fn systemd_takes_the_units_and_trusts_them() {
     if !have(&["systemd-analyze", "systemd-sysusers", "systemd-tmpfiles"]) {
