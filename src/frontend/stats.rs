@@ -130,11 +130,15 @@ struct StatsPage<'a> {
 }
 
 /// A version of a client.
-struct ClientRow<'a> {
-    name: &'a str,
-    version: Cow<'a, str>,
-    peers: String,
-    share: String,
+pub(crate) struct ClientRow<'a> {
+    /// The client.
+    pub(crate) name: &'a str,
+    /// Its version, or the number of versions summed up.
+    pub(crate) version: Cow<'a, str>,
+    /// Its peers.
+    pub(crate) peers: String,
+    /// Their share.
+    pub(crate) share: String,
 }
 
 impl<'a> StatsPage<'a> {
@@ -155,17 +159,21 @@ impl<'a> StatsPage<'a> {
         Self {
             figures: figures.map(|(name, count)| (name, grouped(count))),
             kinds: kinds.map(of_kind),
-            clients: client_rows(stats),
+            clients: client_rows(&stats.clients, CLIENT_ROWS_MAX, stats.peers()),
         }
     }
 }
 
-/// The rows of clients, those with the most peers first.
-fn client_rows(stats: &Stats) -> Vec<ClientRow<'_>> {
-    let all = stats.peers();
-    let mut clients: Vec<_> = stats.clients.iter().collect();
+/// The rows of clients, those with the most peers first: at most `rows_max`, and one for all others.
+/// Shares are of `all` peers.
+pub(crate) fn client_rows(
+    clients: &[(String, String, u64)],
+    rows_max: usize,
+    all: u64,
+) -> Vec<ClientRow<'_>> {
+    let mut clients: Vec<_> = clients.iter().collect();
     clients.sort_by_key(|(name, version, peers)| (Reverse(*peers), name, version));
-    let (shown, rest) = clients.split_at(clients.len().min(CLIENT_ROWS_MAX));
+    let (shown, rest) = clients.split_at(clients.len().min(rows_max));
     let row = |name, version, peers: u64| ClientRow {
         name,
         version,
@@ -184,7 +192,7 @@ fn client_rows(stats: &Stats) -> Vec<ClientRow<'_>> {
     rows
 }
 
-/// A share of all peers, in percent with one decimal.
+/// A share in percent, with one decimal.
 fn percent(peers: u64, all: u64) -> String {
     let per_mille = u128::from(peers) * 1000 / u128::from(all.max(1));
     format!("{}.{} %", per_mille / 10, per_mille % 10)

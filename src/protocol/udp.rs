@@ -33,7 +33,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 pub use super::SCRAPE_HASHES_MAX;
 use crate::types::{
-    AnnounceResponse, Dropped, Event, Family, InfoHash, PeerId, Refusal, ScrapeEntry,
+    AnnounceResponse, Dropped, Event, Family, InfoHash, PeerId, PeerKind, Refusal, ScrapeEntry,
 };
 
 /// The number in a connect request in place of a connection id (BEP 15).
@@ -62,8 +62,8 @@ const _: () = assert!(HEAD_BYTES + SCRAPE_HASHES_MAX * 20 <= REQUEST_BYTES_MAX);
 /// Bytes of one compact peer (BEP 15, BEP 7): address then port.
 pub const fn peer_stride(family: Family) -> usize {
     match family {
-        Family::V4 => 6,
-        Family::V6 => 18,
+        Family::V4 => PeerKind::V4.bytes(),
+        Family::V6 => PeerKind::V6.bytes(),
     }
 }
 

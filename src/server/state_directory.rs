@@ -116,20 +116,11 @@ impl KeyWarning {
                 "no state directory"
             ),
             Self::OpenDirectory { path, mode } => {
-                let (path, mode) = (path.display(), format!("{mode:04o}"));
-                warn!(
-                    target: OPERATOR,
-                    %path, %mode, remedy,
-                    "state directory open to other users"
-                );
+                log_open("state directory open to other users", path, *mode, &remedy);
             }
             Self::OpenFile { path, mode } => {
-                let (path, mode) = (path.display(), format!("{mode:04o}"));
-                warn!(
-                    target: OPERATOR,
-                    %path, %mode, remedy,
-                    "connection-id key readable by other users, who could forge ids"
-                );
+                let event = "connection-id key readable by other users, who could forge ids";
+                log_open(event, path, *mode, &remedy);
             }
         }
     }
@@ -144,6 +135,11 @@ impl KeyWarning {
             Self::OpenFile { path, .. } => format!("chmod 600 {}", path.display()),
         }
     }
+}
+
+fn log_open(event: &str, path: &Path, mode: u32, remedy: &str) {
+    let (path, mode) = (path.display(), format!("{mode:04o}"));
+    warn!(target: OPERATOR, %path, %mode, remedy, "{event}");
 }
 
 impl fmt::Debug for LoadedKeys {

@@ -21,7 +21,8 @@ pub(super) fn fit(
     random: &mut Rng,
 ) {
     let AnnounceResult { bytes, available, .. } = result;
-    let [v4, v6] = [bytes[PeerKind::V4 as usize] / 6, bytes[PeerKind::V6 as usize] / 18];
+    let chosen = |kind: PeerKind| bytes[kind as usize] / kind.bytes();
+    let (v4, v6) = (chosen(PeerKind::V4), chosen(PeerKind::V6));
     if v4 == 0 || v6 == 0 || v4 + v6 <= wanted {
         return; // always true over UDP, where one family is requested
     }
@@ -32,8 +33,8 @@ pub(super) fn fit(
         Family::V6 => wanted - share(as_v6, as_v4, wanted),
     };
     let keep_v6 = wanted - keep_v4;
-    bytes[PeerKind::V4 as usize] = thin::<6>(room.v4, v4, keep_v4, random);
-    bytes[PeerKind::V6 as usize] = thin::<18>(room.v6, v6, keep_v6, random);
+    bytes[PeerKind::V4 as usize] = thin::<{ PeerKind::V4.bytes() }>(room.v4, v4, keep_v4, random);
+    bytes[PeerKind::V6 as usize] = thin::<{ PeerKind::V6.bytes() }>(room.v6, v6, keep_v6, random);
 }
 
 /// One family's peers.

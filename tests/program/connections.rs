@@ -238,9 +238,9 @@ fn greet(skep: &Skep, source: Ipv4Addr, hello: &[u8]) {
     let _ = stream.read(&mut [0; 16]);
 }
 
-/// What a handshake costs depends on the host and on the build, so the flood is compared with
-/// handshakes that were counted and measured before it. In an optimised build on one core of 2 GHz
-/// it takes a sixth of that core.
+/// The CPU time of a flood is compared with that of handshakes which were counted and measured
+/// before it, because both depend on the host and on the build. Other work on the host only adds to
+/// a measurement, so the least of three counts.
 #[test]
 fn a_flood_of_handshakes_costs_little_more_than_those_that_one_source_may_have() {
     const MEASURED: u32 = 240; // one source has 250 at once
@@ -262,31 +262,38 @@ fn a_flood_of_handshakes_costs_little_more_than_those_that_one_source_may_have()
     let used = |before: u64| f64::from(u32::try_from(cpu_ticks(skep.id()) - before).unwrap());
 
     let before = cpu_ticks(skep.id());
-    (0..MEASURED).for_each(|_| greet(&skep, Ipv4Addr::new(127, 9, 9, 8), &hello));
+    for source in 1..=4 {
+        (0..MEASURED).for_each(|_| greet(&skep, Ipv4Addr::new(127, 9, 8, source), &hello));
+    }
     // The last one may be counted after its response was read.
-    let measured = f64::from(MEASURED);
+    let measured = f64::from(4 * MEASURED);
     eventually("every handshake is counted: none is over the limit", || handshakes() >= measured);
     let each = used(before) / measured;
 
-    let (begun, before) = (Instant::now(), cpu_ticks(skep.id()));
-    let mut tries = 0_u32;
-    // On a busy machine until there were more than may be had.
-    while begun.elapsed() < Duration::from_secs(6) || (tries < 900 && begun.elapsed() < DEADLINE) {
-        // A thousand a second: what one source got when nothing limited handshakes.
-        let due = Duration::from_millis(tries.into());
-        std::thread::sleep(due.saturating_sub(begun.elapsed()));
-        greet(&skep, Ipv4Addr::new(127, 9, 9, 9), &hello);
-        tries += 1;
-    }
-    let (ticks, elapsed_s) = (used(before), begun.elapsed().as_secs_f64());
-    let limited = skep.metrics().sum("skep_connections_closed_total", "reason=\"limited\"");
-    let had = handshakes() - measured;
-    // Ten seconds of the rate at once, and the rate: at four units each.
-    let most = 25.0 * (10.0 + elapsed_s) * 1.1;
-    assert!(had <= most, "{had} in {elapsed_s} s, {limited} of {tries} limited");
-    // A connection that is closed unread costs an eighth of a handshake at most.
-    let ticks_max = each * (had + f64::from(tries) / 8.0);
-    let said = format!("{ticks} of {ticks_max} hundredths of a second, each {each}, {tries} tries");
-    assert!(ticks <= ticks_max, "{said}, {had} had, {limited} limited");
+    let is_cheap = |attempt: u8| {
+        let (begun, before, counted) = (Instant::now(), cpu_ticks(skep.id()), handshakes());
+        let mut tries = 0_u32;
+        let is_over = |tries| begun.elapsed() >= Duration::from_secs(6) && tries >= 900;
+        // On a busy machine until there were more than may be had.
+        while !is_over(tries) && begun.elapsed() < DEADLINE {
+            // A thousand a second: what one source got when nothing limited handshakes.
+            let due = Duration::from_millis(tries.into());
+            std::thread::sleep(due.saturating_sub(begun.elapsed()));
+            greet(&skep, Ipv4Addr::new(127, 9, 9, attempt), &hello);
+            tries += 1;
+        }
+        let (ticks, elapsed_s) = (used(before), begun.elapsed().as_secs_f64());
+        let had = handshakes() - counted;
+        // Ten seconds of the rate at once, and the rate: at four units each.
+        let most = 25.0 * (10.0 + elapsed_s) * 1.1;
+        assert!(had <= most, "{had} of {tries} in {elapsed_s} s");
+        // A connection that is closed unread costs a twelfth of a handshake at most.
+        let ticks_max = each * (had + f64::from(tries) / 12.0);
+        println!(
+            "{ticks} of {ticks_max:.0} hundredths of a second, {had} of {tries}, {each:.3} each"
+        );
+        ticks <= ticks_max
+    };
+    assert!((1..=3).any(is_cheap), "a flood costs more than it may");
     be_served(&skep, &rsa);
 }

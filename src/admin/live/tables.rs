@@ -3,14 +3,13 @@
 //! The page is written from them and a script only puts newer text in the same places, so what is
 //! seen with and without scripts is the same.
 
-use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
 use serde::Serialize;
 
 use super::board::VERSION;
 use super::sample::{Cause, Flow, Protocol, Sample, float};
-use crate::frontend::stats::grouped;
+use crate::frontend::stats::{client_rows, grouped};
 use crate::tracker::ListedTorrent;
 use crate::types::{Action, Dropped, NotStored, PeerKind, Refusal, Rejected};
 
@@ -230,21 +229,12 @@ fn peers(sample: &Sample) -> Rows {
 }
 
 fn clients(sample: &Sample) -> Rows {
-    let mut clients: Vec<_> = sample.store.clients.iter().collect();
-    clients.sort_by_key(|(name, version, peers)| (Reverse(*peers), name, version));
-    let all: u64 = clients.iter().map(|it| it.2).sum();
-    let row = |name: &str, version: String, peers: u64| {
-        let share = float(peers) / float(all.max(1));
-        vec![name.to_owned(), version, grouped(peers), percent(share)]
-    };
-    let (named, rest) = clients.split_at(clients.len().min(CLIENT_ROWS_MAX));
-    let mut rows: Rows =
-        named.iter().map(|(name, version, peers)| row(name, version.clone(), *peers)).collect();
-    if !rest.is_empty() {
-        let peers = rest.iter().map(|it| it.2).sum();
-        rows.push(row("All others", format!("{} more", grouped(rest.len() as u64)), peers));
-    }
-    rows
+    let clients = &sample.store.clients;
+    let all = clients.iter().map(|client| client.2).sum();
+    let rows = client_rows(clients, CLIENT_ROWS_MAX, all);
+    rows.into_iter()
+        .map(|row| vec![row.name.into(), row.version.into(), row.peers, row.share])
+        .collect()
 }
 
 /// Sums by cause, and each reason that there was.
