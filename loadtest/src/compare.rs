@@ -15,7 +15,7 @@ use crate::machine::Machine;
 use crate::numbers::{grouped, median, per, real, whole};
 use crate::peers;
 use crate::plan::{Families, Plan, Profile, Protocol};
-use crate::population::peers_per_reply;
+use crate::population::peers_per_response;
 use crate::report::{Figures, mib, rate};
 use crate::run::{Site, run};
 use crate::tally::StreamCounts;
@@ -37,14 +37,14 @@ struct Row {
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 struct Medians {
     answered_per_s: f64,
-    cpu_ns_per_answer: f64,
+    cpu_ns_per_response: f64,
     server_cores: f64,
     p50_us: f64,
     p99_us: f64,
     p999_us: f64,
     lost_share: f64,
-    peers_per_reply: f64,
-    bytes_per_reply: f64,
+    peers_per_response: f64,
+    bytes_per_response: f64,
     rss_bytes: f64,
     rss_peak_bytes: f64,
     bytes_per_peer: f64,
@@ -63,14 +63,14 @@ impl Medians {
         };
         Self {
             answered_per_s: over(&|it| it.answered_per_s),
-            cpu_ns_per_answer: server(&|it| it.cpu_ns_per_answer),
+            cpu_ns_per_response: server(&|it| it.cpu_ns_per_response),
             server_cores: server(&|it| it.cores),
             p50_us: over(&|it| it.latency.p50_us),
             p99_us: over(&|it| it.latency.p99_us),
             p999_us: over(&|it| it.latency.p999_us),
             lost_share: over(&|it| it.lost_share),
-            peers_per_reply: over(&|it| it.peers_per_reply),
-            bytes_per_reply: over(&|it| it.bytes_per_reply),
+            peers_per_response: over(&|it| it.peers_per_response),
+            bytes_per_response: over(&|it| it.bytes_per_response),
             rss_bytes: server(&|it| real(it.rss_bytes)),
             rss_peak_bytes: server(&|it| real(it.rss_peak_bytes)),
             bytes_per_peer: server(&|it| it.bytes_per_peer.unwrap_or(f64::NAN)),
@@ -167,7 +167,7 @@ pub(crate) fn compare(arguments: &CompareArguments) -> Result<(), String> {
 
 /// Average number of peers in a tracker's response, so that the limit sends as many.
 fn limit_peers(plan: &Plan) -> u16 {
-    let peers = whole(peers_per_reply(plan).round());
+    let peers = whole(peers_per_response(plan).round());
     u16::try_from(peers).unwrap_or(PEERS_MAX).min(PEERS_MAX)
 }
 
@@ -312,7 +312,7 @@ impl Comparison {
             self.write_relayed(out)?;
         }
         self.write_invalid(out)?;
-        self.write_ratios(out, "CPU per response, row ÷ column", |it| it.cpu_ns_per_answer)?;
+        self.write_ratios(out, "CPU per response, row ÷ column", |it| it.cpu_ns_per_response)?;
         self.write_ratios(out, "resident memory, row ÷ column", |it| it.rss_bytes)?;
         writeln!(out, "\ncommands:")?;
         for row in &self.rows {
@@ -335,14 +335,14 @@ impl Comparison {
                 "| {name} | {} | {} | {:.2} | {:.0} | {:.0} | {:.0} | {:.3} | {:.2} | {:.1} \
                  | {:.1} | {:.1} | {:.1} | {} | {} |",
                 rate(median.answered_per_s),
-                rate(median.cpu_ns_per_answer),
+                rate(median.cpu_ns_per_response),
                 median.server_cores,
                 median.p50_us,
                 median.p99_us,
                 median.p999_us,
                 median.lost_share * 100.0,
-                median.peers_per_reply,
-                median.bytes_per_reply,
+                median.peers_per_response,
+                median.bytes_per_response,
                 mib(whole(median.rss_bytes)),
                 mib(whole(median.rss_peak_bytes)),
                 median.bytes_per_peer,

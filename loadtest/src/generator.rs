@@ -380,7 +380,7 @@ impl Client {
         run: &mut Run,
     ) {
         let tally = &mut run.tally;
-        let thorough = tally.peer_replies.is_multiple_of(64);
+        let thorough = tally.peer_responses.is_multiple_of(64);
         let checked = if truncated {
             Err(Invalid::Oversized)
         } else {
@@ -403,7 +403,7 @@ impl Client {
             Response::Announced(_, peers) => {
                 let stride = peer_stride(Family::of(self.source.ip));
                 tally.peers += (peers.len() / stride) as u64;
-                tally.peer_replies += u64::from(pending.count > 0);
+                tally.peer_responses += u64::from(pending.count > 0);
                 if run.task == Task::Fill {
                     self.members.filled(pending.item);
                 }

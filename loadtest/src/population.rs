@@ -203,7 +203,7 @@ pub(crate) fn populate(plan: &Plan, seats: &[Seat]) -> Result<Vec<Vec<Peer>>, St
 
 /// Average number of peers in an announce response once all peers are resident, for a tracker that
 /// sends no seeders to a seeder and has no caps. A fair limit responder sends this many.
-pub(crate) fn peers_per_reply(plan: &Plan) -> f64 {
+pub(crate) fn peers_per_response(plan: &Plan) -> f64 {
     let wanted = f64::from(plan.numwant);
     let sum: f64 = swarm_sizes(plan)
         .into_iter()
@@ -316,6 +316,6 @@ mod tests {
     #[test]
     fn responses_of_flat_swarms_can_be_foretold() {
         let plan = Plan { torrents: 10, peers: 30, seeders: 0.0, ..plan(Distribution::Flat) };
-        assert!((peers_per_reply(&plan) - 2.0).abs() < 1e-9);
+        assert!((peers_per_response(&plan) - 2.0).abs() < 1e-9);
     }
 }

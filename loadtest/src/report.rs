@@ -46,7 +46,7 @@ impl Latency {
 #[derive(Clone, Copy, Debug, Serialize)]
 pub(crate) struct ServerFigures {
     /// CPU time per good response, in nanoseconds.
-    pub(crate) cpu_ns_per_answer: f64,
+    pub(crate) cpu_ns_per_response: f64,
     /// CPU time per elapsed time: 1 is one whole core.
     pub(crate) cores: f64,
     /// Share of time in which threads waited for a CPU that another program had.
@@ -94,9 +94,9 @@ pub(crate) struct Figures {
     /// From the moment a request was due to the moment it was sent (open loop).
     pub(crate) lag: Latency,
     /// Peers per response to an announce that wanted some.
-    pub(crate) peers_per_reply: f64,
+    pub(crate) peers_per_response: f64,
     /// Payload bytes per good response.
-    pub(crate) bytes_per_reply: f64,
+    pub(crate) bytes_per_response: f64,
     /// Error responses.
     pub(crate) errors: u64,
     /// Text of the first error.
@@ -142,8 +142,8 @@ impl Figures {
             lost_share: per(tally.lost_all(), sent),
             latency: Latency::of(&tally.latency),
             lag: Latency::of(&tally.lag),
-            peers_per_reply: per(tally.peers, tally.peer_replies),
-            bytes_per_reply: per(tally.received_bytes, answered),
+            peers_per_response: per(tally.peers, tally.peer_responses),
+            bytes_per_response: per(tally.received_bytes, answered),
             errors: tally.errors,
             error_text: tally.error_text.clone(),
             invalid: Invalid::ALL
@@ -290,8 +290,8 @@ impl Figures {
         writeln!(
             out,
             "responses     {:.2} peers each, {:.1} bytes, {} errors, {} invalid",
-            self.peers_per_reply,
-            self.bytes_per_reply,
+            self.peers_per_response,
+            self.bytes_per_response,
             grouped(self.errors),
             grouped(self.invalid.values().sum())
         )?;
@@ -345,7 +345,7 @@ impl Figures {
                 writeln!(
                     out,
                     "server CPU  {:>12} ns per response, {:.2} cores",
-                    rate(server.cpu_ns_per_answer),
+                    rate(server.cpu_ns_per_response),
                     server.cores
                 )?;
                 let per_peer = server
@@ -385,7 +385,7 @@ fn server(outcome: &Outcome) -> Option<ServerFigures> {
     let filled = outcome.filled.as_ref().map_or(0, |it| it.resident);
     let grown = before.rss_bytes.saturating_sub(start.rss_bytes);
     Some(ServerFigures {
-        cpu_ns_per_answer: per(cpu_ns, tally.answered_all()),
+        cpu_ns_per_response: per(cpu_ns, tally.answered_all()),
         cores: per(cpu_ns, tally.elapsed_ns),
         wait_share: per(after.wait_ns.saturating_sub(before.wait_ns), tally.elapsed_ns),
         rss_bytes: after.rss_bytes,
@@ -411,7 +411,7 @@ mod tests {
         tally.lost = [0, 1, 0];
         tally.answered_in_time = 1000;
         tally.elapsed_ns = 500_000_000;
-        (tally.peers, tally.peer_replies) = (12_000, 1000);
+        (tally.peers, tally.peer_responses) = (12_000, 1000);
         let at =
             |cpu_ns, rss_bytes| Usage { cpu_ns, wait_ns: 0, rss_bytes, rss_peak_bytes: rss_bytes };
         let usage = Some([at(0, 1 << 20), at(10, 2 << 20), at(2_000_010, 2 << 20)]);
@@ -425,13 +425,13 @@ mod tests {
         let figures = Figures::of(&outcome());
         assert!((figures.answered_per_s - 2000.0).abs() < 1e-6);
         assert_eq!(figures.lost, 1);
-        assert!((figures.peers_per_reply - 12.0).abs() < 1e-9);
+        assert!((figures.peers_per_response - 12.0).abs() < 1e-9);
         // The histogram has a precision of three digits.
         let near = |value: f64, wanted: f64| (value - wanted).abs() < wanted / 500.0;
         assert!(near(figures.latency.p50_us, 500.0) && near(figures.latency.p99_us, 990.0));
         assert!(near(figures.latency.p999_us, 999.0) && near(figures.latency.max_us, 1000.0));
         let server = figures.server.unwrap();
-        assert!((server.cpu_ns_per_answer - 2000.0).abs() < 1e-9);
+        assert!((server.cpu_ns_per_response - 2000.0).abs() < 1e-9);
     }
 
     #[test]

@@ -85,7 +85,7 @@ pub(crate) struct Tally {
     /// Peers in all announce responses.
     pub(crate) peers: u64,
     /// Announce responses to requests that wanted peers.
-    pub(crate) peer_replies: u64,
+    pub(crate) peer_responses: u64,
     /// Payload bytes sent.
     pub(crate) sent_bytes: u64,
     /// Payload bytes received.
@@ -138,7 +138,7 @@ impl Tally {
             failure: None,
             stream: StreamCounts::default(),
             peers: 0,
-            peer_replies: 0,
+            peer_responses: 0,
             sent_bytes: 0,
             received_bytes: 0,
             scraped_peers: 0,
@@ -213,7 +213,7 @@ impl Tally {
         self.failure = self.failure.take().or_else(|| other.failure.clone());
         self.stream.merge(&other.stream);
         self.peers += other.peers;
-        self.peer_replies += other.peer_replies;
+        self.peer_responses += other.peer_responses;
         self.sent_bytes += other.sent_bytes;
         self.received_bytes += other.received_bytes;
         self.scraped_peers += other.scraped_peers;

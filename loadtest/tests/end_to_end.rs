@@ -104,7 +104,7 @@ fn assert_sound(result: &Value) {
     assert_eq!(figures["invalid"], serde_json::json!({}), "{figures}");
     assert_eq!(figures["errors"], 0, "{figures}");
     assert!(figures["latency"]["p50_us"].as_f64().unwrap() > 0.0, "{figures}");
-    assert!(figures["server"]["cpu_ns_per_answer"].as_f64().unwrap() > 0.0, "{figures}");
+    assert!(figures["server"]["cpu_ns_per_response"].as_f64().unwrap() > 0.0, "{figures}");
     assert!(result["machine"]["kernel"].as_str().unwrap().contains('.'));
 }
 
@@ -117,7 +117,7 @@ fn the_limit_is_measured_by_every_backend_and_family() {
             let result = json(&["--target", &address]);
             assert_healthy(&result);
             let figures = &result["figures"];
-            assert!((figures["peers_per_reply"].as_f64().unwrap() - 3.0).abs() < 1e-9);
+            assert!((figures["peers_per_response"].as_f64().unwrap() - 3.0).abs() < 1e-9);
             assert_eq!(figures["lost"], 0);
         }
     }
@@ -167,7 +167,7 @@ fn http_is_loaded_over_kept_connections_and_a_connection_a_request() {
         (&figures["fill"]["resident"], &figures["fill"]["scraped"]),
         (&2000.into(), &2000.into())
     );
-    assert!(figures["peers_per_reply"].as_f64().unwrap() > 1.0, "{figures}");
+    assert!(figures["peers_per_response"].as_f64().unwrap() > 1.0, "{figures}");
     assert_eq!((&figures["stream"]["connections"], &figures["lost"]), (&0.into(), &0.into()));
     let one_shot = json(&["--target", &url, "--one-shot"]);
     assert_sound(&one_shot);
@@ -308,8 +308,8 @@ fn short_lived(announces: usize) -> (String, std::thread::JoinHandle<()>) {
             let (action, transaction) = (&datagram[8..12], &datagram[12..16]);
             let announce = action == [0, 0, 0, 1];
             let rest = if announce { 12 } else { 8 };
-            let reply = [action, transaction, &vec![0; rest]].concat();
-            socket.send_to(&reply, from).unwrap();
+            let response = [action, transaction, &vec![0; rest]].concat();
+            socket.send_to(&response, from).unwrap();
             answered += usize::from(announce);
         }
     };
@@ -480,14 +480,14 @@ fn random_hashes_come_on_top_of_peers_that_are_counted_before_and_after() {
 }
 
 #[test]
-fn a_sybil_address_is_looked_for_in_every_reply() {
+fn a_sybil_address_is_looked_for_in_every_response() {
     let Some((_process, ready)) = skep(&[]) else { return };
     let more = ["--honest", "40", "--ports", "300", "--numwant", "50"];
     let figures = attack("sybil", &udp(&ready), &more);
     assert!((measure(&figures, "swarm_honest") - 40.0).abs() < 0.5, "{figures}");
     assert!(measure(&figures, "swarm_sybil") > 0.0, "{figures}");
-    assert!(measure(&figures, "peers_per_reply") > 1.0, "{figures}");
-    let [most, mean] = ["per_reply_max", "per_reply_mean"].map(|it| measure(&figures, it));
+    assert!(measure(&figures, "peers_per_response") > 1.0, "{figures}");
+    let [most, mean] = ["per_response_max", "per_response_mean"].map(|it| measure(&figures, it));
     assert!(most <= 50.0 && mean <= most, "{figures}");
 }
 
@@ -551,15 +551,15 @@ fn expectations_of_attacks_decide_the_exit_code() {
     let Some((_process, ready)) = skep(&[]) else { return };
     let target = udp(&ready);
     let small = ["--profile", "sybil", "--target", &target, "--honest", "30", "--ports", "200"];
-    let met = loadtest(&[&small[..], &["--expect-per-reply", "50"]].concat());
+    let met = loadtest(&[&small[..], &["--expect-per-response", "50"]].concat());
     assert!(met.status.success(), "{}", String::from_utf8_lossy(&met.stderr));
     let report = String::from_utf8_lossy(&met.stdout).into_owned();
-    assert!(report.contains("per_reply_max") && report.contains("honest"), "{report}");
+    assert!(report.contains("per_response_max") && report.contains("honest"), "{report}");
     // Not one of 30 honest peers can be handed nobody of 229 others but themselves.
-    let missed = loadtest(&[&small[..], &["--expect-per-reply", "0"]].concat());
+    let missed = loadtest(&[&small[..], &["--expect-per-response", "0"]].concat());
     assert_eq!(missed.status.code(), Some(1));
     let said = String::from_utf8_lossy(&missed.stderr).into_owned();
-    assert!(said.contains("per_reply_max is") && said.contains("expected at most 0"), "{said}");
+    assert!(said.contains("per_response_max is") && said.contains("expected at most 0"), "{said}");
     for (arguments, wanted) in [
         (&["--profile", "flood"][..], "--target"),
         (&["--profile", "flood", "--target", "http://127.0.0.1:1"], "UDP"),

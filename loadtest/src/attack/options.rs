@@ -41,7 +41,7 @@ pub(crate) struct AttackArguments {
     #[arg(long, value_name = "SHARE")]
     expect_kept: Option<f64>,
     /// sybil: the most peers of the one address in any response.
-    #[arg(long = "expect-per-reply", value_name = "N")]
+    #[arg(long, value_name = "N")]
     expect_per_response: Option<u16>,
     /// overload: the least goodput as a share of the peak, while it lasts.
     #[arg(long, value_name = "SHARE")]
@@ -140,7 +140,7 @@ impl AttackArguments {
             ("recovery_share", self.expect_recovery),
         ];
         let at_most = [
-            ("per_reply_max", self.expect_per_response.map(f64::from)),
+            ("per_response_max", self.expect_per_response.map(f64::from)),
             ("rss_of_cap", self.memory_cap.map(|_| 1.05)),
         ];
         let at_least = at_least.iter().map(|(name, it)| (*name, it.map(Bound::AtLeast)));
@@ -165,7 +165,7 @@ impl AttackArguments {
             ("--memory-cap", self.memory_cap.is_some(), &[RandomHashes]),
             ("--expect-honest", self.expect_honest.is_some(), &[Flood, Forged, ScrapeStorm]),
             ("--expect-kept", self.expect_kept.is_some(), &[RandomHashes]),
-            ("--expect-per-reply", self.expect_per_response.is_some(), &[Sybil]),
+            ("--expect-per-response", self.expect_per_response.is_some(), &[Sybil]),
             ("--expect-goodput", self.expect_goodput.is_some(), &[Overload]),
             ("--expect-recovery", self.expect_recovery.is_some(), &[Overload]),
         ]

@@ -45,13 +45,13 @@ pub(crate) fn run(arena: &Arena<'_>) -> Result<Figures, String> {
     Ok(Figures {
         measures: vec![
             Measure::new(
-                "per_reply_max",
+                "per_response_max",
                 real(asking.most),
                 "the most peers of the one address in any response",
             ),
-            Measure::new("per_reply_mean", per(asking.found, asking.responses), "their mean"),
+            Measure::new("per_response_mean", per(asking.found, asking.responses), "their mean"),
             Measure::new(
-                "peers_per_reply",
+                "peers_per_response",
                 per(asking.peers, asking.responses),
                 "of all addresses",
             ),

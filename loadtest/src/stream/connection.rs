@@ -311,7 +311,7 @@ impl Connection {
         let Some((_, pending)) = self.asked else { return Err(Invalid::SecondResponse) };
         let Some(frame) = http::frame(&link.input, link.closed)? else { return Ok(Step::Waits) };
         let (plan, end) = (&shared.plan, frame.body.end);
-        let thorough = run.tally.peer_replies.is_multiple_of(64);
+        let thorough = run.tally.peer_responses.is_multiple_of(64);
         let judged = http::judge(&link.input[frame.body], &pending, self.ip, plan, thorough);
         if let Err(wrong) | Ok((_, Some(wrong))) = &judged {
             run.tally.invalid[*wrong as usize] += 1;
@@ -320,7 +320,7 @@ impl Connection {
             Ok((http::Said::Refused(reason), _)) => run.tally.error(reason),
             Ok((http::Said::Announced(announce), _)) => {
                 run.tally.peers += announce.peer_count() as u64;
-                run.tally.peer_replies += u64::from(pending.count > 0);
+                run.tally.peer_responses += u64::from(pending.count > 0);
                 settle(&mut self.members, &pending, now_ns, run);
             }
             Ok((http::Said::Scraped(peers), _)) => {
