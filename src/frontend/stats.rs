@@ -164,8 +164,8 @@ impl<'a> StatsPage<'a> {
     }
 }
 
-/// The rows of clients, those with the most peers first: at most `rows_max`, and one for all others.
-/// Shares are of `all` peers.
+/// The rows of clients, those with the most peers first: at most `rows_max`, and one for all
+/// others. Shares are of `all` peers.
 pub(crate) fn client_rows(
     clients: &[(String, String, u64)],
     rows_max: usize,
