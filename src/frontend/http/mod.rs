@@ -318,7 +318,7 @@ impl RequestHandler<'_> {
         let Scratch { body, info_hashes, .. } = &mut *self.scratch;
         body.clear();
         match http::scrape(request.head.query, info_hashes) {
-            Err(malformed) => self.fail(request, malformed.into(), out),
+            Err(malformed) => self.fail_malformed(request, malformed, out),
             Ok(()) if info_hashes.is_empty() => self.scrape_all(request, out),
             Ok(()) => {
                 let Some(source) = request.source else {
