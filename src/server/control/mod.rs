@@ -143,8 +143,8 @@ async fn serve(control: Control, mut signals: Signals) -> Result<(), StartError>
     }
     // No other process serves. From here on only a regular end ends this process.
     let (close_admin, closed) = oneshot::channel::<()>();
-    let (seats, timeouts) = (state.seats.clone(), admin_listener::TIMEOUTS);
-    let admin = tokio::spawn(admin_listener::serve(listener, pages, seats, timeouts, closed));
+    let (connections, timeouts) = (state.admin_connections.clone(), admin_listener::TIMEOUTS);
+    let admin = tokio::spawn(admin_listener::serve(listener, pages, connections, timeouts, closed));
     state.renew_pages();
     state.started.store(true, Ordering::Relaxed);
     let (successors, mut successor) = mpsc::unbounded_channel();

@@ -46,18 +46,18 @@ pub(crate) struct ProcessState {
     drops_before: AtomicU64,
     board: Arc<StatsHub>,
     /// Connections to the admin listener.
-    pub(crate) seats: Arc<AdminConnections>,
+    pub(crate) admin_connections: Arc<AdminConnections>,
 }
 
 impl ProcessState {
     pub(crate) fn new(context: AppContext, metrics: Metrics) -> Self {
-        let MetricInputs { workers, streams, board, seats, .. } = &metrics.sources;
+        let MetricInputs { workers, streams, board, admin_connections, .. } = &metrics.sources;
         Self {
             context,
             workers: workers.clone(),
             streams: streams.clone(),
             board: board.clone(),
-            seats: seats.clone(),
+            admin_connections: admin_connections.clone(),
             metrics: Mutex::new(metrics),
             started: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
