@@ -15,6 +15,9 @@ pub enum StartError {
     /// The configuration is invalid.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// The settings are valid, but the host lacks what they name.
+    #[error("{0}")]
+    Host(ConfigError),
     /// The configuration is valid, but the host does not permit it, or a part failed later.
     #[error("{0}")]
     Failed(String),
@@ -25,7 +28,7 @@ impl StartError {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Config(_) => 2,
-            Self::Failed(_) => 1,
+            Self::Host(_) | Self::Failed(_) => 1,
         }
     }
 

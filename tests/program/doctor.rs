@@ -233,7 +233,7 @@ fn bad_usage_and_settings_end_with_2() {
     fs::write(&path, "[server]\nworkers = 1025\n").unwrap();
     let path = path.to_str().unwrap();
     assert_bad_usage(&[
-        (&["doctor", "--config", path], ":2:1: server.workers: out of bounds"),
+        (&["doctor", "--config", path], ":2:11: server.workers: 1025 is out of bounds"),
         (&["doctor", "--config", "/absent"], "/absent: "),
         (&["doctor", "--bogus"], "--bogus"),
     ]);
