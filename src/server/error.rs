@@ -78,7 +78,7 @@ impl StartError {
 }
 
 /// The process that has an address, and what to do about it.
-fn in_use(holder: &AddressHolder) -> (String, String) {
+pub(crate) fn in_use(holder: &AddressHolder) -> (String, String) {
     let other = "or choose another address";
     match holder {
         AddressHolder::Process { id, .. } if *id == std::process::id() => {

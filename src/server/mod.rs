@@ -40,8 +40,11 @@ use crate::config::{Config, ConfigReport, SettingsSource};
 use crate::sys::stream::uring;
 
 pub use error::StartError;
+pub(crate) use error::in_use;
 pub use metrics::metrics_page;
-pub(crate) use state_directory::{KEY_VARIABLE, StateDirectoryError};
+pub(crate) use sockets::trial::unavailable;
+pub use sockets::trial::{BindDenial, UnavailableAddress};
+pub(crate) use state_directory::{KEY_VARIABLE, StateDirectoryError, writable};
 
 /// Serves until SIGTERM or SIGINT, or until a successor has taken over. Blocks. With `take_over` it
 /// receives the sockets of the tracker that runs with the same state directory.
