@@ -282,6 +282,11 @@ pub(super) fn state_home(config: &Config) -> Result<PathBuf, StateDirectoryError
     state_directory::home(&state_options(config), false)
 }
 
+/// The path of the state directory, which may not exist or not be usable; `None` if there is none.
+pub(super) fn state_path(config: &Config) -> Option<PathBuf> {
+    state_directory::path(&state_options(config))
+}
+
 /// The path of the hand-over socket, or why there is none.
 pub(super) fn handover_path(config: &Config) -> Result<PathBuf, StateDirectoryError> {
     match config.server.handover_socket.as_str() {
