@@ -4,6 +4,7 @@
 mod files;
 mod monitoring;
 mod panels;
+mod pods;
 mod prometheus;
 #[path = "../support/mod.rs"]
 mod support;
