@@ -1,19 +1,22 @@
 //! The operators' statistics page of a running skep: figures in tables, what is sent once a second,
-//! who may read it, how it ends. `stats_page_browser` looks at it.
+//! who may read it, what is kept of it, how it ends. `stats_page_browser` looks at it.
 #![cfg(target_os = "linux")]
 #![allow(clippy::disallowed_methods, reason = "deadlines of tests are no time of the core")]
 
 use std::net::{SocketAddr, TcpStream};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use skep::admin::live::{DAY_BYTES_MAX, DayHistory};
 use skep::protocol::udp::client::Announcement;
 use skep::types::PeerId;
 use tungstenite::client::IntoClientRequest as _;
 use tungstenite::http::HeaderValue;
 use tungstenite::{HandshakeError, Message, WebSocket};
 
-use crate::support::{Client, DEADLINE, Skep, deny_port, eventually, leecher, seeder};
+use crate::support::{self, Client, DEADLINE, Skep, deny_port, eventually, leecher, seeder};
 
 /// As many as may look at once.
 const VIEWERS_MAX: usize = skep::admin::live::VIEWERS_MAX;
@@ -312,4 +315,48 @@ fn an_open_page_stays_live_while_the_tracker_drains() {
     let closed = std::iter::from_fn(|| Some(viewer.read())).find_map(Result::err).unwrap();
     assert_eq!(closed, Some(1001));
     assert!(skep.wait().success());
+}
+
+/// A tracker whose state is in this folder.
+fn start_in(folder: &Path) -> Skep {
+    let mut command = support::command();
+    command.args(["--listen", "127.0.0.1:0", "--workers", "1"]).env("STATE_DIRECTORY", folder);
+    Skep::spawn(command)
+}
+
+#[test]
+fn the_last_24_hours_outlive_a_restart_but_not_damage() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("stats.history");
+    let mut first = start_in(folder.path());
+    Client::connect(first.udp[0]).announce(&seeder(1, 1001));
+    let mut viewer = Viewer::open(first.admin);
+    let columns = viewer.next("history")["columns"].clone();
+    while of_row(&columns, &viewer.next("sample")["row"], "seeders") < 1.0 {}
+    first.signal("TERM");
+    assert!(first.wait().success());
+    assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o7777, 0o600);
+    let kept = std::fs::read(&file).unwrap();
+    let day = DayHistory::decode(&kept).unwrap();
+    assert!(kept.len() <= DAY_BYTES_MAX && day != DayHistory::default());
+
+    let mut second = start_in(folder.path());
+    eventually("a viewer gets the minute of the first run", || {
+        let minutes = Viewer::open(second.admin).next("minutes");
+        let rows = minutes["rows"].as_array().unwrap();
+        rows.first().is_some_and(|row| of_row(&minutes["columns"], row, "seeders") > 0.0)
+    });
+    assert!(second.get("/stats").1.contains("<path class=\"line\" d=\"M"));
+    second.signal("TERM");
+    assert!(second.wait().success());
+    assert!(!second.log().contains("history of the statistics page"), "{}", second.log());
+
+    std::fs::write(&file, &kept[..kept.len() / 2]).unwrap();
+    let mut third = start_in(folder.path());
+    third.log_with("history of the statistics page not usable");
+    third.signal("TERM");
+    assert!(third.wait().success());
+    let lines = third.log();
+    assert_eq!(lines.matches("history of the statistics page").count(), 1, "{lines}");
+    assert!(lines.contains("error=the file is damaged"), "{lines}");
 }

@@ -140,10 +140,17 @@ impl ProcessState {
         self.now().plus_s(time.as_secs())
     }
 
-    /// Saves the totals of passkeys. Totals that cannot be saved are logged, and kept for the next
-    /// attempt.
+    /// Saves the totals of passkeys and the statistics page's history. What cannot be saved is
+    /// logged, and kept for the next attempt.
     pub(crate) fn flush(&self) {
         let _ = self.write_down();
+        self.context.history.save(&self.board);
+    }
+
+    /// Puts the statistics page's last 24 hours, as an earlier run has kept them, before what this
+    /// run has. Blocks.
+    pub(crate) fn restore_history(&self) {
+        self.context.history.restore(&self.board);
     }
 
     /// Saves everything for the last time. Blocks, but not on a disk that hangs.
