@@ -263,7 +263,7 @@ sections! {
         full_scrape: bool = false => live;
         /// Seconds a source has to wait between two full scrapes.
         full_scrape_interval_s: u32 = 300, in 0..=86400 => live;
-        /// Whether /stats and /stats.json are served to the public as well.
+        /// Whether /stats, /stats.json and /badge.svg are served to the public as well.
         public_stats: bool = false => live;
         /// A message that clients show their users with every announce (`warning message`).
         /// Empty: none.

@@ -1,6 +1,8 @@
 //! Front ends: bytes in, bytes out. They read no clock and open no socket.
 
 pub mod connection_id;
+pub mod drawing;
+pub(crate) mod figures;
 pub mod http;
 pub mod origin;
 pub mod stats;

@@ -8,6 +8,7 @@ use crate::access_store::AccessManager;
 use crate::frontend::http::FullScrapeLimits;
 use crate::frontend::stats::Pages;
 use crate::limiter::{self, Limiter};
+use crate::server::history::HistoryFile;
 use crate::server::live_options::LiveOptions;
 use crate::server::memory::MemoryMonitor;
 use crate::server::snapshots::Snapshots;
@@ -31,6 +32,8 @@ pub(super) struct AppContext {
     pub(super) pages: Arc<ArcSwap<Pages>>,
     pub(super) full_scrapes: Arc<FullScrapeLimits>,
     pub(super) snapshots: Arc<Snapshots>,
+    /// The statistics page's last 24 hours.
+    pub(super) history: Arc<HistoryFile>,
     pub(super) clock: Clock,
 }
 
@@ -56,6 +59,7 @@ impl AppContext {
             pages: Arc::default(),
             full_scrapes: Arc::default(),
             snapshots,
+            history: Arc::default(),
             clock: Clock::start(),
         }
     }

@@ -10,6 +10,7 @@
 //! | `control` | the thread for signals, reloads, admin pages, the orderly end |
 //! | `metrics` | values for Prometheus and the statistics page |
 //! | `snapshots` | saves and restores |
+//! | `history` | keeps the statistics page's last 24 hours |
 //! | `memory` | keeps the process to its cap |
 //! | `check` | judges settings and what they name before a start |
 //! | `confine`, `state_directory` | rights that are dropped; keys, token and id that are kept |
@@ -20,6 +21,7 @@ mod confine;
 mod context;
 mod control;
 mod error;
+mod history;
 mod live_options;
 mod log;
 #[doc(hidden)]

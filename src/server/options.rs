@@ -17,6 +17,7 @@ use crate::frontend::origin::HopField;
 use crate::frontend::{http, ws};
 use crate::limiter;
 use crate::server::StartError;
+use crate::server::history::HistoryFile;
 use crate::server::live_options::LiveOptions;
 use crate::server::memory;
 use crate::server::snapshots::Snapshots;
@@ -275,6 +276,13 @@ fn state_options(config: &Config) -> state_directory::Options {
         key_file: path(&config.udp.key_file),
         environment: Environment::of_process(),
     }
+}
+
+/// Where the statistics page's history is kept: nowhere if the operator `was_warned` that the state
+/// directory is of no use.
+pub(super) fn history(config: &Config, was_warned: bool) -> HistoryFile {
+    let directory = if was_warned { None } else { state_home(config).ok() };
+    HistoryFile::kept_in(directory)
 }
 
 /// The state directory, which may not exist yet, or why there is none.

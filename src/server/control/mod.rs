@@ -145,6 +145,8 @@ async fn serve(control: Control, mut signals: Signals) -> Result<(), StartError>
     let (close_admin, closed) = oneshot::channel::<()>();
     let (connections, timeouts) = (state.admin_connections.clone(), admin_listener::TIMEOUTS);
     let admin = tokio::spawn(admin_listener::serve(listener, pages, connections, timeouts, closed));
+    let restoring = state.clone();
+    spawn_blocking(move || restoring.restore_history());
     state.renew_pages();
     state.started.store(true, Ordering::Relaxed);
     let (successors, mut successor) = mpsc::unbounded_channel();

@@ -111,7 +111,11 @@ fn prepare(
     let access_manager = open_access(&config, &mut was_warned)?;
     let token = options::admin_token(&config, was_warned, None);
     let live = options::live(&config, &keys, token);
-    let context = AppContext::new(store, access_manager, live, snapshots);
+    let history = options::history(&config, was_warned);
+    let context = AppContext {
+        history: Arc::new(history),
+        ..AppContext::new(store, access_manager, live, snapshots)
+    };
     drop(acting);
     prepare_for_sessions(&context);
     let confinement = Default::default();
