@@ -5,6 +5,8 @@
 mod admin_client;
 mod check;
 pub mod doctor;
+mod health;
+mod info_hash;
 mod probe;
 mod snapshot;
 mod torrent;
@@ -29,6 +31,7 @@ Examples:
   SKEP__TRACKER__INTERVAL_S=900 skep         every setting has a variable, too
   skep doctor                                check this host: findings with remedies
   skep probe udp://127.0.0.1:6969            send requests as a client would
+  skep health                                whether the running tracker is well, for scripts
   skep torrent add DIR                       register .torrent files with a running tracker
   skep snapshot inspect FILE                 print what is in a snapshot of the swarms
   curl http://127.0.0.1:6970/metrics         figures; /livez and /readyz for probes
@@ -63,6 +66,8 @@ enum Command {
     Doctor(doctor::Options),
     /// Send requests as a client would: connect, announce, scrape
     Probe(probe::Options),
+    /// Ask the running tracker whether it is well; exit code 0 if it is, 1 if not
+    Health(health::Options),
     /// Register .torrent files with a running tracker
     #[command(subcommand)]
     Torrent(torrent::TorrentCommand),
@@ -90,7 +95,7 @@ struct Print {
 }
 
 /// Settings from the command line. They override the environment, which overrides the file.
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 struct Settings {
     /// Read settings from this TOML file
     #[arg(long, value_name = "FILE")]
@@ -124,6 +129,7 @@ pub fn main() -> ExitCode {
         Command::Metrics => print(&server::metrics_page()),
         Command::Doctor(options) => return doctor::run(&options),
         Command::Probe(options) => return probe::run(&options),
+        Command::Health(options) => return health::run(&options),
         Command::Torrent(command) => return torrent::run(command),
         Command::Snapshot(command) => return snapshot::run(command),
     };

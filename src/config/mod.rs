@@ -461,6 +461,9 @@ sections! {
         level: LogLevel = LogLevel::Info => live;
         /// text for people, json (one object a line) for programs.
         format: LogFormat = LogFormat::Text;
+        /// Whether the lines about requests that are not served (level debug) name the address of
+        /// the client. Addresses are personal data in many places.
+        addresses: bool = false => live;
     }
 }
 

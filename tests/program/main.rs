@@ -13,6 +13,7 @@ mod end_to_end;
 mod end_to_end_streams;
 mod faults;
 mod handover;
+mod log;
 mod openapi;
 mod probe;
 mod restart;

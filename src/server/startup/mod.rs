@@ -21,6 +21,7 @@ use crate::access::mode::Mode;
 use crate::access_store::AccessManager;
 use crate::config::{Config, ConfigReport, SettingsSource};
 use crate::server::context::AppContext;
+use crate::server::control::ready_line::ReadyLine;
 use crate::server::control::reload::Reloader;
 use crate::server::control::service_manager::ServiceManager;
 use crate::server::control::{self, Control, ControlRuntime};
@@ -82,6 +83,7 @@ fn prepare(
     let config = report.clone().into_config()?;
     let base = ControlRuntime::new()?;
     let level = log::start(options::log(&config));
+    log_start(&source, take_over);
     let manager = ServiceManager::of_process();
     settle_process()?;
     report.findings.iter().for_each(|it| tracing::warn!("{it}"));
@@ -122,6 +124,18 @@ fn prepare(
     let reloader = Reloader { source, config, keys, level, context, tls, confinement };
     let partners = SocketPartners { manager, predecessor };
     Ok(Prepared { base, reloader, choice, inherited_sockets, partners })
+}
+
+/// Logs which program starts, and with which settings.
+fn log_start(source: &SettingsSource, take_over: bool) {
+    tracing::info!(
+        target: log::OPERATOR,
+        version = %env!("CARGO_PKG_VERSION"),
+        pid = std::process::id(),
+        config = source.file.as_ref().map(|path| tracing::field::display(path.display())),
+        take_over = take_over.then_some(true),
+        "skep starting"
+    );
 }
 
 fn control_panicked() -> StartError {
@@ -190,14 +204,16 @@ fn assemble(
     let state = options::state_home(config);
     reloader.confinement = confine::confine(config, state.as_deref().ok())?;
     let watched = watch(&sockets.by_worker)?;
-    let mut ready_line = String::from("ready");
     let streams = |of: &[BoundListener]| of.iter().map(|it| it.address).collect::<Vec<_>>();
-    let (tcp, tls) = (streams(&listeners.plain), streams(&listeners.tls));
-    for (kind, addresses) in [("udp", &sockets.addresses), ("tcp", &tcp), ("tls", &tls)] {
-        addresses.iter().for_each(|it| ready_line += &format!(" {kind}={it}"));
-    }
     let (io, count) = (choice.backend.label(), cpus.len());
-    ready_line += &format!(" admin={admin_address} io={io} workers={count}");
+    let ready_line = ReadyLine {
+        udp: sockets.addresses.clone(),
+        tcp: streams(&listeners.plain),
+        tls: streams(&listeners.tls),
+        admin: admin_address,
+        io,
+        workers: count,
+    };
     let (ends, ended) = mpsc::unbounded_channel();
     let (backend, context) = (choice.backend, &reloader.context);
     let workers = Workers::start(context, backend, &cpus, sockets.by_worker, &ends)?;
