@@ -5,6 +5,7 @@ pub mod http;
 pub mod origin;
 pub mod stats;
 pub mod udp;
+pub mod unlisted_proxies;
 pub mod ws;
 
 use std::net::SocketAddr;

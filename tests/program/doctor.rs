@@ -13,9 +13,10 @@ use crate::support::seccomp::{without_clock, without_io_uring};
 use crate::support::{Skep, assert_bad_usage, command, run, texts};
 
 /// Every name there is on a host with connection tracking in use.
-const IDS: [&str; 27] = [
+const IDS: [&str; 28] = [
     "addresses.bind",
     "addresses.ipv6",
+    "addresses.proxies",
     "addresses.scope",
     "conntrack.tracked",
     "container.cpu",
