@@ -8,6 +8,7 @@ pub mod origin;
 pub mod request_summary;
 pub mod stats;
 pub mod udp;
+pub mod unlisted_proxies;
 pub mod ws;
 
 use std::net::SocketAddr;

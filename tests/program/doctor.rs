@@ -13,10 +13,11 @@ use crate::support::seccomp::{without_clock, without_io_uring};
 use crate::support::{Skep, assert_bad_usage, command, run, texts};
 
 /// Every name there is on a host with connection tracking in use.
-const IDS: [&str; 29] = [
+const IDS: [&str; 30] = [
     "addresses.bind",
     "addresses.ipv6",
     "addresses.ports",
+    "addresses.proxies",
     "addresses.scope",
     "config.valid",
     "conntrack.tracked",

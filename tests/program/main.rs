@@ -23,3 +23,4 @@ mod snapshot_program;
 #[path = "../support/mod.rs"]
 mod support;
 mod take_over_faults;
+mod unlisted_proxies;

@@ -5,6 +5,7 @@ pub(crate) mod admin_listener;
 pub(crate) mod drain;
 pub(crate) mod kernel_filter;
 pub(crate) mod process;
+mod proxy_watch;
 pub(crate) mod ready_line;
 pub(crate) mod reload;
 pub(crate) mod reserve;

@@ -201,7 +201,8 @@ impl StreamSpawn {
             Tracker::without_upkeep(context.store.clone(), options.tracker.clone(), seed)
         })?;
         let http = HttpFrontend::new(options.http.clone(), context.pages)
-            .with_full_scrapes(context.full_scrapes);
+            .with_full_scrapes(context.full_scrapes)
+            .with_unlisted_proxies(context.unlisted_proxies);
         let ws = WsFrontend::new(self.directory, options.websocket.clone());
         let worker = StreamWorker {
             worker: u16::try_from(self.worker).unwrap_or(u16::MAX),
