@@ -128,6 +128,8 @@ fn http(config: &Config) -> http::Options {
         full_scrape: section.full_scrape,
         full_scrape_interval_s: section.full_scrape_interval_s,
         public_stats: section.public_stats,
+        without_announces: !section.enabled,
+        without_websockets: !config.websocket.enabled,
         warning: section.warning.clone(),
         tracker_id: section.tracker_id.clone(),
     }
@@ -169,7 +171,7 @@ fn request_log(config: &Config) -> Option<Arc<RequestLog>> {
 pub(super) fn tls(config: &Config) -> Option<tls::Files> {
     let section = &config.tls;
     let path = |text: &str| PathBuf::from(text);
-    (!section.listen.is_empty())
+    (!config.tls_listen().is_empty())
         .then(|| tls::Files { certificate: path(&section.certificate), key: path(&section.key) })
 }
 
