@@ -12,5 +12,6 @@ mod real_clients;
 mod stats_page;
 #[path = "../support/mod.rs"]
 mod support;
+mod transcript;
 mod webtorrent;
 mod webtorrent_clients;
