@@ -13,6 +13,7 @@ mod end_to_end;
 mod end_to_end_streams;
 mod faults;
 mod handover;
+mod log;
 mod openapi;
 mod probe;
 mod restart;
@@ -22,3 +23,4 @@ mod snapshot_program;
 #[path = "../support/mod.rs"]
 mod support;
 mod take_over_faults;
+mod unlisted_proxies;

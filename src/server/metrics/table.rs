@@ -10,6 +10,7 @@ use crate::access::lists::ListName;
 use crate::counters::{
     CloseReason, DeliveryFailure, DurationHistogram, Handshake, IoEvent, RequestCounters,
 };
+use crate::frontend::unlisted_proxies::ProxySource;
 use crate::limiter::{LimitAction, LimitTable};
 use crate::server::log;
 use crate::server::snapshots::figures::{Figures, RestoreOutcome};
@@ -142,6 +143,16 @@ series! {
             to.put(["one_address"], one_address);
             to.put(["unroutable"], unroutable);
         };
+        /// HTTP requests and connections with a forwarding header (`Forwarded`, `X-Forwarded-For`,
+        /// `X-Real-IP`, PROXY) from a source that `http.trusted_proxies` does not list, so that the
+        /// header is ignored. `private`: from a loopback or private address, the sign of a reverse
+        /// proxy that is not listed. `public`: clients with proxies of their own send it too.
+        counter skep_unlisted_proxy_requests_total{source in ProxySource} =
+            |from, source| from.context.unlisted_proxies.requests(source);
+        /// Time of the latest of them since the start, or since `http.trusted_proxies` has
+        /// changed. 0: none.
+        gauge skep_unlisted_proxy_latest_timestamp_seconds{source in ProxySource} =
+            |from, source| from.context.unlisted_proxies.latest_s(source);
         /// Share of the last second for which a worker used its CPU.
         gauge skep_worker_busy_ratio{worker} = |from, to| {
             from.busy.iter().for_each(|busy| to.put([busy.label.clone()], busy.ratio));
@@ -199,7 +210,7 @@ series! {
         counter skep_stats_viewers_refused_total = |from| from.board.refused();
         /// Connections to the admin listener closed or refused because the connection limit was
         /// reached.
-        counter skep_admin_connections_closed_total = |from| from.seats.closed();
+        counter skep_admin_connections_closed_total = |from| from.admin_connections.closed();
     }
 
     "Access, snapshots, process" {
