@@ -12,6 +12,7 @@ use crate::limiter::{self, Limiter};
 use crate::server::live_options::LiveOptions;
 use crate::server::memory::MemoryMonitor;
 use crate::server::snapshots::Snapshots;
+use crate::server::tls::CertificateFigures;
 use crate::store::Store;
 use crate::sys::clock::Clock;
 use crate::tracker::{ClientStats, DualStackClients, Load, SourceMonitor};
@@ -33,6 +34,7 @@ pub(super) struct AppContext {
     pub(super) pages: Arc<ArcSwap<Pages>>,
     pub(super) full_scrapes: Arc<FullScrapeLimits>,
     pub(super) snapshots: Arc<Snapshots>,
+    pub(super) certificate: Arc<CertificateFigures>,
     pub(super) clock: Clock,
 }
 
@@ -59,6 +61,7 @@ impl AppContext {
             pages: Arc::default(),
             full_scrapes: Arc::default(),
             snapshots,
+            certificate: Arc::default(),
             clock: Clock::start(),
         }
     }

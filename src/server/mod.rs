@@ -12,8 +12,10 @@
 //! | `snapshots` | saves and restores |
 //! | `memory` | keeps the process to its cap |
 //! | `confine`, `state_directory` | rights that are dropped; keys, token and id that are kept |
-//! | `tls`, `log` | the certificate; log lines |
+//! | `certificate`, `tls` | the files of the certificate; the one in force |
+//! | `log` | log lines |
 
+mod certificate;
 mod confine;
 mod context;
 mod control;
@@ -39,6 +41,8 @@ use crate::config::{Config, ConfigError, SettingsSource};
 use crate::sys::stream::uring;
 use sockets::listeners;
 
+pub use certificate::Validity;
+pub(crate) use certificate::day;
 pub use error::StartError;
 pub use metrics::metrics_page;
 pub(crate) use state_directory::{KEY_VARIABLE, StateDirectoryError};
@@ -68,10 +72,23 @@ pub fn check(source: &SettingsSource) -> Result<Vec<String>, StartError> {
         options::keys(&config)?;
     }
     AccessManager::check(&options::lists(&config))?;
-    options::tls(&config).map_or(Ok(()), |it| it.check()).map_err(StartError::Config)?;
-    confine::user_of(&config).map_err(|error| ConfigError::at("", error.to_string()))?;
+    options::tls(&config).map_or(Ok(()), |it| it.read().map(|_| ())).map_err(StartError::Config)?;
+    let user = confine::user_of(&config);
+    let user = user.map_err(|error| ConfigError::at("", error.to_string()))?;
     listeners::check_unix_path(&config.http.unix_socket)?;
-    Ok(source.warnings(&config))
+    let mut warnings = source.warnings(&config);
+    warnings.extend(certificate::warnings(&config, user.as_ref()));
+    Ok(warnings)
+}
+
+/// The certificate that a start with these settings would serve, if any: when it is valid or why it
+/// cannot be used, and the files that the user to change to may not read.
+pub(crate) fn certificate(config: &Config) -> Option<(Result<Validity, String>, Vec<String>)> {
+    let files = options::tls(config)?;
+    let validity = files.read().map(|it| it.validity).map_err(|error| error.to_string());
+    let user = confine::user_of(config).ok().flatten();
+    let unreadable = files.unreadable_as(user.as_ref()).into_iter().map(|it| it.1).collect();
+    Some((validity, unreadable))
 }
 
 /// The API tokens that a tracker with these settings may have created, the most likely first, as

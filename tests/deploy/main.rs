@@ -7,5 +7,6 @@ mod panels;
 mod prometheus;
 #[path = "../support/mod.rs"]
 mod support;
+mod tls;
 mod tools;
 mod traffic;

@@ -25,6 +25,7 @@ mod limits;
 mod report;
 mod spread;
 mod state;
+mod tls;
 
 use std::process::ExitCode;
 
@@ -34,7 +35,7 @@ use super::{Settings, complain, print};
 use crate::config::Config;
 use crate::server::StartError;
 
-pub use facts::{Denial, HostFacts, StateHome, WallClock};
+pub use facts::{Denial, HostFacts, StateHome, TlsFiles, WallClock};
 pub use finding::{Finding, Severity};
 pub use host::{Host, HostReadError};
 
@@ -99,7 +100,7 @@ impl HostReport {
 
 /// Runs all checks, group by group.
 pub fn examine(patient: &HostReport) -> Vec<Finding> {
-    let groups: [fn(&HostReport) -> Vec<Finding>; 9] = [
+    let groups: [fn(&HostReport) -> Vec<Finding>; 10] = [
         kernel::examine,
         clock::examine,
         limits::examine,
@@ -107,6 +108,7 @@ pub fn examine(patient: &HostReport) -> Vec<Finding> {
         spread::examine,
         conntrack::examine,
         addresses::examine,
+        tls::examine,
         container::examine,
         state::examine,
     ];

@@ -35,7 +35,9 @@ use crate::server::sockets::stream_listeners::StreamListeners;
 use crate::server::state_directory::KeyWarning;
 use crate::server::workers::datagram::Workers;
 use crate::server::workers::stream::Streams;
-use crate::server::{StartError, confine, end_with_any_panic, log, options, tls, workers};
+use crate::server::{
+    StartError, certificate, confine, end_with_any_panic, log, options, tls, workers,
+};
 use crate::store::Store;
 use crate::sys::allocator::restrain_huge_pages;
 use crate::sys::identity::keep_files_private;
@@ -63,6 +65,9 @@ pub(crate) fn serve(source: SettingsSource, take_over: bool) -> Result<(), Start
     tracing::info!(target: log::OPERATOR, origin = keys.origin, "connection-id key loaded");
     let choice = backend::choose(config.server.io)?;
     let tls = options::tls(&config).map(tls::Tls::start).transpose()?;
+    for warning in certificate::warnings(&config, user.as_ref()) {
+        tracing::warn!(target: log::OPERATOR, "{warning}");
+    }
     // From here to the end of `context`, the state directory is accessed as its user.
     let acting = confine::act_as(user.as_ref())?;
     let mut was_warned = keys.made_up;
@@ -82,7 +87,8 @@ pub(crate) fn serve(source: SettingsSource, take_over: bool) -> Result<(), Start
     let access_manager = open_access(&config, &mut was_warned)?;
     let token = options::admin_token(&config, was_warned, None);
     let live = options::live(&config, &keys, token);
-    let context = AppContext::new(store, access_manager, live, snapshots);
+    let mut context = AppContext::new(store, access_manager, live, snapshots);
+    context.certificate = tls.as_ref().map(|it| it.figures.clone()).unwrap_or_default();
     drop(acting);
     prepare_for_sessions(&context);
     let memory = context.memory.clone();
