@@ -5,6 +5,7 @@ mod files;
 mod monitoring;
 mod panels;
 mod prometheus;
+mod reverse_proxies;
 #[path = "../support/mod.rs"]
 mod support;
 mod tls;
