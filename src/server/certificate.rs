@@ -11,7 +11,7 @@ use rustls::sign::CertifiedKey;
 use rustls::{Error as TlsError, InconsistentKeys, ServerConfig};
 use x509_parser::prelude::{ASN1Time, FromDer as _, X509Certificate, X509Version};
 
-use crate::config::{Config, ConfigError};
+use crate::config::{Config, ConfigError, ConfigFinding};
 use crate::server::{confine, options};
 use crate::sys::clock::Clock;
 use crate::sys::identity::UnixUser;
@@ -49,9 +49,8 @@ pub struct Validity {
     pub to_s: i64,
 }
 
-/// What will fail later of the certificate that these settings name, one sentence each with a
-/// remedy; nothing if TLS is not served.
-pub(super) fn warnings(config: &Config, user: Option<&UnixUser>) -> Vec<String> {
+/// What will fail later of the certificate that these settings name; nothing if TLS is not served.
+pub(super) fn warnings(config: &Config, user: Option<&UnixUser>) -> Vec<ConfigFinding> {
     let now_s = i64::try_from(Clock::start().now().seconds()).unwrap_or(i64::MAX);
     options::tls(config).map_or_else(Vec::new, |files| files.warnings(user, now_s))
 }
@@ -170,22 +169,22 @@ impl Files {
         }
     }
 
-    /// What will fail later though both files can be read now, one sentence each with a remedy: a
-    /// certificate that expires, and files that the user to change to may not read again.
-    fn warnings(&self, user: Option<&UnixUser>, now_s: i64) -> Vec<String> {
+    /// What will fail later though both files can be read now: a certificate that expires, and
+    /// files that the user to change to may not read again.
+    fn warnings(&self, user: Option<&UnixUser>, now_s: i64) -> Vec<ConfigFinding> {
         let path = self.certificate.display();
         let validity = self.read().ok().map(|it| it.validity);
         let dated = validity.and_then(|it| it.warning(now_s));
-        let mut warnings: Vec<_> =
-            dated.map(|text| format!("tls.certificate: {path} {text}")).into_iter().collect();
-        warnings.extend(self.unreadable_as(user).into_iter().map(|(setting, problem)| {
-            format!(
-                "{setting}: {problem}, so a renewed certificate will not be loaded; remedy: let \
-                 server.user read both files and enter their folders (docs/operating.md has a \
-                 certbot hook)"
-            )
-        }));
-        warnings
+        let dated = dated
+            .map(|text| ConfigFinding::warning(format!("{path} {text}")).about("tls.certificate"));
+        let unreadable = self.unreadable_as(user).into_iter().map(|(setting, problem)| {
+            let warning = format!(
+                "{problem}, so a renewed certificate will not be loaded; remedy: let server.user \
+                 read both files and enter their folders (docs/operating.md has a certbot hook)"
+            );
+            ConfigFinding::warning(warning).about(setting)
+        });
+        dated.into_iter().chain(unreadable).collect()
     }
 
     /// The files that the user to change to may not read, each with its setting.
@@ -361,7 +360,7 @@ pub(super) mod tests {
         let warned = |now_s| {
             let mut warnings = files.warnings(None, now_s);
             assert!(warnings.len() < 2, "{warnings:?}");
-            warnings.pop().unwrap_or_default()
+            warnings.pop().map_or_else(String::new, |it| it.to_string())
         };
         assert!(warned(january(1)).contains("is not valid before 2030-01-02; remedy: "));
         assert_eq!([3, 17].map(|day| warned(january(day))), ["", ""]);

@@ -17,6 +17,7 @@ use crate::frontend::origin::HopField;
 use crate::frontend::{http, ws};
 use crate::limiter;
 use crate::server::StartError;
+use crate::server::history::HistoryFile;
 use crate::server::live_options::LiveOptions;
 use crate::server::memory;
 use crate::server::snapshots::Snapshots;
@@ -29,18 +30,21 @@ use crate::store;
 use crate::sys::identity::UnixUser;
 use crate::sys::memory::usable_bytes;
 use crate::tracker;
+use crate::worker::request_log::RequestLog;
 use crate::worker::stream;
 
 /// Every option that a reload can change, for a start and for a reload, with the keys and the token
 /// in force from then on.
 pub(super) fn live(config: &Config, keys: &LoadedKeys, token: Token) -> LiveOptions {
+    let request_log = request_log(config);
     LiveOptions {
         tracker: Arc::new(tracker(config)),
         connection_ids: Arc::new(connection_ids(config, keys)),
         limits: Arc::new(limits(config)),
         http: Arc::new(http(config)),
         websocket: Arc::new(ws(config)),
-        streams: Arc::new(stream(config)),
+        streams: Arc::new(stream::Options { request_log: request_log.clone(), ..stream(config) }),
+        request_log,
         memory: memory(config),
         snapshot_interval_s: config.snapshot.interval_s,
         drain_s: config.server.drain_s,
@@ -150,7 +154,14 @@ fn stream(config: &Config) -> stream::Options {
         memory_max_bytes: connection_bytes(config),
         exempt: config.limits.exempt.0.clone(),
         trusted_proxies: http.trusted_proxies.0.clone(),
+        request_log: None,
     }
+}
+
+/// The log of requests that are not served: at level debug and below.
+fn request_log(config: &Config) -> Option<Arc<RequestLog>> {
+    let is_on = log(config).level >= LevelFilter::DEBUG;
+    is_on.then(|| Arc::new(RequestLog::new(config.log.addresses)))
 }
 
 /// The files of the certificate, if TLS is served.
@@ -278,9 +289,21 @@ fn state_options(config: &Config) -> state_directory::Options {
     }
 }
 
+/// Where the statistics page's history is kept: nowhere if the operator `was_warned` that the state
+/// directory is of no use.
+pub(super) fn history(config: &Config, was_warned: bool) -> HistoryFile {
+    let directory = if was_warned { None } else { state_home(config).ok() };
+    HistoryFile::kept_in(directory)
+}
+
 /// The state directory, which may not exist yet, or why there is none.
 pub(super) fn state_home(config: &Config) -> Result<PathBuf, StateDirectoryError> {
     state_directory::home(&state_options(config), false)
+}
+
+/// The path of the state directory, which may not exist or not be usable; `None` if there is none.
+pub(super) fn state_path(config: &Config) -> Option<PathBuf> {
+    state_directory::path(&state_options(config))
 }
 
 /// The path of the hand-over socket, or why there is none.

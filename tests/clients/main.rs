@@ -10,6 +10,7 @@ mod page;
 mod programs;
 mod real_clients;
 mod stats_page;
+mod stats_page_browser;
 #[path = "../support/mod.rs"]
 mod support;
 mod webtorrent;

@@ -4,6 +4,7 @@
 mod files;
 mod monitoring;
 mod panels;
+mod pods;
 mod prometheus;
 mod reverse_proxies;
 #[path = "../support/mod.rs"]

@@ -131,7 +131,39 @@ fn values_of_panels_are_written_in_their_units() {
     panels::assert_units();
     let units: BTreeSet<_> = queries().into_iter().map(|it| (it.panel, it.unit)).collect();
     let has = |panel: &str, unit: &str| units.contains(&(panel.into(), unit.into()));
-    assert!(has("Snapshot age", "s") && has("Snapshot age", "short"), "{units:?}");
+    let expected = [("Age of the last snapshot", "s"), ("Snapshot errors", "short")];
+    assert!(expected.into_iter().all(|(panel, unit)| has(panel, unit)), "{units:?}");
+}
+
+/// Several trackers, or jobs, share a Prometheus.
+#[test]
+fn every_query_is_of_the_chosen_job_and_instance() {
+    let chosen = "job=~\"$job\", instance=~\"$instance\"";
+    for query in queries() {
+        let selectors = query.expression.matches("instance=~").count();
+        assert!(selectors > 0, "{query:?}");
+        assert_eq!(query.expression.matches(chosen).count(), selectors, "{query:?}");
+    }
+}
+
+#[test]
+fn a_line_in_a_panel_is_where_the_alert_that_it_names_fires() {
+    if !have_yaml() {
+        return;
+    }
+    let rules = rules();
+    let mut seen = 0;
+    for (panel, description, thresholds) in panels::thresholds() {
+        for alert in description.split([' ', '.', ',']).filter(|word| word.starts_with("Skep")) {
+            let rule = rules.iter().find(|rule| rule["alert"] == alert);
+            let rule = rule.unwrap_or_else(|| panic!("{panel}: {alert} is not an alert"));
+            let expression = text(&rule["expr"]);
+            let fires_at = |value: &f64| expression.contains(&format!("> {value}"));
+            assert!(thresholds.iter().any(fires_at), "{panel}: {thresholds:?}: {expression}");
+            seen += 1;
+        }
+    }
+    assert!(seen >= 6, "{seen}");
 }
 
 #[test]

@@ -125,6 +125,22 @@ pub(crate) fn document(path: &str) -> Value {
     all.remove(0)
 }
 
+/// What an overlay of `deploy/kubernetes` renders to.
+pub(crate) fn rendered(overlay: &str) -> String {
+    let path = deployed("kubernetes/overlays").join(overlay);
+    agrees("kubectl", &["kustomize".as_ref(), path.as_os_str()])
+}
+
+/// What a kustomization of somebody's own renders to, in which `DEPLOYED` is `deploy/kubernetes`.
+pub(crate) fn kustomized(text: &str) -> String {
+    let own = tempfile::tempdir().unwrap();
+    // kustomize wants paths that are relative to its own folder.
+    let up = "../".repeat(own.path().canonicalize().unwrap().components().count() - 1);
+    let ours = format!("{up}{}", deployed("kubernetes").display()).replace("//", "/");
+    fs::write(own.path().join("kustomization.yaml"), text.replace("DEPLOYED", &ours)).unwrap();
+    agrees("kubectl", &["kustomize".as_ref(), own.path().as_os_str()])
+}
+
 /// The elements of a list; none where there is no list.
 pub(crate) fn list(value: &Value) -> &[Value] {
     value.as_array().map_or(&[], Vec::as_slice)

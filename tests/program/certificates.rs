@@ -68,7 +68,8 @@ fn the_end_of_a_certificate_is_announced_by_check_start_doctor_and_metrics() {
     let config = settings(folder.path(), &certificate, "");
     let (code, stderr) = check(&config);
     assert_eq!(code, Some(0), "{stderr}");
-    assert!(stderr.starts_with("skep: warning: tls.certificate: "), "{stderr}");
+    let is_placed = stderr.starts_with("skep: warning: ") && stderr.contains(": tls.certificate: ");
+    assert!(is_placed && stderr.contains("skep.toml:"), "{stderr}");
     assert!(
         stderr.contains("certificate.pem expires on ") && stderr.contains("remedy"),
         "{stderr}"

@@ -371,8 +371,11 @@ fn statistics_are_for_operators_until_they_are_public() {
     let (status, page) = skep.get("/stats");
     assert!(status == 200 && page.contains("<html"), "{page}");
     assert!(ask(skep.tcp[0], "/stats").text().contains("<html"));
+    assert!(ask(skep.tcp[0], "/badge.svg").text().contains("peers: 3"));
+    eventually("a sample has all peers", || skep.get("/badge.svg").1.contains("peers: 3"));
     let private = Skep::start(&[]);
     assert_eq!(ask(private.tcp[0], "/stats.json").status, 404);
+    assert_eq!(ask(private.tcp[0], "/badge.svg").status, 404);
     assert_eq!(private.get("/stats.json").0, 200);
 }
 

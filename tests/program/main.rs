@@ -14,6 +14,7 @@ mod end_to_end;
 mod end_to_end_streams;
 mod faults;
 mod handover;
+mod log;
 mod openapi;
 mod probe;
 mod restart;

@@ -67,7 +67,11 @@ impl Conversation {
         let rules = Arc::new(ArcSwap::from_pointee(rules));
         let tracker = Tracker::without_upkeep(store, rules.clone(), 1);
         let options = Arc::new(ArcSwap::from_pointee(Options::default()));
-        let pages = Pages { html: "<p>seven bees\n".into(), json: "{\"bees\":7}".into() };
+        let pages = Pages {
+            html: "<p>seven bees\n".into(),
+            json: "{\"bees\":7}".into(),
+            badge: "<svg>7</svg>".into(),
+        };
         let frontend = HttpFrontend::new(options.clone(), Arc::new(ArcSwap::from_pointee(pages)));
         Self {
             frontend,

@@ -6,6 +6,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use super::HostReport;
 use super::finding::{Check, Finding};
 use super::host::{Host, HostReadError};
+use crate::config::Config;
 
 const BIND: Check = Check::new(
     "addresses.bind",
@@ -53,8 +54,7 @@ fn bind(report: &HostReport) -> Finding {
 }
 
 fn ipv6(report: &HostReport) -> Finding {
-    let config = &report.config;
-    let all = [config.udp_listen(), config.http_listen(), &config.tls.listen].concat();
+    let all = report.served();
     let outward = |it: &&SocketAddr| it.is_ipv6() && !it.ip().is_loopback();
     let listens = all.iter().find(outward);
     let addresses = global_addresses(&report.host);
@@ -67,7 +67,8 @@ fn ipv6(report: &HostReport) -> Finding {
     let addresses = match addresses {
         Ok(addresses) => addresses,
         Err(unread) if unread.is_missing && report.host.has("/proc/net/dev") => {
-            return IPV6.warning(
+            return lacking(
+                report,
                 format!("{at} cannot be served: this host has no IPv6"),
                 "have the provider route IPv6 and enable it, or listen on IPv4 alone\n\
                  $ sysctl -w net.ipv6.conf.all.disable_ipv6=0",
@@ -76,20 +77,36 @@ fn ipv6(report: &HostReport) -> Finding {
         Err(unread) => return IPV6.unread(&unread),
     };
     let Some(first) = addresses.first() else {
-        return IPV6.warning(
-            format!("{at} is served, but this host has no global IPv6 address"),
-            "have the provider route IPv6, and give this host an address of it\n\
+        return lacking(
+            report,
+            format!("{at} is served, but this host has no IPv6 address that the Internet reaches"),
+            "have the provider route IPv6, and give this host an address of it (2000::/3; fc00::/7 \
+             is private)\n\
              $ ip -6 address show scope global",
         );
     };
     match routed {
         Ok(true) => IPV6.ok(format!("{first} is this host's, and there is a default route")),
-        Ok(false) => IPV6.warning(
+        Ok(false) => lacking(
+            report,
             format!("{first} is this host's, but IPv6 has no default route"),
             "add the router's address\n$ ip -6 route add default via ROUTER dev INTERFACE",
         ),
         Err(unread) => IPV6.unread(&unread),
     }
+}
+
+/// A warning that IPv6 is not served as configured. If its addresses are the defaults, nobody asked
+/// for IPv6, and many hosts have none.
+fn lacking(report: &HostReport, fact: String, remedy: &str) -> Finding {
+    let (config, usual) = (&report.config, Config::default());
+    let is_usual = config.udp_listen() == usual.udp_listen()
+        && config.http_listen() == usual.http_listen()
+        && !config.tls.listen.iter().any(SocketAddr::is_ipv6);
+    if is_usual {
+        return IPV6.info(fact).remedied(remedy);
+    }
+    IPV6.warning(fact, remedy)
 }
 
 /// This host's addresses that the IPv6 Internet can route to (2000::/3, RFC 4291).
@@ -210,6 +227,9 @@ mod tests {
                          fe8000000000000000fc00fffe000001 04 40 20 80     eth0\n\
                          fd000000000000000000000000000002 04 40 00 82     eth0\n";
 
+    /// Settings that ask for IPv6.
+    const ASKED: &str = "[server]\nlisten = [\"0.0.0.0:7000\", \"[::]:7000\"]";
+
     fn route(prefix: &str, flags: &str, device: &str) -> String {
         let zeros = "0".repeat(32);
         format!("{zeros} {prefix} {zeros} 00 {zeros} 00000400 00000003 00000000 {flags} {device}\n")
@@ -235,32 +255,36 @@ mod tests {
 
     #[test]
     fn ipv6_takes_a_global_address_and_a_route() {
-        let judge = |addresses: &str, routes: &str| {
+        let judge_with = |settings: &str, addresses: &str, routes: &str| {
             let fake = Fake::new()
+                .configured(settings)
                 .with("/proc/net/if_inet6", addresses)
                 .with("/proc/net/ipv6_route", routes);
             judge(&fake, "addresses.ipv6")
         };
+        let judge = |addresses: &str, routes: &str| judge_with(ASKED, addresses, routes);
         let default = route("00", "00000003", "eth0");
         let (severity, text) = judge(&format!("{LOCAL}{GLOBAL}"), &default);
         assert_eq!(severity, Severity::Ok);
         assert!(text.starts_with("2001:db8::2 "), "{text}");
         let (severity, text) = judge(LOCAL, &default);
         assert_eq!(severity, Severity::Warning);
-        assert!(text.contains("no global IPv6 address"), "{text}");
+        assert!(text.contains("no IPv6 address that the Internet reaches"), "{text}");
+        assert_eq!(judge_with("", LOCAL, &default).0, Severity::Info, "nobody asked for it");
         let rejected = route("00", "00200200", "lo") + &route("40", "00000001", "eth0");
         let (severity, text) = judge(&format!("{LOCAL}{GLOBAL}"), &rejected);
         assert_eq!(severity, Severity::Warning);
         assert!(text.contains("no default route"), "{text}");
         assert_eq!(judge(GLOBAL, &route("00", "00000203", "eth0")).0, Severity::Warning);
+        assert_eq!(judge_with("", GLOBAL, &rejected).0, Severity::Info);
     }
 
     #[test]
     fn a_host_without_ipv6_is_told_from_one_that_hides_it() {
-        let without = Fake::new().with("/proc/net/dev", "");
+        let without = Fake::new().configured(ASKED).with("/proc/net/dev", "");
         let (severity, text) = judge(&without, "addresses.ipv6");
         assert_eq!(severity, Severity::Warning);
-        assert!(text.contains("[::]:6969 cannot be served"), "{text}");
+        assert!(text.contains("[::]:7000 cannot be served"), "{text}");
         assert_eq!(judge(&Fake::new(), "addresses.ipv6").0, Severity::Info);
         let hidden = Fake::new().with("/proc/net/if_inet6", GLOBAL);
         assert_eq!(judge(&hidden, "addresses.ipv6").0, Severity::Info, "its routes are");

@@ -4,7 +4,7 @@
 //! ```text
 //! announce   / /announce /announce/PASSKEY /PASSKEY/announce      with info_hash
 //! scrape     /scrape /scrape/PASSKEY /PASSKEY/scrape
-//! pages      / without info_hash, /stats, /stats.json
+//! pages      / without info_hash, /stats, /stats.json, /badge.svg
 //! WebSocket  an upgrade on any path
 //! ```
 //!
@@ -26,8 +26,9 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use ipnet::IpNet;
 
+use crate::frontend::drawing::BADGE_AGE_S_MAX;
 use crate::frontend::origin::{HopField, Origin, proxy};
-use crate::frontend::stats::{HTML_POLICY, Pages};
+use crate::frontend::stats::{BADGE_POLICY, HTML_POLICY, Pages};
 use crate::frontend::unlisted_proxies::{ForwardingHeader, UnlistedProxies};
 use crate::protocol::http::{self, Headers, Method, QueryError, RequestHead};
 use crate::protocol::passkey::{self, Passkey};
@@ -235,6 +236,7 @@ enum Route {
     Front,
     StatsPage,
     StatsJson,
+    Badge,
     Nowhere,
 }
 
@@ -272,7 +274,15 @@ impl RequestHandler<'_> {
                 let page = &self.pages.load().json;
                 request.page("application/json", NOT_GUESSED, page.as_bytes(), out)
             }
-            Route::StatsPage | Route::StatsJson | Route::Nowhere => {
+            Route::Badge if self.options.public_stats => {
+                let fields = format!(
+                    "Cache-Control: public, max-age={BADGE_AGE_S_MAX}\r\n\
+                     Content-Security-Policy: {BADGE_POLICY}\r\n{NOT_GUESSED}"
+                );
+                let badge = &self.pages.load().badge;
+                request.page("image/svg+xml", &fields, badge.as_bytes(), out)
+            }
+            Route::StatsPage | Route::StatsJson | Route::Badge | Route::Nowhere => {
                 request.reject(Rejected::NotFound, out)
             }
         }
@@ -345,7 +355,7 @@ impl RequestHandler<'_> {
         let Scratch { body, info_hashes, .. } = &mut *self.scratch;
         body.clear();
         match http::scrape(request.head.query, info_hashes) {
-            Err(malformed) => self.fail(request, malformed.into(), out),
+            Err(malformed) => self.fail_malformed(request, malformed, out),
             Ok(()) if info_hashes.is_empty() => self.scrape_all(request, out),
             Ok(()) => {
                 let Some(source) = request.source else {
@@ -403,6 +413,7 @@ fn route(path: &[u8], query: &[u8]) -> Route {
         _ if http::has(query, b"info_hash") => Route::Nowhere,
         (b"stats", _) if second.is_none() => Route::StatsPage,
         (b"stats.json", _) if second.is_none() => Route::StatsJson,
+        (b"badge.svg", _) if second.is_none() => Route::Badge,
         _ => Route::Nowhere,
     }
 }
@@ -435,6 +446,7 @@ mod tests {
             ("/announce/scrape", Route::Scrape),
             ("/stats", Route::StatsPage),
             ("/stats.json", Route::StatsJson),
+            ("/badge.svg", Route::Badge),
             ("/stats/x", Route::Nowhere),
             ("/x/stats", Route::Nowhere),
             ("/a/b/announce", Route::Nowhere),

@@ -49,18 +49,18 @@ pub(crate) struct ProcessState {
     drops_before: AtomicU64,
     board: Arc<StatsHub>,
     /// Connections to the admin listener.
-    pub(crate) seats: Arc<AdminConnections>,
+    pub(crate) admin_connections: Arc<AdminConnections>,
 }
 
 impl ProcessState {
     pub(crate) fn new(context: AppContext, metrics: Metrics) -> Self {
-        let MetricInputs { workers, streams, board, seats, .. } = &metrics.sources;
+        let MetricInputs { workers, streams, board, admin_connections, .. } = &metrics.sources;
         Self {
             context,
             workers: workers.clone(),
             streams: streams.clone(),
             board: board.clone(),
-            seats: seats.clone(),
+            admin_connections: admin_connections.clone(),
             metrics: Mutex::new(metrics),
             started: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
@@ -75,8 +75,12 @@ impl ProcessState {
     /// Updates the public statistics pages, if there are any.
     pub(crate) fn renew_pages(&self) {
         if self.has_public_stats() {
-            self.context.pages.store(Arc::new(Pages::of(&self.stats())));
+            self.store_pages(&self.stats());
         }
+    }
+
+    fn store_pages(&self, stats: &Stats) {
+        self.context.pages.store(Arc::new(Pages::of(stats, self.board.day_line())));
     }
 
     fn has_public_stats(&self) -> bool {
@@ -120,8 +124,7 @@ impl ProcessState {
         let is_shown = is_public || self.board.viewers() > 0;
         let clients = if is_shown { self.clients() } else { Vec::new() };
         if is_public {
-            let stats = statistics::stats_of(&reading, clients.clone());
-            self.context.pages.store(Arc::new(Pages::of(&stats)));
+            self.store_pages(&statistics::stats_of(&reading, clients.clone()));
         }
         let state = self.ready().err().unwrap_or_else(|| "serving".into());
         metrics.show(reading, state, clients);
@@ -142,10 +145,17 @@ impl ProcessState {
         self.now().plus_s(time.as_secs())
     }
 
-    /// Saves the totals of passkeys. Totals that cannot be saved are logged, and kept for the next
-    /// attempt.
+    /// Saves the totals of passkeys and the statistics page's history. What cannot be saved is
+    /// logged, and kept for the next attempt.
     pub(crate) fn flush(&self) {
         let _ = self.write_down();
+        self.context.history.save(&self.board);
+    }
+
+    /// Puts the statistics page's last 24 hours, as an earlier run has kept them, before what this
+    /// run has. Blocks.
+    pub(crate) fn restore_history(&self) {
+        self.context.history.restore(&self.board);
     }
 
     /// Saves everything for the last time. Blocks, but not on a disk that hangs.

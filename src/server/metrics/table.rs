@@ -218,7 +218,7 @@ series! {
         counter skep_stats_viewers_refused_total = |from| from.board.refused();
         /// Connections to the admin listener closed or refused because the connection limit was
         /// reached.
-        counter skep_admin_connections_closed_total = |from| from.seats.closed();
+        counter skep_admin_connections_closed_total = |from| from.admin_connections.closed();
     }
 
     "Access, snapshots, process" {

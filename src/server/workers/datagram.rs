@@ -22,6 +22,7 @@ use crate::tracker::Tracker;
 use crate::types::{DatagramResponse, Dropped};
 use crate::worker::datagram::{DatagramBackend, DatagramWorker};
 use crate::worker::pause_signal::PauseSignal;
+use crate::worker::request_log::Unserved;
 
 /// The running workers.
 pub(crate) struct Workers {
@@ -181,6 +182,21 @@ impl Responder for LiveUdpFrontend {
         out: &mut [u8],
     ) -> Result<DatagramResponse, Dropped> {
         self.front_end.handle(now, source, datagram, out)
+    }
+
+    #[inline]
+    fn unserved(
+        &mut self,
+        now: Now,
+        source: SocketAddr,
+        datagram: &[u8],
+        verdict: &Result<DatagramResponse, Dropped>,
+    ) {
+        if let Some(log) = self.options.request_log()
+            && let Some(unserved) = Unserved::of_datagram(verdict)
+        {
+            log.datagram(now, source, datagram, unserved);
+        }
     }
 
     #[inline]
