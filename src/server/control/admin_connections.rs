@@ -11,8 +11,8 @@
 //! permit left, the connection among them whose client has kept skep waiting longest (for a head, a
 //! body, or to receive a response) is closed. A connection whose request is being handled is not
 //! closed; if there are only such, the new request is refused. A flood of silent connections, of
-//! requests without their bodies, or of whole requests therefore only affects connections of its own
-//! kind and up to half of the permits for its own source. A supervisor's probe always gets a
+//! requests without their bodies, or of whole requests therefore only affects connections of its
+//! own kind and up to half of the permits for its own source. A supervisor's probe always gets a
 //! permit.
 
 use std::collections::HashMap;
