@@ -1,11 +1,12 @@
 //! Sends requests to a tracker's admin listener, with hyper: one connection per request, with
-//! limits on time and size. Used by `skep torrent` and `skep doctor`.
+//! limits on time and size. Used by `skep torrent`, `skep doctor` and `skep health`.
 //!
 //! `skep probe` has its own clients, because it times connect, TLS and response separately and
 //! checks bytes that an HTTP library hides.
 
 use std::error::Error as _;
 use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use http::header::{CONNECTION, HOST};
@@ -51,6 +52,14 @@ impl From<hyper::Error> for AdminRequestError {
         let cause = error.source().map_or_else(|| error.to_string(), ToString::to_string);
         Self::Connection(io::Error::other(cause))
     }
+}
+
+/// The address at which this host reaches a listener.
+pub(super) fn reachable(listen: SocketAddr) -> SocketAddr {
+    let loopback =
+        if listen.is_ipv4() { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() };
+    let ip = if listen.ip().is_unspecified() { loopback } else { listen.ip() };
+    SocketAddr::new(ip, listen.port())
 }
 
 /// Sends a request to HOST:PORT and waits for the whole response. Blocks.

@@ -3,7 +3,10 @@
 //! Exit codes: 0 done, 1 failed at run time, 2 invalid usage or configuration.
 
 mod admin_client;
+mod check;
 pub mod doctor;
+mod health;
+mod info_hash;
 mod probe;
 mod snapshot;
 mod torrent;
@@ -28,6 +31,7 @@ Examples:
   SKEP__TRACKER__INTERVAL_S=900 skep         every setting has a variable, too
   skep doctor                                check this host: findings with remedies
   skep probe udp://127.0.0.1:6969            send requests as a client would
+  skep health                                whether the running tracker is well, for scripts
   skep torrent add DIR                       register .torrent files with a running tracker
   skep snapshot inspect FILE                 print what is in a snapshot of the swarms
   curl http://127.0.0.1:6970/metrics         figures; /livez and /readyz for probes
@@ -57,11 +61,13 @@ enum Command {
     /// Print every metric with its description, in Markdown
     Metrics,
     /// Validate the configuration without starting; `skep doctor` checks the host
-    Check(Settings),
+    Check(check::Options),
     /// Check this host: kernel, buffers, connection tracking, limits; each problem has a remedy
     Doctor(doctor::Options),
     /// Send requests as a client would: connect, announce, scrape
     Probe(probe::Options),
+    /// Ask the running tracker whether it is well; exit code 0 if it is, 1 if not
+    Health(health::Options),
     /// Register .torrent files with a running tracker
     #[command(subcommand)]
     Torrent(torrent::TorrentCommand),
@@ -89,7 +95,7 @@ struct Print {
 }
 
 /// Settings from the command line. They override the environment, which overrides the file.
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 struct Settings {
     /// Read settings from this TOML file
     #[arg(long, value_name = "FILE")]
@@ -115,7 +121,7 @@ pub fn main() -> ExitCode {
         Command::Run(Run { take_over, settings }) => {
             settings.source().and_then(|it| server::run(it, take_over))
         }
-        Command::Check(settings) => check(&settings),
+        Command::Check(options) => return check::run(&options),
         Command::Config(Print { format }) => print(&match format.as_str() {
             "markdown" => Config::to_markdown(),
             _ => Config::default().to_commented_toml(),
@@ -123,6 +129,7 @@ pub fn main() -> ExitCode {
         Command::Metrics => print(&server::metrics_page()),
         Command::Doctor(options) => return doctor::run(&options),
         Command::Probe(options) => return probe::run(&options),
+        Command::Health(options) => return health::run(&options),
         Command::Torrent(command) => return torrent::run(command),
         Command::Snapshot(command) => return snapshot::run(command),
     };
@@ -135,12 +142,6 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn check(settings: &Settings) -> Result<(), StartError> {
-    let warnings = server::check(&settings.source()?)?;
-    warnings.iter().for_each(|it| complain(&format!("warning: {it}")));
-    print("the configuration is valid\n")
-}
-
 /// Writes to standard output. A closed pipe is not an error: `head`, for instance, stops early.
 fn print(text: &str) -> Result<(), StartError> {
     match std::io::stdout().lock().write_all(text.as_bytes()) {
@@ -151,9 +152,12 @@ fn print(text: &str) -> Result<(), StartError> {
     }
 }
 
-/// Writes an error or a warning to standard error.
+/// Writes errors or warnings to standard error, each on its line.
 fn complain(text: &str) {
-    let _ = writeln!(std::io::stderr().lock(), "skep: {text}");
+    let mut stderr = std::io::stderr().lock();
+    for line in text.lines() {
+        let _ = writeln!(stderr, "skep: {line}");
+    }
 }
 
 impl Settings {

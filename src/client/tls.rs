@@ -3,11 +3,12 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustls::client::Resumption;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{Resumption, VerifierBuilderError, WebPkiServerVerifier, verify_server_name};
 use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::pem::{Error as PemError, PemObject as _};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::server::ParsedCertificate;
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
 };
@@ -17,7 +18,7 @@ use rustls::{
 pub enum Trust<'a> {
     /// Those of the authorities that this host trusts.
     System,
-    /// Those of the authorities in a PEM file, and no others.
+    /// Those in a PEM file, be they authorities' or the server's own, and no others.
     File(&'a Path),
     /// All certificates.
     Anyone,
@@ -43,6 +44,9 @@ pub enum TlsConfigError {
     /// The library has none of the protocol versions.
     #[error(transparent)]
     Versions(Error),
+    /// The library makes no verifier of the certificates in the file of `--ca`.
+    #[error(transparent)]
+    Verifier(VerifierBuilderError),
     /// This host has no certificates of authorities.
     #[error("this host trusts no authorities: install ca-certificates, or use --ca")]
     NoSystemRoots,
@@ -84,18 +88,13 @@ pub fn config(trust: Trust<'_>, resumption: bool) -> Result<Arc<ClientConfig>, T
     let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()
         .map_err(TlsConfigError::Versions)?;
-    let roots = match trust {
-        Trust::System => Some(system_roots()?),
-        Trust::File(file) => Some(roots_in(file)?),
-        Trust::Anyone => None,
+    let verifier: Arc<dyn ServerCertVerifier> = match trust {
+        Trust::System => verifier_of(system_roots()?, provider)?,
+        Trust::File(file) => Arc::new(Pinned::in_file(file, provider)?),
+        Trust::Anyone => Arc::new(Credulous(provider)),
     };
-    let mut config = match roots {
-        Some(roots) => builder.with_root_certificates(roots).with_no_client_auth(),
-        None => builder
-            .dangerous()
-            .with_custom_certificate_verifier(Arc::new(Credulous(provider)))
-            .with_no_client_auth(),
-    };
+    let builder = builder.dangerous().with_custom_certificate_verifier(verifier);
+    let mut config = builder.with_no_client_auth();
     if !resumption {
         config.resumption = Resumption::disabled();
     }
@@ -119,6 +118,11 @@ pub fn explain(error: &Error, host: &str) -> String {
         Error::InvalidCertificate(
             CertificateError::Expired | CertificateError::ExpiredContext { .. },
         ) => "the certificate has expired: renew it".into(),
+        error if is_of_authority(error) => {
+            "the server shows an authority's certificate, as self-signed ones are: name its file \
+             with --ca FILE, or skip the check with --insecure"
+                .into()
+        }
         Error::InvalidMessage(_) => {
             "the response is not TLS: use http:// or ws://, or another port".into()
         }
@@ -136,14 +140,88 @@ fn system_roots() -> Result<RootCertStore, TlsConfigError> {
     Ok(roots)
 }
 
-fn roots_in(file: &Path) -> Result<RootCertStore, TlsConfigError> {
-    let unreadable = |error| TlsConfigError::File { file: file.to_owned(), error };
-    let mut roots = RootCertStore::empty();
-    for certificate in CertificateDer::pem_file_iter(file).map_err(unreadable)? {
-        let added = roots.add(certificate.map_err(unreadable)?);
-        added.map_err(|error| TlsConfigError::Certificate { file: file.to_owned(), error })?;
+fn verifier_of(
+    roots: RootCertStore,
+    provider: Arc<CryptoProvider>,
+) -> Result<Arc<WebPkiServerVerifier>, TlsConfigError> {
+    let builder = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider);
+    builder.build().map_err(TlsConfigError::Verifier)
+}
+
+/// Trusts the certificates in a file: as authorities, and as the server's own. `openssl req -x509`
+/// marks a self-signed certificate as an authority's, which the library accepts from no server;
+/// curl accepts it, where its file holds that very certificate.
+#[derive(Debug)]
+struct Pinned {
+    authorities: Arc<WebPkiServerVerifier>,
+    certificates: Vec<CertificateDer<'static>>,
+}
+
+impl Pinned {
+    fn in_file(file: &Path, provider: Arc<CryptoProvider>) -> Result<Self, TlsConfigError> {
+        let unreadable = |error| TlsConfigError::File { file: file.to_owned(), error };
+        let read = CertificateDer::pem_file_iter(file).map_err(unreadable)?;
+        let certificates: Vec<_> = read.collect::<Result<_, _>>().map_err(unreadable)?;
+        if certificates.is_empty() {
+            return Err(TlsConfigError::EmptyFile(file.to_owned()));
+        }
+        let mut roots = RootCertStore::empty();
+        for certificate in certificates.iter().cloned() {
+            let added = roots.add(certificate);
+            added.map_err(|error| TlsConfigError::Certificate { file: file.to_owned(), error })?;
+        }
+        Ok(Self { authorities: verifier_of(roots, provider)?, certificates })
     }
-    if roots.is_empty() { Err(TlsConfigError::EmptyFile(file.to_owned())) } else { Ok(roots) }
+}
+
+impl ServerCertVerifier for Pinned {
+    fn verify_server_cert(
+        &self,
+        certificate: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        let authorities = &self.authorities;
+        match authorities.verify_server_cert(certificate, intermediates, name, ocsp, now) {
+            // The library checks the dates before the kind of the certificate.
+            Err(error) if is_of_authority(&error) && self.certificates.contains(certificate) => {
+                verify_server_name(&ParsedCertificate::try_from(certificate)?, name)?;
+                Ok(ServerCertVerified::assertion())
+            }
+            verdict => verdict,
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.authorities.verify_tls12_signature(message, certificate, signature)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.authorities.verify_tls13_signature(message, certificate, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.authorities.supported_verify_schemes()
+    }
+}
+
+/// Whether a certificate is refused because it is marked as an authority's.
+fn is_of_authority(error: &Error) -> bool {
+    let Error::InvalidCertificate(CertificateError::Other(other)) = error else { return false };
+    let cause = other.0.downcast_ref::<webpki::Error>();
+    matches!(cause, Some(webpki::Error::CaUsedAsEndEntity))
 }
 
 /// Trusts any certificate. The handshake's signature is still checked.

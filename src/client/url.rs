@@ -68,7 +68,19 @@ pub enum UrlError {
     /// There are spaces, control or other characters that have to be escaped.
     #[error("a URL holds printable ASCII without spaces and #; escape as %XX")]
     Character,
-    /// Another scheme, or no valid host and port.
+    /// There is no scheme.
+    #[error(
+        "the scheme is missing; remedy: write udp:// (or http://, https://, ws://, wss://) in \
+             front"
+    )]
+    NoScheme,
+    /// A URL of UDP has no port.
+    #[error("the port is missing; remedy: write it behind the host, as in udp://HOST:6969")]
+    NoPort,
+    /// The port is not a number, or out of bounds.
+    #[error("the port is not a number from 1 to 65535")]
+    Port,
+    /// Another scheme, or no valid host.
     #[error(
         "allowed: udp://HOST:PORT[/PATH], http[s]://HOST[:PORT][/PATH], ws[s]://HOST[:PORT][/PATH]"
     )]
@@ -90,6 +102,24 @@ impl Url {
         let missing = if self.path.starts_with('/') { "" } else { "/" };
         format!("{missing}{}", self.path)
     }
+
+    /// The path without the query.
+    pub fn path_alone(&self) -> &str {
+        self.path.split_once('?').map_or(self.path.as_str(), |parts| parts.0)
+    }
+
+    /// The same URL with a passkey as the last part of its path, in front of the query:
+    /// `/announce/PASSKEY`, also where the URL has no path.
+    #[must_use]
+    pub fn with_passkey(mut self, passkey: &str) -> Self {
+        let path = self.path_alone();
+        let query = &self.path[path.len()..];
+        self.path = match path.trim_end_matches('/') {
+            "" => format!("/announce/{passkey}{query}"),
+            path => format!("{path}/{passkey}{query}"),
+        };
+        self
+    }
 }
 
 impl FromStr for Url {
@@ -99,6 +129,9 @@ impl FromStr for Url {
         if !text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'#') {
             return Err(UrlError::Character);
         }
+        if !text.contains("://") {
+            return Err(UrlError::NoScheme);
+        }
         let uri: Uri = text.parse().map_err(|_| UrlError::Form)?;
         let name = uri.scheme_str().ok_or(UrlError::Form)?;
         let scheme: Scheme = name.parse().map_err(|_| UrlError::Form)?;
@@ -106,10 +139,12 @@ impl FromStr for Url {
         let host = uri.host().filter(|host| !host.is_empty()).ok_or(UrlError::Form)?;
         // `Uri` omits an invalid port, and a user part from the host: both are errors here.
         let port = match authority.strip_prefix(host).ok_or(UrlError::Form)? {
-            "" => scheme.port(),
-            port => port.strip_prefix(':').and_then(|digits| digits.parse().ok()),
+            "" => scheme.port().ok_or(UrlError::NoPort)?,
+            port => {
+                let digits = port.strip_prefix(':').ok_or(UrlError::Form)?;
+                digits.parse().ok().filter(|port| *port > 0).ok_or(UrlError::Port)?
+            }
         };
-        let port = port.filter(|port| *port > 0).ok_or(UrlError::Form)?;
         let bare = host.strip_prefix('[').and_then(|address| address.strip_suffix(']'));
         let is_host = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
         let is_valid = match bare {
@@ -193,5 +228,34 @@ mod tests {
             assert!(parse(bad).is_err(), "{bad}");
         }
         assert!(parse(&format!("http://a/{}", "x".repeat(1024))).is_err());
+    }
+
+    #[test]
+    fn what_is_missing_is_named() {
+        for (text, error) in [
+            ("127.0.0.1:6969", UrlError::NoScheme),
+            ("tracker.example", UrlError::NoScheme),
+            ("udp://127.0.0.1", UrlError::NoPort),
+            ("udp://[::1]/announce", UrlError::NoPort),
+            ("http://a:99999", UrlError::Port),
+            ("udp://a:0", UrlError::Port),
+            ("ftp://a:1", UrlError::Form),
+        ] {
+            assert_eq!(parse(text), Err(error), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_passkey_is_the_last_part_of_the_path() {
+        for (text, path) in [
+            ("udp://a:1", "/announce/KEY"),
+            ("http://a/", "/announce/KEY"),
+            ("http://a?x=/", "/announce/KEY?x=/"),
+            ("http://a/x/announce?y=1", "/x/announce/KEY?y=1"),
+            ("ws://a/announce/", "/announce/KEY"),
+        ] {
+            let url = parse(text).unwrap().with_passkey("KEY");
+            assert_eq!((&*url.path, &*url.text), (path, text));
+        }
     }
 }

@@ -5,8 +5,10 @@ pub mod drawing;
 pub(crate) mod figures;
 pub mod http;
 pub mod origin;
+pub mod request_summary;
 pub mod stats;
 pub mod udp;
+pub mod unlisted_proxies;
 pub mod ws;
 
 use std::net::SocketAddr;
@@ -53,6 +55,17 @@ pub trait Responder {
         datagram: &[u8],
         out: &mut [u8],
     ) -> Result<DatagramResponse, Dropped>;
+
+    /// Called with each datagram that was not served, and why: one that was dropped, before or by
+    /// [`Self::handle`], or refused. For the log.
+    fn unserved(
+        &mut self,
+        _now: Now,
+        _source: SocketAddr,
+        _datagram: &[u8],
+        _verdict: &Result<DatagramResponse, Dropped>,
+    ) {
+    }
 
     /// Does one bounded slice of upkeep; called once per iteration of the worker's loop.
     fn upkeep(&mut self, now: Now);

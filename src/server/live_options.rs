@@ -18,6 +18,7 @@ use crate::frontend::{http, ws};
 use crate::limiter;
 use crate::server::memory;
 use crate::tracker;
+use crate::worker::request_log::RequestLog;
 use crate::worker::stream;
 
 /// Every option that a reload can change.
@@ -28,6 +29,8 @@ pub(super) struct LiveOptions {
     pub(super) http: Arc<http::Options>,
     pub(super) websocket: Arc<ws::Options>,
     pub(super) streams: Arc<stream::Options>,
+    /// The log of requests that are not served, if it is on.
+    pub(super) request_log: Option<Arc<RequestLog>>,
     pub(super) memory: memory::Options,
     /// Seconds between two snapshots; 0: none at intervals.
     pub(super) snapshot_interval_s: u32,
@@ -74,6 +77,12 @@ impl WorkerOptions {
             self.current = latest.clone();
             self.replace();
         }
+    }
+
+    /// The log of requests that are not served, if it is on.
+    #[inline]
+    pub(super) fn request_log(&self) -> Option<&RequestLog> {
+        self.current.request_log.as_deref()
     }
 
     #[cold]

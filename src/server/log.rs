@@ -3,21 +3,24 @@
 //! A persistent fault must not fill a disk: each cause (place in the code) writes at most one line
 //! in ten seconds, and its next line has the number of lines that were suppressed. Lines about an
 //! operator's own action (start, reload, stop) have the target [`OPERATOR`] and are never
-//! suppressed. Control characters in values are escaped.
+//! suppressed. Requests that are not served are sampled by the workers ([`request_log`]). Control
+//! characters in values are escaped. On a terminal, the level is coloured (unless NO_COLOR is set).
 //!
 //! A reader of standard error that does not read must not block the other threads: a thread of its
 //! own writes the lines, and lines that do not fit into its queue are lost and counted.
 
 use std::collections::HashMap;
 use std::fmt;
+use std::io::IsTerminal as _;
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use tracing::level_filters::LevelFilter;
-use tracing::{Event, Subscriber, callsite};
+use tracing::{Event, Level, Subscriber, callsite};
 use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::filter::Targets;
-use tracing_subscriber::fmt::format::{Format, Json, JsonFields, Writer};
+use tracing_subscriber::fmt::format::{Format, Full, Json, JsonFields, Writer};
+use tracing_subscriber::fmt::time::{FormatTime as _, SystemTime};
 use tracing_subscriber::fmt::writer::BoxMakeWriter;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::layer::{Layer as _, SubscriberExt as _};
@@ -26,6 +29,7 @@ use tracing_subscriber::reload;
 
 /// The target of lines about an operator's own action.
 pub(super) use crate::access_store::OPERATOR;
+use crate::worker::request_log;
 
 /// How long a cause is silent after a line.
 const SILENCE: Duration = Duration::from_secs(10);
@@ -64,7 +68,7 @@ pub(super) fn start(options: Options) -> LevelHandle {
     let (filter, handle) = reload::Layer::new(targets(options.level));
     let (writer, waiting) = writer();
     let layer = tracing_subscriber::fmt::layer().with_writer(writer).with_ansi(false);
-    let limited = Limited::new(options.json);
+    let limited = Limited::new(options.json, !options.json && colours_wanted());
     let layer = if options.json {
         layer.fmt_fields(JsonFields::new()).event_format(limited).boxed()
     } else {
@@ -78,6 +82,13 @@ pub(super) fn start(options: Options) -> LevelHandle {
         *WAITING.lock().unwrap_or_else(PoisonError::into_inner) = Some(guard);
     }
     LevelHandle(handle)
+}
+
+/// Whether standard error is a terminal that shows colours (https://no-color.org).
+fn colours_wanted() -> bool {
+    let is_set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    let is_dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
+    std::io::stderr().is_terminal() && !is_set("NO_COLOR") && !is_dumb
 }
 
 /// The destination of lines. With a thread that writes them, also the guard that flushes its queue,
@@ -113,8 +124,10 @@ fn targets(level: LevelFilter) -> Targets {
 
 /// Formats events, and suppresses repeated ones of a cause.
 struct Limited {
-    text: Format,
+    /// Without time and level.
+    text: Format<Full, ()>,
     json: Option<Format<Json>>,
+    has_colours: bool,
     causes: Mutex<HashMap<callsite::Identifier, CallSiteState>>,
 }
 
@@ -125,16 +138,17 @@ struct CallSiteState {
 }
 
 impl Limited {
-    fn new(json: bool) -> Self {
+    fn new(json: bool, has_colours: bool) -> Self {
         let json = json.then(|| Format::default().with_target(false).json().flatten_event(true));
         let text = Format::default().with_target(false).with_ansi(false);
-        Self { text, json, causes: Mutex::default() }
+        let text = text.with_level(false).without_time();
+        Self { text, json, has_colours, causes: Mutex::default() }
     }
 
     /// Whether an event may be written now: the number of suppressed events of its cause, or `None`
     /// if it is suppressed.
     fn admit(&self, event: &Event<'_>, now: Instant) -> Option<u64> {
-        if event.metadata().target() == OPERATOR {
+        if [OPERATOR, request_log::TARGET].contains(&event.metadata().target()) {
             return Some(0);
         }
         let mut causes = self.causes.lock().unwrap_or_else(|it| it.into_inner());
@@ -172,7 +186,10 @@ where
         let mut line = String::new();
         match &self.json {
             Some(format) => format.format_event(context, Writer::new(&mut line), event)?,
-            None => self.text.format_event(context, Writer::new(&mut line), event)?,
+            None => {
+                write_head(&mut writer, *event.metadata().level(), self.has_colours)?;
+                self.text.format_event(context, Writer::new(&mut line), event)?;
+            }
         }
         let line = line.trim_end();
         match (held_back, self.json.is_some(), line.strip_suffix('}')) {
@@ -188,6 +205,24 @@ where
         }
         writer.write_char('\n')
     }
+}
+
+/// Writes the time and the level of a line of text.
+fn write_head(writer: &mut Writer<'_>, level: Level, has_colours: bool) -> fmt::Result {
+    if !has_colours {
+        SystemTime.format_time(writer)?;
+        return write!(writer, " {level:>5} ");
+    }
+    let colour = match level {
+        Level::ERROR => "31",
+        Level::WARN => "33",
+        Level::INFO => "32",
+        Level::DEBUG => "34",
+        Level::TRACE => "35",
+    };
+    writer.write_str("\x1b[2m")?;
+    SystemTime.format_time(writer)?;
+    write!(writer, "\x1b[0m \x1b[{colour}m{level:>5}\x1b[0m ")
 }
 
 /// Writes a line, and escapes characters that would end it or control a terminal.
@@ -224,10 +259,15 @@ mod tests {
 
     /// The log output of `act`.
     fn logged(json: bool, act: impl FnOnce()) -> String {
+        logged_by(Limited::new(json, false), act)
+    }
+
+    /// The same, by this formatter.
+    fn logged_by(limited: Limited, act: impl FnOnce()) -> String {
+        let json = limited.json.is_some();
         let memory = Memory::default();
         let writer = memory.clone();
         let layer = tracing_subscriber::fmt::layer().with_writer(move || writer.clone());
-        let limited = Limited::new(json);
         let layer = if json {
             layer.fmt_fields(JsonFields::new()).event_format(limited).boxed()
         } else {
@@ -266,7 +306,7 @@ mod tests {
     #[expect(clippy::disallowed_methods, reason = "any moment will do")]
     fn the_next_line_tells_how_many_were_held_back() {
         let answers = Arc::default();
-        let asker = Asker(Limited::new(false), Arc::clone(&answers), Instant::now());
+        let asker = Asker(Limited::new(false, false), Arc::clone(&answers), Instant::now());
         tracing::subscriber::with_default(Registry::default().with(asker), || {
             for _ in 0..7 {
                 tracing::warn!("again");
@@ -274,6 +314,27 @@ mod tests {
         });
         let expected = [Some(0), None, None, Some(2), None, None, Some(2)];
         assert_eq!(*answers.lock().unwrap(), expected);
+    }
+
+    #[test]
+    fn lines_about_requests_are_sampled_elsewhere() {
+        let text = logged(false, || {
+            for n in 0..3 {
+                tracing::debug!(target: request_log::TARGET, n, "request refused");
+            }
+        });
+        assert_eq!(text.lines().count(), 3, "{text}");
+    }
+
+    #[test]
+    fn colours_are_those_of_the_level_and_never_those_of_a_value() {
+        let odd = || tracing::warn!(path = %"a\x1b[31m", "odd");
+        let (plain, coloured) = (logged(false, odd), logged_by(Limited::new(false, true), odd));
+        let rest = "odd path=a\\u{1b}[31m\n";
+        assert!(plain.ends_with(&format!("Z  WARN {rest}")), "{plain:?}");
+        assert!(coloured.starts_with("\x1b[2m"), "{coloured:?}");
+        let head = format!("Z\x1b[0m \x1b[33m WARN\x1b[0m {rest}");
+        assert!(coloured.ends_with(&head), "{coloured:?}");
     }
 
     #[test]

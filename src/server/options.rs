@@ -25,24 +25,26 @@ use crate::server::sockets::handover;
 use crate::server::state_directory::{
     self, Environment, KeyError, LoadedKeys, StateDirectoryError,
 };
-use crate::server::tls;
-use crate::server::{confine, log};
+use crate::server::{certificate, confine, log};
 use crate::store;
 use crate::sys::identity::UnixUser;
 use crate::sys::memory::usable_bytes;
 use crate::tracker;
+use crate::worker::request_log::RequestLog;
 use crate::worker::stream;
 
 /// Every option that a reload can change, for a start and for a reload, with the keys and the token
 /// in force from then on.
 pub(super) fn live(config: &Config, keys: &LoadedKeys, token: Token) -> LiveOptions {
+    let request_log = request_log(config);
     LiveOptions {
         tracker: Arc::new(tracker(config)),
         connection_ids: Arc::new(connection_ids(config, keys)),
         limits: Arc::new(limits(config)),
         http: Arc::new(http(config)),
         websocket: Arc::new(ws(config)),
-        streams: Arc::new(stream(config)),
+        streams: Arc::new(stream::Options { request_log: request_log.clone(), ..stream(config) }),
+        request_log,
         memory: memory(config),
         snapshot_interval_s: config.snapshot.interval_s,
         drain_s: config.server.drain_s,
@@ -125,6 +127,8 @@ fn http(config: &Config) -> http::Options {
         full_scrape: section.full_scrape,
         full_scrape_interval_s: section.full_scrape_interval_s,
         public_stats: section.public_stats,
+        without_announces: !section.enabled,
+        without_websockets: !config.websocket.enabled,
         warning: section.warning.clone(),
         tracker_id: section.tracker_id.clone(),
     }
@@ -152,15 +156,24 @@ fn stream(config: &Config) -> stream::Options {
         memory_max_bytes: connection_bytes(config),
         exempt: config.limits.exempt.0.clone(),
         trusted_proxies: http.trusted_proxies.0.clone(),
+        request_log: None,
     }
 }
 
+/// The log of requests that are not served: at level debug and below.
+fn request_log(config: &Config) -> Option<Arc<RequestLog>> {
+    let is_on = log(config).level >= LevelFilter::DEBUG;
+    is_on.then(|| Arc::new(RequestLog::new(config.log.addresses)))
+}
+
 /// The files of the certificate, if TLS is served.
-pub(super) fn tls(config: &Config) -> Option<tls::Files> {
+pub(super) fn tls(config: &Config) -> Option<certificate::Files> {
     let section = &config.tls;
     let path = |text: &str| PathBuf::from(text);
-    (!section.listen.is_empty())
-        .then(|| tls::Files { certificate: path(&section.certificate), key: path(&section.key) })
+    (!config.tls_listen().is_empty()).then(|| certificate::Files {
+        certificate: path(&section.certificate),
+        key: path(&section.key),
+    })
 }
 
 /// Most resident bytes of the process; 0: no cap.
@@ -288,6 +301,11 @@ pub(super) fn history(config: &Config, was_warned: bool) -> HistoryFile {
 /// The state directory, which may not exist yet, or why there is none.
 pub(super) fn state_home(config: &Config) -> Result<PathBuf, StateDirectoryError> {
     state_directory::home(&state_options(config), false)
+}
+
+/// The path of the state directory, which may not exist or not be usable; `None` if there is none.
+pub(super) fn state_path(config: &Config) -> Option<PathBuf> {
+    state_directory::path(&state_options(config))
 }
 
 /// The path of the hand-over socket, or why there is none.

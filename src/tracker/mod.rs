@@ -46,6 +46,7 @@ use nat_detection::SourceWindow;
 pub use nat_detection::{SourceAnomaly, SourceMonitor};
 use retries::Retries;
 pub use shedding::Shedding;
+pub use software::software_of;
 
 /// The number of passes of [`Tracker::prefetch`] over a batch.
 pub const PREFETCH_STAGES: usize = crate::store::PREFETCH_STAGES;

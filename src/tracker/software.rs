@@ -14,6 +14,8 @@
 
 use std::fmt::Write as _;
 
+use crate::types::PeerId;
+
 /// The first bytes of a peer id, which name software and version.
 pub(super) type SoftwarePrefix = [u8; 8];
 
@@ -110,6 +112,16 @@ pub(super) struct Software {
 pub(super) fn of(prefix: &SoftwarePrefix) -> Option<Software> {
     let index = KNOWN.iter().position(|&(code, _, style)| is_of(prefix, code, style))?;
     Some(Software { index, has_version: version(index, prefix).is_some() })
+}
+
+/// Software and version of a peer id, for people; of unknown software the first bytes, escaped.
+pub fn software_of(peer_id: &PeerId) -> String {
+    let (prefix, _) = peer_id.0.split_first_chunk().expect("a peer id has 20 bytes");
+    let Some(Software { index, .. }) = of(prefix) else { return prefix.escape_ascii().to_string() };
+    match version(index, prefix) {
+        Some(version) => format!("{} {version}", name(index)),
+        None => name(index).to_owned(),
+    }
 }
 
 /// The name of a line of the table.

@@ -17,7 +17,7 @@ use crate::sys::ring::Ring;
 use crate::sys::ring_host::{RingHost, RingOptions};
 use crate::sys::socket::BoundUdp;
 use crate::time::Now;
-use crate::types::{Dropped, Family, unmap};
+use crate::types::{DatagramResponse, Dropped, Family, unmap};
 use crate::worker::{
     RESPONSE_BYTES_MAX, Responder, mmsg::Mmsg, pause_signal::PauseSignal, uring::UringBackend,
 };
@@ -244,6 +244,9 @@ fn serve<R: Responder>(
             responder.handle(now, source, exchange.payload, out)
         };
         counters.count(Family::of(source.ip()), bytes, verdict);
+        if !matches!(verdict, Ok(DatagramResponse { refusal: None, .. })) {
+            responder.unserved(now, source, exchange.payload, &verdict);
+        }
         if let Ok(answered) = verdict
             && !io.respond(index, answered.bytes)
         {
@@ -321,7 +324,7 @@ pub(crate) fn send_event(errno: Option<i32>) -> IoEvent {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::{Action, DatagramResponse};
+    use crate::types::Action;
 
     /// A backend that hands out one batch once, and has room for some of the responses.
     struct Script {
@@ -366,6 +369,7 @@ mod tests {
         prefetched: Vec<(usize, u8)>,
         handled: Vec<(SocketAddr, u8)>,
         prefetched_ahead_max: usize,
+        unserved: usize,
         upkeeps: usize,
         queues: usize,
     }
@@ -389,6 +393,17 @@ mod tests {
             self.handled.push((source, datagram[0]));
             assert_eq!(out.len(), RESPONSE_BYTES_MAX);
             Ok(DatagramResponse { action: Action::Connect, bytes: 16, refusal: None })
+        }
+
+        fn unserved(
+            &mut self,
+            _now: Now,
+            _source: SocketAddr,
+            _datagram: &[u8],
+            verdict: &Result<DatagramResponse, Dropped>,
+        ) {
+            assert!(verdict.is_err());
+            self.unserved += 1;
         }
 
         fn upkeep(&mut self, _now: Now) {
@@ -432,6 +447,7 @@ mod tests {
             assert!(seen.eq(0..100));
         }
         assert_eq!((notes.upkeeps, notes.queues, counters.turns.get()), (1, 1, 1));
+        assert_eq!(notes.unserved, 0);
         assert!(script.responses.iter().copied().eq((0..100).map(|index| (index, 16))));
     }
 
@@ -446,6 +462,7 @@ mod tests {
         ];
         let (notes, counters) = one_turn(&mut script(batch, 4));
         assert_eq!(notes.handled, [("192.0.2.7:9".parse().unwrap(), 4)]);
+        assert_eq!(notes.unserved, 3);
         let [v4, v6] = Family::ALL.map(|it| counters.datagrams(it));
         assert_eq!((v4.received.get(), v6.received.get(), v6.received_bytes.get()), (3, 1, 2048));
         assert_eq!(v4.dropped[Dropped::SourcePortZero as usize].get(), 2);

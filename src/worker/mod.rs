@@ -4,6 +4,7 @@
 pub mod datagram;
 mod mmsg;
 pub mod pause_signal;
+pub mod request_log;
 pub mod stream;
 mod uring;
 

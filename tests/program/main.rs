@@ -4,6 +4,7 @@
 
 mod access;
 mod admin;
+mod certificates;
 mod command_line;
 mod config;
 mod connections;
@@ -13,6 +14,7 @@ mod end_to_end;
 mod end_to_end_streams;
 mod faults;
 mod handover;
+mod log;
 mod openapi;
 mod probe;
 mod restart;
@@ -22,3 +24,4 @@ mod snapshot_program;
 #[path = "../support/mod.rs"]
 mod support;
 mod take_over_faults;
+mod unlisted_proxies;

@@ -12,7 +12,9 @@ use rustls::{ServerConfig, ServerConnection, StreamOwned};
 use serde_json::{Value, json};
 use tungstenite::Message;
 
-use crate::support::{DEADLINE, Skep, run, texts};
+use skep::client::metainfo::Metainfo;
+
+use crate::support::{DEADLINE, Skep, command, run, texts};
 
 /// Announces to a tracker that answers at once need no patience.
 const ONCE: [&str; 4] = ["--timeout", "1", "--tries", "1"];
@@ -107,6 +109,143 @@ fn skep_is_probed_by_every_protocol() {
     }
 }
 
+/// A skep with one worker and these variables.
+fn start(variables: &[(&str, &str)]) -> Skep {
+    let mut command = command();
+    command.args(["--listen", "127.0.0.1:0", "--workers", "1"]).envs(variables.iter().copied());
+    Skep::spawn(command)
+}
+
+/// The URLs of skep for every protocol.
+fn urls(skep: &Skep) -> [String; 3] {
+    ["udp", "http", "ws"].map(|scheme| format!("{scheme}://{}/announce", skep.tcp[0]))
+}
+
+/// Holds that `skep health` finds this skep well.
+fn assert_well(skep: &Skep) {
+    let output = run(&["health", "--admin", &skep.admin.to_string()]);
+    let (stdout, stderr) = texts(&output);
+    assert_eq!((output.status.code(), &*stderr), (Some(0), ""));
+    assert_eq!(stdout, format!("skep at {} is well\n", skep.admin));
+}
+
+#[test]
+fn a_tracker_of_registered_torrents_is_probed_with_one_of_them() {
+    let skep = start(&[("SKEP__ACCESS__MODE", "registered")]);
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("a.torrent");
+    let info = b"d6:lengthi1e4:name1:x12:piece lengthi1e6:pieces20:aaaaaaaaaaaaaaaaaaaae";
+    fs::write(&file, [b"d4:info", &info[..], b"e"].concat()).unwrap();
+    let file = file.to_str().unwrap();
+    for url in urls(&skep) {
+        let said = failed(&[&url]);
+        let wanted = "failed at announce: the tracker is alive and refuses: \"torrent not \
+                      registered\"; remedy: name a torrent that it serves, with --info-hash";
+        assert!(said.contains(wanted), "{said}");
+        let report = run(&["probe", "--json", &url]);
+        let report: Value = serde_json::from_slice(&report.stdout).unwrap();
+        let verdict = &report["results"][0];
+        assert_eq!((&verdict["ok"], &verdict["alive"]), (&false.into(), &true.into()));
+        assert_eq!(verdict["error"]["refusal"], "torrent not registered");
+        let said = failed(&["--info-hash", file, &url]);
+        assert!(said.contains("remedy: register this torrent"), "{said}");
+    }
+    let hash = Metainfo::parse(&fs::read(file).unwrap()).unwrap().info_hash().unwrap();
+    let body = json!({ "info_hash": hash.to_string(), "name": "x" });
+    assert_eq!(skep.ask(("POST", "/api/v1/torrents"), &body.to_string()).0, 201);
+    for named in [file, &hash.to_string()] {
+        for verdict in succeeded(
+            &[&["--info-hash", named][..], &urls(&skep).each_ref().map(|it| &**it)].concat(),
+        ) {
+            assert_eq!(
+                (&verdict["alive"], &verdict["announce"]["leechers"]),
+                (&true.into(), &1.into())
+            );
+        }
+    }
+    assert_well(&skep);
+}
+
+#[test]
+fn a_private_tracker_is_probed_with_a_passkey() {
+    let skep = start(&[("SKEP__ACCESS__MODE", "private")]);
+    let hash = "ab".repeat(20);
+    let body = json!({ "info_hash": hash, "name": "x" }).to_string();
+    assert_eq!(skep.ask(("POST", "/api/v1/torrents"), &body).0, 201);
+    let (status, made) = skep.ask(("POST", "/api/v1/passkeys"), r#"{"name":"ann"}"#);
+    let made: Value = serde_json::from_str(&made).unwrap();
+    assert_eq!(status, 201, "{made}");
+    let passkey = made["passkey"].as_str().unwrap();
+    for url in urls(&skep) {
+        let said = failed(&["--info-hash", &hash, &url]);
+        assert!(
+            said.contains("refuses: \"unknown passkey\"; remedy: name a passkey with"),
+            "{said}"
+        );
+        let said = failed(&["--info-hash", &hash, "--passkey", "0", &url]);
+        assert!(said.contains("use a passkey that is issued and not revoked"), "{said}");
+        let verdicts = succeeded(&["--info-hash", &hash, "--passkey", passkey, &url]);
+        assert!(!verdicts[0].to_string().contains(passkey), "{verdicts:?}");
+    }
+    assert_well(&skep);
+}
+
+#[test]
+fn a_listener_behind_proxies_is_named_as_such_and_is_well() {
+    let skep = start(&[("SKEP__HTTP__TRUSTED_PROXIES", "127.0.0.0/8")]);
+    let [_, http, ws] = urls(&skep);
+    for (url, step) in [(http, "announce"), (ws, "connect")] {
+        let said = failed(&[&url]);
+        let wanted = format!(
+            "failed at {step}: the tracker is alive and refuses: \"client address missing\"; \
+             remedy: http.trusted_proxies lists this host"
+        );
+        assert!(said.contains(&wanted), "{said}");
+    }
+    assert_well(&skep);
+}
+
+#[test]
+fn several_addresses_have_a_total() {
+    let skep = start(&[]);
+    let [udp, http, _] = urls(&skep);
+    let output = run(&["probe", &udp, &http]);
+    let (stdout, _) = texts(&output);
+    assert_eq!(stdout.lines().last(), Some("2 of 2 addresses responded correctly"), "{stdout}");
+    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let said = failed(&[&udp, &format!("http://{free}/announce")]);
+    assert_eq!(said.lines().last(), Some("1 of 2 addresses responded correctly"), "{said}");
+    let (stdout, _) = texts(&run(&["probe", &udp]));
+    assert_eq!(stdout.lines().last(), Some("  ok"), "{stdout}");
+}
+
+#[test]
+fn health_finds_the_listener_in_the_settings_and_fails_without_one() {
+    let skep = start(&[]);
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("skep.toml");
+    fs::write(&file, format!("[admin]\nlisten = \"{}\"\n", skep.admin)).unwrap();
+    let by_file = run(&["health", "--config", file.to_str().unwrap()]);
+    let mut by_variable = command();
+    by_variable.arg("health").env("SKEP__ADMIN__LISTEN", skep.admin.to_string());
+    for output in [by_file, by_variable.output().unwrap()] {
+        assert_eq!(output.status.code(), Some(0), "{}", texts(&output).1);
+    }
+    let (admin, tracker) = (skep.admin.to_string(), skep.tcp[0].to_string());
+    let output = run(&["health", "--admin", &tracker]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(texts(&output).1.contains("is not skep's admin listener"), "{output:?}");
+    drop(skep);
+    let output = run(&["health", "--admin", &admin]);
+    let (stdout, stderr) = texts(&output);
+    assert_eq!((output.status.code(), &*stdout), (Some(1), ""));
+    assert!(stderr.contains("no skep responds at ") && stderr.contains("--admin"), "{stderr}");
+    let chosen =
+        command().arg("health").env("SKEP__ADMIN__LISTEN", "127.0.0.1:0").output().unwrap();
+    assert_eq!(chosen.status.code(), Some(1));
+    assert!(texts(&chosen).1.contains("name it with --admin"), "{chosen:?}");
+}
+
 #[test]
 fn http_is_asked_over_one_connection_and_left() {
     let (address, serving) = serve(1, |mut stream| {
@@ -168,7 +307,7 @@ fn a_probe_leaves_although_its_announce_was_never_answered() {
         request
     });
     let said = failed(&[&format!("http://{address}/announce")]);
-    assert!(said.contains("failed at announce: no response within 1 s (1 try)"), "{said}");
+    assert!(said.contains("failed at announce: no response within 1 s\n"), "{said}");
     let requests = serving.join().unwrap();
     assert!(requests[0].contains("&event=started") && requests[1].contains("&event=stopped"));
 }
@@ -177,9 +316,9 @@ fn a_probe_leaves_although_its_announce_was_never_answered() {
 fn what_no_tracker_says_is_named_and_escaped() {
     for (status, body, wanted) in [
         ("200 OK", &b"<html>\x1b[2J"[..], r#"not a bencoded dictionary, but "<html>\x1b[2J""#),
-        ("200 OK", b"d14:failure reason4:\x1b[2Je", r#"failure reason: "\x1b[2J""#),
+        ("200 OK", b"d14:failure reason4:\x1b[2Je", r#"alive and refuses: "\x1b[2J""#),
         ("200 OK", b"d8:intervali1ee", "malformed: neither peers nor peers6"),
-        ("404 Not Found", b"", "HTTP status 404: no tracker at this URL"),
+        ("404 Not Found", b"", "HTTP status 404: no tracker at /announce of this host and port"),
         ("301 Moved", b"", "HTTP status 301: a redirect"),
     ] {
         // The second request is the leave.
@@ -222,15 +361,24 @@ fn nobody_listening_has_a_remedy_by_every_protocol() {
 /// An HTTPS tracker; its certificate, which vouches for itself, goes to a file.
 fn serve_tls(names: &[&str], file: &Path) -> (SocketAddr, JoinHandle<Vec<()>>) {
     let names: Vec<String> = names.iter().map(|it| (*it).to_owned()).collect();
-    let made = rcgen::generate_simple_self_signed(names).unwrap();
-    fs::write(file, made.cert.pem()).unwrap();
-    let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(made.signing_key.serialize_der()));
+    serve_certificate(rcgen::CertificateParams::new(names).unwrap(), file)
+}
+
+/// An HTTPS tracker with this self-signed certificate, which goes to a file.
+fn serve_certificate(
+    made: rcgen::CertificateParams,
+    file: &Path,
+) -> (SocketAddr, JoinHandle<Vec<()>>) {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let certificate = made.self_signed(&key).unwrap();
+    fs::write(file, certificate.pem()).unwrap();
+    let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .unwrap()
         .with_no_client_auth()
-        .with_single_cert(vec![made.cert.der().clone()], key)
+        .with_single_cert(vec![certificate.der().clone()], key)
         .unwrap();
     let config = Arc::new(config);
     serve(9, move |stream| {
@@ -261,6 +409,37 @@ fn certificates_are_believed_as_told() {
     assert!(said.contains("the certificate is not for 127.0.0.1"), "{said}");
     let said = failed(&["--ca", "/absent.pem", &url]);
     assert!(said.contains("failed at tls: /absent.pem: "), "{said}");
+}
+
+/// A certificate for 127.0.0.1 as `openssl req -x509` makes it: marked as an authority's.
+fn own_authority() -> rcgen::CertificateParams {
+    let mut made = rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
+    made.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    made
+}
+
+#[test]
+fn a_self_signed_certificate_is_trusted_by_its_own_file_as_curl_does() {
+    let temporary = tempfile::tempdir().unwrap();
+    let file = |name: &str| temporary.path().join(name);
+    let (own, other) = (file("own.pem"), file("other.pem"));
+    let (address, _serving) = serve_certificate(own_authority(), &own);
+    let url = format!("https://{address}/announce");
+    succeeded(&["--ca", own.to_str().unwrap(), &url]);
+    let (elsewhere, _serving) = serve_certificate(own_authority(), &other);
+    let said = failed(&["--ca", own.to_str().unwrap(), &format!("https://{elsewhere}/")]);
+    assert!(said.contains("name its file with --ca FILE, or skip"), "{said}");
+    let mut named = own_authority();
+    named.subject_alt_names =
+        vec![rcgen::SanType::DnsName("tracker.example".to_owned().try_into().unwrap())];
+    let (address, _serving) = serve_certificate(named, &other);
+    let said = failed(&["--ca", other.to_str().unwrap(), &format!("https://{address}/")]);
+    assert!(said.contains("the certificate is not for 127.0.0.1"), "{said}");
+    let mut expired = own_authority();
+    expired.not_after = rcgen::date_time_ymd(2001, 1, 1);
+    let (address, _serving) = serve_certificate(expired, &other);
+    let said = failed(&["--ca", other.to_str().unwrap(), &format!("https://{address}/")]);
+    assert!(said.contains("the certificate has expired"), "{said}");
 }
 
 #[test]
@@ -328,12 +507,13 @@ fn a_websocket_that_refuses_is_escaped_and_left() {
         vec![json!({ "action": "announce", "info_hash": hash, "failure reason": reason })]
     });
     let said = failed(&[&format!("ws://{address}/")]);
-    assert!(said.contains(r#"failed at announce: failure reason: "no\u{1b}[2J""#), "{said}");
+    let wanted = r#"failed at announce: the tracker is alive and refuses: "no\u{1b}[2J""#;
+    assert!(said.contains(wanted), "{said}");
     serving.join().unwrap();
     let (address, _serving) = serve(1, |mut stream| {
         read_request(&mut stream);
         write_response(&mut stream, "404 Not Found", b"");
     });
     let said = failed(&[&format!("ws://{address}/")]);
-    assert!(said.contains("HTTP status 404 instead of an upgrade"), "{said}");
+    assert!(said.contains("HTTP status 404: no WebTorrent tracker at /"), "{said}");
 }

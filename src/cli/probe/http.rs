@@ -14,8 +14,8 @@ use crate::types::{Event, ScrapeEntry};
 
 use super::stream::{ConnectRoute, OpenError, ProbeStream, describe};
 use super::{
-    AnnounceReport, Conversation, ProbeIdentity, ProbeTimeouts, Scrape, StepFailure, milliseconds,
-    no_response,
+    AnnounceReport, Conversation, ProbeIdentity, ProbeTimeouts, Scrape, StepFailure, hints,
+    milliseconds, no_response,
 };
 
 /// The longest response, in bytes: the limit of the maintainers of public tracker lists.
@@ -29,6 +29,8 @@ pub(super) struct HttpProbe {
     route: ConnectRoute,
     authority: String,
     target: String,
+    /// The target without its query.
+    path: String,
     timeouts: ProbeTimeouts,
     identity: ProbeIdentity,
     stream: Option<ProbeStream>,
@@ -39,6 +41,8 @@ enum HttpProbeError {
     TimedOut,
     /// A kept connection was closed before the request was read.
     Stale,
+    /// A response with a status other than 200.
+    Status(u16),
     Failed(String),
 }
 
@@ -60,7 +64,8 @@ impl HttpProbe {
         identity: ProbeIdentity,
     ) -> Self {
         let (authority, target) = (url.authority(), url.target());
-        Self { route, authority, target, timeouts, identity, stream: None }
+        let path = url.path_alone().to_owned();
+        Self { route, authority, target, path, timeouts, identity, stream: None }
     }
 
     fn announce_event(
@@ -113,9 +118,14 @@ impl HttpProbe {
                 Err(HttpProbeError::Stale) if kept => {}
                 Err(HttpProbeError::Stale) => {
                     let problem = "closed without a response: not a tracker, or the wrong path";
-                    return Err(StepFailure { step, problem: problem.into() });
+                    return Err(StepFailure::new(step, problem));
                 }
-                Err(HttpProbeError::Failed(problem)) => return Err(StepFailure { step, problem }),
+                Err(HttpProbeError::Status(status)) => {
+                    return Err(StepFailure::new(step, hints::status(status, &self.path, false)));
+                }
+                Err(HttpProbeError::Failed(problem)) => {
+                    return Err(StepFailure::new(step, problem));
+                }
                 Err(HttpProbeError::TimedOut) => {
                     wait *= 2;
                     tries += 1;
@@ -161,7 +171,7 @@ impl Conversation for HttpProbe {
                     return Ok(milliseconds(self.route.clock.now().ns_since(start)));
                 }
                 Err(OpenError::TimedOut) => wait *= 2,
-                Err(OpenError::Failed(problem)) => return Err(StepFailure { step, problem }),
+                Err(OpenError::Failed(problem)) => return Err(StepFailure::new(step, problem)),
             }
         }
         Err(no_response(step, self.timeouts))
@@ -185,7 +195,7 @@ impl Conversation for HttpProbe {
         });
         let torrents = granted(step, &body, scraped)?;
         let problem = || format!("response has {torrents} torrents, without the requested one");
-        let scrape_entry = found.ok_or_else(|| StepFailure { step, problem: problem() })?;
+        let scrape_entry = found.ok_or_else(|| StepFailure::new(step, problem()))?;
         Ok(Some(Scrape::of(duration_ms, scrape_entry)))
     }
 
@@ -234,7 +244,7 @@ fn response_in(bytes: &[u8], closed: bool) -> Result<Option<(Vec<u8>, bool)>, Ht
     };
     let Some(head) = head(bytes).map_err(not_http)? else { return Ok(None) };
     if head.status != 200 {
-        return Err(HttpProbeError::Failed(about_status(head.status)));
+        return Err(HttpProbeError::Status(head.status));
     }
     if head.encoded {
         let problem = "malformed: a compressed response, which was not requested";
@@ -247,20 +257,6 @@ fn response_in(bytes: &[u8], closed: bool) -> Result<Option<(Vec<u8>, bool)>, Ht
         BodyEnd::UntilClose => closed.then(|| rest.to_vec()),
     };
     Ok(body.map(|it| (it, head.keep_alive && !closed)))
-}
-
-/// Explains a status other than 200, with a remedy.
-fn about_status(status: u16) -> String {
-    let remedy = match status {
-        300..400 => "a redirect, which clients do not follow: use the URL that it leads to",
-        400 => "request not accepted: check that this is an announce URL",
-        401 | 403 => "client refused: check the passkey in the URL",
-        404 | 405 => "no tracker at this URL: check port and path (usually /announce)",
-        429 | 503 => "too busy now: try again later",
-        502 | 504 => "the proxy cannot reach its tracker",
-        _ => "clients accept status 200 only",
-    };
-    format!("HTTP status {status}: {remedy}")
 }
 
 /// The first bytes of a response, escaped.
@@ -288,7 +284,7 @@ fn granted<T>(
         Ok(TrackerResponse::Granted(value)) => return Ok(value),
         Ok(TrackerResponse::Failure(reason)) => {
             let reason = reason[..reason.len().min(512)].escape_ascii();
-            format!("failure reason: \"{reason}\"")
+            return Err(StepFailure::refused(step, reason.to_string()));
         }
         Err(ResponseError::NotBencode) => {
             format!(
@@ -298,7 +294,7 @@ fn granted<T>(
         }
         Err(flaw) => format!("malformed: {}", flaw.text()),
     };
-    Err(StepFailure { step, problem })
+    Err(StepFailure::new(step, problem))
 }
 
 #[cfg(test)]
@@ -326,8 +322,6 @@ mod tests {
         for (bytes, said) in [
             (&b"\x15\x03\x01\0\x02\x02\x46"[..], "https://"),
             (b"220 \x1b[2Jmail\r\n", r#"not an HTTP response, but "220 \x1b[2Jmail\r\n""#),
-            (b"HTTP/1.1 301 Moved\r\nLocation: x\r\n\r\n", "redirect"),
-            (b"HTTP/1.1 404 No\r\n\r\n", "HTTP status 404"),
             (b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\n", "compressed"),
         ] {
             let Err(HttpProbeError::Failed(problem)) = response_in(bytes, false) else {
@@ -335,5 +329,7 @@ mod tests {
             };
             assert!(problem.contains(said), "{problem}");
         }
+        let other = response_in(b"HTTP/1.1 404 No\r\n\r\n", false);
+        assert!(matches!(other, Err(HttpProbeError::Status(404))));
     }
 }

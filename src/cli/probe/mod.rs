@@ -1,7 +1,9 @@
 //! `skep probe`: sends trackers a client's requests, at every address of their host names.
 //!
-//! The torrent is random and the probe leaves it again, so that only an empty swarm remains.
+//! The torrent is random unless one is named, and the probe leaves it again, so that it leaves no
+//! peer behind.
 
+mod hints;
 mod http;
 mod stream;
 mod udp;
@@ -21,9 +23,12 @@ use serde::Serialize;
 
 use crate::client::tls::{self, TlsConfigError, Trust};
 use crate::client::url::{Scheme, Url};
+use crate::protocol::passkey::{self, PASSKEY_BYTES_MAX};
 use crate::sys::clock::Clock;
 use crate::types::{InfoHash, PeerId, ScrapeEntry};
 
+use super::info_hash;
+use hints::Request;
 use stream::ConnectRoute;
 
 const EXAMPLES: &str = "\
@@ -33,14 +38,19 @@ Examples:
   skep probe -4 udp://a.example:6969 udp://b.example:6969
   skep probe http://127.0.0.1:6969/announce  over HTTP: announce, scrape, leave
   skep probe --ca ca.pem https://tracker.example/announce
+  skep probe --info-hash a.torrent --passkey KEY udp://127.0.0.1:6969
   skep probe ws://127.0.0.1:6969             as a WebTorrent browser, without offers
   skep probe --insecure wss://[::1]:6443     accept any certificate
 
 What each step means:
   connect   UDP: a connection id. TCP: connecting, the TLS handshake, the WebSocket upgrade.
-  announce  joins a random torrent without peers, as a leecher.
-  scrape    gets its counts. Over HTTP only if the last part of the path begins with \"announce\".
+  announce  joins a random torrent without peers, or that of --info-hash, as a leecher.
+  scrape    gets its counts. Over HTTP only if the last part of the path begins with \"announce\";
+            over UDP it carries no passkey, and may be refused if one is given.
   leave     sends a stop, also after a lost response, so that no peer remains.
+
+A tracker that serves registered torrents alone refuses a random one: name one with --info-hash. A
+refusal shows that the tracker is alive; whether skep itself is well, skep health finds out.
 
 Exit codes: 0 every address responded correctly to every request, 1 at least one did not, 2 invalid
 usage.";
@@ -61,7 +71,13 @@ pub(super) struct Options {
     /// Probe IPv6 addresses only
     #[arg(short = '6', long)]
     ipv6: bool,
-    /// Trust only the authorities in this PEM file (https, wss)
+    /// Announce this torrent, in place of a random one
+    #[arg(long, value_name = "HASH|FILE.torrent", value_parser = info_hash::of_argument)]
+    info_hash: Option<InfoHash>,
+    /// Append this passkey to the path of every URL: /announce/KEY
+    #[arg(long, value_name = "KEY", value_parser = passkey_of_argument)]
+    passkey: Option<String>,
+    /// Trust only this PEM file: authorities, or the server's own certificate (https, wss)
     #[arg(long, value_name = "FILE", conflicts_with = "insecure")]
     ca: Option<PathBuf>,
     /// Accept any certificate (https, wss)
@@ -90,6 +106,8 @@ struct AddressReport {
     url: String,
     address: Option<SocketAddr>,
     ok: bool,
+    /// Whether a tracker responded, be it with a refusal.
+    alive: bool,
     connect: Option<Connect>,
     announce: Option<AnnounceReport>,
     scrape: Option<Scrape>,
@@ -136,6 +154,20 @@ struct StepFailure {
     step: &'static str,
     /// The cause. Text of the tracker is escaped.
     problem: String,
+    /// The tracker's reason, escaped, if the cause is its refusal.
+    refusal: Option<String>,
+}
+
+impl StepFailure {
+    fn new(step: &'static str, problem: impl Into<String>) -> Self {
+        Self { step, problem: problem.into(), refusal: None }
+    }
+
+    /// A tracker's refusal with this reason, which is escaped already.
+    fn refused(step: &'static str, reason: String) -> Self {
+        let problem = format!("the tracker is alive and refuses: \"{reason}\"");
+        Self { step, problem, refusal: Some(reason) }
+    }
 }
 
 /// How long to wait for a response, and how often to send a request.
@@ -157,15 +189,16 @@ struct ProbeIdentity {
 }
 
 impl ProbeIdentity {
-    /// A random torrent and a random peer.
-    fn new() -> Self {
+    /// A random peer, of this torrent or else a random one.
+    fn new(torrent: Option<InfoHash>) -> Self {
         let mut peer_id = *b"-SK0001-000000000000";
         // Letters and digits, as in browsers: their trackers may not accept anything else.
         peer_id[8..].fill_with(|| fastrand::alphanumeric() as u8);
-        let mut info_hash = [0; 20];
-        fastrand::fill(&mut info_hash);
+        let mut random = [0; 20];
+        fastrand::fill(&mut random);
+        let info_hash = torrent.unwrap_or(InfoHash(random));
         let port = fastrand::u16(1024..);
-        Self { info_hash: InfoHash(info_hash), peer_id: PeerId(peer_id), port }
+        Self { info_hash, peer_id: PeerId(peer_id), port }
     }
 }
 
@@ -173,11 +206,11 @@ impl ProbeIdentity {
 trait Conversation {
     /// Connects, so that the first announce can be sent. Returns the duration in milliseconds.
     fn connect(&mut self) -> Result<f64, StepFailure>;
-    /// Joins the random torrent as a leecher.
+    /// Joins the torrent as a leecher.
     fn announce(&mut self) -> Result<AnnounceReport, StepFailure>;
-    /// Scrapes the random torrent; `None` if this URL has no scrape.
+    /// Scrapes the torrent; `None` if this URL has no scrape.
     fn scrape(&mut self) -> Result<Option<Scrape>, StepFailure>;
-    /// Leaves the random torrent.
+    /// Leaves the torrent.
     fn leave(&mut self) -> Result<(), StepFailure>;
     /// Sends every further request only once.
     fn hurry(&mut self);
@@ -190,7 +223,7 @@ pub(super) fn run(options: &Options) -> ExitCode {
     let text = if options.json {
         serde_json::to_string_pretty(&report).unwrap_or_default() + "\n"
     } else {
-        report.results.iter().map(to_text).collect()
+        report.results.iter().map(to_text).collect::<String>() + &total(&report.results)
     };
     // A closed pipe is not an error.
     let _ = std::io::stdout().lock().write_all(text.as_bytes());
@@ -199,33 +232,35 @@ pub(super) fn run(options: &Options) -> ExitCode {
 
 /// Probes every address of a URL.
 fn probe_url(options: &Options, url: &Url) -> Vec<AddressReport> {
-    let unresolved = |problem: String| {
-        let error = Some(StepFailure { step: "resolve", problem });
+    let failed = |step, problem: String| {
+        let error = Some(StepFailure::new(step, problem));
         vec![AddressReport { url: url.text.clone(), error, ..AddressReport::default() }]
     };
     let mut addresses: Vec<_> = match (&*url.host, url.port).to_socket_addrs() {
         Ok(addresses) => addresses.collect(),
-        Err(error) => return unresolved(error.to_string()),
+        Err(error) => return failed("resolve", hints::unresolved(&error, &url.host)),
     };
     addresses.retain(|it| !(options.ipv4 && it.is_ipv6() || options.ipv6 && it.is_ipv4()));
     addresses.sort();
     addresses.dedup();
     if addresses.is_empty() {
-        return unresolved("the name has no address of the requested IP version".into());
+        return failed("resolve", "the name has no address of the requested IP version".into());
     }
     let tls = match trust(options, url) {
         Ok(tls) => tls,
-        Err(error) => {
-            let error = Some(StepFailure { step: "tls", problem: error.to_string() });
-            return vec![AddressReport {
-                url: url.text.clone(),
-                error,
-                ..AddressReport::default()
-            }];
-        }
+        Err(error) => return failed("tls", error.to_string()),
     };
     let tls = tls.as_ref();
     addresses.into_iter().map(|it| probe_address(options, url, it, tls.cloned())).collect()
+}
+
+/// Checks the argument of `--passkey`: it becomes a part of a path.
+fn passkey_of_argument(text: &str) -> Result<String, &'static str> {
+    let is_unreserved = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~%".contains(&byte);
+    match text.len() {
+        1..=PASSKEY_BYTES_MAX if text.bytes().all(is_unreserved) => Ok(text.to_owned()),
+        _ => Err("1 to 64 letters, digits, and -._~; escape others as %XX"),
+    }
 }
 
 /// TLS settings, if the URL's scheme needs them.
@@ -247,12 +282,25 @@ fn probe_address(
         ProbeTimeouts { first_try: Duration::from_secs(options.timeout), tries: options.tries };
     let mut verdict =
         AddressReport { url: url.text.clone(), address: Some(address), ..AddressReport::default() };
-    let done = client(url, address, tls, timeouts)
+    let asked = match &options.passkey {
+        Some(passkey) => &url.clone().with_passkey(passkey),
+        None => url,
+    };
+    let done = client(asked, address, tls, timeouts, ProbeIdentity::new(options.info_hash))
         .and_then(|mut client| converse(&mut verdict, client.as_mut()));
-    match done {
-        Ok(()) => verdict.ok = true,
-        Err(failure) => verdict.error = Some(failure),
+    if let Err(mut failure) = done {
+        let request = Request {
+            names_torrent: options.info_hash.is_some(),
+            names_passkey: passkey::of_path(asked.path.as_bytes()).is_some(),
+        };
+        if let Some(remedy) = failure.refusal.as_deref().and_then(|it| request.remedy(it)) {
+            let _ = write!(failure.problem, "; remedy: {remedy}");
+        }
+        verdict.error = Some(failure);
     }
+    verdict.ok = verdict.error.is_none();
+    let is_refused = verdict.error.as_ref().is_some_and(|error| error.refusal.is_some());
+    verdict.alive = verdict.announce.is_some() || is_refused;
     verdict
 }
 
@@ -262,8 +310,8 @@ fn client(
     address: SocketAddr,
     tls: Option<Arc<ClientConfig>>,
     timeouts: ProbeTimeouts,
+    identity: ProbeIdentity,
 ) -> Result<Box<dyn Conversation>, StepFailure> {
-    let identity = ProbeIdentity::new();
     let route = ConnectRoute { address, host: url.host.clone(), tls, clock: Clock::start() };
     Ok(match url.scheme {
         Scheme::Udp => Box::new(udp::UdpProbe::new(address, &url.path, timeouts, identity)?),
@@ -299,20 +347,24 @@ fn converse(verdict: &mut AddressReport, client: &mut dyn Conversation) -> Resul
 /// The failure of a step without a response.
 fn no_response(step: &'static str, timeouts: ProbeTimeouts) -> StepFailure {
     let ProbeTimeouts { first_try, tries } = timeouts;
-    let seconds = first_try.as_secs();
-    let problem = match tries {
-        1 => format!("no response within {seconds} s (1 try)"),
-        _ => {
-            format!("no response after {tries} tries (first wait {seconds} s, doubled each time)")
-        }
-    };
-    StepFailure { step, problem }
+    let waits = (0..tries).map(|retry| format!("{} s", first_try.as_secs() << retry));
+    let waits = waits.collect::<Vec<_>>().join(", then ");
+    StepFailure::new(step, format!("no response within {waits}"))
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a duration of minutes")]
 fn milliseconds(ns: u64) -> f64 {
     const NS_PER_MS: f64 = 1e6;
     ns as f64 / NS_PER_MS
+}
+
+/// The last line of a report on several addresses.
+fn total(results: &[AddressReport]) -> String {
+    let well = results.iter().filter(|it| it.ok).count();
+    match results.len() {
+        0 | 1 => String::new(),
+        count => format!("{well} of {count} addresses responded correctly\n"),
+    }
 }
 
 /// The report as text.

@@ -12,6 +12,8 @@ use crate::client::tls;
 use crate::sys::clock::Clock;
 use crate::time::Now;
 
+use super::hints;
+
 /// Where to connect to, and how.
 #[derive(Clone)]
 pub(super) struct ConnectRoute {
@@ -92,9 +94,7 @@ pub(super) fn describe(error: &io::Error) -> String {
         io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => {
             "the connection was reset: no tracker there, or it refuses this client".into()
         }
-        io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => {
-            format!("{error}: no route to that address from here")
-        }
+        _ if hints::is_unrouted(error) => hints::NO_ROUTE.into(),
         _ => error.to_string().escape_debug().to_string(),
     }
 }

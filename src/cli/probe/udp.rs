@@ -4,6 +4,7 @@ use std::io;
 use std::net::{SocketAddr, UdpSocket};
 use std::time::Duration;
 
+use crate::protocol::passkey;
 use crate::protocol::udp::client::{
     Announcement, Response, ResponseDecodeError, decode, encode_announce, encode_connect,
     encode_scrape,
@@ -13,8 +14,8 @@ use crate::sys::clock::Clock;
 use crate::types::{Event, Family};
 
 use super::{
-    AnnounceReport, Conversation, ProbeIdentity, ProbeTimeouts, Scrape, StepFailure, milliseconds,
-    no_response,
+    AnnounceReport, Conversation, ProbeIdentity, ProbeTimeouts, Scrape, StepFailure, hints,
+    milliseconds, no_response,
 };
 
 /// The longest datagram that is read, in bytes: more than any tracker sends.
@@ -28,6 +29,8 @@ pub(super) struct UdpProbe {
     timeouts: ProbeTimeouts,
     /// BEP 41 options that follow the announce.
     options: Vec<u8>,
+    /// Whether they hold a passkey.
+    has_passkey: bool,
     connection_id: u64,
     identity: ProbeIdentity,
 }
@@ -40,7 +43,7 @@ impl UdpProbe {
         timeouts: ProbeTimeouts,
         identity: ProbeIdentity,
     ) -> Result<Self, StepFailure> {
-        let failed = |error: io::Error| StepFailure { step: "socket", problem: error.to_string() };
+        let failed = |error: io::Error| StepFailure::new("socket", describe(&error));
         let any: SocketAddr = match address {
             SocketAddr::V4(_) => ([0; 4], 0).into(),
             SocketAddr::V6(_) => ([0; 16], 0).into(),
@@ -53,6 +56,7 @@ impl UdpProbe {
             clock: Clock::start(),
             timeouts,
             options: url_data(path.as_bytes()),
+            has_passkey: passkey::of_path(path.as_bytes()).is_some(),
             connection_id: 0,
             identity,
         })
@@ -103,7 +107,7 @@ impl UdpProbe {
         let mut wait = self.timeouts.first_try;
         for _ in 0..self.timeouts.tries {
             let response = self.exchange(&request[..bytes], transaction_id, wait);
-            match response.map_err(|error| StepFailure { step, problem: describe(&error) })? {
+            match response.map_err(|error| StepFailure::new(step, describe(&error)))? {
                 Some(response) => return Ok(response),
                 None => wait *= 2,
             }
@@ -149,11 +153,10 @@ impl UdpProbe {
         response: &'a TimedResponse,
     ) -> Result<Response<'a>, StepFailure> {
         let malformed =
-            |it: ResponseDecodeError| StepFailure { step, problem: format!("malformed: {it:?}") };
+            |it: ResponseDecodeError| StepFailure::new(step, format!("malformed: {it:?}"));
         match decode(&response.datagram, self.family).map_err(malformed)?.1 {
             Response::Error(text) => {
-                let text = text.escape_ascii();
-                Err(StepFailure { step, problem: format!("failure reason: \"{text}\"") })
+                Err(StepFailure::refused(step, text.escape_ascii().to_string()))
             }
             response => Ok(response),
         }
@@ -180,12 +183,16 @@ impl Conversation for UdpProbe {
         let torrents = [self.identity.info_hash];
         let response =
             self.ask(step, |id, out| encode_scrape(self.connection_id, id, &torrents, out))?;
-        let Response::Scraped(entries) = self.read(step, &response)? else {
-            return Err(unexpected(step));
+        let entries = match self.read(step, &response) {
+            Ok(Response::Scraped(entries)) => entries,
+            Ok(_) => return Err(unexpected(step)),
+            // A scrape carries no options (BEP 41), so a private tracker cannot serve it.
+            Err(failure) if self.has_passkey && failure.refusal.is_some() => return Ok(None),
+            Err(failure) => return Err(failure),
         };
         let problem = || format!("response has {} torrents, expected 1", entries.count());
         let entry = entries.iter().next().filter(|_| entries.count() == 1);
-        let entry = entry.ok_or_else(|| StepFailure { step, problem: problem() })?;
+        let entry = entry.ok_or_else(|| StepFailure::new(step, problem()))?;
         Ok(Some(Scrape::of(response.duration_ms, entry)))
     }
 
@@ -206,13 +213,14 @@ struct TimedResponse {
 
 /// A response to another action than that of the request.
 fn unexpected(step: &'static str) -> StepFailure {
-    StepFailure { step, problem: "malformed: a response to another action".into() }
+    StepFailure::new(step, "malformed: a response to another action")
 }
 
 /// A socket's error as text.
 fn describe(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::ConnectionRefused => "nothing listens there (ICMP port unreachable)".into(),
+        _ if hints::is_unrouted(error) => hints::NO_ROUTE.into(),
         _ => error.to_string(),
     }
 }

@@ -9,12 +9,12 @@ use tungstenite::protocol::WebSocketConfig;
 use tungstenite::{Error, Message, WebSocket};
 
 use crate::client::url::Url;
-use crate::types::ScrapeEntry;
+use crate::types::{Refusal, ScrapeEntry};
 
 use super::stream::{ConnectRoute, OpenError, ProbeStream, describe};
 use super::{
-    AnnounceReport, Conversation, ProbeIdentity, ProbeTimeouts, Scrape, StepFailure, milliseconds,
-    no_response,
+    AnnounceReport, Conversation, ProbeIdentity, ProbeTimeouts, Scrape, StepFailure, hints,
+    milliseconds, no_response,
 };
 
 /// The longest message that is accepted, in bytes.
@@ -27,6 +27,8 @@ const MESSAGES_MAX: usize = 1000;
 pub(super) struct WebSocketProbe {
     route: ConnectRoute,
     url: String,
+    /// The path of the URL without its query.
+    path: String,
     timeouts: ProbeTimeouts,
     identity: ProbeIdentity,
     socket: Option<WebSocket<ProbeStream>>,
@@ -35,7 +37,20 @@ pub(super) struct WebSocketProbe {
 /// Why there is no socket, or no response.
 enum WebSocketProbeError {
     TimedOut,
+    /// The tracker's reason, escaped.
+    Refused(String),
     Failed(String),
+}
+
+impl WebSocketProbeError {
+    /// The failure of a step.
+    fn at(self, step: &'static str, timeouts: ProbeTimeouts) -> StepFailure {
+        match self {
+            Self::TimedOut => no_response(step, timeouts),
+            Self::Refused(reason) => StepFailure::refused(step, reason),
+            Self::Failed(problem) => StepFailure::new(step, problem),
+        }
+    }
 }
 
 impl WebSocketProbe {
@@ -47,8 +62,9 @@ impl WebSocketProbe {
         identity: ProbeIdentity,
     ) -> Self {
         // The stream itself may be TLS: the upgrade request is the same.
+        let path = url.path_alone().to_owned();
         let url = format!("ws://{}{}", url.authority(), url.target());
-        Self { route, url, timeouts, identity, socket: None }
+        Self { route, url, path, timeouts, identity, socket: None }
     }
 
     fn open(&self, wait: Duration) -> Result<WebSocket<ProbeStream>, WebSocketProbeError> {
@@ -62,7 +78,7 @@ impl WebSocketProbe {
         match tungstenite::client::client_with_config(self.url.as_str(), stream, Some(config)) {
             Ok((socket, _)) => Ok(socket),
             Err(HandshakeError::Interrupted(_)) => Err(WebSocketProbeError::TimedOut),
-            Err(HandshakeError::Failure(error)) => Err(not_upgraded(&error)),
+            Err(HandshakeError::Failure(error)) => Err(not_upgraded(&error, &self.path)),
         }
     }
 
@@ -85,7 +101,7 @@ impl WebSocketProbe {
         let (response, duration_ms) = self.ask(step, &message, |it| is_announced(it, &message))?;
         let count = |key: &str| response[key].as_u64().and_then(|it| u32::try_from(it).ok());
         let malformed =
-            |key| StepFailure { step, problem: format!("malformed: no {key} in the response") };
+            |key| StepFailure::new(step, format!("malformed: no {key} in the response"));
         Ok(AnnounceReport {
             duration_ms,
             interval_s: count("interval").ok_or_else(|| malformed("interval"))?,
@@ -106,12 +122,11 @@ impl WebSocketProbe {
         let clock = self.route.clock;
         let mut wait = self.timeouts.first_try;
         for _ in 0..self.timeouts.tries {
-            let failed = |problem| StepFailure { step, problem };
             if self.socket.is_none() {
                 self.socket = match self.open(wait) {
                     Ok(socket) => Some(socket),
                     Err(WebSocketProbeError::TimedOut) => None,
-                    Err(WebSocketProbeError::Failed(problem)) => return Err(failed(problem)),
+                    Err(error) => return Err(error.at(step, self.timeouts)),
                 };
             }
             if let Some(socket) = &mut self.socket {
@@ -122,9 +137,9 @@ impl WebSocketProbe {
                         return Ok((response, milliseconds(clock.now().ns_since(sent))));
                     }
                     Err(WebSocketProbeError::TimedOut) => {}
-                    Err(WebSocketProbeError::Failed(problem)) => {
+                    Err(error) => {
                         self.socket = None;
-                        return Err(failed(problem));
+                        return Err(error.at(step, self.timeouts));
                     }
                 }
             }
@@ -145,9 +160,7 @@ impl Conversation for WebSocketProbe {
                     return Ok(milliseconds(self.route.clock.now().ns_since(start)));
                 }
                 Err(WebSocketProbeError::TimedOut) => wait *= 2,
-                Err(WebSocketProbeError::Failed(problem)) => {
-                    return Err(StepFailure { step, problem });
-                }
+                Err(error) => return Err(error.at(step, self.timeouts)),
             }
         }
         Err(no_response(step, self.timeouts))
@@ -169,7 +182,7 @@ impl Conversation for WebSocketProbe {
             ScrapeEntry { seeders, leechers, completed, downloaders: 0 }
         });
         let problem = || "malformed: the response lacks the requested torrent".to_owned();
-        let entry = entry.ok_or_else(|| StepFailure { step, problem: problem() })?;
+        let entry = entry.ok_or_else(|| StepFailure::new(step, problem()))?;
         Ok(Some(Scrape::of(duration_ms, entry)))
     }
 
@@ -216,8 +229,7 @@ fn exchange(
         if let Some(reason) = value.get("failure reason") {
             let reason = reason.as_str().unwrap_or_default();
             let reason: String = reason.chars().take(512).collect();
-            let problem = format!("failure reason: \"{}\"", reason.escape_default());
-            return Err(WebSocketProbeError::Failed(problem));
+            return Err(WebSocketProbeError::Refused(reason.escape_default().to_string()));
         }
         if matches(&value) {
             return Ok(value);
@@ -227,13 +239,16 @@ fn exchange(
 }
 
 /// Why an upgrade failed.
-fn not_upgraded(error: &Error) -> WebSocketProbeError {
+fn not_upgraded(error: &Error, path: &str) -> WebSocketProbeError {
     match error {
         Error::Http(response) => {
             let status = response.status().as_u16();
-            WebSocketProbeError::Failed(format!(
-                "HTTP status {status} instead of an upgrade: no WebTorrent tracker at this URL"
-            ))
+            // skep names the reason in the body; other bodies are pages for browsers.
+            let body = response.body().as_deref().unwrap_or_default().trim_ascii();
+            match Refusal::ALL.iter().find(|it| it.text().as_bytes() == body) {
+                Some(refusal) => WebSocketProbeError::Refused(refusal.text().to_owned()),
+                None => WebSocketProbeError::Failed(hints::status(status, path, true)),
+            }
         }
         Error::Io(error) => about(error),
         Error::Protocol(_) => WebSocketProbeError::Failed(

@@ -5,12 +5,14 @@ pub(crate) mod admin_listener;
 pub(crate) mod drain;
 pub(crate) mod kernel_filter;
 pub(crate) mod process;
+mod proxy_watch;
+pub(crate) mod ready_line;
 pub(crate) mod reload;
 pub(crate) mod reserve;
 pub(crate) mod service_manager;
 pub(crate) mod signals;
 
-use std::io::{self, Write as _};
+use std::io;
 use std::net::TcpListener;
 use std::path::PathBuf;
 use std::pin::pin;
@@ -25,6 +27,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tracing::{info, warn};
 
 use crate::admin::{self, Process as _};
+use crate::config::LogFormat;
 use crate::server::log::OPERATOR;
 use crate::server::metrics::Metrics;
 use crate::server::options;
@@ -38,6 +41,7 @@ use crate::server::{StartError, StateDirectoryError};
 use crate::sys::serving_lock::ServingLock;
 use drain::{Running, ShutdownReason, Successors};
 use process::ProcessState;
+use ready_line::ReadyLine;
 use reload::{ReloadJob, ReloadQueue, Reloader};
 use service_manager::ServiceManager;
 use signals::Signals;
@@ -64,7 +68,7 @@ pub(crate) struct Control {
     pub(crate) reloader: Reloader,
     pub(crate) admin: TcpListener,
     /// Written to standard output once all listeners respond.
-    pub(crate) ready_line: String,
+    pub(crate) ready_line: ReadyLine,
     pub(crate) manager: ServiceManager,
     /// Serves until this process does.
     pub(crate) predecessor: Option<Predecessor>,
@@ -116,6 +120,7 @@ async fn serve(control: Control, mut signals: Signals) -> Result<(), StartError>
     let listener = tokio::net::TcpListener::from_std(admin)
         .map_err(|error| StartError::lacking("cannot serve the admin pages", &error))?;
     let handover_path = options::handover_path(&reloader.config);
+    let logs_json = reloader.config.log.format == LogFormat::Json;
     let mut reloads = ReloadQueue::start(reloader)
         .map_err(|error| StartError::lacking("cannot start a thread", &error))?;
     context.snapshots.start(Contents {
@@ -143,8 +148,8 @@ async fn serve(control: Control, mut signals: Signals) -> Result<(), StartError>
     }
     // No other process serves. From here on only a regular end ends this process.
     let (close_admin, closed) = oneshot::channel::<()>();
-    let (seats, timeouts) = (state.seats.clone(), admin_listener::TIMEOUTS);
-    let admin = tokio::spawn(admin_listener::serve(listener, pages, seats, timeouts, closed));
+    let (connections, timeouts) = (state.admin_connections.clone(), admin_listener::TIMEOUTS);
+    let admin = tokio::spawn(admin_listener::serve(listener, pages, connections, timeouts, closed));
     let restoring = state.clone();
     spawn_blocking(move || restoring.restore_history());
     state.renew_pages();
@@ -152,8 +157,8 @@ async fn serve(control: Control, mut signals: Signals) -> Result<(), StartError>
     let (successors, mut successor) = mpsc::unbounded_channel();
     let (keep, is_managed) = (streams.keeper(), owned.is_managed());
     let offer = offer(&state, handover_path, (owned, keep), (successors, lock));
-    print_ready_line(&ready_line);
-    manager.ready(&ready_line);
+    ready_line.print(logs_json);
+    manager.ready(&ready_line.to_string());
     drain::await_saved(taken_over, context.snapshots.clone());
     notify_watchdog(&state, &manager);
     let events = (&mut ended, &mut successor, &mut signals);
@@ -279,14 +284,6 @@ async fn await_first_turns(
             return Ok(());
         }
     }
-}
-
-/// Writes the ready line. If standard output is closed, the error is ignored.
-fn print_ready_line(line: &str) {
-    let mut out = io::stdout().lock();
-    let _ = writeln!(out, "{line}");
-    let _ = out.flush();
-    info!(target: OPERATOR, "{line}");
 }
 
 /// Ends of workers, successors that could serve, and signals.

@@ -172,7 +172,11 @@ impl SnapshotThread {
                 warn!(target: OPERATOR, %path, "no usable snapshot, starting with empty swarms");
                 RestoreOutcome::Lost
             }
-            None => RestoreOutcome::Empty,
+            None => {
+                let path = self.folder.path().display();
+                info!(target: OPERATOR, %path, "no snapshot yet, starting with empty swarms");
+                RestoreOutcome::Empty
+            }
         };
         self.snapshots.figures.set_outcome(outcome);
     }

@@ -22,6 +22,7 @@ use crate::tracker::Tracker;
 use crate::types::{DatagramResponse, Dropped};
 use crate::worker::datagram::{DatagramBackend, DatagramWorker};
 use crate::worker::pause_signal::PauseSignal;
+use crate::worker::request_log::Unserved;
 
 /// The running workers.
 pub(crate) struct Workers {
@@ -142,8 +143,10 @@ impl DatagramSpawn {
             Tracker::new(store, options.tracker.clone(), seed, self.worker, self.workers)
         })?;
         let front_end = UdpFrontend::new(tracker, options.connection_ids.clone());
+        // Without UDP the worker only does upkeep; a ring needs a socket.
+        let has_sockets = !self.sockets.is_empty();
         let worker = DatagramWorker {
-            backend: self.backend,
+            backend: if has_sockets { self.backend } else { DatagramBackend::Mmsg },
             sockets: &self.sockets,
             clock: &self.context.clock,
             counters: &self.counters,
@@ -181,6 +184,21 @@ impl Responder for LiveUdpFrontend {
         out: &mut [u8],
     ) -> Result<DatagramResponse, Dropped> {
         self.front_end.handle(now, source, datagram, out)
+    }
+
+    #[inline]
+    fn unserved(
+        &mut self,
+        now: Now,
+        source: SocketAddr,
+        datagram: &[u8],
+        verdict: &Result<DatagramResponse, Dropped>,
+    ) {
+        if let Some(log) = self.options.request_log()
+            && let Some(unserved) = Unserved::of_datagram(verdict)
+        {
+            log.datagram(now, source, datagram, unserved);
+        }
     }
 
     #[inline]

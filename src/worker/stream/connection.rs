@@ -20,8 +20,10 @@ use crate::counters::{CloseReason, Handshake, Transport};
 use crate::frontend::ConnectionWork;
 use crate::frontend::http::Outcome;
 use crate::frontend::origin::{Origin, proxy};
+use crate::frontend::request_summary::RequestSummary;
 use crate::sys::stream::{Network, Socket, Stream as _};
 use crate::types::{Family, Rejected};
+use crate::worker::request_log::Unserved;
 
 /// Size of the first input buffer, which an idle connection keeps, in bytes.
 pub(super) const HEAD_BYTES_USUAL: usize = 1024;
@@ -188,6 +190,9 @@ impl<N: Network> Connection<N> {
             input = self.read_more(input).await?;
         }
         if input.first() != Some(&tls::HANDSHAKE) {
+            let now = self.worker.now();
+            let http = &mut self.worker.front_ends.borrow_mut().http;
+            http.note_proxy_header(now, self.origin.get(), &input);
             return Err(self.bad_preamble());
         }
         let counters = &self.worker.counters;
@@ -232,12 +237,20 @@ impl<N: Network> Connection<N> {
 
     fn bad_preamble(&self) -> CloseReason {
         let outcome = Outcome::Rejected(Rejected::BadPreamble);
-        self.count(Transport::Http, self.family(), outcome);
+        self.count(Transport::Http, self.origin_address(), outcome, RequestSummary::default);
         CloseReason::BadPreamble
     }
 
-    /// Counts one request. This is the only place where outcomes become counts.
-    pub(super) fn count(&self, transport: Transport, family: Family, outcome: Outcome) {
+    /// Counts one request of a source, if that is known. This is the only place where outcomes
+    /// become counts, and lines of the log.
+    pub(super) fn count(
+        &self,
+        transport: Transport,
+        source: Option<IpAddr>,
+        outcome: Outcome,
+        summary: impl FnOnce() -> RequestSummary,
+    ) {
+        let family = source.map_or_else(|| self.family(), Family::of);
         let counters = self.worker.counters.requests(transport, family);
         counters.received.add(1);
         match outcome {
@@ -245,14 +258,25 @@ impl<N: Network> Connection<N> {
             Outcome::Refused(refusal) => counters.refused[refusal as usize].add(1),
             Outcome::Rejected(rejected) => counters.rejected[rejected as usize].add(1),
         }
+        if let Some(unserved) = Unserved::of_outcome(outcome)
+            && let Some(log) = self.worker.with_options(|options| options.request_log.clone())
+        {
+            let source = source.or_else(|| self.origin_address());
+            log.request(self.worker.now(), transport, source, unserved, summary);
+        }
     }
 
     /// The family of the connection's origin, for requests without a known source. A Unix socket
     /// counts as IPv4.
-    pub(super) fn family(&self) -> Family {
+    fn family(&self) -> Family {
+        self.origin_address().map_or(Family::V4, Family::of)
+    }
+
+    /// The address of the connection's origin.
+    fn origin_address(&self) -> Option<IpAddr> {
         match self.origin.get() {
-            Origin::Address(address) => Family::of(address),
-            Origin::Local | Origin::Nobody => Family::V4,
+            Origin::Address(address) => Some(address),
+            Origin::Local | Origin::Nobody => None,
         }
     }
 

@@ -12,10 +12,11 @@ use super::connection::{Connection, HEAD_BYTES_USUAL};
 use super::slots::{Deadlines, NEVER};
 use crate::counters::{CloseReason, Transport};
 use crate::frontend::http::{FullScrape, HEAD_BYTES_MAX, Outcome, PIECE_BYTES_MAX, ReceiveOutcome};
+use crate::frontend::request_summary::RequestSummary;
 use crate::frontend::{ConnectionWork, Passkey, Tracker};
 use crate::sys::stream::Network;
 use crate::time::Now;
-use crate::types::{Action, Family, Refusal};
+use crate::types::{Action, Refusal};
 
 /// Bytes of responses to pipelined requests that are gathered before they are written.
 const RESPONSES_BYTES_MAX: usize = 32 * 1024;
@@ -112,7 +113,9 @@ impl<N: Network> Connection<N> {
                     let is_paid = self.is_paid(tracker, now, source, outcome);
                     let limited = Outcome::Refused(Refusal::Limited);
                     let outcome = if is_paid { outcome } else { limited };
-                    self.count(Transport::Http, self.family_of(source), outcome);
+                    self.count(Transport::Http, source, outcome, || {
+                        RequestSummary::of_http(&input[done - consumed..done])
+                    });
                     self.set_served();
                     if !is_paid {
                         out.truncate(start);
@@ -135,7 +138,7 @@ impl<N: Network> Connection<N> {
                 }
                 ReceiveOutcome::FullScrape { consumed, keep_alive, source, encoding, chunked } => {
                     let outcome = Outcome::Answered(Action::Scrape);
-                    self.count(Transport::Http, Family::of(source), outcome);
+                    self.count(Transport::Http, Some(source), outcome, RequestSummary::default);
                     let body = http.full_scrape(tracker.listing(), encoding, chunked);
                     let is_ending = worker.is_leaving() || worker.is_stopping();
                     let keep_alive = keep_alive && !is_ending;
@@ -165,10 +168,6 @@ impl<N: Network> Connection<N> {
         }
         charges::charge(tracker, now, source.or(own), ConnectionWork::Request).is_ok()
             || own.is_none()
-    }
-
-    fn family_of(&self, source: Option<IpAddr>) -> Family {
-        source.map_or_else(|| self.family(), Family::of)
     }
 
     /// Makes room for the next request, or the rest of a request, and sets its deadline.

@@ -43,6 +43,7 @@ use crate::sys::stream::Network;
 use crate::sys::stream::epoll::Epoll;
 use crate::sys::stream::uring::UringNetwork;
 use crate::time::Now;
+use crate::worker::request_log::RequestLog;
 use admission::Connections;
 use connection_memory::{Account, MemoryWaiters};
 use inbox::Inbox;
@@ -102,6 +103,8 @@ pub struct Options {
     pub exempt: Vec<IpNet>,
     /// Sources that are not counted, and whose PROXY headers are trusted.
     pub trusted_proxies: Vec<IpNet>,
+    /// The log of requests that are not served, if it is on.
+    pub request_log: Option<Arc<RequestLog>>,
 }
 
 impl Default for Options {
@@ -114,6 +117,7 @@ impl Default for Options {
             memory_max_bytes: 1 << 30,
             exempt: Vec::new(),
             trusted_proxies: Vec::new(),
+            request_log: None,
         }
     }
 }

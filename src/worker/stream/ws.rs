@@ -14,10 +14,11 @@ use super::slots::Deadlines;
 use crate::counters::{CloseReason, DeliveryFailure, Transport};
 use crate::frontend::Passkey;
 use crate::frontend::http::Outcome;
+use crate::frontend::request_summary::RequestSummary;
 use crate::frontend::ws::{MESSAGE_BYTES_MAX, Outbox, PeerMessage, SocketSession};
 use crate::sys::stream::Network;
 use crate::time::Now;
-use crate::types::{Family, Refusal, Rejected};
+use crate::types::{Refusal, Rejected};
 
 /// Most bytes that wait for a client, including those being written.
 const QUEUE_BYTES_MAX: usize = 256 * 1024;
@@ -192,7 +193,7 @@ impl<N: Network> Connection<N> {
                 }
                 Err(bad) => {
                     let outcome = Outcome::Rejected(Rejected::BadFrame);
-                    self.count(Transport::Ws, self.web_family(), outcome);
+                    self.count(Transport::Ws, self.web_source(), outcome, RequestSummary::default);
                     self.enqueue_last(Some(bad.status()), CloseReason::BadFrame);
                     break Then::Close(CloseReason::BadFrame);
                 }
@@ -243,7 +244,9 @@ impl<N: Network> Connection<N> {
             let FrontEnds { tracker, ws, .. } = &mut *front_ends;
             tracker.take_was_charged(); // resets the flag
             let outcome = ws.handle(tracker, now, session, message, &mut outbox);
-            self.count(Transport::Ws, Family::of(*source), outcome);
+            self.count(Transport::Ws, Some(*source), outcome, || {
+                RequestSummary::of_message(message)
+            });
             let eighths = match outcome {
                 // Charged already, unless it was refused for the limit.
                 Outcome::Refused(Refusal::Limited) => FRAME_EIGHTHS,
@@ -365,8 +368,8 @@ impl<N: Network> Connection<N> {
         self.web.borrow().as_deref().is_some_and(|it| it.is_writing)
     }
 
-    fn web_family(&self) -> Family {
-        self.web.borrow().as_deref().map_or(Family::V4, |it| Family::of(it.source))
+    fn web_source(&self) -> Option<IpAddr> {
+        self.web.borrow().as_deref().map(|it| it.source)
     }
 
     /// Records what the WebSocket holds between two reads.

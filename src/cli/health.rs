@@ -1,0 +1,174 @@
+//! `skep health`: asks the running tracker for `/livez`, for scripts and an image's HEALTHCHECK.
+//!
+//! `skep probe` cannot do that: with registered torrents, passkeys or trusted proxies, a tracker
+//! that is well refuses a probe. The admin listener serves `/livez` to everybody, in every mode.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Args;
+use http::{Request, StatusCode};
+
+use super::admin_client::{AdminRequestError, RequestLimits, exchange, reachable};
+use super::{Settings, complain, print};
+use crate::server::StartError;
+
+const EXAMPLES: &str = "\
+Examples:
+  skep health                                the tracker on this host, at the default address
+  skep health --config /etc/skep/skep.toml   at the address in that file
+  skep health --admin [::1]:7070             at this address; no settings are read
+  SKEP__ADMIN__LISTEN=127.0.0.1:7070 skep health
+
+Settings come from the file and from SKEP__ADMIN__LISTEN, as for the tracker; flags of the tracker
+are not known here. A wildcard address is asked on loopback.
+
+The tracker is well while every worker's loop makes progress (/livez), also under load, during a
+drain, and before the swarms are restored. Whether clients are served is for skep probe, whether new
+ones should be sent is /readyz.
+
+Exit codes: 0 the tracker is well, 1 it is not, or there is none, 2 invalid usage or settings.";
+
+/// Limits of the request: half of the five seconds that the image's HEALTHCHECK allows, for the
+/// connect and again for the response.
+const LIMITS: RequestLimits =
+    RequestLimits { step: Duration::from_millis(2200), body_bytes: 16 * 1024 };
+
+/// Arguments of `health`.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct Options {
+    /// The tracker's admin listener, in place of the one in the settings
+    #[arg(long, value_name = "ADDRESS:PORT", value_parser = authority_of)]
+    admin: Option<String>,
+    /// Read admin.listen from this TOML file
+    #[arg(long, value_name = "FILE", conflicts_with = "admin")]
+    config: Option<PathBuf>,
+}
+
+/// Asks the tracker, and prints the verdict.
+pub(super) fn run(options: &Options) -> ExitCode {
+    let checked = authority(options).and_then(|authority| {
+        check(&authority).map_err(StartError::Failed)?;
+        print(&format!("skep at {authority} is well\n"))
+    });
+    match checked {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            complain(&error.to_string());
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+/// HOST:PORT of the admin listener.
+fn authority(options: &Options) -> Result<String, StartError> {
+    if let Some(authority) = &options.admin {
+        return Ok(authority.clone());
+    }
+    let settings = Settings { config: options.config.clone(), ..Settings::default() };
+    let listen = settings.source()?.load()?.admin.listen;
+    if listen.port() == 0 {
+        return Err(StartError::Failed(
+            "the kernel chooses the port of admin.listen; remedy: name it with --admin, as in the \
+             tracker's ready line"
+                .into(),
+        ));
+    }
+    Ok(reachable(listen).to_string())
+}
+
+/// HOST:PORT of an address or a URL.
+fn authority_of(text: &str) -> Result<String, &'static str> {
+    let expected = "allowed: ADDRESS:PORT or http://HOST:PORT";
+    let authority = text.strip_prefix("http://").unwrap_or(text).trim_end_matches('/');
+    if let Ok(address) = authority.parse::<SocketAddr>() {
+        return if address.port() > 0 { Ok(reachable(address).to_string()) } else { Err(expected) };
+    }
+    let (host, port) = authority.rsplit_once(':').ok_or(expected)?;
+    let is_host = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
+    let is_valid = !host.is_empty() && host.bytes().all(is_host);
+    match port.parse::<u16>() {
+        Ok(1..) if is_valid => Ok(authority.to_owned()),
+        _ => Err(expected),
+    }
+}
+
+/// Asks `/livez`.
+///
+/// # Errors
+/// Why the tracker is not well, for the operator.
+fn check(authority: &str) -> Result<(), String> {
+    let stranger = || format!("the program at {authority} is not skep's admin listener");
+    let response = exchange(authority, Request::get("/livez"), Vec::new(), LIMITS);
+    let response = response.map_err(|error| match error {
+        AdminRequestError::NotHttp => stranger(),
+        AdminRequestError::Connection(error) => format!(
+            "no skep responds at {authority}: {error}; remedy: start it, or name its admin \
+             listener with --admin"
+        ),
+    })?;
+    let reason = response.body().trim_ascii().escape_ascii().to_string();
+    match response.status() {
+        StatusCode::OK if reason == "ok" => Ok(()),
+        StatusCode::SERVICE_UNAVAILABLE => {
+            Err(format!("skep at {authority} is not well: {reason}"))
+        }
+        _ => Err(stranger()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{BufRead as _, BufReader, Write as _};
+    use std::net::TcpListener;
+
+    #[test]
+    fn addresses_and_urls_are_taken_alike() {
+        for (text, authority) in [
+            ("127.0.0.1:7070", "127.0.0.1:7070"),
+            ("http://127.0.0.1:7070/", "127.0.0.1:7070"),
+            ("0.0.0.0:1", "127.0.0.1:1"),
+            ("[::]:1", "[::1]:1"),
+            ("localhost:6970", "localhost:6970"),
+        ] {
+            assert_eq!(authority_of(text).as_deref(), Ok(authority), "{text}");
+        }
+        for bad in ["6970", "localhost", "127.0.0.1:0", "a:99999", "https://a:1", "a b:1", ":1"] {
+            assert!(authority_of(bad).is_err(), "{bad}");
+        }
+    }
+
+    /// The verdict on a listener with this response.
+    fn verdict(response: &'static str) -> Result<(), String> {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let authority = listener.local_addr().unwrap().to_string();
+        let responding = std::thread::spawn(move || {
+            let mut stream = listener.accept().unwrap().0;
+            let lines = BufReader::new(&stream).lines().map(Result::unwrap);
+            let head: Vec<_> = lines.take_while(|line| !line.is_empty()).collect();
+            stream.write_all(response.as_bytes()).unwrap();
+            head
+        });
+        let verdict = check(&authority);
+        assert_eq!(responding.join().unwrap()[0], "GET /livez HTTP/1.1");
+        verdict
+    }
+
+    #[test]
+    fn only_a_tracker_that_is_well_is_well() {
+        assert_eq!(verdict("HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nok\n"), Ok(()));
+        let stuck = "HTTP/1.1 503 No\r\nContent-Length: 7\r\n\r\nstuck\x1b\n";
+        assert!(verdict(stuck).unwrap_err().ends_with(r"is not well: stuck\x1b"));
+        for other in [
+            "HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\n<html>",
+            "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n",
+            "SSH-2.0-OpenSSH_9.9\r\n",
+        ] {
+            assert!(verdict(other).unwrap_err().ends_with("is not skep's admin listener"));
+        }
+    }
+}
