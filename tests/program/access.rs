@@ -219,7 +219,9 @@ fn registered_torrents_outlive_a_restart_until_they_are_unregistered() {
     assert_eq!(ask(&skep, "DELETE", &torrent, "").1, json!({ "status": "unregistered" }));
     assert_eq!(ask(&skep, "GET", &registration, "").1["error"]["code"], "unregistered");
     assert_eq!(ask(&skep, "DELETE", &torrent, "").0, 404);
-    skep.log_with(&format!("torrent unregistered info_hash={v1} by=api:127.0.0.1:"));
+    let log = skep.log_with(&format!("torrent unregistered info_hash={v1} by=api:127.0.0.1:"));
+    let line = log.lines().find(|it| it.contains("torrent unregistered")).unwrap();
+    assert!(line.ends_with(r#"name="one""#), "{line}");
 }
 
 #[test]
@@ -262,9 +264,17 @@ fn passkeys_are_told_once_and_outlive_a_restart_until_they_are_revoked() {
     let (passkey, id) = (new["passkey"].as_str().unwrap(), new["id"].as_str().unwrap());
     assert_eq!((status, passkey.len(), &new["limits"]["torrents"]), (201, 32, &json!(3)));
     assert_eq!(ask(&skep, "POST", "/api/v1/passkeys", "").0, 201);
+    let odd = json!({ "name": "a \"quoted\" \u{202e}name" }).to_string();
+    let (_, other) = ask(&skep, "POST", "/api/v1/passkeys", &odd);
+    let other = format!("/api/v1/passkeys/{}", other["id"].as_str().unwrap());
+    assert_eq!(ask(&skep, "DELETE", &other, "").0, 200);
     skep.signal("TERM");
     assert!(skep.wait().success());
-    assert!(!skep.log().contains(passkey));
+    let log = skep.log();
+    assert!(!log.contains(passkey));
+    assert!(log.contains(&format!(r#"passkey issued id="{id}" name="ann" by=api:"#)), "{log}");
+    let escaped = r#"name="a \"quoted\" \u{202e}name" by=api:"#;
+    assert_eq!(log.matches(escaped).count(), 2, "issued and revoked: {log}");
     let skep = start(state.path(), &mode);
     let (_, page) = ask(&skep, "GET", "/api/v1/passkeys?limit=1", "");
     let after = page["next"].as_str().unwrap();

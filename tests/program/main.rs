@@ -4,6 +4,7 @@
 
 mod access;
 mod admin;
+mod admin_registered;
 mod command_line;
 mod config;
 mod connections;

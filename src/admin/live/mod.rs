@@ -13,12 +13,15 @@ mod board;
 mod page;
 mod sample;
 mod socket;
+mod status;
 mod tables;
 mod top;
 
 pub use board::{HISTORY_S, StatsHub, VIEWERS_MAX};
 pub use sample::{Flow, METRICS, MetricFlow, Sample, WorkerLoad};
+pub use status::STATUS_METRICS;
 
 pub(super) use page::page;
 pub(super) use socket::socket;
+pub(super) use status::status;
 pub(super) use top::Top;
