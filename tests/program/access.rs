@@ -363,14 +363,23 @@ fn torrent_files_of_every_version_are_registered_and_others_reported() {
         assert_eq!(value["comment"], "hi");
     }
     fs::write(folder.path().join("d.torrent"), "d4:infod").unwrap();
+    fs::write(folder.path().join("e.torrent"), "").unwrap();
+    fs::write(folder.path().join("f.torrent"), "<html>").unwrap();
     let missing = folder.path().join("missing.torrent");
     let (code, said) = add(&skep, &["--json", path, missing.to_str().unwrap()]);
     assert_eq!(code, Some(1), "{said}");
     let lines: Vec<Value> = said.lines().map(|it| serde_json::from_str(it).unwrap()).collect();
     let statuses: Vec<_> = lines.iter().map(|it| it["status"].as_str().unwrap()).collect();
-    assert_eq!(statuses, ["known", "known", "known", "failed", "failed"], "{said}");
+    assert_eq!(
+        statuses,
+        ["known", "known", "known", "failed", "failed", "failed", "failed"],
+        "{said}"
+    );
     assert_eq!(lines[2]["info_hash_v2"], json!(v2(2)));
-    assert!(lines[3]["error"].as_str().unwrap().contains("not a torrent"), "{said}");
+    let error = |at: usize| lines[at]["error"].as_str().unwrap();
+    assert_eq!(error(3), "is not a torrent: truncated or damaged");
+    assert_eq!(error(4), "is not a torrent: the file is empty");
+    assert!(error(5).contains("does not begin as a bencoded dictionary"), "{said}");
 }
 
 #[test]
@@ -402,6 +411,7 @@ fn torrent_add_says_what_keeps_it_from_registering() {
     let (code, said) = add(&open, &[file]);
     assert_eq!(code, Some(1), "{said}");
     assert!(said.contains("access.mode is open"), "{said}");
+    assert!(said.contains("remedy: set access.mode to \"registered\""), "{said}");
     let usage = run(&["torrent", "add", "--admin", "udp://127.0.0.1:1", file]);
     assert_eq!(usage.status.code(), Some(2));
 }
