@@ -20,6 +20,7 @@ mod restart;
 mod rights;
 mod service_manager;
 mod snapshot_program;
+mod subcommands;
 #[path = "../support/mod.rs"]
 mod support;
 mod take_over_faults;

@@ -14,7 +14,7 @@ use http::Request;
 use rlimit::Resource;
 use rustix::fs::{Access, AtFlags, CWD, accessat, statvfs};
 
-use crate::cli::admin_client::{AdminRequestError, RequestLimits, exchange};
+use crate::cli::admin_client::{AdminRequestError, RequestLimits, exchange, reachable};
 use crate::config::Config;
 use crate::server::{self, KEY_VARIABLE};
 use crate::snapshot::{CURRENT, PREVIOUS, read_header};
@@ -193,14 +193,6 @@ fn unbindable(config: &Config) -> Vec<(SocketAddr, String)> {
     addresses.dedup();
     let refused = |it: SocketAddr| Some((it, text(bind_udp((it.ip(), 0).into(), &options).err()?)));
     addresses.into_iter().filter_map(refused).collect()
-}
-
-/// The address at which this host reaches a listener.
-fn reachable(listen: SocketAddr) -> SocketAddr {
-    let loopback =
-        if listen.is_ipv4() { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() };
-    let ip = if listen.ip().is_unspecified() { loopback } else { listen.ip() };
-    SocketAddr::new(ip, listen.port())
 }
 
 /// Fetches the tracker's metrics.
