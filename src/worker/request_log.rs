@@ -3,8 +3,8 @@
 //!
 //! Anybody can send requests that are refused. The lines are therefore sampled: of each reason a
 //! few in a second, whatever the number of workers, and the next line counts those that were left
-//! out. They have no address, unless the operator wants it. While the log is off, a request that is not
-//! served costs one test of an option, and one that is served costs nothing.
+//! out. They have no address, unless the operator wants it. While the log is off, a request that
+//! is not served costs one test of an option, and one that is served costs nothing.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
