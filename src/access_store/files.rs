@@ -54,16 +54,56 @@ pub enum ListFileError {
         reason: String,
     },
     /// A line has no value of the list's kind.
-    #[error("{}:{line}: invalid line; expected: {expected}", path.display())]
+    #[error("{}:{line}: {}", path.display(), self.problem())]
     Line {
         /// The file.
         path: PathBuf,
         /// The line's number, from 1.
         line: usize,
+        /// The beginning of the line.
+        word: String,
         /// What a line of this list must be.
         expected: String,
     },
 }
+
+impl ListFileError {
+    /// The file and the line, from 1, if one line is wrong.
+    pub fn place(&self) -> Option<(PathBuf, usize)> {
+        match self {
+            Self::Line { path, line, .. } => Some((path.clone(), *line)),
+            _ => None,
+        }
+    }
+
+    /// The beginning of the line, if one line is wrong.
+    pub fn word(&self) -> Option<String> {
+        match self {
+            Self::Line { word, .. } => Some(word.clone()),
+            _ => None,
+        }
+    }
+
+    /// What is wrong, without the place if it is one line.
+    pub fn problem(&self) -> String {
+        match self {
+            // The reason why a word is not a network quotes it already.
+            Self::Line { word, expected, .. } if expected.starts_with(&format!("{word:?}")) => {
+                format!("invalid line: {expected}")
+            }
+            Self::Line { word, expected, .. } => {
+                format!("invalid line {word:?}; expected: {expected}")
+            }
+            other => other.to_string(),
+        }
+    }
+}
+
+/// Most bad lines of a file that [`ListFile::faults`] names.
+pub(super) const FAULTS_MAX: usize = 20;
+
+/// Most characters of a line that an error quotes.
+const WORD_CHARACTERS_MAX: usize = 60;
 
 /// A change of a list. A value both to remove and to add is added.
 #[derive(Clone, Debug, Default)]
@@ -81,7 +121,23 @@ impl ListFile {
     /// The file, the line if there is one, the cause and the remedy.
     pub(super) fn load(&self, name: ListName) -> Result<AccessList, ListFileError> {
         let text = self.text().map_err(|error| self.unreadable(&error))?;
-        AccessList::parse(name.kind(), &text).map_err(|error| self.bad_line(error))
+        AccessList::parse(name.kind(), &text).map_err(|error| self.bad_line(name, &text, error))
+    }
+
+    /// Everything that is wrong with the file: that it cannot be read, or its bad lines, at most
+    /// [`FAULTS_MAX`] of them.
+    pub(super) fn faults(&self, name: ListName) -> Vec<ListFileError> {
+        let text = match self.text() {
+            Ok(text) => text,
+            Err(error) => return vec![self.unreadable(&error)],
+        };
+        let lines = (1..).zip(text.split(|it| *it == b'\n'));
+        let bad = lines.filter_map(|(number, bytes)| {
+            let problem = line(name.kind(), bytes).err()?;
+            Some(self.bad_line(name, &text, ListLineError { line: number, problem }))
+        });
+        let bad: Vec<_> = bad.take(FAULTS_MAX).collect();
+        if bad.is_empty() { self.load(name).err().into_iter().collect() } else { bad }
     }
 
     /// Changes the file, and returns the new list.
@@ -90,8 +146,10 @@ impl ListFile {
     /// As [`ListFile::load`]; or why the file cannot be written.
     pub(super) fn edit(&self, name: ListName, edit: &Edit) -> Result<AccessList, ListFileError> {
         let before = self.text().map_err(|error| self.unreadable(&error))?;
-        let after = edited(name.kind(), &before, edit).map_err(|error| self.bad_line(error))?;
-        let list = AccessList::parse(name.kind(), &after).map_err(|error| self.bad_line(error))?;
+        let after = edited(name.kind(), &before, edit)
+            .map_err(|error| self.bad_line(name, &before, error))?;
+        let list = AccessList::parse(name.kind(), &after)
+            .map_err(|error| self.bad_line(name, &after, error))?;
         if after != before {
             self.replace(&after).map_err(|error| ListFileError::Write {
                 path: self.path.clone(),
@@ -149,8 +207,17 @@ impl ListFile {
         ListFileError::Read { path: self.path.clone(), reason: error.to_string() }
     }
 
-    fn bad_line(&self, ListLineError { line, problem }: ListLineError) -> ListFileError {
-        ListFileError::Line { path: self.path.clone(), line, expected: problem.to_string() }
+    /// An error with the beginning of the line.
+    fn bad_line(&self, name: ListName, text: &[u8], error: ListLineError) -> ListFileError {
+        let ListLineError { line, problem } = error;
+        let bytes = text.split(|it| *it == b'\n').nth(line - 1).unwrap_or_default();
+        let whole = String::from_utf8_lossy(bytes);
+        let word = whole.split_whitespace().next().unwrap_or_default();
+        let kind = name.kind();
+        let is_value = problem == kind.allowed();
+        let expected = if is_value { kind.expected_instead_of(word) } else { problem.to_owned() };
+        let word = word.chars().take(WORD_CHARACTERS_MAX).collect();
+        ListFileError::Line { path: self.path.clone(), line, word, expected }
     }
 }
 

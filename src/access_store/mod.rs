@@ -156,19 +156,15 @@ impl AccessManager {
         Ok(manager)
     }
 
-    /// Reads the list files that settings name, without putting them in force.
-    ///
-    /// # Errors
-    /// [`AccessError`] for the first file that cannot be read.
-    pub fn check(options: &Options) -> Result<(), AccessError> {
-        for (name, file) in ListName::ALL.into_iter().zip(list_file_paths(options)) {
-            if let Ok(file) = file.as_ref()
-                && file.configured
-            {
-                file.load(name)?;
-            }
-        }
-        Ok(())
+    /// Reads the list files that settings name, without putting them in force. Returns everything
+    /// that is wrong with them, of each file the first bad lines.
+    pub fn check(options: &Options) -> Vec<(ListName, ListFileError)> {
+        let named = ListName::ALL.into_iter().zip(list_file_paths(options));
+        let configured = named.filter_map(|(name, file)| Some((name, file.ok()?)));
+        let configured = configured.filter(|it| it.1.configured);
+        configured
+            .flat_map(|(name, file)| file.faults(name).into_iter().map(move |it| (name, it)))
+            .collect()
     }
 
     /// Closes the database of registrations, if any, so that another process can open it. Until

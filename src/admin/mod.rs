@@ -1,5 +1,5 @@
 //! The operators' front end: `/metrics` for Prometheus, `/livez /readyz /startupz` for Kubernetes,
-//! `/stats` for people, `/api/v1` for tools.
+//! `/stats` for people, `/badge.svg` for their pages, `/api/v1` for tools.
 //!
 //! Serves the state of the process, which it reads through [`Process`]; opens no socket. The
 //! response to a probe has a one-line body with the reason, for manual checks. `openapi.json`
@@ -14,6 +14,7 @@ pub mod live;
 mod passkeys;
 mod problem;
 mod registrations;
+mod runbook;
 
 pub use access::Token;
 
@@ -27,7 +28,8 @@ use axum::{Router, middleware};
 use tokio::sync::Semaphore;
 
 use crate::access_store::{AccessError, AccessManager};
-use crate::frontend::stats::{Pages, Stats};
+use crate::frontend::drawing::{self, BADGE_AGE_S_MAX};
+use crate::frontend::stats::{self, BADGE_POLICY, Stats};
 use crate::time::Now;
 use crate::tracker::Listing;
 use live::{StatsHub, Top};
@@ -125,6 +127,7 @@ fn pages<P: Process>() -> Routes<P> {
     let ready = async |State(it): State<Admin<P>>| verdict(it.process.ready());
     let started = async |State(it): State<Admin<P>>| verdict(it.process.started());
     vec![
+        ("/", get(live::root)),
         ("/metrics", get(metrics::<P>)),
         ("/livez", get(live)),
         ("/readyz", get(ready)),
@@ -132,6 +135,8 @@ fn pages<P: Process>() -> Routes<P> {
         ("/stats", get(live::page::<P>)),
         ("/stats/live", get(live::socket::<P>)),
         ("/stats.json", get(stats_json::<P>)),
+        ("/badge.svg", get(badge::<P>)),
+        ("/runbook/{alert}", get(runbook::section)),
     ]
 }
 
@@ -141,7 +146,20 @@ async fn metrics<P: Process>(State(admin): State<Admin<P>>) -> impl IntoResponse
 }
 
 async fn stats_json<P: Process>(State(admin): State<Admin<P>>) -> impl IntoResponse {
-    (JSON, Pages::of(&admin.process.stats()).json)
+    (JSON, stats::json(&admin.process.stats()))
+}
+
+async fn badge<P: Process>(State(admin): State<Admin<P>>) -> impl IntoResponse {
+    // As of this second; before the first sample, of now.
+    let peers = admin.process.board().latest().map(|sample| sample.store.peers());
+    let peers = peers.unwrap_or_else(|| admin.process.stats().peers());
+    let head = [
+        (header::CONTENT_TYPE, "image/svg+xml".to_owned()),
+        (header::CACHE_CONTROL, format!("public, max-age={BADGE_AGE_S_MAX}")),
+        (header::CONTENT_SECURITY_POLICY, BADGE_POLICY.to_owned()),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff".to_owned()),
+    ];
+    (head, drawing::badge(peers))
 }
 
 /// Current figures must not be cached.

@@ -3,6 +3,7 @@
 //! Exit codes: 0 done, 1 failed at run time, 2 invalid usage or configuration.
 
 mod admin_client;
+mod check;
 pub mod doctor;
 mod health;
 mod info_hash;
@@ -60,7 +61,7 @@ enum Command {
     /// Print every metric with its description, in Markdown
     Metrics,
     /// Validate the configuration without starting; `skep doctor` checks the host
-    Check(Settings),
+    Check(check::Options),
     /// Check this host: kernel, buffers, connection tracking, limits; each problem has a remedy
     Doctor(doctor::Options),
     /// Send requests as a client would: connect, announce, scrape
@@ -120,7 +121,7 @@ pub fn main() -> ExitCode {
         Command::Run(Run { take_over, settings }) => {
             settings.source().and_then(|it| server::run(it, take_over))
         }
-        Command::Check(settings) => check(&settings),
+        Command::Check(options) => return check::run(&options),
         Command::Config(Print { format }) => print(&match format.as_str() {
             "markdown" => Config::to_markdown(),
             _ => Config::default().to_commented_toml(),
@@ -141,12 +142,6 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn check(settings: &Settings) -> Result<(), StartError> {
-    let warnings = server::check(&settings.source()?)?;
-    warnings.iter().for_each(|it| complain(&format!("warning: {it}")));
-    print("the configuration is valid\n")
-}
-
 /// Writes to standard output. A closed pipe is not an error: `head`, for instance, stops early.
 fn print(text: &str) -> Result<(), StartError> {
     match std::io::stdout().lock().write_all(text.as_bytes()) {
@@ -157,9 +152,12 @@ fn print(text: &str) -> Result<(), StartError> {
     }
 }
 
-/// Writes an error or a warning to standard error.
+/// Writes errors or warnings to standard error, each on its line.
 fn complain(text: &str) {
-    let _ = writeln!(std::io::stderr().lock(), "skep: {text}");
+    let mut stderr = std::io::stderr().lock();
+    for line in text.lines() {
+        let _ = writeln!(stderr, "skep: {line}");
+    }
 }
 
 impl Settings {

@@ -9,6 +9,9 @@
 mod addresses;
 mod error;
 mod markdown;
+mod read;
+mod relations;
+mod similar;
 mod source;
 mod values;
 
@@ -16,15 +19,18 @@ use std::fmt::{self, Write as _};
 use std::net::SocketAddr;
 use std::path::Path;
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
-pub use error::ConfigError;
-pub use source::{Assignment, SettingsSource};
+use read::{Reading, ValueError};
+
+pub use error::{ConfigError, ConfigFinding, ConfigPlace, ConfigSeverity};
+pub use relations::token_fault;
+pub use source::{Assignment, ConfigReport, SettingsSource};
+use values::Value;
 pub use values::{
     AccessMode, Bytes, ConnectionIdMac, Io, LogFormat, LogLevel, MemoryCap, NetworkList,
     SnapshotMode, SourceHeader,
 };
-use values::{Numeric, Value};
 
 /// A setting, without its value.
 #[derive(Clone, Debug)]
@@ -61,7 +67,7 @@ impl fmt::Display for Difference {
 }
 
 /// Declares the sections: a type for each, the defaults, and the functions [`settings`] and
-/// [`out_of_bounds`]. A setting is `name: type = default`, with bounds `in low..=high` if it is a
+/// [`set`]. A setting is `name: type = default`, with bounds `in low..=high` if it is a
 /// number, and `=> live` if a reload applies a new value.
 macro_rules! sections {
     ($(
@@ -75,16 +81,14 @@ macro_rules! sections {
         }
     )+) => {
         /// All settings.
-        #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-        #[serde(deny_unknown_fields, default)]
+        #[derive(Clone, Debug, Default, PartialEq, Serialize)]
         pub struct Config {
             $( $(#[doc = $about])+ pub $section: $name, )+
         }
 
         $(
             $(#[doc = $about])+
-            #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-            #[serde(deny_unknown_fields, default)]
+            #[derive(Clone, Debug, PartialEq, Serialize)]
             pub struct $name {
                 $( $(#[doc = $help])+ pub $key: $type, )+
             }
@@ -125,13 +129,25 @@ macro_rules! sections {
             }
         }
 
-        /// The first setting, by section and key, whose number is outside its bounds.
-        fn out_of_bounds(config: &Config) -> Option<(&'static str, &'static str)> {
-            $( $( $(
-                if !($low..=$high).contains(&config.$section.$key.number()) {
-                    return Some((stringify!($section), stringify!($key)));
+        /// Sets one setting. `None` if there is no such setting.
+        ///
+        /// # Errors
+        /// What is wrong with the value. The setting is unchanged then.
+        fn set(
+            config: &mut Config,
+            (section, key): (&str, &str),
+            value: &toml::Value,
+            is_bare: bool,
+        ) -> Option<Result<(), Vec<ValueError>>> {
+            $( $(
+                if (section, key) == (stringify!($section), stringify!($key)) {
+                    let default: $type = $default;
+                    let default = toml::Value::try_from(default).unwrap_or_else(|_| "".into());
+                    let reading = Reading { section, key, default: &default, is_bare };
+                    let read = <$type>::read(value, &reading, bounds!($( $low, $high )?));
+                    return Some(read.map(|it| config.$section.$key = it));
                 }
-            )? )+ )+
+            )+ )+
             None
         }
     };
@@ -193,6 +209,8 @@ sections! {
 
     /// The UDP front end (BEP 15).
     udp: Udp {
+        /// Whether UDP is served.
+        enabled: bool = true;
         /// Addresses for UDP only. Empty: those of server.listen.
         listen: Vec<SocketAddr> = Vec::new();
         /// Receive buffer to request for each socket. The kernel grants at most
@@ -211,6 +229,9 @@ sections! {
     /// The HTTP front end (BEP 3, 7, 21, 23, 24, 31, 48), and what WebSockets share with it: one
     /// TCP port, connections, source addresses.
     http: Http {
+        /// Whether announces and scrapes over HTTP are served, with and without TLS. If
+        /// websocket.enabled is false as well, nothing is served over TCP but the admin listener.
+        enabled: bool = true;
         /// Addresses for HTTP and WebSocket only. Empty: those of server.listen.
         listen: Vec<SocketAddr> = Vec::new();
         /// Unix socket to serve HTTP and WebSocket on, for a reverse proxy on this host. The proxy
@@ -247,7 +268,7 @@ sections! {
         full_scrape: bool = false => live;
         /// Seconds a source has to wait between two full scrapes.
         full_scrape_interval_s: u32 = 300, in 0..=86400 => live;
-        /// Whether /stats and /stats.json are served to the public as well.
+        /// Whether /stats, /stats.json and /badge.svg are served to the public as well.
         public_stats: bool = false => live;
         /// A message that clients show their users with every announce (`warning message`).
         /// Empty: none.
@@ -260,6 +281,8 @@ sections! {
 
     /// WebTorrent: browsers find each other through WebSockets on HTTP's ports, on any path.
     websocket: Websocket {
+        /// Whether WebSockets are served on HTTP's ports.
+        enabled: bool = true;
         /// Seconds until a WebTorrent client's next announce.
         interval_s: u32 = 120, in 10..=7200 => live;
         /// Seconds between pings: proxies cut sockets that are silent for 60 to 100 seconds.
@@ -471,12 +494,43 @@ impl Access {
 impl Config {
     /// Addresses that UDP is served on.
     pub fn udp_listen(&self) -> &[SocketAddr] {
-        if self.udp.listen.is_empty() { &self.server.listen } else { &self.udp.listen }
+        match self.udp.enabled {
+            false => &[],
+            true if self.udp.listen.is_empty() => &self.server.listen,
+            true => &self.udp.listen,
+        }
     }
 
     /// Addresses that HTTP and WebSocket are served on.
     pub fn http_listen(&self) -> &[SocketAddr] {
-        if self.http.listen.is_empty() { &self.server.listen } else { &self.http.listen }
+        match self.has_streams() {
+            false => &[],
+            true if self.http.listen.is_empty() => &self.server.listen,
+            true => &self.http.listen,
+        }
+    }
+
+    /// Addresses that HTTP and WebSocket are served on over TLS.
+    pub fn tls_listen(&self) -> &[SocketAddr] {
+        if self.has_streams() { &self.tls.listen } else { &[] }
+    }
+
+    /// The path of the Unix socket that HTTP and WebSocket are served on; empty: none.
+    pub fn unix_socket(&self) -> &str {
+        if self.has_streams() { &self.http.unix_socket } else { "" }
+    }
+
+    /// Whether anything is served over TCP, besides the admin listener.
+    pub fn has_streams(&self) -> bool {
+        self.http.enabled || self.websocket.enabled
+    }
+
+    /// Whether UDP and TCP are served on the same addresses, those of server.listen.
+    pub fn shares_addresses(&self) -> bool {
+        self.udp.enabled
+            && self.has_streams()
+            && self.udp.listen.is_empty()
+            && self.http.listen.is_empty()
     }
 
     /// The settings as a commented TOML file.
@@ -512,163 +566,12 @@ impl Config {
         };
         settings().into_iter().filter_map(difference).collect()
     }
-
-    /// Values that are allowed but probably a mistake: one sentence each, with a remedy.
-    fn warnings(&self) -> Vec<String> {
-        let mut warnings = Vec::new();
-        if self.tls.listen.is_empty() && (self.tls.certificate.len() + self.tls.key.len()) > 0 {
-            warnings.push(
-                "tls.certificate or tls.key is set, but TLS is not served: tls.listen is empty; \
-                 remedy: set tls.listen, for example to [\"0.0.0.0:443\", \"[::]:443\"]"
-                    .to_owned(),
-            );
-        }
-        for (kind, addresses) in [
-            ("UDP", self.udp_listen()),
-            ("HTTP", self.http_listen()),
-            ("TLS", self.tls.listen.as_slice()),
-        ] {
-            let is_wildcard = |it: &&SocketAddr| it.ip().is_unspecified() && it.is_ipv6();
-            let alone = addresses.iter().all(SocketAddr::is_ipv6);
-            if let Some(wildcard) = addresses.iter().find(is_wildcard).filter(|_| alone) {
-                let port = wildcard.port();
-                warnings.push(format!(
-                    "{kind} is served over IPv6 alone: {wildcard} does not include IPv4; remedy: \
-                     listen on \"0.0.0.0:{port}\" as well, unless this is intended"
-                ));
-            }
-        }
-        warnings
-    }
-
-    /// Checks what types cannot express: bounds, and settings that depend on each other.
-    fn check(&self) -> Result<(), CheckError> {
-        let fault =
-            |section, key, others, problem: String| CheckError { section, key, others, problem };
-        if let Some((section, key)) = out_of_bounds(self) {
-            return Err(fault(section, key, &[], "out of bounds".into()));
-        }
-        let udp = if self.udp.listen.is_empty() { "server" } else { "udp" };
-        if self.udp_listen().is_empty() {
-            return Err(fault(udp, "listen", &[], "no address to serve on".into()));
-        }
-        if let Some(twice) = repeated(self.udp_listen()) {
-            return Err(fault(udp, "listen", &[], format!("{twice} is listed twice")));
-        }
-        self.check_streams()?;
-        self.check_addresses()?;
-        self.check_memory()?;
-        let token = Some(&self.admin.token).filter(|it| !it.is_empty());
-        if let Some(problem) = token.and_then(|it| token_fault(it)) {
-            return Err(fault("admin", "token", &[], problem));
-        }
-        let tracker = &self.tracker;
-        if tracker.interval_jitter_s >= tracker.interval_s {
-            let problem = format!("must be below interval_s, which is {}", tracker.interval_s);
-            return Err(fault(
-                "tracker",
-                "interval_jitter_s",
-                &[("tracker", "interval_s")],
-                problem,
-            ));
-        }
-        if tracker.numwant_default > tracker.numwant_max {
-            let problem = format!("must not exceed numwant_max, which is {}", tracker.numwant_max);
-            return Err(fault(
-                "tracker",
-                "numwant_default",
-                &[("tracker", "numwant_max")],
-                problem,
-            ));
-        }
-        let longest_s = tracker.interval_s.max(tracker.interval_s_max) + tracker.interval_jitter_s;
-        if tracker.peer_age_s_max <= longest_s {
-            let problem = format!(
-                "must exceed the larger of interval_s and interval_s_max plus interval_jitter_s, \
-                 which is {longest_s}"
-            );
-            let others = &[
-                ("tracker", "interval_s"),
-                ("tracker", "interval_s_max"),
-                ("tracker", "interval_jitter_s"),
-            ];
-            return Err(fault("tracker", "peer_age_s_max", others, problem));
-        }
-        let web_interval_s = self.websocket.interval_s;
-        if tracker.peer_age_s_max <= web_interval_s {
-            let problem = format!("must exceed websocket.interval_s, which is {web_interval_s}");
-            let others = &[("websocket", "interval_s")];
-            return Err(fault("tracker", "peer_age_s_max", others, problem));
-        }
-        Ok(())
-    }
-
-    /// Checks that a cap on memory leaves room for the store.
-    fn check_memory(&self) -> Result<(), CheckError> {
-        match self.memory.max_memory {
-            MemoryCap::Bytes(bytes) if bytes.0 > 0 && bytes.0 < values::MEMORY_CAP_MIN.0 => {
-                let problem = format!("too little: the least is {}", values::MEMORY_CAP_MIN);
-                Err(CheckError { section: "memory", key: "max_memory", others: &[], problem })
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// Checks the settings of TCP listeners.
-    fn check_streams(&self) -> Result<(), CheckError> {
-        let fault =
-            |section, key, others, problem: String| CheckError { section, key, others, problem };
-        let http = if self.http.listen.is_empty() { "server" } else { "http" };
-        if let Some(twice) = repeated(self.http_listen()) {
-            return Err(fault(http, "listen", &[], format!("{twice} is listed twice")));
-        }
-        let all: Vec<_> = self.http_listen().iter().chain(&self.tls.listen).copied().collect();
-        if let Some(twice) = repeated(&all) {
-            let problem = format!("{twice} is served without TLS already, or listed twice");
-            return Err(fault("tls", "listen", &[], problem));
-        }
-        if self.http.tracker_id.len() > values::TRACKER_ID_BYTES_MAX {
-            let max = values::TRACKER_ID_BYTES_MAX;
-            return Err(fault("http", "tracker_id", &[], format!("longer than {max} bytes")));
-        }
-        let tls = &self.tls;
-        for (key, file) in [("certificate", &tls.certificate), ("key", &tls.key)] {
-            if !tls.listen.is_empty() && file.is_empty() {
-                let problem = "is empty, but tls.listen is set; remedy: name a PEM file, or leave \
-                               tls.listen empty";
-                return Err(fault("tls", key, &[("tls", "listen")], problem.into()));
-            }
-        }
-        Ok(())
-    }
 }
 
-/// Least bytes of a token: a shorter one could be guessed.
-const TOKEN_BYTES_MIN: usize = 16;
-
-/// Most bytes of a token: it must fit into the head of a request.
-const TOKEN_BYTES_MAX: usize = 512;
-
-/// Why a text cannot be a token of the API; `None` if it can.
-pub fn token_fault(token: &str) -> Option<String> {
-    let is_printable = token.bytes().all(|it| matches!(it, b' '..=b'~'));
-    let is_fit = (TOKEN_BYTES_MIN..=TOKEN_BYTES_MAX).contains(&token.len());
-    (!is_fit || !is_printable || token.trim() != token).then(|| {
-        format!(
-            "needs {TOKEN_BYTES_MIN} to {TOKEN_BYTES_MAX} printable ASCII characters, no blank at \
-             either end (openssl rand -hex 24 makes one)"
-        )
-    })
-}
-
-/// An error found by [`Config::check`].
-struct CheckError {
-    section: &'static str,
-    key: &'static str,
-    /// Sections and keys that the setting conflicts with. If the setting has its default, one of
-    /// these was set.
-    others: &'static [(&'static str, &'static str)],
-    problem: String,
+/// A setting by its name, `section.key`.
+pub fn setting(name: &str) -> Option<Setting> {
+    let (section, key) = name.split_once('.')?;
+    settings().into_iter().find(|it| (it.section, it.key) == (section, key))
 }
 
 /// The comment above a setting that a reload changes.
@@ -680,13 +583,6 @@ const HEAD: &str = "\
 # A file needs only what differs. The environment overrides it (SKEP__TRACKER__INTERVAL_S=900;
 # lists are separated by commas), and flags override both.
 ";
-
-/// The first address with a port other than 0 that occurs again.
-fn repeated(addresses: &[SocketAddr]) -> Option<SocketAddr> {
-    let again = |(at, it): (usize, &SocketAddr)| it.port() != 0 && addresses[..at].contains(it);
-    let found = addresses.iter().enumerate().find(|&(at, it)| again((at, it)));
-    found.map(|(_, it)| *it)
-}
 
 #[cfg(test)]
 mod tests {

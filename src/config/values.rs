@@ -5,8 +5,11 @@ use std::fmt;
 use std::net::SocketAddr;
 
 use ipnet::IpNet;
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use serde::{Serialize, Serializer};
+use toml::Value as Toml;
 
+use super::read::{self, Reading, ValueError, bare};
+use super::similar::similar;
 use crate::networks;
 
 /// The I/O backend for datagrams.
@@ -91,7 +94,7 @@ pub enum LogFormat {
 }
 
 /// A number of bytes, written with or without a unit, in any case: `"8MiB"`, `65536`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Bytes(pub u64);
 
 /// Units of [`Bytes`], largest first.
@@ -105,10 +108,13 @@ impl fmt::Display for Bytes {
     }
 }
 
-/// A text is not a number of bytes.
+/// A text is not a size.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is not a number of bytes")]
+#[error("{0:?} {NOT_A_SIZE}")]
 pub struct BytesError(String);
+
+/// What a value is not that has no known unit.
+const NOT_A_SIZE: &str = "is not a size: sizes are in KiB, MiB or GiB";
 
 impl std::str::FromStr for Bytes {
     type Err = BytesError;
@@ -126,32 +132,43 @@ impl std::str::FromStr for Bytes {
     }
 }
 
-impl Serialize for Bytes {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
+impl Bytes {
+    /// Reads a size.
+    fn of(value: &Toml, reading: &Reading<'_>) -> Result<Self, Vec<ValueError>> {
+        let read = match value {
+            Toml::Integer(number) => u64::try_from(*number).ok().map(Self),
+            Toml::String(text) => text.parse().ok(),
+            _ => None,
+        };
+        let meant = || Self::meant_by(&bare(value)).map(|it| reading.literal(&it.to_string()));
+        read.ok_or_else(|| vec![ValueError::new(value, NOT_A_SIZE).meaning(meant())])
+    }
+
+    /// The size that a text with another unit, or a fraction, probably stands for: `4GB`, `1.5GiB`.
+    fn meant_by(text: &str) -> Option<Self> {
+        let text = text.trim();
+        let end = text.find(|it: char| !it.is_ascii_digit() && it != '.').unwrap_or(text.len());
+        let (number, unit) = text.split_at(end);
+        let unit = match unit.trim().to_ascii_lowercase().as_str() {
+            "k" | "kb" | "ki" | "kib" => 1 << 10,
+            "m" | "mb" | "mi" | "mib" => 1 << 20,
+            "g" | "gb" | "gi" | "gib" => 1 << 30,
+            "t" | "tb" | "ti" | "tib" => 1_u64 << 40,
+            _ => return None,
+        };
+        let (whole, part) = number.split_once('.').unwrap_or((number, ""));
+        let whole = whole.parse::<u64>().ok()?.checked_mul(unit)?;
+        let digits = u32::try_from(part.len()).ok().filter(|it| *it <= 3)?;
+        let part = if part.is_empty() { 0 } else { part.parse::<u64>().ok()? };
+        // A fraction of a KiB is rounded down to whole KiB.
+        let bytes = whole.checked_add(unit.checked_mul(part)? / 10_u64.pow(digits))?;
+        Some(Self(bytes >> 10 << 10)).filter(|it| it.0 > 0)
     }
 }
 
-impl<'de> Deserialize<'de> for Bytes {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Visitor;
-        impl de::Visitor<'_> for Visitor {
-            type Value = Bytes;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a number of bytes")
-            }
-
-            fn visit_str<E: de::Error>(self, text: &str) -> Result<Bytes, E> {
-                text.parse().map_err(E::custom)
-            }
-
-            fn visit_i64<E: de::Error>(self, number: i64) -> Result<Bytes, E> {
-                let bytes = u64::try_from(number).map(Bytes);
-                bytes.map_err(|_| E::custom(format!("{number} is not a number of bytes")))
-            }
-        }
-        deserializer.deserialize_any(Visitor)
+impl Serialize for Bytes {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
     }
 }
 
@@ -162,20 +179,6 @@ pub struct NetworkList(pub Vec<IpNet>);
 impl Serialize for NetworkList {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         self.0.serialize(serializer)
-    }
-}
-
-impl<'de> Deserialize<'de> for NetworkList {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Network(IpNet);
-        impl<'de> Deserialize<'de> for Network {
-            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                let text = String::deserialize(deserializer)?;
-                networks::parse(&text).map(Self).map_err(de::Error::custom)
-            }
-        }
-        let networks = Vec::<Network>::deserialize(deserializer)?;
-        Ok(Self(networks.into_iter().map(|it| it.0).collect()))
     }
 }
 
@@ -194,15 +197,6 @@ pub enum MemoryCap {
 /// The lowest cap. Below it there would be little room besides the program itself.
 pub(super) const MEMORY_CAP_MIN: Bytes = Bytes(64 << 20);
 
-impl std::str::FromStr for MemoryCap {
-    type Err = BytesError;
-
-    fn from_str(text: &str) -> Result<Self, BytesError> {
-        let is_auto = text.eq_ignore_ascii_case("auto");
-        if is_auto { Ok(Self::Auto) } else { text.parse().map(Self::Bytes) }
-    }
-}
-
 impl Serialize for MemoryCap {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match self {
@@ -212,17 +206,58 @@ impl Serialize for MemoryCap {
     }
 }
 
-impl<'de> Deserialize<'de> for MemoryCap {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(untagged, expecting = "expected \"auto\" or a number of bytes")]
-        enum Written {
-            Number(u64),
-            Text(String),
-        }
-        match Written::deserialize(deserializer)? {
-            Written::Number(bytes) => Ok(Self::Bytes(Bytes(bytes))),
-            Written::Text(text) => text.parse().map_err(de::Error::custom),
+/// The type of a setting.
+pub(super) trait Value: Sized {
+    /// The allowed values in words, within bounds if there are any.
+    fn allowed(bounds: Option<(u64, u64)>) -> String;
+
+    /// Reads a value, within bounds if there are any.
+    ///
+    /// # Errors
+    /// What is wrong with it, or with each bad item of a list.
+    fn read(
+        value: &Toml,
+        reading: &Reading<'_>,
+        bounds: Option<(u64, u64)>,
+    ) -> Result<Self, Vec<ValueError>>;
+}
+
+impl Value for u32 {
+    fn allowed(bounds: Option<(u64, u64)>) -> String {
+        let (low, high) = bounds.unwrap_or(ALL_U32);
+        format!("{low} to {high}")
+    }
+
+    fn read(
+        value: &Toml,
+        reading: &Reading<'_>,
+        bounds: Option<(u64, u64)>,
+    ) -> Result<Self, Vec<ValueError>> {
+        let number = read::number(value, reading, bounds.unwrap_or(ALL_U32))?;
+        Self::try_from(number).map_err(|_| vec![ValueError::new(value, "is out of bounds")])
+    }
+}
+
+/// The bounds of a number that has none of its own.
+const ALL_U32: (u64, u64) = (0, u32::MAX as u64);
+
+impl Value for Bytes {
+    fn allowed(bounds: Option<(u64, u64)>) -> String {
+        let (low, high) = bounds.unwrap_or((0, u64::MAX));
+        format!("\"{}\" to \"{}\"", Self(low), Self(high))
+    }
+
+    fn read(
+        value: &Toml,
+        reading: &Reading<'_>,
+        bounds: Option<(u64, u64)>,
+    ) -> Result<Self, Vec<ValueError>> {
+        let bytes = Self::of(value, reading)?;
+        let (low, high) = bounds.unwrap_or((0, u64::MAX));
+        if (low..=high).contains(&bytes.0) {
+            Ok(bytes)
+        } else {
+            ValueError::new(value, "is out of bounds").alone()
         }
     }
 }
@@ -231,44 +266,28 @@ impl Value for MemoryCap {
     fn allowed(_: Option<(u64, u64)>) -> String {
         format!("\"auto\", \"{MEMORY_CAP_MIN}\" or more, 0")
     }
-}
 
-/// The allowed values of a setting's type.
-pub(super) trait Value {
-    /// The allowed values in words, within bounds if there are any.
-    fn allowed(bounds: Option<(u64, u64)>) -> String;
-}
-
-/// A setting that may have bounds.
-pub(super) trait Numeric {
-    /// The value to compare with the bounds.
-    fn number(&self) -> u64;
-}
-
-impl Numeric for u32 {
-    fn number(&self) -> u64 {
-        u64::from(*self)
-    }
-}
-
-impl Numeric for Bytes {
-    fn number(&self) -> u64 {
-        self.0
-    }
-}
-
-impl Value for u32 {
-    fn allowed(bounds: Option<(u64, u64)>) -> String {
-        const ALL: (u64, u64) = (0, u32::MAX as u64);
-        let (low, high) = bounds.unwrap_or(ALL);
-        format!("{low} to {high}")
-    }
-}
-
-impl Value for Bytes {
-    fn allowed(bounds: Option<(u64, u64)>) -> String {
-        let (low, high) = bounds.unwrap_or((0, u64::MAX));
-        format!("\"{}\" to \"{}\"", Self(low), Self(high))
+    fn read(
+        value: &Toml,
+        reading: &Reading<'_>,
+        _: Option<(u64, u64)>,
+    ) -> Result<Self, Vec<ValueError>> {
+        if value.as_str().is_some_and(|it| it.eq_ignore_ascii_case("auto")) {
+            return Ok(Self::Auto);
+        }
+        match Bytes::of(value, reading) {
+            Ok(bytes) if bytes.0 > 0 && bytes < MEMORY_CAP_MIN => {
+                let what = format!("is too little: the least is {MEMORY_CAP_MIN}");
+                ValueError::new(value, &what).alone()
+            }
+            Ok(bytes) => Ok(Self::Bytes(bytes)),
+            Err(mut errors) => {
+                if let Some(auto) = value.as_str().and_then(|it| similar(it, ["auto"])) {
+                    errors.iter_mut().for_each(|it| it.meant = Some(reading.literal(auto)));
+                }
+                Err(errors)
+            }
+        }
     }
 }
 
@@ -279,11 +298,23 @@ impl Value for String {
     fn allowed(_: Option<(u64, u64)>) -> String {
         ANY_STRING.into()
     }
+
+    fn read(value: &Toml, _: &Reading<'_>, _: Option<(u64, u64)>) -> Result<Self, Vec<ValueError>> {
+        read::string(value)
+    }
 }
 
 impl Value for bool {
     fn allowed(_: Option<(u64, u64)>) -> String {
         "true, false".into()
+    }
+
+    fn read(
+        value: &Toml,
+        reading: &Reading<'_>,
+        _: Option<(u64, u64)>,
+    ) -> Result<Self, Vec<ValueError>> {
+        read::truth(value, reading)
     }
 }
 
@@ -291,11 +322,33 @@ impl Value for NetworkList {
     fn allowed(_: Option<(u64, u64)>) -> String {
         "a list of networks or addresses, such as [\"192.0.2.0/24\", \"2001:db8::1\"]".into()
     }
+
+    fn read(value: &Toml, _: &Reading<'_>, _: Option<(u64, u64)>) -> Result<Self, Vec<ValueError>> {
+        let network = |item: &Toml| {
+            let text = item.as_str().ok_or_else(|| {
+                ValueError::new(item, "is not a network or an address, in quotes")
+            })?;
+            networks::parse(text.trim()).map_err(|error| {
+                let mut wrong = ValueError::new(item, "");
+                wrong.message = error.to_string();
+                wrong
+            })
+        };
+        read::list(value, network).map(Self)
+    }
 }
 
 impl Value for SocketAddr {
     fn allowed(_: Option<(u64, u64)>) -> String {
         "an address with a port, such as \"127.0.0.1:6970\" or \"[::1]:6970\"".into()
+    }
+
+    fn read(
+        value: &Toml,
+        reading: &Reading<'_>,
+        _: Option<(u64, u64)>,
+    ) -> Result<Self, Vec<ValueError>> {
+        read::address(value, reading).map_err(|it| vec![it])
     }
 }
 
@@ -303,6 +356,30 @@ impl Value for Vec<SocketAddr> {
     fn allowed(_: Option<(u64, u64)>) -> String {
         "a list of addresses with ports, such as [\"0.0.0.0:6969\", \"[::]:6969\"]".into()
     }
+
+    fn read(
+        value: &Toml,
+        reading: &Reading<'_>,
+        _: Option<(u64, u64)>,
+    ) -> Result<Self, Vec<ValueError>> {
+        read::list(value, |item| read::address(item, reading))
+    }
+}
+
+/// Reads one of the names of an enum; a word for a truth if that is one of them.
+fn choice(value: &Toml, reading: &Reading<'_>, names: &[&str]) -> Result<usize, Vec<ValueError>> {
+    let text = match value {
+        Toml::String(text) => text.to_ascii_lowercase(),
+        Toml::Boolean(true) => "on".to_owned(),
+        Toml::Boolean(false) => "off".to_owned(),
+        _ => String::new(),
+    };
+    let found = names.iter().position(|it| *it == text);
+    if let Some(index) = found.filter(|_| value.is_str()) {
+        return Ok(index);
+    }
+    let meant = similar(&text, names.iter().copied()).map(|it| reading.literal(it));
+    ValueError::new(value, "is not an allowed value").meaning(meant).alone()
 }
 
 /// Defines the names of an enum's variants in settings: written in lower case, read in any case.
@@ -318,21 +395,20 @@ macro_rules! choices {
                 fn allowed(_: Option<(u64, u64)>) -> String {
                     [$( concat!("\"", $name, "\"") ),+].join(", ")
                 }
+
+                fn read(
+                    value: &Toml,
+                    reading: &Reading<'_>,
+                    _: Option<(u64, u64)>,
+                ) -> Result<Self, Vec<ValueError>> {
+                    let all = [$( Self::$variant ),+];
+                    Ok(all[choice(value, reading, Self::NAMES)?])
+                }
             }
 
             impl Serialize for $type {
                 fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
                     serializer.serialize_str(match self { $( Self::$variant => $name, )+ })
-                }
-            }
-
-            impl<'de> Deserialize<'de> for $type {
-                fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                    let text = String::deserialize(deserializer)?;
-                    match text.to_ascii_lowercase().as_str() {
-                        $( $name => Ok(Self::$variant), )+
-                        _ => Err(de::Error::unknown_variant(&text, Self::NAMES)),
-                    }
                 }
             }
         )+
@@ -369,21 +445,66 @@ pub(super) fn addresses(texts: &[&str]) -> Vec<SocketAddr> {
 mod tests {
     use super::*;
 
+    fn read<T: Value>(value: &Toml) -> Result<T, Vec<ValueError>> {
+        let default = Toml::from("");
+        let reading = Reading { section: "", key: "", default: &default, is_bare: false };
+        T::read(value, &reading, None)
+    }
+
     #[test]
     fn a_cap_on_memory_is_a_word_or_a_number_of_bytes() {
         for (text, cap) in [("auto", MemoryCap::Auto), ("1GiB", MemoryCap::Bytes(Bytes(1 << 30)))] {
-            assert_eq!(text.parse(), Ok(cap));
-            let written = toml::Value::try_from(cap).unwrap();
+            let written = Toml::try_from(cap).unwrap();
             assert_eq!(written.as_str(), Some(text));
-            assert_eq!(written.try_into(), Ok(cap));
+            assert_eq!(read(&written), Ok(cap));
         }
-        assert_eq!(toml::Value::Integer(0).try_into(), Ok(MemoryCap::Bytes(Bytes(0))));
-        assert_eq!("AUTO".parse(), Ok(MemoryCap::Auto));
-        assert_eq!("1gib".parse(), Ok(MemoryCap::Bytes(Bytes(1 << 30))));
-        for bad in ["", "automatic", "half", "-1"] {
-            assert!(bad.parse::<MemoryCap>().is_err(), "{bad}");
+        assert_eq!(read(&Toml::Integer(0)), Ok(MemoryCap::Bytes(Bytes(0))));
+        assert_eq!(read(&"AUTO".into()), Ok(MemoryCap::Auto));
+        assert_eq!(read(&"1gib".into()), Ok(MemoryCap::Bytes(Bytes(1 << 30))));
+        for (bad, meant) in [
+            ("", None),
+            ("atuo", Some("\"auto\"")),
+            ("half", None),
+            ("-1", None),
+            ("4GB", Some("\"4GiB\"")),
+            ("63MiB", None),
+        ] {
+            let errors = read::<MemoryCap>(&bad.into()).unwrap_err();
+            assert_eq!((errors.len(), errors[0].meant.as_deref()), (1, meant), "{bad}");
         }
-        assert!(toml::Value::Integer(-1).try_into::<MemoryCap>().is_err());
+        assert!(read::<MemoryCap>(&Toml::Integer(-1)).is_err());
+        assert!(read::<MemoryCap>(&Toml::Boolean(true)).is_err());
+    }
+
+    #[test]
+    fn sizes_with_other_units_are_recognised() {
+        for (text, meant) in [
+            ("4GB", Some("4GiB")),
+            ("4 g", Some("4GiB")),
+            ("1.5GiB", Some("1536MiB")),
+            ("64Mi", Some("64MiB")),
+            ("2TB", Some("2048GiB")),
+            ("0.5K", None),
+            ("4PB", None),
+            ("GB", None),
+            ("1.2.3GB", None),
+            ("99999999999999999999GB", None),
+            ("é", None),
+        ] {
+            let read = Bytes::meant_by(text).map(|it| it.to_string());
+            assert_eq!(read.as_deref(), meant, "{text}");
+        }
+    }
+
+    #[test]
+    fn names_that_are_written_otherwise_are_recognised() {
+        let meant = |value: Toml| read::<SnapshotMode>(&value).unwrap_err().remove(0).meant;
+        assert_eq!(meant("offf".into()).as_deref(), Some("\"off\""));
+        assert_eq!(meant(Toml::Boolean(true)).as_deref(), Some("\"on\""));
+        assert_eq!(meant(Toml::Integer(1)), None);
+        assert_eq!(meant("never".into()), None);
+        assert_eq!(read(&"OFF".into()), Ok(SnapshotMode::Off));
+        assert_eq!(read(&"".into()), Ok(SourceHeader::Any));
     }
 
     #[test]

@@ -1,11 +1,14 @@
 //! Front ends: bytes in, bytes out. They read no clock and open no socket.
 
 pub mod connection_id;
+pub mod drawing;
+pub(crate) mod figures;
 pub mod http;
 pub mod origin;
 pub mod request_summary;
 pub mod stats;
 pub mod udp;
+pub mod unlisted_proxies;
 pub mod ws;
 
 use std::net::SocketAddr;

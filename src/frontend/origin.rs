@@ -30,6 +30,11 @@ impl Origin {
         }
     }
 
+    /// The address, unmapped, if headers that name another source are not trusted from it.
+    pub fn unlisted(self, proxies: &[IpNet]) -> Option<IpAddr> {
+        self.address().filter(|it| !is_in(proxies, *it)).map(|it| it.to_canonical())
+    }
+
     /// The address, if there is one.
     pub fn address(self) -> Option<IpAddr> {
         match self {

@@ -1,4 +1,5 @@
-//! The public statistics: `/stats` for people, `/stats.json` for tools.
+//! The public statistics: `/stats` for people, `/stats.json` for tools, `/badge.svg` for other
+//! pages.
 //!
 //! The JSON has the keys that tools for other trackers read, and additional ones:
 //!
@@ -12,7 +13,8 @@
 //! | `completed` | downloads that ended since start; a client of both families is two peers |
 //! | `clients` | name → version → peers, estimated from recent announces, each peer counted once |
 //!
-//! The page needs no script and no external resource: [`HTML_POLICY`] forbids both.
+//! The page needs no script and no external resource: [`HTML_POLICY`] forbids both. Its line and
+//! its bar are drawn by `drawing`.
 
 use std::borrow::Cow;
 use std::cmp::Reverse;
@@ -21,6 +23,8 @@ use std::collections::BTreeMap;
 use askama::Template;
 use serde::Serialize;
 
+use super::drawing::{BarPart, DAY_MINUTES, DayLine, badge, client_bar};
+use super::figures::{grouped, share};
 use crate::types::PeerKind;
 
 /// Figures of the whole store, at most one second old.
@@ -40,30 +44,39 @@ pub struct Stats {
     pub clients: Vec<(String, String, u64)>,
 }
 
-/// The two public pages, written once a second at most and served by every worker.
+/// The public pages, written once a second at most and served by every worker.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Pages {
     /// `/stats`.
     pub html: String,
     /// `/stats.json`.
     pub json: String,
+    /// `/badge.svg`.
+    pub badge: String,
 }
 
-/// The `Content-Security-Policy` of the page: an inline style sheet only.
-pub const HTML_POLICY: &str =
-    "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; frame-ancestors 'none'";
+/// The `Content-Security-Policy` of the page: an inline style sheet and the icon in the page only.
+pub const HTML_POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; \
+                               base-uri 'none'; frame-ancestors 'none'";
+
+/// The `Content-Security-Policy` of the badge, which a browser may open as a document.
+pub const BADGE_POLICY: &str = "default-src 'none'";
 
 /// The most rows of clients and versions on the page; the JSON has all.
 const CLIENT_ROWS_MAX: usize = 40;
 
 impl Pages {
-    /// Writes both pages.
-    pub fn of(stats: &Stats) -> Self {
-        // Serialization cannot fail: keys and values are strings and numbers.
-        let json = serde_json::to_string(&Json::of(stats)).unwrap_or_default();
-        let html = StatsPage::of(stats).render().unwrap_or_default();
-        Self { html, json }
+    /// Writes all pages; `day` is the line of peers over the last 24 hours.
+    pub fn of(stats: &Stats, day: DayLine) -> Self {
+        let html = StatsPage::of(stats, day).render().unwrap_or_default();
+        Self { html, json: json(stats), badge: badge(stats.peers()) }
     }
+}
+
+/// `/stats.json`.
+pub fn json(stats: &Stats) -> String {
+    // Serialization cannot fail: keys and values are strings and numbers.
+    serde_json::to_string(&Json::of(stats)).unwrap_or_default()
 }
 
 /// The JSON page's keys.
@@ -109,7 +122,8 @@ impl<'a> Json<'a> {
 }
 
 impl Stats {
-    fn peers(&self) -> u64 {
+    /// All peers.
+    pub fn peers(&self) -> u64 {
         PeerKind::ALL.into_iter().map(|kind| self.peers_of(kind)).sum()
     }
 
@@ -122,11 +136,16 @@ impl Stats {
 #[derive(Template)]
 #[template(path = "frontend/stats.html")]
 struct StatsPage<'a> {
-    /// The main figures.
-    figures: [(&'static str, String); 6],
+    peers: String,
+    /// Peers over the last 24 hours.
+    day: DayLine,
+    /// The other main figures.
+    figures: [(&'static str, String); 5],
     /// Seeders, leechers and their sum, by peer kind.
     kinds: [(&'static str, [String; 3]); PeerKind::ALL.len()],
-    clients: Vec<ClientRow<'a>>,
+    /// Clients as a bar.
+    clients: Vec<BarPart>,
+    client_rows: Vec<ClientRow<'a>>,
 }
 
 /// A version of a client.
@@ -142,14 +161,13 @@ pub(crate) struct ClientRow<'a> {
 }
 
 impl<'a> StatsPage<'a> {
-    fn of(stats: &'a Stats) -> Self {
+    fn of(stats: &'a Stats, day: DayLine) -> Self {
         let figures = [
-            ("Peers", stats.peers()),
             ("Seeders", stats.seeders.iter().sum()),
             ("Leechers", stats.leechers.iter().sum()),
             ("Torrents", stats.torrents),
-            ("Active torrents", stats.active_torrents),
-            ("Downloads completed", stats.completed),
+            ("Torrents with peers", stats.active_torrents),
+            ("Downloads since start", stats.completed),
         ];
         let of_kind = |(kind, name): (PeerKind, _)| {
             let at = kind as usize;
@@ -157,9 +175,12 @@ impl<'a> StatsPage<'a> {
         };
         let kinds = [(PeerKind::V4, "IPv4"), (PeerKind::V6, "IPv6"), (PeerKind::Web, "WebRTC")];
         Self {
+            peers: grouped(stats.peers()),
+            day,
             figures: figures.map(|(name, count)| (name, grouped(count))),
             kinds: kinds.map(of_kind),
-            clients: client_rows(&stats.clients, CLIENT_ROWS_MAX, stats.peers()),
+            clients: client_bar(&stats.clients),
+            client_rows: client_rows(&stats.clients, CLIENT_ROWS_MAX, stats.peers()),
         }
     }
 }
@@ -178,7 +199,7 @@ pub(crate) fn client_rows(
         name,
         version,
         peers: grouped(peers),
-        share: percent(peers, all),
+        share: share(peers, all),
     };
     let mut rows: Vec<_> = shown
         .iter()
@@ -190,25 +211,6 @@ pub(crate) fn client_rows(
         rows.push(row("All others", versions.into(), peers));
     }
     rows
-}
-
-/// A share in percent, with one decimal.
-fn percent(peers: u64, all: u64) -> String {
-    let per_mille = u128::from(peers) * 1000 / u128::from(all.max(1));
-    format!("{}.{} %", per_mille / 10, per_mille % 10)
-}
-
-/// A number with commas between thousands.
-pub(crate) fn grouped(number: u64) -> String {
-    let digits = number.to_string();
-    let mut text = String::with_capacity(digits.len() * 4 / 3);
-    for (at, digit) in digits.char_indices() {
-        if at > 0 && (digits.len() - at).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
 }
 
 #[cfg(test)]
@@ -231,9 +233,14 @@ mod tests {
         }
     }
 
+    /// A whole day.
+    fn day() -> DayLine {
+        DayLine::of((0..DAY_MINUTES).map(|it| (it, f64::from(it % 777))), DAY_MINUTES - 1)
+    }
+
     #[test]
     fn the_json_has_the_keys_that_tools_read() {
-        let found: serde_json::Value = serde_json::from_str(&Pages::of(&stats()).json).unwrap();
+        let found: serde_json::Value = serde_json::from_str(&json(&stats())).unwrap();
         let expected = serde_json::json!({
             "torrents": 1_234_567,
             "activeTorrents": 1_000_001,
@@ -257,12 +264,14 @@ mod tests {
     fn the_page_shows_every_figure_and_escapes_every_name() {
         let mut stats = stats();
         stats.clients.push(("<b>\"'&".into(), "<script>".into(), 1));
-        let page = Pages::of(&stats).html;
+        let page = Pages::of(&stats, day()).html;
         let rows = [
-            "<dt>Peers</dt><dd>4,683</dd>",
+            "<b>4,683</b>",
+            "<path class=\"line\" d=\"M2 ",
+            "<rect class=\"f0\" x=\"0\" width=\"982\" height=\"20\"/>",
             "<dt>Torrents</dt><dd>1,234,567</dd>",
-            "<dt>Active torrents</dt><dd>1,000,001</dd>",
-            "<dt>Downloads completed</dt><dd>42</dd>",
+            "<dt>Torrents with peers</dt><dd>1,000,001</dd>",
+            "<dt>Downloads since start</dt><dd>42</dd>",
             "IPv4</th><td class=\"n\">100</td><td class=\"n\">4,000</td><td class=\"n\">4,100</td>",
             "WebRTC</th><td class=\"n\">3</td><td class=\"n\">60</td><td class=\"n\">63</td>",
             "qBittorrent</th><td>5.0.1</td><td class=\"n\">4,000</td><td class=\"n\">85.4 %</td>",
@@ -271,18 +280,18 @@ mod tests {
         for row in rows {
             assert!(page.contains(row), "no {row} in\n{page}");
         }
-        assert!(!page.contains("<script") && !page.contains("<b>"));
+        assert!(!page.contains("<script") && !page.contains("<b>\""));
     }
 
     #[test]
     fn every_element_of_the_page_is_closed() {
-        let page = Pages::of(&stats()).html;
+        let page = Pages::of(&stats(), day()).html;
         let mut open = Vec::new();
         for tag in page.split('<').skip(1).filter_map(|it| it.split('>').next()) {
             let name = tag.split(' ').next().unwrap();
             match name.strip_prefix('/') {
                 Some(name) => assert_eq!(open.pop(), Some(name), "{page}"),
-                None if ["!doctype", "meta"].contains(&name) => {}
+                None if ["!doctype", "meta", "link"].contains(&name) || tag.ends_with('/') => {}
                 None => open.push(name),
             }
         }
@@ -294,17 +303,14 @@ mod tests {
         let mut stats = stats();
         let version = |n| ("Transmission".into(), format!("4.0.{n}"), 7);
         stats.clients = (0..5000).map(version).collect();
-        let pages = Pages::of(&stats);
-        assert!(pages.html.len() < 16 * 1024, "{}", pages.html.len());
+        let pages = Pages::of(&stats, day());
+        assert!(pages.html.len() < 24 * 1024, "{}", pages.html.len());
         assert!(pages.html.contains("All others</th><td>4,960 more versions</td>"));
         assert!(pages.json.contains("\"4.0.4999\":7"));
-        assert!(Pages::of(&Stats::default()).html.contains("No client has announced yet."));
-    }
-
-    #[test]
-    fn thousands_are_separated() {
-        let found = [0, 999, 1000, 12_345, 1_000_000, u64::MAX].map(grouped);
-        let expected = ["0", "999", "1,000", "12,345", "1,000,000", "18,446,744,073,709,551,615"];
-        assert_eq!(found, expected);
+        assert!(
+            Pages::of(&Stats::default(), DayLine::default())
+                .html
+                .contains("No client has announced yet.")
+        );
     }
 }

@@ -59,6 +59,13 @@ pub fn parse(bytes: &[u8]) -> Result<Preamble, BadHeader> {
     Ok(Preamble::Absent)
 }
 
+/// Whether the first bytes of a connection can only be a PROXY header, which no client sends.
+pub fn is_header(bytes: &[u8]) -> bool {
+    bytes.starts_with(&SIGNATURE)
+        || bytes.starts_with(b"PROXY TCP")
+        || bytes.starts_with(b"PROXY U")
+}
+
 /// Whether one of `bytes` and `beginning` is a prefix of the other.
 fn begins(bytes: &[u8], beginning: &[u8]) -> bool {
     bytes.iter().zip(beginning).all(|(a, b)| a == b)

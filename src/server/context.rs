@@ -7,10 +7,13 @@ use arc_swap::ArcSwap;
 use crate::access_store::AccessManager;
 use crate::frontend::http::FullScrapeLimits;
 use crate::frontend::stats::Pages;
+use crate::frontend::unlisted_proxies::UnlistedProxies;
 use crate::limiter::{self, Limiter};
+use crate::server::history::HistoryFile;
 use crate::server::live_options::LiveOptions;
 use crate::server::memory::MemoryMonitor;
 use crate::server::snapshots::Snapshots;
+use crate::server::tls::CertificateFigures;
 use crate::store::Store;
 use crate::sys::clock::Clock;
 use crate::tracker::{ClientStats, DualStackClients, Load, SourceMonitor};
@@ -26,11 +29,15 @@ pub(super) struct AppContext {
     pub(super) clients: Arc<ClientStats>,
     pub(super) dual_stack: Arc<DualStackClients>,
     pub(super) source_monitor: Arc<SourceMonitor>,
+    pub(super) unlisted_proxies: Arc<UnlistedProxies>,
     pub(super) load: Arc<Load>,
     pub(super) limiter: Arc<Limiter>,
     pub(super) pages: Arc<ArcSwap<Pages>>,
     pub(super) full_scrapes: Arc<FullScrapeLimits>,
     pub(super) snapshots: Arc<Snapshots>,
+    pub(super) certificate: Arc<CertificateFigures>,
+    /// The statistics page's last 24 hours.
+    pub(super) history: Arc<HistoryFile>,
     pub(super) clock: Clock,
 }
 
@@ -51,11 +58,14 @@ impl AppContext {
             clients: Arc::default(),
             dual_stack: Arc::default(),
             source_monitor: Arc::default(),
+            unlisted_proxies: Arc::default(),
             load: Arc::default(),
             limiter: Arc::new(Limiter::new(limiter::Sizes::default(), None)),
             pages: Arc::default(),
             full_scrapes: Arc::default(),
             snapshots,
+            certificate: Arc::default(),
+            history: Arc::default(),
             clock: Clock::start(),
         }
     }

@@ -15,6 +15,9 @@ pub enum StartError {
     /// The configuration is invalid.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// The settings are valid, but the host lacks what they name.
+    #[error("{0}")]
+    Host(ConfigError),
     /// The configuration is valid, but the host does not permit it, or a part failed later.
     #[error("{0}")]
     Failed(String),
@@ -25,7 +28,7 @@ impl StartError {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Config(_) => 2,
-            Self::Failed(_) => 1,
+            Self::Host(_) | Self::Failed(_) => 1,
         }
     }
 
@@ -75,7 +78,7 @@ impl StartError {
 }
 
 /// The process that has an address, and what to do about it.
-fn in_use(holder: &AddressHolder) -> (String, String) {
+pub(crate) fn in_use(holder: &AddressHolder) -> (String, String) {
     let other = "or choose another address";
     match holder {
         AddressHolder::Process { id, .. } if *id == std::process::id() => {

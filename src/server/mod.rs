@@ -10,14 +10,20 @@
 //! | `control` | the thread for signals, reloads, admin pages, the orderly end |
 //! | `metrics` | values for Prometheus and the statistics page |
 //! | `snapshots` | saves and restores |
+//! | `history` | keeps the statistics page's last 24 hours |
 //! | `memory` | keeps the process to its cap |
+//! | `check` | judges settings and what they name before a start |
 //! | `confine`, `state_directory` | rights that are dropped; keys, token and id that are kept |
-//! | `tls`, `log` | the certificate; log lines |
+//! | `certificate`, `tls` | the files of the certificate; the one in force |
+//! | `log` | log lines |
 
+mod certificate;
+mod check;
 mod confine;
 mod context;
 mod control;
 mod error;
+mod history;
 mod live_options;
 mod log;
 #[doc(hidden)]
@@ -34,14 +40,17 @@ mod workers;
 use std::io::Write as _;
 use std::path::PathBuf;
 
-use crate::access_store::AccessManager;
-use crate::config::{Config, ConfigError, SettingsSource};
+use crate::config::{Config, ConfigReport, SettingsSource};
 use crate::sys::stream::uring;
-use sockets::listeners;
 
+pub use certificate::Validity;
+pub(crate) use certificate::day;
 pub use error::StartError;
+pub(crate) use error::in_use;
 pub use metrics::metrics_page;
-pub(crate) use state_directory::{KEY_VARIABLE, StateDirectoryError};
+pub(crate) use sockets::trial::unavailable;
+pub use sockets::trial::{BindDenial, UnavailableAddress};
+pub(crate) use state_directory::{KEY_VARIABLE, StateDirectoryError, writable};
 
 /// Serves until SIGTERM or SIGINT, or until a successor has taken over. Blocks. With `take_over` it
 /// receives the sockets of the tracker that runs with the same state directory.
@@ -56,22 +65,22 @@ pub fn run(source: SettingsSource, take_over: bool) -> Result<(), StartError> {
 }
 
 /// Makes the checks of a start without binding or creating anything: settings, the key of the
-/// environment or of the settings, lists, certificate, user and Unix socket. Returns warnings, each
-/// with its remedy.
-///
-/// # Errors
-/// [`StartError`] with the first fault.
-pub fn check(source: &SettingsSource) -> Result<Vec<String>, StartError> {
-    let config = source.load()?;
-    let in_environment = state_directory::Environment::of_process().key.is_some();
-    if in_environment || !config.udp.key_file.is_empty() {
-        options::keys(&config)?;
-    }
-    AccessManager::check(&options::lists(&config))?;
-    options::tls(&config).map_or(Ok(()), |it| it.check()).map_err(StartError::Config)?;
-    confine::user_of(&config).map_err(|error| ConfigError::at("", error.to_string()))?;
-    listeners::check_unix_path(&config.http.unix_socket)?;
-    Ok(source.warnings(&config))
+/// environment or of the settings, lists, certificate, user, Unix sockets and state directory.
+/// Returns all faults and warnings, and the settings.
+pub fn check(source: &SettingsSource) -> ConfigReport {
+    check::check(source)
+}
+
+/// The certificate that a start with these settings would serve, if any: when it is valid or why it
+/// cannot be used, and the files that the user to change to may not read.
+pub(crate) fn certificate_state(
+    config: &Config,
+) -> Option<(Result<Validity, String>, Vec<String>)> {
+    let files = options::tls(config)?;
+    let validity = files.read().map(|it| it.validity).map_err(|error| error.to_string());
+    let user = confine::user_of(config).ok().flatten();
+    let unreadable = files.unreadable_as(user.as_ref()).into_iter().map(|it| it.1).collect();
+    Some((validity, unreadable))
 }
 
 /// The API tokens that a tracker with these settings may have created, the most likely first, as

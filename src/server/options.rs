@@ -17,6 +17,7 @@ use crate::frontend::origin::HopField;
 use crate::frontend::{http, ws};
 use crate::limiter;
 use crate::server::StartError;
+use crate::server::history::HistoryFile;
 use crate::server::live_options::LiveOptions;
 use crate::server::memory;
 use crate::server::snapshots::Snapshots;
@@ -24,8 +25,7 @@ use crate::server::sockets::handover;
 use crate::server::state_directory::{
     self, Environment, KeyError, LoadedKeys, StateDirectoryError,
 };
-use crate::server::tls;
-use crate::server::{confine, log};
+use crate::server::{certificate, confine, log};
 use crate::store;
 use crate::sys::identity::UnixUser;
 use crate::sys::memory::usable_bytes;
@@ -127,6 +127,8 @@ fn http(config: &Config) -> http::Options {
         full_scrape: section.full_scrape,
         full_scrape_interval_s: section.full_scrape_interval_s,
         public_stats: section.public_stats,
+        without_announces: !section.enabled,
+        without_websockets: !config.websocket.enabled,
         warning: section.warning.clone(),
         tracker_id: section.tracker_id.clone(),
     }
@@ -165,11 +167,13 @@ fn request_log(config: &Config) -> Option<Arc<RequestLog>> {
 }
 
 /// The files of the certificate, if TLS is served.
-pub(super) fn tls(config: &Config) -> Option<tls::Files> {
+pub(super) fn tls(config: &Config) -> Option<certificate::Files> {
     let section = &config.tls;
     let path = |text: &str| PathBuf::from(text);
-    (!section.listen.is_empty())
-        .then(|| tls::Files { certificate: path(&section.certificate), key: path(&section.key) })
+    (!config.tls_listen().is_empty()).then(|| certificate::Files {
+        certificate: path(&section.certificate),
+        key: path(&section.key),
+    })
 }
 
 /// Most resident bytes of the process; 0: no cap.
@@ -287,9 +291,21 @@ fn state_options(config: &Config) -> state_directory::Options {
     }
 }
 
+/// Where the statistics page's history is kept: nowhere if the operator `was_warned` that the state
+/// directory is of no use.
+pub(super) fn history(config: &Config, was_warned: bool) -> HistoryFile {
+    let directory = if was_warned { None } else { state_home(config).ok() };
+    HistoryFile::kept_in(directory)
+}
+
 /// The state directory, which may not exist yet, or why there is none.
 pub(super) fn state_home(config: &Config) -> Result<PathBuf, StateDirectoryError> {
     state_directory::home(&state_options(config), false)
+}
+
+/// The path of the state directory, which may not exist or not be usable; `None` if there is none.
+pub(super) fn state_path(config: &Config) -> Option<PathBuf> {
+    state_directory::path(&state_options(config))
 }
 
 /// The path of the hand-over socket, or why there is none.

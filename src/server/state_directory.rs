@@ -14,6 +14,7 @@ use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{Access, AtFlags, CWD, accessat};
 use tracing::warn;
 
 use crate::config::token_fault;
@@ -314,6 +315,24 @@ fn directory(options: &Options) -> Result<PathBuf, StateDirectoryError> {
         Ok(()) => Ok(path),
         Err(error) => Err(StateDirectoryError::Create { path, error }),
     }
+}
+
+/// The path of the state directory, which may not exist; `None` if there is none.
+pub(super) fn path(options: &Options) -> Option<PathBuf> {
+    located(options)
+}
+
+/// Whether this user can write to a directory, or create it if it does not exist.
+///
+/// # Errors
+/// The folder that is in the way, and why.
+pub(crate) fn writable(path: &Path) -> Result<(), String> {
+    let there = path.ancestors().find(|it| it.exists()).unwrap_or_else(|| Path::new("/"));
+    if !there.is_dir() {
+        return Err(format!("{} is not a directory", there.display()));
+    }
+    accessat(CWD, there, Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS)
+        .map_err(|error| format!("{}: {error}", there.display()))
 }
 
 /// A warning if other users have access to a state directory.

@@ -47,7 +47,7 @@ struct SocketTableLine {
 const LISTENS: &str = "0A";
 
 /// Finds what prevents `address` from being bound. Reads all of /proc, so it is only for a start
-/// that failed.
+/// that failed, and for `skep doctor`.
 #[must_use]
 pub fn holder(transport: BoundTransport, address: SocketAddr) -> AddressHolder {
     let (name, state) = match transport {

@@ -10,7 +10,9 @@ mod page;
 mod programs;
 mod real_clients;
 mod stats_page;
+mod stats_page_browser;
 #[path = "../support/mod.rs"]
 mod support;
+mod transcript;
 mod webtorrent;
 mod webtorrent_clients;

@@ -1,20 +1,22 @@
 //! The operators' statistics page of a running skep: figures in tables, what is sent once a second,
-//! who may read it, how it ends; and the page as a browser shows it.
+//! who may read it, what is kept of it, how it ends. `stats_page_browser` looks at it.
 #![cfg(target_os = "linux")]
 #![allow(clippy::disallowed_methods, reason = "deadlines of tests are no time of the core")]
 
 use std::net::{SocketAddr, TcpStream};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
+use serde_json::{Value, json};
+use skep::admin::live::{DAY_BYTES_MAX, DayHistory};
 use skep::protocol::udp::client::Announcement;
-use skep::types::{Event, PeerId};
+use skep::types::PeerId;
 use tungstenite::client::IntoClientRequest as _;
 use tungstenite::http::HeaderValue;
 use tungstenite::{HandshakeError, Message, WebSocket};
 
-use crate::browser::{Browser, View, has_chromium};
-use crate::support::{Client, DEADLINE, Skep, deny_port, eventually, http_get, leecher, seeder};
+use crate::support::{self, Client, DEADLINE, Skep, deny_port, eventually, leecher, seeder};
 
 /// As many as may look at once.
 const VIEWERS_MAX: usize = skep::admin::live::VIEWERS_MAX;
@@ -109,9 +111,9 @@ fn the_page_has_the_figures_in_tables() {
         let udp = "UDP</th><td class=\"n\">";
         let parts = [
             "IPv4</th><td class=\"n\">1</td><td class=\"n\">2</td><td class=\"n\">3</td>",
-            "<dd id=\"figure-peers\">3</dd>",
+            "<b id=\"peers-now\">3</b>",
             "<dd id=\"figure-torrents\">2</dd>",
-            "State</th><td class=\"n\">serving</td>",
+            "<li id=\"state\" data-state=\"serving\">serving</li>",
             "Refused</th><td>port denied</td>",
             "udp-1</th>",
             "tcp-0</th>",
@@ -195,8 +197,9 @@ fn clients_are_told_by_name_and_torrents_by_size() {
             _ => {}
         }
     }
-    assert_eq!(clients, serde_json::json!([["qBittorrent", "5.0.1", "6", "100.0 %"]]));
-    assert_eq!(top[0], serde_json::json!(["03".repeat(20), "0", "3", "0"]));
+    assert_eq!(clients, json!([["qBittorrent", "5.0.1", "6", "100.0 %"]]));
+    let largest = json!({ "hash": "03".repeat(20), "name": "", "counts": ["0", "3", "0"] });
+    assert_eq!(top[0], largest);
     let page = skep.get("/stats").1;
     let at = |torrent: u8| page.find(&format!("{torrent:02x}").repeat(20)).unwrap();
     assert!(at(3) < at(2) && at(2) < at(1), "{page}");
@@ -227,7 +230,7 @@ fn torrents_are_shown_to_those_whom_the_api_serves() {
     assert!(page.contains("requests that the API accepts") && !page.contains(&"09".repeat(20)));
     let token = ("authorization", "Bearer open sesame, please");
     let mut knowing = Viewer::try_open(skep.admin, &[token]).unwrap();
-    assert_eq!(knowing.next("top")["rows"][0][0], "09".repeat(20));
+    assert_eq!(knowing.next("top")["rows"][0]["hash"], "09".repeat(20));
     let mut other = Viewer::open(skep.admin);
     let mut samples = 0;
     while samples < 2 {
@@ -306,7 +309,7 @@ fn an_open_page_stays_live_while_the_tracker_drains() {
     viewer.next("sample");
     skep.signal("TERM");
     for _ in 0..2 {
-        while viewer.next("sample")["tables"]["tracker"][0][1] != "stopping" {}
+        while viewer.next("sample")["head"]["state"] != "stopping" {}
     }
     skep.signal("TERM");
     let closed = std::iter::from_fn(|| Some(viewer.read())).find_map(Result::err).unwrap();
@@ -314,207 +317,46 @@ fn an_open_page_stays_live_while_the_tracker_drains() {
     assert!(skep.wait().success());
 }
 
-// ---- in a browser ----
-
-const WIDE: View = View { width: 1280, height: 900, scheme: "light", scripts: true };
-const PHONE: View = View { width: 360, height: 740, scheme: "light", scripts: true };
-
-/// Whether the page says that it is live.
-const IS_LIVE: &str = "document.querySelector('#status').innerText.startsWith('Live')";
-
-/// A tracker with something to show.
-fn busy() -> Skep {
-    let skep = Skep::start(&[]);
-    let clients = [b"-qB5010-", b"-TR4060-", b"-LT20A0-", b"-DE211s-"];
-    let mut udp = Client::connect(skep.udp[0]);
-    for torrent in 1..=30_u8 {
-        for peer in 0..u16::from(torrent) {
-            let mut peer_id = PeerId(*b"-qB5010-abcdefghijkl");
-            peer_id.0[..8].copy_from_slice(clients[usize::from(peer) % clients.len()]);
-            let announcement = if peer % 3 == 0 { seeder } else { leecher };
-            udp.announce(&Announcement { peer_id, ..announcement(torrent, 2000 + peer) });
-        }
-    }
-    deny_port(&skep, 25);
-    udp.announce_refused(&leecher(1, 25));
-    udp.send(b"no datagram of a client at all");
-    skep
-}
-
-/// Where to leave pictures for people to look at, if asked to.
-fn keep(name: &str, picture: &[u8]) {
-    assert!(picture.starts_with(b"\x89PNG") && picture.len() > 10_000, "{name}");
-    if let Some(folder) = std::env::var_os("SKEP_PICTURES") {
-        std::fs::write(std::path::Path::new(&folder).join(name), picture).unwrap();
-    }
+/// A tracker whose state is in this folder.
+fn start_in(folder: &Path) -> Skep {
+    let mut command = support::command();
+    command.args(["--listen", "127.0.0.1:0", "--workers", "1"]).env("STATE_DIRECTORY", folder);
+    Skep::spawn(command)
 }
 
 #[test]
-fn a_browser_shows_it_live_in_light_and_dark() {
-    if !has_chromium() {
-        return;
-    }
-    let skep = busy();
-    let url = format!("http://{}/stats", skep.admin);
-    let mut browser = Browser::start();
-    for (scheme, background) in [("light", "rgb(250, 248, 243)"), ("dark", "rgb(23, 21, 15)")] {
-        browser.open(&url, View { scheme, ..WIDE });
-        let color = browser.value("getComputedStyle(document.body).backgroundColor");
-        assert_eq!(color, background);
-        browser.wait_for(IS_LIVE);
-        browser.wait_for("document.querySelectorAll('#charts path[d]').length === 14");
-        browser.wait_for("document.querySelector('#figure-peers').innerText === '465'");
-        // Somebody announces, and the open page follows without being loaded again.
-        let (mut client, begun) = (Client::connect(skep.udp[0]), Instant::now());
-        let before =
-            browser.value("document.querySelector('#requests tbody tr:last-child').innerText");
-        while browser
-            .value("parseFloat(document.querySelector('#figure-announces').innerText)")
-            .as_f64()
-            .unwrap()
-            < 1.0
-        {
-            assert!(begun.elapsed() < DEADLINE, "no rate is shown");
-            client.announce(&leecher(200, 9000));
-            client.announce(&leaver(200, 9000));
-        }
-        browser.wait_for(&format!(
-            "document.querySelector('#requests tbody tr:last-child').innerText !== {before}"
-        ));
-        let legend = browser.text("#charts figure:nth-child(1) .legend");
-        assert!(legend.contains("Announces") && legend.contains("Scrapes"), "{legend}");
-        let told = browser.value("document.querySelector('#charts svg title').textContent");
-        let told = told.as_str().unwrap();
-        assert!(told.starts_with("Responses per second: Announces "), "{told}");
-        assert!(browser.text("#clients").contains("qBittorrent"));
-        assert!(browser.text("#top").contains(&"1e".repeat(20)));
-        let picture = browser.picture();
-        keep(&format!("{scheme}.png"), &picture);
-    }
-    assert_eq!(browser.complaints, Vec::<String>::new(), "the policy lets the page work");
-}
+fn the_last_24_hours_outlive_a_restart_but_not_damage() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("stats.history");
+    let mut first = start_in(folder.path());
+    Client::connect(first.udp[0]).announce(&seeder(1, 1001));
+    let mut viewer = Viewer::open(first.admin);
+    let columns = viewer.next("history")["columns"].clone();
+    while of_row(&columns, &viewer.next("sample")["row"], "seeders") < 1.0 {}
+    first.signal("TERM");
+    assert!(first.wait().success());
+    assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o7777, 0o600);
+    let kept = std::fs::read(&file).unwrap();
+    let day = DayHistory::decode(&kept).unwrap();
+    assert!(kept.len() <= DAY_BYTES_MAX && day != DayHistory::default());
 
-/// The announce of one that leaves.
-fn leaver(torrent: u8, port: u16) -> Announcement {
-    Announcement { event: Event::Stopped, ..leecher(torrent, port) }
-}
-
-/// Whether nothing sticks out of the page to the right.
-const FITS: &str = "document.documentElement.scrollWidth <= innerWidth && \
-     document.body.scrollWidth <= innerWidth && \
-     [...document.querySelectorAll('section,figure,dl,header')].every(it => \
-     it.getBoundingClientRect().right <= innerWidth)";
-
-#[test]
-fn a_telephone_shows_all_of_it_without_scrolling_sideways() {
-    if !has_chromium() {
-        return;
-    }
-    let skep = busy();
-    let url = format!("http://{}/stats", skep.admin);
-    let mut browser = Browser::start();
-    for scripts in [true, false] {
-        browser.open(&url, View { scripts, ..PHONE });
-        if scripts {
-            browser.wait_for(IS_LIVE);
-        }
-        assert_eq!(browser.value("innerWidth"), 360, "the page is as wide as the screen");
-        assert_eq!(browser.value(FITS), true, "scripts: {scripts}");
-        let picture = browser.picture();
-        keep(if scripts { "phone.png" } else { "phone_plain.png" }, &picture);
-    }
-}
-
-#[test]
-fn without_scripts_there_are_the_tables() {
-    if !has_chromium() {
-        return;
-    }
-    let skep = busy();
-    let mut browser = Browser::start();
-    browser.open(&format!("http://{}/stats", skep.admin), View { scripts: false, ..WIDE });
-    assert_eq!(browser.text("#status"), "Figures from when this page was loaded.");
-    assert_eq!(browser.value("document.querySelector('#charts').offsetHeight"), 0);
-    assert_eq!(browser.text("#figure-peers"), "465");
-    let peers = browser.text("#peers");
-    assert!(peers.contains("IPv4") && peers.contains("465"), "{peers}");
-    assert!(browser.text("#top").contains(&"1e".repeat(20)));
-    assert!(browser.text("#clients").contains("Transmission"));
-    keep("plain.png", &browser.picture());
-    assert_eq!(http_get(skep.admin, "/metrics").0, 200);
-    assert_eq!(skep.metrics().value("skep_stats_viewers"), 0.0, "the script did not run");
-}
-
-/// Makes the open page one of another version, which knows fewer figures and columns.
-const OLDER: &str = "(() => { window.isOld = true; \
-     document.documentElement.dataset.version = 'old'; \
-     document.querySelector('#figure-memory').removeAttribute('id'); })()";
-
-#[test]
-fn an_open_page_says_that_the_tracker_is_away_and_finds_it_again() {
-    if !has_chromium() {
-        return;
-    }
-    let found = try_often(|| {
-        let mut skep = Skep::start(&[]);
-        let (mut browser, admin) = (Browser::start(), skep.admin);
-        browser.open(&format!("http://{admin}/stats"), WIDE);
-        browser.wait_for(IS_LIVE);
-        end(&mut skep, &mut browser);
-        assert_eq!(browser.value("document.querySelector('#status').dataset.state"), "away");
-        let _again = start_at(admin)?;
-        browser.wait_for(IS_LIVE);
-        Some(())
+    let mut second = start_in(folder.path());
+    eventually("a viewer gets the minute of the first run", || {
+        let minutes = Viewer::open(second.admin).next("minutes");
+        let rows = minutes["rows"].as_array().unwrap();
+        rows.first().is_some_and(|row| of_row(&minutes["columns"], row, "seeders") > 0.0)
     });
-    assert!(found.is_some());
-}
+    assert!(second.get("/stats").1.contains("<path class=\"line\" d=\"M"));
+    second.signal("TERM");
+    assert!(second.wait().success());
+    assert!(!second.log().contains("history of the statistics page"), "{}", second.log());
 
-#[test]
-fn an_open_page_of_another_version_loads_itself_anew_once_and_goes_on_all_the_same() {
-    if !has_chromium() {
-        return;
-    }
-    let version = env!("CARGO_PKG_VERSION");
-    let found = try_often(|| {
-        let mut skep = Skep::start(&[]);
-        let (mut browser, admin) = (Browser::start(), skep.admin);
-        browser.open(&format!("http://{admin}/stats"), WIDE);
-        browser.wait_for(IS_LIVE);
-        browser.value(OLDER);
-        end(&mut skep, &mut browser);
-        skep = start_at(admin)?;
-        browser.wait_for("!window.isOld");
-        browser.wait_for(IS_LIVE);
-        let own = browser.value("document.documentElement.dataset.version");
-        assert_eq!(own, version);
-        browser.value(OLDER);
-        end(&mut skep, &mut browser);
-        skep = start_at(admin)?;
-        browser.wait_for(IS_LIVE);
-        Client::connect(skep.udp[0]).announce(&leecher(1, 1001));
-        browser.wait_for("document.querySelector('#figure-peers').innerText === '1'");
-        assert_eq!(browser.value("window.isOld"), true, "not asked for twice");
-        assert_eq!(browser.complaints, Vec::<String>::new());
-        Some(())
-    });
-    assert!(found.is_some());
-}
-
-/// Ends the tracker, and waits until the page says so.
-fn end(skep: &mut Skep, browser: &mut Browser) {
-    skep.signal("TERM");
-    assert!(skep.wait().success());
-    browser.wait_for("document.querySelector('#status').innerText.startsWith('Disconnected')");
-}
-
-/// Another tracker with the same admin address, unless somebody else has got it meanwhile.
-fn start_at(admin: SocketAddr) -> Option<Skep> {
-    let is_free = std::net::TcpListener::bind(admin).is_ok();
-    is_free.then(|| Skep::start(&["--admin", &admin.to_string()]))
-}
-
-/// Tries again where somebody else has got an address that was to be used a second time.
-fn try_often<T>(attempt: impl FnMut() -> Option<T>) -> Option<T> {
-    const ATTEMPTS_MAX: usize = 5;
-    std::iter::repeat_with(attempt).take(ATTEMPTS_MAX).flatten().next()
+    std::fs::write(&file, &kept[..kept.len() / 2]).unwrap();
+    let mut third = start_in(folder.path());
+    third.log_with("history of the statistics page not usable");
+    third.signal("TERM");
+    assert!(third.wait().success());
+    let lines = third.log();
+    assert_eq!(lines.matches("history of the statistics page").count(), 1, "{lines}");
+    assert!(lines.contains("error=the file is damaged"), "{lines}");
 }

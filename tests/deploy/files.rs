@@ -9,10 +9,11 @@ use std::process::Command;
 
 use serde_json::Value;
 
+use crate::support::tcp_clients::Certificate;
 use crate::support::{Skep, command, has_io_uring};
 use crate::tools::{
-    self, agrees, deployed, deployed_files, document, documents, have, have_yaml, lacks, list,
-    said, text, text_of, verdict,
+    self, agrees, blocks, deployed, deployed_files, document, documents, have, have_yaml,
+    kustomized, lacks, list, rendered, said, text, text_of, verdict,
 };
 
 /// The oldest Kubernetes the manifests are for, and the newest that the validator knows.
@@ -40,6 +41,10 @@ fn every_configuration_is_accepted() {
     for page in ["docs/operating.md", "docs/kubernetes.md"] {
         for block in blocks(&text_of(page), "toml") {
             let folder = tempfile::tempdir().unwrap();
+            let certificate = Certificate::write(folder.path());
+            let block = block
+                .replace("/etc/skep/tls/fullchain.pem", certificate.certificate.to_str().unwrap())
+                .replace("/etc/skep/tls/privkey.pem", certificate.key.to_str().unwrap());
             let path = folder.path().join("skep.toml");
             fs::write(&path, &block).unwrap();
             let output = command().arg("check").arg("--config").arg(&path).output().unwrap();
@@ -88,11 +93,72 @@ fn pods_are_as_the_program_needs_them() {
             assert_eq!(service["spec"]["externalTrafficPolicy"], "Local", "{service}");
         }
         // A ConfigMap, a Secret or an account of another namespace would not be found.
+        let own = if overlay == "own namespace" { "trackers" } else { "skep" };
         for value in all.iter().filter(|it| it["kind"] != "Namespace") {
-            let namespace = text(&value["metadata"]["namespace"]);
-            assert!(["skep", "skep-seccomp"].contains(&namespace), "{value}");
+            assert_eq!(value["metadata"]["namespace"], own, "{overlay}: {value}");
+        }
+        let mut namespaces = of_kind("Namespace");
+        assert_eq!(namespaces.next().unwrap()["metadata"]["name"], own, "{overlay}");
+        assert!(namespaces.next().is_none(), "{overlay}");
+        outlives_its_pod(&overlay, &pod["spec"], &all);
+    }
+}
+
+/// The state is on a volume that is there for the next pod, and skep's user may write to it.
+fn outlives_its_pod(overlay: &str, pod: &Value, all: &[Value]) {
+    let volumes = list(&pod["volumes"]);
+    let state = volumes.iter().find(|volume| volume["name"] == "state").unwrap();
+    assert_eq!(state.as_object().unwrap().len(), 2, "{overlay}: one source and a name: {state}");
+    if pod["hostNetwork"] == true {
+        assert_eq!(state["hostPath"]["type"], "DirectoryOrCreate", "{overlay}: {state}");
+        let script = text(&pod["initContainers"][0]["command"][2]);
+        let user = &pod["securityContext"]["runAsUser"];
+        assert!(script.contains(&format!("chown {user}:{user} /var/lib/skep/state")), "{script}");
+        return;
+    }
+    let claim = text(&state["persistentVolumeClaim"]["claimName"]);
+    let mut claims = all.iter().filter(|value| value["kind"] == "PersistentVolumeClaim");
+    assert!(claims.any(|value| value["metadata"]["name"] == claim), "{overlay}: {claim}");
+    let fs_group = &pod["securityContext"]["fsGroup"];
+    assert_eq!(*fs_group, pod["securityContext"]["runAsGroup"], "{overlay}");
+}
+
+/// A page's examples are what somebody copies.
+#[test]
+fn every_example_of_a_kustomization_renders() {
+    if !have(&["kubectl"]) || !have_yaml() {
+        return;
+    }
+    let blocks = blocks(&text_of("docs/kubernetes.md"), "yaml");
+    assert!(blocks.len() >= 5, "{blocks:?}");
+    for block in blocks {
+        let text = kustomized(&block.replace("../skep/deploy/kubernetes", "DEPLOYED"));
+        let all = documents(&text);
+        // A patch without a target that exists is passed over in silence.
+        for patch in documents(&block).iter().flat_map(|value| list(&value["patches"])) {
+            for value in values_of(patch) {
+                assert!(text.contains(value), "{value} is not in\n{text}");
+            }
+        }
+        if block.contains("monitoring.coreos.com") {
+            let is_watched = |value: &&Value| value["apiVersion"] == "monitoring.coreos.com/v1";
+            let watched: Vec<_> = all.iter().filter(is_watched).collect();
+            assert_eq!(watched.len(), 2);
+            for value in watched {
+                assert_eq!(value["metadata"]["labels"]["release"], "kube-prometheus-stack");
+            }
         }
     }
+}
+
+/// The values of a patch, less comments and what names a place.
+fn values_of(patch: &Value) -> Vec<&str> {
+    let lines = text(&patch["patch"]).lines().filter(|line| {
+        !line.contains("op: ") && !line.contains("path: /spec") && !line.contains("path: /meta")
+    });
+    let lines = lines.map(|line| line.split(" #").next().unwrap());
+    let values = lines.filter_map(|line| line.split_whitespace().last());
+    values.filter(|value| !value.ends_with(':')).collect()
 }
 
 /// Memory, drain, probes and rights of a pod, and what its variables set.
@@ -113,6 +179,8 @@ fn obeys(overlay: &str, pod: &Value, settings: &str) {
     {
         assert_eq!(container[probe]["httpGet"]["path"], page, "{overlay}");
         assert_eq!(container[probe]["httpGet"]["port"], "admin", "{overlay}");
+        let failures = container[probe]["failureThreshold"].as_u64().unwrap();
+        assert!(failures >= 3, "{overlay}: {probe}: one late response is not an outage");
     }
     is_out_of_reach(overlay, &pod["spec"]);
     let (outer, inner) = (&pod["spec"]["securityContext"], &container["securityContext"]);
@@ -122,13 +190,27 @@ fn obeys(overlay: &str, pod: &Value, settings: &str) {
     assert_eq!(inner["allowPrivilegeEscalation"], false, "{overlay}");
     assert_eq!(inner["capabilities"]["drop"][0], "ALL", "{overlay}");
     let variables = list(&container["env"]).iter().map(|json| {
-        let value = json["value"]
-            .as_str()
-            .unwrap_or("made-up-for-this-test")
-            .replace("$(POD_IP)", "192.0.2.1");
+        let value = match text_or_field(json, container) {
+            Some(value) => value.replace("$(POD_IP)", "192.0.2.1"),
+            None => "made-up-for-this-test".to_owned(),
+        };
         (text(&json["name"]), value)
     });
     accepts(variables.filter(|(name, _)| name.starts_with("SKEP__")));
+    let workers = list(&container["env"]).iter().find(|it| it["name"] == "SKEP__SERVER__WORKERS");
+    let cores = &container["resources"]["requests"]["cpu"];
+    assert_eq!(text_or_field(workers.unwrap(), container).unwrap(), text(cores), "{overlay}");
+}
+
+/// The value of a variable, where the manifest or the container's resources have it.
+fn text_or_field(variable: &Value, container: &Value) -> Option<String> {
+    let field = &variable["valueFrom"]["resourceFieldRef"];
+    let Some((kind, resource)) = field["resource"].as_str().and_then(|it| it.split_once('.'))
+    else {
+        return variable["value"].as_str().map(str::to_owned);
+    };
+    assert_eq!(field["divisor"], "1", "{field}");
+    Some(text(&container["resources"][kind][resource]).to_owned())
 }
 
 /// On the host's network, where no network policy applies, the admin listener is on loopback unless
@@ -238,7 +320,8 @@ fn the_image_and_its_company_are_well_described() {
 fn the_image_is_built_with_every_file_that_a_build_reads() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let sent = fs::read_to_string(root.join("deploy/container/Dockerfile.dockerignore")).unwrap();
-    for name in ["Cargo.toml", "Cargo.lock", "askama.toml", "src", "loadtest"] {
+    let names = ["Cargo.toml", "Cargo.lock", "askama.toml", "src", "loadtest", "docs/operating.md"];
+    for name in names {
         assert!(root.join(name).exists(), "{name}");
         assert!(sent.lines().any(|line| line == format!("!{name}")), "{name} is not sent");
     }
@@ -335,38 +418,27 @@ fn nftables_takes_the_rules_twice() {
 /// Where Debian has it; not in everybody's PATH.
 const NFT: &str = "/usr/sbin/nft";
 
-/// What each overlay renders to; and the first with the monitoring, which is a component.
+/// What each overlay renders to; the first with the monitoring, which is a component; and the one
+/// with most parts in a namespace of its own.
 fn overlays() -> Vec<(String, String)> {
-    let mut rendered = Vec::new();
+    let mut all = Vec::new();
     for folder in ["hostnetwork-daemonset", "loadbalancer", "io-uring-seccomp"] {
-        let path = deployed("kubernetes/overlays").join(folder);
-        rendered.push((
-            folder.to_owned(),
-            agrees("kubectl", &["kustomize".as_ref(), path.as_os_str()]),
-        ));
+        all.push((folder.to_owned(), rendered(folder)));
     }
     let count = fs::read_dir(deployed("kubernetes/overlays")).unwrap().count();
-    assert_eq!(count, rendered.len(), "an overlay is not tried");
-    // kustomize wants paths that are relative to its own folder.
-    let own = tempfile::tempdir().unwrap();
-    let up = "../".repeat(own.path().canonicalize().unwrap().components().count() - 1);
-    let ours = format!("{up}{}", deployed("kubernetes").display()).replace("//", "/");
-    let text = format!(
-        "resources: [{ours}/overlays/hostnetwork-daemonset]\n\
-         components: [{ours}/components/monitoring, {ours}/components/hostnetwork-metrics]\n"
+    assert_eq!(count, all.len(), "an overlay is not tried");
+    let text = kustomized(
+        "resources: [DEPLOYED/overlays/hostnetwork-daemonset]\n\
+         components: [DEPLOYED/components/monitoring, DEPLOYED/components/hostnetwork-metrics]\n",
     );
-    fs::write(own.path().join("kustomization.yaml"), text).unwrap();
-    let text = agrees("kubectl", &["kustomize".as_ref(), own.path().as_os_str()]);
     for kind in ["PodMonitor", "PrometheusRule", "ConfigMap"] {
         assert!(text.contains(&format!("kind: {kind}\n")), "{kind}");
     }
-    rendered.push(("monitoring".to_owned(), text));
-    rendered
-}
-
-/// The fenced blocks of a page that are in this language.
-fn blocks(page: &str, language: &str) -> Vec<String> {
-    let fence = format!("```{language}\n");
-    let inside = page.split(&fence).skip(1);
-    inside.map(|it| it.split("```").next().unwrap().to_owned()).collect()
+    all.push(("monitoring".to_owned(), text));
+    let own = "namespace: trackers\nresources: [DEPLOYED/overlays/io-uring-seccomp]\n";
+    all.push(("own namespace".to_owned(), kustomized(own)));
+    let balanced = "resources: [DEPLOYED/overlays/loadbalancer]\n\
+                    components: [DEPLOYED/components/io-uring-seccomp]\n";
+    all.push(("loadbalancer with io_uring".to_owned(), kustomized(balanced)));
+    all
 }

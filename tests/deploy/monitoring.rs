@@ -19,6 +19,9 @@ use crate::support::{DEADLINE, Skep, command, has_ipv6};
 use crate::tools::{ROOT, agrees, deployed, document, have, have_yaml, list, text, text_of};
 use crate::traffic::Traffic;
 
+/// Alerts whose instance, if any, is not a tracker that could show its runbook.
+const OF_NO_TRACKER: [&str; 2] = ["SkepAbsent", "SkepConntrackNear"];
+
 /// Metrics of others that we name: Prometheus' own, and node_exporter's.
 const OF_OTHERS: [&str; 3] = ["up", "node_nf_conntrack_entries", "node_nf_conntrack_entries_limit"];
 
@@ -71,6 +74,9 @@ fn every_alert_is_tried_both_ways_and_explained() {
         // No URL: it is not published anywhere that could be named here.
         let place = format!("docs/operating.md#{} in skep's repository", alert.to_lowercase());
         assert_eq!(rule["annotations"]["runbook"], place);
+        let link = format!("http://{{{{ $labels.instance }}}}/runbook/{alert}");
+        let link = (!OF_NO_TRACKER.contains(&alert)).then_some(link);
+        assert_eq!(rule["annotations"]["runbook_url"].as_str(), link.as_deref(), "{alert}");
         let severity = text(&rule["labels"]["severity"]);
         assert!(["critical", "warning", "info"].contains(&severity), "{alert}: {severity}");
     }
@@ -131,7 +137,39 @@ fn values_of_panels_are_written_in_their_units() {
     panels::assert_units();
     let units: BTreeSet<_> = queries().into_iter().map(|it| (it.panel, it.unit)).collect();
     let has = |panel: &str, unit: &str| units.contains(&(panel.into(), unit.into()));
-    assert!(has("Snapshot age", "s") && has("Snapshot age", "short"), "{units:?}");
+    let expected = [("Age of the last snapshot", "s"), ("Snapshot errors", "short")];
+    assert!(expected.into_iter().all(|(panel, unit)| has(panel, unit)), "{units:?}");
+}
+
+/// Several trackers, or jobs, share a Prometheus.
+#[test]
+fn every_query_is_of_the_chosen_job_and_instance() {
+    let chosen = "job=~\"$job\", instance=~\"$instance\"";
+    for query in queries() {
+        let selectors = query.expression.matches("instance=~").count();
+        assert!(selectors > 0, "{query:?}");
+        assert_eq!(query.expression.matches(chosen).count(), selectors, "{query:?}");
+    }
+}
+
+#[test]
+fn a_line_in_a_panel_is_where_the_alert_that_it_names_fires() {
+    if !have_yaml() {
+        return;
+    }
+    let rules = rules();
+    let mut seen = 0;
+    for (panel, description, thresholds) in panels::thresholds() {
+        for alert in description.split([' ', '.', ',']).filter(|word| word.starts_with("Skep")) {
+            let rule = rules.iter().find(|rule| rule["alert"] == alert);
+            let rule = rule.unwrap_or_else(|| panic!("{panel}: {alert} is not an alert"));
+            let expression = text(&rule["expr"]);
+            let fires_at = |value: &f64| expression.contains(&format!("> {value}"));
+            assert!(thresholds.iter().any(fires_at), "{panel}: {thresholds:?}: {expression}");
+            seen += 1;
+        }
+    }
+    assert!(seen >= 6, "{seen}");
 }
 
 #[test]

@@ -50,6 +50,18 @@ pub(crate) fn queries() -> Vec<Query> {
     queries
 }
 
+/// Every panel with thresholds: its title, its description, and the values above its base.
+pub(crate) fn thresholds() -> Vec<(String, String, Vec<f64>)> {
+    let dashboard: Value = serde_json::from_str(&text_of("deploy/grafana/skep.json")).unwrap();
+    let of_panel = |panel: &Value| {
+        let steps = list(&panel["fieldConfig"]["defaults"]["thresholds"]["steps"]);
+        let values: Vec<_> = steps.iter().filter_map(|step| step["value"].as_f64()).collect();
+        let text = |key: &str| panel[key].as_str().unwrap_or_default().to_owned();
+        (!values.is_empty()).then(|| (text("title"), text("description"), values))
+    };
+    list(&dashboard["panels"]).iter().filter_map(of_panel).collect()
+}
+
 /// The unit of a query: the panel's, unless it is overridden; a heat map has that of its axis.
 fn unit_of<'a>(panel: &'a Value, target: &Value) -> &'a str {
     let fields = &panel["fieldConfig"];

@@ -62,8 +62,9 @@ impl Prometheus {
 
     /// What an instant query finds: each series' labels and value.
     pub(crate) fn query(&self, expression: &str) -> Vec<(Value, f64)> {
-        let expression =
-            expression.replace("$__rate_interval", RATE_INTERVAL).replace("$instance", ".+");
+        let variables = [("$__rate_interval", RATE_INTERVAL), ("$instance", ".+"), ("$job", ".+")];
+        let replace = |text: String, (name, value): (&str, &str)| text.replace(name, value);
+        let expression = variables.into_iter().fold(expression.to_owned(), replace);
         let response = self.get(&format!("query?query={}", escaped(&expression)));
         assert_eq!(response["status"], "success", "{expression}: {response}");
         let series = response["data"]["result"].as_array().unwrap();

@@ -24,6 +24,13 @@ pub(crate) fn text_of(path: &str) -> String {
     fs::read_to_string(Path::new(ROOT).join(path)).unwrap_or_else(|it| panic!("{path}: {it}"))
 }
 
+/// The fenced blocks of a page that are in this language.
+pub(crate) fn blocks(page: &str, language: &str) -> Vec<String> {
+    let fence = format!("```{language}\n");
+    let inside = page.split(&fence).skip(1);
+    inside.map(|it| it.split("```").next().unwrap().to_owned()).collect()
+}
+
 /// All files of `deploy/` whose names end like this.
 pub(crate) fn deployed_files(end: &str) -> Vec<PathBuf> {
     let mut folders = vec![deployed("")];
@@ -116,6 +123,22 @@ pub(crate) fn document(path: &str) -> Value {
     let mut all = documents(&text_of(path));
     assert_eq!(all.len(), 1, "{path}");
     all.remove(0)
+}
+
+/// What an overlay of `deploy/kubernetes` renders to.
+pub(crate) fn rendered(overlay: &str) -> String {
+    let path = deployed("kubernetes/overlays").join(overlay);
+    agrees("kubectl", &["kustomize".as_ref(), path.as_os_str()])
+}
+
+/// What a kustomization of somebody's own renders to, in which `DEPLOYED` is `deploy/kubernetes`.
+pub(crate) fn kustomized(text: &str) -> String {
+    let own = tempfile::tempdir().unwrap();
+    // kustomize wants paths that are relative to its own folder.
+    let up = "../".repeat(own.path().canonicalize().unwrap().components().count() - 1);
+    let ours = format!("{up}{}", deployed("kubernetes").display()).replace("//", "/");
+    fs::write(own.path().join("kustomization.yaml"), text.replace("DEPLOYED", &ours)).unwrap();
+    agrees("kubectl", &["kustomize".as_ref(), own.path().as_os_str()])
 }
 
 /// The elements of a list; none where there is no list.

@@ -239,7 +239,13 @@ fn description(address: SocketAddr) -> Description {
 
 /// A target that a described path stands for.
 fn target_of(path: &str) -> String {
-    let places = [("{kind}", "ports"), ("{side}", "deny"), ("{value}", "25"), ("{id}", "00")];
+    let places = [
+        ("{kind}", "ports"),
+        ("{side}", "deny"),
+        ("{value}", "25"),
+        ("{id}", "00"),
+        ("{alert}", "SkepDown"),
+    ];
     let path = path.replace("{info_hash}", &"19".repeat(20));
     places.iter().fold(path, |path, (place, value)| path.replace(place, value))
 }
@@ -286,8 +292,9 @@ fn ask_everything(
     }
 }
 
-/// Requests about lists: the described path and method, the target, the body.
+/// Requests about alerts and lists: the described path and method, the target, the body.
 const LISTS: &[(&str, &str, &str, &str)] = &[
+    ("/runbook/{alert}", "GET", "/runbook/SkepNothing", ""),
     ("/api/v1/access", "GET", "/api/v1/access?x=1", ""),
     (LIST, "GET", "/api/v1/access/ports/deny?limit=1", ""),
     (LIST, "GET", "/api/v1/access/ports/deny?limit=0", ""),
@@ -420,7 +427,9 @@ fn pages_outside_the_api_need_no_token() {
     let process = Fake::new();
     process.set_token(Token::Configured(TOKEN.into()));
     let address = serve(&process, ELSEWHERE);
-    for page in ["/metrics", "/livez", "/readyz", "/startupz", "/stats", "/stats.json"] {
+    for page in
+        ["/metrics", "/livez", "/readyz", "/startupz", "/stats", "/stats.json", "/badge.svg"]
+    {
         let response = ask(address, "GET", page, &["Host: tracker.example"]);
         assert_eq!(response.status, 200, "{page}");
     }
@@ -434,7 +443,9 @@ fn pages_outside_the_api_need_no_token() {
     let token = "Authorization: Bearer open sesame, please";
     let page = ask(address, "GET", "/stats", &["Host: tracker.example", token]).body;
     assert!(!page.contains("requests that the API accepts") && page.contains(&"19".repeat(20)));
-    assert_eq!(get(address, "/").error().1, "no_such_page");
+    let root = get(address, "/");
+    let location = root.headers.iter().find(|it| it.0 == "location").unwrap();
+    assert_eq!((root.status, &*location.1), (307, "stats"), "below a proxy's path too");
     assert_eq!(get(address, "/api/v1/nothing").error().1, "no_such_page");
 }
 

@@ -5,6 +5,8 @@ use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{TcpListener, UdpSocket};
 use std::process::{Command, Stdio};
 
+use serde_json::Value::Null;
+
 use crate::support::{assert_bad_usage, command, run, texts};
 
 #[test]
@@ -65,8 +67,8 @@ fn bad_usage_ends_with_2() {
         (&["--workers", "many"], "--workers: server.workers: \"many\" is not a whole number"),
         (&["--listen", "6969"], "--listen: server.listen: "),
         (&["--admin", "localhost"], "--admin: admin.listen: "),
-        (&["--config", path], ":2:1: server.workers: out of bounds; allowed: 0 to 1024"),
-        (&["check", "--config", path], ":2:1: server.workers: out of bounds"),
+        (&["--config", path], ":2:11: server.workers: 1025 is out of bounds; allowed: 0 to 1024"),
+        (&["check", "--config", path], ":2:11: server.workers: 1025 is out of bounds"),
         (&["check", "--config", "/absent"], "/absent: "),
         (&["probe", "ftp://a:1"], "http[s]://HOST[:PORT][/PATH]"),
         (&["probe", "127.0.0.1:6969"], "the scheme is missing; remedy: write udp://"),
@@ -95,6 +97,81 @@ fn check_refuses_what_could_not_start() {
     let admin = ("SKEP__ADMIN__LISTEN", "0.0.0.0:6969");
     let (code, said) = check(admin.0, admin.1);
     assert!(code == Some(2) && said.contains("admin.listen: 0.0.0.0:6969 is in use"), "{said}");
+}
+
+#[test]
+fn check_and_start_name_all_faults_in_one_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("skep.toml");
+    fs::write(folder.path().join("ports"), "25\nhttp\n80\nsmtp\n").unwrap();
+    let ports = folder.path().join("ports").display().to_string();
+    let text = format!("[tracker]\ninterval_s = \"30m\"\n[access]\nports_deny = \"{ports}\"\n");
+    fs::write(&path, text).unwrap();
+    let path = path.to_str().unwrap();
+    let line_2 =
+        format!("skep: {ports}:2: access.ports_deny: invalid line \"http\"; expected: a p");
+    let said = [
+        format!("skep: {path}:2:14: tracker.interval_s: \"30m\" is not a whole number"),
+        line_2.clone(),
+        format!("skep: {ports}:4: access.ports_deny: invalid line \"smtp\""),
+    ];
+    for arguments in [&["check", "--config", path][..], &["--config", path]] {
+        let output = run(arguments);
+        let (stdout, stderr) = texts(&output);
+        assert_eq!((output.status.code(), stdout.as_str()), (Some(2), ""), "{stderr}");
+        for said in &said {
+            assert!(stderr.contains(said), "{said} is not in\n{stderr}");
+        }
+    }
+    assert!(
+        texts(&run(&["check", "--config", path]))
+            .1
+            .ends_with("skep: 3 faults: skep does not start\n")
+    );
+    // Where the settings themselves are valid, a start finds the first fault late, and all at once.
+    fs::write(path, format!("[access]\nports_deny = \"{ports}\"\nclients_deny = \"/nope\"\n"))
+        .unwrap();
+    let mut start = command();
+    start.args(["--config", path, "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]);
+    let output = start.output().unwrap();
+    let (_, stderr) = texts(&output);
+    assert_eq!(output.status.code(), Some(2), "{stderr}");
+    assert!(stderr.contains(&line_2), "{stderr}");
+    let unread =
+        format!("skep: {path}:3:1: access.clients_deny: cannot read the access list /nope");
+    assert!(stderr.contains(&unread), "{stderr}");
+}
+
+#[test]
+fn programs_get_findings_as_an_array() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("skep.toml");
+    fs::write(&path, "[tracker]\n\ninterval_s = \"30m\"\n").unwrap();
+    let path = path.to_str().unwrap();
+    let check = |arguments: &[&str], variable: (&str, &str)| {
+        let mut check = command();
+        check.args(["check", "--json"]).args(arguments).env(variable.0, variable.1);
+        let output = check.output().unwrap();
+        let (stdout, stderr) = texts(&output);
+        assert_eq!(stderr, "");
+        let all: serde_json::Value = serde_json::from_str(&stdout).unwrap();
+        (all, output.status.code())
+    };
+    let (all, code) = check(&["--config", path], ("SKEP__ADMIN__TOKEN", "a-secret"));
+    assert_eq!((all.as_array().unwrap().len(), code), (2, Some(2)), "{all}");
+    let expected = serde_json::json!({
+        "severity": "fault", "file": path, "line": 3, "column": 14, "source": null,
+        "key": "tracker.interval_s", "value": "30m",
+        "message": "\"30m\" is not a whole number of seconds, such as 1800",
+        "remedy": "allowed: 1 to 7200; did you mean 1800, without quotes?",
+    });
+    assert_eq!(all[0], expected);
+    let token = [&all[1]["key"], &all[1]["source"], &all[1]["value"], &all[1]["file"]];
+    let expected = ["admin.token".into(), "SKEP__ADMIN__TOKEN".into(), Null, Null];
+    assert_eq!(token, [&expected[0], &expected[1], &expected[2], &expected[3]]);
+    let (all, code) = check(&[], ("SKEP_TRACKER_INTERVAL_S", "9"));
+    assert_eq!((&all[0]["severity"], code), (&"warning".into(), Some(0)), "{all}");
+    assert_eq!(check(&[], ("SKEP_PORT", "x")), (serde_json::json!([]), Some(0)));
 }
 
 #[test]

@@ -82,6 +82,31 @@ fn nothing_needs_to_be_said() {
 }
 
 #[test]
+fn each_front_end_can_be_served_alone() {
+    let temporary = tempfile::tempdir().unwrap();
+    let load = |text: &str| file(temporary.path(), text).load().unwrap();
+    let own: std::net::SocketAddr = "127.0.0.1:7".parse().unwrap();
+    let config = load("[server]\nlisten = []\n[http]\nlisten = [\"127.0.0.1:7\"]\n");
+    assert_eq!((config.udp_listen(), config.http_listen()), (&[][..], &[own][..]));
+    let config = load("[server]\nlisten = []\n[udp]\nlisten = [\"127.0.0.1:7\"]\n");
+    assert_eq!((config.udp_listen(), config.http_listen()), (&[own][..], &[][..]));
+    let usual = Config::default().server.listen;
+    let config = load("[udp]\nenabled = false\n");
+    assert_eq!((config.udp_listen(), config.http_listen()), (&[][..], &usual[..]));
+    assert!(!config.shares_addresses());
+    let config = load("[http]\nenabled = false\n");
+    assert_eq!(config.http_listen(), &usual[..], "WebSockets are served there");
+    let text = "[http]\nenabled = false\nunix_socket = \"/x\"\n[websocket]\nenabled = false\n\
+                [tls]\nlisten = [\"127.0.0.1:7\"]\n";
+    let report = file(temporary.path(), text).judge();
+    let found: Vec<_> = report.findings.iter().map(ToString::to_string).collect();
+    assert!(found.len() == 1 && found[0].contains("but nothing is served there"), "{found:?}");
+    let config = report.into_config().unwrap();
+    assert_eq!((config.http_listen(), config.tls_listen()), (&[][..], &[][..]));
+    assert_eq!((config.udp_listen(), config.unix_socket()), (&usual[..], ""));
+}
+
+#[test]
 fn the_environment_overrides_the_file_and_flags_override_both() {
     let temporary = tempfile::tempdir().unwrap();
     let text = "[tracker]\ninterval_s = 600\ninterval_jitter_s = 10\nnumwant_max = 100\n";
@@ -105,80 +130,163 @@ fn the_environment_overrides_the_file_and_flags_override_both() {
     assert_eq!(config.server.listen, ["127.0.0.1:3".parse().unwrap()]);
 }
 
+/// Files with one fault: the place, and a part of what is printed.
+const BAD_FILES: &[(&str, &str, &str)] = &[
+    ("[tracker]\nintervall_s = 900\n", "2:1", "tracker.intervall_s: no such setting"),
+    ("[tracker]\nintervall_s = 900\n", "2:1", "did you mean interval_s?"),
+    ("[tracker]\nburst = 900\n", "2:1", "did you mean burst below [limits]?"),
+    ("[trackr]\n", "1:2", "trackr: no such section; did you mean [tracker]?"),
+    ("bare = 1\n", "1:1", "bare: is outside of a section"),
+    ("burst = 1\n", "1:1", "did you mean burst below [limits]?"),
+    ("tracker = 1\n", "1:1", "write [tracker] on a line of its own"),
+    ("[server]\nlisten = [\"::1\"]\n", "2:11", "server.listen: \"::1\" has no port"),
+    ("[server]\nlisten = [\"::1\"]\n", "2:11", "did you mean \"[::1]:6969\"?"),
+    ("[server]\nlisten = [\"::1\"]\n", "2:11", "allowed: a list of addresses"),
+    ("[server]\nlisten = \"0.0.0.0:1\"\n", "2:10", "did you mean [\"0.0.0.0:1\"]?"),
+    ("[server]\nlisten = []\n", "2:1", "there is no address to serve on"),
+    ("[udp]\nlisten = [\"[::]:1\", \"[::]:1\"]\n", "2:1", "udp.listen: [::]:1 is listed twice"),
+    ("[server]\n\n  io = \"epoll\"\n", "3:8", "allowed: \"auto\", \"uring\", \"mmsg\""),
+    ("[server]\n\n  io = \"urng\"\n", "3:8", "did you mean \"uring\"?"),
+    ("[server]\nworkers = -1\n", "2:11", "-1 is out of bounds; allowed: 0 to 1024"),
+    ("[server]\nworkers = 1025\n", "2:11", "1025 is out of bounds; allowed: 0 to 1024"),
+    ("[server]\nworkers = \"2\"\n", "2:11", "\"2\" is not a whole number; allowed: 0 to 1024"),
+    ("[server]\nworkers = \"2\"\n", "2:11", "did you mean 2, without quotes?"),
+    ("[server]\nstate_dir = 7\n", "2:13", "is not a text in quotes; did you mean \"7\"?"),
+    ("[tracker]\ninterval_s = \"30m\"\n", "2:14", "number of seconds, such as 1800; allowed"),
+    ("[tracker]\ninterval_s = \"30m\"\n", "2:14", "did you mean 1800, without quotes?"),
+    ("[http]\npublic_stats = \"yes\"\n", "2:16", "\"yes\" is neither true nor false"),
+    ("[http]\npublic_stats = \"yes\"\n", "2:16", "did you mean true, without quotes?"),
+    ("[udp]\nreceive_buffer = \"8 mb\"\n", "2:18", "\"64KiB\" to \"512MiB\""),
+    ("[udp]\nreceive_buffer = \"8 mb\"\n", "2:18", "did you mean \"8MiB\"?"),
+    ("[udp]\nreceive_buffer = 1\n", "2:18", "1 is out of bounds; allowed: \"64KiB\" to"),
+    ("[memory]\nmax_memory = \"63MiB\"\n", "2:14", "is too little: the least is 64MiB"),
+    ("[memory]\nmax_memory = \"half\"\n", "2:14", "allowed: \"auto\", \"64MiB\" or more, 0"),
+    ("[memory]\nmax_memory = [1]\n", "2:14", "[1] is not a size: sizes are in KiB, MiB or"),
+    ("[memory]\nmax_memory = \"4GB\"\n", "2:14", "sizes are in KiB, MiB or GiB; allowed:"),
+    ("[memory]\nmax_memory = \"4GB\"\n", "2:14", "did you mean \"4GiB\"?"),
+    ("[udp]\nconnection_id = \"md5\"\n", "2:17", "allowed: \"siphash\", \"hmac-sha256\""),
+    ("[access]\nmode = \"whitelist\"\n", "2:8", "\"whitelist\" is not an allowed value"),
+    ("[access]\nmode = \"registred\"\n", "2:8", "did you mean \"registered\"?"),
+    ("[tracker]\ninterval_s = 0\n", "2:14", "allowed: 1 to 7200"),
+    ("[tracker]\npeer_age_s_max = 21601\n", "2:18", "allowed: 2 to 21600"),
+    ("[tracker]\npeer_age_s_max = 1920\n", "2:1", "1920 must exceed the larger of interval_s"),
+    ("[tracker]\ninterval_s_max = 3780\n", "2:1", "tracker.peer_age_s_max: 3900 must exceed"),
+    (LONG_TRACKER_ID, "2:1", "http.tracker_id: has 129 bytes; it may have 128"),
+    ("[websocket]\ninterval_s = 3900\n", "2:1", "3900 must exceed websocket.interval_s"),
+    ("[tracker]\ninterval_s = 100\n", "2:1", "_jitter_s: 120 must be below interval_s"),
+    ("[tracker]\nnumwant_max = 10\n", "2:1", "numwant_default: 50 must not exceed numwant"),
+    ("[udp]\nlisten = [\"239.0.0.1:7\"]\n", "2:1", "udp.listen: 239.0.0.1:7 is a multicast"),
+    ("[tls]\nlisten = [\"[ff02::1]:7\"]\ncertificate = \"c\"\nkey = \"k\"\n", "2:1", "multicast"),
+    (
+        "[tls]\nlisten = [\"127.0.0.1:6969\"]\ncertificate = \"c\"\nkey = \"k\"\n",
+        "2:1",
+        "127.0.0.1:6969 is in use: 0.0.0.0:6969 is served without TLS; allowed: a list of",
+    ),
+    (
+        "[udp]\nenabled = false\n[http]\nenabled = false\n[websocket]\nenabled = false\n",
+        "2:1",
+        "udp.enabled: is false, and so are http.enabled and websocket.enabled: nothing is",
+    ),
+    ("[http]\nlisten = [\"255.255.255.255:7\"]\n", "2:1", "or broadcast address"),
+    ("[admin]\nlisten = \"127.0.0.1:6969\"\n", "2:1", "are served on 0.0.0.0:6969 over TCP"),
+    ("[admin]\nlisten = \"[::]:6969\"\n", "2:1", "are served on [::]:6969 over TCP"),
+    ("[admin]\nlisten = \"6971\"\n", "2:10", "did you mean \"127.0.0.1:6971\"?"),
+    ("[admin]\ntoken = \"short-secret\"\n", "2:1", "admin.token: needs 16 to 512 printable"),
+    ("[http]\nlisten = [\"127.0.0.1:6970\"]\n", "2:1", "admin.listen: 127.0.0.1:6970 is in"),
+    (LONG_UNIX_SOCKET, "2:1", "http.unix_socket: has 108 bytes; a socket's path may have 107"),
+    ("[http]\nsource_header = \"via\"\n", "2:17", "\"x-real-ip\""),
+    ("[log]\nlevel = \"loud\"\n", "2:9", "\"warn\""),
+    ("[log]\nlevel = \"info\"\nlevel = \"warn\"\n", "3:1", "duplicate key"),
+    ("[log\n", "1:5", "unclosed table"),
+    ("# é\n[log]\nformat = \"é\" x\n", "3:14", ""),
+];
+
 #[test]
 fn a_bad_file_is_refused_with_place_setting_and_what_is_allowed() {
     let temporary = tempfile::tempdir().unwrap();
-    let cases = [
-        ("[tracker]\nintervall_s = 900\n", "2:1", "unknown field `intervall_s`"),
-        ("[tracker]\nintervall_s = 900\n", "2:1", "`interval_s`"),
-        ("[trackr]\n", "1:2", "unknown field `trackr`"),
-        ("bare = 1\n", "1:1", "unknown field `bare`"),
-        ("[server]\nlisten = [\"::1\"]\n", "2:11", "server.listen"),
-        ("[server]\nlisten = [\"::1\"]\n", "2:11", "allowed: a list of addresses"),
-        ("[server]\nlisten = \"0.0.0.0:1\"\n", "2:10", "server.listen"),
-        ("[server]\nlisten = []\n", "2:1", "no address to serve on"),
-        ("[udp]\nlisten = [\"[::]:1\", \"[::]:1\"]\n", "2:1", "udp.listen: [::]:1 is listed twice"),
-        ("[server]\n\n  io = \"epoll\"\n", "3:8", "`auto`, `uring`, `mmsg`"),
-        ("[server]\nworkers = -1\n", "2:11", "allowed: 0 to 1024"),
-        ("[server]\nworkers = 1025\n", "2:1", "server.workers: out of bounds; allowed: 0 to 1024"),
-        ("[server]\nworkers = \"2\"\n", "2:11", "expected u32"),
-        ("[udp]\nreceive_buffer = \"8 mb\"\n", "2:18", "\"64KiB\" to \"512MiB\""),
-        ("[udp]\nreceive_buffer = 1\n", "2:1", "\"64KiB\" to \"512MiB\""),
-        ("[memory]\nmax_memory = \"63MiB\"\n", "2:1", "max_memory: too little: the least is 64MiB"),
-        ("[memory]\nmax_memory = \"half\"\n", "2:14", "allowed: \"auto\", \"64MiB\" or more, 0"),
-        ("[memory]\nmax_memory = [1]\n", "2:14", "expected \"auto\" or a number of bytes"),
-        ("[udp]\nconnection_id = \"md5\"\n", "2:17", "`siphash`"),
-        ("[tracker]\ninterval_s = 0\n", "2:1", "allowed: 1 to 7200"),
-        ("[tracker]\npeer_age_s_max = 21601\n", "2:1", "allowed: 2 to 21600"),
-        ("[tracker]\npeer_age_s_max = 1920\n", "2:1", "must exceed the larger of interval_s"),
-        ("[tracker]\ninterval_s_max = 3780\n", "2:1", "tracker.peer_age_s_max: must exceed"),
-        (LONG_TRACKER_ID, "2:1", "http.tracker_id: longer than 128 bytes"),
-        ("[websocket]\ninterval_s = 3900\n", "2:1", "peer_age_s_max: must exceed websocket."),
-        ("[tracker]\ninterval_s = 100\n", "2:1", "interval_jitter_s: must be below interval_s"),
-        ("[tracker]\nnumwant_max = 10\n", "2:1", "numwant_default: must not exceed numwant_max"),
-        ("[udp]\nlisten = [\"239.0.0.1:7\"]\n", "2:1", "udp.listen: 239.0.0.1:7 is a multicast"),
-        (
-            "[tls]\nlisten = [\"[ff02::1]:7\"]\ncertificate = \"c\"\nkey = \"k\"\n",
-            "2:1",
-            "multicast",
-        ),
-        ("[http]\nlisten = [\"255.255.255.255:7\"]\n", "2:1", "or broadcast address"),
-        ("[admin]\nlisten = \"127.0.0.1:6969\"\n", "2:1", "are served on 0.0.0.0:6969 over TCP"),
-        ("[admin]\nlisten = \"[::]:6969\"\n", "2:1", "are served on [::]:6969 over TCP"),
-        ("[http]\nlisten = [\"127.0.0.1:6970\"]\n", "2:1", "admin.listen: 127.0.0.1:6970 is in"),
-        (LONG_UNIX_SOCKET, "2:1", "http.unix_socket: a socket's path may have 107 bytes"),
-        ("[http]\nsource_header = \"via\"\n", "2:17", "`x-real-ip`"),
-        ("[log]\nlevel = \"loud\"\n", "2:9", "`warn`"),
-        ("[log]\nlevel = \"info\"\nlevel = \"warn\"\n", "3:1", "duplicate key"),
-        ("[log\n", "1:5", "unclosed table"),
-        ("# é\n[log]\nformat = \"é\" x\n", "3:14", ""),
-    ];
-    for (text, place, said) in cases {
+    for (text, place, said) in BAD_FILES {
         let error = file(temporary.path(), text).load().unwrap_err().to_string();
-        let place = if place.is_empty() { String::new() } else { format!("skep.toml:{place}: ") };
+        let place = format!("skep.toml:{place}: ");
         assert!(error.contains(&place) && error.contains(said), "{text}\n{error}");
+        assert!(!error.contains("short-secret"), "{error}");
         assert_eq!(error.lines().count(), 1, "{error}");
     }
 }
 
 #[test]
+fn all_faults_of_all_sources_are_found_in_one_run() {
+    let temporary = tempfile::tempdir().unwrap();
+    let text = "[tracker]\ninterval_s = \"30m\"\nnumwant_max = 10\nspeed = 7\n\n[trackr]\n\
+                [http]\ntrusted_proxies = [\"10.0.300.0/8\", \"::1\", \"10.0.0.1/24\"]\n";
+    let mut source = file(temporary.path(), text);
+    source.environment = vec![
+        ("SKEP__MEMORY__MAX_MEMORY".into(), "4GB".into()),
+        ("SKEP__LOG__LEVLE".into(), "info".into()),
+        ("SKEP_HTTP_LISTEN".into(), "127.0.0.1:1".into()),
+    ];
+    let report = source.judge();
+    let found: Vec<_> = report.findings.iter().map(|it| (it.is_fault(), it.to_string())).collect();
+    for (is_fault, place, said) in [
+        (true, "toml:2:14: tracker.interval_s: ", "\"30m\" is not a whole number of seconds"),
+        (true, "toml:3:1: tracker.numwant_default: ", "50 must not exceed numwant_max"),
+        (true, "toml:4:1: tracker.speed: ", "no such setting"),
+        (true, "toml:6:2: trackr: ", "no such section"),
+        (true, "toml:8:20: http.trusted_proxies: ", "\"10.0.300.0/8\" is not a network"),
+        (true, "toml:8:43: http.trusted_proxies: ", "write 10.0.0.0/24 for the whole network"),
+        (true, "SKEP__MEMORY__MAX_MEMORY: memory.max_memory: ", "did you mean 4GiB?"),
+        (true, "SKEP__LOG__LEVLE: ", "did you mean SKEP__LOG__LEVEL?"),
+        (false, "variable ignored: SKEP_HTTP_LISTEN", "rename it to SKEP__HTTP__LISTEN"),
+    ] {
+        let is_it = |it: &&(bool, String)| it.0 == is_fault && it.1.contains(said);
+        let one = found.iter().find(|it| is_it(it) && it.1.contains(place));
+        assert!(one.is_some(), "{place}{said} is not in {found:#?}");
+    }
+    assert_eq!(found.len(), 9, "{found:#?}");
+    let error = report.into_config().unwrap_err();
+    assert_eq!((error.faults.len(), error.to_string().lines().count()), (8, 8));
+}
+
+#[test]
+fn a_line_that_is_not_toml_hides_no_other_fault() {
+    let temporary = tempfile::tempdir().unwrap();
+    let text = "[tracker]\ninterval_s = 900s\nnumwant_max = 0\n[log]\nlevel = info\n";
+    let report = file(temporary.path(), text).judge();
+    let lines: Vec<_> = report.findings.iter().map(ToString::to_string).collect();
+    for place in [":2:", ":3:15: tracker.numwant_max: 0 is out of bounds", ":5:"] {
+        assert!(lines.iter().any(|it| it.contains(place)), "{place}: {lines:#?}");
+    }
+    assert_eq!(lines.len(), 3, "{lines:#?}");
+}
+
+#[test]
 fn a_bad_variable_is_refused_by_name() {
     let cases = [
-        ("SKEP__TRACKER__INTERVALL_S", "900", "no such setting"),
+        ("SKEP__TRACKER__INTERVALL_S", "900", "did you mean SKEP__TRACKER__INTERVAL_S?"),
         ("SKEP__TRACKER", "900", "no such setting"),
         ("SKEP__TRACKER_INTERVAL_S", "900", "did you mean SKEP__TRACKER__INTERVAL_S?"),
         ("SKEP__", "", "no such setting"),
-        ("SKEP__TRACKER__INTERVAL_S", "soon", "\"soon\" is not a whole number; allowed: 1 to 7200"),
-        ("SKEP__TRACKER__INTERVAL_S", "0", "tracker.interval_s: out of bounds; allowed: 1 to 7200"),
-        ("SKEP__TRACKER__INTERVAL_S", "-5", "tracker.interval_s: "),
+        ("SKEP__TRACKER__INTERVAL_S", "soon", "\"soon\" is not a whole number of seconds, such as"),
+        ("SKEP__TRACKER__INTERVAL_S", "30m", "allowed: 1 to 7200; did you mean 1800?"),
+        ("SKEP__TRACKER__INTERVAL_S", "0", "interval_s: 0 is out of bounds; allowed: 1 to 7200"),
+        ("SKEP__TRACKER__INTERVAL_S", "-5", "tracker.interval_s: -5 is out of bounds"),
         ("SKEP__SERVER__LISTEN", "127.0.0.1", "such as [\"0.0.0.0:6969\", \"[::]:6969\"]"),
+        ("SKEP__SERVER__LISTEN", "127.0.0.1", "did you mean 127.0.0.1:6969?"),
         ("SKEP__SERVER__LISTEN", "", "no address to serve on"),
         ("SKEP__SERVER__IO", "epoll", "allowed: \"auto\", \"uring\", \"mmsg\""),
         ("SKEP__HTTP__SOURCE_HEADER", "via", "allowed: \"\", \"forwarded\", \"x-forwarded-for\""),
-        ("SKEP__LOG__LEVEL", "in\nfo\u{1b}[1m", "`in\\nfo\\u{1b}[1m`"),
+        (
+            "SKEP__HTTP__PUBLIC_STATS",
+            "yes",
+            "neither true nor false; allowed: true, false; did you",
+        ),
+        ("SKEP__LOG__LEVEL", "in\nfo\u{1b}[1m", "\"in\\nfo\\u{1b}[1m\" is not"),
         ("SKEP__LOG__FORMAT", "xml", "allowed: \"text\", \"json\""),
-        ("SKEP__TRACKER__INTERVAL_S", "4000", "tracker.peer_age_s_max: must exceed the larger of"),
-        ("SKEP__TRACKER__NUMWANT_MAX", "10", "tracker.numwant_default: must not exceed"),
+        (
+            "SKEP__TRACKER__INTERVAL_S",
+            "4000",
+            "tracker.peer_age_s_max: 3900 must exceed the larger",
+        ),
+        ("SKEP__TRACKER__NUMWANT_MAX", "10", "tracker.numwant_default: 50 must not exceed"),
         ("SKEP__ADMIN__LISTEN", "6970", "\"127.0.0.1:6970\""),
     ];
     for (name, text, said) in cases {
@@ -251,7 +359,11 @@ fn names_are_read_in_any_case() {
 
 #[test]
 fn what_may_have_been_meant_otherwise_is_warned_of() {
-    let warnings = |source: &SettingsSource| source.warnings(&source.load().unwrap());
+    let warnings = |source: &SettingsSource| {
+        let report = source.judge();
+        assert!(!report.findings.iter().any(|it| it.is_fault()), "{report:?}");
+        report.findings.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
     assert_eq!(warnings(&SettingsSource::default()), [""; 0]);
     for (name, text, said) in [
         ("SKEP_TRACKER_INTERVAL_S", "1", "remedy: rename it to SKEP__TRACKER__INTERVAL_S"),

@@ -4,6 +4,7 @@
 
 mod access;
 mod admin;
+mod certificates;
 mod command_line;
 mod config;
 mod connections;
@@ -23,3 +24,4 @@ mod snapshot_program;
 #[path = "../support/mod.rs"]
 mod support;
 mod take_over_faults;
+mod unlisted_proxies;

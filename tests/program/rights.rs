@@ -84,6 +84,8 @@ fn links_that_the_user_has_planted_lead_root_nowhere() {
         "swarms.snapshot.previous",
         "swarms.snapshot.tmp",
         "swarms.snapshot.lock",
+        "stats.history",
+        "stats.history.new",
         "handover.sock",
         "http.sock",
         "access/ports_deny.list",
@@ -139,7 +141,13 @@ fn what_root_starts_belongs_to_the_user_that_it_becomes() {
         assert_eq!(status, 200, "{said}");
         skep.signal("TERM");
         assert_eq!(skep.wait().code(), Some(0), "{}", skep.log());
-        for name in ["admin.token", "access.redb", "swarms.snapshot", "swarms.snapshot.lock"] {
+        for name in [
+            "admin.token",
+            "access.redb",
+            "swarms.snapshot",
+            "swarms.snapshot.lock",
+            "stats.history",
+        ] {
             let file = state.join(name).metadata().unwrap();
             assert_eq!(
                 (file.uid(), file.gid(), file.mode() & 0o777),

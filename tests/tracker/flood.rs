@@ -134,7 +134,7 @@ impl Flooded {
         let response = self.send(source, &request)?;
         match decode(&response, Family::V4).unwrap() {
             (_, Response::Announced(response, peers)) => Ok((response, peers.len())),
-            other => panic!("no announce reply: {other:?}"),
+            other => panic!("not the response to an announce: {other:?}"),
         }
     }
 
@@ -492,6 +492,33 @@ fn http_clients_over_the_limit_come_back_soon_and_not_together() {
         (0..50).map(|_| ask(announce, host(1)).1).collect();
     assert!(intervals.len() > 20, "they do not come back together: {intervals:?}");
     assert_ne!(ask(announce, host(2)).0, limited, "others are served");
+}
+
+#[test]
+fn malformed_requests_over_http_cost_as_much_as_an_announce() {
+    for target in ["/announce?info_hash=short", "/scrape?info_hash=short", "/scrape?x=\x01"] {
+        let flooded = Flooded::new();
+        let mut tracker = flooded.tracker();
+        let mut http = HttpFrontend::new(Arc::default(), Arc::default());
+        let mut refusals = |source: IpAddr, count: u32| {
+            let request = format!("GET {target} HTTP/1.1\r\nHost: x\r\n\r\n");
+            let mut limited = 0;
+            for _ in 0..count {
+                let (mut out, origin) = (Vec::new(), Origin::Address(source));
+                match http.handle(&mut tracker, START, origin, request.as_bytes(), &mut out) {
+                    ReceiveOutcome::Responded { outcome: Outcome::Refused(refusal), .. } => {
+                        assert!([Refusal::Malformed, Refusal::Limited].contains(&refusal));
+                        limited += u32::from(refusal == Refusal::Limited);
+                    }
+                    other => panic!("{target}: {other:?}"),
+                }
+            }
+            limited
+        };
+        assert_eq!(refusals(host(1), 40), 0, "{target}: the burst");
+        assert!(refusals(host(1), 100) > 90, "{target}: beyond");
+        assert_eq!(refusals(host(2), 1), 0, "{target}: another source");
+    }
 }
 
 #[test]

@@ -41,6 +41,18 @@ impl ListKind {
     }
 }
 
+impl ListKind {
+    /// What is expected in place of a word that is not a value of this kind: of a network the exact
+    /// reason.
+    pub fn expected_instead_of(self, word: &str) -> String {
+        match self {
+            Self::Networks => networks::parse(word).err().map(|it| it.to_string()),
+            _ => None,
+        }
+        .unwrap_or_else(|| self.allowed().to_owned())
+    }
+}
+
 /// One value of a list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ListValue {

@@ -1,7 +1,8 @@
 //! The latest figures: the process publishes a sample once a second, and all open pages read it.
 //!
-//! A ring holds one short row per second for the last five minutes, so its memory is fixed: about
-//! 60 KiB. A message is encoded once for all viewers, and not at all without viewers.
+//! A ring holds one short row per second for the last five minutes, and `day` one per minute for
+//! the last 24 hours, so memory is fixed: about 150 KiB. A sample is encoded once for all viewers,
+//! and not at all without viewers.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,8 +12,10 @@ use serde_json::json;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tungstenite::Utf8Bytes;
 
+use super::day::{DayHistory, MINUTE_COLUMNS, MinuteRow, middle_s, minute_of};
 use super::sample::{Cause, Protocol, Sample, float};
 use super::tables;
+use crate::frontend::drawing::{DayLine, client_bar};
 use crate::types::{Action, PeerKind};
 
 /// Seconds of history for a page that was just opened: about as long as it takes to notice a
@@ -42,6 +45,8 @@ struct PublishedSamples {
     latest: Option<Arc<Sample>>,
     /// The rows of the last samples, oldest first.
     rows: VecDeque<[f64; COLUMNS.len()]>,
+    /// The last 24 hours.
+    day: DayHistory,
     /// Number of samples so far.
     samples: u64,
     /// The latest sample as a message, if there were viewers when it was published.
@@ -54,6 +59,14 @@ impl PublishedSamples {
         let message = json!({ "type": "history", "version": VERSION, "every_s": 1,
             "history_s": HISTORY_S, "columns": COLUMNS, "rows": self.rows });
         message.to_string().into()
+    }
+
+    /// Peers over the last 24 hours, up to now.
+    fn day_line(&self) -> DayLine {
+        let Some(latest) = &self.latest else { return DayLine::default() };
+        let now = minute_of(latest.at_s);
+        let known = self.day.rows().map(|row| (row.minute, row.peers()));
+        DayLine::of(known.chain([(now, float(latest.store.peers()))]), now)
     }
 }
 
@@ -87,6 +100,10 @@ impl StatsHub {
             shown.rows.pop_front();
         }
         shown.rows.push_back(row);
+        // The first sample has no rates yet: nothing was counted before it.
+        if sample.span_s > 0.0 {
+            shown.day.add(sample.at_s, &row);
+        }
         shown.latest = Some(Arc::new(sample));
         shown.message = message;
         shown.samples += 1;
@@ -144,6 +161,44 @@ impl StatsHub {
         let lacks_one = seen.is_some_and(|it| it + 1 == shown.samples);
         let message = shown.message.clone().filter(|_| lacks_one);
         (shown.samples, message.unwrap_or_else(|| shown.history()))
+    }
+
+    /// The message with the minutes that a viewer has not seen: with all for `None`, else with
+    /// those behind the number it has seen; and their number for the next call. `None` if there are
+    /// none.
+    pub(super) fn minutes_after(&self, seen: Option<u64>) -> Option<(u64, Utf8Bytes)> {
+        let shown = self.shown();
+        let (day, added) = (&shown.day, shown.day.added());
+        if seen == Some(added) {
+            return None;
+        }
+        let missing = added.saturating_sub(seen.unwrap_or_default());
+        let missing = usize::try_from(missing).unwrap_or(usize::MAX);
+        let columns: Vec<_> = ["at_s"].into_iter().chain(MINUTE_COLUMNS).collect();
+        let row = |row: &MinuteRow| -> Vec<f64> {
+            let values = row.values.iter().map(|value| thousandths(f64::from(*value)));
+            std::iter::once(middle_s(row.minute)).chain(values).collect()
+        };
+        let known = day.rows().skip(day.rows().len().saturating_sub(missing));
+        let rows: Vec<_> = known.map(row).collect();
+        let message = json!({ "type": "minutes", "every_s": 60, "columns": columns, "rows": rows,
+            "day": shown.day_line() });
+        Some((added, message.to_string().into()))
+    }
+
+    /// Peers over the last 24 hours as a line.
+    pub fn day_line(&self) -> DayLine {
+        self.shown().day_line()
+    }
+
+    /// A copy of the last 24 hours, to be kept.
+    pub fn day(&self) -> DayHistory {
+        self.shown().day.clone()
+    }
+
+    /// Puts what was kept by earlier runs before the minutes of this one.
+    pub fn restore(&self, earlier: DayHistory) {
+        self.shown().day.restore(earlier);
     }
 
     fn shown(&self) -> MutexGuard<'_, PublishedSamples> {
@@ -238,7 +293,8 @@ fn thousandths(number: f64) -> f64 {
 fn message_of(row: &[f64; COLUMNS.len()], sample: &Sample) -> Utf8Bytes {
     let figures = tables::figures(sample);
     let tables = tables::tables(sample);
-    let message = json!({ "type": "sample", "row": row, "figures": figures, "tables": tables });
+    let message = json!({ "type": "sample", "row": row, "head": tables::head(sample),
+        "figures": figures, "tables": tables, "clients": client_bar(&sample.store.clients) });
     message.to_string().into()
 }
 
@@ -316,6 +372,40 @@ mod tests {
         ] {
             assert_eq!(row[column(name)], expected, "{name}");
         }
+    }
+
+    #[test]
+    fn a_viewer_gets_the_day_once_and_then_the_minutes_that_it_lacks() {
+        let board = StatsHub::default();
+        assert_eq!(board.day_line(), DayLine::default());
+        let minutes = |seen| {
+            board.minutes_after(seen).map(|(seen, message)| {
+                let message: serde_json::Value = serde_json::from_str(&message).unwrap();
+                assert_eq!(
+                    (&message["type"], &message["columns"][0]),
+                    (&json!("minutes"), &json!("at_s"))
+                );
+                let rows = message["rows"].as_array().unwrap();
+                let width = message["columns"].as_array().unwrap().len();
+                assert!(rows.iter().all(|row| row.as_array().unwrap().len() == width));
+                (seen, rows.iter().map(|row| row[0].as_f64().unwrap()).collect::<Vec<_>>())
+            })
+        };
+        assert_eq!(minutes(None), Some((0, Vec::new())));
+        assert_eq!(minutes(Some(0)), None);
+        (0..200).for_each(|it| board.show(sample(it)));
+        assert_eq!(minutes(None), Some((3, vec![30.0, 90.0, 150.0])));
+        assert_eq!(minutes(Some(1)), Some((3, vec![90.0, 150.0])));
+        let later = StatsHub::default();
+        later.show(sample(3600));
+        later.restore(DayHistory::decode(&board.day().encode()).unwrap());
+        let kept = vec![30.0, 90.0, 150.0, 210.0];
+        let found = later.minutes_after(None).unwrap();
+        assert_eq!(found.0, 4);
+        let message: serde_json::Value = serde_json::from_str(&found.1).unwrap();
+        let rows = message["rows"].as_array().unwrap();
+        assert_eq!(rows.iter().map(|row| row[0].as_f64().unwrap()).collect::<Vec<_>>(), kept);
+        assert!(message["day"]["line"].as_str().unwrap().starts_with('M'));
     }
 
     #[tokio::test]

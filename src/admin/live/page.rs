@@ -1,8 +1,9 @@
 //! `/stats` for operators: all figures in tables, and the script that keeps them up to date.
 //!
-//! The page is one file, `page.html`, with places for figures and tables. It needs nothing from
-//! elsewhere, and the policy that comes with it allows nothing else: the one style sheet and the
-//! one script by their hashes, and a connection to where the page comes from.
+//! The page is `page.html` with `page.css` and `page.js` in it, and places for figures and tables.
+//! It needs nothing from elsewhere, and the policy that comes with it allows nothing else: the one
+//! style sheet and the one script by their hashes, the icon that is in the page, and a connection
+//! to where the page comes from.
 
 use std::net::SocketAddr;
 use std::sync::OnceLock;
@@ -10,7 +11,7 @@ use std::sync::OnceLock;
 use askama::Template;
 use axum::extract::rejection::ExtensionRejection;
 use axum::extract::{ConnectInfo, Request, State};
-use axum::http::header;
+use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -18,14 +19,12 @@ use sha2::{Digest as _, Sha256};
 
 use super::board::VERSION;
 use super::sample::Sample;
-use super::tables::{self, Figure, LAYOUTS, Layout, Rows};
+use super::tables::{self, CLIENTS, Figure, Head, LAYOUTS, Layout, Rows, TOP, TopRow};
 use crate::admin::access::RequestSender;
 use crate::admin::{Admin, NOT_KEPT, Process};
+use crate::frontend::drawing::{BarPart, DAY_MINUTES, DayLine, client_bar};
 
-/// The template, for the hashes of its style sheet and script.
-const PAGE: &str = include_str!("page.html");
-
-/// Said in place of the largest torrents to those who may not see them.
+/// The text in place of the largest torrents for those who may not see them.
 const NO_TORRENTS: &str =
     "Shown only to requests that the API accepts: from this host, or with the token.";
 
@@ -35,7 +34,8 @@ pub(in crate::admin) async fn page<P: Process>(
     from: Result<ConnectInfo<SocketAddr>, ExtensionRejection>,
     request: Request,
 ) -> impl IntoResponse {
-    let mut sample = admin.process.board().latest().map(|it| (*it).clone()).unwrap_or_default();
+    let board = admin.process.board();
+    let mut sample = board.latest().map(|it| (*it).clone()).unwrap_or_default();
     // As of now: what was counted for viewers may be a second old.
     sample.store = admin.process.stats();
     let top = if RequestSender::of(from.ok(), &request).is_served(&admin) {
@@ -50,18 +50,26 @@ pub(in crate::admin) async fn page<P: Process>(
         (header::REFERRER_POLICY, "no-referrer"),
         NOT_KEPT,
     ];
-    (head, html(&sample, top))
+    (head, html(&sample, board.day_line(), top))
+}
+
+/// Leads from the root of the listener to the page, also below a path of a proxy.
+pub(in crate::admin) async fn root() -> impl IntoResponse {
+    let head = [(header::LOCATION, "stats"), NOT_KEPT];
+    (StatusCode::TEMPORARY_REDIRECT, head, "the statistics page is at /stats\n")
 }
 
 /// What the browser may do with the page.
 fn policy() -> &'static str {
     static POLICY: OnceLock<String> = OnceLock::new();
     POLICY.get_or_init(|| {
-        let hash = |tag| STANDARD.encode(Sha256::digest(inside(PAGE, tag)));
+        let page = html(&Sample::default(), DayLine::default(), None);
+        let hash = |tag| STANDARD.encode(Sha256::digest(inside(&page, tag)));
         let (style, script) = (hash("style"), hash("script"));
         format!(
             "default-src 'none'; style-src 'sha256-{style}'; script-src 'sha256-{script}'; \
-             connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+             img-src data:; connect-src 'self'; base-uri 'none'; form-action 'none'; \
+             frame-ancestors 'none'"
         )
     })
 }
@@ -78,20 +86,31 @@ fn inside<'a>(page: &'a str, tag: &str) -> &'a str {
 #[template(path = "admin/live/page.html")]
 struct LivePage {
     version: &'static str,
+    head: Head,
     figures: Vec<Figure>,
-    /// Each table with its rows; none for the largest torrents if the client may not see them.
-    tables: Vec<(&'static Layout, Option<Rows>)>,
+    /// Peers over the last 24 hours.
+    day: DayLine,
+    /// Clients as a bar.
+    clients: Vec<BarPart>,
+    /// Each table with its rows; none for the largest torrents.
+    tables: Vec<(&'static Layout, Rows)>,
+    /// The largest torrents; none if the client may not see them.
+    top: Option<Vec<TopRow>>,
 }
 
 /// The page with its figures; without `top`, one that names who may see the largest torrents.
-fn html(sample: &Sample, top: Option<Rows>) -> String {
-    let (mut top, mut rows) = (top, tables::tables(sample));
-    let tables = LAYOUTS.iter().map(|layout| match layout.id {
-        "top" => (layout, top.take()),
-        id => (layout, rows.remove(id)),
-    });
-    let tables = tables.collect();
-    let page = LivePage { version: VERSION, figures: tables::figures(sample), tables };
+fn html(sample: &Sample, day: DayLine, top: Option<Vec<TopRow>>) -> String {
+    let mut rows = tables::tables(sample);
+    let tables = LAYOUTS.iter().map(|layout| (layout, rows.remove(layout.id).unwrap_or_default()));
+    let page = LivePage {
+        version: VERSION,
+        head: tables::head(sample),
+        figures: tables::figures(sample),
+        day,
+        clients: client_bar(&sample.store.clients),
+        tables: tables.collect(),
+        top,
+    };
     page.render().unwrap_or_default() // does not fail: all values are strings and numbers
 }
 
@@ -100,9 +119,18 @@ mod tests {
     use super::*;
     use crate::frontend::stats::Stats;
 
+    fn page_of(sample: &Sample, top: Option<Vec<TopRow>>) -> String {
+        html(sample, DayLine::of([(2, 3.0), (8, 4.0)].into_iter(), 9), top)
+    }
+
+    fn row(hash: &str, name: &str) -> TopRow {
+        TopRow { hash: hash.into(), name: name.into(), counts: ["7", "8", "9"].map(Into::into) }
+    }
+
     fn sample() -> Sample {
         let clients = vec![("<b>\"'&".into(), "<script>alert(1)</script>".into(), 4)];
         Sample {
+            host: "<host>".into(),
             state: "</th><img src=x onerror=alert(1)>".into(),
             store: Stats {
                 torrents: 1_234_567,
@@ -116,15 +144,22 @@ mod tests {
 
     #[test]
     fn the_page_shows_what_there_is_and_escapes_all_of_it() {
-        let page =
-            html(&sample(), Some(vec![vec!["ab".repeat(20), "7".into(), "8".into(), "9".into()]]));
+        let top = vec![row(&"ab".repeat(20), "<i>Debian"), row(&"cd".repeat(20), "")];
+        let page = page_of(&sample(), Some(top));
         for part in [
             "<dd id=\"figure-torrents\">1,234,567</dd>",
             "IPv4</th><td class=\"n\">100</td><td class=\"n\">0</td><td class=\"n\">100</td>",
             "&#60;b&#62;&#34;&#39;&#38;</th><td>&#60;script&#62;alert(1)&#60;/script&#62;</td>",
             "&#60;/th&#62;&#60;img src=x onerror=alert(1)&#62;",
-            "abababab</th><td class=\"n\">7</td>",
-            "<td colspan=\"4\">Nothing was refused.</td>",
+            "<span class=\"name\">&#60;i&#62;Debian</span>",
+            "<th scope=\"row\"><code class=\"hash\" title=\"cdcdcdcd",
+            "abababab\">abababab<span>abab",
+            "</span>abab</code></th><td class=\"n\">7</td>",
+            "<td colspan=\"4\">Nothing was refused since the start.</td>",
+            "<title>&#60;host&#62;: skep</title>",
+            "<b id=\"peers-now\">123</b>",
+            "<rect class=\"f0\" x=\"0\" width=\"1000\" height=\"20\"/>",
+            "d=\"M1432 60L1437 0\"",
         ] {
             assert!(page.contains(part), "no {part} in\n{page}");
         }
@@ -135,15 +170,15 @@ mod tests {
 
     #[test]
     fn who_may_not_see_torrents_is_told_who_may() {
-        let page = html(&sample(), None);
-        assert!(page.contains(NO_TORRENTS) && !page.contains("Info-hash"));
-        assert!(html(&sample(), Some(Rows::new())).contains("There is no torrent."));
+        let page = page_of(&sample(), None);
+        assert!(page.contains(NO_TORRENTS) && !page.contains("Completed"));
+        assert!(page_of(&sample(), Some(Vec::new())).contains("There is no torrent."));
     }
 
     #[test]
     fn the_policy_allows_the_one_style_sheet_and_the_one_script() {
         let hash = |text: &str| STANDARD.encode(Sha256::digest(text));
-        let page = html(&sample(), None);
+        let page = page_of(&sample(), None);
         for (tag, directive) in [("style", "style-src"), ("script", "script-src")] {
             let text = inside(&page, tag);
             assert!(text.len() > 500, "{tag}");
@@ -152,7 +187,7 @@ mod tests {
             assert!(policy().contains(&allowed), "no {allowed} in {}", policy());
         }
         assert!(policy().starts_with("default-src 'none';"));
-        let svg = "\"http://www.w3.org/2000/svg\""; // a name, nothing that is fetched
+        let svg = "http://www.w3.org/2000/svg"; // a name, nothing that is fetched
         let page = page.replace(svg, "");
         for elsewhere in [" style=", "://", "@import", "url("] {
             assert!(!page.contains(elsewhere), "{elsewhere}");
@@ -162,7 +197,7 @@ mod tests {
 
     #[test]
     fn every_element_of_the_page_is_closed() {
-        let page = html(&sample(), Some(Rows::new()));
+        let page = page_of(&sample(), Some(vec![row("ab", "c")]));
         let (before, rest) = page.split_once("<script>").unwrap();
         let (_, after) = rest.split_once("</script>").unwrap();
         let page = format!("{before}{after}");
@@ -171,7 +206,7 @@ mod tests {
             let name = tag.split(' ').next().unwrap();
             match name.strip_prefix('/') {
                 Some(name) => assert_eq!(open.pop(), Some(name), "{tag}"),
-                None if ["!doctype", "meta"].contains(&name) => {}
+                None if ["!doctype", "meta", "link"].contains(&name) || tag.ends_with('/') => {}
                 None => open.push(name),
             }
         }

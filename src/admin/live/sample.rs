@@ -1,6 +1,7 @@
 //! The figures of one second: the process's metrics and their rates.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
 use strum::{EnumCount, VariantArray};
 
@@ -135,6 +136,8 @@ pub struct Sample {
     pub span_s: f64,
     /// Seconds since the process began to serve.
     pub uptime_s: u64,
+    /// The name of this host; empty if it is unknown.
+    pub host: Arc<str>,
     /// The state of the process: `serving`, `starting`, `restoring`, `stopping`.
     pub state: String,
     /// The I/O backend for datagrams.

@@ -1,5 +1,5 @@
-//! `/stats/live`: a WebSocket that sends a page the last five minutes, then the figures of each
-//! second.
+//! `/stats/live`: a WebSocket that sends a page the last five minutes and the last 24 hours, then
+//! the figures of each second and of each minute.
 //!
 //! A browser sends the origin of the page (Origin), which must match the host and port of the
 //! request (Host). So no page of another name can read the figures. A page whose own name was
@@ -165,8 +165,12 @@ impl Viewer {
         let mut beats = self.board.beats();
         let (mut seen, history) = self.board.after(None);
         self.say(out, Message::Text(history)).await?;
-        let (mut sent, mut top_since) = (0_u64, None);
+        let (mut sent, mut top_since, mut minutes) = (0_u64, None, None);
         loop {
+            if let Some((seen, message)) = self.board.minutes_after(minutes) {
+                minutes = Some(seen);
+                self.say(out, Message::Text(message)).await?;
+            }
             let beat = *beats.wait_for(|it| it.is_over || it.samples > seen).await.ok()?;
             if beat.is_over {
                 return Some(CloseCode::Away);
@@ -274,7 +278,10 @@ mod tests {
         }
         board.close();
         read_to(None).await;
-        assert_eq!(kinds, ["history", "sample", "top", "sample", "sample", "top", "sample"]);
+        assert_eq!(
+            kinds,
+            ["history", "minutes", "sample", "top", "sample", "sample", "top", "sample"]
+        );
         let [five, six] = [5, 6].map(Now::from_s);
         assert_eq!(*seen_when_asked.lock().unwrap(), [None, Some(five), Some(five), Some(six)]);
         timeout(LONG, serving).await.unwrap().unwrap();

@@ -7,10 +7,10 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::board::VERSION;
-use super::sample::{Cause, Flow, Protocol, Sample, float};
-use crate::frontend::stats::{client_rows, grouped};
-use crate::tracker::ListedTorrent;
+use super::sample::{Cause, Flow, Protocol, Sample, cause_of, float};
+use super::top::NamedTorrent;
+use crate::frontend::figures::{bytes, count, duration, grouped, percent, rate, rounded};
+use crate::frontend::stats::client_rows;
 use crate::types::{Action, Dropped, NotStored, PeerKind, Refusal, Rejected};
 
 /// Rows of clients with a name; the rest is summed up.
@@ -27,8 +27,10 @@ pub(super) struct Layout {
     pub(super) note: &'static str,
     /// The first names the row, the others say something of it.
     pub(super) columns: &'static [Column],
-    /// What to say where there is no row.
+    /// The text where there is no row.
     pub(super) empty: &'static str,
+    /// How many of six columns of the page the table takes on a wide screen: 2 or 3.
+    pub(super) span: u8,
 }
 
 /// A column's head.
@@ -63,69 +65,69 @@ use Column::{Number, Text};
 /// Rows of text.
 pub(super) type Rows = Vec<Vec<String>>;
 
-/// Every table, in the order of the page.
-pub(super) static LAYOUTS: [Layout; 10] = [
+/// Every table, in the order of the page: what went wrong comes first.
+pub(super) static LAYOUTS: [Layout; 11] = [
     Layout {
-        id: "requests",
-        title: "Responses",
-        note: "Per second. The total includes relayed WebRTC answers and pages.",
-        columns: &[
-            Text("Protocol"),
-            Number("Connects"),
-            Number("Announces"),
-            Number("Scrapes"),
-            Number("Total"),
-        ],
-        empty: "",
-    },
-    Layout {
-        id: "peers",
-        title: "Peers",
-        note: "Counted once for each torrent they are in.",
-        columns: &[Text("Reached by"), Number("Seeders"), Number("Leechers"), Number("Peers")],
-        empty: "",
-    },
-    Layout {
-        id: "top",
-        title: "Largest torrents",
-        note: "Updated every 10 s while this page is open.",
-        columns: &[Text("Info-hash"), Number("Seeders"), Number("Leechers"), Number("Completed")],
-        empty: "There is no torrent.",
-    },
-    Layout {
-        id: "clients",
-        title: "Clients",
-        note: "Estimated from the announces of the last interval.",
-        columns: &[Text("Client"), Text("Version"), Number("Peers"), Number("Share")],
-        empty: "No client has announced yet.",
+        id: "errors",
+        title: "Refused",
+        note: "Requests that got an error, and announces whose peer was not stored.",
+        columns: &[Text("What"), Text("Reason"), PER_S, SINCE_START],
+        empty: "Nothing was refused since the start.",
+        span: 3,
     },
     Layout {
         id: "drops",
         title: "Dropped",
         note: "Datagrams that got no response.",
-        columns: &[Text("Cause"), Text("Reason"), Number("Per second"), Number("Total")],
-        empty: "Nothing was dropped.",
+        columns: &[Text("Cause"), Text("Reason"), PER_S, SINCE_START],
+        empty: "Nothing was dropped since the start.",
+        span: 3,
     },
     Layout {
-        id: "errors",
-        title: "Refused",
-        note: "Requests with an error as the response, and announces whose peer was not stored.",
-        columns: &[Text("What"), Text("Reason"), Number("Per second"), Number("Total")],
-        empty: "Nothing was refused.",
+        id: "requests",
+        title: "Responses",
+        note: "Each per second. What was sent since the start includes WebRTC answers and pages.",
+        columns: &[
+            Text("Protocol"),
+            Number("Connects"),
+            Number("Announces"),
+            Number("Scrapes"),
+            SINCE_START,
+        ],
+        empty: "",
+        span: 3,
+    },
+    Layout {
+        id: "peers",
+        title: "Peers",
+        note: "A client counts once for each torrent it is in.",
+        columns: &[Text("Reached by"), Number("Seeders"), Number("Leechers"), Number("Peers")],
+        empty: "",
+        span: 3,
+    },
+    Layout {
+        id: TOP,
+        title: "Largest torrents",
+        note: "Renewed every 10 s while this page is open. A click on a hash copies it.",
+        columns: &[Text("Torrent"), Number("Seeders"), Number("Leechers"), Number("Completed")],
+        empty: "There is no torrent.",
+        span: 3,
+    },
+    Layout {
+        id: CLIENTS,
+        title: "Clients",
+        note: "Estimated from the announces of the last interval.",
+        columns: &[Text("Client"), Text("Version"), Number("Peers"), Number("Share")],
+        empty: "No client has announced yet.",
+        span: 3,
     },
     Layout {
         id: "limits",
-        title: "Limits",
-        note: "",
-        columns: &[Text("Limit"), Number("Now")],
-        empty: "",
-    },
-    Layout {
-        id: "memory",
-        title: "Memory",
-        note: "",
-        columns: &[Text("Memory"), Number("Now")],
-        empty: "",
+        title: "Rate limits",
+        note: "Without a response, except in rows that name one, and in a dry run.",
+        columns: &[Text("Over the limit"), PER_S, SINCE_START],
+        empty: "No request was over a limit since the start.",
+        span: 3,
     },
     Layout {
         id: "workers",
@@ -135,9 +137,26 @@ pub(super) static LAYOUTS: [Layout; 10] = [
             Text("Worker"),
             Number("Busy"),
             Number("Requests per second"),
-            Number("Last turn"),
+            Number("Latest turn"),
         ],
         empty: "",
+        span: 3,
+    },
+    Layout {
+        id: "memory",
+        title: "Memory",
+        note: "",
+        columns: &[Text("Memory"), Number("Now")],
+        empty: "",
+        span: 2,
+    },
+    Layout {
+        id: "traffic",
+        title: "Traffic",
+        note: "",
+        columns: &[Text("Traffic"), Number("Now")],
+        empty: "",
+        span: 2,
     },
     Layout {
         id: "tracker",
@@ -145,8 +164,54 @@ pub(super) static LAYOUTS: [Layout; 10] = [
         note: "",
         columns: &[Text("Tracker"), Number("Now")],
         empty: "",
+        span: 2,
     },
 ];
+
+/// The table of the largest torrents, whose rows are not text alone.
+pub(super) const TOP: &str = "top";
+
+/// The table of clients, which has a bar.
+pub(super) const CLIENTS: &str = "clients";
+
+const PER_S: Column = Number("Per second");
+
+const SINCE_START: Column = Number("Since start");
+
+/// What the head of the page names.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+pub(super) struct Head {
+    /// Its host; `skep` if that is unknown.
+    pub(super) host: String,
+    /// Its state.
+    pub(super) state: String,
+    /// How long it has been running.
+    pub(super) uptime: String,
+    /// The I/O backend.
+    pub(super) backend: &'static str,
+    /// All peers.
+    pub(super) peers: String,
+    /// Seeders and leechers.
+    pub(super) parts: String,
+}
+
+/// The head of the page.
+pub(super) fn head(sample: &Sample) -> Head {
+    let store = &sample.store;
+    let [seeders, leechers] = [&store.seeders, &store.leechers].map(|it| it.iter().sum::<u64>());
+    Head {
+        host: if sample.host.is_empty() { "skep".into() } else { sample.host.to_string() },
+        state: if sample.state.is_empty() { "starting".into() } else { sample.state.clone() },
+        uptime: duration(sample.uptime_s),
+        backend: match sample.backend {
+            "uring" => "io_uring",
+            "mmsg" => "recvmmsg",
+            other => other,
+        },
+        peers: grouped(store.peers()),
+        parts: format!("{} seeders, {} leechers", grouped(seeders), grouped(leechers)),
+    }
+}
 
 /// A figure that most people come for.
 #[derive(Debug, PartialEq, Eq, Serialize)]
@@ -156,19 +221,17 @@ pub(super) struct Figure {
     pub(super) value: String,
 }
 
-/// The figures at the top of the page.
+/// The figures beside the number of peers.
 pub(super) fn figures(sample: &Sample) -> Vec<Figure> {
-    let store = &sample.store;
     let figure = |id, name, value| Figure { id, name, value };
-    let peers = store.seeders.iter().chain(&store.leechers).sum();
     let dropped: Flow = Cause::ALL.into_iter().map(|it| sample.silenced(it)).sum();
     vec![
         figure("announces", "Announces per second", rate(sample.answered(Action::Announce).per_s)),
         figure("scrapes", "Scrapes per second", rate(sample.answered(Action::Scrape).per_s)),
+        figure("torrents", "Torrents", grouped(sample.store.torrents)),
+        figure("errors", "Refused per second", rate(sample.errors().per_s)),
         figure("dropped", "Dropped per second", rate(dropped.per_s)),
-        figure("peers", "Peers", grouped(peers)),
-        figure("torrents", "Torrents", grouped(store.torrents)),
-        figure("memory", "Memory of the store", bytes(sample.value("skep_store_used_bytes"))),
+        figure("memory", "Memory for peers", bytes(sample.value("skep_store_used_bytes"))),
     ]
 }
 
@@ -181,18 +244,40 @@ pub(super) fn tables(sample: &Sample) -> BTreeMap<&'static str, Rows> {
         ("drops", drops(sample)),
         ("errors", errors(sample)),
         ("limits", limits(sample)),
-        ("memory", memory(sample)),
         ("workers", workers(sample)),
+        ("memory", memory(sample)),
+        ("traffic", traffic(sample)),
         ("tracker", tracker(sample)),
     ])
 }
 
+/// A row of the largest torrents.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(super) struct TopRow {
+    /// The info-hash: 40 digits.
+    pub(super) hash: String,
+    /// The name under which it is registered; empty if there is none.
+    pub(super) name: String,
+    /// Seeders, leechers, completed downloads.
+    pub(super) counts: [String; 3],
+}
+
+impl TopRow {
+    /// The hash in three parts, of which the page hides the second.
+    pub(super) fn hash_parts(&self) -> [&str; 3] {
+        let (head, rest) = self.hash.split_at_checked(8).unwrap_or((&self.hash, ""));
+        let (middle, tail) =
+            rest.split_at_checked(rest.len().saturating_sub(4)).unwrap_or((rest, ""));
+        [head, middle, tail]
+    }
+}
+
 /// The rows of the largest torrents' table.
-pub(super) fn top(listed: &[ListedTorrent]) -> Rows {
-    let row = |torrent: &ListedTorrent| {
+pub(super) fn top(listed: &[NamedTorrent]) -> Vec<TopRow> {
+    let row = |NamedTorrent { torrent, name }: &NamedTorrent| {
         let counts = [torrent.counts.seeders, torrent.counts.leechers, torrent.counts.completed];
         let counts = counts.map(|it| grouped(it.into()));
-        [vec![torrent.info_hash.to_string()], counts.into()].concat()
+        TopRow { hash: torrent.info_hash.to_string(), name: name.clone(), counts }
     };
     listed.iter().map(row).collect()
 }
@@ -237,14 +322,18 @@ fn clients(sample: &Sample) -> Rows {
         .collect()
 }
 
-/// Sums by cause, and each reason that there was.
+/// Each reason that there was, by cause.
 fn drops(sample: &Sample) -> Rows {
     let mut rows = Rows::new();
+    let mut add = |cause: Cause, reason: &str, flow: Flow| {
+        rows.extend((flow.total > 0.0).then(|| counted(cause.name(), reason, flow)));
+    };
     for cause in Cause::ALL {
-        rows.push(counted(cause.name(), "all", sample.silenced(cause)));
-        for reason in Dropped::ALL.into_iter().filter(|it| super::sample::cause_of(*it) == cause) {
-            let flow = sample.dropped(reason);
-            rows.extend((flow.total > 0.0).then(|| counted(cause.name(), reason.label(), flow)));
+        if cause == Cause::Queue {
+            add(cause, "too few workers, or a small buffer", sample.silenced(cause));
+        }
+        for reason in Dropped::ALL.into_iter().filter(|it| cause_of(*it) == cause) {
+            add(cause, reason.label(), sample.dropped(reason));
         }
     }
     rows
@@ -267,40 +356,51 @@ fn counted(what: &str, reason: &str, flow: Flow) -> Vec<String> {
     vec![what.to_owned(), reason.replace('_', " "), rate(flow.per_s), count(flow.total)]
 }
 
+/// What was over a limit, without what never was.
 fn limits(sample: &Sample) -> Rows {
-    let mut rows = vec![
-        row("Sources are limited", sample.limits.to_owned()),
-        row("Sources over their limit", at_least(sample.limited_sources)),
-        row("Sources denied in the kernel", count(sample.value("skep_kernel_denied_sources"))),
+    let mut rows = Rows::new();
+    let now = |name: &str, count: u64| vec![name.to_owned(), grouped(count), "–".to_owned()];
+    let sources = [
+        ("Sources over their limit now, at least", sample.limited_sources),
+        ("Sources denied in the kernel now", rounded(sample.value("skep_kernel_denied_sources"))),
     ];
-    for metric in sample.of("skep_limited_total") {
-        let what = match metric.label("action") {
-            "limited" => "limited",
-            "slipped" => "slipped (got a response)",
+    rows.extend(sources.into_iter().filter(|it| it.1 > 0).map(|it| now(it.0, it.1)));
+    for metric in sample.of("skep_limited_total").filter(|it| it.flow.total > 0.0) {
+        let what = match metric.label("table") {
+            "verified" => "Announces and scrapes",
+            "unverified" => "Connects",
+            "new_torrent" => "New torrents",
+            "stop" => "Stops",
+            "connection" => "Connections and other requests over TCP",
             _ => continue,
         };
-        let table = metric.label("table").replace('_', " ");
-        rows.push(row(&format!("Over the limit, {table}: {what}"), count(metric.flow.total)));
+        let outcome = match metric.label("action") {
+            "limited" => "",
+            "slipped" => ", with a response",
+            _ => continue,
+        };
+        let Flow { total, per_s } = metric.flow;
+        rows.push(vec![format!("{what}{outcome}"), rate(per_s), count(total)]);
     }
     rows
 }
 
 fn memory(sample: &Sample) -> Rows {
-    let (used, max) =
+    let (used, cap) =
         (sample.value("skep_store_used_bytes"), sample.value("skep_store_limit_bytes"));
-    let peers: u64 = sample.store.seeders.iter().chain(&sample.store.leechers).sum();
-    let (limit, share) = match max > 0.0 {
-        true => (bytes(max), percent(used / max)),
+    let (cap, share) = match cap > 0.0 {
+        true => (bytes(cap), percent(used / cap)),
         false => ("none".to_owned(), "–".to_owned()),
     };
+    let peers = sample.store.peers();
     let of_each = if peers > 0 { bytes((used / float(peers)).floor()) } else { "–".to_owned() };
     vec![
-        row("Torrents and peers", bytes(used)),
-        row("Limit", limit),
-        row("Share of the limit", share),
-        row("Per peer", of_each),
-        row("Resident memory of the process", bytes(sample.value("skep_memory_resident_bytes"))),
-        row("Torrents evicted", count(sample.value("skep_torrents_evicted_total"))),
+        row("Used by torrents and peers", bytes(used)),
+        row("Cap", cap),
+        row("Used of the cap", share),
+        row("Used per peer", of_each),
+        row("Whole process", bytes(sample.value("skep_memory_resident_bytes"))),
+        row("Evicted torrents, since start", count(sample.value("skep_torrents_evicted_total"))),
     ]
 }
 
@@ -316,94 +416,42 @@ fn workers(sample: &Sample) -> Rows {
     workers.iter().take(WORKER_ROWS_MAX).map(row).collect()
 }
 
-fn tracker(sample: &Sample) -> Rows {
-    const LOAD: &str = "Load (0 %: usual interval, 100 %: longest)";
-    let store = &sample.store;
+fn traffic(sample: &Sample) -> Rows {
     let traffic = |metrics: [&str; 2]| {
         let flow: Flow = metrics.into_iter().map(|it| sample.sum(it, &[])).sum();
         format!("{}/s", bytes(flow.per_s.round()))
     };
     let open = |kind| count(sample.sum("skep_connections", &[("kind", kind)]).total);
+    vec![
+        row("Received", traffic(["skep_receive_bytes_total", "skep_stream_receive_bytes_total"])),
+        row("Sent", traffic(["skep_transmit_bytes_total", "skep_stream_transmit_bytes_total"])),
+        row("Open HTTP connections", open("http")),
+        row("Open WebSockets", open("ws")),
+        row("Open statistics pages", count(sample.value("skep_stats_viewers"))),
+    ]
+}
+
+fn tracker(sample: &Sample) -> Rows {
+    let store = &sample.store;
     let snapshot_s = sample.value("skep_snapshot_last_success_timestamp_seconds");
     let snapshot = match snapshot_s > 0.0 {
         true => duration(rounded((sample.at_s.floor() - snapshot_s).max(0.0))) + " ago",
         false => "none".to_owned(),
     };
+    let load = sample.value("skep_load_ratio");
     vec![
-        row("State", sample.state.clone()),
-        row("Version", VERSION.to_owned()),
-        row("I/O backend", sample.backend.to_owned()),
-        row("Running for", duration(sample.uptime_s)),
         row("Serves", sample.access.to_owned()),
+        row("Sources are limited", sample.limits.to_owned()),
         row("Announce interval", duration(rounded(sample.value("skep_announce_interval_seconds")))),
-        row(LOAD, percent(sample.value("skep_load_ratio"))),
-        row("Active torrents", grouped(store.active_torrents)),
-        row("Downloads completed", grouped(store.completed)),
-        row("Received", traffic(["skep_receive_bytes_total", "skep_stream_receive_bytes_total"])),
-        row("Sent", traffic(["skep_transmit_bytes_total", "skep_stream_transmit_bytes_total"])),
-        row("HTTP connections", open("http")),
-        row("WebSockets", open("ws")),
+        row("Longer for load (100 %: longest)", percent(load)),
+        row("Torrents with peers", grouped(store.active_torrents)),
+        row("Downloads, since start", grouped(store.completed)),
         row("Latest snapshot", snapshot),
-        row("Open statistics pages", count(sample.value("skep_stats_viewers"))),
     ]
 }
 
 fn row(name: &str, value: String) -> Vec<String> {
     vec![name.to_owned(), value]
-}
-
-/// How many there are at least: more are not counted.
-fn at_least(count: u64) -> String {
-    if count > 0 { format!("{} or more", grouped(count)) } else { "0".into() }
-}
-
-/// A rate: tenths where they say something.
-fn rate(per_s: f64) -> String {
-    if per_s > 0.0 && per_s < 100.0 { format!("{per_s:.1}") } else { grouped(rounded(per_s)) }
-}
-
-/// The nearest whole number.
-#[expect(
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    reason = "casts of floats stay in range, and nothing negative is shown"
-)]
-fn rounded(number: f64) -> u64 {
-    number.round() as u64
-}
-
-fn percent(ratio: f64) -> String {
-    format!("{:.1} %", ratio * 100.0)
-}
-
-/// A count as people write it.
-fn count(number: f64) -> String {
-    grouped(rounded(number))
-}
-
-/// A number of bytes in the unit that suits it.
-fn bytes(mut amount: f64) -> String {
-    let mut units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"].into_iter();
-    let mut unit = units.next().unwrap_or_default();
-    for larger in units {
-        if amount < 1024.0 {
-            break;
-        }
-        amount /= 1024.0;
-        unit = larger;
-    }
-    if unit == "B" { format!("{amount} B") } else { format!("{amount:.1} {unit}") }
-}
-
-/// Seconds as people say them: the two largest units.
-fn duration(seconds: u64) -> String {
-    let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
-    match () {
-        () if days > 0 => format!("{days} d {} h", hours % 24),
-        () if hours > 0 => format!("{hours} h {} min", minutes % 60),
-        () if minutes > 0 => format!("{minutes} min {} s", seconds % 60),
-        () => format!("{seconds} s"),
-    }
 }
 
 #[cfg(test)]
@@ -436,7 +484,7 @@ mod tests {
             ..Sample::default()
         };
         let tables = tables(&sample);
-        for layout in LAYOUTS.iter().filter(|it| it.id != "top") {
+        for layout in LAYOUTS.iter().filter(|it| it.id != TOP) {
             let rows = &tables[layout.id];
             let width = layout.columns.len();
             assert!(!rows.is_empty() && rows.iter().all(|it| it.len() == width), "{}", layout.id);
@@ -445,26 +493,50 @@ mod tests {
         assert_eq!(tables["workers"].len(), WORKER_ROWS_MAX);
         assert_eq!(tables["clients"].len(), CLIENT_ROWS_MAX + 1);
         assert_eq!(tables["errors"], [["Refused", "low port", "0.5", "3"]]);
-        assert!(
-            tables["drops"]
-                .contains(&["Not valid", "bad magic", "0.5", "3"].map(str::to_owned).into())
+        assert_eq!(tables["drops"], [["Not valid", "bad magic", "0.5", "3"]]);
+        assert_eq!(
+            tables["limits"],
+            [["Announces and scrapes", "0.5", "3"], ["New torrents, with a response", "0.5", "3"],]
         );
+        assert_eq!(tables["workers"][0].len(), 4);
     }
 
     #[test]
-    fn numbers_read_as_people_write_them() {
-        assert_eq!(
-            [0.0, 0.04, 12.34, 99.99, 100.2, 1_234_567.8].map(rate),
-            ["0", "0.0", "12.3", "100.0", "100", "1,234,568"]
-        );
-        assert_eq!(
-            [0.0, 1023.0, 1536.0, 5.0 * 1024.0 * 1024.0 * 1024.0].map(bytes),
-            ["0 B", "1023 B", "1.5 KiB", "5.0 GiB"]
-        );
-        assert_eq!(
-            [59, 61, 7260, 90_000].map(duration),
-            ["59 s", "1 min 1 s", "2 h 1 min", "1 d 1 h"]
-        );
-        assert_eq!(percent(0.123_45), "12.3 %");
+    fn the_head_names_host_state_and_backend() {
+        let sample = Sample {
+            host: "tracker.example.org".into(),
+            state: "serving".into(),
+            backend: "uring",
+            uptime_s: 1_036_800,
+            store: Stats { seeders: [1000, 20, 3], leechers: [4, 0, 0], ..Stats::default() },
+            ..Sample::default()
+        };
+        let found = head(&sample);
+        assert_eq!((&*found.host, &*found.state), ("tracker.example.org", "serving"));
+        assert_eq!((found.backend, &*found.uptime), ("io_uring", "12 d"));
+        assert_eq!((&*found.peers, &*found.parts), ("1,027", "1,023 seeders, 4 leechers"));
+        let unknown = head(&Sample::default());
+        assert_eq!((&*unknown.host, &*unknown.state), ("skep", "starting"));
+    }
+
+    #[test]
+    fn what_never_happened_has_no_row() {
+        let tables = tables(&Sample::default());
+        for id in ["errors", "drops", "limits", "clients"] {
+            assert_eq!(tables[id], Rows::new(), "{id}");
+        }
+    }
+
+    #[test]
+    fn a_hash_is_whole_in_its_three_parts() {
+        let top_row = |hash: &str| TopRow {
+            hash: hash.into(),
+            name: String::new(),
+            counts: Default::default(),
+        };
+        let hash = "5e41ab08".to_owned() + &"9".repeat(28) + "8a51";
+        let row = top_row(&hash);
+        assert_eq!(row.hash_parts(), ["5e41ab08", &"9".repeat(28), "8a51"]);
+        assert_eq!(top_row("short").hash_parts().concat(), "short");
     }
 }

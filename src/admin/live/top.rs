@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::OwnedSemaphorePermit;
 
+use crate::access_store::AccessManager;
 use crate::admin::{Admin, Process, api};
 use crate::time::Now;
 use crate::tracker::{ListedTorrent, TorrentOrder};
@@ -20,11 +21,26 @@ const AGE_S_MAX: u64 = 10;
 pub(in crate::admin) struct Top(Arc<Mutex<Option<List>>>);
 
 /// The time of the list, and its torrents.
-type List = (Now, Arc<[ListedTorrent]>);
+type List = (Now, Arc<[NamedTorrent]>);
+
+/// A torrent with the name under which it is registered; empty if there is none.
+#[derive(Clone)]
+pub(in crate::admin) struct NamedTorrent {
+    pub(super) torrent: ListedTorrent,
+    pub(super) name: String,
+}
+
+impl NamedTorrent {
+    /// Looks the name up in the database, where registrations are kept.
+    fn of(torrent: ListedTorrent, registered: &AccessManager) -> Self {
+        let record = registered.registered(&torrent.info_hash).ok();
+        Self { name: record.and_then(|it| it.name).unwrap_or_default(), torrent }
+    }
+}
 
 impl Top {
     /// The largest torrents, as of some seconds ago; waits for the walk. Empty if the walk fails.
-    pub(super) async fn awaited<P: Process>(&self, admin: &Admin<P>) -> Arc<[ListedTorrent]> {
+    pub(super) async fn awaited<P: Process>(&self, admin: &Admin<P>) -> Arc<[NamedTorrent]> {
         if self.fresh(admin).is_none() {
             // Fails only on a closed semaphore; this one is never closed.
             let permit = admin.walk.clone().acquire_owned().await.ok();
@@ -60,7 +76,9 @@ impl Top {
         // stores nothing.
         let _ = api::walk_with(permit, admin, move |listing| {
             let found = listing.torrents_by(TorrentOrder::Peers, COUNT);
-            *top.kept() = Some((process.now(), found.into()));
+            let access_manager = process.access_manager();
+            let found = found.into_iter().map(|torrent| NamedTorrent::of(torrent, &access_manager));
+            *top.kept() = Some((process.now(), found.collect()));
         })
         .await;
     }

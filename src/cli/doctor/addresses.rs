@@ -6,6 +6,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use super::HostReport;
 use super::finding::{Check, Finding};
 use super::host::{Host, HostReadError};
+use crate::config::Config;
 
 const BIND: Check = Check::new(
     "addresses.bind",
@@ -23,8 +24,17 @@ const SCOPE: Check = Check::new(
      externalTrafficPolicy: Cluster, an unlisted proxy) every peer that is handed out is useless.",
 );
 
+const PROXIES: Check = Check::new(
+    "addresses.proxies",
+    "A reverse proxy that http.trusted_proxies does not list hides its clients: all of them have \
+     the proxy's address, and every peer that is handed out is useless.",
+);
+
+/// Seconds for which a request through a proxy that is not listed counts as present.
+const PROXY_SEEN_S: f64 = 3600.0;
+
 pub(super) fn examine(report: &HostReport) -> Vec<Finding> {
-    vec![bind(report), ipv6(report), scope(report)]
+    vec![bind(report), ipv6(report), scope(report), proxies(report)]
 }
 
 fn bind(report: &HostReport) -> Finding {
@@ -44,8 +54,7 @@ fn bind(report: &HostReport) -> Finding {
 }
 
 fn ipv6(report: &HostReport) -> Finding {
-    let config = &report.config;
-    let all = [config.udp_listen(), config.http_listen(), &config.tls.listen].concat();
+    let all = report.served();
     let outward = |it: &&SocketAddr| it.is_ipv6() && !it.ip().is_loopback();
     let listens = all.iter().find(outward);
     let addresses = global_addresses(&report.host);
@@ -58,7 +67,8 @@ fn ipv6(report: &HostReport) -> Finding {
     let addresses = match addresses {
         Ok(addresses) => addresses,
         Err(unread) if unread.is_missing && report.host.has("/proc/net/dev") => {
-            return IPV6.warning(
+            return lacking(
+                report,
                 format!("{at} cannot be served: this host has no IPv6"),
                 "have the provider route IPv6 and enable it, or listen on IPv4 alone\n\
                  $ sysctl -w net.ipv6.conf.all.disable_ipv6=0",
@@ -67,20 +77,36 @@ fn ipv6(report: &HostReport) -> Finding {
         Err(unread) => return IPV6.unread(&unread),
     };
     let Some(first) = addresses.first() else {
-        return IPV6.warning(
-            format!("{at} is served, but this host has no global IPv6 address"),
-            "have the provider route IPv6, and give this host an address of it\n\
+        return lacking(
+            report,
+            format!("{at} is served, but this host has no IPv6 address that the Internet reaches"),
+            "have the provider route IPv6, and give this host an address of it (2000::/3; fc00::/7 \
+             is private)\n\
              $ ip -6 address show scope global",
         );
     };
     match routed {
         Ok(true) => IPV6.ok(format!("{first} is this host's, and there is a default route")),
-        Ok(false) => IPV6.warning(
+        Ok(false) => lacking(
+            report,
             format!("{first} is this host's, but IPv6 has no default route"),
             "add the router's address\n$ ip -6 route add default via ROUTER dev INTERFACE",
         ),
         Err(unread) => IPV6.unread(&unread),
     }
+}
+
+/// A warning that IPv6 is not served as configured. If its addresses are the defaults, nobody asked
+/// for IPv6, and many hosts have none.
+fn lacking(report: &HostReport, fact: String, remedy: &str) -> Finding {
+    let (config, usual) = (&report.config, Config::default());
+    let is_usual = config.udp_listen() == usual.udp_listen()
+        && config.http_listen() == usual.http_listen()
+        && !config.tls_listen().iter().any(SocketAddr::is_ipv6);
+    if is_usual {
+        return IPV6.info(fact).remedied(remedy);
+    }
+    IPV6.warning(fact, remedy)
 }
 
 /// This host's addresses that the IPv6 Internet can route to (2000::/3, RFC 4291).
@@ -112,17 +138,9 @@ fn scope(report: &HostReport) -> Finding {
     let admin = report.config.admin.listen;
     let metrics = match &report.facts.metrics {
         Ok(metrics) => metrics,
-        Err(error) => {
-            return SCOPE
-                .info(format!("no skep responds at {admin} ({error})"))
-                .remedied("run `skep doctor` again, with the same settings, while skep serves");
-        }
+        Err(error) => return silent(&SCOPE, admin, error),
     };
-    let ratio = |kind: &str| {
-        let name = format!("skep_odd_sources_ratio{{kind=\"{kind}\"}} ");
-        let value = metrics.lines().find_map(|it| it.strip_prefix(&name))?;
-        value.trim().parse::<f64>().ok().filter(|it| it.is_finite())
-    };
+    let ratio = |kind| value(metrics, &format!("skep_odd_sources_ratio{{kind=\"{kind}\"}}"));
     let (Some(one), Some(unroutable)) = (ratio("one_address"), ratio("unroutable")) else {
         return SCOPE.info(format!("what responds at {admin} has no such metric"));
     };
@@ -141,16 +159,76 @@ fn scope(report: &HostReport) -> Finding {
     }
 }
 
+/// The finding of a check that needs a running tracker, where none responds.
+pub(super) fn silent(check: &Check, admin: SocketAddr, error: &str) -> Finding {
+    check
+        .info(format!("no skep responds at {admin} ({error})"))
+        .remedied("run `skep doctor` again, with the same settings, while skep serves")
+}
+
+/// The value of a series in the running tracker's metrics.
+pub(super) fn value(metrics: &str, series: &str) -> Option<f64> {
+    let value = metrics.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '))?;
+    value.trim().parse().ok().filter(|value: &f64| value.is_finite())
+}
+
+fn proxies(report: &HostReport) -> Finding {
+    let admin = report.config.admin.listen;
+    let metrics = match &report.facts.metrics {
+        Ok(metrics) => metrics,
+        Err(error) => return silent(&PROXIES, admin, error),
+    };
+    let of = |name: &str, source: &str| {
+        value(metrics, &format!("skep_unlisted_proxy_{name}{{source=\"{source}\"}}"))
+    };
+    let names = ["requests_total", "latest_timestamp_seconds"];
+    let [(Some(private), Some(private_s)), (Some(public), Some(public_s))] =
+        ["private", "public"].map(|source| (of(names[0], source), of(names[1], source)))
+    else {
+        return PROXIES.info(format!("what responds at {admin} has no such metric"));
+    };
+    let now_s = u32::try_from(report.facts.clock.now_s).map_or(f64::MAX, f64::from);
+    let is_recent = |latest_s: f64| latest_s > 0.0 && now_s - latest_s < PROXY_SEEN_S;
+    let remedy = "list the proxy's address in http.trusted_proxies and reload; a line \
+                  `not listed` of the log, once an hour, has the address and the setting\n\
+                  $ journalctl -u skep | grep 'not listed'";
+    if is_recent(private_s) {
+        let fact = format!(
+            "{private} requests came through a proxy of this host or its network that \
+             http.trusted_proxies does not list"
+        );
+        return PROXIES.problem(fact, remedy);
+    }
+    let over_http: f64 = ["ipv4", "ipv6"]
+        .iter()
+        .filter_map(|family| {
+            let labels = format!("transport=\"http\",family=\"{family}\"");
+            value(metrics, &format!("skep_requests_total{{{labels}}}"))
+        })
+        .sum();
+    if is_recent(public_s) && public * 2.0 > over_http {
+        let fact = format!(
+            "{public} of {over_http} HTTP requests came through proxies on public addresses that \
+             http.trusted_proxies does not list"
+        );
+        return PROXIES.warning(fact, format!("if they are yours (a CDN), {remedy}"));
+    }
+    PROXIES.ok("no reverse proxy forwards requests that http.trusted_proxies does not list")
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::Severity;
-    use super::super::fake::{Fake, found};
+    use super::super::fake::{Fake, NOW_S, found};
     use super::*;
 
     const GLOBAL: &str = "20010db8000000000000000000000002 02 40 00 80     eth0\n";
     const LOCAL: &str = "00000000000000000000000000000001 01 80 10 80       lo\n\
                          fe8000000000000000fc00fffe000001 04 40 20 80     eth0\n\
                          fd000000000000000000000000000002 04 40 00 82     eth0\n";
+
+    /// Settings that ask for IPv6.
+    const ASKED: &str = "[server]\nlisten = [\"0.0.0.0:7000\", \"[::]:7000\"]";
 
     fn route(prefix: &str, flags: &str, device: &str) -> String {
         let zeros = "0".repeat(32);
@@ -177,32 +255,36 @@ mod tests {
 
     #[test]
     fn ipv6_takes_a_global_address_and_a_route() {
-        let judge = |addresses: &str, routes: &str| {
+        let judge_with = |settings: &str, addresses: &str, routes: &str| {
             let fake = Fake::new()
+                .configured(settings)
                 .with("/proc/net/if_inet6", addresses)
                 .with("/proc/net/ipv6_route", routes);
             judge(&fake, "addresses.ipv6")
         };
+        let judge = |addresses: &str, routes: &str| judge_with(ASKED, addresses, routes);
         let default = route("00", "00000003", "eth0");
         let (severity, text) = judge(&format!("{LOCAL}{GLOBAL}"), &default);
         assert_eq!(severity, Severity::Ok);
         assert!(text.starts_with("2001:db8::2 "), "{text}");
         let (severity, text) = judge(LOCAL, &default);
         assert_eq!(severity, Severity::Warning);
-        assert!(text.contains("no global IPv6 address"), "{text}");
+        assert!(text.contains("no IPv6 address that the Internet reaches"), "{text}");
+        assert_eq!(judge_with("", LOCAL, &default).0, Severity::Info, "nobody asked for it");
         let rejected = route("00", "00200200", "lo") + &route("40", "00000001", "eth0");
         let (severity, text) = judge(&format!("{LOCAL}{GLOBAL}"), &rejected);
         assert_eq!(severity, Severity::Warning);
         assert!(text.contains("no default route"), "{text}");
         assert_eq!(judge(GLOBAL, &route("00", "00000203", "eth0")).0, Severity::Warning);
+        assert_eq!(judge_with("", GLOBAL, &rejected).0, Severity::Info);
     }
 
     #[test]
     fn a_host_without_ipv6_is_told_from_one_that_hides_it() {
-        let without = Fake::new().with("/proc/net/dev", "");
+        let without = Fake::new().configured(ASKED).with("/proc/net/dev", "");
         let (severity, text) = judge(&without, "addresses.ipv6");
         assert_eq!(severity, Severity::Warning);
-        assert!(text.contains("[::]:6969 cannot be served"), "{text}");
+        assert!(text.contains("[::]:7000 cannot be served"), "{text}");
         assert_eq!(judge(&Fake::new(), "addresses.ipv6").0, Severity::Info);
         let hidden = Fake::new().with("/proc/net/if_inet6", GLOBAL);
         assert_eq!(judge(&hidden, "addresses.ipv6").0, Severity::Info, "its routes are");
@@ -235,5 +317,39 @@ mod tests {
         let (severity, text) = judge(Err("Connection refused"));
         assert_eq!(severity, Severity::Info);
         assert!(text.contains("127.0.0.1:6970 (Connection refused)"), "{text}");
+    }
+
+    #[test]
+    fn proxies_that_are_not_listed_are_found_while_they_forward() {
+        let found = |private: (u32, u64), public: (u32, u64), over_http: u32| {
+            let mut fake = Fake::new();
+            let series = |name, source, value| {
+                format!("skep_unlisted_proxy_{name}{{source=\"{source}\"}} {value}\n")
+            };
+            let mut metrics =
+                String::from("skep_requests_total{transport=\"http\",family=\"ipv6\"} 0\n");
+            for (source, (count, ago_s)) in [("private", private), ("public", public)] {
+                let latest_s = if count == 0 { 0 } else { NOW_S - ago_s };
+                metrics += &series("requests_total", source, u64::from(count));
+                metrics += &series("latest_timestamp_seconds", source, latest_s);
+            }
+            metrics +=
+                &format!("skep_requests_total{{transport=\"http\",family=\"ipv4\"}} {over_http}\n");
+            fake.report.facts.metrics = Ok(metrics);
+            judge(&fake, "addresses.proxies")
+        };
+        assert_eq!(found((0, 0), (0, 0), 0).0, Severity::Ok);
+        let (severity, text) = found((7, 60), (0, 0), 1000);
+        assert_eq!(severity, Severity::Problem);
+        assert!(text.starts_with("7 requests") && text.contains("grep 'not listed'"), "{text}");
+        assert_eq!(found((7, 7200), (0, 0), 1000).0, Severity::Ok, "it was listed, or ended");
+        assert_eq!(found((0, 0), (400, 60), 1000).0, Severity::Ok, "clients' own proxies");
+        let (severity, text) = found((0, 0), (600, 60), 1000);
+        assert_eq!(severity, Severity::Warning);
+        assert!(text.starts_with("600 of 1000") && text.contains("if they are yours"), "{text}");
+        let mut fake = Fake::new();
+        assert_eq!(judge(&fake, "addresses.proxies").0, Severity::Info);
+        fake.report.facts.metrics = Ok("skep_torrents 0\n".into());
+        assert_eq!(judge(&fake, "addresses.proxies").0, Severity::Info);
     }
 }

@@ -1,7 +1,7 @@
 //! Findings on socket buffers, and on datagrams that were lost because they did not fit.
 
 use super::finding::{Check, Finding};
-use super::host::{Host, HostReadError};
+use super::host::HostReadError;
 use super::{HostReport, container, size};
 
 const RECEIVE: Check = Check::new(
@@ -16,8 +16,8 @@ const SEND: Check = Check::new(
 );
 const ERRORS: Check = Check::new(
     "network.udp_errors",
-    "Datagrams that the kernel could not queue, of all programs in this network namespace since \
-     its creation. skep_udp_socket_drops_total counts those of the tracker.",
+    "Datagrams that the kernel could not queue, of all programs in this network namespace. \
+     skep_udp_socket_drops_total counts those of the tracker.",
 );
 const FILTER: Check = Check::new(
     "network.optmem",
@@ -58,7 +58,10 @@ fn receive(report: &HostReport) -> Finding {
     match max {
         _ if given < asked => RECEIVE.warning(fact, remedy),
         Ok(max) if max < asked => RECEIVE
-            .info(format!("{fact}; this user may exceed that limit, the tracker's user may not"))
+            .info(format!(
+                "{fact}; this user exceeds that limit by CAP_NET_ADMIN, which a service of \
+                 another user lacks unless its unit grants it"
+            ))
             .remedied(remedy),
         _ => RECEIVE.ok(fact),
     }
@@ -79,7 +82,7 @@ fn send(report: &HostReport) -> Finding {
 }
 
 /// Datagrams received and lost, over both families.
-#[derive(Default)]
+#[derive(Clone, Copy, Default)]
 struct DatagramCounts {
     taken: u64,
     receive_full: u64,
@@ -87,81 +90,128 @@ struct DatagramCounts {
     no_memory: u64,
 }
 
-fn counts(host: &Host) -> Result<DatagramCounts, HostReadError> {
-    const V4: &str = "/proc/net/snmp";
-    let text = host.text(V4)?;
-    let mut lines = text.lines().filter_map(|it| it.strip_prefix("Udp:"));
-    let (Some(names), Some(values)) = (lines.next(), lines.next()) else {
-        return Err(HostReadError::odd(V4, "holds no counts of UDP"));
-    };
-    let pairs = names.split_whitespace().zip(values.split_whitespace());
-    let mut pairs: Vec<(&str, &str)> = pairs.collect();
-    // A host without IPv6 does not have this file.
-    let v6 = host.text("/proc/net/snmp6").unwrap_or_default();
-    let of_v6 =
-        v6.lines().filter_map(|it| it.strip_prefix("Udp6")?.split_once(char::is_whitespace));
-    pairs.extend(of_v6);
-    let mut datagrams = DatagramCounts::default();
-    for (name, value) in pairs {
-        let value = value.trim().parse().unwrap_or(0);
-        match name {
-            "InDatagrams" => datagrams.taken += value,
-            "RcvbufErrors" => datagrams.receive_full += value,
-            "SndbufErrors" => datagrams.send_full += value,
-            "MemErrors" => datagrams.no_memory += value,
-            _ => {}
+const SNMP: &str = "/proc/net/snmp";
+const SNMP6: &str = "/proc/net/snmp6";
+
+impl DatagramCounts {
+    /// The counts in the files of both families. A host without IPv6 has only the first.
+    fn parse(v4: &str, v6: &str) -> Option<Self> {
+        let mut lines = v4.lines().filter_map(|it| it.strip_prefix("Udp:"));
+        let (names, values) = (lines.next()?, lines.next()?);
+        let mut pairs: Vec<(&str, &str)> =
+            names.split_whitespace().zip(values.split_whitespace()).collect();
+        let of_v6 =
+            v6.lines().filter_map(|it| it.strip_prefix("Udp6")?.split_once(char::is_whitespace));
+        pairs.extend(of_v6);
+        let mut datagrams = Self::default();
+        for (name, value) in pairs {
+            let value = value.trim().parse().unwrap_or(0);
+            match name {
+                "InDatagrams" => datagrams.taken += value,
+                "RcvbufErrors" => datagrams.receive_full += value,
+                "SndbufErrors" => datagrams.send_full += value,
+                "MemErrors" => datagrams.no_memory += value,
+                _ => {}
+            }
+        }
+        Some(datagrams)
+    }
+
+    /// What was counted since `earlier`.
+    fn since(self, earlier: Self) -> Self {
+        Self {
+            taken: self.taken.saturating_sub(earlier.taken),
+            receive_full: self.receive_full.saturating_sub(earlier.receive_full),
+            send_full: self.send_full.saturating_sub(earlier.send_full),
+            no_memory: self.no_memory.saturating_sub(earlier.no_memory),
         }
     }
-    Ok(datagrams)
-}
 
-fn errors(report: &HostReport) -> Finding {
-    let counts = match counts(&report.host) {
-        Ok(counts) => counts,
-        Err(unread) => return ERRORS.unread(&unread),
-    };
-    let DatagramCounts { taken, receive_full, send_full, no_memory } = counts;
-    let lost = receive_full + send_full + no_memory;
-    let fact = format!(
-        "of {} incoming datagrams {receive_full} were lost to full receive buffers and {no_memory} \
-         to lack of memory; {send_full} outgoing ones were lost to full send buffers",
-        taken + receive_full + no_memory
-    );
-    let remedy = "if it grows while skep serves: more workers or cores, larger buffers \
-                  (network.receive_buffer), datagrams spread over cores (network.rps); without \
-                  memory: net.ipv4.udp_mem\n$ nstat -az | grep -E 'Udp6?(Rcvbuf|Sndbuf|Mem)Errors'";
-    match lost {
-        0 => ERRORS.ok(format!("none of {taken} datagrams was lost")),
-        // More than one in a thousand: the threshold of the alert.
-        _ if lost > (taken + lost) / 1000 => ERRORS.warning(fact, remedy),
-        _ => ERRORS.info(fact).remedied(remedy),
+    fn lost(self) -> u64 {
+        self.receive_full + self.send_full + self.no_memory
+    }
+
+    /// Whether more than one in a thousand is lost: the threshold of the alert.
+    fn are_many_lost(self) -> bool {
+        self.lost() > (self.taken + self.lost()) / 1000
+    }
+
+    /// What was lost, in words.
+    fn losses(self) -> String {
+        let Self { taken, receive_full, send_full, no_memory } = self;
+        format!(
+            "of {} incoming datagrams {receive_full} were lost to full receive buffers and \
+             {no_memory} to lack of memory; {send_full} outgoing ones were lost to full send \
+             buffers",
+            taken + receive_full + no_memory
+        )
     }
 }
 
-/// The second column of /proc/net/softnet_stat: packets dropped by each core, in hexadecimal.
+/// Judges the last second. What was lost before may have been a burst of any program.
+fn errors(report: &HostReport) -> Finding {
+    let v4 = match report.host.text(SNMP) {
+        Ok(text) => text,
+        Err(unread) => return ERRORS.unread(&unread),
+    };
+    let v6 = report.host.text(SNMP6).unwrap_or_default();
+    let Some(all) = DatagramCounts::parse(&v4, &v6) else {
+        return ERRORS.unread(&HostReadError::odd(SNMP, "holds no counts of UDP"));
+    };
+    let earlier = (report.earlier.text(SNMP), report.earlier.text(SNMP6));
+    let now = all.since(DatagramCounts::parse(earlier.0, earlier.1).unwrap_or(all));
+    let remedy = "more workers or cores, larger buffers (network.receive_buffer), datagrams spread \
+                  over cores (network.rps); without memory: net.ipv4.udp_mem\n\
+                  $ nstat -az | grep -E 'Udp6?(Rcvbuf|Sndbuf|Mem)Errors'";
+    match (now.lost(), all.lost()) {
+        (0, 0) => ERRORS.ok(format!("none of {} datagrams was lost since boot", all.taken)),
+        (0, _) => {
+            let fact = format!("none was lost in the last second; since boot {}", all.losses());
+            if all.are_many_lost() { ERRORS.info(fact) } else { ERRORS.ok(fact) }
+                .remedied(format!("if it grows while skep serves: {remedy}"))
+        }
+        _ if now.are_many_lost() => {
+            ERRORS.warning(format!("in the last second {}", now.losses()), remedy)
+        }
+        _ => ERRORS.info(format!("in the last second {}", now.losses())).remedied(remedy),
+    }
+}
+
+const SOFTNET: &str = "/proc/net/softnet_stat";
+
+/// The second column: packets dropped by each core, in hexadecimal.
+fn packets_dropped(text: &str) -> u64 {
+    let of_core = |line: &str| u64::from_str_radix(line.split_whitespace().nth(1)?, 16).ok();
+    text.lines().filter_map(of_core).sum()
+}
+
+/// Judges the last second, as [`errors`] does.
 fn backlog(report: &HostReport) -> Finding {
-    let text = match report.host.text("/proc/net/softnet_stat") {
+    let text = match report.host.text(SOFTNET) {
         Ok(text) => text,
         Err(unread) => return BACKLOG.unread(&unread),
     };
-    let of_core = |line: &str| u64::from_str_radix(line.split_whitespace().nth(1)?, 16).ok();
-    let dropped: u64 = text.lines().filter_map(of_core).sum();
+    let dropped = packets_dropped(&text);
+    let is_known = report.earlier.has(SOFTNET);
+    let earlier = if is_known { packets_dropped(report.earlier.text(SOFTNET)) } else { dropped };
+    let lately = dropped.saturating_sub(earlier);
     let elsewhere = elsewhere(report);
     // The file counts for the whole host; the sysctl exists only in the host's own namespace.
     let (whose, at) = match &elsewhere {
         Some(place) => (format!(" on the whole host, not only in this {place}"), "on the host: "),
         None => (String::new(), ""),
     };
-    match dropped {
-        0 => BACKLOG.ok(format!("no packet was dropped{whose}")),
-        _ => BACKLOG.warning(
-            format!("{dropped} packets were dropped since boot{whose}"),
-            format!(
-                "{at}make the queue longer, now and in /etc/sysctl.d \
-                 (deploy/systemd/99-skep.conf)\n\
-                 $ sysctl -w net.core.netdev_max_backlog=40000"
-            ),
-        ),
+    let remedy = format!(
+        "{at}make the queue longer, now and in /etc/sysctl.d (deploy/systemd/99-skep.conf)\n\
+         $ sysctl -w net.core.netdev_max_backlog=40000"
+    );
+    match (lately, dropped) {
+        (_, 0) => BACKLOG.ok(format!("no packet was dropped{whose}")),
+        (0, _) => BACKLOG
+            .info(format!("no packet was dropped in the last second, {dropped} since boot{whose}"))
+            .remedied(format!("if it grows while skep serves: {remedy}")),
+        _ => BACKLOG
+            .warning(format!("{lately} packets were dropped in the last second{whose}"), remedy),
     }
 }
 
@@ -210,7 +260,7 @@ mod tests {
         );
         let (severity, text) = judge(8 << 20, "212992\n");
         assert_eq!(severity, Severity::Info, "CAP_NET_ADMIN");
-        assert!(text.contains("the tracker's user may not"), "{text}");
+        assert!(text.contains("this user exceeds that limit by CAP_NET_ADMIN"), "{text}");
         let mut fake = Fake::new();
         fake.report.facts.receive_buffer = Ok(8 << 20);
         assert_eq!(found(&examine(&fake.report), "network.receive_buffer").0, Severity::Ok);
@@ -231,13 +281,18 @@ mod tests {
         assert_eq!(judge("many\n"), Severity::Info);
     }
 
+    fn snmp(values: &str) -> String {
+        let names = "Udp: InDatagrams NoPorts InErrors RcvbufErrors SndbufErrors MemErrors";
+        format!("Ip: Forwarding\nIp: 1\n{names}\nUdp: {values}\nUdpLite: RcvbufErrors\n")
+    }
+
     #[test]
     fn lost_datagrams_of_both_families_are_counted() {
         let judge = |v4: &str, v6: &str| {
-            let names = "Udp: InDatagrams NoPorts InErrors RcvbufErrors SndbufErrors MemErrors";
-            let text =
-                format!("Ip: Forwarding\nIp: 1\n{names}\nUdp: {v4}\nUdpLite: RcvbufErrors\n");
-            let fake = Fake::new().with("/proc/net/snmp", &text).with("/proc/net/snmp6", v6);
+            let fake = Fake::new()
+                .with(SNMP, &snmp(v4))
+                .with(SNMP6, v6)
+                .earlier(SNMP, &snmp("0 0 0 0 0 0"));
             found(&examine(&fake.report), "network.udp_errors")
         };
         assert_eq!(judge("1000000 5 0 0 0 0", "Udp6RcvbufErrors \t0\n").0, Severity::Ok);
@@ -248,27 +303,49 @@ mod tests {
             judge("1000000 5 0 0 0 0", "Udp6InDatagrams 1000\nUdp6RcvbufErrors  5000\n");
         assert_eq!(severity, Severity::Warning);
         assert!(text.contains("5000 were lost to full receive buffers"), "{text}");
-        let fake = Fake::new().with("/proc/net/snmp", "Ip: 1\n");
+        let fake = Fake::new().with(SNMP, "Ip: 1\n");
         let (severity, text) = found(&examine(&fake.report), "network.udp_errors");
         assert!(severity == Severity::Info && text.contains("no counts of UDP"), "{text}");
     }
 
     #[test]
+    fn one_burst_long_ago_is_no_warning() {
+        let judge = |now: &str, earlier: &str| {
+            let fake = Fake::new().with(SNMP, &snmp(now)).earlier(SNMP, &snmp(earlier));
+            found(&examine(&fake.report), "network.udp_errors")
+        };
+        let (severity, text) = judge("1005000 5 0 9000 0 0", "1000000 5 0 9000 0 0");
+        assert_eq!(severity, Severity::Info);
+        assert!(text.starts_with("none was lost in the last second; since boot of 1"), "{text}");
+        assert_eq!(judge("1005000 5 0 9 0 0", "1000000 5 0 9 0 0").0, Severity::Ok);
+        let (severity, text) = judge("1005000 5 0 9100 0 0", "1000000 5 0 9000 0 0");
+        assert_eq!(severity, Severity::Warning);
+        assert!(text.starts_with("in the last second of 5100 incoming datagrams 100"), "{text}");
+    }
+
+    #[test]
     fn packets_dropped_before_the_sockets_are_warned_of() {
-        let judge = |text: &str| {
-            let fake = Fake::new().with("/proc/net/softnet_stat", text);
+        let judge = |text: &str, earlier: &str| {
+            let fake = Fake::new().with(SOFTNET, text).earlier(SOFTNET, earlier);
             found(&examine(&fake.report), "network.backlog")
         };
-        assert_eq!(judge("00ff 00000000 00000001\n00ff 00000000 00000001\n").0, Severity::Ok);
-        let (severity, text) = judge("00ff 00000010 00000001\n00ff 00000001 00000001\n");
+        let none = "00ff 00000000 00000001\n00ff 00000000 00000001\n";
+        let some = "00ff 00000010 00000001\n00ff 00000001 00000001\n";
+        assert_eq!(judge(none, none).0, Severity::Ok);
+        let (severity, text) = judge(some, none);
         assert_eq!(severity, Severity::Warning);
-        assert!(text.starts_with("17 packets were dropped since boot\n"), "{text}");
+        assert!(text.starts_with("17 packets were dropped in the last second\n"), "{text}");
+        let (severity, text) = judge(some, some);
+        assert_eq!(severity, Severity::Info);
+        assert!(text.starts_with("no packet was dropped in the last second, 17 since"), "{text}");
     }
 
     #[test]
     fn drops_of_the_whole_host_are_called_that_where_it_is_not_all_ours() {
         let judge = |fake: Fake, drops: &str| {
-            let fake = fake.with("/proc/net/softnet_stat", &format!("00ff {drops} 00000001\n"));
+            let fake = fake
+                .with(SOFTNET, &format!("00ff {drops} 00000001\n"))
+                .earlier(SOFTNET, "00ff 00000000 00000001\n");
             found(&examine(&fake.report), "network.backlog")
         };
         let spaces = |first: &str| {

@@ -98,7 +98,14 @@ fn synchronised(report: &HostReport) -> Finding {
     }
 }
 
+/// The largest error that the kernel reports, in microseconds.
+const ERROR_US_CEILING: u64 = 16_000_000;
+
 fn errors(state: &Synchronisation) -> String {
+    // The error grows while no service reports, up to this ceiling of the kernel (NTP_PHASE_LIMIT).
+    if state.error_us_max >= ERROR_US_CEILING {
+        return "error unknown, because no service has reported one for long".into();
+    }
     let [probable, most] = [state.error_us, state.error_us_max].map(|us| {
         let tenths = us / 100; // of a millisecond
         format!("{}.{} ms", tenths / 10, tenths % 10)

@@ -21,8 +21,8 @@ const TIMEOUTS: Check = Check::new(
 );
 const DROPS: Check = Check::new(
     "conntrack.drops",
-    "Packets that connection tracking has dropped, and entries it evicted early, since boot: the \
-     table was full then.",
+    "Packets that connection tracking has dropped, and entries it evicted early: the table was \
+     full then.",
 );
 
 const SYSCTLS: &str = "/proc/sys/net/netfilter";
@@ -129,32 +129,52 @@ fn timeouts(report: &HostReport, used: &Use) -> Finding {
 /// New clients per second of a large public tracker.
 const RATE_GOOD: u64 = 10_000;
 
-fn drops(report: &HostReport) -> Finding {
-    const PATH: &str = "/proc/net/stat/nf_conntrack";
-    let text = match report.host.text(PATH) {
-        Ok(text) => text,
-        Err(unread) => return DROPS.unread(&unread),
-    };
+const STATISTICS: &str = "/proc/net/stat/nf_conntrack";
+
+/// Columns of the statistics that count losses.
+const LOSSES: [&str; 3] = ["drop", "early_drop", "insert_failed"];
+
+/// The sums of [`LOSSES`] over all cores; `None` if the file has no such columns.
+fn losses(text: &str) -> Option<[u64; 3]> {
     let mut lines = text.lines();
-    let names: Vec<_> = lines.next().unwrap_or_default().split_whitespace().collect();
-    if !names.contains(&"drop") {
-        return DROPS.unread(&HostReadError::odd(PATH, "names no column `drop`"));
+    let names: Vec<_> = lines.next()?.split_whitespace().collect();
+    if !names.contains(&LOSSES[0]) {
+        return None;
     }
-    let mut sums = [("drop", 0_u64), ("early_drop", 0), ("insert_failed", 0)];
+    let mut sums = [0; 3];
     for line in lines {
         for (name, value) in names.iter().zip(line.split_whitespace()) {
             let value = u64::from_str_radix(value, 16).unwrap_or(0);
-            sums.iter_mut().filter(|it| it.0 == *name).for_each(|it| it.1 += value);
+            let named = LOSSES.iter().position(|it| it == name);
+            named.into_iter().for_each(|at| sums[at] += value);
         }
     }
-    let list: Vec<_> = sums.iter().map(|(name, count)| format!("{name} {count}")).collect();
-    if sums.iter().all(|it| it.1 == 0) {
-        return DROPS.ok("none");
+    Some(sums)
+}
+
+/// Judges the last second: the table may have been full long ago.
+fn drops(report: &HostReport) -> Finding {
+    let all = match report.host.text(STATISTICS) {
+        Ok(text) => losses(&text),
+        Err(unread) => return DROPS.unread(&unread),
+    };
+    let Some(all) = all else {
+        return DROPS.unread(&HostReadError::odd(STATISTICS, "names no column `drop`"));
+    };
+    let earlier = losses(report.earlier.text(STATISTICS)).unwrap_or(all);
+    let has_grown = all.iter().zip(earlier).any(|(now, earlier)| *now > earlier);
+    let list: Vec<_> =
+        LOSSES.iter().zip(all).map(|(name, count)| format!("{name} {count}")).collect();
+    let list = list.join(", ");
+    let remedy =
+        "leave UDP untracked (conntrack.tracked), or make the table larger (conntrack.fill)";
+    if all == [0; 3] {
+        DROPS.ok("none")
+    } else if has_grown {
+        DROPS.warning(format!("{list} since boot, and more in the last second"), remedy)
+    } else {
+        DROPS.info(format!("{list} since boot, none in the last second")).remedied(remedy)
     }
-    DROPS.warning(
-        list.join(", "),
-        "leave UDP untracked (conntrack.tracked), or make the table larger (conntrack.fill)",
-    )
 }
 
 /// The ports that serve UDP.
@@ -257,15 +277,19 @@ mod tests {
 
     #[test]
     fn drops_of_all_cores_are_summed() {
-        let judge = |text: &str| {
-            let fake = with_table("5\n", "262144\n").with("/proc/net/stat/nf_conntrack", text);
-            judge(&fake, "conntrack.drops")
-        };
         let head = "entries  found insert_failed drop early_drop icmp_error\n";
-        assert_eq!(judge(&format!("{head}05 ff 00 00 00 07\n")).0, Severity::Ok);
-        let (severity, text) = judge(&format!("{head}05 ff 00 0a 01 00\n05 ff 00 10 00 00\n"));
+        let judge = |text: &str, earlier: &str| {
+            let fake = with_table("5\n", "262144\n").with(STATISTICS, text);
+            judge(&fake.earlier(STATISTICS, &format!("{head}{earlier}")), "conntrack.drops")
+        };
+        assert_eq!(judge(&format!("{head}05 ff 00 00 00 07\n"), "").0, Severity::Ok);
+        let text = format!("{head}05 ff 00 0a 01 00\n05 ff 00 10 00 00\n");
+        let (severity, said) = judge(&text, "05 ff 00 0a 01 00\n05 ff 00 0f 00 00\n");
         assert_eq!(severity, Severity::Warning);
-        assert!(text.starts_with("drop 26, early_drop 1, insert_failed 0"), "{text}");
-        assert_eq!(judge("nothing\n").0, Severity::Info);
+        assert!(said.starts_with("drop 26, early_drop 1, insert_failed 0 since boot, and"));
+        let (severity, said) = judge(&text, "05 ff 00 0a 01 00\n05 ff 00 10 00 00\n");
+        assert_eq!(severity, Severity::Info, "long ago");
+        assert!(said.contains("none in the last second"), "{said}");
+        assert_eq!(judge("nothing\n", "").0, Severity::Info);
     }
 }

@@ -12,11 +12,11 @@ use std::time::Duration;
 
 use http::Request;
 use rlimit::Resource;
-use rustix::fs::{Access, AtFlags, CWD, accessat, statvfs};
+use rustix::fs::statvfs;
 
 use crate::cli::admin_client::{AdminRequestError, RequestLimits, exchange, reachable};
 use crate::config::Config;
-use crate::server::{self, KEY_VARIABLE};
+use crate::server::{self, KEY_VARIABLE, UnavailableAddress, Validity};
 use crate::snapshot::{CURRENT, PREVIOUS, read_header};
 use crate::sys::clock::{Clock, ClockWatch, Synchronisation, synchronisation};
 use crate::sys::filter::{self, SOURCES_MAX};
@@ -38,6 +38,8 @@ pub struct HostFacts {
     pub deny_filter: Result<(), String>,
     /// Listeners' addresses that cannot be bound, at any port, and why.
     pub unbindable: Vec<(SocketAddr, String)>,
+    /// Addresses, with their ports, that cannot be bound now.
+    pub unavailable: Vec<UnavailableAddress>,
     /// The hard limit on open files: skep raises the soft limit to it.
     pub open_files: Result<u64, String>,
     /// The soft limit on locked memory, in bytes.
@@ -48,6 +50,8 @@ pub struct HostFacts {
     pub memory: Result<u64, String>,
     /// The running tracker's metrics, or why there are none.
     pub metrics: Result<String, String>,
+    /// The files of the certificate, if TLS is served.
+    pub tls: Option<TlsFiles>,
     /// The state directory, or why there is none.
     pub state: Result<StateHome, String>,
     /// Whether this process runs in Kubernetes.
@@ -78,6 +82,15 @@ pub struct Denial {
     pub remedy: String,
 }
 
+/// The files of the certificate.
+#[derive(Clone, Debug)]
+pub struct TlsFiles {
+    /// When the certificate is valid, or why it cannot be used.
+    pub validity: Result<Validity, String>,
+    /// Files that the user to change to may not read, and why.
+    pub unreadable: Vec<String>,
+}
+
 /// The state directory.
 #[derive(Clone, Debug)]
 pub struct StateHome {
@@ -102,11 +115,14 @@ impl HostFacts {
             receive_buffer: bind(config).map(|it| it.receive_buffer_bytes()).map_err(text),
             deny_filter: bind(config).and_then(|it| fill_filter(&it)).map_err(text),
             unbindable: unbindable(config),
+            unavailable: server::unavailable(config),
             open_files: Resource::NOFILE.get().map(|it| it.1).map_err(text),
             locked_memory: Resource::MEMLOCK.get().map(|it| it.0).map_err(text),
             cores: affinity::usable_cpus().map(|it| it.len()).map_err(text),
             memory: memory::usable_bytes().map_err(text),
             metrics: metrics(reachable(config.admin.listen)),
+            tls: server::certificate_state(config)
+                .map(|(validity, unreadable)| TlsFiles { validity, unreadable }),
             state: server::state_directory(config)
                 .map(StateHome::inspect)
                 .map_err(|error| error.to_string()),
@@ -137,12 +153,7 @@ impl StateHome {
         let free = statvfs(there).map(|it| (it.f_bavail.saturating_mul(it.f_frsize), it.f_favail));
         // Some file systems create inodes on demand, and report none as free.
         let free = free.map(|(bytes, files)| (bytes, if files == 0 { u64::MAX } else { files }));
-        let writable = if there.is_dir() {
-            accessat(CWD, there, Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS)
-                .map_err(|error| format!("{}: {error}", there.display()))
-        } else {
-            Err(format!("{} is not a directory", there.display()))
-        };
+        let writable = server::writable(&path);
         let dated = |name| Some((name, dated(&path.join(name))?));
         let snapshots = [CURRENT, PREVIOUS].into_iter().filter_map(dated).collect();
         Self { writable, free: free.map_err(text), mode, snapshots, path }
@@ -182,12 +193,11 @@ fn fill_filter(socket: &BoundUdp) -> io::Result<()> {
     filter::deny(socket.socket(), socket.family(), &sources)
 }
 
-/// The listeners' addresses that cannot be bound. The kernel chooses the port: a bind to the real
-/// port could take datagrams from a running tracker.
+/// The listeners' addresses that cannot be bound at any port: the kernel chooses it.
 fn unbindable(config: &Config) -> Vec<(SocketAddr, String)> {
     let options = UdpOptions { reuse_port: false, ..UdpOptions::default() };
     let mut addresses: Vec<SocketAddr> =
-        [config.udp_listen(), config.http_listen(), &config.tls.listen].concat();
+        [config.udp_listen(), config.http_listen(), config.tls_listen()].concat();
     addresses.push(config.admin.listen);
     addresses.sort_unstable();
     addresses.dedup();

@@ -5,7 +5,9 @@ use std::os::unix::fs::symlink;
 
 use tempfile::TempDir;
 
-use super::{Denial, Finding, Host, HostFacts, HostReport, Severity, StateHome, WallClock};
+use super::{
+    Denial, EarlierCounters, Finding, Host, HostFacts, HostReport, Severity, StateHome, WallClock,
+};
 use crate::config::Config;
 use crate::sys::clock::Synchronisation;
 
@@ -35,18 +37,22 @@ impl Fake {
             receive_buffer: Ok(8 << 20),
             deny_filter: Ok(()),
             unbindable: Vec::new(),
+            unavailable: Vec::new(),
             open_files: Ok(1 << 20),
             locked_memory: Ok(8 << 20),
             cores: Ok(2),
             memory: Ok(16 << 30),
             metrics: Err("Connection refused".into()),
+            tls: None,
             state: Ok(state),
             in_kubernetes: false,
             has_key_variable: false,
             clock: WallClock { synchronisation, now_s: NOW_S, set_ns: 0 },
         };
         let host = Host::at(root.path());
-        Self { root, report: HostReport { host, facts, config: Config::default() } }
+        let (config, configuration) = (Config::default(), Vec::new());
+        let earlier = EarlierCounters::default();
+        Self { root, report: HostReport { host, earlier, facts, config, configuration } }
     }
 
     /// A host that fails most checks.
@@ -78,6 +84,12 @@ impl Fake {
         let path = self.root.path().join(path.trim_start_matches('/'));
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(path, text).unwrap();
+        self
+    }
+
+    /// Sets a file of counters as it was earlier.
+    pub(super) fn earlier(mut self, path: &'static str, text: &str) -> Self {
+        self.report.earlier.set(path, text);
         self
     }
 

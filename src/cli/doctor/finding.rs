@@ -1,6 +1,7 @@
 //! A finding: one fact about the host, with its severity, why it matters and what to do.
 
-use serde::Serialize;
+use serde::ser::SerializeStruct as _;
+use serde::{Serialize, Serializer};
 use strum::{EnumCount, IntoStaticStr, VariantArray};
 
 use super::host::HostReadError;
@@ -43,7 +44,7 @@ impl Severity {
 }
 
 /// One fact about the host, with its severity.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
     /// Name of the check, as `group.name`. It stays the same from version to version.
     pub id: &'static str,
@@ -63,9 +64,41 @@ impl Finding {
         self.id.split_once('.').map_or(self.id, |it| it.0)
     }
 
+    /// The remedy without its commands.
+    pub fn advice(&self) -> Option<String> {
+        let lines: Vec<_> = self.remedy_lines().filter(|it| !it.starts_with(COMMAND)).collect();
+        (!lines.is_empty()).then(|| lines.join("\n"))
+    }
+
+    /// The commands of the remedy, to be run as root.
+    pub fn commands(&self) -> Vec<&str> {
+        self.remedy_lines().filter_map(|it| it.strip_prefix(COMMAND)).collect()
+    }
+
+    fn remedy_lines(&self) -> impl Iterator<Item = &str> {
+        self.remedy.iter().flat_map(|it| it.lines())
+    }
+
     /// Adds a remedy.
     pub(super) fn remedied(self, remedy: impl Into<String>) -> Self {
         Self { remedy: Some(remedy.into()), ..self }
+    }
+}
+
+/// The beginning of a remedy's line that is a command.
+pub(super) const COMMAND: &str = "$ ";
+
+impl Serialize for Finding {
+    /// As programs get it. These names stay the same.
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut fields = serializer.serialize_struct("Finding", 6)?;
+        fields.serialize_field("id", self.id)?;
+        fields.serialize_field("severity", &self.severity)?;
+        fields.serialize_field("fact", &self.fact)?;
+        fields.serialize_field("why", self.why)?;
+        fields.serialize_field("remedy", &self.advice())?;
+        fields.serialize_field("commands", &self.commands())?;
+        fields.end()
     }
 }
 

@@ -1,13 +1,15 @@
 //! `skep doctor`: checks the host that skep runs on, and prints findings with remedies.
 //!
 //! ```text
-//! files below a root ─▶ Host ────┐
-//! system calls ───────▶ Answers ─┼▶ HostReport ─▶ findings, group by group ─▶ report
-//! settings ───────────▶ Config ──┘
+//! files below a root ─▶ Host, now and a second ago ─┐
+//! system calls ───────▶ HostFacts ──────────────────┼▶ HostReport ─▶ findings ─▶ report
+//! settings ───────────▶ Config, and its findings ───┘
 //! ```
 //!
-//! Nothing is changed on the host. A file that is missing or forbidden does not end the checks: the
-//! finding then names the file. Each group of findings has a file of its own.
+//! The configuration comes first, as `skep check` judges it: no host is good for settings with
+//! which skep does not start. Nothing is changed on the host. A file that is missing or forbidden
+//! does not end the checks: the finding then names the file. Each group of findings has a file of
+//! its own.
 
 mod addresses;
 mod buffers;
@@ -15,6 +17,7 @@ mod clock;
 mod conntrack;
 mod container;
 mod control_group;
+mod earlier;
 mod facts;
 #[cfg(test)]
 mod fake;
@@ -22,19 +25,26 @@ mod finding;
 mod host;
 mod kernel;
 mod limits;
+mod ports;
 mod report;
+mod settings;
 mod spread;
 mod state;
+mod tls;
 
+use std::net::SocketAddr;
 use std::process::ExitCode;
+use std::thread::sleep;
+use std::time::Duration;
 
 use clap::Args;
 
 use super::{Settings, complain, print};
-use crate::config::Config;
-use crate::server::StartError;
+use crate::config::{Config, ConfigFinding};
+use crate::server::{self, StartError};
 
-pub use facts::{Denial, HostFacts, StateHome, WallClock};
+pub use earlier::EarlierCounters;
+pub use facts::{Denial, HostFacts, StateHome, TlsFiles, WallClock};
 pub use finding::{Finding, Severity};
 pub use host::{Host, HostReadError};
 
@@ -48,7 +58,8 @@ Examples:
 
 Each finding has a name that stays the same (such as network.receive_buffer), a fact, and, unless it
 is ok, why it matters and what to do; a line with $ is a command, to be run as root. skep doctor
-changes nothing. If a tracker runs, skep doctor also reads its metrics.
+changes nothing. It begins with what `skep check` finds, tries each port for a moment, and watches
+the kernel's counters for a second. If a tracker runs, skep doctor also reads its metrics.
 
   ok        as it should be
   info      useful to know, or could not be determined
@@ -71,15 +82,22 @@ pub(super) struct Options {
     settings: Settings,
 }
 
+/// How long the kernel's counters are watched.
+const WATCHED: Duration = Duration::from_secs(1);
+
 /// The input of all checks.
 #[derive(Clone, Debug)]
 pub struct HostReport {
     /// Contents of files.
     pub host: Host,
+    /// Counters a second ago.
+    pub earlier: EarlierCounters,
     /// Results of system calls.
     pub facts: HostFacts,
     /// The settings that skep would run with.
     pub config: Config,
+    /// What `skep check` finds in them, and in the files that they name.
+    pub configuration: Vec<ConfigFinding>,
 }
 
 impl HostReport {
@@ -91,6 +109,17 @@ impl HostReport {
         }
     }
 
+    /// The addresses that clients are served on.
+    fn served(&self) -> Vec<SocketAddr> {
+        let config = &self.config;
+        [config.udp_listen(), config.http_listen(), config.tls_listen()].concat()
+    }
+
+    /// Whether no client reaches the tracker through a network card.
+    fn is_on_loopback_alone(&self) -> bool {
+        self.served().iter().all(|it| it.ip().is_loopback())
+    }
+
     /// Number of usable cores; 1 if it is unknown.
     fn cores(&self) -> usize {
         self.facts.cores.as_ref().map_or(1, |it| *it)
@@ -99,7 +128,8 @@ impl HostReport {
 
 /// Runs all checks, group by group.
 pub fn examine(patient: &HostReport) -> Vec<Finding> {
-    let groups: [fn(&HostReport) -> Vec<Finding>; 9] = [
+    let groups: [fn(&HostReport) -> Vec<Finding>; 12] = [
+        settings::examine,
         kernel::examine,
         clock::examine,
         limits::examine,
@@ -107,6 +137,8 @@ pub fn examine(patient: &HostReport) -> Vec<Finding> {
         spread::examine,
         conntrack::examine,
         addresses::examine,
+        ports::examine,
+        tls::examine,
         container::examine,
         state::examine,
     ];
@@ -116,8 +148,7 @@ pub fn examine(patient: &HostReport) -> Vec<Finding> {
 /// Checks this host and prints the findings.
 pub(super) fn run(options: &Options) -> ExitCode {
     match report_here(options) {
-        Ok(Some(Severity::Problem)) => ExitCode::FAILURE,
-        Ok(_) => ExitCode::SUCCESS,
+        Ok(code) => ExitCode::from(code),
         Err(error) => {
             complain(&error.to_string());
             ExitCode::from(error.exit_code())
@@ -125,13 +156,21 @@ pub(super) fn run(options: &Options) -> ExitCode {
     }
 }
 
-/// Prints the findings on this host. Returns the worst severity.
-fn report_here(options: &Options) -> Result<Option<Severity>, StartError> {
-    let config = options.settings.source()?.load()?;
+/// Prints the findings on this host. Returns the exit code: 2 if the settings themselves are
+/// invalid, else 1 if there is a problem.
+fn report_here(options: &Options) -> Result<u8, StartError> {
+    let host = Host::here();
+    let earlier = EarlierCounters::read(&host);
+    let source = options.settings.source()?;
+    let report = server::check(&source);
+    let are_settings_valid = report.are_settings_valid();
+    let (config, configuration) = (report.config, report.findings);
     let facts = HostFacts::gather(&config);
-    let findings = examine(&HostReport { host: Host::here(), facts, config });
+    sleep(WATCHED);
+    let findings = examine(&HostReport { host, earlier, facts, config, configuration });
     print(&if options.json { report::json(&findings) } else { report::text(&findings) })?;
-    Ok(findings.iter().map(|it| it.severity).max())
+    let has_problem = findings.iter().any(|it| it.severity == Severity::Problem);
+    Ok(if are_settings_valid { u8::from(has_problem) } else { 2 })
 }
 
 /// A number of bytes with a binary unit, such as `1.5 GiB`.

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::finding::{Finding, Severity};
+use super::finding::{COMMAND, Finding, Severity};
 
 /// Maximum number of columns of a line. Commands are never wrapped.
 const COLUMNS_MAX: usize = 96;
@@ -40,15 +40,18 @@ pub(super) fn text(findings: &[Finding]) -> String {
 }
 
 fn push(out: &mut String, finding: &Finding) {
-    let head = format!("  {:<9} {:<23} ", finding.severity.label(), finding.id);
-    push_wrapped(out, &head, &finding.fact);
+    let mut head = format!("  {:<9} {:<23} ", finding.severity.label(), finding.id);
+    for line in finding.fact.lines() {
+        push_wrapped(out, &head, line);
+        head = " ".repeat(INDENT);
+    }
     if finding.severity == Severity::Ok {
         return;
     }
     push_wrapped(out, "            why     ", finding.why);
     for (at, line) in finding.remedy.iter().flat_map(|it| it.lines()).enumerate() {
         let head = if at == 0 { "            remedy  " } else { "                    " };
-        if line.starts_with("$ ") {
+        if line.starts_with(COMMAND) {
             let _ = writeln!(out, "{head}{}", printable(line));
         } else {
             push_wrapped(out, head, line);
@@ -162,9 +165,9 @@ mod tests {
             parsed,
             serde_json::json!([
                 { "id": "a.b", "severity": "warning", "fact": "a.b is warning",
-                  "why": "it matters", "remedy": "do this\n$ with  that" },
+                  "why": "it matters", "remedy": "do this", "commands": ["with  that"] },
                 { "id": "a.c", "severity": "ok", "fact": "a.c is ok",
-                  "why": "it matters", "remedy": null },
+                  "why": "it matters", "remedy": null, "commands": [] },
             ])
         );
     }

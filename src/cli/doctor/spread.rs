@@ -20,8 +20,13 @@ const RPS: Check = Check::new(
      costs an interrupt between cores, so it only pays where queues are too few.",
 );
 
-/// Fewer packets than this are too few to judge the spread.
-const PACKETS_MIN: u64 = 1_000_000;
+/// Fewer packets in a second than this are too few to judge the spread.
+const PACKETS_MIN: u64 = 10_000;
+
+/// The share of one core, in percent, from which on the spread is uneven.
+const SHARE_UNEVEN: u64 = 80;
+
+const SOFTIRQS: &str = "/proc/softirqs";
 
 /// A network card.
 struct Card {
@@ -32,30 +37,48 @@ struct Card {
 }
 
 pub(super) fn examine(report: &HostReport) -> Vec<Finding> {
+    if report.is_on_loopback_alone() {
+        return [SOFTIRQ, QUEUES, RPS].iter().map(|it| it.ok(LOOPBACK)).collect();
+    }
     let cards = cards(&report.host);
     vec![softirq(report), queues(report, &cards), rps(report, &cards)]
 }
 
-fn softirq(report: &HostReport) -> Finding {
-    const PATH: &str = "/proc/softirqs";
-    let text = match report.host.text(PATH) {
-        Ok(text) => text,
-        Err(unread) => return SOFTIRQ.unread(&unread),
+/// What is judged if clients cannot come from outside.
+const LOOPBACK: &str = "not needed: these settings serve loopback addresses only";
+
+/// Packets that each core received in the last second.
+fn received(report: &HostReport) -> Result<Vec<u64>, HostReadError> {
+    let counts = |text: &str| -> Option<Vec<u64>> {
+        let line = text.lines().find_map(|it| it.trim_start().strip_prefix("NET_RX:"))?;
+        Some(line.split_whitespace().map(|it| it.parse().unwrap_or(0)).collect())
     };
-    let line = text.lines().find_map(|it| it.trim_start().strip_prefix("NET_RX:"));
-    let Some(line) = line else {
-        return SOFTIRQ.unread(&HostReadError::odd(PATH, "has no NET_RX"));
-    };
-    let by_core: Vec<u64> = line.split_whitespace().map(|it| it.parse().unwrap_or(0)).collect();
+    let odd = || HostReadError::odd(SOFTIRQS, "has no NET_RX");
+    let now = counts(&report.host.text(SOFTIRQS)?).ok_or_else(odd)?;
+    let earlier = counts(report.earlier.text(SOFTIRQS)).unwrap_or_else(|| now.clone());
+    Ok(now.iter().zip(earlier).map(|(now, earlier)| now.saturating_sub(earlier)).collect())
+}
+
+/// The core that received most in the last second, in percent of all; `None` if all received too
+/// little to judge.
+fn busiest_share(by_core: &[u64]) -> Option<u64> {
     let total: u64 = by_core.iter().sum();
     let most = by_core.iter().max().copied().unwrap_or(0);
-    let share = most.saturating_mul(100) / total.max(1);
+    (total >= PACKETS_MIN).then(|| most.saturating_mul(100) / total)
+}
+
+fn softirq(report: &HostReport) -> Finding {
+    let by_core = match received(report) {
+        Ok(by_core) => by_core,
+        Err(unread) => return SOFTIRQ.unread(&unread),
+    };
+    let Some(share) = busiest_share(&by_core) else {
+        return SOFTIRQ.ok("too few packets in the last second to judge");
+    };
+    let total: u64 = by_core.iter().sum();
     let cores = by_core.iter().filter(|it| **it > total / 100).count();
-    if total < PACKETS_MIN {
-        return SOFTIRQ.ok("too few packets since boot");
-    }
     let fact = format!("{cores} of {} cores receive, the busiest {share} %", by_core.len());
-    let is_uneven = by_core.len() > 1 && share > 80 && report.workers() > 1;
+    let is_uneven = by_core.len() > 1 && share > SHARE_UNEVEN && report.workers() > 1;
     if is_uneven {
         return SOFTIRQ.warning(
             fact,
@@ -111,14 +134,24 @@ fn rps(report: &HostReport, cards: &Result<Vec<Card>, HostReadError>) -> Finding
     let workers = report.workers();
     let is_short = |it: &&Card| it.queues < workers && it.rps_cores < 2;
     if let Some(Card { name, queues, .. }) = cards.iter().find(is_short) {
-        return RPS.warning(
-            format!("off on {name}, which has fewer queues ({queues}) than workers ({workers})"),
-            format!(
-                "$ for q in /sys/class/net/{name}/queues/rx-*; do echo {} > $q/rps_cpus; done\nas \
-                 a unit or a udev rule, to have it after a restart",
-                mask_of(report.cores())
-            ),
+        let fact =
+            format!("off on {name}, which has fewer queues ({queues}) than workers ({workers})");
+        let remedy = format!(
+            "$ for q in /sys/class/net/{name}/queues/rx-*; do echo {} > $q/rps_cpus; done\nas a \
+             unit or a udev rule, to have it after a restart",
+            mask_of(report.cores())
         );
+        // It only matters once one core cannot receive everything.
+        let share = received(report).ok().and_then(|it| busiest_share(&it));
+        return match share.filter(|it| *it > SHARE_UNEVEN) {
+            Some(share) => RPS.warning(
+                format!("{fact}; one core received {share} % of the last second's packets"),
+                remedy,
+            ),
+            None => RPS
+                .info(format!("{fact}; there are too few packets for that to matter now"))
+                .remedied(remedy),
+        };
     }
     let is_idle = |it: &&Card| it.queues >= workers && it.rps_cores > 1;
     if let Some(Card { name, queues, .. }) = cards.iter().find(is_idle) {
@@ -188,39 +221,61 @@ mod tests {
         );
     }
 
+    /// A file of softirqs.
+    fn softirqs(line: &str) -> String {
+        format!("     CPU0 CPU1\n  TIMER: 1 2\n NET_RX: {line}\n")
+    }
+
     #[test]
     fn one_core_that_receives_everything_is_warned_of() {
         let judge = |line: &str, workers| {
-            let text = format!("     CPU0 CPU1\n  TIMER: 1 2\n NET_RX: {line}\n");
-            let mut fake = Fake::new().with("/proc/softirqs", &text);
+            let mut fake = Fake::new()
+                .with(SOFTIRQS, &softirqs(line))
+                .earlier(SOFTIRQS, &softirqs("1000000 0"));
             fake.report.facts.cores = Ok(workers);
             found(&examine(&fake.report), "network.softirq")
         };
-        assert_eq!(judge("2000000 2000000", 2).0, Severity::Ok);
-        let (severity, text) = judge("9900000 100", 2);
+        assert_eq!(judge("1020000 20000", 2).0, Severity::Ok);
+        let (severity, text) = judge("1099000 100", 2);
         assert_eq!(severity, Severity::Warning);
         assert!(text.contains("1 of 2 cores receive, the busiest 99 %"), "{text}");
-        assert_eq!(judge("9900000 100", 1).0, Severity::Ok, "one worker has nobody to share with");
-        assert_eq!(judge("9900 100", 2).0, Severity::Ok, "too few to tell");
-        assert_eq!(judge("9900000", 4).0, Severity::Ok, "there is but one core");
-        let fake = Fake::new().with("/proc/softirqs", "CPU0\n");
+        assert_eq!(judge("1099000 100", 1).0, Severity::Ok, "one worker has nobody to share with");
+        assert_eq!(judge("1009900 0", 2).0, Severity::Ok, "too few to judge, whatever was before");
+        assert_eq!(judge("1099000", 4).0, Severity::Ok, "there is but one core");
+        let fake = Fake::new().with(SOFTIRQS, "CPU0\n");
         assert_eq!(found(&examine(&fake.report), "network.softirq").0, Severity::Info);
     }
 
     #[test]
-    fn few_queues_want_rps() {
-        let fake = with_card(4, &["00000000"]);
-        let findings = examine(&fake.report);
+    fn few_queues_want_rps_once_one_core_receives_everything() {
+        let quiet = with_card(4, &["00000000"]);
+        let findings = examine(&quiet.report);
         let (severity, text) = found(&findings, "network.rps");
-        assert_eq!(severity, Severity::Warning);
+        assert_eq!(severity, Severity::Info);
         assert!(text.contains("eth0") && text.contains("echo f > $q/rps_cpus"), "{text}");
         let (severity, text) = found(&findings, "network.queues");
         assert_eq!(severity, Severity::Info);
         assert!(text.contains("eth0 has 1, for 4 workers"), "{text}");
         assert!(text.contains("$ ethtool -L eth0 combined 4"), "{text}");
         assert!(!text.contains("eth1") && !text.contains("lo has"), "{text}");
+        let busy = quiet.with(SOFTIRQS, &softirqs("100000 10")).earlier(SOFTIRQS, &softirqs("0 0"));
+        let (severity, text) = found(&examine(&busy.report), "network.rps");
+        assert_eq!(severity, Severity::Warning);
+        assert!(text.contains("one core received 99 % of the last second's packets"), "{text}");
         let spread = found(&examine(&with_card(4, &["f"]).report), "network.rps");
         assert_eq!(spread.0, Severity::Ok);
+    }
+
+    #[test]
+    fn cards_do_not_matter_on_loopback() {
+        let settings = "[server]\nlisten = [\"127.0.0.1:6969\", \"[::1]:6969\"]";
+        let fake = with_card(4, &["00000000"]).configured(settings);
+        let fake = fake.with(SOFTIRQS, &softirqs("900000 0")).earlier(SOFTIRQS, &softirqs("0 0"));
+        let findings = examine(&fake.report);
+        for id in ["network.softirq", "network.queues", "network.rps"] {
+            let (severity, text) = found(&findings, id);
+            assert!(severity == Severity::Ok && text.contains("loopback"), "{id}: {text}");
+        }
     }
 
     #[test]

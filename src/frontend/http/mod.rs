@@ -4,7 +4,7 @@
 //! ```text
 //! announce   / /announce /announce/PASSKEY /PASSKEY/announce      with info_hash
 //! scrape     /scrape /scrape/PASSKEY /PASSKEY/scrape
-//! pages      / without info_hash, /stats, /stats.json
+//! pages      / without info_hash, /stats, /stats.json, /badge.svg
 //! WebSocket  an upgrade on any path
 //! ```
 //!
@@ -26,8 +26,10 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use ipnet::IpNet;
 
-use crate::frontend::origin::{HopField, Origin};
-use crate::frontend::stats::{HTML_POLICY, Pages};
+use crate::frontend::drawing::BADGE_AGE_S_MAX;
+use crate::frontend::origin::{HopField, Origin, proxy};
+use crate::frontend::stats::{BADGE_POLICY, HTML_POLICY, Pages};
+use crate::frontend::unlisted_proxies::{ForwardingHeader, UnlistedProxies};
 use crate::protocol::http::{self, Headers, Method, QueryError, RequestHead};
 use crate::protocol::passkey::{self, Passkey};
 use crate::time::Now;
@@ -52,6 +54,10 @@ pub struct Options {
     pub full_scrape_interval_s: u32,
     /// Whether the statistics pages are public.
     pub public_stats: bool,
+    /// Whether announces and scrapes are refused: only WebSockets are served.
+    pub without_announces: bool,
+    /// Whether WebSockets are refused.
+    pub without_websockets: bool,
     /// `warning message` of every announce response; empty: none.
     pub warning: String,
     /// `tracker id` of every announce response; empty: none.
@@ -63,6 +69,7 @@ pub struct HttpFrontend {
     options: arc_swap::Cache<Arc<ArcSwap<Options>>, Arc<Options>>,
     pages: Arc<ArcSwap<Pages>>,
     full_scrapes: Arc<FullScrapeLimits>,
+    unlisted_proxies: Arc<UnlistedProxies>,
     scratch: Scratch,
 }
 
@@ -135,7 +142,8 @@ impl HttpFrontend {
     /// Makes a front end; the contents of `options` and `pages` may be replaced at any time.
     pub fn new(options: Arc<ArcSwap<Options>>, pages: Arc<ArcSwap<Pages>>) -> Self {
         let options = arc_swap::Cache::new(options);
-        Self { options, pages, full_scrapes: Arc::default(), scratch: Scratch::default() }
+        let (full_scrapes, unlisted_proxies, scratch) = Default::default();
+        Self { options, pages, full_scrapes, unlisted_proxies, scratch }
     }
 
     /// Applies `limits` on full scrapes, which all workers share.
@@ -143,6 +151,22 @@ impl HttpFrontend {
     pub fn with_full_scrapes(mut self, limits: Arc<FullScrapeLimits>) -> Self {
         self.full_scrapes = limits;
         self
+    }
+
+    /// Records proxies that are not listed in `seen`, which all workers share.
+    #[must_use]
+    pub fn with_unlisted_proxies(mut self, seen: Arc<UnlistedProxies>) -> Self {
+        self.unlisted_proxies = seen;
+        self
+    }
+
+    /// Records a PROXY header at the front of bytes from an origin that may not send one.
+    pub fn note_proxy_header(&mut self, now: Now, origin: Origin, bytes: &[u8]) {
+        if proxy::is_header(bytes)
+            && let Some(address) = origin.unlisted(&self.options.load().trusted_proxies)
+        {
+            self.unlisted_proxies.note(now, address, ForwardingHeader::ProxyProtocol);
+        }
     }
 
     /// Handles the first request in `bytes`, which came from `origin`; appends to `out`.
@@ -158,10 +182,18 @@ impl HttpFrontend {
         let head = match RequestHead::parse(bytes, &mut headers) {
             Ok(Some(head)) => head,
             Ok(None) => return ReceiveOutcome::More,
-            Err(rejected) => return request::reject_and_close(rejected, bytes, out),
+            Err(rejected) => {
+                self.note_proxy_header(now, origin, bytes);
+                return request::reject_and_close(rejected, bytes, out);
+            }
         };
         let options = self.options.load();
         let request = HttpRequest::new(head, origin, options);
+        if let Some(field) = request.fields.hops
+            && let Some(address) = origin.unlisted(&options.trusted_proxies)
+        {
+            self.unlisted_proxies.note(now, address, field.into());
+        }
         let mut handler = RequestHandler {
             options,
             pages: &self.pages,
@@ -208,6 +240,7 @@ enum Route {
     Front,
     StatsPage,
     StatsJson,
+    Badge,
     Nowhere,
 }
 
@@ -230,9 +263,15 @@ impl RequestHandler<'_> {
             };
         }
         if request.wants_websocket() {
+            if self.options.without_websockets {
+                return request.reject_disabled("WebSocket is disabled on this tracker\n", out);
+            }
             return upgrade::respond(request, out);
         }
         match route {
+            Route::Announce | Route::Scrape if self.options.without_announces => {
+                request.reject_disabled("HTTP is disabled on this tracker\n", out)
+            }
             Route::Announce => self.announce(request, out),
             Route::Scrape => self.scrape(request, out),
             Route::Front => request.page("text/plain", "", FRONT_PAGE.as_bytes(), out),
@@ -245,7 +284,15 @@ impl RequestHandler<'_> {
                 let page = &self.pages.load().json;
                 request.page("application/json", NOT_GUESSED, page.as_bytes(), out)
             }
-            Route::StatsPage | Route::StatsJson | Route::Nowhere => {
+            Route::Badge if self.options.public_stats => {
+                let fields = format!(
+                    "Cache-Control: public, max-age={BADGE_AGE_S_MAX}\r\n\
+                     Content-Security-Policy: {BADGE_POLICY}\r\n{NOT_GUESSED}"
+                );
+                let badge = &self.pages.load().badge;
+                request.page("image/svg+xml", &fields, badge.as_bytes(), out)
+            }
+            Route::StatsPage | Route::StatsJson | Route::Badge | Route::Nowhere => {
                 request.reject(Rejected::NotFound, out)
             }
         }
@@ -318,7 +365,7 @@ impl RequestHandler<'_> {
         let Scratch { body, info_hashes, .. } = &mut *self.scratch;
         body.clear();
         match http::scrape(request.head.query, info_hashes) {
-            Err(malformed) => self.fail(request, malformed.into(), out),
+            Err(malformed) => self.fail_malformed(request, malformed, out),
             Ok(()) if info_hashes.is_empty() => self.scrape_all(request, out),
             Ok(()) => {
                 let Some(source) = request.source else {
@@ -376,6 +423,7 @@ fn route(path: &[u8], query: &[u8]) -> Route {
         _ if http::has(query, b"info_hash") => Route::Nowhere,
         (b"stats", _) if second.is_none() => Route::StatsPage,
         (b"stats.json", _) if second.is_none() => Route::StatsJson,
+        (b"badge.svg", _) if second.is_none() => Route::Badge,
         _ => Route::Nowhere,
     }
 }
@@ -408,6 +456,7 @@ mod tests {
             ("/announce/scrape", Route::Scrape),
             ("/stats", Route::StatsPage),
             ("/stats.json", Route::StatsJson),
+            ("/badge.svg", Route::Badge),
             ("/stats/x", Route::Nowhere),
             ("/x/stats", Route::Nowhere),
             ("/a/b/announce", Route::Nowhere),

@@ -1,6 +1,9 @@
-//! The header fields that define how a request is framed and whether its connection stays open.
+//! The header fields that define how a request is framed, whether its connection stays open, and
+//! whether a reverse proxy has forwarded it.
 
 use httparse::Header;
+
+use super::forwarded::HopField;
 
 /// The relevant header fields of a request.
 #[derive(Clone, Copy, Debug, Default)]
@@ -17,6 +20,9 @@ pub struct HeaderFields<'a> {
     pub websocket_key: Option<&'a [u8]>,
     /// Whether a body follows, or may follow. Its end is not searched for.
     pub body: bool,
+    /// The first field, not empty, in which a proxy names the hops before it. Its value is not
+    /// read here.
+    pub hops: Option<HopField>,
 }
 
 impl<'a> HeaderFields<'a> {
@@ -27,6 +33,9 @@ impl<'a> HeaderFields<'a> {
         for header in headers {
             let is = |name: &str| header.name.eq_ignore_ascii_case(name);
             match header.name.len() {
+                9 | 15 if fields.hops.is_none() && !header.value.trim_ascii().is_empty() => {
+                    fields.hops = HopField::named(header.name);
+                }
                 7 if is("upgrade") => websocket |= has_token(header.value, "websocket"),
                 10 if is("connection") => {
                     fields.close |= has_token(header.value, "close");
@@ -90,6 +99,23 @@ mod tests {
         assert!(fields(&both).websocket);
         assert!(!fields(&both[..1]).websocket);
         assert!(!fields(&both[1..]).websocket);
+    }
+
+    #[test]
+    fn the_first_field_that_names_hops_is_found_in_any_case() {
+        for (name, expected) in [
+            ("forwarded", Some(HopField::Forwarded)),
+            ("X-Forwarded-For", Some(HopField::XForwardedFor)),
+            ("X-REAL-IP", Some(HopField::XRealIp)),
+            ("X-Forwarded-Host", None),
+            ("X-Real-Ips", None),
+            ("Forwarder", None),
+        ] {
+            let lines = [header("Host", "x"), header(name, "192.0.2.1"), header("X-Real-IP", "")];
+            assert_eq!(fields(&lines).hops, expected, "{name}");
+        }
+        let lines = [header("X-Forwarded-For", " "), header("X-Real-IP", "unknown")];
+        assert_eq!(fields(&lines).hops, Some(HopField::XRealIp), "an empty field names nobody");
     }
 
     #[test]

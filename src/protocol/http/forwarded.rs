@@ -28,16 +28,29 @@ impl HopField {
     /// All fields, the standard first.
     pub const ALL: [Self; Self::COUNT] = *Self::VARIANTS.first_chunk().unwrap();
 
+    /// The name of the field in requests, in lower case.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Forwarded => "forwarded",
+            Self::XForwardedFor => "x-forwarded-for",
+            Self::XRealIp => "x-real-ip",
+        }
+    }
+
+    /// The field of this name, in any case.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|field| name.eq_ignore_ascii_case(field.name()))
+    }
+
     /// Calls `hop` with each hop, the farthest first: its address, unmapped, or `None` if it cannot
     /// be read. Repeated fields are one list (RFC 9110, 5.3).
     pub fn for_each_hop(self, headers: &[Header<'_>], hop: impl FnMut(Option<IpAddr>)) {
         match self {
-            Self::Forwarded => values(headers, "forwarded")
+            Self::Forwarded => values(headers, self.name())
                 .flat_map(|value| split(value, b','))
                 .map(forwarded_for)
                 .for_each(hop),
-            Self::XForwardedFor => listed(headers, "x-forwarded-for").for_each(hop),
-            Self::XRealIp => listed(headers, "x-real-ip").for_each(hop),
+            Self::XForwardedFor | Self::XRealIp => listed(headers, self.name()).for_each(hop),
         }
     }
 }

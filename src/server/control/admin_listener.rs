@@ -2,8 +2,8 @@
 //! that delay a request, or stop reading a response.
 //!
 //! The pages share the thread with signals and metrics, so neither the number of connections nor
-//! memory may grow without bound. `admin_connections` decides which connection has a seat, and
-//! which is closed for another.
+//! memory may grow without bound. `admin_connections` decides which connection has a permit,
+//! and which is closed for another.
 
 use std::convert::Infallible;
 use std::error::Error;
@@ -59,7 +59,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub(crate) async fn serve(
     listener: TcpListener,
     pages: Router,
-    seats: Arc<AdminConnections>,
+    connections: Arc<AdminConnections>,
     timeouts: Timeouts,
     mut closed: oneshot::Receiver<()>,
 ) {
@@ -72,27 +72,28 @@ pub(crate) async fn serve(
             accepted = accept(&listener) => accepted,
             _ = &mut closed => break,
         };
-        let seat = Arc::new(seats.enter(from));
-        let sitting = AdminConnection { pages: pages.clone(), from, seat: seat.clone(), timeouts };
-        let service = service_fn(move |request| sitting.clone().respond(request));
+        let permit = Arc::new(connections.enter(from));
+        let admitted =
+            AdminConnection { pages: pages.clone(), from, permit: permit.clone(), timeouts };
+        let service = service_fn(move |request| admitted.clone().respond(request));
         let stream = TokioIo::new(WriteTimeout::new(stream, timeouts.write));
         let connection = http.serve_connection(stream, service).with_upgrades();
         let mut ending = ending.clone();
         tokio::spawn(async move {
             let mut connection = pin!(connection);
             // Errors of clients that disconnect are ignored. A connection that became a WebSocket
-            // ends here, and has its seat elsewhere.
+            // ends here, and has its permit elsewhere.
             tokio::select! {
                 _ = connection.as_mut() => {}
-                () = seat.lost() => {}
+                () = permit.lost() => {}
                 _ = ending.changed() => {
                     connection.as_mut().graceful_shutdown();
                     let _ = connection.await;
                 }
             }
-            drop((seat, ending));
+            drop((permit, ending));
         });
-        // Lets it read what has arrived, before another connection may take its seat.
+        // Lets it read what has arrived, before another connection may take its permit.
         yield_now().await;
     }
     drop((listener, ending));
@@ -110,12 +111,12 @@ async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
     }
 }
 
-/// A connection with its seat.
+/// A connection with its permit.
 #[derive(Clone)]
 struct AdminConnection {
     pages: Router,
     from: SocketAddr,
-    seat: Arc<ConnectionPermit>,
+    permit: Arc<ConnectionPermit>,
     timeouts: Timeouts,
 }
 
@@ -124,8 +125,8 @@ impl AdminConnection {
         self,
         request: Request<Incoming>,
     ) -> Result<Response<axum::body::Body>, Infallible> {
-        let Self { pages, from, seat, timeouts } = self;
-        if !seat.take(PermitKind::of(request.uri().path())) {
+        let Self { pages, from, permit, timeouts } = self;
+        if !permit.take(PermitKind::of(request.uri().path())) {
             let text = "too many requests are under way\n";
             return Ok(last((StatusCode::SERVICE_UNAVAILABLE, text)));
         }
@@ -134,15 +135,15 @@ impl AdminConnection {
         yield_now().await;
         let (head, body) = request.into_parts();
         if !body.is_end_stream() {
-            seat.wait();
+            permit.wait();
         }
         let is_late = Arc::new(AtomicBool::new(false));
         let deadline = Box::pin(sleep(timeouts.body));
-        let body = Timely { body, deadline, seat: seat.clone(), is_late: is_late.clone() };
+        let body = Timely { body, deadline, permit: permit.clone(), is_late: is_late.clone() };
         let mut request = Request::from_parts(head, body);
         request.extensions_mut().insert(ConnectInfo(from));
         let Ok(response) = TowerToHyperService::new(pages).call(request).await;
-        seat.wait();
+        permit.wait();
         if is_late.load(Ordering::Relaxed) {
             let text = format!("the body did not arrive within {} s\n", timeouts.body.as_secs());
             return Ok(last((StatusCode::REQUEST_TIMEOUT, text)));
@@ -162,7 +163,7 @@ fn last(response: impl IntoResponse) -> Response<axum::body::Body> {
 struct Timely {
     body: Incoming,
     deadline: Pin<Box<Sleep>>,
-    seat: Arc<ConnectionPermit>,
+    permit: Arc<ConnectionPermit>,
     is_late: Arc<AtomicBool>,
 }
 
@@ -176,7 +177,7 @@ impl Body for Timely {
     ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(context) {
             if frame.is_none() || self.body.is_end_stream() {
-                self.seat.work();
+                self.permit.work();
             }
             return Poll::Ready(frame.map(|it| it.map_err(Into::into)));
         }
@@ -281,7 +282,7 @@ mod tests {
     /// More bytes than the kernel buffers for a client that does not read.
     const LONG_PAGE_BYTES: usize = 32 << 20;
 
-    /// More connections than there are seats of any kind.
+    /// More connections than there are permits of any kind.
     const MANY: usize = 100;
 
     /// The end of a head, after whose response the connection is closed.
@@ -292,7 +293,7 @@ mod tests {
         at: SocketAddr,
         _close: oneshot::Sender<()>,
         release: Arc<Semaphore>,
-        seats: Arc<AdminConnections>,
+        connections: Arc<AdminConnections>,
     }
 
     async fn serving() -> Served {
@@ -316,9 +317,9 @@ mod tests {
             .route("/long", get(|| async { long }));
         let timeouts =
             Timeouts { body: Duration::from_millis(300), write: Duration::from_millis(300) };
-        let seats = Arc::new(AdminConnections::default());
-        tokio::spawn(serve(listener, pages, seats.clone(), timeouts, closed));
-        Served { at, _close: close, release, seats }
+        let connections = Arc::new(AdminConnections::default());
+        tokio::spawn(serve(listener, pages, connections.clone(), timeouts, closed));
+        Served { at, _close: close, release, connections }
     }
 
     /// Opens connections and sends `text` on each.
@@ -359,8 +360,8 @@ mod tests {
         let served = serving().await;
         let [mut many, mut one] =
             [(); 2].map(|()| std::net::TcpStream::connect(served.at).unwrap());
-        // Waits until both have a seat: data that arrives now is there before either is handled.
-        while served.seats.taken() < 2 {
+        // Waits until both have a permit: data that arrives now is there before either is handled.
+        while served.connections.open() < 2 {
             sleep(Duration::from_millis(5)).await;
         }
         let request = "GET /count HTTP/1.1\r\n\r\n";
@@ -373,16 +374,16 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn responses_that_nobody_takes_hold_no_seat_beyond_their_deadline() {
+    async fn responses_that_nobody_takes_hold_no_permit_beyond_their_deadline() {
         let served = serving().await;
         let mut deaf = sent(served.at, MANY, "GET /long HTTP/1.1\r\n\r\n").await;
         assert!(ask(served.at, "/").await.starts_with("HTTP/1.1 200"));
         let all_gone = async {
-            while served.seats.taken() > 0 {
+            while served.connections.open() > 0 {
                 sleep(Duration::from_millis(5)).await;
             }
         };
-        timeout(LONG, all_gone).await.expect("they hold no seat");
+        timeout(LONG, all_gone).await.expect("they hold no permit");
         let mut received = Vec::new();
         let mut stream = deaf.pop().unwrap(); // the last connection was refused
         let _ = timeout(LONG, stream.read_to_end(&mut received)).await.unwrap(); // possibly a reset

@@ -5,6 +5,7 @@ pub(crate) mod admin_listener;
 pub(crate) mod drain;
 pub(crate) mod kernel_filter;
 pub(crate) mod process;
+mod proxy_watch;
 pub(crate) mod ready_line;
 pub(crate) mod reload;
 pub(crate) mod reserve;
@@ -147,8 +148,10 @@ async fn serve(control: Control, mut signals: Signals) -> Result<(), StartError>
     }
     // No other process serves. From here on only a regular end ends this process.
     let (close_admin, closed) = oneshot::channel::<()>();
-    let (seats, timeouts) = (state.seats.clone(), admin_listener::TIMEOUTS);
-    let admin = tokio::spawn(admin_listener::serve(listener, pages, seats, timeouts, closed));
+    let (connections, timeouts) = (state.admin_connections.clone(), admin_listener::TIMEOUTS);
+    let admin = tokio::spawn(admin_listener::serve(listener, pages, connections, timeouts, closed));
+    let restoring = state.clone();
+    spawn_blocking(move || restoring.restore_history());
     state.renew_pages();
     state.started.store(true, Ordering::Relaxed);
     let (successors, mut successor) = mpsc::unbounded_channel();

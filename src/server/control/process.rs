@@ -16,12 +16,14 @@ use crate::frontend::stats::{Pages, Stats};
 use crate::server::context::AppContext;
 use crate::server::control::admin_connections::AdminConnections;
 use crate::server::control::kernel_filter::KernelFilter;
+use crate::server::control::proxy_watch::ProxyWatch;
 use crate::server::log::OPERATOR;
 use crate::server::metrics::sources::MetricInputs;
 use crate::server::metrics::{Metrics, statistics};
 use crate::server::snapshots::{STALLED_AGAIN_MIN, STALLED_MAX, has_ended};
 use crate::time::Now;
 use crate::tracker::{Listing, SourceAnomaly};
+use crate::types::{Family, Transport};
 
 /// Nanoseconds without a turn after which a worker counts as stuck. It waits 50 ms at most.
 const HEARTBEAT_NS_MAX: u64 = 5_000_000_000;
@@ -41,28 +43,30 @@ pub(crate) struct ProcessState {
     pub(crate) asked_to_stop: Notify,
     /// When the last warning about hidden client addresses was logged.
     warned_of_sources: Mutex<Option<Now>>,
+    proxy_watch: Mutex<ProxyWatch>,
     kernel_filter: Mutex<KernelFilter>,
     /// Datagrams that the kernel had dropped one second ago.
     drops_before: AtomicU64,
     board: Arc<StatsHub>,
     /// Connections to the admin listener.
-    pub(crate) seats: Arc<AdminConnections>,
+    pub(crate) admin_connections: Arc<AdminConnections>,
 }
 
 impl ProcessState {
     pub(crate) fn new(context: AppContext, metrics: Metrics) -> Self {
-        let MetricInputs { workers, streams, board, seats, .. } = &metrics.sources;
+        let MetricInputs { workers, streams, board, admin_connections, .. } = &metrics.sources;
         Self {
             context,
             workers: workers.clone(),
             streams: streams.clone(),
             board: board.clone(),
-            seats: seats.clone(),
+            admin_connections: admin_connections.clone(),
             metrics: Mutex::new(metrics),
             started: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
             asked_to_stop: Notify::new(),
             warned_of_sources: Mutex::new(None),
+            proxy_watch: Mutex::default(),
             kernel_filter: Mutex::new(KernelFilter::new()),
             drops_before: AtomicU64::new(0),
         }
@@ -71,8 +75,12 @@ impl ProcessState {
     /// Updates the public statistics pages, if there are any.
     pub(crate) fn renew_pages(&self) {
         if self.has_public_stats() {
-            self.context.pages.store(Arc::new(Pages::of(&self.stats())));
+            self.store_pages(&self.stats());
         }
+    }
+
+    fn store_pages(&self, stats: &Stats) {
+        self.context.pages.store(Arc::new(Pages::of(stats, self.board.day_line())));
     }
 
     fn has_public_stats(&self) -> bool {
@@ -107,6 +115,7 @@ impl ProcessState {
             self.context.load.observe(elapsed_s, busy_ratio);
         }
         self.warn_of(self.context.source_monitor.anomaly(now), now);
+        self.watch_proxies(now);
         let denied = self.deny_offenders(&mut metrics.sources, now);
         let reading = metrics.read(now);
         self.warn_of_drops(reading.sum("skep_udp_socket_drops_total", &[]), denied);
@@ -115,8 +124,7 @@ impl ProcessState {
         let is_shown = is_public || self.board.viewers() > 0;
         let clients = if is_shown { self.clients() } else { Vec::new() };
         if is_public {
-            let stats = statistics::stats_of(&reading, clients.clone());
-            self.context.pages.store(Arc::new(Pages::of(&stats)));
+            self.store_pages(&statistics::stats_of(&reading, clients.clone()));
         }
         let state = self.ready().err().unwrap_or_else(|| "serving".into());
         metrics.show(reading, state, clients);
@@ -137,10 +145,17 @@ impl ProcessState {
         self.now().plus_s(time.as_secs())
     }
 
-    /// Saves the totals of passkeys. Totals that cannot be saved are logged, and kept for the next
-    /// attempt.
+    /// Saves the totals of passkeys and the statistics page's history. What cannot be saved is
+    /// logged, and kept for the next attempt.
     pub(crate) fn flush(&self) {
         let _ = self.write_down();
+        self.context.history.save(&self.board);
+    }
+
+    /// Puts the statistics page's last 24 hours, as an earlier run has kept them, before what this
+    /// run has. Blocks.
+    pub(crate) fn restore_history(&self) {
+        self.context.history.restore(&self.board);
     }
 
     /// Saves everything for the last time. Blocks, but not on a disk that hangs.
@@ -198,6 +213,19 @@ impl ProcessState {
         kernel_filter.tick(now, &offenders, sources.udp_sockets());
         sources.denied = kernel_filter.denied();
         kernel_filter.denied().max(before)
+    }
+
+    /// Warns about reverse proxies that are not listed.
+    fn watch_proxies(&self, now: Now) {
+        let over_http = |worker: &Arc<StreamCounters>| {
+            let requests =
+                Family::ALL.map(|it| worker.requests(Transport::Http, it).received.get());
+            requests.iter().sum::<u64>() + worker.upgrades.get()
+        };
+        let requests = self.streams.iter().map(over_http).sum();
+        let listed = &self.context.options.load().http.trusted_proxies;
+        let mut watch = self.proxy_watch.lock().unwrap_or_else(PoisonError::into_inner);
+        watch.tick(now, &self.context.unlisted_proxies, requests, listed);
     }
 
     /// Warns about hidden client addresses, at most every ten minutes.

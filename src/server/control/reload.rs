@@ -15,7 +15,7 @@ use tracing::{error, info, warn};
 
 use crate::access::lists::ListName;
 use crate::access_store::Actor;
-use crate::config::{Config, Difference, LogFormat, SettingsSource};
+use crate::config::{Config, ConfigError, Difference, LogFormat, SettingsSource};
 use crate::server::confine::Confinement;
 use crate::server::context::AppContext;
 use crate::server::log::{LevelHandle, OPERATOR};
@@ -106,8 +106,10 @@ impl Reloader {
     fn reload(&mut self) {
         let new = match self.source.load_again() {
             Ok(new) => new,
-            Err(error) => {
-                error!(target: OPERATOR, %error, "not reloaded, all settings unchanged");
+            Err(ConfigError { faults }) => {
+                for error in faults {
+                    error!(target: OPERATOR, %error, "not reloaded, all settings unchanged");
+                }
                 return;
             }
         };

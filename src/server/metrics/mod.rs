@@ -30,7 +30,7 @@ pub(crate) struct Metrics {
 
 impl Metrics {
     pub(crate) fn new(sources: MetricInputs) -> Self {
-        Self { sources, exporter: Exporter::new(), statistics: Statistics::default() }
+        Self { sources, exporter: Exporter::new(), statistics: Statistics::of_host() }
     }
 
     /// Reads all series now.

@@ -45,7 +45,7 @@ pub(crate) struct MetricInputs {
     pub(crate) streams: Vec<Arc<StreamCounters>>,
     pub(super) info: BackendInfo,
     pub(crate) board: Arc<StatsHub>,
-    pub(crate) seats: Arc<AdminConnections>,
+    pub(crate) admin_connections: Arc<AdminConnections>,
     /// Sources whose datagrams the kernel drops.
     pub(crate) denied: usize,
     pub(super) busy: Vec<BusyWorkers>,
@@ -72,7 +72,7 @@ impl MetricInputs {
             streams,
             info,
             board: Arc::default(),
-            seats: Arc::default(),
+            admin_connections: Arc::default(),
             denied: 0,
             sockets: WorkerSockets::of(sockets),
             totals: StoreTotals::default(),

@@ -3,6 +3,8 @@
 //!
 //! Costs the workers nothing: they count for the metrics anyway.
 
+use std::sync::Arc;
+
 use super::series::{Reading, SeriesValue, float, seconds};
 use super::sources::MetricInputs;
 use crate::access::mode::Mode;
@@ -14,6 +16,7 @@ use crate::types::{Family, PeerKind, Transport};
 /// Makes a sequence of samples.
 #[derive(Default)]
 pub(super) struct Statistics {
+    host: Arc<str>,
     before: Option<Before>,
 }
 
@@ -25,6 +28,12 @@ struct Before {
 }
 
 impl Statistics {
+    /// Makes samples of this host.
+    pub(super) fn of_host() -> Self {
+        let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+        Self { host: host.trim().into(), before: None }
+    }
+
     /// Makes the sample of a reading.
     pub(super) fn sample(
         &mut self,
@@ -48,6 +57,7 @@ impl Statistics {
             at_s: seconds(now.ns()),
             span_s,
             uptime_s: elapsed_ns / 1_000_000_000,
+            host: self.host.clone(),
             state,
             backend: sources.info.backend,
             flows: flows(&reading, before.map(|before| &before.reading), span_s),

@@ -10,6 +10,7 @@ use crate::access::lists::ListName;
 use crate::counters::{
     CloseReason, DeliveryFailure, DurationHistogram, Handshake, IoEvent, RequestCounters,
 };
+use crate::frontend::unlisted_proxies::ProxySource;
 use crate::limiter::{LimitAction, LimitTable};
 use crate::server::log;
 use crate::server::snapshots::figures::{Figures, RestoreOutcome};
@@ -142,6 +143,16 @@ series! {
             to.put(["one_address"], one_address);
             to.put(["unroutable"], unroutable);
         };
+        /// HTTP requests and connections with a forwarding header (`Forwarded`, `X-Forwarded-For`,
+        /// `X-Real-IP`, PROXY) from a source that `http.trusted_proxies` does not list, so that the
+        /// header is ignored. `private`: from a loopback or private address, the sign of a reverse
+        /// proxy that is not listed. `public`: clients with proxies of their own send it too.
+        counter skep_unlisted_proxy_requests_total{source in ProxySource} =
+            |from, source| from.context.unlisted_proxies.requests(source);
+        /// Time of the latest of them since the start, or since `http.trusted_proxies` has
+        /// changed. 0: none.
+        gauge skep_unlisted_proxy_latest_timestamp_seconds{source in ProxySource} =
+            |from, source| from.context.unlisted_proxies.latest_s(source);
         /// Share of the last second for which a worker used its CPU.
         gauge skep_worker_busy_ratio{worker} = |from, to| {
             from.busy.iter().for_each(|busy| to.put([busy.label.clone()], busy.ratio));
@@ -186,6 +197,14 @@ series! {
         /// TLS handshakes: full, resumed, failed.
         counter skep_tls_handshakes_total{kind in Handshake} =
             |from, kind| from.stream_sum(|worker| worker.handshakes(kind).get());
+        /// Time at which the TLS certificate in force, or one of its chain, expires. 0: TLS is not
+        /// served.
+        gauge skep_tls_certificate_not_after_timestamp_seconds =
+            |from| from.context.certificate.not_after_s();
+        /// Attempts to load a changed certificate that failed; the one in force stays. Files that
+        /// cannot be used are tried again once a minute.
+        counter skep_tls_reload_failures_total =
+            |from| from.context.certificate.reload_failures();
         /// Connections that became WebSockets.
         counter skep_websocket_upgrades_total =
             |from| from.stream_sum(|worker| worker.upgrades.get());
@@ -199,7 +218,7 @@ series! {
         counter skep_stats_viewers_refused_total = |from| from.board.refused();
         /// Connections to the admin listener closed or refused because the connection limit was
         /// reached.
-        counter skep_admin_connections_closed_total = |from| from.seats.closed();
+        counter skep_admin_connections_closed_total = |from| from.admin_connections.closed();
     }
 
     "Access, snapshots, process" {

@@ -231,7 +231,7 @@ fn usable(
 }
 
 /// Whether an address cannot be bound because the host lacks its family.
-fn lacks_family(address: SocketAddr, error: &io::Error) -> bool {
+pub(crate) fn lacks_family(address: SocketAddr, error: &io::Error) -> bool {
     let codes = [Some(libc::EAFNOSUPPORT), Some(libc::EADDRNOTAVAIL)];
     address.is_ipv6() && address.ip().is_unspecified() && codes.contains(&error.raw_os_error())
 }

@@ -9,7 +9,6 @@ use std::path::{Path, PathBuf};
 
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::config::ConfigError;
 use crate::server::StartError;
 use crate::server::sockets::bind_retry::BindRetry;
 use crate::server::sockets::inherited::{InheritedSockets, SocketKind};
@@ -180,15 +179,24 @@ fn bind_path(path: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-/// Checks what is at the path of a Unix socket. An empty path means no socket.
+/// Checks what is at the path of a Unix socket.
 ///
 /// # Errors
-/// What would prevent binding the path.
-pub(crate) fn check_unix_path(path: &str) -> Result<(), ConfigError> {
-    match Path::new(path).symlink_metadata() {
+/// What would prevent binding the path, with a remedy.
+pub(crate) fn check_unix_path(path: &Path) -> Result<(), String> {
+    let at = path.display();
+    let folder = path.parent().filter(|it| !it.as_os_str().is_empty());
+    let folder = folder.unwrap_or_else(|| Path::new("."));
+    if !folder.is_dir() {
+        let folder = folder.display();
+        return Err(format!(
+            "{at} cannot be created: the folder {folder} does not exist; remedy: create the \
+             folder, or choose another path"
+        ));
+    }
+    match path.symlink_metadata() {
         Ok(metadata) if !metadata.file_type().is_socket() => {
-            let problem = format!("{path} exists and is not a socket; remedy: choose another path");
-            Err(ConfigError::at("http.unix_socket", problem))
+            Err(format!("{at} exists and is not a socket; remedy: choose another path"))
         }
         _ => Ok(()),
     }

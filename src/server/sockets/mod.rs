@@ -14,3 +14,4 @@ pub(crate) mod inherited;
 pub(crate) mod listeners;
 pub(crate) mod socket_file;
 pub(crate) mod stream_listeners;
+pub(crate) mod trial;

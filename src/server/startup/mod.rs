@@ -19,7 +19,7 @@ use tokio::sync::mpsc;
 
 use crate::access::mode::Mode;
 use crate::access_store::AccessManager;
-use crate::config::{Config, SettingsSource};
+use crate::config::{Config, ConfigReport, SettingsSource};
 use crate::server::context::AppContext;
 use crate::server::control::ready_line::ReadyLine;
 use crate::server::control::reload::Reloader;
@@ -36,7 +36,9 @@ use crate::server::sockets::stream_listeners::StreamListeners;
 use crate::server::state_directory::KeyWarning;
 use crate::server::workers::datagram::Workers;
 use crate::server::workers::stream::Streams;
-use crate::server::{StartError, confine, end_with_any_panic, log, options, tls, workers};
+use crate::server::{
+    StartError, certificate, check, confine, end_with_any_panic, log, options, tls, workers,
+};
 use crate::store::Store;
 use crate::sys::allocator::restrain_huge_pages;
 use crate::sys::identity::keep_files_private;
@@ -48,16 +50,45 @@ use crate::sys::socket::BoundUdp;
 /// # Errors
 /// As [`crate::server::run`].
 pub(crate) fn serve(source: SettingsSource, take_over: bool) -> Result<(), StartError> {
-    let mut inherited_sockets = InheritedSockets::of_process()?;
+    let inherited_sockets = InheritedSockets::of_process()?;
     // Reads a pipe to its end, so it comes before signals are caught: a signal must be able to end
     // it.
-    let config = source.load()?;
+    let report = source.judge();
+    let prepared = prepare(source, &report, inherited_sockets, take_over);
+    let Prepared { base, reloader, choice, inherited_sockets, partners } =
+        prepared.map_err(|error| check::with_all_faults(error, report))?;
+    let memory = reloader.context.memory.clone();
+    let control = assemble(reloader, choice, inherited_sockets, partners)?;
+    let lacking = |error| StartError::lacking("cannot start a thread", &error);
+    let _looking = memory.start().map_err(lacking)?;
+    let thread = std::thread::Builder::new().name("control".into());
+    let thread = thread.spawn(move || control::run(base, control)).map_err(lacking)?;
+    thread.join().unwrap_or_else(|_| Err(control_panicked()))
+}
+
+/// All that is made before sockets are bound.
+struct Prepared {
+    base: ControlRuntime,
+    reloader: Reloader,
+    choice: backend::Choice,
+    inherited_sockets: InheritedSockets,
+    partners: SocketPartners,
+}
+
+/// Reads everything that the settings name. A failure here may be a fault of the configuration.
+fn prepare(
+    source: SettingsSource,
+    report: &ConfigReport,
+    mut inherited_sockets: InheritedSockets,
+    take_over: bool,
+) -> Result<Prepared, StartError> {
+    let config = report.clone().into_config()?;
     let base = ControlRuntime::new()?;
     let level = log::start(options::log(&config));
     log_start(&source, take_over);
     let manager = ServiceManager::of_process();
     settle_process()?;
-    source.warnings(&config).iter().for_each(|it| tracing::warn!("{it}"));
+    report.findings.iter().for_each(|it| tracing::warn!("{it}"));
     let user = confine::user_of(&config)?;
     confine::create_state_directory(user.as_ref(), options::state_home(&config).as_deref().ok());
     let keys = options::keys_as(user.as_ref(), &config)?;
@@ -65,6 +96,9 @@ pub(crate) fn serve(source: SettingsSource, take_over: bool) -> Result<(), Start
     tracing::info!(target: log::OPERATOR, origin = keys.origin, "connection-id key loaded");
     let choice = backend::choose(config.server.io)?;
     let tls = options::tls(&config).map(tls::Tls::start).transpose()?;
+    for warning in certificate::warnings(&config, user.as_ref()) {
+        tracing::warn!(target: log::OPERATOR, "{warning}");
+    }
     // From here to the end of `context`, the state directory is accessed as its user.
     let acting = confine::act_as(user.as_ref())?;
     let mut was_warned = keys.made_up;
@@ -84,19 +118,18 @@ pub(crate) fn serve(source: SettingsSource, take_over: bool) -> Result<(), Start
     let access_manager = open_access(&config, &mut was_warned)?;
     let token = options::admin_token(&config, was_warned, None);
     let live = options::live(&config, &keys, token);
-    let context = AppContext::new(store, access_manager, live, snapshots);
+    let history = options::history(&config, was_warned);
+    let context = AppContext {
+        history: Arc::new(history),
+        certificate: tls.as_ref().map(|it| it.figures.clone()).unwrap_or_default(),
+        ..AppContext::new(store, access_manager, live, snapshots)
+    };
     drop(acting);
     prepare_for_sessions(&context);
-    let memory = context.memory.clone();
     let confinement = Default::default();
     let reloader = Reloader { source, config, keys, level, context, tls, confinement };
-    let control =
-        assemble(reloader, choice, inherited_sockets, SocketPartners { manager, predecessor })?;
-    let lacking = |error| StartError::lacking("cannot start a thread", &error);
-    let _looking = memory.start().map_err(lacking)?;
-    let thread = std::thread::Builder::new().name("control".into());
-    let thread = thread.spawn(move || control::run(base, control)).map_err(lacking)?;
-    thread.join().unwrap_or_else(|_| Err(control_panicked()))
+    let partners = SocketPartners { manager, predecessor };
+    Ok(Prepared { base, reloader, choice, inherited_sockets, partners })
 }
 
 /// Logs which program starts, and with which settings.
@@ -238,7 +271,7 @@ fn list(
     owned.add_tcp(SocketKind::Admin, admin.local_addr()?, std::slice::from_ref(admin))
 }
 
-/// Binds what is served: UDP and TCP on the same addresses, unless one has its own.
+/// Binds what is served: UDP and TCP on the same addresses, unless one has its own or is disabled.
 fn bind(
     config: &Config,
     cpus: &[Option<usize>],
@@ -246,7 +279,7 @@ fn bind(
     retry: &mut BindRetry,
 ) -> Result<(Sockets, StreamListeners), StartError> {
     let buffer_bytes = usize::try_from(config.udp.receive_buffer.0).unwrap_or(usize::MAX);
-    let (sockets, plain) = if config.udp.listen.is_empty() && config.http.listen.is_empty() {
+    let (sockets, plain) = if config.shares_addresses() {
         bind::bind_both(&config.server.listen, cpus, buffer_bytes, inherited_sockets, retry)?
     } else {
         let udp = config.udp_listen();

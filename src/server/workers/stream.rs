@@ -53,7 +53,7 @@ impl Streams {
     ) -> Result<Self, StartError> {
         let lacking = |error| StartError::lacking("cannot start the stream workers", &error);
         let hands = listeners.deal(workers).map_err(lacking)?;
-        let by_streams = StreamContext::new(workers, seats_max(config), tls);
+        let by_streams = StreamContext::new(workers, connections_max_of(config), tls);
         context.memory.count_connections(by_streams.clone());
         if held {
             by_streams.hold();
@@ -172,7 +172,7 @@ impl Streams {
 
 /// Most connections: as configured, else nine tenths of the descriptors. The rest is for the admin
 /// listener, files and datagram sockets.
-fn seats_max(config: &Config) -> u32 {
+fn connections_max_of(config: &Config) -> u32 {
     if config.http.connections_max > 0 {
         return config.http.connections_max;
     }
@@ -201,7 +201,8 @@ impl StreamSpawn {
             Tracker::without_upkeep(context.store.clone(), options.tracker.clone(), seed)
         })?;
         let http = HttpFrontend::new(options.http.clone(), context.pages)
-            .with_full_scrapes(context.full_scrapes);
+            .with_full_scrapes(context.full_scrapes)
+            .with_unlisted_proxies(context.unlisted_proxies);
         let ws = WsFrontend::new(self.directory, options.websocket.clone());
         let worker = StreamWorker {
             worker: u16::try_from(self.worker).unwrap_or(u16::MAX),

@@ -190,6 +190,9 @@ impl<N: Network> Connection<N> {
             input = self.read_more(input).await?;
         }
         if input.first() != Some(&tls::HANDSHAKE) {
+            let now = self.worker.now();
+            let http = &mut self.worker.front_ends.borrow_mut().http;
+            http.note_proxy_header(now, self.origin.get(), &input);
             return Err(self.bad_preamble());
         }
         let counters = &self.worker.counters;

@@ -1,0 +1,36 @@
+//! "Did you mean": the known name that is closest to an unknown one.
+
+/// The name of `known` that `written` probably stands for: the closest by edit distance, if at most
+/// a third of its characters differ.
+pub(super) fn similar<'a>(
+    written: &str,
+    known: impl IntoIterator<Item = &'a str>,
+) -> Option<&'a str> {
+    let written = written.to_ascii_lowercase().replace('-', "_");
+    let distance = |name: &str| strsim::damerau_levenshtein(&written, &name.replace('-', "_"));
+    let close = |name: &&str| distance(name) <= (name.chars().count() / 3).max(1);
+    known.into_iter().filter(|it| !it.is_empty()).filter(close).min_by_key(|it| distance(it))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_probably_meant_is_the_closest_name() {
+        let known = ["interval_s", "interval_s_max", "numwant_max", "listen", "on", ""];
+        for (written, meant) in [
+            ("intervall_s", Some("interval_s")),
+            ("Interval-S", Some("interval_s")),
+            ("interval", Some("interval_s")),
+            ("inetrval_s", Some("interval_s")),
+            ("listne", Some("listen")),
+            ("ont", Some("on")),
+            ("colour", None),
+            ("x", None),
+            ("", None),
+        ] {
+            assert_eq!(similar(written, known), meant, "{written}");
+        }
+    }
+}

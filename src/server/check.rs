@@ -1,0 +1,248 @@
+//! Judges all that a start depends on, without binding or creating anything: the settings, and then
+//! what they name: lists, certificate, keys, user, sockets and state directory. `skep check` prints
+//! it, `skep doctor` begins with it, and a start that fails prints it as well, so that all faults
+//! are known after one run.
+
+use std::path::Path;
+
+use crate::access_store::AccessManager;
+use crate::config::{
+    AccessMode, ConfigError, ConfigFinding, ConfigPlace, ConfigReport, SettingsSource, SnapshotMode,
+};
+use crate::server::sockets::listeners;
+use crate::server::state_directory;
+use crate::server::{StartError, certificate, confine, options};
+use crate::sys::identity::{self, UnixUser};
+
+/// Reads the settings and judges everything.
+pub(super) fn check(source: &SettingsSource) -> ConfigReport {
+    let mut report = source.judge();
+    judge_what_is_named(&mut report);
+    report
+}
+
+/// The error of a start that failed, or, if the settings and what they name have faults, all of
+/// those. The exit code stays the same.
+pub(super) fn with_all_faults(error: StartError, mut report: ConfigReport) -> StartError {
+    judge_what_is_named(&mut report);
+    match (error, report.into_config()) {
+        (error, Ok(_)) => error,
+        (StartError::Config(_), Err(faults)) => StartError::Config(faults),
+        (StartError::Failed(_) | StartError::Host(_), Err(faults)) => StartError::Host(faults),
+    }
+}
+
+/// Judges what the settings name. A setting that has a fault already is left out.
+pub(super) fn judge_what_is_named(report: &mut ConfigReport) {
+    let user = user(report);
+    key(report);
+    {
+        // Lists and the state directory are accessed as the user to change to.
+        let _acting = confine::act_as(user.as_ref());
+        lists(report);
+    }
+    certificate(report, user.as_ref());
+    unix_sockets(report);
+    state_home(report, user.as_ref());
+}
+
+/// The user to change to. Without the rights of root there is no change, and a missing user is only
+/// a warning.
+fn user(report: &mut ConfigReport) -> Option<UnixUser> {
+    const KEY: &str = "server.user";
+    let name = &report.config.server.user;
+    if name.is_empty() || report.is_faulty(KEY) {
+        return None;
+    }
+    match UnixUser::find(name) {
+        Ok(user) => Some(user).filter(|_| UnixUser::can_change()),
+        Err(error) if UnixUser::can_change() => {
+            let fault = format!("{error}; remedy: name an existing user, or leave it empty");
+            report.add(ConfigFinding::fault(fault).about(KEY));
+            None
+        }
+        Err(error) => {
+            let warning = format!(
+                "{error}, so skep does not start as root; remedy: name an existing user, or leave \
+                 it empty"
+            );
+            report.add(ConfigFinding::warning(warning).about(KEY));
+            None
+        }
+    }
+}
+
+/// The connection-id keys of the environment or of a file that the settings name.
+fn key(report: &mut ConfigReport) {
+    let in_environment = state_directory::Environment::of_process().key.is_some();
+    let is_named = !report.config.udp.key_file.is_empty() && !report.is_faulty("udp.key_file");
+    if !in_environment && !is_named {
+        return;
+    }
+    if let Err(error) = options::keys(&report.config) {
+        let fault = ConfigFinding::fault(error.to_string());
+        // The variable overrides the file, and the text names it.
+        report.add(if in_environment { fault } else { fault.about("udp.key_file") });
+    }
+}
+
+/// The access lists that the settings name, each with all its bad lines.
+fn lists(report: &mut ConfigReport) {
+    for (name, error) in AccessManager::check(&options::lists(&report.config)) {
+        let finding = ConfigFinding::fault(error.to_string());
+        let finding = match error.place() {
+            Some((path, line)) => {
+                let place = ConfigPlace::File { path, line, column: 0 };
+                ConfigFinding { message: error.problem(), value: error.word(), ..finding }.at(place)
+            }
+            None => finding,
+        };
+        report.add(finding.about(format!("access.{}", name.label())));
+    }
+}
+
+/// The certificate and its key, now and at a renewal.
+fn certificate(report: &mut ConfigReport, user: Option<&UnixUser>) {
+    let settings = ["tls.listen", "tls.certificate", "tls.key"];
+    if settings.iter().any(|it| report.is_faulty(it)) {
+        return;
+    }
+    let findings = match options::tls(&report.config).map(|it| it.read()) {
+        Some(Err(ConfigError { faults })) => faults,
+        _ => certificate::warnings(&report.config, user),
+    };
+    findings.into_iter().for_each(|it| report.add(it));
+}
+
+/// The paths of Unix sockets.
+fn unix_sockets(report: &mut ConfigReport) {
+    let config = &report.config;
+    let sockets = [
+        ("http.unix_socket", config.unix_socket().to_owned()),
+        ("server.handover_socket", config.server.handover_socket.clone()),
+    ];
+    for (key, path) in sockets {
+        if path.is_empty() || report.is_faulty(key) {
+            continue;
+        }
+        if let Err(problem) = listeners::check_unix_path(Path::new(&path)) {
+            report.add(ConfigFinding::fault(problem).about(key));
+        }
+    }
+}
+
+/// The state directory, if something needs it that a start does not do without.
+fn state_home(report: &mut ConfigReport, user: Option<&UnixUser>) {
+    let config = &report.config;
+    let need = if config.access.mode != AccessMode::Open {
+        Some(("access.mode", "registered torrents and passkeys are kept there"))
+    } else if config.snapshot.mode == SnapshotMode::On {
+        Some(("snapshot.mode", "snapshots are kept there"))
+    } else {
+        None
+    };
+    let Some((setting, why)) = need else { return };
+    let is_configured = !config.server.state_dir.is_empty();
+    let key = if is_configured { "server.state_dir" } else { setting };
+    let problem = match options::state_path(config) {
+        Some(path) => match usable_by(&path, user) {
+            Ok(()) => return,
+            Err(problem) => {
+                format!("the state directory {} cannot be written: {problem}", path.display())
+            }
+        },
+        None => state_directory::StateDirectoryError::NotNamed.to_string(),
+    };
+    report.add(
+        ConfigFinding::fault(format!(
+            "{problem}, and {why}; remedy: set server.state_dir to a directory that skep's user \
+             may write"
+        ))
+        .about(key),
+    );
+}
+
+/// Whether this process, or the user that it changes to, can write to a directory or create it.
+fn usable_by(path: &Path, user: Option<&UnixUser>) -> Result<(), String> {
+    let Some(user) = user else { return state_directory::writable(path) };
+    let acting = user.act().map_err(|error| error.to_string())?;
+    let writable = state_directory::writable(path);
+    drop(acting);
+    // The start creates it as root, or changes its owner, where only root can change the path.
+    let there = path.ancestors().find(|it| it.exists()).unwrap_or_else(|| Path::new("/"));
+    writable.or_else(|problem| identity::roots_own(there).map(drop).map_err(|_| problem))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    fn faults(text: &str) -> Vec<String> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("skep.toml");
+        fs::write(&path, text).unwrap();
+        let source = SettingsSource { file: Some(path), ..SettingsSource::default() };
+        let report = check(&source);
+        let faults = report.findings.iter().filter(|it| it.is_fault());
+        let prefix = format!("{}/", folder.path().display());
+        faults.map(|it| it.to_string().replace(&prefix, "")).collect()
+    }
+
+    #[test]
+    fn everything_that_is_named_is_judged_in_one_run() {
+        let folder = tempfile::tempdir().unwrap();
+        let list = folder.path().join("networks");
+        fs::write(&list, "10.0.0.0/8\n10.0.0.5/24 why\nnowhere\n").unwrap();
+        let list = list.display();
+        let found = faults(&format!(
+            "[udp]\nkey_file = \"/nope/key\"\n[http]\nunix_socket = \"/nope/socket\"\n\
+             [tls]\nlisten = [\"127.0.0.1:0\"]\ncertificate = \"/nope/a.pem\"\nkey = \"/nope/b\"\n\
+             [access]\nports_deny = \"/nope/ports\"\nnetworks_deny = \"{list}\"\n\
+             [tracker]\ninterval_s = \"30m\"\n"
+        ));
+        for (place, said) in [
+            ("skep.toml:13:14: tracker.interval_s: ", "\"30m\" is not a whole number"),
+            ("skep.toml:2:1: udp.key_file: ", "cannot read the connection-id key in /nope/key"),
+            ("skep.toml:4:1: http.unix_socket: ", "/nope does not exist"),
+            ("skep.toml:7:1: tls.certificate: ", "cannot read /nope/a.pem"),
+            ("skep.toml:10:1: access.ports_deny: ", "cannot read the access list /nope/ports"),
+            (":2: access.networks_deny: ", "write 10.0.0.0/24 for the whole network"),
+            (":3: access.networks_deny: ", "\"nowhere\" is not a network"),
+        ] {
+            let is_it = |it: &&String| it.contains(place) && it.contains(said);
+            assert!(found.iter().any(|it| is_it(&it)), "{place}{said} is not in {found:#?}");
+        }
+        assert_eq!(found.len(), 7, "{found:#?}");
+    }
+
+    #[test]
+    fn a_state_directory_has_to_be_writable_where_something_is_kept_there() {
+        let settings = |access: &str, snapshot: &str| {
+            faults(&format!(
+                "[server]\nstate_dir = \"/proc/version/state\"\n[access]\nmode = \"{access}\"\n\
+                 [snapshot]\nmode = \"{snapshot}\"\n"
+            ))
+        };
+        assert_eq!(settings("open", "auto"), [""; 0]);
+        for (access, snapshot) in [("registered", "auto"), ("private", "auto"), ("open", "on")] {
+            let found = settings(access, snapshot);
+            assert_eq!(found.len(), 1, "{found:?}");
+            let place = "skep.toml:2:1: server.state_dir: ";
+            assert!(found[0].starts_with(place), "{found:?}");
+            assert!(found[0].contains("remedy: set server.state_dir to a directory"), "{found:?}");
+        }
+    }
+
+    #[test]
+    fn an_error_of_a_start_is_replaced_by_faults_that_explain_it() {
+        let failed = || StartError::Failed("no memory".into());
+        let report = || SettingsSource::default().judge();
+        assert_eq!(with_all_faults(failed(), report()).to_string(), "no memory");
+        let mut faulty = report();
+        faulty.config.access.ports_deny = "/nope".into();
+        let error = with_all_faults(failed(), faulty);
+        assert_eq!(error.exit_code(), 1);
+        assert!(error.to_string().starts_with("access.ports_deny: cannot read"), "{error}");
+    }
+}
