@@ -62,6 +62,16 @@ impl Database {
         Ok(opened)
     }
 
+    /// Checks the database in this folder, if there is one, without changing it. One that another
+    /// process has open, or that an unclean end left to be repaired, is good.
+    ///
+    /// # Errors
+    /// As [`Database::open`].
+    pub(super) fn check(folder: &Path) -> Result<(), DatabaseError> {
+        let path = folder.join(FILE);
+        readable(&path).map_err(|error| unusable(&path, &error))
+    }
+
     /// Closes the file, so that another process can open it.
     pub(super) fn close_for_successor(&self) {
         *self.database.write().unwrap_or_else(PoisonError::into_inner) = None;
@@ -333,6 +343,23 @@ fn reopened(path: &Path) -> Result<redb::Database, BoxedError> {
         let _ = file.set_permissions(fs::Permissions::from_mode(MODE));
     }
     Ok(builder().create_with_backend(FileBackend::new(file)?)?)
+}
+
+fn readable(path: &Path) -> Result<(), BoxedError> {
+    let metadata = match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        metadata => metadata?,
+    };
+    if !metadata.is_file() || metadata.len() == 0 {
+        return Err("not a regular file, or an empty one".into());
+    }
+    match builder().open_read_only(path) {
+        Ok(_)
+        | Err(redb::DatabaseError::DatabaseAlreadyOpen | redb::DatabaseError::RepairAborted) => {
+            Ok(())
+        }
+        Err(error) => Err(error.into()),
+    }
 }
 
 fn encode(value: &impl Serialize) -> Result<Vec<u8>, DatabaseError> {

@@ -10,7 +10,7 @@ mod torrent;
 
 use std::fmt;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -162,15 +162,23 @@ impl AccessManager {
         Ok(manager)
     }
 
-    /// Reads the list files that settings name, without putting them in force. Returns everything
-    /// that is wrong with them, of each file the first bad lines.
+    /// Reads the lists, those that settings name and those in the state directory, without putting
+    /// them in force. Returns everything that is wrong with them, of each file the first bad lines.
     pub fn check(options: &Options) -> Vec<(ListName, ListFileError)> {
         let named = ListName::ALL.into_iter().zip(list_file_paths(options));
-        let configured = named.filter_map(|(name, file)| Some((name, file.ok()?)));
-        let configured = configured.filter(|it| it.1.configured);
-        configured
+        let files = named.filter_map(|(name, file)| Some((name, file.ok()?)));
+        files
             .flat_map(|(name, file)| file.faults(name).into_iter().map(move |it| (name, it)))
             .collect()
+    }
+
+    /// Checks the database of registrations in a state directory, if there is one, without changing
+    /// it.
+    ///
+    /// # Errors
+    /// [`AccessError::Database`] if a start could not use it.
+    pub fn check_database(state: &Path) -> Result<(), AccessError> {
+        Ok(Database::check(state)?)
     }
 
     /// Closes the database of registrations, if any, so that another process can open it. Until

@@ -195,8 +195,17 @@ impl ConfigReport {
         all.get(section)?.get(key).map(super::read::bare)
     }
 
-    /// Adds a file's settings.
+    /// Adds a file's settings. Findings are in the order of its lines.
     fn add_file(&mut self, path: &Path, text: &str) {
+        let first = self.findings.len();
+        self.add_settings(path, text);
+        self.findings[first..].sort_by_key(|it| match it.place {
+            ConfigPlace::File { line, column, .. } => (line, column),
+            _ => (0, 0),
+        });
+    }
+
+    fn add_settings(&mut self, path: &Path, text: &str) {
         let at = |offset| place_in(path, text, offset);
         let (tree, errors) = DeTable::parse_recoverable(text);
         let mut broken_lines = Vec::new();

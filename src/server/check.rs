@@ -42,7 +42,7 @@ pub(super) fn judge_what_is_named(report: &mut ConfigReport) {
         lists(report);
     }
     certificate(report, user.as_ref());
-    unix_sockets(report);
+    unix_sockets(report, user.as_ref());
     state_home(report, user.as_ref());
 }
 
@@ -86,7 +86,7 @@ fn key(report: &mut ConfigReport) {
     }
 }
 
-/// The access lists that the settings name, each with all its bad lines.
+/// The access lists, each with all its bad lines.
 fn lists(report: &mut ConfigReport) {
     for (name, error) in AccessManager::check(&options::lists(&report.config)) {
         let finding = ConfigFinding::fault(error.to_string());
@@ -114,21 +114,41 @@ fn certificate(report: &mut ConfigReport, user: Option<&UnixUser>) {
     findings.into_iter().for_each(|it| report.add(it));
 }
 
-/// The paths of Unix sockets.
-fn unix_sockets(report: &mut ConfigReport) {
-    let config = &report.config;
-    let sockets = [
-        ("http.unix_socket", config.unix_socket().to_owned()),
-        ("server.handover_socket", config.server.handover_socket.clone()),
-    ];
-    for (key, path) in sockets {
+/// The paths of Unix sockets. Without the one for hand-overs skep starts, but cannot be replaced
+/// while it serves.
+fn unix_sockets(report: &mut ConfigReport, user: Option<&UnixUser>) {
+    let http = report.config.unix_socket().to_owned();
+    let handover = report.config.server.handover_socket.clone();
+    for (key, path) in [("http.unix_socket", http), ("server.handover_socket", handover)] {
         if path.is_empty() || report.is_faulty(key) {
             continue;
         }
-        if let Err(problem) = listeners::check_unix_path(Path::new(&path)) {
-            report.add(ConfigFinding::fault(problem).about(key));
+        let path = Path::new(&path);
+        let checked = listeners::check_unix_path(path).and_then(|()| creatable(path, user));
+        if let Err(problem) = checked {
+            let finding = match key {
+                "http.unix_socket" => ConfigFinding::fault(problem),
+                _ => ConfigFinding::warning(problem),
+            };
+            report.add(finding.about(key));
         }
     }
+}
+
+/// Whether a socket can be created at a path. One that is there may be the service manager's, or
+/// the running tracker's.
+fn creatable(path: &Path, user: Option<&UnixUser>) -> Result<(), String> {
+    let folder = path.parent().filter(|it| !it.as_os_str().is_empty());
+    if path.exists() {
+        return Ok(());
+    }
+    usable_by(folder.unwrap_or_else(|| Path::new(".")), user).map_err(|problem| {
+        format!(
+            "{} cannot be created: {problem}; remedy: choose a path in a folder that skep's user \
+             may write",
+            path.display()
+        )
+    })
 }
 
 /// The state directory, if something needs it that a start does not do without.
@@ -146,7 +166,7 @@ fn state_home(report: &mut ConfigReport, user: Option<&UnixUser>) {
     let key = if is_configured { "server.state_dir" } else { setting };
     let problem = match options::state_path(config) {
         Some(path) => match usable_by(&path, user) {
-            Ok(()) => return,
+            Ok(()) => return database(report, &path, key),
             Err(problem) => {
                 format!("the state directory {} cannot be written: {problem}", path.display())
             }
@@ -160,6 +180,15 @@ fn state_home(report: &mut ConfigReport, user: Option<&UnixUser>) {
         ))
         .about(key),
     );
+}
+
+/// The database of registered torrents and passkeys, if there has to be one.
+fn database(report: &mut ConfigReport, state: &Path, key: &str) {
+    if report.config.access.mode != AccessMode::Open
+        && let Err(error) = AccessManager::check_database(state)
+    {
+        report.add(ConfigFinding::fault(error.to_string()).about(key));
+    }
 }
 
 /// Whether this process, or the user that it changes to, can write to a directory or create it.
@@ -232,6 +261,30 @@ mod tests {
             assert!(found[0].starts_with(place), "{found:?}");
             assert!(found[0].contains("remedy: set server.state_dir to a directory"), "{found:?}");
         }
+    }
+
+    #[test]
+    fn what_is_kept_in_the_state_directory_is_judged_as_well() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = folder.path();
+        fs::create_dir(state.join("access")).unwrap();
+        fs::write(state.join("access/ports_deny.list"), "25\nhttp\n").unwrap();
+        fs::write(state.join("access.redb"), "not a database").unwrap();
+        let settings = |mode: &str| {
+            let state = state.display();
+            faults(&format!("[server]\nstate_dir = \"{state}\"\n[access]\nmode = \"{mode}\"\n"))
+        };
+        let found = settings("open");
+        assert_eq!(found.len(), 1, "{found:#?}");
+        let line = "access/ports_deny.list:2: access.ports_deny: invalid line \"http\"";
+        assert!(found[0].contains(line), "{found:#?}");
+        let found = settings("private");
+        assert_eq!(found.len(), 2, "{found:#?}");
+        assert!(found[1].contains("skep.toml:2:1: server.state_dir: cannot use "), "{found:#?}");
+        assert!(found[1].contains("access.redb, which holds registered"), "{found:#?}");
+        fs::remove_file(state.join("access.redb")).unwrap();
+        assert_eq!(settings("private").len(), 1);
+        assert!(!state.join("access.redb").exists(), "nothing is created");
     }
 
     #[test]

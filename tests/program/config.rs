@@ -242,6 +242,9 @@ fn all_faults_of_all_sources_are_found_in_one_run() {
         assert!(one.is_some(), "{place}{said} is not in {found:#?}");
     }
     assert_eq!(found.len(), 9, "{found:#?}");
+    let of_file = |it: &&(bool, String)| it.1.contains(" is not a") || it.1.contains("no such se");
+    let in_order: Vec<_> = found.iter().filter(of_file).map(|it| &it.1).collect();
+    assert!(in_order[0].contains(":2:14: ") && in_order[1].contains(":4:1: "), "{found:#?}");
     let error = report.into_config().unwrap_err();
     assert_eq!((error.faults.len(), error.to_string().lines().count()), (8, 8));
 }

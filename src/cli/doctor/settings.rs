@@ -21,7 +21,10 @@ pub(super) fn examine(report: &HostReport) -> Vec<Finding> {
         report.configuration.iter().filter(|it| !is_of_tls(it)).partition(|it| it.is_fault());
     let mut findings = vec![match faults.as_slice() {
         [] => VALID.ok("settings and the files that they name can be used"),
-        faults => VALID.problem(lines(faults), "correct them, then check again\n$ skep check"),
+        faults => VALID.problem(
+            lines(faults),
+            "correct them, then run `skep check` with the same flags and variables",
+        ),
     }];
     if !doubts.is_empty() {
         findings.push(DOUBTS.warning(lines(&doubts), "change them, or leave them if meant so"));
